@@ -1,0 +1,1 @@
+"""Confidential computing on Kubernetes nodes with Intel SGX."""

@@ -1,0 +1,262 @@
+"""Every failure of the project, one family.
+
+An error says what failed in its message, carries a stable kebab-case `code` for machines, and `advice()` says
+what a person can do next. Third-party exceptions are translated where the library is called, so above that line
+only `ConfcomError` exists. A platform whose TCB is out of date is not an error: it is a status in the result.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ConfcomError(Exception):
+    """The root of the family."""
+
+    code: ClassVar[str] = "confcom-error"
+    default_advice: ClassVar[str] = "Run the command again with --verbose and report what it prints."
+
+    def __init__(self, message: str, *, advice: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self._advice = advice
+
+    def advice(self) -> str:
+        """What the user can do next: one or two sentences."""
+        return self._advice if self._advice is not None else self.default_advice
+
+    def as_dict(self) -> dict[str, str]:
+        """The error for machines: `code`, `message`, `advice`."""
+        return {"code": self.code, "message": self.message, "advice": self.advice()}
+
+
+class FormatError(ConfcomError, ValueError):
+    """Bytes or JSON are not the documented layout; says in which structure and field, and where.
+
+    `offset` counts bytes from the start of the structure's input; None where a position has no meaning.
+    """
+
+    code = "malformed-input"
+    default_advice = "Check that the file is complete and of the kind named here; `confcom inspect` shows what it is."
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        structure: str,
+        field: str,
+        offset: int | None = None,
+        advice: str | None = None,
+    ) -> None:
+        where = f"{structure}.{field}" if field else structure
+        at = f" at byte {offset}" if offset is not None else ""
+        super().__init__(f"{where}{at}: {message}", advice=advice)
+        self.structure = structure
+        self.field = field
+        self.offset = offset
+
+    def as_dict(self) -> dict[str, str]:
+        """The error for machines, with `structure`, `field` and `offset`."""
+        position = "" if self.offset is None else str(self.offset)
+        return super().as_dict() | {
+            "structure": self.structure,
+            "field": self.field,
+            "offset": position,
+        }
+
+
+class ProtocolError(ConfcomError):
+    """A conversation broke its protocol."""
+
+    code = "protocol-error"
+    default_advice = "Check that both sides speak the same protocol and version."
+
+
+class LocalProtocolError(ProtocolError):
+    """This side asked for something that the protocol does not allow."""
+
+    code = "protocol-misuse"
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer sent something that the protocol does not allow."""
+
+    code = "protocol-violation"
+
+
+class VerificationError(ConfcomError):
+    """Evidence or collateral is not authentic. Never worth a retry with the same input.
+
+    `step` names the numbered step of the verification, `expected` and `found` what was compared there.
+    """
+
+    code = "not-authentic"
+    default_advice = "Do not trust this evidence; ask the attester for a fresh quote."
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        step: str = "",
+        expected: str = "",
+        found: str = "",
+        advice: str | None = None,
+    ) -> None:
+        super().__init__(message, advice=advice)
+        self.step = step
+        self.expected = expected
+        self.found = found
+
+
+class CertificateError(VerificationError):
+    """A certificate or a chain is not acceptable."""
+
+    code = "certificate-invalid"
+
+
+class UntrustedRootError(CertificateError):
+    """A chain is sound but ends at a root that nobody told us to trust."""
+
+    code = "root-untrusted"
+    default_advice = (
+        "Only Intel's root is trusted by default. If this is a simulated platform of your own, "
+        "name its root with --trust-root FILE; its results are then marked as simulated."
+    )
+
+
+class SignatureError(VerificationError):
+    """A signature does not match what it is said to sign."""
+
+    code = "signature-invalid"
+
+
+class RevokedError(VerificationError):
+    """A certificate is on the revocation list of its issuer."""
+
+    code = "certificate-revoked"
+    default_advice = "Intel revoked this key: the platform must not be trusted until it has been provisioned anew."
+
+
+class BindingError(VerificationError):
+    """A hash that should tie two things together does not: key to QE report, data to report data."""
+
+    code = "binding-mismatch"
+
+
+class MismatchError(VerificationError):
+    """Evidence and collateral, or evidence and identity, speak of different things."""
+
+    code = "mismatch"
+    default_advice = "Fetch the collateral that belongs to this platform (its FMSPC, PCE-ID and CA) and verify again."
+
+
+class TcbNotSupportedError(VerificationError):
+    """No TCB level of the collateral is as low as this platform (Intel: TCB_NOT_SUPPORTED)."""
+
+    code = "tcb-not-supported"
+    default_advice = (
+        "The platform is below every level that Intel still lists. Update its BIOS and microcode, "
+        "then let it fetch a new PCK certificate."
+    )
+
+
+class StaleCollateralError(VerificationError):
+    """Collateral is expired or not yet valid at the time of verification."""
+
+    code = "collateral-stale"
+    default_advice = "Fetch fresh collateral (`confcom collateral fetch`), or state the time to judge at with --at."
+
+
+class PolicyError(ConfcomError):
+    """Authentic, but not acceptable under the policy in force."""
+
+    code = "policy-refused"
+    default_advice = "Compare the findings with the policy; change the one that is wrong."
+
+
+class PlatformError(ConfcomError):
+    """The platform could not make evidence. `native_code` keeps the number of the library underneath."""
+
+    code = "platform-error"
+    default_advice = "Run `confcom doctor` on the node."
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retryable: bool = False,
+        native_code: int | None = None,
+        advice: str | None = None,
+    ) -> None:
+        super().__init__(message, advice=advice)
+        self.retryable = retryable
+        self.native_code = native_code
+
+
+class PlatformUnavailable(PlatformError):
+    """There is no platform here that could answer: device, permission, library or service is missing."""
+
+    code = "platform-unavailable"
+
+
+class PlatformBusy(PlatformError):
+    """The platform has too much to do; the same request may succeed later."""
+
+    code = "platform-busy"
+    default_advice = "Try again in a moment."
+
+    def __init__(self, message: str, *, native_code: int | None = None, advice: str | None = None) -> None:
+        super().__init__(message, retryable=True, native_code=native_code, advice=advice)
+
+
+class KeyNotInitialized(PlatformError):
+    """A quote or its size was asked before the attestation key was made."""
+
+    code = "attestation-key-not-initialized"
+    default_advice = "Ask for the quoting enclave's target info again, make a new report for it, then ask for the quote."
+
+
+class UnsupportedKeyId(PlatformError):
+    """The attestation key id names a quoting enclave that this platform does not have."""
+
+    code = "attestation-key-id-unsupported"
+    default_advice = "Use one of the ids that the platform lists."
+
+
+class ReportRejected(PlatformError):
+    """The report was not made on this machine for the present quoting enclave: its MAC is wrong."""
+
+    code = "report-rejected"
+    default_advice = "Ask for the quoting enclave's target info again and make a new report for it."
+
+
+class NativeError(PlatformError):
+    """A library or enclave returned an error; unknown numbers are kept."""
+
+    code = "platform-native-error"
+
+
+class CollateralError(ConfcomError):
+    """Collateral is missing or cannot be had."""
+
+    code = "collateral-error"
+    default_advice = "Name collateral with --collateral, or check the collateral service."
+
+
+class CollateralNotFound(CollateralError):
+    """The source answered: it has no such collateral."""
+
+    code = "collateral-not-found"
+
+
+class CollateralUnavailable(CollateralError):
+    """The source did not answer; the same request may succeed later."""
+
+    code = "collateral-unavailable"
+
+
+class ConfigError(ConfcomError):
+    """Options, environment or a configuration file contradict each other or are incomplete."""
+
+    code = "configuration-error"
+    default_advice = "See `confcom COMMAND --help`."

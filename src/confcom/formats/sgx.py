@@ -1,0 +1,119 @@
+"""SGX structs: attributes, report body, report, target info, QE report info.
+
+Layouts: Intel SDM vol. 3D, chapter 35 (REPORT, TARGETINFO) and Intel's `sgx_report.h`, `sgx_quote_3.h`.
+All integers are little-endian; all structs are packed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import Annotated
+
+from confcom.formats.record import U16, U32, U64, Record, nested, raw
+
+
+class AttributeFlags(IntFlag):
+    """The flags half of ATTRIBUTES (SDM vol. 3D §35.7.1)."""
+
+    INIT = 1 << 0
+    DEBUG = 1 << 1
+    MODE64BIT = 1 << 2
+    PROVISIONKEY = 1 << 4
+    EINITTOKENKEY = 1 << 5
+    CET = 1 << 6
+    KSS = 1 << 7
+    AEXNOTIFY = 1 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes(Record):
+    """ATTRIBUTES, 16 bytes: flags and the extended features (XFRM) of an enclave."""
+
+    flags: Annotated[int, U64]
+    xfrm: Annotated[int, U64]
+
+    @property
+    def debug(self) -> bool:
+        """Whether the enclave's memory can be read and written from outside."""
+        return bool(self.flags & AttributeFlags.DEBUG)
+
+    @property
+    def flag_names(self) -> tuple[str, ...]:
+        """Names of the flags that are set; unknown bits as `bitN`."""
+        known = {flag.value: flag.name or "" for flag in AttributeFlags}
+        return tuple(
+            known.get(1 << bit, f"bit{bit}") for bit in range(64) if self.flags >> bit & 1
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ReportBody(Record):
+    """`sgx_report_body_t`, 384 bytes: who the enclave is and what it says."""
+
+    cpu_svn: Annotated[bytes, raw(16)]
+    misc_select: Annotated[int, U32]
+    reserved1: Annotated[bytes, raw(12)]
+    isv_ext_prod_id: Annotated[bytes, raw(16)]
+    attributes: Annotated[Attributes, nested]
+    mr_enclave: Annotated[bytes, raw(32)]
+    reserved2: Annotated[bytes, raw(32)]
+    mr_signer: Annotated[bytes, raw(32)]
+    reserved3: Annotated[bytes, raw(32)]
+    config_id: Annotated[bytes, raw(64)]
+    isv_prod_id: Annotated[int, U16]
+    isv_svn: Annotated[int, U16]
+    config_svn: Annotated[int, U16]
+    reserved4: Annotated[bytes, raw(42)]
+    isv_family_id: Annotated[bytes, raw(16)]
+    report_data: Annotated[bytes, raw(64)]
+
+
+@dataclass(frozen=True, slots=True)
+class Report(Record):
+    """`sgx_report_t`, 432 bytes: a report body with the MAC that only its target can check. Not a quote."""
+
+    body: Annotated[ReportBody, nested]
+    key_id: Annotated[bytes, raw(32)]
+    mac: Annotated[bytes, raw(16)]
+
+
+@dataclass(frozen=True, slots=True)
+class TargetInfo(Record):
+    """`sgx_target_info_t`, 512 bytes: the enclave on this machine that a report is made for."""
+
+    mr_enclave: Annotated[bytes, raw(32)]
+    attributes: Annotated[Attributes, nested]
+    reserved1: Annotated[bytes, raw(2)]
+    config_svn: Annotated[int, U16]
+    misc_select: Annotated[int, U32]
+    reserved2: Annotated[bytes, raw(8)]
+    config_id: Annotated[bytes, raw(64)]
+    reserved3: Annotated[bytes, raw(384)]
+
+    @classmethod
+    def of(cls, body: ReportBody) -> TargetInfo:
+        """The target info of the enclave that a report body describes."""
+        return cls(
+            mr_enclave=body.mr_enclave,
+            attributes=body.attributes,
+            reserved1=bytes(2),
+            config_svn=body.config_svn,
+            misc_select=body.misc_select,
+            reserved2=bytes(8),
+            config_id=body.config_id,
+            reserved3=bytes(384),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class QeReportInfo(Record):
+    """`sgx_ql_qe_report_info_t`, 960 bytes: asks the QE for a report of its own over nonce and quote.
+
+    In: `nonce` and the target info of the application enclave. Out: the same with `qe_report` filled, whose
+    report data is SHA-256(nonce ‖ quote) ‖ 32 zero bytes.
+    """
+
+    nonce: Annotated[bytes, raw(16)]
+    app_enclave_target_info: Annotated[TargetInfo, nested]
+    qe_report: Annotated[Report, nested]

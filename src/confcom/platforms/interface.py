@@ -1,0 +1,70 @@
+"""What can make evidence on this machine: the port that every platform fills, and the enclave's side of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from confcom.formats.attestation_key_id import AttestationKeyId
+from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
+
+
+@dataclass(frozen=True, slots=True)
+class InitializedQuote:
+    """What a caller needs before it can ask for a quote.
+
+    `target_info` names the quoting enclave, for which the application makes its report. `pub_key_id` (32 bytes) is
+    SHA-256(attestation public key ‖ QE authentication data).
+    """
+
+    target_info: TargetInfo
+    pub_key_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class QuoteResult:
+    """A quote without padding and, when it was asked for, the QE's own report over it."""
+
+    quote: bytes
+    qe_report_info: QeReportInfo | None = None
+
+
+class Platform(Protocol):
+    """The platform software of one machine: QE and PCE. Calls block and may be made from one thread at a time.
+
+    Every failure is a `PlatformError`: `KeyNotInitialized` before `init_quote` or when the TCB changed under the key,
+    `ReportRejected` when the report's MAC is not for the present QE, `PlatformUnavailable` without device or
+    library, `PlatformBusy` when the same call may succeed later.
+    """
+
+    @property
+    def name(self) -> str:
+        """Short name for logs and results: `simulated`, `intel-dcap`, `aesm`."""
+
+    @property
+    def simulated(self) -> bool:
+        """Whether its quotes chain to a simulated root."""
+
+    def key_ids(self) -> tuple[AttestationKeyId, ...]:
+        """The attestation keys that this platform can sign with."""
+
+    def init_quote(self, key_id: AttestationKeyId | None = None) -> InitializedQuote:
+        """Make and certify the attestation key if need be, and say whom reports must be made for."""
+
+    def quote_size(self, key_id: AttestationKeyId | None = None) -> int:
+        """Exact size in bytes of the quote that `quote` will return."""
+
+    def quote(
+        self,
+        report: Report,
+        key_id: AttestationKeyId | None = None,
+        qe_report_info: QeReportInfo | None = None,
+    ) -> QuoteResult:
+        """Check the report's MAC and sign it into a quote."""
+
+
+class ReportSource(Protocol):
+    """An enclave, as the code beside it sees it: it can report on itself to another enclave of its machine."""
+
+    def create_report(self, target_info: TargetInfo, report_data: bytes) -> Report:
+        """EREPORT for the target, over 64 bytes of report data."""
