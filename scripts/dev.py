@@ -28,7 +28,10 @@ TASKS: dict[str, tuple[str, list[list[str]]]] = {
         "style, unused code, formatting",
         [["ruff", "check", "."], ["ruff", "format", "--check", "."]],
     ),
-    "format": ("rewrite the sources in the house style", [["ruff", "check", "--fix", "."], ["ruff", "format", "."]]),
+    "format": (
+        "rewrite the sources in the house style",
+        [["ruff", "check", "--fix", "."], ["ruff", "format", "."]],
+    ),
     "types": ("strict type check", [["mypy"]]),
     "imports": ("the import contracts", [["lint-imports"]]),
     "generate": ("write generated files anew", [["python", "scripts/generate.py"]]),
@@ -105,7 +108,10 @@ def main(arguments: list[str]) -> int:
             fail("run needs a command: ./dev run confcom --help")
         program = BIN / words[0]
         code = subprocess.run(
-            [str(program) if program.exists() else words[0], *words[1:]], cwd=ROOT, env=environment, check=False
+            [str(program) if program.exists() else words[0], *words[1:]],
+            cwd=ROOT,
+            env=environment,
+            check=False,
         ).returncode
         if code:
             return code

@@ -37,7 +37,9 @@ class FormatError(ConfcomError, ValueError):
     """
 
     code = "malformed-input"
-    default_advice = "Check that the file is complete and of the kind named here; `confcom inspect` shows what it is."
+    default_advice = (
+        "Check that the file is complete and of the kind named here; `confcom inspect` shows what it is."
+    )
 
     def __init__(
         self,
@@ -134,7 +136,9 @@ class RevokedError(VerificationError):
     """A certificate is on the revocation list of its issuer."""
 
     code = "certificate-revoked"
-    default_advice = "Intel revoked this key: the platform must not be trusted until it has been provisioned anew."
+    default_advice = (
+        "Intel revoked this key: the platform must not be trusted until it has been provisioned anew."
+    )
 
 
 class BindingError(VerificationError):
@@ -147,7 +151,9 @@ class MismatchError(VerificationError):
     """Evidence and collateral, or evidence and identity, speak of different things."""
 
     code = "mismatch"
-    default_advice = "Fetch the collateral that belongs to this platform (its FMSPC, PCE-ID and CA) and verify again."
+    default_advice = (
+        "Fetch the collateral that belongs to this platform (its FMSPC, PCE-ID and CA) and verify again."
+    )
 
 
 class TcbNotSupportedError(VerificationError):
@@ -164,7 +170,9 @@ class StaleCollateralError(VerificationError):
     """Collateral is expired or not yet valid at the time of verification."""
 
     code = "collateral-stale"
-    default_advice = "Fetch fresh collateral (`confcom collateral fetch`), or state the time to judge at with --at."
+    default_advice = (
+        "Fetch fresh collateral (`confcom collateral fetch`), or state the time to judge at with --at."
+    )
 
 
 class PolicyError(ConfcomError):
@@ -213,7 +221,9 @@ class KeyNotInitialized(PlatformError):
     """A quote or its size was asked before the attestation key was made."""
 
     code = "attestation-key-not-initialized"
-    default_advice = "Ask for the quoting enclave's target info again, make a new report for it, then ask for the quote."
+    default_advice = (
+        "Ask for the quoting enclave's target info again, make a new report for it, then ask for the quote."
+    )
 
 
 class UnsupportedKeyId(PlatformError):

@@ -1,1 +1,1 @@
-
+"""Where collateral comes from: adapters, one file each."""

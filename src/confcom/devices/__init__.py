@@ -1,1 +1,1 @@
-
+"""What the node offers: EPC and the SGX devices."""

@@ -42,9 +42,7 @@ class Attributes(Record):
     def flag_names(self) -> tuple[str, ...]:
         """Names of the flags that are set; unknown bits as `bitN`."""
         known = {flag.value: flag.name or "" for flag in AttributeFlags}
-        return tuple(
-            known.get(1 << bit, f"bit{bit}") for bit in range(64) if self.flags >> bit & 1
-        )
+        return tuple(known.get(1 << bit, f"bit{bit}") for bit in range(64) if self.flags >> bit & 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,1 +1,1 @@
-
+"""Deployment configuration to Kubernetes objects."""

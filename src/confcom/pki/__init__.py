@@ -1,1 +1,1 @@
-
+"""Certificates, revocation lists and signatures; knows nothing of quotes."""

@@ -1,1 +1,1 @@
-
+"""Who can make evidence here: adapters to quoting enclaves, one file each."""

@@ -1,1 +1,1 @@
-
+"""Processes: configuration, wiring and a loop; no domain logic."""

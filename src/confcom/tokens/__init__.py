@@ -1,1 +1,1 @@
-
+"""Attestation results as signed tokens."""
