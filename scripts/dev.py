@@ -61,10 +61,7 @@ def set_up() -> None:
         try:
             venv.EnvBuilder(with_pip=True, clear=True, symlinks=True).create(VENV)
         except (subprocess.CalledProcessError, ImportError) as error:
-            fail(
-                f"cannot make a virtual environment ({error}); "
-                "install Python's venv module (Debian: python3-venv)"
-            )
+            fail(f"cannot make a virtual environment ({error}); install Python's venv module (Debian: python3-venv)")
         step([*pip, "install", "--require-hashes", "--only-binary", ":all:", "-r", str(LOCK)])
         stamp("packages", packages)
     if stamp("project") != project:

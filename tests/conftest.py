@@ -14,11 +14,7 @@ def vectors_folder() -> Path | None:
     """The folder of real quotes: named by CONFCOM_VECTORS, else beside the checkout."""
     named = os.environ.get("CONFCOM_VECTORS")
     candidate = Path(named) if named else ROOT.parent / "shared" / "vectors"
-    return (
-        candidate
-        if (candidate / "index.tsv").is_file() or (candidate / "real" / "index.tsv").is_file()
-        else None
-    )
+    return candidate if (candidate / "index.tsv").is_file() or (candidate / "real" / "index.tsv").is_file() else None
 
 
 @pytest.fixture(scope="session")

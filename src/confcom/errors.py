@@ -37,9 +37,7 @@ class FormatError(ConfcomError, ValueError):
     """
 
     code = "malformed-input"
-    default_advice = (
-        "Check that the file is complete and of the kind named here; `confcom inspect` shows what it is."
-    )
+    default_advice = "Check that the file is complete and of the kind named here; `confcom inspect` shows what it is."
 
     def __init__(
         self,
@@ -75,7 +73,7 @@ class ProtocolError(ConfcomError):
 
 
 class LocalProtocolError(ProtocolError):
-    """This side asked for something that the protocol does not allow."""
+    """Our side asked for something that the protocol does not allow."""
 
     code = "protocol-misuse"
 
@@ -136,9 +134,7 @@ class RevokedError(VerificationError):
     """A certificate is on the revocation list of its issuer."""
 
     code = "certificate-revoked"
-    default_advice = (
-        "Intel revoked this key: the platform must not be trusted until it has been provisioned anew."
-    )
+    default_advice = "Intel revoked this key: the platform must not be trusted until it has been provisioned anew."
 
 
 class BindingError(VerificationError):
@@ -151,9 +147,7 @@ class MismatchError(VerificationError):
     """Evidence and collateral, or evidence and identity, speak of different things."""
 
     code = "mismatch"
-    default_advice = (
-        "Fetch the collateral that belongs to this platform (its FMSPC, PCE-ID and CA) and verify again."
-    )
+    default_advice = "Fetch the collateral that belongs to this platform (its FMSPC, PCE-ID and CA) and verify again."
 
 
 class TcbNotSupportedError(VerificationError):
@@ -170,9 +164,7 @@ class StaleCollateralError(VerificationError):
     """Collateral is expired or not yet valid at the time of verification."""
 
     code = "collateral-stale"
-    default_advice = (
-        "Fetch fresh collateral (`confcom collateral fetch`), or state the time to judge at with --at."
-    )
+    default_advice = "Fetch fresh collateral (`confcom collateral fetch`), or state the time to judge at with --at."
 
 
 class PolicyError(ConfcomError):

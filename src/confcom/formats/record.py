@@ -41,9 +41,7 @@ class Record:
         """Read the struct from exactly its size in bytes."""
         layout, records = _layout(cls)
         if len(data) != layout.size:
-            raise FormatError(
-                f"is {layout.size} bytes, found {len(data)}", structure=cls.__name__, field="", offset=0
-            )
+            raise FormatError(f"is {layout.size} bytes, found {len(data)}", structure=cls.__name__, field="", offset=0)
         values: list[Any] = list(layout.unpack(data))
         for index, record in records:
             values[index] = record.parse(values[index])
@@ -96,9 +94,7 @@ def _layout(record: type[Record]) -> tuple[struct.Struct, tuple[tuple[int, type[
 @cache
 def _byte_sizes(record: type[Record]) -> dict[str, int]:
     return {
-        name: int(code[:-1])
-        for name, (_, code) in _fields(record).items()
-        if code.endswith("s") and code != nested
+        name: int(code[:-1]) for name, (_, code) in _fields(record).items() if code.endswith("s") and code != nested
     }
 
 
