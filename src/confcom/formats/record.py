@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from dataclasses import fields
 from functools import cache
-from typing import Annotated, Any, Self, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Self, TypeAlias, get_args, get_origin, get_type_hints
 
 from confcom.errors import FormatError
 
@@ -18,6 +18,8 @@ U16 = "H"
 U32 = "I"
 U64 = "Q"
 nested = "nested"
+
+RecordClass: TypeAlias = Any  # type[Record], which mypy takes for unhashable
 
 
 def raw(size: int) -> str:
@@ -79,7 +81,7 @@ def _check(record: type[Record], name: str, value: object) -> None:
 
 
 @cache
-def _layout(record: type[Record]) -> tuple[struct.Struct, tuple[tuple[int, type[Record]], ...]]:
+def _layout(record: RecordClass) -> tuple[struct.Struct, tuple[tuple[int, type[Record]], ...]]:
     codes = ["<"]
     records: list[tuple[int, type[Record]]] = []
     for index, (kind, code) in enumerate(_fields(record).values()):
@@ -92,14 +94,13 @@ def _layout(record: type[Record]) -> tuple[struct.Struct, tuple[tuple[int, type[
 
 
 @cache
-def _byte_sizes(record: type[Record]) -> dict[str, int]:
-    return {
-        name: int(code[:-1]) for name, (_, code) in _fields(record).items() if code.endswith("s") and code != nested
-    }
+def _byte_sizes(record: RecordClass) -> dict[str, int]:
+    layouts = _fields(record)
+    return {name: int(code[:-1]) for name, (_, code) in layouts.items() if code.endswith("s")}
 
 
 @cache
-def _fields(record: type[Record]) -> dict[str, tuple[Any, str]]:
+def _fields(record: RecordClass) -> dict[str, tuple[Any, str]]:
     hints = get_type_hints(record, include_extras=True)
     found: dict[str, tuple[Any, str]] = {}
     for item in fields(record):  # type: ignore[arg-type]

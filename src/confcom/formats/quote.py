@@ -1,0 +1,137 @@
+"""Quotes, versions 3, 4 and 5: header, report body, signature section.
+
+Layouts: `sgx_quote_3.h`, `sgx_quote_4.h`, `sgx_quote_5.h` of Intel's DCAP. Integers are little-endian; signatures and
+public keys are raw big-endian pairs (r‖s, x‖y; 32 + 32 bytes).
+
+What follows the signature section is kept as `trailing`: attesters hand out padded buffers, and no verifier reads it.
+Inside the signature section every byte must be accounted for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Annotated, Self
+
+from confcom.errors import FormatError
+from confcom.formats import quote_v3, quote_v4, quote_v5
+from confcom.formats.cursor import Cursor
+from confcom.formats.quote_section import QuoteSignature, TeeType
+from confcom.formats.record import U16, U32, Record, raw
+from confcom.formats.sgx import ReportBody
+from confcom.formats.tdx import TdReportBody
+
+INTEL_QE_VENDOR_ID = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
+HEADER_SIZE = 48
+MAX_QUOTE = 128 * 1024
+"""Bytes, with trailing padding. Real quotes take about 5 kB, padded ones 8 kB."""
+
+
+class AttestationKeyType(IntEnum):
+    """The algorithms that Intel's table names; only the first is in use."""
+
+    ECDSA_P256 = 2
+    ECDSA_P384 = 3
+
+
+@dataclass(frozen=True, slots=True)
+class QuoteHeader(Record):
+    """The first 48 bytes. `qe_svn` and `pce_svn` are filled in v3 only; they are signed, but decide nothing."""
+
+    version: Annotated[int, U16]
+    attestation_key_type: Annotated[int, U16]
+    tee_type: Annotated[int, U32]
+    qe_svn: Annotated[int, U16]
+    pce_svn: Annotated[int, U16]
+    qe_vendor_id: Annotated[bytes, raw(16)]
+    user_data: Annotated[bytes, raw(20)]
+
+
+@dataclass(frozen=True, slots=True)
+class QuoteVersion:
+    """How one version lays out what follows the header."""
+
+    read_body: Callable[[Cursor, int], ReportBody | TdReportBody]
+    write_body: Callable[[ReportBody | TdReportBody], bytes]
+    read_signature: Callable[[bytes, int], QuoteSignature]
+    write_signature: Callable[[QuoteSignature], bytes]
+
+
+QUOTE_VERSIONS: dict[int, QuoteVersion] = {
+    3: QuoteVersion(quote_v3.read_body, bytes, quote_v3.read_signature, quote_v3.write_signature),
+    4: QuoteVersion(quote_v4.read_body, bytes, quote_v4.read_signature, quote_v4.write_signature),
+    5: QuoteVersion(quote_v5.read_body, quote_v5.write_body, quote_v4.read_signature, quote_v4.write_signature),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """A quote of any version."""
+
+    header: QuoteHeader
+    body: ReportBody | TdReportBody
+    signature: QuoteSignature
+    trailing: bytes = b""
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Read a quote; `FormatError` names the field that is wrong and where it stands."""
+        if len(data) > MAX_QUOTE:
+            raise FormatError(f"{len(data)} bytes are over the limit {MAX_QUOTE}", structure="Quote", field="")
+        cursor = Cursor(data, "Quote")
+        header = QuoteHeader.parse(cursor.take(HEADER_SIZE, "header"))
+        version = _check_header(header)
+        body = version.read_body(cursor, header.tee_type)
+        start = cursor.offset + 4
+        section = cursor.take(cursor.u32("signature_data.size"), "signature_data")
+        return cls(header, body, version.read_signature(section, start), cursor.rest())
+
+    def __bytes__(self) -> bytes:
+        section = self._version.write_signature(self.signature)
+        return b"".join((self.signed_bytes, len(section).to_bytes(4, "little"), section, self.trailing))
+
+    @property
+    def _version(self) -> QuoteVersion:
+        return QUOTE_VERSIONS[self.header.version]
+
+    @property
+    def signed_bytes(self) -> bytes:
+        """What the attestation key signs: header and body, in v5 with the body's type and size between them."""
+        return bytes(self.header) + self._version.write_body(self.body)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the quote itself, without what trails it."""
+        return len(bytes(self)) - len(self.trailing)
+
+    @property
+    def tee(self) -> TeeType:
+        """SGX or TDX."""
+        return TeeType.SGX if isinstance(self.body, ReportBody) else TeeType.TDX
+
+    @property
+    def report_data(self) -> bytes:
+        """The 64 bytes that the enclave or TD chose."""
+        return self.body.report_data
+
+
+def _check_header(header: QuoteHeader) -> QuoteVersion:
+    def refuse(field: str, offset: int, message: str) -> FormatError:
+        return FormatError(message, structure="Quote", field=f"header.{field}", offset=offset)
+
+    version = QUOTE_VERSIONS.get(header.version)
+    if version is None:
+        known = ", ".join(map(str, QUOTE_VERSIONS))
+        raise refuse("version", 0, f"unknown quote version {header.version}, expected {known}")
+    if header.attestation_key_type != AttestationKeyType.ECDSA_P256:
+        raise refuse("attestation_key_type", 2, f"expected 2 (ECDSA P-256), found {header.attestation_key_type}")
+    if header.tee_type not in TeeType.__members__.values():
+        raise refuse("tee_type", 4, f"expected 0 (SGX) or 0x81 (TDX), found {header.tee_type:#x}")
+    if header.version == 3 and header.tee_type != TeeType.SGX:
+        raise refuse("tee_type", 4, f"version 3 knows SGX (0) only, found {header.tee_type:#x}")
+    if header.qe_vendor_id != INTEL_QE_VENDOR_ID:
+        raise refuse(
+            "qe_vendor_id", 12, f"expected Intel's {INTEL_QE_VENDOR_ID.hex()}, found {header.qe_vendor_id.hex()}"
+        )
+    return version
