@@ -7,9 +7,8 @@ There is nothing for variable lengths or conditions here; those are ordinary fun
 from __future__ import annotations
 
 import struct
-from dataclasses import fields
-from functools import cache
-from typing import Annotated, Any, Self, TypeAlias, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Self, get_args, get_origin, get_type_hints
 
 from confcom.errors import FormatError
 
@@ -18,8 +17,6 @@ U16 = "H"
 U32 = "I"
 U64 = "Q"
 nested = "nested"
-
-RecordClass: TypeAlias = Any  # type[Record], which mypy takes for unhashable
 
 
 def raw(size: int) -> str:
@@ -36,16 +33,18 @@ class Record:
     @classmethod
     def size(cls) -> int:
         """Size of the struct in bytes."""
-        return _layout(cls)[0].size
+        return _layout(cls).struct.size
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
         """Read the struct from exactly its size in bytes."""
-        layout, records = _layout(cls)
-        if len(data) != layout.size:
-            raise FormatError(f"is {layout.size} bytes, found {len(data)}", structure=cls.__name__, field="", offset=0)
-        values: list[Any] = list(layout.unpack(data))
-        for index, record in records:
+        layout = _layout(cls)
+        if len(data) != layout.struct.size:
+            raise FormatError(
+                f"is {layout.struct.size} bytes, found {len(data)}", structure=cls.__name__, field="", offset=0
+            )
+        values: list[Any] = list(layout.struct.unpack(data))
+        for index, record in layout.records:
             values[index] = record.parse(values[index])
         value = cls(*values)
         object.__setattr__(value, "_raw", bytes(data))
@@ -59,48 +58,60 @@ class Record:
         return parsed
 
     def _pack(self) -> bytes:
-        layout, records = _layout(type(self))
-        values = [getattr(self, item.name) for item in fields(self)]  # type: ignore[arg-type]
-        for index, _ in records:
+        layout = _layout(type(self))
+        values = [getattr(self, name) for name in layout.names]
+        for index, _ in layout.records:
             values[index] = bytes(values[index])
-        for item, value in zip(fields(self), values, strict=True):  # type: ignore[arg-type]
-            _check(type(self), item.name, value)
+        layout.check_sizes(type(self).__name__, values)
         try:
-            packed = layout.pack(*values)
+            packed = layout.struct.pack(*values)
         except struct.error as error:
             raise FormatError(str(error), structure=type(self).__name__, field="") from error
         return packed
 
 
-def _check(record: type[Record], name: str, value: object) -> None:
-    # struct pads and cuts byte strings silently; a wrong size is a mistake of the caller.
-    wanted = _byte_sizes(record).get(name)
-    if wanted is not None and (not isinstance(value, bytes) or len(value) != wanted):
-        found = len(value) if isinstance(value, bytes) else type(value).__name__
-        raise FormatError(f"is {wanted} bytes, found {found}", structure=record.__name__, field=name)
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What a class body says, compiled once."""
+
+    struct: struct.Struct
+    names: tuple[str, ...]
+    records: tuple[tuple[int, type[Record]], ...]
+    byte_sizes: tuple[tuple[int, int], ...]
+
+    def check_sizes(self, structure: str, values: list[Any]) -> None:
+        # struct pads and cuts byte strings silently; a wrong size is a mistake of the caller.
+        for index, size in self.byte_sizes:
+            value = values[index]
+            found = len(value) if isinstance(value, bytes) else type(value).__name__
+            if found != size:
+                raise FormatError(f"is {size} bytes, found {found}", structure=structure, field=self.names[index])
 
 
-@cache
-def _layout(record: RecordClass) -> tuple[struct.Struct, tuple[tuple[int, type[Record]], ...]]:
+def _layout(record: type[Record]) -> _Layout:
+    known = _LAYOUTS.get(record)
+    if known is None:
+        known = _LAYOUTS[record] = _compile(record)
+    return known
+
+
+def _compile(record: type[Record]) -> _Layout:
     codes = ["<"]
     records: list[tuple[int, type[Record]]] = []
-    for index, (kind, code) in enumerate(_fields(record).values()):
+    byte_sizes: list[tuple[int, int]] = []
+    layouts = _fields(record)
+    for index, (kind, code) in enumerate(layouts.values()):
         if code == nested:
             records.append((index, kind))
             codes.append(f"{kind.size()}s")
         else:
             codes.append(code)
-    return struct.Struct("".join(codes)), tuple(records)
+        if codes[-1].endswith("s"):
+            byte_sizes.append((index, int(codes[-1][:-1])))
+    return _Layout(struct.Struct("".join(codes)), tuple(layouts), tuple(records), tuple(byte_sizes))
 
 
-@cache
-def _byte_sizes(record: RecordClass) -> dict[str, int]:
-    layouts = _fields(record)
-    return {name: int(code[:-1]) for name, (_, code) in layouts.items() if code.endswith("s")}
-
-
-@cache
-def _fields(record: RecordClass) -> dict[str, tuple[Any, str]]:
+def _fields(record: type[Record]) -> dict[str, tuple[Any, str]]:
     hints = get_type_hints(record, include_extras=True)
     found: dict[str, tuple[Any, str]] = {}
     for item in fields(record):  # type: ignore[arg-type]
@@ -110,3 +121,7 @@ def _fields(record: RecordClass) -> dict[str, tuple[Any, str]]:
         kind, code = get_args(hint)[:2]
         found[item.name] = (kind, code)
     return found
+
+
+# Compiled at first use: annotations of nested records are resolvable only then.
+_LAYOUTS: dict[type[Record], _Layout] = {}
