@@ -1,0 +1,119 @@
+"""Recognises evidence as people hand it over: quote, Open Enclave report or evidence; binary, hex or base64."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Self
+
+from confcom.errors import FormatError
+from confcom.formats.open_enclave import EVIDENCE_VERSION, REPORT_VERSION, OeEvidence, OeReport, OeReportType
+from confcom.formats.quote import MAX_QUOTE, Quote
+
+MAX_EVIDENCE = 4 * MAX_QUOTE
+"""Bytes of a file of evidence, in any encoding."""
+
+_MIN_TEXT = 32
+"""Shorter inputs are nothing that could be decoded into evidence."""
+
+_HEX = re.compile(rb"(?:0[xX])?((?:[0-9a-fA-F]{2})+)")
+_BASE64 = re.compile(rb"([A-Za-z0-9+/_-]+)={0,2}")
+_KNOWN_STRANGERS = (
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"\x89PNG", "a PNG image"),
+    (b"%PDF", "a PDF document"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"\x7fELF", "an ELF program"),
+    (b"-----BEGIN", "a PEM file"),
+    (b"{", "a JSON document"),
+)
+
+
+class EvidenceKind(StrEnum):
+    """How the quote was wrapped."""
+
+    QUOTE = "quote"
+    OE_REPORT = "open-enclave-report"
+    OE_EVIDENCE = "open-enclave-evidence"
+
+
+class Encoding(StrEnum):
+    """How the bytes were written."""
+
+    BINARY = "binary"
+    HEX = "hex"
+    BASE64 = "base64"
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceFile:
+    """A quote with what came around it; `custom_claims` is the buffer that its report data must hash to, or None."""
+
+    kind: EvidenceKind
+    encoding: Encoding
+    content: bytes
+    quote: Quote
+    custom_claims: bytes | None = None
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Recognise and read evidence; `FormatError` says what the input looks like instead."""
+        content, encoding = decode_text(data)
+        match int.from_bytes(content[:4], "little"):
+            case version if version == REPORT_VERSION:
+                return cls(EvidenceKind.OE_REPORT, encoding, content, _quote_of_report(content))
+            case version if version == EVIDENCE_VERSION:
+                quote, claims = OeEvidence.parse(content).split()
+                return cls(EvidenceKind.OE_EVIDENCE, encoding, content, Quote.parse(quote), claims)
+            case _:
+                _refuse_strangers(content)
+                return cls(EvidenceKind.QUOTE, encoding, content, Quote.parse(content))
+
+
+def decode_text(data: bytes) -> tuple[bytes, Encoding]:
+    """The bytes that were written as hex or base64, or `data` itself when it is neither."""
+    if not data:
+        raise FormatError("the input is empty", structure="Evidence", field="", offset=0)
+    if len(data) > MAX_EVIDENCE:
+        raise FormatError(f"{len(data)} bytes are over the limit {MAX_EVIDENCE}", structure="Evidence", field="")
+    compact = b"".join(data.split())
+    if len(compact) < _MIN_TEXT:
+        return data, Encoding.BINARY
+    if match := _HEX.fullmatch(compact):
+        return bytes.fromhex(match.group(1).decode()), Encoding.HEX
+    if match := _BASE64.fullmatch(compact):
+        digits = match.group(1).translate(bytes.maketrans(b"-_", b"+/"))
+        try:
+            return base64.b64decode(digits + b"=" * (-len(digits) % 4), validate=True), Encoding.BASE64
+        except binascii.Error as error:
+            raise FormatError(f"looks like base64 but is not: {error}", structure="Evidence", field="") from error
+    return data, Encoding.BINARY
+
+
+def _quote_of_report(content: bytes) -> Quote:
+    report = OeReport.parse(content)
+    if report.header.report_type != OeReportType.REMOTE:
+        raise FormatError(
+            "is a local report, which only an enclave on its own machine can check",
+            structure="OeReport",
+            field="header.report_type",
+            offset=4,
+            advice="Ask the enclave for a remote report (a quote).",
+        )
+    return Quote.parse(report.report)
+
+
+def _refuse_strangers(content: bytes) -> None:
+    for magic, what in _KNOWN_STRANGERS:
+        if content.startswith(magic):
+            raise FormatError(
+                f"this is {what}, not a quote",
+                structure="Evidence",
+                field="",
+                offset=0,
+                advice="Give a quote (raw, hex or base64), an Open Enclave report or Open Enclave evidence.",
+            )
