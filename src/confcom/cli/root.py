@@ -1,0 +1,101 @@
+"""The command group. Commands are imported when they are called, so that each needs only its own packages."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from typing import Any
+
+import click
+
+from confcom.cli.exit_codes import ExitCode, exit_code
+from confcom.errors import ConfcomError
+
+# name → (module, attribute, one line of help): the help is here, so that `confcom --help` imports no command.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "demo": ("confcom.cli.demo", "demo", "Show the whole system on this machine, on the simulated platform."),
+    "verify": ("confcom.cli.verify", "verify", "Verify and appraise a quote."),
+    "inspect": ("confcom.cli.inspect", "inspect", "Decode a file of this world and explain it."),
+    "quote": ("confcom.cli.quote", "quote", "Get a quote on this machine."),
+    "quote-helper": ("confcom.cli.quote_helper", "quote_helper", "Serve quotes to every enclave of this node (AESM)."),
+    "simulate": ("confcom.cli.simulate", "simulate", "Make simulated machines and export their collateral."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands' names and imports them on demand."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of the table."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        del ctx
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table without importing anything."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option("--verbose", is_flag=True, help="Print the traceback of an error.")
+@click.version_option(package_name="confcom")
+def root(verbose: bool) -> None:
+    """Confidential computing on Kubernetes nodes with Intel SGX.
+
+    Exit codes: 0 ok (verify: accepted) · 1 unexpected · 2 usage or configuration · 3 malformed input · 4 not
+    authentic · 5 refused by policy or TCB · 6 collateral missing, stale or unreachable · 7 platform.
+    """
+    del verbose  # read in run(), which also sees errors before the group is entered
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line and return its exit code; nothing escapes as a traceback unless --verbose asks for it."""
+    verbose = "--verbose" in arguments
+    try:
+        code: Any = root.main(args=arguments, prog_name="confcom", standalone_mode=False)
+    except ConfcomError as error:
+        _trace(verbose)
+        _complain(error.message if not error.args else str(error), error.advice())
+        return exit_code(error)
+    except click.exceptions.Abort:
+        _complain("interrupted")
+        return ExitCode.UNEXPECTED
+    except click.ClickException as error:
+        error.show()
+        return ExitCode.USAGE
+    except ModuleNotFoundError as error:
+        _trace(verbose)
+        _complain(f"this command needs the package {error.name!r}", "install confcom[cli] or confcom[node]")
+        return ExitCode.USAGE
+    except BrokenPipeError:
+        # The reader of our output left; Python must not complain about it again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a person sees a sentence, not a stack
+        _trace(verbose)
+        _complain(f"unexpected {type(error).__name__}: {error}", "run again with --verbose and report what it prints")
+        return ExitCode.UNEXPECTED
+    return int(code) if isinstance(code, int) else ExitCode.OK
+
+
+def _trace(verbose: bool) -> None:
+    if verbose:
+        traceback.print_exc()
+
+
+def _complain(message: str, advice: str = "") -> None:
+    click.echo(f"confcom: {message}", err=True)
+    if advice:
+        click.echo(f"  what to do: {advice}", err=True)
