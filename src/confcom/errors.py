@@ -150,16 +150,6 @@ class MismatchError(VerificationError):
     default_advice = "Fetch the collateral that belongs to this platform (its FMSPC, PCE-ID and CA) and verify again."
 
 
-class TcbNotSupportedError(VerificationError):
-    """No TCB level of the collateral is as low as this platform (Intel: TCB_NOT_SUPPORTED)."""
-
-    code = "tcb-not-supported"
-    default_advice = (
-        "The platform is below every level that Intel still lists. Update its BIOS and microcode, "
-        "then let it fetch a new PCK certificate."
-    )
-
-
 class StaleCollateralError(VerificationError):
     """Collateral is expired or not yet valid at the time of verification."""
 
@@ -168,10 +158,20 @@ class StaleCollateralError(VerificationError):
 
 
 class PolicyError(ConfcomError):
-    """Authentic, but not acceptable under the policy in force."""
+    """Authentic, but not acceptable under the policy in force; the message names every finding."""
 
     code = "policy-refused"
     default_advice = "Compare the findings with the policy; change the one that is wrong."
+
+
+class TcbNotSupportedError(PolicyError):
+    """No TCB level of the collateral is as low as this platform (Intel: TCB_NOT_SUPPORTED)."""
+
+    code = "tcb-not-supported"
+    default_advice = (
+        "The platform is below every level that Intel still lists. Update its BIOS and microcode, "
+        "then let it fetch a new PCK certificate."
+    )
 
 
 class PlatformError(ConfcomError):
