@@ -1,0 +1,20 @@
+"""What a verification or an appraisal looked at: one `Check` per question, for people and for `--json`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One question and its answer.
+
+    `id` is stable and kebab-case, `expected` and `found` are text for people, `advice` says what to do when the
+    answer is no (empty when it is yes).
+    """
+
+    id: str
+    ok: bool
+    expected: str
+    found: str
+    advice: str = ""
