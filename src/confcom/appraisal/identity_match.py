@@ -1,0 +1,99 @@
+"""Is the enclave that vouches for the attestation key really Intel's QE? Fields of its report against the QE identity.
+
+Source: Intel SGX PCS documentation, "Get QE Identity" (how to verify). ISVSVN is judged by TCB levels, not here.
+"""
+
+from __future__ import annotations
+
+from confcom.errors import MismatchError
+from confcom.formats.enclave_identity import EnclaveIdentity, EnclaveIdentityId
+from confcom.formats.quote_section import TeeType
+from confcom.formats.sgx import ReportBody
+from confcom.formats.tcb_info import TcbInfo, TdxModuleIdentity
+from confcom.formats.tdx import TdReportBody10
+
+QE_IDENTITY_STEP = "qe-identity"
+TDX_MODULE_STEP = "tdx-module-identity"
+
+_IDENTITY_OF = {TeeType.SGX: EnclaveIdentityId.QE, TeeType.TDX: EnclaveIdentityId.TD_QE}
+
+
+def match_qe_identity(report: ReportBody, identity: EnclaveIdentity, tee: TeeType) -> None:
+    """Raise `MismatchError` naming the first field of the QE report that the identity does not allow."""
+    wanted = _IDENTITY_OF[tee]
+    if identity.id is not wanted:
+        raise _mismatch("identity id", wanted, identity.id)
+    comparisons = (
+        (
+            "MISCSELECT",
+            identity.misc_select,
+            _mask(report.misc_select.to_bytes(4, "little"), identity.misc_select_mask),
+        ),
+        ("ATTRIBUTES", identity.attributes, _mask(bytes(report.attributes), identity.attributes_mask)),
+        ("MRSIGNER", identity.mr_signer, report.mr_signer),
+    )
+    for name, expected, found in comparisons:
+        if expected != found:
+            raise _mismatch(name, expected.hex(), found.hex())
+    if identity.isv_prod_id != report.isv_prod_id:
+        raise _mismatch("ISVPRODID", str(identity.isv_prod_id), str(report.isv_prod_id))
+
+
+def match_tdx_module(td: TdReportBody10, tcb_info: TcbInfo) -> TdxModuleIdentity | None:
+    """The identity of the TDX module that runs the TD; None for version 0, which has no TCB levels of its own.
+
+    Every byte of SEAMATTRIBUTES must be zero, whatever a mask may allow.
+    """
+    version = td.module_version
+    if version == 0:
+        if tcb_info.tdx_module is None:
+            raise _module_mismatch("TDX module", "a tdxModule in the TCB info", "none")
+        _match_seam(td, tcb_info.tdx_module.mr_signer, tcb_info.tdx_module.attributes)
+        return None
+    module = find_tdx_module(version, tcb_info)
+    if module is None:
+        known = ", ".join(identity.id for identity in tcb_info.tdx_module_identities) or "none"
+        raise _module_mismatch("TDX module identity", _module_id(version), known)
+    _match_seam(td, module.mr_signer, module.attributes)
+    return module
+
+
+def find_tdx_module(version: int, tcb_info: TcbInfo) -> TdxModuleIdentity | None:
+    """The identity of a TDX module's major version; its id is compared without case."""
+    wanted = _module_id(version)
+    return next((identity for identity in tcb_info.tdx_module_identities if identity.id.upper() == wanted), None)
+
+
+def _module_id(version: int) -> str:
+    return f"TDX_{version:02X}"
+
+
+def _match_seam(td: TdReportBody10, mr_signer: bytes, attributes: bytes) -> None:
+    if td.mr_signer_seam != mr_signer:
+        raise _module_mismatch("MRSIGNERSEAM", mr_signer.hex(), td.mr_signer_seam.hex())
+    if td.seam_attributes != attributes or any(td.seam_attributes):
+        raise _module_mismatch("SEAMATTRIBUTES", attributes.hex(), td.seam_attributes.hex())
+
+
+def _mask(value: bytes, mask: bytes) -> bytes:
+    return bytes(left & right for left, right in zip(value, mask, strict=True))
+
+
+def _mismatch(name: str, expected: str, found: str) -> MismatchError:
+    return MismatchError(
+        f"the quoting enclave is not the one that Intel describes: {name} is {found}, expected {expected}",
+        step=QE_IDENTITY_STEP,
+        expected=f"{name} {expected}",
+        found=found,
+        advice="The QE identity may belong to another TEE, or the quoting enclave is not Intel's. Do not trust it.",
+    )
+
+
+def _module_mismatch(name: str, expected: str, found: str) -> MismatchError:
+    return MismatchError(
+        f"the TDX module is not one that Intel describes: {name} is {found}, expected {expected}",
+        step=TDX_MODULE_STEP,
+        expected=f"{name} {expected}",
+        found=found,
+        advice="Fetch newer TCB info for this platform; if that does not help, do not trust the TD.",
+    )

@@ -1,0 +1,292 @@
+"""Verifies quotes: are they authentic, and at which TCB? Whether that is acceptable is `policy`'s question.
+
+The steps follow Intel's quote verification library (see docs/explanation/verification.md for each with its source):
+
+ (1) the quote is well formed, and its certification data is a PCK certificate chain
+ (2) the PCK chain leads to a trusted root key
+ (3) the collateral is signed under the same root (`appraisal.collateral`: its own steps)
+ (4) the PCK certificate's issuer issued the PCK CRL; neither the certificate nor its issuer is revoked
+ (5) the TCB info is for this TEE, FMSPC and PCE-ID
+ (6) TDX: the TDX module is one that the TCB info describes
+ (7) the PCK key signed the QE report
+ (8) the QE report binds the attestation key: SHA-256(key ‖ authentication data) ‖ 32 free bytes
+ (9) the QE report is of the enclave that the QE identity describes
+(10) the attestation key signed header and body
+(11) TCB levels: platform, QE and TDX module, converged; a TD that outlived a module update is judged twice
+(12) dates: certificates, CRLs, TCB info and QE identity are valid at `now`; what is not is reported, not raised
+
+Steps 2 to 5 depend on the platform and its collateral only. Their result is kept by exact content, so a service that
+judges many quotes of few platforms does 6 to 12 per quote; dates (12) are compared anew every time.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from datetime import datetime
+from hashlib import sha256
+from typing import TypeVar
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from confcom.appraisal import evidence
+from confcom.appraisal.collateral import Collateral, VerifiedCollateral, Window, verify_collateral
+from confcom.appraisal.evidence import VerifiedQuote
+from confcom.appraisal.findings import Check
+from confcom.appraisal.identity_match import find_tdx_module, match_qe_identity, match_tdx_module
+from confcom.appraisal.tcb import TcbEvaluation, evaluate_sgx, evaluate_tdx, relaunch
+from confcom.errors import BindingError, FormatError, MismatchError, RevokedError
+from confcom.formats.certification_data import CertificationData, CertificationDataType
+from confcom.formats.quote import Quote
+from confcom.formats.quote_section import TeeType
+from confcom.formats.sgx import ReportBody
+from confcom.formats.tcb_info import TdxModuleIdentity
+from confcom.formats.tdx import TdReportBody10, td_base
+from confcom.pki import ecdsa
+from confcom.pki.chain import VerifiedChain, verify_chain
+from confcom.pki.roots import TrustRoots
+
+STEPS = (
+    "pck-chain",
+    "root-crl",
+    "pck-ca-chain",
+    "pck-crl",
+    "tcb-info-chain",
+    "tcb-info-signature",
+    "qe-identity-chain",
+    "qe-identity-signature",
+    "pck-revocation",
+    "tcb-info-match",
+    "tdx-module-identity",
+    "qe-report-signature",
+    "attestation-key-binding",
+    "qe-identity",
+    "quote-signature",
+)
+"""Ids of the checks in the order in which they are made."""
+
+_QUOTE_CHECKS = (
+    Check("qe-report-signature", ok=True, expected="signed by the PCK key", found="good signature"),
+    Check("attestation-key-binding", ok=True, expected="vouched for by the QE", found="the same key"),
+    Check("qe-identity", ok=True, expected="Intel's quoting enclave", found="matches the QE identity"),
+    Check("quote-signature", ok=True, expected="signed by the attestation key", found="good signature"),
+)
+
+CACHE_SIZE = 256
+"""Platforms, and sets of collateral, that one verifier remembers. Only what verified is remembered."""
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+@dataclass(slots=True)
+class _Platform:
+    """What steps 2 to 5 proved of one PCK chain under one set of collateral."""
+
+    chain: VerifiedChain
+    collateral: VerifiedCollateral
+    checks: tuple[Check, ...]
+    windows: tuple[Window, ...]
+    not_before: datetime
+    not_after: datetime
+    # TCB evaluations by QE ISVSVN (SGX only: a TD brings SVNs of its own).
+    evaluations: dict[int, TcbEvaluation] = field(default_factory=dict)
+
+
+class QuoteVerifier:
+    """Verifies quotes under explicit roots. Holds no clock and fetches nothing; `now` comes with every call."""
+
+    def __init__(self, roots: TrustRoots, *, cache_size: int = CACHE_SIZE) -> None:
+        self.roots = roots
+        self._cache_size = cache_size
+        self._collateral: OrderedDict[bytes, VerifiedCollateral] = OrderedDict()
+        self._platforms: OrderedDict[tuple[bytes, bytes, TeeType], _Platform] = OrderedDict()
+
+    def verify(self, quote: Quote | bytes, collateral: Collateral, *, now: datetime) -> VerifiedQuote:
+        """Verify one quote; raises `FormatError` or `VerificationError` at the first step that fails."""
+        # (1) well formed, with a PCK certificate chain
+        parsed = quote if isinstance(quote, Quote) else Quote.parse(quote)
+        certification = parsed.signature.certification
+        chain_pem = _pck_chain(certification.certification_data)
+        # (2) to (5) what the platform and its collateral decide
+        platform = self._platform(chain_pem, collateral, parsed.tee)
+        # (6) the TDX module is one that Intel describes
+        module = None
+        if not isinstance(parsed.body, ReportBody):
+            module = match_tdx_module(td_base(parsed.body), platform.collateral.tcb_info)
+        # (7) the PCK key signed the QE report
+        qe_report = certification.qe_report
+        ecdsa.verify(
+            platform.chain.public_key,
+            certification.qe_report_signature,
+            bytes(qe_report),
+            step="qe-report-signature",
+            what="the QE report",
+        )
+        # (8) the QE report binds the attestation key
+        _check_key_binding(parsed)
+        # (9) the QE is the one that Intel describes
+        match_qe_identity(qe_report, platform.collateral.qe_identity, parsed.tee)
+        # (10) the attestation key signed this quote
+        key = ecdsa.load_public_key(parsed.signature.attestation_key, step="quote-signature")
+        ecdsa.verify(key, parsed.signature.signature, parsed.signed_bytes, step="quote-signature", what="the quote")
+        # (11) TCB levels
+        tcb = _evaluate(parsed, platform, module)
+        # (12) dates
+        stale = () if platform.not_before <= now <= platform.not_after else _stale(platform.windows, now)
+        return VerifiedQuote(
+            quote=parsed,
+            pck=platform.chain.extension,
+            tcb=tcb,
+            collateral=platform.collateral,
+            root=platform.chain.root,
+            stale=stale,
+            verified_at=now,
+            checks=platform.checks + _QUOTE_CHECKS,
+            proof=evidence._PROOF,
+        )
+
+    def _platform(self, chain_pem: bytes, collateral: Collateral, tee: TeeType) -> _Platform:
+        key = (chain_pem, collateral.digest(), tee)
+        known = self._platforms.get(key)
+        if known is not None:
+            self._platforms.move_to_end(key)
+            return known
+        # (2) to a trusted root
+        chain = verify_chain(chain_pem, roots=self.roots, kind="pck", step="pck-chain")
+        # (3) under the same roots
+        verified = self._verified_collateral(collateral)
+        # (4) and (5) they belong together
+        checks = _fit(chain, verified, tee)
+        windows = (*chain.windows, *verified.windows)
+        platform = _Platform(
+            chain=chain,
+            collateral=verified,
+            checks=checks,
+            windows=windows,
+            not_before=max(window.not_before for window in windows),
+            not_after=min(window.not_after for window in windows if window.not_after is not None),
+        )
+        _remember(self._platforms, key, platform, self._cache_size)
+        return platform
+
+    def _verified_collateral(self, collateral: Collateral) -> VerifiedCollateral:
+        digest = collateral.digest()
+        known = self._collateral.get(digest)
+        if known is None:
+            known = verify_collateral(collateral, roots=self.roots)
+            _remember(self._collateral, digest, known, self._cache_size)
+        return known
+
+
+def verify_quote(quote: Quote | bytes, collateral: Collateral, *, roots: TrustRoots, now: datetime) -> VerifiedQuote:
+    """Verify a single quote; a service that judges many keeps a `QuoteVerifier`."""
+    return QuoteVerifier(roots).verify(quote, collateral, now=now)
+
+
+def _pck_chain(data: CertificationData) -> bytes:
+    if data.type is not CertificationDataType.PCK_CERTIFICATE_CHAIN:
+        raise FormatError(
+            f"type {data.type.value} ({data.type.name}) cannot be verified, expected 5 (PCK certificate chain)",
+            structure="Quote",
+            field="certification_data.type",
+            advice="Let the attester use a quote provider library, so that its quotes carry the PCK certificate chain.",
+        )
+    return data.data
+
+
+def _fit(chain: VerifiedChain, collateral: VerifiedCollateral, tee: TeeType) -> tuple[Check, ...]:
+    """Steps 4 and 5: collateral and PCK certificate belong together, and nothing is revoked."""
+    checks: list[Check] = []
+
+    def compare(step: str, what: str, expected: str, found: str) -> None:
+        if expected != found:
+            raise MismatchError(
+                f"the collateral is not for this platform: {what} is {found}, the PCK certificate says {expected}",
+                step=step,
+                expected=f"{what} {expected}",
+                found=f"{what} {found}",
+            )
+        checks.append(Check(step, ok=True, expected=f"{what} {expected}", found=found))
+
+    if chain.root.certificate_der != collateral.root.certificate_der:
+        compare("pck-chain", "root", chain.root.name, collateral.root.name)
+    # (4) the PCK CRL is the issuer's, and nothing is revoked
+    issuer, crl_issuer = chain.intermediates[0], collateral.pck_ca
+    compare("pck-revocation", "PCK CRL issuer", issuer.subject.rfc4514_string(), crl_issuer.subject.rfc4514_string())
+    compare("pck-revocation", "PCK CRL issuer's key", _key_name(issuer), _key_name(crl_issuer))
+    for certificate, crl, who in (
+        (chain.leaf, collateral.pck_crl, "the PCK certificate"),
+        (issuer, collateral.root_ca_crl, "the PCK CA"),
+    ):
+        serial = certificate.serial_number
+        if crl.revoked(serial):
+            raise RevokedError(
+                f"{who} {serial:x} is on the revocation list of its issuer",
+                step="pck-revocation",
+                expected="not revoked",
+                found=f"{who} {serial:x} revoked",
+            )
+        checks.append(Check("pck-revocation", ok=True, expected=f"{who} not revoked", found="not revoked"))
+    # (5) the TCB info is this platform's
+    info = collateral.tcb_info
+    compare("tcb-info-match", "TEE", tee.name, info.id)
+    compare("tcb-info-match", "FMSPC", chain.extension.fmspc.hex(), info.fmspc.hex())
+    compare("tcb-info-match", "PCE-ID", chain.extension.pce_id.hex(), info.pce_id.hex())
+    return tuple(checks)
+
+
+def _key_name(certificate: x509.Certificate) -> str:
+    """SHA-256 of the public key, for comparing and for people."""
+    spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return sha256(spki).hexdigest()
+
+
+def _check_key_binding(quote: Quote) -> None:
+    """Step 8. The upper half of the QE's report data is free: Intel's QE writes zeros, no verifier reads it."""
+    signature = quote.signature
+    expected = sha256(signature.attestation_key + signature.certification.qe_authentication_data).digest()
+    found = signature.certification.qe_report.report_data[:32]
+    if expected != found:
+        raise BindingError(
+            "the quoting enclave does not vouch for the key that signed this quote",
+            step="attestation-key-binding",
+            expected=expected.hex(),
+            found=found.hex(),
+        )
+
+
+def _evaluate(quote: Quote, platform: _Platform, module: TdxModuleIdentity | None) -> TcbEvaluation:
+    """Step 11."""
+    info, identity = platform.collateral.tcb_info, platform.collateral.qe_identity
+    pck, qe_isv_svn = platform.chain.extension.tcb, quote.signature.certification.qe_report.isv_svn
+    if isinstance(quote.body, ReportBody):
+        known = platform.evaluations.get(qe_isv_svn)
+        if known is None:
+            known = platform.evaluations[qe_isv_svn] = evaluate_sgx(pck, qe_isv_svn, info, identity)
+        return known
+    launch = evaluate_tdx(pck, qe_isv_svn, td_base(quote.body).tee_tcb_svn, info, identity, module)
+    if isinstance(quote.body, TdReportBody10):
+        return launch
+    # The module may have been updated under the running TD: judge the one that runs now too.
+    current = quote.body.tee_tcb_svn2
+    current_module = find_tdx_module(current[1], info)
+    if current[1] and current_module is None:
+        return launch
+    return relaunch(launch, evaluate_tdx(pck, qe_isv_svn, current, info, identity, current_module))
+
+
+def _stale(windows: tuple[Window, ...], now: datetime) -> tuple[Window, ...]:
+    return tuple(
+        window
+        for window in windows
+        if now < window.not_before or (window.not_after is not None and now > window.not_after)
+    )
+
+
+def _remember(cache: OrderedDict[K, V], key: K, value: V, size: int) -> None:
+    cache[key] = value
+    while len(cache) > size:
+        cache.popitem(last=False)

@@ -1,0 +1,172 @@
+"""The attestation result: one object that says everything about one piece of evidence, for people and machines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from typing import Any
+
+from confcom.appraisal.appraise import Appraisal, appraise
+from confcom.appraisal.collateral import Collateral
+from confcom.appraisal.evidence import VerifiedQuote
+from confcom.appraisal.findings import Check
+from confcom.appraisal.policy import Policy
+from confcom.appraisal.quote import STEPS, QuoteVerifier
+from confcom.appraisal.verdict import Verdict
+from confcom.errors import BindingError, CollateralError, ConfcomError, FormatError, VerificationError
+from confcom.formats.evidence import EvidenceFile
+from confcom.formats.sgx import ReportBody
+from confcom.formats.tdx import TdReportBody, TdReportBody10, td_base
+
+CUSTOM_CLAIMS_STEP = "custom-claims-binding"
+
+
+@dataclass(frozen=True, slots=True)
+class AttestationResult:
+    """The outcome of judging evidence; `verified` and `appraisal` are None when it did not get that far."""
+
+    verdict: Verdict
+    error: ConfcomError | None
+    evidence: EvidenceFile | None
+    appraisal: Appraisal | None
+    checks: tuple[Check, ...]
+    source: str
+
+    @property
+    def verified(self) -> VerifiedQuote | None:
+        """The authentic quote; None when it is not."""
+        return self.appraisal.verified if self.appraisal else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The JSON object of `confcom verify --json`. What was not proven is null."""
+        quote = self.evidence.quote if self.evidence else None
+        return {
+            "verdict": self.verdict.value,
+            "error": self.error.as_dict() if self.error else None,
+            "simulated": None,
+            "tee": quote.tee.name.lower() if quote else None,
+            "quote_version": quote.header.version if quote else None,
+            "tcb_status": None,
+            "tcb_date": None,
+            "advisory_ids": [],
+            "tcb_evaluation_data_number": None,
+            "fmspc": None,
+            "identity": None,
+            "report_data": None,
+            "collateral": {"earliest_issue": None, "earliest_expiration": None, "source": self.source},
+            **(_proven(self.verified, self.source) if self.verified else {}),
+            "checks": [
+                {"id": c.id, "ok": c.ok, "expected": c.expected, "found": c.found, "advice": c.advice}
+                for c in self.checks
+            ],
+        }
+
+
+def judge(
+    evidence: bytes, collateral: Collateral, *, verifier: QuoteVerifier, policy: Policy, now: datetime
+) -> AttestationResult:
+    """Verify and appraise evidence in any form; every failure of the family becomes part of the result."""
+    file: EvidenceFile | None = None
+    try:
+        file = EvidenceFile.parse(evidence)
+        verified = verifier.verify(file.quote, collateral, now=now)
+        checks = verified.checks + _check_custom_claims(file)
+    except (FormatError, VerificationError) as error:
+        return failed(error, evidence=file, source=collateral.source)
+    appraisal = appraise(verified, policy)
+    return AttestationResult(
+        verdict=appraisal.verdict,
+        error=appraisal.error(),
+        evidence=file,
+        appraisal=appraisal,
+        checks=checks + appraisal.findings,
+        source=collateral.source,
+    )
+
+
+def failed(error: ConfcomError, *, evidence: EvidenceFile | None = None, source: str = "") -> AttestationResult:
+    """The result of an error before or during verification; lists the steps that were passed before it."""
+    verdict = Verdict.UNDECIDED if isinstance(error, CollateralError) else Verdict.INVALID
+    checks: tuple[Check, ...] = ()
+    if isinstance(error, VerificationError) and error.step:
+        passed = STEPS[: STEPS.index(error.step)] if error.step in STEPS else ()
+        wrong = Check(error.step, ok=False, expected=error.expected, found=error.found, advice=error.advice())
+        checks = (*(Check(step, ok=True, expected="holds", found="holds") for step in passed), wrong)
+    return AttestationResult(verdict, error, evidence, None, checks, source)
+
+
+def _check_custom_claims(file: EvidenceFile) -> tuple[Check, ...]:
+    if file.custom_claims is None:
+        return ()
+    expected, found = sha256(file.custom_claims).digest(), file.quote.report_data[:32]
+    if expected != found:
+        raise BindingError(
+            "the custom claims are not the ones that the enclave vouched for",
+            step=CUSTOM_CLAIMS_STEP,
+            expected=expected.hex(),
+            found=found.hex(),
+        )
+    return (Check(CUSTOM_CLAIMS_STEP, ok=True, expected=expected.hex(), found=found.hex()),)
+
+
+def _proven(verified: VerifiedQuote, source: str) -> dict[str, Any]:
+    tcb, collateral = verified.tcb, verified.collateral
+    return {
+        "simulated": verified.simulated,
+        "tcb_status": tcb.status.value if tcb.status else None,
+        "tcb_date": timestamp(tcb.tcb_date),
+        "advisory_ids": list(tcb.advisory_ids),
+        "tcb_evaluation_data_number": verified.tcb_evaluation_data_number,
+        "fmspc": verified.pck.fmspc.hex(),
+        "identity": identity(verified.quote.body),
+        "report_data": verified.report_data.hex(),
+        "collateral": {
+            "earliest_issue": timestamp(collateral.earliest_issue),
+            "earliest_expiration": timestamp(collateral.earliest_expiration),
+            "source": source,
+        },
+    }
+
+
+def identity(body: ReportBody | TdReportBody) -> dict[str, Any]:
+    """Who an enclave or TD is, in the words of the SGX and TDX documentation; bytes as hex."""
+    return _sgx_identity(body) if isinstance(body, ReportBody) else _tdx_identity(body)
+
+
+def timestamp(time: datetime | None) -> str | None:
+    """RFC 3339 in UTC, to the second."""
+    return f"{time:%Y-%m-%dT%H:%M:%SZ}" if time else None
+
+
+def _sgx_identity(body: ReportBody) -> dict[str, Any]:
+    return {
+        "mr_enclave": body.mr_enclave.hex(),
+        "mr_signer": body.mr_signer.hex(),
+        "isv_prod_id": body.isv_prod_id,
+        "isv_svn": body.isv_svn,
+        "debug": body.attributes.debug,
+        "attributes": bytes(body.attributes).hex(),
+        "attribute_flags": list(body.attributes.flag_names),
+        "misc_select": f"{body.misc_select:08x}",
+        "cpu_svn": body.cpu_svn.hex(),
+        "config_id": body.config_id.hex(),
+        "config_svn": body.config_svn,
+        "isv_ext_prod_id": body.isv_ext_prod_id.hex(),
+        "isv_family_id": body.isv_family_id.hex(),
+    }
+
+
+def _tdx_identity(body: TdReportBody) -> dict[str, Any]:
+    td = td_base(body)
+    names = ("mr_td", "mr_config_id", "mr_owner", "mr_owner_config", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
+    names += ("mr_seam", "mr_signer_seam", "seam_attributes", "tee_tcb_svn")
+    measurements: dict[str, Any] = {name: getattr(td, name).hex() for name in names}
+    measurements |= {
+        "debug": td.debug,
+        "td_attributes": td.td_attributes.to_bytes(8, "little").hex(),
+        "xfam": td.xfam.to_bytes(8, "little").hex(),
+    }
+    if not isinstance(body, TdReportBody10):
+        measurements |= {"tee_tcb_svn2": body.tee_tcb_svn2.hex(), "mr_service_td": body.mr_service_td.hex()}
+    return measurements

@@ -1,0 +1,136 @@
+"""TCB levels: which one a platform, its QE and its TDX module are at, and what that makes together.
+
+Source: Intel SGX PCS documentation, "Get TCB Info" (how to determine the TCB status), and Intel's quote verification
+library. The SVNs of the platform come from its PCK certificate, never from a report or the quote's header.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from confcom.formats.enclave_identity import EnclaveIdentity
+from confcom.formats.pck_extension import PckTcb
+from confcom.formats.tcb_info import IsvSvnLevel, TcbInfo, TcbLevel, TcbStatus, TdxModuleIdentity
+
+
+@dataclass(frozen=True, slots=True)
+class TcbEvaluation:
+    """The converged result. `status` is None when no level of the platform, QE or module matches (TCB_NOT_SUPPORTED).
+
+    `tcb_date` is the oldest date of the levels that matched, `advisory_ids` the union of theirs, sorted.
+    """
+
+    status: TcbStatus | None
+    tcb_date: datetime | None
+    advisory_ids: tuple[str, ...]
+    platform: TcbLevel | None
+    qe: IsvSvnLevel | None
+    tdx_module: IsvSvnLevel | None = None
+
+    @property
+    def missing(self) -> str:
+        """Which part has no matching level; empty when all have."""
+        if self.platform is None:
+            return "platform"
+        return "QE" if self.qe is None else "" if self.status is not None else "TDX module"
+
+
+# What a status says, taken apart: out of date, configuration needed, software hardening needed.
+_PARTS: dict[TcbStatus, frozenset[str]] = {
+    TcbStatus.UP_TO_DATE: frozenset(),
+    TcbStatus.SW_HARDENING_NEEDED: frozenset({"hardening"}),
+    TcbStatus.CONFIGURATION_NEEDED: frozenset({"configuration"}),
+    TcbStatus.CONFIGURATION_AND_SW_HARDENING_NEEDED: frozenset({"configuration", "hardening"}),
+    TcbStatus.OUT_OF_DATE: frozenset({"old"}),
+    TcbStatus.OUT_OF_DATE_CONFIGURATION_NEEDED: frozenset({"old", "configuration"}),
+}
+_WHOLE = {parts: status for status, parts in _PARTS.items()}
+
+
+def converge(statuses: Sequence[TcbStatus]) -> TcbStatus:
+    """The status of platform, QE and TDX module together (Intel's convergence table)."""
+    if TcbStatus.REVOKED in statuses:
+        return TcbStatus.REVOKED
+    parts = frozenset[str]().union(*(_PARTS[status] for status in statuses))
+    # Intel has no status for "out of date and hardening needed": being out of date says it all.
+    return _WHOLE[parts - {"hardening"} if "old" in parts else parts]
+
+
+def match_platform(pck: PckTcb, tee_tcb_svn: bytes | None, tcb_info: TcbInfo) -> TcbLevel | None:
+    """The first (highest) level that the platform reaches in every component.
+
+    `tee_tcb_svn` (16 bytes) is a TD's; its first two bytes belong to the TDX module and are judged by the module's
+    identity when the module's version, byte 1, is above 0.
+    """
+    first = 2 if tee_tcb_svn is not None and tee_tcb_svn[1] > 0 else 0
+    for level in tcb_info.tcb_levels:
+        if pck.pce_svn < level.pce_svn or not _reaches(pck.sgx_components, level.sgx_components):
+            continue
+        if tee_tcb_svn is None:
+            return level
+        if level.tdx_components is not None and _reaches(tee_tcb_svn[first:], level.tdx_components[first:]):
+            return level
+    return None
+
+
+def match_isv_svn(isv_svn: int, levels: Sequence[IsvSvnLevel]) -> IsvSvnLevel | None:
+    """The highest level whose ISVSVN the enclave reaches; `levels` are sorted descending."""
+    return next((level for level in levels if level.isv_svn <= isv_svn), None)
+
+
+def evaluate_sgx(pck: PckTcb, qe_isv_svn: int, tcb_info: TcbInfo, qe_identity: EnclaveIdentity) -> TcbEvaluation:
+    """TCB status of an SGX platform and its QE."""
+    platform = match_platform(pck, None, tcb_info)
+    return _combine(platform, match_isv_svn(qe_isv_svn, qe_identity.tcb_levels))
+
+
+def evaluate_tdx(
+    pck: PckTcb,
+    qe_isv_svn: int,
+    tee_tcb_svn: bytes,
+    tcb_info: TcbInfo,
+    qe_identity: EnclaveIdentity,
+    module: TdxModuleIdentity | None,
+) -> TcbEvaluation:
+    """TCB status of a TDX platform, its QE and, above version 0, its TDX module."""
+    platform = match_platform(pck, tee_tcb_svn, tcb_info)
+    qe = match_isv_svn(qe_isv_svn, qe_identity.tcb_levels)
+    if module is None:
+        return _combine(platform, qe)
+    level = match_isv_svn(tee_tcb_svn[0], module.tcb_levels)
+    if level is None:
+        return TcbEvaluation(None, None, (), platform, qe)
+    return _combine(platform, qe, level)
+
+
+def relaunch(launch: TcbEvaluation, current: TcbEvaluation) -> TcbEvaluation:
+    """Combine the status of a TD at its launch with that of the module that runs now (TD-preserving update).
+
+    Where only the launch is out of date, starting the TD again would heal it: that is what the status then says.
+    """
+    before, now = _PARTS.get(launch.status or TcbStatus.REVOKED), _PARTS.get(current.status or TcbStatus.REVOKED)
+    if before is None or now is None or "old" not in before or "old" in now:
+        return launch
+    if "configuration" in before | now:
+        return replace(launch, status=TcbStatus.TD_RELAUNCH_ADVISED_CONFIGURATION_NEEDED)
+    return replace(launch, status=TcbStatus.TD_RELAUNCH_ADVISED)
+
+
+def _combine(platform: TcbLevel | None, qe: IsvSvnLevel | None, module: IsvSvnLevel | None = None) -> TcbEvaluation:
+    if platform is None or qe is None:
+        return TcbEvaluation(None, None, (), platform, qe, module)
+    levels = (platform, qe) if module is None else (platform, qe, module)
+    return TcbEvaluation(
+        status=converge([level.tcb_status for level in levels]),
+        tcb_date=min(level.tcb_date for level in levels),
+        advisory_ids=tuple(sorted({advisory for level in levels for advisory in level.advisory_ids})),
+        platform=platform,
+        qe=qe,
+        tdx_module=module,
+    )
+
+
+def _reaches(svns: Sequence[int], level: Sequence[int]) -> bool:
+    return all(svn >= wanted for svn, wanted in zip(svns, level, strict=True))
