@@ -7,7 +7,15 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Self
 
-from confcom.formats.tcb_info import IsvSvnLevel
+import msgspec
+
+from confcom.errors import FormatError
+from confcom.formats import signed_json
+from confcom.formats.signed_json import U16, U32, Date, Hex4, Hex16, Hex32, HexSignature
+from confcom.formats.tcb_level import IsvSvnLevel, IsvSvnLevelJson, isv_svn_levels
+
+STRUCTURE = "EnclaveIdentity"
+KNOWN_VERSION = 2
 
 
 class EnclaveIdentityId(StrEnum):
@@ -51,11 +59,57 @@ class SignedEnclaveIdentity:
     @classmethod
     def parse(cls, data: bytes) -> Self:
         """Split `{"enclaveIdentity":{…},"signature":"…"}` without touching the inner bytes."""
-        raise NotImplementedError
+        document = signed_json.decode(data, _Document, "SignedEnclaveIdentity")
+        body = signed_json.exact_object(document.body, "SignedEnclaveIdentity", "enclaveIdentity")
+        return cls(body, bytes.fromhex(document.signature))
 
     def __bytes__(self) -> bytes:
-        raise NotImplementedError
+        return signed_json.join(self.body, self.signature, "enclaveIdentity")
 
     def enclave_identity(self) -> EnclaveIdentity:
-        """The content; says nothing about the signature."""
-        raise NotImplementedError
+        """The content, version 2; says nothing about the signature."""
+        version = signed_json.decode(self.body, _Version, STRUCTURE).version
+        if version != KNOWN_VERSION:
+            raise FormatError(f"is {version}, known is {KNOWN_VERSION}", structure=STRUCTURE, field="version")
+        return _enclave_identity(signed_json.decode(self.body, _EnclaveIdentityJson, STRUCTURE))
+
+
+class _Document(msgspec.Struct):
+    signature: HexSignature
+    body: msgspec.Raw = msgspec.field(name="enclaveIdentity")
+
+
+class _Version(msgspec.Struct):
+    version: int
+
+
+class _EnclaveIdentityJson(msgspec.Struct, rename="camel"):
+    id: EnclaveIdentityId
+    version: int
+    issue_date: Date
+    next_update: Date
+    tcb_evaluation_data_number: U32
+    miscselect: Hex4
+    miscselect_mask: Hex4
+    attributes: Hex16
+    attributes_mask: Hex16
+    mrsigner: Hex32
+    isvprodid: U16
+    tcb_levels: list[IsvSvnLevelJson]
+
+
+def _enclave_identity(found: _EnclaveIdentityJson) -> EnclaveIdentity:
+    return EnclaveIdentity(
+        id=found.id,
+        version=found.version,
+        issue_date=signed_json.parse_date(found.issue_date, STRUCTURE, "issueDate"),
+        next_update=signed_json.parse_date(found.next_update, STRUCTURE, "nextUpdate"),
+        tcb_evaluation_data_number=found.tcb_evaluation_data_number,
+        misc_select=bytes.fromhex(found.miscselect),
+        misc_select_mask=bytes.fromhex(found.miscselect_mask),
+        attributes=bytes.fromhex(found.attributes),
+        attributes_mask=bytes.fromhex(found.attributes_mask),
+        mr_signer=bytes.fromhex(found.mrsigner),
+        isv_prod_id=found.isvprodid,
+        tcb_levels=isv_svn_levels(found.tcb_levels, STRUCTURE, "tcbLevels"),
+    )

@@ -2,57 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from enum import StrEnum
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
+import msgspec
 
-class TcbStatus(StrEnum):
-    """Intel's words. The two relaunch statuses are verdicts on TDs; no TCB level carries them."""
+from confcom.errors import FormatError
+from confcom.formats import signed_json
+from confcom.formats.signed_json import U32, Date, Hex2, Hex6, Hex8, Hex48, HexSignature
+from confcom.formats.tcb_level import (
+    IsvSvnLevel,
+    IsvSvnLevelJson,
+    LevelV2Json,
+    LevelV3Json,
+    TcbComponent,
+    TcbLevel,
+    TcbStatus,
+    isv_svn_levels,
+    levels_v2,
+    levels_v3,
+)
 
-    UP_TO_DATE = "UpToDate"
-    SW_HARDENING_NEEDED = "SWHardeningNeeded"
-    CONFIGURATION_NEEDED = "ConfigurationNeeded"
-    CONFIGURATION_AND_SW_HARDENING_NEEDED = "ConfigurationAndSWHardeningNeeded"
-    OUT_OF_DATE = "OutOfDate"
-    OUT_OF_DATE_CONFIGURATION_NEEDED = "OutOfDateConfigurationNeeded"
-    TD_RELAUNCH_ADVISED = "TDRelaunchAdvised"
-    TD_RELAUNCH_ADVISED_CONFIGURATION_NEEDED = "TDRelaunchAdvisedConfigurationNeeded"
-    REVOKED = "Revoked"
+__all__ = [
+    "IsvSvnLevel",
+    "SignedTcbInfo",
+    "TcbComponent",
+    "TcbInfo",
+    "TcbLevel",
+    "TcbStatus",
+    "TdxModule",
+    "TdxModuleIdentity",
+]
 
-
-@dataclass(frozen=True, slots=True)
-class TcbComponent:
-    """One of the 16 components of a level: its SVN and, in version 3, what it is and who updates it."""
-
-    svn: int
-    category: str | None = None
-    type: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class TcbLevel:
-    """One level of the platform's TCB. `tdx_components` are there for id TDX alone."""
-
-    sgx_components: tuple[int, ...]
-    pce_svn: int
-    tdx_components: tuple[int, ...] | None
-    tcb_date: datetime
-    tcb_status: TcbStatus
-    advisory_ids: tuple[str, ...]
-    components: tuple[TcbComponent, ...] = ()
-    tdx_component_details: tuple[TcbComponent, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class IsvSvnLevel:
-    """One level of an enclave or of a TDX module, known by its ISVSVN alone."""
-
-    isv_svn: int
-    tcb_date: datetime
-    tcb_status: TcbStatus
-    advisory_ids: tuple[str, ...]
+STRUCTURE = "TcbInfo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +86,119 @@ class SignedTcbInfo:
     @classmethod
     def parse(cls, data: bytes) -> Self:
         """Split `{"tcbInfo":{…},"signature":"…"}` without touching the inner bytes."""
-        raise NotImplementedError
+        document = signed_json.decode(data, _Document, "SignedTcbInfo")
+        body = signed_json.exact_object(document.body, "SignedTcbInfo", "tcbInfo")
+        return cls(body, bytes.fromhex(document.signature))
 
     def __bytes__(self) -> bytes:
-        raise NotImplementedError
+        return signed_json.join(self.body, self.signature, "tcbInfo")
 
     def tcb_info(self) -> TcbInfo:
-        """The content; says nothing about the signature."""
-        raise NotImplementedError
+        """The content, version 2 or 3; says nothing about the signature."""
+        version = signed_json.decode(self.body, _Version, STRUCTURE).version
+        match version:
+            case 2:
+                return _tcb_info_v2(signed_json.decode(self.body, _TcbInfoV2, STRUCTURE))
+            case 3:
+                return _tcb_info_v3(signed_json.decode(self.body, _TcbInfoV3, STRUCTURE))
+            case _:
+                raise FormatError(f"is {version}, known are 2 and 3", structure=STRUCTURE, field="version")
+
+
+class _Document(msgspec.Struct):
+    signature: HexSignature
+    body: msgspec.Raw = msgspec.field(name="tcbInfo")
+
+
+class _Version(msgspec.Struct):
+    version: int
+
+
+class _Module(msgspec.Struct, rename="camel"):
+    mrsigner: Hex48
+    attributes: Hex8
+    attributes_mask: Hex8
+
+
+class _ModuleIdentity(_Module, rename="camel"):
+    id: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    tcb_levels: list[IsvSvnLevelJson]
+
+
+class _TcbInfoJson(msgspec.Struct, rename="camel"):
+    version: int
+    issue_date: Date
+    next_update: Date
+    fmspc: Hex6
+    pce_id: Hex2
+    # 0 is the only known way to compare components, so a level of any other type could not be understood.
+    tcb_type: Literal[0]
+    tcb_evaluation_data_number: U32
+
+
+class _TcbInfoV2(_TcbInfoJson, rename="camel"):
+    tcb_levels: list[LevelV2Json]
+
+
+class _TcbInfoV3(_TcbInfoJson, rename="camel"):
+    id: Literal["SGX", "TDX"]
+    tcb_levels: list[LevelV3Json]
+    tdx_module: _Module | None = None
+    tdx_module_identities: list[_ModuleIdentity] | None = None
+
+
+def _tcb_info_v2(found: _TcbInfoV2) -> TcbInfo:
+    return _tcb_info(found, "SGX", None, (), levels_v2(found.tcb_levels, STRUCTURE))
+
+
+def _tcb_info_v3(found: _TcbInfoV3) -> TcbInfo:
+    is_tdx = found.id == "TDX"
+    if is_tdx != (found.tdx_module is not None):
+        raise FormatError("is required for TDX and has no place for SGX", structure=STRUCTURE, field="tdxModule")
+    if found.tdx_module_identities is not None and not is_tdx:
+        raise FormatError("has no place for SGX", structure=STRUCTURE, field="tdxModuleIdentities")
+    module = None if found.tdx_module is None else _module(found.tdx_module)
+    identities = _module_identities(found.tdx_module_identities or [])
+    return _tcb_info(found, found.id, module, identities, levels_v3(found.tcb_levels, STRUCTURE, tdx=is_tdx))
+
+
+def _tcb_info(
+    found: _TcbInfoJson,
+    tee: Literal["SGX", "TDX"],
+    module: TdxModule | None,
+    identities: tuple[TdxModuleIdentity, ...],
+    levels: tuple[TcbLevel, ...],
+) -> TcbInfo:
+    return TcbInfo(
+        id=tee,
+        version=found.version,
+        issue_date=signed_json.parse_date(found.issue_date, STRUCTURE, "issueDate"),
+        next_update=signed_json.parse_date(found.next_update, STRUCTURE, "nextUpdate"),
+        fmspc=bytes.fromhex(found.fmspc),
+        pce_id=bytes.fromhex(found.pce_id),
+        tcb_type=found.tcb_type,
+        tcb_evaluation_data_number=found.tcb_evaluation_data_number,
+        tdx_module=module,
+        tdx_module_identities=identities,
+        tcb_levels=levels,
+    )
+
+
+def _module(found: _Module) -> TdxModule:
+    return TdxModule(
+        bytes.fromhex(found.mrsigner), bytes.fromhex(found.attributes), bytes.fromhex(found.attributes_mask)
+    )
+
+
+def _module_identities(found: Sequence[_ModuleIdentity]) -> tuple[TdxModuleIdentity, ...]:
+    # Modules are looked up by id whatever its case, so two of one name would make the verdict depend on the order.
+    if len({identity.id.upper() for identity in found}) != len(found):
+        raise FormatError("lists one id twice", structure=STRUCTURE, field="tdxModuleIdentities")
+    identities = []
+    for index, identity in enumerate(found):
+        module = _module(identity)
+        levels = isv_svn_levels(identity.tcb_levels, STRUCTURE, f"tdxModuleIdentities[{index}].tcbLevels")
+        identities.append(
+            TdxModuleIdentity(identity.id, module.mr_signer, module.attributes, module.attributes_mask, levels)
+        )
+    return tuple(identities)

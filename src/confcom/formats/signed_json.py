@@ -1,0 +1,86 @@
+"""Intel's signed JSON: `{"NAME":{…},"signature":"…"}`, where the signature is over the exact bytes of the inner object.
+
+Nothing here writes an inner object anew: order, white space and number forms belong to the signed bytes (dcap.md §3.1).
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Annotated, TypeVar
+
+import msgspec
+
+from confcom.errors import FormatError
+
+MAX_SIGNED_JSON = 1 << 20
+"""Bytes. Real documents take 1 to 15 kB; the limit bounds what a hostile source can make us parse."""
+
+SIGNATURE_SIZE = 64
+"""Bytes of r‖s."""
+
+# JSON has no bytes, so they come as hexadecimal digits of either case, which Intel mixes.
+Hex2 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-Fa-f]{4}\Z")]
+Hex4 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-Fa-f]{8}\Z")]
+Hex6 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-Fa-f]{12}\Z")]
+Hex8 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-Fa-f]{16}\Z")]
+Hex16 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-Fa-f]{32}\Z")]
+Hex32 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-Fa-f]{64}\Z")]
+Hex48 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-Fa-f]{96}\Z")]
+HexSignature = Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-Fa-f]{128}\Z")]
+
+# RFC 3339 knows many spellings of one time; Intel writes only this one, and its library takes no other.
+DATE = r"\A[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z\Z"
+Date = Annotated[str, msgspec.Meta(pattern=DATE)]
+
+U8 = Annotated[int, msgspec.Meta(ge=0, le=0xFF)]
+U16 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
+U32 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
+
+T = TypeVar("T")
+
+
+def decode(data: bytes, kind: type[T], structure: str) -> T:
+    """Read JSON into a `msgspec.Struct`; what is missing or of another type is named by its path."""
+    if len(data) > MAX_SIGNED_JSON:
+        raise FormatError(f"{len(data)} bytes are over the limit {MAX_SIGNED_JSON}", structure=structure, field="")
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `$")
+        raise FormatError(_plain(message), structure=structure, field=path.strip("`.") or _missing(message)) from error
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise FormatError(f"not JSON: {error}", structure=structure, field="") from error
+
+
+def _plain(message: str) -> str:
+    if "matching regex" not in message:
+        return message
+    digits = re.search(r"A-Fa-f\]\{(\d+)\}", message)
+    return f"is not {digits[1]} hexadecimal digits" if digits else "is not a time of the form YYYY-MM-DDThh:mm:ssZ"
+
+
+def _missing(message: str) -> str:
+    # At the top level msgspec gives no path, but names the field that it misses.
+    return message.rpartition("required field `")[2].rstrip("`") if "required field" in message else ""
+
+
+def exact_object(raw: msgspec.Raw, structure: str, field: str) -> bytes:
+    """The bytes of an inner object, from `{` to its matching `}`, as they were transmitted."""
+    body = bytes(raw)
+    if not body.startswith(b"{"):
+        raise FormatError("is not an object", structure=structure, field=field)
+    return body
+
+
+def join(body: bytes, signature: bytes, name: str) -> bytes:
+    """The document around the exact bytes of its body."""
+    return b'{"%s":%s,"signature":"%s"}' % (name.encode(), body, signature.hex().encode())
+
+
+def parse_date(text: str, structure: str, field: str) -> datetime:
+    """A time in UTC from `YYYY-MM-DDThh:mm:ssZ`."""
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError as error:
+        raise FormatError(f"no such time: {text}", structure=structure, field=field) from error
