@@ -1,0 +1,169 @@
+"""`confcom verify`: whether evidence is authentic and acceptable."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from confcom.appraisal.policy import AllOf, HeldData, Policy, ReportData
+from confcom.appraisal.policy_file import MAX_POLICY, PolicyFile, parse_policy
+from confcom.appraisal.quote import QuoteVerifier
+from confcom.appraisal.result import AttestationResult, failed, judge
+from confcom.cli.exit_codes import ExitCode, exit_code
+from confcom.cli.inputs import parse_hex, parse_time, read_input
+from confcom.collateral.bundle import load_bundle
+from confcom.errors import CollateralError, CollateralNotFound, ConfigError, FormatError
+from confcom.formats.evidence import MAX_EVIDENCE, EvidenceFile
+from confcom.formats.tcb_info import TcbStatus
+from confcom.pki.roots import TrustRoot, TrustRoots
+
+MAX_ROOT = 64 * 1024
+"""Bytes of a file with a root certificate."""
+
+MAX_HELD_DATA = 16 * 1024 * 1024
+"""Bytes of held data that are hashed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyOptions:
+    """The options of the command line, as given."""
+
+    evidence: Path
+    collateral: str | None
+    at: str | None
+    trust_root: tuple[str, ...]
+    policy: Path | None
+    mr_enclave: tuple[str, ...]
+    mr_signer: tuple[str, ...]
+    isv_prod_id: int | None
+    min_isv_svn: int | None
+    report_data: str | None
+    held_data: Path | None
+    accept_tcb: str | None
+    allow_debug: bool
+    as_json: bool
+
+
+_FILE = click.Path(path_type=Path, allow_dash=True)
+
+
+@click.command()
+@click.argument("evidence", type=_FILE)
+@click.option("--collateral", metavar="PATH-OR-URL", help="Folder or collateral.json: TCB info, QE identity, CRLs.")
+@click.option("--at", metavar="RFC3339", help="Judge as of this time, e.g. 2026-03-01T12:00:00Z. Default: now.")
+@click.option(
+    "--trust-root",
+    metavar="PEM",
+    multiple=True,
+    help="Trust this root instead of Intel's (a simulated platform). Repeatable; the word 'intel' adds Intel's.",
+)
+@click.option("--policy", metavar="FILE", type=_FILE, help="Policy file (TOML); options given here replace its keys.")
+@click.option("--mr-enclave", metavar="HEX", multiple=True, help="Accept this build. Repeatable.")
+@click.option("--mr-signer", metavar="HEX", multiple=True, help="Accept this signer. Repeatable.")
+@click.option("--isv-prod-id", metavar="N", type=click.IntRange(0, 0xFFFF), help="The signer's product id.")
+@click.option("--min-isv-svn", metavar="N", type=click.IntRange(0, 0xFFFF), help="The lowest security version.")
+@click.option("--report-data", metavar="HEX", help="The report data begins with these bytes.")
+@click.option("--held-data", metavar="FILE", type=_FILE, help="The report data begins with this file's SHA-256.")
+@click.option("--accept-tcb", metavar="STATUS,…", help="TCB statuses that are good enough. Default: UpToDate.")
+@click.option("--allow-debug", is_flag=True, help="Accept debug enclaves, whose memory is open to the host.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def verify(**options: Any) -> int:  # noqa: ANN401 - click fills VerifyOptions, which has the types
+    """Verify and appraise EVIDENCE: a quote, an Open Enclave report or Open Enclave evidence; binary, hex or base64.
+
+    Accepted (exit 0) means: authentic under the trusted root, collateral valid at the time, TCB good enough, debug
+    off, and every expectation given here met. '-' reads standard input.
+    """
+    given = VerifyOptions(**options)
+    try:
+        now = parse_time(given.at, "--at")
+        result = _judge(given, now)
+    except ConfigError as error:
+        if not given.as_json:
+            raise
+        result = failed(error)
+    if given.as_json:
+        click.echo(json.dumps(result.as_dict(), indent=2))
+    else:
+        from confcom.cli.verdict_view import show
+
+        show(result, now, identity_expected=bool(given.mr_enclave or given.mr_signer or given.policy))
+    return exit_code(result.error) if result.error else ExitCode.OK
+
+
+def _judge(given: VerifyOptions, now: datetime) -> AttestationResult:
+    roots = _roots(given.trust_root)
+    policy = _policy(given, accept_simulated=any(root.simulated for root in roots.roots))
+    data = read_input(given.evidence, MAX_EVIDENCE, "evidence")
+    try:
+        # Before the collateral, so that a file that is no evidence is named first.
+        EvidenceFile.parse(data)
+        collateral = load_bundle(_collateral_path(given.collateral))
+    except (FormatError, CollateralError) as error:
+        return failed(error, source=given.collateral or "")
+    return judge(data, collateral, verifier=QuoteVerifier(roots), policy=policy, now=now)
+
+
+def _roots(names: tuple[str, ...]) -> TrustRoots:
+    if not names:
+        return TrustRoots.intel()
+    roots: list[TrustRoot] = []
+    for name in names:
+        if name == "intel":
+            roots += TrustRoots.intel().roots
+        else:
+            roots.append(TrustRoot.from_pem(read_input(Path(name), MAX_ROOT, "root certificate")))
+    return TrustRoots(tuple(roots))
+
+
+def _policy(given: VerifyOptions, *, accept_simulated: bool) -> Policy:
+    file = parse_policy(read_input(given.policy, MAX_POLICY, "policy")) if given.policy else PolicyFile()
+    given_here = {
+        "mr_enclave": given.mr_enclave,
+        "mr_signer": given.mr_signer,
+        "isv_prod_id": given.isv_prod_id,
+        "min_isv_svn": given.min_isv_svn,
+        "accept_tcb": _statuses(given.accept_tcb),
+        "allow_debug": given.allow_debug,
+    }
+    file = msgspec.structs.replace(file, **{key: value for key, value in given_here.items() if _is_given(value)})
+    policies: list[Policy] = [file.policy(accept_simulated=accept_simulated)]
+    if given.report_data is not None:
+        policies.append(ReportData(parse_hex(given.report_data, "--report-data", most=64)))
+    if given.held_data is not None:
+        policies.append(HeldData(read_input(given.held_data, MAX_HELD_DATA, "held data")))
+    return AllOf(*policies)
+
+
+def _is_given(value: object) -> bool:
+    # 0 is a product id and a security version, so truth is not the question.
+    return value is not None and value is not False and value != ()
+
+
+def _statuses(text: str | None) -> tuple[TcbStatus, ...]:
+    if text is None:
+        return ()
+    try:
+        return tuple(TcbStatus(name.strip()) for name in text.split(","))
+    except ValueError as error:
+        known = ", ".join(status for status in TcbStatus)
+        raise ConfigError(f"--accept-tcb: {error}; known are {known}") from error
+
+
+def _collateral_path(name: str | None) -> Path:
+    if name is None:
+        raise CollateralNotFound(
+            "no collateral was given",
+            advice="Name a folder or a collateral.json with --collateral (docs/howto/get-collateral.md).",
+        )
+    if "://" in name:
+        raise CollateralNotFound(
+            f"collateral from a service is not supported yet: {name}",
+            advice="Fetch it into a folder first (docs/howto/get-collateral.md) and name that.",
+        )
+    return Path(name)
