@@ -1,0 +1,160 @@
+"""The tables: names to platforms. The only module outside the tests that may reach the simulator.
+
+A simulated platform is never chosen silently: it takes its name, or a machine file given for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from confcom.errors import ConfigError, PlatformUnavailable
+from confcom.platforms.interface import Platform, ReportSource
+from confcom.simulator.declaration import EnclaveDeclaration
+from confcom.simulator.machine import SimulatedMachine
+from confcom.simulator.machine_file import MachineFile
+from confcom.simulator.report_scheme import report_scheme as scheme_named
+from confcom.simulator.world import SimulatedWorld
+
+PlatformName = Literal["auto", "intel", "simulated"]
+
+SGX_DEVICES = ("dev/sgx_enclave", "dev/sgx_provision")
+DCAP_LIBRARY = "libsgx_dcap_ql.so.1"
+LIBRARY_FOLDERS = (
+    "usr/lib/x86_64-linux-gnu",
+    "lib/x86_64-linux-gnu",
+    "usr/lib64",
+    "lib64",
+    "usr/lib",
+    "lib",
+    "usr/local/lib",
+    "opt/intel/sgxsdk/lib64",
+)
+
+_MACHINE_ADVICE = (
+    "A simulated platform needs the machine file that the enclaves use too: name it with --machine FILE, "
+    "or make one first."
+)
+_INTEL_ADVICE = (
+    "On a node with SGX, make its devices and Intel's libsgx-dcap-ql available to this process; "
+    "without SGX hardware, choose --platform simulated with --machine FILE."
+)
+
+
+class Choice(NamedTuple):
+    """A platform's name and why it is that one."""
+
+    name: Literal["intel", "simulated"]
+    reason: str
+
+
+def choose_platform(name: PlatformName, *, machine: Path | None = None) -> Choice:
+    """Settle `auto`; the reason is one clause for a log or an error."""
+    match name:
+        case "intel":
+            return Choice("intel", "it was asked for by name")
+        case "simulated":
+            return Choice("simulated", "it was asked for by name")
+        case "auto" if machine is not None:
+            return Choice("simulated", f"the machine file {machine} was given")
+        case "auto":
+            return Choice("intel", "no simulated machine was given")
+        case _:
+            raise ConfigError(f"unknown platform {name!r}", advice="Use auto, intel or simulated.")
+
+
+def open_platform(name: PlatformName, *, machine: Path | None = None, host: Path = Path("/")) -> Platform:
+    """The platform of that name; `PlatformUnavailable` says what is missing, `ConfigError` what contradicts itself."""
+    choice = choose_platform(name, machine=machine)
+    return PLATFORMS[choice.name](machine, host)
+
+
+def _open_intel(machine: Path | None, host: Path) -> Platform:
+    if machine is not None:
+        raise ConfigError("Intel's platform takes no machine file", advice="Leave out --machine, or choose simulated.")
+    missing = missing_for_intel(host)
+    if missing:
+        raise PlatformUnavailable(f"no SGX platform here: {', '.join(missing)} missing", advice=_INTEL_ADVICE)
+    raise PlatformUnavailable(
+        "everything that Intel's platform needs is here, but this version of confcom cannot load it",
+        advice="Use Intel's own quoting service on this node, or --platform simulated with --machine FILE.",
+    )
+
+
+def _open_simulated(machine: Path | None, host: Path) -> Platform:
+    del host
+    if machine is None:
+        raise ConfigError("a simulated platform needs a machine file", advice=_MACHINE_ADVICE)
+    return SimulatedWorld.load(machine).platform
+
+
+PLATFORMS: dict[str, Callable[[Path | None, Path], Platform]] = {
+    "intel": _open_intel,
+    "simulated": _open_simulated,
+}
+
+
+def missing_for_intel(host: Path = Path("/")) -> tuple[str, ...]:
+    """What Intel's platform needs and the host does not have: device nodes and the quote library."""
+    devices = (f"/{device}" for device in SGX_DEVICES if not (host / device).exists())
+    library = any((host / folder / DCAP_LIBRARY).exists() for folder in LIBRARY_FOLDERS)
+    return (*devices, *(() if library else (DCAP_LIBRARY,)))
+
+
+# --- the simulated world, for the demonstration, examples and the command line ----------------------------------------
+
+
+def simulated_world(seed: bytes, now: datetime, *, machines: int = 1) -> SimulatedWorld:
+    """A world in this process alone."""
+    return SimulatedWorld.from_seed(seed, now=now, machines=machines)
+
+
+def create_machine_file(path: Path, seed: bytes, now: datetime, *, report_scheme: str = "hardware") -> None:
+    """Write a new machine file, mode 0600; `report_scheme` may be `sdk-simulation` for enclaves of SGX_MODE=SIM."""
+    scheme_named(report_scheme)
+    SimulatedWorld.from_seed(seed, now=now, report_scheme=report_scheme).write_first(path)
+
+
+def open_machine(path: Path) -> SimulatedMachine:
+    """The machine of a machine file."""
+    return MachineFile.read(path).machine()
+
+
+def declare_enclave(
+    enclave: str, signer: str = "", *, isv_prod_id: int = 1, isv_svn: int = 1, debug: bool = False
+) -> EnclaveDeclaration:
+    """An enclave known by names; the same names have the same measurements everywhere."""
+    return EnclaveDeclaration.from_names(enclave, signer, isv_prod_id=isv_prod_id, isv_svn=isv_svn, debug=debug)
+
+
+def load_declaration(path: Path) -> EnclaveDeclaration:
+    """An enclave declared in a TOML or JSON file."""
+    return EnclaveDeclaration.load(path)
+
+
+def launch_enclave(path: Path, declaration: EnclaveDeclaration) -> ReportSource:
+    """Start an enclave on the machine of a machine file."""
+    return open_machine(path).launch(declaration)
+
+
+def export_simulated_collateral(
+    path: Path,
+    folder: Path,
+    now: datetime,
+    *,
+    tcb_status: str = "UpToDate",
+    advisory_ids: Sequence[str] = (),
+    revoke_pck: bool = False,
+) -> None:
+    """Write the collateral of a machine file's platform as of `now`, with `root_ca.pem`, into a folder.
+
+    The last three play a change of Intel's mind: a TCB status with its advisories, a revoked PCK certificate.
+    """
+    world = SimulatedWorld.load(path)
+    world.authority.renew(now)
+    world.authority.set_status(tcb_status, advisory_ids)
+    if revoke_pck:
+        world.authority.revoke_pck(world.machine)
+    world.export_collateral(folder)

@@ -1,0 +1,142 @@
+"""The machine file: what several processes share so that they stand on one simulated machine, as they would on one CPU.
+
+JSON with everything that a machine is made from, its seed included: whoever reads it can make reports of every enclave
+there, so it is written with mode 0600 and never logged.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Self
+
+import msgspec
+
+from confcom.errors import ConfigError, FormatError
+from confcom.simulator.keys import check_seed
+from confcom.simulator.machine import DEFAULT_TCB, MachineTcb, PckCa, SimulatedMachine
+from confcom.simulator.report_scheme import HARDWARE, REPORT_SCHEMES, report_scheme
+
+FORMAT = "confcom simulated machine"
+VERSION = 1
+MAX_MACHINE_FILE = 16 * 1024
+"""Bytes; a machine file has about 400."""
+
+_ADVICE = "Make a new machine file, and give the same one to every process of the simulated machine."
+_YEARS = range(2000, 2201)
+
+
+@dataclass(frozen=True, slots=True)
+class MachineFile:
+    """What the file says. `created` is when the machine's certificates begin."""
+
+    seed: bytes = field(repr=False)
+    created: datetime
+    index: int = 0
+    tcb: MachineTcb = DEFAULT_TCB
+    pck_ca: PckCa = PckCa.PLATFORM
+    report_scheme: str = HARDWARE.name
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Read the JSON; `FormatError` names the field, and never shows the seed."""
+        if len(data) > MAX_MACHINE_FILE:
+            raise _refusal("", f"is over {MAX_MACHINE_FILE} bytes")
+        try:
+            form = msgspec.json.decode(data, type=_Form)
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            raise _refusal("", str(error)) from None
+        if form.format != FORMAT or form.version != VERSION:
+            raise _refusal("format", f"is not {FORMAT!r} version {VERSION}")
+        if form.created.year not in _YEARS:
+            raise _refusal("created", f"must lie in the years {_YEARS[0]} to {_YEARS[-1]}")
+        if form.report_scheme not in REPORT_SCHEMES:
+            raise _refusal("report_scheme", f"is none of {', '.join(REPORT_SCHEMES)}")
+        if form.pck_ca not in tuple(PckCa):
+            raise _refusal("pck_ca", f"is none of {', '.join(PckCa)}")
+        return cls(
+            seed=_seed(form.seed),
+            created=form.created.astimezone(UTC),
+            index=form.machine,
+            tcb=MachineTcb(tuple(form.sgx_components), form.pce_svn),
+            pck_ca=PckCa(form.pck_ca),
+            report_scheme=form.report_scheme,
+        )
+
+    def __bytes__(self) -> bytes:
+        form = _Form(
+            format=FORMAT,
+            version=VERSION,
+            seed=self.seed.hex(),
+            machine=self.index,
+            created=self.created,
+            sgx_components=list(self.tcb.sgx_components),
+            pce_svn=self.tcb.pce_svn,
+            pck_ca=self.pck_ca.value,
+            report_scheme=self.report_scheme,
+        )
+        return msgspec.json.format(msgspec.json.encode(form), indent=2) + b"\n"
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a machine file; one that is not there or not readable is a `ConfigError`."""
+        try:
+            with path.open("rb") as file:
+                content = file.read(MAX_MACHINE_FILE + 1)
+        except OSError as error:
+            raise ConfigError(f"cannot read the machine file {path}: {error.strerror}", advice=_ADVICE) from error
+        return cls.parse(content)
+
+    def write(self, path: Path) -> None:
+        """Write the file, mode 0600, whole or not at all; an existing file is left alone with a `ConfigError`."""
+        try:
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.") as draft:
+                draft.write(bytes(self))
+                draft.flush()
+                os.link(draft.name, path)
+        except FileExistsError as error:
+            raise ConfigError(
+                f"{path} exists already", advice="Use it as it is, or remove it to make another machine."
+            ) from error
+        except OSError as error:
+            raise ConfigError(f"cannot write the machine file {path}: {error.strerror}") from error
+
+    def machine(self) -> SimulatedMachine:
+        """The machine, with the same secrets in every process."""
+        return SimulatedMachine(
+            self.seed,
+            self.index,
+            tcb=self.tcb,
+            report_scheme=report_scheme(self.report_scheme),
+            pck_ca=self.pck_ca,
+        )
+
+
+class _Form(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The JSON form."""
+
+    format: str
+    version: int
+    seed: str
+    machine: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
+    created: Annotated[datetime, msgspec.Meta(tz=True)]
+    sgx_components: list[int]
+    pce_svn: int
+    pck_ca: str
+    report_scheme: str
+
+
+def _seed(digits: str) -> bytes:
+    try:
+        seed = bytes.fromhex(digits)
+        check_seed(seed)
+    except (ValueError, ConfigError):
+        raise _refusal("seed", "has 16 to 64 bytes in hexadecimal") from None
+    return seed
+
+
+def _refusal(field: str, message: str) -> FormatError:
+    return FormatError(message, structure="MachineFile", field=field, advice=_ADVICE)

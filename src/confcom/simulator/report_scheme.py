@@ -1,0 +1,134 @@
+"""How a report's MAC is keyed: as on hardware, or as Intel's SDK does it in simulation mode.
+
+The SDK's simulation mode uses public constants, so that anyone can make such a report: a machine takes them only if it
+was started for them, and then takes no others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Protocol
+
+from confcom.errors import ConfigError
+from confcom.formats.record import U16, U32, Record, nested, raw
+from confcom.formats.sgx import Attributes, TargetInfo
+from confcom.simulator.keys import aes_cmac
+from confcom.simulator.processor import KeyName, Processor
+
+
+class ReportScheme(Protocol):
+    """Where CPUSVN, key id and key of a report come from."""
+
+    @property
+    def name(self) -> str:
+        """The word for it in machine files."""
+
+    def cpu_svn(self, machine_cpu_svn: bytes) -> bytes:
+        """CPUSVN that EREPORT writes on a machine with that raw CPUSVN."""
+
+    def key_id(self, processor: Processor) -> bytes:
+        """KEYID, 32 bytes, that EREPORT writes."""
+
+    def report_key(self, processor: Processor, target: TargetInfo, key_id: bytes, cpu_svn: bytes) -> bytes:
+        """The key, 16 bytes, of reports for `target`."""
+
+    def accepts_cpu_svn(self, found: bytes, machine_cpu_svn: bytes) -> bool:
+        """Whether a report with this CPUSVN can have been made on the machine as it is now."""
+
+
+class HardwareReportScheme:
+    """Reports as the CPU makes them: keys depend on the machine's fuses and its present CPUSVN."""
+
+    name = "hardware"
+
+    def cpu_svn(self, machine_cpu_svn: bytes) -> bytes:
+        """The machine's own."""
+        return machine_cpu_svn
+
+    def key_id(self, processor: Processor) -> bytes:
+        """The CPU's own."""
+        return processor.report_key_id
+
+    def report_key(self, processor: Processor, target: TargetInfo, key_id: bytes, cpu_svn: bytes) -> bytes:
+        """EGETKEY(REPORT)."""
+        return processor.report_key(target, key_id, cpu_svn)
+
+    def accepts_cpu_svn(self, found: bytes, machine_cpu_svn: bytes) -> bool:
+        """Only the present one: a microcode update changes the report key."""
+        return found == machine_cpu_svn
+
+
+SDK_BASE_REPORT_KEY = b"\xff\x00" * 8
+SDK_KEY_ID = SDK_BASE_REPORT_KEY + bytes(16)
+SDK_OWNER_EPOCH = b"THISISOWNEREPOCH"
+SDK_CPU_SVN_DEFAULT = bytes.fromhex("4820f3376ae6b2f2034d3b7a4b48a778")
+SDK_CPU_SVN_UPGRADED = bytes.fromhex("5339ae8c93ae8f3ce432db924d0f0733")
+SDK_CPU_SVN_DOWNGRADED = bytes.fromhex("64ea4f3fa0030c36383c322d4f3a8d4f")
+
+
+@dataclass(frozen=True, slots=True)
+class SdkReportKeyDerivation(Record):
+    """The derivation data of the SDK's simulated report key, 192 bytes; a C struct with its gaps, all zero."""
+
+    key_name: Annotated[int, U16]
+    gap1: Annotated[bytes, raw(6)]
+    attributes: Annotated[Attributes, nested]
+    misc_select: Annotated[int, U32]
+    owner_epoch: Annotated[bytes, raw(16)]
+    mr_enclave: Annotated[bytes, raw(32)]
+    cpu_svn: Annotated[bytes, raw(16)]
+    config_svn: Annotated[int, U16]
+    config_id: Annotated[bytes, raw(64)]
+    key_id: Annotated[bytes, raw(32)]
+    gap2: Annotated[bytes, raw(2)]
+
+
+class SdkSimulationReportScheme:
+    """Reports of enclaves built with Intel's SDK in simulation mode (SGX_MODE=SIM). They prove nothing."""
+
+    name = "sdk-simulation"
+
+    def cpu_svn(self, machine_cpu_svn: bytes) -> bytes:
+        """The SDK's default, whatever the machine."""
+        del machine_cpu_svn
+        return SDK_CPU_SVN_DEFAULT
+
+    def key_id(self, processor: Processor) -> bytes:
+        """The SDK's constant."""
+        del processor
+        return SDK_KEY_ID
+
+    def report_key(self, processor: Processor, target: TargetInfo, key_id: bytes, cpu_svn: bytes) -> bytes:
+        """The SDK's derivation, which no fuse enters."""
+        del processor
+        derivation = SdkReportKeyDerivation(
+            key_name=KeyName.REPORT,
+            gap1=bytes(6),
+            attributes=target.attributes,
+            misc_select=target.misc_select,
+            owner_epoch=SDK_OWNER_EPOCH,
+            mr_enclave=target.mr_enclave,
+            cpu_svn=cpu_svn,
+            config_svn=target.config_svn,
+            config_id=target.config_id,
+            key_id=key_id,
+            gap2=bytes(2),
+        )
+        return aes_cmac(SDK_BASE_REPORT_KEY, bytes(derivation))
+
+    def accepts_cpu_svn(self, found: bytes, machine_cpu_svn: bytes) -> bool:
+        """Any of the three that the SDK's simulation can be set to."""
+        del machine_cpu_svn
+        return found in {SDK_CPU_SVN_DEFAULT, SDK_CPU_SVN_UPGRADED, SDK_CPU_SVN_DOWNGRADED}
+
+
+HARDWARE: ReportScheme = HardwareReportScheme()
+REPORT_SCHEMES: dict[str, ReportScheme] = {scheme.name: scheme for scheme in (HARDWARE, SdkSimulationReportScheme())}
+
+
+def report_scheme(name: str) -> ReportScheme:
+    """The scheme of that name."""
+    scheme = REPORT_SCHEMES.get(name)
+    if scheme is None:
+        raise ConfigError(f"unknown report scheme {name!r}", advice=f"Known are {', '.join(REPORT_SCHEMES)}.")
+    return scheme

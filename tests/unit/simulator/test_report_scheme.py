@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import struct
+
+import pytest
+from cryptography.hazmat.primitives.ciphers.algorithms import AES128
+from cryptography.hazmat.primitives.cmac import CMAC
+
+from confcom.errors import ConfigError, ReportRejected
+from confcom.formats.sgx import AttributeFlags, Attributes, Report, TargetInfo
+from confcom.simulator.declaration import EnclaveDeclaration
+from confcom.simulator.machine import SimulatedMachine
+from confcom.simulator.report_scheme import SdkReportKeyDerivation, report_scheme
+
+DEFAULT_SVN = bytes.fromhex("4820f3376ae6b2f2034d3b7a4b48a778")
+KNOWN_SVNS = {
+    "default": DEFAULT_SVN,
+    "upgraded": bytes.fromhex("5339ae8c93ae8f3ce432db924d0f0733"),
+    "downgraded": bytes.fromhex("64ea4f3fa0030c36383c322d4f3a8d4f"),
+}
+BASE_KEY = bytes.fromhex("ff00" * 8)
+TARGET = EnclaveDeclaration(
+    mr_enclave=bytes(range(32)),
+    mr_signer=bytes(32),
+    attributes=Attributes(int(AttributeFlags.INIT | AttributeFlags.MODE64BIT | AttributeFlags.KSS), 7),
+    misc_select=1,
+    config_id=bytes(range(64)),
+    config_svn=0x0203,
+)
+
+
+def cmac(key, message):
+    mac = CMAC(AES128(key))
+    mac.update(message)
+    return mac.finalize()
+
+
+def sdk_report(declaration, cpu_svn, report_data):
+    """A report as Intel's SDK in simulation mode makes it, from the layout alone."""
+    derivation = bytearray(192)
+    struct.pack_into("<H", derivation, 0, 3)
+    struct.pack_into("<QQ", derivation, 8, TARGET.attributes.flags, TARGET.attributes.xfrm)
+    struct.pack_into("<I", derivation, 24, TARGET.misc_select)
+    derivation[28:44] = b"THISISOWNEREPOCH"
+    derivation[44:76] = TARGET.mr_enclave
+    derivation[76:92] = cpu_svn
+    struct.pack_into("<H", derivation, 92, TARGET.config_svn)
+    derivation[94:158] = TARGET.config_id
+    derivation[158:174] = BASE_KEY
+    body = bytes(declaration.report_body(cpu_svn, report_data))
+    return body + BASE_KEY + bytes(16) + cmac(cmac(BASE_KEY, bytes(derivation)), body)
+
+
+@pytest.fixture
+def sdk_machine(seed):
+    return SimulatedMachine(seed, report_scheme=report_scheme("sdk-simulation"))
+
+
+@pytest.mark.parametrize("cpu_svn", KNOWN_SVNS.values(), ids=KNOWN_SVNS)
+def test_a_machine_started_for_them_takes_reports_of_the_sdk(sdk_machine, declaration, cpu_svn):
+    target = sdk_machine.launch(TARGET)
+    target.verify_report(Report.parse(sdk_report(declaration, cpu_svn, b"D" * 64)))
+
+
+def test_its_own_reports_are_those_of_the_sdk_byte_for_byte(sdk_machine, declaration):
+    target = sdk_machine.launch(TARGET).target_info
+    report = sdk_machine.launch(declaration).create_report(target, b"D" * 64)
+    assert bytes(report) == sdk_report(declaration, DEFAULT_SVN, b"D" * 64)
+
+
+def test_a_machine_not_started_for_them_refuses_them(machine, declaration):
+    with pytest.raises(ReportRejected):
+        machine.launch(TARGET).verify_report(Report.parse(sdk_report(declaration, DEFAULT_SVN, b"D" * 64)))
+    # … not even when the report claims the machine's own CPUSVN.
+    with pytest.raises(ReportRejected):
+        machine.launch(TARGET).verify_report(Report.parse(sdk_report(declaration, machine.tcb.cpu_svn, b"D" * 64)))
+
+
+def test_a_machine_started_for_them_refuses_reports_of_hardware(sdk_machine, machine, declaration):
+    target = sdk_machine.launch(TARGET)
+    report = machine.launch(declaration).create_report(target.target_info, bytes(64))
+    with pytest.raises(ReportRejected):
+        target.verify_report(report)
+
+
+def test_another_cpu_svn_or_an_altered_body_is_refused(sdk_machine, declaration):
+    target = sdk_machine.launch(TARGET)
+    with pytest.raises(ReportRejected):
+        target.verify_report(Report.parse(sdk_report(declaration, bytes(16), bytes(64))))
+    altered = bytearray(sdk_report(declaration, DEFAULT_SVN, bytes(64)))
+    altered[64] ^= 1
+    with pytest.raises(ReportRejected):
+        target.verify_report(Report.parse(bytes(altered)))
+
+
+def test_the_derivation_has_the_offsets_of_the_sdks_struct():
+    assert SdkReportKeyDerivation.size() == 192
+    target = TargetInfo.of(TARGET.report_body(bytes(16), bytes(64)))
+    key = report_scheme("sdk-simulation").report_key(None, target, BASE_KEY + bytes(16), DEFAULT_SVN)
+    body = bytes(TARGET.report_body(DEFAULT_SVN, bytes(64)))
+    assert cmac(key, body) == sdk_report(TARGET, DEFAULT_SVN, bytes(64))[416:]
+
+
+def test_an_unknown_scheme_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError) as error:
+        report_scheme("none")
+    assert "hardware, sdk-simulation" in error.value.advice()
