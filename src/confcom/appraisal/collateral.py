@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import InitVar, dataclass, field, fields
 from datetime import datetime
 
 from cryptography import x509
 
 from confcom.appraisal.findings import Check
-from confcom.formats.enclave_identity import EnclaveIdentity
-from confcom.formats.tcb_info import TcbInfo
+from confcom.errors import CertificateError, RevokedError
+from confcom.formats.enclave_identity import EnclaveIdentity, SignedEnclaveIdentity
+from confcom.formats.tcb_info import SignedTcbInfo, TcbInfo
+from confcom.pki import ecdsa
+from confcom.pki.certificate import common_name
+from confcom.pki.chain import VerifiedChain, verify_chain
 from confcom.pki.crl import Crl
 from confcom.pki.roots import TrustRoot, TrustRoots
 from confcom.pki.validity import Window
 
 __all__ = ["Collateral", "VerifiedCollateral", "Window", "verify_collateral"]
 
+_SIGNER_REVOKED = "Fetch fresh collateral: what this certificate signed must not be used any more."
+_PROOF = object()
+
 
 @dataclass(frozen=True, slots=True)
 class Collateral:
-    """The parts as received: chains in PEM, CRLs in any of their encodings, signed JSON untouched."""
+    """The parts as received: chains in PEM, CRLs in any of their encodings, signed JSON untouched.
+
+    `source` says where they came from, for people. `pck_certificate_chain` is there when the source knows the
+    platform's own chain; a quote that carries its chain does not need it.
+    """
 
     tcb_info_issuer_chain: bytes
     tcb_info: bytes
@@ -32,13 +44,25 @@ class Collateral:
     pck_certificate_chain: bytes | None = None
 
     def digest(self) -> bytes:
-        """SHA-256 over the parts, each with its length; the source does not count."""
-        raise NotImplementedError
+        """SHA-256 (32 bytes) over the parts in order, each after its length as u64 big-endian; the source is left out.
+
+        An absent PCK chain has the length 2^64 - 1, so that it differs from an empty one.
+        """
+        digest = hashlib.sha256()
+        for item in fields(self):
+            if item.name != "source":
+                part: bytes | None = getattr(self, item.name)
+                digest.update(b"\xff" * 8 if part is None else len(part).to_bytes(8, "big") + part)
+        return digest.digest()
 
 
 @dataclass(frozen=True, slots=True)
 class VerifiedCollateral:
-    """Collateral whose every signature is good; only `verify_collateral` makes one. Ask `stale` about the time."""
+    """Collateral whose every signature is good; only `verify_collateral` makes one. Ask `stale` about the time.
+
+    `pck_ca` is the certificate of the CA that issued `pck_crl`; a PCK certificate can be looked up there only if
+    the same CA issued it.
+    """
 
     tcb_info: TcbInfo
     qe_identity: EnclaveIdentity
@@ -49,20 +73,20 @@ class VerifiedCollateral:
     windows: tuple[Window, ...]
     checks: tuple[Check, ...]
     source: str
+    earliest_issue: datetime = field(init=False)
+    earliest_expiration: datetime = field(init=False)
+    proof: InitVar[object] = None
+
+    def __post_init__(self, proof: object) -> None:
+        if proof is not _PROOF:
+            raise TypeError("a VerifiedCollateral is made by verify_collateral alone")
+        ends = (window.not_after for window in self.windows if window.not_after is not None)
+        object.__setattr__(self, "earliest_issue", min(window.not_before for window in self.windows))
+        object.__setattr__(self, "earliest_expiration", min(ends))
 
     def stale(self, now: datetime) -> tuple[Window, ...]:
         """The items that are expired or not yet valid at `now`; at exactly its end an item is still fresh."""
-        raise NotImplementedError
-
-    @property
-    def earliest_issue(self) -> datetime:
-        """The oldest beginning of all windows."""
-        raise NotImplementedError
-
-    @property
-    def earliest_expiration(self) -> datetime:
-        """The first end of all windows."""
-        raise NotImplementedError
+        return tuple(window for window in self.windows if not window.contains(now))
 
     @property
     def simulated(self) -> bool:
@@ -71,5 +95,126 @@ class VerifiedCollateral:
 
 
 def verify_collateral(collateral: Collateral, *, roots: TrustRoots) -> VerifiedCollateral:
-    """Verify every signature of the collateral, whatever the time."""
-    raise NotImplementedError
+    """Verify every signature of the collateral, whatever the time.
+
+    (1) the three issuer chains (PCK CRL, TCB info, QE identity) lead to trusted roots, and to one and the same;
+    (2) that root issued and signed the root CA CRL;
+    (3) neither the PCK CA nor a TCB signing certificate is on the root CA CRL;
+    (4) the CA of the PCK CRL's issuer chain issued and signed the PCK CRL;
+    (5) TCB Signing signed the exact bytes of the TCB info;
+    (6) TCB Signing signed the exact bytes of the QE identity;
+    (7) TCB info and QE identity have the content that they should.
+
+    Malformed parts are a `FormatError`, the others subclasses of `VerificationError` with the step.
+    """
+    return _Verification(collateral, roots).run()
+
+
+class _Verification:
+    """One run of the steps; every step that passes leaves a `Check`."""
+
+    def __init__(self, collateral: Collateral, roots: TrustRoots) -> None:
+        self.collateral = collateral
+        self.roots = roots
+        self.checks: list[Check] = []
+
+    def run(self) -> VerifiedCollateral:
+        pck_ca, tcb_signing, qe_signing = self._issuer_chains()
+        root = pck_ca.root
+        root_ca_crl = self._root_ca_crl(root)
+        self._not_revoked(root_ca_crl, pck_ca, tcb_signing, qe_signing)
+        pck_crl = self._pck_crl(pck_ca)
+        signed_tcb_info = SignedTcbInfo.parse(self.collateral.tcb_info)
+        self._signed(signed_tcb_info, tcb_signing, "tcb-info", "TCB info", _step(5))
+        signed_identity = SignedEnclaveIdentity.parse(self.collateral.qe_identity)
+        self._signed(signed_identity, qe_signing, "qe-identity", "QE identity", _step(6))
+        # (7)
+        tcb_info, qe_identity = signed_tcb_info.tcb_info(), signed_identity.enclave_identity()
+        windows = (
+            Window("TCB info", tcb_info.issue_date, tcb_info.next_update),
+            Window("QE identity", qe_identity.issue_date, qe_identity.next_update),
+            Window("PCK CRL", pck_crl.this_update, pck_crl.next_update),
+            Window("root CA CRL", root_ca_crl.this_update, root_ca_crl.next_update),
+            *tcb_signing.windows,
+            *qe_signing.windows,
+            *pck_ca.windows,
+        )
+        return VerifiedCollateral(
+            tcb_info=tcb_info,
+            qe_identity=qe_identity,
+            pck_crl=pck_crl,
+            pck_ca=pck_ca.leaf,
+            root_ca_crl=root_ca_crl,
+            root=root,
+            windows=tuple(dict.fromkeys(windows)),
+            checks=tuple(self.checks),
+            source=self.collateral.source,
+            proof=_PROOF,
+        )
+
+    def _issuer_chains(self) -> tuple[VerifiedChain, VerifiedChain, VerifiedChain]:
+        # (1)
+        step = _step(1)
+        received = self.collateral
+        pck_ca = verify_chain(received.pck_crl_issuer_chain, roots=self.roots, kind="ca", step=step)
+        tcb_signing = verify_chain(received.tcb_info_issuer_chain, roots=self.roots, kind="tcb-signing", step=step)
+        # Intel sends one chain for both documents.
+        qe_signing = tcb_signing
+        if received.qe_identity_issuer_chain != received.tcb_info_issuer_chain:
+            qe_signing = verify_chain(
+                received.qe_identity_issuer_chain, roots=self.roots, kind="tcb-signing", step=step
+            )
+        for chain in (tcb_signing, qe_signing):
+            if chain.root.public_key != pck_ca.root.public_key:
+                raise CertificateError(
+                    "the parts of the collateral lead to different roots",
+                    step=step,
+                    expected=pck_ca.root.name,
+                    found=chain.root.name,
+                )
+        self._passed("collateral-issuer-chains", "issuer chains to one trusted root", pck_ca.root.name)
+        return pck_ca, tcb_signing, qe_signing
+
+    def _root_ca_crl(self, root: TrustRoot) -> Crl:
+        # (2)
+        crl = Crl.parse(self.collateral.root_ca_crl, structure="root CA CRL")
+        crl.verify_signature(root.certificate, step=_step(2), what="the root CA CRL")
+        self._passed("collateral-root-ca-crl", f"root CA CRL signed by {root.name}", f"number {crl.number}")
+        return crl
+
+    def _not_revoked(self, root_ca_crl: Crl, *chains: VerifiedChain) -> None:
+        # (3) A root in its own CRL changes nothing, as with Intel's library: a trust anchor is not part of the
+        # path whose certificates are checked for revocation (RFC 5280 §6.1); who distrusts it takes it off the roots.
+        for chain in chains:
+            certificate = chain.leaf
+            if root_ca_crl.revoked(certificate.serial_number):
+                raise RevokedError(
+                    f"the root CA revoked {common_name(certificate)}",
+                    step=_step(3),
+                    expected=f"serial {certificate.serial_number:x} not on the root CA CRL",
+                    found=f"on the root CA CRL, number {root_ca_crl.number}",
+                    advice=_SIGNER_REVOKED if chain.kind == "tcb-signing" else None,
+                )
+        self._passed("collateral-issuers-not-revoked", "no issuer on the root CA CRL", "none")
+
+    def _pck_crl(self, pck_ca: VerifiedChain) -> Crl:
+        # (4)
+        crl = Crl.parse(self.collateral.pck_crl, structure="PCK CRL")
+        crl.verify_signature(pck_ca.leaf, step=_step(4), what="the PCK CRL")
+        self._passed("collateral-pck-crl", f"PCK CRL signed by {common_name(pck_ca.leaf)}", f"number {crl.number}")
+        return crl
+
+    def _signed(
+        self, document: SignedTcbInfo | SignedEnclaveIdentity, signer: VerifiedChain, name: str, what: str, step: str
+    ) -> None:
+        # (5), (6)
+        ecdsa.verify(signer.public_key, document.signature, document.body, step=step, what=f"the {what}")
+        by = common_name(signer.leaf)
+        self._passed(f"collateral-{name}-signature", f"{what} signed by {by}", f"signed by {by}")
+
+    def _passed(self, check: str, expected: str, found: str) -> None:
+        self.checks.append(Check(check, ok=True, expected=expected, found=found))
+
+
+def _step(number: int) -> str:
+    return f"collateral ({number})"

@@ -1,27 +1,225 @@
-"""Collateral in files: a folder with one file per part, or one `collateral.json`."""
+"""Collateral in files: a folder with one file per part, or one `collateral.json` in dcap-qvl's form (dcap.md §3.4).
+
+A folder never adds trust: a root certificate in it is ignored. What is read here is checked for its form, so that an
+error can name the file; whether it is genuine is for `verify_collateral` to say.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
+import msgspec
+
 from confcom.appraisal.collateral import Collateral
+from confcom.errors import CollateralNotFound, FormatError
+from confcom.formats.enclave_identity import SignedEnclaveIdentity
+from confcom.formats.signed_json import MAX_SIGNED_JSON
+from confcom.formats.tcb_info import SignedTcbInfo
+from confcom.pki.crl import MAX_CRL, Crl
+from confcom.pki.pem import MAX_PEM, parse_certificates
+
+BUNDLE_JSON = "collateral.json"
+
+MAX_BUNDLE_JSON = 40 << 20
+"""Bytes. Both CRLs at their limit in hexadecimal, and room for the rest."""
+
+# Part → (names that its file may have, largest size in bytes). The content, not the name, says how a CRL is encoded.
+_CHAIN = MAX_PEM
+_FILES: dict[str, tuple[tuple[str, ...], int]] = {
+    "tcb_info_issuer_chain": (("tcb_info_issuer_chain.pem",), _CHAIN),
+    "tcb_info": (("tcb_info.json",), MAX_SIGNED_JSON),
+    "qe_identity_issuer_chain": (("qe_identity_issuer_chain.pem",), _CHAIN),
+    "qe_identity": (("qe_identity.json",), MAX_SIGNED_JSON),
+    "root_ca_crl": (("root_ca_crl.der", "root_ca_crl.pem", "root_ca_crl.hex", "root_ca_crl.crl"), MAX_CRL),
+    "pck_crl": (("pck_crl.der", "pck_crl.pem", "pck_crl.hex", "pck_crl.crl"), MAX_CRL),
+    "pck_crl_issuer_chain": (("pck_crl_issuer_chain.pem",), _CHAIN),
+    "pck_certificate_chain": (("pck_chain.pem",), _CHAIN),
+}
+_OPTIONAL = frozenset({"pck_certificate_chain"})
+
+_FETCH_ADVICE = "Export the collateral again (`confcom collateral export`), or fetch it (`confcom collateral fetch`)."
 
 
 def load_bundle(path: Path) -> Collateral:
-    """Read a folder, or a JSON file in dcap-qvl's form."""
-    raise NotImplementedError
+    """Read a folder with one file per part, a folder with a `collateral.json`, or such a file.
+
+    What is not there is `CollateralNotFound`; what is too large or not of its form is a `FormatError` that names the
+    file.
+    """
+    if not path.is_dir():
+        return _load_json(path)
+    if not any((path / name).is_file() for name in _FILES["tcb_info"][0]) and (path / BUNDLE_JSON).is_file():
+        return _load_json(path / BUNDLE_JSON)
+    parts = {part: _read_part(path, part) for part in _FILES}
+    return Collateral(**parts, source=str(path))  # type: ignore[arg-type]
 
 
 def save_bundle(collateral: Collateral, folder: Path) -> None:
-    """Write one file per part into the folder."""
-    raise NotImplementedError
+    """Write one file per part into the folder, which is made if need be; parts of an earlier bundle are replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, (names, _) in _FILES.items():
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+        data: bytes | None = getattr(collateral, part)
+        if data is not None:
+            (folder / _name_for(data, names)).write_bytes(data)
 
 
 def to_json(collateral: Collateral) -> bytes:
-    """The collateral in dcap-qvl's form."""
-    raise NotImplementedError
+    """The collateral in dcap-qvl's form: CRLs as hexadecimal DER, signed JSON as text with its signature beside it."""
+    tcb_info = SignedTcbInfo.parse(collateral.tcb_info)
+    qe_identity = SignedEnclaveIdentity.parse(collateral.qe_identity)
+    chain = collateral.pck_certificate_chain
+    return msgspec.json.encode(
+        _BundleJson(
+            pck_crl_issuer_chain=_text(collateral.pck_crl_issuer_chain, "pck_crl_issuer_chain"),
+            root_ca_crl=bytes(Crl.parse(collateral.root_ca_crl, structure="root CA CRL")).hex(),
+            pck_crl=bytes(Crl.parse(collateral.pck_crl, structure="PCK CRL")).hex(),
+            tcb_info_issuer_chain=_text(collateral.tcb_info_issuer_chain, "tcb_info_issuer_chain"),
+            tcb_info=_text(tcb_info.body, "tcb_info"),
+            tcb_info_signature=tcb_info.signature.hex(),
+            qe_identity_issuer_chain=_text(collateral.qe_identity_issuer_chain, "qe_identity_issuer_chain"),
+            qe_identity=_text(qe_identity.body, "qe_identity"),
+            qe_identity_signature=qe_identity.signature.hex(),
+            pck_certificate_chain=msgspec.UNSET if chain is None else _text(chain, "pck_certificate_chain"),
+        )
+    )
 
 
 def from_json(data: bytes, *, source: str) -> Collateral:
-    """Collateral from dcap-qvl's form."""
-    raise NotImplementedError
+    """Collateral from dcap-qvl's form; anything else is a `FormatError` that names the field."""
+    found = _decode(data, source)
+    tcb_info = SignedTcbInfo(
+        found.tcb_info.encode(), _signature(found.tcb_info_signature, "tcb_info_signature", source)
+    )
+    qe_identity = SignedEnclaveIdentity(
+        found.qe_identity.encode(), _signature(found.qe_identity_signature, "qe_identity_signature", source)
+    )
+    chain = found.pck_certificate_chain
+    collateral = Collateral(
+        tcb_info_issuer_chain=found.tcb_info_issuer_chain.encode(),
+        tcb_info=bytes(tcb_info),
+        qe_identity_issuer_chain=found.qe_identity_issuer_chain.encode(),
+        qe_identity=bytes(qe_identity),
+        root_ca_crl=found.root_ca_crl.encode(),
+        pck_crl=found.pck_crl.encode(),
+        pck_crl_issuer_chain=found.pck_crl_issuer_chain.encode(),
+        source=source,
+        pck_certificate_chain=chain.encode() if isinstance(chain, str) else None,
+    )
+    for item in fields(collateral):
+        if item.name != "source":
+            _check_form(getattr(collateral, item.name), item.name, source, item.name)
+    return collateral
+
+
+class _BundleJson(msgspec.Struct):
+    """dcap-qvl's `QuoteCollateralV3`."""
+
+    pck_crl_issuer_chain: str
+    root_ca_crl: str
+    pck_crl: str
+    tcb_info_issuer_chain: str
+    tcb_info: str
+    tcb_info_signature: str
+    qe_identity_issuer_chain: str
+    qe_identity: str
+    qe_identity_signature: str
+    pck_certificate_chain: str | msgspec.UnsetType | None = msgspec.UNSET
+
+
+def _decode(data: bytes, source: str) -> _BundleJson:
+    if len(data) > MAX_BUNDLE_JSON:
+        raise FormatError(f"{len(data)} bytes are over the limit {MAX_BUNDLE_JSON}", structure=source, field="")
+    try:
+        return msgspec.json.decode(data, type=_BundleJson)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise FormatError(f"not a collateral bundle: {error}", structure=source, field="") from error
+
+
+def _signature(text: str, field: str, source: str) -> bytes:
+    try:
+        signature = bytes.fromhex(text)
+    except ValueError:
+        signature = b""
+    if len(signature) != 64 or len(text) != 128:
+        raise FormatError("is not 128 hexadecimal digits", structure=source, field=field)
+    return signature
+
+
+def _text(data: bytes, field: str) -> str:
+    try:
+        return data.rstrip(b"\0").decode()
+    except UnicodeDecodeError as error:
+        raise FormatError(f"is not UTF-8 text: {error}", structure="Collateral", field=field) from error
+
+
+def _load_json(path: Path) -> Collateral:
+    data = _read(path, MAX_BUNDLE_JSON)
+    if data is None:
+        raise CollateralNotFound(
+            f"there is no collateral at {path}",
+            advice=f"Name a folder of collateral files, or a {BUNDLE_JSON}. {_FETCH_ADVICE}",
+        )
+    return from_json(data, source=str(path))
+
+
+def _read_part(folder: Path, part: str) -> bytes | None:
+    names, limit = _FILES[part]
+    for name in names:
+        data = _read(folder / name, limit)
+        if data is not None:
+            _check_form(data, part, str(folder / name), "")
+            return data
+    if part in _OPTIONAL:
+        return None
+    raise CollateralNotFound(f"{folder / names[0]} is missing from the collateral bundle", advice=_FETCH_ADVICE)
+
+
+def _read(path: Path, limit: int) -> bytes | None:
+    """The file's content, None when there is no such file; never more than the limit is read."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CollateralNotFound(f"{path} cannot be read: {error.strerror}") from error
+    if len(data) > limit:
+        raise FormatError(f"larger than {limit} bytes", structure=str(path), field="")
+    return data
+
+
+def _check_form(data: bytes | None, part: str, structure: str, field: str) -> None:
+    if data is None:
+        return
+    try:
+        _PARSERS[part](data)
+    except FormatError as error:
+        raise FormatError(error.message, structure=structure, field=field, advice=error.advice()) from error
+
+
+def _chain_form(data: bytes) -> object:
+    return parse_certificates(data, structure="chain")
+
+
+_PARSERS: dict[str, Callable[[bytes], object]] = {
+    "tcb_info_issuer_chain": _chain_form,
+    "tcb_info": SignedTcbInfo.parse,
+    "qe_identity_issuer_chain": _chain_form,
+    "qe_identity": SignedEnclaveIdentity.parse,
+    "root_ca_crl": Crl.parse,
+    "pck_crl": Crl.parse,
+    "pck_crl_issuer_chain": _chain_form,
+    "pck_certificate_chain": _chain_form,
+}
+
+
+def _name_for(data: bytes, names: tuple[str, ...]) -> str:
+    if len(names) == 1:
+        return names[0]
+    if data.startswith(b"-----BEGIN"):
+        return names[1]
+    return names[0] if data.startswith(b"0") else names[2]
