@@ -1,4 +1,4 @@
-"""Real quotes, their mutations, and simulated ones: every verdict and TCB status of the index, exactly (promise M12)."""
+"""Real quotes, their mutations, simulated ones: every verdict and TCB status of the index (promise M12)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,209 @@
+"""`confcom verify` as a person and a script meet it: exit codes, one clear message, JSON, no traceback ever."""
+
+from __future__ import annotations
+
+import base64
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from confcom.cli.root import run
+from confcom.simulator.declaration import EnclaveDeclaration
+from confcom.simulator.world import SimulatedWorld
+
+NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
+AT = "2026-06-01T12:00:00Z"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A quote, its collateral and its root."""
+    world = SimulatedWorld.from_seed(b"cli", now=NOW)
+    world.export_collateral(tmp_path / "collateral")
+    declaration = EnclaveDeclaration.from_names("app", "vendor", isv_prod_id=3, isv_svn=2)
+    report = world.machine.launch(declaration).create_report(world.platform.init_quote().target_info, bytes(64))
+    (tmp_path / "quote.bin").write_bytes(world.platform.quote(report).quote)
+    return tmp_path
+
+
+class Outcome:
+    """What one command line did."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> dict:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def verify(folder: Path, capsys: pytest.CaptureFixture[str]):
+    def call(*words: object, evidence: object = None, collateral: object = None, root: bool = True) -> Outcome:
+        arguments = ["verify", str(evidence or folder / "quote.bin")]
+        if collateral != "none":
+            arguments += ["--collateral", str(collateral or folder / "collateral")]
+        if root:
+            arguments += ["--trust-root", str(folder / "collateral" / "root_ca.pem")]
+        if "--at" not in words:
+            arguments += ["--at", AT]
+        code = run([*arguments, *map(str, words)])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return Outcome(code, out, err)
+
+    return call
+
+
+def test_a_genuine_quote_is_accepted(verify) -> None:
+    outcome = verify()
+    assert outcome.code == 0
+    assert "ACCEPTED" in outcome.out
+    assert "SIMULATED" in outcome.out
+
+
+def test_json_says_the_same(verify) -> None:
+    outcome = verify("--json")
+    assert outcome.code == 0
+    assert outcome.json["verdict"] == "accepted"
+    assert outcome.json["simulated"] is True
+
+
+@pytest.mark.parametrize("encode", [bytes.hex, lambda data: base64.b64encode(data).decode()])
+def test_text_encodings_are_recognised(verify, folder: Path, encode) -> None:
+    text = folder / "quote.txt"
+    text.write_text(encode((folder / "quote.bin").read_bytes()) + "\n")
+    assert verify("--json", evidence=text).json["verdict"] == "accepted"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "verdict"),
+    [
+        ((), 0, "accepted"),
+        (("--isv-prod-id", 3, "--min-isv-svn", 2, "--report-data", "00" * 32), 0, "accepted"),
+        (("--isv-prod-id", 4), 5, "refused"),
+        (("--min-isv-svn", 3), 5, "refused"),
+        (("--mr-signer", "ab" * 32), 5, "refused"),
+        (("--mr-enclave", "ab" * 32), 5, "refused"),
+        (("--report-data", "01"), 5, "refused"),
+        (("--accept-tcb", "OutOfDate"), 5, "refused"),
+        (("--at", "2026-12-01T00:00:00Z"), 6, "undecided"),
+        (("--at", "2020-01-01T00:00:00Z"), 6, "undecided"),
+        (("--at", "yesterday"), 2, "invalid"),
+        (("--at", "2026-06-01T12:00:00"), 2, "invalid"),
+        (("--accept-tcb", "Revoked"), 2, "invalid"),
+        (("--accept-tcb", "Fine"), 2, "invalid"),
+        (("--mr-signer", "xyz"), 2, "invalid"),
+        (("--held-data", "/nonexistent"), 2, "invalid"),
+    ],
+)
+def test_every_expectation_has_its_exit_code(verify, words, code: int, verdict: str) -> None:
+    outcome = verify("--json", *words)
+    assert (outcome.code, outcome.json["verdict"]) == (code, verdict)
+    if code:
+        assert outcome.json["error"]["message"]
+        assert outcome.json["error"]["advice"]
+    plain = verify(*words)
+    assert plain.code == code
+
+
+def test_a_simulated_root_is_not_trusted_unless_named(verify) -> None:
+    outcome = verify("--json", root=False)
+    assert (outcome.code, outcome.json["verdict"]) == (4, "invalid")
+    assert outcome.json["error"]["code"] == "root-untrusted"
+    assert "--trust-root" in outcome.json["error"]["advice"]
+
+
+def test_no_collateral_names_the_option(verify) -> None:
+    outcome = verify(collateral="none")
+    assert outcome.code == 6
+    assert "--collateral" in outcome.out
+
+
+def test_a_missing_piece_of_collateral_is_named(verify, folder: Path) -> None:
+    (folder / "collateral" / "tcb_info.json").unlink()
+    outcome = verify()
+    assert outcome.code == 6
+    assert "tcb_info.json" in outcome.out
+
+
+def test_collateral_of_another_fmspc_says_both(verify, folder: Path, tmp_path: Path) -> None:
+    world = SimulatedWorld.from_seed(b"cli", now=NOW)
+    world.authority.add_tcb_info(bytes.fromhex("00aabbccddee"))
+    from confcom.collateral.bundle import save_bundle
+
+    other = tmp_path / "other"
+    save_bundle(world.authority.collateral(bytes.fromhex("00aabbccddee"), world.machine.pck_ca), other)
+    outcome = verify(collateral=other)
+    assert outcome.code == 4
+    assert "00aabbccddee" in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "empty"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(500), "JPEG"),
+        (b"\x03\x00\x02\x00" + bytes(20), "byte"),
+        (b"-----BEGIN CERTIFICATE-----\n", "PEM"),
+        (b"\x1b[31mred\x1b[0m" * 20, "Quote"),
+    ],
+)
+def test_what_is_no_evidence_gets_one_clear_message(verify, folder: Path, content: bytes, says: str) -> None:
+    file = folder / "strange"
+    file.write_bytes(content)
+    outcome = verify(evidence=file)
+    assert outcome.code == 3
+    assert says in outcome.out
+    assert "\x1b[31m" not in outcome.out
+    assert verify("--json", evidence=file).code == 3
+
+
+def test_a_truncated_quote_says_where_it_ends(verify, folder: Path) -> None:
+    quote = folder / "quote.bin"
+    quote.write_bytes(quote.read_bytes()[:1000])
+    outcome = verify()
+    assert outcome.code == 3
+    assert "signature_data" in outcome.out
+
+
+def test_a_missing_evidence_file_is_a_usage_error(verify, folder: Path) -> None:
+    outcome = verify(evidence=folder / "nowhere.bin")
+    assert outcome.code == 2
+    assert "nowhere.bin" in outcome.err
+
+
+def test_a_policy_file_is_applied(verify, folder: Path) -> None:
+    policy = folder / "policy.toml"
+    policy.write_text('isv_prod_id = 9\naccept_tcb = ["UpToDate"]\n')
+    assert verify("--policy", policy).code == 5
+    assert verify("--policy", policy, "--isv-prod-id", 3).code == 0
+    policy.write_text("nonsense = 1\n")
+    assert verify("--policy", policy).code == 2
+
+
+def test_held_data_is_compared_by_its_hash(verify, folder: Path) -> None:
+    held = folder / "key.pem"
+    held.write_bytes(b"a key")
+    assert verify("--held-data", held).code == 5
+
+
+@pytest.mark.vectors
+@pytest.mark.promise("M12")
+def test_a_folder_of_the_vectors_and_its_collateral_json_work_as_they_are(vectors: Path, capsys) -> None:
+    folder = vectors / "real" / "sgx3-00606A000000-teepot-3bfe5ad8-20230512"
+    at = datetime.fromtimestamp(1683923096, UTC)
+    for collateral in (folder, folder / "collateral.json"):
+        words = ["verify", str(folder / "quote.bin"), "--collateral", str(collateral), "--at", at.isoformat(), "--json"]
+        assert run(words) == 5
+        found = json.loads(capsys.readouterr().out)
+        assert (found["verdict"], found["tcb_status"], found["simulated"]) == ("refused", "SWHardeningNeeded", False)
+        assert found["identity"]["debug"] is True
+        assert run([*words, "--allow-debug", "--accept-tcb", "SWHardeningNeeded"]) == 0
+        capsys.readouterr()
+        later = (at + timedelta(days=400)).isoformat()
+        words[words.index(at.isoformat())] = later
+        assert run(words) == 6
+        assert json.loads(capsys.readouterr().out)["tcb_status"] == "SWHardeningNeeded"

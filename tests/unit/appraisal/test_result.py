@@ -1,0 +1,98 @@
+"""The JSON result: its shape is a promise to machines."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from hashlib import sha256
+
+import pytest
+
+from confcom.appraisal.policy import safe_defaults
+from confcom.appraisal.quote import STEPS
+from confcom.appraisal.result import CUSTOM_CLAIMS_STEP, judge
+from confcom.appraisal.verdict import Verdict
+from confcom.formats.open_enclave import FORMAT_SGX_ECDSA, OeCustomClaims
+
+KEYS = [
+    "verdict",
+    "error",
+    "simulated",
+    "tee",
+    "quote_version",
+    "tcb_status",
+    "tcb_date",
+    "advisory_ids",
+    "tcb_evaluation_data_number",
+    "fmspc",
+    "identity",
+    "report_data",
+    "collateral",
+    "checks",
+]
+
+POLICY = safe_defaults(accept_simulated=True)
+
+
+@pytest.fixture
+def result(world, verifier, now):
+    def run(evidence: bytes, *, days: int = 0):
+        return judge(evidence, world.publish(), verifier=verifier, policy=POLICY, now=now + timedelta(days=days))
+
+    return run
+
+
+def test_an_accepted_quote_tells_everything(result, make_quote, world) -> None:
+    found = result(make_quote(bytes(range(64)))).as_dict()
+    assert list(found) == KEYS
+    assert json.loads(json.dumps(found)) == found
+    assert (found["verdict"], found["error"], found["simulated"]) == ("accepted", None, True)
+    assert (found["tee"], found["quote_version"], found["tcb_status"]) == ("sgx", 3, "UpToDate")
+    assert found["fmspc"] == world.machine.fmspc.hex()
+    assert found["report_data"] == bytes(range(64)).hex()
+    assert found["identity"]["debug"] is False
+    assert all(check["ok"] for check in found["checks"])
+    assert {"pck-chain", "quote-signature", "tcb-status", "collateral-fresh"} <= {c["id"] for c in found["checks"]}
+
+
+def test_nothing_unproven_is_shown_of_a_forgery(result, make_quote) -> None:
+    quote = bytearray(make_quote())
+    quote[48 + 320] ^= 1
+    found = result(bytes(quote)).as_dict()
+    assert list(found) == KEYS
+    assert found["verdict"] == "invalid"
+    assert found["error"]["code"] == "signature-invalid"
+    assert found["identity"] is None
+    assert found["tcb_status"] is None
+    assert found["report_data"] is None
+    assert [check["id"] for check in found["checks"] if not check["ok"]] == ["quote-signature"]
+    assert [check["id"] for check in found["checks"]] == list(STEPS)
+
+
+def test_stale_collateral_is_undecided_with_the_status_it_would_have(result, make_quote) -> None:
+    found = result(make_quote(), days=90).as_dict()
+    assert found["verdict"] == "undecided"
+    assert found["error"]["code"] == "collateral-stale"
+    assert found["tcb_status"] == "UpToDate"
+
+
+@pytest.mark.parametrize("junk", [b"", b"\xff\xd8\xff\xe0 JFIF", b"\x03\x00\x02\x00" + bytes(100), b"hello world"])
+def test_what_is_no_evidence_is_invalid_with_a_position(result, junk: bytes) -> None:
+    found = result(junk)
+    assert found.verdict is Verdict.INVALID
+    assert found.as_dict()["error"]["code"] == "malformed-input"
+    assert found.as_dict()["error"]["structure"]
+
+
+def oe_evidence(quote: bytes, claims: bytes) -> bytes:
+    data = quote + claims
+    return (3).to_bytes(4, "little") + FORMAT_SGX_ECDSA.bytes + bytes(4) + len(data).to_bytes(8, "little") + data
+
+
+def test_custom_claims_of_open_enclave_evidence_are_bound_to_the_quote(result, make_quote) -> None:
+    claims = bytes(OeCustomClaims((("Event", b"Attestation sample\0"),)))
+    quote = make_quote(sha256(claims).digest() + bytes(32))
+    assert result(oe_evidence(quote, claims)).verdict is Verdict.ACCEPTED
+    other = result(oe_evidence(quote, claims.replace(b"sample", b"simple")))
+    assert other.verdict is Verdict.INVALID
+    assert other.checks[-1].id == CUSTOM_CLAIMS_STEP
