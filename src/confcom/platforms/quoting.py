@@ -1,0 +1,172 @@
+"""How this process gets quotes: QE and PCE in itself (in-proc), in the quote helper (out-of-proc), or through Gramine.
+
+`choose_mode` reads the same signs as Intel's libraries, Open Enclave and Gramine, and gives its reason in one line.
+`ProcessMode` holds the decision: a process has one mode, never both. `open_quote_source` then gives a `QuoteSource`,
+which is the same call in every mode.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal, Protocol
+
+from confcom.errors import ConfigError
+from confcom.platforms.aesm_client import DEFAULT_SOCKET, AesmPlatform
+from confcom.platforms.enclave_quotes import EnclaveQuoteSource
+from confcom.platforms.gramine import GramineQuoteSource, attestation_type
+from confcom.platforms.interface import Platform, QuoteResult, ReportSource
+
+RequestedMode = Literal["auto", "in-proc", "out-of-proc"]
+
+AESM_VARIABLE = "SGX_AESM_ADDR"
+"""Present, whatever its value and even when it is empty: out-of-proc. It is a switch and no address."""
+
+
+class QuoteMode(StrEnum):
+    """Where QE and PCE are. Under Gramine they are outside too, but Gramine does the asking."""
+
+    IN_PROC = "in-proc"
+    OUT_OF_PROC = "out-of-proc"
+    GRAMINE = "gramine"
+
+
+@dataclass(frozen=True, slots=True)
+class ModeDecision:
+    """A mode and why it is that one; `str` is the line to print at the start of a program."""
+
+    mode: QuoteMode
+    reason: str
+
+    def __str__(self) -> str:
+        return f"quotes {_WHENCE[self.mode]}, because {self.reason}"
+
+    def fulfils(self, requested: RequestedMode) -> bool:
+        """Whether somebody who asked for that mode gets what was meant."""
+        match requested:
+            case "auto":
+                return True
+            case "in-proc":
+                return self.mode is QuoteMode.IN_PROC
+            case "out-of-proc":
+                return self.mode is not QuoteMode.IN_PROC
+
+
+_WHENCE = {
+    QuoteMode.IN_PROC: "in-proc (QE and PCE inside this process)",
+    QuoteMode.OUT_OF_PROC: "out-of-proc (QE and PCE in the quote helper)",
+    QuoteMode.GRAMINE: "through Gramine (out-of-proc, /dev/attestation)",
+}
+
+
+def choose_mode(requested: RequestedMode, environ: Mapping[str, str], host: Path = Path("/")) -> ModeDecision:
+    """Decide from the request, the environment and the host's `/dev/attestation`; contradictions are `ConfigError`s.
+
+    The order is the one of attestation-service.md §5: Gramine where it attests, else the presence of SGX_AESM_ADDR.
+    An explicit out-of-proc needs no variable; an explicit in-proc beside it is a contradiction, because Intel's
+    libraries in this process would follow the variable.
+    """
+    gramine = attestation_type(host)
+    if gramine == "dcap":
+        return _under_gramine(requested)
+    if AESM_VARIABLE in environ:
+        return _with_variable(requested, environ[AESM_VARIABLE])
+    if requested == "out-of-proc":
+        return ModeDecision(QuoteMode.OUT_OF_PROC, "it was asked for")
+    asked = "it was asked for" if requested == "in-proc" else f"{AESM_VARIABLE} is not set"
+    without = "" if gramine is None else f" and Gramine's attestation type is {gramine!r}"
+    return ModeDecision(QuoteMode.IN_PROC, asked + without)
+
+
+def _under_gramine(requested: RequestedMode) -> ModeDecision:
+    if requested == "in-proc":
+        raise ConfigError(
+            "in-proc was asked for, but this process runs under Gramine, whose quotes always come from outside",
+            advice="Leave the mode to auto: Gramine asks the quote helper by itself.",
+        )
+    return ModeDecision(QuoteMode.GRAMINE, "Gramine's attestation type is 'dcap'")
+
+
+def _with_variable(requested: RequestedMode, value: str) -> ModeDecision:
+    if requested == "in-proc":
+        raise ConfigError(
+            f"in-proc was asked for, but {AESM_VARIABLE} is set, which means out-of-proc whatever its value is",
+            advice=f"Remove {AESM_VARIABLE} from the environment (an empty value counts as set), or ask for "
+            "out-of-proc or auto.",
+        )
+    shown = "to the empty string; any value counts" if not value else "in the environment"
+    return ModeDecision(QuoteMode.OUT_OF_PROC, f"{AESM_VARIABLE} is set {shown}")
+
+
+class ProcessMode:
+    """The one decision of a process. Programs take theirs from `process_mode()`; a fresh one is for tests."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._decision: ModeDecision | None = None
+
+    @property
+    def decision(self) -> ModeDecision | None:
+        """What was decided; None before the first `decide`."""
+        return self._decision
+
+    def decide(self, requested: RequestedMode, environ: Mapping[str, str], host: Path = Path("/")) -> ModeDecision:
+        """Decide, once: later calls get the first decision, whatever the environment is by then.
+
+        Asking explicitly for the other mode is a `ConfigError`.
+        """
+        with self._lock:
+            if self._decision is None:
+                self._decision = choose_mode(requested, environ, host)
+            if not self._decision.fulfils(requested):
+                raise ConfigError(
+                    f"{requested} was asked for, but this process has decided already: {self._decision}",
+                    advice="A process has one mode, decided once and never both: start another process for the other.",
+                )
+            return self._decision
+
+
+_PROCESS_MODE = ProcessMode()
+
+
+def process_mode() -> ProcessMode:
+    """The decision of this process."""
+    return _PROCESS_MODE
+
+
+class QuoteSource(Protocol):
+    """Gives quotes of one enclave. Calls block and may be made from any thread."""
+
+    def quote(self, report_data: bytes, *, nonce: bytes | None = None) -> QuoteResult:
+        """A quote over exactly 64 bytes of report data, without padding.
+
+        With a nonce (16 bytes) the QE reports on the quote, for the enclave itself; whoever asks is sure then that
+        the quote is the QE's and was not exchanged on its way. Failures are `PlatformError`s.
+        """
+
+
+def open_quote_source(
+    decision: ModeDecision,
+    *,
+    enclave: Callable[[], ReportSource],
+    in_proc: Callable[[], Platform],
+    socket: Path = DEFAULT_SOCKET,
+    simulated: bool = False,
+    host: Path = Path("/"),
+) -> QuoteSource:
+    """The source of quotes for a decided mode.
+
+    `enclave` gives the enclave to be quoted and `in_proc` the platform inside this process; each is called only
+    where the mode needs it; `simulated` says whether that enclave stands on a simulated machine. Under Gramine the
+    process is the enclave.
+    """
+    match decision.mode:
+        case QuoteMode.GRAMINE:
+            return GramineQuoteSource(host)
+        case QuoteMode.OUT_OF_PROC:
+            return EnclaveQuoteSource(AesmPlatform(socket, simulated=simulated), enclave())
+        case QuoteMode.IN_PROC:
+            return EnclaveQuoteSource(in_proc(), enclave())

@@ -1,0 +1,62 @@
+"""What in-proc needs of the host, and how its absence is told."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from confcom.platforms.sgx_host import LIBRARY_FOLDERS, obstacles_to_in_proc
+
+
+def complete_host(root: Path) -> Path:
+    (root / "dev").mkdir()
+    for device in ("sgx_enclave", "sgx_provision"):
+        (root / "dev" / device).write_bytes(b"")
+    folder = root / "usr/lib/x86_64-linux-gnu"
+    folder.mkdir(parents=True)
+    (folder / "libsgx_dcap_ql.so.1").write_bytes(b"")
+    return root
+
+
+def test_a_bare_host_lacks_all_three(tmp_path: Path) -> None:
+    assert obstacles_to_in_proc(tmp_path) == (
+        "/dev/sgx_enclave does not exist",
+        "/dev/sgx_provision does not exist",
+        "libsgx_dcap_ql.so.1 is not installed",
+    )
+
+
+def test_a_complete_host_has_no_obstacles(tmp_path: Path) -> None:
+    assert obstacles_to_in_proc(complete_host(tmp_path)) == ()
+
+
+@pytest.mark.parametrize("folder", LIBRARY_FOLDERS)
+def test_the_library_is_found_where_packages_put_it(folder: str, tmp_path: Path) -> None:
+    host = complete_host(tmp_path)
+    (host / "usr/lib/x86_64-linux-gnu/libsgx_dcap_ql.so.1").unlink()
+    assert obstacles_to_in_proc(host) == ("libsgx_dcap_ql.so.1 is not installed",)
+    (host / folder).mkdir(parents=True, exist_ok=True)
+    (host / folder / "libsgx_dcap_ql.so.1").write_bytes(b"")
+    assert obstacles_to_in_proc(host) == ()
+
+
+def test_one_missing_device_is_named_alone(tmp_path: Path) -> None:
+    host = complete_host(tmp_path)
+    (host / "dev/sgx_provision").unlink()
+    assert obstacles_to_in_proc(host) == ("/dev/sgx_provision does not exist",)
+
+
+def test_a_device_that_cannot_be_opened_says_why(tmp_path: Path) -> None:
+    host = complete_host(tmp_path)
+    (host / "dev/sgx_enclave").unlink()
+    (host / "dev/sgx_enclave").mkdir()
+    assert obstacles_to_in_proc(host) == ("/dev/sgx_enclave cannot be opened: Is a directory",)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may open everything")
+def test_a_missing_permission_names_the_group(tmp_path: Path) -> None:
+    host = complete_host(tmp_path)
+    (host / "dev/sgx_provision").chmod(0)
+    assert obstacles_to_in_proc(host) == ("no permission to open /dev/sgx_provision (group sgx_prv)",)
