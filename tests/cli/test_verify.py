@@ -20,7 +20,7 @@ AT = "2026-06-01T12:00:00Z"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A quote, its collateral and its root."""
-    world = SimulatedWorld.from_seed(b"cli", now=NOW)
+    world = SimulatedWorld.from_seed(b"seed of the cli tests", now=NOW)
     world.export_collateral(tmp_path / "collateral")
     declaration = EnclaveDeclaration.from_names("app", "vendor", isv_prod_id=3, isv_svn=2)
     report = world.machine.launch(declaration).create_report(world.platform.init_quote().target_info, bytes(64))
@@ -130,7 +130,7 @@ def test_a_missing_piece_of_collateral_is_named(verify, folder: Path) -> None:
 
 
 def test_collateral_of_another_fmspc_says_both(verify, folder: Path, tmp_path: Path) -> None:
-    world = SimulatedWorld.from_seed(b"cli", now=NOW)
+    world = SimulatedWorld.from_seed(b"seed of the cli tests", now=NOW)
     world.authority.add_tcb_info(bytes.fromhex("00aabbccddee"))
     from confcom.collateral.bundle import save_bundle
 

@@ -49,13 +49,12 @@ from confcom.pki.roots import TrustRoots
 
 STEPS = (
     "pck-chain",
-    "root-crl",
-    "pck-ca-chain",
-    "pck-crl",
-    "tcb-info-chain",
-    "tcb-info-signature",
-    "qe-identity-chain",
-    "qe-identity-signature",
+    "collateral-issuer-chains",
+    "collateral-root-ca-crl",
+    "collateral-issuers-not-revoked",
+    "collateral-pck-crl",
+    "collateral-tcb-info-signature",
+    "collateral-qe-identity-signature",
     "pck-revocation",
     "tcb-info-match",
     "tdx-module-identity",
@@ -159,7 +158,8 @@ class QuoteVerifier:
         # (3) under the same roots
         verified = self._verified_collateral(collateral)
         # (4) and (5) they belong together
-        checks = _fit(chain, verified, tee)
+        trusted = Check("pck-chain", ok=True, expected="a chain to a trusted root", found=chain.root.name)
+        checks = (trusted, *verified.checks, *_fit(chain, verified, tee))
         windows = (*chain.windows, *verified.windows)
         platform = _Platform(
             chain=chain,

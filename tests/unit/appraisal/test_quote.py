@@ -51,7 +51,7 @@ def test_a_simulated_quote_is_refused_under_intels_root(world, make_quote, now) 
 
 
 def test_collateral_of_another_root_is_refused(world, make_quote, verifier, now) -> None:
-    other = SimulatedWorld.from_seed(b"another", now=now)
+    other = SimulatedWorld.from_seed(b"seed of another world", now=now)
     with pytest.raises(VerificationError):
         verifier.verify(make_quote(), other.publish(), now=now)
     both = TrustRoots((*world.trust_roots.roots, *other.trust_roots.roots))
