@@ -7,6 +7,7 @@ basic constraints). Signatures are deterministic: equal state gives equal bytes.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -21,6 +22,8 @@ DISTRIBUTION = "https://simulated.confcom.invalid/sgx/certification/v4"
 """Where the distribution points lead: a name that no resolver knows."""
 
 _SECOND = timedelta(seconds=1)
+_REMEMBERED = 256
+"""Certificates that a CA keeps, so that it does not sign the same again."""
 
 
 @dataclass(slots=True)
@@ -39,6 +42,19 @@ class SimulatedCertificate:
     def serial_number(self) -> int:
         """159 bits from the public key, so that a certificate renewed for the same key keeps its number."""
         return int.from_bytes(hashlib.sha256(_point(self.public_key)).digest()[:20], "big") >> 1
+
+    @property
+    def state(self) -> Hashable:
+        """All that the certificate will say, to compare."""
+        return (
+            self.common_name,
+            self.serial_number,
+            self.not_before,
+            self.not_after,
+            self.distribution_point,
+            self.path_length,
+            self.extra,
+        )
 
     def expire(self, at: datetime) -> None:
         """End the validity one second before `at`."""
@@ -71,9 +87,21 @@ class SimulatedCa:
     key: EllipticCurvePrivateKey = field(repr=False)
     own: SimulatedCertificate
     crl: RevocationList
+    _issued: dict[Hashable, tuple[EllipticCurvePrivateKey, x509.Certificate]] = field(default_factory=dict, repr=False)
 
     def issue(self, subject: SimulatedCertificate) -> x509.Certificate:
         """The certificate for that state, signed by this CA; of its own state: the self-signed one."""
+        # Platforms ask for their chain before every quote; as long as nothing changed, it need not be signed again.
+        state = (self.own.common_name, self.own.serial_number, subject.state)
+        key, certificate = self._issued.get(state, (None, None))
+        if certificate is None or key is not self.key:
+            if len(self._issued) >= _REMEMBERED:
+                self._issued.clear()
+            certificate = self._sign(subject)
+            self._issued[state] = (self.key, certificate)
+        return certificate
+
+    def _sign(self, subject: SimulatedCertificate) -> x509.Certificate:
         builder = (
             x509.CertificateBuilder()
             .subject_name(_name(subject.common_name))
