@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 
 from confcom.errors import ConfigError, PlatformUnavailable
 from confcom.platforms.interface import Platform, ReportSource
+from confcom.platforms.sgx_host import obstacles_to_in_proc
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.machine import SimulatedMachine
 from confcom.simulator.machine_file import MachineFile
@@ -19,19 +20,6 @@ from confcom.simulator.report_scheme import report_scheme as scheme_named
 from confcom.simulator.world import SimulatedWorld
 
 PlatformName = Literal["auto", "intel", "simulated"]
-
-SGX_DEVICES = ("dev/sgx_enclave", "dev/sgx_provision")
-DCAP_LIBRARY = "libsgx_dcap_ql.so.1"
-LIBRARY_FOLDERS = (
-    "usr/lib/x86_64-linux-gnu",
-    "lib/x86_64-linux-gnu",
-    "usr/lib64",
-    "lib64",
-    "usr/lib",
-    "lib",
-    "usr/local/lib",
-    "opt/intel/sgxsdk/lib64",
-)
 
 _MACHINE_ADVICE = (
     "A simulated platform needs the machine file that the enclaves use too: name it with --machine FILE, "
@@ -74,9 +62,9 @@ def open_platform(name: PlatformName, *, machine: Path | None = None, host: Path
 def _open_intel(machine: Path | None, host: Path) -> Platform:
     if machine is not None:
         raise ConfigError("Intel's platform takes no machine file", advice="Leave out --machine, or choose simulated.")
-    missing = missing_for_intel(host)
-    if missing:
-        raise PlatformUnavailable(f"no SGX platform here: {', '.join(missing)} missing", advice=_INTEL_ADVICE)
+    obstacles = obstacles_to_in_proc(host)
+    if obstacles:
+        raise PlatformUnavailable(f"no SGX platform here: {'; '.join(obstacles)}", advice=_INTEL_ADVICE)
     raise PlatformUnavailable(
         "everything that Intel's platform needs is here, but this version of confcom cannot load it",
         advice="Use Intel's own quoting service on this node, or --platform simulated with --machine FILE.",
@@ -94,13 +82,6 @@ PLATFORMS: dict[str, Callable[[Path | None, Path], Platform]] = {
     "intel": _open_intel,
     "simulated": _open_simulated,
 }
-
-
-def missing_for_intel(host: Path = Path("/")) -> tuple[str, ...]:
-    """What Intel's platform needs and the host does not have: device nodes and the quote library."""
-    devices = (f"/{device}" for device in SGX_DEVICES if not (host / device).exists())
-    library = any((host / folder / DCAP_LIBRARY).exists() for folder in LIBRARY_FOLDERS)
-    return (*devices, *(() if library else (DCAP_LIBRARY,)))
 
 
 # --- the simulated world, for the demonstration, examples and the command line ----------------------------------------
