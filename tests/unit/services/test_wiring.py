@@ -72,7 +72,7 @@ def test_intel_says_what_is_missing(tmp_path, host):
 
 
 def test_a_complete_host_is_not_called_incomplete(host):
-    with pytest.raises(PlatformUnavailable, match="everything .* is here, but .* cannot load") as error:
+    with pytest.raises(PlatformUnavailable, match=r"everything .* is here, but .* cannot load") as error:
         wiring.open_platform("intel", host=host)
     assert "simulated" in error.value.advice()
 
