@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from confcom.appraisal.collateral import Collateral
-from confcom.errors import CollateralNotFound, FormatError
+from confcom.errors import CollateralError, CollateralNotFound, FormatError
 from confcom.formats.enclave_identity import SignedEnclaveIdentity
 from confcom.formats.signed_json import MAX_SIGNED_JSON
 from confcom.formats.tcb_info import SignedTcbInfo
@@ -58,13 +58,22 @@ def load_bundle(path: Path) -> Collateral:
 
 def save_bundle(collateral: Collateral, folder: Path) -> None:
     """Write one file per part into the folder, which is made if need be; parts of an earlier bundle are replaced."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for part, (names, _) in _FILES.items():
-        for name in names:
-            (folder / name).unlink(missing_ok=True)
-        data: bytes | None = getattr(collateral, part)
-        if data is not None:
-            (folder / _name_for(data, names)).write_bytes(data)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for part, (names, _) in _FILES.items():
+            _write_part(folder, names, getattr(collateral, part))
+    except OSError as error:
+        raise CollateralError(
+            f"the collateral cannot be written to {folder}: {error.strerror}",
+            advice="Name a folder that can be written.",
+        ) from error
+
+
+def _write_part(folder: Path, names: tuple[str, ...], data: bytes | None) -> None:
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    if data is not None:
+        (folder / _name_for(data, names)).write_bytes(data)
 
 
 def to_json(collateral: Collateral) -> bytes:
@@ -91,11 +100,9 @@ def to_json(collateral: Collateral) -> bytes:
 def from_json(data: bytes, *, source: str) -> Collateral:
     """Collateral from dcap-qvl's form; anything else is a `FormatError` that names the field."""
     found = _decode(data, source)
-    tcb_info = SignedTcbInfo(
-        found.tcb_info.encode(), _signature(found.tcb_info_signature, "tcb_info_signature", source)
-    )
+    tcb_info = SignedTcbInfo(found.tcb_info.encode(), _signature(found.tcb_info_signature, "tcb_info", source))
     qe_identity = SignedEnclaveIdentity(
-        found.qe_identity.encode(), _signature(found.qe_identity_signature, "qe_identity_signature", source)
+        found.qe_identity.encode(), _signature(found.qe_identity_signature, "qe_identity", source)
     )
     chain = found.pck_certificate_chain
     collateral = Collateral(
@@ -109,6 +116,10 @@ def from_json(data: bytes, *, source: str) -> Collateral:
         source=source,
         pck_certificate_chain=chain.encode() if isinstance(chain, str) else None,
     )
+    # The text must be the object and nothing around it, or the document made of it would say something else.
+    for name, document in (("tcb_info", tcb_info), ("qe_identity", qe_identity)):
+        if not document.body.startswith(b"{") or type(document).parse(bytes(document)) != document:
+            raise FormatError("is not one JSON object", structure=source, field=name)
     for item in fields(collateral):
         if item.name != "source":
             _check_form(getattr(collateral, item.name), item.name, source, item.name)
@@ -139,13 +150,13 @@ def _decode(data: bytes, source: str) -> _BundleJson:
         raise FormatError(f"not a collateral bundle: {error}", structure=source, field="") from error
 
 
-def _signature(text: str, field: str, source: str) -> bytes:
+def _signature(text: str, document: str, source: str) -> bytes:
     try:
         signature = bytes.fromhex(text)
     except ValueError:
         signature = b""
     if len(signature) != 64 or len(text) != 128:
-        raise FormatError("is not 128 hexadecimal digits", structure=source, field=field)
+        raise FormatError("is not 128 hexadecimal digits", structure=source, field=f"{document}_signature")
     return signature
 
 

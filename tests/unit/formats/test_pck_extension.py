@@ -1,0 +1,93 @@
+"""Intel's SGX extension: what the certificate says about its platform, to the byte."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+import pki_builder as intel
+from confcom.errors import FormatError
+from confcom.formats.pck_extension import MAX_PCK_EXTENSION, PCK_EXTENSION_OID, PckConfiguration, PckExtension, SgxType
+
+
+def test_a_certificate_of_the_platform_ca() -> None:
+    der = intel.sgx_extension()
+    found = PckExtension.parse(der)
+    assert found.ppid == bytes(range(16))
+    assert found.tcb.sgx_components == (11, 11, 2, 2, 255, 128, 1, *bytes(9))
+    assert (found.tcb.pce_svn, found.tcb.cpu_svn) == (13, bytes(found.tcb.sgx_components))
+    assert (found.pce_id, found.fmspc) == (b"\x00\x00", bytes.fromhex("00606a000000"))
+    assert found.sgx_type is SgxType.SCALABLE
+    assert found.platform_instance_id == bytes(range(16, 32))
+    assert found.configuration == PckConfiguration(dynamic_platform=True, cached_keys=False, smt_enabled=True)
+    assert bytes(found) == der
+
+
+def test_a_certificate_of_the_processor_ca() -> None:
+    der = intel.sgx_extension(platform=False, sgx_type=0)
+    found = PckExtension.parse(der)
+    assert (found.sgx_type, found.platform_instance_id, found.configuration) == (SgxType.STANDARD, None, None)
+    assert bytes(found) == der
+
+
+def test_a_platform_may_be_silent_on_smt() -> None:
+    found = PckExtension.parse(intel.sgx_extension())
+    quiet = replace(found, configuration=replace(found.configuration, smt_enabled=None))
+    assert PckExtension.parse(bytes(quiet)) == quiet
+
+
+def _with(suffix: str, old: bytes, new: bytes, *, as_suffix: str | None = None) -> bytes:
+    """The extension with one element changed to another of the same size."""
+    whole = intel.sgx_extension()
+    changed = whole.replace(intel.element(suffix, old), intel.element(as_suffix or suffix, new))
+    assert changed != whole
+    assert len(changed) == len(whole)
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("der", "field"),
+    [
+        (intel.sgx_extension(pce_svn=65536), "tcb.pce_svn"),
+        (intel.sgx_extension(sgx_type=3), "sgx_type"),
+        (_with("5", b"\x0a\x01\x01", b"\x02\x01\x01"), "sgx_type"),
+        (_with("2.3", b"\x02\x01\x02", b"\x02\x01\x02", as_suffix="2.4"), "tcb.sgx_components[2]"),
+        (_with("2.3", b"\x02\x01\x02", b"\x02\x01\xff"), "tcb.sgx_components[2]"),
+        (_with("2.3", b"\x02\x01\x02", b"\x04\x01\x02"), ""),
+        (_with("2.5", b"\x02\x02\x00\xff", b"\x02\x02\x01\x00"), "tcb.sgx_components[4]"),
+        (_with("7.1", b"\x01\x01\xff", b"\x01\x01\x01"), ""),
+        (_with("3", b"\x04\x02\x00\x00", b"\x04\x02\x00\x00", as_suffix="4"), "pce_id"),
+        (intel.sgx_extension()[:-1], ""),
+        (intel.sgx_extension() + b"\x00", ""),
+        (bytes(MAX_PCK_EXTENSION + 1), ""),
+        (b"", ""),
+        (b"\x30\x00", ""),
+        (b"\x30\x84\xff\xff\xff\xff", ""),
+    ],
+)
+def test_what_is_wrong_is_named(der: bytes, field: str) -> None:
+    with pytest.raises(FormatError) as caught:
+        PckExtension.parse(der)
+    assert (caught.value.structure, caught.value.field) == ("PckExtension", field)
+
+
+def test_six_elements_are_neither_ca() -> None:
+    seven = PckExtension.parse(intel.sgx_extension())
+    with pytest.raises(FormatError, match="5 or 7"):
+        PckExtension.parse(bytes(replace(seven, configuration=None)))
+
+
+@pytest.mark.vectors
+def test_every_real_certificate_is_written_again_to_the_same_bytes(vectors: Path) -> None:
+    seen = set()
+    for path in sorted((vectors / "real").glob("[st]*/pck_chain.pem")):
+        leaf = x509.load_pem_x509_certificates(path.read_bytes())[0]
+        value = leaf.extensions.get_extension_for_oid(x509.ObjectIdentifier(PCK_EXTENSION_OID)).value.public_bytes()
+        found = PckExtension.parse(value)
+        assert bytes(found) == value, path
+        assert found.tcb.cpu_svn == bytes(found.tcb.sgx_components), path
+        seen.add(found.sgx_type)
+    assert seen == set(SgxType)
