@@ -1,0 +1,38 @@
+"""One certificate: readable in all its parts, on P-256, signed with ECDSA and SHA-256."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+
+import pki_builder as intel
+from confcom.errors import CertificateError, FormatError
+from confcom.pki.certificate import MAX_CERTIFICATE, common_name, load_certificate, p256_key, uncompressed_point
+
+
+def _load(der: bytes):
+    return load_certificate(der, structure="PCK chain", field="certificate 1")
+
+
+def test_a_certificate_of_the_profile() -> None:
+    certificate = _load(intel.PCK_CERTIFICATE.build())
+    assert common_name(certificate) == intel.PCK_NAME
+    assert uncompressed_point(p256_key(certificate)) == uncompressed_point(intel.PCK.public_key())
+
+
+@pytest.mark.parametrize("der", [b"", b"\x30\x00", bytes(MAX_CERTIFICATE + 1), intel.PCK_CERTIFICATE.build() + b"\0"])
+def test_what_is_no_certificate_is_malformed_and_named(der: bytes) -> None:
+    with pytest.raises(FormatError) as caught:
+        _load(der)
+    assert (caught.value.structure, caught.value.field) == ("PCK chain", "certificate 1")
+
+
+def test_another_curve_or_digest_is_refused() -> None:
+    p384 = ec.derive_private_key(7, ec.SECP384R1())
+    with pytest.raises(CertificateError, match="P-256"):
+        p256_key(_load(replace(intel.PCK_CERTIFICATE, key=p384).build()))
+    with pytest.raises(CertificateError, match="another algorithm"):
+        p256_key(_load(replace(intel.PCK_CERTIFICATE, digest=hashes.SHA384()).build()))

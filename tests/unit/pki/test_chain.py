@@ -1,0 +1,212 @@
+"""Chains: what Intel's PKI issues is verified at any time; every other arrangement has its own refusal."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+
+import pki_builder as intel
+from confcom.errors import CertificateError, FormatError, SignatureError, UntrustedRootError
+from confcom.pki.certificate import uncompressed_point
+from confcom.pki.chain import ChainKind, VerifiedChain, verify_chain
+from confcom.pki.roots import TrustRoot, TrustRoots
+
+OWN = TrustRoots((TrustRoot.from_pem(intel.pem(intel.ROOT_CERTIFICATE)),))
+PCK = intel.PCK_CERTIFICATE
+CA = intel.PLATFORM_CERTIFICATE
+SIGNING = intel.SIGNING_CERTIFICATE
+ROOT = intel.ROOT_CERTIFICATE
+
+
+def _verify(*certificates: intel.Certificate, kind: ChainKind = "pck", roots: TrustRoots = OWN) -> VerifiedChain:
+    return verify_chain(intel.pem(*certificates), roots=roots, kind=kind, step="(3)")
+
+
+def test_a_pck_chain() -> None:
+    chain = _verify(PCK, CA, ROOT)
+    assert chain.leaf.serial_number == 4
+    assert [item.serial_number for item in chain.intermediates] == [2]
+    assert chain.root is OWN.roots[0]
+    assert chain.ca == "platform"
+    assert chain.extension.tcb.pce_svn == 13
+    assert uncompressed_point(chain.public_key) == uncompressed_point(intel.PCK.public_key())
+
+
+def test_a_processor_chain() -> None:
+    ca = replace(CA, subject=intel.PROCESSOR_NAME)
+    assert _verify(replace(PCK, issuer=intel.PROCESSOR_NAME), ca, ROOT).ca == "processor"
+    assert _verify(ca, ROOT, kind="ca").ca == "processor"
+
+
+def test_the_root_may_come_last_first_or_not_at_all() -> None:
+    leaves = {_verify(*certificates).leaf for certificates in ((PCK, CA, ROOT), (ROOT, CA, PCK), (PCK, CA))}
+    assert len(leaves) == 1
+    assert _verify(SIGNING, kind="tcb-signing").root is _verify(ROOT, SIGNING, kind="tcb-signing").root
+
+
+def test_der_is_taken_as_well_as_pem() -> None:
+    chain = verify_chain([PCK.build(), CA.build()], roots=OWN, kind="pck", step="(3)")
+    assert chain == _verify(PCK, CA)
+
+
+def test_a_signing_chain_has_no_extension_and_no_pck_ca() -> None:
+    chain = _verify(SIGNING, ROOT, kind="tcb-signing")
+    with pytest.raises(CertificateError):
+        _ = chain.extension
+    with pytest.raises(CertificateError):
+        _ = chain.ca
+
+
+def test_a_verified_chain_cannot_be_made_by_hand() -> None:
+    chain = _verify(PCK, CA)
+    with pytest.raises(TypeError):
+        VerifiedChain("pck", chain.leaf, chain.intermediates, chain.root, chain.windows, chain.public_key)
+    with pytest.raises(TypeError):
+        dataclasses.replace(chain, kind="ca")
+
+
+def test_another_certificate_of_the_same_root_key_is_trusted() -> None:
+    renewed = replace(ROOT, serial=99, end=intel.END - timedelta(days=1))
+    chain = _verify(PCK, CA, renewed)
+    assert chain.root is OWN.roots[0]
+    assert chain.windows[-1].not_after == renewed.end
+
+
+def test_validity_is_handed_out_and_not_judged() -> None:
+    # All of it ended long before any test runs, and parts began after others.
+    begin = intel.START.replace(year=2001)
+    old = replace(ROOT, begin=begin, end=begin.replace(year=2009))
+    leaf = replace(PCK, begin=begin.replace(year=2005), end=begin.replace(year=2006))
+    ca = replace(CA, begin=begin.replace(year=2003), end=begin.replace(year=2008))
+    chain = _verify(leaf, ca, old)
+    assert [(window.what, window.not_before.year, window.not_after.year) for window in chain.windows] == [
+        (f"certificate {intel.PCK_NAME}", 2005, 2006),
+        (f"certificate {intel.PLATFORM_NAME}", 2003, 2008),
+        (f"certificate {intel.ROOT_NAME}", 2001, 2009),
+    ]
+
+
+def test_certificates_that_were_never_valid_together_are_no_chain() -> None:
+    begin = intel.START.replace(year=2001)
+    with pytest.raises(CertificateError, match="never valid together"):
+        _verify(replace(PCK, begin=begin, end=begin.replace(year=2002)), CA, ROOT)
+
+
+def test_a_sound_chain_to_another_root_says_whom_to_trust() -> None:
+    ca = replace(CA, signer=intel.STRANGER)
+    with pytest.raises(UntrustedRootError) as caught:
+        _verify(PCK, ca, intel.STRANGER_ROOT)
+    assert "--trust-root" in caught.value.advice()
+    assert caught.value.step == "(3)"
+    with pytest.raises(UntrustedRootError):
+        _verify(PCK, ca)
+    with pytest.raises(UntrustedRootError):
+        _verify(PCK, CA, ROOT, roots=TrustRoots.intel())
+
+
+def test_a_forged_chain_to_another_root_is_forged_and_no_more() -> None:
+    with pytest.raises(SignatureError):
+        _verify(PCK, replace(CA, signer=intel.PCK, issuer_key=intel.STRANGER), intel.STRANGER_ROOT)
+
+
+def test_a_root_that_did_not_sign_itself_is_refused_though_its_key_is_trusted() -> None:
+    with pytest.raises(SignatureError, match="Root CA"):
+        _verify(PCK, CA, replace(ROOT, signer=intel.STRANGER))
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        (replace(PCK, signer=intel.STRANGER), CA, ROOT),
+        (PCK, replace(CA, signer=intel.STRANGER), ROOT),
+        (PCK, replace(CA, signer=intel.STRANGER, issuer_key=intel.ROOT)),
+    ],
+)
+def test_a_wrong_signature_is_called_so(chain: tuple[intel.Certificate, ...]) -> None:
+    with pytest.raises(SignatureError) as caught:
+        _verify(*chain)
+    assert caught.value.step == "(3)"
+
+
+@pytest.mark.parametrize(
+    ("kind", "chain"),
+    [
+        ("pck", (PCK,)),
+        ("pck", (PCK, ROOT)),
+        ("pck", (ROOT,)),
+        ("pck", (PCK, CA, CA, ROOT)),
+        ("pck", (PCK, CA, ROOT, ROOT)),
+        ("pck", (PCK, ROOT, CA)),
+        ("pck", (CA, PCK, ROOT)),
+        ("pck", (SIGNING, ROOT)),
+        ("tcb-signing", (ROOT,)),
+        ("tcb-signing", (SIGNING, CA, ROOT)),
+        ("tcb-signing", (PCK, CA, ROOT)),
+        ("tcb-signing", (CA, ROOT)),
+        ("ca", (SIGNING, ROOT)),
+        ("ca", (ROOT,)),
+        ("ca", (CA, CA, ROOT)),
+    ],
+)
+def test_other_certificates_than_the_kind_has_are_refused(
+    kind: ChainKind, chain: tuple[intel.Certificate, ...]
+) -> None:
+    with pytest.raises(CertificateError):
+        _verify(*chain, kind=kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "chain"),
+    [
+        ("pck", (replace(PCK, subject="Intel SGX TCB Signing"), CA, ROOT)),
+        ("pck", (replace(PCK, issuer="Intel SGX Platform"), replace(CA, subject="Intel SGX Platform"), ROOT)),
+        ("pck", (replace(PCK, issuer="My CA"), replace(CA, subject="My CA"), ROOT)),
+        ("pck", (PCK, replace(CA, issuer="My Root"), replace(ROOT, subject="My Root", issuer="My Root"))),
+        ("tcb-signing", (replace(SIGNING, subject="Intel SGX PCK Certificate"), ROOT)),
+    ],
+)
+def test_names_are_part_of_the_profile(kind: ChainKind, chain: tuple[intel.Certificate, ...]) -> None:
+    with pytest.raises(CertificateError):
+        _verify(*chain, kind=kind)
+
+
+def test_a_pck_certificate_needs_its_sgx_extension() -> None:
+    with pytest.raises(CertificateError, match="SGX extension"):
+        _verify(replace(PCK, sgx=None), CA, ROOT)
+    with pytest.raises(FormatError):
+        _verify(replace(PCK, sgx=b"\x30\x00"), CA, ROOT)
+
+
+@pytest.mark.parametrize("data", [b"", b"garbage", intel.pem(PCK, CA, ROOT)[:-30]])
+def test_bytes_that_are_no_chain_are_malformed(data: bytes) -> None:
+    with pytest.raises(FormatError):
+        verify_chain(data, roots=OWN, kind="pck", step="(3)")
+    with pytest.raises(FormatError):
+        verify_chain([data, data], roots=OWN, kind="pck", step="(3)")
+
+
+def test_no_certificates_are_no_chain() -> None:
+    with pytest.raises(CertificateError):
+        verify_chain([], roots=OWN, kind="pck", step="(3)")
+
+
+@pytest.mark.vectors
+def test_every_real_chain_leads_to_intel(vectors: Path) -> None:
+    kinds: dict[str, ChainKind] = {
+        "pck_chain.pem": "pck",
+        "tcb_info_issuer_chain.pem": "tcb-signing",
+        "qe_identity_issuer_chain.pem": "tcb-signing",
+        "pck_crl_issuer_chain.pem": "ca",
+    }
+    for name, kind in kinds.items():
+        paths = sorted((vectors / "real").glob(f"[st]*/{name}"))
+        assert paths
+        for path in paths:
+            chain = verify_chain(path.read_bytes(), roots=TrustRoots.intel(), kind=kind, step="(1)")
+            assert not chain.root.simulated, path
+            assert chain.leaf == x509.load_pem_x509_certificates(path.read_bytes())[0]

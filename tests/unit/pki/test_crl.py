@@ -1,0 +1,80 @@
+"""Revocation lists in every encoding, and what makes one worthless."""
+
+from __future__ import annotations
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+import pki_builder as intel
+from confcom.errors import FormatError, MismatchError, SignatureError
+from confcom.pki.crl import MAX_CRL, Crl
+
+DER = intel.crl(revoked=(3, 0xFFEE))
+PEM = x509.load_der_x509_crl(DER).public_bytes(Encoding.PEM)
+ROOT = x509.load_der_x509_certificate(intel.ROOT_CERTIFICATE.build())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [DER, PEM, PEM + b"\0", PEM.replace(b"\n", b"\r\n"), DER.hex().encode(), DER.hex().upper().encode() + b"\n\0"],
+)
+def test_every_encoding_gives_the_same_list(data: bytes) -> None:
+    crl = Crl.parse(data)
+    assert crl == Crl.parse(DER)
+    assert bytes(crl) == DER
+    assert (crl.number, crl.this_update, crl.next_update) == (7, intel.ISSUE, intel.NEXT)
+    assert crl.issuer == intel.name(intel.ROOT_NAME)
+
+
+def test_a_listed_serial_is_revoked() -> None:
+    crl = Crl.parse(DER)
+    assert [crl.revoked(serial) for serial in (3, 0xFFEE, 4, 0)] == [True, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("data", "field"),
+    [
+        (b"", ""),
+        (b"\0", ""),
+        (DER[:-1], ""),
+        (DER + b"\0", ""),
+        (DER.hex().encode()[:-1], ""),
+        (PEM[:100], ""),
+        (intel.pem(intel.ROOT_CERTIFICATE), ""),
+        (intel.ROOT_CERTIFICATE.build(), ""),
+        (bytes(MAX_CRL + 1), ""),
+        (intel.crl(number=None), "cRLNumber"),
+        (intel.crl(critical=True), "2.5.29.27"),
+    ],
+)
+def test_what_is_wrong_is_named(data: bytes, field: str) -> None:
+    with pytest.raises(FormatError) as caught:
+        Crl.parse(data, structure="root CA CRL")
+    assert (caught.value.structure, caught.value.field) == ("root CA CRL", field)
+
+
+def test_its_issuer_vouches_for_it() -> None:
+    Crl.parse(DER).verify_signature(ROOT, step="(2)", what="the root CA CRL")
+
+
+def test_a_list_of_another_ca_is_a_mismatch() -> None:
+    with pytest.raises(MismatchError) as caught:
+        Crl.parse(intel.crl(intel.PLATFORM_NAME, intel.PLATFORM_CA)).verify_signature(ROOT, step="(2)", what="the CRL")
+    assert intel.ROOT_NAME in caught.value.expected
+    assert intel.PLATFORM_NAME in caught.value.found
+
+
+def test_a_list_in_the_name_of_the_ca_by_another_key_is_forged() -> None:
+    with pytest.raises(SignatureError) as caught:
+        Crl.parse(intel.crl(signer=intel.STRANGER)).verify_signature(ROOT, step="(2)", what="the CRL")
+    assert caught.value.step == "(2)"
+
+
+def test_a_changed_list_is_forged() -> None:
+    unlisted = DER.replace(b"\x02\x01\x03\x17", b"\x02\x01\x05\x17")
+    assert unlisted != DER
+    crl = Crl.parse(unlisted)
+    assert not crl.revoked(3)
+    with pytest.raises(SignatureError):
+        crl.verify_signature(ROOT, step="(2)", what="the CRL")

@@ -1,0 +1,108 @@
+"""PEM chains: what Intel and its mirrors write is read, anything with slack is not."""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+import pki_builder as intel
+from confcom.errors import FormatError
+from confcom.pki.pem import MAX_PEM, parse_certificates
+
+LEAF, ROOT = intel.SIGNING_CERTIFICATE.build(), intel.ROOT_CERTIFICATE.build()
+CHAIN = intel.pem(LEAF, ROOT)
+LINES = CHAIN.split(b"\n")
+
+
+def _block(der: bytes, width: int) -> bytes:
+    text = base64.b64encode(der)
+    lines = [text[start : start + width] for start in range(0, len(text), width)]
+    return b"\n".join([b"-----BEGIN CERTIFICATE-----", *lines, b"-----END CERTIFICATE-----", b""])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        CHAIN,
+        CHAIN.rstrip(b"\n"),
+        CHAIN + b"\0",
+        CHAIN + b"\n\0\0\0",
+        CHAIN.replace(b"\n", b"\r\n"),
+        CHAIN.replace(b"\n", b"\r\n") + b"\0",
+        _block(LEAF, 76) + _block(ROOT, 64),
+        _block(LEAF, 64).rstrip() + _block(ROOT, 64),
+    ],
+)
+def test_intels_ways_of_writing_a_chain(data: bytes) -> None:
+    assert parse_certificates(data, structure="chain") == (LEAF, ROOT)
+
+
+def _changed(number: int, line: bytes) -> bytes:
+    return b"\n".join([*LINES[:number], line, *LINES[number + 1 :]])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\0\0",
+        b"\n",
+        b" " + CHAIN,
+        b"\n" + CHAIN,
+        b"subject=Intel\n" + CHAIN,
+        CHAIN + b"x",
+        CHAIN + b" ",
+        CHAIN + b"\0\n",
+        CHAIN + b"\0x",
+        CHAIN.replace(b"\n", b"\r\n", 1),
+        CHAIN.replace(b"\n", b"\r"),
+        CHAIN.replace(b"CERTIFICATE-----\n-----BEGIN", b"CERTIFICATE-----\n\n-----BEGIN"),
+        CHAIN.replace(b"BEGIN CERTIFICATE", b"BEGIN TRUSTED CERTIFICATE"),
+        CHAIN.replace(b"-----END CERTIFICATE-----", b"-----END CERTIFICATE----"),
+        CHAIN[:200],
+        _changed(2, LINES[2] + b" "),
+        _changed(2, LINES[2][:30] + b"\n" + LINES[2][30:]),
+        _changed(2, LINES[2][:-1] + b"="),
+        _changed(2, LINES[2][:-1] + b"-"),
+        _changed(2, b"\n" + LINES[2]),
+        b"-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n",
+        b"-----BEGIN CERTIFICATE-----\n\n-----END CERTIFICATE-----\n",
+        b"-----BEGIN CERTIFICATE----------END CERTIFICATE-----\n",
+        b"-----BEGIN CERTIFICATE-----\nMB==\n-----END CERTIFICATE-----\n",
+        b"\0" * (MAX_PEM + 1),
+    ],
+)
+def test_anything_else_is_malformed(data: bytes) -> None:
+    with pytest.raises(FormatError) as caught:
+        parse_certificates(data, structure="PCK chain")
+    assert caught.value.structure == "PCK chain"
+
+
+def test_a_chain_longer_than_the_limit_is_malformed() -> None:
+    with pytest.raises(FormatError, match="more than 1 cert"):
+        parse_certificates(CHAIN, structure="chain", limit=1)
+
+
+@pytest.mark.vectors
+def test_every_chain_of_a_real_folder_is_read(vectors: Path) -> None:
+    for path in sorted(vectors.glob("*/*/*.pem")):
+        expected = [item.public_bytes(Encoding.DER) for item in x509.load_pem_x509_certificates(path.read_bytes())]
+        assert list(parse_certificates(path.read_bytes(), structure="chain")) == expected, path
+
+
+@pytest.mark.vectors
+def test_every_chain_inside_a_real_quote_is_read(vectors: Path) -> None:
+    chain = re.compile(rb"-----BEGIN CERTIFICATE-----.*-----END CERTIFICATE-----\n?\0?", re.DOTALL)
+    read = 0
+    for path in sorted(
+        [*vectors.glob("real/*/quote.bin"), *vectors.glob("sim/*/quote.bin"), *vectors.glob("maa/*/*.bin")]
+    ):
+        if found := chain.search(path.read_bytes()):
+            assert len(parse_certificates(found[0], structure="chain")) == 3, path
+            read += 1
+    assert read > 100
