@@ -1,0 +1,102 @@
+"""A quote helper on a real socket in a thread of its own, and clients that write and read bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from confcom.platforms.interface import Platform
+from confcom.services.aesm_conversation import RequestEvent
+from confcom.services.quote_helper import QuoteHelperConfig, serve
+
+
+class RunningHelper:
+    """A helper that serves until `stop`; `events` are what it told of its connections."""
+
+    def __init__(self, platform: Platform, path: Path, **settings: Any) -> None:
+        self.path = path
+        self.events: list[RequestEvent] = []
+        self._config = QuoteHelperConfig(socket=str(path), **settings)
+        self._platform = platform
+        self._ready = threading.Event()
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+        assert self._ready.wait(20), "the helper did not get ready"
+        if self._failure is not None:
+            raise self._failure
+
+    def ask_to_stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self.ask_to_stop()
+            self._thread.join(20)
+        assert not self._thread.is_alive(), "the helper did not stop"
+
+    def wait_for_events(self, count: int) -> list[RequestEvent]:
+        deadline = time.monotonic() + 10
+        while len(self.events) < count and time.monotonic() < deadline:
+            time.sleep(0.005)
+        return self.events
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except Exception as error:  # noqa: BLE001 - raised again in start()
+            self._failure = error
+        finally:
+            self._ready.set()
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        await serve(self._platform, self._config, stop=self._stop, started=self._ready.set, observe=self.events.append)
+
+
+@contextmanager
+def running_helper(platform: Platform, path: Path, **settings: Any) -> Iterator[RunningHelper]:
+    helper = RunningHelper(platform, path, **settings)
+    helper.start()
+    try:
+        yield helper
+    finally:
+        helper.stop()
+
+
+def connect(path: Path, timeout: float = 10.0) -> socket.socket:
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    client.settimeout(timeout)
+    try:
+        client.connect(str(path))
+    except OSError:
+        client.close()
+        raise
+    return client
+
+
+def read_all(client: socket.socket) -> bytes:
+    """Everything up to the end of the stream; a reset behind it counts as the end."""
+    received = b""
+    try:
+        while piece := client.recv(1 << 20):
+            received += piece
+    except ConnectionResetError:
+        pass
+    return received
+
+
+def exchange(path: Path, data: bytes) -> bytes:
+    """Send a frame on a new connection and read until the service closes."""
+    with connect(path) as client:
+        client.sendall(data)
+        return read_all(client)
