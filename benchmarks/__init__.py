@@ -1,1 +1,1 @@
-"""Speed, never judged in a test: each benchmark prints our figure beside its limit or peer, measured in the same run."""
+"""Speed, never judged in a test: each benchmark prints our figure beside its limit or peer of the same run."""

@@ -1,7 +1,7 @@
 """Verifications per second of one core: cold (everything anew) and warm (platform and collateral known by content).
 
-Beside dcap-qvl on the same input, and beside the limit: the ECDSA P-256 verifications that each needs, at the speed of the
-OpenSSL inside `cryptography`. A real quote is used where the folder of vectors is there, a simulated one elsewhere.
+Beside dcap-qvl on the same input, and beside the limit: the ECDSA P-256 verifications that each needs, at the speed of
+the OpenSSL inside `cryptography`. A real quote is used where the folder of vectors is there, a simulated one elsewhere.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import dcap_qvl
+import dcap_qvl  # type: ignore[import-untyped]  # the package carries no types
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 
