@@ -1,0 +1,111 @@
+"""`confcom simulate`: machines without SGX hardware, their collateral and their enclaves, in files."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from pathlib import Path
+
+import click
+
+from confcom.cli.inputs import parse_hex, parse_time
+from confcom.cli.outputs import write_file
+from confcom.cli.printable import printable
+from confcom.errors import ConfigError
+from confcom.formats.tcb_info import TcbStatus
+
+SEED_SIZE = 32
+"""Bytes of a seed that nobody chose."""
+
+_FILE = click.Path(path_type=Path)
+_OUTPUT = click.option("-o", "--output", metavar="FILE", type=_FILE, required=True, help="The file to write.")
+
+
+@click.group()
+def simulate() -> None:
+    """Make simulated machines, and what their quotes are verified with.
+
+    A simulated machine speaks the same bytes as a real one and protects nothing. No verifier accepts its quotes unless
+    it is told to trust its root.
+    """
+
+
+@simulate.command()
+@_OUTPUT
+@click.option("--seed", metavar="HEX", help="16 to 64 bytes: the same seed and time make the same machine.")
+@click.option("--at", metavar="RFC3339", help="When its certificates begin. Default: now.")
+@click.option(
+    "--report-scheme",
+    type=click.Choice(["hardware", "sdk-simulation"]),
+    default="hardware",
+    help="sdk-simulation takes reports of enclaves that Intel's SDK built with SGX_MODE=SIM.",
+)
+def machine(output: Path, seed: str | None, at: str | None, report_scheme: str) -> None:
+    """Make a machine file. Processes that are given the same file stand on the same machine."""
+    from confcom.services.wiring import create_machine_file
+
+    chosen = secrets.token_bytes(SEED_SIZE) if seed is None else parse_hex(seed, "--seed", most=64)
+    create_machine_file(output, chosen, parse_time(at, "--at"), report_scheme=report_scheme)
+    click.echo(f"simulated machine: {printable(str(output))} (keep it secret: who reads it can forge its quotes)")
+
+
+@simulate.command()
+@click.argument("machine", type=_FILE)
+@click.option("-o", "--output", metavar="FOLDER", type=_FILE, required=True, help="The folder to fill.")
+@click.option("--at", metavar="RFC3339", help="When it is issued; it is valid for 30 days. Default: now.")
+@click.option(
+    "--tcb-status",
+    type=click.Choice([status.value for status in TcbStatus]),
+    default=TcbStatus.UP_TO_DATE.value,
+    help="What the authority thinks of the machine's TCB.",
+)
+@click.option("--advisory", metavar="ID", multiple=True, help="Advisory for that status. Repeatable.")
+@click.option("--revoke", is_flag=True, help="Revoke the machine's PCK certificate.")
+def collateral(
+    machine: Path, output: Path, at: str | None, tcb_status: str, advisory: tuple[str, ...], revoke: bool
+) -> None:
+    """Write what verifies the quotes of MACHINE: TCB info, QE identity, CRLs, issuer chains, and root_ca.pem."""
+    from confcom.services.wiring import export_simulated_collateral
+
+    now = parse_time(at, "--at")
+    export_simulated_collateral(machine, output, now, tcb_status=tcb_status, advisory_ids=advisory, revoke_pck=revoke)
+    click.echo(
+        f"simulated collateral: {printable(str(output))}\n"
+        f"  verify with: --collateral {printable(str(output))} --trust-root {printable(str(output / 'root_ca.pem'))}"
+    )
+
+
+@simulate.command()
+@_OUTPUT
+@click.option("--name", required=True, help="Name of the enclave; decides its MRENCLAVE.")
+@click.option("--signer", help="Name of the signer; decides its MRSIGNER. Default: the enclave's name.")
+@click.option("--product", metavar="N", type=click.IntRange(0, 0xFFFF), default=1, show_default=True, help="ISVPRODID.")
+@click.option("--svn", metavar="N", type=click.IntRange(0, 0xFFFF), default=1, show_default=True, help="ISVSVN.")
+@click.option("--debug", is_flag=True, help="A debug enclave, which verifiers refuse.")
+def enclave(output: Path, name: str, signer: str | None, product: int, svn: int, debug: bool) -> None:
+    """Write the declaration of an enclave: its identity, for `confcom quote --enclave`."""
+    from confcom.services.wiring import load_declaration
+
+    lines = (
+        f"enclave = {_toml_string(name, '--name')}",
+        f"signer = {_toml_string(signer or name, '--signer')}",
+        f"isv_prod_id = {product}",
+        f"isv_svn = {svn}",
+        f"debug = {json.dumps(debug)}",
+    )
+    if output.suffix == ".json":
+        raise ConfigError("the declaration is written as TOML", advice="Name a file that ends in .toml.")
+    write_file(output, "\n".join((*lines, "")).encode(), "declaration", exclusive=True)
+    declared = load_declaration(output)
+    click.echo(
+        f"simulated enclave: {printable(str(output))}\n"
+        f"  MRENCLAVE {declared.mr_enclave.hex()}\n"
+        f"  MRSIGNER  {declared.mr_signer.hex()}"
+    )
+
+
+def _toml_string(text: str, option: str) -> str:
+    # What JSON and TOML write alike is all of printable text.
+    if not text.isprintable():
+        raise ConfigError(f"{option}: a name has printable characters only")
+    return json.dumps(text, ensure_ascii=False)
