@@ -116,13 +116,13 @@ def from_json(data: bytes, *, source: str) -> Collateral:
         source=source,
         pck_certificate_chain=chain.encode() if isinstance(chain, str) else None,
     )
-    # The text must be the object and nothing around it, or the document made of it would say something else.
-    for name, document in (("tcb_info", tcb_info), ("qe_identity", qe_identity)):
-        if not document.body.startswith(b"{") or type(document).parse(bytes(document)) != document:
-            raise FormatError("is not one JSON object", structure=source, field=name)
     for item in fields(collateral):
         if item.name != "source":
             _check_form(getattr(collateral, item.name), item.name, source, item.name)
+    # The text must be the object and nothing around it, or the document made of it would say something else.
+    for name, document in (("tcb_info", tcb_info), ("qe_identity", qe_identity)):
+        if type(document).parse(bytes(document)) != document:
+            raise FormatError("is not one JSON object", structure=source, field=name)
     return collateral
 
 

@@ -1,0 +1,184 @@
+"""Whatever the values, they are written and read again; whatever byte changes, it is noticed."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import pki_builder as intel
+from confcom.appraisal.collateral import verify_collateral
+from confcom.errors import ConfcomError, FormatError
+from confcom.formats.enclave_identity import SignedEnclaveIdentity
+from confcom.formats.pck_extension import PckConfiguration, PckExtension, PckTcb, SgxType
+from confcom.formats.tcb_info import SignedTcbInfo
+from confcom.pki.crl import Crl
+from confcom.pki.pem import parse_certificates
+from confcom.pki.roots import TrustRoot, TrustRoots
+
+EXTENSION = intel.sgx_extension()
+CHAIN = intel.pem(intel.SIGNING_CERTIFICATE, intel.ROOT_CERTIFICATE) + b"\0"
+COLLATERAL = intel.collateral()
+OWN = TrustRoots((TrustRoot.from_pem(intel.pem(intel.ROOT_CERTIFICATE)),))
+
+
+def flipped(data: bytes, position: int, bit: int) -> bytes:
+    position %= len(data)
+    return data[:position] + bytes((data[position] ^ 1 << bit,)) + data[position + 1 :]
+
+
+positions = st.integers(min_value=0, max_value=1 << 20)
+bits = st.integers(min_value=0, max_value=7)
+svns = st.integers(min_value=0, max_value=255)
+u16 = st.integers(min_value=0, max_value=0xFFFF)
+
+
+def exactly(size: int) -> st.SearchStrategy[bytes]:
+    return st.binary(min_size=size, max_size=size)
+
+
+tcbs = st.builds(PckTcb, st.tuples(*[svns] * 16), u16, exactly(16))
+configurations = st.builds(PckConfiguration, st.booleans(), st.booleans(), st.none() | st.booleans())
+of_processor_ca = st.builds(PckExtension, exactly(16), tcbs, exactly(2), exactly(6), st.sampled_from(SgxType))
+of_platform_ca = st.builds(
+    PckExtension, exactly(16), tcbs, exactly(2), exactly(6), st.sampled_from(SgxType), exactly(16), configurations
+)
+
+
+@given(of_processor_ca | of_platform_ca)
+def test_every_extension_is_read_as_it_was_written(extension: PckExtension) -> None:
+    assert PckExtension.parse(bytes(extension)) == extension
+
+
+@given(positions, bits)
+def test_a_changed_extension_is_malformed_or_says_something_else(position: int, bit: int) -> None:
+    changed = flipped(EXTENSION, position, bit)
+    try:
+        found = PckExtension.parse(changed)
+    except FormatError:
+        return
+    assert bytes(found) == changed
+    assert found != PckExtension.parse(EXTENSION)
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_an_extension_or_malformed(data: bytes) -> None:
+    with pytest.raises(FormatError):
+        PckExtension.parse(data)
+
+
+@given(st.lists(st.binary(min_size=60, max_size=400), min_size=1, max_size=4), st.sampled_from([b"\n", b"\r\n"]))
+def test_every_pem_chain_gives_its_blocks(ders: list[bytes], line_end: bytes) -> None:
+    data = b""
+    for der in ders:
+        text = base64.b64encode(der)
+        lines = [text[start : start + 64] for start in range(0, len(text), 64)]
+        data += line_end.join([b"-----BEGIN CERTIFICATE-----", *lines, b"-----END CERTIFICATE-----", b""])
+    assert parse_certificates(data, structure="chain") == tuple(ders)
+
+
+@settings(max_examples=300)
+@given(positions, bits)
+def test_a_changed_byte_of_a_pem_chain_is_noticed(position: int, bit: int) -> None:
+    original = parse_certificates(CHAIN, structure="chain")
+    changed = flipped(CHAIN, position, bit)
+    try:
+        found = parse_certificates(changed, structure="chain")
+    except FormatError:
+        return
+    assert found != original
+
+
+def test_no_single_byte_of_a_pem_chain_has_another_value() -> None:
+    original = parse_certificates(CHAIN, structure="chain")
+    for position in range(len(CHAIN)):
+        for value in b"\0\n\r =-Aa+/\xff":
+            if value == CHAIN[position]:
+                continue
+            changed = CHAIN[:position] + bytes((value,)) + CHAIN[position + 1 :]
+            # At the very end, and only there, a line end and a NUL stand for nothing.
+            if changed.rstrip(b"\n\0") == CHAIN.rstrip(b"\n\0"):
+                continue
+            try:
+                assert parse_certificates(changed, structure="chain") != original, position
+            except FormatError:
+                continue
+
+
+@given(st.binary(max_size=400))
+def test_any_bytes_are_a_chain_or_malformed(data: bytes) -> None:
+    with pytest.raises(FormatError):
+        parse_certificates(data, structure="chain")
+
+
+statuses = st.sampled_from(["UpToDate", "OutOfDate", "Revoked"])
+times = st.datetimes(min_value=datetime(2000, 1, 1), max_value=datetime(2100, 1, 1)).map(  # noqa: DTZ001
+    lambda time: time.replace(microsecond=0, tzinfo=UTC)
+)
+
+
+@given(
+    levels=st.dictionaries(
+        st.tuples(svns, u16), st.sampled_from(["UpToDate", "OutOfDate", "Revoked"]), min_size=1, max_size=8
+    ),
+    issue=times,
+    fmspc=exactly(6),
+    spaces=st.sampled_from([b"", b" ", b"\n\t "]),
+)
+def test_every_tcb_info_is_read_as_it_was_written(
+    levels: dict[tuple[int, int], str], issue: datetime, fmspc: bytes, spaces: bytes
+) -> None:
+    listed = [intel.level(status, svn=svn, pce_svn=pce_svn) for (svn, pce_svn), status in levels.items()]
+    content = intel.tcb_info(tcbLevels=listed, issueDate=intel.date(issue), fmspc=fmspc.hex())
+    body = intel.compact(content).replace(b",", spaces + b"," + spaces)
+    signed = SignedTcbInfo.parse(b'{"tcbInfo":%s,"signature":"%s"}' % (spaces + body + spaces, b"ab" * 64))
+    assert signed.body == body
+    assert SignedTcbInfo.parse(bytes(signed)) == signed
+    found = signed.tcb_info()
+    assert (found.issue_date, found.fmspc) == (issue, fmspc)
+    order = [(level.sgx_components[0], level.pce_svn) for level in found.tcb_levels]
+    assert order == sorted(levels, reverse=True)
+    assert [level.tcb_status.value for level in found.tcb_levels] == [levels[key] for key in order]
+
+
+@given(positions, bits)
+def test_a_changed_byte_never_leaves_the_family_of_errors(position: int, bit: int) -> None:
+    for read in (
+        lambda data: SignedTcbInfo.parse(data).tcb_info(),
+        lambda data: SignedEnclaveIdentity.parse(data).enclave_identity(),
+    ):
+        for document in (COLLATERAL.tcb_info, COLLATERAL.qe_identity):
+            try:
+                read(flipped(document, position, bit))
+            except FormatError:
+                continue
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_a_revocation_list_or_malformed(data: bytes) -> None:
+    for candidate in (data, data.hex().encode(), b"-----BEGIN X509 CRL-----" + data, b"\x30" + data):
+        with pytest.raises(FormatError):
+            Crl.parse(candidate)
+
+
+PARTS = ("tcb_info", "qe_identity", "root_ca_crl", "pck_crl", "tcb_info_issuer_chain", "pck_crl_issuer_chain")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(PARTS), positions, bits)
+def test_collateral_with_a_changed_byte_is_refused(part: str, position: int, bit: int) -> None:
+    original: bytes = getattr(COLLATERAL, part)
+    changed = replace(COLLATERAL, **{part: flipped(original, position, bit)})
+    try:
+        verified = verify_collateral(changed, roots=OWN)
+    except ConfcomError:
+        return
+    # What may change unnoticed is what nobody signs: digits of the signature in the other case, and the line end
+    # after the last certificate.
+    noise = getattr(changed, part)
+    assert noise.lower() == original.lower() or noise.rstrip(b"\n\r\0 ") == original.rstrip(b"\n")
+    assert verified.tcb_info == verify_collateral(COLLATERAL, roots=OWN).tcb_info
