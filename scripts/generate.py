@@ -1,4 +1,4 @@
-"""Writes the protobuf modules of `src/confcom/protocols/_pb` anew from `proto/*.proto`.
+"""Writes what is generated anew: the protobuf modules from `proto/`, the reference pages from the program.
 
 `--check` writes nothing and exits 1 when a checked-in file differs from what the present sources give.
 """
@@ -11,39 +11,46 @@ from importlib.resources import files
 from pathlib import Path
 
 from grpc_tools import protoc  # type: ignore[import-untyped]  # the package carries no types
+from reference_pages import command_line_page, errors_page
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "proto"
 TARGET = ROOT / "src" / "confcom" / "protocols" / "_pb"
+PAGES = {
+    ROOT / "docs" / "reference" / "command-line.md": command_line_page,
+    ROOT / "docs" / "reference" / "errors.md": errors_page,
+}
 
 
-def generated() -> dict[str, bytes]:
-    """File name to content of every generated module."""
+def protobuf_modules() -> dict[Path, bytes]:
+    """Path to content of every protobuf module."""
     includes = [f"-I{SOURCES}", f"-I{files('grpc_tools') / '_proto'}"]
     sources = sorted(str(path) for path in SOURCES.glob("*.proto"))
     with tempfile.TemporaryDirectory() as folder:
         if protoc.main(["protoc", *includes, f"--python_out={folder}", f"--pyi_out={folder}", *sources]):
             sys.exit("generate: protoc refused the sources")
-        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+        return {TARGET / path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
-def current() -> dict[str, bytes]:
-    """The same of what is checked in."""
-    return {path.name: path.read_bytes() for path in TARGET.glob("*_pb2*.py*") if path.is_file()}
+def current() -> dict[Path, bytes]:
+    """Path to content of what is checked in."""
+    found = [*TARGET.glob("*_pb2*.py*"), *(page for page in PAGES if page.exists())]
+    return {path: path.read_bytes() for path in found if path.is_file()}
 
 
 def main(arguments: list[str]) -> int:
-    wanted, found = generated(), current()
-    stale = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+    wanted = protobuf_modules() | {path: page() for path, page in PAGES.items()}
+    found = current()
+    stale = sorted(path for path in wanted.keys() | found.keys() if wanted.get(path) != found.get(path))
     if arguments == ["--check"]:
-        for name in stale:
-            print(f"generate: {TARGET.relative_to(ROOT) / name} is out of date: run ./dev generate", file=sys.stderr)
+        for path in stale:
+            print(f"generate: {path.relative_to(ROOT)} is out of date: run ./dev generate", file=sys.stderr)
         return 1 if stale else 0
-    for name in stale:
-        if name in wanted:
-            (TARGET / name).write_bytes(wanted[name])
+    for path in stale:
+        if path in wanted:
+            path.write_bytes(wanted[path])
         else:
-            (TARGET / name).unlink()
+            path.unlink()
     return 0
 
 
