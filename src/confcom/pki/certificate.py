@@ -16,7 +16,7 @@ MAX_CERTIFICATE = 16 * 1024
 
 # What pyca raises for DER that is no certificate, or one with parts that it does not read; its deprecation warnings
 # are errors to come, and where warnings are errors they are exceptions today.
-_UNREADABLE = (
+UNREADABLE = (
     ValueError,
     TypeError,
     UnsupportedAlgorithm,
@@ -36,9 +36,19 @@ def load_certificate(der: bytes, *, structure: str, field: str) -> x509.Certific
         # pyca reads these when they are asked for.
         _ = certificate.extensions, certificate.subject, certificate.issuer, certificate.serial_number
         _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc, certificate.public_key()
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise FormatError(f"not an X.509 certificate: {error}", structure=structure, field=field) from error
+    check_signature_encoding(der, certificate.signature, structure=structure, field=field)
     return certificate
+
+
+def check_signature_encoding(der: bytes, signature: bytes, *, structure: str, field: str) -> None:
+    """Refuse a signature that is not whole bytes: a count of unused bits is a byte that nobody signed.
+
+    Certificates and CRLs alike end with a BIT STRING: tag 3, length, number of unused bits, signature (RFC 5280 §4.1).
+    """
+    if not der.endswith(bytes((3, len(signature) + 1 & 0xFF, 0)) + signature):
+        raise FormatError("the signature is not whole bytes", structure=structure, field=field)
 
 
 def common_name(certificate: x509.Certificate) -> str:

@@ -7,24 +7,15 @@ from datetime import datetime
 from typing import Self
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import SignatureAlgorithmOID
 
 from confcom.errors import FormatError, MismatchError, SignatureError
-from confcom.pki.certificate import p256_key
+from confcom.pki.certificate import UNREADABLE, check_signature_encoding, p256_key
 
 MAX_CRL = 8 << 20
 """Bytes as received. Intel's take 0.3 to 4 kB; a list of 100,000 revoked platforms would take 4 MB of DER."""
 
-_UNREADABLE = (
-    ValueError,
-    TypeError,
-    UnsupportedAlgorithm,
-    x509.DuplicateExtension,
-    x509.InvalidVersion,
-    x509.UnsupportedGeneralNameType,
-)
 _HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
 
 
@@ -46,8 +37,9 @@ class Crl:
             found = x509.load_der_x509_crl(self.der)
             extensions, next_update = found.extensions, found.next_update_utc
             values = {"issuer": found.issuer, "this_update": found.last_update_utc, "_list": found}
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise FormatError(f"not a revocation list: {error}", structure=structure, field="") from error
+        check_signature_encoding(self.der, found.signature, structure=structure, field="signature")
         if next_update is None:
             raise FormatError("is missing", structure=structure, field="nextUpdate")
         values |= {"next_update": next_update, "number": _number(extensions, structure)}
@@ -107,7 +99,7 @@ def _der(data: bytes, structure: str) -> bytes:
     if data.startswith(b"-----BEGIN"):
         try:
             return x509.load_pem_x509_crl(data.rstrip(b"\0")).public_bytes(Encoding.DER)
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             raise FormatError(f"not a revocation list in PEM: {error}", structure=structure, field="") from error
     # DER begins with the byte 0x30, which is the digit 0; the digits of DER begin with a 3. So the two never meet.
     text = data.rstrip(b"\0\r\n ")

@@ -36,3 +36,18 @@ def test_another_curve_or_digest_is_refused() -> None:
         p256_key(_load(replace(intel.PCK_CERTIFICATE, key=p384).build()))
     with pytest.raises(CertificateError, match="another algorithm"):
         p256_key(_load(replace(intel.PCK_CERTIFICATE, digest=hashes.SHA384()).build()))
+
+
+def _with_an_unused_bit(der: bytes) -> bytes:
+    """The same signature value, in a BIT STRING that claims one bit less."""
+    signature = load_certificate(der, structure="", field="").signature
+    head = der[: -len(signature) - 1]
+    return head + b"\x01" + signature
+
+
+def test_a_signature_with_unused_bits_is_malformed() -> None:
+    # The count of unused bits is signed by nobody: a certificate that differs there alone would verify as well.
+    evens = (replace(intel.PCK_CERTIFICATE, serial=serial).build() for serial in range(1, 50))
+    der = next(der for der in evens if der[-1] % 2 == 0)
+    with pytest.raises(FormatError, match="whole bytes"):
+        _load(_with_an_unused_bit(der))

@@ -78,3 +78,10 @@ def test_a_changed_list_is_forged() -> None:
     assert not crl.revoked(3)
     with pytest.raises(SignatureError):
         crl.verify_signature(ROOT, step="(2)", what="the CRL")
+
+
+def test_a_signature_with_unused_bits_is_malformed() -> None:
+    der = next(der for der in (intel.crl(number=number) for number in range(1, 50)) if der[-1] % 2 == 0)
+    size = len(x509.load_der_x509_crl(der).signature)
+    with pytest.raises(FormatError, match="whole bytes"):
+        Crl.parse(der[: -size - 1] + b"\x01" + der[-size:])
