@@ -1,0 +1,35 @@
+"""The command line as a process of its own: its streams, its exit code, and what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+Outcome = subprocess.CompletedProcess[bytes]
+
+
+def environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """The test's environment without the variable that decides on modes."""
+    return {name: value for name, value in os.environ.items() if name != "SGX_AESM_ADDR"} | dict(extra)
+
+
+@pytest.fixture
+def confcom_process(tmp_path: Path) -> Callable[..., Outcome]:
+    """Run `confcom` in an empty folder, with SGX_AESM_ADDR only where a test sets it."""
+
+    def run(*arguments: str | Path, **variables: str) -> Outcome:
+        return subprocess.run(
+            [sys.executable, "-m", "confcom", *map(str, arguments)],
+            cwd=tmp_path,
+            env=environment(variables),
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+
+    return run
