@@ -25,9 +25,10 @@ def read_signature(section: bytes, start: int) -> QuoteSignature:
     attestation_key = cursor.take(64, "attestation_key")
     certification = QeReportCertification.read(cursor)
     cursor.finish("signature_data")
-    kind = certification.certification_data.type
-    if kind > _LAST_TYPE:
-        raise cursor.error(f"type {kind} does not exist in version 3", "certification_data.type", None)
+    entry = certification.certification_data
+    if entry.type > _LAST_TYPE:
+        at = cursor.offset - len(bytes(entry))
+        raise cursor.error(f"type {entry.type} does not exist in version 3", "certification_data.type", at)
     return QuoteSignature(signature, attestation_key, certification)
 
 

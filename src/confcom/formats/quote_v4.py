@@ -29,8 +29,10 @@ def read_signature(section: bytes, start: int) -> QuoteSignature:
     inner = Cursor(cursor.data, "Quote", outer_at + 6)
     certification = QeReportCertification.read(inner)
     inner.finish("certification_data")
-    if certification.certification_data.type == CertificationDataType.QE_REPORT:
-        raise inner.error("type 6 cannot stand inside type 6", "certification_data.certification_data.type")
+    entry = certification.certification_data
+    if entry.type == CertificationDataType.QE_REPORT:
+        at = inner.offset - len(bytes(entry))
+        raise inner.error("type 6 cannot stand inside type 6", "certification_data.certification_data.type", at)
     return QuoteSignature(signature, attestation_key, certification)
 
 
