@@ -1,0 +1,48 @@
+"""The bounded reader: nothing is read that is not there, and errors say where."""
+
+from __future__ import annotations
+
+import pytest
+
+from confcom.errors import FormatError
+from confcom.formats.cursor import Cursor
+
+
+def test_integers_are_little_endian_and_in_order() -> None:
+    cursor = Cursor(bytes.fromhex("0100" + "02000000" + "0300000000000000" + "aabb"), "Thing")
+    assert (cursor.u16("a"), cursor.u32("b"), cursor.u64("c")) == (1, 2, 3)
+    assert (cursor.offset, cursor.remaining) == (14, 2)
+    assert cursor.rest() == b"\xaa\xbb"
+    cursor.finish()
+
+
+@pytest.mark.parametrize(
+    ("read", "size"), [(Cursor.u16, 2), (Cursor.u32, 4), (Cursor.u64, 8), (lambda c, f: c.take(1 << 63, f), 1 << 63)]
+)
+def test_a_shortage_names_structure_field_and_offset_and_reads_nothing(read, size: int) -> None:
+    cursor = Cursor(b"xxxxx!", "Thing", 5)
+    with pytest.raises(FormatError, match=f"needs {size} bytes, 1 are left") as caught:
+        read(cursor, "length")
+    assert (caught.value.structure, caught.value.field, caught.value.offset) == ("Thing", "length", 5)
+    assert cursor.take(1, "byte") == b"!"
+
+
+def test_bytes_that_no_field_accounts_for_are_refused() -> None:
+    cursor = Cursor(b"abc", "Thing")
+    cursor.take(1, "a")
+    with pytest.raises(FormatError, match="2 bytes too many") as caught:
+        cursor.finish()
+    assert caught.value.offset == 1
+
+
+def test_nothing_is_left_to_take_but_nothing() -> None:
+    cursor = Cursor(b"", "Thing")
+    assert cursor.take(0, "nothing") == b""
+    assert cursor.rest() == b""
+    cursor.finish()
+
+
+def test_an_error_can_point_back() -> None:
+    cursor = Cursor(bytes(10), "Thing", 8)
+    assert cursor.error("wrong", "field").offset == 8
+    assert cursor.error("wrong", "field", 0).offset == 0
