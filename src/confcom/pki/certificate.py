@@ -6,7 +6,6 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import NameOID, SignatureAlgorithmOID
 
 from confcom.errors import CertificateError, FormatError
@@ -14,8 +13,8 @@ from confcom.errors import CertificateError, FormatError
 MAX_CERTIFICATE = 16 * 1024
 """Bytes of DER. Intel's take 0.7 to 1.3 kB."""
 
-# What pyca raises for DER that is no certificate, or one with parts that it does not read; its deprecation warnings
-# are errors to come, and where warnings are errors they are exceptions today.
+# What pyca raises for DER that is no certificate, or one with parts that it does not read. It warns of what is against
+# the rules (a name too long, a negative number); where a process makes warnings errors, they arrive as exceptions.
 UNREADABLE = (
     ValueError,
     TypeError,
@@ -23,7 +22,7 @@ UNREADABLE = (
     x509.DuplicateExtension,
     x509.InvalidVersion,
     x509.UnsupportedGeneralNameType,
-    CryptographyDeprecationWarning,
+    UserWarning,
 )
 
 

@@ -51,3 +51,12 @@ def test_a_signature_with_unused_bits_is_malformed() -> None:
     der = next(der for der in evens if der[-1] % 2 == 0)
     with pytest.raises(FormatError, match="whole bytes"):
         _load(_with_an_unused_bit(der))
+
+
+def test_where_warnings_are_errors_a_name_against_the_rules_is_malformed() -> None:
+    country = b"\x06\x03\x55\x04\x06"
+    der = intel.PCK_CERTIFICATE.build()
+    assert der.count(country) == 2
+    # The country attribute's OID in place of the common name's: a country of more than two letters.
+    with pytest.raises(FormatError, match="length must be"):
+        _load(der.replace(b"\x06\x03\x55\x04\x03", country))

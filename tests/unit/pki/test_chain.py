@@ -190,6 +190,16 @@ def test_bytes_that_are_no_chain_are_malformed(data: bytes) -> None:
         verify_chain([data, data], roots=OWN, kind="pck", step="(3)")
 
 
+def test_without_a_root_the_issuer_is_known_by_its_key_identifier() -> None:
+    anonymous = replace(CA, without=(x509.AuthorityKeyIdentifier,))
+    with pytest.raises(UntrustedRootError, match="not trusted") as caught:
+        _verify(PCK, anonymous)
+    assert "missing" in caught.value.found
+    unlabelled = replace(ROOT, without=(x509.SubjectKeyIdentifier,))
+    with pytest.raises(CertificateError):
+        _verify(PCK, anonymous, roots=TrustRoots((TrustRoot.from_pem(intel.pem(unlabelled)),)))
+
+
 def test_no_certificates_are_no_chain() -> None:
     with pytest.raises(CertificateError):
         verify_chain([], roots=OWN, kind="pck", step="(3)")

@@ -42,6 +42,8 @@ def test_a_critical_extension_that_nobody_knows_is_refused() -> None:
 
 def test_a_pck_certificate_is_no_ca() -> None:
     _refuse(pck=replace(intel.PCK_CERTIFICATE, ca=True))
+    leaf_usage = {"digital_signature": True, "key_cert_sign": False, "crl_sign": False}
+    _refuse(pck=replace(intel.PCK_CERTIFICATE, ca=True, key_usage=leaf_usage))
 
 
 def test_a_key_does_what_its_usage_says() -> None:
@@ -72,3 +74,10 @@ def test_the_leaf_of_every_kind_has_the_usage_of_that_kind(kind: ChainKind, leaf
     wrong = replace(leaf, ca=not leaf.ca, path_length=None)
     with pytest.raises(CertificateError):
         verify_chain(intel.pem(wrong), roots=OWN, kind=kind, step="(1)")
+
+
+def test_who_issues_revocation_lists_is_a_ca() -> None:
+    usage = {"key_cert_sign": True, "crl_sign": True}
+    no_ca = replace(intel.PLATFORM_CERTIFICATE, ca=False, path_length=None, key_usage=usage)
+    with pytest.raises(CertificateError):
+        verify_chain(intel.pem(no_ca), roots=OWN, kind="ca", step="(1)")
