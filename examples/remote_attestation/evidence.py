@@ -1,0 +1,116 @@
+"""The two ways to prove who one is: a quote for a peer anywhere, a report for a neighbour on the same machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol
+
+from confcom.appraisal.appraise import appraise
+from confcom.appraisal.collateral import Collateral
+from confcom.appraisal.policy import AllOf, IsvProdId, MinIsvSvn, MrSigner, Policy, ReportData, safe_defaults
+from confcom.appraisal.quote import QuoteVerifier
+from confcom.errors import MismatchError, PolicyError
+from confcom.formats.sgx import ReportBody, TargetInfo
+from confcom.formats.tcb_info import TcbStatus
+from confcom.pki.roots import TrustRoots
+from confcom.platforms.local_attestation import LocalEnclave, verify_local_report
+from confcom.platforms.quoting import QuoteSource
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedPeer:
+    """Whom we want to talk to. MRSIGNER names a vendor; only with product id and version does it name a program."""
+
+    mr_signer: bytes
+    isv_prod_id: int
+    min_isv_svn: int
+
+    def policies(self) -> tuple[Policy, ...]:
+        """For a verified quote."""
+        return MrSigner((self.mr_signer,)), IsvProdId(self.isv_prod_id), MinIsvSvn(self.min_isv_svn)
+
+    def check(self, body: ReportBody) -> None:
+        """For a report whose MAC is good; the error names everything that is wrong."""
+        findings = (
+            (body.mr_signer == self.mr_signer, f"mr-signer: expected {self.mr_signer.hex()}", body.mr_signer.hex()),
+            (body.isv_prod_id == self.isv_prod_id, f"isv-prod-id: expected {self.isv_prod_id}", body.isv_prod_id),
+            (body.isv_svn >= self.min_isv_svn, f"min-isv-svn: expected {self.min_isv_svn} or more", body.isv_svn),
+            (not body.attributes.debug, "no-debug: expected debug off", "debug on"),
+        )
+        wrong = [f"{expected}, found {found}" for ok, expected, found in findings if not ok]
+        if wrong:
+            raise PolicyError("authentic, but not acceptable: " + "; ".join(wrong))
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedPeer:
+    """A peer that proved who it is, and a line about how."""
+
+    body: ReportBody
+    proof: str
+
+
+class Attestation(Protocol):
+    """Makes our evidence, and judges the peer's."""
+
+    def make(self, report_data: bytes) -> bytes:
+        """Evidence over 64 bytes."""
+
+    def judge(self, evidence: bytes, report_data: bytes) -> AcceptedPeer:
+        """Accept the peer's evidence over these 64 bytes, or raise why not."""
+
+
+class RemoteAttestation:
+    """Quotes: the platform vouches for the enclave, Intel (or a simulated authority) for the platform."""
+
+    def __init__(
+        self,
+        source: QuoteSource,
+        expected: ExpectedPeer,
+        *,
+        roots: TrustRoots,
+        collateral: Collateral,
+        accept_tcb: frozenset[TcbStatus],
+    ) -> None:
+        self._source = source
+        self._verifier = QuoteVerifier(roots)
+        self._collateral = collateral
+        # Naming a simulated root on the command line is what accepts a simulated platform.
+        simulated = any(root.simulated for root in roots.roots)
+        self._acceptable = AllOf(safe_defaults(accept_tcb=accept_tcb, accept_simulated=simulated), *expected.policies())
+
+    def make(self, report_data: bytes) -> bytes:
+        """A quote."""
+        return self._source.quote(report_data).quote
+
+    def judge(self, evidence: bytes, report_data: bytes) -> AcceptedPeer:
+        """First whether it is authentic, then whether it is from the peer that we want, as an answer to us."""
+        now = datetime.now(UTC)  # noqa: TID251 - a program may read the clock; the library is told the time
+        verified = self._verifier.verify(evidence, self._collateral, now=now)
+        policy = AllOf(self._acceptable, ReportData(report_data))
+        body = appraise(verified, policy).require().quote.body
+        if not isinstance(body, ReportBody):
+            raise MismatchError("the peer is a TD and no enclave")
+        status = verified.tcb_status.value if verified.tcb_status else "unknown"
+        warning = "SIMULATED, no hardware protects it, " if verified.simulated else ""
+        return AcceptedPeer(body, f"quote authentic ({warning}{verified.root.name}), TCB {status}")
+
+
+class LocalAttestation:
+    """Reports: the processor itself vouches for a neighbour. No quoting enclave, no certificates, no collateral."""
+
+    def __init__(self, enclave: LocalEnclave, expected: ExpectedPeer, peer: TargetInfo) -> None:
+        self._enclave = enclave
+        self._expected = expected
+        self._peer = peer
+
+    def make(self, report_data: bytes) -> bytes:
+        """A report that only the peer can check."""
+        return bytes(self._enclave.create_report(self._peer, report_data))
+
+    def judge(self, evidence: bytes, report_data: bytes) -> AcceptedPeer:
+        """Whether it was made on this machine, for us, by whom we want, as an answer to us."""
+        body = verify_local_report(self._enclave, evidence, report_data)
+        self._expected.check(body)
+        return AcceptedPeer(body, "report MAC good: an enclave on this very machine")
