@@ -6,7 +6,7 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ class RunningHelper:
     def __init__(self, platform: Platform, path: Path, **settings: Any) -> None:
         self.path = path
         self.events: list[RequestEvent] = []
+        self.on_event: Callable[[RequestEvent], None] = lambda _: None
         self._config = QuoteHelperConfig(socket=str(path), **settings)
         self._platform = platform
         self._ready = threading.Event()
@@ -57,10 +58,14 @@ class RunningHelper:
         finally:
             self._ready.set()
 
+    def _observe(self, event: RequestEvent) -> None:
+        self.events.append(event)
+        self.on_event(event)
+
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        await serve(self._platform, self._config, stop=self._stop, started=self._ready.set, observe=self.events.append)
+        await serve(self._platform, self._config, stop=self._stop, started=self._ready.set, observe=self._observe)
 
 
 @contextmanager

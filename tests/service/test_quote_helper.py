@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import stat
 import subprocess
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -279,40 +280,52 @@ class TestAbuse:
 
         assert len(answer) < 64 * 1024 + 100
 
-    def test_running_out_of_files_neither_spins_nor_lasts(self, path: Path) -> None:
-        """Intel's service loops at full speed for ever after this."""
-        script = f"""
+    def test_running_out_of_files_does_not_last(self, path: Path) -> None:
+        """Intel's service never recovers from this."""
+        with helper_with_spare_files(path, 5):
+            silent = [connect(path) for _ in range(60)]
+            assert_serves(path, within=4)
+            for client in silent:
+                client.close()
+            assert_serves(path)
+
+    def test_without_any_file_left_it_waits_and_does_not_spin(self, path: Path) -> None:
+        """Intel's service uses a whole processor from then on."""
+        with helper_with_spare_files(path, 0) as process, connect(path) as client:
+            client.sendall(NUM)
+            before = processor_seconds(process.pid)
+            time.sleep(0.6)
+            assert processor_seconds(process.pid) - before < 0.2
+            resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (256, 256))
+
+            assert read_response(read_all(client), 21) == NUM_ANSWER
+
+
+@contextmanager
+def helper_with_spare_files(path: Path, spare: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A helper in a process that may open so many more files once it is ready."""
+    script = f"""
 import asyncio, os, resource, sys
 sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
 from recording_platform import RecordingPlatform
 from confcom.services.quote_helper import QuoteHelperConfig, serve
 
-def leave_five_files():
-    limit = len(os.listdir("/proc/self/fd")) - 1 + 5
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+def limit_files():
+    limit = len(os.listdir("/proc/self/fd")) - 1 + {spare}
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, 256))
     print("ready", flush=True)
 
-asyncio.run(serve(
-    RecordingPlatform(), QuoteHelperConfig(socket={str(path)!r}), stop=asyncio.Event(), started=leave_five_files,
-    observe=lambda event: None,
-))
+config = QuoteHelperConfig(socket={str(path)!r})
+asyncio.run(serve(RecordingPlatform(), config, stop=asyncio.Event(), started=limit_files, observe=lambda event: None))
 """
-        with subprocess.Popen(
-            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        ) as process:
-            try:
-                assert process.stdout is not None
-                assert b"ready\n" in iter(process.stdout.readline, b"")
-                silent = [connect(path) for _ in range(60)]
-                assert_serves(path, within=4)
-                before = processor_seconds(process.pid)
-                time.sleep(0.5)
-                assert processor_seconds(process.pid) - before < 0.25
-                for client in silent:
-                    client.close()
-                assert_serves(path)
-            finally:
-                process.kill()
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        try:
+            assert process.stdout is not None
+            assert b"ready\n" in iter(process.stdout.readline, b"")
+            yield process
+        finally:
+            process.kill()
 
 
 def processor_seconds(pid: int) -> float:
@@ -538,6 +551,31 @@ class TestLife:
             gate.opened.set()
 
             assert read_response(read_all(client), 17) == {1: 0, 2: QUOTE}
+
+    def test_connections_that_wait_in_the_backlog_when_it_stops_are_answered(
+        self, platform: RecordingPlatform, path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("confcom.services.quote_helper.ACCEPT_BATCH", 1)
+        blocked, go_on = threading.Event(), threading.Event()
+
+        def block(_: object) -> None:
+            blocked.set()
+            assert go_on.wait(10)
+
+        with running_helper(platform, path) as helper:
+            helper.on_event = block
+            waiting = [connect(path)]
+            waiting[0].sendall(NUM)
+            assert blocked.wait(10)
+            for _ in range(20):
+                waiting.append(connect(path))
+                waiting[-1].sendall(NUM)
+            helper.ask_to_stop()
+            go_on.set()
+
+            assert [read_response(read_all(client), 21) for client in waiting] == [NUM_ANSWER] * 21
+        for client in waiting:
+            client.close()
 
     def test_stopping_does_not_wait_longer_than_it_may(self, platform: RecordingPlatform, path: Path) -> None:
         gate = Gate("quote")
