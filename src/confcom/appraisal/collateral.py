@@ -25,8 +25,15 @@ _SIGNER_REVOKED = "Fetch fresh collateral: what this certificate signed must not
 _PROOF = object()
 
 
+class _Digested:
+    """Room for the digest beside the fields."""
+
+    __slots__ = ("_digest",)
+    _digest: bytes
+
+
 @dataclass(frozen=True, slots=True)
-class Collateral:
+class Collateral(_Digested):
     """The parts as received: chains in PEM, CRLs in any of their encodings, signed JSON untouched.
 
     `source` says where they came from, for people. `pck_certificate_chain` is there when the source knows the
@@ -48,6 +55,12 @@ class Collateral:
 
         An absent PCK chain has the length 2^64 - 1, so that it differs from an empty one.
         """
+        # Kept, because a verifier asks for every quote that it judges; the parts never change.
+        if not hasattr(self, "_digest"):
+            object.__setattr__(self, "_digest", self._compute_digest())
+        return self._digest
+
+    def _compute_digest(self) -> bytes:
         digest = hashlib.sha256()
         for item in fields(self):
             if item.name != "source":
@@ -105,7 +118,8 @@ def verify_collateral(collateral: Collateral, *, roots: TrustRoots) -> VerifiedC
     (6) TCB Signing signed the exact bytes of the QE identity;
     (7) TCB info and QE identity have the content that they should.
 
-    Malformed parts are a `FormatError`, the others subclasses of `VerificationError` with the step.
+    Malformed parts are a `FormatError`; the others are subclasses of `VerificationError`, whose step is the id of the
+    check that failed.
     """
     return _Verification(collateral, roots).run()
 
@@ -125,9 +139,9 @@ class _Verification:
         self._not_revoked(root_ca_crl, pck_ca, tcb_signing, qe_signing)
         pck_crl = self._pck_crl(pck_ca)
         signed_tcb_info = SignedTcbInfo.parse(self.collateral.tcb_info)
-        self._signed(signed_tcb_info, tcb_signing, "tcb-info", "TCB info", _step(5))
+        self._signed(signed_tcb_info, tcb_signing, "collateral-tcb-info-signature", "TCB info")
         signed_identity = SignedEnclaveIdentity.parse(self.collateral.qe_identity)
-        self._signed(signed_identity, qe_signing, "qe-identity", "QE identity", _step(6))
+        self._signed(signed_identity, qe_signing, "collateral-qe-identity-signature", "QE identity")
         # (7)
         tcb_info, qe_identity = signed_tcb_info.tcb_info(), signed_identity.enclave_identity()
         windows = (
@@ -154,7 +168,7 @@ class _Verification:
 
     def _issuer_chains(self) -> tuple[VerifiedChain, VerifiedChain, VerifiedChain]:
         # (1)
-        step = _step(1)
+        step = "collateral-issuer-chains"
         received = self.collateral
         pck_ca = verify_chain(received.pck_crl_issuer_chain, roots=self.roots, kind="ca", step=step)
         tcb_signing = verify_chain(received.tcb_info_issuer_chain, roots=self.roots, kind="tcb-signing", step=step)
@@ -178,7 +192,7 @@ class _Verification:
     def _root_ca_crl(self, root: TrustRoot) -> Crl:
         # (2)
         crl = Crl.parse(self.collateral.root_ca_crl, structure="root CA CRL")
-        crl.verify_signature(root.certificate, step=_step(2), what="the root CA CRL")
+        crl.verify_signature(root.certificate, step="collateral-root-ca-crl", what="the root CA CRL")
         self._passed("collateral-root-ca-crl", f"root CA CRL signed by {root.name}", f"number {crl.number}")
         return crl
 
@@ -190,7 +204,7 @@ class _Verification:
             if root_ca_crl.revoked(certificate.serial_number):
                 raise RevokedError(
                     f"the root CA revoked {common_name(certificate)}",
-                    step=_step(3),
+                    step="collateral-issuers-not-revoked",
                     expected=f"serial {certificate.serial_number:x} not on the root CA CRL",
                     found=f"on the root CA CRL, number {root_ca_crl.number}",
                     advice=_SIGNER_REVOKED if chain.kind == "tcb-signing" else None,
@@ -200,21 +214,17 @@ class _Verification:
     def _pck_crl(self, pck_ca: VerifiedChain) -> Crl:
         # (4)
         crl = Crl.parse(self.collateral.pck_crl, structure="PCK CRL")
-        crl.verify_signature(pck_ca.leaf, step=_step(4), what="the PCK CRL")
+        crl.verify_signature(pck_ca.leaf, step="collateral-pck-crl", what="the PCK CRL")
         self._passed("collateral-pck-crl", f"PCK CRL signed by {common_name(pck_ca.leaf)}", f"number {crl.number}")
         return crl
 
     def _signed(
-        self, document: SignedTcbInfo | SignedEnclaveIdentity, signer: VerifiedChain, name: str, what: str, step: str
+        self, document: SignedTcbInfo | SignedEnclaveIdentity, signer: VerifiedChain, step: str, what: str
     ) -> None:
         # (5), (6)
         ecdsa.verify(signer.public_key, document.signature, document.body, step=step, what=f"the {what}")
         by = common_name(signer.leaf)
-        self._passed(f"collateral-{name}-signature", f"{what} signed by {by}", f"signed by {by}")
+        self._passed(step, f"{what} signed by {by}", f"signed by {by}")
 
     def _passed(self, check: str, expected: str, found: str) -> None:
         self.checks.append(Check(check, ok=True, expected=expected, found=found))
-
-
-def _step(number: int) -> str:
-    return f"collateral ({number})"

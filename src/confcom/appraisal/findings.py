@@ -18,3 +18,8 @@ class Check:
     expected: str
     found: str
     advice: str = ""
+
+
+def finding(identifier: str, ok: object, expected: str, found: str, advice: str) -> Check:
+    """A check whose advice counts only when it is not ok."""
+    return Check(identifier, ok=bool(ok), expected=expected, found=found, advice="" if ok else advice)

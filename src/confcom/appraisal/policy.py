@@ -13,14 +13,31 @@ from hashlib import sha256
 from typing import Protocol
 
 from confcom.appraisal.evidence import VerifiedQuote
-from confcom.appraisal.findings import Check
+from confcom.appraisal.findings import Check, finding
+from confcom.appraisal.tcb_policy import AcceptAdvisories, AcceptTcb, MinTcbEvaluation
 from confcom.errors import ConfigError
 from confcom.formats.sgx import ReportBody
 from confcom.formats.tcb_info import TcbStatus
 from confcom.formats.tdx import TdAttributeFlags, TdReportBody10, td_base
 
-ACCEPTABLE = frozenset(TcbStatus) - {TcbStatus.REVOKED}
-"""Statuses that a policy may accept; Revoked never is."""
+__all__ = [
+    "AcceptAdvisories",
+    "AcceptTcb",
+    "AllOf",
+    "AnyOf",
+    "HardwareOnly",
+    "HeldData",
+    "IsvProdId",
+    "MinIsvSvn",
+    "MinTcbEvaluation",
+    "MrEnclave",
+    "MrSigner",
+    "NoDebug",
+    "Policy",
+    "ReportData",
+    "SafeTd",
+    "safe_defaults",
+]
 
 
 class Policy(Protocol):
@@ -42,7 +59,7 @@ class AllOf:
 
     def check(self, verified: VerifiedQuote) -> tuple[Check, ...]:
         """The findings of all."""
-        return tuple(finding for policy in self.policies for finding in policy.check(verified))
+        return tuple(check for policy in self.policies for check in policy.check(verified))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +76,9 @@ class AnyOf:
         """The findings of the first that holds, else of all."""
         tried = [policy.check(verified) for policy in self.policies]
         for findings in tried:
-            if all(finding.ok for finding in findings):
+            if all(check.ok for check in findings):
                 return findings
-        return tuple(finding for findings in tried for finding in findings)
+        return tuple(check for findings in tried for check in findings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +113,7 @@ class IsvProdId:
         """One finding."""
         found = verified.quote.body.isv_prod_id if isinstance(verified.quote.body, ReportBody) else None
         return (
-            _finding(
+            finding(
                 "isv-prod-id",
                 found == self.isv_prod_id,
                 f"product id {self.isv_prod_id}",
@@ -116,7 +133,7 @@ class MinIsvSvn:
         """One finding."""
         found = verified.quote.body.isv_svn if isinstance(verified.quote.body, ReportBody) else None
         return (
-            _finding(
+            finding(
                 "min-isv-svn",
                 found is not None and found >= self.isv_svn,
                 f"security version at least {self.isv_svn}",
@@ -135,7 +152,7 @@ class NoDebug:
         body = verified.quote.body
         debug = body.attributes.debug if isinstance(body, ReportBody) else td_base(body).debug
         return (
-            _finding(
+            finding(
                 "no-debug",
                 not debug,
                 "debug off",
@@ -157,14 +174,14 @@ class SafeTd:
         guarded = bool(td_base(body).td_attributes & TdAttributeFlags.SEPT_VE_DISABLE)
         service_td = bytes(48) if isinstance(body, TdReportBody10) else body.mr_service_td
         return (
-            _finding(
+            finding(
                 "td-sept-ve-disable",
                 guarded,
                 "SEPT_VE_DISABLE on",
                 "on" if guarded else "off",
                 "Start the TD with SEPT_VE_DISABLE, so that its host cannot inject page faults.",
             ),
-            _finding(
+            finding(
                 "td-service-td",
                 not any(service_td),
                 "no service TD bound",
@@ -172,32 +189,6 @@ class SafeTd:
                 "A service TD can act on this TD; accept it only if you know it.",
             ),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class AcceptTcb:
-    """Which TCB statuses are good enough; Revoked can never be named."""
-
-    statuses: frozenset[TcbStatus]
-
-    def __init__(self, statuses: Iterable[TcbStatus]) -> None:
-        accepted = frozenset(statuses)
-        _refuse_empty(tuple(accepted))
-        if not accepted <= ACCEPTABLE:
-            raise ConfigError("a revoked TCB is never acceptable", advice="Take Revoked out of the accepted statuses.")
-        object.__setattr__(self, "statuses", accepted)
-
-    def check(self, verified: VerifiedQuote) -> tuple[Check, ...]:
-        """One finding."""
-        status = verified.tcb_status
-        names = " or ".join(wanted.value for wanted in TcbStatus if wanted in self.statuses)
-        if status is None:
-            found = f"no TCB level of Intel's list is as low as this {verified.tcb.missing}"
-        else:
-            found = f"{status.value}, level of {verified.tcb.tcb_date:%Y-%m-%d}"
-            if verified.tcb.advisory_ids:
-                found += f", advisories {', '.join(verified.tcb.advisory_ids)}"
-        return (_finding("tcb-status", status in self.statuses, names, found, _tcb_advice(status)),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +205,7 @@ class ReportData:
         """One finding."""
         found = verified.report_data[: len(self.expected)]
         return (
-            _finding(
+            finding(
                 "report-data",
                 hmac.compare_digest(found, self.expected),
                 self.expected.hex(),
@@ -234,7 +225,7 @@ class HeldData:
         """One finding."""
         expected, found = sha256(self.data).digest(), verified.report_data[:32]
         return (
-            _finding(
+            finding(
                 "held-data",
                 hmac.compare_digest(found, expected),
                 f"SHA-256 {expected.hex()}",
@@ -251,7 +242,7 @@ class HardwareOnly:
     def check(self, verified: VerifiedQuote) -> tuple[Check, ...]:
         """One finding."""
         return (
-            _finding(
+            finding(
                 "hardware",
                 not verified.simulated,
                 "a hardware root",
@@ -276,16 +267,12 @@ def safe_defaults(
     return AllOf(*policies)
 
 
-def _finding(identifier: str, ok: bool, expected: str, found: str, advice: str) -> Check:
-    return Check(identifier, ok=bool(ok), expected=expected, found=found, advice="" if ok else advice)
-
-
 def _one_of(identifier: str, name: str, allowed: tuple[bytes, ...], found: bytes | None) -> tuple[Check, ...]:
     _refuse_empty(allowed)
     advice = f"Compare {name} with the build you trust; a new release needs a new expectation."
     expected = " or ".join(value.hex() for value in allowed)
     shown = found.hex() if found is not None else "a TD, which has none"
-    return (_finding(identifier, found in allowed, expected, shown, advice),)
+    return (finding(identifier, found in allowed, expected, shown, advice),)
 
 
 def _sgx(verified: VerifiedQuote, name: str) -> bytes | None:
@@ -297,19 +284,3 @@ def _sgx(verified: VerifiedQuote, name: str) -> bytes | None:
 def _refuse_empty(values: tuple[object, ...]) -> None:
     if not values:
         raise ConfigError("an empty policy would accept everything", advice="Name at least one condition.")
-
-
-def _tcb_advice(status: TcbStatus | None) -> str:
-    if status is TcbStatus.REVOKED:
-        return "Intel revoked this TCB level: the platform must not be trusted until it has been updated."
-    if status is None or "OutOfDate" in status:
-        return (
-            "Update BIOS and microcode of the platform and let it fetch a new PCK certificate; "
-            "until then, accept the status on purpose with --accept-tcb."
-        )
-    if "Relaunch" in status:
-        return "Start the TD again: the TDX module was updated under it."
-    return (
-        "Check the named advisories: the enclave must be hardened or the platform configured as they say; "
-        "then accept the status on purpose with --accept-tcb."
-    )

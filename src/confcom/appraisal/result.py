@@ -159,7 +159,16 @@ def _sgx_identity(body: ReportBody) -> dict[str, Any]:
 
 def _tdx_identity(body: TdReportBody) -> dict[str, Any]:
     td = td_base(body)
-    names: tuple[str, ...] = ("mr_td", "mr_config_id", "mr_owner", "mr_owner_config", "rtmr0", "rtmr1", "rtmr2", "rtmr3")
+    names: tuple[str, ...] = (
+        "mr_td",
+        "mr_config_id",
+        "mr_owner",
+        "mr_owner_config",
+        "rtmr0",
+        "rtmr1",
+        "rtmr2",
+        "rtmr3",
+    )
     names += ("mr_seam", "mr_signer_seam", "seam_attributes", "tee_tcb_svn")
     measurements: dict[str, Any] = {name: getattr(td, name).hex() for name in names}
     measurements |= {
