@@ -1,0 +1,237 @@
+"""Documents: the single pieces of collateral, each under a key, and how they make up a `Collateral`.
+
+A service gives documents one by one, a store keeps every version of each, a verifier wants the set for one platform.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from confcom.appraisal.collateral import Collateral
+from confcom.errors import CollateralError, CollateralNotFound, ConfigError
+from confcom.pki.crl import Crl
+from confcom.protocols import pcs
+from confcom.protocols.pcs import PckCaName, Tee, Update
+
+
+class DocumentKind(StrEnum):
+    """What Intel publishes."""
+
+    TCB_INFO = "tcb-info"
+    QE_IDENTITY = "qe-identity"
+    QVE_IDENTITY = "qve-identity"
+    QAE_IDENTITY = "qae-identity"
+    PCK_CRL = "pck-crl"
+    ROOT_CA_CRL = "root-ca-crl"
+    TCB_EVALUATION_DATA_NUMBERS = "tcb-evaluation-data-numbers"
+
+
+@dataclass(frozen=True, slots=True)
+class _Fields:
+    """Which fields of a key a kind has."""
+
+    tee: bool = False
+    fmspc: bool = False
+    ca: bool = False
+    update: bool = False
+
+
+_FIELDS: dict[DocumentKind, _Fields] = {
+    DocumentKind.TCB_INFO: _Fields(tee=True, fmspc=True, update=True),
+    DocumentKind.QE_IDENTITY: _Fields(tee=True, update=True),
+    DocumentKind.QVE_IDENTITY: _Fields(update=True),
+    DocumentKind.QAE_IDENTITY: _Fields(update=True),
+    DocumentKind.PCK_CRL: _Fields(ca=True),
+    DocumentKind.ROOT_CA_CRL: _Fields(),
+    DocumentKind.TCB_EVALUATION_DATA_NUMBERS: _Fields(tee=True),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentKey:
+    """Which document: a kind, and exactly the fields that the kind has; anything else is a `ConfigError`.
+
+    `fmspc` is 6 bytes. `update` is the set: `standard` and `early` move to another number when Intel promotes one,
+    a number does not.
+    """
+
+    kind: DocumentKind
+    tee: Tee | None = None
+    fmspc: bytes | None = None
+    ca: PckCaName | None = None
+    update: Update | None = None
+
+    def __post_init__(self) -> None:
+        wanted = _FIELDS[self.kind]
+        for name in ("tee", "fmspc", "ca", "update"):
+            if getattr(wanted, name) != (getattr(self, name) is not None):
+                raise ConfigError(f"the key of a {self.kind} {'needs' if getattr(wanted, name) else 'has no'} {name}")
+        if self.fmspc is not None and len(self.fmspc) != 6:
+            raise ConfigError(f"an FMSPC is 6 bytes, found {len(self.fmspc)}")
+        if isinstance(self.update, int) and not 0 <= self.update <= 0xFFFF_FFFF:
+            raise ConfigError(f"{self.update} is no TCB evaluation data number")
+
+    @classmethod
+    def tcb_info(cls, tee: Tee, fmspc: bytes, update: Update = "standard") -> DocumentKey:
+        """TCB info of one FMSPC."""
+        return cls(DocumentKind.TCB_INFO, tee=tee, fmspc=fmspc, update=update)
+
+    @classmethod
+    def qe_identity(cls, tee: Tee, update: Update = "standard") -> DocumentKey:
+        """Identity of the SGX QE or the TD QE."""
+        return cls(DocumentKind.QE_IDENTITY, tee=tee, update=update)
+
+    @classmethod
+    def pck_crl(cls, ca: PckCaName) -> DocumentKey:
+        """Revocation list of a PCK CA."""
+        return cls(DocumentKind.PCK_CRL, ca=ca)
+
+    @classmethod
+    def root_ca_crl(cls) -> DocumentKey:
+        """Revocation list of the root."""
+        return cls(DocumentKind.ROOT_CA_CRL)
+
+    def __str__(self) -> str:
+        return pcs.describe(request_for(self))
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document as received: CRLs as DER, everything else byte for byte; `issuer_chain` is PEM.
+
+    The root CA CRL has no chain (empty): the root itself issued it.
+    """
+
+    key: DocumentKey
+    body: bytes
+    issuer_chain: bytes = b""
+
+    def digest(self) -> bytes:
+        """SHA-256 (32 bytes) over the body's length as u64 big-endian, the body and the chain."""
+        return hashlib.sha256(len(self.body).to_bytes(8, "big") + self.body + self.issuer_chain).digest()
+
+
+def keys_for(fmspc: bytes, ca: PckCaName, tee: Tee, update: Update = "standard") -> tuple[DocumentKey, ...]:
+    """The four documents that judge a quote of such a platform."""
+    return (
+        DocumentKey.tcb_info(tee, fmspc, update),
+        DocumentKey.qe_identity(tee, update),
+        DocumentKey.pck_crl(ca),
+        DocumentKey.root_ca_crl(),
+    )
+
+
+def request_for(key: DocumentKey) -> pcs.DocumentRequest:
+    """The request that asks a service for the document."""
+    tee, update = key.tee or "sgx", key.update if key.update is not None else "standard"
+    match key.kind:
+        case DocumentKind.TCB_INFO:
+            return pcs.TcbInfoRequest(tee, key.fmspc or b"", update)
+        case DocumentKind.QE_IDENTITY:
+            return pcs.EnclaveIdentityRequest(tee, "qe", update)
+        case DocumentKind.QVE_IDENTITY:
+            return pcs.EnclaveIdentityRequest("sgx", "qve", update)
+        case DocumentKind.QAE_IDENTITY:
+            return pcs.EnclaveIdentityRequest("sgx", "qae", update)
+        case DocumentKind.PCK_CRL:
+            return pcs.PckCrlRequest(key.ca or "platform")
+        case DocumentKind.ROOT_CA_CRL:
+            return pcs.RootCaCrlRequest()
+        case DocumentKind.TCB_EVALUATION_DATA_NUMBERS:
+            return pcs.TcbEvaluationDataNumbersRequest(tee)
+
+
+def key_for(request: pcs.DocumentRequest) -> DocumentKey | None:
+    """The document that a request asks for; None for a list by its distribution point, which is not one of Intel's two.
+
+    Intel's distribution points contain `IntelSGXRootCA`, or `pckcrl` with the CA.
+    """
+    match request:
+        case pcs.TcbInfoRequest(tee, fmspc, update):
+            return DocumentKey.tcb_info(tee, fmspc, update)
+        case pcs.EnclaveIdentityRequest(tee, "qe", update):
+            return DocumentKey.qe_identity(tee, update)
+        case pcs.EnclaveIdentityRequest(_, enclave, update):
+            kind = DocumentKind.QVE_IDENTITY if enclave == "qve" else DocumentKind.QAE_IDENTITY
+            return DocumentKey(kind, update=update)
+        case pcs.PckCrlRequest(ca):
+            return DocumentKey.pck_crl(ca)
+        case pcs.RootCaCrlRequest():
+            return DocumentKey.root_ca_crl()
+        case pcs.TcbEvaluationDataNumbersRequest(tee):
+            return DocumentKey(DocumentKind.TCB_EVALUATION_DATA_NUMBERS, tee=tee)
+        case pcs.CrlRequest(uri):
+            return _key_for_distribution_point(uri)
+
+
+def document_from_answer(key: DocumentKey, answer: pcs.Answer) -> Document:
+    """A document from what a service answered; a CRL in any encoding becomes its DER."""
+    if key.kind in {DocumentKind.PCK_CRL, DocumentKind.ROOT_CA_CRL}:
+        return Document(key, bytes(Crl.parse(answer.body, structure=str(key))), answer.issuer_chain)
+    return Document(key, answer.body, answer.issuer_chain)
+
+
+def assemble(documents: Iterable[Document], *, source: str) -> Collateral:
+    """The collateral of one platform from its four documents; what is missing is `CollateralNotFound`.
+
+    The set is whichever the documents are of: asking one source for one set is the caller's part.
+    """
+    found = {document.key.kind: document for document in documents}
+    needed = (DocumentKind.TCB_INFO, DocumentKind.QE_IDENTITY, DocumentKind.PCK_CRL, DocumentKind.ROOT_CA_CRL)
+    missing = [kind.value for kind in needed if kind not in found]
+    if missing:
+        raise CollateralNotFound(f"{source} has no {' and no '.join(missing)}")
+    tcb_info, qe_identity, pck_crl, root_ca_crl = (found[kind] for kind in needed)
+    return Collateral(
+        tcb_info_issuer_chain=tcb_info.issuer_chain,
+        tcb_info=tcb_info.body,
+        qe_identity_issuer_chain=qe_identity.issuer_chain,
+        qe_identity=qe_identity.body,
+        root_ca_crl=root_ca_crl.body,
+        pck_crl=pck_crl.body,
+        pck_crl_issuer_chain=pck_crl.issuer_chain,
+        source=source,
+    )
+
+
+def take_apart(
+    collateral: Collateral, *, fmspc: bytes, ca: PckCaName, tee: Tee, update: Update = "standard"
+) -> tuple[Document, ...]:
+    """The four documents of a collateral, under the keys that the caller knows it by."""
+    tcb_info, qe_identity, pck_crl, root_ca_crl = keys_for(fmspc, ca, tee, update)
+    return (
+        Document(tcb_info, collateral.tcb_info, collateral.tcb_info_issuer_chain),
+        Document(qe_identity, collateral.qe_identity, collateral.qe_identity_issuer_chain),
+        document_from_answer(pck_crl, pcs.Answer(collateral.pck_crl, collateral.pck_crl_issuer_chain)),
+        document_from_answer(root_ca_crl, pcs.Answer(collateral.root_ca_crl)),
+    )
+
+
+def fetch_collateral(
+    fetch_document: Callable[[DocumentKey], Document],
+    fmspc: bytes,
+    ca: PckCaName,
+    tee: Tee,
+    *,
+    update: Update = "standard",
+    source: str,
+) -> Collateral:
+    """Collateral by asking for its documents one after the other; the first failure is raised as it is."""
+    return assemble((fetch_document(key) for key in keys_for(fmspc, ca, tee, update)), source=source)
+
+
+def _key_for_distribution_point(uri: str) -> DocumentKey | None:
+    if "IntelSGXRootCA" in uri or "rootcacrl" in uri:
+        return DocumentKey.root_ca_crl()
+    for ca in ("processor", "platform"):
+        if "pckcrl" in uri and f"ca={ca}" in uri:
+            return DocumentKey.pck_crl("processor" if ca == "processor" else "platform")
+    return None
+
+
+def missing_document(key: DocumentKey, source: str) -> CollateralError:
+    """The error of a source that has no such document."""
+    return CollateralNotFound(f"{source} has no {key}")

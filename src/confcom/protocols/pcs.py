@@ -1,0 +1,267 @@
+"""Intel's Provisioning Certification Service and its caches (PCS, PCCS, Azure THIM): requests and answers as values.
+
+`pcs_requests` writes a request value as `HttpRequest` in the dialect of the service, `pcs_answers` reads `HttpResponse`
+as an answer value, `pcs_status` says what a failure means, `pcs_service` is the server's side. Nothing is sent and
+nothing is trusted here: bodies stay as received, because signatures are over their bytes.
+
+Source: dcap.md §7 (Intel PCS v3 and v4, Intel PCCS, Azure THIM).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+from urllib.parse import urlencode
+
+from confcom.errors import FormatError
+
+Tee = Literal["sgx", "tdx"]
+PckCaName = Literal["processor", "platform"]
+Update = Literal["standard", "early"] | int
+"""Which set: the one that is enforced now, the newest, or the one of a `tcbEvaluationDataNumber`."""
+CrlEncoding = Literal["pem", "der", "hex"]
+Enclave = Literal["qe", "qve", "qae"]
+
+ENCRYPTED_PPID_SIZE = 384
+"""Bytes of an RSA-3072 ciphertext."""
+
+MAX_QE_ID = 130
+"""Bytes of a QE_ID in a request (260 digits); Intel's QE makes 16."""
+
+MAX_PLATFORM_MANIFEST = 64 * 1024
+
+INTEL_PCS = "https://api.trustedservices.intel.com"
+INTEL_ROOT_CA_CRL = "https://certificates.trustedservices.intel.com/IntelSGXRootCA.der"
+
+
+class Dialect(StrEnum):
+    """Whose service it is."""
+
+    PCS = "pcs"
+    PCCS = "pccs"
+    THIM = "thim"
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """A dialect and the version in its paths. PCS v3 is switched off (410); PCCSes still serve it."""
+
+    dialect: Dialect
+    version: Literal[3, 4] = 4
+
+
+# Headers of answers. The issuer chain of a TCB info has one name per version of the interface.
+TCB_INFO_CHAIN: dict[int, str] = {3: "SGX-TCB-Info-Issuer-Chain", 4: "TCB-Info-Issuer-Chain"}
+IDENTITY_CHAIN = "SGX-Enclave-Identity-Issuer-Chain"
+PCK_CRL_CHAIN = "SGX-PCK-CRL-Issuer-Chain"
+NUMBERS_CHAIN = "TCB-Evaluation-Data-Numbers-Issuer-Chain"
+PCK_CHAIN = "SGX-PCK-Certificate-Issuer-Chain"
+TCBM = "SGX-TCBm"
+FMSPC = "SGX-FMSPC"
+CA_TYPE = "SGX-PCK-Certificate-CA-Type"
+
+
+# --- requests -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TcbInfoRequest:
+    """TCB info of one FMSPC (6 bytes)."""
+
+    tee: Tee
+    fmspc: bytes
+    update: Update = "standard"
+
+    def __post_init__(self) -> None:
+        _size(self.fmspc, 6, "fmspc")
+
+
+@dataclass(frozen=True, slots=True)
+class EnclaveIdentityRequest:
+    """Identity of the QE (SGX or TDX), the QvE or the QAE (SGX alone)."""
+
+    tee: Tee
+    enclave: Enclave = "qe"
+    update: Update = "standard"
+
+    def __post_init__(self) -> None:
+        if self.tee == "tdx" and self.enclave != "qe":
+            raise FormatError("TDX has an identity of the QE alone", structure="PCS request", field="enclave")
+
+
+@dataclass(frozen=True, slots=True)
+class PckCrlRequest:
+    """Revocation list of one PCK CA. `encoding` None leaves it to the service: PEM from PCS, hexadecimal from PCCS."""
+
+    ca: PckCaName
+    encoding: Literal["pem", "der"] | None = "der"
+
+
+@dataclass(frozen=True, slots=True)
+class RootCaCrlRequest:
+    """Revocation list of the root. Intel serves it at another host, so PCS has no path for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class CrlRequest:
+    """The revocation list of a distribution point, `crl?uri=` (PCCS) or `pckcrl?uri=` (THIM)."""
+
+    uri: str
+
+
+@dataclass(frozen=True, slots=True)
+class PckCertRequest:
+    """The PCK certificate for a raw TCB: CPUSVN 16 bytes, PCESVN, PCE-ID 2 bytes in the order of the request.
+
+    PCS knows a platform by its encrypted PPID (384 bytes) or its manifest, PCCS and THIM by its QE_ID.
+    """
+
+    cpu_svn: bytes
+    pce_svn: int
+    pce_id: bytes
+    qe_id: bytes | None = None
+    encrypted_ppid: bytes | None = None
+    platform_manifest: bytes | None = None
+
+    def __post_init__(self) -> None:
+        _size(self.cpu_svn, 16, "cpusvn")
+        _size(self.pce_id, 2, "pceid")
+        if not 0 <= self.pce_svn <= 0xFFFF:
+            raise FormatError("is a number of 0 to 65535", structure="PCS request", field="pcesvn")
+        if self.qe_id is not None and not 1 <= len(self.qe_id) <= MAX_QE_ID:
+            raise FormatError(f"is 1 to {MAX_QE_ID} bytes", structure="PCS request", field="qeid")
+        _platform(self.encrypted_ppid, self.platform_manifest)
+
+
+@dataclass(frozen=True, slots=True)
+class PckCertsRequest:
+    """All PCK certificates of a platform (PCS), known by its encrypted PPID or its manifest."""
+
+    pce_id: bytes
+    encrypted_ppid: bytes | None = None
+    platform_manifest: bytes | None = None
+
+    def __post_init__(self) -> None:
+        _size(self.pce_id, 2, "pceid")
+        _platform(self.encrypted_ppid, self.platform_manifest)
+
+
+@dataclass(frozen=True, slots=True)
+class TcbEvaluationDataNumbersRequest:
+    """Which sets there are."""
+
+    tee: Tee
+
+
+@dataclass(frozen=True, slots=True)
+class FmspcsRequest:
+    """Which FMSPCs there are."""
+
+    platform: Literal["all", "client", "E3", "E5"] = "all"
+
+
+DocumentRequest = (
+    TcbInfoRequest
+    | EnclaveIdentityRequest
+    | PckCrlRequest
+    | RootCaCrlRequest
+    | CrlRequest
+    | TcbEvaluationDataNumbersRequest
+)
+Request = DocumentRequest | PckCertRequest | PckCertsRequest | FmspcsRequest
+
+
+def describe(request: Request) -> str:
+    """What was asked, for people; no PPID and no manifest."""
+    match request:
+        case TcbInfoRequest(tee, fmspc, update):
+            return f"{tee.upper()} TCB info of FMSPC {fmspc.hex()} ({_set_name(update)})"
+        case EnclaveIdentityRequest(tee, enclave, update):
+            return f"{'TD QE' if tee == 'tdx' else enclave.upper()} identity ({_set_name(update)})"
+        case PckCrlRequest(ca):
+            return f"PCK CRL of the {ca} CA"
+        case RootCaCrlRequest():
+            return "root CA CRL"
+        case CrlRequest(uri):
+            return f"CRL of {uri}"
+        case PckCertRequest(qe_id=qe_id):
+            return f"PCK certificate of QE_ID {qe_id.hex()}" if qe_id else "PCK certificate"
+        case PckCertsRequest():
+            return "PCK certificates of a platform"
+        case TcbEvaluationDataNumbersRequest(tee):
+            return f"{tee.upper()} TCB evaluation data numbers"
+        case FmspcsRequest(platform):
+            return f"FMSPCs ({platform})"
+
+
+# --- the wire -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """`path` begins with a slash and is appended to the service's base; `url` instead of it is another host's."""
+
+    path: str
+    query: tuple[tuple[str, str], ...] = ()
+    headers: tuple[tuple[str, str], ...] = ()
+    method: Literal["GET", "POST"] = "GET"
+    body: bytes = b""
+    url: str | None = None
+
+    @property
+    def target(self) -> str:
+        """Path and query, percent-encoded."""
+        return f"{self.path}?{urlencode(self.query)}" if self.query else self.path
+
+
+@dataclass(frozen=True, slots=True)
+class HttpResponse:
+    """Headers keep the case in which they are written; `header` finds them in any."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
+
+    def header(self, name: str) -> str | None:
+        """The first value of a header, None where there is none."""
+        wanted = name.lower()
+        return next((value for found, value in self.headers if found.lower() == wanted), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A document as received, with the PEM chain of its issuer (empty where the service gives none)."""
+
+    body: bytes
+    issuer_chain: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class PckCertificateAnswer:
+    """A PCK certificate in PEM with its issuer chain, and what the service says about it.
+
+    `tcbm` is the TCB of the certificate: CPUSVN (16 bytes) ‖ PCESVN (2, little-endian); `fmspc` 6 bytes.
+    """
+
+    certificate: bytes
+    issuer_chain: bytes
+    tcbm: bytes
+    fmspc: bytes | None = None
+    ca: PckCaName | None = None
+
+
+def _size(value: bytes, size: int, name: str) -> None:
+    if len(value) != size:
+        raise FormatError(f"is {size} bytes, found {len(value)}", structure="PCS request", field=name)
+
+
+def _platform(encrypted_ppid: bytes | None, manifest: bytes | None) -> None:
+    if encrypted_ppid is not None:
+        _size(encrypted_ppid, ENCRYPTED_PPID_SIZE, "encrypted_ppid")
+    if manifest is not None and not 1 <= len(manifest) <= MAX_PLATFORM_MANIFEST:
+        raise FormatError(f"is 1 to {MAX_PLATFORM_MANIFEST} bytes", structure="PCS request", field="platformManifest")
+
+
+def _set_name(update: Update) -> str:
+    return f"set {update}" if isinstance(update, int) else f"{update} set"

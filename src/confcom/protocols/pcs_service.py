@@ -1,0 +1,221 @@
+"""The server's side of PCS and PCCS: paths and parameters to request values, answers to responses (dcap.md §7.2).
+
+What cannot be a request is a `FormatError` that names the parameter (status 400); a path that is none of the table's is
+`None` (status 404). Parameters that nobody knows are ignored: clients add their own, such as THIM's `clientid`.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+from urllib.parse import quote
+
+from confcom.errors import FormatError
+from confcom.protocols import pcs
+from confcom.protocols.pcs import Answer, CrlEncoding, HttpResponse, PckCertificateAnswer, Tee, Update
+from confcom.protocols.pcs_answers import hex_field
+
+STRUCTURE = "PCS request"
+
+MAX_PARAMETER = 2048
+"""Characters of one parameter. The longest, an encrypted PPID, has 768."""
+
+V3_WARNING = '299 - "version 3 of this interface is deprecated: use version 4"'
+
+JSON = "application/json"
+PEM = "application/x-pem-file"
+DER = "application/pkix-crl"
+TEXT = "text/plain"
+
+
+@dataclass(frozen=True, slots=True)
+class ServedRequest:
+    """A request with the version of the interface that it came by."""
+
+    version: Literal[3, 4]
+    request: pcs.Request
+
+
+def parse_request(path: str, query: Mapping[str, str]) -> ServedRequest | None:
+    """The request of a GET by its path and its decoded parameters; None for a path that is not served.
+
+    A POST to `pckcert` and the PCCS's administration (`platforms`, `platformcollateral`, `refresh`) are not here.
+    """
+    tee, _, rest = path.strip("/").partition("/certification/v")
+    version, _, name = rest.partition("/")
+    if version not in {"3", "4"} or tee not in {"sgx", "tdx"} or (tee, version) == ("tdx", "3"):
+        return None
+    reader = _READERS["sgx" if tee == "sgx" else "tdx"].get(name)
+    if reader is None:
+        return None
+    for field, value in query.items():
+        if len(value) > MAX_PARAMETER:
+            raise FormatError(f"is longer than {MAX_PARAMETER} characters", structure=STRUCTURE, field=field)
+    return ServedRequest(3 if version == "3" else 4, reader(query))
+
+
+def document_response(served: ServedRequest, answer: Answer, *, request_id: str) -> HttpResponse:
+    """Status 200 with a document. CRLs are given as DER and are written as asked: PCCS's default is hexadecimal."""
+    headers = _headers(served, request_id)
+    match served.request:
+        case pcs.TcbInfoRequest():
+            chain = pcs.TCB_INFO_CHAIN[served.version]
+        case pcs.EnclaveIdentityRequest():
+            chain = pcs.IDENTITY_CHAIN
+        case pcs.TcbEvaluationDataNumbersRequest():
+            chain = pcs.NUMBERS_CHAIN
+        case pcs.PckCrlRequest(encoding=encoding):
+            headers += _chain(pcs.PCK_CRL_CHAIN, answer.issuer_chain)
+            return _crl_response(answer.body, encoding or "hex", headers)
+        case pcs.CrlRequest():
+            return _crl_response(answer.body, "der", headers)
+        case _:
+            return _crl_response(answer.body, "hex", headers)
+    headers += _chain(chain, answer.issuer_chain)
+    return HttpResponse(200, (("Content-Type", JSON), *headers), answer.body)
+
+
+def pck_certificate_response(served: ServedRequest, answer: PckCertificateAnswer, *, request_id: str) -> HttpResponse:
+    """Status 200 with a PCK certificate in PEM."""
+    headers = _headers(served, request_id) + _chain(pcs.PCK_CHAIN, answer.issuer_chain)
+    headers += ((pcs.TCBM, answer.tcbm.hex()),)
+    if answer.fmspc is not None:
+        headers += ((pcs.FMSPC, answer.fmspc.hex()),)
+    if answer.ca is not None:
+        headers += ((pcs.CA_TYPE, answer.ca),)
+    return HttpResponse(200, (("Content-Type", PEM), *headers), answer.certificate)
+
+
+def encode_crl(der: bytes, encoding: CrlEncoding) -> bytes:
+    """A CRL's DER in the encoding asked for."""
+    match encoding:
+        case "der":
+            return der
+        case "hex":
+            return der.hex().encode()
+        case "pem":
+            text = base64.b64encode(der)
+            lines = [text[start : start + 64] for start in range(0, len(text), 64)]
+            return b"\n".join((b"-----BEGIN X509 CRL-----", *lines, b"-----END X509 CRL-----", b""))
+
+
+def _crl_response(der: bytes, encoding: CrlEncoding, headers: tuple[tuple[str, str], ...]) -> HttpResponse:
+    kind = {"der": DER, "pem": PEM, "hex": TEXT}[encoding]
+    return HttpResponse(200, (("Content-Type", kind), *headers), encode_crl(der, encoding))
+
+
+def _headers(served: ServedRequest, request_id: str) -> tuple[tuple[str, str], ...]:
+    warning = (("Warning", V3_WARNING),) if served.version == 3 else ()
+    return (("Request-ID", request_id), *warning)
+
+
+def _chain(name: str, chain: bytes) -> tuple[tuple[str, str], ...]:
+    return ((name, quote(chain, safe="")),)
+
+
+# --- parameters -----------------------------------------------------------------------------------------------------
+
+
+def _required(query: Mapping[str, str], name: str) -> str:
+    if name not in query:
+        raise FormatError("is missing", structure=STRUCTURE, field=name)
+    return query[name]
+
+
+def _update(query: Mapping[str, str]) -> Update:
+    update, number = query.get("update"), query.get("tcbEvaluationDataNumber")
+    if update is not None and number is not None:
+        raise FormatError("excludes update", structure=STRUCTURE, field="tcbEvaluationDataNumber")
+    if number is not None:
+        if not (number.isascii() and number.isdigit() and len(number) <= 9):
+            raise FormatError("is not a number", structure=STRUCTURE, field="tcbEvaluationDataNumber")
+        return int(number)
+    match update:
+        case None | "standard":
+            return "standard"
+        case "early":
+            return "early"
+        case _:
+            raise FormatError("is neither standard nor early", structure=STRUCTURE, field="update")
+
+
+def _tcb(tee: Tee) -> Callable[[Mapping[str, str]], pcs.Request]:
+    return lambda query: pcs.TcbInfoRequest(
+        tee, hex_field(_required(query, "fmspc"), 6, STRUCTURE, "fmspc"), _update(query)
+    )
+
+
+def _identity(tee: Tee, enclave: pcs.Enclave) -> Callable[[Mapping[str, str]], pcs.Request]:
+    return lambda query: pcs.EnclaveIdentityRequest(tee, enclave, _update(query))
+
+
+def _pck_crl(query: Mapping[str, str]) -> pcs.Request:
+    if "uri" in query and "ca" not in query:
+        return pcs.CrlRequest(query["uri"])
+    match _required(query, "ca").lower():
+        case ("processor" | "platform") as ca:
+            return pcs.PckCrlRequest(ca, _encoding(query))
+        case _:
+            raise FormatError("is neither processor nor platform", structure=STRUCTURE, field="ca")
+
+
+def _encoding(query: Mapping[str, str]) -> Literal["pem", "der"] | None:
+    match query.get("encoding"):
+        case (None | "pem" | "der") as encoding:
+            return encoding
+        case _:
+            raise FormatError("is neither pem nor der", structure=STRUCTURE, field="encoding")
+
+
+def _pck_cert(query: Mapping[str, str]) -> pcs.Request:
+    qe_id, ppid = query.get("qeid"), query.get("encrypted_ppid")
+    if not qe_id and not ppid:
+        raise FormatError("is missing", structure=STRUCTURE, field="qeid")
+    return pcs.PckCertRequest(
+        cpu_svn=hex_field(_required(query, "cpusvn"), 16, STRUCTURE, "cpusvn"),
+        pce_svn=int.from_bytes(hex_field(_required(query, "pcesvn"), 2, STRUCTURE, "pcesvn"), "little"),
+        pce_id=hex_field(_required(query, "pceid"), 2, STRUCTURE, "pceid"),
+        qe_id=_any_hex(qe_id, "qeid") if qe_id else None,
+        encrypted_ppid=hex_field(ppid, pcs.ENCRYPTED_PPID_SIZE, STRUCTURE, "encrypted_ppid") if ppid else None,
+    )
+
+
+def _pck_certs(query: Mapping[str, str]) -> pcs.Request:
+    ppid = hex_field(_required(query, "encrypted_ppid"), pcs.ENCRYPTED_PPID_SIZE, STRUCTURE, "encrypted_ppid")
+    return pcs.PckCertsRequest(hex_field(_required(query, "pceid"), 2, STRUCTURE, "pceid"), ppid)
+
+
+def _fmspcs(query: Mapping[str, str]) -> pcs.Request:
+    platform = query.get("platform", "all")
+    for known in get_args(Literal["all", "client", "E3", "E5"]):
+        if platform.lower() == known.lower():
+            return pcs.FmspcsRequest(known)
+    raise FormatError("is none of all, client, E3, E5", structure=STRUCTURE, field="platform")
+
+
+def _any_hex(text: str, name: str) -> bytes:
+    return hex_field(text, len(text) // 2, STRUCTURE, name)
+
+
+_READERS: dict[Tee, dict[str, Callable[[Mapping[str, str]], pcs.Request]]] = {
+    "sgx": {
+        "tcb": _tcb("sgx"),
+        "qe/identity": _identity("sgx", "qe"),
+        "qve/identity": _identity("sgx", "qve"),
+        "qae/identity": _identity("sgx", "qae"),
+        "pckcrl": _pck_crl,
+        "rootcacrl": lambda _query: pcs.RootCaCrlRequest(),
+        "crl": lambda query: pcs.CrlRequest(_required(query, "uri")),
+        "pckcert": _pck_cert,
+        "pckcerts": _pck_certs,
+        "tcbevaluationdatanumbers": lambda _query: pcs.TcbEvaluationDataNumbersRequest("sgx"),
+        "fmspcs": _fmspcs,
+    },
+    "tdx": {
+        "tcb": _tcb("tdx"),
+        "qe/identity": _identity("tdx", "qe"),
+        "tcbevaluationdatanumbers": lambda _query: pcs.TcbEvaluationDataNumbersRequest("tdx"),
+    },
+}
