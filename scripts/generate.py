@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from grpc_tools import protoc  # type: ignore[import-untyped]  # the package carries no types
-from reference_pages import command_line_page, errors_page
+from reference_pages import command_line_page, errors_page, policy_schema_page
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "proto"
@@ -19,6 +19,7 @@ TARGET = ROOT / "src" / "confcom" / "protocols" / "_pb"
 PAGES = {
     ROOT / "docs" / "reference" / "command-line.md": command_line_page,
     ROOT / "docs" / "reference" / "errors.md": errors_page,
+    ROOT / "docs" / "reference" / "policy.schema.json": policy_schema_page,
 }
 
 

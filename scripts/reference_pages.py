@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import json
 
 import click
 
 from confcom import errors
+from confcom.appraisal.policy_file import policy_schema
 from confcom.cli.exit_codes import ExitCode, exit_code
 from confcom.cli.root import COMMANDS, root
 
@@ -55,6 +57,11 @@ def errors_page() -> bytes:
         meaning = (kind.__doc__ or "").split("\n")[0].replace("|", "\\|")
         lines.append(f"| `{kind.code}` | {number} | {meaning} | {kind.default_advice} |")
     return ("\n".join(lines) + "\n").encode()
+
+
+def policy_schema_page() -> bytes:
+    """`docs/reference/policy.schema.json`."""
+    return (json.dumps(policy_schema(), indent=2) + "\n").encode()
 
 
 def _family(kind: type[errors.ConfcomError]) -> list[type[errors.ConfcomError]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 from confcom.appraisal.collateral import Window
 from confcom.appraisal.evidence import VerifiedQuote
-from confcom.appraisal.findings import Check
+from confcom.appraisal.findings import Check, finding
 from confcom.appraisal.policy import Policy
 from confcom.appraisal.verdict import Verdict
 from confcom.errors import ConfcomError, PolicyError, StaleCollateralError, TcbNotSupportedError
@@ -26,9 +27,9 @@ class Appraisal:
         """Why the evidence is not accepted; None when it is."""
         if self.verdict is Verdict.ACCEPTED:
             return None
-        wrong = [finding for finding in self.findings if not finding.ok]
+        wrong = [check for check in self.findings if not check.ok]
         if self.verdict is Verdict.UNDECIDED:
-            stale = [finding for finding in wrong if finding.id == FRESHNESS]
+            stale = [check for check in wrong if check.id == FRESHNESS]
             return StaleCollateralError(
                 "the collateral is not valid at the time of judgement: " + "; ".join(item.found for item in stale),
                 step=FRESHNESS,
@@ -44,27 +45,35 @@ class Appraisal:
         return self.verified
 
 
-def appraise(verified: VerifiedQuote, policy: Policy) -> Appraisal:
-    """Apply a policy; every finding is collected, nothing stops at the first."""
-    findings = policy.check(verified) + tuple(_stale(verified, window) for window in verified.stale)
-    if verified.stale:
+def appraise(verified: VerifiedQuote, policy: Policy, *, grace: timedelta = timedelta()) -> Appraisal:
+    """Apply a policy; every finding is collected, nothing stops at the first.
+
+    `grace` is how long after its end collateral is still accepted; what is not valid yet never is.
+    """
+    fresh = _freshness(verified, grace)
+    findings = policy.check(verified) + fresh
+    if not all(check.ok for check in fresh):
         verdict = Verdict.UNDECIDED
-    elif all(finding.ok for finding in findings):
+    elif all(check.ok for check in findings):
         verdict = Verdict.ACCEPTED
-        findings += (Check(FRESHNESS, ok=True, expected="valid now", found="valid"),)
     else:
         verdict = Verdict.REFUSED
     return Appraisal(verified, findings, verdict)
 
 
-def _stale(verified: VerifiedQuote, window: Window) -> Check:
-    early = verified.verified_at < window.not_before
-    bound = window.not_before if early else window.not_after
-    verb = "is valid only from" if early else "expired at"
-    return Check(
-        FRESHNESS,
-        ok=False,
-        expected=f"valid at {verified.verified_at:%Y-%m-%dT%H:%M:%SZ}",
-        found=f"{window.what} {verb} {bound:%Y-%m-%dT%H:%M:%SZ}",
-        advice=StaleCollateralError.default_advice,
-    )
+def _freshness(verified: VerifiedQuote, grace: timedelta) -> tuple[Check, ...]:
+    if not verified.stale:
+        return (Check(FRESHNESS, ok=True, expected="valid now", found="valid"),)
+    return tuple(_stale(verified, window, grace) for window in verified.stale)
+
+
+def _stale(verified: VerifiedQuote, window: Window, grace: timedelta) -> Check:
+    now, end = verified.verified_at, window.not_after
+    early = now < window.not_before
+    bound = window.not_before if early else end
+    found = f"{window.what} {'is valid only from' if early else 'expired at'} {bound:%Y-%m-%dT%H:%M:%SZ}"
+    forgiven = not early and end is not None and now <= end + grace
+    if forgiven:
+        found += f", within the grace of {grace.days} days"
+    advice = StaleCollateralError.default_advice
+    return finding(FRESHNESS, forgiven, f"valid at {now:%Y-%m-%dT%H:%M:%SZ}", found, advice)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any
 
@@ -64,9 +64,15 @@ class AttestationResult:
 
 
 def judge(
-    evidence: bytes, collateral: Collateral, *, verifier: QuoteVerifier, policy: Policy, now: datetime
+    evidence: bytes,
+    collateral: Collateral,
+    *,
+    verifier: QuoteVerifier,
+    policy: Policy,
+    now: datetime,
+    grace: timedelta = timedelta(),
 ) -> AttestationResult:
-    """Verify and appraise evidence in any form; every failure of the family becomes part of the result."""
+    """Verify and appraise evidence in any form; what is wrong with it becomes part of the result, not an exception."""
     file: EvidenceFile | None = None
     try:
         file = EvidenceFile.parse(evidence)
@@ -74,7 +80,7 @@ def judge(
         checks = verified.checks + _check_custom_claims(file)
     except (FormatError, VerificationError) as error:
         return failed(error, evidence=file, source=collateral.source)
-    appraisal = appraise(verified, policy)
+    appraisal = appraise(verified, policy, grace=grace)
     return AttestationResult(
         verdict=appraisal.verdict,
         error=appraisal.error(),

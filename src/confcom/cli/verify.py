@@ -63,7 +63,12 @@ _FILE = click.Path(path_type=Path, allow_dash=True)
     multiple=True,
     help="Trust this root instead of Intel's (a simulated platform). Repeatable; the word 'intel' adds Intel's.",
 )
-@click.option("--policy", metavar="FILE", type=_FILE, help="Policy file (TOML); options given here replace its keys.")
+@click.option(
+    "--policy",
+    metavar="FILE",
+    type=_FILE,
+    help="Policy file (TOML, YAML or JSON); options given here replace its keys.",
+)
 @click.option("--mr-enclave", metavar="HEX", multiple=True, help="Accept this build. Repeatable.")
 @click.option("--mr-signer", metavar="HEX", multiple=True, help="Accept this signer. Repeatable.")
 @click.option("--isv-prod-id", metavar="N", type=click.IntRange(0, 0xFFFF), help="The signer's product id.")
@@ -98,7 +103,8 @@ def verify(**options: Any) -> int:  # noqa: ANN401 - click fills VerifyOptions, 
 
 def _judge(given: VerifyOptions, now: datetime) -> AttestationResult:
     roots = _roots(given.trust_root)
-    policy = _policy(given, accept_simulated=any(root.simulated for root in roots.roots))
+    file = _expectations(given)
+    policy = _policy(given, file, accept_simulated=any(root.simulated for root in roots.roots))
     data = read_input(given.evidence, MAX_EVIDENCE, "evidence")
     try:
         # Before the collateral, so that a file that is no evidence is named first.
@@ -106,7 +112,7 @@ def _judge(given: VerifyOptions, now: datetime) -> AttestationResult:
         collateral = load_bundle(_collateral_path(given.collateral))
     except (FormatError, CollateralError) as error:
         return failed(error, source=given.collateral or "")
-    return judge(data, collateral, verifier=QuoteVerifier(roots), policy=policy, now=now)
+    return judge(data, collateral, verifier=QuoteVerifier(roots), policy=policy, now=now, grace=file.grace)
 
 
 def _roots(names: tuple[str, ...]) -> TrustRoots:
@@ -121,9 +127,12 @@ def _roots(names: tuple[str, ...]) -> TrustRoots:
     return TrustRoots(tuple(roots))
 
 
-def _policy(given: VerifyOptions, *, accept_simulated: bool) -> Policy:
-    file = parse_policy(read_input(given.policy, MAX_POLICY, "policy")) if given.policy else PolicyFile()
-    given_here = {
+def _expectations(given: VerifyOptions) -> PolicyFile:
+    """The policy file, with the keys replaced that the command line names."""
+    file = PolicyFile()
+    if given.policy:
+        file = parse_policy(read_input(given.policy, MAX_POLICY, "policy"), name=given.policy.name)
+    named = {
         "mr_enclave": given.mr_enclave,
         "mr_signer": given.mr_signer,
         "isv_prod_id": given.isv_prod_id,
@@ -131,7 +140,10 @@ def _policy(given: VerifyOptions, *, accept_simulated: bool) -> Policy:
         "accept_tcb": _statuses(given.accept_tcb),
         "allow_debug": given.allow_debug,
     }
-    file = msgspec.structs.replace(file, **{key: value for key, value in given_here.items() if _is_given(value)})
+    return msgspec.structs.replace(file, **{key: value for key, value in named.items() if _is_given(value)})
+
+
+def _policy(given: VerifyOptions, file: PolicyFile, *, accept_simulated: bool) -> Policy:
     policies: list[Policy] = [file.policy(accept_simulated=accept_simulated)]
     if given.report_data is not None:
         policies.append(ReportData(parse_hex(given.report_data, "--report-data", most=64)))

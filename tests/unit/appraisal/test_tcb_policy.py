@@ -1,0 +1,81 @@
+"""TCB policies: the reason down to one SVN, advisories with an end, the evaluation number."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from confcom.appraisal.appraise import appraise
+from confcom.appraisal.policy import AcceptAdvisories, AcceptTcb, AllOf, MinTcbEvaluation
+from confcom.appraisal.policy_file import parse_policy
+from confcom.appraisal.verdict import Verdict
+from confcom.formats.tcb_info import TcbStatus
+
+UP_TO_DATE = AcceptTcb([TcbStatus.UP_TO_DATE])
+
+
+@pytest.fixture
+def verify(world, make_quote, verifier, now):
+    return lambda days=0: verifier.verify(make_quote(), world.publish(), now=now + timedelta(days=days))
+
+
+def test_an_old_platform_is_told_which_component_is_too_low(world, verify) -> None:
+    top = world.tcb_info.levels[0].tcb
+    needed = top.sgx_components[1] + 1
+    world.authority.raise_tcb(top.with_component(1, needed), advisory_ids=["INTEL-SA-01234"])
+    found = UP_TO_DATE.check(verify())
+    assert [check.id for check in found] == ["tcb-status", "tcb-component"]
+    assert "SGX component 2" in found[1].expected
+    assert f"at least {needed}" in found[1].expected
+    assert found[1].found == str(needed - 1)
+    assert "INTEL-SA-01234" in found[0].found
+    assert f"is {needed - 1}, level UpToDate of 2026-06 needs {needed}" in found[1].advice
+
+
+def test_a_platform_that_is_accepted_is_told_nothing_of_components(verify) -> None:
+    (found,) = UP_TO_DATE.check(verify())
+    assert found.ok
+
+
+def test_an_advisory_is_accepted_until_its_end(world, verify, now) -> None:
+    world.authority.set_status("SWHardeningNeeded", ["INTEL-SA-00334"])
+    until = AcceptAdvisories({"INTEL-SA-00334": now + timedelta(days=2)})
+    assert [check.ok for check in until.check(verify())] == [True]
+    assert [check.ok for check in until.check(verify(2))] == [False]
+    (other,) = AcceptAdvisories({"INTEL-SA-00001": now + timedelta(days=99)}).check(verify())
+    assert not other.ok
+    assert "INTEL-SA-00334" in other.found
+
+
+def test_old_collateral_is_refused_by_its_number(world, verify) -> None:
+    number = world.tcb_info.tcb_evaluation_data_number
+    assert [check.ok for check in MinTcbEvaluation(number).check(verify())] == [True]
+    assert [check.ok for check in MinTcbEvaluation(number + 1).check(verify())] == [False]
+
+
+def test_grace_forgives_expired_collateral_for_its_days_and_says_so(verify) -> None:
+    policy = AllOf(UP_TO_DATE)
+    assert appraise(verify(32), policy).verdict is Verdict.UNDECIDED
+    forgiven = appraise(verify(32), policy, grace=timedelta(days=5))
+    assert forgiven.verdict is Verdict.ACCEPTED
+    assert "grace" in next(check.found for check in forgiven.findings if check.id == "collateral-fresh")
+    assert appraise(verify(60), policy, grace=timedelta(days=5)).verdict is Verdict.UNDECIDED
+
+
+def test_grace_never_makes_early_collateral_valid(verify) -> None:
+    assert appraise(verify(-10), AllOf(UP_TO_DATE), grace=timedelta(days=30)).verdict is Verdict.UNDECIDED
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("policy.toml", "min_isv_svn = 2\n[accept_advisories]\nINTEL-SA-00334 = 2027-01-01\n"),
+        ("policy.yaml", "min_isv_svn: 2\naccept_advisories:\n  INTEL-SA-00334: 2027-01-01\n"),
+        ("policy.json", '{"min_isv_svn": 2, "accept_advisories": {"INTEL-SA-00334": "2027-01-01"}}'),
+    ],
+)
+def test_the_three_forms_of_a_policy_file_say_the_same(name: str, text: str) -> None:
+    assert parse_policy(text.encode(), name=name) == parse_policy(
+        b'min_isv_svn = 2\naccept_advisories = {INTEL-SA-00334 = "2027-01-01"}\n'
+    )
