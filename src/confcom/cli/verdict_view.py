@@ -61,8 +61,8 @@ def _add_proven(table: Table, verified: VerifiedQuote, source: str) -> None:
     collateral = verified.collateral
     table.add_row(
         "Collateral",
-        f"TCB evaluation {verified.tcb_evaluation_data_number}, first to expire {timestamp(collateral.earliest_expiration)}, "
-        f"from {printable(source)}",
+        f"TCB evaluation {verified.tcb_evaluation_data_number}, first expiry "
+        f"{timestamp(collateral.earliest_expiration)}, from {printable(source)}",
     )
 
 

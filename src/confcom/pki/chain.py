@@ -25,6 +25,7 @@ from confcom.pki.roots import TrustRoot, TrustRoots
 from confcom.pki.validity import Window
 
 ChainKind = Literal["pck", "tcb-signing", "ca"]
+_WORDS: dict[ChainKind, str] = {"pck": "PCK", "tcb-signing": "TCB signing", "ca": "PCK CA"}
 PckCa = Literal["processor", "platform"]
 
 # What the common names of a chain contain, from the leaf up to below the root. Its length is part of the profile.
@@ -87,7 +88,7 @@ def verify_chain(
     Malformed bytes are a `FormatError`, a wrong signature a `SignatureError`, the rest a `CertificateError`.
     """
     # (1)
-    path, included_root = _arrange(_load(certificates, f"{kind} chain"), kind, step)
+    path, included_root = _arrange(_load(certificates, f"{_WORDS[kind]} chain"), kind, step)
     # (2)
     _check_profile(path, included_root, kind, step)
     # (3)
@@ -96,7 +97,7 @@ def verify_chain(
     root = roots.with_public_key(uncompressed_point(p256_key(anchor, step=step)))
     if root is None:
         raise UntrustedRootError(
-            f"the {kind} chain ends at a root that is not trusted",
+            f"the {_WORDS[kind]} chain ends at a root that is not trusted",
             step=step,
             expected=" or ".join(known.name for known in roots.roots),
             found=f"{common_name(anchor)}, key {uncompressed_point(p256_key(anchor)).hex()}",
@@ -134,7 +135,7 @@ def _arrange(
     expected = len(_NAMES[kind])
     if len(found) != expected or any(_self_issued(certificate) for certificate in found):
         raise CertificateError(
-            f"the {kind} chain has other certificates than it should",
+            f"the {_WORDS[kind]} chain has other certificates than it should",
             step=step,
             expected=f"{expected} and perhaps the root",
             found=", ".join(common_name(certificate) or "unnamed" for certificate in found) or "no other than the root",
@@ -153,7 +154,7 @@ def _check_profile(path: list[x509.Certificate], root: x509.Certificate | None, 
     for certificate, expected in names:
         if expected not in common_name(certificate):
             raise CertificateError(
-                f"a certificate of the {kind} chain has another name than it should",
+                f"a certificate of the {_WORDS[kind]} chain has another name than it should",
                 step=step,
                 expected=f"a common name with {expected!r}",
                 found=common_name(certificate),
@@ -174,7 +175,7 @@ def _build_path(
         anchor = _issuing_root(path[-1], roots, step)
     at = max(certificate.not_valid_before_utc for certificate in (*path, anchor))
     if at > min(certificate.not_valid_after_utc for certificate in (*path, anchor)):
-        raise CertificateError(f"the certificates of the {kind} chain were never valid together", step=step)
+        raise CertificateError(f"the certificates of the {_WORDS[kind]} chain were never valid together", step=step)
     verifier = (
         verification.PolicyBuilder()
         .store(verification.Store([anchor]))
@@ -188,7 +189,7 @@ def _build_path(
     except verification.VerificationError as error:
         for certificate, issuer in zip(path, (*path[1:], anchor), strict=True):
             _check_issued(certificate, issuer, step)
-        raise CertificateError(f"the {kind} chain is not valid: {error}", step=step) from error
+        raise CertificateError(f"the {_WORDS[kind]} chain is not valid: {error}", step=step) from error
     return anchor
 
 
