@@ -7,6 +7,7 @@ is in handshake.py, what counts as proof in evidence.py, how bytes travel in con
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import secrets
 import sys
@@ -177,8 +178,9 @@ def describe(peer: AcceptedPeer) -> str:
     """One line about a peer: who it is, and what proves it."""
     body = peer.body
     debug = "debug ON" if body.attributes.debug else "debug off"
+    enclave, signer = f"{body.mr_enclave.hex()[:16]}...", f"{body.mr_signer.hex()[:16]}..."
     return (
-        f"enclave {body.mr_enclave.hex()[:16]}… of signer {body.mr_signer.hex()[:16]}…, product {body.isv_prod_id}, "
+        f"enclave {enclave} of signer {signer}, product {body.isv_prod_id}, "
         f"security version {body.isv_svn}, {debug}; {peer.proof}"
     )
 
@@ -216,6 +218,9 @@ def tcb_statuses(names: str) -> frozenset[TcbStatus]:
 def main() -> int:
     """Run one side; the exit code is that of the `confcom` commands."""
     options = arguments()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a peer may write in letters that our terminal lacks
     try:
         Peer(options).run()
     except ConfcomError as error:

@@ -1,0 +1,244 @@
+"""The stage of the demonstration: a folder, a simulated machine, the real quote helper, and the sample's two peers.
+
+Everything that is started here ends here, in whatever way the demonstration ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from confcom.errors import ConfigError, PlatformUnavailable
+from confcom.platforms.quoting import AESM_VARIABLE
+
+SAMPLE = "remote_attestation"
+MAX_SOCKET_PATH = 60
+"""Bytes of a temporary folder's name that leave enough for a socket in it; the kernel takes 107 in all."""
+START_TIMEOUT = 20.0
+"""Seconds for the helper to be ready."""
+PEER_TIMEOUT = 20.0
+"""Seconds for one meeting of the peers."""
+END_TIMEOUT = 3.0
+"""Seconds for a process to end when it is asked to."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True, slots=True)
+class PeerOutcome:
+    """What one peer did."""
+
+    name: str
+    pid: int
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What it printed."""
+        return tuple((self.out + self.err).splitlines())
+
+
+@dataclass
+class Stage:
+    """Where the play takes place: `folder` holds what may be kept, `run` the sockets and logs."""
+
+    folder: Path
+    run: Path
+    sample: Path
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def machine(self) -> Path:
+        """The machine file."""
+        return self.folder / "machine.json"
+
+    @property
+    def collateral(self) -> Path:
+        """The folder of collateral."""
+        return self.folder / "collateral"
+
+    @property
+    def root(self) -> Path:
+        """The simulated root's certificate."""
+        return self.collateral / "root_ca.pem"
+
+    @property
+    def socket(self) -> Path:
+        """The quote helper's socket."""
+        return self.run / "aesm.socket"
+
+    def start(self, *arguments: str | Path, out_of_proc: bool = False) -> subprocess.Popen[bytes]:
+        """Start Python as a process of its own, with SGX_AESM_ADDR as asked and readable in every locale."""
+        environment = {name: value for name, value in os.environ.items() if name != AESM_VARIABLE}
+        environment |= {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8", **({AESM_VARIABLE: "1"} if out_of_proc else {})}
+        process = subprocess.Popen(  # noqa: S603 - our own programs, no shell
+            [sys.executable, *map(str, arguments)],
+            cwd=self.folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            # So that Ctrl-C reaches us alone, and we end them in order.
+            start_new_session=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def start_helper(self) -> int:
+        """Start `confcom quote-helper`, wait until it is ready, and give its process id."""
+        log = self.run / "helper.log"
+        with log.open("wb") as stream:
+            command = [sys.executable, "-P", "-m", "confcom", "quote-helper"]
+            command += ["--socket", str(self.socket), "--simulated-machine", str(self.machine)]
+            process = subprocess.Popen(  # noqa: S603 - our own program, no shell
+                command,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=stream,
+                start_new_session=True,
+            )
+        self.processes.append(process)
+        if process.stdout is None:  # pragma: no cover - it is a pipe
+            raise PlatformUnavailable("the quote helper has no output")
+        ready, _, _ = select.select([process.stdout], [], [], START_TIMEOUT)
+        if not ready or not process.stdout.readline():
+            told = log.read_text("utf-8", "replace")[-2000:].strip()
+            raise PlatformUnavailable(f"the quote helper did not start: {told or 'it said nothing'}")
+        return process.pid
+
+    def quotes_served(self) -> list[int]:
+        """Process ids that the helper made a quote for, from its log; whether it arrived, the process knows."""
+        served = []
+        for line in (self.run / "helper.log").read_text("utf-8", "replace").splitlines():
+            with contextlib.suppress(ValueError):
+                event = json.loads(line)
+                if event.get("kind") == "GetQuoteEx" and event.get("code") == 0:
+                    served.append(int(event["pid"]))
+        return served
+
+    def wait_for_quotes(self, count: int) -> list[int]:
+        """`quotes_served` once there are that many: a log line may come after the answer that it is about."""
+        deadline = time.monotonic() + 1.0
+        while len(served := self.quotes_served()) < count and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return served
+
+    def meet(self, options: tuple[str, ...], *, out_of_proc: bool = False) -> tuple[PeerOutcome, PeerOutcome]:
+        """Let the sample's two peers meet, as two processes, and wait for their ends."""
+        usual = ["--machine", "machine.json", "--socket", str(self.socket), "--collateral", "collateral"]
+        usual += ["--trust-root", str(self.root), *options, "--timeout", str(PEER_TIMEOUT / 2)]
+        sides = {
+            "A": ("--listen", "enclave_a.toml", "Greetings from A: only B can read this."),
+            "B": ("--connect", "enclave_b.toml", "Greetings from B: only A can read this."),
+        }
+        running = {}
+        for name, (where, enclave, message) in sides.items():
+            own = ["--name", name, where, f"unix:{self.run / 'meet'}", "--enclave", str(self.sample / enclave)]
+            own += ["--message", message]
+            running[name] = self.start(self.sample / "peer.py", *usual, *own, out_of_proc=out_of_proc)
+        a, b = (_finish(name, process) for name, process in running.items())
+        return a, b
+
+    def end(self) -> None:
+        """End every process, the last one first; whoever does not listen is killed."""
+        for process in reversed(self.processes):
+            if process.poll() is None:
+                process.terminate()
+        for process in self.processes:
+            try:
+                process.wait(END_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            for stream in (process.stdout, process.stderr):
+                if stream is not None:
+                    stream.close()
+
+
+@contextlib.contextmanager
+def open_stage(keep: Path | None) -> Iterator[Stage]:
+    """A stage whose processes and folders go when the block is left; `keep` names a folder that stays."""
+    sample = find_sample()
+    kept = _kept(keep) if keep is not None else None
+    # Under a long TMPDIR there is no place for a socket's name.
+    long = len(os.fsencode(tempfile.gettempdir())) > MAX_SOCKET_PATH
+    run = Path(tempfile.mkdtemp(prefix="confcom-demo-", dir="/tmp" if long else None))  # noqa: S108
+    stage = Stage(folder=kept or run, run=run, sample=sample)
+    try:
+        yield stage
+    finally:
+        _clean_up(stage)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block as Ctrl-C does, so that it cleans up."""
+
+    def interrupt(number: int, frame: object) -> None:
+        del number, frame
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def find_sample() -> Path:
+    """The sample's folder: beside the installed package, else in the checkout."""
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "_examples" / SAMPLE, package.parent.parent / "examples" / SAMPLE):
+        if (folder / "peer.py").is_file():
+            return folder
+    raise ConfigError(
+        "the demonstration's sample (examples/remote_attestation) is not part of this installation",
+        advice="Run the demonstration from a checkout, or install a complete wheel.",
+    )
+
+
+def _clean_up(stage: Stage) -> None:
+    # A second Ctrl-C must not leave half of it behind; this takes seconds at most.
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
+    try:
+        stage.end()
+        shutil.rmtree(stage.run, ignore_errors=True)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _kept(folder: Path) -> Path:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        empty = not any(folder.iterdir())
+    except OSError as error:
+        raise ConfigError(f"cannot use the folder {folder}: {error.strerror}") from error
+    if not empty:
+        raise ConfigError(f"the folder {folder} is not empty", advice="Name a new folder with --keep.")
+    return folder.resolve()
+
+
+def _finish(name: str, process: subprocess.Popen[bytes]) -> PeerOutcome:
+    try:
+        out, err = process.communicate(timeout=PEER_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+    return PeerOutcome(
+        name, process.pid, process.returncode, out.decode(errors="replace"), err.decode(errors="replace")
+    )
