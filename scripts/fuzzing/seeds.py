@@ -1,0 +1,196 @@
+"""Valid inputs to begin with: made by the simulator, and real ones where the folder of test vectors is at hand."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+
+from confcom.appraisal.collateral import Collateral
+from confcom.collateral.bundle import to_json
+from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID, AttestationKeyIdList
+from confcom.formats.open_enclave import (
+    FORMAT_SGX_ECDSA,
+    OeCustomClaims,
+    OeEvidence,
+    OeEvidenceHeader,
+    OeReport,
+    OeReportHeader,
+)
+from confcom.formats.pck_extension import PCK_EXTENSION_OID
+from confcom.formats.quote import Quote
+from confcom.formats.sgx import QeReportInfo, Report
+from confcom.pki.certificate import load_certificate
+from confcom.pki.pem import parse_certificates
+from confcom.simulator.declaration import EnclaveDeclaration
+from confcom.simulator.machine_file import MachineFile
+from confcom.simulator.world import SimulatedWorld
+
+ROOT = Path(__file__).resolve().parents[2]
+NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
+
+
+@cache
+def world() -> SimulatedWorld:
+    """The simulated world that all seeds come from."""
+    return SimulatedWorld.from_seed(b"seed of the fuzzer", now=NOW)
+
+
+@cache
+def collateral() -> Collateral:
+    return world().publish()
+
+
+@cache
+def report() -> bytes:
+    enclave = world().machine.launch(EnclaveDeclaration.from_names("fuzzed", "vendor"))
+    return bytes(enclave.create_report(world().platform.init_quote().target_info, claims_hash()))
+
+
+def claims_hash() -> bytes:
+    # SHA-256 of nothing, which is what Open Enclave signs when there are no custom claims.
+    return bytes.fromhex("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855") + bytes(32)
+
+
+@cache
+def simulated_quote() -> bytes:
+    return world().platform.quote(Report.parse(report())).quote
+
+
+@cache
+def vectors() -> Path | None:
+    """The folder of real quotes: named by CONFCOM_VECTORS, else beside the checkout."""
+    named = os.environ.get("CONFCOM_VECTORS")
+    candidate = Path(named) if named else ROOT.parent / "shared" / "vectors"
+    return candidate if (candidate / "index.tsv").is_file() else None
+
+
+@cache
+def real_folders() -> tuple[Path, ...]:
+    """One folder with collateral per version and TEE of real quotes."""
+    folder = vectors()
+    if folder is None:
+        return ()
+    chosen: dict[str, Path] = {}
+    for path in sorted((folder / "real").iterdir()):
+        if (path / "tcb_info.json").is_file():
+            chosen.setdefault(path.name.split("-")[0], path)
+    return tuple(chosen.values())
+
+
+def real(*names: str) -> list[bytes]:
+    """The files of these names in those folders."""
+    return [(folder / name).read_bytes() for folder in real_folders() for name in names if (folder / name).is_file()]
+
+
+def quotes() -> list[bytes]:
+    return [simulated_quote(), simulated_quote() + bytes(64), *real("quote.bin")]
+
+
+def wrapped_quotes() -> list[bytes]:
+    """Open Enclave's wrappings of a quote."""
+    quote, claims = simulated_quote(), bytes(OeCustomClaims((("Event", b"sample\0"), ("key hash", bytes(32)))))
+    remote = bytes(OeReport(OeReportHeader(1, 2, len(quote)), quote))
+    local = bytes(OeReport(OeReportHeader(1, 1, 432), report()))
+    evidence = [
+        bytes(OeEvidence(OeEvidenceHeader(3, FORMAT_SGX_ECDSA.bytes, bytes(4), len(quote + tail)), quote + tail))
+        for tail in (b"", claims)
+    ]
+    return [remote, local, *evidence]
+
+
+def evidence() -> list[bytes]:
+    quote = simulated_quote()
+    texts = [quote.hex().encode(), base64.b64encode(quote), base64.urlsafe_b64encode(quote).rstrip(b"=")]
+    return [*quotes(), *wrapped_quotes(), *texts]
+
+
+def certification_data() -> list[bytes]:
+    """Entries of certification data, and the QE part of a quote, which ends with one."""
+    found = []
+    for data in quotes():
+        certification = Quote.parse(data).signature.certification
+        found += [bytes(certification.certification_data), bytes(certification)]
+    ids = [number.to_bytes(2, "little") + size.to_bytes(4, "little") + bytes(size) for number, size in _PPID_SIZES]
+    return [*found, *ids]
+
+
+_PPID_SIZES = ((1, 36), (2, 276), (3, 404))
+
+
+def qe_report_info() -> bytes:
+    enclave = world().machine.launch(EnclaveDeclaration.from_names("fuzzed", "vendor"))
+    info = QeReportInfo(bytes(16), enclave.target_info, Report.parse(bytes(432)))
+    return bytes(world().platform.quote(Report.parse(report()), None, info).qe_report_info or info)
+
+
+def chains() -> list[bytes]:
+    """PEM chains of every kind."""
+    parts = [
+        world().authority.pck_chain(world().machine),
+        collateral().tcb_info_issuer_chain,
+        collateral().pck_crl_issuer_chain,
+        world().root_pem(),
+    ]
+    return [*parts, *real("pck_chain.pem", "tcb_info_issuer_chain.pem", "pck_crl_issuer_chain.pem")]
+
+
+def certificates() -> list[bytes]:
+    """Single certificates in DER."""
+    return [der for chain in chains() for der in parse_certificates(chain, structure="seed")]
+
+
+def pck_extensions() -> list[bytes]:
+    """The DER of Intel's SGX extension, with and without what the Platform CA adds."""
+    parsed = [load_certificate(der, structure="seed", field="") for der in certificates()]
+    return [
+        extension.value.public_bytes()
+        for certificate in parsed
+        for extension in certificate.extensions
+        if extension.oid.dotted_string == PCK_EXTENSION_OID
+    ]
+
+
+def crls() -> list[bytes]:
+    """Revocation lists in DER and hexadecimal digits, one of them with an entry."""
+    other = SimulatedWorld.from_seed(b"seed of the fuzzer, revoked", now=NOW)
+    other.authority.revoke_pck(other.machine)
+    found = [collateral().root_ca_crl, collateral().pck_crl, other.publish().pck_crl]
+    return [*found, found[2].hex().encode(), *real("root_ca_crl.der", "pck_crl.der")]
+
+
+def tcb_infos() -> list[bytes]:
+    return [collateral().tcb_info, *real("tcb_info.json")]
+
+
+def qe_identities() -> list[bytes]:
+    return [collateral().qe_identity, *real("qe_identity.json")]
+
+
+def bundles() -> list[bytes]:
+    return [to_json(collateral()), *real("collateral.json")]
+
+
+def key_id_lists() -> list[bytes]:
+    return [bytes(AttestationKeyIdList((ECDSA_P256_KEY_ID,) * count)) for count in (1, 2, 10)]
+
+
+def machine_files() -> list[bytes]:
+    return [bytes(MachineFile(seed=bytes(32), created=NOW)), bytes(MachineFile(seed=bytes(16), created=NOW, index=7))]
+
+
+def policy_files() -> list[bytes]:
+    digits = b"ab" * 32
+    text = b'mr_enclave = ["%s"]\nmr_signer = ["%s"]\nisv_prod_id = 1\nmin_isv_svn = 2\n' % (digits, digits)
+    return [text, text + b'accept_tcb = ["UpToDate", "SWHardeningNeeded"]\nallow_debug = true\n']
+
+
+def tokens() -> list[bytes]:
+    """Attestation tokens: the recorded ones, and one of our own making without a signature worth the name."""
+    parts = [{"alg": "RS256", "typ": "JWT"}, {"iss": "https://example.org", "exp": 1, "x-ms-sgx-is-debuggable": False}]
+    made = b".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in parts) + b".AAAA"
+    folder = vectors()
+    return [made] if folder is None else [made, *(p.read_bytes() for p in sorted(folder.glob("maa/*/token.jwt"))[:3])]

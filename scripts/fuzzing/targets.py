@@ -1,0 +1,235 @@
+"""The targets of the fuzzer: one per parser, and verification as a whole.
+
+A call may raise nothing but the error family. What it asserts are promises that must hold for every input that is
+accepted: written back it is the same, and nothing that is accepted says more than what was signed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from confcom.appraisal.policy import safe_defaults
+from confcom.appraisal.policy_file import parse_policy
+from confcom.appraisal.quote import QuoteVerifier
+from confcom.appraisal.result import judge
+from confcom.appraisal.verdict import Verdict
+from confcom.collateral.bundle import from_json, to_json
+from confcom.errors import ConfcomError
+from confcom.formats.attestation_key_id import AttestationKeyIdList
+from confcom.formats.certification_data import CertificationData, QeReportCertification
+from confcom.formats.enclave_identity import SignedEnclaveIdentity
+from confcom.formats.evidence import EvidenceFile
+from confcom.formats.open_enclave import OeCustomClaims, OeEvidence, OeReport
+from confcom.formats.pck_extension import PckExtension
+from confcom.formats.quote import Quote
+from confcom.formats.record import Record
+from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
+from confcom.formats.tcb_info import SignedTcbInfo
+from confcom.pki.certificate import common_name, load_certificate, p256_key
+from confcom.pki.chain import ChainKind, verify_chain
+from confcom.pki.crl import Crl
+from confcom.pki.pem import parse_certificates
+from confcom.pki.roots import INTEL_SGX_ROOT_CA, TrustRoot, TrustRoots
+from confcom.simulator.machine_file import MachineFile
+from fuzzing import conversations, seeds
+
+Nature = Literal["binary", "json", "pem"]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """`call` is given valid inputs first, then mutated ones."""
+
+    name: str
+    nature: Nature
+    seeds: Callable[[], list[bytes]]
+    call: Callable[[bytes], object]
+
+
+def record(kind: type[Record]) -> Callable[[bytes], None]:
+    def call(data: bytes) -> None:
+        assert bytes(kind.parse(data)) == data
+
+    return call
+
+
+def quote(data: bytes) -> None:
+    found = Quote.parse(data)
+    assert bytes(found) == data
+    assert data.startswith(found.signed_bytes)
+
+
+def evidence(data: bytes) -> None:
+    OeCustomClaims.parse(EvidenceFile.parse(data).custom_claims or b"")
+
+
+def open_enclave(data: bytes) -> None:
+    if data[:1] == b"\x01":
+        assert bytes(OeReport.parse(data)) == data
+    else:
+        found = OeEvidence.parse(data)
+        assert bytes(found) == data
+        _, claims = found.split()
+        OeCustomClaims.parse(claims or b"")
+
+
+def certification_data(data: bytes) -> None:
+    if data[1:2] == b"\0":
+        entry = CertificationData.parse(data)
+        assert bytes(entry) == data
+        entry.ppid()
+    else:
+        assert bytes(QeReportCertification.parse(data)) == data
+
+
+def key_id_list(data: bytes) -> None:
+    assert bytes(AttestationKeyIdList.parse(data)) == data
+
+
+def pck_extension(data: bytes) -> None:
+    found = PckExtension.parse(data)
+    assert PckExtension.parse(bytes(found)) == found
+
+
+def tcb_info(data: bytes) -> None:
+    signed = SignedTcbInfo.parse(data)
+    # Signed bytes are a piece of the document, never written anew.
+    assert signed.body in data
+    signed.tcb_info()
+
+
+def qe_identity(data: bytes) -> None:
+    signed = SignedEnclaveIdentity.parse(data)
+    assert signed.body in data
+    signed.enclave_identity()
+
+
+def certificate(data: bytes) -> None:
+    found = load_certificate(data, structure="certificate", field="")
+    common_name(found)
+    for extension in found.extensions:
+        extension.value.public_bytes()
+    p256_key(found)
+
+
+def crl(data: bytes) -> None:
+    found = Crl.parse(data)
+    found.revoked(1)
+    assert Crl.parse(bytes(found)) == found
+    found.verify_signature(roots().roots[0].certificate, step="fuzz", what="the list")
+
+
+@cache
+def roots() -> TrustRoots:
+    """The simulated root and Intel's."""
+    return TrustRoots((*seeds.world().trust_roots.roots, INTEL_SGX_ROOT_CA))
+
+
+_CHAIN_KINDS: tuple[ChainKind, ...] = ("pck", "tcb-signing", "ca")
+
+
+def chain(data: bytes) -> None:
+    ders = parse_certificates(data, structure="chain")
+    first: ConfcomError | None = None
+    for kind in _CHAIN_KINDS:
+        try:
+            found = verify_chain(ders, roots=roots(), kind=kind, step="fuzz")
+        except ConfcomError as error:
+            first = first or error
+        else:
+            assert found.leaf.public_bytes(Encoding.DER) in known_certificates()
+            return
+    if first:
+        raise first
+
+
+@cache
+def known_certificates() -> frozenset[bytes]:
+    return frozenset(seeds.certificates())
+
+
+def trust_root(data: bytes) -> None:
+    found = TrustRoot.from_pem(data)
+    assert found.simulated or found.public_key == INTEL_SGX_ROOT_CA.public_key
+
+
+def bundle(data: bytes) -> None:
+    found = from_json(data, source="fuzz")
+    again = from_json(to_json(found), source="fuzz")
+    assert SignedTcbInfo.parse(again.tcb_info) == SignedTcbInfo.parse(found.tcb_info)
+    assert SignedEnclaveIdentity.parse(again.qe_identity) == SignedEnclaveIdentity.parse(found.qe_identity)
+
+
+def machine_file(data: bytes) -> None:
+    found = MachineFile.parse(data)
+    assert MachineFile.parse(bytes(found)) == found
+
+
+@cache
+def verifier() -> QuoteVerifier:
+    """One for all calls, so that what it remembers is put to the test too."""
+    return QuoteVerifier(roots())
+
+
+POLICY = safe_defaults(accept_simulated=True)
+
+
+def verify(data: bytes) -> None:
+    """Evidence against genuine collateral: whatever is accepted says what was signed, byte for byte."""
+    result = judge(data, seeds.collateral(), verifier=verifier(), policy=POLICY, now=seeds.NOW)
+    result.as_dict()
+    if result.error:
+        raise result.error
+    assert result.verdict is Verdict.ACCEPTED
+    assert result.evidence
+    assert result.evidence.quote.signed_bytes == seeds.simulated_quote()[:432]
+
+
+def verify_collateral(data: bytes) -> None:
+    """Genuine evidence against collateral: whatever is accepted has the signed parts untouched."""
+    found, genuine = from_json(data, source="fuzz"), seeds.collateral()
+    result = judge(seeds.simulated_quote(), found, verifier=QuoteVerifier(roots()), policy=POLICY, now=seeds.NOW)
+    result.as_dict()
+    if result.error:
+        raise result.error
+    assert SignedTcbInfo.parse(found.tcb_info).body == SignedTcbInfo.parse(genuine.tcb_info).body
+    assert SignedEnclaveIdentity.parse(found.qe_identity).body == SignedEnclaveIdentity.parse(genuine.qe_identity).body
+    assert _signed_list(found.root_ca_crl) == _signed_list(genuine.root_ca_crl)
+    assert _signed_list(found.pck_crl) == _signed_list(genuine.pck_crl)
+
+
+def _signed_list(data: bytes) -> bytes:
+    return x509.load_der_x509_crl(bytes(Crl.parse(data))).tbs_certlist_bytes
+
+
+_ALL: tuple[Target, ...] = (
+    Target("quote", "binary", seeds.quotes, quote),
+    Target("evidence", "binary", seeds.evidence, evidence),
+    Target("open-enclave", "binary", seeds.wrapped_quotes, open_enclave),
+    Target("report", "binary", lambda: [seeds.report()], record(Report)),
+    Target("target-info", "binary", lambda: [seeds.qe_report_info()[16:528]], record(TargetInfo)),
+    Target("qe-report-info", "binary", lambda: [seeds.qe_report_info()], record(QeReportInfo)),
+    Target("certification-data", "binary", seeds.certification_data, certification_data),
+    Target("key-id-list", "binary", seeds.key_id_lists, key_id_list),
+    Target("pck-extension", "binary", seeds.pck_extensions, pck_extension),
+    Target("certificate", "binary", seeds.certificates, certificate),
+    Target("chain", "pem", seeds.chains, chain),
+    Target("trust-root", "pem", lambda: [seeds.world().root_pem(), *seeds.chains()], trust_root),
+    Target("crl", "binary", seeds.crls, crl),
+    Target("tcb-info", "json", seeds.tcb_infos, tcb_info),
+    Target("qe-identity", "json", seeds.qe_identities, qe_identity),
+    Target("collateral-bundle", "json", seeds.bundles, bundle),
+    Target("aesm-server", "binary", conversations.server_frames, conversations.aesm_server),
+    Target("aesm-client", "binary", conversations.client_frames, conversations.aesm_client),
+    Target("machine-file", "json", seeds.machine_files, machine_file),
+    Target("policy-file", "json", seeds.policy_files, parse_policy),
+    Target("verify", "binary", seeds.evidence, verify),
+    Target("verify-collateral", "json", seeds.bundles, verify_collateral),
+)
+TARGETS: dict[str, Target] = {target.name: target for target in _ALL}
