@@ -20,7 +20,6 @@ from confcom.platforms.enclave_quotes import NONCE_SIZE, REPORT_DATA_SIZE
 from confcom.platforms.interface import Platform
 from confcom.platforms.local_attestation import LocalEnclave
 from confcom.platforms.quoting import ModeDecision, QuoteMode, RequestedMode, open_quote_source, process_mode
-from confcom.platforms.sgx_host import obstacles_to_in_proc
 
 MAX_HELD_DATA = 16 * 1024 * 1024
 """Bytes of held data that are hashed."""
@@ -78,7 +77,7 @@ def quote(**options: Any) -> None:  # noqa: ANN401 - click fills QuoteOptions, w
     decision = process_mode().decide(given.mode, os.environ, given.host)
     click.echo(f"confcom: {printable(str(decision))}{_whose(given)}", err=True)
     _refuse_two_enclaves(given, decision)
-    enclave = None if decision.mode is QuoteMode.GRAMINE else _enclave(given, decision)
+    enclave = None if decision.mode is QuoteMode.GRAMINE else _enclave(given)
     source = open_quote_source(
         decision,
         enclave=lambda: _present(enclave),
@@ -121,7 +120,7 @@ def _whose(given: QuoteOptions) -> str:
     return f"; SIMULATED machine {printable(str(given.simulated_machine))}, {enclave}"
 
 
-def _enclave(given: QuoteOptions, decision: ModeDecision) -> LocalEnclave | None:
+def _enclave(given: QuoteOptions) -> LocalEnclave | None:
     """The simulated enclave; None on hardware, where only the process itself could be one."""
     # Here, because it brings the simulator along, and --help does without.
     from confcom.services.wiring import choose_platform, declare_enclave, load_declaration, open_machine
@@ -142,19 +141,7 @@ def _enclave(given: QuoteOptions, decision: ModeDecision) -> LocalEnclave | None
             "an enclave is declared, but no simulated machine runs it",
             advice="Name the machine with --simulated-machine FILE, and leave the platform to auto.",
         )
-    if decision.mode is QuoteMode.IN_PROC:
-        _require_hardware(given.host)
     return None
-
-
-def _require_hardware(host: Path) -> None:
-    obstacles = obstacles_to_in_proc(host)
-    if obstacles:
-        raise PlatformUnavailable(
-            f"no in-proc quotes here: {'; '.join(obstacles)}",
-            advice="Give the process these devices and Intel's library, or set SGX_AESM_ADDR=1 and use the node's "
-            f"quote helper. {_NO_ENCLAVE_ADVICE}",
-        )
 
 
 def _refuse_two_enclaves(given: QuoteOptions, decision: ModeDecision) -> None:
