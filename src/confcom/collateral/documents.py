@@ -29,6 +29,9 @@ class DocumentKind(StrEnum):
     TCB_EVALUATION_DATA_NUMBERS = "tcb-evaluation-data-numbers"
 
 
+CRLS = frozenset({DocumentKind.PCK_CRL, DocumentKind.ROOT_CA_CRL})
+
+
 @dataclass(frozen=True, slots=True)
 class _Fields:
     """Which fields of a key a kind has."""
@@ -169,7 +172,7 @@ def key_for(request: pcs.DocumentRequest) -> DocumentKey | None:
 
 def document_from_answer(key: DocumentKey, answer: pcs.Answer) -> Document:
     """A document from what a service answered; a CRL in any encoding becomes its DER."""
-    if key.kind in {DocumentKind.PCK_CRL, DocumentKind.ROOT_CA_CRL}:
+    if key.kind in CRLS:
         return Document(key, bytes(Crl.parse(answer.body, structure=str(key))), answer.issuer_chain)
     return Document(key, answer.body, answer.issuer_chain)
 

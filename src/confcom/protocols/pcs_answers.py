@@ -77,7 +77,7 @@ def parse_pck_certificate(response: HttpResponse) -> PckCertificateAnswer:
     fmspc = response.header(pcs.FMSPC)
     return PckCertificateAnswer(
         certificate=response.body,
-        issuer_chain=_chain(response, (pcs.PCK_CHAIN,), _PCK),
+        issuer_chain=pck_issuer_chain(response),
         tcbm=hex_field(response.header(pcs.TCBM) or "", 18, _PCK, pcs.TCBM),
         fmspc=None if fmspc is None else hex_field(fmspc, 6, _PCK, pcs.FMSPC),
         ca=_ca(response.header(pcs.CA_TYPE)),
@@ -94,6 +94,11 @@ def parse_pck_certificates(body: bytes) -> tuple[PckCertificateEntry, ...]:
         )
         for entry in _decode(body, list[_PckCertEntry], structure)
     )
+
+
+def pck_issuer_chain(response: HttpResponse) -> bytes:
+    """The issuer chain in PEM that comes with PCK certificates."""
+    return _chain(response, (pcs.PCK_CHAIN,), _PCK)
 
 
 def parse_evaluation_data_numbers(body: bytes) -> tuple[EvaluationDataNumber, ...]:

@@ -1,0 +1,284 @@
+"""PcsClient: collateral over HTTP from Intel's PCS, from a caching service (PCCS), or from anything that speaks so.
+
+The only importer of the HTTP library. Every answer is bounded in bytes and in time, redirects are never followed, and
+only failures that can pass are asked again. Nothing of what comes is trusted: it is held to what was asked, and
+`verify_collateral` proves the rest.
+"""
+
+from __future__ import annotations
+
+import queue
+import random
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+import httpx2
+
+from confcom.appraisal.collateral import Collateral
+from confcom.collateral.documents import (
+    CRLS,
+    Document,
+    DocumentKey,
+    document_from_answer,
+    fetch_collateral,
+    request_for,
+)
+from confcom.collateral.verified_document import check_answer
+from confcom.errors import CollateralError, CollateralUnavailable, ConfcomError, ConfigError, FormatError
+from confcom.formats.signed_json import MAX_SIGNED_JSON
+from confcom.pki.crl import MAX_CRL
+from confcom.protocols import pcs
+from confcom.protocols.pcs import Api, Dialect, HttpRequest, HttpResponse, PckCaName, Tee, Update
+from confcom.protocols.pcs_answers import (
+    MAX_LIST,
+    EvaluationDataNumber,
+    KnownFmspc,
+    PckCertificateEntry,
+    parse_document,
+    parse_evaluation_data_numbers,
+    parse_fmspcs,
+    parse_pck_certificate,
+    parse_pck_certificates,
+    pck_issuer_chain,
+)
+from confcom.protocols.pcs_requests import build_request
+from confcom.protocols.pcs_status import RETRYABLE, retry_after, status_error
+
+MAX_PCK_CERTIFICATE = 64 * 1024
+"""Bytes of an answer with one PCK certificate; Intel's take 2 kB."""
+
+_KEY_HEADERS = {Dialect.PCS: "Ocp-Apim-Subscription-Key", Dialect.PCCS: "user-token", Dialect.THIM: ""}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpLimits:
+    """How long one question may take. All in seconds, but `retries`, which counts the tries after the first."""
+
+    timeout: float = 10.0
+    """For a connection, and for each wait for bytes."""
+    deadline: float = 30.0
+    """For one whole answer, however steadily it drips."""
+    retries: int = 3
+    backoff: float = 0.5
+    """Before the first retry; it doubles each time, and up to half of it is added by chance."""
+    max_wait: float = 30.0
+    """The longest wait between two tries. A service that asks for more (Retry-After) is not asked again."""
+
+
+DEFAULT_LIMITS = HttpLimits()
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    error: ConfcomError
+    retryable: bool
+    wait: float | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class HttpExchange:
+    """Asks one HTTP service: bounded, with retries. `sleep` and `chance` (0 to 1) are parameters for tests."""
+
+    service: str
+    verify_tls: bool | Path = True
+    limits: HttpLimits = DEFAULT_LIMITS
+    proxy: str | None = None
+    sleep: Callable[[float], None] = time.sleep
+    chance: Callable[[], float] = random.random
+    _tls: ssl.SSLContext = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        try:
+            if isinstance(self.verify_tls, Path):
+                self._tls = ssl.create_default_context(cafile=self.verify_tls)
+            else:
+                self._tls = httpx2.create_ssl_context(verify=self.verify_tls, trust_env=False)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(
+                f"the file of CA certificates {self.verify_tls} cannot be used: {error}",
+                advice="Name a PEM file with the CA that issued the service's certificate.",
+            ) from error
+
+    def ask(
+        self, request: pcs.Request, url: str, http: HttpRequest, headers: dict[str, str], limit: int
+    ) -> HttpResponse:
+        """The response with status 200; every other outcome is an error, after the retries that make sense."""
+        wait = self.limits.backoff
+        for left in range(self.limits.retries, -1, -1):
+            outcome = self._once(request, url, http, headers, limit)
+            if isinstance(outcome, HttpResponse):
+                return outcome
+            pause = outcome.wait if outcome.wait is not None else min(wait, self.limits.max_wait)
+            if not outcome.retryable or left == 0 or pause > self.limits.max_wait:
+                raise outcome.error
+            self.sleep(pause + self.chance() * wait / 2)
+            wait *= 2
+        raise AssertionError("the last try returns or raises")  # pragma: no cover
+
+    def _once(
+        self, request: pcs.Request, url: str, http: HttpRequest, headers: dict[str, str], limit: int
+    ) -> HttpResponse | _Failure:
+        # A thread of its own, because only so the deadline holds for a peer that drips headers or a slow resolver:
+        # the library's timeouts are for single reads.
+        client = httpx2.Client(verify=self._tls, timeout=self.limits.timeout, proxy=self.proxy, trust_env=False)
+        answers: queue.SimpleQueue[HttpResponse | _Failure] = queue.SimpleQueue()
+        question = _Question(pcs.describe(request), self.service, url, http, headers, limit)
+        threading.Thread(
+            target=lambda: answers.put(question.ask(client)), name="collateral-request", daemon=True
+        ).start()
+        try:
+            response = answers.get(timeout=self.limits.deadline)
+        except queue.Empty:
+            return _Failure(question.unavailable(f"did not finish its answer in {self.limits.deadline:g} s"), True)
+        finally:
+            client.close()
+        if isinstance(response, _Failure) or response.status == 200:
+            return response
+        error = status_error(request, response, service=self.service)
+        return _Failure(error, response.status in RETRYABLE, retry_after(response))
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """One try."""
+
+    what: str
+    service: str
+    url: str
+    http: HttpRequest
+    headers: dict[str, str]
+    limit: int
+
+    def ask(self, client: httpx2.Client) -> HttpResponse | _Failure:
+        # Not compressed: a limit on the bytes that come is then a limit on the bytes that there are.
+        headers = {"accept-encoding": "identity", "user-agent": "confcom", **self.headers, **dict(self.http.headers)}
+        try:
+            with client.stream(
+                self.http.method, self.url, headers=headers, content=self.http.body or None, follow_redirects=False
+            ) as response:
+                return self._read(response)
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, RuntimeError, ValueError) as error:
+            return self._failed(error)
+
+    def _read(self, response: httpx2.Response) -> HttpResponse | _Failure:
+        if response.headers.get("content-encoding", "identity").lower() != "identity":
+            return self._malformed("is compressed, though that was not asked for")
+        body = bytearray()
+        for chunk in response.iter_raw():
+            body += chunk
+            if len(body) > self.limit:
+                return self._malformed(f"is larger than {self.limit} bytes")
+        return HttpResponse(response.status_code, tuple(response.headers.multi_items()), bytes(body))
+
+    def _malformed(self, message: str) -> _Failure:
+        error = FormatError(f"the answer of {self.service} {message}", structure=self.what, field="body")
+        return _Failure(error, retryable=False)
+
+    def _failed(self, error: Exception) -> _Failure:
+        if _caused_by(error, ssl.SSLCertVerificationError):
+            return _Failure(
+                CollateralUnavailable(
+                    f"{self.what}: the TLS certificate of {self.service} is not trusted: {error}",
+                    advice="Name the CA that issued it (--ca-certificates FILE).",
+                ),
+                retryable=False,
+            )
+        if isinstance(error, httpx2.TimeoutException):
+            return _Failure(self.unavailable("did not answer in time"), retryable=True)
+        retryable = isinstance(error, (httpx2.NetworkError, httpx2.RemoteProtocolError, OSError))
+        return _Failure(self.unavailable(f"cannot be asked: {str(error) or type(error).__name__}"), retryable)
+
+    def unavailable(self, message: str) -> CollateralError:
+        return CollateralUnavailable(
+            f"{self.what}: {self.service} {message}",
+            advice="Check the network and the URL, ask again later, or use what the store holds.",
+        )
+
+
+class PcsClient:
+    """A `CollateralSource` over HTTP. Safe to use from several threads; each request has a connection of its own."""
+
+    def __init__(
+        self,
+        base_url: str = pcs.INTEL_PCS,
+        *,
+        api_version: Literal[3, 4] = 4,
+        dialect: Dialect = Dialect.PCS,
+        verify_tls: bool | Path = True,
+        limits: HttpLimits = DEFAULT_LIMITS,
+        key: str | None = None,
+        proxy: str | None = None,
+        root_ca_crl_url: str | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        """`key` is Intel's subscription key or the PCCS's user token; most documents need none.
+
+        `root_ca_crl_url` replaces Intel's distribution point of the root CA CRL, which PCS has no path for.
+        """
+        parts = urlsplit(base_url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
+            raise ConfigError(f"{base_url!r} is not the URL of a collateral service", advice="Write https://HOST:PORT.")
+        self.base_url = base_url.rstrip("/")
+        self.source = self.base_url
+        self.api = Api(dialect, api_version)
+        self._key = key
+        self._root_ca_crl_url = root_ca_crl_url
+        self._http = HttpExchange(
+            service=self.base_url, verify_tls=verify_tls, limits=limits, proxy=proxy, sleep=sleep, chance=chance
+        )
+
+    def fetch(self, fmspc: bytes, ca: PckCaName, tee: Tee, *, update: Update = "standard") -> Collateral:
+        """The collateral of a platform, of one set."""
+        return fetch_collateral(self.fetch_document, fmspc, ca, tee, update=update, source=self.source)
+
+    def fetch_document(self, key: DocumentKey) -> Document:
+        """One document, held to its key."""
+        request = request_for(key)
+        limit = MAX_CRL if key.kind in CRLS else MAX_SIGNED_JSON
+        document = document_from_answer(key, parse_document(request, self._ask(request, limit)))
+        check_answer(document, source=self.source)
+        return document
+
+    def fetch_pck_certificate(self, request: pcs.PckCertRequest) -> pcs.PckCertificateAnswer:
+        """The PCK certificate for a platform's raw TCB."""
+        return parse_pck_certificate(self._ask(request, MAX_PCK_CERTIFICATE))
+
+    def fetch_pck_certificates(self, request: pcs.PckCertsRequest) -> tuple[tuple[PckCertificateEntry, ...], bytes]:
+        """All PCK certificates of a platform, and their issuer chain in PEM (PCS with a subscription key)."""
+        response = self._ask(request, MAX_LIST)
+        return parse_pck_certificates(response.body), pck_issuer_chain(response)
+
+    def fetch_evaluation_data_numbers(self, tee: Tee) -> tuple[EvaluationDataNumber, ...]:
+        """The sets that the service has, lowest first; not verified."""
+        request = pcs.TcbEvaluationDataNumbersRequest(tee)
+        return parse_evaluation_data_numbers(self._ask(request, MAX_LIST).body)
+
+    def fetch_fmspcs(self) -> tuple[KnownFmspc, ...]:
+        """The FMSPCs that the service knows."""
+        return parse_fmspcs(self._ask(pcs.FmspcsRequest(), MAX_LIST).body)
+
+    def _ask(self, request: pcs.Request, limit: int) -> HttpResponse:
+        http = build_request(request, self.api)
+        if isinstance(request, pcs.RootCaCrlRequest) and self._root_ca_crl_url is not None:
+            http = HttpRequest("", url=self._root_ca_crl_url)
+        if http.url is not None:
+            # Another host: it must not see the key.
+            return self._http.ask(request, http.url, http, {}, limit)
+        name = _KEY_HEADERS[self.api.dialect]
+        headers = {name: self._key} if self._key is not None and name else {}
+        return self._http.ask(request, self.base_url + http.target, http, headers, limit)
+
+
+def _caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
+    while error is not None:
+        if isinstance(error, kind):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

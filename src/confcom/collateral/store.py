@@ -1,0 +1,151 @@
+"""CollateralStore: every version of every document, with a memory of when it was seen, in one SQLite file.
+
+Nothing unverified gets in: `add` verifies each document under the roots that the store was opened with, and only what
+leads to those roots comes out. What comes out is verified again by whoever uses it (`verify_collateral`), so that the
+file need not be trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from confcom.appraisal.collateral import Collateral
+from confcom.collateral.documents import Document, DocumentKey, assemble, keys_for, missing_document
+from confcom.collateral.store_database import BUSY_TIMEOUT, StoreDatabase
+from confcom.collateral.store_platforms import PlatformRegistry
+from confcom.collateral.store_rows import (
+    Sighting,
+    StoredVersion,
+    all_keys,
+    document_in_force,
+    id_in_force,
+    keep_version,
+    load_document,
+    served_as,
+    versions_of,
+)
+from confcom.collateral.verified_document import VerifiedDocument, verify_document
+from confcom.errors import CollateralNotFound
+from confcom.formats.pck_extension import PckExtension
+from confcom.pki.roots import TrustRoots
+from confcom.protocols.pcs import PckCaName, Tee, Update
+
+
+class CollateralStore:
+    """The store at a path. Safe to use from several threads and processes; a context manager that closes it."""
+
+    def __init__(
+        self, path: Path, *, roots: TrustRoots, create: bool = True, busy_timeout: float = BUSY_TIMEOUT
+    ) -> None:
+        """Open the store, and make it if it is not there. Every failure is a `CollateralError` that says what to do."""
+        self.path = path
+        self.roots = roots
+        self.source = f"store {path}"
+        self._database = StoreDatabase(path, create=create, busy_timeout=busy_timeout)
+        self.platforms = PlatformRegistry(self._database, roots)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._database.close()
+
+    def check(self) -> None:
+        """Read the whole file; damage is a `CollateralError`."""
+        self._database.check()
+
+    # --- in -----------------------------------------------------------------------------------------------------------
+
+    def add(self, documents: Iterable[Document], *, seen: datetime, source: str) -> int:
+        """Verify documents and keep them, all or none; gives how many were new versions.
+
+        `seen` is the time at which `source` served them. When this returns, they are on the disk.
+        """
+        verified = [verify_document(document, roots=self.roots) for document in documents]
+        sightings = [(document, (Sighting(served_as(document), source, seen, seen),)) for document in verified]
+        return self.add_seen(sightings)
+
+    def add_seen(self, documents: Iterable[tuple[VerifiedDocument, Sequence[Sighting]]]) -> int:
+        """Keep verified documents with what is known of when they were seen; gives how many were new versions."""
+        with self._database.write() as connection:
+            return sum(keep_version(connection, document, sightings) for document, sightings in documents)
+
+    def observe_platform(self, extension: PckExtension, *, seen: datetime, tee: Tee = "sgx") -> None:
+        """Remember a platform and its TCB, as its PCK certificate states them, for `status`."""
+        self.platforms.observe(extension, seen=seen, tee=tee)
+
+    # --- out ----------------------------------------------------------------------------------------------------------
+
+    def collateral(
+        self, fmspc: bytes, ca: PckCaName, tee: Tee, *, at: datetime, update: Update = "standard"
+    ) -> Collateral:
+        """The collateral that was in force at `at` (see `as_of`); what is not there at all is `CollateralNotFound`.
+
+        Where no version of a document was valid at `at`, the nearest one is given: judged as of `at`, it is stale.
+        """
+        keys = keys_for(fmspc, ca, tee, update)
+        with self._database.read() as connection:
+            # All four of one root: that of the TCB info.
+            for root in self._root_keys:
+                found = [document_in_force(connection, key, at, root) for key in keys]
+                if found[0] is not None:
+                    break
+        missing = [str(key) for key, document in zip(keys, found, strict=True) if document is None]
+        if missing:
+            raise CollateralNotFound(
+                f"{self.source} has no {', no '.join(missing)}",
+                advice=f"Fetch it: confcom collateral fetch --fmspc {fmspc.hex()} --ca {ca} --tee {tee} "
+                f"--update {update} --store {self.path}",
+            )
+        documents = [document for document in found if document is not None]
+        return assemble(documents, source=self.source)
+
+    def document(self, key: DocumentKey, *, at: datetime) -> Document:
+        """The version of one document that was in force at `at`, of the first root that has it."""
+        with self._database.read() as connection:
+            for root in self._root_keys:
+                document = document_in_force(connection, key, at, root)
+                if document is not None:
+                    return document
+        raise missing_document(key, self.source)
+
+    def in_force(self, key: DocumentKey, *, at: datetime) -> StoredVersion | None:
+        """The version that `document` would give, without its bytes; None where there is none."""
+        with self._database.read() as connection:
+            for root in self._root_keys:
+                chosen = id_in_force(connection, key, at, root)
+                if chosen is not None:
+                    return next(
+                        (version for version in versions_of(connection, key, root) if version.id == chosen), None
+                    )
+        return None
+
+    def history(self, key: DocumentKey) -> tuple[StoredVersion, ...]:
+        """Every version of a document that was served as the key's set, or has its number; the latest issue first."""
+        with self._database.read() as connection:
+            return tuple(version for root in self._root_keys for version in versions_of(connection, key, root))
+
+    def load(self, version: StoredVersion) -> Document:
+        """The bytes of a version."""
+        with self._database.read() as connection:
+            return load_document(connection, version.id, version.key)
+
+    def keys(self) -> tuple[DocumentKey, ...]:
+        """Every document in the store, once for each set that it was ever served as."""
+        with self._database.read() as connection:
+            found = (key for root in self._root_keys for key in all_keys(connection, root))
+            return tuple(dict.fromkeys(found))
+
+    @property
+    def _root_keys(self) -> list[bytes]:
+        return [root.public_key for root in self.roots.roots]

@@ -1,0 +1,95 @@
+"""The tables of the collateral store, as the list of the steps that made them (docs/reference/collateral-store.md).
+
+Times are seconds since 1970 in UTC. A step that was released is never changed: the next one is appended.
+"""
+
+from __future__ import annotations
+
+APPLICATION_ID = 0x43434F4C
+"""`PRAGMA application_id`, "CCOL": tells a store from any other SQLite file."""
+
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE chains (
+        id INTEGER PRIMARY KEY,
+        digest BLOB NOT NULL UNIQUE,
+        pem BLOB NOT NULL
+    ) STRICT;
+
+    -- What Intel publishes, whatever the set: '' stands for a field that the kind does not have.
+    CREATE TABLE documents (
+        id INTEGER PRIMARY KEY,
+        kind TEXT NOT NULL,
+        tee TEXT NOT NULL,
+        fmspc TEXT NOT NULL,
+        ca TEXT NOT NULL,
+        UNIQUE (kind, tee, fmspc, ca)
+    ) STRICT;
+
+    -- Every version ever seen. `root` is the public key that the signature leads to.
+    CREATE TABLE versions (
+        id INTEGER PRIMARY KEY,
+        document INTEGER NOT NULL REFERENCES documents (id),
+        digest BLOB NOT NULL,
+        root BLOB NOT NULL,
+        body BLOB NOT NULL,
+        chain INTEGER REFERENCES chains (id),
+        number INTEGER NOT NULL,
+        issue_date INTEGER NOT NULL,
+        next_update INTEGER NOT NULL,
+        expires INTEGER NOT NULL,
+        UNIQUE (document, digest)
+    ) STRICT;
+
+    -- When and where a version was served as which set: 'standard', 'early', a number; '' for documents without sets.
+    CREATE TABLE sightings (
+        version INTEGER NOT NULL REFERENCES versions (id),
+        served_as TEXT NOT NULL,
+        source TEXT NOT NULL,
+        first_seen INTEGER NOT NULL,
+        last_seen INTEGER NOT NULL,
+        PRIMARY KEY (version, served_as, source)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE pck_certificates (
+        id INTEGER PRIMARY KEY,
+        qe_id TEXT NOT NULL,
+        pce_id TEXT NOT NULL,
+        tcbm BLOB NOT NULL,
+        digest BLOB NOT NULL,
+        root BLOB NOT NULL,
+        certificate BLOB NOT NULL,
+        chain INTEGER NOT NULL REFERENCES chains (id),
+        fmspc TEXT NOT NULL,
+        ca TEXT NOT NULL,
+        source TEXT NOT NULL,
+        first_seen INTEGER NOT NULL,
+        last_seen INTEGER NOT NULL,
+        UNIQUE (qe_id, pce_id, digest)
+    ) STRICT;
+
+    -- Which certificate a platform's raw TCB leads to.
+    CREATE TABLE platform_tcbs (
+        qe_id TEXT NOT NULL,
+        pce_id TEXT NOT NULL,
+        cpu_svn TEXT NOT NULL,
+        pce_svn INTEGER NOT NULL,
+        certificate INTEGER NOT NULL REFERENCES pck_certificates (id),
+        PRIMARY KEY (qe_id, pce_id, cpu_svn, pce_svn)
+    ) STRICT, WITHOUT ROWID;
+
+    -- Platforms met, at their latest TCB. `id` is SHA-256 of the PPID, which itself is not kept.
+    CREATE TABLE platforms (
+        id TEXT NOT NULL,
+        tee TEXT NOT NULL,
+        fmspc TEXT NOT NULL,
+        ca TEXT NOT NULL,
+        sgx_components BLOB NOT NULL,
+        pce_svn INTEGER NOT NULL,
+        cpu_svn BLOB NOT NULL,
+        first_seen INTEGER NOT NULL,
+        last_seen INTEGER NOT NULL,
+        PRIMARY KEY (id, tee)
+    ) STRICT, WITHOUT ROWID;
+    """,
+)
