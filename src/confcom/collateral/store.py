@@ -140,7 +140,7 @@ class CollateralStore:
         with self._database.read() as connection:
             return load_document(connection, version.id, version.key)
 
-    def keys(self) -> tuple[DocumentKey, ...]:
+    def document_keys(self) -> tuple[DocumentKey, ...]:
         """Every document in the store, once for each set that it was ever served as."""
         with self._database.read() as connection:
             found = (key for root in self._root_keys for key in all_keys(connection, root))

@@ -1,0 +1,103 @@
+"""`confcom collateral import` and `export`: a store's content over an air gap, in one file."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+from confcom.appraisal.collateral import verify_collateral
+from confcom.cli.collateral import store_option, trust_root_option
+from confcom.cli.collateral_fetch import open_store, parse_update
+from confcom.cli.inputs import parse_time
+from confcom.cli.printable import printable
+from confcom.cli.trust_options import trust_roots
+from confcom.collateral.archive import ARCHIVE_START, read_archive, write_archive
+from confcom.collateral.bundle import load_bundle
+from confcom.collateral.documents import take_apart
+from confcom.collateral.store import CollateralStore
+from confcom.errors import ConfigError
+from confcom.pki.chain import verify_chain
+from confcom.pki.roots import TrustRoots
+from confcom.protocols.pcs import Tee, Update
+
+_FILE = click.Path(path_type=Path, allow_dash=True)
+
+
+@click.command("import")
+@click.argument("path", type=_FILE)
+@store_option
+@trust_root_option
+@click.option("--update", default="standard", show_default=True, help="The set that a bundle is of; archives say it.")
+def import_(path: Path, store: Path, trust_root: tuple[str, ...], update: str) -> None:
+    """Verify collateral and keep it: PATH is an archive (`confcom collateral export`), a folder with one file per
+    part, or a collateral.json; '-' reads an archive from standard input.
+    """
+    now, roots = parse_time(None, ""), trust_roots(trust_root)
+    with open_store(store, roots) as opened:
+        if str(path) == "-":
+            total, new = read_archive(opened, sys.stdin.buffer, now=now)
+        elif _is_archive(path):
+            with path.open("rb") as file:
+                total, new = read_archive(opened, file, now=now)
+        else:
+            total, new = _import_bundle(opened, path, parse_update(update), roots, now)
+    click.echo(f"{total} documents verified, {new} new in {printable(str(store))}")
+
+
+@click.command()
+@click.option("-o", "--output", metavar="FILE", type=_FILE, required=True, help="The archive to write; '-' for stdout.")
+@store_option
+@trust_root_option
+def export(output: Path, store: Path, trust_root: tuple[str, ...]) -> None:
+    """Write every version of every document, with the times at which they were seen, into one archive.
+
+    PCK certificates are left out: they name machines.
+    """
+    with CollateralStore(store, roots=trust_roots(trust_root), create=False) as opened:
+        if str(output) == "-":
+            write_archive(opened, sys.stdout.buffer)
+            return
+        written = _write(opened, output)
+    click.echo(f"{written} documents in {printable(str(output))}")
+
+
+def _write(store: CollateralStore, output: Path) -> int:
+    # Under another name first, so that an archive that was cut off never has the name of a whole one.
+    part = output.with_name(f"{output.name}.part")
+    try:
+        with part.open("wb") as file:
+            written = write_archive(store, file)
+        part.replace(output)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write the archive to {output}: {error.strerror}", advice="Check the path."
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+    return written
+
+
+def _is_archive(path: Path) -> bool:
+    if path.is_dir():
+        return False
+    file: BinaryIO
+    try:
+        with path.open("rb") as file:
+            return file.read(len(ARCHIVE_START)) == ARCHIVE_START
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", advice="Check the path.") from error
+
+
+def _import_bundle(
+    store: CollateralStore, path: Path, update: Update, roots: TrustRoots, now: datetime
+) -> tuple[int, int]:
+    collateral = load_bundle(path)
+    verified = verify_collateral(collateral, roots=roots)
+    ca = verify_chain(collateral.pck_crl_issuer_chain, roots=roots, kind="ca", step="import").ca
+    tee: Tee = "tdx" if verified.tcb_info.id == "TDX" else "sgx"
+    documents = take_apart(collateral, fmspc=verified.tcb_info.fmspc, ca=ca, tee=tee, update=update)
+    return len(documents), store.add(documents, seen=now, source=str(path))

@@ -1,0 +1,246 @@
+"""`confcom collateral fetch`: from a service into a store or a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, get_args
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import click
+
+from confcom.appraisal.collateral import verify_collateral
+from confcom.cli.collateral import store_option, trust_root_option
+from confcom.cli.exit_codes import ExitCode, exit_code
+from confcom.cli.inputs import parse_hex, parse_time, read_input
+from confcom.cli.printable import printable
+from confcom.cli.trust_options import trust_roots
+from confcom.collateral.bundle import save_bundle
+from confcom.collateral.documents import Document, DocumentKey, assemble, keys_for
+from confcom.collateral.interface import CollateralSource
+from confcom.collateral.resolve import SourceOptions, resolve
+from confcom.collateral.store import CollateralStore
+from confcom.collateral.verified_document import read_document
+from confcom.errors import ConfcomError, ConfigError
+from confcom.formats.evidence import MAX_EVIDENCE, EvidenceFile
+from confcom.formats.pck_extension import PckExtension
+from confcom.formats.quote_section import TeeType
+from confcom.pki.chain import verify_chain
+from confcom.pki.roots import TrustRoots
+from confcom.protocols.pcs import PckCaName, Tee, Update
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchOptions:
+    """The options of the command line, as given."""
+
+    fmspc: tuple[str, ...]
+    ca: tuple[PckCaName, ...]
+    tee: tuple[Tee, ...]
+    quote: tuple[Path, ...]
+    source: str
+    update: str
+    store: Path
+    output: Path | None
+    trust_root: tuple[str, ...]
+    ca_certificates: Path | None
+    insecure_tls: bool
+    key: str | None
+    proxy: str | None
+    azure_region: str | None
+    as_json: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What to ask for: one set for one kind of platform."""
+
+    fmspc: bytes
+    ca: PckCaName
+    tee: Tee
+    update: Update
+
+
+@dataclass(slots=True)
+class _Fetched:
+    """What came of it. CRLs and identities are the same for many platforms and are asked for once."""
+
+    documents: dict[DocumentKey, Document] = field(default_factory=dict)
+    new: int = 0
+    errors: list[ConfcomError] = field(default_factory=list)
+
+
+_FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.option("--fmspc", metavar="HEX", multiple=True, help="The kind of platform, 12 digits. Repeatable.")
+@click.option(
+    "--ca",
+    type=click.Choice(get_args(PckCaName)),
+    multiple=True,
+    help="The CA of its PCK certificate. Default: both (platform with -o).",
+)
+@click.option("--tee", type=click.Choice(get_args(Tee)), multiple=True, help="The kind of its quotes. Default: sgx.")
+@click.option("--quote", metavar="FILE", type=_FILE, multiple=True, help="Take FMSPC, CA and kind from this evidence.")
+@click.option(
+    "--source",
+    metavar="NAME",
+    default="intel",
+    show_default=True,
+    help="intel, pccs, thim, the URL of a PCS or PCCS, a folder, a collateral.json, or a store.",
+)
+@click.option(
+    "--update", metavar="SET,…", default="standard", show_default=True, help="standard, early, or numbers of sets."
+)
+@store_option
+@click.option("-o", "--output", metavar="FOLDER", type=_FILE, help="Write one platform's files here, not to the store.")
+@trust_root_option
+@click.option("--ca-certificates", metavar="PEM", type=_FILE, help="CAs that the service's TLS certificate may be of.")
+@click.option("--insecure-tls", is_flag=True, help="Accept any TLS certificate; Intel's signatures are checked anyway.")
+@click.option(
+    "--key", envvar="CONFCOM_PCS_KEY", help="Intel's subscription key, or the PCCS's token. Better: $CONFCOM_PCS_KEY."
+)
+@click.option("--proxy", metavar="URL", help="Default: $HTTPS_PROXY, except for the hosts in $NO_PROXY.")
+@click.option("--azure-region", metavar="NAME", help="For thim: whose cache to ask, as westeurope. TDX needs it.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def fetch(**options: Any) -> int:  # noqa: ANN401 - click fills FetchOptions, which has the types
+    """Get collateral, verify it, and keep it in the store (or, with -o, in a folder that `confcom verify` reads).
+
+    What fails does not stop the rest; the exit code is then that of the first failure.
+    """
+    given = FetchOptions(**options)
+    now, roots = parse_time(None, ""), trust_roots(given.trust_root)
+    platforms = [_of_quote(path, roots) for path in given.quote]
+    targets = list(_targets(given, platforms))
+    if given.output is not None and len(targets) != 1:
+        raise ConfigError(f"-o takes the collateral of one platform and one set, found {len(targets)}")
+    fetched = _Fetched()
+    settings = SourceOptions(
+        roots=roots,
+        at=now,
+        ca_certificates=given.ca_certificates,
+        insecure_tls=given.insecure_tls,
+        key=given.key,
+        proxy=given.proxy or _proxy_of_environment(given.source),
+        azure_region=given.azure_region,
+    )
+    with ExitStack() as stack:
+        source = stack.enter_context(resolve(given.source, settings))
+        store = None if given.output is not None else stack.enter_context(open_store(given.store, roots))
+        for target in targets:
+            try:
+                documents = _fetch_one(source, target, fetched, given.source, roots)
+                if store is None:
+                    save_bundle(assemble(documents, source=given.source), given.output or Path())
+                else:
+                    fetched.new += store.add(documents, seen=now, source=given.source)
+            except ConfcomError as error:
+                fetched.errors.append(error)
+        if store is not None:
+            for extension, _, tee in platforms:
+                store.observe_platform(extension, seen=now, tee=tee)
+    _show(given, fetched, now)
+    return exit_code(fetched.errors[0]) if fetched.errors else ExitCode.OK
+
+
+def _fetch_one(
+    source: CollateralSource, target: _Target, fetched: _Fetched, name: str, roots: TrustRoots
+) -> list[Document]:
+    documents = []
+    for key in keys_for(target.fmspc, target.ca, target.tee, target.update):
+        if key not in fetched.documents:
+            fetched.documents[key] = source.fetch_document(key)
+        documents.append(fetched.documents[key])
+    # Together, so that revoked signers are found before anything is kept.
+    verify_collateral(assemble(documents, source=name), roots=roots)
+    return documents
+
+
+def _proxy_of_environment(source: str) -> str | None:
+    host = urlsplit(source).hostname if "://" in source else source
+    if host is None or host in {"pccs", "localhost", "127.0.0.1", "::1"} or proxy_bypass(host):
+        return None
+    return getproxies().get("https")
+
+
+def open_store(path: Path, roots: TrustRoots) -> CollateralStore:
+    """The store at a path, made with its folder if need be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--store: cannot make the folder {path.parent}: {error.strerror}") from error
+    return CollateralStore(path, roots=roots)
+
+
+def _targets(given: FetchOptions, platforms: Iterable[tuple[PckExtension, PckCaName, Tee]]) -> Iterator[_Target]:
+    both: tuple[PckCaName, ...] = ("platform",) if given.output else ("platform", "processor")
+    sets = [parse_update(text.strip()) for text in given.update.split(",")]
+    wanted: dict[tuple[bytes, PckCaName, Tee], None] = {}
+    for digits in given.fmspc:
+        fmspc = parse_hex(digits, "--fmspc", most=6)
+        if len(fmspc) != 6:
+            raise ConfigError(f"--fmspc: expected 12 hexadecimal digits, found {digits!r}")
+        wanted |= {(fmspc, ca, tee): None for tee in given.tee or ("sgx",) for ca in given.ca or both}
+    wanted |= {(extension.fmspc, ca, tee): None for extension, ca, tee in platforms}
+    if not wanted:
+        raise ConfigError(
+            "nothing to fetch", advice="Name platforms with --fmspc HEX, or quotes of theirs with --quote FILE."
+        )
+    return (_Target(fmspc, ca, tee, update) for fmspc, ca, tee in wanted for update in sets)
+
+
+def parse_update(text: str) -> Update:
+    """The name of a set."""
+    if text == "standard":
+        return "standard"
+    if text == "early":
+        return "early"
+    if text.isascii() and text.isdigit() and len(text) <= 9:
+        return int(text)
+    raise ConfigError(f"--update: {text!r} is neither standard nor early nor a TCB evaluation data number")
+
+
+def _of_quote(path: Path, roots: TrustRoots) -> tuple[PckExtension, PckCaName, Tee]:
+    quote = EvidenceFile.parse(read_input(path, MAX_EVIDENCE, "evidence")).quote
+    chain = verify_chain(
+        quote.signature.certification.certification_data.data, roots=roots, kind="pck", step="pck-chain"
+    )
+    return chain.extension, chain.ca, "sgx" if quote.tee is TeeType.SGX else "tdx"
+
+
+def _show(given: FetchOptions, fetched: _Fetched, now: datetime) -> None:
+    facts = {key: read_document(document) for key, document in fetched.documents.items()}
+    if given.as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "source": given.source,
+                    "documents": [
+                        {"document": str(key), "number": fact.number, "until": _rfc3339(fact.next_update)}
+                        for key, fact in facts.items()
+                    ],
+                    "new_versions": fetched.new,
+                    "errors": [error.as_dict() for error in fetched.errors],
+                },
+                indent=2,
+            )
+        )
+        return
+    for key, fact in facts.items():
+        late = "  (in the past)" if fact.next_update < now else ""
+        click.echo(f"{key!s:<60} number {fact.number:<6} until {_rfc3339(fact.next_update)}{late}")
+    where = f"in {given.output}" if given.output is not None else f"{fetched.new} new versions in {given.store}"
+    if facts:
+        click.echo(printable(where))
+    for error in fetched.errors:
+        click.echo(f"confcom: {printable(str(error))}\n  what to do: {printable(error.advice())}", err=True)
+
+
+def _rfc3339(time: datetime) -> str:
+    return f"{time:%Y-%m-%dT%H:%M:%SZ}"

@@ -1,0 +1,23 @@
+"""The roots that a person names with `--trust-root`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from confcom.cli.inputs import read_input
+from confcom.pki.roots import TrustRoot, TrustRoots
+
+MAX_ROOT = 64 * 1024
+"""Bytes of a file with a root certificate."""
+
+
+def trust_roots(names: Iterable[str]) -> TrustRoots:
+    """Intel's root where none is named; the word `intel` adds it to others."""
+    roots: list[TrustRoot] = []
+    for name in names:
+        if name == "intel":
+            roots += TrustRoots.intel().roots
+        else:
+            roots.append(TrustRoot.from_pem(read_input(Path(name), MAX_ROOT, "root certificate")))
+    return TrustRoots(tuple(roots)) if roots else TrustRoots.intel()

@@ -1,0 +1,196 @@
+"""Archives: every version of every document in one file, to carry a store over an air gap.
+
+JSON Lines in UTF-8: a header, one line per version, an end line with their number. Bodies are in base64, so they arrive
+byte for byte; nothing in an archive is trusted before its signature is verified. PCK certificates stay at home: they
+name machines.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from datetime import datetime
+from typing import Annotated, BinaryIO, Literal, TypeVar
+
+import msgspec
+
+from confcom.collateral.documents import Document, DocumentKey, DocumentKind
+from confcom.collateral.store import CollateralStore
+from confcom.collateral.store_rows import Sighting
+from confcom.collateral.verified_document import VerifiedDocument, verify_document
+from confcom.errors import ConfigError, FormatError
+from confcom.formats.signed_json import Hex6
+from confcom.pki.crl import MAX_CRL
+from confcom.pki.pem import MAX_PEM
+from confcom.protocols.pcs import Update
+
+ARCHIVE_START = b'{"format":"confcom-collateral-archive"'
+"""What an archive begins with."""
+
+MAX_LINE = 2 * (MAX_CRL + MAX_PEM)
+"""Bytes of one line: base64 takes a third more than the document, the chain is text."""
+
+MAX_DOCUMENTS = 1_000_000
+MAX_SIGHTINGS = 1_000
+BATCH = 200
+"""Versions that are verified and kept in one transaction."""
+
+STRUCTURE = "collateral archive"
+
+T = TypeVar("T")
+
+
+class _Header(msgspec.Struct, forbid_unknown_fields=True):
+    format: Literal["confcom-collateral-archive"] = "confcom-collateral-archive"
+    version: Literal[1] = 1
+
+
+class _Seen(msgspec.Struct, forbid_unknown_fields=True):
+    served_as: Annotated[str, msgspec.Meta(pattern=r"\A(|standard|early|[0-9]{1,9})\Z")]
+    source: Annotated[str, msgspec.Meta(max_length=1024)]
+    first_seen: datetime
+    last_seen: datetime
+
+
+class _Line(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    kind: DocumentKind
+    tee: Literal["sgx", "tdx"] | None = None
+    fmspc: Hex6 | None = None
+    ca: Literal["processor", "platform"] | None = None
+    body: str
+    issuer_chain: Annotated[str, msgspec.Meta(max_length=MAX_PEM)] = ""
+    seen: Annotated[list[_Seen], msgspec.Meta(min_length=1, max_length=MAX_SIGHTINGS)]
+
+
+class _End(msgspec.Struct, forbid_unknown_fields=True):
+    end: int
+
+
+def write_archive(store: CollateralStore, file: BinaryIO) -> int:
+    """Write every version in the store; gives their number."""
+    file.write(msgspec.json.encode(_Header()) + b"\n")
+    written: set[int] = set()
+    for key in store.document_keys():
+        for version in store.history(key):
+            if version.id not in written:
+                written.add(version.id)
+                file.write(msgspec.json.encode(_line(store.load(version), version.sightings)) + b"\n")
+    file.write(msgspec.json.encode(_End(len(written))) + b"\n")
+    return len(written)
+
+
+def read_archive(store: CollateralStore, file: BinaryIO, *, now: datetime) -> tuple[int, int]:
+    """Verify every version of an archive and keep it; gives how many there were, and how many were new.
+
+    Versions are kept in batches, so some that stand before a refused line are kept. A sighting cannot lie after `now`,
+    and an archive without its end line was cut off: both are `FormatError`s.
+    """
+    total, new = 0, 0
+    batch: list[tuple[VerifiedDocument, tuple[Sighting, ...]]] = []
+    for document, sightings in _read(file, now):
+        batch.append((verify_document(document, roots=store.roots), sightings))
+        total += 1
+        if len(batch) == BATCH:
+            new += store.add_seen(batch)
+            batch = []
+    return total, new + store.add_seen(batch)
+
+
+def _read(file: BinaryIO, now: datetime) -> Iterator[tuple[Document, tuple[Sighting, ...]]]:
+    head = _line_of(file, 1)
+    if not head.startswith(ARCHIVE_START):
+        raise FormatError("is not the head of an archive", structure=STRUCTURE, field="line 1")
+    _decode(head, _Header, 1)
+    for number in range(2, MAX_DOCUMENTS + 3):
+        line = _line_of(file, number)
+        if line.startswith(b'{"end"'):
+            _check_end(_decode(line, _End, number).end, number - 2, file)
+            return
+        yield _document(_decode(line, _Line, number), number, now)
+    raise FormatError(f"more than {MAX_DOCUMENTS} documents", structure=STRUCTURE, field="")
+
+
+def _line_of(file: BinaryIO, number: int) -> bytes:
+    line = file.readline(MAX_LINE + 1)
+    if len(line) > MAX_LINE:
+        raise FormatError(f"longer than {MAX_LINE} bytes", structure=STRUCTURE, field=f"line {number}")
+    if not line.endswith(b"\n"):
+        raise FormatError(
+            "the file ends before its end line",
+            structure=STRUCTURE,
+            field=f"line {number}",
+            advice="The archive was cut off: export or copy it again.",
+        )
+    return line
+
+
+def _check_end(stated: int, found: int, file: BinaryIO) -> None:
+    if stated != found:
+        raise FormatError(f"states {stated} documents, found {found}", structure=STRUCTURE, field="end")
+    if file.read(1):
+        raise FormatError("is not the last line", structure=STRUCTURE, field="end")
+
+
+def _decode(line: bytes, kind: type[T], number: int) -> T:
+    try:
+        return msgspec.json.decode(line, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise FormatError(f"{error}", structure=STRUCTURE, field=f"line {number}") from error
+
+
+def _line(document: Document, sightings: Iterable[Sighting]) -> _Line:
+    key = document.key
+    return _Line(
+        kind=key.kind,
+        tee=key.tee,
+        fmspc=None if key.fmspc is None else key.fmspc.hex(),
+        ca=key.ca,
+        body=base64.b64encode(document.body).decode(),
+        issuer_chain=document.issuer_chain.decode(),
+        seen=[_Seen(seen.served_as, seen.source, seen.first_seen, seen.last_seen) for seen in sightings],
+    )
+
+
+def _document(line: _Line, number: int, now: datetime) -> tuple[Document, tuple[Sighting, ...]]:
+    where = f"line {number}"
+    try:
+        body = base64.b64decode(line.body, validate=True)
+        key = DocumentKey(
+            line.kind,
+            tee=line.tee,
+            fmspc=None if line.fmspc is None else bytes.fromhex(line.fmspc),
+            ca=line.ca,
+            update=_update(line.seen[0].served_as),
+        )
+    except (binascii.Error, ConfigError) as error:
+        raise FormatError(f"{error}", structure=STRUCTURE, field=where) from error
+    sightings = tuple(_sighting(seen, key, where, now) for seen in line.seen)
+    # Under which set it was served is not in the document; its number is, and a pinned one must be the document's.
+    return Document(_by_number(key, sightings), body, line.issuer_chain.encode()), sightings
+
+
+def _sighting(seen: _Seen, key: DocumentKey, where: str, now: datetime) -> Sighting:
+    if (seen.served_as == "") != (key.update is None):
+        raise FormatError("served_as does not fit the kind", structure=STRUCTURE, field=where)
+    if seen.first_seen.tzinfo is None or seen.last_seen.tzinfo is None:
+        raise FormatError("a time has no time zone", structure=STRUCTURE, field=where)
+    if not seen.first_seen <= seen.last_seen <= now:
+        raise FormatError("was seen in the future, or last before first", structure=STRUCTURE, field=where)
+    return Sighting(seen.served_as, seen.source, seen.first_seen, seen.last_seen)
+
+
+def _by_number(key: DocumentKey, sightings: Iterable[Sighting]) -> DocumentKey:
+    numbers = [int(seen.served_as) for seen in sightings if seen.served_as.isdigit()]
+    return replace(key, update=numbers[0]) if numbers else key
+
+
+def _update(served_as: str) -> Update | None:
+    match served_as:
+        case "":
+            return None
+        case "standard" | "early":
+            return served_as
+        case _:
+            return int(served_as)

@@ -1,0 +1,244 @@
+"""What a collateral store warns of: what expires when, what is missing, whom the next TCB promotion leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from confcom.appraisal.tcb import match_platform
+from confcom.appraisal.tcb_shortfall import Shortfall, shortfalls
+from confcom.collateral.documents import DocumentKey, DocumentKind
+from confcom.collateral.store import CollateralStore
+from confcom.collateral.store_platforms import KnownPlatform
+from confcom.formats.tcb_info import SignedTcbInfo, TcbInfo, TcbStatus
+from confcom.protocols.pcs import Tee
+
+_OLD = (TcbStatus.OUT_OF_DATE, TcbStatus.OUT_OF_DATE_CONFIGURATION_NEEDED, TcbStatus.REVOKED, None)
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentStatus:
+    """The version of a document that is in force; `expires` heeds its certificates too. Negative seconds: expired."""
+
+    key: DocumentKey
+    number: int
+    issue_date: datetime
+    expires: datetime
+    seconds_left: int
+    last_seen: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class MissingDocument:
+    """A document that the quotes of a known FMSPC (6 bytes) cannot be judged without."""
+
+    key: DocumentKey
+    fmspc: bytes
+    tee: Tee
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformStatus:
+    """A platform that was met, under the set in force and under the coming one.
+
+    A status None means: there is no such TCB info (its number is None too), or no level that low. `shortfall` is the
+    first component that is too low, under the coming set if that judges worse. Of a TD's TCB only what the platform
+    contributes is known here; its TDX module is judged with its quotes.
+    """
+
+    platform: KnownPlatform
+    standard_number: int | None
+    standard_status: TcbStatus | None
+    early_number: int | None
+    early_status: TcbStatus | None
+    shortfall: Shortfall | None
+
+    @property
+    def out_of_date(self) -> bool:
+        """Whether it is out of date already."""
+        return self.standard_number is not None and self.standard_status in _OLD
+
+    @property
+    def falls_behind(self) -> bool:
+        """Whether the coming promotion turns it out of date."""
+        coming = self.early_number is not None and self.early_status in _OLD
+        return coming and not self.out_of_date and self.early_number != self.standard_number
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStatus:
+    """The state of a store at a time."""
+
+    now: datetime
+    documents: tuple[DocumentStatus, ...]
+    missing: tuple[MissingDocument, ...]
+    platforms: tuple[PlatformStatus, ...]
+
+    def expiring(self, min_validity: timedelta) -> tuple[DocumentStatus, ...]:
+        """The documents with less time left than that."""
+        return tuple(document for document in self.documents if document.seconds_left < min_validity.total_seconds())
+
+    @property
+    def falling_behind(self) -> tuple[PlatformStatus, ...]:
+        """The platforms that the coming promotion turns out of date."""
+        return tuple(platform for platform in self.platforms if platform.falls_behind)
+
+
+def store_status(store: CollateralStore, now: datetime, *, fmspcs: frozenset[bytes] = frozenset()) -> StoreStatus:
+    """Look at every document in force at `now` and at every platform met; with `fmspcs`, at theirs alone."""
+    keys = [key for key in store.document_keys() if key.fmspc is None or not fmspcs or key.fmspc in fmspcs]
+    platforms = [known for known in store.platforms.known() if not fmspcs or known.fmspc in fmspcs]
+    infos = _TcbInfos(store, now)
+    return StoreStatus(
+        now=now,
+        documents=tuple(_documents(store, keys, now)),
+        missing=tuple(dict.fromkeys(_missing(set(keys), platforms, fmspcs))),
+        platforms=tuple(_platform(known, infos) for known in platforms),
+    )
+
+
+def as_dict(status: StoreStatus, *, min_validity: timedelta) -> dict[str, Any]:
+    """The status for machines: times in RFC 3339, bytes in hexadecimal digits."""
+    return {
+        "now": _rfc3339(status.now),
+        "min_validity_seconds": int(min_validity.total_seconds()),
+        "expiring": [_document_dict(document) for document in status.expiring(min_validity)],
+        "missing": [_key_dict(entry.key) | {"for_fmspc": entry.fmspc.hex()} for entry in status.missing],
+        "falling_behind": [entry.platform.id for entry in status.falling_behind],
+        "documents": [_document_dict(document) for document in status.documents],
+        "platforms": [_platform_dict(entry) for entry in status.platforms],
+    }
+
+
+# --- documents ------------------------------------------------------------------------------------------------------
+
+
+def _documents(store: CollateralStore, keys: Iterable[DocumentKey], now: datetime) -> Iterator[DocumentStatus]:
+    found = []
+    for key in keys:
+        version = store.in_force(key, at=now)
+        if version is not None:
+            left = int((version.expires - now).total_seconds())
+            seen = max(sighting.last_seen for sighting in version.sightings)
+            found.append(
+                DocumentStatus(key, version.facts.number, version.facts.issue_date, version.expires, left, seen)
+            )
+    yield from sorted(found, key=lambda document: (document.expires, str(document.key)))
+
+
+def _missing(
+    keys: set[DocumentKey], platforms: Iterable[KnownPlatform], fmspcs: frozenset[bytes]
+) -> Iterator[MissingDocument]:
+    for fmspc, tee, needed in sorted(_needs(keys, platforms, fmspcs), key=lambda need: need[:2]):
+        for key in sorted({*needed, DocumentKey.root_ca_crl()} - keys, key=str):
+            yield MissingDocument(key, fmspc, tee)
+
+
+def _needs(
+    keys: set[DocumentKey], platforms: Iterable[KnownPlatform], fmspcs: frozenset[bytes]
+) -> Iterator[tuple[bytes, Tee, set[DocumentKey]]]:
+    # Which CA certified the platforms of a FMSPC is known only when one was met; before, any list has to do.
+    any_crl = set() if any(key.kind is DocumentKind.PCK_CRL for key in keys) else {DocumentKey.pck_crl("platform")}
+    named = set()
+    for key in keys:
+        if key.kind is DocumentKind.TCB_INFO and key.fmspc is not None and key.tee is not None:
+            named.add(key.fmspc)
+            # A set is complete with the identity of the same set.
+            yield key.fmspc, key.tee, {DocumentKey(DocumentKind.QE_IDENTITY, tee=key.tee, update=key.update), *any_crl}
+    for known in platforms:
+        named.add(known.fmspc)
+        needed = {DocumentKey.tcb_info(known.tee, known.fmspc), DocumentKey.qe_identity(known.tee)}
+        yield known.fmspc, known.tee, {*needed, DocumentKey.pck_crl(known.ca)}
+    for fmspc in fmspcs - named:
+        yield fmspc, "sgx", {DocumentKey.tcb_info("sgx", fmspc), DocumentKey.qe_identity("sgx"), *any_crl}
+
+
+# --- platforms ------------------------------------------------------------------------------------------------------
+
+
+class _TcbInfos:
+    """TCB infos in force, read once each."""
+
+    def __init__(self, store: CollateralStore, now: datetime) -> None:
+        self._store = store
+        self._now = now
+        self._found: dict[DocumentKey, TcbInfo | None] = {}
+
+    def get(self, key: DocumentKey) -> TcbInfo | None:
+        if key not in self._found:
+            version = self._store.in_force(key, at=self._now)
+            body = None if version is None else self._store.load(version).body
+            self._found[key] = None if body is None else SignedTcbInfo.parse(body).tcb_info()
+        return self._found[key]
+
+
+def _platform(known: KnownPlatform, infos: _TcbInfos) -> PlatformStatus:
+    standard = infos.get(DocumentKey.tcb_info(known.tee, known.fmspc, "standard"))
+    early = infos.get(DocumentKey.tcb_info(known.tee, known.fmspc, "early"))
+    now, then = _status(known, standard), _status(known, early)
+    decisive = early if early is not None and (standard is None or then in _OLD) else standard
+    lacking = () if decisive is None else shortfalls(known.tcb, None, decisive)
+    return PlatformStatus(
+        platform=known,
+        standard_number=None if standard is None else standard.tcb_evaluation_data_number,
+        standard_status=now,
+        early_number=None if early is None else early.tcb_evaluation_data_number,
+        early_status=then,
+        shortfall=next(iter(lacking), None),
+    )
+
+
+def _status(known: KnownPlatform, info: TcbInfo | None) -> TcbStatus | None:
+    level = None if info is None else match_platform(known.tcb, None, info)
+    return None if level is None else level.tcb_status
+
+
+# --- JSON -----------------------------------------------------------------------------------------------------------
+
+
+def _key_dict(key: DocumentKey) -> dict[str, Any]:
+    return {
+        "kind": key.kind.value,
+        "tee": key.tee,
+        "fmspc": None if key.fmspc is None else key.fmspc.hex(),
+        "ca": key.ca,
+        "update": key.update,
+    }
+
+
+def _document_dict(document: DocumentStatus) -> dict[str, Any]:
+    return _key_dict(document.key) | {
+        "number": document.number,
+        "issue_date": _rfc3339(document.issue_date),
+        "expires": _rfc3339(document.expires),
+        "seconds_left": document.seconds_left,
+        "last_seen": _rfc3339(document.last_seen),
+    }
+
+
+def _platform_dict(entry: PlatformStatus) -> dict[str, Any]:
+    known, lacking = entry.platform, entry.shortfall
+    return {
+        "id": known.id,
+        "tee": known.tee,
+        "fmspc": known.fmspc.hex(),
+        "ca": known.ca,
+        "last_seen": _rfc3339(known.last_seen),
+        "standard": {"number": entry.standard_number, "tcb_status": entry.standard_status},
+        "early": {"number": entry.early_number, "tcb_status": entry.early_status},
+        "falls_behind": entry.falls_behind,
+        "shortfall": None
+        if lacking is None
+        else {
+            "component": lacking.name,
+            "found": lacking.found,
+            "needed": lacking.needed,
+            "advice": lacking.advice,
+        },
+    }
+
+
+def _rfc3339(time: datetime) -> str:
+    return f"{time:%Y-%m-%dT%H:%M:%SZ}"
