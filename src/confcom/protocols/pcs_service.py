@@ -70,6 +70,8 @@ def document_response(served: ServedRequest, answer: Answer, *, request_id: str)
             headers += _chain(pcs.PCK_CRL_CHAIN, answer.issuer_chain)
             return _crl_response(answer.body, encoding or "hex", headers)
         case pcs.CrlRequest():
+            # THIM's clients ask for the PCK CRL by its distribution point and expect the chain all the same.
+            headers += _chain(pcs.PCK_CRL_CHAIN, answer.issuer_chain) if answer.issuer_chain else ()
             return _crl_response(answer.body, "der", headers)
         case _:
             return _crl_response(answer.body, "hex", headers)
