@@ -1,0 +1,179 @@
+"""Explains the structs that describe enclaves and TDs: reports, target infos, QE report infos, key ids, TD bodies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from confcom.appraisal.inspection.items import Explain, Item, group, listing, record_items, words
+from confcom.formats.attestation_key_id import (
+    ALGORITHM_ECDSA_P256,
+    INTEL_QE3_MR_SIGNER,
+    AttestationKeyId,
+    AttestationKeyIdList,
+    QlAttestationKeyId,
+)
+from confcom.formats.sgx import Attributes, QeReportInfo, Report, ReportBody, TargetInfo
+from confcom.formats.tdx import TdAttributeFlags, TdReportBody
+
+INTEL_TD_QE_MR_SIGNER = bytes.fromhex("dc9e2a7c6f948f17474e34a7fc43ed030f7c1563f1babddf6340c82e0e54a8c5")
+
+_XFRM_NAMES = {0: "x87", 1: "SSE", 2: "AVX", 3: "MPX", 5: "AVX-512", 9: "PKRU", 11: "CET", 17: "AMX"}
+
+
+def _signer(value: bytes) -> str:
+    known = {INTEL_QE3_MR_SIGNER: "Intel, quoting enclave (QE3)", INTEL_TD_QE_MR_SIGNER: "Intel, TD quoting enclave"}
+    name = known.get(value)
+    return f"MRSIGNER, hash of the signer's key: who signed the enclave{f' (the value of {name})' if name else ''}"
+
+
+_REPORT_BODY: Explain = {
+    "cpu_svn": "CPUSVN as the processor writes it; TCB levels are matched with the PCK certificate's",
+    "misc_select": "MISCSELECT, extra state that is saved on exceptions",
+    "isv_ext_prod_id": "extended product id (KSS)",
+    "mr_enclave": "MRENCLAVE, hash of code and data as loaded: which build",
+    "mr_signer": _signer,
+    "config_id": "CONFIGID, chosen by whoever launched it (KSS)",
+    "isv_prod_id": "ISVPRODID, the signer's product number",
+    "isv_svn": "ISVSVN, the signer's security version of that product",
+    "config_svn": "CONFIGSVN (KSS)",
+    "isv_family_id": "product family (KSS)",
+    "report_data": "what the enclave itself says: 64 free bytes",
+}
+
+
+def attributes_item(attributes: Attributes, offset: int) -> Item:
+    """ATTRIBUTES with the flags by name."""
+    xfrm = (name for bit, name in _XFRM_NAMES.items() if attributes.xfrm >> bit & 1)
+    debug = "ON: its memory is open to the host" if attributes.debug else "off"
+    return group(
+        "attributes",
+        [
+            Item("flags", f"{attributes.flags:016x}", "as a number", offset, 8),
+            words("flag_names", attributes.flag_names),
+            Item("debug", attributes.debug, debug),
+            Item("xfrm", f"{attributes.xfrm:016x}", f"processor state it may use: {', '.join(xfrm)}", offset + 8, 8),
+        ],
+        offset=offset,
+        size=Attributes.size(),
+    )
+
+
+def report_body_items(body: ReportBody, offset: int = 0) -> tuple[Item, ...]:
+    """The 384 bytes of a report body."""
+    return record_items(body, _REPORT_BODY, offset=offset, special={"attributes": attributes_item})
+
+
+def report_body_group(name: str, body: ReportBody, offset: int, meaning: str) -> Item:
+    """A report body under a name."""
+    return group(name, report_body_items(body, offset), meaning, offset=offset, size=ReportBody.size())
+
+
+def report_items(report: Report, offset: int = 0) -> tuple[Item, ...]:
+    """A report: body, key id and MAC."""
+    meanings = {
+        "key_id": "which report key of the target made the MAC",
+        "mac": "AES-CMAC; only the target enclave, on the same machine, can check it",
+    }
+    return record_items(
+        report,
+        meanings,
+        offset=offset,
+        special={"body": lambda body, at: report_body_group("body", body, at, "who the enclave is, and what it says")},
+    )
+
+
+def target_info_items(target: TargetInfo, offset: int = 0) -> tuple[Item, ...]:
+    """A target info."""
+    meanings = {
+        "mr_enclave": "MRENCLAVE of the enclave that a report is made for",
+        "config_svn": "its CONFIGSVN",
+        "misc_select": "its MISCSELECT",
+        "config_id": "its CONFIGID",
+    }
+    return record_items(target, meanings, offset=offset, special={"attributes": attributes_item})
+
+
+def qe_report_info_items(info: QeReportInfo) -> tuple[Item, ...]:
+    """A QE report info, asked or answered."""
+    answered = any(bytes(info.qe_report))
+    meaning = "the QE's report over nonce and quote" if answered else "empty: this is a request"
+    return record_items(
+        info,
+        {"nonce": "chosen by the enclave that asks"},
+        special={
+            "app_enclave_target_info": lambda target, at: group(
+                "app_enclave_target_info",
+                target_info_items(target, at),
+                "the enclave that asks",
+                offset=at,
+                size=TargetInfo.size(),
+            ),
+            "qe_report": lambda report, at: group(
+                "qe_report", report_items(report, at), meaning, offset=at, size=Report.size()
+            ),
+        },
+    )
+
+
+def key_id_items(key_id: AttestationKeyId, offset: int = 0) -> tuple[Item, ...]:
+    """An attestation key id: which quoting enclave, which algorithm."""
+    base: Explain = {
+        "mr_signer_length": "bytes of mr_signer in use",
+        "mr_signer": lambda value: _signer(value[:32]),
+        "prod_id": "ISVPRODID of the quoting enclave",
+        "algorithm_id": lambda value: "ECDSA on P-256" if value == ALGORITHM_ECDSA_P256 else "not ECDSA on P-256",
+    }
+    return record_items(
+        key_id,
+        {"spid": "EPID only", "att_key_type": "EPID only"},
+        offset=offset,
+        special={
+            "base": lambda value, at: group(
+                "base",
+                record_items(value, base, offset=at),
+                "the part that is compared",
+                offset=at,
+                size=QlAttestationKeyId.size(),
+            )
+        },
+    )
+
+
+def key_id_list_items(ids: AttestationKeyIdList) -> tuple[Item, ...]:
+    """A list of attestation key ids, after its 8-byte header."""
+    size = AttestationKeyId.size()
+    members = (group(f"{n}", key_id_items(key_id, 8 + n * size)) for n, key_id in enumerate(ids.ids))
+    return (listing("ids", members, f"{len(ids.ids)} quoting enclaves"),)
+
+
+def _td_attributes(value: int) -> str:
+    known: Mapping[int, str] = {flag.value: flag.name or "" for flag in TdAttributeFlags}
+    names = [known.get(1 << bit, f"bit{bit}") for bit in range(64) if value >> bit & 1]
+    debug = "DEBUG ON: its memory is open to the host; " if value & TdAttributeFlags.DEBUG else ""
+    return f"{debug}flags: {', '.join(names) or 'none'}"
+
+
+_TD_BODY: Explain = {
+    "tee_tcb_svn": lambda value: f"TDX module {value[1]}.{value[0]} (version, SVN), SEAM loader SVN {value[2]}",
+    "mr_seam": "hash of the TDX module",
+    "mr_signer_seam": "signer of the TDX module; zero means Intel",
+    "seam_attributes": "zero for a production module",
+    "td_attributes": _td_attributes,
+    "xfam": "processor state that the TD may use",
+    "mr_td": "MRTD, hash of the TD as it was built: which image",
+    "mr_config_id": "configuration, chosen by whoever launched it",
+    "mr_owner": "owner, chosen by whoever launched it",
+    "mr_owner_config": "the owner's configuration",
+    "rtmr0": "run-time measurement, by convention of the virtual firmware",
+    "rtmr1": "run-time measurement, by convention of boot loader and kernel",
+    "rtmr2": "run-time measurement, by convention of the operating system",
+    "rtmr3": "run-time measurement, free",
+    "report_data": "what the TD itself says: 64 free bytes",
+    "tee_tcb_svn2": lambda value: f"TDX module that runs now: {value[1]}.{value[0]}",
+    "mr_service_td": "hash of the service TDs bound to it; zero without any",
+}
+
+
+def td_body_items(body: TdReportBody, offset: int = 0) -> tuple[Item, ...]:
+    """A TD report body of any version, its parts side by side."""
+    return record_items(body, _TD_BODY, offset=offset, special={"base": td_body_items, "body": td_body_items})

@@ -1,0 +1,291 @@
+"""Recognises what an input is and explains it. Nothing is verified here, and nothing that is shown may be believed.
+
+Text forms come first (PEM, JSON, tokens), then hexadecimal and base64 are undone, then the bytes decide: by what they
+begin with where there is such a thing, by their size where there is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from confcom.appraisal.inspection import certificate, collateral, enclave, quote, token
+from confcom.appraisal.inspection.items import Inspection, Item
+from confcom.errors import ConfigError, FormatError
+from confcom.formats.attestation_key_id import AttestationKeyId, AttestationKeyIdList
+from confcom.formats.enclave_identity import SignedEnclaveIdentity
+from confcom.formats.evidence import MAX_EVIDENCE, decode_text
+from confcom.formats.open_enclave import EVIDENCE_VERSION, REPORT_VERSION, OeEvidence, OeReport
+from confcom.formats.quote import INTEL_QE_VENDOR_ID, QUOTE_VERSIONS, Quote
+from confcom.formats.sgx import QeReportInfo, Report, ReportBody, TargetInfo
+from confcom.formats.tcb_info import SignedTcbInfo
+from confcom.formats.tdx import TdReportBody10, TdReportBody15, TdReportBody15Ex
+
+MAX_INSPECTED = 17 << 20
+"""Bytes of an input: a revocation list at its limit, in hexadecimal."""
+
+KNOWN = (
+    "quote, Open Enclave report or evidence, SGX report or report body, target info, QE report info, TD report body, "
+    "attestation key id, certificate, revocation list, TCB info, enclave identity, collateral.json, AESM frame, "
+    "attestation token"
+)
+
+_STRANGERS = (
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"\x89PNG", "a PNG image"),
+    (b"GIF8", "a GIF image"),
+    (b"%PDF", "a PDF document"),
+    (b"PK\x03\x04", "a ZIP archive"),
+    (b"\x1f\x8b", "a gzip file"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard file"),
+    (b"\x7fELF", "an ELF program"),
+    (b"SQLite format 3", "an SQLite database"),
+)
+_HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
+
+
+def inspect(data: bytes) -> Inspection:
+    """Recognise and explain an input; a `FormatError` says what it looks like instead, or where it is damaged."""
+    if not data.strip(b"\0\r\n\t "):
+        raise _refusal("the input is empty" if not data else "the input holds nothing but zero bytes or white space")
+    if len(data) > MAX_INSPECTED:
+        raise _refusal(f"{len(data)} bytes are over the limit {MAX_INSPECTED}")
+    for magic, what in _STRANGERS:
+        if data.startswith(magic):
+            raise _refusal(f"this is {what}")
+    found = _text(data.strip(b"\0\r\n\t "), len(data))
+    if found is not None:
+        return found
+    content, encoding = _decoded(data)
+    if not content.strip(b"\0"):
+        raise _refusal(f"the input holds nothing but zero bytes, written in {encoding}")
+    found = _binary(content, encoding)
+    if found is None:
+        raise _refusal(_looks_like(content, encoding))
+    return found
+
+
+def _refusal(message: str) -> FormatError:
+    advice = f"Known are: {KNOWN}; binary, hexadecimal, base64 or PEM."
+    return FormatError(message, structure="input", field="", advice=advice)
+
+
+def _looks_like(content: bytes, encoding: str) -> str:
+    written = "" if encoding == "binary" else f", written in {encoding}"
+    if all(byte >= 0x20 or byte in b"\r\n\t" for byte in content[:4096]) and content.isascii():
+        return f"this looks like plain text, {len(content)} bytes{written}, and is nothing that is known here"
+    begin = content[:8].hex(" ")
+    return f"{len(content)} bytes that begin with {begin}{written} are nothing that is known here"
+
+
+def _decoded(data: bytes) -> tuple[bytes, str]:
+    if len(data) <= MAX_EVIDENCE:
+        try:
+            content, encoding = decode_text(data)
+        except FormatError:
+            return data, "binary"
+        return content, encoding.value
+    text = data.rstrip(b"\0\r\n ")
+    if len(text) % 2 == 0 and _HEX_DIGITS.issuperset(text):
+        return bytes.fromhex(text.decode()), "hex"
+    return data, "binary"
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+def _text(text: bytes, size: int) -> Inspection | None:
+    if text.startswith(b"-----BEGIN"):
+        return _pem(text, size)
+    if text.startswith(b"{") and _is_text(text):
+        return _json(text, size)
+    if token.TOKEN.fullmatch(text):
+        return Inspection("attestation-token", "attestation token (JWT)", "text", size, token.token_items(text))
+    if text.startswith(b"<") and _is_text(text):
+        raise _refusal("this is an XML or HTML document")
+    return None
+
+
+def _is_text(data: bytes) -> bool:
+    """Whether no byte is one that text does not have; every binary struct has zeros."""
+    return not any(byte < 0x09 for byte in data[:4096])
+
+
+def _pem(text: bytes, size: int) -> Inspection:
+    # Services send chains in HTTP headers, percent-encoded.
+    encoding = "PEM"
+    if text.startswith(b"-----BEGIN%20"):
+        text, encoding = unquote_to_bytes(text), "percent-encoded PEM"
+    label = text[len(b"-----BEGIN ") :].split(b"-----", 1)[0][:40].decode("ascii", "replace")
+    match label:
+        case "CERTIFICATE":
+            ders = certificate.certificates_of_pem(text)
+            if len(ders) == 1:
+                items = certificate.certificate_items(ders[0])
+                return Inspection("certificate", "certificate", encoding, size, items)
+            chain = (certificate.chain_item("certificates", ders),)
+            return Inspection("certificate-chain", f"chain of {len(ders)} certificates", encoding, size, chain)
+        case "X509 CRL":
+            return Inspection("crl", "certificate revocation list", encoding, size, certificate.crl_items(text))
+        case _:
+            raise _refusal(f"this is PEM with a block of {label!r}")
+
+
+def _json(text: bytes, size: int) -> Inspection:
+    keys = _keys(text)
+
+    def found(kind: str, title: str, items: tuple[Item, ...]) -> Inspection:
+        return Inspection(kind, title, "JSON", size, items)
+
+    if "tcbInfo" in keys:
+        return found("tcb-info", "TCB info", collateral.signed_tcb_info_items(SignedTcbInfo.parse(text)))
+    if "enclaveIdentity" in keys:
+        signed = SignedEnclaveIdentity.parse(text)
+        return found("enclave-identity", "enclave identity", collateral.signed_identity_items(signed))
+    if {"tcb_info", "pck_crl"} <= keys:
+        return found("collateral", "collateral of one platform", collateral.collateral_items(text))
+    if {"tcbLevels", "fmspc"} <= keys:
+        items = collateral.tcb_info_items(SignedTcbInfo(text, b"").tcb_info())
+        return found("tcb-info", "TCB info without its signature", items)
+    if {"tcbLevels", "mrsigner"} <= keys:
+        items = collateral.identity_items(SignedEnclaveIdentity(text, b"").enclave_identity())
+        return found("enclave-identity", "enclave identity without its signature", items)
+    names = ", ".join(repr(key[:40]) for key in sorted(keys)[:8]) or "nothing"
+    raise _refusal(f"this is a JSON object with {names} in it, which is nothing that is known here")
+
+
+def _keys(text: bytes) -> set[str]:
+    try:
+        return set(msgspec.json.decode(text, type=dict[str, msgspec.Raw]))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise _refusal(f"this looks like JSON, but is not: {error}") from error
+
+
+# --- bytes ------------------------------------------------------------------------------------------------------------
+
+
+def _binary(content: bytes, encoding: str) -> Inspection | None:
+    for recognise in (_text_inside, _der, _quote, _open_enclave, _aesm_frame, _by_size, _key_id_list):
+        found = recognise(content, encoding)
+        if found is not None:
+            return found
+    return None
+
+
+def _text_inside(content: bytes, encoding: str) -> Inspection | None:
+    """Text forms that were encoded once more, as they are in a Kubernetes secret."""
+    found = None if encoding == "binary" else _text(content.strip(b"\0\r\n\t "), len(content))
+    return found and replace(found, encoding=f"{found.encoding} in {encoding}")
+
+
+def _der(content: bytes, encoding: str) -> Inspection | None:
+    # A SEQUENCE with a length of one to three bytes. A struct may begin like that too, but then its size differs.
+    more = content[1:2] in (b"\x81", b"\x82", b"\x83") and content[1] & 3
+    if content[:1] != b"\x30" or not more:
+        return None
+    size, announced = len(content), 2 + more + int.from_bytes(content[2 : 2 + more], "big")
+    if announced != size:
+        if size in _SIZES:
+            return None
+        raise _refusal(f"this looks like DER of {announced} bytes, but {size} are here")
+    written = "DER" if encoding == "binary" else f"DER in {encoding}"
+    for kind, title, explain in _DER_KINDS:
+        try:
+            return Inspection(kind, title, written, size, explain(content))
+        except FormatError:
+            continue
+    raise _refusal(f"this is DER, {size} bytes, but neither a certificate nor a revocation list that can be read")
+
+
+_DER_KINDS: tuple[tuple[str, str, Callable[[bytes], tuple[Item, ...]]], ...] = (
+    ("certificate", "certificate", certificate.certificate_items),
+    ("crl", "certificate revocation list", certificate.crl_items),
+)
+
+
+def _quote(content: bytes, encoding: str) -> Inspection | None:
+    version, key_type = content[:2], int.from_bytes(content[2:4], "little")
+    is_known = version in (number.to_bytes(2, "little") for number in QUOTE_VERSIONS) and key_type in (2, 3)
+    if not is_known and content[12:28] != INTEL_QE_VENDOR_ID:
+        return None
+    parsed = Quote.parse(content)
+    return Inspection("quote", quote.quote_title(parsed), encoding, len(content), quote.quote_items(parsed))
+
+
+def _open_enclave(content: bytes, encoding: str) -> Inspection | None:
+    number, rest = int.from_bytes(content[:4], "little"), content[4:8]
+    if number == REPORT_VERSION and rest in (b"\1\0\0\0", b"\2\0\0\0"):
+        items = quote.oe_report_items(OeReport.parse(content))
+        return Inspection("open-enclave-report", "Open Enclave report", encoding, len(content), items)
+    if number == EVIDENCE_VERSION and len(content) >= 32:
+        items = quote.oe_evidence_items(OeEvidence.parse(content))
+        return Inspection("open-enclave-evidence", "Open Enclave evidence", encoding, len(content), items)
+    return None
+
+
+def _aesm_frame(content: bytes, encoding: str) -> Inspection | None:
+    if len(content) < 6 or int.from_bytes(content[:4], "little") != len(content) - 4:
+        return None
+    try:
+        # Here, because protobuf does not belong to the bare library.
+        from confcom.appraisal.inspection import aesm
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"this looks like an AESM frame, and reading it needs the package {error.name!r}",
+            advice="Install confcom[cli].",
+        ) from error
+    return aesm.inspect_frame(content, encoding)
+
+
+# What has no mark but its size: (kind, title, the parser and the explanation).
+_SIZES: dict[int, tuple[str, str, Callable[[bytes], tuple[Item, ...]]]] = {
+    AttestationKeyId.size(): (
+        "attestation-key-id",
+        "attestation key id",
+        lambda data: enclave.key_id_items(AttestationKeyId.parse(data)),
+    ),
+    ReportBody.size(): (
+        "report-body",
+        "SGX report body",
+        lambda data: enclave.report_body_items(ReportBody.parse(data)),
+    ),
+    Report.size(): ("report", "SGX report (not a quote)", lambda data: enclave.report_items(Report.parse(data))),
+    TargetInfo.size(): (
+        "target-info",
+        "SGX target info",
+        lambda data: enclave.target_info_items(TargetInfo.parse(data)),
+    ),
+    QeReportInfo.size(): (
+        "qe-report-info",
+        "QE report info",
+        lambda data: enclave.qe_report_info_items(QeReportInfo.parse(data)),
+    ),
+}
+
+
+def _td_body(kind: type[TdReportBody10 | TdReportBody15 | TdReportBody15Ex]) -> Callable[[bytes], tuple[Item, ...]]:
+    return lambda data: enclave.td_body_items(kind.parse(data))
+
+
+_SIZES |= {
+    kind.size(): ("td-report-body", f"TD report body ({name})", _td_body(kind))
+    for kind, name in ((TdReportBody10, "TDX 1.0"), (TdReportBody15, "TDX 1.5"), (TdReportBody15Ex, "TDX 1.5 extended"))
+}
+
+
+def _by_size(content: bytes, encoding: str) -> Inspection | None:
+    if len(content) not in _SIZES or _is_text(content):
+        return None
+    kind, title, explain = _SIZES[len(content)]
+    return Inspection(kind, title, encoding, len(content), explain(content))
+
+
+def _key_id_list(content: bytes, encoding: str) -> Inspection | None:
+    count = int.from_bytes(content[4:8], "little")
+    if any(content[:4]) or not count or len(content) != 8 + count * AttestationKeyId.size():
+        return None
+    items = enclave.key_id_list_items(AttestationKeyIdList.parse(content))
+    return Inspection("attestation-key-id-list", "list of attestation key ids", encoding, len(content), items)
