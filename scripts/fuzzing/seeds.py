@@ -25,6 +25,8 @@ from confcom.formats.quote import Quote
 from confcom.formats.sgx import QeReportInfo, Report
 from confcom.pki.certificate import load_certificate
 from confcom.pki.pem import parse_certificates
+from confcom.protocols.aesm import ClientConnection
+from confcom.protocols.aesm_messages import GetQuoteExRequest
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.machine_file import MachineFile
 from confcom.simulator.world import SimulatedWorld
@@ -194,3 +196,11 @@ def tokens() -> list[bytes]:
     made = b".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in parts) + b".AAAA"
     folder = vectors()
     return [made] if folder is None else [made, *(p.read_bytes() for p in sorted(folder.glob("maa/*/token.jwt"))[:3])]
+
+
+def everything() -> list[bytes]:
+    """One or more of each kind that `confcom inspect` knows."""
+    structs = [report(), report()[:384], qe_report_info(), qe_report_info()[16:528], bytes(ECDSA_P256_KEY_ID)]
+    frame = ClientConnection().send(GetQuoteExRequest(report(), 5000, bytes(ECDSA_P256_KEY_ID), qe_report_info()))
+    found = [*structs, frame, *key_id_lists(), *evidence(), *certificates(), *chains(), *crls()]
+    return [*found, *tcb_infos(), *qe_identities(), *bundles(), *tokens()]

@@ -6,6 +6,9 @@ accepted: written back it is the same, and nothing that is accepted says more th
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -13,12 +16,15 @@ from typing import Literal
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from rich.console import Console
 
+from confcom.appraisal.inspection.recognise import inspect
 from confcom.appraisal.policy import safe_defaults
 from confcom.appraisal.policy_file import parse_policy
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.appraisal.result import judge
 from confcom.appraisal.verdict import Verdict
+from confcom.cli.inspection_view import show
 from confcom.collateral.bundle import from_json, to_json
 from confcom.errors import ConfcomError
 from confcom.formats.attestation_key_id import AttestationKeyIdList
@@ -37,7 +43,7 @@ from confcom.pki.crl import Crl
 from confcom.pki.pem import parse_certificates
 from confcom.pki.roots import INTEL_SGX_ROOT_CA, TrustRoot, TrustRoots
 from confcom.simulator.machine_file import MachineFile
-from fuzzing import conversations, seeds
+from fuzzing import conversations, seeds, sources
 
 Nature = Literal["binary", "json", "pem"]
 
@@ -208,6 +214,25 @@ def _signed_list(data: bytes) -> bytes:
     return x509.load_der_x509_crl(bytes(Crl.parse(data))).tbs_certlist_bytes
 
 
+def inspect_anything(data: bytes) -> None:
+    document = inspect(data).as_dict()
+    assert document["verified"] is False
+    json.dumps(document, allow_nan=False)
+
+
+def inspect_claims(data: bytes) -> None:
+    """A token with these claims."""
+    claims = base64.urlsafe_b64encode(data).rstrip(b"=") or b"e30"
+    inspect_anything(b"eyJhbGciOiJub25lIn0." + claims + b".")
+
+
+def inspect_for_people(data: bytes) -> None:
+    """What is printed holds nothing that could steer a terminal."""
+    output = io.StringIO()
+    show(inspect(data), Console(file=output, highlight=False, width=200))
+    assert all(char == "\n" or char.isprintable() for char in output.getvalue())
+
+
 _ALL: tuple[Target, ...] = (
     Target("quote", "binary", seeds.quotes, quote),
     Target("evidence", "binary", seeds.evidence, evidence),
@@ -225,10 +250,16 @@ _ALL: tuple[Target, ...] = (
     Target("tcb-info", "json", seeds.tcb_infos, tcb_info),
     Target("qe-identity", "json", seeds.qe_identities, qe_identity),
     Target("collateral-bundle", "json", seeds.bundles, bundle),
+    Target("collateral-archive", "json", sources.archives, sources.archive),
+    Target("pcs-answer", "json", sources.pcs_answers, sources.pcs_answer),
+    Target("pcs-request", "pem", sources.pcs_requests, sources.pcs_request),
     Target("aesm-server", "binary", conversations.server_frames, conversations.aesm_server),
     Target("aesm-client", "binary", conversations.client_frames, conversations.aesm_client),
     Target("machine-file", "json", seeds.machine_files, machine_file),
     Target("policy-file", "json", seeds.policy_files, parse_policy),
+    Target("inspect", "binary", seeds.everything, inspect_anything),
+    Target("inspect-token", "json", lambda: [b"{}", b'{"exp": 1, "iss": "x", "n": [{"a": null}]}'], inspect_claims),
+    Target("inspect-view", "binary", seeds.everything, inspect_for_people),
     Target("verify", "binary", seeds.evidence, verify),
     Target("verify-collateral", "json", seeds.bundles, verify_collateral),
 )
