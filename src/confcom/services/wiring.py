@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from confcom.errors import ConfigError, PlatformUnavailable
 from confcom.platforms.interface import Platform, ReportSource
 from confcom.platforms.sgx_host import obstacles_to_in_proc
+from confcom.simulator.collateral_upstream import SimulatedUpstream
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.machine import SimulatedMachine
 from confcom.simulator.machine_file import MachineFile
@@ -139,3 +140,8 @@ def export_simulated_collateral(
     if revoke_pck:
         world.authority.revoke_pck(world.machine)
     world.export_collateral(folder)
+
+
+def simulated_upstream(path: Path, clock: Callable[[], datetime]) -> SimulatedUpstream:
+    """The authority behind a machine file, as the upstream of a collateral service; its `trust_roots` are its own."""
+    return SimulatedUpstream.load(path, clock)

@@ -1,0 +1,269 @@
+"""What the collateral service has and how it gets more: store, upstream source, one question per missing thing.
+
+Nothing here knows HTTP. Whatever comes from upstream is verified by the store before it is kept or given to anybody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, Protocol, TypeVar
+
+from confcom.collateral.documents import Document, DocumentKey
+from confcom.collateral.store import CollateralStore
+from confcom.errors import (
+    CollateralError,
+    CollateralNotFound,
+    CollateralUnavailable,
+    FormatError,
+    VerificationError,
+)
+from confcom.protocols.pcs import PckCertificateAnswer, PckCertRequest
+from confcom.services.collateral_metrics import CollateralMetrics
+from confcom.services.worker_threads import Overloaded, WorkerThreads
+
+T = TypeVar("T")
+Mode = Literal["lazy", "offline"]
+
+MAX_REMEMBERED_FAILURES = 4096
+"""Things whose failure is remembered; clients choose what they ask for, so there must be an end."""
+
+
+class Upstream(Protocol):
+    """Where missing collateral comes from: a `CollateralSource`, as far as the service needs it. Calls block."""
+
+    def fetch_document(self, key: DocumentKey) -> Document:
+        """Get one document."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A document to serve. `stale` says that it has expired and no newer one could be had."""
+
+    document: Document
+    expires: datetime
+    stale: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheLimits:
+    """All in seconds, but `threads` and `waiting`."""
+
+    answer_timeout: float = 20.0
+    """How long a client waits for upstream; the question goes on without it."""
+    remember_missing: float = 60.0
+    """How long upstream is not asked again for what it does not have."""
+    remember_failure: float = 5.0
+    """The same after a failure that may pass."""
+    threads: int = 8
+    """Questions to upstream at a time."""
+    waiting: int = 256
+    """Questions that may wait for their turn."""
+
+
+class SingleFlight:
+    """Runs one coroutine per key at a time; all who ask meanwhile get its outcome, also when they come and go."""
+
+    def __init__(self) -> None:
+        self._under_way: dict[Hashable, asyncio.Task[Any]] = {}
+
+    async def run(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """The outcome of the run that is under way for the key, or of a new one."""
+        task = self._under_way.get(key)
+        if task is None:
+            task = asyncio.create_task(start(), name=f"collateral {key}")
+            self._under_way[key] = task
+            task.add_done_callback(lambda done: self._ended(key, done))
+        # One who leaves must not take the outcome away from the others.
+        outcome: T = await asyncio.shield(task)
+        return outcome
+
+    async def close(self) -> None:
+        """End what is under way."""
+        tasks = list(self._under_way.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ended(self, key: Hashable, task: asyncio.Task[Any]) -> None:
+        del self._under_way[key]
+        if not task.cancelled():
+            task.exception()  # whoever waited knows; if nobody did, it is not a mistake
+
+
+class CollateralCache:
+    """The store behind threads, and upstream behind the store."""
+
+    def __init__(
+        self,
+        store: CollateralStore,
+        upstream: Upstream | None,
+        *,
+        source: str,
+        clock: Callable[[], datetime],
+        metrics: CollateralMetrics,
+        limits: CacheLimits,
+    ) -> None:
+        """Without an upstream the cache is offline: what is not in the store is not there. `source` is its name."""
+        self.store = store
+        self.upstream = upstream
+        self.source = source
+        self.clock = clock
+        self.limits = limits
+        self.generation = 0
+        """Grows whenever the store may have changed."""
+        self.grown = asyncio.Event()
+        """Set with it, for whoever completes what came."""
+        self._metrics = metrics
+        self._flights = SingleFlight()
+        self._readers = WorkerThreads("collateral-store", threads=2, max_waiting=4096)
+        self._askers = WorkerThreads("collateral-upstream", threads=limits.threads, max_waiting=limits.waiting)
+        self._failures: OrderedDict[Hashable, tuple[float, CollateralError]] = OrderedDict()
+
+    async def close(self) -> None:
+        """End questions under way, and the threads."""
+        await self._flights.close()
+        self._askers.close(timeout=0)
+        await asyncio.to_thread(self._readers.close)
+
+    def store_changed(self) -> None:
+        """Let nobody rely on what was read from the store before."""
+        self.generation += 1
+        self.grown.set()
+
+    async def read(self, call: Callable[[], T]) -> T:
+        """Run a call on the store in its threads."""
+        return await self._readers.run(call)
+
+    # --- documents ----------------------------------------------------------------------------------------------------
+
+    async def document(self, key: DocumentKey) -> Served:
+        """A document: from the store while it is fresh, else from upstream, else a stale one from the store."""
+        now = self.clock()
+        stored = await self.read(lambda: self.stored(key, now))
+        if stored is not None and not stored.stale:
+            self._metrics.cache.labels("store").inc()
+            return stored
+        try:
+            fetched = await self._patiently(key, lambda: self.fetch(key))
+        except (CollateralError, Overloaded):
+            self._metrics.cache.labels("missing" if stored is None else "stale").inc()
+            if stored is None:
+                raise
+            return stored
+        self._metrics.cache.labels("upstream").inc()
+        return fetched
+
+    def stored(self, key: DocumentKey, now: datetime) -> Served | None:
+        """The version in force in the store (a call that blocks)."""
+        version = self.store.in_force(key, at=now)
+        if version is None:
+            return None
+        return Served(self.store.load(version), version.expires, stale=version.expires < now)
+
+    async def fetch(self, key: DocumentKey) -> Served:
+        """Ask upstream, verify, keep, and give what is then in force: an older answer does not replace a newer one."""
+        upstream = self._required_upstream(str(key))
+        document = await self._ask(key.kind.value, lambda: upstream.fetch_document(key))
+        now = self.clock()
+        served = await self._verified(lambda: self._keep(document, now))
+        self.store_changed()
+        return served
+
+    def _keep(self, document: Document, now: datetime) -> Served:
+        self.store.add([document], seen=now, source=self.source)
+        stored = self.stored(document.key, now)
+        if stored is None:
+            raise CollateralNotFound(f"the store does not give the {document.key} back")
+        return stored
+
+    # --- PCK certificates ---------------------------------------------------------------------------------------------
+
+    async def ask_pck_certificate(self, request: PckCertRequest) -> PckCertificateAnswer:
+        """Ask upstream for a PCK certificate; who keeps it verifies it."""
+        upstream = self._required_upstream("a PCK certificate")
+        ask = getattr(upstream, "fetch_pck_certificate", None)
+        if ask is None:
+            raise CollateralNotFound(
+                f"{self.source} gives no PCK certificates",
+                advice="Register the platform with a service that does, or put its certificates into the store.",
+            )
+        answer: PckCertificateAnswer = await self._ask("pck-certificate", lambda: ask(request))
+        return answer
+
+    async def refresh(self, key: DocumentKey) -> Served:
+        """Ask upstream for a document again, whatever was remembered; whoever asks for it now waits for this too."""
+        return await self._flights.run(key, lambda: self.fetch(key))
+
+    async def once(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run for a client: one run per key at a time, failures remembered for a while, no longer than it waits."""
+        return await self._patiently(key, start)
+
+    async def keep(self, call: Callable[[], T]) -> T:
+        """Run a call that verifies and writes; refusals count as upstream's."""
+        result = await self._verified(call)
+        self.store_changed()
+        return result
+
+    # --- how ----------------------------------------------------------------------------------------------------------
+
+    async def _patiently(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        until, failure = self._failures.get(key, (0.0, None))
+        if failure is not None and time.monotonic() < until:
+            raise _anew(failure)
+        try:
+            async with asyncio.timeout(self.limits.answer_timeout):
+                return await self._flights.run(key, start)
+        except TimeoutError:
+            raise Overloaded from None
+        except CollateralError as error:
+            self._remember(key, error)
+            raise
+
+    def _remember(self, key: Hashable, error: CollateralError) -> None:
+        missing = isinstance(error, CollateralNotFound)
+        seconds = self.limits.remember_missing if missing else self.limits.remember_failure
+        if self.upstream is None:
+            return  # a file that is imported now must be seen now
+        self._failures[key] = (time.monotonic() + seconds, _anew(error))
+        self._failures.move_to_end(key)
+        if len(self._failures) > MAX_REMEMBERED_FAILURES:
+            self._failures.popitem(last=False)
+
+    def forget_failures(self) -> None:
+        """Ask upstream again for everything."""
+        self._failures.clear()
+
+    def _required_upstream(self, what: str) -> Upstream:
+        if self.upstream is None:
+            raise CollateralNotFound(
+                f"{what} is not in the store, and this service is offline",
+                advice="Import it into the store (`confcom collateral import`), or run the service with an upstream.",
+            )
+        return self.upstream
+
+    async def _ask(self, what: str, call: Callable[[], T]) -> T:
+        self._metrics.upstream_requests.labels(what).inc()
+        return await self._verified(call, run=self._askers.run)
+
+    async def _verified(self, call: Callable[[], T], run: Callable[[Callable[[], T]], Awaitable[T]] | None = None) -> T:
+        """Run a call; whatever is wrong with upstream's answer counts, and is a `CollateralError` with the reason."""
+        try:
+            return await (run or self._readers.run)(call)
+        except CollateralError as error:
+            self._metrics.upstream_errors.labels(error.code).inc()
+            raise
+        except (FormatError, VerificationError) as error:
+            self._metrics.upstream_errors.labels(error.code).inc()
+            raise CollateralUnavailable(
+                f"{self.source} gave something that is refused: {error.code}: {error}", advice=error.advice()
+            ) from error
+
+
+def _anew(error: CollateralError) -> CollateralError:
+    """The same error without the stack of where it was raised, which would keep everything there alive."""
+    return type(error)(error.message, advice=error.advice())

@@ -1,0 +1,92 @@
+"""Metrics of the collateral service, by name, on a registry that the caller brings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import datetime
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from confcom.collateral.documents import DocumentKey
+
+PREFIX = "confcom_collateral_service"
+SECONDS_TO_EXPIRY = f"{PREFIX}_seconds_to_expiry"
+_BUCKETS = (0.0005, 0.001, 0.005, 0.025, 0.1, 0.5, 2.0, 10.0, 30.0)
+
+
+class CollateralMetrics:
+    """Everything that the service counts. `docs/reference/collateral-service.md` explains each."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.requests = Counter(
+            f"{PREFIX}_requests", "Requests answered, by path and status.", ["path", "status"], registry=registry
+        )
+        self.duration = Histogram(
+            f"{PREFIX}_request_seconds",
+            "Seconds from a request's head to its answer, for answers that were not in memory.",
+            ["path"],
+            buckets=_BUCKETS,
+            registry=registry,
+        )
+        self.cache = Counter(
+            f"{PREFIX}_cache",
+            "Where answers came from: memory, store, upstream; stale when expired, missing when nowhere.",
+            ["result"],
+            registry=registry,
+        )
+        self.upstream_requests = Counter(
+            f"{PREFIX}_upstream_requests", "Questions to the upstream source.", ["document"], registry=registry
+        )
+        self.upstream_errors = Counter(
+            f"{PREFIX}_upstream_errors", "Questions that failed, by the error's code.", ["code"], registry=registry
+        )
+        self.refreshed = Counter(
+            f"{PREFIX}_refresh",
+            "Outcomes of refreshing one document or certificate: renewed, unchanged, failed.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.last_refresh = Gauge(
+            f"{PREFIX}_last_refresh_timestamp_seconds", "When the last round of refreshing ended.", registry=registry
+        )
+        self.ready = Gauge(f"{PREFIX}_ready", "1 when /readyz says ready, else 0.", registry=registry)
+        # Beforehand, so that a rate has a beginning.
+        for result in ("memory", "store", "upstream", "stale", "missing"):
+            self.cache.labels(result)
+        for outcome in ("renewed", "unchanged", "failed"):
+            self.refreshed.labels(outcome)
+
+    def watch_expiry(self, expiries: Callable[[], Iterable[tuple[DocumentKey, float]]]) -> None:
+        """Have the seconds to expiry computed whenever somebody looks."""
+        self.registry.register(_Expiry(expiries))
+
+
+class _Expiry(Collector):
+    """Seconds until each stored document expires; negative when it has."""
+
+    def __init__(self, expiries: Callable[[], Iterable[tuple[DocumentKey, float]]]) -> None:
+        self._expiries = expiries
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """One sample per document in the store."""
+        family = GaugeMetricFamily(
+            SECONDS_TO_EXPIRY,
+            "Seconds until the document in force expires; negative when it has expired.",
+            labels=["kind", "tee", "fmspc", "ca", "update"],
+        )
+        for key, seconds in self._expiries():
+            update = "" if key.update is None else str(key.update)
+            family.add_metric([key.kind.value, key.tee or "", (key.fmspc or b"").hex(), key.ca or "", update], seconds)
+        yield family
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        """Its name alone, so that registering computes nothing."""
+        yield GaugeMetricFamily(SECONDS_TO_EXPIRY, "")
+
+
+def seconds_between(now: datetime, then: datetime) -> float:
+    """From `now` to `then`."""
+    return (then - now).total_seconds()

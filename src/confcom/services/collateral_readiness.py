@@ -1,0 +1,149 @@
+"""Health, readiness and metrics of the collateral service: which FMSPC lacks which fresh document."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request
+
+from confcom.collateral.documents import DocumentKey
+from confcom.errors import ConfcomError
+from confcom.protocols.pcs import HttpResponse, Tee
+from confcom.services.collateral_answers import Answer, answer_of, json_answer
+from confcom.services.collateral_cache import CollateralCache, SingleFlight
+from confcom.services.collateral_http import Routes
+from confcom.services.collateral_metrics import CollateralMetrics, seconds_between
+from confcom.services.collateral_needs import Need, needs_in
+from confcom.services.worker_threads import Overloaded
+
+LOOK_AGAIN = timedelta(seconds=30)
+"""After this time the store is looked through anew, even if nothing is known to have changed in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What is in the store, by the time when it expires, and what should be there."""
+
+    expires: dict[DocumentKey, datetime]
+    needs: tuple[Need, ...]
+    seen: datetime
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A document that an FMSPC lacks, or has only expired."""
+
+    tee: Tee
+    fmspc: bytes
+    key: DocumentKey
+    expired: datetime | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For machines and people."""
+        problem = "missing" if self.expired is None else f"expired at {self.expired:%Y-%m-%dT%H:%M:%SZ}"
+        return {"fmspc": self.fmspc.hex(), "tee": self.tee, "document": str(self.key), "problem": problem}
+
+
+class Readiness:
+    """Looks at the store in the background of requests, and says what is lacking."""
+
+    def __init__(
+        self, cache: CollateralCache, metrics: CollateralMetrics, *, required: Sequence[tuple[Tee, bytes]] = ()
+    ) -> None:
+        """`required` are the FMSPCs to be ready for, besides those of the known platforms and those asked for."""
+        self._cache = cache
+        self._metrics = metrics
+        self._required = tuple(required)
+        self._flight = SingleFlight()
+        self._inventory: Inventory | None = None
+        metrics.watch_expiry(self._seconds_to_expiry)
+
+    def routes(self) -> Routes:
+        """The paths of health, readiness and metrics."""
+        return {
+            "/healthz": {"GET": self.healthz},
+            "/readyz": {"GET": self.readyz},
+            "/metrics": {"GET": self.metrics},
+        }
+
+    async def healthz(self, request: Request) -> Answer:
+        """The loop turns."""
+        del request
+        return json_answer({"status": "alive"})
+
+    async def readyz(self, request: Request) -> Answer:
+        """200 when every FMSPC has what its quotes are judged with, else 503 with what is lacking."""
+        del request
+        try:
+            inventory = await self._look()
+        except (ConfcomError, Overloaded) as error:
+            return self._ready(ready=False, body={"reason": f"the store cannot be read: {error}"})
+        offline = self._cache.upstream is None
+        if offline and not inventory.expires:
+            reason = "the store is empty, and this service is offline: import collateral"
+            return self._ready(ready=False, body={"reason": reason})
+        gaps = self.gaps(inventory)
+        body: dict[str, Any] = {"documents": len(inventory.expires), "lacking": [gap.as_dict() for gap in gaps]}
+        if gaps:
+            lacking = sorted({f"{gap.fmspc.hex()} ({gap.tee})" for gap in gaps})
+            body["reason"] = f"fresh collateral is lacking for FMSPC {', '.join(lacking)}"
+        return self._ready(ready=not gaps, body=body)
+
+    async def metrics(self, request: Request) -> Answer:
+        """Everything that is counted, in Prometheus' text form."""
+        del request
+        await self.readyz_quietly()
+        body = generate_latest(self._metrics.registry)
+        return answer_of(HttpResponse(200, (("Content-Type", CONTENT_TYPE_LATEST),), body))
+
+    async def readyz_quietly(self) -> None:
+        """Bring the inventory and the readiness up to date for who looks at the metrics."""
+        try:
+            self._metrics.ready.set(not self.gaps(await self._look()))
+        except (ConfcomError, Overloaded):
+            self._metrics.ready.set(0)
+
+    def gaps(self, inventory: Inventory) -> list[Gap]:
+        """What is lacking now, by FMSPC.
+
+        What nobody asked for yet is lacking where a configured FMSPC or a known platform needs it, or nobody could be
+        asked. Elsewhere only what has expired is.
+        """
+        now, offline = self._cache.clock(), self._cache.upstream is None
+        return [
+            Gap(need.tee, need.fmspc, key, expires)
+            for need in inventory.needs
+            for key, expires in ((key, inventory.expires.get(key)) for key in need.keys)
+            if (expires is None and (need.firm or offline)) or (expires is not None and expires < now)
+        ]
+
+    async def _look(self) -> Inventory:
+        known, now = self._inventory, self._cache.clock()
+        if known is None or known.generation != self._cache.generation or now - known.seen > LOOK_AGAIN:
+            known = self._inventory = await self._flight.run("inventory", self._take)
+        return known
+
+    async def _take(self) -> Inventory:
+        now, generation, store = self._cache.clock(), self._cache.generation, self._cache.store
+
+        def look() -> Inventory:
+            versions = ((key, store.in_force(key, at=now)) for key in store.document_keys())
+            expires = {key: version.expires for key, version in versions if version is not None}
+            return Inventory(expires, needs_in(store, self._required), now, generation)
+
+        return await self._cache.read(look)
+
+    def _seconds_to_expiry(self) -> Iterable[tuple[DocumentKey, float]]:
+        if self._inventory is None:
+            return []
+        now = self._cache.clock()
+        return [(key, seconds_between(now, expires)) for key, expires in self._inventory.expires.items()]
+
+    def _ready(self, *, ready: bool, body: dict[str, Any]) -> Answer:
+        self._metrics.ready.set(ready)
+        return json_answer({"ready": ready, **body}, status=200 if ready else 503)

@@ -1,0 +1,223 @@
+"""An ASGI application on a socket: bounded connections, heads and waits; uvicorn inside, signals left to the process.
+
+What uvicorn does not limit is limited here: the time that a client takes for a request's head and for the TLS
+handshake, and the connections at a time. When these run out, the one that has been silent for longest makes room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from confcom.errors import ConfigError
+from confcom.services.file_descriptors import available_descriptors
+from confcom.services.tls import ReloadingTls, TlsFiles
+from confcom.services.unix_listener import UnixListener
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listener:
+    """Where and within which limits. `address` is HOST:PORT (port 0: any) or the path of a Unix socket."""
+
+    address: tuple[str, int] | Path
+    tls: TlsFiles | None = None
+    max_connections: int = 1024
+    fd_reserve: int = 64
+    """File descriptors that connections leave to the rest of the process."""
+    max_head: int = 16 * 1024
+    """Bytes of a request line with its headers."""
+    head_timeout: float = 5.0
+    """Seconds for the TLS handshake, and for a request's head from its first byte."""
+    body_timeout: float = 15.0
+    """Seconds for a request's body."""
+    idle_timeout: float = 30.0
+    """Seconds that a connection may stay without a request."""
+    drain_timeout: float = 10.0
+    """Seconds that requests under way get when the server stops."""
+    backlog: int = 1024
+
+
+async def serve_http(
+    app: Callable[..., Any],
+    listener: Listener,
+    *,
+    stop: asyncio.Event,
+    started: Callable[[str], None] | None = None,
+) -> None:
+    """Serve until `stop` is set, then let requests end. `started` is told the URL once connections are accepted."""
+    tls = None if listener.tls is None else ReloadingTls(listener.tls)
+    with contextlib.ExitStack() as cleaning:
+        bound = _bind(listener, cleaning)
+        server = _Server(_config(app, listener, tls), listener)
+        if tls is not None:
+            watching = asyncio.create_task(tls.watch(), name="tls-watch")
+            cleaning.callback(watching.cancel)
+        serving = asyncio.create_task(server.serve(sockets=[bound]), name="http-server")
+        try:
+            await _first(asyncio.create_task(server.listening.wait()), serving)
+            if started is not None and not serving.done():
+                started(_url(bound, listener))
+            await _first(asyncio.create_task(stop.wait()), serving)
+        finally:
+            server.should_exit = True
+            await serving
+
+
+async def _first(event: asyncio.Task[Any], serving: asyncio.Task[None]) -> None:
+    """Wait for the event, or for the server to end before it."""
+    try:
+        await asyncio.wait({event, serving}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        event.cancel()
+
+
+def _config(app: Callable[..., Any], listener: Listener, tls: ReloadingTls | None) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=_Protocol,
+        loop="asyncio",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=max(1, int(listener.idle_timeout)),
+        timeout_graceful_shutdown=max(1, int(listener.drain_timeout)),
+        h11_max_incomplete_event_size=listener.max_head,
+        ssl_context_factory=None if tls is None else lambda _config, _default: tls.context,
+        backlog=listener.backlog,
+    )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers, and with limits on connections."""
+
+    def __init__(self, config: uvicorn.Config, listener: Listener) -> None:
+        super().__init__(config)
+        self.listener = listener
+        self.listening = asyncio.Event()
+        self.limit = max(1, min(listener.max_connections, available_descriptors() - listener.fd_reserve))
+        # Connections that have no request under way, in the order in which they became so.
+        self.silent: dict[_Protocol, None] = {}
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals to the process's entry point."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen as uvicorn does, with a deadline for the TLS handshake."""
+        await self.lifespan.startup()
+        loop = asyncio.get_running_loop()
+        encrypted = self.config.ssl is not None
+        self.servers = [
+            await loop.create_server(
+                self._protocol,
+                sock=bound,
+                ssl=self.config.ssl,
+                backlog=self.config.backlog,
+                ssl_handshake_timeout=self.listener.head_timeout if encrypted else None,
+                ssl_shutdown_timeout=1.0 if encrypted else None,
+            )
+            for bound in sockets or ()
+        ]
+        self.started = True
+        self.listening.set()
+
+    def _protocol(self) -> _Protocol:
+        return _Protocol(self.config, self.server_state, {}, server=self)
+
+
+class _Protocol(H11Protocol):
+    """One connection, with a deadline for each request's head and one for its body."""
+
+    def __init__(
+        self, config: uvicorn.Config, server_state: ServerState, app_state: dict[str, Any], *, server: _Server
+    ) -> None:
+        super().__init__(config, server_state, app_state)
+        self._server = server
+        self._awaited: object = None  # the state of the client that the deadline is for
+        self._deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Accept, if need be in the place of the connection that has been silent for longest."""
+        super().connection_made(transport)
+        if len(self.connections) > self._server.limit:
+            oldest = next(iter(self._server.silent), self)
+            oldest.transport.abort()
+        self._server.silent[self] = None
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._server.silent.pop(self, None)
+        self._cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read on; what was begun has a deadline that further bytes do not move."""
+        super().data_received(data)
+        self._watch()
+        if self.conn.their_state is not h11.IDLE:
+            self._server.silent.pop(self, None)
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request; uvicorn's own timer ends connections that stay without one."""
+        super().on_response_complete()
+        if not self.transport.is_closing() and self.conn.their_state is h11.IDLE:
+            self._server.silent[self] = None
+
+    def _watch(self) -> None:
+        state = self.conn.their_state
+        if state is self._awaited and self._deadline is not None:
+            return
+        self._cancel()
+        limits = {h11.IDLE: self._server.listener.head_timeout, h11.SEND_BODY: self._server.listener.body_timeout}
+        if state in limits:
+            self._awaited = state
+            self._deadline = self.loop.call_later(limits[state], self.transport.abort)
+
+    def _cancel(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+def _bind(listener: Listener, cleaning: contextlib.ExitStack) -> socket.socket:
+    """A bound socket, closed with the stack."""
+    if isinstance(listener.address, Path):
+        unix = UnixListener(listener.address, backlog=listener.backlog)
+        cleaning.callback(unix.close)
+        return unix.socket
+    host, port = listener.address
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        bound = cleaning.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}", advice="Name another address with --listen."
+        ) from error
+    bound.setblocking(False)
+    return bound
+
+
+def _url(bound: socket.socket, listener: Listener) -> str:
+    scheme = "http" if listener.tls is None else "https"
+    if isinstance(listener.address, Path):
+        return f"{scheme}+unix://{listener.address}"
+    host, port = bound.getsockname()[:2]
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -1,0 +1,90 @@
+"""TLS of a daemon: a certificate that is renewed on disk is used by the next connection, without a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from confcom.errors import ConfigError
+
+WATCH_INTERVAL = 2.0
+"""Seconds between two looks at the files."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """A certificate chain and its private key, both PEM."""
+
+    certificate: Path
+    key: Path
+
+    def fingerprint(self) -> tuple[tuple[int, int, int], ...]:
+        """What changes when a file is replaced or rewritten, through symbolic links too; empty while one is missing."""
+        try:
+            found = [path.stat() for path in (self.certificate, self.key)]
+        except OSError:
+            return ()
+        return tuple((status.st_ino, status.st_mtime_ns, status.st_size) for status in found)
+
+
+class ReloadingTls:
+    """A server's TLS context that follows its files.
+
+    A pair that cannot be used (a key that does not fit yet, half a file) leaves the former one in force.
+    """
+
+    def __init__(self, files: TlsFiles) -> None:
+        self._files = files
+        self._seen = files.fingerprint()
+        self._current = _load(files)
+        self.context = _load(files)
+        # Called for every handshake, with or without a name in it.
+        self.context.sni_callback = self._choose
+
+    def reload(self) -> bool:
+        """Use the files as they are now, if they changed and fit together; says whether they are used."""
+        found = self._files.fingerprint()
+        if not found or found == self._seen:
+            return False
+        self._seen = found
+        try:
+            self._current = _load(self._files)
+        except ConfigError as error:
+            structlog.get_logger().warning("tls.reload", outcome="failed", reason=error.message)
+            return False
+        structlog.get_logger().info("tls.reload", outcome="reloaded", certificate=str(self._files.certificate))
+        return True
+
+    async def watch(self, interval: float = WATCH_INTERVAL) -> None:
+        """Look at the files for ever."""
+        while True:
+            await asyncio.sleep(interval)
+            self.reload()
+
+    def _choose(self, connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, context: ssl.SSLContext) -> None:
+        del name, context
+        connection.context = self._current
+
+
+def _load(files: TlsFiles) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    refuse_password: Any = _refuse_password
+    try:
+        context.load_cert_chain(files.certificate, files.key, password=refuse_password)
+    except (OSError, ssl.SSLError, ValueError) as error:
+        raise ConfigError(
+            f"the TLS certificate {files.certificate} with the key {files.key} cannot be used: {error}",
+            advice="Give a PEM certificate chain, leaf first, and its unencrypted private key.",
+        ) from error
+    return context
+
+
+def _refuse_password() -> str:
+    # Without this, OpenSSL would ask on the terminal.
+    raise ValueError("the private key is encrypted")
