@@ -11,10 +11,11 @@ import click
 
 from confcom.appraisal.collateral import verify_collateral
 from confcom.cli.collateral import store_option, trust_root_option
-from confcom.cli.collateral_fetch import open_store, parse_update
+from confcom.cli.collateral_fetch import open_store
 from confcom.cli.inputs import parse_time
 from confcom.cli.printable import printable
 from confcom.cli.trust_options import trust_roots
+from confcom.cli.update_option import parse_update
 from confcom.collateral.archive import ARCHIVE_START, read_archive, write_archive
 from confcom.collateral.bundle import load_bundle
 from confcom.collateral.documents import take_apart

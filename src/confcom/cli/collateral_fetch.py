@@ -20,6 +20,7 @@ from confcom.cli.exit_codes import ExitCode, exit_code
 from confcom.cli.inputs import parse_hex, parse_time, read_input
 from confcom.cli.printable import printable
 from confcom.cli.trust_options import trust_roots
+from confcom.cli.update_option import parse_update
 from confcom.collateral.bundle import save_bundle
 from confcom.collateral.documents import Document, DocumentKey, assemble, keys_for
 from confcom.collateral.interface import CollateralSource
@@ -193,17 +194,6 @@ def _targets(given: FetchOptions, platforms: Iterable[tuple[PckExtension, PckCaN
             "nothing to fetch", advice="Name platforms with --fmspc HEX, or quotes of theirs with --quote FILE."
         )
     return (_Target(fmspc, ca, tee, update) for fmspc, ca, tee in wanted for update in sets)
-
-
-def parse_update(text: str) -> Update:
-    """The name of a set."""
-    if text == "standard":
-        return "standard"
-    if text == "early":
-        return "early"
-    if text.isascii() and text.isdigit() and len(text) <= 9:
-        return int(text)
-    raise ConfigError(f"--update: {text!r} is neither standard nor early nor a TCB evaluation data number")
 
 
 def _of_quote(path: Path, roots: TrustRoots) -> tuple[PckExtension, PckCaName, Tee]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -52,6 +53,17 @@ def show(result: AttestationResult, now: datetime, *, identity_expected: bool) -
             "and --isv-prod-id.",
             style="yellow",
         )
+
+
+def show_sets(sets: list[dict[str, Any]]) -> None:
+    """Print what the verdict is under each set of collateral."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(Text("Under each set", style="bold"))
+    for found in sets:
+        number = found["tcb_evaluation_data_number"]
+        status = found["tcb_status"] or "no TCB status"
+        what = f"TCB evaluation {number}, {status}" if number is not None else found["error"]["message"]
+        console.print(Text(f"  {found['update']}: {found['verdict']} ({printable(what)})"))
 
 
 def _add_proven(table: Table, verified: VerifiedQuote, source: str) -> None:

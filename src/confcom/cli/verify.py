@@ -15,16 +15,14 @@ from confcom.appraisal.policy import AllOf, HeldData, Policy, ReportData
 from confcom.appraisal.policy_file import MAX_POLICY, PolicyFile, parse_policy
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.appraisal.result import AttestationResult, failed, judge
+from confcom.cli.collateral_choice import choose_collateral
 from confcom.cli.exit_codes import ExitCode, exit_code
 from confcom.cli.inputs import parse_hex, parse_time, read_input
-from confcom.collateral.bundle import load_bundle
-from confcom.errors import CollateralError, CollateralNotFound, ConfigError, FormatError
+from confcom.cli.trust_options import trust_roots
+from confcom.cli.update_option import parse_update
+from confcom.errors import CollateralError, ConfigError, FormatError, VerificationError
 from confcom.formats.evidence import MAX_EVIDENCE, EvidenceFile
 from confcom.formats.tcb_info import TcbStatus
-from confcom.pki.roots import TrustRoot, TrustRoots
-
-MAX_ROOT = 64 * 1024
-"""Bytes of a file with a root certificate."""
 
 MAX_HELD_DATA = 16 * 1024 * 1024
 """Bytes of held data that are hashed."""
@@ -37,6 +35,7 @@ class VerifyOptions:
     evidence: Path
     collateral: str | None
     at: str | None
+    update: str
     trust_root: tuple[str, ...]
     policy: Path | None
     mr_enclave: tuple[str, ...]
@@ -55,8 +54,18 @@ _FILE = click.Path(path_type=Path, allow_dash=True)
 
 @click.command()
 @click.argument("evidence", type=_FILE)
-@click.option("--collateral", metavar="PATH-OR-URL", help="Folder or collateral.json: TCB info, QE identity, CRLs.")
+@click.option(
+    "--collateral",
+    metavar="PATH-OR-URL",
+    help="Folder, collateral.json, store, or URL of a collateral service; also intel, pccs, thim. Default: your store.",
+)
 @click.option("--at", metavar="RFC3339", help="Judge as of this time, e.g. 2026-03-01T12:00:00Z. Default: now.")
+@click.option(
+    "--update",
+    metavar="SET,…",
+    default="standard",
+    help="From a store or service: standard, early, or a TCB evaluation number. The first decides, all are shown.",
+)
 @click.option(
     "--trust-root",
     metavar="PEM",
@@ -87,44 +96,51 @@ def verify(**options: Any) -> int:  # noqa: ANN401 - click fills VerifyOptions, 
     given = VerifyOptions(**options)
     try:
         now = parse_time(given.at, "--at")
-        result = _judge(given, now)
+        results = _judge(given, now)
     except ConfigError as error:
         if not given.as_json:
             raise
-        result = failed(error)
+        results = {"standard": failed(error)}
+    result = next(iter(results.values()))
     if given.as_json:
-        click.echo(json.dumps(result.as_dict(), indent=2))
+        click.echo(json.dumps(result.as_dict() | (_sets(results) if len(results) > 1 else {}), indent=2))
     else:
-        from confcom.cli.verdict_view import show
+        from confcom.cli.verdict_view import show, show_sets
 
         show(result, now, identity_expected=bool(given.mr_enclave or given.mr_signer or given.policy))
+        if len(results) > 1:
+            show_sets(_sets(results)["sets"])
     return exit_code(result.error) if result.error else ExitCode.OK
 
 
-def _judge(given: VerifyOptions, now: datetime) -> AttestationResult:
-    roots = _roots(given.trust_root)
+def _sets(results: dict[str, AttestationResult]) -> dict[str, list[dict[str, Any]]]:
+    """What the verdict is under each set that was asked for."""
+    kept = ("verdict", "tcb_status", "tcb_date", "advisory_ids", "tcb_evaluation_data_number", "error")
+    return {"sets": [{"update": name} | {k: result.as_dict()[k] for k in kept} for name, result in results.items()]}
+
+
+def _judge(given: VerifyOptions, now: datetime) -> dict[str, AttestationResult]:
+    roots = trust_roots(given.trust_root)
     file = _expectations(given)
     policy = _policy(given, file, accept_simulated=any(root.simulated for root in roots.roots))
+    updates = {text.strip(): parse_update(text.strip()) for text in given.update.split(",")}
     data = read_input(given.evidence, MAX_EVIDENCE, "evidence")
+    verifier = QuoteVerifier(roots)
+    first = next(iter(updates))
+    results: dict[str, AttestationResult] = {}
+    evidence: EvidenceFile | None = None
     try:
         # Before the collateral, so that a file that is no evidence is named first.
-        EvidenceFile.parse(data)
-        collateral = load_bundle(_collateral_path(given.collateral))
-    except (FormatError, CollateralError) as error:
-        return failed(error, source=given.collateral or "")
-    return judge(data, collateral, verifier=QuoteVerifier(roots), policy=policy, now=now, grace=file.grace)
-
-
-def _roots(names: tuple[str, ...]) -> TrustRoots:
-    if not names:
-        return TrustRoots.intel()
-    roots: list[TrustRoot] = []
-    for name in names:
-        if name == "intel":
-            roots += TrustRoots.intel().roots
-        else:
-            roots.append(TrustRoot.from_pem(read_input(Path(name), MAX_ROOT, "root certificate")))
-    return TrustRoots(tuple(roots))
+        evidence = EvidenceFile.parse(data)
+        with choose_collateral(given.collateral, roots, now) as choice:
+            for name, update in updates.items():
+                collateral = choice.collateral(evidence.quote, update)
+                results[name] = judge(data, collateral, verifier=verifier, policy=policy, now=now, grace=file.grace)
+    except (FormatError, VerificationError, CollateralError) as error:
+        # A later set that cannot be had does not take the verdict of the first away.
+        missing = next((name for name in updates if name not in results), first)
+        results[missing] = failed(error, evidence=evidence, source=given.collateral or "")
+    return results
 
 
 def _expectations(given: VerifyOptions) -> PolicyFile:
@@ -165,17 +181,3 @@ def _statuses(text: str | None) -> tuple[TcbStatus, ...]:
     except ValueError as error:
         known = ", ".join(status for status in TcbStatus)
         raise ConfigError(f"--accept-tcb: {error}; known are {known}") from error
-
-
-def _collateral_path(name: str | None) -> Path:
-    if name is None:
-        raise CollateralNotFound(
-            "no collateral was given",
-            advice="Name a folder or a collateral.json with --collateral (docs/howto/get-collateral.md).",
-        )
-    if "://" in name:
-        raise CollateralNotFound(
-            f"collateral from a service is not supported yet: {name}",
-            advice="Fetch it into a folder first (docs/howto/get-collateral.md) and name that.",
-        )
-    return Path(name)

@@ -1,0 +1,66 @@
+"""Which collateral a `confcom verify` judges by: a bundle, a store, or a service, for the platform of the quote."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from confcom.appraisal.collateral import Collateral
+from confcom.cli.collateral import default_store
+from confcom.collateral.bundle import load_bundle
+from confcom.errors import CollateralNotFound
+from confcom.formats.quote import Quote
+from confcom.formats.quote_section import TeeType
+from confcom.pki.chain import verify_chain
+from confcom.pki.roots import TrustRoots
+
+if TYPE_CHECKING:
+    from confcom.collateral.interface import CollateralSource, Update
+
+_STORE_ENDINGS = (".sqlite", ".db")
+
+
+@dataclass(frozen=True, slots=True)
+class CollateralChoice:
+    """Gives the collateral of a quote's platform, for one set after the other."""
+
+    name: str
+    roots: TrustRoots
+    source: CollateralSource | None
+
+    def collateral(self, quote: Quote, update: Update) -> Collateral:
+        """The collateral; a bundle is taken as it is, a store or a service is asked for this platform."""
+        if self.source is None:
+            return load_bundle(Path(self.name))
+        data = quote.signature.certification.certification_data.data
+        chain = verify_chain(data, roots=self.roots, kind="pck", step="pck-chain")
+        tee = "sgx" if quote.tee is TeeType.SGX else "tdx"
+        return self.source.fetch(chain.extension.fmspc, chain.ca, tee, update=update)
+
+
+@contextmanager
+def choose_collateral(name: str | None, roots: TrustRoots, at: datetime) -> Iterator[CollateralChoice]:
+    """Open what `--collateral` names; without it, the person's own store, if there is one."""
+    name = _default() if name is None else name
+    if "://" not in name and not name.endswith(_STORE_ENDINGS) and name not in ("intel", "pccs", "thim"):
+        yield CollateralChoice(name, roots, None)
+        return
+    # Here, because it brings HTTP and SQLite along, which most calls do without.
+    from confcom.collateral.resolve import SourceOptions, resolve
+
+    with resolve(name, SourceOptions(roots=roots, at=at)) as source:
+        yield CollateralChoice(name, roots, source)
+
+
+def _default() -> str:
+    store = default_store()
+    if store.is_file():
+        return str(store)
+    raise CollateralNotFound(
+        "no collateral was given, and there is no store of your own",
+        advice="Name it with --collateral (docs/howto/get-collateral.md), or fill a store: confcom collateral fetch.",
+    )
