@@ -18,8 +18,10 @@ AT = "2026-06-01T12:00:00Z"
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A quote, its collateral and its root."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A quote, its collateral and its root; the person has no store."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("CONFCOM_COLLATERAL_STORE", raising=False)
     world = SimulatedWorld.from_seed(b"seed of the cli tests", now=NOW)
     world.export_collateral(tmp_path / "collateral")
     declaration = EnclaveDeclaration.from_names("app", "vendor", isv_prod_id=3, isv_svn=2)
@@ -188,6 +190,57 @@ def test_held_data_is_compared_by_its_hash(verify, folder: Path) -> None:
     held = folder / "key.pem"
     held.write_bytes(b"a key")
     assert verify("--held-data", held).code == 5
+
+
+@pytest.fixture
+def store(folder: Path) -> Path:
+    """A store with the standard set, and an early one that turns the platform out of date."""
+    from confcom.collateral.documents import take_apart
+    from confcom.collateral.store import CollateralStore
+
+    world = SimulatedWorld.from_seed(b"seed of the cli tests", now=NOW)
+    path = folder / "store.sqlite"
+    with CollateralStore(path, roots=world.trust_roots) as opened:
+        standard = world.publish()
+        top = world.tcb_info.levels[0].tcb
+        world.authority.raise_tcb(top.with_component(0, top.sgx_components[0] + 1), advisory_ids=["SIMULATED-SA-00002"])
+        for update, collateral in (("standard", standard), ("early", world.publish())):
+            documents = take_apart(
+                collateral, fmspc=world.machine.fmspc, ca=world.machine.pck_ca.value, tee="sgx", update=update
+            )
+            opened.add(documents, seen=NOW, source="test")
+    return path
+
+
+def test_a_store_judges_under_several_sets_in_one_call(verify, store: Path) -> None:
+    outcome = verify("--json", "--update", "standard,early", collateral=store)
+    assert (outcome.code, outcome.json["verdict"], outcome.json["tcb_status"]) == (0, "accepted", "UpToDate")
+    assert [(one["update"], one["verdict"], one["tcb_status"]) for one in outcome.json["sets"]] == [
+        ("standard", "accepted", "UpToDate"),
+        ("early", "refused", "OutOfDate"),
+    ]
+    early = verify("--update", "early,standard", collateral=store)
+    assert early.code == 5
+    assert "component 1" in early.out
+    assert "Under each set" in early.out
+
+
+def test_a_set_that_is_not_there_is_undecided_and_leaves_the_first_verdict(verify, store: Path) -> None:
+    outcome = verify("--json", "--update", "standard,99", collateral=store)
+    assert outcome.code == 0
+    assert outcome.json["sets"][1]["verdict"] == "undecided"
+    assert verify("--update", "99", collateral=store).code == 6
+
+
+def test_the_own_store_is_asked_when_no_collateral_is_named(verify, store: Path, monkeypatch) -> None:
+    monkeypatch.setenv("CONFCOM_COLLATERAL_STORE", str(store))
+    assert verify(collateral="none").code == 0
+
+
+def test_a_service_that_does_not_answer_is_exit_code_6(verify) -> None:
+    outcome = verify("--json", collateral="http://127.0.0.1:1")
+    assert (outcome.code, outcome.json["verdict"]) == (6, "undecided")
+    assert outcome.json["error"]["code"] == "collateral-unavailable"
 
 
 @pytest.mark.vectors

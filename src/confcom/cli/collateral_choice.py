@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from confcom.appraisal.collateral import Collateral
-from confcom.cli.collateral import default_store
+from confcom.cli.collateral import STORE_VARIABLE, default_store
 from confcom.collateral.bundle import load_bundle
 from confcom.errors import CollateralNotFound
 from confcom.formats.quote import Quote
@@ -57,7 +58,7 @@ def choose_collateral(name: str | None, roots: TrustRoots, at: datetime) -> Iter
 
 
 def _default() -> str:
-    store = default_store()
+    store = Path(os.environ.get(STORE_VARIABLE) or default_store())
     if store.is_file():
         return str(store)
     raise CollateralNotFound(
