@@ -20,7 +20,7 @@ from confcom.pki.chain import verify_chain
 from confcom.pki.roots import TrustRoots
 
 if TYPE_CHECKING:
-    from confcom.collateral.interface import CollateralSource, Update
+    from confcom.collateral.interface import CollateralSource, Tee, Update
 
 _STORE_ENDINGS = (".sqlite", ".db")
 
@@ -39,7 +39,7 @@ class CollateralChoice:
             return load_bundle(Path(self.name))
         data = quote.signature.certification.certification_data.data
         chain = verify_chain(data, roots=self.roots, kind="pck", step="pck-chain")
-        tee = "sgx" if quote.tee is TeeType.SGX else "tdx"
+        tee: Tee = "sgx" if quote.tee is TeeType.SGX else "tdx"
         return self.source.fetch(chain.extension.fmspc, chain.ca, tee, update=update)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from confcom.cli.exit_codes import ExitCode, exit_code
+from confcom.cli.printable import printable
 from confcom.errors import ConfcomError
 
 # name → (module, attribute, one line of help): the help is here, so that `confcom --help` imports no command.
@@ -68,7 +69,7 @@ def run(arguments: list[str]) -> int:
         code: Any = root.main(args=arguments, prog_name="confcom", standalone_mode=False)
     except ConfcomError as error:
         _trace(verbose)
-        _complain(error.message if not error.args else str(error), error.advice())
+        _complain(str(error), error.advice())
         return exit_code(error)
     except click.exceptions.Abort:
         _complain("interrupted")
@@ -97,6 +98,7 @@ def _trace(verbose: bool) -> None:
 
 
 def _complain(message: str, advice: str = "") -> None:
-    click.echo(f"confcom: {message}", err=True)
+    # Messages may quote files and peers; nothing of theirs may steer the terminal.
+    click.echo(f"confcom: {printable(message)}", err=True)
     if advice:
-        click.echo(f"  what to do: {advice}", err=True)
+        click.echo(f"  what to do: {printable(advice)}", err=True)

@@ -8,7 +8,6 @@ name machines.
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import datetime
@@ -164,7 +163,7 @@ def _document(line: _Line, number: int, now: datetime) -> tuple[Document, tuple[
             ca=line.ca,
             update=_update(line.seen[0].served_as),
         )
-    except (binascii.Error, ConfigError) as error:
+    except (ValueError, ConfigError) as error:  # b64decode: binascii.Error, or its parent for what is not ASCII
         raise FormatError(f"{error}", structure=STRUCTURE, field=where) from error
     sightings = tuple(_sighting(seen, key, where, now) for seen in line.seen)
     # Under which set it was served is not in the document; its number is, and a pinned one must be the document's.
