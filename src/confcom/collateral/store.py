@@ -61,8 +61,11 @@ class CollateralStore:
         self._database.close()
 
     def check(self) -> None:
-        """Read the whole file; damage is a `CollateralError`."""
+        """Read the whole file, with every byte of every document; damage is a `CollateralError`."""
         self._database.check()
+        for key in self.document_keys():
+            for version in self.history(key):
+                self.load(version)
 
     # --- in -----------------------------------------------------------------------------------------------------------
 

@@ -116,14 +116,19 @@ def versions_of(connection: sqlite3.Connection, key: DocumentKey, root: bytes) -
 
 
 def load_document(connection: sqlite3.Connection, version: int, key: DocumentKey) -> Document:
-    """The bytes of a version."""
+    """The bytes of a version, compared with the digest that they were stored under."""
     row = connection.execute(
-        "SELECT body, coalesce(pem, x'') FROM versions LEFT JOIN chains ON chains.id = chain WHERE versions.id = ?",
+        "SELECT body, coalesce(pem, x''), versions.digest FROM versions LEFT JOIN chains ON chains.id = chain "
+        "WHERE versions.id = ?",
         (version,),
     ).fetchone()
     if row is None:
         raise CollateralError(f"version {version} of the {key} is not in the store")
-    return Document(key, row[0], row[1])
+    document = Document(key, row[0], row[1])
+    if document.digest() != row[2]:
+        # SQLite has no checksums of its own; the database layer calls this damage.
+        raise ValueError(f"the bytes of version {version} of the {key} have changed")
+    return document
 
 
 def all_keys(connection: sqlite3.Connection, root: bytes) -> list[DocumentKey]:
@@ -143,8 +148,11 @@ def seconds(time: datetime) -> int:
 
 
 def time_of(since_1970: int) -> datetime:
-    """The time, in UTC."""
-    return datetime.fromtimestamp(since_1970, UTC)
+    """The time, in UTC; what is no time is a `ValueError`."""
+    try:
+        return datetime.fromtimestamp(since_1970, UTC)
+    except OSError as error:
+        raise ValueError(f"{since_1970} is no time") from error
 
 
 def _document_id(connection: sqlite3.Connection, key: DocumentKey) -> int | None:

@@ -1,0 +1,117 @@
+"""Platforms: their PCK certificates come back as they were kept, and their identifiers stay private."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from confcom.collateral.store import CollateralStore
+from confcom.collateral.store_platforms import PlatformTcb
+from confcom.errors import FormatError, MismatchError, UntrustedRootError, VerificationError
+from confcom.pki.chain import verify_chain
+from confcom.pki.roots import TrustRoots
+from confcom.protocols.pcs import PckCertificateAnswer
+from confcom.simulator.machine import MachineTcb
+
+DAY = timedelta(days=1)
+QE_ID = b"\xaa" * 16
+
+
+@pytest.fixture
+def answer(world) -> PckCertificateAnswer:
+    leaf, _, chain = world.authority.pck_chain(world.machine).partition(b"-----END CERTIFICATE-----\n")
+    return PckCertificateAnswer(leaf + b"-----END CERTIFICATE-----\n", chain, bytes(18))
+
+
+@pytest.fixture
+def extension(world):
+    chain = verify_chain(world.authority.pck_chain(world.machine), roots=world.trust_roots, kind="pck", step="test")
+    return chain.extension
+
+
+@pytest.fixture
+def raw(world) -> PlatformTcb:
+    return PlatformTcb(QE_ID, bytes(2), b"\x07" * 16, 11)
+
+
+def test_a_certificate_is_found_for_exactly_its_raw_tcb(store, raw, answer, extension, now):
+    kept = store.platforms.add_pck_certificate(raw, answer, seen=now, source="pcs")
+    assert kept.tcbm == extension.tcb.cpu_svn + extension.tcb.pce_svn.to_bytes(2, "little")
+    assert (kept.fmspc, kept.ca) == (extension.fmspc, "platform")
+    assert (kept.certificate, kept.issuer_chain) == (answer.certificate, answer.issuer_chain)
+    assert store.platforms.pck_certificate(raw) == kept
+    for other in (
+        replace(raw, qe_id=b"\xab" * 16),
+        replace(raw, pce_id=b"\x00\x01"),
+        replace(raw, cpu_svn=bytes(16)),
+        replace(raw, pce_svn=12),
+    ):
+        assert store.platforms.pck_certificate(other) is None
+    assert store.platforms.pck_certificates(QE_ID, bytes(2)) == (kept,)
+    assert store.platforms.pck_certificates(b"\x01", bytes(2)) == ()
+
+
+def test_a_new_certificate_for_the_same_tcb_replaces_the_old_one(world, store, raw, answer, now):
+    old = store.platforms.add_pck_certificate(raw, answer, seen=now, source="pcs")
+    tcb = world.machine.tcb
+    better = MachineTcb((tcb.sgx_components[0] + 1, *tcb.sgx_components[1:]), tcb.pce_svn)
+    world.machine.tcb = better
+    leaf, _, chain = world.authority.pck_chain(world.machine).partition(b"-----END CERTIFICATE-----\n")
+    newer = PckCertificateAnswer(leaf + b"-----END CERTIFICATE-----\n", chain, bytes(18))
+    new = store.platforms.add_pck_certificate(raw, newer, seen=now + DAY, source="pcs")
+    assert store.platforms.pck_certificate(raw) == new != old
+    assert store.platforms.pck_certificates(QE_ID, bytes(2)) == (new, old)
+    (platform,) = store.platforms.known()
+    assert platform.tcb.sgx_components == better.sgx_components
+    assert (platform.first_seen, platform.last_seen) == (now, now + DAY)
+
+
+def test_nothing_unverified_is_kept(path, store, raw, answer, now):
+    end = len(answer.certificate) - 60
+    forged = answer.certificate[:end] + b"A" + answer.certificate[end + 1 :]
+    for wrong in (
+        replace(answer, certificate=forged),
+        replace(answer, certificate=answer.certificate * 2),
+        replace(answer, issuer_chain=answer.certificate),
+        replace(answer, issuer_chain=b""),
+        replace(answer, certificate=b"hello"),
+    ):
+        with pytest.raises((FormatError, VerificationError)):
+            store.platforms.add_pck_certificate(raw, wrong, seen=now, source="pcs")
+    with pytest.raises(MismatchError, match="another PCE"):
+        store.platforms.add_pck_certificate(replace(raw, pce_id=b"\x01\x00"), answer, seen=now, source="pcs")
+    assert store.platforms.known() == ()
+    store.platforms.add_pck_certificate(raw, answer, seen=now, source="pcs")
+    with CollateralStore(path, roots=TrustRoots.intel()) as intel_only:
+        assert intel_only.platforms.pck_certificate(raw) is None
+        with pytest.raises(UntrustedRootError):
+            intel_only.platforms.add_pck_certificate(raw, answer, seen=now, source="pcs")
+
+
+def test_an_older_sighting_does_not_undo_a_newer_one(store, extension, now):
+    newer = replace(extension, tcb=replace(extension.tcb, pce_svn=extension.tcb.pce_svn + 1))
+    store.observe_platform(newer, seen=now)
+    store.observe_platform(extension, seen=now - DAY)
+    (platform,) = store.platforms.known()
+    assert platform.tcb == newer.tcb
+    assert (platform.first_seen, platform.last_seen) == (now - DAY, now)
+    assert (platform.fmspc, platform.ca, platform.tee) == (extension.fmspc, "platform", "sgx")
+
+
+def test_the_ca_follows_from_the_certificate(store, extension, now):
+    desktop = replace(extension, ppid=b"\x01" * 16, platform_instance_id=None, configuration=None)
+    store.observe_platform(desktop, seen=now, tee="sgx")
+    store.observe_platform(extension, seen=now + DAY, tee="tdx")
+    assert [(platform.ca, platform.tee) for platform in store.platforms.known()] == [
+        ("processor", "sgx"),
+        ("platform", "tdx"),
+    ]
+
+
+def test_the_registry_does_not_keep_the_ppid(store, path, extension, now):
+    store.observe_platform(extension, seen=now)
+    assert extension.ppid.hex() not in store.platforms.known()[0].id
+    store.close()
+    assert extension.ppid not in path.read_bytes()
