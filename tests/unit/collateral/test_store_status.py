@@ -1,0 +1,172 @@
+"""What a store warns of: expiry, gaps, and platforms that the next TCB promotion leaves behind."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from confcom.collateral.documents import DocumentKey, take_apart
+from confcom.collateral.store_status import as_dict, store_status
+from confcom.formats.tcb_info import TcbStatus
+from confcom.pki.chain import verify_chain
+from confcom.simulator.machine import MachineTcb
+
+DAY = timedelta(days=1)
+
+
+def keep(store, world, now, update="standard", parts=slice(None)):
+    fmspc = world.machine.fmspc
+    documents = take_apart(world.publish(), fmspc=fmspc, ca="platform", tee="sgx", update=update)
+    store.add(documents[parts], seen=now, source="pcs")
+
+
+def meet(store, world, now, **changes):
+    chain = verify_chain(world.authority.pck_chain(world.machine), roots=world.trust_roots, kind="pck", step="test")
+    store.observe_platform(replace(chain.extension, **changes), seen=now)
+
+
+def promote(world, component: int = 2) -> None:
+    svns = list(world.machine.tcb.sgx_components)
+    svns[component] += 1
+    world.authority.raise_tcb(MachineTcb(tuple(svns), world.machine.tcb.pce_svn), advisory_ids=["SIMULATED-SA-7"])
+
+
+def test_an_empty_store_warns_of_nothing(store, now):
+    status = store_status(store, now)
+    assert (status.documents, status.missing, status.platforms) == ((), (), ())
+
+
+def test_it_says_of_each_document_how_long_it_lasts(store, world, now):
+    keep(store, world, now)
+    status = store_status(store, now + 10 * DAY)
+    left = {str(document.key): document.seconds_left / 86400 for document in status.documents}
+    assert left == {
+        f"SGX TCB info of FMSPC {world.machine.fmspc.hex()} (standard set)": 19,
+        "QE identity (standard set)": 19,
+        "PCK CRL of the platform CA": 19,
+        "root CA CRL": 354,
+    }
+    assert status.expiring(19 * DAY) == ()
+    assert len(status.expiring(19 * DAY + timedelta(seconds=1))) == 3
+    assert [document.last_seen for document in status.documents] == [now] * 4
+    late = store_status(store, now + 40 * DAY)
+    assert [document.seconds_left for document in late.documents[:3]] == [-11 * 86400] * 3
+
+
+def test_only_what_is_in_force_counts(store, world, now):
+    keep(store, world, now)
+    world.publish(now + 25 * DAY)
+    keep(store, world, now + 25 * DAY)
+    assert store_status(store, now + 28 * DAY).expiring(7 * DAY) == ()
+
+
+def test_a_set_without_its_identity_is_incomplete(store, world, now):
+    keep(store, world, now, parts=slice(0, 1))
+    fmspc = world.machine.fmspc
+    missing = {entry.key for entry in store_status(store, now).missing}
+    assert missing == {DocumentKey.qe_identity("sgx"), DocumentKey.pck_crl("platform"), DocumentKey.root_ca_crl()}
+    keep(store, world, now)
+    assert store_status(store, now).missing == ()
+    keep(store, world, now, update="early", parts=slice(0, 1))
+    (entry,) = store_status(store, now).missing
+    assert (entry.key, entry.fmspc, entry.tee) == (DocumentKey.qe_identity("sgx", "early"), fmspc, "sgx")
+
+
+def test_a_platform_that_was_met_needs_its_own_documents(store, world, now):
+    keep(store, world, now)
+    meet(store, world, now)
+    assert store_status(store, now).missing == ()
+    meet(store, world, now, ppid=b"\x01" * 16, fmspc=b"\x02" * 6, platform_instance_id=None, configuration=None)
+    missing = {(entry.fmspc, entry.key) for entry in store_status(store, now).missing}
+    assert missing == {
+        (b"\x02" * 6, DocumentKey.tcb_info("sgx", b"\x02" * 6)),
+        (b"\x02" * 6, DocumentKey.pck_crl("processor")),
+    }
+    assert store_status(store, now, fmspcs=frozenset({world.machine.fmspc})).missing == ()
+
+
+def test_a_named_fmspc_that_nobody_knows_is_missing(store, world, now):
+    keep(store, world, now)
+    (entry,) = store_status(store, now, fmspcs=frozenset({b"\x09" * 6})).missing
+    assert entry.key == DocumentKey.tcb_info("sgx", b"\x09" * 6)
+
+
+def test_a_coming_promotion_names_the_platform_and_the_component(store, world, now):
+    keep(store, world, now)
+    meet(store, world, now)
+    assert store_status(store, now).falling_behind == ()
+    promote(world, component=2)
+    keep(store, world, now, update="early")
+    (platform,) = store_status(store, now).falling_behind
+    assert (platform.standard_number, platform.early_number) == (17, 18)
+    assert (platform.standard_status, platform.early_status) == (TcbStatus.UP_TO_DATE, TcbStatus.OUT_OF_DATE)
+    assert platform.shortfall is not None
+    assert platform.shortfall.name == "SGX component 3"
+    svn = world.machine.tcb.sgx_components[2]
+    assert (platform.shortfall.found, platform.shortfall.needed) == (svn, svn + 1)
+
+
+def test_a_platform_that_is_good_enough_does_not_fall_behind(store, world, now):
+    keep(store, world, now)
+    promote(world)
+    keep(store, world, now, update="early")
+    world.machine.tcb = MachineTcb(tuple(min(svn + 1, 255) for svn in world.machine.tcb.sgx_components), 99)
+    meet(store, world, now)
+    (platform,) = store_status(store, now).platforms
+    assert not platform.falls_behind
+    assert not platform.out_of_date
+    assert platform.shortfall is None
+
+
+def test_who_is_out_of_date_already_does_not_fall_behind_again(store, world, now):
+    promote(world)
+    keep(store, world, now)
+    promote(world, component=3)
+    keep(store, world, now, update="early")
+    meet(store, world, now)
+    (platform,) = store_status(store, now).platforms
+    assert platform.out_of_date
+    assert not platform.falls_behind
+    assert platform.shortfall is not None
+
+
+def test_after_the_promotion_it_is_no_longer_coming(store, world, now):
+    keep(store, world, now)
+    meet(store, world, now)
+    promote(world)
+    keep(store, world, now, update="early")
+    keep(store, world, now + DAY)
+    assert store_status(store, now).falling_behind != ()
+    after = store_status(store, now + DAY)
+    assert after.falling_behind == ()
+    assert after.platforms[0].out_of_date
+
+
+def test_a_platform_below_every_level_falls_behind_too(store, world, now):
+    keep(store, world, now)
+    meet(store, world, now)
+    promote(world)
+    world.tcb_info.levels = world.tcb_info.levels[:1]
+    keep(store, world, now, update="early")
+    (platform,) = store_status(store, now).falling_behind
+    assert platform.early_status is None
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_machines_read_the_same(store, world, now, early):
+    keep(store, world, now)
+    meet(store, world, now)
+    if early:
+        promote(world)
+        keep(store, world, now, update="early")
+    found = as_dict(store_status(store, now), min_validity=30 * DAY)
+    assert json.loads(json.dumps(found)) == found
+    assert found["now"] == "2026-06-01T12:00:00Z"
+    assert len(found["expiring"]) == (5 if early else 3)
+    assert len(found["falling_behind"]) == early
+    platform = found["platforms"][0]
+    assert platform["early"] == {"number": 18 if early else None, "tcb_status": "OutOfDate" if early else None}
+    assert (platform["shortfall"] is not None) == early
