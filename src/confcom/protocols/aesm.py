@@ -64,7 +64,7 @@ class _FrameReader:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._buffer = bytearray()
+        self._buffer: bytes | bytearray = b""  # most frames arrive whole and are never copied together
         self._ended = False
 
     def receive_data(self, data: bytes) -> None:
@@ -72,7 +72,11 @@ class _FrameReader:
             self._ended = True
         elif self._ended:
             raise LocalProtocolError("data after the end of the stream")
+        elif not self._buffer:
+            self._buffer = data
         elif len(self._buffer) < _LENGTH_SIZE + self._limit:
+            if isinstance(self._buffer, bytes):
+                self._buffer = bytearray(self._buffer)
             self._buffer += data
 
     def next_frame(self) -> bytes | Signal:

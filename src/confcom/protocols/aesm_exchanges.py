@@ -59,6 +59,8 @@ EXCHANGES = (
     Exchange(22, "getSupportedAttKeyIDs", m.GetSupportedAttKeyIdsRequest, m.GetSupportedAttKeyIdsResponse),
 )
 _BY_REQUEST: Mapping[type, Exchange] = MappingProxyType({exchange.request: exchange for exchange in EXCHANGES})
+_BY_NUMBER: Mapping[int, Exchange] = MappingProxyType({exchange.number: exchange for exchange in EXCHANGES})
+_ORDER: Mapping[int, int] = MappingProxyType({exchange.number: at for at, exchange in enumerate(EXCHANGES)})
 _WIRE_NAMES: Mapping[type, Mapping[str, str]] = MappingProxyType(
     {
         m.InitQuoteResponse: {"target_info": "targetInfo"},
@@ -113,11 +115,13 @@ def refusal(request: Request | IncompleteRequest, status: AesmStatus) -> Respons
 
 def parse_request(data: bytes) -> Request | IncompleteRequest:
     """Read a protobuf `Request`; no known request in it is a violation of the protocol."""
-    envelope = _parse(pb.Request(), data)
-    for exchange in EXCHANGES:
-        if envelope.HasField(f"{exchange.field}Req"):
-            return _request(exchange, getattr(envelope, f"{exchange.field}Req"))
-    raise RemoteProtocolError("the message holds no request that AESM knows")
+    found = _parse(pb.Request(), data).ListFields()
+    if not found:
+        raise RemoteProtocolError("the message holds no request that AESM knows")
+    if len(found) > 1:
+        found.sort(key=lambda present: _ORDER[present[0].number])
+    descriptor, message = found[0]
+    return _request(_BY_NUMBER[descriptor.number], message)
 
 
 def parse_response(data: bytes, exchange: Exchange) -> Response:
@@ -145,8 +149,9 @@ def response_bytes(response: Response, exchange: Exchange) -> bytes:
 
 def _request(exchange: Exchange, message: Message) -> Request | IncompleteRequest:
     values: dict[str, Any] = _values(exchange.request, message)
-    missing = tuple(name for name in _REQUIRED[exchange.request] if name not in values)
-    if missing:
+    required = _REQUIRED[exchange.request]
+    if not required <= values.keys():
+        missing = tuple(name for name, _ in _LAYOUTS[exchange.request] if name in required and name not in values)
         return IncompleteRequest(exchange.request, missing, MappingProxyType(values))
     return exchange.request(**values)
 
@@ -176,7 +181,8 @@ def _bytes(envelope: Message, message: Message, value: Request | Response) -> by
 
 
 def _values(kind: type, message: Message) -> dict[str, Value]:
-    return {name: getattr(message, wire_name) for name, wire_name in _LAYOUTS[kind] if message.HasField(wire_name)}
+    names = _NAMES[kind]
+    return {names[descriptor.name]: value for descriptor, value in message.ListFields()}
 
 
 def _layout(kind: type) -> tuple[tuple[str, str], ...]:
@@ -189,9 +195,12 @@ def _layout(kind: type) -> tuple[tuple[str, str], ...]:
 _LAYOUTS: Mapping[type, tuple[tuple[str, str], ...]] = MappingProxyType(
     {kind: _layout(kind) for exchange in EXCHANGES for kind in (exchange.request, exchange.response)}
 )
-_REQUIRED: Mapping[type, tuple[str, ...]] = MappingProxyType(
+_NAMES: Mapping[type, Mapping[str, str]] = MappingProxyType(
+    {kind: {wire_name: name for name, wire_name in layout} for kind, layout in _LAYOUTS.items()}
+)
+_REQUIRED: Mapping[type, frozenset[str]] = MappingProxyType(
     {
-        exchange.request: tuple(item.name for item in fields(exchange.request) if item.default is MISSING)
+        exchange.request: frozenset(item.name for item in fields(exchange.request) if item.default is MISSING)
         for exchange in EXCHANGES
     }
 )
