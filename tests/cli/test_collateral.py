@@ -140,7 +140,7 @@ def test_one_failing_platform_does_not_stop_the_others(call, server, store, worl
     done = call("fetch", "--fmspc", OTHER, "--fmspc", world.machine.fmspc.hex(), "--source", server.url)
     assert done.code == 6
     assert OTHER in done.err
-    assert "what to do" in done.err
+    assert done.err.count("what to do") == 1  # asked for once, though both CAs need it
     with opened(store, world) as found:
         found.collateral(world.machine.fmspc, "platform", "sgx", at=now)
 

@@ -72,6 +72,7 @@ class _Fetched:
     """What came of it. CRLs and identities are the same for many platforms and are asked for once."""
 
     documents: dict[DocumentKey, Document] = field(default_factory=dict)
+    failed: dict[DocumentKey, ConfcomError] = field(default_factory=dict)
     new: int = 0
     errors: list[ConfcomError] = field(default_factory=list)
 
@@ -142,7 +143,8 @@ def fetch(**options: Any) -> int:  # noqa: ANN401 - click fills FetchOptions, wh
                 else:
                     fetched.new += store.add(documents, seen=now, source=given.source)
             except ConfcomError as error:
-                fetched.errors.append(error)
+                if error not in fetched.errors:
+                    fetched.errors.append(error)
         if store is not None:
             for extension, _, tee in platforms:
                 store.observe_platform(extension, seen=now, tee=tee)
@@ -155,12 +157,22 @@ def _fetch_one(
 ) -> list[Document]:
     documents = []
     for key in keys_for(target.fmspc, target.ca, target.tee, target.update):
-        if key not in fetched.documents:
-            fetched.documents[key] = source.fetch_document(key)
-        documents.append(fetched.documents[key])
+        documents.append(_fetch_document(source, key, fetched))
     # Together, so that revoked signers are found before anything is kept.
     verify_collateral(assemble(documents, source=name), roots=roots)
     return documents
+
+
+def _fetch_document(source: CollateralSource, key: DocumentKey, fetched: _Fetched) -> Document:
+    if key in fetched.failed:
+        raise fetched.failed[key]
+    if key not in fetched.documents:
+        try:
+            fetched.documents[key] = source.fetch_document(key)
+        except ConfcomError as error:
+            fetched.failed[key] = error
+            raise
+    return fetched.documents[key]
 
 
 def _proxy_of_environment(source: str) -> str | None:

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from confcom.appraisal.collateral import verify_collateral
+from confcom.collateral.bundle import load_bundle
 from confcom.collateral.documents import Document, DocumentKey, take_apart
 from confcom.collateral.store import CollateralStore
 from confcom.errors import CollateralNotFound, SignatureError, UntrustedRootError
+from confcom.pki.chain import verify_chain
 from confcom.pki.roots import TrustRoots
 from confcom.simulator.machine import MachineTcb
 from confcom.simulator.world import SimulatedWorld
@@ -239,3 +241,22 @@ def test_an_acknowledged_write_is_synced(store, path):
     tables = raw.execute("SELECT name, strict FROM pragma_table_list WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
     assert {strict for _, strict in tables} == {1}
     raw.close()
+
+
+def test_real_collateral_goes_in_and_comes_out(path, vectors):
+    intel = TrustRoots.intel()
+    kept = 0
+    with CollateralStore(path, roots=intel) as store:
+        for folder in sorted((vectors / "real").glob("*/tcb_info.json"))[::4]:
+            collateral = load_bundle(folder.parent)
+            verified = verify_collateral(collateral, roots=intel)
+            ca = verify_chain(collateral.pck_crl_issuer_chain, roots=intel, kind="ca", step="test").ca
+            tee = "tdx" if verified.tcb_info.id == "TDX" else "sgx"
+            parts = take_apart(collateral, fmspc=verified.tcb_info.fmspc, ca=ca, tee=tee)
+            store.add(parts, seen=verified.earliest_issue, source=folder.parent.name)
+            assert {part.body for part in parts} <= {
+                store.load(version).body for part in parts for version in store.history(part.key)
+            }
+            kept += 1
+        store.check()
+    assert kept > 20
