@@ -155,9 +155,8 @@ def fetch(**options: Any) -> int:  # noqa: ANN401 - click fills FetchOptions, wh
 def _fetch_one(
     source: CollateralSource, target: _Target, fetched: _Fetched, name: str, roots: TrustRoots
 ) -> list[Document]:
-    documents = []
-    for key in keys_for(target.fmspc, target.ca, target.tee, target.update):
-        documents.append(_fetch_document(source, key, fetched))
+    keys = keys_for(target.fmspc, target.ca, target.tee, target.update)
+    documents = [_fetch_document(source, key, fetched) for key in keys]
     # Together, so that revoked signers are found before anything is kept.
     verify_collateral(assemble(documents, source=name), roots=roots)
     return documents

@@ -247,7 +247,7 @@ def test_real_collateral_goes_in_and_comes_out(path, vectors):
     intel = TrustRoots.intel()
     kept = 0
     with CollateralStore(path, roots=intel) as store:
-        for folder in sorted((vectors / "real").glob("*/tcb_info.json"))[::4]:
+        for folder in sorted((vectors / "real").glob("*/collateral.json"))[::4]:
             collateral = load_bundle(folder.parent)
             verified = verify_collateral(collateral, roots=intel)
             ca = verify_chain(collateral.pck_crl_issuer_chain, roots=intel, kind="ca", step="test").ca
