@@ -41,6 +41,9 @@ MIGRATIONS: tuple[str, ...] = (
         UNIQUE (document, digest)
     ) STRICT;
 
+    -- All that the choice of a version looks at, so that it reads no bodies.
+    CREATE INDEX versions_to_choose_from ON versions (document, root, issue_date, next_update, number);
+
     -- When and where a version was served as which set: 'standard', 'early', a number; '' for documents without sets.
     CREATE TABLE sightings (
         version INTEGER NOT NULL REFERENCES versions (id),
