@@ -22,7 +22,6 @@ from uvicorn.server import ServerState
 from confcom.errors import ConfigError
 from confcom.services.file_descriptors import available_descriptors
 from confcom.services.tls import ReloadingTls, TlsFiles
-from confcom.services.unix_listener import UnixListener
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +167,11 @@ class _Protocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Read on; what was begun has a deadline that further bytes do not move."""
+        limit = self._server.listener.max_head
+        if len(data) > limit and self.conn.their_state is h11.IDLE and data.find(b"\r\n\r\n", 0, limit) < 0:
+            # h11 limits a head only while it is incomplete.
+            self.send_400_response(f"The head of the request is longer than {limit} bytes.")
+            return
         super().data_received(data)
         self._watch()
         if self.conn.their_state is not h11.IDLE:
@@ -198,9 +202,7 @@ class _Protocol(H11Protocol):
 def _bind(listener: Listener, cleaning: contextlib.ExitStack) -> socket.socket:
     """A bound socket, closed with the stack."""
     if isinstance(listener.address, Path):
-        unix = UnixListener(listener.address, backlog=listener.backlog)
-        cleaning.callback(unix.close)
-        return unix.socket
+        return _bind_unix(listener.address, cleaning)
     host, port = listener.address
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -213,6 +215,36 @@ def _bind(listener: Listener, cleaning: contextlib.ExitStack) -> socket.socket:
         ) from error
     bound.setblocking(False)
     return bound
+
+
+def _bind_unix(path: Path, cleaning: contextlib.ExitStack) -> socket.socket:
+    bound = cleaning.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+    bound.setblocking(False)
+    try:
+        if path.is_socket() and not _is_served(path):
+            path.unlink()
+        bound.bind(str(path))
+        path.chmod(0o666)  # what it serves is public, and what changes something wants a token
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen at {path}: {error.strerror or error}",
+            advice="Name a path in a folder that can be written, where nothing else listens.",
+        ) from error
+    inode = path.stat().st_ino
+    cleaning.callback(_remove_own, path, inode)
+    return bound
+
+
+def _is_served(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+def _remove_own(path: Path, inode: int) -> None:
+    """Remove the socket, unless a successor stands at its path by now."""
+    with contextlib.suppress(OSError):
+        if path.stat().st_ino == inode:
+            path.unlink()
 
 
 def _url(bound: socket.socket, listener: Listener) -> str:

@@ -1,0 +1,512 @@
+"""The collateral service and the source behind it: one question each, nothing unverified, stale rather than nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pki_builder as pki
+from confcom.collateral.documents import DocumentKey, keys_for
+from confcom.collateral.store import CollateralStore
+from confcom.simulator.collateral_upstream import SimulatedUpstream
+from confcom.simulator.machine import FMSPC as FMSPC_BYTES
+from confcom.simulator.qe3 import QuotingEnclave
+from confcom.simulator.world import SimulatedWorld
+from running_collateral_service import (
+    BUILT_FMSPC,
+    BUILT_NOW,
+    BUILT_ROOTS,
+    FMSPC,
+    NOW,
+    SEED,
+    BuiltUpstream,
+    Clock,
+    RecordedUpstream,
+    RunningService,
+    running_service,
+)
+
+V4 = "/sgx/certification/v4"
+TCB_PATH = f"{V4}/tcb?fmspc={FMSPC}"
+TCB = DocumentKey.tcb_info("sgx", FMSPC_BYTES)
+USER, ADMIN = "the user's token", "the admin's token"
+HASHES = {
+    "user_token_hash": hashlib.sha512(USER.encode()).hexdigest(),
+    "admin_token_hash": hashlib.sha512(ADMIN.encode()).hexdigest().upper(),
+}
+
+
+@pytest.fixture
+def world() -> SimulatedWorld:
+    return SimulatedWorld.from_seed(SEED, now=NOW, machines=2)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock(NOW)
+
+
+@pytest.fixture
+def upstream(world: SimulatedWorld, clock: Clock) -> RecordedUpstream:
+    return RecordedUpstream(world, clock)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "collateral.sqlite"
+
+
+@pytest.fixture
+def service(store: Path, upstream: RecordedUpstream, world: SimulatedWorld, clock: Clock) -> Iterator[RunningService]:
+    with running_service(store, upstream, world.trust_roots, clock, remember_missing=0.05, **HASHES) as service:
+        yield service
+
+
+def offline(store: Path, world: SimulatedWorld, clock: Clock, **settings: Any) -> Any:
+    return running_service(store, None, world.trust_roots, clock, mode="offline", **HASHES, **settings)
+
+
+def qe_id(world: SimulatedWorld, machine: int = 0) -> bytes:
+    found = world.machines[machine]
+    return QuotingEnclave(found, world.authority.pck_chain(found)).qe_id
+
+
+def pck_path(world: SimulatedWorld, *, cpu_svn: bytes | None = None, pce_svn: int | None = None, more: str = "") -> str:
+    tcb = world.machine.tcb
+    svn = (tcb.pce_svn if pce_svn is None else pce_svn).to_bytes(2, "little").hex()
+    raw = bytes(tcb.sgx_components) if cpu_svn is None else cpu_svn
+    return f"{V4}/pckcert?qeid={qe_id(world).hex()}&cpusvn={raw.hex()}&pcesvn={svn}&pceid=0000{more}"
+
+
+# --- documents --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_thousand_clients_at_once_cost_one_question(
+    service: RunningService, upstream: RecordedUpstream
+) -> None:
+    upstream.gate.clear()
+
+    async def ask() -> bytes:
+        reader, writer = await asyncio.open_connection(*service.address)
+        writer.write(f"GET {TCB_PATH} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        return answer
+
+    clients = [asyncio.create_task(ask()) for _ in range(1000)]
+    await asyncio.to_thread(service.wait_until, lambda: bool(upstream.asked))
+    await asyncio.sleep(0.5)
+    upstream.gate.set()
+    answers = await asyncio.gather(*clients)
+
+    assert {answer.split(b"\r\n")[0] for answer in answers} == {b"HTTP/1.1 200 OK"}
+    assert len({answer.split(b"\r\n\r\n", 1)[1] for answer in answers}) == 1
+    assert upstream.asked.count(TCB) == 1
+
+
+def test_a_client_that_leaves_does_not_take_the_answer_from_the_others(
+    store: Path, upstream: RecordedUpstream, world: SimulatedWorld, clock: Clock
+) -> None:
+    upstream.gate.clear()
+    with running_service(store, upstream, world.trust_roots, clock, answer_timeout=0.2) as service:
+        impatient = service.ask(TCB_PATH)
+        upstream.gate.set()
+        service.wait_until(lambda: service.ask(TCB_PATH).status == 200)
+
+    assert impatient.status == 503
+    assert impatient.header("Retry-After")
+    assert impatient.json["error"] == "Server is currently unable to process the request."
+    assert upstream.asked.count(TCB) == 1
+
+
+def test_upstream_out_of_reach_is_said_so_and_asked_again_later(
+    service: RunningService, upstream: RecordedUpstream
+) -> None:
+    upstream.down = True
+    down = service.ask(TCB_PATH)
+    upstream.down = False
+    service.wait_until(lambda: service.ask(TCB_PATH).status == 200)
+
+    assert down.status == 502
+    assert down.json["error"] == "Unable to retrieve the collateral from the Intel SGX PCS."
+    assert down.json["code"] == "collateral-unavailable"
+    assert service.metric("upstream_errors_total", code="collateral-unavailable") == 1
+
+
+def test_what_upstream_does_not_have_is_not_asked_for_at_every_request(
+    store: Path, upstream: RecordedUpstream, world: SimulatedWorld, clock: Clock
+) -> None:
+    missing = DocumentKey.tcb_info("tdx", FMSPC_BYTES)
+    with running_service(store, upstream, world.trust_roots, clock) as service:
+        replies = [service.ask(f"/tdx/certification/v4/tcb?fmspc={FMSPC}") for _ in range(5)]
+
+    assert {reply.status for reply in replies} == {404}
+    assert len({reply.json["message"] for reply in replies}) == 1
+    assert upstream.asked.count(missing) == 1
+
+
+def test_what_expired_is_served_with_a_warning_while_nothing_newer_can_be_had(
+    service: RunningService, upstream: RecordedUpstream, clock: Clock
+) -> None:
+    fresh = service.ask(TCB_PATH)
+    upstream.down = True
+    clock.now += timedelta(days=60)
+    stale = service.ask(TCB_PATH)
+    upstream.down = False
+    service.wait_until(lambda: service.ask(TCB_PATH).header("Warning") is None, seconds=15)
+
+    assert (stale.status, stale.body) == (200, fresh.body)
+    assert (stale.header("Warning") or "").startswith('110 - "Response is Stale: it expired at 2026-12-20')
+    assert service.ask(TCB_PATH).body != fresh.body
+
+
+def test_forged_documents_are_neither_served_nor_kept(store: Path) -> None:
+    upstream = BuiltUpstream()
+    upstream.signer = pki.STRANGER
+    clock = Clock(BUILT_NOW)
+    with running_service(store, upstream, BUILT_ROOTS, clock, remember_missing=0.01) as service:
+        reply = service.ask(f"{V4}/tcb?fmspc={BUILT_FMSPC}")
+        with CollateralStore(store, roots=BUILT_ROOTS) as kept:
+            assert kept.document_keys() == ()
+        upstream.signer = pki.TCB_SIGNING
+        service.wait_until(lambda: service.ask(f"{V4}/tcb?fmspc={BUILT_FMSPC}").status == 200)
+
+    assert reply.status == 502
+    assert "signature-invalid" in reply.json["message"]
+    assert service.metric("upstream_errors_total", code="signature-invalid") == 1
+
+
+def test_documents_of_another_fmspc_are_not_served(store: Path) -> None:
+    upstream = BuiltUpstream()
+    upstream.changes = {"fmspc": "FFFFFFFFFFFF"}
+    with running_service(store, upstream, BUILT_ROOTS, Clock(BUILT_NOW)) as service:
+        assert service.ask(f"{V4}/tcb?fmspc={BUILT_FMSPC}").status in (404, 502)
+
+
+def test_an_older_answer_does_not_replace_a_newer_one(store: Path) -> None:
+    upstream, path = BuiltUpstream(), f"{V4}/tcb?fmspc={BUILT_FMSPC}"
+    with running_service(store, upstream, BUILT_ROOTS, Clock(BUILT_NOW), **HASHES) as service:
+        newer = service.ask(path)
+        upstream.changes = {"tcbEvaluationDataNumber": 19, "issueDate": "2026-02-20T00:00:00Z"}
+        report = service.ask(f"{V4}/refresh", method="POST", headers={"admin-token": ADMIN})
+        after = service.ask(path)
+
+    assert report.status == 200
+    assert after.body == newer.body
+
+
+def test_what_another_process_imports_is_served_within_seconds(
+    store: Path, world: SimulatedWorld, clock: Clock, upstream: RecordedUpstream
+) -> None:
+    with offline(store, world, clock) as service:
+        before = service.ask(TCB_PATH)
+        with CollateralStore(store, roots=world.trust_roots) as other:
+            other.add([upstream.fetch_document(TCB)], seen=clock.now, source="elsewhere")
+        service.wait_until(lambda: service.ask(TCB_PATH).status == 200, seconds=5)
+        old = service.ask(TCB_PATH).body
+        clock.now += timedelta(days=2)
+        with CollateralStore(store, roots=world.trust_roots) as other:
+            other.add([upstream.fetch_document(TCB)], seen=clock.now, source="elsewhere")
+        service.wait_until(lambda: service.ask(TCB_PATH).body != old, seconds=5)
+
+    assert before.status == 404
+    assert "offline" in before.json["message"]
+
+
+# --- PCK certificates -------------------------------------------------------------------------------------------------
+
+
+def test_gives_pck_certificates_and_remembers_them(
+    service: RunningService, upstream: RecordedUpstream, world: SimulatedWorld
+) -> None:
+    path = pck_path(world)
+    first = service.ask(path)
+    upstream.down = True
+    again = [service.ask(path.replace("/v4/", f"/v{version}/")) for version in (4, 3)]
+
+    assert first.status == 200
+    assert first.body.startswith(b"-----BEGIN CERTIFICATE-----")
+    assert first.header("Content-Type") == "application/x-pem-file"
+    tcb = world.machine.tcb
+    assert first.header("SGX-TCBm") == (bytes(tcb.sgx_components) + tcb.pce_svn.to_bytes(2, "little")).hex()
+    assert first.header("SGX-FMSPC") == FMSPC
+    assert first.header("SGX-PCK-Certificate-CA-Type") == "platform"
+    assert (first.header("SGX-PCK-Certificate-Issuer-Chain") or "").startswith("-----BEGIN%20CERTIFICATE-----%0A")
+    assert [reply.body for reply in again] == [first.body] * 2
+    assert again[1].header("Warning")
+
+
+def test_selects_a_certificate_for_a_tcb_that_none_is_exactly_for(
+    service: RunningService, upstream: RecordedUpstream, world: SimulatedWorld
+) -> None:
+    known = service.ask(pck_path(world))
+    service.ask(TCB_PATH)
+    upstream.down = True
+    components = list(world.machine.tcb.sgx_components)
+    components[0] += 3
+    updated = service.ask(pck_path(world, cpu_svn=bytes(components)))
+    lowered = service.ask(pck_path(world, cpu_svn=bytes(16)))
+
+    assert (updated.status, updated.body) == (200, known.body)
+    assert lowered.status == 502
+
+
+def test_an_unknown_platform_and_a_tcb_without_certificate_have_their_own_statuses(
+    store: Path, upstream: RecordedUpstream, world: SimulatedWorld, clock: Clock
+) -> None:
+    with running_service(store, upstream, world.trust_roots, clock) as service:
+        known = service.ask(pck_path(world))
+        service.ask(TCB_PATH)
+    with offline(store, world, clock) as service:
+        exact = service.ask(pck_path(world))
+        lowered = service.ask(pck_path(world, cpu_svn=bytes(16)))
+        strange = service.ask(pck_path(world).replace(qe_id(world).hex(), "00" * 16))
+
+    assert (exact.status, exact.body) == (200, known.body)
+    assert (lowered.status, lowered.json["error"]) == (462, "Certificates are not available for certain TCBs.")
+    assert (strange.status, strange.json["error"]) == (461, "The platform was not found in the cache.")
+    assert "00" * 16 in strange.json["message"]
+
+
+class SwappingUpstream(SimulatedUpstream):
+    """Gives the certificate of another processor to whom sends an encrypted PPID, as Intel's service would."""
+
+    def fetch_pck_certificate(self, request: Any) -> Any:
+        if request.encrypted_ppid is not None:
+            other = self._world.machines[1]
+            authority = self._world.authority
+            leaf = authority.pck_chain(other).split(b"-----END CERTIFICATE-----\n")[0] + b"-----END CERTIFICATE-----\n"
+            mine = super().fetch_pck_certificate(request)
+            return type(mine)(leaf, mine.issuer_chain, mine.tcbm, mine.fmspc, mine.ca)
+        return super().fetch_pck_certificate(request)
+
+
+def test_nobody_can_put_his_certificate_in_another_platforms_place(
+    store: Path, world: SimulatedWorld, clock: Clock
+) -> None:
+    ppid = f"&encrypted_ppid={'ab' * 384}"
+    raw = world.machine.tcb.cpu_svn
+    with running_service(store, SwappingUpstream(world, clock), world.trust_roots, clock) as service:
+        own = service.ask(pck_path(world))
+        attack = service.ask(pck_path(world, cpu_svn=raw, more=ppid))
+        after = service.ask(pck_path(world, cpu_svn=raw))
+
+    assert attack.status == 460
+    assert "another processor" in attack.json["message"]
+    assert after.body == own.body
+
+
+# --- administration ---------------------------------------------------------------------------------------------------
+
+
+def registration(world: SimulatedWorld) -> dict[str, str]:
+    tcb = world.machine.tcb
+    return {
+        "qe_id": qe_id(world).hex(),
+        "pce_id": "0000",
+        "cpu_svn": tcb.cpu_svn.hex(),
+        "pce_svn": tcb.pce_svn.to_bytes(2, "little").hex(),
+        "enc_ppid": "ab" * 384,
+        "platform_manifest": "",
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "header"),
+    [("POST", "platforms", "user-token"), ("GET", "platforms", "admin-token"), ("POST", "refresh", "admin-token")],
+)
+def test_administration_wants_its_token(service: RunningService, method: str, path: str, header: str) -> None:
+    wrong = [{}, {header: ""}, {header: "guess"}, {header: HASHES["user_token_hash"]}, {"user-token": ADMIN}]
+    for headers in wrong:
+        reply = service.ask(f"{V4}/{path}", method=method, headers=headers, body={})
+        assert (reply.status, reply.json["error"]) == (401, "Authentication failed.")
+
+
+def test_without_a_token_set_administration_is_closed(
+    store: Path, upstream: RecordedUpstream, world: SimulatedWorld, clock: Clock
+) -> None:
+    with running_service(store, upstream, world.trust_roots, clock) as service:
+        reply = service.ask(f"{V4}/refresh", method="POST", headers={"admin-token": ""})
+
+    assert reply.status == 401
+    assert "admin_token_hash" in reply.json["advice"]
+
+
+def test_registering_a_platform_fetches_all_that_its_quotes_need(
+    service: RunningService, upstream: RecordedUpstream, world: SimulatedWorld
+) -> None:
+    reply = service.ask(f"{V4}/platforms", method="POST", headers={"user-token": USER}, body=registration(world))
+    upstream.down = True
+    listed = service.ask(f"{V4}/platforms?source=[{FMSPC}]", headers={"admin-token": ADMIN})
+
+    assert (reply.status, reply.body) == (200, b"Operation successful.")
+    assert service.ask(pck_path(world, cpu_svn=world.machine.tcb.cpu_svn)).status == 200
+    paths = ["qe/identity", "rootcacrl", "pckcrl?ca=platform", f"tcb?fmspc={FMSPC}"]
+    assert {service.ask(f"{V4}/{path}").status for path in paths} == {200}
+    assert listed.header("platform-count") == "1"
+    assert listed.json[0]["qe_id"] == qe_id(world).hex().upper()
+    assert service.ask("/readyz").json["ready"] is True
+
+
+def test_offline_a_registration_is_queued_and_reading_the_queue_keeps_it(
+    store: Path, world: SimulatedWorld, clock: Clock
+) -> None:
+    with offline(store, world, clock) as service:
+        service.ask(f"{V4}/platforms", method="POST", headers={"user-token": USER}, body=registration(world))
+    with offline(store, world, clock) as service:
+        first, second = (service.ask(f"{V4}/platforms", headers={"admin-token": ADMIN}) for _ in range(2))
+
+    assert first.json == second.json == [{k: v.upper() for k, v in registration(world).items()}]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"qe_id": ""}, "qe_id"),
+        ({"cpu_svn": "zz" * 16}, "cpu_svn"),
+        ({"pce_id": None}, "pce_id"),
+        ({"enc_ppid": "00"}, "encrypted_ppid"),
+    ],
+)
+def test_names_what_is_wrong_with_a_registration(
+    service: RunningService, world: SimulatedWorld, change: dict[str, Any], named: str
+) -> None:
+    body = registration(world) | change
+    reply = service.ask(f"{V4}/platforms", method="POST", headers={"user-token": USER}, body=body)
+
+    assert reply.status == 400
+    assert named in reply.json["message"]
+
+
+@pytest.mark.parametrize("body", [b"", b"[1]", b"{", b"\xff", b"[" * 100_000])
+def test_survives_bodies_that_are_no_registration(service: RunningService, body: bytes) -> None:
+    reply = service.ask(f"{V4}/platforms", method="POST", headers={"user-token": USER}, body=body)
+
+    assert reply.status == 400
+
+
+# --- refreshing -------------------------------------------------------------------------------------------------------
+
+
+def test_refresh_goes_on_past_what_fails(service: RunningService, upstream: RecordedUpstream, clock: Clock) -> None:
+    for path in ("qe/identity", f"tcb?fmspc={FMSPC}", "rootcacrl", "pckcrl?ca=platform"):
+        service.ask(f"{V4}/{path}")
+    upstream.unreachable = {DocumentKey.qe_identity("sgx")}
+    clock.now += timedelta(hours=2)
+    reply = service.ask(f"{V4}/refresh", headers={"admin-token": ADMIN})
+    healed = upstream.unreachable.clear() or service.ask(f"{V4}/refresh", headers={"admin-token": ADMIN})
+
+    assert reply.status == 502
+    assert reply.json["renewed"] == 3
+    assert [(failed["what"], failed["code"]) for failed in reply.json["failed"]] == [
+        ("QE identity (standard set)", "collateral-unavailable")
+    ]
+    assert (healed.status, healed.json["failed"]) == (200, [])
+    assert service.metric("refresh_total", outcome="failed") == 1
+
+
+def test_refreshing_certificates_goes_on_past_a_failing_platform(
+    service: RunningService, upstream: RecordedUpstream, world: SimulatedWorld
+) -> None:
+    for cpu_svn in (None, world.machine.tcb.cpu_svn):
+        assert service.ask(pck_path(world, cpu_svn=cpu_svn)).status == 200
+    failing = next(item for item in upstream.asked if getattr(item, "cpu_svn", b"") == world.machine.tcb.cpu_svn)
+    upstream.unreachable = {failing}
+    reply = service.ask(f"{V4}/refresh?type=certs&fmspc={FMSPC}", headers={"admin-token": ADMIN})
+    nobody = service.ask(f"{V4}/refresh?type=certs&fmspc=[ffffffffffff]", headers={"admin-token": ADMIN})
+    wrong = service.ask(f"{V4}/refresh?type=everything", headers={"admin-token": ADMIN})
+
+    assert (reply.status, reply.json["unchanged"], len(reply.json["failed"])) == (502, 1, 1)
+    assert (nobody.status, nobody.json["unchanged"]) == (200, 0)
+    assert (wrong.status, wrong.json["field"]) == (400, "type")
+
+
+def test_offline_there_is_nothing_to_refresh(store: Path, world: SimulatedWorld, clock: Clock) -> None:
+    with offline(store, world, clock) as service:
+        reply = service.ask(f"{V4}/refresh", method="POST", headers={"admin-token": ADMIN})
+
+    assert reply.status == 503
+    assert "offline" in reply.json["message"]
+
+
+def test_renews_in_the_background_before_it_expires(
+    store: Path, upstream: RecordedUpstream, world: SimulatedWorld, clock: Clock
+) -> None:
+    settings = {"refresh_look": 0.05, "refresh_retry": 3600.0, "fmspcs": (FMSPC,)}
+    with running_service(store, upstream, world.trust_roots, clock, **settings) as service:
+        # Nobody has asked for anything yet.
+        service.wait_until(lambda: service.ask("/readyz").status == 200)
+        first = service.ask(TCB_PATH).body
+        upstream.unreachable = {DocumentKey.qe_identity("sgx")}
+        clock.now += timedelta(days=24)
+        service.wait_until(lambda: service.ask(TCB_PATH).body != first)
+        assert service.ask(TCB_PATH).header("Warning") is None
+        service.wait_until(lambda: service.metric("refresh_total", outcome="failed") >= 1)
+        asked = upstream.asked.count(DocumentKey.qe_identity("sgx"))
+        upstream.unreachable = set()
+        clock.now += timedelta(hours=2)
+        service.wait_until(lambda: upstream.asked.count(DocumentKey.qe_identity("sgx")) > asked)
+
+    assert service.metric("last_refresh_timestamp_seconds") >= NOW.timestamp()
+
+
+def test_what_belongs_to_a_tcb_info_is_fetched_before_anybody_asks(
+    service: RunningService, upstream: RecordedUpstream
+) -> None:
+    service.ask(TCB_PATH)
+
+    service.wait_until(lambda: set(keys_for(FMSPC_BYTES, "platform", "sgx")) <= set(upstream.asked))
+
+
+# --- readiness --------------------------------------------------------------------------------------------------------
+
+
+def test_readiness_names_the_fmspc_that_lacks_fresh_collateral(
+    store: Path, upstream: RecordedUpstream, world: SimulatedWorld, clock: Clock
+) -> None:
+    with running_service(store, upstream, world.trust_roots, clock) as service:
+        empty = service.ask("/readyz")
+        service.ask(f"{V4}/qe/identity")
+        service.ask(TCB_PATH)
+        service.wait_until(lambda: service.ask("/readyz").json["documents"] == 4)
+        full = service.ask("/readyz")
+        upstream.down = True
+        clock.now += timedelta(days=31)
+        old = service.ask("/readyz")
+        assert service.ask("/healthz").json == {"status": "alive"}
+        service.ask("/metrics")
+        assert service.metric("ready") == 0
+
+    assert (empty.status, full.status, old.status) == (200, 200, 503)
+    assert old.json["reason"] == f"fresh collateral is lacking for FMSPC {FMSPC} (sgx)"
+    lacking = {gap["document"]: gap["problem"] for gap in old.json["lacking"]}
+    assert lacking.keys() == {
+        f"SGX TCB info of FMSPC {FMSPC} (standard set)",
+        "QE identity (standard set)",
+        "PCK CRL of the platform CA",
+    }
+    assert all(problem.startswith("expired at 2026-12-20") for problem in lacking.values())
+
+
+def test_readiness_of_an_empty_offline_service_and_of_a_configured_fmspc(
+    tmp_path: Path, world: SimulatedWorld, clock: Clock, upstream: RecordedUpstream
+) -> None:
+    with offline(tmp_path / "a.sqlite", world, clock) as service:
+        empty = service.ask("/readyz")
+    upstream.down = True
+    with running_service(
+        tmp_path / "b.sqlite", upstream, world.trust_roots, clock, fmspcs=("00906ed50000",)
+    ) as service:
+        configured = service.ask("/readyz")
+
+    assert (empty.status, configured.status) == (503, 503)
+    assert "empty" in empty.json["reason"]
+    assert "00906ed50000" in configured.json["reason"]
+    assert {gap["problem"] for gap in configured.json["lacking"]} == {"missing"}
