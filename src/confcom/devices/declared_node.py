@@ -1,0 +1,73 @@
+"""A simulated SGX node: a folder that looks like a host with the EPC that was declared, for work without hardware.
+
+The same code that looks at real hosts looks at this folder. Its devices are ordinary files; the one for enclaves holds
+the simulated machine, so what runs in a container that was granted it stands on this node's machine.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+from confcom.devices.epc_sections import MIB
+from confcom.devices.host import Host
+from confcom.devices.sgx_driver import ENCLAVE_PATHS, PROVISION_PATHS
+from confcom.errors import ConfigError
+
+MAX_NUMA_NODES = 64
+_UNITS = {"": 1, "K": 10, "M": 20, "G": 30, "T": 40}
+_SIZE = re.compile(r"(\d{1,15})(?:([KMGT])(?:i|iB)?)?")
+
+
+def parse_epc_sizes(text: str) -> tuple[int, ...]:
+    """Bytes per NUMA node from `168Mi` or `64Gi,64Gi`; also plain bytes. `ConfigError` says what is wrong."""
+    sizes = []
+    for word in text.split(","):
+        match = _SIZE.fullmatch(word.strip())
+        if match is None:
+            raise ConfigError(f"{word.strip()!r} is no size of EPC", advice="Write for example 168Mi, or 64Gi,64Gi.")
+        sizes.append(int(match[1]) << _UNITS[match[2]] if match[2] else int(match[1]))
+    if len(sizes) > MAX_NUMA_NODES:
+        raise ConfigError(f"{len(sizes)} NUMA nodes are more than {MAX_NUMA_NODES}")
+    if sum(sizes) < MIB:
+        raise ConfigError(f"{text} is less than 1 MiB of EPC")
+    return tuple(sizes)
+
+
+def declare_node(root: Path, epc: tuple[int, ...], machine: bytes) -> Host:
+    """Make the folder, or bring it up to date. `epc` has bytes per NUMA node, `machine` the machine file's content."""
+    files: dict[str, bytes] = {
+        f"sys/devices/system/node/node{number}/x86/sgx_total_bytes": f"{size}\n".encode()
+        for number, size in enumerate(epc)
+    }
+    files["proc/cpuinfo"] = b"processor\t: 0\nmodel name\t: simulated\nflags\t\t: sgx sgx_lc\n"
+    files[ENCLAVE_PATHS[0].lstrip("/")] = machine
+    files[PROVISION_PATHS[0].lstrip("/")] = b"simulated provisioning device\n"
+    try:
+        _forget_nodes(root, len(epc))
+        _write(root, files)
+    except OSError as error:
+        raise ConfigError(f"cannot make the simulated node at {root}: {error.strerror}") from error
+    return Host(root.absolute(), stand_ins=True)
+
+
+def _forget_nodes(root: Path, kept: int) -> None:
+    for path in root.glob("sys/devices/system/node/node*/x86/sgx_total_bytes"):
+        number = path.parent.parent.name.removeprefix("node")
+        if number.isdigit() and int(number) >= kept:
+            path.unlink()
+            path.parent.rmdir()
+            path.parent.parent.rmdir()
+
+
+def _write(root: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # In one step: containers may hold the present file, and must not see half of the next.
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        draft.write_bytes(content)
+        draft.chmod(0o644)
+        draft.rename(path)

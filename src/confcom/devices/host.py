@@ -1,0 +1,123 @@
+"""The host's file system: the only way to /dev, /proc and /sys for what looks at a node.
+
+Paths are given as the host knows them (`/dev/sgx_enclave`); `root` is where this process sees the host's root. Symlinks
+are resolved inside that root, so an absolute link of the host never leads out of it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+MAX_TEXT = 1 << 20
+"""Bytes read of one file; /proc/cpuinfo of 512 processors has about 800 KB, of which the first entry is enough."""
+_MAX_LINKS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceFile:
+    """A device of the host: `path` is the true one, free of symlinks; `number` is None for a stand-in."""
+
+    path: str
+    number: tuple[int, int] | None
+    mode: int
+    uid: int
+    gid: int
+
+    @property
+    def is_stand_in(self) -> bool:
+        """Whether it is an ordinary file that plays a device on a simulated node."""
+        return self.number is None
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A host whose root is seen at `root`. `stand_ins` lets ordinary files play devices: a simulated node only."""
+
+    root: Path = Path("/")
+    stand_ins: bool = False
+
+    def outside(self, path: str) -> str:
+        """The path under which the node's own programs (kubelet, container runtime) find a device.
+
+        A simulated node is a folder of the real one; otherwise `root` is merely where we see the host's root.
+        """
+        return str(self.root / path.lstrip("/")) if self.stand_ins else path
+
+    def read(self, path: str) -> str | None:
+        """A file's text, `MAX_TEXT` bytes at most, or None if it cannot be read."""
+        content = self.read_at(path, MAX_TEXT, 0)
+        return None if content is None else content.decode("utf-8", "replace")
+
+    def read_at(self, path: str, size: int, position: int) -> bytes | None:
+        """Up to `size` bytes from `position`, or None if that cannot be read."""
+        true = self.resolve(path)
+        if true is None:
+            return None
+        try:
+            descriptor = os.open(self._inside(true), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            return None
+        try:
+            pieces = []
+            while size > 0 and (piece := os.pread(descriptor, size, position)):
+                pieces.append(piece)
+                position += len(piece)
+                size -= len(piece)
+            return b"".join(pieces)
+        except OSError:
+            return None
+        finally:
+            os.close(descriptor)
+
+    def names(self, path: str) -> Iterator[str]:
+        """Names in a directory, sorted; none where it cannot be read."""
+        try:
+            yield from sorted(entry.name for entry in self._inside(path).iterdir())
+        except OSError:
+            return
+
+    def device(self, path: str) -> DeviceFile | None:
+        """The character device (or stand-in) at a path or at the end of its symlinks; None if there is none."""
+        true = self.resolve(path)
+        if true is None:
+            return None
+        try:
+            status = os.lstat(self._inside(true))
+        except OSError:
+            return None
+        mode = stat.S_IMODE(status.st_mode)
+        if stat.S_ISCHR(status.st_mode):
+            number = (os.major(status.st_rdev), os.minor(status.st_rdev))
+            return DeviceFile(true, number, mode, status.st_uid, status.st_gid)
+        if self.stand_ins and stat.S_ISREG(status.st_mode):
+            return DeviceFile(true, None, mode, status.st_uid, status.st_gid)
+        return None
+
+    def resolve(self, path: str) -> str | None:
+        """The path free of symlinks, as the host would resolve it; None if it leads nowhere or in circles."""
+        done = PurePosixPath("/")
+        waiting = list(reversed(PurePosixPath(path).parts))
+        for _ in range(_MAX_LINKS * 8):
+            if not waiting:
+                return str(done)
+            part = waiting.pop()
+            if part in ("/", ".."):
+                done = PurePosixPath("/") if part == "/" else done.parent
+                continue
+            try:
+                mode = os.lstat(self._inside(str(done / part))).st_mode
+                target = str(self._inside(str(done / part)).readlink()) if stat.S_ISLNK(mode) else None
+            except OSError:
+                return None
+            if target is None:
+                done /= part
+            else:
+                waiting += reversed(PurePosixPath(target).parts)
+        return None
+
+    def _inside(self, path: str) -> Path:
+        return self.root / path.lstrip("/")

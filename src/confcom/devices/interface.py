@@ -1,0 +1,67 @@
+"""What a device resource is to the service that offers it to the kubelet, and where EPC can be published instead."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from confcom.devices.sgx_node import SgxNode
+from confcom.protocols.kubelet import ContainerAllocation, Device
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """The devices of a resource at one moment. `reason` says why they are unhealthy, or is empty."""
+
+    devices: tuple[Device, ...]
+    node: SgxNode
+    reason: str = ""
+
+
+class DeviceResource(Protocol):
+    """One extended resource: what there is of it, and what a container gets with it."""
+
+    @property
+    def name(self) -> str:
+        """The extended resource's name, `domain/word`."""
+
+    @property
+    def endpoint(self) -> str:
+        """A word for its socket's file name."""
+
+    @property
+    def prefers(self) -> bool:
+        """Whether `prefer` has a preference at all."""
+
+    @property
+    def guarded(self) -> bool:
+        """Whether the pods that may have it are checked before each start of a container."""
+
+    def inventory(self, node: SgxNode) -> Inventory:
+        """The devices that this node offers now."""
+
+    def prefer(self, available: Sequence[str], must_include: Sequence[str], size: int) -> tuple[str, ...]:
+        """Which ids a container had best get."""
+
+    def grant(self, ids: Sequence[str], inventory: Inventory) -> ContainerAllocation:
+        """What the container that gets these ids sees; the caller has checked that they are in the inventory."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """Of a Node object: amounts of extended resources as the API writes them, and the labels."""
+
+    capacity: Mapping[str, str]
+    allocatable: Mapping[str, str]
+    labels: Mapping[str, str]
+
+
+class NodeStatusPublisher(Protocol):
+    """The one Node object that we may write; failures are `PlatformError`s, worth another attempt."""
+
+    def watch(self) -> AsyncGenerator[NodeStatus, None]:
+        """The present state, then each further one; ends or raises when the watch is lost."""
+
+    async def patch(self, patch: Mapping[str, object]) -> None:
+        """Merge into the node's status."""

@@ -1,0 +1,231 @@
+"""The device plugin: makes the node's EPC a resource of Kubernetes and gives containers the SGX driver's devices.
+
+It looks at the node, chooses how EPC is published, and runs one registration per resource until it is told to stop. The
+node is looked at again every few seconds: devices that vanish make their resource unhealthy, and healthy when they come
+back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from confcom.devices.epc_node_status import EpcAmount
+from confcom.devices.epc_pool import EpcPool
+from confcom.devices.epc_publisher import PublisherChoice, choose_publisher
+from confcom.devices.epc_units import EpcUnits
+from confcom.devices.host import Host
+from confcom.devices.interface import DeviceResource, NodeStatusPublisher
+from confcom.devices.sgx_driver import find_cpu_flags
+from confcom.devices.sgx_enclave import enclave_slots
+from confcom.devices.sgx_node import SgxNode, find_sgx
+from confcom.devices.sgx_provision import ANY_NAMESPACE, check_holder, provision_slots
+from confcom.errors import ConfigError, PlatformUnavailable
+from confcom.protocols.kubelet import Empty
+from confcom.protocols.kubelet_podresources import LIST
+from confcom.services.device_plugin_config import DevicePluginConfig
+from confcom.services.device_plugin_events import Observer, PluginEvent, log_event
+from confcom.services.device_plugin_grpc import call
+from confcom.services.device_plugin_registration import Registration
+from confcom.services.device_plugin_server import ResourceServer
+from confcom.services.epc_reconciler import EpcReconciler
+
+Actor = Coroutine[Any, Any, None]
+
+
+async def serve(
+    host: Host,
+    config: DevicePluginConfig,
+    *,
+    stop: asyncio.Event,
+    publisher: Callable[[], NodeStatusPublisher] | None = None,
+    started: Callable[[str], None] | None = None,
+    observe: Observer = log_event,
+) -> None:
+    """Serve until `stop` is set.
+
+    `publisher` makes the way to the node's status, if the size of the node calls for it. `started` is called once the
+    kubelet knows every resource, with a line that says what was published.
+    """
+    config.check()
+    node = await _find_node(host, config, stop)
+    if node is None:
+        return
+    plugin = DevicePlugin(host, config, node, publisher, observe)
+    plugin.tell_plan()
+    tasks = [asyncio.create_task(actor) for actor in plugin.actors(started)]
+    waits: list[asyncio.Task[Any]] = [*tasks, asyncio.create_task(stop.wait())]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task.done():
+                task.result()
+                raise RuntimeError(f"{task.get_name()} ended by itself")
+    finally:
+        for task in waits:
+            task.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+
+
+class DevicePlugin:
+    """What one node publishes, decided once, and the actors that keep it so."""
+
+    def __init__(
+        self,
+        host: Host,
+        config: DevicePluginConfig,
+        node: SgxNode,
+        publisher: Callable[[], NodeStatusPublisher] | None,
+        observe: Observer,
+    ) -> None:
+        self._host = host
+        self._config = config
+        self._observe = observe
+        self._node = node
+        self._units = EpcUnits(
+            host,
+            config.resource,
+            config.reserve_mib,
+            config.overcommit,
+            prefers=len(node.epc.sections) > 1,
+        )
+        self.choice = self._choose(self._units.pool(node))
+        self._servers = [self._server(resource) for resource in self._resources()]
+        self._reconciler: EpcReconciler | None = None
+        if self.choice.name == "node-status":
+            if publisher is None:
+                raise ConfigError(
+                    f"EPC of this node belongs in its status ({self.choice.reason}), but no node is named",
+                    advice="Name the node with --node-name and give credentials; or choose --publisher devices.",
+                )
+            self._reconciler = EpcReconciler(publisher(), self._amount(node), observe)
+
+    def tell_plan(self) -> None:
+        """Log what was found and what is made of it."""
+        pool = self._units.pool(self._node)
+        driver, flags = self._node.driver, find_cpu_flags(self._host)
+        fields = {
+            "publisher": self.choice.name,
+            "reason": self.choice.reason,
+            "true_mib": pool.true_mib,
+            "reserve_mib": pool.reserve_mib,
+            "overcommit": pool.overcommit,
+            "units": pool.units,
+            "numa_nodes": {str(section.numa_node): section.true_mib for section in pool.sections},
+            "epc_source": self._node.epc.source,
+            "driver": driver.kind,
+            "devices": [found.describe() for found in (driver.enclave, driver.provision) if found is not None],
+            "launch_control": None if flags is None else flags.launch_control,
+            "provision": self._provision_plan(),
+        }
+        self._observe(PluginEvent("epc.plan", self._config.resource, fields))
+
+    def summary(self) -> str:
+        """The plan as one line."""
+        pool = self._units.pool(self._node)
+        return f"{self._config.resource} = {pool.units} ({pool.true_mib} MiB of EPC), as {self.choice.name}"
+
+    def actors(self, started: Callable[[str], None] | None) -> list[Actor]:
+        """Everything that runs for ever."""
+        waiting = set(range(len(self._servers)))
+
+        def ready(number: int) -> None:
+            if number in waiting:
+                waiting.remove(number)
+                if not waiting and started is not None:
+                    started(self.summary())
+
+        runs: list[Actor] = [
+            Registration(server, self._config, self._observe, lambda number=number: ready(number)).run()  # type: ignore[misc]
+            for number, server in enumerate(self._servers)
+        ]
+        if self._reconciler is not None:
+            runs.append(self._reconciler.run())
+        return [*runs, self._look_again()]
+
+    def _choose(self, pool: EpcPool) -> PublisherChoice:
+        if not pool.units:
+            raise ConfigError(
+                f"nothing is left of {pool.true_mib} MiB of EPC beside a reserve of {pool.reserve_mib} MiB",
+                advice="Lower reserve_mib.",
+            )
+        return choose_publisher(
+            pool,
+            wanted=self._config.publisher,
+            unit_limit=self._config.unit_limit,
+            topology=self._node.epc.numa_nodes > 1,
+        )
+
+    def _resources(self) -> Sequence[DeviceResource]:
+        config = self._config
+        found: list[DeviceResource] = [self._units]
+        if self.choice.name == "node-status":
+            found = [enclave_slots(self._host, config.enclave_limit, name=config.enclave_resource)]
+        if config.provision_limit:
+            slots = provision_slots(
+                self._host,
+                config.provision_limit,
+                name=config.provision_resource,
+                guarded=ANY_NAMESPACE not in config.namespaces,
+            )
+            found.append(slots)
+        return found
+
+    def _server(self, resource: DeviceResource) -> ResourceServer:
+        guard = self._check_holder if resource.guarded else None
+        return ResourceServer(resource, resource.inventory(self._node), self._observe, guard)
+
+    async def _check_holder(self, ids: Sequence[str]) -> str:
+        config = self._config
+        held = await call(Path(config.pod_resources_socket), LIST, Empty(), timeout=config.register_timeout)
+        return check_holder(ids, held, resource=config.provision_resource, namespaces=config.namespaces)
+
+    def _provision_plan(self) -> str:
+        if not self._config.provision_limit:
+            return "given to nobody"
+        return f"given to {self._config.provision_limit} at a time, namespaces {self._config.provision_namespaces}"
+
+    def _amount(self, node: SgxNode) -> EpcAmount:
+        return EpcAmount.of(self._config.resource, self._units.pool(node), healthy=not node.obstacles)
+
+    async def _look_again(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.health_interval)
+            node = find_sgx(self._host)
+            if not node.epc.sections:
+                # Ids must not vanish with the driver: what was there is unhealthy, not gone.
+                node = replace(node, epc=replace(self._node.epc, missing=node.epc.missing))
+            self._node = node
+            for server in self._servers:
+                server.update(server.resource.inventory(node))
+            if self._reconciler is not None:
+                self._reconciler.update(self._amount(node))
+
+
+async def _find_node(host: Host, config: DevicePluginConfig, stop: asyncio.Event) -> SgxNode | None:
+    """The node with SGX; waits for it if that is wanted, None when stopped meanwhile."""
+    told = ""
+    while not stop.is_set():
+        node = find_sgx(host)
+        if not node.obstacles:
+            return node
+        reason = "; ".join(node.obstacles)
+        if not config.wait_for_sgx:
+            raise PlatformUnavailable(
+                f"this node offers no SGX: {reason}",
+                advice="Run the plugin on nodes with SGX only (wait_for_sgx makes it wait), or --platform simulated.",
+            )
+        if reason != told:
+            structlog.get_logger().info("sgx.absent", reason=reason)
+            told = reason
+        try:
+            async with asyncio.timeout(config.health_interval):
+                await stop.wait()
+        except TimeoutError:
+            continue
+    return None

@@ -1,0 +1,111 @@
+"""Settings of the device plugin."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+import msgspec
+
+from confcom.devices.epc_publisher import DEFAULT_UNIT_LIMIT, MAX_UNIT_LIMIT
+from confcom.devices.epc_units import CANONICAL_RESOURCE
+from confcom.devices.sgx_enclave import ENCLAVE_RESOURCE
+from confcom.devices.sgx_provision import PROVISION_RESOURCE
+from confcom.errors import ConfigError
+
+_RESOURCE = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?/[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+_BYTES = "sgx.intel.com/epc"
+_Seconds = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class DevicePluginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of the device plugin; the defaults are those for production."""
+
+    platform: Literal["auto", "intel", "simulated"] = "auto"
+    """Whose EPC it is."""
+    host_root: str = "/"
+    """Where this process sees the host's root directory."""
+    simulated_machine: str | None = None
+    """File of the simulated machine that enclaves on this node stand on."""
+    simulated_epc: str = "168Mi"
+    """EPC of the simulated node: one size per NUMA node, with commas between."""
+    simulated_node: str = "/var/lib/confcom/simulated-node"
+    """Folder of the simulated node, under the same path here and on the host."""
+    wait_for_sgx: bool = False
+    """On a node without SGX, wait for it instead of ending with an error."""
+
+    resource: str = CANONICAL_RESOURCE
+    """Name of the EPC resource, counted in MiB."""
+    reserve_mib: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """MiB held back for enclaves that ask for none: QE and PCE of a quote helper that does not request EPC itself."""
+    overcommit: Annotated[float, msgspec.Meta(ge=1, le=100)] = 1.0
+    """What may be requested as a multiple of what is there beside the reserve; above 1 enclaves may be paged."""
+    publisher: Literal["auto", "devices", "node-status"] = "auto"
+    """One device per MiB, or an amount in the node's status; `auto` goes by `unit_limit`."""
+    unit_limit: Annotated[int, msgspec.Meta(ge=0, le=MAX_UNIT_LIMIT)] = DEFAULT_UNIT_LIMIT
+    """Most devices that `auto` makes; each costs the kubelet time whenever it restarts."""
+    enclave_resource: str = ENCLAVE_RESOURCE
+    """Name of the enclave device's own resource, beside EPC in the node's status."""
+    enclave_limit: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 110
+    """Containers with enclaves at a time, beside EPC in the node's status; 110 is the kubelet's limit of pods."""
+    provision_resource: str = PROVISION_RESOURCE
+    """Name of the provisioning device's resource."""
+    provision_limit: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 0
+    """Containers that may hold the provisioning device at a time; 0 means that nobody is ever given it."""
+    provision_namespaces: str = ""
+    """Namespaces whose pods may hold it, with commas between; `*` leaves the choice to admission control."""
+
+    node_name: str = ""
+    """This node's name in the Kubernetes API, for EPC in the node's status."""
+    kubeconfig: str | None = None
+    """Credentials for that; without it those of the pod's service account."""
+
+    plugin_dir: str = "/var/lib/kubelet/device-plugins"
+    """The kubelet's directory of device plugins, with kubelet.sock."""
+    registration: Literal["socket", "registry"] = "socket"
+    """Register at kubelet.sock, or let the kubelet find our socket in `registry_dir`."""
+    registry_dir: str = "/var/lib/kubelet/plugins_registry"
+    """The directory that the kubelet watches for plugins."""
+    pod_resources_socket: str = "/var/lib/kubelet/pod-resources/kubelet.sock"
+    """Where the kubelet says which pod holds which device."""
+
+    watch_interval: _Seconds = 0.5
+    """Seconds between two looks at the sockets."""
+    health_interval: _Seconds = 5.0
+    """Seconds between two looks at the driver's devices."""
+    register_timeout: _Seconds = 10.0
+    """Seconds for the kubelet to take a registration, and to open its stream then."""
+    retry_initial: _Seconds = 0.2
+    """Seconds until another attempt after a failure; doubled each time."""
+    retry_max: _Seconds = 30.0
+    """Most seconds between two attempts."""
+
+    def check(self) -> None:
+        """What one field alone cannot tell; `ConfigError` says what is wrong."""
+        for name in (self.resource, self.enclave_resource, self.provision_resource):
+            _check_resource(name)
+        if len({self.resource, self.enclave_resource, self.provision_resource}) != 3:
+            raise ConfigError("two resources have the same name")
+        if self.resource == _BYTES:
+            raise ConfigError(
+                f"{_BYTES} counts bytes, and the EPC resource here counts MiB",
+                advice="Leave the resource as it is: requests in other dialects are translated at admission.",
+            )
+        if self.provision_limit and not self.namespaces:
+            raise ConfigError(
+                "provision_limit is set, but provision_namespaces is empty",
+                advice="Name the namespaces whose pods may hold the provisioning device.",
+            )
+
+    @property
+    def namespaces(self) -> frozenset[str]:
+        """`provision_namespaces` as a set."""
+        return frozenset(word for part in self.provision_namespaces.split(",") if (word := part.strip()))
+
+
+def _check_resource(name: str) -> None:
+    if _RESOURCE.fullmatch(name) is None or f".{name.split('/')[0]}".endswith(".kubernetes.io"):
+        raise ConfigError(
+            f"{name!r} is no name that the kubelet takes for an extended resource",
+            advice="Write DOMAIN/NAME; the domain kubernetes.io is Kubernetes' own.",
+        )
