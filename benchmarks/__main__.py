@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from benchmarks import quote_helper, verification
+from benchmarks import quote_helper, store_crash, verification
 
 BENCHMARKS: dict[str, Callable[[], None]] = {
     "verification": verification.main,
     "quote-helper": quote_helper.main,
+    "store-crash": store_crash.bench,
 }
 
 
