@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ class RunningHelper:
 
     def stop(self) -> None:
         if self._thread.is_alive():
-            self.ask_to_stop()
+            with suppress(RuntimeError):  # its loop has ended: a successor took over
+                self.ask_to_stop()
             self._thread.join(20)
         assert not self._thread.is_alive(), "the helper did not stop"
 

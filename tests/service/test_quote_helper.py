@@ -555,7 +555,7 @@ class TestLife:
     def test_connections_that_wait_in_the_backlog_when_it_stops_are_answered(
         self, platform: RecordingPlatform, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("confcom.services.quote_helper.ACCEPT_BATCH", 1)
+        monkeypatch.setattr("confcom.services.aesm_front.ACCEPT_BATCH", 1)
         blocked, go_on = threading.Event(), threading.Event()
 
         def block(_: object) -> None:

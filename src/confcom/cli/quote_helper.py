@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import sys
 from pathlib import Path
 
 import click
 
 from confcom.platforms.interface import Platform
 from confcom.services import quote_helper as service
+from confcom.services.quoting_worker import WorkerSettings
+from confcom.services.request_log import RequestLog
 from confcom.services.runtime import stop_on_signals
+from confcom.services.self_test import SelfTestKit
 from confcom.services.settings import load, render
 from confcom.services.telemetry import configure_logging
 
@@ -22,6 +27,10 @@ from confcom.services.telemetry import configure_logging
     "--simulated-machine", "--machine", metavar="FILE", help="The simulated machine; its enclaves use it too."
 )
 @click.option("--replace", is_flag=True, default=None, help="Take the path over from a service that still answers.")
+@click.option("--workers", type=click.IntRange(0, 256), help="Processes that quote beside the main one.")
+@click.option("--http", metavar="ADDRESS", help="Where /healthz, /readyz and /metrics are: HOST:PORT or unix:PATH.")
+@click.option("--collateral", metavar="PATH", help="Folder or collateral.json that verifies this platform's quotes.")
+@click.option("--trust-root", metavar="PEM", help="The root that they chain to.  [default: Intel's]")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file with further settings.")
 @click.option("--print-config", is_flag=True, help="Print the settings in force as JSON, and stop.")
 @click.option("--debug", is_flag=True, help="Log more, silent connections too.")
@@ -30,6 +39,10 @@ def quote_helper(
     platform: str | None,
     simulated_machine: str | None,
     replace: bool | None,
+    workers: int | None,
+    http: str | None,
+    collateral: str | None,
+    trust_root: str | None,
     config_file: Path | None,
     print_config: bool,
     debug: bool,
@@ -48,25 +61,58 @@ def quote_helper(
             "platform": platform,
             "simulated_machine": simulated_machine,
             "replace": replace,
+            "workers": workers,
+            "http": http,
+            "collateral": collateral,
+            "trust_root": trust_root,
         },
     )
     if print_config:
         click.echo(render(config))
         return
     # Here, because it brings the simulator along, and --help and --print-config do without.
-    from confcom.services.wiring import choose_platform, open_platform
+    from confcom.services.wiring import choose_platform, open_platform, self_test_kit
 
     machine = Path(config.simulated_machine) if config.simulated_machine is not None else None
     choice = choose_platform(config.platform, machine=machine)
     opened = open_platform(config.platform, machine=machine)
+    kit = self_test_kit(choice, machine=machine, collateral=config.collateral, trust_root=config.trust_root)
     configure_logging(verbose=debug)
-    asyncio.run(_run(opened, config, f"platform {choice.name} ({choice.reason})"))
+    origin = f"platform {choice.name} ({choice.reason})"
+    # A person reads columns; a machine gets its lines from a thread of their own.
+    log = None if sys.stderr.isatty() else RequestLog(verbose=debug)
+    # What stands now stays: the collector need not walk through it again in the middle of a request.
+    gc.collect()
+    gc.freeze()
+    try:
+        asyncio.run(_run(opened, config, origin, kit, log, simulated=choice.name == "simulated"))
+    finally:
+        if log is not None:
+            log.close()
 
 
-async def _run(platform: Platform, config: service.QuoteHelperConfig, origin: str) -> None:
+async def _run(
+    platform: Platform,
+    config: service.QuoteHelperConfig,
+    origin: str,
+    kit: SelfTestKit,
+    log: RequestLog | None,
+    *,
+    simulated: bool,
+) -> None:
     await service.serve(
         platform,
         config,
         stop=stop_on_signals(),
         started=lambda: click.echo(f"quote helper: ready on {config.socket}, {origin}"),
+        observe=None if log is None else log.record,
+        quick=_quick(config) if simulated else None,
+        self_test=kit,
     )
+
+
+def _quick(config: service.QuoteHelperConfig) -> service.Quick:
+    """Every process may open the simulated platform, and all make the same quotes."""
+    settings = WorkerSettings(platform="simulated", machine=config.simulated_machine, max_request=config.max_request)
+    workers = max(1, len(os.sched_getaffinity(0)) - 1) if config.workers is None else config.workers
+    return service.Quick(settings, workers)

@@ -7,27 +7,29 @@ import select
 import socket
 import struct
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from confcom.protocols.aesm import CLOSED, NEED_DATA, Closed, NeedData, ServerConnection
 from confcom.protocols.aesm_exchanges import IncompleteRequest, exchange_of
 from confcom.protocols.aesm_messages import Request
 from confcom.protocols.aesm_status import AesmStatus
 from confcom.services.aesm_broker import Answer
+from confcom.services.peers import Peer, Peers
 
-READ_SIZE = 64 * 1024
+READ_SIZE = 16 * 1024
 
 _UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
+_NOW = socket.MSG_DONTWAIT
+# Sockets stay blocking until they have to wait, and are read and written without waiting: that saves a system call.
 
 
-@dataclass(frozen=True, slots=True)
-class RequestEvent:
+class RequestEvent(NamedTuple):
     """What is told of a request once its connection has ended; never quotes, reports or keys.
 
     `outcome` is `answered`, `refused` (with an AESM status) or `closed` (before the client had an answer). `kind` is
     None when no request was understood, `status` when none was sent. `pid` and `uid` are the peer's, as the kernel
-    saw it connect; a pid of another namespace is 0. Sizes are those of the frames, in bytes; `duration` in seconds.
+    saw it connect; a pid of another namespace is 0; `peer` is its pod, container or user. Sizes are those of the
+    frames, in bytes; `duration` in seconds.
     """
 
     kind: str | None
@@ -40,43 +42,66 @@ class RequestEvent:
     uid: int
     request_size: int
     response_size: int
+    peer: str = ""
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the visitor said nothing that was understood: a probe, say."""
+        return self.kind is None and self.outcome == "closed"
 
     def fields(self) -> dict[str, Any]:
         """The event for the log; without what is empty."""
-        named = {
-            "kind": self.kind,
-            "outcome": self.outcome,
-            "code": None if self.status is None else int(self.status),
-            "error": self.error,
-            "reason": self.reason or None,
-            "duration_ms": round(self.duration * 1000, 3),
-            "pid": self.pid,
-            "uid": self.uid,
-            "request_size": self.request_size,
-            "response_size": self.response_size,
-        }
-        return {name: value for name, value in named.items() if value is not None}
+        found: dict[str, Any] = {}
+        if self.kind is not None:
+            found["kind"] = self.kind
+        found["outcome"] = self.outcome
+        if self.status is not None:
+            found["code"] = int(self.status)
+        if self.error is not None:
+            found["error"] = self.error
+        if self.reason:
+            found["reason"] = self.reason
+        found["duration_ms"] = round(self.duration * 1000, 3)
+        found["pid"] = self.pid
+        found["uid"] = self.uid
+        if self.peer and not self.peer.startswith("uid "):
+            found["peer"] = self.peer
+        found["request_size"] = self.request_size
+        found["response_size"] = self.response_size
+        return found
 
 
 class Conversation:
     """A connection of one request and one answer. Its owner keeps the deadlines."""
 
-    __slots__ = ("_answer", "_connection", "_peer", "_received", "_request", "_sent", "_socket", "started")
+    __slots__ = (
+        "_connection", "_error", "_error_code", "_received", "_request", "_sent", "_socket", "_status", "over_limit",
+        "peer", "pid", "started", "uid",
+    )  # fmt: skip
 
-    def __init__(self, client: socket.socket, max_request: int, started: float) -> None:
+    def __init__(self, client: socket.socket, peers: Peers, max_request: int, started: float) -> None:
         self._socket = client
         self.started = started
+        self.pid, self.uid, _ = _UCRED.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+        self.peer: Peer = peers.enter(self.pid, self.uid)
+        self.over_limit = False
         self._connection = ServerConnection(max_request)
         self._request: Request | IncompleteRequest | None = None
-        self._answer: Answer | None = None
+        self._status: AesmStatus | None = None
+        self._error_code: str | None = None
+        self._error = ""
         self._received = 0
         self._sent = 0
-        self._peer = _UCRED.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
 
     @property
     def is_closed(self) -> bool:
         """Whether it has ended."""
         return self._socket.fileno() < 0
+
+    @property
+    def request(self) -> Request | IncompleteRequest | None:
+        """The request, once it has been read."""
+        return self._request
 
     def fileno(self) -> int:
         """The socket's descriptor, so that an event loop can watch it."""
@@ -84,27 +109,36 @@ class Conversation:
 
     def read(self) -> Request | IncompleteRequest | NeedData | Closed:
         """Read what has arrived; never blocks."""
-        while (event := self._connection.next_event()) is NEED_DATA:
+        while True:
             try:
-                data = self._socket.recv(READ_SIZE)
+                data = self._socket.recv(READ_SIZE, _NOW)
             except BlockingIOError:
                 return NEED_DATA
             self._received += len(data)
             self._connection.receive_data(data)
-        if event is not CLOSED:
-            self._request = event
-        return event
+            event = self._connection.next_event()
+            if event is NEED_DATA:
+                continue
+            if event is not CLOSED:
+                self._request = event
+            return event
 
     def write(self, answer: Answer) -> bytes:
         """Write the answer: in one piece, unless the client's buffer is too small for it. Returns what is left."""
-        frame = self._connection.send(answer.response)
-        self._answer = answer
+        error = answer.error
+        code, message = (None, "") if error is None else (error.code, error.message)
+        return self.write_frame(self._connection.send(answer.response), answer.response.status, code, message)
+
+    def write_frame(self, frame: bytes, status: AesmStatus, error_code: str | None, error: str) -> bytes:
+        """Write an answer that is a frame already; the rest is what it says. Returns what is left."""
+        self._status, self._error_code, self._error = status, error_code, error
         with suppress(BlockingIOError):
-            self._sent = self._socket.send(frame)
+            self._sent = self._socket.send(frame, _NOW)
         return frame[self._sent :]
 
     async def write_rest(self, rest: bytes) -> None:
         """Write on as the client reads."""
+        self._socket.setblocking(False)
         await asyncio.get_running_loop().sock_sendall(self._socket, rest)
         self._sent += len(rest)
 
@@ -120,19 +154,17 @@ class Conversation:
     def close(self, now: float, reason: str = "") -> RequestEvent:
         """Close the socket; `reason` says why a conversation did not get to its end."""
         self._socket.close()
-        answer, error, cut_off = self._answer, None, bool(reason)
-        if answer is not None and answer.error is not None:
-            error, reason = answer.error.code, reason or answer.error.message
-        pid, uid, _ = self._peer
+        refused, cut_off = self._error_code is not None, bool(reason)
         return RequestEvent(
-            kind=exchange_of(self._request).name if self._request is not None else None,
-            outcome="closed" if answer is None or cut_off else "answered" if error is None else "refused",
-            status=answer.response.status if answer is not None else None,
-            error=error,
-            reason=reason,
-            duration=now - self.started,
-            pid=pid,
-            uid=uid,
-            request_size=self._received,
-            response_size=self._sent,
+            exchange_of(self._request).name if self._request is not None else None,
+            "closed" if self._status is None or cut_off else "refused" if refused else "answered",
+            self._status,
+            self._error_code,
+            reason or self._error,
+            now - self.started,
+            self.pid,
+            self.uid,
+            self._received,
+            self._sent,
+            self.peer.name,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import socket
@@ -19,47 +20,56 @@ MAX_PATH = 107
 
 
 class UnixListener:
-    """A bound and listening stream socket (`socket`, non-blocking) at `path`.
+    """A bound and listening stream socket (`socket`, non-blocking) that is to stand at `path`.
 
-    It is bound under a temporary name and renamed over the path, so clients find either the old or the new
-    service, never none. `close` removes the path only while it still leads to this socket.
+    It is bound under a temporary name beside the path (`place`), where it can be tried out; `take_path` renames it over
+    the path, so clients find either the old or the new service, never none. `close` removes what is still its own.
     """
 
     def __init__(self, path: Path, *, backlog: int, replace: bool = False) -> None:
         self.path = path
         _check_vacant(path, replace=replace)
         _make_directory(path.parent)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        if len(os.fsencode(temporary)) > MAX_PATH:
+        _check_directory(path.parent)
+        _remove_remains(path)
+        self.place = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        if len(os.fsencode(self.place)) > MAX_PATH:
             raise ConfigError(f"{path} is too long for a socket: {MAX_PATH - 10} bytes at most")
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            self.socket.bind(os.fspath(temporary))
-            temporary.chmod(SOCKET_MODE)
+            self.socket.bind(os.fspath(self.place))
+            _set_socket_mode(self.place)
             self.socket.listen(backlog)
-            self._inode = _inode(temporary)
-            temporary.rename(path)
+            self._inode = _inode(self.place)
         except OSError as error:
-            self.socket.close()
-            with suppress(OSError):
-                temporary.unlink()
+            self.close()
             raise _cannot_listen(path, error) from error
+
+    def take_path(self) -> None:
+        """Stand at the path from now on."""
+        try:
+            self.place.rename(self.path)
+        except OSError as error:
+            raise _cannot_listen(self.path, error) from error
+        self.place = self.path
 
     @property
     def owns_path(self) -> bool:
-        """Whether the path still leads to this socket, not to a successor's."""
+        """Whether the path leads to this socket, not to a successor's."""
         return _inode(self.path) == self._inode
 
     def remove_path(self) -> None:
-        """Take the path away, if it is still ours; connections that wait in the backlog stay."""
+        """Take its name away, if it is still its own; connections that wait in the backlog stay."""
         with suppress(OSError):
-            if self.owns_path:
-                self.path.unlink()
+            if _inode(self.place) == self._inode:
+                self.place.unlink()
 
     def close(self) -> None:
         """Stop listening."""
         self.remove_path()
         self.socket.close()
+
+    _inode: tuple[int, int] | None = None
 
 
 def is_served(path: Path) -> bool:
@@ -95,9 +105,45 @@ def _make_directory(directory: Path) -> None:
         return
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        directory.chmod(DIRECTORY_MODE)  # mkdir's mode is subject to the umask
+        descriptor = os.open(directory, os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fchmod(descriptor, DIRECTORY_MODE)  # mkdir's mode is subject to the umask
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise _cannot_listen(directory, error) from error
+
+
+def _check_directory(directory: Path) -> None:
+    """Refuse a directory in which any user could put a socket of theirs in place of ours."""
+    try:
+        status = directory.stat()
+    except OSError as error:
+        raise _cannot_listen(directory, error) from error
+    if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
+        raise ConfigError(
+            f"every user may write in {directory} (mode {stat.S_IMODE(status.st_mode):04o}), and so replace the socket",
+            advice=f"Take that away: chmod 0755 {directory}",
+        )
+
+
+def _set_socket_mode(place: Path) -> None:
+    # Not by name: whoever can write in the directory could have put a symbolic link there meanwhile.
+    descriptor = os.open(place, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EEXIST, "somebody replaced the new socket")
+        Path(f"/proc/self/fd/{descriptor}").chmod(SOCKET_MODE)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_remains(path: Path) -> None:
+    """Remove sockets that predecessors left under temporary names when they were killed."""
+    with suppress(OSError):
+        for entry in path.parent.glob(f".{path.name}.????????"):
+            if stat.S_ISSOCK(entry.lstat().st_mode) and not is_served(entry):
+                entry.unlink()
 
 
 def _inode(path: Path) -> tuple[int, int] | None:
@@ -109,7 +155,17 @@ def _inode(path: Path) -> tuple[int, int] | None:
 
 
 def _cannot_listen(path: Path, error: OSError) -> PlatformUnavailable:
-    return PlatformUnavailable(
-        f"cannot listen at {path}: {error.strerror or error}",
-        advice="Run as a user that may write in its directory, or name another path with --socket.",
+    advice = "Run as a user that may write in its directory, or name another path with --socket."
+    directory = path if path.is_dir() else path.parent
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and directory.is_dir():
+        advice = _directory_advice(directory)
+    return PlatformUnavailable(f"cannot listen at {path}: {error.strerror or error}", advice=advice)
+
+
+def _directory_advice(directory: Path) -> str:
+    status, uid = directory.stat(), os.geteuid()
+    return (
+        f"{directory} belongs to user {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}; this process is user "
+        f"{uid}. The kubelet makes a hostPath directory as root: let an init container that runs as root do "
+        f"`chown {uid} {directory}` (as Intel's aesmd does when it starts), or name another path with --socket."
     )

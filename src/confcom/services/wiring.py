@@ -10,9 +10,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from confcom.appraisal.collateral import Collateral
+from confcom.collateral.bundle import load_bundle
 from confcom.errors import ConfigError, PlatformUnavailable
+from confcom.pki.roots import TrustRoot, TrustRoots
 from confcom.platforms.interface import Platform, ReportSource
 from confcom.platforms.sgx_host import obstacles_to_in_proc
+from confcom.services.self_test import SelfTestKit
 from confcom.simulator.collateral_upstream import SimulatedUpstream
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.machine import SimulatedMachine
@@ -145,3 +149,35 @@ def export_simulated_collateral(
 def simulated_upstream(path: Path, clock: Callable[[], datetime]) -> SimulatedUpstream:
     """The authority behind a machine file, as the upstream of a collateral service; its `trust_roots` are its own."""
     return SimulatedUpstream.load(path, clock)
+
+
+# --- what the quote helper's self-test has to work with ---------------------------------------------------------------
+
+MAX_ROOT = 64 * 1024
+"""Bytes of a file with a root certificate."""
+
+
+def self_test_kit(
+    choice: Choice, *, machine: Path | None = None, collateral: str | None = None, trust_root: str | None = None
+) -> SelfTestKit:
+    """Enclave, collateral and roots of a platform; without settings, a simulated one is judged by its own world."""
+    source = None if collateral is None else _bundle_source(Path(collateral))
+    if choice.name == "simulated" and machine is not None:
+        world = SimulatedWorld.load(machine)
+        enclave = world.machine.launch(EnclaveDeclaration.from_names("confcom self-test", "confcom"))
+        roots = world.trust_roots if trust_root is None else _roots(Path(trust_root))
+        return SelfTestKit(enclave, world.publish if source is None else source, roots, simulated=True)
+    roots = TrustRoots.intel() if trust_root is None else _roots(Path(trust_root))
+    return SelfTestKit(None, source, roots, simulated=False)
+
+
+def _bundle_source(path: Path) -> Callable[[datetime], Collateral]:
+    return lambda _: load_bundle(path)
+
+
+def _roots(path: Path) -> TrustRoots:
+    try:
+        with path.open("rb") as file:
+            return TrustRoots((TrustRoot.from_pem(file.read(MAX_ROOT)),))
+    except OSError as error:
+        raise ConfigError(f"the trust root {path} cannot be read: {error.strerror}") from error

@@ -1,0 +1,310 @@
+"""The front of the quote helper: takes connections, reads requests, answers them or has them answered.
+
+One process holds every connection from its first byte to its last, so that no other's end costs a client its answer,
+and so that the limits are those of the node. A request that is there when its connection is taken needs four system
+calls (accept, receive, send, close, and one to learn whose it is) and never meets the event loop; only clients that
+keep us waiting do. Nothing here blocks on a client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from confcom.errors import PlatformBusy, ProtocolError
+from confcom.protocols.aesm import CLOSED, NEED_DATA
+from confcom.protocols.aesm_status import AesmStatus
+from confcom.services.aesm_broker import AesmBroker, Answer
+from confcom.services.aesm_conversation import Conversation, RequestEvent
+from confcom.services.fair_queue import FairQueue
+from confcom.services.file_descriptors import available_descriptors
+from confcom.services.peers import Peers
+from confcom.services.pending_request import PendingRequest
+from confcom.services.quote_helper_config import QuoteHelperConfig
+from confcom.services.quoting import Quoting
+from confcom.services.quoting_worker import Reply
+
+ACCEPT_BATCH = 64
+"""Connections accepted before other work gets its turn."""
+ALONE = 8
+"""Connections that came alone one after the other, after which only every eighth look is for more than one."""
+DRAIN_STEP = 0.01
+"""Seconds between two looks at whether all conversations have ended."""
+ACCEPT_PAUSE = 0.05
+"""Seconds without accepting after the system refused to."""
+TICK = 0.25
+"""Seconds between two looks at deadlines."""
+
+
+class Observer(Protocol):
+    """Is told what happens, for log and metrics."""
+
+    def request(self, event: RequestEvent) -> None:
+        """A connection has ended."""
+
+    def quoted(self, duration: float) -> None:
+        """The platform took so many seconds for a request."""
+
+    def over_limit(self, limit: str) -> None:
+        """A peer went over `connections`, `rate` or `waiting`."""
+
+
+class AesmFront:
+    """All conversations of one helper."""
+
+    def __init__(
+        self,
+        broker: AesmBroker,
+        config: QuoteHelperConfig,
+        observer: Observer,
+    ) -> None:
+        self._broker = broker
+        self._config = config
+        self._observer = observer
+        self._loop = asyncio.get_running_loop()
+        self._limit = max(1, min(config.max_connections, available_descriptors() - config.fd_reserve))
+        self._listeners: dict[socket.socket, None] = {}
+        self._deadline: asyncio.TimerHandle | None = None
+        self._ticks: asyncio.TimerHandle | None = None
+        self._quoting: Quoting | None = None
+        self.last_quote: bytes | None = None
+        self.peers = Peers(
+            Path(config.host_root),
+            max_connections=config.max_connections_per_peer,
+            rate=config.peer_rate,
+            burst=config.peer_burst,
+            monotonic=self._loop.time,
+        )
+        self.queue: FairQueue[PendingRequest] = FairQueue()
+        # Those whose request has not arrived, in the order in which they came; and those who do not take their answer.
+        self._silent: dict[Conversation, None] = {}
+        self._writing: dict[asyncio.Task[None], Conversation] = {}
+        self._alone = 0
+        self._in_hand: dict[Conversation, None] = {}
+
+    @property
+    def open(self) -> int:
+        """How many connections are open."""
+        return len(self._silent) + len(self._in_hand) + len(self._writing)
+
+    def start(self, quoting: Quoting) -> None:
+        """Name who answers what only the platform can, and begin to look after the deadlines."""
+        self._quoting = quoting
+        self._tick()
+
+    def listen(self, listener: socket.socket) -> None:
+        """Begin to accept there."""
+        self._listeners[listener] = None
+        self._resume(listener)
+
+    async def drain(self, listener: socket.socket) -> None:
+        """Accept nothing there beyond the present backlog, and let every conversation end within the deadline."""
+        self._listeners.pop(listener, None)
+        self._loop.remove_reader(listener)
+        while self._accept(listener):
+            await asyncio.sleep(0)
+        deadline = self._loop.time() + self._config.drain_timeout
+        while self.open and self._loop.time() < deadline:
+            await asyncio.sleep(DRAIN_STEP)
+
+    def close(self) -> None:
+        """End what is still open."""
+        for timer in (self._deadline, self._ticks):
+            if timer is not None:
+                timer.cancel()
+        for task in self._writing:
+            task.cancel()
+        for conversation in [*self._silent, *self._in_hand, *self._writing.values()]:
+            self._finish(conversation, "the helper stops")
+
+    def deliver(self, pending: PendingRequest, answer: Answer | Reply, duration: float | None = None) -> None:
+        """Take the answer to a pending request and send it."""
+        conversation = pending.conversation
+        self._in_hand.pop(conversation, None)
+        if duration is not None:
+            self._observer.quoted(duration)
+        if conversation.is_closed:
+            return
+        try:
+            rest = self._write(conversation, answer)
+        except OSError as error:
+            self._finish(conversation, str(error))
+        else:
+            self._end_or_wait(conversation, rest)
+
+    def _write(self, conversation: Conversation, answer: Answer | Reply) -> bytes:
+        if isinstance(answer, Answer):
+            quote = getattr(answer.response, "quote", None)
+            if quote is not None:
+                self.last_quote = quote
+            return conversation.write(answer)
+        return conversation.write_frame(answer.frame, AesmStatus(answer.status), answer.error_code, answer.error)
+
+    def _accept(self, listener: socket.socket) -> bool:
+        """Take connections from the backlog; says whether there may be more."""
+        # Where they keep coming one by one, looking for a second behind each would mostly be in vain.
+        self._alone += 1
+        batch = 1 if self._alone > ALONE and self._alone % ALONE else ACCEPT_BATCH
+        early: list[Conversation] = []
+        accepted = 0
+        while accepted < batch:
+            try:
+                client, _ = listener.accept()
+            except BlockingIOError:
+                break
+            except OSError as error:
+                self._pause(listener, error)
+                break
+            accepted += 1
+            conversation = self._welcome(client)
+            if conversation is not None:
+                early.append(conversation)
+        if accepted > 1:
+            self._alone = 0
+        # We were faster than these clients; by now most have sent their request too.
+        for conversation in early:
+            if not conversation.is_closed and not self._advance(conversation):
+                self._loop.add_reader(conversation, self._readable, conversation)
+        self._pump()
+        return accepted == batch
+
+    def _readable(self, conversation: Conversation) -> None:
+        if self._advance(conversation):
+            self._pump()
+
+    def _pump(self) -> None:
+        if self.queue and self._quoting is not None:
+            self._quoting.pump()
+
+    def _pause(self, listener: socket.socket, error: OSError) -> None:
+        # The connection stays in the backlog. Trying again at once would only burn the processor.
+        structlog.get_logger().warning("aesm.accept", reason=error.strerror)
+        self._make_room(ACCEPT_BATCH)
+        self._loop.remove_reader(listener)
+        self._loop.call_later(ACCEPT_PAUSE, self._resume, listener)
+
+    def _resume(self, listener: socket.socket) -> None:
+        if listener in self._listeners:
+            self._loop.add_reader(listener, self._accept, listener)
+
+    def _make_room(self, count: int) -> None:
+        """End the conversations that have waited for their request for longest."""
+        for conversation in list(itertools.islice(self._silent, count)):
+            self._finish(conversation, "made room for another connection")
+
+    def _welcome(self, client: socket.socket) -> Conversation | None:
+        """Begin a conversation; gives it back when its request is not there yet."""
+        if self.open >= self._limit:
+            self._make_room(1)
+        conversation = Conversation(client, self.peers, self._config.max_request, self._loop.time())
+        peer = conversation.peer
+        if self.peers.over_connections(peer):
+            self._observer.over_limit("connections")
+            oldest = next(iter(peer.silent), None)
+            if isinstance(oldest, Conversation):
+                self._finish(oldest, "made room for another connection of the same peer")
+            else:
+                conversation.over_limit = True
+        if self._advance(conversation):
+            return None
+        if self._deadline is None:
+            self._deadline = self._loop.call_later(self._config.read_timeout, self._expire)
+        self._silent[conversation] = None
+        peer.silent[conversation] = None
+        return conversation
+
+    def _expire(self) -> None:
+        """End the conversations whose request is overdue. One timer is enough: they are due in their order."""
+        due = self._loop.time() - self._config.read_timeout
+        while (oldest := next(iter(self._silent), None)) is not None and oldest.started <= due:
+            self._finish(oldest, "no request within the deadline")
+        next_due = None if oldest is None else oldest.started + self._config.read_timeout
+        self._deadline = None if next_due is None else self._loop.call_at(next_due, self._expire)
+
+    def _advance(self, conversation: Conversation) -> bool:
+        """Read on; once the request is whole, answer it or have it answered. Says whether it was."""
+        try:
+            request = conversation.read()
+            if request is NEED_DATA:
+                return False
+            self._hear(conversation)
+            if request is CLOSED:
+                self._finish(conversation)
+                return True
+            plan = self._broker.plan(request)
+            if isinstance(plan, Answer):
+                self._end_or_wait(conversation, conversation.write(plan))
+                return True
+        except (ProtocolError, OSError) as error:
+            self._finish(conversation, str(error))
+            return True
+        self._enqueue(PendingRequest(conversation, plan, self._loop.time()))
+        return True
+
+    def _hear(self, conversation: Conversation) -> None:
+        """Stop waiting for its request, if we do."""
+        if conversation in self._silent:
+            self._loop.remove_reader(conversation)
+            del self._silent[conversation]
+            del conversation.peer.silent[conversation]
+
+    def _enqueue(self, pending: PendingRequest) -> None:
+        conversation = pending.conversation
+        peer = conversation.peer
+        self._in_hand[conversation] = None
+        if conversation.over_limit:
+            self._refuse(pending, f"{peer.name} has {self._config.max_connections_per_peer} connections already")
+        elif not self.peers.take_token(peer):
+            self._observer.over_limit("rate")
+            self._refuse(pending, f"{peer.name} asks more than {self._config.peer_rate:g} times a second")
+        else:
+            in_hand = 0 if self._quoting is None else self._quoting.in_hand
+            displaced = self.queue.push(peer.name, pending, limit=self._config.max_waiting - in_hand)
+            if displaced is not None:
+                self._observer.over_limit("waiting")
+                self._refuse(displaced, f"{len(self.queue) + in_hand} requests wait for the platform already")
+
+    def _refuse(self, pending: PendingRequest, reason: str) -> None:
+        self.deliver(pending, self._broker.refuse(pending.call.request, PlatformBusy(reason)))
+
+    def _end_or_wait(self, conversation: Conversation, rest: bytes) -> None:
+        if not rest:
+            self._finish(conversation)
+            return
+        task = self._loop.create_task(self._write_rest(conversation, rest))
+        self._writing[task] = conversation
+        task.add_done_callback(self._writing.pop)
+
+    async def _write_rest(self, conversation: Conversation, rest: bytes) -> None:
+        try:
+            async with asyncio.timeout(self._config.read_timeout):
+                await conversation.write_rest(rest)
+        except TimeoutError:
+            self._finish(conversation, "the answer was not taken within the deadline")
+        except OSError as error:
+            self._finish(conversation, str(error))
+        else:
+            self._finish(conversation)
+
+    def _finish(self, conversation: Conversation, reason: str = "") -> None:
+        if conversation.is_closed:
+            return
+        self._hear(conversation)
+        self._in_hand.pop(conversation, None)
+        self._observer.request(conversation.close(self._loop.time(), reason))
+        self.peers.leave(conversation.peer)
+
+    def _tick(self) -> None:
+        self._ticks = self._loop.call_later(TICK, self._tick)
+        due = self._loop.time() - self._config.answer_timeout
+        for pending in self.queue.remove_if(lambda pending: pending.since <= due):
+            self._refuse(pending, f"the platform did not answer within {self._config.answer_timeout:g} s")
+        self.peers.forget()
+        if self._quoting is not None:
+            self._quoting.give_up(lambda pending: pending.since <= due)
+            self._quoting.pump()

@@ -1,0 +1,23 @@
+"""A request that only the platform can answer, from its arrival to its answer."""
+
+from __future__ import annotations
+
+from confcom.protocols.aesm import ClientConnection
+from confcom.services.aesm_broker import PlatformCall
+from confcom.services.aesm_conversation import Conversation
+
+
+class PendingRequest:
+    """Whose it is, what it asks, since when it waits, and how many workers have died over it."""
+
+    __slots__ = ("call", "conversation", "deaths", "since")
+
+    def __init__(self, conversation: Conversation, call: PlatformCall, since: float) -> None:
+        self.conversation = conversation
+        self.call = call
+        self.since = since
+        self.deaths = 0
+
+    def frame(self) -> bytes:
+        """The request as a client writes it."""
+        return ClientConnection().send(self.call.request)

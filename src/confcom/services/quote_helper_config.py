@@ -1,0 +1,65 @@
+"""Settings of the quote helper; the defaults are those for production."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from confcom.protocols.aesm import MAX_REQUEST
+
+
+class QuoteHelperConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of the quote helper; the defaults are those for production."""
+
+    socket: str = "/var/run/aesmd/aesm.socket"
+    """Where clients look: Intel's and Fortanix's know no other path."""
+    platform: Literal["auto", "intel", "simulated"] = "auto"
+    """Who makes the quotes."""
+    simulated_machine: str | None = None
+    """File of the simulated machine; without one, a machine that is always the same."""
+    replace: bool = False
+    """Take the path over from a service that still answers there, once this one has proved itself."""
+    when_replaced: Literal["leave", "wait"] = "leave"
+    """What to do when a successor has taken the path: end, or wait for the signal and come back if it dies.
+
+    `wait` is for supervisors that start again whatever ends, as the kubelet does."""
+    workers: Annotated[int, msgspec.Meta(ge=0, le=256)] | None = None
+    """Processes that quote beside the main one. By default one per further processor on the simulated platform.
+    Intel's platform has one process of its own, whatever this says."""
+    backlog: Annotated[int, msgspec.Meta(ge=128, le=65535)] = 1024
+    """Connections that the kernel holds for us; Intel's client waits for ever when it is full."""
+    max_connections: Annotated[int, msgspec.Meta(ge=1)] = 1024
+    """Connections at a time; fewer when the process may not open as many files."""
+    max_connections_per_peer: Annotated[int, msgspec.Meta(ge=1)] = 256
+    """Connections of one pod (or user) at a time; requests on further ones are told BUSY."""
+    peer_rate: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Requests per second that one pod (or user) may make of the platform; more are told BUSY. 0 is no limit: peers
+    take turns anyway, so that one that asks more gets no more while others wait."""
+    peer_burst: Annotated[int, msgspec.Meta(ge=1)] = 100
+    """Requests that a peer may make at once before its rate counts."""
+    host_root: str = "/"
+    """Where the host's `proc` is, to learn the pod of a process."""
+    fd_reserve: Annotated[int, msgspec.Meta(ge=16)] = 64
+    """File descriptors that connections leave to the platform and its collateral."""
+    max_request: Annotated[int, msgspec.Meta(ge=4096, le=131072)] = MAX_REQUEST
+    """Longest request in bytes; one that announces more is closed at once."""
+    read_timeout: Annotated[float, msgspec.Meta(gt=0)] = 5.0
+    """Seconds from the connection to its whole request, and again for the answer to be taken."""
+    answer_timeout: Annotated[float, msgspec.Meta(gt=0, lt=14)] = 13.0
+    """Seconds for the platform; then the client is told BUSY, before its own 15 s are over."""
+    max_waiting: Annotated[int, msgspec.Meta(ge=1)] = 512
+    """Requests that may wait for the platform; one more, and who has most of them is told BUSY."""
+    drain_timeout: Annotated[float, msgspec.Meta(ge=0)] = 14.0
+    """Seconds that requests under way get when the helper stops."""
+    http: str = ""
+    """Where /healthz, /readyz and /metrics are: HOST:PORT, [ADDRESS]:PORT or unix:PATH. Empty: nowhere."""
+    collateral: str | None = None
+    """Folder or collateral.json that verifies this platform's quotes, read anew for every self-test. The simulated
+    platform needs none."""
+    trust_root: str | None = None
+    """PEM file with the root that those quotes must chain to. By default Intel's, or the simulated world's own."""
+    self_test_interval: Annotated[float, msgspec.Meta(ge=1)] = 60.0
+    """Seconds between self-tests while `http` is on; /readyz asks for another when the last is older than 5 s."""
+    proof_timeout: Annotated[float, msgspec.Meta(gt=0)] = 20.0
+    """Seconds in which a helper that is to take over must have proved itself."""

@@ -1,0 +1,99 @@
+"""Whether this helper is ready, as its self-test says, and the pages that show it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from confcom.services.aesm_front import AesmFront
+from confcom.services.quote_helper_metrics import QuoteHelperMetrics
+from confcom.services.self_test import SelfTest, SelfTestResult
+from confcom.services.status_page import Handler, Page
+
+FRESH = 5.0
+"""Seconds for which a self-test counts as the present state."""
+
+
+class Readiness:
+    """Runs self-tests, one at a time, and remembers the last."""
+
+    def __init__(self, self_test: SelfTest, front: AesmFront, metrics: QuoteHelperMetrics) -> None:
+        self._self_test = self_test
+        self._front = front
+        self._metrics = metrics
+        self._loop = asyncio.get_running_loop()
+        self._lock = asyncio.Lock()
+        self._place: Path | None = None
+        self._not_serving = "starting: the attestation key is being made, or the proof goes on"
+        self._last: SelfTestResult | None = None
+        self._tested = 0.0
+        self._regularly: asyncio.Task[None] | None = None
+
+    def serves_at(self, path: Path | None) -> None:
+        """Say where clients find us; None: not any more, a successor serves."""
+        self._place = path
+        self._last = None
+        self._not_serving = "replaced: another helper serves"
+
+    def close(self) -> None:
+        """End the regular tests."""
+        if self._regularly is not None:
+            self._regularly.cancel()
+
+    async def test(self, path: Path, *, clients: bool = False) -> SelfTestResult:
+        """Run a self-test now, in a thread."""
+        async with self._lock:
+            return await self._test(path, clients=clients)
+
+    async def current(self) -> SelfTestResult | None:
+        """The state of the last seconds; None while this helper does not serve."""
+        async with self._lock:
+            if self._place is None:
+                return None
+            if self._last is None or self._loop.time() - self._tested > FRESH:
+                return await self._test(self._place)
+            return self._last
+
+    def pages(self, interval: float) -> dict[str, Handler]:
+        """/healthz, /readyz and /metrics; from now on a self-test is made every `interval` seconds."""
+        self._regularly = asyncio.create_task(self._test_regularly(interval), name="self-test")
+        return {"/healthz": self._healthz, "/readyz": self._readyz, "/metrics": self._show_metrics}
+
+    async def _test(self, path: Path, *, clients: bool = False) -> SelfTestResult:
+        run: Callable[[], SelfTestResult] = lambda: self._self_test.run(  # noqa: E731
+            path, last_quote=self._front.last_quote, clients=clients
+        )
+        result = await asyncio.to_thread(run)
+        self._last, self._tested = result, self._loop.time()
+        self._metrics.self_tested(result)
+        return result
+
+    async def _test_regularly(self, interval: float) -> None:
+        while True:
+            await asyncio.sleep(min(interval, FRESH) if self._last is None else interval)
+            await self.current()
+
+    async def _healthz(self) -> Page:
+        return Page(200, b"ok\n")  # that this is sent shows that the loop turns
+
+    async def _readyz(self) -> Page:
+        result = await self.current()
+        if result is None:
+            return _json(503, {"ready": False, "reason": self._not_serving, "checks": []})
+        checks = [
+            {"id": check.id, "ok": check.ok, "expected": check.expected, "found": check.found, "advice": check.advice}
+            for check in result.checks
+        ]
+        status = 200 if result.ok else 503
+        return _json(status, {"ready": result.ok, "reason": result.failures(), "checks": checks})
+
+    async def _show_metrics(self) -> Page:
+        return Page(200, generate_latest(self._metrics.registry), CONTENT_TYPE_LATEST)
+
+
+def _json(status: int, body: object) -> Page:
+    return Page(status, msgspec.json.format(msgspec.json.encode(body), indent=2) + b"\n", "application/json")

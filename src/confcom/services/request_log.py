@@ -1,0 +1,120 @@
+"""One line per request at a price that a busy helper can pay.
+
+An event becomes its line of JSON at once, and a thread writes the lines in batches: a reader of the log that is slow,
+or gone, cannot hold up a client. Lines that find no place any more are counted, and the count is logged.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import lru_cache
+
+import msgspec
+import structlog
+
+from confcom.services.aesm_conversation import RequestEvent
+
+FLUSH_AFTER = 0.1
+"""Seconds that a line may wait for company."""
+MAX_LINES = 50_000
+"""Lines that wait for a slow reader, about 15 MB; more are lost, and counted."""
+_ATOMIC = 4096
+"""Bytes that a pipe takes in one piece (PIPE_BUF), so that lines of other writers fall between ours."""
+
+_encode = msgspec.json.Encoder(enc_hook=str).encode
+
+
+def log_request(event: RequestEvent) -> None:
+    """Write the one log event of a request; silent visits (a probe, say) only count as debug."""
+    logger = structlog.get_logger()
+    write = logger.debug if event.is_silent else logger.info
+    write("aesm.request", **event.fields())
+
+
+class RequestLog:
+    """Collects lines and writes them in a thread of its own. Call `close` to have the last ones written."""
+
+    def __init__(self, *, verbose: bool = False, write: Callable[[bytes], object] | None = None) -> None:
+        self._verbose = verbose
+        self._write = write if write is not None else _write_to_stderr
+        self._lines: deque[bytes] = deque()  # appended to by one thread, emptied by another
+        self._lost = 0
+        self.lost_in_all = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="request-log", daemon=True)
+        self._thread.start()
+
+    def record(self, event: RequestEvent) -> None:
+        """Take an event; never blocks."""
+        if event.is_silent:
+            if not self._verbose:
+                return
+            level = "debug"
+        else:
+            level = "info"
+        if len(self._lines) >= MAX_LINES:
+            self._lost += 1
+            return
+        self._lines.append(_line("aesm.request", level, event.fields()))
+
+    def close(self) -> None:
+        """Write what is left; waits two seconds for a reader at most."""
+        self._stop.set()
+        self._thread.join(2)
+
+    def _work(self) -> None:
+        # With nothing to write this wakes up ten times a second and does nothing; that is cheaper than being woken.
+        while not self._stop.wait(FLUSH_AFTER):
+            self._flush()
+        self._flush()
+
+    def _flush(self) -> None:
+        lost, self._lost = self._lost, 0
+        if lost:
+            self.lost_in_all += lost
+            self._lines.append(_line("aesm.log", "warning", {"lost": lost, "reason": "the log's reader is too slow"}))
+        batch: list[bytes] = []
+        size = 0
+        while self._lines:
+            line = self._lines.popleft()
+            if batch and size + len(line) > _ATOMIC:
+                self._put(batch)
+                batch, size = [], 0
+            batch.append(line)
+            size += len(line)
+        if batch:
+            self._put(batch)
+
+    def _put(self, batch: list[bytes]) -> None:
+        try:
+            self._write(b"".join(batch))
+        except OSError:  # nobody can read it
+            self._lost += len(batch)
+
+
+def _line(name: str, level: str, fields: dict[str, object]) -> bytes:
+    fields["event"] = name
+    fields["level"] = level
+    fields["timestamp"] = _timestamp(time.time())
+    return _encode(fields) + b"\n"
+
+
+def _timestamp(now: float) -> str:
+    """RFC 3339 in UTC, as structlog writes it; made anew once per second only."""
+    second = int(now)
+    return f"{_date_and_time(second)}.{int((now - second) * 1e6):06d}Z"
+
+
+@lru_cache(maxsize=4)
+def _date_and_time(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def _write_to_stderr(data: bytes) -> None:
+    while data:
+        data = data[os.write(2, data) :]

@@ -1,0 +1,170 @@
+"""Whether a helper does what it is for: asks it over its own socket, as a client does, and verifies what it gives.
+
+A report must come from an enclave. On the simulated platform the machine has one. On real hardware confcom brings no
+enclave of its own, and the QE's own report does not help: the QE makes it only along with a quote, for which it wants
+a report first. There the test shows that the QE lives and checks MACs (a report that no enclave made must be refused),
+and verifies the latest quote that was made for a client.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from confcom.appraisal.collateral import Collateral
+from confcom.appraisal.evidence import VerifiedQuote
+from confcom.appraisal.findings import Check
+from confcom.appraisal.quote import QuoteVerifier
+from confcom.errors import ConfcomError, PlatformError, ReportRejected, StaleCollateralError
+from confcom.formats.sgx import Report, TargetInfo
+from confcom.pki.roots import TrustRoots
+from confcom.platforms.aesm_client import AesmPlatform
+from confcom.platforms.interface import InitializedQuote, ReportSource
+from confcom.services.recorded_clients import RECORDED, Material, replay
+
+QUESTIONS = {
+    "attestation-key": "the attestation key is made and certified",
+    "quote": "a quote for a report of the self-test's enclave",
+    "verification": "the quote verifies against present collateral",
+    "recorded-clients": "old clients' requests get answers that they can use",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class SelfTestKit:
+    """What a self-test has to work with. `collateral` gives what is present at a time; None: nothing is configured."""
+
+    enclave: ReportSource | None
+    collateral: Callable[[datetime], Collateral] | None
+    roots: TrustRoots
+    simulated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SelfTestResult:
+    """What was asked and found, and the platform as our verifier sees it (None: there was no quote to verify)."""
+
+    checks: tuple[Check, ...]
+    verified: VerifiedQuote | None
+    error: ConfcomError | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything was as it must be."""
+        return all(check.ok for check in self.checks)
+
+    def failures(self) -> str:
+        """What was not, as clauses."""
+        return "; ".join(f"{check.id}: {check.found}" for check in self.checks if not check.ok)
+
+
+@dataclass(slots=True)
+class _Findings:
+    checks: list[Check] = field(default_factory=list)
+    verified: VerifiedQuote | None = None
+    error: ConfcomError | None = None
+
+    def passed(self, identifier: str, found: str) -> None:
+        self.checks.append(Check(identifier, ok=True, expected=QUESTIONS[identifier], found=found))
+
+    def failed(self, identifier: str, found: str, advice: str = "") -> None:
+        self.checks.append(Check(identifier, ok=False, expected=QUESTIONS[identifier], found=found, advice=advice))
+
+
+class SelfTest:
+    """Self-tests of one helper. Blocks while it runs; `now` is the clock of the verification."""
+
+    def __init__(self, kit: SelfTestKit | None, *, now: Callable[[], datetime], timeout: float = 5.0) -> None:
+        self._kit = kit
+        self._now = now
+        self._timeout = timeout
+        self._verifier = None if kit is None else QuoteVerifier(kit.roots)
+
+    def run(self, path: Path, *, last_quote: bytes | None = None, clients: bool = False) -> SelfTestResult:
+        """Test the helper that listens at `path`; with `clients`, also replay what old clients send."""
+        findings = _Findings()
+        identifier = "attestation-key"
+        try:
+            helper = AesmPlatform(path, self._timeout, simulated=self._kit is not None and self._kit.simulated)
+            initialized = helper.init_quote()
+            size = helper.quote_size()
+            findings.passed(identifier, f"quotes have {size} bytes")
+            identifier = "quote"
+            report, quote = self._quote(helper, initialized, findings)
+            identifier = "verification"
+            self._verify(quote or last_quote, findings)
+            if clients:
+                identifier = "recorded-clients"
+                accepted = self._kit is None or self._kit.enclave is not None
+                self._replay(path, Material(bytes(report), bytes(initialized.target_info), size, accepted), findings)
+        except ConfcomError as error:
+            findings.failed(identifier, error.message, error.advice())
+            findings.error = error
+        return SelfTestResult(tuple(findings.checks), findings.verified, findings.error)
+
+    def _quote(
+        self, helper: AesmPlatform, initialized: InitializedQuote, findings: _Findings
+    ) -> tuple[Report, bytes | None]:
+        if self._kit is None:
+            return Report.parse(bytes(Report.size())), None
+        if self._kit.enclave is not None:
+            report = self._kit.enclave.create_report(initialized.target_info, bytes(64))
+            quote = helper.quote(report).quote
+            findings.passed("quote", f"{len(quote)} bytes")
+            return report, quote
+        report = _nobodys_report(initialized.target_info)
+        try:
+            helper.quote(report)
+        except ReportRejected:
+            findings.passed("quote", "the QE refuses a report that no enclave made; there is no enclave for more")
+        else:
+            findings.failed("quote", "the QE signed a report that no enclave made")
+        return report, None
+
+    def _verify(self, quote: bytes | None, findings: _Findings) -> None:
+        if self._kit is None or self._verifier is None:
+            return
+        if self._kit.collateral is None:
+            findings.passed("verification", "not done: no collateral is configured")
+        elif quote is None:
+            findings.passed("verification", "not done: no quote has been made for a client yet")
+        else:
+            now = self._now()
+            verified = self._verifier.verify(quote, self._kit.collateral(now), now=now)
+            findings.verified = verified
+            if verified.stale:
+                raise StaleCollateralError(f"not valid at present: {', '.join(item.what for item in verified.stale)}")
+            findings.passed("verification", f"TCB status {verified.tcb_status or 'not supported'}")
+
+    def _replay(self, path: Path, material: Material, findings: _Findings) -> None:
+        complaints = []
+        for recorded in RECORDED:
+            complaint = replay(recorded, material, lambda frame: _exchange(path, frame, self._timeout))
+            if complaint:
+                complaints.append(f"{recorded.client}: {complaint}")
+        if complaints:
+            findings.failed("recorded-clients", "; ".join(complaints))
+        else:
+            findings.passed("recorded-clients", f"{len(RECORDED)} requests")
+
+
+def _nobodys_report(target_info: TargetInfo) -> Report:
+    # Recognisable in a log of the QE, and with a MAC that is not right.
+    return Report.parse(bytes(target_info)[:32].ljust(Report.size(), b"\0"))
+
+
+def _exchange(path: Path, frame: bytes, timeout: float) -> bytes:
+    answer = b""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.settimeout(timeout)
+            client.connect(str(path))
+            client.sendall(frame)
+            while piece := client.recv(1 << 16):
+                answer += piece
+    except OSError as error:
+        raise PlatformError(f"the helper's socket broke off: {error}") from error
+    return answer
