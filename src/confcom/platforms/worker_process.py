@@ -1,0 +1,150 @@
+"""One process with Intel's libraries, as its parent holds it: start, ask within a time, kill. No second chances."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from confcom.errors import FormatError, NativeError, PlatformBusy, PlatformUnavailable
+from confcom.platforms import intel_messages as m
+
+REAP_TIMEOUT = 1.0
+"""Seconds for a killed process to be gone; one that is stuck in the kernel is left to be reaped later."""
+
+
+class WorkerLost(Exception):
+    """The process cannot be asked any more.
+
+    `to_blame` says whether another one will likely fare the same: it neither was idle nor killed from outside.
+    """
+
+    def __init__(self, reason: str, *, to_blame: bool, hung: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.to_blame = to_blame
+        self.hung = hung
+
+
+def worker_command(folder: Path | None) -> tuple[str, ...]:
+    """The command of a worker, to which its file descriptor is added. `-P`: the working folder is not to be trusted."""
+    if not sys.executable:
+        raise PlatformUnavailable(
+            "this program does not know its Python interpreter, so it can start no worker",
+            advice="Use IntelDcapPlatform in this process instead.",
+        )
+    words = () if folder is None else (str(folder.absolute()),)
+    return (sys.executable, "-B", "-P", "-m", "confcom.platforms.intel_worker_main", *words)
+
+
+class WorkerProcess:
+    """A running worker. Owns the process and one socket; `close` gives both back."""
+
+    def __init__(self, command: Sequence[str], monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._monotonic = monotonic
+        self._ready = False
+        self._creator = os.getpid()
+        try:
+            self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise PlatformBusy(f"no worker could be started: {error.strerror}") from error
+        with theirs:
+            try:
+                self._process = _spawn(command, theirs.fileno())
+            except OSError as error:
+                self._channel.close()
+                raise PlatformBusy(f"no worker could be started: {error.strerror}") from error
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether this process started it; after a fork the child must not use it."""
+        return self._creator == os.getpid()
+
+    def wait_until_ready(self, deadline: float) -> None:
+        """Wait for the libraries to be loaded; raises what kept them from it, or `WorkerLost`."""
+        if self._ready:
+            return
+        answer = self._receive(deadline)
+        if isinstance(answer, m.Failed):
+            raise answer.error()
+        if not isinstance(answer, m.Ready):
+            raise NativeError(f"the worker began with {type(answer).__name__}")
+        self._ready = True
+
+    def ask(self, request: m.WorkerRequest, deadline: float) -> m.WorkerAnswer:
+        """Ask and wait for the answer until a time of the monotonic clock; `WorkerLost` when there is none."""
+        self._channel.settimeout(max(deadline - self._monotonic(), 0.001))
+        try:
+            self._channel.send(m.pack(request))
+        except OSError as error:
+            raise self._lost(idle=True) from error
+        return self._receive(deadline)
+
+    def close(self) -> int | None:
+        """End the process at once and forget it; its exit status, or None if it is stuck in the kernel."""
+        if not self.is_ours:
+            self._channel.close()
+            self._process.returncode = 0  # our parent's; there is nothing to wait for
+            return 0
+        self._process.kill()
+        try:
+            return self._process.wait(REAP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            # Last: a thread that waits for an answer has seen the end of the process by now.
+            self._channel.close()
+
+    def is_reaped(self) -> bool:
+        """Whether a process that `close` left behind is gone now."""
+        return self._process.poll() is not None
+
+    def _receive(self, deadline: float) -> m.WorkerAnswer:
+        self._channel.settimeout(max(deadline - self._monotonic(), 0.001))
+        try:
+            data = self._channel.recv(m.MAX_MESSAGE)
+        except TimeoutError as error:
+            raise WorkerLost("the worker did not answer in time", to_blame=True, hung=True) from error
+        except OSError:
+            data = b""
+        if not data:
+            raise self._lost(idle=False)
+        try:
+            return m.parse_answer(data)
+        except FormatError as error:
+            raise WorkerLost(f"the worker answered nonsense: {error}", to_blame=True) from error
+
+    def _lost(self, *, idle: bool) -> WorkerLost:
+        try:
+            status = self._process.wait(REAP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            return WorkerLost("the worker closed its end", to_blame=not idle)
+        if status < 0:
+            killed = status == -signal.SIGKILL
+            return WorkerLost(f"the worker was ended by {_signal_name(-status)}", to_blame=not (idle or killed))
+        return WorkerLost(f"the worker ended with status {status}", to_blame=not idle)
+
+
+def _spawn(command: Sequence[str], fd: int) -> subprocess.Popen[bytes]:
+    # Its standard output is our standard error: the libraries print, and our own output may be a quote. A session of
+    # its own keeps the terminal's signals away.
+    return subprocess.Popen(  # noqa: S603 - a command of our own
+        [*command, str(fd)], stdin=subprocess.DEVNULL, stdout=2, pass_fds=(fd,), start_new_session=True
+    )
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
