@@ -205,8 +205,11 @@ def _bind(listener: Listener, cleaning: contextlib.ExitStack) -> socket.socket:
         return _bind_unix(listener.address, cleaning)
     host, port = listener.address
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        bound = cleaning.enter_context(socket.socket(family, socket.SOCK_STREAM))
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        # With the protocol's number: asyncio sets TCP_NODELAY only on sockets that know theirs, and without it a body
+        # waits 40 ms for the acknowledgement of its head.
+        bound = cleaning.enter_context(socket.socket(family, kind, protocol))
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
     except OSError as error:
