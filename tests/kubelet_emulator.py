@@ -244,14 +244,13 @@ class KubeletEmulator:
             ],
         )
         try:
-            grpc.channel_ready_future(channel).result(DIAL_TIMEOUT)
             ask = channel.unary_unary(
                 "/v1beta1.DevicePlugin/GetDevicePluginOptions",
                 request_serializer=pb.Empty.SerializeToString,
                 response_deserializer=pb.DevicePluginOptions.FromString,
             )
-            options = ask(pb.Empty(), timeout=DIAL_TIMEOUT)
-        except (grpc.RpcError, grpc.FutureTimeoutError) as error:
+            options = ask(pb.Empty(), timeout=DIAL_TIMEOUT, wait_for_ready=True)
+        except grpc.RpcError as error:
             channel.close()
             return f"failed to dial device plugin: {error}"
         endpoint = Endpoint(resource, channel, options)
@@ -320,12 +319,11 @@ class KubeletEmulator:
     def _meet(self, socket: Path) -> None:
         with grpc.insecure_channel(f"unix:{socket}", options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
             try:
-                grpc.channel_ready_future(channel).result(2)
                 info = channel.unary_unary(
                     "/pluginregistration.Registration/GetInfo",
                     request_serializer=registration_pb.InfoRequest.SerializeToString,
                     response_deserializer=registration_pb.PluginInfo.FromString,
-                )(registration_pb.InfoRequest(), timeout=2)
+                )(registration_pb.InfoRequest(), timeout=2, wait_for_ready=True)
                 problem = "" if info.type == "DevicePlugin" else f"no handler for plugin type {info.type!r}"
                 problem = problem or self._problem(info.supported_versions[0], info.name)
                 problem = problem or self._connect(info.name, Path(info.endpoint or socket))
@@ -334,7 +332,7 @@ class KubeletEmulator:
                     request_serializer=registration_pb.RegistrationStatus.SerializeToString,
                     response_deserializer=registration_pb.RegistrationStatusResponse.FromString,
                 )(registration_pb.RegistrationStatus(plugin_registered=not problem, error=problem), timeout=2)
-            except (grpc.RpcError, grpc.FutureTimeoutError):
+            except grpc.RpcError:
                 return
 
     # --- podresources -----------------------------------------------------------------------------------------------

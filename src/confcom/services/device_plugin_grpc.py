@@ -10,10 +10,11 @@ import asyncio
 import os
 import socket
 import stat
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
+from weakref import WeakSet
 
 import structlog
 from grpclib.client import Channel, UnaryUnaryMethod
@@ -21,6 +22,7 @@ from grpclib.const import Cardinality, Handler, Status
 from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.exceptions import ProtocolError as GrpcProtocolError
+from grpclib.protocol import H2Protocol
 from grpclib.server import Server, Stream
 
 from confcom.errors import (
@@ -39,7 +41,7 @@ from confcom.protocols.kubelet import Method
 SOCKET_MODE = 0o600
 """Only root may talk to the plugin: that is the kubelet."""
 _CLOSING = 1.0
-"""Seconds that the peer gets to close its connections."""
+"""Seconds for calls under way to end."""
 
 Handlers: TypeAlias = Mapping[Method, Callable[[Any], Any]]
 """Each takes the request; the answer is awaited, or iterated where the method streams."""
@@ -62,7 +64,7 @@ class GrpcSocket:
         self.path = path
         self._socket = _bind(path)
         self._inode = _inode(path)
-        self._server = Server([_Service(handlers)], codec=_ValueCodec())
+        self._server = _Server([_Service(handlers)], _ValueCodec())
 
     def owns_path(self) -> bool:
         """Whether the path still leads here."""
@@ -77,11 +79,12 @@ class GrpcSocket:
         await self._server.start(path=None, sock=self._socket)
 
     async def close(self) -> None:
-        """End; the peer gets a moment to close its connections."""
+        """End, with every connection."""
         with suppress(OSError):
             if self.owns_path():
                 self.path.unlink()
         self._server.close()
+        self._server.close_connections()
         self._socket.close()
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSING):
@@ -110,6 +113,24 @@ async def call(path: Path, method: Method, request: object, *, timeout: float) -
 def status_of(error: ConfcomError) -> Status:
     """The table's entry."""
     return next(status for kind, status in STATUSES if isinstance(error, kind))
+
+
+class _Server(Server):
+    """One that also ends its connections: the library leaves that to the peer, which may live for months."""
+
+    def __init__(self, handlers: Collection[_Service], codec: CodecBase) -> None:
+        super().__init__(handlers, codec=codec)
+        self._protocols: WeakSet[H2Protocol] = WeakSet()
+
+    def _protocol_factory(self) -> H2Protocol:
+        protocol = super()._protocol_factory()
+        self._protocols.add(protocol)
+        return protocol
+
+    def close_connections(self) -> None:
+        for protocol in list(self._protocols):
+            if hasattr(protocol, "processor"):
+                protocol.processor.close("the plugin closes its socket")
 
 
 class _ValueCodec(CodecBase):

@@ -1,0 +1,323 @@
+"""The device plugin against a kubelet that follows the API to the letter."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from confcom.errors import ConfigError, PlatformUnavailable
+from confcom.protocols._pb import kubelet_device_plugin_pb2 as pb
+from kubelet_emulator import AdmissionError, KubeletEmulator, wait_until
+from running_plugin import EPC, RunningPlugin
+
+PROVISION = "sgx.intel.com/provision"
+ENCLAVE_FILES = ("dev/sgx_enclave",)
+
+
+@pytest.fixture
+def kubelet(tmp_path: Path) -> Iterator[KubeletEmulator]:
+    emulator = KubeletEmulator(tmp_path)
+    emulator.start()
+    yield emulator
+    emulator.stop()
+
+
+def mounted(answer: pb.ContainerAllocateResponse) -> dict[str, str]:
+    return {mount.container_path: mount.host_path for mount in answer.mounts}
+
+
+@pytest.mark.promise("M2")
+def test_epc_becomes_a_resource_in_whole_mib(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    with RunningPlugin(tmp_path, kubelet) as plugin:
+        kubelet.wait_allocatable(EPC, 168)
+        assert kubelet.capacity(EPC) == 168
+        wait_until(lambda: plugin.started)
+        assert plugin.started == [f"{EPC} = 168 (168 MiB of EPC), as devices"]
+    # Nothing but the one resource is offered: provisioning above all.
+    assert set(kubelet.endpoints) == {EPC}
+
+
+@pytest.mark.promise("M3")
+def test_a_container_gets_the_enclave_device_and_its_size(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    with RunningPlugin(tmp_path, kubelet) as plugin:
+        kubelet.wait_allocatable(EPC, 168)
+        answer = kubelet.admit("default/app", EPC, 10)
+        assert dict(answer.envs) == {"SGX_EPC_MIB": "10"}
+        device = str(plugin.root / "dev/sgx_enclave")
+        assert mounted(answer) == {"/dev/sgx_enclave": device, "/dev/sgx/enclave": device}
+        assert all(mount.read_only for mount in answer.mounts)
+        assert not answer.annotations
+        assert not answer.cdi_devices
+        assert plugin.fields("devices.granted") == [
+            {"units": 10, "devices": 0, "duration_ms": plugin.fields("devices.granted")[0]["duration_ms"]}
+        ]
+
+
+def test_a_whole_node_goes_to_one_container_without_a_list_of_ids(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    with RunningPlugin(tmp_path, kubelet, epc="4Gi"):
+        kubelet.wait_allocatable(EPC, 4096)
+        answer = kubelet.admit("default/app", EPC, 4096)
+        assert answer.ByteSize() < 500
+        with pytest.raises(AdmissionError, match="available: 0"):
+            kubelet.admit("default/late", EPC, 1)
+
+
+@pytest.mark.promise("M2")
+def test_twenty_kubelet_restarts_change_nothing(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    with RunningPlugin(tmp_path, kubelet):
+        kubelet.wait_allocatable(EPC, 168)
+        kubelet.admit("default/app", EPC, 100)
+        held, ids = kubelet.pods["default/app"][EPC], kubelet.resources[EPC].healthy
+        for _ in range(20):
+            kubelet.restart()
+            kubelet.wait_allocatable(EPC, 168)
+        assert kubelet.registrations == 21
+        assert kubelet.resources[EPC].healthy == ids
+        assert kubelet.pods["default/app"][EPC] == held
+        assert set(held) <= ids
+        assert kubelet.allocate_calls == 1
+        kubelet.admit("default/other", EPC, 68)
+
+
+def test_a_lost_stream_is_registered_again(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    with RunningPlugin(tmp_path, kubelet) as plugin:
+        kubelet.wait_allocatable(EPC, 168)
+        for number in range(1, 11):
+            lost = kubelet.endpoints[EPC]
+            kubelet.lose_stream(EPC)
+            kubelet.wait(lambda lost=lost: not lost.alive)
+            kubelet.wait_allocatable(EPC, 168)
+            assert kubelet.registrations == number + 1
+        assert {fields["reason"] for fields in plugin.fields("kubelet.lost")} == {"the stream ended"}
+
+
+def test_a_kubelet_that_comes_later_is_waited_for(tmp_path: Path) -> None:
+    kubelet = KubeletEmulator(tmp_path)
+    with RunningPlugin(tmp_path, kubelet) as plugin:
+        plugin.wait_event("kubelet.absent")
+        assert len(plugin.fields("kubelet.absent")) == 1
+        kubelet.start()
+        kubelet.wait_allocatable(EPC, 168)
+        kubelet.stop()
+
+
+def test_a_directory_that_comes_later_is_waited_for(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    late = tmp_path / "late"
+    with RunningPlugin(tmp_path, kubelet, plugin_dir=str(late)) as plugin:
+        assert "cannot listen" in plugin.wait_event("plugin.listen")["reason"]
+        late.mkdir()
+        plugin.wait_event("kubelet.absent")
+
+
+def test_a_refused_registration_is_tried_again(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    with RunningPlugin(tmp_path, kubelet, resource="example.com/requests.epc") as plugin:
+        kubelet.wait_allocatable("example.com/requests.epc", 168)
+    plugin = RunningPlugin(tmp_path, kubelet, resource="requests.example.com/epc")
+    with plugin:
+        plugin.wait_event("kubelet.registered", 3)
+    outcomes = plugin.fields("kubelet.registered")
+    assert {fields["outcome"] for fields in outcomes} == {"failed"}
+    assert "is invalid" in outcomes[0]["reason"]
+    assert not plugin.started
+
+
+@pytest.mark.promise("M3")
+def test_a_device_that_vanishes_makes_epc_unhealthy_until_it_returns(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    with RunningPlugin(tmp_path, kubelet) as plugin:
+        kubelet.wait_allocatable(EPC, 168)
+        kubelet.admit("default/app", EPC, 10)
+        device = plugin.root / "dev/sgx_enclave"
+        device.rename(device.with_name("gone"))
+        kubelet.wait_allocatable(EPC, 0)
+        assert kubelet.capacity(EPC) == 168
+        health = plugin.wait_event("devices.health")
+        assert health["healthy"] is False
+        assert "no driver is loaded" in health["reason"]
+        device.with_name("gone").rename(device)
+        kubelet.wait_allocatable(EPC, 168)
+        assert plugin.wait_event("devices.health", 2) == {"healthy": True, "reason": ""}
+        # One connection throughout: health is told on the stream.
+        assert kubelet.registrations == 1
+        assert len(kubelet.pods["default/app"][EPC]) == 10
+
+
+def test_epc_that_vanishes_from_sysfs_keeps_its_ids(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    with RunningPlugin(tmp_path, kubelet) as plugin:
+        kubelet.wait_allocatable(EPC, 168)
+        size = plugin.root / "sys/devices/system/node/node0/x86/sgx_total_bytes"
+        size.rename(size.with_name("gone"))
+        kubelet.wait_allocatable(EPC, 0)
+        assert kubelet.capacity(EPC) == 168
+        size.with_name("gone").rename(size)
+        kubelet.wait_allocatable(EPC, 168)
+
+
+def test_nothing_is_sent_while_nothing_changes(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    with RunningPlugin(tmp_path, kubelet, health_interval=0.01, watch_interval=0.01) as plugin:
+        kubelet.wait_allocatable(EPC, 168)
+        kubelet.admit("default/app", EPC, 5)
+        plugin.wait_event("devices.granted")
+        for _ in range(5):
+            kubelet.restart()
+            kubelet.wait_allocatable(EPC, 168)
+            assert kubelet.endpoints[EPC].sizes == [168 * 17]
+
+
+def test_units_of_one_numa_node_go_together(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    with RunningPlugin(tmp_path, kubelet, epc="64Mi,64Mi"):
+        kubelet.wait_allocatable(EPC, 128)
+        numa = kubelet.resources[EPC].numa
+        for number in range(8):
+            kubelet.admit(f"default/app{number}", EPC, 15)
+            assert len({numa[unit] for unit in kubelet.pods[f"default/app{number}"][EPC]}) == 1
+        kubelet.admit("default/rest", EPC, 8)
+        assert {numa[unit] for unit in kubelet.pods["default/rest"][EPC]} == {0, 1}
+
+
+def test_one_numa_node_has_no_topology_and_no_preference(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    with RunningPlugin(tmp_path, kubelet):
+        kubelet.wait_allocatable(EPC, 168)
+        assert kubelet.resources[EPC].numa == {}
+        assert not kubelet.endpoints[EPC].options.get_preferred_allocation_available
+
+
+def test_the_kubelet_may_find_us_in_its_registry(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    with RunningPlugin(tmp_path, kubelet, registration="registry", register_timeout=0.2) as plugin:
+        kubelet.wait_allocatable(EPC, 168)
+        assert plugin.wait_event("kubelet.registered") == {"outcome": "registered", "reason": ""}
+        kubelet.admit("default/app", EPC, 10)
+        for _ in range(3):
+            kubelet.restart()
+            kubelet.wait_allocatable(EPC, 168)
+        kubelet.lose_stream(EPC)
+        kubelet.wait(lambda: not kubelet.endpoints[EPC].alive)
+        kubelet.wait_allocatable(EPC, 168)
+        assert kubelet.allocate_calls == 1
+    assert list(kubelet.registry_dir.iterdir()) == []
+
+
+def test_devices_that_make_too_long_a_message_are_refused_before_anything_is_sent(
+    tmp_path: Path, kubelet: KubeletEmulator
+) -> None:
+    with RunningPlugin(tmp_path, kubelet, epc="256Gi", publisher="devices") as plugin:
+        error = plugin.failure()
+    assert isinstance(error, ConfigError)
+    assert "262144 devices of 1 MiB make a message of 4456448 bytes" in error.message
+    assert kubelet.registrations == 0
+
+
+def test_the_longest_message_is_taken(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    count = 4 * 1024 * 1024 // 17
+    with RunningPlugin(tmp_path, kubelet, epc=f"{count}Mi", publisher="devices", health_interval=60):
+        kubelet.wait_allocatable(EPC, count)
+        assert kubelet.endpoints[EPC].sizes == [count * 17]
+
+
+def test_a_kubelet_that_would_not_take_the_message_is_not_sent_it(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    """The emulator's limit is the kubelet's: what passes our own count would fail there."""
+    count = 4 * 1024 * 1024 // 17 + 1
+    with RunningPlugin(tmp_path, kubelet, epc=f"{count}Mi", publisher="devices") as plugin:
+        assert isinstance(plugin.failure(), ConfigError)
+
+
+@pytest.mark.promise("M10")
+def test_the_provisioning_device_goes_to_named_namespaces_only(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    settings = {"provision_limit": 2, "provision_namespaces": "confcom-system, trusted"}
+    with RunningPlugin(tmp_path, kubelet, **settings) as plugin:
+        kubelet.wait_allocatable(PROVISION, 2)
+        answer = kubelet.admit("confcom-system/helper", PROVISION, 1)
+        device = str(plugin.root / "dev/sgx_provision")
+        assert mounted(answer) == {"/dev/sgx_provision": device, "/dev/sgx/provision": device}
+        kubelet.start_container("confcom-system/helper", PROVISION)
+        assert plugin.wait_event("devices.start") == {"units": 1, "pod": "confcom-system/helper"}
+
+        kubelet.admit("default/curious", PROVISION, 1)
+        with pytest.raises(AdmissionError, match=r"PERMISSION_DENIED.*namespace default \(pod curious\)"):
+            kubelet.start_container("default/curious", PROVISION)
+        kubelet.wait_allocatable(EPC, 168)
+        # EPC alone brings the enclave device alone.
+        assert "/dev/sgx_provision" not in mounted(kubelet.admit("default/app", EPC, 1))
+
+
+def test_without_the_kubelets_word_nobody_starts_with_the_provisioning_device(
+    tmp_path: Path, kubelet: KubeletEmulator
+) -> None:
+    settings = {"provision_limit": 1, "provision_namespaces": "trusted", "pod_resources_socket": str(tmp_path / "none")}
+    with RunningPlugin(tmp_path, kubelet, **settings):
+        kubelet.wait_allocatable(PROVISION, 1)
+        kubelet.admit("trusted/app", PROVISION, 1)
+        with pytest.raises(AdmissionError, match="UNAVAILABLE"):
+            kubelet.start_container("trusted/app", PROVISION)
+
+
+def test_reserve_and_overcommit(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    with RunningPlugin(tmp_path, kubelet, reserve_mib=8, overcommit=1.5) as plugin:
+        kubelet.wait_allocatable(EPC, 240)
+        plan = plugin.wait_event("epc.plan")
+        assert (plan["true_mib"], plan["reserve_mib"], plan["overcommit"], plan["units"]) == (168, 8, 1.5, 240)
+
+
+def test_a_node_without_sgx_is_told_why(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    from confcom.devices.host import Host
+
+    (tmp_path / "bare").mkdir()
+    with RunningPlugin(tmp_path, kubelet, host=Host(tmp_path / "bare")) as plugin:
+        error = plugin.failure()
+    assert isinstance(error, PlatformUnavailable)
+    assert "neither /dev/sgx_enclave nor /dev/sgx/enclave is a device" in error.message
+    assert kubelet.registrations == 0
+
+
+def test_a_node_may_be_waited_for(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    from confcom.devices.declared_node import declare_node
+    from confcom.devices.host import Host
+
+    root = tmp_path / "later"
+    with RunningPlugin(tmp_path, kubelet, host=Host(root, stand_ins=True), wait_for_sgx=True):
+        declare_node(root, (7 << 20,), b"machine")
+        kubelet.wait_allocatable(EPC, 7)
+
+
+def test_a_second_plugin_takes_over_and_the_first_says_so(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    with RunningPlugin(tmp_path, kubelet) as first:
+        kubelet.wait_allocatable(EPC, 168)
+        with RunningPlugin(tmp_path, kubelet):
+            error = first.failure()
+            assert isinstance(error, PlatformUnavailable)
+            assert "taken" in error.message
+            kubelet.wait(lambda: kubelet.registrations == 2)
+            kubelet.wait_allocatable(EPC, 168)
+
+
+def test_nobody_but_root_may_talk_to_the_plugin(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    with RunningPlugin(tmp_path, kubelet):
+        kubelet.wait_allocatable(EPC, 168)
+        path = kubelet.plugin_dir / "confcom-epc.sock"
+        assert path.stat().st_mode & 0o777 == 0o600
+        # What is no gRPC does it no harm.
+        with socket.socket(socket.AF_UNIX) as rude:
+            rude.connect(str(path))
+            rude.sendall(b"GET / HTTP/1.1\r\n\r\n" + os.urandom(500))
+        kubelet.admit("default/app", EPC, 1)
+
+
+def test_unknown_and_repeated_devices_are_refused(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    with RunningPlugin(tmp_path, kubelet):
+        kubelet.wait_allocatable(EPC, 168)
+        endpoint = kubelet.endpoints[EPC]
+        with pytest.raises(AdmissionError, match=r"INVALID_ARGUMENT.*1 of 2 devices"):
+            kubelet._allocate(endpoint, ["0000", "nope"])
+        with pytest.raises(AdmissionError, match=r"INVALID_ARGUMENT.*twice"):
+            kubelet._allocate(endpoint, ["0000", "0000"])
+
+
+def test_the_end_leaves_no_socket_behind(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    with RunningPlugin(tmp_path, kubelet):
+        kubelet.wait_allocatable(EPC, 168)
+    assert sorted(path.name for path in kubelet.plugin_dir.iterdir()) == ["kubelet.sock", "kubelet_internal_checkpoint"]
+    # The kubelet learnt of it at once.
+    kubelet.wait_allocatable(EPC, 0)
