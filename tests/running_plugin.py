@@ -24,6 +24,7 @@ FAST: dict[str, Any] = {
     "retry_initial": 0.01,
     "retry_max": 0.05,
     "register_timeout": 5.0,
+    "publish_interval": 0.02,
 }
 
 

@@ -7,6 +7,8 @@ client is made. Only `nodes/status` of the one node is ever written.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any
 
 import httpx2
 from lightkube import AsyncClient, KubeConfig
@@ -33,14 +35,17 @@ class KubeNode:
     async def watch(self) -> AsyncGenerator[NodeStatus, None]:
         """The present state first, then every further one; a node that is deleted ends it."""
         client = await self._renew()
-        seen = client.watch(Node, fields={"metadata.name": self.name}, server_timeout=SERVER_TIMEOUT)
+        seen: Any = client.watch(Node, fields={"metadata.name": self.name}, server_timeout=SERVER_TIMEOUT)
         try:
-            async for kind, node in seen:
-                if kind == "DELETED":
-                    return
-                yield _status(node)
+            async with aclosing(seen):
+                async for kind, node in seen:
+                    if kind == "DELETED":
+                        return
+                    yield _status(node)
         except (ApiError, httpx2.HTTPError, LoadResourceError) as error:
             raise _failure(f"cannot watch node {self.name}", error) from error
+        finally:
+            await self.close()
 
     async def patch(self, patch: Mapping[str, object]) -> None:
         """A merge patch of the status subresource."""

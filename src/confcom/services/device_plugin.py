@@ -103,7 +103,7 @@ class DevicePlugin:
                     f"EPC of this node belongs in its status ({self.choice.reason}), but no node is named",
                     advice="Name the node with --node-name and give credentials; or choose --publisher devices.",
                 )
-            self._reconciler = EpcReconciler(publisher(), self._amount(node), observe)
+            self._reconciler = EpcReconciler(publisher(), self._amount(node), observe, settle=config.publish_interval)
 
     def tell_plan(self) -> None:
         """Log what was found and what is made of it."""

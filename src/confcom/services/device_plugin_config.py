@@ -59,6 +59,8 @@ class DevicePluginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """This node's name in the Kubernetes API, for EPC in the node's status."""
     kubeconfig: str | None = None
     """Credentials for that; without it those of the pod's service account."""
+    publish_interval: _Seconds = 1.0
+    """Seconds between two changes of the node's status at least."""
 
     plugin_dir: str = "/var/lib/kubelet/device-plugins"
     """The kubelet's directory of device plugins, with kubelet.sock."""

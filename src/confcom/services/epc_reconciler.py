@@ -10,20 +10,19 @@ from confcom.devices.interface import NodeStatus, NodeStatusPublisher
 from confcom.errors import ConfcomError
 from confcom.services.device_plugin_events import Observer, PluginEvent
 
-SETTLE = 1.0
-"""Seconds between two patches at least, so that a quarrel with somebody else stays slow."""
 WATCH_LIFE = 600.0
 """Seconds after which the watch is made anew, and the state with it looked at afresh."""
-RETRY = (1.0, 2.0, 5.0, 15.0, 30.0)
-"""Seconds between attempts after failures; the last one repeats."""
+RETRY_MAX = 30.0
+"""Most seconds between two attempts after failures; the first is `settle`, and it doubles."""
 
 
 class EpcReconciler:
-    """Compares every state of the node that the API shows with the wanted amount, and patches what differs."""
+    """Compares every state of the node that the API shows with the wanted amount, and patches what differs.
 
-    def __init__(
-        self, publisher: NodeStatusPublisher, amount: EpcAmount, observe: Observer, *, settle: float = SETTLE
-    ) -> None:
+    `settle` is the seconds between two patches at least, so that a quarrel with somebody else stays slow.
+    """
+
+    def __init__(self, publisher: NodeStatusPublisher, amount: EpcAmount, observe: Observer, *, settle: float) -> None:
         self._publisher = publisher
         self._amount = amount
         self._observe = observe
@@ -50,7 +49,7 @@ class EpcReconciler:
                 reason = f"{error.code}: {error.message}"
             fields = {"outcome": "failed", "reason": reason}
             self._observe(PluginEvent("epc.published", self._amount.resource, fields, trouble=True))
-            await asyncio.sleep(RETRY[min(failures, len(RETRY) - 1)])
+            await asyncio.sleep(min(self._settle * 2 ** min(failures, 30), RETRY_MAX))
             failures += 1
 
     async def _follow(self) -> bool:

@@ -1,0 +1,200 @@
+"""A stand-in for the Kubernetes API's Node objects, over real HTTP: watch by name, and PATCH of nodes/NAME/status.
+
+As the real one it takes JSON merge patches, writes amounts as Quantities, gives every change a resourceVersion, and
+lets the caller write the status of its own node only.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+TOKEN = "the-plugins-token"
+
+
+class NodeApi:
+    """One node named `name`. Use as a context."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.changed = threading.Condition()
+        self.node: dict[str, Any] = {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": name, "resourceVersion": "1", "labels": {"kubernetes.io/arch": "amd64"}},
+            "spec": {"podCIDR": "10.244.0.0/24"},
+            "status": {"capacity": {"cpu": "2"}, "allocatable": {"cpu": "2"}},
+        }
+        self.patches: list[dict[str, Any]] = []
+        self.requests: list[str] = []
+        self.allowed = True
+        self.down = False
+        self._watches: set[Any] = set()
+        api = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *arguments: object) -> None:
+                return
+
+            def do_GET(self) -> None:
+                api._get(self)
+
+            def do_PATCH(self) -> None:
+                api._patch(self)
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+
+    def __enter__(self) -> NodeApi:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.cut_watches()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def kubeconfig(self, folder: Path) -> str:
+        """A file of credentials for it."""
+        path = folder / "kubeconfig.json"
+        url = f"http://127.0.0.1:{self._server.server_port}"
+        path.write_text(
+            json.dumps(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Config",
+                    "current-context": "here",
+                    "contexts": [{"name": "here", "context": {"cluster": "here", "user": "plugin"}}],
+                    "clusters": [{"name": "here", "cluster": {"server": url}}],
+                    "users": [{"name": "plugin", "user": {"token": TOKEN}}],
+                }
+            )
+        )
+        return str(path)
+
+    def change(self, patch: dict[str, Any]) -> None:
+        """Somebody else changes the node."""
+        with self.changed:
+            _merge(self.node, patch)
+            _quantities(self.node)
+            self.node["metadata"]["resourceVersion"] = str(int(self.node["metadata"]["resourceVersion"]) + 1)
+            self.changed.notify_all()
+
+    def amount(self, resource: str, part: str = "allocatable") -> str | None:
+        with self.changed:
+            amount: str | None = self.node["status"][part].get(resource)
+            return amount
+
+    def wait(self, condition: Any, timeout: float = 5.0) -> None:
+        with self.changed:
+            assert self.changed.wait_for(condition, timeout), self.node
+
+    def cut_watches(self) -> None:
+        """Break every watch off, as a restart of the API server does."""
+        with self.changed:
+            self._watches.clear()
+            self.changed.notify_all()
+
+    def _get(self, request: BaseHTTPRequestHandler) -> None:
+        url = urlsplit(request.path)
+        query = parse_qs(url.query)
+        self.requests.append(f"GET {url.path}")
+        if not self._admitted(request):
+            return
+        if url.path != "/api/v1/nodes" or query.get("fieldSelector") != [f"metadata.name={self.name}"]:
+            _refuse(request, 403, "nodes is forbidden: only this node may be watched")
+            return
+        request.send_response(200)
+        request.send_header("Content-Type", "application/json")
+        request.send_header("Transfer-Encoding", "chunked")
+        request.end_headers()
+        self._stream(request, int(query.get("resourceVersion", ["0"])[0]))
+
+    def _stream(self, request: BaseHTTPRequestHandler, seen: int) -> None:
+        kind, mark = "ADDED" if seen == 0 else "MODIFIED", object()
+        with self.changed:
+            self._watches.add(mark)
+        while True:
+            with self.changed:
+                while self._version() <= seen and mark in self._watches:
+                    self.changed.wait()
+                if mark not in self._watches:
+                    request.close_connection = True
+                    return
+                seen = self._version()
+                line = json.dumps({"type": kind, "object": self.node}).encode() + b"\n"
+            kind = "MODIFIED"
+            try:
+                request.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
+            except OSError:
+                return
+
+    def _patch(self, request: BaseHTTPRequestHandler) -> None:
+        body = json.loads(request.rfile.read(int(request.headers["Content-Length"])))
+        self.requests.append(f"PATCH {request.path}")
+        if not self._admitted(request):
+            return
+        if urlsplit(request.path).path != f"/api/v1/nodes/{self.name}/status":
+            _refuse(request, 403, "forbidden: only the status of this node may be written")
+            return
+        if request.headers["Content-Type"] != "application/merge-patch+json":
+            _refuse(request, 415, "unsupported media type")
+            return
+        self.patches.append(body)
+        body.pop("spec", None)  # the status subresource leaves the spec alone
+        self.change(body)
+        _reply(request, 200, self.node)
+
+    def _admitted(self, request: BaseHTTPRequestHandler) -> bool:
+        if self.down:
+            _refuse(request, 503, "the API server is starting")
+        elif request.headers.get("Authorization") != f"Bearer {TOKEN}":
+            _refuse(request, 401, "Unauthorized")
+        elif not self.allowed:
+            _refuse(request, 403, "nodes is forbidden")
+        else:
+            return True
+        return False
+
+    def _version(self) -> int:
+        return int(self.node["metadata"]["resourceVersion"])
+
+
+def _merge(target: dict[str, Any], patch: dict[str, Any]) -> None:
+    """RFC 7396."""
+    for name, value in patch.items():
+        if value is None:
+            target.pop(name, None)
+        elif isinstance(value, dict):
+            _merge(target.setdefault(name, {}), value)
+        else:
+            target[name] = value
+
+
+def _quantities(node: dict[str, Any]) -> None:
+    """As the API writes them: thousands become `k`."""
+    for part in ("capacity", "allocatable"):
+        for name, value in node["status"][part].items():
+            if value.isdigit() and int(value) and int(value) % 1000 == 0:
+                node["status"][part][name] = f"{int(value) // 1000}k"
+
+
+def _refuse(request: BaseHTTPRequestHandler, code: int, message: str) -> None:
+    status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code}
+    _reply(request, code, status)
+
+
+def _reply(request: BaseHTTPRequestHandler, code: int, content: dict[str, Any]) -> None:
+    data = json.dumps(content).encode()
+    request.send_response(code)
+    request.send_header("Content-Type", "application/json")
+    request.send_header("Content-Length", str(len(data)))
+    request.end_headers()
+    request.wfile.write(data)

@@ -1,0 +1,143 @@
+"""EPC of large nodes in the node's status: the plugin between a kubelet and the API, both on real sockets."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from confcom.devices.kube_node import KubeNode
+from confcom.errors import ConfigError
+from kubelet_emulator import KubeletEmulator
+from node_api import NodeApi
+from running_plugin import EPC, RunningPlugin
+
+ENCLAVE = "sgx.intel.com/enclave"
+
+
+@pytest.fixture
+def kubelet(tmp_path: Path) -> Iterator[KubeletEmulator]:
+    emulator = KubeletEmulator(tmp_path)
+    emulator.start()
+    yield emulator
+    emulator.stop()
+
+
+@pytest.fixture
+def api() -> Iterator[NodeApi]:
+    with NodeApi("worker-1") as api:
+        yield api
+
+
+def large_node(folder: Path, kubelet: KubeletEmulator, api: NodeApi, **settings: Any) -> RunningPlugin:
+    kubeconfig = api.kubeconfig(folder)
+    settings = {"epc": "256Gi,256Gi"} | settings
+    return RunningPlugin(
+        folder, kubelet, status=lambda: KubeNode("worker-1", kubeconfig=kubeconfig), node_name="worker-1", **settings
+    )
+
+
+@pytest.mark.promise("M2")
+def test_512_gib_are_an_amount_beside_a_pool_of_enclave_devices(
+    tmp_path: Path, kubelet: KubeletEmulator, api: NodeApi
+) -> None:
+    with large_node(tmp_path, kubelet, api) as plugin:
+        api.wait(lambda: api.amount(EPC) == "524288")
+        assert api.amount(EPC, "capacity") == "524288"
+        kubelet.wait_allocatable(ENCLAVE, 110)
+        assert set(kubelet.endpoints) == {ENCLAVE}
+        answer = kubelet.admit("default/app", ENCLAVE, 1)
+        assert [mount.container_path for mount in answer.mounts] == ["/dev/sgx_enclave", "/dev/sgx/enclave"]
+        plan = plugin.wait_event("epc.plan")
+        assert plan["publisher"] == "node-status"
+        assert plan["reason"] == "524288 units are more than the limit of 4096"
+        assert plugin.wait_event("epc.published")["units"] == 524288
+    labels = api.node["metadata"]["labels"]
+    assert labels["confcom.dev/sgx-epc-mib"] == "524288"
+    assert labels["kubernetes.io/arch"] == "amd64"
+    assert api.node["status"]["allocatable"]["cpu"] == "2"
+
+
+def test_whoever_resets_the_amount_it_comes_back(tmp_path: Path, kubelet: KubeletEmulator, api: NodeApi) -> None:
+    with large_node(tmp_path, kubelet, api, epc="1000Mi", publisher="node-status"):
+        api.wait(lambda: api.amount(EPC) == "1k")
+        count = len(api.patches)
+        for reset in ({EPC: None}, {EPC: "0"}, {EPC: "7"}):
+            api.change({"status": {"allocatable": reset}})
+            api.wait(lambda: api.amount(EPC) == "1k")
+        api.change({"metadata": {"labels": {"confcom.dev/sgx-epc-mib": None}}})
+        api.wait(lambda: "confcom.dev/sgx-epc-mib" in api.node["metadata"]["labels"])
+        assert len(api.patches) == count + 4
+        # `1k` is 1000: there is nothing to patch, whatever else changes on the node.
+        api.change({"metadata": {"labels": {"other": "change"}}})
+        api.change({"metadata": {"labels": {"other": None}}})
+        time.sleep(0.1)
+        assert len(api.patches) == count + 4
+
+
+def test_the_api_may_be_away_and_its_watch_may_break(tmp_path: Path, kubelet: KubeletEmulator, api: NodeApi) -> None:
+    api.down = True
+    with large_node(tmp_path, kubelet, api) as plugin:
+        failed = plugin.wait_event("epc.published")
+        assert failed["outcome"] == "failed"
+        assert "503" in failed["reason"]
+        # Containers get their devices meanwhile.
+        kubelet.wait_allocatable(ENCLAVE, 110)
+        api.down = False
+        api.wait(lambda: api.amount(EPC) == "524288")
+        api.cut_watches()
+        api.change({"status": {"capacity": {EPC: None}, "allocatable": {EPC: None}}})
+        api.wait(lambda: api.amount(EPC) == "524288" and api.amount(EPC, "capacity") == "524288")
+
+
+def test_missing_rights_are_told(tmp_path: Path, kubelet: KubeletEmulator, api: NodeApi) -> None:
+    api.allowed = False
+    with large_node(tmp_path, kubelet, api) as plugin:
+        failed = plugin.wait_event("epc.published")
+    assert "403" in failed["reason"] or "forbidden" in failed["reason"]
+    assert set(api.requests) == {"GET /api/v1/nodes"}
+
+
+def test_only_the_status_of_the_own_node_is_written(tmp_path: Path, kubelet: KubeletEmulator, api: NodeApi) -> None:
+    with large_node(tmp_path, kubelet, api):
+        api.wait(lambda: api.amount(EPC) == "524288")
+    assert set(api.requests) == {"GET /api/v1/nodes", "PATCH /api/v1/nodes/worker-1/status"}
+    assert api.node["spec"] == {"podCIDR": "10.244.0.0/24"}
+
+
+def test_no_epc_is_promised_while_the_driver_is_away(tmp_path: Path, kubelet: KubeletEmulator, api: NodeApi) -> None:
+    with large_node(tmp_path, kubelet, api) as plugin:
+        api.wait(lambda: api.amount(EPC) == "524288")
+        device = plugin.root / "dev/sgx_enclave"
+        device.rename(device.with_name("gone"))
+        api.wait(lambda: api.amount(EPC) == "0")
+        kubelet.wait_allocatable(ENCLAVE, 0)
+        device.with_name("gone").rename(device)
+        api.wait(lambda: api.amount(EPC) == "524288")
+
+
+def test_reserve_and_overcommit_show_the_true_size(tmp_path: Path, kubelet: KubeletEmulator, api: NodeApi) -> None:
+    with large_node(tmp_path, kubelet, api, epc="16Gi", reserve_mib=384, overcommit=1.25):
+        api.wait(lambda: api.amount(EPC) == "20k")
+        labels = api.node["metadata"]["labels"]
+        assert labels["confcom.dev/sgx-epc-mib"] == "16384"
+        assert labels["confcom.dev/sgx-epc-overcommit"] == "1.25"
+
+
+def test_a_large_node_without_a_name_is_told_what_to_do(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    with RunningPlugin(tmp_path, kubelet, epc="16Gi") as plugin:
+        error = plugin.failure()
+    assert isinstance(error, ConfigError)
+    assert "16384 units are more than the limit of 4096" in error.message
+    assert "--node-name" in error.advice()
+
+
+def test_credentials_that_are_not_there_are_told(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    def nowhere() -> KubeNode:
+        return KubeNode("worker-1", kubeconfig=str(tmp_path / "none"))
+
+    with RunningPlugin(tmp_path, kubelet, epc="16Gi", status=nowhere) as plugin:
+        assert "configuration-error" in plugin.wait_event("epc.published")["reason"]
