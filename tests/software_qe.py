@@ -7,7 +7,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from confcom.errors import ConfcomError, KeyNotInitialized, ReportRejected
@@ -83,7 +83,8 @@ def _serve(listener: socket.socket, platform: Platform) -> None:
             client, _ = listener.accept()
         except OSError:
             return
-        with client, client.makefile("rb") as requests:
+        # A worker may be killed while it asks.
+        with suppress(OSError), client, client.makefile("rb") as requests:
             try:
                 answer = bytes(4) + _answer(platform, requests.read())
             except ConfcomError as error:

@@ -24,7 +24,7 @@ from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
 from confcom.platforms.intel_errors import SUCCESS, quote3_error
 from confcom.platforms.interface import InitializedQuote, QuoteResult
 from confcom.platforms.quoting import AESM_VARIABLE
-from confcom.platforms.sgx_host import QUOTE_LIBRARY
+from confcom.platforms.sgx_host import QUOTE_LIBRARY, device_obstacles, find_library, obstacles_to_in_proc
 
 QE3_LIBRARY = "libsgx_qe3_logic.so"
 PUB_KEY_ID_SIZE = 32
@@ -64,6 +64,22 @@ _PACKAGES = {
 }
 
 
+_ADVICE = (
+    "Give this process these devices and Intel's libsgx-dcap-ql; or set SGX_AESM_ADDR=1 and use the node's quote "
+    "helper, which takes neither. `confcom doctor` looks closer."
+)
+
+
+def library_folder(host: Path) -> Path | None:
+    """Where below another root than `/` the libraries are; None leaves it to the dynamic linker."""
+    if host == Path("/"):
+        return None
+    found = find_library(host, QUOTE_LIBRARY)
+    if found is None:
+        raise PlatformUnavailable(f"{QUOTE_LIBRARY} is not installed below {host}", advice=_ADVICE)
+    return found.parent
+
+
 class IntelDcapPlatform:
     """A `Platform` (see `confcom.platforms.interface`) of real enclaves. Calls release the interpreter's lock.
 
@@ -87,6 +103,14 @@ class IntelDcapPlatform:
         _load(QUOTE_LIBRARY, folder, ctypes.RTLD_GLOBAL)
         library = _load(QE3_LIBRARY, folder, ctypes.RTLD_LOCAL)
         return cls({name: _function(library, name, arguments) for name, arguments in _PROTOTYPES.items()})
+
+    @classmethod
+    def open_in_proc(cls, host: Path = Path("/")) -> IntelDcapPlatform:
+        """For an application that is its own quote helper: first say what device, permission or library is missing."""
+        if device_obstacles(host):
+            missing = "; ".join(obstacles_to_in_proc(host))
+            raise PlatformUnavailable(f"no in-proc quotes here: {missing}", advice=_ADVICE)
+        return cls.load(library_folder(host))
 
     def key_ids(self) -> tuple[AttestationKeyId, ...]:
         """The one id of this QE."""

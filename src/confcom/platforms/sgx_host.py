@@ -6,8 +6,10 @@ import errno
 import os
 from pathlib import Path
 
-DEVICES = ("dev/sgx_enclave", "dev/sgx_provision")
-"""Of the in-kernel driver. The second grants the provisioning key, which QE and PCE need."""
+ENCLAVE_DEVICES = ("dev/sgx_enclave", "dev/sgx/enclave")
+"""Creates enclaves. The second name is that of Intel's driver up to 1.33, and a link by udev's rules since."""
+PROVISION_DEVICES = ("dev/sgx_provision", "dev/sgx/provision")
+"""Grants the provisioning key, which QE and PCE need."""
 
 QUOTE_LIBRARY = "libsgx_dcap_ql.so.1"
 
@@ -26,20 +28,41 @@ LIBRARY_FOLDERS = (
 
 def obstacles_to_in_proc(host: Path = Path("/")) -> tuple[str, ...]:
     """Each missing thing as a clause that names it: devices and their permissions, Intel's quote library."""
-    found = [_obstacle(host, device) for device in DEVICES]
-    if not any((host / folder / QUOTE_LIBRARY).exists() for folder in LIBRARY_FOLDERS):
+    found = list(device_obstacles(host))
+    if find_library(host, QUOTE_LIBRARY) is None:
         found.append(f"{QUOTE_LIBRARY} is not installed")
+    return tuple(found)
+
+
+def device_obstacles(host: Path = Path("/")) -> tuple[str, ...]:
+    """The same for the devices alone."""
+    found = (device_obstacle(host, names) for names in (ENCLAVE_DEVICES, PROVISION_DEVICES))
     return tuple(clause for clause in found if clause)
 
 
-def _obstacle(host: Path, device: str) -> str:
+def find_library(host: Path, name: str) -> Path | None:
+    """Where a library is among the usual folders; the dynamic linker may know others."""
+    paths = (host / folder / name for folder in LIBRARY_FOLDERS)
+    return next((path for path in paths if path.exists()), None)
+
+
+def present_device(host: Path, names: tuple[str, ...]) -> str | None:
+    """The first of these names at which something stands."""
+    return next((name for name in names if os.path.lexists(host / name)), None)
+
+
+def device_obstacle(host: Path, names: tuple[str, ...]) -> str:
+    """Why this process cannot open a device that has one of these names; empty when it can."""
+    name = present_device(host, names)
+    if name is None:
+        return f"/{names[0]} does not exist"
     try:
         # Opening is the kernel's own test: device cgroups and capabilities count, which access(2) does not ask.
-        os.close(os.open(host / device, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
+        os.close(os.open(host / name, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
     except FileNotFoundError:
-        return f"/{device} does not exist"
+        return f"/{name} is a link to nothing"
     except OSError as error:
         if error.errno in {errno.EACCES, errno.EPERM}:
-            return f"no permission to open /{device}" + (" (group sgx_prv)" if "provision" in device else "")
-        return f"/{device} cannot be opened: {error.strerror}"
+            return f"no permission to open /{name}" + (" (group sgx_prv)" if "provision" in name else "")
+        return f"/{name} cannot be opened: {error.strerror}"
     return ""

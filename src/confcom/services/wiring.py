@@ -14,8 +14,10 @@ from confcom.appraisal.collateral import Collateral
 from confcom.collateral.bundle import load_bundle
 from confcom.errors import ConfigError, PlatformUnavailable
 from confcom.pki.roots import TrustRoot, TrustRoots
+from confcom.platforms.intel_dcap import library_folder
+from confcom.platforms.intel_worker import IntelWorkerPlatform
 from confcom.platforms.interface import Platform, ReportSource
-from confcom.platforms.sgx_host import obstacles_to_in_proc
+from confcom.platforms.sgx_host import device_obstacles, obstacles_to_in_proc
 from confcom.services.self_test import SelfTestKit
 from confcom.simulator.collateral_upstream import SimulatedUpstream
 from confcom.simulator.declaration import EnclaveDeclaration
@@ -43,7 +45,7 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose_platform(name: PlatformName, *, machine: Path | None = None) -> Choice:
+def choose_platform(name: PlatformName, *, machine: Path | None = None, host: Path = Path("/")) -> Choice:
     """Settle `auto`; the reason is one clause for a log or an error."""
     match name:
         case "intel":
@@ -53,27 +55,33 @@ def choose_platform(name: PlatformName, *, machine: Path | None = None) -> Choic
         case "auto" if machine is not None:
             return Choice("simulated", f"the machine file {machine} was given")
         case "auto":
-            return Choice("intel", "no simulated machine was given")
+            return Choice("intel", _why_intel(host))
         case _:
             raise ConfigError(f"unknown platform {name!r}", advice="Use auto, intel or simulated.")
 
 
 def open_platform(name: PlatformName, *, machine: Path | None = None, host: Path = Path("/")) -> Platform:
     """The platform of that name; `PlatformUnavailable` says what is missing, `ConfigError` what contradicts itself."""
-    choice = choose_platform(name, machine=machine)
+    choice = choose_platform(name, machine=machine, host=host)
     return PLATFORMS[choice.name](machine, host)
 
 
 def _open_intel(machine: Path | None, host: Path) -> Platform:
     if machine is not None:
         raise ConfigError("Intel's platform takes no machine file", advice="Leave out --machine, or choose simulated.")
+    if device_obstacles(host):
+        missing = "; ".join(obstacles_to_in_proc(host))
+        raise PlatformUnavailable(f"no SGX platform here: {missing}", advice=_INTEL_ADVICE)
+    platform = IntelWorkerPlatform(library_folder(host))
+    platform.start()
+    return platform
+
+
+def _why_intel(host: Path) -> str:
     obstacles = obstacles_to_in_proc(host)
     if obstacles:
-        raise PlatformUnavailable(f"no SGX platform here: {'; '.join(obstacles)}", advice=_INTEL_ADVICE)
-    raise PlatformUnavailable(
-        "everything that Intel's platform needs is here, but this version of confcom cannot load it",
-        advice="Use Intel's own quoting service on this node, or --platform simulated with --machine FILE.",
-    )
+        return f"no simulated machine was given, although {'; '.join(obstacles)}"
+    return "SGX devices and Intel's library are here, and no simulated machine was given"
 
 
 def _open_simulated(machine: Path | None, host: Path) -> Platform:

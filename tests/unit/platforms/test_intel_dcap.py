@@ -6,22 +6,26 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
+from confcom.appraisal.quote import verify_quote
 from confcom.errors import KeyNotInitialized, NativeError, PlatformUnavailable, ReportRejected, UnsupportedKeyId
 from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID
 from confcom.formats.quote import Quote
 from confcom.formats.sgx import QeReportInfo, Report
 from confcom.platforms.enclave_quotes import EnclaveQuoteSource
 from confcom.platforms.intel_dcap import IntelDcapPlatform
+from confcom.platforms.quoting import choose_mode, open_quote_source
 from confcom.simulator.machine import SimulatedEnclave
 from confcom.simulator.world import SimulatedWorld
 from software_qe import COMPILER, Stub, build_libraries, software_qe
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
 
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 REPORT = Report.parse(bytes(range(216)) * 2)
 INFO = QeReportInfo.parse(bytes(range(240)) * 4)
 
@@ -188,3 +192,31 @@ class TestLoading:
         with pytest.raises(PlatformUnavailable, match="has no function sgx_ql_init_quote") as error:
             IntelDcapPlatform.load(tmp_path)
         assert "newer" in error.value.advice()
+
+
+class TestInProc:
+    def test_names_everything_that_is_missing(self, tmp_path: Path) -> None:
+        with pytest.raises(PlatformUnavailable) as error:
+            IntelDcapPlatform.open_in_proc(tmp_path)
+        for thing in ("/dev/sgx_enclave", "/dev/sgx_provision", "libsgx_dcap_ql.so.1"):
+            assert thing in error.value.message
+        assert "SGX_AESM_ADDR=1" in error.value.advice()
+
+    def test_an_application_quotes_with_intels_libraries(
+        self, stub: Stub, world: SimulatedWorld, enclave: SimulatedEnclave, tmp_path: Path
+    ) -> None:
+        host = tmp_path / "host"
+        (host / "dev").mkdir(parents=True)
+        for device in ("sgx_enclave", "sgx_provision"):
+            (host / "dev" / device).touch()
+        with pytest.raises(PlatformUnavailable, match="is not installed"):
+            IntelDcapPlatform.open_in_proc(host)
+        build_libraries(host / "usr/lib64")
+        decision = choose_mode("auto", {}, host)
+        source = open_quote_source(
+            decision, enclave=lambda: enclave, in_proc=lambda: IntelDcapPlatform.open_in_proc(host), host=host
+        )
+        with software_qe(world.platform, stub):
+            quote = source.quote(b"D" * 64).quote
+        verified = verify_quote(quote, world.publish(), roots=world.trust_roots, now=NOW)
+        assert verified.report_data == b"D" * 64

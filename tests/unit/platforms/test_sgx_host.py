@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from confcom.platforms.sgx_host import LIBRARY_FOLDERS, obstacles_to_in_proc
+from confcom.platforms.sgx_host import LIBRARY_FOLDERS, device_obstacles, obstacles_to_in_proc
 
 
 def complete_host(root: Path) -> Path:
@@ -60,3 +60,24 @@ def test_a_missing_permission_names_the_group(tmp_path: Path) -> None:
     host = complete_host(tmp_path)
     (host / "dev/sgx_provision").chmod(0)
     assert obstacles_to_in_proc(host) == ("no permission to open /dev/sgx_provision (group sgx_prv)",)
+
+
+def test_the_names_of_intels_old_driver_count(tmp_path: Path) -> None:
+    host = complete_host(tmp_path)
+    (host / "dev/sgx").mkdir()
+    for device in ("enclave", "provision"):
+        (host / f"dev/sgx_{device}").rename(host / f"dev/sgx/{device}")
+    assert obstacles_to_in_proc(host) == ()
+
+
+def test_a_device_that_is_a_link_to_nothing(tmp_path: Path) -> None:
+    host = complete_host(tmp_path)
+    (host / "dev/sgx_enclave").unlink()
+    (host / "dev/sgx_enclave").symlink_to("sgx/enclave")
+    assert obstacles_to_in_proc(host) == ("/dev/sgx_enclave is a link to nothing",)
+
+
+def test_devices_are_asked_for_alone(tmp_path: Path) -> None:
+    host = complete_host(tmp_path)
+    (host / "usr/lib/x86_64-linux-gnu/libsgx_dcap_ql.so.1").unlink()
+    assert device_obstacles(host) == ()

@@ -5,8 +5,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from confcom.errors import ConfigError, FormatError, PlatformUnavailable
+from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID
 from confcom.services import wiring
 from confcom.simulator.world import SimulatedWorld
+from software_qe import COMPILER, build_libraries
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 SEED = bytes(range(32))
@@ -71,10 +73,37 @@ def test_intel_says_what_is_missing(tmp_path, host):
     assert "/dev/sgx_enclave" not in error.value.message
 
 
-def test_a_complete_host_is_not_called_incomplete(host):
-    with pytest.raises(PlatformUnavailable, match=r"everything .* is here, but .* cannot load") as error:
+def test_a_host_with_devices_and_a_library_that_cannot_be_loaded(host):
+    with pytest.raises(PlatformUnavailable, match=r"cannot load libsgx_dcap_ql.so.1"):
         wiring.open_platform("intel", host=host)
-    assert "simulated" in error.value.advice()
+
+
+def test_devices_without_a_library(host):
+    (host / "usr/lib/x86_64-linux-gnu/libsgx_dcap_ql.so.1").unlink()
+    with pytest.raises(PlatformUnavailable, match=r"libsgx_dcap_ql.so.1 is not installed"):
+        wiring.open_platform("intel", host=host)
+
+
+@pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
+def test_a_complete_host_is_opened_and_auto_says_why(host):
+    folder = host / "usr/lib/x86_64-linux-gnu"
+    (folder / "libsgx_dcap_ql.so.1").unlink()
+    build_libraries(folder)
+    choice = wiring.choose_platform("auto", host=host)
+    assert choice == ("intel", "SGX devices and Intel's library are here, and no simulated machine was given")
+    platform = wiring.open_platform("auto", host=host)
+    assert (platform.name, platform.simulated) == ("intel-dcap", False)
+    assert platform.key_ids() == (ECDSA_P256_KEY_ID,)
+    platform.close()
+
+
+def test_auto_says_what_is_missing_too(tmp_path):
+    reason = wiring.choose_platform("auto", host=tmp_path).reason
+    assert reason.startswith("no simulated machine was given, although /dev/sgx_enclave does not exist")
+
+
+def test_a_machine_file_wins_over_hardware(host, machine_file):
+    assert wiring.choose_platform("auto", machine=machine_file, host=host).name == "simulated"
 
 
 def test_a_broken_machine_file_is_malformed_input(tmp_path):
