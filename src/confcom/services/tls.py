@@ -60,10 +60,10 @@ class ReloadingTls:
         structlog.get_logger().info("tls.reload", outcome="reloaded", certificate=str(self._files.certificate))
         return True
 
-    async def watch(self, interval: float = WATCH_INTERVAL) -> None:
+    async def watch(self) -> None:
         """Look at the files for ever."""
         while True:
-            await asyncio.sleep(interval)
+            await asyncio.sleep(WATCH_INTERVAL)
             self.reload()
 
     def _choose(self, connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, context: ssl.SSLContext) -> None:
