@@ -246,6 +246,8 @@ class _Helper:
         return listener
 
     async def _retire(self, listener: UnixListener) -> None:
+        if listener.socket.fileno() < 0:
+            return
         listener.remove_path()
         await self._front.drain(listener.socket)
         listener.close()

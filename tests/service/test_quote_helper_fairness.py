@@ -1,0 +1,209 @@
+"""One pod cannot take the quote helper away from another: turns, connections, rate, and idle connections by the hundred.
+
+Which process is in which pod comes from a host root of the test's own.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from aesm_wire import KEY_ID, read_response, request
+from helper_process import HelperProcess, load, make_machine, processor_seconds, quote_request
+from recording_platform import QUOTE_SIZE, RecordingPlatform
+from running_helper import connect, exchange, read_all, running_helper
+
+pytestmark = pytest.mark.promise("M10")
+
+REPORT = bytes(range(216)) * 2
+INFO = bytes(960)
+QUOTE = request(17, (1, REPORT), (2, KEY_ID), (4, QUOTE_SIZE))
+GREEDY = "11111111-2222-3333-4444-555555555555"
+POLITE = "99999999-8888-7777-6666-555555555555"
+
+ASK = """
+import json, socket, sys, threading, time
+path, frame, threads, seconds = sys.argv[1], bytes.fromhex(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+sys.stdin.readline()
+statuses, waits, end = {}, [], time.monotonic() + seconds
+def ask():
+    while time.monotonic() < end:
+        begin = time.monotonic()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(20)
+            client.connect(path)
+            client.sendall(frame)
+            answer = b""
+            while piece := client.recv(1 << 20):
+                answer += piece
+        waits.append(time.monotonic() - begin)
+        # The response's tag and length, then field 1: the status.
+        at = 4 + 2 + (1 if answer[6] < 128 else 2 if answer[7] < 128 else 3) if len(answer) > 8 else 0
+        status = answer[at + 1] if at else -1
+        statuses[status] = statuses.get(status, 0) + 1
+clients = [threading.Thread(target=ask) for _ in range(threads)]
+[client.start() for client in clients]
+[client.join() for client in clients]
+print(json.dumps({"statuses": statuses, "worst": max(waits), "count": len(waits)}))
+"""
+
+
+class Client:
+    """A process in a pod, with that many threads that ask as fast as they can."""
+
+    def __init__(self, host: Path, path: Path, pod: str, threads: int, seconds: float, frame: bytes = QUOTE) -> None:
+        command = [sys.executable, "-c", ASK, str(path), frame.hex(), str(threads), str(seconds)]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        place = host / "proc" / str(self.process.pid)
+        place.mkdir(parents=True)
+        slice_ = f"kubepods-burstable-pod{pod.replace('-', '_')}.slice/cri-containerd-{'a' * 64}.scope"
+        (place / "cgroup").write_text(f"0::/kubepods.slice/kubepods-burstable.slice/{slice_}\n")
+
+    def go(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+
+    def result(self) -> dict[str, object]:
+        output, _ = self.process.communicate(timeout=30)
+        found: dict[str, object] = json.loads(output)
+        return found
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "aesmd" / "aesm.socket"
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Path:
+    return tmp_path / "host"
+
+
+def slow_platform(seconds: float) -> RecordingPlatform:
+    platform = RecordingPlatform()
+    platform.before = lambda what: time.sleep(seconds) if what == "quote" else None
+    return platform
+
+
+def test_a_greedy_pod_does_not_starve_a_polite_one(path: Path, host: Path) -> None:
+    with running_helper(slow_platform(0.005), path, host_root=str(host)) as helper:
+        greedy = Client(host, path, GREEDY, threads=60, seconds=2)
+        polite = Client(host, path, POLITE, threads=1, seconds=1.5)
+        greedy.go()
+        time.sleep(0.3)
+        polite.go()
+        found, other = polite.result(), greedy.result()
+        peers = {event.peer for event in helper.events}
+
+    assert found["statuses"] == {"0": found["count"]}
+    # Behind everybody it would wait for 60 quotes, 300 ms and more; taking turns it waits for one or two.
+    assert float(str(found["worst"])) < 0.15
+    assert int(str(found["count"])) > 40
+    assert other["statuses"] == {"0": other["count"]}
+    assert peers == {f"pod {GREEDY}", f"pod {POLITE}"}
+
+
+def test_a_full_queue_is_paid_for_by_who_filled_it(path: Path, host: Path) -> None:
+    with running_helper(slow_platform(0.01), path, host_root=str(host), max_waiting=8):
+        greedy = Client(host, path, GREEDY, threads=30, seconds=1.5)
+        polite = Client(host, path, POLITE, threads=2, seconds=1)
+        greedy.go()
+        time.sleep(0.3)
+        polite.go()
+        found, other = polite.result(), greedy.result()
+
+    assert found["statuses"] == {"0": found["count"]}
+    statuses = other["statuses"]
+    assert isinstance(statuses, dict)
+    assert set(statuses) == {"0", "18"}
+
+
+def test_connections_over_the_limit_of_a_pod_are_told_busy_in_the_right_shape(path: Path) -> None:
+    with running_helper(slow_platform(0.2), path, max_connections_per_peer=3) as helper:
+        under_way = [connect(path) for _ in range(3)]
+        for client in under_way:
+            client.sendall(QUOTE)
+        with_info = request(17, (1, REPORT), (2, KEY_ID), (3, INFO), (4, QUOTE_SIZE))
+        refused = [
+            read_response(exchange(path, with_info), 17),
+            read_response(exchange(path, request(16, (1, KEY_ID))), 16),
+            read_response(exchange(path, request(15, (1, KEY_ID), (3, 1), (4, 32))), 15),
+        ]
+        answered = [read_response(read_all(client), 17)[1] for client in under_way]
+        for client in under_way:
+            client.close()
+        again = read_response(exchange(path, QUOTE), 17)[1]
+
+    assert refused == [{1: 18, 3: INFO}, {1: 18, 2: 0}, {1: 18, 3: 32}]
+    assert answered == [0, 0, 0]
+    assert again == 0
+    busy = [event for event in helper.events if event.error == "platform-busy"]
+    assert len(busy) == 3
+    assert "has 3 connections already" in busy[0].reason
+
+
+def test_a_pods_silent_connections_make_room_for_its_own(path: Path) -> None:
+    with running_helper(RecordingPlatform(), path, max_connections_per_peer=5) as helper:
+        silent = [connect(path) for _ in range(20)]
+        assert read_response(exchange(path, QUOTE), 17)[1] == 0
+        for client in silent:
+            client.close()
+        events = helper.wait_for_events(21)
+
+    assert sum("of the same peer" in event.reason for event in events) == 16
+
+
+def test_a_rate_is_kept_when_one_is_set(path: Path) -> None:
+    with running_helper(RecordingPlatform(), path, peer_rate=20.0, peer_burst=5) as helper:
+        first = [read_response(exchange(path, QUOTE), 17)[1] for _ in range(10)]
+        time.sleep(0.3)
+        later = read_response(exchange(path, QUOTE), 17)[1]
+        free = read_response(exchange(path, request(21)), 21)[1]
+
+    assert first[:5] == [0] * 5
+    assert first.count(18) >= 4
+    assert later == 0
+    assert free == 0
+    assert any("asks more than 20 times a second" in event.reason for event in helper.events)
+
+
+@contextmanager
+def idle_connections(path: Path, count: int) -> Iterator[None]:
+    clients = [connect(path) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for client in clients:
+            with suppress(OSError):
+                client.close()
+
+
+def test_a_thousand_idle_connections_at_a_low_file_limit_cost_nobody_anything(tmp_path: Path) -> None:
+    """Intel's service never recovers from 250 of them."""
+    machine = make_machine(tmp_path)
+    frame, quote = quote_request(machine)
+    helper = HelperProcess(
+        tmp_path / "aesm.socket", machine,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (160, 160)),
+    ).ready()  # fmt: skip
+    try:
+        with load(helper.path, frame, quote, threads=2) as running:
+            running.wait_for(20)
+            with idle_connections(helper.path, 1000):
+                running.wait_for(20)
+            running.wait_for(20)
+        assert running.failures == []
+        before = processor_seconds(helper.process.pid)
+        time.sleep(0.5)
+        assert processor_seconds(helper.process.pid) - before < 0.1
+    finally:
+        helper.end()

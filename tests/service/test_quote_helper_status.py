@@ -1,0 +1,209 @@
+"""/healthz, /readyz and /metrics of the quote helper, over real HTTP."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from aesm_wire import KEY_ID, request
+from confcom.errors import ConfigError, PlatformUnavailable
+from confcom.services.wiring import export_simulated_collateral
+from helper_process import HelperProcess, eventually, make_machine, quote_request
+from recording_platform import RecordingPlatform
+from running_helper import exchange, running_helper
+
+pytestmark = pytest.mark.promise("M10")
+
+
+def get(page: str, path: str, method: str = "GET") -> tuple[int, bytes]:
+    """Ask the page at `unix:PATH` or `HOST:PORT`."""
+    connection = http.client.HTTPConnection("localhost", timeout=10)
+    if page.startswith("unix:"):
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(10)
+        connection.sock.connect(page.removeprefix("unix:"))
+    else:
+        connection = http.client.HTTPConnection(page, timeout=10)
+    try:
+        connection.request(method, path)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def samples(metrics: bytes) -> dict[str, float]:
+    lines = [line for line in metrics.decode().splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_machine(tmp_path_factory.mktemp("machine"))
+
+
+@pytest.fixture(scope="module")
+def helper(machine: Path) -> Iterator[HelperProcess]:
+    folder = machine.parent
+    running = HelperProcess(folder / "aesm.socket", machine, "--http", f"unix:{folder / 'http'}").ready()
+    yield running
+    running.end()
+
+
+@pytest.fixture
+def page(helper: HelperProcess) -> str:
+    return f"unix:{helper.path.with_name('http')}"
+
+
+def test_a_helper_that_serves_is_healthy_and_ready(page: str) -> None:
+    assert get(page, "/healthz") == (200, b"ok\n")
+    status, body = get(page, "/readyz")
+
+    assert status == 200
+    shown = json.loads(body)
+    assert shown["ready"] is True
+    assert [check["id"] for check in shown["checks"]] == ["attestation-key", "quote", "verification"]
+    assert shown["checks"][2]["found"] == "TCB status UpToDate"
+
+
+def test_metrics_tell_what_was_asked_and_how_the_platform_looks(
+    page: str, helper: HelperProcess, machine: Path
+) -> None:
+    frame, _ = quote_request(machine)
+    before = samples(get(page, "/metrics")[1])
+    for _ in range(3):
+        exchange(helper.path, frame)
+    exchange(helper.path, request(22, (1, 5)))
+    exchange(helper.path, b"\xff\xff\xff\xff")
+    get(page, "/readyz")
+    after = samples(get(page, "/metrics")[1])
+
+    def grown(name: str) -> float:
+        name = f"confcom_quote_helper_{name}"
+        return after[name] - before.get(name, 0)
+
+    assert grown('requests_total{kind="GetQuoteEx",outcome="answered"}') >= 3
+    assert grown('requests_total{kind="GetSupportedAttKeyIds",outcome="refused"}') == 1
+    assert grown('requests_total{kind="none",outcome="closed"}') >= 1
+    assert grown('request_seconds_bucket{le="+Inf"}') >= 5
+    assert grown("platform_seconds_count") >= 3
+    assert after['confcom_quote_helper_tcb_status{status="UpToDate"}'] == 1
+    assert after['confcom_quote_helper_tcb_status{status="Revoked"}'] == 0
+    assert after["confcom_quote_helper_self_test_ok"] == 1
+    assert after["confcom_quote_helper_certification_data_age_seconds"] > 0
+    assert after["confcom_quote_helper_collateral_expires_seconds"] > 0
+    assert after["confcom_quote_helper_workers_ready"] >= 1
+    assert after["confcom_quote_helper_waiting"] == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/", 404), ("POST", "/readyz", 405), ("GET", "/healthz?probe=1", 200)]
+)
+def test_other_pages_and_methods_are_refused(page: str, method: str, path: str, status: int) -> None:
+    assert get(page, path, method)[0] == status
+
+
+@pytest.mark.parametrize(
+    "nonsense", [b"\r\n\r\n", b"\xff" * 100 + b"\r\n\r\n", b"GET / HTTP/1.1\r\n" + b"x" * 20000, b"GET"]
+)
+def test_nonsense_on_the_page_hurts_nobody(page: str, nonsense: bytes) -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(page.removeprefix("unix:"))
+        client.sendall(nonsense)
+        client.shutdown(socket.SHUT_WR)
+        client.settimeout(10)
+        assert client.recv(100)[:12] in (b"", b"HTTP/1.1 400")
+
+    assert get(page, "/healthz")[0] == 200
+
+
+def test_readiness_names_what_fails(tmp_path: Path, machine: Path) -> None:
+    folder = tmp_path / "collateral"
+    export_simulated_collateral(machine, folder, datetime(2020, 1, 1, tzinfo=UTC))
+    page = f"unix:{tmp_path / 'http'}"
+    helper = HelperProcess(
+        tmp_path / "aesm.socket", machine, "--workers", "0", "--http", page, "--collateral", str(folder)
+    ).ready()
+    try:
+        status, body = get(page, "/readyz")
+        shown = json.loads(body)
+        assert (status, shown["ready"]) == (503, False)
+        assert shown["reason"].startswith("verification: not valid at present")
+        assert "collateral" in shown["checks"][2]["advice"]
+        assert samples(get(page, "/metrics")[1])["confcom_quote_helper_self_test_ok"] == 0
+        # Quotes need no collateral: clients are served all the same.
+        frame, _ = quote_request(machine)
+        assert len(exchange(helper.path, frame)) > 1000
+    finally:
+        helper.end()
+
+
+def test_a_helper_is_not_ready_before_its_key_is_made(tmp_path: Path) -> None:
+    gate = threading.Event()
+    platform = RecordingPlatform(before=lambda what: gate.wait(20) if what == "init_quote" else None)
+    page = f"unix:{tmp_path / 'http'}"
+    serving = running_helper(platform, tmp_path / "aesm.socket", http=page)
+    opened = threading.Thread(target=lambda: serving.__enter__())
+    opened.start()
+    eventually("the page stands", (tmp_path / "http").exists)
+    status, body = get(page, "/readyz")
+    assert get(page, "/healthz")[0] == 200
+    gate.set()
+    opened.join(20)
+    ready, _ = get(page, "/readyz")
+    serving.__exit__(None, None, None)
+
+    assert (status, json.loads(body)["ready"]) == (503, False)
+    assert ready == 200
+
+
+def test_a_platform_that_stops_working_is_not_ready(tmp_path: Path) -> None:
+    platform = RecordingPlatform()
+    page = f"unix:{tmp_path / 'http'}"
+    with running_helper(platform, tmp_path / "aesm.socket", http=page):
+
+        def fail(what: str) -> None:
+            raise PlatformUnavailable("no /dev/sgx_enclave")
+
+        platform.before = fail
+        status, body = get(page, "/readyz")
+
+    assert status == 503
+    assert "attestation-key: " in json.loads(body)["reason"]
+
+
+def test_an_address_that_is_taken_is_waited_for(tmp_path: Path) -> None:
+    """An old helper on the same node may still have it."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        page = f"127.0.0.1:{taken.getsockname()[1]}"
+        with running_helper(RecordingPlatform(), tmp_path / "aesm.socket", http=page) as helper:
+            assert len(exchange(helper.path, request(16, (1, KEY_ID)))) > 4
+            taken.close()
+            deadline = time.monotonic() + 5
+            while time.monotonic() < deadline:
+                try:
+                    assert get(page, "/healthz")[0] == 200
+                    break
+                except OSError:
+                    time.sleep(0.05)
+            else:
+                pytest.fail("the page never came")
+
+
+@pytest.mark.parametrize("address", ["nowhere", ":80", "host:99999", "unix:"])
+def test_a_wrong_address_is_explained(tmp_path: Path, address: str) -> None:
+    with (
+        pytest.raises(ConfigError, match="is no address"),
+        running_helper(RecordingPlatform(), tmp_path / "aesm.socket", http=address),
+    ):
+        pass

@@ -1,0 +1,132 @@
+"""Updates of the quote helper under load: the new one proves itself, takes over, and no client notices."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from aesm_wire import read_response, request
+from confcom.services.wiring import create_machine_file, export_simulated_collateral
+from helper_process import HelperProcess, eventually, load, make_machine, quote_request
+from running_helper import exchange
+
+pytestmark = pytest.mark.promise("M10")
+
+Start = Callable[..., HelperProcess]
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Path:
+    return make_machine(tmp_path)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "aesm.socket"
+
+
+@pytest.fixture
+def start(path: Path, machine: Path) -> Iterator[Start]:
+    started: list[HelperProcess] = []
+
+    def start(*options: str, settings: str = "", **keywords: object) -> HelperProcess:
+        started.append(HelperProcess(path, machine, *options, settings=settings, **keywords))
+        return started[-1]
+
+    yield start
+    for helper in started:
+        helper.end()
+
+
+def test_no_request_fails_during_five_updates(start: Start, path: Path, machine: Path) -> None:
+    frame, quote = quote_request(machine)
+    helper = start().ready()
+    with load(path, frame, quote) as running:
+        for _ in range(5):
+            successor = start("--replace").ready()
+            assert helper.wait() == 0
+            running.wait_for(20)
+            helper = successor
+
+    assert running.failures == []
+    assert [entry.name for entry in path.parent.iterdir() if entry.is_socket()] == ["aesm.socket"]
+    proof = next(json.loads(line) for line in helper.log().splitlines() if '"aesm.proof"' in line)
+    assert proof["outcome"] == "proven"
+    assert set(proof["checks"]) == {"attestation-key", "quote", "verification", "recorded-clients"}
+
+
+@pytest.mark.parametrize("flaw", ["stale collateral", "another root"])
+def test_an_update_that_fails_its_proof_changes_nothing(
+    start: Start, path: Path, machine: Path, tmp_path: Path, flaw: str
+) -> None:
+    frame, quote = quote_request(machine)
+    folder = tmp_path / "collateral"
+    options = ["--workers", "0", "--collateral", str(folder)]
+    if flaw == "stale collateral":
+        export_simulated_collateral(machine, folder, datetime(2020, 1, 1, tzinfo=UTC))
+    else:
+        other = tmp_path / "other.json"
+        create_machine_file(other, b"another world".ljust(32, b"."), datetime(2026, 6, 1, tzinfo=UTC))
+        export_simulated_collateral(other, folder, datetime.now(UTC))
+        options += ["--trust-root", str(folder / "root_ca.pem")]
+    start("--workers", "0").ready()
+    inode = path.stat().st_ino
+    with load(path, frame, quote) as running:
+        running.wait_for(20)
+        successor = start("--replace", *options)
+        assert successor.wait() == 7
+        running.wait_for(20)
+
+    assert running.failures == []
+    assert path.stat().st_ino == inode
+    assert "does not take" in successor.log()
+    assert "verification: " in successor.log()
+    assert "Traceback" not in successor.log()
+    assert [entry.name for entry in path.parent.iterdir() if entry.is_socket()] == ["aesm.socket"]
+
+
+def test_a_helper_that_waits_comes_back_when_its_successor_dies(start: Start, path: Path) -> None:
+    """The kubelet starts again whatever ends, so in a rolling update the old one must not end by itself."""
+    old = start("--workers", "0", settings='when_replaced = "wait"').ready()
+    new = start("--workers", "0", "--replace").ready()
+    eventually("the old one notices", lambda: '"aesm.replaced"' in old.log())
+    assert old.process.poll() is None
+    assert read_response(exchange(path, request(21)), 21)[1] == 0
+    new.process.kill()
+    new.process.wait()
+
+    eventually("the old one returns", lambda: '"aesm.returned"' in old.log())
+    eventually("it serves", lambda: path.exists())
+    assert read_response(exchange(path, request(21)), 21)[1] == 0
+    old.process.send_signal(signal.SIGTERM)
+    assert old.wait() == 0
+    assert not path.exists()
+
+
+def test_a_socket_that_somebody_removed_is_put_back(start: Start, path: Path) -> None:
+    helper = start("--workers", "0").ready()
+    path.unlink()
+
+    eventually("the socket is back", path.exists)
+    assert read_response(exchange(path, request(21)), 21)[1] == 0
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666
+    assert '"restored"' in helper.log()
+
+
+def test_what_killed_helpers_left_is_tidied_up(start: Start, path: Path) -> None:
+    left = path.with_name(f".{path.name}.0123abcd")
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(left))
+    precious = path.with_name(f".{path.name}.precious")
+    precious.write_text("not ours")
+    start("--workers", "0").ready()
+
+    assert not left.exists()
+    assert precious.exists()

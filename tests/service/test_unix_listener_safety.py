@@ -1,0 +1,105 @@
+"""The socket's directory: made by somebody else, writable by somebody else, or with somebody else's traps in it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from confcom.errors import ConfigError, PlatformUnavailable
+from confcom.services.unix_listener import UnixListener
+
+
+def test_a_symbolic_link_at_the_path_is_refused_and_not_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    victim.chmod(0o600)
+    path = tmp_path / "aesm.socket"
+    path.symlink_to(victim)
+
+    with pytest.raises(ConfigError, match="is not a socket"):
+        UnixListener(path, backlog=128, replace=True)
+
+    assert victim.read_text() == "precious"
+    assert stat.S_IMODE(victim.stat().st_mode) == 0o600
+    assert path.is_symlink()
+
+
+def test_a_link_put_in_place_of_the_new_socket_does_not_get_its_mode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may write in the directory could swap the new socket for a link to a file of root's."""
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    victim.chmod(0o600)
+    monkeypatch.setattr("confcom.services.unix_listener.secrets.token_hex", lambda size: "0" * 8)
+    place = tmp_path / ".aesm.socket.00000000"
+    real_open = os.open
+
+    def swap(path: object, flags: int, *rest: int, **more: object) -> int:
+        if Path(str(path)) == place:
+            place.unlink()
+            place.symlink_to(victim)
+        return real_open(path, flags, *rest, **more)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(os, "open", swap)
+    with pytest.raises(PlatformUnavailable):
+        UnixListener(tmp_path / "aesm.socket", backlog=128)
+
+    assert stat.S_IMODE(victim.stat().st_mode) == 0o600
+    assert not (tmp_path / "aesm.socket").exists()
+
+
+def test_a_directory_that_everybody_may_write_in_is_refused(tmp_path: Path) -> None:
+    directory = tmp_path / "aesmd"
+    directory.mkdir()
+    directory.chmod(0o777)
+
+    with pytest.raises(ConfigError, match="every user may write in") as refused:
+        UnixListener(directory / "aesm.socket", backlog=128)
+
+    assert refused.value.advice() == f"Take that away: chmod 0755 {directory}"
+    directory.chmod(0o1777)  # as /tmp: nobody can rename what is not theirs
+    UnixListener(directory / "aesm.socket", backlog=128).close()
+
+
+def test_until_it_takes_the_path_the_old_socket_stays(tmp_path: Path) -> None:
+    path = tmp_path / "aesm.socket"
+    old = UnixListener(path, backlog=128)
+    old.take_path()
+    new = UnixListener(path, backlog=128, replace=True)
+    assert old.owns_path
+    assert not new.owns_path
+    new.close()
+    assert old.owns_path
+    assert [entry.name for entry in tmp_path.iterdir()] == ["aesm.socket"]
+    old.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_directory_that_the_kubelet_made_is_explained_to_a_helper_that_is_not_root(tmp_path: Path) -> None:
+    for folder in (tmp_path, *list(tmp_path.parents)[:3]):
+        if stat.S_IMODE(folder.stat().st_mode) & 0o001 == 0:
+            folder.chmod(0o711)
+    directory = tmp_path / "aesmd"
+    directory.mkdir(mode=0o755)
+    program = f"""
+import os
+from pathlib import Path
+from confcom.errors import PlatformUnavailable
+from confcom.services.unix_listener import UnixListener
+os.setgroups([]), os.setgid(65532), os.setuid(65532)
+try:
+    UnixListener(Path({str(directory / "aesm.socket")!r}), backlog=128)
+except PlatformUnavailable as error:
+    print(error.message, error.advice())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+
+    assert "Permission denied" in done.stdout, done.stderr
+    assert "belongs to user 0, mode 0755; this process is user 65532" in done.stdout
+    assert f"`chown 65532 {directory}`" in done.stdout

@@ -1,0 +1,97 @@
+"""One line per request, also when nobody reads them fast enough."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+
+from confcom.protocols.aesm_status import AesmStatus
+from confcom.services import request_log
+from confcom.services.aesm_conversation import RequestEvent
+from confcom.services.request_log import RequestLog
+
+
+def event(number: int, kind: str | None = "GetQuoteEx", **changes: object) -> RequestEvent:
+    outcome = "answered" if kind is not None else "closed"
+    status = AesmStatus.SUCCESS if kind is not None else None
+    made = RequestEvent(kind, outcome, status, None, "", 0.00125, 42, number, 725, 4741, "pod x")
+    return made._replace(**changes)
+
+
+def read(written: list[bytes]) -> list[dict[str, object]]:
+    return [json.loads(line) for line in b"".join(written).splitlines()]
+
+
+def test_every_event_becomes_a_line() -> None:
+    written: list[bytes] = []
+    log = RequestLog(write=written.append)
+    for number in range(2500):
+        log.record(event(number))
+    log.close()
+
+    lines = read(written)
+    assert [line["uid"] for line in lines] == list(range(2500))
+    first = lines[0]
+    timestamp = str(first.pop("timestamp"))
+    assert (timestamp[10], timestamp[19], timestamp[-1], len(timestamp)) == ("T", ".", "Z", 27)
+    assert first == {
+        "event": "aesm.request", "level": "info", "kind": "GetQuoteEx", "outcome": "answered", "code": 0,
+        "duration_ms": 1.25, "pid": 42, "uid": 0, "peer": "pod x", "request_size": 725, "response_size": 4741,
+    }  # fmt: skip
+
+
+def test_writes_are_short_enough_for_a_pipe_to_take_whole() -> None:
+    written: list[bytes] = []
+    log = RequestLog(write=written.append)
+    for number in range(300):
+        log.record(event(number))
+    log.close()
+
+    assert all(piece.endswith(b"\n") and len(piece) <= 4096 for piece in written)
+    assert len(written) < 40
+
+
+def test_silent_visits_are_for_debugging() -> None:
+    quiet: list[bytes] = []
+    verbose: list[bytes] = []
+    for log in (RequestLog(write=quiet.append), RequestLog(write=verbose.append, verbose=True)):
+        log.record(event(1, None))
+        log.close()
+
+    assert quiet == []
+    assert [line["level"] for line in read(verbose)] == ["debug"]
+
+
+def test_a_reader_that_does_not_read_holds_up_nobody_and_losses_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_log, "MAX_LINES", 100)
+    monkeypatch.setattr(request_log, "FLUSH_AFTER", 0.01)
+    written: list[bytes] = []
+    reading = threading.Event()
+
+    def write(data: bytes) -> None:
+        assert reading.wait(10)
+        written.append(data)
+
+    log = RequestLog(write=write)
+    for number in range(1000):
+        log.record(event(number))
+    reading.set()
+    log.close()
+
+    lines = read(written)
+    requests = [line for line in lines if line["event"] == "aesm.request"]
+    lost = sum(int(str(line["lost"])) for line in lines if line["event"] == "aesm.log")
+    assert lost > 0
+    assert len(requests) + lost == 1000
+    assert log.lost_in_all == lost
+
+
+def test_a_log_that_is_gone_ends_nothing() -> None:
+    def write(data: bytes) -> None:
+        raise BrokenPipeError
+
+    log = RequestLog(write=write)
+    log.record(event(1))
+    log.close()
