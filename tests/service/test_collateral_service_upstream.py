@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 import pki_builder as pki
 from confcom.collateral.documents import DocumentKey, keys_for
 from confcom.collateral.store import CollateralStore
+from confcom.protocols.pcs import PckCertRequest
 from confcom.simulator.collateral_upstream import SimulatedUpstream
 from confcom.simulator.machine import FMSPC as FMSPC_BYTES
 from confcom.simulator.qe3 import QuotingEnclave
@@ -28,6 +31,7 @@ from running_collateral_service import (
     BuiltUpstream,
     Clock,
     RecordedUpstream,
+    Reply,
     RunningService,
     running_service,
 )
@@ -390,6 +394,80 @@ def test_survives_bodies_that_are_no_registration(service: RunningService, body:
     reply = service.ask(f"{V4}/platforms", method="POST", headers={"user-token": USER}, body=body)
 
     assert reply.status == 400
+
+
+def tool_output(world: SimulatedWorld, **changes: Any) -> bytes:
+    """What Intel's client tool writes after `fetch`, with white space where Python's json puts it."""
+    source = SimulatedUpstream(world, lambda: NOW)
+    request = PckCertRequest(
+        cpu_svn=world.machine.tcb.cpu_svn, pce_svn=world.machine.tcb.pce_svn, pce_id=bytes(2), qe_id=qe_id(world)
+    )
+    answer = source.fetch_pck_certificate(request)
+    tcb_info, identity, crl, root_crl = (
+        source.fetch_document(key) for key in keys_for(FMSPC_BYTES, "platform", "sgx", "standard")
+    )
+    platform = registration(world) | {"cpu_svn": bytes(world.machine.tcb.sgx_components).hex()}
+    entry = {"tcb": {}, "tcbm": answer.tcbm.hex(), "cert": quote(answer.certificate)}
+    missing = {"tcb": {}, "tcbm": "00" * 18, "cert": "Not available"}
+    collaterals = {
+        "version": 4,
+        "pck_certs": [platform | {"certs": [entry, missing]}],
+        "tcbinfos": [{"fmspc": FMSPC, "sgx_tcbinfo": json.loads(tcb_info.body)}],
+        "pckcacrl": {"platformCrl": crl.body.hex()},
+        "qeidentity": identity.body.decode(),
+        "certificates": {
+            "SGX-PCK-Certificate-Issuer-Chain": {"PLATFORM": quote(answer.issuer_chain)},
+            "TCB-Info-Issuer-Chain": quote(tcb_info.issuer_chain),
+            "SGX-Enclave-Identity-Issuer-Chain": quote(identity.issuer_chain),
+        },
+        "rootcacrl": root_crl.body.hex(),
+    } | changes
+    return json.dumps({"platforms": [platform], "collaterals": collaterals}).encode()
+
+
+def put(service: RunningService, body: bytes) -> Reply:
+    return service.ask(f"{V4}/platformcollateral", method="PUT", headers={"admin-token": ADMIN}, body=body)
+
+
+def test_an_offline_service_is_filled_with_what_intels_tool_fetched(
+    store: Path, world: SimulatedWorld, clock: Clock
+) -> None:
+    components = bytes(world.machine.tcb.sgx_components)
+    with offline(store, world, clock) as service:
+        before = service.ask(pck_path(world, cpu_svn=components))
+        filled = put(service, tool_output(world))
+        paths = ["qe/identity", "rootcacrl", "pckcrl?ca=platform", f"tcb?fmspc={FMSPC}"]
+        statuses = {service.ask(f"{V4}/{path}").status for path in paths}
+        after = service.ask(pck_path(world, cpu_svn=components))
+        higher = service.ask(pck_path(world, cpu_svn=bytes([255] * 16)))
+        ready = service.ask("/readyz")
+
+    assert before.status == 461
+    assert (filled.status, filled.body) == (200, b"Operation successful.")
+    assert (statuses, ready.status) == ({200}, 200)
+    assert (after.status, after.body) == (200, higher.body)
+    tcb_info = SimulatedUpstream(world, lambda: NOW).fetch_document(TCB)
+    with CollateralStore(store, roots=world.trust_roots) as kept:
+        assert kept.document(TCB, at=NOW).body == tcb_info.body
+
+
+def test_collateral_that_is_not_authentic_is_not_taken_in(store: Path, world: SimulatedWorld, clock: Clock) -> None:
+    stranger = SimulatedWorld.from_seed(bytes(32), now=NOW)
+    forged = SimulatedUpstream(stranger, lambda: NOW).fetch_document(TCB)
+    with offline(store, world, clock) as service:
+        other_root = put(service, tool_output(stranger))
+        other_key = put(
+            service, tool_output(world, tcbinfos=[{"fmspc": FMSPC, "sgx_tcbinfo": json.loads(forged.body)}])
+        )
+        malformed = put(service, tool_output(world, rootcacrl="zz"))
+        nonsense = put(service, b'{"collaterals": []}')
+        with CollateralStore(store, roots=world.trust_roots) as kept:
+            assert kept.document_keys() == ()
+            assert kept.platforms.known() == ()
+
+    assert (other_root.status, other_root.json["code"]) == (460, "root-untrusted")
+    assert (other_key.status, other_key.json["code"]) == (460, "signature-invalid")
+    assert (malformed.status, nonsense.status) == (400, 400)
 
 
 # --- refreshing -------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
+from confcom.collateral.platform_collateral import PlatformCollateral
 from confcom.collateral.registrations import Registration, Registrations
 from confcom.errors import FormatError
 from confcom.protocols.pcs import PckCertRequest
@@ -78,6 +79,7 @@ class Administration:
         """The paths, in both versions of the interface."""
         handlers: Routes = {
             "platforms": {"GET": self.list_platforms, "POST": self.register},
+            "platformcollateral": {"PUT": self.take_collateral},
             "refresh": {"GET": self.refresh, "POST": self.refresh},
         }
         return {
@@ -103,6 +105,13 @@ class Administration:
             found = await self._cache.read(lambda: self._registrations.of_fmspcs(fmspcs))
         listed = [_listed(entry) for entry in found]
         return json_answer(listed, headers=(("platform-count", str(len(listed))),))
+
+    async def take_collateral(self, request: Request) -> Answer:
+        """Take in what Intel's client tool fetched where there is a network; all of it is verified."""
+        self._tokens.require(request, "admin")
+        body = await read_body(request, self._limits)
+        await self._certificates.take(PlatformCollateral.parse(body))
+        return text_answer(SUCCESS)
 
     async def refresh(self, request: Request) -> Answer:
         """Ask upstream again for every document, or (type=certs, fmspc=…) for the platforms' certificates."""

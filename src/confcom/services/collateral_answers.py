@@ -19,6 +19,7 @@ from confcom.errors import (
     CollateralUnavailable,
     ConfcomError,
     FormatError,
+    VerificationError,
 )
 from confcom.protocols.pcs import HttpResponse
 from confcom.services.collateral_pck import CertificatesUnavailable, OtherProcessor, PlatformUnknown
@@ -51,6 +52,7 @@ STATUSES: tuple[tuple[type[ConfcomError], int], ...] = (
     (OtherProcessor, 460),
     (CollateralNotFound, 404),
     (CollateralUnavailable, 502),
+    (VerificationError, 460),
     (FormatError, 400),
     (CollateralError, 503),
     (ConfcomError, 500),

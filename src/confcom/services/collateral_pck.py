@@ -7,6 +7,7 @@ from dataclasses import replace
 from confcom.collateral.documents import DocumentKey, keys_for
 from confcom.collateral.pck_platform import require_same_platform
 from confcom.collateral.pck_selection import select_pck_certificate
+from confcom.collateral.platform_collateral import PlatformCollateral
 from confcom.collateral.registrations import Registration, Registrations
 from confcom.collateral.store_platforms import PlatformTcb
 from confcom.errors import CollateralError, CollateralNotFound, FormatError, MismatchError
@@ -108,6 +109,38 @@ class PckCertificates:
         for key in keys_for(answer.fmspc or b"", answer.ca or "platform", "sgx"):
             await self._cache.document(key)
         return True
+
+    async def take(self, collateral: PlatformCollateral) -> int:
+        """Verify and keep what an administrator brings; gives how many documents and certificates there were.
+
+        All documents are kept or none. Each raw TCB gets the best of the platform's certificates, by Intel's rule.
+        """
+        count = await self._cache.read(lambda: self._take(collateral))
+        self._cache.store_changed()
+        return count
+
+    def _take(self, collateral: PlatformCollateral) -> int:
+        now, count = self._cache.clock(), len(collateral.documents)
+        self._store.add(collateral.documents, seen=now, source="platformcollateral")
+        for platform in collateral.platforms:
+            count += len(platform.certificates)
+            for answer in platform.certificates:
+                # At its own TCB, so that it can be selected for any that is as high.
+                svn = int.from_bytes(answer.tcbm[16:], "little")
+                own = PlatformTcb(platform.qe_id, platform.pce_id, answer.tcbm[:16], svn)
+                self._store.platforms.add_pck_certificate(own, answer, seen=now, source="platformcollateral")
+            for request in platform.requests:
+                self._settle(request)
+        return count
+
+    def _settle(self, request: PckCertRequest) -> None:
+        """Give a raw TCB the best certificate of its platform."""
+        platform, now = platform_of(request), self._cache.clock()
+        best = self._selected(platform)
+        if not isinstance(best, PckCertificateAnswer):
+            raise best
+        self._store.platforms.add_pck_certificate(platform, best, seen=now, source="platformcollateral")
+        self._registrations.put(Registration(request, "cached", now, best.fmspc or b""))
 
     async def _select(self, platform: PlatformTcb, *, must: bool) -> PckCertificateAnswer | None:
         selected = await self._cache.read(lambda: self._selected(platform))

@@ -77,7 +77,7 @@ class CollateralServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_
     user_token_hash: _TokenHash | None = None
     """SHA-512 of the token for POST platforms, 128 hexadecimal digits."""
     admin_token_hash: _TokenHash | None = None
-    """SHA-512 of the token for GET platforms and refresh, 128 hexadecimal digits."""
+    """SHA-512 of the token for GET platforms, PUT platformcollateral and refresh, 128 hexadecimal digits."""
     refresh_every: _Seconds = 24 * 3600.0
     """Seconds after which upstream is asked for a newer version of what is here."""
     refresh_before: _Seconds = 7 * 24 * 3600.0
