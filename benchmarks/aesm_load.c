@@ -1,9 +1,11 @@
 /* Load for the quote helper: threads that connect, send one frame, read to the end of the stream, again and again, as
- * real clients do. Usage: aesm_load SOCKET THREADS SECONDS FRAME-FILE. Prints one line per answered request, its
- * nanoseconds, as unsigned 32-bit numbers in host order on standard output, and "answered failed" on standard error. */
+ * real clients do. Usage: aesm_load SOCKET THREADS SECONDS FRAME-FILE LEAST; SIGTERM ends it early. Writes the nanoseconds of
+ * every answered request as unsigned 32-bit numbers in host order to standard output, "answered failed" to standard
+ * error. An answer counts when it is one whole frame of at least LEAST bytes: a refusal is shorter. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,8 +19,8 @@
 
 static struct sockaddr_un address;
 static unsigned char frame[65540];
-static size_t frame_size;
-static uint64_t until;
+static size_t frame_size, least;
+static volatile uint64_t until;
 
 struct result {
     uint32_t *samples;
@@ -30,6 +32,12 @@ static uint64_t now(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static void stop(int number)
+{
+    (void)number;
+    until = 0;
 }
 
 /* 0 when a whole frame came back. */
@@ -48,7 +56,7 @@ static int ask(void)
             have += (size_t)n;
         if (have > 4) {
             memcpy(&length, answer, 4);
-            bad = have != 4 + (size_t)length;
+            bad = have != 4 + (size_t)length || have < least;
         }
     }
     close(fd);
@@ -73,16 +81,18 @@ static void *run(void *argument)
 
 int main(int argc, char **argv)
 {
-    if (argc != 5 || strlen(argv[1]) >= sizeof address.sun_path)
+    if (argc != 6 || strlen(argv[1]) >= sizeof address.sun_path)
         return 2;
     int threads = atoi(argv[2]);
     FILE *file = fopen(argv[4], "rb");
     if (threads < 1 || threads > 1024 || !file)
         return 2;
+    least = (size_t)atol(argv[5]);
     frame_size = fread(frame, 1, sizeof frame, file);
     address.sun_family = AF_UNIX;
     strcpy(address.sun_path, argv[1]);
     until = now() + (uint64_t)(atof(argv[3]) * 1e9);
+    signal(SIGTERM, stop);
     pthread_t *ids = calloc((size_t)threads, sizeof *ids);
     struct result *results = calloc((size_t)threads, sizeof *results);
     for (int i = 0; i < threads; i++) {

@@ -1,4 +1,4 @@
-"""One pod cannot take the quote helper away from another: turns, connections, rate, and idle connections by the hundred.
+"""One pod cannot take the quote helper away from another: turns, connections, rate, idle connections.
 
 Which process is in which pod comes from a host root of the test's own.
 """

@@ -74,7 +74,7 @@ def test_an_update_that_fails_its_proof_changes_nothing(
     else:
         other = tmp_path / "other.json"
         create_machine_file(other, b"another world".ljust(32, b"."), datetime(2026, 6, 1, tzinfo=UTC))
-        export_simulated_collateral(other, folder, datetime.now(UTC))
+        export_simulated_collateral(other, folder, datetime(2026, 6, 1, tzinfo=UTC))
         options += ["--trust-root", str(folder / "root_ca.pem")]
     start("--workers", "0").ready()
     inode = path.stat().st_ino
