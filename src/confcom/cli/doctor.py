@@ -1,0 +1,91 @@
+"""`confcom doctor`: why something does not work here, and what to do."""
+
+from __future__ import annotations
+
+import json
+import os
+from itertools import chain
+from pathlib import Path
+
+import click
+
+from confcom.cli.exit_codes import ExitCode
+from confcom.cli.inputs import parse_time
+from confcom.cli.printable import printable
+from confcom.cli.trust_options import trust_roots
+from confcom.devices.host import Host
+from confcom.services.diagnose_aesm import DEFAULT_SOCKET, aesm_findings, mode_findings
+from confcom.services.diagnose_collateral import collateral_finding
+from confcom.services.diagnose_node import node_findings
+from confcom.services.diagnose_quoting import quoting_findings
+from confcom.services.diagnosis import Diagnosis, Level, Role, Subject
+
+_MARKS = {
+    Level.OK: click.style("ok     ", fg="green"),
+    Level.WARNING: click.style("warning", fg="yellow"),
+    Level.PROBLEM: click.style("PROBLEM", fg="red", bold=True),
+}
+_ROOT = Path("/")
+_FILE = click.Path(path_type=Path)
+
+
+@click.command()
+@click.option(
+    "--role",
+    type=click.Choice([role.value for role in Role]),
+    default=Role.APPLICATION.value,
+    show_default=True,
+    help="What this process is, or would be: the quote helper needs more than its clients.",
+)
+@click.option("--socket", metavar="PATH", default=DEFAULT_SOCKET, show_default=True, help="Quote helper.")
+@click.option("--collateral", metavar="PATH", type=_FILE, help="Also look at this collateral (folder or file).")
+@click.option("--trust-root", metavar="PEM", multiple=True, help="Its root, if that is not Intel's. Repeatable.")
+@click.option("--at", metavar="RFC3339", help="Judge it as of this time. Default: now.")
+@click.option("--host", metavar="FOLDER", type=_FILE, default=_ROOT, help="The root of another host, mounted here.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor(
+    role: str,
+    socket: str,
+    collateral: Path | None,
+    trust_root: tuple[str, ...],
+    at: str | None,
+    host: Path,
+    as_json: bool,
+) -> int:
+    """Find out why something does not work on this node or in this pod, and say what to do.
+
+    Looks at processor, SGX devices and their permissions, enclave memory, Intel's libraries and settings, the mode that
+    an application would take here, and the quote helper. Changes nothing. Exit 0: no problems; 7: there are some.
+    """
+    # Under another root an ordinary file may stand for a device: a simulated node's folder, or a test's.
+    subject = Subject.of(Host(host, stand_ins=host != _ROOT), os.environ, Role(role))
+    findings = chain(
+        mode_findings(subject),
+        node_findings(subject),
+        quoting_findings(subject),
+        aesm_findings(subject, socket),
+        [collateral_finding(collateral, trust_roots(trust_root), parse_time(at, "--at"))],
+    )
+    diagnosis = Diagnosis(subject, tuple(findings))
+    if as_json:
+        click.echo(json.dumps(diagnosis.as_dict(), indent=2))
+    else:
+        _show(diagnosis)
+    return ExitCode.PLATFORM if diagnosis.problems else ExitCode.OK
+
+
+def _show(diagnosis: Diagnosis) -> None:
+    width = max(len(finding.id) for finding in diagnosis.findings)
+    for finding in diagnosis.findings:
+        click.echo(f"{_MARKS[finding.level]}  {finding.id:{width}}  {printable(finding.found)}")
+        if finding.advice:
+            click.echo(f"{'':{width + 11}}what to do: {printable(finding.advice)}")
+    count = len(diagnosis.problems)
+    told = {0: "no problems", 1: "1 problem"}.get(count, f"{count} problems")
+    click.echo(f"\n{told} for {_whom(diagnosis.subject)}")
+
+
+def _whom(subject: Subject) -> str:
+    if subject.role is Role.QUOTE_HELPER:
+        return "a quote helper here"
+    return f"an application here, whose mode is {subject.decision.mode.value}"

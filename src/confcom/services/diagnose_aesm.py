@@ -1,0 +1,101 @@
+"""Questions about the way to the quote helper: the mode, the socket, who may connect, whether something answers."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from confcom.errors import PlatformError
+from confcom.platforms.aesm_client import AesmPlatform
+from confcom.platforms.gramine import attestation_type
+from confcom.platforms.quoting import AESM_VARIABLE
+from confcom.services.diagnose_node import host_mounts
+from confcom.services.diagnosis import Finding, Level, Role, Subject
+
+DEFAULT_SOCKET = "/var/run/aesmd/aesm.socket"
+ABSTRACT = "@sgx_aesm_socket_base"
+"""Where AESM services listened before 2017, as /proc/net/unix shows it; Gramine still looks there first."""
+ANSWER_TIMEOUT = 3.0
+"""Seconds."""
+
+_START = "Start the quote helper on this node; in a container, mount the host's folder /var/run/aesmd (not the socket)."
+
+
+def mode_findings(subject: Subject) -> Iterator[Finding]:
+    """How an application of this environment gets quotes."""
+    value = subject.environ.get(AESM_VARIABLE)
+    if value is None:
+        variable = f"{AESM_VARIABLE} is not set"
+    else:
+        variable = f"{AESM_VARIABLE} is set to {value!r}; only its presence counts"
+    yield Finding("mode.variable", Level.OK, variable)
+    yield _gramine(subject)
+    yield Finding("mode.application", Level.OK, str(subject.decision))
+
+
+def _gramine(subject: Subject) -> Finding:
+    kind = attestation_type(subject.host.root)
+    if kind is None:
+        return Finding("mode.gramine", Level.OK, "no /dev/attestation: this process does not run under Gramine")
+    if kind != "dcap":
+        advice = 'Set sgx.remote_attestation = "dcap" in the manifest, and sign it again.'
+        return Finding("mode.gramine", Level.WARNING, f"Gramine's attestation type is {kind!r}", advice)
+    return Finding("mode.gramine", Level.OK, "Gramine attests with dcap")
+
+
+def aesm_findings(subject: Subject, path: str = DEFAULT_SOCKET) -> Iterator[Finding]:
+    """Whether an AESM service can be reached."""
+    true = subject.host.resolve(path)
+    if true is None:
+        yield subject.missing("aesm.socket", f"there is no {path}", _START, needed=subject.asks_helper)
+    else:
+        socket = subject.host.root / true.lstrip("/")
+        yield _socket(subject, path, socket)
+        yield _answer(subject, socket)
+    yield from _traps(subject, path)
+
+
+def _socket(subject: Subject, path: str, socket: Path) -> Finding:
+    try:
+        status, folder = socket.lstat(), socket.parent.stat()
+    except OSError as error:
+        found = f"{path} cannot be looked at: {error.strerror}"
+        return subject.missing("aesm.socket", found, "Give this process search permission on its folders.",
+                               needed=subject.asks_helper)  # fmt: skip
+    if not stat.S_ISSOCK(status.st_mode):
+        return subject.missing("aesm.socket", f"{path} is not a socket", _START, needed=subject.asks_helper)
+    modes = f"mode {stat.S_IMODE(status.st_mode):04o}, folder {stat.S_IMODE(folder.st_mode):04o}"
+    if not status.st_mode & stat.S_IWOTH or not folder.st_mode & stat.S_IXOTH:
+        advice = "Other users cannot connect: the socket needs mode 0666, its folder 0755."
+        return Finding("aesm.socket", Level.WARNING, f"{path}: {modes}", advice)
+    return Finding("aesm.socket", Level.OK, f"{path}: {modes}")
+
+
+def _answer(subject: Subject, socket: Path) -> Finding:
+    try:
+        count = len(AesmPlatform(socket, ANSWER_TIMEOUT, simulated=False).key_ids())
+    except PlatformError as error:
+        return subject.missing("aesm.answer", error.message, error.advice(), needed=subject.asks_helper)
+    return Finding("aesm.answer", Level.OK, f"a service answers; attestation keys: {count}")
+
+
+def _traps(subject: Subject, path: str) -> Iterator[Finding]:
+    mounted = {os.path.normpath(point) for point in host_mounts(subject.host)}
+    if {path, path.removeprefix("/var")} & mounted:
+        yield Finding(
+            "aesm.mount",
+            Level.WARNING,
+            f"{path} itself is mounted",
+            "When the helper restarts, this stays the dead socket of before: mount its folder instead.",
+        )
+    listening = (line.split() for line in (subject.host.read("/proc/net/unix") or "").splitlines())
+    if any(fields and fields[-1].startswith(ABSTRACT) for fields in listening) and subject.role is Role.APPLICATION:
+        yield Finding(
+            "aesm.abstract",
+            Level.WARNING,
+            f"something listens on the abstract socket {ABSTRACT}",
+            "Gramine prefers it to the quote helper, and anybody in this network namespace can bind it: end that "
+            "program.",
+        )

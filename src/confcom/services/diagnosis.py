@@ -1,0 +1,114 @@
+"""Why something does not work here: questions about this process and its host, each answered with what to do.
+
+What is missing is a problem only for a process that needs it: an application that uses the quote helper needs neither
+provisioning nor Intel's libraries, and one under Gramine not even a device of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from confcom.devices.host import Host
+from confcom.platforms.quoting import ModeDecision, QuoteMode, choose_mode
+
+
+class Level(StrEnum):
+    """How bad an answer is."""
+
+    OK = "ok"
+    WARNING = "warning"
+    PROBLEM = "problem"
+
+
+class Role(StrEnum):
+    """What the process is, or would be."""
+
+    APPLICATION = "application"
+    QUOTE_HELPER = "quote-helper"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One question, by its stable id, and its answer; `advice` is empty when all is well."""
+
+    id: str
+    level: Level
+    found: str
+    advice: str = ""
+
+    def as_dict(self) -> dict[str, str]:
+        """For machines."""
+        return {"id": self.id, "status": self.level.value, "found": self.found, "advice": self.advice}
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Whom the questions are about: a process of this role and environment on this host."""
+
+    host: Host
+    environ: Mapping[str, str]
+    role: Role
+    decision: ModeDecision
+
+    @classmethod
+    def of(cls, host: Host, environ: Mapping[str, str], role: Role) -> Subject:
+        """With the mode that an application of this environment would take."""
+        return cls(host, environ, role, choose_mode("auto", environ, host.root))
+
+    @property
+    def quotes_itself(self) -> bool:
+        """Whether it runs QE and PCE: needs provisioning, Intel's libraries and enclaves."""
+        return self.role is Role.QUOTE_HELPER or self.decision.mode is QuoteMode.IN_PROC
+
+    @property
+    def opens_enclaves(self) -> bool:
+        """Whether it needs the enclave device; Gramine's loader has opened it already."""
+        return self.quotes_itself or self.decision.mode is QuoteMode.OUT_OF_PROC
+
+    @property
+    def asks_helper(self) -> bool:
+        """Whether it needs a quote helper."""
+        return not self.quotes_itself
+
+    def missing(self, identifier: str, found: str, advice: str, *, needed: bool) -> Finding:
+        """A problem for a process that needs it, and a remark for others."""
+        if needed:
+            return Finding(identifier, Level.PROBLEM, found, advice)
+        return Finding(identifier, Level.OK, f"{found} (not needed: {self.why_not_needed})")
+
+    @property
+    def why_not_needed(self) -> str:
+        """One clause."""
+        if self.role is Role.QUOTE_HELPER:
+            return "this is the quote helper"
+        return f"this application's mode is {self.decision.mode.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """All findings, in the order in which things depend on each other."""
+
+    subject: Subject
+    findings: tuple[Finding, ...]
+
+    @property
+    def problems(self) -> tuple[Finding, ...]:
+        """What must change before it works."""
+        return tuple(finding for finding in self.findings if finding.level is Level.PROBLEM)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For machines: `ok`, `role`, `mode`, `checks`."""
+        return {
+            "ok": not self.problems,
+            "role": self.subject.role.value,
+            "mode": self.subject.decision.mode.value,
+            "checks": [finding.as_dict() for finding in self.findings],
+        }
+
+
+def worst(levels: Iterable[Level]) -> Level:
+    """The worst of some levels; ok if there is none."""
+    return max(levels, key=list(Level).index, default=Level.OK)

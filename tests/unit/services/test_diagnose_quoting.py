@@ -1,0 +1,126 @@
+"""Intel's libraries, enclave files and quote provider library on a host."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from confcom.devices.host import Host
+from confcom.services.diagnose_quoting import quoting_findings
+from confcom.services.diagnosis import Finding, Level, Role, Subject
+from sgx_host_folder import LIBRARIES, complete_host, write
+
+CONFIG = "etc/sgx_default_qcnl.conf"
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Path:
+    return complete_host(tmp_path)
+
+
+def findings(root: Path, **environ: str) -> dict[str, Finding]:
+    subject = Subject.of(Host(root), environ, Role.APPLICATION)
+    return {finding.id: finding for finding in quoting_findings(subject)}
+
+
+def test_a_complete_host(host: Path) -> None:
+    found = findings(host)
+    assert {finding.level for finding in found.values()} == {Level.OK}
+    assert found["enclave.qe3"].found == f"/{LIBRARIES}/libsgx_qe3.signed.so.1"
+    assert found["qpl.settings"].found.endswith("https://pccs.example/sgx/")
+
+
+@pytest.mark.parametrize(
+    ("identifier", "file", "package"),
+    [
+        ("library.dcap-ql", "libsgx_dcap_ql.so.1", "libsgx-dcap-ql"),
+        ("library.qe3-logic", "libsgx_qe3_logic.so", "libsgx-qe3-logic"),
+        ("library.pce-logic", "libsgx_pce_logic.so.1", "libsgx-pce-logic"),
+        ("library.urts", "libsgx_urts.so.2", "libsgx-urts"),
+        ("enclave.qe3", "libsgx_qe3.signed.so.1", "libsgx-ae-qe3"),
+        ("enclave.id", "libsgx_id_enclave.signed.so.1", "libsgx-ae-id-enclave"),
+        ("enclave.pce", "libsgx_pce.signed.so.1", "libsgx-ae-pce"),
+    ],
+)
+def test_what_is_missing_is_named_with_its_package(host: Path, identifier: str, file: str, package: str) -> None:
+    (host / LIBRARIES / file).unlink()
+    finding = findings(host)[identifier]
+    assert finding.level is Level.PROBLEM
+    assert file in finding.found
+    assert package in finding.advice
+    assert findings(host, SGX_AESM_ADDR="")[identifier].level is Level.OK
+
+
+def test_an_enclave_file_under_its_older_name(host: Path) -> None:
+    (host / LIBRARIES / "libsgx_pce.signed.so.1").rename(host / LIBRARIES / "libsgx_pce.signed.so")
+    assert findings(host)["enclave.pce"].level is Level.OK
+
+
+def test_an_enclave_file_must_be_beside_its_library(host: Path) -> None:
+    write(host, "usr/lib64/libsgx_qe3.signed.so.1", "")
+    (host / LIBRARIES / "libsgx_qe3.signed.so.1").unlink()
+    assert findings(host)["enclave.qe3"].level is Level.PROBLEM
+
+
+def test_libraries_in_a_folder_of_their_own(host: Path) -> None:
+    (host / LIBRARIES).rename(host / "opt")
+    assert findings(host)["library.dcap-ql"].level is Level.PROBLEM
+    found = findings(host, LD_LIBRARY_PATH="relative::/opt/")
+    assert {found[key].level for key in found} == {Level.OK}
+    assert found["enclave.id"].found == "/opt/libsgx_id_enclave.signed.so.1"
+
+
+def test_without_a_provider_quotes_are_made_but_refused_by_verifiers(host: Path) -> None:
+    (host / LIBRARIES / "libdcap_quoteprov.so.1").unlink()
+    found = findings(host)
+    assert found["qpl.library"].level is Level.WARNING
+    assert "libsgx-dcap-default-qpl" in found["qpl.library"].advice
+    assert "qpl.settings" not in found
+
+
+def test_azures_provider_has_the_other_name(host: Path) -> None:
+    (host / LIBRARIES / "libdcap_quoteprov.so.1").rename(host / LIBRARIES / "libdcap_quoteprov.so")
+    assert findings(host)["qpl.library"].level is Level.OK
+
+
+def test_settings_may_have_comments(host: Path) -> None:
+    write(host, CONFIG, '{\n  // the service\n  "pccs_url": "https://p/*x*/", /* no more */ "retry_times": 0\n}\n')
+    finding = findings(host)["qpl.settings"]
+    assert finding.level is Level.OK
+    assert finding.found.endswith(": https://p/*x*/")
+
+
+def test_settings_elsewhere(host: Path) -> None:
+    write(host, "conf/q.json", json.dumps({"pccs_url": "https://other/", "retry_times": 0}))
+    assert "https://other/" in findings(host, QCNL_CONF_PATH="/conf/q.json")["qpl.settings"].found
+    assert findings(host, QCNL_CONF_PATH="/nowhere")["qpl.settings"].level is Level.WARNING
+
+
+@pytest.mark.parametrize(
+    ("settings", "level", "said"),
+    [
+        ('{"retry_times": 1}', Level.PROBLEM, "pccs_url"),
+        ('{"pccs_url": "u"}', Level.WARNING, "retry_times is 6"),
+        ('{"pccs_url": "u", "retry_times": 9}', Level.WARNING, "retry_times is 9"),
+        ('{"pccs_url": "u", "retry_times": 0, "use_secure_cert": false}', Level.WARNING, "use_secure_cert"),
+        ('{"pccs_url": ', Level.PROBLEM, "JSON"),
+        ("[]", Level.PROBLEM, "JSON"),
+        ("PCCS_URL=https://localhost:8081\nUSE_SECURE_CERT=TRUE\n", Level.WARNING, "Update"),
+    ],
+)
+def test_settings_that_will_not_do(host: Path, settings: str, level: Level, said: str) -> None:
+    write(host, CONFIG, settings)
+    finding = findings(host)["qpl.settings"]
+    assert finding.level is level
+    assert said in finding.advice
+
+
+def test_the_cache_is_where_the_first_variable_says(host: Path) -> None:
+    (host / "cache").mkdir()
+    assert findings(host)["qpl.cache"].found == "/tmp (by default)"
+    assert findings(host, AZDCAP_CACHE="/cache", HOME="/x")["qpl.cache"].found == "/cache (by AZDCAP_CACHE)"
+    finding = findings(host, HOME="/nowhere")["qpl.cache"]
+    assert finding.level is Level.WARNING
+    assert "AZDCAP_CACHE" in finding.advice
