@@ -89,6 +89,8 @@ def quote_helper(
     finally:
         if log is not None:
             log.close()
+        if callable(close := getattr(opened, "close", None)):  # a platform in a process of its own
+            close()
 
 
 async def _run(
