@@ -78,6 +78,7 @@ class KubeletEmulator:
         self._random = random.Random(seed)
         self._server: grpc.Server | None = None
         self._threads: list[threading.Thread] = []
+        self._dialing: set[grpc.Channel] = set()
         self._stop = threading.Event()
 
     # --- life -------------------------------------------------------------------------------------------------------
@@ -106,6 +107,8 @@ class KubeletEmulator:
         assert self._server is not None
         self._stop.set()
         self._server.stop(0).wait()
+        for channel in list(self._dialing):
+            channel.close()
         for endpoint in list(self.endpoints.values()):
             self._disconnect(endpoint)
         for thread in self._threads:
@@ -243,6 +246,7 @@ class KubeletEmulator:
                 ("grpc.use_local_subchannel_pool", 1),
             ],
         )
+        self._dialing.add(channel)
         try:
             ask = channel.unary_unary(
                 "/v1beta1.DevicePlugin/GetDevicePluginOptions",
@@ -250,9 +254,11 @@ class KubeletEmulator:
                 response_deserializer=pb.DevicePluginOptions.FromString,
             )
             options = ask(pb.Empty(), timeout=DIAL_TIMEOUT, wait_for_ready=True)
-        except grpc.RpcError as error:
+        except (grpc.RpcError, ValueError) as error:
             channel.close()
             return f"failed to dial device plugin: {error}"
+        finally:
+            self._dialing.discard(channel)
         endpoint = Endpoint(resource, channel, options)
         with self.changed:
             self.registrations += 1

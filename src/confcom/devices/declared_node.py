@@ -18,7 +18,7 @@ from confcom.errors import ConfigError
 
 MAX_NUMA_NODES = 64
 _UNITS = {"": 1, "K": 10, "M": 20, "G": 30, "T": 40}
-_SIZE = re.compile(r"(\d{1,15})(?:([KMGT])(?:i|iB)?)?")
+_SIZE = re.compile(r"([0-9]{1,15})(?:([KMGT])(?:i|iB)?)?")
 
 
 def parse_epc_sizes(text: str) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ _MAX_SECTIONS = 8
 """As many as Linux uses."""
 _IN_PLACE = 0xFFFF_F000
 _HIGH = 0xF_FFFF
-_NODE = re.compile(r"node(\d{1,4})")
+_NODE = re.compile(r"node([0-9]{1,4})")
 _MAX_DIGITS = 19
 
 

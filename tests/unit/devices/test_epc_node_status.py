@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+
+from confcom.devices.epc_node_status import EpcAmount, parse_quantity
+from confcom.devices.epc_pool import plan_pool
+from confcom.devices.epc_sections import EpcSection
+from confcom.devices.interface import NodeStatus
+from confcom.errors import FormatError
+
+EPC = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
+LABELS = {"confcom.dev/sgx-epc-mib": "168", "confcom.dev/sgx-epc-overcommit": "1"}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("0", 0), ("65536", 65536), ("1k", 1000), ("10Mi", 10 << 20), ("512Gi", 512 << 30), ("1e3", 1000),
+        ("1E3", 1000),        ("2E", 2 * 10**18), ("1.5Gi", 3 << 29), ("100m", Fraction(1, 10)), ("-1", -1), ("+3", 3),
+        (".5", Fraction(1, 2)),        ("5.", 5), ("12e-1", Fraction(6, 5)), ("1Ei", 1 << 60),
+    ],
+)  # fmt: skip
+def test_quantities(text: str, value: int | Fraction) -> None:
+    assert parse_quantity(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "Mi", "1 k", "1K", "1kk", "0x10", "1e999", "--1", "\u0661", "9" * 40, "1,5", "."])
+def test_what_is_no_quantity(text: str) -> None:
+    with pytest.raises(FormatError):
+        parse_quantity(text)
+
+
+def test_the_patch_names_what_differs_and_nothing_else() -> None:
+    amount = EpcAmount(EPC, 168, 168)
+    assert amount.patch_for(NodeStatus({"cpu": "2"}, {"cpu": "2"}, {})) == {
+        "metadata": {"labels": LABELS},
+        "status": {"capacity": {EPC: "168"}, "allocatable": {EPC: "168"}},
+    }
+    assert amount.patch_for(NodeStatus({EPC: "168"}, {EPC: "0"}, LABELS)) == {"status": {"allocatable": {EPC: "168"}}}
+    assert amount.patch_for(NodeStatus({EPC: "168"}, {EPC: "168"}, LABELS | {"more": "x"})) is None
+    assert amount.patch_for(NodeStatus({EPC: "garbage"}, {EPC: "168"}, LABELS)) == {
+        "status": {"capacity": {EPC: "168"}}
+    }
+
+
+def test_an_unhealthy_pool_promises_nothing_and_keeps_its_true_size() -> None:
+    pool = plan_pool([EpcSection(0, 168 << 20)], overcommit=2)
+    assert EpcAmount.of(EPC, pool).units == 336
+    sick = EpcAmount.of(EPC, pool, healthy=False)
+    assert (sick.units, sick.true_mib) == (0, 168)
+    assert sick.labels == LABELS | {"confcom.dev/sgx-epc-overcommit": "2"}

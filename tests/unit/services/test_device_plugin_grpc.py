@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from grpclib.const import Status
+
+from confcom import errors
+from confcom.protocols import kubelet as k
+from confcom.services.device_plugin_grpc import GrpcSocket, call, status_of
+
+
+def test_every_error_has_a_status() -> None:
+    waiting = [errors.ConfcomError]
+    while waiting:
+        kind = waiting.pop()
+        waiting += kind.__subclasses__()
+        assert isinstance(status_of(kind.__new__(kind)), Status)
+    assert status_of(errors.PolicyError("x")) is Status.PERMISSION_DENIED
+    assert status_of(errors.FormatError("x", structure="s", field="f")) is Status.INVALID_ARGUMENT
+
+
+async def answering(path: Path, answer: object) -> GrpcSocket:
+    async def handle(request: k.PreStartContainerRequest) -> k.Empty:
+        if isinstance(answer, Exception):
+            raise answer
+        assert request.ids == ("a",)
+        return k.Empty()
+
+    socket = GrpcSocket(path, {k.PRE_START_CONTAINER: handle})
+    await socket.start()
+    return socket
+
+
+async def test_a_call_and_its_answer(tmp_path: Path) -> None:
+    socket = await answering(tmp_path / "s", None)
+    request = k.PreStartContainerRequest(("a",))
+    assert await call(tmp_path / "s", k.PRE_START_CONTAINER, request, timeout=5) == k.Empty()
+    await socket.close()
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (errors.PolicyError("not you"), "PERMISSION_DENIED: policy-refused: not you"),
+        (ValueError("a secret of ours"), "INTERNAL: ValueError"),
+    ],
+)
+async def test_errors_of_a_handler_reach_the_caller_as_statuses(tmp_path: Path, error: Exception, said: str) -> None:
+    socket = await answering(tmp_path / "s", error)
+    with pytest.raises(errors.RemoteProtocolError, match=said):
+        await call(tmp_path / "s", k.PRE_START_CONTAINER, k.PreStartContainerRequest(("a",)), timeout=5)
+    await socket.close()
+
+
+async def test_nobody_there_and_an_unknown_method(tmp_path: Path) -> None:
+    with pytest.raises(errors.PlatformUnavailable, match="cannot reach"):
+        await call(tmp_path / "none", k.ALLOCATE, k.AllocateRequest(()), timeout=5)
+    socket = await answering(tmp_path / "s", None)
+    with pytest.raises(errors.RemoteProtocolError, match="answered"):
+        await call(tmp_path / "s", k.ALLOCATE, k.AllocateRequest(()), timeout=5)
+    await socket.close()
+
+
+async def test_a_successor_takes_the_path_and_keeps_it(tmp_path: Path) -> None:
+    first = await answering(tmp_path / "s", None)
+    second = await answering(tmp_path / "s", None)
+    assert not first.owns_path()
+    assert second.owns_path()
+    await first.close()
+    assert second.owns_path()
+    await second.close()
+
+
+async def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "s").write_text("mine")
+    with pytest.raises(errors.ConfigError, match="not a socket"):
+        GrpcSocket(tmp_path / "s", {})
+    assert (tmp_path / "s").read_text() == "mine"
