@@ -14,7 +14,7 @@ from urllib.parse import quote
 import pytest
 
 import pki_builder as pki
-from confcom.collateral.documents import DocumentKey, keys_for
+from confcom.collateral.documents import Document, DocumentKey, keys_for
 from confcom.collateral.store import CollateralStore
 from confcom.protocols.pcs import PckCertRequest
 from confcom.simulator.collateral_upstream import SimulatedUpstream
@@ -44,6 +44,18 @@ HASHES = {
     "user_token_hash": hashlib.sha512(USER.encode()).hexdigest(),
     "admin_token_hash": hashlib.sha512(ADMIN.encode()).hexdigest().upper(),
 }
+
+
+class CountingUpstream(BuiltUpstream):
+    """Takes note of what it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[DocumentKey] = []
+
+    def fetch_document(self, key: DocumentKey) -> Document:
+        self.asked.append(key)
+        return super().fetch_document(key)
 
 
 @pytest.fixture
@@ -169,6 +181,17 @@ def test_what_expired_is_served_with_a_warning_while_nothing_newer_can_be_had(
     assert (stale.status, stale.body) == (200, fresh.body)
     assert (stale.header("Warning") or "").startswith('110 - "Response is Stale: it expired at 2026-12-20')
     assert service.ask(TCB_PATH).body != fresh.body
+
+
+def test_an_upstream_with_expired_documents_is_not_asked_at_every_request(store: Path) -> None:
+    upstream, path = CountingUpstream(), f"{V4}/tcb?fmspc={BUILT_FMSPC}"
+    with running_service(store, upstream, BUILT_ROOTS, Clock(pki.NEXT + timedelta(days=1))) as service:
+        replies = [service.ask(f"{path}&client={number}") for number in range(5)]
+
+    assert {reply.status for reply in replies} == {200}
+    assert all((reply.header("Warning") or "").startswith("110 ") for reply in replies)
+    # Once for the clients, and perhaps once more in the background.
+    assert upstream.asked.count(DocumentKey.tcb_info("sgx", bytes.fromhex(BUILT_FMSPC))) <= 2
 
 
 def test_forged_documents_are_neither_served_nor_kept(store: Path) -> None:

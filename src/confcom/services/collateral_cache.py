@@ -155,6 +155,9 @@ class CollateralCache:
             if stored is None:
                 raise
             return stored
+        if fetched.stale:
+            # Azure's cache serves documents that have expired; asking for them at every request makes them no fresher.
+            self._remember(key, CollateralNotFound(f"{self.source} has only an expired {key}"))
         self._metrics.cache.labels("upstream").inc()
         return fetched
 
