@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -95,9 +96,10 @@ def test_the_helper_command_serves_under_it(folder: Path) -> None:
 def test_workers_with_intels_libraries_are_replaced_under_it(folder: Path) -> None:
     libraries = build_libraries(folder / "libraries")
     (folder / "stub").mkdir()
+    path = os.pathsep.join([str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [*UNDER, sys.executable, "-c", WHOLE_WAY, str(folder / "stub"), str(libraries)],
-        env={"PYTHONPATH": str(ROOT / "tests"), "DCAP_STUB": str(folder / "stub"), "PATH": "/usr/bin:/bin"},
+        env=os.environ | {"PYTHONPATH": path, "DCAP_STUB": str(folder / "stub")},
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
