@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
-from collections.abc import Iterator
+import stat
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from confcom.devices.declared_node import declare_node
+from confcom.devices.host import Host
 from confcom.errors import ConfigError, PlatformUnavailable
+from confcom.protocols import kubelet as k
 from confcom.protocols._pb import kubelet_device_plugin_pb2 as pb
+from confcom.services.device_plugin_grpc import GrpcSocket, call
 from kubelet_emulator import AdmissionError, KubeletEmulator, wait_until
 from running_plugin import EPC, RunningPlugin
 
 PROVISION = "sgx.intel.com/provision"
-ENCLAVE_FILES = ("dev/sgx_enclave",)
 
 
 @pytest.fixture
@@ -55,6 +60,31 @@ def test_a_container_gets_the_enclave_device_and_its_size(tmp_path: Path, kubele
         assert plugin.fields("devices.granted") == [
             {"units": 10, "devices": 0, "duration_ms": plugin.fields("devices.granted")[0]["duration_ms"]}
         ]
+
+
+@pytest.mark.promise("M3")
+def test_character_devices_are_passed_under_both_names(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    root = tmp_path / "host"
+    declare_node(root, (8 << 20,), b"")
+    try:
+        for number, name in enumerate(("sgx_enclave", "sgx_provision")):
+            (root / "dev" / name).unlink()
+            os.mknod(root / "dev" / name, stat.S_IFCHR | 0o660, os.makedev(10, 125 + number))
+    except PermissionError:
+        pytest.skip("making device nodes needs CAP_MKNOD")
+    (root / "dev/sgx").mkdir()
+    (root / "dev/sgx/enclave").symlink_to("../sgx_enclave")
+    settings = {"provision_limit": 1, "provision_namespaces": "system"}
+    with RunningPlugin(tmp_path, kubelet, host=Host(root), **settings):
+        kubelet.wait_allocatable(EPC, 8)
+        answer = kubelet.admit("default/app", EPC, 8)
+        found = [(device.host_path, device.container_path, device.permissions) for device in answer.devices]
+        assert found == [("/dev/sgx_enclave", "/dev/sgx_enclave", "rw"), ("/dev/sgx_enclave", "/dev/sgx/enclave", "rw")]
+        assert not answer.mounts
+        kubelet.wait_allocatable(PROVISION, 1)
+        answer = kubelet.admit("system/helper", PROVISION, 1)
+        assert [device.container_path for device in answer.devices] == ["/dev/sgx_provision", "/dev/sgx/provision"]
+        assert {device.host_path for device in answer.devices} == {"/dev/sgx_provision"}
 
 
 def test_a_whole_node_goes_to_one_container_without_a_list_of_ids(tmp_path: Path, kubelet: KubeletEmulator) -> None:
@@ -217,11 +247,41 @@ def test_the_longest_message_is_taken(tmp_path: Path, kubelet: KubeletEmulator) 
         assert kubelet.endpoints[EPC].sizes == [count * 17]
 
 
-def test_a_kubelet_that_would_not_take_the_message_is_not_sent_it(tmp_path: Path, kubelet: KubeletEmulator) -> None:
-    """The emulator's limit is the kubelet's: what passes our own count would fail there."""
-    count = 4 * 1024 * 1024 // 17 + 1
-    with RunningPlugin(tmp_path, kubelet, epc=f"{count}Mi", publisher="devices") as plugin:
-        assert isinstance(plugin.failure(), ConfigError)
+def message_of(size: int) -> bytes:
+    """A list without devices, but with a field that is skipped: for sizes from 2 MiB on."""
+    length = size - 6
+    digits = bytes((length >> shift & 0x7F) | (0x80 if shift < 21 else 0) for shift in (0, 7, 14, 21))
+    return b"\xa2\x01" + digits + bytes(length)
+
+
+async def test_the_kubelet_drops_a_stream_with_a_longer_message(tmp_path: Path) -> None:
+    """What our count guards against: the message of the very limit is taken, one byte more loses the stream."""
+    sizes = [k.MAX_MESSAGE, k.MAX_MESSAGE + 1]
+    go_on = asyncio.Event()
+
+    async def options(request: k.Empty) -> k.DevicePluginOptions:
+        return k.DevicePluginOptions()
+
+    async def watch(request: k.Empty) -> AsyncIterator[bytes]:
+        for size in sizes:
+            yield message_of(size)
+            await go_on.wait()
+        await asyncio.sleep(10)
+
+    kubelet = KubeletEmulator(tmp_path)
+    await asyncio.to_thread(kubelet.start)
+    socket = GrpcSocket(kubelet.plugin_dir / "probe.sock", {k.GET_OPTIONS: options, k.LIST_AND_WATCH: watch})
+    await socket.start()
+    request = k.RegisterRequest("probe.sock", "example.com/probe")
+    await call(kubelet.plugin_dir / "kubelet.sock", k.REGISTER, request, timeout=5)
+    endpoint = kubelet.endpoints["example.com/probe"]
+    await asyncio.to_thread(kubelet.wait, lambda: endpoint.sizes == sizes[:1])
+    go_on.set()
+    await asyncio.to_thread(kubelet.wait, lambda: not endpoint.alive)
+    assert "RESOURCE_EXHAUSTED" in endpoint.error
+    assert endpoint.sizes == sizes[:1]
+    await socket.close()
+    await asyncio.to_thread(kubelet.stop)
 
 
 @pytest.mark.promise("M10")
@@ -262,8 +322,6 @@ def test_reserve_and_overcommit(tmp_path: Path, kubelet: KubeletEmulator) -> Non
 
 
 def test_a_node_without_sgx_is_told_why(tmp_path: Path, kubelet: KubeletEmulator) -> None:
-    from confcom.devices.host import Host
-
     (tmp_path / "bare").mkdir()
     with RunningPlugin(tmp_path, kubelet, host=Host(tmp_path / "bare")) as plugin:
         error = plugin.failure()
@@ -273,9 +331,6 @@ def test_a_node_without_sgx_is_told_why(tmp_path: Path, kubelet: KubeletEmulator
 
 
 def test_a_node_may_be_waited_for(tmp_path: Path, kubelet: KubeletEmulator) -> None:
-    from confcom.devices.declared_node import declare_node
-    from confcom.devices.host import Host
-
     root = tmp_path / "later"
     with RunningPlugin(tmp_path, kubelet, host=Host(root, stand_ins=True), wait_for_sgx=True):
         declare_node(root, (7 << 20,), b"machine")

@@ -1,0 +1,195 @@
+"""The device plugin at every node size, and through a thousand kubelet restarts and lost streams.
+
+The kubelet is the tests' emulator, in this process; the plugin is a process of its own on the same machine. Nodes above
+the unit limit are also run with one device per MiB where that ends in reasonable time, to show what is avoided. The
+plugin looks at a host whose devices are real nodes where this process may make them, else at a simulated one.
+`python -m benchmarks.device_plugin --restarts 1000` sets the number of restarts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from benchmarks.measure import percentile
+from benchmarks.simulated import simulated_world
+from confcom.devices.declared_node import declare_node, parse_epc_sizes
+
+TESTS = Path(__file__).resolve().parent.parent / "tests"
+EPC = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
+ENCLAVE = "sgx.intel.com/enclave"
+SIZES = (168, 16 * 1024, 64 * 1024, 128 * 1024, 256 * 1024, 512 * 1024)
+EXEC_STRING_LIMIT = 131_072
+"""Bytes of one environment variable that Linux passes on, its name included."""
+STATUS_ENTRY = 37
+"""Bytes of JSON beside the id, for each device in a pod's status (docs/explanation/epc.md)."""
+
+
+def main(restarts: int = 40) -> None:
+    """Print both tables."""
+    emulator, api = _load("kubelet_emulator"), _load("node_api")
+    print(f"  {'EPC':>8} {'published as':<14}{'ready s':>8}{'bytes':>11}{'RSS MiB':>9}{'10 MiB ms':>11}{'half ms':>9}"
+          f"{'half: status':>14}  beside (ids in a variable)")  # fmt: skip
+    for mib in SIZES:
+        for publisher in ("auto", "devices"):
+            if publisher == "auto" or 4096 < mib <= 128 * 1024:
+                print(_size(emulator, api, mib, publisher))
+    _endure(emulator, restarts)
+
+
+def _size(emulator: ModuleType, api: ModuleType, mib: int, publisher: str) -> str:
+    devices = publisher == "devices" or mib <= 4096
+    resource, count = (EPC, mib) if devices else (ENCLAVE, 110)
+    with tempfile.TemporaryDirectory() as name, api.NodeApi("node") as node:
+        folder = Path(name)
+        kubelet = emulator.KubeletEmulator(folder)
+        kubelet.start()
+        extra = ["--publisher", publisher, "--node-name", "node", "--kubeconfig", node.kubeconfig(folder)]
+        begin = time.perf_counter()
+        with _plugin(folder, kubelet, f"{mib}Mi", extra) as plugin:
+            kubelet.wait_allocatable(resource, count, 60.0)
+            if not devices:
+                node.wait(lambda: node.amount(EPC) is not None, 30.0)
+            ready = time.perf_counter() - begin
+            size = kubelet.endpoints[resource].sizes[-1]
+            small = _timed(lambda: kubelet.admit("a/small", resource, 10 if devices else 1))
+            half = _timed(lambda: kubelet.admit("a/half", resource, mib // 2 if devices else 1))
+            resident = _resident(plugin.pid)
+            ids = kubelet.pods["a/half"][resource]
+        kubelet.stop()
+    status = sum(STATUS_ENTRY + len(unit) for unit in ids)
+    how = "devices" if devices else "node status"
+    return (
+        f"  {_human(mib):>8} {how:<14}{ready:>8.2f}{size:>11,}{resident:>9.1f}{small:>11.1f}{half:>9.1f}{status:>14,}"
+        f"  {_variable(mib)}"
+    )
+
+
+def _variable(mib: int) -> str:
+    """What one device per MiB with all ids in an environment variable comes to."""
+    size = len("SGX_VISIBLE_DEVICES=") + len(",".join(map(str, range(mib // 2))))
+    listing = sum(13 + len(str(number)) for number in range(mib))
+    if listing > 4 * 1024 * 1024:
+        return f"list of {listing:,} bytes: refused by the kubelet"
+    return f"half the node: {size:,} bytes" + (", exec fails" if size > EXEC_STRING_LIMIT else "")
+
+
+def _endure(emulator: ModuleType, restarts: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        kubelet = emulator.KubeletEmulator(folder)
+        kubelet.start()
+        settings = folder / "fast.toml"
+        settings.write_text("watch_interval = 0.02\nretry_initial = 0.005\nretry_max = 0.02\n")
+        with _plugin(folder, kubelet, "168Mi", ["--config", str(settings)]) as plugin:
+            kubelet.wait_allocatable(EPC, 168, 30.0)
+            kubelet.admit("a/app", EPC, 100)
+            held = list(kubelet.pods["a/app"][EPC])
+            for act in (lambda: kubelet.restart(), lambda: _lose(kubelet)):
+                act()
+                kubelet.wait_allocatable(EPC, 168, 30.0)
+            before = (_descriptors(plugin.pid), _resident(plugin.pid))
+            restarted = [_again(kubelet, kubelet.restart) for _ in range(restarts)]
+            lost = [_again(kubelet, lambda: _lose(kubelet)) for _ in range(restarts)]
+            after = (_descriptors(plugin.pid), _resident(plugin.pid))
+            kept = kubelet.pods["a/app"][EPC] == held and set(held) <= kubelet.resources[EPC].healthy
+            calls = kubelet.allocate_calls
+        kubelet.stop()
+    for what, seconds in (("kubelet restarts", restarted), ("lost streams", lost)):
+        p50, p99 = (percentile(seconds, share) * 1000 for share in (0.5, 0.99))
+        print(
+            f"  {len(seconds)} {what}: all registered again, p50 {p50:.0f} ms, p99 {p99:.0f} ms (watched every 20 ms)"
+        )
+    print(f"  allocations kept: {kept}, Allocate calls: {calls}; open files {before[0]} → {after[0]}, "
+          f"RSS {before[1]:.1f} → {after[1]:.1f} MiB")  # fmt: skip
+
+
+def _again(kubelet: Any, act: Callable[[], object]) -> float:  # noqa: ANN401 - the emulator is loaded at run time
+    act()
+    begin = time.perf_counter()
+    kubelet.wait_allocatable(EPC, 168, 30.0)
+    return time.perf_counter() - begin
+
+
+def _lose(kubelet: Any) -> None:  # noqa: ANN401 - the emulator is loaded at run time
+    endpoint = kubelet.endpoints[EPC]
+    kubelet.lose_stream(EPC)
+    kubelet.wait(lambda: not endpoint.alive)
+
+
+@contextmanager
+def _plugin(folder: Path, kubelet: Any, epc: str, extra: list[str]) -> Iterator[subprocess.Popen[bytes]]:  # noqa: ANN401
+    command = [sys.executable, "-m", "confcom", "device-plugin", *_host(folder, epc)]
+    command += ["--plugin-dir", str(kubelet.plugin_dir), *extra]
+    with (folder / "log").open("wb") as log:
+        plugin = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
+    try:
+        yield plugin
+    except AssertionError:
+        print((folder / "log").read_text()[-2000:], file=sys.stderr)
+        raise
+    finally:
+        plugin.terminate()
+        plugin.wait(20)
+
+
+def _host(folder: Path, epc: str) -> list[str]:
+    """Options for a host with that much EPC."""
+    root = folder / "node"
+    declare_node(root, parse_epc_sizes(epc), b"")
+    try:
+        for number, path in enumerate((root / "dev/sgx_enclave", root / "dev/sgx_provision")):
+            path.unlink()
+            os.mknod(path, stat.S_IFCHR | 0o660, os.makedev(10, 125 + number))
+    except PermissionError:
+        machine = folder / "machine.json"
+        simulated_world().write_first(machine)
+        return ["--simulated-machine", str(machine), "--simulated-epc", epc, "--simulated-node", str(root)]
+    return ["--platform", "intel", "--host-root", str(root)]
+
+
+def _timed(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return (time.perf_counter() - begin) * 1000
+
+
+def _resident(pid: int) -> float:
+    fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line)
+    return int(fields["VmRSS"].split()[0]) / 1024
+
+
+def _descriptors(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def _human(mib: int) -> str:
+    return f"{mib} MiB" if mib < 1024 else f"{mib // 1024} GiB"
+
+
+def _load(name: str) -> ModuleType:
+    """A module of the tests, which are no package."""
+    spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--restarts", type=int, default=40)
+    main(parser.parse_args().restarts)
