@@ -135,6 +135,18 @@ def test_a_kubelet_that_comes_later_is_waited_for(tmp_path: Path) -> None:
         kubelet.stop()
 
 
+def test_a_kubelet_that_starts_is_registered_at_however_long_the_last_one_was_dead(tmp_path: Path) -> None:
+    kubelet = KubeletEmulator(tmp_path)
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(kubelet.plugin_dir / "kubelet.sock"))
+    with RunningPlugin(tmp_path, kubelet, retry_initial=0.05, retry_max=60) as plugin:
+        # Seven doublings: the next attempt would be seconds away.
+        assert "cannot reach" in plugin.wait_event("kubelet.registered", 7)["reason"]
+        kubelet.start()
+        kubelet.wait_allocatable(EPC, 168, timeout=1)
+        kubelet.stop()
+
+
 def test_a_directory_that_comes_later_is_waited_for(tmp_path: Path, kubelet: KubeletEmulator) -> None:
     late = tmp_path / "late"
     with RunningPlugin(tmp_path, kubelet, plugin_dir=str(late)) as plugin:

@@ -91,6 +91,10 @@ def _open_host(config: DevicePluginConfig) -> tuple[Host, str]:
 
 
 def _open_node(config: DevicePluginConfig) -> NodeStatusPublisher:
-    from confcom.devices.kube_node import KubeNode
-
+    try:
+        from confcom.devices.kube_node import KubeNode
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"EPC in the node's status needs the package {error.name!r}", advice="Install confcom[kube]."
+        ) from error
     return KubeNode(config.node_name, kubeconfig=config.kubeconfig)

@@ -110,6 +110,7 @@ class DevicePlugin:
         pool = self._units.pool(self._node)
         driver, flags = self._node.driver, find_cpu_flags(self._host)
         fields = {
+            "simulated": self._host.stand_ins,
             "publisher": self.choice.name,
             "reason": self.choice.reason,
             "true_mib": pool.true_mib,

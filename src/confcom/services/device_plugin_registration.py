@@ -47,7 +47,7 @@ class Registration:
                 socket = GrpcSocket(self._path, self._handlers())
             except PlatformUnavailable as error:
                 self._tell("plugin.listen", trouble=True, error=error.code, reason=error.message)
-                await self._pause()
+                await asyncio.sleep(self._next_retry())
                 continue
             try:
                 await socket.start()
@@ -87,8 +87,7 @@ class Registration:
             absent = False
             if await self._register():
                 await self._watch(socket, kubelet)
-            if socket.owns_path() and kubelet == self._fingerprint():
-                await self._pause()
+            await self._pause(socket, kubelet)
 
     async def _while_found(self, socket: GrpcSocket) -> None:
         """The kubelet finds us, again after its restart; if it does not come back, the socket has to appear anew."""
@@ -152,9 +151,19 @@ class Registration:
         except TimeoutError:
             return
 
-    async def _pause(self) -> None:
-        await asyncio.sleep(self._retry)
-        self._retry = min(self._retry * 2, self._config.retry_max)
+    async def _pause(self, socket: GrpcSocket, kubelet: _Fingerprint) -> None:
+        """Until the next attempt; at once when the kubelet starts anew, which is another kubelet to try."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._next_retry()
+        while (left := deadline - loop.time()) > 0:
+            if not socket.owns_path() or kubelet != self._fingerprint():
+                self._retry = self._config.retry_initial
+                return
+            await asyncio.sleep(min(left, self._config.watch_interval))
+
+    def _next_retry(self) -> float:
+        seconds, self._retry = self._retry, min(self._retry * 2, self._config.retry_max)
+        return seconds
 
     def _fingerprint(self) -> _Fingerprint | None:
         try:
