@@ -1,16 +1,28 @@
-"""`./dev bench [NAME…]`: run the benchmarks."""
+"""`./dev bench [NAME…]`: run the benchmarks; `python -m benchmarks.MODULE --help` tells of longer runs."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
 
-from benchmarks import quote_helper, store_crash, verification
+from benchmarks import (
+    collateral_service,
+    device_plugin,
+    quote_helper,
+    quote_helper_abuse,
+    quote_helper_updates,
+    store_crash,
+    verification,
+)
 
 BENCHMARKS: dict[str, Callable[[], None]] = {
     "verification": verification.main,
     "quote-helper": quote_helper.main,
+    "quote-helper-abuse": quote_helper_abuse.main,
+    "quote-helper-updates": quote_helper_updates.main,
     "store-crash": store_crash.bench,
+    "collateral-service": collateral_service.main,
+    "device-plugin": device_plugin.main,
 }
 
 

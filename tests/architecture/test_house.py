@@ -137,3 +137,10 @@ def test_only_services_and_the_command_line_read_the_clock() -> None:
                 if isinstance(owner, ast.Name) and owner.id == "datetime":
                     readers.append(path.relative_to(ROOT / "src" / "confcom").parts[0])
     assert set(readers) <= {"cli", "services"}
+
+
+def test_the_map_names_files_that_exist() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text()
+    layers = "|".join(path.name for path in (ROOT / "src" / "confcom").iterdir() if path.is_dir())
+    for name in re.findall(rf"`((?:{layers})/[a-z0-9_*./]+)`", page):
+        assert list((ROOT / "src" / "confcom").glob(name.rstrip("/"))), name
