@@ -1,0 +1,80 @@
+"""What every device resource promises, whichever it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from confcom.devices.declared_node import declare_node
+from confcom.devices.epc_units import EpcUnits
+from confcom.devices.host import Host
+from confcom.devices.interface import DeviceResource
+from confcom.devices.sgx_enclave import enclave_slots
+from confcom.devices.sgx_node import find_sgx
+from confcom.devices.sgx_provision import provision_slots
+from confcom.errors import PlatformUnavailable
+from confcom.protocols.kubelet import MAX_DEVICE_ID
+
+RESOURCES: dict[str, Callable[[Host], DeviceResource]] = {
+    "epc": EpcUnits,
+    "enclave": lambda host: enclave_slots(host, 7),
+    "provision": lambda host: provision_slots(host, 7),
+}
+EPC = (30 << 20, 20 << 20)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return declare_node(tmp_path, EPC, b"machine")
+
+
+@pytest.fixture(params=RESOURCES)
+def resource(request: pytest.FixtureRequest, host: Host) -> DeviceResource:
+    return RESOURCES[request.param](host)
+
+
+def test_ids_are_distinct_short_and_the_same_every_time(resource: DeviceResource, host: Host) -> None:
+    ids = [device.id for device in resource.inventory(find_sgx(host)).devices]
+    assert ids
+    assert len(set(ids)) == len(ids)
+    assert all(unit.isascii() and 0 < len(unit) <= MAX_DEVICE_ID for unit in ids)
+    again = RESOURCES[resource.endpoint](Host(host.root, stand_ins=True))
+    assert [device.id for device in again.inventory(find_sgx(host)).devices] == ids
+
+
+def test_without_its_device_it_keeps_its_ids_and_is_unhealthy(resource: DeviceResource, host: Host) -> None:
+    before = resource.inventory(find_sgx(host))
+    assert before.reason == ""
+    assert all(device.healthy for device in before.devices)
+    for path in (host.root / "dev").iterdir():
+        path.unlink()
+    after = resource.inventory(find_sgx(host))
+    assert after.reason
+    assert [device.id for device in after.devices] == [device.id for device in before.devices]
+    assert not any(device.healthy for device in after.devices)
+    with pytest.raises(PlatformUnavailable):
+        resource.grant([after.devices[0].id], after)
+
+
+def test_a_grant_names_two_paths_of_one_device_and_no_ids(resource: DeviceResource, host: Host) -> None:
+    inventory = resource.inventory(find_sgx(host))
+    ids = [device.id for device in inventory.devices][:5]
+    granted = resource.grant(ids, inventory)
+    assert len(granted.mounts) == 2
+    assert len({mount.host_path for mount in granted.mounts}) == 1
+    assert all(mount.read_only for mount in granted.mounts)
+    assert not any(unit in value for _, value in granted.environment for unit in ids)
+
+
+def test_a_preference_is_among_what_is_available(resource: DeviceResource, host: Host) -> None:
+    ids = [device.id for device in resource.inventory(find_sgx(host)).devices]
+    chosen = resource.prefer(ids[2:], ids[3:4], 3)
+    assert len(set(chosen)) == 3
+    assert ids[3] in chosen
+    assert set(chosen) <= set(ids[2:])
+
+
+def test_its_socket_has_a_name_of_its_own(host: Host) -> None:
+    assert {make(host).endpoint for make in RESOURCES.values()} == set(RESOURCES)
