@@ -13,7 +13,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from benchmarks.helper_load import Load, Stage, machine_load, stop
+from benchmarks.helper_load import Load, Stage, children, machine_load, processor_seconds, stop
 from benchmarks.measure import percentile, rate, row
 from confcom.simulator.declaration import EnclaveDeclaration
 
@@ -33,14 +33,21 @@ def main() -> None:
         try:
             for kind, asked in stage.requests().items():
                 for threads in THREADS if kind in ("quotes", "quote sizes") else (1, 4):
+                    before = _used(helper.pid)
                     load = stage.load(asked, threads, SECONDS)
-                    _report(kind, threads, load, limit, direct)
+                    used = (_used(helper.pid) - before) / len(load.latencies)
+                    _report(kind, threads, load, limit, direct, used)
         finally:
             stop(helper)
 
 
-def _report(kind: str, threads: int, load: Load, limit: float, direct: list[float]) -> None:
-    beside = _latency(load.latencies)
+def _used(pid: int) -> float:
+    """Processor seconds of the helper and its workers so far: unlike rates, the same on a machine with other work."""
+    return sum(processor_seconds(process) for process in (pid, *children(pid)))
+
+
+def _report(kind: str, threads: int, load: Load, limit: float, direct: list[float], used: float) -> None:
+    beside = f"{_latency(load.latencies)}, processor {used * 1e6:,.0f} µs each"
     if kind == "quotes":
         beside = f"{load.per_second / limit:.0%} of the limit, {beside}"
         if threads == 1:

@@ -96,8 +96,8 @@ def slow_platform(seconds: float) -> RecordingPlatform:
 
 def test_a_greedy_pod_does_not_starve_a_polite_one(path: Path, host: Path) -> None:
     with running_helper(slow_platform(0.005), path, host_root=str(host)) as helper:
-        greedy = Client(host, path, GREEDY, threads=60, seconds=2)
-        polite = Client(host, path, POLITE, threads=1, seconds=1.5)
+        greedy = Client(host, path, GREEDY, threads=60, seconds=1.3)
+        polite = Client(host, path, POLITE, threads=1, seconds=0.8)
         greedy.go()
         time.sleep(0.3)
         polite.go()
@@ -107,15 +107,15 @@ def test_a_greedy_pod_does_not_starve_a_polite_one(path: Path, host: Path) -> No
     assert found["statuses"] == {"0": found["count"]}
     # Behind everybody it would wait for 60 quotes, 300 ms and more; taking turns it waits for one or two.
     assert float(str(found["worst"])) < 0.15
-    assert int(str(found["count"])) > 40
+    assert int(str(found["count"])) > 20
     assert other["statuses"] == {"0": other["count"]}
     assert peers == {f"pod {GREEDY}", f"pod {POLITE}"}
 
 
 def test_a_full_queue_is_paid_for_by_who_filled_it(path: Path, host: Path) -> None:
     with running_helper(slow_platform(0.01), path, host_root=str(host), max_waiting=8):
-        greedy = Client(host, path, GREEDY, threads=30, seconds=1.5)
-        polite = Client(host, path, POLITE, threads=2, seconds=1)
+        greedy = Client(host, path, GREEDY, threads=30, seconds=1)
+        polite = Client(host, path, POLITE, threads=2, seconds=0.6)
         greedy.go()
         time.sleep(0.3)
         polite.go()

@@ -47,10 +47,10 @@ def start(path: Path, machine: Path) -> Iterator[Start]:
 
 def test_no_request_fails_during_five_updates(start: Start, path: Path, machine: Path) -> None:
     frame, quote = quote_request(machine)
-    helper = start().ready()
-    with load(path, frame, quote) as running:
-        for _ in range(5):
-            successor = start("--replace").ready()
+    helper = start("--workers", "0").ready()
+    with load(path, frame, quote, threads=3) as running:
+        for number in range(5):
+            successor = start("--replace", "--workers", str(number % 2)).ready()
             assert helper.wait() == 0
             running.wait_for(20)
             helper = successor

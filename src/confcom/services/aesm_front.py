@@ -23,7 +23,7 @@ from confcom.services.aesm_broker import AesmBroker, Answer
 from confcom.services.aesm_conversation import Conversation, RequestEvent
 from confcom.services.fair_queue import FairQueue
 from confcom.services.file_descriptors import available_descriptors
-from confcom.services.peers import Peers
+from confcom.services.peers import Peer, Peers
 from confcom.services.pending_request import PendingRequest
 from confcom.services.quote_helper_config import QuoteHelperConfig
 from confcom.services.quoting import Quoting
@@ -195,7 +195,16 @@ class AesmFront:
     def _make_room(self, count: int) -> None:
         """End the conversations that have waited for their request for longest."""
         for conversation in list(itertools.islice(self._silent, count)):
-            self._finish(conversation, "made room for another connection")
+            if not self._advance(conversation):
+                self._finish(conversation, "made room for another connection")
+
+    def _make_room_of(self, peer: Peer) -> bool:
+        """End the oldest silent conversation of a peer; one whose request has come after all is not silent."""
+        for conversation in list(peer.silent):
+            if not self._advance(conversation):
+                self._finish(conversation, "made room for another connection of the same peer")
+                return True
+        return False
 
     def _welcome(self, client: socket.socket) -> Conversation | None:
         """Begin a conversation; gives it back when its request is not there yet."""
@@ -205,11 +214,7 @@ class AesmFront:
         peer = conversation.peer
         if self.peers.over_connections(peer):
             self._observer.over_limit("connections")
-            oldest = next(iter(peer.silent), None)
-            if isinstance(oldest, Conversation):
-                self._finish(oldest, "made room for another connection of the same peer")
-            else:
-                conversation.over_limit = True
+            conversation.over_limit = not self._make_room_of(peer)
         if self._advance(conversation):
             return None
         if self._deadline is None:

@@ -10,6 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from confcom.services.aesm_conversation import Conversation
 
 # cgroup v1 and v2, cgroupfs and systemd drivers: …/pod<uid>/… and …-pod<uid with _>.slice/…
 _POD = re.compile(rb"pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12}|[0-9a-f]{32})\b")
@@ -32,7 +36,7 @@ class Peer:
         self.tokens = tokens
         self.refilled = now
         # Its connections whose request has not arrived, in their order.
-        self.silent: dict[object, None] = {}
+        self.silent: dict[Conversation, None] = {}
 
 
 class Peers:

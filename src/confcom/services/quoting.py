@@ -24,6 +24,10 @@ from confcom.services.quoting_workers import QuotingWorker
 
 MAX_DEATHS = 3
 """Workers that may die over one request before it is refused: it could be the request that kills them."""
+KEPT = 2
+"""Requests that the helper's own process keeps for itself before it gives any to workers."""
+TURN = 4
+"""Requests that it answers before it looks for new connections again."""
 LEFT_AFTER = 0.02
 """Seconds of waiting after which it is worth a look whether the client still does."""
 
@@ -128,7 +132,7 @@ class QuickQuoting:
         self._loop = asyncio.get_running_loop()
         self._again = False
         self.workers: Sequence[QuotingWorker] = tuple(
-            QuotingWorker(settings, self._replied, self._lost) for _ in range(workers)
+            QuotingWorker(settings, self._replied, self._lost, self.pump) for _ in range(workers)
         )
 
     @property
@@ -142,18 +146,18 @@ class QuickQuoting:
         await asyncio.gather(*(worker.first_try for worker in self.workers))
 
     def pump(self) -> None:
-        """Give the workers what they can take, answer one request here, and come back for the others.
+        """Give the workers what they can take, answer some requests here, and come back for the others.
 
-        The last request stays here even if a worker is free: passing it on would cost more than it gains.
+        The last ones stay here even if a worker is free: passing them on would cost more than it gains.
         """
         queue = self._queue
         for worker in self.workers:
-            while len(queue) > 1 and worker.has_room:
+            while len(queue) > KEPT and worker.has_room:
                 pending = queue.pop()
                 if not worker.give(pending):
                     queue.push_back(pending.conversation.peer.name, pending)
                     break
-        if queue:
+        for _ in range(min(TURN, len(queue))):
             self._answer_here(queue.pop())
         if queue and not self._again:
             self._again = True
@@ -189,7 +193,6 @@ class QuickQuoting:
 
     def _replied(self, pending: PendingRequest, reply: Reply) -> None:
         self._deliver(pending, reply, reply.duration)
-        self.pump()
 
     def _lost(self, lost: list[PendingRequest]) -> None:
         for pending in reversed(lost):

@@ -15,8 +15,8 @@ import structlog
 from confcom.services.pending_request import PendingRequest
 from confcom.services.quoting_worker import MAX_PACKET, READY, Reply, WorkerSettings
 
-DEPTH = 2
-"""Requests that one worker has at a time: one in hand, and one so that it need not wait for the next."""
+DEPTH = 8
+"""Requests that one worker has at a time: waking it, and being woken by it, is then paid for once for several."""
 FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 15.0
 """Seconds between the end of a worker that never answered and the next; doubles from the one to the other."""
@@ -32,10 +32,12 @@ class QuotingWorker:
         settings: WorkerSettings,
         deliver: Callable[[PendingRequest, Reply], None],
         lost: Callable[[list[PendingRequest]], None],
+        idle: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._deliver = deliver
         self._lost = lost
+        self._idle = idle
         self._loop = asyncio.get_running_loop()
         self._jobs: deque[PendingRequest] = deque()
         self._channel: socket.socket | None = None
@@ -124,17 +126,25 @@ class QuotingWorker:
         self._loop.add_reader(ours, self._receive, ours)
 
     def _receive(self, channel: socket.socket) -> None:
-        try:
-            packet = self._packet[: channel.recv_into(self._packet)]
-        except BlockingIOError:
-            return
-        except OSError:
-            packet = self._packet[:0]
-        if not packet:
-            self._ended("it ended")
-        elif self._ready:
+        while self._channel is channel:
+            try:
+                packet = self._packet[: channel.recv_into(self._packet)]
+            except BlockingIOError:
+                break
+            except OSError:
+                packet = self._packet[:0]
+            if not (self._ready and packet):
+                self._take_news(packet)
+                break
             self._answered = True
             self._deliver(self._jobs.popleft(), _decode(packet))
+            if not self._jobs:
+                break
+        self._idle()
+
+    def _take_news(self, packet: memoryview) -> None:
+        if not packet:
+            self._ended("it ended")
         elif packet == READY:
             self._ready = True
             structlog.get_logger().debug("aesm.worker", outcome="ready", worker=self.pid)

@@ -41,11 +41,11 @@ def test_a_process_in_a_pod_is_known_by_its_pod(tmp_path: Path, cgroup: str) -> 
 @pytest.mark.parametrize(
     ("cgroup", "name"),
     [
-        (f"0::/system.slice/docker-{CONTAINER}.scope\n", f"container {CONTAINER[:12]}"),
-        (f"0::/docker/{CONTAINER}\n", f"container {CONTAINER[:12]}"),
-        ("0::/user.slice/user-1000.slice/session-2.scope\n", "uid 1000"),
-        ("", "uid 1000"),
-        ("0::/podcast/pod12345678\n", "uid 1000"),
+        pytest.param(f"0::/system.slice/docker-{CONTAINER}.scope\n", f"container {CONTAINER[:12]}", id="systemd"),
+        pytest.param(f"0::/docker/{CONTAINER}\n", f"container {CONTAINER[:12]}", id="cgroupfs"),
+        pytest.param("0::/user.slice/user-1000.slice/session-2.scope\n", "uid 1000", id="session"),
+        pytest.param("", "uid 1000", id="nothing"),
+        pytest.param("0::/podcast/pod12345678\n", "uid 1000", id="nearly a pod"),
     ],
 )
 def test_another_one_by_its_container_or_its_user(tmp_path: Path, cgroup: str, name: str) -> None:
