@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,3 +116,19 @@ def test_stopping_answers_what_is_under_way(helper: HelperProcess, machine: Path
     assert time.monotonic() - started < 10
     # Until the socket was gone, everybody was answered; after that there is nobody to connect to.
     assert {failure.split("(")[0] for failure in running.failures} <= {"FileNotFoundError", "ConnectionRefusedError"}
+
+
+def test_long_requests_do_not_choke_a_worker(helper: HelperProcess, machine: Path) -> None:
+    """More of them than the channel to a worker holds: that is no reason to end the worker."""
+    frame, quote = quote_request(machine)
+    long = request(16, (1, KEY_ID + bytes(60_000)))
+    workers = set(helper.workers)
+    with load(helper.path, frame, quote, threads=2) as good:
+        clients = [threading.Thread(target=lambda: [exchange(helper.path, long) for _ in range(8)]) for _ in range(48)]
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join(20)
+
+    assert good.failures == []
+    assert set(helper.workers) == workers

@@ -64,7 +64,7 @@ class RequestEvent(NamedTuple):
         found["duration_ms"] = round(self.duration * 1000, 3)
         found["pid"] = self.pid
         found["uid"] = self.uid
-        if self.peer and not self.peer.startswith("uid "):
+        if self.peer.startswith(("pod ", "container ")):
             found["peer"] = self.peer
         found["request_size"] = self.request_size
         found["response_size"] = self.response_size

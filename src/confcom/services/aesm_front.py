@@ -103,13 +103,16 @@ class AesmFront:
         self._resume(listener)
 
     async def drain(self, listener: socket.socket) -> None:
-        """Accept nothing there beyond the present backlog, and let every conversation end within the deadline."""
+        """Accept nothing there beyond the present backlog.
+
+        When no other listener is left, also let every conversation end within the deadline.
+        """
         self._listeners.pop(listener, None)
         self._loop.remove_reader(listener)
         while self._accept(listener):
             await asyncio.sleep(0)
         deadline = self._loop.time() + self._config.drain_timeout
-        while self.open and self._loop.time() < deadline:
+        while self.open and not self._listeners and self._loop.time() < deadline:
             await asyncio.sleep(DRAIN_STEP)
 
     def close(self) -> None:
@@ -168,7 +171,7 @@ class AesmFront:
             self._alone = 0
         # We were faster than these clients; by now most have sent their request too.
         for conversation in early:
-            if not conversation.is_closed and not self._advance(conversation):
+            if conversation in self._silent and not self._advance(conversation):
                 self._loop.add_reader(conversation, self._readable, conversation)
         self._pump()
         return accepted == batch

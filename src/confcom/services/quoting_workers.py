@@ -77,10 +77,12 @@ class QuotingWorker:
         return len(self._jobs)
 
     def give(self, job: PendingRequest) -> bool:
-        """Hand it a request; False when it cannot be reached."""
+        """Hand it a request; False when it cannot take it."""
         assert self._channel is not None  # noqa: S101 - has_room said so
         try:
             self._channel.send(job.frame(), socket.MSG_DONTWAIT)
+        except BlockingIOError:  # the channel is full of long requests
+            return False
         except OSError:
             self.kill()
             return False
