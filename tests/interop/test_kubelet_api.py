@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -34,8 +35,13 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def converse(program: Path, folder: Path, count: int, **settings: Any) -> dict[str, Any]:
     """What the kubelet's side was told, with a plugin of those settings."""
-    directory = folder / "device-plugins"
-    with RunningPlugin(folder, KubeletEmulator(folder), **settings):
+    with TemporaryDirectory(prefix="kubelet-") as name:  # short: a socket's path has 107 bytes at most
+        return _converse(program, folder, Path(name), count, settings)
+
+
+def _converse(program: Path, folder: Path, sockets: Path, count: int, settings: dict[str, Any]) -> dict[str, Any]:
+    directory = sockets / "device-plugins"
+    with RunningPlugin(folder, KubeletEmulator(sockets), **settings):
         done = subprocess.run(
             [program, str(directory), str(count)],
             capture_output=True,

@@ -8,6 +8,7 @@ import socket
 import stat
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -24,8 +25,15 @@ PROVISION = "sgx.intel.com/provision"
 
 
 @pytest.fixture
-def kubelet(tmp_path: Path) -> Iterator[KubeletEmulator]:
-    emulator = KubeletEmulator(tmp_path)
+def sockets() -> Iterator[Path]:
+    """A folder with a short name: the path of a socket has 107 bytes at most."""
+    with TemporaryDirectory(prefix="kubelet-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def kubelet(sockets: Path) -> Iterator[KubeletEmulator]:
+    emulator = KubeletEmulator(sockets)
     emulator.start()
     yield emulator
     emulator.stop()
@@ -125,8 +133,8 @@ def test_a_lost_stream_is_registered_again(tmp_path: Path, kubelet: KubeletEmula
         assert {fields["reason"] for fields in plugin.fields("kubelet.lost")} == {"the stream ended"}
 
 
-def test_a_kubelet_that_comes_later_is_waited_for(tmp_path: Path) -> None:
-    kubelet = KubeletEmulator(tmp_path)
+def test_a_kubelet_that_comes_later_is_waited_for(tmp_path: Path, sockets: Path) -> None:
+    kubelet = KubeletEmulator(sockets)
     with RunningPlugin(tmp_path, kubelet) as plugin:
         plugin.wait_event("kubelet.absent")
         assert len(plugin.fields("kubelet.absent")) == 1
@@ -135,15 +143,17 @@ def test_a_kubelet_that_comes_later_is_waited_for(tmp_path: Path) -> None:
         kubelet.stop()
 
 
-def test_a_kubelet_that_starts_is_registered_at_however_long_the_last_one_was_dead(tmp_path: Path) -> None:
-    kubelet = KubeletEmulator(tmp_path)
+def test_a_kubelet_that_starts_is_registered_at_however_long_the_last_one_was_dead(
+    tmp_path: Path, sockets: Path
+) -> None:
+    kubelet = KubeletEmulator(sockets)
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(kubelet.plugin_dir / "kubelet.sock"))
     with RunningPlugin(tmp_path, kubelet, retry_initial=0.05, retry_max=60) as plugin:
         # Seven doublings: the next attempt would be seconds away.
         assert "cannot reach" in plugin.wait_event("kubelet.registered", 7)["reason"]
         kubelet.start()
-        kubelet.wait_allocatable(EPC, 168, timeout=1)
+        kubelet.wait_allocatable(EPC, 168, timeout=2)
         kubelet.stop()
 
 
@@ -266,7 +276,7 @@ def message_of(size: int) -> bytes:
     return b"\xa2\x01" + digits + bytes(length)
 
 
-async def test_the_kubelet_drops_a_stream_with_a_longer_message(tmp_path: Path) -> None:
+async def test_the_kubelet_drops_a_stream_with_a_longer_message(tmp_path: Path, sockets: Path) -> None:
     """What our count guards against: the message of the very limit is taken, one byte more loses the stream."""
     sizes = [k.MAX_MESSAGE, k.MAX_MESSAGE + 1]
     go_on = asyncio.Event()
@@ -280,7 +290,7 @@ async def test_the_kubelet_drops_a_stream_with_a_longer_message(tmp_path: Path) 
             await go_on.wait()
         await asyncio.sleep(10)
 
-    kubelet = KubeletEmulator(tmp_path)
+    kubelet = KubeletEmulator(sockets)
     await asyncio.to_thread(kubelet.start)
     socket = GrpcSocket(kubelet.plugin_dir / "probe.sock", {k.GET_OPTIONS: options, k.LIST_AND_WATCH: watch})
     await socket.start()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -18,8 +19,15 @@ CONFCOM = [sys.executable, "-m", "confcom"]
 
 
 @pytest.fixture
-def kubelet(tmp_path: Path) -> Iterator[KubeletEmulator]:
-    emulator = KubeletEmulator(tmp_path)
+def sockets() -> Iterator[Path]:
+    """A folder with a short name: the path of a socket has 107 bytes at most."""
+    with TemporaryDirectory(prefix="kubelet-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def kubelet(sockets: Path) -> Iterator[KubeletEmulator]:
+    emulator = KubeletEmulator(sockets)
     emulator.start()
     yield emulator
     emulator.stop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -19,8 +20,15 @@ ENCLAVE = "sgx.intel.com/enclave"
 
 
 @pytest.fixture
-def kubelet(tmp_path: Path) -> Iterator[KubeletEmulator]:
-    emulator = KubeletEmulator(tmp_path)
+def sockets() -> Iterator[Path]:
+    """A folder with a short name: the path of a socket has 107 bytes at most."""
+    with TemporaryDirectory(prefix="kubelet-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def kubelet(sockets: Path) -> Iterator[KubeletEmulator]:
+    emulator = KubeletEmulator(sockets)
     emulator.start()
     yield emulator
     emulator.stop()

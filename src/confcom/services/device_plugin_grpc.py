@@ -40,6 +40,8 @@ from confcom.protocols.kubelet import Method
 
 SOCKET_MODE = 0o600
 """Only root may talk to the plugin: that is the kubelet."""
+MAX_PATH = 107
+"""Bytes of a socket's path: `sun_path` without its NUL."""
 _CLOSING = 1.0
 """Seconds for calls under way to end."""
 
@@ -192,6 +194,10 @@ class _Translated:
 
 
 def _bind(path: Path) -> socket.socket:
+    if len(os.fsencode(path)) > MAX_PATH:
+        raise ConfigError(
+            f"{path} is too long for a socket: {MAX_PATH} bytes at most", advice="Name a shorter directory."
+        )
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         with suppress(FileNotFoundError):

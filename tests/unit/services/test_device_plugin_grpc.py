@@ -73,6 +73,11 @@ async def test_a_successor_takes_the_path_and_keeps_it(tmp_path: Path) -> None:
     await second.close()
 
 
+def test_a_path_that_no_socket_can_have_is_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(errors.ConfigError, match="107 bytes at most"):
+        GrpcSocket(tmp_path / ("x" * 108), {})
+
+
 async def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "s").write_text("mine")
     with pytest.raises(errors.ConfigError, match="not a socket"):
