@@ -118,9 +118,9 @@ def parse_request(data: bytes) -> Request | IncompleteRequest:
     found = _parse(pb.Request(), data).ListFields()
     if not found:
         raise RemoteProtocolError("the message holds no request that AESM knows")
-    if len(found) > 1:
-        found.sort(key=lambda present: _ORDER[present[0].number])
-    descriptor, message = found[0]
+    # One is the rule; of several, the order of dispatch decides, not the order on the wire.
+    first = found[0] if len(found) == 1 else min(found, key=lambda present: _ORDER[present[0].number])
+    descriptor, message = first
     return _request(_BY_NUMBER[descriptor.number], message)
 
 
