@@ -17,22 +17,24 @@ from pathlib import Path
 
 from benchmarks.helper_load import Stage, children, machine_load, stop
 
-THREADS = 4
+THREADS = 16
+"""Enough for workers to have requests in hand when they are killed."""
 FOR_EVER = 36000.0
 
 Helper = subprocess.Popen[str]
 
 
-def main(count: int = 100) -> None:
+def main(count: int = 100, *, only_kills: bool = False) -> None:
     print(machine_load())
     with tempfile.TemporaryDirectory() as folder:
         stage = Stage(Path(folder))
         helper = stage.start()
         try:
-            helper = _under_load(stage, f"{count} updates", helper, lambda old: _updates(stage, old, count))
-            failing = max(1, count // 10)
-            name = f"{failing} updates that fail their proof"
-            _under_load(stage, name, helper, lambda old: _failing(stage, old, failing))
+            if not only_kills:
+                helper = _under_load(stage, f"{count} updates", helper, lambda old: _updates(stage, old, count))
+                failing = max(1, count // 10)
+                name = f"{failing} updates that fail their proof"
+                _under_load(stage, name, helper, lambda old: _failing(stage, old, failing))
             _under_load(stage, f"{count} killed workers", helper, lambda old: _kills(old, count))
         finally:
             stop(helper)
@@ -87,4 +89,6 @@ def _kills(helper: Helper, count: int) -> Helper:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100)
-    main(parser.parse_args().count)
+    parser.add_argument("--only-kills", action="store_true")
+    arguments = parser.parse_args()
+    main(arguments.count, only_kills=arguments.only_kills)

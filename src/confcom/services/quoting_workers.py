@@ -114,7 +114,8 @@ class QuotingWorker:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         settings = msgspec.json.encode(self._settings).decode()
-        command = [sys.executable, "-m", "confcom.services.quoting_worker", settings]
+        # -P: nothing is imported from the directory that the helper happens to run in.
+        command = [sys.executable, "-P", "-m", "confcom.services.quoting_worker", settings]
         with theirs:
             try:
                 self._process = subprocess.Popen(command, stdin=theirs.fileno())  # noqa: S603 - our own program
