@@ -25,6 +25,7 @@ from typing import Any
 from benchmarks.measure import percentile
 from benchmarks.simulated import simulated_world
 from confcom.devices.declared_node import declare_node, parse_epc_sizes
+from confcom.devices.epc_publisher import DEFAULT_UNIT_LIMIT
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 EPC = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
@@ -43,13 +44,13 @@ def main(restarts: int = 40) -> None:
           f"{'half: status':>14}  beside (ids in a variable)")  # fmt: skip
     for mib in SIZES:
         for publisher in ("auto", "devices"):
-            if publisher == "auto" or 4096 < mib <= 128 * 1024:
+            if publisher == "auto" or DEFAULT_UNIT_LIMIT < mib <= 128 * 1024:
                 print(_size(emulator, api, mib, publisher))
     _endure(emulator, restarts)
 
 
 def _size(emulator: ModuleType, api: ModuleType, mib: int, publisher: str) -> str:
-    devices = publisher == "devices" or mib <= 4096
+    devices = publisher == "devices" or mib <= DEFAULT_UNIT_LIMIT
     resource, count = (EPC, mib) if devices else (ENCLAVE, 110)
     with tempfile.TemporaryDirectory() as name, api.NodeApi("node") as node:
         folder = Path(name)

@@ -96,9 +96,9 @@ def test_character_devices_are_passed_under_both_names(tmp_path: Path, kubelet: 
 
 
 def test_a_whole_node_goes_to_one_container_without_a_list_of_ids(tmp_path: Path, kubelet: KubeletEmulator) -> None:
-    with RunningPlugin(tmp_path, kubelet, epc="4Gi"):
-        kubelet.wait_allocatable(EPC, 4096)
-        answer = kubelet.admit("default/app", EPC, 4096)
+    with RunningPlugin(tmp_path, kubelet, epc="3Gi"):
+        kubelet.wait_allocatable(EPC, 3072)
+        answer = kubelet.admit("default/app", EPC, 3072)
         assert answer.ByteSize() < 500
         with pytest.raises(AdmissionError, match="available: 0"):
             kubelet.admit("default/late", EPC, 1)

@@ -61,7 +61,7 @@ def test_512_gib_are_an_amount_beside_a_pool_of_enclave_devices(
         assert [mount.container_path for mount in answer.mounts] == ["/dev/sgx_enclave", "/dev/sgx/enclave"]
         plan = plugin.wait_event("epc.plan")
         assert plan["publisher"] == "node-status"
-        assert plan["reason"] == "524288 units are more than the limit of 4096"
+        assert plan["reason"] == "524288 units are more than the limit of 3072"
         assert plugin.wait_event("epc.published")["units"] == 524288
     labels = api.node["metadata"]["labels"]
     assert labels["confcom.dev/sgx-epc-mib"] == "524288"
@@ -139,7 +139,7 @@ def test_a_large_node_without_a_name_is_told_what_to_do(tmp_path: Path, kubelet:
     with RunningPlugin(tmp_path, kubelet, epc="16Gi") as plugin:
         error = plugin.failure()
     assert isinstance(error, ConfigError)
-    assert "16384 units are more than the limit of 4096" in error.message
+    assert "16384 units are more than the limit of 3072" in error.message
     assert "--node-name" in error.advice()
 
 

@@ -32,7 +32,7 @@ from confcom.services.telemetry import configure_logging
 @click.option("--registration", type=click.Choice(["socket", "registry"]), help="How the kubelet learns of us.")
 @click.option("--resource", metavar="NAME", help="The EPC resource, in MiB.")
 @click.option("--publisher", type=click.Choice(["auto", "devices", "node-status"]), help="How EPC is published.")
-@click.option("--unit-limit", type=int, metavar="N", help="Most devices of 1 MiB that `auto` makes.  [default: 4096]")
+@click.option("--unit-limit", type=int, metavar="N", help="Most devices of 1 MiB that `auto` makes.  [default: 3072]")
 @click.option("--reserve-mib", type=int, metavar="N", help="MiB held back.  [default: 0]")
 @click.option("--overcommit", type=float, metavar="RATIO", help="Requestable beside true size.  [default: 1]")
 @click.option("--provision-limit", type=int, metavar="N", help="Holders of the provisioning device.  [default: 0]")

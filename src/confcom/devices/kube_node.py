@@ -48,10 +48,12 @@ class KubeNode:
             await self.close()
 
     async def patch(self, patch: Mapping[str, object]) -> None:
-        """A merge patch of the status subresource."""
-        client = self._client or await self._renew()
+        """A merge patch of the status subresource, while `watch` runs."""
+        if self._client is None:
+            # Between two watches; the next one shows what is to be patched again.
+            raise PlatformError(f"no connection for node {self.name} now", retryable=True)
         try:
-            await client.patch(Node.Status, self.name, dict(patch), patch_type=PatchType.MERGE)
+            await self._client.patch(Node.Status, self.name, dict(patch), patch_type=PatchType.MERGE)
         except (ApiError, httpx2.HTTPError) as error:
             raise _failure(f"cannot write the status of node {self.name}", error) from error
 

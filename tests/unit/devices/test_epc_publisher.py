@@ -14,13 +14,13 @@ def pool(units: int) -> EpcPool:
 
 @pytest.mark.parametrize(
     ("mib", "name"),
-    [(168, "devices"), (4096, "devices"), (4097, "node-status"), (524288, "node-status")],
+    [(168, "devices"), (3072, "devices"), (3073, "node-status"), (524288, "node-status")],
 )
 def test_auto_goes_by_the_size(mib: int, name: str) -> None:
     choice = choose_publisher(pool(mib))
     assert choice.name == name
     assert str(mib) in choice.reason
-    assert "4096" in choice.reason
+    assert "3072" in choice.reason
 
 
 def test_the_limit_can_be_moved() -> None:
