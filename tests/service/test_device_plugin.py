@@ -157,6 +157,15 @@ def test_a_kubelet_that_starts_is_registered_at_however_long_the_last_one_was_de
         kubelet.stop()
 
 
+def test_streams_that_end_as_soon_as_they_begin_cost_no_timeout(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    with RunningPlugin(tmp_path, kubelet, register_timeout=60.0):
+        for number in range(1, 31):
+            kubelet.wait(lambda number=number: kubelet.registrations >= number and kubelet.endpoints[EPC].stream)
+            kubelet.lose_stream(EPC)
+            kubelet.wait(lambda: not kubelet.endpoints[EPC].alive)
+        kubelet.wait_allocatable(EPC, 168)
+
+
 def test_a_directory_that_comes_later_is_waited_for(tmp_path: Path, kubelet: KubeletEmulator) -> None:
     late = tmp_path / "late"
     with RunningPlugin(tmp_path, kubelet, plugin_dir=str(late)) as plugin:

@@ -85,7 +85,7 @@ class Registration:
                 await asyncio.sleep(self._config.watch_interval)
                 continue
             absent = False
-            if await self._register():
+            if await self._register(socket, kubelet):
                 await self._watch(socket, kubelet)
             await self._pause(socket, kubelet)
 
@@ -100,13 +100,13 @@ class Registration:
                 deadline = loop.time() + self._config.register_timeout
             await self._stream_change()
 
-    async def _register(self) -> bool:
+    async def _register(self, socket: GrpcSocket, kubelet: _Fingerprint) -> bool:
         """Says whether the kubelet took the registration and opened its stream."""
-        self._server.changed.clear()
+        opened = self._server.opened
         request = k.RegisterRequest(self._path.name, self._server.resource.name, self._server.options)
         try:
             await call(self._kubelet, k.REGISTER, request, timeout=self._config.register_timeout)
-            await self._await_stream()
+            await self._await_stream(socket, kubelet, opened)
         except ConfcomError as error:
             self._tell("kubelet.registered", trouble=True, outcome="failed", error=error.code, reason=error.message)
             return False
@@ -114,15 +114,17 @@ class Registration:
         self._ready()
         return True
 
-    async def _await_stream(self) -> None:
+    async def _await_stream(self, socket: GrpcSocket, kubelet: _Fingerprint, opened: int) -> None:
+        """Until one has been opened, even if it has ended again by now: `_watch` sees that."""
+        loop = asyncio.get_running_loop()
         limit = self._config.register_timeout
-        try:
-            async with asyncio.timeout(limit):
-                while not self._server.streams:
-                    await self._server.changed.wait()
-                    self._server.changed.clear()
-        except TimeoutError as error:
-            raise PlatformUnavailable(f"the kubelet opened no stream within {limit:g} s", retryable=True) from error
+        deadline = loop.time() + limit
+        while self._server.opened == opened:
+            if not socket.owns_path() or kubelet != self._fingerprint():
+                raise PlatformUnavailable("the kubelet started anew before it opened its stream", retryable=True)
+            if loop.time() > deadline:
+                raise PlatformUnavailable(f"the kubelet opened no stream within {limit:g} s", retryable=True)
+            await self._stream_change()
 
     async def _watch(self, socket: GrpcSocket, kubelet: _Fingerprint | None) -> None:
         """Return when the kubelet does not know us any more. Streams that are left are ended then."""

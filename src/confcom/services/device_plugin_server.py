@@ -21,13 +21,17 @@ Guard = Callable[[Sequence[str]], Awaitable[str]]
 
 
 class ResourceServer:
-    """Answers for one resource. `update` gives it what there is now; `streams` counts the kubelet's open streams."""
+    """Answers for one resource. `update` gives it what there is now.
+
+    `streams` counts the kubelet's open streams, `opened` those that were ever opened.
+    """
 
     def __init__(
         self, resource: DeviceResource, inventory: Inventory, observe: Observer, guard: Guard | None = None
     ) -> None:
         self.resource = resource
         self.streams = 0
+        self.opened = 0
         self.changed = asyncio.Event()
         """Set whenever a stream opens or ends; whoever waits for that clears it."""
         self._observe = observe
@@ -95,6 +99,7 @@ class ResourceServer:
     async def _list_and_watch(self, request: k.Empty) -> AsyncIterator[bytes]:
         del request
         self.streams += 1
+        self.opened += 1
         self.changed.set()
         try:
             while not self._closing:
