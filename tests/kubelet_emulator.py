@@ -75,6 +75,8 @@ class KubeletEmulator:
         self.registrations = 0
         self.refused: list[str] = []
         self.allocate_calls = 0
+        self.streams_to_drop = 0
+        """So many streams end before their Register returns."""
         self._random = random.Random(seed)
         self._server: grpc.Server | None = None
         self._threads: list[threading.Thread] = []
@@ -265,6 +267,11 @@ class KubeletEmulator:
             self.endpoints[resource] = endpoint
             self.changed.notify_all()
         self._spawn(self._list_and_watch, endpoint)
+        if self.streams_to_drop:
+            self.streams_to_drop -= 1
+            self.wait(lambda: endpoint.sizes)
+            endpoint.stream.cancel()
+            self.wait(lambda: not endpoint.alive)
         return ""
 
     def _list_and_watch(self, endpoint: Endpoint) -> None:
