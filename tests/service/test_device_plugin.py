@@ -162,8 +162,8 @@ def test_streams_that_end_before_the_registration_is_answered_cost_no_timeout(
 ) -> None:
     kubelet.streams_to_drop = 5
     with RunningPlugin(tmp_path, kubelet, register_timeout=60.0):
+        kubelet.wait(lambda: kubelet.registrations == 6)
         kubelet.wait_allocatable(EPC, 168)
-        assert kubelet.registrations == 6
 
 
 def test_a_directory_that_comes_later_is_waited_for(tmp_path: Path, kubelet: KubeletEmulator) -> None:
