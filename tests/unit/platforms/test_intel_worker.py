@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
 REPORT = Report.parse(bytes(range(216)) * 2)
 INFO = QeReportInfo.parse(bytes(range(240)) * 4)
 PATIENT = WorkerLimits(spare=False)
-HASTY = WorkerLimits(timeout=1.5, attempt_timeout=0.3, spare=False)
+HASTY = WorkerLimits(timeout=4.0, attempt_timeout=0.8, spare=False)
 
 
 @pytest.fixture(scope="module")
