@@ -111,11 +111,11 @@ class KubeletEmulator:
         self._server.stop(0).wait()
         for channel in list(self._dialing):
             channel.close()
-        for endpoint in list(self.endpoints.values()):
-            self._disconnect(endpoint)
-        for thread in self._threads:
-            thread.join(5)
-            assert not thread.is_alive()
+        while waiting := [thread for thread in self._threads if thread.is_alive()]:
+            # A plugin that was being met may have been connected meanwhile.
+            for endpoint in list(self.endpoints.values()):
+                self._disconnect(endpoint)
+            waiting[0].join(0.1)
         self._threads = []
 
     def restart(self) -> None:
@@ -213,7 +213,9 @@ class KubeletEmulator:
             raise AdmissionError(f"{name} failed: {error.code().name}: {error.details()}") from error
 
     def _write_checkpoint(self) -> None:
-        self.checkpoint.write_text(json.dumps(self.pods))
+        draft = self.checkpoint.with_suffix(".new")
+        draft.write_text(json.dumps(self.pods))
+        draft.rename(self.checkpoint)
 
     # --- plugins ----------------------------------------------------------------------------------------------------
 
