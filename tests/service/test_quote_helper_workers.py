@@ -61,7 +61,7 @@ def test_a_worker_that_hangs_is_replaced_and_delays_nobody_for_long(helper: Help
 
     # What it had in hand is told BUSY, because nobody may wait as long as the client's own patience.
     assert set(running.failures) <= {"status 18"}
-    assert len(running.failures) <= 2
+    assert len(running.failures) <= 8
 
 
 def test_workers_do_not_outlive_the_helper(helper: HelperProcess) -> None:

@@ -24,7 +24,7 @@ from confcom.services.quoting_workers import QuotingWorker
 
 MAX_DEATHS = 3
 """Workers that may die over one request before it is refused: it could be the request that kills them."""
-KEPT = 2
+KEPT = 4
 """Requests that the helper's own process keeps for itself before it gives any to workers."""
 TURN = 4
 """Requests that it answers before it looks for new connections again."""

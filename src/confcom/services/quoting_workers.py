@@ -15,7 +15,7 @@ import structlog
 from confcom.services.pending_request import PendingRequest
 from confcom.services.quoting_worker import MAX_PACKET, READY, Reply, WorkerSettings
 
-DEPTH = 8
+DEPTH = 16
 """Requests that one worker has at a time: waking it, and being woken by it, is then paid for once for several."""
 FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 15.0
