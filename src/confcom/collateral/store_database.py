@@ -45,10 +45,14 @@ class StoreDatabase:
                     advice="Make one with `confcom collateral fetch --store`.",
                 )
             self._create()
-        with self._translated():
-            connection = self._connect()
-            self._idle.append(connection)
-            self._migrate(connection)
+        try:
+            with self._translated():
+                connection = self._connect()
+                self._idle.append(connection)
+                self._migrate(connection)
+        except BaseException:
+            self.close()
+            raise
 
     @contextmanager
     def read(self) -> Iterator[sqlite3.Connection]:
