@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 import confcom
 from confcom import errors
+from confcom.appraisal.quote import STEPS
 from confcom.cli.exit_codes import ERROR_EXIT_CODES, ExitCode, exit_code
 from confcom.cli.root import COMMANDS, root
 
@@ -144,3 +145,9 @@ def test_the_map_names_files_that_exist() -> None:
     layers = "|".join(path.name for path in (ROOT / "src" / "confcom").iterdir() if path.is_dir())
     for name in re.findall(rf"`((?:{layers})/[a-z0-9_*./]+)`", page):
         assert list((ROOT / "src" / "confcom").glob(name.rstrip("/"))), name
+
+
+def test_every_step_of_verification_is_documented() -> None:
+    page = (ROOT / "docs" / "explanation" / "verification.md").read_text()
+    for step in STEPS:
+        assert f"`{step}`" in page, step

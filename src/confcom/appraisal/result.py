@@ -11,11 +11,13 @@ from confcom.appraisal.appraise import Appraisal, appraise
 from confcom.appraisal.collateral import Collateral
 from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.findings import Check
+from confcom.appraisal.identity_match import TDX_MODULE_STEP
 from confcom.appraisal.policy import Policy
 from confcom.appraisal.quote import STEPS, QuoteVerifier
 from confcom.appraisal.verdict import Verdict
 from confcom.errors import BindingError, CollateralError, ConfcomError, FormatError, VerificationError
 from confcom.formats.evidence import EvidenceFile
+from confcom.formats.quote_section import TeeType
 from confcom.formats.sgx import ReportBody
 from confcom.formats.tdx import TdReportBody, TdReportBody10, td_base
 
@@ -97,6 +99,8 @@ def failed(error: ConfcomError, *, evidence: EvidenceFile | None = None, source:
     checks: tuple[Check, ...] = ()
     if isinstance(error, VerificationError) and error.step:
         passed = STEPS[: STEPS.index(error.step)] if error.step in STEPS else ()
+        if evidence is None or evidence.quote.tee is not TeeType.TDX:
+            passed = tuple(step for step in passed if step != TDX_MODULE_STEP)
         wrong = Check(error.step, ok=False, expected=error.expected, found=error.found, advice=error.advice())
         checks = (*(Check(step, ok=True, expected="holds", found="holds") for step in passed), wrong)
     return AttestationResult(verdict, error, evidence, None, checks, source)

@@ -17,7 +17,7 @@ class QuoteHelperConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     platform: Literal["auto", "intel", "simulated"] = "auto"
     """Who makes the quotes."""
     simulated_machine: str | None = None
-    """File of the simulated machine; without one, a machine that is always the same."""
+    """File of the simulated machine; the simulated platform needs one."""
     replace: bool = False
     """Take the path over from a service that still answers there, once this one has proved itself."""
     when_replaced: Literal["leave", "wait"] = "leave"
