@@ -257,6 +257,29 @@ class CollateralUnavailable(CollateralError):
     code = "collateral-unavailable"
 
 
+class ClusterError(ConfcomError):
+    """The Kubernetes API did not answer, or not as it should. `status` is the HTTP status, `reason` Kubernetes' word."""
+
+    code = "cluster-error"
+    default_advice = (
+        "Check that the cluster answers: `kubectl get --raw /readyz`, with the same kubeconfig and context."
+    )
+
+    def __init__(
+        self, message: str, *, status: int | None = None, reason: str | None = None, advice: str | None = None
+    ) -> None:
+        super().__init__(message, advice=advice)
+        self.status = status
+        self.reason = reason
+
+
+class ClusterRefused(ClusterError):
+    """The Kubernetes API answered, and refused: not allowed, not there, in conflict, or not valid."""
+
+    code = "cluster-refused"
+    default_advice = "The message is the API server's; `kubectl auth can-i --list` shows what these credentials may do."
+
+
 class ConfigError(ConfcomError):
     """Options, environment or a configuration file contradict each other or are incomplete."""
 

@@ -29,6 +29,7 @@ ERROR_EXIT_CODES: tuple[tuple[type[errors.ConfcomError], ExitCode], ...] = (
     (errors.PolicyError, ExitCode.REFUSED),
     (errors.CollateralError, ExitCode.COLLATERAL),
     (errors.PlatformError, ExitCode.PLATFORM),
+    (errors.ClusterError, ExitCode.PLATFORM),
     (errors.ProtocolError, ExitCode.PLATFORM),
     (errors.ConfigError, ExitCode.USAGE),
 )

@@ -1,0 +1,1 @@
+"""The Kubernetes API: what the project reads and writes there."""
