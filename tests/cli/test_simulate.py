@@ -151,3 +151,26 @@ def test_what_is_no_machine_file_is_told_so(content: bytes, tmp_path: Path, caps
     assert code == ExitCode.MALFORMED
     assert "Traceback" not in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_name_is_one_machine_of_a_world(machine: Path, tmp_path: Path) -> None:
+    one, again, other = (tmp_path / name for name in ("one.json", "again.json", "other.json"))
+    for path, name in ((one, "node-1"), (again, "node-1"), (other, "node-2"), (again, "node-1")):
+        assert run(["simulate", "machine", "--world", str(machine), "--name", name, "-o", str(path)]) == ExitCode.OK
+    assert one.read_bytes() == again.read_bytes() != other.read_bytes()
+    assert stat.S_IMODE(again.stat().st_mode) == 0o600
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again.json", "machine.json", "one.json", "other.json"]
+    folder = tmp_path / "collateral"
+    assert run(["simulate", "collateral", str(machine), "-o", str(folder), "--at", AT]) == ExitCode.OK
+    quote = quote_of(other)
+    result = QuoteVerifier(roots(folder)).verify(quote, load_bundle(folder), now=NOW)
+    assert result.simulated
+
+
+def test_a_named_machine_takes_all_of_its_world_and_needs_one(machine: Path, tmp_path: Path) -> None:
+    output = ["-o", str(tmp_path / "new.json")]
+    for words in (["--name", "node-1"], ["--world", str(machine)], ["--world", str(machine), "--name", ""]):
+        assert run(["simulate", "machine", *output, *words]) == ExitCode.USAGE
+    named = ["--world", str(machine), "--name", "node-1"]
+    assert run(["simulate", "machine", *output, *named, "--seed", SEED]) == ExitCode.USAGE
+    assert not (tmp_path / "new.json").exists()

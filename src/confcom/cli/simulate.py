@@ -40,10 +40,25 @@ def simulate() -> None:
     default="hardware",
     help="sdk-simulation takes reports of enclaves that Intel's SDK built with SGX_MODE=SIM.",
 )
-def machine(output: Path, seed: str | None, at: str | None, report_scheme: str) -> None:
-    """Make a machine file. Processes that are given the same file stand on the same machine."""
-    from confcom.services.wiring import create_machine_file
+@click.option("--world", metavar="FILE", type=_FILE, help="Make a machine of this machine file's world; needs --name.")
+@click.option("--name", metavar="NAME", help="Which one: the same name, say a node's, is the same machine every time.")
+def machine(
+    output: Path, seed: str | None, at: str | None, report_scheme: str, world: Path | None, name: str | None
+) -> None:
+    """Make a machine file. Processes that are given the same file stand on the same machine.
 
+    With --world and --name, what was in the output file is replaced: that machine can always be made again.
+    """
+    from confcom.services.wiring import create_machine_file, create_named_machine_file
+
+    if (world is None) != (not name):
+        raise ConfigError("--world and --name come together", advice="Give both, or neither.")
+    if world is not None and name:
+        if seed is not None or at is not None:
+            raise ConfigError("seed and time are the world's", advice="Leave out --seed and --at.")
+        create_named_machine_file(output, world, name)
+        click.echo(f"simulated machine {printable(name)}: {printable(str(output))}")
+        return
     chosen = secrets.token_bytes(SEED_SIZE) if seed is None else parse_hex(seed, "--seed", most=64)
     create_machine_file(output, chosen, parse_time(at, "--at"), report_scheme=report_scheme)
     click.echo(f"simulated machine: {printable(str(output))} (keep it secret: who reads it can forge its quotes)")

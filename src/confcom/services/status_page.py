@@ -65,7 +65,8 @@ class StatusPage:
         if isinstance(self._where, str):
             return await asyncio.start_unix_server(self._serve, self._where, limit=MAX_REQUEST)
         host, port = self._where
-        return await asyncio.start_server(self._serve, host, port, limit=MAX_REQUEST)
+        # On [::] asyncio listens for IPv6 alone; whoever writes it means every address that there is.
+        return await asyncio.start_server(self._serve, None if host == "::" else host, port, limit=MAX_REQUEST)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open += 1

@@ -5,8 +5,9 @@ A simulated platform is never chosen silently: it takes its name, or a machine f
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -36,6 +37,10 @@ _INTEL_ADVICE = (
     "On a node with SGX, make its devices and Intel's libsgx-dcap-ql available to this process; "
     "without SGX hardware, choose --platform simulated with --machine FILE."
 )
+
+
+WORLD_SEED_SIZE = 32
+"""Bytes of a world's seed that nobody chose."""
 
 
 class Choice(NamedTuple):
@@ -109,6 +114,20 @@ def create_machine_file(path: Path, seed: bytes, now: datetime, *, report_scheme
     """Write a new machine file, mode 0600; `report_scheme` may be `sdk-simulation` for enclaves of SGX_MODE=SIM."""
     scheme_named(report_scheme)
     SimulatedWorld.from_seed(seed, now=now, report_scheme=report_scheme).write_first(path)
+
+
+def create_named_machine_file(path: Path, world: Path, name: str) -> None:
+    """Write the machine file of that name in the world of another machine file; one that is there is replaced."""
+    MachineFile.read(world).named(name).write(path, over=True)
+
+
+def world_documents(machine_file: bytes | None, now: datetime) -> tuple[bytes, bytes]:
+    """A world's machine file and its root in PEM; without a file given, of a new world that begins at `now`."""
+    if machine_file is None:
+        seed = secrets.token_bytes(WORLD_SEED_SIZE)
+        machine_file = bytes(MachineFile(seed=seed, created=now.astimezone(UTC).replace(microsecond=0)))
+    world = SimulatedWorld((MachineFile.parse(machine_file),))
+    return machine_file, world.root_pem()
 
 
 def open_machine(path: Path) -> SimulatedMachine:

@@ -6,9 +6,10 @@ there, so it is written with mode 0600 and never logged.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Self
@@ -24,6 +25,8 @@ FORMAT = "confcom simulated machine"
 VERSION = 1
 MAX_MACHINE_FILE = 16 * 1024
 """Bytes; a machine file has about 400."""
+INDEX_BITS = 31
+"""Machines of one world are numbered with this many bits: enough for numbers made from names not to meet."""
 
 _ADVICE = "Make a new machine file, and give the same one to every process of the simulated machine."
 _YEARS = range(2000, 2201)
@@ -90,13 +93,26 @@ class MachineFile:
             raise ConfigError(f"cannot read the machine file {path}: {error.strerror}", advice=_ADVICE) from error
         return cls.parse(content)
 
-    def write(self, path: Path) -> None:
-        """Write the file, mode 0600, whole or not at all; an existing file is left alone with a `ConfigError`."""
+    def named(self, name: str) -> Self:
+        """The machine of that name in the same world: one name is one machine, whoever asks and whenever."""
+        digest = hashlib.sha256(b"confcom simulated machine\0" + name.encode()).digest()
+        return replace(self, index=int.from_bytes(digest[:4], "big") >> 32 - INDEX_BITS)
+
+    def write(self, path: Path, *, over: bool = False) -> None:
+        """Write the file, mode 0600, whole or not at all; an existing file is left alone with a `ConfigError`.
+
+        With `over`, it is replaced in one step.
+        """
         try:
             with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.") as draft:
                 draft.write(bytes(self))
                 draft.flush()
-                os.link(draft.name, path)
+                if over:
+                    beside = path.with_name(f".{path.name}.{os.getpid()}")
+                    os.link(draft.name, beside)
+                    beside.replace(path)
+                else:
+                    os.link(draft.name, path)
         except FileExistsError as error:
             raise ConfigError(
                 f"{path} exists already", advice="Use it as it is, or remove it to make another machine."
@@ -121,7 +137,7 @@ class _Form(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     format: str
     version: int
     seed: str
-    machine: Annotated[int, msgspec.Meta(ge=0, lt=1 << 16)]
+    machine: Annotated[int, msgspec.Meta(ge=0, lt=1 << INDEX_BITS)]
     created: Annotated[datetime, msgspec.Meta(tz=True)]
     sgx_components: list[int]
     pce_svn: int
