@@ -82,12 +82,8 @@ class Host:
 
     def device(self, path: str) -> DeviceFile | None:
         """The character device (or stand-in) at a path or at the end of its symlinks; None if there is none."""
-        true = self.resolve(path)
-        if true is None:
-            return None
-        try:
-            status = os.lstat(self._inside(true))
-        except OSError:
+        true, status = self.resolve(path), self.status(path)
+        if true is None or status is None:
             return None
         mode = stat.S_IMODE(status.st_mode)
         if stat.S_ISCHR(status.st_mode):
@@ -96,6 +92,16 @@ class Host:
         if self.stand_ins and stat.S_ISREG(status.st_mode):
             return DeviceFile(true, None, mode, status.st_uid, status.st_gid)
         return None
+
+    def status(self, path: str) -> os.stat_result | None:
+        """What the file system says of a file at a path or at the end of its symlinks; None if there is none."""
+        true = self.resolve(path)
+        if true is None:
+            return None
+        try:
+            return os.lstat(self._inside(true))
+        except OSError:
+            return None
 
     def resolve(self, path: str) -> str | None:
         """The path free of symlinks, as the host would resolve it; None if it leads nowhere or in circles."""
