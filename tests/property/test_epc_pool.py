@@ -5,11 +5,12 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from confcom.devices.epc_node_status import EpcAmount, parse_quantity
+from confcom.devices.epc_node_status import EpcAmount
 from confcom.devices.epc_pool import plan_pool, prefer_one_node
 from confcom.devices.epc_sections import MIB, EpcSection
 from confcom.devices.interface import NodeStatus
 from confcom.errors import FormatError
+from confcom.protocols.quantity import parse_quantity
 
 nodes = st.one_of(st.none(), st.integers(0, 80))
 found_epc = st.lists(st.builds(EpcSection, nodes, st.integers(0, 300 * MIB)), max_size=6)

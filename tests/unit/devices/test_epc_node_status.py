@@ -4,11 +4,12 @@ from fractions import Fraction
 
 import pytest
 
-from confcom.devices.epc_node_status import EpcAmount, parse_quantity
+from confcom.devices.epc_node_status import EpcAmount
 from confcom.devices.epc_pool import plan_pool
 from confcom.devices.epc_sections import EpcSection
 from confcom.devices.interface import NodeStatus
 from confcom.errors import FormatError
+from confcom.protocols.quantity import parse_quantity
 
 EPC = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
 LABELS = {"confcom.dev/sgx-epc-mib": "168", "confcom.dev/sgx-epc-overcommit": "1"}
