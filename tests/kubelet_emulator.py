@@ -13,6 +13,7 @@ import re
 import stat
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent import futures
 from dataclasses import dataclass, field
@@ -72,7 +73,8 @@ class KubeletEmulator:
         self.endpoints: dict[str, Endpoint] = {}
         self.resources: dict[str, Resource] = {}
         self.pods: dict[str, dict[str, list[str]]] = {}
-        self.registrations = 0
+        self.registrations: Counter[str] = Counter()
+        """Per resource."""
         self.refused: list[str] = []
         self.allocate_calls = 0
         self.streams_to_drop = 0
@@ -265,7 +267,7 @@ class KubeletEmulator:
             self._dialing.discard(channel)
         endpoint = Endpoint(resource, channel, options)
         with self.changed:
-            self.registrations += 1
+            self.registrations[resource] += 1
             self.endpoints[resource] = endpoint
             self.changed.notify_all()
         self._spawn(self._list_and_watch, endpoint)

@@ -18,6 +18,7 @@ from confcom.services.device_plugin_events import PluginEvent
 from kubelet_emulator import KubeletEmulator, wait_until
 
 EPC = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
+ENCLAVE = "sgx.intel.com/enclave"
 FAST: dict[str, Any] = {
     "watch_interval": 0.02,
     "health_interval": 0.05,
@@ -87,14 +88,16 @@ class RunningPlugin:
         assert error is not None
         return error
 
-    def fields(self, name: str) -> list[dict[str, Any]]:
-        """What every event of that name said."""
-        return [dict(event.fields) for event in list(self.events) if event.name == name]
+    def fields(self, name: str, of: str = "") -> list[dict[str, Any]]:
+        """What every event of that name (and resource) said."""
+        return [
+            dict(event.fields) for event in list(self.events) if event.name == name and of in ("", event.resource)
+        ]
 
-    def wait_event(self, name: str, count: int = 1, timeout: float = 5.0) -> dict[str, Any]:
-        """The count-th event of that name."""
-        wait_until(lambda: len(self.fields(name)) >= count, timeout)
-        return self.fields(name)[count - 1]
+    def wait_event(self, name: str, count: int = 1, timeout: float = 5.0, of: str = "") -> dict[str, Any]:
+        """The count-th event of that name (and resource)."""
+        wait_until(lambda: len(self.fields(name, of)) >= count, timeout)
+        return self.fields(name, of)[count - 1]
 
     def _work(self) -> None:
         try:

@@ -43,7 +43,7 @@ def _converse(program: Path, folder: Path, sockets: Path, count: int, settings: 
     directory = sockets / "device-plugins"
     with RunningPlugin(folder, KubeletEmulator(sockets), **settings):
         done = subprocess.run(
-            [program, str(directory), str(count)],
+            [program, str(directory), str(count), EPC],
             capture_output=True,
             text=True,
             timeout=60,

@@ -19,7 +19,7 @@ from confcom.protocols import kubelet as k
 from confcom.protocols._pb import kubelet_device_plugin_pb2 as pb
 from confcom.services.device_plugin_grpc import GrpcSocket, call
 from kubelet_emulator import AdmissionError, KubeletEmulator, wait_until
-from running_plugin import EPC, RunningPlugin
+from running_plugin import ENCLAVE, EPC, RunningPlugin
 
 PROVISION = "sgx.intel.com/provision"
 
@@ -50,8 +50,20 @@ def test_epc_becomes_a_resource_in_whole_mib(tmp_path: Path, kubelet: KubeletEmu
         assert kubelet.capacity(EPC) == 168
         wait_until(lambda: plugin.started)
         assert plugin.started == [f"{EPC} = 168 (168 MiB of EPC), as devices"]
-    # Nothing but the one resource is offered: provisioning above all.
-    assert set(kubelet.endpoints) == {EPC}
+    # Nothing else is offered: provisioning above all.
+    assert set(kubelet.endpoints) == {EPC, ENCLAVE}
+
+
+@pytest.mark.promise("M2")
+def test_a_pod_that_names_epc_and_enclave_gets_one_device(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    """The form that fits nodes of every size; what both resources bring must not disagree."""
+    with RunningPlugin(tmp_path, kubelet, enclave_limit=3):
+        kubelet.wait_allocatable(EPC, 168)
+        kubelet.wait_allocatable(ENCLAVE, 3)
+        by_amount = kubelet.admit("default/app", EPC, 10)
+        by_slot = kubelet.admit("default/app", ENCLAVE, 1)
+        assert mounted(by_amount) == mounted(by_slot)
+        assert (dict(by_amount.envs), dict(by_slot.envs)) == ({"SGX_EPC_MIB": "10"}, {})
 
 
 @pytest.mark.promise("M3")
@@ -113,7 +125,7 @@ def test_twenty_kubelet_restarts_change_nothing(tmp_path: Path, kubelet: Kubelet
         for _ in range(20):
             kubelet.restart()
             kubelet.wait_allocatable(EPC, 168)
-        assert kubelet.registrations == 21
+        assert kubelet.registrations[EPC] == 21
         assert kubelet.resources[EPC].healthy == ids
         assert kubelet.pods["default/app"][EPC] == held
         assert set(held) <= ids
@@ -129,15 +141,15 @@ def test_a_lost_stream_is_registered_again(tmp_path: Path, kubelet: KubeletEmula
             kubelet.lose_stream(EPC)
             kubelet.wait(lambda lost=lost: not lost.alive)
             kubelet.wait_allocatable(EPC, 168)
-            assert kubelet.registrations == number + 1
+            assert kubelet.registrations[EPC] == number + 1
         assert {fields["reason"] for fields in plugin.fields("kubelet.lost")} == {"the stream ended"}
 
 
 def test_a_kubelet_that_comes_later_is_waited_for(tmp_path: Path, sockets: Path) -> None:
     kubelet = KubeletEmulator(sockets)
     with RunningPlugin(tmp_path, kubelet) as plugin:
-        plugin.wait_event("kubelet.absent")
-        assert len(plugin.fields("kubelet.absent")) == 1
+        plugin.wait_event("kubelet.absent", of=EPC)
+        assert len(plugin.fields("kubelet.absent", of=EPC)) == 1
         kubelet.start()
         kubelet.wait_allocatable(EPC, 168)
         kubelet.stop()
@@ -151,7 +163,7 @@ def test_a_kubelet_that_starts_is_registered_at_however_long_the_last_one_was_de
         dead.bind(str(kubelet.plugin_dir / "kubelet.sock"))
     with RunningPlugin(tmp_path, kubelet, retry_initial=0.05, retry_max=60) as plugin:
         # Seven doublings: the next attempt would be seconds away.
-        assert "cannot reach" in plugin.wait_event("kubelet.registered", 7)["reason"]
+        assert "cannot reach" in plugin.wait_event("kubelet.registered", 7, of=EPC)["reason"]
         kubelet.start()
         kubelet.wait_allocatable(EPC, 168, timeout=2)
         kubelet.stop()
@@ -162,7 +174,7 @@ def test_streams_that_end_before_the_registration_is_answered_cost_no_timeout(
 ) -> None:
     kubelet.streams_to_drop = 5
     with RunningPlugin(tmp_path, kubelet, register_timeout=60.0):
-        kubelet.wait(lambda: kubelet.registrations == 6)
+        kubelet.wait(lambda: kubelet.registrations.total() == 7)
         kubelet.wait_allocatable(EPC, 168)
 
 
@@ -179,8 +191,8 @@ def test_a_refused_registration_is_tried_again(tmp_path: Path, kubelet: KubeletE
         kubelet.wait_allocatable("example.com/requests.epc", 168)
     plugin = RunningPlugin(tmp_path, kubelet, resource="requests.example.com/epc")
     with plugin:
-        plugin.wait_event("kubelet.registered", 3)
-    outcomes = plugin.fields("kubelet.registered")
+        plugin.wait_event("kubelet.registered", 3, of="requests.example.com/epc")
+    outcomes = plugin.fields("kubelet.registered", of="requests.example.com/epc")
     assert {fields["outcome"] for fields in outcomes} == {"failed"}
     assert "is invalid" in outcomes[0]["reason"]
     assert not plugin.started
@@ -195,14 +207,14 @@ def test_a_device_that_vanishes_makes_epc_unhealthy_until_it_returns(tmp_path: P
         device.rename(device.with_name("gone"))
         kubelet.wait_allocatable(EPC, 0)
         assert kubelet.capacity(EPC) == 168
-        health = plugin.wait_event("devices.health")
+        health = plugin.wait_event("devices.health", of=EPC)
         assert health["healthy"] is False
         assert "no driver is loaded" in health["reason"]
         device.with_name("gone").rename(device)
         kubelet.wait_allocatable(EPC, 168)
-        assert plugin.wait_event("devices.health", 2) == {"healthy": True, "reason": ""}
+        assert plugin.wait_event("devices.health", 2, of=EPC) == {"healthy": True, "reason": ""}
         # One connection throughout: health is told on the stream.
-        assert kubelet.registrations == 1
+        assert kubelet.registrations[EPC] == 1
         assert len(kubelet.pods["default/app"][EPC]) == 10
 
 
@@ -249,7 +261,7 @@ def test_one_numa_node_has_no_topology_and_no_preference(tmp_path: Path, kubelet
 def test_the_kubelet_may_find_us_in_its_registry(tmp_path: Path, kubelet: KubeletEmulator) -> None:
     with RunningPlugin(tmp_path, kubelet, registration="registry", register_timeout=0.2) as plugin:
         kubelet.wait_allocatable(EPC, 168)
-        assert plugin.wait_event("kubelet.registered") == {"outcome": "registered", "reason": ""}
+        assert plugin.wait_event("kubelet.registered", of=EPC) == {"outcome": "registered", "reason": ""}
         kubelet.admit("default/app", EPC, 10)
         for _ in range(3):
             kubelet.restart()
@@ -268,7 +280,7 @@ def test_devices_that_make_too_long_a_message_are_refused_before_anything_is_sen
         error = plugin.failure()
     assert isinstance(error, ConfigError)
     assert "262144 devices of 1 MiB make a message of 4456448 bytes" in error.message
-    assert kubelet.registrations == 0
+    assert not kubelet.registrations
 
 
 def test_the_longest_message_is_taken(tmp_path: Path, kubelet: KubeletEmulator) -> None:
@@ -358,7 +370,7 @@ def test_a_node_without_sgx_is_told_why(tmp_path: Path, kubelet: KubeletEmulator
         error = plugin.failure()
     assert isinstance(error, PlatformUnavailable)
     assert "neither /dev/sgx_enclave nor /dev/sgx/enclave is a device" in error.message
-    assert kubelet.registrations == 0
+    assert not kubelet.registrations
 
 
 def test_a_node_may_be_waited_for(tmp_path: Path, kubelet: KubeletEmulator) -> None:
@@ -375,7 +387,7 @@ def test_a_second_plugin_takes_over_and_the_first_says_so(tmp_path: Path, kubele
             error = first.failure()
             assert isinstance(error, PlatformUnavailable)
             assert "taken" in error.message
-            kubelet.wait(lambda: kubelet.registrations == 2)
+            kubelet.wait(lambda: kubelet.registrations[EPC] == 2)
             kubelet.wait_allocatable(EPC, 168)
 
 

@@ -14,9 +14,7 @@ from confcom.devices.kube_node import KubeNode
 from confcom.errors import ConfigError
 from kubelet_emulator import KubeletEmulator
 from node_api import NodeApi
-from running_plugin import EPC, RunningPlugin
-
-ENCLAVE = "sgx.intel.com/enclave"
+from running_plugin import ENCLAVE, EPC, RunningPlugin
 
 
 @pytest.fixture

@@ -164,9 +164,10 @@ class DevicePlugin:
 
     def _resources(self) -> Sequence[DeviceResource]:
         config = self._config
-        found: list[DeviceResource] = [self._units]
-        if self.choice.name == "node-status":
-            found = [enclave_slots(self._host, config.enclave_limit, name=config.enclave_resource)]
+        # Slots of the enclave device everywhere, so that one pod description fits nodes of every size.
+        found: list[DeviceResource] = [enclave_slots(self._host, config.enclave_limit, name=config.enclave_resource)]
+        if self.choice.name == "devices":
+            found.insert(0, self._units)
         if config.provision_limit:
             slots = provision_slots(
                 self._host,

@@ -1,6 +1,6 @@
 // The kubelet's side of the device plugin API, made of Kubernetes' own published messages and grpc-go with the options
-// that the kubelet dials with. It waits for one registration in the directory named by the first argument, asks for
-// everything that a kubelet asks for, and prints the answers as JSON.
+// that the kubelet dials with. It waits in the directory named by the first argument until the resource named by the
+// third registers, asks for everything that a kubelet asks for, and prints the answers as JSON.
 package main
 
 import (
@@ -42,7 +42,7 @@ type answers struct {
 
 func main() {
 	count, _ := strconv.Atoi(os.Args[2])
-	found, err := converse(os.Args[1], count)
+	found, err := converse(os.Args[1], count, os.Args[3])
 	if err != nil {
 		found.Error = err.Error()
 	}
@@ -52,23 +52,25 @@ func main() {
 	}
 }
 
-func converse(directory string, count int) (*answers, error) {
+func converse(directory string, count int, resource string) (*answers, error) {
 	found := &answers{}
 	listener, err := net.Listen("unix", filepath.Join(directory, "kubelet.sock"))
 	if err != nil {
 		return found, err
 	}
 	server := grpc.NewServer()
-	registrations := &registry{requests: make(chan *api.RegisterRequest, 1)}
+	registrations := &registry{requests: make(chan *api.RegisterRequest, 8)}
 	api.RegisterRegistrationServer(server, registrations)
 	go server.Serve(listener)
 	defer server.Stop()
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	select {
-	case found.Request = <-registrations.requests:
-	case <-ctx.Done():
-		return found, ctx.Err()
+	for found.Request == nil || found.Request.ResourceName != resource {
+		select {
+		case found.Request = <-registrations.requests:
+		case <-ctx.Done():
+			return found, ctx.Err()
+		}
 	}
 	connection, err := grpc.NewClient("passthrough:///"+filepath.Join(directory, found.Request.Endpoint),
 		grpc.WithAuthority("localhost"),
