@@ -6,6 +6,7 @@ are resolved inside that root, so an absolute link of the host never leads out o
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -79,6 +80,25 @@ class Host:
             yield from sorted(entry.name for entry in self._inside(path).iterdir())
         except OSError:
             return
+
+    def folders(self, path: str) -> Iterator[str]:
+        """Names of the directories in a directory, sorted, links not followed; none where it cannot be read."""
+        try:
+            with os.scandir(self._inside(path)) as entries:
+                yield from sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+        except OSError:
+            return
+
+    def write(self, path: str, text: str) -> None:
+        """Write into a file of the kernel that is there, in one call; `OSError` where that is not allowed."""
+        true = self.resolve(path)
+        if true is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        descriptor = os.open(self._inside(true), os.O_WRONLY | os.O_CLOEXEC | os.O_TRUNC)
+        try:
+            os.write(descriptor, text.encode())
+        finally:
+            os.close(descriptor)
 
     def device(self, path: str) -> DeviceFile | None:
         """The character device (or stand-in) at a path or at the end of its symlinks; None if there is none."""

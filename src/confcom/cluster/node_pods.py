@@ -1,0 +1,101 @@
+"""The pods of one node and what the node may hand out, kept up to date by a watch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import aclosing
+from typing import Any
+
+from lightkube.core.resource import ApiInfo, ResourceDef
+from lightkube.generic_resource import GenericNamespacedResource
+from lightkube.resources.core_v1 import Node
+
+from confcom.cluster.client import cluster_errors, open_client
+from confcom.errors import FormatError
+from confcom.protocols.epc_pods import EpcNode, EpcPod, parse_node, parse_pod
+
+SERVER_TIMEOUT = 300
+"""Seconds after which the API server shall end a watch."""
+LIFE = 600.0
+"""Seconds after which everything is listed anew with a new client: a service account's token lasts an hour."""
+CHUNK = 200
+"""Pods per answer."""
+
+_ADVICE = "The service account needs list and watch on pods, and get on nodes."
+
+
+class JsonPod(GenericNamespacedResource):
+    """A pod as plain JSON: there is no need to make objects of all that it holds."""
+
+    _api_info = ApiInfo(
+        resource=ResourceDef("", "v1", "Pod"),
+        plural="pods",
+        verbs=["get", "list", "watch", "global_list", "global_watch"],
+    )
+
+
+class NodePods:
+    """What the API says of one node. `known` turns true with the first complete list; `failure` says what is wrong."""
+
+    def __init__(self, node: str, *, kubeconfig: str | None = None) -> None:
+        self.node = EpcNode(node)
+        self.pods: Mapping[str, EpcPod] = {}
+        self.known = False
+        self.failure = ""
+        self._kubeconfig = kubeconfig
+
+    async def follow(self) -> None:
+        """List, then watch, for `LIFE` at most; `ClusterError` when that fails."""
+        client: Any = open_client(self._kubeconfig, field_manager="confcom-metrics")
+        try:
+            async with asyncio.timeout(LIFE):
+                with cluster_errors(f"cannot follow the pods of node {self.node.name}", advice=_ADVICE):
+                    version = await self._list(client)
+                    await self._watch(client, version)
+        except TimeoutError:
+            return
+        finally:
+            await client.close()
+
+    async def refresh_node(self) -> None:
+        """Read the node again; `ClusterError` when that fails."""
+        client: Any = open_client(self._kubeconfig, field_manager="confcom-metrics")
+        try:
+            with cluster_errors(f"cannot read node {self.node.name}", advice=_ADVICE):
+                found = await client.get(Node, self.node.name)
+            status = found.status and found.status.allocatable
+            self.node = parse_node({"metadata": {"name": self.node.name}, "status": {"allocatable": status}})
+        finally:
+            await client.close()
+
+    async def _list(self, client: Any) -> str:  # noqa: ANN401 - lightkube's signatures know its own models only
+        listed = client.list(JsonPod, namespace="*", fields=self._own(), chunk_size=CHUNK)
+        pods = {}
+        async for document in listed:
+            if (pod := _parse(document)) is not None:
+                pods[pod.uid] = pod
+        self.pods, self.known, self.failure = pods, True, ""
+        return str(listed.resourceVersion)
+
+    async def _watch(self, client: Any, version: str) -> None:  # noqa: ANN401 - as above
+        seen = client.watch(
+            JsonPod, namespace="*", fields=self._own(), resource_version=version, server_timeout=SERVER_TIMEOUT
+        )
+        async with aclosing(seen):
+            async for kind, document in seen:
+                pod = _parse(document)
+                if pod is None:
+                    continue
+                others = {uid: other for uid, other in self.pods.items() if uid != pod.uid}
+                self.pods = others if kind == "DELETED" else others | {pod.uid: pod}
+
+    def _own(self) -> dict[str, str]:
+        return {"spec.nodeName": self.node.name}
+
+
+def _parse(document: Any) -> EpcPod | None:  # noqa: ANN401 - JSON
+    try:
+        return parse_pod(dict(document))
+    except FormatError:
+        return None  # no pod of ours is worth the others

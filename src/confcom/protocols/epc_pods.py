@@ -1,0 +1,193 @@
+"""What pods and nodes of the Kubernetes API say about EPC; pure, from the API's JSON.
+
+Everything else in these objects is passed over. Objects come from an API server, but what is in them was written by
+whoever may create pods, so nothing is taken for granted but the JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+
+from confcom.errors import FormatError
+from confcom.protocols.epc_requests import CANONICAL, EPC_UNITS, bytes_of, requested_epc
+
+_Form = TypeVar("_Form", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True, slots=True)
+class EpcContainer:
+    """A container of a pod. `requested` is in bytes, None if it asks for no EPC in its resources.
+
+    `id` is the runtime's, empty until it has started. `claims` names the ResourceClaims that it uses.
+    """
+
+    name: str
+    id: str = ""
+    requested: int | None = None
+    claims: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EpcPod:
+    """A pod. `requested` is what the scheduler counts for it, in bytes; `finished` pods hold nothing any more."""
+
+    uid: str
+    namespace: str
+    name: str
+    node: str = ""
+    finished: bool = False
+    requested: int = 0
+    containers: tuple[EpcContainer, ...] = ()
+    labels: dict[str, str] = field(default_factory=dict, compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class EpcNode:
+    """A node. `allocatable` is the EPC that pods may request, in bytes; None if it publishes none."""
+
+    name: str
+    allocatable: int | None = None
+
+
+class _Claim(msgspec.Struct):
+    name: str
+    resourceClaimName: str | None = None  # noqa: N815 - as the API spells it
+
+
+class _Resources(msgspec.Struct):
+    limits: dict[str, str | int | float] | None = None
+    requests: dict[str, str | int | float] | None = None
+    claims: list[_Claim] | None = None
+
+
+class _Container(msgspec.Struct):
+    name: str
+    resources: _Resources | None = None
+    restartPolicy: str | None = None  # noqa: N815
+
+
+class _ContainerStatus(msgspec.Struct):
+    name: str
+    containerID: str | None = None  # noqa: N815
+
+
+class _Spec(msgspec.Struct, rename="camel"):
+    containers: list[_Container] | None = None
+    init_containers: list[_Container] | None = None
+    ephemeral_containers: list[_Container] | None = None
+    node_name: str | None = None
+    resource_claims: list[_Claim] | None = None
+
+
+class _Status(msgspec.Struct, rename="camel"):
+    phase: str | None = None
+    container_statuses: list[_ContainerStatus] | None = None
+    init_container_statuses: list[_ContainerStatus] | None = None
+    ephemeral_container_statuses: list[_ContainerStatus] | None = None
+    resource_claim_statuses: list[_Claim] | None = None
+
+
+class _Metadata(msgspec.Struct):
+    name: str
+    namespace: str = ""
+    uid: str = ""
+    labels: dict[str, str] | None = None
+
+
+class _Pod(msgspec.Struct):
+    metadata: _Metadata
+    spec: _Spec
+    status: _Status | None = None
+
+
+class _NodeStatus(msgspec.Struct):
+    allocatable: dict[str, str | int | float] | None = None
+
+
+class _Node(msgspec.Struct):
+    metadata: _Metadata
+    status: _NodeStatus | None = None
+
+
+def parse_pod(document: Any) -> EpcPod:  # noqa: ANN401 - JSON
+    """A Pod object as the API serves it; `FormatError` says what is not as it should be."""
+    form = _convert(document, _Pod, "Pod")
+    status = form.status or _Status()
+    statuses = (status.container_statuses, status.init_container_statuses, status.ephemeral_container_statuses)
+    ids = {one.name: _container_id(one.containerID or "") for group in statuses for one in group or ()}
+    claims = {one.name: one.resourceClaimName for one in form.spec.resource_claims or ()}
+    claims |= {one.name: one.resourceClaimName for one in status.resource_claim_statuses or ()}
+    return EpcPod(
+        uid=form.metadata.uid,
+        namespace=form.metadata.namespace,
+        name=form.metadata.name,
+        node=form.spec.node_name or "",
+        finished=status.phase in ("Succeeded", "Failed"),
+        requested=_scheduled(form.spec),
+        containers=tuple(
+            EpcContainer(one.name, ids.get(one.name, ""), _requested(one), tuple(_claims(one, claims)))
+            for one in (
+                *(form.spec.containers or ()),
+                *(form.spec.init_containers or ()),
+                *(form.spec.ephemeral_containers or ()),
+            )
+        ),
+        labels=form.metadata.labels or {},
+    )
+
+
+def parse_node(document: Any, resource: str = CANONICAL) -> EpcNode:  # noqa: ANN401 - JSON
+    """A Node object; only the resource that the device plugin publishes counts, lest EPC be counted twice."""
+    form = _convert(document, _Node, "Node")
+    amount = ((form.status and form.status.allocatable) or {}).get(resource)
+    units = EPC_UNITS if resource in EPC_UNITS else {resource: EPC_UNITS[CANONICAL]}
+    return EpcNode(form.metadata.name, None if amount is None else bytes_of(resource, str(amount), units))
+
+
+def _convert(document: Any, kind: type[_Form], name: str) -> _Form:  # noqa: ANN401 - JSON
+    try:
+        return msgspec.convert(document, kind)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise FormatError(str(error), structure=name, field="") from None
+
+
+def _container_id(text: str) -> str:
+    # containerd://ID, cri-o://ID, docker://ID
+    return text.rpartition("://")[2]
+
+
+def _requested(container: _Container) -> int | None:
+    resources = container.resources or _Resources()
+    # For extended resources requests equal limits; either may be left out when a pod is written.
+    amounts = {**(resources.requests or {}), **(resources.limits or {})}
+    return requested_epc({name: str(amount) for name, amount in amounts.items()})
+
+
+def _claims(container: _Container, names: dict[str, str | None]) -> Iterator[str]:
+    resources = container.resources or _Resources()
+    for claim in resources.claims or ():
+        if name := names.get(claim.name):
+            yield name
+
+
+def _scheduled(spec: _Spec) -> int:
+    """Containers and sidecars together, or an init container with the sidecars before it, whichever is more."""
+    sidecars = most = 0
+    for container in spec.init_containers or ():
+        size = _requested(container) or 0
+        if container.restartPolicy == "Always":
+            sidecars += size
+        else:
+            most = max(most, sidecars + size)
+    return max(most, sidecars + _total(spec.containers or ()))
+
+
+def _total(containers: Iterable[_Container]) -> int:
+    return sum(_requested(container) or 0 for container in containers)
