@@ -38,6 +38,12 @@ TASKS: dict[str, tuple[str, list[list[str]]]] = {
     "fuzz": ("bounded fuzzing of every parser", [["python", "scripts/fuzz.py"]]),
     "bench": ("the benchmarks, each beside its limit or peer", [["python", "-m", "benchmarks"]]),
     "interop": ("clients that others wrote, built from their sources", [["python", "scripts/interop.py"]]),
+    "cluster": (
+        "a real Kubernetes here: build, up, down, wipe, status, check",
+        [["python", "scripts/cluster.py"]],
+    ),
+    "image": ("the container image, built without a registry", [["python", "scripts/image.py"]]),
+    "e2e": ("the end-to-end tests on a real Kubernetes", [["python", "scripts/e2e.py"]]),
     "lock": ("resolve the requirements anew", [["python", "scripts/lock.py"]]),
     "run": ("any command inside the environment", [[]]),
 }

@@ -1,0 +1,54 @@
+"""Passes connections to 127.0.0.1:6443 of the host on to the same address in the cluster's network namespace."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import socket
+import sys
+from pathlib import Path
+
+PORT = 6443
+_CLONE_NEWNET = 0x40000000
+
+
+async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Copy until one side ends."""
+    try:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    except OSError:
+        pass
+    finally:
+        writer.close()
+
+
+async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One client's connection."""
+    try:
+        upstream = await asyncio.open_connection("127.0.0.1", PORT)
+    except OSError:
+        writer.close()
+        return
+    await asyncio.gather(pump(reader, upstream[1]), pump(upstream[0], writer))
+
+
+async def serve(listener: socket.socket) -> None:
+    """Serve until ended."""
+    server = await asyncio.start_server(connect, sock=listener)
+    await server.serve_forever()
+
+
+def main(namespace: str) -> None:
+    """Listen in the host's namespace, then move into the cluster's."""
+    listener = socket.create_server(("127.0.0.1", PORT), backlog=128)
+    entry = os.open(Path(namespace), os.O_RDONLY)
+    if ctypes.CDLL(None, use_errno=True).setns(entry, _CLONE_NEWNET):
+        sys.exit(f"forward: cannot enter {namespace}: {os.strerror(ctypes.get_errno())}")
+    asyncio.run(serve(listener))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

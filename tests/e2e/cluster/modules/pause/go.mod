@@ -1,0 +1,3 @@
+module confcom.test/pause
+
+go 1.26.0
