@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "verify": ("confcom.cli.verify", "verify", "Verify and appraise a quote."),
     "inspect": ("confcom.cli.inspect", "inspect", "Decode a file of this world and explain it."),
     "quote": ("confcom.cli.quote", "quote", "Get a quote on this machine."),
+    "addon": ("confcom.cli.addon", "addon", "Enable, update and disable the add-on of a Kubernetes cluster."),
     "device-plugin": ("confcom.cli.device_plugin", "device_plugin", "Make this node's EPC a schedulable resource."),
     "quote-helper": ("confcom.cli.quote_helper", "quote_helper", "Serve quotes to every enclave of this node (AESM)."),
     "collateral": ("confcom.cli.collateral", "collateral", "Fill, inspect and carry the collateral store."),

@@ -1,0 +1,74 @@
+"""Results of the add-on's commands, as `az` gives them: JSON unless asked otherwise."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import click
+import yaml  # type: ignore[import-untyped]  # the package carries no types
+
+from confcom.cli.printable import printable
+from confcom.manifests.addon_state import API_KEY, AddonState, flat_settings
+from confcom.manifests.objects import ADDON
+from confcom.services.addon import Shown
+
+FORMATS = ("json", "yaml", "table", "none")
+
+
+def output_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--output`."""
+    return click.option(
+        "--output", "-o", type=click.Choice(FORMATS), default="json", show_default=True, help="Form of the result."
+    )(command)
+
+
+def print_result(result: Any, output: str) -> None:  # noqa: ANN401 - JSON
+    """Print a result in that form; a table has a row per entry, and nested values as `key=value`."""
+    if output == "json":
+        click.echo(json.dumps(result, indent=2))
+    elif output == "yaml":
+        click.echo(yaml.safe_dump(result, sort_keys=False), nl=False)
+    elif output == "table":
+        _print_table(result if isinstance(result, list) else [result])
+
+
+def yaml_documents(objects: Sequence[Mapping[str, Any]]) -> str:
+    """Objects as YAML, one document each."""
+    text: str = yaml.safe_dump_all(objects, sort_keys=False, explicit_start=True, width=1000)
+    return text
+
+
+def profile(state: AddonState) -> dict[str, Any]:
+    """The add-on in a cluster's profile, as the commands of `az` that change it print it."""
+    entry = {"config": flat_settings(state.config), "enabled": state.enabled, "identity": None}
+    return {"addonProfiles": {API_KEY: entry}}
+
+
+def shown(found: Shown) -> dict[str, Any]:
+    """What `show` prints: az's four entries, and how far the cluster is."""
+    return {
+        "name": ADDON,
+        "api_key": API_KEY,
+        "config": flat_settings(found.state.config),
+        "identity": None,
+        "version": found.state.version,
+        "ready": {one.name: f"{one.available}/{one.wanted}" for one in found.progress},
+    }
+
+
+def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    if not rows:
+        return
+    titles = list(rows[0])
+    cells = [[_cell(row[title]) for title in titles] for row in rows]
+    widths = [max(len(title), *(len(line[at]) for line in cells)) for at, title in enumerate(titles)]
+    for line in (titles, ["-" * width for width in widths], *cells):
+        click.echo("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _cell(value: Any) -> str:  # noqa: ANN401 - JSON
+    if isinstance(value, dict):
+        return "".join(f"{key}={_cell(one)};" for key, one in value.items())
+    return "" if value is None else printable(str(value))

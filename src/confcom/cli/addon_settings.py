@@ -1,0 +1,69 @@
+"""The add-on's settings as options. What is not given is None, and means: as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from confcom.manifests.addon_config import AddonConfig
+
+_Command = Callable[..., Any]
+
+
+def _switch(name: str, field: str, text: str) -> Callable[[_Command], _Command]:
+    return click.option(f"--enable-{name}/--disable-{name}", field, default=None, help=text)
+
+
+def _choice(name: str, text: str, *words: str) -> Callable[[_Command], _Command]:
+    return click.option(name, type=click.Choice(words), help=text)
+
+
+_OPTIONS = (
+    _switch("sgxquotehelper", "quote_helper", "The SGX quote helper on every SGX node.  [default: off]"),
+    _choice("--platform", "Whose enclaves.  [default: intel]", "intel", "simulated"),
+    click.option("--simulated-epc", metavar="SIZE[,…]", help="EPC per NUMA node of simulated nodes.  [default: 168Mi]"),
+    click.option("--image", metavar="IMAGE", help="Image of every component; '' is this version's own."),
+    _choice("--image-pull-policy", "When to pull it.  [default: IfNotPresent]", "IfNotPresent", "Always", "Never"),
+    _choice("--publisher", "How EPC is published.  [default: auto]", "auto", "devices", "node-status", "dra"),
+    click.option("--epc-reserve-mib", type=int, metavar="N", help="MiB held back on every node.  [default: 0]"),
+    click.option("--overcommit", type=float, metavar="RATIO", help="Requestable beside true size.  [default: 1]"),
+    click.option("--quote-helper-epc-mib", type=int, metavar="N", help="EPC of the quote helper.  [default: 4]"),
+    click.option("--provision-grants", metavar="NS/SA,…", help="Who may hold the provisioning device; NS/* is all."),
+    click.option("--node-selector", multiple=True, metavar="KEY=VALUE", help="Only nodes with it. Repeatable."),
+    click.option(
+        "--toleration",
+        "tolerations",
+        multiple=True,
+        metavar="KEY[=VALUE][:EFFECT]",
+        help="Taint of SGX nodes. Repeatable; '*' is every taint.",
+    ),
+    _switch("webhook", "webhook", "The admission webhook.  [default: on]"),
+    click.option("--webhook-replicas", type=int, metavar="N", help="Its pods.  [default: 2]"),
+    _switch("collateral", "collateral", "The collateral service.  [default: off]"),
+    _switch("metrics", "metrics", "The exporter of EPC use.  [default: off]"),
+)
+
+
+def setting_options(command: _Command) -> _Command:
+    """One option per setting."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def changes_of(flags: dict[str, Any]) -> dict[str, Any]:
+    """Take the settings that were given out of a command's options; an empty word clears a list."""
+    found: dict[str, Any] = {}
+    for field in AddonConfig.__struct_fields__:
+        value = flags.pop(field, None)
+        if isinstance(value, tuple) and value:
+            found[field] = [word for word in value if word]
+        elif value is not None and value != ():
+            found[field] = _words(value) if field == "provision_grants" else value
+    return found
+
+
+def _words(text: str) -> list[str]:
+    return [word for part in text.split(",") if (word := part.strip())]

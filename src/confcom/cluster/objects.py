@@ -1,0 +1,160 @@
+"""Objects of a cluster as plain JSON: got, listed, applied by the server, deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Self
+
+from lightkube import AsyncClient
+from lightkube.core.exceptions import ApiError
+from lightkube.resources.core_v1 import Node
+from lightkube.types import CascadeType, PatchType
+
+from confcom.cluster.client import cluster_errors, open_client
+from confcom.cluster.object_kinds import ADDON_KINDS, EVENT_KIND, Kind, kind_of
+
+Object = dict[str, Any]
+
+MAX_LOG_LINES = 20
+"""Lines of a container's log that are looked at."""
+
+
+class Ref(NamedTuple):
+    """An object's place; `namespace` is empty for objects of the whole cluster."""
+
+    api_version: str
+    kind: str
+    namespace: str
+    name: str
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any]) -> Self:
+        """The place of an object."""
+        metadata = found["metadata"]
+        return cls(found["apiVersion"], found["kind"], metadata.get("namespace", ""), metadata["name"])
+
+    def __str__(self) -> str:
+        return f"{self.kind} {f'{self.namespace}/' if self.namespace else ''}{self.name}"
+
+
+class ClusterObjects:
+    """One cluster. Failures are `ClusterError`, refusals of the API server `ClusterRefused`."""
+
+    def __init__(self, client: AsyncClient, manager: str) -> None:
+        # Its signatures know lightkube's own models; the kinds here are plain JSON.
+        self._client: Any = client
+        self._manager = manager
+
+    @classmethod
+    def open(cls, kubeconfig: str | None, context: str | None, manager: str) -> Self:
+        """The cluster of a kubeconfig; `manager` is the field manager of everything that is written."""
+        return cls(open_client(kubeconfig, context=context, field_manager=manager), manager)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *args: object) -> None:
+        await self._client.close()
+
+    async def get(self, ref: Ref) -> Object | None:
+        """An object, or None where there is none (or no such kind)."""
+        kind = kind_of(ref.api_version, ref.kind)
+        with cluster_errors(f"cannot read {ref}"):
+            try:
+                found = await self._client.get(kind.resource, ref.name, **_place(ref))
+            except ApiError as error:
+                if error.status.code == 404:
+                    return None
+                raise
+            return _plain(kind, found)
+
+    async def objects(
+        self, kind: Kind, *, namespace: str | None = None, labels: Mapping[str, str] | None = None, **fields: str
+    ) -> list[Object]:
+        """Objects of a kind, in one namespace or in all; none where the cluster does not know the kind.
+
+        `fields` are field selectors, with `_` for the dot.
+        """
+        where = {"namespace": namespace or "*"} if kind.namespaced else {}
+        chosen = {name.replace("_", "."): value for name, value in fields.items()}
+        with cluster_errors(f"cannot list {kind.name} objects"):
+            try:
+                found = self._client.list(
+                    kind.resource, labels=dict(labels or {}) or None, fields=chosen or None, **where
+                )
+                return [_plain(kind, one) async for one in found]
+            except ApiError as error:
+                if error.status.code == 404:
+                    return []
+                raise
+
+    async def addon_objects(self, namespace: str, labels: Mapping[str, str]) -> dict[Ref, Object]:
+        """What there is with these labels, in a namespace and of the whole cluster, in the order of `ADDON_KINDS`."""
+        found: dict[Ref, Object] = {}
+        for kind in ADDON_KINDS:
+            found |= {Ref.of(one): one for one in await self.objects(kind, namespace=namespace, labels=labels)}
+        return found
+
+    async def apply(self, wanted: Object, *, dry_run: bool = False) -> Object:
+        """Server-side apply: our fields are set, others' are left alone. Gives what the server makes of it."""
+        ref = Ref.of(wanted)
+        kind = kind_of(ref.api_version, ref.kind)
+        with cluster_errors(f"cannot apply {ref}"):
+            made = await self._client.patch(
+                kind.resource,
+                ref.name,
+                kind.resource(wanted),
+                patch_type=PatchType.APPLY,
+                field_manager=self._manager,
+                force=True,
+                dry_run=dry_run,
+                **_place(ref),
+            )
+        return _plain(kind, made)
+
+    async def delete(self, ref: Ref, *, wait_for_dependents: bool = True) -> bool:
+        """Delete an object, with what belongs to it; False where there was none."""
+        kind = kind_of(ref.api_version, ref.kind)
+        cascade = CascadeType.FOREGROUND if wait_for_dependents else CascadeType.BACKGROUND
+        with cluster_errors(f"cannot delete {ref}"):
+            try:
+                await self._client.delete(kind.resource, ref.name, cascade=cascade, **_place(ref))
+            except ApiError as error:
+                if error.status.code == 404:
+                    return False
+                raise
+        return True
+
+    async def events_of(self, ref: Ref) -> list[Object]:
+        """What was said about an object of a namespace, latest last."""
+        found = await self.objects(
+            EVENT_KIND, namespace=ref.namespace, involvedObject_kind=ref.kind, involvedObject_name=ref.name
+        )
+        return sorted(found, key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""))
+
+    async def last_log_lines(self, namespace: str, pod: str, container: str) -> list[str]:
+        """The last lines that a container wrote, none where they cannot be had."""
+        try:
+            found = self._client.log(pod, namespace=namespace, container=container, tail_lines=MAX_LOG_LINES)
+            return [line async for line in found]
+        except ApiError:
+            return []
+
+    async def patch_node(self, name: str, *, labels: Mapping[str, None], resources: Mapping[str, None]) -> None:
+        """Take labels and extended resources away from a node: null deletes."""
+        with cluster_errors(f"cannot clean node {name}"):
+            if labels:
+                patch = {"metadata": {"labels": dict(labels)}}
+                await self._client.patch(Node, name, patch, patch_type=PatchType.MERGE)
+            if resources:
+                status = {"status": {"capacity": dict(resources), "allocatable": dict(resources)}}
+                await self._client.patch(Node.Status, name, status, patch_type=PatchType.MERGE)
+
+
+def _place(ref: Ref) -> dict[str, str]:
+    return {"namespace": ref.namespace} if ref.namespace else {}
+
+
+def _plain(kind: Kind, found: Any) -> Object:  # noqa: ANN401 - lightkube's generic objects are dicts
+    # Members of a list come without these two.
+    return {"apiVersion": kind.api_version, "kind": kind.name, **dict(found)}

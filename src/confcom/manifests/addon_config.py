@@ -1,0 +1,114 @@
+"""What an operator decides about the add-on: one frozen struct, from which every Kubernetes object follows."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+import msgspec
+
+from confcom.errors import ConfigError
+
+DEFAULT_IMAGE = "confcom/confcom"
+"""Repository of the released images; the tag is the version."""
+MAX_SIZES = 256
+"""Characters of the sizes of a simulated node's EPC; the plugin reads them."""
+
+_DNS = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
+_GRANT = re.compile(rf"{_DNS}/(?:{_DNS}(?:\.{_DNS})*|\*)")
+_SIZES = re.compile(r"[0-9]{1,15}(?:[KMGT](?:i|iB)?)?(?:,[0-9]{1,15}(?:[KMGT](?:i|iB)?)?)*")
+_LABEL_KEY = rf"(?:{_DNS}(?:\.{_DNS})*/)?[A-Za-z0-9](?:[-_.A-Za-z0-9]{{0,61}}[A-Za-z0-9])?"
+_LABEL_VALUE = r"(?:[A-Za-z0-9](?:[-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?)?"
+_NODE_LABEL = re.compile(rf"({_LABEL_KEY})=({_LABEL_VALUE})")
+_TOLERATION = re.compile(rf"({_LABEL_KEY})(?:=({_LABEL_VALUE}))?(?::(NoSchedule|PreferNoSchedule|NoExecute))?")
+# What a registry's client takes, without saying more than that: no blanks, nothing that steers a shell or YAML.
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}")
+
+
+class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of the add-on; the defaults are those for production."""
+
+    image: str = ""
+    """Image of every component; empty is the one of the version that renders, so that an update brings it along."""
+    image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
+    """When the kubelet pulls it."""
+    platform: Literal["intel", "simulated"] = "intel"
+    """Whose enclaves: real ones, or simulated ones that nobody trusts unless told to."""
+    simulated_epc: str = "168Mi"
+    """EPC of every simulated node: one size per NUMA node, with commas between."""
+
+    quote_helper: bool = False
+    """Run the SGX quote helper on every SGX node."""
+    webhook: bool = True
+    """Run the admission webhook."""
+    collateral: bool = False
+    """Run the collateral service."""
+    metrics: bool = False
+    """Run the exporter of EPC use on every SGX node."""
+
+    publisher: Literal["auto", "devices", "node-status", "dra"] = "auto"
+    """How the nodes publish their EPC."""
+    epc_reserve_mib: Annotated[int, msgspec.Meta(ge=0, le=1 << 30)] = 0
+    """MiB held back on every node."""
+    overcommit: Annotated[float, msgspec.Meta(ge=1, le=100)] = 1.0
+    """What may be requested as a multiple of what is there beside the reserve."""
+    quote_helper_epc_mib: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 4
+    """MiB of EPC that QE and PCE of the quote helper request."""
+    provision_grants: tuple[str, ...] = ()
+    """Who may hold the provisioning device: NAMESPACE/SERVICEACCOUNT, or NAMESPACE/*."""
+
+    node_selector: tuple[str, ...] = ()
+    """Further labels, KEY=VALUE, that a node must have to get the node components."""
+    tolerations: tuple[str, ...] = ()
+    """Further taints, KEY[=VALUE][:EFFECT], that the node components tolerate; `*` is all of them."""
+    webhook_replicas: Annotated[int, msgspec.Meta(ge=1, le=16)] = 2
+    """Pods of the webhook."""
+
+    def check(self) -> None:
+        """What one field's type cannot tell; `ConfigError` says what is wrong."""
+        if self.image and _IMAGE.fullmatch(self.image) is None:
+            raise ConfigError(f"{self.image!r} is no image", advice="Write REGISTRY/NAME:TAG, without blanks.")
+        if len(self.simulated_epc) > MAX_SIZES or _SIZES.fullmatch(self.simulated_epc) is None:
+            raise ConfigError(
+                f"{self.simulated_epc!r} is no size of EPC", advice="Write for example 168Mi, or 64Gi,64Gi."
+            )
+        for grant in self.provision_grants:
+            if _GRANT.fullmatch(grant) is None:
+                raise ConfigError(
+                    f"{grant!r} names no service account", advice="Write NAMESPACE/SERVICEACCOUNT, or NAMESPACE/*."
+                )
+        self.node_labels()
+        self.tolerated()
+
+    def node_labels(self) -> dict[str, str]:
+        """`node_selector` as a mapping."""
+        found = {}
+        for text in self.node_selector:
+            match = _NODE_LABEL.fullmatch(text)
+            if match is None:
+                raise ConfigError(f"{text!r} is no node label", advice="Write KEY=VALUE.")
+            found[match[1]] = match[2]
+        return found
+
+    def tolerated(self) -> list[dict[str, str]]:
+        """`tolerations` as Kubernetes writes them."""
+        found: list[dict[str, str]] = []
+        for text in self.tolerations:
+            if text == "*":
+                found.append({"operator": "Exists"})
+                continue
+            match = _TOLERATION.fullmatch(text)
+            if match is None:
+                raise ConfigError(
+                    f"{text!r} is no taint",
+                    advice="Write KEY, KEY=VALUE or KEY=VALUE:EFFECT, with NoSchedule, PreferNoSchedule or NoExecute.",
+                )
+            key, value, effect = match.groups()
+            toleration = {"key": key} | ({"operator": "Exists"} if value is None else {"value": value})
+            found.append(toleration if effect is None else toleration | {"effect": effect})
+        return found
+
+    @property
+    def provision_namespaces(self) -> tuple[str, ...]:
+        """Namespaces of the grants, each once, in their order."""
+        return tuple(dict.fromkeys(grant.split("/")[0] for grant in self.provision_grants))

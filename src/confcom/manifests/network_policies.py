@@ -1,0 +1,42 @@
+"""Who may talk to whom: nobody in the namespace, except for what a component is there for.
+
+The API server and the kubelet are no pods, so their side of a rule cannot be named: ports are.
+"""
+
+from __future__ import annotations
+
+from confcom.manifests.objects import ITSELF, Object, Workload, namespaced_object, selector
+
+API_PORTS = (443, 6443)
+"""Where clusters have their API server: the Service's port, and that behind it."""
+DNS_PORT = 53
+
+
+def nothing_else() -> Object:
+    """What the other policies do not open is closed."""
+    return namespaced_object(
+        "networking.k8s.io/v1",
+        "NetworkPolicy",
+        "confcom-nothing-else",
+        ITSELF.component,
+        spec={"podSelector": {}, "policyTypes": ["Ingress", "Egress"]},
+    )
+
+
+def opening(workload: Workload, *, ingress: tuple[int, ...] = (), egress: tuple[int, ...] = ()) -> Object:
+    """TCP ports that a component serves at, and ports at which it may ask others; with DNS if 53 is among these."""
+    spec: Object = {
+        "podSelector": {"matchLabels": selector(workload.component)},
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": [{"ports": [_port(port) for port in ingress]}] if ingress else [],
+        "egress": [{"ports": [_port(port) for port in egress] + _dns(egress)}] if egress else [],
+    }
+    return namespaced_object("networking.k8s.io/v1", "NetworkPolicy", workload.name, workload.component, spec=spec)
+
+
+def _port(port: int, protocol: str = "TCP") -> Object:
+    return {"port": port, "protocol": protocol}
+
+
+def _dns(ports: tuple[int, ...]) -> list[Object]:
+    return [_port(DNS_PORT, "UDP")] if DNS_PORT in ports else []

@@ -1,0 +1,92 @@
+"""The quote helper: one AESM service per SGX node, outside the applications, replaced without a gap."""
+
+from __future__ import annotations
+
+from confcom.manifests.addon_config import AddonConfig
+from confcom.manifests.namespace import HELPER_PRIORITY
+from confcom.manifests.objects import (
+    ENCLAVE_RESOURCE,
+    EPC_RESOURCE,
+    PROVISION_RESOURCE,
+    QUOTE_HELPER,
+    TMP,
+    USER,
+    Object,
+    confined,
+    container,
+    daemon_set,
+    host_path,
+    http_probes,
+    mount,
+    resources,
+    service_account,
+    settings,
+    tmp_volume,
+)
+
+SOCKET_FOLDER = "/var/run/aesmd"
+HTTP_PORT = 9464
+DRAIN = 30
+"""Seconds for the requests under way when a helper ends; clients give up after 15."""
+GRANTED_MACHINE = "/dev/sgx_enclave"
+"""The device that the device plugin grants; on a simulated node it holds the node's machine."""
+
+
+def quote_helper(config: AddonConfig) -> list[Object]:
+    """Service account and DaemonSet."""
+    return [service_account(QUOTE_HELPER, token=False), _daemon_set(config)]
+
+
+def _daemon_set(config: AddonConfig) -> Object:
+    pod: Object = {
+        "automountServiceAccountToken": False,
+        "priorityClassName": HELPER_PRIORITY,
+        "terminationGracePeriodSeconds": DRAIN,
+        # To know which pod is at the other end of a connection, so that pods take turns.
+        "hostPID": True,
+        "initContainers": [_socket_folder(config)],
+        "containers": [_container(config)],
+        "volumes": [host_path("aesmd-socket", SOCKET_FOLDER, "DirectoryOrCreate"), tmp_volume()],
+    }
+    # The successor proves itself beside the present helper and takes the socket over; only then the present one ends.
+    return daemon_set(QUOTE_HELPER, config, pod, {"maxSurge": 1, "maxUnavailable": 0})
+
+
+def _socket_folder(config: AddonConfig) -> Object:
+    """The kubelet makes the folder as root; the helper, who is not root, must be able to write there."""
+    found = container(config, "socket-folder", [f"{USER}:{USER}", SOCKET_FOLDER])
+    return found | {
+        "command": ["chown"],
+        "resources": resources("10m", "16Mi", "64Mi"),
+        "securityContext": confined(user=0, add=("CHOWN",)),
+        "volumeMounts": [mount("aesmd-socket", SOCKET_FOLDER)],
+    }
+
+
+def _container(config: AddonConfig) -> Object:
+    devices = {EPC_RESOURCE: str(config.quote_helper_epc_mib), ENCLAVE_RESOURCE: "1", PROVISION_RESOURCE: "1"}
+    return container(
+        config,
+        QUOTE_HELPER.component,
+        ["quote-helper"],
+        env=settings("quote-helper", _settings(config)),
+        ports=[{"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"}],
+        resources=resources("50m", "128Mi", "1Gi", **devices),
+        securityContext=confined(),
+        volumeMounts=[mount("aesmd-socket", SOCKET_FOLDER), mount("tmp", TMP)],
+        **http_probes("http"),
+    )
+
+
+def _settings(config: AddonConfig) -> dict[str, str]:
+    found = {
+        "platform": config.platform,
+        "socket": f"{SOCKET_FOLDER}/aesm.socket",
+        "replace": "true",
+        "when_replaced": "wait",
+        "http": f"[::]:{HTTP_PORT}",
+    }
+    if config.platform == "simulated":
+        # One further process, however many processors the node has: they would all be ours.
+        found |= {"simulated_machine": GRANTED_MACHINE, "workers": "1"}
+    return found

@@ -1,0 +1,141 @@
+"""Waiting until what was applied runs, or saying which pod does not and why."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from confcom.cluster.object_kinds import POD_KIND
+from confcom.cluster.objects import ClusterObjects, Object, Ref
+from confcom.errors import ClusterError
+from confcom.manifests.objects import NAMESPACE, OWN_NODE_LABEL
+from confcom.services.addon_trouble import Trouble, trouble_of
+
+LOOK = 1.0
+"""Seconds between two looks."""
+PATIENCE = 30.0
+"""Seconds for which a trouble that does not go away by itself must be seen until the wait ends with it."""
+WORKLOADS = ("DaemonSet", "Deployment")
+
+Tell = Callable[[str], None]
+
+
+class Progress(NamedTuple):
+    """How far a workload is: pods of the present version that serve, of those that there should be."""
+
+    name: str
+    available: int
+    wanted: int
+    settled: bool
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.available}/{self.wanted}"
+
+
+def progress_of(workload: Mapping[str, Any]) -> Progress:
+    """The progress of a DaemonSet or Deployment."""
+    status, metadata = workload.get("status") or {}, workload["metadata"]
+    if workload["kind"] == "DaemonSet":
+        wanted = status.get("desiredNumberScheduled", 0)
+        current, available = status.get("updatedNumberScheduled", 0), status.get("numberAvailable", 0)
+        total = wanted
+    else:
+        wanted = workload["spec"].get("replicas", 1)
+        current, available = status.get("updatedReplicas", 0), status.get("availableReplicas", 0)
+        total = status.get("replicas", 0)
+    seen = status.get("observedGeneration", 0) >= metadata.get("generation", 1)
+    settled = seen and current == available == wanted == total
+    return Progress(metadata["name"], min(current, available), wanted, settled)
+
+
+class Rollout:
+    """The wait for some workloads. `tell` is called with a line whenever there is something new."""
+
+    def __init__(self, cluster: ClusterObjects, workloads: Sequence[Object], tell: Tell) -> None:
+        self._cluster = cluster
+        self._refs = [Ref.of(one) for one in workloads if one["kind"] in WORKLOADS]
+        self._tell = tell
+        self._said: set[str] = set()
+        self._since: dict[Trouble, float] = {}
+
+    async def wait(self, seconds: float) -> None:
+        """Until all of them are ready; `ClusterError` names what is not, and why."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while True:
+            states = await self._states()
+            late = [state for state in states if not state.settled]
+            self._say(", ".join(str(state) for state in states))
+            if not late:
+                self._warn_of_nothing(states)
+                return
+            troubles = await self._troubles(late)
+            for trouble in troubles:
+                self._say(trouble.sentence())
+            now = loop.time()
+            self._since = {trouble: self._since.get(trouble, now) for trouble in troubles}
+            firm = [trouble for trouble, since in self._since.items() if trouble.firm and now - since >= PATIENCE]
+            if firm or now >= deadline:
+                await self._fail(late, firm or troubles)
+            await asyncio.sleep(LOOK)
+
+    async def _states(self) -> list[Progress]:
+        found = [(ref, await self._cluster.get(ref)) for ref in self._refs]
+        missing = [ref for ref, workload in found if workload is None]
+        if missing:
+            raise ClusterError(f"{missing[0]} was deleted by somebody else", advice="Run the command again.")
+        return [progress_of(workload) for _, workload in found if workload is not None]
+
+    async def _troubles(self, late: Sequence[Progress]) -> list[Trouble]:
+        owners = {state.name for state in late}
+        found = []
+        for pod in await self._cluster.objects(POD_KIND, namespace=NAMESPACE):
+            if _owner(pod) not in owners:
+                continue
+            events = await self._cluster.events_of(Ref.of(pod))
+            if (trouble := trouble_of(pod, events)) is not None:
+                found.append(trouble)
+        return found
+
+    async def _fail(self, late: Sequence[Progress], troubles: Sequence[Trouble]) -> None:
+        sentences = [trouble.sentence(await self._log(trouble)) for trouble in troubles[:3]]
+        more = f" (and {len(troubles) - 3} more pods)" if len(troubles) > 3 else ""
+        raise ClusterError(
+            f"not ready: {', '.join(str(state) for state in late)}. {'. '.join(sentences)}{more}",
+            advice=_advice(troubles),
+        )
+
+    async def _log(self, trouble: Trouble) -> list[str]:
+        if not trouble.log_of:
+            return []
+        return await self._cluster.last_log_lines(NAMESPACE, trouble.pod, trouble.log_of)
+
+    def _warn_of_nothing(self, states: Sequence[Progress]) -> None:
+        if any(ref.kind == "DaemonSet" and not state.wanted for ref, state in zip(self._refs, states, strict=True)):
+            self._tell(
+                "no node is an SGX node yet: none has the labels of node feature discovery or our own. "
+                f"Say which are: kubectl label node NAME {OWN_NODE_LABEL}=true"
+            )
+
+    def _say(self, line: str) -> None:
+        if line and line not in self._said:
+            self._said.add(line)
+            self._tell(line)
+
+
+def _owner(pod: Mapping[str, Any]) -> str:
+    """The name of the DaemonSet or Deployment of a pod; a Deployment's pods belong to a ReplicaSet named after it."""
+    for owner in pod["metadata"].get("ownerReferences") or []:
+        name: str = owner["name"]
+        return name.rpartition("-")[0] if owner["kind"] == "ReplicaSet" else name
+    return ""
+
+
+def _advice(troubles: Sequence[Trouble]) -> str:
+    reasons = {trouble.reason for trouble in troubles}
+    if reasons & {"ImagePullBackOff", "ErrImagePull", "ErrImageNeverPull", "InvalidImageName"}:
+        return "Name an image that the nodes can pull, with --image; what was applied stays, and goes on by itself."
+    if "Unschedulable" in reasons:
+        return "Make room, or change what is requested; what was applied stays, and goes on by itself."
+    return "What was applied stays; run the command again to go on waiting, or `confcom addon disable`."
