@@ -1,4 +1,8 @@
-"""Resolve every extra and the dev group into requirements/dev.txt: exact versions with hashes, for every platform."""
+"""Resolve the requirements: exact versions with hashes, for every platform.
+
+dev.txt holds every extra and the dev group; image.txt and build.txt, a part of it at the same versions, are what the
+container image runs and what its wheel is built with.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +11,31 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-TARGET = ROOT / "requirements" / "dev.txt"
+FOLDER = ROOT / "requirements"
+DEV = FOLDER / "dev.txt"
+IMAGE_EXTRAS = ("node", "services", "kube", "cli")
+BUILD_TOOLS = "hatchling"
 
 
-def main(arguments: list[str]) -> int:
+def resolve(target: Path, *words: str, requirements: str | None = None) -> int:
+    """Resolve what the words name into one file; the exit code of the resolver."""
     command = [
         "uv", "pip", "compile", "--universal", "--python-version", "3.11", "--generate-hashes",
         "--no-emit-index-url", "--no-header", "--no-annotate", "--system-certs",
-        "--all-extras", "--group", "dev", *arguments,
-        "pyproject.toml", "--output-file", str(TARGET),
+        *words, "--output-file", str(target),
     ]  # fmt: skip
-    return subprocess.run(command, cwd=ROOT, check=False).returncode
+    return subprocess.run(command, cwd=ROOT, check=False, input=requirements, text=True).returncode
+
+
+def main(arguments: list[str]) -> int:
+    """Resolve all; arguments go to the resolver of dev.txt, which decides the versions."""
+    extras = [word for extra in IMAGE_EXTRAS for word in ("--extra", extra)]
+    same = ["--constraint", str(DEV.relative_to(ROOT))]
+    return (
+        resolve(DEV, "--all-extras", "--group", "dev", *arguments, "pyproject.toml")
+        or resolve(FOLDER / "image.txt", *extras, *same, "pyproject.toml")
+        or resolve(FOLDER / "build.txt", *same, "-", requirements=BUILD_TOOLS)
+    )
 
 
 if __name__ == "__main__":
