@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from confcom.cluster.node_values import NodeStatus
 from confcom.devices.epc_node_status import EpcAmount
 from confcom.devices.epc_pool import plan_pool, prefer_one_node
 from confcom.devices.epc_sections import MIB, EpcSection
-from confcom.devices.interface import NodeStatus
 from confcom.errors import FormatError
 from confcom.protocols.quantity import parse_quantity
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from confcom.devices.kube_node import KubeNode
+from confcom.cluster.kube_node import FIELD_MANAGER, KubeNode
 from confcom.errors import ConfigError
 from kubelet_emulator import KubeletEmulator
 from node_api import NodeApi
@@ -110,7 +110,10 @@ def test_missing_rights_are_told(tmp_path: Path, kubelet: KubeletEmulator, api: 
 def test_only_the_status_of_the_own_node_is_written(tmp_path: Path, kubelet: KubeletEmulator, api: NodeApi) -> None:
     with large_node(tmp_path, kubelet, api):
         api.wait(lambda: api.amount(EPC) == "524288")
-    assert set(api.requests) == {"GET /api/v1/nodes", "PATCH /api/v1/nodes/worker-1/status"}
+    assert set(api.requests) == {
+        "GET /api/v1/nodes",
+        f"PATCH /api/v1/nodes/worker-1/status?fieldManager={FIELD_MANAGER}",
+    }
     assert api.node["spec"] == {"podCIDR": "10.244.0.0/24"}
 
 

@@ -39,6 +39,7 @@ from confcom.services.telemetry import configure_logging
 @click.option("--provision-namespaces", metavar="NAME,…", help="Namespaces whose pods may hold it.")
 @click.option("--node-name", metavar="NAME", help="This node in the Kubernetes API, for --publisher node-status.")
 @click.option("--kubeconfig", metavar="FILE", help="Credentials for that; else the pod's service account.")
+@click.option("--http", metavar="ADDRESS", help="Where /healthz, /readyz and /metrics are: HOST:PORT or unix:PATH.")
 @click.option("--host-root", metavar="DIR", help="Where this process sees the host's root.  [default: /]")
 @click.option("--wait-for-sgx", is_flag=True, default=None, help="On a node without SGX, wait instead of ending.")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file with further settings.")
@@ -92,7 +93,7 @@ def _open_host(config: DevicePluginConfig) -> tuple[Host, str]:
 
 def _open_node(config: DevicePluginConfig) -> NodeStatusPublisher:
     try:
-        from confcom.devices.kube_node import KubeNode
+        from confcom.cluster.kube_node import KubeNode
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"EPC in the node's status needs the package {error.name!r}", advice="Install confcom[kube]."

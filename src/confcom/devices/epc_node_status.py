@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from confcom.cluster.node_values import NodeStatus
 from confcom.devices.epc_pool import EpcPool
-from confcom.devices.interface import NodeStatus
 from confcom.errors import FormatError
 from confcom.protocols.quantity import parse_quantity
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from confcom.cluster.node_values import NodeStatus
 from confcom.devices.sgx_node import SgxNode
 from confcom.protocols.kubelet import ContainerAllocation, Device
 
@@ -48,17 +49,8 @@ class DeviceResource(Protocol):
         """What the container that gets these ids sees; the caller has checked that they are in the inventory."""
 
 
-@dataclass(frozen=True, slots=True)
-class NodeStatus:
-    """Of a Node object: amounts of extended resources as the API writes them, and the labels."""
-
-    capacity: Mapping[str, str]
-    allocatable: Mapping[str, str]
-    labels: Mapping[str, str]
-
-
 class NodeStatusPublisher(Protocol):
-    """The one Node object that we may write; failures are `PlatformError`s, worth another attempt."""
+    """The one Node object that we may write; failures are `ConfcomError`s, worth another attempt."""
 
     def watch(self) -> AsyncGenerator[NodeStatus, None]:
         """The present state, then each further one; ends or raises when the watch is lost."""

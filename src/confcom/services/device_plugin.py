@@ -1,27 +1,25 @@
 """The device plugin: makes the node's EPC a resource of Kubernetes and gives containers the SGX driver's devices.
 
-It looks at the node, chooses how EPC is published, and runs one registration per resource until it is told to stop. The
-node is looked at again every few seconds: devices that vanish make their resource unhealthy, and healthy when they come
-back.
+It looks at the node, chooses how EPC is published, and runs one part per resource until it is told to stop. The node is
+looked at again every few seconds: devices that vanish make their resource unhealthy, and healthy when they come back.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import structlog
 
-from confcom.devices.epc_node_status import EpcAmount
 from confcom.devices.epc_pool import EpcPool
 from confcom.devices.epc_publisher import PublisherChoice, choose_publisher
 from confcom.devices.epc_units import EpcUnits
 from confcom.devices.host import Host
 from confcom.devices.interface import DeviceResource, NodeStatusPublisher
-from confcom.devices.sgx_driver import find_cpu_flags
 from confcom.devices.sgx_enclave import enclave_slots
 from confcom.devices.sgx_node import SgxNode, find_sgx
 from confcom.devices.sgx_provision import ANY_NAMESPACE, check_holder, provision_slots
@@ -31,9 +29,10 @@ from confcom.protocols.kubelet_podresources import LIST
 from confcom.services.device_plugin_config import DevicePluginConfig
 from confcom.services.device_plugin_events import Observer, PluginEvent, log_event
 from confcom.services.device_plugin_grpc import call
-from confcom.services.device_plugin_registration import Registration
-from confcom.services.device_plugin_server import ResourceServer
-from confcom.services.epc_reconciler import EpcReconciler
+from confcom.services.device_plugin_page import PluginPages
+from confcom.services.device_plugin_parts import Announcer, EpcInNodeStatus, KubeletResource, Part
+from confcom.services.device_plugin_plan import plan_fields
+from confcom.services.status_page import StatusPage
 
 Actor = Coroutine[Any, Any, None]
 
@@ -53,12 +52,22 @@ async def serve(
     kubelet knows every resource, with a line that says what was published.
     """
     config.check()
-    node = await _find_node(host, config, stop)
-    if node is None:
-        return
-    plugin = DevicePlugin(host, config, node, publisher, observe)
-    plugin.tell_plan()
-    tasks = [asyncio.create_task(actor) for actor in plugin.actors(started)]
+    pages = PluginPages(observe)
+    async with AsyncExitStack() as resources:
+        if config.http:
+            page = asyncio.create_task(StatusPage(config.http, pages.table()).run(), name="status-page")
+            resources.push_async_callback(_end, page)
+        node = await _find_node(host, config, stop, pages)
+        if node is None:
+            return
+        plugin = DevicePlugin(host, config, node, publisher, pages.observe, started)
+        pages.parts = plugin.parts
+        plugin.tell_plan()
+        await _run(plugin.actors(), stop)
+
+
+async def _run(actors: Sequence[Actor], stop: asyncio.Event) -> None:
+    tasks = [asyncio.create_task(actor) for actor in actors]
     waits: list[asyncio.Task[Any]] = [*tasks, asyncio.create_task(stop.wait())]
     try:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -73,7 +82,7 @@ async def serve(
 
 
 class DevicePlugin:
-    """What one node publishes, decided once, and the actors that keep it so."""
+    """What one node publishes, decided once, and the parts that keep it so."""
 
     def __init__(
         self,
@@ -82,6 +91,7 @@ class DevicePlugin:
         node: SgxNode,
         publisher: Callable[[], NodeStatusPublisher] | None,
         observe: Observer,
+        started: Callable[[str], None] | None = None,
     ) -> None:
         self._host = host
         self._config = config
@@ -95,35 +105,14 @@ class DevicePlugin:
             prefers=len(node.epc.sections) > 1,
         )
         self.choice = self._choose(self._units.pool(node))
-        self._servers = [self._server(resource) for resource in self._resources()]
-        self._reconciler: EpcReconciler | None = None
+        self._announcer = Announcer(lambda: started(self.summary()) if started is not None else None)
+        self.parts: list[Part] = [self._part(resource) for resource in self._resources()]
         if self.choice.name == "node-status":
-            if publisher is None:
-                raise ConfigError(
-                    f"EPC of this node belongs in its status ({self.choice.reason}), but no node is named",
-                    advice="Name the node with --node-name and give credentials; or choose --publisher devices.",
-                )
-            self._reconciler = EpcReconciler(publisher(), self._amount(node), observe, settle=config.publish_interval)
+            self.parts.append(self._node_status(publisher))
 
     def tell_plan(self) -> None:
         """Log what was found and what is made of it."""
-        pool = self._units.pool(self._node)
-        driver, flags = self._node.driver, find_cpu_flags(self._host)
-        fields = {
-            "simulated": self._host.stand_ins,
-            "publisher": self.choice.name,
-            "reason": self.choice.reason,
-            "true_mib": pool.true_mib,
-            "reserve_mib": pool.reserve_mib,
-            "overcommit": pool.overcommit,
-            "units": pool.units,
-            "numa_nodes": {str(section.numa_node): section.true_mib for section in pool.sections},
-            "epc_source": self._node.epc.source,
-            "driver": driver.kind,
-            "devices": [found.describe() for found in (driver.enclave, driver.provision) if found is not None],
-            "launch_control": None if flags is None else flags.launch_control,
-            "provision": self._provision_plan(),
-        }
+        fields = plan_fields(self._host, self._node, self._units.pool(self._node), self.choice, self._config)
         self._observe(PluginEvent("epc.plan", self._config.resource, fields))
 
     def summary(self) -> str:
@@ -131,23 +120,9 @@ class DevicePlugin:
         pool = self._units.pool(self._node)
         return f"{self._config.resource} = {pool.units} ({pool.true_mib} MiB of EPC), as {self.choice.name}"
 
-    def actors(self, started: Callable[[str], None] | None) -> list[Actor]:
+    def actors(self) -> list[Actor]:
         """Everything that runs for ever."""
-        waiting = set(range(len(self._servers)))
-
-        def ready(number: int) -> None:
-            if number in waiting:
-                waiting.remove(number)
-                if not waiting and started is not None:
-                    started(self.summary())
-
-        runs: list[Actor] = [
-            Registration(server, self._config, self._observe, lambda number=number: ready(number)).run()  # type: ignore[misc]
-            for number, server in enumerate(self._servers)
-        ]
-        if self._reconciler is not None:
-            runs.append(self._reconciler.run())
-        return [*runs, self._look_again()]
+        return [*(part.run() for part in self.parts), self._look_again()]
 
     def _choose(self, pool: EpcPool) -> PublisherChoice:
         if not pool.units:
@@ -178,22 +153,24 @@ class DevicePlugin:
             found.append(slots)
         return found
 
-    def _server(self, resource: DeviceResource) -> ResourceServer:
+    def _part(self, resource: DeviceResource) -> Part:
+        ready = self._announcer.wait_for(resource.name)
         guard = self._check_holder if resource.guarded else None
-        return ResourceServer(resource, resource.inventory(self._node), self._observe, guard)
+        return KubeletResource(resource, self._node, self._config, self._observe, ready=ready, guard=guard)
+
+    def _node_status(self, publisher: Callable[[], NodeStatusPublisher] | None) -> Part:
+        if publisher is None:
+            raise ConfigError(
+                f"EPC of this node belongs in its status ({self.choice.reason}), but no node is named",
+                advice="Name the node with --node-name and give credentials; or choose --publisher devices.",
+            )
+        settle = self._config.publish_interval
+        return EpcInNodeStatus(self._units, self._node, publisher(), self._observe, settle=settle)
 
     async def _check_holder(self, ids: Sequence[str]) -> str:
         config = self._config
         held = await call(Path(config.pod_resources_socket), LIST, Empty(), timeout=config.register_timeout)
         return check_holder(ids, held, resource=config.provision_resource, namespaces=config.namespaces)
-
-    def _provision_plan(self) -> str:
-        if not self._config.provision_limit:
-            return "given to nobody"
-        return f"given to {self._config.provision_limit} at a time, namespaces {self._config.provision_namespaces}"
-
-    def _amount(self, node: SgxNode) -> EpcAmount:
-        return EpcAmount.of(self._config.resource, self._units.pool(node), healthy=not node.obstacles)
 
     async def _look_again(self) -> None:
         while True:
@@ -203,13 +180,11 @@ class DevicePlugin:
                 # Ids must not vanish with the driver: what was there is unhealthy, not gone.
                 node = replace(node, epc=replace(self._node.epc, missing=node.epc.missing))
             self._node = node
-            for server in self._servers:
-                server.update(server.resource.inventory(node))
-            if self._reconciler is not None:
-                self._reconciler.update(self._amount(node))
+            for part in self.parts:
+                part.update(node)
 
 
-async def _find_node(host: Host, config: DevicePluginConfig, stop: asyncio.Event) -> SgxNode | None:
+async def _find_node(host: Host, config: DevicePluginConfig, stop: asyncio.Event, pages: PluginPages) -> SgxNode | None:
     """The node with SGX; waits for it if that is wanted, None when stopped meanwhile."""
     told = ""
     while not stop.is_set():
@@ -224,10 +199,14 @@ async def _find_node(host: Host, config: DevicePluginConfig, stop: asyncio.Event
             )
         if reason != told:
             structlog.get_logger().info("sgx.absent", reason=reason)
-            told = reason
-        try:
+            pages.absent = told = reason
+        with suppress(TimeoutError):
             async with asyncio.timeout(config.health_interval):
                 await stop.wait()
-        except TimeoutError:
-            continue
     return None
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

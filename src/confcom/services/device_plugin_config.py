@@ -71,6 +71,9 @@ class DevicePluginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     pod_resources_socket: str = "/var/lib/kubelet/pod-resources/kubelet.sock"
     """Where the kubelet says which pod holds which device."""
 
+    http: str = ""
+    """Where /healthz, /readyz and /metrics are: HOST:PORT, [ADDRESS]:PORT or unix:PATH. Empty: nowhere."""
+
     watch_interval: _Seconds = 0.5
     """Seconds between two looks at the sockets."""
     health_interval: _Seconds = 5.0

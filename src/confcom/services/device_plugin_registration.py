@@ -30,6 +30,8 @@ class Registration:
     def __init__(
         self, server: ResourceServer, config: DevicePluginConfig, observe: Observer, ready: Callable[[], None]
     ) -> None:
+        self.trouble = "the kubelet does not know it yet"
+        """Why the kubelet cannot hand the resource out, as a clause; empty while it can."""
         self._server = server
         self._config = config
         self._observe = observe
@@ -95,6 +97,7 @@ class Registration:
         loop = asyncio.get_running_loop()
         while socket.owns_path() and (deadline is None or loop.time() < deadline):
             if self._server.streams:
+                self.trouble = ""
                 self._ready()
                 await self._watch(socket, None)
                 deadline = loop.time() + self._config.register_timeout
@@ -184,4 +187,6 @@ class Registration:
         return k.Empty()
 
     def _tell(self, name: str, *, trouble: bool = False, **fields: object) -> None:
+        # Every event here is a change of what the kubelet knows.
+        self.trouble = "" if fields.get("outcome") == "registered" else str(fields.get("reason", ""))
         self._observe(PluginEvent(name, self._server.resource.name, fields, trouble))

@@ -48,9 +48,9 @@ class ResourceServer:
         )
 
     @property
-    def healthy(self) -> bool:
-        """Whether containers can get the devices now."""
-        return not self._inventory.reason
+    def trouble(self) -> str:
+        """Why containers cannot get the devices now; empty when they can."""
+        return self._inventory.reason
 
     def handlers(self) -> dict[k.Method, Callable[[Any], Any]]:
         """The table of calls."""

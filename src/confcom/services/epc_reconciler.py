@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 
+from confcom.cluster.node_values import NodeStatus
 from confcom.devices.epc_node_status import EpcAmount
-from confcom.devices.interface import NodeStatus, NodeStatusPublisher
+from confcom.devices.interface import NodeStatusPublisher
 from confcom.errors import ConfcomError
 from confcom.services.device_plugin_events import Observer, PluginEvent
 
@@ -23,6 +24,8 @@ class EpcReconciler:
     """
 
     def __init__(self, publisher: NodeStatusPublisher, amount: EpcAmount, observe: Observer, *, settle: float) -> None:
+        self.trouble = "the API has not shown the node's status yet"
+        """Why the amount may be missing from the node's status, as a clause; empty when it is there."""
         self._publisher = publisher
         self._amount = amount
         self._observe = observe
@@ -47,6 +50,7 @@ class EpcReconciler:
                 reason = "the node is not in the API"
             except ConfcomError as error:
                 reason = f"{error.code}: {error.message}"
+            self.trouble = reason
             fields = {"outcome": "failed", "reason": reason}
             self._observe(PluginEvent("epc.published", self._amount.resource, fields, trouble=True))
             await asyncio.sleep(min(self._settle * 2 ** min(failures, 30), RETRY_MAX))
@@ -74,10 +78,14 @@ class EpcReconciler:
         while True:
             await self._wake.wait()
             self._wake.clear()
-            if self._status is None or (patch := self._amount.patch_for(self._status)) is None:
+            if self._status is None:
+                continue
+            if (patch := self._amount.patch_for(self._status)) is None:
+                self.trouble = ""
                 continue
             wanted = self._amount
             await self._publisher.patch(patch)
+            self.trouble = ""
             fields = {"outcome": "published", "units": wanted.units, "true_mib": wanted.true_mib}
             self._observe(PluginEvent("epc.published", wanted.resource, fields))
             await asyncio.sleep(self._settle)

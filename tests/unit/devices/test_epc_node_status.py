@@ -4,10 +4,10 @@ from fractions import Fraction
 
 import pytest
 
+from confcom.cluster.node_values import NodeStatus
 from confcom.devices.epc_node_status import EpcAmount
 from confcom.devices.epc_pool import plan_pool
 from confcom.devices.epc_sections import EpcSection
-from confcom.devices.interface import NodeStatus
 from confcom.errors import FormatError
 from confcom.protocols.quantity import parse_quantity
 
