@@ -1,0 +1,145 @@
+"""Which pods the API server asks the admission webhook about: the entries of its two configurations, as data; pure.
+
+The conditions are evaluated by the API server itself. A pod that does not meet them is never sent, so it is created as
+if there were no webhook, whether that is up, slow or gone.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from confcom.protocols.epc_requests import EPC_UNITS
+
+ENCLAVE = "sgx.intel.com/enclave"
+"""The resource that brings a container the enclave device."""
+PROVISION = "sgx.intel.com/provision"
+"""The resource that brings a container the provisioning device."""
+SGX_RESOURCES = (*EPC_UNITS, ENCLAVE, PROVISION)
+
+MODE_ANNOTATION = "confcom.dev/quote-mode"
+"""How the pod's SGX containers get their quotes: `out-of-proc` or `in-proc`."""
+CONTAINER_MODE_PREFIX = "quote-mode.confcom.dev/"
+"""The same for the container whose name follows."""
+INTEL_ANNOTATION = "sgx.intel.com/quote-provider"
+"""`aesmd`, or the name of the container that makes its quotes itself."""
+AESM_VARIABLE = "SGX_AESM_ADDR"
+"""Environment variable whose presence makes Intel's library ask AESM for quotes."""
+
+CONFIGURATION = "sgx-webhook.confcom.dev"
+"""Name of the MutatingWebhookConfiguration, and of the ValidatingWebhookConfiguration."""
+NAMESPACE = "confcom-system"
+SERVICE = "sgx-webhook"
+MUTATE_PATH = "/mutate-pods"
+VALIDATE_PATH = "/validate-pods"
+TIMEOUT = 5
+"""Seconds that the API server waits for an answer."""
+
+Entry = dict[str, Any]
+"""An element of `webhooks` of a configuration, as its JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceClient:
+    """The webhook behind a Service."""
+
+    namespace: str = NAMESPACE
+    name: str = SERVICE
+    port: int = 443
+
+    def config(self, path: str) -> Entry:
+        """How the API server reaches a path."""
+        return {"service": {"namespace": self.namespace, "name": self.name, "port": self.port, "path": path}}
+
+
+@dataclass(frozen=True, slots=True)
+class UrlClient:
+    """The webhook outside the cluster; `base` is https://HOST:PORT."""
+
+    base: str
+
+    def config(self, path: str) -> Entry:
+        """How the API server reaches a path."""
+        return {"url": f"{self.base}{path}"}
+
+
+def mutating_webhooks(client: ServiceClient | UrlClient, *, ca_bundle: bytes | None = None) -> list[Entry]:
+    """Entries of the MutatingWebhookConfiguration. The webhook puts its `ca_bundle` (PEM) there by itself."""
+    entries = _entries(client.config(MUTATE_PATH), ca_bundle)
+    # Others may add resources or annotations after us.
+    return [entry | {"reinvocationPolicy": "IfNeeded"} for entry in entries]
+
+
+def validating_webhooks(client: ServiceClient | UrlClient, *, ca_bundle: bytes | None = None) -> list[Entry]:
+    """Entries of the ValidatingWebhookConfiguration, which sees what every mutation has made of a pod."""
+    return _entries(client.config(VALIDATE_PATH), ca_bundle)
+
+
+def _entries(client: Entry, ca_bundle: bytes | None) -> list[Entry]:
+    if ca_bundle is not None:
+        client = client | {"caBundle": b64encode(ca_bundle).decode()}
+    return [
+        _entry("pods", client, "CREATE", "pods", POD_CONDITION),
+        _entry("debug", client, "UPDATE", "pods/ephemeralcontainers", DEBUG_CONDITION),
+    ]
+
+
+def _entry(name: str, client: Entry, operation: str, resource: str, condition: str) -> Entry:
+    return {
+        "name": f"{name}.{CONFIGURATION}",
+        "admissionReviewVersions": ["v1"],
+        "clientConfig": client,
+        # An SGX pod that nobody could complete had better not exist: it would run without its device.
+        "failurePolicy": "Fail",
+        "matchPolicy": "Equivalent",
+        "sideEffects": "None",
+        "timeoutSeconds": TIMEOUT,
+        "rules": [
+            {
+                "apiGroups": [""],
+                "apiVersions": ["v1"],
+                "operations": [operation],
+                "resources": [resource],
+                "scope": "Namespaced",
+            }
+        ],
+        "namespaceSelector": {
+            "matchExpressions": [{"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": [NAMESPACE]}]
+        },
+        "matchConditions": [{"name": "uses-sgx", "expression": condition}],
+    }
+
+
+def _cel_list(words: Sequence[str]) -> str:
+    return "[" + ", ".join(f'"{word}"' for word in words) + "]"
+
+
+def _any(holder: str, field: str, variable: str, condition: str) -> str:
+    """Whether a list or a map's keys, which may be missing, hold something that meets the condition."""
+    return f"(has({holder}.{field}) && {holder}.{field}.exists({variable}, {condition}))"
+
+
+def _uses_sgx(container: str) -> str:
+    named = f"name in {_cel_list(SGX_RESOURCES)}"
+    limits, requests = (_any(f"{container}.resources", kind, "name", named) for kind in ("limits", "requests"))
+    variable = _any(container, "env", "variable", f'variable.name == "{AESM_VARIABLE}"')
+    return f"(has({container}.resources) && ({limits} || {requests})) || {variable}"
+
+
+def _pod_condition() -> str:
+    annotated = f'key in {_cel_list((MODE_ANNOTATION, INTEL_ANNOTATION))} || key.startsWith("{CONTAINER_MODE_PREFIX}")'
+    containers, init = (_any("object.spec", kind, "c", _uses_sgx("c")) for kind in ("containers", "initContainers"))
+    return f"{_any('object.metadata', 'annotations', 'key', annotated)} || {containers} || {init}"
+
+
+def _debug_condition() -> str:
+    named = f'(has(object.metadata.annotations) && ("{CONTAINER_MODE_PREFIX}" + c.name) in object.metadata.annotations)'
+    return _any("object.spec", "ephemeralContainers", "c", f"{_uses_sgx('c')} || {named}")
+
+
+POD_CONDITION = _pod_condition()
+"""CEL: a pod with SGX resources, with one of the annotations, or with the variable in a container."""
+DEBUG_CONDITION = _debug_condition()
+"""CEL: the same for the ephemeral containers of a pod that exists."""
