@@ -1,4 +1,4 @@
-"""What a device plugin consists of: parts that keep one thing each known to the cluster and say what is wrong with it."""
+"""What a device plugin consists of: parts that keep one thing each known to the cluster, and tell what ails it."""
 
 from __future__ import annotations
 
