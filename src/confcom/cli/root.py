@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "addon": ("confcom.cli.addon", "addon", "Enable, update and disable the add-on of a Kubernetes cluster."),
     "device-plugin": ("confcom.cli.device_plugin", "device_plugin", "Make this node's EPC a schedulable resource."),
     "quote-helper": ("confcom.cli.quote_helper", "quote_helper", "Serve quotes to every enclave of this node (AESM)."),
+    "metrics": ("confcom.cli.metrics", "metrics", "Show and watch what this node's containers use of EPC."),
     "collateral": ("confcom.cli.collateral", "collateral", "Fill, inspect and carry the collateral store."),
     "doctor": ("confcom.cli.doctor", "doctor", "Say why something does not work here, and what to do."),
     "simulate": ("confcom.cli.simulate", "simulate", "Make simulated machines and export their collateral."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import signal
 from pathlib import Path
 
 import click
@@ -117,6 +118,30 @@ def enclave(output: Path, name: str, signer: str | None, product: int, svn: int,
         f"  MRENCLAVE {declared.mr_enclave.hex()}\n"
         f"  MRSIGNER  {declared.mr_signer.hex()}"
     )
+
+
+@simulate.command()
+@click.option("--epc", metavar="SIZE", required=True, help="How much enclave memory, for example 10Mi.")
+@click.option("--device", metavar="FILE", type=_FILE, default=Path("/dev/sgx_enclave"), show_default=True,
+              help="Stand-in of the enclave device.")  # fmt: skip
+@click.option("--for", "seconds", metavar="SECONDS", type=click.FloatRange(min=0), help="Default: until it is ended.")
+def hold(epc: str, device: Path, seconds: float | None) -> None:
+    """Hold enclave memory as a simulated enclave, to try out the watching of EPC. Costs no memory.
+
+    Run it in a container on a simulated node. What it maps counts as this container's use of EPC.
+    """
+    from confcom.devices.declared_node import parse_epc_sizes
+    from confcom.devices.simulated_memory import map_enclave_memory
+
+    size = sum(parse_epc_sizes(epc))
+    ends = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # the first process of a container ends at no signal by itself
+    with map_enclave_memory(device, size):
+        click.echo(f"simulated enclave: holds {size} bytes of {printable(str(device))}")
+        if seconds is None:
+            signal.sigwait(ends)
+        else:
+            signal.sigtimedwait(ends, seconds)
 
 
 def _toml_string(text: str, option: str) -> str:

@@ -17,6 +17,9 @@ from confcom.protocols.epc_requests import CANONICAL, EPC_UNITS, bytes_of, reque
 
 _Form = TypeVar("_Form", bound=msgspec.Struct)
 
+CAPACITY = "epc"
+"""What a DRA driver calls EPC among a device's capacities; in bytes."""
+
 
 @dataclass(frozen=True, slots=True)
 class EpcContainer:
@@ -116,6 +119,27 @@ class _Node(msgspec.Struct):
     status: _NodeStatus | None = None
 
 
+class _Result(msgspec.Struct):
+    consumedCapacity: dict[str, str | int | float] | None = None  # noqa: N815
+
+
+class _Devices(msgspec.Struct):
+    results: list[_Result] | None = None
+
+
+class _Allocation(msgspec.Struct):
+    devices: _Devices | None = None
+
+
+class _ClaimStatus(msgspec.Struct):
+    allocation: _Allocation | None = None
+
+
+class _ResourceClaim(msgspec.Struct):
+    metadata: _Metadata
+    status: _ClaimStatus | None = None
+
+
 def parse_pod(document: Any) -> EpcPod:  # noqa: ANN401 - JSON
     """A Pod object as the API serves it; `FormatError` says what is not as it should be."""
     form = _convert(document, _Pod, "Pod")
@@ -149,6 +173,18 @@ def parse_node(document: Any, resource: str = CANONICAL) -> EpcNode:  # noqa: AN
     amount = ((form.status and form.status.allocatable) or {}).get(resource)
     units = EPC_UNITS if resource in EPC_UNITS else {resource: EPC_UNITS[CANONICAL]}
     return EpcNode(form.metadata.name, None if amount is None else bytes_of(resource, str(amount), units))
+
+
+def parse_claim(document: Any) -> int:  # noqa: ANN401 - JSON
+    """Bytes of EPC that a ResourceClaim (resource.k8s.io/v1) was given: 0 if it is for something else."""
+    form = _convert(document, _ResourceClaim, "ResourceClaim")
+    devices = form.status and form.status.allocation and form.status.allocation.devices
+    sizes = [
+        bytes_of(CAPACITY, str(result.consumedCapacity[CAPACITY]), {CAPACITY: 1})
+        for result in (devices and devices.results) or ()
+        if result.consumedCapacity and CAPACITY in result.consumedCapacity
+    ]
+    return sum(size or 0 for size in sizes)
 
 
 def _convert(document: Any, kind: type[_Form], name: str) -> _Form:  # noqa: ANN401 - JSON

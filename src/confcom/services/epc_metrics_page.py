@@ -1,0 +1,128 @@
+"""What `confcom metrics` shows to Prometheus. Every answer is made of the last look, so that nothing stale stays."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from confcom.devices.misc_cgroup import MiscUse
+from confcom.devices.sgx_node import SgxNode
+from confcom.protocols.epc_pods import EpcNode
+from confcom.services.epc_episodes import Kind
+from confcom.services.epc_use import ContainerUse, NodeUse, Seen
+
+PREFIX = "confcom_epc"
+CONTAINER = ("node", "namespace", "pod", "container")
+
+
+def _of_kernel(value: Callable[[MiscUse], int | None]) -> Callable[[ContainerUse], int | None]:
+    return lambda row: None if row.misc is None else value(row.misc)
+
+
+_PER_CONTAINER: tuple[tuple[str, str, Callable[[ContainerUse], int | None]], ...] = (
+    ("requested_bytes", "EPC that the container requests.", lambda row: row.requested),
+    ("mapped_bytes", "Enclave memory that its processes have mapped: the most EPC it can use now.",
+     lambda row: row.use.mapped),
+    ("reserved_address_bytes", "Addresses kept free for its enclaves, which cannot be used now.",
+     lambda row: row.use.reserved),
+    ("processes", "Processes with enclave memory.", lambda row: row.use.processes),
+    ("in_use_bytes", "EPC in use, where the kernel counts it.", _of_kernel(lambda misc: misc.current)),
+    ("limit_bytes", "EPC that the kernel lets it have, where there is a limit.", _of_kernel(lambda misc: misc.limit)),
+    ("limit_hits", "Times that the kernel held it at its limit.", _of_kernel(lambda misc: misc.hits)),
+)  # fmt: skip
+
+
+class EpcMetrics(Collector):
+    """Filled by the service; read by the status page. `docs/reference/epc-metrics.md` explains each metric."""
+
+    def __init__(self, node: str) -> None:
+        self.node = EpcNode(node)
+        self.use: NodeUse | None = None
+        self.seen: Seen | None = None
+        self.sgx: SgxNode | None = None
+        self.over: dict[tuple[str, str, str], Kind | None] = {}
+        self.pods_known = False
+        self.held = 0
+        self.episodes: Counter[Kind] = Counter()
+        self.reports: Counter[str] = Counter()
+
+    def collect(self) -> Iterator[Metric]:
+        """What the registry asks for."""
+        if self.use is not None:
+            yield from self._containers(self.use)
+            yield from self._node_use(self.use)
+        if self.seen is not None:
+            yield from self._pass(self.seen)
+        if self.sgx is not None:
+            size = GaugeMetricFamily(
+                f"{PREFIX}_node_size_bytes", "EPC that the node has.", labels=["node", "numa_node"]
+            )
+            for section in self.sgx.epc.sections:
+                number = "unknown" if section.numa_node is None else str(section.numa_node)
+                size.add_metric([self.node.name, number], section.size)
+            yield size
+        yield self._one("pods_known", "1 when the pods of the node are known from the API.", int(self.pods_known))
+        yield self._one("enforced_containers", "Containers that the kernel holds to their requests.", self.held)
+        yield self._counts("over_limit_episodes", "Containers that were found over, by kind.", "kind",
+                           {kind: self.episodes[kind] for kind in Kind})  # fmt: skip
+        yield self._counts("reports", "Events written, by outcome.", "outcome", self.reports)
+
+    def _containers(self, use: NodeUse) -> Iterator[Metric]:
+        for name, text, value in _PER_CONTAINER:
+            family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=CONTAINER)
+            for labels, rows in _by_labels(use):
+                found = [number for row in rows if (number := value(row)) is not None]
+                if found:
+                    family.add_metric([self.node.name, *labels], sum(found))
+            yield family
+        over = GaugeMetricFamily(
+            f"{PREFIX}_over_limit", "1 while the container has more than it requested.", labels=[*CONTAINER, "kind"]
+        )
+        for labels, kind in self.over.items():
+            for one in Kind:
+                over.add_metric([self.node.name, *labels, one], int(kind is one))
+        yield over
+
+    def _node_use(self, use: NodeUse) -> Iterator[Metric]:
+        yield self._one("node_requested_bytes", "EPC that the node's pods request.", use.requested)
+        yield self._one("node_mapped_bytes", "Enclave memory mapped on the node, by whomsoever.", use.mapped)
+        yield self._one("node_outside_bytes", "Of that, by processes in no container.", use.outside.mapped)
+        if self.node.allocatable is not None:
+            yield self._one("node_allocatable_bytes", "EPC that pods may request.", self.node.allocatable)
+        if use.in_use is not None:
+            yield self._one("node_in_use_bytes", "EPC in use by containers, where the kernel counts it.", use.in_use)
+
+    def _pass(self, seen: Seen) -> Iterator[Metric]:
+        yield self._one("pass_seconds", "What the last look took.", seen.took)
+        yield self._one("pass_processes", "Processes that it saw.", seen.processes)
+        yield self._one("pass_unreadable_processes", "Of those, processes whose maps were refused.", seen.unreadable)
+        if seen.reclaim_seconds is not None:
+            family = CounterMetricFamily(
+                f"{PREFIX}_reclaim_seconds",
+                "Processor time of the kernel's thread that pages EPC out.",
+                labels=["node"],
+            )
+            family.add_metric([self.node.name], seen.reclaim_seconds)
+            yield family
+
+    def _one(self, name: str, text: str, value: float) -> Metric:
+        family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=["node"])
+        family.add_metric([self.node.name], value)
+        return family
+
+    def _counts(self, name: str, text: str, label: str, counts: dict[Kind, int] | Counter[str]) -> Metric:
+        family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=["node", label])
+        for value, count in counts.items():
+            family.add_metric([self.node.name, str(value)], count)
+        return family
+
+
+def _by_labels(use: NodeUse) -> Iterator[tuple[tuple[str, str, str], list[ContainerUse]]]:
+    # A pod that was deleted and made again with the same name is there twice for a moment; a series only once.
+    found: dict[tuple[str, str, str], list[ContainerUse]] = {}
+    for row in use.containers:
+        found.setdefault(row.labels, []).append(row)
+    yield from found.items()

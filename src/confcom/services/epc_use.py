@@ -1,0 +1,123 @@
+"""What the containers of a node have of EPC and what they requested, put together from what was seen; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from confcom.devices.enclave_use import EnclaveUse
+from confcom.devices.misc_cgroup import MiscUse
+from confcom.devices.process_cgroup import CgroupOwner
+from confcom.protocols.epc_pods import EpcContainer, EpcPod
+
+NONE = EnclaveUse(0, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One look at the node. `reclaim_seconds` None means that the kernel has no thread for it; sizes in bytes."""
+
+    use: Mapping[CgroupOwner, EnclaveUse]
+    groups: Mapping[str, MiscUse]
+    capacity: int | None
+    reclaim_seconds: float | None
+    processes: int
+    unreadable: int
+    took: float
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerUse:
+    """A container. `pod` None: no pod that the API has told us of; `container` is then what its cgroup says.
+
+    `requested` None means that it asked for no EPC; `judged` is false where what it asked for is not known to us.
+    """
+
+    pod: EpcPod | None
+    container: str
+    id: str
+    requested: int | None
+    use: EnclaveUse
+    misc: MiscUse | None = None
+    judged: bool = True
+
+    @property
+    def counted(self) -> int:
+        """Bytes that are held against the request: what is in EPC where the kernel counts it, else what is mapped."""
+        return self.use.mapped if self.misc is None else self.misc.current
+
+    @property
+    def labels(self) -> tuple[str, str, str]:
+        """Namespace, pod, container."""
+        return ("", "", self.container) if self.pod is None else (self.pod.namespace, self.pod.name, self.container)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeUse:
+    """All containers that request EPC or have some, and what processes outside containers have."""
+
+    containers: tuple[ContainerUse, ...]
+    outside: EnclaveUse
+    requested: int
+
+    @property
+    def mapped(self) -> int:
+        """Bytes of enclave memory of the whole node."""
+        return self.outside.mapped + sum(one.use.mapped for one in self.containers)
+
+    @property
+    def in_use(self) -> int | None:
+        """Bytes in EPC, of the containers; None where the kernel does not count."""
+        found = [one.misc.current for one in self.containers if one.misc is not None]
+        return sum(found) if found else None
+
+
+def put_together(pods: Iterable[EpcPod], seen: Seen, claims: Mapping[tuple[str, str], int] | None = None) -> NodeUse:
+    """Match by the runtime's container id. `claims` has the bytes of ResourceClaims, by namespace and name."""
+    pods = list(pods)
+    by_container = {owner.container: (owner, use) for owner, use in seen.use.items() if owner.container is not None}
+    found = []
+    for pod in pods:
+        for container in pod.containers:
+            _, use = by_container.pop(container.id, (None, NONE))
+            row = _row(pod, container, use, seen.groups.get(container.id), claims or {})
+            if row.requested is not None or use.processes:
+                found.append(row)
+    found += [_stranger(owner, use, seen.groups) for owner, use in by_container.values()]
+    return NodeUse(
+        tuple(sorted(found, key=lambda row: (*row.labels, row.id))),
+        _add(use for owner, use in seen.use.items() if owner.container is None),
+        sum(pod.requested + _claimed(pod, claims or {}) for pod in pods if not pod.finished),
+    )
+
+
+def _row(
+    pod: EpcPod,
+    container: EpcContainer,
+    use: EnclaveUse,
+    misc: MiscUse | None,
+    claims: Mapping[tuple[str, str], int],
+) -> ContainerUse:
+    claimed = [claims.get((pod.namespace, name)) for name in container.claims]
+    known = container.requested is not None or any(claimed)
+    requested = (container.requested or 0) + sum(size or 0 for size in claimed) if known else None
+    # A claim that we could not read may be one for EPC: then nothing is said about this container.
+    judged = None not in claimed
+    return ContainerUse(pod, container.name, container.id, requested, use, misc, judged)
+
+
+def _claimed(pod: EpcPod, claims: Mapping[tuple[str, str], int]) -> int:
+    names = {name for container in pod.containers for name in container.claims}
+    return sum(claims.get((pod.namespace, name), 0) for name in names)
+
+
+def _stranger(owner: CgroupOwner, use: EnclaveUse, groups: Mapping[str, MiscUse]) -> ContainerUse:
+    container = owner.container or ""
+    name = f"pod {owner.pod} container {container[:12]}" if owner.pod else f"container {container[:12]}"
+    return ContainerUse(None, name, container, None, use, groups.get(container), judged=False)
+
+
+def _add(uses: Iterable[EnclaveUse]) -> EnclaveUse:
+    rows: Iterator[tuple[int, int, int]] = ((use.mapped, use.reserved, use.processes) for use in uses)
+    sums = [sum(column) for column in zip(*rows, strict=True)]
+    return EnclaveUse(*sums) if sums else NONE
