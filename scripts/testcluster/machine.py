@@ -8,12 +8,14 @@ import re
 import shutil
 import socket
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 from testcluster.home import SOURCES, Home
 from testcluster.programs import missing
 
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+NETWORK_PLUGINS = "/usr/lib/cni"
+PATH = f"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:{NETWORK_PLUGINS}"
 
 _PACKAGES = {
     "runc": "runc",
@@ -25,23 +27,20 @@ _PACKAGES = {
     "nsenter": "util-linux",
     "mount": "mount",
     "debootstrap": "debootstrap",
+    "ptp": "containernetworking-plugins",
 }
 """Tool to Debian package."""
-_NETWORK_PLUGINS = Path("/usr/lib/cni/ptp")
 _API_PORT = 6443
 
 
-def absent_packages() -> list[str]:
-    """Debian packages that have to be installed."""
-    packages = {package for tool, package in _PACKAGES.items() if shutil.which(tool, path=PATH) is None}
-    if not _NETWORK_PLUGINS.exists():
-        packages.add("containernetworking-plugins")
-    return sorted(packages)
+def absent_packages(tools: Iterable[str] = tuple(_PACKAGES)) -> list[str]:
+    """Debian packages that have to be installed for these tools."""
+    return sorted({_PACKAGES[tool] for tool in tools if shutil.which(tool, path=PATH) is None})
 
 
-def install_packages() -> None:
-    """Install what is absent."""
-    packages = absent_packages()
+def install_packages(tools: Iterable[str] = tuple(_PACKAGES)) -> None:
+    """Install what is absent of these tools."""
+    packages = absent_packages(tools)
     if not packages:
         return
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "PATH": PATH}
@@ -53,6 +52,17 @@ def install_packages() -> None:
 def reason_against(home: Home) -> str | None:
     """Why this machine cannot run the cluster, in one sentence; None when nothing speaks against it."""
     return _kind() or _rights() or _supplies(home) or _occupied(home)
+
+
+def reason_against_image() -> str | None:
+    """Why the container image cannot be built here."""
+    if reason := _kind():
+        return reason
+    if os.geteuid() != 0:
+        return "debootstrap makes the image's base as root, and this user is not root"
+    if absent_packages(("debootstrap",)) and shutil.which("apt-get", path=PATH) is None:
+        return "there is no apt-get to install debootstrap with"
+    return None
 
 
 def _kind() -> str | None:
