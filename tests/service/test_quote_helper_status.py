@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 import threading
 import time
@@ -15,6 +16,7 @@ import pytest
 
 from aesm_wire import KEY_ID, request
 from confcom.errors import ConfigError, PlatformUnavailable
+from confcom.services.peers import peer_name
 from confcom.services.wiring import export_simulated_collateral
 from helper_process import HelperProcess, eventually, make_machine, quote_request
 from recording_platform import RecordingPlatform
@@ -95,6 +97,8 @@ def test_metrics_tell_what_was_asked_and_how_the_platform_looks(
     assert grown('requests_total{kind="none",outcome="closed"}') >= 1
     assert grown('request_seconds_bucket{le="+Inf"}') >= 5
     assert grown("platform_seconds_count") >= 3
+    ours = peer_name(Path("/"), os.getpid(), os.getuid())
+    assert grown(f'quotes_total{{peer="{ours}"}}') == 3
     assert after['confcom_quote_helper_tcb_status{status="UpToDate"}'] == 1
     assert after['confcom_quote_helper_tcb_status{status="Revoked"}'] == 0
     assert after["confcom_quote_helper_self_test_ok"] == 1

@@ -8,18 +8,14 @@ every peer is known by its user id.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from confcom.devices.process_cgroup import MAX_CGROUP, NOBODY, parse_cgroup
+
 if TYPE_CHECKING:
     from confcom.services.aesm_conversation import Conversation
-
-# cgroup v1 and v2, cgroupfs and systemd drivers: …/pod<uid>/… and …-pod<uid with _>.slice/…
-_POD = re.compile(rb"pod([0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12}|[0-9a-f]{32})\b")
-_CONTAINER = re.compile(rb"[/-]([0-9a-f]{64})(?:\.scope)?$", re.MULTILINE)
-_MAX_CGROUP = 16 * 1024
 
 REMEMBER = 2.0
 """Seconds for which a process id means the same pod; process ids are used again, but not that soon."""
@@ -119,11 +115,11 @@ def peer_name(host: Path, pid: int, uid: int) -> str:
     if pid > 0:  # a process of another namespace is 0
         try:
             with (host / "proc" / str(pid) / "cgroup").open("rb") as file:
-                cgroup = file.read(_MAX_CGROUP)
+                owner = parse_cgroup(file.read(MAX_CGROUP))
         except OSError:
-            cgroup = b""
-        if (pod := _POD.search(cgroup)) is not None:
-            return f"pod {pod[1].decode().replace('_', '-')}"
-        if (container := _CONTAINER.search(cgroup)) is not None:
-            return f"container {container[1][:12].decode()}"
+            owner = NOBODY
+        if owner.pod is not None:
+            return f"pod {owner.pod}"
+        if owner.container is not None:
+            return f"container {owner.container[:12]}"
     return f"uid {uid}"

@@ -22,6 +22,12 @@ from confcom.services.self_test import SelfTestResult
 PREFIX = "confcom_quote_helper"
 BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Seconds; a simulated quote takes 0.05 ms, a real one some ms, one whose certificate has to be fetched seconds."""
+MAX_PEERS = 512
+"""Peers that are counted apart; more than a node has pods at a time, but pods come and go."""
+OTHERS = "others"
+"""All further ones."""
+QUOTES = frozenset(("GetQuote", "GetQuoteEx"))
+"""Kinds of requests that are for a quote."""
 NOT_SUPPORTED = "NotSupported"
 """Stands for a platform below every level that Intel lists."""
 
@@ -55,6 +61,7 @@ class QuoteHelperMetrics(Collector):
         self._observe = observe
         # Counted by the thousand each second, so without the library's locks; one thread counts.
         self._requests: dict[tuple[str | None, str], int] = {}
+        self._peers: dict[str, int] = {}
         self._request_seconds = Durations("request_seconds", "From the connection to its end.")
         self._platform_seconds = Durations("platform_seconds", "What the platform (QE and PCE) took for a request.")
         registry.register(self)
@@ -87,6 +94,9 @@ class QuoteHelperMetrics(Collector):
         key = event[:2]  # of a closed set: the kinds are ours, not the client's
         self._requests[key] = self._requests.get(key, 0) + 1
         self._request_seconds.observe(event.duration)
+        if event.kind in QUOTES and event.outcome == "answered":
+            peer = event.peer if event.peer in self._peers or len(self._peers) < MAX_PEERS else OTHERS
+            self._peers[peer] = self._peers.get(peer, 0) + 1
         self._observe(event)
 
     def collect(self) -> Iterator[Metric]:
@@ -98,6 +108,11 @@ class QuoteHelperMetrics(Collector):
         for (kind, outcome), count in self._requests.items():
             requests.add_metric([kind or "none", outcome], count)
         yield requests
+        quotes = CounterMetricFamily(f"{PREFIX}_quotes", "Quotes made, by the pod (or container, or user) that asked.",
+                                     labels=["peer"])  # fmt: skip
+        for peer, count in self._peers.items():
+            quotes.add_metric([peer], count)
+        yield quotes
         yield self._request_seconds.family()
         yield self._platform_seconds.family()
 
