@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import msgspec
 
+from confcom.manifests import collateral as store
+from confcom.manifests import device_plugin as plugin
+from confcom.manifests import metrics as exporter
 from confcom.manifests import network_policies, rbac
+from confcom.manifests import quote_helper as helper
+from confcom.manifests import webhook as admission
 from confcom.manifests.addon_config import DEFAULT_IMAGE, AddonConfig
 from confcom.manifests.addon_state import AddonState, state_object
-from confcom.manifests.device_plugin import device_plugin, needs_node_status
+from confcom.manifests.device_plugin import needs_node_status
 from confcom.manifests.namespace import helper_priority, namespace
-from confcom.manifests.objects import DEVICE_PLUGIN, QUOTE_HELPER, Object
+from confcom.manifests.objects import COLLATERAL, DEVICE_PLUGIN, METRICS, QUOTE_HELPER, WEBHOOK, Object
 from confcom.manifests.own_node_policy import own_node_policy
-from confcom.manifests.quote_helper import HTTP_PORT, quote_helper
 
 COLLATERAL_PORTS = (network_policies.DNS_PORT, 443, 8081)
 """Where the quote helper's libraries look for collateral: Intel or a cloud's cache, or a caching service."""
@@ -27,25 +31,40 @@ def render(config: AddonConfig, *, version: str) -> list[Object]:
         network_policies.nothing_else(),
         *_device_plugin(settled),
         *(_quote_helper(settled) if settled.quote_helper else []),
+        *(_collateral(settled) if settled.collateral else []),
+        *(_metrics(settled) if settled.metrics else []),
+        *(_webhook(settled) if settled.webhook else []),
     ]
 
 
 def _device_plugin(config: AddonConfig) -> list[Object]:
     api = needs_node_status(config)
-    found = [network_policies.opening(DEVICE_PLUGIN, egress=network_policies.API_PORTS if api else ())]
-    if api:
-        rules = [
-            rbac.rule("", ["nodes"], ["get", "list", "watch"]),
-            rbac.rule("", ["nodes/status"], ["patch"]),
-        ]
-        found += [*own_node_policy(), *rbac.cluster_role(DEVICE_PLUGIN, rules)]
-    return [*found, *device_plugin(config)]
+    opened = network_policies.opening(
+        DEVICE_PLUGIN, ingress=(plugin.HTTP_PORT,), egress=network_policies.API_PORTS if api else ()
+    )
+    if not api:
+        return [opened, *plugin.device_plugin(config)]
+    rules = [rbac.rule("", ["nodes"], ["get", "list", "watch"]), rbac.rule("", ["nodes/status"], ["patch"])]
+    return [opened, *own_node_policy(), *rbac.cluster_role(DEVICE_PLUGIN, rules), *plugin.device_plugin(config)]
 
 
 def _quote_helper(config: AddonConfig) -> list[Object]:
     egress = () if config.platform == "simulated" else COLLATERAL_PORTS
-    return [
-        helper_priority(),
-        network_policies.opening(QUOTE_HELPER, ingress=(HTTP_PORT,), egress=egress),
-        *quote_helper(config),
-    ]
+    opened = network_policies.opening(QUOTE_HELPER, ingress=(helper.HTTP_PORT,), egress=egress)
+    return [helper_priority(), opened, *helper.quote_helper(config)]
+
+
+def _collateral(config: AddonConfig) -> list[Object]:
+    egress = () if config.platform == "simulated" else COLLATERAL_PORTS
+    return [network_policies.opening(COLLATERAL, ingress=(store.PORT,), egress=egress), *store.collateral(config)]
+
+
+def _metrics(config: AddonConfig) -> list[Object]:
+    opened = network_policies.opening(METRICS, ingress=(exporter.HTTP_PORT,), egress=network_policies.API_PORTS)
+    return [opened, *exporter.metrics(config)]
+
+
+def _webhook(config: AddonConfig) -> list[Object]:
+    served = (admission.HTTPS_PORT, admission.HTTP_PORT)
+    opened = network_policies.opening(WEBHOOK, ingress=served, egress=network_policies.API_PORTS)
+    return [opened, *admission.webhook(config)]

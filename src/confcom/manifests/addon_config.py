@@ -23,6 +23,7 @@ _NODE_LABEL = re.compile(rf"({_LABEL_KEY})=({_LABEL_VALUE})")
 _TOLERATION = re.compile(rf"({_LABEL_KEY})(?:=({_LABEL_VALUE}))?(?::(NoSchedule|PreferNoSchedule|NoExecute))?")
 # What a registry's client takes, without saying more than that: no blanks, nothing that steers a shell or YAML.
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}")
+_UPSTREAM = re.compile(r"intel|thim|https?://[!-~]{1,500}")
 
 
 class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -43,6 +44,8 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Run the admission webhook."""
     collateral: bool = False
     """Run the collateral service."""
+    collateral_upstream: str = "intel"
+    """Whom it asks: intel, thim, or the URL of a PCS or PCCS. On the simulated platform its own authority."""
     metrics: bool = False
     """Run the exporter of EPC use on every SGX node."""
 
@@ -68,6 +71,8 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """What one field's type cannot tell; `ConfigError` says what is wrong."""
         if self.image and _IMAGE.fullmatch(self.image) is None:
             raise ConfigError(f"{self.image!r} is no image", advice="Write REGISTRY/NAME:TAG, without blanks.")
+        if _UPSTREAM.fullmatch(self.collateral_upstream) is None:
+            raise ConfigError(f"{self.collateral_upstream!r} is no upstream", advice="Write intel, thim, or a URL.")
         if len(self.simulated_epc) > MAX_SIZES or _SIZES.fullmatch(self.simulated_epc) is None:
             raise ConfigError(
                 f"{self.simulated_epc!r} is no size of EPC", advice="Write for example 168Mi, or 64Gi,64Gi."

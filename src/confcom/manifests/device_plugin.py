@@ -13,6 +13,7 @@ from confcom.manifests.objects import (
     daemon_set,
     from_pod,
     host_path,
+    http_probes,
     mount,
     resources,
     service_account,
@@ -22,6 +23,7 @@ from confcom.manifests.objects import (
 KUBELET = "/var/lib/kubelet"
 HOST = "/host"
 """Where the container sees what it may see of the host."""
+HTTP_PORT = 9465
 GRANT_SLOTS = 110
 """Holders of the provisioning device per node when applications may hold it: as many as a node has pods."""
 HELPER_SLOTS = 2
@@ -83,9 +85,11 @@ def _container(config: AddonConfig, mounts: list[Object]) -> Object:
             from_pod("CONFCOM_DEVICE_PLUGIN_NODE_NAME", "spec.nodeName"),
             *settings("device-plugin", _settings(config)),
         ],
+        ports=[{"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"}],
         resources=resources("20m", "64Mi", "256Mi"),
         securityContext=confined(user=0),
         volumeMounts=mounts,
+        **http_probes("http"),
     )
 
 
@@ -96,6 +100,7 @@ def _settings(config: AddonConfig) -> dict[str, str]:
         "reserve_mib": str(config.epc_reserve_mib),
         "overcommit": str(config.overcommit),
         "wait_for_sgx": "true",
+        "http": f"[::]:{HTTP_PORT}",
     }
     if config.platform == "simulated":
         found |= {

@@ -23,7 +23,7 @@ def nothing_else() -> Object:
     )
 
 
-def opening(workload: Workload, *, ingress: tuple[int, ...] = (), egress: tuple[int, ...] = ()) -> Object:
+def opening(workload: Workload, *, ingress: tuple[int, ...], egress: tuple[int, ...] = ()) -> Object:
     """TCP ports that a component serves at, and ports at which it may ask others; with DNS if 53 is among these."""
     spec: Object = {
         "podSelector": {"matchLabels": selector(workload.component)},

@@ -175,6 +175,11 @@ def mount(name: str, path: str, *, read_only: bool = False) -> Object:
     return {"name": name, "mountPath": path} | ({"readOnly": True} if read_only else {})
 
 
+def asks_by_name(config: AddonConfig) -> Object:
+    """What a pod needs that asks for collateral by the names of the cluster; the others do without its DNS."""
+    return {} if config.platform == "simulated" else {"dnsPolicy": "ClusterFirst"}
+
+
 def tmp_volume() -> Object:
     """A small folder for temporary files, where the root file system cannot be written."""
     return {"name": "tmp", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}}
@@ -186,6 +191,7 @@ def daemon_set(workload: Workload, config: AddonConfig, pod: Object, strategy: O
         "serviceAccountName": workload.name,
         "affinity": sgx_nodes(config),
         "tolerations": tolerations(config),
+        "dnsPolicy": "Default",
         "enableServiceLinks": False,
         **pod,
     }
@@ -200,6 +206,52 @@ def daemon_set(workload: Workload, config: AddonConfig, pod: Object, strategy: O
             "minReadySeconds": 2,
             "revisionHistoryLimit": 3,
             "template": pod_template(workload, spec),
+        },
+    )
+
+
+def deployment(workload: Workload, pod: Object, *, replicas: int) -> Object:
+    """A component of the cluster, on any node; its pods on different ones where that is possible."""
+    spread = {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": selector(workload.component)},
+    }
+    spec = {
+        "serviceAccountName": workload.name,
+        "nodeSelector": {"kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64"},
+        "tolerations": [{"key": "CriticalAddonsOnly", "operator": "Exists"}],
+        "topologySpreadConstraints": [spread],
+        "dnsPolicy": "Default",
+        "enableServiceLinks": False,
+        **pod,
+    }
+    return namespaced_object(
+        "apps/v1",
+        "Deployment",
+        workload.name,
+        workload.component,
+        spec={
+            "replicas": replicas,
+            "selector": {"matchLabels": selector(workload.component)},
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            "revisionHistoryLimit": 3,
+            "template": pod_template(workload, spec),
+        },
+    )
+
+
+def service(workload: Workload, port: int, target: str) -> Object:
+    """The address of a component: a port, and the name of the pods' port behind it."""
+    return namespaced_object(
+        "v1",
+        "Service",
+        workload.name,
+        workload.component,
+        spec={
+            "selector": selector(workload.component),
+            "ports": [{"name": target, "port": port, "targetPort": target, "protocol": "TCP"}],
         },
     )
 

@@ -12,6 +12,7 @@ from confcom.manifests.objects import (
     TMP,
     USER,
     Object,
+    asks_by_name,
     confined,
     container,
     daemon_set,
@@ -39,6 +40,7 @@ def quote_helper(config: AddonConfig) -> list[Object]:
 
 def _daemon_set(config: AddonConfig) -> Object:
     pod: Object = {
+        **asks_by_name(config),
         "automountServiceAccountToken": False,
         "priorityClassName": HELPER_PRIORITY,
         "terminationGracePeriodSeconds": DRAIN,

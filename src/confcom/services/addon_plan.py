@@ -13,6 +13,7 @@ from confcom.manifests.simulated import WORLD_SECRET
 
 # What the server writes beside what was applied.
 _SERVERS_OWN = ("creationTimestamp", "generation", "managedFields", "resourceVersion", "selfLink", "uid")
+_COUNTER = "deprecated.daemonset.template.generation"
 _SECRET_SHOWN = "(not shown)"  # noqa: S105 - no password
 
 WORLD_REF = Ref("v1", "Secret", NAMESPACE, WORLD_SECRET)
@@ -57,6 +58,8 @@ def _diff(old: Sequence[str], new: Sequence[str]) -> Iterable[str]:
 def _lines(found: Mapping[str, Any]) -> list[str]:
     shown = {key: value for key, value in found.items() if key != "status"}
     shown["metadata"] = {key: value for key, value in found["metadata"].items() if key not in _SERVERS_OWN}
+    annotations = {key: value for key, value in (found["metadata"].get("annotations") or {}).items() if key != _COUNTER}
+    shown["metadata"]["annotations"] = annotations
     if found["kind"] == "Secret":
         shown["data"] = dict.fromkeys(found.get("data") or {}, _SECRET_SHOWN)
     return json.dumps(shown, indent=2, sort_keys=True, ensure_ascii=False).splitlines()

@@ -57,7 +57,7 @@ class Rollout:
         self._refs = [Ref.of(one) for one in workloads if one["kind"] in WORKLOADS]
         self._tell = tell
         self._said: set[str] = set()
-        self._since: dict[Trouble, float] = {}
+        self._since: dict[str, float] = {}
 
     async def wait(self, seconds: float) -> None:
         """Until all of them are ready; `ClusterError` names what is not, and why."""
@@ -74,11 +74,19 @@ class Rollout:
             for trouble in troubles:
                 self._say(trouble.sentence())
             now = loop.time()
-            self._since = {trouble: self._since.get(trouble, now) for trouble in troubles}
-            firm = [trouble for trouble, since in self._since.items() if trouble.firm and now - since >= PATIENCE]
+            firm = self._firm(troubles, now)
             if firm or now >= deadline:
                 await self._fail(late, firm or troubles)
             await asyncio.sleep(LOOK)
+
+    def _firm(self, troubles: Sequence[Trouble], now: float) -> list[Trouble]:
+        """Troubles of pods that have had some such for too long: what starts again and again shows one now and then."""
+        for trouble in troubles:
+            if trouble.firm:
+                self._since.setdefault(trouble.pod, now)
+        pods = {trouble.pod for trouble in troubles}
+        self._since = {pod: since for pod, since in self._since.items() if pod in pods}
+        return [one for one in troubles if one.firm and now - self._since[one.pod] >= PATIENCE]
 
     async def _states(self) -> list[Progress]:
         found = [(ref, await self._cluster.get(ref)) for ref in self._refs]

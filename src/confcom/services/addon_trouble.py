@@ -53,8 +53,9 @@ def trouble_of(pod: Mapping[str, Any], events: Sequence[Mapping[str, Any]] = ())
         _rejected(found, status)
         or _unschedulable(found, status)
         or _container(found, status)
-        or _warned(found, events)
         or _unready(found, status)
+        or _warned(found, events)
+        or found.trouble(status.get("phase") or "Pending")
     )
 
 
@@ -110,6 +111,6 @@ def _warned(pod: _Subject, events: Sequence[Mapping[str, Any]]) -> Trouble | Non
 
 def _unready(pod: _Subject, status: Mapping[str, Any]) -> Trouble | None:
     for one in status.get("containerStatuses") or []:
-        if not one.get("ready"):
+        if not one.get("ready") and "running" in (one.get("state") or {}):
             return pod.trouble("NotReady", f"container {one['name']} is not ready yet", one["name"])
-    return pod.trouble(status.get("phase") or "Pending")
+    return None

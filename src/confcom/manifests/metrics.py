@@ -1,0 +1,85 @@
+"""The exporter of EPC use: reads which enclave memory the processes of a node have mapped, and changes nothing."""
+
+from __future__ import annotations
+
+from confcom.manifests import rbac, simulated
+from confcom.manifests.addon_config import AddonConfig
+from confcom.manifests.objects import (
+    METRICS,
+    TMP,
+    Object,
+    confined,
+    container,
+    daemon_set,
+    from_pod,
+    host_path,
+    http_probes,
+    mount,
+    resources,
+    service_account,
+    settings,
+    tmp_volume,
+)
+
+HTTP_PORT = 9466
+HOST = "/host"
+
+
+def metrics(config: AddonConfig) -> list[Object]:
+    """Everything but network policy."""
+    return [service_account(METRICS, token=True), *_rights(), _daemon_set(config)]
+
+
+def _rights() -> list[Object]:
+    return rbac.cluster_role(
+        METRICS,
+        [
+            rbac.rule("", ["pods"], ["get", "list", "watch"]),
+            rbac.rule("", ["nodes"], ["get"]),
+            rbac.rule("resource.k8s.io", ["resourceclaims"], ["get"]),
+            rbac.rule("", ["events"], ["create", "patch"]),
+            rbac.rule("events.k8s.io", ["events"], ["create", "patch"]),
+        ],
+    )
+
+
+def _daemon_set(config: AddonConfig) -> Object:
+    volumes = [host_path("proc", "/proc", "Directory"), host_path("sys", "/sys", "Directory"), tmp_volume()]
+    mounts = [
+        mount("proc", f"{HOST}/proc", read_only=True),
+        mount("sys", f"{HOST}/sys", read_only=True),
+        mount("tmp", TMP),
+    ]
+    if config.platform == "simulated":
+        volumes.append(simulated.node_folder())
+        mounts.append(mount("simulated-node", simulated.NODE_FOLDER, read_only=True))
+    else:
+        volumes.append(host_path("dev", "/dev", "Directory"))
+        mounts.append(mount("dev", f"{HOST}/dev", read_only=True))
+    pod: Object = {
+        "automountServiceAccountToken": True,
+        "hostPID": True,
+        "priorityClassName": "system-node-critical",
+        "terminationGracePeriodSeconds": 10,
+        "containers": [_container(config, mounts)],
+        "volumes": volumes,
+    }
+    return daemon_set(METRICS, config, pod, {"maxUnavailable": "10%", "maxSurge": 0})
+
+
+def _container(config: AddonConfig, mounts: list[Object]) -> Object:
+    values = {"host_root": HOST, "http": f"[::]:{HTTP_PORT}"}
+    if config.platform == "simulated":
+        values["simulated_node"] = simulated.NODE_FOLDER
+    return container(
+        config,
+        METRICS.component,
+        ["metrics"],
+        env=[from_pod("CONFCOM_METRICS_NODE_NAME", "spec.nodeName"), *settings("metrics", values)],
+        ports=[{"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"}],
+        resources=resources("20m", "64Mi", "256Mi"),
+        # The maps of other users' processes are open to whoever may trace them.
+        securityContext=confined(user=0, add=("SYS_PTRACE",)),
+        volumeMounts=mounts,
+        **http_probes("http"),
+    )
