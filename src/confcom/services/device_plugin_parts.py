@@ -11,9 +11,10 @@ from confcom.devices.interface import DeviceResource, NodeStatusPublisher
 from confcom.devices.sgx_node import SgxNode
 from confcom.services.device_plugin_config import DevicePluginConfig
 from confcom.services.device_plugin_events import Observer
-from confcom.services.device_plugin_registration import Registration
+from confcom.services.device_plugin_registration import SocketRegistration
 from confcom.services.device_plugin_server import Guard, ResourceServer
 from confcom.services.epc_reconciler import EpcReconciler
+from confcom.services.kubelet_registration import Registration, RegistryRegistration
 
 
 class Part(Protocol):
@@ -50,7 +51,12 @@ class KubeletResource:
         self.name = resource.name
         self._resource = resource
         self._server = ResourceServer(resource, resource.inventory(node), observe, guard)
-        self._registration = Registration(self._server, config, observe, ready)
+        server = self._server
+        self._registration: Registration = (
+            RegistryRegistration(server, server.info, config, observe, ready)
+            if config.registration == "registry"
+            else SocketRegistration(server, server.request, config, observe, ready)
+        )
 
     @property
     def trouble(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from confcom.devices.interface import DeviceResource, Inventory
 from confcom.errors import ConfigError, PlatformUnavailable, RemoteProtocolError
 from confcom.protocols import kubelet as k
+from confcom.protocols.kubelet_plugin_registration import PluginInfo
 from confcom.services.device_plugin_events import Observer, PluginEvent
 
 Guard = Callable[[Sequence[str]], Awaitable[str]]
@@ -39,6 +40,24 @@ class ResourceServer:
         self._wake = asyncio.Event()
         self._closing = False
         self._take(inventory)
+
+    @property
+    def name(self) -> str:
+        """The resource's."""
+        return self.resource.name
+
+    @property
+    def endpoint(self) -> str:
+        """The resource's."""
+        return self.resource.endpoint
+
+    def request(self, file: str) -> k.RegisterRequest:
+        """What we register as, with a socket of that name in the kubelet's directory."""
+        return k.RegisterRequest(file, self.name, self.options)
+
+    def info(self, path: str) -> PluginInfo:
+        """Who serves at a socket in the directory that the kubelet watches."""
+        return PluginInfo(name=self.name, endpoint=path)
 
     @property
     def options(self) -> k.DevicePluginOptions:

@@ -1,0 +1,164 @@
+"""Keeps a socket of ours where the kubelet looks for it, whatever the kubelet and its directories do.
+
+Here is what both ways to be found have in common, and the second way: the kubelet watches a directory of sockets and
+asks each who it is. The first way, for device plugins alone, is `device_plugin_registration`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from confcom.errors import PlatformUnavailable
+from confcom.protocols import kubelet as k
+from confcom.protocols import kubelet_plugin_registration as found
+from confcom.services.device_plugin_config import DevicePluginConfig
+from confcom.services.device_plugin_events import Observer, PluginEvent
+from confcom.services.device_plugin_grpc import GrpcSocket
+
+
+class Served(Protocol):
+    """What the kubelet calls. `streams` counts the kubelet's open streams, `opened` those that were ever opened."""
+
+    streams: int
+    opened: int
+    changed: asyncio.Event
+    """Set whenever a stream opens or ends; whoever waits for that clears it."""
+
+    @property
+    def name(self) -> str:
+        """Its name at the kubelet."""
+
+    @property
+    def endpoint(self) -> str:
+        """A word for its socket's file name."""
+
+    def handlers(self) -> dict[k.Method, Callable[[Any], Any]]:
+        """The table of calls."""
+
+    async def end_streams(self) -> None:
+        """End every stream in order."""
+
+
+class Registration:
+    """One server's. `run` goes on until it is cancelled, or until another process takes the socket's path over."""
+
+    def __init__(
+        self, server: Served, directory: str, config: DevicePluginConfig, observe: Observer, ready: Callable[[], None]
+    ) -> None:
+        self.trouble = "the kubelet does not know it yet"
+        """Why the kubelet cannot call, as a clause; empty while it can."""
+        self._server = server
+        self._config = config
+        self._observe = observe
+        self._ready = ready
+        self._retry = config.retry_initial
+        self._path = Path(directory) / f"confcom-{server.endpoint}.sock"
+
+    async def run(self) -> None:
+        """Bind, have it found, watch, and again."""
+        while True:
+            try:
+                socket = GrpcSocket(self._path, self._handlers())
+            except PlatformUnavailable as error:
+                self._tell("plugin.listen", trouble=True, error=error.code, reason=error.message)
+                await asyncio.sleep(self._next_retry())
+                continue
+            try:
+                await socket.start()
+                await self._while_bound(socket)
+            finally:
+                await self._server.end_streams()
+                await socket.close()
+            if socket.path_exists():
+                raise PlatformUnavailable(
+                    f"another process has taken {self._path} over",
+                    advice="One device plugin per node is enough: remove one of them, or give it another --plugin-dir.",
+                )
+
+    def _handlers(self) -> dict[k.Method, Callable[[Any], Any]]:
+        return self._server.handlers()
+
+    async def _while_bound(self, socket: GrpcSocket) -> None:
+        """Return once the socket has to be bound anew."""
+        raise NotImplementedError
+
+    async def _watch(self, socket: GrpcSocket) -> None:
+        """Return when the kubelet does not know us any more. Streams that are left are ended then."""
+        loop = asyncio.get_running_loop()
+        opened = loop.time()
+        while (reason := self._why_lost(socket)) is None:
+            if loop.time() - opened > self._retry:
+                self._retry = self._config.retry_initial
+            await self._stream_change()
+        self._tell("kubelet.lost", trouble=True, reason=reason)
+        await self._server.end_streams()
+
+    def _why_lost(self, socket: GrpcSocket) -> str | None:
+        if not socket.owns_path():
+            return "our socket is gone"
+        return None if self._server.streams else "the stream ended"
+
+    async def _stream_change(self) -> None:
+        """Until a stream opens or ends, or it is time to look again."""
+        try:
+            async with asyncio.timeout(self._config.watch_interval):
+                await self._server.changed.wait()
+            self._server.changed.clear()
+        except TimeoutError:
+            return
+
+    def _next_retry(self) -> float:
+        seconds, self._retry = self._retry, min(self._retry * 2, self._config.retry_max)
+        return seconds
+
+    def _tell(self, name: str, *, trouble: bool = False, **fields: object) -> None:
+        # Every event here is a change of what the kubelet knows.
+        self.trouble = "" if fields.get("outcome") == "registered" else str(fields.get("reason", ""))
+        self._observe(PluginEvent(name, self._server.name, fields, trouble))
+
+
+class RegistryRegistration(Registration):
+    """In the directory that the kubelet watches. `info` says who we are, by the path of the socket."""
+
+    def __init__(
+        self,
+        server: Served,
+        info: Callable[[str], found.PluginInfo],
+        config: DevicePluginConfig,
+        observe: Observer,
+        ready: Callable[[], None],
+    ) -> None:
+        super().__init__(server, config.registry_dir, config, observe, ready)
+        self._info = info
+
+    def _handlers(self) -> dict[k.Method, Callable[[Any], Any]]:
+        return super()._handlers() | {
+            found.GET_INFO: self._get_info,
+            found.NOTIFY_REGISTRATION_STATUS: self._notified,
+        }
+
+    async def _while_bound(self, socket: GrpcSocket) -> None:
+        """The kubelet finds us, again after its restart; if it does not come back, the socket has to appear anew."""
+        deadline: float | None = None
+        loop = asyncio.get_running_loop()
+        while socket.owns_path() and (deadline is None or loop.time() < deadline):
+            if self._server.streams:
+                self.trouble = ""
+                self._ready()
+                await self._watch(socket)
+                deadline = loop.time() + self._config.register_timeout
+            await self._stream_change()
+
+    async def _get_info(self, request: k.Empty) -> found.PluginInfo:
+        del request
+        return self._info(str(self._path))
+
+    async def _notified(self, status: found.RegistrationStatus) -> k.Empty:
+        outcome = "registered" if status.registered else "failed"
+        self._tell("kubelet.registered", trouble=not status.registered, outcome=outcome, reason=status.error)
+        if status.registered:
+            self._ready()
+        return k.Empty()
