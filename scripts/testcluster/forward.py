@@ -1,4 +1,4 @@
-"""Passes connections to 127.0.0.1:6443 of the host on to the same address in the cluster's network namespace."""
+"""Passes connections to a port of the host's 127.0.0.1 on to the API server in the cluster's network namespace."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import socket
 import sys
 from pathlib import Path
 
-PORT = 6443
+API_PORT = 6443
 _CLONE_NEWNET = 0x40000000
 
 
@@ -28,7 +28,7 @@ async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """One client's connection."""
     try:
-        upstream = await asyncio.open_connection("127.0.0.1", PORT)
+        upstream = await asyncio.open_connection("127.0.0.1", API_PORT)
     except OSError:
         writer.close()
         return
@@ -41,9 +41,9 @@ async def serve(listener: socket.socket) -> None:
     await server.serve_forever()
 
 
-def main(namespace: str) -> None:
+def main(namespace: str, port: int) -> None:
     """Listen in the host's namespace, then move into the cluster's."""
-    listener = socket.create_server(("127.0.0.1", PORT), backlog=128)
+    listener = socket.create_server(("127.0.0.1", port), backlog=128)
     entry = os.open(Path(namespace), os.O_RDONLY)
     if ctypes.CDLL(None, use_errno=True).setns(entry, _CLONE_NEWNET):
         sys.exit(f"forward: cannot enter {namespace}: {os.strerror(ctypes.get_errno())}")
@@ -51,4 +51,4 @@ def main(namespace: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))

@@ -30,7 +30,7 @@ _PACKAGES = {
     "ptp": "containernetworking-plugins",
 }
 """Tool to Debian package."""
-_API_PORT = 6443
+_API_PORT = int(os.environ.get("KUBE_PORT") or 6443)
 
 
 def absent_packages(tools: Iterable[str] = tuple(_PACKAGES)) -> list[str]:
@@ -108,13 +108,22 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _occupied(home: Home) -> str | None:
+    return _port_taken(home) or (None if os.environ.get("KUBE_CGROUP") else _other_kubelet(home))
+
+
+def _other_kubelet(home: Home) -> str | None:
+    """Two of them would tidy up each other's cgroups."""
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = process.read_bytes().split(b"\0")
         except OSError:
             continue
         if Path(os.fsdecode(words[0])).name == "kubelet" and not words[0].startswith(os.fsencode(home.programs)):
-            return f"another kubelet runs here (process {process.parent.name}), and a machine has one"
+            return f"another kubelet runs here (process {process.parent.name}), and its cgroups would be in the way"
+    return None
+
+
+def _port_taken(home: Home) -> str | None:
     with socket.socket() as probe:
         taken = probe.connect_ex(("127.0.0.1", _API_PORT)) == 0
     if taken and not (home.path / "run" / "forward.pid").exists():

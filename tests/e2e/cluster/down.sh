@@ -18,7 +18,7 @@ if alive containerd; then
   for task in $($CTR tasks ls -q 2>/dev/null); do $CTR tasks delete -f "$task" >/dev/null 2>&1; done
   for container in $($CTR containers ls -q 2>/dev/null); do $CTR containers rm "$container" >/dev/null 2>&1; done
 fi
-for name in kube-proxy kube-scheduler kube-controller-manager kube-apiserver etcd containerd forward; do stop $name; done
+for name in kube-proxy kube-scheduler kube-controller-manager kube-apiserver etcd containerd forward holder; do stop $name; done
 
 # Shims that are left, and what runs under them: exactly those whose command line names our containerd's socket.
 for entry in /proc/[0-9]*; do
@@ -30,26 +30,16 @@ for entry in /proc/[0-9]*; do
     ;;
   esac
 done
-for folder in /var/lib/kubelet "$RUN/containerd"; do
-  awk -v folder="$folder/" 'index($2, folder) == 1 {print $2}' /proc/mounts | sort -r | while read -r mount; do
-    umount -l "$mount" 2>/dev/null
-  done
-done
-for entry in /run/netns/cni-* /run/netns/kube; do
-  [ -e "$entry" ] || continue
-  while umount -l "$entry" 2>/dev/null; do :; done
-  rm -f "$entry"
-done
-rmdir /run/netns 2>/dev/null || { umount /run/netns && rmdir /run/netns; } 2>/dev/null
+while umount -l "/run/netns/$NS" 2>/dev/null; do :; done
+rm -f "/run/netns/$NS"
 rm -rf "$RUN/cni" "$RUN/containerd"
-for folder in /sys/fs/cgroup/*/kubepods /sys/fs/cgroup/kubepods; do
+for folder in /sys/fs/cgroup/*"$KUBE_CGROUP"/kubepods "/sys/fs/cgroup$KUBE_CGROUP/kubepods"; do
   [ -d "$folder" ] && find "$folder" -depth -type d -exec rmdir {} \; 2>/dev/null
 done
 [ -f "$RUN/sysctl.saved" ] && {
   while read -r name value; do echo "$value" >"/proc/sys/$name"; done <"$RUN/sysctl.saved"
   rm -f "$RUN/sysctl.saved"
 }
-[ -f "$RUN/made-rshared" ] && { mount --make-rprivate / && rm -f "$RUN/made-rshared"; }
-[ -n "$WIPE" ] && rm -rf "$B/data" /var/lib/kubelet
-rm -f "$RUN/up" "$RUN"/*.pid
+[ -n "$WIPE" ] && rm -rf "$B/data"
+rm -f "$RUN/up" "$RUN/held" "$RUN"/*.pid
 echo "cluster: down"

@@ -1,25 +1,28 @@
-# Common to the cluster's scripts. KUBE_HOME holds everything that the cluster is made of.
+# Common to the cluster's scripts. KUBE_HOME holds everything that the cluster is made of; KUBE_NAME is its network
+# namespace and KUBE_PORT its port on the host, so that two clusters can run side by side.
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 B=${KUBE_HOME:-$HOME/.cache/confcom-kubernetes}
-BIN=$B/bin RUN=$B/run LOG=$B/logs NS=kube NODE_ADDRESS=10.240.0.1
+BIN=$B/bin RUN=$B/run LOG=$B/logs NS=${KUBE_NAME:-kube} PORT=${KUBE_PORT:-6443} NODE_ADDRESS=10.240.0.1
 export PATH=$BIN:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export KUBECONFIG=$B/admin.kubeconfig
 # A parent's socket activation or proxies are not for the cluster's programs.
 unset HTTP_PROXY HTTPS_PROXY http_proxy https_proxy NOTIFY_SOCKET LISTEN_FDS
-ALL="etcd kube-apiserver kube-controller-manager kube-scheduler kube-proxy containerd kubelet forward"
+# What pods and the kubelet leave on a node: folders of this cluster's own, seen in its mount namespace alone.
+NODE_FOLDERS="/var/lib/kubelet /var/log/pods /var/log/containers /var/lib/confcom /run/aesmd /run/cdi /etc/cdi"
+ALL="holder etcd kube-apiserver kube-controller-manager kube-scheduler kube-proxy containerd kubelet forward"
 
 # Whether the process of the name's pid file is ours and lives: pids are given out again after a hard end.
 alive() {
   local pid
   pid=$(cat "$RUN/$1.pid" 2>/dev/null) || return 1
   [ -n "$pid" ] && [ -r "/proc/$pid/cmdline" ] || return 1
-  tr '\0' '\n' <"/proc/$pid/cmdline" 2>/dev/null | grep -qE -- "^($BIN/$1|$HERE/.*/$1\.py|.*/testcluster/$1\.py)$"
+  tr '\0' '\n' <"/proc/$pid/cmdline" 2>/dev/null | grep -qE -- "^($BIN/$1|.*/testcluster/$1\.py)$"
 }
 
-start() { # NAME COMMAND...: in the cluster's network namespace
+start() { # NAME COMMAND...: in the cluster's namespaces
   local name=$1
   shift
-  launch "$name" nsenter --net=/run/netns/$NS -- "$@"
+  launch "$name" nsenter --net=/run/netns/$NS --mount=/proc/$(cat "$RUN/holder.pid")/ns/mnt -- "$@"
 }
 
 launch() { # NAME COMMAND...
@@ -59,5 +62,5 @@ waitfor() { # SECONDS WHAT COMMAND...
   done
 }
 
-kapi() { nsenter --net=/run/netns/$NS -- "$BIN/kubectl" --kubeconfig "$KUBECONFIG" "$@"; }
+kapi() { nsenter --net=/run/netns/$NS -- "$BIN/kubectl" --kubeconfig "$B/kubeconfig/admin.kubeconfig" "$@"; }
 node_ready() { kapi get node node1 -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}' 2>/dev/null | grep -q True; }

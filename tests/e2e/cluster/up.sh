@@ -1,5 +1,5 @@
 #!/bin/bash
-# Starts the single-node cluster, or what of it is not running, in network namespace "kube". Idempotent.
+# Starts the single-node cluster, or what of it is not running, in namespaces of its own. Idempotent.
 # Further flags from the environment: KUBELET_ARGS, APISERVER_ARGS, SCHEDULER_ARGS, CONTROLLER_MANAGER_ARGS.
 # FEATURE_GATES=A=true,B=false goes to all.
 . "$(dirname "$0")/lib.sh"
@@ -15,21 +15,24 @@ if [ $running = 0 ] && { [ -n "$crashed" ] || [ -e "$RUN/up" ]; }; then
   "$HERE/down.sh" --wipe >/dev/null
 fi
 
-mkdir -p "$RUN" "$LOG" "$B/data/volume-plugins" "$B/etc/cni/net.d" "$B/images" /etc/cdi
+mkdir -p "$RUN" "$LOG" "$B/data/volume-plugins" "$B/etc/cni/net.d" "$B/images" $NODE_FOLDERS
 touch "$RUN/up"
 for name in kubelet.yaml containerd.toml; do sed "s#@KUBE_HOME@#$B#g" "$HERE/templates/$name" >"$B/etc/$name"; done
+[ -z "$KUBE_CGROUP" ] || for folder in /sys/fs/cgroup/*; do
+  mkdir -p "$folder$KUBE_CGROUP" 2>/dev/null || continue
+  for file in cpuset.cpus cpuset.mems; do
+    [ -e "$folder/$file" ] && cat "$folder/$file" >"$folder$KUBE_CGROUP/$file"
+  done
+done
 sed "s#@KUBE_HOME@#$B#g" "$HERE/templates/10-ptp.conflist" >"$B/etc/cni/net.d/10-ptp.conflist"
 echo "nameserver 10.96.0.10" >"$B/etc/resolv.conf"
 for name in kubelet kube-apiserver kube-scheduler kube-controller-manager kube-proxy kubectl; do ln -sf kube "$BIN/$name"; done
-[ -f "$KUBECONFIG" ] || "$HERE/gencerts.sh" "$B" || exit 1
+[ -f "$KUBECONFIG" ] || "$HERE/gencerts.sh" "$B" "$PORT" || exit 1
 
 # Sysctls that the kubelet sets: down.sh sets them back.
 [ -f "$RUN/sysctl.saved" ] || for name in vm/overcommit_memory kernel/panic kernel/panic_on_oops; do
   echo "$name $(cat /proc/sys/$name)" >>"$RUN/sysctl.saved"
 done
-# Mount propagation as on any systemd host; hostPath volumes with mountPropagation need it. down.sh sets it back.
-findmnt -no PROPAGATION / | grep -q shared || { mount --make-rshared / && touch "$RUN/made-rshared"; }
-
 nsenter --net=/run/netns/$NS true 2>/dev/null || {
   rm -f /run/netns/$NS
   ip netns add $NS || exit 1
@@ -41,6 +44,22 @@ if ! $N ip link show node0 >/dev/null 2>&1; then
     $N ip route add default dev node0 || exit 1
 fi
 $N sh -c 'echo 1 > /proc/sys/net/ipv4/ip_forward; echo 1 > /proc/sys/net/ipv4/conf/all/route_localnet' 2>/dev/null
+
+# Mounts live in a namespace that ends with its last process, so that even a hard end leaves none. They are shared in it
+# as on any systemd host: hostPath volumes with mountPropagation need that.
+cat >"$BIN/holder" <<'HOLDER'
+#!/bin/bash
+# FOLDER: binds what is in FOLDER/data/node over the node's folders, and holds the namespace.
+mount --make-rprivate / && mount --make-rshared / || exit 1
+for folder in $NODE_FOLDERS; do
+  mkdir -p "$1/data/node$folder" && mount --bind "$1/data/node$folder" "$folder" || exit 1
+done
+mount -t tmpfs netns /run/netns && touch "$1/run/held" && exec -a "$0" sleep infinity
+HOLDER
+chmod 755 "$BIN/holder"
+alive holder || rm -f "$RUN/held"
+NODE_FOLDERS=$NODE_FOLDERS launch holder unshare --mount "$BIN/holder" "$B"
+waitfor 10 "the mount namespace" test -e "$RUN/held" || exit 1
 
 GATES=${FEATURE_GATES:+--feature-gates=$FEATURE_GATES}
 PKI=$B/pki CONFIGS=$B/kubeconfig
@@ -81,9 +100,9 @@ CTR="$BIN/ctr --address $RUN/containerd/containerd.sock -n k8s.io"
 waitfor 60 containerd $CTR version || exit 1
 $CTR images ls -q | grep -qx localhost/pause:1 || $CTR images import --local "$B/images/pause.tar" || exit 1
 start kubelet "$BIN/kubelet" --config="$B/etc/kubelet.yaml" --kubeconfig=$CONFIGS/kubelet.kubeconfig \
-  --hostname-override=node1 --node-ip=$NODE_ADDRESS --root-dir=/var/lib/kubelet \
+  --hostname-override=node1 --node-ip=$NODE_ADDRESS --root-dir=/var/lib/kubelet --cgroup-root=${KUBE_CGROUP:-/} \
   --tls-cert-file=$PKI/kubelet-server.crt --tls-private-key-file=$PKI/kubelet-server.key --v=${KUBELET_V:-2} $GATES $KUBELET_ARGS
-launch forward python3 "$HERE/../../../scripts/testcluster/forward.py" /run/netns/$NS
+launch forward python3 "$HERE/../../../scripts/testcluster/forward.py" /run/netns/$NS "$PORT"
 waitfor 180 "the node to be ready" node_ready || exit 1
 waitfor 60 "the default service account" kapi get sa default || exit 1
 kapi get nodes -o wide
