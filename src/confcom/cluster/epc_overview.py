@@ -1,0 +1,98 @@
+"""What the API knows of EPC in the whole cluster, and the metrics of the add-on's pods through its proxy."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Self
+
+import msgspec
+from lightkube import AsyncClient
+from lightkube.core.generic_client import BasicRequest
+
+from confcom.cluster.client import cluster_errors, open_client
+from confcom.cluster.node_pods import JsonPod
+from confcom.cluster.object_kinds import NODE_KIND
+from confcom.errors import ClusterError, ClusterRefused, FormatError
+from confcom.protocols.epc_pods import EpcNode, EpcPod, parse_node, parse_pod
+from confcom.protocols.epc_requests import CANONICAL
+from confcom.protocols.prometheus_text import MAX_PAGE
+
+CHUNK = 500
+"""Objects per answer."""
+
+
+class _Status(msgspec.Struct):
+    message: str = ""
+
+
+class ClusterEpc:
+    """One cluster, with the rights of whoever asks."""
+
+    def __init__(self, client: AsyncClient, resource: str = CANONICAL) -> None:
+        # Its signatures know lightkube's own models; what is read here is plain JSON.
+        self._client: Any = client
+        self._resource = resource
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, kubeconfig: str | None, context: str | None, resource: str = CANONICAL) -> AsyncIterator[Self]:
+        """The cluster of a kubeconfig."""
+        client = open_client(kubeconfig, context=context, field_manager="confcom-top")
+        try:
+            yield cls(client, resource)
+        finally:
+            await client.close()
+
+    async def nodes(self) -> list[EpcNode]:
+        """Every node."""
+        with cluster_errors("cannot list the nodes", advice="Ask for the right to list nodes."):
+            listed = self._client.list(NODE_KIND.resource, chunk_size=CHUNK)
+            return [parse_node(dict(document), self._resource) async for document in listed]
+
+    async def pods(self, namespace: str | None = None, labels: dict[str, str] | None = None) -> list[EpcPod]:
+        """Pods of a namespace, or of all; those that cannot be read are passed over."""
+        found = []
+        with cluster_errors("cannot list the pods", advice="Ask for the right to list pods."):
+            listed = self._client.list(JsonPod, namespace=namespace or "*", labels=labels, chunk_size=CHUNK)
+            async for document in listed:
+                try:
+                    found.append(parse_pod(dict(document)))
+                except FormatError:
+                    continue
+        return found
+
+    async def metrics(self, pod: EpcPod) -> str:
+        """The metrics page of a pod, at the first port that it declares."""
+        path = f"api/v1/namespaces/{pod.namespace}/pods/{pod.name}/proxy/metrics"
+        advice = f"Ask for the right to get pods/proxy in namespace {pod.namespace}."
+        with cluster_errors(f"cannot read the metrics of pod {pod}", advice=advice):
+            # lightkube knows no proxies, but how to reach the API server.
+            inner = self._client._client
+            response = await inner.send(inner.build_adapter_request(BasicRequest("GET", path)), stream=True)
+            try:
+                page = await _read(response, f"the metrics of pod {pod}")
+            finally:
+                await response.aclose()
+        if not response.is_success:
+            kind = ClusterRefused if response.status_code < 500 else ClusterError
+            message = f"cannot read the metrics of pod {pod}: {_reason(page, response.status_code)}"
+            raise kind(message, status=response.status_code, advice=advice)
+        return page.decode("utf-8", "replace")
+
+
+async def _read(response: Any, what: str) -> bytes:  # noqa: ANN401 - of lightkube's HTTP client
+    page = bytearray()
+    async for piece in response.aiter_bytes():
+        page += piece
+        if len(page) > MAX_PAGE:
+            raise ClusterError(f"{what} are over {MAX_PAGE} bytes")
+    return bytes(page)
+
+
+def _reason(page: bytes, status: int) -> str:
+    """What the API server, or else the pod, says."""
+    try:
+        return msgspec.json.decode(page, type=_Status).message or f"HTTP {status}"
+    except msgspec.DecodeError:
+        return f"HTTP {status}"

@@ -1,0 +1,240 @@
+"""EPC and quotes per node and pod of a cluster: what the API says of requests, what the add-on's pods measured of use.
+
+Each source may be missing; then what it would have said is None, and `missing` says why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from confcom.errors import ConfcomError
+from confcom.protocols.epc_pods import EpcNode, EpcPod
+from confcom.protocols.prometheus_text import Sample, parse_samples
+
+EXPORTER, HELPER = "metrics", "quote-helper"
+"""Components of the add-on that have metrics of interest here."""
+MAPPED = "confcom_epc_mapped_bytes"
+IN_USE = "confcom_epc_in_use_bytes"
+OVER = "confcom_epc_over_limit"
+NODE_MAPPED = "confcom_epc_node_mapped_bytes"
+NODE_IN_USE = "confcom_epc_node_in_use_bytes"
+NODE_REQUESTED = "confcom_epc_node_requested_bytes"
+RECLAIM = "confcom_epc_reclaim_seconds_total"
+QUOTES = "confcom_quote_helper_quotes_total"
+_WANTED = frozenset((MAPPED, IN_USE, OVER, NODE_MAPPED, NODE_IN_USE, NODE_REQUESTED, RECLAIM, QUOTES))
+_COMPONENT = "app.kubernetes.io/component"
+_AT_ONCE = 16
+"""Pages of metrics that are fetched at a time."""
+_SHOWN = 3
+"""Failures of one kind that are named; of more, the number."""
+
+
+class Source(Protocol):
+    """A cluster, as `confcom.cluster.epc_overview.ClusterEpc` shows it."""
+
+    async def nodes(self) -> list[EpcNode]:
+        """Every node."""
+
+    async def pods(self, namespace: str | None = None, labels: dict[str, str] | None = None) -> list[EpcPod]:
+        """Pods."""
+
+    async def metrics(self, pod: EpcPod) -> str:
+        """The metrics page of a pod."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeLine:
+    """A node; sizes in bytes, `quotes` since the helper started, `reclaim_seconds` since boot; None is not known."""
+
+    name: str
+    allocatable: int | None
+    requested: int | None
+    mapped: int | None = None
+    in_use: int | None = None
+    quotes: int | None = None
+    reclaim_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PodLine:
+    """A pod that requests EPC, uses it, or asked for quotes. `over` has the containers that are over, and why."""
+
+    namespace: str
+    name: str
+    node: str
+    requested: int
+    mapped: int | None = None
+    in_use: int | None = None
+    quotes: int | None = None
+    over: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """All of it."""
+
+    nodes: tuple[NodeLine, ...]
+    pods: tuple[PodLine, ...]
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Gathered:
+    nodes: list[EpcNode] = field(default_factory=list)
+    pods: list[EpcPod] = field(default_factory=list)
+    exporters: dict[str, list[Sample]] = field(default_factory=dict)
+    helpers: dict[str, list[Sample]] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    listed: bool = False
+
+
+async def overview(source: Source, *, namespace: str | None = None, addon: str = "confcom-system") -> Overview:
+    """Ask the cluster. `namespace` narrows the pods that are shown, `addon` is where the add-on runs."""
+    gathered = _Gathered()
+    addon_pods = await _ask_api(source, gathered, namespace, addon)
+    await _ask_pods(source, gathered, [pod for pod in addon_pods if not pod.finished])
+    present = {pod.labels.get(_COMPONENT) for pod in addon_pods}
+    if EXPORTER not in present:
+        gathered.missing.append(f"no {EXPORTER} pods in {addon}: what is mapped is not known (addon update --metrics)")
+    return put_together(
+        *(gathered.nodes, gathered.pods, gathered.exporters, gathered.helpers),
+        all_pods=namespace is None and gathered.listed,
+        missing=tuple(gathered.missing),
+    )
+
+
+def put_together(
+    nodes: Iterable[EpcNode],
+    pods: Iterable[EpcPod],
+    exporters: dict[str, list[Sample]],
+    helpers: dict[str, list[Sample]],
+    *,
+    all_pods: bool = True,
+    missing: tuple[str, ...] = (),
+) -> Overview:
+    """Pure: the lines, from what was gathered per node. `all_pods` says that `pods` are those of the whole cluster."""
+    pods = [pod for pod in pods if not pod.finished]
+    use = _Use(exporters, helpers)
+    requested = _requested(pods) if all_pods else None
+    known = {node.name: node.allocatable for node in nodes}
+    names = {name for name, size in known.items() if size is not None} | exporters.keys() | helpers.keys()
+    lines = [use.pod(pod) for pod in pods]
+    return Overview(
+        tuple(
+            use.node(name, known.get(name), None if requested is None else requested[name]) for name in sorted(names)
+        ),
+        tuple(sorted((line for line in lines if _shown(line)), key=lambda line: (line.namespace, line.name))),
+        missing,
+    )
+
+
+class _Use:
+    """Samples by what they are of."""
+
+    def __init__(self, exporters: dict[str, list[Sample]], helpers: dict[str, list[Sample]]) -> None:
+        self._helpers = helpers
+        self._nodes = {node: {one.name: one.value for one in samples} for node, samples in exporters.items()}
+        self._sizes: Counter[tuple[str, str, str, str]] = Counter()
+        self._over: dict[tuple[str, str, str], list[str]] = {}
+        self._quotes: Counter[str] = Counter()
+        for node, samples in exporters.items():
+            for one in samples:
+                self._add(node, one)
+        for samples in helpers.values():
+            for one in samples:
+                if one.name == QUOTES:
+                    self._quotes[one.labels.get("peer", "")] += int(one.value)
+
+    def _add(self, node: str, one: Sample) -> None:
+        place = (node, one.labels.get("namespace", ""), one.labels.get("pod", ""))
+        if one.name in (MAPPED, IN_USE):
+            self._sizes[one.name, *place] += int(one.value)
+        elif one.name == OVER and one.value:
+            why = f"{one.labels.get('container', '')} {one.labels.get('kind', '')}"
+            self._over.setdefault(place, []).append(why)
+
+    def pod(self, pod: EpcPod) -> PodLine:
+        place = (pod.node, pod.namespace, pod.name)
+        seen = pod.node in self._nodes
+        return PodLine(
+            *(pod.namespace, pod.name, pod.node, pod.requested),
+            mapped=self._sizes[MAPPED, *place] if seen else None,
+            in_use=self._sizes.get((IN_USE, *place)),
+            quotes=self._quotes[f"pod {pod.uid}"] if pod.node in self._helpers else None,
+            over=tuple(self._over.get(place, ())),
+        )
+
+    def node(self, name: str, allocatable: int | None, requested: int | None) -> NodeLine:
+        found = self._nodes.get(name, {})
+        quotes = self._helpers.get(name)
+        return NodeLine(
+            *(name, allocatable, _whole(found.get(NODE_REQUESTED)) if requested is None else requested),
+            mapped=_whole(found.get(NODE_MAPPED)),
+            in_use=_whole(found.get(NODE_IN_USE)),
+            quotes=None if quotes is None else int(sum(one.value for one in quotes if one.name == QUOTES)),
+            reclaim_seconds=found.get(RECLAIM),
+        )
+
+
+async def _ask_api(source: Source, gathered: _Gathered, namespace: str | None, addon: str) -> list[EpcPod]:
+    try:
+        gathered.nodes = await source.nodes()
+    except ConfcomError as error:
+        gathered.missing.append(error.message)
+    try:
+        gathered.pods = await source.pods(namespace)
+        gathered.listed = True
+    except ConfcomError as error:
+        gathered.missing.append(error.message)
+    if namespace is None:
+        return [pod for pod in gathered.pods if pod.namespace == addon]
+    try:
+        return await source.pods(addon, {"app.kubernetes.io/part-of": "confcom"})
+    except ConfcomError as error:
+        gathered.missing.append(error.message)
+        return []
+
+
+async def _ask_pods(source: Source, gathered: _Gathered, pods: list[EpcPod]) -> None:
+    turn = asyncio.Semaphore(_AT_ONCE)
+    failures: list[str] = []
+
+    async def ask(pod: EpcPod, target: dict[str, list[list[Sample]]]) -> None:
+        async with turn:
+            try:
+                samples = parse_samples(await source.metrics(pod), _WANTED)
+            except ConfcomError as error:
+                failures.append(error.message)
+                return
+        target.setdefault(pod.node, []).append([one for one in samples if math.isfinite(one.value)])
+
+    targets: dict[str, dict[str, list[list[Sample]]]] = {EXPORTER: {}, HELPER: {}}
+    await asyncio.gather(
+        *(ask(pod, targets[part]) for pod in pods if (part := pod.labels.get(_COMPONENT, "")) in targets)
+    )
+    # While a pod is replaced its node has two: both exporters see the same, each helper its own requests.
+    gathered.exporters = {node: pages[0] for node, pages in targets[EXPORTER].items()}
+    gathered.helpers = {node: [one for page in pages for one in page] for node, pages in targets[HELPER].items()}
+    gathered.missing += failures[:_SHOWN]
+    if len(failures) > _SHOWN:
+        gathered.missing.append(f"and {len(failures) - _SHOWN} further pods' metrics")
+
+
+def _requested(pods: Iterable[EpcPod]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for pod in pods:
+        found[pod.node] += pod.requested
+    return found
+
+
+def _shown(line: PodLine) -> bool:
+    return bool(line.requested or line.mapped or line.in_use or line.quotes or line.over)
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
