@@ -1,4 +1,4 @@
-"""The exporter of EPC use: reads which enclave memory the processes of a node have mapped, and changes nothing."""
+"""The exporter of EPC use: reads which enclave memory the processes of a node have mapped, and watches limits."""
 
 from __future__ import annotations
 
@@ -34,20 +34,26 @@ def _rights() -> list[Object]:
     return rbac.cluster_role(
         METRICS,
         [
-            rbac.rule("", ["pods"], ["get", "list", "watch"]),
+            rbac.rule("", ["pods"], ["list", "watch"]),
             rbac.rule("", ["nodes"], ["get"]),
             rbac.rule("resource.k8s.io", ["resourceclaims"], ["get"]),
-            rbac.rule("", ["events"], ["create", "patch"]),
-            rbac.rule("events.k8s.io", ["events"], ["create", "patch"]),
+            rbac.rule("events.k8s.io", ["events"], ["create", "get", "patch"]),
         ],
     )
 
 
 def _daemon_set(config: AddonConfig) -> Object:
-    volumes = [host_path("proc", "/proc", "Directory"), host_path("sys", "/sys", "Directory"), tmp_volume()]
+    volumes = [
+        host_path("proc", "/proc", "Directory"),
+        host_path("sys", "/sys", "Directory"),
+        host_path("cgroup", "/sys/fs/cgroup", "Directory"),
+        tmp_volume(),
+    ]
     mounts = [
         mount("proc", f"{HOST}/proc", read_only=True),
         mount("sys", f"{HOST}/sys", read_only=True),
+        # Writable, for misc.max: where the kernel counts EPC there, it holds containers to their requests.
+        mount("cgroup", f"{HOST}/sys/fs/cgroup"),
         mount("tmp", TMP),
     ]
     if config.platform == "simulated":
@@ -58,7 +64,6 @@ def _daemon_set(config: AddonConfig) -> Object:
         mounts.append(mount("dev", f"{HOST}/dev", read_only=True))
     pod: Object = {
         "automountServiceAccountToken": True,
-        "hostPID": True,
         "priorityClassName": "system-node-critical",
         "terminationGracePeriodSeconds": 10,
         "containers": [_container(config, mounts)],
@@ -78,8 +83,9 @@ def _container(config: AddonConfig, mounts: list[Object]) -> Object:
         env=[from_pod("CONFCOM_METRICS_NODE_NAME", "spec.nodeName"), *settings("metrics", values)],
         ports=[{"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"}],
         resources=resources("20m", "64Mi", "256Mi"),
-        # The maps of other users' processes are open to whoever may trace them.
-        securityContext=confined(user=0, add=("SYS_PTRACE",)),
+        # The maps of other users' processes are open to whoever may trace them, and AppArmor's usual profile for
+        # containers allows that among containers only.
+        securityContext=confined(user=0, add=("SYS_PTRACE",)) | {"appArmorProfile": {"type": "Unconfined"}},
         volumeMounts=mounts,
         **http_probes("http"),
     )
