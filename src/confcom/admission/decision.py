@@ -1,0 +1,197 @@
+"""The decision on a pod. `decide_pod` is for one that is made, `decide_debug` for ephemeral containers added to one.
+
+Neither changes what it is given: it returns the pod as it shall be, which shares with the given one all that stays.
+Asked about its own result, it says the same and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from confcom.admission.aesm_wiring import Wiring, add_volume, find_volume, mounts_folder, warn_of_socket, wire
+from confcom.admission.epc_amounts import Wish, fulfil, read_wish
+from confcom.admission.findings import Finding, Findings
+from confcom.admission.grants import NO_GRANTS, Grants
+from confcom.admission.pod_json import (
+    Container,
+    Json,
+    containers_of,
+    json_text,
+    spec_of,
+    with_containers,
+)
+from confcom.admission.pod_total import pod_epc
+from confcom.admission.quote_modes import IN_PROC, OUT_OF_PROC, Annotated, Choice, mode_of, read_annotations
+
+DEFAULT_ACCOUNT = "default"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Circumstances:
+    """What the decision rests on besides the pod."""
+
+    namespace: str
+    grants: Grants = NO_GRANTS
+    largest_node: int | None = None
+    """MiB of EPC of the node that has most; 0: no node has any; None: not known."""
+    oversized_waits: bool = False
+    """Whether a pod that no node can hold is let through, because larger nodes may come."""
+    helper: bool = True
+    """Whether the quote helper is enabled."""
+
+
+class Decision(NamedTuple):
+    """What becomes of a pod. It is let through, as `pod`, if there are no refusals."""
+
+    pod: Json
+    refusals: tuple[Finding, ...]
+    warnings: tuple[Finding, ...]
+    epc: int
+    """MiB that the pod takes of one node."""
+
+
+class _Plan(NamedTuple):
+    """A container, what it asks for, and where it gets its quotes."""
+
+    container: Container
+    wish: Wish
+    choice: Choice | None
+
+    @property
+    def asks_helper(self) -> bool:
+        return self.choice is not None and self.choice.mode == OUT_OF_PROC
+
+
+def decide_pod(pod: Json, given: Circumstances) -> Decision:
+    """Complete a pod that is being made, or say why it cannot be."""
+    findings = Findings()
+    containers = list(containers_of(pod, "initContainers", "containers"))
+    annotated = read_annotations(pod, [container.name for container in containers], findings)
+    plans = [_plan(container, annotated, findings) for container in containers]
+    _check_annotations(plans, annotated, findings)
+    if _concerned(plans):
+        for plan in plans:
+            _check_image(plan.container, findings)
+    account = json_text(spec_of(pod), "serviceAccountName", "spec") or DEFAULT_ACCOUNT
+    _check_grant(plans, given, account, findings)
+    epc = pod_epc((plan.container, plan.wish.epc) for plan in plans)
+    _check_size(epc, given, findings)
+    _warn(plans, given, findings)
+    wanted = pod if findings.refusals else _complete(pod, plans)
+    return Decision(wanted, tuple(findings.refusals), tuple(findings.warnings), epc)
+
+
+def decide_debug(pod: Json, former: Json, given: Circumstances) -> Decision:
+    """Complete ephemeral containers that are added to the pod `former`, or say why they cannot be."""
+    findings = Findings()
+    before = {container.name for container in containers_of(former, "ephemeralContainers")}
+    added = [one for one in containers_of(pod, "ephemeralContainers") if one.name not in before]
+    # Annotations were judged when the pod was made; those of containers that are not there are of no concern now.
+    own = read_annotations(pod, [one.name for one in added], Findings())
+    annotated = Annotated(None, own.named)
+    plans = []
+    for container in added:
+        wish = read_wish(container, Findings())
+        plans.append(_Plan(container, wish, mode_of(container, wish, annotated, findings)))
+    wiring = find_volume(pod)
+    for plan in plans:
+        _check_debug(plan, wiring, findings)
+    _warn_of_helper(plans, given, findings)
+    wanted = pod if findings.refusals else _complete(pod, plans)
+    return Decision(wanted, tuple(findings.refusals), tuple(findings.warnings), 0)
+
+
+def _plan(container: Container, annotated: Annotated, findings: Findings) -> _Plan:
+    wish = read_wish(container, findings)
+    choice = mode_of(container, wish, annotated, findings)
+    if choice is not None and choice.mode == IN_PROC:
+        wish = wish._replace(provision=max(wish.provision, 1))
+    return _Plan(container, wish, choice)
+
+
+def _complete(pod: Json, plans: Sequence[_Plan]) -> Json:
+    wiring = find_volume(pod)
+    for kind in ("initContainers", "containers", "ephemeralContainers"):
+        changed = {}
+        for plan in plans:
+            if plan.container.kind != kind:
+                continue
+            body = fulfil(plan.container, plan.wish)
+            if plan.asks_helper:
+                body = wire(plan.container, body, wiring)
+            if body is not plan.container.body:
+                changed[plan.container.position] = body
+        pod = with_containers(pod, kind, changed)
+    if any(plan.asks_helper and not mounts_folder(plan.container) for plan in plans):
+        pod = add_volume(pod, wiring)
+    return pod
+
+
+def _concerned(plans: Sequence[_Plan]) -> bool:
+    return any(plan.wish.uses_sgx or plan.choice is not None for plan in plans)
+
+
+def _check_annotations(plans: Sequence[_Plan], annotated: Annotated, findings: Findings) -> None:
+    """An annotation that is about containers without EPC would silently do nothing."""
+    if findings.refusals:
+        return
+    for plan in plans:
+        for choice in annotated.named.get(plan.container.name, ()):
+            if not plan.wish.epc and not plan.wish.claims:
+                annotation = choice.source.removeprefix("annotation ")
+                findings.refuse("mode-without-epc", annotation=annotation, whose=f"container {plan.container.name}")
+    if annotated.everywhere is not None and not any(plan.wish.epc or plan.wish.claims for plan in plans):
+        annotation = annotated.everywhere.source.removeprefix("annotation ")
+        findings.refuse("mode-without-epc", annotation=annotation, whose="the pod")
+
+
+def _check_image(container: Container, findings: Findings) -> None:
+    image = json_text(container.body, "image", container.where)
+    if any(sign.isspace() for sign in image):
+        proposal = "".join(image.split())
+        findings.refuse("blank-in-image", container=container.name, image=f'"{image}"', proposal=proposal)
+
+
+def _check_grant(plans: Sequence[_Plan], given: Circumstances, account: str, findings: Findings) -> None:
+    for plan in plans:
+        if plan.wish.provision and not given.grants.allow(given.namespace, account):
+            findings.refuse(
+                "provision-not-granted", container=plan.container.name, account=f"{given.namespace}/{account}"
+            )
+
+
+def _check_size(epc: int, given: Circumstances, findings: Findings) -> None:
+    if not epc or given.largest_node is None:
+        return
+    if given.largest_node == 0:
+        findings.warn("no-node-has-epc")
+    elif epc > given.largest_node:
+        sizes = {"wanted": epc, "largest": given.largest_node}
+        if given.oversized_waits:
+            findings.warn("no-node-holds-it-yet", **sizes)
+        else:
+            findings.refuse("no-node-holds-it", **sizes)
+
+
+def _check_debug(plan: _Plan, wiring: Wiring, findings: Findings) -> None:
+    if plan.wish.uses_sgx or (plan.choice is not None and plan.choice.mode == IN_PROC):
+        findings.refuse("debug-resources", container=plan.container.name)
+    elif plan.asks_helper and not wiring.exists and not mounts_folder(plan.container):
+        findings.refuse("debug-volume", container=plan.container.name)
+
+
+def _warn(plans: Sequence[_Plan], given: Circumstances, findings: Findings) -> None:
+    for plan in plans:
+        if plan.asks_helper:
+            warn_of_socket(plan.container, findings)
+            if not plan.wish.uses_sgx and not plan.wish.claims:
+                findings.warn("variable-without-epc", container=plan.container.name)
+    _warn_of_helper(plans, given, findings)
+
+
+def _warn_of_helper(plans: Sequence[_Plan], given: Circumstances, findings: Findings) -> None:
+    # Whoever mounts something at the socket's place may have a helper of his own.
+    if not given.helper and any(plan.asks_helper and not mounts_folder(plan.container) for plan in plans):
+        findings.warn("helper-off")

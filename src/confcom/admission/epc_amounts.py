@@ -1,0 +1,154 @@
+"""How much EPC a container asks for, by any name in use, and what it should have said; amounts are MiB."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+from confcom.admission.findings import Findings
+from confcom.admission.pod_json import Container, Json, json_object
+from confcom.errors import FormatError
+from confcom.protocols.admission_rules import ENCLAVE, PROVISION
+from confcom.protocols.epc_requests import CANONICAL, EPC_UNITS, MIB
+from confcom.protocols.quantity import parse_quantity
+
+MAX_MIB = 1 << 26
+"""64 TiB: above this an amount is a mistake of units."""
+PAGE = 4096
+_BINARY = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40, "Pi": 1 << 50, "Ei": 1 << 60}
+
+
+class Wish(NamedTuple):
+    """What a container asks for; `epc` is MiB, 0 for none, and the others are numbers of devices."""
+
+    epc: int = 0
+    enclave: int = 0
+    provision: int = 0
+    claims: bool = False
+    """Whether it has resource claims, through which a DRA driver may give it EPC."""
+
+    @property
+    def uses_sgx(self) -> bool:
+        """Whether the container gets an SGX device by a resource."""
+        return self.epc > 0 or self.enclave > 0 or self.provision > 0
+
+
+def read_wish(container: Container, findings: Findings) -> Wish:
+    """What the container's limits and requests say together."""
+    said = len(findings.refusals)
+    resources = json_object(container.body, "resources", container.where)
+    lists = [json_object(resources, kind, f"{container.where}.resources") for kind in ("limits", "requests")]
+    epc = _agreed(container, CANONICAL, [_epc(container, found, findings) for found in lists], findings)
+    enclave, provision = (
+        _agreed(container, name, [_count(container, found, name, findings) for found in lists], findings)
+        for name in (ENCLAVE, PROVISION)
+    )
+    wish = Wish(epc, enclave, provision, bool(resources.get("claims")))
+    if wish.uses_sgx and not wish.epc and not wish.claims and len(findings.refusals) == said:
+        findings.refuse("epc-missing", container=container.name, resource=ENCLAVE if enclave else PROVISION)
+    return wish
+
+
+def fulfil(container: Container, wish: Wish) -> Json:
+    """The container's body with what it asks for in the canonical form; the same object if it is in that already."""
+    resources = json_object(container.body, "resources", container.where)
+    amounts = {
+        CANONICAL: wish.epc,
+        ENCLAVE: max(wish.enclave, 1) if wish.epc else wish.enclave,
+        PROVISION: wish.provision,
+    }
+    lists = {kind: json_object(resources, kind, container.where) for kind in ("limits", "requests")}
+    settled = {kind: _settled(found, amounts) for kind, found in lists.items()}
+    if settled == lists:
+        return container.body
+    return {**container.body, "resources": {**resources, **settled}}
+
+
+def size_text(size: int | Fraction) -> str:
+    """Bytes for a person: the largest unit that they fill, with at most one decimal."""
+    unit, factor = "bytes", 1
+    for suffix, value in _BINARY.items():
+        if size >= value:
+            unit, factor = f"{suffix}B", value
+    number = round(Fraction(size) / factor, 1)
+    return f"{number.numerator if number.denominator == 1 else float(number):} {unit}"
+
+
+def _settled(found: Mapping[str, object], amounts: Mapping[str, int]) -> Json:
+    """A list of resources with these amounts and no other name for EPC; what says the same already is left alone."""
+    other_names = EPC_UNITS.keys() - {CANONICAL} if amounts[CANONICAL] else set()
+    kept = {name: amount for name, amount in found.items() if name not in other_names}
+    for name, amount in amounts.items():
+        if amount and _number(found.get(name)) != amount:
+            kept[name] = str(amount)
+    return kept
+
+
+def _agreed(container: Container, name: str, stated: Sequence[int | None], findings: Findings) -> int:
+    """The amount of a resource that limits and requests, in this order, state; None is: not stated."""
+    limit, request = stated
+    if request is not None and limit is None and request > 0:
+        findings.refuse("limit-missing", container=container.name, resource=name)
+    elif request is not None and limit is not None and request != limit:
+        findings.refuse("requests-differ", container=container.name, resource=name, requests=request, limits=limit)
+    return limit or request or 0
+
+
+def _epc(container: Container, found: Mapping[str, object], findings: Findings) -> int | None:
+    """MiB that one list states; several names must mean the same."""
+    amounts = {name: _mib(container, name, found[name], findings) for name in EPC_UNITS if name in found}
+    if len(set(amounts.values())) > 1:
+        text = ", ".join(f"{name}: {found[name]}" for name in amounts)
+        findings.refuse("amounts-differ", container=container.name, found=text)
+    return next(iter(amounts.values()), None)
+
+
+def _mib(container: Container, name: str, written: object, findings: Findings) -> int:
+    """MiB that an amount of a resource means; 0 after a refusal."""
+    about = {"container": container.name, "amount": written, "resource": name}
+    number = _number(written)
+    unit = EPC_UNITS[name]
+    if number is None or number < 0:
+        findings.refuse("no-amount", **about, proposal="10" if unit == MIB else "10Mi")
+        return 0
+    suffix = str(written)[-2:]
+    if unit == MIB and suffix in _BINARY and number:
+        proposal = -int(-number // MIB)
+        findings.refuse("unit-twice", **about, size=size_text(number * MIB), proposal=proposal)
+        return 0
+    if unit == MIB and number.denominator != 1:
+        findings.refuse("not-whole", **about, proposal=-int(-number // 1))
+        return 0
+    if unit == 1 and 0 < number < PAGE:
+        findings.refuse("bytes-without-unit", **about, size=size_text(number), proposal=f"{-int(-number // 1)}Mi")
+        return 0
+    size = number * unit
+    mib = -int(-size // MIB)
+    if mib > MAX_MIB:
+        findings.refuse("too-much", **about, proposal="MiB, such as 10" if unit == MIB else "bytes, such as 10Mi")
+        return 0
+    if mib * MIB != size:
+        findings.warn("rounded-up", **about, size=f"{mib} MiB")
+    return mib
+
+
+def _count(container: Container, found: Mapping[str, object], name: str, findings: Findings) -> int | None:
+    """A number of devices."""
+    if name not in found:
+        return None
+    number = _number(found[name])
+    if number is None or number.denominator != 1 or not 0 <= number <= MAX_MIB:
+        findings.refuse("no-amount", container=container.name, amount=found[name], resource=name, proposal=1)
+        return 0
+    return int(number)
+
+
+def _number(written: object) -> Fraction | None:
+    """An amount as a number; a number of JSON is one too, though the API server always sends text."""
+    if isinstance(written, bool) or not isinstance(written, (str, int, float)):
+        return None
+    try:
+        return parse_quantity(str(written))
+    except FormatError:
+        return None

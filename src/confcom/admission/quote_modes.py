@@ -1,0 +1,110 @@
+"""Where a container gets its quotes: from quoting enclaves in its own process, or from the node's helper.
+
+Three ways to say it are in use: our annotations, Intel's, and the variable that Intel's library looks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from confcom.admission.epc_amounts import Wish
+from confcom.admission.findings import Findings
+from confcom.admission.pod_json import Container, Json, annotations_of, json_objects, json_text
+from confcom.protocols.admission_rules import (
+    AESM_VARIABLE,
+    CONTAINER_MODE_PREFIX,
+    INTEL_ANNOTATION,
+    MODE_ANNOTATION,
+    PROVISION,
+)
+
+Mode = Literal["in-proc", "out-of-proc"]
+IN_PROC: Mode = "in-proc"
+OUT_OF_PROC: Mode = "out-of-proc"
+AESMD = "aesmd"
+
+
+class Choice(NamedTuple):
+    """A mode, and what says so."""
+
+    mode: Mode
+    source: str
+
+
+class Annotated(NamedTuple):
+    """What the pod's annotations say, for all SGX containers and for some by name."""
+
+    everywhere: Choice | None
+    named: Mapping[str, Sequence[Choice]]
+
+
+def read_annotations(pod: Json, present: Sequence[str], findings: Findings) -> Annotated:
+    """The choices that annotations make; `present` are the names of the pod's containers."""
+    everywhere: list[Choice] = []
+    named: dict[str, list[Choice]] = {}
+    for annotation, value in sorted(annotations_of(pod).items()):
+        if annotation == INTEL_ANNOTATION:
+            _intel(value, present, everywhere, named, findings)
+            continue
+        container = annotation.removeprefix(CONTAINER_MODE_PREFIX)
+        if annotation != MODE_ANNOTATION and container == annotation:
+            continue
+        if value not in (IN_PROC, OUT_OF_PROC):
+            findings.refuse("unknown-mode", annotation=annotation, value=value or "empty")
+            continue
+        choice = Choice(IN_PROC if value == IN_PROC else OUT_OF_PROC, f"annotation {annotation}")
+        if annotation == MODE_ANNOTATION:
+            everywhere.append(choice)
+        elif _is_present(annotation, container, present, findings):
+            named.setdefault(container, []).append(choice)
+    if len({choice.mode for choice in everywhere}) > 1:
+        findings.refuse("modes-differ", first=MODE_ANNOTATION, second=INTEL_ANNOTATION)
+    return Annotated(everywhere[0] if everywhere else None, named)
+
+
+def mode_of(container: Container, wish: Wish, annotated: Annotated, findings: Findings) -> Choice | None:
+    """The container's mode, None if nobody says; what says both is refused."""
+    choices = list(annotated.named.get(container.name, ()))
+    if not choices and annotated.everywhere is not None and (wish.uses_sgx or wish.claims):
+        choices.append(annotated.everywhere)
+    if sets_variable(container):
+        choices.append(Choice(OUT_OF_PROC, f"variable {AESM_VARIABLE}"))
+    if wish.provision and choices:
+        choices.append(Choice(IN_PROC, f"resource {PROVISION}"))
+    by_mode = {choice.mode: choice for choice in reversed(choices)}
+    if len(by_mode) > 1:
+        sources = {"in_proc": by_mode[IN_PROC].source, "out_of_proc": by_mode[OUT_OF_PROC].source}
+        findings.refuse("both-modes", container=container.name, **sources)
+    return choices[0] if choices else None
+
+
+def sets_variable(container: Container) -> bool:
+    """Whether the container's own list of variables has `SGX_AESM_ADDR`, with any value."""
+    variables = json_objects(container.body, "env", container.where)
+    return any(json_text(variable, "name", f"{container.where}.env") == AESM_VARIABLE for variable in variables)
+
+
+def _intel(
+    value: str,
+    present: Sequence[str],
+    everywhere: list[Choice],
+    named: dict[str, list[Choice]],
+    findings: Findings,
+) -> None:
+    if value != AESMD:
+        if _is_present(INTEL_ANNOTATION, value, present, findings):
+            named.setdefault(value, []).append(Choice(IN_PROC, f"annotation {INTEL_ANNOTATION}"))
+    elif AESMD in present:
+        findings.refuse("own-aesmd")
+    else:
+        everywhere.append(Choice(OUT_OF_PROC, f"annotation {INTEL_ANNOTATION}"))
+
+
+def _is_present(annotation: str, container: str, present: Sequence[str], findings: Findings) -> bool:
+    if container in present:
+        return True
+    findings.refuse(
+        "unknown-container", annotation=annotation, container=container or "(none)", present=", ".join(present)
+    )
+    return False

@@ -1,0 +1,143 @@
+"""Every dialect of EPC becomes the canonical form; what cannot be meant is refused with what to write."""
+
+from __future__ import annotations
+
+import pytest
+
+from confcom.admission.decision import Circumstances, decide_pod
+from sgx_pods import ALIYUN, ENCLAVE, EPC, HYBRID, INTEL, PROVISION, canonical, container, pod
+
+HERE = Circumstances(namespace="apps")
+
+
+def resources_of(found: dict, kind: str = "containers", index: int = 0) -> dict:
+    return found["spec"][kind][index]["resources"]
+
+
+def codes(decision) -> list[str]:
+    return [finding.code for finding in decision.refusals]
+
+
+@pytest.mark.promise("M2")
+@pytest.mark.parametrize(
+    ("limits", "mib"),
+    [
+        ({EPC: "10"}, 10),
+        ({HYBRID: "10"}, 10),
+        ({ALIYUN: "93"}, 93),
+        ({INTEL: "10Mi"}, 10),
+        ({INTEL: "10485760"}, 10),
+        ({INTEL: "512Ki"}, 1),
+        ({INTEL: "1M"}, 1),
+        ({INTEL: "10Mi", EPC: "10"}, 10),
+        ({INTEL: "10Mi", EPC: "10", ALIYUN: "10", HYBRID: "10", ENCLAVE: "1"}, 10),
+        ({INTEL: "256Gi"}, 262144),
+    ],
+)
+@pytest.mark.parametrize("kind", ["containers", "initContainers"])
+def test_every_dialect_becomes_the_canonical_form(limits: dict, mib: int, kind: str) -> None:
+    sgx, plain = container("enclave", limits), container("plain", {"cpu": "1"})
+    given = pod(sgx, plain) if kind == "containers" else pod(plain, initContainers=[sgx])
+
+    decision = decide_pod(given, HERE)
+
+    assert not decision.refusals
+    assert resources_of(decision.pod, kind) == canonical(mib)
+    assert decision.epc == mib
+
+
+def test_other_resources_stay() -> None:
+    given = pod(container(limits={"cpu": "1", "example.com/gpu": "2", INTEL: "5Mi"}))
+    found = resources_of(decide_pod(given, HERE).pod)
+    assert found["limits"] == {"cpu": "1", "example.com/gpu": "2", **canonical(5)["limits"]}
+
+
+@pytest.mark.parametrize("written", ["10", "1k", "1e1", "10.0"])
+def test_an_amount_that_is_right_is_not_rewritten(written: str) -> None:
+    given = pod(container(limits={EPC: written, ENCLAVE: "1"}))
+    assert decide_pod(given, HERE).pod is given
+
+
+def test_limits_alone_get_their_requests() -> None:
+    given = pod(container(resources={"limits": {EPC: "10"}}))
+    assert resources_of(decide_pod(given, HERE).pod) == canonical(10)
+
+
+def test_limits_and_requests_may_use_different_names_for_the_same() -> None:
+    given = pod(container(resources={"limits": {EPC: "10"}, "requests": {INTEL: "10Mi"}}))
+    assert resources_of(decide_pod(given, HERE).pod) == canonical(10)
+
+
+def test_several_enclave_slots_are_left_to_whoever_wants_them() -> None:
+    given = pod(container(limits={EPC: "10", ENCLAVE: "2"}))
+    assert decide_pod(given, HERE).pod is given
+
+
+@pytest.mark.parametrize(
+    "nothing",
+    [None, {}, {"limits": None}, {"requests": None}, {"limits": None, "requests": None}, {"limits": {}}],
+)
+def test_pods_without_resources_are_let_through_as_they_are(nothing: object) -> None:
+    """Azure/AKS 2214 and azure-docs 72148: an add-on that refused ordinary pods, and one that failed on a null map."""
+    plain = {"name": "app", "image": "i", "resources": nothing}
+    for given in (pod(plain), pod({"name": "app"}), {"spec": {"containers": None}}, {"spec": None}, {}):
+        decision = decide_pod(given, HERE)
+        assert decision.pod is given
+        assert not decision.refusals
+        assert not decision.warnings
+
+
+def test_zero_is_no_epc() -> None:
+    given = pod(container(limits={INTEL: "0", EPC: "0"}))
+    decision = decide_pod(given, HERE)
+    assert decision.pod is given
+    assert not decision.refusals
+
+
+@pytest.mark.parametrize(
+    ("limits", "code", "advice"),
+    [
+        # marblerun 183: 10 and 10Mi.
+        ({EPC: "10Mi"}, "unit-twice", "is 10 TiB, because this resource counts MiB already. Write 10."),
+        ({ALIYUN: "1Gi"}, "unit-twice", "Write 1024."),
+        ({INTEL: "10"}, "bytes-without-unit", "less than one page, because this resource counts bytes. Write 10Mi."),
+        ({EPC: "1500m"}, "not-whole", "Write 2."),
+        ({EPC: "2.5"}, "not-whole", "Write 3."),
+        ({EPC: "-1"}, "no-amount", "Write 10."),
+        ({INTEL: "ten"}, "no-amount", "Write 10Mi."),
+        ({EPC: "1E"}, "too-much", "Write MiB, such as 10."),
+        ({INTEL: "10Mi", EPC: "5"}, "amounts-differ", "Keep one of them."),
+        ({ENCLAVE: "1"}, "epc-missing", "Add a limit such as kubernetes.azure.com/sgx_epc_mem_in_MiB: 10."),
+        ({EPC: "10", ENCLAVE: "half"}, "no-amount", "Write 1."),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_meant_is_refused_with_what_to_write(limits: dict, code: str, advice: str) -> None:
+    given = pod(container(limits=limits))
+    decision = decide_pod(given, HERE)
+    assert codes(decision) == [code] * len(decision.refusals)
+    assert decision.refusals[0].sentence.endswith(advice)
+    assert decision.pod is given
+
+
+def test_requests_must_be_the_limits() -> None:
+    differ = pod(container(resources={"limits": {EPC: "10"}, "requests": {EPC: "5"}}))
+    alone = pod(container(resources={"requests": {EPC: "5"}}))
+    provision = pod(container(resources={"limits": {EPC: "5", PROVISION: "1"}, "requests": {EPC: "5", PROVISION: "2"}}))
+    assert codes(decide_pod(differ, HERE)) == ["requests-differ"]
+    assert codes(decide_pod(alone, HERE)) == ["limit-missing"]
+    assert codes(decide_pod(provision, HERE))[0] == "requests-differ"
+
+
+def test_a_claim_may_bring_the_epc() -> None:
+    claims = {"claims": [{"name": "epc"}], "limits": {ENCLAVE: "1"}}
+    given = pod(container(resources=claims))
+    decision = decide_pod(given, HERE)
+    assert not decision.refusals
+    assert resources_of(decision.pod)["requests"] == {ENCLAVE: "1"}
+
+
+def test_a_small_amount_is_rounded_up_and_said_so() -> None:
+    decision = decide_pod(pod(container(limits={INTEL: "512Ki"})), HERE)
+    assert {warning.sentence for warning in decision.warnings} == {
+        "Container app: 512Ki of sgx.intel.com/epc counts as 1 MiB."
+    }
