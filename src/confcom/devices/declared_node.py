@@ -65,9 +65,18 @@ def _forget_nodes(root: Path, kept: int) -> None:
 def _write(root: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         path = root / name
+        if _reads(path, content):
+            continue  # the same file stays: what containers have mapped of it is known by its inode
         path.parent.mkdir(parents=True, exist_ok=True)
         # In one step: containers may hold the present file, and must not see half of the next.
         draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         draft.write_bytes(content)
         draft.chmod(0o644)
         draft.rename(path)
+
+
+def _reads(path: Path, content: bytes) -> bool:
+    try:
+        return path.read_bytes() == content
+    except FileNotFoundError:
+        return False

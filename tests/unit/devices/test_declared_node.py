@@ -52,6 +52,16 @@ def test_declaring_again_brings_it_up_to_date(tmp_path: Path) -> None:
     assert host.read("/dev/sgx_enclave") == "new"
 
 
+def test_what_is_the_same_stays_the_same_file(tmp_path: Path) -> None:
+    device = tmp_path / "dev/sgx_enclave"
+    declare_node(tmp_path, (1 << 30,), b"machine")
+    before = device.stat().st_ino
+    declare_node(tmp_path, (2 << 30,), b"machine")
+    assert device.stat().st_ino == before
+    declare_node(tmp_path, (2 << 30,), b"another")
+    assert device.read_bytes() == b"another"
+
+
 def test_stand_ins_are_nothing_on_a_real_host(tmp_path: Path) -> None:
     declare_node(tmp_path, (1 << 30,), b"machine")
     assert find_sgx(Host(tmp_path)).driver.enclave is None
