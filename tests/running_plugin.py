@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from confcom.devices.declared_node import declare_node, parse_epc_sizes
 from confcom.devices.host import Host
-from confcom.devices.interface import NodeStatusPublisher
 from confcom.services.device_plugin import serve
 from confcom.services.device_plugin_config import DevicePluginConfig
 from confcom.services.device_plugin_events import PluginEvent
+from confcom.services.device_plugin_parts import NodeCluster
 from kubelet_emulator import KubeletEmulator, wait_until
 
 EPC = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
@@ -39,7 +38,7 @@ class RunningPlugin:
         *,
         epc: str = "168Mi",
         host: Host | None = None,
-        status: Callable[[], NodeStatusPublisher] | None = None,
+        cluster: NodeCluster | None = None,
         **settings: Any,
     ) -> None:
         self.root = folder / "node"
@@ -53,7 +52,7 @@ class RunningPlugin:
         self.events: list[PluginEvent] = []
         self.started: list[str] = []
         self.error: BaseException | None = None
-        self._publisher = status
+        self._cluster = cluster
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._running = threading.Event()
@@ -90,9 +89,7 @@ class RunningPlugin:
 
     def fields(self, name: str, of: str = "") -> list[dict[str, Any]]:
         """What every event of that name (and resource) said."""
-        return [
-            dict(event.fields) for event in list(self.events) if event.name == name and of in ("", event.resource)
-        ]
+        return [dict(event.fields) for event in list(self.events) if event.name == name and of in ("", event.resource)]
 
     def wait_event(self, name: str, count: int = 1, timeout: float = 5.0, of: str = "") -> dict[str, Any]:
         """The count-th event of that name (and resource)."""
@@ -114,7 +111,7 @@ class RunningPlugin:
             self.host,
             self.config,
             stop=self._stop,
-            publisher=self._publisher,
+            cluster=self._cluster,
             started=self.started.append,
             observe=self.events.append,
         )

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from confcom.cluster.kube_node import FIELD_MANAGER, KubeNode
+from confcom.cluster.kube_node import FIELD_MANAGER
 from confcom.errors import ConfigError
+from confcom.services.node_cluster import KubeNodeCluster
 from kubelet_emulator import KubeletEmulator
 from node_api import NodeApi
 from running_plugin import ENCLAVE, EPC, RunningPlugin
@@ -42,7 +43,7 @@ def large_node(folder: Path, kubelet: KubeletEmulator, api: NodeApi, **settings:
     kubeconfig = api.kubeconfig(folder)
     settings = {"epc": "256Gi,256Gi"} | settings
     return RunningPlugin(
-        folder, kubelet, status=lambda: KubeNode("worker-1", kubeconfig=kubeconfig), node_name="worker-1", **settings
+        folder, kubelet, cluster=KubeNodeCluster("worker-1", kubeconfig), node_name="worker-1", **settings
     )
 
 
@@ -145,8 +146,6 @@ def test_a_large_node_without_a_name_is_told_what_to_do(tmp_path: Path, kubelet:
 
 
 def test_credentials_that_are_not_there_are_told(tmp_path: Path, kubelet: KubeletEmulator) -> None:
-    def nowhere() -> KubeNode:
-        return KubeNode("worker-1", kubeconfig=str(tmp_path / "none"))
-
-    with RunningPlugin(tmp_path, kubelet, epc="16Gi", status=nowhere) as plugin:
+    nowhere = KubeNodeCluster("worker-1", str(tmp_path / "none"))
+    with RunningPlugin(tmp_path, kubelet, epc="16Gi", cluster=nowhere) as plugin:
         assert "configuration-error" in plugin.wait_event("epc.published")["reason"]

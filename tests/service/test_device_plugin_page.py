@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from confcom.cluster.kube_node import KubeNode
 from confcom.devices.declared_node import declare_node
 from confcom.devices.host import Host
+from confcom.services.node_cluster import KubeNodeCluster
 from kubelet_emulator import KubeletEmulator, wait_until
 from node_api import NodeApi
 from running_plugin import ENCLAVE, EPC, RunningPlugin
@@ -103,7 +103,7 @@ def test_an_amount_that_the_api_does_not_show_is_not_ready(tmp_path: Path, socke
             epc="64Gi",
             http=f"unix:{page}",
             node_name="worker-1",
-            status=lambda: KubeNode("worker-1", kubeconfig=kubeconfig),
+            cluster=KubeNodeCluster("worker-1", kubeconfig),
         ):
             kubelet.wait_allocatable(ENCLAVE, 110)
             wait_until(lambda: "503" in readiness(page)[1]["parts"]["node status"])

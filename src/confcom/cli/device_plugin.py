@@ -10,10 +10,10 @@ from typing import Any
 import click
 
 from confcom.devices.host import Host
-from confcom.devices.interface import NodeStatusPublisher
 from confcom.errors import ConfigError
 from confcom.services import device_plugin as service
 from confcom.services.device_plugin_config import DevicePluginConfig
+from confcom.services.device_plugin_parts import NodeCluster
 from confcom.services.runtime import stop_on_signals
 from confcom.services.settings import load, render
 from confcom.services.telemetry import configure_logging
@@ -31,13 +31,13 @@ from confcom.services.telemetry import configure_logging
 )
 @click.option("--registration", type=click.Choice(["socket", "registry"]), help="How the kubelet learns of us.")
 @click.option("--resource", metavar="NAME", help="The EPC resource, in MiB.")
-@click.option("--publisher", type=click.Choice(["auto", "devices", "node-status"]), help="How EPC is published.")
+@click.option("--publisher", type=click.Choice(["auto", "devices", "node-status", "dra"]), help="How EPC is published.")
 @click.option("--unit-limit", type=int, metavar="N", help="Most devices of 1 MiB that `auto` makes.  [default: 3072]")
 @click.option("--reserve-mib", type=int, metavar="N", help="MiB held back.  [default: 0]")
 @click.option("--overcommit", type=float, metavar="RATIO", help="Requestable beside true size.  [default: 1]")
 @click.option("--provision-limit", type=int, metavar="N", help="Holders of the provisioning device.  [default: 0]")
 @click.option("--provision-namespaces", metavar="NAME,…", help="Namespaces whose pods may hold it.")
-@click.option("--node-name", metavar="NAME", help="This node in the Kubernetes API, for --publisher node-status.")
+@click.option("--node-name", metavar="NAME", help="This node in the Kubernetes API, for node-status and dra.")
 @click.option("--kubeconfig", metavar="FILE", help="Credentials for that; else the pod's service account.")
 @click.option("--http", metavar="ADDRESS", help="Where /healthz, /readyz and /metrics are: HOST:PORT or unix:PATH.")
 @click.option("--host-root", metavar="DIR", help="Where this process sees the host's root.  [default: /]")
@@ -65,7 +65,7 @@ async def _run(host: Host, config: DevicePluginConfig, origin: str) -> None:
         host,
         config,
         stop=stop_on_signals(),
-        publisher=(lambda: _open_node(config)) if config.node_name else None,
+        cluster=_open_cluster(config) if config.node_name else None,
         started=lambda summary: click.echo(f"device plugin: ready, {summary}, {origin}"),
     )
 
@@ -91,11 +91,11 @@ def _open_host(config: DevicePluginConfig) -> tuple[Host, str]:
     return declare_node(Path(config.simulated_node), sizes, machine.read_bytes()), "SIMULATED node"
 
 
-def _open_node(config: DevicePluginConfig) -> NodeStatusPublisher:
+def _open_cluster(config: DevicePluginConfig) -> NodeCluster:
     try:
-        from confcom.cluster.kube_node import KubeNode
+        from confcom.services.node_cluster import KubeNodeCluster
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"EPC in the node's status needs the package {error.name!r}", advice="Install confcom[kube]."
+            f"EPC in the Kubernetes API needs the package {error.name!r}", advice="Install confcom[kube]."
         ) from error
-    return KubeNode(config.node_name, kubeconfig=config.kubeconfig)
+    return KubeNodeCluster(config.node_name, config.kubeconfig)

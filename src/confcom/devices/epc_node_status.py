@@ -22,10 +22,13 @@ OVERCOMMIT_LABEL = "confcom.dev/sgx-epc-overcommit"
 
 @dataclass(frozen=True, slots=True)
 class EpcAmount:
-    """What the node's status should say of one resource. `units` is 0 while the driver is away."""
+    """What the node's status should say of one resource. `units` is 0 while the driver is away.
+
+    `units` None: nothing may be requested this way, because EPC is published otherwise.
+    """
 
     resource: str
-    units: int
+    units: int | None
     true_mib: int
     overcommit: float = 1.0
 
@@ -41,16 +44,26 @@ class EpcAmount:
 
     def patch_for(self, status: NodeStatus) -> Mapping[str, object] | None:
         """The merge patch that makes a node's status right; None if it is."""
-        amounts = {
-            part: {self.resource: str(self.units)}
-            for part, found in (("capacity", status.capacity), ("allocatable", status.allocatable))
-            if not _says(found.get(self.resource), self.units)
-        }
+        amounts = self._withdrawal(status) if self.units is None else self._amounts(status, self.units)
         labels = {name: value for name, value in self.labels.items() if status.labels.get(name) != value}
         patch: dict[str, object] = {"metadata": {"labels": labels}} if labels else {}
         if amounts:
             patch["status"] = amounts
         return patch or None
+
+    def _amounts(self, status: NodeStatus, units: int) -> Mapping[str, object]:
+        return {
+            part: {self.resource: str(units)}
+            for part, found in (("capacity", status.capacity), ("allocatable", status.allocatable))
+            if not _says(found.get(self.resource), units)
+        }
+
+    def _withdrawal(self, status: NodeStatus) -> Mapping[str, object]:
+        # Capacity alone can be what the kubelet remembers of an earlier plugin: nobody can request that.
+        offered = status.allocatable.get(self.resource)
+        if offered is None or _says(offered, 0):
+            return {}
+        return {part: {self.resource: None} for part in ("capacity", "allocatable")}
 
 
 def _says(text: str | None, units: int) -> bool:

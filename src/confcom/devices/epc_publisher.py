@@ -1,4 +1,4 @@
-"""One device per MiB, or an amount in the node's status: which of the two suits a node, and why.
+"""One device per MiB, or an amount in the node's status: which of the two suits a node, and why. Or claims, if wanted.
 
 Measured on kubelet 1.36 (docs/explanation/epc.md): after its restart it spends 70 to 120 ns per device and allocated
 device before it admits pods again. 3072 units, all in use, stay under 2 s on a busy machine of 2 cores; 16384 take
@@ -18,14 +18,14 @@ DEFAULT_UNIT_LIMIT = 3072
 MAX_UNIT_LIMIT = 180_000
 """Units whose message stays under the kubelet's limit, NUMA nodes included."""
 
-PublisherName: TypeAlias = Literal["auto", "devices", "node-status"]
+PublisherName: TypeAlias = Literal["auto", "devices", "node-status", "dra"]
 
 
 @dataclass(frozen=True, slots=True)
 class PublisherChoice:
     """How EPC is published, and why, as a clause for the log."""
 
-    name: Literal["devices", "node-status"]
+    name: Literal["devices", "node-status", "dra"]
     reason: str
 
 
@@ -35,8 +35,8 @@ def choose_publisher(
     """Settle `auto` by the size; `ConfigError` if devices were asked for and the kubelet could not take them."""
     size = list_and_watch_size(pool.units, ID_LENGTH, topology=topology)
     match wanted:
-        case "node-status":
-            return PublisherChoice("node-status", "it was asked for by name")
+        case "node-status" | "dra":
+            return PublisherChoice(wanted, "it was asked for by name")
         case "devices" if size > MAX_MESSAGE:
             raise ConfigError(
                 f"{pool.units} devices of 1 MiB make a message of {size} bytes, and the kubelet takes {MAX_MESSAGE}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from confcom.cluster.node_values import NodeStatus
 from confcom.devices.sgx_node import SgxNode
@@ -57,3 +57,26 @@ class NodeStatusPublisher(Protocol):
 
     async def patch(self, patch: Mapping[str, object]) -> None:
         """Merge into the node's status."""
+
+
+class ResourceSlices(Protocol):
+    """The ResourceSlices of our driver on this node, as JSON; failures are `ConfcomError`s, worth another attempt."""
+
+    def watch(self) -> AsyncGenerator[Mapping[str, Mapping[str, Any]], None]:
+        """All of them by name, then anew after each change; ends or raises when the watch is lost."""
+
+    async def owner(self) -> str:
+        """The UID of the Node object."""
+
+    async def write(self, wanted: Mapping[str, Any], present: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        """Create one, or replace `present`; returns what the API made of it."""
+
+    async def delete(self, name: str) -> None:
+        """Take one away."""
+
+
+class ResourceClaims(Protocol):
+    """Claims of the whole cluster, as JSON."""
+
+    async def get(self, namespace: str, name: str) -> Mapping[str, Any]:
+        """One of them; failures are `ConfcomError`s."""

@@ -21,13 +21,13 @@ ANY_NAMESPACE = "*"
 
 def provision_slots(host: Host, count: int, *, name: str = PROVISION_RESOURCE, guarded: bool = True) -> DeviceSlots:
     """The provisioning device as a resource."""
-    return DeviceSlots(host, name, "provision", count, provision_device, _why_missing, guarded=guarded)
+    return DeviceSlots(host, name, "provision", count, provision_device, why_no_provision, guarded=guarded)
 
 
 def provision_device(node: SgxNode) -> DriverDevice:
     """The device; `PlatformUnavailable` when it is not there now."""
     if node.driver.provision is None:
-        raise PlatformUnavailable(_why_missing(node))
+        raise PlatformUnavailable(why_no_provision(node))
     return node.driver.provision
 
 
@@ -54,7 +54,8 @@ def check_holder(
     return f"{holders[0].namespace}/{holders[0].pod}"
 
 
-def _why_missing(node: SgxNode) -> str:
+def why_no_provision(node: SgxNode) -> str:
+    """Why the provisioning device cannot be had now; empty when it can."""
     if node.driver.provision is not None:
         return ""
     return node.driver.missing or f"neither {PROVISION_PATHS[0]} nor {PROVISION_PATHS[1]} is a device"

@@ -15,23 +15,26 @@ from typing import Any
 
 import structlog
 
+from confcom.devices.dra_devices import DraDevices
 from confcom.devices.epc_pool import EpcPool
 from confcom.devices.epc_publisher import PublisherChoice, choose_publisher
 from confcom.devices.epc_units import EpcUnits
 from confcom.devices.host import Host
-from confcom.devices.interface import DeviceResource, NodeStatusPublisher
+from confcom.devices.interface import DeviceResource
 from confcom.devices.sgx_enclave import enclave_slots
 from confcom.devices.sgx_node import SgxNode, find_sgx
 from confcom.devices.sgx_provision import ANY_NAMESPACE, check_holder, provision_slots
 from confcom.errors import ConfigError, PlatformUnavailable
+from confcom.protocols.dra_objects import DRIVER
 from confcom.protocols.kubelet import Empty
 from confcom.protocols.kubelet_podresources import LIST
 from confcom.services.device_plugin_config import DevicePluginConfig
 from confcom.services.device_plugin_events import Observer, PluginEvent, log_event
 from confcom.services.device_plugin_grpc import call
 from confcom.services.device_plugin_page import PluginPages
-from confcom.services.device_plugin_parts import Announcer, EpcInNodeStatus, KubeletResource, Part
+from confcom.services.device_plugin_parts import Announcer, EpcInNodeStatus, KubeletResource, NodeCluster, Part
 from confcom.services.device_plugin_plan import plan_fields
+from confcom.services.dra_driver import ClaimsAtKubelet, DevicesInApi
 from confcom.services.status_page import StatusPage
 
 Actor = Coroutine[Any, Any, None]
@@ -42,14 +45,14 @@ async def serve(
     config: DevicePluginConfig,
     *,
     stop: asyncio.Event,
-    publisher: Callable[[], NodeStatusPublisher] | None = None,
+    cluster: NodeCluster | None = None,
     started: Callable[[str], None] | None = None,
     observe: Observer = log_event,
 ) -> None:
     """Serve until `stop` is set.
 
-    `publisher` makes the way to the node's status, if the size of the node calls for it. `started` is called once the
-    kubelet knows every resource, with a line that says what was published.
+    `cluster` is the way to the Kubernetes API, for what is not published through the kubelet alone. `started` is called
+    once the kubelet knows everything, with a line that says what was published.
     """
     config.check()
     pages = PluginPages(observe)
@@ -60,7 +63,7 @@ async def serve(
         node = await _find_node(host, config, stop, pages)
         if node is None:
             return
-        plugin = DevicePlugin(host, config, node, publisher, pages.observe, started)
+        plugin = DevicePlugin(host, config, node, cluster, pages.observe, started)
         pages.parts = plugin.parts
         plugin.tell_plan()
         await _run(plugin.actors(), stop)
@@ -89,11 +92,12 @@ class DevicePlugin:
         host: Host,
         config: DevicePluginConfig,
         node: SgxNode,
-        publisher: Callable[[], NodeStatusPublisher] | None,
+        cluster: NodeCluster | None,
         observe: Observer,
         started: Callable[[str], None] | None = None,
     ) -> None:
         self._host = host
+        self._cluster = cluster
         self._config = config
         self._observe = observe
         self._node = node
@@ -106,9 +110,11 @@ class DevicePlugin:
         )
         self.choice = self._choose(self._units.pool(node))
         self._announcer = Announcer(lambda: started(self.summary()) if started is not None else None)
-        self.parts: list[Part] = [self._part(resource) for resource in self._resources()]
-        if self.choice.name == "node-status":
-            self.parts.append(self._node_status(publisher))
+        self.parts: list[Part] = (
+            self._claims() if self.choice.name == "dra" else [self._part(resource) for resource in self._resources()]
+        )
+        if self.choice.name != "devices":
+            self.parts.append(self._node_status())
 
     def tell_plan(self) -> None:
         """Log what was found and what is made of it."""
@@ -158,14 +164,35 @@ class DevicePlugin:
         guard = self._check_holder if resource.guarded else None
         return KubeletResource(resource, self._node, self._config, self._observe, ready=ready, guard=guard)
 
-    def _node_status(self, publisher: Callable[[], NodeStatusPublisher] | None) -> Part:
-        if publisher is None:
+    def _claims(self) -> list[Part]:
+        """Devices that claims share, and no resource that the kubelet counts."""
+        config, api = self._config, self._api()
+        devices = DraDevices(self._host, config.provision_limit, config.namespaces)
+        names = devices.known(self._units.pool(self._node))
+        ready = self._announcer.wait_for(DRIVER)
+        return [
+            ClaimsAtKubelet(devices, names, self._node, api.claims(), config, self._observe, ready=ready),
+            DevicesInApi(devices, self._units, self._node, api.slices(), config, self._observe),
+        ]
+
+    def _node_status(self) -> Part:
+        """The amount; beside claims only the labels, and nothing left of an amount from before."""
+        return EpcInNodeStatus(
+            self._units,
+            self._node,
+            self._api().status(),
+            self._observe,
+            settle=self._config.publish_interval,
+            withdrawn=self.choice.name == "dra",
+        )
+
+    def _api(self) -> NodeCluster:
+        if self._cluster is None:
             raise ConfigError(
-                f"EPC of this node belongs in its status ({self.choice.reason}), but no node is named",
+                f"EPC of this node is published as {self.choice.name} ({self.choice.reason}), but no node is named",
                 advice="Name the node with --node-name and give credentials; or choose --publisher devices.",
             )
-        settle = self._config.publish_interval
-        return EpcInNodeStatus(self._units, self._node, publisher(), self._observe, settle=settle)
+        return self._cluster
 
     async def _check_holder(self, ids: Sequence[str]) -> str:
         config = self._config

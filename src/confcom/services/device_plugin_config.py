@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from confcom.devices.epc_publisher import DEFAULT_UNIT_LIMIT, MAX_UNIT_LIMIT
+from confcom.devices.epc_publisher import DEFAULT_UNIT_LIMIT, MAX_UNIT_LIMIT, PublisherName
 from confcom.devices.epc_units import CANONICAL_RESOURCE
 from confcom.devices.sgx_enclave import ENCLAVE_RESOURCE
 from confcom.devices.sgx_provision import PROVISION_RESOURCE
@@ -40,8 +40,9 @@ class DevicePluginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """MiB held back for enclaves that ask for none: QE and PCE of a quote helper that does not request EPC itself."""
     overcommit: Annotated[float, msgspec.Meta(ge=1, le=100)] = 1.0
     """What may be requested as a multiple of what is there beside the reserve; above 1 enclaves may be paged."""
-    publisher: Literal["auto", "devices", "node-status"] = "auto"
-    """One device per MiB, or an amount in the node's status; `auto` goes by `unit_limit`."""
+    publisher: PublisherName = "auto"
+    """One device per MiB, or an amount in the node's status: `auto` goes by `unit_limit`. `dra`: devices that claims
+    share (dynamic resource allocation, Kubernetes 1.36), and no extended resource at all."""
     unit_limit: Annotated[int, msgspec.Meta(ge=0, le=MAX_UNIT_LIMIT)] = DEFAULT_UNIT_LIMIT
     """Most devices that `auto` makes; each costs the kubelet time whenever it restarts."""
     enclave_resource: str = ENCLAVE_RESOURCE
@@ -56,7 +57,7 @@ class DevicePluginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """Namespaces whose pods may hold it, with commas between; `*` leaves the choice to admission control."""
 
     node_name: str = ""
-    """This node's name in the Kubernetes API, for EPC in the node's status."""
+    """This node's name in the Kubernetes API, for EPC in the node's status and for `dra`."""
     kubeconfig: str | None = None
     """Credentials for that; without it those of the pod's service account."""
     publish_interval: _Seconds = 1.0
@@ -70,6 +71,8 @@ class DevicePluginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """The directory that the kubelet watches for plugins."""
     pod_resources_socket: str = "/var/lib/kubelet/pod-resources/kubelet.sock"
     """Where the kubelet says which pod holds which device."""
+    cdi_dir: str = "/var/run/cdi"
+    """The container runtime's CDI directory, for `dra`: under the same path here and on the host, or mounted here."""
 
     http: str = ""
     """Where /healthz, /readyz and /metrics are: HOST:PORT, [ADDRESS]:PORT or unix:PATH. Empty: nowhere."""
@@ -95,6 +98,10 @@ class DevicePluginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
             raise ConfigError(
                 f"{_BYTES} counts bytes, and the EPC resource here counts MiB",
                 advice="Leave the resource as it is: requests in other dialects are translated at admission.",
+            )
+        if self.publisher == "dra" and not self.node_name:
+            raise ConfigError(
+                "publisher dra needs the node's name in the Kubernetes API", advice="Name the node with --node-name."
             )
         if self.provision_limit and not self.namespaces:
             raise ConfigError(

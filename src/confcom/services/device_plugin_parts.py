@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Protocol
 
 from confcom.devices.epc_node_status import EpcAmount
 from confcom.devices.epc_units import EpcUnits
-from confcom.devices.interface import DeviceResource, NodeStatusPublisher
+from confcom.devices.interface import DeviceResource, NodeStatusPublisher, ResourceClaims, ResourceSlices
 from confcom.devices.sgx_node import SgxNode
 from confcom.services.device_plugin_config import DevicePluginConfig
 from confcom.services.device_plugin_events import Observer
@@ -15,6 +16,19 @@ from confcom.services.device_plugin_registration import SocketRegistration
 from confcom.services.device_plugin_server import Guard, ResourceServer
 from confcom.services.epc_reconciler import EpcReconciler
 from confcom.services.kubelet_registration import Registration, RegistryRegistration
+
+
+class NodeCluster(Protocol):
+    """The Kubernetes API as far as one node's plugin needs it; each call makes a way of its own."""
+
+    def status(self) -> NodeStatusPublisher:
+        """To the Node object's status."""
+
+    def slices(self) -> ResourceSlices:
+        """To the node's ResourceSlices."""
+
+    def claims(self) -> ResourceClaims:
+        """To claims."""
 
 
 class Part(Protocol):
@@ -73,13 +87,24 @@ class KubeletResource:
 
 
 class EpcInNodeStatus:
-    """A Part: the amount of EPC in the node's status. `settle` is the seconds between two writes at least."""
+    """A Part: the amount of EPC in the node's status, or with `withdrawn` that there is none, and the labels.
+
+    `settle` is the seconds between two writes at least.
+    """
 
     def __init__(
-        self, units: EpcUnits, node: SgxNode, publisher: NodeStatusPublisher, observe: Observer, *, settle: float
+        self,
+        units: EpcUnits,
+        node: SgxNode,
+        publisher: NodeStatusPublisher,
+        observe: Observer,
+        *,
+        settle: float,
+        withdrawn: bool = False,
     ) -> None:
         self.name = "node status"
         self._units = units
+        self._withdrawn = withdrawn
         self._reconciler = EpcReconciler(publisher, self._amount(node), observe, settle=settle)
 
     @property
@@ -96,7 +121,8 @@ class EpcInNodeStatus:
         self._reconciler.update(self._amount(node))
 
     def _amount(self, node: SgxNode) -> EpcAmount:
-        return EpcAmount.of(self._units.name, self._units.pool(node), healthy=not node.obstacles)
+        amount = EpcAmount.of(self._units.name, self._units.pool(node), healthy=not node.obstacles)
+        return replace(amount, units=None) if self._withdrawn else amount
 
 
 class Announcer:

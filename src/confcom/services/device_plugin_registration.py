@@ -57,7 +57,7 @@ class SocketRegistration(Registration):
 
     async def _register(self, socket: GrpcSocket) -> bool:
         """Says whether the kubelet took the registration and opened its stream."""
-        opened = self._server.opened
+        opened = self._server.streams.opened
         try:
             request = self._request(self._path.name)
             await call(self._kubelet, k.REGISTER, request, timeout=self._config.register_timeout)
@@ -74,7 +74,7 @@ class SocketRegistration(Registration):
         loop = asyncio.get_running_loop()
         limit = self._config.register_timeout
         deadline = loop.time() + limit
-        while self._server.opened == opened:
+        while self._server.streams.opened == opened:
             if self._must_start_over(socket):
                 raise PlatformUnavailable("the kubelet started anew before it opened its stream", retryable=True)
             if loop.time() > deadline:

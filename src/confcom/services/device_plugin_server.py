@@ -6,7 +6,6 @@ checkpoint anew with every message.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
@@ -16,29 +15,22 @@ from confcom.errors import ConfigError, PlatformUnavailable, RemoteProtocolError
 from confcom.protocols import kubelet as k
 from confcom.protocols.kubelet_plugin_registration import PluginInfo
 from confcom.services.device_plugin_events import Observer, PluginEvent
+from confcom.services.kubelet_streams import KubeletStreams
 
 Guard = Callable[[Sequence[str]], Awaitable[str]]
 """Who is about to start with these ids; a `PolicyError` if they must not. Returns the pod for the log."""
 
 
 class ResourceServer:
-    """Answers for one resource. `update` gives it what there is now.
-
-    `streams` counts the kubelet's open streams, `opened` those that were ever opened.
-    """
+    """Answers for one resource. `update` gives it what there is now."""
 
     def __init__(
         self, resource: DeviceResource, inventory: Inventory, observe: Observer, guard: Guard | None = None
     ) -> None:
         self.resource = resource
-        self.streams = 0
-        self.opened = 0
-        self.changed = asyncio.Event()
-        """Set whenever a stream opens or ends; whoever waits for that clears it."""
+        self.streams = KubeletStreams()
         self._observe = observe
         self._guard = guard
-        self._wake = asyncio.Event()
-        self._closing = False
         self._take(inventory)
 
     @property
@@ -90,44 +82,20 @@ class ResourceServer:
             health = {"healthy": not inventory.reason, "reason": inventory.reason}
             self._observe(PluginEvent("devices.health", self.resource.name, health, trouble=bool(inventory.reason)))
         if not same:
-            self._awaken()
-
-    async def end_streams(self) -> None:
-        """End every stream in order, so that the kubelet closes its connections; the next one may open after that."""
-        self._closing = True
-        self._awaken()
-        for _ in range(100):
-            if not self.streams:
-                break
-            await asyncio.sleep(0.01)
-        self._closing = False
+            self.streams.awaken()
 
     def _take(self, inventory: Inventory) -> None:
         self._inventory = inventory
         self._healthy = frozenset(device.id for device in inventory.devices if device.healthy)
         self._known = frozenset(device.id for device in inventory.devices)
 
-    def _awaken(self) -> None:
-        wake, self._wake = self._wake, asyncio.Event()
-        wake.set()
-
     async def _get_options(self, request: k.Empty) -> k.DevicePluginOptions:
         del request
         return self.options
 
-    async def _list_and_watch(self, request: k.Empty) -> AsyncIterator[bytes]:
+    def _list_and_watch(self, request: k.Empty) -> AsyncIterator[bytes]:
         del request
-        self.streams += 1
-        self.opened += 1
-        self.changed.set()
-        try:
-            while not self._closing:
-                wake = self._wake
-                yield self._message()
-                await wake.wait()
-        finally:
-            self.streams -= 1
-            self.changed.set()
+        return self.streams.follow(self._message)
 
     def _message(self) -> bytes:
         devices = self._inventory.devices

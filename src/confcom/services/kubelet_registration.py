@@ -17,15 +17,15 @@ from confcom.protocols import kubelet_plugin_registration as found
 from confcom.services.device_plugin_config import DevicePluginConfig
 from confcom.services.device_plugin_events import Observer, PluginEvent
 from confcom.services.device_plugin_grpc import GrpcSocket
+from confcom.services.kubelet_streams import KubeletStreams
 
 
 class Served(Protocol):
-    """What the kubelet calls. `streams` counts the kubelet's open streams, `opened` those that were ever opened."""
+    """What the kubelet calls."""
 
-    streams: int
-    opened: int
-    changed: asyncio.Event
-    """Set whenever a stream opens or ends; whoever waits for that clears it."""
+    @property
+    def streams(self) -> KubeletStreams:
+        """Those that the kubelet holds open."""
 
     @property
     def name(self) -> str:
@@ -37,9 +37,6 @@ class Served(Protocol):
 
     def handlers(self) -> dict[k.Method, Callable[[Any], Any]]:
         """The table of calls."""
-
-    async def end_streams(self) -> None:
-        """End every stream in order."""
 
 
 class Registration:
@@ -70,7 +67,7 @@ class Registration:
                 await socket.start()
                 await self._while_bound(socket)
             finally:
-                await self._server.end_streams()
+                await self._server.streams.end()
                 await socket.close()
             if socket.path_exists():
                 raise PlatformUnavailable(
@@ -94,19 +91,19 @@ class Registration:
                 self._retry = self._config.retry_initial
             await self._stream_change()
         self._tell("kubelet.lost", trouble=True, reason=reason)
-        await self._server.end_streams()
+        await self._server.streams.end()
 
     def _why_lost(self, socket: GrpcSocket) -> str | None:
         if not socket.owns_path():
             return "our socket is gone"
-        return None if self._server.streams else "the stream ended"
+        return None if self._server.streams.open else "the stream ended"
 
     async def _stream_change(self) -> None:
         """Until a stream opens or ends, or it is time to look again."""
         try:
             async with asyncio.timeout(self._config.watch_interval):
-                await self._server.changed.wait()
-            self._server.changed.clear()
+                await self._server.streams.changed.wait()
+            self._server.streams.changed.clear()
         except TimeoutError:
             return
 
@@ -145,7 +142,7 @@ class RegistryRegistration(Registration):
         deadline: float | None = None
         loop = asyncio.get_running_loop()
         while socket.owns_path() and (deadline is None or loop.time() < deadline):
-            if self._server.streams:
+            if self._server.streams.open:
                 self.trouble = ""
                 self._ready()
                 await self._watch(socket)

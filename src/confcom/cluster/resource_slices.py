@@ -1,0 +1,117 @@
+"""The ResourceSlices and claims of one node's DRA driver, as `devices.interface.DynamicResources` wants them.
+
+A client lasts as long as one watch, because the token of a service account is replaced every hour and is read when the
+client is made. Only slices of the one node and driver are watched; the API's rules keep others from being written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from lightkube import AsyncClient
+from lightkube.core.exceptions import ApiError
+from lightkube.resources.core_v1 import Node
+from lightkube.resources.resource_v1 import ResourceClaim, ResourceSlice
+
+from confcom.cluster.client import cluster_errors, open_client
+from confcom.errors import ClusterError
+
+FIELD_MANAGER = "confcom-device-plugin"
+SERVER_TIMEOUT = 300
+"""Seconds after which the API server shall end a watch."""
+_ADVICE = (
+    "This needs Kubernetes 1.36 or later. The plugin's service account needs get on nodes and resourceclaims, and "
+    "list, watch, create, update and delete on resourceslices."
+)
+
+
+class KubeResourceSlices:
+    """One node's slices of one driver; `kubeconfig` as for `KubeNode`."""
+
+    def __init__(self, node: str, driver: str, *, kubeconfig: str | None = None) -> None:
+        self.node = node
+        self._fields = {"spec.nodeName": node, "spec.driver": driver}
+        self._kubeconfig = kubeconfig
+        self._client: AsyncClient | None = None
+
+    async def watch(self) -> AsyncGenerator[Mapping[str, Mapping[str, Any]], None]:
+        """All slices by name, as JSON: those there are at first, then anew after each change."""
+        await self.close()
+        self._client = client = open_client(self._kubeconfig, field_manager=FIELD_MANAGER)
+        try:
+            with cluster_errors(f"cannot watch the resource slices of node {self.node}", advice=_ADVICE):
+                listed: Any = client.list(ResourceSlice, fields=dict(self._fields))
+                present = {found.metadata.name: found.to_dict() async for found in listed}
+                yield present
+                seen: Any = client.watch(
+                    ResourceSlice,
+                    fields=dict(self._fields),
+                    server_timeout=SERVER_TIMEOUT,
+                    resource_version=listed.resourceVersion,
+                )
+                async with aclosing(seen):
+                    async for kind, found in seen:
+                        name = found.metadata.name
+                        present = {other: one for other, one in present.items() if other != name}
+                        if kind != "DELETED":
+                            present[name] = found.to_dict()
+                        yield present
+        finally:
+            await self.close()
+
+    async def owner(self) -> str:
+        """The UID of the Node object."""
+        with cluster_errors(f"cannot read node {self.node}", advice=_ADVICE):
+            node = await self._open().get(Node, self.node)
+        return (node.metadata and node.metadata.uid) or ""
+
+    async def write(self, wanted: Mapping[str, Any], present: Mapping[str, Any] | None) -> Mapping[str, Any]:
+        """Create a slice, or put it in the place of `present`; returns what the API made of it."""
+        metadata = dict(wanted["metadata"])
+        if present is not None:
+            metadata["resourceVersion"] = present["metadata"]["resourceVersion"]
+        # lightkube's signatures do not know what its own from_dict returns.
+        draft: Any = ResourceSlice.from_dict({**wanted, "metadata": metadata})
+        with cluster_errors(f"cannot write the resource slice {metadata['name']}", advice=_ADVICE):
+            client = self._open()
+            written = await (client.create(draft) if present is None else client.replace(draft))
+        return dict(written.to_dict())
+
+    async def delete(self, name: str) -> None:
+        """Take a slice away; one that is not there is well."""
+        with cluster_errors(f"cannot delete the resource slice {name}", advice=_ADVICE):
+            try:
+                await self._open().delete(ResourceSlice, name)
+            except ApiError as error:
+                if error.status.code != 404:
+                    raise
+
+    async def close(self) -> None:
+        """End the connections."""
+        if self._client is not None:
+            client, self._client = self._client, None
+            await client.close()
+
+    def _open(self) -> AsyncClient:
+        if self._client is None:
+            # Between two watches; the next one shows what is to be done again.
+            raise ClusterError(f"no connection for node {self.node} now")
+        return self._client
+
+
+class KubeResourceClaims:
+    """Claims, read one at a time: a client for each, since they are rare and tokens are short-lived."""
+
+    def __init__(self, *, kubeconfig: str | None = None) -> None:
+        self._kubeconfig = kubeconfig
+
+    async def get(self, namespace: str, name: str) -> Mapping[str, Any]:
+        """A claim as JSON."""
+        client = open_client(self._kubeconfig, field_manager=FIELD_MANAGER)
+        try:
+            with cluster_errors(f"cannot read the claim {namespace}/{name}", advice=_ADVICE):
+                return dict((await client.get(ResourceClaim, name, namespace=namespace)).to_dict())
+        finally:
+            await client.close()

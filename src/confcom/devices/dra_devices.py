@@ -1,0 +1,109 @@
+"""EPC as devices of dynamic resource allocation: one per NUMA node, shared by amount, without a device per unit.
+
+The same pool, reserve and overcommit as every other way to publish it. The provisioning device is one more, of another
+kind, which only claims of named namespaces are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from confcom.devices.epc_pool import EpcPool, PoolSection
+from confcom.devices.epc_sections import MIB
+from confcom.devices.epc_units import SIZE_VARIABLE
+from confcom.devices.host import Host
+from confcom.devices.sgx_driver import DriverDevice
+from confcom.devices.sgx_enclave import enclave_device
+from confcom.devices.sgx_node import SgxNode
+from confcom.devices.sgx_provision import ANY_NAMESPACE, provision_device, why_no_provision
+from confcom.errors import PolicyError, RemoteProtocolError
+from confcom.protocols.dra_objects import (
+    EPC_CAPACITY,
+    HOLDERS_CAPACITY,
+    KIND_ATTRIBUTE,
+    AllocatedDevice,
+    SharedDevice,
+)
+from confcom.protocols.kubelet import ContainerAllocation
+
+EPC_DEVICE = "epc"
+PROVISION_DEVICE = "provision"
+
+
+@dataclass(frozen=True, slots=True)
+class DraDevices:
+    """What a node offers to claims, and what a container gets by it. `holders` 0: provisioning is nobody's."""
+
+    host: Host
+    holders: int = 0
+    namespaces: Collection[str] = ()
+
+    def offered(self, pool: EpcPool, node: SgxNode) -> tuple[SharedDevice, ...]:
+        """The devices that claims may have now; none of those whose driver's device is away."""
+        epc = [] if node.obstacles else [self._epc(section, pool, node) for section in pool.sections if section.units]
+        if self.holders and not why_no_provision(node):
+            epc.append(
+                SharedDevice(PROVISION_DEVICE, HOLDERS_CAPACITY, self.holders, 1, self._about("provision", node))
+            )
+        return tuple(epc)
+
+    def known(self, pool: EpcPool) -> tuple[str, ...]:
+        """Names of all devices, whether they can be had now or not."""
+        names = [_epc_name(section) for section in pool.sections if section.units]
+        return (*names, PROVISION_DEVICE) if self.holders else tuple(names)
+
+    def why_missing(self, name: str, node: SgxNode) -> str:
+        """Why a device cannot be had now; empty when it can."""
+        return why_no_provision(node) if name == PROVISION_DEVICE else "; ".join(node.obstacles)
+
+    def grant(
+        self, chosen: Sequence[AllocatedDevice], node: SgxNode, *, namespace: str
+    ) -> tuple[ContainerAllocation, ...]:
+        """What each chosen device brings into the containers of a claim that lives in `namespace`, in order.
+
+        Devices of one request come together, so each of them says the request's whole amount. A `PolicyError` for what
+        the claim may not have.
+        """
+        return tuple(self._grant(device, chosen, node, namespace) for device in chosen)
+
+    def _grant(
+        self, device: AllocatedDevice, chosen: Sequence[AllocatedDevice], node: SgxNode, namespace: str
+    ) -> ContainerAllocation:
+        if device.device == PROVISION_DEVICE:
+            self._check_namespace(namespace)
+            return self._brings(provision_device(node))
+        if device.device.split("-")[0] != EPC_DEVICE:
+            raise RemoteProtocolError(f"there is no device {device.device[:64]!r} here")
+        if device.admin:
+            raise PolicyError(
+                "admin access brings no EPC: it would not be counted",
+                advice="Claim an amount without adminAccess.",
+            )
+        size = sum(other.amounts.get(EPC_CAPACITY, 0) for other in chosen if other.request == device.request)
+        return self._brings(enclave_device(node), ((SIZE_VARIABLE, str(size // MIB)),))
+
+    def _check_namespace(self, namespace: str) -> None:
+        if not self.holders or not ({ANY_NAMESPACE, namespace} & set(self.namespaces)):
+            raise PolicyError(
+                f"claims of namespace {namespace} may not have the provisioning device",
+                advice="Add the namespace to provision_namespaces of the device plugin if its pods shall hold the "
+                "provisioning privilege.",
+            )
+
+    def _brings(self, device: DriverDevice, environment: tuple[tuple[str, str], ...] = ()) -> ContainerAllocation:
+        return ContainerAllocation(device.nodes(self.host), device.mounts(self.host), environment)
+
+    def _epc(self, section: PoolSection, pool: EpcPool, node: SgxNode) -> SharedDevice:
+        attributes: dict[str, str | int | bool] = dict(self._about("epc", node))
+        attributes |= {"trueMiB": section.true_mib, "overcommit": f"{pool.overcommit:g}"}
+        if section.numa_node is not None:
+            attributes["numaNode"] = section.numa_node
+        return SharedDevice(_epc_name(section), EPC_CAPACITY, section.units * MIB, MIB, attributes)
+
+    def _about(self, kind: str, node: SgxNode) -> dict[str, str | int | bool]:
+        return {KIND_ATTRIBUTE: kind, "driver": node.driver.kind, "simulated": self.host.stand_ins}
+
+
+def _epc_name(section: PoolSection) -> str:
+    return EPC_DEVICE if section.numa_node is None else f"{EPC_DEVICE}-node{section.numa_node}"
