@@ -1,12 +1,19 @@
-"""A client of the Kubernetes API, and its failures as ours. lightkube (extra `kube`) is imported in this package alone."""
+"""A client of the Kubernetes API, and its failures as ours.
+
+lightkube (extra `kube`) is imported in this package alone.
+"""
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.request import getproxies
 
 import httpx2
 from lightkube import AsyncClient, KubeConfig
+from lightkube.config.client_adapter import verify_cluster
+from lightkube.config.kubeconfig import SingleConfig
 from lightkube.core.exceptions import ApiError, LoadResourceError
 from lightkube.core.exceptions import ConfigError as LightkubeConfigError
 
@@ -24,9 +31,24 @@ def open_client(
     """
     try:
         config = KubeConfig.from_env() if kubeconfig is None else KubeConfig.from_file(kubeconfig)
-        return AsyncClient(config=config.get(context_name=context), field_manager=field_manager)
-    except (LightkubeConfigError, OSError) as error:
+        chosen = config.get(context_name=context)
+        return AsyncClient(config=chosen, field_manager=field_manager, transport=_transport(chosen))
+    except (LightkubeConfigError, OSError, KeyError) as error:
+        # KeyError: a context that names a cluster or user which the file does not have.
         raise ConfigError(f"no way to the Kubernetes API: {error}", advice=_ADVICE) from error
+
+
+def _transport(config: SingleConfig | None) -> httpx2.AsyncHTTPTransport | None:
+    """Connections that verify the API server as kubectl does: chain, name and time, but not the form of its CA.
+
+    From 3.13 on Python refuses CAs without extensions that RFC 5280 asks for; many clusters have such. A proxy of the
+    environment is something that only the client's own way of connecting knows.
+    """
+    if config is None or config.user is None or "https" in getproxies():
+        return None
+    context = verify_cluster(config.cluster, config.user, config.abs_file)
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+    return httpx2.AsyncHTTPTransport(verify=context)
 
 
 @contextmanager

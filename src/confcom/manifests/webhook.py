@@ -70,10 +70,7 @@ def _pod(config: AddonConfig) -> Object:
                 config,
                 WEBHOOK.component,
                 ["webhook"],
-                env=[
-                    from_pod("CONFCOM_WEBHOOK_NAMESPACE", "metadata.namespace"),
-                    *settings("webhook", _values(config)),
-                ],
+                env=settings("webhook", _values(config)),
                 ports=[
                     {"name": "https", "containerPort": HTTPS_PORT, "protocol": "TCP"},
                     {"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"},

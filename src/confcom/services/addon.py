@@ -19,7 +19,16 @@ from confcom.errors import ClusterError, ConfigError
 from confcom.manifests.addon import render
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.addon_state import AddonState, parse_state, state_object
-from confcom.manifests.objects import ADDON, MANAGED_BY, MANAGER, NAMESPACE, PART_OF
+from confcom.manifests.objects import (
+    ADDON,
+    COMPONENT,
+    DEVICE_PLUGIN,
+    MANAGED_BY,
+    MANAGER,
+    NAMESPACE,
+    PART_OF,
+    QUOTE_HELPER,
+)
 from confcom.services.addon_plan import (
     NAMESPACE_REF,
     STATE_REF,
@@ -38,6 +47,8 @@ LOOK = 0.5
 """Seconds between two looks at something that goes away."""
 
 Tell = Callable[[str], None]
+_PLUGIN_REF = Ref("apps/v1", "DaemonSet", NAMESPACE, DEVICE_PLUGIN.name)
+_HELPER_REF = _PLUGIN_REF._replace(name=QUOTE_HELPER.name)
 _NOT_ENABLED = 'Addon "confcom" is not enabled in this cluster.'
 
 
@@ -102,6 +113,8 @@ class Addon:
         """Apply everything, delete what is no longer wanted, and wait up to `wait` seconds until all of it runs."""
         await self._gone(NAMESPACE_REF, "the namespace of an earlier add-on is still being deleted", 120)
         wanted = await self._wanted(config)
+        if wait is not None and await self._cluster.get(_HELPER_REF) is not None:
+            await self._plugin_first(wanted, wait)
         for one in wanted:
             await self._cluster.apply(one)
         self._tell(f"applied {len(wanted)} objects")
@@ -144,6 +157,17 @@ class Addon:
         secret = await self._cluster.get(WORLD_REF)
         # Behind namespace and state, before what needs them.
         return wanted[:2] + simulated_objects(self._now, secret=secret) + wanted[2:]
+
+    async def _plugin_first(self, wanted: Sequence[Object], wait: float) -> None:
+        """Bring the device plugin up to date before the quote helper.
+
+        While a plugin is being replaced, the kubelet turns pods away that ask for its devices.
+        """
+        before = [one for one in wanted if one["metadata"]["labels"][COMPONENT] != QUOTE_HELPER.component]
+        for one in before:
+            await self._cluster.apply(one)
+        plugin = [one for one in before if Ref.of(one) == _PLUGIN_REF]
+        await Rollout(self._cluster, plugin, self._tell).wait(wait)
 
     async def _delete(self, ref: Ref) -> None:
         if await self._cluster.delete(ref):
