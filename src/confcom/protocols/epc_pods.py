@@ -180,9 +180,10 @@ def parse_claim(document: Any) -> int:  # noqa: ANN401 - JSON
     form = _convert(document, _ResourceClaim, "ResourceClaim")
     devices = form.status and form.status.allocation and form.status.allocation.devices
     sizes = [
-        bytes_of(CAPACITY, str(result.consumedCapacity[CAPACITY]), {CAPACITY: 1})
+        bytes_of(CAPACITY, str(amount), {CAPACITY: 1})
         for result in (devices and devices.results) or ()
-        if result.consumedCapacity and CAPACITY in result.consumedCapacity
+        for name, amount in (result.consumedCapacity or {}).items()
+        if name.rpartition("/")[2] == CAPACITY  # with or without the driver's domain
     ]
     return sum(size or 0 for size in sizes)
 

@@ -87,7 +87,8 @@ class EpcMetrics(Collector):
         yield over
 
     def _node_use(self, use: NodeUse) -> Iterator[Metric]:
-        yield self._one("node_requested_bytes", "EPC that the node's pods request.", use.requested)
+        if self.pods_known:
+            yield self._one("node_requested_bytes", "EPC that the node's pods request.", use.requested)
         yield self._one("node_mapped_bytes", "Enclave memory mapped on the node, by whomsoever.", use.mapped)
         yield self._one("node_outside_bytes", "Of that, by processes in no container.", use.outside.mapped)
         if self.node.allocatable is not None:

@@ -24,9 +24,10 @@ OVER = "confcom_epc_over_limit"
 NODE_MAPPED = "confcom_epc_node_mapped_bytes"
 NODE_IN_USE = "confcom_epc_node_in_use_bytes"
 NODE_REQUESTED = "confcom_epc_node_requested_bytes"
+PODS_KNOWN = "confcom_epc_pods_known"
 RECLAIM = "confcom_epc_reclaim_seconds_total"
 QUOTES = "confcom_quote_helper_quotes_total"
-_WANTED = frozenset((MAPPED, IN_USE, OVER, NODE_MAPPED, NODE_IN_USE, NODE_REQUESTED, RECLAIM, QUOTES))
+_WANTED = frozenset((MAPPED, IN_USE, OVER, NODE_MAPPED, NODE_IN_USE, NODE_REQUESTED, PODS_KNOWN, RECLAIM, QUOTES))
 _COMPONENT = "app.kubernetes.io/component"
 _AT_ONCE = 16
 """Pages of metrics that are fetched at a time."""
@@ -160,7 +161,7 @@ class _Use:
 
     def pod(self, pod: EpcPod) -> PodLine:
         place = (pod.node, pod.namespace, pod.name)
-        seen = pod.node in self._nodes
+        seen = bool(self._nodes.get(pod.node, {}).get(PODS_KNOWN))
         return PodLine(
             *(pod.namespace, pod.name, pod.node, pod.requested),
             mapped=self._sizes[MAPPED, *place] if seen else None,
@@ -220,9 +221,12 @@ async def _ask_pods(source: Source, gathered: _Gathered, pods: list[EpcPod]) -> 
     # While a pod is replaced its node has two: both exporters see the same, each helper its own requests.
     gathered.exporters = {node: pages[0] for node, pages in targets[EXPORTER].items()}
     gathered.helpers = {node: [one for page in pages for one in page] for node, pages in targets[HELPER].items()}
+    for node, samples in gathered.exporters.items():
+        if not any(one.name == PODS_KNOWN and one.value for one in samples):
+            failures.append(f"the exporter of node {node} does not know its pods: see its log and /readyz")
     gathered.missing += failures[:_SHOWN]
     if len(failures) > _SHOWN:
-        gathered.missing.append(f"and {len(failures) - _SHOWN} further pods' metrics")
+        gathered.missing.append(f"and {len(failures) - _SHOWN} more like these")
 
 
 def _requested(pods: Iterable[EpcPod]) -> Counter[str]:

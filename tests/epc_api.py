@@ -1,0 +1,268 @@
+"""The part of the Kubernetes API that the exporter of EPC use and `confcom top` speak, on a real socket.
+
+It refuses what the real one refuses: a watch of another node's pods, an event that lacks something or changes what may
+not be changed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+CANONICAL = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
+_EVENTS = re.compile(r"/apis/events\.k8s\.io/v1/namespaces/([^/]+)/events(?:/([^/]+))?")
+_PROXY = re.compile(r"/api/v1/namespaces/([^/]+)/pods/([^/]+)/proxy/metrics")
+_CLAIM = re.compile(r"/apis/resource\.k8s\.io/v1/namespaces/([^/]+)/resourceclaims/([^/]+)")
+_MICRO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}(Z|[+-]\d\d:\d\d)")
+
+
+def make_pod(
+    name: str, *, namespace: str = "default", node: str = "n1", uid: str = "", **details: Any
+) -> dict[str, Any]:
+    """A running pod; `mib` is what its one container `app` requests, `container` the container's id."""
+    mib, container = details.get("mib"), details.get("container", "")
+    resources = {} if mib is None else {"limits": {CANONICAL: str(mib)}, "requests": {CANONICAL: str(mib)}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "uid": uid or f"uid-{name}",
+            "resourceVersion": "1",
+            "labels": details.get("labels", {}),
+        },
+        "spec": {"nodeName": node, "containers": [{"name": "app", "resources": resources}]},
+        "status": {
+            "phase": details.get("phase", "Running"),
+            "containerStatuses": [{"name": "app", "containerID": f"containerd://{container}" if container else ""}],
+        },
+    }
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Clients that leave in the middle are nothing to talk about."""
+
+
+class EpcApi:
+    """Nodes, pods, events and the metrics pages of pods. Use as a context."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.nodes: dict[str, str] = {"n1": "168"}
+        self.pods: dict[str, dict[str, Any]] = {}
+        self.claims: dict[tuple[str, str], dict[str, Any]] = {}
+        self.events: dict[tuple[str, str], dict[str, Any]] = {}
+        self.pages: dict[str, bytes] = {}
+        self.forbidden: set[str] = set()
+        self.requests: list[str] = []
+        self.down = False
+        self._version = 1
+        self._log: list[tuple[int, str, dict[str, Any]]] = []
+        api = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *arguments: object) -> None:
+                return
+
+            def do_GET(self) -> None:
+                api._serve(self, "GET")
+
+            def do_POST(self) -> None:
+                api._serve(self, "POST")
+
+            def do_PATCH(self) -> None:
+                api._serve(self, "PATCH")
+
+        self._server = _Server(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
+
+    def __enter__(self) -> EpcApi:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self.changed:
+            self.down = True
+            self.changed.notify_all()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def kubeconfig(self, folder: Path) -> str:
+        path = folder / "kubeconfig.json"
+        url = f"http://127.0.0.1:{self._server.server_port}"
+        path.write_text(
+            json.dumps(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Config",
+                    "current-context": "here",
+                    "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me"}}],
+                    "clusters": [{"name": "here", "cluster": {"server": url}}],
+                    "users": [{"name": "me", "user": {"token": "t"}}],
+                }
+            )
+        )
+        return str(path)
+
+    def put(self, pod: dict[str, Any]) -> None:
+        """Create or change a pod."""
+        self._change("MODIFIED" if pod["metadata"]["name"] in self.pods else "ADDED", pod)
+
+    def remove(self, name: str) -> None:
+        self._change("DELETED", self.pods[name])
+
+    def _change(self, kind: str, pod: dict[str, Any]) -> None:
+        with self.changed:
+            self._version += 1
+            pod["metadata"]["resourceVersion"] = str(self._version)
+            if kind == "DELETED":
+                del self.pods[pod["metadata"]["name"]]
+            else:
+                self.pods[pod["metadata"]["name"]] = pod
+            self._log.append((self._version, kind, json.loads(json.dumps(pod))))
+            self.changed.notify_all()
+
+    def _serve(self, request: BaseHTTPRequestHandler, method: str) -> None:
+        url = urlsplit(request.path)
+        query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        self.requests.append(f"{method} {url.path}")
+        length = int(request.headers.get("Content-Length") or 0)
+        body = json.loads(request.rfile.read(length)) if length else {}
+        if self.down:
+            _refuse(request, 503, "the API server is starting")
+        elif any(part in url.path for part in self.forbidden):
+            _refuse(request, 403, f"{url.path} is forbidden")
+        elif match := _EVENTS.fullmatch(url.path):
+            self._event(request, method, match[1], match[2], body)
+        elif match := _PROXY.fullmatch(url.path):
+            self._page(request, match[2])
+        elif match := _CLAIM.fullmatch(url.path):
+            self._found(request, self.claims.get((match[1], match[2])))
+        elif url.path == "/api/v1/nodes":
+            _reply(
+                request, 200, {"kind": "NodeList", "metadata": {}, "items": [self._node(name) for name in self.nodes]}
+            )
+        elif url.path.startswith("/api/v1/nodes/"):
+            name = url.path.rpartition("/")[2]
+            self._found(request, self._node(name) if name in self.nodes else None)
+        elif url.path == "/api/v1/pods" or url.path.endswith("/pods"):
+            self._pods(request, url.path, query)
+        else:
+            _refuse(request, 404, "no such path")
+
+    def _node(self, name: str) -> dict[str, Any]:
+        return {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": name},
+            "status": {"allocatable": {"cpu": "2", CANONICAL: self.nodes[name]}},
+        }
+
+    def _pods(self, request: BaseHTTPRequestHandler, path: str, query: dict[str, str]) -> None:
+        node = query.get("fieldSelector", "").partition("spec.nodeName=")[2]
+        namespace = path.removeprefix("/api/v1/namespaces/").partition("/")[0] if path != "/api/v1/pods" else None
+
+        def wanted(pod: dict[str, Any]) -> bool:
+            return (not node or pod["spec"]["nodeName"] == node) and namespace in (None, pod["metadata"]["namespace"])
+
+        if query.get("watch") == "true":
+            self._watch(request, wanted, int(query["resourceVersion"]))
+            return
+        with self.changed:
+            items = [pod for pod in self.pods.values() if wanted(pod)]
+            answer = {"kind": "PodList", "metadata": {"resourceVersion": str(self._version)}, "items": items}
+            data = json.loads(json.dumps(answer))
+        _reply(request, 200, data)
+
+    def _watch(self, request: BaseHTTPRequestHandler, wanted: Any, seen: int) -> None:
+        request.send_response(200)
+        request.send_header("Content-Type", "application/json")
+        request.send_header("Transfer-Encoding", "chunked")
+        request.end_headers()
+        while True:
+            with self.changed:
+                while not self.down and self._version <= seen:
+                    self.changed.wait()
+                if self.down:
+                    request.close_connection = True
+                    return
+                news = [(kind, pod) for version, kind, pod in self._log if version > seen and wanted(pod)]
+                seen = self._version
+            for kind, pod in news:
+                line = json.dumps({"type": kind, "object": pod}).encode() + b"\n"
+                try:
+                    request.wfile.write(f"{len(line):x}\r\n".encode() + line + b"\r\n")
+                except OSError:
+                    return
+
+    def _event(
+        self, request: BaseHTTPRequestHandler, method: str, namespace: str, name: str | None, body: dict[str, Any]
+    ) -> None:
+        if method == "GET":
+            self._found(request, self.events.get((namespace, name or "")))
+            return
+        if method == "PATCH":
+            present = self.events[namespace, name or ""]
+            if set(body) != {"series"} or body["series"]["count"] < 2:
+                _refuse(request, 422, f"only the series of an event may change: {body}")
+            elif not _MICRO_TIME.fullmatch(body["series"]["lastObservedTime"]):
+                _refuse(request, 400, "lastObservedTime has no six digits of a second")
+            else:
+                present["series"] = body["series"]
+                _reply(request, 200, present)
+            return
+        key = (namespace, body["metadata"]["name"])
+        needed = ("type", "reason", "action", "reportingController", "reportingInstance", "note", "regarding")
+        missing = [field for field in needed if not body.get(field)]
+        if missing or not _MICRO_TIME.fullmatch(body["eventTime"]) or len(body["note"].encode()) > 1024:
+            _refuse(request, 422, f"Event is invalid: {missing} {body.get('eventTime')}")
+        elif body["regarding"]["namespace"] != namespace:
+            _refuse(request, 422, "Event is invalid: another namespace")
+        elif key in self.events:
+            _refuse(request, 409, f'events "{key[1]}" already exists', "AlreadyExists")
+        else:
+            with self.changed:
+                self.events[key] = body
+                self.changed.notify_all()
+            _reply(request, 201, body)
+
+    def _page(self, request: BaseHTTPRequestHandler, name: str) -> None:
+        page = self.pages.get(name)
+        if page is None:
+            _refuse(request, 503, f"error trying to reach service: no answer from {name}")
+            return
+        request.send_response(200)
+        request.send_header("Content-Type", "text/plain")
+        request.send_header("Content-Length", str(len(page)))
+        request.end_headers()
+        request.wfile.write(page)
+
+    def _found(self, request: BaseHTTPRequestHandler, document: dict[str, Any] | None) -> None:
+        if document is None:
+            _refuse(request, 404, "not found")
+        else:
+            _reply(request, 200, document)
+
+
+def _refuse(request: BaseHTTPRequestHandler, code: int, message: str, reason: str = "") -> None:
+    status = {"kind": "Status", "status": "Failure", "message": message, "code": code, "reason": reason}
+    _reply(request, code, status)
+
+
+def _reply(request: BaseHTTPRequestHandler, code: int, content: dict[str, Any]) -> None:
+    data = json.dumps(content).encode()
+    request.send_response(code)
+    request.send_header("Content-Type", "application/json")
+    request.send_header("Content-Length", str(len(data)))
+    request.end_headers()
+    request.wfile.write(data)

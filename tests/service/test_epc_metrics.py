@@ -1,0 +1,367 @@
+"""The exporter of EPC use: real processes that really map a file, the API on a real socket, cgroups in a folder."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from confcom.devices.declared_node import declare_node
+from confcom.errors import ConfigError
+from confcom.services.epc_metrics import EpcExporter
+from confcom.services.epc_metrics_config import MetricsConfig
+from epc_api import EpcApi, make_pod
+
+MIB = 1 << 20
+ONE, TWO = "0123456789abcdef" * 4, "fedcba9876543210" * 4
+UID = "3c9f6d2e-1b7a-4c55-9f0e-8d2a6b1c4e77"
+
+pytestmark = pytest.mark.promise("M5")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Short, for a socket in it."""
+    with TemporaryDirectory(prefix="epc-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def api() -> Iterator[EpcApi]:
+    with EpcApi() as api:
+        yield api
+
+
+class Node:
+    """A simulated node whose /proc shows the processes that the test starts, in cgroups that the test chooses."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "host"
+        (self.root / "proc").mkdir(parents=True)
+        self.simulated = folder / "node"
+        declare_node(self.simulated, (168 << 20,), b"machine")
+        self._running: list[subprocess.Popen[bytes]] = []
+
+    def hold(self, mib: int, container: str | None) -> int:
+        """Start a simulated enclave; gives its process id."""
+        command = [sys.executable, "-m", "confcom", "simulate", "hold", "--epc", f"{mib}Mi"]
+        process = subprocess.Popen(
+            [*command, "--device", str(self.simulated / "dev/sgx_enclave")], stdout=subprocess.PIPE
+        )
+        self._running.append(process)
+        assert process.stdout is not None
+        assert b"holds" in process.stdout.readline()
+        place = self.root / "proc" / str(process.pid)
+        place.mkdir()
+        for name in ("maps", "stat"):
+            (place / name).symlink_to(f"/proc/{process.pid}/{name}")
+        cgroup = "0::/system.slice/x\n" if container is None else f"0::/kubepods/pod{UID}/{container}\n"
+        (place / "cgroup").write_text(cgroup)
+        return process.pid
+
+    def end(self, pid: int) -> None:
+        for process in self._running:
+            if process.pid == pid:
+                process.terminate()
+                assert process.wait(10) == 0
+
+    def close(self) -> None:
+        for process in self._running:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+
+
+@pytest.fixture
+def node(folder: Path) -> Iterator[Node]:
+    made = Node(folder)
+    yield made
+    made.close()
+
+
+class Running:
+    """An exporter that runs, and its pages."""
+
+    def __init__(self, exporter: EpcExporter, address: Path) -> None:
+        self.exporter = exporter
+        self._address = address
+
+    async def get(self, path: str) -> tuple[int, str]:
+        return await asyncio.to_thread(self._get, path)
+
+    def _get(self, path: str) -> tuple[int, str]:
+        connection = http.client.HTTPConnection("localhost", timeout=10)
+        connection.sock = socket.socket(socket.AF_UNIX)
+        try:
+            connection.sock.connect(str(self._address))
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        finally:
+            connection.close()
+
+    async def samples(self) -> dict[str, float]:
+        status, text = await self.get("/metrics")
+        assert status == 200
+        lines = [line for line in text.splitlines() if not line.startswith("#")]
+        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
+
+    async def until(self, what: Callable[[dict[str, float]], bool]) -> dict[str, float]:
+        """Wait for something that the metrics show."""
+        found: dict[str, float] = {}
+        for _ in range(200):
+            with suppress(OSError):
+                found = await self.samples()
+                if what(found):
+                    return found
+            await asyncio.sleep(0.05)
+        raise AssertionError(found)
+
+
+@asynccontextmanager
+async def exporter(node: Node, api: EpcApi, folder: Path, **settings: Any) -> AsyncIterator[Running]:
+    address = folder / "http"
+    config = MetricsConfig(
+        **{
+            "node_name": "n1",
+            "kubeconfig": api.kubeconfig(folder),
+            "host_root": str(node.root),
+            "simulated_node": str(node.simulated),
+            "http": f"unix:{address}",
+            "interval": 0.05,
+            "patience": 0.2,
+        }
+        | settings
+    )
+    made = EpcExporter(config)
+    task = asyncio.create_task(made.run())
+    try:
+        yield Running(made, address)
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def of(name: str, pod: str = "greedy", **more: str) -> str:
+    labels = {"container": "app", "namespace": "default", "node": "n1", "pod": pod} | more
+    text = ",".join(f'{key}="{value}"' for key, value in sorted(labels.items()))
+    return f"confcom_epc_{name}{{{text}}}"
+
+
+async def test_a_container_over_its_request_is_reported_once_and_one_within_is_not(
+    node: Node, api: EpcApi, folder: Path
+) -> None:
+    node.hold(20, ONE)
+    node.hold(8, TWO)
+    api.put(make_pod("greedy", uid=UID, mib=10, container=ONE))
+    api.put(make_pod("modest", mib=10, container=TWO))
+    async with exporter(node, api, folder) as running:
+        found = await running.until(
+            lambda found: found.get('confcom_epc_reports_total{node="n1",outcome="created"}') == 1
+        )
+        assert found[of("mapped_bytes")] == 20 * MIB
+        assert found[of("requested_bytes")] == 10 * MIB
+        assert found[of("over_limit", kind="over-limit")] == 1
+        assert found[of("mapped_bytes", "modest")] == 8 * MIB
+        assert found[of("over_limit", "modest", kind="over-limit")] == 0
+        assert found['confcom_epc_node_mapped_bytes{node="n1"}'] == 28 * MIB
+        assert found['confcom_epc_node_requested_bytes{node="n1"}'] == 20 * MIB
+        assert found['confcom_epc_node_allocatable_bytes{node="n1"}'] == 168 * MIB
+        await asyncio.sleep(0.6)  # several times the patience
+        assert len(api.events) == 1
+        assert (await running.get("/readyz"))[0] == 200
+        assert (await running.get("/healthz"))[0] == 200
+    (event,) = api.events.values()
+    assert (event["reason"], event["type"]) == ("EpcOverLimit", "Warning")
+    assert event["regarding"]["uid"] == UID
+    assert event["regarding"]["fieldPath"] == "spec.containers{app}"
+    assert "has 20 MiB of enclave memory mapped on node n1 and requested 10 MiB" in event["note"]
+    assert "sgx_epc_mem_in_MiB to 20" in event["note"]
+    assert "series" not in event
+
+
+async def test_a_new_exporter_adds_to_the_event_that_there_is(node: Node, api: EpcApi, folder: Path) -> None:
+    node.hold(20, ONE)
+    api.put(make_pod("greedy", uid=UID, mib=10, container=ONE))
+    for outcome in ("created", "counted", "counted"):
+        async with exporter(node, api, folder) as running:
+            name = f'confcom_epc_reports_total{{node="n1",outcome="{outcome}"}}'
+            await running.until(lambda found, name=name: found.get(name) == 1)
+    (event,) = api.events.values()
+    assert event["series"]["count"] == 3
+
+
+async def test_enclaves_without_a_request_are_reported_and_their_end_is_seen(
+    node: Node, api: EpcApi, folder: Path
+) -> None:
+    pid = node.hold(4, ONE)
+    api.put(make_pod("greedy", uid=UID, container=ONE))
+    async with exporter(node, api, folder) as running:
+        found = await running.until(lambda found: found.get(of("over_limit", kind="no-request")) == 1)
+        assert of("requested_bytes") not in found
+        await running.until(lambda found: found.get('confcom_epc_reports_total{node="n1",outcome="created"}') == 1)
+        node.end(pid)
+        # Nothing stale is left.
+        await running.until(lambda found: of("mapped_bytes") not in found)
+    (event,) = api.events.values()
+    assert event["reason"] == "EpcNotRequested"
+    assert "at least 4." in event["note"]
+
+
+async def test_pods_come_change_and_go(node: Node, api: EpcApi, folder: Path) -> None:
+    node.hold(8, ONE)
+    async with exporter(node, api, folder) as running:
+        stranger = (
+            f'confcom_epc_mapped_bytes{{container="pod {UID} container {ONE[:12]}",namespace="",node="n1",pod=""}}'
+        )
+        await running.until(lambda found: found.get(stranger) == 8 * MIB)
+        api.put(make_pod("greedy", uid=UID, mib=10, container=ONE))
+        await running.until(lambda found: found.get(of("mapped_bytes")) == 8 * MIB)
+        api.put(make_pod("greedy", uid=UID, mib=12, container=ONE))
+        await running.until(lambda found: found.get(of("requested_bytes")) == 12 * MIB)
+        api.remove("greedy")
+        await running.until(lambda found: of("requested_bytes") not in found)
+        api.put(make_pod("elsewhere", node="n2", mib=10, container=TWO))
+        await asyncio.sleep(0.2)
+        assert not any("elsewhere" in name for name in await running.samples())
+    assert api.events == {}
+
+
+async def test_what_is_in_no_container_counts_for_the_node(node: Node, api: EpcApi, folder: Path) -> None:
+    node.hold(3, None)
+    async with exporter(node, api, folder) as running:
+        await running.until(lambda found: found.get('confcom_epc_node_outside_bytes{node="n1"}') == 3 * MIB)
+
+
+async def test_a_forked_process_counts_once(node: Node, api: EpcApi, folder: Path) -> None:
+    pid = node.hold(6, ONE)
+    program = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from confcom.devices.simulated_memory import map_enclave_memory\n"
+        "held = map_enclave_memory(Path(sys.argv[1]), 5 << 20)\n"
+        "child = os.fork()\n"
+        "if child: print(child, flush=True)\n"
+        "signal.pause()\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program, str(node.simulated / "dev/sgx_enclave")], stdout=subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    try:
+        for number in (parent.pid, child):
+            (node.root / "proc" / str(number)).mkdir()
+            for name in ("maps", "stat"):
+                (node.root / "proc" / str(number) / name).symlink_to(f"/proc/{number}/{name}")
+            (node.root / "proc" / str(number) / "cgroup").write_text(f"0::/kubepods/pod{UID}/{ONE}\n")
+        api.put(make_pod("greedy", uid=UID, mib=20, container=ONE))
+        async with exporter(node, api, folder) as running:
+            found = await running.until(lambda found: found.get(of("processes")) == 3)
+            assert found[of("mapped_bytes")] == 11 * MIB
+    finally:
+        os.kill(child, signal.SIGKILL)
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+        node.end(pid)
+
+
+async def test_the_api_may_be_away(node: Node, api: EpcApi, folder: Path) -> None:
+    node.hold(20, ONE)
+    api.put(make_pod("greedy", uid=UID, mib=10, container=ONE))
+    api.down = True
+    async with exporter(node, api, folder) as running:
+        # Figures without names meanwhile, and nobody is accused.
+        found = await running.until(lambda found: found.get('confcom_epc_node_mapped_bytes{node="n1"}') == 20 * MIB)
+        assert found['confcom_epc_pods_known{node="n1"}'] == 0
+        assert (await running.get("/readyz"))[0] == 503
+        api.down = False
+        await running.until(lambda found: found.get(of("mapped_bytes")) == 20 * MIB)
+
+
+async def test_a_report_that_is_refused_is_tried_again(node: Node, api: EpcApi, folder: Path) -> None:
+    node.hold(20, ONE)
+    api.forbidden.add("/events")
+    api.put(make_pod("greedy", uid=UID, mib=10, container=ONE))
+    async with exporter(node, api, folder) as running:
+        await running.until(lambda found: found.get('confcom_epc_reports_total{node="n1",outcome="failed"}', 0) >= 2)
+        api.forbidden.clear()
+        await running.until(lambda found: found.get('confcom_epc_reports_total{node="n1",outcome="created"}') == 1)
+    assert len(api.events) == 1
+
+
+async def test_the_kernel_holds_containers_where_it_can(node: Node, api: EpcApi, folder: Path) -> None:
+    group = node.root / f"sys/fs/cgroup/kubepods/pod{UID}/{ONE}"
+    group.mkdir(parents=True)
+    (node.root / "sys/fs/cgroup/misc.capacity").write_text("sgx_epc 176160768\n")
+    (group / "misc.current").write_text(f"sgx_epc {9 * MIB}\n")
+    (group / "misc.max").write_text("sgx_epc max\n")
+    node.hold(20, ONE)
+    api.put(make_pod("greedy", uid=UID, mib=10, container=ONE))
+    async with exporter(node, api, folder, enforce="on") as running:
+        found = await running.until(lambda found: found.get(of("limit_bytes")) == 10 * MIB)
+        assert (group / "misc.max").read_text() == f"sgx_epc {10 * MIB}\n"
+        assert found['confcom_epc_enforced_containers{node="n1"}'] == 1
+        # 20 MiB are mapped, but what is in EPC counts where it is known.
+        assert found[of("in_use_bytes")] == 9 * MIB
+        assert found[of("over_limit", kind="over-limit")] == 0
+        (group / "misc.max").write_text("sgx_epc max\n")
+        for _ in range(100):
+            if (group / "misc.max").read_text() != "sgx_epc max\n":
+                break
+            await asyncio.sleep(0.05)
+        assert (group / "misc.max").read_text() == f"sgx_epc {10 * MIB}\n"
+        assert (await running.get("/readyz"))[0] == 200
+    assert api.events == {}
+
+
+async def test_enforcement_that_is_wanted_and_impossible_is_not_ready(node: Node, api: EpcApi, folder: Path) -> None:
+    async with exporter(node, api, folder, enforce="on") as running:
+        await running.until(lambda found: found.get('confcom_epc_pods_known{node="n1"}') == 1)
+        status, text = await running.get("/readyz")
+    assert status == 503
+    assert "sgx_epc" in text
+
+
+async def test_amounts_of_claims_count_and_unreadable_claims_accuse_nobody(
+    node: Node, api: EpcApi, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("confcom.services.epc_metrics.NODE_INTERVAL", 0.05)
+    node.hold(20, ONE)
+    pod = make_pod("greedy", uid=UID, container=ONE)
+    pod["spec"]["resourceClaims"] = [{"name": "epc", "resourceClaimName": "some-claim"}]
+    pod["spec"]["containers"][0]["resources"] = {"claims": [{"name": "epc"}]}
+    api.put(pod)
+    async with exporter(node, api, folder) as running:
+        await running.until(lambda found: found.get(of("mapped_bytes")) == 20 * MIB)
+        await asyncio.sleep(0.5)
+        assert api.events == {}
+        results = [{"driver": "d", "pool": "p", "device": "e", "consumedCapacity": {"epc": "10Mi"}}]
+        api.claims["default", "some-claim"] = {
+            "apiVersion": "resource.k8s.io/v1",
+            "kind": "ResourceClaim",
+            "metadata": {"name": "some-claim", "namespace": "default"},
+            "status": {"allocation": {"devices": {"results": results}}},
+        }
+        found = await running.until(lambda found: found.get(of("requested_bytes")) == 10 * MIB)
+        assert found[of("over_limit", kind="over-limit")] == 1
+
+
+def test_an_exporter_without_a_node_is_told() -> None:
+    with pytest.raises(ConfigError, match="which node"):
+        EpcExporter(MetricsConfig())
