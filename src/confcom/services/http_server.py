@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from uvicorn.server import ServerState
 
 from confcom.errors import ConfigError
 from confcom.services.file_descriptors import available_descriptors
-from confcom.services.tls import ReloadingTls, TlsFiles
+from confcom.services.tls import HeldTls, ReloadingTls, TlsFiles
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +30,7 @@ class Listener:
     """Where and within which limits. `address` is HOST:PORT (port 0: any) or the path of a Unix socket."""
 
     address: tuple[str, int] | Path
-    tls: TlsFiles | None = None
+    tls: TlsFiles | HeldTls | None = None
     max_connections: int = 1024
     fd_reserve: int = 64
     """File descriptors that connections leave to the rest of the process."""
@@ -54,7 +55,7 @@ async def serve_http(
     started: Callable[[str], None] | None = None,
 ) -> None:
     """Serve until `stop` is set, then let requests end. `started` is told the URL once connections are accepted."""
-    tls = None if listener.tls is None else ReloadingTls(listener.tls)
+    tls = ReloadingTls(listener.tls) if isinstance(listener.tls, TlsFiles) else listener.tls
     with contextlib.ExitStack() as cleaning:
         bound = _bind(listener, cleaning)
         server = _Server(_config(app, listener, tls), listener)
@@ -80,7 +81,7 @@ async def _first(event: asyncio.Task[Any], serving: asyncio.Task[None]) -> None:
         event.cancel()
 
 
-def _config(app: Callable[..., Any], listener: Listener, tls: ReloadingTls | None) -> uvicorn.Config:
+def _config(app: Callable[..., Any], listener: Listener, tls: ReloadingTls | HeldTls | None) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=_Protocol,
@@ -205,18 +206,33 @@ def _bind(listener: Listener, cleaning: contextlib.ExitStack) -> socket.socket:
         return _bind_unix(listener.address, cleaning)
     host, port = listener.address
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        # With the protocol's number: asyncio sets TCP_NODELAY only on sockets that know theirs, and without it a body
-        # waits 40 ms for the acknowledgement of its head.
-        bound = cleaning.enter_context(socket.socket(family, kind, protocol))
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
+        bound = cleaning.enter_context(_open_socket(host, port))
     except OSError as error:
         raise ConfigError(
             f"cannot listen on {host}:{port}: {error.strerror or error}", advice="Name another address with --listen."
         ) from error
     bound.setblocking(False)
+    return bound
+
+
+def _open_socket(host: str, port: int) -> socket.socket:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        # With the protocol's number: asyncio sets TCP_NODELAY only on sockets that know theirs, and without it a body
+        # waits 40 ms for the acknowledgement of its head.
+        bound = socket.socket(family, kind, protocol)
+    except OSError as error:
+        if host != "::" or error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            raise
+        # [::] means every address, on a machine without IPv6 too.
+        return _open_socket("0.0.0.0", port)  # noqa: S104 - as told
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError:
+        bound.close()
+        raise
     return bound
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +72,40 @@ class ReloadingTls:
     def _choose(self, connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, context: ssl.SSLContext) -> None:
         del name, context
         connection.context = self._current
+
+
+class HeldTls:
+    """A server's TLS context whose certificate is given, and given anew, by whoever holds it. No file has its key."""
+
+    def __init__(self, certificate: bytes, key: bytes) -> None:
+        self.context = _load_held(certificate, key)
+        self._current = self.context
+        self.context.sni_callback = self._choose
+
+    def use(self, certificate: bytes, key: bytes) -> None:
+        """Use another pair (PEM) from the next connection on; `ConfigError` if it cannot be used."""
+        self._current = _load_held(certificate, key)
+
+    async def watch(self) -> None:
+        """Nothing has to be looked at."""
+
+    def _choose(self, connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, context: ssl.SSLContext) -> None:
+        del name, context
+        connection.context = self._current
+
+
+def _load_held(certificate: bytes, key: bytes) -> ssl.SSLContext:
+    # The ssl module reads files only; these are in memory, and end with this call.
+    with _memory_file(certificate) as first, _memory_file(key) as second:
+        return _load(TlsFiles(first, second))
+
+
+@contextmanager
+def _memory_file(content: bytes) -> Iterator[Path]:
+    with os.fdopen(os.memfd_create("confcom-tls", os.MFD_CLOEXEC), "wb") as file:
+        file.write(content)
+        file.flush()
+        yield Path(f"/proc/self/fd/{file.fileno()}")
 
 
 def _load(files: TlsFiles) -> ssl.SSLContext:

@@ -1,0 +1,106 @@
+"""Settings of the admission webhook, and what they mean."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Annotated, Literal
+
+import msgspec
+
+from confcom.admission.grants import Grants
+from confcom.errors import ConfigError
+from confcom.protocols.admission_rules import CONFIGURATION, NAMESPACE, SERVICE
+
+_Seconds = Annotated[float, msgspec.Meta(gt=0)]
+_DNS = re.compile(
+    r"(?=.{1,253}\Z)[A-Za-z0-9](?:[-A-Za-z0-9]{0,61}[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[-A-Za-z0-9]{0,61}[A-Za-z0-9])?)*"
+)
+_DAY = 24 * 3600.0
+
+
+class WebhookConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of the webhook; the defaults are those for production."""
+
+    listen: str = "[::]:8443"
+    """HOST:PORT of HTTPS, where the API server asks; [::] is every address."""
+    http: str = "[::]:9464"
+    """HOST:PORT, or unix:PATH, of /healthz, /readyz and /metrics; empty for none."""
+    namespace: str = NAMESPACE
+    """Namespace of the Service and of the Secret."""
+    service: str = SERVICE
+    """The Service by which the API server finds us; the certificate is for its name."""
+    hosts: str = ""
+    """Further names and addresses of the certificate, with commas between."""
+    secret: str = "sgx-webhook-tls"  # noqa: S105 - the name of an object
+    """Where the replicas keep the certificate that they share."""
+    configuration: str = CONFIGURATION
+    """Name of both webhook configurations, which are told whom to trust."""
+    kubeconfig: str | None = None
+    """Credentials for the Kubernetes API; else the pod's service account, or the user's own."""
+
+    provision_grants: str = ""
+    """Who may hold the provisioning device: NAMESPACE/SERVICEACCOUNT or NAMESPACE/*, with commas between."""
+    oversized: Literal["refuse", "warn"] = "refuse"
+    """What becomes of a pod that wants more EPC than any node has; warn where larger nodes are made on demand."""
+    quote_helper: bool = True
+    """Whether the quote helper is enabled; if it is not, pods that ask it are warned."""
+
+    lifetime: _Seconds = 90 * _DAY
+    """Seconds that a certificate is valid."""
+    renew_before: _Seconds = 30 * _DAY
+    """Seconds before its end at which its successor is made."""
+    overlap: _Seconds = 600.0
+    """Seconds that a successor is trusted before it is used, and a predecessor after it was."""
+    look_every: _Seconds = 5.0
+    """Seconds between two looks at the Secret and the configurations."""
+    leave_after: Annotated[float, msgspec.Meta(ge=0)] = 6.0
+    """Seconds for which a replica that was told to stop still answers, so that it is forgotten first."""
+    drain_timeout: Annotated[float, msgspec.Meta(ge=1)] = 6.0
+    """Seconds that reviews under way get then."""
+
+    max_connections: Annotated[int, msgspec.Meta(ge=1)] = 512
+    """Connections at a time; the one silent for longest makes room."""
+    body_memory: Annotated[int, msgspec.Meta(ge=8 << 20)] = 64 << 20
+    """Bytes of all bodies that are being read; the largest makes room."""
+    body_timeout: _Seconds = 5.0
+    """Seconds for a body: as long as the API server waits."""
+    idle_timeout: Annotated[float, msgspec.Meta(ge=1)] = 150.0
+    """Seconds that a connection may stay without a review; more than the 90 after which the API server closes it."""
+
+    def check(self) -> None:
+        """What one field alone cannot tell; `ConfigError` says what is wrong."""
+        self.grants()
+        for name in self.names():
+            if not _is_host(name):
+                raise ConfigError(f"{name[:80]!r} is neither a name nor an address", advice="Correct --hosts.")
+        if self.renew_before >= self.lifetime or 4 * self.overlap > self.renew_before:
+            raise ConfigError(
+                "a certificate must be renewed within its lifetime, and four overlaps before its end at the latest",
+                advice="Leave lifetime, renew_before and overlap as they are, or shorten the last.",
+            )
+        self.address()
+
+    def grants(self) -> Grants:
+        """Who may hold the provisioning device."""
+        return Grants.parse(self.provision_grants)
+
+    def names(self) -> tuple[str, ...]:
+        """What the certificate is for."""
+        own = f"{self.service}.{self.namespace}.svc"
+        return (own, f"{own}.cluster.local", *(word for part in self.hosts.split(",") if (word := part.strip())))
+
+    def address(self) -> tuple[str, int]:
+        """Where to listen for HTTPS."""
+        host, found, port = self.listen.rpartition(":")
+        if not found or not port.isdecimal() or int(port) > 0xFFFF:
+            raise ConfigError(f"{self.listen[:80]!r} is not HOST:PORT", advice="Write it as 0.0.0.0:8443 or [::]:8443.")
+        return host.strip("[]"), int(port)
+
+
+def _is_host(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return _DNS.fullmatch(name) is not None
+    return True

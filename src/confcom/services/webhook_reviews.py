@@ -1,0 +1,109 @@
+"""What the webhook answers to a review: the decision on the pod, as the bytes that the API server understands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from confcom.admission.decision import Circumstances, Decision, decide_debug, decide_pod
+from confcom.admission.findings import REFUSALS, Finding
+from confcom.errors import FormatError
+from confcom.protocols.admission import AdmissionRequest, allowance, parse_review, refusal
+from confcom.protocols.json_patch import Operation, difference
+
+Task = Literal["mutate", "validate"]
+Outcome = Literal["allowed", "patched", "refused"]
+MAX_NAMED_PATHS = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReviewEvent:
+    """What happened in a review, for the log and the metrics; nothing of the pod but its names and amounts."""
+
+    task: Task
+    outcome: Outcome
+    uid: str
+    namespace: str
+    pod: str
+    debug: bool
+    """Whether it was about ephemeral containers."""
+    dry_run: bool
+    epc: int = 0
+    """MiB that the pod takes of one node."""
+    refusals: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    changes: int = field(default=0)
+    """Operations of the patch."""
+
+
+def review(data: bytes, task: Task, given: Callable[[str], Circumstances]) -> tuple[bytes, ReviewEvent]:
+    """Answer a review; `given` says what to decide by in a namespace. `FormatError` if it is no AdmissionReview.
+
+    A pod that cannot be read as one is refused like any other that is wrong.
+    """
+    request = parse_review(data)
+    try:
+        decision = _decide(request, given(request.namespace))
+    except FormatError as error:
+        said = (Finding("malformed-pod", f"{error.message}. {error.advice()}"),)
+        decision = Decision(request.object, said, (), 0)
+    except RecursionError:
+        said = (Finding("malformed-pod", "The pod is nested too deeply."),)
+        decision = Decision(request.object, said, (), 0)
+    changes = difference(request.object, decision.pod)
+    if task == "validate" and changes and not decision.refusals:
+        decision = decision._replace(refusals=(_incomplete(changes),))
+    return _answer(request, decision, changes, task)
+
+
+def _decide(request: AdmissionRequest, given: Circumstances) -> Decision:
+    if request.sub_resource == "ephemeralcontainers":
+        return decide_debug(request.object, request.old_object or {}, given)
+    return decide_pod(request.object, given)
+
+
+def _answer(
+    request: AdmissionRequest, decision: Decision, changes: list[Operation], task: Task
+) -> tuple[bytes, ReviewEvent]:
+    # Both tasks come to the same warnings; whoever makes the pod should read them once.
+    warnings = [finding.sentence for finding in decision.warnings] if task == "mutate" else []
+    outcome: Outcome = "allowed"
+    if decision.refusals:
+        outcome, changes = "refused", []
+        denied = any(finding.code == "provision-not-granted" for finding in decision.refusals)
+        answer = refusal(
+            request.uid,
+            " ".join(finding.sentence for finding in decision.refusals),
+            status=403 if denied else 422,
+            reason="Forbidden" if denied else "Invalid",
+            warnings=warnings,
+        )
+    else:
+        outcome = "patched" if changes else "allowed"
+        answer = allowance(request.uid, patch=changes, warnings=warnings)
+    return answer, ReviewEvent(
+        task=task,
+        outcome=outcome,
+        uid=request.uid[:64],
+        namespace=request.namespace[:253],
+        pod=_name(request),
+        debug=request.sub_resource == "ephemeralcontainers",
+        dry_run=bool(request.dry_run),
+        epc=decision.epc,
+        refusals=tuple(finding.code for finding in decision.refusals),
+        warnings=tuple(finding.code for finding in decision.warnings),
+        changes=len(changes),
+    )
+
+
+def _name(request: AdmissionRequest) -> str:
+    """The pod's name; one that a controller makes has but the beginning of one by now."""
+    metadata: object = request.object.get("metadata")
+    found = request.name or (metadata.get("generateName") if isinstance(metadata, dict) else "")
+    return found[:253] if isinstance(found, str) else ""
+
+
+def _incomplete(changes: list[Operation]) -> Finding:
+    paths = ", ".join(str(change["path"])[:120] for change in changes[:MAX_NAMED_PATHS])
+    return Finding("incomplete", REFUSALS["incomplete"].format(paths=paths))
