@@ -341,9 +341,7 @@ class KubeletEmulator:
                     request_serializer=registration_pb.InfoRequest.SerializeToString,
                     response_deserializer=registration_pb.PluginInfo.FromString,
                 )(registration_pb.InfoRequest(), timeout=2, wait_for_ready=True)
-                problem = "" if info.type == "DevicePlugin" else f"no handler for plugin type {info.type!r}"
-                problem = problem or self._problem(info.supported_versions[0], info.name)
-                problem = problem or self._connect(info.name, Path(info.endpoint or socket))
+                problem = self._take_plugin(info, Path(info.endpoint or socket))
                 channel.unary_unary(
                     "/pluginregistration.Registration/NotifyRegistrationStatus",
                     request_serializer=registration_pb.RegistrationStatus.SerializeToString,
@@ -351,6 +349,11 @@ class KubeletEmulator:
                 )(registration_pb.RegistrationStatus(plugin_registered=not problem, error=problem), timeout=2)
             except grpc.RpcError:
                 return
+
+    def _take_plugin(self, info: registration_pb.PluginInfo, endpoint: Path) -> str:
+        if info.type != "DevicePlugin":
+            return f"no handler for plugin type {info.type!r}"
+        return self._problem(info.supported_versions[0], info.name) or self._connect(info.name, endpoint)
 
     # --- podresources -----------------------------------------------------------------------------------------------
 

@@ -48,6 +48,15 @@ class NodeApi:
             def do_PATCH(self) -> None:
                 api._patch(self)
 
+            def do_POST(self) -> None:
+                api._write(self)
+
+            def do_PUT(self) -> None:
+                api._write(self)
+
+            def do_DELETE(self) -> None:
+                api._delete(self)
+
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
@@ -109,7 +118,7 @@ class NodeApi:
         if not self._admitted(request):
             return
         if url.path != "/api/v1/nodes" or query.get("fieldSelector") != [f"metadata.name={self.name}"]:
-            _refuse(request, 403, "nodes is forbidden: only this node may be watched")
+            refuse(request, 403, "nodes is forbidden: only this node may be watched")
             return
         request.send_response(200)
         request.send_header("Content-Type", "application/json")
@@ -142,23 +151,29 @@ class NodeApi:
         if not self._admitted(request):
             return
         if urlsplit(request.path).path != f"/api/v1/nodes/{self.name}/status":
-            _refuse(request, 403, "forbidden: only the status of this node may be written")
+            refuse(request, 403, "forbidden: only the status of this node may be written")
             return
         if request.headers["Content-Type"] != "application/merge-patch+json":
-            _refuse(request, 415, "unsupported media type")
+            refuse(request, 415, "unsupported media type")
             return
         self.patches.append(body)
         body.pop("spec", None)  # the status subresource leaves the spec alone
         self.change(body)
-        _reply(request, 200, self.node)
+        reply(request, 200, self.node)
+
+    def _write(self, request: BaseHTTPRequestHandler) -> None:
+        refuse(request, 403, "forbidden: nothing is made or replaced here")
+
+    def _delete(self, request: BaseHTTPRequestHandler) -> None:
+        refuse(request, 403, "forbidden: nothing is deleted here")
 
     def _admitted(self, request: BaseHTTPRequestHandler) -> bool:
         if self.down:
-            _refuse(request, 503, "the API server is starting")
+            refuse(request, 503, "the API server is starting")
         elif request.headers.get("Authorization") != f"Bearer {TOKEN}":
-            _refuse(request, 401, "Unauthorized")
+            refuse(request, 401, "Unauthorized")
         elif not self.allowed:
-            _refuse(request, 403, "nodes is forbidden")
+            refuse(request, 403, "nodes is forbidden")
         else:
             return True
         return False
@@ -186,12 +201,12 @@ def _quantities(node: dict[str, Any]) -> None:
                 node["status"][part][name] = f"{int(value) // 1000}k"
 
 
-def _refuse(request: BaseHTTPRequestHandler, code: int, message: str) -> None:
+def refuse(request: BaseHTTPRequestHandler, code: int, message: str) -> None:
     status = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": code}
-    _reply(request, code, status)
+    reply(request, code, status)
 
 
-def _reply(request: BaseHTTPRequestHandler, code: int, content: dict[str, Any]) -> None:
+def reply(request: BaseHTTPRequestHandler, code: int, content: dict[str, Any]) -> None:
     data = json.dumps(content).encode()
     request.send_response(code)
     request.send_header("Content-Type", "application/json")

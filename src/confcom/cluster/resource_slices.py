@@ -12,10 +12,12 @@ from typing import Any
 
 from lightkube import AsyncClient
 from lightkube.core.exceptions import ApiError
+from lightkube.core.resource import ApiInfo, ResourceDef
+from lightkube.generic_resource import GenericGlobalResource
 from lightkube.resources.core_v1 import Node
-from lightkube.resources.resource_v1 import ResourceClaim, ResourceSlice
 
 from confcom.cluster.client import cluster_errors, open_client
+from confcom.cluster.node_pods import JsonClaim
 from confcom.errors import ClusterError
 
 FIELD_MANAGER = "confcom-device-plugin"
@@ -25,6 +27,16 @@ _ADVICE = (
     "This needs Kubernetes 1.36 or later. The plugin's service account needs get on nodes and resourceclaims, and "
     "list, watch, create, update and delete on resourceslices."
 )
+
+
+class JsonSlice(GenericGlobalResource):
+    """A ResourceSlice as plain JSON: what others write there must not stop us."""
+
+    _api_info = ApiInfo(
+        resource=ResourceDef("resource.k8s.io", "v1", "ResourceSlice"),
+        plural="resourceslices",
+        verbs=["list", "watch", "post", "put", "delete"],
+    )
 
 
 class KubeResourceSlices:
@@ -42,21 +54,21 @@ class KubeResourceSlices:
         self._client = client = open_client(self._kubeconfig, field_manager=FIELD_MANAGER)
         try:
             with cluster_errors(f"cannot watch the resource slices of node {self.node}", advice=_ADVICE):
-                listed: Any = client.list(ResourceSlice, fields=dict(self._fields))
-                present = {found.metadata.name: found.to_dict() async for found in listed}
+                listed: Any = client.list(JsonSlice, fields=dict(self._fields))
+                present = {found["metadata"]["name"]: dict(found) async for found in listed}
                 yield present
                 seen: Any = client.watch(
-                    ResourceSlice,
+                    JsonSlice,
                     fields=dict(self._fields),
                     server_timeout=SERVER_TIMEOUT,
                     resource_version=listed.resourceVersion,
                 )
                 async with aclosing(seen):
                     async for kind, found in seen:
-                        name = found.metadata.name
+                        name = found["metadata"]["name"]
                         present = {other: one for other, one in present.items() if other != name}
                         if kind != "DELETED":
-                            present[name] = found.to_dict()
+                            present[name] = dict(found)
                         yield present
         finally:
             await self.close()
@@ -72,18 +84,17 @@ class KubeResourceSlices:
         metadata = dict(wanted["metadata"])
         if present is not None:
             metadata["resourceVersion"] = present["metadata"]["resourceVersion"]
-        # lightkube's signatures do not know what its own from_dict returns.
-        draft: Any = ResourceSlice.from_dict({**wanted, "metadata": metadata})
+        draft: Any = JsonSlice.from_dict({**wanted, "metadata": metadata})
         with cluster_errors(f"cannot write the resource slice {metadata['name']}", advice=_ADVICE):
             client = self._open()
             written = await (client.create(draft) if present is None else client.replace(draft))
-        return dict(written.to_dict())
+        return dict(written)
 
     async def delete(self, name: str) -> None:
         """Take a slice away; one that is not there is well."""
         with cluster_errors(f"cannot delete the resource slice {name}", advice=_ADVICE):
             try:
-                await self._open().delete(ResourceSlice, name)
+                await self._open().delete(JsonSlice, name)
             except ApiError as error:
                 if error.status.code != 404:
                     raise
@@ -112,6 +123,6 @@ class KubeResourceClaims:
         client = open_client(self._kubeconfig, field_manager=FIELD_MANAGER)
         try:
             with cluster_errors(f"cannot read the claim {namespace}/{name}", advice=_ADVICE):
-                return dict((await client.get(ResourceClaim, name, namespace=namespace)).to_dict())
+                return dict(await client.get(JsonClaim, name, namespace=namespace))
         finally:
             await client.close()

@@ -120,9 +120,9 @@ def allocated_devices(claim: Object) -> tuple[AllocatedDevice, ...]:
 
 
 def _device(device: SharedDevice) -> dict[str, Any]:
-    capacity: dict[str, Any] = {"value": str(device.amount)}
+    capacity: dict[str, Any] = {"value": _quantity(device.amount)}
     if device.amount >= 2 * device.step:  # the API wants room for one step above the least amount
-        step = str(device.step)
+        step = _quantity(device.step)
         capacity["requestPolicy"] = {"default": step, "validRange": {"min": step, "step": step}}
     return {
         "name": device.name,
@@ -130,6 +130,11 @@ def _device(device: SharedDevice) -> dict[str, Any]:
         "attributes": {name: _attribute(value) for name, value in device.attributes.items()},
         "capacity": {device.capacity: capacity},
     }
+
+
+def _quantity(amount: int) -> str:
+    mebibytes, rest = divmod(amount, 1 << 20)
+    return str(amount) if rest or not mebibytes else f"{mebibytes}Mi"
 
 
 def _attribute(value: str | int | bool) -> dict[str, Any]:

@@ -124,7 +124,8 @@ class DevicePlugin:
     def summary(self) -> str:
         """The plan as one line."""
         pool = self._units.pool(self._node)
-        return f"{self._config.resource} = {pool.units} ({pool.true_mib} MiB of EPC), as {self.choice.name}"
+        what = DRIVER if self.choice.name == "dra" else self._config.resource
+        return f"{what} = {pool.units} ({pool.true_mib} MiB of EPC), as {self.choice.name}"
 
     def actors(self) -> list[Actor]:
         """Everything that runs for ever."""
