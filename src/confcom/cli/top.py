@@ -6,7 +6,7 @@ import asyncio
 import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import click
 import msgspec
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.live import Live
 
 from confcom.cli.top_view import Before, show
-from confcom.errors import ConfigError
+from confcom.errors import ClusterError, ConfigError
 from confcom.services.epc_overview import Overview, Source, overview
 
 WIDTH = 200
@@ -48,7 +48,8 @@ def top(**options: object) -> None:
     Requests come from the API; use from the add-on's pods, through the API server's proxy, so a kubeconfig is all that
     is needed. What cannot be had is shown as '-', and said.
     """
-    asyncio.run(_run(TopOptions(**options)))  # type: ignore[arg-type]  # click has checked them
+    with suppress(KeyboardInterrupt):  # how one leaves the live view
+        asyncio.run(_run(TopOptions(**options)))  # type: ignore[arg-type]  # click has checked them
 
 
 async def _run(given: TopOptions) -> None:
@@ -65,8 +66,7 @@ async def _run(given: TopOptions) -> None:
         elif given.once or not sys.stdout.isatty():
             Console(width=None if sys.stdout.isatty() else WIDTH).print(show(await _ask(source, given)))
         else:
-            with suppress(asyncio.CancelledError):
-                await _live(source, given)
+            await _live(source, given)
 
 
 async def _live(source: Source, given: TopOptions) -> None:
@@ -75,7 +75,13 @@ async def _live(source: Source, given: TopOptions) -> None:
         while True:
             screen.refresh()
             await asyncio.sleep(given.interval)
-            later = await _ask(source, given)
+            try:
+                later = await _ask(source, given)
+            except ClusterError as error:
+                # It may come back; until then the last figures stay, marked as such.
+                said = f"these figures are {time.monotonic() - asked:.0f} s old: {error.message}"
+                screen.update(show(replace(found, missing=(*found.missing, said))))
+                continue
             now = time.monotonic()
             screen.update(show(later, Before(found, now - asked)))
             found, asked = later, now

@@ -95,7 +95,10 @@ class _Gathered:
 
 
 async def overview(source: Source, *, namespace: str | None = None, addon: str = "confcom-system") -> Overview:
-    """Ask the cluster. `namespace` narrows the pods that are shown, `addon` is where the add-on runs."""
+    """Ask the cluster. `namespace` narrows the pods that are shown, `addon` is where the add-on runs.
+
+    An error only where neither nodes nor pods can be had.
+    """
     gathered = _Gathered()
     addon_pods = await _ask_api(source, gathered, namespace, addon)
     await _ask_pods(source, gathered, [pod for pod in addon_pods if not pod.finished])
@@ -191,6 +194,8 @@ async def _ask_api(source: Source, gathered: _Gathered, namespace: str | None, a
         gathered.pods = await source.pods(namespace)
         gathered.listed = True
     except ConfcomError as error:
+        if gathered.missing:
+            raise
         gathered.missing.append(error.message)
     if namespace is None:
         return [pod for pod in gathered.pods if pod.namespace == addon]

@@ -1,0 +1,193 @@
+"""`confcom top` against the API on a real socket, whole and with parts missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+
+from confcom.cli.root import root
+from confcom.errors import ClusterError
+from epc_api import EpcApi, make_pod
+
+MIB = 1 << 20
+UID = "3c9f6d2e-1b7a-4c55-9f0e-8d2a6b1c4e77"
+
+
+def page(gauges: dict[str, list[tuple[dict[str, str], float]]]) -> bytes:
+    """As the daemons write theirs."""
+    registry = CollectorRegistry()
+    for name, samples in gauges.items():
+        kind = Counter if name.endswith("_total") else Gauge
+        family = kind(name.removesuffix("_total"), "Help.", sorted(samples[0][0]), registry=registry)
+        for labels, value in samples:
+            child = family.labels(**labels)
+            child.inc(value)
+    return generate_latest(registry)
+
+
+def component(name: str) -> dict[str, str]:
+    return {"app.kubernetes.io/part-of": "confcom", "app.kubernetes.io/component": name}
+
+
+@pytest.fixture
+def api() -> Iterator[EpcApi]:
+    with EpcApi() as api:
+        api.nodes = {"n1": "168", "n2": "64k"}
+        api.put(make_pod("greedy", uid=UID, mib=10))
+        api.put(make_pod("modest", mib=10))
+        api.put(make_pod("plain"))
+        api.put(make_pod("done", mib=99, phase="Succeeded"))
+        api.put(make_pod("sgx-metrics-1", namespace="confcom-system", labels=component("metrics")))
+        api.put(make_pod("sgx-quote-helper-1", namespace="confcom-system", mib=4, labels=component("quote-helper")))
+        app = {"node": "n1", "namespace": "default", "container": "app"}
+        api.pages["sgx-metrics-1"] = page(
+            {
+                "confcom_epc_mapped_bytes": [(app | {"pod": "greedy"}, 20 * MIB), (app | {"pod": "modest"}, 8 * MIB)],
+                "confcom_epc_over_limit": [
+                    (app | {"pod": "greedy", "kind": "over-limit"}, 1),
+                    (app | {"pod": "modest", "kind": "over-limit"}, 0),
+                ],
+                "confcom_epc_node_mapped_bytes": [({"node": "n1"}, 28 * MIB)],
+                "confcom_epc_node_requested_bytes": [({"node": "n1"}, 24 * MIB)],
+                "confcom_epc_pods_known": [({"node": "n1"}, 1)],
+                "confcom_epc_reclaim_seconds_total": [({"node": "n1"}, 2.5)],
+            }
+        )
+        api.pages["sgx-quote-helper-1"] = page(
+            {"confcom_quote_helper_quotes_total": [({"peer": f"pod {UID}"}, 7), ({"peer": "the helper itself"}, 2)]}
+        )
+        yield api
+
+
+def run(api: EpcApi, folder: Path, *arguments: str) -> str:
+    result = CliRunner().invoke(root, ["top", "--kubeconfig", api.kubeconfig(folder), *arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def lines(output: str) -> dict[str, list[str]]:
+    return {words[0]: words[1:] for line in output.splitlines() if (words := line.split())}
+
+
+def test_nodes_and_pods_with_requests_use_and_quotes(api: EpcApi, tmp_path: Path) -> None:
+    found = lines(run(api, tmp_path, "--once"))
+    assert found["n1"] == ["168", "MiB", "24", "MiB", "28", "MiB", "-", "2.5", "s", "9"]
+    assert found["n2"] == ["64,000", "MiB", "0", "MiB", "-", "-", "-", "-"]
+    assert found["default/greedy"] == ["n1", "10", "MiB", "20", "MiB", "-", "7", "over"]
+    assert found["default/modest"] == ["n1", "10", "MiB", "8", "MiB", "-", "0"]
+    assert "default/plain" not in found
+    assert "default/done" not in found
+    assert found["over:"] == ["default/greedy:", "app", "over-limit"]
+    assert "not known" not in found
+
+
+def test_json_has_bytes(api: EpcApi, tmp_path: Path) -> None:
+    found = json.loads(run(api, tmp_path, "-o", "json"))
+    (greedy,) = [pod for pod in found["pods"] if pod["name"] == "greedy"]
+    assert greedy == {
+        "namespace": "default", "name": "greedy", "node": "n1", "requested": 10 * MIB, "mapped": 20 * MIB,
+        "in_use": None, "quotes": 7, "over": ["app over-limit"],
+    }  # fmt: skip
+    assert found["nodes"][0]["allocatable"] == 168 * MIB
+    assert found["missing"] == []
+
+
+def test_one_namespace_shows_its_pods_and_whole_nodes(api: EpcApi, tmp_path: Path) -> None:
+    found = lines(run(api, tmp_path, "--once", "-n", "confcom-system"))
+    assert "default/greedy" not in found
+    assert found["confcom-system/sgx-quote-helper-1"][:3] == ["n1", "4", "MiB"]
+    assert found["n1"][2:4] == ["24", "MiB"]
+
+
+@pytest.mark.parametrize(
+    ("forbidden", "what", "column"),
+    [
+        ("/api/v1/nodes", "cannot list the nodes: /api/v1/nodes is forbidden", ["-", "24", "MiB", "28", "MiB"]),
+        ("sgx-metrics-1/proxy", "cannot read the metrics of pod confcom-system/sgx-metrics-1", None),
+        ("sgx-quote-helper-1/proxy", "sgx-quote-helper-1/proxy/metrics is forbidden", None),
+    ],
+)
+def test_what_may_not_be_read_is_said_and_the_rest_shown(
+    api: EpcApi, tmp_path: Path, forbidden: str, what: str, column: list[str] | None
+) -> None:
+    api.forbidden.add(forbidden)
+    output = run(api, tmp_path, "--once")
+    assert what in output
+    assert lines(output)["default/greedy"][:3] == ["n1", "10", "MiB"]
+    if column is not None:
+        assert lines(output)["n1"][: len(column)] == column
+
+
+def test_pods_that_do_not_answer_or_answer_nonsense(api: EpcApi, tmp_path: Path) -> None:
+    api.pages["sgx-metrics-1"] = b"confcom_epc_mapped_bytes{ 7\n"
+    del api.pages["sgx-quote-helper-1"]
+    output = run(api, tmp_path, "--once")
+    assert "cannot read 'confcom_epc_mapped_bytes{ 7'" in output
+    assert "no answer from sgx-quote-helper-1" in output
+    assert lines(output)["default/greedy"] == ["n1", "10", "MiB", "-", "-", "-"]
+
+
+def test_an_exporter_without_the_api_says_nothing_of_pods(api: EpcApi, tmp_path: Path) -> None:
+    api.pages["sgx-metrics-1"] = page(
+        {"confcom_epc_pods_known": [({"node": "n1"}, 0)], "confcom_epc_node_mapped_bytes": [({"node": "n1"}, MIB)]}
+    )
+    output = run(api, tmp_path, "--once")
+    assert "the exporter of node n1 does not know its pods" in output
+    assert lines(output)["default/greedy"][:4] == ["n1", "10", "MiB", "-"]
+    assert lines(output)["n1"][4:6] == ["1", "MiB"]
+
+
+def test_without_exporters_it_says_how_to_get_them(api: EpcApi, tmp_path: Path) -> None:
+    api.remove("sgx-metrics-1")
+    assert "no metrics pods in confcom-system" in run(api, tmp_path, "--once")
+
+
+def test_nothing_of_the_cluster_steers_the_terminal(api: EpcApi, tmp_path: Path) -> None:
+    api.put(make_pod("evil", mib=1, node="n1\x1b[2J"))
+    assert "\x1b" not in run(api, tmp_path, "--once")
+
+
+def test_a_cluster_that_is_away_is_an_error(api: EpcApi, tmp_path: Path) -> None:
+    kubeconfig = api.kubeconfig(tmp_path)
+    api.down = True
+    result = CliRunner().invoke(root, ["top", "--kubeconfig", kubeconfig, "--once"])
+    assert isinstance(result.exception, ClusterError)
+    assert "cannot list the pods" in result.exception.message
+
+
+def test_it_lives_on_a_terminal_and_shows_rates(api: EpcApi, tmp_path: Path) -> None:
+    kubeconfig = api.kubeconfig(tmp_path)
+    main, side = pty.openpty()
+    command = [sys.executable, "-m", "confcom", "top", "--kubeconfig", kubeconfig, "--interval", "0.5"]
+    environment = os.environ | {"COLUMNS": "160", "LINES": "40", "TERM": "xterm"}
+    process = subprocess.Popen(command, stdin=side, stdout=side, stderr=side, env=environment)
+    os.close(side)
+    seen = b""
+    try:
+        deadline = time.monotonic() + 30
+        while b"/s)" not in seen and time.monotonic() < deadline:
+            if select.select([main], [], [], 1)[0]:
+                seen += os.read(main, 65536)
+        assert b"default/greedy" in seen
+        assert b"(0.0/s)" in seen
+        # The API goes away, and the figures stay.
+        api.down = True
+        while b"old: cannot list" not in seen and time.monotonic() < deadline:
+            if select.select([main], [], [], 1)[0]:
+                seen += os.read(main, 65536)
+        assert b"old: cannot list" in seen
+    finally:
+        process.terminate()
+        process.wait()
+        os.close(main)

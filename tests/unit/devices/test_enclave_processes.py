@@ -1,0 +1,141 @@
+"""One pass over /proc: a folder in its shape, links to real processes, and this process itself."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from pathlib import Path
+
+import pytest
+
+from confcom.devices.declared_node import declare_node
+from confcom.devices.enclave_processes import EnclaveDevice, find_enclave_processes
+from confcom.devices.host import Host
+from confcom.devices.process_cgroup import CgroupOwner
+from confcom.devices.simulated_memory import map_enclave_memory
+from confcom.errors import ConfigError
+
+POD, ONE = "3c9f6d2e-1b7a-4c55-9f0e-8d2a6b1c4e77", "0123456789abcdef" * 4
+NULL = Path("/dev/null").stat()
+DEVICE = EnclaveDevice(frozenset({(os.major(NULL.st_rdev), os.minor(NULL.st_rdev))}), frozenset({(9, 9, 9)}))
+LINE = "7f0000000000-7f0000400000 rw-s 00000000 00:2b 7  {}\n"
+
+
+def process(root: Path, pid: int, maps: str, *, device: str | None = None) -> Path:
+    place = root / "proc" / str(pid)
+    (place / "map_files").mkdir(parents=True)
+    (place / "maps").write_text(maps)
+    (place / "stat").write_text(f"{pid} (app) S 1 " + "0 " * 40)
+    (place / "cgroup").write_text(f"0::/kubepods/pod{POD}/{ONE}\n")
+    if device is not None:
+        (place / "map_files" / "7f0000000000-7f0000400000").symlink_to(device)
+    return place
+
+
+@pytest.mark.promise("M5")
+@pytest.mark.parametrize("path", ["/dev/sgx_enclave", "/dev/sgx/enclave", "/sgx_enclave", "/opt/dev/sgx_enclave"])
+def test_the_device_is_known_by_its_number_under_every_name(tmp_path: Path, path: str) -> None:
+    process(tmp_path, 7, LINE.format(path), device="/dev/null")
+    seen = find_enclave_processes(Host(tmp_path), DEVICE)
+    (found,) = seen.enclaves
+    assert found.usable == ((0x7F0000000000, 0x7F0000400000),)
+    assert found.owner == CgroupOwner(POD, ONE)
+    assert (seen.processes, seen.unreadable) == (1, 0)
+
+
+def test_another_device_or_file_of_that_name_is_not_it(tmp_path: Path) -> None:
+    process(tmp_path, 7, LINE.format("/dev/sgx_enclave"), device="/dev/zero")
+    process(tmp_path, 8, LINE.format("/tmp/sgx_enclave").replace(" 7 ", " 8 "), device="/etc/passwd")
+    assert find_enclave_processes(Host(tmp_path), DEVICE).enclaves == ()
+
+
+def test_where_the_kernel_does_not_tell_the_root_of_the_process_is_asked(tmp_path: Path) -> None:
+    place = process(tmp_path, 7, LINE.format("/dev/sgx_enclave"))
+    (place / "root").symlink_to(tmp_path / "container")
+    (tmp_path / "container/dev").mkdir(parents=True)
+    (tmp_path / "container/dev/sgx_enclave").symlink_to("/dev/null")
+    # The inode must be the one that is mapped: a file that was put there since is another.
+    assert find_enclave_processes(Host(tmp_path), DEVICE).enclaves == ()
+    (place / "maps").write_text(LINE.format("/dev/sgx_enclave").replace(" 7 ", f" {NULL.st_ino} "))
+    assert len(find_enclave_processes(Host(tmp_path), DEVICE).enclaves) == 1
+
+
+def test_where_nothing_can_be_asked_the_usual_path_counts(tmp_path: Path) -> None:
+    process(tmp_path, 7, LINE.format("/dev/sgx_enclave"))
+    process(tmp_path, 8, LINE.format("/tmp/sgx_enclave").replace(" 7 ", " 8 "))
+    assert [found.pid for found in find_enclave_processes(Host(tmp_path), DEVICE).enclaves] == [7]
+    # A stand-in is one file and no other, whatever it is called.
+    stand_in = EnclaveDevice(frozenset(), frozenset({(9, 9, 9)}), stand_in=True)
+    assert find_enclave_processes(Host(tmp_path), stand_in).enclaves == ()
+
+
+def test_processes_that_end_in_the_middle_are_none(tmp_path: Path) -> None:
+    for pid, missing in enumerate(("maps", "stat", "cgroup"), 7):
+        (process(tmp_path, pid, LINE.format("/dev/sgx_enclave"), device="/dev/null") / missing).unlink()
+    process(tmp_path, 20, LINE.format("/dev/sgx_enclave"), device="/dev/null")
+    (tmp_path / "proc/self").mkdir()
+    (tmp_path / "proc/21").mkdir()
+    seen = find_enclave_processes(Host(tmp_path), DEVICE)
+    assert [found.pid for found in seen.enclaves] == [20]
+    assert (seen.processes, seen.unreadable) == (5, 0)
+
+
+def test_what_is_refused_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process(tmp_path, 7, LINE.format("/dev/sgx_enclave"))
+    true_open = os.open
+
+    def refuse(path: str, *rest: int, **more: int) -> int:
+        if str(path).endswith("maps"):
+            raise PermissionError(13, "Permission denied")
+        return true_open(path, *rest, **more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    seen = find_enclave_processes(Host(tmp_path), DEVICE)
+    assert (seen.enclaves, seen.unreadable) == ((), 1)
+
+
+def test_without_a_device_nothing_is_read(tmp_path: Path) -> None:
+    process(tmp_path, 7, LINE.format("/dev/sgx_enclave"), device="/dev/null")
+    assert find_enclave_processes(Host(tmp_path), EnclaveDevice.of(Host(tmp_path))).processes == 0
+    assert find_enclave_processes(Host(tmp_path / "none"), DEVICE).processes == 0
+
+
+def test_this_process_maps_the_stand_in_of_a_simulated_node(tmp_path: Path) -> None:
+    device = EnclaveDevice.of(declare_node(tmp_path, (1 << 30,), b"machine"))
+    assert device.stand_in
+    host = Host()
+
+    def mapped() -> int:
+        return sum(
+            end - start
+            for found in find_enclave_processes(host, device).enclaves
+            if found.pid == os.getpid()
+            for start, end in found.usable
+        )
+
+    assert mapped() == 0
+    with map_enclave_memory(tmp_path / "dev/sgx_enclave", 1 << 20):
+        assert mapped() == 1 << 20
+        # Another file with the same name and content is not it.
+        declare_node(tmp_path / "other", (1 << 30,), b"machine")
+        with map_enclave_memory(tmp_path / "other/dev/sgx_enclave", 5 * mmap.PAGESIZE):
+            assert mapped() == 1 << 20
+    assert mapped() == 0
+
+
+def test_the_stand_in_is_known_by_both_names(tmp_path: Path) -> None:
+    node = declare_node(tmp_path, (1 << 30,), b"machine")
+    (tmp_path / "dev/sgx").mkdir()
+    (tmp_path / "dev/sgx/enclave").symlink_to("../sgx_enclave")
+    assert len(EnclaveDevice.of(node).files) == 1
+
+
+def test_memory_that_cannot_be_mapped_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot map"):
+        map_enclave_memory(tmp_path / "none", 1 << 20)
+    (tmp_path / "empty").touch()
+    with pytest.raises(ConfigError, match="cannot map"):
+        map_enclave_memory(tmp_path / "empty", 1 << 20)
+    (tmp_path / "file").write_bytes(b"x")
+    with pytest.raises(ConfigError, match="more than 60000 mappings"):
+        map_enclave_memory(tmp_path / "file", 1 << 40)

@@ -1,0 +1,133 @@
+"""What pods, nodes and claims say about EPC."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from confcom.errors import FormatError
+from confcom.protocols.epc_pods import EpcContainer, EpcNode, parse_claim, parse_node, parse_pod
+from confcom.protocols.epc_requests import CANONICAL, requested_epc
+
+MIB = 1 << 20
+
+
+def container(name: str, mib: int | None = None, **more: Any) -> dict[str, Any]:
+    return {"name": name, "resources": {"limits": {CANONICAL: str(mib)}} if mib is not None else {}} | more
+
+
+def pod(*containers: dict[str, Any], init: list[dict[str, Any]] | None = None, **status: Any) -> dict[str, Any]:
+    return {
+        "metadata": {"name": "p", "namespace": "ns", "uid": "u"},
+        "spec": {"nodeName": "n1", "containers": list(containers), "initContainers": init},
+        "status": status,
+    }
+
+
+@pytest.mark.parametrize(
+    ("amounts", "size"),
+    [
+        ({}, None),
+        ({"cpu": "1"}, None),
+        ({CANONICAL: "10"}, 10 * MIB),
+        ({CANONICAL: "1k"}, 1000 * MIB),
+        ({"sgx.intel.com/epc": "10Mi"}, 10 * MIB),
+        ({"sgx.intel.com/sgx_epc_mem_in_MiB": "3"}, 3 * MIB),
+        ({"alibabacloud.com/sgx_epc_MiB": "4"}, 4 * MIB),
+        ({CANONICAL: "10", "sgx.intel.com/epc": "10Mi"}, 10 * MIB),  # the same EPC under two names
+        ({CANONICAL: "much"}, None),
+        ({CANONICAL: "-1"}, None),
+        ({"sgx.intel.com/epc": "0.5"}, 1),
+    ],
+)
+def test_requests_in_every_dialect(amounts: dict[str, str], size: int | None) -> None:
+    assert requested_epc(amounts) == size
+
+
+def test_containers_with_their_ids() -> None:
+    found = parse_pod(
+        pod(
+            container("app", 10),
+            container("other"),
+            containerStatuses=[
+                {"name": "app", "containerID": "containerd://abc"},
+                {"name": "other", "containerID": "cri-o://def"},
+            ],
+            phase="Running",
+        )
+    )
+    assert found.containers == (EpcContainer("app", "abc", 10 * MIB), EpcContainer("other", "def"))
+    assert (found.node, found.requested, found.finished, str(found)) == ("n1", 10 * MIB, False, "ns/p")
+
+
+def test_a_pod_that_has_not_started_has_no_ids() -> None:
+    found = parse_pod({"metadata": {"name": "p"}, "spec": {"containers": [container("app", 1)]}})
+    assert found.containers == (EpcContainer("app", "", MIB),)
+    assert found.node == ""
+
+
+@pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
+def test_finished_pods(phase: str) -> None:
+    assert parse_pod(pod(container("app", 1), phase=phase)).finished
+
+
+@pytest.mark.parametrize(
+    ("init", "mib"),
+    [
+        (None, 30),
+        ([container("i", 50)], 50),
+        ([container("i", 5)], 30),
+        ([container("s", 7, restartPolicy="Always"), container("i", 25)], 37),
+        ([container("s", 7, restartPolicy="Always"), container("i", 31)], 38),
+        ([container("i", 31), container("s", 7, restartPolicy="Always")], 37),
+    ],
+)
+def test_what_the_scheduler_counts(init: list[dict[str, Any]] | None, mib: int) -> None:
+    assert parse_pod(pod(container("a", 10), container("b", 20), init=init)).requested == mib * MIB
+
+
+def test_requests_may_stand_alone() -> None:
+    one = {"name": "app", "resources": {"requests": {CANONICAL: "2"}, "limits": None}}
+    assert parse_pod(pod(one)).containers[0].requested == 2 * MIB
+
+
+def test_claims_by_name_and_from_templates() -> None:
+    document = pod(
+        {"name": "app", "resources": {"claims": [{"name": "mine"}, {"name": "made"}, {"name": "unknown"}]}},
+        resourceClaimStatuses=[{"name": "made", "resourceClaimName": "p-made-x1"}],
+    )
+    document["spec"]["resourceClaims"] = [
+        {"name": "mine", "resourceClaimName": "my-claim"},
+        {"name": "made", "resourceClaimTemplateName": "template"},
+    ]
+    assert parse_pod(document).containers[0].claims == ("my-claim", "p-made-x1")
+
+
+@pytest.mark.parametrize(
+    "document",
+    [None, [], {}, {"metadata": {"name": 7}, "spec": {}}, {"metadata": {"name": "p"}, "spec": {"containers": 1}}],
+)
+def test_what_is_no_pod(document: Any) -> None:
+    with pytest.raises(FormatError):
+        parse_pod(document)
+
+
+def test_nodes() -> None:
+    document = {"metadata": {"name": "n1"}, "status": {"allocatable": {CANONICAL: "1k", "sgx.intel.com/epc": "7"}}}
+    assert parse_node(document) == EpcNode("n1", 1000 * MIB)
+    assert parse_node({"metadata": {"name": "n1"}}) == EpcNode("n1", None)
+    own = {"metadata": {"name": "n1"}, "status": {"allocatable": {"example.com/epc": "3"}}}
+    assert parse_node(own, "example.com/epc") == EpcNode("n1", 3 * MIB)
+
+
+def test_amounts_of_claims() -> None:
+    def claim(*capacities: dict[str, str] | None) -> dict[str, Any]:
+        results = [{"driver": "d", "pool": "p", "device": "x", "consumedCapacity": one} for one in capacities]
+        return {"metadata": {"name": "c"}, "status": {"allocation": {"devices": {"results": results}}}}
+
+    assert parse_claim(claim({"epc": "10Mi"}, {"sgx.confcom.dev/epc": "1Mi"}, {"memory": "1Gi"}, None)) == 11 * MIB
+    assert parse_claim(claim()) == 0
+    assert parse_claim({"metadata": {"name": "c"}, "status": {}}) == 0
+    with pytest.raises(FormatError):
+        parse_claim({"metadata": {"name": "c"}, "status": 7})
