@@ -44,11 +44,12 @@ ADDON_KINDS: tuple[Kind, ...] = (
     _kind(_RBAC, "ClusterRoleBinding", "clusterrolebindings", namespaced=False),
     _kind(_ADMISSION, "ValidatingAdmissionPolicy", "validatingadmissionpolicies", namespaced=False),
     _kind(_ADMISSION, "ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings", namespaced=False),
+    _kind("resource.k8s.io/v1", "DeviceClass", "deviceclasses", namespaced=False),
+    _kind("resource.k8s.io/v1", "ResourceClaimTemplate", "resourceclaimtemplates"),
     _kind("v1", "Service", "services"),
     _kind("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets"),
     _kind("apps/v1", "Deployment", "deployments"),
     _kind("apps/v1", "DaemonSet", "daemonsets"),
-    _kind("resource.k8s.io/v1", "DeviceClass", "deviceclasses", namespaced=False),
     _kind(_ADMISSION, "MutatingWebhookConfiguration", "mutatingwebhookconfigurations", namespaced=False),
     _kind(_ADMISSION, "ValidatingWebhookConfiguration", "validatingwebhookconfigurations", namespaced=False),
 )

@@ -7,15 +7,13 @@ import msgspec
 from confcom.manifests import collateral as store
 from confcom.manifests import device_plugin as plugin
 from confcom.manifests import metrics as exporter
-from confcom.manifests import network_policies, rbac
+from confcom.manifests import network_policies
 from confcom.manifests import quote_helper as helper
 from confcom.manifests import webhook as admission
 from confcom.manifests.addon_config import DEFAULT_IMAGE, AddonConfig
 from confcom.manifests.addon_state import AddonState, state_object
-from confcom.manifests.device_plugin import needs_node_status
 from confcom.manifests.namespace import helper_priority, namespace
 from confcom.manifests.objects import COLLATERAL, DEVICE_PLUGIN, METRICS, QUOTE_HELPER, WEBHOOK, Object
-from confcom.manifests.own_node_policy import own_node_policy
 
 COLLATERAL_PORTS = (network_policies.DNS_PORT, 443, 8081)
 """Where the quote helper's libraries look for collateral: Intel or a cloud's cache, or a caching service."""
@@ -38,14 +36,9 @@ def render(config: AddonConfig, *, version: str) -> list[Object]:
 
 
 def _device_plugin(config: AddonConfig) -> list[Object]:
-    api = needs_node_status(config)
-    opened = network_policies.opening(
-        DEVICE_PLUGIN, ingress=(plugin.HTTP_PORT,), egress=network_policies.API_PORTS if api else ()
-    )
-    if not api:
-        return [opened, *plugin.device_plugin(config)]
-    rules = [rbac.rule("", ["nodes"], ["get", "list", "watch"]), rbac.rule("", ["nodes/status"], ["patch"])]
-    return [opened, *own_node_policy(), *rbac.cluster_role(DEVICE_PLUGIN, rules), *plugin.device_plugin(config)]
+    egress = network_policies.API_PORTS if plugin.needs_api(config) else ()
+    opened = network_policies.opening(DEVICE_PLUGIN, ingress=(plugin.HTTP_PORT,), egress=egress)
+    return [opened, *plugin.rights(config), *plugin.device_plugin(config)]
 
 
 def _quote_helper(config: AddonConfig) -> list[Object]:

@@ -66,6 +66,8 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Further taints, KEY[=VALUE][:EFFECT], that the node components tolerate; `*` is all of them."""
     webhook_replicas: Annotated[int, msgspec.Meta(ge=1, le=16)] = 2
     """Pods of the webhook."""
+    oversized: Literal["refuse", "warn"] = "refuse"
+    """What it does with a pod that wants more EPC than any node has; warn where larger nodes are made on demand."""
 
     def check(self) -> None:
         """What one field's type cannot tell; `ConfigError` says what is wrong."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from confcom.manifests import simulated
+from confcom.manifests import dynamic_resources, rbac, simulated
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import (
     DEVICE_PLUGIN,
@@ -19,8 +19,10 @@ from confcom.manifests.objects import (
     service_account,
     settings,
 )
+from confcom.manifests.own_node_policy import own_node_policy
 
 KUBELET = "/var/lib/kubelet"
+CDI = "/var/run/cdi"
 HOST = "/host"
 """Where the container sees what it may see of the host."""
 HTTP_PORT = 9465
@@ -32,48 +34,72 @@ HELPER_SLOTS = 2
 
 def device_plugin(config: AddonConfig) -> list[Object]:
     """Service account and DaemonSet."""
-    return [service_account(DEVICE_PLUGIN, token=needs_node_status(config)), _daemon_set(config)]
+    return [service_account(DEVICE_PLUGIN, token=needs_api(config)), _daemon_set(config)]
 
 
-def needs_node_status(config: AddonConfig) -> bool:
+def rights(config: AddonConfig) -> list[Object]:
+    """What the plugin may do at the API, by the way in which EPC is published."""
+    if config.publisher == "devices":
+        return []
+    if config.publisher == "dra":
+        return [
+            *dynamic_resources.device_classes(),
+            *dynamic_resources.own_slices_policy(),
+            *rbac.cluster_role(DEVICE_PLUGIN, dynamic_resources.slice_rules()),
+        ]
+    rules = [rbac.rule("", ["nodes"], ["get", "list", "watch"]), rbac.rule("", ["nodes/status"], ["patch"])]
+    return [*own_node_policy(), *rbac.cluster_role(DEVICE_PLUGIN, rules)]
+
+
+def needs_api(config: AddonConfig) -> bool:
     """Whether some node may have to write to its own status, or to publish slices."""
     return config.publisher != "devices"
 
 
 def _daemon_set(config: AddonConfig) -> Object:
-    volumes = [
-        host_path("device-plugins", f"{KUBELET}/device-plugins", "Directory"),
-        host_path("pod-resources", f"{KUBELET}/pod-resources", "DirectoryOrCreate"),
-    ]
-    mounts = [
-        mount("device-plugins", f"{KUBELET}/device-plugins"),
-        mount("pod-resources", f"{KUBELET}/pod-resources", read_only=True),
-    ]
-    if config.platform == "simulated":
-        volumes += [simulated.node_folder(), simulated.world_volume(), simulated.machine_volume()]
-        mounts += [mount("simulated-node", simulated.NODE_FOLDER), mount("machine", simulated.MACHINE_FOLDER)]
-    else:
-        volumes += [
-            host_path("dev", "/dev", "Directory"),
-            host_path("sys", "/sys/devices/system/node", "Directory"),
-            host_path("cpuinfo", "/proc/cpuinfo", "File"),
-        ]
-        # To see the devices, not to use them: without a device of its own the container cannot open any.
-        mounts += [
-            mount("dev", f"{HOST}/dev", read_only=True),
-            mount("sys", f"{HOST}/sys/devices/system/node", read_only=True),
-            mount("cpuinfo", f"{HOST}/proc/cpuinfo", read_only=True),
-        ]
+    volumes, mounts = _kubelet_folders(config)
+    more_volumes, more_mounts = _simulated_node() if config.platform == "simulated" else _real_node()
     pod: Object = {
-        "automountServiceAccountToken": needs_node_status(config),
+        "automountServiceAccountToken": needs_api(config),
         "priorityClassName": "system-node-critical",
         "terminationGracePeriodSeconds": 10,
         "initContainers": [simulated.machine_container(config)] if config.platform == "simulated" else [],
-        "containers": [_container(config, mounts)],
-        "volumes": volumes,
+        "containers": [_container(config, mounts + more_mounts)],
+        "volumes": volumes + more_volumes,
     }
     # One at a time: two plugins cannot hold the same sockets, and running pods do not notice the change.
     return daemon_set(DEVICE_PLUGIN, config, pod, {"maxUnavailable": "10%", "maxSurge": 0})
+
+
+def _kubelet_folders(config: AddonConfig) -> tuple[list[Object], list[Object]]:
+    """The folders of the kubelet's sockets, and of the container runtime's device files; volumes and mounts."""
+    folders = {"device-plugins": f"{KUBELET}/device-plugins"}
+    if config.publisher == "dra":
+        folders |= {"registry": f"{KUBELET}/plugins_registry", "cdi": CDI}
+    volumes = [host_path(name, path, "DirectoryOrCreate") for name, path in folders.items()]
+    mounts = [mount(name, path) for name, path in folders.items()]
+    return (
+        [*volumes, host_path("pod-resources", f"{KUBELET}/pod-resources", "DirectoryOrCreate")],
+        [*mounts, mount("pod-resources", f"{KUBELET}/pod-resources", read_only=True)],
+    )
+
+
+def _simulated_node() -> tuple[list[Object], list[Object]]:
+    return (
+        [simulated.node_folder(), simulated.world_volume(), simulated.machine_volume()],
+        [mount("simulated-node", simulated.NODE_FOLDER), mount("machine", simulated.MACHINE_FOLDER)],
+    )
+
+
+def _real_node() -> tuple[list[Object], list[Object]]:
+    """What is looked at. To see the devices, not to use them: without one of its own the container cannot open any."""
+    folders = {"dev": "/dev", "sys": "/sys/devices/system/node"}
+    volumes = [host_path(name, path, "Directory") for name, path in folders.items()]
+    mounts = [mount(name, f"{HOST}{path}", read_only=True) for name, path in folders.items()]
+    return (
+        [*volumes, host_path("cpuinfo", "/proc/cpuinfo", "File")],
+        [*mounts, mount("cpuinfo", f"{HOST}/proc/cpuinfo", read_only=True)],
+    )
 
 
 def _container(config: AddonConfig, mounts: list[Object]) -> Object:

@@ -10,46 +10,59 @@ from confcom.manifests.objects import DEVICE_PLUGIN, EPC_RESOURCE, NAMESPACE, Ob
 
 NAME = "sgx-device-plugin-own-node.confcom.dev"
 _ACCOUNT = f"system:serviceaccount:{NAMESPACE}:{DEVICE_PLUGIN.name}"
+_ADMISSION = "admissionregistration.k8s.io"
 _NODE_CLAIM = "authentication.kubernetes.io/node-name"
 _LABELS = "confcom.dev/"
 
 
 def own_node_policy() -> list[Object]:
-    """The policy and its binding."""
-    policy = global_object(
-        "admissionregistration.k8s.io/v1",
-        "ValidatingAdmissionPolicy",
+    """The policy for nodes' status, and its binding."""
+    return admission_policy(
         NAME,
+        {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["nodes/status"]},
+        _validations(),
+    )
+
+
+def admission_policy(name: str, rule: Object, validations: list[Object]) -> list[Object]:
+    """A policy over what the device plugin asks for, and its binding."""
+    policy = global_object(
+        f"{_ADMISSION}/v1",
+        "ValidatingAdmissionPolicy",
+        name,
         DEVICE_PLUGIN.component,
         spec={
             "failurePolicy": "Fail",
-            "matchConstraints": {
-                "resourceRules": [
-                    {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["UPDATE"], "resources": ["nodes/status"]}
-                ]
-            },
+            "matchConstraints": {"resourceRules": [rule]},
             "matchConditions": [
                 {"name": "the-device-plugin", "expression": f"request.userInfo.username == '{_ACCOUNT}'"}
             ],
-            "validations": _validations(),
+            "validations": validations,
         },
     )
     binding = global_object(
-        "admissionregistration.k8s.io/v1",
+        f"{_ADMISSION}/v1",
         "ValidatingAdmissionPolicyBinding",
-        NAME,
+        name,
         DEVICE_PLUGIN.component,
-        spec={"policyName": NAME, "validationActions": ["Deny"]},
+        spec={"policyName": name, "validationActions": ["Deny"]},
     )
     return [policy, binding]
 
 
-def _validations() -> list[Object]:
+def of_own_node(node: str) -> str:
+    """CEL: what asks is a pod on the node whose name `node` gives."""
     claim = f"request.userInfo.extra['{_NODE_CLAIM}']"
-    own = f"'{_NODE_CLAIM}' in request.userInfo.extra && {claim} == [object.metadata.name]"
+    return f"'{_NODE_CLAIM}' in request.userInfo.extra && {claim} == [{node}]"
+
+
+def _validations() -> list[Object]:
     rest = "conditions", "addresses", "nodeInfo", "daemonEndpoints"
     return [
-        {"expression": own, "message": "the SGX device plugin writes to the status of its own node only"},
+        {
+            "expression": of_own_node("object.metadata.name"),
+            "message": "the SGX device plugin writes to the status of its own node only",
+        },
         *(_unchanged(f"status.{field}", f"k == '{EPC_RESOURCE}'") for field in ("capacity", "allocatable")),
         *(_unchanged(f"metadata.{field}", f"k.startsWith('{_LABELS}')") for field in ("labels", "annotations")),
         {

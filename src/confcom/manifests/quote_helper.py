@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from confcom.manifests import dynamic_resources
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.namespace import HELPER_PRIORITY
 from confcom.manifests.objects import (
@@ -34,8 +35,9 @@ GRANTED_MACHINE = "/dev/sgx_enclave"
 
 
 def quote_helper(config: AddonConfig) -> list[Object]:
-    """Service account and DaemonSet."""
-    return [service_account(QUOTE_HELPER, token=False), _daemon_set(config)]
+    """Service account and DaemonSet, and the template of its claims if that is how EPC is published."""
+    claim = [dynamic_resources.helper_claim(config)] if config.publisher == "dra" else []
+    return [service_account(QUOTE_HELPER, token=False), *claim, _daemon_set(config)]
 
 
 def _daemon_set(config: AddonConfig) -> Object:
@@ -44,6 +46,7 @@ def _daemon_set(config: AddonConfig) -> Object:
         "automountServiceAccountToken": False,
         "priorityClassName": HELPER_PRIORITY,
         "terminationGracePeriodSeconds": DRAIN,
+        **(dynamic_resources.claim_of_pod() if config.publisher == "dra" else {}),
         # To know which pod is at the other end of a connection, so that pods take turns.
         "hostPID": True,
         "initContainers": [_socket_folder(config)],
@@ -66,18 +69,25 @@ def _socket_folder(config: AddonConfig) -> Object:
 
 
 def _container(config: AddonConfig) -> Object:
-    devices = {EPC_RESOURCE: str(config.quote_helper_epc_mib), ENCLAVE_RESOURCE: "1", PROVISION_RESOURCE: "1"}
     return container(
         config,
         QUOTE_HELPER.component,
         ["quote-helper"],
         env=settings("quote-helper", _settings(config)),
         ports=[{"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"}],
-        resources=resources("50m", "128Mi", "1Gi", **devices),
+        resources=_resources(config),
         securityContext=confined(),
         volumeMounts=[mount("aesmd-socket", SOCKET_FOLDER), mount("tmp", TMP)],
         **http_probes("http"),
     )
+
+
+def _resources(config: AddonConfig) -> Object:
+    """EPC for QE and PCE, and both devices, from the device plugin: without it the helper stays Pending."""
+    if config.publisher == "dra":
+        return resources("50m", "128Mi", "1Gi") | {"claims": [{"name": dynamic_resources.CLAIM}]}
+    devices = {EPC_RESOURCE: str(config.quote_helper_epc_mib), ENCLAVE_RESOURCE: "1", PROVISION_RESOURCE: "1"}
+    return resources("50m", "128Mi", "1Gi", **devices)
 
 
 def _settings(config: AddonConfig) -> dict[str, str]:

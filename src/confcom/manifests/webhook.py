@@ -49,7 +49,7 @@ def _rights() -> list[Object]:
     own = [admission_rules.CONFIGURATION]
     kinds = ["mutatingwebhookconfigurations", "validatingwebhookconfigurations"]
     return [
-        *rbac.role(WEBHOOK, [rbac.rule("", ["secrets"], ["get", "update", "patch"], [TLS_SECRET])]),
+        *rbac.role(WEBHOOK, [rbac.rule("", ["secrets"], ["get", "patch"], [TLS_SECRET])]),
         *rbac.cluster_role(
             WEBHOOK,
             [
@@ -94,6 +94,8 @@ def _values(config: AddonConfig) -> dict[str, str]:
         "secret": TLS_SECRET,
         "configuration": admission_rules.CONFIGURATION,
         "provision_grants": ",".join(config.provision_grants),
+        "oversized": config.oversized,
+        "quote_helper": "true" if config.quote_helper else "false",
     }
 
 
