@@ -36,13 +36,17 @@ class Record:
         return _layout(cls).struct.size
 
     @classmethod
+    def check_size(cls, data: bytes) -> None:
+        """Raise what `parse` would; there is nothing else that it could mind."""
+        if len(data) != cls.size():
+            raise _wrong_size(cls, data)
+
+    @classmethod
     def parse(cls, data: bytes) -> Self:
         """Read the struct from exactly its size in bytes."""
         layout = _layout(cls)
         if len(data) != layout.struct.size:
-            raise FormatError(
-                f"is {layout.struct.size} bytes, found {len(data)}", structure=cls.__name__, field="", offset=0
-            )
+            raise _wrong_size(cls, data)
         values: list[Any] = list(layout.struct.unpack(data))
         for index, record in layout.records:
             values[index] = record.parse(values[index])
@@ -68,6 +72,10 @@ class Record:
         except struct.error as error:
             raise FormatError(str(error), structure=type(self).__name__, field="") from error
         return packed
+
+
+def _wrong_size(record: type[Record], data: bytes) -> FormatError:
+    return FormatError(f"is {record.size()} bytes, found {len(data)}", structure=record.__name__, field="", offset=0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,8 @@ MAX_REQUEST = 64 * 1024
 MAX_RESPONSE = 128 * 1024
 """Longest response in bytes; a quote is at most 13 KB, padding at most 64 KiB."""
 
-_LENGTH_SIZE = 4
+LENGTH_SIZE = 4
+"""Bytes of the length before a message."""
 
 
 class Signal(Enum):
@@ -74,24 +75,32 @@ class _FrameReader:
             raise LocalProtocolError("data after the end of the stream")
         elif not self._buffer:
             self._buffer = data
-        elif len(self._buffer) < _LENGTH_SIZE + self._limit:
+        elif len(self._buffer) < LENGTH_SIZE + self._limit:
             if isinstance(self._buffer, bytes):
                 self._buffer = bytearray(self._buffer)
             self._buffer += data
 
     def next_frame(self) -> bytes | Signal:
         size = len(self._buffer)
-        if size >= _LENGTH_SIZE:
-            length = int.from_bytes(self._buffer[:_LENGTH_SIZE], "little")
+        if size >= LENGTH_SIZE:
+            length = int.from_bytes(self._buffer[:LENGTH_SIZE], "little")
             if length > self._limit:
                 raise RemoteProtocolError(f"a message of {length} bytes is announced, the limit is {self._limit}")
-            if size >= _LENGTH_SIZE + length:
-                return bytes(self._buffer[_LENGTH_SIZE : _LENGTH_SIZE + length])
+            if size >= LENGTH_SIZE + length:
+                return bytes(self._buffer[LENGTH_SIZE : LENGTH_SIZE + length])
         if not self._ended:
             return NEED_DATA
         if not size:
             return CLOSED
         raise RemoteProtocolError(f"the stream ended within a message, after {size} bytes")
+
+
+def response_frame(request: Request | IncompleteRequest, response: Response) -> bytes:
+    """The frame of the response; it must belong to the request."""
+    exchange = exchange_of(request)
+    if type(response) is not exchange.response:
+        raise LocalProtocolError(f"{type(response).__name__} does not answer {exchange.name}")
+    return _frame(response_bytes(response, exchange))
 
 
 class ServerConnection:
@@ -101,12 +110,12 @@ class ServerConnection:
     the connection is then to be closed without an answer.
     """
 
-    __slots__ = ("_exchange", "_reader", "_state")
+    __slots__ = ("_reader", "_request", "_state")
 
     def __init__(self, max_request: int = MAX_REQUEST) -> None:
         self._reader = _FrameReader(max_request)
         self._state = _State.RECEIVING
-        self._exchange: Exchange | None = None
+        self._request: Request | IncompleteRequest | None = None
 
     def receive_data(self, data: bytes) -> None:
         """Take bytes that arrived, or b"" at their end. What comes after the request is dropped."""
@@ -122,18 +131,15 @@ class ServerConnection:
         if isinstance(frame, Signal):
             self._state = _State.RECEIVING if frame is NEED_DATA else _State.DONE
             return frame
-        request = parse_request(frame)
-        self._exchange = exchange_of(request)
+        self._request = request = parse_request(frame)
         self._state = _State.ANSWERING
         return request
 
     def send(self, response: Response) -> bytes:
         """The frame of the response; it must belong to the request."""
-        if self._state is not _State.ANSWERING or self._exchange is None:
+        if self._state is not _State.ANSWERING or self._request is None:
             raise LocalProtocolError("there is no request to answer")
-        if type(response) is not self._exchange.response:
-            raise LocalProtocolError(f"{type(response).__name__} does not answer {self._exchange.name}")
-        frame = _frame(response_bytes(response, self._exchange))
+        frame = response_frame(self._request, response)
         self._state = _State.DONE
         return frame
 
@@ -182,4 +188,4 @@ class ClientConnection:
 
 
 def _frame(message: bytes) -> bytes:
-    return len(message).to_bytes(_LENGTH_SIZE, "little") + message
+    return len(message).to_bytes(LENGTH_SIZE, "little") + message

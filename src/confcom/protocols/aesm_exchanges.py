@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
+from dataclasses import field as dataclass_field
 from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
@@ -25,17 +26,19 @@ _Envelope = TypeVar("_Envelope", bound=Message)
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One kind of request and its response. `field` is the common part of the two field names of `number`."""
+    """One kind of request and its response. `field` is the common part of the two field names of `number`.
+
+    `name` is the one for logs and messages: `GetQuoteEx`.
+    """
 
     number: int
     field: str
     request: type[Request]
     response: type[Response]
+    name: str = dataclass_field(init=False)
 
-    @property
-    def name(self) -> str:
-        """Name for logs and messages: `GetQuoteEx`."""
-        return self.request.__name__.removesuffix("Request")
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.request.__name__.removesuffix("Request"))
 
 
 EXCHANGES = (

@@ -52,8 +52,6 @@ class PlatformCall:
 
     request: Request
     key_id: AttestationKeyId | None = None
-    report: Report | None = None
-    qe_report_info: QeReportInfo | None = None
 
 
 class AesmBroker:
@@ -156,9 +154,10 @@ class AesmBroker:
 
     def _plan_quote(self, request: m.GetQuoteExRequest) -> PlatformCall:
         key_id = self._match(request, request.att_key_id)
-        report = Report.parse(request.report)
-        info = QeReportInfo.parse(request.qe_report_info) if request.qe_report_info else None
-        return PlatformCall(request, key_id, report, info)
+        Report.check_size(request.report)
+        if request.qe_report_info:
+            QeReportInfo.check_size(request.qe_report_info)
+        return PlatformCall(request, key_id)
 
     _PLANS: ClassVar[dict[type[Request], Callable[[AesmBroker, Any], Response | PlatformCall]]] = {
         m.InitQuoteExRequest: _plan_init,
@@ -179,10 +178,10 @@ class AesmBroker:
         return key_id
 
     def _perform(self, call: PlatformCall) -> Response:
+        if isinstance(call.request, m.GetQuoteExRequest):
+            return self._quote(call.request, call.key_id)
         if isinstance(call.request, m.GetQuoteSizeExRequest):
             return m.GetQuoteSizeExResponse(_OK, quote_size=self._platform.quote_size(call.key_id))
-        if isinstance(call.request, m.GetQuoteExRequest) and call.report is not None:
-            return self._quote(call, call.request, call.report)
         initialized = self._platform.init_quote(call.key_id)
         return m.InitQuoteExResponse(
             _OK,
@@ -191,18 +190,16 @@ class AesmBroker:
             pub_key_id=initialized.pub_key_id,
         )
 
-    def _quote(self, call: PlatformCall, request: m.GetQuoteExRequest, report: Report) -> Response:
+    def _quote(self, request: m.GetQuoteExRequest, key_id: AttestationKeyId | None) -> Response:
         # In this order: a key that is not there (42), a buffer that is too small (3), a report that is not for us (47).
-        needed = self._platform.quote_size(call.key_id)
+        needed = self._platform.quote_size(key_id)
         _check_room(request, needed)
-        result = self._platform.quote(report, call.key_id, call.qe_report_info)
+        info = QeReportInfo.parse(request.qe_report_info) if request.qe_report_info else None
+        result = self._platform.quote(Report.parse(request.report), key_id, info)
         _check_room(request, len(result.quote))
-        if call.qe_report_info is None:
-            filled = None
-        elif result.qe_report_info is None:
+        filled = None if result.qe_report_info is None or info is None else bytes(result.qe_report_info)
+        if info is not None and filled is None:
             raise NativeError("the platform cannot make a report of its QE", native_code=QUOTE3_QE_REPORT)
-        else:
-            filled = bytes(result.qe_report_info)
         padded = result.quote.ljust(min(request.buf_size, PAD_LIMIT), b"\0")
         return m.GetQuoteExResponse(_OK, quote=padded, qe_report_info=filled)
 

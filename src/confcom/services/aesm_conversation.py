@@ -6,12 +6,20 @@ import asyncio
 import select
 import socket
 import struct
-from contextlib import suppress
 from typing import Any, NamedTuple
 
-from confcom.protocols.aesm import CLOSED, NEED_DATA, Closed, NeedData, ServerConnection
+from confcom.protocols.aesm import (
+    CLOSED,
+    NEED_DATA,
+    ClientConnection,
+    Closed,
+    NeedData,
+    ServerConnection,
+    response_frame,
+)
 from confcom.protocols.aesm_exchanges import IncompleteRequest, exchange_of
 from confcom.protocols.aesm_messages import Request
+from confcom.protocols.aesm_reader import RequestReader
 from confcom.protocols.aesm_status import AesmStatus
 from confcom.services.aesm_broker import Answer
 from confcom.services.peers import Peer, Peers
@@ -49,6 +57,11 @@ class RequestEvent(NamedTuple):
         """Whether the visitor said nothing that was understood: a probe, say."""
         return self.kind is None and self.outcome == "closed"
 
+    @property
+    def shown_peer(self) -> str:
+        """The peer where it says more than `uid` does."""
+        return self.peer if self.peer.startswith(("pod ", "container ")) else ""
+
     def fields(self) -> dict[str, Any]:
         """The event for the log; without what is empty."""
         found: dict[str, Any] = {}
@@ -64,8 +77,8 @@ class RequestEvent(NamedTuple):
         found["duration_ms"] = round(self.duration * 1000, 3)
         found["pid"] = self.pid
         found["uid"] = self.uid
-        if self.peer.startswith(("pod ", "container ")):
-            found["peer"] = self.peer
+        if self.shown_peer:
+            found["peer"] = self.shown_peer
         found["request_size"] = self.request_size
         found["response_size"] = self.response_size
         return found
@@ -75,18 +88,21 @@ class Conversation:
     """A connection of one request and one answer. Its owner keeps the deadlines."""
 
     __slots__ = (
-        "_connection", "_error", "_error_code", "_received", "_request", "_sent", "_socket", "_status", "over_limit",
-        "peer", "pid", "started", "uid",
+        "_connection", "_error", "_error_code", "_frame", "_reader", "_received", "_sent", "_socket", "_status",
+        "over_limit", "peer", "pid", "request", "started", "uid",
     )  # fmt: skip
 
-    def __init__(self, client: socket.socket, peers: Peers, max_request: int, started: float) -> None:
+    def __init__(self, client: socket.socket, peers: Peers, reader: RequestReader, started: float) -> None:
         self._socket = client
         self.started = started
         self.pid, self.uid, _ = _UCRED.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-        self.peer: Peer = peers.enter(self.pid, self.uid)
+        self.peer: Peer = peers.enter(self.pid, self.uid, started)
         self.over_limit = False
-        self._connection = ServerConnection(max_request)
-        self._request: Request | IncompleteRequest | None = None
+        self.request: Request | IncompleteRequest | None = None
+        """The request, once it has been read."""
+        self._reader = reader
+        self._connection: ServerConnection | None = None  # only for requests that do not come in one piece
+        self._frame = b""
         self._status: AesmStatus | None = None
         self._error_code: str | None = None
         self._error = ""
@@ -98,42 +114,58 @@ class Conversation:
         """Whether it has ended."""
         return self._socket.fileno() < 0
 
-    @property
-    def request(self) -> Request | IncompleteRequest | None:
-        """The request, once it has been read."""
-        return self._request
-
     def fileno(self) -> int:
         """The socket's descriptor, so that an event loop can watch it."""
         return self._socket.fileno()
 
     def read(self) -> Request | IncompleteRequest | NeedData | Closed:
         """Read what has arrived; never blocks."""
+        try:
+            data = self._socket.recv(READ_SIZE, _NOW)
+            if self._connection is None:
+                self.request = self._reader.whole(data)
+                if self.request is not None:
+                    self._received = len(data)
+                    self._frame = data
+                    return self.request
+                self._connection = ServerConnection(self._reader.max_request)
+            return self._read_on(self._connection, data)
+        except BlockingIOError:
+            return NEED_DATA
+
+    def _read_on(self, connection: ServerConnection, data: bytes) -> Request | IncompleteRequest | NeedData | Closed:
         while True:
-            try:
-                data = self._socket.recv(READ_SIZE, _NOW)
-            except BlockingIOError:
-                return NEED_DATA
             self._received += len(data)
-            self._connection.receive_data(data)
-            event = self._connection.next_event()
-            if event is NEED_DATA:
-                continue
-            if event is not CLOSED:
-                self._request = event
-            return event
+            connection.receive_data(data)
+            event = connection.next_event()
+            if event is not NEED_DATA:
+                break
+            data = self._socket.recv(READ_SIZE, _NOW)
+        if event is not CLOSED:
+            self.request = event
+        return event
+
+    def frame(self) -> bytes:
+        """The whole request as bytes, for somebody else to read."""
+        if self._frame:
+            return self._frame
+        assert isinstance(self.request, Request), "there is a whole request"  # noqa: S101
+        return ClientConnection().send(self.request)
 
     def write(self, answer: Answer) -> bytes:
         """Write the answer: in one piece, unless the client's buffer is too small for it. Returns what is left."""
+        assert self.request is not None  # noqa: S101 - an answer has its request
         error = answer.error
         code, message = (None, "") if error is None else (error.code, error.message)
-        return self.write_frame(self._connection.send(answer.response), answer.response.status, code, message)
+        return self.write_frame(response_frame(self.request, answer.response), answer.response.status, code, message)
 
     def write_frame(self, frame: bytes, status: AesmStatus, error_code: str | None, error: str) -> bytes:
         """Write an answer that is a frame already; the rest is what it says. Returns what is left."""
         self._status, self._error_code, self._error = status, error_code, error
-        with suppress(BlockingIOError):
+        try:
             self._sent = self._socket.send(frame, _NOW)
+        except BlockingIOError:
+            return frame
         return frame[self._sent :]
 
     async def write_rest(self, rest: bytes) -> None:
@@ -156,7 +188,7 @@ class Conversation:
         self._socket.close()
         refused, cut_off = self._error_code is not None, bool(reason)
         return RequestEvent(
-            exchange_of(self._request).name if self._request is not None else None,
+            exchange_of(self.request).name if self.request is not None else None,
             "closed" if self._status is None or cut_off else "refused" if refused else "answered",
             self._status,
             self._error_code,

@@ -14,11 +14,11 @@ import socket
 from pathlib import Path
 from typing import Protocol
 
-import structlog
-
 from confcom.errors import PlatformBusy, ProtocolError
 from confcom.protocols.aesm import CLOSED, NEED_DATA
+from confcom.protocols.aesm_reader import RequestReader
 from confcom.protocols.aesm_status import AesmStatus
+from confcom.services.aesm_acceptor import Acceptor
 from confcom.services.aesm_broker import AesmBroker, Answer
 from confcom.services.aesm_conversation import Conversation, RequestEvent
 from confcom.services.fair_queue import FairQueue
@@ -29,14 +29,8 @@ from confcom.services.quote_helper_config import QuoteHelperConfig
 from confcom.services.quoting import Quoting
 from confcom.services.quoting_worker import Reply
 
-ACCEPT_BATCH = 64
-"""Connections accepted before other work gets its turn."""
-ALONE = 8
-"""Connections that came alone one after the other, after which only every eighth look is for more than one."""
 DRAIN_STEP = 0.01
 """Seconds between two looks at whether all conversations have ended."""
-ACCEPT_PAUSE = 0.05
-"""Seconds without accepting after the system refused to."""
 TICK = 0.25
 """Seconds between two looks at deadlines."""
 
@@ -67,8 +61,10 @@ class AesmFront:
         self._config = config
         self._observer = observer
         self._loop = asyncio.get_running_loop()
+        self._now = self._loop.time
+        self._reader = RequestReader(config.max_request)
         self._limit = max(1, min(config.max_connections, available_descriptors() - config.fd_reserve))
-        self._listeners: dict[socket.socket, None] = {}
+        self._acceptor = Acceptor(self._welcome, self._welcomed, self._make_room)
         self._deadline: asyncio.TimerHandle | None = None
         self._ticks: asyncio.TimerHandle | None = None
         self._quoting: Quoting | None = None
@@ -84,8 +80,9 @@ class AesmFront:
         # Those whose request has not arrived, in the order in which they came; and those who do not take their answer.
         self._silent: dict[Conversation, None] = {}
         self._writing: dict[asyncio.Task[None], Conversation] = {}
-        self._alone = 0
+        self._early: list[Conversation] = []
         self._in_hand: dict[Conversation, None] = {}
+        self._ended: list[RequestEvent] = []
 
     @property
     def open(self) -> int:
@@ -99,20 +96,16 @@ class AesmFront:
 
     def listen(self, listener: socket.socket) -> None:
         """Begin to accept there."""
-        self._listeners[listener] = None
-        self._resume(listener)
+        self._acceptor.listen(listener)
 
     async def drain(self, listener: socket.socket) -> None:
         """Accept nothing there beyond the present backlog.
 
         When no other listener is left, also let every conversation end within the deadline.
         """
-        self._listeners.pop(listener, None)
-        self._loop.remove_reader(listener)
-        while self._accept(listener):
-            await asyncio.sleep(0)
+        await self._acceptor.drain(listener)
         deadline = self._loop.time() + self._config.drain_timeout
-        while self.open and not self._listeners and self._loop.time() < deadline:
+        while self.open and not self._acceptor.listens and self._loop.time() < deadline:
             await asyncio.sleep(DRAIN_STEP)
 
     def close(self) -> None:
@@ -124,6 +117,7 @@ class AesmFront:
             task.cancel()
         for conversation in [*self._silent, *self._in_hand, *self._writing.values()]:
             self._finish(conversation, "the helper stops")
+        self._tell()
 
     def deliver(self, pending: PendingRequest, answer: Answer | Reply, duration: float | None = None) -> None:
         """Take the answer to a pending request and send it."""
@@ -136,7 +130,7 @@ class AesmFront:
         try:
             rest = self._write(conversation, answer)
         except OSError as error:
-            self._finish(conversation, str(error))
+            self._end(conversation, str(error))
         else:
             self._end_or_wait(conversation, rest)
 
@@ -148,33 +142,31 @@ class AesmFront:
             return conversation.write(answer)
         return conversation.write_frame(answer.frame, AesmStatus(answer.status), answer.error_code, answer.error)
 
-    def _accept(self, listener: socket.socket) -> bool:
-        """Take connections from the backlog; says whether there may be more."""
-        # Where they keep coming one by one, looking for a second behind each would mostly be in vain.
-        self._alone += 1
-        batch = 1 if self._alone > ALONE and self._alone % ALONE else ACCEPT_BATCH
-        early: list[Conversation] = []
-        accepted = 0
-        while accepted < batch:
-            try:
-                client, _ = listener.accept()
-            except BlockingIOError:
-                break
-            except OSError as error:
-                self._pause(listener, error)
-                break
-            accepted += 1
-            conversation = self._welcome(client)
-            if conversation is not None:
-                early.append(conversation)
-        if accepted > 1:
-            self._alone = 0
-        # We were faster than these clients; by now most have sent their request too.
-        for conversation in early:
-            if conversation in self._silent and not self._advance(conversation):
-                self._loop.add_reader(conversation, self._readable, conversation)
+    def _welcome(self, client: socket.socket) -> None:
+        """Begin a conversation; mostly the request is there already."""
+        if self.open >= self._limit:
+            self._make_room(1)
+        conversation = Conversation(client, self.peers, self._reader, self._now())
+        peer = conversation.peer
+        if self.peers.over_connections(peer):
+            self._observer.over_limit("connections")
+            conversation.over_limit = not self._make_room_of(peer)
+        if self._advance(conversation):
+            return
+        if self._deadline is None:
+            self._deadline = self._loop.call_later(self._config.read_timeout, self._expire)
+        self._silent[conversation] = None
+        peer.silent[conversation] = None
+        self._early.append(conversation)
+
+    def _welcomed(self) -> None:
+        """Look again at clients that we were faster than: by now most have sent their request too."""
+        if self._early:
+            early, self._early = self._early, []
+            for conversation in early:
+                if conversation in self._silent and not self._advance(conversation):
+                    self._loop.add_reader(conversation, self._readable, conversation)
         self._pump()
-        return accepted == batch
 
     def _readable(self, conversation: Conversation) -> None:
         if self._advance(conversation):
@@ -183,17 +175,6 @@ class AesmFront:
     def _pump(self) -> None:
         if self.queue and self._quoting is not None:
             self._quoting.pump()
-
-    def _pause(self, listener: socket.socket, error: OSError) -> None:
-        # The connection stays in the backlog. Trying again at once would only burn the processor.
-        structlog.get_logger().warning("aesm.accept", reason=error.strerror)
-        self._make_room(ACCEPT_BATCH)
-        self._loop.remove_reader(listener)
-        self._loop.call_later(ACCEPT_PAUSE, self._resume, listener)
-
-    def _resume(self, listener: socket.socket) -> None:
-        if listener in self._listeners:
-            self._loop.add_reader(listener, self._accept, listener)
 
     def _make_room(self, count: int) -> None:
         """End the conversations that have waited for their request for longest."""
@@ -208,23 +189,6 @@ class AesmFront:
                 self._finish(conversation, "made room for another connection of the same peer")
                 return True
         return False
-
-    def _welcome(self, client: socket.socket) -> Conversation | None:
-        """Begin a conversation; gives it back when its request is not there yet."""
-        if self.open >= self._limit:
-            self._make_room(1)
-        conversation = Conversation(client, self.peers, self._config.max_request, self._loop.time())
-        peer = conversation.peer
-        if self.peers.over_connections(peer):
-            self._observer.over_limit("connections")
-            conversation.over_limit = not self._make_room_of(peer)
-        if self._advance(conversation):
-            return None
-        if self._deadline is None:
-            self._deadline = self._loop.call_later(self._config.read_timeout, self._expire)
-        self._silent[conversation] = None
-        peer.silent[conversation] = None
-        return conversation
 
     def _expire(self) -> None:
         """End the conversations whose request is overdue. One timer is enough: they are due in their order."""
@@ -282,7 +246,7 @@ class AesmFront:
 
     def _end_or_wait(self, conversation: Conversation, rest: bytes) -> None:
         if not rest:
-            self._finish(conversation)
+            self._end(conversation)
             return
         task = self._loop.create_task(self._write_rest(conversation, rest))
         self._writing[task] = conversation
@@ -300,12 +264,24 @@ class AesmFront:
             self._finish(conversation)
 
     def _finish(self, conversation: Conversation, reason: str = "") -> None:
-        if conversation.is_closed:
-            return
-        self._hear(conversation)
-        self._in_hand.pop(conversation, None)
-        self._observer.request(conversation.close(self._loop.time(), reason))
+        """End a conversation in whatever state it is."""
+        if not conversation.is_closed:
+            self._hear(conversation)
+            self._in_hand.pop(conversation, None)
+            self._end(conversation, reason)
+
+    def _end(self, conversation: Conversation, reason: str = "") -> None:
+        """End one that is in none of our lists."""
+        # What is told of it waits until those behind it have their answers too.
+        if not self._ended:
+            self._loop.call_soon(self._tell)
+        self._ended.append(conversation.close(self._now(), reason))
         self.peers.leave(conversation.peer)
+
+    def _tell(self) -> None:
+        ended, self._ended = self._ended, []
+        for event in ended:
+            self._observer.request(event)
 
     def _tick(self) -> None:
         self._ticks = self._loop.call_later(TICK, self._tick)

@@ -56,10 +56,12 @@ class Peers:
     def __len__(self) -> int:
         return len(self._peers)
 
-    def enter(self, pid: int, uid: int) -> Peer:
-        """Count a connection of a process."""
-        now = self._monotonic()
-        name = self._name(pid, uid, now)
+    def enter(self, pid: int, uid: int, now: float | None = None) -> Peer:
+        """Count a connection of a process; `now` is the clock's time, where the caller has just looked."""
+        if now is None:
+            now = self._monotonic()
+        known = self._names.get((pid, uid))
+        name = known[0] if known is not None and known[1] >= now else self._look_up(pid, uid, now)
         peer = self._peers.get(name)
         if peer is None:
             peer = self._peers[name] = Peer(name, self._burst, now)
@@ -99,10 +101,7 @@ class Peers:
                 if now - peer.refilled > whole:
                     del self._peers[peer.name]
 
-    def _name(self, pid: int, uid: int, now: float) -> str:
-        known = self._names.get((pid, uid))
-        if known is not None and known[1] >= now:
-            return known[0]
+    def _look_up(self, pid: int, uid: int, now: float) -> str:
         name = OURSELVES if pid == self._own_pid else peer_name(self._host, pid, uid)
         if len(self._names) >= MAX_REMEMBERED:
             self._names.clear()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from confcom.protocols.aesm import ClientConnection
 from confcom.services.aesm_broker import PlatformCall
 from confcom.services.aesm_conversation import Conversation
 
@@ -17,7 +16,3 @@ class PendingRequest:
         self.call = call
         self.since = since
         self.deaths = 0
-
-    def frame(self) -> bytes:
-        """The request as a client writes it."""
-        return ClientConnection().send(self.call.request)

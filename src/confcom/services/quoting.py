@@ -151,14 +151,12 @@ class QuickQuoting:
         The last ones stay here even if a worker is free: passing them on would cost more than it gains.
         """
         queue = self._queue
-        for worker in self.workers:
-            while len(queue) > KEPT and worker.has_room:
-                pending = queue.pop()
-                if not worker.give(pending):
-                    queue.push_back(pending.conversation.peer.name, pending)
-                    break
-        for _ in range(min(TURN, len(queue))):
-            self._answer_here(queue.pop())
+        if len(queue) > KEPT:
+            self._pass_on(queue)
+        # All are signed before the first is sent: the processor then finds each piece of code warm.
+        turn = [queue.pop() for _ in range(min(TURN, len(queue)))]
+        for pending, answer, duration in [self._answer_here(pending) for pending in turn]:
+            self._deliver(pending, answer, duration)
         if queue and not self._again:
             self._again = True
             self._loop.call_soon(self._pump_again)
@@ -178,18 +176,25 @@ class QuickQuoting:
         self._again = False
         self.pump()
 
-    def _answer_here(self, pending: PendingRequest) -> None:
+    def _pass_on(self, queue: FairQueue[PendingRequest]) -> None:
+        for worker in self.workers:
+            while len(queue) > KEPT and worker.has_room:
+                pending = queue.pop()
+                if not worker.give(pending):
+                    queue.push_back(pending.conversation.peer.name, pending)
+                    break
+
+    def _answer_here(self, pending: PendingRequest) -> tuple[PendingRequest, Answer, float | None]:
         started = self._loop.time()
         request = pending.call.request
         if started - pending.since > LEFT_AFTER and not pending.conversation.is_wanted():
-            self._deliver(pending, self._broker.refuse(request, PlatformBusy("the client left before its turn")))
-            return
+            return pending, self._broker.refuse(request, PlatformBusy("the client left before its turn")), None
         try:
             answer = self._broker.perform(pending.call)
         except Exception as error:  # noqa: BLE001 - a mistake of ours must not leave the client without an answer
             structlog.get_logger().exception("aesm.failure", kind=type(request).__name__)
             answer = self._broker.refuse(request, PlatformError(f"{type(error).__name__}: {error}"))
-        self._deliver(pending, answer, self._loop.time() - started)
+        return pending, answer, self._loop.time() - started
 
     def _replied(self, pending: PendingRequest, reply: Reply) -> None:
         self._deliver(pending, reply, reply.duration)

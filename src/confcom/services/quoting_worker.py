@@ -20,9 +20,10 @@ from typing import Literal
 import msgspec
 
 from confcom.errors import ConfcomError, PlatformError
-from confcom.protocols.aesm import ServerConnection
+from confcom.protocols.aesm import response_frame
 from confcom.protocols.aesm_exchanges import IncompleteRequest
 from confcom.protocols.aesm_messages import Request
+from confcom.protocols.aesm_reader import RequestReader
 from confcom.services.aesm_broker import AesmBroker, Answer
 
 READY = b"ready"
@@ -59,15 +60,14 @@ def answer_safely(broker: AesmBroker, request: Request | IncompleteRequest) -> A
 def serve_channel(channel: socket.socket, broker: AesmBroker, max_request: int) -> None:
     """Answer until the channel ends."""
     encode = msgspec.msgpack.Encoder().encode
+    reader = RequestReader(max_request)
     packet = memoryview(bytearray(MAX_PACKET))  # one for all: asking for so much anew each time would cost more
     while size := channel.recv_into(packet):
         started = time.monotonic()
-        connection = ServerConnection(max_request)
-        connection.receive_data(bytes(packet[:size]))
-        request = connection.next_event()
-        assert isinstance(request, Request | IncompleteRequest), "the helper passes on whole requests"  # noqa: S101
+        request = reader.whole(bytes(packet[:size]))
+        assert request is not None, "the helper passes on whole requests"  # noqa: S101
         answer = answer_safely(broker, request)
-        frame = connection.send(answer.response)
+        frame = response_frame(request, answer.response)
         code, message = (None, "") if answer.error is None else (answer.error.code, answer.error.message)
         channel.send(encode(Reply(frame, int(answer.response.status), code, message, time.monotonic() - started)))
 

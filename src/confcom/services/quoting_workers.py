@@ -80,7 +80,7 @@ class QuotingWorker:
         """Hand it a request; False when it cannot take it."""
         assert self._channel is not None  # noqa: S101 - has_room said so
         try:
-            self._channel.send(job.frame(), socket.MSG_DONTWAIT)
+            self._channel.send(job.conversation.frame(), socket.MSG_DONTWAIT)
         except BlockingIOError:  # the channel is full of long requests
             return False
         except OSError:

@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
-from functools import lru_cache
 
 import msgspec
 import structlog
@@ -27,6 +26,25 @@ _ATOMIC = 4096
 """Bytes that a pipe takes in one piece (PIPE_BUF), so that lines of other writers fall between ours."""
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
+
+
+class _Line(msgspec.Struct, omit_defaults=True, gc=False):
+    """The line of a request: what `RequestEvent.fields` says, in the shape that is written fastest."""
+
+    outcome: str
+    duration_ms: float
+    pid: int
+    uid: int
+    request_size: int
+    response_size: int
+    event: str
+    level: str
+    timestamp: datetime
+    kind: str | None = None
+    code: int | None = None
+    error: str | None = None
+    reason: str = ""
+    peer: str = ""
 
 
 def log_request(event: RequestEvent) -> None:
@@ -51,16 +69,15 @@ class RequestLog:
 
     def record(self, event: RequestEvent) -> None:
         """Take an event; never blocks."""
+        level = "info"
         if event.is_silent:
             if not self._verbose:
                 return
             level = "debug"
-        else:
-            level = "info"
         if len(self._lines) >= MAX_LINES:
             self._lost += 1
             return
-        self._lines.append(_line("aesm.request", level, event.fields()))
+        self._lines.append(_request_line(event, level))
 
     def close(self) -> None:
         """Write what is left; waits two seconds for a reader at most."""
@@ -97,22 +114,24 @@ class RequestLog:
             self._lost += len(batch)
 
 
+def _request_line(event: RequestEvent, level: str) -> bytes:
+    line = _Line(
+        event.outcome, round(event.duration * 1000, 3), event.pid, event.uid, event.request_size, event.response_size,
+        "aesm.request", level, _now(),
+        event.kind, event.status, event.error, event.reason, event.shown_peer,
+    )  # fmt: skip
+    return _encode(line) + b"\n"
+
+
 def _line(name: str, level: str, fields: dict[str, object]) -> bytes:
     fields["event"] = name
     fields["level"] = level
-    fields["timestamp"] = _timestamp(time.time())
+    fields["timestamp"] = _now()
     return _encode(fields) + b"\n"
 
 
-def _timestamp(now: float) -> str:
-    """RFC 3339 in UTC, as structlog writes it; made anew once per second only."""
-    second = int(now)
-    return f"{_date_and_time(second)}.{int((now - second) * 1e6):06d}Z"
-
-
-@lru_cache(maxsize=4)
-def _date_and_time(second: int) -> str:
-    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+def _now() -> datetime:
+    return datetime.fromtimestamp(time.time(), UTC)
 
 
 def _write_to_stderr(data: bytes) -> None:

@@ -19,6 +19,20 @@ MAX_PATH = 107
 """`sun_path` without its NUL."""
 
 
+class _Listening(socket.socket):
+    """A listening socket that knows its own kind: `accept` asks for it each time, and that is not cheap as it comes."""
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        """As always here."""
+        return socket.AF_UNIX
+
+    @property
+    def type(self) -> socket.SocketKind:
+        """As always here."""
+        return socket.SOCK_STREAM
+
+
 class UnixListener:
     """A bound and listening stream socket (`socket`, non-blocking) that is to stand at `path`.
 
@@ -35,7 +49,7 @@ class UnixListener:
         self.place = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         if len(os.fsencode(self.place)) > MAX_PATH:
             raise ConfigError(f"{path} is too long for a socket: {MAX_PATH - 10} bytes at most")
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self.socket: socket.socket = _Listening(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             self.socket.bind(os.fspath(self.place))
             _set_socket_mode(self.place)

@@ -6,6 +6,8 @@ certificates and signed documents are equal on every run.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
@@ -52,8 +54,11 @@ def sign_raw(key: ec.EllipticCurvePrivateKey, message: bytes) -> bytes:
     return r.to_bytes(32, "big") + s.to_bytes(32, "big")
 
 
+_aes = lru_cache(maxsize=64)(AES)  # the same few keys, thousands of times a second
+
+
 def aes_cmac(key: bytes, message: bytes) -> bytes:
     """AES-128-CMAC, 16 bytes (NIST SP 800-38B)."""
-    mac = CMAC(AES(key))
+    mac = CMAC(_aes(key))
     mac.update(message)
     return mac.finalize()
