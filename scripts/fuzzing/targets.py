@@ -43,7 +43,7 @@ from confcom.pki.crl import Crl
 from confcom.pki.pem import parse_certificates
 from confcom.pki.roots import INTEL_SGX_ROOT_CA, TrustRoot, TrustRoots
 from confcom.simulator.machine_file import MachineFile
-from fuzzing import conversations, seeds, sources
+from fuzzing import conversations, epc_use, seeds, sources
 
 Nature = Literal["binary", "json", "pem"]
 
@@ -257,6 +257,10 @@ _ALL: tuple[Target, ...] = (
     Target("aesm-client", "binary", conversations.client_frames, conversations.aesm_client),
     Target("machine-file", "json", seeds.machine_files, machine_file),
     Target("policy-file", "json", seeds.policy_files, parse_policy),
+    Target("process-maps", "binary", epc_use.map_files, epc_use.maps),
+    Target("process-files", "binary", epc_use.process_file_seeds, epc_use.process_files),
+    Target("epc-objects", "json", epc_use.api_object_seeds, epc_use.api_objects),
+    Target("metrics-page", "binary", epc_use.metrics_pages, epc_use.metrics_page),
     Target("inspect", "binary", seeds.everything, inspect_anything),
     Target("inspect-token", "json", lambda: [b"{}", b'{"exp": 1, "iss": "x", "n": [{"a": null}]}'], inspect_claims),
     Target("inspect-view", "binary", seeds.everything, inspect_for_people),
