@@ -43,7 +43,7 @@ from confcom.pki.crl import Crl
 from confcom.pki.pem import parse_certificates
 from confcom.pki.roots import INTEL_SGX_ROOT_CA, TrustRoot, TrustRoots
 from confcom.simulator.machine_file import MachineFile
-from fuzzing import conversations, epc_use, seeds, sources
+from fuzzing import admission, conversations, epc_use, seeds, sources
 
 Nature = Literal["binary", "json", "pem"]
 
@@ -261,6 +261,7 @@ _ALL: tuple[Target, ...] = (
     Target("process-files", "binary", epc_use.process_file_seeds, epc_use.process_files),
     Target("epc-objects", "json", epc_use.api_object_seeds, epc_use.api_objects),
     Target("metrics-page", "binary", epc_use.metrics_pages, epc_use.metrics_page),
+    Target("pod-review", "json", admission.pod_reviews, admission.pod_review),
     Target("inspect", "binary", seeds.everything, inspect_anything),
     Target("inspect-token", "json", lambda: [b"{}", b'{"exp": 1, "iss": "x", "n": [{"a": null}]}'], inspect_claims),
     Target("inspect-view", "binary", seeds.everything, inspect_for_people),
