@@ -8,6 +8,7 @@ from collections.abc import Callable
 from benchmarks import (
     collateral_service,
     device_plugin,
+    epc_use,
     quote_helper,
     quote_helper_abuse,
     quote_helper_updates,
@@ -23,6 +24,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "store-crash": store_crash.bench,
     "collateral-service": collateral_service.main,
     "device-plugin": device_plugin.main,
+    "epc-use": epc_use.main,
 }
 
 
