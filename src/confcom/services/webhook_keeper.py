@@ -37,12 +37,13 @@ class CertificateKeeper:
     ) -> None:
         self.not_ready = "no certificate yet"
         """Why the API server would not trust us; empty if it does."""
+        self.served: ServingPair | None = None
+        """What new connections are met with."""
         self._objects = objects
         self._policy = policy
         self._metrics = metrics
         self._clock = clock
         self._held = Holding()
-        self._served: ServingPair | None = None
         self._tls: HeldTls | None = None
         self._first: asyncio.Future[HeldTls] = asyncio.get_running_loop().create_future()
         self._log = structlog.get_logger()
@@ -55,10 +56,10 @@ class CertificateKeeper:
                 await self.look()
                 said = ""
             except (ClusterError, ConfigError) as error:
-                if isinstance(error, ConfigError) and self._served is None:
+                if isinstance(error, ConfigError) and self.served is None:
                     raise
                 self._metrics.failures.labels("certificate").inc()
-                if self._served is None or self._served.expires <= self._clock():
+                if self.served is None or self.served.expires <= self._clock():
                     self._not_ready(error.message)
                 if str(error) != said:
                     self._log.warning("webhook.certificate", outcome="waits", reason=str(error), advice=error.advice())
@@ -99,14 +100,14 @@ class CertificateKeeper:
 
     def _serve(self) -> None:
         pair = self._held.current
-        if pair is None or pair == self._served:
+        if pair is None or pair == self.served:
             return
         if self._tls is None:
             self._tls = HeldTls(pair.certificate, pair.key)
             self._first.set_result(self._tls)
         else:
             self._tls.use(pair.certificate, pair.key)
-        self._served = pair
+        self.served = pair
         self._metrics.rotations.inc()
         self._metrics.expires(pair.expires)
         self._log.info("webhook.certificate", outcome="served", expires=pair.expires.isoformat())
