@@ -82,7 +82,7 @@ def lines(output: str) -> dict[str, list[str]]:
 
 def test_nodes_and_pods_with_requests_use_and_quotes(api: EpcApi, tmp_path: Path) -> None:
     found = lines(run(api, tmp_path, "--once"))
-    assert found["n1"] == ["168", "MiB", "24", "MiB", "28", "MiB", "-", "2.5", "s", "9"]
+    assert found["n1"] == ["168", "MiB", "24", "MiB", "28", "MiB", "-", "2.5", "s", "7"]
     assert found["n2"] == ["64,000", "MiB", "0", "MiB", "-", "-", "-", "-"]
     assert found["default/greedy"] == ["n1", "10", "MiB", "20", "MiB", "-", "7", "over"]
     assert found["default/modest"] == ["n1", "10", "MiB", "8", "MiB", "-", "0"]

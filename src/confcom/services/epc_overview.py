@@ -27,6 +27,8 @@ NODE_REQUESTED = "confcom_epc_node_requested_bytes"
 PODS_KNOWN = "confcom_epc_pods_known"
 RECLAIM = "confcom_epc_reclaim_seconds_total"
 QUOTES = "confcom_quote_helper_quotes_total"
+ITSELF = "the helper itself"
+"""The peer of the helper's self-tests."""
 _WANTED = frozenset((MAPPED, IN_USE, OVER, NODE_MAPPED, NODE_IN_USE, NODE_REQUESTED, PODS_KNOWN, RECLAIM, QUOTES))
 _COMPONENT = "app.kubernetes.io/component"
 _AT_ONCE = 16
@@ -180,7 +182,7 @@ class _Use:
             *(name, allocatable, _whole(found.get(NODE_REQUESTED)) if requested is None else requested),
             mapped=_whole(found.get(NODE_MAPPED)),
             in_use=_whole(found.get(NODE_IN_USE)),
-            quotes=None if quotes is None else int(sum(one.value for one in quotes if one.name == QUOTES)),
+            quotes=None if quotes is None else sum(_for_others(one) for one in quotes),
             reclaim_seconds=found.get(RECLAIM),
         )
 
@@ -232,6 +234,11 @@ async def _ask_pods(source: Source, gathered: _Gathered, pods: list[EpcPod]) -> 
     gathered.missing += failures[:_SHOWN]
     if len(failures) > _SHOWN:
         gathered.missing.append(f"and {len(failures) - _SHOWN} more like these")
+
+
+def _for_others(one: Sample) -> int:
+    """Quotes that a sample counts, the helper's self-tests left out."""
+    return int(one.value) if one.name == QUOTES and one.labels.get("peer") != ITSELF else 0
 
 
 def _requested(pods: Iterable[EpcPod]) -> Counter[str]:
