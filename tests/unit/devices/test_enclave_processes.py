@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,31 @@ def test_this_process_maps_the_stand_in_of_a_simulated_node(tmp_path: Path) -> N
         with map_enclave_memory(tmp_path / "other/dev/sgx_enclave", 5 * mmap.PAGESIZE):
             assert mapped() == 1 << 20
     assert mapped() == 0
+
+
+def test_a_character_device_is_known_by_its_number_in_every_container(tmp_path: Path) -> None:
+    # As SGX is not everywhere, /dev/zero plays the driver: what is mapped of it privately keeps its name.
+    for name in ("host/dev/sgx_enclave", "container/dev/sgx_enclave", "container/dev/other/sgx_enclave"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        number = os.makedev(1, 5) if "other" not in name else os.makedev(1, 7)
+        try:
+            os.mknod(path, 0o600 | stat.S_IFCHR, number)
+        except PermissionError:
+            pytest.skip("only root makes device files")
+    device = EnclaveDevice.of(Host(tmp_path / "host"))
+    assert device.numbers == {(1, 5)}
+    with (tmp_path / "container/dev/sgx_enclave").open("r+b", buffering=0) as file:
+        try:
+            memory = mmap.mmap(file.fileno(), 1 << 20, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+        except PermissionError:
+            pytest.skip("devices of this file system may not be used")
+        with memory:
+            (found,) = [one for one in find_enclave_processes(Host(), device).enclaves if one.pid == os.getpid()]
+            assert [end - start for start, end in found.usable] == [1 << 20]
+            # The same file for a host whose device has another number is none.
+            other = EnclaveDevice(frozenset({(1, 7)}), device.files)
+            assert os.getpid() not in [one.pid for one in find_enclave_processes(Host(), other).enclaves]
 
 
 def test_the_stand_in_is_known_by_both_names(tmp_path: Path) -> None:
