@@ -57,10 +57,10 @@ NAMESPACE_KIND = _kind("v1", "Namespace", "namespaces", namespaced=False)
 NODE_KIND = _kind("v1", "Node", "nodes", namespaced=False)
 POD_KIND = _kind("v1", "Pod", "pods")
 EVENT_KIND = _kind("v1", "Event", "events")
+CLAIM_KIND = _kind("resource.k8s.io/v1", "ResourceClaim", "resourceclaims")
 
-_KINDS = {
-    (kind.api_version, kind.name): kind for kind in (*ADDON_KINDS, NAMESPACE_KIND, NODE_KIND, POD_KIND, EVENT_KIND)
-}
+_OTHERS = (NAMESPACE_KIND, NODE_KIND, POD_KIND, EVENT_KIND, CLAIM_KIND)
+_KINDS = {(kind.api_version, kind.name): kind for kind in (*ADDON_KINDS, *_OTHERS)}
 
 
 def kind_of(api_version: str, name: str) -> Kind:

@@ -10,7 +10,7 @@ from confcom.manifests import metrics as exporter
 from confcom.manifests import network_policies
 from confcom.manifests import quote_helper as helper
 from confcom.manifests import webhook as admission
-from confcom.manifests.addon_config import DEFAULT_IMAGE, AddonConfig
+from confcom.manifests.addon_config import AddonConfig, image_of
 from confcom.manifests.addon_state import AddonState, state_object
 from confcom.manifests.namespace import helper_priority, namespace
 from confcom.manifests.objects import COLLATERAL, DEVICE_PLUGIN, METRICS, QUOTE_HELPER, WEBHOOK, Object
@@ -22,7 +22,7 @@ COLLATERAL_PORTS = (network_policies.DNS_PORT, 443, 8081)
 def render(config: AddonConfig, *, version: str) -> list[Object]:
     """Every object of the add-on, state included; the same for the same settings and version."""
     config.check()
-    settled = msgspec.structs.replace(config, image=config.image or f"{DEFAULT_IMAGE}:{version}")
+    settled = msgspec.structs.replace(config, image=image_of(config, version))
     return [
         namespace(),
         state_object(AddonState(enabled=True, version=version, config=config)),

@@ -119,3 +119,8 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def provision_namespaces(self) -> tuple[str, ...]:
         """Namespaces of the grants, each once, in their order."""
         return tuple(dict.fromkeys(grant.split("/")[0] for grant in self.provision_grants))
+
+
+def image_of(config: AddonConfig, version: str) -> str:
+    """The image that is run: the one that was chosen, else the one of this version."""
+    return config.image or f"{DEFAULT_IMAGE}:{version}"

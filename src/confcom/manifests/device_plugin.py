@@ -41,14 +41,16 @@ def rights(config: AddonConfig) -> list[Object]:
     """What the plugin may do at the API, by the way in which EPC is published."""
     if config.publisher == "devices":
         return []
-    if config.publisher == "dra":
-        return [
-            *dynamic_resources.device_classes(),
-            *dynamic_resources.own_slices_policy(),
-            *rbac.cluster_role(DEVICE_PLUGIN, dynamic_resources.slice_rules()),
-        ]
     rules = [rbac.rule("", ["nodes"], ["get", "list", "watch"]), rbac.rule("", ["nodes/status"], ["patch"])]
-    return [*own_node_policy(), *rbac.cluster_role(DEVICE_PLUGIN, rules)]
+    if config.publisher != "dra":
+        return [*own_node_policy(), *rbac.cluster_role(DEVICE_PLUGIN, rules)]
+    # The node's status too: amounts that another publisher left there would be given out twice.
+    return [
+        *dynamic_resources.device_classes(),
+        *own_node_policy(),
+        *dynamic_resources.own_slices_policy(),
+        *rbac.cluster_role(DEVICE_PLUGIN, rules + dynamic_resources.slice_rules()),
+    ]
 
 
 def needs_api(config: AddonConfig) -> bool:

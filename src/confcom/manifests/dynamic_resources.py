@@ -28,7 +28,6 @@ def device_classes() -> list[Object]:
 def slice_rules() -> list[Object]:
     """What the driver may do with slices and claims; the policy below narrows it down to its own node."""
     return [
-        rbac.rule("", ["nodes"], ["get", "list", "watch"]),
         rbac.rule(_GROUP, ["resourceslices"], ["get", "list", "watch", "create", "update", "delete"]),
         rbac.rule(_GROUP, ["resourceclaims"], ["get"]),
     ]

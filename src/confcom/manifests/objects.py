@@ -17,6 +17,8 @@ MANAGER = "confcom-addon"
 PART_OF = "app.kubernetes.io/part-of"
 MANAGED_BY = "app.kubernetes.io/managed-by"
 COMPONENT = "app.kubernetes.io/component"
+OURS = {PART_OF: ADDON, MANAGED_BY: MANAGER}
+"""The labels by which everything of the add-on is found."""
 
 EPC_RESOURCE = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
 ENCLAVE_RESOURCE = "sgx.intel.com/enclave"

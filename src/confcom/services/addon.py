@@ -6,31 +6,29 @@ cluster's own record, labels on every object, says what there is, so nothing is 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
 import msgspec
 
-from confcom.cluster.object_kinds import NODE_KIND, POD_KIND
+from confcom.cluster.object_kinds import CLAIM_KIND, POD_KIND
 from confcom.cluster.objects import ClusterObjects, Object, Ref
-from confcom.errors import ClusterError, ConfigError
+from confcom.errors import ConfigError
 from confcom.manifests.addon import render
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.addon_state import AddonState, parse_state, state_object
+from confcom.manifests.addon_state import AddonState, parse_state
 from confcom.manifests.objects import (
-    ADDON,
     COMPONENT,
-    DEVICE_PLUGIN,
-    MANAGED_BY,
-    MANAGER,
     NAMESPACE,
-    PART_OF,
+    OURS,
     QUOTE_HELPER,
 )
+from confcom.services.addon_deletion import Deletions
 from confcom.services.addon_plan import (
+    HELPER_REF,
     NAMESPACE_REF,
+    PLUGIN_REF,
     STATE_REF,
     WORLD_REF,
     Change,
@@ -38,17 +36,15 @@ from confcom.services.addon_plan import (
     removal_of,
     to_prune,
 )
+from confcom.services.addon_removal import Removal
 from confcom.services.addon_rollout import WORKLOADS, Progress, Rollout, progress_of
 from confcom.services.addon_simulation import simulated_objects
-from confcom.services.addon_use import Remains, Use, remains, uses
+from confcom.services.addon_use import Use, claim_holders, uses
 
-OURS = {PART_OF: ADDON, MANAGED_BY: MANAGER}
-LOOK = 0.5
-"""Seconds between two looks at something that goes away."""
+NAMESPACE_PATIENCE = 120.0
+"""Seconds to wait for what has to be gone before anything can be made."""
 
 Tell = Callable[[str], None]
-_PLUGIN_REF = Ref("apps/v1", "DaemonSet", NAMESPACE, DEVICE_PLUGIN.name)
-_HELPER_REF = _PLUGIN_REF._replace(name=QUOTE_HELPER.name)
 _NOT_ENABLED = 'Addon "confcom" is not enabled in this cluster.'
 
 
@@ -67,6 +63,8 @@ class Addon:
         self._version = version
         self._now = now
         self._tell = tell
+        self._deletions = Deletions(cluster, tell)
+        self._removal = Removal(cluster, version=version, tell=tell)
 
     async def state(self) -> AddonState | None:
         """What the cluster remembers; None where it remembers nothing."""
@@ -111,44 +109,32 @@ class Addon:
 
     async def make_so(self, config: AddonConfig, *, wait: float | None) -> None:
         """Apply everything, delete what is no longer wanted, and wait up to `wait` seconds until all of it runs."""
-        await self._gone(NAMESPACE_REF, "the namespace of an earlier add-on is still being deleted", 120)
+        await self._deletions.ended(NAMESPACE_REF, NAMESPACE_PATIENCE)
+        await self._leave_dra(config)
         wanted = await self._wanted(config)
-        if wait is not None and await self._cluster.get(_HELPER_REF) is not None:
+        if wait is not None and await self._cluster.get(HELPER_REF) is not None:
             await self._plugin_first(wanted, wait)
         for one in wanted:
             await self._cluster.apply(one)
         self._tell(f"applied {len(wanted)} objects")
         present = await self._cluster.addon_objects(NAMESPACE, OURS)
         for ref in to_prune(present, map(Ref.of, wanted)):
-            await self._delete(ref)
+            await self._deletions.delete(ref)
         if wait is not None:
             await Rollout(self._cluster, wanted, self._tell).wait(wait)
 
     async def uses(self) -> list[Use]:
         """Pods of others that use it."""
-        return uses(await self._cluster.objects(POD_KIND))
+        pods = await self._cluster.objects(POD_KIND)
+        return uses(pods, claim_holders(await self._cluster.objects(CLAIM_KIND)))
 
     async def removals(self, *, purge: bool) -> list[Change]:
         """What a disable would delete."""
-        present = await self._cluster.addon_objects(NAMESPACE, OURS)
-        gone = reversed(list(present)) if purge else to_prune(present, ())
-        changes = [removal_of(present[ref]) for ref in gone]
-        namespace = await self._cluster.get(NAMESPACE_REF) if purge else None
-        return changes if namespace is None else [*changes, removal_of(namespace)]
+        return await self._removal.plan(purge=purge)
 
     async def disable(self, *, purge: bool, wait: float | None) -> bool:
         """Delete everything but what is remembered; with `purge` that too. False where there was nothing."""
-        state = await self.state()
-        if state is not None and state.enabled:
-            await self._cluster.apply(state_object(state._replace(enabled=False)))
-        changes = await self.removals(purge=purge)
-        for change in changes:
-            await self._delete(change.ref)
-        if wait is not None:
-            await self._all_gone([change.ref for change in changes], wait)
-            if purge:
-                await self._clean_nodes()
-        return bool(changes) or state is not None
+        return await self._removal.run(await self.state(), purge=purge, wait=wait)
 
     async def _wanted(self, config: AddonConfig) -> list[Object]:
         wanted = render(config, version=self._version)
@@ -158,6 +144,24 @@ class Addon:
         # Behind namespace and state, before what needs them.
         return wanted[:2] + simulated_objects(self._now, secret=secret) + wanted[2:]
 
+    async def _leave_dra(self, config: AddonConfig) -> None:
+        """Where EPC was published by claims and no longer shall be, end those who hold some first.
+
+        A pod with a claim cannot end when nobody on its node knows the claim's driver any more.
+        """
+        state = await self.state()
+        if state is None or state.config.publisher != "dra" or config.publisher == "dra":
+            return
+        holders = [use for use in await self.uses() if use.claims]
+        if holders:
+            raise ConfigError(
+                f"{len(holders)} pods hold claims of EPC, which only --publisher dra can end: {holders[0]}",
+                advice="Delete these pods first; `confcom addon disable --dry-run` names all of them.",
+            )
+        if await self._cluster.delete(HELPER_REF):
+            self._tell("the quote helper ends first: it holds a claim")
+            await self._deletions.gone([HELPER_REF], NAMESPACE_PATIENCE)
+
     async def _plugin_first(self, wanted: Sequence[Object], wait: float) -> None:
         """Bring the device plugin up to date before the quote helper.
 
@@ -166,46 +170,8 @@ class Addon:
         before = [one for one in wanted if one["metadata"]["labels"][COMPONENT] != QUOTE_HELPER.component]
         for one in before:
             await self._cluster.apply(one)
-        plugin = [one for one in before if Ref.of(one) == _PLUGIN_REF]
+        plugin = [one for one in before if Ref.of(one) == PLUGIN_REF]
         await Rollout(self._cluster, plugin, self._tell).wait(wait)
-
-    async def _delete(self, ref: Ref) -> None:
-        if await self._cluster.delete(ref):
-            self._tell(f"deleted {ref}")
-
-    async def _all_gone(self, refs: Sequence[Ref], seconds: float) -> None:
-        for ref in refs:
-            await self._gone(ref, f"{ref} is still being deleted", seconds, already=True)
-
-    async def _gone(self, ref: Ref, why: str, seconds: float, *, already: bool = False) -> None:
-        """Wait for the end of an object that is being deleted; `already`: even if it does not say so."""
-        async with asyncio.timeout(seconds) as limit:
-            told = False
-            try:
-                while True:
-                    found = await self._cluster.get(ref)
-                    if found is None or not (already or found["metadata"].get("deletionTimestamp")):
-                        return
-                    if not told:
-                        self._tell(f"waiting: {why}")
-                        told = True
-                    await asyncio.sleep(LOOK)
-            except asyncio.CancelledError:
-                if limit.expired():
-                    raise ClusterError(
-                        why, advice=f"See what holds it: kubectl get {ref.kind} {ref.name} -o yaml"
-                    ) from None
-                raise
-
-    async def _clean_nodes(self) -> None:
-        for left in remains(await self._cluster.objects(NODE_KIND)):
-            await self._clean(left)
-
-    async def _clean(self, left: Remains) -> None:
-        await self._cluster.patch_node(
-            left.node, labels=dict.fromkeys(left.labels), resources=dict.fromkeys(left.resources)
-        )
-        self._tell(f"took away from node {left.node}: {', '.join((*left.resources, *left.labels))}")
 
 
 def _changed(config: AddonConfig, changes: Mapping[str, Any]) -> AddonConfig:

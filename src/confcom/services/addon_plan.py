@@ -8,7 +8,7 @@ from difflib import unified_diff
 from typing import Any, NamedTuple
 
 from confcom.cluster.objects import Ref
-from confcom.manifests.objects import ITSELF, NAMESPACE
+from confcom.manifests.objects import DEVICE_PLUGIN, ITSELF, NAMESPACE, QUOTE_HELPER
 from confcom.manifests.simulated import WORLD_SECRET
 
 # What the server writes beside what was applied.
@@ -19,6 +19,8 @@ _SECRET_SHOWN = "(not shown)"  # noqa: S105 - no password
 WORLD_REF = Ref("v1", "Secret", NAMESPACE, WORLD_SECRET)
 STATE_REF = Ref("v1", "ConfigMap", NAMESPACE, ITSELF.name)
 NAMESPACE_REF = Ref("v1", "Namespace", "", NAMESPACE)
+PLUGIN_REF = Ref("apps/v1", "DaemonSet", NAMESPACE, DEVICE_PLUGIN.name)
+HELPER_REF = Ref("apps/v1", "DaemonSet", NAMESPACE, QUOTE_HELPER.name)
 KEPT = frozenset({WORLD_REF, STATE_REF})
 """What outlives a disable: what the add-on remembers, and the simulated world that quotes were made in."""
 

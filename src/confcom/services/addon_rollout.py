@@ -16,6 +16,8 @@ LOOK = 1.0
 """Seconds between two looks."""
 PATIENCE = 30.0
 """Seconds for which a trouble that does not go away by itself must be seen until the wait ends with it."""
+MAX_LINE = 160
+"""Characters of a line about a trouble that may yet pass."""
 WORKLOADS = ("DaemonSet", "Deployment")
 
 Tell = Callable[[str], None]
@@ -72,7 +74,7 @@ class Rollout:
                 return
             troubles = await self._troubles(late)
             for trouble in troubles:
-                self._say(trouble.sentence())
+                self._say(shortened(trouble.sentence()), about=f"{trouble.pod} {trouble.reason}")
             now = loop.time()
             firm = self._firm(troubles, now)
             if firm or now >= deadline:
@@ -126,10 +128,16 @@ class Rollout:
                 f"Say which are: kubectl label node NAME {OWN_NODE_LABEL}=true"
             )
 
-    def _say(self, line: str) -> None:
-        if line and line not in self._said:
-            self._said.add(line)
+    def _say(self, line: str, *, about: str = "") -> None:
+        """Tell a line once, or once for what it is about."""
+        if line and (about or line) not in self._said:
+            self._said.add(about or line)
             self._tell(line)
+
+
+def shortened(line: str) -> str:
+    """A line that fits into a terminal or two; the failure at the end has all of it."""
+    return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 1]}…"
 
 
 def _owner(pod: Mapping[str, Any]) -> str:

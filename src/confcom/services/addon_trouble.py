@@ -99,12 +99,16 @@ def _last_end(status: Mapping[str, Any]) -> str:
 
 
 def _end(name: str, ended: Mapping[str, Any]) -> str:
-    return f"container {name} ended with code {ended.get('exitCode')}"
+    """How a container ended; its message is what the runtime said, or the end of its log."""
+    said = [line.strip() for line in (ended.get("message") or "").splitlines() if line.strip()]
+    last = f", saying {said[-1]!r}" if said else ""
+    return f"container {name} ended with code {ended.get('exitCode')}{last}"
 
 
 def _warned(pod: _Subject, events: Sequence[Mapping[str, Any]]) -> Trouble | None:
     for event in reversed(events):
-        if event.get("type") == "Warning":
+        # Of a pod that has found its node, the search is over.
+        if event.get("type") == "Warning" and not (pod.node and event.get("reason") == "FailedScheduling"):
             return pod.trouble(event.get("reason", "Warning"), event.get("message", ""))
     return None
 

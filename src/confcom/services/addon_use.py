@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 
 from confcom.manifests.objects import ENCLAVE_RESOURCE, EPC_RESOURCE, NAMESPACE, PROVISION_RESOURCE
 from confcom.manifests.quote_helper import SOCKET_FOLDER
+from confcom.protocols.dra_objects import DRIVER
 
 NODE_RESOURCES = (EPC_RESOURCE, ENCLAVE_RESOURCE, PROVISION_RESOURCE)
 PLUGIN_LABELS = ("confcom.dev/sgx-epc-mib", "confcom.dev/sgx-epc-overcommit")
 """What the device plugin writes on its node. `confcom.dev/sgx` is the operator's, and stays."""
 
+_CLAIM = "a claim of EPC, with which it cannot end while the add-on is away"
 _OVER = ("Succeeded", "Failed")
 _SOCKET_FOLDER = re.compile(rf"(?:/var)?/run/{SOCKET_FOLDER.rpartition('/')[2]}(?:/.*)?")
 
@@ -24,6 +26,8 @@ class Use(NamedTuple):
     pod: str
     node: str
     what: tuple[str, ...]
+    claims: bool = False
+    """Whether it holds a claim, and so cannot end while the device plugin is away."""
 
     def __str__(self) -> str:
         where = f"on {self.node}" if self.node else "on no node yet"
@@ -38,16 +42,29 @@ class Remains(NamedTuple):
     labels: tuple[str, ...]
 
 
-def uses(pods: Iterable[Mapping[str, Any]]) -> list[Use]:
-    """Every pod outside the add-on that would notice its end."""
+def claim_holders(claims: Iterable[Mapping[str, Any]]) -> frozenset[tuple[str, str]]:
+    """Namespace and name of every pod for which something of our DRA driver is reserved."""
+    found = set()
+    for claim in claims:
+        status = claim.get("status") or {}
+        results = ((status.get("allocation") or {}).get("devices") or {}).get("results") or []
+        if any(result.get("driver") == DRIVER for result in results):
+            found |= {(claim["metadata"]["namespace"], one["name"]) for one in status.get("reservedFor") or []}
+    return frozenset(found)
+
+
+def uses(pods: Iterable[Mapping[str, Any]], holders: frozenset[tuple[str, str]] = frozenset()) -> list[Use]:
+    """Every pod outside the add-on that would notice its end; `holders` hold claims."""
     found = []
     for pod in pods:
         metadata, spec = pod["metadata"], pod.get("spec") or {}
         over = (pod.get("status") or {}).get("phase") in _OVER
         if over or metadata["namespace"] == NAMESPACE:
             continue
-        if what := _what(spec):
-            found.append(Use(metadata["namespace"], metadata["name"], spec.get("nodeName", ""), what))
+        place = (metadata["namespace"], metadata["name"])
+        what = _what(spec) + ((_CLAIM,) if place in holders else ())
+        if what:
+            found.append(Use(*place, spec.get("nodeName", ""), what, place in holders))
     return sorted(found)
 
 

@@ -1,0 +1,88 @@
+"""Disabling the add-on, and purging it: what is deleted, in which order, and what is taken away from nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from confcom.cluster.object_kinds import NODE_KIND
+from confcom.cluster.objects import ClusterObjects, Ref
+from confcom.errors import ClusterError
+from confcom.manifests.addon_state import AddonState, state_object
+from confcom.manifests.cleanup import cleanup
+from confcom.manifests.objects import NAMESPACE, OURS, Object
+from confcom.services.addon_deletion import Deletions
+from confcom.services.addon_plan import HELPER_REF, NAMESPACE_REF, PLUGIN_REF, Change, removal_of, to_prune
+from confcom.services.addon_rollout import Rollout
+from confcom.services.addon_use import Remains, remains
+
+CLEANUP_PATIENCE = 60.0
+"""Seconds for the pods that clean nodes."""
+
+
+class Removal:
+    """The end of the add-on in one cluster; `version` is the program's."""
+
+    def __init__(self, cluster: ClusterObjects, *, version: str, tell: Callable[[str], None]) -> None:
+        self._cluster = cluster
+        self._version = version
+        self._tell = tell
+        self._deletions = Deletions(cluster, tell)
+
+    async def plan(self, *, purge: bool) -> list[Change]:
+        """What would be deleted, in this order."""
+        present = await self._cluster.addon_objects(NAMESPACE, OURS)
+        gone = list(reversed(list(present))) if purge else to_prune(present, ())
+        changes = [removal_of(present[ref]) for ref in gone]
+        namespace = await self._cluster.get(NAMESPACE_REF) if purge else None
+        return changes if namespace is None else [*changes, removal_of(namespace)]
+
+    async def run(self, state: AddonState | None, *, purge: bool, wait: float | None) -> bool:
+        """Delete everything but what is remembered; with `purge` that too. False where there was nothing."""
+        if state is not None and state.enabled:
+            await self._cluster.apply(state_object(state._replace(enabled=False)))
+        refs = [change.ref for change in await self.plan(purge=purge)]
+        if purge and wait is not None and state is not None and NAMESPACE_REF in refs:
+            refs = await self._clean_folders(state, refs)
+        for ref in refs:
+            await self._deletions.delete(ref)
+            if ref == HELPER_REF and state is not None and state.config.publisher == "dra":
+                # Whoever holds a claim can only end while the plugin is there that made it ready.
+                await self._deletions.gone([ref], wait or CLEANUP_PATIENCE)
+        if wait is not None:
+            await self._deletions.gone(refs, wait)
+            if purge:
+                await self._clean_nodes()
+        return bool(refs) or state is not None
+
+    async def _clean_folders(self, state: AddonState, refs: list[Ref]) -> list[Ref]:
+        """Have the nodes' folders emptied, once nobody writes there any more; gives what is still to be deleted."""
+        wanted = cleanup(state.config, version=self._version)
+        if not wanted:
+            return refs
+        users = [ref for ref in refs if ref in (HELPER_REF, PLUGIN_REF) or ref.name == wanted[0]["metadata"]["name"]]
+        for ref in users:
+            await self._deletions.delete(ref)
+        await self._deletions.gone(users, CLEANUP_PATIENCE)
+        await self._clean(wanted)
+        return [ref for ref in refs if ref not in users]
+
+    async def _clean(self, wanted: list[Object]) -> None:
+        for one in wanted:
+            await self._cluster.apply(one)
+        try:
+            await Rollout(self._cluster, wanted, lambda _: None).wait(CLEANUP_PATIENCE)
+            self._tell("emptied the folders of simulated nodes")
+        except ClusterError as error:
+            self._tell(f"could not empty the folders of simulated nodes, /var/lib/confcom: {error.message}")
+        for one in wanted:
+            await self._cluster.delete(Ref.of(one))
+
+    async def _clean_nodes(self) -> None:
+        for left in remains(await self._cluster.objects(NODE_KIND)):
+            await self._take_away(left)
+
+    async def _take_away(self, left: Remains) -> None:
+        await self._cluster.patch_node(
+            left.node, labels=dict.fromkeys(left.labels), resources=dict.fromkeys(left.resources)
+        )
+        self._tell(f"took away from node {left.node}: {', '.join((*left.resources, *left.labels))}")
