@@ -27,7 +27,7 @@ done
 sed "s#@KUBE_HOME@#$B#g" "$HERE/templates/10-ptp.conflist" >"$B/etc/cni/net.d/10-ptp.conflist"
 echo "nameserver 10.96.0.10" >"$B/etc/resolv.conf"
 for name in kubelet kube-apiserver kube-scheduler kube-controller-manager kube-proxy kubectl; do ln -sf kube "$BIN/$name"; done
-[ -f "$KUBECONFIG" ] || "$HERE/gencerts.sh" "$B" "$PORT" || exit 1
+"$HERE/gencerts.sh" "$B" "$PORT" || exit 1
 
 # Sysctls that the kubelet sets: down.sh sets them back.
 [ -f "$RUN/sysctl.saved" ] || for name in vm/overcommit_memory kernel/panic kernel/panic_on_oops; do

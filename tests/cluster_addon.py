@@ -1,0 +1,58 @@
+"""The add-on on a test cluster, through its own command line."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from cluster_jobs import EPC
+from kubectl import ADDON_NAMESPACE, Kubectl, Outcome
+
+GRANTED = "e2e-granted"
+"""The namespace whose pods may hold the provisioning device."""
+SETTINGS = (
+    "--platform=simulated",
+    "--simulated-epc=168Mi",
+    "--publisher=auto",
+    "--enable-sgxquotehelper",
+    "--quote-helper-epc-mib=4",
+    "--disable-webhook",
+    "--webhook-replicas=1",
+    f"--provision-grants={GRANTED}/*",
+)
+"""The add-on as most tests want it; said in full, so that no test depends on what another one left."""
+
+
+@dataclass(frozen=True)
+class Addon:
+    """`confcom addon …`, and what comes of it on the one SGX node."""
+
+    cluster: Kubectl
+    image: str
+
+    def __call__(self, *words: str, seconds: float = 330) -> Outcome:
+        """Run one command."""
+        command = [sys.executable, "-m", "confcom", "addon", *words, "--kubeconfig", self.cluster.kubeconfig]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    def enable(self, *settings: str) -> None:
+        """Enable it with the usual settings and these, and wait until the node offers EPC."""
+        outcome = self("enable", *SETTINGS, f"--image={self.image}", *settings, "-o", "none", "--timeout", "300")
+        assert outcome.code == 0, outcome.err
+        self.cluster.wait("EPC to be allocatable", self.allocatable, seconds=60)
+
+    def node(self) -> Any:
+        """The SGX node."""
+        return self.cluster.items("nodes", "-l", "confcom.dev/sgx=true")[0]
+
+    def allocatable(self, resource: str = EPC) -> int:
+        """What the node offers to pods; 0 where it does not know the resource."""
+        return int(self.node()["status"]["allocatable"].get(resource, "0"))
+
+    def pods(self, component: str) -> list[Any]:
+        """The pods of one component that are not about to end."""
+        words = ("pods", "-n", ADDON_NAMESPACE, "-l", f"app.kubernetes.io/component={component}")
+        return [pod for pod in self.cluster.items(*words) if "deletionTimestamp" not in pod["metadata"]]

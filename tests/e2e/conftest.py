@@ -1,0 +1,125 @@
+"""End-to-end tests on a real Kubernetes: `./dev e2e` starts one, $CONFCOM_E2E_KUBECONFIG names another.
+
+The nodes are simulated ones: real kubelet, real devices, no SGX. Without a cluster the tests of this folder skip.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster_addon import GRANTED, Addon
+from kubectl import ADDON_NAMESPACE, Kubectl
+from relying_party import RelyingParty
+
+FOLDER = Path(__file__).resolve().parent
+KUBECONFIG = os.environ.get("CONFCOM_E2E_KUBECONFIG", "")
+NAMESPACES = ("e2e", GRANTED)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if FOLDER not in item.path.parents:
+            continue
+        item.add_marker(pytest.mark.e2e)
+        item.add_marker(pytest.mark.timeout(420))
+        if not KUBECONFIG:
+            reason = "needs a cluster: `./dev e2e` starts one, CONFCOM_E2E_KUBECONFIG names another"
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    report: pytest.TestReport = yield
+    if report.failed and KUBECONFIG and item.get_closest_marker("e2e"):
+        report.sections.append(("the cluster", _cluster().diagnosis(*NAMESPACES, ADDON_NAMESPACE)))
+    return report
+
+
+def _cluster() -> Kubectl:
+    program = os.environ.get("KUBECTL") or shutil.which("kubectl")
+    assert program, "kubectl is on no PATH, and $KUBECTL names none"
+    return Kubectl(program, KUBECONFIG)
+
+
+@pytest.fixture(scope="session")
+def image() -> str:
+    """The image of the add-on, which applications use as well."""
+    return os.environ.get("CONFCOM_E2E_IMAGE", "localhost/confcom:dev")
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Kubectl]:
+    """The cluster, with one node that is labelled as one with SGX, and empty namespaces."""
+    found = _cluster()
+    node = found.items("nodes")[0]["metadata"]["name"]
+    found("label", "node", node, "confcom.dev/sgx=true", "--overwrite")
+    for namespace in NAMESPACES:
+        found("delete", "namespace", namespace, "--ignore-not-found", "--wait")
+        found("create", "namespace", namespace)
+        words = ("serviceaccount", "default", "-n", namespace)
+        found.wait("the namespace's service account", lambda words=words: found.find(*words))
+    yield found
+    found("delete", "namespace", *NAMESPACES, "--ignore-not-found", "--wait=false")
+
+
+@pytest.fixture(scope="session")
+def addon(cluster: Kubectl, image: str) -> Addon:
+    """The add-on in whatever state it is."""
+    return Addon(cluster, image)
+
+
+@pytest.fixture(scope="module")
+def enabled(addon: Addon) -> Addon:
+    """The add-on with the usual settings, ready."""
+    addon.enable()
+    return addon
+
+
+@pytest.fixture
+def relying_party(cluster: Kubectl, enabled: Addon, tmp_path: Path) -> RelyingParty:
+    """Somebody who checks quotes of this cluster."""
+    return RelyingParty.of(cluster, tmp_path)
+
+
+@pytest.fixture
+def made(cluster: Kubectl) -> Iterator[Callable[..., Any]]:
+    """Make an object that is deleted after the test."""
+    objects: list[dict[str, Any]] = []
+
+    def make(thing: dict[str, Any]) -> dict[str, Any]:
+        objects.append(thing)
+        cluster.apply(thing)
+        return thing
+
+    yield make
+    for thing in reversed(objects):
+        where = ("-n", thing["metadata"]["namespace"]) if "namespace" in thing["metadata"] else ()
+        name = f"{thing['kind'].lower()}/{thing['metadata']['name']}"
+        cluster("delete", name, *where, "--ignore-not-found", "--cascade=foreground", "--wait")
+
+
+@pytest.fixture
+def run(cluster: Kubectl, made: Callable[..., Any]) -> Callable[..., str]:
+    """Run a Job to its end and return its log."""
+
+    def run(job: dict[str, Any], seconds: float = 90) -> str:
+        made(job)
+        name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
+        ended = cluster.wait(f"job {name} to end", lambda: _ended(cluster, name, namespace), seconds)
+        log = cluster("logs", "-n", namespace, f"job/{name}")
+        assert ended == "Complete", log
+        return log
+
+    return run
+
+
+def _ended(cluster: Kubectl, name: str, namespace: str) -> str | None:
+    conditions = cluster.get("job", name, "-n", namespace)["status"].get("conditions", [])
+    ended = [c["type"] for c in conditions if c["status"] == "True" and c["type"] in ("Complete", "Failed")]
+    return ended[0] if ended else None

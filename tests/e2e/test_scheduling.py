@@ -1,0 +1,86 @@
+"""EPC as one more resource: it places pods, is shared, and leaves everybody else alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cluster_addon import Addon
+from cluster_jobs import job, limits, one_container, pod
+from kubectl import Kubectl
+
+pytestmark = pytest.mark.usefixtures("enabled")
+
+
+def _phase(cluster: Kubectl, name: str) -> str:
+    phase: str = cluster.get("pod", name, "-n", "e2e")["status"].get("phase", "")
+    return phase
+
+
+def _unschedulable(cluster: Kubectl, name: str) -> str | None:
+    for condition in cluster.get("pod", name, "-n", "e2e")["status"].get("conditions", []):
+        if condition["type"] == "PodScheduled" and condition["status"] == "False":
+            message: str = condition["message"]
+            return message
+    return None
+
+
+@pytest.mark.promise("M5")
+@pytest.mark.promise("M4")
+def test_a_pod_over_what_is_left_waits_with_the_reason_and_runs_when_there_is_room(
+    cluster: Kubectl, made: Callable[..., Any], enabled: Addon, image: str
+) -> None:
+    # 168 MiB, of which the helper has 4.
+    made(pod("large", "e2e", one_container(image, "sleep", "600", resources=limits(150))))
+    cluster.wait("the large pod", lambda: _phase(cluster, "large") == "Running")
+    made(pod("waiting", "e2e", one_container(image, "sleep", "600", resources=limits(15))))
+    reason = cluster.wait("the reason", lambda: _unschedulable(cluster, "waiting"))
+    assert "Insufficient kubernetes.azure.com/sgx_epc_mem_in_MiB" in reason
+    assert _phase(cluster, "waiting") == "Pending"
+    cluster("delete", "pod", "large", "-n", "e2e", "--wait")
+    cluster.wait("the waiting pod", lambda: _phase(cluster, "waiting") == "Running")
+
+
+@pytest.mark.promise("M1")
+def test_an_ordinary_container_on_the_sgx_node_gets_nothing_of_it(
+    cluster: Kubectl, run: Callable[..., str], image: str
+) -> None:
+    spec = one_container(image, "sh", "-c", "ls -d /dev/sgx* /var/run/aesmd; env; true")
+    log = run(job("ordinary", "e2e", spec))
+    assert "SGX" not in log
+    assert "cannot access '/dev/sgx*'" in log
+    assert "cannot access '/var/run/aesmd'" in log
+    seen = cluster.items("pods", "-n", "e2e", "-l", "app=ordinary")[0]["spec"]["containers"][0]
+    assert seen["resources"] == {}
+    assert [mount["name"] for mount in seen["volumeMounts"]] == [seen["volumeMounts"][0]["name"]]
+
+
+@pytest.mark.promise("M2")
+def test_every_container_of_a_pod_gets_its_own_part(
+    cluster: Kubectl, made: Callable[..., Any], enabled: Addon, image: str
+) -> None:
+    spec = one_container(image, "sleep", "600", resources=limits(60))
+    spec["containers"].append(spec["containers"][0] | {"name": "second"})
+    spec["initContainers"] = [
+        {"name": "first", "image": image, "command": ["test", "-e", "/dev/sgx_enclave"], "resources": limits(100)}
+    ]
+    made(pod("several", "e2e", spec))
+    cluster.wait("the pod", lambda: _phase(cluster, "several") == "Running")
+    for container in ("application", "second"):
+        cluster("exec", "-n", "e2e", "several", "-c", container, "--", "test", "-e", "/dev/sgx_enclave")
+    # 120 of the 164 are in use: the init container's 100 were lent.
+    made(pod("beside", "e2e", one_container(image, "sleep", "600", resources=limits(44))))
+    cluster.wait("the pod beside it", lambda: _phase(cluster, "beside") == "Running")
+
+
+@pytest.mark.promise("M2")
+@pytest.mark.parametrize("amount", ["0.5", "-1"])
+def test_an_amount_that_is_no_whole_number_is_refused(cluster: Kubectl, image: str, amount: str) -> None:
+    import json
+
+    spec = one_container(image, "true", resources=limits(amount))
+    refused = cluster.attempt("create", "-f", "-", given=json.dumps(pod("amount", "e2e", spec)))
+    assert refused.code != 0
+    assert "kubernetes.azure.com/sgx_epc_mem_in_MiB" in refused.err

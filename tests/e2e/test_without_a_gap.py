@@ -1,0 +1,107 @@
+"""Attestation goes on while everything around it is restarted or updated: not one quote fails."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster_addon import Addon
+from cluster_jobs import attesting, job, with_aesmd
+from cluster_load import Load
+from kubectl import ADDON_NAMESPACE, Kubectl
+from relying_party import RelyingParty, quote_in
+
+SCRIPTS = Path(__file__).resolve().parent / "cluster"
+
+
+@pytest.fixture
+def load(cluster: Kubectl, enabled: Addon, image: str) -> Iterator[Load]:
+    """A pod that attests before, during and after the test, without one failure."""
+    load = Load.start(cluster, image)
+    yield load
+    load.end()
+
+
+def _no_failure(load: Load) -> None:
+    load.more()
+    assert load.figures()["failures"] == []
+
+
+@pytest.mark.promise("M10")
+def test_a_rolling_update_of_the_helper(cluster: Kubectl, enabled: Addon, load: Load) -> None:
+    before = {pod["metadata"]["name"] for pod in enabled.pods("quote-helper")}
+    for _ in range(2):
+        cluster("rollout", "restart", "daemonset/sgx-quote-helper", "-n", ADDON_NAMESPACE)
+        cluster.rollout("daemonset", "sgx-quote-helper")
+    after = {pod["metadata"]["name"] for pod in enabled.pods("quote-helper")}
+    assert not before & after
+    _no_failure(load)
+
+
+@pytest.mark.promise("M10")
+@pytest.mark.promise("M1")
+def test_an_update_of_the_add_on_keeps_what_it_does_not_mention(enabled: Addon, load: Load) -> None:
+    outcome = enabled("update", "--quote-helper-epc-mib", "5", "-o", "none")
+    assert outcome.code == 0, outcome.err
+    helper = enabled.pods("quote-helper")[0]["spec"]["containers"][0]
+    assert helper["resources"]["limits"]["kubernetes.azure.com/sgx_epc_mem_in_MiB"] == "5"
+    _no_failure(load)
+    enabled.enable()
+    _no_failure(load)
+
+
+@pytest.mark.promise("M10")
+def test_an_update_that_cannot_prove_itself(cluster: Kubectl, enabled: Addon, load: Load) -> None:
+    wrong = {"name": "CONFCOM_QUOTE_HELPER_TRUST_ROOT", "value": "/nowhere.pem"}
+    path = "/spec/template/spec/containers/0/env/-"
+    patch = f'[{{"op": "add", "path": "{path}", "value": {{"name": "{wrong["name"]}", "value": "{wrong["value"]}"}}}}]'
+    cluster("patch", "daemonset", "sgx-quote-helper", "-n", ADDON_NAMESPACE, "--type=json", "-p", patch)
+    cluster.wait("the new helper to fail", lambda: _restarts(enabled), seconds=120)
+    ready = [pod for pod in enabled.pods("quote-helper") if _ready(pod)]
+    assert len(ready) == 1
+    _no_failure(load)
+    cluster("rollout", "undo", "daemonset/sgx-quote-helper", "-n", ADDON_NAMESPACE)
+    cluster.rollout("daemonset", "sgx-quote-helper")
+    _no_failure(load)
+
+
+def _restarts(addon: Addon) -> int:
+    statuses = [status for pod in addon.pods("quote-helper") for status in pod["status"].get("containerStatuses", [])]
+    return sum(status["restartCount"] for status in statuses)
+
+
+def _ready(pod: Any) -> bool:
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", []))
+
+
+@pytest.mark.promise("M2")
+@pytest.mark.promise("M10")
+def test_a_restart_of_the_device_plugin(
+    cluster: Kubectl, enabled: Addon, load: Load, run: Callable[..., str], relying_party: RelyingParty, image: str
+) -> None:
+    old = enabled.pods("device-plugin")[0]["metadata"]["name"]
+    cluster("delete", "pod", old, "-n", ADDON_NAMESPACE, "--wait")
+    cluster.rollout("daemonset", "sgx-device-plugin")
+    cluster.wait("EPC to be back", lambda: enabled.allocatable() == 168)
+    _no_failure(load)
+    quote = quote_in(run(job("after", "e2e", with_aesmd(attesting(image, "0d")))))
+    assert relying_party.verify(quote, "0d")["exit_code"] == 0
+
+
+@pytest.mark.promise("M2")
+@pytest.mark.skipif("KUBE_HOME" not in os.environ, reason="the cluster is not one whose kubelet the tests may restart")
+def test_a_restart_of_the_kubelet(
+    cluster: Kubectl, enabled: Addon, load: Load, run: Callable[..., str], relying_party: RelyingParty, image: str
+) -> None:
+    subprocess.run([SCRIPTS / "down.sh", "kubelet"], check=True, capture_output=True)
+    subprocess.run([SCRIPTS / "up.sh"], check=True, capture_output=True)
+    cluster.wait("EPC to be back", lambda: enabled.allocatable() == 168)
+    _no_failure(load)
+    quote = quote_in(run(job("after", "e2e", with_aesmd(attesting(image, "0e")))))
+    assert relying_party.verify(quote, "0e")["exit_code"] == 0
+    assert _restarts(enabled) == 0
