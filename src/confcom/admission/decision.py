@@ -78,7 +78,8 @@ def decide_pod(pod: Json, given: Circumstances) -> Decision:
     _check_grant(plans, given, account, findings)
     epc = pod_epc((plan.container, plan.wish.epc) for plan in plans)
     _check_size(epc, given, findings)
-    _warn(plans, given, findings)
+    if not findings.refusals:
+        _warn(plans, given, findings)
     wanted = pod if findings.refusals else _complete(pod, plans)
     return Decision(wanted, tuple(findings.refusals), tuple(findings.warnings), epc)
 

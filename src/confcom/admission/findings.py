@@ -43,6 +43,11 @@ REFUSALS: Mapping[str, str] = {
     "of /var/run/aesmd, and a pod that exists cannot get one. Use `kubectl debug --copy-to`, which makes a new pod.",
     "incomplete": "The pod is not what the SGX webhook made of it ({paths}): another admission webhook has changed it "
     "since. Let that one come first, or exclude SGX pods from it.",
+    # The API server does not read these, so they are for checks before it is asked.
+    "text-expected": "Container {container}: the variable {name} has the value {value}, which is no text in YAML. "
+    'Put it in quotes, as in "{value}".',
+    "word-expected": "Container {container}: {name} has the word {value}, which is no text in YAML. Put it in quotes, "
+    'as in "{value}".',
 }
 """Code → sentence, of what turns a pod away."""
 

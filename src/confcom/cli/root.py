@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "metrics": ("confcom.cli.metrics", "metrics", "Show and watch what this node's containers use of EPC."),
     "top": ("confcom.cli.top", "top", "Show EPC and quotes per node and pod of a cluster."),
     "webhook": ("confcom.cli.webhook", "webhook", "Complete or refuse pods that use SGX, when they are made."),
+    "check-pods": ("confcom.cli.check_pods", "check_pods", "Say what the webhook would make of manifests."),
     "collateral": ("confcom.cli.collateral", "collateral", "Fill, inspect and carry the collateral store."),
     "doctor": ("confcom.cli.doctor", "doctor", "Say why something does not work here, and what to do."),
     "simulate": ("confcom.cli.simulate", "simulate", "Make simulated machines and export their collateral."),

@@ -1,0 +1,72 @@
+"""Pods in manifests: wherever a kind has a template of one. For checks before anything is applied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from confcom.admission.decision import Circumstances, Decision, decide_pod
+from confcom.admission.findings import Finding, Findings
+from confcom.admission.pod_json import Json, containers_of, json_object, json_objects, json_text
+
+TEMPLATES: Mapping[str, tuple[str, ...]] = {
+    "Pod": (),
+    "PodTemplate": ("template",),
+    "Job": ("spec", "template"),
+    "CronJob": ("spec", "jobTemplate", "spec", "template"),
+    "Deployment": ("spec", "template"),
+    "ReplicaSet": ("spec", "template"),
+    "StatefulSet": ("spec", "template"),
+    "DaemonSet": ("spec", "template"),
+    "ReplicationController": ("spec", "template"),
+}
+"""Kind → the members that lead to its pod."""
+MAX_DEPTH = 4
+"""Lists in lists."""
+
+
+class FoundPod(NamedTuple):
+    """A pod of a manifest, and whose."""
+
+    kind: str
+    name: str
+    namespace: str
+    """Empty where the manifest leaves it to whoever applies it."""
+    pod: Json
+
+
+def find_pods(manifest: Mapping[str, object], *, depth: int = MAX_DEPTH) -> Iterator[FoundPod]:
+    """Every pod of a manifest; `FormatError` where it is not formed as its kind says."""
+    kind = json_text(manifest, "kind", "manifest")
+    if kind == "List" and depth:
+        for item in json_objects(manifest, "items", kind):
+            yield from find_pods(item, depth=depth - 1)
+        return
+    if kind not in TEMPLATES:
+        return
+    metadata = json_object(manifest, "metadata", kind)
+    found = dict(manifest)
+    for member in TEMPLATES[kind]:
+        found = json_object(found, member, kind)
+    name = json_text(metadata, "name", kind) or json_text(metadata, "generateName", kind)
+    yield FoundPod(kind, name, json_text(metadata, "namespace", kind), found)
+
+
+def check_pod(pod: Json, given: Circumstances) -> Decision:
+    """What the webhook would decide, and what the API server would not even read, as one decision."""
+    mistakes = Findings()
+    for container in containers_of(pod, "initContainers", "containers"):
+        for variable in json_objects(container.body, "env", container.where):
+            value = variable.get("value")
+            if isinstance(value, (bool, int, float)):
+                shown = str(value).lower() if isinstance(value, bool) else value
+                name = json_text(variable, "name", f"{container.where}.env")
+                mistakes.refuse("text-expected", container=container.name, name=name, value=shown)
+        for member in ("command", "args"):
+            words = container.body.get(member)
+            for word in words if isinstance(words, list) else ():
+                if isinstance(word, (bool, int, float)):
+                    mistakes.refuse("word-expected", container=container.name, name=member, value=word)
+    decision = decide_pod(pod, given)
+    refusals: tuple[Finding, ...] = (*mistakes.refusals, *decision.refusals)
+    return decision._replace(refusals=refusals)

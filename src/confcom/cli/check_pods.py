@@ -1,0 +1,78 @@
+"""`confcom check-pods`: what admission would make of manifests, before they are applied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from confcom.admission.decision import Circumstances, Decision
+from confcom.admission.grants import Grants
+from confcom.admission.workloads import FoundPod, check_pod, find_pods
+from confcom.cli.exit_codes import ExitCode
+from confcom.cli.manifest_files import read_manifests
+from confcom.cli.printable import printable
+from confcom.errors import ConfigError
+from confcom.protocols.json_patch import difference
+
+
+@click.command("check-pods")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE…")
+@click.option("--namespace", "-n", default="default", show_default=True, help="Where manifests name none.")
+@click.option("--provision-grants", default="", metavar="NS/ACCOUNT,…", help="Who may hold the provisioning device.")
+@click.option("--largest-node", type=click.IntRange(0), metavar="MIB", help="EPC of the node that has most.")
+@click.option("--output", "-o", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def check_pods(
+    files: tuple[Path, ...], namespace: str, provision_grants: str, largest_node: int | None, output: str
+) -> None:
+    """Say what the admission webhook would make of the pods in manifests: no cluster is asked.
+
+    Pods are found in Pods, Jobs, CronJobs, Deployments and the like. The exit code is 5 if one would be refused.
+    """
+    grants = Grants.parse(provision_grants)
+    checks = []
+    for path in files:
+        for found in _pods(path):
+            given = Circumstances(namespace=found.namespace or namespace, grants=grants, largest_node=largest_node)
+            checks.append((path, found, check_pod(found.pod, given)))
+    if not checks:
+        raise ConfigError("there is no pod in what was given", advice="Name files with a Pod, a Job or a Deployment.")
+    if output == "json":
+        click.echo(msgspec.json.format(msgspec.json.encode([_as_dict(*check) for check in checks]), indent=2))
+    else:
+        for check in checks:
+            _print(*check)
+    if any(decision.refusals for _, _, decision in checks):
+        click.get_current_context().exit(ExitCode.REFUSED)
+
+
+def _pods(path: Path) -> Iterator[FoundPod]:
+    for document in read_manifests(path):
+        yield from find_pods(document)
+
+
+def _as_dict(path: Path, found: FoundPod, decision: Decision) -> dict[str, Any]:
+    return {
+        "file": str(path),
+        "kind": found.kind,
+        "name": found.name,
+        "allowed": not decision.refusals,
+        "epc_mib": decision.epc,
+        "refusals": [finding._asdict() for finding in decision.refusals],
+        "warnings": [finding._asdict() for finding in decision.warnings],
+        "patch": difference(found.pod, decision.pod),
+    }
+
+
+def _print(path: Path, found: FoundPod, decision: Decision) -> None:
+    changes = len(difference(found.pod, decision.pod))
+    state = "refused" if decision.refusals else "completed" if changes else "as it is"
+    epc = f", {decision.epc} MiB of EPC" if decision.epc else ""
+    click.echo(printable(f"{path}: {found.kind} {found.name or '(no name)'}: {state}{epc}"))
+    for finding in decision.refusals:
+        click.echo(f"  refused   {finding.sentence} [{finding.code}]")
+    for finding in decision.warnings:
+        click.echo(f"  warning   {finding.sentence} [{finding.code}]")

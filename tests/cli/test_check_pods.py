@@ -1,0 +1,116 @@
+"""`confcom check-pods`: manifests as people write them, with their mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from confcom.cli.root import root, run
+
+JOB = """\
+apiVersion: batch/v1
+kind: Job
+metadata:
+  name: sgx-test
+  labels:
+    app: sgx-test
+spec:
+  template:
+    metadata:
+      labels:
+        app: sgx-test
+    spec:
+      containers:
+      - name: sgxtest
+        image: {image}
+        env:
+        - name: SGX_AESM_ADDR
+          value: {value}
+        resources:
+          limits:
+            {limit}
+      restartPolicy: "Never"
+  backoffLimit: 0
+"""
+GOOD = {"image": "oeciteam/sgx-test:1.0", "value": '"1"', "limit": "kubernetes.azure.com/sgx_epc_mem_in_MiB: 10"}
+
+
+@pytest.fixture
+def job(tmp_path: Path):
+    def job(**parts: str) -> str:
+        path = tmp_path / "job.yaml"
+        path.write_text(JOB.format_map(GOOD | parts))
+        return str(path)
+
+    return job
+
+
+def test_a_job_is_completed_without_a_cluster(job) -> None:
+    result = CliRunner().invoke(root, ["check-pods", job()])
+    assert result.exit_code == 0
+    assert "Job sgx-test: completed, 10 MiB of EPC" in result.output
+
+
+@pytest.mark.promise("M11")
+@pytest.mark.parametrize(
+    ("parts", "sentence"),
+    [
+        ({"value": "1"}, 'the value 1, which is no text in YAML. Put it in quotes, as in "1".'),
+        ({"value": "y"}, "which is no text in YAML"),
+        ({"value": "no"}, "which is no text in YAML"),
+        ({"image": '"oeciteam/sgx-test: 1.0"'}, "Write oeciteam/sgx-test:1.0."),
+        ({"limit": "kubernetes.azure.com/sgx_epc_mem_in_MiB: 10Mi"}, "Write 10."),
+        ({"limit": "sgx.intel.com/epc: 10"}, "Write 10Mi."),
+        ({"limit": "sgx.intel.com/provision: 1"}, "Add a limit such as"),
+    ],
+)
+def test_the_mistakes_of_printed_manifests_are_named(job, parts: dict, sentence: str) -> None:
+    result = CliRunner().invoke(root, ["check-pods", job(**parts)])
+    assert result.exit_code == 5
+    assert sentence in result.output
+
+
+@pytest.mark.promise("M11")
+def test_a_blank_that_breaks_the_file_is_named_too(job, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["check-pods", job(image="oeciteam/sgx-test: 1.0")]) == 3
+    said = capsys.readouterr().err
+    assert "line 15" in said
+    assert "Write oeciteam/sgx-test:1.0." in said
+
+
+@pytest.mark.parametrize("value", ["2026-01-01", '"no"', "v1", "''"])
+def test_what_kubectl_takes_for_text_is_text(job, value: str) -> None:
+    assert CliRunner().invoke(root, ["check-pods", job(value=value)]).exit_code == 0
+
+
+def test_every_kind_with_pods_is_looked_into(tmp_path: Path) -> None:
+    spec = {"containers": [{"name": "a", "image": "i", "resources": {"limits": {"sgx.intel.com/epc": "1Mi"}}}]}
+    template = {"spec": {"template": {"spec": spec}}}
+    items = [
+        {"kind": "Pod", "metadata": {"name": "p"}, "spec": spec},
+        *({"kind": kind, **template} for kind in ("Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job")),
+        {"kind": "CronJob", "spec": {"jobTemplate": template}},
+        {"kind": "ConfigMap", "data": {"a": "b"}},
+    ]
+    path = tmp_path / "all.json"
+    path.write_text(json.dumps({"kind": "List", "items": items}))
+    result = CliRunner().invoke(root, ["check-pods", "-o", "json", str(path)])
+    found = json.loads(result.output)
+    assert [one["kind"] for one in found] == [item["kind"] for item in items[:-1]]
+    assert all(one["allowed"] and one["epc_mib"] == 1 and len(one["patch"]) == 4 for one in found), found
+
+
+def test_grants_and_nodes_can_be_stated(job) -> None:
+    words = ["check-pods", job(limit="sgx.intel.com/epc: 200Mi"), "--largest-node", "168"]
+    assert "the largest node of this cluster has 168 MiB" in CliRunner().invoke(root, words).output
+
+
+@pytest.mark.parametrize("content", ["", "a: [", "kind: 5", "kind: Pod\nspec: x", "kind: List\nitems: [1]", "&a [*a]"])
+def test_what_is_no_manifest_is_said_in_a_sentence(tmp_path: Path, content: str, capsys) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(content)
+    assert run(["check-pods", str(path)]) in (2, 3)
+    assert "Traceback" not in capsys.readouterr().err
