@@ -45,6 +45,7 @@ _OPTIONS = (
     _switch("collateral", "collateral", "The collateral service.  [default: off]"),
     click.option("--collateral-upstream", metavar="NAME|URL", help="Whom it asks.  [default: intel]"),
     _switch("metrics", "metrics", "The exporter of EPC use.  [default: off]"),
+    _switch("epc-enforcement", "epc_enforcement", "Let it limit EPC by cgroups, where the kernel can.  [default: off]"),
 )
 
 

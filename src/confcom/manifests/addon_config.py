@@ -48,6 +48,8 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Whom it asks: intel, thim, or the URL of a PCS or PCCS. On the simulated platform its own authority."""
     metrics: bool = False
     """Run the exporter of EPC use on every SGX node."""
+    epc_enforcement: bool = False
+    """Let it hold containers to their requests where the kernel counts EPC in cgroups, to which it may then write."""
 
     publisher: Literal["auto", "devices", "node-status", "dra"] = "auto"
     """How the nodes publish their EPC."""

@@ -45,15 +45,15 @@ def _rights() -> list[Object]:
 def _daemon_set(config: AddonConfig) -> Object:
     volumes = [
         host_path("proc", "/proc", "Directory"),
-        host_path("sys", "/sys", "Directory"),
+        host_path("nodes", "/sys/devices/system/node", "Directory"),
         host_path("cgroup", "/sys/fs/cgroup", "Directory"),
         tmp_volume(),
     ]
     mounts = [
         mount("proc", f"{HOST}/proc", read_only=True),
-        mount("sys", f"{HOST}/sys", read_only=True),
-        # Writable, for misc.max: where the kernel counts EPC there, it holds containers to their requests.
-        mount("cgroup", f"{HOST}/sys/fs/cgroup"),
+        mount("nodes", f"{HOST}/sys/devices/system/node", read_only=True),
+        # Writable for misc.max only: whoever may write there can take memory and processors away from any pod.
+        mount("cgroup", f"{HOST}/sys/fs/cgroup", read_only=not config.epc_enforcement),
         mount("tmp", TMP),
     ]
     if config.platform == "simulated":
@@ -73,7 +73,7 @@ def _daemon_set(config: AddonConfig) -> Object:
 
 
 def _container(config: AddonConfig, mounts: list[Object]) -> Object:
-    values = {"host_root": HOST, "http": f"[::]:{HTTP_PORT}"}
+    values = {"host_root": HOST, "http": f"[::]:{HTTP_PORT}", "enforce": "auto" if config.epc_enforcement else "off"}
     if config.platform == "simulated":
         values["simulated_node"] = simulated.NODE_FOLDER
     return container(

@@ -173,8 +173,9 @@ def host_path(name: str, path: str, kind: str) -> Object:
 
 
 def mount(name: str, path: str, *, read_only: bool = False) -> Object:
-    """Where a volume is seen in a container."""
-    return {"name": name, "mountPath": path} | ({"readOnly": True} if read_only else {})
+    """Where a volume is seen in a container; read-only with what is mounted below it, where the runtime can do that."""
+    found: Object = {"name": name, "mountPath": path}
+    return found | ({"readOnly": True, "recursiveReadOnly": "IfPossible"} if read_only else {})
 
 
 def asks_by_name(config: AddonConfig) -> Object:

@@ -1,0 +1,296 @@
+"""What every object of the add-on must be, whatever the settings."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from confcom.cluster.object_kinds import ADDON_KINDS, NAMESPACE_KIND
+from confcom.errors import ConfigError
+from confcom.manifests.addon import render
+from confcom.manifests.addon_config import AddonConfig
+from confcom.manifests.cleanup import cleanup
+from confcom.manifests.objects import (
+    COMPONENT,
+    MANAGED_BY,
+    NAMESPACE,
+    OURS,
+    PART_OF,
+    PROVISION_RESOURCE,
+    SGX_NODE_LABELS,
+    Object,
+)
+
+EVERYTHING = AddonConfig(quote_helper=True, collateral=True, metrics=True, provision_grants=("apps/default",))
+VARIANTS = [
+    AddonConfig(
+        platform=platform,
+        publisher=publisher,
+        quote_helper=everything,
+        collateral=everything,
+        metrics=everything,
+        webhook=everything,
+        provision_grants=("apps/default", "more/*") if everything else (),
+    )
+    for platform, publisher, everything in itertools.product(
+        ("intel", "simulated"), ("auto", "devices", "node-status", "dra"), (True, False)
+    )
+]
+
+
+def rendered(config: AddonConfig) -> list[Object]:
+    return render(config, version="1.2.3")
+
+
+def find(objects: list[Object], kind: str, name: str) -> Any:
+    (found,) = (one for one in objects if one["kind"] == kind and one["metadata"]["name"] == name)
+    return found
+
+
+def pods(objects: list[Object]) -> Iterator[tuple[str, Any]]:
+    for one in objects:
+        if one["kind"] in ("DaemonSet", "Deployment"):
+            yield one["metadata"]["name"], one["spec"]["template"]["spec"]
+
+
+def containers(pod: Any) -> list[Any]:
+    return [*pod.get("initContainers", []), *pod["containers"]]
+
+
+@pytest.mark.parametrize("config", VARIANTS, ids=str)
+def test_every_object_is_ours_known_and_there_once(config: AddonConfig) -> None:
+    objects = rendered(config)
+    kinds = {(kind.api_version, kind.name): kind.namespaced for kind in (*ADDON_KINDS, NAMESPACE_KIND)}
+    places = set()
+    for one in objects:
+        metadata = one["metadata"]
+        namespaced = kinds[one["apiVersion"], one["kind"]]
+        assert metadata.get("namespace") == (NAMESPACE if namespaced else None)
+        assert OURS.items() <= metadata["labels"].items()
+        assert metadata["labels"][COMPONENT]
+        places.add((one["kind"], metadata["name"]))
+    assert len(places) == len(objects)
+    assert [one["kind"] for one in objects[:2]] == ["Namespace", "ConfigMap"]
+    assert objects == rendered(config)
+
+
+@pytest.mark.parametrize("config", [*VARIANTS], ids=str)
+def test_no_container_has_more_than_it_needs(config: AddonConfig) -> None:
+    extra = {"socket-folder": ["CHOWN"], "metrics": ["SYS_PTRACE"]}
+    as_root = {"device-plugin", "machine", "socket-folder", "metrics", "remove"}
+    for _, pod in pods([*rendered(config), *cleanup(config, version="1.2.3")]):
+        assert not pod.get("hostNetwork")
+        assert not pod.get("hostIPC")
+        for one in containers(pod):
+            context = one["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False
+            assert context["privileged"] is False
+            assert context["readOnlyRootFilesystem"] is True
+            assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+            assert context["capabilities"]["drop"] == ["ALL"]
+            assert context["capabilities"].get("add", []) == extra.get(one["name"], [])
+            assert (context["runAsUser"] == 0) == (one["name"] in as_root)
+            assert context["runAsNonRoot"] == (one["name"] not in as_root)
+
+
+def test_images_are_chosen_once_for_all() -> None:
+    for config, image in (
+        (EVERYTHING, "confcom/confcom:1.2.3"),
+        (AddonConfig(image="reg:5000/a@sha256:0"), "reg:5000/a@sha256:0"),
+    ):
+        images = {one["image"] for _, pod in pods(rendered(config)) for one in containers(pod)}
+        assert images == {image}
+
+
+def test_main_containers_say_what_they_use_and_how_they_are() -> None:
+    for _, pod in pods(rendered(EVERYTHING)):
+        (one,) = pod["containers"]
+        assert set(one["resources"]["requests"]) >= {"cpu", "memory"}
+        assert "memory" in one["resources"]["limits"]
+        assert {"startupProbe", "livenessProbe", "readinessProbe"} <= set(one)
+        assert one["terminationMessagePolicy"] == "FallbackToLogsOnError"
+
+
+def test_webhook_and_collateral_service_would_run_in_a_restricted_namespace() -> None:
+    for name, pod in pods(rendered(EVERYTHING)):
+        if name not in ("sgx-webhook", "confcom-collateral"):
+            continue
+        assert not pod.get("hostPID")
+        assert {next(iter(set(volume) - {"name"})) for volume in pod["volumes"]} <= {"emptyDir", "secret", "configMap"}
+        assert all(one["securityContext"]["runAsNonRoot"] for one in containers(pod))
+        assert not any("hostPort" in port for one in containers(pod) for port in one["ports"])
+
+
+@pytest.mark.parametrize(
+    ("publisher", "with_token"),
+    [
+        ("devices", {"sgx-webhook", "sgx-metrics"}),
+        ("auto", {"sgx-webhook", "sgx-metrics", "sgx-device-plugin"}),
+        ("dra", {"sgx-webhook", "sgx-metrics", "sgx-device-plugin"}),
+    ],
+)
+def test_only_who_asks_the_api_has_a_token(publisher: Any, with_token: set[str]) -> None:
+    config = AddonConfig(quote_helper=True, collateral=True, metrics=True, publisher=publisher)
+    objects = rendered(config)
+    assert {name for name, pod in pods(objects) if pod["automountServiceAccountToken"]} == with_token
+    accounts = [one for one in objects if one["kind"] == "ServiceAccount"]
+    assert {one["metadata"]["name"] for one in accounts if one["automountServiceAccountToken"]} == with_token
+    bound = {one["subjects"][0]["name"] for one in objects if one["kind"].endswith("RoleBinding")}
+    assert bound == with_token
+
+
+def _named(one: Object) -> tuple[str, str]:
+    return one["kind"], one["metadata"]["name"]
+
+
+def test_rights_are_these_and_no_others() -> None:
+    found = {
+        (*_named(one), *rule["apiGroups"], resource, *rule.get("resourceNames", ()), tuple(rule["verbs"]))
+        for one in rendered(EVERYTHING)
+        if one["kind"] in ("Role", "ClusterRole")
+        for rule in one["rules"]
+        for resource in rule["resources"]
+    }
+    admission, webhook = "admissionregistration.k8s.io", "sgx-webhook.confcom.dev"
+    assert found == {
+        ("ClusterRole", "confcom:sgx-device-plugin", "", "nodes", ("get", "list", "watch")),
+        ("ClusterRole", "confcom:sgx-device-plugin", "", "nodes/status", ("patch",)),
+        ("ClusterRole", "confcom:sgx-metrics", "", "nodes", ("get",)),
+        ("ClusterRole", "confcom:sgx-metrics", "", "pods", ("list", "watch")),
+        ("ClusterRole", "confcom:sgx-metrics", "events.k8s.io", "events", ("create", "get", "patch")),
+        ("ClusterRole", "confcom:sgx-metrics", "resource.k8s.io", "resourceclaims", ("get",)),
+        ("ClusterRole", "confcom:sgx-webhook", "", "nodes", ("get", "list", "watch")),
+        ("ClusterRole", "confcom:sgx-webhook", admission, "mutatingwebhookconfigurations", webhook, ("get", "patch")),
+        ("ClusterRole", "confcom:sgx-webhook", admission, "validatingwebhookconfigurations", webhook, ("get", "patch")),
+        ("Role", "sgx-webhook", "", "secrets", "sgx-webhook-tls", ("get", "patch")),
+    }
+
+
+@pytest.mark.promise("M1")
+@pytest.mark.promise("M4")
+def test_node_components_run_on_sgx_nodes_only_whoever_labelled_them() -> None:
+    config = AddonConfig(
+        quote_helper=True, metrics=True, node_selector=("pool=acc",), tolerations=("dedicated=sgx:NoSchedule",)
+    )
+    for name, pod in pods(rendered(config)):
+        if name == "sgx-webhook":
+            assert "affinity" not in pod
+            continue
+        terms = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+        wanted = [{one["key"]: one["values"] for one in term["matchExpressions"]} for term in terms]
+        common = {"kubernetes.io/os": ["linux"], "kubernetes.io/arch": ["amd64"], "pool": ["acc"]}
+        assert wanted == [{label: ["true"], **common} for label in SGX_NODE_LABELS]
+        assert {"key": "dedicated", "value": "sgx", "effect": "NoSchedule"} in pod["tolerations"]
+        assert {"key": "kubernetes.azure.com/sgx_epc_mem_in_MiB", "operator": "Exists"} in pod["tolerations"]
+
+
+@pytest.mark.promise("M6")
+@pytest.mark.promise("M7")
+def test_the_quote_helper_is_off_at_first_and_lives_on_the_device_plugins_epc() -> None:
+    assert "sgx-quote-helper" not in dict(pods(rendered(AddonConfig())))
+    objects = rendered(AddonConfig(quote_helper=True))
+    helper = find(objects, "DaemonSet", "sgx-quote-helper")
+    assert helper["spec"]["updateStrategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    pod = helper["spec"]["template"]["spec"]
+    limits = pod["containers"][0]["resources"]["limits"]
+    assert limits["kubernetes.azure.com/sgx_epc_mem_in_MiB"] == "4"
+    assert limits["sgx.intel.com/enclave"] == limits[PROVISION_RESOURCE] == "1"
+    (folder,) = (one["hostPath"] for one in pod["volumes"] if one["name"] == "aesmd-socket")
+    assert folder == {"path": "/var/run/aesmd", "type": "DirectoryOrCreate"}
+    assert find(objects, "PriorityClass", pod["priorityClassName"])["preemptionPolicy"] == "Never"
+
+
+@pytest.mark.promise("M7")
+def test_with_claims_the_quote_helper_claims_its_epc() -> None:
+    objects = rendered(AddonConfig(quote_helper=True, publisher="dra", quote_helper_epc_mib=8))
+    pod = find(objects, "DaemonSet", "sgx-quote-helper")["spec"]["template"]["spec"]
+    assert set(pod["containers"][0]["resources"]["limits"]) == {"memory"}
+    template = find(objects, "ResourceClaimTemplate", pod["resourceClaims"][0]["resourceClaimTemplateName"])
+    requests = {one["name"]: one["exactly"] for one in template["spec"]["spec"]["devices"]["requests"]}
+    assert requests["epc"]["capacity"] == {"requests": {"epc": "8Mi"}}
+    for one in requests.values():
+        find(objects, "DeviceClass", one["deviceClassName"])
+
+
+@pytest.mark.parametrize("config", VARIANTS, ids=str)
+def test_everything_that_is_not_opened_is_closed(config: AddonConfig) -> None:
+    objects = rendered(config)
+    policies = [one for one in objects if one["kind"] == "NetworkPolicy"]
+    assert find(objects, "NetworkPolicy", "confcom-nothing-else")["spec"] == {
+        "podSelector": {},
+        "policyTypes": ["Ingress", "Egress"],
+    }
+    opened = {one["metadata"]["name"]: one["spec"] for one in policies}
+    for name, pod in pods(objects):
+        ports = {port["containerPort"] for one in pod["containers"] for port in one["ports"]}
+        assert {port["port"] for rule in opened[name]["ingress"] for port in rule["ports"]} == ports
+        assert bool(opened[name]["egress"]) == (
+            pod["automountServiceAccountToken"] or pod["dnsPolicy"] == "ClusterFirst"
+        )
+
+
+def test_a_disruption_leaves_a_webhook() -> None:
+    objects = rendered(AddonConfig())
+    assert find(objects, "PodDisruptionBudget", "sgx-webhook")["spec"]["maxUnavailable"] == 1
+    spec = find(objects, "Deployment", "sgx-webhook")["spec"]
+    assert spec["replicas"] == 2
+    (spread,) = spec["template"]["spec"]["topologySpreadConstraints"]
+    assert spread["whenUnsatisfiable"] == "ScheduleAnyway"  # a cluster of one node has both there
+
+
+def test_the_webhooks_certificate_is_nobodys_but_its_own() -> None:
+    objects = rendered(AddonConfig())
+    assert not {"data", "stringData"} & set(find(objects, "Secret", "sgx-webhook-tls"))
+    for kind in ("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"):
+        for entry in find(objects, kind, "sgx-webhook.confcom.dev")["webhooks"]:
+            assert "caBundle" not in entry["clientConfig"]
+            service = entry["clientConfig"]["service"]
+            (port,) = find(objects, "Service", service["name"])["spec"]["ports"]
+            assert (service["namespace"], service["port"]) == (NAMESPACE, port["port"])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"image": "oeciteam/sgx-test: 1.0"},
+        {"simulated_epc": "lots"},
+        {"simulated_epc": "1Mi" * 200},
+        {"provision_grants": ("apps",)},
+        {"provision_grants": ("apps/Default",)},
+        {"provision_grants": ("*/default",)},
+        {"node_selector": ("pool",)},
+        {"tolerations": ("a=b:Never",)},
+        {"collateral_upstream": "ftp://x"},
+    ],
+)
+def test_settings_that_make_no_sense_are_named(settings: dict[str, Any]) -> None:
+    (value,) = settings.values()
+    with pytest.raises(ConfigError) as caught:
+        rendered(AddonConfig(**settings))
+    assert repr(value if isinstance(value, str) else value[0]) in str(caught.value)
+    assert caught.value.advice().startswith("Write ")
+
+
+def test_labels_say_whose_everything_is() -> None:
+    assert OURS == {PART_OF: "confcom", MANAGED_BY: "confcom-addon"}
+
+
+@pytest.mark.parametrize("platform", ["intel", "simulated"])
+def test_of_the_host_only_sockets_and_the_simulated_node_are_written(platform: Any) -> None:
+    writable = {
+        "device-plugin": {"/var/lib/kubelet/device-plugins"},
+        "quote-helper": {"/var/run/aesmd"},
+        "metrics": set(),
+    }
+    if platform == "simulated":
+        writable["device-plugin"] |= {"/var/lib/confcom/simulated-node"}
+    config = AddonConfig(platform=platform, quote_helper=True, metrics=True, webhook=False)
+    for _, pod in pods(rendered(config)):
+        paths = {one["name"]: one["hostPath"]["path"] for one in pod["volumes"] if "hostPath" in one}
+        (one,) = pod["containers"]
+        mounts = [entry for entry in one["volumeMounts"] if entry["name"] in paths]
+        assert {paths[entry["name"]] for entry in mounts if not entry.get("readOnly")} == writable[one["name"]]
+        assert all(entry.get("recursiveReadOnly") for entry in mounts if entry.get("readOnly"))

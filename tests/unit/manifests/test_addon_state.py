@@ -1,0 +1,68 @@
+"""The add-on's memory: what is written is read again, however a cluster spells the keys."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from confcom.errors import ConfigError
+from confcom.manifests.addon_config import AddonConfig
+from confcom.manifests.addon_state import API_KEY, HELPER_KEY, AddonState, flat_settings, parse_state, state_object
+
+CONFIGS = some.builds(
+    AddonConfig,
+    image=some.sampled_from(["", "confcom/confcom:1", "registry:5000/x/y@sha256:ab"]),
+    platform=some.sampled_from(["intel", "simulated"]),
+    quote_helper=some.booleans(),
+    webhook=some.booleans(),
+    collateral=some.booleans(),
+    metrics=some.booleans(),
+    publisher=some.sampled_from(["auto", "devices", "node-status", "dra"]),
+    epc_reserve_mib=some.integers(0, 1 << 20),
+    overcommit=some.floats(1, 100),
+    quote_helper_epc_mib=some.integers(1, 1 << 20),
+    provision_grants=some.sampled_from([(), ("a/b",), ("a/b", "c/*")]),
+    node_selector=some.sampled_from([(), ("pool=acc",), ("a.b/c=d", "e=")]),
+    tolerations=some.sampled_from([(), ("*",), ("a", "b=c:NoExecute")]),
+    webhook_replicas=some.integers(1, 16),
+)
+
+
+@given(CONFIGS, some.booleans(), some.sampled_from([str, str.lower, str.upper]))
+def test_what_is_written_is_read_again_in_any_case(config: AddonConfig, enabled: bool, spell: type[str]) -> None:
+    data = state_object(AddonState(enabled, "1.2.3", config))["data"]
+    assert all(isinstance(value, str) for value in data.values())
+    assert parse_state({spell(key): value for key, value in data.items()}) == (enabled, "1.2.3", config)
+
+
+def test_the_quote_helpers_key_is_that_of_aks() -> None:
+    assert (API_KEY, HELPER_KEY) == ("ACCSGXDevicePlugin", "ACCSGXQuoteHelperEnabled")
+    assert flat_settings(AddonConfig())[HELPER_KEY] == "false"
+    assert flat_settings(AddonConfig(quote_helper=True))[HELPER_KEY] == "true"
+
+
+@pytest.mark.parametrize("spelled", ["true", "True", "TRUE"])
+def test_switches_may_be_spelled_as_people_do(spelled: str) -> None:
+    state = parse_state({"enabled": spelled, HELPER_KEY: spelled})
+    assert state.enabled
+    assert state.config.quote_helper
+
+
+def test_settings_of_a_later_version_do_not_stop_this_one() -> None:
+    assert parse_state({"enabled": "true", "somethingNew": "7"}).config == AddonConfig()
+
+
+@pytest.mark.parametrize(
+    "data", [{"overcommit": "much"}, {HELPER_KEY: "perhaps"}, {"webhookReplicas": "0"}, {"image": "a b"}]
+)
+def test_a_wrong_value_is_named_with_its_place(data: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="ConfigMap confcom-system/confcom-addon"):
+        parse_state(data)
+
+
+def test_every_setting_has_a_key_of_its_own() -> None:
+    keys = [key.lower() for key in flat_settings(AddonConfig())]
+    assert len(set(keys)) == len(keys) == len(msgspec.structs.fields(AddonConfig))
+    assert not {"name", "apikey", "enabled", "version"} & set(keys)

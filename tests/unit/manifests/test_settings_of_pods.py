@@ -1,0 +1,117 @@
+"""What the manifests say is what the daemons understand: their settings, resources and paths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from confcom.devices import epc_units, sgx_enclave, sgx_provision
+from confcom.errors import ConfigError
+from confcom.manifests import device_plugin, quote_helper, webhook
+from confcom.manifests.addon import render
+from confcom.manifests.addon_config import AddonConfig
+from confcom.manifests.objects import ENCLAVE_RESOURCE, EPC_RESOURCE, NAMESPACE, PROVISION_RESOURCE
+from confcom.protocols import admission_rules
+from confcom.services.collateral_service import CollateralServiceConfig, listener_of
+from confcom.services.device_plugin_config import DevicePluginConfig
+from confcom.services.epc_metrics_config import MetricsConfig
+from confcom.services.quote_helper_config import QuoteHelperConfig
+from confcom.services.settings import load
+from confcom.services.webhook_config import WebhookConfig
+
+DAEMONS: dict[str, tuple[str, type[msgspec.Struct]]] = {
+    "device-plugin": ("device-plugin", DevicePluginConfig),
+    "quote-helper": ("quote-helper", QuoteHelperConfig),
+    "webhook": ("webhook", WebhookConfig),
+    "metrics": ("metrics", MetricsConfig),
+    "collateral": ("collateral-service", CollateralServiceConfig),
+}
+
+
+def daemon_settings(config: AddonConfig, component: str) -> Any:
+    service, kind = DAEMONS[component]
+    for one in render(config, version="1"):
+        if one["kind"] in ("DaemonSet", "Deployment"):
+            (container,) = one["spec"]["template"]["spec"]["containers"]
+            if container["name"] == component:
+                environment = {entry["name"]: entry.get("value", "node-1") for entry in container["env"]}
+                prefix = f"CONFCOM_{service.upper().replace('-', '_')}_"
+                fields = {name.removeprefix(prefix).lower() for name in environment}
+                assert fields <= set(kind.__struct_fields__), "a setting that nobody reads"
+                return load(kind, service=service, environment=environment, flags={})
+    raise AssertionError(component)
+
+
+def config(platform: Any, publisher: Any = "auto", **more: Any) -> AddonConfig:
+    return AddonConfig(platform=platform, publisher=publisher, quote_helper=True, collateral=True, metrics=True, **more)
+
+
+@pytest.mark.parametrize("platform", ["intel", "simulated"])
+@pytest.mark.parametrize("publisher", ["auto", "devices", "node-status", "dra"])
+def test_the_device_plugin_takes_its_settings(platform: str, publisher: str) -> None:
+    found = daemon_settings(config(platform, publisher, epc_reserve_mib=3, overcommit=1.5), "device-plugin")
+    found.check()
+    assert (found.publisher, found.reserve_mib, found.overcommit) == (publisher, 3, 1.5)
+    assert found.node_name == "node-1"
+    assert found.wait_for_sgx
+    assert (found.simulated_machine is None) == (platform == "intel")
+
+
+@pytest.mark.parametrize(
+    ("settings", "slots", "namespaces"),
+    [
+        ({}, 0, frozenset()),
+        ({"quote_helper": True}, 2, frozenset({NAMESPACE})),
+        ({"provision_grants": ("apps/one", "apps/two", "more/*")}, 110, frozenset({"apps", "more"})),
+        ({"quote_helper": True, "provision_grants": ("apps/*",)}, 110, frozenset({NAMESPACE, "apps"})),
+    ],
+)
+def test_the_provisioning_device_is_for_those_who_were_granted_it(
+    settings: dict[str, Any], slots: int, namespaces: frozenset[str]
+) -> None:
+    found = daemon_settings(AddonConfig(**settings), "device-plugin")
+    found.check()
+    assert found.provision_limit == slots
+    assert found.namespaces == namespaces
+
+
+@pytest.mark.parametrize("platform", ["intel", "simulated"])
+def test_the_quote_helper_takes_its_settings(platform: str) -> None:
+    found = daemon_settings(config(platform), "quote-helper")
+    assert (found.platform, found.replace, found.when_replaced) == (platform, True, "wait")
+    assert found.socket == QuoteHelperConfig().socket
+    assert found.http.endswith(f":{quote_helper.HTTP_PORT}")
+    assert found.drain_timeout < quote_helper.DRAIN
+
+
+@pytest.mark.parametrize("platform", ["intel", "simulated"])
+def test_the_others_take_theirs(platform: str) -> None:
+    listener_of(daemon_settings(config(platform), "collateral"))
+    daemon_settings(config(platform), "metrics").check()
+    found = daemon_settings(config(platform, provision_grants=("apps/one",)), "webhook")
+    found.check()
+    assert found.provision_grants == "apps/one"
+    assert (found.secret, found.configuration) == (webhook.TLS_SECRET, admission_rules.CONFIGURATION)
+    assert found.leave_after + found.drain_timeout < 30
+
+
+def test_a_wrong_setting_would_be_noticed() -> None:
+    with pytest.raises(ConfigError):
+        load(QuoteHelperConfig, service="quote-helper", environment={"CONFCOM_QUOTE_HELPER_REPLACE": "?"}, flags={})
+
+
+def test_resources_have_the_names_that_the_plugin_publishes() -> None:
+    assert EPC_RESOURCE == epc_units.CANONICAL_RESOURCE
+    assert ENCLAVE_RESOURCE == sgx_enclave.ENCLAVE_RESOURCE == admission_rules.ENCLAVE
+    assert PROVISION_RESOURCE == sgx_provision.PROVISION_RESOURCE == admission_rules.PROVISION
+    assert admission_rules.NAMESPACE == NAMESPACE
+
+
+def test_the_plugins_folders_are_the_kubelets() -> None:
+    defaults = DevicePluginConfig()
+    assert defaults.plugin_dir == f"{device_plugin.KUBELET}/device-plugins"
+    assert defaults.pod_resources_socket.startswith(f"{device_plugin.KUBELET}/pod-resources/")
+    assert defaults.registry_dir == f"{device_plugin.KUBELET}/plugins_registry"
+    assert defaults.cdi_dir == device_plugin.CDI
