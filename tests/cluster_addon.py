@@ -18,7 +18,7 @@ SETTINGS = (
     "--publisher=auto",
     "--enable-sgxquotehelper",
     "--quote-helper-epc-mib=4",
-    "--disable-webhook",
+    "--enable-webhook",
     "--webhook-replicas=1",
     f"--provision-grants={GRANTED}/*",
 )
@@ -42,7 +42,7 @@ class Addon:
         """Enable it with the usual settings and these, and wait until the node offers EPC."""
         outcome = self("enable", *SETTINGS, f"--image={self.image}", *settings, "-o", "none", "--timeout", "300")
         assert outcome.code == 0, outcome.err
-        self.cluster.wait("EPC to be allocatable", self.allocatable, seconds=60)
+        self.cluster.wait("EPC to be allocatable", self.allocatable)
 
     def node(self) -> Any:
         """The SGX node."""

@@ -42,7 +42,7 @@ class Load:
     def more(self, count: int = 200) -> None:
         """Wait until that many quotes came since now."""
         before = self.figures()["quotes"]
-        self.cluster.wait("quotes to go on", lambda: self.figures()["quotes"] >= before + count, seconds=60)
+        self.cluster.wait("quotes to go on", lambda: self.figures()["quotes"] >= before + count)
 
     def end(self) -> None:
         """End it."""

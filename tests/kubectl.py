@@ -63,7 +63,7 @@ class Kubectl:
         """Create or change objects."""
         self("apply", "-f", "-", given=encode(*objects))
 
-    def wait(self, what: str, look: Callable[[], Any], seconds: float = 90) -> Any:
+    def wait(self, what: str, look: Callable[[], Any], seconds: float = 180) -> Any:
         """Look until there is something to see, and return it; false, empty and None are nothing."""
         deadline = time.monotonic() + seconds
         while True:
@@ -72,9 +72,9 @@ class Kubectl:
                 return seen
             if time.monotonic() > deadline:
                 raise TooLong(f"waited {seconds:g} s for {what}")
-            time.sleep(0.25)
+            time.sleep(0.5)
 
-    def rollout(self, kind: str, name: str, seconds: int = 120) -> None:
+    def rollout(self, kind: str, name: str, seconds: int = 180) -> None:
         """Wait until every pod of the latest template is ready."""
         words = ("rollout", "status", f"{kind}/{name}", "-n", ADDON_NAMESPACE, f"--timeout={seconds}s")
         self(*words, seconds=seconds + 10)

@@ -6,6 +6,7 @@ The nodes are simulated ones: real kubelet, real devices, no SGX. Without a clus
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -89,7 +90,7 @@ def relying_party(cluster: Kubectl, enabled: Addon, tmp_path: Path) -> RelyingPa
 
 @pytest.fixture
 def made(cluster: Kubectl) -> Iterator[Callable[..., Any]]:
-    """Make an object that is deleted after the test."""
+    """Make an object that is deleted, with what belongs to it, after the test."""
     objects: list[dict[str, Any]] = []
 
     def make(thing: dict[str, Any]) -> dict[str, Any]:
@@ -101,14 +102,17 @@ def made(cluster: Kubectl) -> Iterator[Callable[..., Any]]:
     for thing in reversed(objects):
         where = ("-n", thing["metadata"]["namespace"]) if "namespace" in thing["metadata"] else ()
         name = f"{thing['kind'].lower()}/{thing['metadata']['name']}"
-        cluster("delete", name, *where, "--ignore-not-found", "--cascade=foreground", "--wait")
+        # What still runs holds EPC, which the next test counts on.
+        wait = "--wait=false" if thing["kind"] == "Job" else "--wait"
+        cluster("delete", name, *where, "--ignore-not-found", "--cascade=foreground", wait)
 
 
 @pytest.fixture
 def run(cluster: Kubectl, made: Callable[..., Any]) -> Callable[..., str]:
     """Run a Job to its end and return its log."""
 
-    def run(job: dict[str, Any], seconds: float = 90) -> str:
+    def run(job: dict[str, Any], seconds: float = 180) -> str:
+        job["metadata"]["name"] += f"-{secrets.token_hex(3)}"
         made(job)
         name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
         ended = cluster.wait(f"job {name} to end", lambda: _ended(cluster, name, namespace), seconds)

@@ -80,7 +80,7 @@ def test_more_than_requested_is_reported_and_less_is_not(
     cluster.wait("the use to be seen", lambda: value(watched, "mapped_bytes", "modest") == 8 * MIB)
     assert value(watched, "over_limit", "modest", "over-limit") == 0
 
-    (event,) = cluster.wait("the event", lambda: events(cluster, "greedy"), seconds=120)
+    (event,) = cluster.wait("the event", lambda: events(cluster, "greedy"))
     assert (event["reason"], event["type"]) == ("EpcOverLimit", "Warning")
     assert event["regarding"]["uid"] == cluster.get("pod", "greedy", "-n", NAMESPACE)["metadata"]["uid"]
     assert "has 20 MiB of enclave memory mapped" in event["note"]
@@ -106,7 +106,7 @@ def test_a_device_without_a_request_of_epc_is_reported(
     path = "/var/lib/confcom/simulated-node/dev/sgx_enclave"
     spec["spec"]["volumes"] = [{"name": "device", "hostPath": {"path": path, "type": "File"}}]
     made(spec)
-    (event,) = cluster.wait("the event", lambda: events(cluster, "unasked"), seconds=120)
+    (event,) = cluster.wait("the event", lambda: events(cluster, "unasked"))
     assert event["reason"] == "EpcNotRequested"
     assert value(watched, "over_limit", "unasked", "no-request") == 1
     assert value(watched, "requested_bytes", "unasked") is None

@@ -40,8 +40,8 @@ def test_without_a_grant_it_is_refused_with_what_to_do(
     made(job("not-granted", "e2e", spec, annotations=IN_PROC if by == "annotation" else None))
     words = ("events", "-n", "e2e", "--field-selector", "involvedObject.name=not-granted,reason=FailedCreate")
     reason = cluster.wait("the refusal", lambda: [event["message"] for event in cluster.items(*words)])[0]
-    assert "provision" in reason
-    assert "provision-grants" in reason
+    assert "ask an operator for the grant e2e/default" in reason
+    assert "confcom.dev/quote-mode: out-of-proc" in reason
 
 
 @pytest.mark.promise("M8")

@@ -15,10 +15,10 @@ from relying_party import RelyingParty, quote_in
 @pytest.fixture
 def large_node(enabled: Addon, cluster: Kubectl) -> Iterator[Addon]:
     enabled.enable("--simulated-epc=32Gi,32Gi")
-    cluster.wait("the large node", lambda: enabled.allocatable() == 65536, seconds=120)
+    cluster.wait("the large node", lambda: enabled.allocatable() == 65536)
     yield enabled
     enabled.enable()
-    cluster.wait("the small node", lambda: enabled.allocatable() == 168, seconds=120)
+    cluster.wait("the small node", lambda: enabled.allocatable() == 168)
 
 
 @pytest.mark.promise("M2")

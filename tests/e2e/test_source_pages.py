@@ -56,7 +56,7 @@ def test_the_pages_blank_in_the_image_reference_is_named(
     cluster: Kubectl, made: Callable[..., Any], image: str
 ) -> None:
     made(job("blank", "e2e", with_aesmd(attesting("oeciteam/sgx-test: 1.0", "00"))))
-    event = cluster.wait("the reason why no pod came", lambda: _refusal(cluster, "blank"), seconds=30)
+    event = cluster.wait("the reason why no pod came", lambda: _refusal(cluster, "blank"))
     assert "oeciteam/sgx-test: 1.0" in event
     assert "blank" in event
 

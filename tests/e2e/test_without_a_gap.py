@@ -61,7 +61,7 @@ def test_an_update_that_cannot_prove_itself(cluster: Kubectl, enabled: Addon, lo
     path = "/spec/template/spec/containers/0/env/-"
     patch = f'[{{"op": "add", "path": "{path}", "value": {{"name": "{wrong["name"]}", "value": "{wrong["value"]}"}}}}]'
     cluster("patch", "daemonset", "sgx-quote-helper", "-n", ADDON_NAMESPACE, "--type=json", "-p", patch)
-    cluster.wait("the new helper to fail", lambda: _restarts(enabled), seconds=120)
+    cluster.wait("the new helper to fail", lambda: _restarts(enabled))
     ready = [pod for pod in enabled.pods("quote-helper") if _ready(pod)]
     assert len(ready) == 1
     _no_failure(load)

@@ -1,0 +1,65 @@
+"""The end-to-end tests: a real Kubernetes on this machine, the image of this checkout in it, and the tests of tests/e2e.
+
+Further words go to pytest. A cluster of your own is used instead when CONFCOM_E2E_KUBECONFIG names its kubeconfig; its
+nodes must have the image that CONFCOM_E2E_IMAGE names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+
+import cluster
+import image
+from testcluster.home import ROOT, Home, default_home
+from testcluster.machine import reason_against, reason_against_image
+
+
+def prepare(home: Home) -> dict[str, str]:
+    """Start the cluster, give it the image, and return the environment of the tests."""
+    cluster.start(home)
+    archive, digest = image.make(home.path / "images", image.NAME)
+    print(f"e2e: {image.NAME} is {digest}", flush=True)
+    image.load(archive)
+    return {
+        "KUBE_HOME": str(home.path),
+        "KUBECTL": str(home.programs / "kubectl"),
+        "CONFCOM_E2E_KUBECONFIG": str(home.kubeconfig),
+        "CONFCOM_E2E_IMAGE": image.NAME,
+    }
+
+
+def run(home: Home, words: list[str]) -> int:
+    """The tests' exit code."""
+    given = os.environ.get("CONFCOM_E2E_KUBECONFIG")
+    environment = os.environ | ({} if given else prepare(home))
+    command = [sys.executable, "-m", "pytest", "tests/e2e", "-p", "no:cacheprovider", "--durations=10", *words]
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+
+
+def main(arguments: list[str]) -> int:
+    """Run them, or say why that is not possible here."""
+    parser = argparse.ArgumentParser(prog="./dev e2e", description=__doc__)
+    parser.add_argument("--where-possible", action="store_true", help="a machine that cannot do it is no failure")
+    parser.add_argument("--down", action="store_true", help="stop the cluster afterwards")
+    options, words = parser.parse_known_args(arguments)
+    home = default_home()
+    own = "CONFCOM_E2E_KUBECONFIG" not in os.environ
+    reason = (reason_against(home) or reason_against_image()) if own else None
+    if reason:
+        print(f"e2e: skipped, not possible on this machine: {reason}", flush=True)
+        return 0 if options.where_possible else 1
+    try:
+        return run(home, words)
+    except subprocess.CalledProcessError as error:
+        print(f"e2e: {' '.join(map(str, error.cmd))} failed with exit code {error.returncode}", file=sys.stderr)
+        return 1
+    finally:
+        if options.down and own:
+            cluster.script(home, "down.sh")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
