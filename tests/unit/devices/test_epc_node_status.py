@@ -52,3 +52,15 @@ def test_an_unhealthy_pool_promises_nothing_and_keeps_its_true_size() -> None:
     sick = EpcAmount.of(EPC, pool, healthy=False)
     assert (sick.units, sick.true_mib) == (0, 168)
     assert sick.labels == LABELS | {"confcom.dev/sgx-epc-overcommit": "2"}
+
+
+@pytest.mark.parametrize(
+    ("capacity", "allocatable", "taken_back"),
+    [({EPC: "168"}, {EPC: "168"}, True), ({EPC: "168"}, {EPC: "0"}, False), ({}, {}, False), ({}, {EPC: "x"}, True)],
+)
+def test_an_amount_that_is_published_otherwise_is_taken_back_if_it_can_be_requested(
+    capacity: dict[str, str], allocatable: dict[str, str], taken_back: bool
+) -> None:
+    patch = EpcAmount(EPC, None, 168).patch_for(NodeStatus(capacity, allocatable, LABELS))
+    gone = {"status": {"capacity": {EPC: None}, "allocatable": {EPC: None}}}
+    assert patch == (gone if taken_back else None)

@@ -30,6 +30,7 @@ def test_the_limit_can_be_moved() -> None:
 
 def test_a_choice_by_name_is_kept_where_the_kubelet_can_take_it() -> None:
     assert choose_publisher(pool(1), wanted="node-status").name == "node-status"
+    assert choose_publisher(pool(1), wanted="dra").name == "dra"
     assert choose_publisher(pool(246_723), wanted="devices").name == "devices"
     with pytest.raises(ConfigError, match="246724 devices of 1 MiB make a message of 4194308 bytes"):
         choose_publisher(pool(246_724), wanted="devices")
