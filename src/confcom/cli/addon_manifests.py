@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
 from confcom.cli.addon_options import VERSION, addon_option, note
 from confcom.cli.addon_output import yaml_documents
@@ -36,7 +35,7 @@ def manifests(simulated_world: Path | None, **flags: Any) -> None:  # noqa: ANN4
 
     For GitOps and other tools: `confcom addon manifests | kubectl apply --server-side -f -`.
     """
-    config = msgspec.convert(changes_of(flags), AddonConfig)
+    config = AddonConfig().changed(changes_of(flags))
     objects = render(config, version=VERSION)
     if config.platform == "simulated":
         if simulated_world is None:

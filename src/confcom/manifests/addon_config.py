@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -88,6 +89,15 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 )
         self.node_labels()
         self.tolerated()
+
+    def changed(self, changes: Mapping[str, Any]) -> AddonConfig:
+        """The same settings with some changed; `ConfigError` names what makes no sense."""
+        try:
+            found = msgspec.convert(msgspec.structs.asdict(self) | dict(changes), AddonConfig)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"settings of the add-on: {error}") from error
+        found.check()
+        return found
 
     def node_labels(self) -> dict[str, str]:
         """`node_selector` as a mapping."""

@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-import msgspec
-
 from confcom.cluster.object_kinds import CLAIM_KIND, POD_KIND
 from confcom.cluster.objects import ClusterObjects, Object, Ref
 from confcom.errors import ConfigError
@@ -83,14 +81,14 @@ class Addon:
     async def enable(self, changes: Mapping[str, Any]) -> AddonConfig:
         """The settings with which an enable would go: remembered ones, then `changes`."""
         state = await self.state()
-        return _changed(AddonConfig() if state is None else state.config, changes)
+        return (AddonConfig() if state is None else state.config).changed(changes)
 
     async def update(self, changes: Mapping[str, Any]) -> AddonConfig:
         """The same for an update, which keeps what it does not mention, and needs an add-on that is enabled."""
         state = await self.state()
         if state is None or not state.enabled:
             raise ConfigError(_NOT_ENABLED, advice="Enable it, with the same options: confcom addon enable.")
-        return _changed(state.config, changes)
+        return state.config.changed(changes)
 
     async def plan(self, config: AddonConfig) -> list[Change]:
         """What `make_so` would change, as the server says; nothing is written."""
@@ -172,12 +170,3 @@ class Addon:
             await self._cluster.apply(one)
         plugin = [one for one in before if Ref.of(one) == PLUGIN_REF]
         await Rollout(self._cluster, plugin, self._tell).wait(wait)
-
-
-def _changed(config: AddonConfig, changes: Mapping[str, Any]) -> AddonConfig:
-    try:
-        found = msgspec.convert(msgspec.structs.asdict(config) | dict(changes), AddonConfig)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"settings of the add-on: {error}") from error
-    found.check()
-    return found

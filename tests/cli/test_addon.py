@@ -1,0 +1,132 @@
+"""`confcom addon` where no cluster is asked, or none answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from confcom.cli.exit_codes import ExitCode
+from confcom.cli.root import run
+from confcom.manifests.addon import render
+from confcom.manifests.addon_config import AddonConfig
+
+NOBODY = """
+apiVersion: v1
+kind: Config
+current-context: one
+contexts: [{name: one, context: {cluster: one, user: one}}]
+clusters: [{name: one, cluster: {server: 'https://127.0.0.1:9'}}]
+users: [{name: one, user: {token: x}}]
+"""
+
+
+@pytest.fixture
+def kubeconfig(tmp_path: Path) -> str:
+    path = tmp_path / "kubeconfig"
+    path.write_text(NOBODY)
+    return str(path)
+
+
+@pytest.mark.promise("M1")
+def test_what_is_available_is_said_without_a_cluster(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["addon", "list-available"]) == ExitCode.OK
+    (row,) = json.loads(capsys.readouterr().out)
+    assert set(row) == {"name", "description"}
+    assert row["name"] == "confcom"
+    assert run(["addon", "list-available", "-o", "table"]) == ExitCode.OK
+    assert capsys.readouterr().out.splitlines()[0].split() == ["name", "description"]
+
+
+@pytest.mark.promise("M1")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("confcon", "The addon \"confcon\" is not a recognized addon option. Did you mean ['confcom']?"),
+        ("monitoring", 'The addon "monitoring" is not a recognized addon option. Possible options: confcom'),
+        ("confcom,monitoring", "Please pick only 1 addon."),
+    ],
+)
+def test_an_addon_that_there_is_not(name: str, said: str, kubeconfig: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("enable", "update", "disable", "show"):
+        assert run(["addon", command, "--addon", name, "--kubeconfig", kubeconfig]) == ExitCode.USAGE
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["confcom", "ConfCom", "ACCSGXDevicePlugin", "accsgxdeviceplugin"])
+def test_the_addons_names_compare_without_case(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["addon", "manifests", "-a", name]) == ExitCode.OK
+    assert capsys.readouterr().out.startswith("---\n")
+
+
+def test_a_cluster_that_does_not_answer(kubeconfig: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["addon", "list", "--kubeconfig", kubeconfig]) == ExitCode.PLATFORM
+    assert "cannot read ConfigMap confcom-system/confcom-addon" in capsys.readouterr().err
+
+
+def test_a_context_that_there_is_not(kubeconfig: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["addon", "list", "--kubeconfig", kubeconfig, "--context", "two"]) == ExitCode.USAGE
+    assert "'two'" in capsys.readouterr().err
+
+
+def test_a_command_line_of_az_is_taken_with_a_note(kubeconfig: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "update",
+        "--addon",
+        "confcom",
+        "--name",
+        "cluster1",
+        "--resource-group",
+        "group1",
+        "--enable-sgxquotehelper",
+    ]
+    assert run(["addon", *words, "--kubeconfig", kubeconfig]) == ExitCode.PLATFORM
+    assert "--name and --resource-group are az's" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["--webhook-replicas", "0"], ["--overcommit", "0.5"], ["--image", "a b"], ["--provision-grants", "x"]]
+)
+def test_a_setting_that_makes_no_sense(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["addon", "manifests", *words]) == ExitCode.USAGE
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_manifests_are_what_is_rendered(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--enable-sgxquotehelper", "--disable-webhook", "--provision-grants", "a/b,c/*", "--toleration", "x=y"]
+    assert run(["addon", "manifests", *words, "--image", "registry/x:1"]) == ExitCode.OK
+    config = AddonConfig(
+        quote_helper=True,
+        webhook=False,
+        provision_grants=("a/b", "c/*"),
+        tolerations=("x=y",),
+        image="registry/x:1",
+    )
+    assert list(yaml.safe_load_all(capsys.readouterr().out)) == render(config, version=_version())
+
+
+def test_a_simulated_world_is_written_when_it_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    world = tmp_path / "world.json"
+    assert run(["simulate", "machine", "-o", str(world)]) == ExitCode.OK
+    simulated = ["addon", "manifests", "--platform", "simulated"]
+    capsys.readouterr()
+    assert run(simulated) == ExitCode.OK
+    output = capsys.readouterr()
+    assert "confcom-simulated-world" in output.err
+    assert "Secret/confcom-simulated-world" not in _names(output.out)
+    assert run([*simulated, "--simulated-world", str(world)]) == ExitCode.OK
+    names = _names(capsys.readouterr().out)
+    assert names[2:4] == ["Secret/confcom-simulated-world", "ConfigMap/confcom-simulated-root"]
+    assert run(["addon", "manifests", "--simulated-world", str(world)]) == ExitCode.USAGE
+
+
+def _names(text: str) -> list[str]:
+    return [f"{one['kind']}/{one['metadata']['name']}" for one in yaml.safe_load_all(text)]
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("confcom")
