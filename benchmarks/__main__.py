@@ -14,6 +14,7 @@ from benchmarks import (
     quote_helper_updates,
     store_crash,
     verification,
+    webhook,
 )
 
 BENCHMARKS: dict[str, Callable[[], None]] = {
@@ -24,6 +25,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "store-crash": store_crash.bench,
     "collateral-service": collateral_service.main,
     "device-plugin": device_plugin.main,
+    "webhook": webhook.main,
     "epc-use": epc_use.main,
 }
 
