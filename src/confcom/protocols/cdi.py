@@ -12,6 +12,8 @@ from typing import Any
 from confcom.protocols.kubelet import ContainerAllocation
 
 CDI_VERSION = "0.6.0"
+DEVICE_MODE = 0o666
+"""Whoever runs in a container that was given a device may open it; containerd's choice too where none is said."""
 MOUNT_OPTIONS = ("bind", "nosuid", "nodev")
 
 
@@ -32,7 +34,12 @@ def _edits(brought: ContainerAllocation) -> dict[str, Any]:
         edits["env"] = [f"{name}={value}" for name, value in brought.environment]
     if brought.devices:
         edits["deviceNodes"] = [
-            {"path": node.container_path, "hostPath": node.host_path, "permissions": node.permissions}
+            {
+                "path": node.container_path,
+                "hostPath": node.host_path,
+                "permissions": node.permissions,
+                "fileMode": DEVICE_MODE,
+            }
             for node in brought.devices
         ]
     if brought.mounts:

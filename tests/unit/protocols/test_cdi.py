@@ -22,7 +22,14 @@ def test_what_a_device_brings_is_said_as_the_specification_wants_it() -> None:
                 "name": "a",
                 "containerEdits": {
                     "env": ["SGX_EPC_MIB=10"],
-                    "deviceNodes": [{"path": "/dev/sgx/enclave", "hostPath": "/dev/sgx_enclave", "permissions": "rw"}],
+                    "deviceNodes": [
+                        {
+                            "path": "/dev/sgx/enclave",
+                            "hostPath": "/dev/sgx_enclave",
+                            "permissions": "rw",
+                            "fileMode": 0o666,
+                        }
+                    ],
                     "mounts": [
                         {"hostPath": "/h", "containerPath": "/c", "options": ["bind", "nosuid", "nodev", "ro"]},
                         {"hostPath": "/h2", "containerPath": "/c2", "options": ["bind", "nosuid", "nodev"]},
