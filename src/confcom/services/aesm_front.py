@@ -16,6 +16,7 @@ from typing import Protocol
 
 from confcom.errors import PlatformBusy, ProtocolError
 from confcom.protocols.aesm import CLOSED, NEED_DATA
+from confcom.protocols.aesm_messages import GetQuoteExRequest, GetQuoteExResponse
 from confcom.protocols.aesm_reader import RequestReader
 from confcom.protocols.aesm_status import AesmStatus
 from confcom.services.aesm_acceptor import Acceptor
@@ -28,6 +29,7 @@ from confcom.services.pending_request import PendingRequest
 from confcom.services.quote_helper_config import QuoteHelperConfig
 from confcom.services.quoting import Quoting
 from confcom.services.quoting_worker import Reply
+from confcom.services.self_test import ClientQuote
 
 DRAIN_STEP = 0.01
 """Seconds between two looks at whether all conversations have ended."""
@@ -68,7 +70,7 @@ class AesmFront:
         self._deadline: asyncio.TimerHandle | None = None
         self._ticks: asyncio.TimerHandle | None = None
         self._quoting: Quoting | None = None
-        self.last_quote: bytes | None = None
+        self.last_quote: ClientQuote | None = None
         self.peers = Peers(
             Path(config.host_root),
             max_connections=config.max_connections_per_peer,
@@ -128,19 +130,20 @@ class AesmFront:
         if conversation.is_closed:
             return
         try:
-            rest = self._write(conversation, answer)
+            rest = self._write(pending, answer)
         except OSError as error:
             self._end(conversation, str(error))
         else:
             self._end_or_wait(conversation, rest)
 
-    def _write(self, conversation: Conversation, answer: Answer | Reply) -> bytes:
-        if isinstance(answer, Answer):
-            quote = getattr(answer.response, "quote", None)
-            if quote is not None:
-                self.last_quote = quote
-            return conversation.write(answer)
-        return conversation.write_frame(answer.frame, AesmStatus(answer.status), answer.error_code, answer.error)
+    def _write(self, pending: PendingRequest, answer: Answer | Reply) -> bytes:
+        conversation = pending.conversation
+        if isinstance(answer, Reply):
+            return conversation.write_frame(answer.frame, AesmStatus(answer.status), answer.error_code, answer.error)
+        request, response = pending.call.request, answer.response
+        if isinstance(request, GetQuoteExRequest) and isinstance(response, GetQuoteExResponse) and response.quote:
+            self.last_quote = ClientQuote(request.report, response.quote)
+        return conversation.write(answer)
 
     def _welcome(self, client: socket.socket) -> None:
         """Begin a conversation; mostly the request is there already."""

@@ -105,12 +105,16 @@ class _Helper:
         self._quoting = self._how_to_quote(quick)
         self._front.start(self._quoting)
         self._warming = asyncio.create_task(self._warm_up(), name="warm-up")
-        self._readiness = Readiness(SelfTest(self_test, now=_now), self._front, self._metrics)
+        self._readiness = Readiness(SelfTest(self_test, self._path, now=_now), self._front, self._metrics)
+        if self_test is not None and self_test.enclave is None:
+            # Not for the page alone: the QE's report on itself must be there when a successor needs it.
+            self._readiness.test_regularly(config.self_test_interval)
         self._add_gauges()
 
     def pages(self) -> dict[str, Handler]:
         """What the status page shows."""
-        return self._readiness.pages(self._config.self_test_interval)
+        self._readiness.test_regularly(self._config.self_test_interval)
+        return self._readiness.pages()
 
     def close(self) -> None:
         """End everything."""

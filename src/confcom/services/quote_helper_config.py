@@ -60,6 +60,7 @@ class QuoteHelperConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     trust_root: str | None = None
     """PEM file with the root that those quotes must chain to. By default Intel's, or the simulated world's own."""
     self_test_interval: Annotated[float, msgspec.Meta(ge=1)] = 60.0
-    """Seconds between self-tests while `http` is on; /readyz asks for another when the last is older than 5 s."""
+    """Seconds between self-tests, while `http` is on or where the QE has to report on itself for them; /readyz asks for
+    another when the last is older than 5 s."""
     proof_timeout: Annotated[float, msgspec.Meta(gt=0)] = 20.0
     """Seconds in which a helper that is to take over must have proved itself."""

@@ -16,6 +16,8 @@ from confcom.services.status_page import Handler, Page
 
 FRESH = 5.0
 """Seconds for which a self-test counts as the present state."""
+LOOK = 0.5
+"""Seconds between two looks at whether a self-test is due."""
 
 
 class Readiness:
@@ -31,6 +33,7 @@ class Readiness:
         self._not_serving = "starting: the attestation key is being made, or the proof goes on"
         self._last: SelfTestResult | None = None
         self._tested = 0.0
+        self._had_quote = False
         self._regularly: asyncio.Task[None] | None = None
 
     def serves_at(self, path: Path | None) -> None:
@@ -58,24 +61,38 @@ class Readiness:
                 return await self._test(self._place)
             return self._last
 
-    def pages(self, interval: float) -> dict[str, Handler]:
-        """/healthz, /readyz and /metrics; from now on a self-test is made every `interval` seconds."""
-        self._regularly = asyncio.create_task(self._test_regularly(interval), name="self-test")
+    def test_regularly(self, interval: float) -> None:
+        """From now on make a self-test every `interval` seconds, and one as soon as a client has had a quote."""
+        if self._regularly is None:
+            self._regularly = asyncio.create_task(self._test_regularly(interval), name="self-test")
+
+    def pages(self) -> dict[str, Handler]:
+        """/healthz, /readyz and /metrics."""
         return {"/healthz": self._healthz, "/readyz": self._readyz, "/metrics": self._show_metrics}
 
     async def _test(self, path: Path, *, clients: bool = False) -> SelfTestResult:
+        had_quote = self._front.last_quote is not None
         run: Callable[[], SelfTestResult] = lambda: self._self_test.run(  # noqa: E731
-            path, last_quote=self._front.last_quote, clients=clients
+            path, last=self._front.last_quote, clients=clients
         )
         result = await asyncio.to_thread(run)
-        self._last, self._tested = result, self._loop.time()
+        self._last, self._tested, self._had_quote = result, self._loop.time(), had_quote
         self._metrics.self_tested(result)
         return result
 
     async def _test_regularly(self, interval: float) -> None:
         while True:
-            await asyncio.sleep(min(interval, FRESH) if self._last is None else interval)
-            await self.current()
+            await asyncio.sleep(LOOK)
+            async with self._lock:
+                if self._place is not None and self._is_due(interval):
+                    await self._test(self._place)
+
+    def _is_due(self, interval: float) -> bool:
+        if self._last is None:
+            return True
+        since = self._loop.time() - self._tested
+        has_quote = self._front.last_quote is not None
+        return since >= (interval if self._last.ok else min(interval, FRESH)) or (has_quote and not self._had_quote)
 
     async def _healthz(self) -> Page:
         return Page(200, b"ok\n")  # that this is sent shows that the loop turns

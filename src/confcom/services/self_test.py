@@ -1,9 +1,8 @@
 """Whether a helper does what it is for: asks it over its own socket, as a client does, and verifies what it gives.
 
 A report must come from an enclave. On the simulated platform the machine has one. On real hardware confcom brings no
-enclave of its own, and the QE's own report does not help: the QE makes it only along with a quote, for which it wants
-a report first. There the test shows that the QE lives and checks MACs (a report that no enclave made must be refused),
-and verifies the latest quote that was made for a client.
+enclave of its own; there the QE reports on itself (`self_test_report`), as soon as one client has had a quote. Before
+that the test shows that the QE lives and checks MACs: a report that no enclave made must be refused.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from confcom.pki.roots import TrustRoots
 from confcom.platforms.aesm_client import AesmPlatform
 from confcom.platforms.interface import InitializedQuote, ReportSource
 from confcom.services.recorded_clients import RECORDED, Material, replay
+from confcom.services.self_test_report import SelfTestReport
 
 QUESTIONS = {
     "attestation-key": "the attestation key is made and certified",
@@ -31,6 +31,18 @@ QUESTIONS = {
     "verification": "the quote verifies against present collateral",
     "recorded-clients": "old clients' requests get answers that they can use",
 }
+
+
+_BODY_AT = 48
+"""Where a quote of version 3 has the report's body."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientQuote:
+    """A report that a client sent, and the quote that it got."""
+
+    report: bytes
+    quote: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +87,25 @@ class _Findings:
 
 
 class SelfTest:
-    """Self-tests of one helper. Blocks while it runs; `now` is the clock of the verification."""
+    """Self-tests of the helper that serves, or is to serve, at a path. Block while they run.
 
-    def __init__(self, kit: SelfTestKit | None, *, now: Callable[[], datetime], timeout: float = 5.0) -> None:
+    `now` is the clock of the verification.
+    """
+
+    def __init__(
+        self, kit: SelfTestKit | None, socket_path: Path, *, now: Callable[[], datetime], timeout: float = 5.0
+    ) -> None:
         self._kit = kit
+        self._own_report = SelfTestReport(socket_path)
         self._now = now
         self._timeout = timeout
         self._verifier = None if kit is None else QuoteVerifier(kit.roots)
 
-    def run(self, path: Path, *, last_quote: bytes | None = None, clients: bool = False) -> SelfTestResult:
-        """Test the helper that listens at `path`; with `clients`, also replay what old clients send."""
+    def run(self, path: Path, *, last: ClientQuote | None = None, clients: bool = False) -> SelfTestResult:
+        """Test the helper that listens at `path`; with `clients`, also replay what old clients send.
+
+        `last` is the latest quote that its platform made for a client.
+        """
         findings = _Findings()
         identifier = "attestation-key"
         try:
@@ -93,12 +114,12 @@ class SelfTest:
             size = helper.quote_size()
             findings.passed(identifier, f"quotes have {size} bytes")
             identifier = "quote"
-            report, quote = self._quote(helper, initialized, findings)
+            report, quote = self._quote(helper, initialized, last, findings)
             identifier = "verification"
-            self._verify(quote or last_quote, findings)
+            self._verify(quote if quote is not None or last is None else last.quote, findings)
             if clients:
                 identifier = "recorded-clients"
-                accepted = self._kit is None or self._kit.enclave is not None
+                accepted = self._kit is None or quote is not None
                 self._replay(path, Material(bytes(report), bytes(initialized.target_info), size, accepted), findings)
         except ConfcomError as error:
             findings.failed(identifier, error.message, error.advice())
@@ -106,23 +127,34 @@ class SelfTest:
         return SelfTestResult(tuple(findings.checks), findings.verified, findings.error)
 
     def _quote(
-        self, helper: AesmPlatform, initialized: InitializedQuote, findings: _Findings
+        self, helper: AesmPlatform, initialized: InitializedQuote, last: ClientQuote | None, findings: _Findings
     ) -> tuple[Report, bytes | None]:
         if self._kit is None:
             return Report.parse(bytes(Report.size())), None
         if self._kit.enclave is not None:
             report = self._kit.enclave.create_report(initialized.target_info, bytes(64))
             quote = helper.quote(report).quote
-            findings.passed("quote", f"{len(quote)} bytes")
+            _check_quote(quote, report, f"{len(quote)} bytes", findings)
             return report, quote
-        report = _nobodys_report(initialized.target_info)
+        return self._quote_on_itself(helper, initialized, last, findings)
+
+    def _quote_on_itself(
+        self, helper: AesmPlatform, initialized: InitializedQuote, last: ClientQuote | None, findings: _Findings
+    ) -> tuple[Report, bytes | None]:
+        nobodys = _nobodys_report(initialized.target_info)
+        refused = "a report that no enclave made is refused"
         try:
-            helper.quote(report)
+            helper.quote(nobodys)
         except ReportRejected:
-            findings.passed("quote", "the QE refuses a report that no enclave made; there is no enclave for more")
+            made = self._own_report.quote(helper, initialized.target_info, None if last is None else last.report)
         else:
             findings.failed("quote", "the QE signed a report that no enclave made")
-        return report, None
+            return nobodys, None
+        if made is None:
+            findings.passed("quote", f"{refused}; there is no other before the first quote for a client")
+            return nobodys, None
+        _check_quote(made.quote, made.report, f"{len(made.quote)} bytes, of {made.origin}; {refused}", findings)
+        return made.report, made.quote
 
     def _verify(self, quote: bytes | None, findings: _Findings) -> None:
         if self._kit is None or self._verifier is None:
@@ -149,6 +181,13 @@ class SelfTest:
             findings.failed("recorded-clients", "; ".join(complaints))
         else:
             findings.passed("recorded-clients", f"{len(RECORDED)} requests")
+
+
+def _check_quote(quote: bytes, report: Report, found: str, findings: _Findings) -> None:
+    if quote[_BODY_AT : _BODY_AT + len(bytes(report.body))] == bytes(report.body):
+        findings.passed("quote", found)
+    else:
+        findings.failed("quote", "the quote is about another report than the one that was sent")
 
 
 def _nobodys_report(target_info: TargetInfo) -> Report:

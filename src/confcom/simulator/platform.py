@@ -8,18 +8,23 @@ from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID, AttestationKey
 from confcom.formats.sgx import QeReportInfo, Report
 from confcom.platforms.interface import InitializedQuote, QuoteResult
 from confcom.simulator.authority import SimulatedAuthority
+from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.machine import SimulatedMachine
-from confcom.simulator.qe3 import QuotingEnclave
+from confcom.simulator.qe3 import QE3, QuotingEnclave
 
 
 class SimulatedPlatform:
-    """A `Platform` (see `confcom.platforms.interface`) that quotes as Intel's does, below a root of its own."""
+    """A `Platform` (see `confcom.platforms.interface`) that quotes as Intel's does, below a root of its own.
+
+    `qe` is the release of the QE: of the same signer and product, with a measurement of its own.
+    """
 
     name = "simulated"
     simulated = True
 
-    def __init__(self, machine: SimulatedMachine, authority: SimulatedAuthority) -> None:
+    def __init__(self, machine: SimulatedMachine, authority: SimulatedAuthority, qe: EnclaveDeclaration = QE3) -> None:
         self.machine = machine
+        self._declaration = qe
         self.authority = authority
         self._qe: QuotingEnclave | None = None
         self._certified = (machine.tcb, b"")
@@ -33,7 +38,7 @@ class SimulatedPlatform:
         _check(key_id)
         certified = (self.machine.tcb, self.authority.pck_chain(self.machine))
         if self._qe is None or self._certified != certified:
-            self._qe = QuotingEnclave(self.machine, certified[1])
+            self._qe = QuotingEnclave(self.machine, certified[1], self._declaration)
             self._certified = certified
         return InitializedQuote(self._qe.target_info, self._qe.pub_key_id)
 

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from confcom.errors import CollateralUnavailable, ReportRejected
 from confcom.platforms.interface import Platform
 from confcom.services.quote_helper_metrics import QuoteHelperMetrics
-from confcom.services.self_test import SelfTest, SelfTestKit, SelfTestResult
+from confcom.services.self_test import ClientQuote, SelfTest, SelfTestKit, SelfTestResult
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.world import SimulatedWorld
 from recording_platform import RecordingPlatform
@@ -36,10 +36,10 @@ def kit(world: SimulatedWorld) -> SelfTestKit:
 
 @contextmanager
 def helper_tested(
-    platform: Platform, path: Path, kit: SelfTestKit | None, *, last_quote: bytes | None = None, clients: bool = True
+    platform: Platform, path: Path, kit: SelfTestKit | None, *, last: ClientQuote | None = None, clients: bool = True
 ) -> Iterator[SelfTestResult]:
     with running_helper(platform, path):
-        yield SelfTest(kit, now=lambda: NOW).run(path, last_quote=last_quote, clients=clients)
+        yield SelfTest(kit, path, now=lambda: NOW).run(path, last=last, clients=clients)
 
 
 def outcome(result: SelfTestResult) -> dict[str, bool]:
@@ -111,7 +111,7 @@ def test_without_an_enclave_the_qe_must_refuse_a_report_that_nobody_made(tmp_pat
     with helper_tested(RealPlatform(), tmp_path / "aesm.socket", kit) as result:
         assert result.ok, result.failures()
         found = {check.id: check.found for check in result.checks}
-        assert "refuses a report that no enclave made" in found["quote"]
+        assert "a report that no enclave made is refused" in found["quote"]
         assert found["verification"] == "not done: no collateral is configured"
 
 
@@ -121,23 +121,26 @@ def test_a_qe_that_signs_anything_is_a_failure(tmp_path: Path, world: SimulatedW
         assert outcome(result)["quote"] is False
 
 
-def test_without_an_enclave_the_latest_quote_of_a_client_is_verified(
+def test_without_a_report_that_it_takes_the_latest_quote_of_a_client_is_verified(
     tmp_path: Path, world: SimulatedWorld, kit: SelfTestKit
 ) -> None:
     assert kit.enclave is not None
     quote = world.platform.quote(kit.enclave.create_report(world.platform.init_quote().target_info, bytes(64))).quote
     without = replace(kit, enclave=None)
-    with helper_tested(world.platform, tmp_path / "a.socket", without, last_quote=quote) as result:
+    of_another_tcb = bytes(432)
+    last = ClientQuote(of_another_tcb, quote)
+    with helper_tested(world.platform, tmp_path / "a.socket", without, last=last, clients=True) as result:
         assert result.ok, result.failures()
         assert result.verified is not None
     with helper_tested(world.platform, tmp_path / "b.socket", without) as result:
         assert result.ok
         assert result.verified is None
-    with helper_tested(world.platform, tmp_path / "c.socket", without, last_quote=quote[:-1]) as result:
+    broken = ClientQuote(of_another_tcb, quote[:-1])
+    with helper_tested(world.platform, tmp_path / "c.socket", without, last=broken) as result:
         assert outcome(result)["verification"] is False
 
 
 def test_nobody_at_the_path_is_a_failure_not_a_crash(tmp_path: Path, kit: SelfTestKit) -> None:
-    result = SelfTest(kit, now=lambda: NOW).run(tmp_path / "nothing")
+    result = SelfTest(kit, tmp_path / "nothing", now=lambda: NOW).run(tmp_path / "nothing")
 
     assert outcome(result) == {"attestation-key": False}

@@ -1,0 +1,159 @@
+"""A report that a real QE accepts, so that its self-test goes all the way although this project ships no enclave.
+
+Whoever asks for a quote may ask for the QE's own report along with it, and names the enclave that it is for. When that
+enclave is the QE itself, the result is a report with a right MAC by the QE for the QE: it can be quoted. So the first
+report of a client that the platform accepted is enough: asked once more with it, the QE gives one of its own, which is
+kept and serves every later self-test; the client's quote of that second time is thrown away. A new QE (an update) takes
+no report that was made for the old one, but the old one still serves then, and makes one for the new.
+
+What is quoted then says MRENCLAVE of the QE, and its report data is SHA-256(nonce ‖ quote) of the request before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import stat
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from confcom.errors import ConfcomError, NativeError, ReportRejected
+from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
+from confcom.platforms.aesm_client import AesmPlatform
+
+_NONCE = 16
+_MODE = 0o600
+
+
+@dataclass(frozen=True, slots=True)
+class SelfQuote:
+    """A report that the QE accepted, the quote that it made of it, and where the report came from."""
+
+    report: Report
+    quote: bytes
+    origin: str
+
+
+class SelfTestReport:
+    """The report for the self-tests of the helper that serves, or is to serve, at `socket`."""
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+        self._file = KeptReport(socket.with_name(f".{socket.name}.self-test-report"))
+        self._report: Report | None = None
+
+    def quote(self, helper: AesmPlatform, target: TargetInfo, client_report: bytes | None) -> SelfQuote | None:
+        """Have a helper quote a report of the QE that `target` names; None when there is none to begin with.
+
+        `client_report` is the latest of a client that the helper's platform accepted. Failures of the QE are raised.
+        """
+        serves = helper.socket_path == self._socket
+        found = self._of_old(helper, target, serves=serves) or _of_client(helper, target, client_report)
+        if found is not None:
+            self._report = found.report
+            # Until it has taken over, the file is its predecessor's.
+            if serves:
+                self._file.keep(found.report)
+        return found
+
+    def _of_old(self, helper: AesmPlatform, target: TargetInfo, *, serves: bool) -> SelfQuote | None:
+        report = self._report or self._file.read()
+        if report is None:
+            return None
+        try:
+            return SelfQuote(report, helper.quote(report).quote, "the QE's report on itself")
+        except ReportRejected:
+            self._report = None
+        if serves:
+            self._file.drop("this QE does not take it: the QE or the TCB of the machine is another one than before")
+            return None
+        made = _of_predecessor(AesmPlatform(self._socket, helper.timeout, simulated=helper.simulated), report, target)
+        return None if made is None else SelfQuote(made, helper.quote(made).quote, "a report by the QE before it")
+
+
+def _of_client(helper: AesmPlatform, target: TargetInfo, client_report: bytes | None) -> SelfQuote | None:
+    if client_report is None:
+        return None
+    try:
+        report = _report_by_qe(helper, Report.parse(client_report), target)
+    except ReportRejected:  # another TCB since then: the next client has a new one
+        return None
+    return SelfQuote(report, helper.quote(report).quote, "the QE's first report on itself")
+
+
+def _of_predecessor(predecessor: AesmPlatform, report: Report, target: TargetInfo) -> Report | None:
+    try:
+        return _report_by_qe(predecessor, report, target)
+    except ConfcomError as error:  # its own trouble, and no fault of the new one
+        structlog.get_logger().warning("aesm.self_test_report", outcome="not made", reason=error.message)
+        return None
+
+
+def _report_by_qe(helper: AesmPlatform, report: Report, target: TargetInfo) -> Report:
+    """The QE's report for `target`, made along with a quote of `report` that nobody gets."""
+    nonce = secrets.token_bytes(_NONCE)
+    result = helper.quote(report, qe_report_info=QeReportInfo(nonce, target, Report.parse(bytes(Report.size()))))
+    made = None if result.qe_report_info is None else result.qe_report_info.qe_report
+    if made is None or made.body.report_data[:32] != hashlib.sha256(nonce + result.quote).digest():
+        raise NativeError("the QE's report is not about the quote that it was made with")
+    return made
+
+
+class KeptReport:
+    """A report in a file that only its owner may touch; what is not that is as good as none. Never raises."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> Report | None:
+        """The report, if there is one that this user kept."""
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._ignore(error.strerror or str(error))
+            return None
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+                self._ignore("it is not a file of this user alone")
+                return None
+            content = os.read(descriptor, Report.size() + 1)
+        finally:
+            os.close(descriptor)
+        if len(content) != Report.size():
+            self._ignore(f"it has not the {Report.size()} bytes of a report")
+            return None
+        return Report.parse(content)
+
+    def keep(self, report: Report) -> None:
+        """Write it, unless it is there already."""
+        content = bytes(report)
+        present = self.read()
+        if present is not None and bytes(present) == content:
+            return
+        new = self._path.with_name(f"{self._path.name}.new")
+        try:
+            new.unlink(missing_ok=True)
+            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+            new.rename(self._path)
+        except OSError as error:  # it serves from memory then, and an update has none to begin with
+            structlog.get_logger().warning("aesm.self_test_report", outcome="not kept", reason=error.strerror)
+        else:
+            structlog.get_logger().info("aesm.self_test_report", outcome="kept", file=str(self._path))
+
+    def drop(self, reason: str) -> None:
+        """Remove it and say why."""
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
+        structlog.get_logger().warning("aesm.self_test_report", outcome="dropped", reason=reason)
+
+    def _ignore(self, reason: str) -> None:
+        structlog.get_logger().warning("aesm.self_test_report", outcome="ignored", reason=reason, file=str(self._path))
