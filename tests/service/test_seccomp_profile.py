@@ -25,33 +25,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PROFILE = ROOT / "deploy" / "seccomp" / "quote-helper.json"
 UNDER = [sys.executable, str(ROOT / "tests" / "seccomp_launcher.py"), str(PROFILE)]
 
-WHOLE_WAY = """
-import os, sys
-from datetime import UTC, datetime
-from pathlib import Path
-from confcom.platforms.aesm_client import AesmPlatform
-from confcom.platforms.enclave_quotes import EnclaveQuoteSource
-from confcom.platforms.intel_worker import IntelWorkerPlatform, WorkerLimits
-from confcom.simulator.declaration import EnclaveDeclaration
-from confcom.simulator.world import SimulatedWorld
-from running_helper import running_helper
-from software_qe import Stub, software_qe
-
-folder, libraries = map(Path, sys.argv[1:])
-stub, world = Stub(folder), SimulatedWorld.from_seed(bytes(32), now=datetime(2026, 11, 21, tzinfo=UTC))
-enclave = world.machine.launch(EnclaveDeclaration.from_names("app", "us"))
-platform = IntelWorkerPlatform(libraries, WorkerLimits(timeout=5, attempt_timeout=0.5))
-with software_qe(world.platform, stub), running_helper(platform, folder / "aesmd" / "aesm.socket") as helper:
-    source = EnclaveQuoteSource(AesmPlatform(helper.path, simulated=True), enclave)
-    for what in ("crash", "hang", "lose"):
-        stub.once("get_quote", what)
-        assert source.quote(bytes(64), nonce=bytes(16)).quote
-    os.kill(platform.worker_pid, 9)
-    assert source.quote(bytes(64)).quote
-platform.close()
-print("replaced", platform.replaced)
-"""
-
 REFUSED = """
 import ctypes, errno
 syscall = ctypes.CDLL(None, use_errno=True).syscall
@@ -98,7 +71,7 @@ def test_workers_with_intels_libraries_are_replaced_under_it(folder: Path) -> No
     (folder / "stub").mkdir()
     path = os.pathsep.join([str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
-        [*UNDER, sys.executable, "-c", WHOLE_WAY, str(folder / "stub"), str(libraries)],
+        [*UNDER, sys.executable, str(ROOT / "tests" / "whole_way.py"), str(folder / "stub"), str(libraries)],
         env=os.environ | {"PYTHONPATH": path, "DCAP_STUB": str(folder / "stub")},
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip

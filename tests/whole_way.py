@@ -1,0 +1,39 @@
+"""A quote helper over Intel's libraries (the stand-in) from its start to its end: `FOLDER-OF-THE-STUB LIBRARIES`.
+
+For tests that run it under restrictions. Workers crash, hang, lose their enclaves and are killed on the way.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from confcom.platforms.aesm_client import AesmPlatform
+from confcom.platforms.enclave_quotes import EnclaveQuoteSource
+from confcom.platforms.intel_worker import IntelWorkerPlatform, WorkerLimits
+from confcom.simulator.declaration import EnclaveDeclaration
+from confcom.simulator.world import SimulatedWorld
+from running_helper import running_helper
+from software_qe import Stub, software_qe
+
+
+def main(folder: Path, libraries: Path) -> None:
+    stub, world = Stub(folder), SimulatedWorld.from_seed(bytes(32), now=datetime(2026, 11, 21, tzinfo=UTC))
+    enclave = world.machine.launch(EnclaveDeclaration.from_names("app", "us"))
+    platform = IntelWorkerPlatform(libraries, WorkerLimits(timeout=5, attempt_timeout=0.5))
+    with software_qe(world.platform, stub), running_helper(platform, folder / "aesmd" / "aesm.socket") as helper:
+        source = EnclaveQuoteSource(AesmPlatform(helper.path, simulated=True), enclave)
+        for what in ("crash", "hang", "lose"):
+            stub.once("get_quote", what)
+            assert source.quote(bytes(64), nonce=bytes(16)).quote
+        assert platform.worker_pid is not None
+        os.kill(platform.worker_pid, 9)
+        assert source.quote(bytes(64)).quote
+    platform.close()
+    sys.stdout.write(f"replaced {platform.replaced}\n")
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
