@@ -1,4 +1,4 @@
-"""The end-to-end tests: a real Kubernetes on this machine, the image of this checkout in it, and the tests of tests/e2e.
+"""The end-to-end tests: a real Kubernetes on this machine, the image of this checkout in it, and tests/e2e.
 
 Further words go to pytest. A cluster of your own is used instead when CONFCOM_E2E_KUBECONFIG names its kubeconfig; its
 nodes must have the image that CONFCOM_E2E_IMAGE names.
