@@ -9,6 +9,7 @@ from benchmarks import (
     collateral_service,
     device_plugin,
     epc_use,
+    kubelet,
     quote_helper,
     quote_helper_abuse,
     quote_helper_updates,
@@ -25,6 +26,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "store-crash": store_crash.bench,
     "collateral-service": collateral_service.main,
     "device-plugin": device_plugin.main,
+    "kubelet": kubelet.main,
     "webhook": webhook.main,
     "epc-use": epc_use.main,
 }

@@ -140,7 +140,7 @@ class KubeletEmulator:
         with self.changed:
             return len(self.resources.get(resource, Resource()).healthy)
 
-    def wait(self, condition: Callable[[], object], timeout: float = 10.0, what: str = "") -> None:
+    def wait(self, condition: Callable[[], object], timeout: float = 20.0, what: str = "") -> None:
         """Until a condition on this emulator holds."""
         with self.changed:
             if not self.changed.wait_for(lambda: condition(), timeout):
@@ -382,7 +382,7 @@ class KubeletEmulator:
         thread.start()
 
 
-def wait_until(condition: Callable[[], object], timeout: float = 5.0) -> None:
+def wait_until(condition: Callable[[], object], timeout: float = 20.0) -> None:
     """Poll something outside the emulator."""
     deadline = time.monotonic() + timeout
     while not condition():

@@ -101,7 +101,7 @@ class NodeApi:
             amount: str | None = self.node["status"][part].get(resource)
             return amount
 
-    def wait(self, condition: Any, timeout: float = 5.0) -> None:
+    def wait(self, condition: Any, timeout: float = 20.0) -> None:
         with self.changed:
             assert self.changed.wait_for(condition, timeout), self.node
 

@@ -91,7 +91,7 @@ class RunningPlugin:
         """What every event of that name (and resource) said."""
         return [dict(event.fields) for event in list(self.events) if event.name == name and of in ("", event.resource)]
 
-    def wait_event(self, name: str, count: int = 1, timeout: float = 5.0, of: str = "") -> dict[str, Any]:
+    def wait_event(self, name: str, count: int = 1, timeout: float = 20.0, of: str = "") -> dict[str, Any]:
         """The count-th event of that name (and resource)."""
         wait_until(lambda: len(self.fields(name, of)) >= count, timeout)
         return self.fields(name, of)[count - 1]

@@ -187,6 +187,7 @@ def test_calls_may_be_repeated_and_survive_every_restart(tmp_path: Path, kubelet
     # The plugin is gone, its claims are not: containers may be restarted without it.
     assert cdi(tmp_path) == written
     with driver(tmp_path, kubelet, api) as plugin:
+        assert plugin.wait_event("claims.known") == {"prepared": 1}
         kubelet.wait(lambda: kubelet.registrations[DRIVER] == 3)
         kubelet.unprepare(DRIVER, stranger)
         assert plugin.wait_event("claim.unprepared")["outcome"] == "unknown"

@@ -35,7 +35,13 @@ class DevicePluginMetrics:
         self._losses = counter("kubelet_losses", "Times that the kubelet or its stream was lost.", "resource")
         self._grants = counter("grants", "Containers that were given devices.", "resource")
         self._granted = counter("granted_units", "Devices given, summed up over containers.", "resource")
-        self._publications = counter("publications", "Changes of the node's status, by outcome.", "outcome")
+        self._publications = counter(
+            "publications", "Changes of the node's status and of its slice, by outcome.", "outcome"
+        )
+        self._claims = gauge("claims", "Claims that are prepared.")
+        self._calls = counter(
+            "claim_calls", "Claims that the kubelet asked to be prepared or let go.", "call", "outcome"
+        )
         self._by_event: Mapping[str, Callable[[str, Mapping[str, Any]], None]] = {
             "epc.plan": self._plan,
             "epc.published": lambda _, fields: self._publications.labels(fields["outcome"]).inc(),
@@ -45,6 +51,9 @@ class DevicePluginMetrics:
             "kubelet.registered": lambda resource, fields: self._registrations.labels(
                 resource, fields["outcome"]
             ).inc(),
+            "claims.known": lambda _, fields: self._claims.set(fields["prepared"]),
+            "claim.prepared": lambda _, fields: self._claim("prepare", fields),
+            "claim.unprepared": lambda _, fields: self._claim("unprepare", fields),
             "kubelet.lost": lambda resource, _: self._losses.labels(resource).inc(),
         }
 
@@ -67,6 +76,10 @@ class DevicePluginMetrics:
         self._devices.labels(resource).set(fields["devices"])
         self._bytes.labels(resource).set(fields["bytes"])
         self._healthy.labels(resource).set(fields["healthy"] == fields["devices"])
+
+    def _claim(self, call: str, fields: Mapping[str, Any]) -> None:
+        self._claims.set(fields["prepared"])
+        self._calls.labels(call, fields["outcome"]).inc()
 
     def _grant(self, resource: str, fields: Mapping[str, Any]) -> None:
         self._grants.labels(resource).inc()

@@ -54,6 +54,7 @@ class ClaimsAtKubelet:
 
     async def run(self) -> None:
         """Serve the kubelet."""
+        self._server.tell_known()
         await self._registration.run()
 
     def update(self, node: SgxNode) -> None:

@@ -23,6 +23,8 @@ def test_events_become_figures() -> None:
         ("kubelet.lost", {"reason": "the stream ended"}),
         ("devices.health", {"healthy": False, "reason": "gone"}),
         ("epc.published", {"outcome": "failed"}),
+        ("claim.prepared", {"outcome": "prepared", "prepared": 3}),
+        ("claim.unprepared", {"outcome": "unknown", "prepared": 2}),
         ("something.else", {}),
     ]:
         metrics.observe(PluginEvent(name, "a/b", fields))
@@ -38,6 +40,8 @@ def test_events_become_figures() -> None:
         "granted_units_total": ({"resource": "a/b"}, 15),
         "grants_total": ({"resource": "a/b"}, 2),
         "kubelet_losses_total": ({"resource": "a/b"}, 1),
+        "claims": ({}, 2),
+        "claim_calls_total": ({"call": "unprepare", "outcome": "unknown"}, 1),
         "publications_total": ({"outcome": "failed"}, 1),
     }
     for name, (labels, value) in wanted.items():
