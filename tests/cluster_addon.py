@@ -42,7 +42,9 @@ class Addon:
         """Enable it with the usual settings and these, and wait until the node offers EPC."""
         outcome = self("enable", *SETTINGS, f"--image={self.image}", *settings, "-o", "none", "--timeout", "300")
         assert outcome.code == 0, outcome.err
-        self.cluster.wait("EPC to be allocatable", self.allocatable)
+        amount = next((word for word in settings if word.startswith("--simulated-epc=")), "=168Mi").split("=")[1]
+        expected = sum(_mib(part) for part in amount.split(","))
+        self.cluster.wait(f"{expected} MiB to be allocatable", lambda: self.allocatable() == expected)
 
     def node(self) -> Any:
         """The SGX node."""
@@ -56,3 +58,7 @@ class Addon:
         """The pods of one component that are not about to end."""
         words = ("pods", "-n", ADDON_NAMESPACE, "-l", f"app.kubernetes.io/component={component}")
         return [pod for pod in self.cluster.items(*words) if "deletionTimestamp" not in pod["metadata"]]
+
+
+def _mib(amount: str) -> int:
+    return int(amount[:-2]) * {"Mi": 1, "Gi": 1024}[amount[-2:]]

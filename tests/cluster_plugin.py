@@ -135,6 +135,15 @@ def own_cluster(cluster: Kubectl) -> Path | None:
     return home if ours else None
 
 
+def forget_devices(home: Path) -> None:
+    """Restart the kubelet without its memory of devices."""
+    environment = os.environ | {"KUBE_HOME": str(home)}
+    subprocess.run([str(CLUSTER_SCRIPTS / "down.sh"), "kubelet"], env=environment, check=True, capture_output=True)
+    folder = home / "data" / "node" / "var" / "lib" / "kubelet" / "device-plugins"
+    (folder / "kubelet_internal_checkpoint").unlink(missing_ok=True)
+    subprocess.run([str(CLUSTER_SCRIPTS / "up.sh")], env=environment, check=True, capture_output=True, timeout=240)
+
+
 def restart_kubelet(home: Path) -> None:
     """End the kubelet as a crash does, and start it again."""
     pid = home / "run" / "kubelet.pid"

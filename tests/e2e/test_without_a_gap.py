@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +10,9 @@ import pytest
 from cluster_addon import Addon
 from cluster_jobs import attesting, job, with_aesmd
 from cluster_load import Load
+from cluster_plugin import own_cluster, restart_kubelet
 from kubectl import ADDON_NAMESPACE, Kubectl
 from relying_party import RelyingParty, quote_in
-
-SCRIPTS = Path(__file__).resolve().parent / "cluster"
 
 
 @pytest.fixture
@@ -94,12 +90,13 @@ def test_a_restart_of_the_device_plugin(
 
 
 @pytest.mark.promise("M2")
-@pytest.mark.skipif("KUBE_HOME" not in os.environ, reason="the cluster is not one whose kubelet the tests may restart")
 def test_a_restart_of_the_kubelet(
     cluster: Kubectl, enabled: Addon, load: Load, run: Callable[..., str], relying_party: RelyingParty, image: str
 ) -> None:
-    subprocess.run([SCRIPTS / "down.sh", "kubelet"], check=True, capture_output=True)
-    subprocess.run([SCRIPTS / "up.sh"], check=True, capture_output=True)
+    home = own_cluster(cluster)
+    if home is None:
+        pytest.skip("the kubelet of this cluster is not ours to restart")
+    restart_kubelet(home)
     cluster.wait("EPC to be back", lambda: enabled.allocatable() == 168)
     _no_failure(load)
     quote = quote_in(run(job("after", "e2e", with_aesmd(attesting(image, "0e")))))
