@@ -1,4 +1,4 @@
-"""Writes what is generated anew: the protobuf modules from `proto/`, the reference pages from the program.
+"""Writes what is generated anew: protobuf modules from `proto/`, reference pages and deployments from the program.
 
 `--check` writes nothing and exits 1 when a checked-in file differs from what the present sources give.
 """
@@ -11,12 +11,14 @@ from importlib.resources import files
 from pathlib import Path
 
 from grpc_tools import protoc  # type: ignore[import-untyped]  # the package carries no types
-from reference_pages import command_line_page, errors_page, policy_schema_page
+from helm_chart import HELM, KUSTOMIZE, generated
+from reference_pages import admission_page, command_line_page, errors_page, policy_schema_page
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "proto"
 TARGET = ROOT / "src" / "confcom" / "protocols" / "_pb"
 PAGES = {
+    ROOT / "docs" / "reference" / "admission.md": admission_page,
     ROOT / "docs" / "reference" / "command-line.md": command_line_page,
     ROOT / "docs" / "reference" / "errors.md": errors_page,
     ROOT / "docs" / "reference" / "policy.schema.json": policy_schema_page,
@@ -35,12 +37,13 @@ def protobuf_modules() -> dict[Path, bytes]:
 
 def current() -> dict[Path, bytes]:
     """Path to content of what is checked in."""
-    found = [*TARGET.glob("*_pb2*.py*"), *(page for page in PAGES if page.exists())]
+    pages = (page for page in PAGES if page.exists())
+    found = [*TARGET.glob("*_pb2*.py*"), *pages, *HELM.rglob("*.*"), *KUSTOMIZE.glob("*")]
     return {path: path.read_bytes() for path in found if path.is_file()}
 
 
 def main(arguments: list[str]) -> int:
-    wanted = protobuf_modules() | {path: page() for path, page in PAGES.items()}
+    wanted = protobuf_modules() | {path: page() for path, page in PAGES.items()} | generated()
     found = current()
     stale = sorted(path for path in wanted.keys() | found.keys() if wanted.get(path) != found.get(path))
     if arguments == ["--check"]:
@@ -49,6 +52,7 @@ def main(arguments: list[str]) -> int:
         return 1 if stale else 0
     for path in stale:
         if path in wanted:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(wanted[path])
         else:
             path.unlink()

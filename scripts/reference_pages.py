@@ -1,13 +1,15 @@
-"""Reference pages that are written from the program itself: the command line and the errors."""
+"""Reference pages that are written from the program itself: the command line, errors, what pods are refused for."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import re
 
 import click
 
 from confcom import errors
+from confcom.admission.findings import REFUSALS, WARNINGS
 from confcom.appraisal.policy_file import policy_schema
 from confcom.cli.exit_codes import ExitCode, exit_code
 from confcom.cli.root import COMMANDS, root
@@ -57,6 +59,27 @@ def errors_page() -> bytes:
         meaning = (kind.__doc__ or "").split("\n")[0].replace("|", "\\|")
         lines.append(f"| `{kind.code}` | {number} | {meaning} | {kind.default_advice} |")
     return ("\n".join(lines) + "\n").encode()
+
+
+def admission_page() -> bytes:
+    """`docs/reference/admission.md`: every sentence that a pod is refused with or warned of, with its code."""
+    lines = [
+        "# What pods are refused for",
+        "",
+        "Written by `./dev generate` from `src/confcom/admission/findings.py`.",
+        "",
+    ]
+    lines += [
+        "The [admission webhook](webhook.md) answers with these sentences, and `confcom check-pods` prints them. Codes",
+        "are stable, for machines: they are in the log and in the metrics. A pod may be refused for several reasons.",
+    ]
+    for title, sentences in (("Refusals", REFUSALS), ("Warnings", WARNINGS)):
+        lines += ["", f"## {title}", "", "| code | sentence |", "|---|---|"]
+        for code, sentence in sentences.items():
+            shown = re.sub(r"{([a-z_]+)}", lambda found: f"*{found[1].replace('_', ' ')}*", sentence)
+            lines.append(f"| `{code}` | {shown} |")
+    lines += ["", "`malformed-pod` is for what is no pod by its form: the sentence names the place.", ""]
+    return "\n".join(lines).encode()
 
 
 def policy_schema_page() -> bytes:

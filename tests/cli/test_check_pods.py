@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,18 @@ def test_what_is_no_manifest_is_said_in_a_sentence(tmp_path: Path, content: str,
     path.write_text(content)
     assert run(["check-pods", str(path)]) in (2, 3)
     assert "Traceback" not in capsys.readouterr().err
+
+
+DOCUMENTS = Path(__file__).resolve().parents[2] / "docs" / "howto"
+
+
+@pytest.mark.parametrize("page", ["write-a-pod.md", "from-laptop-to-cluster.md"])
+def test_the_manifests_of_the_documents_are_good(tmp_path: Path, page: str) -> None:
+    text = (DOCUMENTS / page).read_text()
+    manifests = re.findall(r"^```yaml\n(apiVersion.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert manifests
+    path = tmp_path / "all.yaml"
+    path.write_text("\n---\n".join(manifests))
+    result = CliRunner().invoke(root, ["check-pods", str(path)])
+    assert result.exit_code == 0, result.output
+    assert result.output.count("completed") == len(manifests)

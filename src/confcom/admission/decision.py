@@ -150,8 +150,9 @@ def _check_annotations(plans: Sequence[_Plan], annotated: Annotated, findings: F
 
 def _check_image(container: Container, findings: Findings) -> None:
     image = json_text(container.body, "image", container.where)
-    if any(sign.isspace() for sign in image):
-        proposal = "".join(image.split())
+    words = image.split()
+    if words and words != [image]:
+        proposal = "".join(words)
         findings.refuse("blank-in-image", container=container.name, image=f'"{image}"', proposal=proposal)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 from confcom.admission.findings import Findings
@@ -16,6 +17,8 @@ from confcom.protocols.quantity import parse_quantity
 MAX_MIB = 1 << 26
 """64 TiB: above this an amount is a mistake of units."""
 PAGE = 4096
+MAX_AMOUNT = 96
+"""Characters that are looked at; the longest Quantity that is taken for one has fewer."""
 _BINARY = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40, "Pi": 1 << 50, "Ei": 1 << 60}
 
 
@@ -148,7 +151,13 @@ def _number(written: object) -> Fraction | None:
     """An amount as a number; a number of JSON is one too, though the API server always sends text."""
     if isinstance(written, bool) or not isinstance(written, (str, int, float)):
         return None
+    return _parsed(str(written)[:MAX_AMOUNT])
+
+
+@lru_cache(maxsize=1024)
+def _parsed(text: str) -> Fraction | None:
+    """The same few amounts come again and again, and a pod's are read several times."""
     try:
-        return parse_quantity(str(written))
+        return parse_quantity(text)
     except FormatError:
         return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from dataclasses import asdict
 from typing import Any
 
 import structlog
@@ -69,7 +68,7 @@ class WebhookApp:
 
     def _observe(self, event: ReviewEvent, seconds: float) -> None:
         self._metrics.observe(event, seconds)
-        self._log.info("admission.review", duration_ms=round(seconds * 1000, 3), **asdict(event))
+        self._log.info("admission.review", duration_ms=round(seconds * 1000, 3), **event.as_dict())
 
     async def _reject(self, send: Send, status: int, message: str) -> None:
         self._metrics.rejected.labels(str(status)).inc()

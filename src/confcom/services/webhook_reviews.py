@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from confcom.admission.decision import Circumstances, Decision, decide_debug, decide_pod
@@ -33,8 +33,12 @@ class ReviewEvent:
     """MiB that the pod takes of one node."""
     refusals: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    changes: int = field(default=0)
+    changes: int = 0
     """Operations of the patch."""
+
+    def as_dict(self) -> dict[str, object]:
+        """The event for the log."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 def review(data: bytes, task: Task, given: Callable[[str], Circumstances]) -> tuple[bytes, ReviewEvent]:
