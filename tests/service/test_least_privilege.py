@@ -125,7 +125,7 @@ def test_workers_with_intels_libraries_are_replaced_with_nothing(folder: Path) -
 
 
 def test_its_profile_is_one_that_a_container_runtime_reads() -> None:
-    """The OCI form, without what only Docker reads (`archMap`, `includes`): a Localhost profile is passed on as it is."""
+    """The OCI form, without what only Docker reads (`archMap`, `includes`): such a profile is passed on as it is."""
     profile = json.loads(confined.PROFILE.read_text())
     assert set(profile) == {"defaultAction", "defaultErrnoRet", "architectures", "syscalls"}
     for rule in profile["syscalls"]:

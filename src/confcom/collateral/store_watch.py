@@ -14,7 +14,11 @@ class StoreWatch:
     def __init__(self, path: Path) -> None:
         try:
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self._version = self._read()
+            try:
+                self._version = self._read()
+            except BaseException:
+                self.close()
+                raise
         except sqlite3.Error as error:
             raise CollateralError(f"the collateral store {path} cannot be watched: {error}") from error
 
