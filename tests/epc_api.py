@@ -165,7 +165,7 @@ class EpcApi:
             "apiVersion": "v1",
             "kind": "Node",
             "metadata": {"name": name},
-            "status": {"allocatable": {"cpu": "2", CANONICAL: self.nodes[name]}},
+            "status": {"allocatable": {"cpu": "2"} | ({CANONICAL: self.nodes[name]} if self.nodes[name] else {})},
         }
 
     def _pods(self, request: BaseHTTPRequestHandler, path: str, query: dict[str, str]) -> None:

@@ -148,6 +148,27 @@ def test_an_exporter_without_the_api_says_nothing_of_pods(api: EpcApi, tmp_path:
     assert lines(output)["n1"][4:6] == ["1", "MiB"]
 
 
+def test_epc_that_is_claimed_is_known_from_the_exporter(api: EpcApi, tmp_path: Path) -> None:
+    api.nodes["n3"] = "0"  # what another publisher left
+    api.put(make_pod("claims", node="n3"))
+    api.put(make_pod("sgx-metrics-3", namespace="confcom-system", node="n3", labels=component("metrics")))
+    app = {"node": "n3", "namespace": "default", "pod": "claims", "container": "app"}
+    api.pages["sgx-metrics-3"] = page(
+        {
+            "confcom_epc_pods_known": [({"node": "n3"}, 1)],
+            "confcom_epc_requested_bytes": [(app, 3 * MIB)],
+            "confcom_epc_node_requested_bytes": [({"node": "n3"}, 3 * MIB)],
+            "confcom_epc_node_size_bytes": [
+                ({"node": "n3", "numa_node": "0"}, 8 * MIB),
+                ({"node": "n3", "numa_node": "1"}, 8 * MIB),
+            ],
+        }
+    )
+    found = lines(run(api, tmp_path, "--once"))
+    assert found["n3"][:4] == ["16", "MiB", "3", "MiB"]
+    assert found["default/claims"][:3] == ["n3", "3", "MiB"]
+
+
 def test_without_exporters_it_says_how_to_get_them(api: EpcApi, tmp_path: Path) -> None:
     api.remove("sgx-metrics-1")
     assert "no metrics pods in confcom-system" in run(api, tmp_path, "--once")

@@ -13,6 +13,7 @@ import pytest
 
 from cluster_addon import Addon
 from cluster_jobs import limits, one_container, pod
+from confcom.protocols.dra_objects import EPC_CLASS
 from kubectl import ADDON_NAMESPACE, Kubectl
 
 NAMESPACE = "e2e"
@@ -126,3 +127,32 @@ def test_the_exporter_does_with_its_rights(watched: Addon, cluster: Kubectl) -> 
     ):  # fmt: skip
         answer = cluster.attempt("auth", "can-i", verb, thing, "-n", NAMESPACE, account)
         assert answer.out.strip() == ("yes" if allowed else "no"), (verb, thing)
+
+
+def test_what_was_claimed_is_the_request_of_who_claimed_it(
+    watched: Addon, cluster: Kubectl, made: Callable[..., Any], image: str
+) -> None:
+    """Last here, because it publishes EPC in another way."""
+    outcome = watched("update", "--publisher=dra", "-o", "none")
+    assert outcome.code == 0, outcome.err
+    claim = {"deviceClassName": EPC_CLASS, "capacity": {"requests": {"epc": "10Mi"}}}
+    template = {
+        "apiVersion": "resource.k8s.io/v1",
+        "kind": "ResourceClaimTemplate",
+        "metadata": {"name": "claiming", "namespace": NAMESPACE},
+        "spec": {"spec": {"devices": {"requests": [{"name": "epc", "exactly": claim}]}}},
+    }
+    made(template)
+    spec = one_container(image, "confcom", "simulate", "hold", "--epc", "20Mi", resources={"claims": [{"name": "epc"}]})
+    made(
+        pod(
+            "claiming", NAMESPACE, spec | {"resourceClaims": [{"name": "epc", "resourceClaimTemplateName": "claiming"}]}
+        )
+    )
+    (event,) = cluster.wait("the event", lambda: events(cluster, "claiming"), seconds=150)
+    assert event["reason"] == "EpcOverLimit"
+    assert "requested 10 MiB" in event["note"]
+    assert "capacity epc of its claim to 20Mi" in event["note"]
+    shown = top(cluster)
+    assert (shown["claiming"]["requested"], shown["claiming"]["mapped"]) == (10 * MIB, 20 * MIB)
+    assert shown[""]["allocatable"] == 168 * MIB

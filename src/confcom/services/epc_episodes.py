@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from confcom.protocols.epc_pods import EpcPod
+from confcom.protocols.epc_requests import CANONICAL, MIB
 from confcom.services.epc_use import ContainerUse
-
-MIB = 1 << 20
 
 
 class Kind(StrEnum):
@@ -104,13 +103,20 @@ def explain(episode: Episode, *, node: str, exact: bool) -> str:
     if episode.kind is Kind.NO_REQUEST:
         return (
             f"{has} on node {node} and requests no EPC, so the scheduler does not count it. "
-            f"Set a limit of kubernetes.azure.com/sgx_epc_mem_in_MiB of at least {_whole_mib(row.counted)}."
+            f"Set a limit of {CANONICAL} of at least {_whole_mib(row.counted)}."
         )
-    requested = row.requested or 0
+    size = _whole_mib(row.counted)
+    raised = f"capacity epc of its claim to {size}Mi" if _claims(episode) else f"limit {CANONICAL} to {size}"
     return (
-        f"{has} on node {node} and requested {_mib(requested)}. All enclaves of the node share its EPC: more than was "
-        f"requested slows all of them down. Raise the limit kubernetes.azure.com/sgx_epc_mem_in_MiB to "
-        f"{_whole_mib(row.counted)}, or make the enclave smaller."
+        f"{has} on node {node} and requested {_mib(row.requested or 0)}. All enclaves of the node share its EPC: more "
+        f"than was requested slows all of them down. Raise the {raised}, or make the enclave smaller."
+    )
+
+
+def _claims(episode: Episode) -> bool:
+    """Whether the container has its EPC through claims alone."""
+    return any(
+        one.name == episode.row.container and one.claims and one.requested is None for one in episode.pod.containers
     )
 
 

@@ -18,18 +18,22 @@ from confcom.protocols.prometheus_text import Sample, parse_samples
 
 EXPORTER, HELPER = "metrics", "quote-helper"
 """Components of the add-on that have metrics of interest here."""
+REQUESTED = "confcom_epc_requested_bytes"
 MAPPED = "confcom_epc_mapped_bytes"
 IN_USE = "confcom_epc_in_use_bytes"
 OVER = "confcom_epc_over_limit"
 NODE_MAPPED = "confcom_epc_node_mapped_bytes"
 NODE_IN_USE = "confcom_epc_node_in_use_bytes"
+NODE_SIZE = "confcom_epc_node_size_bytes"
 NODE_REQUESTED = "confcom_epc_node_requested_bytes"
 PODS_KNOWN = "confcom_epc_pods_known"
 RECLAIM = "confcom_epc_reclaim_seconds_total"
 QUOTES = "confcom_quote_helper_quotes_total"
 ITSELF = "the helper itself"
 """The peer of the helper's self-tests."""
-_WANTED = frozenset((MAPPED, IN_USE, OVER, NODE_MAPPED, NODE_IN_USE, NODE_REQUESTED, PODS_KNOWN, RECLAIM, QUOTES))
+_WANTED = frozenset(
+    (REQUESTED, MAPPED, IN_USE, OVER, NODE_SIZE, NODE_MAPPED, NODE_IN_USE, NODE_REQUESTED, PODS_KNOWN, RECLAIM, QUOTES)
+)
 _COMPONENT = "app.kubernetes.io/component"
 _AT_ONCE = 16
 """Pages of metrics that are fetched at a time."""
@@ -146,6 +150,7 @@ class _Use:
         self._helpers = helpers
         self._nodes = {node: {one.name: one.value for one in samples} for node, samples in exporters.items()}
         self._sizes: Counter[tuple[str, str, str, str]] = Counter()
+        self._node_sizes: Counter[str] = Counter()
         self._over: dict[tuple[str, str, str], list[str]] = {}
         self._quotes: Counter[str] = Counter()
         for node, samples in exporters.items():
@@ -158,17 +163,21 @@ class _Use:
 
     def _add(self, node: str, one: Sample) -> None:
         place = (node, one.labels.get("namespace", ""), one.labels.get("pod", ""))
-        if one.name in (MAPPED, IN_USE):
+        if one.name in (REQUESTED, MAPPED, IN_USE):
             self._sizes[one.name, *place] += int(one.value)
         elif one.name == OVER and one.value:
             why = f"{one.labels.get('container', '')} {one.labels.get('kind', '')}"
             self._over.setdefault(place, []).append(why)
+        elif one.name == NODE_SIZE:
+            self._node_sizes[node] += int(one.value)
 
     def pod(self, pod: EpcPod) -> PodLine:
         place = (pod.node, pod.namespace, pod.name)
         seen = bool(self._nodes.get(pod.node, {}).get(PODS_KNOWN))
+        # What a pod's claims bring is known to the exporter alone.
+        requested = max(pod.requested, self._sizes[REQUESTED, *place])
         return PodLine(
-            *(pod.namespace, pod.name, pod.node, pod.requested),
+            *(pod.namespace, pod.name, pod.node, requested),
             mapped=self._sizes[MAPPED, *place] if seen else None,
             in_use=self._sizes.get((IN_USE, *place)),
             quotes=self._quotes[f"pod {pod.uid}"] if pod.node in self._helpers else None,
@@ -178,8 +187,12 @@ class _Use:
     def node(self, name: str, allocatable: int | None, requested: int | None) -> NodeLine:
         found = self._nodes.get(name, {})
         quotes = self._helpers.get(name)
+        told = _whole(found.get(NODE_REQUESTED))
+        if not allocatable and told is not None and told > (requested or 0):
+            allocatable = self._node_sizes[name] or None  # claimed EPC (DRA) is not in the node's status
+        known = [size for size in (requested, told) if size is not None]
         return NodeLine(
-            *(name, allocatable, _whole(found.get(NODE_REQUESTED)) if requested is None else requested),
+            *(name, allocatable, max(known, default=None)),
             mapped=_whole(found.get(NODE_MAPPED)),
             in_use=_whole(found.get(NODE_IN_USE)),
             quotes=None if quotes is None else sum(_for_others(one) for one in quotes),

@@ -69,6 +69,18 @@ def test_use_without_a_request_is_of_another_kind() -> None:
     assert begun.kind is Kind.OVER_LIMIT
 
 
+def test_advice_is_about_what_the_pod_says() -> None:
+    claiming = EpcPod("uid", "ns", "pod", containers=(EpcContainer("app", "id", None, ("claim",)),))
+    asking = EpcPod("uid", "ns", "pod", containers=(EpcContainer("app", "id", 10 * MIB),))
+    texts = []
+    for pod in (claiming, asking):
+        (begun,) = Episodes(tolerance=0, patience=0).step([row(12.5, pod=pod)], 0)
+        texts.append(explain(begun, node="n1", exact=True))
+    assert "Raise the capacity epc of its claim to 13Mi," in texts[0]
+    assert "Raise the limit kubernetes.azure.com/sgx_epc_mem_in_MiB to 13," in texts[1]
+    assert "has 12.5 MiB in EPC on node n1 and requested 10 MiB" in texts[1]
+
+
 def test_nobody_is_accused_without_proof() -> None:
     episodes = Episodes(tolerance=0, patience=0)
     assert episodes.step([row(50, pod=None), row(50, None, judged=False), row(0, None)], 0) == []
