@@ -6,9 +6,8 @@ import asyncio
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -22,21 +21,6 @@ from kubelet_emulator import AdmissionError, KubeletEmulator, wait_until
 from running_plugin import ENCLAVE, EPC, RunningPlugin
 
 PROVISION = "sgx.intel.com/provision"
-
-
-@pytest.fixture
-def sockets() -> Iterator[Path]:
-    """A folder with a short name: the path of a socket has 107 bytes at most."""
-    with TemporaryDirectory(prefix="kubelet-") as name:
-        yield Path(name)
-
-
-@pytest.fixture
-def kubelet(sockets: Path) -> Iterator[KubeletEmulator]:
-    emulator = KubeletEmulator(sockets)
-    emulator.start()
-    yield emulator
-    emulator.stop()
 
 
 def mounted(answer: pb.ContainerAllocateResponse) -> dict[str, str]:

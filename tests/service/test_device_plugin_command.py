@@ -6,9 +6,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -16,21 +14,6 @@ from kubelet_emulator import KubeletEmulator, wait_until
 from running_plugin import EPC
 
 CONFCOM = [sys.executable, "-m", "confcom"]
-
-
-@pytest.fixture
-def sockets() -> Iterator[Path]:
-    """A folder with a short name: the path of a socket has 107 bytes at most."""
-    with TemporaryDirectory(prefix="kubelet-") as name:
-        yield Path(name)
-
-
-@pytest.fixture
-def kubelet(sockets: Path) -> Iterator[KubeletEmulator]:
-    emulator = KubeletEmulator(sockets)
-    emulator.start()
-    yield emulator
-    emulator.stop()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -16,21 +15,6 @@ from confcom.services.node_cluster import KubeNodeCluster
 from kubelet_emulator import KubeletEmulator
 from node_api import NodeApi
 from running_plugin import ENCLAVE, EPC, RunningPlugin
-
-
-@pytest.fixture
-def sockets() -> Iterator[Path]:
-    """A folder with a short name: the path of a socket has 107 bytes at most."""
-    with TemporaryDirectory(prefix="kubelet-") as name:
-        yield Path(name)
-
-
-@pytest.fixture
-def kubelet(sockets: Path) -> Iterator[KubeletEmulator]:
-    emulator = KubeletEmulator(sockets)
-    emulator.start()
-    yield emulator
-    emulator.stop()
 
 
 @pytest.fixture

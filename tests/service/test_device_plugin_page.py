@@ -5,9 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -18,13 +16,6 @@ from confcom.services.node_cluster import KubeNodeCluster
 from kubelet_emulator import KubeletEmulator, wait_until
 from node_api import NodeApi
 from running_plugin import ENCLAVE, EPC, RunningPlugin
-
-
-@pytest.fixture
-def sockets() -> Iterator[Path]:
-    """A folder with a short name: the path of a socket has 107 bytes at most."""
-    with TemporaryDirectory(prefix="kubelet-") as name:
-        yield Path(name)
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -22,13 +21,6 @@ DRIVER = "sgx.confcom.dev"
 NODE = "worker-1"
 SLICE = f"{NODE}-{DRIVER}"
 MIB = 1 << 20
-
-
-@pytest.fixture
-def sockets() -> Iterator[Path]:
-    """A folder with a short name: the path of a socket has 107 bytes at most."""
-    with TemporaryDirectory(prefix="kubelet-") as name:
-        yield Path(name)
 
 
 @pytest.fixture
