@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from aesm_wire import KEY_ID, field, frame
 from confcom.errors import RemoteProtocolError
+from confcom.protocols import aesm_legacy_messages as legacy
 from confcom.protocols import aesm_messages as m
 from confcom.protocols.aesm import NEED_DATA, ClientConnection, ServerConnection, Signal
 from confcom.protocols.aesm_exchanges import (
@@ -41,8 +42,8 @@ requests: st.SearchStrategy[Request] = st.one_of(
     st.builds(m.SelectAttKeyIdRequest, st.none() | st.binary(max_size=600), maybe_u32),
     st.builds(m.GetSupportedAttKeyIdNumRequest, maybe_u32),
     st.builds(m.GetSupportedAttKeyIdsRequest, u32 | st.just(256), maybe_u32),
-    st.builds(m.SgxRegisterRequest, st.binary(max_size=50), u32, maybe_u32),
-    st.builds(m.CheckUpdateStatusRequest, u32, u32, st.none() | st.binary(max_size=50), maybe_u32),
+    st.builds(legacy.SgxRegisterRequest, st.binary(max_size=50), u32, maybe_u32),
+    st.builds(legacy.CheckUpdateStatusRequest, u32, u32, st.none() | st.binary(max_size=50), maybe_u32),
 )
 # Bytes that look like messages more often than chance would have it.
 nearly = st.lists(

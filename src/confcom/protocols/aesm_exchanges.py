@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 from google.protobuf.message import DecodeError, EncodeError, Message
 
 from confcom.errors import LocalProtocolError, RemoteProtocolError
+from confcom.protocols import aesm_legacy_messages as legacy
 from confcom.protocols import aesm_messages as m
 from confcom.protocols._pb import aesm_pb2 as pb
 from confcom.protocols.aesm_messages import Request, Response
@@ -42,18 +43,26 @@ class Exchange:
 
 
 EXCHANGES = (
-    Exchange(3, "getLicToken", m.GetLaunchTokenRequest, m.GetLaunchTokenResponse),
-    Exchange(1, "initQuote", m.InitQuoteRequest, m.InitQuoteResponse),
-    Exchange(2, "getQuote", m.GetQuoteRequest, m.GetQuoteResponse),
-    Exchange(4, "reportErr", m.ReportAttestationErrorRequest, m.ReportAttestationErrorResponse),
-    Exchange(18, "checkUpdateStatus", m.CheckUpdateStatusRequest, m.CheckUpdateStatusResponse),
-    Exchange(10, "getWhiteListSize", m.GetWhiteListSizeRequest, m.GetWhiteListSizeResponse),
-    Exchange(11, "getWhiteList", m.GetWhiteListRequest, m.GetWhiteListResponse),
-    Exchange(12, "sgxGetExtendedEpidGroupId", m.SgxGetExtendedEpidGroupIdRequest, m.SgxGetExtendedEpidGroupIdResponse),
+    Exchange(3, "getLicToken", legacy.GetLaunchTokenRequest, legacy.GetLaunchTokenResponse),
+    Exchange(1, "initQuote", legacy.InitQuoteRequest, legacy.InitQuoteResponse),
+    Exchange(2, "getQuote", legacy.GetQuoteRequest, legacy.GetQuoteResponse),
+    Exchange(4, "reportErr", legacy.ReportAttestationErrorRequest, legacy.ReportAttestationErrorResponse),
+    Exchange(18, "checkUpdateStatus", legacy.CheckUpdateStatusRequest, legacy.CheckUpdateStatusResponse),
+    Exchange(10, "getWhiteListSize", legacy.GetWhiteListSizeRequest, legacy.GetWhiteListSizeResponse),
+    Exchange(11, "getWhiteList", legacy.GetWhiteListRequest, legacy.GetWhiteListResponse),
     Exchange(
-        13, "sgxSwitchExtendedEpidGroup", m.SgxSwitchExtendedEpidGroupRequest, m.SgxSwitchExtendedEpidGroupResponse
+        12,
+        "sgxGetExtendedEpidGroupId",
+        legacy.SgxGetExtendedEpidGroupIdRequest,
+        legacy.SgxGetExtendedEpidGroupIdResponse,
     ),
-    Exchange(14, "sgxRegister", m.SgxRegisterRequest, m.SgxRegisterResponse),
+    Exchange(
+        13,
+        "sgxSwitchExtendedEpidGroup",
+        legacy.SgxSwitchExtendedEpidGroupRequest,
+        legacy.SgxSwitchExtendedEpidGroupResponse,
+    ),
+    Exchange(14, "sgxRegister", legacy.SgxRegisterRequest, legacy.SgxRegisterResponse),
     Exchange(15, "initQuoteEx", m.InitQuoteExRequest, m.InitQuoteExResponse),
     Exchange(16, "getQuoteSizeEx", m.GetQuoteSizeExRequest, m.GetQuoteSizeExResponse),
     Exchange(17, "getQuoteEx", m.GetQuoteExRequest, m.GetQuoteExResponse),
@@ -66,8 +75,8 @@ _BY_NUMBER: Mapping[int, Exchange] = MappingProxyType({exchange.number: exchange
 _ORDER: Mapping[int, int] = MappingProxyType({exchange.number: at for at, exchange in enumerate(EXCHANGES)})
 _WIRE_NAMES: Mapping[type, Mapping[str, str]] = MappingProxyType(
     {
-        m.InitQuoteResponse: {"target_info": "targetInfo"},
-        m.CheckUpdateStatusResponse: {"update_status": "status"},
+        legacy.InitQuoteResponse: {"target_info": "targetInfo"},
+        legacy.CheckUpdateStatusResponse: {"update_status": "status"},
     }
 )
 
@@ -101,9 +110,9 @@ _REFUSAL_FIELDS: Mapping[type[Request], Callable[[Request | IncompleteRequest], 
         m.GetQuoteExRequest: _echo_quote,
         m.GetQuoteSizeExRequest: lambda _: {"quote_size": 0},
         m.GetSupportedAttKeyIdNumRequest: lambda _: {"att_key_id_num": 0},
-        m.GetWhiteListSizeRequest: lambda _: {"white_list_size": 0},
-        m.SgxGetExtendedEpidGroupIdRequest: lambda _: {"x_group_id": 0},
-        m.CheckUpdateStatusRequest: lambda _: {"update_status": 0},
+        legacy.GetWhiteListSizeRequest: lambda _: {"white_list_size": 0},
+        legacy.SgxGetExtendedEpidGroupIdRequest: lambda _: {"x_group_id": 0},
+        legacy.CheckUpdateStatusRequest: lambda _: {"update_status": 0},
     }
 )
 

@@ -21,6 +21,7 @@ from confcom.formats.attestation_key_id import (
 )
 from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
 from confcom.platforms.interface import Platform
+from confcom.protocols import aesm_legacy_messages as legacy
 from confcom.protocols import aesm_messages as m
 from confcom.protocols.aesm_exchanges import IncompleteRequest, exchange_of, refusal
 from confcom.protocols.aesm_messages import Request, Response
@@ -115,7 +116,7 @@ class AesmBroker:
         return plan if isinstance(plan, PlatformCall) else Answer(plan)
 
     def _plan_legacy(self, request: Request) -> Response:
-        if isinstance(request, m.SgxRegisterRequest) and request.data_type != 0:
+        if isinstance(request, legacy.SgxRegisterRequest) and request.data_type != 0:
             raise _argument(request, "data_type", f"must be 0 (white list), is {request.data_type}")
         raise PlatformUnavailable("there is neither EPID nor launch control on this machine")
 

@@ -4,6 +4,7 @@ import pytest
 
 from aesm_wire import KEY_ID, field, message, read_fields
 from confcom.errors import LocalProtocolError, RemoteProtocolError
+from confcom.protocols import aesm_legacy_messages as legacy
 from confcom.protocols import aesm_messages as m
 from confcom.protocols.aesm_exchanges import (
     EXCHANGES,
@@ -22,41 +23,41 @@ OK = AesmStatus.SUCCESS
 
 # value, its number, its fields on the wire: one full message of every kind.
 REQUESTS: list[tuple[Request, int, list[tuple[int, int | bytes]]]] = [
-    (m.InitQuoteRequest(timeout=7), 1, [(9, 7)]),
+    (legacy.InitQuoteRequest(timeout=7), 1, [(9, 7)]),
     (
-        m.GetQuoteRequest(b"R", 1, b"S", 900, nonce=b"N", sig_rl=b"L", qe_report=True, timeout=7),
+        legacy.GetQuoteRequest(b"R", 1, b"S", 900, nonce=b"N", sig_rl=b"L", qe_report=True, timeout=7),
         2,
         [(1, b"R"), (2, 1), (3, b"S"), (4, b"N"), (5, b"L"), (6, 900), (7, 1), (9, 7)],
     ),
-    (m.GetLaunchTokenRequest(b"E", b"S", b"A", 7), 3, [(1, b"E"), (2, b"S"), (3, b"A"), (9, 7)]),
-    (m.ReportAttestationErrorRequest(b"P", 5, 6, 7), 4, [(1, b"P"), (2, 5), (3, 6), (9, 7)]),
-    (m.GetWhiteListSizeRequest(7), 10, [(9, 7)]),
-    (m.GetWhiteListRequest(5, 7), 11, [(1, 5), (9, 7)]),
-    (m.SgxGetExtendedEpidGroupIdRequest(7), 12, [(9, 7)]),
-    (m.SgxSwitchExtendedEpidGroupRequest(5, 7), 13, [(1, 5), (9, 7)]),
-    (m.SgxRegisterRequest(b"B", 1, 7), 14, [(1, b"B"), (2, 1), (9, 7)]),
+    (legacy.GetLaunchTokenRequest(b"E", b"S", b"A", 7), 3, [(1, b"E"), (2, b"S"), (3, b"A"), (9, 7)]),
+    (legacy.ReportAttestationErrorRequest(b"P", 5, 6, 7), 4, [(1, b"P"), (2, 5), (3, 6), (9, 7)]),
+    (legacy.GetWhiteListSizeRequest(7), 10, [(9, 7)]),
+    (legacy.GetWhiteListRequest(5, 7), 11, [(1, 5), (9, 7)]),
+    (legacy.SgxGetExtendedEpidGroupIdRequest(7), 12, [(9, 7)]),
+    (legacy.SgxSwitchExtendedEpidGroupRequest(5, 7), 13, [(1, 5), (9, 7)]),
+    (legacy.SgxRegisterRequest(b"B", 1, 7), 14, [(1, b"B"), (2, 1), (9, 7)]),
     (m.InitQuoteExRequest(True, KEY_ID, 1 << 63, 7), 15, [(1, KEY_ID), (3, 1), (4, 1 << 63), (9, 7)]),
     (m.GetQuoteSizeExRequest(KEY_ID, 7), 16, [(1, KEY_ID), (9, 7)]),
     (m.GetQuoteExRequest(b"R", 5, KEY_ID, b"Q", 7), 17, [(1, b"R"), (2, KEY_ID), (3, b"Q"), (4, 5), (9, 7)]),
-    (m.CheckUpdateStatusRequest(5, 6, b"P", 7), 18, [(1, b"P"), (2, 5), (3, 6), (9, 7)]),
+    (legacy.CheckUpdateStatusRequest(5, 6, b"P", 7), 18, [(1, b"P"), (2, 5), (3, 6), (9, 7)]),
     (m.SelectAttKeyIdRequest(b"L", 7), 19, [(1, b"L"), (2, 7)]),
     (m.GetSupportedAttKeyIdNumRequest(7), 21, [(9, 7)]),
     (m.GetSupportedAttKeyIdsRequest(256, 7), 22, [(1, 256), (9, 7)]),
 ]
 RESPONSES: list[tuple[Response, int, list[tuple[int, int | bytes]]]] = [
-    (m.InitQuoteResponse(OK, b"T", b"G"), 1, [(1, 0), (2, b"T"), (3, b"G")]),
-    (m.GetQuoteResponse(OK, b"Q", b"R"), 2, [(1, 0), (2, b"Q"), (3, b"R")]),
-    (m.GetLaunchTokenResponse(OK, b"T"), 3, [(1, 0), (2, b"T")]),
-    (m.ReportAttestationErrorResponse(OK, b"U"), 4, [(1, 0), (2, b"U")]),
-    (m.GetWhiteListSizeResponse(OK, 5), 10, [(1, 0), (2, 5)]),
-    (m.GetWhiteListResponse(OK, b"W"), 11, [(1, 0), (2, b"W")]),
-    (m.SgxGetExtendedEpidGroupIdResponse(OK, 5), 12, [(1, 0), (2, 5)]),
-    (m.SgxSwitchExtendedEpidGroupResponse(OK), 13, [(1, 0)]),
-    (m.SgxRegisterResponse(OK), 14, [(1, 0)]),
+    (legacy.InitQuoteResponse(OK, b"T", b"G"), 1, [(1, 0), (2, b"T"), (3, b"G")]),
+    (legacy.GetQuoteResponse(OK, b"Q", b"R"), 2, [(1, 0), (2, b"Q"), (3, b"R")]),
+    (legacy.GetLaunchTokenResponse(OK, b"T"), 3, [(1, 0), (2, b"T")]),
+    (legacy.ReportAttestationErrorResponse(OK, b"U"), 4, [(1, 0), (2, b"U")]),
+    (legacy.GetWhiteListSizeResponse(OK, 5), 10, [(1, 0), (2, 5)]),
+    (legacy.GetWhiteListResponse(OK, b"W"), 11, [(1, 0), (2, b"W")]),
+    (legacy.SgxGetExtendedEpidGroupIdResponse(OK, 5), 12, [(1, 0), (2, 5)]),
+    (legacy.SgxSwitchExtendedEpidGroupResponse(OK), 13, [(1, 0)]),
+    (legacy.SgxRegisterResponse(OK), 14, [(1, 0)]),
     (m.InitQuoteExResponse(OK, b"T", 32, b"K"), 15, [(1, 0), (2, b"T"), (3, 32), (4, b"K")]),
     (m.GetQuoteSizeExResponse(OK, 4600), 16, [(1, 0), (2, 4600)]),
     (m.GetQuoteExResponse(OK, b"Q", b"I"), 17, [(1, 0), (2, b"Q"), (3, b"I")]),
-    (m.CheckUpdateStatusResponse(OK, b"U", 5), 18, [(1, 0), (2, b"U"), (3, 5)]),
+    (legacy.CheckUpdateStatusResponse(OK, b"U", 5), 18, [(1, 0), (2, b"U"), (3, 5)]),
     (m.SelectAttKeyIdResponse(OK, b"K"), 19, [(1, 0), (2, b"K")]),
     (m.GetSupportedAttKeyIdNumResponse(OK, 1), 21, [(1, 0), (2, 1)]),
     (m.GetSupportedAttKeyIdsResponse(OK, b"K"), 22, [(1, 0), (2, b"K")]),
@@ -134,9 +135,9 @@ def test_what_is_no_request_is_a_violation(data: bytes) -> None:
         (m.GetQuoteExRequest, 17, [(1, b"R"), (2, KEY_ID)], ("buf_size",)),
         (m.GetQuoteExRequest, 17, [], ("report", "buf_size")),
         (m.GetSupportedAttKeyIdsRequest, 22, [], ("buf_size",)),
-        (m.SgxRegisterRequest, 14, [(1, b"B")], ("data_type",)),
-        (m.CheckUpdateStatusRequest, 18, [], ("update_info_size", "config")),
-        (m.GetQuoteRequest, 2, [(1, b"R")], ("quote_type", "spid", "buf_size")),
+        (legacy.SgxRegisterRequest, 14, [(1, b"B")], ("data_type",)),
+        (legacy.CheckUpdateStatusRequest, 18, [], ("update_info_size", "config")),
+        (legacy.GetQuoteRequest, 2, [(1, b"R")], ("quote_type", "spid", "buf_size")),
     ],
 )
 def test_a_request_without_required_fields_says_which(

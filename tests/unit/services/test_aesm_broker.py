@@ -11,6 +11,7 @@ from aesm_wire import KEY_ID
 from confcom import errors
 from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID, AttestationKeyIdList
 from confcom.formats.sgx import Report
+from confcom.protocols import aesm_legacy_messages as legacy
 from confcom.protocols import aesm_messages as m
 from confcom.protocols.aesm_exchanges import IncompleteRequest, parse_request
 from confcom.protocols.aesm_messages import Response
@@ -383,17 +384,20 @@ class TestLegacy:
     @pytest.mark.parametrize(
         ("request_", "response"),
         [
-            (m.InitQuoteRequest(), m.InitQuoteResponse(UNAVAILABLE)),
-            (m.GetQuoteRequest(REPORT, 0, bytes(16), 900), m.GetQuoteResponse(UNAVAILABLE)),
-            (m.GetLaunchTokenRequest(bytes(32), bytes(384), bytes(16)), m.GetLaunchTokenResponse(UNAVAILABLE)),
-            (m.ReportAttestationErrorRequest(b"p", 1, 1), m.ReportAttestationErrorResponse(UNAVAILABLE)),
-            (m.GetWhiteListSizeRequest(), m.GetWhiteListSizeResponse(UNAVAILABLE, 0)),
-            (m.GetWhiteListRequest(10), m.GetWhiteListResponse(UNAVAILABLE)),
-            (m.SgxGetExtendedEpidGroupIdRequest(), m.SgxGetExtendedEpidGroupIdResponse(UNAVAILABLE, 0)),
-            (m.SgxSwitchExtendedEpidGroupRequest(1), m.SgxSwitchExtendedEpidGroupResponse(UNAVAILABLE)),
-            (m.CheckUpdateStatusRequest(0, 0), m.CheckUpdateStatusResponse(UNAVAILABLE, update_status=0)),
-            (m.SgxRegisterRequest(b"list", 0), m.SgxRegisterResponse(UNAVAILABLE)),
-            (m.SgxRegisterRequest(b"list", 1), m.SgxRegisterResponse(PARAMETER)),
+            (legacy.InitQuoteRequest(), legacy.InitQuoteResponse(UNAVAILABLE)),
+            (legacy.GetQuoteRequest(REPORT, 0, bytes(16), 900), legacy.GetQuoteResponse(UNAVAILABLE)),
+            (
+                legacy.GetLaunchTokenRequest(bytes(32), bytes(384), bytes(16)),
+                legacy.GetLaunchTokenResponse(UNAVAILABLE),
+            ),
+            (legacy.ReportAttestationErrorRequest(b"p", 1, 1), legacy.ReportAttestationErrorResponse(UNAVAILABLE)),
+            (legacy.GetWhiteListSizeRequest(), legacy.GetWhiteListSizeResponse(UNAVAILABLE, 0)),
+            (legacy.GetWhiteListRequest(10), legacy.GetWhiteListResponse(UNAVAILABLE)),
+            (legacy.SgxGetExtendedEpidGroupIdRequest(), legacy.SgxGetExtendedEpidGroupIdResponse(UNAVAILABLE, 0)),
+            (legacy.SgxSwitchExtendedEpidGroupRequest(1), legacy.SgxSwitchExtendedEpidGroupResponse(UNAVAILABLE)),
+            (legacy.CheckUpdateStatusRequest(0, 0), legacy.CheckUpdateStatusResponse(UNAVAILABLE, update_status=0)),
+            (legacy.SgxRegisterRequest(b"list", 0), legacy.SgxRegisterResponse(UNAVAILABLE)),
+            (legacy.SgxRegisterRequest(b"list", 1), legacy.SgxRegisterResponse(PARAMETER)),
         ],
         ids=lambda value: type(value).__name__,
     )
@@ -412,7 +416,7 @@ class TestPlan:
             m.SelectAttKeyIdRequest(),
             m.InitQuoteExRequest(False, KEY_ID),
             m.GetQuoteExRequest(b"", 0, KEY_ID),
-            m.InitQuoteRequest(),
+            legacy.InitQuoteRequest(),
         ]
         blocking = [
             m.InitQuoteExRequest(True, KEY_ID, 32),
