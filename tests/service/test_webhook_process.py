@@ -1,0 +1,195 @@
+"""`confcom webhook` as processes: two replicas around one Secret, readiness, the largest node, leaving."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import ssl
+import subprocess
+import sys
+import time
+from base64 import b64decode
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from sgx_pods import EPC, container, pod
+from webhook_api import MUTATING, SECRET, WebhookApi
+
+QUICK = {"CONFCOM_WEBHOOK_LOOK_EVERY": "0.1", "CONFCOM_WEBHOOK_LEAVE_AFTER": "1", "CONFCOM_WEBHOOK_HOSTS": "127.0.0.1"}
+
+
+class Replica:
+    """One process, with its page at a Unix socket."""
+
+    def __init__(self, folder: Path, kubeconfig: str, number: int, **settings: str) -> None:
+        self.page = folder / f"page{number}"
+        environment = (
+            {"PATH": os.environ["PATH"]} | QUICK | {f"CONFCOM_WEBHOOK_{k.upper()}": v for k, v in settings.items()}
+        )
+        command = [sys.executable, "-m", "confcom", "webhook", "--listen", "127.0.0.1:0", "--kubeconfig", kubeconfig]
+        self.log = (folder / f"log{number}").open("w+")
+        self.process = subprocess.Popen(
+            [*command, "--http", f"unix:{self.page}"],
+            env=environment, stdout=subprocess.PIPE, stderr=self.log, text=True,
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        found = re.search(r"https://127\.0\.0\.1:(\d+)", self.process.stdout.readline())
+        assert found, self.said()
+        self.url = f"https://127.0.0.1:{found[1]}"
+
+    def said(self) -> str:
+        self.log.seek(0)
+        return self.log.read()
+
+    def get(self, path: str) -> httpx2.Response:
+        with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(self.page))) as client:
+            return client.get(f"http://page{path}")
+
+    def ready(self) -> bool:
+        return self.page.exists() and self.get("/readyz").status_code == 200
+
+    def end(self) -> int:
+        if self.process.poll() is None:
+            self.process.terminate()
+        code = self.process.wait(20)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self.log.close()
+        return code
+
+
+@pytest.fixture
+def api() -> Iterator[WebhookApi]:
+    with WebhookApi() as api:
+        yield api
+
+
+@pytest.fixture
+def replica(api: WebhookApi, tmp_path: Path) -> Iterator[Callable[..., Replica]]:
+    started: list[Replica] = []
+
+    def replica(**settings: str) -> Replica:
+        started.append(Replica(tmp_path, api.kubeconfig(tmp_path), len(started), **settings))
+        return started[-1]
+
+    yield replica
+    for one in started:
+        one.end()
+
+
+def until(seen: Callable[[], Any], seconds: float = 20) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := seen()):
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.02)
+    return found
+
+
+def client_of(api: WebhookApi, replica: Replica) -> httpx2.Client:
+    """One that trusts what the configurations trust, as the API server does."""
+    (bundle,) = api.bundles()
+    return httpx2.Client(verify=ssl.create_default_context(cadata=b64decode(bundle).decode()), base_url=replica.url)
+
+
+def ask(client: httpx2.Client, mib: int) -> httpx2.Response:
+    request = {"uid": "7", "operation": "CREATE", "namespace": "apps", "object": pod(container(limits={EPC: str(mib)}))}
+    review = {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request}
+    return client.post("/mutate-pods", json=review)
+
+
+def test_replicas_share_a_certificate_that_the_configurations_trust(
+    api: WebhookApi, replica: Callable[..., Replica]
+) -> None:
+    replicas = [replica(), replica()]
+    for one in replicas:
+        until(one.ready)
+        with client_of(api, one) as client:
+            assert ask(client, 1).json()["response"]["patchType"] == "JSONPatch"
+    assert set(api.objects[SECRET]["data"]) == {"ca.crt", "tls.crt", "tls.key", "tls.since"}
+
+    api.objects[MUTATING]["webhooks"][0]["clientConfig"].pop("caBundle")
+    until(lambda: len(api.bundles()) == 1)
+    event = json.loads([line for line in replicas[0].said().splitlines() if "admission.review" in line][-1])
+    assert (event["outcome"], event["epc"], event["namespace"]) == ("patched", 1, "apps")
+    assert "confcom_webhook_ready 1.0" in replicas[0].get("/metrics").text
+
+
+def test_certificates_rotate_while_reviews_go_on(api: WebhookApi, replica: Callable[..., Replica]) -> None:
+    one = replica(lifetime="60", renew_before="59", overlap="0.5")
+    until(one.ready)
+    first = api.objects[SECRET]["data"]["tls.crt"]
+    reviews = 0
+    while api.objects[SECRET]["data"]["tls.crt"] == first or len(api.bundles()) != 1:
+        if len(api.bundles()) == 1:  # as long as both configurations agree, which is nearly always
+            with client_of(api, one) as client:
+                assert ask(client, 1).status_code == 200
+                reviews += 1
+    assert reviews > 2
+    assert first != api.objects[SECRET]["data"]["tls.crt"]
+
+
+def test_the_largest_node_is_followed(api: WebhookApi, replica: Callable[..., Replica]) -> None:
+    one = replica()
+    until(one.ready)
+    with client_of(api, one) as client:
+
+        def answer(mib: int) -> Any:
+            return ask(client, mib).json()["response"]
+
+        until(lambda: "No node of this cluster publishes EPC" in str(answer(1).get("warnings")))
+        api.set_node("small", {EPC: "56"})
+        api.set_node("large", {EPC: "1k", "cpu": "8"})
+        until(lambda: not answer(1001)["allowed"])
+        assert answer(1000)["allowed"]
+        api.set_node("large", None)
+        until(lambda: not answer(1000)["allowed"])
+        assert answer(56)["allowed"]
+
+
+def test_who_is_told_to_stop_leaves_in_good_order(api: WebhookApi, replica: Callable[..., Replica]) -> None:
+    one = replica()
+    until(one.ready)
+    with client_of(api, one) as client:
+        assert "connection" not in ask(client, 1).headers
+        one.process.send_signal(signal.SIGTERM)
+        until(lambda: not one.ready())
+        answer = ask(client, 1)
+        assert answer.json()["response"]["allowed"]
+        assert answer.headers["connection"] == "close"
+    assert one.process.wait(15) == 0
+
+
+def test_without_a_configuration_nobody_is_ready_and_reviews_are_answered(
+    api: WebhookApi, replica: Callable[..., Replica]
+) -> None:
+    configuration = api.objects.pop(MUTATING)
+    one = replica()
+    until(lambda: "there is no MutatingWebhookConfiguration" in one.get("/readyz").text)
+    assert one.get("/healthz").status_code == 200
+    api.objects[MUTATING] = configuration
+    until(one.ready)
+    assert "" not in api.bundles()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"CONFCOM_WEBHOOK_PROVISION_GRANTS": "nobody"}, "'nobody' is no grant"),
+        ({"CONFCOM_WEBHOOK_LISTEN": "8443"}, "is not HOST:PORT"),
+        ({"CONFCOM_WEBHOOK_KUBECONFIG": "/nonexistent"}, "no way to the Kubernetes API"),
+    ],
+)
+def test_settings_that_cannot_be_are_said_at_once(settings: dict[str, str], sentence: str) -> None:
+    command = [sys.executable, "-m", "confcom", "webhook", "--http", ""]
+    done = subprocess.run(
+        command, env={"PATH": os.environ["PATH"]} | settings, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2, done.stderr
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
