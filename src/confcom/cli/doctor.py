@@ -17,7 +17,7 @@ from confcom.devices.host import Host
 from confcom.services.diagnose_aesm import DEFAULT_SOCKET, aesm_findings, mode_findings
 from confcom.services.diagnose_collateral import collateral_finding
 from confcom.services.diagnose_node import node_findings
-from confcom.services.diagnose_quoting import quoting_findings
+from confcom.services.diagnose_quoting import quoting_findings, service_findings
 from confcom.services.diagnosis import Diagnosis, Level, Role, Subject
 
 _MARKS = {
@@ -63,6 +63,7 @@ def doctor(
         mode_findings(subject),
         node_findings(subject),
         quoting_findings(subject),
+        service_findings(subject) if host == _ROOT else (),  # another host has another network
         aesm_findings(subject, socket),
         [collateral_finding(collateral, trust_roots(trust_root), parse_time(at, "--at"))],
     )

@@ -46,7 +46,9 @@ def _gramine(subject: Subject) -> Finding:
 
 
 def aesm_findings(subject: Subject, path: str = DEFAULT_SOCKET) -> Iterator[Finding]:
-    """Whether an AESM service can be reached."""
+    """Whether an AESM service can be reached; for the quote helper, whether it can stand there."""
+    if subject.role is Role.QUOTE_HELPER:
+        yield _folder(subject, str(Path(path).parent))
     true = subject.host.resolve(path)
     if true is None:
         yield subject.missing("aesm.socket", f"there is no {path}", _START, needed=subject.asks_helper)
@@ -55,6 +57,26 @@ def aesm_findings(subject: Subject, path: str = DEFAULT_SOCKET) -> Iterator[Find
         yield _socket(subject, path, socket)
         yield _answer(subject, socket)
     yield from _traps(subject, path)
+
+
+def _folder(subject: Subject, folder: str) -> Finding:
+    true = subject.host.resolve(folder)
+    if true is None:
+        found = f"there is no folder {folder}; the helper makes it, if it may"
+        return Finding("aesm.folder", Level.WARNING, found, "In a pod, mount the host's folder of that name there.")
+    place = subject.host.root / true.lstrip("/")
+    status, uid = place.stat(), os.geteuid()
+    found = f"{folder}: user {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}; this process is user {uid}"
+    if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
+        advice = f"Anybody could put a socket of theirs there: chmod 0755 {folder}"
+        return Finding("aesm.folder", Level.PROBLEM, found, advice)
+    if not os.access(place, os.W_OK | os.X_OK):
+        advice = (
+            "The kubelet makes a hostPath folder as root: let an init container that runs as root do "
+            f"`chown {uid} {folder}`."
+        )
+        return Finding("aesm.folder", Level.PROBLEM, found, advice)
+    return Finding("aesm.folder", Level.OK, found)
 
 
 def _socket(subject: Subject, path: str, socket: Path) -> Finding:

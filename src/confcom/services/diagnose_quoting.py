@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -35,6 +38,8 @@ CACHE_VARIABLES = ("AZDCAP_CACHE", "XDG_CACHE_HOME", "HOME", "TMPDIR")
 DEFAULT_RETRIES = 6
 MOST_RETRIES = 1
 """Each takes 10 s by default; clients wait 15."""
+CONNECT_TIMEOUT = 3.0
+"""Seconds."""
 
 _COMMENT = re.compile(r'("(?:\\.|[^"\\])*")|//[^\n]*|/\*.*?\*/', re.DOTALL)
 
@@ -106,8 +111,39 @@ def _provider(subject: Subject) -> Iterator[Finding]:
         yield _cache(subject)
 
 
+def service_findings(subject: Subject) -> Iterator[Finding]:
+    """Whether the collateral service that the provider is to ask can be reached; asks the network."""
+    text = subject.host.read(_settings_path(subject)) if subject.quotes_itself else None
+    with suppress(msgspec.MsgspecError, ValueError):
+        url = urlsplit(str(_parse_settings(text or "").get("pccs_url", "")))
+        if url.hostname:
+            yield _service(url.hostname, url.port or (80 if url.scheme == "http" else 443))
+
+
+def _service(host: str, port: int) -> Finding:
+    try:
+        socket.create_connection((host, port), CONNECT_TIMEOUT).close()
+    except OSError as error:
+        return Finding(
+            "qpl.service",
+            Level.WARNING,
+            f"{host}:{port} cannot be reached: {error.strerror or error}",
+            "A new attestation key cannot be certified without it: start it (`confcom collateral serve`), correct "
+            "pccs_url, or let this process through (DNS, network policy).",
+        )
+    return Finding("qpl.service", Level.OK, f"{host}:{port} takes connections")
+
+
+def _settings_path(subject: Subject) -> str:
+    return subject.environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG
+
+
+def _parse_settings(text: str) -> dict[str, Any]:
+    return msgspec.json.decode(_COMMENT.sub(lambda match: match[1] or "", text), type=dict[str, Any])
+
+
 def _settings(subject: Subject) -> Finding:
-    path = subject.environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG
+    path = _settings_path(subject)
     text = subject.host.read(path)
     if text is None:
         return Finding(
@@ -118,7 +154,7 @@ def _settings(subject: Subject) -> Finding:
             "Azure's az-dcap-client does without.",
         )
     try:
-        settings = msgspec.json.decode(_COMMENT.sub(lambda match: match[1] or "", text), type=dict[str, Any])
+        settings = _parse_settings(text)
     except msgspec.MsgspecError as error:
         old = "PCCS_URL=" in text
         reason = "has the form of DCAP before 1.10" if old else f"is not JSON: {error}"

@@ -118,3 +118,38 @@ class TestTraps:
         line = "0: 2 0 10000 1 1 23 @sgx_aesm_socket_base@@@@@\n"
         write(host, "proc/net/unix", f"Num RefCount Protocol Flags Type St Inode Path\n{line}")
         assert "Gramine prefers it" in aesm(host)["aesm.abstract"].advice
+
+
+class TestFolder:
+    """Where the quote helper is to stand."""
+
+    def folder(self, root: Path) -> Finding:
+        return aesm(root, Role.QUOTE_HELPER)["aesm.folder"]
+
+    def test_one_that_it_may_use(self, host: Path) -> None:
+        (host / "run/aesmd").mkdir()
+        assert self.folder(host).level is Level.OK
+
+    def test_none(self, host: Path) -> None:
+        finding = self.folder(host)
+        assert (finding.level, "mount" in finding.advice) == (Level.WARNING, True)
+
+    def test_one_that_everybody_may_use(self, host: Path) -> None:
+        folder = host / "run/aesmd"
+        folder.mkdir()
+        folder.chmod(0o777)
+        finding = self.folder(host)
+        assert (finding.level, finding.advice.endswith("chmod 0755 /var/run/aesmd")) == (Level.PROBLEM, True)
+
+    def test_one_that_stayed_roots(self, host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (host / "run/aesmd").mkdir()
+        # Root may write anywhere, so that the kernel's answer is given here.
+        monkeypatch.setattr(os, "access", lambda *_: False)
+        monkeypatch.setattr(os, "geteuid", lambda: 65532)
+        finding = self.folder(host)
+        assert finding.level is Level.PROBLEM
+        assert "this process is user 65532" in finding.found
+        assert "chown 65532 /var/run/aesmd" in finding.advice
+
+    def test_an_application_is_not_asked(self, host: Path) -> None:
+        assert "aesm.folder" not in aesm(host)

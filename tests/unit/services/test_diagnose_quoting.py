@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
 
 from confcom.devices.host import Host
-from confcom.services.diagnose_quoting import quoting_findings
+from confcom.services.diagnose_quoting import quoting_findings, service_findings
 from confcom.services.diagnosis import Finding, Level, Role, Subject
 from sgx_host_folder import LIBRARIES, complete_host, write
 
@@ -124,3 +125,32 @@ def test_the_cache_is_where_the_first_variable_says(host: Path) -> None:
     finding = findings(host, HOME="/nowhere")["qpl.cache"]
     assert finding.level is Level.WARNING
     assert "AZDCAP_CACHE" in finding.advice
+
+
+class TestService:
+    """Whether the collateral service can be reached: real connections."""
+
+    def asked(self, root: Path, url: str, role: Role = Role.QUOTE_HELPER) -> list[Finding]:
+        write(root, CONFIG, json.dumps({"pccs_url": url}))
+        return list(service_findings(Subject.of(Host(root), {"SGX_AESM_ADDR": "1"}, role)))
+
+    def test_one_that_listens(self, host: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+            (finding,) = self.asked(host, f"https://127.0.0.1:{port}/sgx/certification/v4/")
+        assert (finding.level, finding.found) == (Level.OK, f"127.0.0.1:{port} takes connections")
+
+    def test_one_that_does_not(self, host: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            port = server.getsockname()[1]
+        (finding,) = self.asked(host, f"http://127.0.0.1:{port}/")
+        assert finding.level is Level.WARNING
+        assert "refused" in finding.found
+        assert "confcom collateral serve" in finding.advice
+
+    @pytest.mark.parametrize("url", ["", "nonsense", "https://[::1", "https://host:99999999/"])
+    def test_what_is_no_address_is_for_the_settings_to_say(self, host: Path, url: str) -> None:
+        assert self.asked(host, url) == []
+
+    def test_an_application_with_a_helper_does_not_ask_it(self, host: Path) -> None:
+        assert self.asked(host, "https://127.0.0.1:1/", Role.APPLICATION) == []
