@@ -16,18 +16,11 @@ from imaging.layers import Layer, layer_of_tree
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LOCK = ROOT / "requirements" / "image.txt"
+COMMAND = ROOT / "deploy" / "confcom"
 
-_PROGRAM = """\
-#!/usr/bin/python3
-import sys
-
-from confcom.cli import main
-
-sys.exit(main())
-"""
 _UV = (
     *(sys.executable, "-m", "uv", "pip", "install", "--quiet", "--system-certs", "--no-deps", "--link-mode", "copy"),
-    *("--no-compile-bytecode", "--only-binary", ":all:", "--python-platform", "x86_64-manylinux_2_28"),
+    *("--no-compile-bytecode", "--only-binary", ":all:", "--python-platform", "x86_64-manylinux_2_40"),
 )
 
 
@@ -49,7 +42,7 @@ def confcom_layer(base: Base, target: Path) -> Layer:
             _install(base, site, "--no-index", "--find-links", name, "confcom")
         program = root / "usr" / "local" / "bin" / "confcom"
         program.parent.mkdir(parents=True)
-        program.write_text(_PROGRAM)
+        program.write_bytes(COMMAND.read_bytes())
         program.chmod(0o755)
 
     return _layer(base, target, install)

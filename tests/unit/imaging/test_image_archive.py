@@ -1,0 +1,72 @@
+"""An image is its content: neither times, nor the umask, nor the order of making files are in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+from imaging.layers import Layer, layer_of_tree
+from imaging.oci import Settings, write_image
+
+FILES = {"usr/bin/tool": "#!/bin/sh\n", "usr/lib/a.py": "a = 1\n", "usr/lib/z.py": "z = 1\n"}
+
+
+def tree(root: Path, names: list[str], *, mode: int, time: int) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(FILES[name])
+        path.chmod(mode | (0o100 if name.startswith("usr/bin") else 0))
+        os.utime(path, (time, time))
+    (root / "usr" / "link").symlink_to("lib/a.py")
+    return root
+
+
+def layer(folder: Path, *, names: list[str], mode: int = 0o644, time: int = 0) -> Layer:
+    folder.mkdir()
+    return layer_of_tree(tree(folder / "root", names, mode=mode, time=time), folder / "layer.tar")
+
+
+def test_the_same_files_are_the_same_layer(tmp_path: Path) -> None:
+    one = layer(tmp_path / "one", names=list(FILES))
+    two = layer(tmp_path / "two", names=list(reversed(FILES)), mode=0o600, time=1_700_000_000)
+    assert one.path.read_bytes() == two.path.read_bytes()
+    assert one.digest == two.digest == f"sha256:{hashlib.sha256(one.path.read_bytes()).hexdigest()}"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_another_content_is_another_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    before = layer(tmp_path / "one", names=list(FILES))
+    monkeypatch.setitem(FILES, name, "x")
+    assert layer(tmp_path / "two", names=list(FILES)).digest != before.digest
+
+
+def test_files_belong_to_root_and_programs_can_be_run(tmp_path: Path) -> None:
+    with tarfile.open(layer(tmp_path / "one", names=list(FILES), mode=0o600).path) as archive:
+        found = {entry.name: (entry.uid, entry.gid, oct(entry.mode), entry.mtime) for entry in archive}
+    assert found["usr/bin/tool"] == (0, 0, "0o755", 1767225600)
+    assert found["usr/lib/a.py"] == (0, 0, "0o644", 1767225600)
+    assert found["usr"] == (0, 0, "0o755", 1767225600)
+
+
+def test_an_archive_holds_what_its_index_names(tmp_path: Path) -> None:
+    made = layer(tmp_path / "one", names=list(FILES))
+    settings = Settings(entrypoint=("tool",), user="65532:65532", labels={"a": "b"})
+    identity = write_image(tmp_path / "image.tar", "localhost/x:1", [made, made], settings)
+    assert write_image(tmp_path / "again.tar", "localhost/x:1", [made, made], settings) == identity
+    assert (tmp_path / "image.tar").read_bytes() == (tmp_path / "again.tar").read_bytes()
+    with tarfile.open(tmp_path / "image.tar") as archive:
+        blobs = {entry.name: archive.extractfile(entry).read() for entry in archive}  # type: ignore[union-attr]
+    for name, content in blobs.items():
+        if name.startswith("blobs/"):
+            assert name == f"blobs/sha256/{hashlib.sha256(content).hexdigest()}"
+    (entry,) = json.loads(blobs["index.json"])["manifests"]
+    assert (entry["digest"], entry["annotations"]["io.containerd.image.name"]) == (identity, "localhost/x:1")
+    manifest = json.loads(blobs[f"blobs/{identity.replace(':', '/')}"])
+    config = json.loads(blobs[f"blobs/{manifest['config']['digest'].replace(':', '/')}"])
+    assert config["rootfs"]["diff_ids"] == [made.digest, made.digest] == [one["digest"] for one in manifest["layers"]]
+    assert (config["config"]["User"], config["config"]["Entrypoint"]) == ("65532:65532", ["tool"])
