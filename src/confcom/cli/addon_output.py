@@ -36,7 +36,9 @@ def print_result(result: Any, output: str) -> None:  # noqa: ANN401 - JSON
 
 def yaml_documents(objects: Sequence[Mapping[str, Any]]) -> str:
     """Objects as YAML, one document each."""
-    text: str = yaml.safe_dump_all(objects, sort_keys=False, explicit_start=True, width=1000)
+    # Through JSON, so that nothing is shared, and written as an alias.
+    plain = json.loads(json.dumps(objects))
+    text: str = yaml.safe_dump_all(plain, sort_keys=False, explicit_start=True, width=100_000)
     return text
 
 

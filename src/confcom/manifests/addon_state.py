@@ -9,7 +9,7 @@ import msgspec
 
 from confcom.errors import ConfigError
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.objects import ADDON, ITSELF, NAMESPACE, Object, namespaced_object
+from confcom.manifests.objects import ADDON, ITSELF, NAMESPACE, Object, namespaced_object, number
 
 API_KEY = "ACCSGXDevicePlugin"
 """What AKS calls the add-on in a cluster's profile."""
@@ -78,6 +78,8 @@ def _is_switch(field: str) -> bool:
 def _flat(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, float):
+        return number(value)
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 

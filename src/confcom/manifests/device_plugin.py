@@ -15,6 +15,7 @@ from confcom.manifests.objects import (
     host_path,
     http_probes,
     mount,
+    number,
     resources,
     service_account,
     settings,
@@ -126,7 +127,7 @@ def _settings(config: AddonConfig) -> dict[str, str]:
         "platform": config.platform,
         "publisher": config.publisher,
         "reserve_mib": str(config.epc_reserve_mib),
-        "overcommit": str(config.overcommit),
+        "overcommit": number(config.overcommit),
         "wait_for_sgx": "true",
         "http": f"[::]:{HTTP_PORT}",
     }
@@ -139,9 +140,5 @@ def _settings(config: AddonConfig) -> dict[str, str]:
     else:
         found["host_root"] = HOST
     namespaces = ([NAMESPACE] if config.quote_helper else []) + list(config.provision_namespaces)
-    if namespaces:
-        found |= {
-            "provision_limit": str(GRANT_SLOTS if config.provision_grants else HELPER_SLOTS),
-            "provision_namespaces": ",".join(namespaces),
-        }
-    return found
+    slots = GRANT_SLOTS if config.provision_grants else HELPER_SLOTS if config.quote_helper else 0
+    return found | {"provision_limit": str(slots), "provision_namespaces": ",".join(namespaces)}

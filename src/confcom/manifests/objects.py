@@ -92,7 +92,7 @@ def service_account(workload: Workload, *, token: bool) -> Object:
 def sgx_nodes(config: AddonConfig) -> Object:
     """The affinity to SGX nodes, whoever labelled them."""
     always = {"kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64"} | config.node_labels()
-    common = [{"key": key, "operator": "In", "values": [value]} for key, value in sorted(always.items())]
+    common = [{"key": key, "operator": "In", "values": [value]} for key, value in always.items()]
     terms = [
         {"matchExpressions": [{"key": label, "operator": "In", "values": ["true"]}, *common]}
         for label in SGX_NODE_LABELS
@@ -165,6 +165,11 @@ def http_probes(port: str) -> Object:
             "timeoutSeconds": 5,
         },
     }
+
+
+def number(value: float) -> str:
+    """A number as people and other tools write it: 1 and 1.5."""
+    return str(int(value)) if value.is_integer() else repr(value)
 
 
 def host_path(name: str, path: str, kind: str) -> Object:

@@ -1,0 +1,126 @@
+"""Marks: settings that are rendered as values which no text has by chance, and become expressions of a template."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from confcom.manifests.addon_config import AddonConfig
+from confcom.manifests.addon_state import HELPER_KEY, key_of
+
+GENERATED = "Generated from confcom.manifests by scripts/generate.py; do not edit."
+
+# Marks for all others: values that no text has by chance.
+MARKS: dict[str, Any] = {
+    "image": "mark.example/image:mark",
+    "image_pull_policy": "Never",
+    "simulated_epc": "98765432Mi",
+    "collateral_upstream": "https://mark.example/upstream",
+    "epc_reserve_mib": 98765431,
+    "overcommit": 97.53125,
+    "quote_helper_epc_mib": 987654,
+    "provision_grants": ("mark-namespace/mark-account",),
+    "node_selector": ("mark.example/selector=mark",),
+    "tolerations": ("mark.example/toleration=mark:NoExecute",),
+    "webhook_replicas": 13,
+    "oversized": "warn",
+}
+
+
+def value_of(field: str) -> str:
+    """The name of a setting among the chart's values: as in the add-on's state, but for AKS' name of the helper."""
+    key = key_of(field)
+    return "quoteHelperEnabled" if key == HELPER_KEY else key
+
+
+def with_expressions(text: str) -> str:
+    """Marks become expressions. What is a setting of its own, and not only a shape, too."""
+    for pattern, expression in _PATTERNS:
+        text = re.sub(pattern, expression, text)
+    if re.search(r"\bmark\b", text):
+        raise ValueError(f"a mark was left in: {text}")
+    return text
+
+
+def _quoted(field: str) -> str:
+    return f"{{{{ .Values.{value_of(field)} | toString | quote }}}}"
+
+
+def _environment(suffix: str, expression: str) -> tuple[str, str]:
+    """A variable whose value is an expression, whatever it was rendered with."""
+    return rf"(?m)(?<={suffix}\n)(?P<indent> +)value: .*$", f"\\g<indent>value: {expression}"
+
+
+def _switch_patterns() -> list[tuple[str, str]]:
+    switches = [name for name in AddonConfig.__struct_fields__ if isinstance(getattr(AddonConfig(), name), bool)]
+    return [(rf"(?m)^  {key_of(name)}: '(true|false)'$", f"  {key_of(name)}: {_quoted(name)}") for name in switches]
+
+
+_LIMIT = '{{ include "confcom.provisionLimit" . | quote }}'
+_NAMESPACES = '{{ include "confcom.provisionNamespaces" . | quote }}'
+_SELECTOR = """{{- range .Values.nodeSelector }}
+\\g<indent>- key: {{ (splitn "=" 2 .)._0 | quote }}
+\\g<indent>  operator: In
+\\g<indent>  values:
+\\g<indent>  - {{ (splitn "=" 2 .)._1 | quote }}
+{{- end }}
+"""
+_TOLERATION = """{{- range .Values.tolerations }}
+\\g<indent>- {{ include "confcom.toleration" . }}
+{{- end }}
+"""
+_PATTERNS: list[tuple[str, str]] = [
+    # The state's text of the image is the value; what is run is that, or this version's own.
+    (r"(?m)^  image: mark\.example/image:mark$", f"  image: {_quoted('image')}"),
+    (r"mark\.example/image:mark", '{{ include "confcom.image" . | quote }}'),
+    (r"(?m)^  version: mark-version$", "  version: {{ .Chart.AppVersion | quote }}"),
+    (r"imagePullPolicy: Never", "imagePullPolicy: {{ .Values.imagePullPolicy }}"),
+    (r"(?m)^  platform: (intel|simulated)$", f"  platform: {_quoted('platform')}"),
+    (r"(?m)^  publisher: [-a-z]+$", f"  publisher: {_quoted('publisher')}"),
+    *_switch_patterns(),
+    _environment("_PUBLISHER", _quoted("publisher")),
+    _environment("WEBHOOK_QUOTE_HELPER", _quoted("quote_helper")),
+    _environment("_OVERSIZED", _quoted("oversized")),
+    _environment("_PROVISION_LIMIT", _LIMIT),
+    _environment("_PROVISION_NAMESPACES", _NAMESPACES),
+    (r"(?m)^  oversized: warn$", f"  oversized: {_quoted('oversized')}"),
+    (r"98765432Mi", _quoted("simulated_epc")),
+    (r"https://mark\.example/upstream", _quoted("collateral_upstream")),
+    (r"'98765431'", _quoted("epc_reserve_mib")),
+    (r"'97\.53[0-9]*'", _quoted("overcommit")),
+    (r"'987654'", _quoted("quote_helper_epc_mib")),
+    (r"epc: 987654Mi", "epc: {{ .Values.quoteHelperEpcMiB | toString }}Mi"),
+    (r"replicas: 13", "replicas: {{ .Values.webhookReplicas }}"),
+    (r"(?m)^  webhookReplicas: '13'$", f"  webhookReplicas: {_quoted('webhook_replicas')}"),
+    (r"mark-namespace/mark-account", '{{ join "," .Values.provisionGrants | quote }}'),
+    (r"(?m)^  nodeSelector: mark\.example/.*$", '  nodeSelector: {{ join "," .Values.nodeSelector | quote }}'),
+    (r"(?m)^  tolerations: mark\.example/.*$", '  tolerations: {{ join "," .Values.tolerations | quote }}'),
+    (r"(?m)^(?P<indent> +)- key: mark\.example/selector\n.*\n.*\n +- mark\n", _SELECTOR),
+    (r"(?m)^(?P<indent> +)- key: mark\.example/toleration\n.*\n.*\n", _TOLERATION),
+]
+
+EXPRESSIONS = f"""{{{{- /* {GENERATED} */}}}}
+{{{{- define "confcom.image" -}}}}
+{{{{ .Values.image | default (printf "confcom/confcom:%s" .Chart.AppVersion) }}}}
+{{{{- end -}}}}
+{{{{- define "confcom.provisionLimit" -}}}}
+{{{{ if .Values.provisionGrants }}}}110{{{{ else if .Values.quoteHelperEnabled }}}}2{{{{ else }}}}0{{{{ end }}}}
+{{{{- end -}}}}
+{{{{- define "confcom.provisionNamespaces" -}}}}
+{{{{- $found := list -}}}}
+{{{{- if .Values.quoteHelperEnabled }}}}{{{{ $found = append $found "confcom-system" }}}}{{{{ end -}}}}
+{{{{- range .Values.provisionGrants }}}}{{{{ $found = append $found (splitList "/" . | first) }}}}{{{{ end -}}}}
+{{{{ join "," (uniq $found) }}}}
+{{{{- end -}}}}
+{{{{- define "confcom.toleration" -}}}}
+{{{{- $found := dict -}}}}
+{{{{- if eq . "*" }}}}{{{{ $_ := set $found "operator" "Exists" }}}}{{{{ else }}}}
+{{{{- $parts := splitn ":" 2 . }}}}{{{{ $pair := splitn "=" 2 $parts._0 }}}}
+{{{{- $_ := set $found "key" $pair._0 }}}}
+{{{{- if contains "=" $parts._0 }}}}{{{{ $_ := set $found "value" $pair._1 }}}}
+{{{{- else }}}}{{{{ $_ := set $found "operator" "Exists" }}}}{{{{ end }}}}
+{{{{- if contains ":" . }}}}{{{{ $_ := set $found "effect" $parts._1 }}}}{{{{ end }}}}
+{{{{- end -}}}}
+{{{{ toJson $found }}}}
+{{{{- end -}}}}
+"""
