@@ -11,7 +11,7 @@ import pytest
 
 from cluster_addon import Addon
 from cluster_jobs import EPC, job, one_container
-from cluster_plugin import NAMESPACE, ClusterPlugin, own_cluster, restart_kubelet
+from cluster_plugin import NAMESPACE, ClusterPlugin, forget_devices, own_cluster, restart_kubelet
 from kubectl import Kubectl
 
 ENCLAVE = "sgx.intel.com/enclave"
@@ -23,6 +23,9 @@ LARGE = ("--simulated-epc", "32Gi,32Gi")
 def plugin(cluster: Kubectl, addon: Addon, image: str) -> Iterator[ClusterPlugin]:
     """The plugin on a node of 64 GiB, and the add-on out of its way."""
     addon("disable", "-o", "none")
+    home = own_cluster(cluster)
+    if home is not None:
+        forget_devices(home)
     found = ClusterPlugin(cluster, image)
     found.prepare()
     found.start(*LARGE)
@@ -118,8 +121,7 @@ def test_on_a_small_node_the_same_pod_gets_the_same_device_from_two_resources(
 
 @pytest.mark.promise("M2")
 def test_claims_take_an_amount_back_that_the_status_still_offers(plugin: ClusterPlugin, cluster: Kubectl) -> None:
-    plugin.start(*LARGE)
-    cluster.wait("the amount", lambda: plugin.amounts().get(EPC) == "65536", 30)
+    reset(plugin, "65536")  # as a plugin left it that published the node's status
     plugin.start(*LARGE, "--publisher", "dra")
     cluster.wait("nothing of it", lambda: plugin.amounts().get(EPC, "0") == "0", 30)
     time.sleep(12)  # a further node status of the kubelet

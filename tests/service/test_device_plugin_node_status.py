@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,3 +134,31 @@ def test_credentials_that_are_not_there_are_told(tmp_path: Path, kubelet: Kubele
     nowhere = KubeNodeCluster("worker-1", str(tmp_path / "none"))
     with RunningPlugin(tmp_path, kubelet, epc="16Gi", cluster=nowhere) as plugin:
         assert "configuration-error" in plugin.wait_event("epc.published")["reason"]
+
+
+@pytest.mark.promise("M2")
+def test_an_amount_is_held_back_while_the_kubelet_would_fail_its_pods(
+    tmp_path: Path, kubelet: KubeletEmulator, api: NodeApi
+) -> None:
+    """A kubelet that knew EPC as devices keeps it so, and says so in its checkpoint alone."""
+    checkpoint = kubelet.plugin_dir / "kubelet_internal_checkpoint"
+
+    def remembers(pods: list[dict[str, Any]] | None, devices: dict[str, list[str]]) -> None:
+        draft = checkpoint.with_name("draft")
+        content = {"PodDeviceEntries": pods, "RegisteredDevices": devices}
+        draft.write_text(json.dumps({"Data": content, "Checksum": 1}))
+        draft.rename(checkpoint)
+
+    kubelet.stop()  # its books are ours now
+    entry = {"PodUID": "u", "ContainerName": "c", "ResourceName": EPC, "DeviceIDs": {"-1": ["0000"]}, "AllocResp": "x"}
+    remembers([entry, entry], {EPC: [], "other/x": ["1"]})
+    with large_node(tmp_path, kubelet, api) as plugin:
+        assert "2 containers hold" in plugin.wait_event("epc.held_back")["reason"]
+        api.wait(lambda: "confcom.dev/sgx-epc-mib" in api.node["metadata"]["labels"])
+        remembers([], {EPC: []})
+        assert "for five minutes" in plugin.wait_event("epc.held_back", 2)["reason"]
+        assert api.amount(EPC) is None
+        remembers(None, {"other/x": ["1"]})
+        api.wait(lambda: api.amount(EPC) == "524288")
+        assert plugin.wait_event("epc.held_back", 3) == {"reason": ""}
+    kubelet.start()

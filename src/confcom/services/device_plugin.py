@@ -182,8 +182,8 @@ class DevicePlugin:
             self._units,
             self._node,
             self._api().status(),
+            self._config,
             self._observe,
-            settle=self._config.publish_interval,
             withdrawn=self.choice.name == "dra",
         )
 
