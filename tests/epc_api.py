@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from node_api import refuse, reply
+
 CANONICAL = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
 _EVENTS = re.compile(r"/apis/events\.k8s\.io/v1/namespaces/([^/]+)/events(?:/([^/]+))?")
 _PROXY = re.compile(r"/api/v1/namespaces/([^/]+)/pods/([^/]+)/proxy/metrics")
@@ -139,9 +141,9 @@ class EpcApi:
         length = int(request.headers.get("Content-Length") or 0)
         body = json.loads(request.rfile.read(length)) if length else {}
         if self.down:
-            _refuse(request, 503, "the API server is starting")
+            refuse(request, 503, "the API server is starting")
         elif any(part in url.path for part in self.forbidden):
-            _refuse(request, 403, f"{url.path} is forbidden")
+            refuse(request, 403, f"{url.path} is forbidden")
         elif match := _EVENTS.fullmatch(url.path):
             self._event(request, method, match[1], match[2], body)
         elif match := _PROXY.fullmatch(url.path):
@@ -149,7 +151,7 @@ class EpcApi:
         elif match := _CLAIM.fullmatch(url.path):
             self._found(request, self.claims.get((match[1], match[2])))
         elif url.path == "/api/v1/nodes":
-            _reply(
+            reply(
                 request, 200, {"kind": "NodeList", "metadata": {}, "items": [self._node(name) for name in self.nodes]}
             )
         elif url.path.startswith("/api/v1/nodes/"):
@@ -158,7 +160,7 @@ class EpcApi:
         elif url.path == "/api/v1/pods" or url.path.endswith("/pods"):
             self._pods(request, url.path, query)
         else:
-            _refuse(request, 404, "no such path")
+            refuse(request, 404, "no such path")
 
     def _node(self, name: str) -> dict[str, Any]:
         return {
@@ -182,7 +184,7 @@ class EpcApi:
             items = [pod for pod in self.pods.values() if wanted(pod)]
             answer = {"kind": "PodList", "metadata": {"resourceVersion": str(self._version)}, "items": items}
             data = json.loads(json.dumps(answer))
-        _reply(request, 200, data)
+        reply(request, 200, data)
 
     def _watch(self, request: BaseHTTPRequestHandler, wanted: Any, seen: int) -> None:
         request.send_response(200)
@@ -214,32 +216,32 @@ class EpcApi:
         if method == "PATCH":
             present = self.events[namespace, name or ""]
             if set(body) != {"series"} or body["series"]["count"] < 2:
-                _refuse(request, 422, f"only the series of an event may change: {body}")
+                refuse(request, 422, f"only the series of an event may change: {body}")
             elif not _MICRO_TIME.fullmatch(body["series"]["lastObservedTime"]):
-                _refuse(request, 400, "lastObservedTime has no six digits of a second")
+                refuse(request, 400, "lastObservedTime has no six digits of a second")
             else:
                 present["series"] = body["series"]
-                _reply(request, 200, present)
+                reply(request, 200, present)
             return
         key = (namespace, body["metadata"]["name"])
         needed = ("type", "reason", "action", "reportingController", "reportingInstance", "note", "regarding")
         missing = [field for field in needed if not body.get(field)]
         if missing or not _MICRO_TIME.fullmatch(body["eventTime"]) or len(body["note"].encode()) > 1024:
-            _refuse(request, 422, f"Event is invalid: {missing} {body.get('eventTime')}")
+            refuse(request, 422, f"Event is invalid: {missing} {body.get('eventTime')}")
         elif body["regarding"]["namespace"] != namespace:
-            _refuse(request, 422, "Event is invalid: another namespace")
+            refuse(request, 422, "Event is invalid: another namespace")
         elif key in self.events:
-            _refuse(request, 409, f'events "{key[1]}" already exists', "AlreadyExists")
+            refuse(request, 409, f'events "{key[1]}" already exists')
         else:
             with self.changed:
                 self.events[key] = body
                 self.changed.notify_all()
-            _reply(request, 201, body)
+            reply(request, 201, body)
 
     def _page(self, request: BaseHTTPRequestHandler, name: str) -> None:
         page = self.pages.get(name)
         if page is None:
-            _refuse(request, 503, f"error trying to reach service: no answer from {name}")
+            refuse(request, 503, f"error trying to reach service: no answer from {name}")
             return
         request.send_response(200)
         request.send_header("Content-Type", "text/plain")
@@ -249,20 +251,6 @@ class EpcApi:
 
     def _found(self, request: BaseHTTPRequestHandler, document: dict[str, Any] | None) -> None:
         if document is None:
-            _refuse(request, 404, "not found")
+            refuse(request, 404, "not found")
         else:
-            _reply(request, 200, document)
-
-
-def _refuse(request: BaseHTTPRequestHandler, code: int, message: str, reason: str = "") -> None:
-    status = {"kind": "Status", "status": "Failure", "message": message, "code": code, "reason": reason}
-    _reply(request, code, status)
-
-
-def _reply(request: BaseHTTPRequestHandler, code: int, content: dict[str, Any]) -> None:
-    data = json.dumps(content).encode()
-    request.send_response(code)
-    request.send_header("Content-Type", "application/json")
-    request.send_header("Content-Length", str(len(data)))
-    request.end_headers()
-    request.wfile.write(data)
+            reply(request, 200, document)

@@ -122,7 +122,7 @@ class Running:
     async def until(self, what: Callable[[dict[str, float]], bool]) -> dict[str, float]:
         """Wait for something that the metrics show."""
         found: dict[str, float] = {}
-        for _ in range(200):
+        for _ in range(600):
             with suppress(OSError):
                 found = await self.samples()
                 if what(found):
@@ -315,6 +315,7 @@ async def test_the_kernel_holds_containers_where_it_can(node: Node, api: EpcApi,
     api.put(make_pod("greedy", uid=UID, mib=10, container=ONE))
     async with exporter(node, api, folder, enforce="on") as running:
         found = await running.until(lambda found: found.get(of("limit_bytes")) == 10 * MIB)
+        assert found['confcom_epc_node_capacity_bytes{node="n1"}'] == 168 * MIB
         assert (group / "misc.max").read_text() == f"sgx_epc {10 * MIB}\n"
         assert found['confcom_epc_enforced_containers{node="n1"}'] == 1
         # 20 MiB are mapped, but what is in EPC counts where it is known.

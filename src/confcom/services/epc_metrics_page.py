@@ -100,6 +100,8 @@ class EpcMetrics(Collector):
         yield self._one("pass_seconds", "What the last look took.", seen.took)
         yield self._one("pass_processes", "Processes that it saw.", seen.processes)
         yield self._one("pass_unreadable_processes", "Of those, processes whose maps were refused.", seen.unreadable)
+        if seen.capacity is not None:
+            yield self._one("node_capacity_bytes", "EPC that the kernel counts in the misc cgroup.", seen.capacity)
         if seen.reclaim_seconds is not None:
             family = CounterMetricFamily(
                 f"{PREFIX}_reclaim_seconds",
