@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -36,7 +35,7 @@ ORDINARY = {
     "resources": pod("b", container(limits={"cpu": "1", "memory": "1Gi", "example.com/gpu": "1"})),
     "init": pod("c", container(), initContainers=[container("i"), container("s", restartPolicy="Always")]),
     "annotated": pod("d", container(), annotations={"sgx.intel.com/other": "x", "confcom.dev/x": "y"}),
-    "variables": pod("e", container(env=[{"name": "SGX_AESM_ADDRESS", "value": "1"}, {"name": "A"}])),
+    "variables": pod("e", container(env=[VARIABLE, {"name": "A"}])),
     "many-variables": pod("f", container(env=[{"name": f"V{i}", "value": ""} for i in range(60_000)])),
     "many-containers": pod("g", *(container(f"c{i}", {"cpu": "1"}) for i in range(5_000))),
     "many-annotations": pod("h", container(), annotations={f"a.b/{i}": "" for i in range(15_000)}),
@@ -54,7 +53,7 @@ SGX = {
     "mode": pod("h", container(), annotations={"confcom.dev/quote-mode": "out-of-proc"}),
     "container-mode": pod("i", container(), annotations={"quote-mode.confcom.dev/app": "in-proc"}),
     "intel-annotation": pod("j", container(), annotations={"sgx.intel.com/quote-provider": "aesmd"}),
-    "variable": pod("k", container(env=[VARIABLE])),
+    "claim": pod("k", container(env=[VARIABLE]), resourceClaims=[{"name": "epc", "resourceClaimName": "epc"}]),
 }
 
 
@@ -150,10 +149,17 @@ def test_every_dialect_is_admitted_in_the_canonical_form(
 
 
 @pytest.mark.promise("M9")
-@pytest.mark.parametrize("how", ["mode", "intel-annotation", "variable"])
-def test_out_of_proc_pods_are_wired(webhook: WebhookOnCluster, admitted: Callable[..., Any], how: str) -> None:
-    given = copy.deepcopy(SGX[how])
-    given["spec"]["containers"][0]["resources"] = {"limits": {EPC: "5"}}
+@pytest.mark.parametrize(
+    "how",
+    [{"confcom.dev/quote-mode": "out-of-proc"}, {"sgx.intel.com/quote-provider": "aesmd"}, "variable", "claim"],
+    ids=["ours", "intel", "variable", "claim"],
+)
+def test_out_of_proc_pods_are_wired(webhook: WebhookOnCluster, admitted: Callable[..., Any], how: Any) -> None:
+    if how == "claim":
+        given = SGX["claim"]
+    else:
+        annotations, env = ({}, [VARIABLE]) if how == "variable" else (how, [])
+        given = pod("p", container(limits={EPC: "5"}, env=env), annotations=annotations)
     spec = admitted(given)
     assert VARIABLE in spec["containers"][0]["env"]
     (mount,) = [one for one in spec["containers"][0]["volumeMounts"] if one["mountPath"] == AESMD]
@@ -183,9 +189,9 @@ def test_refusals_reach_whoever_makes_the_pod(
 
 
 def test_warnings_reach_whoever_makes_the_pod(webhook: WebhookOnCluster, attempt: Callable[..., Outcome]) -> None:
-    outcome = attempt(pod("p", container(env=[VARIABLE])))
+    outcome = attempt(pod("p", container(limits={EPC: "5"}), container("beside", env=[VARIABLE])))
     assert outcome.code == 0, outcome.err
-    assert "Warning: Container app sets SGX_AESM_ADDR but requests no EPC" in outcome.err
+    assert "Warning: Container beside sets SGX_AESM_ADDR but requests no EPC" in outcome.err
 
 
 @pytest.mark.promise("M3")

@@ -121,25 +121,36 @@ def _any(holder: str, field: str, variable: str, condition: str) -> str:
     return f"(has({holder}.{field}) && {holder}.{field}.exists({variable}, {condition}))"
 
 
-def _uses_sgx(container: str) -> str:
+def _has_resource(container: str) -> str:
     named = f"name in {_cel_list(SGX_RESOURCES)}"
     limits, requests = (_any(f"{container}.resources", kind, "name", named) for kind in ("limits", "requests"))
-    variable = _any(container, "env", "variable", f'variable.name == "{AESM_VARIABLE}"')
-    return f"(has({container}.resources) && ({limits} || {requests})) || {variable}"
+    return f"(has({container}.resources) && ({limits} || {requests}))"
+
+
+def _has_variable(container: str) -> str:
+    return _any(container, "env", "variable", f'variable.name == "{AESM_VARIABLE}"')
+
+
+def _in_containers(condition: str) -> str:
+    containers, init = (_any("object.spec", kind, "c", condition) for kind in ("containers", "initContainers"))
+    return f"{containers} || {init}"
 
 
 def _pod_condition() -> str:
     annotated = f'key in {_cel_list((MODE_ANNOTATION, INTEL_ANNOTATION))} || key.startsWith("{CONTAINER_MODE_PREFIX}")'
-    containers, init = (_any("object.spec", kind, "c", _uses_sgx("c")) for kind in ("containers", "initContainers"))
-    return f"{_any('object.metadata', 'annotations', 'key', annotated)} || {containers} || {init}"
+    # Variables are many, and looking at each of them costs more than all the rest together: it is worth it only where
+    # there may be SGX devices by another way than resources.
+    claimed = f"(has(object.spec.resourceClaims) && ({_in_containers(_has_variable('c'))}))"
+    by_annotation = _any("object.metadata", "annotations", "key", annotated)
+    return f"{by_annotation} || {_in_containers(_has_resource('c'))} || {claimed}"
 
 
 def _debug_condition() -> str:
     named = f'(has(object.metadata.annotations) && ("{CONTAINER_MODE_PREFIX}" + c.name) in object.metadata.annotations)'
-    return _any("object.spec", "ephemeralContainers", "c", f"{_uses_sgx('c')} || {named}")
+    return _any("object.spec", "ephemeralContainers", "c", f"{_has_resource('c')} || {_has_variable('c')} || {named}")
 
 
 POD_CONDITION = _pod_condition()
-"""CEL: a pod with SGX resources, with one of the annotations, or with the variable in a container."""
+"""CEL: a pod with SGX resources, with one of the annotations, or with resource claims and the variable."""
 DEBUG_CONDITION = _debug_condition()
-"""CEL: the same for the ephemeral containers of a pod that exists."""
+"""CEL: an ephemeral container with SGX resources, with the variable, or with an annotation of its own."""
