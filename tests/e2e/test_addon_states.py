@@ -178,10 +178,11 @@ def test_others_keep_their_part_of_an_object(plain: Addon, cluster: Kubectl) -> 
     cluster("annotate", "-n", ADDON_NAMESPACE, "daemonset/sgx-device-plugin", "example.com/owner=us")
     assert plain("update", "-o", "none").code == 0
     assert bundles(cluster) == before
-    metadata = cluster.get("daemonset/sgx-device-plugin", "-n", ADDON_NAMESPACE)["metadata"]
+    words = ("daemonset/sgx-device-plugin", "-n", ADDON_NAMESPACE, "--show-managed-fields")
+    metadata = cluster.get(*words)["metadata"]
     assert metadata["annotations"]["example.com/owner"] == "us"
-    managers = {entry["manager"] for entry in metadata["managedFields"]}
-    assert "confcom-addon" in managers
+    ours = [entry for entry in metadata["managedFields"] if entry["manager"] == "confcom-addon"]
+    assert [entry["operation"] for entry in ours] == ["Apply"]
 
 
 def test_the_rendered_manifests_are_the_addon_too(absent: Addon, cluster: Kubectl) -> None:

@@ -139,6 +139,7 @@ def _settings(config: AddonConfig) -> dict[str, str]:
         }
     else:
         found["host_root"] = HOST
-    namespaces = ([NAMESPACE] if config.quote_helper else []) + list(config.provision_namespaces)
+    ours = [NAMESPACE] if config.quote_helper else []
+    namespaces = dict.fromkeys([*ours, *config.provision_namespaces])
     slots = GRANT_SLOTS if config.provision_grants else HELPER_SLOTS if config.quote_helper else 0
     return found | {"provision_limit": str(slots), "provision_namespaces": ",".join(namespaces)}
