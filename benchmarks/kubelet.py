@@ -155,8 +155,8 @@ def _measure(cluster: Cluster, mib: int, publisher: str) -> str:
             visible = time.time() - plugin.begin
             _fill(cluster, how, mib)
             resident = plugin.resident()
-            killed, made = cluster.restart_kubelet()
             heartbeat = cluster.heartbeat()
+            killed, made = cluster.restart_kubelet()
             again = _told(plugin, how, killed) - made
             if how != "dra":  # nothing of it is in the node's status, which is not written without a change
                 wait(lambda: cluster.heartbeat() > heartbeat and _visible(cluster, how, mib), 90)
