@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -32,6 +34,25 @@ def test_known_forms_mean_what_a_full_reading_says(asked: list[tuple[bytes, tupl
     for report, tail in asked:
         frame = quote(report, *tail)
         assert reader.whole(frame) == read_whole(frame)
+
+
+def outcome(read: Callable[[], object]) -> object:
+    try:
+        return read()
+    except RemoteProtocolError as error:
+        return str(error)
+
+
+@given(st.integers(0, 703), st.integers(1, 255))
+def test_one_changed_byte_means_what_a_full_reading_says(at: int, change: int) -> None:
+    reader = RequestReader()
+    frame = quote(b"r" * 432, *INTEL)
+    reader.whole(frame)
+    changed = bytearray(frame)
+    changed[at % len(frame)] ^= change
+    data = bytes(changed)
+    whole = outcome(lambda: reader.whole(data))
+    assert whole is None or whole == outcome(lambda: read_whole(data))
 
 
 @pytest.mark.parametrize(
