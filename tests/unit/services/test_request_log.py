@@ -42,6 +42,28 @@ def test_every_event_becomes_a_line() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"outcome": "refused", "status": AesmStatus.BUSY, "error": "platform-busy", "reason": "full", "peer": "uid 5"},
+        {"kind": None, "outcome": "closed", "status": None, "reason": "no request within the deadline"},
+        {"peer": "container 0123456789ab", "pid": 0},
+    ],
+)
+def test_a_line_says_what_the_event_says_to_a_person(changes: dict[str, object]) -> None:
+    written: list[bytes] = []
+    log = RequestLog(write=written.append, verbose=True)
+    told = event(3, **changes)
+    log.record(told)
+    log.close()
+
+    line = read(written)[0]
+    for added in ("event", "level", "timestamp"):
+        del line[added]
+    assert line == json.loads(json.dumps(told.fields()))
+
+
 def test_writes_are_short_enough_for_a_pipe_to_take_whole() -> None:
     written: list[bytes] = []
     log = RequestLog(write=written.append)
