@@ -112,9 +112,14 @@ def _disruption_budget() -> Object:
 
 def _configurations() -> list[Object]:
     client = admission_rules.ServiceClient()
+    # By name, as the webhook names them when it adds its CA: whoever applies a list also decides on its order.
     return [
         global_object(
-            f"{_ADMISSION}/v1", kind, admission_rules.CONFIGURATION, WEBHOOK.component, webhooks=entries(client)
+            f"{_ADMISSION}/v1",
+            kind,
+            admission_rules.CONFIGURATION,
+            WEBHOOK.component,
+            webhooks=sorted(entries(client), key=lambda entry: entry["name"]),
         )
         for kind, entries in (
             ("MutatingWebhookConfiguration", admission_rules.mutating_webhooks),
