@@ -7,7 +7,6 @@ if there were no webhook, whether that is up, slow or gone.
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,9 @@ ENCLAVE = "sgx.intel.com/enclave"
 PROVISION = "sgx.intel.com/provision"
 """The resource that brings a container the provisioning device."""
 SGX_RESOURCES = (*EPC_UNITS, ENCLAVE, PROVISION)
+
+IN_EVERY_NAME = "sgx"
+"""What all of them have in common, which is quicker to look for than each of them."""
 
 MODE_ANNOTATION = "confcom.dev/quote-mode"
 """How the pod's SGX containers get their quotes: `out-of-proc` or `in-proc`."""
@@ -112,19 +114,15 @@ def _entry(name: str, client: Entry, operation: str, resource: str, condition: s
     }
 
 
-def _cel_list(words: Sequence[str]) -> str:
-    return "[" + ", ".join(f'"{word}"' for word in words) + "]"
-
-
 def _any(holder: str, field: str, variable: str, condition: str) -> str:
     """Whether a list or a map's keys, which may be missing, hold something that meets the condition."""
     return f"(has({holder}.{field}) && {holder}.{field}.exists({variable}, {condition}))"
 
 
 def _has_resource(container: str) -> str:
-    named = f"name in {_cel_list(SGX_RESOURCES)}"
-    limits, requests = (_any(f"{container}.resources", kind, "name", named) for kind in ("limits", "requests"))
-    return f"(has({container}.resources) && ({limits} || {requests}))"
+    # Limits are enough: Kubernetes refuses a request without one.
+    limits = _any(f"{container}.resources", "limits", "name", f'name.contains("{IN_EVERY_NAME}")')
+    return f"(has({container}.resources) && {limits})"
 
 
 def _has_variable(container: str) -> str:
@@ -137,7 +135,8 @@ def _in_containers(condition: str) -> str:
 
 
 def _pod_condition() -> str:
-    annotated = f'key in {_cel_list((MODE_ANNOTATION, INTEL_ANNOTATION))} || key.startsWith("{CONTAINER_MODE_PREFIX}")'
+    names = " || ".join(f'key == "{name}"' for name in (MODE_ANNOTATION, INTEL_ANNOTATION))
+    annotated = f'{names} || key.startsWith("{CONTAINER_MODE_PREFIX}")'
     # Variables are many, and looking at each of them costs more than all the rest together: it is worth it only where
     # there may be SGX devices by another way than resources.
     claimed = f"(has(object.spec.resourceClaims) && ({_in_containers(_has_variable('c'))}))"
