@@ -141,24 +141,36 @@ def test_an_amount_is_held_back_while_the_kubelet_would_fail_its_pods(
     tmp_path: Path, kubelet: KubeletEmulator, api: NodeApi
 ) -> None:
     """A kubelet that knew EPC as devices keeps it so, and says so in its checkpoint alone."""
-    checkpoint = kubelet.plugin_dir / "kubelet_internal_checkpoint"
+    folder = tmp_path / "plugins"  # books of our own, at a kubelet that says who holds what
+    folder.mkdir()
 
     def remembers(pods: list[dict[str, Any]] | None, devices: dict[str, list[str]]) -> None:
-        draft = checkpoint.with_name("draft")
         content = {"PodDeviceEntries": pods, "RegisteredDevices": devices}
-        draft.write_text(json.dumps({"Data": content, "Checksum": 1}))
-        draft.rename(checkpoint)
+        (folder / "draft").write_text(json.dumps({"Data": content, "Checksum": 1}))
+        (folder / "draft").rename(folder / "kubelet_internal_checkpoint")
 
-    kubelet.stop()  # its books are ours now
     entry = {"PodUID": "u", "ContainerName": "c", "ResourceName": EPC, "DeviceIDs": {"-1": ["0000"]}, "AllocResp": "x"}
+    kubelet.pods = {"default/old": {EPC: ["0000"]}, "default/older": {EPC: ["0001"]}}
     remembers([entry, entry], {EPC: [], "other/x": ["1"]})
-    with large_node(tmp_path, kubelet, api) as plugin:
+    with large_node(tmp_path, kubelet, api, plugin_dir=str(folder)) as plugin:
         assert "2 containers hold" in plugin.wait_event("epc.held_back")["reason"]
         api.wait(lambda: "confcom.dev/sgx-epc-mib" in api.node["metadata"]["labels"])
-        remembers([], {EPC: []})
+        # The pods end, which the checkpoint does not say before the next allocation; the kubelet does when asked.
+        kubelet.pods = {}
         assert "for five minutes" in plugin.wait_event("epc.held_back", 2)["reason"]
         assert api.amount(EPC) is None
-        remembers(None, {"other/x": ["1"]})
+        remembers([entry, entry], {"other/x": ["1"]})
         api.wait(lambda: api.amount(EPC) == "524288")
         assert plugin.wait_event("epc.held_back", 3) == {"reason": ""}
-    kubelet.start()
+
+
+def test_a_kubelet_that_cannot_be_asked_holds_the_amount_back(
+    tmp_path: Path, kubelet: KubeletEmulator, api: NodeApi
+) -> None:
+    entry = {"PodUID": "u", "ContainerName": "c", "ResourceName": EPC}
+    content = {"Data": {"PodDeviceEntries": [entry], "RegisteredDevices": None}, "Checksum": 1}
+    (tmp_path / "kubelet_internal_checkpoint").write_text(json.dumps(content))
+    settings = {"plugin_dir": str(tmp_path), "pod_resources_socket": str(tmp_path / "none")}
+    with large_node(tmp_path, kubelet, api, **settings) as plugin:
+        assert "does not say who holds" in plugin.wait_event("epc.held_back")["reason"]
+        assert api.amount(EPC) is None

@@ -7,6 +7,7 @@ devices present"). Its checkpoint says so; it is the one sign that there is (Kub
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -30,18 +31,25 @@ class _Checkpoint(msgspec.Struct):
     Data: _Data
 
 
-def why_kept_as_devices(directory: Path, resource: str) -> str:
-    """Why the kubelet still takes a resource for devices, as a clause; empty when it does not, or nobody can tell."""
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """`registered`: as one of a device plugin; `holders`: containers that hold devices of it, or did.
+
+    Holders that have ended stay in the file until the next allocation of any device.
+    """
+
+    registered: bool = False
+    holders: int = 0
+
+
+def remembered(directory: Path, resource: str) -> Remembered:
+    """What the kubelet's checkpoint says of a resource; nothing where it cannot be read or is written otherwise."""
     path = directory / CHECKPOINT
     try:
         if path.stat().st_size > MAX_SIZE:
-            return ""
+            return Remembered()
         found = msgspec.json.decode(path.read_bytes(), type=_Checkpoint).Data
     except (OSError, msgspec.MsgspecError):
-        return ""
-    held = sum(entry.ResourceName == resource for entry in found.PodDeviceEntries or ())
-    if held:
-        return f"{held} containers hold {resource} as devices of an earlier plugin: it is offered when they have ended"
-    if resource in (found.RegisteredDevices or {}):
-        return f"the kubelet keeps {resource} as devices of an earlier plugin, for five minutes after that has ended"
-    return ""
+        return Remembered()
+    holders = sum(entry.ResourceName == resource for entry in found.PodDeviceEntries or ())
+    return Remembered(resource in (found.RegisteredDevices or {}), holders)

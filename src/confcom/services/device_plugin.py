@@ -32,9 +32,10 @@ from confcom.services.device_plugin_config import DevicePluginConfig
 from confcom.services.device_plugin_events import Observer, PluginEvent, log_event
 from confcom.services.device_plugin_grpc import call
 from confcom.services.device_plugin_page import PluginPages
-from confcom.services.device_plugin_parts import Announcer, EpcInNodeStatus, KubeletResource, NodeCluster, Part
+from confcom.services.device_plugin_parts import Announcer, KubeletResource, NodeCluster, Part
 from confcom.services.device_plugin_plan import plan_fields
 from confcom.services.dra_driver import ClaimsAtKubelet, DevicesInApi
+from confcom.services.epc_in_node_status import EpcInNodeStatus
 from confcom.services.status_page import StatusPage
 
 Actor = Coroutine[Any, Any, None]

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import replace
-from pathlib import Path
 from typing import Protocol
 
-from confcom.devices.epc_node_status import EpcAmount
-from confcom.devices.epc_units import EpcUnits
 from confcom.devices.interface import DeviceResource, NodeStatusPublisher, ResourceClaims, ResourceSlices
-from confcom.devices.kubelet_checkpoint import why_kept_as_devices
 from confcom.devices.sgx_node import SgxNode
 from confcom.services.device_plugin_config import DevicePluginConfig
-from confcom.services.device_plugin_events import Observer, PluginEvent
+from confcom.services.device_plugin_events import Observer
 from confcom.services.device_plugin_registration import SocketRegistration
 from confcom.services.device_plugin_server import Guard, ResourceServer
-from confcom.services.epc_reconciler import EpcReconciler
 from confcom.services.kubelet_registration import Registration, RegistryRegistration
 
 
@@ -86,54 +80,6 @@ class KubeletResource:
     def update(self, node: SgxNode) -> None:
         """Tell the kubelet of what changed."""
         self._server.update(self._resource.inventory(node))
-
-
-class EpcInNodeStatus:
-    """A Part: the amount of EPC in the node's status, or with `withdrawn` that there is none, and the labels."""
-
-    def __init__(
-        self,
-        units: EpcUnits,
-        node: SgxNode,
-        publisher: NodeStatusPublisher,
-        config: DevicePluginConfig,
-        observe: Observer,
-        *,
-        withdrawn: bool = False,
-    ) -> None:
-        self.name = "node status"
-        self._units = units
-        self._observe = observe
-        self._plugins = Path(config.plugin_dir)
-        self._withdrawn = withdrawn
-        self._kept = ""
-        amount = self._amount(node)
-        self._reconciler = EpcReconciler(publisher, amount, observe, settle=config.publish_interval)
-
-    @property
-    def trouble(self) -> str:
-        """That the API does not show the amount, or that there can be none yet."""
-        return self._reconciler.trouble or self._kept
-
-    async def run(self) -> None:
-        """Watch, and repair."""
-        await self._reconciler.run()
-
-    def update(self, node: SgxNode) -> None:
-        """Want another amount."""
-        self._reconciler.update(self._amount(node))
-
-    def _amount(self, node: SgxNode) -> EpcAmount:
-        amount = EpcAmount.of(self._units.name, self._units.pool(node), healthy=not node.obstacles)
-        return replace(amount, units=None) if self._withdrawn or self._held_back() else amount
-
-    def _held_back(self) -> bool:
-        """Whether pods that got the amount now would be failed by the kubelet."""
-        kept = why_kept_as_devices(self._plugins, self._units.name)
-        if kept != self._kept:
-            self._observe(PluginEvent("epc.held_back", self._units.name, {"reason": kept}, trouble=bool(kept)))
-            self._kept = kept
-        return bool(kept)
 
 
 class Announcer:

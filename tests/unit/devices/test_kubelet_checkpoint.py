@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from confcom.devices import kubelet_checkpoint
-from confcom.devices.kubelet_checkpoint import CHECKPOINT, why_kept_as_devices
+from confcom.devices.kubelet_checkpoint import CHECKPOINT, Remembered, remembered
 
 EPC = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
 # As a kubelet 1.36 wrote it, with fewer devices.
@@ -20,20 +20,20 @@ WRITTEN = (
 
 def test_what_a_kubelet_writes_is_understood(tmp_path: Path) -> None:
     (tmp_path / CHECKPOINT).write_text(WRITTEN)
-    assert "keeps kubernetes.azure.com/sgx_epc_mem_in_MiB as devices" in why_kept_as_devices(tmp_path, EPC)
-    assert "1 containers hold" in why_kept_as_devices(tmp_path, "sgx.intel.com/enclave")
-    assert why_kept_as_devices(tmp_path, "other/resource") == ""
+    assert remembered(tmp_path, EPC) == Remembered(registered=True)
+    assert remembered(tmp_path, "sgx.intel.com/enclave") == Remembered(registered=True, holders=1)
+    assert remembered(tmp_path, "other/resource") == Remembered()
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"Data": 5}', WRITTEN[:-40], json.dumps({"Data": {}})])
 def test_what_cannot_be_read_holds_nothing_back(tmp_path: Path, content: str) -> None:
     """Another version may write another file: EPC of the node must not depend on our reading it."""
     (tmp_path / CHECKPOINT).write_text(content)
-    assert why_kept_as_devices(tmp_path, EPC) == ""
+    assert remembered(tmp_path, EPC) == Remembered()
 
 
 def test_no_file_and_one_that_is_too_long_hold_nothing_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert why_kept_as_devices(tmp_path, EPC) == ""
+    assert remembered(tmp_path, EPC) == Remembered()
     (tmp_path / CHECKPOINT).write_text(WRITTEN)
     monkeypatch.setattr(kubelet_checkpoint, "MAX_SIZE", 10)
-    assert why_kept_as_devices(tmp_path, EPC) == ""
+    assert remembered(tmp_path, EPC) == Remembered()
