@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
+from cluster_jobs import EPC
 from kubectl import Kubectl
 
 NAMESPACE = "e2e-plugin"
@@ -135,12 +137,16 @@ def own_cluster(cluster: Kubectl) -> Path | None:
     return home if ours else None
 
 
-def forget_devices(home: Path) -> None:
-    """Restart the kubelet without its memory of devices."""
+def forget_devices(home: Path, cluster: Kubectl) -> None:
+    """Restart the kubelet without its memory of devices, and take from its node's status what nobody would update."""
     environment = os.environ | {"KUBE_HOME": str(home)}
     subprocess.run([str(CLUSTER_SCRIPTS / "down.sh"), "kubelet"], env=environment, check=True, capture_output=True)
     folder = home / "data" / "node" / "var" / "lib" / "kubelet" / "device-plugins"
     (folder / "kubelet_internal_checkpoint").unlink(missing_ok=True)
+    node = cluster.items("nodes")[0]["metadata"]["name"]
+    gone = {EPC: None, "sgx.intel.com/enclave": None, "sgx.intel.com/provision": None}
+    patch = json.dumps({"status": {"capacity": gone, "allocatable": gone}})
+    cluster("patch", "node", node, "--subresource=status", "--type=merge", "-p", patch)
     subprocess.run([str(CLUSTER_SCRIPTS / "up.sh")], env=environment, check=True, capture_output=True, timeout=240)
 
 

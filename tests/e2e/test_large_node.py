@@ -22,7 +22,7 @@ def enabled(addon: Addon, cluster: Kubectl) -> Addon:
     addon("disable", "--yes", "-o", "none")
     home = own_cluster(cluster)
     if home is not None:
-        forget_devices(home)
+        forget_devices(home, cluster)
     addon.enable("--simulated-epc=32Gi,32Gi")
     return addon
 

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Starts the single-node cluster, or what of it is not running, in namespaces of its own. Idempotent.
 # Further flags from the environment: KUBELET_ARGS, APISERVER_ARGS, SCHEDULER_ARGS, CONTROLLER_MANAGER_ARGS.
-# FEATURE_GATES=A=true,B=false goes to all.
+# FEATURE_GATES=A=true,B=false goes to all. KUBE_STATUS_SECONDS is how often the kubelet writes its node's status.
 . "$(dirname "$0")/lib.sh"
 
 # A cluster that was stopped by down.sh starts again as it was. One that was killed left mounts, sandboxes without
@@ -17,7 +17,7 @@ fi
 
 mkdir -p "$RUN" "$LOG" "$B/data/volume-plugins" "$B/etc/cni/net.d" "$B/images" $NODE_FOLDERS
 touch "$RUN/up"
-for name in kubelet.yaml containerd.toml; do sed "s#@KUBE_HOME@#$B#g" "$HERE/templates/$name" >"$B/etc/$name"; done
+for name in kubelet.yaml containerd.toml; do sed "s#@KUBE_HOME@#$B#g; s#@STATUS_SECONDS@#${KUBE_STATUS_SECONDS:-10}#" "$HERE/templates/$name" >"$B/etc/$name"; done
 [ -z "$KUBE_CGROUP" ] || for folder in /sys/fs/cgroup/*; do
   mkdir -p "$folder$KUBE_CGROUP" 2>/dev/null || continue
   for file in cpuset.cpus cpuset.mems; do
