@@ -25,7 +25,7 @@ def plugin(cluster: Kubectl, addon: Addon, image: str) -> Iterator[ClusterPlugin
     addon("disable", "-o", "none")
     home = own_cluster(cluster)
     if home is not None:
-        forget_devices(home)
+        forget_devices(home, cluster)
     found = ClusterPlugin(cluster, image)
     found.prepare()
     found.start(*LARGE)
