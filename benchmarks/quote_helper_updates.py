@@ -75,15 +75,25 @@ def _failing(stage: Stage, helper: Helper, count: int) -> Helper:
 def _kills(helper: Helper, count: int) -> Helper:
     killed: set[int] = set()
     while len(killed) < count:
-        workers = set(children(helper.pid)) - killed
+        workers = {pid for pid in set(children(helper.pid)) - killed if _has_begun(pid)}
         if not workers:
             time.sleep(0.01)
             continue
-        time.sleep(0.5)  # for it to get ready and be given requests
+        time.sleep(0.5)  # for it to open its platform and be given requests
         victim = workers.pop()
         os.kill(victim, signal.SIGKILL)
         killed.add(victim)
     return helper
+
+
+def _has_begun(pid: int) -> bool:
+    """Whether a worker is past its start-up, which takes long on a busy machine: it ignores SIGTERM by then."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    ignored = next(line for line in status.splitlines() if line.startswith("SigIgn"))
+    return bool(int(ignored.split()[1], 16) & 1 << (signal.SIGTERM - 1))
 
 
 if __name__ == "__main__":
