@@ -86,8 +86,10 @@ class EpcInNodeStatus:
                 held = await call(Path(config.pod_resources_socket), LIST, Empty(), timeout=config.register_timeout)
             except ConfcomError as error:
                 return f"the kubelet does not say who holds {resource} as devices: {error.message}"
-            if holders := sum(entry.resource == resource for entry in held.held):
-                return f"{holders} containers hold {resource} as devices of an earlier plugin, until they end"
+            # The kubelet lists a container once per device.
+            holders = {(one.namespace, one.pod, one.container) for one in held.held if one.resource == resource}
+            if holders:
+                return f"{len(holders)} containers hold {resource} as devices of an earlier plugin, until they end"
         if found.registered:
             return f"the kubelet keeps {resource} as devices of an earlier plugin, for five minutes after its end"
         return ""
