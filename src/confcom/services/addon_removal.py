@@ -51,7 +51,7 @@ class Removal:
         if wait is not None:
             await self._deletions.gone(refs, wait)
             if purge:
-                await self._clean_nodes()
+                await self._clean_nodes(just_ended=bool(refs))
         return bool(refs) or state is not None
 
     async def _clean_folders(self, state: AddonState, refs: list[Ref]) -> list[Ref]:
@@ -77,12 +77,21 @@ class Removal:
         for one in wanted:
             await self._cluster.delete(Ref.of(one))
 
-    async def _clean_nodes(self) -> None:
-        for left in remains(await self._cluster.objects(NODE_KIND)):
+    async def _clean_nodes(self, *, just_ended: bool) -> None:
+        found = remains(await self._cluster.objects(NODE_KIND))
+        for left in found:
             await self._take_away(left)
+        if just_ended and any(left.resources for left in found):
+            self._say_what_comes_back()
 
     async def _take_away(self, left: Remains) -> None:
         await self._cluster.patch_node(
             left.node, labels=dict.fromkeys(left.labels), resources=dict.fromkeys(left.resources)
         )
         self._tell(f"took away from node {left.node}: {', '.join((*left.resources, *left.labels))}")
+
+    def _say_what_comes_back(self) -> None:
+        self._tell(
+            "the kubelet goes on listing a plugin's resources, with 0 of them, for five minutes after its end: "
+            "purge once more then, and they are gone"
+        )
