@@ -6,7 +6,7 @@ import asyncio
 import select
 import socket
 import struct
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from confcom.protocols.aesm import (
     CLOSED,
@@ -82,6 +82,19 @@ class RequestEvent(NamedTuple):
         found["request_size"] = self.request_size
         found["response_size"] = self.response_size
         return found
+
+
+class Observer(Protocol):
+    """Is told what happens, for log and metrics."""
+
+    def request(self, event: RequestEvent) -> None:
+        """A connection has ended."""
+
+    def quoted(self, duration: float) -> None:
+        """The platform took so many seconds for a request."""
+
+    def over_limit(self, limit: str) -> None:
+        """A peer went over `connections`, `rate` or `waiting`."""
 
 
 class Conversation:

@@ -12,7 +12,6 @@ import asyncio
 import itertools
 import socket
 from pathlib import Path
-from typing import Protocol
 
 from confcom.errors import PlatformBusy, ProtocolError
 from confcom.protocols.aesm import CLOSED, NEED_DATA
@@ -21,7 +20,7 @@ from confcom.protocols.aesm_reader import RequestReader
 from confcom.protocols.aesm_status import AesmStatus
 from confcom.services.aesm_acceptor import Acceptor
 from confcom.services.aesm_broker import AesmBroker, Answer
-from confcom.services.aesm_conversation import Conversation, RequestEvent
+from confcom.services.aesm_conversation import Conversation, Observer, RequestEvent
 from confcom.services.fair_queue import FairQueue
 from confcom.services.file_descriptors import available_descriptors
 from confcom.services.peers import Peer, Peers
@@ -35,19 +34,6 @@ DRAIN_STEP = 0.01
 """Seconds between two looks at whether all conversations have ended."""
 TICK = 0.25
 """Seconds between two looks at deadlines."""
-
-
-class Observer(Protocol):
-    """Is told what happens, for log and metrics."""
-
-    def request(self, event: RequestEvent) -> None:
-        """A connection has ended."""
-
-    def quoted(self, duration: float) -> None:
-        """The platform took so many seconds for a request."""
-
-    def over_limit(self, limit: str) -> None:
-        """A peer went over `connections`, `rate` or `waiting`."""
 
 
 class AesmFront:
@@ -84,6 +70,7 @@ class AesmFront:
         self._writing: dict[asyncio.Task[None], Conversation] = {}
         self._early: list[Conversation] = []
         self._in_hand: dict[Conversation, None] = {}
+        self._welcoming = False
         self._ended: list[RequestEvent] = []
 
     @property
@@ -147,6 +134,7 @@ class AesmFront:
 
     def _welcome(self, client: socket.socket) -> None:
         """Begin a conversation; mostly the request is there already."""
+        self._welcoming = True
         if self.open >= self._limit:
             self._make_room(1)
         conversation = Conversation(client, self.peers, self._reader, self._now())
@@ -170,6 +158,11 @@ class AesmFront:
                 if conversation in self._silent and not self._advance(conversation):
                     self._loop.add_reader(conversation, self._readable, conversation)
         self._pump()
+        self._welcoming = False
+        if len(self._ended) > 1:
+            self._loop.call_soon(self._tell)
+        else:  # a turn of the loop costs more than one line
+            self._tell()
 
     def _readable(self, conversation: Conversation) -> None:
         if self._advance(conversation):
@@ -275,8 +268,8 @@ class AesmFront:
 
     def _end(self, conversation: Conversation, reason: str = "") -> None:
         """End one that is in none of our lists."""
-        # What is told of it waits until those behind it have their answers too.
-        if not self._ended:
+        # What is told of it waits until those beside it have their answers too.
+        if not self._ended and not self._welcoming:
             self._loop.call_soon(self._tell)
         self._ended.append(conversation.close(self._now(), reason))
         self.peers.leave(conversation.peer)
