@@ -45,6 +45,7 @@ def main(arguments: list[str]) -> int:
     """Run them, or say why that is not possible here."""
     parser = argparse.ArgumentParser(prog="./dev e2e", description=__doc__)
     parser.add_argument("--where-possible", action="store_true", help="a machine that cannot do it is no failure")
+    parser.add_argument("--thorough", action="store_true", help="the long tests of the add-on's states too")
     parser.add_argument("--down", action="store_true", help="stop the cluster afterwards")
     options, words = parser.parse_known_args(arguments)
     home = default_home()
@@ -54,6 +55,8 @@ def main(arguments: list[str]) -> int:
         print(f"e2e: skipped, not possible on this machine: {reason}", flush=True)
         return 0 if options.where_possible else 1
     try:
+        if options.thorough:
+            os.environ["CONFCOM_E2E_THOROUGH"] = "1"
         return run(home, words)
     except subprocess.CalledProcessError as error:
         print(f"e2e: {' '.join(map(str, error.cmd))} failed with exit code {error.returncode}", file=sys.stderr)

@@ -27,6 +27,10 @@ FIRST = ("test_large_node.py", "test_node_status.py")
 """They want a kubelet that does not know EPC as devices: it refuses pods for five minutes after it did."""
 
 
+LONG = ("test_addon_failures.py", "test_addon_states.py")
+"""Each test there takes the add-on away and brings it back: ten minutes together, run by `./dev e2e --thorough`."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if KUBECONFIG:
         items.sort(key=lambda item: (FOLDER in item.path.parents, item.path.name not in FIRST))
@@ -38,6 +42,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not KUBECONFIG:
             reason = "needs a cluster: `./dev e2e` starts one, CONFCOM_E2E_KUBECONFIG names another"
             item.add_marker(pytest.mark.skip(reason=reason))
+        elif item.path.name in LONG and os.environ.get("CONFCOM_E2E_THOROUGH") != "1":
+            item.add_marker(pytest.mark.skip(reason="takes long: `./dev e2e --thorough` runs it"))
 
 
 @pytest.hookimpl(wrapper=True)
