@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from api_stand_in import ApiStandIn
 from node_api import refuse, reply
 
 CANONICAL = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
@@ -47,16 +46,11 @@ def make_pod(
     }
 
 
-class _Server(ThreadingHTTPServer):
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that leave in the middle are nothing to talk about."""
-
-
-class EpcApi:
+class EpcApi(ApiStandIn):
     """Nodes, pods, events and the metrics pages of pods. Use as a context."""
 
     def __init__(self) -> None:
-        self.changed = threading.Condition()
+        super().__init__()
         self.nodes: dict[str, str] = {"n1": "168"}
         self.pods: dict[str, dict[str, Any]] = {}
         self.claims: dict[tuple[str, str], dict[str, Any]] = {}
@@ -64,57 +58,11 @@ class EpcApi:
         self.pages: dict[str, bytes] = {}
         self.forbidden: set[str] = set()
         self.requests: list[str] = []
-        self.down = False
         self._version = 1
         self._log: list[tuple[int, str, dict[str, Any]]] = []
-        api = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *arguments: object) -> None:
-                return
-
-            def do_GET(self) -> None:
-                api._serve(self, "GET")
-
-            def do_POST(self) -> None:
-                api._serve(self, "POST")
-
-            def do_PATCH(self) -> None:
-                api._serve(self, "PATCH")
-
-        self._server = _Server(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-
-    def __enter__(self) -> EpcApi:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        with self.changed:
-            self.down = True
-            self.changed.notify_all()
-        self._server.shutdown()
-        self._server.server_close()
-
-    def kubeconfig(self, folder: Path) -> str:
-        path = folder / "kubeconfig.json"
-        url = f"http://127.0.0.1:{self._server.server_port}"
-        path.write_text(
-            json.dumps(
-                {
-                    "apiVersion": "v1",
-                    "kind": "Config",
-                    "current-context": "here",
-                    "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me"}}],
-                    "clusters": [{"name": "here", "cluster": {"server": url}}],
-                    "users": [{"name": "me", "user": {"token": "t"}}],
-                }
-            )
-        )
-        return str(path)
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        self._serve(handler, handler.command)
 
     def put(self, pod: dict[str, Any]) -> None:
         """Create or change a pod."""

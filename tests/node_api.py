@@ -7,21 +7,19 @@ lets the caller write the status of its own node only.
 from __future__ import annotations
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-TOKEN = "the-plugins-token"
+from api_stand_in import TOKEN, ApiStandIn
 
 
-class NodeApi:
+class NodeApi(ApiStandIn):
     """One node named `name`. Use as a context."""
 
     def __init__(self, name: str) -> None:
+        super().__init__()
         self.name = name
-        self.changed = threading.Condition()
         self.node: dict[str, Any] = {
             "apiVersion": "v1",
             "kind": "Node",
@@ -32,61 +30,15 @@ class NodeApi:
         self.patches: list[dict[str, Any]] = []
         self.requests: list[str] = []
         self.allowed = True
-        self.down = False
         self._watches: set[Any] = set()
-        api = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *arguments: object) -> None:
-                return
-
-            def do_GET(self) -> None:
-                api._get(self)
-
-            def do_PATCH(self) -> None:
-                api._patch(self)
-
-            def do_POST(self) -> None:
-                api._write(self)
-
-            def do_PUT(self) -> None:
-                api._write(self)
-
-            def do_DELETE(self) -> None:
-                api._delete(self)
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-
-    def __enter__(self) -> NodeApi:
-        self._thread.start()
-        return self
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        answers = {"GET": self._get, "PATCH": self._patch, "DELETE": self._delete}
+        answers.get(handler.command, self._write)(handler)
 
     def __exit__(self, *error: object) -> None:
         self.cut_watches()
-        self._server.shutdown()
-        self._server.server_close()
-
-    def kubeconfig(self, folder: Path) -> str:
-        """A file of credentials for it."""
-        path = folder / "kubeconfig.json"
-        url = f"http://127.0.0.1:{self._server.server_port}"
-        path.write_text(
-            json.dumps(
-                {
-                    "apiVersion": "v1",
-                    "kind": "Config",
-                    "current-context": "here",
-                    "contexts": [{"name": "here", "context": {"cluster": "here", "user": "plugin"}}],
-                    "clusters": [{"name": "here", "cluster": {"server": url}}],
-                    "users": [{"name": "plugin", "user": {"token": TOKEN}}],
-                }
-            )
-        )
-        return str(path)
+        super().__exit__(*error)
 
     def change(self, patch: dict[str, Any]) -> None:
         """Somebody else changes the node."""

@@ -4,12 +4,11 @@ and the nodes. Writes are server-side apply, with the real one's answer to a res
 from __future__ import annotations
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from api_stand_in import ApiStandIn
 from confcom.protocols.admission_rules import CONFIGURATION, UrlClient, mutating_webhooks, validating_webhooks
 
 SECRET = "/api/v1/namespaces/confcom-system/secrets/sgx-webhook-tls"
@@ -18,12 +17,12 @@ MUTATING = f"{ADMISSION}/mutatingwebhookconfigurations/{CONFIGURATION}"
 VALIDATING = f"{ADMISSION}/validatingwebhookconfigurations/{CONFIGURATION}"
 
 
-class WebhookApi:
+class WebhookApi(ApiStandIn):
     """Use as a context."""
 
     def __init__(self) -> None:
+        super().__init__()
         client = UrlClient("https://127.0.0.1:1")
-        self.changed = threading.Condition()
         self.version = 1
         self.conflicts = 0
         self.nodes: dict[str, dict[str, str]] = {"plain": {"cpu": "2"}}
@@ -32,50 +31,9 @@ class WebhookApi:
             MUTATING: {"metadata": {"name": CONFIGURATION}, "webhooks": mutating_webhooks(client)},
             VALIDATING: {"metadata": {"name": CONFIGURATION}, "webhooks": validating_webhooks(client)},
         }
-        self._stopped = False
-        api = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *arguments: object) -> None:
-                return
-
-            def do_GET(self) -> None:
-                api._get(self)
-
-            def do_PATCH(self) -> None:
-                api._patch(self)
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-
-    def __enter__(self) -> WebhookApi:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        with self.changed:
-            self._stopped = True
-            self.changed.notify_all()
-        self._server.shutdown()
-        self._server.server_close()
-
-    def kubeconfig(self, folder: Path) -> str:
-        """A file of credentials for it."""
-        url = f"http://127.0.0.1:{self._server.server_port}"
-        path = folder / "kubeconfig.json"
-        content = {
-            "apiVersion": "v1",
-            "kind": "Config",
-            "current-context": "here",
-            "contexts": [{"name": "here", "context": {"cluster": "here", "user": "webhook"}}],
-            "clusters": [{"name": "here", "cluster": {"server": url}}],
-            "users": [{"name": "webhook", "user": {"token": "t"}}],
-        }
-        path.write_text(json.dumps(content))
-        return str(path)
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        (self._patch if handler.command == "PATCH" else self._get)(handler)
 
     def set_node(self, name: str, capacity: dict[str, str] | None) -> None:
         """Add, change or (None) delete a node."""
@@ -115,8 +73,8 @@ class WebhookApi:
         request.end_headers()
         with self.changed:
             known = dict(self.nodes)
-            while not self._stopped:
-                while not self._stopped and self.nodes == known:
+            while not self.down:
+                while not self.down and self.nodes == known:
                     self.changed.wait()
                 for name in known.keys() | self.nodes.keys():
                     if known.get(name) != self.nodes.get(name):

@@ -258,7 +258,7 @@ class CollateralUnavailable(CollateralError):
 
 
 class ClusterError(ConfcomError):
-    """The Kubernetes API did not answer, or not as it should. `status` is the HTTP status, `reason` Kubernetes' word."""
+    """The Kubernetes API did not answer, or not as it should: `status` is HTTP's, `reason` Kubernetes' word."""
 
     code = "cluster-error"
     default_advice = (

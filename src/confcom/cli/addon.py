@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-
 import click
 
-# name → (module, attribute, one line of help).
-COMMANDS: dict[str, tuple[str, str, str]] = {
+from confcom.cli.lazy_group import CommandTable, lazy_group
+
+COMMANDS: CommandTable = {
     "enable": ("confcom.cli.addon_change", "enable", "Enable the add-on; what it does not mention stays as it was."),
     "update": ("confcom.cli.addon_change", "update", "Change the enabled add-on; the rest stays as it was."),
     "disable": ("confcom.cli.addon_disable", "disable", "Disable it; --purge forgets its settings too."),
@@ -18,31 +17,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 
 
-class AddonGroup(click.Group):
-    """The commands of the table."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names in the order of the table."""
-        del ctx
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import one command."""
-        del ctx
-        if cmd_name not in COMMANDS:
-            return None
-        module, attribute, _ = COMMANDS[cmd_name]
-        command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the table without importing anything."""
-        del ctx
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
-
-
-@click.group(cls=AddonGroup)
+@click.group(cls=lazy_group(COMMANDS))
 def addon() -> None:
     """Enable, update and disable the confcom add-on of a Kubernetes cluster, and look at it.
 

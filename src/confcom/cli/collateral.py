@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +9,10 @@ from typing import Any
 
 import click
 
-# name → (module, attribute, one line of help). A command whose module is not installed is not listed.
-COMMANDS: dict[str, tuple[str, str, str]] = {
+from confcom.cli.lazy_group import CommandTable, LazyGroup, lazy_group
+
+# A command whose module is not installed is not listed.
+COMMANDS: CommandTable = {
     "fetch": ("confcom.cli.collateral_fetch", "fetch", "Get collateral from a service and keep it."),
     "status": ("confcom.cli.collateral_status", "status", "Show what expires, what is missing, who falls behind."),
     "import": ("confcom.cli.collateral_carry", "import_", "Take collateral from a file into the store."),
@@ -49,28 +50,14 @@ def trust_root_option(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
 
 
-class CollateralGroup(click.Group):
+class InstalledGroup(LazyGroup):
     """The commands of the table that are installed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names in the order of the table."""
-        del ctx
-        return [name for name, (module, _, _) in COMMANDS.items() if importlib.util.find_spec(module)]
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import one command."""
-        if cmd_name not in self.list_commands(ctx):
-            return None
-        module, attribute, _ = COMMANDS[cmd_name]
-        command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the table without importing anything."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name][2]) for name in self.list_commands(ctx)])
+        return [name for name in super().list_commands(ctx) if importlib.util.find_spec(self.table[name][0])]
 
 
-@click.group(cls=CollateralGroup)
+@click.group(cls=lazy_group(COMMANDS, InstalledGroup))
 def collateral() -> None:
     """Fill, inspect and carry the collateral store: what Intel says about platforms, with its history."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 import traceback
@@ -11,11 +10,11 @@ from typing import Any
 import click
 
 from confcom.cli.exit_codes import ExitCode, exit_code
+from confcom.cli.lazy_group import CommandTable, lazy_group
 from confcom.cli.printable import printable
 from confcom.errors import ConfcomError
 
-# name → (module, attribute, one line of help): the help is here, so that `confcom --help` imports no command.
-COMMANDS: dict[str, tuple[str, str, str]] = {
+COMMANDS: CommandTable = {
     "demo": ("confcom.cli.demo", "demo", "Show the whole system on this machine, on the simulated platform."),
     "verify": ("confcom.cli.verify", "verify", "Verify and appraise a quote."),
     "inspect": ("confcom.cli.inspect", "inspect", "Decode a file of this world and explain it."),
@@ -33,31 +32,9 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 
 
-class LazyGroup(click.Group):
-    """A group that knows its commands' names and imports them on demand."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names in the order of the table."""
-        del ctx
-        return list(COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import one command."""
-        del ctx
-        if cmd_name not in COMMANDS:
-            return None
-        module, attribute, _ = COMMANDS[cmd_name]
-        command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the table without importing anything."""
-        del ctx
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, _, text) in COMMANDS.items()])
-
-
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=lazy_group(COMMANDS), context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.option("--verbose", is_flag=True, help="Print the traceback of an error.")
 @click.version_option(package_name="confcom")
 def root(verbose: bool) -> None:
