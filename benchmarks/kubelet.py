@@ -6,7 +6,7 @@ What is measured, and from when:
 
   told        from the start of the process until the kubelet has the list (devices), or the API the amount or slice
   visible     from the same moment until the Node object says so; the kubelet writes it every 10 s
-  again       from the new kubelet.sock after a kill -9 until the kubelet has taken every list again, all EPC in use
+  again       from the new kubelet.sock after a kill -9 until the kubelet has worked through every list, all EPC in use
   node        from the same moment until the Node object says the right amounts with a status of the new kubelet
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ HOLDERS = 8
 NAMESPACE = "bench-kubelet"
 NODE_FOLDER = "/var/lib/confcom/bench-node"
 SCRIPTS = Path(__file__).resolve().parent.parent / "tests" / "e2e" / "cluster"
+_PROCESSED = re.compile(r'I(\d{4} [\d:.]+) .*"Processed device updates for resource" resourceName="([^"]+)"')
 SOCKET = "var/lib/kubelet/device-plugins/kubelet.sock"
 
 
@@ -78,6 +80,19 @@ class Cluster:
             return (Path(f"/proc/{self.holder}/root") / SOCKET).stat().st_ctime_ns
         except OSError:
             return None
+
+    def processed(self, since: float) -> dict[str, float]:
+        """When the kubelet's device manager had worked through a resource's list for the first time, by its log."""
+        found: dict[str, float] = {}
+        for line in (self.home / "logs" / "kubelet.log").read_text(errors="replace").splitlines():
+            if (match := _PROCESSED.match(line)) is None:
+                continue
+            year = datetime.fromtimestamp(since, UTC).year
+            # The log has the machine's own time.
+            moment = datetime.strptime(f"{year}{match[1]}", "%Y%m%d %H:%M:%S.%f").astimezone().timestamp()
+            if moment >= since:
+                found.setdefault(match[2], moment)
+        return found
 
     def restart_kubelet(self, *, forget: bool = False) -> tuple[float, float]:
         """Kill it and start it; returns when it was killed, and when its socket stood there again."""
@@ -150,14 +165,14 @@ def _measure(cluster: Cluster, mib: int, publisher: str) -> str:
     with tempfile.TemporaryDirectory() as name, _namespace(cluster):
         plugin = Plugin(cluster, Path(name), mib, publisher)
         try:
-            told = _told(plugin, how, plugin.begin) - plugin.begin
+            told = _told(cluster, plugin, how, plugin.begin) - plugin.begin
             wait(lambda: _visible(cluster, how, mib), 60)
             visible = time.time() - plugin.begin
             _fill(cluster, how, mib)
             resident = plugin.resident()
             heartbeat = cluster.heartbeat()
             killed, made = cluster.restart_kubelet()
-            again = _told(plugin, how, killed) - made
+            again = _told(cluster, plugin, how, killed) - made
             if how != "dra":  # nothing of it is in the node's status, which is not written without a change
                 wait(lambda: cluster.heartbeat() > heartbeat and _visible(cluster, how, mib), 90)
             node = "-" if how == "dra" else f"{time.time() - made:.2f}"
@@ -169,8 +184,8 @@ def _measure(cluster: Cluster, mib: int, publisher: str) -> str:
     return f"  {size:>8} {how:<12}{told:>8.2f}{visible:>11.2f}{resident:>9.1f}{again:>9.2f}{node:>8}"
 
 
-def _told(plugin: Plugin, how: str, since: float) -> float:
-    """When everything that this way of publishing consists of had been taken, by the plugin's log."""
+def _told(cluster: Cluster, plugin: Plugin, how: str, since: float) -> float:
+    """When everything that this way of publishing consists of had been taken, by the logs of plugin and kubelet."""
     wanted = {"devices": {EPC, ENCLAVE}, "node status": {ENCLAVE}, "dra": {"sgx.confcom.dev"}}[how]
 
     def registered() -> set[str]:
@@ -179,7 +194,12 @@ def _told(plugin: Plugin, how: str, since: float) -> float:
         }
 
     wait(lambda: registered() >= wanted, 90)
-    moments = [_moment(line) for line in plugin.events("kubelet.registered", since)]
+    if how != "dra":
+        wait(lambda: cluster.processed(since).keys() >= wanted, 90)
+    moments = [
+        *cluster.processed(since).values(),
+        *(_moment(line) for line in plugin.events("kubelet.registered", since)),
+    ]
     if how != "node status" or since == plugin.begin:  # an amount in the status outlives the kubelet
         name = "devices.sent" if how == "devices" else "epc.published"
         wait(lambda: plugin.events(name, since), 90)
