@@ -30,7 +30,7 @@ async def test_every_stream_is_told_of_a_change_once(tmp_path: Path) -> None:
     watch = server.handlers()[k.LIST_AND_WATCH]
     streams = [watch(k.Empty()), watch(k.Empty())]
     assert [len(await anext(stream)) for stream in streams] == [2 * 17] * 2
-    assert server.streams == 2
+    assert server.streams.open == 2
     waiting = [asyncio.ensure_future(anext(stream)) for stream in streams]
     grow(server, tmp_path, 2)
     await asyncio.sleep(0.01)
@@ -39,7 +39,7 @@ async def test_every_stream_is_told_of_a_change_once(tmp_path: Path) -> None:
     assert [len(await task) for task in waiting] == [3 * 17] * 2
     for stream in streams:
         await stream.aclose()
-    assert server.streams == 0
+    assert server.streams.open == 0
 
 
 async def test_a_list_that_grew_too_long_is_not_sent(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ async def test_a_list_that_grew_too_long_is_not_sent(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="make a message of 4194308 bytes"):
         await anext(stream)
     assert [event.name for event in events] == ["devices.too_many"]
-    assert server.streams == 0
+    assert server.streams.open == 0
 
 
 async def test_streams_end_in_order_when_they_are_ended(tmp_path: Path) -> None:
@@ -62,6 +62,6 @@ async def test_streams_end_in_order_when_they_are_ended(tmp_path: Path) -> None:
 
     rest = asyncio.create_task(drain())
     await asyncio.sleep(0)
-    await server.end_streams()
+    await server.streams.end()
     assert await rest == 0
-    assert server.streams == 0
+    assert server.streams.open == 0

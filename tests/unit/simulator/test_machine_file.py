@@ -70,7 +70,7 @@ def test_a_missing_file_or_folder_is_a_configuration_error(tmp_path):
         ({"seed": "00" * 15}, "seed"),
         ({"seed": 5}, ""),
         ({"machine": -1}, ""),
-        ({"machine": 1 << 16}, ""),
+        ({"machine": 1 << 31}, ""),
         ({"created": "2026-11-21T00:00:00"}, ""),
         ({"created": "yesterday"}, ""),
         ({"created": "0001-01-01T00:00:00Z"}, "created"),
