@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from lightkube.resources.core_v1 import Pod
 
+from cluster_addon import Addon
 from confcom.cluster.client import open_client
 from kubectl import Kubectl, Outcome, encode
 from sgx_pods import AESMD, ALIYUN, ENCLAVE, EPC, HYBRID, INTEL, PROVISION
@@ -58,8 +59,10 @@ SGX = {
 
 
 @pytest.fixture(scope="module")
-def down(cluster: Kubectl, image: str) -> Iterator[WebhookOnCluster]:
-    """The webhook as it is configured, and nobody there."""
+def down(cluster: Kubectl, addon: Addon, image: str) -> Iterator[WebhookOnCluster]:
+    """The webhook as it is configured, and nobody there; the add-on's own is out of its way."""
+    outcome = addon("disable", "--yes", "-o", "none")
+    assert outcome.code == 0, outcome.err
     webhook = WebhookOnCluster(cluster, image)
     webhook.prepare()
     yield webhook

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 MAX_REASON = 600
 """Characters of what a cluster or a container said."""
 
-# What does not go away while one waits for it. A pod that cannot be scheduled may be waiting for the device plugin.
+# What does not go away while one waits for it. A pod that cannot be scheduled may be waiting for the device plugin, and
+# one that the kubelet rejected while the plugin was replaced has a successor already.
 _FIRM = frozenset(
     {"ImagePullBackOff", "ErrImagePull", "ErrImageNeverPull", "InvalidImageName", "CreateContainerConfigError",
-     "CreateContainerError", "RunContainerError", "CrashLoopBackOff", "UnexpectedAdmissionError", "Evicted"}
+     "CreateContainerError", "RunContainerError", "CrashLoopBackOff"}
 )  # fmt: skip
 
 

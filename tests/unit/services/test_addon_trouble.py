@@ -78,7 +78,7 @@ CASES: list[tuple[str, dict[str, Any], list[dict[str, Any]], str, bool]] = [
         pod({"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "Allocate failed"}),
         [],
         "pod pod-1 on node-1: UnexpectedAdmissionError: Allocate failed",
-        True,
+        False,
     ),
     (
         "volume",
