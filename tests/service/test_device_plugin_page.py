@@ -29,13 +29,22 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def get(page: Path, path: str) -> tuple[int, str]:
-    wait_until(page.exists)
     connection = _UnixConnection(page)
+    wait_until(lambda: _connects(connection))
     connection.request("GET", path)
     answer = connection.getresponse()
     body = answer.read().decode()
     connection.close()
     return answer.status, body
+
+
+def _connects(connection: _UnixConnection) -> bool:
+    try:
+        connection.connect()
+    except OSError:
+        connection.close()
+        return False
+    return True
 
 
 def readiness(page: Path) -> tuple[int, dict[str, Any]]:
