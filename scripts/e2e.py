@@ -13,6 +13,7 @@ import sys
 
 import cluster
 import image
+import pytest
 from testcluster.home import ROOT, Home, default_home
 from testcluster.machine import reason_against, reason_against_image
 
@@ -33,12 +34,17 @@ def prepare(home: Home) -> dict[str, str]:
     }
 
 
-def run(home: Home, words: list[str]) -> int:
-    """The tests' exit code."""
+def run(home: Home, words: list[str], *, again: bool) -> int:
+    """The tests' exit code; with `again`, what failed is run once more, and that decides."""
     given = os.environ.get("CONFCOM_E2E_KUBECONFIG")
     environment = os.environ | ({} if given else prepare(home))
-    command = [sys.executable, "-m", "pytest", "tests/e2e", "-p", "no:cacheprovider", "--durations=10", *words]
-    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    cache = f"cache_dir={home.path / 'pytest-cache'}"
+    command = [sys.executable, "-m", "pytest", "tests/e2e", "-o", cache, "--durations=10", *words]
+    code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    if code != pytest.ExitCode.TESTS_FAILED or not again:
+        return code
+    print("e2e: the tests named above failed; once more, those alone", flush=True)
+    return subprocess.run([*command, "--last-failed"], cwd=ROOT, env=environment, check=False).returncode
 
 
 def main(arguments: list[str]) -> int:
@@ -46,6 +52,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="./dev e2e", description=__doc__)
     parser.add_argument("--where-possible", action="store_true", help="a machine that cannot do it is no failure")
     parser.add_argument("--thorough", action="store_true", help="the long tests of the add-on's states too")
+    parser.add_argument("--again", action="store_true", help="run what failed once more, and go by that")
     parser.add_argument("--down", action="store_true", help="stop the cluster afterwards")
     options, words = parser.parse_known_args(arguments)
     home = default_home()
@@ -57,7 +64,7 @@ def main(arguments: list[str]) -> int:
     try:
         if options.thorough:
             os.environ["CONFCOM_E2E_THOROUGH"] = "1"
-        return run(home, words)
+        return run(home, words, again=options.again)
     except subprocess.CalledProcessError as error:
         print(f"e2e: {' '.join(map(str, error.cmd))} failed with exit code {error.returncode}", file=sys.stderr)
         return 1
