@@ -41,8 +41,9 @@ class Load:
 
     def more(self, count: int = 200) -> None:
         """Wait until that many quotes came since now."""
-        before = self.figures()["quotes"]
-        self.cluster.wait("quotes to go on", lambda: self.figures()["quotes"] >= before + count)
+        # A kubelet that has just started does not give logs yet.
+        before = self.cluster.wait("figures", lambda: self.figures().get("quotes"))
+        self.cluster.wait("quotes to go on", lambda: self.figures().get("quotes", 0) >= before + count)
 
     def end(self) -> None:
         """End it."""

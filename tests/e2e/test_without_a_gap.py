@@ -25,7 +25,8 @@ def load(cluster: Kubectl, enabled: Addon, image: str) -> Iterator[Load]:
 
 def _no_failure(load: Load) -> None:
     load.more()
-    assert load.figures()["failures"] == []
+    figures = load.cluster.wait("figures", load.figures)
+    assert figures["failures"] == []
 
 
 @pytest.mark.promise("M10")
