@@ -110,7 +110,7 @@ class Addon:
         await self._deletions.ended(NAMESPACE_REF, NAMESPACE_PATIENCE)
         await self._leave_dra(config)
         wanted = await self._wanted(config)
-        if wait is not None and await self._cluster.get(HELPER_REF) is not None:
+        if wait is not None and await self._cluster.get(PLUGIN_REF) is not None:
             await self._plugin_first(wanted, wait)
         for one in wanted:
             await self._cluster.apply(one)
