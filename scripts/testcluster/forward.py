@@ -43,7 +43,11 @@ async def serve(listener: socket.socket) -> None:
 
 def main(namespace: str, port: int) -> None:
     """Listen in the host's namespace, then move into the cluster's."""
-    listener = socket.create_server(("127.0.0.1", port), backlog=128)
+    # With the protocol's number: asyncio sets TCP_NODELAY only where it stands; without, many an answer waits 40 ms.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("127.0.0.1", port))
+    listener.listen(128)
     entry = os.open(Path(namespace), os.O_RDONLY)
     if ctypes.CDLL(None, use_errno=True).setns(entry, _CLONE_NEWNET):
         sys.exit(f"forward: cannot enter {namespace}: {os.strerror(ctypes.get_errno())}")
