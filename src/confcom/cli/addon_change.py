@@ -37,7 +37,7 @@ def enable(**flags: Any) -> None:  # noqa: ANN401 - the options, by name
     An add-on that is enabled already is changed as by `update`; one that was disabled comes back with its settings,
     unless it was purged.
     """
-    _change(flags, Addon.enable)
+    _change(flags, Addon.settings_to_enable)
 
 
 @click.command()
@@ -53,7 +53,7 @@ def update(**flags: Any) -> None:  # noqa: ANN401 - the options, by name
 
     Without any, bring everything to this version of the program.
     """
-    _change(flags, Addon.update)
+    _change(flags, Addon.settings_to_update)
 
 
 def _change(flags: dict[str, Any], settle: Any) -> None:  # noqa: ANN401 - a method of Addon

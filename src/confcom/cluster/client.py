@@ -19,7 +19,7 @@ from lightkube.core.exceptions import ConfigError as LightkubeConfigError
 
 from confcom.errors import ClusterError, ClusterRefused, ConfigError
 
-_ADVICE = "Give the pod a service account, or name a kubeconfig."
+_ADVICE = "Name a kubeconfig with --kubeconfig or $KUBECONFIG; a pod needs a service account instead."
 
 
 def open_client(

@@ -78,12 +78,12 @@ class Addon:
         workloads = [found for ref, found in present.items() if ref.kind in WORKLOADS]
         return Shown(state, tuple(progress_of(one) for one in workloads))
 
-    async def enable(self, changes: Mapping[str, Any]) -> AddonConfig:
+    async def settings_to_enable(self, changes: Mapping[str, Any]) -> AddonConfig:
         """The settings with which an enable would go: remembered ones, then `changes`."""
         state = await self.state()
         return (AddonConfig() if state is None else state.config).changed(changes)
 
-    async def update(self, changes: Mapping[str, Any]) -> AddonConfig:
+    async def settings_to_update(self, changes: Mapping[str, Any]) -> AddonConfig:
         """The same for an update, which keeps what it does not mention, and needs an add-on that is enabled."""
         state = await self.state()
         if state is None or not state.enabled:

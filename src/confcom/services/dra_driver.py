@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from confcom.devices.cdi_folder import CdiFolder
@@ -17,14 +16,6 @@ from confcom.services.device_plugin_events import Observer
 from confcom.services.dra_claims import CDI_PREFIX, ClaimServer
 from confcom.services.dra_slices import SliceReconciler
 from confcom.services.kubelet_registration import RegistryRegistration
-
-
-@dataclass(frozen=True, slots=True)
-class DraApi:
-    """What the driver needs of the Kubernetes API."""
-
-    slices: ResourceSlices
-    claims: ResourceClaims
 
 
 class ClaimsAtKubelet:
