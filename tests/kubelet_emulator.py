@@ -322,7 +322,12 @@ class KubeletEmulator:
         seen: dict[str, tuple[int, int]] = {}
         while not stop.wait(0.02):
             found = {}
-            for path in self.registry_dir.iterdir():
+            try:
+                paths = list(self.registry_dir.iterdir())
+            except FileNotFoundError:
+                # A test that failed took its folder away; its own failure is what people should read.
+                return
+            for path in paths:
                 try:
                     status = path.lstat()
                 except FileNotFoundError:

@@ -82,6 +82,8 @@ def test_ready_means_that_the_kubelet_knows_every_resource_and_the_device_is_the
         assert wait_ready(page, 503)["reason"]
         kubelet.start()
         wait_ready(page)
+        # Ready says that the list was sent; the kubelet may still be reading it.
+        kubelet.wait_allocatable(EPC, 168)
         kubelet.admit("default/app", EPC, 10)
         _, figures = get(page, "/metrics")
         assert f'confcom_device_plugin_granted_units_total{{resource="{EPC}"}} 10.0' in figures
