@@ -36,6 +36,12 @@ def pod(*containers: Pod, annotations: dict[str, str] | None = None, **spec: Any
     }
 
 
+def labelled(given: Pod) -> Pod:
+    """The pod with the label of those that use SGX."""
+    metadata = given["metadata"]
+    return given | {"metadata": metadata | {"labels": metadata["labels"] | {"confcom.dev/uses-sgx": "true"}}}
+
+
 def canonical(mib: int, *, provision: bool = False) -> Pod:
     """Resources as the node understands them."""
     amounts = {EPC: str(mib), ENCLAVE: "1"} | ({PROVISION: "1"} if provision else {})

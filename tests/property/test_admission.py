@@ -128,7 +128,19 @@ def test_a_decision_is_final_and_its_patch_is_exact(pod: dict[str, Any], given_:
     assert again.pod == decision.pod
     assert again.epc == decision.epc
     _check_completeness(decision.pod)
+    used = _uses_sgx(decision.pod)
+    assert decision.pod["metadata"].get("labels") == ({"confcom.dev/uses-sgx": "true"} if used else None)
     assert _without_ours(decision.pod) == _without_ours(before)
+
+
+def _uses_sgx(pod: dict[str, Any]) -> bool:
+    for container in pod["spec"]["containers"] + (pod["spec"].get("initContainers") or []):
+        if any(variable["name"] == "SGX_AESM_ADDR" for variable in container.get("env") or ()):
+            return True
+        limits = (container.get("resources") or {}).get("limits") or {}
+        if any(limits.get(name, "0") != "0" for name in (EPC, ENCLAVE, PROVISION)):
+            return True
+    return False
 
 
 def _check_completeness(pod: dict[str, Any]) -> None:
@@ -156,6 +168,7 @@ def _given_mounts(container: dict[str, Any]) -> list[dict[str, Any]]:
 def _without_ours(pod: dict[str, Any]) -> dict[str, Any]:
     """The pod less everything that admission may add or take away."""
     pod = copy.deepcopy(pod)
+    pod["metadata"].pop("labels", None)
     spec = pod["spec"]
     spec["volumes"] = [v for v in spec.get("volumes") or () if not v["name"].startswith("aesmd-socket")]
     for container in spec["containers"] + (spec.get("initContainers") or []):

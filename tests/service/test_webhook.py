@@ -27,7 +27,7 @@ from confcom.services.tls import HeldTls
 from confcom.services.webhook_http import WebhookApp
 from confcom.services.webhook_metrics import WebhookMetrics
 from json_patch_apply import apply_patch
-from sgx_pods import ENCLAVE, EPC, INTEL, PROVISION, canonical, container, pod
+from sgx_pods import ENCLAVE, EPC, INTEL, PROVISION, canonical, container, labelled, pod
 
 HERE = Circumstances(namespace="apps", grants=Grants.parse("granted/*"), largest_node=168)
 
@@ -99,7 +99,7 @@ async def test_a_pod_is_completed_and_then_valid() -> None:
         found = patched(given, response)
         assert found["spec"]["containers"][0]["resources"] == canonical(10)
         found["spec"]["containers"][0]["resources"] = given["spec"]["containers"][0]["resources"]
-        assert found == given
+        assert found == labelled(given)
 
         complete = patched(given, response)
         assert (await ask(client, "/validate-pods", complete))["allowed"]

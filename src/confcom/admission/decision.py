@@ -21,9 +21,11 @@ from confcom.admission.pod_json import (
     json_text,
     spec_of,
     with_containers,
+    with_label,
 )
 from confcom.admission.pod_total import pod_epc
 from confcom.admission.quote_modes import IN_PROC, OUT_OF_PROC, Annotated, Choice, mode_of, read_annotations
+from confcom.protocols.admission_rules import LABEL, LABEL_VALUE
 
 DEFAULT_ACCOUNT = "default"
 
@@ -71,7 +73,8 @@ def decide_pod(pod: Json, given: Circumstances) -> Decision:
     annotated = read_annotations(pod, [container.name for container in containers], findings)
     plans = [_plan(container, annotated, findings) for container in containers]
     _check_annotations(plans, annotated, findings)
-    if _concerned(plans):
+    concerned = any(plan.wish.uses_sgx or plan.choice is not None for plan in plans)
+    if concerned:
         for plan in plans:
             _check_image(plan.container, findings)
     account = json_text(spec_of(pod), "serviceAccountName", "spec") or DEFAULT_ACCOUNT
@@ -81,6 +84,8 @@ def decide_pod(pod: Json, given: Circumstances) -> Decision:
     if not findings.refusals:
         _warn(plans, given, findings)
     wanted = pod if findings.refusals else _complete(pod, plans)
+    if concerned and not findings.refusals:
+        wanted = with_label(wanted, LABEL, LABEL_VALUE)
     return Decision(wanted, tuple(findings.refusals), tuple(findings.warnings), epc)
 
 
@@ -128,10 +133,6 @@ def _complete(pod: Json, plans: Sequence[_Plan]) -> Json:
     if any(plan.asks_helper and not mounts_folder(plan.container) for plan in plans):
         pod = add_volume(pod, wiring)
     return pod
-
-
-def _concerned(plans: Sequence[_Plan]) -> bool:
-    return any(plan.wish.uses_sgx or plan.choice is not None for plan in plans)
 
 
 def _check_annotations(plans: Sequence[_Plan], annotated: Annotated, findings: Findings) -> None:

@@ -83,6 +83,15 @@ def containers_of(pod: Json, *kinds: ContainerKind) -> Iterator[Container]:
             yield Container(kind, index, json_text(body, "name", f"spec.{kind}[{index}]"), body)
 
 
+def with_label(pod: Json, name: str, value: str) -> Json:
+    """The pod with a label; the same object if it has that."""
+    metadata = json_object(pod, "metadata", "pod")
+    labels = json_object(metadata, "labels", "metadata")
+    if labels.get(name) == value:
+        return pod
+    return {**pod, "metadata": {**metadata, "labels": {**labels, name: value}}}
+
+
 def with_spec(pod: Json, **members: object) -> Json:
     """The pod with members of its spec replaced."""
     return {**pod, "spec": {**spec_of(pod), **members}}

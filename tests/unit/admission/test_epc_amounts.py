@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from confcom.admission.decision import Circumstances, decide_pod
-from sgx_pods import ALIYUN, ENCLAVE, EPC, HYBRID, INTEL, PROVISION, canonical, container, pod
+from sgx_pods import ALIYUN, ENCLAVE, EPC, HYBRID, INTEL, PROVISION, canonical, container, labelled, pod
 
 HERE = Circumstances(namespace="apps")
 
@@ -54,7 +54,7 @@ def test_other_resources_stay() -> None:
 
 @pytest.mark.parametrize("written", ["10", "1k", "1e1", "10.0"])
 def test_an_amount_that_is_right_is_not_rewritten(written: str) -> None:
-    given = pod(container(limits={EPC: written, ENCLAVE: "1"}))
+    given = labelled(pod(container(limits={EPC: written, ENCLAVE: "1"})))
     assert decide_pod(given, HERE).pod is given
 
 
@@ -69,7 +69,7 @@ def test_limits_and_requests_may_use_different_names_for_the_same() -> None:
 
 
 def test_several_enclave_slots_are_left_to_whoever_wants_them() -> None:
-    given = pod(container(limits={EPC: "10", ENCLAVE: "2"}))
+    given = labelled(pod(container(limits={EPC: "10", ENCLAVE: "2"})))
     assert decide_pod(given, HERE).pod is given
 
 

@@ -9,7 +9,7 @@ import pytest
 from confcom.admission.decision import Circumstances, decide_debug, decide_pod
 from confcom.admission.grants import Grants
 from confcom.errors import ConfigError
-from sgx_pods import AESMD, ENCLAVE, EPC, PROVISION, canonical, container, pod
+from sgx_pods import AESMD, ENCLAVE, EPC, PROVISION, canonical, container, labelled, pod
 
 HERE = Circumstances(namespace="apps")
 GRANTED = Circumstances(namespace="apps", grants=Grants.parse("apps/default, other/*"))
@@ -66,7 +66,7 @@ def test_what_the_pod_mounts_itself_is_left_alone() -> None:
     """The source pages' Job, which mounts the folder by hand."""
     mount = {"name": "var-run-aesmd", "mountPath": AESMD}
     volume = {"name": "var-run-aesmd", "hostPath": {"path": AESMD}}
-    given = pod(sgx(env=[VARIABLE], volumeMounts=[mount]), volumes=[volume])
+    given = labelled(pod(sgx(env=[VARIABLE], volumeMounts=[mount]), volumes=[volume]))
     assert decide_pod(given, HERE).pod is given
 
 
@@ -117,7 +117,7 @@ def test_in_proc_brings_the_provisioning_device_to_those_who_may_hold_it(annotat
 
 
 def test_a_plain_request_of_the_provisioning_device_needs_the_grant_too() -> None:
-    given = pod(container(limits={EPC: "10", ENCLAVE: "1", PROVISION: "1"}))
+    given = labelled(pod(container(limits={EPC: "10", ENCLAVE: "1", PROVISION: "1"})))
     assert codes(decide_pod(given, HERE)) == ["provision-not-granted"]
     assert decide_pod(given, GRANTED).pod is given
 

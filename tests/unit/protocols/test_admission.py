@@ -86,6 +86,10 @@ def test_the_api_server_asks_about_sgx_pods_alone_and_never_lets_them_through_un
             assert condition["expression"] in (POD_CONDITION, DEBUG_CONDITION)
             assert "caBundle" not in entry["clientConfig"]
     assert 'name.contains("sgx")' in POD_CONDITION
+    # What the mutating one labels is all that the validating one is asked about: one evaluation for an ordinary pod.
+    made, debugged = validating_webhooks(ServiceClient())
+    assert made["objectSelector"] == {"matchLabels": {"confcom.dev/uses-sgx": "true"}}
+    assert all("objectSelector" not in entry for entry in (debugged, *mutating_webhooks(ServiceClient())))
     assert all("sgx" in name for name in SGX_RESOURCES)
     (pods, _) = mutating_webhooks(ServiceClient(), ca_bundle=b"pem")
     assert pods["clientConfig"]["caBundle"] == base64.b64encode(b"pem").decode()
