@@ -32,6 +32,7 @@ SHAPES: dict[str, tuple[Any, ...]] = {
     "platform": ("intel", "simulated"),
     "publisher": ("auto", "node-status", "devices", "dra"),
     "epc_enforcement": (False, True),
+    "webhook_namespaces": ("all", "labelled"),
 }
 # Components that are there only if a setting says so.
 SWITCHES = {"quote-helper": "quote_helper", "webhook": "webhook", "collateral": "collateral", "metrics": "metrics"}

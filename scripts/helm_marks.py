@@ -77,6 +77,7 @@ _PATTERNS: list[tuple[str, str]] = [
     (r"imagePullPolicy: Never", "imagePullPolicy: {{ .Values.imagePullPolicy }}"),
     (r"(?m)^  platform: (intel|simulated)$", f"  platform: {_quoted('platform')}"),
     (r"(?m)^  publisher: [-a-z]+$", f"  publisher: {_quoted('publisher')}"),
+    (r"(?m)^  webhookNamespaces: (all|labelled)$", f"  webhookNamespaces: {_quoted('webhook_namespaces')}"),
     *_switch_patterns(),
     _environment("_PUBLISHER", _quoted("publisher")),
     _environment("WEBHOOK_QUOTE_HELPER", _quoted("quote_helper")),

@@ -20,6 +20,7 @@ SETTINGS = (
     "--quote-helper-epc-mib=4",
     "--enable-webhook",
     "--webhook-replicas=1",
+    "--webhook-namespaces=all",
     f"--provision-grants={GRANTED}/*",
 )
 """The add-on as most tests want it; said in full, so that no test depends on what another one left."""

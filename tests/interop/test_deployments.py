@@ -79,6 +79,7 @@ CASES: list[dict[str, Any]] = [
     {"publisher": "devices", "webhook": False, "image": "registry:5000/x@sha256:00", "image_pull_policy": "Always"},
     {"publisher": "node-status", "epc_reserve_mib": 12, "overcommit": 1.5, "webhook_replicas": 3, "oversized": "warn"},
     {"provision_grants": ("apps/one", "apps/two", "more/*"), "collateral": True, "collateral_upstream": "https://x:1/"},
+    {"webhook_namespaces": "labelled", "platform": "simulated"},
     {"quote_helper": True, "provision_grants": ("confcom-system/x", "apps/*")},
     {
         "metrics": True,

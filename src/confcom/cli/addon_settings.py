@@ -41,6 +41,7 @@ _OPTIONS = (
     ),
     _switch("webhook", "webhook", "The admission webhook.  [default: on]"),
     click.option("--webhook-replicas", type=int, metavar="N", help="Its pods.  [default: 2]"),
+    _choice("--webhook-namespaces", "Whose pods it is for.  [default: all]", "all", "labelled"),
     _choice("--oversized", "Pods that want more EPC than any node has.  [default: refuse]", "refuse", "warn"),
     _switch("collateral", "collateral", "The collateral service.  [default: off]"),
     click.option("--collateral-upstream", metavar="NAME|URL", help="Whom it asks.  [default: intel]"),

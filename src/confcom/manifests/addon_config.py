@@ -69,6 +69,8 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Further taints, KEY[=VALUE][:EFFECT], that the node components tolerate; `*` is all of them."""
     webhook_replicas: Annotated[int, msgspec.Meta(ge=1, le=16)] = 2
     """Pods of the webhook."""
+    webhook_namespaces: Literal["all", "labelled"] = "all"
+    """Whose pods it is for: everybody's, or those of namespaces with the label `confcom.dev/sgx: "true"`."""
     oversized: Literal["refuse", "warn"] = "refuse"
     """What it does with a pod that wants more EPC than any node has; warn where larger nodes are made on demand."""
 

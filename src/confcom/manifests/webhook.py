@@ -41,7 +41,7 @@ def webhook(config: AddonConfig) -> list[Object]:
         service(WEBHOOK, admission_rules.ServiceClient().port, "https"),
         _disruption_budget(),
         deployment(WEBHOOK, _pod(config), replicas=config.webhook_replicas),
-        *_configurations(),
+        *_configurations(config),
     ]
 
 
@@ -110,8 +110,8 @@ def _disruption_budget() -> Object:
     )
 
 
-def _configurations() -> list[Object]:
-    client = admission_rules.ServiceClient()
+def _configurations(config: AddonConfig) -> list[Object]:
+    client, labelled = admission_rules.ServiceClient(), config.webhook_namespaces == "labelled"
     # By name, as the webhook names them when it adds its CA: whoever applies a list also decides on its order.
     return [
         global_object(
@@ -119,7 +119,7 @@ def _configurations() -> list[Object]:
             kind,
             admission_rules.CONFIGURATION,
             WEBHOOK.component,
-            webhooks=sorted(entries(client), key=lambda entry: entry["name"]),
+            webhooks=sorted(entries(client, labelled=labelled), key=lambda entry: entry["name"]),
         )
         for kind, entries in (
             ("MutatingWebhookConfiguration", admission_rules.mutating_webhooks),

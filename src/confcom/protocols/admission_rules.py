@@ -33,6 +33,9 @@ AESM_VARIABLE = "SGX_AESM_ADDR"
 LABEL, LABEL_VALUE = "confcom.dev/uses-sgx", "true"
 """What the mutating webhook puts on each SGX pod, by which the validating one is asked about those alone."""
 
+NAMESPACE_LABEL = "confcom.dev/sgx"
+"""Of namespaces, at `true`: those whose pods the webhook is for, where it is not for all."""
+
 CONFIGURATION = "sgx-webhook.confcom.dev"
 """Name of the MutatingWebhookConfiguration, and of the ValidatingWebhookConfiguration."""
 NAMESPACE = "confcom-system"
@@ -70,29 +73,42 @@ class UrlClient:
         return {"url": f"{self.base}{path}"}
 
 
-def mutating_webhooks(client: ServiceClient | UrlClient, *, ca_bundle: bytes | None = None) -> list[Entry]:
-    """Entries of the MutatingWebhookConfiguration. The webhook puts its `ca_bundle` (PEM) there by itself."""
-    entries = _entries(client.config(MUTATE_PATH), ca_bundle)
+def mutating_webhooks(
+    client: ServiceClient | UrlClient, *, ca_bundle: bytes | None = None, labelled: bool = False
+) -> list[Entry]:
+    """Entries of the MutatingWebhookConfiguration. The webhook puts its `ca_bundle` (PEM) there by itself.
+
+    `labelled` restricts them to namespaces that have the label.
+    """
+    entries = _entries(client.config(MUTATE_PATH), ca_bundle, labelled=labelled)
     # Others may add resources or annotations after us.
     return [entry | {"reinvocationPolicy": "IfNeeded"} for entry in entries]
 
 
-def validating_webhooks(client: ServiceClient | UrlClient, *, ca_bundle: bytes | None = None) -> list[Entry]:
+def validating_webhooks(
+    client: ServiceClient | UrlClient, *, ca_bundle: bytes | None = None, labelled: bool = False
+) -> list[Entry]:
     """Entries of the ValidatingWebhookConfiguration, which sees what every mutation has made of a pod.
 
     The API server makes a pod readable for CEL anew for each webhook, which is all that ordinary pods ever pay. Here it
     need not: a label is looked at first, and without ours, nothing more.
     """
-    pods, debug = _entries(client.config(VALIDATE_PATH), ca_bundle)
+    pods, debug = _entries(client.config(VALIDATE_PATH), ca_bundle, labelled=labelled)
     return [pods | {"objectSelector": {"matchLabels": {LABEL: LABEL_VALUE}}}, debug]
 
 
-def _entries(client: Entry, ca_bundle: bytes | None) -> list[Entry]:
+def _entries(client: Entry, ca_bundle: bytes | None, *, labelled: bool) -> list[Entry]:
     if ca_bundle is not None:
         client = client | {"caBundle": b64encode(ca_bundle).decode()}
+    namespaces = [{"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": [NAMESPACE]}]
+    if labelled:
+        namespaces.append({"key": NAMESPACE_LABEL, "operator": "In", "values": ["true"]})
     return [
-        _entry("pods", client, "CREATE", "pods", POD_CONDITION),
-        _entry("debug", client, "UPDATE", "pods/ephemeralcontainers", DEBUG_CONDITION),
+        _entry(name, client, operation, resource, condition) | {"namespaceSelector": {"matchExpressions": [*namespaces]}}
+        for name, operation, resource, condition in (
+            ("pods", "CREATE", "pods", POD_CONDITION),
+            ("debug", "UPDATE", "pods/ephemeralcontainers", DEBUG_CONDITION),
+        )
     ]
 
 
@@ -115,9 +131,6 @@ def _entry(name: str, client: Entry, operation: str, resource: str, condition: s
                 "scope": "Namespaced",
             }
         ],
-        "namespaceSelector": {
-            "matchExpressions": [{"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": [NAMESPACE]}]
-        },
         "matchConditions": [{"name": "uses-sgx", "expression": condition}],
     }
 

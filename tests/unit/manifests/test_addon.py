@@ -252,6 +252,18 @@ def test_the_webhooks_certificate_is_nobodys_but_its_own() -> None:
             assert (service["namespace"], service["port"]) == (NAMESPACE, port["port"])
 
 
+def test_an_operator_may_name_the_namespaces_that_the_webhook_is_for() -> None:
+    never = {"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": [NAMESPACE]}
+    named = {"key": "confcom.dev/sgx", "operator": "In", "values": ["true"]}
+    for config, wanted in (
+        (AddonConfig(), [never]),
+        (AddonConfig(webhook_namespaces="labelled"), [never, named]),
+    ):
+        for kind in ("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"):
+            entries = find(rendered(config), kind, "sgx-webhook.confcom.dev")["webhooks"]
+            assert [entry["namespaceSelector"] for entry in entries] == [{"matchExpressions": wanted}] * 2
+
+
 @pytest.mark.parametrize(
     "settings",
     [
