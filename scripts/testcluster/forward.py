@@ -7,9 +7,9 @@ import ctypes
 import os
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 
-API_PORT = 6443
 _CLONE_NEWNET = 0x40000000
 
 
@@ -25,23 +25,23 @@ async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
         writer.close()
 
 
-async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def connect(api_port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """One client's connection."""
     try:
-        upstream = await asyncio.open_connection("127.0.0.1", API_PORT)
+        upstream = await asyncio.open_connection("127.0.0.1", api_port)
     except OSError:
         writer.close()
         return
     await asyncio.gather(pump(reader, upstream[1]), pump(upstream[0], writer))
 
 
-async def serve(listener: socket.socket) -> None:
+async def serve(listener: socket.socket, api_port: int) -> None:
     """Serve until ended."""
-    server = await asyncio.start_server(connect, sock=listener)
+    server = await asyncio.start_server(partial(connect, api_port), sock=listener)
     await server.serve_forever()
 
 
-def main(namespace: str, port: int) -> None:
+def main(namespace: str, port: int, api_port: int) -> None:
     """Listen in the host's namespace, then move into the cluster's."""
     # With the protocol's number: asyncio sets TCP_NODELAY only where it stands; without, many an answer waits 40 ms.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -51,8 +51,8 @@ def main(namespace: str, port: int) -> None:
     entry = os.open(Path(namespace), os.O_RDONLY)
     if ctypes.CDLL(None, use_errno=True).setns(entry, _CLONE_NEWNET):
         sys.exit(f"forward: cannot enter {namespace}: {os.strerror(ctypes.get_errno())}")
-    asyncio.run(serve(listener))
+    asyncio.run(serve(listener, api_port))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

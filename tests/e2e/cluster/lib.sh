@@ -1,8 +1,9 @@
 # Common to the cluster's scripts. KUBE_HOME holds everything that the cluster is made of; KUBE_NAME is its network
-# namespace and KUBE_PORT its port on the host, so that two clusters can run side by side.
+# namespace and KUBE_PORT its port on the host, so that two clusters can run side by side. KUBE_API_PORT is where the API
+# server listens in its namespace, and what the endpoints of the Service "kubernetes" say.
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 B=${KUBE_HOME:-$HOME/.cache/confcom-kubernetes}
-BIN=$B/bin RUN=$B/run LOG=$B/logs NS=${KUBE_NAME:-kube} PORT=${KUBE_PORT:-6443} NODE_ADDRESS=10.240.0.1
+BIN=$B/bin RUN=$B/run LOG=$B/logs NS=${KUBE_NAME:-kube} PORT=${KUBE_PORT:-6443} API_PORT=${KUBE_API_PORT:-6443} NODE_ADDRESS=10.240.0.1
 export PATH=$BIN:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export KUBECONFIG=$B/admin.kubeconfig
 # A parent's socket activation or proxies are not for the cluster's programs.

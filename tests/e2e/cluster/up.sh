@@ -28,6 +28,7 @@ sed "s#@KUBE_HOME@#$B#g" "$HERE/templates/10-ptp.conflist" >"$B/etc/cni/net.d/10
 echo "nameserver 10.96.0.10" >"$B/etc/resolv.conf"
 for name in kubelet kube-apiserver kube-scheduler kube-controller-manager kube-proxy kubectl; do ln -sf kube "$BIN/$name"; done
 "$HERE/gencerts.sh" "$B" "$PORT" || exit 1
+sed -i "s#127.0.0.1:[0-9]*#127.0.0.1:$API_PORT#" "$B"/kubeconfig/*.kubeconfig
 
 # Sysctls that the kubelet sets: down.sh sets them back.
 [ -f "$RUN/sysctl.saved" ] || for name in vm/overcommit_memory kernel/panic kernel/panic_on_oops; do
@@ -69,7 +70,7 @@ start etcd "$BIN/etcd" --name n1 --data-dir "$B/data/etcd" --listen-client-urls 
   --unsafe-no-fsync --quota-backend-bytes 4294967296 --auto-compaction-retention 5m --log-level warn
 start containerd "$BIN/containerd" --config "$B/etc/containerd.toml"
 start kube-apiserver "$BIN/kube-apiserver" --etcd-servers=http://127.0.0.1:2379 --advertise-address=$NODE_ADDRESS \
-  --bind-address=0.0.0.0 --secure-port=6443 --service-cluster-ip-range=10.96.0.0/16 --authorization-mode=Node,RBAC \
+  --bind-address=0.0.0.0 --secure-port=$API_PORT --service-cluster-ip-range=10.96.0.0/16 --authorization-mode=Node,RBAC \
   --enable-admission-plugins=NodeRestriction --allow-privileged=true --client-ca-file=$PKI/ca.crt \
   --tls-cert-file=$PKI/apiserver.crt --tls-private-key-file=$PKI/apiserver.key \
   --kubelet-client-certificate=$PKI/kubelet-client.crt --kubelet-client-key=$PKI/kubelet-client.key \
@@ -102,7 +103,7 @@ $CTR images ls -q | grep -qx localhost/pause:1 || $CTR images import --local "$B
 start kubelet "$BIN/kubelet" --config="$B/etc/kubelet.yaml" --kubeconfig=$CONFIGS/kubelet.kubeconfig \
   --hostname-override=node1 --node-ip=$NODE_ADDRESS --root-dir=/var/lib/kubelet --cgroup-root=${KUBE_CGROUP:-/} \
   --tls-cert-file=$PKI/kubelet-server.crt --tls-private-key-file=$PKI/kubelet-server.key --v=${KUBELET_V:-2} $GATES $KUBELET_ARGS
-launch forward python3 "$HERE/../../../scripts/testcluster/forward.py" /run/netns/$NS "$PORT"
+launch forward python3 "$HERE/../../../scripts/testcluster/forward.py" /run/netns/$NS "$PORT" "$API_PORT"
 waitfor 180 "the node to be ready" node_ready || exit 1
 waitfor 60 "the default service account" kapi get sa default || exit 1
 kapi get nodes -o wide
