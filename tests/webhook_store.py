@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from confcom.cluster.webhook_objects import KINDS, SecretState
+from confcom.cluster.kept_secret import SecretState
+from confcom.cluster.webhook_objects import KINDS
 from confcom.errors import ClusterError, ClusterRefused
 
 ENTRIES = ("debug", "pods")
@@ -13,6 +14,8 @@ ENTRIES = ("debug", "pods")
 
 class WebhookStore:
     """As `WebhookObjects` has it; every call gives way to others once, as one over a network does."""
+
+    places = KINDS
 
     def __init__(self) -> None:
         self.version = 1

@@ -20,17 +20,18 @@ from confcom.cluster.node_epc import watch_node_epc
 from confcom.cluster.webhook_objects import WebhookObjects
 from confcom.errors import ClusterError, ConfigError
 from confcom.protocols.epc_requests import MIB
+from confcom.services.certificate_keeper import CertificateKeeper
+from confcom.services.certificate_rotation import RotationPolicy
 from confcom.services.http_server import Listener, serve_http
 from confcom.services.status_page import Handler, Page, StatusPage
 from confcom.services.tls import HeldTls
 from confcom.services.webhook_config import WebhookConfig
 from confcom.services.webhook_http import WebhookApp
-from confcom.services.webhook_keeper import CertificateKeeper
 from confcom.services.webhook_metrics import WebhookMetrics
-from confcom.services.webhook_rotation import RotationPolicy
 
 __all__ = ["WebhookConfig", "serve"]
 
+COMMON_NAME = "confcom admission webhook"
 WATCH_AGAIN = (1.0, 5.0, 30.0)
 """Seconds until the nodes are watched again after a failure; the last one repeats."""
 
@@ -74,7 +75,7 @@ class _Webhook:
             configuration=config.configuration,
             kubeconfig=config.kubeconfig,
         )
-        self._keeper = CertificateKeeper(self.objects, _policy(config), self._metrics, clock=clock)
+        self._keeper = CertificateKeeper(self.objects, _policy(config), self._metrics, clock=clock, name="webhook")
         self._app = WebhookApp(self._given, self._metrics, body_memory=config.body_memory)
 
     def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
@@ -164,7 +165,7 @@ def _policy(config: WebhookConfig) -> RotationPolicy:
     lifetime, before, overlap = (
         timedelta(seconds=seconds) for seconds in (config.lifetime, config.renew_before, config.overlap)
     )
-    return RotationPolicy(config.names(), lifetime, before, overlap)
+    return RotationPolicy(config.names(), lifetime, before, overlap, COMMON_NAME)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -1,7 +1,7 @@
-"""The certificates that the webhook's replicas share, and what becomes of them next; pure but for the keys' randomness.
+"""The certificates that a server's replicas share, and what becomes of them next; pure but for the keys' randomness.
 
 A successor is first made and trusted, then used, and its predecessor is trusted for a while longer: at no moment does
-the API server meet a certificate that it was not told of. The keys of the authorities are never kept.
+a client meet a certificate that it was not told of. The keys of the authorities are never kept.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from confcom.pki.serving_pair import ServingPair, make_serving_pair
 
-COMMON_NAME = "confcom admission webhook"
 MAX_TRUSTED = 8
 """Authorities that are trusted at a time; two, in the usual course of things."""
 EVER = datetime.min.replace(tzinfo=UTC)
@@ -49,7 +48,7 @@ class Holding(NamedTuple):
 
     @property
     def bundle(self) -> bytes:
-        """All trusted authorities, as the API server is told of them."""
+        """All trusted authorities, as clients are told of them."""
         return b"".join(self.trusted)
 
     def trusts(self, pair: ServingPair) -> bool:
@@ -58,18 +57,19 @@ class Holding(NamedTuple):
 
 
 class RotationPolicy(NamedTuple):
-    """When certificates are replaced; the reasons are with the settings in `webhook_config`."""
+    """When certificates are replaced; the reasons are with the settings of each service."""
 
     names: Sequence[str]
     lifetime: timedelta
     renew_before: timedelta
     overlap: timedelta
+    common_name: str
 
 
 def next_holding(held: Holding, policy: RotationPolicy, *, now: datetime, bundle_in_force: bool) -> Holding:
     """What the Secret should hold now; the same object if that is what it holds.
 
-    `bundle_in_force` says whether the API server has been told of all the authorities that are held.
+    `bundle_in_force` says whether clients have been told of all the authorities that are held.
     """
     current, prepared = held.current, held.prepared
     if current is None or current.expires <= now or not held.trusts(current):
@@ -90,7 +90,7 @@ def next_holding(held: Holding, policy: RotationPolicy, *, now: datetime, bundle
 
 
 def _make(policy: RotationPolicy, now: datetime) -> tuple[bytes, ServingPair]:
-    return make_serving_pair(policy.names, now=now, lifetime=policy.lifetime, common_name=COMMON_NAME)
+    return make_serving_pair(policy.names, now=now, lifetime=policy.lifetime, common_name=policy.common_name)
 
 
 def _time(text: bytes) -> datetime:

@@ -1,48 +1,90 @@
-"""Keeps the webhook trusted: one certificate for all replicas, known to the API server before it is served.
+"""Keeps a server trusted: one certificate for all replicas, known to its clients before it is served.
 
-The replicas agree through the Secret: each write is conditional on what was read, and whoever comes too late reads
-again. Nothing here is needed to answer a review, so a Kubernetes API that is away stops nothing but the next rotation.
+The replicas agree through a Secret: each write is conditional on what was read, and whoever comes too late reads
+again. Nothing here is needed to answer a request, so a Kubernetes API that is away stops nothing but the next rotation.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from typing import Protocol
 
 import structlog
 
-from confcom.cluster.webhook_objects import KINDS, WebhookObjects
+from confcom.cluster.kept_secret import SecretState
 from confcom.errors import ClusterError, ClusterRefused, ConfigError
 from confcom.pki.serving_pair import ServingPair
+from confcom.services.certificate_rotation import Holding, RotationPolicy, next_holding
 from confcom.services.tls import HeldTls
-from confcom.services.webhook_metrics import WebhookMetrics
-from confcom.services.webhook_rotation import Holding, RotationPolicy, next_holding
 
 CONFLICT = 409
 ATTEMPTS = 5
 """Writes of the Secret at one look, of which all but the last came too late."""
 
 
+class KeptObjects(Protocol):
+    """The Secret, and the places where clients read whom to trust."""
+
+    @property
+    def places(self) -> Sequence[str]:
+        """Their kinds."""
+
+    async def secret(self) -> SecretState:
+        """The Secret as it is now."""
+
+    async def write_secret(self, data: Mapping[str, bytes], *, version: str | None) -> None:
+        """Make this the Secret's data, unless somebody has written since `version` was read."""
+
+    async def trusted(self, place: str) -> Mapping[str, bytes] | None:
+        """The CA bundles at a place, by the entry's name; None where there is no such place."""
+
+    async def trust(self, place: str, names: list[str], bundle: bytes) -> None:
+        """Put the CA bundle into entries of a place."""
+
+
+class CertificateObserver(Protocol):
+    """What is told of a certificate's life, to be counted."""
+
+    def certificate_served(self, expires: datetime) -> None:
+        """Another one is in use."""
+
+    def certificate_told(self, place: str) -> None:
+        """A place was told anew whom to trust."""
+
+    def certificate_failed(self) -> None:
+        """The Kubernetes API did not do as asked."""
+
+    def certificate_trusted(self, trusted: bool) -> None:
+        """Whether clients trust what is served."""
+
+
 class CertificateKeeper:
-    """What is served, and whether the API server trusts it."""
+    """What is served, and whether clients trust it.
+
+    Without a policy the Secret is somebody else's: what it holds is served and published, and never changed.
+    """
 
     def __init__(
         self,
-        objects: WebhookObjects,
-        policy: RotationPolicy,
-        metrics: WebhookMetrics,
+        objects: KeptObjects,
+        policy: RotationPolicy | None,
+        observer: CertificateObserver,
         *,
         clock: Callable[[], datetime],
+        name: str,
     ) -> None:
+        """`name` begins the names of events in the log."""
         self.not_ready = "no certificate yet"
-        """Why the API server would not trust us; empty if it does."""
+        """Why clients would not trust us; empty if they do."""
         self.served: ServingPair | None = None
         """What new connections are met with."""
         self._objects = objects
         self._policy = policy
-        self._metrics = metrics
+        self._observer = observer
         self._clock = clock
+        self._name = name
         self._held = Holding()
         self._tls: HeldTls | None = None
         self._first: asyncio.Future[HeldTls] = asyncio.get_running_loop().create_future()
@@ -58,11 +100,13 @@ class CertificateKeeper:
             except (ClusterError, ConfigError) as error:
                 if isinstance(error, ConfigError) and self.served is None:
                     raise
-                self._metrics.failures.labels("certificate").inc()
+                self._observer.certificate_failed()
                 if self.served is None or self.served.expires <= self._clock():
                     self._not_ready(error.message)
                 if str(error) != said:
-                    self._log.warning("webhook.certificate", outcome="waits", reason=str(error), advice=error.advice())
+                    self._log.warning(
+                        f"{self._name}.certificate", outcome="waits", reason=str(error), advice=error.advice()
+                    )
                     said = str(error)
             await asyncio.sleep(every)
 
@@ -71,7 +115,7 @@ class CertificateKeeper:
         return await asyncio.shield(self._first)
 
     async def look(self) -> None:
-        """Bring Secret, configurations and what is served in step, once."""
+        """Bring Secret, places and what is served in step, once."""
         in_force = await self._bundle_in_force(self._held)
         for attempt in range(1, ATTEMPTS + 1):
             try:
@@ -87,6 +131,8 @@ class CertificateKeeper:
         """What the Secret holds, after what was due has been written to it."""
         found = await self._objects.secret()
         held = Holding.parse(found.data)
+        if self._policy is None:
+            return _as_given(held)
         if held.current is None and self._held.current is not None:
             held = self._held  # somebody emptied it: what is served already is the best that can be put back
         # What we saw in force was our former bundle; a newer one of another replica has to be seen first.
@@ -94,7 +140,7 @@ class CertificateKeeper:
         wanted = next_holding(held, self._policy, now=self._clock(), bundle_in_force=known)
         if wanted.data() != dict(found.data):
             await self._objects.write_secret(wanted.data(), version=found.version)
-            self._log.info("webhook.secret", outcome="written", trusted=len(wanted.trusted),
+            self._log.info(f"{self._name}.secret", outcome="written", trusted=len(wanted.trusted),
                            prepared=wanted.prepared is not None)  # fmt: skip
         return wanted
 
@@ -108,32 +154,40 @@ class CertificateKeeper:
         else:
             self._tls.use(pair.certificate, pair.key)
         self.served = pair
-        self._metrics.rotations.inc()
-        self._metrics.expires(pair.expires)
-        self._log.info("webhook.certificate", outcome="served", expires=pair.expires.isoformat())
+        self._observer.certificate_served(pair.expires)
+        self._log.info(f"{self._name}.certificate", outcome="served", expires=pair.expires.isoformat())
 
     async def _tell(self) -> None:
-        """Have both configurations trust what is held; ready is who is trusted by both."""
-        for kind in KINDS:
-            found = await self._objects.trusted(kind)
+        """Have every place trust what is held; ready is who is trusted by all."""
+        for place in self._objects.places:
+            found = await self._objects.trusted(place)
             if found is None:
-                self._not_ready(f"there is no {kind}: `confcom addon update` makes it")
+                self._not_ready(f"there is no {place}: `confcom addon update` makes it")
                 return
             wrong = sorted(name for name, bundle in found.items() if bundle != self._held.bundle)
             if wrong:
-                await self._objects.trust(kind, wrong, self._held.bundle)
-                self._metrics.told.labels(kind).inc()
-                self._log.info("webhook.configuration", outcome="told", kind=kind, entries=wrong)
+                await self._objects.trust(place, wrong, self._held.bundle)
+                self._observer.certificate_told(place)
+                self._log.info(f"{self._name}.configuration", outcome="told", kind=place, entries=wrong)
         self._not_ready("")
 
     async def _bundle_in_force(self, held: Holding) -> bool:
         if held.prepared is None:
             return False
-        found = [await self._objects.trusted(kind) for kind in KINDS]
+        found = [await self._objects.trusted(place) for place in self._objects.places]
         return all(bundles is not None and set(bundles.values()) == {held.bundle} for bundles in found)
 
     def _not_ready(self, reason: str) -> None:
         if reason != self.not_ready:
-            self._log.info("webhook.ready", ready=not reason, reason=reason)
+            self._log.info(f"{self._name}.ready", ready=not reason, reason=reason)
         self.not_ready = reason
-        self._metrics.ready.set(not reason)
+        self._observer.certificate_trusted(not reason)
+
+
+def _as_given(held: Holding) -> Holding:
+    if held.current is None or not held.trusted:
+        raise ClusterError(
+            "the Secret with the TLS certificate lacks a usable tls.crt, tls.key or ca.crt",
+            advice="Put a PEM chain, leaf first, its key, and the CA's certificate there; cert-manager does just that.",
+        )
+    return held

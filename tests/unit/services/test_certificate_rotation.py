@@ -13,14 +13,14 @@ from prometheus_client import CollectorRegistry
 from confcom.cluster.webhook_objects import KINDS
 from confcom.pki.serving_pair import ServingPair, make_serving_pair
 from confcom.services.webhook_config import WebhookConfig
-from confcom.services.webhook_keeper import CertificateKeeper
+from confcom.services.certificate_keeper import CertificateKeeper
 from confcom.services.webhook_metrics import WebhookMetrics
-from confcom.services.webhook_rotation import Holding, RotationPolicy, next_holding
+from confcom.services.certificate_rotation import Holding, RotationPolicy, next_holding
 from webhook_store import WebhookStore
 
 START = datetime(2027, 1, 1, tzinfo=UTC)
 DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)
-POLICY = RotationPolicy(("sgx-webhook.confcom-system.svc",), 90 * DAY, 30 * DAY, 10 * MINUTE)
+POLICY = RotationPolicy(("sgx-webhook.confcom-system.svc",), 90 * DAY, 30 * DAY, 10 * MINUTE, "tests")
 
 
 def advance(held: Holding, now: datetime, *, in_force: bool = True) -> Holding:
@@ -114,7 +114,7 @@ class Cluster:
 
     def replica(self) -> CertificateKeeper:
         metrics = WebhookMetrics(CollectorRegistry())
-        return CertificateKeeper(self.store, POLICY, metrics, clock=lambda: self.now)  # type: ignore[arg-type]
+        return CertificateKeeper(self.store, POLICY, metrics, clock=lambda: self.now, name="tests")
 
     def gaps(self) -> list[int]:
         """Replicas that serve what one of the configurations does not trust."""

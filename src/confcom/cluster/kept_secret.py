@@ -1,0 +1,75 @@
+"""A Secret in which a service keeps what its replicas share; the next write is conditional on the last read."""
+
+from __future__ import annotations
+
+import time
+from base64 import b64decode, b64encode
+from binascii import Error as Base64Error
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from confcom.cluster.objects import ClusterObjects, Ref
+from confcom.errors import ClusterError
+
+CLIENT_LIFETIME = 300.0
+"""Seconds after which credentials are read anew: a service account's token is replaced every hour."""
+
+
+class SecretState(NamedTuple):
+    """A Secret as it was read; `version` is what a write is conditional on, None where there is no Secret."""
+
+    version: str | None
+    data: Mapping[str, bytes]
+
+
+class KeptSecret:
+    """One service's Secret. Failures are `ClusterError`; a write that came too late is refused with status 409.
+
+    `manager` is the field manager under which it writes.
+    """
+
+    def __init__(self, *, namespace: str, secret: str, kubeconfig: str | None, manager: str) -> None:
+        self._secret = Ref("v1", "Secret", namespace, secret)
+        self._kubeconfig = kubeconfig
+        self._manager = manager
+        self._cluster: ClusterObjects | None = None
+        self._opened = 0.0
+
+    async def close(self) -> None:
+        """End the connections."""
+        if self._cluster is not None:
+            await self._cluster.__aexit__()
+            self._cluster = None
+
+    async def secret(self) -> SecretState:
+        """The Secret as it is now."""
+        found = await (await self._open()).get(self._secret)
+        if found is None:
+            return SecretState(None, {})
+        data = found.get("data") or {}
+        return SecretState(found["metadata"]["resourceVersion"], {name: decoded(data[name]) for name in data})
+
+    async def write_secret(self, data: Mapping[str, bytes], *, version: str | None) -> None:
+        """Make this the Secret's data, unless somebody has written since `version` was read."""
+        metadata = {"namespace": self._secret.namespace, "name": self._secret.name}
+        if version is not None:
+            metadata["resourceVersion"] = version
+        encoded = {name: b64encode(value).decode() for name, value in data.items()}
+        wanted = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": encoded}
+        await (await self._open()).apply(wanted)
+
+    async def _open(self) -> ClusterObjects:
+        now = time.monotonic()
+        if self._cluster is not None and now - self._opened > CLIENT_LIFETIME:
+            await self.close()
+        if self._cluster is None:
+            self._cluster, self._opened = ClusterObjects.open(self._kubeconfig, None, self._manager), now
+        return self._cluster
+
+
+def decoded(text: str) -> bytes:
+    """Bytes of an object; `ClusterError` if they are none."""
+    try:
+        return b64decode(text)
+    except (Base64Error, ValueError) as error:
+        raise ClusterError("the Kubernetes API sent bytes that are not in base64") from error
