@@ -20,6 +20,8 @@ VALIDATING = f"{ADMISSION}/validatingwebhookconfigurations/{CONFIGURATION}"
 class WebhookApi(ApiStandIn):
     """Use as a context."""
 
+    manager = "confcom-webhook"
+
     def __init__(self) -> None:
         super().__init__()
         client = UrlClient("https://127.0.0.1:1")
@@ -87,7 +89,7 @@ class WebhookApi(ApiStandIn):
     def _patch(self, request: BaseHTTPRequestHandler) -> None:
         wanted = json.loads(request.rfile.read(int(request.headers["Content-Length"])))
         assert request.headers["Content-Type"] == "application/apply-patch+yaml"
-        assert parse_qs(urlsplit(request.path).query)["fieldManager"] == ["confcom-webhook"]
+        assert parse_qs(urlsplit(request.path).query)["fieldManager"] == [self.manager]
         path = urlsplit(request.path).path
         with self.changed:
             found = self.objects[path]

@@ -34,6 +34,7 @@ MAX_KEY = 4096
 @click.option("--unix-socket", metavar="PATH", help="Listen there instead, without TLS.")
 @click.option("--tls-certificate", metavar="PEM", help="Certificate chain; reloaded when it changes.")
 @click.option("--tls-key", metavar="PEM", help="Its key.")
+@click.option("--tls-secret", metavar="NAME", help="In a cluster: where a certificate is kept that the service makes.")
 @click.option("--insecure-http", is_flag=True, default=None, help="Serve without TLS.")
 @click.option("--store", metavar="PATH", help="The collateral store.  [default: /var/lib/confcom/collateral.sqlite]")
 @click.option("--mode", type=click.Choice(["lazy", "offline"]), help="Ask upstream for what is missing, or nobody.")
@@ -61,7 +62,9 @@ def serve(config_file: Path | None, print_config: bool, debug: bool, **flags: An
     if print_config:
         click.echo(render(config))
         return
-    service.listener_of(config)
+    config.check()
+    if not config.tls_secret:
+        service.listener_of(config)
     with _upstream(config) as (upstream, roots):
         configure_logging(verbose=debug)
         asyncio.run(_run(upstream, roots, config))
@@ -117,17 +120,24 @@ def _simulated(
 
 
 def _source_options(config: service.CollateralServiceConfig, roots: TrustRoots) -> SourceOptions:
-    key = None
-    if config.upstream_key_file is not None:
-        key = read_input(Path(config.upstream_key_file), MAX_KEY, "upstream key").decode("ascii", "replace").strip()
     timeout = config.upstream_timeout
     return SourceOptions(
         roots=roots,
         at=_now(),
         ca_certificates=None if config.upstream_ca is None else Path(config.upstream_ca),
-        key=key,
+        key=_key(config),
         proxy=config.upstream_proxy,
         azure_region=config.azure_region,
         # One retry: a client is waiting, and the next refresh asks again anyway.
         limits=HttpLimits(timeout=timeout / 2, deadline=timeout, retries=1, max_wait=2.0),
     )
+
+
+def _key(config: service.CollateralServiceConfig) -> str | None:
+    if config.upstream_key_file is None:
+        return None
+    path = Path(config.upstream_key_file)
+    if config.upstream_key_optional and not path.exists():
+        click.echo(f"collateral service: {path} is not there: upstream is asked without a key", err=True)
+        return None
+    return read_input(path, MAX_KEY, "upstream key").decode("ascii", "replace").strip()

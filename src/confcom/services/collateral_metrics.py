@@ -52,12 +52,38 @@ class CollateralMetrics:
         self.last_refresh = Gauge(
             f"{PREFIX}_last_refresh_timestamp_seconds", "When the last round of refreshing ended.", registry=registry
         )
+        self._certificate = Counter(
+            f"{PREFIX}_certificate_events",
+            "Of a certificate kept in a Secret: served, told (its CA published anew), failed (the Kubernetes API).",
+            ["event"],
+            registry=registry,
+        )
+        self._certificate_expires = Gauge(
+            f"{PREFIX}_certificate_expiry_timestamp_seconds", "When that certificate expires.", registry=registry
+        )
         self.ready = Gauge(f"{PREFIX}_ready", "1 when /readyz says ready, else 0.", registry=registry)
         # Beforehand, so that a rate has a beginning.
         for result in ("memory", "store", "upstream", "stale", "missing"):
             self.cache.labels(result)
         for outcome in ("renewed", "unchanged", "failed"):
             self.refreshed.labels(outcome)
+
+    def certificate_served(self, expires: datetime) -> None:
+        """Another certificate is in use."""
+        self._certificate.labels("served").inc()
+        self._certificate_expires.set(expires.timestamp())
+
+    def certificate_told(self, place: str) -> None:
+        """Its authority was published."""
+        del place
+        self._certificate.labels("told").inc()
+
+    def certificate_failed(self) -> None:
+        """The Kubernetes API did not do as asked."""
+        self._certificate.labels("failed").inc()
+
+    def certificate_trusted(self, trusted: bool) -> None:
+        """/readyz says it, and is counted itself."""
 
     def watch_expiry(self, expiries: Callable[[], Iterable[tuple[DocumentKey, float]]]) -> None:
         """Have the seconds to expiry computed whenever somebody looks."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -53,9 +53,18 @@ class Readiness:
     """Looks at the store in the background of requests, and says what is lacking."""
 
     def __init__(
-        self, cache: CollateralCache, metrics: CollateralMetrics, *, required: Sequence[tuple[Tee, bytes]] = ()
+        self,
+        cache: CollateralCache,
+        metrics: CollateralMetrics,
+        *,
+        required: Sequence[tuple[Tee, bytes]] = (),
+        hindrance: Callable[[], str] = lambda: "",
     ) -> None:
-        """`required` are the FMSPCs to be ready for, besides those of the known platforms and those asked for."""
+        """`required` are the FMSPCs to be ready for, besides those of the known platforms and those asked for.
+
+        `hindrance` says what else keeps clients from being served; nothing does if it is empty.
+        """
+        self._hindrance = hindrance
         self._cache = cache
         self._metrics = metrics
         self._required = tuple(required)
@@ -83,6 +92,8 @@ class Readiness:
             inventory = await self._look()
         except (ConfcomError, Overloaded) as error:
             return self._ready(ready=False, body={"reason": f"the store cannot be read: {error}"})
+        if reason := self._hindrance():
+            return self._ready(ready=False, body={"reason": f"clients do not trust the certificate yet: {reason}"})
         offline = self._cache.upstream is None
         if offline and not inventory.expires:
             reason = "the store is empty, and this service is offline: import collateral"

@@ -1,7 +1,7 @@
 """The collateral service: what Intel publishes about platforms, by the paths of Intel's caching service (PCCS).
 
-Clients of PCS and PCCS (Intel's QPL, az-dcap-client, Trustee, dcap-qvl) only change a URL. This module holds the
-settings and the life of the process; `collateral_cache` has what is served, `collateral_http` how.
+Clients of PCS and PCCS (Intel's QPL, az-dcap-client, Trustee, dcap-qvl) only change a URL. This module is the life
+of the process; `collateral_cache` has what is served, `collateral_http` how, `collateral_tls` the certificate.
 """
 
 from __future__ import annotations
@@ -11,9 +11,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
 
-import msgspec
 import structlog
 from prometheus_client import CollectorRegistry
 
@@ -31,87 +29,15 @@ from confcom.services.collateral_metrics import CollateralMetrics
 from confcom.services.collateral_pck import PckCertificates
 from confcom.services.collateral_readiness import Readiness
 from confcom.services.collateral_refresh import Refresher, RefreshPolicy
+from confcom.services.collateral_service_config import CollateralServiceConfig
+from confcom.services.collateral_tls import kept_certificate
 from confcom.services.http_server import Listener, serve_http
-from confcom.services.tls import TlsFiles
+from confcom.services.tls import HeldTls, TlsFiles
+
+__all__ = ["CollateralServiceConfig", "serve"]
 
 WATCH_STORE = 1.0
 """Seconds between two looks at whether another process wrote to the store."""
-
-_Seconds = Annotated[float, msgspec.Meta(gt=0)]
-_TokenHash = Annotated[str, msgspec.Meta(pattern="^[0-9A-Fa-f]{128}$")]
-
-
-class CollateralServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings of the collateral service; the defaults are those for production."""
-
-    listen: str = "127.0.0.1:8081"
-    """HOST:PORT; port 0 takes a free one. 8081 is where Intel's clients look."""
-    unix_socket: str | None = None
-    """Listen at this path instead; without TLS."""
-    tls_certificate: str | None = None
-    """PEM chain, leaf first. A renewed file is used without a restart."""
-    tls_key: str | None = None
-    """PEM key of the certificate."""
-    insecure_http: bool = False
-    """Serve without TLS. Everything that matters is signed by Intel, but tokens can then be read on the way."""
-    store: str = "/var/lib/confcom/collateral.sqlite"
-    """The collateral store; it is made if it is not there."""
-    mode: Literal["lazy", "offline"] = "lazy"
-    """lazy asks upstream for what is missing; offline serves the store alone."""
-    upstream: str = "intel"
-    """intel, pccs, thim, the URL of a PCS or PCCS, a folder, or simulated."""
-    upstream_key_file: str | None = None
-    """File with Intel's subscription key, or the token of the PCCS."""
-    upstream_ca: str | None = None
-    """PEM file with the CAs that the TLS certificate of upstream may be of."""
-    upstream_proxy: str | None = None
-    """URL of the proxy to upstream."""
-    azure_region: str | None = None
-    """For thim: the region whose cache is asked for TDX."""
-    simulated_machine: str | None = None
-    """For simulated: the machine file of the platform."""
-    trust_roots: tuple[str, ...] = ()
-    """PEM files of the roots to trust instead of Intel's; the word intel adds Intel's."""
-    fmspcs: tuple[str, ...] = ()
-    """Kinds of platforms to keep collateral for, as FMSPC or tdx:FMSPC; /readyz speaks of these."""
-    user_token_hash: _TokenHash | None = None
-    """SHA-512 of the token for POST platforms, 128 hexadecimal digits."""
-    admin_token_hash: _TokenHash | None = None
-    """SHA-512 of the token for GET platforms, PUT platformcollateral and refresh, 128 hexadecimal digits."""
-    refresh_every: _Seconds = 24 * 3600.0
-    """Seconds after which upstream is asked for a newer version of what is here."""
-    refresh_before: _Seconds = 7 * 24 * 3600.0
-    """Seconds before its expiry from which a document is asked for at every retry."""
-    refresh_retry: _Seconds = 600.0
-    """Seconds between two tries to refresh the same thing."""
-    refresh_look: _Seconds = 60.0
-    """Seconds between two looks at what is due."""
-    upstream_timeout: _Seconds = 10.0
-    """Seconds for one answer of upstream; it is asked twice."""
-    upstream_threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8
-    """Questions to upstream at a time."""
-    answer_timeout: _Seconds = 20.0
-    """Seconds that a client waits for upstream."""
-    remember_missing: Annotated[float, msgspec.Meta(ge=0)] = 60.0
-    """Seconds during which upstream is not asked again for what it does not have."""
-    memory: Annotated[int, msgspec.Meta(ge=0)] = 32 << 20
-    """Bytes of answers kept in memory."""
-    memory_entries: Annotated[int, msgspec.Meta(ge=0)] = 2048
-    """Answers kept in memory."""
-    max_body: Annotated[int, msgspec.Meta(ge=1024)] = 2 << 20
-    """Bytes of a request's body."""
-    max_head: Annotated[int, msgspec.Meta(ge=2048)] = 16 * 1024
-    """Bytes of a request's line and headers."""
-    max_connections: Annotated[int, msgspec.Meta(ge=1)] = 1024
-    """Connections at a time; the one silent for longest makes room."""
-    head_timeout: _Seconds = 5.0
-    """Seconds for the TLS handshake, and for a request's head."""
-    body_timeout: _Seconds = 15.0
-    """Seconds for a request's body."""
-    idle_timeout: Annotated[float, msgspec.Meta(ge=1)] = 30.0
-    """Seconds that a connection may stay without a request."""
-    drain_timeout: Annotated[float, msgspec.Meta(ge=1)] = 10.0
-    """Seconds that requests under way get when the service stops."""
 
 
 async def serve(
@@ -125,9 +51,15 @@ async def serve(
     registry: CollectorRegistry | None = None,
 ) -> None:
     """Serve until `stop` is set. `started` is told the URL; without `upstream`, or in offline mode, nobody is asked."""
-    listener = listener_of(config)
+    config.check()
     metrics = CollateralMetrics(registry or CollectorRegistry())
     async with AsyncExitStack() as stack:
+        kept = None
+        if config.tls_secret:
+            kept = await stack.enter_async_context(kept_certificate(config, metrics, clock=clock, stop=stop))
+            if kept is None:
+                return
+        listener = listener_of(config, None if kept is None else kept.tls)
         store = stack.enter_context(CollateralStore(_path(config), roots=roots))
         registrations = Registrations(store.path)
         stack.callback(registrations.close)
@@ -147,7 +79,9 @@ async def serve(
         )
         required = parse_fmspcs(config.fmspcs)
         refresher = Refresher(cache, certificates, registrations, policy=policy, metrics=metrics, required=required)
-        readiness = Readiness(cache, metrics, required=required)
+        readiness = Readiness(
+            cache, metrics, required=required, hindrance=lambda: "" if kept is None else kept.keeper.not_ready
+        )
         administration = Administration(
             cache,
             certificates,
@@ -218,9 +152,9 @@ def parse_fmspcs(named: tuple[str, ...]) -> tuple[tuple[Tee, bytes], ...]:
     return tuple(found)
 
 
-def listener_of(config: CollateralServiceConfig) -> Listener:
-    """Where to listen; plain HTTP needs to be asked for."""
-    tls = _tls(config)
+def listener_of(config: CollateralServiceConfig, held: HeldTls | None = None) -> Listener:
+    """Where to listen, with a certificate that is held or one in files; plain HTTP needs to be asked for."""
+    tls = held or _tls(config)
     if tls is None and not config.insecure_http and config.unix_socket is None:
         raise ConfigError(
             "no TLS certificate is given",

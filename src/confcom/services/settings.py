@@ -31,8 +31,8 @@ def load(
     if file is not None:
         values |= _convert(kind, _read(file), f"{file}", strict=True)
     prefix = f"CONFCOM_{service.upper().replace('-', '_')}_"
-    named = {field: environment[f"{prefix}{field.upper()}"] for field in kind.__struct_fields__
-             if f"{prefix}{field.upper()}" in environment}  # fmt: skip
+    named = {field.name: _worded(field, environment[f"{prefix}{field.name.upper()}"])
+             for field in msgspec.structs.fields(kind) if f"{prefix}{field.name.upper()}" in environment}  # fmt: skip
     values |= _convert(kind, named, f"environment {prefix}…", strict=False)
     values |= _convert(kind, {name: value for name, value in flags.items() if value is not None}, "flags", strict=True)
     return kind(**values)
@@ -41,6 +41,11 @@ def load(
 def render(config: msgspec.Struct) -> str:
     """The configuration as indented JSON."""
     return msgspec.json.format(msgspec.json.encode(config), indent=2).decode()
+
+
+def _worded(field: msgspec.structs.FieldInfo, text: str) -> object:
+    """A variable's text; of a list, its words, with commas between."""
+    return [word for part in text.split(",") if (word := part.strip())] if isinstance(field.default, tuple) else text
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from prometheus_client import CollectorRegistry
 
 from confcom.cluster.webhook_objects import KINDS
 from confcom.pki.serving_pair import ServingPair, make_serving_pair
-from confcom.services.webhook_config import WebhookConfig
 from confcom.services.certificate_keeper import CertificateKeeper
-from confcom.services.webhook_metrics import WebhookMetrics
 from confcom.services.certificate_rotation import Holding, RotationPolicy, next_holding
+from confcom.services.webhook_config import WebhookConfig
+from confcom.services.webhook_metrics import WebhookMetrics
 from webhook_store import WebhookStore
 
 START = datetime(2027, 1, 1, tzinfo=UTC)

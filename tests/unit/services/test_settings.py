@@ -17,6 +17,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     limit: Annotated[int, msgspec.Meta(ge=1)] = 10
     share: float = 0.5
     replace: bool = False
+    roots: tuple[str, ...] = ()
 
 
 def config(tmp_path: Path, *, file: str = "", environment: dict[str, str] | None = None, **flags: object) -> Config:
@@ -31,6 +32,11 @@ def test_each_source_overrides_the_one_before(tmp_path: Path) -> None:
     loaded = config(tmp_path, file="limit = 20\nshare = 0.2\nreplace = true", environment=environment, limit=40)
 
     assert loaded == Config(socket="default", limit=40, share=0.3, replace=True)
+
+
+@pytest.mark.parametrize(("text", "found"), [("a, b,", ("a", "b")), ("a", ("a",)), ("", ())])
+def test_a_list_in_the_environment_has_commas(tmp_path: Path, text: str, found: tuple[str, ...]) -> None:
+    assert config(tmp_path, environment={"CONFCOM_QUOTE_HELPER_ROOTS": text}).roots == found
 
 
 def test_a_flag_that_was_not_given_changes_nothing(tmp_path: Path) -> None:

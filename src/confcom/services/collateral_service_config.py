@@ -1,0 +1,125 @@
+"""Settings of the collateral service, and what they mean."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from confcom.errors import ConfigError
+
+_Seconds = Annotated[float, msgspec.Meta(gt=0)]
+_TokenHash = Annotated[str, msgspec.Meta(pattern="^[0-9A-Fa-f]{128}$")]
+_DAY = 24 * 3600.0
+
+
+class CollateralServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of the collateral service; the defaults are those for production."""
+
+    listen: str = "127.0.0.1:8081"
+    """HOST:PORT; port 0 takes a free one. 8081 is where Intel's clients look."""
+    unix_socket: str | None = None
+    """Listen at this path instead; without TLS."""
+    tls_certificate: str | None = None
+    """PEM chain, leaf first. A renewed file is used without a restart."""
+    tls_key: str | None = None
+    """PEM key of the certificate."""
+    tls_secret: str = ""
+    """Instead of files: a Secret of the cluster in which the service keeps a certificate that it makes and renews."""
+    tls_given: bool = False
+    """The Secret is somebody else's: take tls.crt, tls.key and ca.crt from it, and change nothing there."""
+    tls_config_map: str = "confcom-collateral-ca"
+    """ConfigMap, under ca-certificates.crt, that says which authorities the certificate may be of."""
+    tls_namespace: str = "confcom-system"
+    """Namespace of both and of the Service."""
+    tls_service: str = "confcom-collateral"
+    """The Service by which clients find us; the certificate is for its name."""
+    tls_hosts: str = ""
+    """Further names and addresses of the certificate, with commas between."""
+    tls_lifetime: _Seconds = 730 * _DAY
+    """Seconds that a certificate and its authority are valid: authorities are copied to places that nobody renews."""
+    tls_renew_before: _Seconds = 90 * _DAY
+    """Seconds before its end at which its successor is made and published."""
+    tls_overlap: _Seconds = 14 * _DAY
+    """Seconds that a successor is published before it is used, and a predecessor after it was."""
+    tls_look_every: _Seconds = 10.0
+    """Seconds between two looks at Secret and ConfigMap."""
+    kubeconfig: str | None = None
+    """Credentials for these; else the pod's service account, or the user's own."""
+    insecure_http: bool = False
+    """Serve without TLS. Everything that matters is signed by Intel, but tokens can then be read on the way."""
+    store: str = "/var/lib/confcom/collateral.sqlite"
+    """The collateral store; it is made if it is not there."""
+    mode: Literal["lazy", "offline"] = "lazy"
+    """lazy asks upstream for what is missing; offline serves the store alone."""
+    upstream: str = "intel"
+    """intel, pccs, thim, the URL of a PCS or PCCS, a folder, or simulated."""
+    upstream_key_file: str | None = None
+    """File with Intel's subscription key, or the token of the PCCS."""
+    upstream_key_optional: bool = False
+    """Whether that file may be missing: upstream is asked without a key then."""
+    upstream_ca: str | None = None
+    """PEM file with the CAs that the TLS certificate of upstream may be of."""
+    upstream_proxy: str | None = None
+    """URL of the proxy to upstream."""
+    azure_region: str | None = None
+    """For thim: the region whose cache is asked for TDX."""
+    simulated_machine: str | None = None
+    """For simulated: the machine file of the platform."""
+    trust_roots: tuple[str, ...] = ()
+    """PEM files of the roots to trust instead of Intel's; the word intel adds Intel's."""
+    fmspcs: tuple[str, ...] = ()
+    """Kinds of platforms to keep collateral for, as FMSPC or tdx:FMSPC; /readyz speaks of these."""
+    user_token_hash: _TokenHash | None = None
+    """SHA-512 of the token for POST platforms, 128 hexadecimal digits."""
+    admin_token_hash: _TokenHash | None = None
+    """SHA-512 of the token for GET platforms, PUT platformcollateral and refresh, 128 hexadecimal digits."""
+    refresh_every: _Seconds = 24 * 3600.0
+    """Seconds after which upstream is asked for a newer version of what is here."""
+    refresh_before: _Seconds = 7 * 24 * 3600.0
+    """Seconds before its expiry from which a document is asked for at every retry."""
+    refresh_retry: _Seconds = 600.0
+    """Seconds between two tries to refresh the same thing."""
+    refresh_look: _Seconds = 60.0
+    """Seconds between two looks at what is due."""
+    upstream_timeout: _Seconds = 10.0
+    """Seconds for one answer of upstream; it is asked twice."""
+    upstream_threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8
+    """Questions to upstream at a time."""
+    answer_timeout: _Seconds = 20.0
+    """Seconds that a client waits for upstream."""
+    remember_missing: Annotated[float, msgspec.Meta(ge=0)] = 60.0
+    """Seconds during which upstream is not asked again for what it does not have."""
+    memory: Annotated[int, msgspec.Meta(ge=0)] = 32 << 20
+    """Bytes of answers kept in memory."""
+    memory_entries: Annotated[int, msgspec.Meta(ge=0)] = 2048
+    """Answers kept in memory."""
+    max_body: Annotated[int, msgspec.Meta(ge=1024)] = 2 << 20
+    """Bytes of a request's body."""
+    max_head: Annotated[int, msgspec.Meta(ge=2048)] = 16 * 1024
+    """Bytes of a request's line and headers."""
+    max_connections: Annotated[int, msgspec.Meta(ge=1)] = 1024
+    """Connections at a time; the one silent for longest makes room."""
+    head_timeout: _Seconds = 5.0
+    """Seconds for the TLS handshake, and for a request's head."""
+    body_timeout: _Seconds = 15.0
+    """Seconds for a request's body."""
+    idle_timeout: Annotated[float, msgspec.Meta(ge=1)] = 30.0
+    """Seconds that a connection may stay without a request."""
+    drain_timeout: Annotated[float, msgspec.Meta(ge=1)] = 10.0
+    """Seconds that requests under way get when the service stops."""
+
+    def check(self) -> None:
+        """What one field alone cannot tell; `ConfigError` says what is wrong."""
+        if self.tls_renew_before >= self.tls_lifetime or 4 * self.tls_overlap > self.tls_renew_before:
+            raise ConfigError(
+                "a certificate must be renewed within its lifetime, and four overlaps before its end at the latest",
+                advice="Leave tls_lifetime, tls_renew_before and tls_overlap as they are, or shorten the last.",
+            )
+        if self.tls_secret and (self.tls_certificate or self.tls_key or self.insecure_http or self.unix_socket):
+            raise ConfigError("TLS is configured twice, or plain HTTP beside it", advice="Leave one of them out.")
+
+    def names(self) -> tuple[str, ...]:
+        """What a certificate of our own making is for."""
+        own = f"{self.tls_service}.{self.tls_namespace}.svc"
+        return (own, f"{own}.cluster.local", *(word for part in self.tls_hosts.split(",") if (word := part.strip())))

@@ -1,0 +1,189 @@
+"""The collateral service's certificate in a cluster: made, published, renewed; or given by somebody else."""
+
+from __future__ import annotations
+
+import base64
+import ssl
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from confcom.errors import ConfcomError, ConfigError
+from confcom.pki.serving_pair import make_serving_pair
+from confcom.services.collateral_service_config import CollateralServiceConfig
+from confcom.simulator.world import SimulatedWorld
+from running_collateral_service import SEED, Clock, RecordedUpstream, RunningService
+from webhook_api import WebhookApi
+
+SECRET = "/api/v1/namespaces/confcom-system/secrets/confcom-collateral-tls"
+CONFIG_MAP = "/api/v1/namespaces/confcom-system/configmaps/confcom-collateral-ca"
+NAMES = ("confcom-collateral.confcom-system.svc", "127.0.0.1")
+DAY = timedelta(days=1)
+
+
+class CollateralApi(WebhookApi):
+    """A Secret and a ConfigMap that the add-on made, both empty."""
+
+    manager = "confcom-collateral"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.objects = {
+            SECRET: {"metadata": {"name": "confcom-collateral-tls", "resourceVersion": "1"}},
+            CONFIG_MAP: {"metadata": {"name": "confcom-collateral-ca", "resourceVersion": "1"}},
+        }
+
+    @property
+    def published(self) -> str:
+        """What clients are told to trust."""
+        with self.changed:
+            found: str = self.objects[CONFIG_MAP].get("data", {}).get("ca-certificates.crt", "")
+            return found
+
+    def give(self, **data: bytes) -> None:
+        """Put a certificate into the Secret, as somebody else does."""
+        with self.changed:
+            encoded = {name.replace("_", "."): base64.b64encode(value).decode() for name, value in data.items()}
+            self.objects[SECRET]["data"] = encoded
+
+    def secret(self) -> dict[str, Any]:
+        """The Secret's data."""
+        with self.changed:
+            return dict(self.objects[SECRET].get("data", {}))
+
+
+@pytest.fixture
+def api() -> Iterator[CollateralApi]:
+    with CollateralApi() as api:
+        yield api
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock(datetime.now(UTC))  # clients judge certificates by the real time
+
+
+@pytest.fixture
+def service(api: CollateralApi, tmp_path: Path, clock: Clock) -> Iterator[RunningService]:
+    service = make(api, tmp_path, clock)
+    service.start()
+    yield service
+    service.stop()
+
+
+def make(api: CollateralApi, folder: Path, clock: Clock, **settings: Any) -> RunningService:
+    world = SimulatedWorld.from_seed(SEED, now=clock.now)
+    usual = {
+        "insecure_http": False,
+        "tls_secret": "confcom-collateral-tls",
+        "tls_hosts": "127.0.0.1",
+        "tls_look_every": 0.05,
+        "kubeconfig": api.kubeconfig(folder),
+    }
+    upstream = RecordedUpstream(world, clock)
+    return RunningService(folder / "s.sqlite", upstream, world.trust_roots, clock, **usual | settings)
+
+
+def trusting(api: CollateralApi) -> ssl.SSLContext:
+    return ssl.create_default_context(cadata=api.published)
+
+
+def test_clients_that_trust_what_is_published_are_served(api: CollateralApi, service: RunningService) -> None:
+    service.wait_until(lambda: "BEGIN CERTIFICATE" in api.published)
+    assert service.url.startswith("https://")
+    service.tls = trusting(api)
+    assert service.ask("/sgx/certification/v4/rootcacrl").status == 200
+    assert service.ask("/readyz").status == 200
+    assert service.metric("certificate_events_total", event="served") == 1
+
+
+def test_a_restart_serves_the_same_certificate(api: CollateralApi, tmp_path: Path, clock: Clock) -> None:
+    found = []
+    for _ in range(2):
+        service = make(api, tmp_path, clock)
+        service.start()
+        service.wait_until(lambda: bool(api.published))
+        found.append(ssl.get_server_certificate(service.address))
+        service.stop()
+    assert found[0] == found[1]
+
+
+def test_a_successor_is_published_long_before_it_is_used(
+    api: CollateralApi, service: RunningService, clock: Clock
+) -> None:
+    """Copies of the ConfigMap that were made at any time in between go on to work."""
+    service.wait_until(lambda: bool(api.published))
+    first, served = api.published, ssl.get_server_certificate(service.address)
+    clock.now += 641 * DAY
+    service.wait_until(lambda: api.published.count("BEGIN") == 2)
+    assert first in api.published
+    assert ssl.get_server_certificate(service.address) == served
+    clock.now += 15 * DAY
+    service.wait_until(lambda: ssl.get_server_certificate(service.address) != served)
+    clock.now += 15 * DAY
+    service.wait_until(lambda: api.published.count("BEGIN") == 1)
+    assert first not in api.published
+
+
+def test_who_took_the_published_authority_away_sees_it_come_back(api: CollateralApi, service: RunningService) -> None:
+    service.wait_until(lambda: bool(api.published))
+    before = api.published
+    with api.changed:
+        api.objects[CONFIG_MAP]["data"] = {}
+    service.wait_until(lambda: api.published == before)
+
+
+def test_without_the_config_map_it_is_not_ready(api: CollateralApi, tmp_path: Path, clock: Clock) -> None:
+    with api.changed:
+        del api.objects[CONFIG_MAP]
+    service = make(api, tmp_path, clock)
+    service.start()
+    service.tls = ssl._create_unverified_context()  # noqa: S323 - nobody could say whom to trust
+    service.wait_until(lambda: "there is no ConfigMap" in service.ask("/readyz").json["reason"])
+    assert service.ask("/readyz").status == 503
+    service.stop()
+
+
+def test_a_given_certificate_is_served_followed_and_never_changed(
+    api: CollateralApi, tmp_path: Path, clock: Clock
+) -> None:
+    def give() -> dict[str, Any]:
+        authority, pair = make_serving_pair(NAMES, now=clock.now, lifetime=DAY, common_name="cert-manager")
+        api.give(ca_crt=authority, tls_crt=pair.certificate, tls_key=pair.key)
+        return api.secret()
+
+    given = give()
+    service = make(api, tmp_path, clock, tls_given=True)
+    service.start()
+    try:
+        service.wait_until(lambda: api.published.encode() == base64.b64decode(given["ca.crt"]))
+        service.tls = trusting(api)
+        assert service.ask("/healthz").status == 200
+        served = ssl.get_server_certificate(service.address)
+
+        api.give(ca_crt=b"", tls_crt=b"junk", tls_key=b"")  # half a change: what was good stays in use
+        service.wait_until(lambda: service.metric("certificate_events_total", event="failed") > 0)
+        assert ssl.get_server_certificate(service.address) == served
+
+        given = give()
+        service.wait_until(lambda: ssl.get_server_certificate(service.address) != served)
+        service.wait_until(lambda: api.published.encode() == base64.b64decode(given["ca.crt"]))
+        assert api.secret() == given
+    finally:
+        service.stop()
+
+
+def test_without_an_api_there_is_nothing_to_serve_with(api: CollateralApi, tmp_path: Path, clock: Clock) -> None:
+    with pytest.raises(ConfcomError, match="no way to the Kubernetes API"):
+        make(api, tmp_path, clock, kubeconfig=str(tmp_path / "none")).start()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"insecure_http": True}, {"unix_socket": "/x"}, {"tls_certificate": "x"}, {"tls_overlap": 9e6}]
+)
+def test_settings_that_contradict_each_other_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        CollateralServiceConfig(tls_secret="s", **wrong).check()  # noqa: S106 - a name
