@@ -11,9 +11,14 @@ from typing import Any
 
 import pytest
 
+from confcom.appraisal.quote import verify_quote
+from confcom.cli.root import run
+from confcom.collateral.remembered import RememberedCollateral
+from confcom.collateral.resolve import SourceOptions
 from confcom.errors import ConfcomError, ConfigError
 from confcom.pki.serving_pair import make_serving_pair
 from confcom.services.collateral_service_config import CollateralServiceConfig
+from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.world import SimulatedWorld
 from running_collateral_service import SEED, Clock, RecordedUpstream, RunningService
 from webhook_api import WebhookApi
@@ -63,7 +68,7 @@ def api() -> Iterator[CollateralApi]:
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock(datetime.now(UTC))  # clients judge certificates by the real time
+    return Clock(datetime.now(UTC))  # noqa: TID251 - clients judge certificates by the real time
 
 
 @pytest.fixture
@@ -96,7 +101,7 @@ def test_clients_that_trust_what_is_published_are_served(api: CollateralApi, ser
     assert service.url.startswith("https://")
     service.tls = trusting(api)
     assert service.ask("/sgx/certification/v4/rootcacrl").status == 200
-    assert service.ask("/readyz").status == 200
+    service.wait_until(lambda: service.ask("/readyz").status == 200)
     assert service.metric("certificate_events_total", event="served") == 1
 
 
@@ -141,7 +146,7 @@ def test_without_the_config_map_it_is_not_ready(api: CollateralApi, tmp_path: Pa
         del api.objects[CONFIG_MAP]
     service = make(api, tmp_path, clock)
     service.start()
-    service.tls = ssl._create_unverified_context()  # noqa: S323 - nobody could say whom to trust
+    service.tls = ssl._create_unverified_context()
     service.wait_until(lambda: "there is no ConfigMap" in service.ask("/readyz").json["reason"])
     assert service.ask("/readyz").status == 503
     service.stop()
@@ -181,9 +186,53 @@ def test_without_an_api_there_is_nothing_to_serve_with(api: CollateralApi, tmp_p
         make(api, tmp_path, clock, kubeconfig=str(tmp_path / "none")).start()
 
 
+@pytest.fixture
+def quote(tmp_path: Path, clock: Clock) -> bytes:
+    world = SimulatedWorld.from_seed(SEED, now=clock.now)
+    (tmp_path / "root.pem").write_bytes(world.root_pem())
+    enclave = world.machine.launch(EnclaveDeclaration.from_names("tls"))
+    return world.platform.quote(enclave.create_report(world.platform.init_quote().target_info, bytes(64))).quote
+
+
+def test_our_own_clients_take_its_authority(
+    api: CollateralApi, service: RunningService, quote: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.wait_until(lambda: bool(api.published))
+    evidence, authority = tmp_path / "quote", tmp_path / "ca.pem"
+    evidence.write_bytes(quote)
+    authority.write_text(api.published)
+    words = ["verify", str(evidence), "--collateral", service.url, "--trust-root", str(tmp_path / "root.pem")]
+    assert run([*words, "--collateral-ca", str(authority)]) == 0
+    capsys.readouterr()
+    assert run(words) != 0
+    assert "certificate" in capsys.readouterr().out
+
+
+def test_a_helper_asks_once_and_outlives_the_service(
+    api: CollateralApi, service: RunningService, quote: bytes, tmp_path: Path, clock: Clock
+) -> None:
+    service.wait_until(lambda: bool(api.published))
+    authority = tmp_path / "ca.pem"
+    roots = SimulatedWorld.from_seed(SEED, now=clock.now).trust_roots
+    collateral = RememberedCollateral(service.url, SourceOptions(roots=roots, at=clock.now, ca_certificates=authority))
+    authority.write_text("")
+    with pytest.raises(ConfcomError):
+        collateral(quote, clock.now)
+    authority.write_text(api.published)  # what is mounted there is renewed
+    first = collateral(quote, clock.now)
+    verify_quote(quote, first, roots=roots, now=clock.now)
+    asked = service.metric("requests_total", path="sgx/v4/tcb", status="200")
+    assert asked == 1
+    assert collateral(quote, clock.now + timedelta(minutes=59)) is first
+    assert collateral(quote, clock.now + timedelta(minutes=61)) is not first
+    assert service.metric("requests_total", path="sgx/v4/tcb", status="200") == asked + 1
+    service.stop()
+    assert collateral(quote, clock.now + timedelta(hours=3)).tcb_info == first.tcb_info
+
+
 @pytest.mark.parametrize(
     "wrong", [{"insecure_http": True}, {"unix_socket": "/x"}, {"tls_certificate": "x"}, {"tls_overlap": 9e6}]
 )
 def test_settings_that_contradict_each_other_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
-        CollateralServiceConfig(tls_secret="s", **wrong).check()  # noqa: S106 - a name
+        CollateralServiceConfig(tls_secret="s", **wrong).check()

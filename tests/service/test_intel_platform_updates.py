@@ -77,7 +77,7 @@ class Node:
         self.path = folder / "aesm.socket"
         self.world = SimulatedWorld.from_seed(b"updates".ljust(32, b"."), now=NOW)
         self._libraries, self._stack = libraries, stack
-        self._kit = SelfTestKit(None, self.world.publish, self.world.trust_roots, simulated=True)
+        self._kit = SelfTestKit(None, lambda _, now: self.world.publish(now), self.world.trust_roots, simulated=True)
 
     def helper(self, qe: Platform) -> Helper:
         stub = Stub(Path(self._stack.enter_context(tempfile.TemporaryDirectory())))

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING
 from confcom.appraisal.collateral import Collateral
 from confcom.cli.collateral import STORE_VARIABLE, default_store
 from confcom.collateral.bundle import load_bundle
+from confcom.collateral.for_quote import fetch_for_quote
 from confcom.errors import CollateralNotFound
 from confcom.formats.quote import Quote
-from confcom.formats.quote_section import TeeType
-from confcom.pki.chain import verify_chain
 from confcom.pki.roots import TrustRoots
 
 if TYPE_CHECKING:
-    from confcom.collateral.interface import CollateralSource, Tee, Update
+    from confcom.collateral.interface import CollateralSource, Update
 
 _STORE_ENDINGS = (".sqlite", ".db")
 
@@ -37,15 +36,17 @@ class CollateralChoice:
         """The collateral; a bundle is taken as it is, a store or a service is asked for this platform."""
         if self.source is None:
             return load_bundle(Path(self.name))
-        data = quote.signature.certification.certification_data.data
-        chain = verify_chain(data, roots=self.roots, kind="pck", step="pck-chain")
-        tee: Tee = "sgx" if quote.tee is TeeType.SGX else "tdx"
-        return self.source.fetch(chain.extension.fmspc, chain.ca, tee, update=update)
+        return fetch_for_quote(self.source, quote, self.roots, update=update)
 
 
 @contextmanager
-def choose_collateral(name: str | None, roots: TrustRoots, at: datetime) -> Iterator[CollateralChoice]:
-    """Open what `--collateral` names; without it, the person's own store, if there is one."""
+def choose_collateral(
+    name: str | None, roots: TrustRoots, at: datetime, *, ca: Path | None = None
+) -> Iterator[CollateralChoice]:
+    """Open what `--collateral` names; without it, the person's own store, if there is one.
+
+    `ca` is a PEM file with the authorities that a service's TLS certificate may be of.
+    """
     name = _default() if name is None else name
     if "://" not in name and not name.endswith(_STORE_ENDINGS) and name not in ("intel", "pccs", "thim"):
         yield CollateralChoice(name, roots, None)
@@ -53,7 +54,7 @@ def choose_collateral(name: str | None, roots: TrustRoots, at: datetime) -> Iter
     # Here, because it brings HTTP and SQLite along, which most calls do without.
     from confcom.collateral.resolve import SourceOptions, resolve
 
-    with resolve(name, SourceOptions(roots=roots, at=at)) as source:
+    with resolve(name, SourceOptions(roots=roots, at=at, ca_certificates=ca)) as source:
         yield CollateralChoice(name, roots, source)
 
 

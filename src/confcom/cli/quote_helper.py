@@ -29,7 +29,8 @@ from confcom.services.telemetry import configure_logging
 @click.option("--replace", is_flag=True, default=None, help="Take the path over from a service that still answers.")
 @click.option("--workers", type=click.IntRange(0, 256), help="Processes that quote beside the main one.")
 @click.option("--http", metavar="ADDRESS", help="Where /healthz, /readyz and /metrics are: HOST:PORT or unix:PATH.")
-@click.option("--collateral", metavar="PATH", help="Folder or collateral.json that verifies this platform's quotes.")
+@click.option("--collateral", metavar="PATH", help="What verifies its quotes: a folder, collateral.json, or URL.")
+@click.option("--collateral-ca", metavar="PEM", help="CAs of that service's TLS certificate.  [default: public ones]")
 @click.option("--trust-root", metavar="PEM", help="The root that they chain to.  [default: Intel's]")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file with further settings.")
 @click.option("--print-config", is_flag=True, help="Print the settings in force as JSON, and stop.")
@@ -42,6 +43,7 @@ def quote_helper(
     workers: int | None,
     http: str | None,
     collateral: str | None,
+    collateral_ca: str | None,
     trust_root: str | None,
     config_file: Path | None,
     print_config: bool,
@@ -64,6 +66,7 @@ def quote_helper(
             "workers": workers,
             "http": http,
             "collateral": collateral,
+            "collateral_ca": collateral_ca,
             "trust_root": trust_root,
         },
     )
@@ -76,7 +79,13 @@ def quote_helper(
     machine = Path(config.simulated_machine) if config.simulated_machine is not None else None
     choice = choose_platform(config.platform, machine=machine)
     opened = open_platform(config.platform, machine=machine)
-    kit = self_test_kit(choice, machine=machine, collateral=config.collateral, trust_root=config.trust_root)
+    kit = self_test_kit(
+        choice,
+        machine=machine,
+        collateral=config.collateral,
+        collateral_ca=config.collateral_ca,
+        trust_root=config.trust_root,
+    )
     configure_logging(verbose=debug)
     origin = f"platform {choice.name} ({choice.reason})"
     # A person reads columns; a machine gets its lines from a thread of their own.

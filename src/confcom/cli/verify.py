@@ -34,6 +34,7 @@ class VerifyOptions:
 
     evidence: Path
     collateral: str | None
+    collateral_ca: Path | None
     at: str | None
     update: str
     trust_root: tuple[str, ...]
@@ -58,6 +59,12 @@ _FILE = click.Path(path_type=Path, allow_dash=True)
     "--collateral",
     metavar="PATH-OR-URL",
     help="Folder, collateral.json, store, or URL of a collateral service; also intel, pccs, thim. Default: your store.",
+)
+@click.option(
+    "--collateral-ca",
+    metavar="PEM",
+    type=click.Path(path_type=Path),
+    help="CAs that the TLS certificate of a collateral service may be of. Default: public ones.",
 )
 @click.option("--at", metavar="RFC3339", help="Judge as of this time, e.g. 2026-03-01T12:00:00Z. Default: now.")
 @click.option(
@@ -132,7 +139,7 @@ def _judge(given: VerifyOptions, now: datetime) -> dict[str, AttestationResult]:
     try:
         # Before the collateral, so that a file that is no evidence is named first.
         evidence = EvidenceFile.parse(data)
-        with choose_collateral(given.collateral, roots, now) as choice:
+        with choose_collateral(given.collateral, roots, now, ca=given.collateral_ca) as choice:
             for name, update in updates.items():
                 collateral = choice.collateral(evidence.quote, update)
                 results[name] = judge(data, collateral, verifier=verifier, policy=policy, now=now, grace=file.grace)

@@ -55,8 +55,10 @@ class QuoteHelperConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     http: str = ""
     """Where /healthz, /readyz and /metrics are: HOST:PORT, [ADDRESS]:PORT or unix:PATH. Empty: nowhere."""
     collateral: str | None = None
-    """Folder or collateral.json that verifies this platform's quotes, read anew for every self-test. The simulated
-    platform needs none."""
+    """Folder or collateral.json that verifies this platform's quotes, read anew for every self-test; or the URL of a
+    collateral service, asked once an hour. The simulated platform needs none."""
+    collateral_ca: str | None = None
+    """PEM file with the CAs that the TLS certificate of that service may be of. By default public ones."""
     trust_root: str | None = None
     """PEM file with the root that those quotes must chain to. By default Intel's, or the simulated world's own."""
     self_test_interval: Annotated[float, msgspec.Meta(ge=1)] = 60.0

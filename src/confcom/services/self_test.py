@@ -47,10 +47,13 @@ class ClientQuote:
 
 @dataclass(frozen=True, slots=True)
 class SelfTestKit:
-    """What a self-test has to work with. `collateral` gives what is present at a time; None: nothing is configured."""
+    """What a self-test has to work with.
+
+    `collateral` gives what a quote is judged by at a time; None: nothing is configured.
+    """
 
     enclave: ReportSource | None
-    collateral: Callable[[datetime], Collateral] | None
+    collateral: Callable[[bytes, datetime], Collateral] | None
     roots: TrustRoots
     simulated: bool
 
@@ -165,7 +168,7 @@ class SelfTest:
             findings.passed("verification", "not done: no quote has been made for a client yet")
         else:
             now = self._now()
-            verified = self._verifier.verify(quote, self._kit.collateral(now), now=now)
+            verified = self._verifier.verify(quote, self._kit.collateral(quote, now), now=now)
             findings.verified = verified
             if verified.stale:
                 raise StaleCollateralError(f"not valid at present: {', '.join(item.what for item in verified.stale)}")

@@ -185,21 +185,38 @@ MAX_ROOT = 64 * 1024
 
 
 def self_test_kit(
-    choice: Choice, *, machine: Path | None = None, collateral: str | None = None, trust_root: str | None = None
+    choice: Choice,
+    *,
+    machine: Path | None = None,
+    collateral: str | None = None,
+    collateral_ca: str | None = None,
+    trust_root: str | None = None,
 ) -> SelfTestKit:
     """Enclave, collateral and roots of a platform; without settings, a simulated one is judged by its own world."""
-    source = None if collateral is None else _bundle_source(Path(collateral))
+    roots = None if trust_root is None else _roots(Path(trust_root))
     if choice.name == "simulated" and machine is not None:
         world = SimulatedWorld.load(machine)
         enclave = world.machine.launch(EnclaveDeclaration.from_names("confcom self-test", "confcom"))
-        roots = world.trust_roots if trust_root is None else _roots(Path(trust_root))
-        return SelfTestKit(enclave, world.publish if source is None else source, roots, simulated=True)
-    roots = TrustRoots.intel() if trust_root is None else _roots(Path(trust_root))
-    return SelfTestKit(None, source, roots, simulated=False)
+        source = _collateral(collateral, collateral_ca, roots or world.trust_roots) or (
+            lambda _, now: world.publish(now)
+        )
+        return SelfTestKit(enclave, source, roots or world.trust_roots, simulated=True)
+    trusted = roots or TrustRoots.intel()
+    return SelfTestKit(None, _collateral(collateral, collateral_ca, trusted), trusted, simulated=False)
 
 
-def _bundle_source(path: Path) -> Callable[[datetime], Collateral]:
-    return lambda _: load_bundle(path)
+def _collateral(name: str | None, ca: str | None, roots: TrustRoots) -> Callable[[bytes, datetime], Collateral] | None:
+    if name is None:
+        return None
+    if "://" not in name:
+        return lambda _, __: load_bundle(Path(name))
+    # Here, because it brings HTTP along, which most platforms do without.
+    from confcom.collateral.remembered import RememberedCollateral
+    from confcom.collateral.resolve import SourceOptions
+
+    authorities = None if ca is None else Path(ca)
+    options = SourceOptions(roots=roots, at=datetime.min.replace(tzinfo=UTC), ca_certificates=authorities)
+    return RememberedCollateral(name, options)
 
 
 def _roots(path: Path) -> TrustRoots:

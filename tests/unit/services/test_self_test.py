@@ -31,7 +31,7 @@ def world() -> SimulatedWorld:
 @pytest.fixture
 def kit(world: SimulatedWorld) -> SelfTestKit:
     enclave = world.machine.launch(EnclaveDeclaration.from_names("self-test"))
-    return SelfTestKit(enclave, world.publish, world.trust_roots, simulated=True)
+    return SelfTestKit(enclave, lambda _, now: world.publish(now), world.trust_roots, simulated=True)
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def test_a_good_helper_passes_and_shows_its_platform(tmp_path: Path, world: Simu
 def test_collateral_out_of_date_is_a_failure_that_names_it(
     tmp_path: Path, world: SimulatedWorld, kit: SelfTestKit
 ) -> None:
-    old = replace(kit, collateral=lambda now: world.publish(now - timedelta(days=60)))
+    old = replace(kit, collateral=lambda _, now: world.publish(now - timedelta(days=60)))
     with helper_tested(world.platform, tmp_path / "aesm.socket", old, clients=False) as result:
         assert outcome(result) == {"attestation-key": True, "quote": True, "verification": False}
         assert "not valid at present" in result.failures()
@@ -75,7 +75,7 @@ def test_collateral_out_of_date_is_a_failure_that_names_it(
 def test_a_source_that_does_not_answer_may_be_asked_again(
     tmp_path: Path, world: SimulatedWorld, kit: SelfTestKit
 ) -> None:
-    def unavailable(now: datetime) -> object:
+    def unavailable(quote: bytes, now: datetime) -> object:
         raise CollateralUnavailable("the PCCS does not answer")
 
     silent = replace(kit, collateral=unavailable)  # type: ignore[arg-type]
@@ -86,7 +86,7 @@ def test_a_source_that_does_not_answer_may_be_asked_again(
 
 def test_quotes_of_another_world_are_not_verified(tmp_path: Path, world: SimulatedWorld, kit: SelfTestKit) -> None:
     other = SimulatedWorld.from_seed(b"another".ljust(32, b"."), now=NOW)
-    foreign = replace(kit, roots=other.trust_roots, collateral=other.publish)
+    foreign = replace(kit, roots=other.trust_roots, collateral=lambda _, now: other.publish(now))
     with helper_tested(world.platform, tmp_path / "aesm.socket", foreign) as result:
         assert outcome(result) == {"attestation-key": True, "quote": True, "verification": False}
 
