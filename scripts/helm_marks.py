@@ -24,6 +24,7 @@ MARKS: dict[str, Any] = {
     "tolerations": ("mark.example/toleration=mark:NoExecute",),
     "webhook_replicas": 13,
     "oversized": "warn",
+    "api_ports": (61357,),
 }
 
 
@@ -69,6 +70,11 @@ _TOLERATION = """{{- range .Values.tolerations }}
 \\g<indent>- {{ include "confcom.toleration" . }}
 {{- end }}
 """
+_API_PORTS = """{{- range .Values.apiPorts }}
+\\g<indent>- port: {{ . | int }}
+\\g<indent>  protocol: TCP
+{{- end }}
+"""
 _PATTERNS: list[tuple[str, str]] = [
     # The state's text of the image is the value; what is run is that, or this version's own.
     (r"(?m)^  image: mark\.example/image:mark$", f"  image: {_quoted('image')}"),
@@ -85,6 +91,8 @@ _PATTERNS: list[tuple[str, str]] = [
     _environment("_PROVISION_LIMIT", _LIMIT),
     _environment("_PROVISION_NAMESPACES", _NAMESPACES),
     (r"(?m)^  oversized: warn$", f"  oversized: {_quoted('oversized')}"),
+    (r"(?m)^  apiPorts: '61357'$", '  apiPorts: {{ join "," .Values.apiPorts | quote }}'),
+    (r"(?m)^(?P<indent> +)- port: 61357\n +protocol: TCP\n", _API_PORTS),
     (r"98765432Mi", _quoted("simulated_epc")),
     (r"https://mark\.example/upstream", _quoted("collateral_upstream")),
     (r"'98765431'", _quoted("epc_reserve_mib")),

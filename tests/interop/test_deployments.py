@@ -80,6 +80,7 @@ CASES: list[dict[str, Any]] = [
     {"publisher": "node-status", "epc_reserve_mib": 12, "overcommit": 1.5, "webhook_replicas": 3, "oversized": "warn"},
     {"provision_grants": ("apps/one", "apps/two", "more/*"), "collateral": True, "collateral_upstream": "https://x:1/"},
     {"webhook_namespaces": "labelled", "platform": "simulated"},
+    {"api_ports": (443, 16443), "metrics": True},
     {"quote_helper": True, "provision_grants": ("confcom-system/x", "apps/*")},
     {
         "metrics": True,

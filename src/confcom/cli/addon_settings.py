@@ -10,6 +10,8 @@ import click
 from confcom.manifests.addon_config import AddonConfig
 
 _Command = Callable[..., Any]
+_LISTS = ("provision_grants", "api_ports")
+"""Settings that are given as one word with commas."""
 
 
 def _switch(name: str, field: str, text: str) -> Callable[[_Command], _Command]:
@@ -43,6 +45,7 @@ _OPTIONS = (
     click.option("--webhook-replicas", type=int, metavar="N", help="Its pods.  [default: 2]"),
     _choice("--webhook-namespaces", "Whose pods it is for.  [default: all]", "all", "labelled"),
     _choice("--oversized", "Pods that want more EPC than any node has.  [default: refuse]", "refuse", "warn"),
+    click.option("--api-ports", metavar="PORT,…", help="Of the API server, for network policies.  [default: 443,6443]"),
     _switch("collateral", "collateral", "The collateral service.  [default: off]"),
     click.option("--collateral-upstream", metavar="NAME|URL", help="Whom it asks.  [default: intel]"),
     _switch("metrics", "metrics", "The exporter of EPC use.  [default: off]"),
@@ -65,7 +68,7 @@ def changes_of(flags: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, tuple) and value:
             found[field] = [word for word in value if word]
         elif value is not None and value != ():
-            found[field] = _words(value) if field == "provision_grants" else value
+            found[field] = _words(value) if field in _LISTS else value
     return found
 
 

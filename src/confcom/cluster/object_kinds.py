@@ -58,8 +58,9 @@ NODE_KIND = _kind("v1", "Node", "nodes", namespaced=False)
 POD_KIND = _kind("v1", "Pod", "pods")
 EVENT_KIND = _kind("v1", "Event", "events")
 CLAIM_KIND = _kind("resource.k8s.io/v1", "ResourceClaim", "resourceclaims")
+SLICE_KIND = _kind("discovery.k8s.io/v1", "EndpointSlice", "endpointslices")
 
-_OTHERS = (NAMESPACE_KIND, NODE_KIND, POD_KIND, EVENT_KIND, CLAIM_KIND)
+_OTHERS = (NAMESPACE_KIND, NODE_KIND, POD_KIND, EVENT_KIND, CLAIM_KIND, SLICE_KIND)
 _KINDS = {(kind.api_version, kind.name): kind for kind in (*ADDON_KINDS, *_OTHERS)}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from confcom.manifests import collateral as store
@@ -19,10 +21,14 @@ COLLATERAL_PORTS = (network_policies.DNS_PORT, 443, 8081)
 """Where the quote helper's libraries look for collateral: Intel or a cloud's cache, or a caching service."""
 
 
-def render(config: AddonConfig, *, version: str) -> list[Object]:
-    """Every object of the add-on, state included; the same for the same settings and version."""
+def render(config: AddonConfig, *, version: str, api_ports: Iterable[int] = ()) -> list[Object]:
+    """Every object of the add-on, state included; the same for the same settings and version.
+
+    `api_ports` is where the cluster's API server was found, beside what the settings say.
+    """
     config.check()
-    settled = msgspec.structs.replace(config, image=image_of(config, version))
+    ports = tuple(dict.fromkeys((*config.api_ports, *api_ports)))
+    settled = msgspec.structs.replace(config, image=image_of(config, version), api_ports=ports)
     return [
         namespace(),
         state_object(AddonState(enabled=True, version=version, config=config)),
@@ -36,7 +42,7 @@ def render(config: AddonConfig, *, version: str) -> list[Object]:
 
 
 def _device_plugin(config: AddonConfig) -> list[Object]:
-    egress = network_policies.API_PORTS if plugin.needs_api(config) else ()
+    egress = config.api_ports if plugin.needs_api(config) else ()
     opened = network_policies.opening(DEVICE_PLUGIN, ingress=(plugin.HTTP_PORT,), egress=egress)
     return [opened, *plugin.rights(config), *plugin.device_plugin(config)]
 
@@ -53,11 +59,11 @@ def _collateral(config: AddonConfig) -> list[Object]:
 
 
 def _metrics(config: AddonConfig) -> list[Object]:
-    opened = network_policies.opening(METRICS, ingress=(exporter.HTTP_PORT,), egress=network_policies.API_PORTS)
+    opened = network_policies.opening(METRICS, ingress=(exporter.HTTP_PORT,), egress=config.api_ports)
     return [opened, *exporter.metrics(config)]
 
 
 def _webhook(config: AddonConfig) -> list[Object]:
     served = (admission.HTTPS_PORT, admission.HTTP_PORT)
-    opened = network_policies.opening(WEBHOOK, ingress=served, egress=network_policies.API_PORTS)
+    opened = network_policies.opening(WEBHOOK, ingress=served, egress=config.api_ports)
     return [opened, *admission.webhook(config)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
@@ -25,6 +25,8 @@ _TOLERATION = re.compile(rf"({_LABEL_KEY})(?:=({_LABEL_VALUE}))?(?::(NoSchedule|
 # What a registry's client takes, without saying more than that: no blanks, nothing that steers a shell or YAML.
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}")
 _UPSTREAM = re.compile(r"intel|thim|https?://[!-~]{1,500}")
+
+Port: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 
 
 class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,6 +75,8 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Whose pods it is for: everybody's, or those of namespaces with the label `confcom.dev/sgx: "true"`."""
     oversized: Literal["refuse", "warn"] = "refuse"
     """What it does with a pod that wants more EPC than any node has; warn where larger nodes are made on demand."""
+    api_ports: tuple[Port, ...] = (443, 6443)
+    """Where the API server listens: its Service's port and those behind it, which network policies let pods ask."""
 
     def check(self) -> None:
         """What one field's type cannot tell; `ConfigError` says what is wrong."""

@@ -80,7 +80,7 @@ def _flat(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, float):
         return number(value)
-    return ",".join(value) if isinstance(value, tuple) else str(value)
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _parse(field: str, text: str) -> object:

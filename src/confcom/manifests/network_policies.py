@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from confcom.manifests.objects import ITSELF, Object, Workload, namespaced_object, selector
 
-API_PORTS = (443, 6443)
-"""Where clusters have their API server: the Service's port, and that behind it."""
 DNS_PORT = 53
 
 

@@ -22,6 +22,7 @@ from confcom.manifests.objects import (
     OURS,
     QUOTE_HELPER,
 )
+from confcom.services.addon_api_server import ports_of_api
 from confcom.services.addon_deletion import Deletions
 from confcom.services.addon_plan import (
     HELPER_REF,
@@ -110,10 +111,7 @@ class Addon:
         await self._deletions.ended(NAMESPACE_REF, NAMESPACE_PATIENCE)
         await self._leave_dra(config)
         wanted = await self._wanted(config)
-        if wait is not None and await self._cluster.get(PLUGIN_REF) is not None:
-            await self._plugin_first(wanted, wait)
-        for one in wanted:
-            await self._cluster.apply(one)
+        await self._apply(wanted, wait)
         self._tell(f"applied {len(wanted)} objects")
         present = await self._cluster.addon_objects(NAMESPACE, OURS)
         for ref in to_prune(present, map(Ref.of, wanted)):
@@ -135,7 +133,7 @@ class Addon:
         return await self._removal.run(await self.state(), purge=purge, wait=wait)
 
     async def _wanted(self, config: AddonConfig) -> list[Object]:
-        wanted = render(config, version=self._version)
+        wanted = render(config, version=self._version, api_ports=await ports_of_api(self._cluster, self._tell))
         if config.platform != "simulated":
             return wanted
         secret = await self._cluster.get(WORLD_REF)
@@ -160,13 +158,18 @@ class Addon:
             self._tell("the quote helper ends first: it holds a claim")
             await self._deletions.gone([HELPER_REF], NAMESPACE_PATIENCE)
 
-    async def _plugin_first(self, wanted: Sequence[Object], wait: float) -> None:
-        """Bring the device plugin up to date before the quote helper.
+    async def _apply(self, wanted: Sequence[Object], wait: float | None) -> None:
+        """Apply each once; where a device plugin is there already, the quote helper's when the new one runs.
 
         While a plugin is being replaced, the kubelet turns pods away that ask for its devices.
         """
-        before = [one for one in wanted if one["metadata"]["labels"][COMPONENT] != QUOTE_HELPER.component]
-        for one in before:
+        replaces = wait is not None and await self._cluster.get(PLUGIN_REF) is not None
+        later = [one for one in wanted if replaces and one["metadata"]["labels"][COMPONENT] == QUOTE_HELPER.component]
+        for one in wanted:
+            if one not in later:
+                await self._cluster.apply(one)
+        if later and wait is not None:
+            plugin = [one for one in wanted if Ref.of(one) == PLUGIN_REF]
+            await Rollout(self._cluster, plugin, self._tell).wait(wait)
+        for one in later:
             await self._cluster.apply(one)
-        plugin = [one for one in before if Ref.of(one) == PLUGIN_REF]
-        await Rollout(self._cluster, plugin, self._tell).wait(wait)

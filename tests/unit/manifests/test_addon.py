@@ -232,6 +232,17 @@ def test_everything_that_is_not_opened_is_closed(config: AddonConfig) -> None:
         )
 
 
+def test_the_ports_of_the_api_server_are_a_setting_and_what_was_found() -> None:
+    config = AddonConfig(metrics=True, api_ports=(443, 8443))
+    for found, ports in (((), [443, 8443]), ((443, 6481), [443, 8443, 6481])):
+        objects = render(config, version="1.2.3", api_ports=found)
+        for name in ("sgx-device-plugin", "sgx-webhook", "sgx-metrics"):
+            (rule,) = find(objects, "NetworkPolicy", name)["spec"]["egress"]
+            assert [port["port"] for port in rule["ports"]] == ports
+        # What was found is no decision of the operator, so it is not remembered as one.
+        assert find(objects, "ConfigMap", "confcom-addon")["data"]["apiPorts"] == "443,8443"
+
+
 def test_a_disruption_leaves_a_webhook() -> None:
     objects = rendered(AddonConfig())
     assert find(objects, "PodDisruptionBudget", "sgx-webhook")["spec"]["maxUnavailable"] == 1

@@ -27,6 +27,7 @@ CONFIGS = some.builds(
     node_selector=some.sampled_from([(), ("pool=acc",), ("a.b/c=d", "e=")]),
     tolerations=some.sampled_from([(), ("*",), ("a", "b=c:NoExecute")]),
     webhook_replicas=some.integers(1, 16),
+    api_ports=some.sampled_from([(), (443,), (1, 65535)]),
 )
 
 
@@ -55,7 +56,7 @@ def test_settings_of_a_later_version_do_not_stop_this_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [{"overcommit": "much"}, {HELPER_KEY: "perhaps"}, {"webhookReplicas": "0"}, {"image": "a b"}]
+    "data", [{"overcommit": "much"}, {HELPER_KEY: "perhaps"}, {"webhookReplicas": "0"}, {"apiPorts": "0"}, {"image": "a b"}]
 )
 def test_a_wrong_value_is_named_with_its_place(data: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="ConfigMap confcom-system/confcom-addon"):
