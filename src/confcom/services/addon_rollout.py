@@ -10,7 +10,7 @@ from confcom.cluster.object_kinds import POD_KIND
 from confcom.cluster.objects import ClusterObjects, Object, Ref
 from confcom.errors import ClusterError
 from confcom.manifests.objects import NAMESPACE, OWN_NODE_LABEL
-from confcom.services.addon_trouble import Trouble, trouble_of
+from confcom.services.addon_trouble import Trouble, trouble_of, was_rejected
 
 LOOK = 1.0
 """Seconds between two looks."""
@@ -103,6 +103,10 @@ class Rollout:
         for pod in await self._cluster.objects(POD_KIND, namespace=NAMESPACE):
             if _owner(pod) not in owners:
                 continue
+            if was_rejected(pod):
+                # It never runs. A DaemonSet with a surge makes successors at once, many of them while the device plugin
+                # is away, but deletes one at a time, ever slower, and goes by the oldest until then.
+                await self._cluster.delete(Ref.of(pod))
             events = await self._cluster.events_of(Ref.of(pod))
             if (trouble := trouble_of(pod, events)) is not None:
                 found.append(trouble)

@@ -44,6 +44,13 @@ def is_ready(pod: Mapping[str, Any]) -> bool:
     return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
 
 
+def was_rejected(pod: Mapping[str, Any]) -> bool:
+    """Whether the kubelet would not have it, for want of a device: a plugin that is away, or about to be replaced."""
+    status = pod.get("status") or {}
+    deleted = pod["metadata"].get("deletionTimestamp")
+    return status.get("phase") == "Failed" and status.get("reason") == "UnexpectedAdmissionError" and not deleted
+
+
 def trouble_of(pod: Mapping[str, Any], events: Sequence[Mapping[str, Any]] = ()) -> Trouble | None:
     """What keeps a pod from serving; None when it serves or is going away."""
     if is_ready(pod) or pod["metadata"].get("deletionTimestamp"):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from confcom.services.addon_rollout import progress_of, shortened
-from confcom.services.addon_trouble import MAX_REASON, Trouble, trouble_of
+from confcom.services.addon_trouble import MAX_REASON, Trouble, trouble_of, was_rejected
 
 
 def pod(status: dict[str, Any], node: str = "node-1", **metadata: Any) -> dict[str, Any]:
@@ -175,3 +175,16 @@ def test_progress_counts_pods_of_the_present_version(workload: dict[str, Any], w
     found = progress_of(workload)
     assert str(found) == words
     assert found.settled == settled
+
+
+def test_what_the_kubelet_rejected_is_told_from_what_failed_otherwise() -> None:
+    rejected = {"phase": "Failed", "reason": "UnexpectedAdmissionError", "message": "Allocate failed"}
+    assert was_rejected(pod(rejected))
+    for other in (
+        pod(rejected, deletionTimestamp="2026-01-01T00:00:00Z"),
+        pod(rejected | {"phase": "Pending"}),
+        pod({"phase": "Failed", "reason": "Evicted"}),
+        pod({"phase": "Failed"}),
+        pod({}),
+    ):
+        assert not was_rejected(other)
