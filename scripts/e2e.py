@@ -54,7 +54,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--thorough", action="store_true", help="the long tests of the add-on's states too")
     parser.add_argument("--again", action="store_true", help="run what failed once more, and go by that")
     parser.add_argument("--down", action="store_true", help="stop the cluster afterwards")
+    parser.add_argument("--kubernetes", metavar="VERSION", help="another pinned version of Kubernetes than the usual")
     options, words = parser.parse_known_args(arguments)
+    if options.kubernetes:
+        os.environ["KUBE_VERSION"] = options.kubernetes
     home = default_home()
     own = "CONFCOM_E2E_KUBECONFIG" not in os.environ
     reason = (reason_against(home) or reason_against_image()) if own else None

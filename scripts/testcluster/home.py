@@ -6,9 +6,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from testcluster.versions import chosen_version, usual_version
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 SOURCES = ROOT / "tests" / "e2e" / "cluster"
-NAMESPACE = Path("/run/netns/kube")
+_FOLDER = "confcom-kubernetes"
 
 
 @dataclass(frozen=True)
@@ -38,5 +40,14 @@ class Home:
 
 
 def default_home() -> Home:
-    """$KUBE_HOME, else a folder in the user's cache."""
-    return Home(Path(os.environ.get("KUBE_HOME") or Path.home() / ".cache" / "confcom-kubernetes"))
+    """$KUBE_HOME, else a folder in the user's cache: each version that $KUBE_VERSION can name has its own."""
+    if given := os.environ.get("KUBE_HOME"):
+        return Home(Path(given))
+    version = chosen_version()
+    usual = usual_home()
+    return usual if version == usual_version() else Home(usual.path.with_name(f"{_FOLDER}-{version}"))
+
+
+def usual_home() -> Home:
+    """The folder of the version that is used where none is named."""
+    return Home(Path.home() / ".cache" / _FOLDER)

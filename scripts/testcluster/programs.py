@@ -6,10 +6,11 @@ import hashlib
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from testcluster.home import SOURCES, Home
+from testcluster.home import SOURCES, Home, usual_home
+from testcluster.versions import FOLDER, chosen_version, full_version, minor_of, module_files
 
 _VERSION_PACKAGES = ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
 
@@ -22,23 +23,24 @@ class Program:
     module: str
     package: str
     ldflags: str = "-s -w"
+    modules: str = field(default="go.mod", repr=False)
+    """The file, inside of `module`, that pins versions."""
 
 
-def _kubernetes_flags() -> str:
+def _kubernetes(modules: str) -> Program:
     # Without these the API server calls itself v0.0.0, and clients that look at versions go astray.
-    required = (SOURCES / "modules" / "kubernetes" / "go.mod").read_text()
-    version = next(line.split()[1] for line in required.splitlines() if line.strip().startswith("k8s.io/kubernetes v"))
-    major, minor = version.removeprefix("v").split(".")[:2]
-    values = {"gitVersion": version, "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
+    version = full_version(FOLDER / modules)
+    major, minor = minor_of(version).split(".")
+    values = {"gitVersion": f"v{version}", "gitMajor": major, "gitMinor": minor, "gitTreeState": "clean"}
     settings = [f"-X {package}.{name}={value}" for package in _VERSION_PACKAGES for name, value in values.items()]
-    return " ".join(["-s -w", *settings])
+    return Program("kube", FOLDER.name, ".", " ".join(["-s -w", *settings]), modules)
 
 
 def wanted() -> tuple[Program, ...]:
     """Every program that is built here; runc is Debian's."""
     containerd = "github.com/containerd/containerd/v2"
     return (
-        Program("kube", "kubernetes", ".", _kubernetes_flags()),
+        _kubernetes(module_files()[chosen_version()]),
         Program("etcd", "etcd", "go.etcd.io/etcd/server/v3"),
         Program("containerd", "containerd", f"{containerd}/cmd/containerd", f"-s -w {_containerd_flags(containerd)}"),
         Program("containerd-shim-runc-v2", "containerd", f"{containerd}/cmd/containerd-shim-runc-v2"),
@@ -59,18 +61,26 @@ def missing(home: Home) -> list[Program]:
 
 
 def build(home: Home, program: Program) -> None:
-    """Build one and mark it with the digest of its sources."""
+    """Build one and mark it with the digest of its sources; one that the usual home has is copied from there."""
     target = home.programs / program.name
     home.programs.mkdir(parents=True, exist_ok=True)
     fresh = target.with_suffix(".new")
+    if _mark(usual_home(), program) == _digest(program):
+        shutil.copy2(usual_home().programs / program.name, fresh)
+    else:
+        _compile(program, fresh)
+    fresh.replace(target)
+    _mark_path(home, program).write_text(_digest(program))
+
+
+def _compile(program: Program, target: Path) -> None:
+    options = ["-trimpath", "-modfile", program.modules, "-ldflags", program.ldflags, "-o", str(target)]
     subprocess.run(
-        ["go", "build", "-trimpath", "-ldflags", program.ldflags, "-o", str(fresh), program.package],
+        ["go", "build", *options, program.package],
         cwd=SOURCES / "modules" / program.module,
         env=os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false"},
         check=True,
     )
-    fresh.replace(target)
-    _mark_path(home, program).write_text(_digest(program))
 
 
 def adopt_runc(home: Home) -> None:
@@ -78,6 +88,7 @@ def adopt_runc(home: Home) -> None:
     found = shutil.which("runc", path="/usr/sbin:/usr/bin:/sbin")
     if found is None:
         raise FileNotFoundError("runc")
+    home.programs.mkdir(parents=True, exist_ok=True)
     link = home.programs / "runc"
     link.unlink(missing_ok=True)
     link.symlink_to(found)
@@ -85,7 +96,9 @@ def adopt_runc(home: Home) -> None:
 
 def _digest(program: Program) -> str:
     digest = hashlib.sha256(repr(program).encode())
-    for source in sorted((SOURCES / "modules" / program.module).iterdir()):
+    folder = SOURCES / "modules" / program.module
+    modules = folder / program.modules
+    for source in sorted([*folder.glob("*.go"), *modules.parent.glob(f"{modules.stem}.*")]):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     return digest.hexdigest()
 

@@ -5,7 +5,10 @@ The nodes are simulated ones: real kubelet, real devices, no SGX. Without a clus
 
 from __future__ import annotations
 
+import functools
+import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -44,6 +47,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=reason))
         elif item.path.name in LONG and os.environ.get("CONFCOM_E2E_THOROUGH") != "1":
             item.add_marker(pytest.mark.skip(reason="takes long: `./dev e2e --thorough` runs it"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    marker = item.get_closest_marker("kubernetes")
+    if marker is None or not KUBECONFIG:
+        return
+    needed, found = marker.args[0], _version()
+    if _numbers(found) < _numbers(needed):
+        pytest.skip(f"needs Kubernetes {needed} or later, and this cluster is {found}")
+
+
+@functools.cache
+def _version() -> str:
+    found = json.loads(_cluster()("version", "-o", "json"))["serverVersion"]["gitVersion"]
+    return str(found).removeprefix("v")
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)[:2]]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -8,11 +8,13 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from urllib.request import getproxies
 
 import httpx2
 from lightkube import AsyncClient, KubeConfig
-from lightkube.config.client_adapter import verify_cluster
+from lightkube.config.client_adapter import AsyncClient as AsyncConnection
+from lightkube.config.client_adapter import ConnectionParams, verify_cluster
 from lightkube.config.kubeconfig import SingleConfig
 from lightkube.core.exceptions import ApiError, LoadResourceError
 from lightkube.core.exceptions import ConfigError as LightkubeConfigError
@@ -36,6 +38,22 @@ def open_client(
     except (LightkubeConfigError, OSError, KeyError) as error:
         # KeyError: a context that names a cluster or user which the file does not have.
         raise ConfigError(f"no way to the Kubernetes API: {error}", advice=_ADVICE) from error
+
+
+async def version_of_server(client: AsyncClient) -> str:
+    """What the API server calls itself, such as `v1.36.2`; empty where it does not say."""
+    transport: Any = _transport(client.config)  # lightkube's annotation is that of its other client
+    parameters = ConnectionParams(transport=transport)
+    with cluster_errors("cannot read the API server's version"):
+        # It belongs to no group of the API, which is all that the client can ask for.
+        async with AsyncConnection(client.config, parameters) as connection:
+            answer = await connection.get("/version")
+    if answer.is_error:
+        return ""
+    try:
+        return str(answer.json()["gitVersion"])
+    except (ValueError, TypeError, KeyError):
+        return ""
 
 
 def _transport(config: SingleConfig | None) -> httpx2.AsyncHTTPTransport | None:

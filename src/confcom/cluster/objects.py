@@ -10,7 +10,7 @@ from lightkube.core.exceptions import ApiError
 from lightkube.resources.core_v1 import Node
 from lightkube.types import CascadeType, PatchType
 
-from confcom.cluster.client import cluster_errors, open_client
+from confcom.cluster.client import cluster_errors, open_client, version_of_server
 from confcom.cluster.object_kinds import ADDON_KINDS, EVENT_KIND, Kind, kind_of
 
 Object = dict[str, Any]
@@ -55,6 +55,10 @@ class ClusterObjects:
 
     async def __aexit__(self, *args: object) -> None:
         await self._client.close()
+
+    async def version(self) -> str:
+        """What the API server calls itself, such as `v1.36.2`; empty where it does not say."""
+        return await version_of_server(self._client)
 
     async def get(self, ref: Ref) -> Object | None:
         """An object, or None where there is none (or no such kind)."""

@@ -36,6 +36,7 @@ from confcom.services.addon_plan import (
     to_prune,
 )
 from confcom.services.addon_removal import Removal
+from confcom.services.addon_requirements import check_cluster
 from confcom.services.addon_rollout import WORKLOADS, Progress, Rollout, progress_of
 from confcom.services.addon_simulation import simulated_objects
 from confcom.services.addon_use import Use, claim_holders, uses
@@ -93,6 +94,7 @@ class Addon:
 
     async def plan(self, config: AddonConfig) -> list[Change]:
         """What `make_so` would change, as the server says; nothing is written."""
+        await check_cluster(self._cluster, config)
         wanted = await self._wanted(config)
         has_namespace = await self._cluster.get(NAMESPACE_REF) is not None
         changes = []
@@ -108,6 +110,7 @@ class Addon:
 
     async def make_so(self, config: AddonConfig, *, wait: float | None) -> None:
         """Apply everything, delete what is no longer wanted, and wait up to `wait` seconds until all of it runs."""
+        await check_cluster(self._cluster, config)
         await self._deletions.ended(NAMESPACE_REF, NAMESPACE_PATIENCE)
         await self._leave_dra(config)
         wanted = await self._wanted(config)

@@ -27,6 +27,9 @@ done
 sed "s#@KUBE_HOME@#$B#g" "$HERE/templates/10-ptp.conflist" >"$B/etc/cni/net.d/10-ptp.conflist"
 echo "nameserver 10.96.0.10" >"$B/etc/resolv.conf"
 for name in kubelet kube-apiserver kube-scheduler kube-controller-manager kube-proxy kubectl; do ln -sf kube "$BIN/$name"; done
+# What a version does not know yet: the kubelet refuses fields that it cannot read.
+MINOR=$("$BIN/kubelet" --version | sed 's/.* v1\.\([0-9]*\).*/\1/')
+[ "$MINOR" -ge 31 ] || sed -i /failCgroupV1/d "$B/etc/kubelet.yaml"
 "$HERE/gencerts.sh" "$B" "$PORT" || exit 1
 sed -i "s#127.0.0.1:[0-9]*#127.0.0.1:$API_PORT#" "$B"/kubeconfig/*.kubeconfig
 

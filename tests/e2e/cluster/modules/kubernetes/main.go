@@ -29,7 +29,7 @@ func main() {
 	var c *cobra.Command
 	switch name {
 	case "kubelet":
-		c = kubelet.NewKubeletCommand(context.Background())
+		c = command(kubelet.NewKubeletCommand)
 	case "kube-apiserver":
 		c = apiserver.NewAPIServerCommand()
 	case "kube-scheduler":
@@ -45,4 +45,12 @@ func main() {
 		os.Exit(2)
 	}
 	os.Exit(cli.Run(c))
+}
+
+// command calls what makes a program: with a context, or without one as the kubelet's before Kubernetes 1.33 (one source for all).
+func command(maker any) *cobra.Command {
+	if old, ok := maker.(func() *cobra.Command); ok {
+		return old()
+	}
+	return maker.(func(context.Context) *cobra.Command)(context.Background())
 }
