@@ -7,6 +7,7 @@ over the chart's values. So the chart has no second description of the add-on th
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import re
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from helm_marks import EXPRESSIONS, GENERATED, MARKS, value_of, with_expressions
+from helm_marks import EXPRESSIONS, GENERATED, MARKS, STORAGE_MARK, URL_MARK, value_of, with_expressions
 
 from confcom.cli.addon_output import yaml_documents
 from confcom.manifests.addon import render
@@ -32,6 +33,9 @@ SHAPES: dict[str, tuple[Any, ...]] = {
     "platform": ("intel", "simulated"),
     "publisher": ("auto", "node-status", "devices", "dra"),
     "epc_enforcement": (False, True),
+    "collateral": (False, True),
+    "collateral_storage": ("", STORAGE_MARK),
+    "collateral_url": ("", URL_MARK),
     "webhook_namespaces": ("all", "labelled"),
 }
 # Components that are there only if a setting says so.
@@ -85,13 +89,19 @@ def _ordered(rendered: dict[Shape, dict[tuple[str, str, str], str]]) -> Iterator
 
 
 def _by_name(shape: Shape) -> dict[tuple[str, str, str], str]:
-    everything = dict.fromkeys(SWITCHES.values(), True)
-    config = msgspec.structs.replace(AddonConfig(), **MARKS, **everything, **dict(shape))
+    everything: dict[str, Any] = dict.fromkeys(SWITCHES.values(), True)
+    config = msgspec.structs.replace(AddonConfig(), **(MARKS | everything | dict(shape)))
     found = {}
     for one in render(config, version="mark-version"):
         component = one["metadata"]["labels"]["app.kubernetes.io/component"]
-        found[component, one["kind"], one["metadata"]["name"]] = with_expressions(yaml_documents([one]))
+        found[component, one["kind"], one["metadata"]["name"]] = _text(json.dumps(one))
     return found
+
+
+@functools.cache
+def _text(one: str) -> str:
+    """An object's text; most are the same for most shapes."""
+    return with_expressions(yaml_documents([json.loads(one)]))
 
 
 def _object_template(texts: dict[Shape, str]) -> str:
@@ -138,8 +148,10 @@ def _clause(name: str, allowed: set[Any]) -> str:
     value = f".Values.{value_of(name)}"
     if allowed == {True}:
         return value
-    if allowed == {False}:
+    if allowed in ({False}, {""}):
         return f"not {value}"
+    if "" in SHAPES[name]:
+        return value
     words = " ".join(f'"{word}"' for word in SHAPES[name] if word in allowed)
     return f"eq {value} {words}"
 

@@ -10,12 +10,16 @@ from confcom.manifests.addon_state import HELPER_KEY, key_of
 
 GENERATED = "Generated from confcom.manifests by scripts/generate.py; do not edit."
 
+URL_MARK = "https://mark.example:8765"
+STORAGE_MARK = "mark-class/9876Gi"
 # Marks for all others: values that no text has by chance.
 MARKS: dict[str, Any] = {
     "image": "mark.example/image:mark",
     "image_pull_policy": "Never",
     "simulated_epc": "98765432Mi",
     "collateral_upstream": "https://mark.example/upstream",
+    "collateral_fmspcs": ("0123456789ab",),
+    "collateral_tls_secret": "mark-secret",
     "epc_reserve_mib": 98765431,
     "overcommit": 97.53125,
     "quote_helper_epc_mib": 987654,
@@ -75,6 +79,10 @@ _API_PORTS = """{{- range .Values.apiPorts }}
 \\g<indent>  protocol: TCP
 {{- end }}
 """
+_STORAGE_CLASS = """{{- if contains "/" .Values.collateralStorage }}
+\\g<indent>storageClassName: {{ splitList "/" .Values.collateralStorage | first | quote }}
+{{- end }}
+"""
 _PATTERNS: list[tuple[str, str]] = [
     # The state's text of the image is the value; what is run is that, or this version's own.
     (r"(?m)^  image: mark\.example/image:mark$", f"  image: {_quoted('image')}"),
@@ -93,6 +101,16 @@ _PATTERNS: list[tuple[str, str]] = [
     (r"(?m)^  oversized: warn$", f"  oversized: {_quoted('oversized')}"),
     (r"(?m)^  apiPorts: '61357'$", '  apiPorts: {{ join "," .Values.apiPorts | quote }}'),
     (r"(?m)^(?P<indent> +)- port: 61357\n +protocol: TCP\n", _API_PORTS),
+    (r"(?m)^  collateral(Url|Storage): .*$", "  collateral\\g<1>: {{ .Values.collateral\\g<1> | toString | quote }}"),
+    (r"(?m)^  collateralTlsSecret: .*$", f"  collateralTlsSecret: {_quoted('collateral_tls_secret')}"),
+    (r"(?m)^  collateralFmspcs: .*$", '  collateralFmspcs: {{ join "," .Values.collateralFmspcs | quote }}'),
+    _environment("_FMSPCS", '{{ join "," .Values.collateralFmspcs | quote }}'),
+    _environment("_TLS_GIVEN", "{{ not (empty .Values.collateralTlsSecret) | toString | quote }}"),
+    (r"\bmark-secret\b", '{{ .Values.collateralTlsSecret | default "confcom-collateral-tls" | quote }}'),
+    (r"(?m)^(?P<indent> +)storageClassName: mark-class\n", _STORAGE_CLASS),
+    (r"storage: 9876Gi", 'storage: {{ splitList "/" .Values.collateralStorage | last | quote }}'),
+    (r"https://mark\.example:8765", '{{ include "confcom.collateralUrl" . }}'),
+    (r"port: 8765", 'port: {{ include "confcom.collateralPort" . }}'),
     (r"98765432Mi", _quoted("simulated_epc")),
     (r"https://mark\.example/upstream", _quoted("collateral_upstream")),
     (r"'98765431'", _quoted("epc_reserve_mib")),
@@ -120,6 +138,13 @@ EXPRESSIONS = f"""{{{{- /* {GENERATED} */}}}}
 {{{{- if .Values.quoteHelperEnabled }}}}{{{{ $found = append $found "confcom-system" }}}}{{{{ end -}}}}
 {{{{- range .Values.provisionGrants }}}}{{{{ $found = append $found (splitList "/" . | first) }}}}{{{{ end -}}}}
 {{{{ join "," (uniq $found) }}}}
+{{{{- end -}}}}
+{{{{- define "confcom.collateralUrl" -}}}}
+{{{{ splitList "/sgx/certification" .Values.collateralUrl | first | trimSuffix "/" }}}}
+{{{{- end -}}}}
+{{{{- define "confcom.collateralPort" -}}}}
+{{{{- $host := (urlParse .Values.collateralUrl).host -}}}}
+{{{{- if regexMatch ":[0-9]+$" $host }}}}{{{{ regexFind "[0-9]+$" $host }}}}{{{{ else }}}}443{{{{ end }}}}
 {{{{- end -}}}}
 {{{{- define "confcom.toleration" -}}}}
 {{{{- $found := dict -}}}}

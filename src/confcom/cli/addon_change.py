@@ -10,6 +10,7 @@ from confcom.cli.addon_options import VERSION, addon_option, note, target_of, ta
 from confcom.cli.addon_output import output_option, print_result, profile
 from confcom.cli.addon_settings import changes_of, setting_options
 from confcom.cli.addon_view import show_changes
+from confcom.manifests import certification
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.addon_state import AddonState
 from confcom.services.addon import Addon
@@ -68,6 +69,8 @@ def _change(flags: dict[str, Any], settle: Any) -> None:  # noqa: ANN401 - a met
         return config
 
     config = with_addon(target, work)
+    if remark := certification.remark(config):
+        note(remark)
     if flags["dry_run"]:
         note("dry run: nothing was changed")
     else:

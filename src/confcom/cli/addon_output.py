@@ -38,8 +38,19 @@ def yaml_documents(objects: Sequence[Mapping[str, Any]]) -> str:
     """Objects as YAML, one document each."""
     # Through JSON, so that nothing is shared, and written as an alias.
     plain = json.loads(json.dumps(objects))
-    text: str = yaml.safe_dump_all(plain, sort_keys=False, explicit_start=True, width=100_000)
+    text: str = yaml.dump_all(plain, Dumper=_Blocks, sort_keys=False, explicit_start=True, width=100_000)
     return text
+
+
+class _Blocks(yaml.SafeDumper):  # type: ignore[misc]  # untyped, as the package
+    """Writes text of several lines as a block, as it is read."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> Any:  # noqa: ANN401 - the package's
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Blocks.add_representer(str, _text)
 
 
 def profile(state: AddonState) -> dict[str, Any]:

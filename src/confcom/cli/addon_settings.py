@@ -48,6 +48,10 @@ _OPTIONS = (
     click.option("--api-ports", metavar="PORT,…", help="Of the API server, for network policies.  [default: 443,6443]"),
     _switch("collateral", "collateral", "The collateral service.  [default: off]"),
     click.option("--collateral-upstream", metavar="NAME|URL", help="Whom it asks.  [default: intel]"),
+    click.option("--collateral-fmspc", "collateral_fmspcs", multiple=True, metavar="HEX", help="Kept from the start."),
+    click.option("--collateral-storage", metavar="[CLASS/]SIZE", help="A volume for its store; '' is none."),
+    click.option("--collateral-tls-secret", metavar="NAME", help="Its certificate; '' has it make one."),
+    click.option("--collateral-url", metavar="URL", help="Else: the PCCS that quote helpers ask; '' is the image's."),
     _switch("metrics", "metrics", "The exporter of EPC use.  [default: off]"),
     _switch("epc-enforcement", "epc_enforcement", "Let it limit EPC by cgroups, where the kernel can.  [default: off]"),
 )

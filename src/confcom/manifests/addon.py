@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 import msgspec
 
+from confcom.manifests import certification, network_policies
 from confcom.manifests import collateral as store
 from confcom.manifests import device_plugin as plugin
 from confcom.manifests import metrics as exporter
-from confcom.manifests import network_policies
 from confcom.manifests import quote_helper as helper
 from confcom.manifests import webhook as admission
 from confcom.manifests.addon_config import AddonConfig, image_of
@@ -17,8 +17,8 @@ from confcom.manifests.addon_state import AddonState, state_object
 from confcom.manifests.namespace import helper_priority, namespace
 from confcom.manifests.objects import COLLATERAL, DEVICE_PLUGIN, METRICS, QUOTE_HELPER, WEBHOOK, Object
 
-COLLATERAL_PORTS = (network_policies.DNS_PORT, 443, 8081)
-"""Where the quote helper's libraries look for collateral: Intel or a cloud's cache, or a caching service."""
+COLLATERAL_PORTS = (network_policies.DNS_PORT, 80, 443, certification.SERVICE_PORT)
+"""Where collateral is found: at Intel's service, a cloud's cache (Azure's for a node is at port 80), or a PCCS."""
 
 
 def render(config: AddonConfig, *, version: str, api_ports: Iterable[int] = ()) -> list[Object]:
@@ -33,6 +33,7 @@ def render(config: AddonConfig, *, version: str, api_ports: Iterable[int] = ()) 
         namespace(),
         state_object(AddonState(enabled=True, version=version, config=config)),
         network_policies.nothing_else(),
+        *certification.quote_provider(settled),
         *_device_plugin(settled),
         *(_quote_helper(settled) if settled.quote_helper else []),
         *(_collateral(settled) if settled.collateral else []),
@@ -48,13 +49,15 @@ def _device_plugin(config: AddonConfig) -> list[Object]:
 
 
 def _quote_helper(config: AddonConfig) -> list[Object]:
-    egress = () if config.platform == "simulated" else COLLATERAL_PORTS
+    asked = dict.fromkeys((*COLLATERAL_PORTS, certification.source_port(config)))
+    egress = () if config.platform == "simulated" else tuple(asked)
     opened = network_policies.opening(QUOTE_HELPER, ingress=(helper.HTTP_PORT,), egress=egress)
     return [helper_priority(), opened, *helper.quote_helper(config)]
 
 
 def _collateral(config: AddonConfig) -> list[Object]:
-    egress = () if config.platform == "simulated" else COLLATERAL_PORTS
+    asked = () if config.platform == "simulated" else COLLATERAL_PORTS
+    egress = tuple(dict.fromkeys((*asked, *config.api_ports)))
     return [network_policies.opening(COLLATERAL, ingress=(store.PORT,), egress=egress), *store.collateral(config)]
 
 

@@ -24,6 +24,11 @@ _NODE_LABEL = re.compile(rf"({_LABEL_KEY})=({_LABEL_VALUE})")
 _TOLERATION = re.compile(rf"({_LABEL_KEY})(?:=({_LABEL_VALUE}))?(?::(NoSchedule|PreferNoSchedule|NoExecute))?")
 # What a registry's client takes, without saying more than that: no blanks, nothing that steers a shell or YAML.
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}")
+# It becomes part of JSON and YAML: no quotes, no backslashes.
+_URL = r"(?:https?://[A-Za-z0-9][A-Za-z0-9._~:/?&=%+@-]{0,500})?"
+_STORAGE = r"(?:(?:[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?/)?[1-9][0-9]{0,8}[MGT]i)?"
+_OBJECT = r"(?:[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?)?"
+_FMSPC = re.compile(r"(?:sgx:|tdx:)?[0-9A-Fa-f]{12}")
 _UPSTREAM = re.compile(r"intel|thim|https?://[!-~]{1,500}")
 
 Port: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=65535)]
@@ -49,6 +54,14 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Run the collateral service."""
     collateral_upstream: str = "intel"
     """Whom it asks: intel, thim, or the URL of a PCS or PCCS. On the simulated platform its own authority."""
+    collateral_fmspcs: tuple[str, ...] = ()
+    """Kinds of platforms, FMSPC or tdx:FMSPC, that it has everything for before it is asked."""
+    collateral_storage: Annotated[str, msgspec.Meta(pattern=f"^{_STORAGE}$")] = ""
+    """A volume that keeps its store: SIZE of the default storage class, or CLASS/SIZE. Empty: the pod's own folder."""
+    collateral_tls_secret: Annotated[str, msgspec.Meta(pattern=f"^{_OBJECT}$")] = ""
+    """A Secret with tls.crt, tls.key and ca.crt for it, as cert-manager makes them. Empty: it makes its certificate."""
+    collateral_url: Annotated[str, msgspec.Meta(pattern=f"^{_URL}$")] = ""
+    """Without the collateral service: the PCCS that quote helpers ask. Empty: whom their image is configured for."""
     metrics: bool = False
     """Run the exporter of EPC use on every SGX node."""
     epc_enforcement: bool = False
@@ -88,6 +101,12 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ConfigError(
                 f"{self.simulated_epc!r} is no size of EPC", advice="Write for example 168Mi, or 64Gi,64Gi."
             )
+        for name, pattern, advice in _TEXTS:
+            if re.fullmatch(pattern, text := getattr(self, name)) is None:
+                raise ConfigError(f"{text!r} is no {name}", advice=advice)
+        for fmspc in self.collateral_fmspcs:
+            if _FMSPC.fullmatch(fmspc) is None:
+                raise ConfigError(f"{fmspc!r} is no FMSPC", advice="Write 12 hexadecimal digits, after tdx: for TDX.")
         for grant in self.provision_grants:
             if _GRANT.fullmatch(grant) is None:
                 raise ConfigError(
@@ -137,6 +156,14 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def provision_namespaces(self) -> tuple[str, ...]:
         """Namespaces of the grants, each once, in their order."""
         return tuple(dict.fromkeys(grant.split("/")[0] for grant in self.provision_grants))
+
+
+_TEXTS = (
+    ("collateral_storage", _STORAGE, "Write SIZE or CLASS/SIZE, as in 1Gi or standard/1Gi."),
+    ("collateral_tls_secret", _OBJECT, "Write the name of a Secret in the add-on's namespace."),
+    ("collateral_url", _URL, "Write https://HOST:PORT, without /sgx/certification."),
+)
+"""Settings of one word each: field, pattern and advice. The chart's schema has the patterns too."""
 
 
 def image_of(config: AddonConfig, version: str) -> str:

@@ -152,14 +152,15 @@ def resources(cpu: str, memory: str, memory_limit: str, **devices: str) -> Objec
     }
 
 
-def http_probes(port: str) -> Object:
-    """Probes at /healthz and /readyz of a port; whoever starts has two minutes."""
-    live = {"path": "/healthz", "port": port}
+def http_probes(port: str, *, tls: bool = False) -> Object:
+    """Probes at /healthz and /readyz of a port; whoever starts has two minutes. The kubelet takes any certificate."""
+    scheme = {"scheme": "HTTPS"} if tls else {}
+    live = {"path": "/healthz", "port": port, **scheme}
     return {
         "startupProbe": {"httpGet": live, "periodSeconds": 2, "failureThreshold": 60, "timeoutSeconds": 5},
         "livenessProbe": {"httpGet": live, "periodSeconds": 20, "failureThreshold": 3, "timeoutSeconds": 5},
         "readinessProbe": {
-            "httpGet": {"path": "/readyz", "port": port},
+            "httpGet": {"path": "/readyz", "port": port, **scheme},
             "periodSeconds": 5,
             "failureThreshold": 3,
             "timeoutSeconds": 5,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from confcom.manifests import dynamic_resources
+from confcom.manifests import certification, dynamic_resources
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.namespace import HELPER_PRIORITY
 from confcom.manifests.objects import (
@@ -51,7 +51,11 @@ def _daemon_set(config: AddonConfig) -> Object:
         "hostPID": True,
         "initContainers": [_socket_folder(config)],
         "containers": [_container(config)],
-        "volumes": [host_path("aesmd-socket", SOCKET_FOLDER, "DirectoryOrCreate"), tmp_volume()],
+        "volumes": [
+            host_path("aesmd-socket", SOCKET_FOLDER, "DirectoryOrCreate"),
+            tmp_volume(),
+            *certification.volumes(config),
+        ],
     }
     # The successor proves itself beside the present helper and takes the socket over; only then the present one ends.
     return daemon_set(QUOTE_HELPER, config, pod, {"maxSurge": 1, "maxUnavailable": 0})
@@ -73,11 +77,11 @@ def _container(config: AddonConfig) -> Object:
         config,
         QUOTE_HELPER.component,
         ["quote-helper"],
-        env=settings("quote-helper", _settings(config)),
+        env=[*settings("quote-helper", _settings(config)), *certification.environment(config)],
         ports=[{"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"}],
         resources=_resources(config),
         securityContext=confined(),
-        volumeMounts=[mount("aesmd-socket", SOCKET_FOLDER), mount("tmp", TMP)],
+        volumeMounts=[mount("aesmd-socket", SOCKET_FOLDER), mount("tmp", TMP), *certification.mounts(config)],
         **http_probes("http"),
     )
 
@@ -101,4 +105,4 @@ def _settings(config: AddonConfig) -> dict[str, str]:
     if config.platform == "simulated":
         # One further process, however many processors the node has: they would all be ours.
         found |= {"simulated_machine": GRANTED_MACHINE, "workers": "1"}
-    return found
+    return found | certification.verifying(config)

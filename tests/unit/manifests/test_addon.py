@@ -78,6 +78,7 @@ def test_every_object_is_ours_known_and_there_once(config: AddonConfig) -> None:
 
 
 @pytest.mark.parametrize("config", [*VARIANTS], ids=str)
+@pytest.mark.complaint("linux-sgx #583", "linux-sgx #725")
 def test_no_container_has_more_than_it_needs(config: AddonConfig) -> None:
     extra = {"socket-folder": ["CHOWN"], "metrics": ["SYS_PTRACE"]}
     as_root = {"device-plugin", "machine", "socket-folder", "metrics", "remove"}
@@ -127,9 +128,9 @@ def test_webhook_and_collateral_service_would_run_in_a_restricted_namespace() ->
 @pytest.mark.parametrize(
     ("publisher", "with_token"),
     [
-        ("devices", {"sgx-webhook", "sgx-metrics"}),
-        ("auto", {"sgx-webhook", "sgx-metrics", "sgx-device-plugin"}),
-        ("dra", {"sgx-webhook", "sgx-metrics", "sgx-device-plugin"}),
+        ("devices", {"sgx-webhook", "sgx-metrics", "confcom-collateral"}),
+        ("auto", {"sgx-webhook", "sgx-metrics", "confcom-collateral", "sgx-device-plugin"}),
+        ("dra", {"sgx-webhook", "sgx-metrics", "confcom-collateral", "sgx-device-plugin"}),
     ],
 )
 def test_only_who_asks_the_api_has_a_token(publisher: Any, with_token: set[str]) -> None:
@@ -166,6 +167,9 @@ def test_rights_are_these_and_no_others() -> None:
         ("ClusterRole", "confcom:sgx-webhook", admission, "mutatingwebhookconfigurations", webhook, ("get", "patch")),
         ("ClusterRole", "confcom:sgx-webhook", admission, "validatingwebhookconfigurations", webhook, ("get", "patch")),
         ("Role", "sgx-webhook", "", "secrets", "sgx-webhook-tls", ("get", "patch")),
+        ("Role", "confcom-collateral", "", "secrets", "confcom-collateral-tls", ("get",)),
+        ("Role", "confcom-collateral", "", "secrets", "confcom-collateral-tls", ("patch",)),
+        ("Role", "confcom-collateral", "", "configmaps", "confcom-collateral-ca", ("get", "patch")),
     }
 
 
@@ -302,6 +306,7 @@ def test_labels_say_whose_everything_is() -> None:
 
 
 @pytest.mark.parametrize("platform", ["intel", "simulated"])
+@pytest.mark.complaint("Azure/AKS #3815", "Azure/AKS #2883")
 def test_of_the_host_only_sockets_and_the_simulated_node_are_written(platform: Any) -> None:
     writable = {
         "device-plugin": {"/var/lib/kubelet/device-plugins"},

@@ -18,6 +18,10 @@ CONFIGS = some.builds(
     quote_helper=some.booleans(),
     webhook=some.booleans(),
     collateral=some.booleans(),
+    collateral_fmspcs=some.sampled_from([(), ("00906ed50000",), ("00906ed50000", "tdx:b0c06f000000")]),
+    collateral_storage=some.sampled_from(["", "1Gi", "standard/1Gi"]),
+    collateral_tls_secret=some.sampled_from(["", "given"]),
+    collateral_url=some.sampled_from(["", "https://pccs.example:8081"]),
     metrics=some.booleans(),
     publisher=some.sampled_from(["auto", "devices", "node-status", "dra"]),
     epc_reserve_mib=some.integers(0, 1 << 20),
@@ -56,7 +60,8 @@ def test_settings_of_a_later_version_do_not_stop_this_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [{"overcommit": "much"}, {HELPER_KEY: "perhaps"}, {"webhookReplicas": "0"}, {"apiPorts": "0"}, {"image": "a b"}]
+    "data",
+    [{"overcommit": "much"}, {HELPER_KEY: "perhaps"}, {"webhookReplicas": "0"}, {"apiPorts": "0"}, {"image": "a b"}],
 )
 def test_a_wrong_value_is_named_with_its_place(data: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="ConfigMap confcom-system/confcom-addon"):

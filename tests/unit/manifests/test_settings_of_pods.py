@@ -9,12 +9,12 @@ import pytest
 
 from confcom.devices import epc_units, sgx_enclave, sgx_provision
 from confcom.errors import ConfigError
-from confcom.manifests import device_plugin, quote_helper, webhook
+from confcom.manifests import collateral, device_plugin, quote_helper, webhook
 from confcom.manifests.addon import render
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import ENCLAVE_RESOURCE, EPC_RESOURCE, NAMESPACE, PROVISION_RESOURCE
 from confcom.protocols import admission_rules
-from confcom.services.collateral_service import CollateralServiceConfig, listener_of
+from confcom.services.collateral_service import CollateralServiceConfig, parse_fmspcs
 from confcom.services.device_plugin_config import DevicePluginConfig
 from confcom.services.epc_metrics_config import MetricsConfig
 from confcom.services.quote_helper_config import QuoteHelperConfig
@@ -38,7 +38,8 @@ def daemon_settings(config: AddonConfig, component: str) -> Any:
             if container["name"] == component:
                 environment = {entry["name"]: entry.get("value", "node-1") for entry in container["env"]}
                 prefix = f"CONFCOM_{service.upper().replace('-', '_')}_"
-                fields = {name.removeprefix(prefix).lower() for name in environment}
+                ours = [name for name in environment if name.startswith("CONFCOM_")]
+                fields = {name.removeprefix(prefix).lower() for name in ours}
                 assert fields <= set(kind.__struct_fields__), "a setting that nobody reads"
                 return load(kind, service=service, environment=environment, flags={})
     raise AssertionError(component)
@@ -88,7 +89,10 @@ def test_the_quote_helper_takes_its_settings(platform: str) -> None:
 
 @pytest.mark.parametrize("platform", ["intel", "simulated"])
 def test_the_others_take_theirs(platform: str) -> None:
-    listener_of(daemon_settings(config(platform), "collateral"))
+    service = daemon_settings(config(platform, collateral_fmspcs=("00906ed50000", "tdx:b0c06f000000")), "collateral")
+    service.check()
+    assert [tee for tee, _ in parse_fmspcs(service.fmspcs)] == ["sgx", "tdx"]
+    assert service.tls_secret == collateral.TLS_SECRET
     daemon_settings(config(platform), "metrics").check()
     found = daemon_settings(config(platform, provision_grants=("apps/one",)), "webhook")
     found.check()
