@@ -11,6 +11,13 @@
 {{- range .Values.provisionGrants }}{{ $found = append $found (splitList "/" . | first) }}{{ end -}}
 {{ join "," (uniq $found) }}
 {{- end -}}
+{{- define "confcom.collateralUrl" -}}
+{{ splitList "/sgx/certification" .Values.collateralUrl | first | trimSuffix "/" }}
+{{- end -}}
+{{- define "confcom.collateralPort" -}}
+{{- $host := (urlParse .Values.collateralUrl).host -}}
+{{- if regexMatch ":[0-9]+$" $host }}{{ regexFind "[0-9]+$" $host }}{{ else }}443{{ end }}
+{{- end -}}
 {{- define "confcom.toleration" -}}
 {{- $found := dict -}}
 {{- if eq . "*" }}{{ $_ := set $found "operator" "Exists" }}{{ else }}
