@@ -12,6 +12,7 @@ from confcom.errors import PolicyError
 from confcom.protocols.epc_requests import CANONICAL
 from confcom.services.webhook_reviews import Task, review
 
+_LABEL = "/metadata/labels/confcom.dev~1uses-sgx"
 _HERE = Circumstances(namespace="fuzz", grants=Grants.parse("fuzz/*"), largest_node=168)
 
 
@@ -24,6 +25,10 @@ def pod_review(data: bytes) -> None:
     operations = json.loads(base64.b64decode(answer.get("patch", "W10=")))
     for operation in operations:
         steps = operation["path"].split("/")
+        if steps[1] == "metadata":
+            assert _LABEL.startswith(operation["path"])
+            assert "true" in json.dumps(operation["value"])
+            continue
         assert steps[1] == "spec"
         assert steps[2] in ("containers", "initContainers", "ephemeralContainers", "volumes")
         assert steps[2] == "volumes" or steps[4] in ("resources", "env", "volumeMounts")

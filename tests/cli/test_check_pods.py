@@ -101,7 +101,7 @@ def test_every_kind_with_pods_is_looked_into(tmp_path: Path) -> None:
     result = CliRunner().invoke(root, ["check-pods", "-o", "json", str(path)])
     found = json.loads(result.output)
     assert [one["kind"] for one in found] == [item["kind"] for item in items[:-1]]
-    assert all(one["allowed"] and one["epc_mib"] == 1 and len(one["patch"]) == 4 for one in found), found
+    assert all(one["allowed"] and one["epc_mib"] == 1 and len(one["patch"]) == 5 for one in found), found
 
 
 def test_grants_and_nodes_can_be_stated(job) -> None:
