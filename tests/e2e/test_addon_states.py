@@ -185,6 +185,7 @@ def test_others_keep_their_part_of_an_object(plain: Addon, cluster: Kubectl) -> 
     assert [entry["operation"] for entry in ours] == ["Apply"]
 
 
+@pytest.mark.complaint("marblerun #199")
 def test_the_rendered_manifests_are_the_addon_too(absent: Addon, cluster: Kubectl) -> None:
     """What another tool applied is known, shown, and can be changed and purged."""
     words = ("--publisher=devices", "--enable-sgxquotehelper", f"--image={absent.image}")

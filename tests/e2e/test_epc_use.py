@@ -70,6 +70,7 @@ def top(cluster: Kubectl) -> dict[str, Any]:
     return {line["name"]: line for line in found["pods"]} | {"": found["nodes"][0]}
 
 
+@pytest.mark.complaint("intel-device-plugins #426", "intel-device-plugins #1567", "linux-sgx-driver #84")
 def test_more_than_requested_is_reported_and_less_is_not(
     watched: Addon, cluster: Kubectl, made: Callable[..., Any], image: str
 ) -> None:

@@ -13,6 +13,7 @@ from cluster_plugin import own_cluster
 from kubectl import Kubectl
 
 
+@pytest.mark.complaint("marblerun #575")
 def test_two_builds_are_the_same_bytes(cluster: Kubectl, tmp_path: Path) -> None:
     home = own_cluster(cluster)
     if home is None:
@@ -29,6 +30,7 @@ def test_two_builds_are_the_same_bytes(cluster: Kubectl, tmp_path: Path) -> None
     assert digests[0] == digests[1]
 
 
+@pytest.mark.complaint("Azure/AKS #4506")
 def test_it_runs_restricted_and_writes_nothing(run: Callable[..., str], image: str) -> None:
     context = {
         "allowPrivilegeEscalation": False,

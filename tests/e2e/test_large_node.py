@@ -28,6 +28,7 @@ def enabled(addon: Addon, cluster: Kubectl) -> Addon:
 
 
 @pytest.mark.promise("M2")
+@pytest.mark.complaint("kubernetes #109304", "HAMi #99", "HAMi #140")
 def test_a_node_of_64_gib_serves_the_same_job(
     enabled: Addon, run: Callable[..., str], relying_party: RelyingParty, image: str
 ) -> None:

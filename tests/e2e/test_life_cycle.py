@@ -46,6 +46,7 @@ def test_the_helper_comes_and_goes_alone(enabled: Addon) -> None:
 
 
 @pytest.mark.promise("M1")
+@pytest.mark.complaint("marblerun #199", "emojivoto #26")
 def test_disable_keeps_the_settings_and_purge_leaves_nothing(enabled: Addon, cluster: Kubectl) -> None:
     before = json.loads(enabled("show", "-o", "json").out)["config"]
     outcome = enabled("disable", "--yes", "-o", "none")

@@ -72,7 +72,7 @@ def test_the_addon_comes_up_and_serves_where_nothing_leaves_the_cluster(
         assert all(f"{host} is away" in seen for host in OUTSIDE)
         before = {pod["metadata"]["uid"] for pod in cluster.items("pods", "-n", ADDON_NAMESPACE)}
         cluster("delete", "pods", "--all", "-n", ADDON_NAMESPACE, "--wait")
-        # The kubelet rejects helpers until it has told the scheduler that the plugin is away; enabling clears them away.
+        # The kubelet rejects helpers until the scheduler knows that the plugin is away; enabling clears them away.
         outcome = enabled("enable", "-o", "none")
         assert outcome.code == 0, outcome.err
         after = {pod["metadata"]["uid"] for pod in cluster.items("pods", "-n", ADDON_NAMESPACE)}

@@ -50,6 +50,7 @@ def both(mib: int) -> dict[str, Any]:
 
 
 @pytest.mark.promise("M2")
+@pytest.mark.complaint("kubernetes #115190")
 def test_the_amount_appears_and_comes_back_whoever_resets_it(plugin: ClusterPlugin, cluster: Kubectl) -> None:
     cluster.wait("the amount", lambda: plugin.amounts().get(EPC) == "65536")
     assert plugin.amounts("capacity")[EPC] == "65536"

@@ -29,6 +29,7 @@ def _unschedulable(cluster: Kubectl, name: str) -> str | None:
 
 @pytest.mark.promise("M5")
 @pytest.mark.promise("M4")
+@pytest.mark.complaint("intel-device-plugins #1344")
 def test_a_pod_over_what_is_left_waits_with_the_reason_and_runs_when_there_is_room(
     cluster: Kubectl, made: Callable[..., Any], enabled: Addon, image: str
 ) -> None:

@@ -33,6 +33,7 @@ def test_the_sample_job_attests_through_the_helper_and_the_quote_verifies(
 
 @pytest.mark.promise("M3")
 @pytest.mark.promise("M4")
+@pytest.mark.complaint("intel-device-plugins #1526", "intel-device-plugins #1565")
 def test_an_epc_limit_alone_brings_node_and_device(run: Callable[..., str], image: str) -> None:
     listing = "ls -l /dev/sgx_enclave /dev/sgx/enclave; ls /dev/sgx_provision /dev/sgx/provision || true"
     log = run(job("device", "e2e", one_container(image, "sh", "-c", listing, resources=limits(10))))

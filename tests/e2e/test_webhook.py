@@ -102,6 +102,7 @@ def admitted(attempt: Callable[..., Outcome]) -> Callable[..., dict[str, Any]]:
 class TestDown:
     @pytest.mark.promise("M1")
     @pytest.mark.parametrize("name", ORDINARY)
+    @pytest.mark.complaint("Azure/AKS #2214")
     def test_ordinary_pods_do_not_notice(
         self, down: WebhookOnCluster, attempt: Callable[..., Outcome], name: str
     ) -> None:
@@ -111,6 +112,7 @@ class TestDown:
 
     @pytest.mark.promise("M1")
     @pytest.mark.parametrize("name", SGX)
+    @pytest.mark.complaint("intel-device-plugins #1695")
     def test_sgx_pods_are_not_made_half_equipped(
         self, down: WebhookOnCluster, attempt: Callable[..., Outcome], name: str
     ) -> None:
@@ -139,6 +141,7 @@ class TestDown:
 @pytest.mark.parametrize(
     ("limits", "mib"), [({EPC: "5"}, "5"), ({HYBRID: "5"}, "5"), ({INTEL: "5Mi"}, "5"), ({ALIYUN: "5"}, "5")]
 )
+@pytest.mark.complaint("intel-device-plugins #1943", "marblerun #575")
 def test_every_dialect_is_admitted_in_the_canonical_form(
     webhook: WebhookOnCluster, admitted: Callable[..., Any], limits: dict[str, str], mib: str
 ) -> None:
@@ -183,6 +186,7 @@ def test_out_of_proc_pods_are_wired(webhook: WebhookOnCluster, admitted: Callabl
         (pod("p", container(resources={"limits": {EPC: "5"}, "requests": {EPC: "4"}})), "Leave the request out."),
     ],
 )  # fmt: skip
+@pytest.mark.complaint("marblerun #183")
 def test_refusals_reach_whoever_makes_the_pod(
     webhook: WebhookOnCluster, attempt: Callable[..., Outcome], given: dict[str, Any], sentence: str
 ) -> None:

@@ -26,11 +26,13 @@ def webhook_down(cluster: Kubectl, enabled: Addon) -> Iterator[None]:
 
 
 @pytest.mark.promise("M1")
+@pytest.mark.complaint("Azure/AKS #2214")
 def test_ordinary_pods_are_untouched(webhook_down: None, run: Callable[..., str], image: str) -> None:
     assert run(job("ordinary", "e2e", one_container(image, "echo", "hello"))).strip() == "hello"
 
 
 @pytest.mark.promise("M1")
+@pytest.mark.complaint("intel-device-plugins #1695")
 def test_a_pod_with_sgx_is_not_made_at_all(webhook_down: None, cluster: Kubectl, image: str) -> None:
     spec = one_container(image, "true", resources=limits(10))
     refused = cluster.attempt("create", "-f", "-", given=json.dumps(pod("half", "e2e", spec)))

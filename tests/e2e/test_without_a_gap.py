@@ -30,6 +30,7 @@ def _no_failure(load: Load) -> None:
 
 
 @pytest.mark.promise("M10")
+@pytest.mark.complaint("gramine #1881")
 def test_a_rolling_update_of_the_helper(cluster: Kubectl, enabled: Addon, load: Load) -> None:
     before = {pod["metadata"]["name"] for pod in enabled.pods("quote-helper")}
     for _ in range(2):

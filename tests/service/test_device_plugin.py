@@ -67,6 +67,7 @@ def test_a_container_gets_the_enclave_device_and_its_size(tmp_path: Path, kubele
 
 
 @pytest.mark.promise("M3")
+@pytest.mark.complaint("azure-docs #71783", "intel-device-plugins #1526", "intel-device-plugins #1565")
 def test_character_devices_are_passed_under_both_names(tmp_path: Path, kubelet: KubeletEmulator) -> None:
     root = tmp_path / "host"
     declare_node(root, (8 << 20,), b"")
@@ -91,6 +92,7 @@ def test_character_devices_are_passed_under_both_names(tmp_path: Path, kubelet: 
         assert {device.host_path for device in answer.devices} == {"/dev/sgx_provision"}
 
 
+@pytest.mark.complaint("HAMi #140")
 def test_a_whole_node_goes_to_one_container_without_a_list_of_ids(tmp_path: Path, kubelet: KubeletEmulator) -> None:
     with RunningPlugin(tmp_path, kubelet, epc="3Gi"):
         kubelet.wait_allocatable(EPC, 3072)
@@ -224,6 +226,7 @@ def test_nothing_is_sent_while_nothing_changes(tmp_path: Path, kubelet: KubeletE
             assert kubelet.endpoints[EPC].sizes == [168 * 17]
 
 
+@pytest.mark.complaint("intel-device-plugins #1141", "kubernetes #112234")
 def test_units_of_one_numa_node_go_together(tmp_path: Path, kubelet: KubeletEmulator) -> None:
     with RunningPlugin(tmp_path, kubelet, epc="64Mi,64Mi"):
         kubelet.wait_allocatable(EPC, 128)
@@ -235,6 +238,7 @@ def test_units_of_one_numa_node_go_together(tmp_path: Path, kubelet: KubeletEmul
         assert {numa[unit] for unit in kubelet.pods["default/rest"][EPC]} == {0, 1}
 
 
+@pytest.mark.complaint("intel-device-plugins #1141", "kubernetes #112234")
 def test_one_numa_node_has_no_topology_and_no_preference(tmp_path: Path, kubelet: KubeletEmulator) -> None:
     with RunningPlugin(tmp_path, kubelet):
         kubelet.wait_allocatable(EPC, 168)
@@ -257,6 +261,7 @@ def test_the_kubelet_may_find_us_in_its_registry(tmp_path: Path, kubelet: Kubele
     assert list(kubelet.registry_dir.iterdir()) == []
 
 
+@pytest.mark.complaint("kubernetes #109304", "HAMi #99")
 def test_devices_that_make_too_long_a_message_are_refused_before_anything_is_sent(
     tmp_path: Path, kubelet: KubeletEmulator
 ) -> None:
@@ -348,6 +353,7 @@ def test_reserve_and_overcommit(tmp_path: Path, kubelet: KubeletEmulator) -> Non
         assert (plan["true_mib"], plan["reserve_mib"], plan["overcommit"], plan["units"]) == (168, 8, 1.5, 240)
 
 
+@pytest.mark.complaint("intel-device-plugins #1611", "intel-device-plugins #1344", "confidential-containers #224")
 def test_a_node_without_sgx_is_told_why(tmp_path: Path, kubelet: KubeletEmulator) -> None:
     (tmp_path / "bare").mkdir()
     with RunningPlugin(tmp_path, kubelet, host=Host(tmp_path / "bare")) as plugin:

@@ -53,6 +53,7 @@ def test_512_gib_are_an_amount_beside_a_pool_of_enclave_devices(
     assert api.node["status"]["allocatable"]["cpu"] == "2"
 
 
+@pytest.mark.complaint("kubernetes #115190")
 def test_whoever_resets_the_amount_it_comes_back(tmp_path: Path, kubelet: KubeletEmulator, api: NodeApi) -> None:
     with large_node(tmp_path, kubelet, api, epc="1000Mi", publisher="node-status"):
         api.wait(lambda: api.amount(EPC) == "1k")

@@ -115,6 +115,7 @@ def test_an_amount_that_the_api_does_not_show_is_not_ready(tmp_path: Path, socke
     kubelet.stop()
 
 
+@pytest.mark.complaint("intel-device-plugins #739", "intel-device-plugins #1611")
 def test_a_plugin_that_waits_for_sgx_lives_and_is_not_ready(tmp_path: Path, sockets: Path) -> None:
     page, root = sockets / "page", tmp_path / "later"
     kubelet = KubeletEmulator(sockets)

@@ -305,6 +305,7 @@ async def test_a_report_that_is_refused_is_tried_again(node: Node, api: EpcApi, 
     assert len(api.events) == 1
 
 
+@pytest.mark.complaint("intel-device-plugins #426", "intel-device-plugins #1567", "linux-sgx-driver #84")
 async def test_the_kernel_holds_containers_where_it_can(node: Node, api: EpcApi, folder: Path) -> None:
     group = node.root / f"sys/fs/cgroup/kubepods/pod{UID}/{ONE}"
     group.mkdir(parents=True)

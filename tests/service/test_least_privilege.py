@@ -74,6 +74,7 @@ def _end(container: subprocess.Popen[str]) -> None:
     container.communicate(timeout=30)
 
 
+@pytest.mark.complaint("linux-sgx #583", "linux-sgx #725")
 def test_serves_and_updates_itself_with_nothing(folder: Path, aesmd: Path, start: Start) -> None:
     os.chown(aesmd, confined.USER, confined.USER)  # what the init container does
     socket = aesmd / "aesm.socket"

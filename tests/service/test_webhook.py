@@ -89,6 +89,7 @@ def patched(thing: dict[str, Any], response: dict[str, Any]) -> dict[str, Any]:
     return apply_patch(thing, json.loads(base64.b64decode(response["patch"])))
 
 
+@pytest.mark.complaint("intel-device-plugins #1943")
 async def test_a_pod_is_completed_and_then_valid() -> None:
     """intel 1943: whatever a later Kubernetes puts into a pod stays there."""
     given = pod(
@@ -129,6 +130,7 @@ async def test_a_pod_that_is_none_is_refused_with_its_place() -> None:
     assert "Pod.spec.containers[0].env.name" in response["status"]["message"]
 
 
+@pytest.mark.complaint("azure-docs #72148")
 async def test_what_is_no_review_is_rejected() -> None:
     async with running() as webhook, webhook.client() as client:
         assert (await client.get("/mutate-pods")).status_code == 405

@@ -35,6 +35,7 @@ def codes(decision) -> list[str]:
     ],
 )
 @pytest.mark.parametrize("kind", ["containers", "initContainers"])
+@pytest.mark.complaint("marblerun #575")
 def test_every_dialect_becomes_the_canonical_form(limits: dict, mib: int, kind: str) -> None:
     sgx, plain = container("enclave", limits), container("plain", {"cpu": "1"})
     given = pod(sgx, plain) if kind == "containers" else pod(plain, initContainers=[sgx])
@@ -77,6 +78,7 @@ def test_several_enclave_slots_are_left_to_whoever_wants_them() -> None:
     "nothing",
     [None, {}, {"limits": None}, {"requests": None}, {"limits": None, "requests": None}, {"limits": {}}],
 )
+@pytest.mark.complaint("Azure/AKS #2214", "azure-docs #72148")
 def test_pods_without_resources_are_let_through_as_they_are(nothing: object) -> None:
     """Azure/AKS 2214 and azure-docs 72148: an add-on that refused ordinary pods, and one that failed on a null map."""
     plain = {"name": "app", "image": "i", "resources": nothing}
@@ -111,6 +113,7 @@ def test_zero_is_no_epc() -> None:
         ({EPC: "10", ENCLAVE: "half"}, "no-amount", "Write 1."),
     ],
 )  # fmt: skip
+@pytest.mark.complaint("marblerun #183")
 def test_what_cannot_be_meant_is_refused_with_what_to_write(limits: dict, code: str, advice: str) -> None:
     given = pod(container(limits=limits))
     decision = decide_pod(given, HERE)

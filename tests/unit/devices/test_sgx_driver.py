@@ -18,6 +18,7 @@ def stand_in(root: Path, *names: str) -> Host:
     return Host(root, stand_ins=True)
 
 
+@pytest.mark.complaint("Azure/AKS #3815", "Azure/AKS #2883")
 def test_the_in_kernel_driver_with_udevs_links(tmp_path: Path) -> None:
     host = stand_in(tmp_path, "sgx_enclave", "sgx_provision")
     (tmp_path / "dev/sgx").mkdir()
@@ -31,6 +32,7 @@ def test_the_in_kernel_driver_with_udevs_links(tmp_path: Path) -> None:
     assert driver.missing == ""
 
 
+@pytest.mark.complaint("Azure/AKS #3815", "Azure/AKS #2883")
 def test_the_dcap_driver_of_ubuntu_18_04(tmp_path: Path) -> None:
     driver = find_driver(stand_in(tmp_path, "sgx/enclave", "sgx/provision"))
     assert driver.kind == "dcap"
@@ -49,6 +51,7 @@ def test_a_link_that_leads_the_other_way_is_still_the_dcap_driver(tmp_path: Path
     assert driver.provision is None
 
 
+@pytest.mark.complaint("azure-docs #71783", "intel-device-plugins #1526", "intel-device-plugins #1565")
 def test_a_real_device_is_passed_under_both_names() -> None:
     device = DriverDevice(DeviceFile("/dev/sgx_enclave", (10, 125), 0o660, 0, 106), ENCLAVE_PATHS)
     assert device.nodes(Host()) == (
@@ -90,6 +93,7 @@ def test_character_devices_of_a_host_seen_elsewhere(tmp_path: Path) -> None:
         ("fpu sgx sgx_lc", "no driver is loaded"),
     ],
 )
+@pytest.mark.complaint("intel-device-plugins #1611", "intel-device-plugins #1344", "confidential-containers #224")
 def test_why_there_is_no_driver(tmp_path: Path, flags: str | None, reason: str) -> None:
     if flags is not None:
         (tmp_path / "proc").mkdir()
@@ -103,6 +107,7 @@ def test_the_driver_without_launch_control_is_named(tmp_path: Path) -> None:
     assert "/dev/isgx belongs to a driver" in find_driver(stand_in(tmp_path, "isgx")).missing
 
 
+@pytest.mark.complaint("azure-docs #71783")
 def test_a_directory_is_no_driver(tmp_path: Path) -> None:
     (tmp_path / "dev/sgx_enclave").mkdir(parents=True)
     assert find_driver(Host(tmp_path, stand_ins=True)).enclave is None

@@ -52,6 +52,7 @@ def test_an_old_kernel_with_intels_driver_has_no_flag(host: Path) -> None:
     assert findings(host)["cpu.sgx"].level is Level.OK
 
 
+@pytest.mark.complaint("intel-device-plugins #739")
 def test_locked_launch_control(host: Path) -> None:
     write(host, "proc/cpuinfo", "flags\t\t: sgx\n")
     assert findings(host)["cpu.launch-control"].level is Level.PROBLEM
@@ -65,6 +66,7 @@ def test_no_proc(host: Path) -> None:
 
 
 @pytest.mark.parametrize("device", ["enclave", "provision"])
+@pytest.mark.complaint("azure-docs #116281")
 def test_a_missing_device_names_both_paths_and_the_grant(host: Path, device: str) -> None:
     (host / f"dev/sgx_{device}").unlink()
     finding = findings(host)[f"device.{device}"]
@@ -87,6 +89,7 @@ def test_the_names_of_intels_old_driver(host: Path) -> None:
     assert finding.found.startswith("/dev/sgx/enclave: ")
 
 
+@pytest.mark.complaint("linux-sgx #996")
 def test_mode_and_group_are_shown_by_name(host: Path) -> None:
     path = host / "dev/sgx_provision"
     path.chmod(0o660)
@@ -97,6 +100,7 @@ def test_mode_and_group_are_shown_by_name(host: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may open everything")
+@pytest.mark.complaint("linux-sgx #996")
 def test_a_device_that_may_not_be_opened(host: Path) -> None:
     (host / "dev/sgx_provision").chmod(0)
     finding = findings(host)["device.provision"]
