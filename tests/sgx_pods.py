@@ -10,6 +10,7 @@ INTEL = "sgx.intel.com/epc"
 ALIYUN = "alibabacloud.com/sgx_epc_MiB"
 ENCLAVE = "sgx.intel.com/enclave"
 PROVISION = "sgx.intel.com/provision"
+HELPER = "sgx.confcom.dev/quote-helper"
 AESMD = "/var/run/aesmd"
 Pod = dict[str, Any]
 
@@ -42,7 +43,8 @@ def labelled(given: Pod) -> Pod:
     return given | {"metadata": metadata | {"labels": metadata["labels"] | {"confcom.dev/uses-sgx": "true"}}}
 
 
-def canonical(mib: int, *, provision: bool = False) -> Pod:
+def canonical(mib: int, *, provision: bool = False, helper: bool = False) -> Pod:
     """Resources as the node understands them."""
-    amounts = {EPC: str(mib), ENCLAVE: "1"} | ({PROVISION: "1"} if provision else {})
+    amounts = {EPC: str(mib), ENCLAVE: "1"}
+    amounts |= ({PROVISION: "1"} if provision else {}) | ({HELPER: "1"} if helper else {})
     return {"limits": amounts, "requests": amounts}

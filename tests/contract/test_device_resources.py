@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from confcom.devices.declared_node import declare_node
 from confcom.devices.epc_units import EpcUnits
+from confcom.devices.helper_slots import HelperSlots
 from confcom.devices.host import Host
 from confcom.devices.interface import DeviceResource
 from confcom.devices.sgx_enclave import enclave_slots
@@ -21,13 +24,19 @@ RESOURCES: dict[str, Callable[[Host], DeviceResource]] = {
     "epc": EpcUnits,
     "enclave": lambda host: enclave_slots(host, 7),
     "provision": lambda host: provision_slots(host, 7),
+    "quote-helper": lambda host: HelperSlots(host.root / "dev", 7),
 }
+OF_DEVICES = [name for name in RESOURCES if name != "quote-helper"]
+"""Those that bring a device of the driver."""
 EPC = (30 << 20, 20 << 20)
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Host:
-    return declare_node(tmp_path, EPC, b"machine")
+def host(tmp_path: Path) -> Iterator[Host]:
+    found = declare_node(tmp_path, EPC, b"machine")
+    with socket.socket(socket.AF_UNIX) as helper:
+        helper.bind(str(found.root / "dev/aesm.socket"))
+        yield found
 
 
 @pytest.fixture(params=RESOURCES)
@@ -44,12 +53,15 @@ def test_ids_are_distinct_short_and_the_same_every_time(resource: DeviceResource
     assert [device.id for device in again.inventory(find_sgx(host)).devices] == ids
 
 
+def test_whether_the_plugin_is_ready_without_it_is_said(resource: DeviceResource) -> None:
+    assert resource.essential == (resource.endpoint in OF_DEVICES)
+
+
 def test_without_its_device_it_keeps_its_ids_and_is_unhealthy(resource: DeviceResource, host: Host) -> None:
     before = resource.inventory(find_sgx(host))
     assert before.reason == ""
     assert all(device.healthy for device in before.devices)
-    for path in (host.root / "dev").iterdir():
-        path.unlink()
+    shutil.rmtree(host.root / "dev")
     after = resource.inventory(find_sgx(host))
     assert after.reason
     assert [device.id for device in after.devices] == [device.id for device in before.devices]
@@ -58,6 +70,7 @@ def test_without_its_device_it_keeps_its_ids_and_is_unhealthy(resource: DeviceRe
         resource.grant([after.devices[0].id], after)
 
 
+@pytest.mark.parametrize("resource", OF_DEVICES, indirect=True)
 def test_a_grant_names_two_paths_of_one_device_and_no_ids(resource: DeviceResource, host: Host) -> None:
     inventory = resource.inventory(find_sgx(host))
     ids = [device.id for device in inventory.devices][:5]

@@ -14,7 +14,7 @@ from lightkube.resources.core_v1 import Pod
 from cluster_addon import Addon
 from confcom.cluster.client import open_client
 from kubectl import Kubectl, Outcome, encode
-from sgx_pods import AESMD, ALIYUN, ENCLAVE, EPC, HYBRID, INTEL, PROVISION
+from sgx_pods import AESMD, ALIYUN, ENCLAVE, EPC, HELPER, HYBRID, INTEL, PROVISION
 from webhook_on_cluster import ADMISSION, CONFIGURATION, HOME, NAMESPACE, WebhookOnCluster
 
 VARIABLE = {"name": "SGX_AESM_ADDR", "value": "1"}
@@ -168,9 +168,8 @@ def test_out_of_proc_pods_are_wired(webhook: WebhookOnCluster, admitted: Callabl
         given = pod("p", container(limits={EPC: "5"}, env=env), annotations=annotations)
     spec = admitted(given)
     assert VARIABLE in spec["containers"][0]["env"]
-    (mount,) = [one for one in spec["containers"][0]["volumeMounts"] if one["mountPath"] == AESMD]
-    (volume,) = [one for one in spec["volumes"] if one["name"] == mount["name"]]
-    assert volume["hostPath"] == {"path": AESMD, "type": "Directory"}
+    assert spec["containers"][0]["resources"]["limits"][HELPER] == "1"
+    assert not [volume for volume in spec["volumes"] if "hostPath" in volume]
 
 
 @pytest.mark.promise("M8")
@@ -212,8 +211,9 @@ def test_a_grant_brings_the_provisioning_device(
 
 
 def test_a_debug_container_can_ask_the_helper(webhook: WebhookOnCluster, cluster: Kubectl) -> None:
-    annotations = {"confcom.dev/quote-mode": "out-of-proc"}
-    cluster.apply(pod("wired", container(limits={EPC: "1"}), annotations=annotations, nodeSelector={"nowhere": "true"}))
+    """Where the pod has a volume for it: resources are nothing that it could have."""
+    volume = {"name": "aesmd", "hostPath": {"path": AESMD}}
+    cluster.apply(pod("wired", container(limits={EPC: "1"}), volumes=[volume], nodeSelector={"nowhere": "true"}))
     debug = ("debug", "-n", NAMESPACE, f"--image={IMAGE}", "--attach=false")
     cluster(*debug, "wired", "--container=d", "--env=SGX_AESM_ADDR=1")
     (found,) = cluster.get("pod", "wired", "-n", NAMESPACE)["spec"]["ephemeralContainers"]

@@ -17,12 +17,12 @@ from confcom.protocols.json_patch import difference
 from confcom.protocols.quantity import parse_quantity
 from confcom.services.webhook_reviews import review
 from json_patch_apply import apply_patch
-from sgx_pods import AESMD, ALIYUN, ENCLAVE, EPC, HYBRID, INTEL, PROVISION
+from sgx_pods import AESMD, ALIYUN, ENCLAVE, EPC, HELPER, HYBRID, INTEL, PROVISION
 
 NAMES = ("a", "b", "aesmd")
 AMOUNTS = st.sampled_from(("0", "1", "2", "10", "10Mi", "10485760", "1Gi", "4096", "1k", "1.5", "-1", "x", "", "1E"))
 RESOURCES = st.dictionaries(
-    st.sampled_from((EPC, HYBRID, INTEL, ALIYUN, ENCLAVE, PROVISION, "cpu", "a~b/c")), AMOUNTS, max_size=3
+    st.sampled_from((EPC, HYBRID, INTEL, ALIYUN, ENCLAVE, PROVISION, HELPER, "cpu", "a~b/c")), AMOUNTS, max_size=3
 )
 GOOD_RESOURCES = st.sampled_from(
     (
@@ -109,6 +109,7 @@ CIRCUMSTANCES = st.builds(
     largest_node=st.sampled_from((None, 0, 8, 10_000)),
     oversized_waits=st.booleans(),
     helper=st.booleans(),
+    wiring=st.sampled_from(("plugin", "host-path")),
 )
 
 
@@ -128,6 +129,9 @@ def test_a_decision_is_final_and_its_patch_is_exact(pod: dict[str, Any], given_:
     assert again.pod == decision.pod
     assert again.epc == decision.epc
     _check_completeness(decision.pod)
+    if given_.wiring == "plugin":
+        # No volume and no mount of ours, so nothing that Pod Security could forbid.
+        assert _without(decision.pod, "resources", "env") == _without(before, "resources", "env")
     used = _uses_sgx(decision.pod)
     assert decision.pod["metadata"].get("labels") == ({"confcom.dev/uses-sgx": "true"} if used else None)
     assert _without_ours(decision.pod) == _without_ours(before)
@@ -138,7 +142,7 @@ def _uses_sgx(pod: dict[str, Any]) -> bool:
         if any(variable["name"] == "SGX_AESM_ADDR" for variable in container.get("env") or ()):
             return True
         limits = (container.get("resources") or {}).get("limits") or {}
-        if any(limits.get(name, "0") != "0" for name in (EPC, ENCLAVE, PROVISION)):
+        if any(limits.get(name, "0") != "0" for name in (EPC, ENCLAVE, PROVISION, HELPER)):
             return True
     return False
 
@@ -154,8 +158,8 @@ def _check_completeness(pod: dict[str, Any]) -> None:
                 assert parse_quantity(limits[name]) == parse_quantity(requests[name]) > 0
             assert not {HYBRID, INTEL, ALIYUN} & (limits.keys() | requests.keys())
         if any(variable["name"] == "SGX_AESM_ADDR" for variable in container.get("env") or ()):
-            mounts = [m for m in container["volumeMounts"] if m["mountPath"].rstrip("/") == AESMD]
-            assert mounts
+            mounts = [m for m in container.get("volumeMounts") or () if m["mountPath"].rstrip("/") == AESMD]
+            assert mounts or limits[HELPER] == requests[HELPER] != "0"
             assert PROVISION not in limits or limits[PROVISION] == "0"
             assert volumes.issuperset(m["name"] for m in mounts if m not in _given_mounts(container))
 
@@ -163,6 +167,13 @@ def _check_completeness(pod: dict[str, Any]) -> None:
 def _given_mounts(container: dict[str, Any]) -> list[dict[str, Any]]:
     # The strategy may name volumes that the pod does not have, which is for the API server to refuse.
     return container["volumeMounts"][:2]
+
+
+def _without(pod: dict[str, Any], *members: str) -> list[dict[str, Any]]:
+    """The pod's containers less some of their members, and its volumes."""
+    spec = pod["spec"]
+    found = spec["containers"] + (spec.get("initContainers") or []) + (spec.get("volumes") or [])
+    return [{name: value for name, value in one.items() if name not in members} for one in found]
 
 
 def _without_ours(pod: dict[str, Any]) -> dict[str, Any]:
@@ -175,7 +186,7 @@ def _without_ours(pod: dict[str, Any]) -> dict[str, Any]:
         resources = container.pop("resources", None) or {}
         for kind in ("limits", "requests"):
             for name, amount in (resources.get(kind) or {}).items():
-                if name not in (EPC, HYBRID, INTEL, ALIYUN, ENCLAVE, PROVISION):
+                if name not in (EPC, HYBRID, INTEL, ALIYUN, ENCLAVE, PROVISION, HELPER):
                     container[f"{kind} {name}"] = amount
         container["env"] = [v for v in container.get("env") or () if v["name"] != "SGX_AESM_ADDR"]
         container["volumeMounts"] = [

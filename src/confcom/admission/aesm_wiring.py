@@ -1,29 +1,33 @@
-"""A container and the node's quote helper: the folder with its socket, and the variable that says to ask there."""
+"""A container and the node's quote helper: the folder with its socket, and the variable that says to ask there.
+
+The device plugin brings the folder to whoever requests `HELPER`. Where another plugin is in its place, and for
+ephemeral containers, which can request nothing, it takes a volume of the host.
+"""
 
 from __future__ import annotations
 
 import posixpath
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from confcom.admission.findings import Findings
 from confcom.admission.pod_json import Container, Json, json_object, json_objects, json_text, spec_of, with_spec
 from confcom.admission.quote_modes import sets_variable
-from confcom.protocols.admission_rules import AESM_VARIABLE
+from confcom.protocols.aesm_access import FOLDER, SOCKET, VARIABLE
 
-FOLDER = "/var/run/aesmd"
-"""Of the helper's socket, on the node and in containers. The folder, because each helper makes a socket of its own."""
+Wiring = Literal["plugin", "host-path"]
+"""Who brings the folder: the device plugin, or a volume of the host."""
 VOLUME = "aesmd-socket"
 
 
-class Wiring(NamedTuple):
+class FolderVolume(NamedTuple):
     """A volume of the folder, which a pod has or gets."""
 
-    volume: str
+    name: str
     exists: bool
 
 
-def find_volume(pod: Json) -> Wiring:
+def find_volume(pod: Json) -> FolderVolume:
     """The pod's volume of the folder, or the name for a new one."""
     names = []
     for index, volume in enumerate(json_objects(spec_of(pod), "volumes", "spec")):
@@ -31,30 +35,32 @@ def find_volume(pod: Json) -> Wiring:
         name = json_text(volume, "name", where)
         path = json_text(json_object(volume, "hostPath", where), "path", f"{where}.hostPath")
         if _same_folder(path):
-            return Wiring(name, exists=True)
+            return FolderVolume(name, exists=True)
         names.append(name)
-    return Wiring(_free(names), exists=False)
+    return FolderVolume(_free(names), exists=False)
 
 
-def add_volume(pod: Json, wiring: Wiring) -> Json:
+def with_volume(pod: Json, found: FolderVolume) -> Json:
     """The pod with the volume."""
-    if wiring.exists:
+    if found.exists:
         return pod
     # Directory, not DirectoryOrCreate: without a helper the pod waits, and an event says so, where it would find
     # an empty folder.
-    volume = {"name": wiring.volume, "hostPath": {"path": FOLDER, "type": "Directory"}}
+    volume = {"name": found.name, "hostPath": {"path": FOLDER, "type": "Directory"}}
     return with_spec(pod, volumes=[*json_objects(spec_of(pod), "volumes", "spec"), volume])
 
 
-def wire(container: Container, body: Json, wiring: Wiring) -> Json:
-    """The container's body with folder and variable; the same object if it has both."""
-    if not mounts_folder(container):
-        mount = {"name": wiring.volume, "mountPath": FOLDER}
-        body = {**body, "volumeMounts": [*json_objects(body, "volumeMounts", container.where), mount]}
-    if not sets_variable(container):
-        variable = {"name": AESM_VARIABLE, "value": "1"}
-        body = {**body, "env": [*json_objects(body, "env", container.where), variable]}
-    return body
+def with_mount(container: Container, body: Json, found: FolderVolume) -> Json:
+    """The container's body with the volume in its place; connecting to a socket writes nothing."""
+    mount = {"name": found.name, "mountPath": FOLDER, "readOnly": True}
+    return {**body, "volumeMounts": [*json_objects(body, "volumeMounts", container.where), mount]}
+
+
+def with_variable(container: Container, body: Json) -> Json:
+    """The container's body with the variable; the same object if it has that."""
+    if sets_variable(container):
+        return body
+    return {**body, "env": [*json_objects(body, "env", container.where), {"name": VARIABLE, "value": "1"}]}
 
 
 def mounts_folder(container: Container) -> bool:
@@ -79,7 +85,7 @@ def _same_folder(path: str) -> bool:
 
 
 def _is_socket(path: str) -> bool:
-    return posixpath.basename(path) == "aesm.socket" and _same_folder(posixpath.dirname(path))
+    return posixpath.basename(path) == SOCKET and _same_folder(posixpath.dirname(path))
 
 
 def _free(names: Sequence[str]) -> str:

@@ -10,7 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from confcom.admission.aesm_wiring import Wiring, add_volume, find_volume, mounts_folder, warn_of_socket, wire
+from confcom.admission.aesm_wiring import (
+    FolderVolume,
+    Wiring,
+    find_volume,
+    mounts_folder,
+    warn_of_socket,
+    with_mount,
+    with_variable,
+    with_volume,
+)
 from confcom.admission.epc_amounts import Wish, fulfil, read_wish
 from confcom.admission.findings import Finding, Findings
 from confcom.admission.grants import NO_GRANTS, Grants
@@ -42,6 +51,8 @@ class Circumstances:
     """Whether a pod that no node can hold is let through, because larger nodes may come."""
     helper: bool = True
     """Whether the quote helper is enabled."""
+    wiring: Wiring = "plugin"
+    """Who brings its folder into containers."""
 
 
 class Decision(NamedTuple):
@@ -65,13 +76,17 @@ class _Plan(NamedTuple):
     def asks_helper(self) -> bool:
         return self.choice is not None and self.choice.mode == OUT_OF_PROC
 
+    @property
+    def needs_volume(self) -> bool:
+        return self.asks_helper and not self.wish.helper and not mounts_folder(self.container)
+
 
 def decide_pod(pod: Json, given: Circumstances) -> Decision:
     """Complete a pod that is being made, or say why it cannot be."""
     findings = Findings()
     containers = list(containers_of(pod, "initContainers", "containers"))
     annotated = read_annotations(pod, [container.name for container in containers], findings)
-    plans = [_plan(container, annotated, findings) for container in containers]
+    plans = [_plan(container, annotated, given, findings) for container in containers]
     _check_annotations(plans, annotated, findings)
     concerned = any(plan.wish.uses_sgx or plan.choice is not None for plan in plans)
     if concerned:
@@ -101,38 +116,40 @@ def decide_debug(pod: Json, former: Json, given: Circumstances) -> Decision:
     for container in added:
         wish = read_wish(container, Findings())
         plans.append(_Plan(container, wish, mode_of(container, wish, annotated, findings)))
-    wiring = find_volume(pod)
+    volume = find_volume(pod)
     for plan in plans:
-        _check_debug(plan, wiring, findings)
+        _check_debug(plan, volume, findings)
     _warn_of_helper(plans, given, findings)
     wanted = pod if findings.refusals else _complete(pod, plans)
     return Decision(wanted, tuple(findings.refusals), tuple(findings.warnings), 0)
 
 
-def _plan(container: Container, annotated: Annotated, findings: Findings) -> _Plan:
+def _plan(container: Container, annotated: Annotated, given: Circumstances, findings: Findings) -> _Plan:
     wish = read_wish(container, findings)
     choice = mode_of(container, wish, annotated, findings)
     if choice is not None and choice.mode == IN_PROC:
         wish = wish._replace(provision=max(wish.provision, 1))
+    elif choice is not None and given.wiring == "plugin" and not mounts_folder(container):
+        wish = wish._replace(helper=max(wish.helper, 1))
     return _Plan(container, wish, choice)
 
 
 def _complete(pod: Json, plans: Sequence[_Plan]) -> Json:
-    wiring = find_volume(pod)
+    volume = find_volume(pod)
     for kind in ("initContainers", "containers", "ephemeralContainers"):
         changed = {}
         for plan in plans:
             if plan.container.kind != kind:
                 continue
             body = fulfil(plan.container, plan.wish)
+            if plan.needs_volume:
+                body = with_mount(plan.container, body, volume)
             if plan.asks_helper:
-                body = wire(plan.container, body, wiring)
+                body = with_variable(plan.container, body)
             if body is not plan.container.body:
                 changed[plan.container.position] = body
         pod = with_containers(pod, kind, changed)
-    if any(plan.asks_helper and not mounts_folder(plan.container) for plan in plans):
-        pod = add_volume(pod, wiring)
-    return pod
+    return with_volume(pod, volume) if any(plan.needs_volume for plan in plans) else pod
 
 
 def _check_annotations(plans: Sequence[_Plan], annotated: Annotated, findings: Findings) -> None:
@@ -178,10 +195,10 @@ def _check_size(epc: int, given: Circumstances, findings: Findings) -> None:
             findings.refuse("no-node-holds-it", **sizes)
 
 
-def _check_debug(plan: _Plan, wiring: Wiring, findings: Findings) -> None:
-    if plan.wish.uses_sgx or (plan.choice is not None and plan.choice.mode == IN_PROC):
+def _check_debug(plan: _Plan, volume: FolderVolume, findings: Findings) -> None:
+    if plan.wish.uses_sgx or plan.wish.helper or (plan.choice is not None and plan.choice.mode == IN_PROC):
         findings.refuse("debug-resources", container=plan.container.name)
-    elif plan.asks_helper and not wiring.exists and not mounts_folder(plan.container):
+    elif plan.needs_volume and not volume.exists:
         findings.refuse("debug-volume", container=plan.container.name)
 
 

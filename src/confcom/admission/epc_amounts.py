@@ -10,7 +10,7 @@ from typing import NamedTuple
 from confcom.admission.findings import Findings
 from confcom.admission.pod_json import Container, Json, json_object
 from confcom.errors import FormatError
-from confcom.protocols.admission_rules import ENCLAVE, PROVISION
+from confcom.protocols.admission_rules import ENCLAVE, HELPER, PROVISION
 from confcom.protocols.epc_requests import CANONICAL, EPC_UNITS, MIB
 from confcom.protocols.quantity import parse_quantity
 
@@ -28,12 +28,13 @@ class Wish(NamedTuple):
     epc: int = 0
     enclave: int = 0
     provision: int = 0
+    helper: int = 0
     claims: bool = False
     """Whether it has resource claims, through which a DRA driver may give it EPC."""
 
     @property
     def uses_sgx(self) -> bool:
-        """Whether the container gets an SGX device by a resource."""
+        """Whether the container gets an SGX device by a resource; the way to the helper is none."""
         return self.epc > 0 or self.enclave > 0 or self.provision > 0
 
 
@@ -43,11 +44,11 @@ def read_wish(container: Container, findings: Findings) -> Wish:
     resources = json_object(container.body, "resources", container.where)
     lists = [json_object(resources, kind, f"{container.where}.resources") for kind in ("limits", "requests")]
     epc = _agreed(container, CANONICAL, [_epc(container, found, findings) for found in lists], findings)
-    enclave, provision = (
+    enclave, provision, helper = (
         _agreed(container, name, [_count(container, found, name, findings) for found in lists], findings)
-        for name in (ENCLAVE, PROVISION)
+        for name in (ENCLAVE, PROVISION, HELPER)
     )
-    wish = Wish(epc, enclave, provision, bool(resources.get("claims")))
+    wish = Wish(epc, enclave, provision, helper, bool(resources.get("claims")))
     if wish.uses_sgx and not wish.epc and not wish.claims and len(findings.refusals) == said:
         findings.refuse("epc-missing", container=container.name, resource=ENCLAVE if enclave else PROVISION)
     return wish
@@ -60,6 +61,7 @@ def fulfil(container: Container, wish: Wish) -> Json:
         CANONICAL: wish.epc,
         ENCLAVE: max(wish.enclave, 1) if wish.epc else wish.enclave,
         PROVISION: wish.provision,
+        HELPER: wish.helper,
     }
     lists = {kind: json_object(resources, kind, container.where) for kind in ("limits", "requests")}
     settled = {kind: _settled(found, amounts) for kind, found in lists.items()}

@@ -39,8 +39,9 @@ REFUSALS: Mapping[str, str] = {
     "blank-in-image": "Container {container}: the image {image} has a blank in it. Write {proposal}.",
     "debug-resources": "Ephemeral container {container} cannot have SGX devices: Kubernetes gives ephemeral containers "
     "no resources. Use `kubectl debug --copy-to`, which makes a new pod.",
-    "debug-volume": "Ephemeral container {container} is to ask the node's helper for quotes, but the pod has no volume "
-    "of /var/run/aesmd, and a pod that exists cannot get one. Use `kubectl debug --copy-to`, which makes a new pod.",
+    "debug-volume": "Ephemeral container {container} is to ask the node's helper for quotes, but Kubernetes gives "
+    "ephemeral containers no resources, and the pod has no volume of /var/run/aesmd and can get none now. Use "
+    "`kubectl debug --copy-to`, which makes a new pod.",
     "incomplete": "The pod is not what the SGX webhook made of it ({paths}): another admission webhook has changed it "
     "since. Let that one come first, or exclude SGX pods from it.",
     # The API server does not read these, so they are for checks before it is asked.

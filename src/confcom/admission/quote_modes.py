@@ -1,6 +1,7 @@
 """Where a container gets its quotes: from quoting enclaves in its own process, or from the node's helper.
 
-Three ways to say it are in use: our annotations, Intel's, and the variable that Intel's library looks for.
+Three ways to say it are in use: our annotations, Intel's, and the variable that Intel's library looks for. A container
+that requests the way to the helper, as one does that was completed, means that as well.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from confcom.admission.pod_json import Container, Json, annotations_of, json_obj
 from confcom.protocols.admission_rules import (
     AESM_VARIABLE,
     CONTAINER_MODE_PREFIX,
+    HELPER,
     INTEL_ANNOTATION,
     MODE_ANNOTATION,
     PROVISION,
@@ -70,6 +72,8 @@ def mode_of(container: Container, wish: Wish, annotated: Annotated, findings: Fi
         choices.append(annotated.everywhere)
     if sets_variable(container):
         choices.append(Choice(OUT_OF_PROC, f"variable {AESM_VARIABLE}"))
+    if wish.helper:
+        choices.append(Choice(OUT_OF_PROC, f"resource {HELPER}"))
     if wish.provision and choices:
         choices.append(Choice(IN_PROC, f"resource {PROVISION}"))
     by_mode = {choice.mode: choice for choice in reversed(choices)}

@@ -9,6 +9,7 @@ from typing import Any
 import click
 import msgspec
 
+from confcom.admission.aesm_wiring import Wiring
 from confcom.admission.decision import Circumstances, Decision
 from confcom.admission.grants import Grants
 from confcom.admission.workloads import FoundPod, check_pod, find_pods
@@ -24,9 +25,21 @@ from confcom.protocols.json_patch import difference
 @click.option("--namespace", "-n", default="default", show_default=True, help="Where manifests name none.")
 @click.option("--provision-grants", default="", metavar="NS/ACCOUNT,…", help="Who may hold the provisioning device.")
 @click.option("--largest-node", type=click.IntRange(0), metavar="MIB", help="EPC of the node that has most.")
+@click.option(
+    "--wiring",
+    type=click.Choice(["plugin", "host-path"]),
+    default="plugin",
+    show_default=True,
+    help="What brings the quote helper's folder into containers.",
+)
 @click.option("--output", "-o", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def check_pods(
-    files: tuple[Path, ...], namespace: str, provision_grants: str, largest_node: int | None, output: str
+    files: tuple[Path, ...],
+    namespace: str,
+    provision_grants: str,
+    largest_node: int | None,
+    wiring: Wiring,
+    output: str,
 ) -> None:
     """Say what the admission webhook would make of the pods in manifests: no cluster is asked.
 
@@ -36,7 +49,9 @@ def check_pods(
     checks = []
     for path in files:
         for found in _pods(path):
-            given = Circumstances(namespace=found.namespace or namespace, grants=grants, largest_node=largest_node)
+            given = Circumstances(
+                namespace=found.namespace or namespace, grants=grants, largest_node=largest_node, wiring=wiring
+            )
             checks.append((path, found, check_pod(found.pod, given)))
     if not checks:
         raise ConfigError("there is no pod in what was given", advice="Name files with a Pod, a Job or a Deployment.")

@@ -37,6 +37,7 @@ from confcom.services.telemetry import configure_logging
 @click.option("--overcommit", type=float, metavar="RATIO", help="Requestable beside true size.  [default: 1]")
 @click.option("--provision-limit", type=int, metavar="N", help="Holders of the provisioning device.  [default: 0]")
 @click.option("--provision-namespaces", metavar="NAME,…", help="Namespaces whose pods may hold it.")
+@click.option("--helper-folder", metavar="DIR", help="The quote helper's /var/run/aesmd, for containers that ask it.")
 @click.option("--node-name", metavar="NAME", help="This node in the Kubernetes API, for node-status and dra.")
 @click.option("--kubeconfig", metavar="FILE", help="Credentials for that; else the pod's service account.")
 @click.option("--http", metavar="ADDRESS", help="Where /healthz, /readyz and /metrics are: HOST:PORT or unix:PATH.")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 @click.option("--provision-grants", metavar="NS/ACCOUNT,…", help="Who may hold the provisioning device.")
 @click.option("--oversized", type=click.Choice(["refuse", "warn"]), help="Pods that want more EPC than any node has.")
 @click.option("--quote-helper/--no-quote-helper", default=None, help="Whether the quote helper is enabled.")
+@click.option("--wiring", type=click.Choice(["plugin", "host-path"]), help="What brings its folder into containers.")
 @click.option("--kubeconfig", metavar="FILE", help="Credentials; else the pod's service account.")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file with further settings.")
 @click.option("--print-config", is_flag=True, help="Print the settings in force as JSON, and stop.")

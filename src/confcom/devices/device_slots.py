@@ -24,6 +24,7 @@ class DeviceSlots:
     why_missing: Callable[[SgxNode], str]
     guarded: bool = False
     prefers: bool = False
+    essential: bool = True
 
     def inventory(self, node: SgxNode) -> Inventory:
         """The slots, all of them as healthy as the device."""

@@ -29,6 +29,7 @@ class EpcUnits:
     prefers: bool = True
     endpoint: str = "epc"
     guarded: bool = False
+    essential: bool = True
 
     def pool(self, node: SgxNode) -> EpcPool:
         """What of the node's EPC may be requested."""

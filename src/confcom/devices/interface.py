@@ -36,6 +36,10 @@ class DeviceResource(Protocol):
         """Whether `prefer` has a preference at all."""
 
     @property
+    def essential(self) -> bool:
+        """Whether the plugin is not ready while it is unhealthy."""
+
+    @property
     def guarded(self) -> bool:
         """Whether the pods that may have it are checked before each start of a container."""
 

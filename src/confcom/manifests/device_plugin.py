@@ -21,6 +21,7 @@ from confcom.manifests.objects import (
     settings,
 )
 from confcom.manifests.own_node_policy import own_node_policy
+from confcom.protocols import aesm_access
 
 KUBELET = "/var/lib/kubelet"
 CDI = "/var/run/cdi"
@@ -62,6 +63,10 @@ def needs_api(config: AddonConfig) -> bool:
 def _daemon_set(config: AddonConfig) -> Object:
     volumes, mounts = _kubelet_folders(config)
     more_volumes, more_mounts = _simulated_node() if config.platform == "simulated" else _real_node()
+    if config.quote_helper:
+        # The kubelet makes the folder. To see whether a helper is there, nothing has to be written in it.
+        more_volumes.append(host_path("aesmd-socket", aesm_access.FOLDER, "DirectoryOrCreate"))
+        more_mounts.append(mount("aesmd-socket", aesm_access.FOLDER, read_only=True))
     pod: Object = {
         "automountServiceAccountToken": needs_api(config),
         "priorityClassName": "system-node-critical",
@@ -139,6 +144,8 @@ def _settings(config: AddonConfig) -> dict[str, str]:
         }
     else:
         found["host_root"] = HOST
+    if config.quote_helper:
+        found["helper_folder"] = aesm_access.FOLDER
     ours = [NAMESPACE] if config.quote_helper else []
     namespaces = dict.fromkeys([*ours, *config.provision_namespaces])
     slots = GRANT_SLOTS if config.provision_grants else HELPER_SLOTS if config.quote_helper else 0

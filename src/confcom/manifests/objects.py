@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from confcom.manifests.addon_config import AddonConfig
+from confcom.protocols import aesm_access
 
 Object = dict[str, Any]
 """A Kubernetes object, or a part of one, as its JSON."""
@@ -23,6 +24,7 @@ OURS = {PART_OF: ADDON, MANAGED_BY: MANAGER}
 EPC_RESOURCE = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
 ENCLAVE_RESOURCE = "sgx.intel.com/enclave"
 PROVISION_RESOURCE = "sgx.intel.com/provision"
+HELPER_RESOURCE = aesm_access.RESOURCE
 
 OWN_NODE_LABEL = "confcom.dev/sgx"
 SGX_NODE_LABELS = (

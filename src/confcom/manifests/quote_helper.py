@@ -25,8 +25,9 @@ from confcom.manifests.objects import (
     settings,
     tmp_volume,
 )
+from confcom.protocols import aesm_access
 
-SOCKET_FOLDER = "/var/run/aesmd"
+SOCKET_FOLDER = aesm_access.FOLDER
 HTTP_PORT = 9464
 DRAIN = 30
 """Seconds for the requests under way when a helper ends; clients give up after 15."""
@@ -97,7 +98,7 @@ def _resources(config: AddonConfig) -> Object:
 def _settings(config: AddonConfig) -> dict[str, str]:
     found = {
         "platform": config.platform,
-        "socket": f"{SOCKET_FOLDER}/aesm.socket",
+        "socket": f"{SOCKET_FOLDER}/{aesm_access.SOCKET}",
         "replace": "true",
         "when_replaced": "wait",
         "http": f"[::]:{HTTP_PORT}",

@@ -96,6 +96,7 @@ def _values(config: AddonConfig) -> dict[str, str]:
         "provision_grants": ",".join(config.provision_grants),
         "oversized": config.oversized,
         "quote_helper": "true" if config.quote_helper else "false",
+        "wiring": "plugin",
     }
 
 

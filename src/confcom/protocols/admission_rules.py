@@ -10,13 +10,16 @@ from base64 import b64encode
 from dataclasses import dataclass
 from typing import Any
 
+from confcom.protocols import aesm_access
 from confcom.protocols.epc_requests import EPC_UNITS
 
 ENCLAVE = "sgx.intel.com/enclave"
 """The resource that brings a container the enclave device."""
 PROVISION = "sgx.intel.com/provision"
 """The resource that brings a container the provisioning device."""
-SGX_RESOURCES = (*EPC_UNITS, ENCLAVE, PROVISION)
+HELPER = aesm_access.RESOURCE
+"""The resource that brings a container to the quote helper."""
+SGX_RESOURCES = (*EPC_UNITS, ENCLAVE, PROVISION, HELPER)
 
 IN_EVERY_NAME = "sgx"
 """What all of them have in common, which is quicker to look for than each of them."""
@@ -27,7 +30,7 @@ CONTAINER_MODE_PREFIX = "quote-mode.confcom.dev/"
 """The same for the container whose name follows."""
 INTEL_ANNOTATION = "sgx.intel.com/quote-provider"
 """`aesmd`, or the name of the container that makes its quotes itself."""
-AESM_VARIABLE = "SGX_AESM_ADDR"
+AESM_VARIABLE = aesm_access.VARIABLE
 """Environment variable whose presence makes Intel's library ask AESM for quotes."""
 
 LABEL, LABEL_VALUE = "confcom.dev/uses-sgx", "true"
@@ -104,7 +107,8 @@ def _entries(client: Entry, ca_bundle: bytes | None, *, labelled: bool) -> list[
     if labelled:
         namespaces.append({"key": NAMESPACE_LABEL, "operator": "In", "values": ["true"]})
     return [
-        _entry(name, client, operation, resource, condition) | {"namespaceSelector": {"matchExpressions": [*namespaces]}}
+        _entry(name, client, operation, resource, condition)
+        | {"namespaceSelector": {"matchExpressions": [*namespaces]}}
         for name, operation, resource, condition in (
             ("pods", "CREATE", "pods", POD_CONDITION),
             ("debug", "UPDATE", "pods/ephemeralcontainers", DEBUG_CONDITION),

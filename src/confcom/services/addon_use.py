@@ -6,11 +6,18 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from confcom.manifests.objects import ENCLAVE_RESOURCE, EPC_RESOURCE, NAMESPACE, PROVISION_RESOURCE
+from confcom.manifests.objects import (
+    ENCLAVE_RESOURCE,
+    EPC_RESOURCE,
+    HELPER_RESOURCE,
+    NAMESPACE,
+    PROVISION_RESOURCE,
+)
 from confcom.manifests.quote_helper import SOCKET_FOLDER
 from confcom.protocols.dra_objects import DRIVER
 
-NODE_RESOURCES = (EPC_RESOURCE, ENCLAVE_RESOURCE, PROVISION_RESOURCE)
+DEVICE_RESOURCES = (EPC_RESOURCE, ENCLAVE_RESOURCE, PROVISION_RESOURCE)
+NODE_RESOURCES = (*DEVICE_RESOURCES, HELPER_RESOURCE)
 PLUGIN_LABELS = ("confcom.dev/sgx-epc-mib", "confcom.dev/sgx-epc-overcommit")
 """What the device plugin writes on its node. `confcom.dev/sgx` is the operator's, and stays."""
 
@@ -86,8 +93,8 @@ def _what(spec: Mapping[str, Any]) -> tuple[str, ...]:
     for one in [*(spec.get("initContainers") or []), *(spec.get("containers") or [])]:
         limits = (one.get("resources") or {}).get("limits") or {}
         amounts |= {name: str(limits[name]) for name in NODE_RESOURCES if name in limits}
-    found = [f"{name}={amount}" for name, amount in amounts.items()]
+    found = [f"{name}={amount}" for name, amount in amounts.items() if name in DEVICE_RESOURCES]
     paths = [(volume.get("hostPath") or {}).get("path", "") for volume in spec.get("volumes") or []]
-    if any(_SOCKET_FOLDER.fullmatch(path.rstrip("/")) for path in paths):
+    if HELPER_RESOURCE in amounts or any(_SOCKET_FOLDER.fullmatch(path.rstrip("/")) for path in paths):
         found.append("the quote helper")
     return tuple(found)

@@ -19,6 +19,7 @@ from confcom.devices.dra_devices import DraDevices
 from confcom.devices.epc_pool import EpcPool
 from confcom.devices.epc_publisher import PublisherChoice, choose_publisher
 from confcom.devices.epc_units import EpcUnits
+from confcom.devices.helper_slots import HelperSlots
 from confcom.devices.host import Host
 from confcom.devices.interface import DeviceResource
 from confcom.devices.sgx_enclave import enclave_slots
@@ -111,9 +112,9 @@ class DevicePlugin:
         )
         self.choice = self._choose(self._units.pool(node))
         self._announcer = Announcer(lambda: started(self.summary()) if started is not None else None)
-        self.parts: list[Part] = (
-            self._claims() if self.choice.name == "dra" else [self._part(resource) for resource in self._resources()]
-        )
+        self.parts: list[Part] = [self._part(resource) for resource in self._resources()]
+        if self.choice.name == "dra":
+            self.parts += self._claims()
         if self.choice.name != "devices":
             self.parts.append(self._node_status())
 
@@ -146,6 +147,19 @@ class DevicePlugin:
         )
 
     def _resources(self) -> Sequence[DeviceResource]:
+        found = [] if self.choice.name == "dra" else self._of_devices()
+        return found + self._of_helper()
+
+    def _of_helper(self) -> list[DeviceResource]:
+        """Beside claims as well: it is nothing that could be counted twice."""
+        config = self._config
+        if not config.helper_folder:
+            return []
+        folder = Path(config.helper_folder)
+        slots = HelperSlots(folder, config.helper_limit, name=config.helper_resource, patience=config.helper_patience)
+        return [slots]
+
+    def _of_devices(self) -> list[DeviceResource]:
         config = self._config
         # Slots of the enclave device everywhere, so that one pod description fits nodes of every size.
         found: list[DeviceResource] = [enclave_slots(self._host, config.enclave_limit, name=config.enclave_resource)]

@@ -9,9 +9,11 @@ import msgspec
 
 from confcom.devices.epc_publisher import DEFAULT_UNIT_LIMIT, MAX_UNIT_LIMIT, PublisherName
 from confcom.devices.epc_units import CANONICAL_RESOURCE
+from confcom.devices.helper_slots import PATIENCE
 from confcom.devices.sgx_enclave import ENCLAVE_RESOURCE
 from confcom.devices.sgx_provision import PROVISION_RESOURCE
 from confcom.errors import ConfigError
+from confcom.protocols.aesm_access import RESOURCE as HELPER_RESOURCE
 
 _RESOURCE = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?/[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 _BYTES = "sgx.intel.com/epc"
@@ -56,6 +58,16 @@ class DevicePluginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     provision_namespaces: str = ""
     """Namespaces whose pods may hold it, with commas between; `*` leaves the choice to admission control."""
 
+    helper_folder: str = ""
+    """Folder of the quote helper's socket, under the same path here and on the host, for containers that request
+    `helper_resource`. Empty: there is no such resource."""
+    helper_resource: str = HELPER_RESOURCE
+    """Name of the resource that brings a container to the quote helper."""
+    helper_limit: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 256
+    """Containers that may have it at a time."""
+    helper_patience: _Seconds = PATIENCE
+    """Seconds for which the helper may be away before the resource is unhealthy."""
+
     node_name: str = ""
     """This node's name in the Kubernetes API, for EPC in the node's status and for `dra`."""
     kubeconfig: str | None = None
@@ -90,10 +102,16 @@ class DevicePluginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
     def check(self) -> None:
         """What one field alone cannot tell; `ConfigError` says what is wrong."""
-        for name in (self.resource, self.enclave_resource, self.provision_resource):
+        names = (self.resource, self.enclave_resource, self.provision_resource, self.helper_resource)
+        for name in names:
             _check_resource(name)
-        if len({self.resource, self.enclave_resource, self.provision_resource}) != 3:
+        if len(set(names)) != len(names):
             raise ConfigError("two resources have the same name")
+        if self.helper_folder and not _is_plain(self.helper_folder):
+            raise ConfigError(
+                f"{self.helper_folder!r} is no folder as the container runtime takes it",
+                advice="Write an absolute path without dots, such as /var/run/aesmd.",
+            )
         if self.resource == _BYTES:
             raise ConfigError(
                 f"{_BYTES} counts bytes, and the EPC resource here counts MiB",
@@ -113,6 +131,10 @@ class DevicePluginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     def namespaces(self) -> frozenset[str]:
         """`provision_namespaces` as a set."""
         return frozenset(word for part in self.provision_namespaces.split(",") if (word := part.strip()))
+
+
+def _is_plain(path: str) -> bool:
+    return path.startswith("/") and not {".", ".."} & set(path.split("/"))
 
 
 def _check_resource(name: str) -> None:

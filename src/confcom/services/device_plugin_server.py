@@ -60,8 +60,8 @@ class ResourceServer:
 
     @property
     def trouble(self) -> str:
-        """Why containers cannot get the devices now; empty when they can."""
-        return self._inventory.reason
+        """Why containers cannot get the devices now; empty when they can, or when the plugin is well without them."""
+        return self._inventory.reason if self.resource.essential else ""
 
     def handlers(self) -> dict[k.Method, Callable[[Any], Any]]:
         """The table of calls."""

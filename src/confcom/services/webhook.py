@@ -130,6 +130,7 @@ class _Webhook:
             largest_node=self._largest_node,
             oversized_waits=self._config.oversized == "warn",
             helper=self._config.quote_helper,
+            wiring=self._config.wiring,
         )
 
     async def _follow_nodes(self) -> None:

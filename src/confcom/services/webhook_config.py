@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from confcom.admission.aesm_wiring import Wiring
 from confcom.admission.grants import Grants
 from confcom.errors import ConfigError
 from confcom.protocols.admission_rules import CONFIGURATION, NAMESPACE, SERVICE
@@ -45,6 +46,9 @@ class WebhookConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """What becomes of a pod that wants more EPC than any node has; warn where larger nodes are made on demand."""
     quote_helper: bool = True
     """Whether the quote helper is enabled; if it is not, pods that ask it are warned."""
+    wiring: Wiring = "plugin"
+    """What brings the helper's folder into containers: our device plugin, or a volume of the host (host-path), which
+    takes no plugin but is forbidden by Pod Security from `baseline` on."""
 
     lifetime: _Seconds = 90 * _DAY
     """Seconds that a certificate is valid."""

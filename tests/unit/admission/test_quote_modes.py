@@ -9,13 +9,15 @@ import pytest
 from confcom.admission.decision import Circumstances, decide_debug, decide_pod
 from confcom.admission.grants import Grants
 from confcom.errors import ConfigError
-from sgx_pods import AESMD, ENCLAVE, EPC, PROVISION, canonical, container, labelled, pod
+from sgx_pods import AESMD, ENCLAVE, EPC, HELPER, PROVISION, canonical, container, labelled, pod
 
 HERE = Circumstances(namespace="apps")
+ELSEWHERE = Circumstances(namespace="apps", wiring="host-path")
+"""Another device plugin, which brings nothing of the helper's."""
 GRANTED = Circumstances(namespace="apps", grants=Grants.parse("apps/default, other/*"))
 VARIABLE = {"name": "SGX_AESM_ADDR", "value": "1"}
 VOLUME = {"name": "aesmd-socket", "hostPath": {"path": AESMD, "type": "Directory"}}
-MOUNT = {"name": "aesmd-socket", "mountPath": AESMD}
+MOUNT = {"name": "aesmd-socket", "mountPath": AESMD, "readOnly": True}
 OUT = {"confcom.dev/quote-mode": "out-of-proc"}
 IN = {"confcom.dev/quote-mode": "in-proc"}
 
@@ -28,8 +30,7 @@ def codes(decision) -> list[str]:
     return [finding.code for finding in decision.refusals]
 
 
-@pytest.mark.promise("M9")
-@pytest.mark.parametrize(
+WAYS_TO_SAY_IT = pytest.mark.parametrize(
     ("annotations", "env"),
     [
         (OUT, None),
@@ -41,13 +42,32 @@ def codes(decision) -> list[str]:
         (OUT, [VARIABLE]),
     ],
 )
+
+
+@pytest.mark.promise("M9")
+@WAYS_TO_SAY_IT
 def test_out_of_proc_is_wired_whichever_way_it_is_said(annotations: dict | None, env: list | None) -> None:
-    more = {} if env is None else {"env": env}
-    given = pod(sgx(**more), annotations=annotations)
+    given = pod(sgx(**({} if env is None else {"env": env})), annotations=annotations)
 
     decision = decide_pod(given, HERE)
 
     assert not decision.refusals
+    # Nothing that Pod Security forbids: neither volume nor mount.
+    assert decision.pod["spec"].keys() == given["spec"].keys()
+    (found,) = decision.pod["spec"]["containers"]
+    assert found.keys() == given["spec"]["containers"][0].keys() | {"env"}
+    assert found["resources"] == canonical(10, helper=True)
+    assert found["env"] == (env or [VARIABLE])
+
+
+@WAYS_TO_SAY_IT
+def test_where_another_plugin_is_a_volume_of_the_host_does_it(annotations: dict | None, env: list | None) -> None:
+    given = pod(sgx(**({} if env is None else {"env": env})), annotations=annotations)
+
+    decision = decide_pod(given, ELSEWHERE)
+
+    assert not decision.refusals
+    assert decision.pod["spec"]["containers"][0]["resources"] == canonical(10)
     found = decision.pod["spec"]
     assert found["volumes"] == [VOLUME]
     assert found["containers"][0]["volumeMounts"] == [MOUNT]
@@ -58,8 +78,27 @@ def test_out_of_proc_is_wired_whichever_way_it_is_said(annotations: dict | None,
 def test_only_sgx_containers_are_wired_by_an_annotation_of_the_pod() -> None:
     given = pod(sgx("a"), container("plain"), annotations=OUT, initContainers=[sgx("i"), container("j")])
     spec = decide_pod(given, HERE).pod["spec"]
-    wired = [one["name"] for one in spec["containers"] + spec["initContainers"] if "volumeMounts" in one]
-    assert wired == ["a", "i"]
+    containers = spec["containers"] + spec["initContainers"]
+    assert [one["name"] for one in containers if "env" in one] == ["a", "i"]
+    assert [one["name"] for one in containers if HELPER in one["resources"].get("limits", {})] == ["a", "i"]
+
+
+def test_the_resource_alone_says_it_as_well() -> None:
+    given = pod(container(limits={EPC: "10", ENCLAVE: "1", HELPER: "1"}))
+    for circumstances in (HERE, ELSEWHERE):
+        decision = decide_pod(given, circumstances)
+        assert decision.pod["spec"] == given["spec"] | {
+            "containers": [given["spec"]["containers"][0] | {"env": [VARIABLE]}]
+        }
+
+
+def test_a_container_with_a_claim_is_brought_to_the_helper_by_the_resource() -> None:
+    claims = [{"name": "epc"}]
+    given = pod(container(resources={"claims": claims}), annotations=OUT, resourceClaims=[{"name": "epc"}])
+    decision = decide_pod(given, HERE)
+    assert not decision.refusals + decision.warnings
+    found = {"claims": claims, "limits": {HELPER: "1"}, "requests": {HELPER: "1"}}
+    assert decision.pod["spec"]["containers"][0]["resources"] == found
 
 
 def test_what_the_pod_mounts_itself_is_left_alone() -> None:
@@ -68,18 +107,19 @@ def test_what_the_pod_mounts_itself_is_left_alone() -> None:
     volume = {"name": "var-run-aesmd", "hostPath": {"path": AESMD}}
     given = labelled(pod(sgx(env=[VARIABLE], volumeMounts=[mount]), volumes=[volume]))
     assert decide_pod(given, HERE).pod is given
+    assert decide_pod(given, ELSEWHERE).pod is given
 
 
 def test_a_volume_of_the_folder_is_used_by_its_name() -> None:
     volume = {"name": "sock", "hostPath": {"path": "/run/aesmd/"}}
-    spec = decide_pod(pod(sgx(), annotations=OUT, volumes=[volume]), HERE).pod["spec"]
+    spec = decide_pod(pod(sgx(), annotations=OUT, volumes=[volume]), ELSEWHERE).pod["spec"]
     assert spec["volumes"] == [volume]
-    assert spec["containers"][0]["volumeMounts"] == [{"name": "sock", "mountPath": AESMD}]
+    assert spec["containers"][0]["volumeMounts"] == [MOUNT | {"name": "sock"}]
 
 
 def test_a_name_that_is_taken_is_not_taken_twice() -> None:
     taken = [{"name": "aesmd-socket", "emptyDir": {}}, {"name": "aesmd-socket-2", "hostPath": {"path": "/x"}}]
-    spec = decide_pod(pod(sgx(), annotations=OUT, volumes=taken), HERE).pod["spec"]
+    spec = decide_pod(pod(sgx(), annotations=OUT, volumes=taken), ELSEWHERE).pod["spec"]
     assert [volume["name"] for volume in spec["volumes"]] == ["aesmd-socket", "aesmd-socket-2", "aesmd-socket-3"]
     assert spec["containers"][0]["volumeMounts"][0]["name"] == "aesmd-socket-3"
 
@@ -94,9 +134,12 @@ def test_a_mount_of_the_socket_itself_is_warned_of() -> None:
 def test_the_variable_without_epc_is_wired_and_warned_of() -> None:
     decision = decide_pod(pod(container(env=[VARIABLE])), HERE)
     assert [warning.code for warning in decision.warnings] == ["variable-without-epc"]
+    assert decision.pod["spec"]["containers"][0]["resources"] == {"limits": {HELPER: "1"}, "requests": {HELPER: "1"}}
+    decision = decide_pod(pod(container(env=[VARIABLE])), ELSEWHERE)
     assert decision.pod["spec"]["volumes"] == [VOLUME]
 
 
+@pytest.mark.complaint("azure-docs #93869", "gsc #99")
 def test_without_the_helper_there_is_a_warning() -> None:
     """azure-docs 93869: an empty folder, because nobody had said that the helper must be enabled."""
     decision = decide_pod(pod(sgx(), annotations=OUT), Circumstances(namespace="apps", helper=False))
@@ -140,6 +183,8 @@ def test_a_grant_is_for_its_service_account() -> None:
         pod(container(limits={EPC: "10", PROVISION: "1"}), annotations=OUT),
         pod(container(limits={EPC: "10", PROVISION: "1"}, env=[VARIABLE])),
         pod(sgx(), annotations={"quote-mode.confcom.dev/app": "out-of-proc", "sgx.intel.com/quote-provider": "app"}),
+        pod(container(limits={EPC: "10", HELPER: "1"}), annotations=IN),
+        pod(container(limits={EPC: "10", HELPER: "1", PROVISION: "1"})),
     ],
 )
 def test_both_modes_in_one_container_are_refused(given: dict) -> None:
@@ -151,8 +196,7 @@ def test_both_modes_in_one_container_are_refused(given: dict) -> None:
 def test_containers_of_one_pod_may_differ() -> None:
     given = pod(sgx("a"), sgx("b"), annotations=OUT | {"quote-mode.confcom.dev/b": "in-proc"})
     first, second = decide_pod(given, GRANTED).pod["spec"]["containers"]
-    assert "volumeMounts" in first
-    assert "volumeMounts" not in second
+    assert first["resources"] == canonical(10, helper=True)
     assert second["resources"] == canonical(10, provision=True)
 
 
@@ -189,25 +233,28 @@ def test_a_blank_in_an_image_is_refused_where_sgx_is_used() -> None:
 
 
 class TestDebug:
-    def debugged(self, **more: object) -> tuple[dict, dict]:
+    def debugged(self, given: Circumstances = ELSEWHERE, **more: object) -> tuple[dict, dict]:
         """A wired pod, and the same with an ephemeral container."""
-        former = decide_pod(pod(sgx(), annotations=OUT), HERE).pod
+        former = decide_pod(pod(sgx(), annotations=OUT), given).pod
         after = copy.deepcopy(former)
         after["spec"]["ephemeralContainers"] = [{"name": "debugger", "image": "busybox"} | more]
         return after, former
 
-    def test_the_variable_gets_an_ephemeral_container_the_folder(self) -> None:
+    @pytest.mark.parametrize("given", [HERE, ELSEWHERE])
+    def test_the_variable_gets_an_ephemeral_container_the_folder_where_the_pod_has_a_volume(
+        self, given: Circumstances
+    ) -> None:
         after, former = self.debugged(env=[VARIABLE])
-        decision = decide_debug(after, former, HERE)
+        decision = decide_debug(after, former, given)
         assert not decision.refusals
         assert decision.pod["spec"]["ephemeralContainers"][0]["volumeMounts"] == [MOUNT]
         assert decision.pod["spec"] == after["spec"] | {
             "ephemeralContainers": decision.pod["spec"]["ephemeralContainers"]
         }
-        assert decide_debug(decision.pod, former, HERE).pod is decision.pod
+        assert decide_debug(decision.pod, former, given).pod is decision.pod
 
     def test_one_without_anything_is_left_alone(self) -> None:
-        after, former = self.debugged()
+        after, former = self.debugged(HERE)
         assert decide_debug(after, former, HERE).pod is after
 
     def test_one_that_is_there_already_is_left_alone(self) -> None:
@@ -215,10 +262,13 @@ class TestDebug:
         assert decide_debug(after, after, HERE).pod is after
 
     def test_without_a_volume_it_is_refused(self) -> None:
-        former = pod(sgx())
-        after = pod(sgx(), ephemeralContainers=[{"name": "debugger", "env": [VARIABLE]}])
-        assert codes(decide_debug(after, former, HERE)) == ["debug-volume"]
+        """It can request nothing, and what the pod's other containers were brought is not its own."""
+        after, former = self.debugged(HERE, env=[VARIABLE])
+        refused = decide_debug(after, former, HERE)
+        assert codes(refused) == ["debug-volume"]
+        assert "--copy-to" in refused.refusals[0].sentence
 
-    def test_resources_are_refused(self) -> None:
-        after, former = self.debugged(resources={"limits": {EPC: "10"}})
+    @pytest.mark.parametrize("resource", [EPC, HELPER])
+    def test_resources_are_refused(self, resource: str) -> None:
+        after, former = self.debugged(resources={"limits": {resource: "10"}})
         assert codes(decide_debug(after, former, HERE)) == ["debug-resources"]

@@ -12,7 +12,13 @@ from confcom.errors import ConfigError
 from confcom.manifests import collateral, device_plugin, quote_helper, webhook
 from confcom.manifests.addon import render
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.objects import ENCLAVE_RESOURCE, EPC_RESOURCE, NAMESPACE, PROVISION_RESOURCE
+from confcom.manifests.objects import (
+    ENCLAVE_RESOURCE,
+    EPC_RESOURCE,
+    HELPER_RESOURCE,
+    NAMESPACE,
+    PROVISION_RESOURCE,
+)
 from confcom.protocols import admission_rules
 from confcom.services.collateral_service import CollateralServiceConfig, parse_fmspcs
 from confcom.services.device_plugin_config import DevicePluginConfig
@@ -111,6 +117,17 @@ def test_resources_have_the_names_that_the_plugin_publishes() -> None:
     assert ENCLAVE_RESOURCE == sgx_enclave.ENCLAVE_RESOURCE == admission_rules.ENCLAVE
     assert PROVISION_RESOURCE == sgx_provision.PROVISION_RESOURCE == admission_rules.PROVISION
     assert admission_rules.NAMESPACE == NAMESPACE
+
+
+@pytest.mark.parametrize("publisher", ["auto", "dra"])
+def test_the_way_to_the_helper_is_there_with_the_helper(publisher: str) -> None:
+    """The plugin brings pods to the folder where the helper's socket is, by the resource that the webhook adds."""
+    settings = config("simulated", publisher)
+    found = daemon_settings(settings, "device-plugin")
+    assert f"{found.helper_folder}/aesm.socket" == daemon_settings(settings, "quote-helper").socket
+    assert found.helper_resource == HELPER_RESOURCE == admission_rules.HELPER
+    assert daemon_settings(settings, "webhook").wiring == "plugin"
+    assert daemon_settings(AddonConfig(), "device-plugin").helper_folder == ""
 
 
 def test_the_plugins_folders_are_the_kubelets() -> None:

@@ -82,6 +82,7 @@ EPC = {"kubernetes.azure.com/sgx_epc_mem_in_MiB": "10"}
         (pod("a", path="/var/run/aesmd"), "apps/a on node-1: the quote helper"),
         (pod("a", path="/run/aesmd/"), "apps/a on node-1: the quote helper"),
         (pod("a", path="/var/run/aesmd2"), None),
+        (pod("a", limits={"sgx.confcom.dev/quote-helper": "1"}), "apps/a on node-1: the quote helper"),
         (pod("a", limits={"cpu": "1"}), None),
         (pod("a", limits=EPC, phase="Succeeded"), None),
         (pod("a", limits=EPC, namespace="confcom-system"), None),

@@ -26,6 +26,10 @@ def test_the_defaults_are_sound_and_deny_provisioning() -> None:
         ({"resource": "kubernetes.io/epc"}, "no name that the kubelet takes"),
         ({"resource": "node.kubernetes.io/epc"}, "no name that the kubelet takes"),
         ({"enclave_resource": "a/b/c"}, "no name that the kubelet takes"),
+        ({"helper_resource": "aesm"}, "no name that the kubelet takes"),
+        ({"helper_resource": "sgx.intel.com/enclave"}, "the same name"),
+        ({"helper_folder": "run/aesmd"}, "no folder"),
+        ({"helper_folder": "/var/run/../lib"}, "no folder"),
     ],
 )
 def test_contradictions_are_named(settings: dict[str, object], reason: str) -> None:
