@@ -80,6 +80,16 @@ CASES: list[dict[str, Any]] = [
     {"publisher": "node-status", "epc_reserve_mib": 12, "overcommit": 1.5, "webhook_replicas": 3, "oversized": "warn"},
     {"provision_grants": ("apps/one", "apps/two", "more/*"), "collateral": True, "collateral_upstream": "https://x:1/"},
     {"webhook_namespaces": "labelled", "platform": "simulated"},
+    {
+        "collateral": True,
+        "quote_helper": True,
+        "collateral_fmspcs": ("00906ed50000", "tdx:b0c06f000000"),
+        "collateral_storage": "standard/2Gi",
+        "collateral_tls_secret": "given",
+    },
+    {"collateral": True, "collateral_storage": "512Mi", "platform": "simulated"},
+    {"quote_helper": True, "collateral_url": "https://pccs.example:9443/sgx/certification/v4/"},
+    {"quote_helper": True, "collateral_url": "https://pccs.example/here/", "publisher": "dra"},
     {"api_ports": (443, 16443), "metrics": True},
     {"quote_helper": True, "provision_grants": ("confcom-system/x", "apps/*")},
     {
@@ -113,6 +123,8 @@ def test_the_helm_chart_is_what_is_rendered(helm: Path, settings: dict[str, Any]
         {"webhookReplicas": 0},
         {"provisionGrants": "a/b"},
         {"overcommit": 0.5},
+        {"collateralUrl": 'https://x/"'},
+        {"collateralStorage": "much"},
     ],
     ids=str,
 )

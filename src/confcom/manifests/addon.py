@@ -49,16 +49,16 @@ def _device_plugin(config: AddonConfig) -> list[Object]:
 
 
 def _quote_helper(config: AddonConfig) -> list[Object]:
-    asked = dict.fromkeys((*COLLATERAL_PORTS, certification.source_port(config)))
-    egress = () if config.platform == "simulated" else tuple(asked)
-    opened = network_policies.opening(QUOTE_HELPER, ingress=(helper.HTTP_PORT,), egress=egress)
+    egress = () if config.platform == "simulated" else COLLATERAL_PORTS
+    more = certification.asked_ports(config)
+    opened = network_policies.opening(QUOTE_HELPER, ingress=(helper.HTTP_PORT,), egress=egress, more=more)
     return [helper_priority(), opened, *helper.quote_helper(config)]
 
 
 def _collateral(config: AddonConfig) -> list[Object]:
-    asked = () if config.platform == "simulated" else COLLATERAL_PORTS
-    egress = tuple(dict.fromkeys((*asked, *config.api_ports)))
-    return [network_policies.opening(COLLATERAL, ingress=(store.PORT,), egress=egress), *store.collateral(config)]
+    egress = () if config.platform == "simulated" else COLLATERAL_PORTS
+    opened = network_policies.opening(COLLATERAL, ingress=(store.PORT,), egress=egress, more=config.api_ports)
+    return [opened, *store.collateral(config)]
 
 
 def _metrics(config: AddonConfig) -> list[Object]:

@@ -25,7 +25,9 @@ _TOLERATION = re.compile(rf"({_LABEL_KEY})(?:=({_LABEL_VALUE}))?(?::(NoSchedule|
 # What a registry's client takes, without saying more than that: no blanks, nothing that steers a shell or YAML.
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}")
 # It becomes part of JSON and YAML: no quotes, no backslashes.
-_URL = r"(?:https?://[A-Za-z0-9][A-Za-z0-9._~:/?&=%+@-]{0,500})?"
+_HOST = r"(?:[A-Za-z0-9][A-Za-z0-9.-]{0,252}|\[[0-9A-Fa-f:.]{2,45}\])"
+_PORT = r"(?::(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
+_URL = rf"(?:https?://{_HOST}{_PORT}(?:/[A-Za-z0-9._~:/?&=%+@-]{{0,500}})?)?"
 _STORAGE = r"(?:(?:[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?/)?[1-9][0-9]{0,8}[MGT]i)?"
 _OBJECT = r"(?:[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?)?"
 _FMSPC = re.compile(r"(?:sgx:|tdx:)?[0-9A-Fa-f]{12}")

@@ -31,9 +31,11 @@ def source(config: AddonConfig) -> str:
     return config.collateral_url.partition("/sgx/certification")[0].rstrip("/")
 
 
-def source_port(config: AddonConfig) -> int:
-    """Where that is asked."""
-    return urlsplit(source(config)).port or 443
+def asked_ports(config: AddonConfig) -> tuple[int, ...]:
+    """The port of an operator's own service."""
+    if config.collateral or not _is_configured(config):
+        return ()
+    return (urlsplit(config.collateral_url).port or 443,)
 
 
 def quote_provider(config: AddonConfig) -> list[Object]:

@@ -21,13 +21,18 @@ def nothing_else() -> Object:
     )
 
 
-def opening(workload: Workload, *, ingress: tuple[int, ...], egress: tuple[int, ...] = ()) -> Object:
-    """TCP ports that a component serves at, and ports at which it may ask others; with DNS if 53 is among these."""
+def opening(
+    workload: Workload, *, ingress: tuple[int, ...], egress: tuple[int, ...] = (), more: tuple[int, ...] = ()
+) -> Object:
+    """TCP ports that a component serves at, and ports at which it may ask others; with DNS if 53 is among these.
+
+    `more` are further ports at which it may ask, some of which `egress` may have too.
+    """
     spec: Object = {
         "podSelector": {"matchLabels": selector(workload.component)},
         "policyTypes": ["Ingress", "Egress"],
         "ingress": [{"ports": [_port(port) for port in ingress]}] if ingress else [],
-        "egress": [{"ports": [_port(port) for port in egress] + _dns(egress)}] if egress else [],
+        "egress": [{"ports": [_port(port) for port in ports] + _dns(ports)} for ports in (egress, more) if ports],
     }
     return namespaced_object("networking.k8s.io/v1", "NetworkPolicy", workload.name, workload.component, spec=spec)
 

@@ -42,6 +42,7 @@ def configuration(objects: dict[tuple[str, str], Object]) -> Any:
         ({"collateral_url": "https://pccs.example:8081"}, "https://pccs.example:8081"),
         ({"collateral_url": "https://pccs.example:8081/sgx/certification/v4/"}, "https://pccs.example:8081"),
         ({"collateral_url": "https://proxy.example/pccs/"}, "https://proxy.example/pccs"),
+        ({"collateral_url": "http://[fd00::1]:65535/"}, "http://[fd00::1]:65535"),
     ],
 )
 @pytest.mark.promise("M10")
@@ -94,7 +95,7 @@ def test_of_another_service_it_trusts_whom_its_image_does() -> None:
     assert "/etc/ssl/certs" not in {one["mountPath"] for one in container["volumeMounts"]}
     assert environment["CONFCOM_QUOTE_HELPER_COLLATERAL_CA"] == "/etc/ssl/certs/ca-certificates.crt"
     policy = rendered(collateral_url="https://pccs.example:9443")["NetworkPolicy", "sgx-quote-helper"]
-    assert {"port": 9443, "protocol": "TCP"} in policy["spec"]["egress"][0]["ports"]
+    assert {"port": 9443, "protocol": "TCP"} in policy["spec"]["egress"][1]["ports"]
 
 
 @pytest.mark.parametrize("settings", [{}, {"platform": "simulated", "collateral": True}])
@@ -113,7 +114,20 @@ def test_whoever_enables_a_helper_without_a_service_hears_of_it() -> None:
         assert certification.remark(AddonConfig(**(helped | settings))) == ""
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "https://", 'https://x/"', "https://x\\y", "https://x y", "x" * 600])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://x",
+        "https://",
+        'https://x/"',
+        "https://x\\y",
+        "https://x y",
+        "https://x:65536",
+        "https://x:a/",
+        "https://x@y",
+        "x" * 600,
+    ],
+)
 def test_what_would_break_out_of_the_configuration_is_no_url(url: str) -> None:
     with pytest.raises(ConfigError, match="collateral_url"):
         AddonConfig(collateral_url=url).check()
