@@ -79,6 +79,10 @@ _API_PORTS = """{{- range .Values.apiPorts }}
 \\g<indent>  protocol: TCP
 {{- end }}
 """
+_WITH_HELPER = """{{- if .Values.quoteHelperEnabled }}
+\\g<found>{{- end }}
+"""
+"""What the device plugin's DaemonSet has only where there is a quote helper."""
 _STORAGE_CLASS = """{{- if contains "/" .Values.collateralStorage }}
 \\g<indent>storageClassName: {{ splitList "/" .Values.collateralStorage | first | quote }}
 {{- end }}
@@ -107,6 +111,8 @@ _PATTERNS: list[tuple[str, str]] = [
     _environment("_FMSPCS", '{{ join "," .Values.collateralFmspcs | quote }}'),
     _environment("_TLS_GIVEN", "{{ not (empty .Values.collateralTlsSecret) | toString | quote }}"),
     (r"\bmark-secret\b", '{{ .Values.collateralTlsSecret | default "confcom-collateral-tls" | quote }}'),
+    (r"(?m)^(?P<found>(?P<indent> +)- name: helper-folder\n(?:(?P=indent)  .*\n)+)", _WITH_HELPER),
+    (r"(?m)^(?P<found> +- name: \w+_HELPER_FOLDER\n.*\n)", _WITH_HELPER),
     (r"(?m)^(?P<indent> +)storageClassName: mark-class\n", _STORAGE_CLASS),
     (r"storage: 9876Gi", 'storage: {{ splitList "/" .Values.collateralStorage | last | quote }}'),
     (r"https://mark\.example:8765", '{{ include "confcom.collateralUrl" . }}'),
