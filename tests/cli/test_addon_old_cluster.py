@@ -24,15 +24,18 @@ class VersionApi(ApiStandIn):
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         handler.rfile.read(int(handler.headers.get("Content-Length", 0)))
+        kind = "application/json"
         if handler.path == "/version":
-            code, content = 200, {"major": "1", "gitVersion": self.version}
-        else:
-            code, content = 404, {"kind": "Status", "apiVersion": "v1", "code": 404, "message": "could not find it"}
+            code, body = 200, json.dumps({"major": "1", "gitVersion": self.version}).encode()
+        elif handler.path.startswith("/api/"):
+            absent = {"kind": "Status", "apiVersion": "v1", "code": 404, "message": "could not find it"}
+            code, body = 404, json.dumps(absent).encode()
+        else:  # as an API server answers about a group that it does not have
+            code, kind, body = 404, "text/plain; charset=utf-8", b"404 page not found\n"
         if handler.command != "GET":
             self.writes.append(f"{handler.command} {handler.path}")
-        body = json.dumps(content).encode()
         handler.send_response(code)
-        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Content-Type", kind)
         handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
         handler.wfile.write(body)
@@ -83,3 +86,11 @@ def test_a_server_that_does_not_say_what_it_is_gets_a_chance(
     api.version = version
     assert run(["addon", "enable", "--kubeconfig", api.kubeconfig(tmp_path)]) == ExitCode.PLATFORM
     assert "cannot apply Namespace confcom-system" in capsys.readouterr().err
+
+
+def test_a_group_that_a_cluster_does_not_have_holds_nothing_to_delete(
+    api: VersionApi, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["addon", "disable", "--yes", "--kubeconfig", api.kubeconfig(tmp_path)]) == ExitCode.OK
+    assert "nothing to do" in capsys.readouterr().err
+    assert api.writes == []

@@ -76,9 +76,16 @@ def cluster_errors(what: str, *, advice: str | None = None) -> Iterator[None]:
         yield
     except ApiError as error:
         status = error.status
-        kind = ClusterRefused if status.code is not None and 400 <= status.code < 500 else ClusterError
-        raise kind(
+        raise _kind(status.code)(
             f"{what}: {status.message or error}", status=status.code, reason=status.reason, advice=advice
         ) from error
+    except httpx2.HTTPStatusError as error:
+        # In plain text: what stands before the API server, or the server itself about a group that it does not have.
+        code = error.response.status_code
+        raise _kind(code)(f"{what}: the server answers with HTTP {code}", status=code, advice=advice) from error
     except (httpx2.HTTPError, LoadResourceError) as error:
         raise ClusterError(f"{what}: {str(error) or type(error).__name__}", advice=advice) from error
+
+
+def _kind(status: int | None) -> type[ClusterError]:
+    return ClusterRefused if status is not None and 400 <= status < 500 else ClusterError

@@ -12,9 +12,12 @@ from lightkube.types import CascadeType, PatchType
 
 from confcom.cluster.client import cluster_errors, open_client, version_of_server
 from confcom.cluster.object_kinds import ADDON_KINDS, EVENT_KIND, Kind, kind_of
+from confcom.errors import ClusterRefused
 
 Object = dict[str, Any]
 
+NOT_FOUND = 404
+"""`ClusterRefused.status` where there is no such object, kind, or group of kinds."""
 MAX_LOG_LINES = 20
 """Lines of a container's log that are looked at."""
 
@@ -63,14 +66,13 @@ class ClusterObjects:
     async def get(self, ref: Ref) -> Object | None:
         """An object, or None where there is none (or no such kind)."""
         kind = kind_of(ref.api_version, ref.kind)
-        with cluster_errors(f"cannot read {ref}"):
-            try:
-                found = await self._client.get(kind.resource, ref.name, **_place(ref))
-            except ApiError as error:
-                if error.status.code == 404:
-                    return None
-                raise
-            return _plain(kind, found)
+        try:
+            with cluster_errors(f"cannot read {ref}"):
+                return _plain(kind, await self._client.get(kind.resource, ref.name, **_place(ref)))
+        except ClusterRefused as refused:
+            if refused.status == NOT_FOUND:
+                return None
+            raise
 
     async def objects(
         self, kind: Kind, *, namespace: str | None = None, labels: Mapping[str, str] | None = None, **fields: str
@@ -81,16 +83,16 @@ class ClusterObjects:
         """
         where = {"namespace": namespace or "*"} if kind.namespaced else {}
         chosen = {name.replace("_", "."): value for name, value in fields.items()}
-        with cluster_errors(f"cannot list {kind.name} objects"):
-            try:
+        try:
+            with cluster_errors(f"cannot list {kind.name} objects"):
                 found = self._client.list(
                     kind.resource, labels=dict(labels or {}) or None, fields=chosen or None, **where
                 )
                 return [_plain(kind, one) async for one in found]
-            except ApiError as error:
-                if error.status.code == 404:
-                    return []
-                raise
+        except ClusterRefused as refused:
+            if refused.status == NOT_FOUND:
+                return []
+            raise
 
     async def addon_objects(self, namespace: str, labels: Mapping[str, str]) -> dict[Ref, Object]:
         """What there is with these labels, in a namespace and of the whole cluster, in the order of `ADDON_KINDS`."""
@@ -120,13 +122,13 @@ class ClusterObjects:
         """Delete an object, with what belongs to it; False where there was none."""
         kind = kind_of(ref.api_version, ref.kind)
         cascade = CascadeType.FOREGROUND if wait_for_dependents else CascadeType.BACKGROUND
-        with cluster_errors(f"cannot delete {ref}"):
-            try:
+        try:
+            with cluster_errors(f"cannot delete {ref}"):
                 await self._client.delete(kind.resource, ref.name, cascade=cascade, **_place(ref))
-            except ApiError as error:
-                if error.status.code == 404:
-                    return False
-                raise
+        except ClusterRefused as refused:
+            if refused.status == NOT_FOUND:
+                return False
+            raise
         return True
 
     async def events_of(self, ref: Ref) -> list[Object]:

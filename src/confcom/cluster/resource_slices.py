@@ -11,14 +11,13 @@ from contextlib import aclosing
 from typing import Any
 
 from lightkube import AsyncClient
-from lightkube.core.exceptions import ApiError
 from lightkube.core.resource import ApiInfo, ResourceDef
 from lightkube.generic_resource import GenericGlobalResource
 from lightkube.resources.core_v1 import Node
 
 from confcom.cluster.client import cluster_errors, open_client
 from confcom.cluster.node_pods import JsonClaim
-from confcom.errors import ClusterError
+from confcom.errors import ClusterError, ClusterRefused
 
 FIELD_MANAGER = "confcom-device-plugin"
 SERVER_TIMEOUT = 300
@@ -92,12 +91,12 @@ class KubeResourceSlices:
 
     async def delete(self, name: str) -> None:
         """Take a slice away; one that is not there is well."""
-        with cluster_errors(f"cannot delete the resource slice {name}", advice=_ADVICE):
-            try:
+        try:
+            with cluster_errors(f"cannot delete the resource slice {name}", advice=_ADVICE):
                 await self._open().delete(JsonSlice, name)
-            except ApiError as error:
-                if error.status.code != 404:
-                    raise
+        except ClusterRefused as refused:
+            if refused.status != 404:
+                raise
 
     async def close(self) -> None:
         """End the connections."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from confcom.cluster.objects import ClusterObjects, Object
+from confcom.cluster.objects import NOT_FOUND, ClusterObjects, Object
 from confcom.errors import ClusterRefused, ConfigError
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.dynamic_resources import helper_claim
@@ -65,7 +65,7 @@ async def _keeps_amounts_of_claims(cluster: ClusterObjects, config: AddonConfig)
     try:
         kept = await cluster.apply(trial, dry_run=True)
     except ClusterRefused as refused:
-        if refused.status == 404:
+        if refused.status == NOT_FOUND:
             return False
         raise
     return all("capacity" in request["exactly"] for request in kept["spec"]["spec"]["devices"]["requests"][:1])
