@@ -144,7 +144,8 @@ def forget_devices(home: Path, cluster: Kubectl) -> None:
     folder = home / "data" / "node" / "var" / "lib" / "kubelet" / "device-plugins"
     (folder / "kubelet_internal_checkpoint").unlink(missing_ok=True)
     node = cluster.items("nodes")[0]["metadata"]["name"]
-    gone = {EPC: None, "sgx.intel.com/enclave": None, "sgx.intel.com/provision": None}
+    names = (EPC, "sgx.intel.com/enclave", "sgx.intel.com/provision", "sgx.confcom.dev/quote-helper")
+    gone = dict.fromkeys(names)
     patch = json.dumps({"status": {"capacity": gone, "allocatable": gone}})
     cluster("patch", "node", node, "--subresource=status", "--type=merge", "-p", patch)
     subprocess.run([str(CLUSTER_SCRIPTS / "up.sh")], env=environment, check=True, capture_output=True, timeout=240)
