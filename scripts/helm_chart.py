@@ -22,6 +22,7 @@ from helm_marks import EXPRESSIONS, GENERATED, MARKS, STORAGE_MARK, URL_MARK, va
 from confcom.cli.addon_output import yaml_documents
 from confcom.manifests.addon import render
 from confcom.manifests.addon_config import AddonConfig
+from confcom.services.addon_requirements import OLDEST
 
 ROOT = Path(__file__).resolve().parent.parent
 HELM = ROOT / "deploy" / "helm"
@@ -50,6 +51,7 @@ def generated() -> dict[Path, bytes]:
         HELM / "values.yaml": _values(),
         HELM / "values.schema.json": _schema(),
         HELM / "templates" / "_expressions.tpl": EXPRESSIONS,
+        HELM / "templates" / "NOTES.txt": _NOTES,
         KUSTOMIZE / "kustomization.yaml": _kustomization(),
         KUSTOMIZE / "addon.yaml": f"# {GENERATED}\n{yaml_documents(render(AddonConfig(), version=VERSION))}",
     }
@@ -167,7 +169,26 @@ description: Intel SGX on Kubernetes nodes - EPC as a resource, quotes for every
 type: application
 version: {VERSION}
 appVersion: {VERSION}
-kubeVersion: ">=1.30.0-0"
+kubeVersion: ">={OLDEST}.0-0"
+"""
+
+
+_NOTES = """\
+The add-on's pods start in namespace confcom-system, on nodes that node feature discovery found SGX on, and on those
+with the label confcom.dev/sgx=true. How far they are, and what is in the way:
+
+    confcom addon show -o table
+    kubectl get pods -n confcom-system
+{{- if eq .Values.platform "simulated" }}
+
+Simulated nodes wait for their world, Secret confcom-simulated-world, which belongs to one cluster and so to no chart.
+This makes it, once:
+
+    confcom addon update
+{{- end }}
+
+After `helm uninstall` the nodes keep labels and amounts that the device plugin wrote: `confcom addon disable --purge`
+takes them away.
 """
 
 

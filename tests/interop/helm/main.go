@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"sort"
+	"strings"
 
 	"helm.sh/helm/v3/pkg/chart/loader"
 	"helm.sh/helm/v3/pkg/chartutil"
@@ -39,7 +40,10 @@ func run(folder string) error {
 	}
 	names := make([]string, 0, len(rendered))
 	for name := range rendered {
-		names = append(names, name)
+		// What Helm says to the person is no object.
+		if !strings.HasSuffix(name, "NOTES.txt") {
+			names = append(names, name)
+		}
 	}
 	sort.Strings(names)
 	for _, name := range names {

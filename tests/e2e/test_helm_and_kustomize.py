@@ -1,0 +1,172 @@
+"""The other ways to install: real Helm, and kubectl with kustomize, from what lies in `deploy/`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cluster_addon import Addon
+from cluster_jobs import attesting, job, with_aesmd
+from kubectl import ADDON_NAMESPACE, Kubectl, Outcome
+from relying_party import RelyingParty, quote_in
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy"
+HELM_MODULE = ROOT / "tests" / "interop" / "helm"
+SIMULATED = {"platform": "simulated", "quoteHelperEnabled": "true", "webhookReplicas": "1"}
+
+
+@pytest.fixture(scope="module")
+def helm(cluster: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Outcome]:
+    """Helm with the cluster's kubeconfig: $HELM, else that of the PATH, else built from its module."""
+    folder = tmp_path_factory.mktemp("helm")
+    program = os.environ.get("HELM") or shutil.which("helm") or _built(folder / "helm")
+    environment = os.environ | {f"HELM_{kind}_HOME": str(folder / kind) for kind in ("CACHE", "CONFIG", "DATA")}
+
+    def helm(*words: str) -> Outcome:
+        command = [program, *words, "--kubeconfig", cluster.kubeconfig, "--namespace", "default"]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    return helm
+
+
+def _built(target: Path) -> str:
+    go = shutil.which("go")
+    if go is None:
+        pytest.skip("there is no Helm here, and no Go to build it with")
+    command = [go, "build", "-mod=readonly", "-trimpath", "-o", str(target), "helm.sh/helm/v3/cmd/helm"]
+    environment = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false"}
+    subprocess.run(command, cwd=HELM_MODULE, env=environment, check=True)
+    return str(target)
+
+
+@pytest.fixture
+def bare(addon: Addon, cluster: Kubectl) -> Iterator[Addon]:
+    """A cluster without the add-on, before and after; what follows enables it anew."""
+    outcome = addon("disable", "--purge", "--yes", "-o", "none")
+    assert outcome.code == 0, outcome.err
+    cluster.wait("EPC to be gone", lambda: addon.allocatable() == 0)
+    yield addon
+    addon("disable", "--purge", "--yes", "-o", "none")
+
+
+@pytest.fixture
+def simulated(bare: Addon, tmp_path: Path) -> list[dict[str, Any]]:
+    """The add-on for simulated nodes, world included, as `confcom addon manifests` writes it for other tools."""
+    machine = tmp_path / "world.json"
+    _confcom("simulate", "machine", "-o", str(machine))
+    options = ("--platform", "simulated", "--simulated-world", str(machine), "--enable-sgxquotehelper")
+    written = _confcom("addon", "manifests", *options, "--webhook-replicas=1", f"--image={bare.image}")
+    return list(yaml.safe_load_all(written))
+
+
+def _confcom(*words: str) -> str:
+    command = [sys.executable, "-m", "confcom", *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def attest(bare: Addon, cluster: Kubectl, run: Callable[..., str], tmp_path: Path, image: str) -> Callable[[str], None]:
+    """Wait until all of it runs, then have a Job attest and its quote verified."""
+
+    def attest(report_data: str) -> None:
+        for kind in ("daemonset", "deployment"):
+            for one in cluster.items(kind, "-n", ADDON_NAMESPACE):
+                name = f"{kind}/{one['metadata']['name']}"
+                cluster("rollout", "status", name, "-n", ADDON_NAMESPACE, "--timeout=150s", seconds=160)
+        cluster.wait("EPC", lambda: bare.allocatable() == 168)
+        quote = quote_in(run(job("attesting", "e2e", with_aesmd(attesting(image, report_data)))))
+        assert RelyingParty.of(cluster, tmp_path).verify(quote, report_data)["exit_code"] == 0
+
+    return attest
+
+
+def left(cluster: Kubectl) -> list[str]:
+    """Names of all objects of every kind that carry the add-on's label."""
+    kinds = cluster("api-resources", "--verbs=list,delete", "-o", "name").split()
+    kinds = [kind for kind in kinds if not kind.startswith("events")]
+    return cluster("get", ",".join(kinds), "-A", "-l", "app.kubernetes.io/part-of=confcom", "-o", "name").split()
+
+
+def nothing_is_left(addon: Addon, cluster: Kubectl) -> None:
+    """Of objects; the namespace takes its content along, which may take a while."""
+    cluster.wait("everything to be gone", lambda: not left(cluster), seconds=120)
+    assert cluster.find("namespace", ADDON_NAMESPACE) is None
+    cluster.wait("EPC to be gone", lambda: addon.allocatable() == 0)
+
+
+@pytest.mark.promise("M1")
+def test_helm_installs_upgrades_and_uninstalls(
+    bare: Addon,
+    helm: Callable[..., Outcome],
+    cluster: Kubectl,
+    attest: Callable[[str], None],
+) -> None:
+    values = [word for key, value in SIMULATED.items() for word in ("--set", f"{key}={value}")]
+    chart = str(DEPLOY / "helm")
+    outcome = helm("install", "confcom", chart, *values, "--set", f"image={bare.image}")
+    assert outcome.code == 0, outcome.err
+    assert "confcom addon update" in outcome.out  # a world belongs to one cluster, and so to no chart
+    outcome = bare("update", "-o", "none")
+    assert outcome.code == 0, outcome.err
+    attest("0a")
+    assert bare.pods("metrics") == []
+    running = {pod["metadata"]["uid"] for pod in bare.pods("device-plugin")}
+    outcome = helm("upgrade", "confcom", chart, "--reuse-values", "--set", "metricsEnabled=true", "--wait")
+    assert outcome.code == 0, outcome.err
+    assert len(bare.pods("metrics")) == 1
+    # What did not change was not restarted, and the webhook's certificates are what they were.
+    assert {pod["metadata"]["uid"] for pod in bare.pods("device-plugin")} == running
+    attest("0b")
+    shown = bare("show", "-o", "json")
+    assert '"metricsEnabled": "true"' in shown.out, shown.err
+    outcome = helm("uninstall", "confcom", "--wait")
+    assert outcome.code == 0, outcome.err
+    nothing_is_left(bare, cluster)
+
+
+@pytest.mark.promise("M1")
+def test_kubectl_applies_and_deletes_a_folder_of_the_rendered_add_on(
+    bare: Addon,
+    simulated: list[dict[str, Any]],
+    cluster: Kubectl,
+    attest: Callable[[str], None],
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "simulated"
+    folder.mkdir()
+    (folder / "addon.yaml").write_text(yaml.safe_dump_all(simulated))
+    shutil.copy(DEPLOY / "kustomize" / "kustomization.yaml", folder)
+    for _ in range(2):  # the second time with all that the add-on's programs wrote in between
+        cluster("apply", "-k", str(folder))
+        attest("0c")
+    cluster("delete", "-k", str(folder), seconds=240)
+    nothing_is_left(bare, cluster)
+
+
+@pytest.mark.promise("M1")
+def test_kubectl_applies_and_deletes_the_base_with_an_image_of_ones_own(
+    bare: Addon, cluster: Kubectl, tmp_path: Path
+) -> None:
+    """On a node without SGX its plugin says so; the webhook runs all the same."""
+    name, _, tag = bare.image.rpartition(":")
+    base = tmp_path / "base"
+    shutil.copytree(DEPLOY / "kustomize", base)
+    overlay = {"resources": ["base"], "images": [{"name": "confcom/confcom", "newName": name, "newTag": tag}]}
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
+    cluster("apply", "-k", str(tmp_path))
+    words = ("deployment/sgx-webhook", "-n", ADDON_NAMESPACE)
+    cluster("rollout", "status", *words, "--timeout=150s", seconds=160)
+    plugin = ("logs", "daemonset/sgx-device-plugin", "-n", ADDON_NAMESPACE, "--all-containers")
+    cluster.wait("its word", lambda: "SGX" in cluster.attempt(*plugin).out)
+    cluster("delete", "-k", str(tmp_path), seconds=240)
+    nothing_is_left(bare, cluster)
