@@ -183,7 +183,7 @@ def _cannot_connect(path: Path, error: OSError) -> PlatformUnavailable | Platfor
         return PlatformBusy(f"the service at {path} has too many connections waiting")
     if error.errno == errno.ENOENT:
         there = "there is nothing" if path.parent.is_dir() else f"there is no directory {path.parent}"
-        advice = "Start the quote helper on this node; in a container, mount the host's directory of that name."
+        advice = "Start the quote helper on this node; in a pod, ask for it (confcom.dev/quote-mode: out-of-proc)."
     elif error.errno in (errno.EACCES, errno.EPERM):
         there = "permission is denied"
         advice = "Connecting takes write permission on the socket and search permission on its directories."

@@ -20,7 +20,11 @@ ABSTRACT = "@sgx_aesm_socket_base"
 ANSWER_TIMEOUT = 3.0
 """Seconds."""
 
-_START = "Start the quote helper on this node; in a container, mount the host's folder /var/run/aesmd (not the socket)."
+_START = (
+    "Start the quote helper on this node. A pod gets the folder /var/run/aesmd by the annotation "
+    "confcom.dev/quote-mode: out-of-proc or the limit sgx.confcom.dev/quote-helper: 1; who mounts it "
+    "mounts the folder, not the socket."
+)
 
 
 def mode_findings(subject: Subject) -> Iterator[Finding]:
