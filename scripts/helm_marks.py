@@ -29,6 +29,7 @@ MARKS: dict[str, Any] = {
     "webhook_replicas": 13,
     "oversized": "warn",
     "api_ports": (61357,),
+    "quote_helper_groups": (1928374650,),
 }
 
 
@@ -74,6 +75,11 @@ _TOLERATION = """{{- range .Values.tolerations }}
 \\g<indent>- {{ include "confcom.toleration" . }}
 {{- end }}
 """
+_GROUPS = """\\g<indent>supplementalGroups:
+{{- range .Values.quoteHelperGroups }}
+\\g<indent>- {{ . | int }}
+{{- else }} []
+{{- end }}"""
 _API_PORTS = """{{- range .Values.apiPorts }}
 \\g<indent>- port: {{ . | int }}
 \\g<indent>  protocol: TCP
@@ -103,6 +109,11 @@ _PATTERNS: list[tuple[str, str]] = [
     _environment("_PROVISION_LIMIT", _LIMIT),
     _environment("_PROVISION_NAMESPACES", _NAMESPACES),
     (r"(?m)^  oversized: warn$", f"  oversized: {_quoted('oversized')}"),
+    (
+        r"(?m)^  quoteHelperGroups: '1928374650'$",
+        '  quoteHelperGroups: {{ join "," .Values.quoteHelperGroups | quote }}',
+    ),
+    (r"(?m)^(?P<indent> +)supplementalGroups:\n +- 1928374650$", _GROUPS),
     (r"(?m)^  apiPorts: '61357'$", '  apiPorts: {{ join "," .Values.apiPorts | quote }}'),
     (r"(?m)^(?P<indent> +)- port: 61357\n +protocol: TCP\n", _API_PORTS),
     (r"(?m)^  collateral(Url|Storage): .*$", "  collateral\\g<1>: {{ .Values.collateral\\g<1> | toString | quote }}"),

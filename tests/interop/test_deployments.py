@@ -89,7 +89,12 @@ CASES: list[dict[str, Any]] = [
     },
     {"collateral": True, "collateral_storage": "512Mi", "platform": "simulated"},
     {"quote_helper": True, "collateral_url": "https://pccs.example:9443/sgx/certification/v4/"},
-    {"quote_helper": True, "collateral_url": "https://pccs.example/here/", "publisher": "dra"},
+    {
+        "quote_helper": True,
+        "quote_helper_groups": (105, 4242),
+        "collateral_url": "https://pccs.example/here/",
+        "publisher": "dra",
+    },
     {"api_ports": (443, 16443), "metrics": True},
     {"quote_helper": True, "provision_grants": ("confcom-system/x", "apps/*")},
     {

@@ -10,7 +10,7 @@ import click
 from confcom.manifests.addon_config import AddonConfig
 
 _Command = Callable[..., Any]
-_LISTS = ("provision_grants", "api_ports")
+_LISTS = ("provision_grants", "api_ports", "quote_helper_groups")
 """Settings that are given as one word with commas."""
 
 
@@ -32,6 +32,7 @@ _OPTIONS = (
     click.option("--epc-reserve-mib", type=int, metavar="N", help="MiB held back on every node.  [default: 0]"),
     click.option("--overcommit", type=float, metavar="RATIO", help="Requestable beside true size.  [default: 1]"),
     click.option("--quote-helper-epc-mib", type=int, metavar="N", help="EPC of the quote helper.  [default: 4]"),
+    click.option("--quote-helper-groups", metavar="GID,…", help="Groups of the nodes' SGX devices; it joins them."),
     click.option("--provision-grants", metavar="NS/SA,…", help="Who may hold the provisioning device; NS/* is all."),
     click.option("--node-selector", multiple=True, metavar="KEY=VALUE", help="Only nodes with it. Repeatable."),
     click.option(

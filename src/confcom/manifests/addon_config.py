@@ -33,6 +33,7 @@ _OBJECT = r"(?:[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?)?"
 _FMSPC = re.compile(r"(?:sgx:|tdx:)?[0-9A-Fa-f]{12}")
 _UPSTREAM = re.compile(r"intel|thim|https?://[!-~]{1,500}")
 
+Gid: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 31) - 1)]
 Port: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 
 
@@ -77,6 +78,8 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """What may be requested as a multiple of what is there beside the reserve."""
     quote_helper_epc_mib: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 4
     """MiB of EPC that QE and PCE of the quote helper request."""
+    quote_helper_groups: tuple[Gid, ...] = ()
+    """Numbers of the groups that own the SGX devices on the nodes (`sgx_prv`), to which the quote helper belongs."""
     provision_grants: tuple[str, ...] = ()
     """Who may hold the provisioning device: NAMESPACE/SERVICEACCOUNT, or NAMESPACE/*."""
 

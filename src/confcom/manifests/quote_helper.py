@@ -50,6 +50,8 @@ def _daemon_set(config: AddonConfig) -> Object:
         **(dynamic_resources.claim_of_pod() if config.publisher == "dra" else {}),
         # To know which pod is at the other end of a connection, so that pods take turns.
         "hostPID": True,
+        # A device in a container has the owner and the mode that it has on the host.
+        "securityContext": {"supplementalGroups": list(config.quote_helper_groups)},
         "initContainers": [_socket_folder(config)],
         "containers": [_container(config)],
         "volumes": [

@@ -31,6 +31,7 @@ CONFIGS = some.builds(
     node_selector=some.sampled_from([(), ("pool=acc",), ("a.b/c=d", "e=")]),
     tolerations=some.sampled_from([(), ("*",), ("a", "b=c:NoExecute")]),
     webhook_replicas=some.integers(1, 16),
+    quote_helper_groups=some.sampled_from([(), (0,), (105, 4242)]),
     api_ports=some.sampled_from([(), (443,), (1, 65535)]),
 )
 

@@ -205,3 +205,11 @@ def test_without_storage_nothing_has_to_be_there() -> None:
 def test_settings_that_make_no_sense_are_named(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         AddonConfig(**settings).check()
+
+
+def test_the_helper_joins_the_groups_of_the_devices() -> None:
+    pod, container, _ = helper(rendered(quote_helper_groups=(105, 4242)))
+    assert pod["securityContext"] == {"supplementalGroups": [105, 4242]}
+    assert container["securityContext"]["runAsNonRoot"] is True
+    with pytest.raises(ConfigError):
+        AddonConfig().changed({"quote_helper_groups": ["-1"]})
