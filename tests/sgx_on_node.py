@@ -1,0 +1,93 @@
+"""The test cluster's node with what a host with SGX shows: sysfs with EPC on two NUMA nodes, and the driver's devices.
+
+Seen in the cluster's own mount namespace, by its kubelet, its container runtime and its pods. The devices are those
+that other drivers of the kernel answer: they can be opened, mapped and named, and are no enclaves.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cluster_plugin import CLUSTER_SCRIPTS
+
+MIB_PER_NUMA_NODE = 64
+NUMBER = (1, 5)
+"""That of /dev/zero, which can be mapped."""
+GROUP = 4242
+"""Whose the provisioning device is."""
+
+_SYSFS = """
+sysfs=$F/node; real=/sys/devices/system/node
+rm -rf "$sysfs"; mkdir -p "$sysfs"
+for file in online possible has_cpu has_memory has_normal_memory; do echo 0-1 >"$sysfs/$file"; done
+cpus=$(nproc --all)
+for node in 0 1; do
+  mkdir -p "$sysfs/node$node/x86" && cp -r "$real/node0/hugepages" "$sysfs/node$node/" 2>/dev/null || true
+  sed "s/^Node 0/Node $node/" "$real/node0/meminfo" >"$sysfs/node$node/meminfo"
+  echo $((MIB << 20)) >"$sysfs/node$node/x86/sgx_total_bytes"
+  [ $node = 0 ] && echo 10 20 >"$sysfs/node$node/distance" || echo 20 10 >"$sysfs/node$node/distance"
+done
+for cpu in $(seq 0 $((cpus - 1))); do
+  ln -s "/sys/devices/system/cpu/cpu$cpu" "$sysfs/node$((cpu % 2))/cpu$cpu"
+done
+mount --bind "$sysfs" "$real"
+"""
+_DEVICES = """
+dev=$F/dev; mkdir -p "$dev"
+mount -t tmpfs -o mode=755 sgx-node "$dev"
+for path in /dev/*; do
+  name=${path##*/}
+  if [ -d "$path" ] && [ ! -L "$path" ]; then mkdir "$dev/$name" && mount --rbind "$path" "$dev/$name"
+  else cp -a "$path" "$dev/$name"; fi
+done
+mknod -m 666 "$dev/sgx_enclave" c $NUMBER
+mknod -m 660 "$dev/sgx_provision" c $NUMBER && chown 0:$GROUP "$dev/sgx_provision"
+mkdir "$dev/sgx" && ln -s ../sgx_enclave "$dev/sgx/enclave" && ln -s ../sgx_provision "$dev/sgx/provision"
+mount --rbind "$dev" /dev
+"""
+_AWAY = """
+while grep -q ' /dev tmpfs' /proc/self/mounts; do umount -l /dev || break; done
+umount -l "$F/dev" 2>/dev/null || true
+umount /sys/devices/system/node 2>/dev/null || true
+"""
+
+
+@contextmanager
+def sgx_on_node(home: Path) -> Iterator[None]:
+    """Show SGX on the node of the cluster in `home`; the kubelet has to be started anew to see the NUMA nodes."""
+    _in_node(home, _AWAY)
+    _in_node(home, _SYSFS + _DEVICES)
+    try:
+        yield
+    finally:
+        _in_node(home, _AWAY)
+
+
+def set_mode(home: Path, device: str, mode: str) -> None:
+    """Change who may open a device of the node, by the name that the driver gives it."""
+    _in_node(home, f"chmod {mode} /dev/{device}")
+
+
+def start_kubelet_anew(home: Path, *words: str) -> None:
+    """End the kubelet in order, forget what it knew of devices, and start it with further words."""
+    environment = os.environ | {"KUBE_HOME": str(home)}
+    subprocess.run([str(CLUSTER_SCRIPTS / "down.sh"), "kubelet"], env=environment, check=True, capture_output=True)
+    folder = home / "data" / "node" / "var" / "lib" / "kubelet"
+    # A kubelet does not start on the memory of another topology.
+    for name in ("device-plugins/kubelet_internal_checkpoint", "cpu_manager_state", "memory_manager_state"):
+        (folder / name).unlink(missing_ok=True)
+    environment |= {"KUBELET_ARGS": " ".join(words)}
+    subprocess.run([str(CLUSTER_SCRIPTS / "up.sh")], env=environment, check=True, capture_output=True, timeout=240)
+
+
+def _in_node(home: Path, script: str) -> None:
+    holder = (home / "run" / "holder.pid").read_text().strip()
+    values = {"F": home / "data" / "sgx-node", "MIB": MIB_PER_NUMA_NODE, "GROUP": GROUP}
+    known = "".join(f"{name}='{value}'\n" for name, value in values.items()) + f"NUMBER='{NUMBER[0]} {NUMBER[1]}'\n"
+    command = ["nsenter", f"--mount=/proc/{holder}/ns/mnt", "--", "sh", "-ec", known + script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
