@@ -29,16 +29,24 @@ class DeviceSlots:
     def inventory(self, node: SgxNode) -> Inventory:
         """The slots, all of them as healthy as the device."""
         reason = self.why_missing(node)
-        return Inventory(
-            tuple(Device(f"{self.endpoint}-{number}", not reason) for number in range(self.count)), node, reason
-        )
+        return Inventory(slots(self.endpoint, self.count, reason), node, reason)
 
     def prefer(self, available: Sequence[str], must_include: Sequence[str], size: int) -> tuple[str, ...]:
         """Any will do."""
-        return tuple(dict.fromkeys([*must_include, *available]))[: max(size, len(must_include))]
+        return any_of(available, must_include, size)
 
     def grant(self, ids: Sequence[str], inventory: Inventory) -> ContainerAllocation:
         """The one device, under its names; more than one slot brings no more."""
         del ids
         device = self.find(inventory.node)
         return ContainerAllocation(devices=device.nodes(self.host), mounts=device.mounts(self.host))
+
+
+def slots(word: str, count: int, reason: str) -> tuple[Device, ...]:
+    """As many devices, all of them healthy unless there is a reason why not."""
+    return tuple(Device(f"{word}-{number}", not reason) for number in range(count))
+
+
+def any_of(available: Sequence[str], must_include: Sequence[str], size: int) -> tuple[str, ...]:
+    """The first ids that are available, and those that must be among them."""
+    return tuple(dict.fromkeys([*must_include, *available]))[: max(size, len(must_include))]

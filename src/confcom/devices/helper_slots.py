@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from confcom.devices.device_slots import any_of, slots
 from confcom.devices.interface import Inventory
 from confcom.devices.sgx_node import SgxNode
 from confcom.errors import PlatformUnavailable
 from confcom.protocols.aesm_access import FOLDER, RESOURCE, SOCKET, VARIABLE
-from confcom.protocols.kubelet import ContainerAllocation, Device, Mount
+from confcom.protocols.kubelet import ContainerAllocation, Mount
 
 PATIENCE = 60.0
 """Seconds for which a helper may be away before pods are no longer sent to this node."""
@@ -52,12 +53,11 @@ class HelperSlots:
     def inventory(self, node: SgxNode) -> Inventory:
         """The slots, healthy while a helper is there or will be back; what there is of SGX does not matter."""
         reason = self._why_no_folder() or self._why_no_helper()
-        devices = tuple(Device(f"{self.endpoint}-{number}", not reason) for number in range(self._count))
-        return Inventory(devices, node, reason)
+        return Inventory(slots(self.endpoint, self._count, reason), node, reason)
 
     def prefer(self, available: Sequence[str], must_include: Sequence[str], size: int) -> tuple[str, ...]:
         """Any will do."""
-        return tuple(dict.fromkeys([*must_include, *available]))[: max(size, len(must_include))]
+        return any_of(available, must_include, size)
 
     def grant(self, ids: Sequence[str], inventory: Inventory) -> ContainerAllocation:
         """The folder, read-only, and the variable that says to ask there."""

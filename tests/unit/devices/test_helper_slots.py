@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 from collections.abc import Iterator
@@ -93,3 +94,16 @@ def test_what_is_no_socket_is_no_helper(folder: Path) -> None:
     (folder / "aesm.socket").unlink()
     (folder / "aesm.socket").symlink_to("/dev/log")
     assert reason(HelperSlots(folder, 1)).endswith("is no socket")
+
+
+def test_a_folder_that_is_gone_and_still_held_is_told_as_such(folder: Path, helper: Path) -> None:
+    """As in a container, where what was mounted stays in sight, and on the node there may be another by now."""
+    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        slots = HelperSlots(Path(f"/proc/self/fd/{held}"), 2)
+        assert reason(slots) == ""
+        shutil.rmtree(folder)
+        folder.mkdir()
+        assert "was removed from the node" in reason(slots)
+    finally:
+        os.close(held)
