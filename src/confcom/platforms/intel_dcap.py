@@ -56,12 +56,13 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {
 """Arguments; all return `quote3_error_t`, a uint32."""
 
 _PACKAGES = {
-    "libsgx_dcap_ql": "libsgx-dcap-ql",
-    "libsgx_qe3_logic": "libsgx-qe3-logic",
-    "libsgx_pce_logic": "libsgx-pce-logic",
-    "libsgx_urts": "libsgx-urts",
-    "libsgx_enclave_common": "libsgx-enclave-common",
+    QUOTE_LIBRARY: "libsgx-dcap-ql",
+    QE3_LIBRARY: "libsgx-qe3-logic",
+    "libsgx_pce_logic.so.1": "libsgx-pce-logic",
+    "libsgx_urts.so.2": "libsgx-urts",
+    "libsgx_enclave_common.so.1": "libsgx-enclave-common",
 }
+"""Intel's libraries, in the order in which they are needed, and Debian's names of the packages that have them."""
 
 
 _ADVICE = (
@@ -169,15 +170,23 @@ def _load(name: str, folder: Path | None, mode: int) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(name if folder is None else str(folder / name), mode=mode)
     except OSError as error:
-        raise PlatformUnavailable(f"cannot load {name}: {error}", advice=_loading_advice(str(error))) from error
+        raise PlatformUnavailable(f"cannot load {name}: {error}", advice=_loading_advice(str(error), folder)) from error
 
 
-def _loading_advice(reason: str) -> str:
+def _loading_advice(reason: str, folder: Path | None) -> str:
+    """Names at once all that is missing: who installs one package after the other learns of the next each time."""
     # The linker names the library that is missing, which may be one that ours depends on.
-    missing = Path(reason.partition(":")[0]).name
-    packages = [package for library, package in _PACKAGES.items() if missing.startswith(library)]
-    install = f"Install Intel's package {packages[0]}" if packages else "Check that Intel's DCAP packages are complete"
-    return f"{install}; libraries outside the system's folders are found through LD_LIBRARY_PATH."
+    named = Path(reason.partition(":")[0]).name
+    packages = [package for library, package in _PACKAGES.items() if library == named or _is_absent(library, folder)]
+    install = f"Install Intel's {', '.join(packages)}" if packages else "Check that Intel's DCAP packages are complete"
+    return (
+        f"{install}; libraries outside the system's folders are found through LD_LIBRARY_PATH. How to make an image "
+        "with all of them: deploy/Containerfile.intel."
+    )
+
+
+def _is_absent(library: str, folder: Path | None) -> bool:
+    return find_library(Path("/"), library) is None if folder is None else not (folder / library).exists()
 
 
 def _function(library: ctypes.CDLL, name: str, arguments: Sequence[Any]) -> Callable[..., int]:

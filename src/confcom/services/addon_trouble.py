@@ -33,8 +33,9 @@ class Trouble(NamedTuple):
     def sentence(self, log: Sequence[str] = ()) -> str:
         """The trouble in one line; `log` has the container's last lines."""
         where = f" on {self.node}" if self.node else ""
-        said = next((line.strip() for line in reversed(log) if line.strip()), "")
-        words = ": ".join(word for word in (self.message, said and f"its last line is {said!r}") if word)
+        said = _said(log)
+        new = said and said not in self.message
+        words = ": ".join(word for word in (self.message, f"it says {said!r}" if new else "") if word)
         return f"pod {self.pod}{where}: {self.reason}" + (f": {words[:MAX_REASON]}" if words else "")
 
 
@@ -49,6 +50,12 @@ def was_rejected(pod: Mapping[str, Any]) -> bool:
     status = pod.get("status") or {}
     deleted = pod["metadata"].get("deletionTimestamp")
     return status.get("phase") == "Failed" and status.get("reason") == "UnexpectedAdmissionError" and not deleted
+
+
+def cannot_be_configured(pod: Mapping[str, Any]) -> bool:
+    """Whether the kubelet cannot put one of its containers together."""
+    trouble = None if pod["metadata"].get("deletionTimestamp") else _container(_Subject("", ""), pod.get("status") or {})
+    return trouble is not None and trouble.reason == "CreateContainerConfigError"
 
 
 def trouble_of(pod: Mapping[str, Any], events: Sequence[Mapping[str, Any]] = ()) -> Trouble | None:
@@ -108,9 +115,15 @@ def _last_end(status: Mapping[str, Any]) -> str:
 
 def _end(name: str, ended: Mapping[str, Any]) -> str:
     """How a container ended; its message is what the runtime said, or the end of its log."""
-    said = [line.strip() for line in (ended.get("message") or "").splitlines() if line.strip()]
-    last = f", saying {said[-1]!r}" if said else ""
+    said = _said((ended.get("message") or "").splitlines())
+    last = f", saying {said!r}" if said else ""
     return f"container {name} ended with code {ended.get('exitCode')}{last}"
+
+
+def _said(lines: Sequence[str]) -> str:
+    """The last line; where that is our own advice, what it is about comes before it."""
+    last = [line.strip() for line in lines if line.strip()][-2:]
+    return " ".join(last if last and last[-1].startswith("what to do:") else last[-1:])
 
 
 def _warned(pod: _Subject, events: Sequence[Mapping[str, Any]]) -> Trouble | None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from confcom.services.addon_rollout import progress_of, shortened
-from confcom.services.addon_trouble import MAX_REASON, Trouble, trouble_of, was_rejected
+from confcom.services.addon_trouble import MAX_REASON, Trouble, cannot_be_configured, trouble_of, was_rejected
 
 
 def pod(status: dict[str, Any], node: str = "node-1", **metadata: Any) -> dict[str, Any]:
@@ -125,8 +125,18 @@ def test_a_pod_that_serves_or_goes_away_has_none() -> None:
 def test_the_last_line_of_the_log_says_more() -> None:
     trouble = Trouble("pod-1", "", "CrashLoopBackOff", "container main ended with code 2", "main")
     assert trouble.sentence(["first", "confcom: no EPC", ""]).endswith(
-        "ended with code 2: its last line is 'confcom: no EPC'"
+        "ended with code 2: it says 'confcom: no EPC'"
     )
+    # What the cluster has of it already is not said twice.
+    said = trouble._replace(message="container main ended with code 2, saying 'confcom: no EPC'")
+    assert said.sentence(["confcom: no EPC"]) == f"pod pod-1: CrashLoopBackOff: {said.message}"
+
+
+def test_advice_comes_with_what_it_is_about() -> None:
+    log = ["starting", "confcom: cannot load libsgx_dcap_ql.so.1", "  what to do: Install Intel's libsgx-dcap-ql."]
+    sentence = Trouble("pod-1", "", "CrashLoopBackOff", "", "main").sentence(log)
+    assert "cannot load libsgx_dcap_ql.so.1 what to do: Install Intel's libsgx-dcap-ql." in sentence
+    assert "starting" not in sentence
 
 
 def test_what_a_container_says_is_bounded() -> None:
@@ -188,3 +198,12 @@ def test_what_the_kubelet_rejected_is_told_from_what_failed_otherwise() -> None:
         pod({}),
     ):
         assert not was_rejected(other)
+
+
+def test_a_container_that_the_kubelet_cannot_put_together() -> None:
+    said = waiting("CreateContainerConfigError", "no allocated devices")
+    assert cannot_be_configured(pod({"containerStatuses": [said]}))
+    assert cannot_be_configured(pod({"initContainerStatuses": [said]}))
+    assert not cannot_be_configured(pod({"containerStatuses": [said]}, deletionTimestamp="2026-01-01T00:00:00Z"))
+    assert not cannot_be_configured(pod({"containerStatuses": [waiting("CrashLoopBackOff")]}))
+    assert not cannot_be_configured(pod({}))
