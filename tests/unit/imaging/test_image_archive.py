@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tarfile
 from pathlib import Path
 
 import pytest
+from imaging.base import UNUSED_PACKAGES
 from imaging.layers import Layer, layer_of_tree
 from imaging.oci import Settings, write_image
 
@@ -70,3 +72,9 @@ def test_an_archive_holds_what_its_index_names(tmp_path: Path) -> None:
     config = json.loads(blobs[f"blobs/{manifest['config']['digest'].replace(':', '/')}"])
     assert config["rootfs"]["diff_ids"] == [made.digest, made.digest] == [one["digest"] for one in manifest["layers"]]
     assert (config["config"]["User"], config["config"]["Entrypoint"]) == ("65532:65532", ["tool"])
+
+
+@pytest.mark.complaint("Azure/AKS #4506")
+def test_a_builder_removes_the_same_packages() -> None:
+    text = (Path(__file__).resolve().parents[3] / "deploy" / "Containerfile").read_text().replace("\\\n", "")
+    assert tuple(tuple(found.split()) for found in re.findall(r"&& \$purge ([^&\n]+)", text)) == UNUSED_PACKAGES
