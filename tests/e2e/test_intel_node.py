@@ -54,6 +54,7 @@ def intel_node(home: Path, cluster: Kubectl, addon: Addon) -> Iterator[Addon]:
         yield addon
         assert addon("disable", "--purge", "--yes", "-o", "none").code == 0
     start_kubelet_anew(home)
+    forget_devices(home, cluster)
 
 
 @pytest.mark.complaint("intel-device-plugins #739", "intel-device-plugins #1611", "intel-device-plugins #1344")

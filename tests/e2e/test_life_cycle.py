@@ -7,7 +7,9 @@ import json
 import pytest
 
 from cluster_addon import Addon
+from cluster_plugin import own_cluster
 from kubectl import ADDON_NAMESPACE, Kubectl
+from sgx_on_node import start_kubelet_anew
 
 OURS = ("-l", "app.kubernetes.io/part-of=confcom", "-o", "name")
 
@@ -43,6 +45,22 @@ def test_the_helper_comes_and_goes_alone(enabled: Addon) -> None:
     assert len(enabled.pods("device-plugin")) == 1
     assert enabled("update", "--enable-sgxquotehelper", "-o", "none").code == 0
     assert len(enabled.pods("quote-helper")) == 1
+
+
+@pytest.mark.promise("M7")
+def test_a_helper_that_was_started_without_its_devices_is_replaced(enabled: Addon, cluster: Kubectl) -> None:
+    """A kubelet that forgot who provides a resource takes it for a mere number, and starts pods with nothing for it."""
+    home = own_cluster(cluster)
+    if home is None:
+        pytest.skip("the kubelet of this cluster is not ours to restart")
+    assert enabled("disable", "--yes", "-o", "none").code == 0
+    start_kubelet_anew(home)
+    cluster.wait("the number that nobody provides", lambda: enabled.allocatable() == 168)
+    outcome = enabled("enable", "-o", "none")
+    assert outcome.code == 0, outcome.err
+    assert "CreateContainerConfigError" in outcome.err
+    (helper,) = enabled.pods("quote-helper")
+    assert cluster("exec", "-n", ADDON_NAMESPACE, helper["metadata"]["name"], "--", "ls", "/dev/sgx_enclave")
 
 
 @pytest.mark.promise("M1")

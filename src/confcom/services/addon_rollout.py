@@ -10,7 +10,7 @@ from confcom.cluster.object_kinds import POD_KIND
 from confcom.cluster.objects import ClusterObjects, Object, Ref
 from confcom.errors import ClusterError
 from confcom.manifests.objects import NAMESPACE, OWN_NODE_LABEL
-from confcom.services.addon_trouble import Trouble, trouble_of, was_rejected
+from confcom.services.addon_trouble import Trouble, cannot_be_configured, trouble_of, was_rejected
 
 LOOK = 1.0
 """Seconds between two looks."""
@@ -60,6 +60,7 @@ class Rollout:
         self._tell = tell
         self._said: set[str] = set()
         self._since: dict[str, float] = {}
+        self._renewed: set[str] = set()
 
     async def wait(self, seconds: float) -> None:
         """Until all of them are ready; `ClusterError` names what is not, and why."""
@@ -103,14 +104,26 @@ class Rollout:
         for pod in await self._cluster.objects(POD_KIND, namespace=NAMESPACE):
             if _owner(pod) not in owners:
                 continue
-            if was_rejected(pod):
-                # It never runs. A DaemonSet with a surge makes successors at once, many of them while the device plugin
-                # is away, but deletes one at a time, ever slower, and goes by the oldest until then.
+            if was_rejected(pod) or self._is_without_devices(pod):
+                # A DaemonSet with a surge makes successors of rejected pods at once, many of them while the device
+                # plugin is away, but deletes one at a time, ever slower, and goes by the oldest until then.
                 await self._cluster.delete(Ref.of(pod))
             events = await self._cluster.events_of(Ref.of(pod))
             if (trouble := trouble_of(pod, events)) is not None:
                 found.append(trouble)
         return found
+
+    def _is_without_devices(self, pod: Mapping[str, Any]) -> bool:
+        """Whether a pod may have been started without its devices, by a kubelet that had forgotten who provides them.
+
+        Its containers cannot be started again once the plugin is back. One try for each workload: it may be another
+        mistake, which the next pod shows as well.
+        """
+        owner = _owner(pod)
+        if owner in self._renewed or not cannot_be_configured(pod):
+            return False
+        self._renewed.add(owner)
+        return True
 
     async def _fail(self, late: Sequence[Progress], troubles: Sequence[Trouble]) -> None:
         sentences = [trouble.sentence(await self._log(trouble)) for trouble in troubles[:3]]

@@ -54,7 +54,9 @@ def was_rejected(pod: Mapping[str, Any]) -> bool:
 
 def cannot_be_configured(pod: Mapping[str, Any]) -> bool:
     """Whether the kubelet cannot put one of its containers together."""
-    trouble = None if pod["metadata"].get("deletionTimestamp") else _container(_Subject("", ""), pod.get("status") or {})
+    trouble = (
+        None if pod["metadata"].get("deletionTimestamp") else _container(_Subject("", ""), pod.get("status") or {})
+    )
     return trouble is not None and trouble.reason == "CreateContainerConfigError"
 
 

@@ -124,9 +124,7 @@ def test_a_pod_that_serves_or_goes_away_has_none() -> None:
 
 def test_the_last_line_of_the_log_says_more() -> None:
     trouble = Trouble("pod-1", "", "CrashLoopBackOff", "container main ended with code 2", "main")
-    assert trouble.sentence(["first", "confcom: no EPC", ""]).endswith(
-        "ended with code 2: it says 'confcom: no EPC'"
-    )
+    assert trouble.sentence(["first", "confcom: no EPC", ""]).endswith("ended with code 2: it says 'confcom: no EPC'")
     # What the cluster has of it already is not said twice.
     said = trouble._replace(message="container main ended with code 2, saying 'confcom: no EPC'")
     assert said.sentence(["confcom: no EPC"]) == f"pod pod-1: CrashLoopBackOff: {said.message}"

@@ -1,0 +1,79 @@
+"""A cluster of one node, as this one is: nothing waits for something that waits for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from cluster_addon import Addon
+from cluster_jobs import attesting, job, limits, one_container, pod, with_aesmd
+from kubectl import ADDON_NAMESPACE, Kubectl
+from relying_party import RelyingParty, quote_in
+
+
+@pytest.fixture
+def alone(cluster: Kubectl, enabled: Addon) -> Iterator[Addon]:
+    """The add-on with the two webhook pods that it has by default."""
+    if len(cluster.items("nodes")) > 1:
+        pytest.skip("this cluster has several nodes")
+    enabled.enable("--webhook-replicas=2")
+    yield enabled
+    enabled.enable()
+
+
+@pytest.mark.complaint("Azure/AKS #2219")
+def test_it_comes_back_by_itself_with_everything_gone_at_once(
+    alone: Addon, cluster: Kubectl, run: Callable[..., str], relying_party: RelyingParty, image: str
+) -> None:
+    assert len(alone.pods("webhook")) == 2
+    cluster("delete", "pods", "--all", "-n", ADDON_NAMESPACE, "--grace-period=0", "--force")
+    # With nobody to admit pods: ordinary ones are made, and those of the add-on are, though they ask for EPC.
+    assert run(job("ordinary", "e2e", one_container(image, "echo", "hello"))).strip() == "hello"
+    cluster.rollout("deployment", "sgx-webhook")
+    outcome = alone("enable", "-o", "none")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(alone("show").out)["ready"]["sgx-webhook"] == "2/2"
+    quote = quote_in(run(job("alone", "e2e", with_aesmd(attesting(image, "a1")))))
+    assert relying_party.verify(quote, "a1")["exit_code"] == 0
+
+
+@pytest.mark.complaint("Azure/AKS #2219")
+def test_the_node_can_be_drained(alone: Addon, cluster: Kubectl, image: str) -> None:
+    """Evictions are asked for one after the other until they are granted; none may be refused for ever."""
+    names = [one["metadata"]["name"] for one in alone.pods("webhook")]
+    for name in names:
+        eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
+        path = f"/api/v1/namespaces/{ADDON_NAMESPACE}/pods/{name}/eviction"
+        words = ("create", "--raw", path, "-f", "-")
+        cluster.wait(
+            f"{name} to be evicted",
+            lambda words=words, eviction=eviction: cluster.attempt(*words, given=json.dumps(eviction)).code == 0,
+            seconds=90,
+        )
+    cluster.rollout("deployment", "sgx-webhook")
+    made = cluster("create", "--dry-run=server", "-o", "name", "-f", "-", given=_sgx_pod(image))
+    assert made.strip() == "pod/after"
+
+
+def _sgx_pod(image: str) -> str:
+    return json.dumps(pod("after", "e2e", one_container(image, "true", resources=limits(5))))
+
+
+@pytest.mark.complaint("azure-docs #93869", "gsc #99")
+def test_a_pod_that_wants_the_helper_where_it_is_off_is_told_how_to_enable_it(
+    alone: Addon, cluster: Kubectl, image: str
+) -> None:
+    assert alone("update", "--disable-sgxquotehelper", "-o", "none").code == 0
+    wanting = json.dumps(pod("wanting", "e2e", with_aesmd(attesting(image, "00"))))
+
+    def warning() -> str:
+        # Pods of the webhook that are on their way out answer for some seconds more.
+        said = cluster.attempt("create", "--dry-run=server", "-f", "-", given=wanting)
+        assert said.code == 0
+        return said.err
+
+    said = cluster.wait("the warning", warning, seconds=20)
+    assert "Warning: " in said
+    assert "confcom addon update --enable-sgxquotehelper" in said
