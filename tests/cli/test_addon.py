@@ -96,13 +96,19 @@ def test_a_setting_that_makes_no_sense(words: list[str], capsys: pytest.CaptureF
 
 def test_manifests_are_what_is_rendered(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--enable-sgxquotehelper", "--disable-webhook", "--provision-grants", "a/b,c/*", "--toleration", "x=y"]
-    assert run(["addon", "manifests", *words, "--image", "registry/x:1"]) == ExitCode.OK
+    words += ["--image", "registry/x:1", "--api-ports", "443,7443", "--quote-helper-groups", "105"]
+    words += ["--collateral-url", "https://pccs.example", "--collateral-fmspc", "00906ed50000"]
+    assert run(["addon", "manifests", *words]) == ExitCode.OK
     config = AddonConfig(
         quote_helper=True,
         webhook=False,
         provision_grants=("a/b", "c/*"),
         tolerations=("x=y",),
         image="registry/x:1",
+        api_ports=(443, 7443),
+        quote_helper_groups=(105,),
+        collateral_url="https://pccs.example",
+        collateral_fmspcs=("00906ed50000",),
     )
     assert list(yaml.safe_load_all(capsys.readouterr().out)) == render(config, version=_version())
 

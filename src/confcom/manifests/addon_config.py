@@ -123,7 +123,8 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def changed(self, changes: Mapping[str, Any]) -> AddonConfig:
         """The same settings with some changed; `ConfigError` names what makes no sense."""
         try:
-            found = msgspec.convert(msgspec.structs.asdict(self) | dict(changes), AddonConfig)
+            # Not strict: numbers in a list come as words.
+            found = msgspec.convert(msgspec.structs.asdict(self) | dict(changes), AddonConfig, strict=False)
         except msgspec.ValidationError as error:
             raise ConfigError(f"settings of the add-on: {error}") from error
         found.check()
