@@ -97,8 +97,9 @@ def client_of(api: WebhookApi, replica: Replica) -> httpx2.Client:
     return httpx2.Client(verify=ssl.create_default_context(cadata=b64decode(bundle).decode()), base_url=replica.url)
 
 
-def ask(client: httpx2.Client, mib: int) -> httpx2.Response:
-    request = {"uid": "7", "operation": "CREATE", "namespace": "apps", "object": pod(container(limits={EPC: str(mib)}))}
+def ask(client: httpx2.Client, mib: int, **annotations: str) -> httpx2.Response:
+    asked = pod(container(limits={EPC: str(mib)}), annotations=annotations)
+    request = {"uid": "7", "operation": "CREATE", "namespace": "apps", "object": asked}
     review = {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request}
     return client.post("/mutate-pods", json=review)
 
@@ -150,6 +151,19 @@ def test_the_largest_node_is_followed(api: WebhookApi, replica: Callable[..., Re
         api.set_node("large", None)
         until(lambda: not answer(1000)["allowed"])
         assert answer(56)["allowed"]
+
+
+@pytest.mark.parametrize(("settings", "volumes"), [({}, 0), ({"wiring": "host-path"}, 1)], ids=["plugin", "host-path"])
+def test_the_helpers_folder_comes_with_the_plugin_or_as_a_volume(
+    api: WebhookApi, replica: Callable[..., Replica], settings: dict[str, str], volumes: int
+) -> None:
+    one = replica(**settings)
+    until(one.ready)
+    with client_of(api, one) as client:
+        answer = ask(client, 1, **{"confcom.dev/quote-mode": "out-of-proc"}).json()["response"]
+    patch = json.loads(b64decode(answer["patch"]))
+    assert sum("/spec/volumes" in operation["path"] for operation in patch) == volumes
+    assert ("sgx.confcom.dev~1quote-helper" in str(patch)) != bool(volumes)
 
 
 def test_who_is_told_to_stop_leaves_in_good_order(api: WebhookApi, replica: Callable[..., Replica]) -> None:
