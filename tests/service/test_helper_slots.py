@@ -103,7 +103,7 @@ def test_without_a_helper_for_long_no_container_comes(tmp_path: Path, kubelet: K
 
 
 def test_a_folder_that_is_gone_lets_no_container_come(tmp_path: Path, kubelet: KubeletEmulator, folder: Path) -> None:
-    """Its mount would fail, and the pod with it."""
+    """A runtime would make an empty one, or fail."""
     with plugin(tmp_path, kubelet, folder, helper_patience=3600.0):
         with helper(folder):
             kubelet.wait_allocatable(HELPER, 3)

@@ -27,7 +27,7 @@ class HelperSlots:
     """A DeviceResource of `count` slots. `folder` is seen here under the path that it has on the host.
 
     The kubelet fails pods that come when it has just been told of unhealthy slots. So a helper that was there is waited
-    for a while when its socket is away; without the folder no container could start anyway.
+    for a while when its socket is away. Not so without the folder: a runtime would make an empty one, or fail.
     """
 
     def __init__(
