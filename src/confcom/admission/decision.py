@@ -97,7 +97,7 @@ def decide_pod(pod: Json, given: Circumstances) -> Decision:
     epc = pod_epc((plan.container, plan.wish.epc) for plan in plans)
     _check_size(epc, given, findings)
     if not findings.refusals:
-        _warn(plans, given, findings)
+        _warn(pod, plans, given, findings)
     wanted = pod if findings.refusals else _complete(pod, plans)
     if concerned and not findings.refusals:
         wanted = with_label(wanted, LABEL, LABEL_VALUE)
@@ -119,7 +119,7 @@ def decide_debug(pod: Json, former: Json, given: Circumstances) -> Decision:
     volume = find_volume(pod)
     for plan in plans:
         _check_debug(plan, volume, findings)
-    _warn_of_helper(plans, given, findings)
+    _warn_of_helper(pod, plans, given, findings)
     wanted = pod if findings.refusals else _complete(pod, plans)
     return Decision(wanted, tuple(findings.refusals), tuple(findings.warnings), 0)
 
@@ -202,16 +202,21 @@ def _check_debug(plan: _Plan, volume: FolderVolume, findings: Findings) -> None:
         findings.refuse("debug-volume", container=plan.container.name)
 
 
-def _warn(plans: Sequence[_Plan], given: Circumstances, findings: Findings) -> None:
+def _warn(pod: Json, plans: Sequence[_Plan], given: Circumstances, findings: Findings) -> None:
     for plan in plans:
         if plan.asks_helper:
             warn_of_socket(plan.container, findings)
             if not plan.wish.uses_sgx and not plan.wish.claims:
                 findings.warn("variable-without-epc", container=plan.container.name)
-    _warn_of_helper(plans, given, findings)
+    _warn_of_helper(pod, plans, given, findings)
 
 
-def _warn_of_helper(plans: Sequence[_Plan], given: Circumstances, findings: Findings) -> None:
-    # Whoever mounts something at the socket's place may have a helper of his own.
-    if not given.helper and any(plan.asks_helper and not mounts_folder(plan.container) for plan in plans):
+def _warn_of_helper(pod: Json, plans: Sequence[_Plan], given: Circumstances, findings: Findings) -> None:
+    asking = [plan for plan in plans if plan.asks_helper]
+    if given.helper or not asking:
+        return
+    if not all(mounts_folder(plan.container) for plan in asking):
         findings.warn("helper-off")
+    elif find_volume(pod).exists:
+        # Whoever mounts something else there has a helper of his own; the node's folder is empty.
+        findings.warn("folder-empty")

@@ -62,6 +62,8 @@ WARNINGS: Mapping[str, str] = {
     "device.",
     "helper-off": "The pod gets its quotes from the node's helper, which is not enabled here, so it will not start. "
     "Enable it: confcom addon update --addon confcom --enable-sgxquotehelper.",
+    "folder-empty": "The pod mounts the node's /var/run/aesmd, where no quote helper answers: it is not enabled here. "
+    "Enable it: confcom addon update --addon confcom --enable-sgxquotehelper.",
     "socket-mounted": "Container {container} mounts the socket {path} itself, which is another one after each update "
     "of the helper. Mount the folder /var/run/aesmd.",
 }

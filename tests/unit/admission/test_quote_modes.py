@@ -147,6 +147,17 @@ def test_without_the_helper_there_is_a_warning() -> None:
     assert len(decision.warnings[0].sentence) <= 256
 
 
+@pytest.mark.complaint("azure-docs #93869", "gsc #99")
+def test_the_source_pages_job_is_warned_of_a_folder_that_is_empty() -> None:
+    mount = {"name": "var-run-aesmd", "mountPath": AESMD}
+    without = Circumstances(namespace="apps", helper=False)
+    for volume, codes in (({"hostPath": {"path": AESMD}}, ["folder-empty"]), ({"emptyDir": {}}, [])):
+        given = pod(sgx(env=[VARIABLE], volumeMounts=[mount]), volumes=[{"name": "var-run-aesmd"} | volume])
+        decision = decide_pod(given, without)
+        assert [warning.code for warning in decision.warnings] == codes
+        assert all(len(warning.sentence) <= 256 for warning in decision.warnings)
+
+
 @pytest.mark.promise("M3")
 @pytest.mark.parametrize(
     "annotations", [IN, {"sgx.intel.com/quote-provider": "app"}, {"quote-mode.confcom.dev/app": "in-proc"}]
