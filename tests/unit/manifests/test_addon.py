@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from confcom.cluster.object_kinds import ADDON_KINDS, NAMESPACE_KIND
@@ -322,3 +325,17 @@ def test_of_the_host_only_sockets_and_the_simulated_node_are_written(platform: A
         mounts = [entry for entry in one["volumeMounts"] if entry["name"] in paths]
         assert {paths[entry["name"]] for entry in mounts if not entry.get("readOnly")} == writable[one["name"]]
         assert all(entry.get("recursiveReadOnly") for entry in mounts if entry.get("readOnly"))
+
+
+@pytest.mark.complaint("Azure/AKS #2350")
+def test_nothing_belongs_to_one_cloud_or_region() -> None:
+    """Where images and collateral come from can be said; beyond these no object names a host outside the cluster."""
+    config = msgspec.structs.replace(
+        EVERYTHING, image="registry.internal:5000/confcom@sha256:00", collateral_upstream="https://pccs.internal:8081/"
+    )
+    text = json.dumps([one for one in rendered(config) if one["kind"] != "ConfigMap"])
+    hosts = set(re.findall(r"https?://([^/\"\\:]+)", text))
+    assert {host for host in hosts if not host.endswith(".svc")} <= {"pccs.internal"}
+    assert set(re.findall(r'"image": "([^"]+)"', text)) == {config.image}
+    for word in ("azurecr", "mcr.microsoft", "docker.io", "trustedservices", "169.254.169.254"):
+        assert word not in text
