@@ -62,6 +62,8 @@ def _change(flags: dict[str, Any], settle: Any) -> None:  # noqa: ANN401 - a met
 
     async def work(addon: Addon) -> AddonConfig:
         config: AddonConfig = await settle(addon, changes)
+        if remark := certification.remark(config):
+            note(remark)
         if flags["dry_run"]:
             show_changes(await addon.plan(config))
         else:
@@ -69,8 +71,6 @@ def _change(flags: dict[str, Any], settle: Any) -> None:  # noqa: ANN401 - a met
         return config
 
     config = with_addon(target, work)
-    if remark := certification.remark(config):
-        note(remark)
     if flags["dry_run"]:
         note("dry run: nothing was changed")
     else:
