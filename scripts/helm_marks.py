@@ -29,6 +29,7 @@ MARKS: dict[str, Any] = {
     "webhook_replicas": 13,
     "oversized": "warn",
     "api_ports": (61357,),
+    "quote_helper_seccomp": "localhost/mark/profile.json",
     "quote_helper_groups": (1928374650,),
 }
 
@@ -80,6 +81,13 @@ _GROUPS = """\\g<indent>supplementalGroups:
 \\g<indent>- {{ . | int }}
 {{- else }} []
 {{- end }}"""
+_SECCOMP = """{{- if hasPrefix "localhost/" .Values.quoteHelperSeccomp }}
+\\g<indent>type: Localhost
+\\g<indent>localhostProfile: {{ trimPrefix "localhost/" .Values.quoteHelperSeccomp | quote }}
+{{- else }}
+\\g<indent>type: RuntimeDefault
+{{- end }}
+"""
 _API_PORTS = """{{- range .Values.apiPorts }}
 \\g<indent>- port: {{ . | int }}
 \\g<indent>  protocol: TCP
@@ -114,6 +122,8 @@ _PATTERNS: list[tuple[str, str]] = [
         '  quoteHelperGroups: {{ join "," .Values.quoteHelperGroups | quote }}',
     ),
     (r"(?m)^(?P<indent> +)supplementalGroups:\n +- 1928374650$", _GROUPS),
+    (r"(?m)^  quoteHelperSeccomp: localhost/mark/.*$", f"  quoteHelperSeccomp: {_quoted('quote_helper_seccomp')}"),
+    (r"(?m)^(?P<indent> +)type: Localhost\n +localhostProfile: mark/.*\n", _SECCOMP),
     (r"(?m)^  apiPorts: '61357'$", '  apiPorts: {{ join "," .Values.apiPorts | quote }}'),
     (r"(?m)^(?P<indent> +)- port: 61357\n +protocol: TCP\n", _API_PORTS),
     (r"(?m)^  collateral(Url|Storage): .*$", "  collateral\\g<1>: {{ .Values.collateral\\g<1> | toString | quote }}"),

@@ -76,4 +76,4 @@ def test_a_pod_that_wants_the_helper_where_it_is_off_is_told_how_to_enable_it(
 
     said = cluster.wait("the warning", warning, seconds=20)
     assert "Warning: " in said
-    assert "confcom addon update --enable-sgxquotehelper" in said
+    assert "confcom addon update --addon confcom --enable-sgxquotehelper" in said

@@ -96,6 +96,7 @@ CASES: list[dict[str, Any]] = [
         "publisher": "dra",
     },
     {"api_ports": (443, 16443), "metrics": True},
+    {"quote_helper": True, "quote_helper_seccomp": "localhost/confcom/quote-helper.json"},
     {"quote_helper": True, "provision_grants": ("confcom-system/x", "apps/*")},
     {
         "metrics": True,

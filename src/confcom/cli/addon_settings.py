@@ -33,6 +33,7 @@ _OPTIONS = (
     click.option("--overcommit", type=float, metavar="RATIO", help="Requestable beside true size.  [default: 1]"),
     click.option("--quote-helper-epc-mib", type=int, metavar="N", help="EPC of the quote helper.  [default: 4]"),
     click.option("--quote-helper-groups", metavar="GID,…", help="Groups of the nodes' SGX devices; it joins them."),
+    click.option("--quote-helper-seccomp", metavar="PROFILE", help="Or localhost/PATH.  [default: runtime/default]"),
     click.option("--provision-grants", metavar="NS/SA,…", help="Who may hold the provisioning device; NS/* is all."),
     click.option("--node-selector", multiple=True, metavar="KEY=VALUE", help="Only nodes with it. Repeatable."),
     click.option(

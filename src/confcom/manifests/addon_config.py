@@ -15,6 +15,10 @@ DEFAULT_IMAGE = "confcom/confcom"
 MAX_SIZES = 256
 """Characters of the sizes of a simulated node's EPC; the plugin reads them."""
 
+RUNTIME_DEFAULT = "runtime/default"
+LOCALHOST = "localhost/"
+"""Where a seccomp profile is looked for; written as Kubernetes' annotations had it."""
+
 _DNS = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
 _GRANT = re.compile(rf"{_DNS}/(?:{_DNS}(?:\.{_DNS})*|\*)")
 _SIZES = re.compile(r"[0-9]{1,15}(?:[KMGT](?:i|iB)?)?(?:,[0-9]{1,15}(?:[KMGT](?:i|iB)?)?)*")
@@ -31,6 +35,8 @@ _URL = rf"(?:https?://{_HOST}{_PORT}(?:/[A-Za-z0-9._~:/?&=%+@-]{{0,500}})?)?"
 _STORAGE = r"(?:(?:[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?/)?[1-9][0-9]{0,8}[MGT]i)?"
 _OBJECT = r"(?:[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?)?"
 _FMSPC = re.compile(r"(?:sgx:|tdx:)?[0-9A-Fa-f]{12}")
+_NAME = r"[A-Za-z0-9_][-A-Za-z0-9_.]{0,127}"
+_PROFILE = rf"{RUNTIME_DEFAULT}|{LOCALHOST}(?:{_NAME}/){{0,8}}{_NAME}"
 _UPSTREAM = re.compile(r"intel|thim|https?://[!-~]{1,500}")
 
 Gid: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 31) - 1)]
@@ -80,6 +86,8 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """MiB of EPC that QE and PCE of the quote helper request."""
     quote_helper_groups: tuple[Gid, ...] = ()
     """Numbers of the groups that own the SGX devices on the nodes (`sgx_prv`), to which the quote helper belongs."""
+    quote_helper_seccomp: Annotated[str, msgspec.Meta(pattern=f"^(?:{_PROFILE})$")] = RUNTIME_DEFAULT
+    """Its seccomp profile: runtime/default, or localhost/PATH for one in the folder of the nodes' kubelets."""
     provision_grants: tuple[str, ...] = ()
     """Who may hold the provisioning device: NAMESPACE/SERVICEACCOUNT, or NAMESPACE/*."""
 
@@ -168,6 +176,7 @@ _TEXTS = (
     ("collateral_storage", _STORAGE, "Write SIZE or CLASS/SIZE, as in 1Gi or standard/1Gi."),
     ("collateral_tls_secret", _OBJECT, "Write the name of a Secret in the add-on's namespace."),
     ("collateral_url", _URL, "Write https://HOST:PORT, without /sgx/certification."),
+    ("quote_helper_seccomp", _PROFILE, "Write runtime/default, or a path as in localhost/confcom/quote-helper.json."),
 )
 """Settings of one word each: field, pattern and advice. The chart's schema has the patterns too."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from confcom.manifests.addon_config import AddonConfig
+from confcom.manifests.addon_config import LOCALHOST, RUNTIME_DEFAULT, AddonConfig
 from confcom.protocols import aesm_access
 
 Object = dict[str, Any]
@@ -108,7 +108,14 @@ def tolerations(config: AddonConfig) -> list[Object]:
     return [*usual, {"key": "CriticalAddonsOnly", "operator": "Exists"}, *config.tolerated()]
 
 
-def confined(*, user: int = USER, add: tuple[str, ...] = ()) -> Object:
+def seccomp(profile: str) -> Object:
+    """A seccomp profile, `runtime/default` or `localhost/PATH`, as a security context has it."""
+    if profile.startswith(LOCALHOST):
+        return {"type": "Localhost", "localhostProfile": profile.removeprefix(LOCALHOST)}
+    return {"type": "RuntimeDefault"}
+
+
+def confined(*, user: int = USER, add: tuple[str, ...] = (), profile: str = RUNTIME_DEFAULT) -> Object:
     """A container's security context: no capability but those in `add`, nothing to write to, no way to more."""
     capabilities: Object = {"drop": ["ALL"]} | ({"add": list(add)} if add else {})
     return {
@@ -119,7 +126,7 @@ def confined(*, user: int = USER, add: tuple[str, ...] = ()) -> Object:
         "runAsGroup": user,
         "runAsNonRoot": user != 0,
         "runAsUser": user,
-        "seccompProfile": {"type": "RuntimeDefault"},
+        "seccompProfile": seccomp(profile),
     }
 
 

@@ -83,7 +83,7 @@ def _container(config: AddonConfig) -> Object:
         env=[*settings("quote-helper", _settings(config)), *certification.environment(config)],
         ports=[{"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"}],
         resources=_resources(config),
-        securityContext=confined(),
+        securityContext=confined(profile=config.quote_helper_seccomp),
         volumeMounts=[mount("aesmd-socket", SOCKET_FOLDER), mount("tmp", TMP), *certification.mounts(config)],
         **http_probes("http"),
     )

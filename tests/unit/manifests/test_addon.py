@@ -100,6 +100,14 @@ def test_no_container_has_more_than_it_needs(config: AddonConfig) -> None:
             assert context["runAsNonRoot"] == (one["name"] not in as_root)
 
 
+def test_a_profile_of_the_nodes_is_for_the_quote_helper_alone() -> None:
+    config = AddonConfig(quote_helper=True, metrics=True, quote_helper_seccomp="localhost/confcom/quote-helper.json")
+    found = {one["name"]: one["securityContext"] for _, pod in pods(rendered(config)) for one in containers(pod)}
+    wanted = {"type": "Localhost", "localhostProfile": "confcom/quote-helper.json"}
+    assert found.pop("quote-helper")["seccompProfile"] == wanted
+    assert {context["seccompProfile"]["type"] for context in found.values()} == {"RuntimeDefault"}
+
+
 def test_images_are_chosen_once_for_all() -> None:
     for config, image in (
         (EVERYTHING, "confcom/confcom:1.2.3"),
@@ -294,6 +302,9 @@ def test_an_operator_may_name_the_namespaces_that_the_webhook_is_for() -> None:
         {"node_selector": ("pool",)},
         {"tolerations": ("a=b:Never",)},
         {"collateral_upstream": "ftp://x"},
+        {"quote_helper_seccomp": "Unconfined"},
+        {"quote_helper_seccomp": "localhost/../x"},
+        {"quote_helper_seccomp": "localhost//etc/x"},
     ],
 )
 def test_settings_that_make_no_sense_are_named(settings: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ CONFIGS = some.builds(
     tolerations=some.sampled_from([(), ("*",), ("a", "b=c:NoExecute")]),
     webhook_replicas=some.integers(1, 16),
     quote_helper_groups=some.sampled_from([(), (0,), (105, 4242)]),
+    quote_helper_seccomp=some.sampled_from(["runtime/default", "localhost/a/b.json"]),
     api_ports=some.sampled_from([(), (443,), (1, 65535)]),
 )
 
