@@ -24,7 +24,7 @@ for name, arguments in {"setuid": (105, 65532), "semget": (64, 0, 1, 0)}.items()
     ctypes.set_errno(0)
     print(name, "refused" if syscall(*arguments) < 0 and ctypes.get_errno() == errno.EPERM else "allowed")
 """
-"""To become the user that one is, and to make semaphores: the runtime's own profile allows both, and nobody here asks."""
+"""To become the user that one is, and to make semaphores: the runtime's own profile allows both."""
 
 
 @pytest.fixture
