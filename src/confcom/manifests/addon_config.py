@@ -36,7 +36,7 @@ _STORAGE = r"(?:(?:[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?/)?[1-9][0-9]{0,8}[MGT]
 _OBJECT = r"(?:[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?)?"
 _FMSPC = re.compile(r"(?:sgx:|tdx:)?[0-9A-Fa-f]{12}")
 _NAME = r"[A-Za-z0-9_][-A-Za-z0-9_.]{0,127}"
-_PROFILE = rf"{RUNTIME_DEFAULT}|{LOCALHOST}(?:{_NAME}/){{0,8}}{_NAME}"
+_PROFILE = rf"{RUNTIME_DEFAULT}|{LOCALHOST}(?:{_NAME}/)*{_NAME}"
 _UPSTREAM = re.compile(r"intel|thim|https?://[!-~]{1,500}")
 
 Gid: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 31) - 1)]
