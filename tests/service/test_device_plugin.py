@@ -16,6 +16,7 @@ from confcom.devices.host import Host
 from confcom.errors import ConfigError, PlatformUnavailable
 from confcom.protocols import kubelet as k
 from confcom.protocols._pb import kubelet_device_plugin_pb2 as pb
+from confcom.protocols.kubelet_calls import Empty
 from confcom.services.device_plugin_grpc import GrpcSocket, call
 from kubelet_emulator import AdmissionError, KubeletEmulator, wait_until
 from running_plugin import ENCLAVE, EPC, RunningPlugin
@@ -291,10 +292,10 @@ async def test_the_kubelet_drops_a_stream_with_a_longer_message(tmp_path: Path, 
     sizes = [k.MAX_MESSAGE, k.MAX_MESSAGE + 1]
     go_on = asyncio.Event()
 
-    async def options(request: k.Empty) -> k.DevicePluginOptions:
+    async def options(request: Empty) -> k.DevicePluginOptions:
         return k.DevicePluginOptions()
 
-    async def watch(request: k.Empty) -> AsyncIterator[bytes]:
+    async def watch(request: Empty) -> AsyncIterator[bytes]:
         for size in sizes:
             yield message_of(size)
             await go_on.wait()

@@ -1,18 +1,15 @@
 """The kubelet's device plugin API v1beta1 as values, and its services as tables; no sockets.
 
-A value has `parse(bytes)` and `bytes(x)`, like every format here. Bytes that are not the message are a `FormatError`.
 The kubelet is a gRPC client of ours whose receive limit is the library's default: `MAX_MESSAGE`, exact to the byte.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, TypeVar
+from typing import Self
 
-from google.protobuf.message import DecodeError, Message
-
-from confcom.errors import FormatError
 from confcom.protocols._pb import kubelet_device_plugin_pb2 as pb
+from confcom.protocols.kubelet_calls import Empty, Method, read_message
 
 VERSION = "v1beta1"
 MAX_MESSAGE = 4 * 1024 * 1024
@@ -23,42 +20,6 @@ TOPOLOGY_OVERHEAD = 6
 """Bytes more when it names a NUMA node below 128 (4 for node 0)."""
 MAX_DEVICE_ID = 63
 """Characters of a device's id."""
-
-_Pb = TypeVar("_Pb", bound=Message)
-
-
-class Value(Protocol):
-    """A message of this API."""
-
-    @classmethod
-    def parse(cls, data: bytes) -> Self:
-        """Read it."""
-
-    def __bytes__(self) -> bytes: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """One call: `path` as on the wire, what goes in and out; `streams` when answers keep coming."""
-
-    path: str
-    request: type[Any]
-    response: type[Any]
-    streams: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Empty:
-    """No content."""
-
-    @classmethod
-    def parse(cls, data: bytes) -> Self:
-        """Read it; fields that we do not know are skipped."""
-        read_message(pb.Empty(), data)
-        return cls()
-
-    def __bytes__(self) -> bytes:
-        return b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,15 +272,6 @@ GET_PREFERRED_ALLOCATION = Method(
 )
 ALLOCATE = Method("/v1beta1.DevicePlugin/Allocate", AllocateRequest, AllocateResponse)
 PRE_START_CONTAINER = Method("/v1beta1.DevicePlugin/PreStartContainer", PreStartContainerRequest, Empty)
-
-
-def read_message(message: _Pb, data: bytes) -> _Pb:
-    """Fill a protobuf message; bytes that are none are a `FormatError`."""
-    try:
-        message.ParseFromString(data)
-    except DecodeError as error:
-        raise FormatError(str(error), structure=type(message).__name__, field="") from error
-    return message
 
 
 def _allocation(entry: pb.ContainerAllocateResponse) -> ContainerAllocation:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from confcom.protocols._pb import kubelet_dra_pb2 as pb
-from confcom.protocols.kubelet import Method, read_message
+from confcom.protocols.kubelet_calls import Method, read_message
 
 PLUGIN_TYPE = "DRAPlugin"
 SERVICE = "v1.DRAPlugin"

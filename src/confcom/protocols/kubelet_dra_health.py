@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from confcom.protocols._pb import kubelet_dra_health_pb2 as pb
-from confcom.protocols.kubelet import Empty, Method, read_message
+from confcom.protocols.kubelet_calls import Empty, Method, read_message
 
 MAX_MESSAGE = 1024
 """Characters of a reason."""

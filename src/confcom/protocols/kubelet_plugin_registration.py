@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Self
 
 from confcom.protocols._pb import kubelet_plugin_registration_pb2 as pb
-from confcom.protocols.kubelet import VERSION, Empty, Method, read_message
+from confcom.protocols.kubelet import VERSION
+from confcom.protocols.kubelet_calls import Empty, Method, read_message
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 
 from confcom.errors import FormatError
 from confcom.protocols._pb import kubelet_podresources_pb2 as pb
-from confcom.protocols.kubelet import Empty, Method
+from confcom.protocols.kubelet_calls import Empty, Method
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from confcom.devices.sgx_node import SgxNode, find_sgx
 from confcom.devices.sgx_provision import ANY_NAMESPACE, check_holder, provision_slots
 from confcom.errors import ConfigError, PlatformUnavailable
 from confcom.protocols.dra_objects import DRIVER
-from confcom.protocols.kubelet import Empty
+from confcom.protocols.kubelet_calls import Empty
 from confcom.protocols.kubelet_podresources import LIST
 from confcom.services.device_plugin_config import DevicePluginConfig
 from confcom.services.device_plugin_events import Observer, PluginEvent, log_event

@@ -36,7 +36,7 @@ from confcom.errors import (
     ProtocolError,
     RemoteProtocolError,
 )
-from confcom.protocols.kubelet import Method
+from confcom.protocols.kubelet_calls import Method
 
 SOCKET_MODE = 0o600
 """Only root may talk to the plugin: that is the kubelet."""

@@ -13,6 +13,7 @@ from typing import Any
 from confcom.devices.interface import DeviceResource, Inventory
 from confcom.errors import ConfigError, PlatformUnavailable, RemoteProtocolError
 from confcom.protocols import kubelet as k
+from confcom.protocols.kubelet_calls import Empty, Method
 from confcom.protocols.kubelet_plugin_registration import PluginInfo
 from confcom.services.device_plugin_events import Observer, PluginEvent
 from confcom.services.kubelet_streams import KubeletStreams
@@ -63,7 +64,7 @@ class ResourceServer:
         """Why containers cannot get the devices now; empty when they can, or when the plugin is well without them."""
         return self._inventory.reason if self.resource.essential else ""
 
-    def handlers(self) -> dict[k.Method, Callable[[Any], Any]]:
+    def handlers(self) -> dict[Method, Callable[[Any], Any]]:
         """The table of calls."""
         return {
             k.GET_OPTIONS: self._get_options,
@@ -89,11 +90,11 @@ class ResourceServer:
         self._healthy = frozenset(device.id for device in inventory.devices if device.healthy)
         self._known = frozenset(device.id for device in inventory.devices)
 
-    async def _get_options(self, request: k.Empty) -> k.DevicePluginOptions:
+    async def _get_options(self, request: Empty) -> k.DevicePluginOptions:
         del request
         return self.options
 
-    def _list_and_watch(self, request: k.Empty) -> AsyncIterator[bytes]:
+    def _list_and_watch(self, request: Empty) -> AsyncIterator[bytes]:
         del request
         return self.streams.follow(self._message)
 
@@ -135,8 +136,8 @@ class ResourceServer:
             reason = self._inventory.reason
             raise PlatformUnavailable(f"{len(sick)} devices of {self.resource.name} are not healthy: {reason}")
 
-    async def _pre_start(self, request: k.PreStartContainerRequest) -> k.Empty:
+    async def _pre_start(self, request: k.PreStartContainerRequest) -> Empty:
         if self._guard is not None:
             pod = await self._guard(request.ids)
             self._observe(PluginEvent("devices.start", self.resource.name, {"units": len(request.ids), "pod": pod}))
-        return k.Empty()
+        return Empty()

@@ -16,10 +16,10 @@ from confcom.devices.dra_devices import DraDevices
 from confcom.devices.interface import ResourceClaims
 from confcom.devices.sgx_node import SgxNode
 from confcom.errors import ConfcomError, RemoteProtocolError
-from confcom.protocols import kubelet as k
 from confcom.protocols import kubelet_dra as dra
 from confcom.protocols.cdi import cdi_spec
 from confcom.protocols.dra_objects import DRIVER, AllocatedDevice, allocated_devices
+from confcom.protocols.kubelet_calls import Empty, Method
 from confcom.protocols.kubelet_dra_health import WATCH_HEALTH, DeviceHealth, HealthList
 from confcom.protocols.kubelet_plugin_registration import PluginInfo
 from confcom.services.device_plugin_events import Observer, PluginEvent
@@ -63,7 +63,7 @@ class ClaimServer:
         """Who serves at our socket."""
         return PluginInfo(DRIVER, path, dra.PLUGIN_TYPE, (dra.SERVICE,))
 
-    def handlers(self) -> dict[k.Method, Callable[[Any], Any]]:
+    def handlers(self) -> dict[Method, Callable[[Any], Any]]:
         """The table of calls."""
         return {dra.PREPARE: self._prepare_all, dra.UNPREPARE: self._unprepare_all, WATCH_HEALTH: self._watch_health}
 
@@ -118,7 +118,7 @@ class ClaimServer:
         self._tell("claim.unprepared", claim, outcome="unprepared" if known else "unknown")
         return ""
 
-    def _watch_health(self, request: k.Empty) -> AsyncIterator[HealthList]:
+    def _watch_health(self, request: Empty) -> AsyncIterator[HealthList]:
         del request
         return self.streams.follow(lambda: HealthList(self._health()), again=HEALTH_AGAIN)
 

@@ -17,7 +17,7 @@ from confcom.devices.interface import NodeStatusPublisher
 from confcom.devices.kubelet_checkpoint import remembered
 from confcom.devices.sgx_node import SgxNode
 from confcom.errors import ConfcomError
-from confcom.protocols.kubelet import Empty
+from confcom.protocols.kubelet_calls import Empty
 from confcom.protocols.kubelet_podresources import LIST
 from confcom.services.device_plugin_config import DevicePluginConfig
 from confcom.services.device_plugin_events import Observer, PluginEvent

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from confcom.errors import PlatformUnavailable
-from confcom.protocols import kubelet as k
 from confcom.protocols import kubelet_plugin_registration as found
+from confcom.protocols.kubelet_calls import Empty, Method
 from confcom.services.device_plugin_config import DevicePluginConfig
 from confcom.services.device_plugin_events import Observer, PluginEvent
 from confcom.services.device_plugin_grpc import GrpcSocket
@@ -35,7 +35,7 @@ class Served(Protocol):
     def endpoint(self) -> str:
         """A word for its socket's file name."""
 
-    def handlers(self) -> dict[k.Method, Callable[[Any], Any]]:
+    def handlers(self) -> dict[Method, Callable[[Any], Any]]:
         """The table of calls."""
 
 
@@ -75,7 +75,7 @@ class Registration:
                     advice="One device plugin per node is enough: remove one of them, or give it another --plugin-dir.",
                 )
 
-    def _handlers(self) -> dict[k.Method, Callable[[Any], Any]]:
+    def _handlers(self) -> dict[Method, Callable[[Any], Any]]:
         return self._server.handlers()
 
     async def _while_bound(self, socket: GrpcSocket) -> None:
@@ -131,7 +131,7 @@ class RegistryRegistration(Registration):
         super().__init__(server, config.registry_dir, config, observe, ready)
         self._info = info
 
-    def _handlers(self) -> dict[k.Method, Callable[[Any], Any]]:
+    def _handlers(self) -> dict[Method, Callable[[Any], Any]]:
         return super()._handlers() | {
             found.GET_INFO: self._get_info,
             found.NOTIFY_REGISTRATION_STATUS: self._notified,
@@ -149,13 +149,13 @@ class RegistryRegistration(Registration):
                 deadline = loop.time() + self._config.register_timeout
             await self._stream_change()
 
-    async def _get_info(self, request: k.Empty) -> found.PluginInfo:
+    async def _get_info(self, request: Empty) -> found.PluginInfo:
         del request
         return self._info(str(self._path))
 
-    async def _notified(self, status: found.RegistrationStatus) -> k.Empty:
+    async def _notified(self, status: found.RegistrationStatus) -> Empty:
         outcome = "registered" if status.registered else "failed"
         self._tell("kubelet.registered", trouble=not status.registered, outcome=outcome, reason=status.error)
         if status.registered:
             self._ready()
-        return k.Empty()
+        return Empty()

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from confcom.errors import FormatError
 from confcom.protocols import kubelet as k
+from confcom.protocols.kubelet_calls import Empty, Value
 from confcom.protocols.kubelet_plugin_registration import PluginInfo, RegistrationStatus
 from confcom.protocols.kubelet_podresources import HeldDevices, ListPodResourcesResponse
 
@@ -16,7 +17,7 @@ _THREE = (
     b"\x0a\x12\x0a\x012\x12\x07Healthy\x1a\x04\x0a\x02\x08\x05"
 )
 WIRE = [
-    (k.Empty(), b""),
+    (Empty(), b""),
     (k.DevicePluginOptions(True, True), b"\x08\x01\x10\x01"),
     (
         k.RegisterRequest("a.sock", "x/y", k.DevicePluginOptions(False, True)),
@@ -55,7 +56,7 @@ def test_values_and_their_bytes(value: object, wire: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", [type(value) for value, _ in WIRE])
-def test_what_is_no_message_is_a_format_error(kind: type[k.Value]) -> None:
+def test_what_is_no_message_is_a_format_error(kind: type[Value]) -> None:
     for data in (b"\xff", b"\x0a\xff\xff\xff\xff\x0f", b"\x0a\x05a"):
         with pytest.raises(FormatError):
             kind.parse(data)

@@ -7,6 +7,7 @@ from grpclib.const import Status
 
 from confcom import errors
 from confcom.protocols import kubelet as k
+from confcom.protocols.kubelet_calls import Empty
 from confcom.services.device_plugin_grpc import GrpcSocket, call, status_of
 
 
@@ -21,11 +22,11 @@ def test_every_error_has_a_status() -> None:
 
 
 async def answering(path: Path, answer: object) -> GrpcSocket:
-    async def handle(request: k.PreStartContainerRequest) -> k.Empty:
+    async def handle(request: k.PreStartContainerRequest) -> Empty:
         if isinstance(answer, Exception):
             raise answer
         assert request.ids == ("a",)
-        return k.Empty()
+        return Empty()
 
     socket = GrpcSocket(path, {k.PRE_START_CONTAINER: handle})
     await socket.start()
@@ -35,7 +36,7 @@ async def answering(path: Path, answer: object) -> GrpcSocket:
 async def test_a_call_and_its_answer(tmp_path: Path) -> None:
     socket = await answering(tmp_path / "s", None)
     request = k.PreStartContainerRequest(("a",))
-    assert await call(tmp_path / "s", k.PRE_START_CONTAINER, request, timeout=5) == k.Empty()
+    assert await call(tmp_path / "s", k.PRE_START_CONTAINER, request, timeout=5) == Empty()
     await socket.close()
     assert not (tmp_path / "s").exists()
 

@@ -10,6 +10,7 @@ from confcom.devices.epc_units import EpcUnits
 from confcom.devices.sgx_node import find_sgx
 from confcom.errors import ConfigError
 from confcom.protocols import kubelet as k
+from confcom.protocols.kubelet_calls import Empty
 from confcom.services.device_plugin_events import PluginEvent
 from confcom.services.device_plugin_server import ResourceServer
 
@@ -28,7 +29,7 @@ def grow(server: ResourceServer, folder: Path, mib: int) -> None:
 async def test_every_stream_is_told_of_a_change_once(tmp_path: Path) -> None:
     server = server_of(tmp_path, 2, [])
     watch = server.handlers()[k.LIST_AND_WATCH]
-    streams = [watch(k.Empty()), watch(k.Empty())]
+    streams = [watch(Empty()), watch(Empty())]
     assert [len(await anext(stream)) for stream in streams] == [2 * 17] * 2
     assert server.streams.open == 2
     waiting = [asyncio.ensure_future(anext(stream)) for stream in streams]
@@ -45,7 +46,7 @@ async def test_every_stream_is_told_of_a_change_once(tmp_path: Path) -> None:
 async def test_a_list_that_grew_too_long_is_not_sent(tmp_path: Path) -> None:
     events: list[PluginEvent] = []
     server = server_of(tmp_path, k.MAX_MESSAGE // 17 + 1, events)
-    stream = server.handlers()[k.LIST_AND_WATCH](k.Empty())
+    stream = server.handlers()[k.LIST_AND_WATCH](Empty())
     with pytest.raises(ConfigError, match="make a message of 4194308 bytes"):
         await anext(stream)
     assert [event.name for event in events] == ["devices.too_many"]
@@ -54,7 +55,7 @@ async def test_a_list_that_grew_too_long_is_not_sent(tmp_path: Path) -> None:
 
 async def test_streams_end_in_order_when_they_are_ended(tmp_path: Path) -> None:
     server = server_of(tmp_path, 1, [])
-    stream = server.handlers()[k.LIST_AND_WATCH](k.Empty())
+    stream = server.handlers()[k.LIST_AND_WATCH](Empty())
     await anext(stream)
 
     async def drain() -> int:
