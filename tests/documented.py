@@ -13,8 +13,8 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 INSTRUCTIONS = frozenset(
-    ("ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL", "ONBUILD", "RUN", "SHELL",
-     "STOPSIGNAL", "USER", "VOLUME", "WORKDIR")
+    ("ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL", "ONBUILD", "RUN",
+     "SHELL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR")
 )  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def objects(text: str) -> list[dict[str, Any]]:
 
 
 def instructions(text: str) -> list[Instruction]:
-    """A Dockerfile, read as builders do: comments, continued lines, flags of instructions. `ValueError` if it is none."""
+    """A Dockerfile, read as builders do, with comments and continued lines. `ValueError` if it is none."""
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     found = []
     for line in "\n".join(lines).replace("\\\n", " ").splitlines():
