@@ -1,4 +1,4 @@
-"""A real single-node Kubernetes on this machine, for the end-to-end tests: build, up, down, wipe, status, check."""
+"""A real one-node Kubernetes on this machine, for the end-to-end tests; build, up, down, wipe, status, check, pin."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from imaging.layers import layer_of_tree
 from imaging.oci import Settings, write_image
 from testcluster.home import SOURCES, Home, default_home
 from testcluster.machine import install_packages, reason_against
+from testcluster.pin import pin
 from testcluster.programs import adopt_runc, build, missing
 
 PAUSE_IMAGE = "localhost/pause:1"
@@ -74,6 +75,9 @@ def check(home: Home) -> int:
 
 def main(arguments: list[str]) -> int:
     """Carry out one word."""
+    if arguments[:1] == ["pin"] and len(arguments) == 2:
+        print(f"cluster: pinned by {pin(arguments[1].removeprefix('v'))}")
+        return 0
     home = default_home()
     words: dict[str, Callable[[], int | None]] = {
         "build": lambda: build_programs(home),
@@ -84,7 +88,7 @@ def main(arguments: list[str]) -> int:
         "check": lambda: check(home),
     }
     if len(arguments) != 1 or arguments[0] not in words:
-        print(f"usage: ./dev cluster {'|'.join(words)}", file=sys.stderr)
+        print(f"usage: ./dev cluster {'|'.join(words)}|pin VERSION", file=sys.stderr)
         return 2
     try:
         return words[arguments[0]]() or 0

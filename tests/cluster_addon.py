@@ -60,6 +60,13 @@ class Addon:
         words = ("pods", "-n", ADDON_NAMESPACE, "-l", f"app.kubernetes.io/component={component}")
         return [pod for pod in self.cluster.items(*words) if "deletionTimestamp" not in pod["metadata"]]
 
+    def objects(self) -> list[str]:
+        """Names of all objects of every kind that carry the add-on's label."""
+        kinds = self.cluster("api-resources", "--verbs=list,delete", "-o", "name").split()
+        kinds = [kind for kind in kinds if not kind.startswith("events")]
+        ours = ("-l", "app.kubernetes.io/part-of=confcom", "-o", "name")
+        return self.cluster("get", ",".join(kinds), "-A", *ours).split()
+
 
 def _mib(amount: str) -> int:
     return int(amount[:-2]) * {"Mi": 1, "Gi": 1024}[amount[-2:]]

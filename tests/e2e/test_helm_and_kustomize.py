@@ -90,16 +90,9 @@ def attest(bare: Addon, cluster: Kubectl, run: Callable[..., str], tmp_path: Pat
     return attest
 
 
-def left(cluster: Kubectl) -> list[str]:
-    """Names of all objects of every kind that carry the add-on's label."""
-    kinds = cluster("api-resources", "--verbs=list,delete", "-o", "name").split()
-    kinds = [kind for kind in kinds if not kind.startswith("events")]
-    return cluster("get", ",".join(kinds), "-A", "-l", "app.kubernetes.io/part-of=confcom", "-o", "name").split()
-
-
 def nothing_is_left(addon: Addon, cluster: Kubectl) -> None:
     """Of objects; the namespace takes its content along, which may take a while."""
-    cluster.wait("everything to be gone", lambda: not left(cluster), seconds=120)
+    cluster.wait("everything to be gone", lambda: not addon.objects(), seconds=120)
     assert cluster.find("namespace", ADDON_NAMESPACE) is None
     cluster.wait("EPC to be gone", lambda: addon.allocatable() == 0)
 

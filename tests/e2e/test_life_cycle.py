@@ -11,15 +11,6 @@ from cluster_plugin import own_cluster
 from kubectl import ADDON_NAMESPACE, Kubectl
 from sgx_on_node import start_kubelet_anew
 
-OURS = ("-l", "app.kubernetes.io/part-of=confcom", "-o", "name")
-
-
-def _everything(cluster: Kubectl) -> list[str]:
-    """Names of all objects of every kind that carry the add-on's label."""
-    kinds = cluster("api-resources", "--verbs=list,delete", "-o", "name").split()
-    kinds = [kind for kind in kinds if not kind.startswith("events")]
-    return cluster("get", ",".join(kinds), "-A", *OURS).split()
-
 
 @pytest.mark.promise("M1")
 def test_enabling_again_changes_nothing(enabled: Addon, cluster: Kubectl) -> None:
@@ -74,6 +65,6 @@ def test_disable_keeps_the_settings_and_purge_leaves_nothing(enabled: Addon, clu
     assert enabled("enable", "-o", "none").code == 0
     assert json.loads(enabled("show", "-o", "json").out)["config"] == before
     assert enabled("disable", "--purge", "--yes", "-o", "none").code == 0
-    assert _everything(cluster) == []
+    assert enabled.objects() == []
     assert cluster.find("namespace", ADDON_NAMESPACE) is None
     enabled.enable()
