@@ -92,6 +92,7 @@ def _make(home: Path) -> None:
         environment = os.environ | {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
         _purge(root)
+        _trust(root)
         _strip(root)
         with (root / "etc" / "passwd").open("a") as accounts, (root / "etc" / "group").open("a") as groups:
             accounts.write(_ACCOUNT)
@@ -111,6 +112,15 @@ def _purge(root: Path) -> None:
     for packages in UNUSED_PACKAGES:
         command = ["chroot", str(root), *_PURGE, *packages]
         subprocess.run(command, check=True, env=environment, capture_output=True)
+
+
+def _trust(root: Path) -> None:
+    """Say where the authorities of TLS are: programs over OpenSSL look in its folder, which its own program brought."""
+    folder = root / "usr" / "lib" / "ssl"
+    folder.mkdir(exist_ok=True)
+    for name, target in {"certs": "/etc/ssl/certs", "cert.pem": "/etc/ssl/certs/ca-certificates.crt"}.items():
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).symlink_to(target)
 
 
 def _strip(root: Path) -> None:

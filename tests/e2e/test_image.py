@@ -16,7 +16,7 @@ from kubectl import Kubectl
 
 LOCK = Path(__file__).resolve().parents[2] / "requirements" / "image.txt"
 LOOK = """
-import importlib.metadata, json, os, stat
+import importlib.metadata, json, os, ssl, stat
 found = {"privileged": [], "writable": [], "programs": []}
 for folder, _, names in os.walk("/"):
     if folder.split("/")[1] in ("proc", "sys", "dev"):
@@ -33,6 +33,7 @@ for folder, _, names in os.walk("/"):
 found["python"] = {one.name.lower().replace("_", "-"): one.version for one in importlib.metadata.distributions()}
 with open("/var/lib/dpkg/status") as status:
     found["debian"] = [line.split()[1] for line in status if line.startswith("Package:")]
+found["authorities"] = len(ssl.create_default_context().get_ca_certs())
 print(json.dumps(found))
 """
 UNWANTED = {"apt", "apt-get", "dpkg", "pip", "pip3", "perl", "bash", "curl", "wget", "openssl", "gcc", "ssh", "su",
@@ -77,6 +78,7 @@ def test_it_has_what_is_locked_and_nothing_that_helps_an_intruder(run: Callable[
     assert found["privileged"] == []
     assert found["writable"] == []
     assert not UNWANTED & set(found["programs"])
+    assert found["authorities"] > 100  # where programs over OpenSSL look for them
     locked = re.findall(r"^([a-z0-9_.-]+)==([^ ]+)( ;)?", LOCK.read_text(), re.MULTILINE)
     always = {name: number for name, number, condition in locked if not condition}
     assert found["python"].pop("confcom")
