@@ -145,7 +145,7 @@ class TestNoService:
         assert type(error) is errors.PlatformUnavailable
 
     def test_no_directory(self, path: Path) -> None:
-        self.fail(path.parent / "aesmd" / "aesm.socket", "there is no directory .*aesmd", "confcom.dev/quote-mode: out-of-proc")
+        self.fail(path.parent / "aesmd" / "aesm.socket", "there is no directory .*aesmd", "quote-mode: out-of-proc")
 
     def test_not_a_socket(self, path: Path) -> None:
         path.write_text("")
