@@ -113,6 +113,21 @@ def test_a_helper_that_waits_comes_back_when_its_successor_dies(start: Start, pa
     assert not path.exists()
 
 
+@pytest.mark.complaint("gramine #1881", "linux-sgx #1022")
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_whoever_made_a_report_for_a_helper_that_was_killed_is_served_by_the_next(
+    start: Start, path: Path, machine: Path, workers: str
+) -> None:
+    """Gramine asks for the target once, when it starts, and for quotes ever after; the key is the machine's."""
+    frame, quote = quote_request(machine)
+    for _ in range(2):
+        helper = start("--workers", workers).ready()
+        answer = read_response(exchange(path, frame), 17)
+        assert (answer[1], answer[2]) == (0, quote)
+        helper.process.kill()
+        helper.process.wait()
+
+
 def test_a_socket_that_somebody_removed_is_put_back(start: Start, path: Path) -> None:
     helper = start("--workers", "0").ready()
     path.unlink()
