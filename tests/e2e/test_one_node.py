@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from cluster_addon import Addon
 from cluster_jobs import attesting, job, limits, one_container, pod, with_aesmd
+from cluster_plugin import CLUSTER_SCRIPTS, own_cluster
 from kubectl import ADDON_NAMESPACE, Kubectl
 from relying_party import RelyingParty, quote_in
 
@@ -37,6 +40,29 @@ def test_it_comes_back_by_itself_with_everything_gone_at_once(
     assert json.loads(alone("show").out)["ready"]["sgx-webhook"] == "2/2"
     quote = quote_in(run(job("alone", "e2e", with_aesmd(attesting(image, "a1")))))
     assert relying_party.verify(quote, "a1")["exit_code"] == 0
+
+
+@pytest.mark.complaint("Azure/AKS #2219")
+@pytest.mark.promise("M7")
+def test_a_node_that_restarts_has_everything_again_by_itself(
+    alone: Addon, cluster: Kubectl, run: Callable[..., str], relying_party: RelyingParty, image: str
+) -> None:
+    """The kubelet knows no device until the plugin runs, and rejects the helper that it had: there is a successor."""
+    home = own_cluster(cluster)
+    if home is None:
+        pytest.skip("the node of this cluster is not ours to restart")
+    # With as much time between two node statuses as kubelets have: the scheduler knows that late what is there.
+    environment = os.environ | {"KUBE_HOME": str(home), "KUBE_STATUS_SECONDS": "10"}
+    for script in ("down.sh", "up.sh"):
+        subprocess.run([CLUSTER_SCRIPTS / script], env=environment, check=True, capture_output=True, timeout=300)
+    for kind, name in (
+        ("daemonset", "sgx-device-plugin"),
+        ("deployment", "sgx-webhook"),
+        ("daemonset", "sgx-quote-helper"),
+    ):
+        cluster.rollout(kind, name)
+    quote = quote_in(run(job("restarted", "e2e", with_aesmd(attesting(image, "a2")))))
+    assert relying_party.verify(quote, "a2")["exit_code"] == 0
 
 
 @pytest.mark.complaint("Azure/AKS #2219")
