@@ -50,18 +50,32 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    marker = item.get_closest_marker("kubernetes")
-    if marker is None or not KUBECONFIG:
+    if not KUBECONFIG:
         return
-    needed, found = marker.args[0], _version()
-    if _numbers(found) < _numbers(needed):
-        pytest.skip(f"needs Kubernetes {needed} or later, and this cluster is {found}")
+    marker = item.get_closest_marker("kubernetes")
+    if marker is not None and _numbers(_version()) < _numbers(marker.args[0]):
+        pytest.skip(f"needs Kubernetes {marker.args[0]} or later, and this cluster is {_version()}")
+    if item.get_closest_marker("claims") and not _keeps_amounts_of_claims():
+        pytest.skip(f"needs claims of a part of a device, which this cluster, Kubernetes {_version()}, does not have")
 
 
 @functools.cache
 def _version() -> str:
     found = json.loads(_cluster()("version", "-o", "json"))["serverVersion"]["gitVersion"]
     return str(found).removeprefix("v")
+
+
+@functools.cache
+def _keeps_amounts_of_claims() -> bool:
+    exactly = {"deviceClassName": "any", "capacity": {"requests": {"any": "1"}}}
+    trial = {
+        "apiVersion": "resource.k8s.io/v1",
+        "kind": "ResourceClaimTemplate",
+        "metadata": {"name": "trial", "namespace": "default"},
+        "spec": {"spec": {"devices": {"requests": [{"name": "any", "exactly": exactly}]}}},
+    }
+    words = ("apply", "-f", "-", "--server-side", "--dry-run=server", "-o", "json")
+    return '"capacity"' in _cluster().attempt(*words, given=json.dumps(trial)).out
 
 
 def _numbers(version: str) -> list[int]:

@@ -13,7 +13,7 @@ from cluster_plugin import NAMESPACE, ClusterPlugin, own_cluster, restart_kubele
 from confcom.protocols.dra_objects import EPC_CLASS, PROVISION_CLASS, device_class
 from kubectl import Kubectl
 
-pytestmark = pytest.mark.kubernetes("1.36")
+pytestmark = pytest.mark.claims
 SHOW = "echo MIB=$SGX_EPC_MIB; ls /dev/sgx_enclave /dev/sgx/enclave /dev/sgx_provision 2>&1; exec sleep 600"
 BOTH = ("--publisher", "dra", "--simulated-epc", "1Gi,512Mi")
 

@@ -130,7 +130,7 @@ def test_the_exporter_does_with_its_rights(watched: Addon, cluster: Kubectl) -> 
         assert answer.out.strip() == ("yes" if allowed else "no"), (verb, thing)
 
 
-@pytest.mark.kubernetes("1.36")
+@pytest.mark.claims
 def test_what_was_claimed_is_the_request_of_who_claimed_it(
     watched: Addon, cluster: Kubectl, made: Callable[..., Any], image: str
 ) -> None:

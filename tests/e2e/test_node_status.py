@@ -120,7 +120,7 @@ def test_on_a_small_node_the_same_pod_gets_the_same_device_from_two_resources(
     assert "/dev/sgx_enclave\n" in log
 
 
-@pytest.mark.kubernetes("1.36")
+@pytest.mark.claims
 @pytest.mark.promise("M2")
 def test_claims_take_an_amount_back_that_the_status_still_offers(plugin: ClusterPlugin, cluster: Kubectl) -> None:
     reset(plugin, "65536")  # as a plugin left it that published the node's status

@@ -204,7 +204,7 @@ def test_pods_wait_where_there_is_no_helper(
     ready(cluster, *place)
 
 
-@pytest.mark.kubernetes("1.36")
+@pytest.mark.claims
 @pytest.mark.promise("M9")
 def test_pods_with_claims_attest_as_well(
     enabled: Addon,
