@@ -9,7 +9,7 @@ plugin looks at a host whose devices are real nodes where this process may make 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import os
 import stat
 import subprocess
@@ -180,14 +180,10 @@ def _human(mib: int) -> str:
 
 
 def _load(name: str) -> ModuleType:
-    """A module of the tests, which are no package."""
-    spec = importlib.util.spec_from_file_location(name, TESTS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+    """A module of the tests, which are no package and find each other by their folder."""
+    if str(TESTS) not in sys.path:
+        sys.path.append(str(TESTS))
+    return importlib.import_module(name)
 
 
 if __name__ == "__main__":

@@ -111,6 +111,11 @@ async def call(path: Path, method: Method, request: object, *, timeout: float) -
         raise PlatformBusy(f"{path} did not answer within {timeout:g} s") from error
     except (GrpcProtocolError, StreamTerminatedError, AssertionError) as error:
         raise RemoteProtocolError(f"{path} broke the call off: {error}") from error
+    except AttributeError as error:
+        # The library's own, where the connection ends between two of its steps.
+        if error.name != "_transport":
+            raise
+        raise RemoteProtocolError(f"{path} broke the call off") from error
     except OSError as error:
         raise PlatformUnavailable(f"cannot reach {path}: {error.strerror or error}", retryable=True) from error
     finally:

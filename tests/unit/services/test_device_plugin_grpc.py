@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import asyncio
+import socket
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -62,6 +67,31 @@ async def test_nobody_there_and_an_unknown_method(tmp_path: Path) -> None:
     with pytest.raises(errors.RemoteProtocolError, match="answered"):
         await call(tmp_path / "s", k.ALLOCATE, k.AllocateRequest(()), timeout=5)
     await socket.close()
+
+
+async def test_a_peer_that_ends_each_connection_at_once_is_a_failure_that_is_told(tmp_path: Path) -> None:
+    """A kubelet that ends while it is asked: wherever the library is by then, it is no mistake of ours."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "s"))
+    listener.listen(16)
+
+    def hang_up() -> None:
+        with suppress(OSError):
+            while True:
+                listener.accept()[0].close()
+
+    threading.Thread(target=hang_up, daemon=True).start()
+    for attempt in range(60):
+        request = k.PreStartContainerRequest(("a",))
+        asking = asyncio.create_task(call(tmp_path / "s", k.PRE_START_CONTAINER, request, timeout=5))
+        for step in range(2):
+            await asyncio.sleep(0)
+            # The loop is held up, so that connection and end arrive together.
+            time.sleep(0.001 if attempt % 3 != step else 0)
+        with pytest.raises(errors.RemoteProtocolError, match="broke the call off"):
+            await asking
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
 
 
 async def test_a_successor_takes_the_path_and_keeps_it(tmp_path: Path) -> None:
