@@ -45,7 +45,7 @@ MAX_PATH = 107
 _CLOSING = 1.0
 """Seconds for calls under way to end."""
 _TURNS = 4
-"""Of the loop, in which connections that were being accepted are made, and ended."""
+"""Of the loop, in which connections that were being accepted are made, or those that were ended are let go."""
 _CLOSED = "the plugin closes its socket"
 
 Handlers: TypeAlias = Mapping[Method, Callable[[Any], Any]]
@@ -88,14 +88,23 @@ class GrpcSocket:
         with suppress(OSError):
             if self.owns_path():
                 self.path.unlink()
+        if self._socket.fileno() >= 0:
+            # Nobody else is let in. Whoever was accepted a moment ago is served first: a connection that asyncio makes
+            # for a server that has closed meanwhile is lost, and left open.
+            asyncio.get_running_loop().remove_reader(self._socket)
+            await _some_turns()
         self._server.close()
         self._server.close_connections()
         self._socket.close()
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSING):
                 await self._server.wait_closed()
-        for _ in range(_TURNS):
-            await asyncio.sleep(0)
+        await _some_turns()
+
+
+async def _some_turns() -> None:
+    for _ in range(_TURNS):
+        await asyncio.sleep(0)
 
 
 async def call(path: Path, method: Method, request: object, *, timeout: float) -> Any:  # noqa: ANN401 - the method says
@@ -133,25 +142,16 @@ class _Server(Server):
     def __init__(self, handlers: Collection[_Service], codec: CodecBase) -> None:
         super().__init__(handlers, codec=codec)
         self._protocols: WeakSet[H2Protocol] = WeakSet()
-        self._closed = False
 
     def _protocol_factory(self) -> H2Protocol:
         protocol = super()._protocol_factory()
         self._protocols.add(protocol)
-        loop = asyncio.get_running_loop()
-        loop.call_soon(loop.call_soon, self._end_late, protocol)  # behind connection_made, which is queued next
         return protocol
 
     def close_connections(self) -> None:
-        self._closed = True
         for protocol in list(self._protocols):
             if hasattr(protocol, "processor"):
                 protocol.processor.close(_CLOSED)
-
-    def _end_late(self, protocol: H2Protocol) -> None:
-        """End a connection that was accepted before the server closed, and made after it."""
-        if self._closed and hasattr(protocol, "processor"):
-            protocol.processor.close(_CLOSED)
 
 
 class _ValueCodec(CodecBase):

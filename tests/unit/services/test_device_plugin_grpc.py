@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import threading
 import time
@@ -114,3 +115,21 @@ async def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(errors.ConfigError, match="not a socket"):
         GrpcSocket(tmp_path / "s", {})
     assert (tmp_path / "s").read_text() == "mine"
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_whoever_is_being_accepted_while_the_socket_closes_is_let_go(tmp_path: Path, turns: int) -> None:
+    """Turns of the loop lie between a connection's arrival and its being served; none of them may lose it."""
+    server = GrpcSocket(tmp_path / "s", {})
+    await server.start()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(tmp_path / "s"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await server.close()
+        await server.close()  # once more does no harm
+        gc.collect()  # what was lost says so now
+        client.settimeout(5)
+        with suppress(ConnectionResetError):
+            while client.recv(4096):
+                pass
