@@ -53,16 +53,20 @@ def test_a_node_that_restarts_has_everything_again_by_itself(
         pytest.skip("the node of this cluster is not ours to restart")
     # With as much time between two node statuses as kubelets have: the scheduler knows that late what is there.
     environment = os.environ | {"KUBE_HOME": str(home), "KUBE_STATUS_SECONDS": "10"}
+    before = {component: _serving(alone, component) for component in ("device-plugin", "webhook", "quote-helper")}
     for script in ("down.sh", "up.sh"):
         subprocess.run([CLUSTER_SCRIPTS / script], env=environment, check=True, capture_output=True, timeout=300)
-    for kind, name in (
-        ("daemonset", "sgx-device-plugin"),
-        ("deployment", "sgx-webhook"),
-        ("daemonset", "sgx-quote-helper"),
-    ):
-        cluster.rollout(kind, name)
+    for component, containers in before.items():
+        # What is said of pods at first is what was known before.
+        cluster.wait(f"{component} to be started anew", lambda c=component, old=containers: _serving(alone, c) - old)
     quote = quote_in(run(job("restarted", "e2e", with_aesmd(attesting(image, "a2")))))
     assert relying_party.verify(quote, "a2")["exit_code"] == 0
+
+
+def _serving(addon: Addon, component: str) -> set[str]:
+    """The containers of a component that are ready."""
+    statuses = [one for pod in addon.pods(component) for one in pod["status"].get("containerStatuses", [])]
+    return {one["containerID"] for one in statuses if one["ready"]}
 
 
 @pytest.mark.complaint("Azure/AKS #2219")
