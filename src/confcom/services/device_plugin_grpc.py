@@ -37,6 +37,7 @@ from confcom.errors import (
     RemoteProtocolError,
 )
 from confcom.protocols.kubelet_calls import Method
+from confcom.services.stop_accepting import settle, stop_accepting
 
 SOCKET_MODE = 0o600
 """Only root may talk to the plugin: that is the kubelet."""
@@ -44,8 +45,6 @@ MAX_PATH = 107
 """Bytes of a socket's path: `sun_path` without its NUL."""
 _CLOSING = 1.0
 """Seconds for calls under way to end."""
-_TURNS = 4
-"""Of the loop, in which connections that were being accepted are made, or those that were ended are let go."""
 _CLOSED = "the plugin closes its socket"
 
 Handlers: TypeAlias = Mapping[Method, Callable[[Any], Any]]
@@ -88,23 +87,14 @@ class GrpcSocket:
         with suppress(OSError):
             if self.owns_path():
                 self.path.unlink()
-        if self._socket.fileno() >= 0:
-            # Nobody else is let in. Whoever was accepted a moment ago is served first: a connection that asyncio makes
-            # for a server that has closed meanwhile is lost, and left open.
-            asyncio.get_running_loop().remove_reader(self._socket)
-            await _some_turns()
+        await stop_accepting([self._socket])
         self._server.close()
         self._server.close_connections()
         self._socket.close()
         with suppress(TimeoutError):
             async with asyncio.timeout(_CLOSING):
                 await self._server.wait_closed()
-        await _some_turns()
-
-
-async def _some_turns() -> None:
-    for _ in range(_TURNS):
-        await asyncio.sleep(0)
+        await settle()
 
 
 async def call(path: Path, method: Method, request: object, *, timeout: float) -> Any:  # noqa: ANN401 - the method says

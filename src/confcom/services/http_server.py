@@ -22,6 +22,7 @@ from uvicorn.server import ServerState
 
 from confcom.errors import ConfigError
 from confcom.services.file_descriptors import available_descriptors
+from confcom.services.stop_accepting import stop_accepting
 from confcom.services.tls import HeldTls, ReloadingTls, TlsFiles
 
 
@@ -135,6 +136,11 @@ class _Server(uvicorn.Server):
         ]
         self.started = True
         self.listening.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop as uvicorn does, without losing whom we are just letting in."""
+        await stop_accepting(sockets or ())
+        await super().shutdown(sockets)
 
     def _protocol(self) -> _Protocol:
         return _Protocol(self.config, self.server_state, {}, server=self)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import structlog
 
 from confcom.errors import ConfigError
+from confcom.services.stop_accepting import stop_accepting
 
 MAX_REQUEST = 8 * 1024
 """Bytes of request line and headers."""
@@ -56,9 +57,11 @@ class StatusPage:
                         structlog.get_logger().warning("status_page", outcome="waits", reason=str(error))
                         said = str(error)
                     await asyncio.sleep(RETRY)
-            await self._server.serve_forever()
+            # It serves already. `serve_forever` would close it by itself when we are cancelled, which is too early.
+            await asyncio.get_running_loop().create_future()
         finally:
             if self._server is not None:
+                await stop_accepting(self._server.sockets)
                 self._server.close()
 
     async def _listen(self) -> asyncio.Server:
