@@ -8,6 +8,7 @@ their enclaves through these devices, and get their PCK certificate.
 from __future__ import annotations
 
 import json
+import shutil
 import os
 import signal
 import tempfile
@@ -152,6 +153,7 @@ def node(home: Path, cluster: Kubectl, addon: Addon) -> Iterator[IntelNode]:
         outcome = addon("enable", *INTEL, f"--image={IMAGE}")
         assert outcome.code == 0, outcome.err
         yield IntelNode(addon, cluster, stub, world, "world")
+    shutil.rmtree(folder)
 
 
 @pytest.mark.promise("M10")

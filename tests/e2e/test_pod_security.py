@@ -149,7 +149,7 @@ def test_init_containers_without_epc_come_to_the_helper_too(
     place = ("starts", namespaces["restricted"])
     made(sleeping(image, *place, initContainers=[first | {"name": "first"}]))
     ready(cluster, *place)
-    assert cluster("logs", place[0], "-n", place[1], "-c", "first").split() == ["aesm.socket"]
+    assert "aesm.socket" in cluster("logs", place[0], "-n", place[1], "-c", "first").split()
 
 
 def test_to_debug_a_pod_takes_a_copy_of_it(
@@ -167,7 +167,7 @@ def test_to_debug_a_pod_takes_a_copy_of_it(
     try:
         cluster(*words, "--copy-to=copy", "--", "sh", "-c", f"ls {AESMD}; sleep 600")
         ready(cluster, "copy", place[1])
-        assert cluster("logs", "copy", "-n", place[1], "-c", "d").split() == ["aesm.socket"]
+        assert "aesm.socket" in cluster("logs", "copy", "-n", place[1], "-c", "d").split()
     finally:
         cluster("delete", "pod", "copy", "-n", place[1], "--ignore-not-found", "--now")
 
@@ -182,8 +182,9 @@ def test_what_a_pod_mounts_there_itself_wins(
     spec["containers"][0] |= {"resources": limits(5, **{HELPER: "1"}), "volumeMounts": [mount]}
     spec["containers"][0]["securityContext"] = {"runAsUser": 0}
     spec["volumes"] = [{"name": "own"} | volume]
-    log = run(job("own", namespaces["privileged"], spec))
-    assert log.split() == (["aesm.socket", "writable"] if "hostPath" in volume else ["writable"])
+    *found, last = run(job("own", namespaces["privileged"], spec)).split()
+    assert last == "writable"
+    assert "aesm.socket" in found if "hostPath" in volume else not found
 
 
 @pytest.mark.promise("M6")
