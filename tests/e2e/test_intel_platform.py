@@ -8,8 +8,8 @@ their enclaves through these devices, and get their PCK certificate.
 from __future__ import annotations
 
 import json
-import shutil
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
