@@ -159,3 +159,13 @@ def test_a_given_certificate_is_taken_from_its_secret(serving: Addon, cluster: K
     finally:
         assert serving("update", "--collateral-tls-secret", "", "-o", "none").code == 0
         cluster("delete", "secret", "e2e-given", "-n", ADDON_NAMESPACE)
+
+
+@pytest.mark.promise("M1")
+def test_what_is_switched_off_and_on_again_at_once_is_there_again(serving: Addon, cluster: Kubectl) -> None:
+    """What was deleted lives on until its pods have ended, and would take along what is applied to it."""
+    assert serving("update", "--disable-collateral", "-o", "none").code == 0
+    outcome = serving("update", "--enable-collateral", "-o", "none")
+    assert outcome.code == 0, outcome.err
+    assert cluster.get("deployment", "confcom-collateral", "-n", ADDON_NAMESPACE)["status"]["readyReplicas"] == 1
+    copy_trust(cluster)

@@ -41,7 +41,7 @@ from confcom.services.addon_rollout import WORKLOADS, Progress, Rollout, progres
 from confcom.services.addon_simulation import simulated_objects
 from confcom.services.addon_use import Use, claim_holders, uses
 
-NAMESPACE_PATIENCE = 120.0
+PATIENCE = 120.0
 """Seconds to wait for what has to be gone before anything can be made."""
 
 Tell = Callable[[str], None]
@@ -111,7 +111,7 @@ class Addon:
     async def make_so(self, config: AddonConfig, *, wait: float | None) -> None:
         """Apply everything, delete what is no longer wanted, and wait up to `wait` seconds until all of it runs."""
         await check_cluster(self._cluster, config)
-        await self._deletions.ended(NAMESPACE_REF, NAMESPACE_PATIENCE)
+        await self._deletions.ended(NAMESPACE_REF, PATIENCE)
         await self._leave_dra(config)
         wanted = await self._wanted(config)
         await self._apply(wanted, wait)
@@ -159,7 +159,7 @@ class Addon:
             )
         if await self._cluster.delete(HELPER_REF):
             self._tell("the quote helper ends first: it holds a claim")
-            await self._deletions.gone([HELPER_REF], NAMESPACE_PATIENCE)
+            await self._deletions.gone([HELPER_REF], PATIENCE)
 
     async def _apply(self, wanted: Sequence[Object], wait: float | None) -> None:
         """Apply each once; where a device plugin is there already, the quote helper's when the new one runs.
@@ -170,9 +170,16 @@ class Addon:
         later = [one for one in wanted if replaces and one["metadata"]["labels"][COMPONENT] == QUOTE_HELPER.component]
         for one in wanted:
             if one not in later:
-                await self._cluster.apply(one)
+                await self._apply_one(one)
         if later and wait is not None:
             plugin = [one for one in wanted if Ref.of(one) == PLUGIN_REF]
             await Rollout(self._cluster, plugin, self._tell).wait(wait)
         for one in later:
+            await self._apply_one(one)
+
+    async def _apply_one(self, one: Object) -> None:
+        applied = await self._cluster.apply(one)
+        if applied["metadata"].get("deletionTimestamp"):
+            # What an earlier change deleted takes as long as its pods do, and takes what was applied along.
+            await self._deletions.gone([Ref.of(one)], PATIENCE)
             await self._cluster.apply(one)
