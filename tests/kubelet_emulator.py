@@ -83,6 +83,7 @@ class KubeletEmulator:
         self._server: grpc.Server | None = None
         self._threads: list[threading.Thread] = []
         self._dialing: set[grpc.Channel] = set()
+        self._connected: list[Endpoint] = []
         self._stop = threading.Event()
 
     # --- life -------------------------------------------------------------------------------------------------------
@@ -114,11 +115,15 @@ class KubeletEmulator:
         for channel in list(self._dialing):
             channel.close()
         while waiting := [thread for thread in self._threads if thread.is_alive()]:
-            # A plugin that was being met may have been connected meanwhile.
-            for endpoint in list(self.endpoints.values()):
+            # A plugin that was being met may have been connected meanwhile, also one that another has followed since;
+            # and a stream that begins while its channel closes is ended by nobody else.
+            for endpoint in list(self._connected):
                 self._disconnect(endpoint)
+                if endpoint.stream is not None:
+                    endpoint.stream.cancel()
             waiting[0].join(0.1)
         self._threads = []
+        self._connected = []
 
     def restart(self) -> None:
         """Both; pods go on."""
@@ -266,6 +271,7 @@ class KubeletEmulator:
         finally:
             self._dialing.discard(channel)
         endpoint = Endpoint(resource, channel, options)
+        self._connected.append(endpoint)
         with self.changed:
             self.registrations[resource] += 1
             self.endpoints[resource] = endpoint
