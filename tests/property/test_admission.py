@@ -159,7 +159,7 @@ def _check_completeness(pod: dict[str, Any]) -> None:
             assert not {HYBRID, INTEL, ALIYUN} & (limits.keys() | requests.keys())
         if any(variable["name"] == "SGX_AESM_ADDR" for variable in container.get("env") or ()):
             mounts = [m for m in container.get("volumeMounts") or () if m["mountPath"].rstrip("/") == AESMD]
-            assert mounts or limits[HELPER] == requests[HELPER] != "0"
+            assert mounts or parse_quantity(limits[HELPER]) == parse_quantity(requests[HELPER]) > 0
             assert PROVISION not in limits or limits[PROVISION] == "0"
             assert volumes.issuperset(m["name"] for m in mounts if m not in _given_mounts(container))
 
