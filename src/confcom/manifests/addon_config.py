@@ -114,9 +114,7 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ConfigError(
                 f"{self.simulated_epc!r} is no size of EPC", advice="Write for example 168Mi, or 64Gi,64Gi."
             )
-        for name, pattern, advice in _TEXTS:
-            if re.fullmatch(pattern, text := getattr(self, name)) is None:
-                raise ConfigError(f"{text!r} is no {name}", advice=advice)
+        _check_texts(msgspec.structs.asdict(self))
         for fmspc in self.collateral_fmspcs:
             if _FMSPC.fullmatch(fmspc) is None:
                 raise ConfigError(f"{fmspc!r} is no FMSPC", advice="Write 12 hexadecimal digits, after tdx: for TDX.")
@@ -130,6 +128,7 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def changed(self, changes: Mapping[str, Any]) -> AddonConfig:
         """The same settings with some changed; `ConfigError` names what makes no sense."""
+        _check_texts(changes)  # by the types they would be refused with a pattern, which nobody wants to read
         try:
             # Not strict: numbers in a list come as words.
             found = msgspec.convert(msgspec.structs.asdict(self) | dict(changes), AddonConfig, strict=False)
@@ -179,6 +178,13 @@ _TEXTS = (
     ("quote_helper_seccomp", _PROFILE, "Write runtime/default, or a path as in localhost/confcom/quote-helper.json."),
 )
 """Settings of one word each: field, pattern and advice. The chart's schema has the patterns too."""
+
+
+def _check_texts(settings: Mapping[str, Any]) -> None:
+    for name, pattern, advice in _TEXTS:
+        text = settings.get(name)
+        if isinstance(text, str) and re.fullmatch(pattern, text) is None:
+            raise ConfigError(f"{text!r} is no {name}", advice=advice)
 
 
 def image_of(config: AddonConfig, version: str) -> str:

@@ -305,14 +305,20 @@ def test_an_operator_may_name_the_namespaces_that_the_webhook_is_for() -> None:
         {"quote_helper_seccomp": "Unconfined"},
         {"quote_helper_seccomp": "localhost/../x"},
         {"quote_helper_seccomp": "localhost//etc/x"},
+        {"collateral_url": "ftp://x"},
+        {"collateral_storage": "big"},
+        {"collateral_tls_secret": "A_B"},
+        {"collateral_fmspcs": ("00",)},
     ],
 )
 def test_settings_that_make_no_sense_are_named(settings: dict[str, Any]) -> None:
     (value,) = settings.values()
-    with pytest.raises(ConfigError) as caught:
-        rendered(AddonConfig(**settings))
-    assert repr(value if isinstance(value, str) else value[0]) in str(caught.value)
-    assert caught.value.advice().startswith("Write ")
+    # Second, as the command line does it.
+    for take in (lambda: rendered(AddonConfig(**settings)), lambda: AddonConfig().changed(settings)):
+        with pytest.raises(ConfigError) as caught:
+            take()
+        assert repr(value if isinstance(value, str) else value[0]) in str(caught.value)
+        assert caught.value.advice().startswith("Write ")
 
 
 def test_labels_say_whose_everything_is() -> None:
