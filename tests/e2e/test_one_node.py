@@ -27,7 +27,7 @@ def alone(cluster: Kubectl, enabled: Addon) -> Iterator[Addon]:
 
 
 @pytest.mark.complaint("Azure/AKS #2219")
-def test_it_comes_back_by_itself_with_everything_gone_at_once(
+def test_with_everything_gone_at_once_ordinary_pods_run_and_enabling_brings_it_back(
     alone: Addon, cluster: Kubectl, run: Callable[..., str], relying_party: RelyingParty, image: str
 ) -> None:
     assert len(alone.pods("webhook")) == 2
