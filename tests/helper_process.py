@@ -56,11 +56,6 @@ class HelperProcess:
         assert "ready" in line, self.log()
         return self
 
-    @property
-    def workers(self) -> list[int]:
-        pid = self.process.pid
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
     def log(self) -> str:
         return self.log_file.read_text()
 

@@ -49,10 +49,10 @@ def start(path: Path, machine: Path) -> Iterator[Start]:
 @pytest.mark.complaint("gramine #1881")
 def test_no_request_fails_during_five_updates(start: Start, path: Path, machine: Path) -> None:
     frame, quote = quote_request(machine)
-    helper = start("--workers", "0").ready()
+    helper = start().ready()
     with load(path, frame, quote, threads=3) as running:
-        for number in range(5):
-            successor = start("--replace", "--workers", str(number % 2)).ready()
+        for _ in range(5):
+            successor = start("--replace").ready()
             assert helper.wait() == 0
             running.wait_for(20)
             helper = successor
@@ -70,7 +70,7 @@ def test_an_update_that_fails_its_proof_changes_nothing(
 ) -> None:
     frame, quote = quote_request(machine)
     folder = tmp_path / "collateral"
-    options = ["--workers", "0", "--collateral", str(folder)]
+    options = ["--collateral", str(folder)]
     if flaw == "stale collateral":
         export_simulated_collateral(machine, folder, datetime(2020, 1, 1, tzinfo=UTC))
     else:
@@ -78,7 +78,7 @@ def test_an_update_that_fails_its_proof_changes_nothing(
         create_machine_file(other, b"another world".ljust(32, b"."), datetime(2026, 6, 1, tzinfo=UTC))
         export_simulated_collateral(other, folder, datetime(2026, 6, 1, tzinfo=UTC))
         options += ["--trust-root", str(folder / "root_ca.pem")]
-    start("--workers", "0").ready()
+    start().ready()
     inode = path.stat().st_ino
     with load(path, frame, quote) as running:
         running.wait_for(20)
@@ -96,8 +96,8 @@ def test_an_update_that_fails_its_proof_changes_nothing(
 
 def test_a_helper_that_waits_comes_back_when_its_successor_dies(start: Start, path: Path) -> None:
     """The kubelet starts again whatever ends, so in a rolling update the old one must not end by itself."""
-    old = start("--workers", "0", settings='when_replaced = "wait"').ready()
-    new = start("--workers", "0", "--replace").ready()
+    old = start(settings='when_replaced = "wait"').ready()
+    new = start("--replace").ready()
     eventually("the old one notices", lambda: '"aesm.replaced"' in old.log())
     assert old.process.poll() is None
     assert read_response(exchange(path, request(21)), 21)[1] == 0
@@ -114,14 +114,13 @@ def test_a_helper_that_waits_comes_back_when_its_successor_dies(start: Start, pa
 
 
 @pytest.mark.complaint("gramine #1881", "linux-sgx #1022")
-@pytest.mark.parametrize("workers", ["0", "1"])
 def test_whoever_made_a_report_for_a_helper_that_was_killed_is_served_by_the_next(
-    start: Start, path: Path, machine: Path, workers: str
+    start: Start, path: Path, machine: Path
 ) -> None:
     """Gramine asks for the target once, when it starts, and for quotes ever after; the key is the machine's."""
     frame, quote = quote_request(machine)
     for _ in range(2):
-        helper = start("--workers", workers).ready()
+        helper = start().ready()
         answer = read_response(exchange(path, frame), 17)
         assert (answer[1], answer[2]) == (0, quote)
         helper.process.kill()
@@ -129,7 +128,7 @@ def test_whoever_made_a_report_for_a_helper_that_was_killed_is_served_by_the_nex
 
 
 def test_a_socket_that_somebody_removed_is_put_back(start: Start, path: Path) -> None:
-    helper = start("--workers", "0").ready()
+    helper = start().ready()
     path.unlink()
 
     eventually("the socket is back", path.exists)
@@ -144,7 +143,7 @@ def test_what_killed_helpers_left_is_tidied_up(start: Start, path: Path) -> None
         dead.bind(str(left))
     precious = path.with_name(f".{path.name}.precious")
     precious.write_text("not ours")
-    start("--workers", "0").ready()
+    start().ready()
 
     assert not left.exists()
     assert precious.exists()

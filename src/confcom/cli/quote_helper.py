@@ -12,7 +12,6 @@ import click
 
 from confcom.platforms.interface import Platform
 from confcom.services import quote_helper as service
-from confcom.services.quoting_worker import WorkerSettings
 from confcom.services.request_log import RequestLog
 from confcom.services.runtime import stop_on_signals
 from confcom.services.self_test import SelfTestKit
@@ -27,7 +26,6 @@ from confcom.services.telemetry import configure_logging
     "--simulated-machine", "--machine", metavar="FILE", help="The simulated machine; its enclaves use it too."
 )
 @click.option("--replace", is_flag=True, default=None, help="Take the path over from a service that still answers.")
-@click.option("--workers", type=click.IntRange(0, 256), help="Processes that quote beside the main one.")
 @click.option("--http", metavar="ADDRESS", help="Where /healthz, /readyz and /metrics are: HOST:PORT or unix:PATH.")
 @click.option("--collateral", metavar="PATH", help="What verifies its quotes: a folder, collateral.json, or URL.")
 @click.option("--collateral-ca", metavar="PEM", help="CAs of that service's TLS certificate.  [default: public ones]")
@@ -40,7 +38,6 @@ def quote_helper(
     platform: str | None,
     simulated_machine: str | None,
     replace: bool | None,
-    workers: int | None,
     http: str | None,
     collateral: str | None,
     collateral_ca: str | None,
@@ -63,7 +60,6 @@ def quote_helper(
             "platform": platform,
             "simulated_machine": simulated_machine,
             "replace": replace,
-            "workers": workers,
             "http": http,
             "collateral": collateral,
             "collateral_ca": collateral_ca,
@@ -117,13 +113,6 @@ async def _run(
         stop=stop_on_signals(),
         started=lambda: click.echo(f"quote helper: ready on {config.socket}, {origin}"),
         observe=None if log is None else log.record,
-        quick=_quick(config) if simulated else None,
+        quick=simulated,
         self_test=kit,
     )
-
-
-def _quick(config: service.QuoteHelperConfig) -> service.Quick:
-    """Every process may open the simulated platform, and all make the same quotes."""
-    settings = WorkerSettings(platform="simulated", machine=config.simulated_machine, max_request=config.max_request)
-    workers = max(1, len(os.sched_getaffinity(0)) - 1) if config.workers is None else config.workers
-    return service.Quick(settings, workers)

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Protocol
 from confcom.protocols.aesm import (
     CLOSED,
     NEED_DATA,
-    ClientConnection,
     Closed,
     NeedData,
     ServerConnection,
@@ -101,7 +100,7 @@ class Conversation:
     """A connection of one request and one answer. Its owner keeps the deadlines."""
 
     __slots__ = (
-        "_connection", "_error", "_error_code", "_frame", "_reader", "_received", "_sent", "_socket", "_status",
+        "_connection", "_error", "_error_code", "_reader", "_received", "_sent", "_socket", "_status",
         "over_limit", "peer", "pid", "request", "started", "uid",
     )  # fmt: skip
 
@@ -115,7 +114,6 @@ class Conversation:
         """The request, once it has been read."""
         self._reader = reader
         self._connection: ServerConnection | None = None  # only for requests that do not come in one piece
-        self._frame = b""
         self._status: AesmStatus | None = None
         self._error_code: str | None = None
         self._error = ""
@@ -139,7 +137,6 @@ class Conversation:
                 self.request = self._reader.whole(data)
                 if self.request is not None:
                     self._received = len(data)
-                    self._frame = data
                     return self.request
                 self._connection = ServerConnection(self._reader.max_request)
             return self._read_on(self._connection, data)
@@ -158,23 +155,13 @@ class Conversation:
             self.request = event
         return event
 
-    def frame(self) -> bytes:
-        """The whole request as bytes, for somebody else to read."""
-        if self._frame:
-            return self._frame
-        assert isinstance(self.request, Request), "there is a whole request"  # noqa: S101
-        return ClientConnection().send(self.request)
-
     def write(self, answer: Answer) -> bytes:
         """Write the answer: in one piece, unless the client's buffer is too small for it. Returns what is left."""
         assert self.request is not None  # noqa: S101 - an answer has its request
-        error = answer.error
-        code, message = (None, "") if error is None else (error.code, error.message)
-        return self.write_frame(response_frame(self.request, answer.response), answer.response.status, code, message)
-
-    def write_frame(self, frame: bytes, status: AesmStatus, error_code: str | None, error: str) -> bytes:
-        """Write an answer that is a frame already; the rest is what it says. Returns what is left."""
-        self._status, self._error_code, self._error = status, error_code, error
+        self._status = answer.response.status
+        if answer.error is not None:
+            self._error_code, self._error = answer.error.code, answer.error.message
+        frame = response_frame(self.request, answer.response)
         try:
             self._sent = self._socket.send(frame, _NOW)
         except BlockingIOError:

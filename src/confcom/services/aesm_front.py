@@ -17,7 +17,6 @@ from confcom.errors import PlatformBusy, ProtocolError
 from confcom.protocols.aesm import CLOSED, NEED_DATA
 from confcom.protocols.aesm_messages import GetQuoteExRequest, GetQuoteExResponse
 from confcom.protocols.aesm_reader import RequestReader
-from confcom.protocols.aesm_status import AesmStatus
 from confcom.services.aesm_acceptor import Acceptor
 from confcom.services.aesm_broker import AesmBroker, Answer
 from confcom.services.aesm_conversation import Conversation, Observer, RequestEvent
@@ -27,7 +26,6 @@ from confcom.services.peers import Peer, Peers
 from confcom.services.pending_request import PendingRequest
 from confcom.services.quote_helper_config import QuoteHelperConfig
 from confcom.services.quoting import Quoting
-from confcom.services.quoting_worker import Reply
 from confcom.services.self_test import ClientQuote
 
 DRAIN_STEP = 0.01
@@ -108,7 +106,7 @@ class AesmFront:
             self._finish(conversation, "the helper stops")
         self._tell()
 
-    def deliver(self, pending: PendingRequest, answer: Answer | Reply, duration: float | None = None) -> None:
+    def deliver(self, pending: PendingRequest, answer: Answer, duration: float | None = None) -> None:
         """Take the answer to a pending request and send it."""
         conversation = pending.conversation
         self._in_hand.pop(conversation, None)
@@ -123,14 +121,11 @@ class AesmFront:
         else:
             self._end_or_wait(conversation, rest)
 
-    def _write(self, pending: PendingRequest, answer: Answer | Reply) -> bytes:
-        conversation = pending.conversation
-        if isinstance(answer, Reply):
-            return conversation.write_frame(answer.frame, AesmStatus(answer.status), answer.error_code, answer.error)
+    def _write(self, pending: PendingRequest, answer: Answer) -> bytes:
         request, response = pending.call.request, answer.response
         if isinstance(request, GetQuoteExRequest) and isinstance(response, GetQuoteExResponse) and response.quote:
             self.last_quote = ClientQuote(request.report, response.quote)
-        return conversation.write(answer)
+        return pending.conversation.write(answer)
 
     def _welcome(self, client: socket.socket) -> None:
         """Begin a conversation; mostly the request is there already."""
@@ -286,5 +281,4 @@ class AesmFront:
             self._refuse(pending, f"the platform did not answer within {self._config.answer_timeout:g} s")
         self.peers.forget()
         if self._quoting is not None:
-            self._quoting.give_up(lambda pending: pending.since <= due)
             self._quoting.pump()

@@ -34,12 +34,6 @@ class FairQueue(Generic[Item]):
         self._append(owner, item)
         return displaced
 
-    def push_back(self, owner: str, item: Item) -> None:
-        """Return an item that was taken and could not be dealt with; it is next, and the limit does not count."""
-        self._items.setdefault(owner, deque()).appendleft(item)
-        self._items.move_to_end(owner, last=False)
-        self._size += 1
-
     def pop(self) -> Item:
         """Take the next item; its owner goes behind all others."""
         owner = next(iter(self._items))

@@ -7,12 +7,11 @@ from confcom.services.aesm_conversation import Conversation
 
 
 class PendingRequest:
-    """Whose it is, what it asks, since when it waits, and how many workers have died over it."""
+    """Its connection, what it asks, and since when it waits."""
 
-    __slots__ = ("call", "conversation", "deaths", "since")
+    __slots__ = ("call", "conversation", "since")
 
     def __init__(self, conversation: Conversation, call: PlatformCall, since: float) -> None:
         self.conversation = conversation
         self.call = call
         self.since = since
-        self.deaths = 0

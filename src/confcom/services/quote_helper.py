@@ -11,7 +11,6 @@ import asyncio
 import itertools
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,14 +25,13 @@ from confcom.services.aesm_front import AesmFront
 from confcom.services.quote_helper_config import QuoteHelperConfig
 from confcom.services.quote_helper_metrics import QuoteHelperMetrics
 from confcom.services.quoting import QuickQuoting, Quoting, ThreadQuoting
-from confcom.services.quoting_worker import WorkerSettings
 from confcom.services.readiness import Readiness
 from confcom.services.request_log import log_request
 from confcom.services.self_test import SelfTest, SelfTestKit
 from confcom.services.status_page import Handler, StatusPage
 from confcom.services.unix_listener import UnixListener, is_served
 
-__all__ = ["Quick", "QuoteHelperConfig", "serve"]
+__all__ = ["QuoteHelperConfig", "serve"]
 
 WARM_UP_RETRY = (1.0, 5.0, 30.0)
 """Seconds between attempts to make the attestation key; the last one repeats."""
@@ -43,14 +41,6 @@ RETURN_AFTER = 3
 """Looks in a row at which nobody answered on the path, before a helper that was replaced comes back."""
 
 
-@dataclass(frozen=True, slots=True)
-class Quick:
-    """Tells `serve` that the platform is quick, and how workers open it too."""
-
-    settings: WorkerSettings
-    workers: int
-
-
 async def serve(
     platform: Platform,
     config: QuoteHelperConfig,
@@ -58,17 +48,18 @@ async def serve(
     stop: asyncio.Event,
     started: Callable[[], None] | None = None,
     observe: Callable[[RequestEvent], None] | None = None,
-    quick: Quick | None = None,
+    quick: bool = False,
     self_test: SelfTestKit | None = None,
 ) -> None:
     """Serve until `stop` is set or a successor has taken the path, then answer what is under way and return.
 
+    `quick` is for a platform that takes microseconds: the event loop calls it, instead of a thread.
     `started` is called once the socket stands at its path and the attestation key has been tried for the first time.
     `observe` is told of every connection when it ends; by default it becomes a line in the log. When there is a
     predecessor (`replace`), the self-test must succeed before the path is taken: otherwise `PlatformUnavailable`.
     """
     async with AsyncExitStack() as resources:
-        helper = _Helper(platform, config, stop, observe or log_request, quick, self_test)
+        helper = _Helper(platform, config, stop, observe or log_request, self_test, quick=quick)
         resources.callback(helper.close)
         if config.http:
             page = asyncio.create_task(StatusPage(config.http, helper.pages()).run(), name="status-page")
@@ -91,8 +82,9 @@ class _Helper:
         config: QuoteHelperConfig,
         stop: asyncio.Event,
         observe: Callable[[RequestEvent], None],
-        quick: Quick | None,
         self_test: SelfTestKit | None,
+        *,
+        quick: bool,
     ) -> None:
         self._config = config
         self._stop = stop
@@ -102,7 +94,12 @@ class _Helper:
         self._metrics = QuoteHelperMetrics(CollectorRegistry(), observe)
         self._listener = UnixListener(self._path, backlog=config.backlog, replace=config.replace)
         self._front = AesmFront(self._broker, config, self._metrics)
-        self._quoting = self._how_to_quote(quick)
+        queue, deliver = self._front.queue, self._front.deliver
+        self._quoting: Quoting = (
+            QuickQuoting(self._broker, queue, deliver)
+            if quick
+            else ThreadQuoting(self._broker, queue, deliver, answer_timeout=config.answer_timeout)
+        )
         self._front.start(self._quoting)
         self._warming = asyncio.create_task(self._warm_up(), name="warm-up")
         self._readiness = Readiness(SelfTest(self_test, self._path, now=_now), self._front, self._metrics)
@@ -142,26 +139,12 @@ class _Helper:
             await self._serve()
         await self._retire(self._listener)
 
-    def _how_to_quote(self, quick: Quick | None) -> Quoting:
-        front, config = self._front, self._config
-        if quick is None:
-            return ThreadQuoting(self._broker, front.queue, front.deliver, answer_timeout=config.answer_timeout)
-        return QuickQuoting(self._broker, front.queue, front.deliver, workers=quick.workers, settings=quick.settings)
-
     def _add_gauges(self) -> None:
         front, quoting = self._front, self._quoting
         self._metrics.gauge("connections", "Connections that are open.", lambda: front.open)
         self._metrics.gauge("waiting", "Requests that wait for the platform.", lambda: len(front.queue))
         self._metrics.gauge("in_hand", "Requests that the platform works on.", lambda: quoting.in_hand)
         self._metrics.gauge("peers", "Pods and users with open connections.", lambda: len(front.peers))
-        if isinstance(quoting, QuickQuoting):
-            workers = quoting.workers
-            self._metrics.gauge(
-                "workers_ready", "Workers that can quote.", lambda: sum(worker.is_ready for worker in workers)
-            )
-            self._metrics.gauge(
-                "worker_starts", "Starts of workers so far.", lambda: sum(worker.starts for worker in workers)
-            )
 
     async def _warm_up(self) -> None:
         """Have the attestation key made, and try again until it is; `_tried` is set after the first attempt."""

@@ -24,9 +24,6 @@ class QuoteHelperConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """What to do when a successor has taken the path: end, or wait for the signal and come back if it dies.
 
     `wait` is for supervisors that start again whatever ends, as the kubelet does."""
-    workers: Annotated[int, msgspec.Meta(ge=0, le=256)] | None = None
-    """Processes that quote beside the main one. By default one per further processor on the simulated platform.
-    Intel's platform has one process of its own, whatever this says."""
     backlog: Annotated[int, msgspec.Meta(ge=128, le=65535)] = 1024
     """Connections that the kernel holds for us; Intel's client waits for ever when it is full."""
     max_connections: Annotated[int, msgspec.Meta(ge=1)] = 1024

@@ -31,8 +31,16 @@ class WorkerThreads:
         for thread in self._threads:
             thread.start()
 
+    @property
+    def under_way(self) -> int:
+        """Calls that wait or run."""
+        return self._under_way
+
     async def run(self, call: Callable[[], T]) -> T:
-        """The result of `call`, or what it raises; `Overloaded` when too many wait."""
+        """The result of `call`, or what it raises; `Overloaded` when too many wait.
+
+        A call whose caller was cancelled before its turn is dropped.
+        """
         if self._under_way >= self._room:
             raise Overloaded
         loop = asyncio.get_running_loop()
@@ -56,7 +64,8 @@ class WorkerThreads:
         value: Any = None
         failure: BaseException | None = None
         try:
-            value = call()
+            if not result.done():
+                value = call()
         except BaseException as error:  # noqa: BLE001 - handed to whoever awaits
             failure = error
 

@@ -49,14 +49,6 @@ def test_without_any_room_the_newcomer_leaves(queue: FairQueue[str]) -> None:
     assert len(queue) == 0
 
 
-def test_what_comes_back_is_next(queue: FairQueue[str]) -> None:
-    fill(queue, "a1", "a2", "b1")
-    queue.push_back("c", "c0")
-    queue.push_back("a", "a0")
-
-    assert drain(queue) == ["a0", "c0", "b1", "a1", "a2"]
-
-
 def test_items_can_be_taken_out_wherever_they_are(queue: FairQueue[str]) -> None:
     fill(queue, "a1", "a2", "b1", "b2", "c1")
 

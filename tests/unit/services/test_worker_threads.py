@@ -48,3 +48,19 @@ async def test_who_leaves_leaves_room() -> None:
             except Overloaded:
                 await asyncio.sleep(0.01)
     workers.close()
+
+
+async def test_a_call_without_a_caller_is_dropped() -> None:
+    workers, gate, made = WorkerThreads("test", threads=1, max_waiting=1), threading.Event(), list[str]()
+    first = asyncio.create_task(workers.run(lambda: gate.wait(60)))
+    late = asyncio.create_task(workers.run(lambda: made.append("late")))
+    await asyncio.sleep(0)
+    late.cancel()
+    await asyncio.gather(late, return_exceptions=True)
+    gate.set()
+    assert await first
+    while workers.under_way:
+        await asyncio.sleep(0.001)
+
+    assert made == []
+    workers.close()
