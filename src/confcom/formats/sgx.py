@@ -67,6 +67,10 @@ class ReportBody(Record):
     report_data: Annotated[bytes, raw(64)]
 
 
+SDK_SIMULATION_KEY_ID = b"\xff\x00" * 8 + bytes(16)
+"""KEYID of every report that Intel's SDK makes in simulation mode (SGX_MODE=SIM), 32 bytes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Report(Record):
     """`sgx_report_t`, 432 bytes: a report body with the MAC that only its target can check. Not a quote."""
@@ -74,6 +78,11 @@ class Report(Record):
     body: Annotated[ReportBody, nested]
     key_id: Annotated[bytes, raw(32)]
     mac: Annotated[bytes, raw(16)]
+
+    @property
+    def is_of_sdk_simulation(self) -> bool:
+        """Whether an enclave of Intel's SDK in simulation mode (SGX_MODE=SIM) made it; a CPU draws its key id."""
+        return self.key_id == SDK_SIMULATION_KEY_ID
 
 
 @dataclass(frozen=True, slots=True)

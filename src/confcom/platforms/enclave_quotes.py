@@ -9,7 +9,13 @@ import threading
 from confcom.errors import BindingError, FormatError, KeyNotInitialized, PlatformError, ReportRejected
 from confcom.formats.quote import Quote
 from confcom.formats.sgx import QeReportInfo, Report, ReportBody, TargetInfo
-from confcom.platforms.interface import InitializedQuote, Platform, QuoteResult, ReportSource
+from confcom.platforms.interface import (
+    InitializedQuote,
+    Platform,
+    QuoteResult,
+    ReportSource,
+    sdk_simulation_refused,
+)
 
 REPORT_DATA_SIZE = 64
 """Bytes."""
@@ -48,7 +54,13 @@ class EnclaveQuoteSource:
             self._initialized = self.platform.init_quote()
         report = self._enclave.create_report(self._initialized.target_info, report_data)
         asked = None if nonce is None else _ask_for_qe_report(nonce, report)
-        result = self.platform.quote(report, qe_report_info=asked)
+        try:
+            result = self.platform.quote(report, qe_report_info=asked)
+        except ReportRejected as error:
+            # An AESM service tells no reason.
+            if report.is_of_sdk_simulation:
+                raise sdk_simulation_refused() from error
+            raise
         if Quote.parse(result.quote).body != report.body:
             raise PlatformError(
                 "the platform answered with a quote of another report",

@@ -17,12 +17,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from confcom.errors import FormatError, NativeError, PlatformUnavailable
+from confcom.errors import FormatError, NativeError, PlatformUnavailable, ReportRejected
 from confcom.formats.attestation_key_id import AttestationKeyId
 from confcom.formats.cursor import Cursor
 from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
 from confcom.platforms.intel_errors import SUCCESS, quote3_error
-from confcom.platforms.interface import InitializedQuote, QuoteResult
+from confcom.platforms.interface import InitializedQuote, QuoteResult, sdk_simulation_refused
 from confcom.platforms.quoting import AESM_VARIABLE
 from confcom.platforms.sgx_host import QUOTE_LIBRARY, device_obstacles, find_library, obstacles_to_in_proc
 
@@ -148,7 +148,12 @@ class IntelDcapPlatform:
         size = self.quote_size(key_id)
         quote = ctypes.create_string_buffer(size)
         info = _in(qe_report_info)
-        self._call("sgx_ql_get_quote", _in(report), _in(key_id), info, quote, size)
+        try:
+            self._call("sgx_ql_get_quote", _in(report), _in(key_id), info, quote, size)
+        except ReportRejected as error:
+            if report.is_of_sdk_simulation:
+                raise sdk_simulation_refused() from error
+            raise
         filled = QeReportInfo.parse(info.raw) if qe_report_info is not None else None
         return QuoteResult(_without_padding(quote.raw), filled)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from confcom.errors import ReportRejected
 from confcom.formats.attestation_key_id import AttestationKeyId
 from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
 
@@ -61,6 +62,16 @@ class Platform(Protocol):
         qe_report_info: QeReportInfo | None = None,
     ) -> QuoteResult:
         """Check the report's MAC and sign it into a quote."""
+
+
+def sdk_simulation_refused() -> ReportRejected:
+    """Why a platform that takes reports of hardware refuses `Report.is_of_sdk_simulation`."""
+    return ReportRejected(
+        "the report is of an enclave in simulation mode of Intel's SDK (SGX_MODE=SIM), which only a simulated machine "
+        "made with --report-scheme sdk-simulation takes",
+        advice="Build the enclave with SGX_MODE=HW; or, without SGX hardware, give the quote helper such a machine: "
+        "confcom simulate machine --report-scheme sdk-simulation -o FILE",
+    )
 
 
 class ReportSource(Protocol):

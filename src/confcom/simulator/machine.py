@@ -104,8 +104,11 @@ class SimulatedEnclave:
         """Whom others must name to report to this enclave."""
         return TargetInfo.of(self.declaration.report_body(bytes(16), bytes(64)))
 
-    def create_report(self, target_info: TargetInfo, report_data: bytes) -> Report:
-        """EREPORT for the target over exactly 64 bytes; a target that is no initialized enclave faults."""
+    def create_report(self, target_info: TargetInfo, report_data: bytes, *, cpu_svn: bytes | None = None) -> Report:
+        """EREPORT for the target over exactly 64 bytes; a target that is no initialized enclave faults.
+
+        `cpu_svn` is the CPUSVN that the target checks with, where the report scheme lets each process have its own.
+        """
         if len(report_data) != 64:
             raise FormatError(f"is 64 bytes, found {len(report_data)}", structure="Report", field="report_data")
         if not target_info.attributes.flags & AttributeFlags.INIT:
@@ -115,7 +118,8 @@ class SimulatedEnclave:
                 advice="Ask the target enclave for its target info and pass it on unchanged.",
             )
         processor, scheme = self._machine.processor, self._machine.report_scheme
-        cpu_svn = scheme.cpu_svn(self._machine.tcb.cpu_svn)
+        if cpu_svn is None:
+            cpu_svn = scheme.cpu_svn(self._machine.tcb.cpu_svn)
         body = self.declaration.report_body(cpu_svn, report_data)
         key_id = scheme.key_id(processor)
         key = scheme.report_key(processor, target_info, key_id, cpu_svn)
@@ -123,8 +127,7 @@ class SimulatedEnclave:
 
     def verify_report(self, report: Report) -> None:
         """Check that a report was made for this enclave, on this machine, at its present TCB."""
-        if not self._machine.report_scheme.accepts_cpu_svn(report.body.cpu_svn, self._machine.tcb.cpu_svn):
-            raise ReportRejected("the report was made at another CPUSVN than the machine's present one")
+        self._machine.report_scheme.check_origin(report, self._machine.tcb.cpu_svn)
         expected = aes_cmac(self._report_key(report.key_id, report.body.cpu_svn), bytes(report.body))
         if not hmac.compare_digest(expected, report.mac):
             raise ReportRejected("the report's MAC is wrong: it was altered, or made elsewhere or for another enclave")

@@ -57,7 +57,9 @@ class SimulatedPlatform:
         _check(key_id)
         qe = self._ready()
         quote = qe.quote(report)
-        return QuoteResult(quote, None if qe_report_info is None else qe.report_on(quote, qe_report_info))
+        if qe_report_info is None:
+            return QuoteResult(quote)
+        return QuoteResult(quote, qe.report_on(quote, qe_report_info, report.body.cpu_svn))
 
     def collateral(self) -> Collateral:
         """What verifies this platform's quotes, fresh from its authority."""

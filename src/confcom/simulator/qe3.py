@@ -80,10 +80,10 @@ class QuotingEnclave:
         signed = self._before_body + bytes(report.body)
         return b"".join((signed, self._before_signature, sign_raw(self._key, signed), self._after_signature))
 
-    def report_on(self, quote: bytes, info: QeReportInfo) -> QeReportInfo:
-        """The QE's own report over nonce and quote, for the application enclave that asked."""
+    def report_on(self, quote: bytes, info: QeReportInfo, cpu_svn: bytes) -> QeReportInfo:
+        """The QE's own report over nonce and quote, for the enclave that asked; `cpu_svn` is that of its report."""
         binding = hashlib.sha256(info.nonce + quote).digest()
-        report = self._enclave.create_report(info.app_enclave_target_info, binding + bytes(32))
+        report = self._enclave.create_report(info.app_enclave_target_info, binding + bytes(32), cpu_svn=cpu_svn)
         return replace(info, qe_report=report)
 
 

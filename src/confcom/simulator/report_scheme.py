@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Protocol
 
-from confcom.errors import ConfigError
+from confcom.errors import ConfigError, ReportRejected
 from confcom.formats.record import U16, U32, Record, nested, raw
-from confcom.formats.sgx import Attributes, TargetInfo
+from confcom.formats.sgx import SDK_SIMULATION_KEY_ID, Attributes, Report, TargetInfo
+from confcom.platforms.interface import sdk_simulation_refused
 from confcom.simulator.keys import aes_cmac
 from confcom.simulator.processor import KeyName, Processor
 
@@ -32,8 +33,8 @@ class ReportScheme(Protocol):
     def report_key(self, processor: Processor, target: TargetInfo, key_id: bytes, cpu_svn: bytes) -> bytes:
         """The key, 16 bytes, of reports for `target`."""
 
-    def accepts_cpu_svn(self, found: bytes, machine_cpu_svn: bytes) -> bool:
-        """Whether a report with this CPUSVN can have been made on the machine as it is now."""
+    def check_origin(self, report: Report, machine_cpu_svn: bytes) -> None:
+        """Raise `ReportRejected` if the report was made in the other way, or not on the machine as it is now."""
 
 
 class HardwareReportScheme:
@@ -53,17 +54,17 @@ class HardwareReportScheme:
         """EGETKEY(REPORT)."""
         return processor.report_key(target, key_id, cpu_svn)
 
-    def accepts_cpu_svn(self, found: bytes, machine_cpu_svn: bytes) -> bool:
-        """Only the present one: a microcode update changes the report key."""
-        return found == machine_cpu_svn
+    def check_origin(self, report: Report, machine_cpu_svn: bytes) -> None:
+        """Takes the machine's present CPUSVN only: a microcode update changes the report key."""
+        if report.is_of_sdk_simulation:
+            raise sdk_simulation_refused()
+        if report.body.cpu_svn != machine_cpu_svn:
+            raise ReportRejected("the report was made at another CPUSVN than the machine's present one")
 
 
 SDK_BASE_REPORT_KEY = b"\xff\x00" * 8
-SDK_KEY_ID = SDK_BASE_REPORT_KEY + bytes(16)
 SDK_OWNER_EPOCH = b"THISISOWNEREPOCH"
 SDK_CPU_SVN_DEFAULT = bytes.fromhex("4820f3376ae6b2f2034d3b7a4b48a778")
-SDK_CPU_SVN_UPGRADED = bytes.fromhex("5339ae8c93ae8f3ce432db924d0f0733")
-SDK_CPU_SVN_DOWNGRADED = bytes.fromhex("64ea4f3fa0030c36383c322d4f3a8d4f")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class SdkSimulationReportScheme:
     def key_id(self, processor: Processor) -> bytes:
         """The SDK's constant."""
         del processor
-        return SDK_KEY_ID
+        return SDK_SIMULATION_KEY_ID
 
     def report_key(self, processor: Processor, target: TargetInfo, key_id: bytes, cpu_svn: bytes) -> bytes:
         """The SDK's derivation, which no fuse enters."""
@@ -116,10 +117,16 @@ class SdkSimulationReportScheme:
         )
         return aes_cmac(SDK_BASE_REPORT_KEY, bytes(derivation))
 
-    def accepts_cpu_svn(self, found: bytes, machine_cpu_svn: bytes) -> bool:
-        """Any of the three that the SDK's simulation can be set to."""
+    def check_origin(self, report: Report, machine_cpu_svn: bytes) -> None:
+        """Takes every CPUSVN: each process has its own, which `sgx_config_cpusvn` sets."""
         del machine_cpu_svn
-        return found in {SDK_CPU_SVN_DEFAULT, SDK_CPU_SVN_UPGRADED, SDK_CPU_SVN_DOWNGRADED}
+        if not report.is_of_sdk_simulation:
+            raise ReportRejected(
+                "the report was not made in simulation mode of Intel's SDK (SGX_MODE=SIM), and this simulated machine "
+                "takes no others",
+                advice="Give helper and enclave a machine file that `confcom simulate machine` made without "
+                "--report-scheme sdk-simulation.",
+            )
 
 
 HARDWARE: ReportScheme = HardwareReportScheme()

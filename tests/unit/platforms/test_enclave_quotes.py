@@ -13,7 +13,10 @@ from confcom.formats.quote import Quote
 from confcom.formats.sgx import QeReportInfo, Report
 from confcom.platforms.enclave_quotes import EnclaveQuoteSource
 from confcom.platforms.interface import QuoteResult
+from confcom.simulator.machine import SimulatedMachine
 from confcom.simulator.platform import SimulatedPlatform
+from confcom.simulator.qe3 import QE3
+from confcom.simulator.report_scheme import report_scheme
 
 DATA = bytes(range(64))
 NONCE = bytes(range(16))
@@ -142,3 +145,15 @@ def test_report_data_has_64_bytes(size: int, world, enclave) -> None:
 def test_a_nonce_has_16_bytes(size: int, world, enclave) -> None:
     with pytest.raises(FormatError, match=f"16 bytes, found {size}"):
         EnclaveQuoteSource(world.platform, enclave).quote(DATA, nonce=bytes(size))
+
+
+def test_an_enclave_of_the_sdks_simulation_mode_is_told_of_the_option(world) -> None:
+    """Behind an AESM socket there is a number only: who made the report knows more."""
+
+    class Refusing(SimulatedPlatform):
+        def quote(self, report: Report, *_: object, **__: object) -> QuoteResult:
+            raise ReportRejected("the AESM service answered GetQuoteEx with 47 (INVALID_REPORT)")
+
+    enclave = SimulatedMachine(bytes(32), report_scheme=report_scheme("sdk-simulation")).launch(QE3)
+    with pytest.raises(ReportRejected, match="--report-scheme sdk-simulation"):
+        EnclaveQuoteSource(Refusing(world.machine, world.authority), enclave).quote(DATA)

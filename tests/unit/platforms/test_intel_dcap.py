@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -137,8 +138,10 @@ def test_an_error_of_each_function_is_told_with_its_number(
 def test_a_rejected_report(platform: IntelDcapPlatform, stub: Stub) -> None:
     platform.init_quote()
     stub.always("get_quote", "e015")
-    with pytest.raises(ReportRejected):
+    with pytest.raises(ReportRejected, match="0xe015"):
         platform.quote(REPORT)
+    with pytest.raises(ReportRejected, match="made with --report-scheme sdk-simulation"):
+        platform.quote(replace(REPORT, key_id=b"\xff\x00" * 8 + bytes(16)))
 
 
 def test_quotes_of_a_simulated_qe_behind_the_libraries(

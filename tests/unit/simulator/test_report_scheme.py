@@ -1,22 +1,27 @@
 from __future__ import annotations
 
 import struct
+from datetime import UTC, datetime
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.algorithms import AES128
 from cryptography.hazmat.primitives.cmac import CMAC
 
 from confcom.errors import ConfigError, ReportRejected
-from confcom.formats.sgx import AttributeFlags, Attributes, Report, TargetInfo
+from confcom.formats.sgx import AttributeFlags, Attributes, QeReportInfo, Report, TargetInfo
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.machine import SimulatedMachine
 from confcom.simulator.report_scheme import SdkReportKeyDerivation, report_scheme
+from confcom.simulator.world import SimulatedWorld
+
+NOW = datetime(2026, 7, 1, tzinfo=UTC)
 
 DEFAULT_SVN = bytes.fromhex("4820f3376ae6b2f2034d3b7a4b48a778")
 KNOWN_SVNS = {
     "default": DEFAULT_SVN,
     "upgraded": bytes.fromhex("5339ae8c93ae8f3ce432db924d0f0733"),
     "downgraded": bytes.fromhex("64ea4f3fa0030c36383c322d4f3a8d4f"),
+    "any other": bytes(range(16)),
 }
 BASE_KEY = bytes.fromhex("ff00" * 8)
 TARGET = EnclaveDeclaration(
@@ -35,19 +40,19 @@ def cmac(key, message):
     return mac.finalize()
 
 
-def sdk_report(declaration, cpu_svn, report_data):
+def sdk_report(declaration, cpu_svn, report_data, *, target=TARGET, body=None):
     """A report as Intel's SDK in simulation mode makes it, from the layout alone."""
     derivation = bytearray(192)
     struct.pack_into("<H", derivation, 0, 3)
-    struct.pack_into("<QQ", derivation, 8, TARGET.attributes.flags, TARGET.attributes.xfrm)
-    struct.pack_into("<I", derivation, 24, TARGET.misc_select)
+    struct.pack_into("<QQ", derivation, 8, target.attributes.flags, target.attributes.xfrm)
+    struct.pack_into("<I", derivation, 24, target.misc_select)
     derivation[28:44] = b"THISISOWNEREPOCH"
-    derivation[44:76] = TARGET.mr_enclave
+    derivation[44:76] = target.mr_enclave
     derivation[76:92] = cpu_svn
-    struct.pack_into("<H", derivation, 92, TARGET.config_svn)
-    derivation[94:158] = TARGET.config_id
+    struct.pack_into("<H", derivation, 92, target.config_svn)
+    derivation[94:158] = target.config_id
     derivation[158:174] = BASE_KEY
-    body = bytes(declaration.report_body(cpu_svn, report_data))
+    body = bytes(declaration.report_body(cpu_svn, report_data)) if body is None else body
     return body + BASE_KEY + bytes(16) + cmac(cmac(BASE_KEY, bytes(derivation)), body)
 
 
@@ -69,7 +74,7 @@ def test_its_own_reports_are_those_of_the_sdk_byte_for_byte(sdk_machine, declara
 
 
 def test_a_machine_not_started_for_them_refuses_them(machine, declaration):
-    with pytest.raises(ReportRejected):
+    with pytest.raises(ReportRejected, match="made with --report-scheme sdk-simulation"):
         machine.launch(TARGET).verify_report(Report.parse(sdk_report(declaration, DEFAULT_SVN, b"D" * 64)))
     # … not even when the report claims the machine's own CPUSVN.
     with pytest.raises(ReportRejected):
@@ -79,14 +84,24 @@ def test_a_machine_not_started_for_them_refuses_them(machine, declaration):
 def test_a_machine_started_for_them_refuses_reports_of_hardware(sdk_machine, machine, declaration):
     target = sdk_machine.launch(TARGET)
     report = machine.launch(declaration).create_report(target.target_info, bytes(64))
-    with pytest.raises(ReportRejected):
+    with pytest.raises(ReportRejected, match="not made in simulation mode"):
         target.verify_report(report)
 
 
-def test_another_cpu_svn_or_an_altered_body_is_refused(sdk_machine, declaration):
+@pytest.mark.parametrize("cpu_svn", KNOWN_SVNS.values(), ids=KNOWN_SVNS)
+def test_the_qe_reports_to_an_enclave_at_the_cpu_svn_that_this_enclave_checks_with(seed, cpu_svn):
+    platform = SimulatedWorld.from_seed(seed, now=NOW, report_scheme="sdk-simulation").platform
+    qe = platform.init_quote().target_info
+    report = Report.parse(sdk_report(TARGET, cpu_svn, bytes(64), target=qe))
+    asked = QeReportInfo(b"N" * 16, TargetInfo.of(report.body), Report.parse(bytes(432)))
+    info = platform.quote(report, qe_report_info=asked).qe_report_info
+    body = bytes(info.qe_report.body)
+    assert body[:16] == cpu_svn
+    assert sdk_report(None, cpu_svn, b"", target=asked.app_enclave_target_info, body=body) == bytes(info.qe_report)
+
+
+def test_an_altered_body_is_refused(sdk_machine, declaration):
     target = sdk_machine.launch(TARGET)
-    with pytest.raises(ReportRejected):
-        target.verify_report(Report.parse(sdk_report(declaration, bytes(16), bytes(64))))
     altered = bytearray(sdk_report(declaration, DEFAULT_SVN, bytes(64)))
     altered[64] ^= 1
     with pytest.raises(ReportRejected):
