@@ -63,7 +63,9 @@ _FILE = click.Path(path_type=Path, allow_dash=True)
 @click.option(
     "--simulated-machine", "--machine", metavar="FILE", type=_FILE, help="Run a declared enclave on this machine."
 )
-@click.option("--enclave", metavar="FILE", type=_FILE, help="Declaration of that enclave. Default: a demo enclave.")
+@click.option(
+    "--enclave", metavar="FILE", type=_FILE, help="Its declaration, or a signed enclave file. Default: a demo enclave."
+)
 @click.option("--qe-report-nonce", metavar="HEX", help="16 bytes; have the QE report on the quote, and check that.")
 @click.option("-o", "--output", metavar="FILE", type=_FILE, help="Write the quote there, binary.")
 @click.option("--host", metavar="FOLDER", type=_FILE, default=Path("/"), hidden=True, help="Where /dev is.")

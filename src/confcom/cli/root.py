@@ -18,6 +18,7 @@ COMMANDS: CommandTable = {
     "demo": ("confcom.cli.demo", "demo", "Show the whole system on this machine, on the simulated platform."),
     "verify": ("confcom.cli.verify", "verify", "Verify and appraise a quote."),
     "inspect": ("confcom.cli.inspect", "inspect", "Decode a file of this world and explain it."),
+    "policy": ("confcom.cli.policy", "policy", "Write policies: what a relying party accepts."),
     "quote": ("confcom.cli.quote", "quote", "Get a quote on this machine."),
     "addon": ("confcom.cli.addon", "addon", "Enable, update and disable the add-on of a Kubernetes cluster."),
     "device-plugin": ("confcom.cli.device_plugin", "device_plugin", "Make this node's EPC a schedulable resource."),

@@ -143,7 +143,7 @@ def declare_enclave(
 
 
 def load_declaration(path: Path) -> EnclaveDeclaration:
-    """An enclave declared in a TOML or JSON file."""
+    """An enclave that a TOML or JSON file declares, or a signed enclave file."""
     return EnclaveDeclaration.load(path)
 
 

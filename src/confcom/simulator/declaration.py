@@ -1,7 +1,7 @@
 """What a developer declares about a simulated enclave: the identity that hardware would have measured.
 
 Nothing is loaded or run inside; the declaration alone decides what reports say. A file form (TOML or JSON) lets a
-command line name one:
+command line name one (a signed enclave file, which has a SIGSTRUCT, stands for itself):
 
     enclave = "payment-service"      # or mr_enclave = "64 hex digits"
     signer = "Contoso"               # or mr_signer = "64 hex digits"
@@ -21,8 +21,10 @@ from typing import Any, Self
 
 import msgspec
 
+from confcom.appraisal.enclave_file import MAX_ENCLAVE, read_signed_enclave
 from confcom.errors import ConfigError, FormatError
 from confcom.formats.sgx import AttributeFlags, Attributes, ReportBody
+from confcom.formats.sigstruct import is_sigstruct
 
 MAX_DECLARATION = 64 * 1024
 """Bytes of a declaration file."""
@@ -82,9 +84,32 @@ class EnclaveDeclaration:
         )
 
     @classmethod
+    def of_signed_enclave(cls, data: bytes) -> Self:
+        """The identity that EINIT gives the enclave of a signed file: nothing of it is loaded or run."""
+        signed = read_signed_enclave(data)
+        body = signed.sigstruct
+        return cls(
+            mr_enclave=signed.mr_enclave,
+            mr_signer=signed.mr_signer,
+            isv_prod_id=body.isv_prod_id,
+            isv_svn=body.isv_svn,
+            attributes=Attributes(body.attributes.flags | AttributeFlags.INIT, body.attributes.xfrm),
+            misc_select=body.misc_select,
+            isv_ext_prod_id=body.isv_ext_prod_id,
+            isv_family_id=body.isv_family_id,
+        )
+
+    @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a declaration file, TOML or JSON by its suffix; every mistake is a `ConfigError` naming it."""
-        document = _read_document(path)
+        """Read a declaration file (TOML, or JSON by its suffix) or a signed enclave file.
+
+        Every mistake is an error that names the file: `ConfigError`, for an enclave file `FormatError` and
+        `SignatureError`.
+        """
+        content = _read(path)
+        if content.startswith(b"\x7fELF") or is_sigstruct(content):
+            return cls.of_signed_enclave(content)
+        document = _read_document(path, content)
         try:
             form = msgspec.convert(document, _Form)
             return cls(**form.fields())
@@ -172,12 +197,18 @@ def _refusal(field: str, message: str) -> FormatError:
     return FormatError(message, structure="EnclaveDeclaration", field=field)
 
 
-def _read_document(path: Path) -> object:
+def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_DECLARATION + 1)
+            content = file.read(MAX_ENCLAVE + 1)
     except OSError as error:
         raise ConfigError(f"cannot read the enclave declaration {path}: {error.strerror}") from error
+    if len(content) > MAX_ENCLAVE:
+        raise ConfigError(f"{path} is over {MAX_ENCLAVE} bytes; this is no enclave", advice=_ADVICE)
+    return content
+
+
+def _read_document(path: Path, content: bytes) -> object:
     if len(content) > MAX_DECLARATION:
         raise ConfigError(f"{path} is over {MAX_DECLARATION} bytes; this is no enclave declaration", advice=_ADVICE)
     try:

@@ -1,10 +1,11 @@
-"""Explains the structs that describe enclaves and TDs: reports, target infos, QE report infos, key ids, TD bodies."""
+"""Explains the structs that describe enclaves and TDs: SIGSTRUCTs, reports, target and QE report infos, TD bodies."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from confcom.appraisal.inspection.items import Explain, Item, group, listing, record_items, words
+from confcom.appraisal.enclave_file import SignedEnclave
+from confcom.appraisal.inspection.items import Explain, Item, Special, group, listing, record_items, words
 from confcom.formats.attestation_key_id import (
     ALGORITHM_ECDSA_P256,
     INTEL_QE3_MR_SIGNER,
@@ -66,6 +67,43 @@ def report_body_items(body: ReportBody, offset: int = 0) -> tuple[Item, ...]:
 def report_body_group(name: str, body: ReportBody, offset: int, meaning: str) -> Item:
     """A report body under a name."""
     return group(name, report_body_items(body, offset), meaning, offset=offset, size=ReportBody.size())
+
+
+_SIGSTRUCT: Explain = {
+    "vendor": "0 except for enclaves of Intel's",
+    "date": lambda value: f"when it was signed, {value:08x} as YYYYMMDD",
+    "exponent": "of the signer's RSA key",
+    "misc_select": "MISCSELECT that the enclave starts with",
+    "misc_mask": "bits of MISCSELECT that are enforced",
+    "isv_family_id": "product family (KSS)",
+    "enclave_hash": "MRENCLAVE that the processor must measure",
+    "isv_ext_prod_id": "extended product id (KSS)",
+    "isv_prod_id": "ISVPRODID, the signer's product number",
+    "isv_svn": "ISVSVN, the signer's security version of that product",
+}
+
+
+def sigstruct_items(signed: SignedEnclave) -> tuple[Item, ...]:
+    """Who signed an enclave file and what; the signature was checked, and it says nothing of who the signer is."""
+    special: Special = {
+        **dict.fromkeys(("header", "header2", "modulus", "signature", "q1", "q2"), lambda _, __: ()),
+        "attributes": attributes_item,
+        "attribute_mask": _attribute_mask_item,
+    }
+    fields = record_items(signed.sigstruct, _SIGSTRUCT, offset=signed.offset, special=special)
+    return (Item("mr_signer", signed.mr_signer.hex(), _signer(signed.mr_signer)), *fields)
+
+
+def _attribute_mask_item(mask: Attributes, offset: int) -> Item:
+    return group(
+        "attribute_mask",
+        [
+            Item("flags", f"{mask.flags:016x}", "bits of the flags that are enforced", offset, 8),
+            Item("xfrm", f"{mask.xfrm:016x}", "bits of XFRM that are enforced", offset + 8, 8),
+        ],
+        offset=offset,
+        size=Attributes.size(),
+    )
 
 
 def report_items(report: Report, offset: int = 0) -> tuple[Item, ...]:

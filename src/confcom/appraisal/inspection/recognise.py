@@ -12,6 +12,7 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
+from confcom.appraisal.enclave_file import read_signed_enclave
 from confcom.appraisal.inspection import certificate, collateral, enclave, quote, token
 from confcom.appraisal.inspection.items import Inspection, Item
 from confcom.errors import ConfigError, FormatError
@@ -21,6 +22,7 @@ from confcom.formats.evidence import MAX_EVIDENCE, decode_text
 from confcom.formats.open_enclave import EVIDENCE_VERSION, REPORT_VERSION, OeEvidence, OeReport
 from confcom.formats.quote import INTEL_QE_VENDOR_ID, QUOTE_VERSIONS, Quote
 from confcom.formats.sgx import QeReportInfo, Report, ReportBody, TargetInfo
+from confcom.formats.sigstruct import is_sigstruct
 from confcom.formats.tcb_info import SignedTcbInfo
 from confcom.formats.tdx import TdReportBody10, TdReportBody15, TdReportBody15Ex
 
@@ -29,8 +31,8 @@ MAX_INSPECTED = 17 << 20
 
 KNOWN = (
     "quote, Open Enclave report or evidence, SGX report or report body, target info, QE report info, TD report body, "
-    "attestation key id, certificate, revocation list, TCB info, enclave identity, collateral.json, AESM frame, "
-    "attestation token"
+    "attestation key id, signed enclave (SIGSTRUCT), certificate, revocation list, TCB info, enclave identity, "
+    "collateral.json, AESM frame, attestation token"
 )
 
 _STRANGERS = (
@@ -41,7 +43,6 @@ _STRANGERS = (
     (b"PK\x03\x04", "a ZIP archive"),
     (b"\x1f\x8b", "a gzip file"),
     (b"\x28\xb5\x2f\xfd", "a Zstandard file"),
-    (b"\x7fELF", "an ELF program"),
     (b"SQLite format 3", "an SQLite database"),
 )
 _HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
@@ -56,6 +57,10 @@ def inspect(data: bytes) -> Inspection:
     for magic, what in _STRANGERS:
         if data.startswith(magic):
             raise _refusal(f"this is {what}")
+    if data.startswith(b"\x7fELF") or is_sigstruct(data):
+        signed = read_signed_enclave(data)
+        items = enclave.sigstruct_items(signed)
+        return Inspection("signed-enclave", "signed enclave (SIGSTRUCT)", "binary", len(data), items)
     found = _text(data.strip(b"\0\r\n\t "), len(data))
     if found is not None:
         return found
