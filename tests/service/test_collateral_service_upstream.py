@@ -96,7 +96,7 @@ def qe_id(world: SimulatedWorld, machine: int = 0) -> bytes:
 def pck_path(world: SimulatedWorld, *, cpu_svn: bytes | None = None, pce_svn: int | None = None, more: str = "") -> str:
     tcb = world.machine.tcb
     svn = (tcb.pce_svn if pce_svn is None else pce_svn).to_bytes(2, "little").hex()
-    raw = bytes(tcb.sgx_components) if cpu_svn is None else cpu_svn
+    raw = tcb.cpu_svn if cpu_svn is None else cpu_svn
     return f"{V4}/pckcert?qeid={qe_id(world).hex()}&cpusvn={raw.hex()}&pcesvn={svn}&pceid=0000{more}"
 
 
@@ -159,9 +159,9 @@ def test_upstream_out_of_reach_is_said_so_and_asked_again_later(
 def test_what_upstream_does_not_have_is_not_asked_for_at_every_request(
     store: Path, upstream: RecordedUpstream, world: SimulatedWorld, clock: Clock
 ) -> None:
-    missing = DocumentKey.tcb_info("tdx", FMSPC_BYTES)
+    missing = DocumentKey.tcb_info("tdx", b"\xff" * 6)
     with running_service(store, upstream, world.trust_roots, clock) as service:
-        replies = [service.ask(f"/tdx/certification/v4/tcb?fmspc={FMSPC}") for _ in range(5)]
+        replies = [service.ask("/tdx/certification/v4/tcb?fmspc=ffffffffffff") for _ in range(5)]
 
     assert {reply.status for reply in replies} == {404}
     assert len({reply.json["message"] for reply in replies}) == 1
@@ -262,7 +262,7 @@ def test_gives_pck_certificates_and_remembers_them(
     assert first.body.startswith(b"-----BEGIN CERTIFICATE-----")
     assert first.header("Content-Type") == "application/x-pem-file"
     tcb = world.machine.tcb
-    assert first.header("SGX-TCBm") == (bytes(tcb.sgx_components) + tcb.pce_svn.to_bytes(2, "little")).hex()
+    assert first.header("SGX-TCBm") == (tcb.cpu_svn + tcb.pce_svn.to_bytes(2, "little")).hex()
     assert first.header("SGX-FMSPC") == FMSPC
     assert first.header("SGX-PCK-Certificate-CA-Type") == "platform"
     assert (first.header("SGX-PCK-Certificate-Issuer-Chain") or "").startswith("-----BEGIN%20CERTIFICATE-----%0A")
@@ -319,7 +319,7 @@ def test_nobody_can_put_his_certificate_in_another_platforms_place(
     store: Path, world: SimulatedWorld, clock: Clock
 ) -> None:
     ppid = f"&encrypted_ppid={'ab' * 384}"
-    raw = world.machine.tcb.cpu_svn
+    raw = b"\xff" * 16
     with running_service(store, SwappingUpstream(world, clock), world.trust_roots, clock) as service:
         own = service.ask(pck_path(world))
         attack = service.ask(pck_path(world, cpu_svn=raw, more=ppid))
@@ -429,7 +429,7 @@ def tool_output(world: SimulatedWorld, **changes: Any) -> bytes:
     tcb_info, identity, crl, root_crl = (
         source.fetch_document(key) for key in keys_for(FMSPC_BYTES, "platform", "sgx", "standard")
     )
-    platform = registration(world) | {"cpu_svn": bytes(world.machine.tcb.sgx_components).hex()}
+    platform = registration(world)
     entry = {"tcb": {}, "tcbm": answer.tcbm.hex(), "cert": quote(answer.certificate)}
     missing = {"tcb": {}, "tcbm": "00" * 18, "cert": "Not available"}
     collaterals = {
@@ -455,7 +455,7 @@ def put(service: RunningService, body: bytes) -> Reply:
 def test_an_offline_service_is_filled_with_what_intels_tool_fetched(
     store: Path, world: SimulatedWorld, clock: Clock
 ) -> None:
-    components = bytes(world.machine.tcb.sgx_components)
+    components = world.machine.tcb.cpu_svn
     with offline(store, world, clock) as service:
         before = service.ask(pck_path(world, cpu_svn=components))
         filled = put(service, tool_output(world))
@@ -516,7 +516,7 @@ def test_refresh_goes_on_past_what_fails(service: RunningService, upstream: Reco
 def test_refreshing_certificates_goes_on_past_a_failing_platform(
     service: RunningService, upstream: RecordedUpstream, world: SimulatedWorld
 ) -> None:
-    for cpu_svn in (None, world.machine.tcb.cpu_svn):
+    for cpu_svn in (None, b"\xff" * 16):
         assert service.ask(pck_path(world, cpu_svn=cpu_svn)).status == 200
     failing = next(item for item in upstream.asked if getattr(item, "cpu_svn", b"") == world.machine.tcb.cpu_svn)
     upstream.unreachable = {failing}

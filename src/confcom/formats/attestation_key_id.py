@@ -17,6 +17,7 @@ MAX_KEY_IDS = 10
 """Intel's service refuses longer lists."""
 
 INTEL_QE3_MR_SIGNER = bytes.fromhex("8c4f5775d796503e96137f77c68a829a0056ac8ded70140b081b094490c57bff")
+INTEL_TD_QE_MR_SIGNER = bytes.fromhex("dc9e2a7c6f948f17474e34a7fc43ed030f7c1563f1babddf6340c82e0e54a8c5")
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,18 +15,31 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from confcom.appraisal.collateral import Collateral
 from confcom.errors import CollateralNotFound
+from confcom.formats.attestation_key_id import INTEL_TD_QE_MR_SIGNER
 from confcom.formats.pck_extension import PCK_EXTENSION_OID, PckConfiguration, PckExtension, PckTcb, SgxType
 from confcom.formats.tcb_level import TcbStatus
+from confcom.protocols.pcs import Tee
 from confcom.simulator.certificates import DISTRIBUTION, RevocationList, SimulatedCa, SimulatedCertificate, der, pem
-from confcom.simulator.documents import EnclaveTcbLevel, PlatformTcbLevel, SimulatedQeIdentity, SimulatedTcbInfo
+from confcom.simulator.documents import (
+    EnclaveTcbLevel,
+    PlatformTcbLevel,
+    SimulatedEvaluationDataNumbers,
+    SimulatedQeIdentity,
+    SimulatedTcbInfo,
+)
 from confcom.simulator.keys import check_seed, derive_p256_key
 from confcom.simulator.machine import DEFAULT_TCB, FMSPC, MachineTcb, PckCa, SimulatedMachine
 from confcom.simulator.pce import ProvisioningCertificationEnclave
 from confcom.simulator.qe3 import QE3_ISV_SVN
 
 SOURCE = "simulated authority"
+QVE_ATTRIBUTES = b"\x01" + bytes(15)
+"""INIT alone: the QvE, unlike a QE, has no use for provisioning keys."""
+TDX_COMPONENTS = (5, 0, 3, *[0] * 13)
+"""TDX module, its major version, late microcode update: where Intel's platforms with TDX 1.0 stand."""
 _DAY = timedelta(days=1)
 _YEAR = timedelta(days=365)
+_TEES: tuple[Tee, ...] = ("sgx", "tdx")
 
 
 class SimulatedAuthority:
@@ -48,8 +61,12 @@ class SimulatedAuthority:
         }
         self._tcb_signing_key = derive_p256_key(seed, "authority: TCB Signing")
         self.tcb_signing = self._subject("TCB Signing", self._tcb_signing_key.public_key(), "rootcacrl", years=7)
-        self._tcb_infos: dict[bytes, SimulatedTcbInfo] = {}
-        self.qe_identity = self._first_qe_identity()
+        self._tcb_infos: dict[tuple[Tee, bytes], SimulatedTcbInfo] = {}
+        self.qe_identity = self._first_identity("QE", QE3_ISV_SVN)
+        self.td_qe_identity = self._first_identity("TD_QE", 4)
+        self.td_qe_identity.mr_signer, self.td_qe_identity.isv_prod_id = INTEL_TD_QE_MR_SIGNER, 2
+        self.qve_identity = self._first_identity("QVE", 3)
+        self.qve_identity.attributes, self.qve_identity.isv_prod_id = QVE_ATTRIBUTES, 2
         self._pck_certificates: dict[tuple[bytes, MachineTcb, PckCa], SimulatedCertificate] = {}
         self.add_tcb_info(FMSPC)
         self.renew(self.now)
@@ -70,18 +87,33 @@ class SimulatedAuthority:
         """Everything a verifier needs for the machine's quotes, as it stands now."""
         return self.collateral(machine.fmspc, machine.pck_ca)
 
-    def collateral(self, fmspc: bytes, ca: PckCa) -> Collateral:
+    def collateral(self, fmspc: bytes, ca: PckCa, tee: Tee = "sgx") -> Collateral:
         """Collateral for one FMSPC and CA; `CollateralNotFound` for a FMSPC that this authority does not know."""
-        signing_chain = pem(self.root.issue(self.tcb_signing), self.root_certificate())
+        signing_chain = self.signing_chain()
         return Collateral(
             tcb_info_issuer_chain=signing_chain,
-            tcb_info=self.tcb_info(fmspc).signed(self._tcb_signing_key),
+            tcb_info=self.signed(self.tcb_info(fmspc, tee)),
             qe_identity_issuer_chain=signing_chain,
-            qe_identity=self.qe_identity.signed(self._tcb_signing_key),
+            qe_identity=self.signed(self.td_qe_identity if tee == "tdx" else self.qe_identity),
             root_ca_crl=der(self.root.revocation_list()),
             pck_crl=der(self.pck_cas[ca].revocation_list()),
             pck_crl_issuer_chain=self.ca_chain(ca),
             source=SOURCE,
+        )
+
+    def signed(self, document: SimulatedTcbInfo | SimulatedQeIdentity | SimulatedEvaluationDataNumbers) -> bytes:
+        """A document as the authority serves it."""
+        return document.signed(self._tcb_signing_key)
+
+    def signing_chain(self) -> bytes:
+        """PEM of the TCB signing certificate and the root: the issuer chain of every signed JSON."""
+        return pem(self.root.issue(self.tcb_signing), self.root_certificate())
+
+    def evaluation_data_numbers(self, tee: Tee) -> SimulatedEvaluationDataNumbers:
+        """The list of the one set that there is."""
+        found = self.tcb_info(FMSPC, tee)
+        return SimulatedEvaluationDataNumbers(
+            found.issue_date, found.next_update, found.tcb_evaluation_data_number, tee, found.levels[0].date
         )
 
     def ca_chain(self, ca: PckCa) -> bytes:
@@ -90,23 +122,25 @@ class SimulatedAuthority:
 
     # --- state to change ----------------------------------------------------------------------------------------------
 
-    def tcb_info(self, fmspc: bytes = FMSPC) -> SimulatedTcbInfo:
+    def tcb_info(self, fmspc: bytes = FMSPC, tee: Tee = "sgx") -> SimulatedTcbInfo:
         """The TCB info of a FMSPC, to read and to change."""
-        if fmspc not in self._tcb_infos:
+        if (tee, fmspc) not in self._tcb_infos:
             raise CollateralNotFound(f"the simulated authority has no TCB info for FMSPC {fmspc.hex()}")
-        return self._tcb_infos[fmspc]
+        return self._tcb_infos[tee, fmspc]
 
     def add_tcb_info(self, fmspc: bytes) -> SimulatedTcbInfo:
-        """Start a TCB info for another FMSPC, with the same first levels."""
+        """Start the TCB infos, SGX and TDX, of another FMSPC, with the same first levels; gives the one of SGX."""
         level, date = DEFAULT_TCB, self.now - _YEAR
         old = MachineTcb(tuple(max(0, svn - 1) for svn in level.sgx_components), level.pce_svn - 2)
-        info = SimulatedTcbInfo(*self._window(30 * _DAY), fmspc=fmspc)
-        info.levels = [
-            PlatformTcbLevel(level, TcbStatus.UP_TO_DATE, date),
-            PlatformTcbLevel(old, TcbStatus.OUT_OF_DATE, date - _YEAR, ("SIMULATED-SA-00001",)),
-        ]
-        self._tcb_infos[fmspc] = info
-        return info
+        sgx, tdx = (SimulatedTcbInfo(*self._window(30 * _DAY), tee=tee, fmspc=fmspc) for tee in _TEES)
+        for info in (sgx, tdx):
+            info.levels = [
+                PlatformTcbLevel(level, TcbStatus.UP_TO_DATE, date, tdx_components=TDX_COMPONENTS),
+                PlatformTcbLevel(old, TcbStatus.OUT_OF_DATE, date - _YEAR, ("SIMULATED-SA-00001",)),
+            ]
+            self._tcb_infos[info.tee, fmspc] = info
+        tdx.modules = {"TDX_03": self._enclave_levels(3), "TDX_01": self._enclave_levels(6)}
+        return sgx
 
     def pck_certificate(self, machine: SimulatedMachine) -> SimulatedCertificate:
         """The PCK certificate of a machine at its present TCB, to read and to change."""
@@ -124,13 +158,15 @@ class SimulatedAuthority:
 
     def raise_tcb(self, tcb: MachineTcb, *, advisory_ids: Sequence[str], fmspc: bytes = FMSPC) -> None:
         """A TCB recovery: `tcb` becomes the only level that is up to date, those before it get the advisories."""
-        info = self.tcb_info(fmspc)
-        for level in info.levels:
-            level.status = _lowered(level.status)
-            level.advisory_ids = tuple(sorted({*level.advisory_ids, *advisory_ids}))
-        info.levels.insert(0, PlatformTcbLevel(tcb, TcbStatus.UP_TO_DATE, self.now))
-        info.tcb_evaluation_data_number += 1
-        self.qe_identity.tcb_evaluation_data_number += 1
+        for info in (self.tcb_info(fmspc, tee) for tee in _TEES):
+            for level in info.levels:
+                level.status = _lowered(level.status)
+                level.advisory_ids = tuple(sorted({*level.advisory_ids, *advisory_ids}))
+            best = PlatformTcbLevel(tcb, TcbStatus.UP_TO_DATE, self.now, tdx_components=info.levels[0].tdx_components)
+            info.levels.insert(0, best)
+            info.tcb_evaluation_data_number += 1
+        for identity in self._identities:
+            identity.tcb_evaluation_data_number += 1
 
     def revoke_pck(self, machine: SimulatedMachine) -> None:
         """Put the machine's PCK certificate on the CRL of its CA."""
@@ -148,7 +184,7 @@ class SimulatedAuthority:
         """Move to another time and issue every document and CRL anew; certificates keep their validity."""
         self.now = now.replace(microsecond=0)
         month, year = self._window(30 * _DAY), self._window(_YEAR)
-        for document in (*self._tcb_infos.values(), self.qe_identity):
+        for document in (*self._tcb_infos.values(), *self._identities):
             document.issue_date, document.next_update = month
         for ca in self.pck_cas.values():
             ca.crl.this_update, ca.crl.next_update = month
@@ -177,14 +213,19 @@ class SimulatedAuthority:
             distribution_point=f"{DISTRIBUTION}/{distribution_point}",
         )
 
-    def _first_qe_identity(self) -> SimulatedQeIdentity:
+    def _first_identity(self, id_: str, isv_svn: int) -> SimulatedQeIdentity:
+        return SimulatedQeIdentity(*self._window(30 * _DAY), id=id_, levels=self._enclave_levels(isv_svn))
+
+    def _enclave_levels(self, isv_svn: int) -> list[EnclaveTcbLevel]:
         date = self.now - _YEAR
-        identity = SimulatedQeIdentity(*self._window(30 * _DAY))
-        identity.levels = [
-            EnclaveTcbLevel(QE3_ISV_SVN, TcbStatus.UP_TO_DATE, date),
-            EnclaveTcbLevel(QE3_ISV_SVN - 2, TcbStatus.OUT_OF_DATE, date - _YEAR),
+        return [
+            EnclaveTcbLevel(isv_svn, TcbStatus.UP_TO_DATE, date),
+            EnclaveTcbLevel(isv_svn - 2, TcbStatus.OUT_OF_DATE, date - _YEAR),
         ]
-        return identity
+
+    @property
+    def _identities(self) -> tuple[SimulatedQeIdentity, ...]:
+        return self.qe_identity, self.td_qe_identity, self.qve_identity
 
     def _certify(self, machine: SimulatedMachine) -> SimulatedCertificate:
         point = ec.EllipticCurvePublicKey.from_encoded_point(
@@ -204,7 +245,7 @@ def _pck_extension(machine: SimulatedMachine) -> PckExtension:
         tcb=PckTcb(
             sgx_components=machine.tcb.sgx_components,
             pce_svn=machine.tcb.pce_svn,
-            cpu_svn=bytes(machine.tcb.sgx_components),
+            cpu_svn=machine.tcb.cpu_svn,
         ),
         pce_id=machine.pce_id.to_bytes(2, "little"),
         fmspc=machine.fmspc,

@@ -56,7 +56,7 @@ class SimulatedUpstream:
             self._require_machine(request, QuotingEnclave(machine, chain).qe_id)
             ca = authority.pck_cas[machine.pck_ca]
             leaf = pem(ca.issue(authority.pck_certificate(machine)))
-            tcbm = bytes(machine.tcb.sgx_components) + machine.tcb.pce_svn.to_bytes(2, "little")
+            tcbm = machine.tcb.cpu_svn + machine.tcb.pce_svn.to_bytes(2, "little")
             issuers = authority.ca_chain(machine.pck_ca)
             return PckCertificateAnswer(leaf, issuers, tcbm, machine.fmspc, machine.pck_ca.value)
 
@@ -67,10 +67,7 @@ class SimulatedUpstream:
                 "the simulated authority knows another machine than the one that asks",
                 advice=f"Give the service the machine file of the platform; its QE_ID is {qe_id.hex()}.",
             )
-        # On hardware CPUSVN is opaque; who knows the components of a simulated machine may name them instead.
-        if request.cpu_svn not in (machine.tcb.cpu_svn, bytes(machine.tcb.sgx_components)) or (
-            request.pce_svn < machine.tcb.pce_svn
-        ):
+        if not machine.tcb.reached_by(request.cpu_svn, request.pce_svn):
             raise CollateralNotFound(
                 f"the simulated authority has no PCK certificate for CPUSVN {request.cpu_svn.hex()}",
                 advice=f"The machine's CPUSVN is {machine.tcb.cpu_svn.hex()}, its PCESVN {machine.tcb.pce_svn}.",

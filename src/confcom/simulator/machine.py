@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from operator import ge
 
 from confcom.errors import FormatError, NativeError, ReportRejected
 from confcom.formats.sgx import AttributeFlags, Report, ReportBody, TargetInfo
@@ -36,9 +37,12 @@ class MachineTcb:
 
     @property
     def cpu_svn(self) -> bytes:
-        """CPUSVN as reports carry it, 16 bytes: opaque, and as on hardware not the list of the components."""
-        components = bytes(self.sgx_components)
-        return components[:2] + components[:1:-1]
+        """CPUSVN of reports, 16 bytes: the components in order, as Intel's PCK selection reads it (dcap.md §8)."""
+        return bytes(self.sgx_components)
+
+    def reached_by(self, cpu_svn: bytes, pce_svn: int) -> bool:
+        """Whether a raw TCB (CPUSVN 16 bytes, PCESVN) is at least this one in every component."""
+        return pce_svn >= self.pce_svn and all(map(ge, cpu_svn, self.cpu_svn))
 
     def with_component(self, number: int, svn: int) -> MachineTcb:
         """The same TCB with component `number` (0 to 15) at another SVN."""

@@ -7,6 +7,7 @@ from confcom.collateral.documents import Document, DocumentKey, DocumentKind, mi
 from confcom.collateral.interface import PckCaName, Tee, Update
 from confcom.errors import CollateralNotFound, CollateralUnavailable
 from confcom.simulator.authority import SOURCE, SimulatedAuthority
+from confcom.simulator.documents import SimulatedEvaluationDataNumbers, SimulatedQeIdentity
 from confcom.simulator.machine import FMSPC, PckCa
 
 
@@ -21,23 +22,32 @@ class SimulatedPcs:
         self.reachable = True
 
     def fetch(self, fmspc: bytes, ca: PckCaName, tee: Tee, *, update: Update = "standard") -> Collateral:
-        """The authority's collateral as it stands now; there is none for TDX."""
-        if not self.reachable:
-            raise CollateralUnavailable("the simulated collateral service does not answer")
-        if tee != "sgx":
-            raise CollateralNotFound("the simulated authority knows SGX machines only")
-        number = self.authority.tcb_info(fmspc).tcb_evaluation_data_number
-        if isinstance(update, int) and update != number:
-            raise CollateralNotFound(f"the simulated authority has set {number} alone, not {update}")
-        return self.authority.collateral(fmspc, PckCa(ca))
+        """The authority's collateral as it stands now."""
+        self._require_set(update, self.authority.tcb_info(fmspc, tee).tcb_evaluation_data_number)
+        return self.authority.collateral(fmspc, PckCa(ca), tee)
 
     def fetch_document(self, key: DocumentKey) -> Document:
-        """One document as it stands now."""
-        known = (DocumentKind.TCB_INFO, DocumentKind.QE_IDENTITY, DocumentKind.PCK_CRL, DocumentKind.ROOT_CA_CRL)
-        if key.kind not in known:
-            raise missing_document(key, SOURCE)
-        fmspc, ca, tee = key.fmspc or FMSPC, key.ca or "platform", key.tee or "sgx"
+        """One document as it stands now; there is no QAE."""
         update: Update = "standard" if key.update is None else key.update
+        match key.kind:
+            case DocumentKind.TCB_EVALUATION_DATA_NUMBERS:
+                self._require_set(update)
+                return self._signed(key, self.authority.evaluation_data_numbers(key.tee or "sgx"))
+            case DocumentKind.QVE_IDENTITY:
+                self._require_set(update, self.authority.qve_identity.tcb_evaluation_data_number)
+                return self._signed(key, self.authority.qve_identity)
+            case DocumentKind.QAE_IDENTITY:
+                raise missing_document(key, SOURCE)
+        fmspc, ca, tee = key.fmspc or FMSPC, key.ca or "platform", key.tee or "sgx"
         collateral = self.fetch(fmspc, ca, tee, update=update)
         documents = take_apart(collateral, fmspc=fmspc, ca=ca, tee=tee, update=update)
         return next(document for document in documents if document.key == key)
+
+    def _signed(self, key: DocumentKey, document: SimulatedQeIdentity | SimulatedEvaluationDataNumbers) -> Document:
+        return Document(key, self.authority.signed(document), self.authority.signing_chain())
+
+    def _require_set(self, update: Update, number: int = 0) -> None:
+        if not self.reachable:
+            raise CollateralUnavailable("the simulated collateral service does not answer")
+        if isinstance(update, int) and update != number:
+            raise CollateralNotFound(f"the simulated authority has set {number} alone, not {update}")

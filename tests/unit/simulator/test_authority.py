@@ -6,9 +6,14 @@ from datetime import timedelta
 import pytest
 from cryptography import x509
 
+from confcom.collateral.pck_selection import select_pck_certificate
 from confcom.errors import CollateralNotFound, ConfigError
 from confcom.formats.pck_extension import PCK_EXTENSION_OID, PckExtension, SgxType
+from confcom.formats.tcb_info import SignedTcbInfo
+from confcom.protocols.pcs import PckCertificateAnswer
 from confcom.simulator.authority import SimulatedAuthority
+from confcom.simulator.certificates import pem
+from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.machine import DEFAULT_TCB, PckCa, SimulatedMachine
 
 
@@ -38,6 +43,26 @@ def test_a_pck_certificate_describes_its_machine(authority, machine):
     assert extension.tcb.cpu_svn == bytes(machine.tcb.sgx_components)
     assert extension.sgx_type == SgxType.SCALABLE
     assert extension.platform_instance_id == machine.platform_instance_id
+
+
+def test_intels_selection_finds_the_certificate_of_the_machine_by_the_raw_tcb_that_it_reports(authority, machine):
+    certificates = []
+    for tcb in (machine.tcb, machine.tcb.with_component(0, 10), machine.tcb.with_component(1, 12)):
+        machine.tcb = tcb
+        leaf = pem(authority.pck_cas[machine.pck_ca].issue(authority.pck_certificate(machine)))
+        tcbm = bytes(tcb.sgx_components) + tcb.pce_svn.to_bytes(2, "little")
+        certificates.append(PckCertificateAnswer(leaf, b"", tcbm, machine.fmspc, "platform"))
+    machine.tcb = DEFAULT_TCB
+    raw = machine.launch(EnclaveDeclaration.from_names("x")).create_report(
+        machine.launch(EnclaveDeclaration.from_names("y")).target_info, bytes(64)
+    )
+    found = select_pck_certificate(
+        certificates,
+        cpu_svn=raw.body.cpu_svn,
+        pce_svn=machine.tcb.pce_svn,
+        tcb_info=SignedTcbInfo.parse(authority.collateral_for(machine).tcb_info).tcb_info(),
+    )
+    assert found is certificates[0]
 
 
 def test_a_client_machine_is_certified_by_the_processor_ca(authority, seed):

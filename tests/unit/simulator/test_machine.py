@@ -86,10 +86,17 @@ def test_a_microcode_update_makes_old_reports_worthless(machine, declaration):
     target.verify_report(machine.launch(declaration).create_report(target.target_info, bytes(64)))
 
 
-def test_the_reported_cpu_svn_is_not_the_list_of_components():
-    assert DEFAULT_TCB.cpu_svn != bytes(DEFAULT_TCB.sgx_components)
-    svns = {DEFAULT_TCB.with_component(number, 99).cpu_svn for number in range(16)}
-    assert len(svns) == 16
+def test_the_reported_cpu_svn_has_its_components_in_order_as_pck_selection_reads_it():
+    assert DEFAULT_TCB.cpu_svn == bytes([11, 11, 2, 2, 255, 255, 1, *[0] * 9])
+
+
+def test_a_raw_tcb_reaches_a_tcb_only_in_all_components_and_the_pce():
+    assert DEFAULT_TCB.reached_by(DEFAULT_TCB.cpu_svn, 13)
+    assert not DEFAULT_TCB.reached_by(DEFAULT_TCB.cpu_svn, 12)
+    assert DEFAULT_TCB.reached_by(DEFAULT_TCB.with_component(15, 1).cpu_svn, 14)
+    for number in range(7):
+        lower = DEFAULT_TCB.with_component(number, 0).with_component(15, 9)
+        assert not DEFAULT_TCB.reached_by(lower.cpu_svn, 13)
 
 
 def test_report_data_of_another_size_is_refused(machine, declaration):

@@ -13,7 +13,7 @@ from confcom.platforms.interface import Platform
 from confcom.simulator.machine import DEFAULT_TCB
 from confcom.simulator.world import SimulatedWorld
 
-GOLDEN_QUOTE = "ac15e92a5ff30128e33618b2063e9f7187171e9afc6eb2c9a67828d6605898b8"
+GOLDEN_QUOTE = "f6bf5a21f5eb9602d91ff2720e31d3b7b39d4798db49645e1c9db0a56c3e28c6"
 
 
 @pytest.fixture

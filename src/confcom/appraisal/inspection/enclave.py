@@ -9,14 +9,13 @@ from confcom.appraisal.inspection.items import Explain, Item, Special, group, li
 from confcom.formats.attestation_key_id import (
     ALGORITHM_ECDSA_P256,
     INTEL_QE3_MR_SIGNER,
+    INTEL_TD_QE_MR_SIGNER,
     AttestationKeyId,
     AttestationKeyIdList,
     QlAttestationKeyId,
 )
 from confcom.formats.sgx import Attributes, QeReportInfo, Report, ReportBody, TargetInfo
 from confcom.formats.tdx import TdAttributeFlags, TdReportBody
-
-INTEL_TD_QE_MR_SIGNER = bytes.fromhex("dc9e2a7c6f948f17474e34a7fc43ed030f7c1563f1babddf6340c82e0e54a8c5")
 
 _XFRM_NAMES = {0: "x87", 1: "SSE", 2: "AVX", 3: "MPX", 5: "AVX-512", 9: "PKRU", 11: "CET", 17: "AMX"}
 
