@@ -257,6 +257,13 @@ class CollateralUnavailable(CollateralError):
     code = "collateral-unavailable"
 
 
+class ClockError(CollateralError):
+    """The clock of this machine, or of the one that collateral comes from, is wrong."""
+
+    code = "clock-wrong"
+    default_advice = "Set the clock (`timedatectl`, or `chronyc makestep`) and run the command again."
+
+
 class ClusterError(ConfcomError):
     """The Kubernetes API did not answer, or not as it should: `status` is HTTP's, `reason` Kubernetes' word."""
 

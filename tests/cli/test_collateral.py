@@ -150,16 +150,14 @@ def test_what_intel_did_not_sign_is_not_kept(call, server, store, world, tmp_pat
     assert done.code == 4
     assert "not trusted" in done.err
     assert "--trust-root" in done.err
-    with opened(store, world) as found:
-        assert found.document_keys() == ()
+    assert not store.parent.exists()
 
 
 def test_a_signer_that_was_revoked_is_noticed_before_anything_is_kept(call, server, store, world):
     world.authority.revoke_tcb_signing()
     done = call("fetch", "--fmspc", world.machine.fmspc.hex(), "--source", server.url)
     assert done.code == 4
-    with opened(store, world) as found:
-        assert found.document_keys() == ()
+    assert not store.parent.exists()
 
 
 def test_a_service_that_refuses_is_explained(call, server, world):
@@ -224,6 +222,33 @@ def test_status_without_a_store_is_missing_collateral(call):
     assert "no collateral store" in done.err
 
 
+def test_status_of_a_store_that_lacks_everything_pages(call, store, world):
+    store.parent.mkdir()
+    CollateralStore(store, roots=world.trust_roots).close()
+    done = call("status")
+    assert done.code == 6
+    assert "missing  every TCB info" in done.out
+    assert call("status", "--json").json["missing"][0]["kind"] == "tcb-info"
+
+
+@pytest.mark.parametrize(("year", "words"), [("1990", "behind"), ("2050", "ahead")])
+def test_status_names_a_wrong_clock(call, fetched, monkeypatch, year, words):
+    wrong = datetime.fromisoformat(f"{year}-01-01T00:00:00Z")
+    monkeypatch.setattr("confcom.cli.collateral_status.parse_time", lambda *_: wrong)
+    done = call("status")
+    assert done.code == 6
+    assert done.out.startswith(f"CLOCK: this machine's clock says {year}-01-01T00:00:00Z")
+    assert words in done.out.splitlines()[0]
+    assert "d left" not in done.out
+
+
+def test_status_as_of_a_time_before_the_store_blames_no_clock(call, fetched):
+    done = call("status", "--at", "1990-01-01T00:00:00Z")
+    assert done.code == 6
+    assert "CLOCK" not in done.out
+    assert "not yet valid" in done.out
+
+
 def test_status_of_another_file_says_so(call, quote):
     assert call("status", to=quote).code == 6
 
@@ -285,6 +310,60 @@ def test_what_cannot_be_imported_is_malformed(call, tmp_path, content):
     path = tmp_path / "thing"
     path.write_bytes(content)
     assert call("import", path).code == 3
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_import_that_fails_in_the_middle_leaves_no_store(call, fetched, tmp_path, store):
+    archive, far = tmp_path / "archive.jsonl", tmp_path / "a" / "b" / "store.sqlite"
+    assert call("export", "-o", archive).code == 0
+    archive.write_bytes(archive.read_bytes()[:-20])
+    assert call("import", archive, to=far).code == 3
+    assert not (tmp_path / "a").exists()
+    before = store.read_bytes()
+    assert call("import", archive).code == 3
+    assert store.read_bytes() == before
+    assert {entry.name for entry in store.parent.iterdir()} == {"store.sqlite"}
+
+
+@pytest.mark.parametrize("year", ["1990", "2000"])
+def test_an_import_under_a_clock_that_is_behind_is_refused_by_name(call, fetched, tmp_path, world, monkeypatch, year):
+    archive, far, bundle = tmp_path / "archive.jsonl", tmp_path / "far.sqlite", tmp_path / "bundle"
+    call("export", "-o", archive)
+    world.export_collateral(bundle)
+    wrong = datetime.fromisoformat(f"{year}-01-01T00:00:00Z")
+    monkeypatch.setattr("confcom.cli.collateral_carry.parse_time", lambda *_: wrong)
+    for path in (archive, bundle):
+        done = call("import", path, to=far)
+        assert done.code == 6
+        assert f"clock says {year}-01-01T00:00:00Z" in done.err
+        assert not far.exists()
+
+
+def test_an_import_from_a_clock_some_minutes_ahead_is_taken_and_said(call, fetched, tmp_path, now, monkeypatch):
+    archive, far = tmp_path / "archive.jsonl", tmp_path / "far.sqlite"
+    call("export", "-o", archive)
+    monkeypatch.setattr("confcom.cli.collateral_carry.parse_time", lambda *_: now - timedelta(minutes=9))
+    done = call("import", archive, to=far)
+    assert done.code == 0
+    assert "the clock of the machine that wrote the archive was 5" in done.err  # 540 s
+
+
+def test_an_import_of_what_has_expired_says_so(call, fetched, tmp_path, now, monkeypatch):
+    archive, far = tmp_path / "archive.jsonl", tmp_path / "far.sqlite"
+    call("export", "-o", archive)
+    monkeypatch.setattr("confcom.cli.collateral_carry.parse_time", lambda *_: now + timedelta(days=60))
+    done = call("import", archive, to=far)
+    assert done.code == 0
+    assert done.err.count("has expired, at") == 6  # all but the root's list: two sets of two, and two PCK lists
+
+
+def test_an_export_of_nothing_is_refused_and_writes_no_file(call, fetched, tmp_path):
+    archive = tmp_path / "archive.jsonl"
+    done = call("export", "-o", archive, trusted=False)
+    assert done.code == 6
+    assert "nothing to export" in done.err
+    assert "--trust-root" in done.err
+    assert not archive.exists()
 
 
 def test_missing_files_are_named(call, fetched, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import pytest
 
@@ -39,6 +39,7 @@ def body_of(key: DocumentKey) -> bytes:
 
 
 TCB, TDX_TCB = (DocumentKey.tcb_info(tee, bytes.fromhex(BUILT_FMSPC)) for tee in ("sgx", "tdx"))
+PLATFORM_CRL = quote("https://api.trustedservices.intel.com/sgx/certification/v4/pckcrl?ca=platform", safe="")
 EARLY = DocumentKey.tcb_info("sgx", bytes.fromhex(BUILT_FMSPC), "early")
 NUMBERED = DocumentKey.tcb_info("sgx", bytes.fromhex(BUILT_FMSPC), 19)
 IDENTITY = "SGX-Enclave-Identity-Issuer-Chain"
@@ -94,6 +95,23 @@ def test_gives_pck_crls_in_the_encoding_asked_for(service: RunningService, versi
         assert reply.body.startswith(b"-----BEGIN X509 CRL-----")
     else:
         assert reply.body == written(der)
+
+
+@pytest.mark.parametrize(
+    ("path", "same"),
+    [
+        ("pckcrl?ca=platform&encoding=der", "pckcrl?ca=PLATFORM&encoding=DER"),
+        ("pckcrl?ca=platform&encoding=pem", "pckcrl?ca=Platform&encoding=Pem"),
+        (f"tcb?fmspc={BUILT_FMSPC}", f"tcb?fmspc={BUILT_FMSPC.upper()}&update=STANDARD"),
+        ("qe/identity?update=early", "qe/identity?update=Early"),
+        (f"crl?uri={PLATFORM_CRL}", f"crl?uri={PLATFORM_CRL.upper()}"),
+    ],
+)
+def test_values_are_taken_whatever_their_case(service: RunningService, path: str, same: str) -> None:
+    replies = [service.ask(f"/sgx/certification/v4/{written}") for written in (path, same)]
+
+    assert [reply.status for reply in replies] == [200, 200]
+    assert replies[0].body == replies[1].body
 
 
 def test_gives_the_root_crl_in_hexadecimal_and_by_its_distribution_point(service: RunningService) -> None:

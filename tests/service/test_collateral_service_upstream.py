@@ -611,3 +611,29 @@ def test_readiness_of_an_empty_offline_service_and_of_a_configured_fmspc(
     assert "empty" in empty.json["reason"]
     assert "00906ed50000" in configured.json["reason"]
     assert {gap["problem"] for gap in configured.json["lacking"]} == {"missing"}
+
+
+def test_the_metric_says_what_readyz_says(
+    store: Path, upstream: RecordedUpstream, world: SimulatedWorld, clock: Clock
+) -> None:
+    def both(service: RunningService) -> tuple[int, str]:
+        ready = service.ask("/readyz")
+        service.ask("/metrics")
+        assert service.metric("ready") == (ready.status == 200) == ready.json["ready"]
+        return ready.status, ready.json.get("reason", "")
+
+    with offline(store, world, clock) as service:
+        empty = both(service)
+        with CollateralStore(store, roots=world.trust_roots) as kept:
+            for key in keys_for(FMSPC_BYTES, "platform", "sgx"):
+                kept.add([upstream.fetch_document(key)], seen=clock.now, source="elsewhere")
+        service.wait_until(lambda: service.ask("/readyz").status == 200)
+        full = both(service)
+        clock.now = NOW.replace(year=1990)
+        behind = both(service)
+        clock.now = NOW.replace(year=2050)
+        ahead = both(service)
+
+    assert (empty[0], full, behind[0], ahead[0]) == (503, (200, ""), 503, 503)
+    assert "clock says 1990-11-21T09:30:00Z" in behind[1]
+    assert "clock says 2050-11-21T09:30:00Z" in ahead[1]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from datetime import datetime
+from collections.abc import Iterable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,16 +12,18 @@ import click
 
 from confcom.appraisal.collateral import verify_collateral
 from confcom.cli.collateral import store_option, trust_root_option
-from confcom.cli.collateral_fetch import open_store
+from confcom.cli.collateral_fetch import filled_store
 from confcom.cli.inputs import parse_time
 from confcom.cli.printable import printable
 from confcom.cli.trust_options import trust_roots
 from confcom.cli.update_option import parse_update
-from confcom.collateral.archive import ARCHIVE_START, read_archive, write_archive
+from confcom.collateral.archive import ARCHIVE_START, Imported, read_archive, write_archive
 from confcom.collateral.bundle import load_bundle
-from confcom.collateral.documents import take_apart
+from confcom.collateral.clock import Dates, rfc3339
+from confcom.collateral.documents import Document, DocumentKey, take_apart
 from confcom.collateral.store import CollateralStore
-from confcom.errors import ConfigError
+from confcom.collateral.verified_document import read_document
+from confcom.errors import CollateralNotFound, ConfigError
 from confcom.pki.chain import verify_chain
 from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import Tee, Update
@@ -35,18 +38,32 @@ _FILE = click.Path(path_type=Path, allow_dash=True)
 @click.option("--update", default="standard", show_default=True, help="The set that a bundle is of; archives say it.")
 def import_(path: Path, store: Path, trust_root: tuple[str, ...], update: str) -> None:
     """Verify collateral and keep it: PATH is an archive (`confcom collateral export`), a folder with one file per
-    part, or a collateral.json; '-' reads an archive from standard input.
+    part, or a collateral.json; '-' reads an archive from standard input. A store is made only if the import succeeds.
     """
-    now, roots = parse_time(None, ""), trust_roots(trust_root)
-    with open_store(store, roots) as opened:
-        if str(path) == "-":
-            total, new = read_archive(opened, sys.stdin.buffer, now=now)
-        elif _is_archive(path):
-            with path.open("rb") as file:
-                total, new = read_archive(opened, file, now=now)
-        else:
-            total, new = _import_bundle(opened, path, parse_update(update), roots, now)
-    click.echo(f"{total} documents verified, {new} new in {printable(str(store))}")
+    now, roots, set_ = parse_time(None, ""), trust_roots(trust_root), parse_update(update)
+    if str(path) == "-":
+        with filled_store(store, roots) as opened:
+            imported = read_archive(opened, sys.stdin.buffer, now=now)
+            expired = _expired(opened, imported.keys, now)
+    elif _is_archive(path):
+        with path.open("rb") as file, filled_store(store, roots) as opened:
+            imported = read_archive(opened, file, now=now)
+            expired = _expired(opened, imported.keys, now)
+    else:
+        documents = _read_bundle(path, set_, roots, now)
+        with filled_store(store, roots) as opened:
+            new = opened.add(documents, seen=now, source=str(path))
+            imported = Imported(len(documents), new, {document.key for document in documents})
+            expired = _expired(opened, imported.keys, now)
+    click.echo(f"{imported.documents} documents verified, {imported.new} new in {printable(str(store))}")
+    if imported.ahead > timedelta():
+        click.echo(
+            f"confcom: the clock of the machine that wrote the archive was {imported.ahead.total_seconds():.0f} s "
+            "ahead of this one; what it saw later than now counts as seen now",
+            err=True,
+        )
+    for key, since in expired:
+        click.echo(f"confcom: the {key} has expired, at {rfc3339(since)}: fetch a fresh one", err=True)
 
 
 @click.command()
@@ -59,6 +76,11 @@ def export(output: Path, store: Path, trust_root: tuple[str, ...]) -> None:
     PCK certificates are left out: they name machines.
     """
     with CollateralStore(store, roots=trust_roots(trust_root), create=False) as opened:
+        if not opened.document_keys():
+            raise CollateralNotFound(
+                f"{store} holds no documents of a trusted root, so there is nothing to export",
+                advice="Fill it with `confcom collateral fetch`, or name its root with --trust-root.",
+            )
         if str(output) == "-":
             write_archive(opened, sys.stdout.buffer)
             return
@@ -93,12 +115,18 @@ def _is_archive(path: Path) -> bool:
         raise ConfigError(f"cannot read {path}: {error.strerror}", advice="Check the path.") from error
 
 
-def _import_bundle(
-    store: CollateralStore, path: Path, update: Update, roots: TrustRoots, now: datetime
-) -> tuple[int, int]:
+def _read_bundle(path: Path, update: Update, roots: TrustRoots, now: datetime) -> tuple[Document, ...]:
     collateral = load_bundle(path)
     verified = verify_collateral(collateral, roots=roots)
     ca = verify_chain(collateral.pck_crl_issuer_chain, roots=roots, kind="ca", step="import").ca
     tee: Tee = "tdx" if verified.tcb_info.id == "TDX" else "sgx"
     documents = take_apart(collateral, fmspc=verified.tcb_info.fmspc, ca=ca, tee=tee, update=update)
-    return len(documents), store.add(documents, seen=now, source=str(path))
+    for facts in map(read_document, documents):
+        Dates(facts.issue_date, facts.next_update).require_clock(now)
+    return documents
+
+
+def _expired(store: CollateralStore, keys: Iterable[DocumentKey], now: datetime) -> list[tuple[DocumentKey, datetime]]:
+    """The imported documents of which nothing in the store is valid now."""
+    found = ((key, store.in_force(key, at=now)) for key in sorted(keys, key=str))
+    return [(key, version.expires) for key, version in found if version is not None and version.expires < now]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -22,12 +22,14 @@ from confcom.cli.printable import printable
 from confcom.cli.trust_options import trust_roots
 from confcom.cli.update_option import parse_update
 from confcom.collateral.bundle import save_bundle
+from confcom.collateral.clock import Dates, rfc3339
 from confcom.collateral.documents import Document, DocumentKey, assemble, keys_for
 from confcom.collateral.interface import CollateralSource
 from confcom.collateral.resolve import SourceOptions, resolve
 from confcom.collateral.store import CollateralStore
+from confcom.collateral.store_database import unfinished_store
 from confcom.collateral.verified_document import read_document
-from confcom.errors import ConfcomError, ConfigError
+from confcom.errors import CollateralUnavailable, ConfcomError, ConfigError
 from confcom.formats.evidence import MAX_EVIDENCE, EvidenceFile
 from confcom.formats.pck_extension import PckExtension
 from confcom.formats.quote_section import TeeType
@@ -84,11 +86,16 @@ _FILE = click.Path(path_type=Path)
 @click.option("--fmspc", metavar="HEX", multiple=True, help="The kind of platform, 12 digits. Repeatable.")
 @click.option(
     "--ca",
-    type=click.Choice(get_args(PckCaName)),
+    type=click.Choice(get_args(PckCaName), case_sensitive=False),
     multiple=True,
     help="The CA of its PCK certificate. Default: both (platform with -o).",
 )
-@click.option("--tee", type=click.Choice(get_args(Tee)), multiple=True, help="The kind of its quotes. Default: sgx.")
+@click.option(
+    "--tee",
+    type=click.Choice(get_args(Tee), case_sensitive=False),
+    multiple=True,
+    help="The kind of its quotes. Default: sgx.",
+)
 @click.option("--quote", metavar="FILE", type=_FILE, multiple=True, help="Take FMSPC, CA and kind from this evidence.")
 @click.option(
     "--source",
@@ -134,17 +141,19 @@ def fetch(**options: Any) -> int:  # noqa: ANN401 - click fills FetchOptions, wh
     )
     with ExitStack() as stack:
         source = stack.enter_context(resolve(given.source, settings))
-        store = None if given.output is not None else stack.enter_context(open_store(given.store, roots))
+        store: CollateralStore | None = None
         for target in targets:
             try:
-                documents = _fetch_one(source, target, fetched, given.source, roots)
-                if store is None:
-                    save_bundle(assemble(documents, source=given.source), given.output or Path())
-                else:
-                    fetched.new += store.add(documents, seen=now, source=given.source)
+                documents = _fetch_one(source, target, fetched, given.source, roots, now)
             except ConfcomError as error:
                 if error not in fetched.errors:
                     fetched.errors.append(error)
+                continue
+            if given.output is not None:
+                save_bundle(assemble(documents, source=given.source), given.output)
+            else:
+                store = store or stack.enter_context(filled_store(given.store, roots))
+                fetched.new += store.add(documents, seen=now, source=given.source)
         if store is not None:
             for extension, _, tee in platforms:
                 store.observe_platform(extension, seen=now, tee=tee)
@@ -153,12 +162,14 @@ def fetch(**options: Any) -> int:  # noqa: ANN401 - click fills FetchOptions, wh
 
 
 def _fetch_one(
-    source: CollateralSource, target: _Target, fetched: _Fetched, name: str, roots: TrustRoots
+    source: CollateralSource, target: _Target, fetched: _Fetched, name: str, roots: TrustRoots, now: datetime
 ) -> list[Document]:
     keys = keys_for(target.fmspc, target.ca, target.tee, target.update)
     documents = [_fetch_document(source, key, fetched) for key in keys]
     # Together, so that revoked signers are found before anything is kept.
     verify_collateral(assemble(documents, source=name), roots=roots)
+    for facts in map(read_document, documents):
+        Dates(facts.issue_date, facts.next_update).require_clock(now)
     return documents
 
 
@@ -181,13 +192,30 @@ def _proxy_of_environment(source: str) -> str | None:
     return getproxies().get("https")
 
 
-def open_store(path: Path, roots: TrustRoots) -> CollateralStore:
-    """The store at a path, made with its folder if need be."""
+@contextmanager
+def filled_store(path: Path, roots: TrustRoots) -> Iterator[CollateralStore]:
+    """The store at a path, to be filled. A new one, and its folder, are there only if the block ends well."""
+    missing = [folder for folder in path.absolute().parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--store: cannot make the folder {path.parent}: {error.strerror}") from error
-    return CollateralStore(path, roots=roots)
+    try:
+        if path.exists():
+            with CollateralStore(path, roots=roots) as store:
+                yield store
+            return
+        with unfinished_store(path) as temporary, CollateralStore(temporary, roots=roots) as store:
+            yield store
+    except BaseException as error:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+        if isinstance(error, FileExistsError):
+            raise CollateralUnavailable(
+                f"another process made {path} meanwhile", advice="Run the command again."
+            ) from error
+        raise
 
 
 def _targets(given: FetchOptions, platforms: Iterable[tuple[PckExtension, PckCaName, Tee]]) -> Iterator[_Target]:
@@ -223,7 +251,7 @@ def _show(given: FetchOptions, fetched: _Fetched, now: datetime) -> None:
                 {
                     "source": given.source,
                     "documents": [
-                        {"document": str(key), "number": fact.number, "until": _rfc3339(fact.next_update)}
+                        {"document": str(key), "number": fact.number, "until": rfc3339(fact.next_update)}
                         for key, fact in facts.items()
                     ],
                     "new_versions": fetched.new,
@@ -235,13 +263,9 @@ def _show(given: FetchOptions, fetched: _Fetched, now: datetime) -> None:
         return
     for key, fact in facts.items():
         late = "  (in the past)" if fact.next_update < now else ""
-        click.echo(f"{key!s:<60} number {fact.number:<6} until {_rfc3339(fact.next_update)}{late}")
+        click.echo(f"{key!s:<60} number {fact.number:<6} until {rfc3339(fact.next_update)}{late}")
     where = f"in {given.output}" if given.output is not None else f"{fetched.new} new versions in {given.store}"
     if facts:
         click.echo(printable(where))
     for error in fetched.errors:
         click.echo(f"confcom: {printable(str(error))}\n  what to do: {printable(error.advice())}", err=True)
-
-
-def _rfc3339(time: datetime) -> str:
-    return f"{time:%Y-%m-%dT%H:%M:%SZ}"

@@ -15,7 +15,7 @@ from confcom.cli.inputs import parse_hex, parse_time
 from confcom.cli.printable import printable
 from confcom.cli.trust_options import trust_roots
 from confcom.collateral.store import CollateralStore
-from confcom.collateral.store_status import PlatformStatus, StoreStatus, as_dict, store_status
+from confcom.collateral.store_status import MissingDocument, PlatformStatus, StoreStatus, as_dict, store_status
 from confcom.errors import ConfigError
 
 DEFAULT_MIN_VALIDITY = "7d"
@@ -50,7 +50,8 @@ def status(
     """Show when each document in force expires, which documents are missing, and which known platforms the coming TCB
     promotion (the early set) would turn out of date, with the first component that is too low.
 
-    Exit 6 when a document has less time left than --min-validity, or one is missing; 0 otherwise.
+    Exit 6 when a document has less time left than --min-validity, when one is missing (of an empty store all are), or
+    when the clock is wrong; 0 otherwise.
     """
     threshold = parse_duration(min_validity, "--min-validity")
     fmspcs = frozenset(parse_hex(digits, "--fmspc", most=6) for digits in fmspc)
@@ -58,11 +59,12 @@ def status(
     with CollateralStore(store, roots=trust_roots(trust_root), create=False) as opened:
         found = store_status(opened, now, fmspcs=fmspcs)
     if as_json:
-        click.echo(json.dumps(as_dict(found, min_validity=threshold), indent=2))
+        click.echo(json.dumps(as_dict(found, min_validity=threshold, clock=at is None), indent=2))
     else:
-        _show(found, threshold)
-    alarm = found.expiring(threshold) or found.missing or (fail_on_promotion and found.falling_behind)
-    return ExitCode.COLLATERAL if alarm else ExitCode.OK
+        _show(found, threshold, clock=at is None)
+    alarms = [found.expiring(threshold), found.missing, found.not_yet_valid]
+    alarms += [found.falling_behind] if fail_on_promotion else []
+    return ExitCode.COLLATERAL if any(alarms) else ExitCode.OK
 
 
 def parse_duration(text: str, option: str) -> timedelta:
@@ -73,16 +75,25 @@ def parse_duration(text: str, option: str) -> timedelta:
     return timedelta(seconds=int(match[1]) * _UNITS[match[2]])
 
 
-def _show(found: StoreStatus, threshold: timedelta) -> None:
+def _show(found: StoreStatus, threshold: timedelta, *, clock: bool) -> None:
+    if clock and found.clock_problem:
+        click.echo(f"CLOCK: {found.clock_problem}; the times below are by this clock")
     if not found.documents:
         click.echo("the store holds no documents")
     for document in found.documents:
         low = "  LOW" if document.seconds_left < threshold.total_seconds() else ""
-        click.echo(f"{_left(document.seconds_left):>14}  {document.key!s:<60} number {document.number}{low}")
+        left = "not yet valid" if document in found.not_yet_valid else _left(document.seconds_left)
+        click.echo(f"{left:>14}  {document.key!s:<60} number {document.number}{low}")
     for entry in found.missing:
-        click.echo(f"{'missing':>14}  {entry.key} (for {entry.tee.upper()} quotes of FMSPC {entry.fmspc.hex()})")
+        click.echo(f"{'missing':>14}  {_missing(entry)}")
     for platform in found.platforms:
         click.echo(f"platform {platform.platform.id[:16]}  FMSPC {platform.platform.fmspc.hex()}  {_judged(platform)}")
+
+
+def _missing(entry: MissingDocument) -> str:
+    if entry.key is None or entry.fmspc is None:
+        return "every TCB info: fetch that of your platforms (confcom collateral fetch --quote FILE, or --fmspc HEX)"
+    return f"{entry.key} (for {entry.tee.upper()} quotes of FMSPC {entry.fmspc.hex()})"
 
 
 def _judged(platform: PlatformStatus) -> str:

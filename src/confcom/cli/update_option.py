@@ -8,9 +8,10 @@ from confcom.protocols.pcs import Update
 
 def parse_update(text: str) -> Update:
     """The name of a set."""
-    if text == "standard":
+    named = text.lower()
+    if named == "standard":
         return "standard"
-    if text == "early":
+    if named == "early":
         return "early"
     if text.isascii() and text.isdigit() and len(text) <= 9:
         return int(text)

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from typing import Annotated, BinaryIO, Literal, TypeVar
 
 import msgspec
 
+from confcom.collateral.clock import Dates, rfc3339
 from confcom.collateral.documents import Document, DocumentKey, DocumentKind
 from confcom.collateral.store import CollateralStore
 from confcom.collateral.store_rows import Sighting
 from confcom.collateral.verified_document import VerifiedDocument, verify_document
-from confcom.errors import ConfigError, FormatError
+from confcom.errors import ClockError, ConfigError, FormatError
 from confcom.formats.signed_json import Hex6
 from confcom.pki.crl import MAX_CRL
 from confcom.pki.pem import MAX_PEM
@@ -30,6 +31,9 @@ ARCHIVE_START = b'{"format":"confcom-collateral-archive"'
 
 MAX_LINE = 2 * (MAX_CRL + MAX_PEM)
 """Bytes of one line: base64 takes a third more than the document, the chain is text."""
+
+MAX_AHEAD = timedelta(days=1)
+"""Sightings that lie in the future by less than this are of a clock that was ahead, and count as of now."""
 
 MAX_DOCUMENTS = 1_000_000
 MAX_SIGHTINGS = 1_000
@@ -67,6 +71,16 @@ class _End(msgspec.Struct, forbid_unknown_fields=True):
     end: int
 
 
+@dataclass(slots=True)
+class Imported:
+    """What an import took in. `ahead`: by how much the clock of the machine that wrote it was ahead of this one."""
+
+    documents: int = 0
+    new: int = 0
+    keys: set[DocumentKey] = field(default_factory=set)
+    ahead: timedelta = timedelta()
+
+
 def write_archive(store: CollateralStore, file: BinaryIO) -> int:
     """Write every version in the store; gives their number."""
     file.write(msgspec.json.encode(_Header()) + b"\n")
@@ -80,24 +94,28 @@ def write_archive(store: CollateralStore, file: BinaryIO) -> int:
     return len(written)
 
 
-def read_archive(store: CollateralStore, file: BinaryIO, *, now: datetime) -> tuple[int, int]:
-    """Verify every version of an archive and keep it; gives how many there were, and how many were new.
+def read_archive(store: CollateralStore, file: BinaryIO, *, now: datetime) -> Imported:
+    """Verify every version of an archive and keep it.
 
-    Versions are kept in batches, so some that stand before a refused line are kept. A sighting cannot lie after `now`,
-    and an archive without its end line was cut off: both are `FormatError`s.
+    Versions are kept in batches, so some that stand before a refused line are kept. An archive without its end line was
+    cut off: `FormatError`. Where its dates and `now` cannot both be right: `ClockError`.
     """
-    total, new = 0, 0
+    imported = Imported()
     batch: list[tuple[VerifiedDocument, tuple[Sighting, ...]]] = []
-    for document, sightings in _read(file, now):
-        batch.append((verify_document(document, roots=store.roots), sightings))
-        total += 1
+    for document, sightings in _read(file, now, imported):
+        verified = verify_document(document, roots=store.roots)
+        Dates(verified.facts.issue_date, verified.expires).require_clock(now)
+        batch.append((verified, sightings))
+        imported.documents += 1
+        imported.keys |= {replace(document.key, update=_update(seen.served_as)) for seen in sightings}
         if len(batch) == BATCH:
-            new += store.add_seen(batch)
+            imported.new += store.add_seen(batch)
             batch = []
-    return total, new + store.add_seen(batch)
+    imported.new += store.add_seen(batch)
+    return imported
 
 
-def _read(file: BinaryIO, now: datetime) -> Iterator[tuple[Document, tuple[Sighting, ...]]]:
+def _read(file: BinaryIO, now: datetime, imported: Imported) -> Iterator[tuple[Document, tuple[Sighting, ...]]]:
     head = _line_of(file, 1)
     if not head.startswith(ARCHIVE_START):
         raise FormatError("is not the head of an archive", structure=STRUCTURE, field="line 1")
@@ -107,7 +125,9 @@ def _read(file: BinaryIO, now: datetime) -> Iterator[tuple[Document, tuple[Sight
         if line.startswith(b'{"end"'):
             _check_end(_decode(line, _End, number).end, number - 2, file)
             return
-        yield _document(_decode(line, _Line, number), number, now)
+        document, sightings = _document(_decode(line, _Line, number), number)
+        imported.ahead = max(imported.ahead, *(seen.last_seen - now for seen in sightings))
+        yield document, tuple(_at_most(seen, now, number) for seen in sightings)
     raise FormatError(f"more than {MAX_DOCUMENTS} documents", structure=STRUCTURE, field="")
 
 
@@ -152,7 +172,7 @@ def _line(document: Document, sightings: Iterable[Sighting]) -> _Line:
     )
 
 
-def _document(line: _Line, number: int, now: datetime) -> tuple[Document, tuple[Sighting, ...]]:
+def _document(line: _Line, number: int) -> tuple[Document, tuple[Sighting, ...]]:
     where = f"line {number}"
     try:
         body = base64.b64decode(line.body, validate=True)
@@ -165,19 +185,29 @@ def _document(line: _Line, number: int, now: datetime) -> tuple[Document, tuple[
         )
     except (ValueError, ConfigError) as error:  # b64decode: binascii.Error, or its parent for what is not ASCII
         raise FormatError(f"{error}", structure=STRUCTURE, field=where) from error
-    sightings = tuple(_sighting(seen, key, where, now) for seen in line.seen)
+    sightings = tuple(_sighting(seen, key, where) for seen in line.seen)
     # Under which set it was served is not in the document; its number is, and a pinned one must be the document's.
     return Document(_by_number(key, sightings), body, line.issuer_chain.encode()), sightings
 
 
-def _sighting(seen: _Seen, key: DocumentKey, where: str, now: datetime) -> Sighting:
+def _sighting(seen: _Seen, key: DocumentKey, where: str) -> Sighting:
     if (seen.served_as == "") != (key.update is None):
         raise FormatError("served_as does not fit the kind", structure=STRUCTURE, field=where)
     if seen.first_seen.tzinfo is None or seen.last_seen.tzinfo is None:
         raise FormatError("a time has no time zone", structure=STRUCTURE, field=where)
-    if not seen.first_seen <= seen.last_seen <= now:
-        raise FormatError("was seen in the future, or last before first", structure=STRUCTURE, field=where)
+    if seen.first_seen > seen.last_seen:
+        raise FormatError("was seen last before it was seen first", structure=STRUCTURE, field=where)
     return Sighting(seen.served_as, seen.source, seen.first_seen, seen.last_seen)
+
+
+def _at_most(seen: Sighting, now: datetime, number: int) -> Sighting:
+    if seen.last_seen - now > MAX_AHEAD:
+        raise ClockError(
+            f"line {number} of the archive was seen at {rfc3339(seen.last_seen)}, but this machine's clock says "
+            f"{rfc3339(now)}: this clock is behind, or that of the machine which wrote the archive was ahead",
+            advice="Compare both clocks with the true time. If this one is right, import the archive after that time.",
+        )
+    return replace(seen, first_seen=min(seen.first_seen, now), last_seen=min(seen.last_seen, now))
 
 
 def _by_number(key: DocumentKey, sightings: Iterable[Sighting]) -> DocumentKey:

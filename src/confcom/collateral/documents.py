@@ -227,10 +227,11 @@ def fetch_collateral(
 
 
 def _key_for_distribution_point(uri: str) -> DocumentKey | None:
-    if "IntelSGXRootCA" in uri or "rootcacrl" in uri:
+    named = uri.lower()
+    if "intelsgxrootca" in named or "rootcacrl" in named:
         return DocumentKey.root_ca_crl()
     for ca in ("processor", "platform"):
-        if "pckcrl" in uri and f"ca={ca}" in uri:
+        if "pckcrl" in named and f"ca={ca}" in named:
             return DocumentKey.pck_crl("processor" if ca == "processor" else "platform")
     return None
 

@@ -7,8 +7,10 @@ several processes wait for each other up to the busy timeout.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -38,6 +40,7 @@ class StoreDatabase:
         self._writing = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
         self._closed = False
+        _remove_leftovers(path)
         if not path.exists():
             if not create:
                 raise CollateralNotFound(
@@ -107,48 +110,13 @@ class StoreDatabase:
             else:
                 self._idle.append(connection)
 
-    def _connect(self, path: Path | None = None) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            path or self.path, timeout=self._busy_timeout, isolation_level=None, check_same_thread=False
-        )
-        try:
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA foreign_keys = ON")
-            connection.execute("PRAGMA trusted_schema = OFF")
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+    def _connect(self) -> sqlite3.Connection:
+        return _connect(self.path, self._busy_timeout)
 
     def _create(self) -> None:
-        # Made under another name and put in place whole: nobody ever opens half a store, whoever is killed when.
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.{threading.get_ident()}")
-        try:
-            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-            try:
-                self._initialise(temporary)
-                with suppress(FileExistsError):
-                    os.link(temporary, self.path)
-            finally:
-                temporary.unlink(missing_ok=True)
-            _sync_folder(self.path.parent)
-        except OSError as error:
-            raise CollateralError(
-                f"the collateral store {self.path} cannot be made: {error.strerror}",
-                advice="Name a folder that exists and can be written, on a local file system.",
-            ) from error
-
-    def _initialise(self, path: Path) -> None:
-        with self._translated():
-            connection = self._connect(path)
-            try:
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute("BEGIN IMMEDIATE")
-                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                _apply(connection, 0)
-                connection.execute("COMMIT")
-            finally:
-                connection.close()
+        # Put in place whole: no process ever opens half a store. If another process was faster, its store serves.
+        with suppress(FileExistsError), unfinished_store(self.path):
+            pass
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
         if connection.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
@@ -208,6 +176,97 @@ def is_store_file(path: Path) -> bool:
             return file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
     except OSError:
         return False
+
+
+UNFINISHED = ".new"
+"""How the names of stores end that are not in place yet; they begin with a dot and the store's name."""
+
+
+@contextmanager
+def unfinished_store(path: Path) -> Iterator[Path]:
+    """A new empty store beside `path`; it takes its place when the block ends well, and is removed otherwise.
+
+    If a store is at `path` by then, it stays, and the new one is dropped: `FileExistsError`. The lock on the file tells
+    it from the leftover of a process that was killed.
+    """
+    with _making(path):
+        descriptor, temporary = _locked_file(path)
+    try:
+        with _making(path):
+            _initialise(temporary)
+        yield temporary
+        with _making(path):
+            os.link(temporary, path)
+            _sync_folder(path.parent)
+    finally:
+        _remove(temporary)
+        os.close(descriptor)
+
+
+@contextmanager
+def _making(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except (OSError, sqlite3.Error) as error:
+        raise CollateralError(
+            f"the collateral store {path} cannot be made: {getattr(error, 'strerror', None) or error}",
+            advice="Name a folder that exists and can be written, on a local file system.",
+        ) from error
+
+
+def _locked_file(path: Path) -> tuple[int, Path]:
+    while True:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=UNFINISHED, dir=path.parent)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink == 1:
+            return descriptor, Path(name)
+        os.close(descriptor)  # taken for a leftover before it was locked
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove unfinished stores of killed processes. A running process holds the lock of its own."""
+    with suppress(OSError):
+        for entry in os.scandir(path.parent):
+            if entry.name.startswith(f".{path.name}.") and entry.name.endswith(UNFINISHED):
+                descriptor = os.open(entry.path, os.O_RDWR | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _remove(Path(entry.path))
+                except BlockingIOError:
+                    continue
+                finally:
+                    os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm", "-journal"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def _initialise(path: Path) -> None:
+    connection = _connect(path, BUSY_TIMEOUT)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        _apply(connection, 0)
+        connection.execute("COMMIT")
+    finally:
+        connection.close()
+
+
+def _connect(path: Path, busy_timeout: float) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=busy_timeout, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute("PRAGMA trusted_schema = OFF")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _version(connection: sqlite3.Connection) -> int:

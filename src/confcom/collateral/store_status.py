@@ -9,6 +9,7 @@ from typing import Any
 
 from confcom.appraisal.tcb import match_platform
 from confcom.appraisal.tcb_shortfall import Shortfall, shortfalls
+from confcom.collateral.clock import Dates, rfc3339
 from confcom.collateral.documents import DocumentKey, DocumentKind
 from confcom.collateral.store import CollateralStore
 from confcom.collateral.store_platforms import KnownPlatform
@@ -32,10 +33,13 @@ class DocumentStatus:
 
 @dataclass(frozen=True, slots=True)
 class MissingDocument:
-    """A document that the quotes of a known FMSPC (6 bytes) cannot be judged without."""
+    """A document that the quotes of a known FMSPC (6 bytes) cannot be judged without.
 
-    key: DocumentKey
-    fmspc: bytes
+    `key` and `fmspc` are None for what a store lacks that knows no FMSPC: any TCB info.
+    """
+
+    key: DocumentKey | None
+    fmspc: bytes | None
     tee: Tee
 
 
@@ -81,6 +85,17 @@ class StoreStatus:
         return tuple(document for document in self.documents if document.seconds_left < min_validity.total_seconds())
 
     @property
+    def not_yet_valid(self) -> tuple[DocumentStatus, ...]:
+        """The documents that were issued after `now`: what is in force then is not in the store."""
+        return tuple(document for document in self.documents if document.issue_date > self.now)
+
+    @property
+    def clock_problem(self) -> str:
+        """Why the clock must be wrong if it says `now`; empty where nothing tells so."""
+        dates = Dates.of((document.issue_date, document.expires) for document in self.documents)
+        return "" if dates is None else dates.clock_problem(self.now)
+
+    @property
     def falling_behind(self) -> tuple[PlatformStatus, ...]:
         """The platforms that the coming promotion turns out of date."""
         return tuple(platform for platform in self.platforms if platform.falls_behind)
@@ -99,13 +114,18 @@ def store_status(store: CollateralStore, now: datetime, *, fmspcs: frozenset[byt
     )
 
 
-def as_dict(status: StoreStatus, *, min_validity: timedelta) -> dict[str, Any]:
-    """The status for machines: times in RFC 3339, bytes in hexadecimal digits."""
+def as_dict(status: StoreStatus, *, min_validity: timedelta, clock: bool = True) -> dict[str, Any]:
+    """The status for machines: times in RFC 3339, bytes in hexadecimal digits.
+
+    `clock` says that `now` is what this machine's clock says.
+    """
     return {
-        "now": _rfc3339(status.now),
+        "now": rfc3339(status.now),
         "min_validity_seconds": int(min_validity.total_seconds()),
         "expiring": [_document_dict(document) for document in status.expiring(min_validity)],
-        "missing": [_key_dict(entry.key) | {"for_fmspc": entry.fmspc.hex()} for entry in status.missing],
+        "not_yet_valid": [_document_dict(document) for document in status.not_yet_valid],
+        "clock_problem": (clock and status.clock_problem) or None,
+        "missing": [_missing_dict(entry) for entry in status.missing],
         "falling_behind": [entry.platform.id for entry in status.falling_behind],
         "documents": [_document_dict(document) for document in status.documents],
         "platforms": [_platform_dict(entry) for entry in status.platforms],
@@ -131,9 +151,12 @@ def _documents(store: CollateralStore, keys: Iterable[DocumentKey], now: datetim
 def _missing(
     keys: set[DocumentKey], platforms: Iterable[KnownPlatform], fmspcs: frozenset[bytes]
 ) -> Iterator[MissingDocument]:
-    for fmspc, tee, needed in sorted(_needs(keys, platforms, fmspcs), key=lambda need: need[:2]):
+    needs = sorted(_needs(keys, platforms, fmspcs), key=lambda need: need[:2])
+    for fmspc, tee, needed in needs:
         for key in sorted({*needed, DocumentKey.root_ca_crl()} - keys, key=str):
             yield MissingDocument(key, fmspc, tee)
+    if not needs:
+        yield MissingDocument(None, None, "sgx")
 
 
 def _needs(
@@ -208,13 +231,19 @@ def _key_dict(key: DocumentKey) -> dict[str, Any]:
     }
 
 
+def _missing_dict(entry: MissingDocument) -> dict[str, Any]:
+    fields = dict.fromkeys(("tee", "fmspc", "ca", "update")) if entry.key is None else _key_dict(entry.key)
+    for_fmspc = None if entry.fmspc is None else entry.fmspc.hex()
+    return {"kind": DocumentKind.TCB_INFO.value} | fields | {"for_fmspc": for_fmspc}
+
+
 def _document_dict(document: DocumentStatus) -> dict[str, Any]:
     return _key_dict(document.key) | {
         "number": document.number,
-        "issue_date": _rfc3339(document.issue_date),
-        "expires": _rfc3339(document.expires),
+        "issue_date": rfc3339(document.issue_date),
+        "expires": rfc3339(document.expires),
         "seconds_left": document.seconds_left,
-        "last_seen": _rfc3339(document.last_seen),
+        "last_seen": rfc3339(document.last_seen),
     }
 
 
@@ -225,7 +254,7 @@ def _platform_dict(entry: PlatformStatus) -> dict[str, Any]:
         "tee": known.tee,
         "fmspc": known.fmspc.hex(),
         "ca": known.ca,
-        "last_seen": _rfc3339(known.last_seen),
+        "last_seen": rfc3339(known.last_seen),
         "standard": {"number": entry.standard_number, "tcb_status": entry.standard_status},
         "early": {"number": entry.early_number, "tcb_status": entry.early_status},
         "falls_behind": entry.falls_behind,
@@ -238,7 +267,3 @@ def _platform_dict(entry: PlatformStatus) -> dict[str, Any]:
             "advice": lacking.advice,
         },
     }
-
-
-def _rfc3339(time: datetime) -> str:
-    return f"{time:%Y-%m-%dT%H:%M:%SZ}"

@@ -6,7 +6,7 @@ Only answers with status 200 come here; `pcs_status` is for the others. What is 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -145,7 +145,7 @@ class _PckCert(msgspec.Struct):
     issuer_chain: str = msgspec.field(name="sgx-Pck-Certificate-Issuer-Chain")
     tcbm: str = msgspec.field(name="sgx-Tcbm")
     fmspc: str | None = msgspec.field(name="sgx-Fmspc", default=None)
-    ca: Literal["processor", "platform"] | None = msgspec.field(name="sgx-Pck-Certificate-CA-Type", default=None)
+    ca: str | None = msgspec.field(name="sgx-Pck-Certificate-CA-Type", default=None)
 
 
 class _PckCertEntry(msgspec.Struct):
@@ -179,7 +179,7 @@ def _pck_certificate_from_json(body: bytes) -> PckCertificateAnswer:
         issuer_chain=decode_chain(found.issuer_chain, _PCK, "sgx-Pck-Certificate-Issuer-Chain"),
         tcbm=hex_field(found.tcbm, 18, _PCK, "sgx-Tcbm"),
         fmspc=None if found.fmspc is None else hex_field(found.fmspc, 6, _PCK, "sgx-Fmspc"),
-        ca=found.ca,
+        ca=_ca(found.ca),
     )
 
 
@@ -192,9 +192,10 @@ def _chain(response: HttpResponse, names: tuple[str, ...], structure: str) -> by
 
 
 def _ca(text: str | None) -> PckCaName | None:
-    match text:
-        case None | "processor" | "platform":
-            return text
+    # Intel's service writes it in lower case, its caching service in upper case.
+    match None if text is None else text.lower():
+        case (None | "processor" | "platform") as ca:
+            return ca
         case _:
             raise FormatError("is neither processor nor platform", structure=_PCK, field=pcs.CA_TYPE)
 

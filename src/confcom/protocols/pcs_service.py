@@ -134,7 +134,7 @@ def _update(query: Mapping[str, str]) -> Update:
         if not (number.isascii() and number.isdigit() and len(number) <= 9):
             raise FormatError("is not a number", structure=STRUCTURE, field="tcbEvaluationDataNumber")
         return int(number)
-    match update:
+    match None if update is None else update.lower():
         case None | "standard":
             return "standard"
         case "early":
@@ -164,7 +164,8 @@ def _pck_crl(query: Mapping[str, str]) -> pcs.Request:
 
 
 def _encoding(query: Mapping[str, str]) -> Literal["pem", "der"] | None:
-    match query.get("encoding"):
+    given = query.get("encoding")
+    match None if given is None else given.lower():
         case (None | "pem" | "der") as encoding:
             return encoding
         case _:

@@ -97,8 +97,8 @@ class Administration:
         """The queue (source=reg, reg_na), or the platforms in the store by FMSPC. Reading changes nothing."""
         self._tokens.require(request, "admin")
         source = request.query_params.get("source", "reg")
-        if source in ("reg", "reg_na"):
-            state: Literal["waiting", "unavailable"] = "waiting" if source == "reg" else "unavailable"
+        if source.lower() in ("reg", "reg_na"):
+            state: Literal["waiting", "unavailable"] = "waiting" if source.lower() == "reg" else "unavailable"
             found = await self._cache.read(lambda: self._registrations.in_state(state))
         else:
             fmspcs = _fmspcs(source)
@@ -120,12 +120,14 @@ class Administration:
             raise Refused(
                 503, "an offline service has nobody to ask", advice="Import collateral into the store instead."
             )
-        match request.query_params.get("type"):
-            case None:
+        match request.query_params.get("type", "").lower():
+            case "":
                 report = await self._refresher.refresh_documents()
             case "certs":
                 named = request.query_params.get("fmspc", "")
-                fmspcs = [] if named in ("", "all") else _fmspcs(named if named.startswith("[") else f"[{named}]")
+                fmspcs = (
+                    [] if named.lower() in ("", "all") else _fmspcs(named if named.startswith("[") else f"[{named}]")
+                )
                 report = await self._refresher.refresh_certificates(fmspcs)
             case _:
                 raise FormatError("is not certs", structure="PCS request", field="type")

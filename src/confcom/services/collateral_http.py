@@ -220,7 +220,7 @@ def _failure(failure: Exception, request: Request) -> tuple[ConfcomError, Answer
 
 
 def _wants_text(request: Request) -> bool:
-    accepted = request.headers.get("accept", "*/*")
+    accepted = request.headers.get("accept", "*/*").lower()
     return "text/plain" in accepted and "json" not in accepted
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 
+from confcom.collateral.clock import Dates, rfc3339
 from confcom.collateral.documents import DocumentKey
 from confcom.errors import ConfcomError
 from confcom.protocols.pcs import HttpResponse, Tee
@@ -29,6 +30,7 @@ class Inventory:
     """What is in the store, by the time when it expires, and what should be there."""
 
     expires: dict[DocumentKey, datetime]
+    dates: Dates | None
     needs: tuple[Need, ...]
     seen: datetime
     generation: int
@@ -45,7 +47,7 @@ class Gap:
 
     def as_dict(self) -> dict[str, Any]:
         """For machines and people."""
-        problem = "missing" if self.expired is None else f"expired at {self.expired:%Y-%m-%dT%H:%M:%SZ}"
+        problem = "missing" if self.expired is None else f"expired at {rfc3339(self.expired)}"
         return {"fmspc": self.fmspc.hex(), "tee": self.tee, "document": str(self.key), "problem": problem}
 
 
@@ -88,36 +90,40 @@ class Readiness:
     async def readyz(self, request: Request) -> Answer:
         """200 when every FMSPC has what its quotes are judged with, else 503 with what is lacking."""
         del request
-        try:
-            inventory = await self._look()
-        except (ConfcomError, Overloaded) as error:
-            return self._ready(ready=False, body={"reason": f"the store cannot be read: {error}"})
-        if reason := self._hindrance():
-            return self._ready(ready=False, body={"reason": f"clients do not trust the certificate yet: {reason}"})
-        offline = self._cache.upstream is None
-        if offline and not inventory.expires:
-            reason = "the store is empty, and this service is offline: import collateral"
-            return self._ready(ready=False, body={"reason": reason})
-        gaps = self.gaps(inventory)
-        body: dict[str, Any] = {"documents": len(inventory.expires), "lacking": [gap.as_dict() for gap in gaps]}
-        if gaps:
-            lacking = sorted({f"{gap.fmspc.hex()} ({gap.tee})" for gap in gaps})
-            body["reason"] = f"fresh collateral is lacking for FMSPC {', '.join(lacking)}"
-        return self._ready(ready=not gaps, body=body)
+        body = await self._state()
+        return json_answer(body, status=200 if body["ready"] else 503)
 
     async def metrics(self, request: Request) -> Answer:
         """Everything that is counted, in Prometheus' text form."""
         del request
-        await self.readyz_quietly()
+        self._metrics.ready.set((await self._state())["ready"])
         body = generate_latest(self._metrics.registry)
         return answer_of(HttpResponse(200, (("Content-Type", CONTENT_TYPE_LATEST),), body))
 
-    async def readyz_quietly(self) -> None:
-        """Bring the inventory and the readiness up to date for who looks at the metrics."""
+    async def _state(self) -> dict[str, Any]:
+        """Whether the service is ready, and why not: what /readyz and the metric say."""
         try:
-            self._metrics.ready.set(not self.gaps(await self._look()))
-        except (ConfcomError, Overloaded):
-            self._metrics.ready.set(0)
+            inventory = await self._look()
+        except (ConfcomError, Overloaded) as error:
+            return {"ready": False, "reason": f"the store cannot be read: {error}"}
+        gaps = self.gaps(inventory)
+        reason = self._reason(inventory, gaps)
+        state: dict[str, Any] = {"ready": not reason}
+        if reason:
+            state["reason"] = reason
+        return state | {"documents": len(inventory.expires), "lacking": [gap.as_dict() for gap in gaps]}
+
+    def _reason(self, inventory: Inventory, gaps: Sequence[Gap]) -> str:
+        if reason := self._hindrance():
+            return f"clients do not trust the certificate yet: {reason}"
+        if self._cache.upstream is None and not inventory.expires:
+            return "the store is empty, and this service is offline: import collateral"
+        if inventory.dates is not None and (reason := inventory.dates.clock_problem(self._cache.clock())):
+            return reason
+        if gaps:
+            lacking = sorted({f"{gap.fmspc.hex()} ({gap.tee})" for gap in gaps})
+            return f"fresh collateral is lacking for FMSPC {', '.join(lacking)}"
+        return ""
 
     def gaps(self, inventory: Inventory) -> list[Gap]:
         """What is lacking now, by FMSPC.
@@ -143,9 +149,11 @@ class Readiness:
         now, generation, store = self._cache.clock(), self._cache.generation, self._cache.store
 
         def look() -> Inventory:
-            versions = ((key, store.in_force(key, at=now)) for key in store.document_keys())
-            expires = {key: version.expires for key, version in versions if version is not None}
-            return Inventory(expires, needs_in(store, self._required), now, generation)
+            found = ((key, store.in_force(key, at=now)) for key in store.document_keys())
+            versions = {key: version for key, version in found if version is not None}
+            expires = {key: version.expires for key, version in versions.items()}
+            dates = Dates.of((version.facts.issue_date, version.expires) for version in versions.values())
+            return Inventory(expires, dates, needs_in(store, self._required), now, generation)
 
         return await self._cache.read(look)
 
@@ -154,7 +162,3 @@ class Readiness:
             return []
         now = self._cache.clock()
         return [(key, seconds_between(now, expires)) for key, expires in self._inventory.expires.items()]
-
-    def _ready(self, *, ready: bool, body: dict[str, Any]) -> Answer:
-        self._metrics.ready.set(ready)
-        return json_answer({"ready": ready, **body}, status=200 if ready else 503)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import base64
 import io
 import json
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from confcom.collateral.archive import MAX_LINE, read_archive, write_archive
 from confcom.collateral.documents import DocumentKey, take_apart
 from confcom.collateral.store import CollateralStore
-from confcom.errors import FormatError, UntrustedRootError, VerificationError
+from confcom.errors import ClockError, FormatError, UntrustedRootError, VerificationError
 from confcom.pki.roots import TrustRoots
+from confcom.simulator.machine import FMSPC
 
 DAY = timedelta(days=1)
 
@@ -47,7 +48,8 @@ def later(now):
 
 
 def read(store, data, now):
-    return read_archive(store, io.BytesIO(data), now=now)
+    imported = read_archive(store, io.BytesIO(data), now=now)
+    return imported.documents, imported.new
 
 
 def lines(archive: bytes) -> list[dict]:
@@ -115,7 +117,6 @@ def test_another_form_is_refused(other, archive, later, change):
 @pytest.mark.parametrize(
     "seen",
     [
-        {"first_seen": "2030-01-01T00:00:00Z", "last_seen": "2030-01-01T00:00:00Z"},
         {"first_seen": "2026-06-02T00:00:00Z", "last_seen": "2026-06-01T00:00:00Z"},
         {"first_seen": "2026-06-01T00:00:00", "last_seen": "2026-06-01T00:00:00"},
         {"served_as": "late"},
@@ -128,6 +129,27 @@ def test_impossible_sightings_are_refused(other, archive, later, seen):
     entries[index]["seen"][0] |= seen
     with pytest.raises(FormatError):
         read(other, joined(entries), later)
+
+
+def test_what_a_clock_some_minutes_ahead_saw_counts_as_seen_now(filled, other, archive, now):
+    # The store was filled until four days after `now`.
+    ours = now + 4 * DAY - timedelta(minutes=7)
+    imported = read_archive(other, io.BytesIO(archive), now=ours)
+    assert (imported.documents, imported.ahead) == (20, timedelta(minutes=7))
+    seen = [s.last_seen for key in other.document_keys() for v in other.history(key) for s in v.sightings]
+    assert max(seen) == ours
+    assert other.collateral(FMSPC, "platform", "sgx", at=ours).tcb_info
+
+
+@pytest.mark.parametrize("ours", [datetime(1990, 1, 1, tzinfo=UTC), datetime(2026, 6, 3, tzinfo=UTC)])
+def test_an_archive_from_the_future_is_a_clock_problem(other, archive, ours):
+    with pytest.raises(ClockError, match=f"clock says {ours:%Y-%m-%dT}"):
+        read(other, archive, ours)
+    assert other.document_keys() == ()
+
+
+def test_the_keys_of_all_sets_are_told(filled, other, archive, later):
+    assert read_archive(other, io.BytesIO(archive), now=later).keys == set(filled.document_keys())
 
 
 def test_a_number_that_is_not_the_documents_is_refused(other, archive, later):

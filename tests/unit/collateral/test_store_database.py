@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import pytest
 
 from confcom.collateral.documents import DocumentKey, take_apart
 from confcom.collateral.store import CollateralStore
-from confcom.collateral.store_database import StoreDatabase, is_store_file
+from confcom.collateral.store_database import StoreDatabase, is_store_file, unfinished_store
 from confcom.collateral.store_schema import APPLICATION_ID, MIGRATIONS
 from confcom.collateral.store_status import store_status
 from confcom.errors import CollateralError, CollateralNotFound, CollateralUnavailable, ConfcomError
@@ -209,3 +212,28 @@ def test_only_sqlite_files_look_like_a_store(tmp_path, filled):
     assert not is_store_file(tmp_path / "text")
     assert not is_store_file(tmp_path)
     assert not is_store_file(tmp_path / "missing")
+
+
+def test_a_killed_process_leaves_nothing_for_long(path, world):
+    # The process dies while its new store is not in place yet.
+    program = (
+        "import os, signal, pathlib, sys\n"
+        "from confcom.collateral.store_database import unfinished_store\n"
+        "with unfinished_store(pathlib.Path(sys.argv[1])) as temporary:\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(path)], timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(list(path.parent.iterdir())) == 1
+    with unfinished_store(path) as mine:
+        CollateralStore(path, roots=world.trust_roots).close()
+        # The leftover is gone, the one that is being made is not.
+        assert {entry.name for entry in path.parent.iterdir()} == {path.name, mine.name}
+        path.unlink()
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_a_store_that_another_process_made_meanwhile_stays(path, world):
+    with pytest.raises(FileExistsError), unfinished_store(path):
+        CollateralStore(path, roots=world.trust_roots).close()
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]

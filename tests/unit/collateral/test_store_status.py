@@ -8,8 +8,8 @@ from datetime import timedelta
 
 import pytest
 
-from confcom.collateral.documents import DocumentKey, take_apart
-from confcom.collateral.store_status import as_dict, store_status
+from confcom.collateral.documents import DocumentKey, keys_for, take_apart
+from confcom.collateral.store_status import MissingDocument, as_dict, store_status
 from confcom.formats.tcb_info import TcbStatus
 from confcom.pki.chain import verify_chain
 from confcom.simulator.machine import MachineTcb
@@ -34,9 +34,39 @@ def promote(world, component: int = 2) -> None:
     world.authority.raise_tcb(MachineTcb(tuple(svns), world.machine.tcb.pce_svn), advisory_ids=["SIMULATED-SA-7"])
 
 
-def test_an_empty_store_warns_of_nothing(store, now):
+def test_an_empty_store_lacks_every_tcb_info(store, world, now):
     status = store_status(store, now)
-    assert (status.documents, status.missing, status.platforms) == ((), (), ())
+    assert (status.documents, status.missing, status.platforms) == ((), (MissingDocument(None, None, "sgx"),), ())
+    found = as_dict(status, min_validity=DAY)["missing"]
+    assert found == [{"kind": "tcb-info", "tee": None, "fmspc": None, "ca": None, "update": None, "for_fmspc": None}]
+    keep(store, world, now, parts=slice(1, 4))  # an identity and lists judge nothing by themselves
+    assert store_status(store, now).missing == status.missing
+
+
+def test_a_platform_that_is_known_lacks_all_that_an_empty_store_lacks(store, world, now):
+    meet(store, world, now)
+    missing = {entry.key for entry in store_status(store, now).missing}
+    assert missing == set(keys_for(world.machine.fmspc, "platform", "sgx"))
+
+
+@pytest.mark.parametrize(
+    ("year", "words"),
+    [(1990, "the clock is behind"), (2050, "the clock is ahead, or nothing was fetched for years")],
+)
+def test_a_wrong_clock_is_named(store, world, now, year, words):
+    keep(store, world, now)
+    status = store_status(store, now.replace(year=year))
+    assert status.clock_problem.endswith(words)
+    assert f"{year}-06-01T12:00:00Z" in status.clock_problem
+    assert len(status.not_yet_valid) == (4 if year == 1990 else 0)
+    assert as_dict(status, min_validity=DAY)["clock_problem"] == status.clock_problem
+    assert as_dict(status, min_validity=DAY, clock=False)["clock_problem"] is None
+
+
+def test_a_clock_within_the_life_of_collateral_is_no_problem(store, world, now):
+    keep(store, world, now)
+    for days in (-1, 0, 400):
+        assert store_status(store, now + days * DAY).clock_problem == ""
 
 
 def test_it_says_of_each_document_how_long_it_lasts(store, world, now):
