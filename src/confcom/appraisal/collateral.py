@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import InitVar, dataclass, field, fields
+from collections.abc import Iterable
+from dataclasses import InitVar, dataclass, field
 from datetime import datetime
 
 from cryptography import x509
@@ -16,6 +17,7 @@ from confcom.pki import ecdsa
 from confcom.pki.certificate import common_name
 from confcom.pki.chain import VerifiedChain, verify_chain
 from confcom.pki.crl import Crl
+from confcom.pki.pem import parse_certificates
 from confcom.pki.roots import TrustRoot, TrustRoots
 from confcom.pki.validity import Window
 
@@ -23,6 +25,11 @@ __all__ = ["Collateral", "VerifiedCollateral", "Window", "verify_collateral"]
 
 _SIGNER_REVOKED = "Fetch fresh collateral: what this certificate signed must not be used any more."
 _PROOF = object()
+
+
+def digest_of(parts: Iterable[bytes]) -> bytes:
+    """SHA-256 (32 bytes) over the parts in order, each after its length as u64 big-endian."""
+    return hashlib.sha256(b"".join(len(part).to_bytes(8, "big") + part for part in parts)).digest()
 
 
 class _Digested:
@@ -51,9 +58,9 @@ class Collateral(_Digested):
     pck_certificate_chain: bytes | None = None
 
     def digest(self) -> bytes:
-        """SHA-256 (32 bytes) over the parts in order, each after its length as u64 big-endian; the source is left out.
+        """SHA-256 (32 bytes) of what is verified: the DER of chains and CRLs, signed bytes and signatures.
 
-        An absent PCK chain has the length 2^64 - 1, so that it differs from an empty one.
+        How they are wrapped does not count, nor where they came from. Malformed parts are a `FormatError`.
         """
         # Kept, because a verifier asks for every quote that it judges; the parts never change.
         if not hasattr(self, "_digest"):
@@ -61,12 +68,16 @@ class Collateral(_Digested):
         return self._digest
 
     def _compute_digest(self) -> bytes:
-        digest = hashlib.sha256()
-        for item in fields(self):
-            if item.name != "source":
-                part: bytes | None = getattr(self, item.name)
-                digest.update(b"\xff" * 8 if part is None else len(part).to_bytes(8, "big") + part)
-        return digest.digest()
+        chains = ("pck_crl_issuer_chain", "tcb_info_issuer_chain", "qe_identity_issuer_chain")
+        signed = SignedTcbInfo.parse(self.tcb_info), SignedEnclaveIdentity.parse(self.qe_identity)
+        return digest_of(
+            (
+                *(digest_of(parse_certificates(getattr(self, name), structure=name)) for name in chains),
+                Crl.parse(self.root_ca_crl, structure="root CA CRL").der,
+                Crl.parse(self.pck_crl, structure="PCK CRL").der,
+                *(part for document in signed for part in (document.body, document.signature)),
+            )
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +85,7 @@ class VerifiedCollateral:
     """Collateral whose every signature is good; only `verify_collateral` makes one. Ask `stale` about the time.
 
     `pck_ca` is the certificate of the CA that issued `pck_crl`; a PCK certificate can be looked up there only if
-    the same CA issued it.
+    the same CA issued it. `statement` is a digest (32 bytes) of all that was signed, without the signatures.
     """
 
     tcb_info: TcbInfo
@@ -86,6 +97,7 @@ class VerifiedCollateral:
     windows: tuple[Window, ...]
     checks: tuple[Check, ...]
     source: str
+    statement: bytes
     earliest_issue: datetime = field(init=False)
     earliest_expiration: datetime = field(init=False)
     proof: InitVar[object] = None
@@ -163,6 +175,13 @@ class _Verification:
             windows=tuple(dict.fromkeys(windows)),
             checks=tuple(self.checks),
             source=self.collateral.source,
+            statement=digest_of(
+                (
+                    *(chain.statement for chain in (pck_ca, tcb_signing, qe_signing)),
+                    *(crl.signed_bytes for crl in (root_ca_crl, pck_crl)),
+                    *(document.body for document in (signed_tcb_info, signed_identity)),
+                )
+            ),
             proof=_PROOF,
         )
 

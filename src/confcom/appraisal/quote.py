@@ -15,8 +15,10 @@ The steps follow Intel's quote verification library (see docs/explanation/verifi
 (11) TCB levels: platform, QE and TDX module, converged; a TD that outlived a module update is judged twice
 (12) dates: certificates, CRLs, TCB info and QE identity are valid at `now`; what is not is reported, not raised
 
-Steps 2 to 5 depend on the platform and its collateral only. Their result is kept by exact content, so a service that
-judges many quotes of few platforms does 6 to 12 per quote; dates (12) are compared anew every time.
+Steps 2 to 5 depend on the platform and its collateral only. Their result is remembered, so a service that judges many
+quotes of few platforms does 6 to 12 per quote; dates (12) are compared every time. The key is a digest of the DER that
+was verified, however it was wrapped in PEM, and what says the same is one entry: variants of one genuine quote neither
+fill the memory nor push others out of it.
 """
 
 from __future__ import annotations
@@ -25,13 +27,14 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
-from typing import TypeVar
+from threading import Lock
+from typing import Generic, TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from confcom.appraisal import evidence
-from confcom.appraisal.collateral import Collateral, VerifiedCollateral, Window, verify_collateral
+from confcom.appraisal.collateral import Collateral, VerifiedCollateral, Window, digest_of, verify_collateral
 from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.findings import Check
 from confcom.appraisal.identity_match import find_tdx_module, match_qe_identity, match_tdx_module
@@ -45,6 +48,7 @@ from confcom.formats.tcb_info import TdxModuleIdentity
 from confcom.formats.tdx import TdReportBody10, td_base
 from confcom.pki import ecdsa
 from confcom.pki.chain import VerifiedChain, verify_chain
+from confcom.pki.pem import parse_certificates
 from confcom.pki.roots import TrustRoots
 
 STEPS = (
@@ -75,9 +79,68 @@ _QUOTE_CHECKS = (
 CACHE_SIZE = 256
 """Platforms, and sets of collateral, that one verifier remembers. Only what verified is remembered."""
 
-
-K = TypeVar("K")
 V = TypeVar("V")
+
+
+@dataclass(slots=True)
+class _Entry(Generic[V]):
+    value: V
+    statement: bytes
+    wrapping: bytes
+
+
+class _Memory(Generic[V]):
+    """What verified, by the digest of its content; the least recently used goes first. All keys are 32 bytes.
+
+    `statement` is the digest of what was signed, without the signatures: ECDSA has two of each, so anybody can make
+    other bytes that verify and say the same. These replace one another. `wrapping` is the digest of the bytes as they
+    came: one for each entry, the latest, so that the usual ones need not be decoded. Safe to use from several threads.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._entries: OrderedDict[bytes, _Entry[V]] = OrderedDict()
+        self._by_statement: dict[bytes, bytes] = {}
+        self._by_wrapping: dict[bytes, bytes] = {}
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: bytes, *, wrapping: bytes) -> V | None:
+        """What is known of that content; from now on also in this wrapping."""
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is None:
+                return None
+            self._entries.move_to_end(key)
+            self._by_wrapping.pop(entry.wrapping, None)
+            entry.wrapping = wrapping
+            self._by_wrapping[wrapping] = key
+            return entry.value
+
+    def get_wrapped(self, wrapping: bytes) -> V | None:
+        """What is known of the content in its latest wrapping."""
+        with self._lock:
+            key = self._by_wrapping.get(wrapping)
+            if key is None:
+                return None
+            self._entries.move_to_end(key)
+            return self._entries[key].value
+
+    def add(self, key: bytes, value: V, *, statement: bytes, wrapping: bytes) -> None:
+        with self._lock:
+            for other in (key, self._by_statement.get(statement)):
+                self._forget(other)
+            self._entries[key] = _Entry(value, statement, wrapping)
+            self._by_statement[statement] = self._by_wrapping[wrapping] = key
+            while len(self._entries) > self._size:
+                self._forget(next(iter(self._entries)))
+
+    def _forget(self, key: bytes | None) -> None:
+        if key is not None and (entry := self._entries.pop(key, None)):
+            self._by_statement.pop(entry.statement, None)
+            self._by_wrapping.pop(entry.wrapping, None)
 
 
 @dataclass(slots=True)
@@ -99,18 +162,17 @@ class QuoteVerifier:
 
     def __init__(self, roots: TrustRoots, *, cache_size: int = CACHE_SIZE) -> None:
         self.roots = roots
-        self._cache_size = cache_size
-        self._collateral: OrderedDict[bytes, VerifiedCollateral] = OrderedDict()
-        self._platforms: OrderedDict[tuple[bytes, bytes, TeeType], _Platform] = OrderedDict()
+        self._collateral = _Memory[VerifiedCollateral](cache_size)
+        self._platforms = _Memory[_Platform](cache_size)
 
     def verify(self, quote: Quote | bytes, collateral: Collateral, *, now: datetime) -> VerifiedQuote:
         """Verify one quote; raises `FormatError` or `VerificationError` at the first step that fails."""
         # (1) well formed, with a PCK certificate chain
         parsed = quote if isinstance(quote, Quote) else Quote.parse(quote)
         certification = parsed.signature.certification
-        chain_pem = _pck_chain(certification.certification_data)
+        pck_chain = _pck_chain(certification.certification_data)
         # (2) to (5) what the platform and its collateral decide
-        platform = self._platform(chain_pem, collateral, parsed.tee)
+        platform = self._platform(pck_chain, collateral, parsed.tee)
         # (6) the TDX module is one that Intel describes
         module = None
         if not isinstance(parsed.body, ReportBody):
@@ -147,14 +209,19 @@ class QuoteVerifier:
             proof=evidence._PROOF,
         )
 
-    def _platform(self, chain_pem: bytes, collateral: Collateral, tee: TeeType) -> _Platform:
-        key = (chain_pem, collateral.digest(), tee)
-        known = self._platforms.get(key)
+    def _platform(self, pck_chain: bytes, collateral: Collateral, tee: TeeType) -> _Platform:
+        rest = collateral.digest(), tee.name.encode()
+        wrapping = digest_of((pck_chain, *rest))
+        known = self._platforms.get_wrapped(wrapping)
         if known is not None:
-            self._platforms.move_to_end(key)
+            return known
+        certificates = parse_certificates(pck_chain, structure="PCK chain")
+        key = digest_of((*certificates, *rest))
+        known = self._platforms.get(key, wrapping=wrapping)
+        if known is not None:
             return known
         # (2) to a trusted root
-        chain = verify_chain(chain_pem, roots=self.roots, kind="pck", step="pck-chain")
+        chain = verify_chain(certificates, roots=self.roots, kind="pck", step="pck-chain")
         # (3) under the same roots
         verified = self._verified_collateral(collateral)
         # (4) and (5) they belong together
@@ -169,15 +236,16 @@ class QuoteVerifier:
             not_before=max(window.not_before for window in windows),
             not_after=min(window.not_after for window in windows if window.not_after is not None),
         )
-        _remember(self._platforms, key, platform, self._cache_size)
+        statement = digest_of((chain.statement, verified.statement, tee.name.encode()))
+        self._platforms.add(key, platform, statement=statement, wrapping=wrapping)
         return platform
 
     def _verified_collateral(self, collateral: Collateral) -> VerifiedCollateral:
-        digest = collateral.digest()
-        known = self._collateral.get(digest)
+        key = collateral.digest()
+        known = self._collateral.get(key, wrapping=key)
         if known is None:
             known = verify_collateral(collateral, roots=self.roots)
-            _remember(self._collateral, digest, known, self._cache_size)
+            self._collateral.add(key, known, statement=known.statement, wrapping=key)
         return known
 
 
@@ -284,9 +352,3 @@ def _stale(windows: tuple[Window, ...], now: datetime) -> tuple[Window, ...]:
         for window in windows
         if now < window.not_before or (window.not_after is not None and now > window.not_after)
     )
-
-
-def _remember(cache: OrderedDict[K, V], key: K, value: V, size: int) -> None:
-    cache[key] = value
-    while len(cache) > size:
-        cache.popitem(last=False)

@@ -24,6 +24,7 @@ from confcom.cli.update_option import parse_update
 from confcom.collateral.bundle import save_bundle
 from confcom.collateral.clock import Dates, rfc3339
 from confcom.collateral.documents import Document, DocumentKey, assemble, keys_for
+from confcom.collateral.for_quote import platform_of
 from confcom.collateral.interface import CollateralSource
 from confcom.collateral.resolve import SourceOptions, resolve
 from confcom.collateral.store import CollateralStore
@@ -32,8 +33,6 @@ from confcom.collateral.verified_document import read_document
 from confcom.errors import CollateralUnavailable, ConfcomError, ConfigError
 from confcom.formats.evidence import MAX_EVIDENCE, EvidenceFile
 from confcom.formats.pck_extension import PckExtension
-from confcom.formats.quote_section import TeeType
-from confcom.pki.chain import verify_chain
 from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import PckCaName, Tee, Update
 
@@ -236,11 +235,7 @@ def _targets(given: FetchOptions, platforms: Iterable[tuple[PckExtension, PckCaN
 
 
 def _of_quote(path: Path, roots: TrustRoots) -> tuple[PckExtension, PckCaName, Tee]:
-    quote = EvidenceFile.parse(read_input(path, MAX_EVIDENCE, "evidence")).quote
-    chain = verify_chain(
-        quote.signature.certification.certification_data.data, roots=roots, kind="pck", step="pck-chain"
-    )
-    return chain.extension, chain.ca, "sgx" if quote.tee is TeeType.SGX else "tdx"
+    return platform_of(EvidenceFile.parse(read_input(path, MAX_EVIDENCE, "evidence")).quote, roots)
 
 
 def _show(given: FetchOptions, fetched: _Fetched, now: datetime) -> None:

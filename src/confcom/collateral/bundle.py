@@ -231,6 +231,6 @@ _PARSERS: dict[str, Callable[[bytes], object]] = {
 def _name_for(data: bytes, names: tuple[str, ...]) -> str:
     if len(names) == 1:
         return names[0]
-    if data.startswith(b"-----BEGIN"):
+    if b"-----BEGIN X509 CRL-----" in data:
         return names[1]
     return names[0] if data.startswith(b"0") else names[2]

@@ -6,16 +6,17 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from confcom.appraisal.collateral import Collateral
-from confcom.collateral.for_quote import fetch_for_quote
+from confcom.collateral.for_quote import platform_of
 from confcom.collateral.pcs_client import HttpLimits
 from confcom.collateral.resolve import SourceOptions, resolve
 from confcom.errors import CollateralError
 from confcom.formats.quote import Quote
+from confcom.protocols.pcs import PckCaName, Tee
 
 FRESH = timedelta(hours=1)
 """For which the source is not asked again."""
 MAX_PLATFORMS = 16
-"""PCK certificates whose collateral is remembered; a node has one."""
+"""Kinds of platforms (FMSPC, CA, TEE) whose collateral is remembered; a node has one."""
 LIMITS = HttpLimits(timeout=3.0, deadline=4.0, retries=0)
 """A probe waits for the answer. Who asks comes again."""
 
@@ -29,24 +30,26 @@ class RememberedCollateral:
     def __init__(self, name: str, options: SourceOptions) -> None:
         self._name = name
         self._options = replace(options, limits=LIMITS)
-        self._known: dict[bytes, tuple[Collateral, datetime]] = {}
+        self._known: dict[tuple[bytes, PckCaName, Tee], tuple[Collateral, datetime]] = {}
 
     def __call__(self, quote: bytes, now: datetime) -> Collateral:
         """The collateral of the platform that made the quote; `CollateralError` where there is none yet."""
-        parsed = Quote.parse(quote)
-        platform = bytes(parsed.signature.certification.certification_data.data)
+        # Of the verified certificate: quotes of one platform in other wrappings are one entry.
+        extension, ca, tee = platform_of(Quote.parse(quote), self._options.roots)
+        platform = extension.fmspc, ca, tee
         known = self._known.get(platform)
         if known is not None and now - known[1] < FRESH:
             return known[0]
         try:
             # Opened anew, so that a CA file that was renewed is read again.
             with resolve(self._name, replace(self._options, at=now)) as source:
-                found = fetch_for_quote(source, parsed, self._options.roots)
+                found = source.fetch(*platform)
         except CollateralError:
             if known is None:
                 raise
             return known[0]
-        if len(self._known) >= MAX_PLATFORMS:
-            self._known.clear()
+        self._known.pop(platform, None)
         self._known[platform] = (found, now)
+        if len(self._known) > MAX_PLATFORMS:
+            del self._known[next(iter(self._known))]
         return found

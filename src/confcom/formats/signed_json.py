@@ -45,7 +45,8 @@ def decode(data: bytes, kind: type[T], structure: str) -> T:
     if len(data) > MAX_SIGNED_JSON:
         raise FormatError(f"{len(data)} bytes are over the limit {MAX_SIGNED_JSON}", structure=structure, field="")
     try:
-        return msgspec.json.decode(data, type=kind)
+        # Buffers of Intel's libraries end with a NUL that is counted in their size.
+        return msgspec.json.decode(data.removesuffix(b"\0"), type=kind)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$")
         raise FormatError(_plain(message), structure=structure, field=path.strip("`.") or _missing(message)) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
+from hashlib import sha256
 from typing import Literal
 
 from cryptography import x509
@@ -58,6 +59,12 @@ class VerifiedChain:
     def __post_init__(self, proof: object) -> None:
         if proof is not _PROOF:
             raise TypeError("a VerifiedChain is made by verify_chain alone")
+
+    @property
+    def statement(self) -> bytes:
+        """SHA-256 (32 bytes) of what the chain says: the signed parts of its certificates, and the root's key."""
+        certified = (certificate.tbs_certificate_bytes for certificate in (self.leaf, *self.intermediates))
+        return sha256(b"".join((*certified, self.root.public_key))).digest()
 
     @property
     def extension(self) -> PckExtension:

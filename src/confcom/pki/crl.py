@@ -7,11 +7,11 @@ from datetime import datetime
 from typing import Self
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import SignatureAlgorithmOID
 
 from confcom.errors import FormatError, MismatchError, SignatureError
 from confcom.pki.certificate import UNREADABLE, check_signature_encoding, p256_key
+from confcom.pki.pem import parse_crl
 
 MAX_CRL = 8 << 20
 """Bytes as received. Intel's take 0.3 to 4 kB; a list of 100,000 revoked platforms would take 4 MB of DER."""
@@ -56,6 +56,11 @@ class Crl:
     def __bytes__(self) -> bytes:
         return self.der
 
+    @property
+    def signed_bytes(self) -> bytes:
+        """The part that the issuer signed (tbsCertList)."""
+        return self._list.tbs_certlist_bytes
+
     def revoked(self, serial: int) -> bool:
         """Whether the certificate of that serial number is on the list."""
         return self._list.get_revoked_certificate_by_serial_number(serial) is not None
@@ -96,13 +101,23 @@ def _number(extensions: x509.Extensions, structure: str) -> int:
 
 
 def _der(data: bytes, structure: str) -> bytes:
-    if data.startswith(b"-----BEGIN"):
-        try:
-            return x509.load_pem_x509_crl(data.rstrip(b"\0")).public_bytes(Encoding.DER)
-        except UNREADABLE as error:
-            raise FormatError(f"not a revocation list in PEM: {error}", structure=structure, field="") from error
-    # DER begins with the byte 0x30, which is the digit 0; the digits of DER begin with a 3. So the two never meet.
-    text = data.rstrip(b"\0\r\n ")
+    # Buffers of Intel's libraries end with a NUL that is counted in their size.
+    size = _size_of_element(data)
+    if len(data) == size or (len(data) == size + 1 and data.endswith(b"\0")):
+        return data[:size]
+    if b"-----BEGIN X509 CRL-----" in data:
+        return parse_crl(data, structure=structure)
+    text = data.removesuffix(b"\0").translate(None, b" \t\r\n")
     if text and len(text) % 2 == 0 and _HEX_DIGITS.issuperset(text):
         return bytes.fromhex(text.decode())
     return data
+
+
+def _size_of_element(data: bytes) -> int:
+    """Bytes of the ASN.1 SEQUENCE that begins here, by its own length (X.690 §8.1.3); 0 if none does."""
+    if len(data) < 2 or data[0] != 0x30:
+        return 0
+    if data[1] < 0x80:
+        return 2 + data[1]
+    count = data[1] & 0x7F
+    return 2 + count + int.from_bytes(data[2 : 2 + count], "big")

@@ -1,72 +1,88 @@
-"""PEM without slack (RFC 7468): every byte of a chain has one place and one value, so none can change unnoticed.
+"""PEM (RFC 7468): the DER of the blocks of one label, with or without text around them.
 
-General PEM readers skip text between blocks and white space within them; two files of different bytes then mean the
-same chain, and a cache keyed by content, or a person who compares hashes, is misled.
+Tools write whole lines of text before and after the blocks (`openssl x509 -text`, "Bag Attributes"), blanks, other
+line ends, a byte order mark or final NULs. None of it has a meaning, so what is read is the DER alone, and keys of
+caches are made of the DER. A damaged marker is no text, and within a block white space is the only freedom.
 """
 
 from __future__ import annotations
 
-import base64
 import binascii
+from codecs import BOM_UTF8
+from collections.abc import Iterator
 
 from confcom.errors import FormatError
 
 MAX_CERTIFICATES = 8
 """Intel's chains have two or three."""
 
-MAX_PEM = 64 * 1024
-"""Bytes. Intel's chains take less than 4 kB; the limit bounds what a hostile quote can make us parse."""
+MAX_PEM = 32 * 1024
+"""Bytes of a chain. Intel's take less than 4 kB, with the text of `openssl x509 -text` 16 kB; longer is hostile."""
 
-BEGIN = b"-----BEGIN CERTIFICATE-----"
-END = b"-----END CERTIFICATE-----"
+_LINE_END = b"\r\n"
+_BLANKS = b" \t" + _LINE_END
 
 
 def parse_certificates(data: bytes, *, structure: str, limit: int = MAX_CERTIFICATES) -> tuple[bytes, ...]:
     """The DER of each CERTIFICATE block, in order; whether it is a certificate is not asked here.
 
-    Lines end with LF or all with CRLF, and within a block all are of one length but the last. Line ends after the
-    last block and NULs at the very end are Intel's habit and accepted; anything else is a `FormatError`.
+    None at all, more than `limit`, and a NUL before the end are a `FormatError`.
     """
     if len(data) > MAX_PEM:
         raise FormatError(f"{len(data)} bytes are over the limit {MAX_PEM}", structure=structure, field="")
-    line_end = b"\r\n" if b"\r" in data else b"\n"
-    text = data.rstrip(b"\0")
-    certificates: list[bytes] = []
-    offset = 0
-    while text.startswith(BEGIN, offset):
-        if len(certificates) == limit:
-            raise FormatError(f"more than {limit} certificates", structure=structure, field="", offset=offset)
-        start = offset + len(BEGIN)
-        end = text.find(END, start)
-        if end < 0:
-            raise FormatError("a CERTIFICATE block has no end", structure=structure, field="", offset=offset)
-        certificates.append(_der(text[start:end], line_end, structure, start))
-        offset = end + len(END)
-        # Some tools join blocks without a line end; that leaves nothing open, as the next bytes must be BEGIN.
-        if text.startswith(line_end + BEGIN, offset):
-            offset += len(line_end)
+    certificates = tuple(_blocks(data, "CERTIFICATE", structure, limit))
     if not certificates:
         raise FormatError("no PEM certificate here", structure=structure, field="", offset=0)
-    if text[offset:].replace(line_end, b""):
-        raise FormatError("text that belongs to no certificate", structure=structure, field="", offset=offset)
-    return tuple(certificates)
+    return certificates
 
 
-def _der(block: bytes, line_end: bytes, structure: str, offset: int) -> bytes:
-    lines = block.split(line_end)
-    text = b"".join(lines)
-    width = len(lines[1]) if len(lines) > 2 else 0
+def parse_crl(data: bytes, *, structure: str) -> bytes:
+    """The DER of the one X509 CRL block; the caller bounds the length."""
+    lists = tuple(_blocks(data, "X509 CRL", structure, 1))
+    if not lists:
+        raise FormatError("no PEM revocation list here", structure=structure, field="", offset=0)
+    return lists[0]
+
+
+def _blocks(data: bytes, label: str, structure: str, limit: int) -> Iterator[bytes]:
+    begin, end = b"-----BEGIN %s-----" % label.encode(), b"-----END %s-----" % label.encode()
+    text = data.removeprefix(BOM_UTF8).rstrip(b"\0")
+    if (encoded := text.find(b"-----BEGIN%20")) >= 0:
+        raise FormatError("is percent-encoded: decode it first", structure=structure, field="", offset=encoded)
+    if (nul := text.find(b"\0")) >= 0:
+        # Readers that know strings by their NUL end here, others read on: they would see different chains.
+        raise FormatError("a NUL before the end of the text", structure=structure, field="", offset=nul)
+    count = offset = 0
+    while True:
+        start = text.find(begin, offset)
+        around = text[offset : len(text) if start < 0 else start].strip(b" \t")
+        # Text is whole lines, and the remains of a marker are no text: its block would be left out without a word.
+        if around.strip(_LINE_END) and (
+            around[-1] not in _LINE_END
+            or (count and around[0] not in _LINE_END)
+            or any(remains in around for remains in (begin[:10], end[:8], end[9:]))
+        ):
+            message = f"neither a {label} block nor a line of text"
+            raise FormatError(message, structure=structure, field="", offset=offset)
+        if start < 0:
+            return
+        if count == limit:
+            raise FormatError(f"more than {limit} {label} blocks", structure=structure, field="", offset=start)
+        inner = start + len(begin)
+        stop = text.find(end, inner)
+        if stop < 0:
+            raise FormatError(f"a {label} block has no end", structure=structure, field="", offset=start)
+        yield _der(text[inner:stop], structure, inner)
+        count, offset = count + 1, stop + len(end)
+
+
+def _der(block: bytes, structure: str, offset: int) -> bytes:
+    text = block.translate(None, _BLANKS)
     try:
-        der = base64.b64decode(text, validate=True)
+        der = binascii.a2b_base64(text, strict_mode=True)
     except binascii.Error as error:
         raise FormatError(f"not base64: {error}", structure=structure, field="", offset=offset) from error
-    # Written again, the block must be the same text: no stray bits in the last digit, no line of another length.
-    if width == 0 or not der or block != _block(der, width, line_end):
-        raise FormatError("not base64 in lines of one length", structure=structure, field="", offset=offset)
+    # Stray bits in the last digit would be a second spelling.
+    if not der or binascii.b2a_base64(der, newline=False) != text:
+        raise FormatError("not base64 of whole bytes", structure=structure, field="", offset=offset)
     return der
-
-
-def _block(der: bytes, width: int, line_end: bytes) -> bytes:
-    text = base64.b64encode(der)
-    lines = [text[start : start + width] for start in range(0, len(text), width)]
-    return line_end + line_end.join(lines) + line_end

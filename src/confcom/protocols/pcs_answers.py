@@ -124,7 +124,7 @@ def decode_chain(text: str, structure: str, name: str) -> bytes:
         raise FormatError(f"longer than {MAX_ISSUER_CHAIN} bytes", structure=structure, field=name)
     # A '+' stays: it is a digit of base64, and not every service encodes it.
     chain = unquote_to_bytes(text)
-    if not chain.startswith(b"-----BEGIN CERTIFICATE-----"):
+    if b"-----BEGIN CERTIFICATE-----" not in chain:
         raise FormatError("is not PEM of certificates", structure=structure, field=name)
     return chain
 

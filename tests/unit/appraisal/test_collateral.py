@@ -25,6 +25,7 @@ from confcom.errors import (
     UntrustedRootError,
     VerificationError,
 )
+from confcom.pki.crl import Crl
 from confcom.pki.roots import INTEL_SGX_ROOT_CA, TrustRoot, TrustRoots
 
 OWN = TrustRoots((TrustRoot.from_pem(intel.pem(intel.ROOT_CERTIFICATE)),))
@@ -177,19 +178,27 @@ def test_simulated_collateral_is_refused_by_who_trusts_intel_alone() -> None:
     assert "--trust-root" in caught.value.advice()
 
 
-def test_the_digest_is_of_the_parts_and_not_of_their_source() -> None:
+def test_the_digest_is_of_what_is_signed_and_not_of_how_it_is_wrapped() -> None:
     collateral = intel.collateral()
     assert len(collateral.digest()) == 32
-    assert collateral.digest() == intel.collateral(source="elsewhere").digest()
-    others = {replace(collateral, pck_certificate_chain=chain).digest() for chain in (None, b"", b"\0")}
+    same = [replace(collateral, source="elsewhere"), replace(collateral, pck_certificate_chain=b"x")]
     for item in dataclasses.fields(Collateral):
-        if item.name not in ("source", "pck_certificate_chain"):
-            others.add(replace(collateral, **{item.name: b"x" + getattr(collateral, item.name)}).digest())
-    assert len(others) == 3 + 7
-    # A byte that moves over the border of two parts makes another digest.
-    moved = replace(collateral, tcb_info=collateral.tcb_info[:-1], qe_identity_issuer_chain=b"}" + b"x")
-    same = replace(collateral, tcb_info=collateral.tcb_info, qe_identity_issuer_chain=b"x")
-    assert moved.digest() != same.digest()
+        part = getattr(collateral, item.name)
+        if item.name.endswith("chain") and part:
+            same.append(replace(collateral, **{item.name: b"Bag Attributes\n" + part.replace(b"\n", b"\r\n") + b"\0"}))
+        elif item.name.endswith("crl"):
+            der = Crl.parse(part).der
+            same += [replace(collateral, **{item.name: other}) for other in (der + b"\0", der.hex().encode())]
+        elif item.name in ("tcb_info", "qe_identity"):
+            same.append(replace(collateral, **{item.name: b"\n" + part + b" \n\0"}))
+    assert len(same) > 8
+    assert {other.digest() for other in same} == {collateral.digest()}
+    others = [
+        replace(collateral, tcb_info=collateral.tcb_info.replace(b'"issueDate"', b' "issueDate"')),
+        replace(collateral, root_ca_crl=intel.crl(number=8)),
+        replace(collateral, tcb_info_issuer_chain=collateral.pck_crl_issuer_chain),
+    ]
+    assert collateral.digest() not in {other.digest() for other in others}
 
 
 def _rows(path: Path) -> dict[str, dict[str, str]]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
+import pki_builder as intel
 from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.quote import QuoteVerifier, verify_quote
 from confcom.errors import (
@@ -21,7 +26,10 @@ from confcom.errors import (
 )
 from confcom.formats.quote import Quote
 from confcom.formats.tcb_info import TcbStatus
+from confcom.pki.crl import Crl
+from confcom.pki.pem import MAX_PEM, parse_certificates
 from confcom.pki.roots import TrustRoots
+from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.machine import PckCa
 from confcom.simulator.world import SimulatedWorld
 
@@ -146,6 +154,89 @@ def test_the_cache_stays_bounded(world, make_quote, now) -> None:
         verifier.verify(quote, world.publish(now + timedelta(days=day)), now=now)
     assert len(verifier._platforms) == 2
     assert len(verifier._collateral) == 2
+
+
+def _with_chain(quote: bytes, chain: bytes) -> bytes:
+    parsed = Quote.parse(quote)
+    data = replace(parsed.signature.certification.certification_data, data=chain)
+    certification = replace(parsed.signature.certification, certification_data=data)
+    return bytes(replace(parsed, signature=replace(parsed.signature, certification=certification)))
+
+
+def _chain_of(quote: bytes) -> bytes:
+    return Quote.parse(quote).signature.certification.certification_data.data
+
+
+def _mirrored(der: bytes) -> bytes:
+    """The certificate with the other of the two signatures that ECDSA has: (r, n - s)."""
+    order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+    certificate = x509.load_der_x509_certificate(der)
+    r, s = decode_dss_signature(certificate.signature)
+    algorithm = intel.tlv(0x30, intel.tlv(0x06, bytes.fromhex("2a8648ce3d040302")))
+    signature = intel.tlv(0x03, b"\0" + encode_dss_signature(r, order - s))
+    return intel.tlv(0x30, certificate.tbs_certificate_bytes + algorithm + signature)
+
+
+def _wrappings(chain: bytes, count: int) -> Iterator[bytes]:
+    """Other bytes of the same certificates: NULs, blanks, line ends, text, line widths, other signatures, no root."""
+    ders = parse_certificates(chain, structure="chain")
+    for number in range(count):
+        yield chain.rstrip(b"\0") + b"\0" * number
+        yield chain.rstrip(b"\0") + b"\n \t" * number
+        yield b"friendlyName: %d\n" % number + chain
+        yield chain.replace(b"\n", b"\r\n", number)
+        yield _pem(ders, 1 + number)
+    for choice in range(8):
+        changed = [_mirrored(der) if choice >> place & 1 else der for place, der in enumerate(ders)]
+        yield from (_pem(changed, 64), _pem(changed[::-1], 64), _pem(changed[:2], 64))
+
+
+def _pem(ders: Sequence[bytes], width: int) -> bytes:
+    text = b""
+    for der in ders:
+        digits = base64.b64encode(der)
+        lines = [digits[start : start + width] for start in range(0, len(digits), width)]
+        text += b"\n".join([b"-----BEGIN CERTIFICATE-----", *lines, b"-----END CERTIFICATE-----", b""])
+    return text
+
+
+def test_variants_of_one_genuine_quote_are_one_entry_and_push_nothing_out(world, make_quote, now) -> None:
+    other = SimulatedWorld.from_seed(b"seed of the attacker", now=now)
+    verifier = QuoteVerifier(TrustRoots((*world.trust_roots.roots, *other.trust_roots.roots)), cache_size=2)
+    verifier.verify(make_quote(), world.publish(), now=now)
+    (victim,) = verifier._platforms._entries
+    enclave = other.machine.launch(EnclaveDeclaration.from_names("app", "vendor"))
+    quote = other.platform.quote(enclave.create_report(other.platform.init_quote().target_info, bytes(64))).quote
+    variants = {_with_chain(quote, chain) for chain in _wrappings(_chain_of(quote), 60)}
+    assert len(variants) > 300
+    collateral = other.publish()
+    for variant in variants:
+        verifier.verify(variant, collateral, now=now)
+    assert victim in verifier._platforms._entries
+    assert len(verifier._platforms) == 2
+    assert {len(key) for memory in (verifier._platforms, verifier._collateral) for key in memory._entries} == {32}
+
+
+def test_variants_of_one_collateral_are_one_entry(world, make_quote, now) -> None:
+    verifier = QuoteVerifier(world.trust_roots, cache_size=50)
+    quote, collateral = make_quote(), world.publish()
+    crl = Crl.parse(collateral.pck_crl)
+    encodings = crl.der, crl.der + b"\0", crl.der.hex().encode(), crl.der.hex().upper().encode()
+    for number, chain in enumerate(_wrappings(collateral.tcb_info_issuer_chain, 10)):
+        parts = {"tcb_info_issuer_chain": chain, "tcb_info": b" " * number + collateral.tcb_info}
+        verifier.verify(quote, replace(collateral, pck_crl=encodings[number % 4], **parts), now=now)
+    assert len(verifier._platforms) == len(verifier._collateral) == 1
+
+
+def test_what_is_remembered_is_no_reason_to_take_another_signature(world, make_quote, verifier, now) -> None:
+    quote, collateral = make_quote(), world.publish()
+    verifier.verify(quote, collateral, now=now)
+    leaf, *issuers = parse_certificates(_chain_of(quote), structure="chain")
+    forged = _with_chain(quote, _pem([leaf[:-1] + bytes([leaf[-1] ^ 1]), *issuers], 64))
+    with pytest.raises(SignatureError):
+        verifier.verify(forged, collateral, now=now)
+    with pytest.raises(FormatError):
+        verifier.verify(_with_chain(quote, _chain_of(quote) + b"\0" * MAX_PEM), collateral, now=now)
 
 
 def _accepted_after_change(quote: bytes, offset: int, verify) -> bool:

@@ -17,7 +17,19 @@ ROOT = x509.load_der_x509_certificate(intel.ROOT_CERTIFICATE.build())
 
 @pytest.mark.parametrize(
     "data",
-    [DER, PEM, PEM + b"\0", PEM.replace(b"\n", b"\r\n"), DER.hex().encode(), DER.hex().upper().encode() + b"\n\0"],
+    [
+        DER,
+        DER + b"\0",
+        PEM,
+        PEM + b"\0",
+        PEM + b" \n",
+        PEM.replace(b"\n", b"\r\n"),
+        b"Certificate Revocation List (CRL):\n    Version 2 (0x1)\n" + PEM,
+        DER.hex().encode(),
+        DER.hex().encode() + b"\0",
+        DER.hex().upper().encode() + b"\n\0",
+        b"\n".join(DER.hex().encode()[start : start + 64] for start in range(0, 2 * len(DER), 64)),
+    ],
 )
 def test_every_encoding_gives_the_same_list(data: bytes) -> None:
     crl = Crl.parse(data)
@@ -38,7 +50,11 @@ def test_a_listed_serial_is_revoked() -> None:
         (b"", ""),
         (b"\0", ""),
         (DER[:-1], ""),
-        (DER + b"\0", ""),
+        (DER + b"\0\0", ""),
+        (DER + b"\n", ""),
+        (DER.hex().encode() + b"\0\0", ""),
+        (PEM + PEM, ""),
+        (PEM + b"\0" + PEM, ""),
         (DER.hex().encode()[:-1], ""),
         (PEM[:100], ""),
         (intel.pem(intel.ROOT_CERTIFICATE), ""),
