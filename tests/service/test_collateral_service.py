@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -124,6 +125,45 @@ def test_gives_the_root_crl_in_hexadecimal_and_by_its_distribution_point(service
     assert service.ask(f"{SGX}/v4/pckcrl?uri={point}&clientid=x&api-version=2018-10-01-preview").body == der
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        *DOCUMENTS,
+        f"{SGX}/v4/pckcrl?ca=platform",
+        f"{SGX}/v4/rootcacrl",
+        f"{SGX}/v3/qve/identity",
+        f"{SGX}/v4/pckcrl?uri=https%253a%252f%252fcertificates.trustedservices.intel.com%252fintelsgxrootca.crl",
+    ],
+)
+def test_clients_may_keep_every_document_for_a_day(service: RunningService, path: str) -> None:
+    assert service.ask(path).header("Cache-Control") == "max-age=86400"
+
+
+def test_what_clients_keep_ends_before_the_document_does(tmp_path: Path) -> None:
+    clock, path = Clock(BUILT_NOW), f"{SGX}/v4/tcb?fmspc={BUILT_FMSPC}"
+    with running_service(tmp_path / "s.sqlite", UPSTREAM, BUILT_ROOTS, clock) as service:
+        for left in (3 * 86400, 86400, 3600, 3500, 100, 61, 7, 2):
+            clock.now = pki.NEXT - timedelta(seconds=left)
+            value = service.ask(path).header("Cache-Control") or ""
+            assert 0 < int(value.removeprefix("max-age=")) < left
+        clock.now = pki.NEXT + timedelta(days=1)
+        stale = service.ask(path)
+
+    # 0 would be "no age" to Intel's library, which then keeps it for a week.
+    assert stale.header("Cache-Control") == "max-age=1"
+    assert stale.header("Warning") is not None
+
+
+def test_no_cache_keeps_an_error_or_health(service: RunningService) -> None:
+    for path in ("/healthz", "/readyz", f"{SGX}/v4/tcb?fmspc=ffffffffffff", f"{SGX}/v4/nothing", f"{SGX}/v4/platforms"):
+        assert service.ask(path).header("Cache-Control") == "no-store"
+
+
+def test_the_root_crl_has_the_root_as_its_chain(service: RunningService) -> None:
+    chain = service.ask(f"{SGX}/v4/rootcacrl").header("SGX-PCK-CRL-Issuer-Chain") or ""
+    assert unquote(chain).encode() == pki.pem(pki.ROOT_CERTIFICATE)
+
+
 def test_a_request_id_is_made_up_or_repeated(service: RunningService) -> None:
     path = f"{SGX}/v4/qe/identity"
     made_up = {service.ask(path).header("Request-ID") for _ in range(3)}
@@ -188,7 +228,7 @@ def test_says_what_is_missing_and_what_to_do(service: RunningService) -> None:
     ("path", "method", "status"),
     [
         ("/", "GET", 404),
-        (f"{SGX}/v2/tcb?fmspc={BUILT_FMSPC}", "GET", 404),
+        (f"{SGX}/v1/tcb?fmspc={BUILT_FMSPC}", "GET", 404),
         (f"{TDX}/v3/tcb?fmspc={BUILT_FMSPC}", "GET", 404),
         (f"{SGX}/v4/fmspcs", "GET", 404),
         (f"{SGX}/v4/tcb?fmspc={BUILT_FMSPC}", "POST", 405),

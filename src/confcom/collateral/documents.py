@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from urllib.parse import parse_qsl, urlsplit
 
 from confcom.appraisal.collateral import Collateral
 from confcom.errors import CollateralError, CollateralNotFound, ConfigError
@@ -148,9 +149,9 @@ def request_for(key: DocumentKey) -> pcs.DocumentRequest:
 
 
 def key_for(request: pcs.DocumentRequest) -> DocumentKey | None:
-    """The document that a request asks for; None for a list by its distribution point, which is not one of Intel's two.
+    """The document that a request asks for; None for a distribution point that is not known.
 
-    Intel's distribution points contain `IntelSGXRootCA`, or `pckcrl` with the CA.
+    Intel's are `…/IntelSGXRootCA.der` and `…/pckcrl?ca=…`; Azure's client library names older ones, in any case.
     """
     match request:
         case pcs.TcbInfoRequest(tee, fmspc, update):
@@ -226,14 +227,27 @@ def fetch_collateral(
     return assemble((fetch_document(key) for key in keys_for(fmspc, ca, tee, update)), source=source)
 
 
+_LISTS: dict[str, DocumentKey] = {
+    "intelsgxrootca": DocumentKey.root_ca_crl(),
+    "rootcacrl": DocumentKey.root_ca_crl(),
+    "intelsgxpckprocessor": DocumentKey.pck_crl("processor"),
+    "intelsgxpckplatform": DocumentKey.pck_crl("platform"),
+}
+
+
 def _key_for_distribution_point(uri: str) -> DocumentKey | None:
-    named = uri.lower()
-    if "intelsgxrootca" in named or "rootcacrl" in named:
-        return DocumentKey.root_ca_crl()
-    for ca in ("processor", "platform"):
-        if "pckcrl" in named and f"ca={ca}" in named:
-            return DocumentKey.pck_crl("processor" if ca == "processor" else "platform")
-    return None
+    try:
+        parts = urlsplit(uri.lower())
+    except ValueError:
+        return None
+    name = parts.path.rpartition("/")[2].removesuffix(".crl").removesuffix(".der")
+    if name != "pckcrl":
+        return _LISTS.get(name)
+    match dict(parse_qsl(parts.query)).get("ca"):
+        case ("processor" | "platform") as ca:
+            return DocumentKey.pck_crl(ca)
+        case _:
+            return None
 
 
 def missing_document(key: DocumentKey, source: str) -> CollateralError:

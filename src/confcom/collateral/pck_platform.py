@@ -1,8 +1,11 @@
-"""Whose PCK certificate it is: the PPID in it, which stays with a processor whatever its TCB."""
+"""What a PCK certificate says: its processor by the PPID, which stays whatever the TCB, and when its chain ends."""
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from confcom.errors import MismatchError
+from confcom.pki.certificate import load_certificate
 from confcom.pki.chain import verify_chain
 from confcom.pki.pem import parse_certificates
 from confcom.pki.roots import TrustRoots
@@ -25,6 +28,14 @@ def require_same_platform(known: PckCertificateAnswer, found: PckCertificateAnsw
             found="another PPID",
             advice="If the machine was provisioned anew, register it again with the user token (POST platforms).",
         )
+
+
+def chain_expires(answer: PckCertificateAnswer) -> datetime:
+    """When the first certificate of the chain ends."""
+    ders = (
+        der for pem in (answer.certificate, answer.issuer_chain) for der in parse_certificates(pem, structure="PCK")
+    )
+    return min(load_certificate(der, structure="PCK", field="certificate").not_valid_after_utc for der in ders)
 
 
 def _ppid(answer: PckCertificateAnswer, roots: TrustRoots) -> bytes:

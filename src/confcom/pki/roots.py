@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from confcom.errors import CertificateError, ConfigError
 from confcom.pki.certificate import common_name, load_certificate, p256_key, uncompressed_point
@@ -69,6 +70,11 @@ class TrustRoot:
         object.__setattr__(self, "public_key", uncompressed_point(key))
         if self.simulated != (self.public_key != INTEL_ROOT_PUBLIC_KEY):
             raise ConfigError(f"trust root {self.name}: only Intel's key stands for real hardware")
+
+    @property
+    def pem(self) -> bytes:
+        """The certificate in PEM."""
+        return self.certificate.public_bytes(Encoding.PEM)
 
     @classmethod
     def from_pem(cls, data: bytes, *, name: str | None = None) -> TrustRoot:

@@ -51,8 +51,12 @@ class Api:
     version: Literal[3, 4] = 4
 
 
-# Headers of answers. The issuer chain of a TCB info has one name per version of the interface.
-TCB_INFO_CHAIN: dict[int, str] = {3: "SGX-TCB-Info-Issuer-Chain", 4: "TCB-Info-Issuer-Chain"}
+# Headers of answers. The issuer chain of a TCB info changed its name with version 4 of the interface.
+TCB_INFO_CHAIN: dict[int, str] = {
+    2: "SGX-TCB-Info-Issuer-Chain",
+    3: "SGX-TCB-Info-Issuer-Chain",
+    4: "TCB-Info-Issuer-Chain",
+}
 IDENTITY_CHAIN = "SGX-Enclave-Identity-Issuer-Chain"
 PCK_CRL_CHAIN = "SGX-PCK-CRL-Issuer-Chain"
 NUMBERS_CHAIN = "TCB-Evaluation-Data-Numbers-Issuer-Chain"
@@ -105,9 +109,13 @@ class RootCaCrlRequest:
 
 @dataclass(frozen=True, slots=True)
 class CrlRequest:
-    """The revocation list of a distribution point, `crl?uri=` (PCCS) or `pckcrl?uri=` (THIM)."""
+    """The revocation list of a distribution point, `crl?uri=` (PCCS) or `pckcrl?uri=` (THIM).
+
+    THIM gives DER to clients of its first interface, PEM to those of later ones.
+    """
 
     uri: str
+    encoding: Literal["pem", "der"] = "der"
 
 
 @dataclass(frozen=True, slots=True)

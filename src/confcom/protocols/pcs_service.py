@@ -1,7 +1,10 @@
 """The server's side of PCS and PCCS: paths and parameters to request values, answers to responses (dcap.md §7.2).
 
 What cannot be a request is a `FormatError` that names the parameter (status 400); a path that is none of the table's is
-`None` (status 404). Parameters that nobody knows are ignored: clients add their own, such as THIM's `clientid`.
+`None` (status 404). Unknown parameters are ignored: clients add their own, such as THIM's `clientid`.
+
+Azure's client library names itself by the parameter `api-version`. It expects PCK certificates as JSON, CRLs by their
+distribution point, escaped twice, and a chain with every CRL, the root's too (dcap.md §7.3).
 """
 
 from __future__ import annotations
@@ -10,7 +13,9 @@ import base64
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
-from urllib.parse import quote
+from urllib.parse import quote, unquote
+
+import msgspec
 
 from confcom.errors import FormatError
 from confcom.protocols import pcs
@@ -22,7 +27,10 @@ STRUCTURE = "PCS request"
 MAX_PARAMETER = 2048
 """Characters of one parameter. The longest, an encrypted PPID, has 768."""
 
-V3_WARNING = '299 - "version 3 of this interface is deprecated: use version 4"'
+OLD_VERSION_WARNING = '299 - "versions 2 and 3 of this interface are deprecated: use version 4"'
+
+AZURE_DER = "2018-10-01-preview"
+"""The `api-version` at which Azure's client library reads CRLs as DER; at later ones it reads PEM."""
 
 JSON = "application/json"
 PEM = "application/x-pem-file"
@@ -32,10 +40,11 @@ TEXT = "text/plain"
 
 @dataclass(frozen=True, slots=True)
 class ServedRequest:
-    """A request with the version of the interface that it came by."""
+    """A request with the version of the interface that it came by; `azure` if it is of Azure's client library."""
 
-    version: Literal[3, 4]
+    version: Literal[2, 3, 4]
     request: pcs.Request
+    azure: bool = False
 
 
 def parse_request(path: str, query: Mapping[str, str]) -> ServedRequest | None:
@@ -45,7 +54,7 @@ def parse_request(path: str, query: Mapping[str, str]) -> ServedRequest | None:
     """
     tee, _, rest = path.strip("/").partition("/certification/v")
     version, _, name = rest.partition("/")
-    if version not in {"3", "4"} or tee not in {"sgx", "tdx"} or (tee, version) == ("tdx", "3"):
+    if version not in _VERSIONS or tee not in {"sgx", "tdx"} or (tee == "tdx" and version != "4"):
         return None
     reader = _READERS["sgx" if tee == "sgx" else "tdx"].get(name)
     if reader is None:
@@ -53,7 +62,7 @@ def parse_request(path: str, query: Mapping[str, str]) -> ServedRequest | None:
     for field, value in query.items():
         if len(value) > MAX_PARAMETER:
             raise FormatError(f"is longer than {MAX_PARAMETER} characters", structure=STRUCTURE, field=field)
-    return ServedRequest(3 if version == "3" else 4, reader(query))
+    return ServedRequest(_VERSIONS[version], reader(query), azure="api-version" in query)
 
 
 def document_response(served: ServedRequest, answer: Answer, *, request_id: str) -> HttpResponse:
@@ -62,25 +71,40 @@ def document_response(served: ServedRequest, answer: Answer, *, request_id: str)
     match served.request:
         case pcs.TcbInfoRequest():
             chain = pcs.TCB_INFO_CHAIN[served.version]
+            if served.azure:  # it looks for the older name first, whatever the version
+                headers += _chain(pcs.TCB_INFO_CHAIN[3], answer.issuer_chain) if served.version == 4 else ()
         case pcs.EnclaveIdentityRequest():
             chain = pcs.IDENTITY_CHAIN
         case pcs.TcbEvaluationDataNumbersRequest():
             chain = pcs.NUMBERS_CHAIN
-        case pcs.PckCrlRequest(encoding=encoding):
+        case pcs.PckCrlRequest(encoding=encoding) | pcs.CrlRequest(encoding=encoding):
             headers += _chain(pcs.PCK_CRL_CHAIN, answer.issuer_chain)
             return _crl_response(answer.body, encoding or "hex", headers)
-        case pcs.CrlRequest():
-            # THIM's clients ask for the PCK CRL by its distribution point and expect the chain all the same.
-            headers += _chain(pcs.PCK_CRL_CHAIN, answer.issuer_chain) if answer.issuer_chain else ()
-            return _crl_response(answer.body, "der", headers)
         case _:
+            headers += _chain(pcs.PCK_CRL_CHAIN, answer.issuer_chain)
             return _crl_response(answer.body, "hex", headers)
     headers += _chain(chain, answer.issuer_chain)
     return HttpResponse(200, (("Content-Type", JSON), *headers), answer.body)
 
 
-def pck_certificate_response(served: ServedRequest, answer: PckCertificateAnswer, *, request_id: str) -> HttpResponse:
-    """Status 200 with a PCK certificate in PEM."""
+def pck_certificate_response(
+    served: ServedRequest, answer: PckCertificateAnswer, *, request_id: str, max_age: int
+) -> HttpResponse:
+    """Status 200 with a PCK certificate: PEM and headers, or JSON for Azure's client library.
+
+    `max_age` is the number of seconds that the client may keep it.
+    """
+    if served.azure:
+        fields = {
+            "pckCert": answer.certificate.decode("ascii"),
+            "sgx-Pck-Certificate-Issuer-Chain": quote(answer.issuer_chain, safe=""),
+            "sgx-Tcbm": answer.tcbm.hex(),
+            "sgx-Fmspc": None if answer.fmspc is None else answer.fmspc.hex(),
+            "sgx-Pck-Certificate-CA-Type": answer.ca,
+            "cacheMaxAge": str(max_age),
+        }
+        body = msgspec.json.encode({name: value for name, value in fields.items() if value is not None})
+        return HttpResponse(200, (("Content-Type", JSON), *_headers(served, request_id)), body)
     headers = _headers(served, request_id) + _chain(pcs.PCK_CHAIN, answer.issuer_chain)
     headers += ((pcs.TCBM, answer.tcbm.hex()),)
     if answer.fmspc is not None:
@@ -109,7 +133,7 @@ def _crl_response(der: bytes, encoding: CrlEncoding, headers: tuple[tuple[str, s
 
 
 def _headers(served: ServedRequest, request_id: str) -> tuple[tuple[str, str], ...]:
-    warning = (("Warning", V3_WARNING),) if served.version == 3 else ()
+    warning = (("Warning", OLD_VERSION_WARNING),) if served.version < 4 else ()
     return (("Request-ID", request_id), *warning)
 
 
@@ -155,12 +179,18 @@ def _identity(tee: Tee, enclave: pcs.Enclave) -> Callable[[Mapping[str, str]], p
 
 def _pck_crl(query: Mapping[str, str]) -> pcs.Request:
     if "uri" in query and "ca" not in query:
-        return pcs.CrlRequest(query["uri"])
+        return _crl(query)
     match _required(query, "ca").lower():
         case ("processor" | "platform") as ca:
             return pcs.PckCrlRequest(ca, _encoding(query))
         case _:
             raise FormatError("is neither processor nor platform", structure=STRUCTURE, field="ca")
+
+
+def _crl(query: Mapping[str, str]) -> pcs.Request:
+    uri = _required(query, "uri")
+    encoding: Literal["pem", "der"] = "der" if query.get("api-version", AZURE_DER) == AZURE_DER else "pem"
+    return pcs.CrlRequest(uri if "://" in uri else unquote(uri), encoding)
 
 
 def _encoding(query: Mapping[str, str]) -> Literal["pem", "der"] | None:
@@ -202,6 +232,7 @@ def _any_hex(text: str, name: str) -> bytes:
     return hex_field(text, len(text) // 2, STRUCTURE, name)
 
 
+_VERSIONS: dict[str, Literal[2, 3, 4]] = {"2": 2, "3": 3, "4": 4}
 _READERS: dict[Tee, dict[str, Callable[[Mapping[str, str]], pcs.Request]]] = {
     "sgx": {
         "tcb": _tcb("sgx"),
@@ -210,7 +241,7 @@ _READERS: dict[Tee, dict[str, Callable[[Mapping[str, str]], pcs.Request]]] = {
         "qae/identity": _identity("sgx", "qae"),
         "pckcrl": _pck_crl,
         "rootcacrl": lambda _query: pcs.RootCaCrlRequest(),
-        "crl": lambda query: pcs.CrlRequest(_required(query, "uri")),
+        "crl": _crl,
         "pckcert": _pck_cert,
         "pckcerts": _pck_certs,
         "tcbevaluationdatanumbers": lambda _query: pcs.TcbEvaluationDataNumbersRequest("sgx"),

@@ -26,6 +26,7 @@ from confcom.services.collateral_pck import CertificatesUnavailable, OtherProces
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
+NO_STORE = ("Cache-Control", "no-store")
 REQUEST_ID = b"Request-ID"
 SUCCESS = "Operation successful."
 """What Intel's caching service answers when there is nothing else to say; its tools show it."""
@@ -136,13 +137,13 @@ def answer_of(response: HttpResponse, *more: tuple[str, str]) -> Answer:
 
 
 def json_answer(value: object, *, status: int = 200, headers: tuple[tuple[str, str], ...] = ()) -> Answer:
-    """A JSON answer."""
-    return answer_of(HttpResponse(status, (("Content-Type", JSON), *headers), msgspec.json.encode(value)))
+    """A JSON answer, of this moment: no cache keeps it."""
+    return answer_of(HttpResponse(status, (("Content-Type", JSON), NO_STORE, *headers), msgspec.json.encode(value)))
 
 
 def text_answer(text: str, *, status: int = 200, headers: tuple[tuple[str, str], ...] = ()) -> Answer:
-    """A plain answer."""
-    return answer_of(HttpResponse(status, (("Content-Type", TEXT), *headers), text.encode()))
+    """A plain answer, of this moment: no cache keeps it."""
+    return answer_of(HttpResponse(status, (("Content-Type", TEXT), NO_STORE, *headers), text.encode()))
 
 
 def error_answer(error: ConfcomError, *, missing: DocumentKey | None = None, plain: bool = False) -> Answer:

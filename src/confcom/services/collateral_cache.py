@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, Protocol, TypeVar
 
-from confcom.collateral.documents import Document, DocumentKey
+from confcom.collateral.documents import Document, DocumentKey, DocumentKind
 from confcom.collateral.store import CollateralStore
+from confcom.collateral.verified_document import verify_document
 from confcom.errors import (
     CollateralError,
     CollateralNotFound,
@@ -42,10 +43,14 @@ class Upstream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A document to serve. `stale` says that it has expired and no newer one could be had."""
+    """A document to serve. `stale` says that it has expired and no newer one could be had.
+
+    `issuer_chain` is PEM: the document's own, for the root CA CRL, which has none, the root.
+    """
 
     document: Document
     expires: datetime
+    issuer_chain: bytes
     stale: bool = False
 
 
@@ -166,7 +171,11 @@ class CollateralCache:
         version = self.store.in_force(key, at=now)
         if version is None:
             return None
-        return Served(self.store.load(version), version.expires, stale=version.expires < now)
+        document = self.store.load(version)
+        chain = document.issuer_chain
+        if key.kind is DocumentKind.ROOT_CA_CRL:
+            chain = verify_document(document, roots=self.store.roots).root.pem
+        return Served(document, version.expires, chain, stale=version.expires < now)
 
     async def fetch(self, key: DocumentKey) -> Served:
         """Ask upstream, verify, keep, and give what is then in force: an older answer does not replace a newer one."""

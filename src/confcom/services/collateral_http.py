@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.routing import Route, Router
 
 from confcom.collateral.documents import DocumentKey, key_for
+from confcom.collateral.pck_platform import chain_expires
 from confcom.errors import CollateralNotFound, ConfcomError, FormatError
 from confcom.protocols import pcs
 from confcom.protocols.pcs_service import (
@@ -41,7 +42,9 @@ from confcom.services.worker_threads import Overloaded
 STALE_FOR = 5.0
 """Seconds that a stale answer is repeated from memory before upstream may be asked again."""
 MEMORY_FOR = 3600.0
-"""Seconds that a PCK certificate stays in memory; documents stay until they expire."""
+"""Seconds that a PCK certificate stays in memory."""
+MAX_AGE = 24 * 3600
+"""Seconds that clients may keep an answer; the most that Azure's client library takes."""
 MAX_QUERY = 4096
 """Bytes; the longest that clients send has some 900."""
 MAX_PARAMETERS = 32
@@ -106,8 +109,11 @@ class CollateralApp:
         match served.request:
             case pcs.PckCertRequest() as wanted:
                 found = await self._certificates.find(wanted)
-                answer = answer_of(pck_certificate_response(served, found, request_id=""))
-                until = self._now() + MEMORY_FOR
+                age, until = self._freshness(chain_expires(found).timestamp())
+                response = pck_certificate_response(served, found, request_id="", max_age=age)
+                # It identifies a machine, so shared caches do not keep it.
+                answer = answer_of(response, ("Cache-Control", f"private, max-age={age}"))
+                until = min(until, self._now() + MEMORY_FOR)
             case pcs.PckCertsRequest() | pcs.FmspcsRequest():
                 raise Refused(
                     404,
@@ -128,12 +134,23 @@ class CollateralApp:
             found = await self._cache.document(key)
         except ConfcomError as error:
             raise _Missing(key, error) from error
-        document = pcs.Answer(found.document.body, found.document.issuer_chain)
+        document = pcs.Answer(found.document.body, found.issuer_chain)
         response = document_response(served, document, request_id="")
+        age, until = self._freshness(found.expires.timestamp())
+        headers = [("Cache-Control", f"max-age={age}")]
         if found.stale:
-            warning = ("Warning", f'110 - "Response is Stale: it expired at {_rfc3339(found.expires)}"')
-            return answer_of(response, warning), self._now() + STALE_FOR
-        return answer_of(response), found.expires.timestamp()
+            headers.append(("Warning", f'110 - "Response is Stale: it expired at {_rfc3339(found.expires)}"'))
+            until = self._now() + STALE_FOR
+        return answer_of(response, *headers), until
+
+    def _freshness(self, expires: float) -> tuple[int, float]:
+        """Seconds that a client may keep what expires then, and until when the same answer may be given from memory.
+
+        Both together end before it expires. The age is never 0: Intel's library takes that for none and keeps what it
+        has for a week.
+        """
+        age = max(1, min(MAX_AGE, int((expires - self._now()) / 2)))
+        return age, expires - age
 
 
 class Endpoint:
@@ -259,7 +276,7 @@ def _label(path: str) -> str:
     tee, found, rest = path.strip("/").partition("/certification/")
     if found and tee in ("sgx", "tdx"):
         version, _, name = rest.partition("/")
-        if version in ("v3", "v4") and name in _NAMES:
+        if version in ("v2", "v3", "v4") and name in _NAMES:
             return f"{tee}/{version}/{name}"
     return path.strip("/") if path.strip("/") in ("healthz", "readyz", "metrics") else "other"
 

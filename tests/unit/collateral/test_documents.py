@@ -47,7 +47,15 @@ def test_a_key_and_its_request_are_the_same_question(key):
         ("https://certificates.trustedservices.intel.com/IntelSGXRootCA.der", DocumentKey.root_ca_crl()),
         ("https://api.x/sgx/certification/v3/pckcrl?ca=processor", DocumentKey.pck_crl("processor")),
         ("https://api.x/sgx/certification/v4/pckcrl?ca=platform&encoding=der", DocumentKey.pck_crl("platform")),
+        ("https://certificates.trustedservices.intel.com/intelsgxrootca.crl", DocumentKey.root_ca_crl()),
+        ("https://certificates.trustedservices.intel.com/intelsgxpckprocessor.crl", DocumentKey.pck_crl("processor")),
+        ("https://certificates.trustedservices.intel.com/IntelSGXPCKPlatform.crl", DocumentKey.pck_crl("platform")),
+        ("https://simulated.confcom.invalid/rootcacrl", DocumentKey.root_ca_crl()),
         ("https://example.com/other.crl", None),
+        ("https://api.x/sgx/certification/v4/pckcrl", None),
+        ("https://api.x/sgx/certification/v4/pckcrl?ca=other", None),
+        ("https://api.x/other?pckcrl&ca=platform&IntelSGXRootCA", None),
+        ("https://[x/pckcrl?ca=platform", None),
     ],
 )
 def test_intels_distribution_points_are_known(uri, key):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from urllib.parse import parse_qsl, urlsplit
+import json
+from urllib.parse import parse_qsl, quote, urlsplit
 
 import pytest
 
@@ -62,11 +63,11 @@ def test_all_pck_certificates_of_a_platform_are_asked_in_intels_dialect():
 
 
 @pytest.mark.parametrize("request_", DOCUMENTS)
-@pytest.mark.parametrize("version", [3, 4])
+@pytest.mark.parametrize("version", [2, 3, 4])
 def test_what_a_server_answers_is_what_the_client_reads(request_, version):
     response = document_response(ServedRequest(version, request_), Answer(b"0\x03abc", CHAIN), request_id="r")
     assert response.header("Request-ID") == "r"
-    assert (response.header("Warning") is not None) == (version == 3)
+    assert (response.header("Warning") is not None) == (version < 4)
     answer = parse_document(request_, response)
     if isinstance(request_, pcs.RootCaCrlRequest | pcs.CrlRequest):
         assert answer.issuer_chain == b""
@@ -89,32 +90,82 @@ def test_crls_come_in_the_encoding_of_the_service():
     assert encode_crl(bytes(100), "pem").splitlines()[1] == b"A" * 64
 
 
-def test_the_pck_crl_by_its_distribution_point_has_its_chain():
-    answer = document_response(ServedRequest(4, pcs.CrlRequest("x")), Answer(b"0", CHAIN), request_id="r")
-    assert answer.header("SGX-PCK-CRL-Issuer-Chain") is not None
-    assert (
-        document_response(ServedRequest(4, pcs.CrlRequest("x")), Answer(b"0"), request_id="r").header(
-            "SGX-PCK-CRL-Issuer-Chain"
-        )
-        is None
-    )
+@pytest.mark.parametrize("request_", [pcs.CrlRequest("x"), pcs.RootCaCrlRequest(), pcs.PckCrlRequest("platform")])
+def test_every_crl_has_its_chain_because_azures_client_takes_none_without(request_):
+    answer = document_response(ServedRequest(4, request_), Answer(b"0", CHAIN), request_id="r")
+    assert answer.header("SGX-PCK-CRL-Issuer-Chain") == quote(CHAIN, safe="")
+
+
+@pytest.mark.parametrize(
+    ("written", "uri"),
+    [
+        (
+            "https%253a%252f%252fcertificates.trustedservices.intel.com%252fintelsgxrootca.crl",
+            "https://certificates.trustedservices.intel.com/intelsgxrootca.crl",
+        ),
+        (
+            "https%253a%252f%252fapi.trustedservices.intel.com%252fv3%252fpckcrl%253fca%253dplatform%2526encoding%253dpem",
+            "https://api.trustedservices.intel.com/v3/pckcrl?ca=platform&encoding=pem",
+        ),
+        ("https%3A%2F%2Fx%2Fa%253Fb", "https://x/a%3Fb"),
+        ("https://x/a", "https://x/a"),
+        ("https%25253a%25252f%25252fx", "https%3a%2f%2fx"),
+    ],
+)
+@pytest.mark.parametrize("name", ["pckcrl", "crl"])
+def test_a_distribution_point_is_read_escaped_once_or_twice(name, written, uri):
+    assert read(f"/sgx/certification/v4/{name}?uri={written}") == ServedRequest(4, pcs.CrlRequest(uri))
+
+
+@pytest.mark.parametrize(
+    ("api_version", "encoding"),
+    [("2018-10-01-preview", "der"), ("2020-02-12-preview", "pem"), ("2021-07-22-preview", "pem")],
+)
+def test_azures_client_gets_crls_in_the_encoding_of_its_interface(api_version, encoding):
+    served = read(f"/sgx/certification/v4/pckcrl?uri=https%3A%2F%2Fx&clientid=x&api-version={api_version}")
+    assert served == ServedRequest(4, pcs.CrlRequest("https://x", encoding), azure=True)
+    body = document_response(served, Answer(b"0\x03abc", CHAIN), request_id="r").body
+    assert body == encode_crl(b"0\x03abc", encoding)
 
 
 def test_the_chain_header_of_a_tcb_info_has_the_name_of_its_version():
-    for version, name in ((3, "SGX-TCB-Info-Issuer-Chain"), (4, "TCB-Info-Issuer-Chain")):
-        served = ServedRequest(version, pcs.TcbInfoRequest("sgx", FMSPC))
+    old, new = "SGX-TCB-Info-Issuer-Chain", "TCB-Info-Issuer-Chain"
+    for version, azure, expected in (
+        (2, False, [old]),
+        (2, True, [old]),
+        (3, False, [old]),
+        (3, True, [old]),
+        (4, False, [new]),
+        (4, True, [old, new]),
+    ):
+        served = ServedRequest(version, pcs.TcbInfoRequest("sgx", FMSPC), azure=azure)
         names = [found for found, _ in document_response(served, Answer(b"x", CHAIN), request_id="r").headers]
-        assert [found for found in names if "Issuer" in found] == [name]
+        assert [found for found in names if "Issuer" in found] == expected
 
 
 def test_a_pck_certificate_comes_back():
     answer = PckCertificateAnswer(b"leaf", CHAIN, b"\x01" * 18, FMSPC, "processor")
     served = ServedRequest(4, pcs.PckCertRequest(bytes(16), 0, bytes(2), qe_id=b"\x01"))
-    response = pck_certificate_response(served, answer, request_id="r")
+    response = pck_certificate_response(served, answer, request_id="r", max_age=9)
     assert response.header("Content-Type") == "application/x-pem-file"
     assert parse_pck_certificate(response) == answer
     bare = PckCertificateAnswer(b"leaf", CHAIN, b"\x01" * 18)
-    assert parse_pck_certificate(pck_certificate_response(served, bare, request_id="r")) == bare
+    assert parse_pck_certificate(pck_certificate_response(served, bare, request_id="r", max_age=9)) == bare
+
+
+def test_a_pck_certificate_is_json_for_azures_client():
+    answer = PckCertificateAnswer(b"leaf\n", CHAIN, b"\x0a" * 18, FMSPC, "processor")
+    served = ServedRequest(4, pcs.PckCertRequest(bytes(16), 0, bytes(2), qe_id=b"\x01"), azure=True)
+    response = pck_certificate_response(served, answer, request_id="r", max_age=9)
+    assert response.header("Content-Type") == "application/json"
+    assert json.loads(response.body) == {
+        "pckCert": "leaf\n",
+        "sgx-Pck-Certificate-Issuer-Chain": quote(CHAIN, safe=""),
+        "sgx-Tcbm": "0a" * 18,
+        "sgx-Fmspc": FMSPC.hex(),
+        "sgx-Pck-Certificate-CA-Type": "processor",
+        "cacheMaxAge": "9",
+    }
 
 
 @pytest.mark.parametrize(
@@ -145,7 +196,8 @@ def test_what_real_clients_send(target, request_):
         "",
         "/",
         "/sgx/certification/v5/tcb",
-        "/sgx/certification/v2/tcb",
+        "/sgx/certification/v1/tcb",
+        "/sgx/certification/tcb",
         "/tdx/certification/v3/tcb",
         "/tdx/certification/v4/pckcrl",
         "/sgx/certification/v4/nothing",
