@@ -124,7 +124,7 @@ def test_modules_stay_small() -> None:
     long = [
         f"{path.relative_to(ROOT)}: {lines}"
         for path in SOURCES
-        if "_pb" not in path.parts and (lines := len(path.read_text().splitlines())) > 400
+        if "_pb" not in path.parts and (lines := len(path.read_text().splitlines())) > 600
     ]
     assert long == []
 

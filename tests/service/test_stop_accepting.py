@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from confcom.services.http_server import Listener, _config, _Server
+from confcom.services.http_server import Listener, serve_http
 from confcom.services.status_page import Page, StatusPage
 
 Stop = Callable[[], Awaitable[object]]
@@ -34,22 +34,20 @@ async def status_page(path: Path) -> AsyncIterator[Stop]:
 
 @asynccontextmanager
 async def http_server(path: Path) -> AsyncIterator[Stop]:
-    """Without uvicorn's loop, which looks ten times a second whether to stop: here it is said in the very turn."""
-
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         raise AssertionError("nobody asks")
 
-    listener = Listener(address=path)
-    config = _config(answer, listener, None)
-    config.load()
-    server = _Server(config, listener)
-    server.lifespan = config.lifespan_class(config)
-    with socket.socket(socket.AF_UNIX) as bound:
-        bound.bind(str(path))
-        bound.listen()
-        bound.setblocking(False)
-        await server.startup([bound])
-        yield lambda: server.shutdown([bound])
+    stopped, started = asyncio.Event(), asyncio.Event()
+    running = asyncio.create_task(
+        serve_http(answer, Listener(address=path), stop=stopped, started=lambda _: started.set())
+    )
+    await started.wait()
+
+    async def stop() -> None:
+        stopped.set()
+        await running
+
+    yield stop
 
 
 @pytest.mark.parametrize("turns", range(6))

@@ -99,7 +99,7 @@ class CollateralServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_
     max_head: Annotated[int, msgspec.Meta(ge=2048)] = 16 * 1024
     """Bytes of a request's line and headers."""
     max_connections: Annotated[int, msgspec.Meta(ge=1)] = 1024
-    """Connections at a time; the one silent for longest makes room."""
+    """Connections at a time; beyond it, the address with most gives up the oldest one that waits for its client."""
     head_timeout: _Seconds = 5.0
     """Seconds for the TLS handshake, and for a request's head."""
     body_timeout: _Seconds = 15.0

@@ -1,27 +1,28 @@
-"""A small HTTP listener beside a daemon: /healthz, /readyz, /metrics. Plain HTTP/1.1, one request per connection."""
+"""A small HTTP listener beside a daemon: /healthz, /readyz, /metrics."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import structlog
 
 from confcom.errors import ConfigError
-from confcom.services.stop_accepting import stop_accepting
+from confcom.services.http_server import Listener, serve_http
 
-MAX_REQUEST = 8 * 1024
-"""Bytes of request line and headers."""
-DEADLINE = 5.0
-"""Seconds for the request, and again for the answer."""
-MAX_CONNECTIONS = 32
+MAX_CONNECTIONS = 64
+TIMEOUT = 5.0
+"""Seconds for a request, and for a client to take the next part of its answer."""
+IDLE = 30.0
+"""Seconds that a connection stays without a request: Prometheus asks every 15 to 60 s."""
+DRAIN = 1.0
+"""Seconds that an answer gets when the daemon stops."""
 RETRY = 0.5
 """Seconds between attempts to listen while a predecessor still holds the address."""
 
 TEXT = "text/plain; charset=utf-8"
-_REASONS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
 
 
 class Page(NamedTuple):
@@ -38,80 +39,52 @@ Handler = Callable[[], Awaitable[Page]]
 class StatusPage:
     """Serves the pages of a table from path to handler at `HOST:PORT`, `[ADDRESS]:PORT` or `unix:PATH`."""
 
-    def __init__(self, address: str, pages: dict[str, Handler]) -> None:
-        self._address = address
+    def __init__(self, address: str, pages: Mapping[str, Handler]) -> None:
         self._pages = pages
-        self._open = 0
-        self._server: asyncio.Server | None = None
-        self._where = _parse(address)
+        self._listener = Listener(
+            address=_parse(address),
+            max_connections=MAX_CONNECTIONS,
+            max_head=8 * 1024,
+            head_timeout=TIMEOUT,
+            body_timeout=TIMEOUT,
+            write_timeout=TIMEOUT,
+            idle_timeout=IDLE,
+            drain_timeout=DRAIN,
+        )
 
     async def run(self) -> None:
         """Serve until cancelled; while the address is taken, by a predecessor say, try again."""
         said = ""
-        try:
-            while self._server is None:
-                try:
-                    self._server = await self._listen()
-                except OSError as error:
-                    if str(error) != said:
-                        structlog.get_logger().warning("status_page", outcome="waits", reason=str(error))
-                        said = str(error)
-                    await asyncio.sleep(RETRY)
-            # It serves already. `serve_forever` would close it by itself when we are cancelled, which is too early.
-            await asyncio.get_running_loop().create_future()
-        finally:
-            if self._server is not None:
-                await stop_accepting(self._server.sockets)
-                self._server.close()
+        while True:
+            try:
+                await serve_http(self._answer, self._listener, stop=asyncio.Event())
+            except ConfigError as error:
+                if error.message != said:
+                    structlog.get_logger().warning("status_page", outcome="waits", reason=error.message)
+                    said = error.message
+                await asyncio.sleep(RETRY)
 
-    async def _listen(self) -> asyncio.Server:
-        if isinstance(self._where, str):
-            return await asyncio.start_unix_server(self._serve, self._where, limit=MAX_REQUEST)
-        host, port = self._where
-        # On [::] asyncio listens for IPv6 alone; whoever writes it means every address that there is.
-        return await asyncio.start_server(self._serve, None if host == "::" else host, port, limit=MAX_REQUEST)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._open += 1
-        try:
-            if self._open <= MAX_CONNECTIONS:
-                async with asyncio.timeout(DEADLINE):
-                    head = await reader.readuntil(b"\r\n\r\n")
-                page, with_body = await self._answer(head)
-                writer.write(_response(page, with_body=with_body))
-                async with asyncio.timeout(DEADLINE):
-                    await writer.drain()
-        except (OSError, EOFError, TimeoutError, asyncio.LimitOverrunError):
-            pass
-        finally:
-            self._open -= 1
-            writer.close()
-            with suppress(OSError):
-                await writer.wait_closed()
-
-    async def _answer(self, head: bytes) -> tuple[Page, bool]:
-        parts = head.split(b"\r\n", 1)[0].split(b" ")
-        if len(parts) != 3 or not parts[2].startswith(b"HTTP/1."):
-            return Page(400, b"not HTTP\n"), True
-        if parts[0] not in (b"GET", b"HEAD"):
-            return Page(405, b"only GET and HEAD\n"), True
-        handler = self._pages.get(parts[1].split(b"?", 1)[0].decode("latin-1"))
-        if handler is None:
-            return Page(404, f"there are {', '.join(self._pages)}\n".encode()), True
-        return await handler(), parts[0] == b"GET"
+    async def _answer(
+        self,
+        scope: MutableMapping[str, Any],
+        _receive: Callable[[], Awaitable[Any]],
+        send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
+    ) -> None:
+        handler = self._pages.get(scope["path"])
+        if scope["method"] not in ("GET", "HEAD"):
+            page = Page(405, b"only GET and HEAD\n")
+        elif handler is None:
+            page = Page(404, f"there are {', '.join(self._pages)}\n".encode())
+        else:
+            page = await handler()
+        headers = [(b"content-type", page.content_type.encode()), (b"content-length", b"%d" % len(page.body))]
+        await send({"type": "http.response.start", "status": page.status, "headers": headers})
+        await send({"type": "http.response.body", "body": page.body})
 
 
-def _response(page: Page, *, with_body: bool) -> bytes:
-    head = (
-        f"HTTP/1.1 {page.status} {_REASONS[page.status]}\r\nContent-Type: {page.content_type}\r\n"
-        f"Content-Length: {len(page.body)}\r\nConnection: close\r\n\r\n"
-    )
-    return head.encode() + (page.body if with_body else b"")
-
-
-def _parse(address: str) -> str | tuple[str, int]:
+def _parse(address: str) -> Path | tuple[str, int]:
     if address.startswith("unix:") and len(address) > len("unix:"):
-        return address.removeprefix("unix:")
+        return Path(address.removeprefix("unix:"))
     host, _, port = address.rpartition(":")
     if not port.isdecimal() or int(port) > 0xFFFF or not host:
         raise ConfigError(

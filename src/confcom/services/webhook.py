@@ -32,6 +32,8 @@ from confcom.services.webhook_metrics import WebhookMetrics
 __all__ = ["WebhookConfig", "serve"]
 
 COMMON_NAME = "confcom admission webhook"
+OUTPUT_MEMORY = 16 << 20
+"""Bytes of answers that callers have not taken yet."""
 WATCH_AGAIN = (1.0, 5.0, 30.0)
 """Seconds until the nodes are watched again after a failure; the last one repeats."""
 
@@ -121,6 +123,7 @@ class _Webhook:
             body_timeout=config.body_timeout,
             idle_timeout=config.idle_timeout,
             drain_timeout=config.drain_timeout,
+            output_memory=OUTPUT_MEMORY,
         )
 
     def _given(self, namespace: str) -> Circumstances:

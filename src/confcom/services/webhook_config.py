@@ -63,9 +63,9 @@ class WebhookConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     drain_timeout: Annotated[float, msgspec.Meta(ge=1)] = 6.0
     """Seconds that reviews under way get then."""
 
-    max_connections: Annotated[int, msgspec.Meta(ge=1)] = 512
-    """Connections at a time; the one silent for longest makes room."""
-    body_memory: Annotated[int, msgspec.Meta(ge=8 << 20)] = 64 << 20
+    max_connections: Annotated[int, msgspec.Meta(ge=1)] = 256
+    """Connections at a time; beyond it, the address with most gives up the oldest one that waits for its client."""
+    body_memory: Annotated[int, msgspec.Meta(ge=8 << 20)] = 32 << 20
     """Bytes of all bodies that are being read; the largest makes room."""
     body_timeout: _Seconds = 5.0
     """Seconds for a body: as long as the API server waits."""

@@ -1,0 +1,241 @@
+"""What a hostile client can hold of our HTTP server: connections, answers that it does not read, the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from confcom.pki.serving_pair import make_serving_pair
+from confcom.services.http_server import Listener, _client_key, serve_http
+from confcom.services.tls import HeldTls
+
+GET = b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n"
+HANG = 60
+
+
+class Application:
+    """Answers every path with as many bytes as it says, and notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        self.asked.append(scope["path"])
+        body = b"x" * int(scope["path"].strip("/") or 0)
+        if scope["method"] == "POST":
+            body = b""
+            while (message := await receive())["type"] == "http.request":
+                body += message["body"]
+                if not message["more_body"]:
+                    break
+        headers = [(b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+class Running:
+    """A server in this process, and what of it the tests look at."""
+
+    def __init__(self, app: Application, port: int) -> None:
+        self.app = app
+        self.port = port
+        self.clients: list[socket.socket] = []
+
+    def connect(self, *, source: str = "127.0.0.1") -> socket.socket:
+        """A client that does not read and has little room for what it is sent."""
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.bind((source, 0))
+        client.connect(("127.0.0.1", self.port))
+        client.setblocking(False)
+        self.clients.append(client)
+        return client
+
+    async def ask(self, size: int = 5, *, source: str = "127.0.0.1") -> bytes:
+        """A whole answer over a connection of its own."""
+        async with asyncio.timeout(HANG):
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.port, local_addr=(source, 0))
+            writer.write(b"GET /%d HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n" % size)
+            answer = await reader.read()
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+            return answer
+
+
+@asynccontextmanager
+async def running(**limits: Any) -> AsyncIterator[Running]:
+    app, stop = Application(), asyncio.Event()
+    started = asyncio.get_running_loop().create_future()
+    listener = Listener(address=("127.0.0.1", 0), **limits)
+    serving = asyncio.create_task(serve_http(app, listener, stop=stop, started=started.set_result))
+    server = Running(app, int((await started).rpartition(":")[2]))
+    try:
+        yield server
+    finally:
+        for client in server.clients:
+            client.close()
+        stop.set()
+        await serving
+
+
+async def is_closed(client: socket.socket) -> None:
+    """Wait until the server has ended a connection."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(HANG):
+        with suppress(ConnectionResetError):
+            while await loop.sock_recv(client, 65536):
+                pass
+
+
+async def test_clients_that_do_not_read_their_answers_do_not_shut_others_out() -> None:
+    async with running(max_connections=128, write_timeout=30) as server:
+        rude = [server.connect() for _ in range(512)]
+        for client in rude:
+            client.send(GET % 1_000_000)
+            await asyncio.sleep(0)
+        for _ in range(5):
+            assert (await server.ask()).endswith(b"\r\n\r\nxxxxx")
+
+
+async def test_pipelined_requests_are_answered_one_after_another_and_hold_up_nobody() -> None:
+    async with running(max_connections=128, write_timeout=30) as server:
+        rude = [server.connect() for _ in range(64)]
+        for client in rude:
+            with suppress(BlockingIOError):
+                for _ in range(64):
+                    client.send(GET % 100_000)
+        await asyncio.sleep(0.2)
+        # No more than what fits into the buffers between is ever asked of the application.
+        assert len(server.app.asked) < 64 * 10
+        assert (await server.ask()).endswith(b"\r\n\r\nxxxxx")
+
+
+async def test_one_connection_full_of_requests_takes_turns_with_others() -> None:
+    async with running() as server:
+        server.connect().send((GET % 0) * 2000)
+        assert (await server.ask()).endswith(b"\r\n\r\nxxxxx")
+        # The greedy one came first, and is not through yet.
+        assert server.app.asked.index("/5") < 1000
+
+
+async def test_output_without_progress_is_aborted() -> None:
+    async with running(write_timeout=0.2) as server:
+        with server.connect() as rude:
+            rude.send(GET % 10_000_000)
+            async with asyncio.timeout(HANG):
+                while True:  # it takes nothing; once the server has given it up, a write fails
+                    await asyncio.sleep(0.05)
+                    try:
+                        rude.send(b" ")
+                    except (ConnectionResetError, BrokenPipeError):
+                        break
+
+
+async def test_a_client_that_reads_slowly_gets_all_of_a_large_answer() -> None:
+    async with running(write_timeout=5) as server:
+        with server.connect() as slow:
+            slow.send(b"GET /2000000 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            found = 0
+            while part := await asyncio.get_running_loop().sock_recv(slow, 32768):
+                found += len(part)
+                await asyncio.sleep(0.001)
+            assert found > 2_000_000
+
+
+async def test_answers_in_flight_are_bounded_together() -> None:
+    """38 clients that want 8 MB each and read nothing: those that wait for longest go, a reader is served."""
+    async with running(output_memory=20_000_000, write_timeout=HANG) as server:
+        rude = [server.connect() for _ in range(38)]
+        for client in rude:
+            client.send(GET % 8_000_000)
+        await asyncio.gather(*(is_closed_without_reading(client) for client in rude[:30]))
+        assert len(await server.ask(1_000_000)) > 1_000_000
+
+
+async def is_closed_without_reading(client: socket.socket) -> None:
+    async with asyncio.timeout(HANG):
+        while True:
+            await asyncio.sleep(0.05)
+            try:
+                client.send(b" ")
+            except (ConnectionResetError, BrokenPipeError):
+                return
+
+
+@pytest.mark.parametrize(
+    "said", [b"", b"GET / HTTP/1.1\r\nHost", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"]
+)
+async def test_a_newcomer_takes_the_place_of_the_oldest(said: bytes) -> None:
+    limits = {"head_timeout": HANG, "body_timeout": HANG, "idle_timeout": HANG}
+    async with running(max_connections=16, **limits) as server:
+        silent = []
+        for _ in range(40):
+            client = server.connect()
+            client.send(said)
+            silent.append(client)
+            await asyncio.sleep(0)
+        assert (await server.ask()).endswith(b"\r\n\r\nxxxxx")
+        await asyncio.gather(*(is_closed(client) for client in silent[:24]))
+
+
+async def test_a_flood_from_one_address_leaves_the_connections_of_others_alone() -> None:
+    async with running(max_connections=8) as server:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, local_addr=("127.0.0.2", 0))
+        flood = []
+        for turn in range(40):
+            flood.append(server.connect())
+            if turn % 10 == 0:
+                writer.write(GET % 5)
+                async with asyncio.timeout(HANG):
+                    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+                    await reader.readexactly(5)
+        writer.close()
+
+
+async def test_handshakes_that_never_come_make_room() -> None:
+    now = datetime.fromtimestamp(time.time(), UTC)
+    authority, pair = make_serving_pair(("127.0.0.1",), now=now, lifetime=timedelta(days=1), common_name="test")
+    tls = HeldTls(pair.certificate, pair.key)
+    async with running(tls=tls, max_connections=16, head_timeout=HANG) as server:
+        for _ in range(100):
+            server.connect()
+        trusting = ssl.create_default_context(cadata=authority.decode())
+        async with asyncio.timeout(HANG):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port, ssl=trusting)
+            writer.write(GET % 5)
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+
+
+async def test_a_body_is_read_whole_and_in_pieces() -> None:
+    body = bytes(range(256)) * 4096
+    async with running() as server:
+        for framing in (b"Content-Length: %d\r\n" % len(body), b"Transfer-Encoding: chunked\r\n"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n" + framing + b"\r\n")
+            async with asyncio.timeout(HANG):
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100 ")
+                chunked = framing.startswith(b"T")
+                for begin in range(0, len(body), 5000):
+                    piece = body[begin : begin + 5000]
+                    writer.write(b"%x\r\n" % len(piece) + piece + b"\r\n" if chunked else piece)
+                writer.write(b"0\r\n\r\n" if chunked else b"")
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 200 ")
+                assert await reader.readexactly(len(body)) == body
+            writer.close()
+
+
+def test_an_address_counts_as_one_whichever_way_it_is_written() -> None:
+    assert _client_key(("::ffff:10.0.0.1", 1, 0, 0)) == _client_key(("10.0.0.1", 2))
+    assert _client_key(("2001:db8::1", 1, 0, 0)) == _client_key(("2001:db8::ffff", 2, 0, 0))
+    assert _client_key(("2001:db8:0:1::1", 1, 0, 0)) != _client_key(("2001:db8::1", 1, 0, 0))
