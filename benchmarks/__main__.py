@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from benchmarks import (
+    collateral_outage,
     collateral_service,
     device_plugin,
     epc_use,
@@ -23,6 +24,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "quote-helper": quote_helper.main,
     "quote-helper-abuse": quote_helper_abuse.main,
     "quote-helper-updates": quote_helper_updates.main,
+    "collateral-outage": collateral_outage.main,
     "store-crash": store_crash.bench,
     "collateral-service": collateral_service.main,
     "device-plugin": device_plugin.main,

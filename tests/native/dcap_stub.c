@@ -15,8 +15,17 @@
  *
  * With a socket `qe` in the folder, target info, sizes and quotes are asked there (see software_qe.py); without one
  * they are recognisable bytes.
+ *
+ * With a file `provider` in the folder, there is a quote provider library too. The file has five hexadecimal words: QE_ID,
+ * CPUSVN, PCESVN, PCE-ID and the encrypted PPID. As Intel's: init_quote asks it once, with the PPID; get_quote_size once
+ * and get_quote twice, without; all under one lock of the process. It reads the file that QCNL_CONF_PATH names, once
+ * (no comments), asks `local_pck_url` on every call, then what it remembers, then `pccs_url`; after 503 and without a
+ * connection it waits `retry_delay` and asks again, `retry_times` more times; it has no timeout. URLs are
+ * http://IPv4:PORT/PATH/.
  */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -25,6 +34,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 typedef uint32_t quote3_error_t;
@@ -139,6 +149,123 @@ static bool ask(char operation, const void *in, size_t in_size, void *out, size_
     return true;
 }
 
+/* --- the quote provider library --- */
+
+static struct {
+    bool loaded;
+    char local_url[512], server_url[512];
+    double retry_times, retry_delay, expire_hours;
+    time_t remembered_until;
+} provider;
+
+static pthread_mutex_t library_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* Where the value of a key begins in the JSON text, or NULL. */
+static const char *value_of(const char *text, const char *key) {
+    char quoted[64];
+    snprintf(quoted, sizeof quoted, "\"%s\"", key);
+    const char *at = strstr(text, quoted);
+    if (at == NULL || (at = strchr(at + strlen(quoted), ':')) == NULL) return NULL;
+    return at + 1 + strspn(at + 1, " \t\r\n");
+}
+
+static void text_setting(const char *text, const char *key, char *out, size_t size) {
+    const char *value = value_of(text, key);
+    if (value != NULL && *value == '"') snprintf(out, size, "%.*s", (int)strcspn(value + 1, "\""), value + 1);
+}
+
+static void number_setting(const char *text, const char *key, double *out) {
+    const char *value = value_of(text, key);
+    if (value != NULL && strchr("0123456789", *value) != NULL) *out = strtod(value, NULL);
+}
+
+static void load_provider(void) {
+    static char text[65536];
+    const char *path = getenv("QCNL_CONF_PATH");
+    FILE *file = fopen(path != NULL ? path : "/etc/sgx_default_qcnl.conf", "r");
+    provider.loaded = true;
+    provider.retry_times = 6;
+    provider.retry_delay = 10;
+    provider.expire_hours = 168;
+    if (file == NULL) return;
+    text[fread(text, 1, sizeof text - 1, file)] = 0;
+    fclose(file);
+    text_setting(text, "local_pck_url", provider.local_url, sizeof provider.local_url);
+    text_setting(text, "pccs_url", provider.server_url, sizeof provider.server_url);
+    number_setting(text, "retry_times", &provider.retry_times);
+    number_setting(text, "retry_delay", &provider.retry_delay);
+    number_setting(text, "pck_cache_expire_hours", &provider.expire_hours);
+}
+
+/* The status of one GET, 0 without a connection; 200 only with a certificate, its chain and its TCBm. */
+static int http_get(const char *base, const char *query) {
+    static char request[8192], answer[65536];
+    char host[64];
+    int port = 0, at = 0, status = 0;
+    if (sscanf(base, "http://%63[0-9.]:%d%n", host, &port, &at) != 2) return 0;
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+    inet_pton(AF_INET, host, &address.sin_addr);
+    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) return 0;
+    int length = snprintf(request, sizeof request, "GET %s%s HTTP/1.1\r\nHost: %s:%d\r\nAccept: */*\r\n"
+                          "Connection: close\r\n\r\n", base + at, query, host, port);
+    size_t size = 0;
+    if (connect(fd, (struct sockaddr *)&address, sizeof address) == 0 && write(fd, request, (size_t)length) == length)
+        for (ssize_t count; size < sizeof answer - 1 &&
+             (count = read(fd, answer + size, sizeof answer - 1 - size)) > 0;) size += (size_t)count;
+    close(fd);
+    answer[size] = 0;
+    if (sscanf(answer, "HTTP/1.%*d %d", &status) != 1) return 0;
+    const char *tcbm = strcasestr(answer, "\nSGX-TCBm: ");
+    bool whole = tcbm != NULL && strspn(tcbm + 11, "0123456789abcdefABCDEF") == 36 &&
+                 strcasestr(answer, "\nSGX-PCK-Certificate-Issuer-Chain: -----BEGIN") != NULL &&
+                 strstr(answer, "\n-----BEGIN CERTIFICATE-----") != NULL;
+    return status == 200 && !whole ? 502 : status;
+}
+
+static quote3_error_t provider_error(int status) {
+    switch (status) {
+    case 200: return SUCCESS;
+    case 0: case 403: return 0xe019;
+    case 404: return 0xe01b;
+    case 461: return 0xe047;
+    case 462: return 0xe049;
+    case 503: return 0xe040;
+    default: return 0xe044;
+    }
+}
+
+static quote3_error_t fetch(const char *base, const char *query) {
+    if (base[0] == 0) return UNEXPECTED;
+    for (int tries = 0;; tries++) {
+        int status = http_get(base, query);
+        if ((status != 0 && status != 503) || tries >= (int)provider.retry_times) return provider_error(status);
+        sleep(provider.retry_delay > 0 ? (unsigned)provider.retry_delay : 1u << tries);
+    }
+}
+
+/* The certification data of this platform, `calls` times. Called with the lock held. */
+static quote3_error_t certify(int calls, bool with_ppid) {
+    char words[5][800], path[4096], query[4096];
+    snprintf(path, sizeof path, "%s/provider", folder());
+    FILE *file = fopen(path, "r");
+    if (file == NULL) return SUCCESS;
+    int count = fscanf(file, "%799s %799s %799s %799s %799s", words[0], words[1], words[2], words[3], words[4]);
+    fclose(file);
+    if (count != 5) return UNEXPECTED;
+    if (!provider.loaded) load_provider();
+    if (!with_ppid) memset(words[4], '0', strlen(words[4]));
+    snprintf(query, sizeof query, "pckcert?qeid=%s&encrypted_ppid=%s&cpusvn=%s&pcesvn=%s&pceid=%s",
+             words[0], words[4], words[1], words[2], words[3]);
+    for (quote3_error_t status; calls > 0; calls--) {
+        if (fetch(provider.local_url, query) == SUCCESS) continue;
+        if (time(NULL) < provider.remembered_until) continue;
+        if ((status = fetch(provider.server_url, query)) != SUCCESS) return status;
+        provider.remembered_until = time(NULL) + (time_t)(provider.expire_hours * 3600);
+    }
+    return SUCCESS;
+}
+
 static bool unknown(const sgx_ql_att_key_id_t *id) {
     uint8_t mine[256];
     fill_key_id(mine);
@@ -152,7 +279,7 @@ quote3_error_t sgx_ql_get_keyid(sgx_att_key_id_ext_t *id) {
     return status;
 }
 
-quote3_error_t sgx_ql_init_quote(const sgx_ql_att_key_id_t *id, sgx_target_info_t *target, bool refresh,
+static quote3_error_t init_quote(const sgx_ql_att_key_id_t *id, sgx_target_info_t *target, bool refresh,
                                  size_t *key_size, uint8_t *key) {
     uint32_t size = PUB_KEY_ID_SIZE;
     (void)refresh;
@@ -164,6 +291,7 @@ quote3_error_t sgx_ql_init_quote(const sgx_ql_att_key_id_t *id, sgx_target_info_
         return status;
     }
     quote3_error_t status = obey("init_quote", &size);
+    if (status == SUCCESS) status = certify(1, true);
     if (status != SUCCESS) return status;
     if (*key_size != PUB_KEY_ID_SIZE) return INVALID_PARAMETER;
     uint8_t answer[512 + PUB_KEY_ID_SIZE];
@@ -185,23 +313,25 @@ static quote3_error_t real_size(uint32_t *size) {
     return status;
 }
 
-quote3_error_t sgx_ql_get_quote_size(const sgx_ql_att_key_id_t *id, uint32_t *size) {
+static quote3_error_t get_quote_size(const sgx_ql_att_key_id_t *id, uint32_t *size) {
     uint32_t said = 0;
     if (size == NULL) return INVALID_PARAMETER;
     if (unknown(id)) return UNSUPPORTED_ATT_KEY_ID;
     quote3_error_t status = obey("get_quote_size", &said);
+    if (status == SUCCESS) status = certify(1, false);
     if (status != SUCCESS) return status;
     if (!initialized) return ATT_KEY_NOT_INITIALIZED;
     *size = said;
     return said != 0 ? SUCCESS : real_size(size);
 }
 
-quote3_error_t sgx_ql_get_quote(const sgx_report_t *report, const sgx_ql_att_key_id_t *id,
+static quote3_error_t get_quote(const sgx_report_t *report, const sgx_ql_att_key_id_t *id,
                                 sgx_ql_qe_report_info_t *info, uint8_t *quote, uint32_t quote_size) {
     uint32_t size = 0, said = 0;
     if (report == NULL || quote == NULL) return INVALID_PARAMETER;
     if (unknown(id)) return UNSUPPORTED_ATT_KEY_ID;
     quote3_error_t status = obey("get_quote", &said);
+    if (status == SUCCESS) status = certify(2, false);
     if (status != SUCCESS) return status;
     if (!initialized) return ATT_KEY_NOT_INITIALIZED;
     status = real_size(&size);
@@ -226,6 +356,29 @@ quote3_error_t sgx_ql_get_quote(const sgx_report_t *report, const sgx_ql_att_key
         if (info != NULL) memset(&info->qe_report, 0x77, 432);
     }
     free(answer);
+    return status;
+}
+
+quote3_error_t sgx_ql_init_quote(const sgx_ql_att_key_id_t *id, sgx_target_info_t *target, bool refresh,
+                                 size_t *key_size, uint8_t *key) {
+    pthread_mutex_lock(&library_lock);
+    quote3_error_t status = init_quote(id, target, refresh, key_size, key);
+    pthread_mutex_unlock(&library_lock);
+    return status;
+}
+
+quote3_error_t sgx_ql_get_quote_size(const sgx_ql_att_key_id_t *id, uint32_t *size) {
+    pthread_mutex_lock(&library_lock);
+    quote3_error_t status = get_quote_size(id, size);
+    pthread_mutex_unlock(&library_lock);
+    return status;
+}
+
+quote3_error_t sgx_ql_get_quote(const sgx_report_t *report, const sgx_ql_att_key_id_t *id,
+                                sgx_ql_qe_report_info_t *info, uint8_t *quote, uint32_t quote_size) {
+    pthread_mutex_lock(&library_lock);
+    quote3_error_t status = get_quote(report, id, info, quote, quote_size);
+    pthread_mutex_unlock(&library_lock);
     return status;
 }
 #endif

@@ -74,7 +74,9 @@ def quote_helper(
 
     machine = Path(config.simulated_machine) if config.simulated_machine is not None else None
     choice = choose_platform(config.platform, machine=machine)
-    opened = open_platform(config.platform, machine=machine)
+    socket = Path(config.socket)
+    memory = socket.with_name(f".{socket.name}.pck-certificates")
+    opened = open_platform(config.platform, machine=machine, pck_memory=memory)
     kit = self_test_kit(
         choice,
         machine=machine,

@@ -121,7 +121,25 @@ class HttpExchange:
             wait *= 2
         raise AssertionError("the last try returns or raises")  # pragma: no cover
 
+    def ask_once(
+        self, request: pcs.Request, url: str, http: HttpRequest, headers: dict[str, str], limit: int
+    ) -> HttpResponse:
+        """The response to one try, whatever its status; raises what kept it from coming."""
+        response = self._exchange(request, url, http, headers, limit)
+        if isinstance(response, _Failure):
+            raise response.error
+        return response
+
     def _once(
+        self, request: pcs.Request, url: str, http: HttpRequest, headers: dict[str, str], limit: int
+    ) -> HttpResponse | _Failure:
+        response = self._exchange(request, url, http, headers, limit)
+        if isinstance(response, _Failure) or response.status == 200:
+            return response
+        error = status_error(request, response, service=self.service)
+        return _Failure(error, response.status in RETRYABLE, retry_after(response))
+
+    def _exchange(
         self, request: pcs.Request, url: str, http: HttpRequest, headers: dict[str, str], limit: int
     ) -> HttpResponse | _Failure:
         # A thread of its own, because only so the deadline holds for a peer that drips headers or a slow resolver:
@@ -133,15 +151,11 @@ class HttpExchange:
             target=lambda: answers.put(question.ask(client)), name="collateral-request", daemon=True
         ).start()
         try:
-            response = answers.get(timeout=self.limits.deadline)
+            return answers.get(timeout=self.limits.deadline)
         except queue.Empty:
             return _Failure(question.unavailable(f"did not finish its answer in {self.limits.deadline:g} s"), True)
         finally:
             client.close()
-        if isinstance(response, _Failure) or response.status == 200:
-            return response
-        error = status_error(request, response, service=self.service)
-        return _Failure(error, response.status in RETRYABLE, retry_after(response))
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from confcom.platforms import intel_messages as m
 from confcom.platforms.intel_errors import RESTART_STATES
 from confcom.platforms.interface import InitializedQuote, QuoteResult
 from confcom.platforms.worker_pool import WorkerPool
-from confcom.platforms.worker_process import WorkerLost, WorkerProcess, worker_command
+from confcom.platforms.worker_process import Surroundings, WorkerLost, WorkerProcess, worker_command
 
 MAX_TRIES = 2
 """How often a request may be the end of a worker, or find its enclaves lost."""
@@ -54,7 +54,7 @@ class IntelWorkerPlatform:
     """A `Platform` (see `confcom.platforms.interface`) over worker processes; `close` ends them.
 
     `folder` is where Intel's libraries are, by default where the dynamic linker finds them. Nothing is started before
-    the first call, or `start`.
+    the first call, or `start`. `surroundings` are closed with it.
     """
 
     name = "intel-dcap"
@@ -66,18 +66,19 @@ class IntelWorkerPlatform:
         limits: WorkerLimits | None = None,
         *,
         command: Sequence[str] | None = None,
+        surroundings: Surroundings | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         words = tuple(command) if command is not None else worker_command(folder)
         self._limits = limits or WorkerLimits()
         self._monotonic = monotonic
-        self._pool = WorkerPool(lambda: WorkerProcess(words, monotonic), spare=self._limits.spare)
+        self._pool = WorkerPool(lambda: WorkerProcess(words, monotonic, surroundings), spare=self._limits.spare)
         self._key: m.Initialize | None = None
         self._key_holder: WorkerProcess | None = None
         self._failures = 0
         self._last_failure: m.Failed | None = None
         self._pause_until = 0.0
-        self._finalizer = weakref.finalize(self, self._pool.close)
+        self._finalizer = weakref.finalize(self, _close, self._pool, surroundings)
 
     @property
     def worker_pid(self) -> int | None:
@@ -206,6 +207,12 @@ def _record(kind: type[_Record], data: bytes) -> _Record:
 
 def _bytes(record: AttestationKeyId | QeReportInfo | None) -> bytes | None:
     return None if record is None else bytes(record)
+
+
+def _close(pool: WorkerPool, surroundings: Surroundings | None) -> None:
+    pool.close()
+    if surroundings is not None:
+        surroundings.close()
 
 
 def _given_up(lost: WorkerLost) -> PlatformError:

@@ -8,8 +8,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from confcom.errors import FormatError, NativeError, PlatformBusy, PlatformUnavailable
 from confcom.platforms import intel_messages as m
@@ -31,6 +32,21 @@ class WorkerLost(Exception):
         self.hung = hung
 
 
+class Surroundings(Protocol):
+    """What workers have beside this process's own environment."""
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """Variables that are set for them."""
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """File descriptors that they inherit, under the same numbers."""
+
+    def close(self) -> None:
+        """Give back what they used; no worker is left."""
+
+
 def worker_command(folder: Path | None) -> tuple[str, ...]:
     """The command of a worker, to which its file descriptor is added. `-P`: the working folder is not to be trusted."""
     if not sys.executable:
@@ -45,7 +61,12 @@ def worker_command(folder: Path | None) -> tuple[str, ...]:
 class WorkerProcess:
     """A running worker. Owns the process and one socket; `close` gives both back."""
 
-    def __init__(self, command: Sequence[str], monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        monotonic: Callable[[], float] = time.monotonic,
+        surroundings: Surroundings | None = None,
+    ) -> None:
         self._monotonic = monotonic
         self._ready = False
         self._creator = os.getpid()
@@ -55,7 +76,7 @@ class WorkerProcess:
             raise PlatformBusy(f"no worker could be started: {error.strerror}") from error
         with theirs:
             try:
-                self._process = _spawn(command, theirs.fileno())
+                self._process = _spawn(command, theirs.fileno(), surroundings)
             except OSError as error:
                 self._channel.close()
                 raise PlatformBusy(f"no worker could be started: {error.strerror}") from error
@@ -135,11 +156,18 @@ class WorkerProcess:
         return WorkerLost(f"the worker ended with status {status}", to_blame=not idle)
 
 
-def _spawn(command: Sequence[str], fd: int) -> subprocess.Popen[bytes]:
+def _spawn(command: Sequence[str], fd: int, surroundings: Surroundings | None) -> subprocess.Popen[bytes]:
+    environment = None if surroundings is None else {**os.environ, **surroundings.environment}
+    inherited = () if surroundings is None else surroundings.descriptors
     # Its standard output is our standard error: the libraries print, and our own output may be a quote. A session of
     # its own keeps the terminal's signals away.
     return subprocess.Popen(  # noqa: S603 - a command of our own
-        [*command, str(fd)], stdin=subprocess.DEVNULL, stdout=2, pass_fds=(fd,), start_new_session=True
+        [*command, str(fd)],
+        stdin=subprocess.DEVNULL,
+        stdout=2,
+        pass_fds=(fd, *inherited),
+        env=environment,
+        start_new_session=True,
     )
 
 

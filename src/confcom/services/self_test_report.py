@@ -12,10 +12,7 @@ What is quoted then says MRENCLAVE of the QE, and its report data is SHA-256(non
 from __future__ import annotations
 
 import hashlib
-import os
 import secrets
-import stat
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +21,9 @@ import structlog
 from confcom.errors import ConfcomError, NativeError, ReportRejected
 from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
 from confcom.platforms.aesm_client import AesmPlatform
+from confcom.services.kept_file import KeptFile
 
 _NONCE = 16
-_MODE = 0o600
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,56 +101,25 @@ def _report_by_qe(helper: AesmPlatform, report: Report, target: TargetInfo) -> R
 
 
 class KeptReport:
-    """A report in a file that only its owner may touch; what is not that is as good as none. Never raises."""
+    """A report in a file of the helper's user alone. Never raises."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._file = KeptFile(path, "aesm.self_test_report", limit=Report.size())
 
     def read(self) -> Report | None:
         """The report, if there is one that this user kept."""
-        try:
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except FileNotFoundError:
+        content = self._file.read()
+        if content is None:
             return None
-        except OSError as error:
-            self._ignore(error.strerror or str(error))
-            return None
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-                self._ignore("it is not a file of this user alone")
-                return None
-            content = os.read(descriptor, Report.size() + 1)
-        finally:
-            os.close(descriptor)
         if len(content) != Report.size():
-            self._ignore(f"it has not the {Report.size()} bytes of a report")
+            self._file.ignore(f"it has not the {Report.size()} bytes of a report")
             return None
         return Report.parse(content)
 
     def keep(self, report: Report) -> None:
         """Write it, unless it is there already."""
-        content = bytes(report)
-        present = self.read()
-        if present is not None and bytes(present) == content:
-            return
-        new = self._path.with_name(f"{self._path.name}.new")
-        try:
-            new.unlink(missing_ok=True)
-            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-            new.rename(self._path)
-        except OSError as error:  # it serves from memory then, and an update has none to begin with
-            structlog.get_logger().warning("aesm.self_test_report", outcome="not kept", reason=error.strerror)
-        else:
-            structlog.get_logger().info("aesm.self_test_report", outcome="kept", file=str(self._path))
+        self._file.keep(bytes(report))
 
     def drop(self, reason: str) -> None:
         """Remove it and say why."""
-        with suppress(OSError):
-            self._path.unlink(missing_ok=True)
-        structlog.get_logger().warning("aesm.self_test_report", outcome="dropped", reason=reason)
-
-    def _ignore(self, reason: str) -> None:
-        structlog.get_logger().warning("aesm.self_test_report", outcome="ignored", reason=reason, file=str(self._path))
+        self._file.drop(reason)

@@ -5,6 +5,7 @@ A simulated platform is never chosen silently: it takes its name, or a machine f
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -65,19 +66,30 @@ def choose_platform(name: PlatformName, *, machine: Path | None = None, host: Pa
             raise ConfigError(f"unknown platform {name!r}", advice="Use auto, intel or simulated.")
 
 
-def open_platform(name: PlatformName, *, machine: Path | None = None, host: Path = Path("/")) -> Platform:
-    """The platform of that name; `PlatformUnavailable` says what is missing, `ConfigError` what contradicts itself."""
+def open_platform(
+    name: PlatformName, *, machine: Path | None = None, host: Path = Path("/"), pck_memory: Path | None = None
+) -> Platform:
+    """The platform of that name; `PlatformUnavailable` says what is missing, `ConfigError` what contradicts itself.
+
+    With `pck_memory`, a file, PCK certificates come to Intel's libraries from this process (`pck_endpoint`).
+    """
     choice = choose_platform(name, machine=machine, host=host)
-    return PLATFORMS[choice.name](machine, host)
+    return PLATFORMS[choice.name](machine, host, pck_memory)
 
 
-def _open_intel(machine: Path | None, host: Path) -> Platform:
+def _open_intel(machine: Path | None, host: Path, pck_memory: Path | None) -> Platform:
     if machine is not None:
         raise ConfigError("Intel's platform takes no machine file", advice="Leave out --machine, or choose simulated.")
     if device_obstacles(host):
         missing = "; ".join(obstacles_to_in_proc(host))
         raise PlatformUnavailable(f"no SGX platform here: {missing}", advice=_INTEL_ADVICE)
-    platform = IntelWorkerPlatform(library_folder(host))
+    endpoint = None
+    if pck_memory is not None:
+        # Here, because it brings HTTP along, which `confcom quote` does without.
+        from confcom.services.pck_endpoint import PckEndpoint
+
+        endpoint = PckEndpoint.of_host(os.environ, pck_memory)
+    platform = IntelWorkerPlatform(library_folder(host), surroundings=endpoint)
     platform.start()
     return platform
 
@@ -89,14 +101,14 @@ def _why_intel(host: Path) -> str:
     return "SGX devices and Intel's library are here, and no simulated machine was given"
 
 
-def _open_simulated(machine: Path | None, host: Path) -> Platform:
-    del host
+def _open_simulated(machine: Path | None, host: Path, pck_memory: Path | None) -> Platform:
+    del host, pck_memory
     if machine is None:
         raise ConfigError("a simulated platform needs a machine file", advice=_MACHINE_ADVICE)
     return SimulatedWorld.load(machine).platform
 
 
-PLATFORMS: dict[str, Callable[[Path | None, Path], Platform]] = {
+PLATFORMS: dict[str, Callable[[Path | None, Path, Path | None], Platform]] = {
     "intel": _open_intel,
     "simulated": _open_simulated,
 }
