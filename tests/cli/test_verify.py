@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from confcom.cli.root import run
+from confcom.collateral.bundle import save_bundle
 from confcom.simulator.declaration import EnclaveDeclaration
+from confcom.simulator.td import td_report_1_5
 from confcom.simulator.world import SimulatedWorld
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -260,3 +262,36 @@ def test_a_folder_of_the_vectors_and_its_collateral_json_work_as_they_are(vector
         words[words.index(at.isoformat())] = later
         assert run(words) == 6
         assert json.loads(capsys.readouterr().out)["tcb_status"] == "SWHardeningNeeded"
+
+
+@pytest.fixture
+def td(folder: Path) -> SimulatedWorld:
+    """The same machine with a TD: `td.bin` was launched by a module that is OutOfDate and runs on one that is not."""
+    world = SimulatedWorld.from_seed(b"seed of the cli tests", now=NOW)
+    below, old, new = (bytes([svn, 1, 3]).ljust(16, b"\0") for svn in (1, 4, 6))
+    collateral = world.authority.collateral(world.machine.fmspc, world.machine.pck_ca, "tdx")
+    save_bundle(collateral, folder / "tdx")
+    (folder / "td.bin").write_bytes(world.platform.quote_td(td_report_1_5("td", bytes(64), old, new)))
+    (folder / "below.bin").write_bytes(world.platform.quote_td(td_report_1_5("td", bytes(64), new, below)))
+    return world
+
+
+def test_a_td_is_shown_at_its_launch_and_now(verify, td: SimulatedWorld, folder: Path) -> None:
+    given = {"evidence": folder / "td.bin", "collateral": folder / "tdx"}
+    text = verify(**given)
+    assert text.code == 5
+    assert "TCB TDRelaunchAdvised" in text.out
+    assert "TDX module at launch: TCB OutOfDate" in text.out
+    assert "TDX module now: TCB UpToDate" in text.out
+    found = verify("--json", "--accept-tcb", "TDRelaunchAdvised", **given).json
+    assert (found["verdict"], found["tcb_status"]) == ("accepted", "TDRelaunchAdvised")
+    assert [found[when]["tcb_status"] for when in ("launch_tcb", "current_tcb")] == ["OutOfDate", "UpToDate"]
+
+
+def test_a_td_whose_running_module_is_below_every_level_says_so(verify, td: SimulatedWorld, folder: Path) -> None:
+    given = {"evidence": folder / "below.bin", "collateral": folder / "tdx"}
+    assert "judged by the TDX module that runs now" in verify(**given).out
+    found = verify("--json", "--accept-tcb", "UpToDate,OutOfDate", **given).json
+    assert (found["verdict"], found["error"]["code"], found["tcb_status"]) == ("refused", "tcb-not-supported", None)
+    assert found["launch_tcb"]["tcb_status"] == "UpToDate"
+    assert found["current_tcb"]["tcb_status"] is None

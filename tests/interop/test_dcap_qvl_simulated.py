@@ -5,6 +5,7 @@ Its collateral is put together here from the published parts, so that no code of
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from base64 import b64decode, b64encode
@@ -13,10 +14,15 @@ from datetime import UTC, datetime, timedelta
 import dcap_qvl
 import pytest
 
+from confcom.appraisal.policy import AcceptTcb
 from confcom.appraisal.quote import verify_quote
+from confcom.errors import MismatchError
+from confcom.formats.tcb_info import TcbStatus
 from confcom.simulator.declaration import EnclaveDeclaration
-from confcom.simulator.machine import DEFAULT_TCB, MachineTcb, PckCa, SimulatedMachine
+from confcom.simulator.documents import EnclaveTcbLevel, PlatformTcbLevel
+from confcom.simulator.machine import DEFAULT_TCB, FMSPC, MachineTcb, PckCa, SimulatedMachine
 from confcom.simulator.platform import SimulatedPlatform
+from confcom.simulator.td import td_report, td_report_1_5
 from confcom.simulator.world import SimulatedWorld
 
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
@@ -126,6 +132,109 @@ def test_every_tcb_status_arrives(world, statuses, together):
     ours = verify_quote(quote, world.publish(), roots=world.trust_roots, now=NOW).tcb
     assert ours.status == result.status
     assert ours.advisory_ids == tuple(sorted(result.advisory_ids))
+
+
+def svns(*values):
+    return bytes(values).ljust(16, b"\0")
+
+
+def td_world():
+    """Every status at a level of the platform (TDX component 3), and three levels of the module of version 1."""
+    world = SimulatedWorld.from_seed(SEED, now=NOW)
+    info, date = world.authority.tcb_info(FMSPC, "tdx"), NOW - timedelta(days=400)
+    info.modules = {
+        "TDX_01": [
+            EnclaveTcbLevel(6, UP, date, ("MODULE-UP",)),
+            EnclaveTcbLevel(4, OLD, date, ("MODULE-OLD",)),
+            EnclaveTcbLevel(2, "Revoked", date, ("MODULE-REVOKED",)),
+        ],
+        "TDX_03": [EnclaveTcbLevel(3, UP, date)],
+    }
+    info.levels = [
+        PlatformTcbLevel(DEFAULT_TCB, status, date, (f"PLATFORM-{status}",), (0, 0, svn, *[0] * 13))
+        for status, svn in PLATFORM_SVNS.items()
+        if svn > 1
+    ]
+    return world
+
+
+PLATFORM_SVNS = {UP: 9, HARDENING: 8, CONFIGURATION: 7, BOTH: 6, OLD: 5, OLD_CONFIGURATION: 4, "Revoked": 3, None: 1}
+MODULES = {
+    "up to date": svns(6, 1, 9),
+    "out of date": svns(4, 1, 9),
+    "revoked": svns(2, 1, 9),
+    "below every level": svns(1, 1, 9),
+    "another version": svns(3, 3, 9),
+    "another version, below every level": svns(2, 3, 9),
+    "unknown version": svns(6, 2, 9),
+    "version 0": svns(6, 0, 9),
+    "no platform level": svns(6, 1, 2),
+    "all zero": bytes(16),
+}
+PLATFORMS = {str(status): svns(6, 1, svn) for status, svn in PLATFORM_SVNS.items()}
+
+
+def judge_td(world, launch, current):
+    """What the other verifier and ours return; None where one refuses."""
+    quote = world.platform.quote_td(td_report_1_5("td", REPORT_DATA, launch, current))
+    collateral = world.authority.collateral(FMSPC, world.machine.pck_ca, "tdx")
+    try:
+        theirs = verify(world, quote, collateral=collateral)
+    except ValueError:
+        theirs = None
+    try:
+        ours = verify_quote(quote, collateral, roots=world.trust_roots, now=NOW)
+    except MismatchError:
+        ours = None
+    return theirs, ours
+
+
+@pytest.mark.parametrize(
+    ("launch", "current"),
+    [*itertools.product(MODULES.values(), repeat=2), *itertools.product(PLATFORMS.values(), repeat=2)],
+    ids=lambda svn: svn[:3].hex(),
+)
+def test_the_tdx_module_that_runs_now_is_judged_as_the_one_at_launch(launch, current):
+    world = td_world()
+    theirs, ours = judge_td(world, launch, current)
+    if theirs is None:
+        assert ours is None or ours.tcb_status in (None, TcbStatus.REVOKED)
+        return
+    assert ours.tcb_status == theirs.status
+    assert set(theirs.advisory_ids) <= set(ours.tcb.advisory_ids)
+    alone = [judge_td(world, svn, svn)[1].tcb for svn in (launch, current)]
+    assert [ours.launch_tcb.status, ours.current_tcb.status] == [tcb.status for tcb in alone]
+    assert ours.tcb.advisory_ids == tuple(sorted({name for tcb in alone for name in tcb.advisory_ids}))
+
+
+@pytest.mark.parametrize(
+    "module", ["revoked", "below every level", "another version, below every level", "no platform level"]
+)
+def test_no_policy_accepts_a_td_whose_running_module_is_revoked_or_below_every_level(module):
+    _, ours = judge_td(td_world(), MODULES["up to date"], MODULES[module])
+    anything = AcceptTcb(set(TcbStatus) - {TcbStatus.REVOKED})
+    assert not all(check.ok for check in anything.check(ours))
+
+
+def test_a_running_module_that_is_out_of_date_is_accepted_on_purpose_alone():
+    _, ours = judge_td(td_world(), MODULES["up to date"], MODULES["out of date"])
+    assert ours.tcb_status is TcbStatus.UP_TO_DATE
+    found = {check.id: check.ok for check in AcceptTcb([TcbStatus.UP_TO_DATE]).check(ours)}
+    assert found == {"tcb-status": True, "tcb-status-current": False, "tdx-module": False}
+    assert all(check.ok for check in AcceptTcb([TcbStatus.UP_TO_DATE, TcbStatus.OUT_OF_DATE]).check(ours))
+
+
+def test_a_relaunch_is_accepted_by_its_own_status():
+    _, ours = judge_td(td_world(), MODULES["out of date"], MODULES["up to date"])
+    assert all(check.ok for check in AcceptTcb([TcbStatus.TD_RELAUNCH_ADVISED]).check(ours))
+
+
+@pytest.mark.parametrize("body", [td_report("td", REPORT_DATA), td_report_1_5("td", REPORT_DATA)])
+def test_a_simulated_td_is_authentic_below_its_root(world, body):
+    quote = world.platform.quote_td(body)
+    collateral = world.authority.collateral(FMSPC, world.machine.pck_ca, "tdx")
+    assert verify(world, quote, collateral=collateral).status == UP
+    assert verify_quote(quote, collateral, roots=world.trust_roots, now=NOW).tcb_status is TcbStatus.UP_TO_DATE
 
 
 def test_a_revoked_tcb_is_refused(world):

@@ -55,6 +55,16 @@ class VerifiedQuote:
         return self.tcb.status
 
     @property
+    def launch_tcb(self) -> TcbEvaluation | None:
+        """The TCB by the TDX module that launched the TD; None for enclaves and TDX 1.0, which have one TCB."""
+        return self.tcb.launch
+
+    @property
+    def current_tcb(self) -> TcbEvaluation | None:
+        """The TCB by the TDX module that runs now (TEE_TCB_SVN_2); None for enclaves and TDX 1.0."""
+        return self.tcb.current
+
+    @property
     def report_data(self) -> bytes:
         """The 64 bytes that the enclave or TD chose."""
         return self.quote.report_data

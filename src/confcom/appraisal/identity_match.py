@@ -10,7 +10,7 @@ from confcom.formats.enclave_identity import EnclaveIdentity, EnclaveIdentityId
 from confcom.formats.quote_section import TeeType
 from confcom.formats.sgx import ReportBody
 from confcom.formats.tcb_info import TcbInfo, TdxModuleIdentity
-from confcom.formats.tdx import TdReportBody10
+from confcom.formats.tdx import TdReportBody, TdReportBody10, td_base
 
 QE_IDENTITY_STEP = "qe-identity"
 TDX_MODULE_STEP = "tdx-module-identity"
@@ -39,40 +39,36 @@ def match_qe_identity(report: ReportBody, identity: EnclaveIdentity, tee: TeeTyp
         raise _mismatch("ISVPRODID", str(identity.isv_prod_id), str(report.isv_prod_id))
 
 
-def match_tdx_module(td: TdReportBody10, tcb_info: TcbInfo) -> TdxModuleIdentity | None:
-    """The identity of the TDX module that runs the TD; None for version 0, which has no TCB levels of its own.
+def match_tdx_modules(body: TdReportBody, tcb_info: TcbInfo) -> tuple[TdxModuleIdentity | None, ...]:
+    """The identities of the TDX module that launched the TD and, for TDX 1.5, of the one that runs now.
 
-    Every byte of SEAMATTRIBUTES must be zero, whatever a mask may allow.
+    None for version 0, which has no TCB levels of its own. MRSIGNERSEAM and SEAMATTRIBUTES are those of the launch;
+    every byte of SEAMATTRIBUTES must be zero, whatever a mask may allow.
     """
-    version = td.module_version
+    td = td_base(body)
+    launch = _find_tdx_module("TDX module", td.module_version, tcb_info)
+    expected = launch or tcb_info.tdx_module
+    if expected is None:
+        raise _module_mismatch("TDX module", "version", "a tdxModule in the TCB info", "0")
+    if td.mr_signer_seam != expected.mr_signer:
+        raise _module_mismatch("TDX module", "MRSIGNERSEAM", expected.mr_signer.hex(), td.mr_signer_seam.hex())
+    if td.seam_attributes != expected.attributes or any(td.seam_attributes):
+        raise _module_mismatch("TDX module", "SEAMATTRIBUTES", expected.attributes.hex(), td.seam_attributes.hex())
+    if isinstance(body, TdReportBody10):
+        return (launch,)
+    return launch, _find_tdx_module("TDX module that runs now", body.tee_tcb_svn2[1], tcb_info)
+
+
+def _find_tdx_module(what: str, version: int, tcb_info: TcbInfo) -> TdxModuleIdentity | None:
+    """The identity of a module's major version, compared without case; None for version 0."""
     if version == 0:
-        if tcb_info.tdx_module is None:
-            raise _module_mismatch("TDX module", "a tdxModule in the TCB info", "none")
-        _match_seam(td, tcb_info.tdx_module.mr_signer, tcb_info.tdx_module.attributes)
         return None
-    module = find_tdx_module(version, tcb_info)
-    if module is None:
-        known = ", ".join(identity.id for identity in tcb_info.tdx_module_identities) or "none"
-        raise _module_mismatch("TDX module identity", _module_id(version), known)
-    _match_seam(td, module.mr_signer, module.attributes)
-    return module
-
-
-def find_tdx_module(version: int, tcb_info: TcbInfo) -> TdxModuleIdentity | None:
-    """The identity of a TDX module's major version; its id is compared without case."""
-    wanted = _module_id(version)
-    return next((identity for identity in tcb_info.tdx_module_identities if identity.id.upper() == wanted), None)
-
-
-def _module_id(version: int) -> str:
-    return f"TDX_{version:02X}"
-
-
-def _match_seam(td: TdReportBody10, mr_signer: bytes, attributes: bytes) -> None:
-    if td.mr_signer_seam != mr_signer:
-        raise _module_mismatch("MRSIGNERSEAM", mr_signer.hex(), td.mr_signer_seam.hex())
-    if td.seam_attributes != attributes or any(td.seam_attributes):
-        raise _module_mismatch("SEAMATTRIBUTES", attributes.hex(), td.seam_attributes.hex())
+    wanted = f"TDX_{version:02X}"
+    for identity in tcb_info.tdx_module_identities:
+        if identity.id.upper() == wanted:
+            return identity
+    known = ", ".join(identity.id for identity in tcb_info.tdx_module_identities) or "none"
+    raise _module_mismatch(what, "id", f"one of {known}", wanted)
 
 
 def _mask(value: bytes, mask: bytes) -> bytes:
@@ -89,9 +85,9 @@ def _mismatch(name: str, expected: str, found: str) -> MismatchError:
     )
 
 
-def _module_mismatch(name: str, expected: str, found: str) -> MismatchError:
+def _module_mismatch(what: str, name: str, expected: str, found: str) -> MismatchError:
     return MismatchError(
-        f"the TDX module is not one that Intel describes: {name} is {found}, expected {expected}",
+        f"the {what} is not one that Intel describes: {name} is {found}, expected {expected}",
         step=TDX_MODULE_STEP,
         expected=f"{name} {expected}",
         found=found,

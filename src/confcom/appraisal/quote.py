@@ -7,12 +7,12 @@ The steps follow Intel's quote verification library (see docs/explanation/verifi
  (3) the collateral is signed under the same root (`appraisal.collateral`: its own steps)
  (4) the PCK certificate's issuer issued the PCK CRL; neither the certificate nor its issuer is revoked
  (5) the TCB info is for this TEE, FMSPC and PCE-ID
- (6) TDX: the TDX module is one that the TCB info describes
+ (6) TDX: the TDX module is one that the TCB info describes; TDX 1.5: the one at launch, and the one that runs now
  (7) the PCK key signed the QE report
  (8) the QE report binds the attestation key: SHA-256(key ‖ authentication data) ‖ 32 free bytes
  (9) the QE report is of the enclave that the QE identity describes
 (10) the attestation key signed header and body
-(11) TCB levels: platform, QE and TDX module, converged; a TD that outlived a module update is judged twice
+(11) TCB levels: platform, QE and TDX module, converged; a TD of TDX 1.5 is judged for its launch and for now
 (12) dates: certificates, CRLs, TCB info and QE identity are valid at `now`; what is not is reported, not raised
 
 Steps 2 to 5 depend on the platform and its collateral only. Their result is remembered, so a service that judges many
@@ -24,6 +24,7 @@ fill the memory nor push others out of it.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
@@ -37,7 +38,7 @@ from confcom.appraisal import evidence
 from confcom.appraisal.collateral import Collateral, VerifiedCollateral, Window, digest_of, verify_collateral
 from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.findings import Check
-from confcom.appraisal.identity_match import find_tdx_module, match_qe_identity, match_tdx_module
+from confcom.appraisal.identity_match import match_qe_identity, match_tdx_modules
 from confcom.appraisal.tcb import TcbEvaluation, evaluate_sgx, evaluate_tdx, relaunch
 from confcom.errors import BindingError, FormatError, MismatchError, RevokedError
 from confcom.formats.certification_data import CertificationData, CertificationDataType
@@ -173,10 +174,10 @@ class QuoteVerifier:
         pck_chain = _pck_chain(certification.certification_data)
         # (2) to (5) what the platform and its collateral decide
         platform = self._platform(pck_chain, collateral, parsed.tee)
-        # (6) the TDX module is one that Intel describes
-        module = None
+        # (6) the TDX modules are ones that Intel describes
+        modules: tuple[TdxModuleIdentity | None, ...] = ()
         if not isinstance(parsed.body, ReportBody):
-            module = match_tdx_module(td_base(parsed.body), platform.collateral.tcb_info)
+            modules = match_tdx_modules(parsed.body, platform.collateral.tcb_info)
         # (7) the PCK key signed the QE report
         qe_report = certification.qe_report
         ecdsa.verify(
@@ -194,7 +195,7 @@ class QuoteVerifier:
         key = ecdsa.load_public_key(parsed.signature.attestation_key, step="quote-signature")
         ecdsa.verify(key, parsed.signature.signature, parsed.signed_bytes, step="quote-signature", what="the quote")
         # (11) TCB levels
-        tcb = _evaluate(parsed, platform, module)
+        tcb = _evaluate(parsed, platform, modules)
         # (12) dates
         stale = () if platform.not_before <= now <= platform.not_after else _stale(platform.windows, now)
         return VerifiedQuote(
@@ -326,8 +327,8 @@ def _check_key_binding(quote: Quote) -> None:
         )
 
 
-def _evaluate(quote: Quote, platform: _Platform, module: TdxModuleIdentity | None) -> TcbEvaluation:
-    """Step 11."""
+def _evaluate(quote: Quote, platform: _Platform, modules: Sequence[TdxModuleIdentity | None]) -> TcbEvaluation:
+    """Step 11; `modules` are those of `match_tdx_modules`."""
     info, identity = platform.collateral.tcb_info, platform.collateral.qe_identity
     pck, qe_isv_svn = platform.chain.extension.tcb, quote.signature.certification.qe_report.isv_svn
     if isinstance(quote.body, ReportBody):
@@ -335,15 +336,11 @@ def _evaluate(quote: Quote, platform: _Platform, module: TdxModuleIdentity | Non
         if known is None:
             known = platform.evaluations[qe_isv_svn] = evaluate_sgx(pck, qe_isv_svn, info, identity)
         return known
-    launch = evaluate_tdx(pck, qe_isv_svn, td_base(quote.body).tee_tcb_svn, info, identity, module)
+    launch = evaluate_tdx(pck, qe_isv_svn, td_base(quote.body).tee_tcb_svn, info, identity, modules[0])
     if isinstance(quote.body, TdReportBody10):
         return launch
     # The module may have been updated under the running TD: judge the one that runs now too.
-    current = quote.body.tee_tcb_svn2
-    current_module = find_tdx_module(current[1], info)
-    if current[1] and current_module is None:
-        return launch
-    return relaunch(launch, evaluate_tdx(pck, qe_isv_svn, current, info, identity, current_module))
+    return relaunch(launch, evaluate_tdx(pck, qe_isv_svn, quote.body.tee_tcb_svn2, info, identity, modules[1]))
 
 
 def _stale(windows: tuple[Window, ...], now: datetime) -> tuple[Window, ...]:

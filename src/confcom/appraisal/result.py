@@ -14,6 +14,7 @@ from confcom.appraisal.findings import Check
 from confcom.appraisal.identity_match import TDX_MODULE_STEP
 from confcom.appraisal.policy import Policy
 from confcom.appraisal.quote import STEPS, QuoteVerifier
+from confcom.appraisal.tcb import TcbEvaluation
 from confcom.appraisal.verdict import Verdict
 from confcom.errors import BindingError, CollateralError, ConfcomError, FormatError, VerificationError
 from confcom.formats.evidence import EvidenceFile
@@ -52,6 +53,8 @@ class AttestationResult:
             "tcb_status": None,
             "tcb_date": None,
             "advisory_ids": [],
+            "launch_tcb": None,
+            "current_tcb": None,
             "tcb_evaluation_data_number": None,
             "fmspc": None,
             "identity": None,
@@ -124,9 +127,9 @@ def _proven(verified: VerifiedQuote, source: str) -> dict[str, Any]:
     tcb, collateral = verified.tcb, verified.collateral
     return {
         "simulated": verified.simulated,
-        "tcb_status": tcb.status.value if tcb.status else None,
-        "tcb_date": timestamp(tcb.tcb_date),
-        "advisory_ids": list(tcb.advisory_ids),
+        **_tcb(tcb),
+        "launch_tcb": _tcb(tcb.launch) if tcb.launch else None,
+        "current_tcb": _tcb(tcb.current) if tcb.current else None,
         "tcb_evaluation_data_number": verified.tcb_evaluation_data_number,
         "fmspc": verified.pck.fmspc.hex(),
         "identity": identity(verified.quote.body),
@@ -136,6 +139,14 @@ def _proven(verified: VerifiedQuote, source: str) -> dict[str, Any]:
             "earliest_expiration": timestamp(collateral.earliest_expiration),
             "source": source,
         },
+    }
+
+
+def _tcb(tcb: TcbEvaluation) -> dict[str, Any]:
+    return {
+        "tcb_status": tcb.status.value if tcb.status else None,
+        "tcb_date": timestamp(tcb.tcb_date),
+        "advisory_ids": list(tcb.advisory_ids),
     }
 
 

@@ -19,7 +19,9 @@ from confcom.formats.tcb_info import IsvSvnLevel, TcbInfo, TcbLevel, TcbStatus, 
 class TcbEvaluation:
     """The converged result. `status` is None when no level of the platform, QE or module matches (TCB_NOT_SUPPORTED).
 
-    `tcb_date` is the oldest date of the levels that matched, `advisory_ids` the union of theirs, sorted.
+    `tcb_date` is the oldest date of the levels that matched, `advisory_ids` the union of theirs, sorted. A TD of TDX
+    1.5 is judged by the module that launched it and by the one that runs now: `launch` and `current` are these two
+    results, `platform` and `tdx_module` the levels of the launch.
     """
 
     status: TcbStatus | None
@@ -28,10 +30,14 @@ class TcbEvaluation:
     platform: TcbLevel | None
     qe: IsvSvnLevel | None
     tdx_module: IsvSvnLevel | None = None
+    launch: TcbEvaluation | None = None
+    current: TcbEvaluation | None = None
 
     @property
     def missing(self) -> str:
         """Which part has no matching level; empty when all have."""
+        if self.current is not None and self.launch is not None and not self.launch.missing:
+            return f"{self.current.missing}, judged by the TDX module that runs now" if self.current.missing else ""
         if self.platform is None:
             return "platform"
         return "QE" if self.qe is None else "" if self.status is not None else "TDX module"
@@ -108,14 +114,33 @@ def evaluate_tdx(
 def relaunch(launch: TcbEvaluation, current: TcbEvaluation) -> TcbEvaluation:
     """Combine the status of a TD at its launch with that of the module that runs now (TD-preserving update).
 
-    Where only the launch is out of date, starting the TD again would heal it: that is what the status then says.
+    A module that is Revoked or below every level is so for the TD, whenever it ran. Where only the launch is out of
+    date, starting the TD again would heal it: that is what the status then says. Otherwise the launch status stands.
     """
-    before, now = _PARTS.get(launch.status or TcbStatus.REVOKED), _PARTS.get(current.status or TcbStatus.REVOKED)
-    if before is None or now is None or "old" not in before or "old" in now:
+    both = launch, current
+    status = _relaunch_status(launch.status, current.status)
+    dates = [one.tcb_date for one in both if one.tcb_date is not None]
+    return replace(
+        launch,
+        status=status,
+        tcb_date=None if status is None else min(dates, default=None),
+        advisory_ids=() if status is None else tuple(sorted({name for one in both for name in one.advisory_ids})),
+        launch=launch,
+        current=current,
+    )
+
+
+def _relaunch_status(launch: TcbStatus | None, current: TcbStatus | None) -> TcbStatus | None:
+    if TcbStatus.REVOKED in (launch, current):
+        return TcbStatus.REVOKED
+    if launch is None or current is None:
+        return None
+    before, now = _PARTS[launch], _PARTS[current]
+    if "old" not in before or "old" in now:
         return launch
     if "configuration" in before | now:
-        return replace(launch, status=TcbStatus.TD_RELAUNCH_ADVISED_CONFIGURATION_NEEDED)
-    return replace(launch, status=TcbStatus.TD_RELAUNCH_ADVISED)
+        return TcbStatus.TD_RELAUNCH_ADVISED_CONFIGURATION_NEEDED
+    return TcbStatus.TD_RELAUNCH_ADVISED
 
 
 def _combine(platform: TcbLevel | None, qe: IsvSvnLevel | None, module: IsvSvnLevel | None = None) -> TcbEvaluation:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 
 from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.findings import Check, finding
-from confcom.appraisal.tcb_shortfall import Shortfall, shortfalls
+from confcom.appraisal.tcb import TcbEvaluation
+from confcom.appraisal.tcb_shortfall import shortfalls
 from confcom.errors import ConfigError
 from confcom.formats.sgx import ReportBody
 from confcom.formats.tcb_info import TcbStatus
-from confcom.formats.tdx import td_base
+from confcom.formats.tdx import TdReportBody10, td_base
 
 ACCEPTABLE = frozenset(TcbStatus) - {TcbStatus.REVOKED}
 """Statuses that a policy may accept; Revoked never is."""
@@ -33,15 +35,18 @@ class AcceptTcb:
         object.__setattr__(self, "statuses", accepted)
 
     def check(self, verified: VerifiedQuote) -> tuple[Check, ...]:
-        """One finding; when it is not ok, one more for every SVN that keeps the platform from being up to date."""
-        status = verified.tcb_status
+        """One finding, of TDX 1.5 another for the module that runs now; when not ok, one more for every SVN too low."""
         names = " or ".join(wanted.value for wanted in TcbStatus if wanted in self.statuses)
-        ok = status in self.statuses
-        missing = (
-            () if ok else tuple(shortfalls(verified.pck.tcb, _tee_tcb_svn(verified), verified.collateral.tcb_info))
-        )
-        verdict = finding("tcb-status", ok, names, _describe(verified), _advice(status))
-        return (verdict, *_explain(missing), *(() if ok else _explain_levels(verified)))
+        tcb, status = verified.tcb, verified.tcb_status
+        checks = [finding("tcb-status", status in self.statuses, names, _describe(tcb), _advice(status))]
+        # The converged status is the launch's, unless it says what became of the TD: then it speaks of both.
+        if tcb.current and tcb.launch and status is tcb.launch.status:
+            now = tcb.current.status
+            ok = now in (*self.statuses, TcbStatus.UP_TO_DATE)
+            checks.append(finding("tcb-status-current", ok, names, _describe(tcb.current), _advice(now)))
+        if all(check.ok for check in checks):
+            return tuple(checks)
+        return (*checks, *_explain(verified), *_explain_levels(verified))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,35 +91,43 @@ class MinTcbEvaluation:
         )
 
 
-def _tee_tcb_svn(verified: VerifiedQuote) -> bytes | None:
+def _tee_tcb_svns(verified: VerifiedQuote) -> tuple[bytes | None, ...]:
+    """Of a TD: at launch and, for TDX 1.5, now."""
     body = verified.quote.body
-    return None if isinstance(body, ReportBody) else td_base(body).tee_tcb_svn
+    if isinstance(body, ReportBody):
+        return (None,)
+    launch = td_base(body).tee_tcb_svn
+    return (launch,) if isinstance(body, TdReportBody10) else (launch, body.tee_tcb_svn2)
 
 
-def _describe(verified: VerifiedQuote) -> str:
-    tcb = verified.tcb
+def _describe(tcb: TcbEvaluation) -> str:
     if tcb.status is None:
         return f"no TCB level of Intel's list is as low as this {tcb.missing}"
     found = f"{tcb.status.value}, level of {tcb.tcb_date:%Y-%m-%d}"
     return f"{found}, advisories {', '.join(tcb.advisory_ids)}" if tcb.advisory_ids else found
 
 
-def _explain(missing: tuple[Shortfall, ...]) -> Iterator[Check]:
-    for item in missing:
+def _explain(verified: VerifiedQuote) -> Iterator[Check]:
+    """Every SVN that is too low; what is so at launch and now is said once."""
+    info = verified.collateral.tcb_info
+    found = (shortfalls(verified.pck.tcb, svns, info) for svns in _tee_tcb_svns(verified))
+    for item in dict.fromkeys(chain.from_iterable(found)):
         expected = f"{item.name} at least {item.needed}, for {item.level_status.value} of {item.level_date:%Y-%m-%d}"
         yield finding("tcb-component", False, expected, f"{item.found}", item.sentence())
 
 
 def _explain_levels(verified: VerifiedQuote) -> Iterator[Check]:
-    """The QE and the TDX module, when it is they that are behind."""
+    """The QE and the TDX modules, when it is they that are behind."""
     tcb, qe_report = verified.tcb, verified.quote.signature.certification.qe_report
     if tcb.qe is None or tcb.qe.tcb_status is not TcbStatus.UP_TO_DATE:
         best = verified.collateral.qe_identity.tcb_levels[0].isv_svn
         advice = "Update the quoting enclave: on a node, the quote helper; in-proc, the application's image."
         yield finding("qe-isv-svn", False, f"quoting enclave's ISVSVN {best}", str(qe_report.isv_svn), advice)
-    if tcb.tdx_module is not None and tcb.tdx_module.tcb_status is not TcbStatus.UP_TO_DATE:
-        found = f"level {tcb.tdx_module.isv_svn}, {tcb.tdx_module.tcb_status.value}"
-        yield finding("tdx-module", False, "a TDX module that is up to date", found, "Update the TDX module.")
+    for what, evaluation in (("TDX module", tcb), ("TDX module that runs now", tcb.current)):
+        level = evaluation.tdx_module if evaluation else None
+        if level is not None and level.tcb_status is not TcbStatus.UP_TO_DATE:
+            found = f"level {level.isv_svn}, {level.tcb_status.value}"
+            yield finding("tdx-module", False, f"a {what} that is up to date", found, "Update the TDX module.")
 
 
 def _advice(status: TcbStatus | None) -> str:

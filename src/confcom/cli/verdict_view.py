@@ -11,6 +11,7 @@ from rich.text import Text
 
 from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.result import AttestationResult, timestamp
+from confcom.appraisal.tcb import TcbEvaluation
 from confcom.appraisal.verdict import Verdict
 from confcom.cli.printable import printable
 from confcom.formats.sgx import ReportBody
@@ -105,14 +106,18 @@ def _genuine(verified: VerifiedQuote) -> list[tuple[str, str]]:
 
 def _platform(verified: VerifiedQuote) -> list[tuple[str, str]]:
     tcb = verified.tcb
-    if tcb.status is None:
-        status = f"no TCB level of Intel's list is as low as this {tcb.missing}"
-    else:
-        status = f"TCB {tcb.status.value}, level of {tcb.tcb_date:%Y-%m-%d}"
-    rows = [("Platform", f"FMSPC {verified.pck.fmspc.hex().upper()}, {status}")]
+    rows = [("Platform", f"FMSPC {verified.pck.fmspc.hex().upper()}, {_tcb(tcb)}")]
+    if tcb.launch and tcb.current:
+        rows += [("", f"TDX module at launch: {_tcb(tcb.launch)}"), ("", f"TDX module now: {_tcb(tcb.current)}")]
     if tcb.advisory_ids:
         rows.append(("", f"open advisories: {', '.join(tcb.advisory_ids)}"))
     return rows
+
+
+def _tcb(tcb: TcbEvaluation) -> str:
+    if tcb.status is None:
+        return f"no TCB level of Intel's list is as low as this {tcb.missing}"
+    return f"TCB {tcb.status.value}, level of {tcb.tcb_date:%Y-%m-%d}"
 
 
 def _show_problems(console: Console, result: AttestationResult) -> None:

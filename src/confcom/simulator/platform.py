@@ -6,11 +6,13 @@ from confcom.appraisal.collateral import Collateral
 from confcom.errors import KeyNotInitialized, UnsupportedKeyId
 from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID, AttestationKeyId
 from confcom.formats.sgx import QeReportInfo, Report
+from confcom.formats.tdx import TdReportBody
 from confcom.platforms.interface import InitializedQuote, QuoteResult
 from confcom.simulator.authority import SimulatedAuthority
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.machine import SimulatedMachine
 from confcom.simulator.qe3 import QE3, QuotingEnclave
+from confcom.simulator.td import quote_td
 
 
 class SimulatedPlatform:
@@ -60,6 +62,10 @@ class SimulatedPlatform:
         if qe_report_info is None:
             return QuoteResult(quote)
         return QuoteResult(quote, qe.report_on(quote, qe_report_info, report.body.cpu_svn))
+
+    def quote_td(self, body: TdReportBody) -> bytes:
+        """A quote of a TD on this machine, by its TD QE (see `confcom.simulator.td`)."""
+        return quote_td(self.machine, self.authority.pck_chain(self.machine), body)
 
     def collateral(self) -> Collateral:
         """What verifies this platform's quotes, fresh from its authority."""

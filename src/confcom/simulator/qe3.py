@@ -46,19 +46,13 @@ class QuotingEnclave:
     def __init__(self, machine: SimulatedMachine, pck_chain: bytes, declaration: EnclaveDeclaration = QE3) -> None:
         self._enclave = machine.launch(declaration)
         self._key = _attestation_key(self._enclave)
-        self._header = _header(self.qe_id, declaration.isv_svn, machine.tcb.pce_svn)
+        self._header = header(3, TeeType.SGX, self.qe_id, declaration.isv_svn, machine.tcb.pce_svn)
         public_key = raw_public_key(self._key)
-        self.pub_key_id = hashlib.sha256(public_key + QE_AUTHENTICATION_DATA).digest()
-        pce = ProvisioningCertificationEnclave(machine)
-        report = self._enclave.create_report(pce.target_info, self.pub_key_id + bytes(32))
-        certification = QeReportCertification(
-            qe_report=report.body,
-            qe_report_signature=pce.certify(report),
-            qe_authentication_data=QE_AUTHENTICATION_DATA,
-            certification_data=CertificationData(CertificationDataType.PCK_CERTIFICATE_CHAIN, pck_chain + b"\0"),
-        )
+        certification = certify(self._enclave, public_key, machine, pck_chain)
+        self.pub_key_id = certification.qe_report.report_data[:32]
         # Quotes of one key differ in the report body and in the signature over it; the rest is made once.
-        unsigned = bytes(Quote(self._header, report.body, QuoteSignature(bytes(64), public_key, certification)))
+        section = QuoteSignature(bytes(64), public_key, certification)
+        unsigned = bytes(Quote(self._header, certification.qe_report, section))
         self.quote_size = len(unsigned)
         self._before_body, self._before_signature = unsigned[:48], unsigned[432:436]
         self._after_signature = unsigned[500:]
@@ -87,6 +81,21 @@ class QuotingEnclave:
         return replace(info, qe_report=report)
 
 
+def certify(
+    enclave: SimulatedEnclave, public_key: bytes, machine: SimulatedMachine, pck_chain: bytes
+) -> QeReportCertification:
+    """A QE's report over its attestation key (x‖y, 64 bytes), signed by the machine's PCE, with the PCK chain (PEM)."""
+    pce = ProvisioningCertificationEnclave(machine)
+    key_id = hashlib.sha256(public_key + QE_AUTHENTICATION_DATA).digest()
+    report = enclave.create_report(pce.target_info, key_id + bytes(32))
+    return QeReportCertification(
+        qe_report=report.body,
+        qe_report_signature=pce.certify(report),
+        qe_authentication_data=QE_AUTHENTICATION_DATA,
+        certification_data=CertificationData(CertificationDataType.PCK_CERTIFICATE_CHAIN, pck_chain + b"\0"),
+    )
+
+
 def _attestation_key(enclave: SimulatedEnclave) -> EllipticCurvePrivateKey:
     # Sealed to signer and TCB, like the blob of Intel's QE: the same after every restart, another after an update.
     request = KeyRequest(
@@ -97,14 +106,15 @@ def _attestation_key(enclave: SimulatedEnclave) -> EllipticCurvePrivateKey:
     return derive_p256_key(enclave.get_key(request), "attestation key")
 
 
-def _header(qe_id: bytes, qe_svn: int, pce_svn: int) -> QuoteHeader:
-    header = QuoteHeader(
-        version=3,
+def header(version: int, tee: TeeType, qe_id: bytes, qe_svn: int = 0, pce_svn: int = 0) -> QuoteHeader:
+    """The header of a quote; only version 3 has SVNs in it."""
+    made = QuoteHeader(
+        version=version,
         attestation_key_type=AttestationKeyType.ECDSA_P256,
-        tee_type=TeeType.SGX,
+        tee_type=tee,
         qe_svn=qe_svn,
         pce_svn=pce_svn,
         qe_vendor_id=INTEL_QE_VENDOR_ID,
         user_data=qe_id + bytes(4),
     )
-    return QuoteHeader.parse(bytes(header))  # a parsed record remembers its bytes
+    return QuoteHeader.parse(bytes(made))  # a parsed record remembers its bytes

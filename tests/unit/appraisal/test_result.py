@@ -23,6 +23,8 @@ KEYS = [
     "tcb_status",
     "tcb_date",
     "advisory_ids",
+    "launch_tcb",
+    "current_tcb",
     "tcb_evaluation_data_number",
     "fmspc",
     "identity",

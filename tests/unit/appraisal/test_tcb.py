@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -122,10 +122,13 @@ def evaluation(status: TcbStatus | None) -> TcbEvaluation:
         (OLD_CONF, CONF_SW, TcbStatus.TD_RELAUNCH_ADVISED_CONFIGURATION_NEEDED),
         (OLD, OLD, OLD),
         (OLD_CONF, OLD_CONF, OLD_CONF),
-        (OLD, REVOKED, OLD),
+        (OLD, REVOKED, REVOKED),
+        (UP, REVOKED, REVOKED),
+        (None, REVOKED, REVOKED),
         (UP, OLD, UP),
         (REVOKED, UP, REVOKED),
-        (OLD, None, OLD),
+        (OLD, None, None),
+        (UP, None, None),
         (None, UP, None),
     ],
 )
@@ -135,6 +138,11 @@ def test_a_td_that_outlived_a_module_update_is_advised_to_relaunch(
     assert relaunch(evaluation(launch), evaluation(current)).status is expected
 
 
-def test_relaunch_keeps_what_the_launch_said_otherwise() -> None:
-    launch = replace(evaluation(OLD), advisory_ids=("INTEL-SA-00001",))
-    assert relaunch(launch, evaluation(UP)).advisory_ids == ("INTEL-SA-00001",)
+def test_both_modules_count_for_advisories_and_the_date_and_stay_apart() -> None:
+    launch = replace(evaluation(OLD), advisory_ids=("INTEL-SA-00001", "INTEL-SA-00002"))
+    current = replace(evaluation(UP), advisory_ids=("INTEL-SA-00002", "INTEL-SA-00003"))
+    current = replace(current, tcb_date=DAY - timedelta(days=9))
+    both = relaunch(launch, current)
+    assert both.advisory_ids == ("INTEL-SA-00001", "INTEL-SA-00002", "INTEL-SA-00003")
+    assert both.tcb_date == DAY - timedelta(days=9)
+    assert (both.launch, both.current) == (launch, current)
