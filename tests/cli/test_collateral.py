@@ -274,6 +274,30 @@ def test_status_warns_of_a_promotion(call, server, store, world, quote):
     assert found["platforms"][0]["early"] == {"number": 18, "tcb_status": "OutOfDate"}
 
 
+# --- remove ---------------------------------------------------------------------------------------------------------
+
+
+def test_platforms_are_removed_by_name_or_age(call, server, store, world, quote, now):
+    call("fetch", "--quote", quote, "--source", server.url)
+    (platform,) = call("status", "--json").json["platforms"]
+    assert call("remove", "--platform", "00" * 32).code == 6
+    assert call("remove", "--qe-id", "ab").code == 6
+    assert "1 platforms removed" in call("remove", "--platform", platform["id"].upper()).out
+    call("fetch", "--quote", quote, "--source", server.url)
+    assert "0 platforms removed" in call("remove", "--not-seen-since", "1d").out
+    assert (
+        "1 platforms removed" in call("remove", "--not-seen-since", f"{now + timedelta(days=1):%Y-%m-%dT%H:%M:%SZ}").out
+    )
+    assert call("status", "--json").json["platforms"] == []
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["--qe-id", "xyz"], ["--qe-id", "ab", "--platform", "ab"], ["--not-seen-since", "soon"]]
+)
+def test_which_platforms_to_remove_must_be_said(call, fetched, words):
+    assert call("remove", *words).code == 2
+
+
 # --- import and export ----------------------------------------------------------------------------------------------
 
 

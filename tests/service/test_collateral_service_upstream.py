@@ -15,8 +15,10 @@ import pytest
 
 import pki_builder as pki
 from confcom.collateral.documents import Document, DocumentKey, keys_for
+from confcom.collateral.registrations import Registration, put_registration
 from confcom.collateral.store import CollateralStore
 from confcom.protocols.pcs import PckCertRequest
+from confcom.protocols.pcs_answers import PckCertificateEntry
 from confcom.simulator.collateral_upstream import SimulatedUpstream
 from confcom.simulator.machine import FMSPC as FMSPC_BYTES
 from confcom.simulator.qe3 import QuotingEnclave
@@ -400,6 +402,11 @@ def test_offline_a_registration_is_queued_and_reading_the_queue_keeps_it(
         ({"cpu_svn": "zz" * 16}, "cpu_svn"),
         ({"pce_id": None}, "pce_id"),
         ({"enc_ppid": "00"}, "encrypted_ppid"),
+        ({"enc_ppid": None}, "enc_ppid"),
+        ({"enc_ppid": "00" * 384}, "enc_ppid"),
+        ({"cpu_svn": ""}, "cpu_svn"),
+        ({"pce_svn": None}, "pce_svn"),
+        ({"platform_manifest": "xyz", "cpu_svn": ""}, "platform_manifest"),
     ],
 )
 def test_names_what_is_wrong_with_a_registration(
@@ -417,6 +424,131 @@ def test_survives_bodies_that_are_no_registration(service: RunningService, body:
     reply = service.ask(f"{V4}/platforms", method="POST", headers={"user-token": USER}, body=body)
 
     assert reply.status == 400
+
+
+class ListingUpstream(RecordedUpstream):
+    """Lists a platform's certificates, as Intel's service does for a manifest."""
+
+    def fetch_pck_certificates(self, request: Any) -> Any:
+        self._visit(request)
+        answer = SimulatedUpstream.fetch_pck_certificate(
+            self,
+            PckCertRequest(
+                cpu_svn=self.world.machine.tcb.cpu_svn, pce_svn=99, pce_id=bytes(2), qe_id=qe_id(self.world)
+            ),
+        )
+        entries = (PckCertificateEntry(bytes(18), None), PckCertificateEntry(answer.tcbm, answer.certificate))
+        return entries, answer.issuer_chain
+
+
+def test_a_manifest_alone_suffices_to_register(store: Path, world: SimulatedWorld, clock: Clock) -> None:
+    body = {"qe_id": qe_id(world).hex(), "pce_id": "0000", "platform_manifest": "AB" * 100}
+    with offline(store, world, clock) as service:
+        queued = service.ask(f"{V4}/platforms", method="POST", headers={"user-token": USER}, body=body)
+        listed = service.ask(f"{V4}/platforms", headers={"admin-token": ADMIN})
+    upstream = ListingUpstream(world, clock)
+    with running_service(store, upstream, world.trust_roots, clock, **HASHES) as service:
+        fetched = service.ask(f"{V4}/platforms?update=ALL", method="POST", headers={"user-token": USER}, body=body)
+        upstream.down = True
+        own = service.ask(pck_path(world))
+        left = service.ask(f"{V4}/platforms", headers={"admin-token": ADMIN})
+
+    assert (queued.status, fetched.status) == (200, 200)
+    expected = {"qe_id": qe_id(world).hex().upper(), "pce_id": "0000", "platform_manifest": "AB" * 100}
+    assert listed.json == [expected | {"cpu_svn": "", "pce_svn": "", "enc_ppid": ""}]
+    assert own.status == 200
+    assert left.json == []
+    assert DocumentKey.qe_identity("sgx", "early") in upstream.asked
+
+
+def test_an_update_that_is_no_set_is_refused(service: RunningService, world: SimulatedWorld) -> None:
+    reply = service.ask(
+        f"{V4}/platforms?update=late", method="POST", headers={"user-token": USER}, body=registration(world)
+    )
+
+    assert (reply.status, reply.json["field"]) == (400, "update")
+
+
+def test_an_encrypted_ppid_of_zeros_is_not_sent_on(
+    service: RunningService, upstream: RecordedUpstream, world: SimulatedWorld
+) -> None:
+    assert service.ask(pck_path(world, more=f"&encrypted_ppid={'00' * 384}")).status == 200
+
+    (asked,) = [item for item in upstream.asked if isinstance(item, PckCertRequest)]
+    assert asked.encrypted_ppid is None
+
+
+def register_many(store: Path, world: SimulatedWorld, count: int) -> list[str]:
+    names = [f"{number:032X}" for number in range(count)]
+    with CollateralStore(store, roots=world.trust_roots) as kept, kept._database.write() as connection:
+        for name in names:
+            request = PckCertRequest(bytes(16), 1, bytes(2), bytes.fromhex(name), b"\x01" * 384)
+            put_registration(connection, Registration(request, "waiting", NOW))
+    return names
+
+
+def test_platforms_are_listed_whole_or_by_pages(store: Path, world: SimulatedWorld, clock: Clock) -> None:
+    names = register_many(store, world, 450)
+    with offline(store, world, clock) as service:
+        whole = service.ask(f"{V4}/platforms?source=REG", headers={"admin-token": ADMIN})
+        pages, after = [], ""
+        while True:
+            page = service.ask(f"{V4}/platforms?limit=200{after}", headers={"admin-token": ADMIN})
+            assert page.header("platform-count") == "450"
+            pages.append([entry["qe_id"] for entry in page.json])
+            if page.header("platform-next") is None:
+                break
+            after = f"&after={page.header('platform-next')}"
+        empty = service.ask(f"{V4}/platforms?source=reg_na", headers={"admin-token": ADMIN})
+        wrong = [
+            service.ask(f"{V4}/platforms?{query}", headers={"admin-token": ADMIN}).json["field"]
+            for query in ("limit=0", "limit=1001", "limit=x", "after=1", "after=..0000..", "source=x")
+        ]
+
+    assert whole.header("platform-count") == "450"
+    assert [entry["qe_id"] for entry in whole.json] == names
+    assert [len(page) for page in pages] == [200, 200, 50]
+    assert [name for page in pages for name in page] == names
+    assert (empty.json, empty.header("platform-count")) == ([], "0")
+    assert wrong == ["limit", "limit", "limit", "after", "after", "source"]
+
+
+def remove(service: RunningService, query: str) -> Reply:
+    return service.ask(f"{V4}/platforms?{query}", method="DELETE", headers={"admin-token": ADMIN})
+
+
+def test_platforms_can_be_removed(service: RunningService, store: Path, world: SimulatedWorld, clock: Clock) -> None:
+    service.ask(pck_path(world))
+    wrong = [remove(service, query) for query in ("", "qeid=zz", "qeid=ab&not_seen_since=x", "not_seen_since=soon")]
+    strange = remove(service, "qeid=00")
+    without = service.ask(f"{V4}/platforms?qeid=00", method="DELETE")
+    removed = remove(service, f"qeid={qe_id(world).hex()}")
+    listed = service.ask(f"{V4}/platforms?source=[]", headers={"admin-token": ADMIN})
+    with CollateralStore(store, roots=world.trust_roots) as kept:
+        assert kept.platforms.known() == ()
+        assert kept.platforms.pck_certificates(qe_id(world), bytes(2)) == ()
+
+    assert {reply.status for reply in wrong} == {400}
+    assert (strange.status, without.status) == (404, 401)
+    assert (removed.status, removed.json["removed"], listed.json) == (200, 1, [])
+
+
+def test_platforms_that_have_not_asked_for_long_can_be_removed(
+    service: RunningService, store: Path, world: SimulatedWorld, clock: Clock, upstream: RecordedUpstream
+) -> None:
+    service.ask(pck_path(world))
+    clock.now += timedelta(days=40)
+    register_many(store, world, 1)  # seen at NOW
+    service.ask(f"{V4}/refresh?type=certs", method="POST", headers={"admin-token": ADMIN})  # no sighting
+    again = service.ask(pck_path(world))
+    clock.now += timedelta(days=1)
+    since = "2026-12-20T00:00:00Z"
+    first = remove(service, f"not_seen_since={since}")
+    listed = service.ask(f"{V4}/platforms?source=[]", headers={"admin-token": ADMIN})
+    second = remove(service, "not_seen_since=2027-06-01T00:00:00%2B00:00")
+
+    assert again.status == 200
+    assert (first.json["removed"], len(listed.json), second.json["removed"]) == (1, 1, 1)
 
 
 def tool_output(world: SimulatedWorld, **changes: Any) -> bytes:

@@ -17,6 +17,7 @@ COMMANDS: CommandTable = {
     "status": ("confcom.cli.collateral_status", "status", "Show what expires, what is missing, who falls behind."),
     "import": ("confcom.cli.collateral_carry", "import_", "Take collateral from a file into the store."),
     "export": ("confcom.cli.collateral_carry", "export", "Write the store's collateral into one file."),
+    "remove": ("confcom.cli.collateral_remove", "remove", "Remove platforms that are gone."),
     "serve": ("confcom.cli.collateral_serve", "serve", "Serve collateral to every node (PCCS-compatible)."),
 }
 

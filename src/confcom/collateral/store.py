@@ -15,6 +15,7 @@ from typing import Self
 
 from confcom.appraisal.collateral import Collateral
 from confcom.collateral.documents import Document, DocumentKey, assemble, keys_for, missing_document
+from confcom.collateral.registrations import Registrations
 from confcom.collateral.store_database import BUSY_TIMEOUT, StoreDatabase
 from confcom.collateral.store_platforms import PlatformRegistry
 from confcom.collateral.store_rows import (
@@ -47,6 +48,7 @@ class CollateralStore:
         self.source = f"store {path}"
         self._database = StoreDatabase(path, create=create, busy_timeout=busy_timeout)
         self.platforms = PlatformRegistry(self._database, roots)
+        self.registrations = Registrations(self._database)
 
     def __enter__(self) -> Self:
         return self

@@ -16,12 +16,25 @@ from confcom.collateral.store_database import StoreDatabase
 from confcom.collateral.store_rows import keep_chain, seconds, time_of
 from confcom.errors import MismatchError
 from confcom.formats.pck_extension import PckExtension, PckTcb
-from confcom.pki.chain import verify_chain
+from confcom.pki.certificate import load_certificate
+from confcom.pki.chain import sgx_extension, verify_chain
 from confcom.pki.pem import parse_certificates
 from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import PckCaName, PckCertificateAnswer, Tee
 
 STEP = "pck-certificate"
+
+REMOVED_AT_A_TIME = 100
+"""Platforms that are removed in one transaction."""
+
+_UNSEEN = """
+    SELECT qe_id, pce_id FROM (
+        SELECT qe_id, pce_id, last_seen FROM registrations
+        UNION ALL SELECT qe_id, pce_id, last_seen FROM pck_certificates AS c WHERE NOT EXISTS
+            (SELECT 1 FROM registrations AS r WHERE r.qe_id = c.qe_id AND r.pce_id = c.pce_id)
+    ) GROUP BY qe_id, pce_id HAVING max(last_seen) < ?
+"""
+_ASKED = "SELECT coalesce(max(last_seen), 0) FROM registrations WHERE qe_id = ? AND pce_id = ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +45,15 @@ class PlatformTcb:
     pce_id: bytes
     cpu_svn: bytes
     pce_svn: int
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedPck:
+    """A PCK certificate that leads to a trusted root; TCBm, FMSPC and CA of the answer are those of the certificate."""
+
+    answer: PckCertificateAnswer
+    extension: PckExtension
+    root: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +90,24 @@ class PlatformRegistry:
             ).fetchall()
             return tuple(_platform(row) for row in rows)
 
+    def kinds(self) -> tuple[tuple[Tee, bytes, PckCaName], ...]:
+        """The kinds of the platforms that were met: TEE, FMSPC (6 bytes) and CA."""
+        with self._database.read() as connection:
+            rows = connection.execute("SELECT DISTINCT tee, fmspc, ca FROM platforms").fetchall()
+            return tuple(("tdx" if tee == "tdx" else "sgx", bytes.fromhex(fmspc), _ca(ca)) for tee, fmspc, ca in rows)
+
+    def verify(self, answer: PckCertificateAnswer, pce_id: bytes) -> VerifiedPck:
+        """Verify a PCK certificate with its chain, for a platform of this PCE-ID (2 bytes)."""
+        chain = verify_chain(_whole_chain(answer), roots=self._roots, kind="pck", step=STEP)
+        extension = chain.extension
+        if extension.pce_id != pce_id:
+            raise MismatchError(
+                "the PCK certificate is of another PCE", step=STEP, expected=pce_id.hex(), found=extension.pce_id.hex()
+            )
+        tcbm = extension.tcb.cpu_svn + extension.tcb.pce_svn.to_bytes(2, "little")
+        kept = PckCertificateAnswer(answer.certificate, answer.issuer_chain, tcbm, extension.fmspc, chain.ca)
+        return VerifiedPck(kept, extension, chain.root.public_key)
+
     def add_pck_certificate(
         self, platform: PlatformTcb, answer: PckCertificateAnswer, *, seen: datetime, source: str
     ) -> PckCertificateAnswer:
@@ -75,26 +115,74 @@ class PlatformRegistry:
 
         Gives the answer as it was kept: TCBm, FMSPC and CA are those of the certificate itself.
         """
-        chain = verify_chain(_whole_chain(answer), roots=self._roots, kind="pck", step=STEP)
-        extension = chain.extension
-        if extension.pce_id != platform.pce_id:
-            raise MismatchError(
-                "the PCK certificate is of another PCE",
-                step=STEP,
-                expected=platform.pce_id.hex(),
-                found=extension.pce_id.hex(),
-            )
-        tcbm = extension.tcb.cpu_svn + extension.tcb.pce_svn.to_bytes(2, "little")
-        kept = PckCertificateAnswer(answer.certificate, answer.issuer_chain, tcbm, extension.fmspc, chain.ca)
+        verified = self.verify(answer, platform.pce_id)
         with self._database.write() as connection:
-            certificate = _keep_certificate(connection, platform, kept, chain.root.public_key, seconds(seen), source)
+            keep_pck(connection, platform, verified, seen=seen, source=source)
+        return verified.answer
+
+    def saw(self, platform: PlatformTcb, answer: PckCertificateAnswer, *, seen: datetime) -> None:
+        """Note that a platform, which has this certificate in the store, asked for it."""
+        with self._database.write() as connection:
             connection.execute(
-                "INSERT INTO platform_tcbs VALUES (?, ?, ?, ?, ?) "
-                "ON CONFLICT DO UPDATE SET certificate = excluded.certificate",
-                (platform.qe_id.hex(), platform.pce_id.hex(), platform.cpu_svn.hex(), platform.pce_svn, certificate),
+                "UPDATE registrations SET last_seen = max(last_seen, ?) WHERE qe_id = ? AND pce_id = ?",
+                (seconds(seen), platform.qe_id.hex(), platform.pce_id.hex()),
             )
-            _observe(connection, extension, seconds(seen), "sgx")
-        return kept
+            id_ = _id_of(answer.certificate)
+            connection.execute("UPDATE platforms SET last_seen = max(last_seen, ?) WHERE id = ?", (seconds(seen), id_))
+
+    def remove(self, qe_id: bytes) -> int:
+        """Remove the platforms of a QE_ID: certificates, registrations, and what was met of them; gives their number.
+
+        A platform has one QE_ID for each PCE-ID, which is always 0000 so far.
+        """
+        with self._database.write() as connection:
+            found = connection.execute(
+                "SELECT pce_id FROM registrations WHERE qe_id = ? UNION "
+                "SELECT pce_id FROM pck_certificates WHERE qe_id = ?",
+                (qe_id.hex(), qe_id.hex()),
+            ).fetchall()
+            for (pce_id,) in found:
+                _remove(connection, qe_id.hex(), pce_id)
+            return len(found)
+
+    def remove_known(self, id_: str) -> int:
+        """Remove the platform of an id, with its certificates and registrations; gives 1, or 0 if there is none."""
+        with self._database.write() as connection:
+            if connection.execute("SELECT 1 FROM platforms WHERE id = ?", (id_,)).fetchone() is None:
+                return 0
+            # No column leads from a PPID to certificates: all are looked through.
+            platforms = connection.execute(
+                "SELECT qe_id, pce_id, certificate FROM pck_certificates GROUP BY qe_id, pce_id"
+            ).fetchall()
+            for qe_id, pce_id, certificate in platforms:
+                if _id_of(certificate) == id_:
+                    _remove(connection, qe_id, pce_id)
+            connection.execute("DELETE FROM platforms WHERE id = ?", (id_,))
+            return 1
+
+    def remove_unseen(self, since: datetime) -> int:
+        """Remove every platform that has neither asked nor been met since; gives their number."""
+        with self._database.read() as connection:
+            unseen = connection.execute(_UNSEEN, (seconds(since),)).fetchall()
+        removed = 0
+        for start in range(0, len(unseen), REMOVED_AT_A_TIME):
+            # In pieces, so that other writers get their turn. Who asks meanwhile stays.
+            with self._database.write() as connection:
+                for qe_id, pce_id in unseen[start : start + REMOVED_AT_A_TIME]:
+                    asked = connection.execute(_ASKED, (qe_id, pce_id)).fetchone()[0]
+                    if asked < seconds(since):
+                        _remove(connection, qe_id, pce_id)
+                        removed += 1
+        with self._database.write() as connection:
+            # Those met by their quotes alone.
+            sql = "DELETE FROM platforms WHERE last_seen < ?"
+            return removed + connection.execute(sql, (seconds(since),)).rowcount
+
+    def last_asked(self, platform: PlatformTcb) -> datetime:
+        """When a platform asked last; 1970 if it never did."""
+        with self._database.read() as connection:
+            asked = connection.execute(_ASKED, (platform.qe_id.hex(), platform.pce_id.hex())).fetchone()[0]
+            return time_of(asked)
 
     def pck_certificate(self, platform: PlatformTcb) -> PckCertificateAnswer | None:
         """The certificate that was last kept for exactly this raw TCB."""
@@ -121,8 +209,39 @@ class PlatformRegistry:
     def _answers(self, rows: Iterable[tuple[bytes, bytes, bytes, str, str, bytes]]) -> Iterator[PckCertificateAnswer]:
         for certificate, chain, tcbm, fmspc, ca, root in rows:
             if self._roots.with_public_key(root) is not None:
-                issuer: PckCaName = "processor" if ca == "processor" else "platform"
-                yield PckCertificateAnswer(certificate, chain, tcbm, bytes.fromhex(fmspc), issuer)
+                yield PckCertificateAnswer(certificate, chain, tcbm, bytes.fromhex(fmspc), _ca(ca))
+
+
+def keep_pck(
+    connection: sqlite3.Connection, platform: PlatformTcb, verified: VerifiedPck, *, seen: datetime, source: str
+) -> None:
+    """Keep a certificate for a raw TCB in the transaction that is open."""
+    certificate = _keep_certificate(connection, platform, verified.answer, verified.root, seconds(seen), source)
+    connection.execute(
+        "INSERT INTO platform_tcbs VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET certificate = excluded.certificate",
+        (platform.qe_id.hex(), platform.pce_id.hex(), platform.cpu_svn.hex(), platform.pce_svn, certificate),
+    )
+    _observe(connection, verified.extension, seconds(seen), "sgx")
+
+
+def _remove(connection: sqlite3.Connection, qe_id: str, pce_id: str) -> None:
+    own = (qe_id, pce_id)
+    rows = connection.execute("SELECT certificate FROM pck_certificates WHERE qe_id = ? AND pce_id = ?", own)
+    ids = {_id_of(certificate) for (certificate,) in rows.fetchall()}
+    for table in ("platform_tcbs", "pck_certificates", "registrations"):
+        connection.execute(f"DELETE FROM {table} WHERE qe_id = ? AND pce_id = ?", own)  # noqa: S608
+    connection.executemany("DELETE FROM platforms WHERE id = ?", [(id_,) for id_ in ids])
+
+
+def _id_of(certificate: bytes) -> str:
+    """The id of the platform that a stored PCK certificate is of."""
+    (der,) = parse_certificates(certificate, structure="PCK certificate", limit=1)
+    return platform_id(sgx_extension(load_certificate(der, structure="PCK certificate", field=""), STEP))
+
+
+def platform_id(extension: PckExtension) -> str:
+    """SHA-256 of the PPID in hexadecimal digits."""
+    return hashlib.sha256(extension.ppid).hexdigest()
 
 
 def _whole_chain(answer: PckCertificateAnswer) -> list[bytes]:
@@ -166,7 +285,7 @@ def _observe(connection: sqlite3.Connection, extension: PckExtension, seen: int,
         "cpu_svn = iif(excluded.last_seen >= last_seen, excluded.cpu_svn, cpu_svn), "
         "first_seen = min(first_seen, excluded.first_seen), last_seen = max(last_seen, excluded.last_seen)",
         (
-            hashlib.sha256(extension.ppid).hexdigest(),
+            platform_id(extension),
             tee,
             extension.fmspc.hex(),
             ca,
@@ -185,8 +304,12 @@ def _platform(row: tuple[str, str, str, str, bytes, int, bytes, int, int]) -> Kn
         id=id_,
         tee="tdx" if tee == "tdx" else "sgx",
         fmspc=bytes.fromhex(fmspc),
-        ca="processor" if ca == "processor" else "platform",
+        ca=_ca(ca),
         tcb=PckTcb(tuple(components), pce_svn, cpu_svn),
         first_seen=time_of(first),
         last_seen=time_of(last),
     )
+
+
+def _ca(text: str) -> PckCaName:
+    return "processor" if text == "processor" else "platform"

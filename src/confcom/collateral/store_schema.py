@@ -95,4 +95,45 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (id, tee)
     ) STRICT, WITHOUT ROWID;
     """,
+    """
+    -- Platforms that asked a collateral service. Its former version made this table by itself.
+    CREATE TABLE IF NOT EXISTS registrations (
+        qe_id TEXT NOT NULL,
+        pce_id TEXT NOT NULL,
+        cpu_svn TEXT NOT NULL,
+        pce_svn INTEGER NOT NULL,
+        encrypted_ppid BLOB,
+        platform_manifest BLOB,
+        fmspc TEXT NOT NULL,
+        state TEXT NOT NULL,
+        since INTEGER NOT NULL,
+        PRIMARY KEY (qe_id, pce_id, cpu_svn, pce_svn)
+    ) STRICT;
+
+    -- When the platform itself asked last; `since` is when its state was set, by a refresh too.
+    ALTER TABLE registrations ADD COLUMN last_seen INTEGER NOT NULL DEFAULT 0;
+    UPDATE registrations SET last_seen = since;
+    -- Zeros are what Intel's provider library sends for none.
+    UPDATE registrations SET encrypted_ppid = NULL WHERE encrypted_ppid = zeroblob(384);
+
+    CREATE INDEX registrations_listed ON registrations (state, fmspc, qe_id, pce_id, cpu_svn, pce_svn);
+    CREATE INDEX registrations_due ON registrations (state, since);
+    CREATE INDEX registrations_seen ON registrations (qe_id, pce_id, last_seen);
+
+    -- Rows by state, so that none must be counted.
+    CREATE TABLE registration_counts (state TEXT PRIMARY KEY, registered INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+    INSERT INTO registration_counts VALUES ('waiting', 0), ('unavailable', 0), ('cached', 0);
+    UPDATE registration_counts SET registered =
+        (SELECT count(*) FROM registrations WHERE registrations.state = registration_counts.state);
+    CREATE TRIGGER registration_added AFTER INSERT ON registrations BEGIN
+        UPDATE registration_counts SET registered = registered + 1 WHERE state = new.state;
+    END;
+    CREATE TRIGGER registration_removed AFTER DELETE ON registrations BEGIN
+        UPDATE registration_counts SET registered = registered - 1 WHERE state = old.state;
+    END;
+    CREATE TRIGGER registration_moved AFTER UPDATE OF state ON registrations WHEN old.state <> new.state BEGIN
+        UPDATE registration_counts SET registered = registered - 1 WHERE state = old.state;
+        UPDATE registration_counts SET registered = registered + 1 WHERE state = new.state;
+    END;
+    """,
 )

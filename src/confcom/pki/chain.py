@@ -110,7 +110,7 @@ def verify_chain(
             found=f"{common_name(anchor)}, key {uncompressed_point(p256_key(anchor)).hex()}",
         )
     # (5)
-    extension = _sgx_extension(path[0], step) if kind == "pck" else None
+    extension = sgx_extension(path[0], step) if kind == "pck" else None
     return VerifiedChain(
         kind=kind,
         leaf=path[0],
@@ -243,7 +243,8 @@ def _check_issued(certificate: x509.Certificate, issuer: x509.Certificate, step:
         raise CertificateError(f"certificate {what!r} was not issued by {by!r}: {error}", step=step) from error
 
 
-def _sgx_extension(leaf: x509.Certificate, step: str) -> PckExtension:
+def sgx_extension(leaf: x509.Certificate, step: str) -> PckExtension:
+    """Intel's SGX extension of a PCK certificate, which says nothing about the certificate's signature."""
     try:
         value = leaf.extensions.get_extension_for_oid(_SGX_EXTENSION).value
     except x509.ExtensionNotFound as error:

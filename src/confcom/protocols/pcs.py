@@ -122,7 +122,8 @@ class CrlRequest:
 class PckCertRequest:
     """The PCK certificate for a raw TCB: CPUSVN 16 bytes, PCESVN, PCE-ID 2 bytes in the order of the request.
 
-    PCS knows a platform by its encrypted PPID (384 bytes) or its manifest, PCCS and THIM by its QE_ID.
+    PCS knows a platform by its encrypted PPID (384 bytes) or its manifest, PCCS and THIM by its QE_ID. An encrypted
+    PPID of zeros becomes None: Intel's provider library sends zeros where it knows none.
     """
 
     cpu_svn: bytes
@@ -139,20 +140,24 @@ class PckCertRequest:
             raise FormatError("is a number of 0 to 65535", structure="PCS request", field="pcesvn")
         if self.qe_id is not None and not 1 <= len(self.qe_id) <= MAX_QE_ID:
             raise FormatError(f"is 1 to {MAX_QE_ID} bytes", structure="PCS request", field="qeid")
-        _platform(self.encrypted_ppid, self.platform_manifest)
+        _platform(self)
 
 
 @dataclass(frozen=True, slots=True)
 class PckCertsRequest:
-    """All PCK certificates of a platform (PCS), known by its encrypted PPID or its manifest."""
+    """All PCK certificates of a platform, which PCS knows by its encrypted PPID (zeros become None) or its manifest.
+
+    The QE_ID, by which caching services know it, is not sent to PCS.
+    """
 
     pce_id: bytes
     encrypted_ppid: bytes | None = None
     platform_manifest: bytes | None = None
+    qe_id: bytes | None = None
 
     def __post_init__(self) -> None:
         _size(self.pce_id, 2, "pceid")
-        _platform(self.encrypted_ppid, self.platform_manifest)
+        _platform(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,9 +269,12 @@ def _size(value: bytes, size: int, name: str) -> None:
         raise FormatError(f"is {size} bytes, found {len(value)}", structure="PCS request", field=name)
 
 
-def _platform(encrypted_ppid: bytes | None, manifest: bytes | None) -> None:
+def _platform(request: PckCertRequest | PckCertsRequest) -> None:
+    encrypted_ppid, manifest = request.encrypted_ppid, request.platform_manifest
     if encrypted_ppid is not None:
         _size(encrypted_ppid, ENCRYPTED_PPID_SIZE, "encrypted_ppid")
+        if not any(encrypted_ppid):
+            object.__setattr__(request, "encrypted_ppid", None)
     if manifest is not None and not 1 <= len(manifest) <= MAX_PLATFORM_MANIFEST:
         raise FormatError(f"is 1 to {MAX_PLATFORM_MANIFEST} bytes", structure="PCS request", field="platformManifest")
 

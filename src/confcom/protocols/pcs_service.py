@@ -204,7 +204,7 @@ def _encoding(query: Mapping[str, str]) -> Literal["pem", "der"] | None:
 
 def _pck_cert(query: Mapping[str, str]) -> pcs.Request:
     qe_id, ppid = query.get("qeid"), query.get("encrypted_ppid")
-    if not qe_id and not ppid:
+    if not qe_id and not (ppid and ppid.strip("0")):
         raise FormatError("is missing", structure=STRUCTURE, field="qeid")
     return pcs.PckCertRequest(
         cpu_svn=hex_field(_required(query, "cpusvn"), 16, STRUCTURE, "cpusvn"),

@@ -5,23 +5,38 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import re
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 
 from confcom.collateral.platform_collateral import PlatformCollateral
-from confcom.collateral.registrations import Registration, Registrations
-from confcom.errors import FormatError
-from confcom.protocols.pcs import PckCertRequest
-from confcom.services.collateral_answers import SUCCESS, Answer, Refused, json_answer, text_answer
+from confcom.collateral.registrations import PAGE, Place, Registration, State
+from confcom.errors import CollateralNotFound, FormatError
+from confcom.protocols.pcs import MAX_PLATFORM_MANIFEST, PckCertRequest, PckCertsRequest, Update
+from confcom.services.collateral_answers import (
+    JSON,
+    REQUEST_ID,
+    SUCCESS,
+    Answer,
+    Refused,
+    Send,
+    json_answer,
+    text_answer,
+)
 from confcom.services.collateral_cache import CollateralCache
 from confcom.services.collateral_http import Routes
 from confcom.services.collateral_pck import PckCertificates
 from confcom.services.collateral_refresh import Refresher, RefreshReport
 
 STRUCTURE = "platform registration"
+
+MAX_PAGE = 1000
+"""Platforms that a client may ask for at a time."""
 T = TypeVar("T")
 
 
@@ -62,7 +77,6 @@ class Administration:
         self,
         cache: CollateralCache,
         certificates: PckCertificates,
-        registrations: Registrations,
         refresher: Refresher,
         *,
         tokens: Tokens,
@@ -70,7 +84,7 @@ class Administration:
     ) -> None:
         self._cache = cache
         self._certificates = certificates
-        self._registrations = registrations
+        self._registrations = cache.store.registrations
         self._refresher = refresher
         self._tokens = tokens
         self._limits = limits
@@ -78,7 +92,7 @@ class Administration:
     def routes(self) -> Routes:
         """The paths, in both versions of the interface."""
         handlers: Routes = {
-            "platforms": {"GET": self.list_platforms, "POST": self.register},
+            "platforms": {"GET": self.list_platforms, "POST": self.register, "DELETE": self.remove_platforms},
             "platformcollateral": {"PUT": self.take_collateral},
             "refresh": {"GET": self.refresh, "POST": self.refresh},
         }
@@ -89,22 +103,62 @@ class Administration:
     async def register(self, request: Request) -> Answer:
         """Take a platform in: its certificate and collateral are fetched now, or it is queued (offline)."""
         self._tokens.require(request, "user")
+        updates = _updates(request.query_params.get("update", "standard"))
         platform = _decode(await read_body(request, self._limits), _Platform)
-        await self._certificates.register(_request(platform))
+        await self._certificates.register(_request(platform), updates)
         return text_answer(SUCCESS)
 
     async def list_platforms(self, request: Request) -> Answer:
-        """The queue (source=reg, reg_na), or the platforms in the store by FMSPC. Reading changes nothing."""
+        """The queue (source=reg, reg_na), or the platforms in the store by FMSPC. Reading changes nothing.
+
+        All of them, sent as they are read; with `limit`, so many from the place `after` that the page before names.
+        """
         self._tokens.require(request, "admin")
-        source = request.query_params.get("source", "reg")
-        if source.lower() in ("reg", "reg_na"):
-            state: Literal["waiting", "unavailable"] = "waiting" if source.lower() == "reg" else "unavailable"
-            found = await self._cache.read(lambda: self._registrations.in_state(state))
+        source = request.query_params.get("source", "reg").lower()
+        state: State = {"reg": "waiting", "reg_na": "unavailable"}.get(source, "cached")  # type: ignore[assignment]
+        fmspcs = _fmspcs(source) if state == "cached" else []
+        count = await self._cache.read(lambda: self._registrations.count(state, fmspcs=fmspcs))
+        headers = [("platform-count", str(count))]
+        limit = request.query_params.get("limit")
+        after = _place(request.query_params.get("after", ""))
+        if limit is None:
+            return StreamedAnswer(headers, self._stream(state, fmspcs, after))
+        page = await self._page(state, fmspcs, after, _limit(limit))
+        if len(page) == _limit(limit):
+            headers.append(("platform-next", _place_text(page[-1].place)))
+        return json_answer([_listed(entry) for entry in page], headers=tuple(headers))
+
+    async def _page(
+        self, state: State, fmspcs: Sequence[bytes], after: Place | None, limit: int
+    ) -> tuple[Registration, ...]:
+        return await self._cache.read(lambda: self._registrations.page(state, fmspcs=fmspcs, after=after, limit=limit))
+
+    async def _stream(self, state: State, fmspcs: Sequence[bytes], after: Place | None) -> AsyncIterator[bytes]:
+        page = await self._page(state, fmspcs, after, PAGE)
+        start = b"["
+        while page:
+            yield start + b",".join(msgspec.json.encode(_listed(entry)) for entry in page)
+            start = b","
+            page = await self._page(state, fmspcs, page[-1].place, PAGE)
+        yield b"]" if start == b"," else b"[]"
+
+    async def remove_platforms(self, request: Request) -> Answer:
+        """Remove a platform (qeid), or all that have not been seen since a time (not_seen_since)."""
+        self._tokens.require(request, "admin")
+        qe_id, since = (request.query_params.get(name) for name in ("qeid", "not_seen_since"))
+        platforms = self._cache.store.platforms
+        if (qe_id is None) == (since is None):
+            raise FormatError("is needed, or not_seen_since, and not both", structure="PCS request", field="qeid")
+        if qe_id is not None:
+            named = _hex(qe_id, "qeid")
+            removed = await self._cache.read(lambda: platforms.remove(named))
+            if not removed:
+                raise CollateralNotFound(f"there is no platform with QE_ID {named.hex()[:260]}")
         else:
-            fmspcs = _fmspcs(source)
-            found = await self._cache.read(lambda: self._registrations.of_fmspcs(fmspcs))
-        listed = [_listed(entry) for entry in found]
-        return json_answer(listed, headers=(("platform-count", str(len(listed))),))
+            time = _time(since or "")
+            removed = await self._cache.read(lambda: platforms.remove_unseen(time))
+        self._cache.store_changed()
+        return json_answer({"message": SUCCESS, "removed": removed})
 
     async def take_collateral(self, request: Request) -> Answer:
         """Take in what Intel's client tool fetched where there is a network; all of it is verified."""
@@ -140,6 +194,27 @@ def _report(report: RefreshReport) -> Answer:
     return json_answer({"error": "Some could not be refreshed; the rest was.", **report.as_dict()}, status=502)
 
 
+class StreamedAnswer(Answer):
+    """A JSON answer of unknown length, sent in pieces while it is read."""
+
+    def __init__(self, headers: Sequence[tuple[str, str]], pieces: AsyncIterator[bytes]) -> None:
+        super().__init__(200, [(name.encode(), value.encode()) for name, value in headers], b"")
+        self._pieces = pieces
+
+    def __post_init__(self) -> None:
+        """Leave the length open."""
+        self.headers = [(b"Content-Type", JSON.encode()), *self.headers]
+        self.size = 0
+
+    async def send(self, id_: bytes, send: Send) -> None:
+        """Send the head, then each piece."""
+        headers = [*self.headers, (REQUEST_ID, id_)]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        async for piece in self._pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
 async def read_body(request: Request, limits: BodyLimits) -> bytes:
     """The body, within the limits."""
     body = bytearray()
@@ -167,38 +242,96 @@ def _too_large(limits: BodyLimits) -> Refused:
 
 
 class _Platform(msgspec.Struct):
-    """A platform as Intel's retrieval tool writes it; numbers are little-endian hexadecimal digits."""
+    """A platform as Intel's retrieval tool writes it; numbers are little-endian hexadecimal digits.
+
+    A manifest suffices; without one, CPUSVN, PCESVN and encrypted PPID are needed.
+    """
 
     qe_id: Annotated[str, msgspec.Meta(min_length=2, max_length=260)]
     pce_id: Annotated[str, msgspec.Meta(min_length=4, max_length=4)]
-    cpu_svn: Annotated[str, msgspec.Meta(min_length=32, max_length=32)]
-    pce_svn: Annotated[str, msgspec.Meta(min_length=4, max_length=4)]
-    enc_ppid: str | None = None
-    platform_manifest: str | None = None
+    cpu_svn: Annotated[str, msgspec.Meta(max_length=32)] | None = None
+    pce_svn: Annotated[str, msgspec.Meta(max_length=4)] | None = None
+    enc_ppid: Annotated[str, msgspec.Meta(max_length=768)] | None = None
+    platform_manifest: Annotated[str, msgspec.Meta(max_length=2 * MAX_PLATFORM_MANIFEST)] | None = None
 
 
-def _request(platform: _Platform) -> PckCertRequest:
-    return PckCertRequest(
-        cpu_svn=_hex(platform.cpu_svn, "cpu_svn"),
-        pce_svn=int.from_bytes(_hex(platform.pce_svn, "pce_svn"), "little"),
-        pce_id=_hex(platform.pce_id, "pce_id"),
-        qe_id=_hex(platform.qe_id, "qe_id"),
-        encrypted_ppid=_hex(platform.enc_ppid, "enc_ppid") if platform.enc_ppid else None,
-        platform_manifest=_hex(platform.platform_manifest, "platform_manifest") if platform.platform_manifest else None,
+def _request(platform: _Platform) -> PckCertRequest | PckCertsRequest:
+    qe_id, pce_id = _hex(platform.qe_id, "qe_id"), _hex(platform.pce_id, "pce_id")
+    ppid = _hex(platform.enc_ppid, "enc_ppid") if platform.enc_ppid else None
+    manifest = _hex(platform.platform_manifest, "platform_manifest") if platform.platform_manifest else None
+    if platform.cpu_svn and platform.pce_svn:
+        pce_svn = int.from_bytes(_hex(platform.pce_svn, "pce_svn"), "little")
+        request = PckCertRequest(_hex(platform.cpu_svn, "cpu_svn"), pce_svn, pce_id, qe_id, ppid, manifest)
+        if manifest is None and request.encrypted_ppid is None:
+            raise _needed("enc_ppid")
+        return request
+    if manifest is None:
+        raise _needed("cpu_svn" if not platform.cpu_svn else "pce_svn")
+    return PckCertsRequest(pce_id, ppid, manifest, qe_id=qe_id)
+
+
+def _needed(field: str) -> FormatError:
+    return FormatError(
+        "is missing or zero: without a platform_manifest, cpu_svn, pce_svn and enc_ppid are needed",
+        structure=STRUCTURE,
+        field=field,
     )
 
 
 def _listed(entry: Registration) -> dict[str, str]:
     request = entry.request
+    raw = (b"", b"")
+    if isinstance(request, PckCertRequest):
+        raw = (request.cpu_svn, request.pce_svn.to_bytes(2, "little"))
     values = {
         "qe_id": request.qe_id,
         "pce_id": request.pce_id,
-        "cpu_svn": request.cpu_svn,
-        "pce_svn": request.pce_svn.to_bytes(2, "little"),
+        "cpu_svn": raw[0],
+        "pce_svn": raw[1],
         "enc_ppid": request.encrypted_ppid,
         "platform_manifest": request.platform_manifest,
     }
     return {name: (value or b"").hex().upper() for name, value in values.items()}
+
+
+def _updates(text: str) -> tuple[Update, ...]:
+    match text.lower():
+        case ("standard" | "early") as update:
+            return (update,)
+        case "all":
+            return ("standard", "early")
+        case _:
+            raise FormatError("is none of standard, early, all", structure="PCS request", field="update")
+
+
+def _limit(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= MAX_PAGE):
+        raise FormatError(f"is no number from 1 to {MAX_PAGE}", structure="PCS request", field="limit")
+    return int(text)
+
+
+def _place_text(place: Place) -> str:
+    return ".".join(map(str, place))
+
+
+def _place(text: str) -> Place | None:
+    if not text:
+        return None
+    match = re.fullmatch(r"([0-9a-f]{0,12})\.([0-9a-f]{2,260})\.([0-9a-f]{4})\.([0-9a-f]{0,32})\.([0-9]{1,5})", text)
+    if match is None:
+        raise FormatError("is not what platform-next said", structure="PCS request", field="after")
+    fmspc, qe_id, pce_id, cpu_svn, pce_svn = match.groups()
+    return Place(fmspc, qe_id, pce_id, cpu_svn, int(pce_svn))
+
+
+def _time(text: str) -> datetime:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        time = None
+    if time is None or time.tzinfo is None:
+        raise FormatError("is no time such as 2026-03-01T12:00:00Z", structure="PCS request", field="not_seen_since")
+    return time
 
 
 def _decode(body: bytes, kind: type[T]) -> T:

@@ -23,7 +23,7 @@ from confcom.errors import (
     FormatError,
     VerificationError,
 )
-from confcom.protocols.pcs import PckCertificateAnswer, PckCertRequest
+from confcom.protocols.pcs import PckCertificateAnswer, PckCertRequest, PckCertsRequest
 from confcom.services.collateral_metrics import CollateralMetrics
 from confcom.services.worker_threads import Overloaded, WorkerThreads
 
@@ -206,6 +206,19 @@ class CollateralCache:
             )
         answer: PckCertificateAnswer = await self._ask("pck-certificate", lambda: ask(request))
         return answer
+
+    async def ask_pck_certificates(self, request: PckCertsRequest) -> tuple[PckCertificateAnswer, ...]:
+        """Ask upstream for all PCK certificates of a platform; who keeps them verifies them."""
+        upstream = self._required_upstream("a PCK certificate")
+        ask = getattr(upstream, "fetch_pck_certificates", None)
+        if ask is None:
+            raise CollateralNotFound(
+                f"{self.source} does not list PCK certificates, as a platform without a raw TCB needs",
+                advice="Register the platform with its CPUSVN, PCESVN and encrypted PPID too.",
+            )
+        entries, chain = await self._ask("pck-certificate", lambda: ask(request))
+        found = ((entry.certificate, entry.tcbm) for entry in entries if entry.certificate is not None)
+        return tuple(PckCertificateAnswer(certificate, chain, tcbm) for certificate, tcbm in found)
 
     async def refresh(self, key: DocumentKey) -> Served:
         """Ask upstream for a document again, whatever was remembered; whoever asks for it now waits for this too."""

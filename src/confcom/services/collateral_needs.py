@@ -46,8 +46,7 @@ def needs_of(
 
 def needs_in(store: CollateralStore, configured: Sequence[tuple[Tee, bytes]]) -> tuple[Need, ...]:
     """The needs of what a store holds (a call that blocks)."""
-    platforms = ((known.tee, known.fmspc, known.ca) for known in store.platforms.known())
-    return needs_of(store.document_keys(), platforms, configured)
+    return needs_of(store.document_keys(), store.platforms.kinds(), configured)
 
 
 def _keys(tee: Tee, fmspc: bytes, cas: Iterable[PckCaName], update: Update) -> tuple[DocumentKey, ...]:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 from confcom.collateral.documents import DocumentKey, keys_for
 from confcom.collateral.pck_platform import require_same_platform
 from confcom.collateral.pck_selection import select_pck_certificate
 from confcom.collateral.platform_collateral import PlatformCollateral
-from confcom.collateral.registrations import Registration, Registrations
+from confcom.collateral.registrations import Registration
 from confcom.collateral.store_platforms import PlatformTcb
 from confcom.errors import CollateralError, CollateralNotFound, FormatError, MismatchError
 from confcom.formats.tcb_info import SignedTcbInfo
-from confcom.protocols.pcs import PckCertificateAnswer, PckCertRequest
+from confcom.protocols.pcs import PckCertificateAnswer, PckCertRequest, PckCertsRequest, Update
 from confcom.services.collateral_cache import CollateralCache
 from confcom.services.worker_threads import Overloaded
 
 STRUCTURE = "PCS request"
+
+NOTE_AGAIN = timedelta(days=1)
+"""How much later a platform must ask for it to be noted again; anybody may ask, so writes have a limit."""
 
 
 class PlatformUnknown(CollateralNotFound):
@@ -34,10 +39,10 @@ class OtherProcessor(CollateralError):
 class PckCertificates:
     """Finds, fetches and keeps PCK certificates."""
 
-    def __init__(self, cache: CollateralCache, registrations: Registrations) -> None:
+    def __init__(self, cache: CollateralCache) -> None:
         self._cache = cache
         self._store = cache.store
-        self._registrations = registrations
+        self._registrations = cache.store.registrations
 
     async def find(self, request: PckCertRequest) -> PckCertificateAnswer:
         """The certificate for a raw TCB.
@@ -48,7 +53,7 @@ class PckCertificates:
         """
         platform = platform_of(request)
         # (1)
-        kept = await self._cache.read(lambda: self._store.platforms.pck_certificate(platform))
+        kept = await self._cache.read(lambda: self._kept(platform))
         if kept is not None:
             return kept
         # (2)
@@ -66,15 +71,28 @@ class PckCertificates:
             raise AssertionError("a selection that must succeed says why it does not")
         return selected
 
-    async def fetch(self, request: PckCertRequest, *, trusted: bool = False) -> PckCertificateAnswer:
-        """Ask upstream and keep what it gives. `trusted` lets it replace certificates of another processor."""
+    def _kept(self, platform: PlatformTcb) -> PckCertificateAnswer | None:
+        kept, now = self._store.platforms.pck_certificate(platform), self._cache.clock()
+        if kept is not None and now - self._store.platforms.last_asked(platform) >= NOTE_AGAIN:
+            self._store.platforms.saw(platform, kept, seen=now)
+        return kept
+
+    async def fetch(
+        self, request: PckCertRequest, *, trusted: bool = False, asked: bool = True
+    ) -> PckCertificateAnswer:
+        """Ask upstream and keep what it gives. `trusted` lets it replace certificates of another processor.
+
+        `asked` says that the platform itself asks, and not a refresh.
+        """
         platform = platform_of(request)
         known = await self._cache.read(lambda: self._registrations.of_platform(platform.qe_id, platform.pce_id))
         complete = _completed(request, known)
         answer = await self._cache.ask_pck_certificate(complete)
-        return await self._cache.keep(lambda: self._keep(complete, answer, trusted=trusted))
+        return await self._cache.keep(lambda: self._keep(complete, answer, trusted=trusted, asked=asked))
 
-    def _keep(self, request: PckCertRequest, answer: PckCertificateAnswer, *, trusted: bool) -> PckCertificateAnswer:
+    def _keep(
+        self, request: PckCertRequest, answer: PckCertificateAnswer, *, trusted: bool, asked: bool
+    ) -> PckCertificateAnswer:
         platform = platform_of(request)
         others = self._store.platforms.pck_certificates(platform.qe_id, platform.pce_id)
         if others and not trusted:
@@ -84,31 +102,63 @@ class PckCertificates:
                 raise OtherProcessor(error.message, advice=error.advice()) from error
         now = self._cache.clock()
         kept = self._store.platforms.add_pck_certificate(platform, answer, seen=now, source=self._cache.source)
-        self._registrations.put(Registration(request, "cached", now, kept.fmspc or b""))
+        self._registrations.put(_cached(request, kept, now, asked=asked))
         return kept
 
-    async def register(self, request: PckCertRequest) -> bool:
-        """Take a platform in: fetch its certificate and the collateral for it, or queue it; says whether it is cached.
+    async def fetch_all(self, request: PckCertsRequest, *, asked: bool = True) -> PckCertificateAnswer:
+        """Ask upstream for all certificates of a platform that gave its manifest, and keep each for its own TCB.
+
+        Gives one of them. They may replace certificates of another processor: the platform was registered.
+        """
+        answers = await self._cache.ask_pck_certificates(request)
+        if not answers:
+            raise CertificatesUnavailable(f"{self._cache.source} has no PCK certificate for any TCB of this platform")
+        return await self._cache.keep(lambda: self._keep_all(request, answers, asked=asked))
+
+    def _keep_all(
+        self, request: PckCertsRequest, answers: Sequence[PckCertificateAnswer], *, asked: bool
+    ) -> PckCertificateAnswer:
+        now = self._cache.clock()
+        for answer in answers:
+            own = own_tcb(_qe_id(request), request.pce_id, answer)
+            kept = self._store.platforms.add_pck_certificate(own, answer, seen=now, source=self._cache.source)
+        self._registrations.put(_cached(request, kept, now, asked=asked))
+        return kept
+
+    async def register(
+        self, request: PckCertRequest | PckCertsRequest, updates: Sequence[Update] = ("standard",)
+    ) -> None:
+        """Take a platform in: fetch its certificates and the collateral of these sets for it; offline, queue it.
 
         A failure of upstream leaves the platform in the queue and is raised.
         """
-        platform = platform_of(request)
         now = self._cache.clock()
         if self._cache.upstream is None:
-            kept = await self._cache.read(lambda: self._store.platforms.pck_certificate(platform))
-            state = Registration(request, "waiting" if kept is None else "cached", now)
-            await self._cache.read(lambda: self._registrations.put(state))
-            return kept is not None
+            await self._cache.read(lambda: self._enqueue(request))
+            return
         try:
-            answer = await self.fetch(request, trusted=True)
+            if isinstance(request, PckCertsRequest):
+                answer = await self.fetch_all(request)
+            else:
+                answer = await self.fetch(request, trusted=True)
         except CollateralError as error:
             missing = isinstance(error, CollateralNotFound)
             state = Registration(request, "unavailable" if missing else "waiting", now)
             await self._cache.read(lambda: self._registrations.put(state))
             raise
-        for key in keys_for(answer.fmspc or b"", answer.ca or "platform", "sgx"):
-            await self._cache.document(key)
-        return True
+        for update in updates:
+            for key in keys_for(answer.fmspc or b"", answer.ca or "platform", "sgx", update):
+                await self._cache.document(key)
+
+    def _enqueue(self, request: PckCertRequest | PckCertsRequest) -> None:
+        if isinstance(request, PckCertsRequest):
+            found = self._store.platforms.pck_certificates(_qe_id(request), request.pce_id)
+            kept = next(iter(found), None)
+        else:
+            kept = self._store.platforms.pck_certificate(platform_of(request))
+        fmspc = b"" if kept is None else kept.fmspc or b""
+        state = Registration(request, "waiting" if kept is None else "cached", self._cache.clock(), fmspc)
+        self._registrations.put(state)
 
     async def take(self, collateral: PlatformCollateral) -> int:
         """Verify and keep what an administrator brings; gives how many documents and certificates there were.
@@ -126,8 +176,7 @@ class PckCertificates:
             count += len(platform.certificates)
             for answer in platform.certificates:
                 # At its own TCB, so that it can be selected for any that is as high.
-                svn = int.from_bytes(answer.tcbm[16:], "little")
-                own = PlatformTcb(platform.qe_id, platform.pce_id, answer.tcbm[:16], svn)
+                own = own_tcb(platform.qe_id, platform.pce_id, answer)
                 self._store.platforms.add_pck_certificate(own, answer, seen=now, source="platformcollateral")
             for request in platform.requests:
                 self._settle(request)
@@ -175,11 +224,27 @@ class PckCertificates:
         )
 
 
+def _cached(
+    request: PckCertRequest | PckCertsRequest, kept: PckCertificateAnswer, now: datetime, *, asked: bool
+) -> Registration:
+    seen = now if asked else datetime.fromtimestamp(0, UTC)
+    return Registration(request, "cached", now, kept.fmspc or b"", seen)
+
+
 def platform_of(request: PckCertRequest) -> PlatformTcb:
     """The platform and raw TCB of a request; a caching service knows platforms by their QE_ID."""
+    return PlatformTcb(_qe_id(request), request.pce_id, request.cpu_svn, request.pce_svn)
+
+
+def own_tcb(qe_id: bytes, pce_id: bytes, answer: PckCertificateAnswer) -> PlatformTcb:
+    """The TCB that a certificate is for."""
+    return PlatformTcb(qe_id, pce_id, answer.tcbm[:16], int.from_bytes(answer.tcbm[16:], "little"))
+
+
+def _qe_id(request: PckCertRequest | PckCertsRequest) -> bytes:
     if request.qe_id is None:
         raise FormatError("is missing: a caching service knows platforms by it", structure=STRUCTURE, field="qeid")
-    return PlatformTcb(request.qe_id, request.pce_id, request.cpu_svn, request.pce_svn)
+    return request.qe_id
 
 
 def _completed(request: PckCertRequest, known: tuple[Registration, ...]) -> PckCertRequest:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -12,15 +12,18 @@ from typing import Any
 import structlog
 
 from confcom.collateral.documents import DocumentKey
-from confcom.collateral.registrations import Registration, Registrations
+from confcom.collateral.registrations import Place, Registration, State
 from confcom.collateral.store_rows import StoredVersion
 from confcom.errors import CollateralNotFound, ConfcomError
-from confcom.protocols.pcs import Tee
+from confcom.protocols.pcs import PckCertsRequest, Tee
 from confcom.services.collateral_cache import CollateralCache
 from confcom.services.collateral_metrics import CollateralMetrics
 from confcom.services.collateral_needs import needs_in
 from confcom.services.collateral_pck import PckCertificates
 from confcom.services.worker_threads import Overloaded
+
+_Job = tuple[object, Callable[[], Awaitable[bool]]]
+"""What is asked for, and how; whether it was renewed."""
 
 AT_A_TIME = 4
 """Questions of one round at a time; clients' questions find room beside them."""
@@ -65,7 +68,6 @@ class Refresher:
         self,
         cache: CollateralCache,
         certificates: PckCertificates,
-        registrations: Registrations,
         *,
         policy: RefreshPolicy,
         metrics: CollateralMetrics,
@@ -74,7 +76,7 @@ class Refresher:
         """`required` are FMSPCs to have everything for, even if nobody asked for them yet."""
         self._cache = cache
         self._certificates = certificates
-        self._registrations = registrations
+        self._registrations = cache.store.registrations
         self._policy = policy
         self._metrics = metrics
         self._required = tuple(required)
@@ -104,11 +106,9 @@ class Refresher:
         now = self._cache.clock()
         versions = await self._cache.read(lambda: self._versions(now))
         documents = [key for key, version in versions.items() if self._due(key, version, now)]
-        registered = await self._cache.read(lambda: self._registrations.of_fmspcs(()))
-        queued = await self._cache.read(lambda: self._registrations.in_state("waiting"))
-        certificates = [entry for entry in (*registered, *queued) if self._certificate_due(entry, now)]
-        report = await self._round(documents, certificates, now)
-        if documents or certificates:
+        self._tried = {what: tried for what, tried in self._tried.items() if self._tried_lately(what, now)}
+        report = await self._round(documents, self._certificates_due(now), now)
+        if report.renewed or report.unchanged or report.failures:
             self._finished(report)
         return report
 
@@ -117,15 +117,14 @@ class Refresher:
         now = self._cache.clock()
         versions = await self._cache.read(lambda: self._versions(now))
         self._cache.forget_failures()
-        report = await self._round(list(versions), [], now)
+        report = await self._round(list(versions), None, now)
         self._finished(report)
         return report
 
     async def refresh_certificates(self, fmspcs: Sequence[bytes] = ()) -> RefreshReport:
         """Refresh the PCK certificates of every platform, or of those of some FMSPCs, now."""
-        registered = await self._cache.read(lambda: self._registrations.of_fmspcs(fmspcs))
         self._cache.forget_failures()
-        report = await self._round([], registered, self._cache.clock())
+        report = await self._round([], self._registered(fmspcs), self._cache.clock())
         self._finished(report)
         return report
 
@@ -144,28 +143,49 @@ class Refresher:
         soon = version.expires - now <= timedelta(seconds=self._policy.before_expiry)
         return soon or now - seen >= timedelta(seconds=self._policy.every)
 
-    def _certificate_due(self, entry: Registration, now: datetime) -> bool:
-        if self._tried_lately(_name(entry), now):
-            return False
-        return entry.state == "waiting" or now - entry.since >= timedelta(seconds=self._policy.every)
+    async def _certificates_due(self, now: datetime) -> AsyncIterator[Registration]:
+        limits: dict[State, datetime] = {"cached": now - timedelta(seconds=self._policy.every), "waiting": now}
+        for state, until in limits.items():
+            pages = self._registrations.pages_due(state, until=until)
+            while page := await self._cache.read(lambda pages=pages: next(pages, ())):  # type: ignore[misc]
+                for entry in page:
+                    if not self._tried_lately(_name(entry), now):
+                        yield entry
+
+    async def _registered(self, fmspcs: Sequence[bytes]) -> AsyncIterator[Registration]:
+        after: Place | None = None
+        while page := await self._cache.read(
+            lambda after=after: self._registrations.page("cached", fmspcs=fmspcs, after=after)  # type: ignore[misc]
+        ):
+            for entry in page:
+                yield entry
+            after = page[-1].place
 
     def _tried_lately(self, what: object, now: datetime) -> bool:
         tried = self._tried.get(what)
         return tried is not None and now - tried < timedelta(seconds=self._policy.retry)
 
     async def _round(
-        self, documents: Sequence[DocumentKey], certificates: Sequence[Registration], now: datetime
+        self, documents: Sequence[DocumentKey], certificates: AsyncIterator[Registration] | None, now: datetime
     ) -> RefreshReport:
         report = RefreshReport()
-        jobs: list[tuple[object, Callable[[], Awaitable[bool]]]] = []
-        jobs += [(key, partial(self._document, key)) for key in documents]
-        jobs += [(_name(entry), partial(self._certificate, entry)) for entry in certificates]
+        jobs: list[_Job] = [(key, partial(self._document, key)) for key in documents]
         for start in range(0, len(jobs), AT_A_TIME):
-            batch = jobs[start : start + AT_A_TIME]
-            for what, _ in batch:
-                self._tried[what] = now
-            await asyncio.gather(*(self._attempt(str(what), call, report) for what, call in batch))
+            await self._attempt_all(jobs[start : start + AT_A_TIME], report, now)
+        if certificates is not None:
+            jobs = []
+            async for entry in certificates:
+                jobs.append((_name(entry), partial(self._certificate, entry)))
+                if len(jobs) == AT_A_TIME:
+                    await self._attempt_all(jobs, report, now)
+                    jobs = []
+            await self._attempt_all(jobs, report, now)
         return report
+
+    async def _attempt_all(self, jobs: Sequence[_Job], report: RefreshReport, now: datetime) -> None:
+        for what, _ in jobs:
+            self._tried[what] = now
+        await asyncio.gather(*(self._attempt(str(what), call, report) for what, call in jobs))
 
     async def _attempt(self, what: str, call: Callable[[], Awaitable[bool]], report: RefreshReport) -> None:
         try:
@@ -198,7 +218,10 @@ class Refresher:
         before = await self._cache.read(
             lambda: self._cache.store.platforms.pck_certificates(request.qe_id or b"", request.pce_id)
         )
-        after = await self._certificates.fetch(request, trusted=entry.state == "waiting")
+        if isinstance(request, PckCertsRequest):
+            after = await self._certificates.fetch_all(request, asked=False)
+        else:
+            after = await self._certificates.fetch(request, trusted=entry.state == "waiting", asked=False)
         return after.certificate not in {answer.certificate for answer in before}
 
     def _finished(self, report: RefreshReport) -> None:
@@ -210,4 +233,7 @@ class Refresher:
 
 def _name(entry: Registration) -> str:
     request = entry.request
-    return f"PCK certificate of QE_ID {(request.qe_id or b'').hex()} at CPUSVN {request.cpu_svn.hex()}"
+    qe_id = (request.qe_id or b"").hex()
+    if isinstance(request, PckCertsRequest):
+        return f"PCK certificates of QE_ID {qe_id}"
+    return f"PCK certificate of QE_ID {qe_id} at CPUSVN {request.cpu_svn.hex()}"

@@ -15,7 +15,6 @@ from pathlib import Path
 import structlog
 from prometheus_client import CollectorRegistry
 
-from confcom.collateral.registrations import Registrations
 from confcom.collateral.store import CollateralStore
 from confcom.collateral.store_watch import StoreWatch
 from confcom.errors import ConfigError
@@ -61,8 +60,6 @@ async def serve(
                 return
         listener = listener_of(config, None if kept is None else kept.tls)
         store = stack.enter_context(CollateralStore(_path(config), roots=roots))
-        registrations = Registrations(store.path)
-        stack.callback(registrations.close)
         watch = StoreWatch(store.path)
         stack.callback(watch.close)
         asked = None if config.mode == "offline" else upstream
@@ -70,7 +67,7 @@ async def serve(
             store, asked, source=config.upstream, clock=clock, metrics=metrics, limits=_cache_limits(config)
         )
         stack.push_async_callback(cache.close)
-        certificates = PckCertificates(cache, registrations)
+        certificates = PckCertificates(cache)
         policy = RefreshPolicy(
             every=config.refresh_every,
             before_expiry=config.refresh_before,
@@ -78,14 +75,13 @@ async def serve(
             look=config.refresh_look,
         )
         required = parse_fmspcs(config.fmspcs)
-        refresher = Refresher(cache, certificates, registrations, policy=policy, metrics=metrics, required=required)
+        refresher = Refresher(cache, certificates, policy=policy, metrics=metrics, required=required)
         readiness = Readiness(
             cache, metrics, required=required, hindrance=lambda: "" if kept is None else kept.keeper.not_ready
         )
         administration = Administration(
             cache,
             certificates,
-            registrations,
             refresher,
             tokens=Tokens(config.user_token_hash, config.admin_token_hash),
             limits=BodyLimits(config.max_body, config.body_timeout),

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from confcom.collateral import registrations
-from confcom.collateral.registrations import Registration, Registrations
+from confcom.collateral.registrations import Place, Registration, Registrations
 from confcom.collateral.store import CollateralStore
-from confcom.errors import CollateralNotFound, CollateralUnavailable
+from confcom.collateral.store_database import StoreDatabase
+from confcom.collateral.store_schema import APPLICATION_ID, MIGRATIONS
+from confcom.errors import CollateralUnavailable
 from confcom.pki.roots import TrustRoots
-from confcom.protocols.pcs import PckCertRequest
+from confcom.protocols.pcs import PckCertRequest, PckCertsRequest
 
 NOW = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
 REQUEST = PckCertRequest(cpu_svn=bytes(range(16)), pce_svn=258, pce_id=bytes(2), qe_id=b"\xab" * 16)
@@ -22,46 +25,61 @@ REQUEST = PckCertRequest(cpu_svn=bytes(range(16)), pce_svn=258, pce_id=bytes(2),
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    path = tmp_path / "collateral.sqlite"
-    CollateralStore(path, roots=TrustRoots.intel()).close()
-    return path
+    return tmp_path / "collateral.sqlite"
 
 
 @pytest.fixture
 def register(path: Path) -> Iterator[Registrations]:
-    register = Registrations(path)
-    yield register
-    register.close()
+    with CollateralStore(path, roots=TrustRoots.intel()) as store:
+        yield store.registrations
+
+
+def seen(entry: Registration) -> Registration:
+    return replace(entry, last_seen=entry.last_seen or entry.since)
+
+
+def waiting(register: Registrations) -> tuple[Registration, ...]:
+    return register.page("waiting")
 
 
 def test_keeps_a_registration_over_a_restart(path: Path, register: Registrations) -> None:
     entry = Registration(replace(REQUEST, encrypted_ppid=b"\x01" * 384, platform_manifest=b"m"), "waiting", NOW)
+    alone = Registration(PckCertsRequest(bytes(2), None, b"manifest", qe_id=b"\xcd" * 16), "waiting", NOW)
     register.put(entry)
-    register.close()
-    again = Registrations(path)
+    register.put(alone)
 
-    assert again.in_state("waiting") == (entry,)
-    assert again.of_platform(b"\xab" * 16, bytes(2)) == (entry,)
-    again.close()
+    with CollateralStore(path, roots=TrustRoots.intel()) as again:
+        assert waiting(again.registrations) == (seen(entry), seen(alone))
+        assert again.registrations.of_platform(b"\xab" * 16, bytes(2)) == (seen(entry),)
+
+
+def test_an_encrypted_ppid_of_zeros_is_none_and_does_not_replace_a_real_one(register: Registrations) -> None:
+    zeros = replace(REQUEST, encrypted_ppid=bytes(384))
+    register.put(Registration(zeros, "waiting", NOW))
+    assert waiting(register)[0].request.encrypted_ppid is None
+    register.put(Registration(replace(REQUEST, encrypted_ppid=b"\x01" * 384), "waiting", NOW))
+    register.put(Registration(zeros, "waiting", NOW))
+
+    assert waiting(register)[0].request.encrypted_ppid == b"\x01" * 384
 
 
 def test_what_a_platform_once_told_stays_known(register: Registrations) -> None:
     register.put(Registration(replace(REQUEST, encrypted_ppid=b"\x01" * 384), "waiting", NOW))
     register.put(Registration(REQUEST, "cached", NOW + dt.timedelta(days=1), bytes(6)))
 
-    (entry,) = register.of_fmspcs([bytes(6)])
+    (entry,) = register.page("cached", fmspcs=[bytes(6)])
     assert entry.request.encrypted_ppid == b"\x01" * 384
     assert (entry.state, entry.since) == ("cached", NOW + dt.timedelta(days=1))
-    assert register.in_state("waiting") == ()
-    assert register.of_fmspcs([b"\xff" * 6]) == ()
-    assert register.of_fmspcs([]) == (entry,)
+    assert waiting(register) == ()
+    assert register.page("cached", fmspcs=[b"\xff" * 6]) == ()
+    assert register.page("cached") == (entry,)
 
 
 def test_every_raw_tcb_is_a_registration_of_its_own(register: Registrations) -> None:
     for pce_svn in (1, 2):
         register.put(Registration(replace(REQUEST, pce_svn=pce_svn), "waiting", NOW + dt.timedelta(seconds=pce_svn)))
 
-    assert [entry.request.pce_svn for entry in register.in_state("waiting")] == [1, 2]
+    assert [entry.request.pce_svn for entry in waiting(register)] == [1, 2]
     assert [entry.request.pce_svn for entry in register.of_platform(b"\xab" * 16, bytes(2))] == [2, 1]
 
 
@@ -73,7 +91,101 @@ def test_there_is_an_end_to_what_is_taken_in(register: Registrations, monkeypatc
     with pytest.raises(CollateralUnavailable, match="registered already"):
         register.put(Registration(replace(REQUEST, pce_svn=3), "waiting", NOW))
 
+    register.put(Registration(replace(REQUEST, pce_svn=2), "cached", NOW))  # one that is there is no new one
 
-def test_there_must_be_a_store(tmp_path: Path) -> None:
-    with pytest.raises(CollateralNotFound):
-        Registrations(tmp_path / "nowhere.sqlite")
+
+def test_lists_come_in_pages_that_hold_everything_once(register: Registrations) -> None:
+    fmspcs = (bytes(6), b"\xff" * 6, b"\x01" * 6)
+    for number in range(25):
+        request = replace(REQUEST, qe_id=bytes([number % 5]) * 16, pce_svn=number)
+        register.put(Registration(request, "cached", NOW, fmspcs[number % 3]))
+    register.put(Registration(REQUEST, "waiting", NOW))
+
+    for named, count in (((), 25), (fmspcs[:2], 17), ((b"\x22" * 6,), 0)):
+        found: list[Registration] = []
+        after: Place | None = None
+        while page := register.page("cached", fmspcs=named, after=after, limit=4):
+            assert len(page) <= 4
+            found += page
+            after = page[-1].place
+        assert len(found) == len({entry.place for entry in found}) == count
+        assert register.count("cached", fmspcs=named) == count
+    due = [len(page) for page in register.pages_due("cached", until=NOW, limit=10)]
+    assert due == [10, 10, 5]
+    assert list(register.pages_due("cached", until=NOW - dt.timedelta(seconds=1))) == []
+
+
+def steps(register: Registrations, call: Callable[[], object]) -> int:
+    """How many instructions of SQLite's virtual machine a call takes: its work, on a busy machine too."""
+    taken = 0
+
+    def step() -> None:
+        nonlocal taken
+        taken += 1
+
+    with register._database.read() as connection:
+        pass
+    connection.set_progress_handler(step, 1)
+    call()
+    connection.set_progress_handler(None, 0)
+    return taken
+
+
+def test_no_call_takes_longer_because_many_are_registered(register: Registrations) -> None:
+    calls: dict[str, Callable[[Registrations], object]] = {
+        "put": lambda register: register.put(Registration(replace(REQUEST, qe_id=b"\x77" * 16), "waiting", NOW)),
+        "of platform": lambda register: register.of_platform(b"\xab" * 16, bytes(2)),
+        "page": lambda register: register.page("waiting", limit=1),
+        "page after": lambda register: register.page("waiting", after=Place("", "aa"), limit=1),
+        "page of FMSPCs": lambda register: register.page("cached", fmspcs=(b"\x01" * 6,), limit=1),
+        "due": lambda register: next(register.pages_due("waiting", until=NOW, limit=1)),
+        "count": lambda register: register.count("waiting"),
+    }
+    register.put(Registration(REQUEST, "waiting", NOW))
+    register.put(Registration(replace(REQUEST, pce_svn=9), "cached", NOW, b"\x01" * 6))
+    calls["put"](register)  # so that both are changes of a row that is there
+    few = {name: steps(register, lambda call=call: call(register)) for name, call in calls.items()}  # type: ignore[misc]
+    with register._database.write() as connection:
+        for number in range(5000):
+            request = replace(REQUEST, qe_id=number.to_bytes(16, "big"))
+            state: registrations.State = "waiting" if number % 2 else "cached"
+            registrations.put_registration(connection, Registration(request, state, NOW, bytes(6)))
+    many = {name: steps(register, lambda call=call: call(register)) for name, call in calls.items()}  # type: ignore[misc]
+
+    assert min(few.values()) > 0
+    assert {name: many[name] for name in calls if many[name] > few[name] + 30} == {}
+
+
+def test_a_store_of_the_former_version_keeps_its_registrations(path: Path) -> None:
+    """Version 1, with the table that the service added to it."""
+    old = sqlite3.connect(path)
+    old.executescript(
+        MIGRATIONS[0]
+        + """
+        CREATE TABLE registrations (
+            qe_id TEXT NOT NULL, pce_id TEXT NOT NULL, cpu_svn TEXT NOT NULL, pce_svn INTEGER NOT NULL,
+            encrypted_ppid BLOB, platform_manifest BLOB, fmspc TEXT NOT NULL, state TEXT NOT NULL,
+            since INTEGER NOT NULL, PRIMARY KEY (qe_id, pce_id, cpu_svn, pce_svn)
+        ) STRICT;
+        """
+    )
+    for number, (ppid, state) in enumerate([(bytes(384), "waiting"), (b"\x01" * 384, "cached"), (None, "cached")]):
+        row = ("ab" * 16, "0000", "00" * 16, number, ppid, b"m", "00" * 6, state, int(NOW.timestamp()))
+        old.execute("INSERT INTO registrations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+    old.executescript(f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 1; PRAGMA journal_mode = WAL;")
+    old.close()
+
+    with CollateralStore(path, roots=TrustRoots.intel(), create=False) as store:
+        found = store.registrations.of_platform(b"\xab" * 16, bytes(2))
+        assert sorted((entry.request.pce_svn, entry.request.encrypted_ppid) for entry in found) == [  # type: ignore[union-attr]
+            (0, None),
+            (1, b"\x01" * 384),
+            (2, None),
+        ]
+        assert {entry.last_seen for entry in found} == {NOW}
+        assert [store.registrations.count(state) for state in ("waiting", "unavailable", "cached")] == [1, 0, 2]
+        store.check()
+    database = StoreDatabase(path, create=False)
+    with database.read() as connection:
+        assert connection.execute("PRAGMA user_version").fetchone()[0] == len(MIGRATIONS)
+    database.close()

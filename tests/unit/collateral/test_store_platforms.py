@@ -7,12 +7,14 @@ from datetime import timedelta
 
 import pytest
 
+from confcom.collateral import store_platforms
+from confcom.collateral.registrations import Registration
 from confcom.collateral.store import CollateralStore
 from confcom.collateral.store_platforms import PlatformTcb
 from confcom.errors import FormatError, MismatchError, UntrustedRootError, VerificationError
 from confcom.pki.chain import verify_chain
 from confcom.pki.roots import TrustRoots
-from confcom.protocols.pcs import PckCertificateAnswer
+from confcom.protocols.pcs import PckCertificateAnswer, PckCertRequest
 from confcom.simulator.machine import MachineTcb
 
 DAY = timedelta(days=1)
@@ -115,3 +117,54 @@ def test_the_registry_does_not_keep_the_ppid(store, path, extension, now):
     assert extension.ppid.hex() not in store.platforms.known()[0].id
     store.close()
     assert extension.ppid not in path.read_bytes()
+
+
+def test_a_removed_platform_leaves_nothing_and_the_others_alone(store, world, raw, answer, extension, now):
+    store.platforms.add_pck_certificate(raw, answer, seen=now, source="pcs")
+    other = PlatformTcb(b"\x77" * 16, raw.pce_id, raw.cpu_svn, raw.pce_svn)
+    request = PckCertRequest(raw.cpu_svn, raw.pce_svn, raw.pce_id, other.qe_id)
+    store.registrations.put(Registration(request, "waiting", now))
+    assert store.platforms.remove(b"\x66" * 16) == 0
+    assert store.platforms.remove(raw.qe_id) == 1
+    assert store.platforms.pck_certificate(raw) is None
+    assert store.platforms.pck_certificates(raw.qe_id, raw.pce_id) == ()
+    assert store.platforms.known() == ()
+    assert store.registrations.count("waiting") == 1
+    assert store.platforms.remove(other.qe_id) == 1
+    assert store.registrations.count("waiting") == 0
+    store.check()
+
+
+def test_a_platform_is_removed_by_its_id_with_its_certificates(store, raw, answer, now):
+    store.platforms.add_pck_certificate(raw, answer, seen=now, source="pcs")
+    (known,) = store.platforms.known()
+    assert store.platforms.remove_known("00" * 32) == 0
+    assert store.platforms.remove_known(known.id) == 1
+    assert store.platforms.pck_certificate(raw) is None
+    assert store.platforms.known() == ()
+
+
+def test_only_those_that_have_not_asked_since_are_removed(store, world, raw, answer, extension, now, monkeypatch):
+    monkeypatch.setattr(store_platforms, "REMOVED_AT_A_TIME", 3)
+    for number in range(10):
+        request = PckCertRequest(raw.cpu_svn, number, raw.pce_id, bytes([number % 5]) * 16)
+        seen = now + timedelta(days=number)
+        store.registrations.put(Registration(request, "waiting", now, last_seen=seen))
+    store.platforms.add_pck_certificate(raw, answer, seen=now, source="pcs")
+    store.observe_platform(replace(extension, ppid=b"\x09" * 16), seen=now)
+    # QE_IDs 0 to 4 asked last after 5 to 9 days; two more were met at `now` and never asked.
+    assert store.platforms.remove_unseen(now) == 0
+    assert store.platforms.remove_unseen(now + timedelta(days=8)) == 3 + 1 + 1
+    assert {entry.request.qe_id for entry in store.registrations.page("waiting")} == {b"\x03" * 16, b"\x04" * 16}
+    assert store.platforms.known() == ()
+
+
+def test_who_asks_is_seen(store, raw, answer, now):
+    store.platforms.add_pck_certificate(raw, answer, seen=now, source="pcs")
+    request = PckCertRequest(raw.cpu_svn, raw.pce_svn, raw.pce_id, raw.qe_id)
+    store.registrations.put(Registration(request, "cached", now))
+    later = now + timedelta(days=3)
+    store.platforms.saw(raw, answer, seen=later)
+    assert store.platforms.last_asked(raw) == later
+    assert store.platforms.known()[0].last_seen == later
+    assert store.platforms.remove_unseen(later) == 0
