@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine is slow, and nothing is decided by the wall clock.
+settings.register_profile("confcom", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("confcom")
 
 ROOT = Path(__file__).resolve().parent.parent
 

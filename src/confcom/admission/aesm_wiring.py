@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Literal, NamedTuple
 
 from confcom.admission.findings import Findings
@@ -18,6 +19,7 @@ from confcom.protocols.aesm_access import FOLDER, SOCKET, VARIABLE
 Wiring = Literal["plugin", "host-path"]
 """Who brings the folder: the device plugin, or a volume of the host."""
 VOLUME = "aesmd-socket"
+_LAST = posixpath.basename(FOLDER)
 
 
 class FolderVolume(NamedTuple):
@@ -29,14 +31,14 @@ class FolderVolume(NamedTuple):
 
 def find_volume(pod: Json) -> FolderVolume:
     """The pod's volume of the folder, or the name for a new one."""
-    names = []
+    names = set()
     for index, volume in enumerate(json_objects(spec_of(pod), "volumes", "spec")):
         where = f"spec.volumes[{index}]"
         name = json_text(volume, "name", where)
         path = json_text(json_object(volume, "hostPath", where), "path", f"{where}.hostPath")
         if _same_folder(path):
             return FolderVolume(name, exists=True)
-        names.append(name)
+        names.add(name)
     return FolderVolume(_free(names), exists=False)
 
 
@@ -81,13 +83,15 @@ def _mount_paths(container: Container) -> Sequence[str]:
 
 
 def _same_folder(path: str) -> bool:
-    return path.startswith("/") and posixpath.normpath(path).replace("//", "/") in (FOLDER, FOLDER.removeprefix("/var"))
+    if not path.startswith("/") or _LAST not in path:
+        return False
+    return posixpath.normpath(path).replace("//", "/") in (FOLDER, FOLDER.removeprefix("/var"))
 
 
 def _is_socket(path: str) -> bool:
-    return posixpath.basename(path) == SOCKET and _same_folder(posixpath.dirname(path))
+    return path.endswith(SOCKET) and posixpath.basename(path) == SOCKET and _same_folder(posixpath.dirname(path))
 
 
-def _free(names: Sequence[str]) -> str:
+def _free(names: AbstractSet[str]) -> str:
     candidates = (VOLUME, *(f"{VOLUME}-{number}" for number in range(2, len(names) + 3)))
     return next(name for name in candidates if name not in names)

@@ -6,7 +6,7 @@ Asked about its own result, it says the same and changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -27,6 +27,8 @@ from confcom.admission.pod_json import (
     Container,
     Json,
     containers_of,
+    json_object,
+    json_objects,
     json_text,
     spec_of,
     with_containers,
@@ -37,6 +39,18 @@ from confcom.admission.quote_modes import IN_PROC, OUT_OF_PROC, Annotated, Choic
 from confcom.protocols.admission_rules import LABEL, LABEL_VALUE
 
 DEFAULT_ACCOUNT = "default"
+MOST: Mapping[str, int] = {
+    "values": 65_536,
+    "containers": 128,
+    "volumes": 1024,
+    "environment variables": 8192,
+    "volume mounts": 4096,
+    "annotations": 1024,
+}
+"""What a pod may have of each. More than a node runs, and little enough to be looked through in 20 ms.
+
+Values are all members and elements of its JSON, counted before they are made.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +85,8 @@ class _Plan(NamedTuple):
     container: Container
     wish: Wish
     choice: Choice | None
+    mounts_folder: bool
+    """Whether something is mounted where the helper's socket is looked for."""
 
     @property
     def asks_helper(self) -> bool:
@@ -78,14 +94,16 @@ class _Plan(NamedTuple):
 
     @property
     def needs_volume(self) -> bool:
-        return self.asks_helper and not self.wish.helper and not mounts_folder(self.container)
+        return self.asks_helper and not self.wish.helper and not self.mounts_folder
 
 
 def decide_pod(pod: Json, given: Circumstances) -> Decision:
     """Complete a pod that is being made, or say why it cannot be."""
     findings = Findings()
     containers = list(containers_of(pod, "initContainers", "containers"))
-    annotated = read_annotations(pod, [container.name for container in containers], findings)
+    if not _is_bounded(pod, containers, findings):
+        return Decision(pod, tuple(findings.refusals), (), 0)
+    annotated = read_annotations(pod, dict.fromkeys(container.name for container in containers), findings)
     plans = [_plan(container, annotated, given, findings) for container in containers]
     _check_annotations(plans, annotated, findings)
     concerned = any(plan.wish.uses_sgx or plan.choice is not None for plan in plans)
@@ -107,15 +125,18 @@ def decide_pod(pod: Json, given: Circumstances) -> Decision:
 def decide_debug(pod: Json, former: Json, given: Circumstances) -> Decision:
     """Complete ephemeral containers that are added to the pod `former`, or say why they cannot be."""
     findings = Findings()
+    if not _is_bounded(pod, list(containers_of(pod, "ephemeralContainers")), findings):
+        return Decision(pod, tuple(findings.refusals), (), 0)
     before = {container.name for container in containers_of(former, "ephemeralContainers")}
     added = [one for one in containers_of(pod, "ephemeralContainers") if one.name not in before]
     # Annotations were judged when the pod was made; those of containers that are not there are of no concern now.
-    own = read_annotations(pod, [one.name for one in added], Findings())
+    own = read_annotations(pod, dict.fromkeys(one.name for one in added), Findings())
     annotated = Annotated(None, own.named)
     plans = []
     for container in added:
         wish = read_wish(container, Findings())
-        plans.append(_Plan(container, wish, mode_of(container, wish, annotated, findings)))
+        choice = mode_of(container, wish, annotated, findings)
+        plans.append(_Plan(container, wish, choice, mounts_folder(container)))
     volume = find_volume(pod)
     for plan in plans:
         _check_debug(plan, volume, findings)
@@ -124,14 +145,35 @@ def decide_debug(pod: Json, former: Json, given: Circumstances) -> Decision:
     return Decision(wanted, tuple(findings.refusals), tuple(findings.warnings), 0)
 
 
+def _is_bounded(pod: Json, containers: Sequence[Container], findings: Findings) -> bool:
+    """Whether the pod is small enough to be looked through."""
+    counts = {
+        "containers": len(containers),
+        "volumes": len(json_objects(spec_of(pod), "volumes", "spec")),
+        "environment variables": sum(len(json_objects(one.body, "env", one.where)) for one in containers),
+        "volume mounts": sum(len(json_objects(one.body, "volumeMounts", one.where)) for one in containers),
+        "annotations": len(json_object(json_object(pod, "metadata", "pod"), "annotations", "metadata")),
+    }
+    for things, count in counts.items():
+        check_count(things, count, findings)
+    return not findings.refusals
+
+
+def check_count(things: str, count: int, findings: Findings) -> None:
+    """Refuse a pod that has too many of something that `MOST` limits."""
+    if count > MOST[things]:
+        findings.refuse("too-many", count=count, things=things, limit=MOST[things])
+
+
 def _plan(container: Container, annotated: Annotated, given: Circumstances, findings: Findings) -> _Plan:
     wish = read_wish(container, findings)
     choice = mode_of(container, wish, annotated, findings)
+    mounted = mounts_folder(container)
     if choice is not None and choice.mode == IN_PROC:
         wish = wish._replace(provision=max(wish.provision, 1))
-    elif choice is not None and given.wiring == "plugin" and not mounts_folder(container):
+    elif choice is not None and given.wiring == "plugin" and not mounted:
         wish = wish._replace(helper=max(wish.helper, 1))
-    return _Plan(container, wish, choice)
+    return _Plan(container, wish, choice, mounted)
 
 
 def _complete(pod: Json, plans: Sequence[_Plan]) -> Json:
@@ -215,7 +257,7 @@ def _warn_of_helper(pod: Json, plans: Sequence[_Plan], given: Circumstances, fin
     asking = [plan for plan in plans if plan.asks_helper]
     if given.helper or not asking:
         return
-    if not all(mounts_folder(plan.container) for plan in asking):
+    if not all(plan.mounts_folder for plan in asking):
         findings.warn("helper-off")
     elif find_volume(pod).exists:
         # Whoever mounts something else there has a helper of his own; the node's folder is empty.

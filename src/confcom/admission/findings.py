@@ -36,6 +36,7 @@ REFUSALS: Mapping[str, str] = {
     "kubernetes.azure.com/sgx_epc_mem_in_MiB: 10, or remove the annotation.",
     "own-aesmd": "The pod has a container aesmd of its own, and here the node's helper answers the others. Remove that "
     "container, or the annotation sgx.intel.com/quote-provider and mount a volume of the pod at /var/run/aesmd.",
+    "too-many": "The pod has {count} {things}, and a pod that uses SGX has at most {limit}. Make several pods of it.",
     "blank-in-image": "Container {container}: the image {image} has a blank in it. Write {proposal}.",
     "debug-resources": "Ephemeral container {container} cannot have SGX devices: Kubernetes gives ephemeral containers "
     "no resources. Use `kubectl debug --copy-to`, which makes a new pod.",
@@ -98,9 +99,10 @@ class Findings:
 
 
 def _add(found: list[Finding], code: str, sentence: str, values: Mapping[str, object]) -> None:
-    finding = Finding(code, sentence.format_map({name: _shown(value) for name, value in values.items()}))
-    if len(found) < MAX_FINDINGS and finding not in found:
-        found.append(finding)
+    if len(found) < MAX_FINDINGS:
+        finding = Finding(code, sentence.format_map({name: _shown(value) for name, value in values.items()}))
+        if finding not in found:
+            found.append(finding)
 
 
 def _shown(value: object) -> str:

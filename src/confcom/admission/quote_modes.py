@@ -6,7 +6,8 @@ that requests the way to the helper, as one does that was completed, means that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
 from typing import Literal, NamedTuple
 
 from confcom.admission.epc_amounts import Wish
@@ -25,6 +26,8 @@ Mode = Literal["in-proc", "out-of-proc"]
 IN_PROC: Mode = "in-proc"
 OUT_OF_PROC: Mode = "out-of-proc"
 AESMD = "aesmd"
+MAX_NAMED = 8
+"""Containers that a sentence names."""
 
 
 class Choice(NamedTuple):
@@ -41,8 +44,8 @@ class Annotated(NamedTuple):
     named: Mapping[str, Sequence[Choice]]
 
 
-def read_annotations(pod: Json, present: Sequence[str], findings: Findings) -> Annotated:
-    """The choices that annotations make; `present` are the names of the pod's containers."""
+def read_annotations(pod: Json, present: Collection[str], findings: Findings) -> Annotated:
+    """The choices that annotations make; `present` are the names of the pod's containers (a set)."""
     everywhere: list[Choice] = []
     named: dict[str, list[Choice]] = {}
     for annotation, value in sorted(annotations_of(pod).items()):
@@ -91,7 +94,7 @@ def sets_variable(container: Container) -> bool:
 
 def _intel(
     value: str,
-    present: Sequence[str],
+    present: Collection[str],
     everywhere: list[Choice],
     named: dict[str, list[Choice]],
     findings: Findings,
@@ -105,10 +108,9 @@ def _intel(
         everywhere.append(Choice(OUT_OF_PROC, f"annotation {INTEL_ANNOTATION}"))
 
 
-def _is_present(annotation: str, container: str, present: Sequence[str], findings: Findings) -> bool:
+def _is_present(annotation: str, container: str, present: Collection[str], findings: Findings) -> bool:
     if container in present:
         return True
-    findings.refuse(
-        "unknown-container", annotation=annotation, container=container or "(none)", present=", ".join(present)
-    )
+    names = ", ".join(islice(present, MAX_NAMED))
+    findings.refuse("unknown-container", annotation=annotation, container=container or "(none)", present=names)
     return False

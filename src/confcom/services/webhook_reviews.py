@@ -6,10 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from confcom.admission.decision import Circumstances, Decision, decide_debug, decide_pod
-from confcom.admission.findings import REFUSALS, Finding
+from confcom.admission.decision import Circumstances, Decision, check_count, decide_debug, decide_pod
+from confcom.admission.findings import REFUSALS, Finding, Findings
 from confcom.errors import FormatError
-from confcom.protocols.admission import AdmissionRequest, allowance, parse_review, refusal
+from confcom.protocols.admission import (
+    AdmissionRequest,
+    Json,
+    allowance,
+    count_values,
+    parse_object,
+    parse_review,
+    refusal,
+)
 from confcom.protocols.json_patch import Operation, difference
 
 Task = Literal["mutate", "validate"]
@@ -47,28 +55,34 @@ def review(data: bytes, task: Task, given: Callable[[str], Circumstances]) -> tu
     A pod that cannot be read as one is refused like any other that is wrong.
     """
     request = parse_review(data)
-    try:
-        decision = _decide(request, given(request.namespace))
-    except FormatError as error:
-        said = (Finding("malformed-pod", f"{error.message}. {error.advice()}"),)
-        decision = Decision(request.object, said, (), 0)
-    except RecursionError:
-        said = (Finding("malformed-pod", "The pod is nested too deeply."),)
-        decision = Decision(request.object, said, (), 0)
-    changes = difference(request.object, decision.pod)
+    pod: Json = {}
+    size = Findings()
+    check_count("values", count_values(request.object) + count_values(request.old_object), size)
+    refused = tuple(size.refusals)
+    if not refused:
+        try:
+            pod = parse_object(request.object)
+            decision = _decide(request, pod, given(request.namespace))
+        except FormatError as error:
+            refused = (Finding("malformed-pod", f"{error.message}. {error.advice()}"),)
+        except RecursionError:
+            refused = (Finding("malformed-pod", "The pod is nested too deeply."),)
+    if refused:
+        decision = Decision(pod, refused, (), 0)
+    changes = difference(pod, decision.pod)
     if task == "validate" and changes and not decision.refusals:
         decision = decision._replace(refusals=(_incomplete(changes),))
-    return _answer(request, decision, changes, task)
+    return _answer(request, pod, decision, changes, task)
 
 
-def _decide(request: AdmissionRequest, given: Circumstances) -> Decision:
+def _decide(request: AdmissionRequest, pod: Json, given: Circumstances) -> Decision:
     if request.sub_resource == "ephemeralcontainers":
-        return decide_debug(request.object, request.old_object or {}, given)
-    return decide_pod(request.object, given)
+        return decide_debug(pod, parse_object(request.old_object), given)
+    return decide_pod(pod, given)
 
 
 def _answer(
-    request: AdmissionRequest, decision: Decision, changes: list[Operation], task: Task
+    request: AdmissionRequest, pod: Json, decision: Decision, changes: list[Operation], task: Task
 ) -> tuple[bytes, ReviewEvent]:
     # Both tasks come to the same warnings; whoever makes the pod should read them once.
     warnings = [finding.sentence for finding in decision.warnings] if task == "mutate" else []
@@ -91,7 +105,7 @@ def _answer(
         outcome=outcome,
         uid=request.uid[:64],
         namespace=request.namespace[:253],
-        pod=_name(request),
+        pod=_name(request, pod),
         debug=request.sub_resource == "ephemeralcontainers",
         dry_run=bool(request.dry_run),
         epc=decision.epc,
@@ -101,9 +115,9 @@ def _answer(
     )
 
 
-def _name(request: AdmissionRequest) -> str:
+def _name(request: AdmissionRequest, pod: Json) -> str:
     """The pod's name; one that a controller makes has but the beginning of one by now."""
-    metadata: object = request.object.get("metadata")
+    metadata: object = pod.get("metadata")
     found = request.name or (metadata.get("generateName") if isinstance(metadata, dict) else "")
     return found[:253] if isinstance(found, str) else ""
 
