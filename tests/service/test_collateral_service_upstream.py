@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import socket
+import sqlite3
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 
 import pki_builder as pki
 from confcom.collateral.documents import Document, DocumentKey, keys_for
+from confcom.collateral.local_sources import BundleSource
 from confcom.collateral.registrations import Registration, put_registration
 from confcom.collateral.store import CollateralStore
 from confcom.protocols.pcs import PckCertRequest
@@ -356,6 +359,124 @@ def test_administration_wants_its_token(service: RunningService, method: str, pa
     for headers in wrong:
         reply = service.ask(f"{V4}/{path}", method=method, headers=headers, body={})
         assert (reply.status, reply.json["error"]) == (401, "Authentication failed.")
+
+
+def test_after_five_wrong_tokens_no_token_of_the_address_is_looked_at_for_a_minute(
+    service: RunningService, clock: Clock
+) -> None:
+    def ask(token: str) -> Reply:
+        return service.ask(f"{V4}/platforms", headers={"admin-token": token})
+
+    assert [ask(f"guess {number}").status for number in range(5)] == [401] * 5
+    locked = [ask("guess"), ask(ADMIN)]
+    registering = service.ask(f"{V4}/platforms", method="POST", headers={"user-token": USER}, body={})
+    public = service.ask(TCB_PATH)
+    clock.now += timedelta(seconds=61)
+    after = ask(ADMIN)
+
+    assert [reply.status for reply in (*locked, registering)] == [429] * 3
+    assert 0 < int(locked[0].header("Retry-After") or "") <= 60
+    assert (public.status, after.status) == (200, 200)
+
+
+def test_right_and_missing_tokens_lock_nobody_out(service: RunningService) -> None:
+    for headers in [{"admin-token": ADMIN}, {}, {"admin-token": ""}] * 4:
+        service.ask(f"{V4}/platforms", headers=headers)
+    assert service.ask(f"{V4}/platforms", headers={"admin-token": ADMIN}).status == 200
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "platforms"), ("PUT", "platformcollateral")])
+def test_a_caller_is_known_before_its_body_is_read(service: RunningService, method: str, path: str) -> None:
+    with socket.create_connection(service.address, timeout=60) as client:
+        head = f"{method} {V4}/{path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\nadmin-token: guess\r\n\r\n"
+        client.sendall(head.encode() + b"{")
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+
+    assert answer.startswith(b"HTTP/1.1 401 ")
+
+
+def test_the_bytes_of_all_bodies_are_bounded(
+    store: Path, upstream: RecordedUpstream, world: SimulatedWorld, clock: Clock
+) -> None:
+    limits = {"max_body": 100_000, "max_bodies": 150_000}
+    with running_service(store, upstream, world.trust_roots, clock, **limits, **HASHES) as service:
+
+        def begin(size: int) -> socket.socket:
+            client = socket.create_connection(service.address, timeout=60)
+            head = f"PUT {V4}/platformcollateral HTTP/1.1\r\nHost: x\r\nadmin-token: {ADMIN}\r\n"
+            client.sendall(f"{head}Content-Length: {size + 1}\r\n\r\n".encode() + b"x" * size)
+            return client
+
+        # What was only announced takes nothing.
+        with begin(0), begin(0), begin(0), begin(90_000) as first:
+            with begin(90_000) as second:
+                refused = second.recv(65536)
+            with begin(50_000) as third:
+                third.sendall(b"x")
+                assert third.recv(65536).startswith(b"HTTP/1.1 400 ")
+            first.sendall(b"x")
+            assert first.recv(65536).startswith(b"HTTP/1.1 400 ")
+        with begin(90_000) as fourth:
+            fourth.sendall(b"x")
+            assert fourth.recv(65536).startswith(b"HTTP/1.1 400 ")
+
+    assert refused.startswith(b"HTTP/1.1 503 ")
+    assert b"Retry-After: 2" in refused
+
+
+def test_what_callers_without_a_token_cost_upstream_is_bounded(
+    store: Path, upstream: RecordedUpstream, world: SimulatedWorld, clock: Clock
+) -> None:
+    settings = {"questions_per_address": 3, **HASHES}
+    with running_service(store, upstream, world.trust_roots, clock, **settings) as service:
+        known = service.ask(TCB_PATH)
+        strange = [service.ask(f"{V4}/tcb?fmspc={number:012x}").status for number in range(5)]
+        certificate = service.ask(pck_path(world))
+        again, remembered = service.ask(f"{TCB_PATH}&x=y"), service.ask(f"{V4}/tcb?fmspc={0:012x}")
+        registered = service.ask(
+            f"{V4}/platforms", method="POST", headers={"user-token": USER}, body=registration(world)
+        )
+        served = service.ask(pck_path(world))
+        clock.now += timedelta(seconds=61)
+        later = service.ask(f"{V4}/tcb?fmspc={9:012x}")
+
+    assert (known.status, strange) == (200, [404, 404, 429, 429, 429])
+    assert (certificate.status, certificate.header("Retry-After")) == (429, "60")
+    # What is in the store, and what is known to be missing, cost nothing; nor is a registered platform limited.
+    assert (again.status, remembered.status) == (200, 404)
+    assert (registered.status, served.status, later.status) == (200, 200, 404)
+
+
+def test_no_answer_names_a_file_of_the_server(tmp_path: Path, world: SimulatedWorld, clock: Clock) -> None:
+    store, folder = tmp_path / "collateral.sqlite", tmp_path / "a folder"
+    world.export_collateral(folder)
+    with running_service(store, BundleSource(folder), world.trust_roots, clock, **HASHES) as service:
+        replies = [
+            service.ask(f"{V4}/tcb?fmspc=ffffffffffff"),
+            service.ask(f"{V4}/qve/identity"),
+            service.ask(pck_path(world)),
+            service.ask(f"{V4}/refresh", headers={"admin-token": ADMIN}),
+        ]
+        with sqlite3.connect(store) as database:
+            database.execute("DROP TABLE versions")
+        replies += [service.ask(path) for path in (TCB_PATH, "/readyz", f"{V4}/rootcacrl", f"{V4}/platforms")]
+
+    for reply in replies:
+        assert str(tmp_path) not in str(reply.headers) + reply.body.decode(), reply
+    assert {404, 503} <= {reply.status for reply in replies}
+
+
+def test_what_is_stale_is_served_to_who_may_not_cause_questions(
+    store: Path, upstream: RecordedUpstream, world: SimulatedWorld, clock: Clock
+) -> None:
+    with running_service(store, upstream, world.trust_roots, clock, questions_per_address=1) as service:
+        service.ask(TCB_PATH)
+        upstream.down = True
+        clock.now += timedelta(days=60)
+        first = service.ask(f"{TCB_PATH}&x=1")
+        second = service.ask(f"{TCB_PATH}&x=2")
+
+    assert [(reply.status, (reply.header("Warning") or "")[:3]) for reply in (first, second)] == [(200, "110")] * 2
 
 
 def test_without_a_token_set_administration_is_closed(

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import hmac
 import re
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from confcom.collateral.platform_collateral import PlatformCollateral
 from confcom.collateral.registrations import PAGE, Place, Registration, State
@@ -29,6 +25,7 @@ from confcom.services.collateral_answers import (
     text_answer,
 )
 from confcom.services.collateral_cache import CollateralCache
+from confcom.services.collateral_callers import Bodies, Tokens
 from confcom.services.collateral_http import Routes
 from confcom.services.collateral_pck import PckCertificates
 from confcom.services.collateral_refresh import Refresher, RefreshReport
@@ -38,36 +35,6 @@ STRUCTURE = "platform registration"
 MAX_PAGE = 1000
 """Platforms that a client may ask for at a time."""
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """SHA-512 of the tokens in hexadecimal digits; a path whose token is not set is closed."""
-
-    user: str | None = None
-    admin: str | None = None
-
-    def require(self, request: Request, kind: Literal["user", "admin"]) -> None:
-        """Refuse a request that does not bring the token."""
-        expected = self.user if kind == "user" else self.admin
-        if expected is None:
-            raise Refused(
-                401,
-                f"no {kind} token is set, so nobody may do this",
-                advice=f"Set {kind}_token_hash to the SHA-512 of a token of your choice.",
-            )
-        given = request.headers.get(f"{kind}-token", "")
-        found = hashlib.sha512(given.encode("latin-1")).hexdigest()
-        if not hmac.compare_digest(found, expected.lower()):
-            raise Refused(401, f"the header {kind}-token is missing or wrong", advice=f"Send the {kind} token in it.")
-
-
-@dataclass(frozen=True, slots=True)
-class BodyLimits:
-    """Bytes of a request's body, and seconds that it may take."""
-
-    size: int
-    seconds: float
 
 
 class Administration:
@@ -80,14 +47,14 @@ class Administration:
         refresher: Refresher,
         *,
         tokens: Tokens,
-        limits: BodyLimits,
+        bodies: Bodies,
     ) -> None:
         self._cache = cache
         self._certificates = certificates
         self._registrations = cache.store.registrations
         self._refresher = refresher
         self._tokens = tokens
-        self._limits = limits
+        self._bodies = bodies
 
     def routes(self) -> Routes:
         """The paths, in both versions of the interface."""
@@ -104,7 +71,8 @@ class Administration:
         """Take a platform in: its certificate and collateral are fetched now, or it is queued (offline)."""
         self._tokens.require(request, "user")
         updates = _updates(request.query_params.get("update", "standard"))
-        platform = _decode(await read_body(request, self._limits), _Platform)
+        async with self._bodies.read(request) as body:
+            platform = _decode(body, _Platform)
         await self._certificates.register(_request(platform), updates)
         return text_answer(SUCCESS)
 
@@ -163,8 +131,8 @@ class Administration:
     async def take_collateral(self, request: Request) -> Answer:
         """Take in what Intel's client tool fetched where there is a network; all of it is verified."""
         self._tokens.require(request, "admin")
-        body = await read_body(request, self._limits)
-        await self._certificates.take(PlatformCollateral.parse(body))
+        async with self._bodies.read(request) as body:
+            await self._certificates.take(PlatformCollateral.parse(body))
         return text_answer(SUCCESS)
 
     async def refresh(self, request: Request) -> Answer:
@@ -213,29 +181,6 @@ class StreamedAnswer(Answer):
         async for piece in self._pieces:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
-
-
-async def read_body(request: Request, limits: BodyLimits) -> bytes:
-    """The body, within the limits."""
-    body = bytearray()
-    announced = request.headers.get("content-length", "0")
-    if announced.isdigit() and int(announced[:18]) > limits.size:
-        raise _too_large(limits)
-    try:
-        async with asyncio.timeout(limits.seconds):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > limits.size:
-                    raise _too_large(limits)
-    except TimeoutError:
-        raise Refused(408, f"the body did not come within {limits.seconds:g} s") from None
-    except ClientDisconnect:
-        raise Refused(400, "the body did not come whole") from None
-    return bytes(body)
-
-
-def _too_large(limits: BodyLimits) -> Refused:
-    return Refused(413, f"the body is larger than {limits.size} bytes")
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------

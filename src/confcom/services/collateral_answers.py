@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from confcom.errors import (
     VerificationError,
 )
 from confcom.protocols.pcs import HttpResponse
+from confcom.services.allowances import AskedTooOften
 from confcom.services.collateral_pck import CertificatesUnavailable, OtherProcessor, PlatformUnknown
 
 JSON = "application/json"
@@ -38,6 +39,7 @@ PCCS_WORDS = {
     400: "Invalid request parameters.",
     401: "Authentication failed.",
     404: "No cache data for this platform.",
+    429: "Too many requests.",
     460: "The integrity of the data can't be verified.",
     461: "The platform was not found in the cache.",
     462: "Certificates are not available for certain TCBs.",
@@ -48,6 +50,7 @@ PCCS_WORDS = {
 
 # The first class that fits decides, so subclasses stand before what they derive from.
 STATUSES: tuple[tuple[type[ConfcomError], int], ...] = (
+    (AskedTooOften, 429),
     (PlatformUnknown, 461),
     (CertificatesUnavailable, 462),
     (OtherProcessor, 460),
@@ -59,6 +62,9 @@ STATUSES: tuple[tuple[type[ConfcomError], int], ...] = (
     (ConfcomError, 500),
 )
 
+
+RETRY_AFTER = {429: "60", 503: "2"}
+"""Seconds after which a client may ask again."""
 
 # What to do, where the error's own default speaks to somebody else.
 _ADVICE: dict[type[ConfcomError], str] = {
@@ -89,6 +95,18 @@ def status_of(error: ConfcomError) -> int:
     return next(status for kind, status in STATUSES if isinstance(error, kind))
 
 
+# An absolute path of two names or more; not the path of a URL. The credentials of a URL.
+_PATH = rb"""(?<![\w:/.\\-])(?:/[^\s"'/:,;()\\]+){2,}/?"""
+_CREDENTIALS = rb"""(?<=://)[^\s"'/@]+@"""
+HIDDEN = b"[...]"
+
+
+def server_secrets(names: Iterable[str]) -> re.Pattern[bytes]:
+    """What no answer may show of the server: these names of files, every other absolute path, credentials of a URL."""
+    known = sorted((name.encode() for name in names if name), key=len, reverse=True)
+    return re.compile(b"|".join([*map(re.escape, known), _PATH, _CREDENTIALS]))
+
+
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 """ASGI's `send`."""
 
@@ -116,10 +134,16 @@ class Answer:
 
     def closing(self) -> Answer:
         """The same, after which the connection ends."""
-        length = b"Content-Length"
-        return Answer(
-            self.status, [*(item for item in self.headers if item[0] != length), (b"Connection", b"close")], self.body
-        )
+        return Answer(self.status, [*self._own_headers, (b"Connection", b"close")], self.body)
+
+    def without(self, secrets: re.Pattern[bytes]) -> Answer:
+        """The same with what matches replaced."""
+        headers = [(name, secrets.sub(HIDDEN, value)) for name, value in self._own_headers]
+        return Answer(self.status, headers, secrets.sub(HIDDEN, self.body))
+
+    @property
+    def _own_headers(self) -> list[tuple[bytes, bytes]]:
+        return [item for item in self.headers if item[0] != b"Content-Length"]
 
 
 def request_id(headers: list[tuple[bytes, bytes]]) -> bytes:
@@ -156,8 +180,8 @@ def error_answer(error: ConfcomError, *, missing: DocumentKey | None = None, pla
     words = error.message if own else PCCS_WORDS.get(status, error.message)
     headers = [("Error-Code", error.code), ("Error-Message", _header_text(error.message))]
     headers += error.headers if isinstance(error, Refused) else ()
-    if status == 503:
-        headers.append(("Retry-After", "2"))
+    if "Retry-After" not in dict(headers) and status in RETRY_AFTER:
+        headers.append(("Retry-After", RETRY_AFTER[status]))
     if plain:
         return text_answer(words, status=status, headers=tuple(headers))
     body: dict[str, Any] = {"error": words, **error.as_dict()}

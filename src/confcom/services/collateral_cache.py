@@ -24,6 +24,7 @@ from confcom.errors import (
     VerificationError,
 )
 from confcom.protocols.pcs import PckCertificateAnswer, PckCertRequest, PckCertsRequest
+from confcom.services.allowances import Questions
 from confcom.services.collateral_metrics import CollateralMetrics
 from confcom.services.worker_threads import Overloaded, WorkerThreads
 
@@ -87,6 +88,10 @@ class SingleFlight:
         outcome: T = await asyncio.shield(task)
         return outcome
 
+    def runs(self, key: Hashable) -> bool:
+        """Whether a run is under way for the key."""
+        return key in self._under_way
+
     async def close(self) -> None:
         """End what is under way."""
         tasks = list(self._under_way.values())
@@ -112,6 +117,7 @@ class CollateralCache:
         clock: Callable[[], datetime],
         metrics: CollateralMetrics,
         limits: CacheLimits,
+        questions: Questions,
     ) -> None:
         """Without an upstream the cache is offline: what is not in the store is not there. `source` is its name."""
         self.store = store
@@ -124,6 +130,7 @@ class CollateralCache:
         self.grown = asyncio.Event()
         """Set with it, for whoever completes what came."""
         self._metrics = metrics
+        self._questions = questions
         self._flights = SingleFlight()
         self._readers = WorkerThreads("collateral-store", threads=2, max_waiting=4096)
         self._askers = WorkerThreads("collateral-upstream", threads=limits.threads, max_waiting=limits.waiting)
@@ -146,15 +153,18 @@ class CollateralCache:
 
     # --- documents ----------------------------------------------------------------------------------------------------
 
-    async def document(self, key: DocumentKey) -> Served:
-        """A document: from the store while it is fresh, else from upstream, else a stale one from the store."""
+    async def document(self, key: DocumentKey, *, caller: str | None = None) -> Served:
+        """A document: from the store while it is fresh, else from upstream, else a stale one from the store.
+
+        `caller` is the address that asks without a token, None where somebody with one does.
+        """
         now = self.clock()
         stored = await self.read(lambda: self.stored(key, now))
         if stored is not None and not stored.stale:
             self._metrics.cache.labels("store").inc()
             return stored
         try:
-            fetched = await self._patiently(key, lambda: self.fetch(key))
+            fetched = await self.once(key, lambda: self.fetch(key), caller=caller)
         except (CollateralError, Overloaded):
             self._metrics.cache.labels("missing" if stored is None else "stale").inc()
             if stored is None:
@@ -224,22 +234,16 @@ class CollateralCache:
         """Ask upstream for a document again, whatever was remembered; whoever asks for it now waits for this too."""
         return await self._flights.run(key, lambda: self.fetch(key))
 
-    async def once(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run for a client: one run per key at a time, failures remembered for a while, no longer than it waits."""
-        return await self._patiently(key, start)
+    async def once(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, T]], *, caller: str | None = None) -> T:
+        """Run for a client: one run per key at a time, failures remembered for a while, no longer than it waits.
 
-    async def keep(self, call: Callable[[], T]) -> T:
-        """Run a call that verifies and writes; refusals count as upstream's."""
-        result = await self._verified(call)
-        self.store_changed()
-        return result
-
-    # --- how ----------------------------------------------------------------------------------------------------------
-
-    async def _patiently(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        `caller` as in `document`: too many runs that it begins are `AskedTooOften`.
+        """
         until, failure = self._failures.get(key, (0.0, None))
         if failure is not None and time.monotonic() < until:
             raise _anew(failure)
+        if caller is not None and self.upstream is not None and not self._flights.runs(key):
+            self._questions.spend(caller)
         try:
             async with asyncio.timeout(self.limits.answer_timeout):
                 return await self._flights.run(key, start)
@@ -248,6 +252,14 @@ class CollateralCache:
         except CollateralError as error:
             self._remember(key, error)
             raise
+
+    async def keep(self, call: Callable[[], T]) -> T:
+        """Run a call that verifies and writes; refusals count as upstream's."""
+        result = await self._verified(call)
+        self.store_changed()
+        return result
+
+    # --- how ----------------------------------------------------------------------------------------------------------
 
     def _remember(self, key: Hashable, error: CollateralError) -> None:
         missing = isinstance(error, CollateralNotFound)

@@ -6,6 +6,7 @@ goes through starlette.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from confcom.protocols.pcs_service import (
     parse_request,
     pck_certificate_response,
 )
+from confcom.services.allowances import address_of
 from confcom.services.collateral_answers import (
     Answer,
     HotAnswers,
@@ -61,7 +63,7 @@ Routes = Mapping[str, Mapping[str, Handler]]
 
 
 class CollateralApp:
-    """The application. `more` are further routes: administration, health, metrics."""
+    """The application. `more` are further routes: administration, health, metrics; no error shows `secrets`."""
 
     def __init__(
         self,
@@ -71,14 +73,15 @@ class CollateralApp:
         metrics: CollateralMetrics,
         *,
         more: Routes,
+        secrets: re.Pattern[bytes],
     ) -> None:
         self._cache = cache
         self._certificates = certificates
         self._hot = hot
         self._metrics = metrics
         self._memory_hits = metrics.cache.labels("memory")
-        rest = Endpoint({"GET": self._collateral}, metrics)
-        routes = [Route(path, Endpoint(handlers, metrics)) for path, handlers in more.items()]
+        rest = Endpoint({"GET": self._collateral}, metrics, secrets)
+        routes = [Route(path, Endpoint(handlers, metrics, secrets)) for path, handlers in more.items()]
         self._router = Router([*routes, Route("/{path:path}", rest)], redirect_slashes=False, default=rest)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -108,7 +111,7 @@ class CollateralApp:
         generation = self._cache.generation
         match served.request:
             case pcs.PckCertRequest() as wanted:
-                found = await self._certificates.find(wanted)
+                found = await self._certificates.find(wanted, caller=address_of(request.scope))
                 age, until = self._freshness(chain_expires(found).timestamp())
                 response = pck_certificate_response(served, found, request_id="", max_age=age)
                 # It identifies a machine, so shared caches do not keep it.
@@ -121,17 +124,17 @@ class CollateralApp:
                     advice="Ask Intel's service; this one gives the certificate for one raw TCB at pckcert.",
                 )
             case wanted:
-                answer, until = await self._document(served, wanted)
+                answer, until = await self._document(served, wanted, address_of(request.scope))
         answer.counter = self._metrics.requests.labels(_label(request.url.path), str(answer.status))
         self._hot.put(
             (request.scope["raw_path"], request.scope["query_string"]), answer, until=until, generation=generation
         )
         return answer
 
-    async def _document(self, served: ServedRequest, wanted: pcs.DocumentRequest) -> tuple[Answer, float]:
+    async def _document(self, served: ServedRequest, wanted: pcs.DocumentRequest, caller: str) -> tuple[Answer, float]:
         key = _key(wanted)
         try:
-            found = await self._cache.document(key)
+            found = await self._cache.document(key, caller=caller)
         except ConfcomError as error:
             raise _Missing(key, error) from error
         document = pcs.Answer(found.document.body, found.issuer_chain)
@@ -156,9 +159,10 @@ class CollateralApp:
 class Endpoint:
     """An ASGI application for one path: handlers by method; every failure becomes an answer, counted and logged."""
 
-    def __init__(self, handlers: Mapping[str, Handler], metrics: CollateralMetrics) -> None:
+    def __init__(self, handlers: Mapping[str, Handler], metrics: CollateralMetrics, secrets: re.Pattern[bytes]) -> None:
         self._handlers = {**handlers, "HEAD": handlers["GET"]} if "GET" in handlers else dict(handlers)
         self._metrics = metrics
+        self._secrets = secrets
         self._log = structlog.get_logger()
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -171,6 +175,8 @@ class Endpoint:
             error, answer = _failure(failure, request)
             if error.code == _MISTAKE:
                 self._log.exception("collateral.failure", path=request.url.path)
+        if answer.status >= 400:
+            answer = answer.without(self._secrets)
         if answer.status >= 400 and request.method not in ("GET", "HEAD"):
             # The body may not have been read, and nobody should wait for it.
             answer = answer.closing()

@@ -44,7 +44,7 @@ class PckCertificates:
         self._store = cache.store
         self._registrations = cache.store.registrations
 
-    async def find(self, request: PckCertRequest) -> PckCertificateAnswer:
+    async def find(self, request: PckCertRequest, *, caller: str) -> PckCertificateAnswer:
         """The certificate for a raw TCB.
 
         (1) the one that was kept for exactly this TCB;
@@ -59,7 +59,7 @@ class PckCertificates:
         # (2)
         if self._cache.upstream is not None:
             try:
-                return await self._cache.once(("pck", request), lambda: self.fetch(request))
+                return await self._cache.once(("pck", request), lambda: self.fetch(request), caller=caller)
             except (CollateralError, Overloaded):
                 # (3) The platform may have taken an update a moment ago.
                 selected = await self._select(platform, must=False)

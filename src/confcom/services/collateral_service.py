@@ -20,9 +20,11 @@ from confcom.collateral.store_watch import StoreWatch
 from confcom.errors import ConfigError
 from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import Tee
-from confcom.services.collateral_admin import Administration, BodyLimits, Tokens
-from confcom.services.collateral_answers import HotAnswers
+from confcom.services.allowances import Questions
+from confcom.services.collateral_admin import Administration
+from confcom.services.collateral_answers import HotAnswers, server_secrets
 from confcom.services.collateral_cache import CacheLimits, CollateralCache, Upstream
+from confcom.services.collateral_callers import Bodies, BodyLimits, Tokens
 from confcom.services.collateral_http import CollateralApp
 from confcom.services.collateral_metrics import CollateralMetrics
 from confcom.services.collateral_pck import PckCertificates
@@ -51,6 +53,10 @@ async def serve(
 ) -> None:
     """Serve until `stop` is set. `started` is told the URL; without `upstream`, or in offline mode, nobody is asked."""
     config.check()
+
+    def seconds() -> float:
+        return clock().timestamp()
+
     metrics = CollateralMetrics(registry or CollectorRegistry())
     async with AsyncExitStack() as stack:
         kept = None
@@ -64,7 +70,13 @@ async def serve(
         stack.callback(watch.close)
         asked = None if config.mode == "offline" else upstream
         cache = CollateralCache(
-            store, asked, source=config.upstream, clock=clock, metrics=metrics, limits=_cache_limits(config)
+            store,
+            asked,
+            source=config.upstream,
+            clock=clock,
+            metrics=metrics,
+            limits=_cache_limits(config),
+            questions=Questions(config.questions_per_address, config.questions, seconds),
         )
         stack.push_async_callback(cache.close)
         certificates = PckCertificates(cache)
@@ -83,12 +95,13 @@ async def serve(
             cache,
             certificates,
             refresher,
-            tokens=Tokens(config.user_token_hash, config.admin_token_hash),
-            limits=BodyLimits(config.max_body, config.body_timeout),
+            tokens=Tokens(config.user_token_hash, config.admin_token_hash, clock=seconds),
+            bodies=Bodies(BodyLimits(config.max_body, config.body_timeout, max(config.max_body, config.max_bodies))),
         )
         hot = HotAnswers(entries=config.memory_entries, size=config.memory)
         more = {**administration.routes(), **readiness.routes()}
-        app = CollateralApp(cache, certificates, hot, metrics, more=more)
+        secrets = server_secrets(config.files())
+        app = CollateralApp(cache, certificates, hot, metrics, more=more, secrets=secrets)
         tasks = [asyncio.create_task(_follow(watch, cache), name="store-watch")]
         if asked is not None:
             tasks.append(asyncio.create_task(refresher.run(), name="refresh"))

@@ -96,6 +96,12 @@ class CollateralServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_
     """Answers kept in memory."""
     max_body: Annotated[int, msgspec.Meta(ge=1024)] = 2 << 20
     """Bytes of a request's body."""
+    max_bodies: Annotated[int, msgspec.Meta(ge=1024)] = 256 << 20
+    """Bytes of all requests' bodies at a time; never less than one may have."""
+    questions_per_address: Annotated[int, msgspec.Meta(ge=1)] = 120
+    """Questions to upstream per minute that one address may cause without a token."""
+    questions: Annotated[int, msgspec.Meta(ge=1)] = 1200
+    """Questions to upstream per minute that all addresses may cause without a token."""
     max_head: Annotated[int, msgspec.Meta(ge=2048)] = 16 * 1024
     """Bytes of a request's line and headers."""
     max_connections: Annotated[int, msgspec.Meta(ge=1)] = 1024
@@ -118,6 +124,13 @@ class CollateralServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_
             )
         if self.tls_secret and (self.tls_certificate or self.tls_key or self.insecure_http or self.unix_socket):
             raise ConfigError("TLS is configured twice, or plain HTTP beside it", advice="Leave one of them out.")
+
+    def files(self) -> tuple[str, ...]:
+        """Files that the settings name."""
+        named = (self.store, self.unix_socket, self.tls_certificate, self.tls_key, self.kubeconfig)
+        upstream = (self.upstream_key_file, self.upstream_ca, self.simulated_machine, *self.trust_roots)
+        folder = () if "://" in self.upstream or "/" not in self.upstream else (self.upstream,)
+        return tuple(name for name in (*named, *upstream, *folder) if name is not None)
 
     def names(self) -> tuple[str, ...]:
         """What a certificate of our own making is for."""

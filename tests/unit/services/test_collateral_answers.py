@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from confcom import errors
-from confcom.services.collateral_answers import Answer, HotAnswers, error_answer, json_answer, status_of
+from confcom.services.collateral_answers import Answer, HotAnswers, error_answer, json_answer, server_secrets, status_of
 
 
 def answer(size: int) -> Answer:
@@ -80,3 +80,27 @@ def test_json_answers_say_their_length() -> None:
 
     assert (found.status, msgspec.json.decode(found.body)) == (503, {"a": 1})
     assert (b"Content-Length", b"7") in found.headers
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("store /var/lib/confcom/c.sqlite: disk I/O error", "store [...]: disk I/O error"),
+        ("store ./c.sqlite is damaged", "store [...] is damaged"),
+        ("/srv/my data/x has no TCB info", "[...] has no TCB info"),
+        ("cannot read '/etc/confcom/key': Permission denied", "cannot read '[...]': Permission denied"),
+        (
+            "https://u:secret@pccs.example:8081/sgx/certification said no",
+            "https://[...]pccs.example:8081/sgx/certification said no",
+        ),
+        ("See docs/reference/collateral-service.md; ask /readyz and/or SGX/TDX 1/2", None),
+        ("https://api.trustedservices.intel.com/sgx/certification/v4 answered 404", None),
+    ],
+)
+def test_an_error_shows_no_file_of_the_server(message: str, shown: str | None) -> None:
+    secrets = server_secrets(["./c.sqlite", "/srv/my data/x"])
+    answer = error_answer(errors.CollateralError(message)).without(secrets)
+    expected = message if shown is None else shown
+    assert msgspec.json.decode(answer.body)["message"] == expected
+    assert dict(answer.headers)[b"Error-Message"] == expected.encode()
+    assert dict(answer.headers)[b"Content-Length"] == str(len(answer.body)).encode()

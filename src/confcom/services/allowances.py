@@ -1,0 +1,85 @@
+"""Allowances per address: so many of something in a minute, such as wrong tokens or questions to upstream.
+
+A caller is the address that its connection comes from. Behind a proxy all clients are one address.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from confcom.errors import CollateralUnavailable
+
+WINDOW = 60.0
+"""Seconds in which allowances are counted."""
+MAX_ADDRESSES = 10_000
+"""Addresses that are counted at a time; the one counted first makes room."""
+
+
+def address_of(scope: Mapping[str, Any]) -> str:
+    """The caller's address; of an IPv6 address its network of 64 bits, which one machine can fill alone."""
+    host = scope["client"][0] if scope.get("client") else ""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, 64), strict=False))
+
+
+class Allowance:
+    """So many of something per address in a window. `clock` gives seconds."""
+
+    def __init__(self, limit: int, clock: Callable[[], float]) -> None:
+        self._limit = limit
+        self._clock = clock
+        self._spent: OrderedDict[str, tuple[float, int]] = OrderedDict()
+
+    def spend(self, address: str) -> None:
+        """Count one."""
+        start, count = self._window(address)
+        self._spent[address] = (start, count + 1)
+        if len(self._spent) > MAX_ADDRESSES:
+            self._spent.popitem(last=False)
+
+    def wait(self, address: str) -> int:
+        """Seconds until the address may go on; 0 if it may now."""
+        start, count = self._window(address)
+        return math.ceil(start + WINDOW - self._clock()) if count >= self._limit else 0
+
+    def _window(self, address: str) -> tuple[float, int]:
+        now = self._clock()
+        start, count = self._spent.get(address, (now, 0))
+        if 0 <= now - start < WINDOW:
+            return start, count
+        self._spent.pop(address, None)
+        return now, 0
+
+
+class AskedTooOften(CollateralUnavailable):
+    """Callers without a token caused as many questions to upstream as they may. Answered with 429."""
+
+    default_advice = "Wait for a minute, or register the platform with the user token."
+
+
+class Questions:
+    """How many questions to upstream callers without a token may cause: one address, and all together."""
+
+    def __init__(self, per_address: int, total: int, clock: Callable[[], float]) -> None:
+        self._own = Allowance(per_address, clock)
+        self._all = Allowance(total, clock)
+
+    def spend(self, address: str) -> None:
+        """Count one of an address, or raise `AskedTooOften`."""
+        if self._own.wait(address):
+            raise AskedTooOften("this address caused as many questions to upstream within a minute as it may")
+        if self._all.wait(""):
+            raise AskedTooOften("callers caused as many questions to upstream within a minute as they may")
+        self._own.spend(address)
+        self._all.spend("")
