@@ -14,11 +14,13 @@ from typing import Any
 import pytest
 
 from confcom.cli.exit_codes import ExitCode
+from confcom.devices.declared_node import declare_node
 from confcom.services.wiring import create_machine_file, export_simulated_collateral
 from recording_platform import RecordingPlatform
 from running_helper import running_helper
 from sgx_host_folder import complete_host
 
+CASES = Path(__file__).parent.parent / "cases" / "doctor-wrong-facts"
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 Run = Callable[..., subprocess.CompletedProcess[bytes]]
 
@@ -110,4 +112,61 @@ def test_for_people(confcom_process: Run, host: Path) -> None:
     assert done.returncode == ExitCode.PLATFORM
     at = next(number for number, line in enumerate(lines) if line.startswith("PROBLEM  device.enclave "))
     assert lines[at + 1].strip().startswith("what to do: ")
-    assert lines[-1] == "1 problem for an application here, whose mode is in-proc"
+    assert at == 2
+    told = "neither /dev/sgx_enclave nor /dev/sgx/enclave is a device"
+    assert lines[0].startswith(f"1 problem for an application here, its mode in-proc; first device.enclave: {told}")
+    assert [line[:7] for line in lines[4:]] == ["ok     "] * (len(lines) - 4)
+
+
+class TestSimulated:
+    """A simulated platform needs nothing of the node, and doctor knows one wherever it is."""
+
+    @pytest.fixture
+    def machine(self, tmp_path: Path) -> Path:
+        create_machine_file(tmp_path / "machine.json", bytes(32), NOW)
+        return tmp_path / "machine.json"
+
+    def test_a_named_machine(self, report: Report, tmp_path: Path, machine: Path) -> None:
+        (tmp_path / "bare").mkdir()
+        code, told = report("--host", tmp_path / "bare", "--simulated-machine", machine)
+        assert (code, told["simulated"], told["ok"]) == (ExitCode.OK, True, True)
+        (found,) = [check["found"] for check in told["checks"] if check["id"] == "platform.simulated"]
+        assert "created 2026-03-01" in found
+        assert "--report-scheme sdk-simulation" in found
+        assert "0000" not in found
+
+    def test_a_declared_node(self, report: Report, tmp_path: Path, machine: Path) -> None:
+        declare_node(tmp_path / "node", (64 << 20,), machine.read_bytes())
+        code, told = report("--host", tmp_path / "node", "--role", "application", SGX_AESM_ADDR="1")
+        assert (code, told["simulated"]) == (ExitCode.PLATFORM, True)
+        assert [check["id"] for check in told["checks"] if check["status"] == "problem"] == ["aesm.socket"]
+        assert any("SIMULATED machine /dev/sgx_enclave" in check["found"] for check in told["checks"])
+
+    def test_the_settings_of_the_helper(self, report: Report, host: Path, machine: Path) -> None:
+        shutil.copy(machine, host / "run/machine.json")
+        setting = {"CONFCOM_QUOTE_HELPER_SIMULATED_MACHINE": "/run/machine.json"}
+        assert not report("--host", host, "--role", "application", **setting)[1]["simulated"]
+        assert report("--host", host, "--role", "quote-helper", **setting)[1]["simulated"]
+
+    @pytest.mark.parametrize(
+        ("content", "said"), [(None, "No such file"), ("{}", "no machine file"), ("\0" * 99999, "no machine file")]
+    )
+    def test_a_machine_that_is_none(self, report: Report, tmp_path: Path, content: str | None, said: str) -> None:
+        if content is not None:
+            (tmp_path / "m").write_text(content)
+        code, told = report("--simulated-machine", tmp_path / "m")
+        assert code == ExitCode.PLATFORM
+        assert said in told["headline"]
+
+
+@pytest.mark.parametrize(
+    ("case", "place"),
+    [("q457", "byte 262: line 8, column 3: expected a comma"), ("q335", "byte 198: line 9, column 3: expected a key")],
+)
+def test_positions_are_those_of_the_file_as_it_is(report: Report, host: Path, case: str, place: str) -> None:
+    shutil.copy(CASES / f"{case}.conf", host / "etc/sgx_default_qcnl.conf")
+    code, told = report("--host", host, HOME="/tmp")
+    assert code == ExitCode.PLATFORM
+    whom = "1 problem for an application here, its mode in-proc"
+    where = "/etc/sgx_default_qcnl.conf: quote provider configuration at"
+    assert told["headline"].startswith(f"{whom}; first qpl.settings: {where} {place}")

@@ -16,7 +16,7 @@ from confcom.cli.trust_options import trust_roots
 from confcom.devices.host import Host
 from confcom.services.diagnose_aesm import DEFAULT_SOCKET, aesm_findings, mode_findings
 from confcom.services.diagnose_collateral import collateral_finding
-from confcom.services.diagnose_node import node_findings
+from confcom.services.diagnose_node import node_findings, simulated_platform
 from confcom.services.diagnose_quoting import quoting_findings, service_findings
 from confcom.services.diagnosis import Diagnosis, Level, Role, Subject
 
@@ -38,6 +38,9 @@ _FILE = click.Path(path_type=Path)
     help="What this process is, or would be: the quote helper needs more than its clients.",
 )
 @click.option("--socket", metavar="PATH", default=DEFAULT_SOCKET, show_default=True, help="Quote helper.")
+@click.option(
+    "--simulated-machine", metavar="FILE", type=_FILE, help="Simulated machine.  [default: what the node has]"
+)
 @click.option("--collateral", metavar="PATH", type=_FILE, help="Also look at this collateral (folder or file).")
 @click.option("--trust-root", metavar="PEM", multiple=True, help="Its root, if that is not Intel's. Repeatable.")
 @click.option("--at", metavar="RFC3339", help="Judge it as of this time. Default: now.")
@@ -46,6 +49,7 @@ _FILE = click.Path(path_type=Path)
 def doctor(
     role: str,
     socket: str,
+    simulated_machine: Path | None,
     collateral: Path | None,
     trust_root: tuple[str, ...],
     at: str | None,
@@ -55,19 +59,23 @@ def doctor(
     """Find out why something does not work on this node or in this pod, and say what to do.
 
     Looks at processor, SGX devices and their permissions, enclave memory, Intel's libraries and settings, the mode that
-    an application would take here, and the quote helper. Changes nothing. Exit 0: no problems; 7: there are some.
+    an application would take here, and the quote helper. What matters comes first. Changes nothing. Exit 0: no
+    problems; 7: there are some.
     """
     # Under another root an ordinary file may stand for a device: a simulated node's folder, or a test's.
-    subject = Subject.of(Host(host, stand_ins=host != _ROOT), os.environ, Role(role))
+    place = Host(host, stand_ins=host != _ROOT)
+    simulated = simulated_platform(place, os.environ, Role(role), simulated_machine)
+    subject = Subject.of(place, os.environ, Role(role), simulated=simulated is not None)
     findings = chain(
         mode_findings(subject),
+        () if simulated is None else (simulated,),
         node_findings(subject),
         quoting_findings(subject),
         service_findings(subject) if host == _ROOT else (),  # another host has another network
         aesm_findings(subject, socket),
         [collateral_finding(collateral, trust_roots(trust_root), parse_time(at, "--at"))],
     )
-    diagnosis = Diagnosis(subject, tuple(findings))
+    diagnosis = Diagnosis.of(subject, findings)
     if as_json:
         click.echo(json.dumps(diagnosis.as_dict(), indent=2))
     else:
@@ -76,17 +84,9 @@ def doctor(
 
 
 def _show(diagnosis: Diagnosis) -> None:
+    click.echo(f"{printable(diagnosis.headline)}\n")
     width = max(len(finding.id) for finding in diagnosis.findings)
     for finding in diagnosis.findings:
         click.echo(f"{_MARKS[finding.level]}  {finding.id:{width}}  {printable(finding.found)}")
         if finding.advice:
             click.echo(f"{'':{width + 11}}what to do: {printable(finding.advice)}")
-    count = len(diagnosis.problems)
-    told = {0: "no problems", 1: "1 problem"}.get(count, f"{count} problems")
-    click.echo(f"\n{told} for {_whom(diagnosis.subject)}")
-
-
-def _whom(subject: Subject) -> str:
-    if subject.role is Role.QUOTE_HELPER:
-        return "a quote helper here"
-    return f"an application here, whose mode is {subject.decision.mode.value}"

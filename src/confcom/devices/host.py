@@ -16,6 +16,14 @@ from pathlib import Path, PurePosixPath
 MAX_TEXT = 1 << 20
 """Bytes read of one file; /proc/cpuinfo of 512 processors has about 800 KB, of which the first entry is enough."""
 _MAX_LINKS = 40
+_KINDS = (
+    (stat.S_ISREG, "an ordinary file"),
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a character device"),
+    (stat.S_ISBLK, "a block device"),
+    (stat.S_ISFIFO, "a pipe"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +81,24 @@ class Host:
             return None
         finally:
             os.close(descriptor)
+
+    def why_unreadable(self, path: str) -> str:
+        """Why a file cannot be read, in the system's words; empty if it can."""
+        true = self.resolve(path)
+        try:
+            with (self._inside(path) if true is None else self._inside(true)).open("rb", 0) as file:
+                os.set_blocking(file.fileno(), False)
+                file.read(1)
+        except OSError as error:
+            return error.strerror or str(error)
+        return ""
+
+    def kind(self, path: str) -> str:
+        """What stands at a path or at the end of its symlinks, in words."""
+        status = self.status(path)
+        if status is None:
+            return "a link to nothing" if self._inside(path).is_symlink() else "not there"
+        return next((words for is_kind, words in _KINDS if is_kind(status.st_mode)), "of an unknown kind")
 
     def names(self, path: str) -> Iterator[str]:
         """Names in a directory, sorted; none where it cannot be read."""

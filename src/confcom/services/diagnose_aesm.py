@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from confcom.errors import PlatformError
@@ -59,7 +62,8 @@ def aesm_findings(subject: Subject, path: str = DEFAULT_SOCKET) -> Iterator[Find
     else:
         socket = subject.host.root / true.lstrip("/")
         yield _socket(subject, path, socket)
-        yield _answer(subject, socket)
+        if socket.is_socket():
+            yield _answer(subject, socket)
     yield from _traps(subject, path)
 
 
@@ -91,7 +95,11 @@ def _socket(subject: Subject, path: str, socket: Path) -> Finding:
         return subject.missing("aesm.socket", found, "Give this process search permission on its folders.",
                                needed=subject.asks_helper)  # fmt: skip
     if not stat.S_ISSOCK(status.st_mode):
-        return subject.missing("aesm.socket", f"{path} is not a socket", _START, needed=subject.asks_helper)
+        advice = _START
+        if stat.S_ISDIR(status.st_mode):
+            advice = f"A container engine makes a folder where the source of a mount is missing: rmdir {path}. {_START}"
+        found = f"{path} is {subject.host.kind(path)}, not a socket"
+        return subject.missing("aesm.socket", found, advice, needed=subject.asks_helper)
     modes = f"mode {stat.S_IMODE(status.st_mode):04o}, folder {stat.S_IMODE(folder.st_mode):04o}"
     if not status.st_mode & stat.S_IWOTH or not folder.st_mode & stat.S_IXOTH:
         advice = "Other users cannot connect: the socket needs mode 0666, its folder 0755."
@@ -104,7 +112,23 @@ def _answer(subject: Subject, socket: Path) -> Finding:
         count = len(AesmPlatform(socket, ANSWER_TIMEOUT, simulated=False).key_ids())
     except PlatformError as error:
         return subject.missing("aesm.answer", error.message, error.advice(), needed=subject.asks_helper)
-    return Finding("aesm.answer", Level.OK, f"a service answers; attestation keys: {count}")
+    name = _who_listens(subject, socket)
+    found = f"a service answers{f' ({name})' if name else ''}; attestation keys: {count}"
+    if subject.role is Role.QUOTE_HELPER and name.startswith("aesm_service"):
+        advice = "Intel's service has the socket: take it over with --replace, or `systemctl disable --now aesmd`."
+        return Finding("aesm.answer", Level.WARNING, found, advice)
+    return Finding("aesm.answer", Level.OK, found)
+
+
+def _who_listens(subject: Subject, path: Path) -> str:
+    """Name and number of the process, empty where it is in another container."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client, suppress(OSError):
+        client.settimeout(ANSWER_TIMEOUT)
+        client.connect(str(path))
+        pid, _, _ = struct.unpack("3i", client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        name = (subject.host.read(f"/proc/{pid}/comm") or "").strip()
+        return f"{name}, process {pid}" if name else ""
+    return ""
 
 
 def _traps(subject: Subject, path: str) -> Iterator[Finding]:
@@ -117,7 +141,7 @@ def _traps(subject: Subject, path: str) -> Iterator[Finding]:
             "When the helper restarts, this stays the dead socket of before: mount its folder instead.",
         )
     listening = (line.split() for line in (subject.host.read("/proc/net/unix") or "").splitlines())
-    if any(fields and fields[-1].startswith(ABSTRACT) for fields in listening) and subject.role is Role.APPLICATION:
+    if any(_is_abstract(fields) for fields in listening) and subject.role is Role.APPLICATION:
         yield Finding(
             "aesm.abstract",
             Level.WARNING,
@@ -125,3 +149,8 @@ def _traps(subject: Subject, path: str) -> Iterator[Finding]:
             "Gramine prefers it to the quote helper, and anybody in this network namespace can bind it: end that "
             "program.",
         )
+
+
+def _is_abstract(fields: Sequence[str]) -> bool:
+    """Whether a line of /proc/net/unix is of the abstract socket, and of one that listens (flag 0x10000)."""
+    return len(fields) > 7 and fields[-1].startswith(ABSTRACT) and fields[3][-5:-4] == "1"

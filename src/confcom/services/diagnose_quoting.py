@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import PurePosixPath
-from typing import Any
 from urllib.parse import urlsplit
 
-import msgspec
-
+from confcom.errors import FormatError
+from confcom.formats.qcnl import KEYS, MAX_QCNL, QcnlFile, type_name
 from confcom.platforms.sgx_host import LIBRARY_FOLDERS
-from confcom.services.diagnosis import Finding, Level, Subject, worst
+from confcom.services.diagnosis import Finding, Level, Role, Subject, worst
 
 LIBRARIES = {
     "library.dcap-ql": (("libsgx_dcap_ql.so.1",), "libsgx-dcap-ql"),
@@ -41,7 +42,11 @@ MOST_RETRIES = 1
 CONNECT_TIMEOUT = 3.0
 """Seconds."""
 
-_COMMENT = re.compile(r'("(?:\\.|[^"\\])*")|//[^\n]*|/\*.*?\*/', re.DOTALL)
+_LEGACY = re.compile(r"^[ \t]*PCCS_URL[ \t]*=", re.MULTILINE)
+_URLS = ("pccs_url", "collateral_service", "local_pck_url")
+_EXAMPLE = "https://HOST:PORT/sgx/certification/v4/"
+_SHOWN = 100
+"""Characters of a value that are shown."""
 
 
 def quoting_findings(subject: Subject) -> Iterator[Finding]:
@@ -113,9 +118,10 @@ def _provider(subject: Subject) -> Iterator[Finding]:
 
 def service_findings(subject: Subject) -> Iterator[Finding]:
     """Whether the collateral service that the provider is to ask can be reached; asks the network."""
-    text = subject.host.read(_settings_path(subject)) if subject.quotes_itself else None
-    with suppress(msgspec.MsgspecError, ValueError):
-        url = urlsplit(str(_parse_settings(text or "").get("pccs_url", "")))
+    if not subject.quotes_itself:
+        return
+    with suppress(ValueError):
+        url = urlsplit(_settings_file(subject).value("pccs_url") or "")
         if url.hostname:
             yield _service(url.hostname, url.port or (80 if url.scheme == "http" else 443))
 
@@ -138,45 +144,94 @@ def _settings_path(subject: Subject) -> str:
     return subject.environ.get(CONFIG_VARIABLE) or DEFAULT_CONFIG
 
 
-def _parse_settings(text: str) -> dict[str, Any]:
-    return msgspec.json.decode(_COMMENT.sub(lambda match: match[1] or "", text), type=dict[str, Any])
+def _settings_file(subject: Subject) -> QcnlFile:
+    return QcnlFile.parse(subject.host.read_at(_settings_path(subject), MAX_QCNL + 1, 0) or b"")
 
 
 def _settings(subject: Subject) -> Finding:
     path = _settings_path(subject)
-    text = subject.host.read(path)
-    if text is None:
+    reason = subject.host.why_unreadable(path)
+    if reason:
         return Finding(
             "qpl.settings",
             Level.WARNING,
-            f"{path} cannot be read",
+            f"{path} cannot be read: {reason}",
             f"Intel's default provider needs it: set pccs_url there, or name another file with {CONFIG_VARIABLE}. "
             "Azure's az-dcap-client does without.",
         )
     try:
-        settings = _parse_settings(text)
-    except msgspec.MsgspecError as error:
-        old = "PCCS_URL=" in text
-        reason = "has the form of DCAP before 1.10" if old else f"is not JSON: {error}"
-        advice = "Write it as JSON, as the present Intel packages do." if not old else "Update libsgx-dcap-default-qpl."
-        return Finding("qpl.settings", Level.WARNING if old else Level.PROBLEM, f"{path} {reason}", advice)
-    remarks = list(_remarks(settings))
-    url = settings.get("pccs_url", "no pccs_url")
-    advice = " ".join(text for _, text in remarks)
-    return Finding("qpl.settings", worst(level for level, _ in remarks), f"{path}: {url}", advice)
+        file = _settings_file(subject)
+    except FormatError as error:
+        if _LEGACY.search(subject.host.read(path) or ""):
+            found = f"{path} has the form of DCAP before 1.10"
+            return Finding(
+                "qpl.settings", Level.WARNING, found, "Update libsgx-dcap-default-qpl, and write it as JSON."
+            )
+        advice = "Correct the JSON at that place: the library reads nothing of the file as it is."
+        return Finding("qpl.settings", Level.PROBLEM, f"{path}: {error.message}", advice)
+    remarks = list(_remarks(subject, file))
+    found = "; ".join((f"{path}: pccs_url {file.value('pccs_url') or 'is not set'}", *(text for _, text, _ in remarks)))
+    advice = " ".join(dict.fromkeys(advice for _, _, advice in remarks))
+    return Finding("qpl.settings", worst(level for level, _, _ in remarks), found, advice)
 
 
-def _remarks(settings: dict[str, Any]) -> Iterator[tuple[Level, str]]:
-    if not settings.get("pccs_url"):
-        yield Level.PROBLEM, "Set pccs_url to the collateral service."
-    if settings.get("use_secure_cert") is False:
-        yield Level.WARNING, "use_secure_cert is false, so its TLS certificate is not checked: true in production."
-    retries = settings.get("retry_times", DEFAULT_RETRIES)
-    if isinstance(retries, int) and retries > MOST_RETRIES:
+_Remark = tuple[Level, str, str]
+
+
+def _remarks(subject: Subject, file: QcnlFile) -> Iterator[_Remark]:
+    """What the library will not do as it is written, in the order of the file; then what it does and should not."""
+    lines: dict[str, int] = {}
+    for setting in file.settings:
+        line, key = f"line {setting.line}", setting.key
+        if key in lines:
+            yield Level.WARNING, f"{line}: {key} is on line {lines[key]} too, and that one counts", f"Remove one {key}."
+            continue
+        lines[key] = setting.line
+        if not setting.is_known:
+            close = [known for known in KEYS if known.casefold() == key.casefold()] or get_close_matches(key, KEYS, 1)
+            advice = f"The library knows no {key!r}" + (f": write {close[0]}." if close else ".")
+            yield Level.WARNING, f"{line}: {key!r} is passed over", advice
+        elif not setting.has_its_type:
+            wanted = type_name(KEYS[key][0]())
+            level = Level.PROBLEM if key == "pccs_url" else Level.WARNING
+            found = f"{line}: {key} is {type_name(setting.value)} ({_shown(setting.value)}), so it is passed over"
+            yield level, found, f"Write {key} as {wanted}."
+        elif key in _URLS and (fault := _url_fault(setting.value)):
+            yield Level.PROBLEM, f"{line}: {key} {_shown(setting.value)} {fault}", f"Write {key} as {_EXAMPLE}."
+    if not file.value("pccs_url") and not file.value("local_pck_url"):
+        yield Level.PROBLEM, "so https://localhost:8081 is asked", "Set pccs_url to the collateral service."
+    if file.value("use_secure_cert") is False:
         yield (
             Level.WARNING,
-            f"retry_times is {retries}, which can block quotes for a minute while clients wait 15 s: set it to 0 or 1.",
+            f"line {lines['use_secure_cert']}: use_secure_cert is false",
+            ("The service's TLS certificate is not checked: use_secure_cert is true in production."),
         )
+    retries = file.value("retry_times")
+    if subject.role is not Role.QUOTE_HELPER and (DEFAULT_RETRIES if retries is None else retries) > MOST_RETRIES:
+        told = f"retry_times is not set, so {DEFAULT_RETRIES}"
+        if retries is not None:
+            told = f"line {lines['retry_times']}: retry_times is {retries}"
+        yield (
+            Level.WARNING,
+            told,
+            ("An outage of the service blocks quotes for a minute; clients wait 15 s: set retry_times to 0 or 1."),
+        )
+
+
+def _url_fault(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        return f"is no URL: {error}"
+    if parts.scheme not in ("http", "https") or not host:
+        return "has no https://HOST"
+    return "" if url.endswith("/") else "does not end with a slash, and the library appends to it"
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _cache(subject: Subject) -> Finding:

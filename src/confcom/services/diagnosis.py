@@ -52,26 +52,28 @@ class Subject:
     environ: Mapping[str, str]
     role: Role
     decision: ModeDecision
+    simulated: bool = False
+    """Whether QE and PCE are those of a simulated machine, which needs nothing of the node."""
 
     @classmethod
-    def of(cls, host: Host, environ: Mapping[str, str], role: Role) -> Subject:
+    def of(cls, host: Host, environ: Mapping[str, str], role: Role, *, simulated: bool = False) -> Subject:
         """With the mode that an application of this environment would take."""
-        return cls(host, environ, role, choose_mode("auto", environ, host.root))
+        return cls(host, environ, role, choose_mode("auto", environ, host.root), simulated)
 
     @property
     def quotes_itself(self) -> bool:
-        """Whether it runs QE and PCE: needs provisioning, Intel's libraries and enclaves."""
-        return self.role is Role.QUOTE_HELPER or self.decision.mode is QuoteMode.IN_PROC
+        """Whether it runs Intel's QE and PCE: needs provisioning, Intel's libraries and enclaves."""
+        return not self.simulated and not self.asks_helper
 
     @property
     def opens_enclaves(self) -> bool:
         """Whether it needs the enclave device; Gramine's loader has opened it already."""
-        return self.quotes_itself or self.decision.mode is QuoteMode.OUT_OF_PROC
+        return not self.simulated and (self.quotes_itself or self.decision.mode is QuoteMode.OUT_OF_PROC)
 
     @property
     def asks_helper(self) -> bool:
         """Whether it needs a quote helper."""
-        return not self.quotes_itself
+        return self.role is Role.APPLICATION and self.decision.mode is not QuoteMode.IN_PROC
 
     def missing(self, identifier: str, found: str, advice: str, *, needed: bool) -> Finding:
         """A problem for a process that needs it, and a remark for others."""
@@ -82,6 +84,8 @@ class Subject:
     @property
     def why_not_needed(self) -> str:
         """One clause."""
+        if self.simulated:
+            return "the platform is simulated"
         if self.role is Role.QUOTE_HELPER:
             return "this is the quote helper"
         return f"this application's mode is {self.decision.mode.value}"
@@ -89,10 +93,34 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """All findings, in the order in which things depend on each other."""
+    """All findings: the worst first, those of one level in the order in which things depend on each other."""
 
     subject: Subject
     findings: tuple[Finding, ...]
+
+    @classmethod
+    def of(cls, subject: Subject, findings: Iterable[Finding]) -> Diagnosis:
+        """From findings in the order in which things depend on each other."""
+        return cls(subject, tuple(sorted(findings, key=lambda found: -list(Level).index(found.level))))
+
+    @property
+    def headline(self) -> str:
+        """What matters: how many problems and warnings, for whom, and the first of them."""
+        counts = [
+            f"{count} {level.value}{'' if count == 1 else 's'}"
+            for level in (Level.PROBLEM, Level.WARNING)
+            if (count := sum(finding.level is level for finding in self.findings))
+        ]
+        told = f"{' and '.join(counts) or 'no problems'} for {self._whom}"
+        first = next((finding for finding in self.findings if finding.level is not Level.OK), None)
+        return told if first is None else f"{told}; first {first.id}: {first.found}"
+
+    @property
+    def _whom(self) -> str:
+        where = "on a SIMULATED platform" if self.subject.simulated else "here"
+        if self.subject.role is Role.QUOTE_HELPER:
+            return f"a quote helper {where}"
+        return f"an application {where}, its mode {self.subject.decision.mode.value}"
 
     @property
     def problems(self) -> tuple[Finding, ...]:
@@ -100,9 +128,11 @@ class Diagnosis:
         return tuple(finding for finding in self.findings if finding.level is Level.PROBLEM)
 
     def as_dict(self) -> dict[str, Any]:
-        """For machines: `ok`, `role`, `mode`, `checks`."""
+        """For machines: `ok`, `headline`, `role`, `mode`, `simulated`, `checks`."""
         return {
             "ok": not self.problems,
+            "headline": self.headline,
+            "simulated": self.subject.simulated,
             "role": self.subject.role.value,
             "mode": self.subject.decision.mode.value,
             "checks": [finding.as_dict() for finding in self.findings],

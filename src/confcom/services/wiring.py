@@ -25,6 +25,7 @@ from confcom.simulator.collateral_upstream import SimulatedUpstream
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.machine import SimulatedMachine
 from confcom.simulator.machine_file import MachineFile
+from confcom.simulator.report_scheme import HARDWARE
 from confcom.simulator.report_scheme import report_scheme as scheme_named
 from confcom.simulator.world import SimulatedWorld
 
@@ -140,6 +141,15 @@ def world_documents(machine_file: bytes | None, now: datetime) -> tuple[bytes, b
         machine_file = bytes(MachineFile(seed=seed, created=now.astimezone(UTC).replace(microsecond=0)))
     world = SimulatedWorld((MachineFile.parse(machine_file),))
     return machine_file, world.root_pem()
+
+
+def describe_machine(data: bytes) -> str:
+    """A machine file in a clause, for people; nothing of its secrets."""
+    found = MachineFile.parse(data)
+    reports = "takes reports of enclaves of SGX_MODE=SIM only"
+    if found.report_scheme == HARDWARE.name:
+        reports = "takes no reports of enclaves of SGX_MODE=SIM (they need --report-scheme sdk-simulation)"
+    return f"created {found.created:%Y-%m-%d}; {reports}"
 
 
 def open_machine(path: Path) -> SimulatedMachine:

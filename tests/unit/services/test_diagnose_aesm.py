@@ -86,7 +86,25 @@ class TestSocket:
 
     def test_a_file_where_the_socket_should_be(self, host: Path) -> None:
         write(host, "run/aesmd/aesm.socket", "")
-        assert aesm(host, SGX_AESM_ADDR="1")["aesm.socket"].level is Level.PROBLEM
+        found = aesm(host, SGX_AESM_ADDR="1")
+        assert found["aesm.socket"].level is Level.PROBLEM
+        assert "is an ordinary file, not a socket" in found["aesm.socket"].found
+        assert "aesm.answer" not in found
+
+    def test_a_folder_where_the_socket_should_be(self, host: Path) -> None:
+        (host / "run/aesmd/aesm.socket").mkdir(parents=True)
+        finding = aesm(host, SGX_AESM_ADDR="1")["aesm.socket"]
+        assert "is a folder, not a socket" in finding.found
+        assert "rmdir" in finding.advice
+
+    def test_who_answers_is_named_and_intels_service_is_in_the_way_of_a_helper(self, host: Path) -> None:
+        write(host, f"proc/{os.getpid()}/comm", "aesm_service\n")
+        with running_helper(RecordingPlatform(), host / "run/aesmd/aesm.socket"):
+            client = aesm(host, SGX_AESM_ADDR="1")["aesm.answer"]
+            helper = aesm(host, Role.QUOTE_HELPER)["aesm.answer"]
+        assert client.level is Level.OK
+        assert f"(aesm_service, process {os.getpid()})" in client.found
+        assert (helper.level, "--replace" in helper.advice) == (Level.WARNING, True)
 
     @pytest.mark.parametrize(("of", "mode"), [("aesm.socket", 0o660), (".", 0o700)])
     def test_a_socket_that_others_cannot_reach(self, host: Path, of: str, mode: int) -> None:
@@ -118,6 +136,8 @@ class TestTraps:
         line = "0: 2 0 10000 1 1 23 @sgx_aesm_socket_base@@@@@\n"
         write(host, "proc/net/unix", f"Num RefCount Protocol Flags Type St Inode Path\n{line}")
         assert "Gramine prefers it" in aesm(host)["aesm.abstract"].advice
+        write(host, "proc/net/unix", line.replace(" 10000 ", " 00000000 "))
+        assert "aesm.abstract" not in aesm(host)
 
 
 class TestFolder:

@@ -87,10 +87,10 @@ def test_azures_provider_has_the_other_name(host: Path) -> None:
 
 
 def test_settings_may_have_comments(host: Path) -> None:
-    write(host, CONFIG, '{\n  // the service\n  "pccs_url": "https://p/*x*/", /* no more */ "retry_times": 0\n}\n')
+    write(host, CONFIG, '{\n  // the service\n  "pccs_url": "https://p/*x*//", /* no more */ "retry_times": 0\n}\n')
     finding = findings(host)["qpl.settings"]
     assert finding.level is Level.OK
-    assert finding.found.endswith(": https://p/*x*/")
+    assert finding.found.endswith(": pccs_url https://p/*x*//")
 
 
 def test_settings_elsewhere(host: Path) -> None:
@@ -102,20 +102,57 @@ def test_settings_elsewhere(host: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "level", "said"),
     [
-        ('{"retry_times": 1}', Level.PROBLEM, "pccs_url"),
-        ('{"pccs_url": "u"}', Level.WARNING, "retry_times is 6"),
-        ('{"pccs_url": "u", "retry_times": 9}', Level.WARNING, "retry_times is 9"),
-        ('{"pccs_url": "u", "retry_times": 0, "use_secure_cert": false}', Level.WARNING, "use_secure_cert"),
-        ('{"pccs_url": ', Level.PROBLEM, "JSON"),
-        ("[]", Level.PROBLEM, "JSON"),
-        ("PCCS_URL=https://localhost:8081\nUSE_SECURE_CERT=TRUE\n", Level.WARNING, "Update"),
+        ('{"retry_times": 1}', Level.PROBLEM, "pccs_url is not set; so https://localhost:8081 is asked"),
+        ('{"pccs_url": "https://u/"}', Level.WARNING, "retry_times is not set, so 6"),
+        ('{"pccs_url": "https://u/",\n "retry_times": 9}', Level.WARNING, "line 2: retry_times is 9"),
+        ('{"pccs_url": "https://u/", "retry_times": 0,\n\n"use_secure_cert": false}', Level.WARNING,
+         "line 3: use_secure_cert is false"),
+        ('{"pccs_url": "https://u/", "retry_times": "1"}', Level.WARNING, 'retry_times is text ("1"), so it is passed'),
+        ('{"pccs_url": "https://u/", "retry_times": true}', Level.WARNING, "retry_times is true or false (true)"),
+        ('{"pccs_url": ["https://u/"], "retry_times": 0}', Level.PROBLEM, 'line 1: pccs_url is a list (["https://u/"])'),
+        ('{"retry_times": 1,\n"pccs_url": "https://u/",\n"retry_times": 0}', Level.WARNING,
+         "line 3: retry_times is on line 1 too, and that one counts"),
+        ('{"retry_times": 1, "PCCS_URL": "https://u/"}', Level.PROBLEM, "line 1: 'PCCS_URL' is passed over"),
+        ('{"retry_times": 1, "pccs_url": "pccs.example:8081/sgx/certification/v4/"}', Level.PROBLEM, "no https://HOST"),
+        ('{"retry_times": 1, "pccs_url": "https://pccs.example:8081/sgx/certification/v4"}', Level.PROBLEM, "slash"),
+        ('{"retry_times": 1, "pccs_url": "https://u:x/"}', Level.PROBLEM, "is no URL"),
+        ('{"pccs_url": ', Level.PROBLEM, "line 1, column 14: expected a value for 'pccs_url', found the end"),
+        ('{"pccs_url": "https://u/",}', Level.PROBLEM, "expected a key in double quotes after the comma"),
+        ('\ufeff{"pccs_url": "https://u/"}', Level.PROBLEM, "byte order mark"),
+        ('{"pccs_url": "https://u/", "retry_times": 1\0}', Level.PROBLEM, "found a NUL byte"),
+        ("[]", Level.PROBLEM, "expected an object in braces"),
+        ("PCCS_URL=https://localhost:8081\nUSE_SECURE_CERT=TRUE\n", Level.WARNING, "form of DCAP before 1.10"),
     ],
-)
+)  # fmt: skip
 def test_settings_that_will_not_do(host: Path, settings: str, level: Level, said: str) -> None:
     write(host, CONFIG, settings)
     finding = findings(host)["qpl.settings"]
     assert finding.level is level
-    assert said in finding.advice
+    assert said in finding.found
+    assert finding.advice
+
+
+@pytest.mark.parametrize(
+    ("key", "advice"), [("PCCS_URL", "write pccs_url."), ("retry_time", "write retry_times."), ("x", "no 'x'.")]
+)
+def test_an_unknown_key_is_named_with_what_may_be_meant(host: Path, key: str, advice: str) -> None:
+    write(host, CONFIG, json.dumps({"pccs_url": "https://u/", "retry_times": 1, key: 1}))
+    finding = findings(host)["qpl.settings"]
+    assert finding.level is Level.WARNING
+    assert advice in finding.advice
+
+
+def test_other_line_ends_and_the_settings_of_intels_azure_example_are_right(host: Path) -> None:
+    write(host, CONFIG, '{\r\n"pccs_url": "https://u/",\r\n"retry_times": 1, "pck_cache_expire_hours": 0.5,\r\n'
+          '"custom_request_options": {"get_cert": {"headers": {"metadata": "true"}}}}\r\n')  # fmt: skip
+    assert findings(host)["qpl.settings"].level is Level.OK
+
+
+def test_why_the_settings_cannot_be_read_is_said(host: Path) -> None:
+    (host / CONFIG).unlink()
+    assert findings(host)["qpl.settings"].found.endswith("cannot be read: No such file or directory")
+    (host / CONFIG).mkdir()
+    assert findings(host)["qpl.settings"].found.endswith("cannot be read: Is a directory")
 
 
 def test_the_cache_is_where_the_first_variable_says(host: Path) -> None:

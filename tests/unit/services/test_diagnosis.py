@@ -42,12 +42,32 @@ def test_as_a_dictionary(tmp_path: Path) -> None:
     warning = Finding("a", Level.WARNING, "b", "c")
     assert Diagnosis(subject, (warning,)).as_dict() == {
         "ok": True,
+        "headline": "1 warning for an application here, its mode in-proc; first a: b",
+        "simulated": False,
         "role": "application",
         "mode": "in-proc",
         "checks": [{"id": "a", "status": "warning", "found": "b", "advice": "c"}],
     }
     problem = Finding("p", Level.PROBLEM, "b", "c")
     assert Diagnosis(subject, (warning, problem)).problems == (problem,)
+
+
+def test_what_matters_comes_first(tmp_path: Path) -> None:
+    subject = Subject.of(Host(tmp_path), {}, Role.QUOTE_HELPER, simulated=True)
+    levels = [Level.OK, Level.WARNING, Level.PROBLEM, Level.OK, Level.PROBLEM]
+    found = Diagnosis.of(subject, [Finding(str(number), level, "x") for number, level in enumerate(levels)])
+    assert [finding.id for finding in found.findings] == ["2", "4", "1", "0", "3"]
+    assert found.headline == "2 problems and 1 warning for a quote helper on a SIMULATED platform; first 2: x"
+    assert Diagnosis.of(subject, []).headline == "no problems for a quote helper on a SIMULATED platform"
+
+
+@pytest.mark.parametrize("role", Role)
+def test_a_simulated_platform_needs_nothing_of_the_node(tmp_path: Path, role: Role) -> None:
+    subject = Subject.of(Host(tmp_path), {}, role, simulated=True)
+    assert (subject.opens_enclaves, subject.quotes_itself, subject.asks_helper) == (False, False, False)
+    assert "the platform is simulated" in subject.missing("x", "no x", "get x", needed=False).found
+    asking = Subject.of(Host(tmp_path), {"SGX_AESM_ADDR": "1"}, role, simulated=True)
+    assert asking.asks_helper is (role is Role.APPLICATION)
 
 
 def test_the_worst_level() -> None:
