@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
-from confcom.appraisal.appraise import appraise
 from confcom.appraisal.collateral import Collateral
 from confcom.appraisal.policy import AllOf, IsvProdId, MinIsvSvn, MrSigner, Policy, ReportData, safe_defaults
 from confcom.appraisal.quote import QuoteVerifier
+from confcom.appraisal.result import accept_quote
 from confcom.errors import MismatchError, PolicyError
 from confcom.formats.sgx import ReportBody, TargetInfo
 from confcom.formats.tcb_info import TcbStatus
@@ -87,9 +87,9 @@ class RemoteAttestation:
     def judge(self, evidence: bytes, report_data: bytes) -> AcceptedPeer:
         """First whether it is authentic, then whether it is from the peer that we want, as an answer to us."""
         now = datetime.now(UTC)  # noqa: TID251 - a program may read the clock; the library is told the time
-        verified = self._verifier.verify(evidence, self._collateral, now=now)
         policy = AllOf(self._acceptable, ReportData(report_data))
-        body = appraise(verified, policy).require().quote.body
+        verified = accept_quote(evidence, self._collateral, policy, now=now, verifier=self._verifier)
+        body = verified.quote.body
         if not isinstance(body, ReportBody):
             raise MismatchError("the peer is a TD and no enclave")
         status = verified.tcb_status.value if verified.tcb_status else "unknown"

@@ -7,11 +7,11 @@ only `ConfcomError` exists. A platform whose TCB is out of date is not an error:
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 
 class ConfcomError(Exception):
-    """The root of the family."""
+    """The root of the family. Every error can be pickled: it crosses the border of a process with all that it says."""
 
     code: ClassVar[str] = "confcom-error"
     default_advice: ClassVar[str] = "Run the command again with --verbose and report what it prints."
@@ -28,6 +28,14 @@ class ConfcomError(Exception):
     def as_dict(self) -> dict[str, str]:
         """The error for machines: `code`, `message`, `advice`."""
         return {"code": self.code, "message": self.message, "advice": self.advice()}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The default calls the class with `args`, which lacks what the constructor wants by keyword.
+        return self._restored, self.args, self.__dict__
+
+    @classmethod
+    def _restored(cls, *args: object) -> Self:
+        return cls.__new__(cls, *args)
 
 
 class FormatError(ConfcomError, ValueError):
@@ -172,6 +180,13 @@ class TcbNotSupportedError(PolicyError):
         "The platform is below every level that Intel still lists. Update its BIOS and microcode, "
         "then let it fetch a new PCK certificate."
     )
+
+
+class TcbRevokedError(PolicyError):
+    """Intel revoked the TCB level of this platform; no policy can accept it."""
+
+    code = "tcb-revoked"
+    default_advice = "The platform must not be trusted until its BIOS, microcode and PCK certificate have been updated."
 
 
 class PlatformError(ConfcomError):

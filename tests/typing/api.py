@@ -21,6 +21,7 @@ from confcom import (
     TrustRoots,
     Verdict,
     VerifiedQuote,
+    accept_quote,
     appraise,
     judge,
     load_bundle,
@@ -30,7 +31,8 @@ from confcom import (
 
 
 def relying_party(evidence: bytes, now: datetime) -> VerifiedQuote:
-    """Verify, then judge."""
+    """One call; then the two questions one by one."""
+    accept_quote(evidence, load_bundle("collateral"), MrSigner([bytes(32)]), now=now)
     collateral: Collateral = load_bundle(Path("collateral"))
     verifier = QuoteVerifier(TrustRoots.intel())
     verified: VerifiedQuote = verifier.verify(evidence, collateral, now=now)

@@ -8,20 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from confcom.appraisal.policy import AcceptTcb, AllOf
+from confcom.appraisal.policy import safe_defaults
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.appraisal.result import AttestationResult, failed, judge
 from confcom.appraisal.verdict import Verdict
 from confcom.collateral.bundle import load_bundle
 from confcom.errors import ConfcomError, VerificationError
-from confcom.formats.tcb_info import TcbStatus
 from confcom.pki.roots import TrustRoot, TrustRoots
 from vectors.expectations import Row, negative_rows, real_rows, simulated_rows
 
 pytestmark = [pytest.mark.vectors, pytest.mark.promise("M12")]
 
-UP_TO_DATE = AllOf(AcceptTcb([TcbStatus.UP_TO_DATE]))
-"""Intel's library judges no debug flag: a policy about nothing but the TCB compares with it."""
+UP_TO_DATE = safe_defaults(allow_debug=True, allow_unsafe_td=True, accept_simulated=True)
+"""Intel's library judges neither debug flags nor roots: a policy about nothing but the TCB compares with it."""
 
 
 def judge_row(row: Row, roots: TrustRoots) -> AttestationResult:

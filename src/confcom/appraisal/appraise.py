@@ -5,23 +5,42 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
-from confcom.appraisal.collateral import Window
 from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.findings import Check, finding
-from confcom.appraisal.policy import Policy
+from confcom.appraisal.policy import Policy, checked_policy, with_safe_defaults
 from confcom.appraisal.verdict import Verdict
-from confcom.errors import ConfcomError, PolicyError, StaleCollateralError, TcbNotSupportedError
+from confcom.errors import (
+    ConfcomError,
+    ConfigError,
+    PolicyError,
+    StaleCollateralError,
+    TcbNotSupportedError,
+    TcbRevokedError,
+)
+from confcom.formats.arguments import checked_type
+from confcom.formats.tcb_info import TcbStatus
 
 FRESHNESS = "collateral-fresh"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Appraisal:
-    """What a policy found. Stale collateral leaves the question open, whatever else was found."""
+    """What a policy found. Stale collateral leaves the question open, whatever else was found.
+
+    An appraisal is true when the evidence is accepted, so that `if appraise(…):` does what it says. Raising there would
+    break what only asks for the outcome (`all`, `filter`, `assert`); `require` is for raising.
+    """
 
     verified: VerifiedQuote
     findings: tuple[Check, ...]
     verdict: Verdict
+
+    def __bool__(self) -> bool:
+        return self.verdict is Verdict.ACCEPTED
+
+    def __repr__(self) -> str:
+        wrong = ", ".join(dict.fromkeys(check.id for check in self.findings if not check.ok))
+        return f"<Appraisal {self.verdict}{': ' if wrong else ''}{wrong}>"
 
     def error(self) -> ConfcomError | None:
         """Why the evidence is not accepted; None when it is."""
@@ -30,13 +49,11 @@ class Appraisal:
         wrong = [check for check in self.findings if not check.ok]
         if self.verdict is Verdict.UNDECIDED:
             stale = [check for check in wrong if check.id == FRESHNESS]
-            return StaleCollateralError(
-                "the collateral is not valid at the time of judgement: " + "; ".join(item.found for item in stale),
-                step=FRESHNESS,
-            )
+            found = "; ".join(item.found for item in stale)
+            return StaleCollateralError(f"not valid at the time of judgement: {found}", step=FRESHNESS)
         message = "; ".join(f"{item.id}: expected {item.expected}, found {item.found}" for item in wrong)
-        kind = TcbNotSupportedError if self.verified.tcb_status is None else PolicyError
-        return kind(f"authentic, but not acceptable: {message}", advice=" ".join(item.advice for item in wrong))
+        advice = " ".join(dict.fromkeys(item.advice for item in wrong))
+        return tcb_error(self.verified.tcb_status)(f"authentic, but not acceptable: {message}", advice=advice)
 
     def require(self) -> VerifiedQuote:
         """The verified quote, or the error that says why it is not accepted."""
@@ -45,13 +62,23 @@ class Appraisal:
         return self.verified
 
 
+def tcb_error(status: TcbStatus | None) -> type[PolicyError]:
+    """The class of the refusal of a quote with this TCB status."""
+    if status is None:
+        return TcbNotSupportedError
+    return TcbRevokedError if status is TcbStatus.REVOKED else PolicyError
+
+
 def appraise(verified: VerifiedQuote, policy: Policy, *, grace: timedelta = timedelta()) -> Appraisal:
-    """Apply a policy; every finding is collected, nothing stops at the first.
+    """Apply a policy and the safe defaults that it does not replace (`with_safe_defaults`); collect every finding.
 
     `grace` is how long after its end collateral is still accepted; what is not valid yet never is.
     """
+    checked_type(verified, VerifiedQuote, "verified")
+    if checked_type(grace, timedelta, "grace") < timedelta():
+        raise ConfigError(f"grace: {grace} is negative")
     fresh = _freshness(verified, grace)
-    findings = policy.check(verified) + fresh
+    findings = (*with_safe_defaults(checked_policy(policy)).check(verified), *fresh)
     if not all(check.ok for check in fresh):
         verdict = Verdict.UNDECIDED
     elif all(check.ok for check in findings):
@@ -62,18 +89,20 @@ def appraise(verified: VerifiedQuote, policy: Policy, *, grace: timedelta = time
 
 
 def _freshness(verified: VerifiedQuote, grace: timedelta) -> tuple[Check, ...]:
-    if not verified.stale:
-        return (Check(FRESHNESS, ok=True, expected="valid now", found="valid"),)
-    return tuple(_stale(verified, window, grace) for window in verified.stale)
-
-
-def _stale(verified: VerifiedQuote, window: Window, grace: timedelta) -> Check:
-    now, end = verified.verified_at, window.not_after
-    early = now < window.not_before
-    bound = window.not_before if early else end
-    found = f"{window.what} {'is valid only from' if early else 'expired at'} {bound:%Y-%m-%dT%H:%M:%SZ}"
-    forgiven = not early and end is not None and now <= end + grace
-    if forgiven:
-        found += f", within the grace of {grace.days} days"
-    advice = StaleCollateralError.default_advice
-    return finding(FRESHNESS, forgiven, f"valid at {now:%Y-%m-%dT%H:%M:%SZ}", found, advice)
+    """One finding for all that has expired, one for all that is not valid yet: each has one cause."""
+    now = verified.verified_at
+    early = [window for window in verified.stale if now < window.not_before]
+    expired = [window for window in verified.stale if window not in early]
+    expected = f"valid at {now:%Y-%m-%dT%H:%M:%SZ}"
+    found: list[Check] = []
+    if expired:
+        forgiven = all(window.not_after is not None and now <= window.not_after + grace for window in expired)
+        ends = ", ".join(f"{window.what} at {window.not_after:%Y-%m-%dT%H:%M:%SZ}" for window in expired)
+        within = f", within the grace of {grace.days} days" if forgiven else ""
+        advice = StaleCollateralError.default_advice
+        found.append(finding(FRESHNESS, forgiven, expected, f"expired: {ends}{within}", advice))
+    if early:
+        starts = ", ".join(f"{window.what} from {window.not_before:%Y-%m-%dT%H:%M:%SZ}" for window in early)
+        advice = "Check the clock of this machine, or the time given with --at; newer collateral does not help."
+        found.append(Check(FRESHNESS, ok=False, expected=expected, found=f"not valid yet: {starts}", advice=advice))
+    return tuple(found) or (Check(FRESHNESS, ok=True, expected="valid now", found="valid"),)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, fields
 from datetime import datetime
+from typing import ClassVar
 
 from cryptography import x509
 
 from confcom.appraisal.findings import Check
 from confcom.errors import CertificateError, RevokedError
+from confcom.formats.arguments import checked_bytes, checked_time, checked_type
 from confcom.formats.enclave_identity import EnclaveIdentity, SignedEnclaveIdentity
 from confcom.formats.tcb_info import SignedTcbInfo, TcbInfo
 from confcom.pki import ecdsa
@@ -18,13 +20,13 @@ from confcom.pki.certificate import common_name
 from confcom.pki.chain import VerifiedChain, verify_chain
 from confcom.pki.crl import Crl
 from confcom.pki.pem import parse_certificates
+from confcom.pki.proof import PROOF, Proof
 from confcom.pki.roots import TrustRoot, TrustRoots
 from confcom.pki.validity import Window
 
 __all__ = ["Collateral", "VerifiedCollateral", "Window", "verify_collateral"]
 
 _SIGNER_REVOKED = "Fetch fresh collateral: what this certificate signed must not be used any more."
-_PROOF = object()
 
 
 def digest_of(parts: Iterable[bytes]) -> bytes:
@@ -39,7 +41,7 @@ class _Digested:
     _digest: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Collateral(_Digested):
     """The parts as received: chains in PEM, CRLs in any of their encodings, signed JSON untouched.
 
@@ -56,6 +58,17 @@ class Collateral(_Digested):
     pck_crl_issuer_chain: bytes
     source: str
     pck_certificate_chain: bytes | None = None
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name == "source":
+                checked_type(value, str, "source of the collateral")
+            elif item.name != "pck_certificate_chain" or value is not None:
+                checked_bytes(value, item.name)
+
+    def __repr__(self) -> str:
+        return f"<Collateral from {self.source}>"
 
     def digest(self) -> bytes:
         """SHA-256 (32 bytes) of what is verified: the DER of chains and CRLs, signed bytes and signatures.
@@ -80,13 +93,15 @@ class Collateral(_Digested):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class VerifiedCollateral:
+@dataclass(frozen=True, slots=True, repr=False)
+class VerifiedCollateral(Proof):
     """Collateral whose every signature is good; only `verify_collateral` makes one. Ask `stale` about the time.
 
     `pck_ca` is the certificate of the CA that issued `pck_crl`; a PCK certificate can be looked up there only if
     the same CA issued it. `statement` is a digest (32 bytes) of all that was signed, without the signatures.
     """
+
+    made_by: ClassVar[str] = "verify_collateral"
 
     tcb_info: TcbInfo
     qe_identity: EnclaveIdentity
@@ -103,14 +118,18 @@ class VerifiedCollateral:
     proof: InitVar[object] = None
 
     def __post_init__(self, proof: object) -> None:
-        if proof is not _PROOF:
-            raise TypeError("a VerifiedCollateral is made by verify_collateral alone")
+        Proof.__post_init__(self, proof)
         ends = (window.not_after for window in self.windows if window.not_after is not None)
         object.__setattr__(self, "earliest_issue", min(window.not_before for window in self.windows))
         object.__setattr__(self, "earliest_expiration", min(ends))
 
+    def __repr__(self) -> str:
+        end = f"{self.earliest_expiration:%Y-%m-%d}"
+        return f"<VerifiedCollateral {self.tcb_info.id}, FMSPC {self.tcb_info.fmspc.hex()}, until {end}>"
+
     def stale(self, now: datetime) -> tuple[Window, ...]:
         """The items that are expired or not yet valid at `now`; at exactly its end an item is still fresh."""
+        checked_time(now, "now")
         return tuple(window for window in self.windows if not window.contains(now))
 
     @property
@@ -182,7 +201,7 @@ class _Verification:
                     *(document.body for document in (signed_tcb_info, signed_identity)),
                 )
             ),
-            proof=_PROOF,
+            proof=PROOF,
         )
 
     def _issuer_chains(self) -> tuple[VerifiedChain, VerifiedChain, VerifiedChain]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from datetime import datetime
+from typing import ClassVar
 
 from confcom.appraisal.collateral import VerifiedCollateral, Window
 from confcom.appraisal.findings import Check
@@ -12,18 +13,19 @@ from confcom.formats.pck_extension import PckExtension
 from confcom.formats.quote import Quote
 from confcom.formats.quote_section import TeeType
 from confcom.formats.tcb_info import TcbStatus
+from confcom.pki.proof import Proof
 from confcom.pki.roots import TrustRoot
 
-_PROOF = object()
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VerifiedQuote:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class VerifiedQuote(Proof):
     """An authentic quote. Only `QuoteVerifier.verify` makes one.
 
     Authentic is not acceptable: `tcb_status`, `stale` and the identity inside are for a policy to judge (`appraise`).
     `stale` lists what was expired or not yet valid at `verified_at`; the TCB status is then the one it would have.
     """
+
+    made_by: ClassVar[str] = "QuoteVerifier.verify"
 
     quote: Quote
     pck: PckExtension
@@ -33,11 +35,13 @@ class VerifiedQuote:
     stale: tuple[Window, ...]
     verified_at: datetime
     checks: tuple[Check, ...]
-    proof: object
+    proof: InitVar[object] = None
 
-    def __post_init__(self) -> None:
-        if self.proof is not _PROOF:
-            raise TypeError("only QuoteVerifier.verify makes a VerifiedQuote")
+    def __repr__(self) -> str:
+        status = self.tcb_status.value if self.tcb_status else "not supported"
+        marks = (", simulated" if self.simulated else "") + (", stale collateral" if self.stale else "")
+        version = self.quote.header.version
+        return f"<VerifiedQuote {self.tee.name} v{version}, FMSPC {self.pck.fmspc.hex()}, TCB {status}{marks}>"
 
     @property
     def simulated(self) -> bool:

@@ -10,7 +10,7 @@ class Check:
     """One question and its answer.
 
     `id` is stable and kebab-case, `expected` and `found` are text for people, `advice` says what to do when the
-    answer is no (empty when it is yes).
+    answer is no (empty when it is yes). A check is true when it is ok.
     """
 
     id: str
@@ -18,6 +18,9 @@ class Check:
     expected: str
     found: str
     advice: str = ""
+
+    def __bool__(self) -> bool:
+        return self.ok
 
 
 def finding(identifier: str, ok: object, expected: str, found: str, advice: str) -> Check:

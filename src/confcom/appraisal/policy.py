@@ -1,21 +1,24 @@
 """Policies as values: what a relying party accepts of authentic evidence.
 
 A policy looks at a `VerifiedQuote` and returns findings; nothing here can make unauthentic evidence acceptable. An
-empty policy is refused, because it would accept everything.
+empty policy is refused, because it would accept everything. `appraise` adds the safe defaults that a policy does not
+replace itself.
 """
 
 from __future__ import annotations
 
 import hmac
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.findings import Check, finding
 from confcom.appraisal.tcb_policy import AcceptAdvisories, AcceptTcb, MinTcbEvaluation
 from confcom.errors import ConfigError
+from confcom.formats.arguments import checked_bytes, checked_int
+from confcom.formats.quote_section import TeeType
 from confcom.formats.sgx import ReportBody
 from confcom.formats.tcb_info import TcbStatus
 from confcom.formats.tdx import TdAttributeFlags, TdReportBody10, td_base
@@ -28,15 +31,30 @@ __all__ = [
     "HardwareOnly",
     "HeldData",
     "IsvProdId",
+    "Masked",
     "MinIsvSvn",
     "MinTcbEvaluation",
+    "MrConfigId",
     "MrEnclave",
+    "MrOwner",
+    "MrOwnerConfig",
+    "MrSeam",
     "MrSigner",
+    "MrSignerSeam",
+    "MrTd",
     "NoDebug",
+    "OneOf",
     "Policy",
     "ReportData",
+    "Rtmr0",
+    "Rtmr1",
+    "Rtmr2",
+    "Rtmr3",
     "SafeTd",
+    "TdAttributes",
+    "Xfam",
     "safe_defaults",
+    "with_safe_defaults",
 ]
 
 
@@ -54,8 +72,7 @@ class AllOf:
     policies: tuple[Policy, ...]
 
     def __init__(self, *policies: Policy) -> None:
-        _refuse_empty(policies)
-        object.__setattr__(self, "policies", policies)
+        object.__setattr__(self, "policies", _policies(policies))
 
     def check(self, verified: VerifiedQuote) -> tuple[Check, ...]:
         """The findings of all."""
@@ -69,8 +86,7 @@ class AnyOf:
     policies: tuple[Policy, ...]
 
     def __init__(self, *policies: Policy) -> None:
-        _refuse_empty(policies)
-        object.__setattr__(self, "policies", policies)
+        object.__setattr__(self, "policies", _policies(policies))
 
     def check(self, verified: VerifiedQuote) -> tuple[Check, ...]:
         """The findings of the first that holds, else of all."""
@@ -81,66 +97,286 @@ class AnyOf:
         return tuple(check for findings in tried for check in findings)
 
 
+# --- who the enclave or TD is -----------------------------------------------------------------------------------------
+
+
+class _OfReport:
+    """A condition on one field of the report body, which only one kind of evidence has."""
+
+    __slots__ = ()
+    tee: ClassVar[TeeType]
+    identifier: ClassVar[str]
+    title: ClassVar[str]
+    """The field's name in the SGX or TDX documentation."""
+
+    def _compare(self, verified: VerifiedQuote, ok: bool, expected: str, found: str, advice: str) -> tuple[Check, ...]:
+        if verified.tee is self.tee:
+            return (finding(self.identifier, ok, expected, found, advice),)
+        if self.tee is TeeType.SGX:
+            found = f"the quote of a TD, which has no {self.title}"
+            advice = f"{self.title} belongs to SGX enclaves; a TD is pinned by MRTD and RTMR0 to RTMR3."
+        else:
+            found = f"the quote of an SGX enclave, which has no {self.title}"
+            advice = f"{self.title} belongs to TDs; an enclave is pinned by MRENCLAVE, or by MRSIGNER and ISVPRODID."
+        return (Check(self.identifier, ok=False, expected=expected, found=found, advice=advice),)
+
+
 @dataclass(frozen=True, slots=True)
-class MrEnclave:
+class OneOf(_OfReport):
+    """The field is exactly one of these values."""
+
+    allowed: tuple[bytes, ...]
+
+    tee: ClassVar[TeeType] = TeeType.TDX
+    size: ClassVar[int] = 48
+
+    def __init__(self, allowed: Iterable[bytes]) -> None:
+        if isinstance(allowed, (bytes, str, bytearray, memoryview)):
+            name = type(self).__name__
+            raise TypeError(f"{name}: expected a collection of values, found one; write {name}((value,))")
+        values = tuple(checked_bytes(value, self.title, self.size) for value in allowed)
+        if not values:
+            raise ConfigError(f"{self.title}: an empty list accepts nothing", advice="Name at least one value.")
+        object.__setattr__(self, "allowed", values)
+
+    def check(self, verified: VerifiedQuote) -> tuple[Check, ...]:
+        """One finding."""
+        found = self._found(verified)
+        expected = " or ".join(value.hex() for value in self.allowed)
+        advice = f"Compare {self.title} with the build you trust; a new release needs a new expectation."
+        return self._compare(verified, found in self.allowed, expected, found.hex(), advice)
+
+    def _found(self, verified: VerifiedQuote) -> bytes:
+        body = verified.quote.body
+        source = body if isinstance(body, ReportBody) else td_base(body)
+        value: bytes = getattr(source, self.identifier.replace("-", "_"), b"")
+        return value
+
+
+class MrEnclave(OneOf):
     """The enclave is exactly one of these builds (32 bytes each)."""
 
-    allowed: tuple[bytes, ...]
-
-    def check(self, verified: VerifiedQuote) -> tuple[Check, ...]:
-        """One finding."""
-        return _one_of("mr-enclave", "MRENCLAVE", self.allowed, _sgx(verified, "mr_enclave"))
+    __slots__ = ()
+    tee, size, identifier, title = TeeType.SGX, 32, "mr-enclave", "MRENCLAVE"
 
 
-@dataclass(frozen=True, slots=True)
-class MrSigner:
+class MrSigner(OneOf):
     """The enclave was signed by one of these keys (SHA-256 of the modulus, 32 bytes each)."""
 
-    allowed: tuple[bytes, ...]
+    __slots__ = ()
+    tee, size, identifier, title = TeeType.SGX, 32, "mr-signer", "MRSIGNER"
 
-    def check(self, verified: VerifiedQuote) -> tuple[Check, ...]:
-        """One finding."""
-        return _one_of("mr-signer", "MRSIGNER", self.allowed, _sgx(verified, "mr_signer"))
+
+class MrTd(OneOf):
+    """The TD was built from one of these initial images (SHA-384, 48 bytes each)."""
+
+    __slots__ = ()
+    identifier, title = "mr-td", "MRTD"
+
+
+class MrSeam(OneOf):
+    """One of these TDX modules runs the TD (48 bytes each)."""
+
+    __slots__ = ()
+    identifier, title = "mr-seam", "MRSEAM"
+
+
+class MrSignerSeam(OneOf):
+    """The TDX module was signed by one of these (48 bytes each); zeros stand for Intel."""
+
+    __slots__ = ()
+    identifier, title = "mr-signer-seam", "MRSIGNERSEAM"
+
+
+class MrConfigId(OneOf):
+    """The TD was started with one of these configuration ids (48 bytes each)."""
+
+    __slots__ = ()
+    identifier, title = "mr-config-id", "MRCONFIGID"
+
+
+class MrOwner(OneOf):
+    """The TD was started for one of these owners (48 bytes each)."""
+
+    __slots__ = ()
+    identifier, title = "mr-owner", "MROWNER"
+
+
+class MrOwnerConfig(OneOf):
+    """The TD was started with one of these configurations of its owner (48 bytes each)."""
+
+    __slots__ = ()
+    identifier, title = "mr-owner-config", "MROWNERCONFIG"
+
+
+class Rtmr0(OneOf):
+    """Runtime measurement register 0 (firmware and its configuration) holds one of these values (48 bytes each)."""
+
+    __slots__ = ()
+    identifier, title = "rtmr0", "RTMR0"
+
+
+class Rtmr1(OneOf):
+    """Runtime measurement register 1 (boot loader, kernel) holds one of these values (48 bytes each)."""
+
+    __slots__ = ()
+    identifier, title = "rtmr1", "RTMR1"
+
+
+class Rtmr2(OneOf):
+    """Runtime measurement register 2 (command line, initrd) holds one of these values (48 bytes each)."""
+
+    __slots__ = ()
+    identifier, title = "rtmr2", "RTMR2"
+
+
+class Rtmr3(OneOf):
+    """Runtime measurement register 3 (what the applications extend) holds one of these values (48 bytes each)."""
+
+    __slots__ = ()
+    identifier, title = "rtmr3", "RTMR3"
 
 
 @dataclass(frozen=True, slots=True)
-class IsvProdId:
+class Masked(_OfReport):
+    """The bits of the field that the mask names (all of them without one) have this value.
+
+    Value and mask are 8 bytes in the order of the report (little-endian), as `confcom verify --json` shows the field.
+    """
+
+    value: bytes
+    mask: bytes
+
+    tee: ClassVar[TeeType] = TeeType.TDX
+
+    def __init__(self, value: bytes, mask: bytes = b"\xff" * 8) -> None:
+        checked_bytes(value, self.title, 8)
+        checked_bytes(mask, f"mask of {self.title}", 8)
+        if not any(mask):
+            raise ConfigError(f"{self.title}: a mask of zeros compares nothing")
+        if _and(value, mask) != value:
+            raise ConfigError(f"{self.title}: the value {value.hex()} has bits that the mask {mask.hex()} leaves out")
+        object.__setattr__(self, "value", value)
+        object.__setattr__(self, "mask", mask)
+
+    def check(self, verified: VerifiedQuote) -> tuple[Check, ...]:
+        """One finding."""
+        body = verified.quote.body
+        number = 0 if isinstance(body, ReportBody) else getattr(td_base(body), self.identifier.replace("-", "_"))
+        found = number.to_bytes(8, "little")
+        under = "" if self.mask == b"\xff" * 8 else f" under the mask {self.mask.hex()}"
+        advice = f"Compare {self.title} with how the TD was meant to be started."
+        ok = _and(found, self.mask) == self.value
+        return self._compare(verified, ok, self.value.hex() + under, found.hex(), advice)
+
+
+class TdAttributes(Masked):
+    """TDATTRIBUTES of the TD: debug, SEPT_VE_DISABLE, migratable, performance monitoring and others."""
+
+    __slots__ = ()
+    identifier, title = "td-attributes", "TDATTRIBUTES"
+
+
+class Xfam(Masked):
+    """XFAM of the TD: which extended processor features it may use."""
+
+    __slots__ = ()
+    identifier, title = "xfam", "XFAM"
+
+
+@dataclass(frozen=True, slots=True)
+class IsvProdId(_OfReport):
     """The enclave is this product of its signer: MRSIGNER alone names a vendor, not a program."""
 
     isv_prod_id: int
 
+    tee: ClassVar[TeeType] = TeeType.SGX
+    identifier: ClassVar[str] = "isv-prod-id"
+    title: ClassVar[str] = "ISVPRODID"
+
+    def __post_init__(self) -> None:
+        checked_int(self.isv_prod_id, self.title)
+
     def check(self, verified: VerifiedQuote) -> tuple[Check, ...]:
         """One finding."""
-        found = verified.quote.body.isv_prod_id if isinstance(verified.quote.body, ReportBody) else None
+        found = getattr(verified.quote.body, "isv_prod_id", None)
+        advice = "This is another program of the same signer; check which one was meant to answer."
+        expected = f"product id {self.isv_prod_id}"
+        return self._compare(verified, found == self.isv_prod_id, expected, f"product id {found}", advice)
+
+
+@dataclass(frozen=True, slots=True)
+class MinIsvSvn(_OfReport):
+    """The enclave's security version is at least this."""
+
+    isv_svn: int
+
+    tee: ClassVar[TeeType] = TeeType.SGX
+    identifier: ClassVar[str] = "min-isv-svn"
+    title: ClassVar[str] = "ISVSVN"
+
+    def __post_init__(self) -> None:
+        checked_int(self.isv_svn, self.title)
+
+    def check(self, verified: VerifiedQuote) -> tuple[Check, ...]:
+        """One finding."""
+        found: int = getattr(verified.quote.body, "isv_svn", -1)
+        advice = "The peer runs an old build with known weaknesses; update it."
+        expected = f"security version at least {self.isv_svn}"
+        return self._compare(verified, found >= self.isv_svn, expected, f"security version {found}", advice)
+
+
+# --- what it says -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ReportData:
+    """The report data begins with these bytes (1 to 64): a nonce, or the hash of a key."""
+
+    expected: bytes
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(checked_bytes(self.expected, "report data")) <= 64:
+            raise ConfigError(f"report data has 1 to 64 bytes, given {len(self.expected)}")
+
+    def check(self, verified: VerifiedQuote) -> tuple[Check, ...]:
+        """One finding."""
+        found = verified.report_data[: len(self.expected)]
         return (
             finding(
-                "isv-prod-id",
-                found == self.isv_prod_id,
-                f"product id {self.isv_prod_id}",
-                f"product id {found}" if found is not None else "a TD, which has none",
-                "This is another program of the same signer; check which one was meant to answer.",
+                "report-data",
+                hmac.compare_digest(found, self.expected),
+                self.expected.hex(),
+                found.hex(),
+                "The evidence is for other data or an older request: ask again with a fresh nonce.",
             ),
         )
 
 
 @dataclass(frozen=True, slots=True)
-class MinIsvSvn:
-    """The enclave's security version is at least this."""
+class HeldData:
+    """SHA-256 of this data is the first half of the report data: the enclave vouches for it."""
 
-    isv_svn: int
+    data: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        checked_bytes(self.data, "held data")
 
     def check(self, verified: VerifiedQuote) -> tuple[Check, ...]:
         """One finding."""
-        found = verified.quote.body.isv_svn if isinstance(verified.quote.body, ReportBody) else None
+        expected, found = sha256(self.data).digest(), verified.report_data[:32]
         return (
             finding(
-                "min-isv-svn",
-                found is not None and found >= self.isv_svn,
-                f"security version at least {self.isv_svn}",
-                f"security version {found}" if found is not None else "a TD, which has none",
-                "The peer runs an old build with known weaknesses; update it.",
+                "held-data",
+                hmac.compare_digest(found, expected),
+                f"SHA-256 {expected.hex()}",
+                found.hex(),
+                "The evidence does not vouch for this data; do not use it.",
             ),
         )
+
+
+# --- the safe defaults ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +387,18 @@ class NoDebug:
         """One finding."""
         body = verified.quote.body
         debug = body.attributes.debug if isinstance(body, ReportBody) else td_base(body).debug
+        release = (
+            "Build and sign the enclave for release"
+            if isinstance(body, ReportBody)
+            else "Start the TD without its debug attribute"
+        )
         return (
             finding(
                 "no-debug",
                 not debug,
                 "debug off",
                 "debug on" if debug else "debug off",
-                "Build and sign the enclave for release; in a test, accept it on purpose with --allow-debug.",
+                f"{release}; in a test, accept it on purpose with --allow-debug.",
             ),
         )
 
@@ -192,50 +433,6 @@ class SafeTd:
 
 
 @dataclass(frozen=True, slots=True)
-class ReportData:
-    """The report data begins with these bytes (1 to 64): a nonce, or the hash of a key."""
-
-    expected: bytes
-
-    def __post_init__(self) -> None:
-        if not 1 <= len(self.expected) <= 64:
-            raise ConfigError(f"report data has 1 to 64 bytes, given {len(self.expected)}")
-
-    def check(self, verified: VerifiedQuote) -> tuple[Check, ...]:
-        """One finding."""
-        found = verified.report_data[: len(self.expected)]
-        return (
-            finding(
-                "report-data",
-                hmac.compare_digest(found, self.expected),
-                self.expected.hex(),
-                found.hex(),
-                "The evidence is for other data or an older request: ask again with a fresh nonce.",
-            ),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class HeldData:
-    """SHA-256 of this data is the first half of the report data: the enclave vouches for it."""
-
-    data: bytes
-
-    def check(self, verified: VerifiedQuote) -> tuple[Check, ...]:
-        """One finding."""
-        expected, found = sha256(self.data).digest(), verified.report_data[:32]
-        return (
-            finding(
-                "held-data",
-                hmac.compare_digest(found, expected),
-                f"SHA-256 {expected.hex()}",
-                found.hex(),
-                "The enclave did not vouch for this data; do not use it.",
-            ),
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class HardwareOnly:
     """The root is Intel's; a simulated platform proves nothing about hardware."""
 
@@ -252,35 +449,73 @@ class HardwareOnly:
         )
 
 
+class _SafeDefaults(AllOf):
+    """The safe defaults as the caller wants them: what they leave out was left out on purpose."""
+
+    __slots__ = ()
+
+
 def safe_defaults(
     *,
     accept_tcb: Iterable[TcbStatus] = (TcbStatus.UP_TO_DATE,),
     allow_debug: bool = False,
+    allow_unsafe_td: bool = False,
     accept_simulated: bool = False,
 ) -> AllOf:
-    """The least that evidence must fulfil: hardware, no debug, a TCB that is up to date. Says nothing of identity."""
-    policies: list[Policy] = [AcceptTcb(accept_tcb), SafeTd()]
-    if not allow_debug:
-        policies.insert(0, NoDebug())
+    """The least that evidence must fulfil: hardware, no debug, a safe TD, a TCB that is up to date.
+
+    Says nothing of identity. `appraise` applies them to every policy; name them in the policy to replace some.
+    """
+    policies: list[Policy] = []
     if not accept_simulated:
-        policies.insert(0, HardwareOnly())
-    return AllOf(*policies)
+        policies.append(HardwareOnly())
+    if not allow_debug:
+        policies.append(NoDebug())
+    policies.append(AcceptTcb(accept_tcb))
+    if not allow_unsafe_td:
+        policies.append(SafeTd())
+    return _SafeDefaults(*policies)
 
 
-def _one_of(identifier: str, name: str, allowed: tuple[bytes, ...], found: bytes | None) -> tuple[Check, ...]:
-    _refuse_empty(allowed)
-    advice = f"Compare {name} with the build you trust; a new release needs a new expectation."
-    expected = " or ".join(value.hex() for value in allowed)
-    shown = found.hex() if found is not None else "a TD, which has none"
-    return (finding(identifier, found in allowed, expected, shown, advice),)
+def with_safe_defaults(policy: Policy) -> Policy:
+    """The policy with every safe default that it does not replace.
+
+    `safe_defaults(…)` in the policy replaces all of them, `AcceptTcb` that of the TCB. The branches of an outermost
+    `AnyOf` are completed one by one; of an inner one, only what all its branches replace counts.
+    """
+    if isinstance(policy, AnyOf):
+        return AnyOf(*map(with_safe_defaults, policy.policies))
+    replaced = _kinds(policy)
+    missing = [default for default in safe_defaults().policies if type(default) not in replaced]
+    return AllOf(*missing, policy) if missing else policy
 
 
-def _sgx(verified: VerifiedQuote, name: str) -> bytes | None:
-    body = verified.quote.body
-    value: bytes | None = getattr(body, name) if isinstance(body, ReportBody) else None
-    return value
+def _kinds(policy: Policy) -> frozenset[type]:
+    """Which of the safe defaults a policy holds or replaces, by their types."""
+    match policy:
+        case _SafeDefaults():
+            return frozenset({HardwareOnly, NoDebug, AcceptTcb, SafeTd})
+        case AllOf():
+            return frozenset[type]().union(*map(_kinds, policy.policies))
+        case AnyOf():
+            return frozenset.intersection(*map(_kinds, policy.policies))
+        case _:
+            return frozenset({type(policy)})
 
 
-def _refuse_empty(values: tuple[object, ...]) -> None:
-    if not values:
+def checked_policy(policy: object) -> Policy:
+    """The policy; `TypeError` for what is none, such as a class instead of a value."""
+    if isinstance(policy, type) or not callable(getattr(policy, "check", None)):
+        found = policy.__name__ if isinstance(policy, type) else type(policy).__name__
+        raise TypeError(f"expected a policy such as MrSigner((value,)), found {found}")
+    return policy  # type: ignore[return-value]
+
+
+def _policies(policies: tuple[Policy, ...]) -> tuple[Policy, ...]:
+    if not policies:
         raise ConfigError("an empty policy would accept everything", advice="Name at least one condition.")
+    return tuple(map(checked_policy, policies))
+
+
+def _and(value: bytes, mask: bytes) -> bytes:
+    return bytes(left & right for left, right in zip(value, mask, strict=True))

@@ -6,24 +6,40 @@ Unknown keys are errors; what is not named keeps the safe default.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Annotated, Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from confcom.appraisal.policy import (
     AcceptAdvisories,
     AllOf,
     IsvProdId,
+    Masked,
     MinIsvSvn,
     MinTcbEvaluation,
+    MrConfigId,
     MrEnclave,
+    MrOwner,
+    MrOwnerConfig,
+    MrSeam,
     MrSigner,
+    MrSignerSeam,
+    MrTd,
+    OneOf,
     Policy,
+    Rtmr0,
+    Rtmr1,
+    Rtmr2,
+    Rtmr3,
+    TdAttributes,
+    Xfam,
     safe_defaults,
 )
 from confcom.errors import ConfigError
+from confcom.formats.quote_section import TeeType
 from confcom.formats.tcb_info import TcbStatus
 
 MAX_POLICY = 64 * 1024
@@ -33,51 +49,82 @@ MAX_GRACE_DAYS = 90
 
 _ADVICE = "See docs/reference/policy-file.md for the keys."
 _U16 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
-_Hash = Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{64}$", description="32 bytes in hexadecimal")]
+_Hash32 = Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{64}$", description="32 bytes in hexadecimal")]
+_Hash48 = Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{96}$", description="48 bytes in hexadecimal")]
+_Hashes32 = Annotated[tuple[_Hash32, ...], msgspec.Meta(min_length=1)]
+_Hashes48 = Annotated[tuple[_Hash48, ...], msgspec.Meta(min_length=1)]
+_Masked = Annotated[str, msgspec.Meta(pattern="^[0-9a-fA-F]{16}(/[0-9a-fA-F]{16})?$")]
+
+
+def _about(text: str) -> msgspec.Meta:
+    return msgspec.Meta(description=text)
 
 
 class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a relying party accepts."""
+    """What a relying party accepts. A key that is absent says nothing; null and empty lists are errors."""
 
-    mr_enclave: Annotated[tuple[_Hash, ...], msgspec.Meta(description="Builds that are trusted; none: any.")] = ()
-    mr_signer: Annotated[tuple[_Hash, ...], msgspec.Meta(description="Signers that are trusted; none: any.")] = ()
-    isv_prod_id: Annotated[_U16 | None, msgspec.Meta(description="The product of the signer.")] = None
-    min_isv_svn: Annotated[_U16 | None, msgspec.Meta(description="The lowest security version.")] = None
+    mr_enclave: Annotated[_Hashes32 | UnsetType, _about("Builds that are trusted.")] = UNSET
+    mr_signer: Annotated[_Hashes32 | UnsetType, _about("Signers that are trusted.")] = UNSET
+    isv_prod_id: Annotated[_U16 | UnsetType, _about("The product of the signer.")] = UNSET
+    min_isv_svn: Annotated[_U16 | UnsetType, _about("The lowest security version.")] = UNSET
+    mr_td: Annotated[_Hashes48 | UnsetType, _about("Initial images of TDs that are trusted.")] = UNSET
+    rtmr0: Annotated[_Hashes48 | UnsetType, _about("Values of RTMR0 that are trusted.")] = UNSET
+    rtmr1: Annotated[_Hashes48 | UnsetType, _about("Values of RTMR1 that are trusted.")] = UNSET
+    rtmr2: Annotated[_Hashes48 | UnsetType, _about("Values of RTMR2 that are trusted.")] = UNSET
+    rtmr3: Annotated[_Hashes48 | UnsetType, _about("Values of RTMR3 that are trusted.")] = UNSET
+    mr_seam: Annotated[_Hashes48 | UnsetType, _about("TDX modules that are trusted.")] = UNSET
+    mr_signer_seam: Annotated[_Hashes48 | UnsetType, _about("Signers of the TDX module; zeros: Intel.")] = UNSET
+    mr_config_id: Annotated[_Hashes48 | UnsetType, _about("Configuration ids of TDs that are trusted.")] = UNSET
+    mr_owner: Annotated[_Hashes48 | UnsetType, _about("Owners of TDs that are trusted.")] = UNSET
+    mr_owner_config: Annotated[_Hashes48 | UnsetType, _about("Configurations of owners that are trusted.")] = UNSET
+    td_attributes: Annotated[_Masked | UnsetType, _about("TDATTRIBUTES, 8 bytes, perhaps /MASK.")] = UNSET
+    xfam: Annotated[_Masked | UnsetType, _about("XFAM, 8 bytes, perhaps /MASK.")] = UNSET
     accept_tcb: Annotated[
-        tuple[TcbStatus, ...], msgspec.Meta(description="TCB statuses that are good enough; never Revoked.")
+        tuple[TcbStatus, ...],
+        msgspec.Meta(min_length=1, description="TCB statuses that are good enough; never Revoked."),
     ] = (TcbStatus.UP_TO_DATE,)
     accept_advisories: Annotated[
-        dict[str, date] | None,
-        msgspec.Meta(description="Advisories that may be open, each until a date (exclusive, UTC). Without it: any."),
-    ] = None
+        dict[str, date] | UnsetType,
+        _about("Advisories that may be open, each until a date (exclusive, UTC). Without it: any."),
+    ] = UNSET
     min_tcb_evaluation_data_number: Annotated[
-        int | None, msgspec.Meta(description="The oldest TCB evaluation that may judge.")
-    ] = None
+        Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)] | UnsetType,
+        _about("The oldest TCB evaluation that may judge."),
+    ] = UNSET
     collateral_grace_days: Annotated[
         int,
         msgspec.Meta(ge=0, le=MAX_GRACE_DAYS, description="Days for which expired collateral is still accepted."),
     ] = 0
-    allow_debug: Annotated[bool, msgspec.Meta(description="Accept debug enclaves: their memory is open.")] = False
+    allow_debug: Annotated[bool, _about("Accept debug enclaves and debug TDs: their memory is open.")] = False
 
     def policy(self, *, accept_simulated: bool = False) -> AllOf:
-        """The policy values that the file stands for, on top of the safe defaults."""
+        """The policy values that the file stands for, on top of the safe defaults.
+
+        Keys of enclaves beside keys of TDs are a `ConfigError`: no evidence could fulfil both.
+        """
         policies: list[Policy] = [
             safe_defaults(accept_tcb=self.accept_tcb, allow_debug=self.allow_debug, accept_simulated=accept_simulated)
         ]
-        if self.mr_enclave:
-            policies.append(MrEnclave(tuple(hash_value(text, "mr_enclave") for text in self.mr_enclave)))
-        if self.mr_signer:
-            policies.append(MrSigner(tuple(hash_value(text, "mr_signer") for text in self.mr_signer)))
-        if self.isv_prod_id is not None:
-            policies.append(IsvProdId(self.isv_prod_id))
-        if self.min_isv_svn is not None:
-            policies.append(MinIsvSvn(self.min_isv_svn))
-        if self.accept_advisories is not None:
+        if self.keys_of(TeeType.SGX) and self.keys_of(TeeType.TDX):
+            raise ConfigError(
+                f"{', '.join(self.keys_of(TeeType.SGX))} belong to SGX enclaves, "
+                f"{', '.join(self.keys_of(TeeType.TDX))} to TDs: no evidence has both",
+                advice="Write one policy for each kind of evidence.",
+            )
+        policies += [_IDENTITY[name](name, getattr(self, name)) for name in self._given(_IDENTITY)]
+        if self.accept_advisories is not UNSET:
             ends = {name: datetime.combine(day, time(), UTC) for name, day in self.accept_advisories.items()}
             policies.append(AcceptAdvisories(ends))
-        if self.min_tcb_evaluation_data_number is not None:
+        if self.min_tcb_evaluation_data_number is not UNSET:
             policies.append(MinTcbEvaluation(self.min_tcb_evaluation_data_number))
         return AllOf(*policies)
+
+    def keys_of(self, tee: TeeType) -> tuple[str, ...]:
+        """The keys given here that say who an enclave (SGX) or a TD (TDX) should be."""
+        return tuple(name for name in self._given(_IDENTITY) if (name in _SGX_KEYS) is (tee is TeeType.SGX))
+
+    def _given(self, names: Iterable[str]) -> tuple[str, ...]:
+        return tuple(name for name in names if getattr(self, name) is not UNSET)
 
     @property
     def grace(self) -> timedelta:
@@ -105,15 +152,51 @@ def policy_schema() -> dict[str, Any]:
     return msgspec.json.schema(PolicyFile)
 
 
-def hash_value(text: str, name: str) -> bytes:
-    """A 32-byte hash from hexadecimal text."""
+def _value(text: str, name: str, size: int) -> bytes:
     try:
         value = bytes.fromhex(text)
     except ValueError as error:
         raise ConfigError(f"{name}: {text!r} is not hexadecimal") from error
-    if len(value) != 32:
-        raise ConfigError(f"{name}: expected 32 bytes (64 hexadecimal digits), found {len(value)}")
+    if len(value) != size:
+        raise ConfigError(f"{name}: expected {size} bytes ({2 * size} hexadecimal digits), found {len(value)}")
     return value
+
+
+def _one_of(kind: type[OneOf]) -> Callable[[str, Any], Policy]:
+    return lambda name, texts: kind([_value(text, name, kind.size) for text in texts])
+
+
+def _masked(kind: type[Masked]) -> Callable[[str, Any], Policy]:
+    def make(name: str, text: str) -> Policy:
+        value, slash, mask = text.partition("/")
+        return kind(_value(value, name, 8), *([_value(mask, f"mask of {name}", 8)] if slash else []))
+
+    return make
+
+
+_SGX_KEYS = ("mr_enclave", "mr_signer", "isv_prod_id", "min_isv_svn")
+
+# Key of the identity → what makes a policy of the key's name and value.
+_IDENTITY: dict[str, Callable[[str, Any], Policy]] = {
+    "mr_enclave": _one_of(MrEnclave),
+    "mr_signer": _one_of(MrSigner),
+    "isv_prod_id": lambda _, number: IsvProdId(number),
+    "min_isv_svn": lambda _, number: MinIsvSvn(number),
+    "mr_td": _one_of(MrTd),
+    "rtmr0": _one_of(Rtmr0),
+    "rtmr1": _one_of(Rtmr1),
+    "rtmr2": _one_of(Rtmr2),
+    "rtmr3": _one_of(Rtmr3),
+    "mr_seam": _one_of(MrSeam),
+    "mr_signer_seam": _one_of(MrSignerSeam),
+    "mr_config_id": _one_of(MrConfigId),
+    "mr_owner": _one_of(MrOwner),
+    "mr_owner_config": _one_of(MrOwnerConfig),
+    "td_attributes": _masked(TdAttributes),
+    "xfam": _masked(Xfam),
+}
+IDENTITY_KEYS = tuple(_IDENTITY)
+"""The keys that say who an enclave or a TD should be."""
 
 
 def _reader(name: str) -> Callable[[bytes], Any]:

@@ -27,29 +27,31 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from hashlib import sha256
 from threading import Lock
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from confcom.appraisal import evidence
 from confcom.appraisal.collateral import Collateral, VerifiedCollateral, Window, digest_of, verify_collateral
 from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.findings import Check
 from confcom.appraisal.identity_match import match_qe_identity, match_tdx_modules
 from confcom.appraisal.tcb import TcbEvaluation, evaluate_sgx, evaluate_tdx, relaunch
-from confcom.errors import BindingError, FormatError, MismatchError, RevokedError
+from confcom.errors import BindingError, FormatError, MismatchError, RevokedError, TcbNotSupportedError, TcbRevokedError
+from confcom.formats.arguments import checked_time, checked_type
 from confcom.formats.certification_data import CertificationData, CertificationDataType
 from confcom.formats.quote import Quote
 from confcom.formats.quote_section import TeeType
 from confcom.formats.sgx import ReportBody
-from confcom.formats.tcb_info import TdxModuleIdentity
+from confcom.formats.tcb_info import TcbStatus, TdxModuleIdentity
 from confcom.formats.tdx import TdReportBody10, td_base
 from confcom.pki import ecdsa
 from confcom.pki.chain import VerifiedChain, verify_chain
 from confcom.pki.pem import parse_certificates
+from confcom.pki.proof import PROOF
 from confcom.pki.roots import TrustRoots
 
 STEPS = (
@@ -162,12 +164,25 @@ class QuoteVerifier:
     """Verifies quotes under explicit roots. Holds no clock and fetches nothing; `now` comes with every call."""
 
     def __init__(self, roots: TrustRoots, *, cache_size: int = CACHE_SIZE) -> None:
-        self.roots = roots
+        self.roots = checked_type(roots, TrustRoots, "roots")
+        self._cache_size = cache_size
         self._collateral = _Memory[VerifiedCollateral](cache_size)
         self._platforms = _Memory[_Platform](cache_size)
 
-    def verify(self, quote: Quote | bytes, collateral: Collateral, *, now: datetime) -> VerifiedQuote:
-        """Verify one quote; raises `FormatError` or `VerificationError` at the first step that fails."""
+    def __reduce__(self) -> tuple[Any, ...]:
+        # For another process: it remembers nothing yet.
+        return partial(QuoteVerifier, cache_size=self._cache_size), (self.roots,)
+
+    def verify(
+        self, quote: Quote | bytes, collateral: Collateral, *, now: datetime, any_tcb: bool = False
+    ) -> VerifiedQuote:
+        """Verify one quote; raises `FormatError` or `VerificationError` at the first step that fails.
+
+        A TCB that no policy can accept raises too: `TcbRevokedError`, or `TcbNotSupportedError` where no level matches.
+        With `any_tcb` such a quote is returned as well, for callers that report why they refuse it.
+        """
+        checked_time(now, "now")
+        checked_type(collateral, Collateral, "collateral", "; load_bundle(path) reads one")
         # (1) well formed, with a PCK certificate chain
         parsed = quote if isinstance(quote, Quote) else Quote.parse(quote)
         certification = parsed.signature.certification
@@ -196,6 +211,8 @@ class QuoteVerifier:
         ecdsa.verify(key, parsed.signature.signature, parsed.signed_bytes, step="quote-signature", what="the quote")
         # (11) TCB levels
         tcb = _evaluate(parsed, platform, modules)
+        if not any_tcb:
+            _refuse_hopeless(tcb)
         # (12) dates
         stale = () if platform.not_before <= now <= platform.not_after else _stale(platform.windows, now)
         return VerifiedQuote(
@@ -207,7 +224,7 @@ class QuoteVerifier:
             stale=stale,
             verified_at=now,
             checks=platform.checks + _QUOTE_CHECKS,
-            proof=evidence._PROOF,
+            proof=PROOF,
         )
 
     def _platform(self, pck_chain: bytes, collateral: Collateral, tee: TeeType) -> _Platform:
@@ -250,9 +267,11 @@ class QuoteVerifier:
         return known
 
 
-def verify_quote(quote: Quote | bytes, collateral: Collateral, *, roots: TrustRoots, now: datetime) -> VerifiedQuote:
+def verify_quote(
+    quote: Quote | bytes, collateral: Collateral, *, roots: TrustRoots, now: datetime, any_tcb: bool = False
+) -> VerifiedQuote:
     """Verify a single quote; a service that judges many keeps a `QuoteVerifier`."""
-    return QuoteVerifier(roots).verify(quote, collateral, now=now)
+    return QuoteVerifier(roots).verify(quote, collateral, now=now, any_tcb=any_tcb)
 
 
 def _pck_chain(data: CertificationData) -> bytes:
@@ -341,6 +360,13 @@ def _evaluate(quote: Quote, platform: _Platform, modules: Sequence[TdxModuleIden
         return launch
     # The module may have been updated under the running TD: judge the one that runs now too.
     return relaunch(launch, evaluate_tdx(pck, qe_isv_svn, quote.body.tee_tcb_svn2, info, identity, modules[1]))
+
+
+def _refuse_hopeless(tcb: TcbEvaluation) -> None:
+    if tcb.status is None:
+        raise TcbNotSupportedError(f"authentic, but no TCB level of Intel's list is as low as this {tcb.missing}")
+    if tcb.status is TcbStatus.REVOKED:
+        raise TcbRevokedError(f"authentic, but Intel revoked this TCB (level of {tcb.tcb_date:%Y-%m-%d})")
 
 
 def _stale(windows: tuple[Window, ...], now: datetime) -> tuple[Window, ...]:

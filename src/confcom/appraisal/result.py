@@ -12,22 +12,27 @@ from confcom.appraisal.collateral import Collateral
 from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.findings import Check
 from confcom.appraisal.identity_match import TDX_MODULE_STEP
-from confcom.appraisal.policy import Policy
+from confcom.appraisal.policy import Policy, checked_policy
 from confcom.appraisal.quote import STEPS, QuoteVerifier
 from confcom.appraisal.tcb import TcbEvaluation
 from confcom.appraisal.verdict import Verdict
 from confcom.errors import BindingError, CollateralError, ConfcomError, FormatError, VerificationError
+from confcom.formats.arguments import checked_bytes, checked_time, checked_type
 from confcom.formats.evidence import EvidenceFile
 from confcom.formats.quote_section import TeeType
 from confcom.formats.sgx import ReportBody
 from confcom.formats.tdx import TdReportBody, TdReportBody10, td_base
+from confcom.pki.roots import TrustRoots
 
 CUSTOM_CLAIMS_STEP = "custom-claims-binding"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class AttestationResult:
-    """The outcome of judging evidence; `verified` and `appraisal` are None when it did not get that far."""
+    """The outcome of judging evidence; `verified` and `appraisal` are None when it did not get that far.
+
+    A result is true when the evidence is accepted.
+    """
 
     verdict: Verdict
     error: ConfcomError | None
@@ -36,10 +41,22 @@ class AttestationResult:
     checks: tuple[Check, ...]
     source: str
 
+    def __bool__(self) -> bool:
+        return self.verdict is Verdict.ACCEPTED
+
+    def __repr__(self) -> str:
+        return f"<AttestationResult {self.verdict}{f': {self.error.code}' if self.error else ''}>"
+
+    def require(self) -> VerifiedQuote:
+        """The verified quote, or the error that says why it is not accepted."""
+        if self.error is not None or self.appraisal is None:
+            raise self.error or ConfcomError("nothing was judged")
+        return self.appraisal.require()
+
     @property
     def verified(self) -> VerifiedQuote | None:
         """The authentic quote; None when it is not."""
-        return self.appraisal.verified if self.appraisal else None
+        return None if self.appraisal is None else self.appraisal.verified
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON object of `confcom verify --json`. What was not proven is null."""
@@ -68,6 +85,27 @@ class AttestationResult:
         }
 
 
+def accept_quote(
+    evidence: bytes,
+    collateral: Collateral,
+    policy: Policy,
+    *,
+    now: datetime,
+    verifier: QuoteVerifier | None = None,
+    grace: timedelta = timedelta(),
+) -> VerifiedQuote:
+    """Verify and appraise evidence in any form in one call: returns what is accepted, raises for everything else.
+
+    `policy` says who is expected; the safe defaults apply where it does not replace them (`with_safe_defaults`).
+    Without a `verifier`, only Intel's root is trusted; a service keeps one, which remembers platforms.
+
+    Raises `FormatError` (malformed), `VerificationError` (not authentic), `PolicyError` (authentic, not acceptable),
+    `StaleCollateralError` and `CollateralError` (not decided), all of them `ConfcomError` with an `advice()`.
+    """
+    verifier = QuoteVerifier(TrustRoots.intel()) if verifier is None else verifier
+    return judge(evidence, collateral, verifier=verifier, policy=policy, now=now, grace=grace).require()
+
+
 def judge(
     evidence: bytes,
     collateral: Collateral,
@@ -78,10 +116,14 @@ def judge(
     grace: timedelta = timedelta(),
 ) -> AttestationResult:
     """Verify and appraise evidence in any form; what is wrong with it becomes part of the result, not an exception."""
+    checked_bytes(evidence, "evidence")
+    checked_type(collateral, Collateral, "collateral", "; load_bundle(path) reads one")
+    checked_policy(policy)
+    checked_time(now, "now")
     file: EvidenceFile | None = None
     try:
         file = EvidenceFile.parse(evidence)
-        verified = verifier.verify(file.quote, collateral, now=now)
+        verified = verifier.verify(file.quote, collateral, now=now, any_tcb=True)
         checks = verified.checks + _check_custom_claims(file)
     except (FormatError, VerificationError) as error:
         return failed(error, evidence=file, source=collateral.source)

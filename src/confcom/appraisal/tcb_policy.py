@@ -12,6 +12,8 @@ from confcom.appraisal.findings import Check, finding
 from confcom.appraisal.tcb import TcbEvaluation
 from confcom.appraisal.tcb_shortfall import shortfalls
 from confcom.errors import ConfigError
+from confcom.formats.arguments import checked_int, checked_time
+from confcom.formats.quote_section import TeeType
 from confcom.formats.sgx import ReportBody
 from confcom.formats.tcb_info import TcbStatus
 from confcom.formats.tdx import TdReportBody10, td_base
@@ -27,7 +29,13 @@ class AcceptTcb:
     statuses: frozenset[TcbStatus]
 
     def __init__(self, statuses: Iterable[TcbStatus]) -> None:
-        accepted = frozenset(statuses)
+        if isinstance(statuses, str):
+            raise TypeError("AcceptTcb: expected a collection of statuses, found one; write AcceptTcb([status])")
+        try:
+            accepted = frozenset(map(TcbStatus, statuses))
+        except ValueError as error:
+            known = ", ".join(TcbStatus)
+            raise ConfigError(f"{error}; known are {known}", advice="Name statuses of Intel's list.") from error
         if not accepted:
             raise ConfigError("no TCB status would be accepted", advice="Name at least one status.")
         if not accepted <= ACCEPTABLE:
@@ -38,12 +46,12 @@ class AcceptTcb:
         """One finding, of TDX 1.5 another for the module that runs now; when not ok, one more for every SVN too low."""
         names = " or ".join(wanted.value for wanted in TcbStatus if wanted in self.statuses)
         tcb, status = verified.tcb, verified.tcb_status
-        checks = [finding("tcb-status", status in self.statuses, names, _describe(tcb), _advice(status))]
+        checks = [finding("tcb-status", status in self.statuses, names, _describe(tcb), _advice(status, verified.tee))]
         # The converged status is the launch's, unless it says what became of the TD: then it speaks of both.
         if tcb.current and tcb.launch and status is tcb.launch.status:
             now = tcb.current.status
             ok = now in (*self.statuses, TcbStatus.UP_TO_DATE)
-            checks.append(finding("tcb-status-current", ok, names, _describe(tcb.current), _advice(now)))
+            checks.append(finding("tcb-status-current", ok, names, _describe(tcb.current), _advice(now, verified.tee)))
         if all(check.ok for check in checks):
             return tuple(checks)
         return (*checks, *_explain(verified), *_explain_levels(verified))
@@ -54,6 +62,13 @@ class AcceptAdvisories:
     """Of the advisories that are open on the platform, only these are accepted, each until its date (exclusive)."""
 
     until: Mapping[str, datetime]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.until, Mapping):
+            raise TypeError(f"AcceptAdvisories: expected advisories with dates, found {type(self.until).__name__}")
+        for advisory, end in self.until.items():
+            checked_time(end, f"the date of {advisory}")
+        object.__setattr__(self, "until", dict(self.until))
 
     def check(self, verified: VerifiedQuote) -> tuple[Check, ...]:
         """One finding per open advisory; none when none is open."""
@@ -76,6 +91,9 @@ class MinTcbEvaluation:
     """The collateral is of this TCB evaluation data number at least: nobody is judged by an old list."""
 
     number: int
+
+    def __post_init__(self) -> None:
+        checked_int(self.number, "TCB evaluation data number", 32)
 
     def check(self, verified: VerifiedQuote) -> tuple[Check, ...]:
         """One finding."""
@@ -121,7 +139,8 @@ def _explain_levels(verified: VerifiedQuote) -> Iterator[Check]:
     tcb, qe_report = verified.tcb, verified.quote.signature.certification.qe_report
     if tcb.qe is None or tcb.qe.tcb_status is not TcbStatus.UP_TO_DATE:
         best = verified.collateral.qe_identity.tcb_levels[0].isv_svn
-        advice = "Update the quoting enclave: on a node, the quote helper; in-proc, the application's image."
+        where = ": on a node, the quote helper; in-proc, the application's image" if verified.tee is TeeType.SGX else ""
+        advice = f"Update the quoting enclave{where}."
         yield finding("qe-isv-svn", False, f"quoting enclave's ISVSVN {best}", str(qe_report.isv_svn), advice)
     for what, evaluation in (("TDX module", tcb), ("TDX module that runs now", tcb.current)):
         level = evaluation.tdx_module if evaluation else None
@@ -130,10 +149,12 @@ def _explain_levels(verified: VerifiedQuote) -> Iterator[Check]:
             yield finding("tdx-module", False, f"a {what} that is up to date", found, "Update the TDX module.")
 
 
-def _advice(status: TcbStatus | None) -> str:
+def _advice(status: TcbStatus | None, tee: TeeType) -> str:
     if status is TcbStatus.REVOKED:
         return "Intel revoked this TCB level: the platform must not be trusted until it has been updated."
-    if status is None or "OutOfDate" in status:
+    if status is None:
+        return "Update BIOS and microcode of the platform and let it fetch a new PCK certificate; nothing accepts this."
+    if "OutOfDate" in status:
         return (
             "Update BIOS and microcode of the platform and let it fetch a new PCK certificate; "
             "until then, accept the status on purpose with --accept-tcb."
@@ -141,6 +162,6 @@ def _advice(status: TcbStatus | None) -> str:
     if "Relaunch" in status:
         return "Start the TD again: the TDX module was updated under it."
     return (
-        "Check the named advisories: the enclave must be hardened or the platform configured as they say; "
-        "then accept the status on purpose with --accept-tcb."
+        f"Check the named advisories: {'the enclave' if tee is TeeType.SGX else 'the TD'} must be hardened or the "
+        "platform configured as they say; then accept the status on purpose with --accept-tcb."
     )

@@ -14,8 +14,9 @@ from confcom.appraisal.result import AttestationResult, timestamp
 from confcom.appraisal.tcb import TcbEvaluation
 from confcom.appraisal.verdict import Verdict
 from confcom.cli.printable import printable
+from confcom.formats.quote_section import TeeType
 from confcom.formats.sgx import ReportBody
-from confcom.formats.tdx import td_base
+from confcom.formats.tdx import TdReportBody10, td_base
 
 _HEADLINES: dict[Verdict, tuple[str, str]] = {
     Verdict.ACCEPTED: ("ACCEPTED", "bold green"),
@@ -48,12 +49,13 @@ def show(result: AttestationResult, now: datetime, *, identity_expected: bool) -
     table.add_row("Judged", f"as of {timestamp(now)}")
     console.print(table)
     _show_problems(console, result)
-    if result.verdict is Verdict.ACCEPTED and not identity_expected:
-        console.print(
-            "Note: nothing was said about who the enclave should be. Pin it with --mr-enclave, or with --mr-signer "
-            "and --isv-prod-id.",
-            style="yellow",
+    if result.verdict is Verdict.ACCEPTED and not identity_expected and result.verified:
+        what, how = (
+            ("enclave", "--mr-enclave, or with --mr-signer and --isv-prod-id")
+            if result.verified.tee is TeeType.SGX
+            else ("TD", "--mr-td and --rtmr0 to --rtmr3")
         )
+        console.print(f"Note: nothing was said about who the {what} should be. Pin it with {how}.", style="yellow")
 
 
 def show_sets(sets: list[dict[str, Any]]) -> None:
@@ -91,9 +93,14 @@ def _who(verified: VerifiedQuote) -> list[tuple[str, str]]:
     td = td_base(body)
     return [
         ("Who", f"TD (MRTD) {td.mr_td.hex()}"),
+        *(("", f"{name} {value.hex()}") for name, value in _rtmrs(td)),
         ("", f"TDX module (MRSEAM) {td.mr_seam.hex()}"),
         ("", "DEBUG ON (its memory is open to the host)" if td.debug else "debug off"),
     ]
+
+
+def _rtmrs(td: TdReportBody10) -> tuple[tuple[str, bytes], ...]:
+    return ("RTMR0", td.rtmr0), ("RTMR1", td.rtmr1), ("RTMR2", td.rtmr2), ("RTMR3", td.rtmr3)
 
 
 def _genuine(verified: VerifiedQuote) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +13,7 @@ import click
 import msgspec
 
 from confcom.appraisal.policy import AllOf, HeldData, Policy, ReportData
-from confcom.appraisal.policy_file import MAX_POLICY, PolicyFile, parse_policy
+from confcom.appraisal.policy_file import IDENTITY_KEYS, MAX_POLICY, PolicyFile, parse_policy
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.appraisal.result import AttestationResult, failed, judge
 from confcom.cli.collateral_choice import choose_collateral
@@ -20,8 +21,9 @@ from confcom.cli.exit_codes import ExitCode, exit_code
 from confcom.cli.inputs import parse_hex, parse_time, read_input
 from confcom.cli.trust_options import trust_roots
 from confcom.cli.update_option import parse_update
-from confcom.errors import CollateralError, ConfigError, FormatError, VerificationError
+from confcom.errors import CollateralError, ConfcomError, ConfigError, FormatError, VerificationError
 from confcom.formats.evidence import MAX_EVIDENCE, EvidenceFile
+from confcom.formats.quote_section import TeeType
 from confcom.formats.tcb_info import TcbStatus
 
 MAX_HELD_DATA = 16 * 1024 * 1024
@@ -39,10 +41,8 @@ class VerifyOptions:
     update: str
     trust_root: tuple[str, ...]
     policy: Path | None
-    mr_enclave: tuple[str, ...]
-    mr_signer: tuple[str, ...]
-    isv_prod_id: int | None
-    min_isv_svn: int | None
+    identity: dict[str, Any]
+    """What the options say under the names of the policy file's keys; None or an empty tuple: nothing."""
     report_data: str | None
     held_data: Path | None
     accept_tcb: str | None
@@ -51,6 +51,26 @@ class VerifyOptions:
 
 
 _FILE = click.Path(path_type=Path, allow_dash=True)
+
+_TD_OPTIONS = (
+    ("--mr-td", "HEX", "TDs: accept this initial image (MRTD)."),
+    *((f"--rtmr{n}", "HEX", f"TDs: accept this value of RTMR{n}.") for n in range(4)),
+    ("--mr-seam", "HEX", "TDs: accept this TDX module."),
+    ("--mr-signer-seam", "HEX", "TDs: accept this signer of the TDX module; zeros: Intel."),
+    ("--mr-config-id", "HEX", "TDs: accept this MRCONFIGID."),
+    ("--mr-owner", "HEX", "TDs: accept this MROWNER."),
+    ("--mr-owner-config", "HEX", "TDs: accept this MROWNERCONFIG."),
+    ("--td-attributes", "HEX[/MASK]", "TDs: TDATTRIBUTES, 8 bytes as --json shows them."),
+    ("--xfam", "HEX[/MASK]", "TDs: XFAM, 8 bytes as --json shows them."),
+)
+
+
+def _td_options(command: Callable[..., int]) -> Callable[..., int]:
+    for name, metavar, text in reversed(_TD_OPTIONS):
+        several = metavar == "HEX"
+        help_text = f"{text} Repeatable." if several else text
+        command = click.option(name, metavar=metavar, multiple=several, help=help_text)(command)
+    return command
 
 
 @click.command()
@@ -89,10 +109,11 @@ _FILE = click.Path(path_type=Path, allow_dash=True)
 @click.option("--mr-signer", metavar="HEX", multiple=True, help="Accept this signer. Repeatable.")
 @click.option("--isv-prod-id", metavar="N", type=click.IntRange(0, 0xFFFF), help="The signer's product id.")
 @click.option("--min-isv-svn", metavar="N", type=click.IntRange(0, 0xFFFF), help="The lowest security version.")
+@_td_options
 @click.option("--report-data", metavar="HEX", help="The report data begins with these bytes.")
 @click.option("--held-data", metavar="FILE", type=_FILE, help="The report data begins with this file's SHA-256.")
 @click.option("--accept-tcb", metavar="STATUS,…", help="TCB statuses that are good enough. Default: UpToDate.")
-@click.option("--allow-debug", is_flag=True, help="Accept debug enclaves, whose memory is open to the host.")
+@click.option("--allow-debug", is_flag=True, help="Accept debug enclaves and TDs, whose memory is open.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def verify(**options: Any) -> int:  # noqa: ANN401 - click fills VerifyOptions, which has the types
     """Verify and appraise EVIDENCE: a quote, an Open Enclave report or Open Enclave evidence; binary, hex or base64.
@@ -100,21 +121,24 @@ def verify(**options: Any) -> int:  # noqa: ANN401 - click fills VerifyOptions, 
     Accepted (exit 0) means: authentic under the trusted root, collateral valid at the time, TCB good enough, debug
     off, and every expectation given here met. '-' reads standard input.
     """
-    given = VerifyOptions(**options)
+    given = VerifyOptions(identity={name: options.pop(name) for name in IDENTITY_KEYS}, **options)
     try:
         now = parse_time(given.at, "--at")
-        results = _judge(given, now)
-    except ConfigError as error:
+        file = _expectations(given)
+        results = _judge(given, file, now)
+    except ConfcomError as error:
         if not given.as_json:
             raise
-        results = {"standard": failed(error)}
+        # Nothing was judged: the verdict of the object is null.
+        click.echo(json.dumps(failed(error).as_dict() | {"verdict": None}, indent=2))
+        return exit_code(error)
     result = next(iter(results.values()))
     if given.as_json:
         click.echo(json.dumps(result.as_dict() | (_sets(results) if len(results) > 1 else {}), indent=2))
     else:
         from confcom.cli.verdict_view import show, show_sets
 
-        show(result, now, identity_expected=bool(given.mr_enclave or given.mr_signer or given.policy))
+        show(result, now, identity_expected=any(file.keys_of(tee) for tee in TeeType))
         if len(results) > 1:
             show_sets(_sets(results)["sets"])
     return exit_code(result.error) if result.error else ExitCode.OK
@@ -126,9 +150,8 @@ def _sets(results: dict[str, AttestationResult]) -> dict[str, list[dict[str, Any
     return {"sets": [{"update": name} | {k: result.as_dict()[k] for k in kept} for name, result in results.items()]}
 
 
-def _judge(given: VerifyOptions, now: datetime) -> dict[str, AttestationResult]:
+def _judge(given: VerifyOptions, file: PolicyFile, now: datetime) -> dict[str, AttestationResult]:
     roots = trust_roots(given.trust_root)
-    file = _expectations(given)
     policy = _policy(given, file, accept_simulated=any(root.simulated for root in roots.roots))
     updates = {text.strip(): parse_update(text.strip()) for text in given.update.split(",")}
     data = read_input(given.evidence, MAX_EVIDENCE, "evidence")
@@ -156,10 +179,7 @@ def _expectations(given: VerifyOptions) -> PolicyFile:
     if given.policy:
         file = parse_policy(read_input(given.policy, MAX_POLICY, "policy"), name=given.policy.name)
     named = {
-        "mr_enclave": given.mr_enclave,
-        "mr_signer": given.mr_signer,
-        "isv_prod_id": given.isv_prod_id,
-        "min_isv_svn": given.min_isv_svn,
+        **given.identity,
         "accept_tcb": _statuses(given.accept_tcb),
         "allow_debug": given.allow_debug,
     }

@@ -42,12 +42,13 @@ _OPTIONAL = frozenset({"pck_certificate_chain"})
 _FETCH_ADVICE = "Export the collateral again (`confcom collateral export`), or fetch it (`confcom collateral fetch`)."
 
 
-def load_bundle(path: Path) -> Collateral:
+def load_bundle(path: Path | str) -> Collateral:
     """Read a folder with one file per part, a folder with a `collateral.json`, or such a file.
 
     What is not there is `CollateralNotFound`; what is too large or not of its form is a `FormatError` that names the
     file.
     """
+    path = Path(path)
     if not path.is_dir():
         return _load_json(path)
     if not any((path / name).is_file() for name in _FILES["tcb_info"][0]) and (path / BUNDLE_JSON).is_file():

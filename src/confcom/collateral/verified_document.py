@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import InitVar, dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -23,10 +23,10 @@ from confcom.formats.tcb_info import SignedTcbInfo, TcbInfo
 from confcom.pki import ecdsa
 from confcom.pki.chain import VerifiedChain, verify_chain
 from confcom.pki.crl import Crl
+from confcom.pki.proof import PROOF, Proof
 from confcom.pki.roots import TrustRoot, TrustRoots
 
 STEP = "document"
-_PROOF = object()
 _IDENTITY_IDS = {
     (DocumentKind.QE_IDENTITY, "sgx"): "QE",
     (DocumentKind.QE_IDENTITY, "tdx"): "TD_QE",
@@ -45,18 +45,16 @@ class DocumentFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class VerifiedDocument:
+class VerifiedDocument(Proof):
     """A document with a good signature; only `verify_document` makes one. `expires` also heeds its certificates."""
+
+    made_by: ClassVar[str] = "verify_document"
 
     document: Document
     facts: DocumentFacts
     root: TrustRoot
     expires: datetime
     proof: InitVar[object] = None
-
-    def __post_init__(self, proof: object) -> None:
-        if proof is not _PROOF:
-            raise TypeError("a VerifiedDocument is made by verify_document alone")
 
 
 def read_document(document: Document) -> DocumentFacts:
@@ -114,19 +112,19 @@ def verify_document(document: Document, *, roots: TrustRoots) -> VerifiedDocumen
     # (3)
     signed = _SIGNED[document.key.kind](document.body)
     ecdsa.verify(chain.public_key, signed.signature, signed.body, step=STEP, what=f"the {document.key}")
-    return VerifiedDocument(document, facts, chain.root, _expires(facts, chain), proof=_PROOF)
+    return VerifiedDocument(document, facts, chain.root, _expires(facts, chain), proof=PROOF)
 
 
 def _verify_crl(document: Document, crl: Crl, facts: DocumentFacts, roots: TrustRoots) -> VerifiedDocument:
     what = f"the {document.key}"
     if document.key.kind is DocumentKind.ROOT_CA_CRL:
         root = _issuing_root(crl, roots, what)
-        return VerifiedDocument(document, facts, root, facts.next_update, proof=_PROOF)
+        return VerifiedDocument(document, facts, root, facts.next_update, proof=PROOF)
     chain = verify_chain(document.issuer_chain, roots=roots, kind="ca", step=STEP)
     if chain.ca != document.key.ca:
         raise MismatchError(f"{what} is one of the {chain.ca} CA", step=STEP)
     crl.verify_signature(chain.leaf, step=STEP, what=what)
-    return VerifiedDocument(document, facts, chain.root, _expires(facts, chain), proof=_PROOF)
+    return VerifiedDocument(document, facts, chain.root, _expires(facts, chain), proof=PROOF)
 
 
 def _issuing_root(crl: Crl, roots: TrustRoots, what: str) -> TrustRoot:

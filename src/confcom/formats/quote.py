@@ -16,6 +16,7 @@ from typing import Annotated, Self
 
 from confcom.errors import FormatError
 from confcom.formats import quote_v3, quote_v4, quote_v5
+from confcom.formats.arguments import checked_bytes
 from confcom.formats.cursor import Cursor
 from confcom.formats.quote_section import QuoteSignature, TeeType
 from confcom.formats.record import U16, U32, Record, raw
@@ -65,7 +66,7 @@ QUOTE_VERSIONS: dict[int, QuoteVersion] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Quote:
     """A quote of any version."""
 
@@ -77,7 +78,7 @@ class Quote:
     @classmethod
     def parse(cls, data: bytes) -> Self:
         """Read a quote; `FormatError` names the field that is wrong and where it stands."""
-        if len(data) > MAX_QUOTE:
+        if len(checked_bytes(data, "quote")) > MAX_QUOTE:
             raise FormatError(f"{len(data)} bytes are over the limit {MAX_QUOTE}", structure="Quote", field="")
         cursor = Cursor(data, "Quote")
         header = QuoteHeader.parse(cursor.take(HEADER_SIZE, "header"))
@@ -86,6 +87,9 @@ class Quote:
         start = cursor.offset + 4
         section = cursor.take(cursor.u32("signature_data.size"), "signature_data")
         return cls(header, body, version.read_signature(section, start), cursor.rest())
+
+    def __repr__(self) -> str:
+        return f"<Quote {self.tee.name} v{self.header.version}, report data {self.report_data.hex()}>"
 
     def __bytes__(self) -> bytes:
         section = self._version.write_signature(self.signature)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
 from hashlib import sha256
-from typing import Literal
+from typing import ClassVar, Literal
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -22,6 +22,7 @@ from confcom.formats.pck_extension import PCK_EXTENSION_OID, PckExtension
 from confcom.pki.certificate import common_name, load_certificate, p256_key, uncompressed_point
 from confcom.pki.path_policy import CA_POLICY, LEAF_POLICIES
 from confcom.pki.pem import parse_certificates
+from confcom.pki.proof import PROOF, Proof
 from confcom.pki.roots import TrustRoot, TrustRoots
 from confcom.pki.validity import Window
 
@@ -39,12 +40,13 @@ _ROOT_NAME = "SGX Root CA"
 _MAX_CHAIN = 3
 
 _SGX_EXTENSION = x509.ObjectIdentifier(PCK_EXTENSION_OID)
-_PROOF = object()
 
 
 @dataclass(frozen=True, slots=True)
-class VerifiedChain:
+class VerifiedChain(Proof):
     """A chain that ends at a trusted root; only `verify_chain` makes one. Expiry is not judged here: see `windows`."""
+
+    made_by: ClassVar[str] = "verify_chain"
 
     kind: ChainKind
     leaf: x509.Certificate
@@ -55,10 +57,6 @@ class VerifiedChain:
     _extension: PckExtension | None = field(default=None, repr=False)
     _ca: PckCa | None = field(default=None, repr=False)
     proof: InitVar[object] = None
-
-    def __post_init__(self, proof: object) -> None:
-        if proof is not _PROOF:
-            raise TypeError("a VerifiedChain is made by verify_chain alone")
 
     @property
     def statement(self) -> bytes:
@@ -120,7 +118,7 @@ def verify_chain(
         public_key=p256_key(path[0], step=step),
         _extension=extension,
         _ca=None if kind == "tcb-signing" else _pck_ca(path[-1], step),
-        proof=_PROOF,
+        proof=PROOF,
     )
 
 

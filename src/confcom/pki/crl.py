@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import InitVar, dataclass, field
 from datetime import datetime
-from typing import Self
+from typing import Any, Self
 
 from cryptography import x509
 from cryptography.x509.oid import SignatureAlgorithmOID
@@ -55,6 +55,9 @@ class Crl:
 
     def __bytes__(self) -> bytes:
         return self.der
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Crl, (self.der,)
 
     @property
     def signed_bytes(self) -> bytes:

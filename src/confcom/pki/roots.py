@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from confcom.errors import CertificateError, ConfigError
+from confcom.formats.arguments import checked_bytes, checked_type
 from confcom.pki.certificate import common_name, load_certificate, p256_key, uncompressed_point
 from confcom.pki.pem import parse_certificates
 
@@ -50,7 +52,7 @@ class TrustRoot:
     """
 
     name: str
-    certificate_der: bytes
+    certificate_der: bytes = field(repr=False)
     simulated: bool
     certificate: x509.Certificate = field(init=False, repr=False, compare=False)
     public_key: bytes = field(init=False, repr=False, compare=False)
@@ -71,6 +73,9 @@ class TrustRoot:
         if self.simulated != (self.public_key != INTEL_ROOT_PUBLIC_KEY):
             raise ConfigError(f"trust root {self.name}: only Intel's key stands for real hardware")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TrustRoot, (self.name, self.certificate_der, self.simulated)
+
     @property
     def pem(self) -> bytes:
         """The certificate in PEM."""
@@ -79,6 +84,7 @@ class TrustRoot:
     @classmethod
     def from_pem(cls, data: bytes, *, name: str | None = None) -> TrustRoot:
         """A root from its PEM certificate; only Intel's key gives a root that is not simulated."""
+        checked_bytes(data, "root certificate")
         ders = parse_certificates(data, structure="trust root")
         if len(ders) != 1:
             raise ConfigError(
@@ -109,6 +115,8 @@ class TrustRoots:
     roots: tuple[TrustRoot, ...]
 
     def __post_init__(self) -> None:
+        for root in checked_type(self.roots, tuple, "trust roots"):
+            checked_type(root, TrustRoot, "trust root", "; TrustRoot.from_pem(data) makes one")
         if not self.roots:
             raise ConfigError("no trust root is given", advice="Trust Intel's root, or name a root with --trust-root.")
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from datetime import UTC, datetime
 
 import pytest
 
+from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.quote import QuoteVerifier
+from confcom.formats.quote import Quote
+from confcom.pki.proof import PROOF
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.world import SimulatedWorld
 
@@ -42,3 +46,11 @@ def make_quote(world: SimulatedWorld) -> MakeQuote:
 @pytest.fixture
 def verifier(world: SimulatedWorld) -> QuoteVerifier:
     return QuoteVerifier(world.trust_roots)
+
+
+@pytest.fixture
+def verified_td(world: SimulatedWorld, make_quote: MakeQuote, verifier: QuoteVerifier) -> Callable[..., VerifiedQuote]:
+    """A quote as if it had been verified: for policies about TDs, whatever the simulator can make."""
+    enclave = verifier.verify(make_quote(), world.publish(), now=NOW)
+    values = {item.name: getattr(enclave, item.name) for item in fields(enclave)}
+    return lambda quote: VerifiedQuote(**values | {"quote": Quote.parse(quote)}, proof=PROOF)

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from confcom.appraisal.appraise import appraise
-from confcom.appraisal.policy import AcceptAdvisories, AcceptTcb, AllOf, MinTcbEvaluation
+from confcom.appraisal.policy import AcceptAdvisories, AcceptTcb, AllOf, MinTcbEvaluation, safe_defaults
 from confcom.appraisal.policy_file import parse_policy
 from confcom.appraisal.verdict import Verdict
 from confcom.formats.tcb_info import TcbStatus
@@ -55,7 +55,7 @@ def test_old_collateral_is_refused_by_its_number(world, verify) -> None:
 
 
 def test_grace_forgives_expired_collateral_for_its_days_and_says_so(verify) -> None:
-    policy = AllOf(UP_TO_DATE)
+    policy = safe_defaults(accept_simulated=True)
     assert appraise(verify(32), policy).verdict is Verdict.UNDECIDED
     forgiven = appraise(verify(32), policy, grace=timedelta(days=5))
     assert forgiven.verdict is Verdict.ACCEPTED

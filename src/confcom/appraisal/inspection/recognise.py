@@ -22,7 +22,7 @@ from confcom.formats.evidence import MAX_EVIDENCE, decode_text
 from confcom.formats.open_enclave import EVIDENCE_VERSION, REPORT_VERSION, OeEvidence, OeReport
 from confcom.formats.quote import INTEL_QE_VENDOR_ID, QUOTE_VERSIONS, Quote
 from confcom.formats.sgx import QeReportInfo, Report, ReportBody, TargetInfo
-from confcom.formats.sigstruct import is_sigstruct
+from confcom.formats.sigstruct import find_sigstructs, is_sigstruct
 from confcom.formats.tcb_info import SignedTcbInfo
 from confcom.formats.tdx import TdReportBody10, TdReportBody15, TdReportBody15Ex
 
@@ -57,6 +57,8 @@ def inspect(data: bytes) -> Inspection:
     for magic, what in _STRANGERS:
         if data.startswith(magic):
             raise _refusal(f"this is {what}")
+    if data.startswith(b"\x7fELF") and not any(True for _ in find_sigstructs(data)):
+        raise _refusal("this is an ELF program with no SIGSTRUCT: no enclave, or one that was not signed")
     if data.startswith(b"\x7fELF") or is_sigstruct(data):
         signed = read_signed_enclave(data)
         items = enclave.sigstruct_items(signed)

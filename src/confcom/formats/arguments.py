@@ -1,0 +1,52 @@
+"""Arguments of the public functions: a value of another type is a `TypeError`, one out of range a `ConfigError`.
+
+Each says in a sentence what was expected and what was given. Python would fail later and elsewhere, or not at all: a
+hexadecimal string equals no hash, `True` is a version number, and a time without a zone is nobody's time.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TypeVar
+
+from confcom.errors import ConfigError
+
+T = TypeVar("T")
+
+_HINTS: dict[type, str] = {
+    str: "; bytes.fromhex(…) makes bytes of hexadecimal text",
+    bytearray: "; make bytes(…) of it: it could change while it is read",
+    memoryview: "; make bytes(…) of it: it could change while it is read",
+}
+
+
+def checked_type(value: object, kind: type[T], name: str, hint: str = "") -> T:
+    """The value, which is of this type."""
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        found = "a class" if isinstance(value, type) else type(value).__name__
+        raise TypeError(f"{name}: expected {kind.__name__}, found {found}{hint}")
+    return value
+
+
+def checked_bytes(value: object, name: str, size: int | None = None) -> bytes:
+    """Bytes, of exactly this size if one is given."""
+    data = checked_type(value, bytes, name, _HINTS.get(type(value), ""))
+    if size is not None and len(data) != size:
+        raise ConfigError(f"{name}: expected {size} bytes, found {len(data)}")
+    return data
+
+
+def checked_int(value: object, name: str, bits: int = 16) -> int:
+    """An unsigned integer of so many bits."""
+    number = checked_type(value, int, name)
+    if not 0 <= number < 1 << bits:
+        raise ConfigError(f"{name}: expected 0 to {(1 << bits) - 1}, found {number}")
+    return number
+
+
+def checked_time(value: object, name: str) -> datetime:
+    """A time with its zone."""
+    time = checked_type(value, datetime, name)
+    if time.utcoffset() is None:
+        raise ConfigError(f"{name}: {time.isoformat()} has no time zone", advice="Give one, as datetime.now(UTC) does.")
+    return time

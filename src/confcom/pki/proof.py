@@ -1,0 +1,58 @@
+"""Values that only a verification makes, such as a verified quote: the one guard that they share.
+
+The constructor, `dataclasses.replace` and `__setstate__` refuse. A copy is the value itself. A pickle holds the proven
+content and restores it, so that results travel between the processes of one program; as with every pickle, loading one
+from an untrusted source runs its code. Nothing in Python stops code that means to forge: the guard is against mistakes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, ClassVar, NoReturn, Self
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+PROOF = object()
+"""What a verification hands to the constructor of what it proved."""
+
+
+class Proof:
+    """Base of frozen dataclasses that end with `proof: InitVar[object] = None`; `made_by` names the only maker."""
+
+    __slots__ = ()
+    made_by: ClassVar[str]
+
+    def __post_init__(self, proof: object) -> None:
+        if proof is not PROOF:
+            raise TypeError(f"a {type(self).__name__} is made by {self.made_by} alone")
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.init}  # type: ignore[arg-type]
+        # The library's certificates cannot be pickled; their DER is the same.
+        certificates = {
+            name: value.public_bytes(Encoding.DER)
+            for name, value in values.items()
+            if isinstance(value, x509.Certificate)
+        }
+        return _restore, (type(self), values | certificates, tuple(certificates))
+
+    def __init_subclass__(cls) -> None:
+        # In the class itself: `dataclass` gives one with slots its own, which would fill any instance.
+        cls.__getstate__ = cls.__setstate__ = _refuse  # type: ignore[assignment,attr-defined]
+
+
+def _refuse(proof: Proof, *_: object) -> NoReturn:
+    raise TypeError(f"a {type(proof).__name__} is made by {proof.made_by} alone")
+
+
+def _restore(kind: Callable[..., Proof], values: dict[str, Any], certificates: tuple[str, ...]) -> Proof:
+    loaded = {name: x509.load_der_x509_certificate(values[name]) for name in certificates}
+    return kind(**values | loaded, proof=PROOF)
