@@ -129,7 +129,7 @@ def test_every_tcb_status_arrives(world, statuses, together):
     result = verify(world, quote)
     assert result.status == together
     assert sorted(result.advisory_ids) == ["SIMULATED-SA-1", "SIMULATED-SA-2"]
-    ours = verify_quote(quote, world.publish(), roots=world.trust_roots, now=NOW).tcb
+    ours = verify_quote(quote, world.publish(), roots=world.trust_roots, now=NOW, any_tcb=True).tcb
     assert ours.status == result.status
     assert ours.advisory_ids == tuple(sorted(result.advisory_ids))
 
@@ -183,7 +183,7 @@ def judge_td(world, launch, current):
     except ValueError:
         theirs = None
     try:
-        ours = verify_quote(quote, collateral, roots=world.trust_roots, now=NOW)
+        ours = verify_quote(quote, collateral, roots=world.trust_roots, now=NOW, any_tcb=True)
     except MismatchError:
         ours = None
     return theirs, ours
