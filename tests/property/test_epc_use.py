@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,11 @@ from confcom.devices.enclave_use import EnclaveProcess, count_use
 from confcom.devices.process_cgroup import NOBODY, CgroupOwner, parse_cgroup
 from confcom.devices.process_maps import Range, merge, parse_mapping, size, subtract
 from confcom.devices.process_stat import parse_stat
+from confcom.protocols.epc_pods import parse_pod
+from confcom.protocols.epc_requests import CANONICAL, MIB
 from confcom.protocols.prometheus_text import Sample, parse_samples
+from confcom.services.epc_metrics_page import EpcMetrics
+from confcom.services.epc_use import Seen, put_together
 
 pytestmark = pytest.mark.promise("M5")
 
@@ -94,3 +99,40 @@ def test_samples_come_back_as_they_were_written(labels: dict[str, str], value: f
     (found,) = parse_samples(generate_latest(registry).decode(), {"g"})
     assert found.labels == labels
     assert found == Sample("g", labels, value) or value != value
+
+
+AMOUNTS = st.none() | st.integers(0, 9)
+CONTAINERS = st.lists(st.tuples(AMOUNTS, st.booleans(), st.lists(st.sampled_from("xyz"), max_size=2)), max_size=3)
+PHASES = st.sampled_from([None, "Pending", "Running", "Succeeded", "Failed"])
+
+
+@given(st.lists(st.tuples(CONTAINERS, CONTAINERS, AMOUNTS, PHASES), max_size=5), st.sampled_from([0, MIB]))
+def test_what_is_requested_of_containers_adds_up_to_the_nodes_figure_and_to_the_schedulers(
+    pods: list[tuple[Any, Any, int | None, str | None]], claimed: int
+) -> None:
+    def container(name: str, amount: int | None, sidecar: bool, claims: list[str]) -> dict[str, Any]:
+        resources: dict[str, Any] = {"claims": [{"name": claim} for claim in claims]}
+        if amount is not None:
+            resources["limits"] = {CANONICAL: str(amount)}
+        return {"name": name, "resources": resources, **({"restartPolicy": "Always"} if sidecar else {})}
+
+    parsed = []
+    for number, (apps, init, overhead, phase) in enumerate(pods):
+        spec = {
+            "containers": [container(f"a{at}", amount, False, claims) for at, (amount, _, claims) in enumerate(apps)],
+            "initContainers": [container(f"i{at}", *one) for at, one in enumerate(init)],
+            "overhead": {} if overhead is None else {CANONICAL: str(overhead)},
+            "resourceClaims": [{"name": name, "resourceClaimName": name} for name in "xyz"],
+        }
+        metadata = {"name": f"p{number}", "namespace": "n", "uid": f"u{number}"}
+        parsed.append(parse_pod({"metadata": metadata, "spec": spec, "status": {"phase": phase}}))
+    running = [pod for pod in parsed if not pod.finished]
+    used = {name for pod in running for one in pod.containers for name in one.claims}
+    use = put_together(parsed, Seen({}, {}, None, None, 0, 0, 0.0), {("n", name): claimed for name in "xyz"})
+    metrics = EpcMetrics("n1")
+    metrics.use, metrics.pods_known = use, True
+    found = {family.name: family.samples for family in metrics.collect()}
+    (node,) = found["confcom_epc_node_requested_bytes"]
+    assert node.value == sum(pod.requested for pod in running) + claimed * len(used)
+    assert node.value == sum(one.value for one in found["confcom_epc_requested_bytes"])
+    assert {one.labels["pod"] for one in found["confcom_epc_requested_bytes"]} <= {pod.name for pod in running}

@@ -6,7 +6,7 @@ whoever may create pods, so nothing is taken for granted but the JSON.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -25,18 +25,23 @@ CAPACITY = "epc"
 class EpcContainer:
     """A container of a pod. `requested` is in bytes, None if it asks for no EPC in its resources.
 
-    `id` is the runtime's, empty until it has started. `claims` names the ResourceClaims that it uses.
+    `id` is the runtime's, empty until it has started. `claims` names the ResourceClaims that it uses. `scheduled` is
+    its part of what the scheduler counts for the pod: of init containers, only what they need beyond the others.
     """
 
     name: str
     id: str = ""
     requested: int | None = None
     claims: tuple[str, ...] = ()
+    scheduled: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class EpcPod:
-    """A pod. `requested` is what the scheduler counts for it, in bytes; `finished` pods hold nothing any more."""
+    """A pod. `requested` is what the scheduler counts for it, in bytes; `finished` pods hold nothing any more.
+
+    It is the sum of what is `scheduled` for the containers, and of the pod's `overhead` (of its runtime class).
+    """
 
     uid: str
     namespace: str
@@ -44,6 +49,7 @@ class EpcPod:
     node: str = ""
     finished: bool = False
     requested: int = 0
+    overhead: int = 0
     containers: tuple[EpcContainer, ...] = ()
     labels: dict[str, str] = field(default_factory=dict, compare=False)
 
@@ -87,6 +93,7 @@ class _Spec(msgspec.Struct, rename="camel"):
     ephemeral_containers: list[_Container] | None = None
     node_name: str | None = None
     resource_claims: list[_Claim] | None = None
+    overhead: dict[str, str | int | float] | None = None
 
 
 class _Status(msgspec.Struct, rename="camel"):
@@ -148,15 +155,23 @@ def parse_pod(document: Any) -> EpcPod:  # noqa: ANN401 - JSON
     ids = {one.name: _container_id(one.containerID or "") for group in statuses for one in group or ()}
     claims = {one.name: one.resourceClaimName for one in form.spec.resource_claims or ()}
     claims |= {one.name: one.resourceClaimName for one in status.resource_claim_statuses or ()}
+    scheduled, overhead = _scheduled(form.spec), _amount(form.spec.overhead or {}) or 0
     return EpcPod(
         uid=form.metadata.uid,
         namespace=form.metadata.namespace,
         name=form.metadata.name,
         node=form.spec.node_name or "",
         finished=status.phase in ("Succeeded", "Failed"),
-        requested=_scheduled(form.spec),
+        requested=sum(scheduled.values()) + overhead,
+        overhead=overhead,
         containers=tuple(
-            EpcContainer(one.name, ids.get(one.name, ""), _requested(one), tuple(_claims(one, claims)))
+            EpcContainer(
+                one.name,
+                ids.get(one.name, ""),
+                _requested(one),
+                tuple(_claims(one, claims)),
+                scheduled.get(one.name, 0),
+            )
             for one in (
                 *(form.spec.containers or ()),
                 *(form.spec.init_containers or ()),
@@ -203,7 +218,10 @@ def _container_id(text: str) -> str:
 def _requested(container: _Container) -> int | None:
     resources = container.resources or _Resources()
     # For extended resources requests equal limits; either may be left out when a pod is written.
-    amounts = {**(resources.requests or {}), **(resources.limits or {})}
+    return _amount({**(resources.requests or {}), **(resources.limits or {})})
+
+
+def _amount(amounts: Mapping[str, str | int | float]) -> int | None:
     return requested_epc({name: str(amount) for name, amount in amounts.items()})
 
 
@@ -214,17 +232,21 @@ def _claims(container: _Container, names: dict[str, str | None]) -> Iterator[str
             yield name
 
 
-def _scheduled(spec: _Spec) -> int:
-    """Containers and sidecars together, or an init container with the sidecars before it, whichever is more."""
+def _scheduled(spec: _Spec) -> dict[str, int]:
+    """Bytes by container: containers and sidecars together, or an init container with the sidecars before it.
+
+    The scheduler takes the larger. Where that is an init container, it counts with what exceeds all the others.
+    """
+    found = {one.name: _requested(one) or 0 for one in spec.containers or ()}
     sidecars = most = 0
-    for container in spec.init_containers or ():
-        size = _requested(container) or 0
-        if container.restartPolicy == "Always":
+    largest = ""
+    for one in spec.init_containers or ():
+        size = _requested(one) or 0
+        if one.restartPolicy == "Always":
             sidecars += size
-        else:
-            most = max(most, sidecars + size)
-    return max(most, sidecars + _total(spec.containers or ()))
-
-
-def _total(containers: Iterable[_Container]) -> int:
-    return sum(_requested(container) or 0 for container in containers)
+            found[one.name] = size
+        elif sidecars + size > most:
+            most, largest = sidecars + size, one.name
+    if (excess := most - sum(found.values())) > 0:
+        found[largest] = excess
+    return found

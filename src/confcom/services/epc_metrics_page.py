@@ -23,7 +23,8 @@ def _of_kernel(value: Callable[[MiscUse], int | None]) -> Callable[[ContainerUse
 
 
 _PER_CONTAINER: tuple[tuple[str, str, Callable[[ContainerUse], int | None]], ...] = (
-    ("requested_bytes", "EPC that the container requests.", lambda row: row.requested),
+    ("requested_bytes", "EPC that the container adds to what is requested of the node; its overhead has no container.",
+     lambda row: row.scheduled),
     ("mapped_bytes", "Enclave memory that its processes have mapped: the most EPC it can use now.",
      lambda row: row.use.mapped),
     ("reserved_address_bytes", "Addresses kept free for its enclaves, which cannot be used now.",
@@ -77,6 +78,9 @@ class EpcMetrics(Collector):
                 found = [number for row in rows if (number := value(row)) is not None]
                 if found:
                     family.add_metric([self.node.name, *labels], sum(found))
+            if name == "requested_bytes":
+                for pod, size in use.overheads:
+                    family.add_metric([self.node.name, pod.namespace, pod.name, ""], size)
             yield family
         over = GaugeMetricFamily(
             f"{PREFIX}_over_limit", "1 while the container has more than it requested.", labels=[*CONTAINER, "kind"]

@@ -31,6 +31,7 @@ class ContainerUse:
     """A container. `pod` None: no pod that the API has told us of; `container` is then what its cgroup says.
 
     `requested` None means that it asked for no EPC; `judged` is false where what it asked for is not known to us.
+    `scheduled` is its part of the node's figure, None where it has none.
     """
 
     pod: EpcPod | None
@@ -40,6 +41,7 @@ class ContainerUse:
     use: EnclaveUse
     misc: MiscUse | None = None
     judged: bool = True
+    scheduled: int | None = None
 
     @property
     def counted(self) -> int:
@@ -54,11 +56,19 @@ class ContainerUse:
 
 @dataclass(frozen=True, slots=True)
 class NodeUse:
-    """All containers that request EPC or have some, and what processes outside containers have."""
+    """All containers that request EPC or have some, and what processes outside containers have.
+
+    `overheads` has the EPC that pods request beside their containers (the overhead of a runtime class).
+    """
 
     containers: tuple[ContainerUse, ...]
     outside: EnclaveUse
-    requested: int
+    overheads: tuple[tuple[EpcPod, int], ...] = ()
+
+    @property
+    def requested(self) -> int:
+        """Bytes that the node's pods request, as the scheduler counts: each claim once, finished pods not at all."""
+        return sum(one.scheduled or 0 for one in self.containers) + sum(size for _, size in self.overheads)
 
     @property
     def mapped(self) -> int:
@@ -74,20 +84,22 @@ class NodeUse:
 
 def put_together(pods: Iterable[EpcPod], seen: Seen, claims: Mapping[tuple[str, str], int] | None = None) -> NodeUse:
     """Match by the runtime's container id. `claims` has the bytes of ResourceClaims, by namespace and name."""
-    pods = list(pods)
+    # In one order, so that a claim that several use is always counted with the same one.
+    pods = sorted(pods, key=lambda pod: (pod.namespace, pod.name, pod.uid))
+    counted: set[tuple[str, str]] = set()
     by_container = {owner.container: (owner, use) for owner, use in seen.use.items() if owner.container is not None}
     found = []
     for pod in pods:
         for container in pod.containers:
             _, use = by_container.pop(container.id, (None, NONE))
-            row = _row(pod, container, use, seen.groups.get(container.id), claims or {})
+            row = _row(pod, container, use, seen.groups.get(container.id), claims or {}, counted)
             if row.requested is not None or use.processes:
                 found.append(row)
     found += [_stranger(owner, use, seen.groups) for owner, use in by_container.values()]
     return NodeUse(
         tuple(sorted(found, key=lambda row: (*row.labels, row.id))),
         _add(use for owner, use in seen.use.items() if owner.container is None),
-        sum(pod.requested + _claimed(pod, claims or {}) for pod in pods if not pod.finished),
+        tuple((pod, pod.overhead) for pod in pods if pod.overhead and not pod.finished),
     )
 
 
@@ -97,18 +109,20 @@ def _row(
     use: EnclaveUse,
     misc: MiscUse | None,
     claims: Mapping[tuple[str, str], int],
+    counted: set[tuple[str, str]],
 ) -> ContainerUse:
+    if pod.finished:
+        # It holds nothing any more; its processes may take a moment to go.
+        return ContainerUse(pod, container.name, container.id, None, use, misc, judged=False)
     claimed = [claims.get((pod.namespace, name)) for name in container.claims]
     known = container.requested is not None or any(claimed)
     requested = (container.requested or 0) + sum(size or 0 for size in claimed) if known else None
     # A claim that we could not read may be one for EPC: then nothing is said about this container.
     judged = None not in claimed
-    return ContainerUse(pod, container.name, container.id, requested, use, misc, judged)
-
-
-def _claimed(pod: EpcPod, claims: Mapping[tuple[str, str], int]) -> int:
-    names = {name for container in pod.containers for name in container.claims}
-    return sum(claims.get((pod.namespace, name), 0) for name in names)
+    new = {(pod.namespace, name) for name in container.claims} - counted
+    counted |= new
+    scheduled = container.scheduled + sum(claims.get(claim, 0) for claim in new) if known else None
+    return ContainerUse(pod, container.name, container.id, requested, use, misc, judged, scheduled)
 
 
 def _stranger(owner: CgroupOwner, use: EnclaveUse, groups: Mapping[str, MiscUse]) -> ContainerUse:

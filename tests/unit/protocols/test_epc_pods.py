@@ -57,13 +57,13 @@ def test_containers_with_their_ids() -> None:
             phase="Running",
         )
     )
-    assert found.containers == (EpcContainer("app", "abc", 10 * MIB), EpcContainer("other", "def"))
+    assert found.containers == (EpcContainer("app", "abc", 10 * MIB, (), 10 * MIB), EpcContainer("other", "def"))
     assert (found.node, found.requested, found.finished, str(found)) == ("n1", 10 * MIB, False, "ns/p")
 
 
 def test_a_pod_that_has_not_started_has_no_ids() -> None:
     found = parse_pod({"metadata": {"name": "p"}, "spec": {"containers": [container("app", 1)]}})
-    assert found.containers == (EpcContainer("app", "", MIB),)
+    assert found.containers == (EpcContainer("app", "", MIB, (), MIB),)
     assert found.node == ""
 
 
@@ -73,18 +73,26 @@ def test_finished_pods(phase: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("init", "mib"),
+    ("init", "mib", "parts"),
     [
-        (None, 30),
-        ([container("i", 50)], 50),
-        ([container("i", 5)], 30),
-        ([container("s", 7, restartPolicy="Always"), container("i", 25)], 37),
-        ([container("s", 7, restartPolicy="Always"), container("i", 31)], 38),
-        ([container("i", 31), container("s", 7, restartPolicy="Always")], 37),
+        (None, 30, {}),
+        ([container("i", 50)], 50, {"i": 20}),
+        ([container("i", 5)], 30, {"i": 0}),
+        ([container("i", 40), container("j", 50), container("k", 50)], 50, {"i": 0, "j": 20, "k": 0}),
+        ([container("s", 7, restartPolicy="Always"), container("i", 25)], 37, {"s": 7, "i": 0}),
+        ([container("s", 7, restartPolicy="Always"), container("i", 31)], 38, {"s": 7, "i": 1}),
+        ([container("i", 31), container("s", 7, restartPolicy="Always")], 37, {"i": 0, "s": 7}),
     ],
 )
-def test_what_the_scheduler_counts(init: list[dict[str, Any]] | None, mib: int) -> None:
-    assert parse_pod(pod(container("a", 10), container("b", 20), init=init)).requested == mib * MIB
+def test_what_the_scheduler_counts(init: list[dict[str, Any]] | None, mib: int, parts: dict[str, int]) -> None:
+    document = pod(container("a", 10), container("b", 20), init=init)
+    found = parse_pod(document)
+    assert found.requested == mib * MIB
+    assert {one.name: one.scheduled // MIB for one in found.containers} == {"a": 10, "b": 20, **parts}
+    document["spec"]["overhead"] = {CANONICAL: "3", "cpu": "1"}
+    document["metadata"]["deletionTimestamp"] = "2026-11-21T09:30:00Z"  # still there, so it still counts
+    found = parse_pod(document)
+    assert (found.requested, found.overhead, found.finished) == ((mib + 3) * MIB, 3 * MIB, False)
 
 
 def test_requests_may_stand_alone() -> None:

@@ -119,10 +119,17 @@ def seen(use: dict[CgroupOwner, EnclaveUse], groups: dict[str, MiscUse] | None =
 
 def test_use_is_matched_by_the_containers_id() -> None:
     pods = [
-        EpcPod("u1", "a", "one", requested=10 * MIB, containers=(EpcContainer("c", "id1", 10 * MIB),)),
+        EpcPod("u1", "a", "one", requested=10 * MIB, containers=(EpcContainer("c", "id1", 10 * MIB, (), 10 * MIB),)),
         EpcPod("u2", "a", "two", containers=(EpcContainer("c", "id2"),)),
         EpcPod("u3", "a", "idle", containers=(EpcContainer("c", "id3"),)),
-        EpcPod("u4", "a", "done", requested=5 * MIB, finished=True, containers=(EpcContainer("c", "", 5 * MIB),)),
+        EpcPod(
+            "u4",
+            "a",
+            "done",
+            requested=5 * MIB,
+            finished=True,
+            containers=(EpcContainer("c", "", 5 * MIB, (), 5 * MIB),),
+        ),
     ]
     use = {
         CgroupOwner("u1", "id1"): EnclaveUse(12 * MIB, 0, 1),
@@ -133,7 +140,6 @@ def test_use_is_matched_by_the_containers_id() -> None:
     found = put_together(pods, seen(use))
     assert [(line.labels, line.requested, line.use.mapped) for line in found.containers] == [
         (("", "", "pod u9 container id9"), None, 3 * MIB),
-        (("a", "done", "c"), 5 * MIB, 0),
         (("a", "one", "c"), 10 * MIB, 12 * MIB),
         (("a", "two", "c"), None, 2 * MIB),
     ]
