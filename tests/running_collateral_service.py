@@ -149,10 +149,18 @@ class RunningService:
         return parts.hostname or "", parts.port or 0
 
     def ask(
-        self, path: str, *, method: str = "GET", headers: Mapping[str, str] | None = None, body: Any = None
+        self,
+        path: str,
+        *,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        body: Any = None,
+        source: str | None = None,
     ) -> Reply:
+        """The answer to one request; `source` is the loopback address that it comes from."""
+        own = None if source is None else (source, 0)
         connection = (
-            http.client.HTTPConnection(*self.address, timeout=20)
+            http.client.HTTPConnection(*self.address, timeout=20, source_address=own)
             if self.tls is None
             else http.client.HTTPSConnection(*self.address, timeout=20, context=self.tls)
         )

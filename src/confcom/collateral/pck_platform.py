@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from operator import gt
 
 from confcom.errors import MismatchError
 from confcom.pki.certificate import load_certificate
@@ -28,6 +29,37 @@ def require_same_platform(known: PckCertificateAnswer, found: PckCertificateAnsw
             found="another PPID",
             advice="If the machine was provisioned anew, register it again with the user token (POST platforms).",
         )
+
+
+def require_raw_tcb(found: PckCertificateAnswer, *, cpu_svn: bytes, pce_svn: int) -> None:
+    """Refuse a certificate for a TCB that the raw one (CPUSVN 16 bytes, PCESVN) does not reach: `MismatchError`.
+
+    Its TCBm is that of the certificate itself. A platform cannot derive the key of such a certificate.
+    """
+    components, svn = found.tcbm[:16], int.from_bytes(found.tcbm[16:], "little")
+    if svn > pce_svn or any(map(gt, components, cpu_svn)):
+        raise MismatchError(
+            "the PCK certificate is for a TCB that the platform does not reach",
+            step=STEP,
+            expected=f"at most CPUSVN {cpu_svn.hex()}, PCESVN {pce_svn}",
+            found=f"CPUSVN {components.hex()}, PCESVN {svn}",
+        )
+
+
+def require_stated(answer: PckCertificateAnswer, found: PckCertificateAnswer) -> None:
+    """Refuse an answer whose headers say otherwise than its certificate, whose values `found` has: `MismatchError`."""
+    for name, stated, own in (
+        ("TCBm", answer.tcbm, found.tcbm),
+        ("FMSPC", answer.fmspc, found.fmspc),
+        ("CA", (answer.ca or "").encode() or None, (found.ca or "").encode()),
+    ):
+        if stated is not None and stated != own:
+            raise MismatchError(
+                f"the {name} that comes with the PCK certificate is another than the certificate's",
+                step=STEP,
+                expected=(own or b"").hex(),
+                found=stated.hex(),
+            )
 
 
 def chain_expires(answer: PckCertificateAnswer) -> datetime:

@@ -15,6 +15,7 @@ from typing import Self
 
 from confcom.appraisal.collateral import Collateral
 from confcom.collateral.documents import Document, DocumentKey, assemble, keys_for, missing_document
+from confcom.collateral.pck_claims import PckClaims
 from confcom.collateral.registrations import Registrations
 from confcom.collateral.store_database import BUSY_TIMEOUT, StoreDatabase
 from confcom.collateral.store_platforms import PlatformRegistry
@@ -49,6 +50,7 @@ class CollateralStore:
         self._database = StoreDatabase(path, create=create, busy_timeout=busy_timeout)
         self.platforms = PlatformRegistry(self._database, roots)
         self.registrations = Registrations(self._database)
+        self.claims = PckClaims(self._database, roots)
 
     def __enter__(self) -> Self:
         return self

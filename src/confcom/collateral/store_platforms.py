@@ -137,9 +137,10 @@ class PlatformRegistry:
         """
         with self._database.write() as connection:
             found = connection.execute(
-                "SELECT pce_id FROM registrations WHERE qe_id = ? UNION "
-                "SELECT pce_id FROM pck_certificates WHERE qe_id = ?",
-                (qe_id.hex(), qe_id.hex()),
+                "SELECT pce_id FROM registrations WHERE qe_id = :qe_id UNION "
+                "SELECT pce_id FROM pck_certificates WHERE qe_id = :qe_id UNION "
+                "SELECT pce_id FROM pck_claims WHERE qe_id = :qe_id",
+                {"qe_id": qe_id.hex()},
             ).fetchall()
             for (pce_id,) in found:
                 _remove(connection, qe_id.hex(), pce_id)
@@ -157,6 +158,7 @@ class PlatformRegistry:
             for qe_id, pce_id, certificate in platforms:
                 if _id_of(certificate) == id_:
                     _remove(connection, qe_id, pce_id)
+            connection.execute("DELETE FROM pck_claims WHERE processor = ?", (id_,))
             connection.execute("DELETE FROM platforms WHERE id = ?", (id_,))
             return 1
 
@@ -174,6 +176,7 @@ class PlatformRegistry:
                         _remove(connection, qe_id, pce_id)
                         removed += 1
         with self._database.write() as connection:
+            connection.execute("DELETE FROM pck_claims WHERE last_seen < ?", (seconds(since),))
             # Those met by their quotes alone.
             sql = "DELETE FROM platforms WHERE last_seen < ?"
             return removed + connection.execute(sql, (seconds(since),)).rowcount
@@ -228,7 +231,7 @@ def _remove(connection: sqlite3.Connection, qe_id: str, pce_id: str) -> None:
     own = (qe_id, pce_id)
     rows = connection.execute("SELECT certificate FROM pck_certificates WHERE qe_id = ? AND pce_id = ?", own)
     ids = {_id_of(certificate) for (certificate,) in rows.fetchall()}
-    for table in ("platform_tcbs", "pck_certificates", "registrations"):
+    for table in ("platform_tcbs", "pck_certificates", "registrations", "pck_claims"):
         connection.execute(f"DELETE FROM {table} WHERE qe_id = ? AND pce_id = ?", own)  # noqa: S608
     connection.executemany("DELETE FROM platforms WHERE id = ?", [(id_,) for id_ in ids])
 

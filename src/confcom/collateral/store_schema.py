@@ -136,4 +136,29 @@ MIGRATIONS: tuple[str, ...] = (
         UPDATE registration_counts SET registered = registered + 1 WHERE state = new.state;
     END;
     """,
+    """
+    -- What callers without a token asked for: it holds for their address alone. `processor` is SHA-256 of the PPID.
+    CREATE TABLE pck_claims (
+        qe_id TEXT NOT NULL,
+        pce_id TEXT NOT NULL,
+        cpu_svn TEXT NOT NULL,
+        pce_svn INTEGER NOT NULL,
+        caller TEXT NOT NULL,
+        processor TEXT NOT NULL,
+        encrypted_ppid BLOB NOT NULL,
+        tcbm BLOB NOT NULL,
+        root BLOB NOT NULL,
+        certificate BLOB NOT NULL,
+        chain INTEGER NOT NULL REFERENCES chains (id),
+        fmspc TEXT NOT NULL,
+        ca TEXT NOT NULL,
+        first_seen INTEGER NOT NULL,
+        last_seen INTEGER NOT NULL,
+        PRIMARY KEY (qe_id, pce_id, cpu_svn, pce_svn, caller, processor)
+    ) STRICT;
+
+    CREATE INDEX pck_claims_of_caller ON pck_claims (caller, last_seen);
+    CREATE INDEX pck_claims_seen ON pck_claims (last_seen);
+    CREATE INDEX pck_claims_of_processor ON pck_claims (processor);
+    """,
 )

@@ -112,11 +112,11 @@ class CollateralApp:
         match served.request:
             case pcs.PckCertRequest() as wanted:
                 found = await self._certificates.find(wanted, caller=address_of(request.scope))
-                age, until = self._freshness(chain_expires(found).timestamp())
-                response = pck_certificate_response(served, found, request_id="", max_age=age)
+                age, until = self._freshness(chain_expires(found.answer).timestamp())
+                response = pck_certificate_response(served, found.answer, request_id="", max_age=age)
                 # It identifies a machine, so shared caches do not keep it.
                 answer = answer_of(response, ("Cache-Control", f"private, max-age={age}"))
-                until = min(until, self._now() + MEMORY_FOR)
+                until = min(until, self._now() + MEMORY_FOR) if found.lasting else 0.0
             case pcs.PckCertsRequest() | pcs.FmspcsRequest():
                 raise Refused(
                     404,
@@ -126,9 +126,9 @@ class CollateralApp:
             case wanted:
                 answer, until = await self._document(served, wanted, address_of(request.scope))
         answer.counter = self._metrics.requests.labels(_label(request.url.path), str(answer.status))
-        self._hot.put(
-            (request.scope["raw_path"], request.scope["query_string"]), answer, until=until, generation=generation
-        )
+        if until > self._now():
+            key = (request.scope["raw_path"], request.scope["query_string"])
+            self._hot.put(key, answer, until=until, generation=generation)
         return answer
 
     async def _document(self, served: ServedRequest, wanted: pcs.DocumentRequest, caller: str) -> tuple[Answer, float]:

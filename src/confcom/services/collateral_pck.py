@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from confcom.collateral.documents import DocumentKey, keys_for
-from confcom.collateral.pck_platform import require_same_platform
+from confcom.collateral.pck_platform import require_raw_tcb, require_same_platform, require_stated
 from confcom.collateral.pck_selection import select_pck_certificate
 from confcom.collateral.platform_collateral import PlatformCollateral
 from confcom.collateral.registrations import Registration
@@ -20,6 +20,8 @@ from confcom.services.worker_threads import Overloaded
 
 STRUCTURE = "PCS request"
 
+CLAIM_AGAIN = timedelta(days=1)
+"""Age from which upstream is asked again for what a caller without a token claimed."""
 NOTE_AGAIN = timedelta(days=1)
 """How much later a platform must ask for it to be noted again; anybody may ask, so writes have a limit."""
 
@@ -36,6 +38,14 @@ class OtherProcessor(CollateralError):
     """Upstream's certificate is not of the processor that is known under this QE_ID. Answered with 460."""
 
 
+@dataclass(frozen=True, slots=True)
+class FoundPck:
+    """A PCK certificate; `lasting` says that everybody who asks the same may be given it from memory."""
+
+    answer: PckCertificateAnswer
+    lasting: bool = True
+
+
 class PckCertificates:
     """Finds, fetches and keeps PCK certificates."""
 
@@ -44,66 +54,106 @@ class PckCertificates:
         self._store = cache.store
         self._registrations = cache.store.registrations
 
-    async def find(self, request: PckCertRequest, *, caller: str) -> PckCertificateAnswer:
-        """The certificate for a raw TCB.
+    async def find(self, request: PckCertRequest, *, caller: str) -> FoundPck:
+        """The certificate for a raw TCB. `caller` is the address that asks.
 
-        (1) the one that was kept for exactly this TCB;
+        (1) the one that was kept for exactly this TCB of a platform that is registered, or that the caller claimed;
         (2) the one that upstream gives, which is kept;
         (3) if nobody can be asked, the best of the platform's certificates in the store.
         """
         platform = platform_of(request)
         # (1)
-        kept = await self._cache.read(lambda: self._kept(platform))
+        kept = await self._cache.read(lambda: self._kept(platform, request.encrypted_ppid, caller))
         if kept is not None:
             return kept
         # (2)
+        failure: CollateralError | Overloaded | None = None
         if self._cache.upstream is not None:
             try:
-                return await self._cache.once(("pck", request), lambda: self.fetch(request), caller=caller)
-            except (CollateralError, Overloaded):
-                # (3) The platform may have taken an update a moment ago.
-                selected = await self._select(platform, must=False)
-                if selected is None:
-                    raise
-                return selected
-        selected = await self._select(platform, must=True)
-        if selected is None:
-            raise AssertionError("a selection that must succeed says why it does not")
-        return selected
+                return await self._cache.once(
+                    ("pck", request, caller), lambda: self.fetch(request, caller=caller), caller=caller
+                )
+            except (CollateralError, Overloaded) as error:
+                failure = error
+        # (3) The platform may have taken an update a moment ago.
+        selected = await self._cache.read(lambda: self._selected(platform, caller))
+        if isinstance(selected, PckCertificateAnswer):
+            return FoundPck(selected, lasting=False)
+        raise failure or selected
 
-    def _kept(self, platform: PlatformTcb) -> PckCertificateAnswer | None:
+    def _kept(self, platform: PlatformTcb, encrypted_ppid: bytes | None, caller: str) -> FoundPck | None:
         kept, now = self._store.platforms.pck_certificate(platform), self._cache.clock()
-        if kept is not None and now - self._store.platforms.last_asked(platform) >= NOTE_AGAIN:
+        if kept is None:
+            claim = self._store.claims.of_caller(caller, platform, encrypted_ppid)
+            if claim is None or now - claim.last_seen >= CLAIM_AGAIN:
+                return None
+            return FoundPck(claim.answer, lasting=encrypted_ppid is not None)
+        if now - self._store.platforms.last_asked(platform) >= NOTE_AGAIN:
             self._store.platforms.saw(platform, kept, seen=now)
-        return kept
+        return FoundPck(kept)
 
     async def fetch(
-        self, request: PckCertRequest, *, trusted: bool = False, asked: bool = True
-    ) -> PckCertificateAnswer:
+        self, request: PckCertRequest, *, trusted: bool = False, asked: bool = True, caller: str | None = None
+    ) -> FoundPck:
         """Ask upstream and keep what it gives. `trusted` lets it replace certificates of another processor.
 
-        `asked` says that the platform itself asks, and not a refresh.
+        `asked` says that the platform itself asks, and not a refresh; `caller` is an address that does so without a
+        token.
         """
-        platform = platform_of(request)
-        known = await self._cache.read(lambda: self._registrations.of_platform(platform.qe_id, platform.pce_id))
-        complete = _completed(request, known)
+        complete, claimed = await self._cache.read(lambda: self._completed(request, caller))
         answer = await self._cache.ask_pck_certificate(complete)
-        return await self._cache.keep(lambda: self._keep(complete, answer, trusted=trusted, asked=asked))
+
+        def keep() -> FoundPck:
+            return self._keep(complete, answer, trusted=trusted, asked=asked, claimed_by=caller if claimed else None)
+
+        return await self._cache.keep(keep)
+
+    def _completed(self, request: PckCertRequest, caller: str | None) -> tuple[PckCertRequest, bool]:
+        """The request with the encrypted PPID or manifest that the platform was registered with.
+
+        A caller without a token cannot replace these; of a platform that is not registered it may give its own, once.
+        The second value says that it is the caller alone who says whose encrypted PPID it is.
+        """
+        given = request.encrypted_ppid is not None or request.platform_manifest is not None
+        if given and caller is None:
+            return request, False
+        platform = platform_of(request)
+        for registration in self._registrations.of_platform(platform.qe_id, platform.pce_id):
+            told = registration.request
+            if told.encrypted_ppid is not None or told.platform_manifest is not None:
+                ppid, manifest = told.encrypted_ppid, told.platform_manifest
+                return replace(request, encrypted_ppid=ppid, platform_manifest=manifest), False
+        bound = self._store.platforms.pck_certificates(platform.qe_id, platform.pce_id)
+        if not given and caller is not None and not bound:
+            request = replace(request, encrypted_ppid=self._store.claims.ppid_of_caller(caller, platform))
+        return request, request.encrypted_ppid is not None
 
     def _keep(
-        self, request: PckCertRequest, answer: PckCertificateAnswer, *, trusted: bool, asked: bool
-    ) -> PckCertificateAnswer:
-        platform = platform_of(request)
+        self,
+        request: PckCertRequest,
+        answer: PckCertificateAnswer,
+        *,
+        trusted: bool,
+        asked: bool,
+        claimed_by: str | None,
+    ) -> FoundPck:
+        platform, now = platform_of(request), self._cache.clock()
+        verified = self._store.platforms.verify(answer, platform.pce_id)
+        require_stated(answer, verified.answer)
+        require_raw_tcb(verified.answer, cpu_svn=platform.cpu_svn, pce_svn=platform.pce_svn)
         others = self._store.platforms.pck_certificates(platform.qe_id, platform.pce_id)
         if others and not trusted:
             try:
                 require_same_platform(others[0], answer, roots=self._store.roots)
             except MismatchError as error:
                 raise OtherProcessor(error.message, advice=error.advice()) from error
-        now = self._cache.clock()
+        if claimed_by is not None and not others and request.encrypted_ppid is not None:
+            self._store.claims.put(claimed_by, platform, request.encrypted_ppid, verified, seen=now)
+            self._store.observe_platform(verified.extension, seen=now)
+            return FoundPck(verified.answer, lasting=False)
         kept = self._store.platforms.add_pck_certificate(platform, answer, seen=now, source=self._cache.source)
         self._registrations.put(_cached(request, kept, now, asked=asked))
-        return kept
+        return FoundPck(kept)
 
     async def fetch_all(self, request: PckCertsRequest, *, asked: bool = True) -> PckCertificateAnswer:
         """Ask upstream for all certificates of a platform that gave its manifest, and keep each for its own TCB.
@@ -140,7 +190,7 @@ class PckCertificates:
             if isinstance(request, PckCertsRequest):
                 answer = await self.fetch_all(request)
             else:
-                answer = await self.fetch(request, trusted=True)
+                answer = (await self.fetch(request, trusted=True)).answer
         except CollateralError as error:
             missing = isinstance(error, CollateralNotFound)
             state = Registration(request, "unavailable" if missing else "waiting", now)
@@ -191,17 +241,11 @@ class PckCertificates:
         self._store.platforms.add_pck_certificate(platform, best, seen=now, source="platformcollateral")
         self._registrations.put(Registration(request, "cached", now, best.fmspc or b""))
 
-    async def _select(self, platform: PlatformTcb, *, must: bool) -> PckCertificateAnswer | None:
-        selected = await self._cache.read(lambda: self._selected(platform))
-        if isinstance(selected, PckCertificateAnswer):
-            return selected
-        if must:
-            raise selected
-        return None
-
-    def _selected(self, platform: PlatformTcb) -> PckCertificateAnswer | CollateralNotFound:
+    def _selected(self, platform: PlatformTcb, caller: str | None = None) -> PckCertificateAnswer | CollateralNotFound:
         """The best certificate in the store (a call that blocks), or why there is none."""
         found = self._store.platforms.pck_certificates(platform.qe_id, platform.pce_id)
+        if not found and caller is not None:
+            found = self._store.claims.certificates(caller, platform)
         if not found:
             return PlatformUnknown(
                 f"no PCK certificate of the platform with QE_ID {platform.qe_id.hex()} is in the store",
@@ -245,14 +289,3 @@ def _qe_id(request: PckCertRequest | PckCertsRequest) -> bytes:
     if request.qe_id is None:
         raise FormatError("is missing: a caching service knows platforms by it", structure=STRUCTURE, field="qeid")
     return request.qe_id
-
-
-def _completed(request: PckCertRequest, known: tuple[Registration, ...]) -> PckCertRequest:
-    """The request with the encrypted PPID or manifest that the platform once gave, if it gives none now."""
-    if request.encrypted_ppid is not None or request.platform_manifest is not None:
-        return request
-    for registration in known:
-        told = registration.request
-        if told.encrypted_ppid is not None or told.platform_manifest is not None:
-            return replace(request, encrypted_ppid=told.encrypted_ppid, platform_manifest=told.platform_manifest)
-    return request

@@ -221,7 +221,7 @@ class Refresher:
         if isinstance(request, PckCertsRequest):
             after = await self._certificates.fetch_all(request, asked=False)
         else:
-            after = await self._certificates.fetch(request, trusted=entry.state == "waiting", asked=False)
+            after = (await self._certificates.fetch(request, trusted=entry.state == "waiting", asked=False)).answer
         return after.certificate not in {answer.certificate for answer in before}
 
     def _finished(self, report: RefreshReport) -> None:

@@ -100,7 +100,7 @@ def test_damage_anywhere_is_an_error_with_advice(filled, world, now, tmp_path):
     healthy = filled.read_bytes()
     chance = random.Random(3)
     errors = []
-    for number in range(60):
+    for number in range(100):
         damaged = bytearray(healthy)
         start = chance.randrange(len(damaged) - 64)
         damaged[start : start + 64] = chance.randbytes(64)
