@@ -5,6 +5,7 @@ Its collateral is put together here from the published parts, so that no code of
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
@@ -13,10 +14,11 @@ from datetime import UTC, datetime, timedelta
 
 import dcap_qvl
 import pytest
+from cryptography import x509
 
 from confcom.appraisal.policy import AcceptTcb
 from confcom.appraisal.quote import verify_quote
-from confcom.errors import MismatchError
+from confcom.errors import FormatError, MismatchError
 from confcom.formats.tcb_info import TcbStatus
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.documents import EnclaveTcbLevel, PlatformTcbLevel
@@ -245,6 +247,62 @@ def test_a_revoked_tcb_is_refused(world):
 def test_a_revoked_qe_is_refused(world):
     world.authority.qe_identity.levels[0].status = "Revoked"
     refused(world, quote_of(world.platform), "(?i)revoked")
+
+
+STATUSES = [str(status) for status in TcbStatus]
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_a_status_that_is_not_one_of_enclaves_is_refused(world, status):
+    world.authority.qe_identity.levels[1].status = status
+    world.authority.qe_identity.levels[0].isv_svn = 9
+    quote, collateral = quote_of(world.platform), world.publish()
+    try:
+        verify(world, quote, collateral=collateral)
+    except ValueError:
+        assert status == "Revoked" or status in (HARDENING, BOTH) or "Relaunch" in status
+    if status in (HARDENING, BOTH) or "Relaunch" in status:
+        with pytest.raises(FormatError, match="tcbStatus"):
+            verify_quote(quote, collateral, roots=world.trust_roots, now=NOW)
+    else:
+        verify_quote(quote, collateral, roots=world.trust_roots, now=NOW)
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_a_status_that_is_not_one_of_tdx_modules_is_refused(status):
+    world = td_world()
+    world.authority.tcb_info(FMSPC, "tdx").modules["TDX_01"][0].status = status
+    theirs = None
+    with contextlib.suppress(FormatError):
+        theirs, _ = judge_td(world, MODULES["up to date"], MODULES["up to date"])
+        assert status in (UP, OLD, "Revoked")
+    assert (theirs is not None) == (status in (UP, OLD))
+
+
+def test_the_order_of_the_elements_of_the_sgx_extension_says_nothing(world):
+    certificate = world.authority.pck_certificate(world.machine)
+    (extension,) = certificate.extra
+    members = asn1_members(extension.value)
+    turned = b"\x30" + x509_length(sum(map(len, members))) + b"".join(members[::-1])
+    certificate.extra = (x509.UnrecognizedExtension(extension.oid, turned),)
+    quote = quote_of(world.platform)
+    assert verify(world, quote).status == UP
+    assert verify_quote(quote, world.publish(), roots=world.trust_roots, now=NOW).pck.ppid == world.machine.ppid
+
+
+def x509_length(size):
+    return bytes((size,)) if size < 0x80 else b"\x82" + size.to_bytes(2, "big")
+
+
+def asn1_members(der):
+    """The elements of a SEQUENCE, each with its tag and length."""
+    found, rest = [], der[2 + (der[1] & 0x7F if der[1] >= 0x80 else 0) :]
+    while rest:
+        count = rest[1] & 0x7F if rest[1] >= 0x80 else 0
+        size = 2 + count + (int.from_bytes(rest[2 : 2 + count], "big") if count else rest[1])
+        found.append(rest[:size])
+        rest = rest[size:]
+    return found
 
 
 def test_a_tcb_recovery_is_followed_by_a_microcode_update(world):

@@ -71,7 +71,7 @@ class Collateral(_Digested):
         return f"<Collateral from {self.source}>"
 
     def digest(self) -> bytes:
-        """SHA-256 (32 bytes) of what is verified: the DER of chains and CRLs, signed bytes and signatures.
+        """SHA-256 (32 bytes) of what is verified: the DER of chains and CRLs, and the signed JSON.
 
         How they are wrapped does not count, nor where they came from. Malformed parts are a `FormatError`.
         """
@@ -82,13 +82,12 @@ class Collateral(_Digested):
 
     def _compute_digest(self) -> bytes:
         chains = ("pck_crl_issuer_chain", "tcb_info_issuer_chain", "qe_identity_issuer_chain")
-        signed = SignedTcbInfo.parse(self.tcb_info), SignedEnclaveIdentity.parse(self.qe_identity)
         return digest_of(
             (
                 *(digest_of(parse_certificates(getattr(self, name), structure=name)) for name in chains),
                 Crl.parse(self.root_ca_crl, structure="root CA CRL").der,
                 Crl.parse(self.pck_crl, structure="PCK CRL").der,
-                *(part for document in signed for part in (document.body, document.signature)),
+                *(document.strip(b" \t\r\n\0") for document in (self.tcb_info, self.qe_identity)),
             )
         )
 

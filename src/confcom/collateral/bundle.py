@@ -15,7 +15,7 @@ import msgspec
 from confcom.appraisal.collateral import Collateral
 from confcom.errors import CollateralError, CollateralNotFound, FormatError
 from confcom.formats.enclave_identity import SignedEnclaveIdentity
-from confcom.formats.signed_json import MAX_SIGNED_JSON
+from confcom.formats.signed_json import MAX_SIGNED_JSON, check_json
 from confcom.formats.tcb_info import SignedTcbInfo
 from confcom.pki.crl import MAX_CRL, Crl
 from confcom.pki.pem import MAX_PEM, parse_certificates
@@ -101,9 +101,9 @@ def to_json(collateral: Collateral) -> bytes:
 def from_json(data: bytes, *, source: str) -> Collateral:
     """Collateral from dcap-qvl's form; anything else is a `FormatError` that names the field."""
     found = _decode(data, source)
-    tcb_info = SignedTcbInfo(found.tcb_info.encode(), _signature(found.tcb_info_signature, "tcb_info", source))
+    tcb_info = SignedTcbInfo(_body(found.tcb_info), _signature(found.tcb_info_signature, "tcb_info", source))
     qe_identity = SignedEnclaveIdentity(
-        found.qe_identity.encode(), _signature(found.qe_identity_signature, "qe_identity", source)
+        _body(found.qe_identity), _signature(found.qe_identity_signature, "qe_identity", source)
     )
     chain = found.pck_certificate_chain
     collateral = Collateral(
@@ -146,9 +146,16 @@ def _decode(data: bytes, source: str) -> _BundleJson:
     if len(data) > MAX_BUNDLE_JSON:
         raise FormatError(f"{len(data)} bytes are over the limit {MAX_BUNDLE_JSON}", structure=source, field="")
     try:
-        return msgspec.json.decode(data, type=_BundleJson)
+        found = msgspec.json.decode(data.removesuffix(b"\0"), type=_BundleJson)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise FormatError(f"not a collateral bundle: {error}", structure=source, field="") from error
+    check_json(data, source)
+    return found
+
+
+def _body(text: str) -> bytes:
+    # Buffers of Intel's libraries end with a NUL that is counted in their size.
+    return text.removesuffix("\0").encode()
 
 
 def _signature(text: str, document: str, source: str) -> bytes:

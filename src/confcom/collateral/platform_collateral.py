@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import msgspec
 
 from confcom.collateral.documents import Document, DocumentKey, DocumentKind
 from confcom.errors import ConfcomError, FormatError
+from confcom.formats.signed_json import check_json
 from confcom.pki.certificate import load_certificate
 from confcom.pki.crl import Crl
 from confcom.pki.pem import parse_certificates
@@ -174,10 +174,7 @@ def _signed(raw: msgspec.Raw | None, name: str) -> bytes:
     """The document's bytes, empty if there is none: a string is taken as it is, an object is written compactly."""
     if raw is None:
         return b""
-    try:
-        found: Any = json.loads(bytes(raw))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"not JSON: {error}", structure=STRUCTURE, field=name) from error
+    found = check_json(bytes(raw), f"{STRUCTURE} {name}")
     if isinstance(found, str):
         return found.encode()
     return json.dumps(found, separators=(",", ":"), ensure_ascii=False).encode() if found else b""
@@ -204,7 +201,7 @@ def _certificate(chains: _Certificates, cert: _Cert) -> PckCertificateAnswer:
 
 
 def _text(raw: msgspec.Raw | None, name: str) -> str:
-    found = json.loads(bytes(raw)) if raw is not None else None
+    found = check_json(bytes(raw), f"{STRUCTURE} {name}") if raw is not None else None
     if not isinstance(found, str):
         raise FormatError("is not text", structure=STRUCTURE, field=name)
     return found

@@ -171,11 +171,11 @@ class _SignedNumbers:
     @classmethod
     def parse(cls, data: bytes) -> _SignedNumbers:
         found = signed_json.decode(data, _NumbersDocument, _NUMBERS)
-        body = signed_json.exact_object(found.body, _NUMBERS, "tcbEvaluationDataNumbers")
+        body = signed_json.exact_object(found.body, data, _NUMBERS, "tcbEvaluationDataNumbers")
         return cls(body, bytes.fromhex(found.signature))
 
     def numbers(self) -> _Numbers:
-        found = signed_json.decode(self.body, _NumbersJson, _NUMBERS)
+        found = signed_json.decode_content(self.body, {1: _NumbersJson}, _NUMBERS)
         return _Numbers(
             found.id,
             signed_json.parse_date(found.issue_date, _NUMBERS, "issueDate"),

@@ -9,13 +9,11 @@ from typing import Self
 
 import msgspec
 
-from confcom.errors import FormatError
 from confcom.formats import signed_json
 from confcom.formats.signed_json import U16, U32, Date, Hex4, Hex16, Hex32, HexSignature
-from confcom.formats.tcb_level import IsvSvnLevel, IsvSvnLevelJson, isv_svn_levels
+from confcom.formats.tcb_level import ENCLAVE_STATUSES, IsvSvnLevel, IsvSvnLevelJson, isv_svn_levels
 
 STRUCTURE = "EnclaveIdentity"
-KNOWN_VERSION = 2
 
 
 class EnclaveIdentityId(StrEnum):
@@ -60,7 +58,7 @@ class SignedEnclaveIdentity:
     def parse(cls, data: bytes) -> Self:
         """Split `{"enclaveIdentity":{…},"signature":"…"}` without touching the inner bytes."""
         document = signed_json.decode(data, _Document, "SignedEnclaveIdentity")
-        body = signed_json.exact_object(document.body, "SignedEnclaveIdentity", "enclaveIdentity")
+        body = signed_json.exact_object(document.body, data, "SignedEnclaveIdentity", "enclaveIdentity")
         return cls(body, bytes.fromhex(document.signature))
 
     def __bytes__(self) -> bytes:
@@ -68,19 +66,12 @@ class SignedEnclaveIdentity:
 
     def enclave_identity(self) -> EnclaveIdentity:
         """The content, version 2; says nothing about the signature."""
-        version = signed_json.decode(self.body, _Version, STRUCTURE).version
-        if version != KNOWN_VERSION:
-            raise FormatError(f"is {version}, known is {KNOWN_VERSION}", structure=STRUCTURE, field="version")
-        return _enclave_identity(signed_json.decode(self.body, _EnclaveIdentityJson, STRUCTURE))
+        return _enclave_identity(signed_json.decode_content(self.body, {2: _EnclaveIdentityJson}, STRUCTURE))
 
 
 class _Document(msgspec.Struct):
     signature: HexSignature
     body: msgspec.Raw = msgspec.field(name="enclaveIdentity")
-
-
-class _Version(msgspec.Struct):
-    version: int
 
 
 class _EnclaveIdentityJson(msgspec.Struct, rename="camel"):
@@ -111,5 +102,5 @@ def _enclave_identity(found: _EnclaveIdentityJson) -> EnclaveIdentity:
         attributes_mask=bytes.fromhex(found.attributes_mask),
         mr_signer=bytes.fromhex(found.mrsigner),
         isv_prod_id=found.isvprodid,
-        tcb_levels=isv_svn_levels(found.tcb_levels, STRUCTURE, "tcbLevels"),
+        tcb_levels=isv_svn_levels(found.tcb_levels, ENCLAVE_STATUSES, STRUCTURE, "tcbLevels"),
     )

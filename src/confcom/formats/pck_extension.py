@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Self
+from typing import Self, TypeVar
 
 from cryptography.hazmat import asn1
 from cryptography.x509 import ObjectIdentifier
@@ -17,6 +17,8 @@ MAX_PCK_EXTENSION = 4096
 """Bytes. Intel's take about 550; the limit bounds what a hostile certificate can make us parse."""
 
 STRUCTURE = "PckExtension"
+
+T = TypeVar("T")
 
 
 class SgxType(IntEnum):
@@ -59,204 +61,141 @@ class PckExtension:
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
-        """Read the DER value of the extension: five elements, or seven with what the Platform CA adds."""
+        """Read the DER value of the extension: five elements, or seven with what the Platform CA adds, in any order."""
         if len(data) > MAX_PCK_EXTENSION:
             raise FormatError(
                 f"{len(data)} bytes are over the limit {MAX_PCK_EXTENSION}", structure=STRUCTURE, field=""
             )
-        try:
-            found = asn1.decode_der(_Extension, data)
-        except ValueError as error:
-            raise FormatError(f"not the DER of an SGX extension: {error}", structure=STRUCTURE, field="") from error
-        if (found.platform_instance_id is None) != (found.configuration is None):
-            raise FormatError("has 6 elements, expected 5 or 7", structure=STRUCTURE, field="")
-        instance, configuration = found.platform_instance_id, found.configuration
+        found = _elements(data, "", _PROCESSOR_CA, _PLATFORM_CA)
+        instance, configuration = found.get("6"), found.get("7")
         return cls(
-            ppid=_octets(found.ppid, "1", 16, "ppid"),
-            tcb=_tcb(found.tcb),
-            pce_id=_octets(found.pce_id, "3", 2, "pce_id"),
-            fmspc=_octets(found.fmspc, "4", 6, "fmspc"),
-            sgx_type=_sgx_type(found.sgx_type),
-            platform_instance_id=None if instance is None else _octets(instance, "6", 16, "platform_instance_id"),
+            ppid=_octets(found["1"], 16, "ppid"),
+            tcb=_tcb(found["2"]),
+            pce_id=_octets(found["3"], 2, "pce_id"),
+            fmspc=_octets(found["4"], 6, "fmspc"),
+            sgx_type=_sgx_type(found["5"]),
+            platform_instance_id=None if instance is None else _octets(instance, 16, "platform_instance_id"),
             configuration=None if configuration is None else _configuration(configuration),
         )
 
     def __bytes__(self) -> bytes:
-        instance, configuration = self.platform_instance_id, self.configuration
-        return asn1.encode_der(
-            _Extension(
-                ppid=_OctetString(id=_oid("1"), value=self.ppid),
-                tcb=_Tcb(id=_oid("2"), value=_svns_of(self.tcb)),
-                pce_id=_OctetString(id=_oid("3"), value=self.pce_id),
-                fmspc=_OctetString(id=_oid("4"), value=self.fmspc),
-                sgx_type=_Enumerated(
-                    id=_oid("5"), value=asn1.decode_der(asn1.TLV, bytes((ENUMERATED, 1, self.sgx_type)))
+        tcb, instance, configuration = self.tcb, self.platform_instance_id, self.configuration
+        svns = (*tcb.sgx_components, tcb.pce_svn)
+        elements = [
+            _element("1", asn1.encode_der(self.ppid)),
+            _element(
+                "2",
+                _sequence(
+                    *(_element(f"2.{number}", asn1.encode_der(svn)) for number, svn in enumerate(svns, start=1)),
+                    _element("2.18", asn1.encode_der(tcb.cpu_svn)),
                 ),
-                platform_instance_id=None if instance is None else _OctetString(id=_oid("6"), value=instance),
-                configuration=None if configuration is None else _flags_of(configuration),
-            )
-        )
+            ),
+            _element("3", asn1.encode_der(self.pce_id)),
+            _element("4", asn1.encode_der(self.fmspc)),
+            _element("5", bytes((ENUMERATED, 1, self.sgx_type))),
+        ]
+        if instance is not None:
+            elements.append(_element("6", asn1.encode_der(instance)))
+        if configuration is not None:
+            flags = (configuration.dynamic_platform, configuration.cached_keys, configuration.smt_enabled)
+            known = (flag for flag in flags if flag is not None)
+            written = (_element(f"7.{number}", asn1.encode_der(flag)) for number, flag in enumerate(known, start=1))
+            elements.append(_element("7", _sequence(*written)))
+        return _sequence(*elements)
 
 
-# The DER, element for element: every element is SEQUENCE { OBJECT IDENTIFIER, value }, in Intel's order.
+# Every element is SEQUENCE { OBJECT IDENTIFIER, value }. Intel writes them in the order of their numbers.
 
+SEQUENCE = b"\x30"
 ENUMERATED = 0x0A
 
-
-@asn1.sequence
-class _OctetString:
-    id: ObjectIdentifier
-    value: bytes
-
-
-@asn1.sequence
-class _Integer:
-    id: ObjectIdentifier
-    value: int
+_PROCESSOR_CA = {"1": "ppid", "2": "tcb", "3": "pce_id", "4": "fmspc", "5": "sgx_type"}
+_PLATFORM_CA = _PROCESSOR_CA | {"6": "platform_instance_id", "7": "configuration"}
+_TCB = {f"2.{number}": f"tcb.sgx_components[{number - 1}]" for number in range(1, 17)}
+_TCB |= {"2.17": "tcb.pce_svn", "2.18": "tcb.cpu_svn"}
+_FLAGS = {"7.1": "configuration.dynamic_platform", "7.2": "configuration.cached_keys"}
+_ALL_FLAGS = _FLAGS | {"7.3": "configuration.smt_enabled"}
 
 
 @asn1.sequence
-class _Boolean:
-    id: ObjectIdentifier
-    value: bool
-
-
-@asn1.sequence
-class _Enumerated:
+class _Element:
     id: ObjectIdentifier
     value: asn1.TLV
 
 
 @asn1.sequence
-class _Svns:
-    component_01: _Integer
-    component_02: _Integer
-    component_03: _Integer
-    component_04: _Integer
-    component_05: _Integer
-    component_06: _Integer
-    component_07: _Integer
-    component_08: _Integer
-    component_09: _Integer
-    component_10: _Integer
-    component_11: _Integer
-    component_12: _Integer
-    component_13: _Integer
-    component_14: _Integer
-    component_15: _Integer
-    component_16: _Integer
-    pce_svn: _Integer
-    cpu_svn: _OctetString
+class _Wrapped:
+    elements: list[_Element]
 
 
-@asn1.sequence
-class _Tcb:
-    id: ObjectIdentifier
-    value: _Svns
+def _sequence(*parts: bytes) -> bytes:
+    # The encoder gives the length of an OCTET STRING; the tag is another.
+    return SEQUENCE + asn1.encode_der(b"".join(parts))[1:]
 
 
-@asn1.sequence
-class _Flags:
-    dynamic_platform: _Boolean
-    cached_keys: _Boolean
-    smt_enabled: _Boolean | None
+def _element(suffix: str, value: bytes) -> bytes:
+    oid = ObjectIdentifier(f"{PCK_EXTENSION_OID}.{suffix}")
+    return asn1.encode_der(_Element(id=oid, value=asn1.decode_der(asn1.TLV, value)))
 
 
-@asn1.sequence
-class _Configuration:
-    id: ObjectIdentifier
-    value: _Flags
+def _elements(data: bytes, field: str, *allowed: dict[str, str]) -> dict[str, asn1.TLV]:
+    """The values by the end of their OID: those of one of the sets (name by end of OID), each once, in any order."""
+    try:
+        found = asn1.decode_der(_Wrapped, _sequence(data)).elements
+    except ValueError as error:
+        raise FormatError(f"not the DER of an SGX extension: {error}", structure=STRUCTURE, field=field) from error
+    values = {element.id.dotted_string.removeprefix(f"{PCK_EXTENSION_OID}."): element.value for element in found}
+    for suffix, name in allowed[0].items():
+        if suffix not in values:
+            raise FormatError(f"OID {PCK_EXTENSION_OID}.{suffix} is missing", structure=STRUCTURE, field=name)
+    if len(found) != len(values) or values.keys() not in [names.keys() for names in allowed]:
+        counts = " or ".join(str(len(names)) for names in allowed)
+        raise FormatError(f"has {len(found)} elements, expected {counts}", structure=STRUCTURE, field=field)
+    return values
 
 
-@asn1.sequence
-class _Extension:
-    ppid: _OctetString
-    tcb: _Tcb
-    pce_id: _OctetString
-    fmspc: _OctetString
-    sgx_type: _Enumerated
-    platform_instance_id: _OctetString | None
-    configuration: _Configuration | None
+def _value(found: asn1.TLV, kind: type[T], field: str) -> T:
+    try:
+        value: T = found.parse(kind)
+    except ValueError as error:
+        raise FormatError(f"is not {_KINDS[kind]}: {error}", structure=STRUCTURE, field=field) from error
+    return value
 
 
-def _oid(suffix: str) -> ObjectIdentifier:
-    return ObjectIdentifier(f"{PCK_EXTENSION_OID}.{suffix}")
+_KINDS: dict[type, str] = {bytes: "an OCTET STRING", int: "an INTEGER", bool: "a BOOLEAN"}
 
 
-def _expect(found: ObjectIdentifier, suffix: str, field: str) -> None:
-    if found != _oid(suffix):
-        raise FormatError(
-            f"expected OID {PCK_EXTENSION_OID}.{suffix}, found {found.dotted_string}", structure=STRUCTURE, field=field
-        )
+def _octets(found: asn1.TLV, size: int, field: str) -> bytes:
+    value = _value(found, bytes, field)
+    if len(value) != size:
+        raise FormatError(f"is {size} bytes, found {len(value)}", structure=STRUCTURE, field=field)
+    return value
 
 
-def _octets(found: _OctetString, suffix: str, size: int, field: str) -> bytes:
-    _expect(found.id, suffix, field)
-    if len(found.value) != size:
-        raise FormatError(f"is {size} bytes, found {len(found.value)}", structure=STRUCTURE, field=field)
-    return found.value
-
-
-def _integer(found: _Integer, suffix: str, maximum: int, field: str) -> int:
-    _expect(found.id, suffix, field)
-    if not 0 <= found.value <= maximum:
+def _integer(found: asn1.TLV, maximum: int, field: str) -> int:
+    value = _value(found, int, field)
+    if not 0 <= value <= maximum:
         raise FormatError(f"is not between 0 and {maximum}", structure=STRUCTURE, field=field)
-    return found.value
+    return value
 
 
-def _boolean(found: _Boolean, suffix: str, field: str) -> bool:
-    _expect(found.id, suffix, field)
-    return found.value
-
-
-def _tcb(found: _Tcb) -> PckTcb:
-    _expect(found.id, "2", "tcb")
-    svns = found.value
+def _tcb(found: asn1.TLV) -> PckTcb:
+    values = _elements(asn1.encode_der(found), "tcb", _TCB)
     return PckTcb(
-        tuple(
-            _integer(getattr(svns, f"component_{number:02d}"), f"2.{number}", 0xFF, f"tcb.sgx_components[{number - 1}]")
-            for number in range(1, 17)
-        ),
-        _integer(svns.pce_svn, "2.17", 0xFFFF, "tcb.pce_svn"),
-        _octets(svns.cpu_svn, "2.18", 16, "tcb.cpu_svn"),
+        tuple(_integer(values[f"2.{number}"], 0xFF, _TCB[f"2.{number}"]) for number in range(1, 17)),
+        _integer(values["2.17"], 0xFFFF, _TCB["2.17"]),
+        _octets(values["2.18"], 16, _TCB["2.18"]),
     )
 
 
-def _svns_of(tcb: PckTcb) -> _Svns:
-    components = {
-        f"component_{number:02d}": _Integer(id=_oid(f"2.{number}"), value=svn)
-        for number, svn in enumerate(tcb.sgx_components, start=1)
-    }
-    return _Svns(
-        **components,
-        pce_svn=_Integer(id=_oid("2.17"), value=tcb.pce_svn),
-        cpu_svn=_OctetString(id=_oid("2.18"), value=tcb.cpu_svn),
-    )
-
-
-def _sgx_type(found: _Enumerated) -> SgxType:
-    _expect(found.id, "5", "sgx_type")
-    content = bytes(found.value.data)
-    if found.value.tag_bytes != bytes((ENUMERATED,)) or len(content) != 1 or content[0] not in set(SgxType):
+def _sgx_type(found: asn1.TLV) -> SgxType:
+    content = bytes(found.data)
+    if found.tag_bytes != bytes((ENUMERATED,)) or len(content) != 1 or content[0] not in set(SgxType):
         raise FormatError("is not an ENUMERATED of 0 to 2", structure=STRUCTURE, field="sgx_type")
     return SgxType(content[0])
 
 
-def _configuration(found: _Configuration) -> PckConfiguration:
-    _expect(found.id, "7", "configuration")
-    flags = found.value
-    return PckConfiguration(
-        _boolean(flags.dynamic_platform, "7.1", "configuration.dynamic_platform"),
-        _boolean(flags.cached_keys, "7.2", "configuration.cached_keys"),
-        None if flags.smt_enabled is None else _boolean(flags.smt_enabled, "7.3", "configuration.smt_enabled"),
-    )
-
-
-def _flags_of(configuration: PckConfiguration) -> _Configuration:
-    smt = configuration.smt_enabled
-    flags = _Flags(
-        dynamic_platform=_Boolean(id=_oid("7.1"), value=configuration.dynamic_platform),
-        cached_keys=_Boolean(id=_oid("7.2"), value=configuration.cached_keys),
-        smt_enabled=None if smt is None else _Boolean(id=_oid("7.3"), value=smt),
-    )
-    return _Configuration(id=_oid("7"), value=flags)
+def _configuration(found: asn1.TLV) -> PckConfiguration:
+    values = _elements(asn1.encode_der(found), "configuration", _FLAGS, _ALL_FLAGS)
+    dynamic, cached, *smt = (_value(values[suffix], bool, _ALL_FLAGS[suffix]) for suffix in sorted(values))
+    return PckConfiguration(dynamic, cached, smt[0] if smt else None)

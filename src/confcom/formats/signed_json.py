@@ -5,9 +5,13 @@ Nothing here writes an inner object anew: order, white space and number forms be
 
 from __future__ import annotations
 
+import json
+import math
 import re
+from collections import Counter
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -54,6 +58,70 @@ def decode(data: bytes, kind: type[T], structure: str) -> T:
         raise FormatError(f"not JSON: {error}", structure=structure, field="") from error
 
 
+def decode_content(body: bytes, kinds: Mapping[int, type[T]], structure: str) -> T:
+    """Read the content of a signed object by its version; it must have one meaning (`check_json`)."""
+    version = decode(body, _Version, structure).version
+    if version not in kinds:
+        known = " and ".join(map(str, kinds))
+        raise FormatError(f"is {version}, known is {known}", structure=structure, field="version")
+    check_json(body, structure)
+    return decode(body, kinds[version], structure)
+
+
+class _Version(msgspec.Struct):
+    version: int
+
+
+def check_json(data: bytes, structure: str) -> Any:  # noqa: ANN401 - whatever the JSON says
+    """Read JSON that has one meaning; a `FormatError` where readers differ, at whatever depth.
+
+    A key twice in one object (some take the first, some the last), also in another case or with escapes; -0, NaN and
+    numbers without bounds; text that is not Unicode. The caller bounds the length.
+    """
+    try:
+        found = _STRICT.decode(data.removesuffix(b"\0").decode())
+        if b"\\u" in data:
+            json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair fails here
+    except _Ambiguous as error:
+        raise FormatError(error.message, structure=structure, field=error.field) from error
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"not JSON: {error}", structure=structure, field="") from error
+    return found
+
+
+class _Ambiguous(Exception):
+    def __init__(self, message: str, field: str) -> None:
+        super().__init__(message)
+        self.message, self.field = message, field
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({key.lower() for key, _ in pairs}) != len(pairs):
+        (twice, _), *_ = Counter(key.lower() for key, _ in pairs).most_common(1)
+        raise _Ambiguous("stands twice in one object", next(key for key, _ in pairs if key.lower() == twice)[:100])
+    return dict(pairs)
+
+
+def _integer(text: str) -> int:
+    if text == "-0":
+        raise _Ambiguous("-0 is not a number here", "")
+    return int(text)
+
+
+def _float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise _Ambiguous(f"{text[:20]} is too large", "")
+    return number
+
+
+def _constant(text: str) -> Any:  # noqa: ANN401 - it never returns
+    raise _Ambiguous(f"{text} is not JSON", "")
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_int=_integer, parse_float=_float, parse_constant=_constant)
+
+
 def _plain(message: str) -> str:
     if "matching regex" not in message:
         return message
@@ -66,11 +134,15 @@ def _missing(message: str) -> str:
     return message.rpartition("required field `")[2].rstrip("`") if "required field" in message else ""
 
 
-def exact_object(raw: msgspec.Raw, structure: str, field: str) -> bytes:
-    """The bytes of an inner object, from `{` to its matching `}`, as they were transmitted."""
+def exact_object(raw: msgspec.Raw, data: bytes, structure: str, field: str) -> bytes:
+    """The bytes of an inner object, from `{` to its matching `}`, as they were transmitted in the document `data`.
+
+    What stands around it must have one meaning; its own content is checked when it is read (`decode_content`).
+    """
     body = bytes(raw)
     if not body.startswith(b"{"):
         raise FormatError("is not an object", structure=structure, field=field)
+    check_json(data.replace(body, b"{}", 1), structure)
     return body
 
 

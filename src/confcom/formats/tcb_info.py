@@ -13,6 +13,7 @@ from confcom.errors import FormatError
 from confcom.formats import signed_json
 from confcom.formats.signed_json import U32, Date, Hex2, Hex6, Hex8, Hex48, HexSignature
 from confcom.formats.tcb_level import (
+    MODULE_STATUSES,
     IsvSvnLevel,
     IsvSvnLevelJson,
     LevelV2Json,
@@ -87,7 +88,7 @@ class SignedTcbInfo:
     def parse(cls, data: bytes) -> Self:
         """Split `{"tcbInfo":{…},"signature":"…"}` without touching the inner bytes."""
         document = signed_json.decode(data, _Document, "SignedTcbInfo")
-        body = signed_json.exact_object(document.body, "SignedTcbInfo", "tcbInfo")
+        body = signed_json.exact_object(document.body, data, "SignedTcbInfo", "tcbInfo")
         return cls(body, bytes.fromhex(document.signature))
 
     def __bytes__(self) -> bytes:
@@ -95,23 +96,14 @@ class SignedTcbInfo:
 
     def tcb_info(self) -> TcbInfo:
         """The content, version 2 or 3; says nothing about the signature."""
-        version = signed_json.decode(self.body, _Version, STRUCTURE).version
-        match version:
-            case 2:
-                return _tcb_info_v2(signed_json.decode(self.body, _TcbInfoV2, STRUCTURE))
-            case 3:
-                return _tcb_info_v3(signed_json.decode(self.body, _TcbInfoV3, STRUCTURE))
-            case _:
-                raise FormatError(f"is {version}, known are 2 and 3", structure=STRUCTURE, field="version")
+        versions: dict[int, type[_TcbInfoV2 | _TcbInfoV3]] = {2: _TcbInfoV2, 3: _TcbInfoV3}
+        found = signed_json.decode_content(self.body, versions, STRUCTURE)
+        return _tcb_info_v3(found) if isinstance(found, _TcbInfoV3) else _tcb_info_v2(found)
 
 
 class _Document(msgspec.Struct):
     signature: HexSignature
     body: msgspec.Raw = msgspec.field(name="tcbInfo")
-
-
-class _Version(msgspec.Struct):
-    version: int
 
 
 class _Module(msgspec.Struct, rename="camel"):
@@ -197,7 +189,8 @@ def _module_identities(found: Sequence[_ModuleIdentity]) -> tuple[TdxModuleIdent
     identities = []
     for index, identity in enumerate(found):
         module = _module(identity)
-        levels = isv_svn_levels(identity.tcb_levels, STRUCTURE, f"tdxModuleIdentities[{index}].tcbLevels")
+        where = f"tdxModuleIdentities[{index}].tcbLevels"
+        levels = isv_svn_levels(identity.tcb_levels, MODULE_STATUSES, STRUCTURE, where)
         identities.append(
             TdxModuleIdentity(identity.id, module.mr_signer, module.attributes, module.attributes_mask, levels)
         )

@@ -33,7 +33,14 @@ class TcbStatus(StrEnum):
     REVOKED = "Revoked"
 
 
-_VERDICTS_ON_TDS = frozenset({TcbStatus.TD_RELAUNCH_ADVISED, TcbStatus.TD_RELAUNCH_ADVISED_CONFIGURATION_NEEDED})
+MODULE_STATUSES = frozenset({TcbStatus.UP_TO_DATE, TcbStatus.OUT_OF_DATE, TcbStatus.REVOKED})
+"""What Intel says of TDX modules."""
+ENCLAVE_STATUSES = MODULE_STATUSES | {TcbStatus.CONFIGURATION_NEEDED, TcbStatus.OUT_OF_DATE_CONFIGURATION_NEEDED}
+"""What Intel's libraries know of enclaves: nothing that an enclave's own hardening could heal."""
+_PLATFORM_STATUSES = frozenset(TcbStatus) - {
+    TcbStatus.TD_RELAUNCH_ADVISED,
+    TcbStatus.TD_RELAUNCH_ADVISED_CONFIGURATION_NEEDED,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +142,17 @@ def levels_v3(found: Sequence[LevelV3Json], structure: str, *, tdx: bool) -> tup
     return _sorted_levels(levels, structure)
 
 
-def isv_svn_levels(found: Sequence[IsvSvnLevelJson], structure: str, field: str) -> tuple[IsvSvnLevel, ...]:
-    """Levels of an enclave or a TDX module, highest first; none at all or one ISVSVN twice is a `FormatError`."""
+def isv_svn_levels(
+    found: Sequence[IsvSvnLevelJson], statuses: frozenset[TcbStatus], structure: str, field: str
+) -> tuple[IsvSvnLevel, ...]:
+    """Levels of an enclave or a TDX module, highest first; none at all or one ISVSVN twice is a `FormatError`.
+
+    So is a status that is not one of `statuses`.
+    """
     if not found:
         raise FormatError("is empty", structure=structure, field=field)
     levels = [
-        IsvSvnLevel(level.tcb.isvsvn, *_judgement(level, structure, f"{field}[{index}]"))
+        IsvSvnLevel(level.tcb.isvsvn, *_judgement(level, statuses, structure, f"{field}[{index}]"))
         for index, level in enumerate(found)
     ]
     if len({level.isv_svn for level in levels}) != len(levels):
@@ -169,7 +181,7 @@ def _level(
     tdx: tuple[TcbComponent, ...] | None,
     where: tuple[str, str],
 ) -> TcbLevel:
-    date, status, advisories = _judgement(judged, *where)
+    date, status, advisories = _judgement(judged, _PLATFORM_STATUSES, *where)
     return TcbLevel(
         sgx_components=_svns(sgx),
         pce_svn=pce_svn,
@@ -182,11 +194,11 @@ def _level(
     )
 
 
-def _judgement(found: _Judged, structure: str, where: str) -> tuple[datetime, TcbStatus, tuple[str, ...]]:
-    if found.status in _VERDICTS_ON_TDS:
-        raise FormatError(
-            f"{found.status} is not the status of a level", structure=structure, field=f"{where}.tcbStatus"
-        )
+def _judgement(
+    found: _Judged, statuses: frozenset[TcbStatus], structure: str, where: str
+) -> tuple[datetime, TcbStatus, tuple[str, ...]]:
+    if found.status not in statuses:
+        raise FormatError(f"{found.status} is not a status of it", structure=structure, field=f"{where}.tcbStatus")
     date = signed_json.parse_date(found.date, structure, f"{where}.tcbDate")
     return date, found.status, tuple(found.advisory_ids)
 

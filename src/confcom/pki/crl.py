@@ -16,6 +16,10 @@ from confcom.pki.pem import parse_crl
 MAX_CRL = 8 << 20
 """Bytes as received. Intel's take 0.3 to 4 kB; a list of 100,000 revoked platforms would take 4 MB of DER."""
 
+_REQUIRED: dict[type[x509.ExtensionType], str] = {
+    x509.CRLNumber: "cRLNumber",
+    x509.AuthorityKeyIdentifier: "authorityKeyIdentifier",
+}
 _HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
 
 
@@ -93,14 +97,17 @@ class Crl:
 
 
 def _number(extensions: x509.Extensions, structure: str) -> int:
+    found = {type(extension.value) for extension in extensions}
     for extension in extensions:
-        # A critical extension can change what the list is about (a delta, a part of the CA): RFC 5280 §5.2.
-        if extension.critical:
+        # Such a list is not all that its CA revoked, whether it is marked critical or not: RFC 5280 §5.2.4, §5.2.5.
+        if isinstance(extension.value, (x509.DeltaCRLIndicator, x509.IssuingDistributionPoint)):
+            raise FormatError("is a part of a list", structure=structure, field=extension.oid.dotted_string)
+        if extension.critical and type(extension.value) not in _REQUIRED:
             raise FormatError("is critical and not known", structure=structure, field=extension.oid.dotted_string)
-    try:
-        return extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-    except x509.ExtensionNotFound as error:
-        raise FormatError("is missing", structure=structure, field="cRLNumber") from error
+    for kind, name in _REQUIRED.items():
+        if kind not in found:
+            raise FormatError("is missing", structure=structure, field=name)
+    return extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
 
 
 def _der(data: bytes, structure: str) -> bytes:

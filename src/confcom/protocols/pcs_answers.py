@@ -204,6 +204,6 @@ def _decode(body: bytes, kind: type[T], structure: str) -> T:
     if len(body) > MAX_LIST:
         raise FormatError(f"{len(body)} bytes are over the limit {MAX_LIST}", structure=structure, field="")
     try:
-        return msgspec.json.decode(body, type=kind)
+        return msgspec.json.decode(body.removesuffix(b"\0"), type=kind)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise FormatError(f"not the documented JSON: {error}", structure=structure, field="") from error

@@ -373,3 +373,7 @@ def test_every_file_of_the_real_vectors_is_known(vectors: Path) -> None:
                 fields(found)
                 seen.add(path.name)
     assert seen == set(kinds)
+
+
+def test_pem_after_lines_of_text_is_recognised() -> None:
+    assert inspect(b"Bag Attributes\n    friendlyName: pck\n" + CHAIN).kind == "certificate-chain"

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 import pki_builder as intel
-from confcom.appraisal.collateral import verify_collateral
+from confcom.appraisal.collateral import Collateral, verify_collateral
 from confcom.collateral.bundle import MAX_BUNDLE_JSON, from_json, load_bundle, save_bundle, to_json
+from confcom.collateral.documents import (
+    Document,
+    DocumentKey,
+    DocumentKind,
+    assemble,
+    document_from_answer,
+    keys_for,
+    request_for,
+)
 from confcom.errors import CollateralError, CollateralNotFound, FormatError
+from confcom.pki.crl import Crl
 from confcom.pki.pem import MAX_PEM
 from confcom.pki.roots import TrustRoot, TrustRoots
+from confcom.protocols.pcs import HttpResponse
+from confcom.protocols.pcs_answers import parse_document
 
 OWN = TrustRoots((TrustRoot.from_pem(intel.pem(intel.ROOT_CERTIFICATE)),))
 CRL = intel.crl()
@@ -182,3 +195,80 @@ def test_a_real_folder_and_its_json_say_the_same(vectors: Path) -> None:
         parts, whole = load_bundle(folder), load_bundle(folder / "collateral.json")
         roots = TrustRoots.intel()
         assert verify_collateral(parts, roots=roots).tcb_info == verify_collateral(whole, roots=roots).tcb_info, folder
+
+
+def _text_around(pem: bytes) -> bytes:
+    return b"Certificate:\n    Data:\n" + pem.replace(
+        b"-----END CERTIFICATE-----\n", b"-----END CERTIFICATE-----\nNote\n"
+    )
+
+
+WRAPPED = {
+    "text around": _text_around,
+    "blanks": lambda pem: pem + b" \n\t\n",
+    "CRLF": lambda pem: pem.replace(b"\n", b"\r\n"),
+    "NUL": lambda pem: pem + b"\0",
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+@pytest.mark.parametrize("form", ["folder", "collateral.json", "service"])
+def test_wrapping_is_accepted_in_every_form_alike(tmp_path: Path, form: str, wrap) -> None:
+    """Text, blanks and line ends around certificates; one NUL after PEM, JSON and CRLs in DER and hexadecimal."""
+    plain = intel.collateral()
+    parts = {name: wrap(getattr(plain, name)) for name in _chains(plain)}
+    parts |= {"tcb_info": plain.tcb_info + b"\0", "qe_identity": plain.qe_identity + b"\n\0"}
+    parts |= {"root_ca_crl": CRL + b"\0", "pck_crl": bytes(Crl.parse(plain.pck_crl)).hex().encode() + b"\0"}
+    wrapped = replace(plain, **parts)
+    match form:
+        case "folder":
+            save_bundle(wrapped, tmp_path)
+            found = load_bundle(tmp_path)
+        case "collateral.json":
+            table = json.loads(to_json(plain))
+            table |= {name: parts[name].decode() for name in _chains(plain)}
+            table |= {name: table[name] + "\0" for name in ("tcb_info", "qe_identity", "root_ca_crl", "pck_crl")}
+            found = from_json(json.dumps(table).encode() + b"\n\0", source="x")
+        case _:
+            found = assemble((_served(key, wrapped) for key in KEYS), source="x")
+    assert found.digest() == plain.digest()
+    assert verify_collateral(found, roots=OWN).root.simulated
+
+
+def _chains(collateral: Collateral) -> list[str]:
+    return [item.name for item in fields(collateral) if item.name.endswith("issuer_chain")]
+
+
+KEYS = keys_for(bytes(6), "platform", "sgx")
+
+
+def _served(key: DocumentKey, collateral: Collateral) -> Document:
+    """The document as a service would send it: the chain percent-encoded in a header."""
+    bodies = {
+        DocumentKind.TCB_INFO: (collateral.tcb_info, "TCB-Info-Issuer-Chain", collateral.tcb_info_issuer_chain),
+        DocumentKind.QE_IDENTITY: (
+            collateral.qe_identity,
+            "SGX-Enclave-Identity-Issuer-Chain",
+            collateral.qe_identity_issuer_chain,
+        ),
+        DocumentKind.PCK_CRL: (collateral.pck_crl, "SGX-PCK-CRL-Issuer-Chain", collateral.pck_crl_issuer_chain),
+        DocumentKind.ROOT_CA_CRL: (collateral.root_ca_crl, "", b""),
+    }
+    body, header, chain = bodies[key.kind]
+    return document_from_answer(
+        key, parse_document(request_for(key), HttpResponse(200, ((header, quote(chain)),), body))
+    )
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: text.replace(b'{"', b'{"tcb_info":"","', 1),
+        lambda text: text[:-1] + b',"note":{"a":1,"a":2}}',
+        lambda text: text[:-1] + b',"Tcb_Info":""}',
+        lambda text: text[:-1] + b',"note":-0}',
+    ],
+)
+def test_a_collateral_json_with_a_key_twice_is_refused(spoil) -> None:
+    with pytest.raises(FormatError):
+        from_json(spoil(to_json(intel.collateral())), source="x")

@@ -48,6 +48,8 @@ def test_the_body_is_the_exact_bytes_between_its_braces() -> None:
         ({"tcbLevels": []}, "tcbLevels"),
         ({"tcbLevels": [intel.svn_level(8), intel.svn_level(8)]}, "tcbLevels"),
         ({"tcbLevels": [intel.svn_level(8, "Foo")]}, "tcbLevels[0].tcbStatus"),
+        ({"tcbLevels": [intel.svn_level(8, "SWHardeningNeeded")]}, "tcbLevels[0].tcbStatus"),
+        ({"tcbLevels": [intel.svn_level(8), intel.svn_level(6, "TDRelaunchAdvised")]}, "tcbLevels[1].tcbStatus"),
         ({"tcbLevels": [intel.svn_level(-1)]}, "tcbLevels[0].tcb.isvsvn"),
     ],
 )

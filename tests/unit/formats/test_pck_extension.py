@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 from cryptography import x509
@@ -56,15 +57,15 @@ def _with(suffix: str, old: bytes, new: bytes, *, as_suffix: str | None = None) 
         (_with("5", b"\x0a\x01\x01", b"\x02\x01\x01"), "sgx_type"),
         (_with("2.3", b"\x02\x01\x02", b"\x02\x01\x02", as_suffix="2.4"), "tcb.sgx_components[2]"),
         (_with("2.3", b"\x02\x01\x02", b"\x02\x01\xff"), "tcb.sgx_components[2]"),
-        (_with("2.3", b"\x02\x01\x02", b"\x04\x01\x02"), ""),
+        (_with("2.3", b"\x02\x01\x02", b"\x04\x01\x02"), "tcb.sgx_components[2]"),
         (_with("2.5", b"\x02\x02\x00\xff", b"\x02\x02\x01\x00"), "tcb.sgx_components[4]"),
-        (_with("7.1", b"\x01\x01\xff", b"\x01\x01\x01"), ""),
+        (_with("7.1", b"\x01\x01\xff", b"\x01\x01\x01"), "configuration.dynamic_platform"),
         (_with("3", b"\x04\x02\x00\x00", b"\x04\x02\x00\x00", as_suffix="4"), "pce_id"),
         (intel.sgx_extension()[:-1], ""),
         (intel.sgx_extension() + b"\x00", ""),
         (bytes(MAX_PCK_EXTENSION + 1), ""),
         (b"", ""),
-        (b"\x30\x00", ""),
+        (b"\x30\x00", "ppid"),
         (b"\x30\x84\xff\xff\xff\xff", ""),
     ],
 )
@@ -72,6 +73,48 @@ def test_what_is_wrong_is_named(der: bytes, field: str) -> None:
     with pytest.raises(FormatError) as caught:
         PckExtension.parse(der)
     assert (caught.value.structure, caught.value.field) == ("PckExtension", field)
+
+
+def _members(der: bytes) -> list[bytes]:
+    """The elements of a SEQUENCE, each with its tag and length."""
+    found, rest = [], der[2 if der[1] < 0x80 else 2 + (der[1] & 0x7F) :]
+    while rest:
+        size = 2 + rest[1] if rest[1] < 0x80 else 2 + (rest[1] & 0x7F)
+        size += 0 if rest[1] < 0x80 else int.from_bytes(rest[2:size], "big")
+        found.append(rest[:size])
+        rest = rest[size:]
+    return found
+
+
+def _shuffled(der: bytes, seed: int) -> bytes:
+    """The extension with its elements, and those of TCB and configuration, in another order."""
+    chance = Random(seed)
+    outer = []
+    for member in _members(der):
+        oid, value = _members(member)
+        if value[0] == 0x30:
+            inner = _members(value)
+            chance.shuffle(inner)
+            value = intel.tlv(0x30, b"".join(inner))
+        outer.append(intel.tlv(0x30, oid + value))
+    chance.shuffle(outer)
+    return intel.tlv(0x30, b"".join(outer))
+
+
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("platform", [True, False])
+def test_the_order_of_the_elements_says_nothing(seed: int, platform: bool) -> None:
+    der = intel.sgx_extension(platform=platform)
+    other = _shuffled(der, seed)
+    assert other != der
+    assert PckExtension.parse(other) == PckExtension.parse(der)
+
+
+@pytest.mark.parametrize("extra", ["1", "5", "8"])
+def test_an_element_twice_or_unknown_is_refused(extra: str) -> None:
+    members = _members(intel.sgx_extension())
+    with pytest.raises(FormatError, match="has 8 elements, expected 5 or 7"):
+        PckExtension.parse(intel.tlv(0x30, b"".join([*members, intel.element(extra, intel.tlv(0x04, bytes(16)))])))
 
 
 def test_six_elements_are_neither_ca() -> None:

@@ -10,6 +10,7 @@ import pki_builder as intel
 from confcom.errors import FormatError
 from confcom.formats.signed_json import decode
 from confcom.formats.tcb_level import (
+    ENCLAVE_STATUSES,
     IsvSvnLevelJson,
     LevelV2Json,
     LevelV3Json,
@@ -85,7 +86,8 @@ def test_a_status_that_no_level_has_is_malformed(status: str) -> None:
 
 
 def _svns(*levels: dict):
-    return isv_svn_levels([decode(intel.compact(level), IsvSvnLevelJson, "T") for level in levels], "T", "tcbLevels")
+    found = [decode(intel.compact(level), IsvSvnLevelJson, "T") for level in levels]
+    return isv_svn_levels(found, ENCLAVE_STATUSES, "T", "tcbLevels")
 
 
 def test_isv_svn_levels_are_sorted_and_each_once() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
 import pki_builder as intel
@@ -13,6 +14,34 @@ from confcom.pki.crl import MAX_CRL, Crl
 DER = intel.crl(revoked=(3, 0xFFEE))
 PEM = x509.load_der_x509_crl(DER).public_bytes(Encoding.PEM)
 ROOT = x509.load_der_x509_certificate(intel.ROOT_CERTIFICATE.build())
+
+
+AKI = (x509.AuthorityKeyIdentifier(bytes(20), None, None), False)
+STRANGER = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00")
+DISTRIBUTION_POINT = x509.IssuingDistributionPoint(
+    full_name=[x509.UniformResourceIdentifier("https://example.test/crl")],
+    relative_name=None,
+    only_contains_user_certs=False,
+    only_contains_ca_certs=False,
+    only_some_reasons=None,
+    indirect_crl=False,
+    only_contains_attribute_certs=False,
+)
+
+
+def _crl(*extensions: tuple[x509.ExtensionType, bool], number: bool = False) -> bytes:
+    """A list of the root with a CRL number, critical if so said, and these extensions."""
+    builder = x509.CertificateRevocationListBuilder(intel.name(intel.ROOT_NAME), intel.ISSUE, intel.NEXT)
+    for value, critical in ((x509.CRLNumber(7), number), *extensions):
+        builder = builder.add_extension(value, critical)
+    return builder.sign(intel.ROOT, hashes.SHA256()).public_bytes(Encoding.DER)
+
+
+@pytest.mark.parametrize(
+    "extensions", [[AKI], [(AKI[0], True)], [AKI, (STRANGER, False)]], ids=["plain", "critical", "unknown"]
+)
+def test_what_the_reference_verifiers_take_is_taken(extensions: list[tuple[x509.ExtensionType, bool]]) -> None:
+    assert Crl.parse(_crl(*extensions, number=True)).number == 7
 
 
 @pytest.mark.parametrize(
@@ -62,6 +91,11 @@ def test_a_listed_serial_is_revoked() -> None:
         (bytes(MAX_CRL + 1), ""),
         (intel.crl(number=None), "cRLNumber"),
         (intel.crl(critical=True), "2.5.29.27"),
+        (_crl(AKI, (x509.DeltaCRLIndicator(1), False)), "2.5.29.27"),
+        (_crl(AKI, (DISTRIBUTION_POINT, True)), "2.5.29.28"),
+        (_crl(AKI, (DISTRIBUTION_POINT, False)), "2.5.29.28"),
+        (_crl(AKI, (STRANGER, True)), "1.2.3.4"),
+        (_crl(), "authorityKeyIdentifier"),
     ],
 )
 def test_what_is_wrong_is_named(data: bytes, field: str) -> None:

@@ -109,6 +109,10 @@ def _text(text: bytes, size: int) -> Inspection | None:
         return _pem(text, size)
     if text.startswith(b"{") and _is_text(text):
         return _json(text, size)
+    # After lines of text, as `openssl x509 -text` writes them.
+    start = text.find(b"\n-----BEGIN ") + 1
+    if start and _is_text(text):
+        return _pem(text[start:], size)
     if token.TOKEN.fullmatch(text):
         return Inspection("attestation-token", "attestation token (JWT)", "text", size, token.token_items(text))
     if text.startswith(b"<") and _is_text(text):
