@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from confcom.cli.addon_output import print_result
 from confcom.cli.exit_codes import ExitCode
 from confcom.cli.root import run
 from confcom.manifests.addon import render
@@ -136,3 +139,96 @@ def _version() -> str:
     from importlib.metadata import version
 
     return version("confcom")
+
+
+class TestForms:
+    """What `-o` gives, as people who know az expect it."""
+
+    LONG = {
+        "name": "confcom",
+        "api_key": "ACCSGXDevicePlugin",
+        "config": {
+            "provisionGrants": ",".join(f"a-long-namespace-{number}/service-account" for number in range(20)),
+            "collateralUrl": "https://pccs." + "x" * 300 + ".example:8081",
+            "webhook": "true",
+        },
+        "identity": None,
+        "version": "0.1.0",
+        "ready": {"sgx-quote-helper-" + "y" * 60: "1/1"},
+    }
+
+    @pytest.mark.promise("M1")
+    @pytest.mark.parametrize("result", [LONG, [LONG], [LONG["config"]], [{"name": "a", "description": "b " * 200}]])
+    def test_a_table_fits_a_hundred_columns_and_loses_nothing(
+        self, result: Any, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        print_result(result, "table")
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= 100
+        assert lines[1].startswith("----")
+        text = "".join("".join(lines).split())
+        for value in json.dumps(result).replace('"', " ").replace("\\", " ").split():
+            if len(value) > 3 and value.isalnum():
+                assert value in text
+
+    def test_an_objects_table_has_a_line_per_setting(self, capsys: pytest.CaptureFixture[str]) -> None:
+        print_result({"name": "confcom", "config": {"a": "1", "b": ""}, "identity": None, "none": {}}, "table")
+        assert capsys.readouterr().out.splitlines() == [
+            "name      value",
+            "--------  -------",
+            "name      confcom",
+            "config.a  1",
+            "config.b",
+            "identity",
+            "none",
+        ]
+
+    def test_tsv_is_that_of_az(self, capsys: pytest.CaptureFixture[str]) -> None:
+        print_result([{"name": "confcom", "api_key": "ACCSGXDevicePlugin", "enabled": True}], "tsv")
+        assert capsys.readouterr().out == "ACCSGXDevicePlugin\tTrue\tconfcom\n"
+        print_result(self.LONG, "tsv")
+        assert capsys.readouterr().out == "ACCSGXDevicePlugin\t\tNone\tconfcom\t\t0.1.0\n"
+        print_result([], "tsv")
+        assert capsys.readouterr().out == ""
+
+    def test_none_is_nothing_and_case_is_no_matter(self, capsys: pytest.CaptureFixture[str]) -> None:
+        for form in ("none", "NONE", "None"):
+            assert run(["addon", "list-available", "-o", form]) == ExitCode.OK
+        assert capsys.readouterr().out == ""
+        assert run(["addon", "list-available", "-o", "TSV"]) == ExitCode.OK
+        assert capsys.readouterr().out.endswith("\tconfcom\n")
+
+
+class TestWordsOfAz:
+    @pytest.mark.promise("M1")
+    @pytest.mark.parametrize(
+        ("typed", "right"),
+        [
+            ("enable-addons --addons confcom -n c -g g", "addon enable --addons confcom -n c -g g"),
+            ("aks enable-addons -a confcom --enable-sgxquotehelper", "addon enable -a confcom --enable-sgxquotehelper"),
+            ("az aks disable-addons --addons confcom", "addon disable --addons confcom"),
+            ("aks addon update --addon confcom --name 'my c'", "addon update --addon confcom --name 'my c'"),
+            ("addon enable-addons -a confcom", "addon enable -a confcom"),
+            ("aks create -a confcom", "addon --help"),
+            ("az", "addon --help"),
+        ],
+    )
+    def test_the_same_line_is_told_as_it_is_written_here(
+        self, typed: str, right: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run(shlex.split(typed)) == ExitCode.USAGE
+        assert f"Type: confcom {right}\n" in capsys.readouterr().err
+
+    def test_options_that_do_no_harm_are_taken_with_a_note(
+        self, kubeconfig: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        line = f"addon show --addons confcom -g g --subscription s --kubeconfig {kubeconfig} -o tsv"
+        assert run(line.split()) == ExitCode.PLATFORM
+        assert (
+            "--resource-group and --subscription are az's: the cluster is that of the kubeconfig"
+            in capsys.readouterr().err
+        )
+
+    def test_a_query_is_refused_with_another_way(self, kubeconfig: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run(["addon", "show", "--query", "config", "--kubeconfig", kubeconfig]) == ExitCode.USAGE
+        assert "jq" in capsys.readouterr().err

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from confcom.cli.lazy_group import CommandTable, lazy_group
+from confcom.cli.lazy_group import AzGroup, CommandTable, lazy_group
 
 COMMANDS: CommandTable = {
     "enable": ("confcom.cli.addon_change", "enable", "Enable the add-on; what it does not mention stays as it was."),
@@ -17,7 +17,7 @@ COMMANDS: CommandTable = {
 }
 
 
-@click.group(cls=lazy_group(COMMANDS))
+@click.group(cls=lazy_group(COMMANDS, AzGroup))
 def addon() -> None:
     """Enable, update and disable the confcom add-on of a Kubernetes cluster, and look at it.
 

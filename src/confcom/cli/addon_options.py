@@ -38,6 +38,8 @@ def target_options(command: _Command) -> _Command:
             click.option("--context", metavar="NAME", help="Context of the kubeconfig.  [default: its current one]"),
             click.option("--name", "-n", "cluster_name", metavar="NAME", help="Of az; ignored with a note."),
             click.option("--resource-group", "-g", metavar="NAME", help="Of az; ignored with a note."),
+            click.option("--subscription", metavar="NAME", help="Of az; ignored with a note."),
+            click.option("--query", expose_value=False, hidden=True, callback=_refuse_query),
         )
     ):
         command = option(command)
@@ -45,18 +47,26 @@ def target_options(command: _Command) -> _Command:
 
 
 def addon_option(command: _Command) -> _Command:
-    """`--addon`."""
+    """`--addon`; az's older commands call it `--addons`."""
     return click.option(
-        "--addon", "-a", "addon", default=ADDON, show_default=True, callback=_check_addon, help="The add-on."
+        "--addon",
+        "--addons",
+        "-a",
+        "addon",
+        default=ADDON,
+        show_default=True,
+        callback=_check_addon,
+        help="The add-on.",
     )(command)
 
 
 def target_of(flags: dict[str, Any]) -> Target:
     """Take the target's options out of a command's."""
-    given = [flags.pop("cluster_name", None), flags.pop("resource_group", None)]
+    of_az = {"--name": "cluster_name", "--resource-group": "resource_group", "--subscription": "subscription"}
+    given = [option for option, name in of_az.items() if flags.pop(name, None) is not None]
     found = Target(flags.pop("kubeconfig"), flags.pop("context"))
-    if any(given):
-        note("--name and --resource-group are az's: the cluster here is that of the kubeconfig")
+    if given:
+        note(f"{' and '.join(given)} {'is' if len(given) == 1 else 'are'} az's: the cluster is that of the kubeconfig")
     return found
 
 
@@ -74,6 +84,12 @@ def with_addon(target: Target, work: Callable[[Addon], Awaitable[_Result]]) -> _
             return await work(Addon(cluster, version=VERSION, now=now, tell=note))
 
     return asyncio.run(run())
+
+
+def _refuse_query(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    del ctx, parameter
+    if value is not None:
+        raise ConfigError("--query is az's", advice="Take the value out of the JSON, for example by `| jq`.")
 
 
 def _check_addon(ctx: click.Context, parameter: click.Parameter, value: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -14,24 +15,40 @@ from confcom.manifests.addon_state import API_KEY, AddonState, flat_settings
 from confcom.manifests.objects import ADDON
 from confcom.services.addon import Shown
 
-FORMATS = ("json", "yaml", "table", "none")
+FORMATS = ("json", "yaml", "table", "tsv", "none")
+WIDTH = 100
+"""Columns of a table; what is longer goes on in the next line."""
+_LEAST = 20
+"""Columns that the last of a table needs to be one."""
 
 
 def output_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """`--output`."""
     return click.option(
-        "--output", "-o", type=click.Choice(FORMATS), default="json", show_default=True, help="Form of the result."
+        "--output",
+        "-o",
+        type=click.Choice(FORMATS, case_sensitive=False),
+        default="json",
+        show_default=True,
+        help="Form of the result.",
     )(command)
 
 
 def print_result(result: Any, output: str) -> None:  # noqa: ANN401 - JSON
-    """Print a result in that form; a table has a row per entry, and nested values as `key=value`."""
+    """Print a result in that form.
+
+    A table of a list has a row per entry; of one object, a row per value, nested ones by their path. TSV is that of
+    `az`: no titles, values in the order of their names, nested ones empty.
+    """
     if output == "json":
         click.echo(json.dumps(result, indent=2))
     elif output == "yaml":
         click.echo(yaml.safe_dump(result, sort_keys=False), nl=False)
     elif output == "table":
-        _print_table(result if isinstance(result, list) else [result])
+        _print_table(result if isinstance(result, list) else _flattened(result))
+    elif output == "tsv":
+        for row in result if isinstance(result, list) else [result]:
+            click.echo("\t".join(_tsv(row[name]) for name in sorted(row)))
 
 
 def yaml_documents(objects: Sequence[Mapping[str, Any]]) -> str:
@@ -72,16 +89,47 @@ def shown(found: Shown) -> dict[str, Any]:
 
 
 def _print_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line per row. The last column takes what is left of the width; without enough of it, rows become lists."""
     if not rows:
         return
     titles = list(rows[0])
     cells = [[_cell(row[title]) for title in titles] for row in rows]
     widths = [max(len(title), *(len(line[at]) for line in cells)) for at, title in enumerate(titles)]
+    left = WIDTH - sum(width + 2 for width in widths[:-1])
+    if left < min(_LEAST, widths[-1]):
+        flat = [{"name": title, "value": text} for line in cells for title, text in zip(titles, line, strict=True)]
+        _print_table([{"name": one["name"][: WIDTH - _LEAST - 2], "value": one["value"]} for one in flat])
+        return
+    widths[-1] = min(widths[-1], left)
     for line in (titles, ["-" * width for width in widths], *cells):
-        click.echo("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+        first, *others = textwrap.wrap(line[-1], widths[-1], break_on_hyphens=False) or [""]
+        words = (*line[:-1], first)
+        click.echo("  ".join(text.ljust(width) for text, width in zip(words, widths, strict=True)).rstrip())
+        for text in others:
+            click.echo(f"{'':{WIDTH - left}}{text}")
+
+
+def _flattened(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{"name": name, "value": value} for name, value in _values(result)]
+
+
+def _values(result: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in result.items():
+        if isinstance(value, dict) and value:
+            yield from _values(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
 
 
 def _cell(value: Any) -> str:  # noqa: ANN401 - JSON
     if isinstance(value, dict):
         return "".join(f"{key}={_cell(one)};" for key, one in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value))
     return "" if value is None else printable(str(value))
+
+
+def _tsv(value: Any) -> str:  # noqa: ANN401 - JSON
+    if isinstance(value, list):
+        return str(len(value))
+    return "" if isinstance(value, dict) else printable(str(value))

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from confcom.cli.exit_codes import ExitCode, exit_code
-from confcom.cli.lazy_group import CommandTable, lazy_group
+from confcom.cli.lazy_group import AzGroup, CommandTable, lazy_group
 from confcom.cli.printable import printable
 from confcom.errors import ConfcomError
 
@@ -34,7 +34,8 @@ COMMANDS: CommandTable = {
 
 
 @click.group(
-    cls=lazy_group(COMMANDS), context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    cls=lazy_group(COMMANDS, AzGroup),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.option("--verbose", is_flag=True, help="Print the traceback of an error.")
 @click.version_option(package_name="confcom")
