@@ -130,3 +130,47 @@ def test_the_manifests_of_the_documents_are_good(tmp_path: Path, page: str) -> N
     result = CliRunner().invoke(root, ["check-pods", str(path)])
     assert result.exit_code == 0, result.output
     assert result.output.count("completed") == len(manifests)
+
+
+POD = "{kind: Pod, metadata: {name: a}, spec: {containers: [{name: a, image: b}]}}"
+MULTIPLIED = f"a0: &a0 [{POD}]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'{{kind: List, items: *a{n - 1}}}'] * 20)}]\n" for n in range(1, 4)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (MULTIPLIED + "kind: List\nitems: *a3\n", "aliases that repeat more than 10000 values"),
+        (
+            f"kind: Pod\nspec: {{containers: [{{name: a, env: [{{name: A, value: 0x{'f' * 9000}}}]}}]}}",
+            "a number of 9002",
+        ),
+        ("kind: Pod\nkind: Job\n", "the key 'kind' stands here twice"),
+        ("kind: Pod\nspec: " + "[" * 5000, "more than 100 lists and maps in one another"),
+        ("kind: Pod\nmetadata: {annotations: {1: x}, name: !!binary AAAA}\n", "could not determine a constructor"),
+    ],
+)
+def test_a_hostile_manifest_is_refused_with_one_sentence(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """601 bytes made 54,000 lines, and 2.5 kB ended in MemoryError."""
+    path = tmp_path / "pods.yaml"
+    path.write_text(text)
+    assert run(["check-pods", str(path)]) == 3
+    output = capsys.readouterr()
+    assert said in output.err
+    assert output.out == ""
+    assert len(output.err) < 600
+    assert "Traceback" not in output.err
+
+
+def test_a_time_of_day_is_text_as_for_the_api_server(tmp_path: Path) -> None:
+    path = tmp_path / "pod.yaml"
+    amount = f"1{':59' * 2000}"
+    path.write_text(
+        f"kind: Pod\nspec: {{containers: [{{name: a, resources: {{limits: {{sgx.intel.com/epc: {amount}}}}}}}]}}"
+    )
+    result = CliRunner().invoke(root, ["check-pods", str(path)])
+    assert result.exit_code == 5
+    assert "is no amount of sgx.intel.com/epc" in result.output

@@ -5,6 +5,7 @@ Unknown keys are errors; what is not named keeps the safe default.
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime, time, timedelta
@@ -143,7 +144,7 @@ def parse_policy(data: bytes, *, name: str = "policy.toml") -> PolicyFile:
         return msgspec.convert(table, PolicyFile)
     except ImportError as error:
         raise ConfigError("YAML needs the package pyyaml", advice="Install confcom[cli], or write TOML.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.MsgspecError, RecursionError) as error:
+    except (ValueError, msgspec.MsgspecError, RecursionError) as error:
         raise ConfigError(f"the policy file is not valid: {error}", advice=_ADVICE) from error
 
 
@@ -201,11 +202,32 @@ IDENTITY_KEYS = tuple(_IDENTITY)
 
 def _reader(name: str) -> Callable[[bytes], Any]:
     if name.endswith((".yaml", ".yml")):
-        return msgspec.yaml.decode
-    if name.endswith(".json"):
-        return msgspec.json.decode
-    return _read_toml
+        return _read_yaml
+    return _read_json if name.endswith(".json") else _read_toml
 
 
-def _read_toml(data: bytes) -> dict[str, Any]:
+def _read_yaml(data: bytes) -> object:
+    from confcom.formats.yaml_text import read_yaml
+
+    documents = read_yaml(data.decode(), source="policy")
+    if len(documents) > 1:
+        raise ConfigError(f"the policy file has {len(documents)} documents, not one", advice=_ADVICE)
+    return documents[0] if documents else None
+
+
+def _read_json(data: bytes) -> object:
+    return json.loads(data, object_pairs_hook=_members)
+
+
+def _members(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object. One with a key twice is refused: two readers would take another of the values."""
+    found: dict[str, object] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the key {name[:40]!r} is given twice")
+        found[name] = value
+    return found
+
+
+def _read_toml(data: bytes) -> object:
     return tomllib.loads(data.decode())

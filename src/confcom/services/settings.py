@@ -11,6 +11,8 @@ import msgspec
 
 from confcom.errors import ConfigError
 
+MAX_SETTINGS = 64 * 1024
+"""Bytes of a file of settings."""
 _Config = TypeVar("_Config", bound=msgspec.Struct)
 
 
@@ -50,10 +52,15 @@ def _worded(field: msgspec.structs.FieldInfo, text: str) -> object:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text("utf-8"))
+        with file.open("rb") as stream:
+            content = stream.read(MAX_SETTINGS + 1)
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from error
-    except ValueError as error:
+    if len(content) > MAX_SETTINGS:
+        raise ConfigError(f"{file} has more than {MAX_SETTINGS} bytes", advice="Name the file of settings.")
+    try:
+        return tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file} is not TOML: {error}") from error
 
 

@@ -10,6 +10,7 @@ from confcom.appraisal.appraise import appraise
 from confcom.appraisal.policy import AcceptAdvisories, AcceptTcb, AllOf, MinTcbEvaluation, safe_defaults
 from confcom.appraisal.policy_file import parse_policy
 from confcom.appraisal.verdict import Verdict
+from confcom.errors import ConfigError
 from confcom.formats.tcb_info import TcbStatus
 
 UP_TO_DATE = AcceptTcb([TcbStatus.UP_TO_DATE])
@@ -79,3 +80,20 @@ def test_the_three_forms_of_a_policy_file_say_the_same(name: str, text: str) -> 
     assert parse_policy(text.encode(), name=name) == parse_policy(
         b'min_isv_svn = 2\naccept_advisories = {INTEL-SA-00334 = "2027-01-01"}\n'
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("policy.json", '{"allow_debug": false, "allow_debug": true}', "the key 'allow_debug' is given twice"),
+        ("policy.yaml", "allow_debug: false\nallow_debug: true\n", "the key 'allow_debug' stands here twice"),
+        ("policy.yaml", "---\nallow_debug: false\n---\nallow_debug: true\n", "has 2 documents, not one"),
+        ("policy.yaml", "min_isv_svn: 0x" + "f" * 60_000, "a number of 60002 signs"),
+        ("policy.yaml", "mr_signer: " + "[" * 60_000, "more than 100 lists and maps"),
+        ("policy.json", '{"min_isv_svn": ' + "7" * 60_000 + "}", "is not valid"),
+        ("policy.toml", "mr_signer = " + "[" * 60_000, "is not valid"),
+    ],
+)
+def test_a_policy_that_two_readers_would_read_differently_is_refused(name: str, text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_policy(text.encode(), name=name)

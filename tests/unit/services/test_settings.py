@@ -79,3 +79,19 @@ def test_the_defaults_keep_the_promises_of_the_protocol() -> None:
     assert defaults.backlog >= 128
     assert defaults.answer_timeout < 14
     assert (defaults.max_request, defaults.read_timeout) == (65536, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a = " + b"[" * 50_000, "is not TOML"),
+        (b"a = " + b"7" * 50_000, "is not TOML"),
+        (b"\xff", "is not TOML"),
+        (b"# " + b"x" * 70_000, "has more than 65536 bytes"),
+    ],
+)
+def test_a_hostile_file_is_one_sentence(content: bytes, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=said):
+        load(QuoteHelperConfig, service="quote-helper", file=file, environment={}, flags={})
