@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from confcom.appraisal.collateral import Collateral
+from confcom.collateral.appraisal_policies import AppraisalPolicies
 from confcom.collateral.documents import Document, DocumentKey, assemble, keys_for, missing_document
 from confcom.collateral.pck_claims import PckClaims
 from confcom.collateral.registrations import Registrations
@@ -51,6 +52,7 @@ class CollateralStore:
         self.platforms = PlatformRegistry(self._database, roots)
         self.registrations = Registrations(self._database)
         self.claims = PckClaims(self._database, roots)
+        self.policies = AppraisalPolicies(self._database)
 
     def __enter__(self) -> Self:
         return self

@@ -161,4 +161,15 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX pck_claims_seen ON pck_claims (last_seen);
     CREATE INDEX pck_claims_of_processor ON pck_claims (processor);
     """,
+    """
+    CREATE TABLE appraisal_policies (
+        id TEXT NOT NULL,
+        fmspc TEXT NOT NULL,
+        is_default INTEGER NOT NULL,
+        policy TEXT NOT NULL,
+        PRIMARY KEY (id, fmspc)
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE UNIQUE INDEX appraisal_policies_default ON appraisal_policies (fmspc) WHERE is_default = 1;
+    """,
 )

@@ -290,7 +290,7 @@ def _label(path: str) -> str:
 _NAMES = frozenset(
     {
         *("tcb", "qe/identity", "qve/identity", "qae/identity", "pckcrl", "rootcacrl", "crl", "pckcert", "pckcerts"),
-        *("fmspcs", "tcbevaluationdatanumbers", "platforms", "platformcollateral", "refresh"),
+        *("fmspcs", "tcbevaluationdatanumbers", "platforms", "platformcollateral", "refresh", "appraisalpolicy"),
     }
 )
 

@@ -28,6 +28,7 @@ from confcom.services.collateral_callers import Bodies, BodyLimits, Tokens
 from confcom.services.collateral_http import CollateralApp
 from confcom.services.collateral_metrics import CollateralMetrics
 from confcom.services.collateral_pck import PckCertificates
+from confcom.services.collateral_policies import PolicyPaths
 from confcom.services.collateral_readiness import Readiness
 from confcom.services.collateral_refresh import Refresher, RefreshPolicy
 from confcom.services.collateral_service_config import CollateralServiceConfig
@@ -91,15 +92,12 @@ async def serve(
         readiness = Readiness(
             cache, metrics, required=required, hindrance=lambda: "" if kept is None else kept.keeper.not_ready
         )
-        administration = Administration(
-            cache,
-            certificates,
-            refresher,
-            tokens=Tokens(config.user_token_hash, config.admin_token_hash, clock=seconds),
-            bodies=Bodies(BodyLimits(config.max_body, config.body_timeout, max(config.max_body, config.max_bodies))),
-        )
+        tokens = Tokens(config.user_token_hash, config.admin_token_hash, clock=seconds)
+        bodies = Bodies(BodyLimits(config.max_body, config.body_timeout, max(config.max_body, config.max_bodies)))
+        administration = Administration(cache, certificates, refresher, tokens=tokens, bodies=bodies)
+        policies = PolicyPaths(cache, tokens=tokens, bodies=bodies)
         hot = HotAnswers(entries=config.memory_entries, size=config.memory)
-        more = {**administration.routes(), **readiness.routes()}
+        more = {**administration.routes(), **policies.routes(), **readiness.routes()}
         secrets = server_secrets(config.files())
         app = CollateralApp(cache, certificates, hot, metrics, more=more, secrets=secrets)
         tasks = [asyncio.create_task(_follow(watch, cache), name="store-watch")]

@@ -1,0 +1,98 @@
+"""Appraisal policies that a caching service keeps for Intel's appraisal library, one default per FMSPC.
+
+A policy is a JWT whose payload has the text `policy_payload`: JSON with a `policy_array`, one entry of which names the
+class of platforms that it is for. Who signed it is the appraisal library's to check: the service keeps it as it came.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+
+import msgspec
+
+from confcom.collateral.store_database import StoreDatabase
+from confcom.errors import CollateralUnavailable, FormatError
+
+MAX_POLICIES = 10_000
+STRUCTURE = "appraisal policy"
+
+PLATFORM_CLASSES = {
+    "3123ec35-8d38-4ea5-87a5-d6c48b567570": "SGX",
+    "9eec018b-7481-4b1c-8e1a-9f7c0c8c777f": "TDX 1.0",
+    "f708b97f-0fb2-4e6b-8b03-8a5bcd1221d3": "TDX 1.5",
+}
+TD_QE_CLASS = "3769258c-75e6-4bc7-8d72-d2b0e224cad2"
+
+
+class AppraisalPolicies:
+    """The policies in a store. Safe to use from several threads and processes."""
+
+    def __init__(self, database: StoreDatabase) -> None:
+        self._database = database
+
+    def put(self, policy: str, *, fmspc: bytes, default: bool) -> str:
+        """Keep a policy, as the default of the FMSPC (6 bytes) in the place of the one before; gives its id.
+
+        The id is the SHA-384 of the policy in hexadecimal digits. What is no such JWT is a `FormatError`.
+        """
+        platform_class(policy)
+        id_ = hashlib.sha384(policy.encode()).hexdigest()
+        with self._database.write() as connection:
+            if default:
+                connection.execute("UPDATE appraisal_policies SET is_default = 0 WHERE fmspc = ?", (fmspc.hex(),))
+            connection.execute(
+                "INSERT INTO appraisal_policies VALUES (?, ?, ?, ?) "
+                "ON CONFLICT DO UPDATE SET is_default = excluded.is_default",
+                (id_, fmspc.hex(), default, policy),
+            )
+            if connection.execute("SELECT count(*) FROM appraisal_policies").fetchone()[0] > MAX_POLICIES:
+                raise CollateralUnavailable(
+                    f"the store holds {MAX_POLICIES} appraisal policies already", advice="Use a store for each fleet."
+                )
+        return id_
+
+    def default(self, fmspc: bytes) -> str | None:
+        """The default policy of an FMSPC (6 bytes), None where there is none."""
+        with self._database.read() as connection:
+            row = connection.execute(
+                "SELECT policy FROM appraisal_policies WHERE fmspc = ? AND is_default = 1", (fmspc.hex(),)
+            ).fetchone()
+            return None if row is None else str(row[0])
+
+
+def platform_class(policy: str) -> str:
+    """The class of platforms that a policy is for, of `PLATFORM_CLASSES`; says nothing about the signature."""
+    parts = policy.split(".")
+    if len(parts) != 3:
+        raise FormatError("is not a JWT of three parts", structure=STRUCTURE, field="policy")
+    try:
+        payload = base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
+        entries = msgspec.json.decode(msgspec.json.decode(payload, type=_Payload).policy_payload, type=_Policy)
+    except (ValueError, msgspec.MsgspecError, RecursionError) as error:
+        raise FormatError(
+            f"its payload is not the documented JSON: {error}", structure=STRUCTURE, field="policy"
+        ) from error
+    for entry in entries.policy_array:
+        found = entry.environment.class_id.lower()
+        if found in PLATFORM_CLASSES:
+            return PLATFORM_CLASSES[found]
+        if found != TD_QE_CLASS:
+            raise FormatError(f"{found[:64]!r} is no known class", structure=STRUCTURE, field="class_id")
+    raise FormatError("names no class of platforms", structure=STRUCTURE, field="policy_array")
+
+
+class _Payload(msgspec.Struct):
+    policy_payload: str
+
+
+class _Environment(msgspec.Struct):
+    class_id: str
+
+
+class _Entry(msgspec.Struct):
+    environment: _Environment
+
+
+class _Policy(msgspec.Struct):
+    policy_array: list[_Entry]
