@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 
 from confcom.cli.root import run
 from confcom.collateral.bundle import save_bundle
+from confcom.formats.certification_data import CertificationData, CertificationDataType, PpidEncryptedRsa3072
+from confcom.formats.quote import Quote
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.td import td_report_1_5
 from confcom.simulator.world import SimulatedWorld
@@ -295,3 +298,40 @@ def test_a_td_whose_running_module_is_below_every_level_says_so(verify, td: Simu
     assert (found["verdict"], found["error"]["code"], found["tcb_status"]) == ("refused", "tcb-not-supported", None)
     assert found["launch_tcb"]["tcb_status"] == "UpToDate"
     assert found["current_tcb"]["tcb_status"] is None
+
+
+@pytest.fixture
+def named(folder: Path) -> Path:
+    """The quote with certification data of type 3, and the chain of its platform in `pck.pem`."""
+    world = SimulatedWorld.from_seed(b"seed of the cli tests", now=NOW)
+    quote = Quote.parse((folder / "quote.bin").read_bytes())
+    tcb = world.machine.tcb
+    entry = CertificationData(
+        CertificationDataType.PPID_ENCRYPTED_RSA_3072,
+        bytes(PpidEncryptedRsa3072(bytes(384), tcb.cpu_svn, tcb.pce_svn, 0)),
+    )
+    certification = replace(quote.signature.certification, certification_data=entry)
+    (folder / "named.bin").write_bytes(
+        bytes(replace(quote, signature=replace(quote.signature, certification=certification)))
+    )
+    (folder / "pck.pem").write_bytes(world.authority.pck_chain(world.machine))
+    return folder / "named.bin"
+
+
+def test_a_quote_without_a_chain_is_verified_by_the_one_beside(verify, named: Path, folder: Path) -> None:
+    without = verify("--json", evidence=named)
+    assert without.json["error"]["field"] == "certification_data.type"
+    assert "--pck-chain" in without.json["error"]["advice"]
+    assert verify("--json", "--pck-chain", folder / "pck.pem", evidence=named).json["verdict"] == "accepted"
+    (folder / "collateral" / "pck_chain.pem").write_bytes((folder / "pck.pem").read_bytes())
+    assert verify("--json", evidence=named).json["verdict"] == "accepted"
+    assert verify("--pck-chain", folder / "quote.bin", evidence=named).code == 3
+
+
+def test_fetching_for_a_quote_without_a_chain_says_what_verifying_says(
+    verify, named: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = verify("--json", evidence=named).json["error"]["message"]
+    root = str(folder / "collateral" / "root_ca.pem")
+    assert run(["collateral", "fetch", "--quote", str(named), "--source", str(folder), "--trust-root", root]) == 3
+    assert said in capsys.readouterr().err

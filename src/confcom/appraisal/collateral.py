@@ -45,8 +45,8 @@ class _Digested:
 class Collateral(_Digested):
     """The parts as received: chains in PEM, CRLs in any of their encodings, signed JSON untouched.
 
-    `source` says where they came from, for people. `pck_certificate_chain` is there when the source knows the
-    platform's own chain; a quote that carries its chain does not need it.
+    `source` says where they came from, for people. `pck_certificate_chain` (PEM) is the platform's own chain, for
+    quotes that only name their platform (certification data of type 1 to 3). Other quotes are verified by their own.
     """
 
     tcb_info_issuer_chain: bytes

@@ -2,8 +2,8 @@
 
 The steps follow Intel's quote verification library (see docs/explanation/verification.md for each with its source):
 
- (1) the quote is well formed, and its certification data is a PCK certificate chain
- (2) the PCK chain leads to a trusted root key
+ (1) the quote is well formed, and its PCK certificate chain is here: in its certification data, or beside it
+ (2) the PCK chain leads to a trusted root key; one that came beside the quote is of the platform that the quote names
  (3) the collateral is signed under the same root (`appraisal.collateral`: its own steps)
  (4) the PCK certificate's issuer issued the PCK CRL; neither the certificate nor its issuer is revoked
  (5) the TCB info is for this TEE, FMSPC and PCE-ID
@@ -42,7 +42,13 @@ from confcom.appraisal.identity_match import match_qe_identity, match_tdx_module
 from confcom.appraisal.tcb import TcbEvaluation, evaluate_sgx, evaluate_tdx, relaunch
 from confcom.errors import BindingError, FormatError, MismatchError, RevokedError, TcbNotSupportedError, TcbRevokedError
 from confcom.formats.arguments import checked_time, checked_type
-from confcom.formats.certification_data import CertificationData, CertificationDataType
+from confcom.formats.certification_data import (
+    PPID_TYPES,
+    CertificationDataType,
+    PpidCleartext,
+    QeReportCertification,
+)
+from confcom.formats.pck_extension import PckExtension
 from confcom.formats.quote import Quote
 from confcom.formats.quote_section import TeeType
 from confcom.formats.sgx import ReportBody
@@ -183,12 +189,13 @@ class QuoteVerifier:
         """
         checked_time(now, "now")
         checked_type(collateral, Collateral, "collateral", "; load_bundle(path) reads one")
-        # (1) well formed, with a PCK certificate chain
+        # (1) well formed, with a PCK certificate chain in it or beside it
         parsed = quote if isinstance(quote, Quote) else Quote.parse(quote)
         certification = parsed.signature.certification
-        pck_chain = _pck_chain(certification.certification_data)
+        pck_chain = pck_chain_of(parsed, collateral.pck_certificate_chain)
         # (2) to (5) what the platform and its collateral decide
         platform = self._platform(pck_chain, collateral, parsed.tee)
+        _check_named_platform(certification, platform.chain.extension)
         # (6) the TDX modules are ones that Intel describes
         modules: tuple[TdxModuleIdentity | None, ...] = ()
         if not isinstance(parsed.body, ReportBody):
@@ -274,15 +281,52 @@ def verify_quote(
     return QuoteVerifier(roots).verify(quote, collateral, now=now, any_tcb=any_tcb)
 
 
-def _pck_chain(data: CertificationData) -> bytes:
-    if data.type is not CertificationDataType.PCK_CERTIFICATE_CHAIN:
-        raise FormatError(
-            f"type {data.type.value} ({data.type.name}) cannot be verified, expected 5 (PCK certificate chain)",
-            structure="Quote",
-            field="certification_data.type",
-            advice="Let the attester use a quote provider library, so that its quotes carry the PCK certificate chain.",
-        )
-    return data.data
+def pck_chain_of(quote: Quote, beside: bytes | None) -> bytes:
+    """The PCK chain of a quote, as it came (PEM): its own, or `beside` where it only names its platform.
+
+    Quotes of type 5 carry their chain, those of the types 1 to 3 PPID, CPUSVN, PCESVN and PCE-ID. Others, and those
+    without a chain beside, are a `FormatError`.
+    """
+    kind = quote.signature.certification.certification_data.type
+    if kind is CertificationDataType.PCK_CERTIFICATE_CHAIN:
+        return quote.signature.certification.certification_data.data
+    if kind in PPID_TYPES and beside is not None:
+        return beside
+    message = f"type {kind.value} ({kind.name}) cannot be verified, expected 5 (PCK certificate chain)"
+    advice = "Let the attester use a quote provider library, so that its quotes carry the PCK certificate chain"
+    if kind in PPID_TYPES:
+        message = f"type {kind.value} ({kind.name}) names the platform, but its PCK certificate chain is not here"
+        advice += ", or give the chain beside the quote (--pck-chain, or pck_chain.pem in the folder of collateral)"
+    raise FormatError(message, structure="Quote", field="certification_data.type", advice=f"{advice}.")
+
+
+def _check_named_platform(certification: QeReportCertification, pck: PckExtension) -> None:
+    """Step 2 for the types 1 to 3: the PCK certificate beside the quote is one of the platform that the quote names.
+
+    A quote names the raw TCB, or that of its certificate: CPUSVN as the QE reports it, or as the certificate says.
+    """
+    if certification.certification_data.type is CertificationDataType.PCK_CERTIFICATE_CHAIN:
+        return
+    named = certification.certification_data.ppid()
+    cpu_svns = pck.tcb.cpu_svn, certification.qe_report.cpu_svn
+    pce_id = named.pce_id.to_bytes(2, "little")
+    checks = [
+        ("PCE-ID", pce_id == pck.pce_id, pck.pce_id.hex(), pce_id.hex()),
+        ("CPUSVN", named.cpu_svn in cpu_svns, " or ".join(svn.hex() for svn in cpu_svns), named.cpu_svn.hex()),
+        ("PCESVN", named.pce_svn >= pck.tcb.pce_svn, f"at least {pck.tcb.pce_svn}", str(named.pce_svn)),
+    ]
+    if isinstance(named, PpidCleartext):
+        checks.insert(0, ("PPID", named.ppid == pck.ppid, pck.ppid.hex(), named.ppid.hex()))
+    for what, agrees, expected, found in checks:
+        if not agrees:
+            raise MismatchError(
+                f"the PCK certificate beside the quote is not its platform's: {what} in the quote is {found}, "
+                f"expected {expected}",
+                step="pck-chain",
+                expected=f"{what} {expected}",
+                found=f"{what} {found}",
+                advice="Give the PCK certificate chain of the machine that made the quote.",
+            )
 
 
 def _fit(chain: VerifiedChain, collateral: VerifiedCollateral, tee: TeeType) -> tuple[Check, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,31 +31,37 @@ class CollateralChoice:
     name: str
     roots: TrustRoots
     source: CollateralSource | None
+    pck_chain: bytes | None = None
 
     def collateral(self, quote: Quote, update: Update) -> Collateral:
-        """The collateral; a bundle is taken as it is, a store or a service is asked for this platform."""
+        """The collateral; a bundle is taken as it is, a store or a service is asked for this platform.
+
+        With `pck_chain` (PEM), that is the chain beside the quote.
+        """
         if self.source is None:
-            return load_bundle(Path(self.name))
-        return fetch_for_quote(self.source, quote, self.roots, update=update)
+            bundle = load_bundle(Path(self.name))
+            return bundle if self.pck_chain is None else replace(bundle, pck_certificate_chain=self.pck_chain)
+        return fetch_for_quote(self.source, quote, self.roots, update=update, pck_chain=self.pck_chain)
 
 
 @contextmanager
 def choose_collateral(
-    name: str | None, roots: TrustRoots, at: datetime, *, ca: Path | None = None
+    name: str | None, roots: TrustRoots, at: datetime, *, ca: Path | None = None, pck_chain: bytes | None = None
 ) -> Iterator[CollateralChoice]:
     """Open what `--collateral` names; without it, the person's own store, if there is one.
 
-    `ca` is a PEM file with the authorities that a service's TLS certificate may be of.
+    `ca` is a PEM file with the authorities that a service's TLS certificate may be of, `pck_chain` the PEM of a PCK
+    chain for quotes without one.
     """
     name = _default() if name is None else name
     if "://" not in name and not name.endswith(_STORE_ENDINGS) and name not in ("intel", "pccs", "thim"):
-        yield CollateralChoice(name, roots, None)
+        yield CollateralChoice(name, roots, None, pck_chain)
         return
     # Here, because it brings HTTP and SQLite along, which most calls do without.
     from confcom.collateral.resolve import SourceOptions, resolve
 
     with resolve(name, SourceOptions(roots=roots, at=at, ca_certificates=ca)) as source:
-        yield CollateralChoice(name, roots, source)
+        yield CollateralChoice(name, roots, source, pck_chain)
 
 
 def _default() -> str:

@@ -25,6 +25,7 @@ from confcom.errors import CollateralError, ConfcomError, ConfigError, FormatErr
 from confcom.formats.evidence import MAX_EVIDENCE, EvidenceFile
 from confcom.formats.quote_section import TeeType
 from confcom.formats.tcb_info import TcbStatus
+from confcom.pki.pem import MAX_PEM
 
 MAX_HELD_DATA = 16 * 1024 * 1024
 """Bytes of held data that are hashed."""
@@ -37,6 +38,7 @@ class VerifyOptions:
     evidence: Path
     collateral: str | None
     collateral_ca: Path | None
+    pck_chain: Path | None
     at: str | None
     update: str
     trust_root: tuple[str, ...]
@@ -85,6 +87,12 @@ def _td_options(command: Callable[..., int]) -> Callable[..., int]:
     metavar="PEM",
     type=click.Path(path_type=Path),
     help="CAs that the TLS certificate of a collateral service may be of. Default: public ones.",
+)
+@click.option(
+    "--pck-chain",
+    metavar="PEM",
+    type=_FILE,
+    help="PCK certificate chain of a quote that only names its platform (certification data of type 1 to 3).",
 )
 @click.option("--at", metavar="RFC3339", help="Judge as of this time, e.g. 2026-03-01T12:00:00Z. Default: now.")
 @click.option(
@@ -155,6 +163,7 @@ def _judge(given: VerifyOptions, file: PolicyFile, now: datetime) -> dict[str, A
     policy = _policy(given, file, accept_simulated=any(root.simulated for root in roots.roots))
     updates = {text.strip(): parse_update(text.strip()) for text in given.update.split(",")}
     data = read_input(given.evidence, MAX_EVIDENCE, "evidence")
+    pck_chain = read_input(given.pck_chain, MAX_PEM, "PCK chain") if given.pck_chain else None
     verifier = QuoteVerifier(roots)
     first = next(iter(updates))
     results: dict[str, AttestationResult] = {}
@@ -162,7 +171,7 @@ def _judge(given: VerifyOptions, file: PolicyFile, now: datetime) -> dict[str, A
     try:
         # Before the collateral, so that a file that is no evidence is named first.
         evidence = EvidenceFile.parse(data)
-        with choose_collateral(given.collateral, roots, now, ca=given.collateral_ca) as choice:
+        with choose_collateral(given.collateral, roots, now, ca=given.collateral_ca, pck_chain=pck_chain) as choice:
             for name, update in updates.items():
                 collateral = choice.collateral(evidence.quote, update)
                 results[name] = judge(data, collateral, verifier=verifier, policy=policy, now=now, grace=file.grace)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from confcom.appraisal.collateral import Collateral
+from confcom.appraisal.quote import pck_chain_of
 from confcom.collateral.interface import CollateralSource
 from confcom.formats.pck_extension import PckExtension
 from confcom.formats.quote import Quote
@@ -12,16 +15,26 @@ from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import PckCaName, Tee, Update
 
 
-def platform_of(quote: Quote, roots: TrustRoots) -> tuple[PckExtension, PckCaName, Tee]:
-    """The platform that made the quote; its certificate must lead to one of the roots."""
-    data = quote.signature.certification.certification_data.data
-    chain = verify_chain(data, roots=roots, kind="pck", step="pck-chain")
+def platform_of(
+    quote: Quote, roots: TrustRoots, *, pck_chain: bytes | None = None
+) -> tuple[PckExtension, PckCaName, Tee]:
+    """The platform that made the quote; its certificate must lead to one of the roots.
+
+    `pck_chain` is PEM given beside a quote that carries no chain.
+    """
+    chain = verify_chain(pck_chain_of(quote, pck_chain), roots=roots, kind="pck", step="pck-chain")
     return chain.extension, chain.ca, "sgx" if quote.tee is TeeType.SGX else "tdx"
 
 
 def fetch_for_quote(
-    source: CollateralSource, quote: Quote, roots: TrustRoots, *, update: Update = "standard"
+    source: CollateralSource,
+    quote: Quote,
+    roots: TrustRoots,
+    *,
+    update: Update = "standard",
+    pck_chain: bytes | None = None,
 ) -> Collateral:
-    """Ask for the collateral of the platform that made the quote."""
-    extension, ca, tee = platform_of(quote, roots)
-    return source.fetch(extension.fmspc, ca, tee, update=update)
+    """Ask for the collateral of the platform that made the quote; `pck_chain` goes along with it."""
+    extension, ca, tee = platform_of(quote, roots, pck_chain=pck_chain)
+    found = source.fetch(extension.fmspc, ca, tee, update=update)
+    return found if pck_chain is None else replace(found, pck_certificate_chain=pck_chain)

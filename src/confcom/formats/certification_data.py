@@ -30,6 +30,16 @@ class CertificationDataType(IntEnum):
     PLATFORM_MANIFEST = 7
 
 
+PPID_TYPES = frozenset(
+    {
+        CertificationDataType.PPID_CLEARTEXT,
+        CertificationDataType.PPID_ENCRYPTED_RSA_2048,
+        CertificationDataType.PPID_ENCRYPTED_RSA_3072,
+    }
+)
+"""What only names the platform: the PCK certificate comes from elsewhere."""
+
+
 @dataclass(frozen=True, slots=True)
 class PpidCleartext(Record):
     """Type 1, 36 bytes: which PCK certificate to ask for."""

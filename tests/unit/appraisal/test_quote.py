@@ -24,13 +24,21 @@ from confcom.errors import (
     UntrustedRootError,
     VerificationError,
 )
+from confcom.formats.certification_data import (
+    CertificationData,
+    CertificationDataType,
+    PpidCleartext,
+    PpidEncryptedRsa2048,
+    PpidEncryptedRsa3072,
+)
 from confcom.formats.quote import Quote
 from confcom.formats.tcb_info import TcbStatus
 from confcom.pki.crl import Crl
 from confcom.pki.pem import MAX_PEM, parse_certificates
 from confcom.pki.roots import TrustRoots
 from confcom.simulator.declaration import EnclaveDeclaration
-from confcom.simulator.machine import PckCa
+from confcom.simulator.machine import PckCa, SimulatedMachine
+from confcom.simulator.td import td_report
 from confcom.simulator.world import SimulatedWorld
 
 
@@ -121,13 +129,96 @@ def test_a_changed_body_is_refused_at_the_quotes_signature(world, make_quote, ve
     assert refused.value.step == "quote-signature"
 
 
-def test_a_quote_without_a_pck_chain_says_what_it_has_instead(world, make_quote, verifier, now) -> None:
-    quote = make_quote()
-    index = Quote.parse(quote).signature.certification
-    offset = quote.index(bytes(index.certification_data))
-    without = quote[:offset] + (4).to_bytes(2, "little") + quote[offset + 2 :]
-    with pytest.raises(FormatError, match="PCK_CERTIFICATE"):
-        verifier.verify(without, world.publish(), now=now)
+def _certified_by(quote: bytes, kind: int, data: bytes) -> bytes:
+    parsed = Quote.parse(quote)
+    entry = CertificationData(CertificationDataType(kind), data)
+    certification = replace(parsed.signature.certification, certification_data=entry)
+    return bytes(replace(parsed, signature=replace(parsed.signature, certification=certification)))
+
+
+def _named(world, kind: int, **changes: object) -> bytes:
+    """What a quote of the type says of the world's first machine."""
+    values = {"cpu_svn": world.machine.tcb.cpu_svn, "pce_svn": world.machine.tcb.pce_svn, "pce_id": 0} | changes
+    match kind:
+        case 1:
+            return bytes(PpidCleartext(**{"ppid": world.machine.ppid} | values))
+        case 2:
+            return bytes(PpidEncryptedRsa2048(encrypted_ppid=bytes(256), **values))
+        case _:
+            return bytes(PpidEncryptedRsa3072(encrypted_ppid=bytes(384), **values))
+
+
+@pytest.mark.parametrize("kind", [1, 2, 3])
+@pytest.mark.parametrize("tee", ["sgx", "tdx"])
+def test_a_quote_that_names_its_platform_is_verified_by_the_chain_beside(
+    world, make_quote, verifier, now, tee: str, kind: int
+) -> None:
+    quote = make_quote() if tee == "sgx" else world.platform.quote_td(td_report("td", bytes(64)))
+    collateral = world.authority.collateral(world.machine.fmspc, world.machine.pck_ca, tee)
+    named = _certified_by(quote, kind, _named(world, kind))
+    with pytest.raises(FormatError, match=rf"type {kind} \(PPID_.*is not here") as caught:
+        verifier.verify(named, collateral, now=now)
+    assert "--pck-chain" in caught.value.advice()
+    beside = replace(collateral, pck_certificate_chain=world.authority.pck_chain(world.machine) + b"\0")
+    verified = verifier.verify(named, beside, now=now)
+    assert verified.pck.ppid == world.machine.ppid
+    assert verified.tcb_status is TcbStatus.UP_TO_DATE
+    # The chain in a quote comes first, whatever stands beside.
+    other = replace(collateral, pck_certificate_chain=b"no chain")
+    assert verifier.verify(quote, other, now=now).pck == verified.pck
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "what"),
+    [
+        (1, {"ppid": bytes(16)}, "PPID"),
+        (2, {"cpu_svn": bytes(16)}, "CPUSVN"),
+        (3, {"cpu_svn": b"\xff" * 16}, "CPUSVN"),
+        (3, {"pce_svn": 0}, "PCESVN"),
+        (1, {"pce_id": 1}, "PCE-ID"),
+        (3, {"pce_id": 256}, "PCE-ID"),
+    ],
+)
+def test_a_chain_of_another_platform_than_the_quote_names_is_refused(
+    world, make_quote, verifier, now, kind: int, changes: dict, what: str
+) -> None:
+    beside = replace(world.publish(), pck_certificate_chain=world.authority.pck_chain(world.machine))
+    verifier.verify(_certified_by(make_quote(), kind, _named(world, kind)), beside, now=now)
+    with pytest.raises(MismatchError, match=what) as caught:
+        verifier.verify(_certified_by(make_quote(), kind, _named(world, kind, **changes)), beside, now=now)
+    assert caught.value.step == "pck-chain"
+
+
+def test_a_raw_tcb_above_that_of_the_certificate_is_the_platforms(world, make_quote, verifier, now) -> None:
+    beside = replace(world.publish(), pck_certificate_chain=world.authority.pck_chain(world.machine))
+    raw = Quote.parse(make_quote()).signature.certification.qe_report.cpu_svn
+    named = _named(world, 3, cpu_svn=raw, pce_svn=world.machine.tcb.pce_svn + 1)
+    verifier.verify(_certified_by(make_quote(), 3, named), beside, now=now)
+
+
+def test_the_chain_of_another_machine_is_refused_whatever_the_quote_names(make_quote, verifier, now, world) -> None:
+    other = SimulatedMachine(b"seed of the appraisal tests", 1)
+    beside = replace(world.publish(), pck_certificate_chain=world.authority.pck_chain(other))
+    with pytest.raises(SignatureError) as caught:
+        verifier.verify(_certified_by(make_quote(), 3, _named(world, 3)), beside, now=now)
+    assert caught.value.step == "qe-report-signature"
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "says"),
+    [
+        (1, bytes(35), "36 bytes"),
+        (2, bytes(404), "276 bytes"),
+        (3, b"", "404 bytes"),
+        (4, bytes(36), "PCK_CERTIFICATE"),
+    ],
+)
+def test_certification_data_that_names_nothing_is_malformed(
+    world, make_quote, verifier, now, kind: int, data: bytes, says: str
+) -> None:
+    beside = replace(world.publish(), pck_certificate_chain=world.authority.pck_chain(world.machine))
+    with pytest.raises(FormatError, match=says):
+        verifier.verify(_certified_by(make_quote(), kind, data), beside, now=now)
 
 
 @pytest.mark.parametrize(("days", "stale"), [(0, False), (29, False), (31, True), (-3, True), (400, True)])
