@@ -7,6 +7,7 @@ import hashlib
 import json
 import socket
 import sqlite3
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -729,21 +730,135 @@ def test_an_offline_service_is_filled_with_what_intels_tool_fetched(
 
 def test_collateral_that_is_not_authentic_is_not_taken_in(store: Path, world: SimulatedWorld, clock: Clock) -> None:
     stranger = SimulatedWorld.from_seed(bytes(32), now=NOW)
-    forged = SimulatedUpstream(stranger, lambda: NOW).fetch_document(TCB)
     with offline(store, world, clock) as service:
         other_root = put(service, tool_output(stranger))
-        other_key = put(
-            service, tool_output(world, tcbinfos=[{"fmspc": FMSPC, "sgx_tcbinfo": json.loads(forged.body)}])
-        )
-        malformed = put(service, tool_output(world, rootcacrl="zz"))
         nonsense = put(service, b'{"collaterals": []}')
         with CollateralStore(store, roots=world.trust_roots) as kept:
             assert kept.document_keys() == ()
             assert kept.platforms.known() == ()
 
     assert (other_root.status, other_root.json["code"]) == (460, "root-untrusted")
+    assert other_root.json["kept"] == {"documents": 0, "platforms": 0, "certificates": 0}
+    assert nonsense.status == 400
+
+
+def test_documents_of_an_upload_are_judged_one_by_one(store: Path, world: SimulatedWorld, clock: Clock) -> None:
+    stranger = SimulatedWorld.from_seed(bytes(32), now=NOW)
+    forged = SimulatedUpstream(stranger, lambda: NOW).fetch_document(TCB)
+    forgery = [{"fmspc": FMSPC, "sgx_tcbinfo": json.loads(forged.body)}]
+    with offline(store, world, clock) as service:
+        other_key = put(service, tool_output(world, tcbinfos=forgery))
+        with CollateralStore(store, roots=world.trust_roots) as kept:
+            keys = set(kept.document_keys())
+            platforms = kept.platforms.known()
+        malformed = put(service, tool_output(world, rootcacrl="zz"))
+        ready = service.ask("/readyz")
+
+    # Without its TCB info no certificate can be chosen, so nothing of the platform is kept either.
     assert (other_key.status, other_key.json["code"]) == (460, "signature-invalid")
-    assert (malformed.status, nonsense.status) == (400, 400)
+    assert [entry["document"] for entry in other_key.json["documents"]] == ["sgx_tcbinfo"]
+    assert [entry["qe_id"] for entry in other_key.json["platforms"]] == [qe_id(world).hex()]
+    assert keys == set(keys_for(FMSPC_BYTES, "platform", "sgx")) - {TCB}
+    assert platforms == ()
+    assert (malformed.status, [entry["document"] for entry in malformed.json["documents"]]) == (400, ["rootcacrl"])
+    assert malformed.json["kept"]["platforms"] == 1
+    assert ready.status == 200
+
+
+def many_platforms(world: SimulatedWorld, names: list[str], **changed: dict[str, Any]) -> bytes:
+    """What the tool writes of platforms with these QE_IDs and certificates; some of them changed."""
+    output = json.loads(tool_output(world))
+    (entry,), (platform,) = output["collaterals"]["pck_certs"], output["platforms"]
+    entries = [entry | {"qe_id": name} | changed.get(f"q{name}", {}) for name in names]
+    output["collaterals"]["pck_certs"] = [{k: v for k, v in one.items() if k != "raw"} for one in entries]
+    output["platforms"] = [
+        platform | {"qe_id": one["qe_id"], "cpu_svn": one.get("raw", platform["cpu_svn"])} for one in entries
+    ]
+    return json.dumps(output).encode()
+
+
+def test_one_bad_platform_neither_loses_the_others_nor_leaves_half_of_itself(
+    store: Path, world: SimulatedWorld, clock: Clock
+) -> None:
+    (good,) = json.loads(tool_output(world))["collaterals"]["pck_certs"]
+    stranger = json.loads(tool_output(SimulatedWorld.from_seed(bytes(32), now=NOW)))["collaterals"]["pck_certs"][0]
+    names = [f"{number:032x}" for number in range(1, 41)]
+    body = many_platforms(
+        world,
+        names,
+        **{
+            # The first certificate is good, the second of a stranger.
+            f"q{names[3]}": {"certs": [*good["certs"], *stranger["certs"]]},
+            f"q{names[20]}": {"certs": [{"tcbm": "zz", "cert": "x"}]},
+            f"q{names[25]}": {"certs": []},
+            f"q{names[30]}": {"raw": "00" * 16},
+        },
+    )
+    with offline(store, world, clock) as service:
+        reply = put(service, body)
+        listed = service.ask(f"{V4}/platforms?source=[{FMSPC}]", headers={"admin-token": ADMIN})
+        again = put(service, many_platforms(world, names))
+    bad = [names[index] for index in (3, 20, 25, 30)]
+    with CollateralStore(store, roots=world.trust_roots) as kept:
+        assert {entry["qe_id"].lower() for entry in listed.json} == set(names) - set(bad)
+        assert all(kept.platforms.pck_certificates(bytes.fromhex(name), bytes(2)) for name in names)
+
+    assert reply.status == 460
+    failed = {entry["qe_id"]: entry["code"] for entry in reply.json["platforms"]}
+    assert failed == {
+        bad[0]: "signature-invalid",
+        bad[1]: "malformed-input",
+        bad[2]: "collateral-not-found",
+        bad[3]: "collateral-not-found",
+    }
+    assert reply.json["kept"] == {"documents": 4, "platforms": 36, "certificates": 36}
+    assert reply.json["refused"] == 4
+    assert (again.status, again.body) == (200, b"Operation successful.")
+
+
+def test_others_are_answered_while_many_platforms_are_taken_in(
+    store: Path, world: SimulatedWorld, clock: Clock
+) -> None:
+    names = [f"{number:032x}" for number in range(1, 201)]
+    body = many_platforms(world, names)
+    with offline(store, world, clock) as service:
+        assert put(service, tool_output(world)).status == 200
+        wanted = service.ask(TCB_PATH)
+        done: list[Reply] = []
+        upload = threading.Thread(target=lambda: done.append(put(service, body)))
+        upload.start()
+        answered = 0
+        while upload.is_alive():
+            reply = service.ask(f"{TCB_PATH}&client={answered}")  # of the store, not of memory
+            assert (reply.status, reply.body) == (200, wanted.body)
+            answered += upload.is_alive()
+        upload.join(60)
+
+    assert [reply.status for reply in done] == [200]
+    assert answered >= 3
+    assert {entry.name for entry in store.parent.iterdir()} == {store.name}
+
+
+def test_uploads_that_cannot_go_on_hold_no_answer_up(store: Path, world: SimulatedWorld, clock: Clock) -> None:
+    with offline(store, world, clock) as service:
+        assert put(service, tool_output(world)).status == 200
+        done: list[Reply] = []
+        uploads = [threading.Thread(target=lambda: done.append(put(service, tool_output(world)))) for _ in range(3)]
+        writer = sqlite3.connect(store, isolation_level=None)
+        writer.execute("BEGIN IMMEDIATE")
+        for upload in uploads:
+            upload.start()
+        service.wait_until(lambda: service.ask("/healthz").status == 200, seconds=60)
+        replies = [service.ask(f"{TCB_PATH}&client={number}") for number in range(5)]
+        waiting = len(uploads) - len(done)
+        writer.execute("ROLLBACK")
+        writer.close()
+        for upload in uploads:
+            upload.join(60)
+
+    assert {reply.status for reply in replies} == {200}
+    assert waiting == 3
+    assert {reply.status for reply in done} == {200}
 
 
 # --- refreshing -------------------------------------------------------------------------------------------------------

@@ -9,10 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from confcom.errors import CollateralNotFound
 from confcom.formats.tcb_info import TcbInfo
 from confcom.protocols.pcs import PckCertificateAnswer
 
 COMPONENTS = 16
+
+
+class CertificatesUnavailable(CollateralNotFound):
+    """The platform is known, but no certificate is for a TCB that it reaches. A caching service answers 462."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -49,6 +54,20 @@ def select_pck_certificate(
     ranked.sort(key=lambda entry: entry[0])
     # (3)
     return next((found for _, tcb, found in ranked if raw.reaches(tcb)), None)
+
+
+def require_pck_certificate(
+    certificates: Sequence[PckCertificateAnswer], *, cpu_svn: bytes, pce_svn: int, tcb_info: TcbInfo
+) -> PckCertificateAnswer:
+    """The same; `CertificatesUnavailable` if the platform reaches none of them."""
+    selected = select_pck_certificate(certificates, cpu_svn=cpu_svn, pce_svn=pce_svn, tcb_info=tcb_info)
+    if selected is None:
+        raise CertificatesUnavailable(
+            f"none of the {len(certificates)} PCK certificates of the platform is for a TCB as low as CPUSVN "
+            f"{cpu_svn.hex()}, PCESVN {pce_svn}",
+            advice="Update BIOS and microcode, or have the platform's certificates fetched again (refresh?type=certs).",
+        )
+    return selected
 
 
 def _bucket(tcb: _Tcb, levels: Sequence[_Tcb]) -> int:

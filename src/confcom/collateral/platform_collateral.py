@@ -2,27 +2,51 @@
 
 The tool keeps signed documents as JSON objects, so white space may have come between; Intel signs compact JSON, and
 written compactly again in the same order the bytes are the signed ones. Whether they are, the signature says.
+
+A large site's file has 200 MB. It is gone through piece by piece, so that no more than one platform of it is in memory,
+and what is wrong with one document or platform says nothing about the others.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from mmap import mmap
+from typing import NoReturn, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import msgspec
 
 from confcom.collateral.documents import Document, DocumentKey, DocumentKind
-from confcom.errors import ConfcomError, FormatError
-from confcom.formats.signed_json import check_json
+from confcom.errors import ConfigError, FormatError
+from confcom.formats.json_walk import JsonWalk, Span
+from confcom.formats.signed_json import MAX_SIGNED_JSON, check_json
 from confcom.pki.certificate import load_certificate
-from confcom.pki.crl import Crl
+from confcom.pki.crl import MAX_CRL, Crl
 from confcom.pki.pem import parse_certificates
-from confcom.protocols.pcs import PckCertificateAnswer, PckCertRequest, Tee, Update
+from confcom.protocols.pcs import PckCertificateAnswer, PckCertRequest, PckCertsRequest, Tee, Update
 
 STRUCTURE = "platform collateral"
 NOT_AVAILABLE = "Not available"
+_NOTHING = (b'""', b"null", b"{}")
+
+MAX_PIECE = 2 * MAX_CRL + 4096
+"""Bytes of one member: a CRL in hexadecimal digits is the largest."""
+
+MAX_SIGNED = 2 * MAX_SIGNED_JSON
+"""Bytes of one signed document, whose white space and escapes take room."""
+
+MAX_PLATFORM = 1 << 20
+"""Bytes of one platform with its certificates: Intel's have some 21 of 2.5 kB, a manifest of 34 kB."""
+
+MAX_PLATFORMS = 200_000
+MAX_TCB_INFOS = 5_000
+MAX_RAW_TCBS = 100
+"""Raw TCBs of one platform."""
+
+T = TypeVar("T")
 
 _TCB_INFOS: dict[str, tuple[Tee, Update]] = {
     "tcbinfo": ("sgx", "standard"),
@@ -45,34 +69,139 @@ _IDENTITIES: dict[str, DocumentKey] = {
 
 @dataclass(frozen=True, slots=True)
 class PlatformCertificates:
-    """A platform's PCK certificates, and the raw TCBs at which it asked for them. Nothing is verified yet."""
+    """A platform's PCK certificates, and what it asked for: certificates of raw TCBs, or all. Nothing is verified."""
 
     qe_id: bytes
     pce_id: bytes
-    requests: tuple[PckCertRequest, ...]
+    requests: tuple[PckCertRequest | PckCertsRequest, ...]
     certificates: tuple[PckCertificateAnswer, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class PlatformCollateral:
-    """What the JSON holds. Nothing is verified yet."""
+    """The JSON of version 3 or 4, in memory or in a mapped file. Nothing is verified yet.
 
-    documents: tuple[Document, ...]
-    platforms: tuple[PlatformCertificates, ...]
+    JSON that is not of this structure is a `FormatError` at once. What is wrong with a single document or platform is
+    one when it is read.
+    """
 
-    @classmethod
-    def parse(cls, data: bytes) -> PlatformCollateral:
-        """Read the JSON of version 3 or 4; what is malformed is a `FormatError` that names the field."""
+    def __init__(self, data: bytes | mmap) -> None:
+        self._walk = JsonWalk(data, structure=STRUCTURE, limit=MAX_PIECE)
+        self._members: dict[str, Span] = {}
+        self._tcb_infos: list[Span] = []
+        self._pck_certs: list[Span] = []
+        self._platforms: dict[tuple[str, str], list[Span]] = {}
+        for name in self._walk.members():
+            if name == "platforms":
+                for span in self._walk.items(name):
+                    self._index(span)
+            elif name == "collaterals":
+                self._go_through_collaterals()
+        self._walk.end()
+        found = self._member("certificates")
+        if found is None:
+            raise FormatError("is missing", structure=STRUCTURE, field="certificates")
+        self._chains = _decode(found, _Certificates, "certificates")
+
+    def documents(self) -> Iterator[tuple[str, Callable[[], Document]]]:
+        """What each document is, and the call that reads it."""
+        for number, span in enumerate(self._tcb_infos):
+            try:
+                entry = _decode(self._walk.piece(span), dict[str, msgspec.Raw], f"tcbinfos[{number}]")
+            except FormatError as error:
+                yield f"tcbinfos[{number}]", partial(_raise, error)
+                continue
+            for name, (tee, update) in _TCB_INFOS.items():
+                if name in entry and bytes(entry[name]) not in _NOTHING:
+                    yield name, partial(self._tcb_info, entry, name, tee, update)
+        for name, key in _IDENTITIES.items():
+            text = self._member(name)
+            if text is not None and text not in _NOTHING:
+                yield name, partial(_identity, key, text, name, _chain(self._chains.identity))
+        crls = _decode(self._member("pckcacrl") or b"{}", _Crls, "pckcacrl")
+        if crls.processor:
+            chain = self._pck_chain("processor")
+            yield "processorCrl", partial(_crl, DocumentKey.pck_crl("processor"), crls.processor, chain)
+        if crls.platform:
+            chain = self._pck_chain("platform")
+            yield "platformCrl", partial(_crl, DocumentKey.pck_crl("platform"), crls.platform, chain)
+        root = _decode(self._member("rootcacrl") or b'""', str, "rootcacrl")
+        if root:
+            yield "rootcacrl", partial(_crl, DocumentKey.root_ca_crl(), root, b"")
+
+    def platforms(self) -> Iterator[tuple[str, Callable[[], PlatformCertificates]]]:
+        """Which platform each is (its QE_ID as it is written), and the call that reads it."""
+        for number, span in enumerate(self._pck_certs):
+            try:
+                name = _decode(self._platform_piece(span), _Identity, f"pck_certs[{number}]").qe_id
+            except FormatError as error:
+                yield f"pck_certs[{number}]", partial(_raise, error)
+            else:
+                yield name, partial(self._platform, span)
+
+    # --- structure ----------------------------------------------------------------------------------------------------
+
+    def _go_through_collaterals(self) -> None:
+        for name in self._walk.members("collaterals"):
+            if name == "pck_certs":
+                self._pck_certs = _bounded(self._walk.items(name), MAX_PLATFORMS, name)
+            elif name == "tcbinfos":
+                self._tcb_infos = _bounded(self._walk.items(name), MAX_TCB_INFOS, name)
+            else:
+                self._members[name] = self._walk.value(name)
+
+    def _index(self, span: Span) -> None:
+        identity = _decode(self._platform_piece(span), _Identity, "platforms")
+        spans = self._platforms.setdefault((identity.qe_id.lower(), identity.pce_id.lower()), [])
+        spans.append(span)
+        if len(self._platforms) > MAX_PLATFORMS or len(spans) > MAX_RAW_TCBS:
+            raise FormatError(
+                f"more than {MAX_PLATFORMS} platforms, or {MAX_RAW_TCBS} raw TCBs of one",
+                structure=STRUCTURE,
+                field="platforms",
+            )
+
+    def _member(self, name: str) -> bytes | None:
+        span = self._members.get(name)
+        return None if span is None else self._walk.piece(span)
+
+    def _platform_piece(self, span: Span) -> bytes:
+        if span[1] - span[0] > MAX_PLATFORM:
+            raise FormatError(f"has more than {MAX_PLATFORM} bytes", structure=STRUCTURE, field="platform")
+        return self._walk.piece(span)
+
+    # --- pieces -------------------------------------------------------------------------------------------------------
+
+    def _tcb_info(self, entry: dict[str, msgspec.Raw], name: str, tee: Tee, update: Update) -> Document:
+        fmspc = _hex(_text(entry.get("fmspc"), "fmspc"), "fmspc")
+        chain = _chain(self._chains.tcb_v4 or self._chains.tcb_v3)
         try:
-            found = msgspec.json.decode(data, type=_Form)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise FormatError(f"not the documented JSON: {error}", structure=STRUCTURE, field="") from error
-        try:
-            return cls(tuple(_documents(found.collaterals)), tuple(_platforms(found)))
-        except ConfcomError as error:
-            if isinstance(error, FormatError):
-                raise
-            raise FormatError(error.message, structure=STRUCTURE, field="") from error
+            key = DocumentKey.tcb_info(tee, fmspc, update)
+        except ConfigError as error:
+            raise FormatError(error.message, structure=STRUCTURE, field="fmspc") from error
+        return Document(key, _signed(bytes(entry[name]), name), chain)
+
+    def _platform(self, span: Span) -> PlatformCertificates:
+        entry = _decode(self._platform_piece(span), _PckCerts, "pck_certs")
+        qe_id, pce_id = _hex(entry.qe_id, "qe_id"), _hex(entry.pce_id, "pce_id")
+        asked = self._platforms.get((entry.qe_id.lower(), entry.pce_id.lower()), ())
+        requests = (_request(_decode(self._platform_piece(one), _Platform, "platforms")) for one in asked)
+        answers = (self._certificate(cert) for cert in entry.certs if cert.cert != NOT_AVAILABLE)
+        return PlatformCertificates(qe_id, pce_id, tuple(filter(None, requests)), tuple(answers))
+
+    def _certificate(self, cert: _Cert) -> PckCertificateAnswer:
+        pem = unquote_to_bytes(cert.cert)
+        (der,) = parse_certificates(pem, structure="PCK certificate", limit=1)
+        issuer = load_certificate(der, structure="PCK certificate", field="").issuer.rfc4514_string()
+        chain = self._pck_chain("processor" if "PCK Processor CA" in issuer else "platform")
+        return PckCertificateAnswer(pem, chain, _hex(cert.tcbm, "tcbm"))
+
+    def _pck_chain(self, ca: str) -> bytes:
+        return _chain(self._chains.pck.get(ca.upper(), ""))
+
+
+class _Identity(msgspec.Struct):
+    qe_id: str
+    pce_id: str
 
 
 class _Platform(msgspec.Struct):
@@ -107,77 +236,48 @@ class _Crls(msgspec.Struct):
     platform: str = msgspec.field(name="platformCrl", default="")
 
 
-class _Collaterals(msgspec.Struct):
-    certificates: _Certificates
-    pck_certs: list[_PckCerts] = []
-    tcbinfos: list[dict[str, msgspec.Raw]] = []
-    pckcacrl: _Crls = msgspec.field(default_factory=_Crls)
-    rootcacrl: str = ""
-    qeidentity: msgspec.Raw = msgspec.Raw(b'""')
-    qeidentity_early: msgspec.Raw = msgspec.Raw(b'""')
-    tdqeidentity: msgspec.Raw = msgspec.Raw(b'""')
-    tdqeidentity_early: msgspec.Raw = msgspec.Raw(b'""')
-    qveidentity: msgspec.Raw = msgspec.Raw(b'""')
-    qveidentity_early: msgspec.Raw = msgspec.Raw(b'""')
+def _decode(data: bytes, kind: type[T], field: str) -> T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise FormatError(f"not the documented JSON: {error}", structure=STRUCTURE, field=field) from error
 
 
-class _Form(msgspec.Struct):
-    collaterals: _Collaterals
-    platforms: list[_Platform] = []
+def _bounded(spans: Iterator[Span], most: int, field: str) -> list[Span]:
+    found: list[Span] = []
+    for span in spans:
+        found.append(span)
+        if len(found) > most:
+            raise FormatError(f"has more than {most} entries", structure=STRUCTURE, field=field)
+    return found
 
 
-def _documents(found: _Collaterals) -> Iterator[Document]:
-    chains = found.certificates
-    tcb_chain, identity_chain = _chain(chains.tcb_v4 or chains.tcb_v3), _chain(chains.identity)
-    for entry in found.tcbinfos:
-        fmspc = _hex(_text(entry.get("fmspc"), "fmspc"), "fmspc")
-        for name, (tee, update) in _TCB_INFOS.items():
-            body = _signed(entry.get(name), name)
-            if body:
-                yield Document(DocumentKey.tcb_info(tee, fmspc, update), body, tcb_chain)
-    for name, key in _IDENTITIES.items():
-        body = _signed(getattr(found, name), name)
-        if body:
-            yield Document(key, body, identity_chain)
-    if found.pckcacrl.processor:
-        yield _crl(DocumentKey.pck_crl("processor"), found.pckcacrl.processor, _pck_chain(chains, "PROCESSOR"))
-    if found.pckcacrl.platform:
-        yield _crl(DocumentKey.pck_crl("platform"), found.pckcacrl.platform, _pck_chain(chains, "PLATFORM"))
-    if found.rootcacrl:
-        yield _crl(DocumentKey.root_ca_crl(), found.rootcacrl, b"")
+def _raise(error: FormatError) -> NoReturn:
+    raise error
 
 
-def _platforms(found: _Form) -> Iterator[PlatformCertificates]:
-    chains = found.collaterals.certificates
-    for entry in found.collaterals.pck_certs:
-        identity = (entry.qe_id.lower(), entry.pce_id.lower())
-        own = [one for one in found.platforms if (one.qe_id.lower(), one.pce_id.lower()) == identity]
-        answers = [_certificate(chains, cert) for cert in entry.certs if cert.cert != NOT_AVAILABLE]
-        qe_id, pce_id = _hex(entry.qe_id, "qe_id"), _hex(entry.pce_id, "pce_id")
-        yield PlatformCertificates(qe_id, pce_id, tuple(_requests(own)), tuple(answers))
+def _request(platform: _Platform) -> PckCertRequest | PckCertsRequest | None:
+    pce_id, qe_id = _hex(platform.pce_id, "pce_id"), _hex(platform.qe_id, "qe_id")
+    ppid = _hex(platform.enc_ppid, "enc_ppid") if platform.enc_ppid else None
+    manifest = _hex(platform.platform_manifest, "platform_manifest") if platform.platform_manifest else None
+    if platform.cpu_svn and platform.pce_svn:
+        pce_svn = int.from_bytes(_hex(platform.pce_svn, "pce_svn"), "little")
+        return PckCertRequest(_hex(platform.cpu_svn, "cpu_svn"), pce_svn, pce_id, qe_id, ppid, manifest)
+    return None if manifest is None else PckCertsRequest(pce_id, ppid, manifest, qe_id=qe_id)
 
 
-def _requests(platforms: Sequence[_Platform]) -> Iterator[PckCertRequest]:
-    for platform in platforms:
-        if platform.cpu_svn and platform.pce_svn:
-            yield PckCertRequest(
-                cpu_svn=_hex(platform.cpu_svn, "cpu_svn"),
-                pce_svn=int.from_bytes(_hex(platform.pce_svn, "pce_svn"), "little"),
-                pce_id=_hex(platform.pce_id, "pce_id"),
-                qe_id=_hex(platform.qe_id, "qe_id"),
-                encrypted_ppid=_hex(platform.enc_ppid, "enc_ppid") if platform.enc_ppid else None,
-                platform_manifest=_hex(platform.platform_manifest, "manifest") if platform.platform_manifest else None,
-            )
+def _identity(key: DocumentKey, text: bytes, name: str, chain: bytes) -> Document:
+    return Document(key, _signed(text, name), chain)
 
 
-def _signed(raw: msgspec.Raw | None, name: str) -> bytes:
-    """The document's bytes, empty if there is none: a string is taken as it is, an object is written compactly."""
-    if raw is None:
-        return b""
-    found = check_json(bytes(raw), f"{STRUCTURE} {name}")
+def _signed(text: bytes, name: str) -> bytes:
+    """The document's bytes: a string is taken as it is, an object is written compactly."""
+    if len(text) > MAX_SIGNED:
+        raise FormatError(f"has more than {MAX_SIGNED} bytes", structure=STRUCTURE, field=name)
+    found = check_json(text, f"{STRUCTURE} {name}")
     if isinstance(found, str):
         return found.encode()
-    return json.dumps(found, separators=(",", ":"), ensure_ascii=False).encode() if found else b""
+    return json.dumps(found, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _crl(key: DocumentKey, text: str, chain: bytes) -> Document:
@@ -186,18 +286,6 @@ def _crl(key: DocumentKey, text: str, chain: bytes) -> Document:
 
 def _chain(text: str) -> bytes:
     return unquote_to_bytes(text)
-
-
-def _pck_chain(chains: _Certificates, ca: str) -> bytes:
-    return _chain(chains.pck.get(ca, ""))
-
-
-def _certificate(chains: _Certificates, cert: _Cert) -> PckCertificateAnswer:
-    pem = unquote_to_bytes(cert.cert)
-    (der,) = parse_certificates(pem, structure="PCK certificate", limit=1)
-    issuer = load_certificate(der, structure="PCK certificate", field="").issuer.rfc4514_string()
-    chain = _pck_chain(chains, "PROCESSOR" if "PCK Processor CA" in issuer else "PLATFORM")
-    return PckCertificateAnswer(pem, chain, _hex(cert.tcbm, "tcbm"))
 
 
 def _text(raw: msgspec.Raw | None, name: str) -> str:

@@ -81,8 +81,11 @@ class CollateralStore:
         `seen` is the time at which `source` served them. When this returns, they are on the disk.
         """
         verified = [verify_document(document, roots=self.roots) for document in documents]
-        sightings = [(document, (Sighting(served_as(document), source, seen, seen),)) for document in verified]
-        return self.add_seen(sightings)
+        return self.add_verified(verified, seen=seen, source=source)
+
+    def add_verified(self, documents: Iterable[VerifiedDocument], *, seen: datetime, source: str) -> int:
+        """The same for documents that were verified under the store's roots."""
+        return self.add_seen((document, (Sighting(served_as(document), source, seen, seen),)) for document in documents)
 
     def add_seen(self, documents: Iterable[tuple[VerifiedDocument, Sequence[Sighting]]]) -> int:
         """Keep verified documents with what is known of when they were seen; gives how many were new versions."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
+from confcom.collateral.registrations import Registration, put_registration
 from confcom.collateral.store_database import StoreDatabase
 from confcom.collateral.store_rows import keep_chain, seconds, time_of
 from confcom.errors import MismatchError
@@ -47,6 +48,11 @@ class PlatformTcb:
     pce_svn: int
 
 
+def own_tcb(qe_id: bytes, pce_id: bytes, answer: PckCertificateAnswer) -> PlatformTcb:
+    """The platform at the TCB that a certificate is for."""
+    return PlatformTcb(qe_id, pce_id, answer.tcbm[:16], int.from_bytes(answer.tcbm[16:], "little"))
+
+
 @dataclass(frozen=True, slots=True)
 class VerifiedPck:
     """A PCK certificate that leads to a trusted root; TCBm, FMSPC and CA of the answer are those of the certificate."""
@@ -54,6 +60,14 @@ class VerifiedPck:
     answer: PckCertificateAnswer
     extension: PckExtension
     root: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformUpdate:
+    """New certificates of a platform, each for a raw TCB, and what the platform asked for."""
+
+    certificates: tuple[tuple[PlatformTcb, VerifiedPck], ...]
+    registrations: tuple[Registration, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +133,15 @@ class PlatformRegistry:
         with self._database.write() as connection:
             keep_pck(connection, platform, verified, seen=seen, source=source)
         return verified.answer
+
+    def keep(self, platforms: Iterable[PlatformUpdate], *, seen: datetime, source: str) -> None:
+        """Keep what there is of some platforms, all or none."""
+        with self._database.write() as connection:
+            for platform in platforms:
+                for raw, verified in platform.certificates:
+                    keep_pck(connection, raw, verified, seen=seen, source=source)
+                for registration in platform.registrations:
+                    put_registration(connection, registration)
 
     def saw(self, platform: PlatformTcb, answer: PckCertificateAnswer, *, seen: datetime) -> None:
         """Note that a platform, which has this certificate in the store, asked for it."""

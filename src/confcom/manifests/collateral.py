@@ -97,9 +97,12 @@ def _pod(config: AddonConfig) -> Object:
 
 
 def _volumes(config: AddonConfig) -> tuple[list[Object], list[Object]]:
-    """Volumes and mounts. What a store in the pod's own folder had is fetched again after the pod."""
+    """Volumes and mounts. What a store in the pod's own folder had is fetched again after the pod.
+
+    The folder has room for uploads beside the store.
+    """
     lasting = {"persistentVolumeClaim": {"claimName": CLAIM}}
-    store = lasting if config.collateral_storage else {"emptyDir": {"sizeLimit": "256Mi"}}
+    store = lasting if config.collateral_storage else {"emptyDir": {"sizeLimit": "1Gi"}}
     volumes: list[Object] = [tmp_volume(), {"name": "store", **store}]
     mounts = [mount("tmp", TMP), mount("store", STORE_FOLDER)]
     if config.platform == "simulated":

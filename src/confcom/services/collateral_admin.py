@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
-from typing import Annotated, TypeVar
+from functools import partial
+from mmap import ACCESS_READ, mmap
+from typing import Annotated, BinaryIO, TypeVar
 
 import msgspec
+import structlog
 from starlette.requests import Request
 
 from confcom.collateral.platform_collateral import PlatformCollateral
+from confcom.collateral.platform_import import Taken, take_platform_collateral
 from confcom.collateral.registrations import PAGE, Place, Registration, State
 from confcom.errors import CollateralNotFound, FormatError
 from confcom.protocols.pcs import MAX_PLATFORM_MANIFEST, PckCertRequest, PckCertsRequest, Update
@@ -21,6 +27,7 @@ from confcom.services.collateral_answers import (
     Answer,
     Refused,
     Send,
+    error_answer,
     json_answer,
     text_answer,
 )
@@ -31,6 +38,9 @@ from confcom.services.collateral_pck import PckCertificates
 from confcom.services.collateral_refresh import Refresher, RefreshReport
 
 STRUCTURE = "platform registration"
+
+MAX_REGISTRATION = 256 << 10
+"""Bytes of one platform that registers: a manifest of 128 KiB at most, and little else."""
 
 MAX_PAGE = 1000
 """Platforms that a client may ask for at a time."""
@@ -71,7 +81,7 @@ class Administration:
         """Take a platform in: its certificate and collateral are fetched now, or it is queued (offline)."""
         self._tokens.require(request, "user")
         updates = _updates(request.query_params.get("update", "standard"))
-        async with self._bodies.read(request) as body:
+        async with self._bodies.read(request, limit=MAX_REGISTRATION) as body:
             platform = _decode(body, _Platform)
         await self._certificates.register(_request(platform), updates)
         return text_answer(SUCCESS)
@@ -131,9 +141,15 @@ class Administration:
     async def take_collateral(self, request: Request) -> Answer:
         """Take in what Intel's client tool fetched where there is a network; all of it is verified."""
         self._tokens.require(request, "admin")
-        async with self._bodies.read(request) as body:
-            await self._certificates.take(PlatformCollateral.parse(body))
-        return text_answer(SUCCESS)
+        now = self._cache.clock()
+
+        def take(file: BinaryIO, proceed: Callable[[], None]) -> Taken:
+            with map_file(file) as data:
+                return take_platform_collateral(self._cache.store, PlatformCollateral(data), now=now, proceed=proceed)
+
+        async with self._bodies.keep(request) as file:
+            taken = await self._cache.upload(partial(take, file))
+        return text_answer(SUCCESS) if not taken.refused else _refusal(taken)
 
     async def refresh(self, request: Request) -> Answer:
         """Ask upstream again for every document, or (type=certs, fmspc=…) for the platforms' certificates."""
@@ -160,6 +176,30 @@ def _report(report: RefreshReport) -> Answer:
     if not report.failures:
         return json_answer({"message": SUCCESS, **report.as_dict()})
     return json_answer({"error": "Some could not be refreshed; the rest was.", **report.as_dict()}, status=502)
+
+
+def _refusal(taken: Taken) -> Answer:
+    """What was refused of an upload, with the status of the first; the rest was kept."""
+    (what, error), *_ = (*taken.refused_documents, *taken.refused_platforms)
+    documents = [{"document": name} | failure.as_dict() for name, failure in taken.refused_documents]
+    platforms = [{"qe_id": name} | failure.as_dict() for name, failure in taken.refused_platforms]
+    structlog.get_logger().warning(
+        "collateral.upload", kept=taken.platforms, refused=taken.refused, first=what, reason=error.message
+    )
+    kept = {"documents": taken.documents, "platforms": taken.platforms, "certificates": taken.certificates}
+    message = f"{taken.refused} were refused, the rest was kept; the first is {what}: {error.message}"
+    more = {"message": message, "kept": kept, "refused": taken.refused, "documents": documents, "platforms": platforms}
+    return error_answer(error, more=more)
+
+
+@contextmanager
+def map_file(file: BinaryIO) -> Iterator[bytes | mmap]:
+    """The content of a file, mapped into memory: pages come and go as they are looked at."""
+    if not file.seek(0, os.SEEK_END):
+        yield b""  # nothing cannot be mapped
+        return
+    with mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        yield data
 
 
 class StreamedAnswer(Answer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ import msgspec
 from prometheus_client import Counter
 
 from confcom.collateral.documents import DocumentKey
+from confcom.collateral.pck_selection import CertificatesUnavailable
 from confcom.errors import (
     CollateralError,
     CollateralNotFound,
@@ -23,7 +24,7 @@ from confcom.errors import (
 )
 from confcom.protocols.pcs import HttpResponse
 from confcom.services.allowances import AskedTooOften
-from confcom.services.collateral_pck import CertificatesUnavailable, OtherProcessor, PlatformUnknown
+from confcom.services.collateral_pck import OtherProcessor, PlatformUnknown
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
@@ -170,10 +171,16 @@ def text_answer(text: str, *, status: int = 200, headers: tuple[tuple[str, str],
     return answer_of(HttpResponse(status, (("Content-Type", TEXT), NO_STORE, *headers), text.encode()))
 
 
-def error_answer(error: ConfcomError, *, missing: DocumentKey | None = None, plain: bool = False) -> Answer:
+def error_answer(
+    error: ConfcomError,
+    *,
+    missing: DocumentKey | None = None,
+    plain: bool = False,
+    more: Mapping[str, Any] | None = None,
+) -> Answer:
     """An error: status and words of Intel's caching service, and in JSON what is missing and what to do.
 
-    `plain` gives the words alone, for a client that asked for text.
+    `plain` gives the words alone, for a client that asked for text. `more` are further members of the JSON.
     """
     status = status_of(error)
     own = isinstance(error, Refused) and status in (404, 405)  # about the path, not about a platform
@@ -189,6 +196,7 @@ def error_answer(error: ConfcomError, *, missing: DocumentKey | None = None, pla
         body["advice"] = _ADVICE[type(error)]
     if missing is not None:
         body["missing"] = _key_fields(missing)
+    body |= more or {}
     return json_answer(body, status=status, headers=tuple(headers))
 
 

@@ -133,13 +133,17 @@ class CollateralCache:
         self._questions = questions
         self._flights = SingleFlight()
         self._readers = WorkerThreads("collateral-store", threads=2, max_waiting=4096)
+        self._uploads = WorkerThreads("collateral-upload", threads=1, max_waiting=4)
+        self._closing = False
         self._askers = WorkerThreads("collateral-upstream", threads=limits.threads, max_waiting=limits.waiting)
         self._failures: OrderedDict[Hashable, tuple[float, CollateralError]] = OrderedDict()
 
     async def close(self) -> None:
         """End questions under way, and the threads."""
+        self._closing = True
         await self._flights.close()
         self._askers.close(timeout=0)
+        await asyncio.to_thread(self._uploads.close)
         await asyncio.to_thread(self._readers.close)
 
     def store_changed(self) -> None:
@@ -150,6 +154,19 @@ class CollateralCache:
     async def read(self, call: Callable[[], T]) -> T:
         """Run a call on the store in its threads."""
         return await self._readers.run(call)
+
+    async def upload(self, call: Callable[[Callable[[], None]], T]) -> T:
+        """Run a long call on the store in a thread of its own, one at a time. It calls what it is given now and then,
+        which lets other threads run, and ends it when the service does.
+        """
+        result = await self._uploads.run(lambda: call(self._yield))
+        self.store_changed()
+        return result
+
+    def _yield(self) -> None:
+        if self._closing:
+            raise Overloaded
+        time.sleep(0.0001)  # 0 would not let a thread that waits for the interpreter have it first
 
     # --- documents ----------------------------------------------------------------------------------------------------
 

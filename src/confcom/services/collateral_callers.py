@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import BinaryIO, Literal, cast
 
 from starlette.requests import ClientDisconnect, Request
 
 from confcom.services.allowances import Allowance, address_of
 from confcom.services.collateral_answers import Refused
+from confcom.services.http_server import BODY_RATE
 
 WRONG_TOKENS = 5
 """Of one address in a minute; after these no token of it is looked at until the minute ends."""
+
+
+WRITTEN_AT_A_TIME = 1 << 20
+"""Bytes of a body that are gathered before they are written to its file."""
 
 
 class Tokens:
@@ -67,41 +74,94 @@ class BodyLimits:
 class Bodies:
     """Reads request bodies; counts the bytes of all that are read or worked on."""
 
-    def __init__(self, limits: BodyLimits) -> None:
+    def __init__(self, limits: BodyLimits, *, folder: Path) -> None:
+        """Large bodies are kept in files of the folder."""
         self._limits = limits
+        self._folder = folder
         self._held = 0
 
     @asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """The body, while the block works on it. Memory is taken as bytes come, not by the length announced."""
-        body = bytearray()
-        try:
-            await self._fill(body, request)
-            yield bytes(body)
-        finally:
-            self._held -= len(body)
+    async def read(self, request: Request, *, limit: int) -> AsyncIterator[bytes]:
+        """A body of at most `limit` bytes, while the block works on it.
 
-    async def _fill(self, body: bytearray, request: Request) -> None:
-        announced = request.headers.get("content-length", "0")
-        if announced.isdigit() and int(announced[:18]) > self._limits.size:
-            raise self._too_large()
+        Memory is taken as bytes come, not by the length announced.
+        """
+        body = bytearray()
+        async with self._received(request, min(limit, self._limits.size)) as chunks:
+            async for chunk in chunks:
+                body += chunk
+            yield bytes(body)
+
+    @asynccontextmanager
+    async def keep(self, request: Request) -> AsyncIterator[BinaryIO]:
+        """A large body in a file without a name, which ends with the process, while the block works on it."""
+        with self._file() as file:
+            async with self._received(request, self._limits.size) as chunks:
+                piece = bytearray()
+                async for chunk in chunks:
+                    piece += chunk
+                    if len(piece) >= WRITTEN_AT_A_TIME:
+                        await self._write(file, bytes(piece))
+                        piece.clear()
+                await self._write(file, bytes(piece))
+                yield file
+
+    @asynccontextmanager
+    async def _received(self, request: Request, limit: int) -> AsyncIterator[AsyncIterator[bytes]]:
+        held = 0
+
+        async def chunks() -> AsyncIterator[bytes]:
+            nonlocal held
+            announced = request.headers.get("content-length", "0")
+            if announced.isdigit() and int(announced[:18]) > limit:
+                raise _too_large(limit)
+            stream, deadline = request.stream(), asyncio.get_running_loop().time() + self._limits.seconds
+            while True:
+                async with asyncio.timeout_at(deadline):
+                    chunk = await anext(stream, None)
+                if chunk is None:
+                    return
+                if held + len(chunk) > limit:
+                    raise _too_large(limit)
+                if self._held + len(chunk) > self._limits.total:
+                    raise Refused(
+                        503,
+                        f"the bodies of other requests fill the {self._limits.total} bytes that there are for all",
+                        advice="Send it again in a moment.",
+                    )
+                held += len(chunk)
+                self._held += len(chunk)
+                deadline += len(chunk) / BODY_RATE
+                yield chunk
+
         try:
-            async with asyncio.timeout(self._limits.seconds):
-                async for chunk in request.stream():
-                    if len(body) + len(chunk) > self._limits.size:
-                        raise self._too_large()
-                    if self._held + len(chunk) > self._limits.total:
-                        raise Refused(
-                            503,
-                            f"the bodies of other requests fill the {self._limits.total} bytes that there are for all",
-                            advice="Send it again in a moment.",
-                        )
-                    body += chunk
-                    self._held += len(chunk)
+            yield chunks()
         except TimeoutError:
-            raise Refused(408, f"the body did not come within {self._limits.seconds:g} s") from None
+            raise Refused(
+                408, f"the body did not come within {self._limits.seconds:g} s and at {BODY_RATE} bytes/s"
+            ) from None
         except ClientDisconnect:
             raise Refused(400, "the body did not come whole") from None
+        finally:
+            self._held -= held
 
-    def _too_large(self) -> Refused:
-        return Refused(413, f"the body is larger than {self._limits.size} bytes")
+    def _file(self) -> BinaryIO:
+        try:
+            return cast("BinaryIO", tempfile.TemporaryFile(dir=self._folder))
+        except OSError as error:
+            raise _no_room(error) from error
+
+    async def _write(self, file: BinaryIO, data: bytes) -> None:
+        try:
+            await asyncio.to_thread(file.write, data)
+            await asyncio.to_thread(file.flush)
+        except OSError as error:
+            raise _no_room(error) from error
+
+
+def _too_large(limit: int) -> Refused:
+    return Refused(413, f"the body is larger than {limit} bytes")
+
+
+def _no_room(error: OSError) -> Refused:
+    return Refused(503, f"the body cannot be kept beside the store: {error.strerror}", advice="Make room on its disk.")

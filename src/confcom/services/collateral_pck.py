@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from confcom.collateral.documents import DocumentKey, keys_for
+from confcom.collateral.documents import keys_for
 from confcom.collateral.pck_platform import require_raw_tcb, require_same_platform, require_stated
-from confcom.collateral.pck_selection import select_pck_certificate
-from confcom.collateral.platform_collateral import PlatformCollateral
+from confcom.collateral.pck_selection import CertificatesUnavailable, require_pck_certificate
+from confcom.collateral.platform_import import tcb_info_to_select_by
 from confcom.collateral.registrations import Registration
-from confcom.collateral.store_platforms import PlatformTcb
+from confcom.collateral.store_platforms import PlatformTcb, own_tcb
 from confcom.errors import CollateralError, CollateralNotFound, FormatError, MismatchError
-from confcom.formats.tcb_info import SignedTcbInfo
 from confcom.protocols.pcs import PckCertificateAnswer, PckCertRequest, PckCertsRequest, Update
 from confcom.services.collateral_cache import CollateralCache
 from confcom.services.worker_threads import Overloaded
@@ -28,10 +27,6 @@ NOTE_AGAIN = timedelta(days=1)
 
 class PlatformUnknown(CollateralNotFound):
     """No certificate of this platform is here, and nobody can be asked. Answered with 461."""
-
-
-class CertificatesUnavailable(CollateralNotFound):
-    """The platform is known, but no certificate is for a TCB that it reaches. Answered with 462."""
 
 
 class OtherProcessor(CollateralError):
@@ -76,10 +71,11 @@ class PckCertificates:
             except (CollateralError, Overloaded) as error:
                 failure = error
         # (3) The platform may have taken an update a moment ago.
-        selected = await self._cache.read(lambda: self._selected(platform, caller))
-        if isinstance(selected, PckCertificateAnswer):
-            return FoundPck(selected, lasting=False)
-        raise failure or selected
+        try:
+            selected = await self._cache.read(lambda: self._selected(platform, caller))
+        except CollateralNotFound as missing:
+            raise failure or missing from None
+        return FoundPck(selected, lasting=False)
 
     def _kept(self, platform: PlatformTcb, encrypted_ppid: bytes | None, caller: str) -> FoundPck | None:
         kept, now = self._store.platforms.pck_certificate(platform), self._cache.clock()
@@ -210,62 +206,19 @@ class PckCertificates:
         state = Registration(request, "waiting" if kept is None else "cached", self._cache.clock(), fmspc)
         self._registrations.put(state)
 
-    async def take(self, collateral: PlatformCollateral) -> int:
-        """Verify and keep what an administrator brings; gives how many documents and certificates there were.
-
-        All documents are kept or none. Each raw TCB gets the best of the platform's certificates, by Intel's rule.
-        """
-        count = await self._cache.read(lambda: self._take(collateral))
-        self._cache.store_changed()
-        return count
-
-    def _take(self, collateral: PlatformCollateral) -> int:
-        now, count = self._cache.clock(), len(collateral.documents)
-        self._store.add(collateral.documents, seen=now, source="platformcollateral")
-        for platform in collateral.platforms:
-            count += len(platform.certificates)
-            for answer in platform.certificates:
-                # At its own TCB, so that it can be selected for any that is as high.
-                own = own_tcb(platform.qe_id, platform.pce_id, answer)
-                self._store.platforms.add_pck_certificate(own, answer, seen=now, source="platformcollateral")
-            for request in platform.requests:
-                self._settle(request)
-        return count
-
-    def _settle(self, request: PckCertRequest) -> None:
-        """Give a raw TCB the best certificate of its platform."""
-        platform, now = platform_of(request), self._cache.clock()
-        best = self._selected(platform)
-        if not isinstance(best, PckCertificateAnswer):
-            raise best
-        self._store.platforms.add_pck_certificate(platform, best, seen=now, source="platformcollateral")
-        self._registrations.put(Registration(request, "cached", now, best.fmspc or b""))
-
-    def _selected(self, platform: PlatformTcb, caller: str | None = None) -> PckCertificateAnswer | CollateralNotFound:
-        """The best certificate in the store (a call that blocks), or why there is none."""
+    def _selected(self, platform: PlatformTcb, caller: str | None = None) -> PckCertificateAnswer:
+        """The best certificate in the store (a call that blocks); why there is none is raised."""
         found = self._store.platforms.pck_certificates(platform.qe_id, platform.pce_id)
         if not found and caller is not None:
             found = self._store.claims.certificates(caller, platform)
         if not found:
-            return PlatformUnknown(
+            raise PlatformUnknown(
                 f"no PCK certificate of the platform with QE_ID {platform.qe_id.hex()} is in the store",
                 advice="Register the platform (POST platforms) with a service that has an upstream, or import its "
                 "certificates (PUT platformcollateral).",
             )
-        key = DocumentKey.tcb_info("sgx", found[0].fmspc or bytes(6))
-        stored = self._cache.stored(key, self._cache.clock())
-        if stored is None:
-            return CollateralNotFound(
-                f"choosing a PCK certificate for this TCB needs the {key}, which is not in the store",
-                advice=f"Fetch it: confcom collateral fetch --fmspc {(found[0].fmspc or b'').hex()}.",
-            )
-        tcb_info = SignedTcbInfo.parse(stored.document.body).tcb_info()
-        selected = select_pck_certificate(found, cpu_svn=platform.cpu_svn, pce_svn=platform.pce_svn, tcb_info=tcb_info)
-        return selected or CertificatesUnavailable(
-            f"none of the {len(found)} PCK certificates of the platform is for a TCB as low as CPUSVN "
-            f"{platform.cpu_svn.hex()}, PCESVN {platform.pce_svn}",
-            advice="Update BIOS and microcode, or have the platform's certificates fetched again (refresh?type=certs).",
-        )
+        tcb_info = tcb_info_to_select_by(self._store, found[0].fmspc or bytes(6), self._cache.clock())
+        return require_pck_certificate(found, cpu_svn=platform.cpu_svn, pce_svn=platform.pce_svn, tcb_info=tcb_info)
 
 
 def _cached(
@@ -278,11 +231,6 @@ def _cached(
 def platform_of(request: PckCertRequest) -> PlatformTcb:
     """The platform and raw TCB of a request; a caching service knows platforms by their QE_ID."""
     return PlatformTcb(_qe_id(request), request.pce_id, request.cpu_svn, request.pce_svn)
-
-
-def own_tcb(qe_id: bytes, pce_id: bytes, answer: PckCertificateAnswer) -> PlatformTcb:
-    """The TCB that a certificate is for."""
-    return PlatformTcb(qe_id, pce_id, answer.tcbm[:16], int.from_bytes(answer.tcbm[16:], "little"))
 
 
 def _qe_id(request: PckCertRequest | PckCertsRequest) -> bytes:

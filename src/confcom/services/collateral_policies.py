@@ -51,7 +51,7 @@ class PolicyPaths:
     async def put(self, request: Request) -> Answer:
         """Keep a policy; answers with its id."""
         self._tokens.require(request, "admin")
-        async with self._bodies.read(request) as body:
+        async with self._bodies.read(request, limit=2 * MAX_POLICY) as body:
             id_ = await self._cache.read(lambda: self._put(body))
         return text_answer(id_)
 

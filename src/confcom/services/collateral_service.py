@@ -93,7 +93,8 @@ async def serve(
             cache, metrics, required=required, hindrance=lambda: "" if kept is None else kept.keeper.not_ready
         )
         tokens = Tokens(config.user_token_hash, config.admin_token_hash, clock=seconds)
-        bodies = Bodies(BodyLimits(config.max_body, config.body_timeout, max(config.max_body, config.max_bodies)))
+        limits = BodyLimits(config.max_body, config.body_timeout, max(config.max_body, config.max_bodies))
+        bodies = Bodies(limits, folder=store.path.parent)
         administration = Administration(cache, certificates, refresher, tokens=tokens, bodies=bodies)
         policies = PolicyPaths(cache, tokens=tokens, bodies=bodies)
         hot = HotAnswers(entries=config.memory_entries, size=config.memory)

@@ -94,9 +94,9 @@ class CollateralServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_
     """Bytes of answers kept in memory."""
     memory_entries: Annotated[int, msgspec.Meta(ge=0)] = 2048
     """Answers kept in memory."""
-    max_body: Annotated[int, msgspec.Meta(ge=1024)] = 2 << 20
-    """Bytes of a request's body."""
-    max_bodies: Annotated[int, msgspec.Meta(ge=1024)] = 256 << 20
+    max_body: Annotated[int, msgspec.Meta(ge=1024)] = 256 << 20
+    """Bytes of a PUT's body, which is kept in a file beside the store; a POST's has 256 KiB at most."""
+    max_bodies: Annotated[int, msgspec.Meta(ge=1024)] = 512 << 20
     """Bytes of all requests' bodies at a time; never less than one may have."""
     questions_per_address: Annotated[int, msgspec.Meta(ge=1)] = 120
     """Questions to upstream per minute that one address may cause without a token."""
@@ -109,7 +109,7 @@ class CollateralServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_
     head_timeout: _Seconds = 5.0
     """Seconds for the TLS handshake, and for a request's head."""
     body_timeout: _Seconds = 15.0
-    """Seconds for a request's body."""
+    """Seconds for a request's body; a long one has a second more for each 256 KiB that came."""
     idle_timeout: Annotated[float, msgspec.Meta(ge=1)] = 30.0
     """Seconds that a connection may stay without a request."""
     drain_timeout: Annotated[float, msgspec.Meta(ge=1)] = 10.0

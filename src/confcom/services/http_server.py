@@ -41,6 +41,9 @@ GRACE = 1.0
 LINGER = 1.0
 """Seconds for which the rest of a request is dropped, so that its sender sees the answer before the connection ends."""
 
+BODY_RATE = 256 * 1024
+"""Bytes of a request's body that give it another second."""
+
 TINY = 1024
 """Bytes; after a smaller piece of a body others have a turn."""
 V4_MAPPED = bytes(10) + b"\xff\xff"
@@ -399,6 +402,7 @@ class _Connection:
             self.abort()
             event = h11.PAUSED
         if isinstance(event, h11.Data):
+            self._body_until += len(event.data) / BODY_RATE
             if len(event.data) < TINY:
                 await asyncio.sleep(0)
             return {"type": "http.request", "body": bytes(event.data), "more_body": True}

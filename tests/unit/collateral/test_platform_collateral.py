@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -11,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pki_builder as pki
-from confcom.collateral.documents import DocumentKey
-from confcom.collateral.platform_collateral import PlatformCollateral
+from confcom.collateral.documents import Document, DocumentKey
+from confcom.collateral.platform_collateral import MAX_PLATFORM, PlatformCertificates, PlatformCollateral
 from confcom.errors import FormatError
 
 FMSPC = bytes.fromhex("00606a000000")
@@ -25,6 +27,12 @@ TCB, TDX = pki.signed("tcbInfo", pki.tcb_info()), pki.signed("tcbInfo", pki.tdx_
 IDENTITY = pki.signed("enclaveIdentity", pki.enclave_identity())
 
 
+def read(data: bytes) -> tuple[list[Document], list[PlatformCertificates]]:
+    """Everything, with the first failure raised."""
+    found = PlatformCollateral(data)
+    return [item() for _, item in found.documents()], [item() for _, item in found.platforms()]
+
+
 def written(collaterals: dict[str, Any], platforms: list[Any] | None = None, **layout: Any) -> bytes:
     return json.dumps({"platforms": platforms or [], "collaterals": collaterals}, **layout).encode()
 
@@ -33,9 +41,9 @@ def written(collaterals: dict[str, Any], platforms: list[Any] | None = None, **l
 def test_gives_the_bytes_that_were_signed_whatever_the_layout(layout: dict[str, Any]) -> None:
     tcb_infos = [{"fmspc": FMSPC.hex(), "sgx_tcbinfo": json.loads(TCB), "tdx_tcbinfo_early": json.loads(TDX)}]
     chains = CERTIFICATES | {"TCB-Info-Issuer-Chain": quote(CHAIN)}
-    found = PlatformCollateral.parse(written({"certificates": chains, "tcbinfos": tcb_infos}, **layout))
+    documents, _ = read(written({"certificates": chains, "tcbinfos": tcb_infos}, **layout))
 
-    assert [(document.key, document.body, document.issuer_chain) for document in found.documents] == [
+    assert [(document.key, document.body, document.issuer_chain) for document in documents] == [
         (DocumentKey.tcb_info("sgx", FMSPC), TCB, CHAIN),
         (DocumentKey.tcb_info("tdx", FMSPC, "early"), TDX, CHAIN),
     ]
@@ -50,7 +58,7 @@ def test_reads_version_3_too_and_identities_as_text_or_object() -> None:
         "qeidentity_early": json.loads(IDENTITY),
         "tdqeidentity": "",
     }
-    found = {document.key: document.body for document in PlatformCollateral.parse(written(collaterals)).documents}
+    found = {document.key: document.body for document in read(written(collaterals))[0]}
 
     assert found == {
         DocumentKey.tcb_info("sgx", FMSPC): TCB,
@@ -72,13 +80,13 @@ def test_reads_crls_and_platforms_and_leaves_out_what_intel_did_not_have() -> No
         "pckcacrl": {"platformCrl": pki.crl(pki.PLATFORM_NAME, pki.PLATFORM_CA).hex()},
         "rootcacrl": pki.crl().hex(),
     }
-    found = PlatformCollateral.parse(written(collaterals, [platform | raw]))
+    documents, platforms = read(written(collaterals, [platform | raw]))
 
-    assert [document.key for document in found.documents] == [
+    assert [document.key for document in documents] == [
         DocumentKey.pck_crl("platform"),
         DocumentKey.root_ca_crl(),
     ]
-    (entry,) = found.platforms
+    (entry,) = platforms
     assert (entry.qe_id, entry.requests[0].pce_svn) == (b"\xab" * 16, 13)
     assert [answer.tcbm for answer in entry.certificates] == [b"\x0b" * 18]
     assert entry.certificates[0].issuer_chain == pki.pem(pki.PLATFORM_CERTIFICATE, pki.ROOT_CERTIFICATE)
@@ -89,7 +97,7 @@ def test_reads_crls_and_platforms_and_leaves_out_what_intel_did_not_have() -> No
     [
         {},
         {"certificates": []},
-        {"certificates": CERTIFICATES, "tcbinfos": [{"sgx_tcbinfo": {}}]},
+        {"certificates": CERTIFICATES, "tcbinfos": [{"sgx_tcbinfo": {"a": 1}}]},
         {"certificates": CERTIFICATES, "tcbinfos": [{"fmspc": "00"}, {"fmspc": "0", "tcbinfo": {"a": 1}}]},
         {"certificates": CERTIFICATES, "tcbinfos": [{"fmspc": "00", "tcbinfo": {"a": 1}}]},
         {"certificates": CERTIFICATES, "rootcacrl": "3082"},
@@ -102,7 +110,7 @@ def test_reads_crls_and_platforms_and_leaves_out_what_intel_did_not_have() -> No
 )
 def test_nonsense_is_a_format_error(collaterals: dict[str, Any]) -> None:
     with pytest.raises(FormatError):
-        PlatformCollateral.parse(written(collaterals))
+        read(written(collaterals))
 
 
 _json = st.recursive(
@@ -119,7 +127,62 @@ _names = st.sampled_from(
 @given(st.dictionaries(_names, _json, max_size=4), st.lists(_json, max_size=2))
 def test_no_json_gets_out_as_anything_else(collaterals: dict[str, Any], platforms: list[Any]) -> None:
     try:
-        found = PlatformCollateral.parse(written({"certificates": {}} | collaterals, platforms))
+        documents, found = read(written({"certificates": {}} | collaterals, platforms))
     except FormatError:
         return
-    assert isinstance(found, PlatformCollateral)
+    assert not documents or collaterals
+    assert not found or collaterals["pck_certs"]
+
+
+def test_what_is_wrong_with_one_says_nothing_about_the_others() -> None:
+    good = {
+        "qe_id": "ab" * 16,
+        "pce_id": "0000",
+        "certs": [{"tcbm": "0b" * 18, "cert": quote(pki.pem(pki.PCK_CERTIFICATE))}],
+    }
+    bad = [
+        {**good, "qe_id": "cd" * 16, "certs": [{"tcbm": "0b" * 18, "cert": "nonsense"}]},
+        {"qe_id": 5},
+        {**good, "qe_id": "xy"},
+        {**good, "qe_id": "ef" * 16, "padding": "x" * MAX_PLATFORM},
+    ]
+    collaterals = {"certificates": CERTIFICATES, "pck_certs": [bad[0], good, *bad[1:], good], "rootcacrl": "00"}
+    found = PlatformCollateral(written(collaterals))
+    names, outcomes = [], []
+    for name, item in found.platforms():
+        names.append(name)
+        try:
+            outcomes.append(item().qe_id.hex())
+        except FormatError:
+            outcomes.append("")
+
+    assert names == ["cd" * 16, "ab" * 16, "pck_certs[2]", "xy", "pck_certs[4]", "ab" * 16]
+    assert outcomes == ["", "ab" * 16, "", "", "", "ab" * 16]
+    with pytest.raises(FormatError):
+        read(written(collaterals))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"[]",
+        b'{"collaterals":{"certificates":{}}} {}',
+        b'{"collaterals":{"certificates":{},"certificates":{}}}',
+        b'{"platforms":[{"qe_id":1}],"collaterals":{"certificates":{}}}',
+        b'{"platforms":[',
+    ],
+)
+def test_json_of_another_structure_is_refused_at_once(data: bytes) -> None:
+    with pytest.raises(FormatError):
+        PlatformCollateral(data)
+
+
+def test_the_parts_may_come_in_any_order(tmp_path: Path) -> None:
+    text = written({"pck_certs": [], "rootcacrl": pki.crl().hex(), "certificates": CERTIFICATES})
+    mixed = b'{"collaterals":' + json.dumps(json.loads(text)["collaterals"]).encode() + b',"platforms":[]}'
+    path = tmp_path / "body"
+    path.write_bytes(mixed)
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as mapped:
+        (document,) = [item() for _, item in PlatformCollateral(mapped).documents()]
+    assert document.key == DocumentKey.root_ca_crl()

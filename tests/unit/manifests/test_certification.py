@@ -194,7 +194,7 @@ def test_without_storage_nothing_has_to_be_there() -> None:
     objects = rendered(collateral=True)
     assert not any(kind == "PersistentVolumeClaim" for kind, _ in objects)
     spec, _, _ = service(objects)
-    assert {"name": "store", "emptyDir": {"sizeLimit": "256Mi"}} in spec["template"]["spec"]["volumes"]
+    assert {"name": "store", "emptyDir": {"sizeLimit": "1Gi"}} in spec["template"]["spec"]["volumes"]
 
 
 @pytest.mark.parametrize(
