@@ -269,3 +269,24 @@ def test_counts_requests_and_where_answers_came_from(tmp_path: Path) -> None:
         days = re.search(r'seconds_to_expiry\{ca="",fmspc="",kind="root-ca-crl",tee="",update=""\} ([\d.e+]+)', text)
         assert days is not None
         assert float(days[1]) == 20 * 24 * 3600
+
+
+def test_spellings_of_one_request_are_one_answer_in_memory(tmp_path: Path) -> None:
+    with running_service(
+        tmp_path / "s.sqlite", BuiltUpstream(), BUILT_ROOTS, Clock(BUILT_NOW), memory_entries=2
+    ) as service:
+        tcb, root = f"{SGX}/v4/tcb?fmspc={BUILT_FMSPC}", f"{SGX}/v4/rootcacrl"
+        expected = service.ask(tcb).body
+        service.ask(root)
+        service.ask(tcb)  # now from the store, which the first answers changed
+        service.ask(root)
+        before = service.metric("cache_total", result="memory")
+        spellings = [f"{tcb}&note={number}" for number in range(20)]
+        spellings += [
+            f"{SGX}/v4/tcb?fmspc={BUILT_FMSPC.swapcase()}&update=STANDARD",
+            f"{SGX}/v4/tcb/?fmspc={BUILT_FMSPC}",
+        ]
+        for path in (*spellings, root):
+            assert service.ask(path).status == 200, path
+        assert service.ask(spellings[3]).body == expected
+        assert service.metric("cache_total", result="memory") == before + len(spellings) + 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -217,12 +217,12 @@ def _header_text(text: str) -> str:
 
 
 class HotAnswers:
-    """Answers by path and query, the least used ones dropped. What expired, or the store changed under, is gone."""
+    """Answers by what was asked for, the least used ones dropped. What expired, or the store changed under, is gone."""
 
     def __init__(self, *, entries: int, size: int) -> None:
         self._entries = entries
         self._room = size
-        self._answers: OrderedDict[tuple[bytes, bytes], tuple[Answer, float]] = OrderedDict()
+        self._answers: OrderedDict[Hashable, tuple[Answer, float]] = OrderedDict()
         self._generation = 0
         self._size = 0
 
@@ -231,7 +231,7 @@ class HotAnswers:
         """Bytes of the answers held."""
         return self._size
 
-    def get(self, key: tuple[bytes, bytes], now: float, generation: int) -> Answer | None:
+    def get(self, key: Hashable, now: float, generation: int) -> Answer | None:
         """The answer of a request at `now` (seconds of the caller's clock), if it still holds."""
         if generation != self._generation:
             self._answers.clear()
@@ -245,17 +245,17 @@ class HotAnswers:
         self._answers.move_to_end(key)
         return found[0]
 
-    def put(self, key: tuple[bytes, bytes], answer: Answer, *, until: float, generation: int) -> None:
+    def put(self, key: Hashable, answer: Answer, *, until: float, generation: int) -> None:
         """Keep an answer that was made from the store as it was at that generation."""
         if generation != self._generation or answer.size > self._room:
             return
         if key in self._answers:
             self._drop(key)
         self._answers[key] = (answer, until)
-        self._size += answer.size + len(key[0]) + len(key[1])
+        self._size += answer.size
         while len(self._answers) > self._entries or self._size > self._room:
             self._drop(next(iter(self._answers)))
 
-    def _drop(self, key: tuple[bytes, bytes]) -> None:
+    def _drop(self, key: Hashable) -> None:
         answer, _ = self._answers.pop(key)
-        self._size -= answer.size + len(key[0]) + len(key[1])
+        self._size -= answer.size

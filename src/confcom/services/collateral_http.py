@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping, MutableMapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -89,8 +90,7 @@ class CollateralApp:
         if scope["type"] != "http":
             return
         if scope["method"] == "GET":
-            key = (scope["raw_path"], scope["query_string"])
-            answer = self._hot.get(key, self._now(), self._cache.generation)
+            answer = self._from_memory(scope)
             if answer is not None:
                 self._memory_hits.inc()
                 if answer.counter is not None:
@@ -102,10 +102,18 @@ class CollateralApp:
     def _now(self) -> float:
         return self._cache.clock().timestamp()
 
+    def _from_memory(self, scope: MutableMapping[str, Any]) -> Answer | None:
+        try:
+            served = parse_request(scope["path"], _query(scope))
+            key = None if served is None else _remembered_as(served)
+        except ConfcomError:
+            return None  # the endpoint says what is wrong
+        return None if key is None else self._hot.get(key, self._now(), self._cache.generation)
+
     # --- documents and certificates -----------------------------------------------------------------------------------
 
     async def _collateral(self, request: Request) -> Answer:
-        served = parse_request(request.url.path, _query(request))
+        served = parse_request(request.url.path, _query(request.scope))
         if served is None:
             raise Refused(404, "there is nothing at this path", advice=_SEE_REFERENCE)
         generation = self._cache.generation
@@ -127,8 +135,7 @@ class CollateralApp:
                 answer, until = await self._document(served, wanted, address_of(request.scope))
         answer.counter = self._metrics.requests.labels(_label(request.url.path), str(answer.status))
         if until > self._now():
-            key = (request.scope["raw_path"], request.scope["query_string"])
-            self._hot.put(key, answer, until=until, generation=generation)
+            self._hot.put(_remembered_as(served), answer, until=until, generation=generation)
         return answer
 
     async def _document(self, served: ServedRequest, wanted: pcs.DocumentRequest, caller: str) -> tuple[Answer, float]:
@@ -247,9 +254,9 @@ def _wants_text(request: Request) -> bool:
     return "text/plain" in accepted and "json" not in accepted
 
 
-def _query(request: Request) -> dict[str, str]:
+def _query(scope: MutableMapping[str, Any]) -> dict[str, str]:
     """The decoded parameters; one given twice is refused, since two readers would take another one."""
-    raw: bytes = request.scope["query_string"]
+    raw: bytes = scope["query_string"]
     if len(raw) > MAX_QUERY:
         raise Refused(414, f"the query is longer than {MAX_QUERY} bytes")
     found: dict[str, str] = {}
@@ -264,6 +271,16 @@ def _query(request: Request) -> dict[str, str]:
             raise FormatError("is given twice", structure="PCS request", field=name[:64])
         found[name] = value
     return found
+
+
+def _remembered_as(served: ServedRequest) -> Hashable:
+    """All that an answer from memory depends on: other spellings of a request must not push answers out."""
+    match served.request:
+        case pcs.CrlRequest() as wanted:
+            return served.version, served.azure, _key(wanted), wanted.encoding
+        case pcs.PckCertRequest() as wanted:
+            return replace(served, request=replace(wanted, encrypted_ppid=None, platform_manifest=None))
+    return served
 
 
 def _key(wanted: pcs.DocumentRequest) -> DocumentKey:

@@ -83,7 +83,7 @@ class PckCertificates:
             claim = self._store.claims.of_caller(caller, platform, encrypted_ppid)
             if claim is None or now - claim.last_seen >= CLAIM_AGAIN:
                 return None
-            return FoundPck(claim.answer, lasting=encrypted_ppid is not None)
+            return FoundPck(claim.answer, lasting=False)
         if now - self._store.platforms.last_asked(platform) >= NOTE_AGAIN:
             self._store.platforms.saw(platform, kept, seen=now)
         return FoundPck(kept)
