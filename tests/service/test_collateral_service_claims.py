@@ -14,10 +14,18 @@ from confcom.collateral.store import CollateralStore
 from confcom.errors import CollateralNotFound
 from confcom.protocols.pcs import PckCertificateAnswer
 from confcom.simulator.machine import FMSPC as FMSPC_BYTES
-from confcom.simulator.machine import SimulatedMachine
+from confcom.simulator.machine import MachineTcb, SimulatedMachine
 from confcom.simulator.qe3 import QuotingEnclave
 from confcom.simulator.world import SimulatedWorld
-from running_collateral_service import NOW, SEED, Clock, RecordedUpstream, Reply, RunningService, running_service
+from running_collateral_service import (
+    NOW,
+    SEED,
+    Clock,
+    RecordedUpstream,
+    Reply,
+    RunningService,
+    running_service,
+)
 
 V4 = "/sgx/certification/v4"
 USER = "the user's token"
@@ -239,3 +247,21 @@ def test_a_certificate_for_a_tcb_that_is_not_reached_is_refused(store, upstream,
 
     assert reply.status == 502
     assert "for a TCB that the platform does not reach" in reply.json["message"]
+
+
+def test_a_set_that_was_asked_for_once_and_is_gone_leaves_the_service_ready(store, world) -> None:
+    clock = Clock(NOW)
+    upstream, old = RecordedUpstream(world, clock), DocumentKey.tcb_info("sgx", FMSPC_BYTES, 17)
+    settings = {"refresh_retry": 0.01, "refresh_look": 0.05, "fmspcs": (FMSPC_BYTES.hex(),)}
+    with serving(store, upstream, world, clock, **settings) as service:
+        asked = service.ask(f"{V4}/tcb?fmspc={FMSPC_BYTES.hex()}&tcbEvaluationDataNumber=17")
+        service.wait_until(lambda: service.ask("/readyz").status == 200, seconds=60)
+        world.authority.raise_tcb(MachineTcb((12,) * 16, 14), advisory_ids=[])
+        clock.now += timedelta(days=40)
+        service.wait_until(lambda: service.ask("/readyz").status == 200, seconds=60)
+        rounds, questions = service.metric("refresh_total", outcome="renewed"), upstream.asked.count(old)
+        clock.now += timedelta(days=2)
+        service.wait_until(lambda: service.metric("refresh_total", outcome="renewed") > rounds, seconds=60)
+
+    assert asked.status == 200
+    assert upstream.asked.count(old) == questions

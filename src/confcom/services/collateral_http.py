@@ -156,8 +156,7 @@ class CollateralApp:
     def _freshness(self, expires: float) -> tuple[int, float]:
         """Seconds that a client may keep what expires then, and until when the same answer may be given from memory.
 
-        Both together end before it expires. The age is never 0: Intel's library takes that for none and keeps what it
-        has for a week.
+        Both together end before it expires. The age is never 0: Intel's library takes that for none given.
         """
         age = max(1, min(MAX_AGE, int((expires - self._now()) / 2)))
         return age, expires - age

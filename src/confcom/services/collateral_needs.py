@@ -33,7 +33,8 @@ def needs_of(
     asked: set[tuple[Tee, bytes, Update]] = {
         (key.tee or "sgx", key.fmspc or b"", "standard" if key.update is None else key.update)
         for key in present
-        if key.kind is DocumentKind.TCB_INFO
+        # Intel takes numbered sets off its service one day: what was asked for once need not stay fresh.
+        if key.kind is DocumentKind.TCB_INFO and not isinstance(key.update, int)
     }
     found = []
     for tee, fmspc, update in sorted(firm | asked, key=str):

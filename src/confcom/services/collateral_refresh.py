@@ -139,6 +139,8 @@ class Refresher:
             return False
         if version is None:
             return True
+        if isinstance(key.update, int) and version.expires < now:
+            return False  # Intel renews a set while it serves it
         seen = max((sighting.last_seen for sighting in version.sightings), default=version.facts.issue_date)
         soon = version.expires - now <= timedelta(seconds=self._policy.before_expiry)
         return soon or now - seen >= timedelta(seconds=self._policy.every)
