@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.measure import rate
 from benchmarks.simulated import simulated_world
 from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID
 from confcom.protocols import aesm_messages as m
@@ -94,6 +95,14 @@ class Stage:
             "quote sizes": _asked(m.GetQuoteSizeExRequest(att_key_id=key), 11),
             "numbers of keys": _asked(m.GetSupportedAttKeyIdNumRequest(), 11),
         }
+
+    def platform_rate(self) -> float:
+        """Quotes per second of the platform itself, called directly."""
+        platform = self.world.platform
+        report = self.world.machine.launch(EnclaveDeclaration.from_names("bench", "bench")).create_report(
+            platform.init_quote().target_info, bytes(64)
+        )
+        return rate(lambda: platform.quote(report))
 
     def begin(self, asked: Asked, threads: int, seconds: float) -> subprocess.Popen[bytes]:
         """Let clients ask; `end` gives what they saw."""

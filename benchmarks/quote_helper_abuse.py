@@ -1,8 +1,11 @@
-"""Well-behaved clients while others abuse the helper in every way of the list, at a low limit of open files.
+"""Well-behaved clients while others abuse the helper.
 
-`python -m benchmarks.quote_helper_abuse --seconds 600` is the whole run. The bar is: every good request answered,
-memory flat, files and processor back to where they were. Where the benchmark may (as root), the abusers are another
-user, as another pod would be.
+First every way of abuse alone, in processes of their own and of another user, beside a plain C service that meets the
+same (`--each SECONDS`, 3 by default, `--way NAME` for one): answers per second that two good clients keep with either.
+The bar is half of what the plain one keeps, and 200.
+
+Then all at once at a low limit of open files (`--seconds`, 600 is the whole run). The bar is: every good request
+answered, memory flat, files and processor back to where they were.
 """
 
 from __future__ import annotations
@@ -11,14 +14,19 @@ import argparse
 import multiprocessing
 import os
 import random
+import shutil
+import signal
 import socket
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.helper_load import (
+    Asked,
     Load,
     Stage,
     children,
@@ -38,8 +46,109 @@ IDLE = 2000
 ABUSER = 65534
 
 
-def main(seconds: float = 60.0) -> None:
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way of abuse: so many processes of the C program's way, of one user (0: root)."""
+
+    name: str
+    processes: int
+    text: str
+    user: int = ABUSER
+
+
+WAYS = (
+    Way("partial", 1, "100 of 705 bytes, shutdown, close, in a loop"),
+    Way("partial", 3, "the same, three processes"),
+    Way("hold", 3, "2,000 connections with 100 bytes each, kept, three processes"),
+    Way("idle", 1, "10,000 idle connections"),
+    Way("storm", 8, "200 non-blocking connections, closed, again, eight processes"),
+    Way("crowd", 8, "200 non-blocking connections with whole requests, eight processes"),
+    Way("empty", 4, "connect and close, four processes"),
+    Way("half-closed", 2, "whole request, shutdown, two processes"),
+    Way("leaves", 2, "whole request, no wait for the answer, two processes"),
+    Way("huge", 2, "a length of 2 GiB, two processes"),
+    Way("invalid", 2, "whole frames that hold no request, two processes"),
+    Way("refused", 4, "whole requests with a forged report, four processes"),
+    Way("cheap", 4, "whole requests that need no platform, four processes"),
+    Way("files", 2, "a hundred descriptors passed along, two processes"),
+    Way("forked", 2, "every connection from another process, two processes"),
+    Way("drip", 2, "200 connections, a byte a second each, two processes"),
+    Way("drip-fast", 2, "200 connections, byte by byte as fast as it goes, two processes"),
+    Way("never-reads", 2, "200 requests, answers not read, two processes"),
+    Way("slow-reader", 8, "answers read byte by byte, eight processes"),
+    Way("many-users", 1, "900 connections of children of ever other users", 0),
+)
+PLENTY = 20000
+"""Open files for the comparison, so that the plain service does not end by that limit."""
+
+
+def main(seconds: float = 60.0, each: float = 3.0, way: str = "") -> None:
     print(machine_load())
+    if each:
+        _each(each, [one for one in WAYS if way == "" or one.name in way.split(",")])
+    if seconds and not way:
+        _all_at_once(seconds)
+
+
+def _each(seconds: float, ways: list[Way]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        stage = Stage(Path(name))
+        asked = stage.requests()["quotes"]
+        abuser, reference = (_build(stage, program) for program in ("aesm_abuse", "aesm_reference"))
+        work = int(1e9 / stage.platform_rate())
+        print(f"  answers/s of {GOOD_THREADS} good clients {'':<43} {'reference':>9} {'helper':>9}")
+        for one in [None, *ways]:
+            plain = subprocess.Popen(
+                ["prlimit", f"--nofile={PLENTY}:{PLENTY}", reference, stage.path, str(asked.least + 14), str(work)],
+                stdout=subprocess.PIPE, text=True,
+            )  # fmt: skip
+            assert plain.stdout is not None
+            assert "ready" in plain.stdout.readline()
+            kept = _kept(stage, asked, abuser, one, seconds)
+            plain.kill()
+            plain.wait()
+            stage.path.unlink()
+            helper = stage.start(files=PLENTY)
+            load = _kept(stage, asked, abuser, one, seconds)
+            stop(helper)
+            bar = max(200.0, kept.per_second / 2)
+            text = "nobody else" if one is None else f"{one.name} x{one.processes}: {one.text}"
+            print(
+                f"  {text:<72} {kept.per_second:>9,.0f} {load.per_second:>9,.0f}"
+                f"{'' if load.per_second >= bar else '  BELOW THE BAR'}"
+                f"{f'  ({load.failed} failed)' if load.failed else ''}",
+                flush=True,
+            )
+
+
+def _build(stage: Stage, program: str) -> Path:
+    path = stage.folder / program
+    source = Path(__file__).with_name(f"{program}.c")
+    subprocess.run([str(shutil.which("cc")), "-O2", "-pthread", "-o", path, source], check=True)
+    return path
+
+
+def _kept(stage: Stage, asked: Asked, program: Path, way: Way | None, seconds: float) -> Load:
+    frame = stage.folder / "frame"
+    frame.write_bytes(asked.frame)
+    abusers = []
+    if way is not None:
+        command = [str(program), str(stage.path), str(frame), way.name, str(way.user)]
+        abusers = [subprocess.Popen(command) for _ in range(way.processes)]
+    time.sleep(0.5)
+    clients = stage.begin(asked, GOOD_THREADS, seconds)
+    time.sleep(seconds)
+    # Without its abusers even a service that they hold up lets the clients go.
+    for abuser in abusers:
+        assert abuser.poll() is None, f"{way} ended"
+        abuser.kill()
+        abuser.wait()
+    clients.send_signal(signal.SIGTERM)
+    return stage.end(clients, seconds)
+
+
+def _all_at_once(seconds: float) -> None:
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         stage = Stage(Path(name))
@@ -215,4 +324,7 @@ ABUSES: tuple[Callable[[str, bytes], None], ...] = (
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0)
-    main(parser.parse_args().seconds)
+    parser.add_argument("--each", type=float, default=3.0)
+    parser.add_argument("--way", default="")
+    arguments = parser.parse_args()
+    main(arguments.seconds, arguments.each, arguments.way)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -124,3 +126,20 @@ def eventually(what: object, condition: object, within: float = 10) -> None:
 def processor_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def get(page: str, path: str, method: str = "GET") -> tuple[int, bytes]:
+    """Ask the page at `unix:PATH` or `HOST:PORT`."""
+    connection = http.client.HTTPConnection("localhost", timeout=10)
+    if page.startswith("unix:"):
+        connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(10)
+        connection.sock.connect(page.removeprefix("unix:"))
+    else:
+        connection = http.client.HTTPConnection(page, timeout=10)
+    try:
+        connection.request(method, path)
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()

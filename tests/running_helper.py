@@ -81,12 +81,12 @@ def running_helper(platform: Platform, path: Path, **settings: Any) -> Iterator[
 
 def connect(path: Path, timeout: float = 10.0) -> socket.socket:
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    client.settimeout(timeout)
     try:
-        client.connect(str(path))
+        client.connect(str(path))  # waits while the backlog is full, as real clients do
     except OSError:
         client.close()
         raise
+    client.settimeout(timeout)
     return client
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from aesm_wire import KEY_ID, read_response, request
-from helper_process import HelperProcess, load, make_machine, processor_seconds, quote_request
+from confcom.services.peers import FUTILE
+from helper_process import HelperProcess, eventually, get, load, make_machine, processor_seconds, quote_request
 from recording_platform import QUOTE_SIZE, RecordingPlatform
 from running_helper import connect, exchange, read_all, running_helper
 
@@ -56,16 +57,20 @@ print(json.dumps({"statuses": statuses, "worst": max(waits), "count": len(waits)
 """
 
 
+def belongs_to(host: Path, pid: int, pod: str) -> None:
+    place = host / "proc" / str(pid)
+    place.mkdir(parents=True)
+    slice_ = f"kubepods-burstable-pod{pod.replace('-', '_')}.slice/cri-containerd-{'a' * 64}.scope"
+    (place / "cgroup").write_text(f"0::/kubepods.slice/kubepods-burstable.slice/{slice_}\n")
+
+
 class Client:
     """A process in a pod, with that many threads that ask as fast as they can."""
 
     def __init__(self, host: Path, path: Path, pod: str, threads: int, seconds: float, frame: bytes = QUOTE) -> None:
         command = [sys.executable, "-c", ASK, str(path), frame.hex(), str(threads), str(seconds)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        place = host / "proc" / str(self.process.pid)
-        place.mkdir(parents=True)
-        slice_ = f"kubepods-burstable-pod{pod.replace('-', '_')}.slice/cri-containerd-{'a' * 64}.scope"
-        (place / "cgroup").write_text(f"0::/kubepods.slice/kubepods-burstable.slice/{slice_}\n")
+        belongs_to(host, self.process.pid, pod)
 
     def go(self) -> None:
         assert self.process.stdin is not None
@@ -174,6 +179,57 @@ def test_a_rate_is_kept_when_one_is_set(path: Path) -> None:
     assert later == 0
     assert free == 0
     assert any("asks more than 20 times a second" in event.reason for event in helper.events)
+
+
+FLOOD = """
+import socket, sys
+path, part, pod_is_known = sys.argv[1], bytes.fromhex(sys.argv[2]), sys.stdin.readline()
+for _ in range(int(sys.argv[3])):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+        try:
+            client.sendall(part)
+            client.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # closed already
+"""
+
+
+@pytest.mark.parametrize("part", [b"", QUOTE[:100]], ids=["empty", "part of a request"])
+def test_a_pod_that_floods_is_named_and_closed_unread_and_others_are_answered(
+    tmp_path: Path, path: Path, host: Path, part: bytes
+) -> None:
+    """Connections that come to nothing count against their pod, and the helper stays ready."""
+    path.parent.mkdir()
+    machine = make_machine(tmp_path)
+    frame, quote = quote_request(machine)
+    page = f"unix:{tmp_path / 'http'}"
+    helper = HelperProcess(path, machine, "--http", page, settings=f'host_root = "{host}"').ready()
+    try:
+        flood = subprocess.Popen(
+            [sys.executable, "-c", FLOOD, str(path), part.hex(), str(4 * FUTILE)], stdin=subprocess.PIPE, text=True
+        )
+        belongs_to(host, flood.pid, GREEDY)
+        with load(path, frame, quote, threads=2) as running:
+            assert flood.stdin is not None
+            flood.stdin.write("go\n")
+            flood.stdin.close()
+            assert get(page, "/readyz")[0] == 200
+            assert flood.wait(60) == 0
+            running.wait_for(20)
+            assert get(page, "/readyz")[0] == 200
+        assert running.failures == []
+        eventually(
+            "it is in the metrics", lambda: f'throttled_connections_total{{peer="pod {GREEDY}"}}' in metrics(page)
+        )
+        throttled = [json.loads(line) for line in helper.log().splitlines() if '"aesm.throttled"' in line]
+        assert {line["peer"] for line in throttled} == {f"pod {GREEDY}"}
+    finally:
+        helper.end()
+
+
+def metrics(page: str) -> str:
+    return get(page, "/metrics")[1].decode()
 
 
 @contextmanager

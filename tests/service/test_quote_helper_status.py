@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import socket
@@ -18,28 +17,11 @@ from aesm_wire import KEY_ID, request
 from confcom.errors import ConfigError, PlatformUnavailable
 from confcom.services.peers import peer_name
 from confcom.services.wiring import export_simulated_collateral
-from helper_process import HelperProcess, eventually, make_machine, quote_request
+from helper_process import HelperProcess, eventually, get, make_machine, quote_request
 from recording_platform import RecordingPlatform
 from running_helper import exchange, running_helper
 
 pytestmark = pytest.mark.promise("M10")
-
-
-def get(page: str, path: str, method: str = "GET") -> tuple[int, bytes]:
-    """Ask the page at `unix:PATH` or `HOST:PORT`."""
-    connection = http.client.HTTPConnection("localhost", timeout=10)
-    if page.startswith("unix:"):
-        connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.settimeout(10)
-        connection.sock.connect(page.removeprefix("unix:"))
-    else:
-        connection = http.client.HTTPConnection(page, timeout=10)
-    try:
-        connection.request(method, path)
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    finally:
-        connection.close()
 
 
 def samples(metrics: bytes) -> dict[str, float]:

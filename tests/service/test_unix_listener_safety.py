@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -103,3 +104,22 @@ except PlatformUnavailable as error:
     assert "Permission denied" in done.stdout, done.stderr
     assert "belongs to user 0, mode 0755; this process is user 65532" in done.stdout
     assert f"`chown 65532 {directory}`" in done.stdout
+
+
+def refuses_descriptors(listener: socket.socket) -> bool:
+    try:
+        return listener.getsockopt(socket.SOL_SOCKET, 83) == 0
+    except OSError:
+        return False
+
+
+def test_descriptors_that_a_client_passes_along_are_refused(tmp_path: Path) -> None:
+    listener = UnixListener(tmp_path / "aesm.socket", backlog=128)
+    if not refuses_descriptors(listener.socket):
+        pytest.skip("this kernel (before 6.16) cannot refuse them")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(listener.place))
+        with pytest.raises(PermissionError):
+            socket.send_fds(client, [b"x"], [2])
+        assert client.send(b"x") == 1
+    listener.close()

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import stat
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -150,20 +151,32 @@ class AesmPlatform:
         return event
 
     def _connect(self) -> socket.socket:
-        client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        client.settimeout(self.timeout)
         try:
-            client.connect(os.fspath(self.socket_path))
+            return connect(self.socket_path, self.timeout)
         except OSError as error:
-            client.close()
             raise _cannot_connect(self.socket_path, error) from error
-        return client
 
     def _nonsense(self, error: Exception) -> NativeError:
         return NativeError(
             f"{self.socket_path} does not answer as an AESM service does: {error}",
             advice="Check which program listens on this socket, and its log.",
         )
+
+
+def connect(path: Path, timeout: float) -> socket.socket:
+    """A connection to a Unix socket, which waits its turn while the backlog is full."""
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # With a timeout of Python's, a full backlog would be an error at once; the kernel's own waits.
+        client.setsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(timeout), int(timeout % 1 * 1e6))
+        )
+        client.connect(os.fspath(path))
+    except OSError:
+        client.close()
+        raise
+    client.settimeout(timeout)
+    return client
 
 
 def _wire(key_id: AttestationKeyId | None) -> bytes:

@@ -1,19 +1,27 @@
-"""Takes connections from listening sockets, several at a time, and pauses when the system refuses to give any."""
+"""Takes connections from listening sockets, several at a time, and pauses when the system refuses to give any.
+
+The backlog is one for all clients. While they come faster than they are taken, it is made short: a good client then
+waits in the kernel's own queue, where each gets a place in its turn, instead of behind all that others have put in the
+backlog.
+"""
 
 from __future__ import annotations
 
+import _socket
 import asyncio
 import socket
 from collections.abc import Callable
 
 import structlog
 
-ACCEPT_BATCH = 64
+ACCEPT_BATCH = 16
 """Connections accepted before other work gets its turn."""
-ALONE = 8
-"""Connections that came alone one after the other, after which only every eighth look is for more than one."""
 ACCEPT_PAUSE = 0.05
 """Seconds without accepting after the system refused to."""
+SHORT_BACKLOG = 8
+"""Connections that may wait in a flood."""
+SHORT_FOR = 8
+"""Looks at the flood before the backlog is as long as before and the next one decides again."""
 
 
 class Acceptor:
@@ -24,14 +32,24 @@ class Acceptor:
     """
 
     def __init__(
-        self, welcome: Callable[[socket.socket], None], done: Callable[[], None], make_room: Callable[[int], None]
+        self,
+        welcome: Callable[[_socket.socket], None],
+        done: Callable[[], None],
+        make_room: Callable[[int], None],
+        *,
+        backlog: int,
     ) -> None:
         self._welcome = welcome
         self._done = done
         self._make_room = make_room
         self._loop = asyncio.get_running_loop()
         self._listeners: dict[socket.socket, None] = {}
-        self._alone = 0
+        self._full_backlog = backlog
+        self._backlog = backlog
+        self._short_for = 0
+        self._accepted = 0
+        self._batches = 0
+        self._full_batches = 0
 
     @property
     def listens(self) -> bool:
@@ -40,6 +58,7 @@ class Acceptor:
 
     def listen(self, listener: socket.socket) -> None:
         """Begin to accept there."""
+        listener.listen(self._backlog)
         self._listeners[listener] = None
         self._resume(listener)
 
@@ -52,13 +71,12 @@ class Acceptor:
 
     def accept(self, listener: socket.socket) -> bool:
         """Take connections from the backlog; says whether there may be more."""
-        # Where they keep coming one by one, looking for a second behind each would mostly be in vain.
-        self._alone += 1
-        batch = 1 if self._alone > ALONE and self._alone % ALONE else ACCEPT_BATCH
+        # What Python's own `accept` and `socket` add costs a quarter more, which a flood multiplies.
+        accept, new = listener._accept, _socket.socket  # type: ignore[attr-defined]
         accepted = 0
-        while accepted < batch:
+        while accepted < ACCEPT_BATCH:
             try:
-                client, _ = listener.accept()
+                client = new(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, accept()[0])
             except BlockingIOError:
                 break
             except OSError as error:
@@ -66,10 +84,26 @@ class Acceptor:
                 break
             accepted += 1
             self._welcome(client)
-        if accepted > 1:
-            self._alone = 0
+        self._accepted += accepted
+        self._batches += 1
+        self._full_batches += accepted == ACCEPT_BATCH
         self._done()
-        return accepted == batch
+        return accepted == ACCEPT_BATCH
+
+    def adapt_backlog(self, *, new: int) -> None:
+        """Make the backlog short or long; to be called several times a second.
+
+        Of the connections since the last call, `new` were the first of their process.
+        """
+        # A flood of new processes needs the long one: each of them would wait in the kernel's queue before a good one.
+        flood = 2 * self._full_batches > self._batches and 2 * new < self._accepted
+        self._accepted = self._batches = self._full_batches = 0
+        self._short_for = SHORT_FOR if flood else max(0, self._short_for - 1)
+        backlog = SHORT_BACKLOG if self._short_for else self._full_backlog
+        if backlog != self._backlog:
+            self._backlog = backlog
+            for listener in self._listeners:
+                listener.listen(backlog)
 
     def _pause(self, listener: socket.socket, error: OSError) -> None:
         # The connection stays in the backlog. Trying again at once would only burn the processor.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import _socket
 import asyncio
 import select
 import socket
-import struct
 from typing import Any, NamedTuple, Protocol
 
 from confcom.protocols.aesm import (
@@ -21,11 +21,10 @@ from confcom.protocols.aesm_messages import Request
 from confcom.protocols.aesm_reader import RequestReader
 from confcom.protocols.aesm_status import AesmStatus
 from confcom.services.aesm_broker import Answer
-from confcom.services.peers import Peer, Peers
+from confcom.services.peers import UCRED, Peer
 
 READ_SIZE = 16 * 1024
 
-_UCRED = struct.Struct("=iII")  # struct ucred: pid, uid, gid
 _NOW = socket.MSG_DONTWAIT
 # Sockets stay blocking until they have to wait, and are read and written without waiting: that saves a system call.
 
@@ -95,21 +94,28 @@ class Observer(Protocol):
     def over_limit(self, limit: str) -> None:
         """A peer went over `connections`, `rate` or `waiting`."""
 
+    def turned_away(self, peer: str, count: int) -> None:
+        """So many connections of a peer were closed unread."""
+
 
 class Conversation:
     """A connection of one request and one answer. Its owner keeps the deadlines."""
 
     __slots__ = (
-        "_connection", "_error", "_error_code", "_reader", "_received", "_sent", "_socket", "_status",
-        "over_limit", "peer", "pid", "request", "started", "uid",
+        "_connection", "_credentials", "_error", "_error_code", "_reader", "_received", "_sent", "_socket", "_status",
+        "has_turn", "over_limit", "peer", "request", "started",
     )  # fmt: skip
 
-    def __init__(self, client: socket.socket, peers: Peers, reader: RequestReader, started: float) -> None:
+    def __init__(
+        self, client: _socket.socket, peer: Peer, credentials: bytes, reader: RequestReader, started: float
+    ) -> None:
         self._socket = client
         self.started = started
-        self.pid, self.uid, _ = _UCRED.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-        self.peer: Peer = peers.enter(self.pid, self.uid, started)
+        self.peer = peer
+        self._credentials = credentials
         self.over_limit = False
+        self.has_turn = True
+        """Whether it waits for its turn to be read."""
         self.request: Request | IncompleteRequest | None = None
         """The request, once it has been read."""
         self._reader = reader
@@ -171,7 +177,7 @@ class Conversation:
     async def write_rest(self, rest: bytes) -> None:
         """Write on as the client reads."""
         self._socket.setblocking(False)
-        await asyncio.get_running_loop().sock_sendall(self._socket, rest)
+        await asyncio.get_running_loop().sock_sendall(self._socket, rest)  # type: ignore[arg-type]  # its base will do
         self._sent += len(rest)
 
     def is_wanted(self) -> bool:
@@ -186,6 +192,7 @@ class Conversation:
     def close(self, now: float, reason: str = "") -> RequestEvent:
         """Close the socket; `reason` says why a conversation did not get to its end."""
         self._socket.close()
+        pid, uid, _ = UCRED.unpack(self._credentials)
         refused, cut_off = self._error_code is not None, bool(reason)
         return RequestEvent(
             exchange_of(self.request).name if self.request is not None else None,
@@ -194,8 +201,8 @@ class Conversation:
             self._error_code,
             reason or self._error,
             now - self.started,
-            self.pid,
-            self.uid,
+            pid,
+            uid,
             self._received,
             self._sent,
             self.peer.name,

@@ -4,14 +4,23 @@ One process holds every connection from its first byte to its last, so that no o
 and so that the limits are those of the node. A request that is there when its connection is taken needs four system
 calls (accept, receive, send, close, and one to learn whose it is) and never meets the event loop; only clients that
 keep us waiting do. Nothing here blocks on a client.
+
+The backlog is one for all, so it is emptied with nothing but accept and a look at who connected. Then peers take
+turns: one connection of each is read before the next of any. A peer with many connections that come to nothing has
+further ones closed unread.
 """
 
 from __future__ import annotations
 
+import _socket
 import asyncio
 import itertools
+import select
 import socket
+from collections import deque
 from pathlib import Path
+
+import structlog
 
 from confcom.errors import PlatformBusy, ProtocolError
 from confcom.protocols.aesm import CLOSED, NEED_DATA
@@ -32,6 +41,16 @@ DRAIN_STEP = 0.01
 """Seconds between two looks at whether all conversations have ended."""
 TICK = 0.25
 """Seconds between two looks at deadlines."""
+MAX_UNREAD = 8192
+"""Connections of throttled peers that are kept unread until their deadline, where there are descriptors for them."""
+READS = 16
+"""Connections read before new ones are accepted again."""
+ARRIVALS = 256
+"""Connections on which something has arrived that are looked at together."""
+TELL_THROTTLED = 10.0
+"""Seconds between two reports in the log of which peers are throttled."""
+MOST_THROTTLED = 5
+"""Peers that such a report names."""
 
 
 class AesmFront:
@@ -49,9 +68,10 @@ class AesmFront:
         self._loop = asyncio.get_running_loop()
         self._now = self._loop.time
         self._reader = RequestReader(config.max_request)
-        self._limit = max(1, min(config.max_connections, available_descriptors() - config.fd_reserve))
-        self._acceptor = Acceptor(self._welcome, self._welcomed, self._make_room)
-        self._deadline: asyncio.TimerHandle | None = None
+        descriptors = available_descriptors() - config.fd_reserve
+        self._limit = max(1, min(config.max_connections, descriptors))
+        self._most_unread = max(0, min(MAX_UNREAD, descriptors - self._limit))
+        self._acceptor = Acceptor(self._welcome, self._turn, self._give_back, backlog=config.backlog)
         self._ticks: asyncio.TimerHandle | None = None
         self._quoting: Quoting | None = None
         self.last_quote: ClientQuote | None = None
@@ -63,13 +83,22 @@ class AesmFront:
             monotonic=self._loop.time,
         )
         self.queue: FairQueue[PendingRequest] = FairQueue()
-        # Those whose request has not arrived, in the order in which they came; and those who do not take their answer.
+        # Those whose request has not arrived, in the order in which they came; of these, those that are to be read now,
+        # and those that wait for more; and those who do not take their answer.
         self._silent: dict[Conversation, None] = {}
+        self._turns: FairQueue[Conversation] = FairQueue()
+        self._watched: dict[int, Conversation] = {}
+        self._arrivals = select.epoll()
+        self._loop.add_reader(self._arrivals, self._look_at_arrivals)
+        self._loop.add_reader(self.peers.ended, self.peers.forget_ended)
+        self._unread: deque[tuple[float, _socket.socket]] = deque()
         self._writing: dict[asyncio.Task[None], Conversation] = {}
-        self._early: list[Conversation] = []
         self._in_hand: dict[Conversation, None] = {}
-        self._welcoming = False
+        self._in_turn = False
+        self._turn_due = False
         self._ended: list[RequestEvent] = []
+        self._throttled: dict[str, int] = {}
+        self._tell_throttled = 0.0
 
     @property
     def open(self) -> int:
@@ -97,14 +126,19 @@ class AesmFront:
 
     def close(self) -> None:
         """End what is still open."""
-        for timer in (self._deadline, self._ticks):
-            if timer is not None:
-                timer.cancel()
+        if self._ticks is not None:
+            self._ticks.cancel()
         for task in self._writing:
             task.cancel()
         for conversation in [*self._silent, *self._in_hand, *self._writing.values()]:
             self._finish(conversation, "the helper stops")
         self._tell()
+        while self._unread:
+            self._unread.popleft()[1].close()
+        for watcher in (self._arrivals, self.peers.ended):
+            self._loop.remove_reader(watcher)
+        self._arrivals.close()
+        self.peers.close()
 
     def deliver(self, pending: PendingRequest, answer: Answer, duration: float | None = None) -> None:
         """Take the answer to a pending request and send it."""
@@ -127,45 +161,87 @@ class AesmFront:
             self.last_quote = ClientQuote(request.report, response.quote)
         return pending.conversation.write(answer)
 
-    def _welcome(self, client: socket.socket) -> None:
-        """Begin a conversation; mostly the request is there already."""
-        self._welcoming = True
+    def _welcome(self, client: _socket.socket) -> None:
+        """Begin a conversation, unless its peer has had too many that came to nothing."""
+        now = self._now()
+        peer, credentials = self.peers.of(client, now)
+        if not self.peers.is_welcome(peer, now):
+            peer.turned_away += 1
+            # Closed at once, it would come back at once.
+            self._unread.append((now, client))
+            if len(self._unread) > self._most_unread:
+                self._unread.popleft()[1].close()
+            return
         if self.open >= self._limit:
             self._make_room(1)
-        conversation = Conversation(client, self.peers, self._reader, self._now())
-        peer = conversation.peer
+        conversation = Conversation(client, peer, credentials, self._reader, now)
+        peer.connections += 1
         if self.peers.over_connections(peer):
             self._observer.over_limit("connections")
             conversation.over_limit = not self._make_room_of(peer)
-        if self._advance(conversation):
-            return
-        if self._deadline is None:
-            self._deadline = self._loop.call_later(self._config.read_timeout, self._expire)
         self._silent[conversation] = None
         peer.silent[conversation] = None
-        self._early.append(conversation)
+        self._turns.push(peer.name, conversation)
 
-    def _welcomed(self) -> None:
-        """Look again at clients that we were faster than: by now most have sent their request too."""
-        if self._early:
-            early, self._early = self._early, []
+    def _look_at_arrivals(self) -> None:
+        """Give a turn to those on which something has arrived."""
+        for descriptor, _ in self._arrivals.poll(0, ARRIVALS):
+            conversation = self._watched.get(descriptor)
+            if conversation is not None and not conversation.has_turn:
+                conversation.has_turn = True
+                self._turns.push(conversation.peer.name, conversation)
+        self._turn()
+
+    def _turn(self) -> None:
+        """Read some connections, peer by peer, and begin what they ask."""
+        turns = self._turns
+        self._in_turn = True
+        if turns:
+            # Mostly the request is there already; if we were faster than the client, it is after the others' turn.
+            early = [one for one in (turns.pop() for _ in range(min(READS, len(turns)))) if not self._read(one)]
             for conversation in early:
-                if conversation in self._silent and not self._advance(conversation):
-                    self._loop.add_reader(conversation, self._readable, conversation)
+                if not self._advance(conversation):
+                    self._wait_for(conversation)
         self._pump()
-        self._welcoming = False
+        self._in_turn = False
+        if turns and not self._turn_due:
+            self._turn_due = True
+            self._loop.call_soon(self._next_turn)
         if len(self._ended) > 1:
             self._loop.call_soon(self._tell)
         else:  # a turn of the loop costs more than one line
             self._tell()
 
-    def _readable(self, conversation: Conversation) -> None:
-        if self._advance(conversation):
-            self._pump()
+    def _next_turn(self) -> None:
+        self._turn_due = False
+        self._turn()
+
+    def _read(self, conversation: Conversation) -> bool:
+        """Read one whose turn it is; False when its request is not there and it was not asked before."""
+        conversation.has_turn = False
+        if conversation.is_closed or self._advance(conversation):
+            return True
+        if conversation.fileno() not in self._watched:
+            return False
+        # A request comes in one piece or two. More cost their peer as much as connections that come to nothing.
+        if not self.peers.take_futile(conversation.peer):
+            self._finish(conversation, "its peer sends too many small pieces")
+        return True
+
+    def _wait_for(self, conversation: Conversation) -> None:
+        self._watched[conversation.fileno()] = conversation
+        self._arrivals.register(conversation, select.EPOLLIN | select.EPOLLET)
 
     def _pump(self) -> None:
         if self.queue and self._quoting is not None:
             self._quoting.pump()
+
+    def _give_back(self, count: int) -> None:
+        """Close so many connections: those that are not read at all, or else silent ones."""
+        if not self._unread:
+            self._make_room(count)
+        for _ in range(min(count, len(self._unread))):
+            self._unread.popleft()[1].close()
 
     def _make_room(self, count: int) -> None:
         """End the conversations that have waited for their request for longest."""
@@ -182,12 +258,12 @@ class AesmFront:
         return False
 
     def _expire(self) -> None:
-        """End the conversations whose request is overdue. One timer is enough: they are due in their order."""
+        """End the conversations whose request is overdue; they are due in their order."""
         due = self._loop.time() - self._config.read_timeout
         while (oldest := next(iter(self._silent), None)) is not None and oldest.started <= due:
             self._finish(oldest, "no request within the deadline")
-        next_due = None if oldest is None else oldest.started + self._config.read_timeout
-        self._deadline = None if next_due is None else self._loop.call_at(next_due, self._expire)
+        while self._unread and self._unread[0][0] <= due:
+            self._unread.popleft()[1].close()
 
     def _advance(self, conversation: Conversation) -> bool:
         """Read on; once the request is whole, answer it or have it answered. Says whether it was."""
@@ -212,7 +288,8 @@ class AesmFront:
     def _hear(self, conversation: Conversation) -> None:
         """Stop waiting for its request, if we do."""
         if conversation in self._silent:
-            self._loop.remove_reader(conversation)
+            # The kernel forgets the descriptor when it is closed; what arrives until then is not looked at.
+            self._watched.pop(conversation.fileno(), None)
             del self._silent[conversation]
             del conversation.peer.silent[conversation]
 
@@ -264,10 +341,13 @@ class AesmFront:
     def _end(self, conversation: Conversation, reason: str = "") -> None:
         """End one that is in none of our lists."""
         # What is told of it waits until those beside it have their answers too.
-        if not self._ended and not self._welcoming:
+        if not self._ended and not self._in_turn:
             self._loop.call_soon(self._tell)
-        self._ended.append(conversation.close(self._now(), reason))
-        self.peers.leave(conversation.peer)
+        event = conversation.close(self._now(), reason)
+        self._ended.append(event)
+        conversation.peer.connections -= 1
+        if event.outcome == "closed":
+            self.peers.take_futile(conversation.peer)
 
     def _tell(self) -> None:
         ended, self._ended = self._ended, []
@@ -279,6 +359,24 @@ class AesmFront:
         due = self._loop.time() - self._config.answer_timeout
         for pending in self.queue.remove_if(lambda pending: pending.since <= due):
             self._refuse(pending, f"the platform did not answer within {self._config.answer_timeout:g} s")
+        self._expire()
+        self._look_at_floods()
         self.peers.forget()
         if self._quoting is not None:
             self._quoting.pump()
+
+    def _look_at_floods(self) -> None:
+        self._acceptor.adapt_backlog(new=self.peers.looked_up)
+        self.peers.looked_up = 0
+        for peer, count in self.peers.turned_away():
+            self._observer.turned_away(peer, count)
+            self._throttled[peer] = self._throttled.get(peer, 0) + count
+        if self._throttled and self._loop.time() >= self._tell_throttled:
+            self._tell_throttled = self._loop.time() + TELL_THROTTLED
+            most = sorted(self._throttled.items(), key=lambda item: item[1], reverse=True)
+            for peer, count in most[:MOST_THROTTLED]:
+                structlog.get_logger().warning(
+                    "aesm.throttled", peer=peer, connections=count,
+                    reason="too many of its connections come to nothing; these were closed unread",
+                )  # fmt: skip
+            self._throttled.clear()

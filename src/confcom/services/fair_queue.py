@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -23,7 +24,7 @@ class FairQueue(Generic[Item]):
     def __len__(self) -> int:
         return self._size
 
-    def push(self, owner: str, item: Item, *, limit: int) -> Item | None:
+    def push(self, owner: str, item: Item, *, limit: int = sys.maxsize) -> Item | None:
         """Add an item behind the owner's others; beyond `limit` items, gives the one that must leave: maybe this."""
         displaced: Item | None = None
         if self._size >= limit:

@@ -7,10 +7,16 @@ every peer is known by its user id.
 
 from __future__ import annotations
 
+import _socket
+import errno
+import math
 import os
+import select
+import socket
+import struct
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from confcom.devices.process_cgroup import MAX_CGROUP, NOBODY, parse_cgroup
 
@@ -18,28 +24,53 @@ if TYPE_CHECKING:
     from confcom.services.aesm_conversation import Conversation
 
 REMEMBER = 2.0
-"""Seconds for which a process id means the same pod; process ids are used again, but not that soon."""
-MAX_REMEMBERED = 4096
+"""Seconds for which a process id means the same pod, where the kernel does not say that the process has ended."""
+MAX_REMEMBERED = 128
+"""Processes that are remembered; each takes a file descriptor."""
+FUTILE = 1024
+"""Connections without an answer that a peer may make at once; further ones are closed unread."""
+FUTILE_RATE = 200.0
+"""So many more each second."""
 OURSELVES = "the helper itself"
 """Its self-tests must not fail because others of its user have used up their share."""
+GONE = "ended processes"
+"""All processes that ended before they were looked up: one could make as many as it likes."""
+
+UCRED = struct.Struct("=iII")
+"""`struct ucred`: pid, uid, gid."""
+_SO_PEERPIDFD = 77  # since Linux 6.5; not in Python's socket module
 
 
 class Peer:
-    """One peer's share: `connections` are open now, `tokens` are left of its rate."""
+    """One peer's share: `connections` are open now; `tokens` are left of its rate, `futile` of its futile visits."""
 
-    __slots__ = ("connections", "name", "refilled", "silent", "tokens")
+    __slots__ = ("connections", "futile", "name", "refilled", "seen", "silent", "tokens", "turned_away")
 
     def __init__(self, name: str, tokens: float, now: float) -> None:
         self.name = name
         self.connections = 0
         self.tokens = tokens
         self.refilled = now
+        self.futile = float(FUTILE)
+        self.seen = now  # when `futile` was brought up to date
+        self.turned_away = 0  # connections closed unread and not yet reported
         # Its connections whose request has not arrived, in their order.
         self.silent: dict[Conversation, None] = {}
 
 
+class _Process(NamedTuple):
+    peer: str
+    pid: int
+    uid: int
+    until: float
+    pidfd: int  # -1: none
+
+
 class Peers:
-    """All peers that have connections. `rate` is in requests per second and may be 0: no limit."""
+    """All peers that have connections, or had lately. `rate` is in requests per second and may be 0: no limit.
+
+    `ended` becomes readable when processes that are remembered have ended; `forget_ended` must be called then.
+    """
 
     def __init__(
         self, host: Path, *, max_connections: int, rate: float, burst: int, monotonic: Callable[[], float]
@@ -51,28 +82,41 @@ class Peers:
         self._monotonic = monotonic
         self._own_pid = os.getpid()
         self._peers: dict[str, Peer] = {}
-        self._names: dict[tuple[int, int], tuple[str, float]] = {}
+        self._processes: dict[bytes, _Process] = {}
+        self._pidfds: dict[int, bytes] = {}
+        self.ended = select.epoll()
+        self.looked_up = 0
+        """Processes looked up since somebody set this to 0."""
 
     def __len__(self) -> int:
-        return len(self._peers)
+        return sum(1 for peer in self._peers.values() if peer.connections)
 
-    def enter(self, pid: int, uid: int, now: float | None = None) -> Peer:
-        """Count a connection of a process; `now` is the clock's time, where the caller has just looked."""
-        if now is None:
-            now = self._monotonic()
-        known = self._names.get((pid, uid))
-        name = known[0] if known is not None and known[1] >= now else self._look_up(pid, uid, now)
-        peer = self._peers.get(name)
+    def of(self, client: _socket.socket, now: float) -> tuple[Peer, bytes]:
+        """The peer of a connection, and the `struct ucred` of the process that made it."""
+        credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
+        process = self._processes.get(credentials)
+        if process is None or process.until < now:
+            self.looked_up += 1
+            process = self._look_up(client, credentials, now)
+        peer = self._peers.get(process.peer)
         if peer is None:
-            peer = self._peers[name] = Peer(name, self._burst, now)
-        peer.connections += 1
-        return peer
+            peer = self._peers[process.peer] = Peer(process.peer, self._burst, now)
+        return peer, credentials
 
-    def leave(self, peer: Peer) -> None:
-        """Count its end."""
-        peer.connections -= 1
-        if not peer.connections and not self._rate:
-            self._peers.pop(peer.name, None)
+    def is_welcome(self, peer: Peer, now: float) -> bool:
+        """Whether one more of its connections is worth a read."""
+        if peer.name == OURSELVES:
+            return True
+        if peer.futile < FUTILE:
+            peer.futile = min(float(FUTILE), peer.futile + (now - peer.seen) * FUTILE_RATE)
+        peer.seen = now
+        # Twice as many are read and told BUSY; beyond that even the reading is too much.
+        return peer.futile >= 1 and peer.connections < 2 * self._max_connections
+
+    def take_futile(self, peer: Peer) -> bool:
+        """Charge a peer for a connection that came to nothing; False when its allowance is used up."""
+        peer.futile = max(0.0, peer.futile - 1)
+        return peer.futile >= 1
 
     def over_connections(self, peer: Peer) -> bool:
         """Whether the peer has more connections than one may."""
@@ -90,35 +134,107 @@ class Peers:
         peer.tokens -= 1
         return True
 
+    def turned_away(self) -> list[tuple[str, int]]:
+        """Which peers had connections closed unread since the last call, and how many."""
+        found = [(peer.name, peer.turned_away) for peer in self._peers.values() if peer.turned_away]
+        for peer in self._peers.values():
+            peer.turned_away = 0
+        return found
+
     def forget(self) -> None:
         """Drop what is not needed any more; to be called now and then."""
         now = self._monotonic()
-        for process in [process for process, (_, until) in self._names.items() if until < now]:
-            del self._names[process]
-        if self._rate:
-            whole = self._burst / self._rate
-            for peer in [peer for peer in self._peers.values() if not peer.connections]:
-                if now - peer.refilled > whole:
-                    del self._peers[peer.name]
+        for credentials in [one for one, process in self._processes.items() if process.until < now]:
+            self._forget(credentials)
+        whole = max(FUTILE / FUTILE_RATE, self._burst / self._rate if self._rate else 0.0)
+        for peer in [peer for peer in self._peers.values() if not peer.connections and not peer.turned_away]:
+            if (peer.futile == FUTILE and peer.tokens == self._burst) or now - max(peer.seen, peer.refilled) > whole:
+                del self._peers[peer.name]
 
-    def _look_up(self, pid: int, uid: int, now: float) -> str:
-        name = OURSELVES if pid == self._own_pid else peer_name(self._host, pid, uid)
-        if len(self._names) >= MAX_REMEMBERED:
-            self._names.clear()
-        self._names[pid, uid] = (name, now + REMEMBER)
-        return name
+    def forget_ended(self) -> None:
+        """Drop the processes that have ended: their ids may be others' from now on."""
+        for pidfd, _ in self.ended.poll(0):
+            self._forget(self._pidfds[pidfd])
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        for credentials in list(self._processes):
+            self._forget(credentials)
+        self.ended.close()
+
+    def _look_up(self, client: _socket.socket, credentials: bytes, now: float) -> _Process:
+        pid, uid, _ = UCRED.unpack(credentials)
+        self._forget(credentials)
+        if len(self._processes) >= MAX_REMEMBERED:
+            self._forget(next(iter(self._processes)))
+        if pid <= 0 or pid == self._own_pid:  # a process of another namespace is 0
+            name = f"uid {uid}" if pid <= 0 else OURSELVES
+            process = self._processes[credentials] = _Process(name, pid, uid, now + REMEMBER, -1)
+            return process
+        try:
+            if not _runs(pid):  # the quick answer to a flood of short-lived processes
+                raise ProcessLookupError
+            pidfd = _pidfd_of(client)
+        except ProcessLookupError:
+            return _Process(GONE, pid, uid, now, -1)
+        if pidfd >= 0:
+            self._pidfds[pidfd] = credentials
+            self.ended.register(pidfd, select.EPOLLIN)
+        self._processes[credentials] = _Process(GONE, pid, uid, now, pidfd)
+        if self._still_runs(credentials):
+            name = peer_name(self._host, pid, uid)
+            # Had it ended meanwhile, the cgroup would be that of another process with its id.
+            if self._still_runs(credentials):
+                process = _Process(name, pid, uid, now + REMEMBER if pidfd < 0 else math.inf, pidfd)
+                self._processes[credentials] = process
+                return process
+        self._forget(credentials)
+        return _Process(GONE, pid, uid, now, -1)
+
+    def _still_runs(self, credentials: bytes) -> bool:
+        process = self._processes[credentials]
+        if process.pidfd >= 0:
+            self.forget_ended()
+            return credentials in self._processes
+        return _runs(process.pid)
+
+    def _forget(self, credentials: bytes) -> None:
+        process = self._processes.pop(credentials, None)
+        if process is not None and process.pidfd >= 0:
+            del self._pidfds[process.pidfd]
+            os.close(process.pidfd)
 
 
 def peer_name(host: Path, pid: int, uid: int) -> str:
     """`pod <uid of the pod>`, `container <id>` or `uid <number>`; `host` is the root that has `proc` in it."""
-    if pid > 0:  # a process of another namespace is 0
+    try:
+        descriptor = os.open(f"{host}/proc/{pid}/cgroup", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            with (host / "proc" / str(pid) / "cgroup").open("rb") as file:
-                owner = parse_cgroup(file.read(MAX_CGROUP))
-        except OSError:
-            owner = NOBODY
-        if owner.pod is not None:
-            return f"pod {owner.pod}"
-        if owner.container is not None:
-            return f"container {owner.container[:12]}"
+            owner = parse_cgroup(os.read(descriptor, MAX_CGROUP))
+        finally:
+            os.close(descriptor)
+    except OSError:
+        owner = NOBODY
+    if owner.pod is not None:
+        return f"pod {owner.pod}"
+    if owner.container is not None:
+        return f"container {owner.container[:12]}"
     return f"uid {uid}"
+
+
+def _pidfd_of(client: _socket.socket) -> int:
+    """A descriptor of the process that connected, -1 where the kernel has none; `ProcessLookupError` if it ended."""
+    try:
+        return client.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
+    except OSError as error:
+        if error.errno in (errno.ESRCH, errno.EINVAL):
+            raise ProcessLookupError from error
+        return -1
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return error.errno != errno.ESRCH
+    return True

@@ -61,7 +61,8 @@ class QuoteHelperMetrics(Collector):
         self._observe = observe
         # Counted by the thousand each second, so without the library's locks; one thread counts.
         self._requests: dict[tuple[str | None, str], int] = {}
-        self._peers: dict[str, int] = {}
+        self._quotes: dict[str, int] = {}
+        self._throttled: dict[str, int] = {}
         self._request_seconds = Durations("request_seconds", "From the connection to its end.")
         self._platform_seconds = Durations("platform_seconds", "What the platform (QE and PCE) took for a request.")
         registry.register(self)
@@ -95,8 +96,7 @@ class QuoteHelperMetrics(Collector):
         self._requests[key] = self._requests.get(key, 0) + 1
         self._request_seconds.observe(event.duration)
         if event.kind in QUOTES and event.outcome == "answered":
-            peer = event.peer if event.peer in self._peers or len(self._peers) < MAX_PEERS else OTHERS
-            self._peers[peer] = self._peers.get(peer, 0) + 1
+            _count(self._quotes, event.peer, 1)
         self._observe(event)
 
     def collect(self) -> Iterator[Metric]:
@@ -110,9 +110,16 @@ class QuoteHelperMetrics(Collector):
         yield requests
         quotes = CounterMetricFamily(f"{PREFIX}_quotes", "Quotes made, by the pod (or container, or user) that asked.",
                                      labels=["peer"])  # fmt: skip
-        for peer, count in self._peers.items():
+        for peer, count in self._quotes.items():
             quotes.add_metric([peer], count)
         yield quotes
+        throttled = CounterMetricFamily(
+            f"{PREFIX}_throttled_connections",
+            "Connections closed unread, because too many of the same peer came to nothing.", labels=["peer"],
+        )  # fmt: skip
+        for peer, count in self._throttled.items():
+            throttled.add_metric([peer], count)
+        yield throttled
         yield self._request_seconds.family()
         yield self._platform_seconds.family()
 
@@ -123,6 +130,10 @@ class QuoteHelperMetrics(Collector):
     def over_limit(self, limit: str) -> None:
         """Count a peer over a limit."""
         self._over_limit.labels(limit).inc()
+
+    def turned_away(self, peer: str, count: int) -> None:
+        """Count connections that were closed unread."""
+        _count(self._throttled, peer, count)
 
     def self_tested(self, result: SelfTestResult) -> None:
         """Show what a self-test found."""
@@ -140,6 +151,11 @@ class QuoteHelperMetrics(Collector):
         issued = _pck_issued(verified)
         if issued is not None:
             self._pck_age.set((now - issued).total_seconds())
+
+
+def _count(peers: dict[str, int], peer: str, count: int) -> None:
+    name = peer if peer in peers or len(peers) < MAX_PEERS else OTHERS
+    peers[name] = peers.get(name, 0) + count
 
 
 def _pck_issued(verified: VerifiedQuote) -> datetime | None:

@@ -7,7 +7,6 @@ that the test shows that the QE lives and checks MACs: a report that no enclave 
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -20,7 +19,7 @@ from confcom.appraisal.quote import QuoteVerifier
 from confcom.errors import ConfcomError, PlatformError, ReportRejected, StaleCollateralError
 from confcom.formats.sgx import Report, TargetInfo
 from confcom.pki.roots import TrustRoots
-from confcom.platforms.aesm_client import AesmPlatform
+from confcom.platforms.aesm_client import AesmPlatform, connect
 from confcom.platforms.interface import InitializedQuote, ReportSource
 from confcom.services.recorded_clients import RECORDED, Material, replay
 from confcom.services.self_test_report import SelfTestReport
@@ -201,9 +200,7 @@ def _nobodys_report(target_info: TargetInfo) -> Report:
 def _exchange(path: Path, frame: bytes, timeout: float) -> bytes:
     answer = b""
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-            client.settimeout(timeout)
-            client.connect(str(path))
+        with connect(path, timeout) as client:
             client.sendall(frame)
             while piece := client.recv(1 << 16):
                 answer += piece

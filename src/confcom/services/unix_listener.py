@@ -18,6 +18,8 @@ SOCKET_MODE = 0o666
 MAX_PATH = 107
 """`sun_path` without its NUL."""
 
+_SO_PASSRIGHTS = 83  # not in Python's socket module
+
 
 class _Listening(socket.socket):
     """A listening socket that knows its own kind: `accept` asks for it each time, and that is not cheap as it comes."""
@@ -51,6 +53,7 @@ class UnixListener:
             raise ConfigError(f"{path} is too long for a socket: {MAX_PATH - 10} bytes at most")
         self.socket: socket.socket = _Listening(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
+            _refuse_descriptors(self.socket)
             self.socket.bind(os.fspath(self.place))
             _set_socket_mode(self.place)
             self.socket.listen(backlog)
@@ -84,6 +87,15 @@ class UnixListener:
         self.socket.close()
 
     _inode: tuple[int, int] | None = None
+
+
+def _refuse_descriptors(listener: socket.socket) -> None:
+    """Have the kernel refuse descriptors that clients pass along; closing the last of a socket may block for minutes.
+
+    Linux before 6.16 cannot.
+    """
+    with suppress(OSError):
+        listener.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
 
 
 def is_served(path: Path) -> bool:

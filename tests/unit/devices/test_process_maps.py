@@ -91,6 +91,8 @@ def test_subtracting() -> None:
 
 
 OWNER = CgroupOwner(POD, ONE)
+SLICE = f"pod{POD.replace('-', '_')}.slice"
+HOME = "/user.slice/user-1000.slice/user@1000.service"
 
 
 def process(pid: int, parent: int = 1, *ranges: tuple[int, int], image: tuple[int, ...] = (1, 2)) -> EnclaveProcess:
@@ -129,18 +131,41 @@ def test_addresses_only_held_are_not_counted_as_use() -> None:
     [
         (f"0::/kubepods/besteffort/pod{POD}/{ONE}\n", CgroupOwner(POD, ONE)),
         (
-            f"0::/kubepods.slice/kubepods-pod{POD.replace('-', '_')}.slice/cri-containerd-{ONE}.scope\n",
+            f"0::/kubepods.slice/kubepods-{SLICE}/cri-containerd-{ONE}.scope\n",
             CgroupOwner(POD, ONE),
         ),
-        (f"0::/kubepods.slice/kubepods-pod{POD.replace('-', '_')}.slice/crio-{ONE}.scope/container\n",
+        (f"0::/kubepods.slice/kubepods-{SLICE}/crio-{ONE}.scope/container\n",
          CgroupOwner(POD, ONE)),
-        (f"11:pids:/x/kubepods-pod{POD.replace('-', '_')}.slice:cri-containerd:{ONE}\n", CgroupOwner(POD, ONE)),
+        (f"11:pids:/x/kubepods-{SLICE}:cri-containerd:{ONE}\n", CgroupOwner(POD, ONE)),
         (f"0::/kubepods/pod{POD}/{ONE}/docker/{TWO}\n", CgroupOwner(POD, ONE)),  # Docker in the container
         (f"0::/kubepods/pod{POD}/{ONE}/init.scope\n", CgroupOwner(POD, ONE)),  # systemd in the container
         (f"5:memory:/\n4:pids:/kubepods/pod{POD}/{ONE}\n", CgroupOwner(POD, ONE)),
         (f"0::/kubepods/pod{POD}\n", CgroupOwner(POD, None)),
         (f"0::/kubepods/pod{POD.replace('-', '')}/{ONE}\n", CgroupOwner(POD.replace("-", ""), ONE)),  # a static pod
         (f"0::/system.slice/docker-{ONE}.scope\n", CgroupOwner(None, ONE)),
+        (f"11:memory:/system.slice/docker-{ONE}.scope\n4:pids:/kubepods/pod{POD}/{ONE}\n", CgroupOwner(POD, ONE)),
+        # As a reader in a cgroup namespace of its own sees others, with either driver.
+        (f"0::/../../kubepods-burstable-{SLICE}/cri-containerd-{ONE}.scope\n",
+         CgroupOwner(POD, ONE)),
+        (f"0::/../../../besteffort/pod{POD}/{ONE}\n", CgroupOwner(POD, ONE)),
+        (f"0::/../../pod{POD}/{ONE}\n", CgroupOwner(POD, ONE)),
+        # Nodes that are containers, and kubelets with a root of their own.
+        (f"0::/docker/{TWO}/kubelet/kubepods/burstable/pod{POD}/{ONE}\n", CgroupOwner(POD, ONE)),
+        (f"0::/system.slice/docker-{TWO}.scope/kubelet.slice/kubelet-kubepods-{SLICE}/cri-containerd-{ONE}.scope\n",
+         CgroupOwner(POD, ONE)),
+        (f"0::/system.slice/containerd.service/kubepods-{SLICE}:cri-containerd:{ONE}\n",
+         CgroupOwner(POD, ONE)),
+        # Names that a user chose: below what systemd delegates, or nowhere near the kubelet.
+        (f"0::{HOME}/app.slice/pod{POD}.scope\n", NOBODY),
+        (f"0::{HOME}/kubepods.slice/kubepods-{SLICE}/cri-containerd-{ONE}.scope\n", NOBODY),
+        (f"0::/../../..{HOME}/kubepods/pod{POD}/{ONE}\n", NOBODY),
+        (f"1:name=systemd:{HOME}/kubepods/pod{POD}\n3:pids:/user.slice\n", NOBODY),
+        (f"0::{HOME}/user.slice/libpod-{ONE}.scope\n", NOBODY),
+        (f"0::/system.slice/web.service/kubepods/pod{POD}/{ONE}\n", NOBODY),
+        (f"0::/system.slice/run-r1.scope/kubepods/pod{POD}/{ONE}\n", NOBODY),
+        (f"0::/pod{POD}/x\n", NOBODY),
+        (f"0::/system.slice/pod{POD}.slice\n", NOBODY),
+        (f"0::/kubepods/pod{POD}x\n", NOBODY),
         ("0::/user.slice/session-2.scope\n", NOBODY),
         ("", NOBODY),
     ],

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from confcom.services.peers import REMEMBER, Peers, peer_name
+from confcom.services.peers import FUTILE, FUTILE_RATE, GONE, OURSELVES, REMEMBER, Peers, peer_name
 
 POD = "3c9f6d2e-1b7a-4c55-9f0e-8d2a6b1c4e77"
 CONTAINER = "0123456789abcdef" * 4
@@ -69,58 +76,182 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_all_processes_of_a_pod_share_its_connections(tmp_path: Path, clock: Clock) -> None:
-    for pid in (7, 8):
-        host_with(tmp_path, pid, f"0::/kubepods/pod{POD}/{CONTAINER}\n")
-    peers = Peers(tmp_path, max_connections=2, rate=0, burst=1, monotonic=clock)
-    first, second, third = peers.enter(7, 0), peers.enter(8, 1000), peers.enter(8, 0)
-
-    assert first is second is third
-    assert peers.over_connections(first)
-    peers.leave(third)
-    assert not peers.over_connections(first)
-    assert not peers.over_connections(peers.enter(9, 0))
+CONNECT = """
+import os, socket, sys
+if int(sys.argv[2]): os.setuid(int(sys.argv[2]))
+clients = [socket.socket(socket.AF_UNIX) for _ in range(int(sys.argv[3]))]
+for client in clients: client.connect(sys.argv[1])
+print("connected", flush=True)
+sys.stdin.read()
+"""
 
 
-def test_a_pod_is_looked_up_again_after_a_while(tmp_path: Path, clock: Clock) -> None:
-    peers = Peers(tmp_path, max_connections=2, rate=0, burst=1, monotonic=clock)
-    assert peers.enter(7, 5).name == "uid 5"
-    host_with(tmp_path, 7, f"0::/kubepods/pod{POD}/{CONTAINER}\n")
-    assert peers.enter(7, 5).name == "uid 5"
-    clock.now += REMEMBER + 0.1
+class Door:
+    """A listening socket, and processes that connect to it."""
 
-    assert peers.enter(7, 5).name == f"pod {POD}"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(path))
+        path.chmod(0o777)
+        self.listener.listen(64)
+        self.accepted: list[socket.socket] = []
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def process(self, user: int = 0, connections: int = 1) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", CONNECT, str(self.path), str(user), str(connections)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.processes.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "connected\n"
+        return process
+
+    def accept(self) -> socket.socket:
+        self.accepted.append(self.listener.accept()[0])
+        return self.accepted[-1]
+
+    def end(self, process: subprocess.Popen[str]) -> None:
+        process.communicate(timeout=60)
 
 
-def test_a_rate_allows_a_burst_and_then_so_many_a_second(tmp_path: Path, clock: Clock) -> None:
+@pytest.fixture
+def door() -> Iterator[Door]:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        door = Door(Path(folder) / "socket")
+        yield door
+        for process in door.processes:
+            if process.poll() is None:
+                door.end(process)
+        for client in (*door.accepted, door.listener):
+            client.close()
+
+
+@pytest.fixture
+def peers(tmp_path: Path, clock: Clock) -> Iterator[Peers]:
     peers = Peers(tmp_path, max_connections=2, rate=10, burst=3, monotonic=clock)
-    peer = peers.enter(0, 1)
+    yield peers
+    peers.close()
+
+
+def test_all_processes_of_a_pod_share_its_connections(tmp_path: Path, door: Door, peers: Peers, clock: Clock) -> None:
+    for process in (door.process(), door.process()):
+        host_with(tmp_path, process.pid, f"0::/kubepods/pod{POD}/{CONTAINER}\n")
+    first, second = (peers.of(door.accept(), clock.now)[0] for _ in range(2))
+
+    assert first is second
+    assert first.name == f"pod {POD}"
+    first.connections = 2
+    assert not peers.over_connections(first)
+    first.connections = 3
+    assert peers.over_connections(first)
+
+
+def test_processes_that_ended_before_they_were_looked_up_share_one_peer(door: Door, peers: Peers, clock: Clock) -> None:
+    """A process of root's could otherwise be as many as there are user ids."""
+    users = (1001, 1002, 1003) if os.geteuid() == 0 else (0, 0, 0)
+    clients = []
+    for user in users:
+        process = door.process(user)
+        clients.append(door.accept())
+        door.end(process)
+
+    assert {peers.of(client, clock.now)[0].name for client in clients} == {GONE}
+    assert peers.of(connected_by_us(door), clock.now)[0].name == OURSELVES
+
+
+@pytest.mark.parametrize("kernel", ["with SO_PEERPIDFD", "without"])
+def test_a_process_id_means_the_same_pod_only_as_long_as_the_process_runs(
+    tmp_path: Path, door: Door, peers: Peers, clock: Clock, monkeypatch: pytest.MonkeyPatch, kernel: str
+) -> None:
+    """Process ids are used again: what connects later with this one is another's."""
+    if kernel == "without":
+        monkeypatch.setattr("confcom.services.peers._SO_PEERPIDFD", 9999)
+    process = door.process(connections=3)
+    clients = [door.accept() for _ in range(3)]
+    host_with(tmp_path, process.pid, f"0::/kubepods/pod{POD}/{CONTAINER}\n")
+    assert peers.of(clients[0], clock.now)[0].name == f"pod {POD}"
+    host_with(tmp_path, process.pid, "0::/\n")
+    assert peers.of(clients[1], clock.now)[0].name == f"pod {POD}"  # remembered
+    door.end(process)
+    if kernel == "without":
+        clock.now += REMEMBER + 0.1
+    else:
+        assert select.select([peers.ended], [], [], 60)[0]
+        peers.forget_ended()
+
+    assert peers.of(clients[2], clock.now)[0].name == GONE
+
+
+def test_remembered_processes_do_not_use_up_the_descriptors(
+    door: Door, peers: Peers, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("confcom.services.peers.MAX_REMEMBERED", 2)
+    before = open_files()
+    clients = []
+    for _ in range(5):
+        door.process()
+        clients.append(door.accept())
+        peers.of(clients[-1], clock.now)
+
+    pipes = 2 * len(door.processes)
+    assert open_files() - before - len(clients) - pipes <= 2
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def connected_by_us(door: Door) -> socket.socket:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(door.path))
+        return door.accept()
+
+
+def test_connections_that_come_to_nothing_are_limited(door: Door, peers: Peers, clock: Clock) -> None:
+    door.process()
+    peer, _ = peers.of(door.accept(), clock.now)
+    assert peers.is_welcome(peer, clock.now)
+    taken = 0
+    while peers.take_futile(peer):
+        taken += 1
+    assert taken == FUTILE - 1
+    assert not peers.is_welcome(peer, clock.now)
+    clock.now += 5 / FUTILE_RATE
+    assert peers.is_welcome(peer, clock.now)
+    peer.connections = 4  # twice as many as it may have
+    assert not peers.is_welcome(peer, clock.now)
+
+
+def test_our_own_self_tests_are_always_welcome(door: Door, peers: Peers, clock: Clock) -> None:
+    peer, _ = peers.of(connected_by_us(door), clock.now)
+    peer.futile, peer.connections = 0, 1000
+
+    assert peers.is_welcome(peer, clock.now)
+
+
+def test_a_rate_allows_a_burst_and_then_so_many_a_second(door: Door, peers: Peers, clock: Clock) -> None:
+    door.process()
+    peer, _ = peers.of(door.accept(), clock.now)
 
     assert [peers.take_token(peer) for _ in range(4)] == [True, True, True, False]
+    peers.forget()  # without connections, and not to be forgotten: that would refill its rate
     clock.now += 0.11
     assert [peers.take_token(peer) for _ in range(2)] == [True, False]
     clock.now += 60
     assert [peers.take_token(peer) for _ in range(4)] == [True, True, True, False]
 
 
-def test_reconnecting_does_not_refill_the_rate(tmp_path: Path, clock: Clock) -> None:
-    peers = Peers(tmp_path, max_connections=2, rate=10, burst=1, monotonic=clock)
-    peer = peers.enter(0, 1)
-    assert peers.take_token(peer)
-    peers.leave(peer)
-
-    assert not peers.take_token(peers.enter(0, 1))
-
-
-def test_peers_that_left_are_forgotten(tmp_path: Path, clock: Clock) -> None:
-    peers = Peers(tmp_path, max_connections=2, rate=10, burst=1, monotonic=clock)
-    for uid in range(50):
-        peers.leave(peers.enter(0, uid))
-    assert len(peers) == 50
-    clock.now += 10
+def test_peers_are_forgotten_once_nothing_is_held_against_them(door: Door, peers: Peers, clock: Clock) -> None:
+    door.process(connections=2)
+    first, second = door.accept(), door.accept()
+    peer, _ = peers.of(first, clock.now)
+    peers.take_futile(peer)
+    peer.turned_away = 3
+    peers.forget()
+    assert peers.of(second, clock.now)[0] is peer
+    assert peers.turned_away() == [(peer.name, 3)]
+    clock.now += 60
     peers.forget()
 
-    assert len(peers) == 0
-    unlimited = Peers(tmp_path, max_connections=2, rate=0, burst=1, monotonic=clock)
-    unlimited.leave(unlimited.enter(0, 1))
-    assert len(unlimited) == 0
+    assert peers.of(second, clock.now)[0] is not peer
