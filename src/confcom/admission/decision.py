@@ -36,6 +36,7 @@ from confcom.admission.pod_json import (
 )
 from confcom.admission.pod_total import pod_epc
 from confcom.admission.quote_modes import IN_PROC, OUT_OF_PROC, Annotated, Choice, mode_of, read_annotations
+from confcom.admission.uncounted import check_devices, check_places
 from confcom.protocols.admission_rules import LABEL, LABEL_VALUE
 
 DEFAULT_ACCOUNT = "default"
@@ -103,6 +104,7 @@ def decide_pod(pod: Json, given: Circumstances) -> Decision:
     containers = list(containers_of(pod, "initContainers", "containers"))
     if not _is_bounded(pod, containers, findings):
         return Decision(pod, tuple(findings.refusals), (), 0)
+    check_places(pod, containers, findings)
     annotated = read_annotations(pod, dict.fromkeys(container.name for container in containers), findings)
     plans = [_plan(container, annotated, given, findings) for container in containers]
     _check_annotations(plans, annotated, findings)
@@ -115,6 +117,7 @@ def decide_pod(pod: Json, given: Circumstances) -> Decision:
     epc = pod_epc((plan.container, plan.wish.epc) for plan in plans)
     _check_size(epc, given, findings)
     if not findings.refusals:
+        check_devices(pod, containers, findings, uses_sgx=concerned)
         _warn(pod, plans, given, findings)
     wanted = pod if findings.refusals else _complete(pod, plans)
     if concerned and not findings.refusals:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache
@@ -19,6 +20,8 @@ MAX_MIB = 1 << 26
 PAGE = 4096
 MAX_AMOUNT = 96
 """Characters that are looked at; the longest Quantity that is taken for one has fewer."""
+_LOOSE = re.compile(r"\s{0,9}[+-]?\s{0,9}([0-9]{1,20}(?:[.,][0-9]{0,20})?)\s{0,9}([kKmMgGtTpPeE]?)(?:i?[bB]?)\s{0,9}")
+"""What people write for an amount: `10 MB`, `10MiB`, `1,5Gi`."""
 _BINARY = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40, "Pi": 1 << 50, "Ei": 1 << 60}
 
 
@@ -115,27 +118,69 @@ def _mib(container: Container, name: str, written: object, findings: Findings) -
     number = _number(written)
     unit = EPC_UNITS[name]
     if number is None or number < 0:
-        findings.refuse("no-amount", **about, proposal="10" if unit == MIB else "10Mi")
+        findings.refuse("no-amount", **about, proposal=_meant(written, unit))
         return 0
-    suffix = str(written)[-2:]
-    if unit == MIB and suffix in _BINARY and number:
-        proposal = -int(-number // MIB)
-        findings.refuse("unit-twice", **about, size=size_text(number * MIB), proposal=proposal)
+    # The API server writes 1000 as 1k; no other unit can come from a plain number that a node could hold.
+    if unit == MIB and number and _unit_of(written) not in ("", "k"):
+        findings.refuse("unit-twice", **about, size=size_text(number * MIB), proposal=_meant(written, unit))
         return 0
     if unit == MIB and number.denominator != 1:
         findings.refuse("not-whole", **about, proposal=-int(-number // 1))
         return 0
     if unit == 1 and 0 < number < PAGE:
-        findings.refuse("bytes-without-unit", **about, size=size_text(number), proposal=f"{-int(-number // 1)}Mi")
+        findings.refuse("bytes-without-unit", **about, size=size_text(number), proposal=_meant(written, unit))
         return 0
     size = number * unit
     mib = -int(-size // MIB)
     if mib > MAX_MIB:
-        findings.refuse("too-much", **about, proposal="MiB, such as 10" if unit == MIB else "bytes, such as 10Mi")
+        findings.refuse("too-much", **about, proposal=_within(-int(-number // MIB), unit))
         return 0
     if mib * MIB != size:
         findings.warn("rounded-up", **about, size=f"{mib} MiB")
     return mib
+
+
+def check_thousands(container: Container, findings: Findings) -> None:
+    """Refuse `10k` of a resource in MiB where the author's own text is at hand: only the API server writes so."""
+    resources = json_object(container.body, "resources", container.where)
+    for kind in ("limits", "requests"):
+        for name, written in json_object(resources, kind, container.where).items():
+            number = _number(written) if EPC_UNITS.get(name) == MIB and _unit_of(written) == "k" else None
+            if number:
+                about = {"container": container.name, "amount": written, "resource": name}
+                size = size_text(number * MIB)
+                findings.refuse("unit-twice", **about, size=size, proposal=_within(-int(-number // 1), MIB))
+
+
+def _unit_of(written: object) -> str:
+    """The unit or exponent of an amount that is a Quantity."""
+    return str(written)[:MAX_AMOUNT].lstrip("+-.0123456789")
+
+
+def _meant(written: object, unit: int) -> str:
+    """The amount that a person most likely meant: the same number, in the unit that the resource has."""
+    text = str(written)[:MAX_AMOUNT]
+    match = _LOOSE.fullmatch(text)
+    if match is None:
+        number = _number(written)
+        return _within(-int(-abs(number) // 1) if number else 10, unit)
+    digits, letter = match[1].replace(",", "."), match[2].upper()
+    if (unit == 1 and letter in ("", "K")) or text.endswith(("k", "K")):
+        # Nobody asks for less than a page: a number alone is MiB, and 1k is what the API server makes of 1000.
+        number = _number(written)
+        return _within(-int(-(number if letter and number else Fraction(digits)) // 1), unit)
+    if unit == 1:
+        return f"{digits}{letter}i"
+    if match[2] == "m" and (number := _number(written)) and number > 1:
+        return str(-int(-number // 1))  # 1.5 is written 1500m by the API server
+    return _within(-int(-Fraction(digits) * _BINARY.get(f"{letter}i", MIB) // MIB), unit)
+
+
+def _within(mib: int, unit: int) -> str:
+    """An amount of MiB in the unit of a resource, or words where it makes no sense."""
+    if not 0 < mib <= MAX_MIB:
+        return "the MiB that the container needs, such as 10" if unit == MIB else "what it needs, such as 10Mi"
+    return str(mib) if unit == MIB else f"{mib}Mi"
 
 
 def _count(container: Container, found: Mapping[str, object], name: str, findings: Findings) -> int | None:

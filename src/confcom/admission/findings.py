@@ -21,6 +21,12 @@ REFUSALS: Mapping[str, str] = {
     "request follows from it.",
     "epc-missing": "Container {container} asks for {resource}, but for no EPC, which would then be counted nowhere. "
     "Add a limit such as kubernetes.azure.com/sgx_epc_mem_in_MiB: 10.",
+    "epc-misplaced": "{amount} of {resource} stands in {place}, where nothing counts it. Write {resource}: {amount} in "
+    "resources.limits of the container that uses it.",
+    "name-split": "The name {resource} is split at its dots into maps in {place}. Write {resource}: {amount} there, in "
+    "one line.",
+    "resource-without-name": "Container {container}: {amount} stands in its {kind} under an empty name. Write the name "
+    "of the resource before it, such as kubernetes.azure.com/sgx_epc_mem_in_MiB: {amount}.",
     "no-node-holds-it": "The pod asks for {wanted} MiB of EPC on one node, and the largest node of this cluster has "
     "{largest} MiB. Lower the limits, or add a node that has as much.",
     "provision-not-granted": "Container {container} asks for the provisioning device, which service account {account} "
@@ -61,6 +67,16 @@ WARNINGS: Mapping[str, str] = {
     "has {largest} MiB: it stays Pending until there is a larger one.",
     "variable-without-epc": "Container {container} sets SGX_AESM_ADDR but requests no EPC, so it gets no enclave "
     "device.",
+    "epc-uncounted": "{amount} of {resource} stands in {place}, where nothing counts it. Write {resource}: {amount} in "
+    "resources.limits of the container that uses it.",
+    "unknown-resource": "Container {container}: no node publishes {resource}, so the pod waits for ever. Write "
+    "kubernetes.azure.com/sgx_epc_mem_in_MiB (MiB) or sgx.intel.com/epc (bytes), with {amount}.",
+    "device-by-hand": "Container {container} gets {path} of the host by hand (volume {volume}): its EPC is not "
+    "counted. Remove the volume; a limit of kubernetes.azure.com/sgx_epc_mem_in_MiB brings the device.",
+    "provision-by-hand": "Container {container} gets {path} of the host by hand (volume {volume}): its EPC is not "
+    "counted, the provisioning device not granted. Remove the volume; limits of EPC, and a grant, bring the devices.",
+    "privileged": "Container {container} is privileged: it reaches every SGX device of its node, beside what is "
+    "counted and granted. Remove privileged; the EPC limit brings the device.",
     "helper-off": "The pod gets its quotes from the node's helper, which is not enabled here, so it will not start. "
     "Enable it: confcom addon update --addon confcom --enable-sgxquotehelper.",
     "folder-empty": "The pod mounts the node's /var/run/aesmd, where no quote helper answers: it is not enabled here. "

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from confcom.admission.decision import Circumstances, Decision, decide_pod
-from confcom.admission.findings import Finding, Findings
+from confcom.admission.epc_amounts import check_thousands
+from confcom.admission.findings import MAX_FINDINGS, Finding, Findings
 from confcom.admission.pod_json import Json, containers_of, json_object, json_objects, json_text
+from confcom.admission.uncounted import Stray, report, stray_amounts
 
 TEMPLATES: Mapping[str, tuple[str, ...]] = {
     "Pod": (),
@@ -33,6 +36,8 @@ class FoundPod(NamedTuple):
     namespace: str
     """Empty where the manifest leaves it to whoever applies it."""
     pod: Json
+    around: Sequence[Stray] = ()
+    """Amounts of SGX resources in the manifest around the pod."""
 
 
 def find_pods(manifest: Mapping[str, object], *, depth: int = MAX_DEPTH) -> Iterator[FoundPod]:
@@ -49,13 +54,17 @@ def find_pods(manifest: Mapping[str, object], *, depth: int = MAX_DEPTH) -> Iter
     for member in TEMPLATES[kind]:
         found = json_object(found, member, kind)
     name = json_text(metadata, "name", kind) or json_text(metadata, "generateName", kind)
-    yield FoundPod(kind, name, json_text(metadata, "namespace", kind), found)
+    around = () if not TEMPLATES[kind] else tuple(islice(stray_amounts(manifest, apart_from=found), MAX_FINDINGS))
+    yield FoundPod(kind, name, json_text(metadata, "namespace", kind), found, around)
 
 
-def check_pod(pod: Json, given: Circumstances) -> Decision:
+def check_pod(pod: Json, given: Circumstances, around: Sequence[Stray] = ()) -> Decision:
     """What the webhook would decide, and what the API server would not even read, as one decision."""
     mistakes = Findings()
+    for stray in around:
+        report(stray, mistakes)
     for container in containers_of(pod, "initContainers", "containers"):
+        check_thousands(container, mistakes)
         for variable in json_objects(container.body, "env", container.where):
             value = variable.get("value")
             if isinstance(value, (bool, int, float)):
@@ -69,4 +78,4 @@ def check_pod(pod: Json, given: Circumstances) -> Decision:
                     mistakes.refuse("word-expected", container=container.name, name=member, value=word)
     decision = decide_pod(pod, given)
     refusals: tuple[Finding, ...] = (*mistakes.refusals, *decision.refusals)
-    return decision._replace(refusals=refusals)
+    return decision._replace(refusals=refusals, warnings=(*mistakes.warnings, *decision.warnings))

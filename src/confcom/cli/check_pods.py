@@ -52,7 +52,7 @@ def check_pods(
             given = Circumstances(
                 namespace=found.namespace or namespace, grants=grants, largest_node=largest_node, wiring=wiring
             )
-            checks.append((path, found, check_pod(found.pod, given)))
+            checks.append((path, found, check_pod(found.pod, given, found.around)))
     if not checks:
         raise ConfigError("there is no pod in what was given", advice="Name files with a Pod, a Job or a Deployment.")
     if output == "json":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from confcom.admission.decision import Circumstances, decide_pod
+from confcom.admission.workloads import check_pod
 from sgx_pods import ALIYUN, ENCLAVE, EPC, HYBRID, INTEL, PROVISION, canonical, container, labelled, pod
 
 HERE = Circumstances(namespace="apps")
@@ -53,10 +54,43 @@ def test_other_resources_stay() -> None:
     assert found["limits"] == {"cpu": "1", "example.com/gpu": "2", **canonical(5)["limits"]}
 
 
-@pytest.mark.parametrize("written", ["10", "1k", "1e1", "10.0"])
+@pytest.mark.parametrize("written", ["10", "1k", "10.0"])
 def test_an_amount_that_is_right_is_not_rewritten(written: str) -> None:
+    """The API server writes 1000 as 1k."""
     given = labelled(pod(container(limits={EPC: written, ENCLAVE: "1"})))
-    assert decide_pod(given, HERE).pod is given
+    decision = decide_pod(given, HERE)
+    assert decision.pod is given
+    assert not decision.refusals
+
+
+@pytest.mark.parametrize("name", [EPC, HYBRID, ALIYUN])
+@pytest.mark.parametrize(
+    ("written", "advice"),
+    [
+        ("10240Ki", "10"), ("10Mi", "10"), ("1Gi", "1024"), ("1.5Gi", "1536"), ("1Ti", "1048576"),
+        ("10M", "10"), ("10G", "10240"), ("1T", "1048576"), ("1P", "the MiB that the container needs, such as 10"),
+        ("10m", "10"), ("1500m", "2"), ("10e3", "10000"), ("10E3", "10000"), ("1e1", "10"), ("1k", "1000"),
+    ],
+)  # fmt: skip
+def test_a_unit_beside_the_one_in_the_name_is_refused_whatever_it_is(name: str, written: str, advice: str) -> None:
+    found = check_pod(pod(container(resources={"limits": {name: written}})), HERE).refusals
+    assert [finding.code for finding in found] == ["unit-twice"]
+    assert found[0].sentence.endswith(f"because this resource counts MiB already. Write {advice}.")
+
+
+@pytest.mark.parametrize(
+    ("name", "written", "advice"),
+    [
+        (EPC, "64 MB", "64"), (EPC, "64MiB", "64"), (EPC, "2gb", "2048"), (EPC, "1,5Gi", "1536"), (EPC, "-5", "5"),
+        (EPC, " 7 ", "7"), (EPC, "107374182400", "102400"), (EPC, "2.5", "3"), (EPC, "ten", "10"),
+        (INTEL, "64", "64Mi"), (INTEL, "64 MB", "64Mi"), (INTEL, "2gb", "2Gi"), (INTEL, "10m", "10Mi"),
+        (INTEL, "1k", "1000Mi"), (INTEL, "-5", "5Mi"), (INTEL, "1,5Gi", "1.5Gi"), (INTEL, "ten", "10Mi"),
+        (INTEL, "90000Gi", "what it needs, such as 10Mi"),
+    ],
+)  # fmt: skip
+def test_advice_keeps_the_amount_in_the_unit_of_the_resource(name: str, written: str, advice: str) -> None:
+    (found,) = decide_pod(pod(container(limits={name: written})), HERE).refusals
+    assert found.sentence.endswith(f" Write {advice}.")
 
 
 def test_limits_alone_get_their_requests() -> None:
@@ -103,11 +137,11 @@ def test_zero_is_no_epc() -> None:
         ({EPC: "10Mi"}, "unit-twice", "is 10 TiB, because this resource counts MiB already. Write 10."),
         ({ALIYUN: "1Gi"}, "unit-twice", "Write 1024."),
         ({INTEL: "10"}, "bytes-without-unit", "less than one page, because this resource counts bytes. Write 10Mi."),
-        ({EPC: "1500m"}, "not-whole", "Write 2."),
+        ({EPC: "1500m"}, "unit-twice", "Write 2."),
         ({EPC: "2.5"}, "not-whole", "Write 3."),
-        ({EPC: "-1"}, "no-amount", "Write 10."),
+        ({EPC: "-1"}, "no-amount", "Write 1."),
         ({INTEL: "ten"}, "no-amount", "Write 10Mi."),
-        ({EPC: "1E"}, "too-much", "Write MiB, such as 10."),
+        ({EPC: "107374182400"}, "too-much", "Write 102400."),
         ({INTEL: "10Mi", EPC: "5"}, "amounts-differ", "Keep one of them."),
         ({ENCLAVE: "1"}, "epc-missing", "Add a limit such as kubernetes.azure.com/sgx_epc_mem_in_MiB: 10."),
         ({EPC: "10", ENCLAVE: "half"}, "no-amount", "Write 1."),
