@@ -50,7 +50,7 @@ class PckClaims:
         answer, now = verified.answer, seconds(seen)
         with self._database.write() as connection:
             chain = keep_chain(connection, answer.issuer_chain)
-            connection.execute(
+            row = connection.execute(
                 "INSERT INTO pck_claims VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
                 "encrypted_ppid = excluded.encrypted_ppid, tcbm = excluded.tcbm, root = excluded.root, "
                 "certificate = excluded.certificate, chain = excluded.chain, fmspc = excluded.fmspc, "
@@ -71,7 +71,8 @@ class PckClaims:
                 ),
             )
             _keep_latest(connection, "WHERE caller = ?", (caller,), MAX_OF_CALLER)
-            _keep_latest(connection, "", (), MAX_CLAIMS)
+            if (row.lastrowid or 0) % _part(MAX_CLAIMS) == 0:  # counting them all takes a while
+                _keep_latest(connection, "", (), MAX_CLAIMS)
 
     def of_caller(self, caller: str, platform: PlatformTcb, encrypted_ppid: bytes | None) -> PckClaim | None:
         """What an address claimed for exactly this raw TCB with this encrypted PPID; None means its first processor."""
@@ -142,5 +143,9 @@ def _keep_latest(connection: sqlite3.Connection, where: str, values: tuple[str, 
         connection.execute(
             f"DELETE FROM pck_claims WHERE rowid IN (SELECT rowid FROM pck_claims {where} "  # noqa: S608
             "ORDER BY last_seen, rowid LIMIT ?)",
-            (*values, max(1, limit // 100)),
+            (*values, _part(limit)),
         )
+
+
+def _part(limit: int) -> int:
+    return max(1, limit // 100)
