@@ -87,6 +87,7 @@ def test_metrics_tell_what_was_asked_and_how_the_platform_looks(
     assert after["confcom_quote_helper_certification_data_age_seconds"] > 0
     assert after["confcom_quote_helper_collateral_expires_seconds"] > 0
     assert after["confcom_quote_helper_waiting"] == 0
+    assert after["confcom_quote_helper_log_lines_lost_total"] == 0
 
 
 @pytest.mark.parametrize(
@@ -190,3 +191,12 @@ def test_a_wrong_address_is_explained(tmp_path: Path, address: str) -> None:
         running_helper(RecordingPlatform(), tmp_path / "aesm.socket", http=address),
     ):
         pass
+
+
+def test_a_page_at_a_path_is_gone_with_its_helper(tmp_path: Path, machine: Path) -> None:
+    page = tmp_path / "http"
+    helper = HelperProcess(tmp_path / "aesm.socket", machine, "--http", f"unix:{page}").ready()
+    eventually("the page is there", page.is_socket)
+    helper.end()
+
+    assert not page.exists()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from confcom.errors import ConfigError, PlatformUnavailable
+from confcom.services.device_plugin_grpc import GrpcSocket
+from confcom.services.http_server import Listener, serve_http
 from confcom.services.unix_listener import UnixListener
 
 
@@ -123,3 +127,79 @@ def test_descriptors_that_a_client_passes_along_are_refused(tmp_path: Path) -> N
             socket.send_fds(client, [b"x"], [2])
         assert client.send(b"x") == 1
     listener.close()
+
+
+async def open_helper(path: Path) -> None:
+    listener = UnixListener(path, backlog=128)
+    listener.take_path()
+    assert path.is_socket()
+    listener.close()
+
+
+async def open_kubelet_service(path: Path) -> None:
+    server = GrpcSocket(path, {})
+    await server.start()
+    assert path.is_socket()
+    await server.close()
+
+
+async def open_http(path: Path) -> None:
+    stop = asyncio.Event()
+
+    def started(_: str) -> None:
+        assert path.is_socket()
+        stop.set()
+
+    async def nothing(*_: object) -> None:
+        """No request comes."""
+
+    await serve_http(nothing, Listener(address=path), stop=stop, started=started)
+
+
+SERVICES = pytest.mark.parametrize("open_socket", [open_helper, open_kubelet_service, open_http])
+OpenSocket = Callable[[Path], Awaitable[None]]
+
+
+@SERVICES
+@pytest.mark.complaint("linux-sgx #792", "moby #30348")
+async def test_an_empty_folder_where_a_socket_belongs_is_replaced_and_nothing_is_left(
+    tmp_path: Path, open_socket: OpenSocket
+) -> None:
+    path = tmp_path / "a.socket"
+    path.mkdir()
+    await open_socket(path)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+@SERVICES
+async def test_a_socket_that_a_killed_service_left_is_replaced(tmp_path: Path, open_socket: OpenSocket) -> None:
+    path = tmp_path / "a.socket"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    await open_socket(path)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+@SERVICES
+async def test_a_folder_with_something_in_it_is_left_and_explained(tmp_path: Path, open_socket: OpenSocket) -> None:
+    path = tmp_path / "a.socket"
+    (path / "precious").mkdir(parents=True)
+
+    with pytest.raises(ConfigError, match="is a folder where the socket belongs") as refused:
+        await open_socket(path)
+
+    assert "A container engine makes such a folder" in refused.value.advice()
+    assert (path / "precious").is_dir()
+
+
+@SERVICES
+async def test_a_file_where_a_socket_belongs_is_left(tmp_path: Path, open_socket: OpenSocket) -> None:
+    path = tmp_path / "a.socket"
+    path.write_text("precious")
+
+    with pytest.raises(ConfigError, match="exists and is not a socket"):
+        await open_socket(path)
+
+    assert path.read_text() == "precious"

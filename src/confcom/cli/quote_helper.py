@@ -114,7 +114,7 @@ async def _run(
         config,
         stop=stop_on_signals(),
         started=lambda: click.echo(f"quote helper: ready on {config.socket}, {origin}"),
-        observe=None if log is None else log.record,
+        log=log,
         quick=simulated,
         self_test=kit,
     )

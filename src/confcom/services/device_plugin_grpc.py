@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import stat
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -38,6 +37,7 @@ from confcom.errors import (
 )
 from confcom.protocols.kubelet_calls import Method
 from confcom.services.stop_accepting import settle, stop_accepting
+from confcom.services.unix_listener import clear_path
 
 SOCKET_MODE = 0o600
 """Only root may talk to the plugin: that is the kubelet."""
@@ -209,10 +209,8 @@ def _bind(path: Path) -> socket.socket:
         )
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        with suppress(FileNotFoundError):
-            if not stat.S_ISSOCK(path.lstat().st_mode):
-                raise ConfigError(f"{path} exists and is not a socket", advice="Remove it if it is in the way.")
-            path.unlink()
+        clear_path(path)
+        path.unlink(missing_ok=True)
         listener.bind(os.fspath(path))
         path.chmod(SOCKET_MODE)
         listener.listen(16)

@@ -27,6 +27,7 @@ from confcom.errors import ConfigError
 from confcom.services.file_descriptors import available_descriptors
 from confcom.services.stop_accepting import settle
 from confcom.services.tls import HeldTls, ReloadingTls, TlsFiles
+from confcom.services.unix_listener import clear_path, is_served
 
 CHUNK = 64 * 1024
 """Bytes read at a time, and bytes of output that a client must take within `write_timeout`."""
@@ -528,8 +529,9 @@ def _open_socket(host: str, port: int) -> socket.socket:
 def _bind_unix(path: Path, backlog: int, cleaning: contextlib.ExitStack) -> socket.socket:
     bound = cleaning.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
     try:
-        if path.is_socket() and not _is_served(path):
-            path.unlink()
+        clear_path(path)
+        if not is_served(path):
+            path.unlink(missing_ok=True)
         bound.bind(str(path))
         path.chmod(0o666)  # what it serves is public, and what changes something wants a token
         bound.listen(backlog)
@@ -541,11 +543,6 @@ def _bind_unix(path: Path, backlog: int, cleaning: contextlib.ExitStack) -> sock
     inode = path.stat().st_ino
     cleaning.callback(_remove_own, path, inode)
     return bound
-
-
-def _is_served(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        return probe.connect_ex(str(path)) == 0
 
 
 def _remove_own(path: Path, inode: int) -> None:

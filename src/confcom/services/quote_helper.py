@@ -26,7 +26,7 @@ from confcom.services.quote_helper_config import QuoteHelperConfig
 from confcom.services.quote_helper_metrics import QuoteHelperMetrics
 from confcom.services.quoting import QuickQuoting, Quoting, ThreadQuoting
 from confcom.services.readiness import Readiness
-from confcom.services.request_log import log_request
+from confcom.services.request_log import RequestLog, log_request
 from confcom.services.self_test import SelfTest, SelfTestKit
 from confcom.services.status_page import Handler, StatusPage
 from confcom.services.unix_listener import UnixListener, is_served
@@ -47,7 +47,8 @@ async def serve(
     *,
     stop: asyncio.Event,
     started: Callable[[], None] | None = None,
-    observe: Callable[[RequestEvent], None] | None = None,
+    observe: Callable[[RequestEvent], None] = log_request,
+    log: RequestLog | None = None,
     quick: bool = False,
     self_test: SelfTestKit | None = None,
 ) -> None:
@@ -55,11 +56,11 @@ async def serve(
 
     `quick` is for a platform that takes microseconds: the event loop calls it, instead of a thread.
     `started` is called once the socket stands at its path and the attestation key has been tried for the first time.
-    `observe` is told of every connection when it ends; by default it becomes a line in the log. When there is a
+    `log` records every connection when it ends; without one, `observe` is told. When there is a
     predecessor (`replace`), the self-test must succeed before the path is taken: otherwise `PlatformUnavailable`.
     """
     async with AsyncExitStack() as resources:
-        helper = _Helper(platform, config, stop, observe or log_request, self_test, quick=quick)
+        helper = _Helper(platform, config, stop, observe, log, self_test, quick=quick)
         resources.callback(helper.close)
         if config.http:
             page = asyncio.create_task(StatusPage(config.http, helper.pages()).run(), name="status-page")
@@ -82,6 +83,7 @@ class _Helper:
         config: QuoteHelperConfig,
         stop: asyncio.Event,
         observe: Callable[[RequestEvent], None],
+        log: RequestLog | None,
         self_test: SelfTestKit | None,
         *,
         quick: bool,
@@ -91,7 +93,7 @@ class _Helper:
         self._path = Path(config.socket)
         self._tried = asyncio.Event()
         self._broker = AesmBroker(platform)
-        self._metrics = QuoteHelperMetrics(CollectorRegistry(), observe)
+        self._metrics = QuoteHelperMetrics(CollectorRegistry(), observe, log)
         self._listener = UnixListener(self._path, backlog=config.backlog, replace=config.replace)
         self._front = AesmFront(self._broker, config, self._metrics)
         queue, deliver = self._front.queue, self._front.deliver

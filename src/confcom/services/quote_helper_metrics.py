@@ -17,6 +17,7 @@ from confcom.formats.tcb_info import TcbStatus
 from confcom.pki.certificate import load_certificate
 from confcom.pki.pem import parse_certificates
 from confcom.services.aesm_conversation import RequestEvent
+from confcom.services.request_log import RequestLog
 from confcom.services.self_test import SelfTestResult
 
 PREFIX = "confcom_quote_helper"
@@ -56,9 +57,12 @@ class Durations:
 class QuoteHelperMetrics(Collector):
     """Every metric of the quote helper; also an observer of the front, beside `observe`."""
 
-    def __init__(self, registry: CollectorRegistry, observe: Callable[[RequestEvent], None]) -> None:
+    def __init__(
+        self, registry: CollectorRegistry, observe: Callable[[RequestEvent], None], log: RequestLog | None = None
+    ) -> None:
         self.registry = registry
-        self._observe = observe
+        self._log = log
+        self._observe = observe if log is None else log.record
         # Counted by the thousand each second, so without the library's locks; one thread counts.
         self._requests: dict[tuple[str | None, str], int] = {}
         self._quotes: dict[str, int] = {}
@@ -120,6 +124,14 @@ class QuoteHelperMetrics(Collector):
         for peer, count in self._throttled.items():
             throttled.add_metric([peer], count)
         yield throttled
+        yield CounterMetricFamily(
+            f"{PREFIX}_log_lines_lost", "Lines of the log that its reader was too slow for.",
+            value=0 if self._log is None else self._log.lost,
+        )  # fmt: skip
+        yield CounterMetricFamily(
+            f"{PREFIX}_log_lines_left_out", "Requests without a line of their own, because their peer had too many.",
+            value=0 if self._log is None else self._log.left_out,
+        )  # fmt: skip
         yield self._request_seconds.family()
         yield self._platform_seconds.family()
 

@@ -44,9 +44,9 @@ class UnixListener:
 
     def __init__(self, path: Path, *, backlog: int, replace: bool = False) -> None:
         self.path = path
-        _check_vacant(path, replace=replace)
         _make_directory(path.parent)
         _check_directory(path.parent)
+        _check_vacant(path, replace=replace)
         _remove_remains(path)
         self.place = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         if len(os.fsencode(self.place)) > MAX_PATH:
@@ -110,15 +110,37 @@ def is_served(path: Path) -> bool:
     return True
 
 
-def _check_vacant(path: Path, *, replace: bool) -> None:
+def clear_path(path: Path) -> None:
+    """Make room for a socket at a path: remove an empty folder; refuse what else is there and no socket.
+
+    Container engines and the kubelet make a folder where a volume names a path that does not exist.
+    """
     try:
         mode = path.lstat().st_mode
     except OSError:
         return
-    if not stat.S_ISSOCK(mode):
+    if stat.S_ISSOCK(mode):
+        return
+    if not stat.S_ISDIR(mode):
         raise ConfigError(
             f"{path} exists and is not a socket", advice="Name another path, or remove it if it is in the way."
         )
+    try:
+        path.rmdir()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        advice = (
+            "A container engine makes such a folder when a volume names the socket before it exists. Remove it, and "
+            "mount the folder that holds the socket instead."
+        )
+        raise ConfigError(
+            f"{path} is a folder where the socket belongs, and cannot be removed: {error.strerror}", advice=advice
+        ) from error
+
+
+def _check_vacant(path: Path, *, replace: bool) -> None:
+    clear_path(path)
     if not replace and is_served(path):
         raise ConfigError(
             f"another service answers on {path}",

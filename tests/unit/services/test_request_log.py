@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
+from typing import Any
 
 import pytest
 
 from confcom.protocols.aesm_status import AesmStatus
 from confcom.services import request_log
 from confcom.services.aesm_conversation import RequestEvent
-from confcom.services.request_log import RequestLog
+from confcom.services.request_log import BURST, MAX_PEERS, RATE, RequestLog
 
 
 def event(number: int, kind: str | None = "GetQuoteEx", **changes: object) -> RequestEvent:
@@ -20,11 +21,12 @@ def event(number: int, kind: str | None = "GetQuoteEx", **changes: object) -> Re
     return made._replace(**changes)
 
 
-def read(written: list[bytes]) -> list[dict[str, object]]:
+def read(written: list[bytes]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in b"".join(written).splitlines()]
 
 
-def test_every_event_becomes_a_line() -> None:
+def test_every_event_becomes_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_log, "BURST", 2500)
     written: list[bytes] = []
     log = RequestLog(write=written.append)
     for number in range(2500):
@@ -88,6 +90,7 @@ def test_silent_visits_are_for_debugging() -> None:
 
 def test_a_reader_that_does_not_read_holds_up_nobody_and_losses_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request_log, "MAX_LINES", 100)
+    monkeypatch.setattr(request_log, "BURST", 1000)
     monkeypatch.setattr(request_log, "FLUSH_AFTER", 0.01)
     written: list[bytes] = []
     reading = threading.Event()
@@ -107,7 +110,7 @@ def test_a_reader_that_does_not_read_holds_up_nobody_and_losses_are_told(monkeyp
     lost = sum(int(str(line["lost"])) for line in lines if line["event"] == "aesm.log")
     assert lost > 0
     assert len(requests) + lost == 1000
-    assert log.lost_in_all == lost
+    assert log.lost == lost
 
 
 def test_a_log_that_is_gone_ends_nothing() -> None:
@@ -117,3 +120,38 @@ def test_a_log_that_is_gone_ends_nothing() -> None:
     log = RequestLog(write=write)
     log.record(event(1))
     log.close()
+
+
+def test_one_peers_flood_leaves_the_lines_of_others_and_is_summed_up() -> None:
+    now = [0.0]
+    written: list[bytes] = []
+    log = RequestLog(write=written.append, monotonic=lambda: now[0])
+    for number in range(BURST + 3000):
+        log.record(event(number, peer="pod loud", outcome="refused" if number % 3 else "answered"))
+    for number in range(10):
+        log.record(event(number, peer="pod quiet"))
+    now[0] += 5 / RATE
+    for number in range(10):
+        log.record(event(number, peer="pod loud"))
+    log.close()
+
+    lines = read(written)
+    shown = [line["peer"] for line in lines if line["event"] == "aesm.request"]
+    assert (shown.count("pod loud"), shown.count("pod quiet")) == (BURST + 5, 10)
+    (summary,) = [line for line in lines if line["event"] == "aesm.left_out"]
+    assert summary["peer"] == "pod loud"
+    assert sum(summary["requests"].values()) == log.left_out == 3000 + 5
+    assert set(summary["requests"]) == {"GetQuoteEx refused", "GetQuoteEx answered"}
+
+
+def test_ever_new_peers_share_what_is_left_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(request_log, "BURST", 2)
+    written: list[bytes] = []
+    log = RequestLog(write=written.append, monotonic=lambda: 0.0)
+    for number in range(MAX_PEERS + 100):
+        log.record(event(number, peer=f"uid {number}"))
+    log.close()
+
+    lines = [line["event"] for line in read(written)]
+    assert lines.count("aesm.request") == MAX_PEERS + 2
+    assert log.left_out == 98
