@@ -13,7 +13,9 @@ from confcom.appraisal.collateral import verify_collateral
 from confcom.cli.inputs import parse_time
 from confcom.cli.root import run
 from confcom.collateral.bundle import load_bundle
+from confcom.collateral.registrations import Registration
 from confcom.collateral.store import CollateralStore
+from confcom.protocols.pcs import PckCertRequest
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.machine import MachineTcb
 from confcom.simulator.world import SimulatedWorld
@@ -379,6 +381,22 @@ def test_an_import_of_what_has_expired_says_so(call, fetched, tmp_path, now, mon
     done = call("import", archive, to=far)
     assert done.code == 0
     assert done.err.count("has expired, at") == 6  # all but the root's list: two sets of two, and two PCK lists
+
+
+def test_an_export_says_what_it_leaves_out(call, fetched, tmp_path, store, world, now):
+    request = PckCertRequest(bytes(16), 1, bytes(2), b"\x01" * 16)
+    with opened(store, world) as found:
+        found.registrations.put(Registration(request, "waiting", now))
+    done = call("export", "-o", tmp_path / "without.jsonl")
+    assert (done.code, "left out: 0 PCK certificates and 1 registrations" in done.err) == (0, True)
+    whole = tmp_path / "whole.jsonl"
+    done = call("export", "-o", whole, "--platforms")
+    assert (done.code, done.err) == (0, "")
+    assert whole.stat().st_mode & 0o777 == 0o600
+    far = tmp_path / "far.sqlite"
+    assert "1 PCK certificates, registrations and appraisal policies, 1 new" in call("import", whole, to=far).out
+    with opened(far, world) as found:
+        assert found.registrations.count("waiting") == 1
 
 
 def test_an_export_of_nothing_is_refused_and_writes_no_file(call, fetched, tmp_path):

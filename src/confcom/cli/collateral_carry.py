@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from datetime import datetime, timedelta
@@ -17,7 +18,7 @@ from confcom.cli.inputs import parse_time
 from confcom.cli.printable import printable
 from confcom.cli.trust_options import trust_roots
 from confcom.cli.update_option import parse_update
-from confcom.collateral.archive import ARCHIVE_START, Imported, read_archive, write_archive
+from confcom.collateral.archive import ARCHIVE_START, Exported, Imported, read_archive, write_archive
 from confcom.collateral.bundle import load_bundle
 from confcom.collateral.clock import Dates, rfc3339
 from confcom.collateral.documents import Document, DocumentKey, take_apart
@@ -53,9 +54,13 @@ def import_(path: Path, store: Path, trust_root: tuple[str, ...], update: str) -
         documents = _read_bundle(path, set_, roots, now)
         with filled_store(store, roots) as opened:
             new = opened.add(documents, seen=now, source=str(path))
-            imported = Imported(len(documents), new, {document.key for document in documents})
+            imported = Imported(len(documents), new, keys={document.key for document in documents})
             expired = _expired(opened, imported.keys, now)
     click.echo(f"{imported.documents} documents verified, {imported.new} new in {printable(str(store))}")
+    if imported.others:
+        click.echo(
+            f"{imported.others} PCK certificates, registrations and appraisal policies, {imported.new_others} new"
+        )
     if imported.ahead > timedelta():
         click.echo(
             f"confcom: the clock of the machine that wrote the archive was {imported.ahead.total_seconds():.0f} s "
@@ -70,30 +75,43 @@ def import_(path: Path, store: Path, trust_root: tuple[str, ...], update: str) -
 @click.option("-o", "--output", metavar="FILE", type=_FILE, required=True, help="The archive to write; '-' for stdout.")
 @store_option
 @trust_root_option
-def export(output: Path, store: Path, trust_root: tuple[str, ...]) -> None:
-    """Write every version of every document, with the times at which they were seen, into one archive.
+@click.option("--platforms", is_flag=True, help="Carry PCK certificates and registrations too: they name machines.")
+def export(output: Path, store: Path, trust_root: tuple[str, ...], platforms: bool) -> None:
+    """Write every version of every document, with the times at which they were seen, and every appraisal policy into
+    one archive.
 
-    PCK certificates are left out: they name machines.
+    PCK certificates and registrations of platforms are left out unless --platforms is given, and it is said how many.
     """
     with CollateralStore(store, roots=trust_roots(trust_root), create=False) as opened:
-        if not opened.document_keys():
+        left_out = opened.platforms.count_certificates(), opened.registrations.count_all()
+        if not opened.document_keys() and not (platforms and any(left_out)):
             raise CollateralNotFound(
                 f"{store} holds no documents of a trusted root, so there is nothing to export",
                 advice="Fill it with `confcom collateral fetch`, or name its root with --trust-root.",
             )
         if str(output) == "-":
-            write_archive(opened, sys.stdout.buffer)
-            return
-        written = _write(opened, output)
-    click.echo(f"{written} documents in {printable(str(output))}")
+            exported = write_archive(opened, sys.stdout.buffer, platforms=platforms)
+        else:
+            exported = _write(opened, output, platforms=platforms)
+    counts = f"{exported.documents} documents and {exported.policies} appraisal policies"
+    if platforms:
+        counts += f", {exported.certificates} PCK certificates and {exported.registrations} registrations of platforms"
+    click.echo(f"{counts} in {printable(str(output))}", err=str(output) == "-")
+    if not platforms and any(left_out):
+        click.echo(
+            f"confcom: left out: {left_out[0]} PCK certificates and {left_out[1]} registrations of platforms, which "
+            "name machines; --platforms carries them",
+            err=True,
+        )
 
 
-def _write(store: CollateralStore, output: Path) -> int:
+def _write(store: CollateralStore, output: Path, *, platforms: bool) -> Exported:
     # Under another name first, so that an archive that was cut off never has the name of a whole one.
     part = output.with_name(f"{output.name}.part")
     try:
-        with part.open("wb") as file:
-            written = write_archive(store, file)
+        mode = 0o600 if platforms else 0o666
+        with open(part, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            written = write_archive(store, file, platforms=platforms)
         part.replace(output)
     except OSError as error:
         raise ConfigError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import sqlite3
 
 import msgspec
 
@@ -51,6 +52,20 @@ class AppraisalPolicies:
                     f"the store holds {MAX_POLICIES} appraisal policies already", advice="Use a store for each fleet."
                 )
         return id_
+
+    def all(self) -> tuple[tuple[bytes, bool, str], ...]:
+        """Every policy: its FMSPC (6 bytes), whether it is the default, and its text."""
+        with self._database.read() as connection:
+            rows = connection.execute("SELECT fmspc, is_default, policy FROM appraisal_policies ORDER BY id, fmspc")
+            return tuple((bytes.fromhex(fmspc), bool(default), policy) for fmspc, default, policy in rows)
+
+    def restore(self, connection: sqlite3.Connection, policy: str, *, fmspc: bytes, default: bool) -> bool:
+        """Keep a policy of another store; whether it is new. The default that an FMSPC has stays its default."""
+        own = "SELECT 1 FROM appraisal_policies WHERE fmspc = ? AND is_default = 1"
+        default = default and connection.execute(own, (fmspc.hex(),)).fetchone() is None
+        id_ = hashlib.sha384(policy.encode()).hexdigest()
+        sql = "INSERT OR IGNORE INTO appraisal_policies VALUES (?, ?, ?, ?)"
+        return connection.execute(sql, (id_, fmspc.hex(), default, policy)).rowcount == 1
 
     def default(self, fmspc: bytes) -> str | None:
         """The default policy of an FMSPC (6 bytes), None where there is none."""

@@ -1,8 +1,8 @@
 """Archives: every version of every document in one file, to carry a store over an air gap.
 
 JSON Lines in UTF-8: a header, one line per version, an end line with their number. Bodies are in base64, so they arrive
-byte for byte; nothing in an archive is trusted before its signature is verified. PCK certificates stay at home: they
-name machines.
+byte for byte; no document is trusted before its signature is verified. PCK certificates and registrations, which name
+machines, are in it only if that is asked for (`platform_archive`).
 """
 
 from __future__ import annotations
@@ -15,12 +15,20 @@ from typing import Annotated, BinaryIO, Literal, TypeVar
 
 import msgspec
 
-from confcom.collateral.clock import Dates, rfc3339
+from confcom.collateral.clock import Dates, at_most
 from confcom.collateral.documents import Document, DocumentKey, DocumentKind
+from confcom.collateral.platform_archive import (
+    PLATFORM_LINE,
+    Keep,
+    certificate_lines,
+    policy_lines,
+    read_line,
+    registration_lines,
+)
 from confcom.collateral.store import CollateralStore
 from confcom.collateral.store_rows import Sighting
 from confcom.collateral.verified_document import VerifiedDocument, verify_document
-from confcom.errors import ClockError, ConfigError, FormatError
+from confcom.errors import ConfigError, FormatError
 from confcom.formats.signed_json import Hex6
 from confcom.pki.crl import MAX_CRL
 from confcom.pki.pem import MAX_PEM
@@ -32,10 +40,7 @@ ARCHIVE_START = b'{"format":"confcom-collateral-archive"'
 MAX_LINE = 2 * (MAX_CRL + MAX_PEM)
 """Bytes of one line: base64 takes a third more than the document, the chain is text."""
 
-MAX_AHEAD = timedelta(days=1)
-"""Sightings that lie in the future by less than this are of a clock that was ahead, and count as of now."""
-
-MAX_DOCUMENTS = 1_000_000
+MAX_LINES = 3_000_000
 MAX_SIGHTINGS = 1_000
 BATCH = 200
 """Versions that are verified and kept in one transaction."""
@@ -47,7 +52,7 @@ T = TypeVar("T")
 
 class _Header(msgspec.Struct, forbid_unknown_fields=True):
     format: Literal["confcom-collateral-archive"] = "confcom-collateral-archive"
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 2
 
 
 class _Seen(msgspec.Struct, forbid_unknown_fields=True):
@@ -71,18 +76,33 @@ class _End(msgspec.Struct, forbid_unknown_fields=True):
     end: int
 
 
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """How much was written to an archive."""
+
+    documents: int
+    policies: int
+    certificates: int
+    registrations: int
+
+
 @dataclass(slots=True)
 class Imported:
-    """What an import took in. `ahead`: by how much the clock of the machine that wrote it was ahead of this one."""
+    """What an import took in: documents, and other lines (PCK certificates, registrations, policies), all and new ones.
+
+    `ahead`: by how much the clock of the machine that wrote the archive was ahead of this one.
+    """
 
     documents: int = 0
     new: int = 0
+    others: int = 0
+    new_others: int = 0
     keys: set[DocumentKey] = field(default_factory=set)
     ahead: timedelta = timedelta()
 
 
-def write_archive(store: CollateralStore, file: BinaryIO) -> int:
-    """Write every version in the store; gives their number."""
+def write_archive(store: CollateralStore, file: BinaryIO, *, platforms: bool = False) -> Exported:
+    """Write every version in the store, and the policies; with `platforms`, PCK certificates and registrations."""
     file.write(msgspec.json.encode(_Header()) + b"\n")
     written: set[int] = set()
     for key in store.document_keys():
@@ -90,8 +110,20 @@ def write_archive(store: CollateralStore, file: BinaryIO) -> int:
             if version.id not in written:
                 written.add(version.id)
                 file.write(msgspec.json.encode(_line(store.load(version), version.sightings)) + b"\n")
-    file.write(msgspec.json.encode(_End(len(written))) + b"\n")
-    return len(written)
+    policies = _write_lines(file, policy_lines(store))
+    certificates = _write_lines(file, certificate_lines(store)) if platforms else 0
+    registrations = _write_lines(file, registration_lines(store)) if platforms else 0
+    exported = Exported(len(written), policies, certificates, registrations)
+    file.write(msgspec.json.encode(_End(len(written) + policies + certificates + registrations)) + b"\n")
+    return exported
+
+
+def _write_lines(file: BinaryIO, lines: Iterable[bytes]) -> int:
+    count = 0
+    for line in lines:
+        file.write(line + b"\n")
+        count += 1
+    return count
 
 
 def read_archive(store: CollateralStore, file: BinaryIO, *, now: datetime) -> Imported:
@@ -102,33 +134,55 @@ def read_archive(store: CollateralStore, file: BinaryIO, *, now: datetime) -> Im
     """
     imported = Imported()
     batch: list[tuple[VerifiedDocument, tuple[Sighting, ...]]] = []
-    for document, sightings in _read(file, now, imported):
-        verified = verify_document(document, roots=store.roots)
-        Dates(verified.facts.issue_date, verified.expires).require_clock(now)
-        batch.append((verified, sightings))
-        imported.documents += 1
-        imported.keys |= {replace(document.key, update=_update(seen.served_as)) for seen in sightings}
-        if len(batch) == BATCH:
-            imported.new += store.add_seen(batch)
-            batch = []
-    imported.new += store.add_seen(batch)
+    others: list[Keep] = []
+    for found in _read(store, file, now, imported):
+        if isinstance(found, tuple):
+            document, sightings = found
+            verified = verify_document(document, roots=store.roots)
+            Dates(verified.facts.issue_date, verified.expires).require_clock(now)
+            batch.append((verified, sightings))
+            imported.documents += 1
+            imported.keys |= {replace(document.key, update=_update(seen.served_as)) for seen in sightings}
+        else:
+            others.append(found)
+            imported.others += 1
+        if len(batch) + len(others) == BATCH:
+            _keep(store, batch, others, imported)
+    _keep(store, batch, others, imported)
     return imported
 
 
-def _read(file: BinaryIO, now: datetime, imported: Imported) -> Iterator[tuple[Document, tuple[Sighting, ...]]]:
+def _keep(
+    store: CollateralStore,
+    batch: list[tuple[VerifiedDocument, tuple[Sighting, ...]]],
+    others: list[Keep],
+    imported: Imported,
+) -> None:
+    imported.new += store.add_seen(batch)
+    imported.new_others += store.write(others)
+    batch.clear()
+    others.clear()
+
+
+def _read(
+    store: CollateralStore, file: BinaryIO, now: datetime, imported: Imported
+) -> Iterator[tuple[Document, tuple[Sighting, ...]] | Keep]:
     head = _line_of(file, 1)
     if not head.startswith(ARCHIVE_START):
         raise FormatError("is not the head of an archive", structure=STRUCTURE, field="line 1")
     _decode(head, _Header, 1)
-    for number in range(2, MAX_DOCUMENTS + 3):
+    for number in range(2, MAX_LINES + 3):
         line = _line_of(file, number)
         if line.startswith(b'{"end"'):
             _check_end(_decode(line, _End, number).end, number - 2, file)
             return
+        if line.startswith(PLATFORM_LINE):
+            yield read_line(store, line, structure=STRUCTURE, field=f"line {number}", now=now)
+            continue
         document, sightings = _document(_decode(line, _Line, number), number)
         imported.ahead = max(imported.ahead, *(seen.last_seen - now for seen in sightings))
         yield document, tuple(_at_most(seen, now, number) for seen in sightings)
-    raise FormatError(f"more than {MAX_DOCUMENTS} documents", structure=STRUCTURE, field="")
+    raise FormatError(f"more than {MAX_LINES} lines", structure=STRUCTURE, field="")
 
 
 def _line_of(file: BinaryIO, number: int) -> bytes:
@@ -147,7 +201,7 @@ def _line_of(file: BinaryIO, number: int) -> bytes:
 
 def _check_end(stated: int, found: int, file: BinaryIO) -> None:
     if stated != found:
-        raise FormatError(f"states {stated} documents, found {found}", structure=STRUCTURE, field="end")
+        raise FormatError(f"states {stated} lines, found {found}", structure=STRUCTURE, field="end")
     if file.read(1):
         raise FormatError("is not the last line", structure=STRUCTURE, field="end")
 
@@ -201,13 +255,8 @@ def _sighting(seen: _Seen, key: DocumentKey, where: str) -> Sighting:
 
 
 def _at_most(seen: Sighting, now: datetime, number: int) -> Sighting:
-    if seen.last_seen - now > MAX_AHEAD:
-        raise ClockError(
-            f"line {number} of the archive was seen at {rfc3339(seen.last_seen)}, but this machine's clock says "
-            f"{rfc3339(now)}: this clock is behind, or that of the machine which wrote the archive was ahead",
-            advice="Compare both clocks with the true time. If this one is right, import the archive after that time.",
-        )
-    return replace(seen, first_seen=min(seen.first_seen, now), last_seen=min(seen.last_seen, now))
+    where = f"line {number}"
+    return replace(seen, first_seen=at_most(seen.first_seen, now, where), last_seen=at_most(seen.last_seen, now, where))
 
 
 def _by_number(key: DocumentKey, sightings: Iterable[Sighting]) -> DocumentKey:

@@ -9,13 +9,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from confcom.errors import ClockError
+from confcom.errors import ClockError, FormatError
 
 TOLERANCE = timedelta(hours=1)
 """A clock may be behind the issue of a document by this; Intel issues hours before it serves."""
 
 ABANDONED = timedelta(days=730)
 """When everything expired longer ago than this, the clock may be ahead: a store in use is filled every month."""
+
+
+MAX_AHEAD = timedelta(days=1)
+"""What was seen in the future by less than this was seen by a clock that was ahead, and counts as of now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,19 @@ class Dates:
         problem = self.clock_behind(now)
         if problem:
             raise ClockError(problem)
+
+
+def at_most(seen: datetime, now: datetime, what: str) -> datetime:
+    """The time at which another machine saw something, not after now; `ClockError` where no small fault explains it."""
+    if seen.tzinfo is None:
+        raise FormatError("a time has no time zone", structure="archive", field=what)
+    if seen - now > MAX_AHEAD:
+        raise ClockError(
+            f"{what} of the archive was seen at {rfc3339(seen)}, but this machine's clock says {rfc3339(now)}: this "
+            "clock is behind, or that of the machine which wrote the archive was ahead",
+            advice="Compare both clocks with the true time. If this one is right, import the archive after that time.",
+        )
+    return min(seen, now)
 
 
 def rfc3339(time: datetime) -> str:

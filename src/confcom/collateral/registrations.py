@@ -106,6 +106,13 @@ class Registrations:
             yield page
             after = (_seconds(page[-1].since), rows[-1][0])
 
+    def all(self, state: State) -> Iterator[Registration]:
+        """All registrations in a state, read in pages."""
+        after: Place | None = None
+        while page := self.page(state, after=after):
+            yield from page
+            after = page[-1].place
+
     def count(self, state: State, *, fmspcs: Sequence[bytes] = ()) -> int:
         """How many registrations are in a state."""
         with self._database.read() as connection:
@@ -117,6 +124,11 @@ class Registrations:
                 ).fetchone()[0]
                 for fmspc in set(fmspcs)
             )
+
+    def count_all(self) -> int:
+        """How many registrations there are."""
+        with self._database.read() as connection:
+            return _count(connection, "", ())
 
     def _select(self, rest: str, values: tuple[str | int, ...]) -> tuple[Registration, ...]:
         with self._database.read() as connection:
@@ -156,6 +168,15 @@ def put_registration(connection: sqlite3.Connection, registration: Registration)
             f"{MAX_REGISTRATIONS} platforms are registered already",
             advice="Remove those that are gone (`confcom collateral remove`), or use a store for each fleet.",
         )
+
+
+def restore_registration(connection: sqlite3.Connection, registration: Registration) -> bool:
+    """Keep a registration of another store, unless there is one of the same raw TCB; whether it is new."""
+    known = "SELECT 1 FROM registrations WHERE qe_id = ? AND pce_id = ? AND cpu_svn = ? AND pce_svn = ?"
+    if connection.execute(known, _key(registration.request)).fetchone() is not None:
+        return False
+    put_registration(connection, registration)
+    return True
 
 
 def _key(request: PckCertRequest | PckCertsRequest) -> tuple[str, str, str, int]:

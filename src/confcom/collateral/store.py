@@ -7,7 +7,8 @@ file need not be trusted.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -91,6 +92,11 @@ class CollateralStore:
         """Keep verified documents with what is known of when they were seen; gives how many were new versions."""
         with self._database.write() as connection:
             return sum(keep_version(connection, document, sightings) for document, sightings in documents)
+
+    def write(self, writers: Iterable[Callable[[sqlite3.Connection], bool]]) -> int:
+        """Run calls that write in one transaction; gives how many said that what they wrote is new."""
+        with self._database.write() as connection:
+            return sum(writer(connection) for writer in writers)
 
     def observe_platform(self, extension: PckExtension, *, seen: datetime, tee: Tee = "sgx") -> None:
         """Remember a platform and its TCB, as its PCK certificate states them, for `status`."""

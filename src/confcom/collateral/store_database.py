@@ -27,7 +27,8 @@ BUSY_TIMEOUT = 10.0
 
 _DAMAGED = (
     "Move the file and its -wal and -shm away, import the last export (`confcom collateral import`) and fetch again "
-    "(`confcom collateral fetch`): everything in it can be had again."
+    "(`confcom collateral fetch`). PCK certificates and registrations of platforms are in an export made with "
+    "--platforms alone; else register the platforms again."
 )
 
 

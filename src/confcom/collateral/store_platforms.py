@@ -35,6 +35,7 @@ _UNSEEN = """
             (SELECT 1 FROM registrations AS r WHERE r.qe_id = c.qe_id AND r.pce_id = c.pce_id)
     ) GROUP BY qe_id, pce_id HAVING max(last_seen) < ?
 """
+_RAW_TCBS = "SELECT cpu_svn, pce_svn FROM platform_tcbs WHERE qe_id = ? AND pce_id = ? AND certificate = ?"
 _ASKED = "SELECT coalesce(max(last_seen), 0) FROM registrations WHERE qe_id = ? AND pce_id = ?"
 
 
@@ -60,6 +61,19 @@ class VerifiedPck:
     answer: PckCertificateAnswer
     extension: PckExtension
     root: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPck:
+    """A PCK certificate as it is stored. `raw_tcbs`: those that it is served for, as CPUSVN (16 bytes) and PCESVN."""
+
+    qe_id: bytes
+    pce_id: bytes
+    answer: PckCertificateAnswer
+    source: str
+    first_seen: datetime
+    last_seen: datetime
+    raw_tcbs: tuple[tuple[bytes, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +246,32 @@ class PlatformRegistry:
             ).fetchall()
             return tuple(self._answers(rows))
 
+    def count_certificates(self) -> int:
+        """How many PCK certificates there are, of whatever root."""
+        with self._database.read() as connection:
+            return int(connection.execute("SELECT count(*) FROM pck_certificates").fetchone()[0])
+
+    def stored_certificates(self) -> Iterator[StoredPck]:
+        """Every certificate, read in pieces."""
+        last = -1
+        while True:
+            with self._database.read() as connection:
+                rows = connection.execute(
+                    "SELECT c.id, c.qe_id, c.pce_id, c.source, c.first_seen, c.last_seen, "
+                    "c.certificate, h.pem, c.tcbm, c.fmspc, c.ca, c.root FROM pck_certificates c "
+                    "JOIN chains h ON h.id = c.chain WHERE c.id > ? ORDER BY c.id LIMIT 200",
+                    (last,),
+                ).fetchall()
+                pieces = [(row, connection.execute(_RAW_TCBS, (row[1], row[2], row[0])).fetchall()) for row in rows]
+            for row, raw in pieces:
+                last, qe_id, pce_id, source, first_seen, last_seen = row[:6]
+                times = (time_of(first_seen), time_of(last_seen))
+                tcbs = tuple((bytes.fromhex(cpu_svn), pce_svn) for cpu_svn, pce_svn in raw)
+                for answer in self._answers([row[6:]]):
+                    yield StoredPck(bytes.fromhex(qe_id), bytes.fromhex(pce_id), answer, source, *times, tcbs)
+            if not rows:
+                return
+
     def _answers(self, rows: Iterable[tuple[bytes, bytes, bytes, str, str, bytes]]) -> Iterator[PckCertificateAnswer]:
         for certificate, chain, tcbm, fmspc, ca, root in rows:
             if self._roots.with_public_key(root) is not None:
@@ -248,6 +288,28 @@ def keep_pck(
         (platform.qe_id.hex(), platform.pce_id.hex(), platform.cpu_svn.hex(), platform.pce_svn, certificate),
     )
     _observe(connection, verified.extension, seconds(seen), "sgx")
+
+
+def restore_pck(connection: sqlite3.Connection, stored: StoredPck, verified: VerifiedPck) -> bool:
+    """Keep a certificate of another store in the transaction that is open; whether it is new.
+
+    A raw TCB that has a certificate here keeps it.
+    """
+    own = (stored.qe_id.hex(), stored.pce_id.hex())
+    digest = hashlib.sha256(verified.answer.certificate).digest()
+    known = "SELECT 1 FROM pck_certificates WHERE qe_id = ? AND pce_id = ? AND digest = ?"
+    new = connection.execute(known, (*own, digest)).fetchone() is None
+    platform = own_tcb(stored.qe_id, stored.pce_id, verified.answer)
+    for seen in (stored.first_seen, stored.last_seen):
+        certificate = _keep_certificate(
+            connection, platform, verified.answer, verified.root, seconds(seen), stored.source
+        )
+        _observe(connection, verified.extension, seconds(seen), "sgx")
+    connection.executemany(
+        "INSERT OR IGNORE INTO platform_tcbs VALUES (?, ?, ?, ?, ?)",
+        [(*own, cpu_svn.hex(), pce_svn, certificate) for cpu_svn, pce_svn in stored.raw_tcbs],
+    )
+    return new
 
 
 def _remove(connection: sqlite3.Connection, qe_id: str, pce_id: str) -> None:

@@ -9,11 +9,14 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from confcom.collateral.archive import MAX_LINE, read_archive, write_archive
+from confcom.collateral.archive import MAX_LINE, Exported, read_archive, write_archive
 from confcom.collateral.documents import DocumentKey, take_apart
+from confcom.collateral.registrations import Registration
 from confcom.collateral.store import CollateralStore
+from confcom.collateral.store_platforms import PlatformTcb
 from confcom.errors import ClockError, FormatError, UntrustedRootError, VerificationError
 from confcom.pki.roots import TrustRoots
+from confcom.protocols.pcs import PckCertificateAnswer, PckCertRequest, PckCertsRequest
 from confcom.simulator.machine import FMSPC
 
 DAY = timedelta(days=1)
@@ -32,7 +35,7 @@ def filled(store, world, now) -> CollateralStore:
 @pytest.fixture
 def archive(filled) -> bytes:
     file = io.BytesIO()
-    assert write_archive(filled, file) == 20
+    assert write_archive(filled, file) == Exported(20, 0, 0, 0)
     return file.getvalue()
 
 
@@ -96,7 +99,7 @@ def test_it_stops_where_it_was_cut_off(other, archive, later):
     "change",
     [
         lambda entries: [{"format": "other", "version": 1}, *entries[1:]],
-        lambda entries: [{**entries[0], "version": 2}, *entries[1:]],
+        lambda entries: [{**entries[0], "version": 3}, *entries[1:]],
         lambda entries: entries[1:],
         lambda entries: [*entries[:3], *entries[4:]],
         lambda entries: [*entries, entries[1]],
@@ -188,3 +191,90 @@ def test_a_line_without_end_is_refused_at_the_limit(other, archive, later):
 def test_the_key_of_a_line_is_the_documents(other, archive, later):
     read(other, archive, later)
     assert DocumentKey.qe_identity("sgx", 17) in other.document_keys()
+
+
+# --- platforms ------------------------------------------------------------------------------------------------------
+
+
+def policy(name: str = "a") -> str:
+    entry = {"environment": {"class_id": "3123ec35-8d38-4ea5-87a5-d6c48b567570"}, "name": name}
+    payload = json.dumps({"policy_payload": json.dumps({"policy_array": [entry]})}).encode()
+    return f"e30.{base64.urlsafe_b64encode(payload).decode().rstrip('=')}.c2ln"
+
+
+@pytest.fixture
+def peopled(filled, world, now) -> CollateralStore:
+    """With two platforms, certificates for three raw TCBs, and registrations of every kind."""
+    leaf, _, chain = world.authority.pck_chain(world.machine).partition(b"-----END CERTIFICATE-----\n")
+    answer = PckCertificateAnswer(leaf + b"-----END CERTIFICATE-----\n", chain, b"")
+    for number, day in ((1, 0), (1, 3), (2, 1)):
+        raw = PlatformTcb(bytes([number]) * 16, bytes(2), bytes([day]) * 16, 7)
+        filled.platforms.add_pck_certificate(raw, answer, seen=now + day * DAY, source="pcs")
+    manifest = PckCertsRequest(bytes(2), None, b"manifest", qe_id=b"\x03" * 16)
+    ppid = PckCertRequest(bytes(16), 7, bytes(2), b"\x01" * 16, b"\x05" * 384)
+    filled.registrations.put(Registration(ppid, "cached", now, FMSPC, now + DAY))
+    filled.registrations.put(Registration(manifest, "waiting", now))
+    filled.policies.put(policy(), fmspc=FMSPC, default=True)
+    return filled
+
+
+def carried(store: CollateralStore) -> tuple[object, ...]:
+    found = store.platforms
+    return (
+        list(found.stored_certificates()),
+        [list(store.registrations.all(state)) for state in ("waiting", "unavailable", "cached")],
+        store.policies.all(),
+        found.known(),
+    )
+
+
+def test_platforms_cross_too_if_that_is_asked_for(peopled, other, later):
+    whole, without = io.BytesIO(), io.BytesIO()
+    assert write_archive(peopled, whole, platforms=True) == Exported(20, 1, 2, 2)
+    assert write_archive(peopled, without) == Exported(20, 1, 0, 0)
+    imported = read_archive(other, io.BytesIO(whole.getvalue()), now=later)
+    assert (imported.documents, imported.new, imported.others, imported.new_others) == (20, 20, 5, 5)
+    assert carried(other) == carried(peopled)
+    again = io.BytesIO()
+    write_archive(other, again, platforms=True)
+    assert again.getvalue() == whole.getvalue()
+    assert read_archive(other, io.BytesIO(whole.getvalue()), now=later).new_others == 0
+    assert b"platform" not in without.getvalue().replace(b'"ca":"platform"', b"").replace(
+        b'{"platform":"appraisal', b""
+    )
+
+
+def test_what_a_store_says_stays(peopled, other, later, now):
+    whole = io.BytesIO()
+    write_archive(peopled, whole, platforms=True)
+    mine = PckCertRequest(bytes(16), 7, bytes(2), b"\x01" * 16, b"\x09" * 384)
+    other.registrations.put(Registration(mine, "unavailable", now))
+    other.policies.put(policy("mine"), fmspc=FMSPC, default=True)
+    read_archive(other, io.BytesIO(whole.getvalue()), now=later)
+    (kept,) = other.registrations.of_platform(b"\x01" * 16, bytes(2))
+    assert (kept.state, kept.request.encrypted_ppid) == ("unavailable", b"\x09" * 384)
+    assert other.policies.default(FMSPC) == policy("mine")
+    assert len(other.policies.all()) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda line: line | {"extra": 1}, FormatError),
+        (lambda line: line | {"qe_id": "xy"}, FormatError),
+        (lambda line: line | {"platform": "thing"}, FormatError),
+        (lambda line: line | {"last_seen": "2026-06-01T00:00:00"}, FormatError),
+        (lambda line: line | {"last_seen": "2036-06-01T00:00:00Z"}, ClockError),
+        (lambda line: line | {"certificate": line["issuer_chain"]}, (VerificationError, FormatError)),
+        (lambda line: line | {"raw_tcbs": [{"cpu_svn": "00", "pce_svn": 0}]}, FormatError),
+    ],
+)
+def test_a_platform_that_is_not_as_it_should_be_is_refused(peopled, other, later, change, error):
+    whole = io.BytesIO()
+    write_archive(peopled, whole, platforms=True)
+    entries = lines(whole.getvalue())
+    index = next(index for index, entry in enumerate(entries) if entry.get("platform") == "pck-certificate")
+    entries[index] = {"platform": "pck-certificate"} | change(entries[index])
+    with pytest.raises(error):
+        read(other, joined(entries), later)
+    assert other.platforms.known() == ()
