@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -255,6 +256,24 @@ class TestMemory:
         assert known.answer is not None
         stripped = replace(known.answer, issuer_chain=known.answer.issuer_chain.rstrip())
         assert pck_endpoint.check_certificate(request_, stripped, None).issuer_chain.endswith(b"-----\n")
+
+    def test_without_room_for_a_thread_what_is_known_is_served(
+        self, service: PckService, request_, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        memory = PckMemory(ProviderServices((service.url,), True).fetch)
+
+        def no_room(_: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_room)
+            assert self.ask(memory, request_) == [403]
+        for known in memory._known.values():
+            known.retry_at = 0.0
+        assert self.ask(memory, request_) == [200]
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", no_room)
+            assert self.ask(memory, request_, request_) == [200, 200]
 
     def test_what_is_remembered_is_bounded(self, service: PckService, request_) -> None:
         memory = PckMemory(ProviderServices((), True).fetch)

@@ -250,7 +250,10 @@ class PckMemory:
             with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(self._settle, known, outcome)
 
-        threading.Thread(target=ask, name="pck-refresh", daemon=True).start()
+        try:
+            threading.Thread(target=ask, name="pck-refresh", daemon=True).start()
+        except RuntimeError as error:  # the machine has no room for a thread
+            self._settle(known, UpstreamRefusal(CollateralUnavailable(f"nothing was asked: {error}"), NETWORK_ERROR))
 
     def _settle(self, known: _Known, outcome: PckCertificateAnswer | ConfcomError) -> None:
         logger, now = structlog.get_logger(), self._monotonic()
@@ -439,7 +442,11 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
 
     async def _answer(self, head: bytes) -> None:
-        response = await self._endpoint.answer(head)
+        try:
+            response = await self._endpoint.answer(head)
+        except Exception:  # noqa: BLE001 - a mistake of ours must not leave the library waiting
+            structlog.get_logger().exception(_EVENT, outcome="failed")
+            response = HttpResponse(500)
         if self._transport is not None:
             self._set_deadline(HEAD_TIMEOUT)
             self._transport.write(_encode(response))
