@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
     if reason := reason_against_image():
         print(f"image: not possible on this machine: {reason}", file=sys.stderr)
         return 1
-    install_packages(("debootstrap",))
+    install_packages(("debootstrap", "gpgv"))
     archive, digest = make(default_home().path / "images", options.name)
     print(f"image: {options.name} {digest} in {archive} ({archive.stat().st_size / 2**20:.0f} MiB)")
     if options.load:

@@ -15,7 +15,10 @@ from imaging.layers import Layer, digest_of, layer_of_tree
 SUITE = "trixie"
 PACKAGES = ("python3", "ca-certificates")
 MIRROR = "http://deb.debian.org/debian"
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+"""Debian's keys: what is not signed by one of them is not taken, however the mirror is reached."""
 USER = 65532
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 _UNUSED = (
     "boot/*", "dev/*", "etc/hostname", "etc/resolv.conf", "etc/machine-id", "media/*", "run/*", "tmp/*",
@@ -85,11 +88,15 @@ def _key() -> str:
 
 
 def _make(home: Path) -> None:
+    if not Path(KEYRING).is_file():
+        raise SystemExit(f"image: Debian's keys are not at {KEYRING}: install the package debian-archive-keyring")
     home.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=home.parent, prefix="making-") as name:
         root = Path(name) / "root"
-        command = ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, str(root), MIRROR]
-        environment = os.environ | {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+        signed = ["--force-check-gpg", f"--keyring={KEYRING}"]
+        wanted = ["--variant=minbase", f"--include={','.join(PACKAGES)}"]
+        command = ["debootstrap", *signed, *wanted, SUITE, str(root), MIRROR]
+        environment = os.environ | {"PATH": PATH}
         subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
         _purge(root)
         _trust(root)

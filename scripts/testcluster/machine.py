@@ -27,6 +27,7 @@ _PACKAGES = {
     "nsenter": "util-linux",
     "mount": "mount",
     "debootstrap": "debootstrap",
+    "gpgv": "gpgv",
     "ptp": "containernetworking-plugins",
 }
 """Tool to Debian package."""

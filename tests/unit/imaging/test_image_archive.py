@@ -6,10 +6,12 @@ import hashlib
 import json
 import os
 import re
+import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
+from imaging import base
 from imaging.base import UNUSED_PACKAGES
 from imaging.layers import Layer, layer_of_tree
 from imaging.oci import Settings, write_image
@@ -78,3 +80,26 @@ def test_an_archive_holds_what_its_index_names(tmp_path: Path) -> None:
 def test_a_builder_removes_the_same_packages() -> None:
     text = (Path(__file__).resolve().parents[3] / "deploy" / "Containerfile").read_text().replace("\\\n", "")
     assert tuple(tuple(found.split()) for found in re.findall(r"&& \$purge ([^&\n]+)", text)) == UNUSED_PACKAGES
+
+
+@pytest.mark.parametrize("name", ["Containerfile", "Containerfile.intel"])
+def test_a_builder_takes_the_base_by_its_digest(name: str) -> None:
+    text = (Path(__file__).resolve().parents[3] / "deploy" / name).read_text()
+    assert re.findall(r"^ARG BASE=.*@sha256:[0-9a-f]{64}$", text, re.MULTILINE)
+    assert "--allow-unauthenticated" not in text
+    assert "trusted=yes" not in text
+
+
+def test_what_debian_did_not_sign_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command that makes the base, as a stand-in for debootstrap saw it."""
+    seen = tmp_path / "seen"
+    program = tmp_path / "debootstrap"
+    program.write_text(f'#!/bin/sh\necho "$@" > {seen}\nexit 1\n')
+    program.chmod(0o755)
+    keyring = tmp_path / "keys.gpg"
+    keyring.touch()
+    monkeypatch.setattr(base, "KEYRING", str(keyring))
+    monkeypatch.setattr(base, "PATH", str(tmp_path))
+    with pytest.raises(subprocess.CalledProcessError):
+        base.provide_base(tmp_path / "images")
+    assert f"--force-check-gpg --keyring={keyring} " in seen.read_text()
