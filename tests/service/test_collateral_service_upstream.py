@@ -583,6 +583,29 @@ def test_a_manifest_alone_suffices_to_register(store: Path, world: SimulatedWorl
     assert DocumentKey.qe_identity("sgx", "early") in upstream.asked
 
 
+@pytest.mark.parametrize("wrong", ["tcbm", "processor"])
+def test_a_list_of_certificates_is_held_to_what_it_says(
+    store: Path, world: SimulatedWorld, clock: Clock, wrong: str
+) -> None:
+    class Wrong(ListingUpstream):
+        def fetch_pck_certificates(self, request: Any) -> Any:
+            entries, issuers = super().fetch_pck_certificates(request)
+            other, end, _ = world.authority.pck_chain(world.machines[1]).partition(b"-----END CERTIFICATE-----\n")
+            more = {
+                "tcbm": PckCertificateEntry(b"\0" * 18, entries[1].certificate),
+                "processor": PckCertificateEntry(entries[1].tcbm, other + end),
+            }
+            return (*entries, more[wrong]), issuers
+
+    body = {"qe_id": qe_id(world).hex(), "pce_id": "0000", "platform_manifest": "AB" * 100}
+    with running_service(store, Wrong(world, clock), world.trust_roots, clock, **HASHES) as service:
+        reply = service.ask(f"{V4}/platforms", method="POST", headers={"user-token": USER}, body=body)
+    with CollateralStore(store, roots=world.trust_roots) as kept:
+        assert kept.platforms.known() == ()
+
+    assert reply.status == 502
+
+
 def test_an_update_that_is_no_set_is_refused(service: RunningService, world: SimulatedWorld) -> None:
     reply = service.ask(
         f"{V4}/platforms?update=late", method="POST", headers={"user-token": USER}, body=registration(world)

@@ -20,9 +20,10 @@ from confcom.collateral.store_platforms import (
     PlatformUpdate,
     VerifiedPck,
     own_tcb,
+    require_one_processor,
 )
 from confcom.collateral.verified_document import verify_document
-from confcom.errors import ConfcomError, MismatchError
+from confcom.errors import ConfcomError
 from confcom.formats.tcb_info import SignedTcbInfo, TcbInfo
 from confcom.protocols.pcs import PckCertificateAnswer, PckCertRequest
 
@@ -115,8 +116,7 @@ class _Selection:
         new = {answer.certificate: verify(answer, platform.pce_id) for answer in platform.certificates}
         if not new:
             raise CertificatesUnavailable("no PCK certificate is available for this platform")
-        if len({verified.extension.ppid for verified in new.values()}) > 1:
-            raise MismatchError("the PCK certificates of this platform are of several processors", step=STEP)
+        require_one_processor(new.values())
         # At its own TCB too, so that it can be selected for any that is as high.
         kept = [(own_tcb(platform.qe_id, platform.pce_id, one.answer), one) for one in new.values()]
         fmspc = next(iter(new.values())).extension.fmspc

@@ -49,6 +49,12 @@ class PlatformTcb:
     pce_svn: int
 
 
+def require_one_processor(found: Iterable[VerifiedPck]) -> None:
+    """Refuse certificates of several processors: `MismatchError`."""
+    if len({verified.extension.ppid for verified in found}) > 1:
+        raise MismatchError("the PCK certificates of this platform are of several processors", step=STEP)
+
+
 def own_tcb(qe_id: bytes, pce_id: bytes, answer: PckCertificateAnswer) -> PlatformTcb:
     """The platform at the TCB that a certificate is for."""
     return PlatformTcb(qe_id, pce_id, answer.tcbm[:16], int.from_bytes(answer.tcbm[16:], "little"))

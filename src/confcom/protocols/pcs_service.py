@@ -29,6 +29,8 @@ MAX_PARAMETER = 2048
 
 OLD_VERSION_WARNING = '299 - "versions 2 and 3 of this interface are deprecated: use version 4"'
 
+AZURE_METADATA = "metadata/THIM/"
+"""What Azure's instance metadata service has before the paths."""
 AZURE_DER = "2018-10-01-preview"
 """The `api-version` at which Azure's client library reads CRLs as DER; at later ones it reads PEM."""
 
@@ -52,7 +54,7 @@ def parse_request(path: str, query: Mapping[str, str]) -> ServedRequest | None:
 
     A POST to `pckcert` and the PCCS's administration (`platforms`, `platformcollateral`, `refresh`) are not here.
     """
-    tee, _, rest = path.strip("/").partition("/certification/v")
+    tee, _, rest = path.strip("/").removeprefix(AZURE_METADATA).partition("/certification/v")
     version, _, name = rest.partition("/")
     if version not in _VERSIONS or tee not in {"sgx", "tdx"} or (tee == "tdx" and version != "4"):
         return None

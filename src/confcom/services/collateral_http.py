@@ -23,6 +23,7 @@ from confcom.collateral.pck_platform import chain_expires
 from confcom.errors import CollateralNotFound, ConfcomError, FormatError
 from confcom.protocols import pcs
 from confcom.protocols.pcs_service import (
+    AZURE_METADATA,
     ServedRequest,
     document_response,
     parse_request,
@@ -295,7 +296,7 @@ def _key(wanted: pcs.DocumentRequest) -> DocumentKey:
 
 def _label(path: str) -> str:
     """The path as a metric's label: those that exist, and one word for the rest."""
-    tee, found, rest = path.strip("/").partition("/certification/")
+    tee, found, rest = path.strip("/").removeprefix(AZURE_METADATA).partition("/certification/")
     if found and tee in ("sgx", "tdx"):
         version, _, name = rest.partition("/")
         if version in ("v2", "v3", "v4") and name in _NAMES:

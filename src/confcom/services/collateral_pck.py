@@ -11,7 +11,7 @@ from confcom.collateral.pck_platform import require_raw_tcb, require_same_platfo
 from confcom.collateral.pck_selection import CertificatesUnavailable, require_pck_certificate
 from confcom.collateral.platform_import import tcb_info_to_select_by
 from confcom.collateral.registrations import Registration
-from confcom.collateral.store_platforms import PlatformTcb, own_tcb
+from confcom.collateral.store_platforms import PlatformTcb, PlatformUpdate, own_tcb, require_one_processor
 from confcom.errors import CollateralError, CollateralNotFound, FormatError, MismatchError
 from confcom.protocols.pcs import PckCertificateAnswer, PckCertRequest, PckCertsRequest, Update
 from confcom.services.collateral_cache import CollateralCache
@@ -164,12 +164,15 @@ class PckCertificates:
     def _keep_all(
         self, request: PckCertsRequest, answers: Sequence[PckCertificateAnswer], *, asked: bool
     ) -> PckCertificateAnswer:
-        now = self._cache.clock()
-        for answer in answers:
-            own = own_tcb(_qe_id(request), request.pce_id, answer)
-            kept = self._store.platforms.add_pck_certificate(own, answer, seen=now, source=self._cache.source)
-        self._registrations.put(_cached(request, kept, now, asked=asked))
-        return kept
+        now, platforms = self._cache.clock(), self._store.platforms
+        found = [platforms.verify(answer, request.pce_id) for answer in answers]
+        for answer, verified in zip(answers, found, strict=True):
+            require_stated(answer, verified.answer)
+        require_one_processor(found)
+        own = tuple((own_tcb(_qe_id(request), request.pce_id, one.answer), one) for one in found)
+        registration = _cached(request, found[0].answer, now, asked=asked)
+        platforms.keep([PlatformUpdate(own, (registration,))], seen=now, source=self._cache.source)
+        return found[0].answer
 
     async def register(
         self, request: PckCertRequest | PckCertsRequest, updates: Sequence[Update] = ("standard",)
