@@ -6,9 +6,11 @@ import array
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,14 +66,19 @@ class Stage:
             sys.exit("bench: a C compiler (cc) is needed for the clients")
         subprocess.run([compiler, "-O2", "-pthread", "-o", self._program, SOURCE], check=True)
 
-    def start(self, *options: str, files: int | None = None) -> subprocess.Popen[str]:
+    def start(
+        self, *options: str, files: int | None = None, settings: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[str]:
         """Start a helper and wait until it serves."""
+        environment = {f"CONFCOM_QUOTE_HELPER_{name.upper()}": value for name, value in (settings or {}).items()}
         command = [sys.executable, "-m", "confcom", "quote-helper", "--socket", str(self.path)]
         command += ["--platform", "simulated", "--simulated-machine", str(self.machine), *options]
         if files is not None:
             command = ["prlimit", f"--nofile={files}:{files}", *command]
         with (self.folder / "helper.log").open("ab") as log:
-            helper = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+            helper = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ | environment
+            )
         assert helper.stdout is not None
         if "ready" not in helper.stdout.readline():
             sys.exit("bench: the quote helper did not start")
@@ -118,6 +125,19 @@ class Stage:
         answered, failed = map(int, told.split())
         assert answered == len(latencies)
         return Load(seconds, latencies, failed)
+
+    def is_answered(self, asked: Asked) -> bool:
+        """Whether one request gets its answer."""
+        answer = b""
+        try:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(self.path))
+                client.sendall(asked.frame)
+                while piece := client.recv(1 << 16):
+                    answer += piece
+        except OSError:
+            return False
+        return len(answer) >= asked.least
 
     def load(self, asked: Asked, threads: int, seconds: float) -> Load:
         """Ask for so many seconds."""

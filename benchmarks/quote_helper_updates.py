@@ -1,11 +1,13 @@
-"""Updates of the helper and updates that fail their proof, under load: failed requests.
+"""Updates of the helper, updates that fail their proof, and `kill -9` of what serves under its own first process.
 
-The bar is 0. A hundred updates and ten failed proofs take about three minutes; `--count` changes that.
+For updates the bar is 0 failed requests; after a kill it is an answer within 2 seconds. A hundred updates, ten failed
+proofs and ten kills take about three minutes; `--count` changes that.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import subprocess
 import tempfile
@@ -14,7 +16,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.helper_load import Stage, machine_load, stop
+from benchmarks.helper_load import Stage, children, machine_load, stop
+from confcom.services.runtime import restart_pause
 
 THREADS = 16
 FOR_EVER = 36000.0
@@ -32,6 +35,9 @@ def main(count: int = 100) -> None:
             failing = max(1, count // 10)
             name = f"{failing} updates that fail their proof"
             _under_load(stage, name, helper, lambda old: _failing(stage, old, failing))
+            stop(helper)
+            helper = stage.start(settings={"when_killed": "restart"})
+            _kills(stage, helper, max(3, count // 10))
         finally:
             stop(helper)
 
@@ -66,6 +72,20 @@ def _failing(stage: Stage, helper: Helper, count: int) -> Helper:
         done = subprocess.run(command, capture_output=True, check=False, timeout=60)
         assert done.returncode == 7, "a helper without present collateral took over"
     return helper
+
+
+def _kills(stage: Stage, helper: Helper, count: int) -> None:
+    asked, waits, pauses = stage.requests()["quotes"], [], []
+    for _ in range(count):
+        victim = children(helper.pid)[0]
+        begin = time.monotonic()
+        os.kill(victim, signal.SIGKILL)
+        while not stage.is_answered(asked):
+            time.sleep(0.001)
+        waits.append(time.monotonic() - begin)
+        pauses.append(restart_pause(len(waits)))
+    shown = ", ".join(f"{wait - pause:.2f}" for wait, pause in zip(waits, pauses, strict=True))
+    print(f"  {count} kills of the serving process      seconds to the next answer (without the pause): {shown}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import click
 from confcom.platforms.interface import Platform
 from confcom.services import quote_helper as service
 from confcom.services.request_log import RequestLog
-from confcom.services.runtime import stop_on_signals
+from confcom.services.runtime import restart_when_killed, stop_on_signals
 from confcom.services.self_test import SelfTestKit
 from confcom.services.settings import load, render
 from confcom.services.telemetry import configure_logging
@@ -72,6 +72,8 @@ def quote_helper(
     # Here, because it brings the simulator along, and --help and --print-config do without.
     from confcom.services.wiring import choose_platform, open_platform, self_test_kit
 
+    configure_logging(verbose=debug)
+    restarts = restart_when_killed() if config.when_killed == "restart" else 0
     machine = Path(config.simulated_machine) if config.simulated_machine is not None else None
     choice = choose_platform(config.platform, machine=machine)
     socket = Path(config.socket)
@@ -84,7 +86,6 @@ def quote_helper(
         collateral_ca=config.collateral_ca,
         trust_root=config.trust_root,
     )
-    configure_logging(verbose=debug)
     origin = f"platform {choice.name} ({choice.reason})"
     # A person reads columns; a machine gets its lines from a thread of their own.
     log = None if sys.stderr.isatty() else RequestLog(verbose=debug)
@@ -92,7 +93,9 @@ def quote_helper(
     gc.collect()
     gc.freeze()
     try:
-        asyncio.run(_run(opened, config, origin, kit, log, simulated=choice.name == "simulated"))
+        asyncio.run(
+            _run(opened, config, origin, kit, log, simulated=choice.name == "simulated", restarted=restarts > 0)
+        )
     finally:
         if log is not None:
             log.close()
@@ -108,6 +111,7 @@ async def _run(
     log: RequestLog | None,
     *,
     simulated: bool,
+    restarted: bool,
 ) -> None:
     await service.serve(
         platform,
@@ -116,5 +120,6 @@ async def _run(
         started=lambda: click.echo(f"quote helper: ready on {config.socket}, {origin}"),
         log=log,
         quick=simulated,
+        restarted=restarted,
         self_test=kit,
     )

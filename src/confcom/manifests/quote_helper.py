@@ -103,6 +103,7 @@ def _settings(config: AddonConfig) -> dict[str, str]:
         "socket": f"{SOCKET_FOLDER}/{aesm_access.SOCKET}",
         "replace": "true",
         "when_replaced": "wait",
+        "when_killed": "restart",
         "http": f"[::]:{HTTP_PORT}",
     }
     if config.platform == "simulated":

@@ -50,11 +50,13 @@ async def serve(
     observe: Callable[[RequestEvent], None] = log_request,
     log: RequestLog | None = None,
     quick: bool = False,
+    restarted: bool = False,
     self_test: SelfTestKit | None = None,
 ) -> None:
     """Serve until `stop` is set or a successor has taken the path, then answer what is under way and return.
 
     `quick` is for a platform that takes microseconds: the event loop calls it, instead of a thread.
+    A helper that was `restarted` does not take the path from another that has it meanwhile, and waits for its end.
     `started` is called once the socket stands at its path and the attestation key has been tried for the first time.
     `log` records every connection when it ends; without one, `observe` is told. When there is a
     predecessor (`replace`), the self-test must succeed before the path is taken: otherwise `PlatformUnavailable`.
@@ -65,7 +67,7 @@ async def serve(
         if config.http:
             page = asyncio.create_task(StatusPage(config.http, helper.pages()).run(), name="status-page")
             resources.push_async_callback(_end, page)
-        await helper.run(started or (lambda: None))
+        await helper.run(started or (lambda: None), restarted=restarted)
 
 
 async def _end(task: asyncio.Task[None]) -> None:
@@ -123,10 +125,13 @@ class _Helper:
         self._front.close()
         self._listener.close()
 
-    async def run(self, started: Callable[[], None]) -> None:
+    async def run(self, started: Callable[[], None], *, restarted: bool) -> None:
         """Take the path, after a proof if somebody serves there, and serve."""
         self._front.listen(self._listener.socket)
-        if self._config.replace and is_served(self._path):
+        if restarted and is_served(self._path):
+            self._readiness.serves_at(None)
+            await self._is_needed_again()
+        elif self._config.replace and is_served(self._path):
             # A predecessor keeps serving until our key is ready and we are proven.
             await _either(self._tried, self._stop)
             if not self._stop.is_set():

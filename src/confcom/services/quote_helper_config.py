@@ -24,6 +24,10 @@ class QuoteHelperConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """What to do when a successor has taken the path: end, or wait for the signal and come back if it dies.
 
     `wait` is for supervisors that start again whatever ends, as the kubelet does."""
+    when_killed: Literal["end", "restart"] = "end"
+    """What to do when a signal kills the serving process (SIGKILL, a crash): end, or start it again at once.
+
+    `restart` is for containers, where the kubelet would wait longer each time."""
     backlog: Annotated[int, msgspec.Meta(ge=128, le=65535)] = 256
     """Connections that the kernel holds for us; beyond them clients wait, or fail if they do not wait. In a flood it is
     8, so that good clients take turns with the flood instead of waiting behind it."""
