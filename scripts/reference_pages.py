@@ -21,7 +21,7 @@ _MEANINGS = {
     ExitCode.MALFORMED: "malformed input",
     ExitCode.NOT_AUTHENTIC: "not authentic",
     ExitCode.REFUSED: "authentic, but refused by policy or TCB",
-    ExitCode.COLLATERAL: "collateral missing, stale or unreachable",
+    ExitCode.COLLATERAL: "collateral missing, stale, unsound or unreachable",
     ExitCode.PLATFORM: "platform: no SGX, no service, or it failed",
 }
 

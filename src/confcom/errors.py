@@ -93,7 +93,7 @@ class RemoteProtocolError(ProtocolError):
 
 
 class VerificationError(ConfcomError):
-    """Evidence or collateral is not authentic. Never worth a retry with the same input.
+    """Evidence, or a document by itself, is not authentic. Never worth a retry with the same input.
 
     `step` names the numbered step of the verification, `expected` and `found` what was compared there.
     """
@@ -277,6 +277,50 @@ class ClockError(CollateralError):
 
     code = "clock-wrong"
     default_advice = "Set the clock (`timedatectl`, or `chronyc makestep`) and run the command again."
+
+
+class CollateralInvalid(CollateralError):
+    """A document of the collateral is malformed, not genuine or not for this platform; says nothing of the evidence.
+
+    `document` names it (a file, a URL); `step`, `expected` and `found` are as in a `VerificationError`.
+    """
+
+    code = "collateral-invalid"
+    default_advice = "Fetch it again, and keep it byte for byte as it was served: editors and jq change signed bytes."
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        document: str,
+        step: str = "",
+        expected: str = "",
+        found: str = "",
+        advice: str | None = None,
+    ) -> None:
+        super().__init__(f"{document}: {message}", advice=advice)
+        self.document = document
+        self.step = step
+        self.expected = expected
+        self.found = found
+
+    @classmethod
+    def of(cls, error: FormatError | VerificationError, document: str) -> Self:
+        """What is wrong with this document of the collateral; the cause would blame the evidence."""
+        if isinstance(error, FormatError):
+            return cls(error.message, document=document)
+        message, advice = error.message, None
+        if isinstance(error, SignatureError):
+            message += ": these are not the bytes that were signed"
+        elif isinstance(error, (UntrustedRootError, RevokedError)):
+            advice = error.advice()
+        return cls(
+            message, document=document, step=error.step, expected=error.expected, found=error.found, advice=advice
+        )
+
+    def as_dict(self) -> dict[str, str]:
+        """The error for machines, with `document`."""
+        return super().as_dict() | {"document": self.document}
 
 
 class ClusterError(ConfcomError):

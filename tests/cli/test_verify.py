@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -144,8 +145,8 @@ def test_collateral_of_another_fmspc_says_both(verify, folder: Path, tmp_path: P
     other = tmp_path / "other"
     save_bundle(world.authority.collateral(bytes.fromhex("00aabbccddee"), world.machine.pck_ca), other)
     outcome = verify(collateral=other)
-    assert outcome.code == 4
-    assert "00aabbccddee" in outcome.out
+    assert outcome.code == 6
+    assert "tcb_info.json: is not for this platform: FMSPC is 00aabbccddee" in outcome.out
 
 
 @pytest.mark.parametrize(
@@ -180,6 +181,137 @@ def test_a_missing_evidence_file_is_a_usage_error(verify, folder: Path) -> None:
     outcome = verify(evidence=folder / "nowhere.bin")
     assert outcome.code == 2
     assert "nowhere.bin" in outcome.err
+
+
+CASES = Path(__file__).resolve().parents[1] / "cases" / "quote-kinds"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        (
+            "tcb_info.json",
+            lambda data: json.dumps(json.loads(data), indent=2).encode(),
+            "not the bytes that were signed",
+        ),
+        ("qe_identity.json", lambda data: data.replace(b":", b": ", 3), "not the bytes that were signed"),
+        ("tcb_info.json", lambda data: data[:500], "not JSON"),
+        ("pck_crl.der", lambda data: data[:-1] + bytes([data[-1] ^ 1]), "pck_crl.der"),
+        ("root_ca_crl.der", lambda _: b"garbage", "not a revocation list"),
+        ("tcb_info_issuer_chain.pem", lambda _: b"no chain", "CERTIFICATE"),
+        ("pck_crl_issuer_chain.pem", lambda data: data.replace(b"A", b"B", 40), "pck_crl_issuer_chain.pem"),
+    ],
+)
+def test_a_fault_in_the_collateral_names_its_file_and_blames_no_evidence(
+    verify, folder: Path, name: str, change, says: str
+) -> None:
+    path = folder / "collateral" / name
+    path.write_bytes(change(path.read_bytes()))
+    outcome = verify("--json")
+    assert (outcome.code, outcome.json["verdict"]) == (6, "undecided")
+    error = outcome.json["error"]
+    assert error["code"] == "collateral-invalid"
+    assert error["document"] == str(path)
+    assert error["message"].startswith(f"{path}: ")
+    assert says in error["message"]
+    plain = verify()
+    assert plain.code == 6
+    assert str(path) in plain.out
+    assert "fresh quote" not in plain.out + error["advice"]
+    assert "do not trust this evidence" not in (plain.out + error["advice"]).lower()
+
+
+def test_a_percent_encoded_chain_is_read(verify, folder: Path) -> None:
+    for path in (folder / "collateral").glob("*_chain.pem"):
+        path.write_text(quote(path.read_text(), safe=""))
+    assert verify().code == 0
+
+
+def test_what_has_one_cause_is_one_problem(verify) -> None:
+    outcome = verify("--at", "2026-12-01T00:00:00Z")
+    assert outcome.code == 6
+    assert outcome.out.count("what to do") == 1
+    for name in ("TCB info", "QE identity", "PCK CRL"):
+        assert f"{name} at 2026-06-30T12:00:00Z" in outcome.out
+    early = verify("--at", "2020-01-01T00:00:00Z")
+    assert early.out.count("what to do") == 1
+    assert "clock" in early.out
+
+
+@pytest.mark.parametrize(
+    ("name", "is_", "run"),
+    [
+        ("root_ca.pem", "certificate", "--trust-root"),
+        ("tcb_info_issuer_chain.pem", "chain of 2 certificates", "--collateral"),
+        ("pck_crl.der", "certificate revocation list", "--collateral"),
+        ("tcb_info.json", "TCB info", "--collateral"),
+        ("qe_identity.json", "enclave identity", "--collateral"),
+        ("token", "attestation token", "confcom inspect"),
+        ("report", "SGX report (not a quote)", "confcom quote"),
+    ],
+)
+def test_what_is_something_else_is_named_with_what_to_run(verify, folder: Path, name: str, is_: str, run: str) -> None:
+    (folder / "collateral" / "token").write_bytes(b"eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJub2JvZHkifQ.c2lnbmF0dXJl")
+    (folder / "collateral" / "report").write_bytes(bytes(range(1, 217)) * 2)
+    outcome = verify("--json", evidence=folder / "collateral" / name)
+    assert outcome.code == 3
+    assert is_ in outcome.json["error"]["message"]
+    assert run in outcome.json["error"]["advice"]
+
+
+def test_an_epid_quote_is_named(verify) -> None:
+    outcome = verify("--json", evidence=CASES / "epid.bin")
+    assert outcome.code == 3
+    assert "version 2 is an EPID quote" in outcome.json["error"]["message"]
+    assert "DCAP" in outcome.json["error"]["advice"]
+    assert run(["inspect", str(CASES / "epid.bin")]) == 3
+
+
+@pytest.mark.parametrize("form", ["utf-8-sig", "utf-16"])
+def test_text_with_a_byte_order_mark_is_read(verify, folder: Path, form: str) -> None:
+    text, policy = folder / "quote.txt", folder / "policy.toml"
+    text.write_bytes((folder / "quote.bin").read_bytes().hex().encode("ascii").decode().encode(form))
+    policy.write_bytes("isv_prod_id = 3\n".encode(form))
+    root = folder / "collateral" / "root_ca.pem"
+    root.write_bytes(root.read_text().encode(form))
+    assert verify("--policy", policy, evidence=text).code == 0
+    text.write_bytes(base64.b64encode((folder / "quote.bin").read_bytes()).decode().encode(form))
+    assert verify("--policy", policy, evidence=text).code == 0
+    assert verify("--json", evidence=CASES / "bom.txt", root=False).json["quote_version"] == 3
+
+
+def test_fetching_collateral_says_of_a_quote_what_verify_says(verify, folder: Path, capsys) -> None:
+    damaged = folder / "damaged.bin"
+    damaged.write_bytes((folder / "quote.bin").read_bytes()[:1000])
+    for path in (CASES / "epid.bin", damaged, folder / "collateral" / "root_ca.pem"):
+        said = verify("--json", evidence=path)
+        code = run(["collateral", "fetch", "--quote", str(path), "--store", str(folder / "new.sqlite")])
+        assert code == said.code == 3
+        assert said.json["error"]["message"] in capsys.readouterr().err
+
+
+def test_nothing_judged_has_no_verdict(verify, folder: Path) -> None:
+    (folder / "root.pem").write_bytes(b"no root")
+    for words, said in (
+        (("--trust-root", folder / "root.pem"), "root.pem"),
+        (("--trust-root", folder / "nowhere.pem"), "nowhere.pem"),
+        (("--policy", folder / "nowhere.toml"), "nowhere.toml"),
+        (("--mr-td", "ab"), "48 bytes"),
+        (("--mr-td", "ab" * 48, "--mr-signer", "cd" * 32), "no evidence has both"),
+    ):
+        outcome = verify("--json", *words)
+        assert (outcome.code, outcome.json["verdict"]) == (2, None)
+        assert said in outcome.json["error"]["message"]
+    missing = verify("--json", evidence=folder / "nowhere.bin")
+    assert (missing.code, missing.json["verdict"]) == (2, None)
+
+
+def test_expectations_of_a_td_refuse_an_enclave_and_name_its_own(verify) -> None:
+    for words in (("--mr-td", "ab" * 48), ("--rtmr3", "ab" * 48), ("--xfam", "00" * 8), ("--td-attributes", "00" * 8)):
+        outcome = verify(*words)
+        assert outcome.code == 5
+        assert "the quote of an SGX enclave" in outcome.out
+        assert "MRENCLAVE" in outcome.out
 
 
 def test_a_policy_file_is_applied(verify, folder: Path) -> None:

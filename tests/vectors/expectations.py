@@ -34,10 +34,29 @@ OUR_CHOICE: dict[str, tuple[str, TcbStatus | None]] = {
     "sgx3-tcbinfo-pretty-signed-raw": ("authentic", TcbStatus.UP_TO_DATE),
 }
 
+# Beginnings of the rows whose collateral is not genuine, malformed, or another platform's.
+COLLATERAL_AT_FAULT = (
+    "tcb-",
+    "pckcrl-",
+    "rootcrl-",
+    "chain-of-other-platform",
+    "dup-levels",
+    "unknown-status",
+    "fmspc-mismatch",
+    "qeid-tdqe",
+    "qe-identity-sgx",
+    "sgx-tcbinfo",
+    "tcbsign-revoked",
+    "tcbinfo-foreign-sig",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One vector: `authentic` with the status of `tcb_status` (None: no level matches), or not authentic."""
+    """One vector: `authentic` with the status of `tcb_status` (None: no level matches), or not authentic.
+
+    Where it is the collateral that is not genuine or not for the platform, nothing is decided about the evidence.
+    """
 
     folder: Path
     time: int
@@ -45,11 +64,12 @@ class Row:
     tcb_status: TcbStatus | None
     stale: bool
     advisory_ids: frozenset[str] | None
+    collateral_at_fault: bool
 
     def verdict(self, *, acceptable: bool) -> Verdict:
         """What `judge` must say when everything but the TCB status is or is not acceptable."""
         if not self.authentic:
-            return Verdict.INVALID
+            return Verdict.UNDECIDED if self.collateral_at_fault else Verdict.INVALID
         if self.stale:
             return Verdict.UNDECIDED
         return Verdict.ACCEPTED if acceptable and self.tcb_status is TcbStatus.UP_TO_DATE else Verdict.REFUSED
@@ -87,7 +107,8 @@ def _row(folder: Path, row: dict[str, str], key: str) -> Row:
     stale = row["qvl_expired"] == "1" or "tcbinfo-future" in key or expected in ("reject:EXPIRED", "reject:NOT_YET")
     listed = row.get("qvl_advisories")
     advisories = frozenset(listed.split(",")) if listed else None
-    return Row(folder / row["name"], int(row["verify_time"]), authentic, tcb_status, stale, advisories)
+    at_fault = key.removeprefix("sgx3-").removeprefix("tdx4-").startswith(COLLATERAL_AT_FAULT)
+    return Row(folder / row["name"], int(row["verify_time"]), authentic, tcb_status, stale, advisories, at_fault)
 
 
 def _baseline_status(row: dict[str, str]) -> TcbStatus | None:

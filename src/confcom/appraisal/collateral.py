@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import InitVar, dataclass, field, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import InitVar, dataclass, field
 from datetime import datetime
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from cryptography import x509
 
 from confcom.appraisal.findings import Check
-from confcom.errors import CertificateError, RevokedError
+from confcom.errors import CollateralInvalid, FormatError, RevokedError, VerificationError
 from confcom.formats.arguments import checked_bytes, checked_time, checked_type
 from confcom.formats.enclave_identity import EnclaveIdentity, SignedEnclaveIdentity
 from confcom.formats.tcb_info import SignedTcbInfo, TcbInfo
 from confcom.pki import ecdsa
 from confcom.pki.certificate import common_name
-from confcom.pki.chain import VerifiedChain, verify_chain
+from confcom.pki.chain import ChainKind, VerifiedChain, verify_chain
 from confcom.pki.crl import Crl
 from confcom.pki.pem import parse_certificates
 from confcom.pki.proof import PROOF, Proof
@@ -27,6 +28,17 @@ from confcom.pki.validity import Window
 __all__ = ["Collateral", "VerifiedCollateral", "Window", "verify_collateral"]
 
 _SIGNER_REVOKED = "Fetch fresh collateral: what this certificate signed must not be used any more."
+
+_TITLES = {
+    "pck_crl_issuer_chain": "issuer chain of the PCK CRL",
+    "tcb_info_issuer_chain": "issuer chain of the TCB info",
+    "qe_identity_issuer_chain": "issuer chain of the QE identity",
+    "root_ca_crl": "root CA CRL",
+    "pck_crl": "PCK CRL",
+    "tcb_info": "TCB info",
+    "qe_identity": "QE identity",
+}
+T = TypeVar("T")
 
 
 def digest_of(parts: Iterable[bytes]) -> bytes:
@@ -45,8 +57,9 @@ class _Digested:
 class Collateral(_Digested):
     """The parts as received: chains in PEM, CRLs in any of their encodings, signed JSON untouched.
 
-    `source` says where they came from, for people. `pck_certificate_chain` (PEM) is the platform's own chain, for
-    quotes that only name their platform (certification data of type 1 to 3). Other quotes are verified by their own.
+    `source` says where they came from, for people; `places` where each part was read, if that says more.
+    `pck_certificate_chain` (PEM) is the platform's own chain, for quotes that only name their platform (certification
+    data of type 1 to 3). Other quotes are verified by their own.
     """
 
     tcb_info_issuer_chain: bytes
@@ -58,14 +71,26 @@ class Collateral(_Digested):
     pck_crl_issuer_chain: bytes
     source: str
     pck_certificate_chain: bytes | None = None
+    places: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if item.name == "source":
-                checked_type(value, str, "source of the collateral")
-            elif item.name != "pck_certificate_chain" or value is not None:
-                checked_bytes(value, item.name)
+        checked_type(self.source, str, "source of the collateral")
+        for part in _TITLES:
+            checked_bytes(getattr(self, part), part)
+        if self.pck_certificate_chain is not None:
+            checked_bytes(self.pck_certificate_chain, "pck_certificate_chain")
+
+    def place(self, part: str) -> str:
+        """The name of a part for people: its file, or what it is and where it came from."""
+        return self.places.get(part) or f"the {_TITLES.get(part, 'PCK certificate chain')} from {self.source}"
+
+    @contextmanager
+    def blamed(self, part: str) -> Iterator[None]:
+        """Within the block, an error is the fault of this part: a `CollateralInvalid` that names it."""
+        try:
+            yield
+        except (FormatError, VerificationError) as error:
+            raise CollateralInvalid.of(error, self.place(part)) from error
 
     def __repr__(self) -> str:
         return f"<Collateral from {self.source}>"
@@ -73,7 +98,7 @@ class Collateral(_Digested):
     def digest(self) -> bytes:
         """SHA-256 (32 bytes) of what is verified: the DER of chains and CRLs, and the signed JSON.
 
-        How they are wrapped does not count, nor where they came from. Malformed parts are a `FormatError`.
+        How they are wrapped does not count, nor where they came from. Malformed parts are `CollateralInvalid`.
         """
         # Kept, because a verifier asks for every quote that it judges; the parts never change.
         if not hasattr(self, "_digest"):
@@ -81,15 +106,21 @@ class Collateral(_Digested):
         return self._digest
 
     def _compute_digest(self) -> bytes:
-        chains = ("pck_crl_issuer_chain", "tcb_info_issuer_chain", "qe_identity_issuer_chain")
         return digest_of(
             (
-                *(digest_of(parse_certificates(getattr(self, name), structure=name)) for name in chains),
-                Crl.parse(self.root_ca_crl, structure="root CA CRL").der,
-                Crl.parse(self.pck_crl, structure="PCK CRL").der,
+                *(digest_of(self._read(part, _certificates)) for part in _TITLES if part.endswith("_chain")),
+                *(self._read(part, Crl.parse).der for part in ("root_ca_crl", "pck_crl")),
                 *(document.strip(b" \t\r\n\0") for document in (self.tcb_info, self.qe_identity)),
             )
         )
+
+    def _read(self, part: str, parse: Callable[[bytes], T]) -> T:
+        with self.blamed(part):
+            return parse(getattr(self, part))
+
+
+def _certificates(data: bytes) -> tuple[bytes, ...]:
+    return parse_certificates(data, structure="chain")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -148,8 +179,8 @@ def verify_collateral(collateral: Collateral, *, roots: TrustRoots) -> VerifiedC
     (6) TCB Signing signed the exact bytes of the QE identity;
     (7) TCB info and QE identity have the content that they should.
 
-    Malformed parts are a `FormatError`; the others are subclasses of `VerificationError`, whose step is the id of the
-    check that failed.
+    What is wrong is `CollateralInvalid`, which names the document and whose step is the id of the check that failed. A
+    revoked PCK CA is a `RevokedError`: it speaks against the platforms that the CA certified.
     """
     return _Verification(collateral, roots).run()
 
@@ -168,12 +199,15 @@ class _Verification:
         root_ca_crl = self._root_ca_crl(root)
         self._not_revoked(root_ca_crl, pck_ca, tcb_signing, qe_signing)
         pck_crl = self._pck_crl(pck_ca)
-        signed_tcb_info = SignedTcbInfo.parse(self.collateral.tcb_info)
-        self._signed(signed_tcb_info, tcb_signing, "collateral-tcb-info-signature", "TCB info")
-        signed_identity = SignedEnclaveIdentity.parse(self.collateral.qe_identity)
-        self._signed(signed_identity, qe_signing, "collateral-qe-identity-signature", "QE identity")
-        # (7)
-        tcb_info, qe_identity = signed_tcb_info.tcb_info(), signed_identity.enclave_identity()
+        with self.collateral.blamed("tcb_info"):
+            signed_tcb_info = SignedTcbInfo.parse(self.collateral.tcb_info)
+            self._signed(signed_tcb_info, tcb_signing, "collateral-tcb-info-signature", "TCB info")
+            # (7)
+            tcb_info = signed_tcb_info.tcb_info()
+        with self.collateral.blamed("qe_identity"):
+            signed_identity = SignedEnclaveIdentity.parse(self.collateral.qe_identity)
+            self._signed(signed_identity, qe_signing, "collateral-qe-identity-signature", "QE identity")
+            qe_identity = signed_identity.enclave_identity()
         windows = (
             Window("TCB info", tcb_info.issue_date, tcb_info.next_update),
             Window("QE identity", qe_identity.issue_date, qe_identity.next_update),
@@ -206,19 +240,17 @@ class _Verification:
     def _issuer_chains(self) -> tuple[VerifiedChain, VerifiedChain, VerifiedChain]:
         # (1)
         step = "collateral-issuer-chains"
-        received = self.collateral
-        pck_ca = verify_chain(received.pck_crl_issuer_chain, roots=self.roots, kind="ca", step=step)
-        tcb_signing = verify_chain(received.tcb_info_issuer_chain, roots=self.roots, kind="tcb-signing", step=step)
+        pck_ca = self._chain("pck_crl_issuer_chain", "ca", step)
+        tcb_signing = self._chain("tcb_info_issuer_chain", "tcb-signing", step)
         # Intel sends one chain for both documents.
-        qe_signing = tcb_signing
+        received, qe_signing = self.collateral, tcb_signing
         if received.qe_identity_issuer_chain != received.tcb_info_issuer_chain:
-            qe_signing = verify_chain(
-                received.qe_identity_issuer_chain, roots=self.roots, kind="tcb-signing", step=step
-            )
-        for chain in (tcb_signing, qe_signing):
+            qe_signing = self._chain("qe_identity_issuer_chain", "tcb-signing", step)
+        for part, chain in (("tcb_info_issuer_chain", tcb_signing), ("qe_identity_issuer_chain", qe_signing)):
             if chain.root.public_key != pck_ca.root.public_key:
-                raise CertificateError(
-                    "the parts of the collateral lead to different roots",
+                raise CollateralInvalid(
+                    f"leads to another root than {received.place('pck_crl_issuer_chain')}",
+                    document=received.place(part),
                     step=step,
                     expected=pck_ca.root.name,
                     found=chain.root.name,
@@ -226,32 +258,44 @@ class _Verification:
         self._passed("collateral-issuer-chains", "issuer chains to one trusted root", pck_ca.root.name)
         return pck_ca, tcb_signing, qe_signing
 
+    def _chain(self, part: str, kind: ChainKind, step: str) -> VerifiedChain:
+        with self.collateral.blamed(part):
+            return verify_chain(getattr(self.collateral, part), roots=self.roots, kind=kind, step=step)
+
     def _root_ca_crl(self, root: TrustRoot) -> Crl:
         # (2)
-        crl = Crl.parse(self.collateral.root_ca_crl, structure="root CA CRL")
-        crl.verify_signature(root.certificate, step="collateral-root-ca-crl", what="the root CA CRL")
+        with self.collateral.blamed("root_ca_crl"):
+            crl = Crl.parse(self.collateral.root_ca_crl, structure="root CA CRL")
+            crl.verify_signature(root.certificate, step="collateral-root-ca-crl", what="the root CA CRL")
         self._passed("collateral-root-ca-crl", f"root CA CRL signed by {root.name}", f"number {crl.number}")
         return crl
 
     def _not_revoked(self, root_ca_crl: Crl, *chains: VerifiedChain) -> None:
+        # The PCK CA speaks of the platform; a TCB signing certificate of the documents that it signed.
+        parts = ("pck_crl_issuer_chain", "tcb_info_issuer_chain", "qe_identity_issuer_chain")
         # (3) A root in its own CRL changes nothing, as with Intel's library: a trust anchor is not part of the
         # path whose certificates are checked for revocation (RFC 5280 §6.1); who distrusts it takes it off the roots.
-        for chain in chains:
+        for part, chain in zip(parts, chains, strict=True):
             certificate = chain.leaf
             if root_ca_crl.revoked(certificate.serial_number):
-                raise RevokedError(
+                signer = chain.kind == "tcb-signing"
+                error = RevokedError(
                     f"the root CA revoked {common_name(certificate)}",
                     step="collateral-issuers-not-revoked",
                     expected=f"serial {certificate.serial_number:x} not on the root CA CRL",
                     found=f"on the root CA CRL, number {root_ca_crl.number}",
-                    advice=_SIGNER_REVOKED if chain.kind == "tcb-signing" else None,
+                    advice=_SIGNER_REVOKED if signer else None,
                 )
+                if signer:
+                    raise CollateralInvalid.of(error, self.collateral.place(part)) from error
+                raise error
         self._passed("collateral-issuers-not-revoked", "no issuer on the root CA CRL", "none")
 
     def _pck_crl(self, pck_ca: VerifiedChain) -> Crl:
         # (4)
-        crl = Crl.parse(self.collateral.pck_crl, structure="PCK CRL")
-        crl.verify_signature(pck_ca.leaf, step="collateral-pck-crl", what="the PCK CRL")
+        with self.collateral.blamed("pck_crl"):
+            crl = Crl.parse(self.collateral.pck_crl, structure="PCK CRL")
+            crl.verify_signature(pck_ca.leaf, step="collateral-pck-crl", what="the PCK CRL")
         self._passed("collateral-pck-crl", f"PCK CRL signed by {common_name(pck_ca.leaf)}", f"number {crl.number}")
         return crl
 

@@ -40,8 +40,10 @@ from confcom.appraisal.policy import (
     safe_defaults,
 )
 from confcom.errors import ConfigError
+from confcom.formats.arguments import checked_bytes
 from confcom.formats.quote_section import TeeType
 from confcom.formats.tcb_info import TcbStatus
+from confcom.formats.text import without_bom
 
 MAX_POLICY = 64 * 1024
 """Bytes."""
@@ -135,10 +137,10 @@ class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 def parse_policy(data: bytes, *, name: str = "policy.toml") -> PolicyFile:
     """Read a policy file; its name's ending tells the form. `ConfigError` names the key that is wrong."""
-    if len(data) > MAX_POLICY:
+    if len(checked_bytes(data, "policy file")) > MAX_POLICY:
         raise ConfigError(f"the policy file has {len(data)} bytes, more than {MAX_POLICY}", advice=_ADVICE)
     try:
-        table = _reader(name)(data)
+        table = _reader(name)(without_bom(data))
         if not table:
             raise ConfigError("the policy file is empty: it would say nothing", advice=_ADVICE)
         return msgspec.convert(table, PolicyFile)

@@ -38,9 +38,16 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from confcom.appraisal.collateral import Collateral, VerifiedCollateral, Window, digest_of, verify_collateral
 from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.findings import Check
-from confcom.appraisal.identity_match import match_qe_identity, match_tdx_modules
+from confcom.appraisal.identity_match import IDENTITY_OF, match_qe_identity, match_tdx_modules
 from confcom.appraisal.tcb import TcbEvaluation, evaluate_sgx, evaluate_tdx, relaunch
-from confcom.errors import BindingError, FormatError, MismatchError, RevokedError, TcbNotSupportedError, TcbRevokedError
+from confcom.errors import (
+    BindingError,
+    CollateralInvalid,
+    FormatError,
+    RevokedError,
+    TcbNotSupportedError,
+    TcbRevokedError,
+)
 from confcom.formats.arguments import checked_time, checked_type
 from confcom.formats.certification_data import (
     PPID_TYPES,
@@ -87,6 +94,8 @@ _QUOTE_CHECKS = (
 
 CACHE_SIZE = 256
 """Platforms, and sets of collateral, that one verifier remembers. Only what verified is remembered."""
+
+_OTHER_PLATFORM = "Fetch the collateral that belongs to this platform (its TEE, FMSPC, PCE-ID and CA) and verify again."
 
 V = TypeVar("V")
 
@@ -195,7 +204,7 @@ class QuoteVerifier:
         pck_chain = pck_chain_of(parsed, collateral.pck_certificate_chain)
         # (2) to (5) what the platform and its collateral decide
         platform = self._platform(pck_chain, collateral, parsed.tee)
-        _check_named_platform(certification, platform.chain.extension)
+        _check_named_platform(certification, platform.chain.extension, collateral)
         # (6) the TDX modules are ones that Intel describes
         modules: tuple[TdxModuleIdentity | None, ...] = ()
         if not isinstance(parsed.body, ReportBody):
@@ -212,7 +221,7 @@ class QuoteVerifier:
         # (8) the QE report binds the attestation key
         _check_key_binding(parsed)
         # (9) the QE is the one that Intel describes
-        match_qe_identity(qe_report, platform.collateral.qe_identity, parsed.tee)
+        match_qe_identity(qe_report, platform.collateral.qe_identity)
         # (10) the attestation key signed this quote
         key = ecdsa.load_public_key(parsed.signature.attestation_key, step="quote-signature")
         ecdsa.verify(key, parsed.signature.signature, parsed.signed_bytes, step="quote-signature", what="the quote")
@@ -234,13 +243,13 @@ class QuoteVerifier:
             proof=PROOF,
         )
 
-    def _platform(self, pck_chain: bytes, collateral: Collateral, tee: TeeType) -> _Platform:
+    def _platform(self, chain_pem: bytes, collateral: Collateral, tee: TeeType) -> _Platform:
         rest = collateral.digest(), tee.name.encode()
-        wrapping = digest_of((pck_chain, *rest))
+        wrapping = digest_of((chain_pem, *rest))
         known = self._platforms.get_wrapped(wrapping)
         if known is not None:
             return known
-        certificates = parse_certificates(pck_chain, structure="PCK chain")
+        certificates = parse_certificates(chain_pem, structure="PCK chain")
         key = digest_of((*certificates, *rest))
         known = self._platforms.get(key, wrapping=wrapping)
         if known is not None:
@@ -251,7 +260,7 @@ class QuoteVerifier:
         verified = self._verified_collateral(collateral)
         # (4) and (5) they belong together
         trusted = Check("pck-chain", ok=True, expected="a chain to a trusted root", found=chain.root.name)
-        checks = (trusted, *verified.checks, *_fit(chain, verified, tee))
+        checks = (trusted, *verified.checks, *_fit(chain, verified, tee, collateral))
         windows = (*chain.windows, *verified.windows)
         platform = _Platform(
             chain=chain,
@@ -300,7 +309,7 @@ def pck_chain_of(quote: Quote, beside: bytes | None) -> bytes:
     raise FormatError(message, structure="Quote", field="certification_data.type", advice=f"{advice}.")
 
 
-def _check_named_platform(certification: QeReportCertification, pck: PckExtension) -> None:
+def _check_named_platform(certification: QeReportCertification, pck: PckExtension, collateral: Collateral) -> None:
     """Step 2 for the types 1 to 3: the PCK certificate beside the quote is one of the platform that the quote names.
 
     A quote names the raw TCB, or that of its certificate: CPUSVN as the QE reports it, or as the certificate says.
@@ -319,9 +328,9 @@ def _check_named_platform(certification: QeReportCertification, pck: PckExtensio
         checks.insert(0, ("PPID", named.ppid == pck.ppid, pck.ppid.hex(), named.ppid.hex()))
     for what, agrees, expected, found in checks:
         if not agrees:
-            raise MismatchError(
-                f"the PCK certificate beside the quote is not its platform's: {what} in the quote is {found}, "
-                f"expected {expected}",
+            raise CollateralInvalid(
+                f"is not of the platform that the quote names: {what} in the quote is {found}, expected {expected}",
+                document=collateral.place("pck_certificate_chain"),
                 step="pck-chain",
                 expected=f"{what} {expected}",
                 found=f"{what} {found}",
@@ -329,14 +338,16 @@ def _check_named_platform(certification: QeReportCertification, pck: PckExtensio
             )
 
 
-def _fit(chain: VerifiedChain, collateral: VerifiedCollateral, tee: TeeType) -> tuple[Check, ...]:
+def _fit(chain: VerifiedChain, collateral: VerifiedCollateral, tee: TeeType, received: Collateral) -> tuple[Check, ...]:
     """Steps 4 and 5: collateral and PCK certificate belong together, and nothing is revoked."""
     checks: list[Check] = []
 
-    def compare(step: str, what: str, expected: str, found: str) -> None:
+    def compare(part: str, step: str, what: str, expected: str, found: str) -> None:
         if expected != found:
-            raise MismatchError(
-                f"the collateral is not for this platform: {what} is {found}, the PCK certificate says {expected}",
+            raise CollateralInvalid(
+                f"is not for this platform: {what} is {found}, of the evidence {expected}",
+                document=received.place(part),
+                advice=_OTHER_PLATFORM,
                 step=step,
                 expected=f"{what} {expected}",
                 found=f"{what} {found}",
@@ -344,11 +355,12 @@ def _fit(chain: VerifiedChain, collateral: VerifiedCollateral, tee: TeeType) -> 
         checks.append(Check(step, ok=True, expected=f"{what} {expected}", found=found))
 
     if chain.root.certificate_der != collateral.root.certificate_der:
-        compare("pck-chain", "root", chain.root.name, collateral.root.name)
+        compare("pck_crl_issuer_chain", "pck-chain", "root", chain.root.name, collateral.root.name)
     # (4) the PCK CRL is the issuer's, and nothing is revoked
     issuer, crl_issuer = chain.intermediates[0], collateral.pck_ca
-    compare("pck-revocation", "PCK CRL issuer", issuer.subject.rfc4514_string(), crl_issuer.subject.rfc4514_string())
-    compare("pck-revocation", "PCK CRL issuer's key", _key_name(issuer), _key_name(crl_issuer))
+    names = issuer.subject.rfc4514_string(), crl_issuer.subject.rfc4514_string()
+    compare("pck_crl", "pck-revocation", "PCK CRL issuer", *names)
+    compare("pck_crl", "pck-revocation", "PCK CRL issuer's key", _key_name(issuer), _key_name(crl_issuer))
     for certificate, crl, who in (
         (chain.leaf, collateral.pck_crl, "the PCK certificate"),
         (issuer, collateral.root_ca_crl, "the PCK CA"),
@@ -364,9 +376,13 @@ def _fit(chain: VerifiedChain, collateral: VerifiedCollateral, tee: TeeType) -> 
         checks.append(Check("pck-revocation", ok=True, expected=f"{who} not revoked", found="not revoked"))
     # (5) the TCB info is this platform's
     info = collateral.tcb_info
-    compare("tcb-info-match", "TEE", tee.name, info.id)
-    compare("tcb-info-match", "FMSPC", chain.extension.fmspc.hex(), info.fmspc.hex())
-    compare("tcb-info-match", "PCE-ID", chain.extension.pce_id.hex(), info.pce_id.hex())
+    for what, expected, found in (
+        ("TEE", tee.name, info.id),
+        ("FMSPC", chain.extension.fmspc.hex(), info.fmspc.hex()),
+        ("PCE-ID", chain.extension.pce_id.hex(), info.pce_id.hex()),
+    ):
+        compare("tcb_info", "tcb-info-match", what, expected, found)
+    compare("qe_identity", "tcb-info-match", "enclave identity", IDENTITY_OF[tee], collateral.qe_identity.id)
     return tuple(checks)
 
 

@@ -16,7 +16,14 @@ from confcom.appraisal.policy import Policy, checked_policy
 from confcom.appraisal.quote import STEPS, QuoteVerifier
 from confcom.appraisal.tcb import TcbEvaluation
 from confcom.appraisal.verdict import Verdict
-from confcom.errors import BindingError, CollateralError, ConfcomError, FormatError, VerificationError
+from confcom.errors import (
+    BindingError,
+    CollateralError,
+    CollateralInvalid,
+    ConfcomError,
+    FormatError,
+    VerificationError,
+)
 from confcom.formats.arguments import checked_bytes, checked_time, checked_type
 from confcom.formats.evidence import EvidenceFile
 from confcom.formats.quote_section import TeeType
@@ -122,10 +129,10 @@ def judge(
     checked_time(now, "now")
     file: EvidenceFile | None = None
     try:
-        file = EvidenceFile.parse(evidence)
+        file = read_evidence(evidence)
         verified = verifier.verify(file.quote, collateral, now=now, any_tcb=True)
         checks = verified.checks + _check_custom_claims(file)
-    except (FormatError, VerificationError) as error:
+    except (FormatError, VerificationError, CollateralInvalid) as error:
         return failed(error, evidence=file, source=collateral.source)
     appraisal = appraise(verified, policy, grace=grace)
     return AttestationResult(
@@ -138,11 +145,22 @@ def judge(
     )
 
 
+def read_evidence(data: bytes) -> EvidenceFile:
+    """Read evidence in any form; a `FormatError` says what the input is instead, and what to do with it."""
+    try:
+        return EvidenceFile.parse(data)
+    except FormatError as error:
+        # Here, because it knows every format, and most callers have evidence.
+        from confcom.appraisal.inspection.recognise import other_than_evidence
+
+        raise other_than_evidence(data) or error from None
+
+
 def failed(error: ConfcomError, *, evidence: EvidenceFile | None = None, source: str = "") -> AttestationResult:
     """The result of an error before or during verification; lists the steps that were passed before it."""
     verdict = Verdict.UNDECIDED if isinstance(error, CollateralError) else Verdict.INVALID
     checks: tuple[Check, ...] = ()
-    if isinstance(error, VerificationError) and error.step:
+    if isinstance(error, (VerificationError, CollateralInvalid)) and error.step:
         passed = STEPS[: STEPS.index(error.step)] if error.step in STEPS else ()
         if evidence is None or evidence.quote.tee is not TeeType.TDX:
             passed = tuple(step for step in passed if step != TDX_MODULE_STEP)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import nullcontext
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
@@ -24,7 +25,7 @@ from confcom.collateral.clock import Dates, rfc3339
 from confcom.collateral.documents import Document, DocumentKey, take_apart
 from confcom.collateral.store import CollateralStore
 from confcom.collateral.verified_document import read_document
-from confcom.errors import CollateralNotFound, ConfigError
+from confcom.errors import CollateralInvalid, CollateralNotFound, ConfigError, FormatError, VerificationError
 from confcom.pki.chain import verify_chain
 from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import Tee, Update
@@ -42,13 +43,14 @@ def import_(path: Path, store: Path, trust_root: tuple[str, ...], update: str) -
     part, or a collateral.json; '-' reads an archive from standard input. A store is made only if the import succeeds.
     """
     now, roots, set_ = parse_time(None, ""), trust_roots(trust_root), parse_update(update)
-    if str(path) == "-":
-        with filled_store(store, roots) as opened:
-            imported = read_archive(opened, sys.stdin.buffer, now=now)
-            expired = _expired(opened, imported.keys, now)
-    elif _is_archive(path):
-        with path.open("rb") as file, filled_store(store, roots) as opened:
-            imported = read_archive(opened, file, now=now)
+    if str(path) == "-" or _is_archive(path):
+        name = "the archive on standard input" if str(path) == "-" else str(path)
+        source = nullcontext(sys.stdin.buffer) if str(path) == "-" else path.open("rb")
+        with source as file, filled_store(store, roots) as opened:
+            try:
+                imported = read_archive(opened, file, now=now)
+            except (FormatError, VerificationError) as error:
+                raise CollateralInvalid.of(error, name) from error
             expired = _expired(opened, imported.keys, now)
     else:
         documents = _read_bundle(path, set_, roots, now)

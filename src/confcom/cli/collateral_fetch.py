@@ -15,6 +15,7 @@ from urllib.request import getproxies, proxy_bypass
 import click
 
 from confcom.appraisal.collateral import verify_collateral
+from confcom.appraisal.result import read_evidence
 from confcom.cli.collateral import store_option, trust_root_option
 from confcom.cli.exit_codes import ExitCode, exit_code
 from confcom.cli.inputs import parse_hex, parse_time, read_input
@@ -30,8 +31,15 @@ from confcom.collateral.resolve import SourceOptions, resolve
 from confcom.collateral.store import CollateralStore
 from confcom.collateral.store_database import unfinished_store
 from confcom.collateral.verified_document import read_document
-from confcom.errors import CollateralUnavailable, ConfcomError, ConfigError
-from confcom.formats.evidence import MAX_EVIDENCE, EvidenceFile
+from confcom.errors import (
+    CollateralInvalid,
+    CollateralUnavailable,
+    ConfcomError,
+    ConfigError,
+    FormatError,
+    VerificationError,
+)
+from confcom.formats.evidence import MAX_EVIDENCE
 from confcom.formats.pck_extension import PckExtension
 from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import PckCaName, Tee, Update
@@ -124,7 +132,8 @@ def fetch(**options: Any) -> int:  # noqa: ANN401 - click fills FetchOptions, wh
     """
     given = FetchOptions(**options)
     now, roots = parse_time(None, ""), trust_roots(given.trust_root)
-    platforms = [_of_quote(path, roots) for path in given.quote]
+    evidence = (read_evidence(read_input(path, MAX_EVIDENCE, "evidence")) for path in given.quote)
+    platforms = [platform_of(one.quote, roots) for one in evidence]
     targets = list(_targets(given, platforms))
     if given.output is not None and len(targets) != 1:
         raise ConfigError(f"-o takes the collateral of one platform and one set, found {len(targets)}")
@@ -164,7 +173,7 @@ def _fetch_one(
     source: CollateralSource, target: _Target, fetched: _Fetched, name: str, roots: TrustRoots, now: datetime
 ) -> list[Document]:
     keys = keys_for(target.fmspc, target.ca, target.tee, target.update)
-    documents = [_fetch_document(source, key, fetched) for key in keys]
+    documents = [_fetch_document(source, key, fetched, name) for key in keys]
     # Together, so that revoked signers are found before anything is kept.
     verify_collateral(assemble(documents, source=name), roots=roots)
     for facts in map(read_document, documents):
@@ -172,12 +181,15 @@ def _fetch_one(
     return documents
 
 
-def _fetch_document(source: CollateralSource, key: DocumentKey, fetched: _Fetched) -> Document:
+def _fetch_document(source: CollateralSource, key: DocumentKey, fetched: _Fetched, name: str) -> Document:
     if key in fetched.failed:
         raise fetched.failed[key]
     if key not in fetched.documents:
         try:
             fetched.documents[key] = source.fetch_document(key)
+        except (FormatError, VerificationError) as error:
+            fetched.failed[key] = CollateralInvalid.of(error, f"the {key} from {name}")
+            raise fetched.failed[key] from error
         except ConfcomError as error:
             fetched.failed[key] = error
             raise
@@ -232,10 +244,6 @@ def _targets(given: FetchOptions, platforms: Iterable[tuple[PckExtension, PckCaN
             "nothing to fetch", advice="Name platforms with --fmspc HEX, or quotes of theirs with --quote FILE."
         )
     return (_Target(fmspc, ca, tee, update) for fmspc, ca, tee in wanted for update in sets)
-
-
-def _of_quote(path: Path, roots: TrustRoots) -> tuple[PckExtension, PckCaName, Tee]:
-    return platform_of(EvidenceFile.parse(read_input(path, MAX_EVIDENCE, "evidence")).quote, roots)
 
 
 def _show(given: FetchOptions, fetched: _Fetched, now: datetime) -> None:

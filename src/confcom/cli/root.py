@@ -43,7 +43,7 @@ def root(verbose: bool) -> None:
     """Confidential computing on Kubernetes nodes with Intel SGX.
 
     Exit codes: 0 ok (verify: accepted) · 1 unexpected · 2 usage or configuration · 3 malformed input · 4 not
-    authentic · 5 refused by policy or TCB · 6 collateral missing, stale or unreachable · 7 platform.
+    authentic · 5 refused by policy or TCB · 6 collateral missing, stale, unsound or unreachable · 7 platform.
     """
     del verbose  # read in run(), which also sees errors before the group is entered
 

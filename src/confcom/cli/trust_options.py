@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from confcom.cli.inputs import read_input
+from confcom.errors import ConfigError, FormatError
+from confcom.formats.text import without_bom
 from confcom.pki.roots import TrustRoot, TrustRoots
 
 MAX_ROOT = 64 * 1024
@@ -19,5 +21,15 @@ def trust_roots(names: Iterable[str]) -> TrustRoots:
         if name == "intel":
             roots += TrustRoots.intel().roots
         else:
-            roots.append(TrustRoot.from_pem(read_input(Path(name), MAX_ROOT, "root certificate")))
+            roots.append(_root(name))
     return TrustRoots(tuple(roots)) if roots else TrustRoots.intel()
+
+
+def _root(name: str) -> TrustRoot:
+    data = without_bom(read_input(Path(name), MAX_ROOT, "root certificate"))
+    try:
+        return TrustRoot.from_pem(data)
+    except FormatError as error:
+        raise ConfigError(
+            f"--trust-root {name}: {error.message}", advice="Name a file with one root certificate in PEM."
+        ) from error

@@ -15,7 +15,7 @@ import msgspec
 from confcom.appraisal.policy import AllOf, HeldData, Policy, ReportData
 from confcom.appraisal.policy_file import IDENTITY_KEYS, MAX_POLICY, PolicyFile, parse_policy
 from confcom.appraisal.quote import QuoteVerifier
-from confcom.appraisal.result import AttestationResult, failed, judge
+from confcom.appraisal.result import AttestationResult, failed, judge, read_evidence
 from confcom.cli.collateral_choice import choose_collateral
 from confcom.cli.exit_codes import ExitCode, exit_code
 from confcom.cli.inputs import parse_hex, parse_time, read_input
@@ -170,7 +170,7 @@ def _judge(given: VerifyOptions, file: PolicyFile, now: datetime) -> dict[str, A
     evidence: EvidenceFile | None = None
     try:
         # Before the collateral, so that a file that is no evidence is named first.
-        evidence = EvidenceFile.parse(data)
+        evidence = read_evidence(data)
         with choose_collateral(given.collateral, roots, now, ca=given.collateral_ca, pck_chain=pck_chain) as choice:
             for name, update in updates.items():
                 collateral = choice.collateral(evidence.quote, update)

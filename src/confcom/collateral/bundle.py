@@ -7,16 +7,17 @@ error can name the file; whether it is genuine is for `verify_collateral` to say
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 
 from confcom.appraisal.collateral import Collateral
-from confcom.errors import CollateralError, CollateralNotFound, FormatError
+from confcom.errors import CollateralError, CollateralInvalid, CollateralNotFound, FormatError
 from confcom.formats.enclave_identity import SignedEnclaveIdentity
 from confcom.formats.signed_json import MAX_SIGNED_JSON, check_json
 from confcom.formats.tcb_info import SignedTcbInfo
+from confcom.formats.text import without_bom
 from confcom.pki.crl import MAX_CRL, Crl
 from confcom.pki.pem import MAX_PEM, parse_certificates
 
@@ -45,16 +46,18 @@ _FETCH_ADVICE = "Export the collateral again (`confcom collateral export`), or f
 def load_bundle(path: Path | str) -> Collateral:
     """Read a folder with one file per part, a folder with a `collateral.json`, or such a file.
 
-    What is not there is `CollateralNotFound`; what is too large or not of its form is a `FormatError` that names the
-    file.
+    What is not there is `CollateralNotFound`; what is too large or not of its form is `CollateralInvalid`, which names
+    the file. A chain may be percent-encoded, as services send it in a header.
     """
     path = Path(path)
     if not path.is_dir():
         return _load_json(path)
     if not any((path / name).is_file() for name in _FILES["tcb_info"][0]) and (path / BUNDLE_JSON).is_file():
         return _load_json(path / BUNDLE_JSON)
-    parts = {part: _read_part(path, part) for part in _FILES}
-    return Collateral(**parts, source=str(path))  # type: ignore[arg-type]
+    files = {part: _read_part(path, part) for part in _FILES}
+    parts = {part: found[1] if found else None for part, found in files.items()}
+    places = {part: found[0] for part, found in files.items() if found}
+    return Collateral(**parts, source=str(path), places=places)  # type: ignore[arg-type]
 
 
 def save_bundle(collateral: Collateral, folder: Path) -> None:
@@ -99,7 +102,7 @@ def to_json(collateral: Collateral) -> bytes:
 
 
 def from_json(data: bytes, *, source: str) -> Collateral:
-    """Collateral from dcap-qvl's form; anything else is a `FormatError` that names the field."""
+    """Collateral from dcap-qvl's form; anything else is `CollateralInvalid`, which names the field."""
     found = _decode(data, source)
     tcb_info = SignedTcbInfo(_body(found.tcb_info), _signature(found.tcb_info_signature, "tcb_info", source))
     qe_identity = SignedEnclaveIdentity(
@@ -107,23 +110,23 @@ def from_json(data: bytes, *, source: str) -> Collateral:
     )
     chain = found.pck_certificate_chain
     collateral = Collateral(
-        tcb_info_issuer_chain=found.tcb_info_issuer_chain.encode(),
+        tcb_info_issuer_chain=_decoded_chain(found.tcb_info_issuer_chain.encode()),
         tcb_info=bytes(tcb_info),
-        qe_identity_issuer_chain=found.qe_identity_issuer_chain.encode(),
+        qe_identity_issuer_chain=_decoded_chain(found.qe_identity_issuer_chain.encode()),
         qe_identity=bytes(qe_identity),
         root_ca_crl=found.root_ca_crl.encode(),
         pck_crl=found.pck_crl.encode(),
-        pck_crl_issuer_chain=found.pck_crl_issuer_chain.encode(),
+        pck_crl_issuer_chain=_decoded_chain(found.pck_crl_issuer_chain.encode()),
         source=source,
-        pck_certificate_chain=chain.encode() if isinstance(chain, str) else None,
+        pck_certificate_chain=_decoded_chain(chain.encode()) if isinstance(chain, str) else None,
+        places={part: f"{part} in {source}" for part in _FILES},
     )
-    for item in fields(collateral):
-        if item.name != "source":
-            _check_form(getattr(collateral, item.name), item.name, source, item.name)
+    for part in _FILES:
+        _check_form(getattr(collateral, part), part, collateral.places[part])
     # The text must be the object and nothing around it, or the document made of it would say something else.
     for name, document in (("tcb_info", tcb_info), ("qe_identity", qe_identity)):
         if type(document).parse(bytes(document)) != document:
-            raise FormatError("is not one JSON object", structure=source, field=name)
+            raise CollateralInvalid("is not one JSON object", document=collateral.places[name])
     return collateral
 
 
@@ -144,12 +147,15 @@ class _BundleJson(msgspec.Struct):
 
 def _decode(data: bytes, source: str) -> _BundleJson:
     if len(data) > MAX_BUNDLE_JSON:
-        raise FormatError(f"{len(data)} bytes are over the limit {MAX_BUNDLE_JSON}", structure=source, field="")
+        raise CollateralInvalid(f"{len(data)} bytes are over the limit {MAX_BUNDLE_JSON}", document=source)
     try:
         found = msgspec.json.decode(data.removesuffix(b"\0"), type=_BundleJson)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise FormatError(f"not a collateral bundle: {error}", structure=source, field="") from error
-    check_json(data, source)
+        raise CollateralInvalid(f"not a collateral bundle: {error}", document=source) from error
+    try:
+        check_json(data, "bundle")
+    except FormatError as error:
+        raise CollateralInvalid.of(error, source) from error
     return found
 
 
@@ -164,7 +170,7 @@ def _signature(text: str, document: str, source: str) -> bytes:
     except ValueError:
         signature = b""
     if len(signature) != 64 or len(text) != 128:
-        raise FormatError("is not 128 hexadecimal digits", structure=source, field=f"{document}_signature")
+        raise CollateralInvalid("is not 128 hexadecimal digits", document=f"{document}_signature in {source}")
     return signature
 
 
@@ -185,13 +191,15 @@ def _load_json(path: Path) -> Collateral:
     return from_json(data, source=str(path))
 
 
-def _read_part(folder: Path, part: str) -> bytes | None:
+def _read_part(folder: Path, part: str) -> tuple[str, bytes] | None:
+    """The file that holds a part, and what it holds."""
     names, limit = _FILES[part]
     for name in names:
         data = _read(folder / name, limit)
         if data is not None:
-            _check_form(data, part, str(folder / name), "")
-            return data
+            data = _decoded_chain(data) if part.endswith("_chain") else data
+            _check_form(data, part, str(folder / name))
+            return str(folder / name), data
     if part in _OPTIONAL:
         return None
     raise CollateralNotFound(f"{folder / names[0]} is missing from the collateral bundle", advice=_FETCH_ADVICE)
@@ -207,17 +215,22 @@ def _read(path: Path, limit: int) -> bytes | None:
     except OSError as error:
         raise CollateralNotFound(f"{path} cannot be read: {error.strerror}") from error
     if len(data) > limit:
-        raise FormatError(f"larger than {limit} bytes", structure=str(path), field="")
-    return data
+        raise CollateralInvalid(f"larger than {limit} bytes", document=str(path))
+    return without_bom(data)
 
 
-def _check_form(data: bytes | None, part: str, structure: str, field: str) -> None:
+def _check_form(data: bytes | None, part: str, place: str) -> None:
     if data is None:
         return
     try:
         _PARSERS[part](data)
     except FormatError as error:
-        raise FormatError(error.message, structure=structure, field=field, advice=error.advice()) from error
+        raise CollateralInvalid.of(error, place) from error
+
+
+def _decoded_chain(data: bytes) -> bytes:
+    """A chain as PEM: services send it percent-encoded in a header, and people keep it as it came."""
+    return unquote_to_bytes(data) if b"-----BEGIN%20" in data else data
 
 
 def _chain_form(data: bytes) -> object:

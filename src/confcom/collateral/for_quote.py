@@ -7,6 +7,7 @@ from dataclasses import replace
 from confcom.appraisal.collateral import Collateral
 from confcom.appraisal.quote import pck_chain_of
 from confcom.collateral.interface import CollateralSource
+from confcom.errors import CollateralInvalid, FormatError, VerificationError
 from confcom.formats.pck_extension import PckExtension
 from confcom.formats.quote import Quote
 from confcom.formats.quote_section import TeeType
@@ -34,7 +35,13 @@ def fetch_for_quote(
     update: Update = "standard",
     pck_chain: bytes | None = None,
 ) -> Collateral:
-    """Ask for the collateral of the platform that made the quote; `pck_chain` goes along with it."""
+    """Ask for the collateral of the platform that made the quote; `pck_chain` goes along with it.
+
+    A wrong answer is the source's fault: `CollateralInvalid`.
+    """
     extension, ca, tee = platform_of(quote, roots, pck_chain=pck_chain)
-    found = source.fetch(extension.fmspc, ca, tee, update=update)
+    try:
+        found = source.fetch(extension.fmspc, ca, tee, update=update)
+    except (FormatError, VerificationError) as error:
+        raise CollateralInvalid.of(error, f"the {tee.upper()} collateral of FMSPC {extension.fmspc.hex()}") from error
     return found if pck_chain is None else replace(found, pck_certificate_chain=pck_chain)

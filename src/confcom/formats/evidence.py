@@ -10,8 +10,10 @@ from enum import StrEnum
 from typing import Self
 
 from confcom.errors import FormatError
+from confcom.formats.arguments import checked_bytes
 from confcom.formats.open_enclave import EVIDENCE_VERSION, REPORT_VERSION, OeEvidence, OeReport, OeReportType
-from confcom.formats.quote import MAX_QUOTE, Quote
+from confcom.formats.quote import MAX_QUOTE, Quote, is_epid
+from confcom.formats.text import without_bom
 
 MAX_EVIDENCE = 4 * MAX_QUOTE
 """Bytes of a file of evidence, in any encoding."""
@@ -62,7 +64,9 @@ class EvidenceFile:
     @classmethod
     def parse(cls, data: bytes) -> Self:
         """Recognise and read evidence; `FormatError` says what the input looks like instead."""
-        content, encoding = decode_text(data)
+        content, encoding = decode_text(checked_bytes(data, "evidence"))
+        if is_epid(content):
+            return cls(EvidenceKind.QUOTE, encoding, content, Quote.parse(content))
         match int.from_bytes(content[:4], "little"):
             case version if version == REPORT_VERSION:
                 return cls(EvidenceKind.OE_REPORT, encoding, content, _quote_of_report(content))
@@ -80,6 +84,7 @@ def decode_text(data: bytes) -> tuple[bytes, Encoding]:
         raise FormatError("the input is empty", structure="Evidence", field="", offset=0)
     if len(data) > MAX_EVIDENCE:
         raise FormatError(f"{len(data)} bytes are over the limit {MAX_EVIDENCE}", structure="Evidence", field="")
+    data = without_bom(data)
     compact = b"".join(data.split())
     if len(compact) < _MIN_TEXT:
         return data, Encoding.BINARY

@@ -25,6 +25,9 @@ from confcom.formats.tdx import TdReportBody
 
 INTEL_QE_VENDOR_ID = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 HEADER_SIZE = 48
+_EPID_VERSIONS = (1, 2)
+_EPID_HEAD = 436
+"""Bytes of `sgx_quote_t` up to its signature: header, report body, size of the signature."""
 MAX_QUOTE = 128 * 1024
 """Bytes, with trailing padding. Real quotes take about 5 kB, padded ones 8 kB."""
 
@@ -120,10 +123,25 @@ class Quote:
         return self.body.report_data
 
 
+def is_epid(data: bytes) -> bool:
+    """Whether these bytes are an EPID quote (`sgx_quote_t`): version 1 or 2, its signature up to the end."""
+    version, kind = int.from_bytes(data[:2], "little"), int.from_bytes(data[2:4], "little")
+    size = int.from_bytes(data[_EPID_HEAD - 4 : _EPID_HEAD], "little")
+    return version in _EPID_VERSIONS and kind in (0, 1) and size > 0 and len(data) == _EPID_HEAD + size
+
+
 def _check_header(header: QuoteHeader) -> QuoteVersion:
     def refuse(field: str, offset: int, message: str) -> FormatError:
         return FormatError(message, structure="Quote", field=f"header.{field}", offset=offset)
 
+    if header.version in _EPID_VERSIONS:
+        raise FormatError(
+            f"version {header.version} is an EPID quote, which only Intel's attestation service (IAS) could verify",
+            structure="Quote",
+            field="header.version",
+            offset=0,
+            advice="Intel ended EPID in 2025: let the attester make ECDSA quotes (DCAP) of version 3 to 5.",
+        )
     version = QUOTE_VERSIONS.get(header.version)
     if version is None:
         known = ", ".join(map(str, QUOTE_VERSIONS))

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from confcom.errors import ConfigError
+from confcom.formats.text import without_bom
 
 MAX_SETTINGS = 64 * 1024
 """Bytes of a file of settings."""
@@ -59,7 +60,7 @@ def _read(file: Path) -> dict[str, Any]:
     if len(content) > MAX_SETTINGS:
         raise ConfigError(f"{file} has more than {MAX_SETTINGS} bytes", advice="Name the file of settings.")
     try:
-        return tomllib.loads(content.decode())
+        return tomllib.loads(without_bom(content).decode())
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file} is not TOML: {error}") from error
 

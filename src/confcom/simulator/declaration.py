@@ -25,6 +25,7 @@ from confcom.appraisal.enclave_file import MAX_ENCLAVE, read_signed_enclave
 from confcom.errors import ConfigError, FormatError
 from confcom.formats.sgx import AttributeFlags, Attributes, ReportBody
 from confcom.formats.sigstruct import is_sigstruct
+from confcom.formats.text import without_bom
 
 MAX_DECLARATION = 64 * 1024
 """Bytes of a declaration file."""
@@ -212,6 +213,7 @@ def _read_document(path: Path, content: bytes) -> object:
     if len(content) > MAX_DECLARATION:
         raise ConfigError(f"{path} is over {MAX_DECLARATION} bytes; this is no enclave declaration", advice=_ADVICE)
     try:
+        content = without_bom(content)
         document: object = json.loads(content) if path.suffix == ".json" else tomllib.loads(content.decode())
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is neither TOML nor JSON: {error}", advice=_ADVICE) from error

@@ -17,6 +17,7 @@ from typing import Annotated, Self
 import msgspec
 
 from confcom.errors import ConfigError, FormatError
+from confcom.formats.text import without_bom
 from confcom.simulator.keys import check_seed
 from confcom.simulator.machine import DEFAULT_TCB, MachineTcb, PckCa, SimulatedMachine
 from confcom.simulator.report_scheme import HARDWARE, REPORT_SCHEMES, report_scheme
@@ -49,7 +50,7 @@ class MachineFile:
         if len(data) > MAX_MACHINE_FILE:
             raise _refusal("", f"is over {MAX_MACHINE_FILE} bytes")
         try:
-            form = msgspec.json.decode(data, type=_Form)
+            form = msgspec.json.decode(without_bom(data), type=_Form)
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
             raise _refusal("", str(error)) from None
         if form.format != FORMAT or form.version != VERSION:

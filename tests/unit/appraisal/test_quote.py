@@ -16,13 +16,12 @@ from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.quote import QuoteVerifier, verify_quote
 from confcom.errors import (
     BindingError,
+    CollateralInvalid,
     ConfcomError,
     FormatError,
-    MismatchError,
     RevokedError,
     SignatureError,
     UntrustedRootError,
-    VerificationError,
 )
 from confcom.formats.certification_data import (
     CertificationData,
@@ -66,10 +65,10 @@ def test_a_simulated_quote_is_refused_under_intels_root(world, make_quote, now) 
 
 def test_collateral_of_another_root_is_refused(world, make_quote, verifier, now) -> None:
     other = SimulatedWorld.from_seed(b"seed of another world", now=now)
-    with pytest.raises(VerificationError):
+    with pytest.raises(CollateralInvalid, match="root that is not trusted"):
         verifier.verify(make_quote(), other.publish(), now=now)
     both = TrustRoots((*world.trust_roots.roots, *other.trust_roots.roots))
-    with pytest.raises(MismatchError):
+    with pytest.raises(CollateralInvalid):
         verify_quote(make_quote(), other.publish(), roots=both, now=now)
 
 
@@ -77,7 +76,7 @@ def test_collateral_of_another_fmspc_is_refused_with_both_values(world, make_quo
     fmspc = bytes.fromhex("00aabbccddee")
     world.authority.add_tcb_info(fmspc)
     collateral = world.authority.collateral(fmspc, world.machine.pck_ca)
-    with pytest.raises(MismatchError) as refused:
+    with pytest.raises(CollateralInvalid) as refused:
         verifier.verify(make_quote(), collateral, now=now)
     assert refused.value.step == "tcb-info-match"
     assert fmspc.hex() in refused.value.found
@@ -86,7 +85,7 @@ def test_collateral_of_another_fmspc_is_refused_with_both_values(world, make_quo
 
 def test_collateral_of_the_other_pck_ca_is_refused(world, make_quote, verifier, now) -> None:
     other = PckCa.PROCESSOR if world.machine.pck_ca is PckCa.PLATFORM else PckCa.PLATFORM
-    with pytest.raises(MismatchError) as refused:
+    with pytest.raises(CollateralInvalid) as refused:
         verifier.verify(make_quote(), world.authority.collateral(world.machine.fmspc, other), now=now)
     assert refused.value.step == "pck-revocation"
 
@@ -101,7 +100,7 @@ def test_a_revoked_certificate_is_refused(world, make_quote, verifier, now, who:
             world.authority.revoke_pck_ca(world.machine.pck_ca)
         case _:
             world.authority.revoke_tcb_signing()
-    with pytest.raises(RevokedError):
+    with pytest.raises(CollateralInvalid if who == "tcb-signing" else RevokedError):
         verifier.verify(quote, world.publish(), now=now)
 
 
@@ -184,7 +183,7 @@ def test_a_chain_of_another_platform_than_the_quote_names_is_refused(
 ) -> None:
     beside = replace(world.publish(), pck_certificate_chain=world.authority.pck_chain(world.machine))
     verifier.verify(_certified_by(make_quote(), kind, _named(world, kind)), beside, now=now)
-    with pytest.raises(MismatchError, match=what) as caught:
+    with pytest.raises(CollateralInvalid, match=what) as caught:
         verifier.verify(_certified_by(make_quote(), kind, _named(world, kind, **changes)), beside, now=now)
     assert caught.value.step == "pck-chain"
 

@@ -23,7 +23,7 @@ from confcom.collateral.documents import (
     keys_for,
     request_for,
 )
-from confcom.errors import CollateralError, CollateralNotFound, FormatError
+from confcom.errors import CollateralError, CollateralInvalid, CollateralNotFound, FormatError
 from confcom.pki.crl import Crl
 from confcom.pki.pem import MAX_PEM
 from confcom.pki.roots import TrustRoot, TrustRoots
@@ -101,14 +101,37 @@ def test_a_place_without_collateral_is_named(tmp_path: Path) -> None:
 def test_a_malformed_file_is_named(tmp_path: Path, part: str, content: bytes) -> None:
     save_bundle(intel.collateral(), tmp_path)
     (tmp_path / part).write_bytes(content)
-    with pytest.raises(FormatError, match=part):
+    with pytest.raises(CollateralInvalid, match=part):
         load_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["percent-encoded", "utf-8-sig", "utf-16"])
+def test_text_is_read_as_people_keep_it(tmp_path: Path, form: str) -> None:
+    save_bundle(intel.collateral(), tmp_path)
+    expected = load_bundle(tmp_path)
+    for path in tmp_path.iterdir():
+        if form == "percent-encoded" and path.suffix == ".pem":
+            path.write_text(quote(path.read_text(), safe=""))
+        elif form != "percent-encoded" and path.suffix != ".der":
+            path.write_bytes(path.read_text().encode(form))
+    assert load_bundle(tmp_path) == expected
+    whole = tmp_path / "collateral.json"
+    whole.write_bytes(to_json(expected).decode().encode("utf-8" if form == "percent-encoded" else form))
+    assert load_bundle(whole).tcb_info == expected.tcb_info
+
+
+def test_a_document_is_known_by_its_file(tmp_path: Path) -> None:
+    save_bundle(intel.collateral(), tmp_path)
+    assert load_bundle(tmp_path).place("tcb_info") == str(tmp_path / "tcb_info.json")
+    (tmp_path / "collateral.json").write_bytes(to_json(intel.collateral()))
+    assert load_bundle(tmp_path / "collateral.json").place("pck_crl") == f"pck_crl in {tmp_path / 'collateral.json'}"
+    assert intel.collateral().place("tcb_info") == "the TCB info from tests"
 
 
 def test_a_file_over_its_limit_is_named(tmp_path: Path) -> None:
     save_bundle(intel.collateral(), tmp_path)
     (tmp_path / "pck_crl_issuer_chain.pem").write_bytes(b"\0" * (MAX_PEM + 1))
-    with pytest.raises(FormatError, match=r"pck_crl_issuer_chain\.pem.*larger than"):
+    with pytest.raises(CollateralInvalid, match=r"pck_crl_issuer_chain\.pem.*larger than"):
         load_bundle(tmp_path)
 
 
@@ -162,19 +185,19 @@ def _json(**changes: object) -> bytes:
     ],
 )
 def test_malformed_json_is_named_by_file_and_field(changes: dict[str, object], says: str) -> None:
-    with pytest.raises(FormatError, match=says) as caught:
+    with pytest.raises(CollateralInvalid, match=says) as caught:
         from_json(_json(**changes), source="collateral.json")
     assert "collateral.json" in str(caught.value)
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"{}", b"\xff", b'{"pck_crl":' * 10_000, b'{"\\ud800":1}'])
 def test_what_is_no_bundle_is_malformed(data: bytes) -> None:
-    with pytest.raises(FormatError):
+    with pytest.raises(CollateralInvalid):
         from_json(data, source="collateral.json")
 
 
 def test_a_bundle_over_the_limit_is_not_parsed() -> None:
-    with pytest.raises(FormatError, match="over the limit"):
+    with pytest.raises(CollateralInvalid, match="over the limit"):
         from_json(bytes(MAX_BUNDLE_JSON + 1), source="collateral.json")
 
 
@@ -270,5 +293,5 @@ def _served(key: DocumentKey, collateral: Collateral) -> Document:
     ],
 )
 def test_a_collateral_json_with_a_key_twice_is_refused(spoil) -> None:
-    with pytest.raises(FormatError):
+    with pytest.raises(CollateralInvalid):
         from_json(spoil(to_json(intel.collateral())), source="x")

@@ -15,16 +15,17 @@ import msgspec
 from confcom.appraisal.enclave_file import read_signed_enclave
 from confcom.appraisal.inspection import certificate, collateral, enclave, quote, token
 from confcom.appraisal.inspection.items import Inspection, Item
-from confcom.errors import ConfigError, FormatError
+from confcom.errors import ConfcomError, ConfigError, FormatError
 from confcom.formats.attestation_key_id import AttestationKeyId, AttestationKeyIdList
 from confcom.formats.enclave_identity import SignedEnclaveIdentity
 from confcom.formats.evidence import MAX_EVIDENCE, decode_text
 from confcom.formats.open_enclave import EVIDENCE_VERSION, REPORT_VERSION, OeEvidence, OeReport
-from confcom.formats.quote import INTEL_QE_VENDOR_ID, QUOTE_VERSIONS, Quote
+from confcom.formats.quote import INTEL_QE_VENDOR_ID, QUOTE_VERSIONS, Quote, is_epid
 from confcom.formats.sgx import QeReportInfo, Report, ReportBody, TargetInfo
 from confcom.formats.sigstruct import find_sigstructs, is_sigstruct
 from confcom.formats.tcb_info import SignedTcbInfo
 from confcom.formats.tdx import TdReportBody10, TdReportBody15, TdReportBody15Ex
+from confcom.formats.text import without_bom
 
 MAX_INSPECTED = 17 << 20
 """Bytes of an input: a revocation list at its limit, in hexadecimal."""
@@ -54,6 +55,7 @@ def inspect(data: bytes) -> Inspection:
         raise _refusal("the input is empty" if not data else "the input holds nothing but zero bytes or white space")
     if len(data) > MAX_INSPECTED:
         raise _refusal(f"{len(data)} bytes are over the limit {MAX_INSPECTED}")
+    data = without_bom(data)
     for magic, what in _STRANGERS:
         if data.startswith(magic):
             raise _refusal(f"this is {what}")
@@ -73,6 +75,43 @@ def inspect(data: bytes) -> Inspection:
     if found is None:
         raise _refusal(_looks_like(content, encoding))
     return found
+
+
+_COLLATERAL = "This is collateral: judge a quote by it with `confcom verify QUOTE --collateral PATH`."
+_LOCAL = "It proves something on its own machine only: get a quote there (`confcom quote`)."
+_SHOWN = "`confcom inspect FILE` shows what it says."
+
+# What is no evidence, and what to do with it instead.
+_INSTEAD = {
+    "certificate": f"{_SHOWN} A root goes to --trust-root, an issuer's chain into the folder of --collateral.",
+    "certificate-chain": f"{_SHOWN} An issuer's chain goes into the folder of --collateral.",
+    "crl": _COLLATERAL,
+    "tcb-info": _COLLATERAL,
+    "enclave-identity": _COLLATERAL,
+    "collateral": _COLLATERAL,
+    "attestation-token": f"{_SHOWN} Verify it with the keys of the service that issued it.",
+    "signed-enclave": "`confcom policy from FILE` writes a policy for it; verify a quote of the running enclave.",
+    "report": _LOCAL,
+    "report-body": _LOCAL,
+    "td-report-body": _LOCAL,
+    "target-info": _SHOWN,
+    "qe-report-info": _SHOWN,
+    "attestation-key-id": _SHOWN,
+    "attestation-key-id-list": _SHOWN,
+    "aesm-frame": _SHOWN,
+}
+
+
+def other_than_evidence(data: bytes) -> FormatError | None:
+    """The error for an input that is something else than evidence; None for evidence and for what is not known."""
+    try:
+        found = inspect(data)
+    except ConfcomError:
+        return None
+    if found.kind not in _INSTEAD:
+        return None
+    message = f"this is no quote and no evidence, but: {found.title}"
+    return FormatError(message, structure="Evidence", field="", offset=0, advice=_INSTEAD[found.kind])
 
 
 def _refusal(message: str) -> FormatError:
@@ -179,7 +218,7 @@ def _keys(text: bytes) -> set[str]:
 
 
 def _binary(content: bytes, encoding: str) -> Inspection | None:
-    for recognise in (_text_inside, _der, _quote, _open_enclave, _aesm_frame, _by_size, _key_id_list):
+    for recognise in (_text_inside, _der, _epid, _quote, _open_enclave, _aesm_frame, _by_size, _key_id_list):
         found = recognise(content, encoding)
         if found is not None:
             return found
@@ -224,6 +263,12 @@ def _quote(content: bytes, encoding: str) -> Inspection | None:
         return None
     parsed = Quote.parse(content)
     return Inspection("quote", quote.quote_title(parsed), encoding, len(content), quote.quote_items(parsed))
+
+
+def _epid(content: bytes, encoding: str) -> None:
+    del encoding
+    if is_epid(content):
+        Quote.parse(content)
 
 
 def _open_enclave(content: bytes, encoding: str) -> Inspection | None:
