@@ -211,7 +211,7 @@ class StreamedAnswer(Answer):
 
     def __post_init__(self) -> None:
         """Leave the length open."""
-        self.headers = [(b"Content-Type", JSON.encode()), *self.headers]
+        self.headers = [(b"Content-Type", JSON.encode()), (b"Cache-Control", b"no-store"), *self.headers]
         self.size = 0
 
     async def send(self, id_: bytes, send: Send) -> None:
