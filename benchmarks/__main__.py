@@ -8,6 +8,7 @@ from collections.abc import Callable
 from benchmarks import (
     collateral_outage,
     collateral_service,
+    collateral_uploads,
     device_plugin,
     epc_use,
     kubelet,
@@ -27,6 +28,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "collateral-outage": collateral_outage.main,
     "store-crash": store_crash.bench,
     "collateral-service": collateral_service.main,
+    "collateral-uploads": collateral_uploads.main,
     "device-plugin": device_plugin.main,
     "kubelet": kubelet.main,
     "webhook": webhook.main,

@@ -93,6 +93,7 @@ def simulated_service(
     command += ["--simulated-machine", str(machine), *options]
     environment = os.environ | {
         "CONFCOM_COLLATERAL_SERVICE_ADMIN_TOKEN_HASH": hashlib.sha512(TOKEN.encode()).hexdigest(),
+        "CONFCOM_COLLATERAL_SERVICE_USER_TOKEN_HASH": hashlib.sha512(TOKEN.encode()).hexdigest(),
         # All clients are one address here, and what upstream is asked is not what is measured.
         "CONFCOM_COLLATERAL_SERVICE_QUESTIONS_PER_ADDRESS": "1000000",
         "CONFCOM_COLLATERAL_SERVICE_QUESTIONS": "1000000",

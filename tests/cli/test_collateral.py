@@ -163,6 +163,15 @@ def test_a_signer_that_was_revoked_is_noticed_before_anything_is_kept(call, serv
     assert not store.parent.exists()
 
 
+def test_a_fetch_under_a_clock_that_is_behind_is_refused_by_name(call, server, store, world, monkeypatch):
+    wrong = datetime.fromisoformat("1990-01-01T00:00:00Z")
+    monkeypatch.setattr("confcom.cli.collateral_fetch.parse_time", lambda *_: wrong)
+    done = call("fetch", "--fmspc", world.machine.fmspc.hex(), "--source", server.url)
+    assert done.code == 6
+    assert "clock says 1990-01-01T00:00:00Z" in done.err
+    assert not store.parent.exists()
+
+
 def test_a_service_that_refuses_is_explained(call, server, world):
     server.always = status(401, Error_Code="Unauthorized")
     done = call("fetch", "--fmspc", world.machine.fmspc.hex(), "--source", server.url)
