@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 import pki_builder as intel
 from confcom.appraisal.collateral import verify_collateral
+from confcom.collateral.appraisal_policies import platform_class
+from confcom.collateral.documents import key_for
 from confcom.errors import ConfcomError, FormatError
 from confcom.formats.enclave_identity import SignedEnclaveIdentity
 from confcom.formats.pck_extension import PckConfiguration, PckExtension, PckTcb, SgxType
@@ -19,6 +21,8 @@ from confcom.formats.tcb_info import SignedTcbInfo
 from confcom.pki.crl import Crl
 from confcom.pki.pem import MAX_PEM, parse_certificates
 from confcom.pki.roots import TrustRoot, TrustRoots
+from confcom.protocols import pcs
+from confcom.protocols.pcs_service import ServedRequest, parse_request
 
 EXTENSION = intel.sgx_extension()
 CHAIN = intel.pem(intel.SIGNING_CERTIFICATE, intel.ROOT_CERTIFICATE) + b"\0"
@@ -189,3 +193,40 @@ def test_collateral_with_a_changed_byte_is_refused(part: str, position: int, bit
     assert part in ("tcb_info", "qe_identity")
     assert noise.lower() == original.lower()
     assert verified.tcb_info == verify_collateral(COLLATERAL, roots=OWN).tcb_info
+
+
+PARAMETERS = ["fmspc", "update", "tcbEvaluationDataNumber", "ca", "encoding", "uri", "api-version", "qeid", "cpusvn"]
+PARAMETERS += ["pcesvn", "pceid", "encrypted_ppid", "platform"]
+PATHS = ["tcb", "qe/identity", "qve/identity", "pckcrl", "rootcacrl", "crl", "pckcert", "pckcerts", "fmspcs"]
+written = st.one_of(
+    st.text(), st.text("0123456789abcdefABCDEF", max_size=40), st.sampled_from(["platform", "der", "17"])
+)
+points = st.builds("https{}api.trustedservices.intel.com/{}".format, st.sampled_from(["://", "%3a%2f%2f"]), st.text())
+
+
+@given(
+    st.sampled_from(PATHS),
+    st.sampled_from(["sgx", "tdx"]),
+    st.dictionaries(st.sampled_from(PARAMETERS), st.one_of(written, points)),
+)
+def test_a_request_is_read_or_refused_by_the_name_of_its_parameter(path, tee, query) -> None:
+    read = request_or_field(f"/{tee}/certification/v4/{path}", query)
+    if isinstance(read, str):
+        assert read in {*PARAMETERS, "enclave"}
+    elif read is not None and not isinstance(
+        read.request, pcs.PckCertRequest | pcs.PckCertsRequest | pcs.FmspcsRequest
+    ):
+        key_for(read.request)
+
+
+def request_or_field(path: str, query: dict[str, str]) -> ServedRequest | str | None:
+    try:
+        return parse_request(path, query)
+    except FormatError as error:
+        return error.field
+
+
+@given(st.one_of(st.text(), st.builds("a.{}.b".format, st.text("ABCDEFGHabcdefgh0123456789-_", max_size=60))))
+def test_a_text_is_an_appraisal_policy_or_refused(text) -> None:
+    with pytest.raises(FormatError):
+        platform_class(text)

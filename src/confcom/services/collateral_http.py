@@ -285,7 +285,10 @@ def _remembered_as(served: ServedRequest) -> Hashable:
 
 def _key(wanted: pcs.DocumentRequest) -> DocumentKey:
     if isinstance(wanted, pcs.CrlRequest):
-        parts = urlsplit(wanted.uri)
+        try:
+            parts = urlsplit(wanted.uri)
+        except ValueError:
+            parts = urlsplit("")
         if parts.scheme != "https" or parts.hostname not in DISTRIBUTION_HOSTS:
             raise FormatError("is no distribution point of Intel's", structure="PCS request", field="uri")
     key = key_for(wanted)
