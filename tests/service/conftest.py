@@ -9,6 +9,22 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from kubelet_emulator import KubeletEmulator
+from software_qe import Stub, build_libraries
+
+
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stand-ins for Intel's libraries."""
+    return build_libraries(tmp_path_factory.mktemp("libraries"))
+
+
+@pytest.fixture
+def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
+    """The folder in which a test says what they do."""
+    # Not tmp_path: the path of a socket in it must be short.
+    with TemporaryDirectory() as folder:
+        monkeypatch.setenv("DCAP_STUB", folder)
+        yield Stub(Path(folder))
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.machine import SimulatedEnclave
 from confcom.simulator.world import SimulatedWorld
 from running_helper import exchange, running_helper
-from software_qe import COMPILER, Stub, build_libraries, software_qe
+from software_qe import COMPILER, Stub, software_qe
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
 
@@ -37,19 +36,6 @@ NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
 DATA = bytes(range(64))
 INIT = request(15, (1, KEY_ID), (3, 1), (4, 32))
 SIZE = request(16, (1, KEY_ID))
-
-
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_libraries(tmp_path_factory.mktemp("libraries"))
-
-
-@pytest.fixture
-def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
-    # Not tmp_path: the path of a socket in it must be short.
-    with tempfile.TemporaryDirectory() as folder:
-        monkeypatch.setenv("DCAP_STUB", folder)
-        yield Stub(Path(folder))
 
 
 @pytest.fixture

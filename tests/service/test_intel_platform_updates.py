@@ -33,7 +33,7 @@ from confcom.simulator.platform import SimulatedPlatform
 from confcom.simulator.qe3 import QE3
 from confcom.simulator.world import SimulatedWorld
 from helper_process import eventually
-from software_qe import COMPILER, Stub, build_libraries, software_qe
+from software_qe import COMPILER, Stub, software_qe
 
 pytestmark = [
     pytest.mark.skipif(COMPILER is None, reason="needs a C compiler"),
@@ -119,11 +119,6 @@ class Node:
         quote = EnclaveQuoteSource(AesmPlatform(self.path, simulated=True), enclave).quote(DATA).quote
         verified = verify_quote(quote, self.world.publish(NOW), roots=self.world.trust_roots, now=NOW)
         assert verified.report_data == DATA
-
-
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_libraries(tmp_path_factory.mktemp("libraries"))
 
 
 @pytest.fixture

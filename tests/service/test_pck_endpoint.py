@@ -9,7 +9,6 @@ import asyncio
 import json
 import os
 import socket
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -46,24 +45,12 @@ from provider_stage import (
     says,
 )
 from sgx_host_folder import write
-from software_qe import COMPILER, Stub, build_libraries, software_qe
+from software_qe import COMPILER, Stub, software_qe
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
 
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
 DATA = bytes(range(64))
-
-
-@pytest.fixture(scope="module")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_libraries(tmp_path_factory.mktemp("libraries"))
-
-
-@pytest.fixture
-def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
-    with tempfile.TemporaryDirectory() as folder:
-        monkeypatch.setenv("DCAP_STUB", folder)
-        yield Stub(Path(folder))
 
 
 @pytest.fixture
@@ -243,6 +230,17 @@ class TestMemory:
         assert self.ask(memory, request_, request_) == [200, 200]
         assert [known.answer for known in memory._known.values()] == [before]
 
+    def test_the_next_service_is_asked_where_the_first_gives_something_wrong(
+        self, world, service: PckService, request_
+    ) -> None:
+        with PckService(world, NOW) as first:
+            memory = PckMemory(ProviderServices((first.url, service.url), True).fetch)
+            for wrong in (refuses(503), says(honest_answer(SimulatedWorld.from_seed(b"\1" * 32, now=NOW), NOW))):
+                assert self.ask(memory, request_) == [200]
+                first.behaviour = wrong
+        assert self.ask(memory, request_) == [200]
+        assert len(service.asked) == 2
+
     def test_a_first_answer_of_another_pce_is_told_as_nonsense(self, world, service: PckService, request_) -> None:
         service.behaviour = says(honest_answer(world, NOW))
         memory = PckMemory(ProviderServices((service.url,), True).fetch)
@@ -307,6 +305,7 @@ class TestMemory:
             endpoint.close()
         text = repr(log).lower()
         assert "not fetched" in text
+        assert [one["qe_id"] for one in log if one["event"] == "platform.identity"] == ["00"]
         assert "a5a5a5" not in text
         assert urlsplit(endpoint.url).path.strip("/").lower() not in text
 

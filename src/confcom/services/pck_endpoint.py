@@ -25,7 +25,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ import structlog
 
 from confcom.collateral.pck_platform import require_same_platform
 from confcom.collateral.pcs_client import MAX_PCK_CERTIFICATE, HttpExchange, HttpLimits
-from confcom.errors import CollateralUnavailable, ConfcomError, FormatError
+from confcom.errors import CollateralError, CollateralUnavailable, ConfcomError, FormatError
 from confcom.formats.qcnl import MAX_QCNL, QcnlFile
 from confcom.pki.chain import verify_chain
 from confcom.pki.pem import parse_certificates
@@ -84,7 +84,8 @@ _SYSTEM_CAS = (
 """Where distributions keep what libcurl, and so the provider, trusts."""
 _EVENT = "pck.endpoint"
 
-Fetch = Callable[[PckCertRequest], PckCertificateAnswer]
+Fetch = Callable[[PckCertRequest, PckCertificateAnswer | None], PckCertificateAnswer]
+"""Asks for a certificate; the second argument is the one that is known already."""
 
 
 class UpstreamRefusal(CollateralUnavailable):
@@ -97,7 +98,7 @@ class UpstreamRefusal(CollateralUnavailable):
 
 @dataclass(frozen=True, slots=True)
 class ProviderServices:
-    """Whom the operator's configuration names, in the order in which they are asked, and how."""
+    """The services that the operator's configuration names, in the order in which they are asked, and how."""
 
     urls: tuple[str, ...]
     verify_tls: bool
@@ -117,17 +118,16 @@ class ProviderServices:
             _texts(options.get("headers")),
         )
 
-    def fetch(self, request: PckCertRequest) -> PckCertificateAnswer:
-        """The certificate from the first service that gives one; `UpstreamRefusal` with the last one's reason."""
+    def fetch(self, request: PckCertRequest, known: PckCertificateAnswer | None = None) -> PckCertificateAnswer:
+        """The certificate from the first service that gives a right one; `UpstreamRefusal` with the last's reason."""
         refusal = UpstreamRefusal(CollateralUnavailable("no service is configured"), NETWORK_ERROR)
         for url in self.urls:
             try:
-                return self._ask(url, request)
+                return check_certificate(request, self._ask(url, request), known)
             except UpstreamRefusal as error:
                 refusal = error
             except ConfcomError as error:
-                malformed = isinstance(error, FormatError)
-                refusal = UpstreamRefusal(error, NONSENSE if malformed else NETWORK_ERROR)
+                refusal = UpstreamRefusal(error, NETWORK_ERROR if isinstance(error, CollateralError) else NONSENSE)
         raise refusal
 
     def _ask(self, url: str, request: PckCertRequest) -> PckCertificateAnswer:
@@ -141,7 +141,7 @@ class ProviderServices:
         )
         query = [(name, value.hex().upper()) for name, value in zip(_NAMES, values, strict=True)]
         target = f"{url}pckcert?{urlencode([*query, *self.parameters])}"
-        # Made anew for each question, so that a renewed file of authorities counts.
+        # One for each question, so that a renewed file of authorities counts.
         exchange = HttpExchange(service=url, verify_tls=self._trusted(), limits=LIMITS, proxy=_proxy(url))
         http = HttpRequest("", url=target, headers=self.headers)
         response = exchange.ask_once(request, target, http, {}, MAX_PCK_CERTIFICATE)
@@ -189,7 +189,8 @@ class _Known:
     status: int = NETWORK_ERROR
     under_way: asyncio.Future[None] | None = None
     patience_until: float = 0.0
-    reason: str = field(default="", repr=False)
+    reason: str = ""
+    met: bool = False
 
 
 class PckMemory:
@@ -228,6 +229,8 @@ class PckMemory:
             known = self._known[key] = _Known()
             if len(self._known) > MAX_PLATFORMS:
                 self._known.popitem(last=False)
+        if not known.met:
+            known.met = True
             identity = {"qe_id": (key.qe_id or b"").hex(), "cpu_svn": key.cpu_svn.hex(), "pce_svn": key.pce_svn}
             structlog.get_logger().info("platform.identity", **identity, pce_id=key.pce_id.hex())
         return known
@@ -242,7 +245,7 @@ class PckMemory:
         def ask() -> None:
             outcome: PckCertificateAnswer | ConfcomError
             try:
-                outcome = check_certificate(request, self._fetch(request), known.answer)
+                outcome = self._fetch(request, known.answer)
             except ConfcomError as error:
                 outcome = error
             except Exception as error:  # noqa: BLE001 - a mistake of ours must not leave the library waiting
