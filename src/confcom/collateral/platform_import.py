@@ -25,7 +25,7 @@ from confcom.collateral.store_platforms import (
 from confcom.collateral.verified_document import verify_document
 from confcom.errors import ConfcomError
 from confcom.formats.tcb_info import SignedTcbInfo, TcbInfo
-from confcom.protocols.pcs import PckCertificateAnswer, PckCertRequest
+from confcom.protocols.pcs import PckCertRequest
 
 SOURCE = "platformcollateral"
 STEP = "pck-certificate"
@@ -130,11 +130,18 @@ class _Selection:
     def _best(self, raw: PlatformTcb, fmspc: bytes, new: dict[bytes, VerifiedPck]) -> VerifiedPck:
         if fmspc not in self._tcb_infos:
             self._tcb_infos[fmspc] = tcb_info_to_select_by(self._store, fmspc, self._now)
-        known = self._store.platforms.pck_certificates(raw.qe_id, raw.pce_id)
-        found: list[PckCertificateAnswer] = [verified.answer for verified in new.values()]
-        found += [answer for answer in known if answer.certificate not in new]
-        best = require_pck_certificate(found, cpu_svn=raw.cpu_svn, pce_svn=raw.pce_svn, tcb_info=self._tcb_infos[fmspc])
-        return new.get(best.certificate) or self._store.platforms.verify(best, raw.pce_id)
+        ppid = next(iter(new.values())).extension.ppid
+        found = dict(new)
+        for answer in self._store.platforms.pck_certificates(raw.qe_id, raw.pce_id):
+            if answer.certificate not in new:
+                known = self._store.platforms.verify(answer, raw.pce_id)
+                # What the machine had before its keys were made again is not for its present key.
+                if known.extension.ppid == ppid:
+                    found[answer.certificate] = known
+        answers = [verified.answer for verified in found.values()]
+        tcb_info = self._tcb_infos[fmspc]
+        best = require_pck_certificate(answers, cpu_svn=raw.cpu_svn, pce_svn=raw.pce_svn, tcb_info=tcb_info)
+        return found[best.certificate]
 
 
 def _keep(store: CollateralStore, batch: list[PlatformUpdate], taken: Taken, now: datetime) -> None:

@@ -190,6 +190,7 @@ def unfinished_store(path: Path) -> Iterator[Path]:
     If a store is at `path` by then, it stays, and the new one is dropped: `FileExistsError`. The lock on the file tells
     it from the leftover of a process that was killed.
     """
+    _remove_leftovers(path)
     with _making(path):
         descriptor, temporary = _locked_file(path)
     try:

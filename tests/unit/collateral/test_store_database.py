@@ -226,6 +226,7 @@ def test_a_killed_process_leaves_nothing_for_long(path, world):
     assert done.returncode == -signal.SIGKILL
     assert len(list(path.parent.iterdir())) == 1
     with unfinished_store(path) as mine:
+        assert [entry.name for entry in path.parent.iterdir()] == [mine.name]
         CollateralStore(path, roots=world.trust_roots).close()
         # The leftover is gone, the one that is being made is not.
         assert {entry.name for entry in path.parent.iterdir()} == {path.name, mine.name}
