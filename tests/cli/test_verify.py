@@ -140,8 +140,6 @@ def test_a_missing_piece_of_collateral_is_named(verify, folder: Path) -> None:
 def test_collateral_of_another_fmspc_says_both(verify, folder: Path, tmp_path: Path) -> None:
     world = SimulatedWorld.from_seed(b"seed of the cli tests", now=NOW)
     world.authority.add_tcb_info(bytes.fromhex("00aabbccddee"))
-    from confcom.collateral.bundle import save_bundle
-
     other = tmp_path / "other"
     save_bundle(world.authority.collateral(bytes.fromhex("00aabbccddee"), world.machine.pck_ca), other)
     outcome = verify(collateral=other)
@@ -248,11 +246,15 @@ def test_what_has_one_cause_is_one_problem(verify) -> None:
         ("qe_identity.json", "enclave identity", "--collateral"),
         ("token", "attestation token", "confcom inspect"),
         ("report", "SGX report (not a quote)", "confcom quote"),
+        ("sigstruct", "SIGSTRUCT", "confcom policy from"),
     ],
 )
 def test_what_is_something_else_is_named_with_what_to_run(verify, folder: Path, name: str, is_: str, run: str) -> None:
     (folder / "collateral" / "token").write_bytes(b"eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJub2JvZHkifQ.c2lnbmF0dXJl")
     (folder / "collateral" / "report").write_bytes(bytes(range(1, 217)) * 2)
+    header = bytes.fromhex("06000000e10000000000010000000000")
+    rest = bytes(8) + bytes.fromhex("01010000600000006000000001000000")
+    (folder / "collateral" / "sigstruct").write_bytes((header + rest).ljust(1808, b"\0"))
     outcome = verify("--json", evidence=folder / "collateral" / name)
     assert outcome.code == 3
     assert is_ in outcome.json["error"]["message"]
@@ -304,6 +306,54 @@ def test_nothing_judged_has_no_verdict(verify, folder: Path) -> None:
         assert said in outcome.json["error"]["message"]
     missing = verify("--json", evidence=folder / "nowhere.bin")
     assert (missing.code, missing.json["verdict"]) == (2, None)
+
+
+@pytest.fixture
+def pinned_td(folder: Path):
+    """A TD's quote (v5) in quote.bin, with the collateral that judges it; returns its body."""
+    world = SimulatedWorld.from_seed(b"seed of the cli tests", now=NOW)
+    body = td_report_1_5("td", bytes(64))
+    (folder / "quote.bin").write_bytes(world.platform.quote_td(body))
+    save_bundle(world.authority.collateral(world.machine.fmspc, world.machine.pck_ca, "tdx"), folder / "collateral")
+    return body.base
+
+
+def test_a_td_is_pinned_by_its_measurements(verify, folder: Path, pinned_td) -> None:
+    td, plain = pinned_td, verify()
+    assert plain.code == 0
+    assert "Pin it with --mr-td and --rtmr0 to --rtmr3" in plain.out
+    assert "enclave" not in plain.out
+    attributes = td.td_attributes.to_bytes(8, "little")
+    words = ["--mr-td", td.mr_td.hex(), "--td-attributes", f"{attributes.hex()}/{'ff' * 8}"]
+    for name in ("rtmr0", "rtmr1", "rtmr2", "rtmr3", "mr_seam", "mr_signer_seam", "mr_config_id", "mr_owner"):
+        words += [f"--{name.replace('_', '-')}", getattr(td, name).hex()]
+    words += ["--mr-owner-config", td.mr_owner_config.hex(), "--xfam", td.xfam.to_bytes(8, "little").hex()]
+    accepted = verify(*words)
+    assert accepted.code == 0
+    assert "Note" not in accepted.out
+    policy = folder / "td.toml"
+    policy.write_text(f'mr_td = ["{td.mr_td.hex()}"]\nrtmr1 = ["{"00" * 47}01"]\n')
+    refused = verify("--json", "--policy", policy)
+    assert refused.code == 5
+    assert [check["id"] for check in refused.json["checks"] if not check["ok"]] == ["rtmr1"]
+    assert verify("--policy", policy, "--rtmr1", td.rtmr1.hex()).code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "field"),
+    [
+        (("--mr-enclave", "ab" * 32), "MRENCLAVE"),
+        (("--mr-signer", "ab" * 32), "MRSIGNER"),
+        (("--isv-prod-id", 0), "ISVPRODID"),
+        (("--min-isv-svn", 0), "ISVSVN"),
+    ],
+)
+def test_expectations_of_an_enclave_refuse_a_td_and_name_its_own(verify, pinned_td, words, field: str) -> None:
+    del pinned_td
+    outcome = verify(*words)
+    assert outcome.code == 5
+    assert f"the quote of a TD, which has no {field}" in outcome.out
+    assert "MRTD" in outcome.out
 
 
 def test_expectations_of_a_td_refuse_an_enclave_and_name_its_own(verify) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.findings import Check, finding
@@ -21,6 +21,11 @@ from confcom.formats.arguments import checked_type
 from confcom.formats.tcb_info import TcbStatus
 
 FRESHNESS = "collateral-fresh"
+_STALE_ADVICE = StaleCollateralError.default_advice
+_OWN_ADVICE = (
+    "Let the platform fetch a new PCK certificate and make a new quote, or state the time to judge at with --at."
+)
+_EARLY_ADVICE = "Check the clock of this machine, or the time given with --at; newer collateral does not help."
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -89,20 +94,25 @@ def appraise(verified: VerifiedQuote, policy: Policy, *, grace: timedelta = time
 
 
 def _freshness(verified: VerifiedQuote, grace: timedelta) -> tuple[Check, ...]:
-    """One finding for all that has expired, one for all that is not valid yet: each has one cause."""
-    now = verified.verified_at
+    """One finding for each cause: collateral that expired, certificates of the quote that did, a clock that is slow."""
+    now, source = verified.verified_at, verified.collateral.source
     early = [window for window in verified.stale if now < window.not_before]
     expired = [window for window in verified.stale if window not in early]
-    expected = f"valid at {now:%Y-%m-%dT%H:%M:%SZ}"
+    theirs = [window for window in expired if window in verified.collateral.windows]
+    own = [window for window in expired if window not in theirs]
+    expected = f"valid at {_time(now)}"
     found: list[Check] = []
-    if expired:
-        forgiven = all(window.not_after is not None and now <= window.not_after + grace for window in expired)
-        ends = ", ".join(f"{window.what} at {window.not_after:%Y-%m-%dT%H:%M:%SZ}" for window in expired)
-        within = f", within the grace of {grace.days} days" if forgiven else ""
-        advice = StaleCollateralError.default_advice
-        found.append(finding(FRESHNESS, forgiven, expected, f"expired: {ends}{within}", advice))
+    for windows, where, advice in ((theirs, f"from {source}", _STALE_ADVICE), (own, "in the quote", _OWN_ADVICE)):
+        if windows:
+            forgiven = all(window.not_after is not None and now <= window.not_after + grace for window in windows)
+            ends = ", ".join(f"{window.what} at {_time(window.not_after)}" for window in windows)
+            within = f", within the grace of {grace.days} days" if forgiven else ""
+            found.append(finding(FRESHNESS, forgiven, expected, f"expired: {ends}, {where}{within}", advice))
     if early:
-        starts = ", ".join(f"{window.what} from {window.not_before:%Y-%m-%dT%H:%M:%SZ}" for window in early)
-        advice = "Check the clock of this machine, or the time given with --at; newer collateral does not help."
-        found.append(Check(FRESHNESS, ok=False, expected=expected, found=f"not valid yet: {starts}", advice=advice))
+        starts = ", ".join(f"{window.what} from {_time(window.not_before)}" for window in early)
+        found.append(finding(FRESHNESS, False, expected, f"not valid yet: {starts}", _EARLY_ADVICE))
     return tuple(found) or (Check(FRESHNESS, ok=True, expected="valid now", found="valid"),)
+
+
+def _time(time: datetime | None) -> str:
+    return f"{time:%Y-%m-%dT%H:%M:%SZ}"

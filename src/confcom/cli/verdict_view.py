@@ -14,6 +14,7 @@ from confcom.appraisal.result import AttestationResult, timestamp
 from confcom.appraisal.tcb import TcbEvaluation
 from confcom.appraisal.verdict import Verdict
 from confcom.cli.printable import printable
+from confcom.errors import FormatError
 from confcom.formats.quote_section import TeeType
 from confcom.formats.sgx import ReportBody
 from confcom.formats.tdx import TdReportBody10, td_base
@@ -37,7 +38,9 @@ def show(result: AttestationResult, now: datetime, *, identity_expected: bool) -
     """Print a result."""
     console = Console(highlight=False, soft_wrap=True)
     word, style = _HEADLINES[result.verdict]
-    console.print(Text.assemble((word, style), f"  {_MEANING[result.verdict]}"))
+    malformed = isinstance(result.error, FormatError)
+    meaning = "this is nothing that can be verified as evidence" if malformed else _MEANING[result.verdict]
+    console.print(Text.assemble((word, style), f"  {meaning}"))
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")

@@ -150,6 +150,17 @@ def test_stale_collateral_leaves_it_undecided_even_when_all_else_holds(verify) -
         appraisal.require()
 
 
+def test_what_expired_in_the_quote_is_told_from_what_expired_of_the_collateral(verify) -> None:
+    appraisal = appraise(verify(days=20_000), safe_defaults(accept_simulated=True))
+    collateral, own = [check for check in appraisal.findings if check.id == "collateral-fresh"]
+    assert "TCB info at" in collateral.found
+    assert "collateral fetch" in collateral.advice
+    assert "PCK Certificate at" in own.found
+    assert "TCB" not in own.found
+    assert "PCK certificate" in own.advice
+    assert "collateral" not in own.advice
+
+
 def test_require_raises_what_was_found(verify) -> None:
     with pytest.raises(PolicyError, match="mr-signer"):
         appraise(verify(), AllOf(MrSigner((bytes(32),)))).require()

@@ -106,12 +106,14 @@ def other_than_evidence(data: bytes) -> FormatError | None:
     """The error for an input that is something else than evidence; None for evidence and for what is not known."""
     try:
         found = inspect(data)
+        kind, title = found.kind, found.title
     except ConfcomError:
+        # A SIGSTRUCT is one also when its signature is wrong.
+        kind, title = ("signed-enclave", "SIGSTRUCT of an enclave") if is_sigstruct(data) else ("", "")
+    if kind not in _INSTEAD:
         return None
-    if found.kind not in _INSTEAD:
-        return None
-    message = f"this is no quote and no evidence, but: {found.title}"
-    return FormatError(message, structure="Evidence", field="", offset=0, advice=_INSTEAD[found.kind])
+    message = f"this is no quote and no evidence, but: {title}"
+    return FormatError(message, structure="Evidence", field="", offset=0, advice=_INSTEAD[kind])
 
 
 def _refusal(message: str) -> FormatError:
