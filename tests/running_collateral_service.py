@@ -66,7 +66,7 @@ class RecordedUpstream(SimulatedUpstream):
 
     def _visit(self, what: object) -> None:
         self.asked.append(what)
-        assert self.gate.wait(20)
+        assert self.gate.wait(120)
         if self.down or what in self.unreachable:
             raise CollateralUnavailable("the upstream of this test is down")
 
@@ -133,14 +133,14 @@ class RunningService:
 
     def start(self) -> None:
         self._thread.start()
-        assert self._ready.wait(20), "the service did not get ready"
+        assert self._ready.wait(120), "the service did not get ready"
         if self._failure is not None:
             raise self._failure
 
     def stop(self) -> None:
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
-            self._thread.join(20)
+            self._thread.join(120)
         assert not self._thread.is_alive(), "the service did not stop"
 
     @property
@@ -162,7 +162,7 @@ class RunningService:
         connection = (
             http.client.HTTPConnection(*self.address, timeout=20, source_address=own)
             if self.tls is None
-            else http.client.HTTPSConnection(*self.address, timeout=20, context=self.tls)
+            else http.client.HTTPSConnection(*self.address, timeout=120, context=self.tls)
         )
         try:
             content = json.dumps(body) if body is not None and not isinstance(body, bytes) else body
@@ -175,7 +175,7 @@ class RunningService:
     def metric(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(f"confcom_collateral_service_{name}", labels) or 0.0
 
-    def wait_until(self, true: Callable[[], bool], seconds: float = 10.0) -> None:
+    def wait_until(self, true: Callable[[], bool], seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds
         while not true():
             assert time.monotonic() < deadline, "it did not come to that"

@@ -10,7 +10,8 @@ from pathlib import Path
 from confcom.collateral.documents import Document, DocumentKey
 from confcom.errors import CollateralNotFound
 from confcom.pki.roots import TrustRoots
-from confcom.protocols.pcs import PckCertificateAnswer, PckCertRequest
+from confcom.protocols.pcs import PckCertificateAnswer, PckCertRequest, PckCertsRequest
+from confcom.protocols.pcs_answers import PckCertificateEntry
 from confcom.simulator.certificates import pem
 from confcom.simulator.qe3 import QuotingEnclave
 from confcom.simulator.world import SimulatedWorld
@@ -59,6 +60,12 @@ class SimulatedUpstream:
             tcbm = machine.tcb.cpu_svn + machine.tcb.pce_svn.to_bytes(2, "little")
             issuers = authority.ca_chain(machine.pck_ca)
             return PckCertificateAnswer(leaf, issuers, tcbm, machine.fmspc, machine.pck_ca.value)
+
+    def fetch_pck_certificates(self, request: PckCertsRequest) -> tuple[tuple[PckCertificateEntry, ...], bytes]:
+        """The certificates of the machine that has this QE_ID (one, at its present TCB), and their issuer chain."""
+        tcb = self._world.machine.tcb
+        answer = self.fetch_pck_certificate(PckCertRequest(tcb.cpu_svn, tcb.pce_svn, request.pce_id, request.qe_id))
+        return (PckCertificateEntry(answer.tcbm, answer.certificate),), answer.issuer_chain
 
     def _require_machine(self, request: PckCertRequest, qe_id: bytes) -> None:
         machine = self._world.machine
