@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import ssl
 import time
+from asyncio.sslproto import SSLProtocol
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -239,3 +241,34 @@ def test_an_address_counts_as_one_whichever_way_it_is_written() -> None:
     assert _client_key(("::ffff:10.0.0.1", 1, 0, 0)) == _client_key(("10.0.0.1", 2))
     assert _client_key(("2001:db8::1", 1, 0, 0)) == _client_key(("2001:db8::ffff", 2, 0, 0))
     assert _client_key(("2001:db8:0:1::1", 1, 0, 0)) != _client_key(("2001:db8::1", 1, 0, 0))
+
+
+async def test_connections_that_ended_are_freed_at_once() -> None:
+    """Each has 300 KiB for TLS: a flood of them must not wait for a garbage collection."""
+    now = datetime.fromtimestamp(time.time(), UTC)
+    authority, pair = make_serving_pair(("127.0.0.1",), now=now, lifetime=timedelta(days=1), common_name="test")
+    trusting = ssl.create_default_context(cadata=authority.decode())
+    gc.collect()
+    gc.disable()
+    try:
+        before = tls_connections()
+        async with running(tls=HeldTls(pair.certificate, pair.key), max_connections=4, head_timeout=HANG) as server:
+            for _ in range(50):
+                server.connect()  # never a handshake
+                await asyncio.sleep(0.001)
+            for size in (0, 5, 10_000_000) * 5:
+                with socket.create_connection(("127.0.0.1", server.port)) as plain:
+                    client = await asyncio.to_thread(trusting.wrap_socket, plain, server_hostname="127.0.0.1")
+                    if size:
+                        client.sendall(GET % size)
+                        await asyncio.to_thread(client.recv, 100)
+                    client.close()
+            async with asyncio.timeout(HANG):
+                while tls_connections() - before > 4:
+                    await asyncio.sleep(0.05)
+    finally:
+        gc.enable()
+
+
+def tls_connections() -> int:
+    return sum(isinstance(found, SSLProtocol) for found in gc.get_objects())

@@ -75,7 +75,7 @@ def _pod(config: AddonConfig) -> Object:
                     {"name": "https", "containerPort": HTTPS_PORT, "protocol": "TCP"},
                     {"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"},
                 ],
-                resources=resources("50m", "96Mi", "256Mi"),
+                resources=resources("50m", "96Mi", "384Mi"),
                 securityContext=confined(),
                 volumeMounts=[mount("tmp", TMP)],
                 **http_probes("http"),

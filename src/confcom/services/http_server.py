@@ -268,10 +268,14 @@ class _Connection:
     def abort(self) -> None:
         """End the connection now. An application that still works for it notices when it reads or writes."""
         self._server.forget(self)
-        if self._writer is None and self.task is not None:
-            self.task.cancel()
-        elif self._writer is not None:
+        if self._writer is not None:
             self._writer.transport.abort()
+        elif self._opened:
+            # Not by cancelling: asyncio would go on with a handshake that has not begun, for nobody.
+            with contextlib.suppress(OSError):
+                self._accepted.shutdown(socket.SHUT_RDWR)
+        elif self.task is not None:
+            self.task.cancel()
 
     async def run(self) -> None:
         """Serve the connection until it ends."""
@@ -286,6 +290,8 @@ class _Connection:
     def finish(self, _task: asyncio.Task[None]) -> None:
         """Free what the connection holds, whatever ended it."""
         self._server.ended(self)
+        if (error := self._reader.exception()) is not None:
+            error.__traceback__ = None  # its frames hold this connection, which holds the reader
         if self._writer is not None:
             self._writer.transport.abort()
         elif not self._opened:
@@ -296,13 +302,18 @@ class _Connection:
         protocol = asyncio.StreamReaderProtocol(self._reader, loop=loop)
         encrypted = self._server.tls is not None
         self._opened = True
-        transport, _ = await loop.connect_accepted_socket(
-            lambda: protocol,
-            self._accepted,
-            ssl=self._server.tls,
-            ssl_handshake_timeout=self._limits.head_timeout if encrypted else None,
-            ssl_shutdown_timeout=LINGER if encrypted else None,
-        )
+        try:
+            transport, _ = await loop.connect_accepted_socket(
+                lambda: protocol,
+                self._accepted,
+                ssl=self._server.tls,
+                ssl_handshake_timeout=self._limits.head_timeout if encrypted else None,
+                ssl_shutdown_timeout=LINGER if encrypted else None,
+            )
+        except OSError as error:
+            # The error, asyncio's frame in its traceback and the future there hold each other, and with them the
+            # 300 KiB of a TLS connection, which only a full garbage collection would free.
+            raise error.with_traceback(None) from None
         transport.set_write_buffer_limits(high=0)
         self._writer = asyncio.StreamWriter(transport, protocol, self._reader, loop)
 
