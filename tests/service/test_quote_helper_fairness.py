@@ -195,16 +195,20 @@ for _ in range(int(sys.argv[3])):
 """
 
 
+@pytest.mark.parametrize("files", [4096, 160])
 @pytest.mark.parametrize("part", [b"", QUOTE[:100]], ids=["empty", "part of a request"])
 def test_a_pod_that_floods_is_named_and_closed_unread_and_others_are_answered(
-    tmp_path: Path, path: Path, host: Path, part: bytes
+    tmp_path: Path, path: Path, host: Path, part: bytes, files: int
 ) -> None:
     """Connections that come to nothing count against their pod, and the helper stays ready."""
     path.parent.mkdir()
     machine = make_machine(tmp_path)
     frame, quote = quote_request(machine)
     page = f"unix:{tmp_path / 'http'}"
-    helper = HelperProcess(path, machine, "--http", page, settings=f'host_root = "{host}"').ready()
+    helper = HelperProcess(
+        path, machine, "--http", page, settings=f'host_root = "{host}"',
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files)),
+    ).ready()  # fmt: skip
     try:
         flood = subprocess.Popen(
             [sys.executable, "-c", FLOOD, str(path), part.hex(), str(4 * FUTILE)], stdin=subprocess.PIPE, text=True

@@ -68,9 +68,8 @@ class AesmFront:
         self._loop = asyncio.get_running_loop()
         self._now = self._loop.time
         self._reader = RequestReader(config.max_request)
-        descriptors = available_descriptors() - config.fd_reserve
-        self._limit = max(1, min(config.max_connections, descriptors))
-        self._most_unread = max(0, min(MAX_UNREAD, descriptors - self._limit))
+        self._descriptors = available_descriptors() - config.fd_reserve
+        self._limit = max(1, min(config.max_connections, self._descriptors))
         self._acceptor = Acceptor(self._welcome, self._turn, self._give_back, backlog=config.backlog)
         self._ticks: asyncio.TimerHandle | None = None
         self._quoting: Quoting | None = None
@@ -169,9 +168,11 @@ class AesmFront:
             peer.turned_away += 1
             # Closed at once, it would come back at once.
             self._unread.append((now, client))
-            if len(self._unread) > self._most_unread:
+            if len(self._unread) > MAX_UNREAD or 2 * len(self._unread) > self._descriptors:
                 self._unread.popleft()[1].close()
             return
+        if self._unread and self.open + len(self._unread) >= self._descriptors:
+            self._unread.popleft()[1].close()
         if self.open >= self._limit:
             self._make_room(1)
         conversation = Conversation(client, peer, credentials, self._reader, now)
