@@ -31,7 +31,7 @@ from confcom.services.aesm_broker import AesmBroker, Answer
 from confcom.services.aesm_conversation import Conversation, Observer, RequestEvent
 from confcom.services.fair_queue import FairQueue
 from confcom.services.file_descriptors import available_descriptors
-from confcom.services.peers import Peer, Peers
+from confcom.services.peers import MAX_REMEMBERED, Peer, Peers
 from confcom.services.pending_request import PendingRequest
 from confcom.services.quote_helper_config import QuoteHelperConfig
 from confcom.services.quoting import Quoting
@@ -68,7 +68,9 @@ class AesmFront:
         self._loop = asyncio.get_running_loop()
         self._now = self._loop.time
         self._reader = RequestReader(config.max_request)
-        self._descriptors = available_descriptors() - config.fd_reserve
+        available = available_descriptors() - config.fd_reserve
+        remembered = max(1, min(MAX_REMEMBERED, available // 8))
+        self._descriptors = available - remembered
         self._limit = max(1, min(config.max_connections, self._descriptors))
         self._acceptor = Acceptor(self._welcome, self._turn, self._give_back, backlog=config.backlog)
         self._ticks: asyncio.TimerHandle | None = None
@@ -80,6 +82,7 @@ class AesmFront:
             rate=config.peer_rate,
             burst=config.peer_burst,
             monotonic=self._loop.time,
+            remembered=remembered,
         )
         self.queue: FairQueue[PendingRequest] = FairQueue()
         # Those whose request has not arrived, in the order in which they came; of these, those that are to be read now,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 REMEMBER = 2.0
 """Seconds for which a process id means the same pod, where the kernel does not say that the process has ended."""
 MAX_REMEMBERED = 128
-"""Processes that are remembered; each takes a file descriptor."""
+"""Processes that are remembered at most; each takes a file descriptor."""
 FUTILE = 1024
 """Connections without an answer that a peer may make at once; further ones are closed unread."""
 FUTILE_RATE = 200.0
@@ -73,13 +73,21 @@ class Peers:
     """
 
     def __init__(
-        self, host: Path, *, max_connections: int, rate: float, burst: int, monotonic: Callable[[], float]
+        self,
+        host: Path,
+        *,
+        max_connections: int,
+        rate: float,
+        burst: int,
+        monotonic: Callable[[], float],
+        remembered: int = MAX_REMEMBERED,
     ) -> None:
         self._host = host
         self._max_connections = max_connections
         self._rate = rate
         self._burst = float(burst)
         self._monotonic = monotonic
+        self._remembered = remembered
         self._own_pid = os.getpid()
         self._peers: dict[str, Peer] = {}
         self._processes: dict[bytes, _Process] = {}
@@ -165,7 +173,7 @@ class Peers:
     def _look_up(self, client: _socket.socket, credentials: bytes, now: float) -> _Process:
         pid, uid, _ = UCRED.unpack(credentials)
         self._forget(credentials)
-        if len(self._processes) >= MAX_REMEMBERED:
+        if len(self._processes) >= self._remembered:
             self._forget(next(iter(self._processes)))
         if pid <= 0 or pid == self._own_pid:  # a process of another namespace is 0
             name = f"uid {uid}" if pid <= 0 else OURSELVES

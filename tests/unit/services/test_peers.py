@@ -183,19 +183,18 @@ def test_a_process_id_means_the_same_pod_only_as_long_as_the_process_runs(
     assert peers.of(clients[2], clock.now)[0].name == GONE
 
 
-def test_remembered_processes_do_not_use_up_the_descriptors(
-    door: Door, peers: Peers, clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("confcom.services.peers.MAX_REMEMBERED", 2)
-    before = open_files()
+def test_remembered_processes_do_not_use_up_the_descriptors(tmp_path: Path, door: Door, clock: Clock) -> None:
+    peers = Peers(tmp_path, max_connections=2, rate=0, burst=3, monotonic=clock, remembered=2)
     clients = []
     for _ in range(5):
         door.process()
         clients.append(door.accept())
-        peers.of(clients[-1], clock.now)
+    before = open_files()
+    for client in clients:
+        peers.of(client, clock.now)
 
-    pipes = 2 * len(door.processes)
-    assert open_files() - before - len(clients) - pipes <= 2
+    assert open_files() - before <= 2
+    peers.close()
 
 
 def open_files() -> int:
