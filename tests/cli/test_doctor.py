@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -149,10 +150,18 @@ class TestSimulated:
         assert report("--host", host, "--role", "quote-helper", **setting)[1]["simulated"]
 
     @pytest.mark.parametrize(
-        ("content", "said"), [(None, "No such file"), ("{}", "no machine file"), ("\0" * 99999, "no machine file")]
+        ("content", "said"),
+        [
+            (None, "No such file"),
+            ("{}", "no machine file"),
+            ("\0" * 99999, "no machine file"),
+            ("pipe", "no machine file"),
+        ],
     )
     def test_a_machine_that_is_none(self, report: Report, tmp_path: Path, content: str | None, said: str) -> None:
-        if content is not None:
+        if content == "pipe":
+            os.mkfifo(tmp_path / "m")
+        elif content is not None:
             (tmp_path / "m").write_text(content)
         code, told = report("--simulated-machine", tmp_path / "m")
         assert code == ExitCode.PLATFORM

@@ -84,13 +84,16 @@ class Host:
 
     def why_unreadable(self, path: str) -> str:
         """Why a file cannot be read, in the system's words; empty if it can."""
-        true = self.resolve(path)
         try:
-            with (self._inside(path) if true is None else self._inside(true)).open("rb", 0) as file:
-                os.set_blocking(file.fileno(), False)
-                file.read(1)
+            descriptor = os.open(self._inside(self.resolve(path) or path), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             return error.strerror or str(error)
+        try:
+            os.read(descriptor, 1)
+        except OSError as error:
+            return error.strerror or str(error)
+        finally:
+            os.close(descriptor)
         return ""
 
     def kind(self, path: str) -> str:

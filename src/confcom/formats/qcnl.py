@@ -43,7 +43,14 @@ _NOT_NEWLINE = re.compile(r"[^\n]")
 
 def type_name(value: object) -> str:
     """The type of a value in the words of JSON."""
-    names = {str: "text", bool: "true or false", int: "a number", float: "a number", dict: "an object", list: "a list"}
+    names = {
+        str: "text",
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number with a fraction",
+        dict: "an object",
+        list: "a list",
+    }
     return names.get(type(value), "null")
 
 
@@ -159,6 +166,8 @@ class _Reader:
         line, column = before.count("\n") + 1, self._at - (before.rfind("\n") + 1) + 1
         found = self._text[self._at : self._at + 1]
         words = {"": "the end", "\0": "a NUL byte", "\n": "the end of the line"}.get(found, repr(found))
+        if "\udc80" <= found <= "\udcff":
+            words = f"byte 0x{ord(found) & 0xFF:02x}, which is no UTF-8"
         raise FormatError(
             f"line {line}, column {column}: expected {expected}, found {words}",
             structure=STRUCTURE,

@@ -170,7 +170,12 @@ def _settings(subject: Subject) -> Finding:
         advice = "Correct the JSON at that place: the library reads nothing of the file as it is."
         return Finding("qpl.settings", Level.PROBLEM, f"{path}: {error.message}", advice)
     remarks = list(_remarks(subject, file))
-    found = "; ".join((f"{path}: pccs_url {file.value('pccs_url') or 'is not set'}", *(text for _, text, _ in remarks)))
+    said = [text for _, text, _ in remarks]
+    if file.value("pccs_url"):
+        said.insert(0, f"pccs_url {file.value('pccs_url')}")
+    elif not any(setting.key == "pccs_url" for setting in file.settings):
+        said.insert(0, "pccs_url is not set")
+    found = f"{path}: {'; '.join(said)}"
     advice = " ".join(dict.fromkeys(advice for _, _, advice in remarks))
     return Finding("qpl.settings", worst(level for level, _, _ in remarks), found, advice)
 

@@ -48,6 +48,7 @@ SECOND_COMMA = b"""{
         (b'{"a": "x\0y"}', 8, "found a NUL byte"),
         (b'{"a": 1,\0"b": 2}', 8, "found a NUL byte"),
         (b"[]", 0, "expected an object in braces, found '['"),
+        (b"\xff\xfe{\0", 0, "found byte 0xff, which is no UTF-8"),
         (b"", 0, "expected an object in braces, found the end"),
         (b"PCCS_URL=https://localhost:8081", 0, "found 'P'"),
         (b'{"a": NaN}', 6, "expected a value"),

@@ -112,6 +112,7 @@ def test_settings_elsewhere(host: Path) -> None:
         ('{"pccs_url": ["https://u/"], "retry_times": 0}', Level.PROBLEM, 'line 1: pccs_url is a list (["https://u/"])'),
         ('{"retry_times": 1,\n"pccs_url": "https://u/",\n"retry_times": 0}', Level.WARNING,
          "line 3: retry_times is on line 1 too, and that one counts"),
+        ('{"pccs_url": "https://u/", "retry_times": 1.5}', Level.WARNING, "is a number with a fraction (1.5)"),
         ('{"retry_times": 1, "PCCS_URL": "https://u/"}', Level.PROBLEM, "line 1: 'PCCS_URL' is passed over"),
         ('{"retry_times": 1, "pccs_url": "pccs.example:8081/sgx/certification/v4/"}', Level.PROBLEM, "no https://HOST"),
         ('{"retry_times": 1, "pccs_url": "https://pccs.example:8081/sgx/certification/v4"}', Level.PROBLEM, "slash"),
