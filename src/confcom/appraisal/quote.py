@@ -245,7 +245,7 @@ class QuoteVerifier:
 
     def _platform(self, chain_pem: bytes, collateral: Collateral, tee: TeeType) -> _Platform:
         rest = collateral.digest(), tee.name.encode()
-        wrapping = digest_of((chain_pem, *rest))
+        wrapping = sha256(b"".join((*rest, chain_pem))).digest()
         known = self._platforms.get_wrapped(wrapping)
         if known is not None:
             return known

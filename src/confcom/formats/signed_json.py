@@ -96,10 +96,11 @@ class _Ambiguous(Exception):
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len({key.lower() for key, _ in pairs}) != len(pairs):
+    found = dict(pairs)
+    if len(pairs) > 1 and len(set(map(str.lower, found))) != len(pairs):
         (twice, _), *_ = Counter(key.lower() for key, _ in pairs).most_common(1)
         raise _Ambiguous("stands twice in one object", next(key for key, _ in pairs if key.lower() == twice)[:100])
-    return dict(pairs)
+    return found
 
 
 def _integer(text: str) -> int:
