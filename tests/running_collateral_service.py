@@ -160,7 +160,7 @@ class RunningService:
         """The answer to one request; `source` is the loopback address that it comes from."""
         own = None if source is None else (source, 0)
         connection = (
-            http.client.HTTPConnection(*self.address, timeout=20, source_address=own)
+            http.client.HTTPConnection(*self.address, timeout=120, source_address=own)
             if self.tls is None
             else http.client.HTTPSConnection(*self.address, timeout=120, context=self.tls)
         )
