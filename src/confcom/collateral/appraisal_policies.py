@@ -1,7 +1,7 @@
 """Appraisal policies that a caching service keeps for Intel's appraisal library, one default per FMSPC.
 
-A policy is a JWT whose payload has the text `policy_payload`: JSON with a `policy_array`, one entry of which names the
-class of platforms that it is for. Who signed it is the appraisal library's to check: the service keeps it as it came.
+A policy is a JWT. Its payload has the text `policy_payload`: JSON with a `policy_array`, one entry of which names the
+class of platforms. The signature is the appraisal library's to check: the service keeps the bytes as they came.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ class PckClaims:
 
     @staticmethod
     def _first_processor(connection: sqlite3.Connection, platform: PlatformTcb, caller: str) -> str:
-        """Of two processors behind one address the one that came first: only then could nobody know the QE_ID yet."""
+        """Of two processors behind one address the first: a QE_ID becomes known by the quotes of its own machine."""
         row = connection.execute(
             "SELECT processor FROM pck_claims WHERE qe_id = ? AND pce_id = ? AND caller = ? "
             "ORDER BY first_seen, rowid LIMIT 1",

@@ -47,7 +47,7 @@ def require_raw_tcb(found: PckCertificateAnswer, *, cpu_svn: bytes, pce_svn: int
 
 
 def require_stated(answer: PckCertificateAnswer, found: PckCertificateAnswer) -> None:
-    """Refuse an answer whose headers say otherwise than its certificate, whose values `found` has: `MismatchError`."""
+    """Refuse an answer that states other values than its certificate has (`found`): `MismatchError`."""
     for name, stated, own in (
         ("TCBm", answer.tcbm, found.tcbm),
         ("FMSPC", answer.fmspc, found.fmspc),

@@ -173,7 +173,7 @@ class CollateralCache:
     async def document(self, key: DocumentKey, *, caller: str | None = None) -> Served:
         """A document: from the store while it is fresh, else from upstream, else a stale one from the store.
 
-        `caller` is the address that asks without a token, None where somebody with one does.
+        `caller` is the address that asks without a token, None for a request with a token and for a refresh.
         """
         now = self.clock()
         stored = await self.read(lambda: self.stored(key, now))

@@ -108,7 +108,7 @@ class PckCertificates:
         """The request with the encrypted PPID or manifest that the platform was registered with.
 
         A caller without a token cannot replace these; of a platform that is not registered it may give its own, once.
-        The second value says that it is the caller alone who says whose encrypted PPID it is.
+        The second value says that the encrypted PPID is the caller's claim alone.
         """
         given = request.encrypted_ppid is not None or request.platform_manifest is not None
         if given and caller is None:
