@@ -209,6 +209,34 @@ def test_a_claim_is_asked_for_again_after_a_day(store, world) -> None:
     assert [item.encrypted_ppid for item in upstream.asked[asked:] if hasattr(item, "cpu_svn")] == [ppid(VICTIM)]
 
 
+class CachingUpstream(IntelLikeUpstream):
+    """A caching service that takes an encrypted PPID's word for a QE_ID and repeats it to who sends none."""
+
+    bound: PckCertificateAnswer | None = None
+
+    def fetch_pck_certificate(self, request: Any) -> PckCertificateAnswer:
+        if request.encrypted_ppid is not None:
+            answer = super().fetch_pck_certificate(request)
+            self.bound = self.bound or answer
+            return answer
+        self._visit(request)
+        if self.bound is None:
+            raise CollateralNotFound("no such platform")
+        return self.bound
+
+
+def test_what_upstream_says_of_a_qe_id_alone_binds_it_for_no_other_address(store, world) -> None:
+    with serving(store, CachingUpstream(world, Clock(NOW)), world) as service:
+        ask = Asking(service, world)
+        ask(ppid(ATTACKER), source=ELSEWHERE)
+        repeated = ask(source=THIRD)
+        victim, without = ask(ppid(VICTIM)), ask()
+
+    assert is_of(repeated, world, ATTACKER)
+    assert is_of(victim, world, VICTIM)
+    assert is_of(without, world, VICTIM)
+
+
 class Wrong(IntelLikeUpstream):
     """Gives certificates that do not fit what was asked."""
 

@@ -331,8 +331,8 @@ def test_nobody_can_put_his_certificate_in_another_platforms_place(
         attack = service.ask(pck_path(world, cpu_svn=raw, more=ppid))
         after = service.ask(pck_path(world, cpu_svn=raw))
 
-    assert attack.status == 460
-    assert "another processor" in attack.json["message"]
+    assert (own.status, attack.status) == (200, 200)
+    assert attack.body != own.body
     assert after.body == own.body
 
 
@@ -674,7 +674,7 @@ def test_platforms_can_be_removed(service: RunningService, store: Path, world: S
 def test_platforms_that_have_not_asked_for_long_can_be_removed(
     service: RunningService, store: Path, world: SimulatedWorld, clock: Clock, upstream: RecordedUpstream
 ) -> None:
-    service.ask(pck_path(world))
+    service.ask(f"{V4}/platforms", method="POST", headers={"user-token": USER}, body=registration(world))
     clock.now += timedelta(days=40)
     register_many(store, world, 1)  # seen at NOW
     service.ask(f"{V4}/refresh?type=certs", method="POST", headers={"admin-token": ADMIN})  # no sighting
@@ -900,8 +900,9 @@ def test_refresh_goes_on_past_what_fails(service: RunningService, upstream: Reco
 def test_refreshing_certificates_goes_on_past_a_failing_platform(
     service: RunningService, upstream: RecordedUpstream, world: SimulatedWorld
 ) -> None:
-    for cpu_svn in (None, b"\xff" * 16):
-        assert service.ask(pck_path(world, cpu_svn=cpu_svn)).status == 200
+    registered = service.ask(f"{V4}/platforms", method="POST", headers={"user-token": USER}, body=registration(world))
+    assert registered.status == 200
+    assert service.ask(pck_path(world, cpu_svn=b"\xff" * 16)).status == 200
     failing = next(item for item in upstream.asked if getattr(item, "cpu_svn", b"") == world.machine.tcb.cpu_svn)
     upstream.unreachable = {failing}
     reply = service.ask(f"{V4}/refresh?type=certs&fmspc={FMSPC}", headers={"admin-token": ADMIN})

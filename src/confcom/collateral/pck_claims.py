@@ -28,10 +28,10 @@ _FROM = f"SELECT {_COLUMNS} FROM pck_claims k JOIN chains h ON h.id = k.chain"  
 
 @dataclass(frozen=True, slots=True)
 class PckClaim:
-    """A certificate, the encrypted PPID (384 bytes) that it was asked with, and when it was asked for last."""
+    """A certificate, the encrypted PPID (384 bytes) that it was asked with, if any, and when it was asked for last."""
 
     answer: PckCertificateAnswer
-    encrypted_ppid: bytes
+    encrypted_ppid: bytes | None
     last_seen: datetime
     processor: str
 
@@ -44,7 +44,13 @@ class PckClaims:
         self._roots = roots
 
     def put(
-        self, caller: str, platform: PlatformTcb, encrypted_ppid: bytes, verified: VerifiedPck, *, seen: datetime
+        self,
+        caller: str,
+        platform: PlatformTcb,
+        encrypted_ppid: bytes | None,
+        verified: VerifiedPck,
+        *,
+        seen: datetime,
     ) -> None:
         """Keep what an address asked for; it replaces what the same address claimed of the same processor."""
         answer, now = verified.answer, seconds(seen)
@@ -52,9 +58,9 @@ class PckClaims:
             chain = keep_chain(connection, answer.issuer_chain)
             row = connection.execute(
                 "INSERT INTO pck_claims VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
-                "encrypted_ppid = excluded.encrypted_ppid, tcbm = excluded.tcbm, root = excluded.root, "
-                "certificate = excluded.certificate, chain = excluded.chain, fmspc = excluded.fmspc, "
-                "ca = excluded.ca, last_seen = excluded.last_seen",
+                "encrypted_ppid = coalesce(excluded.encrypted_ppid, encrypted_ppid), tcbm = excluded.tcbm, "
+                "root = excluded.root, certificate = excluded.certificate, chain = excluded.chain, "
+                "fmspc = excluded.fmspc, ca = excluded.ca, last_seen = excluded.last_seen",
                 (
                     *_key(platform),
                     caller,
@@ -87,7 +93,7 @@ class PckClaims:
     def ppid_of_caller(self, caller: str, platform: PlatformTcb) -> bytes | None:
         """The encrypted PPID that an address gave last for a QE_ID, of its first processor."""
         claims = self._of_platform(platform, caller)
-        return next((claim.encrypted_ppid for claim in claims), None)
+        return next((claim.encrypted_ppid for claim in claims if claim.encrypted_ppid is not None), None)
 
     def certificates(self, caller: str, platform: PlatformTcb) -> tuple[PckCertificateAnswer, ...]:
         """The certificates claimed by an address for a QE_ID; of all addresses if it has none and they are at one."""
@@ -119,7 +125,9 @@ class PckClaims:
         ).fetchone()
         return "" if row is None else str(row[0])
 
-    def _claims(self, rows: Iterable[tuple[bytes, int, str, bytes, bytes, bytes, str, str, bytes]]) -> list[PckClaim]:
+    def _claims(
+        self, rows: Iterable[tuple[bytes | None, int, str, bytes, bytes, bytes, str, str, bytes]]
+    ) -> list[PckClaim]:
         return [
             PckClaim(
                 PckCertificateAnswer(

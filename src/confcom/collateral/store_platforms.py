@@ -322,6 +322,8 @@ def _remove(connection: sqlite3.Connection, qe_id: str, pce_id: str) -> None:
     own = (qe_id, pce_id)
     rows = connection.execute("SELECT certificate FROM pck_certificates WHERE qe_id = ? AND pce_id = ?", own)
     ids = {_id_of(certificate) for (certificate,) in rows.fetchall()}
+    claimed = connection.execute("SELECT DISTINCT processor FROM pck_claims WHERE qe_id = ? AND pce_id = ?", own)
+    ids |= {processor for (processor,) in claimed.fetchall()}
     for table in ("platform_tcbs", "pck_certificates", "registrations", "pck_claims"):
         connection.execute(f"DELETE FROM {table} WHERE qe_id = ? AND pce_id = ?", own)  # noqa: S608
     connection.executemany("DELETE FROM platforms WHERE id = ?", [(id_,) for id_ in ids])

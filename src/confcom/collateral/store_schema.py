@@ -145,7 +145,7 @@ MIGRATIONS: tuple[str, ...] = (
         pce_svn INTEGER NOT NULL,
         caller TEXT NOT NULL,
         processor TEXT NOT NULL,
-        encrypted_ppid BLOB NOT NULL,
+        encrypted_ppid BLOB,
         tcbm BLOB NOT NULL,
         root BLOB NOT NULL,
         certificate BLOB NOT NULL,

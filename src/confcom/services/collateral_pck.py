@@ -108,7 +108,7 @@ class PckCertificates:
         """The request with the encrypted PPID or manifest that the platform was registered with.
 
         A caller without a token cannot replace these; of a platform that is not registered it may give its own, once.
-        The second value says that the encrypted PPID is the caller's claim alone.
+        The second value says that it is the caller's claim alone which platform this is.
         """
         given = request.encrypted_ppid is not None or request.platform_manifest is not None
         if given and caller is None:
@@ -122,7 +122,7 @@ class PckCertificates:
         bound = self._store.platforms.pck_certificates(platform.qe_id, platform.pce_id)
         if not given and caller is not None and not bound:
             request = replace(request, encrypted_ppid=self._store.claims.ppid_of_caller(caller, platform))
-        return request, request.encrypted_ppid is not None
+        return request, caller is not None
 
     def _keep(
         self,
@@ -143,7 +143,7 @@ class PckCertificates:
                 require_same_platform(others[0], answer, roots=self._store.roots)
             except MismatchError as error:
                 raise OtherProcessor(error.message, advice=error.advice()) from error
-        if claimed_by is not None and not others and request.encrypted_ppid is not None:
+        if claimed_by is not None and not others:
             self._store.claims.put(claimed_by, platform, request.encrypted_ppid, verified, seen=now)
             self._store.observe_platform(verified.extension, seen=now)
             return FoundPck(verified.answer, lasting=False)
