@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from datetime import datetime, timedelta
+from typing import ClassVar
 
 from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.findings import Check, finding
@@ -19,6 +20,7 @@ from confcom.errors import (
 )
 from confcom.formats.arguments import checked_type
 from confcom.formats.tcb_info import TcbStatus
+from confcom.pki.proof import PROOF, Proof
 
 FRESHNESS = "collateral-fresh"
 _STALE_ADVICE = StaleCollateralError.default_advice
@@ -29,16 +31,19 @@ _EARLY_ADVICE = "Check the clock of this machine, or the time given with --at; n
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Appraisal:
+class Appraisal(Proof):
     """What a policy found. Stale collateral leaves the question open, whatever else was found.
 
     An appraisal is true when the evidence is accepted, so that `if appraise(…):` does what it says. Raising there would
     break what only asks for the outcome (`all`, `filter`, `assert`); `require` is for raising.
     """
 
+    made_by: ClassVar[str] = "appraise"
+
     verified: VerifiedQuote
     findings: tuple[Check, ...]
     verdict: Verdict
+    proof: InitVar[object] = None
 
     def __bool__(self) -> bool:
         return self.verdict is Verdict.ACCEPTED
@@ -90,7 +95,7 @@ def appraise(verified: VerifiedQuote, policy: Policy, *, grace: timedelta = time
         verdict = Verdict.ACCEPTED
     else:
         verdict = Verdict.REFUSED
-    return Appraisal(verified, findings, verdict)
+    return Appraisal(verified, findings, verdict, proof=PROOF)
 
 
 def _freshness(verified: VerifiedQuote, grace: timedelta) -> tuple[Check, ...]:

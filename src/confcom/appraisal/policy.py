@@ -17,7 +17,7 @@ from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.findings import Check, finding
 from confcom.appraisal.tcb_policy import AcceptAdvisories, AcceptTcb, MinTcbEvaluation
 from confcom.errors import ConfigError
-from confcom.formats.arguments import checked_bytes, checked_int
+from confcom.formats.arguments import checked_bytes, checked_int, checked_type, checked_values
 from confcom.formats.quote_section import TeeType
 from confcom.formats.sgx import ReportBody
 from confcom.formats.tcb_info import TcbStatus
@@ -131,10 +131,7 @@ class OneOf(_OfReport):
     size: ClassVar[int] = 48
 
     def __init__(self, allowed: Iterable[bytes]) -> None:
-        if isinstance(allowed, (bytes, str, bytearray, memoryview)):
-            name = type(self).__name__
-            raise TypeError(f"{name}: expected a collection of values, found one; write {name}((value,))")
-        values = tuple(checked_bytes(value, self.title, self.size) for value in allowed)
+        values = tuple(checked_bytes(value, self.title, self.size) for value in checked_values(allowed, self.title))
         if not values:
             raise ConfigError(f"{self.title}: an empty list accepts nothing", advice="Name at least one value.")
         object.__setattr__(self, "allowed", values)
@@ -466,6 +463,9 @@ def safe_defaults(
 
     Says nothing of identity. `appraise` applies them to every policy; name them in the policy to replace some.
     """
+    flags = {"allow_debug": allow_debug, "allow_unsafe_td": allow_unsafe_td, "accept_simulated": accept_simulated}
+    for name, flag in flags.items():
+        checked_type(flag, bool, name)
     policies: list[Policy] = []
     if not accept_simulated:
         policies.append(HardwareOnly())

@@ -48,7 +48,7 @@ from confcom.errors import (
     TcbNotSupportedError,
     TcbRevokedError,
 )
-from confcom.formats.arguments import checked_time, checked_type
+from confcom.formats.arguments import checked_int, checked_time, checked_type
 from confcom.formats.certification_data import (
     PPID_TYPES,
     CertificationDataType,
@@ -180,7 +180,7 @@ class QuoteVerifier:
 
     def __init__(self, roots: TrustRoots, *, cache_size: int = CACHE_SIZE) -> None:
         self.roots = checked_type(roots, TrustRoots, "roots")
-        self._cache_size = cache_size
+        self._cache_size = checked_int(cache_size, "cache_size", 32)
         self._collateral = _Memory[VerifiedCollateral](cache_size)
         self._platforms = _Memory[_Platform](cache_size)
 
@@ -197,6 +197,7 @@ class QuoteVerifier:
         With `any_tcb` such a quote is returned as well, for callers that report why they refuse it.
         """
         checked_time(now, "now")
+        checked_type(any_tcb, bool, "any_tcb")
         checked_type(collateral, Collateral, "collateral", "; load_bundle(path) reads one")
         # (1) well formed, with a PCK certificate chain in it or beside it
         parsed = quote if isinstance(quote, Quote) else Quote.parse(quote)

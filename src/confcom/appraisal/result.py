@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from datetime import datetime, timedelta
 from hashlib import sha256
-from typing import Any
+from typing import Any, ClassVar
 
 from confcom.appraisal.appraise import Appraisal, appraise
 from confcom.appraisal.collateral import Collateral
@@ -29,17 +29,20 @@ from confcom.formats.evidence import EvidenceFile
 from confcom.formats.quote_section import TeeType
 from confcom.formats.sgx import ReportBody
 from confcom.formats.tdx import TdReportBody, TdReportBody10, td_base
+from confcom.pki.proof import PROOF, Proof
 from confcom.pki.roots import TrustRoots
 
 CUSTOM_CLAIMS_STEP = "custom-claims-binding"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class AttestationResult:
+class AttestationResult(Proof):
     """The outcome of judging evidence; `verified` and `appraisal` are None when it did not get that far.
 
     A result is true when the evidence is accepted.
     """
+
+    made_by: ClassVar[str] = "judge"
 
     verdict: Verdict
     error: ConfcomError | None
@@ -47,6 +50,7 @@ class AttestationResult:
     appraisal: Appraisal | None
     checks: tuple[Check, ...]
     source: str
+    proof: InitVar[object] = None
 
     def __bool__(self) -> bool:
         return self.verdict is Verdict.ACCEPTED
@@ -142,6 +146,7 @@ def judge(
         appraisal=appraisal,
         checks=checks + appraisal.findings,
         source=collateral.source,
+        proof=PROOF,
     )
 
 
@@ -166,7 +171,7 @@ def failed(error: ConfcomError, *, evidence: EvidenceFile | None = None, source:
             passed = tuple(step for step in passed if step != TDX_MODULE_STEP)
         wrong = Check(error.step, ok=False, expected=error.expected, found=error.found, advice=error.advice())
         checks = (*(Check(step, ok=True, expected="holds", found="holds") for step in passed), wrong)
-    return AttestationResult(verdict, error, evidence, None, checks, source)
+    return AttestationResult(verdict, error, evidence, None, checks, source, proof=PROOF)
 
 
 def _check_custom_claims(file: EvidenceFile) -> tuple[Check, ...]:

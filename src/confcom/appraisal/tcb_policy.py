@@ -12,7 +12,7 @@ from confcom.appraisal.findings import Check, finding
 from confcom.appraisal.tcb import TcbEvaluation
 from confcom.appraisal.tcb_shortfall import shortfalls
 from confcom.errors import ConfigError
-from confcom.formats.arguments import checked_int, checked_time
+from confcom.formats.arguments import checked_int, checked_time, checked_values
 from confcom.formats.quote_section import TeeType
 from confcom.formats.sgx import ReportBody
 from confcom.formats.tcb_info import TcbStatus
@@ -29,10 +29,8 @@ class AcceptTcb:
     statuses: frozenset[TcbStatus]
 
     def __init__(self, statuses: Iterable[TcbStatus]) -> None:
-        if isinstance(statuses, str):
-            raise TypeError("AcceptTcb: expected a collection of statuses, found one; write AcceptTcb([status])")
         try:
-            accepted = frozenset(map(TcbStatus, statuses))
+            accepted = frozenset(map(TcbStatus, checked_values(statuses, "accepted TCB statuses")))
         except ValueError as error:
             known = ", ".join(TcbStatus)
             raise ConfigError(f"{error}; known are {known}", advice="Name statuses of Intel's list.") from error

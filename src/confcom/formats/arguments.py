@@ -6,6 +6,7 @@ hexadecimal string equals no hash, `True` is a version number, and a time withou
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from typing import TypeVar
 
@@ -34,6 +35,13 @@ def checked_bytes(value: object, name: str, size: int | None = None) -> bytes:
     if size is not None and len(data) != size:
         raise ConfigError(f"{name}: expected {size} bytes, found {len(data)}")
     return data
+
+
+def checked_values(values: Iterable[T], name: str) -> Iterable[T]:
+    """Several values; one alone is a mistake, since text and bytes are collections as well."""
+    if isinstance(values, (bytes, str, bytearray, memoryview)):
+        raise TypeError(f"{name}: expected a collection of values, found one; write [value]")
+    return checked_type(values, Iterable, name)  # type: ignore[type-abstract]
 
 
 def checked_int(value: object, name: str, bits: int = 16) -> int:

@@ -58,7 +58,8 @@ class TrustRoot:
     public_key: bytes = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        certificate = load_certificate(self.certificate_der, structure="trust root", field="certificate")
+        der = checked_bytes(self.certificate_der, "certificate of the trust root")
+        certificate = load_certificate(der, structure="trust root", field="certificate")
         try:
             key = p256_key(certificate)
             certificate.verify_directly_issued_by(certificate)

@@ -317,6 +317,10 @@ def test_no_advice_about_a_td_names_what_only_enclaves_have(verified_td) -> None
         (lambda: AcceptAdvisories({"INTEL-SA-00334": date(2027, 1, 1)}), "found date"),
         (lambda: AcceptAdvisories(["INTEL-SA-00334"]), "found list"),
         (lambda: AllOf(MrSigner), "found MrSigner"),
+        (lambda: MrSigner(None), "MRSIGNER: expected Iterable, found NoneType"),
+        (lambda: AcceptTcb(None), "found NoneType"),
+        (lambda: safe_defaults(allow_debug="no"), "allow_debug: expected bool, found str"),
+        (lambda: safe_defaults(accept_simulated=1), "accept_simulated: expected bool, found int"),
         (lambda: AnyOf(None), "found NoneType"),
     ],
 )

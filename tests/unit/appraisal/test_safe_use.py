@@ -101,10 +101,15 @@ def test_a_tcb_that_no_policy_accepts_comes_out_of_verify_only_when_asked_for(wo
 
 def test_no_proof_is_made_by_hand(world, verifier, make_quote, now) -> None:
     verified = verifier.verify(make_quote(), world.publish(), now=now)
-    for proof in (verified, verified.collateral):
+    appraisal = appraise(verified, safe_defaults())
+    result = judge(bytes(verified.quote), world.publish(), verifier=verifier, policy=safe_defaults(), now=now)
+    for refused in (appraisal, result):
+        with pytest.raises(TypeError, match="is made by"):
+            replace(refused, verdict=Verdict.ACCEPTED)
+    for proof in (verified, verified.collateral, appraisal, result):
         values = {item.name: getattr(proof, item.name) for item in fields(proof)}
         for forge in (
-            lambda proof=proof: replace(proof, root=None),
+            lambda proof=proof: replace(proof),
             lambda proof=proof: copy.copy(proof).__setstate__([None] * 12),
             lambda proof=proof: proof.__getstate__(),
             lambda proof=proof, values=values: type(proof)(**values),
