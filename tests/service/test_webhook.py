@@ -12,14 +12,21 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from prometheus_client import CollectorRegistry
 
 from confcom.admission.decision import Circumstances
 from confcom.admission.grants import Grants
+from confcom.errors import ConfigError
 from confcom.pki.serving_pair import make_serving_pair
 from confcom.protocols.admission import MAX_REVIEW
 from confcom.services.http_server import Listener, serve_http
@@ -220,3 +227,45 @@ async def test_who_leaves_asks_callers_to_go_and_still_answers() -> None:
         assert answer.headers["connection"] == "close"
         assert answer.json()["response"]["allowed"]
         assert (await client.post("/mutate-pods", json=review_of(pod()))).status_code == 200
+
+
+def client_pair(folder: Path) -> tuple[bytes, Path]:
+    """An authority (PEM), and a file with a client certificate of its and the key."""
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
+    now = datetime.fromtimestamp(time.time(), UTC)
+    names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)]) for text in ("clients", "api-server")]
+    found = []
+    for key, name, is_authority in zip(keys, names, (True, False), strict=True):
+        builder = x509.CertificateBuilder().subject_name(name).issuer_name(names[0]).public_key(key.public_key())
+        builder = builder.serial_number(x509.random_serial_number()).not_valid_before(now - timedelta(hours=1))
+        builder = builder.not_valid_after(now + timedelta(days=1))
+        builder = builder.add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
+        found.append(builder.sign(keys[0], hashes.SHA256()).public_bytes(Encoding.PEM))
+    private = keys[1].private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    file = folder / "client.pem"
+    file.write_bytes(found[1] + private)
+    return found[0], file
+
+
+async def test_where_clients_need_a_certificate_nobody_else_is_answered(tmp_path: Path) -> None:
+    """Also after the webhook's own certificate has changed."""
+    authority, file = client_pair(tmp_path)
+    async with running() as webhook:
+        webhook.tls.require_client(authority)
+        next_authority, pair = new_pair()
+        for trusted in (webhook.authority, next_authority):
+            known = trusting(trusted)
+            known.load_cert_chain(file)
+            async with httpx2.AsyncClient(verify=known, base_url=webhook.url) as client:
+                assert (await ask(client, "/mutate-pods", pod()))["allowed"]
+            async with httpx2.AsyncClient(verify=trusting(trusted), base_url=webhook.url) as stranger:
+                with pytest.raises(httpx2.HTTPError):
+                    await stranger.post("/mutate-pods", json=review_of(pod()))
+            webhook.tls.use(pair.certificate, pair.key)
+
+
+@pytest.mark.parametrize("authority", [b"", b"nothing", b"\xff"])
+async def test_an_authority_that_is_none_does_not_open_the_door(authority: bytes) -> None:
+    _, pair = new_pair()
+    with pytest.raises(ConfigError, match="authority of clients"):
+        HeldTls(pair.certificate, pair.key).require_client(authority)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 @click.option("--hosts", metavar="NAME,…", help="Further names and addresses of the certificate.")
 @click.option("--secret", metavar="NAME", help="Where replicas share the certificate.  [default: sgx-webhook-tls]")
 @click.option("--configuration", metavar="NAME", help="Of both webhook configurations.")
+@click.option("--client-ca", metavar="FILE", help="Authority (PEM) of the API server's client certificate.")
 @click.option("--provision-grants", metavar="NS/ACCOUNT,…", help="Who may hold the provisioning device.")
 @click.option("--oversized", type=click.Choice(["refuse", "warn"]), help="Pods that want more EPC than any node has.")
 @click.option("--quote-helper/--no-quote-helper", default=None, help="Whether the quote helper is enabled.")

@@ -80,11 +80,29 @@ class HeldTls:
     def __init__(self, certificate: bytes, key: bytes) -> None:
         self.context = _load_held(certificate, key)
         self._current = self.context
+        self._client_ca: str | None = None
         self.context.sni_callback = self._choose
 
     def use(self, certificate: bytes, key: bytes) -> None:
         """Use another pair (PEM) from the next connection on; `ConfigError` if it cannot be used."""
-        self._current = _load_held(certificate, key)
+        self._current = self._asking(_load_held(certificate, key))
+
+    def require_client(self, authority: bytes) -> None:
+        """From now on take only clients with a certificate of this authority (PEM); `ConfigError` if it is none."""
+        self._client_ca = authority.decode("ascii", "ignore")
+        for context in (self.context, self._current):
+            self._asking(context)
+
+    def _asking(self, context: ssl.SSLContext) -> ssl.SSLContext:
+        if self._client_ca is not None:
+            try:
+                context.load_verify_locations(cadata=self._client_ca)
+            except (ssl.SSLError, ValueError) as error:
+                raise ConfigError(
+                    f"the authority of clients cannot be used: {error}", advice="Give its certificate in PEM."
+                ) from error
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
 
     async def watch(self) -> None:
         """Nothing has to be looked at."""

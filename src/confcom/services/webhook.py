@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -32,6 +33,8 @@ from confcom.services.webhook_metrics import WebhookMetrics
 __all__ = ["WebhookConfig", "serve"]
 
 COMMON_NAME = "confcom admission webhook"
+MAX_AUTHORITY = 64 * 1024
+"""Bytes of the file with the authority of clients."""
 OUTPUT_MEMORY = 16 << 20
 """Bytes of answers that callers have not taken yet."""
 WATCH_AGAIN = (1.0, 5.0, 30.0)
@@ -69,6 +72,7 @@ class _Webhook:
         self._config = config
         self._grants = config.grants()
         self._largest_node: int | None = None
+        self._client_authority = _read_authority(config.client_ca)
         self._metrics = WebhookMetrics(registry)
         self._leaving = False
         self.objects = WebhookObjects(
@@ -99,7 +103,10 @@ class _Webhook:
         if not certificate.done():
             certificate.cancel()
             return
-        listener = self._listener(certificate.result())
+        tls = certificate.result()
+        if self._client_authority is not None:
+            tls.require_client(self._client_authority)
+        listener = self._listener(tls)
         gone = asyncio.Event()
         leaving = asyncio.create_task(self._leave(stop, gone), name="leave")
         try:
@@ -163,6 +170,17 @@ class _Webhook:
 
     async def _show_metrics(self) -> Page:
         return Page(200, generate_latest(self._metrics.registry), CONTENT_TYPE_LATEST)
+
+
+def _read_authority(path: str | None) -> bytes | None:
+    """The certificate of those who may ask; None for everybody."""
+    if path is None:
+        return None
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(MAX_AUTHORITY)
+    except OSError as error:
+        raise ConfigError(f"cannot read the authority of clients {path}: {error.strerror}") from error
 
 
 def _policy(config: WebhookConfig) -> RotationPolicy:

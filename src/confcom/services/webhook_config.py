@@ -37,6 +37,8 @@ class WebhookConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Where the replicas keep the certificate that they share."""
     configuration: str = CONFIGURATION
     """Name of both webhook configurations, which are told whom to trust."""
+    client_ca: str | None = None
+    """PEM file of the authority that signed the API server's client certificate; without it anybody may ask."""
     kubeconfig: str | None = None
     """Credentials for the Kubernetes API; else the pod's service account, or the user's own."""
 
