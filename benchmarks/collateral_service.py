@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 import multiprocessing
 import os
 import re
@@ -59,6 +60,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, simulated_service(Path(name)) as (address, _, world):
         with empty_app() as limit_address:
             limits = {count: load(limit_address, "/", count) for count in CONNECTIONS}
+        register(address, world)
         paths = {"tcb": f"{V4}/tcb?fmspc={world.machine.fmspc.hex()}", "pckcert": pck_path(world)}
         for count, outcome in limits.items():
             report(f"limit: empty starlette app, {count} connections", outcome)
@@ -169,6 +171,17 @@ def get(path: str, *headers: str, method: str = "GET") -> bytes:
     return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode()
 
 
+def register(address: tuple[str, int], world: SimulatedWorld) -> None:
+    """Register the machine: what a service keeps in memory are the certificates of registered platforms."""
+    machine, chain = world.machine, world.authority.pck_chain(world.machine)
+    svn = machine.tcb.pce_svn.to_bytes(2, "little").hex()
+    platform = {"qe_id": QuotingEnclave(machine, chain).qe_id.hex(), "pce_id": "0000", "pce_svn": svn}
+    body = json.dumps(platform | {"cpu_svn": machine.tcb.cpu_svn.hex(), "enc_ppid": "ab" * 384}).encode()
+    head = get(f"{V4}/platforms", f"user-token: {TOKEN}", f"Content-Length: {len(body)}", method="POST")
+    if Connection(address).ask(head + body) != 200:
+        sys.exit("bench: the machine could not be registered")
+
+
 def load(
     address: tuple[str, int], path: str, connections: int, *, seconds: float = SECONDS
 ) -> tuple[float, list[float]]:
@@ -275,6 +288,7 @@ def _killed(folder: Path, round_: int) -> list[int]:
     """Write until the service dies under it; gives what was acknowledged."""
     results: Queue[list[int]] = CONTEXT.Queue()
     with simulated_service(folder) as (address, service, world):
+        register(address, world)
         writers: list[tuple[Callable[..., None], tuple[Any, ...]]] = [
             (_certificates, (address, world, 14 + (round_ * 4 + number) * WRITES, results)) for number in range(4)
         ]
