@@ -6,6 +6,7 @@ Which process is in which pod comes from a host root of the test's own.
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -232,8 +233,50 @@ def test_a_pod_that_floods_is_named_and_closed_unread_and_others_are_answered(
         helper.end()
 
 
+def sample(page: str, name: str) -> float:
+    found = next(line for line in metrics(page).splitlines() if line.startswith(f"confcom_quote_helper_{name} "))
+    return float(found.split()[1])
+
+
 def metrics(page: str) -> str:
     return get(page, "/metrics")[1].decode()
+
+
+MANY = """
+import os, socket, sys
+clients = [socket.socket(socket.AF_UNIX) for _ in range(int(sys.argv[2]))]
+for user, client in enumerate(clients, 100_000):
+    if os.fork() == 0:
+        os.setuid(user)
+        client.connect(sys.argv[1])
+        os._exit(0)
+    os.wait()
+print("connected", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be many users")
+def test_one_process_that_connects_as_many_users_is_one_peer(tmp_path: Path) -> None:
+    """Its children have ended, and their connections stay with it."""
+    machine = make_machine(tmp_path)
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        folder.chmod(folder.stat().st_mode | 0o011)
+    frame, quote = quote_request(machine)
+    page = f"unix:{tmp_path / 'http'}"
+    helper = HelperProcess(tmp_path / "aesm.socket", machine, "--http", page, settings="read_timeout = 60").ready()
+    many = subprocess.Popen(
+        [sys.executable, "-c", MANY, str(helper.path), "900"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert many.stdout is not None
+        assert many.stdout.readline() == "connected\n"
+        assert [read_response(exchange(helper.path, frame), 17) for _ in range(20)] == [{1: 0, 2: quote}] * 20
+        eventually("they are one peer", lambda: sample(page, "peers") <= 2)  # and this process
+        eventually("with no more than a peer may have", lambda: sample(page, "connections") <= 256)
+    finally:
+        many.communicate(timeout=60)
+        helper.end()
 
 
 @contextmanager

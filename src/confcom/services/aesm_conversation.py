@@ -102,8 +102,8 @@ class Conversation:
     """A connection of one request and one answer. Its owner keeps the deadlines."""
 
     __slots__ = (
-        "_connection", "_credentials", "_error", "_error_code", "_reader", "_received", "_sent", "_socket", "_status",
-        "has_turn", "over_limit", "peer", "request", "started",
+        "_connection", "_error", "_error_code", "_reader", "_received", "_sent", "_socket", "_status",
+        "credentials", "has_turn", "over_limit", "peer", "request", "started",
     )  # fmt: skip
 
     def __init__(
@@ -112,7 +112,7 @@ class Conversation:
         self._socket = client
         self.started = started
         self.peer = peer
-        self._credentials = credentials
+        self.credentials = credentials
         self.over_limit = False
         self.has_turn = True
         """Whether it waits for its turn to be read."""
@@ -192,7 +192,7 @@ class Conversation:
     def close(self, now: float, reason: str = "") -> RequestEvent:
         """Close the socket; `reason` says why a conversation did not get to its end."""
         self._socket.close()
-        pid, uid, _ = UCRED.unpack(self._credentials)
+        pid, uid, _ = UCRED.unpack(self.credentials)
         refused, cut_off = self._error_code is not None, bool(reason)
         return RequestEvent(
             exchange_of(self.request).name if self.request is not None else None,

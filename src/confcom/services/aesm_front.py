@@ -266,6 +266,9 @@ class AesmFront:
         due = self._loop.time() - self._config.read_timeout
         while (oldest := next(iter(self._silent), None)) is not None and oldest.started <= due:
             self._finish(oldest, "no request within the deadline")
+        gone = self.peers.gone()
+        while self.peers.over_connections(gone) and self._make_room_of(gone):
+            pass
         while self._unread and self._unread[0][0] <= due:
             self._unread.popleft()[1].close()
 

@@ -34,7 +34,8 @@ FUTILE_RATE = 200.0
 OURSELVES = "the helper itself"
 """Its self-tests must not fail because others of its user have used up their share."""
 GONE = "ended processes"
-"""All processes that ended before they were looked up: one could make as many as it likes."""
+"""All processes that ended before they were looked up, and what those left behind that are known by their user: one
+could make as many as it likes."""
 
 UCRED = struct.Struct("=iII")
 """`struct ucred`: pid, uid, gid."""
@@ -106,10 +107,17 @@ class Peers:
         if process is None or process.until < now:
             self.looked_up += 1
             process = self._look_up(client, credentials, now)
-        peer = self._peers.get(process.peer)
+        return self._peer(process.peer, now), credentials
+
+    def gone(self) -> Peer:
+        """The peer of all processes that have ended."""
+        return self._peer(GONE, self._monotonic())
+
+    def _peer(self, name: str, now: float) -> Peer:
+        peer = self._peers.get(name)
         if peer is None:
-            peer = self._peers[process.peer] = Peer(process.peer, self._burst, now)
-        return peer, credentials
+            peer = self._peers[name] = Peer(name, self._burst, now)
+        return peer
 
     def is_welcome(self, peer: Peer, now: float) -> bool:
         """Whether one more of its connections is worth a read."""
@@ -162,7 +170,20 @@ class Peers:
     def forget_ended(self) -> None:
         """Drop the processes that have ended: their ids may be others' from now on."""
         for pidfd, _ in self.ended.poll(0):
-            self._forget(self._pidfds[pidfd])
+            credentials = self._pidfds[pidfd]
+            peer = self._peers.get(self._processes[credentials].peer)
+            self._forget(credentials)
+            if peer is not None and peer.name.startswith("uid "):
+                self._leave_behind(peer, credentials)
+
+    def _leave_behind(self, peer: Peer, credentials: bytes) -> None:
+        # Another process holds them now, which may have made any number of such processes.
+        for conversation in [one for one in peer.silent if one.credentials == credentials]:
+            del peer.silent[conversation]
+            peer.connections -= 1
+            conversation.peer = self.gone()
+            conversation.peer.silent[conversation] = None
+            conversation.peer.connections += 1
 
     def close(self) -> None:
         """Close all descriptors."""
