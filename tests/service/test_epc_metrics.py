@@ -323,11 +323,9 @@ async def test_the_kernel_holds_containers_where_it_can(node: Node, api: EpcApi,
         assert found[of("in_use_bytes")] == 9 * MIB
         assert found[of("over_limit", kind="over-limit")] == 0
         (group / "misc.max").write_text("sgx_epc max\n")
-        for _ in range(100):
-            if (group / "misc.max").read_text() != "sgx_epc max\n":
-                break
-            await asyncio.sleep(0.05)
-        assert (group / "misc.max").read_text() == f"sgx_epc {10 * MIB}\n"
+        async with asyncio.timeout(60):
+            while (group / "misc.max").read_text() != f"sgx_epc {10 * MIB}\n":
+                await asyncio.sleep(0.05)
         assert (await running.get("/readyz"))[0] == 200
     assert api.events == {}
 
