@@ -18,7 +18,7 @@ from cryptography import x509
 
 from confcom.appraisal.policy import AcceptTcb
 from confcom.appraisal.quote import verify_quote
-from confcom.errors import FormatError, MismatchError
+from confcom.errors import CollateralInvalid, MismatchError
 from confcom.formats.tcb_info import TcbStatus
 from confcom.formats.tdx import TdReportBody15, TdReportBody15Ex
 from confcom.simulator.declaration import EnclaveDeclaration
@@ -281,7 +281,7 @@ def test_a_status_that_is_not_one_of_enclaves_is_refused(world, status):
     except ValueError:
         assert status == "Revoked" or status in (HARDENING, BOTH) or "Relaunch" in status
     if status in (HARDENING, BOTH) or "Relaunch" in status:
-        with pytest.raises(FormatError, match="tcbStatus"):
+        with pytest.raises(CollateralInvalid, match="tcbStatus"):
             verify_quote(quote, collateral, roots=world.trust_roots, now=NOW, any_tcb=True)
     else:
         verify_quote(quote, collateral, roots=world.trust_roots, now=NOW, any_tcb=True)
@@ -292,7 +292,7 @@ def test_a_status_that_is_not_one_of_tdx_modules_is_refused(status):
     world = td_world()
     world.authority.tcb_info(FMSPC, "tdx").modules["TDX_01"][0].status = status
     theirs = None
-    with contextlib.suppress(FormatError):
+    with contextlib.suppress(CollateralInvalid):
         theirs, _ = judge_td(world, MODULES["up to date"], MODULES["up to date"])
         assert status in (UP, OLD, "Revoked")
     assert (theirs is not None) == (status in (UP, OLD))
