@@ -1,8 +1,9 @@
-"""An image made of the built one: a layer with further files, and further variables. Only for the test cluster."""
+"""Images for the test cluster alone: the built one with further files and variables, or just one program."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import tarfile
 from collections.abc import Sequence
@@ -21,6 +22,19 @@ def derive(home: Path, work: Path, name: str, tree: Path, environment: Sequence[
         layers = [_extracted(archive, one, work) for one in manifest["layers"]]
     layers.append(layer_of_tree(tree, work / "more.tar"))
     settings = Settings(tuple(config["Entrypoint"]), config["User"], (*config["Env"], *environment), config["Labels"])
+    _give(home, work, name, layers, settings)
+
+
+def image_of_program(home: Path, work: Path, name: str, program: str) -> None:
+    """An image with one static program of the cluster's own, as user 65532."""
+    (work / "root").mkdir()
+    shutil.copy2(home / "bin" / program, work / "root" / program)
+    layer = layer_of_tree(work / "root", work / "program.tar")
+    _give(home, work, name, [layer], Settings(entrypoint=(f"/{program}",), user="65532:65532"))
+
+
+def _give(home: Path, work: Path, name: str, layers: Sequence[Layer], settings: Settings) -> None:
+    """Write the image and import it into the cluster's container runtime."""
     write_image(work / "image.tar", name, layers, settings)
     program = [str(home / "bin" / "ctr"), "--address", str(home / "run" / "containerd" / "containerd.sock")]
     command = [*program, "-n", "k8s.io", "images", "import", "--local", str(work / "image.tar")]

@@ -46,6 +46,7 @@ def wanted() -> tuple[Program, ...]:
         Program("containerd-shim-runc-v2", "containerd", f"{containerd}/cmd/containerd-shim-runc-v2"),
         Program("ctr", "containerd", f"{containerd}/cmd/ctr"),
         Program("pause", "pause", "."),
+        Program("metrics-server", "metrics-server", "sigs.k8s.io/metrics-server/cmd/metrics-server"),
     )
 
 

@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -96,6 +96,28 @@ def test_more_than_requested_is_reported_and_less_is_not(
     assert shown[""]["allocatable"] == 168 * MIB
     assert shown[""]["mapped"] >= 28 * MIB
     assert shown[""]["requested"] >= 20 * MIB
+
+
+@pytest.fixture
+def small(watched: Addon) -> Iterator[Addon]:
+    """The node with 32 MiB of EPC."""
+    watched.enable("--enable-metrics", "--simulated-epc=32Mi")
+    yield watched
+    watched.enable("--enable-metrics")
+
+
+def test_an_enclave_larger_than_the_epc_it_may_use_is_slow_and_goes_on(
+    small: Addon, cluster: Kubectl, made: Callable[..., Any], image: str
+) -> None:
+    """EPC is paged: more than the node has costs speed and kills no program; its user sees why it is slow."""
+    made(holding(image, "vast", held=40, requested=10))
+    (event,) = cluster.wait("the event", lambda: events(cluster, "vast"))
+    assert event["reason"] == "EpcOverLimit"
+    assert "has 40 MiB of enclave memory mapped" in event["note"]
+    shown = top(cluster)
+    assert shown["vast"]["mapped"] == 40 * MIB > shown[""]["allocatable"]
+    status = cluster.get("pod", "vast", "-n", NAMESPACE)["status"]
+    assert (status["phase"], status["containerStatuses"][0]["restartCount"]) == ("Running", 0)
 
 
 def test_a_device_without_a_request_of_epc_is_reported(

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster_addon import Addon
 from cluster_jobs import EPC, attesting, job, limits, one_container, with_aesmd
+from cluster_plugin import own_cluster
+from confcom.formats.quote import Quote
+from derived_image import derive
 from kubectl import Kubectl
 from relying_party import RelyingParty, quote_in
 
@@ -109,6 +114,60 @@ def test_the_variable_alone_wires_the_pod(run: Callable[..., str], relying_party
     variable = [{"name": "SGX_AESM_ADDR", "value": "1"}]
     log = run(job("variable", "e2e", attesting(image, "04", env=variable)))
     assert relying_party.verify(quote_in(log), "04")["exit_code"] == 0
+
+
+@pytest.mark.promise("M9")
+@pytest.mark.promise("M11")
+def test_the_variable_in_the_image_and_the_volume_in_the_yaml(
+    cluster: Kubectl, run: Callable[..., str], relying_party: RelyingParty
+) -> None:
+    """As the pages' sample: its Dockerfile has `ENV SGX_AESM_ADDR=1`, its YAML only mounts /var/run/aesmd."""
+    home = own_cluster(cluster)
+    if home is None:
+        pytest.skip("images of this cluster are not ours to make")
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / "tree" / "srv").mkdir(parents=True)
+        derive(home, Path(name), "localhost/sample:e2e", Path(name) / "tree", ["SGX_AESM_ADDR=1"])
+    spec = with_aesmd(attesting("localhost/sample:e2e", "05"))
+    del spec["containers"][0]["env"]
+    log = run(job("sample", "e2e", spec))
+    assert "quotes out-of-proc" in log
+    assert relying_party.verify(quote_in(log), "05")["exit_code"] == 0
+
+
+FORKS = """
+import base64, os
+from pathlib import Path
+from confcom.platforms.aesm_client import AesmPlatform
+from confcom.platforms.enclave_quotes import EnclaveQuoteSource
+from confcom.services.wiring import declare_enclave, open_machine
+
+enclave = open_machine(Path("/dev/sgx_enclave")).launch(declare_enclave("forks", "us"))
+source = EnclaveQuoteSource(AesmPlatform(Path("/var/run/aesmd/aesm.socket"), simulated=True), enclave)
+source.quote(bytes(64))
+children = []
+for number in range(1, 4):
+    child = os.fork()
+    if not child:
+        quote = source.quote(bytes([number]) * 64).quote
+        os.write(1, base64.b64encode(quote) + b"\\n")
+        os._exit(0)
+    children.append(child)
+for child in children:
+    assert os.waitpid(child, 0)[1] == 0
+os.write(1, base64.b64encode(source.quote(bytes([4]) * 64).quote) + b"\\n")
+"""
+
+
+@pytest.mark.promise("M9")
+def test_a_program_that_forks_attests_in_every_process(
+    run: Callable[..., str], relying_party: RelyingParty, image: str
+) -> None:
+    log = run(job("forks", "e2e", with_aesmd(one_container(image, "python3", "-c", FORKS, resources=limits(10)))))
+    quotes = {Quote.parse(quote).report_data: quote for quote in map(quote_in, log.splitlines())}
+    assert set(quotes) == {bytes([number]) * 64 for number in range(1, 5)}
+    for data, quote in quotes.items():
+        assert relying_party.verify(quote, data.hex())["exit_code"] == 0
 
 
 def test_the_usual_settings_are_in_force(enabled: Addon) -> None:
