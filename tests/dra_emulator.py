@@ -97,7 +97,7 @@ class DraEmulator(KubeletEmulator):
             response_deserializer=answer.FromString,
         )
         try:
-            return method(request, timeout=45)
+            return method(request, timeout=60)
         except grpc.RpcError as error:
             raise PrepareError(f"{name}: {error.code().name}: {error.details()}") from error
 

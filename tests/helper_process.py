@@ -61,14 +61,14 @@ class HelperProcess:
     def log(self) -> str:
         return self.log_file.read_text()
 
-    def wait(self, timeout: float = 20) -> int:
+    def wait(self, timeout: float = 60) -> int:
         return self.process.wait(timeout)
 
     def end(self) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(20)
+                self.process.wait(60)
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 raise
@@ -95,7 +95,7 @@ class Load:
                 self.failures.append(repr(error))
             self.served += 1
 
-    def wait_for(self, more: int, within: float = 20) -> None:
+    def wait_for(self, more: int, within: float = 60) -> None:
         goal, deadline = self.served + more, time.monotonic() + within
         while self.served < goal and time.monotonic() < deadline:
             time.sleep(0.005)
@@ -113,10 +113,10 @@ def load(path: Path, frame: bytes, quote: bytes, *, threads: int = 4) -> Iterato
     finally:
         running._done.set()
         for client in clients:
-            client.join(20)
+            client.join(60)
 
 
-def eventually(what: object, condition: object, within: float = 10) -> None:
+def eventually(what: object, condition: object, within: float = 60) -> None:
     deadline = time.monotonic() + within
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline, what
@@ -130,13 +130,13 @@ def processor_seconds(pid: int) -> float:
 
 def get(page: str, path: str, method: str = "GET") -> tuple[int, bytes]:
     """Ask the page at `unix:PATH` or `HOST:PORT`."""
-    connection = http.client.HTTPConnection("localhost", timeout=10)
+    connection = http.client.HTTPConnection("localhost", timeout=60)
     if page.startswith("unix:"):
         connection.sock = socket.socket(socket.AF_UNIX)
-        connection.sock.settimeout(10)
+        connection.sock.settimeout(60)
         connection.sock.connect(page.removeprefix("unix:"))
     else:
-        connection = http.client.HTTPConnection(page, timeout=10)
+        connection = http.client.HTTPConnection(page, timeout=60)
     try:
         connection.request(method, path)
         answer = connection.getresponse()

@@ -145,13 +145,13 @@ class KubeletEmulator:
         with self.changed:
             return len(self.resources.get(resource, Resource()).healthy)
 
-    def wait(self, condition: Callable[[], object], timeout: float = 20.0, what: str = "") -> None:
+    def wait(self, condition: Callable[[], object], timeout: float = 60, what: str = "") -> None:
         """Until a condition on this emulator holds."""
         with self.changed:
             if not self.changed.wait_for(lambda: condition(), timeout):
                 raise AssertionError(f"not within {timeout} s: {what or condition}")
 
-    def wait_allocatable(self, resource: str, count: int, timeout: float = 10.0) -> None:
+    def wait_allocatable(self, resource: str, count: int, timeout: float = 60) -> None:
         self.wait(
             lambda: len(self.resources.get(resource, Resource()).healthy) == count,
             timeout,
@@ -215,7 +215,7 @@ class KubeletEmulator:
             response_deserializer=answer.FromString,
         )
         try:
-            return method(request, timeout=30)
+            return method(request, timeout=60)
         except grpc.RpcError as error:
             raise AdmissionError(f"{name} failed: {error.code().name}: {error.details()}") from error
 
@@ -351,13 +351,13 @@ class KubeletEmulator:
                     "/pluginregistration.Registration/GetInfo",
                     request_serializer=registration_pb.InfoRequest.SerializeToString,
                     response_deserializer=registration_pb.PluginInfo.FromString,
-                )(registration_pb.InfoRequest(), timeout=2, wait_for_ready=True)
+                )(registration_pb.InfoRequest(), timeout=60, wait_for_ready=True)
                 problem = self._take_plugin(info, Path(info.endpoint or socket))
                 channel.unary_unary(
                     "/pluginregistration.Registration/NotifyRegistrationStatus",
                     request_serializer=registration_pb.RegistrationStatus.SerializeToString,
                     response_deserializer=registration_pb.RegistrationStatusResponse.FromString,
-                )(registration_pb.RegistrationStatus(plugin_registered=not problem, error=problem), timeout=2)
+                )(registration_pb.RegistrationStatus(plugin_registered=not problem, error=problem), timeout=60)
             except grpc.RpcError:
                 return
 
@@ -393,7 +393,7 @@ class KubeletEmulator:
         thread.start()
 
 
-def wait_until(condition: Callable[[], object], timeout: float = 20.0) -> None:
+def wait_until(condition: Callable[[], object], timeout: float = 60) -> None:
     """Poll something outside the emulator."""
     deadline = time.monotonic() + timeout
     while not condition():

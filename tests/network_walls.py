@@ -42,5 +42,5 @@ def _lower() -> None:
 def _iptables(*words: str, check: bool = True) -> None:
     namespace = f"--net=/run/netns/{os.environ.get('KUBE_NAME', 'kube')}"
     command = ["nsenter", namespace, "--", "iptables", "-w", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0 or not check, done.stderr

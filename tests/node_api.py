@@ -53,7 +53,7 @@ class NodeApi(ApiStandIn):
             amount: str | None = self.node["status"][part].get(resource)
             return amount
 
-    def wait(self, condition: Any, timeout: float = 20.0) -> None:
+    def wait(self, condition: Any, timeout: float = 60) -> None:
         with self.changed:
             assert self.changed.wait_for(condition, timeout), self.node
 

@@ -31,7 +31,7 @@ class RunningHelper:
 
     def start(self) -> None:
         self._thread.start()
-        assert self._ready.wait(20), "the helper did not get ready"
+        assert self._ready.wait(60), "the helper did not get ready"
         if self._failure is not None:
             raise self._failure
 
@@ -42,11 +42,11 @@ class RunningHelper:
         if self._thread.is_alive():
             with suppress(RuntimeError):  # its loop has ended: a successor took over
                 self.ask_to_stop()
-            self._thread.join(20)
+            self._thread.join(60)
         assert not self._thread.is_alive(), "the helper did not stop"
 
     def wait_for_events(self, count: int) -> list[RequestEvent]:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while len(self.events) < count and time.monotonic() < deadline:
             time.sleep(0.005)
         return self.events
@@ -79,7 +79,7 @@ def running_helper(platform: Platform, path: Path, **settings: Any) -> Iterator[
         helper.stop()
 
 
-def connect(path: Path, timeout: float = 10.0) -> socket.socket:
+def connect(path: Path, timeout: float = 60) -> socket.socket:
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         client.connect(str(path))  # waits while the backlog is full, as real clients do

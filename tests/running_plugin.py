@@ -60,7 +60,7 @@ class RunningPlugin:
 
     def __enter__(self) -> RunningPlugin:
         self._thread.start()
-        assert self._running.wait(5)
+        assert self._running.wait(60)
         return self
 
     def __exit__(
@@ -76,12 +76,12 @@ class RunningPlugin:
             assert self._loop is not None
             assert self._stop is not None
             self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(10)
+        self._thread.join(60)
         assert not self._thread.is_alive()
 
     def failure(self) -> BaseException:
         """Wait until it ends by itself, and take the reason."""
-        self._thread.join(5)
+        self._thread.join(60)
         assert not self._thread.is_alive(), "it runs on"
         error, self.error = self.error, None
         assert error is not None
@@ -91,7 +91,7 @@ class RunningPlugin:
         """What every event of that name (and resource) said."""
         return [dict(event.fields) for event in list(self.events) if event.name == name and of in ("", event.resource)]
 
-    def wait_event(self, name: str, count: int = 1, timeout: float = 20.0, of: str = "") -> dict[str, Any]:
+    def wait_event(self, name: str, count: int = 1, timeout: float = 60, of: str = "") -> dict[str, Any]:
         """The count-th event of that name (and resource)."""
         wait_until(lambda: len(self.fields(name, of)) >= count, timeout)
         return self.fields(name, of)[count - 1]

@@ -74,7 +74,7 @@ class Ended:
 
 
 def finish(process: subprocess.Popen[str]) -> Ended:
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=60)
     assert "Traceback" not in err, err
     return Ended(process.returncode, out, err)
 

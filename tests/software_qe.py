@@ -73,7 +73,7 @@ def software_qe(platform: Platform, stub: Stub) -> Iterator[None]:
         yield
     finally:
         listener.shutdown(socket.SHUT_RDWR)
-        thread.join(10)
+        thread.join(60)
         listener.close()
 
 

@@ -196,7 +196,7 @@ def test_it_lives_on_a_terminal_and_shows_rates(api: EpcApi, tmp_path: Path) -> 
     os.close(side)
     seen = b""
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while b"/s)" not in seen and time.monotonic() < deadline:
             if select.select([main], [], [], 1)[0]:
                 seen += os.read(main, 65536)

@@ -214,7 +214,7 @@ def service(path: Path, answer: bytes | None, *, wait: float = 0.0) -> Iterator[
         done.set()
         with socket.socket(socket.AF_UNIX) as last:
             last.connect(str(path))
-        thread.join(5)
+        thread.join(60)
         listener.close()
 
 

@@ -74,7 +74,7 @@ class Node:
         for process in self._running:
             if process.pid == pid:
                 process.terminate()
-                assert process.wait(10) == 0
+                assert process.wait(60) == 0
 
     def close(self) -> None:
         for process in self._running:
@@ -103,7 +103,7 @@ class Running:
         return await asyncio.to_thread(self._get, path)
 
     def _get(self, path: str) -> tuple[int, str]:
-        connection = http.client.HTTPConnection("localhost", timeout=10)
+        connection = http.client.HTTPConnection("localhost", timeout=60)
         connection.sock = socket.socket(socket.AF_UNIX)
         try:
             connection.sock.connect(str(self._address))

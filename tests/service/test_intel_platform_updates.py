@@ -65,7 +65,7 @@ class Helper:
     errors: list[Exception]
 
     def wait(self) -> Exception | None:
-        self.thread.join(30)
+        self.thread.join(60)
         assert not self.thread.is_alive()
         return self.errors[0] if self.errors else None
 
@@ -109,7 +109,7 @@ class Node:
         def stop() -> None:
             with suppress(RuntimeError, IndexError):
                 stops[0]()
-            thread.join(30)
+            thread.join(60)
 
         self._stack.callback(stop)
         return Helper(thread, ready, stop, errors)
@@ -133,13 +133,13 @@ def release(node: Node, qe: EnclaveDeclaration = QE3, kind: type[SimulatedPlatfo
 
 def serving(node: Node, qe: Platform) -> Helper:
     helper = node.helper(qe)
-    assert helper.ready.wait(20), helper.errors
+    assert helper.ready.wait(60), helper.errors
     return helper
 
 
 def wait_for_report(node: Node) -> bytes:
     kept = node.path.with_name(".aesm.socket.self-test-report")
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not kept.exists():
         assert time.monotonic() < deadline, "no report was kept"
         time.sleep(0.02)

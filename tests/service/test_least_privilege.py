@@ -71,7 +71,7 @@ def start(folder: Path, aesmd: Path) -> Iterator[Start]:
 
 def _end(container: subprocess.Popen[str]) -> None:
     container.terminate()  # runc passes it on
-    container.communicate(timeout=30)
+    container.communicate(timeout=60)
 
 
 @pytest.mark.complaint("linux-sgx #583", "linux-sgx #725")
@@ -81,7 +81,7 @@ def test_serves_and_updates_itself_with_nothing(folder: Path, aesmd: Path, start
     frame, quote = quote_request(aesmd / "machine.json")
     first = start("--http", "unix:/var/run/aesmd/http")
     assert first.stdout is not None
-    assert "ready" in first.stdout.readline(), first.communicate(timeout=20)
+    assert "ready" in first.stdout.readline(), first.communicate(timeout=60)
 
     assert read_response(exchange(socket, frame), 17) == {1: 0, 2: quote}
     assert stat.S_IMODE(socket.stat().st_mode) == 0o666
@@ -92,8 +92,8 @@ def test_serves_and_updates_itself_with_nothing(folder: Path, aesmd: Path, start
 
     second = start("--replace")
     assert second.stdout is not None
-    assert "ready" in second.stdout.readline(), second.communicate(timeout=20)
-    assert first.wait(30) == 0
+    assert "ready" in second.stdout.readline(), second.communicate(timeout=60)
+    assert first.wait(60) == 0
     assert read_response(exchange(socket, frame), 17) == {1: 0, 2: quote}
     assert first.stderr is not None
     assert "Traceback" not in first.stderr.read()

@@ -36,7 +36,7 @@ def path(tmp_path: Path) -> Path:
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*CONFCOM, "quote-helper", *arguments],
-        capture_output=True, text=True, timeout=30, check=False, env=os.environ | environment,
+        capture_output=True, text=True, timeout=60, check=False, env=os.environ | environment,
     )  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def test_serves_until_a_signal_and_leaves_nothing_behind(machine: Path, path: Pa
         ready = process.stdout.readline()
         answer = exchange(path, request(15, (1, KEY_ID), (3, 1), (4, 32)))
         process.send_signal(number)
-        rest, log = process.communicate(timeout=20)
+        rest, log = process.communicate(timeout=60)
 
     assert ready == f"quote helper: ready on {path}, platform simulated (it was asked for by name)\n"
     assert rest == ""
@@ -101,7 +101,7 @@ def test_a_second_helper_says_what_to_do(machine: Path, path: Path) -> None:
             assert second.stdout is not None
             assert "ready" in second.stdout.readline()
             first.send_signal(signal.SIGTERM)
-            first.wait(20)
+            first.wait(60)
             assert read_response(exchange(path, request(21)), 21) == {1: 0, 2: 1}
 
 

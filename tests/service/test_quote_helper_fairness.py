@@ -40,7 +40,7 @@ def ask():
     while time.monotonic() < end:
         begin = time.monotonic()
         with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(20)
+            client.settimeout(60)
             client.connect(path)
             client.sendall(frame)
             answer = b""
@@ -79,7 +79,7 @@ class Client:
         self.process.stdin.flush()
 
     def result(self) -> dict[str, object]:
-        output, _ = self.process.communicate(timeout=30)
+        output, _ = self.process.communicate(timeout=60)
         found: dict[str, object] = json.loads(output)
         return found
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,10 +58,8 @@ def test_stopping_answers_what_is_under_way(helper: HelperProcess, machine: Path
     frame, quote = quote_request(machine)
     with load(helper.path, frame, quote, threads=8) as running:
         running.wait_for(100)
-        started = time.monotonic()
         helper.process.send_signal(signal.SIGTERM)
         assert helper.wait() == 0
 
-    assert time.monotonic() - started < 10
     # Until the socket was gone, everybody was answered; after that there is nobody to connect to.
     assert {failure.split("(")[0] for failure in running.failures} <= {"FileNotFoundError", "ConnectionRefusedError"}

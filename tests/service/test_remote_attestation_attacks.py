@@ -30,8 +30,8 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 
 def connect(path: Path) -> socket.socket:
     stream = socket.socket(socket.AF_UNIX)
-    stream.settimeout(15)
-    deadline = time.monotonic() + 15
+    stream.settimeout(60)
+    deadline = time.monotonic() + 60
     while True:
         try:
             stream.connect(str(path))
@@ -62,7 +62,7 @@ def converse_through_a_relay(stage: Stage, tamper: Tamper, *options: str) -> tup
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(stage.folder / "relay"))
     listener.listen(1)
-    listener.settimeout(15)
+    listener.settimeout(60)
 
     def relay() -> None:
         with connect(stage.folder / "meet") as a, listener, listener.accept()[0] as b:
@@ -82,7 +82,7 @@ def converse_through_a_relay(stage: Stage, tamper: Tamper, *options: str) -> tup
         "B", "--connect", "--connect", "unix:relay", "--enclave", EXAMPLE / "enclave_b.toml", *options
     )  # fmt: skip
     ended = finish(side_a), finish(side_b)
-    thread.join(timeout=20)
+    thread.join(timeout=60)
     return *ended, said
 
 
@@ -163,7 +163,7 @@ def test_an_enclaves_own_quote_played_back_does_not_pass_for_a_peers(stage: Stag
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(stage.folder / "meet"))
         listener.listen(1)
-        listener.settimeout(15)
+        listener.settimeout(60)
         b = stage.peer("B", "--connect", "--enclave", EXAMPLE / "enclave_b.toml")
         stream, _ = listener.accept()
         with stream:
@@ -191,7 +191,7 @@ def test_a_hello_that_mirrors_ours_is_refused(change: Callable[[bytes], bytes], 
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(stage.folder / "meet"))
         listener.listen(1)
-        listener.settimeout(15)
+        listener.settimeout(60)
         b = stage.peer("B", "--connect")
         stream, _ = listener.accept()
         with stream:

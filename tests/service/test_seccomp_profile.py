@@ -59,7 +59,7 @@ def test_the_helper_command_serves_under_it(folder: Path) -> None:
         ready = process.stdout.readline()
         answer = exchange(socket, request(15, (1, KEY_ID), (3, 1), (4, 32)))
         process.terminate()
-        _, log = process.communicate(timeout=20)
+        _, log = process.communicate(timeout=60)
     assert ready.startswith(b"quote helper: ready"), log
     assert read_response(answer, 15)[1] == 0
     assert process.returncode == 0, log

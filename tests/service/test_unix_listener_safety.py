@@ -103,7 +103,7 @@ try:
 except PlatformUnavailable as error:
     print(error.message, error.advice())
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
 
     assert "Permission denied" in done.stdout, done.stderr
     assert "belongs to user 0, mode 0755; this process is user 65532" in done.stdout

@@ -57,7 +57,7 @@ class Replica:
     def end(self) -> int:
         if self.process.poll() is None:
             self.process.terminate()
-        code = self.process.wait(20)
+        code = self.process.wait(60)
         assert self.process.stdout is not None
         self.process.stdout.close()
         self.log.close()
@@ -83,7 +83,7 @@ def replica(api: WebhookApi, tmp_path: Path) -> Iterator[Callable[..., Replica]]
         one.end()
 
 
-def until(seen: Callable[[], Any], seconds: float = 20) -> Any:
+def until(seen: Callable[[], Any], seconds: float = 60) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := seen()):
         assert time.monotonic() < deadline, "it did not come"
@@ -176,7 +176,7 @@ def test_who_is_told_to_stop_leaves_in_good_order(api: WebhookApi, replica: Call
         answer = ask(client, 1)
         assert answer.json()["response"]["allowed"]
         assert answer.headers["connection"] == "close"
-    assert one.process.wait(15) == 0
+    assert one.process.wait(60) == 0
 
 
 def test_without_a_configuration_nobody_is_ready_and_reviews_are_answered(

@@ -80,7 +80,7 @@ def test_threads_get_the_quotes_that_they_asked_for(attestation: Path, make_quot
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=20)
+        thread.join(timeout=60)
     assert got == {data: data for data in asked}
 
 

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from confcom.errors import FormatError
-from confcom.protocols.admission import MAX_REVIEW, allowance, parse_review, refusal
+from confcom.protocols.admission import MAX_REVIEW, allowance, parse_object, parse_review, refusal
 from confcom.protocols.admission_rules import (
     DEBUG_CONDITION,
     POD_CONDITION,
@@ -28,13 +28,14 @@ def a_review(**request: object) -> bytes:
 def test_a_review_is_read_with_its_object_as_it_came() -> None:
     pod = {"kind": "Pod", "of the future": {"a": [1.5, None]}}
     found = parse_review(a_review(object=pod, subResource="ephemeralcontainers", oldObject={}, unknown=1, dryRun=True))
-    assert found.object == pod
-    assert (found.sub_resource, found.old_object, found.namespace, found.dry_run) == (
-        "ephemeralcontainers",
-        {},
-        "",
-        True,
-    )
+    assert parse_object(found.object) == pod | {"of the future": {"a": ["1.5", None]}}
+    assert parse_object(found.old_object) == {}
+    assert (found.sub_resource, found.namespace, found.dry_run) == ("ephemeralcontainers", "", True)
+
+
+def test_an_object_that_is_not_there_is_empty() -> None:
+    found = parse_review(a_review(object=None))
+    assert (parse_object(found.object), parse_object(found.old_object)) == ({}, {})
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,6 @@ def test_a_review_is_read_with_its_object_as_it_came() -> None:
         b"[]",
         b"{}",
         b"\xff",
-        a_review(object=None),
         a_review(object=[]),
         a_review(uid=1),
         a_review().replace(b"/v1", b"/v1beta1"),
@@ -57,7 +57,7 @@ def test_a_review_is_read_with_its_object_as_it_came() -> None:
 )
 def test_anything_else_is_no_review(data: bytes) -> None:
     with pytest.raises(FormatError, match="AdmissionReview"):
-        parse_review(data)
+        parse_object(parse_review(data).object)
 
 
 def test_answers_are_what_the_api_server_reads() -> None:

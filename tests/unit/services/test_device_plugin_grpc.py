@@ -42,7 +42,7 @@ async def answering(path: Path, answer: object) -> GrpcSocket:
 async def test_a_call_and_its_answer(tmp_path: Path) -> None:
     socket = await answering(tmp_path / "s", None)
     request = k.PreStartContainerRequest(("a",))
-    assert await call(tmp_path / "s", k.PRE_START_CONTAINER, request, timeout=5) == Empty()
+    assert await call(tmp_path / "s", k.PRE_START_CONTAINER, request, timeout=60) == Empty()
     await socket.close()
     assert not (tmp_path / "s").exists()
 
@@ -57,16 +57,16 @@ async def test_a_call_and_its_answer(tmp_path: Path) -> None:
 async def test_errors_of_a_handler_reach_the_caller_as_statuses(tmp_path: Path, error: Exception, said: str) -> None:
     socket = await answering(tmp_path / "s", error)
     with pytest.raises(errors.RemoteProtocolError, match=said):
-        await call(tmp_path / "s", k.PRE_START_CONTAINER, k.PreStartContainerRequest(("a",)), timeout=5)
+        await call(tmp_path / "s", k.PRE_START_CONTAINER, k.PreStartContainerRequest(("a",)), timeout=60)
     await socket.close()
 
 
 async def test_nobody_there_and_an_unknown_method(tmp_path: Path) -> None:
     with pytest.raises(errors.PlatformUnavailable, match="cannot reach"):
-        await call(tmp_path / "none", k.ALLOCATE, k.AllocateRequest(()), timeout=5)
+        await call(tmp_path / "none", k.ALLOCATE, k.AllocateRequest(()), timeout=60)
     socket = await answering(tmp_path / "s", None)
     with pytest.raises(errors.RemoteProtocolError, match="answered"):
-        await call(tmp_path / "s", k.ALLOCATE, k.AllocateRequest(()), timeout=5)
+        await call(tmp_path / "s", k.ALLOCATE, k.AllocateRequest(()), timeout=60)
     await socket.close()
 
 
@@ -84,7 +84,7 @@ async def test_a_peer_that_ends_each_connection_at_once_is_a_failure_that_is_tol
     threading.Thread(target=hang_up, daemon=True).start()
     for attempt in range(60):
         request = k.PreStartContainerRequest(("a",))
-        asking = asyncio.create_task(call(tmp_path / "s", k.PRE_START_CONTAINER, request, timeout=5))
+        asking = asyncio.create_task(call(tmp_path / "s", k.PRE_START_CONTAINER, request, timeout=60))
         for step in range(2):
             await asyncio.sleep(0)
             # The loop is held up, so that connection and end arrive together.
@@ -129,7 +129,7 @@ async def test_whoever_is_being_accepted_while_the_socket_closes_is_let_go(tmp_p
         await server.close()
         await server.close()  # once more does no harm
         gc.collect()  # what was lost says so now
-        client.settimeout(5)
+        client.settimeout(60)
         with suppress(ConnectionResetError):
             while client.recv(4096):
                 pass

@@ -96,7 +96,7 @@ def test_a_reader_that_does_not_read_holds_up_nobody_and_losses_are_told(monkeyp
     reading = threading.Event()
 
     def write(data: bytes) -> None:
-        assert reading.wait(10)
+        assert reading.wait(60)
         written.append(data)
 
     log = RequestLog(write=write)
