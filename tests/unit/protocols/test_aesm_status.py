@@ -23,6 +23,8 @@ PROJECT_ERRORS = [kind for kind in subclasses(errors.ConfcomError) if kind.__mod
 def make(kind: type[errors.ConfcomError]) -> errors.ConfcomError:
     if issubclass(kind, errors.FormatError):
         return kind("wrong", structure="S", field="f")
+    if issubclass(kind, errors.CollateralInvalid):
+        return kind("wrong", document="D")
     return kind("wrong")
 
 
