@@ -20,7 +20,7 @@ from confcom.admission.aesm_wiring import (
     with_variable,
     with_volume,
 )
-from confcom.admission.epc_amounts import Wish, fulfil, read_wish
+from confcom.admission.epc_amounts import Wish, fulfil, read_wish, without_defaults
 from confcom.admission.findings import Finding, Findings
 from confcom.admission.grants import NO_GRANTS, Grants
 from confcom.admission.pod_json import (
@@ -104,6 +104,7 @@ def decide_pod(pod: Json, given: Circumstances) -> Decision:
     containers = list(containers_of(pod, "initContainers", "containers"))
     if not _is_bounded(pod, containers, findings):
         return Decision(pod, tuple(findings.refusals), (), 0)
+    containers = without_defaults(pod, containers)
     check_places(pod, containers, findings)
     annotated = read_annotations(pod, dict.fromkeys(container.name for container in containers), findings)
     plans = [_plan(container, annotated, given, findings) for container in containers]

@@ -22,6 +22,9 @@ MAX_AMOUNT = 96
 """Characters that are looked at; the longest Quantity that is taken for one has fewer."""
 _LOOSE = re.compile(r"\s{0,9}[+-]?\s{0,9}([0-9]{1,20}(?:[.,][0-9]{0,20})?)\s{0,9}([kKmMgGtTpPeE]?)(?:i?[bB]?)\s{0,9}")
 """What people write for an amount: `10 MB`, `10MiB`, `1,5Gi`."""
+LIMIT_RANGER = "kubernetes.io/limit-ranger"
+"""Annotation with what a LimitRange filled in."""
+_LIMIT_RANGER_SET = "LimitRanger plugin set: "
 _BINARY = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40, "Pi": 1 << 50, "Ei": 1 << 60}
 
 
@@ -39,6 +42,35 @@ class Wish(NamedTuple):
     def uses_sgx(self) -> bool:
         """Whether the container gets an SGX device by a resource; the way to the helper is none."""
         return self.epc > 0 or self.enclave > 0 or self.provision > 0
+
+
+def without_defaults(pod: Json, containers: Sequence[Container]) -> list[Container]:
+    """Containers without the amounts of EPC that a LimitRange gave them, where they state one by another name.
+
+    Kubernetes fills these in before a webhook is asked, by names, and says so in an annotation.
+    """
+    annotations = json_object(json_object(pod, "metadata", "pod"), "annotations", "metadata")
+    said = annotations.get(LIMIT_RANGER)
+    given: dict[str, set[str]] = {}
+    for part in said.removeprefix(_LIMIT_RANGER_SET).split("; ") if isinstance(said, str) else ():
+        names, found, container = part.partition(" for container ")
+        if not found:
+            names, _, container = part.partition(" for init container ")
+        given.setdefault(container, set()).update(names.rpartition(" ")[0].split(", "))
+    return [_without(one, given[one.name]) if one.name in given else one for one in containers]
+
+
+def _without(container: Container, names: set[str]) -> Container:
+    resources = json_object(container.body, "resources", container.where)
+    settled = {}
+    for kind in ("limits", "requests"):
+        found = json_object(resources, kind, container.where)
+        stated = EPC_UNITS.keys() & found.keys()
+        dropped = stated & names if stated - names else set()
+        settled[kind] = {name: amount for name, amount in found.items() if name not in dropped}
+    if all(settled[kind] == json_object(resources, kind, container.where) for kind in settled):
+        return container
+    return container._replace(body={**container.body, "resources": {**resources, **settled}})
 
 
 def read_wish(container: Container, findings: Findings) -> Wish:

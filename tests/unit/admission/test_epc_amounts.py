@@ -178,3 +178,41 @@ def test_a_small_amount_is_rounded_up_and_said_so() -> None:
     assert {warning.sentence for warning in decision.warnings} == {
         "Container app: 512Ki of sgx.intel.com/epc counts as 1 MiB."
     }
+
+
+@pytest.mark.parametrize("default", [EPC, INTEL, ALIYUN, HYBRID])
+@pytest.mark.parametrize("stated", [EPC, INTEL, ALIYUN, HYBRID])
+@pytest.mark.parametrize("kind", ["containers", "initContainers"])
+def test_what_a_limit_range_filled_in_gives_way_to_what_the_container_states(
+    default: str, stated: str, kind: str
+) -> None:
+    """As the API server hands such a pod over: both names, and an annotation that says which one it set."""
+    amounts = {name: "20Mi" if name == INTEL else "20" for name in (stated,)}
+    filled = {name: "10Mi" if name == INTEL else "10" for name in (default,) if name != stated}
+    which = "container" if kind == "containers" else "init container"
+    said = "; ".join(f"cpu, {default} {list_} for {which} app" for list_ in ("request", "limit"))
+    annotations = {"kubernetes.io/limit-ranger": f"LimitRanger plugin set: {said}"} if filled else {}
+    one = container(limits=amounts | filled | {"cpu": "1"})
+    given = (
+        pod(one, annotations=annotations)
+        if kind == "containers"
+        else pod(container("plain"), annotations=annotations, initContainers=[one])
+    )
+    decision = decide_pod(given, HERE)
+    assert not decision.refusals
+    assert decision.epc == 20
+    assert resources_of(decision.pod, kind)["limits"] == {"cpu": "1"} | canonical(20)["limits"]
+
+
+def test_a_default_of_a_limit_range_counts_where_the_container_states_nothing() -> None:
+    annotations = {"kubernetes.io/limit-ranger": f"LimitRanger plugin set: {INTEL} limit for container app"}
+    decision = decide_pod(pod(container(limits={INTEL: "10Mi"}), annotations=annotations), HERE)
+    assert decision.epc == 10
+    assert resources_of(decision.pod) == canonical(10)
+
+
+@pytest.mark.parametrize("said", ["", "; ", " for container app", "x", "LimitRanger plugin set: " + "; " * 9999])
+def test_an_annotation_that_is_none_of_a_limit_range_changes_nothing(said: object) -> None:
+    annotations: dict = {"kubernetes.io/limit-ranger": said}
+    decision = decide_pod(pod(container(limits={INTEL: "10Mi", EPC: "20"}), annotations=annotations), HERE)
+    assert codes(decision) == ["amounts-differ"]
