@@ -17,11 +17,24 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from helm_marks import EXPRESSIONS, GENERATED, MARKS, STORAGE_MARK, URL_MARK, value_of, with_expressions
+from helm_marks import (
+    CA_MARK,
+    EXPRESSIONS,
+    GENERATED,
+    MARKS,
+    STORAGE_MARK,
+    URL_MARK,
+    WEBHOOK_CA,
+    value_of,
+    with_expressions,
+)
 
 from confcom.cli.addon_output import yaml_documents
 from confcom.manifests.addon import render
 from confcom.manifests.addon_config import AddonConfig
+from confcom.manifests.objects import NAMESPACE, WEBHOOK, labels
+from confcom.manifests.objects import VERSION as VERSION_LABEL
+from confcom.manifests.webhook import CA_SECRET
 from confcom.services.addon_requirements import OLDEST
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,6 +88,8 @@ def _templates() -> dict[str, str]:
 
 
 def _file(component: str, text: str) -> str:
+    if component == "webhook":
+        text = f"{WEBHOOK_CA}{text}"
     if component in SWITCHES:
         text = f"{{{{- if .Values.{value_of(SWITCHES[component])} }}}}\n{text}{{{{- end }}}}\n"
     return f"{{{{- /* {GENERATED} */}}}}\n{text}"
@@ -94,7 +109,7 @@ def _by_name(shape: Shape) -> dict[tuple[str, str, str], str]:
     everything: dict[str, Any] = dict.fromkeys(SWITCHES.values(), True)
     config = msgspec.structs.replace(AddonConfig(), **(MARKS | everything | dict(shape)))
     found = {}
-    for one in render(config, version="mark-version"):
+    for one in render(config, version="mark-version", webhook_ca=CA_MARK):
         component = one["metadata"]["labels"]["app.kubernetes.io/component"]
         found[component, one["kind"], one["metadata"]["name"]] = _text(json.dumps(one))
     return found
@@ -187,6 +202,9 @@ This makes it, once:
     confcom addon update
 {{- end }}
 
+The webhook's CA is made by the installation and kept by upgrades. With tools that only render the chart (helm template,
+Argo CD) each rendering would have another one: use `confcom addon enable` there, or Flux, which installs as Helm does.
+
 After `helm uninstall` the nodes keep labels and amounts that the device plugin wrote: `confcom addon disable --purge`
 takes them away.
 """
@@ -224,6 +242,41 @@ def _plain(value: object) -> object:
 
 
 def _kustomization() -> str:
-    return (
-        f"# {GENERATED}\napiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources:\n- addon.yaml\n"
-    )
+    return f"""# {GENERATED}
+# The webhook's CA comes from two files beside this one, which are made once and kept like a password:
+#   openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -subj /CN=sgx-webhook-ca \\
+#     -addext keyUsage=critical,keyCertSign -keyout webhook-ca.key -out webhook-ca.crt
+apiVersion: kustomize.config.k8s.io/v1beta1
+kind: Kustomization
+resources:
+- addon.yaml
+secretGenerator:
+- name: {CA_SECRET}
+  namespace: {NAMESPACE}
+  type: kubernetes.io/tls
+  files:
+  - tls.crt=webhook-ca.crt
+  - tls.key=webhook-ca.key
+  - ca.crt=webhook-ca.crt
+  options:
+    disableNameSuffixHash: true
+    labels: {json.dumps(labels(WEBHOOK.component) | {VERSION_LABEL: VERSION})}
+replacements:
+- source:
+    kind: Secret
+    name: {CA_SECRET}
+    fieldPath: data.[ca.crt]
+  targets:
+  - select:
+      kind: MutatingWebhookConfiguration
+    fieldPaths:
+    - webhooks.*.clientConfig.caBundle
+    options:
+      create: true
+  - select:
+      kind: ValidatingWebhookConfiguration
+    fieldPaths:
+    - webhooks.*.clientConfig.caBundle
+    options:
+      create: true
+"""

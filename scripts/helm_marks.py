@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from typing import Any
 
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.addon_state import HELPER_KEY, key_of
+from confcom.manifests.webhook import WebhookCa
 
 GENERATED = "Generated from confcom.manifests by scripts/generate.py; do not edit."
 
+CA_MARK = WebhookCa(b"mark-certificate", b"mark-key", b"mark-bundle")
+WEBHOOK_CA = '{{- $ca := include "confcom.webhookCa" . | fromJson }}\n'
 URL_MARK = "https://mark.example:8765"
 STORAGE_MARK = "mark-class/9876Gi"
 # Marks for all others: values that no text has by chance.
 MARKS: dict[str, Any] = {
     "image": "mark.example/image:mark",
     "image_pull_policy": "Never",
+    "image_pull_secrets": ("mark-pull",),
     "simulated_epc": "98765432Mi",
     "collateral_upstream": "https://mark.example/upstream",
     "collateral_fmspcs": ("0123456789ab",),
     "collateral_tls_secret": "mark-secret",
     "epc_reserve_mib": 98765431,
     "overcommit": 97.53125,
-    "quote_helper_epc_mib": 987654,
-    "provision_grants": ("mark-namespace/mark-account",),
+    "quote_helper_epc_mib": 4091,
+    "provision_grants": ("mark-namespace/*",),
     "node_selector": ("mark.example/selector=mark",),
     "tolerations": ("mark.example/toleration=mark:NoExecute",),
     "webhook_replicas": 13,
@@ -101,7 +106,22 @@ _STORAGE_CLASS = """{{- if contains "/" .Values.collateralStorage }}
 \\g<indent>storageClassName: {{ splitList "/" .Values.collateralStorage | first | quote }}
 {{- end }}
 """
+_CA = [(b64encode(text).decode(), f"{{{{ $ca.{name} }}}}") for name, text in CA_MARK._asdict().items()]
+_PULL_SECRETS = """{{- with .Values.imagePullSecrets }}
+\\g<indent>imagePullSecrets:
+{{- range . }}
+\\g<indent>- name: {{ . | quote }}
+{{- end }}
+{{- end }}
+"""
+_LABELS = """\\g<indent>app.kubernetes.io/version: {{ .Chart.AppVersion | replace "+" "_" | quote }}
+\\g<indent>helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | quote }}
+"""
 _PATTERNS: list[tuple[str, str]] = [
+    (r"(?m)^(?P<indent> +)imagePullSecrets:\n +- name: mark-pull\n", _PULL_SECRETS),
+    (r"(?m)^  imagePullSecrets: mark-pull$", '  imagePullSecrets: {{ join "," .Values.imagePullSecrets | quote }}'),
+    (r"(?m)^(?P<indent> +)app\.kubernetes\.io/version: mark-version\n", _LABELS),
+    *_CA,
     # The state's text of the image is the value; what is run is that, or this version's own.
     (r"(?m)^  image: mark\.example/image:mark$", f"  image: {_quoted('image')}"),
     (r"mark\.example/image:mark", '{{ include "confcom.image" . | quote }}'),
@@ -133,20 +153,22 @@ _PATTERNS: list[tuple[str, str]] = [
     _environment("_TLS_GIVEN", "{{ not (empty .Values.collateralTlsSecret) | toString | quote }}"),
     (r"\bmark-secret\b", '{{ .Values.collateralTlsSecret | default "confcom-collateral-tls" | quote }}'),
     (r"(?m)^(?P<found>(?P<indent> +)- name: helper-folder\n(?:(?P=indent)  .*\n)+)", _WITH_HELPER),
-    (r"(?m)^(?P<found> +- name: \w+_HELPER_FOLDER\n.*\n)", _WITH_HELPER),
+    (r"(?m)^(?P<found> +- name: \w+_HELPER_(FOLDER|EPC_MIB)\n.*\n)", _WITH_HELPER),
     (r"(?m)^(?P<indent> +)storageClassName: mark-class\n", _STORAGE_CLASS),
     (r"storage: 9876Gi", 'storage: {{ splitList "/" .Values.collateralStorage | last | quote }}'),
     (r"https://mark\.example:8765", '{{ include "confcom.collateralUrl" . }}'),
     (r"port: 8765", 'port: {{ include "confcom.collateralPort" . }}'),
+    (r"98765432Mi(?='+\.split)", "{{ .Values.simulatedEpc }}"),
     (r"98765432Mi", _quoted("simulated_epc")),
     (r"https://mark\.example/upstream", _quoted("collateral_upstream")),
     (r"'98765431'", _quoted("epc_reserve_mib")),
+    (r"double\('97\.53[0-9]*'\)", "double('{{ .Values.overcommit | toString }}')"),
     (r"'97\.53[0-9]*'", _quoted("overcommit")),
-    (r"'987654'", _quoted("quote_helper_epc_mib")),
-    (r"epc: 987654Mi", "epc: {{ .Values.quoteHelperEpcMiB | toString }}Mi"),
+    (r"'4091'", _quoted("quote_helper_epc_mib")),
     (r"replicas: 13", "replicas: {{ .Values.webhookReplicas }}"),
     (r"(?m)^  webhookReplicas: '13'$", f"  webhookReplicas: {_quoted('webhook_replicas')}"),
-    (r"mark-namespace/mark-account", '{{ join "," .Values.provisionGrants | quote }}'),
+    (r"mark-namespace/\*(?='+\.split)", '{{ join "," .Values.provisionGrants }}'),
+    (r"mark-namespace/\*", '{{ join "," .Values.provisionGrants | quote }}'),
     (r"(?m)^  nodeSelector: mark\.example/.*$", '  nodeSelector: {{ join "," .Values.nodeSelector | quote }}'),
     (r"(?m)^  tolerations: mark\.example/.*$", '  tolerations: {{ join "," .Values.tolerations | quote }}'),
     (r"(?m)^(?P<indent> +)- key: mark\.example/selector\n.*\n.*\n +- mark\n", _SELECTOR),
@@ -157,13 +179,36 @@ EXPRESSIONS = f"""{{{{- /* {GENERATED} */}}}}
 {{{{- define "confcom.image" -}}}}
 {{{{ .Values.image | default (printf "confcom/confcom:%s" .Chart.AppVersion) }}}}
 {{{{- end -}}}}
+{{{{- define "confcom.webhookCa" -}}}}
+{{{{- $secret := lookup "v1" "Secret" "confcom-system" "sgx-webhook-ca" -}}}}
+{{{{- $found := dict -}}}}
+{{{{- if $secret -}}}}
+{{{{- $_ := set $found "certificate" (index $secret.data "tls.crt") -}}}}
+{{{{- $_ := set $found "key" (index $secret.data "tls.key") -}}}}
+{{{{- $_ := set $found "bundle" (index $secret.data "ca.crt") -}}}}
+{{{{- else -}}}}
+{{{{- $made := genCA "confcom admission webhook CA" 3650 -}}}}
+{{{{- $kind := "MutatingWebhookConfiguration" -}}}}
+{{{{- $now := lookup "admissionregistration.k8s.io/v1" $kind "" "sgx-webhook.confcom.dev" -}}}}
+{{{{- $trusted := "" -}}}}
+{{{{- if $now }}}}{{{{ $trusted = (first $now.webhooks).clientConfig.caBundle | default "" | b64dec }}}}{{{{ end -}}}}
+{{{{- $_ := set $found "certificate" ($made.Cert | b64enc) -}}}}
+{{{{- $_ := set $found "key" ($made.Key | b64enc) -}}}}
+{{{{- $_ := set $found "bundle" (printf "%s%s" $made.Cert $trusted | b64enc) -}}}}
+{{{{- end -}}}}
+{{{{ toJson $found }}}}
+{{{{- end -}}}}
 {{{{- define "confcom.provisionLimit" -}}}}
-{{{{ if .Values.provisionGrants }}}}110{{{{ else if .Values.quoteHelperEnabled }}}}2{{{{ else }}}}0{{{{ end }}}}
+{{{{ if .Values.provisionGrants }}}}110{{{{ else }}}}0{{{{ end }}}}
 {{{{- end -}}}}
 {{{{- define "confcom.provisionNamespaces" -}}}}
 {{{{- $found := list -}}}}
-{{{{- if .Values.quoteHelperEnabled }}}}{{{{ $found = append $found "confcom-system" }}}}{{{{ end -}}}}
-{{{{- range .Values.provisionGrants }}}}{{{{ $found = append $found (splitList "/" . | first) }}}}{{{{ end -}}}}
+{{{{- range .Values.provisionGrants }}}}
+{{{{- if and (eq $.Values.publisher "dra") (not (hasSuffix "/*" .)) }}}}
+{{{{- fail (printf "the grant %s is for one service account, and claims (publisher dra) tell none apart" .) }}}}
+{{{{- end }}}}
+{{{{- $found = append $found (splitList "/" . | first) }}}}
+{{{{- end -}}}}
 {{{{ join "," (uniq $found) }}}}
 {{{{- end -}}}}
 {{{{- define "confcom.collateralUrl" -}}}}

@@ -12,10 +12,13 @@ from kubectl import ADDON_NAMESPACE, Kubectl, Outcome
 
 GRANTED = "e2e-granted"
 """The namespace whose pods may hold the provisioning device."""
+HELPERS = 8
+"""MiB of EPC that a node keeps for its quote helper and a successor."""
 SETTINGS = (
     "--platform=simulated",
-    "--simulated-epc=168Mi",
+    "--simulated-epc=176Mi",
     "--image-pull-policy=IfNotPresent",
+    "--image-pull-secret=",
     "--publisher=auto",
     "--epc-reserve-mib=0",
     "--overcommit=1",
@@ -60,8 +63,9 @@ class Addon:
         """Enable it with the usual settings and these, and wait until the node offers EPC."""
         outcome = self("enable", *SETTINGS, f"--image={self.image}", *settings, "-o", "none", "--timeout", "300")
         assert outcome.code == 0, outcome.err
-        amount = next((word for word in settings if word.startswith("--simulated-epc=")), "=168Mi").split("=")[1]
-        expected = sum(_mib(part) for part in amount.split(","))
+        amount = next((word for word in settings if word.startswith("--simulated-epc=")), "=176Mi").split("=")[1]
+        kept = 0 if "--disable-sgxquotehelper" in settings else HELPERS
+        expected = sum(_mib(part) for part in amount.split(",")) - kept
         self.cluster.wait(f"{expected} MiB to be allocatable", lambda: self.allocatable() == expected)
 
     def node(self) -> Any:

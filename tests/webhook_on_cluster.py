@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import time
+from base64 import b64encode
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from confcom.pki.serving_pair import Authority
 from confcom.protocols.admission_rules import ServiceClient, mutating_webhooks, validating_webhooks
 from kubectl import Kubectl
 
@@ -18,16 +23,15 @@ NAME = "sgx-webhook"
 REPLICAS = 2
 SETTINGS = {
     "NAMESPACE": HOME,
-    "CONFIGURATION": CONFIGURATION,
     "PROVISION_GRANTS": f"{NAMESPACE}/granted",
     "OVERSIZED": "warn",
-    "LIFETIME": "120",
-    "RENEW_BEFORE": "100",
-    "OVERLAP": "8",
+    "LIFETIME": "20",
     "LOOK_EVERY": "1",
     "LEAVE_AFTER": "5",
 }
-"""A certificate is replaced about every 20 seconds."""
+"""A certificate is replaced every 10 seconds."""
+CA_SECRET = "webhook-ca"
+CHANGES = "confcom_webhook_certificate_changes_total"
 
 Object = dict[str, Any]
 
@@ -44,7 +48,9 @@ class WebhookOnCluster:
         self.remove()
         for namespace in (HOME, NAMESPACE):
             self.cluster("create", "namespace", namespace)
-        self.cluster.apply(*_rights(), _service(), *_configurations(), self._deployment())
+        first = new_ca()
+        self.cluster.apply(*_rights(), secret_of(first), _service(), self._deployment())
+        self.trust(first)
         words = ("serviceaccount", "default", "-n", NAMESPACE)
         self.cluster.wait("the namespace's service account", lambda: self.cluster.find(*words))
 
@@ -58,16 +64,29 @@ class WebhookOnCluster:
         self.cluster("rollout", "restart", f"deployment/{NAME}", "-n", HOME)
         self.cluster("rollout", "status", f"deployment/{NAME}", "-n", HOME, "--timeout=180s", seconds=190)
 
-    def certificate(self) -> str:
-        """The one in use."""
-        data = self.cluster.get("secret", "sgx-webhook-tls", "-n", HOME).get("data") or {}
-        return str(data.get("tls.crt", ""))
+    def trust(self, *authorities: Authority | bytes) -> None:
+        """Have the API server trust these, and no others."""
+        texts = [one.certificate if isinstance(one, Authority) else one for one in authorities]
+        self.cluster.apply(*_configurations(b"".join(texts)))
 
-    def bundles(self) -> set[str]:
-        """What the two configurations trust."""
-        kinds = (f"mutatingwebhookconfiguration.{ADMISSION}", f"validatingwebhookconfiguration.{ADMISSION}")
-        found = [self.cluster.get(kind, CONFIGURATION) for kind in kinds]
-        return {entry["clientConfig"].get("caBundle", "") for one in found for entry in one["webhooks"]}
+    def held(self) -> list[bytes]:
+        """The CA's certificate as each replica sees it."""
+        words = ("-n", HOME, "--", "cat", "/etc/confcom/webhook-ca/tls.crt")
+        return [self.cluster("exec", name, *words).encode() for name in self._names()]
+
+    def _names(self) -> list[str]:
+        words = ("pods", "-n", HOME, "-l", f"app={NAME}")
+        return sorted(pod["metadata"]["name"] for pod in self.cluster.items(*words))
+
+    def hold(self, authority: Authority) -> None:
+        """Have replicas issue their certificates by this one, as soon as the kubelet brings it."""
+        self.cluster.apply(secret_of(authority))
+
+    def certificates(self) -> list[int]:
+        """How many certificates each replica has served."""
+        place = f"/api/v1/namespaces/{HOME}/pods"
+        pages = [self.cluster("get", "--raw", f"{place}/{name}:9464/proxy/metrics") for name in self._names()]
+        return [int(float(found)) for page in pages for found in re.findall(rf"(?m)^{CHANGES} (\S+)$", page)]
 
     def remove(self) -> None:
         """Leave nothing behind."""
@@ -93,7 +112,9 @@ class WebhookOnCluster:
                 "runAsUser": 65532,
             },
         }
-        pod = {"serviceAccountName": NAME, "containers": [container], "terminationGracePeriodSeconds": 30}
+        container["volumeMounts"] = [{"name": "ca", "mountPath": "/etc/confcom/webhook-ca"}]
+        volume = {"name": "ca", "secret": {"secretName": CA_SECRET, "defaultMode": 0o444}}
+        pod = {"serviceAccountName": NAME, "containers": [container], "volumes": [volume]}
         return {
             "apiVersion": "apps/v1",
             "kind": "Deployment",
@@ -118,10 +139,28 @@ def _service() -> Object:
     }
 
 
-def _configurations() -> list[Object]:
+def new_ca() -> Authority:
+    """As an installer makes it, for the Service here."""
+    names = (f"{NAME}.{HOME}.svc", f"{NAME}.{HOME}.svc.cluster.local")
+    return Authority.make("e2e", now=datetime.fromtimestamp(time.time(), UTC), lifetime=timedelta(days=1), names=names)
+
+
+def secret_of(authority: Authority) -> Object:
+    """The Secret that is mounted."""
+    files = {"tls.crt": authority.certificate, "tls.key": authority.key}
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": CA_SECRET, "namespace": HOME},
+        "type": "kubernetes.io/tls",
+        "data": {name: b64encode(content).decode() for name, content in files.items()},
+    }
+
+
+def _configurations(bundle: bytes) -> list[Object]:
     found = []
     for kind, entries in (("Mutating", mutating_webhooks), ("Validating", validating_webhooks)):
-        webhooks = entries(ServiceClient(namespace=HOME, name=NAME))
+        webhooks = entries(ServiceClient(namespace=HOME, name=NAME), ca_bundle=bundle)
         for webhook in webhooks:
             webhook["name"] = f"{webhook['name'].partition('.')[0]}.{CONFIGURATION}"
             # Others use the cluster too.
@@ -142,16 +181,9 @@ def _rights() -> list[Object]:
     """As narrow as those that the add-on gives it."""
     subject = {"kind": "ServiceAccount", "name": NAME, "namespace": HOME}
     rbac = "rbac.authorization.k8s.io"
-    kinds = ["mutatingwebhookconfigurations", "validatingwebhookconfigurations"]
-    secret = {"apiGroups": [""], "resources": ["secrets"], "verbs": ["get", "update", "patch"]}
-    wide = [
-        {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"]},
-        {"apiGroups": [ADMISSION], "resources": kinds, "verbs": ["get", "patch"], "resourceNames": [CONFIGURATION]},
-    ]
-    rules = {"Role": [secret | {"resourceNames": ["sgx-webhook-tls"]}], "ClusterRole": wide}
+    rules = {"ClusterRole": [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"]}]}
     found: list[Object] = [
-        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": NAME, "namespace": HOME}},
-        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "sgx-webhook-tls", "namespace": HOME}},
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": NAME, "namespace": HOME}}
     ]
     for kind, allowed in rules.items():
         metadata = {"name": HOME} | ({"namespace": HOME} if kind == "Role" else {})

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Mapping
 
 from confcom.cluster.kept_secret import SecretState
-from confcom.cluster.webhook_objects import KINDS
 from confcom.errors import ClusterError, ClusterRefused
 
+KINDS = ("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration")
 ENTRIES = ("debug", "pods")
 
 

@@ -16,7 +16,7 @@ from confcom.devices.host import Host
 from confcom.devices.interface import DeviceResource
 from confcom.devices.sgx_enclave import enclave_slots
 from confcom.devices.sgx_node import find_sgx
-from confcom.devices.sgx_provision import provision_slots
+from confcom.devices.sgx_provision import HelperEpc, provision_slots
 from confcom.errors import PlatformUnavailable
 from confcom.protocols.kubelet import MAX_DEVICE_ID
 
@@ -24,6 +24,7 @@ RESOURCES: dict[str, Callable[[Host], DeviceResource]] = {
     "epc": EpcUnits,
     "enclave": lambda host: enclave_slots(host, 7),
     "provision": lambda host: provision_slots(host, 7),
+    "quote-helper-epc": lambda host: HelperEpc(host, 4),
     "quote-helper": lambda host: HelperSlots(host.root / "dev", 7),
 }
 OF_DEVICES = [name for name in RESOURCES if name != "quote-helper"]
@@ -71,12 +72,12 @@ def test_without_its_device_it_keeps_its_ids_and_is_unhealthy(resource: DeviceRe
 
 
 @pytest.mark.parametrize("resource", OF_DEVICES, indirect=True)
-def test_a_grant_names_two_paths_of_one_device_and_no_ids(resource: DeviceResource, host: Host) -> None:
+def test_a_grant_names_two_paths_of_each_device_and_no_ids(resource: DeviceResource, host: Host) -> None:
     inventory = resource.inventory(find_sgx(host))
     ids = [device.id for device in inventory.devices][:5]
     granted = resource.grant(ids, inventory)
-    assert len(granted.mounts) == 2
-    assert len({mount.host_path for mount in granted.mounts}) == 1
+    assert len(granted.mounts) == (4 if resource.endpoint == "quote-helper-epc" else 2)
+    assert len({mount.host_path for mount in granted.mounts}) == len(granted.mounts) // 2
     assert all(mount.read_only for mount in granted.mounts)
     assert not any(unit in value for _, value in granted.environment for unit in ids)
 

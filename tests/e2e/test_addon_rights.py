@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lightkube.core.exceptions import ApiError
-from lightkube.resources.core_v1 import Node
-from lightkube.types import PatchType
 
-from cluster_addon import Addon
-from confcom.cluster.client import open_client
+from api_rights import Account, Right, resources_of
+from cluster_addon import GRANTED, Addon
+from cluster_jobs import one_container, pod
+from confcom.manifests import account_policies
+from confcom.manifests.addon_config import AddonConfig
 from kubectl import ADDON_NAMESPACE, Kubectl
 
 OTHER = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "other-node"}}
 EPC = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
 STRICT = "e2e-strict"
-ACCOUNT = f"system:serviceaccount:{ADDON_NAMESPACE}:"
 
 
 @pytest.fixture(scope="module")
@@ -32,90 +30,211 @@ def other_node(enabled: Addon, cluster: Kubectl) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def plugin(enabled: Addon, cluster: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Kubectl:
-    """kubectl as the device plugin's pod: its token is bound to the pod and its node, as the mounted one is."""
+def plugin(
+    enabled: Addon, other_node: str, cluster: Kubectl, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Account]:
+    """The device plugin's account, with a token bound to its pod and node, as the mounted one is."""
     (pod,) = enabled.pods("device-plugin")
-    bound = ("--bound-object-kind=Pod", f"--bound-object-name={pod['metadata']['name']}")
-    return _as_plugin(cluster, tmp_path_factory.mktemp("plugin"), *bound)
+    folder = tmp_path_factory.mktemp("plugin")
+    with Account(cluster, "sgx-device-plugin", folder, pod=pod["metadata"]["name"]) as account:
+        yield account
 
 
-def _as_plugin(cluster: Kubectl, folder: Path, *bound: str) -> Kubectl:
-    token = cluster("create", "token", "sgx-device-plugin", "-n", ADDON_NAMESPACE, *bound).strip()
-    config = json.loads(cluster("config", "view", "--raw", "--minify", "-o", "json"))
-    config["users"][0]["user"] = {"token": token}
-    path = folder / "kubeconfig"
-    path.write_text(json.dumps(config))
-    return Kubectl(cluster.program, str(path))
+def status(node: str) -> str:
+    return f"/api/v1/nodes/{node}/status"
 
 
-def patch(plugin: Kubectl, node: str, change: dict[str, Any]) -> str:
-    """What comes of a patch of a node's status: nothing, or the API server's words. (kubectl would read it first.)"""
-
-    async def run() -> None:
-        async with open_client(plugin.kubeconfig) as client:
-            await client.patch(Node.Status, node, change, patch_type=PatchType.MERGE)
-
-    try:
-        asyncio.run(run())
-    except ApiError as error:
-        return str(error.status.message)
-    return ""
-
-
-def test_the_plugin_writes_epc_to_its_own_node_only(enabled: Addon, plugin: Kubectl, other_node: str) -> None:
+def test_the_plugin_writes_epc_to_its_own_node_only(enabled: Addon, plugin: Account, other_node: str) -> None:
     own = enabled.node()["metadata"]["name"]
-    amounts = {EPC: str(enabled.allocatable())}
-    change = {"status": {"capacity": amounts, "allocatable": amounts}}
-    assert patch(plugin, own, change) == ""
-    assert "writes to the status of its own node only" in patch(plugin, other_node, change)
+    change = {
+        "metadata": {"labels": {"confcom.dev/sgx-epc-mib": "176", "confcom.dev/sgx-epc-overcommit": "1"}},
+        "status": {"capacity": {EPC: "168"}, "allocatable": {EPC: "168"}},
+    }
+    assert plugin.write("PATCH", status(own), change) == ""
+    assert "writes to the status of its own node only" in plugin.write("PATCH", status(other_node), change)
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"status": {"capacity": {"example.com/gpu": "1"}}}, "changes nothing in status.capacity"),
-        ({"status": {"allocatable": {"cpu": "1"}}}, "changes nothing in status.allocatable"),
-        ({"status": {"capacity": {"pods": None}}}, "changes nothing in status.capacity"),
-        ({"status": {"conditions": []}}, "changes nothing else of a node's status"),
-        ({"metadata": {"labels": {"example.com/zone": "mine"}}}, "changes nothing in metadata.labels"),
-        ({"metadata": {"labels": {"kubernetes.io/hostname": None}}}, "changes nothing in metadata.labels"),
+        ({"status": {"capacity": {"example.com/gpu": "1"}}}, "nothing of the capacity may change"),
+        ({"status": {"allocatable": {"cpu": "1"}}}, "nothing of the allocatable may change"),
+        ({"status": {"capacity": {"pods": None}}}, "nothing of the capacity may change"),
+        ({"status": {"conditions": [{"type": "Ready", "status": "False"}]}}, "nothing of the status may change"),
+        ({"status": {"addresses": []}}, "nothing of the status may change"),
+        ({"status": {"images": [{"names": ["x"], "sizeBytes": 1}]}}, "nothing of the status may change"),
+        ({"status": {"phase": "Terminated"}}, "nothing of the status may change"),
+        ({"status": {"volumesInUse": ["kubernetes.io/x"]}}, "nothing of the status may change"),
+        ({"status": {"volumesAttached": [{"name": "x", "devicePath": "y"}]}}, "nothing of the status may change"),
+        ({"status": {"nodeInfo": {"kubeletVersion": "v9"}}}, "nothing of the status may change"),
+        ({"metadata": {"labels": {"example.com/zone": "mine"}}}, "nothing of the labels may change"),
+        ({"metadata": {"labels": {"confcom.dev/sgx": None}}}, "nothing of the labels may change"),
+        ({"metadata": {"labels": {"confcom.dev/other": "x"}}}, "nothing of the labels may change"),
+        ({"metadata": {"labels": {"kubernetes.io/hostname": None}}}, "nothing of the labels may change"),
+        ({"metadata": {"annotations": {"example.com/x": "y"}}}, "nothing of the annotations may change"),
+        ({"metadata": {"annotations": {"confcom.dev/sgx-epc-boot": "x"}}}, "is its boot id"),
+        ({"metadata": {"finalizers": ["example.com/stay"]}}, "nothing of the metadata may change"),
+        (
+            {"metadata": {"ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": "x", "uid": "1"}]}},
+            "nothing of the metadata may change",
+        ),
+        ({"metadata": {"labels": {"confcom.dev/sgx-epc-mib": "177"}}}, "no more than simulatedEpc says"),
+        (
+            {
+                "metadata": {"labels": {"confcom.dev/sgx-epc-mib": "176"}},
+                "status": {"capacity": {EPC: "177"}, "allocatable": {EPC: "177"}},
+            },
+            "is no more than confcom.dev/sgx-epc-mib times",
+        ),
     ],
 )
 def test_the_plugin_changes_nothing_else_there(
-    enabled: Addon, plugin: Kubectl, other_node: str, change: dict[str, Any], said: str
+    enabled: Addon, plugin: Account, change: dict[str, Any], said: str
 ) -> None:
-    assert said in patch(plugin, enabled.node()["metadata"]["name"], change)
+    assert said in plugin.write("PATCH", status(enabled.node()["metadata"]["name"]), change)
+
+
+def test_on_real_nodes_the_size_is_found_once_per_boot(enabled: Addon, cluster: Kubectl, plugin: Account) -> None:
+    """The policy of the platform `intel`, whose rest is the same, in the place of the simulated one."""
+    real = account_policies.own_node(AddonConfig())[0]
+    simulated = account_policies.own_node(AddonConfig(platform="simulated", simulated_epc="176Mi"))[0]
+    node = enabled.node()
+    boot = node["status"]["nodeInfo"]["bootID"]
+    path = status(node["metadata"]["name"])
+
+    def sized(mib: int, at: str | None = None) -> dict[str, Any]:
+        marks = {} if at is None else {"annotations": {"confcom.dev/sgx-epc-boot": at}}
+        return {"metadata": {"labels": {"confcom.dev/sgx-epc-mib": str(mib)}} | marks}
+
+    words = ("apply", "--server-side", "--force-conflicts", "--field-manager=confcom-addon", "-f", "-")
+    try:
+        cluster("annotate", "node", node["metadata"]["name"], "confcom.dev/sgx-epc-boot-")
+        cluster(*words, given=json.dumps(real))
+        cluster.wait("the policy", lambda: "found once per boot" in plugin.write("PATCH", path, sized(1 << 20)))
+        assert plugin.write("PATCH", path, sized(1 << 20, boot)) == ""
+        cluster("annotate", "node", node["metadata"]["name"], f"confcom.dev/sgx-epc-boot={boot}")
+        cluster("label", "node", node["metadata"]["name"], "confcom.dev/sgx-epc-mib=176", "--overwrite")
+        cluster.wait("the marks", lambda: "found once" in plugin.write("PATCH", path, sized(177, boot)))
+        assert plugin.write("PATCH", path, sized(175)) == ""
+    finally:
+        cluster(*words, given=json.dumps(simulated))
+        marks = ("confcom.dev/sgx-epc-boot-", "confcom.dev/sgx-epc-mib-")
+        cluster("annotate", "node", node["metadata"]["name"], marks[0])
+        cluster("label", "node", node["metadata"]["name"], marks[1])
 
 
 def test_a_token_without_a_node_writes_nothing(
     enabled: Addon, cluster: Kubectl, other_node: str, tmp_path: Path
 ) -> None:
-    unbound = _as_plugin(cluster, tmp_path)
     own = enabled.node()["metadata"]["name"]
-    assert "its own node only" in patch(unbound, own, {"metadata": {"labels": {"confcom.dev/x": "y"}}})
+    change = {"metadata": {"labels": {"confcom.dev/sgx-epc-mib": "1"}}}
+    with Account(cluster, "sgx-device-plugin", tmp_path) as unbound:
+        assert "its own node only" in unbound.write("PATCH", status(own), change)
+
+
+READS = ("get", "list", "watch")
+NODES = {Right(verb, "", "nodes") for verb in READS}
+RIGHTS: dict[str, set[Right]] = {
+    "sgx-device-plugin": NODES | {Right("patch", "", "nodes/status")},
+    "sgx-quote-helper": set(),
+    "sgx-webhook": NODES,
+    "confcom-collateral": set(),
+    "sgx-metrics": {
+        Right("get", "", "nodes"),
+        Right("list", "", "pods"),
+        Right("watch", "", "pods"),
+        Right("get", "resource.k8s.io", "resourceclaims"),
+        *(Right(verb, "events.k8s.io", "events") for verb in ("create", "get", "patch")),
+    },
+    "default": set(),
+}
+"""What each account may do with objects whose name is nobody's. What it may do by name is below."""
+
+
+@pytest.mark.timeout(900)
+def test_an_account_may_do_this_and_nothing_else(
+    enabled: Addon, cluster: Kubectl, other_node: str, tmp_path: Path
+) -> None:
+    """Every verb of every resource, with each account's own token."""
+    assert enabled("update", "--enable-collateral", "--enable-metrics", "-o", "none").code == 0
+    resources = resources_of(cluster)
+    assert {group for _, group, _ in resources} >= {"", "apps", "rbac.authorization.k8s.io", "resource.k8s.io"}
+    try:
+        for name, expected in RIGHTS.items():
+            with Account(cluster, name, tmp_path) as account:
+                assert account.rights(resources) == expected, name
+        with Account(cluster, "confcom-collateral", tmp_path) as collateral:
+            _write_data(collateral)
+        (pod,) = enabled.pods("metrics")
+        with Account(cluster, "sgx-metrics", tmp_path, pod=pod["metadata"]["name"]) as metrics:
+            _write_events(metrics, enabled.node()["metadata"]["name"], cluster)
+    finally:
+        assert enabled("update", "--disable-collateral", "--disable-metrics", "-o", "none").code == 0
+
+
+def _write_data(collateral: Account) -> None:
+    place = f"/api/v1/namespaces/{ADDON_NAMESPACE}"
+    for path, key in ((f"{place}/secrets/confcom-collateral-tls", "ca.crt"),
+                      (f"{place}/configmaps/confcom-collateral-ca", "ca-certificates.crt")):  # fmt: skip
+        assert collateral.client.get(path).status_code == 200
+        assert collateral.write("PATCH", path, {"data": {key: "eA=="}}) == ""
+        for change in ({"finalizers": ["example.com/x"]}, {"labels": {"a": "b"}}, {"annotations": {"a": "b"}}):
+            assert "nothing of the metadata may change" in collateral.write("PATCH", path, {"metadata": change})
+        assert "nothing of the data may change" in collateral.write("PATCH", path, {"data": {"x": "eA=="}})
+        assert "nothing of the object may change" in collateral.write("PATCH", path, {"immutable": True})
+
+
+def _write_events(metrics: Account, node: str, cluster: Kubectl) -> None:
+    path = "/apis/events.k8s.io/v1/namespaces/e2e/events"
+    own: dict[str, Any] = {
+        "metadata": {"name": "an-event", "namespace": "e2e"},
+        "eventTime": "2026-01-01T00:00:00.000001Z",
+        "type": "Warning", "reason": "X", "action": "Y", "note": "Z",
+        "regarding": {"apiVersion": "v1", "kind": "Pod", "namespace": "e2e", "name": "x", "uid": "1"},
+        "reportingController": "confcom.dev/metrics", "reportingInstance": node,
+    }  # fmt: skip
+    assert metrics.write("POST", path, own) == ""
+    for change, said in (
+        ({"reportingController": "kubelet"}, "events of the controller confcom.dev/metrics only"),
+        ({"reportingInstance": "other-node"}, "as its own node only"),
+        ({"regarding": {"kind": "Node", "name": node, "namespace": "e2e"}}, "about pods only"),
+        ({"metadata": own["metadata"] | {"finalizers": ["example.com/x"]}}, "no owners and no finalizers"),
+    ):
+        assert said in metrics.write("POST", path, own | change)
+    cluster.apply({"apiVersion": "events.k8s.io/v1", "kind": "Event"} | own | {"reportingController": "kubelet"})
+    try:
+        series = {"series": {"count": 2, "lastObservedTime": "2026-01-01T00:00:01.000001Z"}}
+        assert "of the controller" in metrics.write("PATCH", f"{path}/an-event", series)
+    finally:
+        cluster("delete", "events.events.k8s.io", "an-event", "-n", "e2e")
 
 
 @pytest.mark.parametrize(
-    ("account", "verb", "what", "allowed"),
+    ("namespace", "resource", "said"),
     [
-        ("sgx-device-plugin", "list", "nodes", True),
-        ("sgx-device-plugin", "update", "nodes", False),
-        ("sgx-device-plugin", "list", "pods", False),
-        ("sgx-device-plugin", "get", "secrets", False),
-        ("sgx-quote-helper", "get", "nodes", False),
-        ("sgx-webhook", "get", "secrets/sgx-webhook-tls", True),
-        ("sgx-webhook", "get", "secrets/confcom-simulated-world", False),
-        ("sgx-webhook", "list", "secrets", False),
-        ("sgx-webhook", "patch", "mutatingwebhookconfigurations/sgx-webhook.confcom.dev", True),
-        ("sgx-webhook", "patch", "mutatingwebhookconfigurations/another", False),
-        ("sgx-webhook", "create", "pods", False),
+        ("e2e", "sgx.confcom.dev/quote-helper-epc", "is the quote helper's: request kubernetes.azure.com"),
+        (GRANTED, "sgx.confcom.dev/quote-helper-epc", "is the quote helper's"),
+        ("e2e", "sgx.intel.com/provision", "has no grant for sgx.intel.com/provision"),
+        (GRANTED, "sgx.intel.com/provision", ""),
     ],
 )
-def test_accounts_may_do_what_they_need(
-    other_node: str, cluster: Kubectl, account: str, verb: str, what: str, allowed: bool
+@pytest.mark.parametrize("kind", ["containers", "initContainers"])
+def test_what_is_reserved_is_refused_without_the_webhook(
+    enabled: Addon, cluster: Kubectl, other_node: str, image: str, namespace: str, resource: str, said: str, kind: str
 ) -> None:
-    words = ("auth", "can-i", verb, what, "-n", ADDON_NAMESPACE, f"--as={ACCOUNT}{account}")
-    assert cluster.attempt(*words).out.strip() == ("yes" if allowed else "no")
+    assert enabled("update", "--disable-webhook", "-o", "none").code == 0
+    try:
+        spec = one_container(image, "true")
+        spec.setdefault(kind, []).append(
+            {"name": "asks", "image": image, "resources": {"limits": {EPC: "1", resource: "1"}}}
+        )
+        outcome = cluster.attempt(
+            "create", "--dry-run=server", "-f", "-", given=json.dumps(pod("reserved", namespace, spec))
+        )
+        assert said in outcome.err
+        assert bool(said) == bool(outcome.code)
+    finally:
+        assert enabled("update", "--enable-webhook", "-o", "none").code == 0
 
 
 def test_webhook_and_collateral_service_pass_the_strictest_pod_security(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,8 @@ import pytest
 import yaml
 
 from cluster_addon import Addon
-from cluster_jobs import attesting, job, with_aesmd
+from cluster_jobs import attesting, job, limits, one_container, pod, with_aesmd
+from confcom.pki.serving_pair import Authority
 from kubectl import ADDON_NAMESPACE, Kubectl, Outcome
 from relying_party import RelyingParty, quote_in
 
@@ -97,6 +101,13 @@ def nothing_is_left(addon: Addon, cluster: Kubectl) -> None:
     cluster.wait("EPC to be gone", lambda: addon.allocatable() == 0)
 
 
+def _is_asked(cluster: Kubectl) -> None:
+    """The API server trusts the webhook."""
+    asked = json.dumps(pod("asked", "default", one_container("x", "true", resources=limits(1))))
+    words = ("create", "--dry-run=server", "-f", "-", "-o", "name")
+    cluster.wait("an answer of the webhook", lambda: cluster.attempt(*words, given=asked).code == 0, seconds=60)
+
+
 @pytest.mark.promise("M1")
 def test_helm_installs_upgrades_and_uninstalls(
     bare: Addon,
@@ -117,7 +128,7 @@ def test_helm_installs_upgrades_and_uninstalls(
     outcome = helm("upgrade", "confcom", chart, "--reuse-values", "--set", "metricsEnabled=true", "--wait")
     assert outcome.code == 0, outcome.err
     assert len(bare.pods("metrics")) == 1
-    # What did not change was not restarted, and the webhook's certificates are what they were.
+    # What did not change was not restarted, and the webhook's CA is what it was.
     assert {pod["metadata"]["uid"] for pod in bare.pods("device-plugin")} == running
     attest("0b")
     shown = bare("show", "-o", "json")
@@ -138,7 +149,7 @@ def test_kubectl_applies_and_deletes_a_folder_of_the_rendered_add_on(
     folder = tmp_path / "simulated"
     folder.mkdir()
     (folder / "addon.yaml").write_text(yaml.safe_dump_all(simulated))
-    shutil.copy(DEPLOY / "kustomize" / "kustomization.yaml", folder)
+    (folder / "kustomization.yaml").write_text("resources: [addon.yaml]\n")
     for _ in range(2):  # the second time with all that the add-on's programs wrote in between
         cluster("apply", "-k", str(folder))
         attest("0c")
@@ -154,12 +165,16 @@ def test_kubectl_applies_and_deletes_the_base_with_an_image_of_ones_own(
     name, _, tag = bare.image.rpartition(":")
     base = tmp_path / "base"
     shutil.copytree(DEPLOY / "kustomize", base)
+    ca = Authority.make("e2e", now=datetime.fromtimestamp(time.time(), UTC), lifetime=timedelta(days=1))
+    (base / "webhook-ca.crt").write_bytes(ca.certificate)
+    (base / "webhook-ca.key").write_bytes(ca.key)
     overlay = {"resources": ["base"], "images": [{"name": "confcom/confcom", "newName": name, "newTag": tag}]}
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
     cluster("apply", "-k", str(tmp_path))
     words = ("deployment/sgx-webhook", "-n", ADDON_NAMESPACE)
     cluster("rollout", "status", *words, "--timeout=150s", seconds=160)
     plugin = ("logs", "daemonset/sgx-device-plugin", "-n", ADDON_NAMESPACE, "--all-containers")
+    _is_asked(cluster)
     cluster.wait("its word", lambda: "SGX" in cluster.attempt(*plugin).out)
     cluster("delete", "-k", str(tmp_path), seconds=240)
     nothing_is_left(bare, cluster)

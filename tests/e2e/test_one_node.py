@@ -107,3 +107,15 @@ def test_a_pod_that_wants_the_helper_where_it_is_off_is_told_how_to_enable_it(
     said = cluster.wait("the warning", warning, seconds=20)
     assert "Warning: " in said
     assert "confcom addon update --addon confcom --enable-sgxquotehelper" in said
+
+
+def test_the_only_node_can_be_drained(alone: Addon, cluster: Kubectl) -> None:
+    """Both webhooks run there, and their disruption budget must not hold it for ever."""
+    node = alone.node()["metadata"]["name"]
+    ours = "--pod-selector=app.kubernetes.io/part-of=confcom"
+    try:
+        cluster("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", ours, "--timeout=120s", seconds=150)
+        assert [pod for pod in alone.pods("webhook") if pod["spec"].get("nodeName")] == []
+    finally:
+        cluster("uncordon", node)
+    cluster.rollout("deployment", "sgx-webhook")

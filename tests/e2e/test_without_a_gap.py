@@ -47,7 +47,7 @@ def test_an_update_of_the_add_on_keeps_what_it_does_not_mention(enabled: Addon, 
     outcome = enabled("update", "--quote-helper-epc-mib", "5", "-o", "none")
     assert outcome.code == 0, outcome.err
     helper = enabled.pods("quote-helper")[0]["spec"]["containers"][0]
-    assert helper["resources"]["limits"]["kubernetes.azure.com/sgx_epc_mem_in_MiB"] == "5"
+    assert helper["resources"]["limits"]["sgx.confcom.dev/quote-helper-epc"] == "5"
     _no_failure(load)
     enabled.enable()
     _no_failure(load)

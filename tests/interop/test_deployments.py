@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from base64 import b64decode
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import yaml
 
 from confcom.manifests.addon import render
 from confcom.manifests.addon_config import AddonConfig
+from confcom.manifests.webhook import WebhookCa
+from confcom.pki.serving_pair import Authority
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 HELM = Path(__file__).parent / "helm"
@@ -27,8 +30,8 @@ def by_name(objects: list[Any]) -> dict[str, Any]:
     return found
 
 
-def rendered(**settings: Any) -> dict[str, Any]:
-    objects = render(AddonConfig(**settings), version=VERSION)
+def rendered(ca: WebhookCa | None = None, **settings: Any) -> dict[str, Any]:
+    objects = render(AddonConfig(**settings), version=VERSION, webhook_ca=ca)
     return by_name(json.loads(json.dumps(objects)))
 
 
@@ -44,10 +47,23 @@ def kubectl() -> str:
     return found
 
 
-def test_the_kustomize_base_is_what_is_rendered(kubectl: str) -> None:
-    command = [kubectl, "kustomize", str(DEPLOY / "kustomize")]
-    built = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert by_name(list(yaml.safe_load_all(built.stdout))) == rendered()
+def test_the_kustomize_base_is_what_is_rendered(kubectl: str, tmp_path: Path) -> None:
+    """With a CA in two files beside it."""
+    base = shutil.copytree(DEPLOY / "kustomize", tmp_path / "base")
+    (base / "webhook-ca.crt").write_text("certificate" * 20)
+    (base / "webhook-ca.key").write_text("key")
+    built = subprocess.run([kubectl, "kustomize", str(base)], capture_output=True, text=True, timeout=60, check=True)
+    found = by_name(list(yaml.safe_load_all(built.stdout.replace("caBundle: |\n", "caBundle: >\n"))))
+    ca = WebhookCa(b"certificate" * 20, b"key", b"certificate" * 20)
+    assert _in_one_line(found) == _in_one_line(rendered(ca))
+
+
+def _in_one_line(thing: Any) -> Any:
+    """Base64 without the line ends that the API server passes over, and elements in the order of their names."""
+    if isinstance(thing, dict):
+        wrapped = ("caBundle", "tls.crt", "tls.key", "ca.crt")
+        return {name: "".join(one.split()) if name in wrapped else _in_one_line(one) for name, one in thing.items()}
+    return [_in_one_line(one) for one in thing] if isinstance(thing, list) else thing
 
 
 @pytest.fixture(scope="session")
@@ -94,8 +110,9 @@ CASES: list[dict[str, Any]] = [
         "quote_helper_groups": (105, 4242),
         "collateral_url": "https://pccs.example/here/",
         "publisher": "dra",
+        "provision_grants": ("apps/*",),
     },
-    {"api_ports": (443, 16443), "metrics": True},
+    {"api_ports": (443, 16443), "metrics": True, "image_pull_secrets": ("one", "two")},
     {"quote_helper": True, "quote_helper_seccomp": "localhost/confcom/quote-helper.json"},
     {"quote_helper": True, "provision_grants": ("confcom-system/x", "apps/*")},
     {
@@ -106,6 +123,16 @@ CASES: list[dict[str, Any]] = [
 ]
 
 
+def _ca_of(found: dict[str, Any]) -> WebhookCa | None:
+    """What the chart made: a CA that can issue the webhook's certificates."""
+    if "Secret/sgx-webhook-ca" not in found:
+        return None
+    data = {name: b64decode(text) for name, text in found["Secret/sgx-webhook-ca"]["data"].items()}
+    assert Authority.parse(data["tls.crt"], data["tls.key"]) is not None
+    assert data["ca.crt"] == data["tls.crt"]
+    return WebhookCa(data["tls.crt"], data["tls.key"], data["ca.crt"])
+
+
 @pytest.mark.interop
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("settings", CASES, ids=str)
@@ -113,7 +140,9 @@ def test_the_helm_chart_is_what_is_rendered(helm: Path, settings: dict[str, Any]
     done = template(helm, _values(settings))
     assert done.returncode == 0, done.stderr
     found = by_name(list(yaml.safe_load_all(done.stdout)))
-    wanted = rendered(**settings)
+    for one in found.values():
+        assert one["metadata"]["labels"].pop("helm.sh/chart") == f"confcom-{VERSION}"
+    wanted = rendered(_ca_of(found), **settings)
     assert found.keys() == wanted.keys()
     for name, one in wanted.items():
         assert found[name] == one
@@ -131,13 +160,14 @@ def test_the_helm_chart_is_what_is_rendered(helm: Path, settings: dict[str, Any]
         {"overcommit": 0.5},
         {"collateralUrl": 'https://x/"'},
         {"collateralStorage": "much"},
+        {"provisionGrants": ["apps/one"], "publisher": "dra"},
     ],
     ids=str,
 )
 def test_the_chart_refuses_values_that_make_no_sense(helm: Path, values: dict[str, Any]) -> None:
     done = template(helm, values)
     assert done.returncode != 0
-    assert next(iter(values)) in done.stderr
+    assert next(iter(values)) in done.stderr or "the grant apps/one is for one service account" in done.stderr
 
 
 def _values(settings: dict[str, Any]) -> dict[str, Any]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import base64
+import json
 import ssl
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
+from api_stand_in import ApiStandIn
 from confcom.appraisal.quote import verify_quote
 from confcom.cli.root import run
 from confcom.collateral.remembered import RememberedCollateral
@@ -21,7 +25,6 @@ from confcom.services.collateral_service_config import CollateralServiceConfig
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.world import SimulatedWorld
 from running_collateral_service import SEED, Clock, RecordedUpstream, RunningService
-from webhook_api import WebhookApi
 
 SECRET = "/api/v1/namespaces/confcom-system/secrets/confcom-collateral-tls"
 CONFIG_MAP = "/api/v1/namespaces/confcom-system/configmaps/confcom-collateral-ca"
@@ -29,17 +32,38 @@ NAMES = ("confcom-collateral.confcom-system.svc", "127.0.0.1")
 DAY = timedelta(days=1)
 
 
-class CollateralApi(WebhookApi):
-    """A Secret and a ConfigMap that the add-on made, both empty."""
-
-    manager = "confcom-collateral"
+class CollateralApi(ApiStandIn):
+    """A Secret and a ConfigMap that the add-on made, both empty. Writes are server-side apply of their data."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.objects = {
+        self.version = 1
+        self.objects: dict[str, dict[str, Any]] = {
             SECRET: {"metadata": {"name": "confcom-collateral-tls", "resourceVersion": "1"}},
             CONFIG_MAP: {"metadata": {"name": "confcom-collateral-ca", "resourceVersion": "1"}},
         }
+
+    def answer(self, handler: BaseHTTPRequestHandler) -> None:
+        path = urlsplit(handler.path).path
+        wanted = json.loads(handler.rfile.read(int(handler.headers.get("Content-Length") or 0)) or b"null")
+        with self.changed:
+            code, found = (404, None) if path not in self.objects else self._written(path, wanted)
+            body = json.dumps(found or {"kind": "Status", "status": "Failure", "code": code, "message": "no"}).encode()
+        handler.send_response(code)
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    def _written(self, path: str, wanted: dict[str, Any] | None) -> tuple[int, dict[str, Any] | None]:
+        found = self.objects[path]
+        if wanted is not None:
+            if wanted["metadata"].get("resourceVersion") not in (None, found["metadata"]["resourceVersion"]):
+                return 409, None
+            self.version += 1
+            found["data"] = wanted["data"]
+            found["metadata"]["resourceVersion"] = str(self.version)
+        return 200, found
 
     @property
     def published(self) -> str:

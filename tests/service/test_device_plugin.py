@@ -8,7 +8,9 @@ import socket
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
+import httpx2
 import pytest
 
 from confcom.devices.declared_node import declare_node
@@ -371,15 +373,50 @@ def test_a_node_may_be_waited_for(tmp_path: Path, kubelet: KubeletEmulator) -> N
         kubelet.wait_allocatable(EPC, 7)
 
 
-def test_a_second_plugin_takes_over_and_the_first_says_so(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+def test_a_successor_is_ready_beside_the_present_plugin_and_serves_when_that_ends(
+    tmp_path: Path, kubelet: KubeletEmulator
+) -> None:
+    page = tmp_path / "page"
     with RunningPlugin(tmp_path, kubelet) as first:
         kubelet.wait_allocatable(EPC, 168)
+        with RunningPlugin(tmp_path, kubelet, reserve_mib=8, http=f"unix:{page}") as second:
+            kubelet.wait(lambda: page.exists() and _ready(page)["ready"])
+            assert _ready(page)["reason"] == "waits until its predecessor has ended"
+            assert (kubelet.registrations[EPC], second.started) == (1, [])
+            kubelet.admit("default/app", EPC, 1)
+            first.stop()
+            kubelet.wait_allocatable(EPC, 160)
+            kubelet.wait(lambda: _ready(page)["parts"][EPC] == "ready")
+            kubelet.admit("default/other", EPC, 1)
+
+
+def test_a_successor_that_is_stopped_before_its_turn_leaves_the_present_plugin_alone(
+    tmp_path: Path, kubelet: KubeletEmulator
+) -> None:
+    with RunningPlugin(tmp_path, kubelet):
+        kubelet.wait_allocatable(EPC, 168)
         with RunningPlugin(tmp_path, kubelet):
-            error = first.failure()
-            assert isinstance(error, PlatformUnavailable)
-            assert "taken" in error.message
+            pass
+        kubelet.admit("default/app", EPC, 1)
+        assert kubelet.registrations[EPC] == 1
+
+
+def test_a_socket_that_an_earlier_version_takes_is_taken_back(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    with RunningPlugin(tmp_path, kubelet) as plugin:
+        kubelet.wait_allocatable(EPC, 168)
+        path = kubelet.plugin_dir / "confcom-epc.sock"
+        with socket.socket(socket.AF_UNIX) as other:
+            path.unlink()
+            other.bind(str(path))
             kubelet.wait(lambda: kubelet.registrations[EPC] == 2)
             kubelet.wait_allocatable(EPC, 168)
+            kubelet.admit("default/app", EPC, 1)
+        assert any("taking it back" in str(event.fields.get("reason")) for event in plugin.events)
+
+
+def _ready(page: Path) -> Any:
+    with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(page))) as client:
+        return client.get("http://page/readyz").json()
 
 
 def test_nobody_but_root_may_talk_to_the_plugin(tmp_path: Path, kubelet: KubeletEmulator) -> None:
@@ -410,3 +447,36 @@ def test_the_end_leaves_no_socket_behind(tmp_path: Path, kubelet: KubeletEmulato
     assert sorted(path.name for path in kubelet.plugin_dir.iterdir()) == ["kubelet.sock", "kubelet_internal_checkpoint"]
     # The kubelet learnt of it at once.
     kubelet.wait_allocatable(EPC, 0)
+
+
+HELPER_EPC = "sgx.confcom.dev/quote-helper-epc"
+
+
+def test_the_quote_helpers_have_a_part_of_the_epc_that_applications_cannot_take(
+    tmp_path: Path, kubelet: KubeletEmulator
+) -> None:
+    with RunningPlugin(tmp_path, kubelet, helper_epc_mib=4, helper_namespace="home"):
+        kubelet.wait_allocatable(EPC, 160)
+        kubelet.wait_allocatable(HELPER_EPC, 8)
+        kubelet.admit("apps/all", EPC, 160)
+        for pod in ("home/present", "home/successor"):
+            granted = kubelet.admit(pod, HELPER_EPC, 4)
+            paths = {mount.container_path for mount in granted.mounts}
+            assert paths == {"/dev/sgx_enclave", "/dev/sgx/enclave", "/dev/sgx_provision", "/dev/sgx/provision"}
+            assert granted.envs == {"SGX_EPC_MIB": "4"}
+            kubelet.start_container(pod, HELPER_EPC)
+        kubelet.remove("home/present")
+        kubelet.admit("apps/curious", HELPER_EPC, 4)
+        with pytest.raises(AdmissionError, match="namespace apps"):
+            kubelet.start_container("apps/curious", HELPER_EPC)
+
+
+def test_a_helper_that_asked_for_more_leaves_room_for_its_successor(tmp_path: Path, kubelet: KubeletEmulator) -> None:
+    with RunningPlugin(tmp_path, kubelet, helper_epc_mib=9):
+        kubelet.wait_allocatable(HELPER_EPC, 18)
+        kubelet.admit("confcom-system/present", HELPER_EPC, 9)
+    with RunningPlugin(tmp_path, kubelet, helper_epc_mib=4):
+        kubelet.wait_allocatable(HELPER_EPC, 13)
+        kubelet.admit("confcom-system/successor", HELPER_EPC, 4)
+        kubelet.remove("confcom-system/present")
+        kubelet.wait_allocatable(HELPER_EPC, 8)

@@ -14,7 +14,7 @@ from confcom.errors import ConfigError, PlatformUnavailable
 from confcom.services.node_cluster import KubeNodeCluster
 from dra_emulator import DraEmulator, PrepareError
 from kubelet_emulator import wait_until
-from running_plugin import EPC, RunningPlugin
+from running_plugin import ENCLAVE, EPC, RunningPlugin
 from slice_api import NODE_UID, SLICES, SliceApi
 
 DRIVER = "sgx.confcom.dev"
@@ -359,3 +359,35 @@ def test_a_driver_without_a_node_is_told_what_to_do(tmp_path: Path, kubelet: Dra
         error = plugin.failure()
     assert isinstance(error, ConfigError)
     assert "--node-name" in error.advice()
+
+
+def test_epc_that_pods_hold_as_devices_is_held_back_until_they_end(
+    tmp_path: Path, kubelet: DraEmulator, api: SliceApi
+) -> None:
+    with RunningPlugin(tmp_path, kubelet, epc="100Mi,60Mi"):
+        kubelet.wait_allocatable(EPC, 160)
+        kubelet.admit("default/app", EPC, 35)
+    with driver(tmp_path, kubelet, api, epc="100Mi,60Mi"):
+        wait_until(lambda: offered(api) == 125)
+        kubelet.remove("default/app")
+        wait_until(lambda: offered(api) == 160)
+
+
+def test_nothing_is_offered_while_pods_hold_epc_of_the_nodes_status(
+    tmp_path: Path, kubelet: DraEmulator, api: SliceApi
+) -> None:
+    with RunningPlugin(tmp_path, kubelet):
+        kubelet.wait_allocatable(ENCLAVE, 110)
+        kubelet.admit("default/app", ENCLAVE, 1)
+    with driver(tmp_path, kubelet, api, epc="168Mi") as plugin:
+        wait_until(lambda: any(event.name == "epc.held_back" and event.trouble for event in plugin.events))
+        assert offered(api) == 0
+        kubelet.remove("default/app")
+        wait_until(lambda: offered(api) == 168)
+
+
+def offered(api: SliceApi) -> int:
+    """MiB in the slice."""
+    devices = [device for found in api.slices.values() for device in found["spec"].get("devices", [])]
+    amounts = [device["capacity"]["epc"]["value"] for device in devices if "epc" in device["capacity"]]
+    return sum(int(amount.removesuffix("Mi")) for amount in amounts)

@@ -1,7 +1,8 @@
-"""`confcom webhook` as processes: two replicas around one Secret, readiness, the largest node, leaving."""
+"""`confcom webhook` as processes: replicas with one CA, readiness, the largest node, leaving."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -12,14 +13,16 @@ import sys
 import time
 from base64 import b64decode
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
+from confcom.pki.serving_pair import Authority
 from sgx_pods import EPC, container, pod
-from webhook_api import MUTATING, SECRET, WebhookApi
+from webhook_api import WebhookApi
 
 QUICK = {"CONFCOM_WEBHOOK_LOOK_EVERY": "0.1", "CONFCOM_WEBHOOK_LEAVE_AFTER": "1", "CONFCOM_WEBHOOK_HOSTS": "127.0.0.1"}
 
@@ -32,16 +35,21 @@ class Replica:
         environment = (
             {"PATH": os.environ["PATH"]} | QUICK | {f"CONFCOM_WEBHOOK_{k.upper()}": v for k, v in settings.items()}
         )
+        self.ca = folder / "ca"
         command = [sys.executable, "-m", "confcom", "webhook", "--listen", "127.0.0.1:0", "--kubeconfig", kubeconfig]
+        command += [] if "ca" in settings else ["--ca", str(self.ca)]
         self.log = (folder / f"log{number}").open("w+")
         self.process = subprocess.Popen(
             [*command, "--http", f"unix:{self.page}"],
             env=environment, stdout=subprocess.PIPE, stderr=self.log, text=True,
         )  # fmt: skip
+
+    @functools.cached_property
+    def url(self) -> str:
         assert self.process.stdout is not None
         found = re.search(r"https://127\.0\.0\.1:(\d+)", self.process.stdout.readline())
         assert found, self.said()
-        self.url = f"https://127.0.0.1:{found[1]}"
+        return f"https://127.0.0.1:{found[1]}"
 
     def said(self) -> str:
         self.log.seek(0)
@@ -73,6 +81,7 @@ def api() -> Iterator[WebhookApi]:
 @pytest.fixture
 def replica(api: WebhookApi, tmp_path: Path) -> Iterator[Callable[..., Replica]]:
     started: list[Replica] = []
+    write_ca(tmp_path / "ca")
 
     def replica(**settings: str) -> Replica:
         started.append(Replica(tmp_path, api.kubeconfig(tmp_path), len(started), **settings))
@@ -91,10 +100,22 @@ def until(seen: Callable[[], Any], seconds: float = 60) -> Any:
     return found
 
 
-def client_of(api: WebhookApi, replica: Replica) -> httpx2.Client:
-    """One that trusts what the configurations trust, as the API server does."""
-    (bundle,) = api.bundles()
-    return httpx2.Client(verify=ssl.create_default_context(cadata=b64decode(bundle).decode()), base_url=replica.url)
+def write_ca(folder: Path) -> None:
+    """As the kubelet mounts a Secret: all its files change at once."""
+    made = Authority.make("test", now=datetime.fromtimestamp(time.time(), UTC), lifetime=timedelta(days=1))
+    version = folder.parent / f"ca-{time.monotonic_ns()}"
+    version.mkdir()
+    (version / "tls.crt").write_bytes(made.certificate)
+    (version / "tls.key").write_bytes(made.key)
+    link = folder.parent / "next"
+    link.symlink_to(version)
+    link.replace(folder)
+
+
+def client_of(replica: Replica) -> httpx2.Client:
+    """One that trusts the CA, as the API server does."""
+    bundle = (replica.ca / "tls.crt").read_text()
+    return httpx2.Client(verify=ssl.create_default_context(cadata=bundle), base_url=replica.url)
 
 
 def ask(client: httpx2.Client, mib: int, **annotations: str) -> httpx2.Response:
@@ -104,41 +125,65 @@ def ask(client: httpx2.Client, mib: int, **annotations: str) -> httpx2.Response:
     return client.post("/mutate-pods", json=review)
 
 
-def test_replicas_share_a_certificate_that_the_configurations_trust(
-    api: WebhookApi, replica: Callable[..., Replica]
-) -> None:
+def test_replicas_serve_what_one_ca_has_issued(replica: Callable[..., Replica]) -> None:
     replicas = [replica(), replica()]
     for one in replicas:
         until(one.ready)
-        with client_of(api, one) as client:
+        with client_of(one) as client:
             assert ask(client, 1).json()["response"]["patchType"] == "JSONPatch"
-    assert set(api.objects[SECRET]["data"]) == {"ca.crt", "tls.crt", "tls.key", "tls.since"}
-
-    api.objects[MUTATING]["webhooks"][0]["clientConfig"].pop("caBundle")
-    until(lambda: len(api.bundles()) == 1)
     event = json.loads([line for line in replicas[0].said().splitlines() if "admission.review" in line][-1])
     assert (event["outcome"], event["epc"], event["namespace"]) == ("patched", 1, "apps")
     assert "confcom_webhook_ready 1.0" in replicas[0].get("/metrics").text
 
 
-def test_certificates_rotate_while_reviews_go_on(api: WebhookApi, replica: Callable[..., Replica]) -> None:
-    one = replica(lifetime="60", renew_before="59", overlap="0.5")
+def changes(replica: Replica) -> float:
+    name = "confcom_webhook_certificate_changes_total "
+    (line,) = [line for line in replica.get("/metrics").text.splitlines() if line.startswith(name)]
+    return float(line.split()[1])
+
+
+def test_certificates_and_cas_change_while_reviews_go_on(replica: Callable[..., Replica]) -> None:
+    one = replica(lifetime="4")
     until(one.ready)
-    first = api.objects[SECRET]["data"]["tls.crt"]
-    reviews = 0
-    while api.objects[SECRET]["data"]["tls.crt"] == first or len(api.bundles()) != 1:
-        if len(api.bundles()) == 1:  # as long as both configurations agree, which is nearly always
-            with client_of(api, one) as client:
-                assert ask(client, 1).status_code == 200
-                reviews += 1
-    assert reviews > 2
-    assert first != api.objects[SECRET]["data"]["tls.crt"]
+    seen = changes(one)
+    while changes(one) < seen + 2:
+        with client_of(one) as client:
+            assert ask(client, 1).status_code == 200
+    write_ca(one.ca)
+
+    def trusts_the_new_one() -> bool:
+        try:
+            with client_of(one) as client:
+                return ask(client, 1).status_code == 200
+        except httpx2.ConnectError:
+            return False
+
+    until(trusts_the_new_one)
+
+
+def test_without_a_ca_a_replica_waits_and_says_who_makes_it(replica: Callable[..., Replica]) -> None:
+    one = replica(ca="/nonexistent")
+    until(lambda: one.page.exists() and "no usable CA in" in one.get("/readyz").text)
+    assert "confcom addon update" in one.get("/readyz").text
+    assert one.get("/healthz").status_code == 200
+    assert "confcom_webhook_ready 0.0" in one.get("/metrics").text
+
+
+def test_a_replica_that_loses_its_ca_serves_on(replica: Callable[..., Replica]) -> None:
+    one = replica()
+    until(one.ready)
+    with client_of(one) as client:
+        one.ca.unlink()
+        until(lambda: not one.ready())
+        assert ask(client, 1).status_code == 200
+    write_ca(one.ca)
+    until(one.ready)
 
 
 def test_the_largest_node_is_followed(api: WebhookApi, replica: Callable[..., Replica]) -> None:
     one = replica()
     until(one.ready)
-    with client_of(api, one) as client:
+    with client_of(one) as client:
 
         def answer(mib: int) -> Any:
             return ask(client, mib).json()["response"]
@@ -153,13 +198,27 @@ def test_the_largest_node_is_followed(api: WebhookApi, replica: Callable[..., Re
         assert answer(56)["allowed"]
 
 
+def test_a_replica_lets_go_when_no_node_is_left_for_another(api: WebhookApi, replica: Callable[..., Replica]) -> None:
+    """Else `kubectl drain` of the only node would wait for its disruption budget for ever."""
+    api.set_node("other", {"cpu": "2"})
+    one = replica()
+    until(one.ready)
+    api.cordon("plain", "other")
+    until(lambda: not one.ready())
+    assert "every node is being drained" in one.get("/readyz").text
+    with client_of(one) as client:
+        assert ask(client, 1).status_code == 200
+    api.cordon()
+    until(one.ready)
+
+
 @pytest.mark.parametrize(("settings", "volumes"), [({}, 0), ({"wiring": "host-path"}, 1)], ids=["plugin", "host-path"])
 def test_the_helpers_folder_comes_with_the_plugin_or_as_a_volume(
     api: WebhookApi, replica: Callable[..., Replica], settings: dict[str, str], volumes: int
 ) -> None:
     one = replica(**settings)
     until(one.ready)
-    with client_of(api, one) as client:
+    with client_of(one) as client:
         answer = ask(client, 1, **{"confcom.dev/quote-mode": "out-of-proc"}).json()["response"]
     patch = json.loads(b64decode(answer["patch"]))
     assert sum("/spec/volumes" in operation["path"] for operation in patch) == volumes
@@ -169,7 +228,7 @@ def test_the_helpers_folder_comes_with_the_plugin_or_as_a_volume(
 def test_who_is_told_to_stop_leaves_in_good_order(api: WebhookApi, replica: Callable[..., Replica]) -> None:
     one = replica()
     until(one.ready)
-    with client_of(api, one) as client:
+    with client_of(one) as client:
         assert "connection" not in ask(client, 1).headers
         one.process.send_signal(signal.SIGTERM)
         until(lambda: not one.ready())
@@ -177,18 +236,6 @@ def test_who_is_told_to_stop_leaves_in_good_order(api: WebhookApi, replica: Call
         assert answer.json()["response"]["allowed"]
         assert answer.headers["connection"] == "close"
     assert one.process.wait(60) == 0
-
-
-def test_without_a_configuration_nobody_is_ready_and_reviews_are_answered(
-    api: WebhookApi, replica: Callable[..., Replica]
-) -> None:
-    configuration = api.objects.pop(MUTATING)
-    one = replica()
-    until(lambda: "there is no MutatingWebhookConfiguration" in one.get("/readyz").text)
-    assert one.get("/healthz").status_code == 200
-    api.objects[MUTATING] = configuration
-    until(one.ready)
-    assert "" not in api.bundles()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import click
@@ -13,7 +15,7 @@ from confcom.cli.addon_view import show_changes
 from confcom.manifests import certification
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.addon_state import AddonState
-from confcom.services.addon import Addon
+from confcom.services.addon import Addon, to_enable, to_update
 
 DEFAULT_TIMEOUT = 300
 
@@ -38,7 +40,7 @@ def enable(**flags: Any) -> None:  # noqa: ANN401 - the options, by name
     An add-on that is enabled already is changed as by `update`; one that was disabled comes back with its settings,
     unless it was purged.
     """
-    _change(flags, Addon.settings_to_enable)
+    _change(flags, to_enable)
 
 
 @click.command()
@@ -54,21 +56,20 @@ def update(**flags: Any) -> None:  # noqa: ANN401 - the options, by name
 
     Without any, bring everything to this version of the program.
     """
-    _change(flags, Addon.settings_to_update)
+    _change(flags, to_update)
 
 
-def _change(flags: dict[str, Any], settle: Any) -> None:  # noqa: ANN401 - a method of Addon
+def _change(flags: dict[str, Any], settle: Callable[[dict[str, Any], AddonState | None], AddonConfig]) -> None:
     target, changes = target_of(flags), changes_of(flags)
 
     async def work(addon: Addon) -> AddonConfig:
-        config: AddonConfig = await settle(addon, changes)
+        config = settle(changes, await addon.state())
         if remark := certification.remark(config):
             note(remark)
         if flags["dry_run"]:
             show_changes(await addon.plan(config))
-        else:
-            await addon.make_so(config, wait=None if flags["no_wait"] else flags["timeout"])
-        return config
+            return config
+        return await addon.change(partial(settle, changes), wait=None if flags["no_wait"] else flags["timeout"])
 
     config = with_addon(target, work)
     if flags["dry_run"]:

@@ -11,6 +11,7 @@ from confcom.cli.addon_change import DEFAULT_TIMEOUT
 from confcom.cli.addon_options import VERSION, addon_option, note, target_of, target_options, with_addon
 from confcom.cli.addon_output import output_option, print_result, profile
 from confcom.cli.addon_view import show_changes
+from confcom.errors import ConfigError
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.addon_state import AddonState
 from confcom.services.addon import Addon
@@ -37,7 +38,7 @@ def disable(**flags: Any) -> None:  # noqa: ANN401 - the options, by name
     target = target_of(flags)
 
     async def work(addon: Addon) -> AddonState:
-        await _say_who_uses_it(addon, ask=not (flags["yes"] or flags["dry_run"]))
+        await _say_who_uses_it(addon, ask=not (flags["yes"] or flags["dry_run"]), purge=flags["purge"])
         state = await addon.state()
         if flags["dry_run"]:
             show_changes(await addon.removals(purge=flags["purge"]))
@@ -52,11 +53,16 @@ def disable(**flags: Any) -> None:  # noqa: ANN401 - the options, by name
         print_result(profile(kept), flags["output"])
 
 
-async def _say_who_uses_it(addon: Addon, *, ask: bool) -> None:
+async def _say_who_uses_it(addon: Addon, *, ask: bool, purge: bool) -> None:
     found = await addon.uses()
     for use in found[:MAX_SHOWN]:
         note(f"in use by {use}")
     if len(found) > MAX_SHOWN:
         note(f"… and {len(found) - MAX_SHOWN} more pods")
+    if found and ask and purge and not sys.stdin.isatty():
+        raise ConfigError(
+            f"{len(found)} pods use the add-on, and there is no terminal to ask whether to purge it",
+            advice="End them first, or say --yes.",
+        )
     if found and ask and sys.stdin.isatty():
         click.confirm(f"{len(found)} pods use the add-on. Disable it?", abort=True, err=True)

@@ -16,6 +16,7 @@ from confcom.errors import ConfigError
 from confcom.manifests.addon import render
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.simulated import WORLD_KEY, WORLD_SECRET
+from confcom.services.addon_webhook_ca import next_ca
 
 MAX_MACHINE = 16 * 1024
 """Bytes of a machine file."""
@@ -33,10 +34,12 @@ MAX_MACHINE = 16 * 1024
 def manifests(simulated_world: Path | None, **flags: Any) -> None:  # noqa: ANN401 - the settings, by name
     """Write the add-on as YAML, in an order in which it can be applied. Asks no cluster.
 
-    For GitOps and other tools: `confcom addon manifests | kubectl apply --server-side -f -`.
+    For other tools: `confcom addon manifests | kubectl apply --server-side -f -`. Each output has a new CA of the
+    webhook with its key: keep it like a password, and apply it as a whole.
     """
     config = AddonConfig().changed(changes_of(flags))
-    objects = render(config, version=VERSION)
+    ca = next_ca({}, b"", _now()) if config.webhook else None
+    objects = render(config, version=VERSION, webhook_ca=ca)
     if config.platform == "simulated":
         if simulated_world is None:
             note(f"not included: Secret {WORLD_SECRET} with the key {WORLD_KEY}; name its content: --simulated-world")

@@ -77,14 +77,15 @@ def profile(state: AddonState) -> dict[str, Any]:
 
 
 def shown(found: Shown) -> dict[str, Any]:
-    """What `show` prints: az's four entries, and how far the cluster is."""
+    """What `show` prints: az's four entries, how many pods serve, and which wait for what."""
     return {
         "name": ADDON,
         "api_key": API_KEY,
         "config": flat_settings(found.state.config),
         "identity": None,
         "version": found.state.version,
-        "ready": {one.name: f"{one.available}/{one.wanted}" for one in found.progress},
+        "ready": {one.name: f"{one.serving}/{one.wanted}" for one in found.progress},
+        "waiting": list(found.waiting),
     }
 
 

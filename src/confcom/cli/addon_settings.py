@@ -28,6 +28,13 @@ _OPTIONS = (
     click.option("--simulated-epc", metavar="SIZE[,…]", help="EPC per NUMA node of simulated nodes.  [default: 168Mi]"),
     click.option("--image", metavar="IMAGE", help="Image of every component; '' is this version's own."),
     _choice("--image-pull-policy", "When to pull it.  [default: IfNotPresent]", "IfNotPresent", "Always", "Never"),
+    click.option(
+        "--image-pull-secret",
+        "image_pull_secrets",
+        multiple=True,
+        metavar="NAME",
+        help="To pull it. Repeatable.",
+    ),
     _choice("--publisher", "How EPC is published.  [default: auto]", "auto", "devices", "node-status", "dra"),
     click.option("--epc-reserve-mib", type=int, metavar="N", help="MiB held back on every node.  [default: 0]"),
     click.option("--overcommit", type=float, metavar="RATIO", help="Requestable beside true size.  [default: 1]"),

@@ -23,11 +23,10 @@ if TYPE_CHECKING:
 @click.command("webhook")
 @click.option("--listen", metavar="HOST:PORT", help="Where the API server asks, over HTTPS.  [default: [::]:8443]")
 @click.option("--http", metavar="ADDRESS", help="Where /healthz, /readyz and /metrics are.  [default: [::]:9464]")
-@click.option("--namespace", metavar="NAME", help="Of the Service and of the Secret.  [default: confcom-system]")
+@click.option("--namespace", metavar="NAME", help="Of the Service.  [default: confcom-system]")
 @click.option("--service", metavar="NAME", help="The Service that leads here.  [default: sgx-webhook]")
 @click.option("--hosts", metavar="NAME,…", help="Further names and addresses of the certificate.")
-@click.option("--secret", metavar="NAME", help="Where replicas share the certificate.  [default: sgx-webhook-tls]")
-@click.option("--configuration", metavar="NAME", help="Of both webhook configurations.")
+@click.option("--ca", metavar="DIR", help="tls.crt and tls.key of its CA.  [default: /etc/confcom/webhook-ca]")
 @click.option("--client-ca", metavar="FILE", help="Authority (PEM) of the API server's client certificate.")
 @click.option("--provision-grants", metavar="NS/ACCOUNT,…", help="Who may hold the provisioning device.")
 @click.option("--oversized", type=click.Choice(["refuse", "warn"]), help="Pods that want more EPC than any node has.")
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 def webhook(config_file: Path | None, print_config: bool, debug: bool, **flags: Any) -> None:  # noqa: ANN401 - the settings, by name
     """Complete pods that use SGX when they are made, and refuse those that cannot work.
 
-    It makes its certificate itself and tells the API server to trust it. Settings come from flags, from
+    It issues its certificate by a CA that the webhook configurations trust. Settings come from flags, from
     CONFCOM_WEBHOOK_… in the environment, and from a file, in this order.
     """
     config = load(WebhookConfig, service="webhook", file=config_file, environment=os.environ, flags=flags)

@@ -68,4 +68,6 @@ def _status(node: Node) -> NodeStatus:
         capacity=dict((status and status.capacity) or {}),
         allocatable=dict((status and status.allocatable) or {}),
         labels=dict((metadata and metadata.labels) or {}),
+        annotations=dict((metadata and metadata.annotations) or {}),
+        boot_id=(status and status.nodeInfo and status.nodeInfo.bootID) or "",
     )

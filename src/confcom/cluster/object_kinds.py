@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from lightkube.core.resource import ApiInfo, ResourceDef
 from lightkube.generic_resource import GenericGlobalResource, GenericNamespacedResource
 
-_VERBS = ["delete", "get", "global_list", "list", "patch"]
+_VERBS = ["delete", "get", "global_list", "list", "patch", "post"]
 
 
 class Kind(NamedTuple):
@@ -36,6 +36,7 @@ ADDON_KINDS: tuple[Kind, ...] = (
     _kind("v1", "Secret", "secrets"),
     _kind("v1", "ServiceAccount", "serviceaccounts"),
     _kind("v1", "PersistentVolumeClaim", "persistentvolumeclaims"),
+    _kind("v1", "ResourceQuota", "resourcequotas"),
     _kind("scheduling.k8s.io/v1", "PriorityClass", "priorityclasses", namespaced=False),
     _kind("networking.k8s.io/v1", "NetworkPolicy", "networkpolicies"),
     _kind(_RBAC, "Role", "roles"),

@@ -118,6 +118,13 @@ class ClusterObjects:
             )
         return _plain(kind, made)
 
+    async def create(self, wanted: Object) -> None:
+        """Make an object that must not be there yet; `ClusterRefused` with status 409 if it is."""
+        ref = Ref.of(wanted)
+        kind = kind_of(ref.api_version, ref.kind)
+        with cluster_errors(f"cannot create {ref}"):
+            await self._client.create(kind.resource(wanted), field_manager=self._manager, **_place(ref))
+
     async def delete(self, ref: Ref, *, wait_for_dependents: bool = True) -> bool:
         """Delete an object, with what belongs to it; False where there was none."""
         kind = kind_of(ref.api_version, ref.kind)
@@ -146,11 +153,11 @@ class ClusterObjects:
         except ApiError:
             return []
 
-    async def patch_node(self, name: str, *, labels: Mapping[str, None], resources: Mapping[str, None]) -> None:
-        """Take labels and extended resources away from a node: null deletes."""
+    async def patch_node(self, name: str, *, marks: Mapping[str, None], resources: Mapping[str, None]) -> None:
+        """Take labels or annotations (`marks`) and extended resources away from a node: null deletes."""
         with cluster_errors(f"cannot clean node {name}"):
-            if labels:
-                patch = {"metadata": {"labels": dict(labels)}}
+            if marks:
+                patch = {"metadata": {"labels": dict(marks), "annotations": dict(marks)}}
                 await self._client.patch(Node, name, patch, patch_type=PatchType.MERGE)
             if resources:
                 status = {"status": {"capacity": dict(resources), "allocatable": dict(resources)}}

@@ -9,15 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from confcom.cluster.node_values import NodeStatus
+from confcom.cluster.node_values import BOOT_ANNOTATION, OVERCOMMIT_LABEL, TRUE_SIZE_LABEL, NodeStatus
 from confcom.devices.epc_pool import EpcPool
 from confcom.errors import FormatError
 from confcom.protocols.quantity import parse_quantity
-
-TRUE_SIZE_LABEL = "confcom.dev/sgx-epc-mib"
-"""MiB of EPC that the node has."""
-OVERCOMMIT_LABEL = "confcom.dev/sgx-epc-overcommit"
-"""The ratio between what may be requested and what is there beside the reserve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +41,10 @@ class EpcAmount:
         """The merge patch that makes a node's status right; None if it is."""
         amounts = self._withdrawal(status) if self.units is None else self._amounts(status, self.units)
         labels = {name: value for name, value in self.labels.items() if status.labels.get(name) != value}
-        patch: dict[str, object] = {"metadata": {"labels": labels}} if labels else {}
+        metadata: dict[str, object] = {"labels": labels} if labels else {}
+        if status.boot_id and status.annotations.get(BOOT_ANNOTATION) != status.boot_id:
+            metadata["annotations"] = {BOOT_ANNOTATION: status.boot_id}
+        patch: dict[str, object] = {"metadata": metadata} if metadata else {}
         if amounts:
             patch["status"] = amounts
         return patch or None

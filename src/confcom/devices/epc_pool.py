@@ -8,8 +8,8 @@ restart, and the kubelet's books stay right.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from confcom.devices.epc_sections import MIB, EpcSection
@@ -61,6 +61,17 @@ class EpcPool:
     def units(self) -> int:
         """MiB that may be requested."""
         return sum(section.units for section in self.sections)
+
+    def without(self, held: Mapping[int | None, int]) -> EpcPool:
+        """The same, less the units per NUMA node that are in use by other ways."""
+        left = [replace(one, units=max(0, one.units - held.get(one.numa_node, 0))) for one in self.sections]
+        return replace(self, sections=tuple(left))
+
+
+def numa_node_of(unit: str) -> int | None:
+    """The NUMA node that a unit's id names; None for EPC of an unknown node."""
+    number = ALPHABET.index(unit[:1])
+    return None if number == _NOWHERE else number
 
 
 def plan_pool(found: Iterable[EpcSection], *, reserve_mib: int = 0, overcommit: float = 1.0) -> EpcPool:

@@ -14,32 +14,41 @@ from confcom.manifests import quote_helper as helper
 from confcom.manifests import webhook as admission
 from confcom.manifests.addon_config import AddonConfig, image_of
 from confcom.manifests.addon_state import AddonState, state_object
-from confcom.manifests.namespace import helper_priority, namespace
-from confcom.manifests.objects import COLLATERAL, DEVICE_PLUGIN, METRICS, QUOTE_HELPER, WEBHOOK, Object
+from confcom.manifests.namespace import critical_pods, namespace
+from confcom.manifests.objects import COLLATERAL, DEVICE_PLUGIN, METRICS, QUOTE_HELPER, WEBHOOK, Object, completed
 
 COLLATERAL_PORTS = (network_policies.DNS_PORT, 80, 443, certification.SERVICE_PORT)
 """Where collateral is found: at Intel's service, a cloud's cache (Azure's for a node is at port 80), or a PCCS."""
 
 
-def render(config: AddonConfig, *, version: str, api_ports: Iterable[int] = ()) -> list[Object]:
+def render(
+    config: AddonConfig,
+    *,
+    version: str,
+    api_ports: Iterable[int] = (),
+    webhook_ca: admission.WebhookCa | None = None,
+) -> list[Object]:
     """Every object of the add-on, state included; the same for the same settings and version.
 
     `api_ports` is where the cluster's API server was found, beside what the settings say.
     """
     config.check()
+    config.check_grants()
     ports = tuple(dict.fromkeys((*config.api_ports, *api_ports)))
     settled = msgspec.structs.replace(config, image=image_of(config, version), api_ports=ports)
-    return [
+    objects = [
         namespace(),
         state_object(AddonState(enabled=True, version=version, config=config)),
+        critical_pods(),
         network_policies.nothing_else(),
         *certification.quote_provider(settled),
         *_device_plugin(settled),
         *(_quote_helper(settled) if settled.quote_helper else []),
         *(_collateral(settled) if settled.collateral else []),
         *(_metrics(settled) if settled.metrics else []),
-        *(_webhook(settled) if settled.webhook else []),
+        *(_webhook(settled, webhook_ca) if settled.webhook else []),
     ]
+    return completed(objects, settled, version)
 
 
 def _device_plugin(config: AddonConfig) -> list[Object]:
@@ -52,7 +61,7 @@ def _quote_helper(config: AddonConfig) -> list[Object]:
     egress = () if config.platform == "simulated" else COLLATERAL_PORTS
     more = certification.asked_ports(config)
     opened = network_policies.opening(QUOTE_HELPER, ingress=(helper.HTTP_PORT,), egress=egress, more=more)
-    return [helper_priority(), opened, *helper.quote_helper(config)]
+    return [opened, *helper.quote_helper(config)]
 
 
 def _collateral(config: AddonConfig) -> list[Object]:
@@ -66,7 +75,7 @@ def _metrics(config: AddonConfig) -> list[Object]:
     return [opened, *exporter.metrics(config)]
 
 
-def _webhook(config: AddonConfig) -> list[Object]:
+def _webhook(config: AddonConfig, ca: admission.WebhookCa | None) -> list[Object]:
     served = (admission.HTTPS_PORT, admission.HTTP_PORT)
     opened = network_policies.opening(WEBHOOK, ingress=served, egress=config.api_ports)
-    return [opened, *admission.webhook(config)]
+    return [opened, *admission.webhook(config, ca)]

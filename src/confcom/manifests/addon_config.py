@@ -50,6 +50,8 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Image of every component; empty is the one of the version that renders, so that an update brings it along."""
     image_pull_policy: Literal["IfNotPresent", "Always", "Never"] = "IfNotPresent"
     """When the kubelet pulls it."""
+    image_pull_secrets: tuple[str, ...] = ()
+    """Secrets in the add-on's namespace with which the nodes pull it; the operator makes them."""
     platform: Literal["intel", "simulated"] = "intel"
     """Whose enclaves: real ones, or simulated ones that nobody trusts unless told to."""
     simulated_epc: str = "168Mi"
@@ -82,8 +84,8 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """MiB held back on every node."""
     overcommit: Annotated[float, msgspec.Meta(ge=1, le=100)] = 1.0
     """What may be requested as a multiple of what is there beside the reserve."""
-    quote_helper_epc_mib: Annotated[int, msgspec.Meta(ge=1, le=1 << 20)] = 4
-    """MiB of EPC that QE and PCE of the quote helper request."""
+    quote_helper_epc_mib: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 4
+    """MiB of EPC for QE and PCE of the quote helper. Every node keeps twice that back, for a successor too."""
     quote_helper_groups: tuple[Gid, ...] = ()
     """Numbers of the groups that own the SGX devices on the nodes (`sgx_prv`), to which the quote helper belongs."""
     quote_helper_seccomp: Annotated[str, msgspec.Meta(pattern=f"^(?:{_PROFILE})$")] = RUNTIME_DEFAULT
@@ -118,6 +120,9 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         for fmspc in self.collateral_fmspcs:
             if _FMSPC.fullmatch(fmspc) is None:
                 raise ConfigError(f"{fmspc!r} is no FMSPC", advice="Write 12 hexadecimal digits, after tdx: for TDX.")
+        for name in self.image_pull_secrets:
+            if not name or re.fullmatch(_OBJECT, name) is None:
+                raise ConfigError(f"{name!r} is no name of a Secret", advice="Write the name of one in confcom-system.")
         for grant in self.provision_grants:
             if _GRANT.fullmatch(grant) is None:
                 raise ConfigError(
@@ -125,6 +130,16 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 )
         self.node_labels()
         self.tolerated()
+
+    def check_grants(self) -> None:
+        """Refuse grants that cannot be kept; not part of `check`, by which settings of earlier versions are read."""
+        narrow = [grant for grant in self.provision_grants if not grant.endswith("/*")]
+        if narrow and self.publisher == "dra":
+            raise ConfigError(
+                f"the grant {narrow[0]!r} is for one service account, and claims (--publisher dra) tell none apart: "
+                "every pod of the namespace would have the provisioning device",
+                advice="Grant it to a namespace of its own, NAMESPACE/*, or choose another publisher.",
+            )
 
     def changed(self, changes: Mapping[str, Any]) -> AddonConfig:
         """The same settings with some changed; `ConfigError` names what makes no sense."""
@@ -135,6 +150,7 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         except msgspec.ValidationError as error:
             raise ConfigError(f"settings of the add-on: {error}") from error
         found.check()
+        found.check_grants()
         return found
 
     def node_labels(self) -> dict[str, str]:

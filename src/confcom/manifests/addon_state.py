@@ -9,7 +9,7 @@ import msgspec
 
 from confcom.errors import ConfigError
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.objects import ADDON, ITSELF, NAMESPACE, Object, namespaced_object, number
+from confcom.manifests.objects import ADDON, ITSELF, NAMESPACE, Object, completed, namespaced_object, number
 
 API_KEY = "ACCSGXDevicePlugin"
 """What AKS calls the add-on in a cluster's profile."""
@@ -37,7 +37,8 @@ def flat_settings(config: AddonConfig) -> dict[str, str]:
 def state_object(state: AddonState) -> Object:
     """The ConfigMap."""
     about = {"name": ADDON, "apiKey": API_KEY, _ENABLED: _flat(state.enabled), _VERSION: state.version}
-    found = namespaced_object("v1", "ConfigMap", STATE_CONFIG_MAP, ITSELF.component)
+    made = namespaced_object("v1", "ConfigMap", STATE_CONFIG_MAP, ITSELF.component)
+    (found,) = completed([made], state.config, state.version)
     return found | {"data": about | flat_settings(state.config)}
 
 

@@ -8,8 +8,10 @@ from confcom.manifests import simulated
 from confcom.manifests.addon_config import AddonConfig, image_of
 from confcom.manifests.objects import (
     ITSELF,
+    NODE_CRITICAL,
     Object,
     Workload,
+    completed,
     confined,
     container,
     daemon_set,
@@ -42,10 +44,11 @@ def cleanup(config: AddonConfig, *, version: str) -> list[Object]:
     }
     pod: Object = {
         "automountServiceAccountToken": False,
+        "priorityClassName": NODE_CRITICAL,
         "terminationGracePeriodSeconds": 0,
         "initContainers": [remove],
         "containers": [stay],
         "volumes": [host_path("confcom", _FOLDER, "DirectoryOrCreate")],
     }
     made = daemon_set(WORKLOAD, settled, pod, {"maxUnavailable": "100%", "maxSurge": 0})
-    return [made, service_account(WORKLOAD, token=False)]
+    return completed([made, service_account(WORKLOAD, token=False)], settled, version)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from confcom.manifests import certification, rbac, simulated
+from confcom.manifests import account_policies, certification, rbac, simulated
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import (
+    CLUSTER_CRITICAL,
     COLLATERAL,
     NAMESPACE,
     TMP,
@@ -28,6 +29,8 @@ PORT = certification.SERVICE_PORT
 STORE_FOLDER = "/var/lib/confcom"
 CLAIM = "confcom-collateral-store"
 TLS_SECRET = "confcom-collateral-tls"  # noqa: S105 - a name
+SECRET_KEYS = ("tls.crt", "tls.key", "tls.since", "next.crt", "next.key", "ca.crt")
+"""What the service keeps in its Secret."""
 UPSTREAM_SECRET = "confcom-collateral-upstream"  # noqa: S105 - a name
 """The operator's, with Intel's subscription key, or the token of a PCCS, under `key`; it need not be there."""
 UPSTREAM_FOLDER = "/etc/confcom/upstream"
@@ -44,6 +47,7 @@ def collateral(config: AddonConfig) -> list[Object]:
         # Empty: the service makes its certificate and says whose it is, and nothing applied here takes these away.
         namespaced_object("v1", "Secret", TLS_SECRET, COLLATERAL.component, type="Opaque"),
         namespaced_object("v1", "ConfigMap", certification.CA_CONFIG_MAP, COLLATERAL.component),
+        *account_policies.own_data((*SECRET_KEYS, certification.CA_KEY)),
         *_rights(config),
         *_claim(config),
         service(COLLATERAL, PORT, "https"),
@@ -77,6 +81,7 @@ def _pod(config: AddonConfig) -> Object:
     return {
         **asks_by_name(config),
         "automountServiceAccountToken": True,
+        "priorityClassName": CLUSTER_CRITICAL,
         "securityContext": {"fsGroup": USER},
         "terminationGracePeriodSeconds": 30,
         "containers": [

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from confcom.manifests import dynamic_resources, rbac, simulated
+from confcom.manifests import account_policies, dynamic_resources, rbac, simulated
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import (
     DEVICE_PLUGIN,
-    NAMESPACE,
+    NODE_CRITICAL,
     Object,
     confined,
     container,
@@ -20,7 +20,6 @@ from confcom.manifests.objects import (
     service_account,
     settings,
 )
-from confcom.manifests.own_node_policy import own_node_policy
 from confcom.protocols import aesm_access
 
 KUBELET = "/var/lib/kubelet"
@@ -30,8 +29,6 @@ HOST = "/host"
 HTTP_PORT = 9465
 GRANT_SLOTS = 110
 """Holders of the provisioning device per node when applications may hold it: as many as a node has pods."""
-HELPER_SLOTS = 2
-"""Holders when only the quote helper may: the present one and its successor."""
 
 
 def device_plugin(config: AddonConfig) -> list[Object]:
@@ -41,18 +38,16 @@ def device_plugin(config: AddonConfig) -> list[Object]:
 
 def rights(config: AddonConfig) -> list[Object]:
     """What the plugin may do at the API, by the way in which EPC is published."""
+    reserved = account_policies.reserved(config)
     if config.publisher == "devices":
-        return []
+        return reserved
     rules = [rbac.rule("", ["nodes"], ["get", "list", "watch"]), rbac.rule("", ["nodes/status"], ["patch"])]
-    if config.publisher != "dra":
-        return [*own_node_policy(), *rbac.cluster_role(DEVICE_PLUGIN, rules)]
-    # The node's status too: amounts that another publisher left there would be given out twice.
-    return [
-        *dynamic_resources.device_classes(),
-        *own_node_policy(),
-        *dynamic_resources.own_slices_policy(),
-        *rbac.cluster_role(DEVICE_PLUGIN, rules + dynamic_resources.slice_rules()),
-    ]
+    # With claims too: amounts that another publisher left in the node's status would be given out twice.
+    found = [*reserved, *account_policies.own_node(config)]
+    if config.publisher == "dra":
+        found += [*dynamic_resources.device_classes(), *account_policies.own_slices()]
+        rules += dynamic_resources.slice_rules()
+    return [*found, *rbac.cluster_role(DEVICE_PLUGIN, rules)]
 
 
 def needs_api(config: AddonConfig) -> bool:
@@ -69,14 +64,14 @@ def _daemon_set(config: AddonConfig) -> Object:
         more_mounts.append(mount("helper-folder", aesm_access.FOLDER, read_only=True))
     pod: Object = {
         "automountServiceAccountToken": needs_api(config),
-        "priorityClassName": "system-node-critical",
+        "priorityClassName": NODE_CRITICAL,
         "terminationGracePeriodSeconds": 10,
         "initContainers": [simulated.machine_container(config)] if config.platform == "simulated" else [],
         "containers": [_container(config, mounts + more_mounts)],
         "volumes": volumes + more_volumes,
     }
-    # One at a time: two plugins cannot hold the same sockets, and running pods do not notice the change.
-    return daemon_set(DEVICE_PLUGIN, config, pod, {"maxUnavailable": "10%", "maxSurge": 0})
+    # The successor has its image and looks at the node before its turn comes, which is when the present one ends.
+    return daemon_set(DEVICE_PLUGIN, config, pod, {"maxSurge": 1, "maxUnavailable": 0})
 
 
 def _kubelet_folders(config: AddonConfig) -> tuple[list[Object], list[Object]]:
@@ -145,8 +140,6 @@ def _settings(config: AddonConfig) -> dict[str, str]:
     else:
         found["host_root"] = HOST
     if config.quote_helper:
-        found["helper_folder"] = aesm_access.FOLDER
-    ours = [NAMESPACE] if config.quote_helper else []
-    namespaces = dict.fromkeys([*ours, *config.provision_namespaces])
-    slots = GRANT_SLOTS if config.provision_grants else HELPER_SLOTS if config.quote_helper else 0
-    return found | {"provision_limit": str(slots), "provision_namespaces": ",".join(namespaces)}
+        found |= {"helper_folder": aesm_access.FOLDER, "helper_epc_mib": str(config.quote_helper_epc_mib)}
+    slots = GRANT_SLOTS if config.provision_grants else 0
+    return found | {"provision_limit": str(slots), "provision_namespaces": ",".join(config.provision_namespaces)}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from confcom.manifests import rbac, simulated
+from confcom.manifests import account_policies, rbac, simulated
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import (
     METRICS,
+    NODE_CRITICAL,
     TMP,
     Object,
     confined,
@@ -27,7 +28,7 @@ HOST = "/host"
 
 def metrics(config: AddonConfig) -> list[Object]:
     """Everything but network policy."""
-    return [service_account(METRICS, token=True), *_rights(), _daemon_set(config)]
+    return [service_account(METRICS, token=True), *account_policies.own_events(), *_rights(), _daemon_set(config)]
 
 
 def _rights() -> list[Object]:
@@ -64,12 +65,12 @@ def _daemon_set(config: AddonConfig) -> Object:
         mounts.append(mount("dev", f"{HOST}/dev", read_only=True))
     pod: Object = {
         "automountServiceAccountToken": True,
-        "priorityClassName": "system-node-critical",
+        "priorityClassName": NODE_CRITICAL,
         "terminationGracePeriodSeconds": 10,
         "containers": [_container(config, mounts)],
         "volumes": volumes,
     }
-    return daemon_set(METRICS, config, pod, {"maxUnavailable": "10%", "maxSurge": 0})
+    return daemon_set(METRICS, config, pod, {"maxSurge": 1, "maxUnavailable": 0})
 
 
 def _container(config: AddonConfig, mounts: list[Object]) -> Object:

@@ -1,10 +1,9 @@
-"""The add-on's namespace and the priority of its quote helper."""
+"""The add-on's namespace, and its right to the priorities of system components."""
 
 from __future__ import annotations
 
-from confcom.manifests.objects import ITSELF, NAMESPACE, QUOTE_HELPER, Object, global_object
+from confcom.manifests.objects import CRITICAL, ITSELF, NAMESPACE, Object, global_object, namespaced_object
 
-HELPER_PRIORITY = "confcom-quote-helper"
 _POD_SECURITY = "pod-security.kubernetes.io"
 
 
@@ -18,15 +17,11 @@ def namespace() -> Object:
     return found
 
 
-def helper_priority() -> Object:
-    """Above applications, so that the helper finds its EPC first; but it turns nobody out."""
-    return global_object(
-        "scheduling.k8s.io/v1",
-        "PriorityClass",
-        HELPER_PRIORITY,
-        QUOTE_HELPER.component,
-        value=1_000_000,
-        preemptionPolicy="Never",
-        globalDefault=False,
-        description="The SGX quote helper: scheduled before applications, preempts nobody.",
-    )
+def critical_pods() -> Object:
+    """Lets pods here have the priorities of system components in clusters that restrict these to some namespaces.
+
+    Such clusters want a quota that names the priorities. In all others it restricts nothing.
+    """
+    classes = {"operator": "In", "scopeName": "PriorityClass", "values": list(CRITICAL)}
+    spec = {"hard": {"pods": "1000000"}, "scopeSelector": {"matchExpressions": [classes]}}
+    return namespaced_object("v1", "ResourceQuota", "confcom-critical-pods", ITSELF.component, spec=spec)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from confcom.manifests.addon_config import LOCALHOST, RUNTIME_DEFAULT, AddonConfig
-from confcom.protocols import aesm_access
+from confcom.protocols import aesm_access, epc_requests
 
 Object = dict[str, Any]
 """A Kubernetes object, or a part of one, as its JSON."""
@@ -18,6 +19,7 @@ MANAGER = "confcom-addon"
 PART_OF = "app.kubernetes.io/part-of"
 MANAGED_BY = "app.kubernetes.io/managed-by"
 COMPONENT = "app.kubernetes.io/component"
+VERSION = "app.kubernetes.io/version"
 OURS = {PART_OF: ADDON, MANAGED_BY: MANAGER}
 """The labels by which everything of the add-on is found."""
 
@@ -25,6 +27,7 @@ EPC_RESOURCE = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
 ENCLAVE_RESOURCE = "sgx.intel.com/enclave"
 PROVISION_RESOURCE = "sgx.intel.com/provision"
 HELPER_RESOURCE = aesm_access.RESOURCE
+HELPER_EPC = epc_requests.HELPER_EPC
 
 OWN_NODE_LABEL = "confcom.dev/sgx"
 SGX_NODE_LABELS = (
@@ -33,6 +36,9 @@ SGX_NODE_LABELS = (
     "intel.feature.node.kubernetes.io/sgx",
 )
 """A node with any of these at `true` is an SGX node: our own label, and those of node feature discovery."""
+
+NODE_CRITICAL, CLUSTER_CRITICAL = CRITICAL = ("system-node-critical", "system-cluster-critical")
+"""Priorities above all that users can make. What serves a node has the first, what serves the cluster the second."""
 
 USER = 65532
 """The user and group of the image."""
@@ -272,6 +278,19 @@ def service(workload: Workload, port: int, target: str) -> Object:
             "ports": [{"name": target, "port": port, "targetPort": target, "protocol": "TCP"}],
         },
     )
+
+
+def completed(objects: Iterable[Object], config: AddonConfig, version: str) -> list[Object]:
+    """Objects with what all of them have: the version as a label, and in pods the Secrets to pull the image with."""
+    found = []
+    for one in objects:
+        metadata = one["metadata"]
+        labelled = metadata["labels"] | {VERSION: version.replace("+", "_")[:63]}
+        found.append(one | {"metadata": metadata | {"labels": labelled}})
+        if config.image_pull_secrets and one["kind"] in ("DaemonSet", "Deployment"):
+            secrets = [{"name": name} for name in config.image_pull_secrets]
+            one["spec"]["template"]["spec"]["imagePullSecrets"] = secrets
+    return found
 
 
 def pod_template(workload: Workload, spec: Object) -> Object:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from confcom.manifests import certification, dynamic_resources
+from confcom.manifests import certification
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.namespace import HELPER_PRIORITY
 from confcom.manifests.objects import (
-    ENCLAVE_RESOURCE,
-    EPC_RESOURCE,
-    PROVISION_RESOURCE,
+    HELPER_EPC,
+    NODE_CRITICAL,
     QUOTE_HELPER,
     TMP,
     USER,
@@ -36,18 +34,16 @@ GRANTED_MACHINE = "/dev/sgx_enclave"
 
 
 def quote_helper(config: AddonConfig) -> list[Object]:
-    """Service account and DaemonSet, and the template of its claims if that is how EPC is published."""
-    claim = [dynamic_resources.helper_claim(config)] if config.publisher == "dra" else []
-    return [service_account(QUOTE_HELPER, token=False), *claim, _daemon_set(config)]
+    """Service account and DaemonSet."""
+    return [service_account(QUOTE_HELPER, token=False), _daemon_set(config)]
 
 
 def _daemon_set(config: AddonConfig) -> Object:
     pod: Object = {
         **asks_by_name(config),
         "automountServiceAccountToken": False,
-        "priorityClassName": HELPER_PRIORITY,
+        "priorityClassName": NODE_CRITICAL,
         "terminationGracePeriodSeconds": DRAIN,
-        **(dynamic_resources.claim_of_pod() if config.publisher == "dra" else {}),
         # To know which pod is at the other end of a connection, so that pods take turns.
         "hostPID": True,
         # A device in a container has the owner and the mode that it has on the host.
@@ -90,11 +86,11 @@ def _container(config: AddonConfig) -> Object:
 
 
 def _resources(config: AddonConfig) -> Object:
-    """EPC for QE and PCE, and both devices, from the device plugin: without it the helper stays Pending."""
-    if config.publisher == "dra":
-        return resources("50m", "128Mi", "1Gi") | {"claims": [{"name": dynamic_resources.CLAIM}]}
-    devices = {EPC_RESOURCE: str(config.quote_helper_epc_mib), ENCLAVE_RESOURCE: "1", PROVISION_RESOURCE: "1"}
-    return resources("50m", "128Mi", "1Gi", **devices)
+    """EPC for QE and PCE, with both devices, from the device plugin: without it the helper stays Pending.
+
+    It is a part of its own, however EPC is published to applications, with room for a successor.
+    """
+    return resources("50m", "128Mi", "1Gi", **{HELPER_EPC: str(config.quote_helper_epc_mib)})
 
 
 def _settings(config: AddonConfig) -> dict[str, str]:

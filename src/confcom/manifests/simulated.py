@@ -5,7 +5,17 @@ from __future__ import annotations
 import base64
 
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.objects import ITSELF, Object, confined, container, from_pod, host_path, mount, namespaced_object
+from confcom.manifests.objects import (
+    ITSELF,
+    Object,
+    confined,
+    container,
+    from_pod,
+    host_path,
+    mount,
+    namespaced_object,
+    resources,
+)
 
 WORLD_SECRET = "confcom-simulated-world"  # noqa: S105 - a name
 WORLD_KEY = "machine.json"
@@ -51,6 +61,7 @@ def machine_container(config: AddonConfig) -> Object:
         "machine",
         [*words, "-o", MACHINE_FILE],
         env=[from_pod("NODE_NAME", "spec.nodeName")],
+        resources=resources("10m", "64Mi", "256Mi"),
         securityContext=confined(user=0),
         volumeMounts=[mount("world", WORLD_FOLDER, read_only=True), mount("machine", MACHINE_FOLDER)],
     )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
+from typing import NamedTuple
+
 from confcom.manifests import rbac
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import (
+    CLUSTER_CRITICAL,
     NAMESPACE,
     TMP,
+    USER,
     WEBHOOK,
     Object,
     confined,
@@ -25,45 +30,48 @@ from confcom.manifests.objects import (
 )
 from confcom.protocols import admission_rules
 
-TLS_SECRET = "sgx-webhook-tls"  # noqa: S105 - a name
+CA_SECRET = "sgx-webhook-ca"  # noqa: S105 - a name
+CA_FOLDER = "/etc/confcom/webhook-ca"
 HTTPS_PORT = 8443
 HTTP_PORT = 9464
 _ADMISSION = "admissionregistration.k8s.io"
 
 
-def webhook(config: AddonConfig) -> list[Object]:
-    """Everything but network policy; the configurations last, so that there is somebody to ask."""
+class WebhookCa(NamedTuple):
+    """The CA by which the replicas issue their certificates, and all that the API server shall trust; PEM."""
+
+    certificate: bytes
+    key: bytes
+    bundle: bytes
+
+
+def webhook(config: AddonConfig, ca: WebhookCa | None) -> list[Object]:
+    """Everything but network policy; the configurations last, so that there is somebody to ask.
+
+    The CA is written by whoever installs: a webhook that could write it could rewrite the configurations too. Without
+    `ca` its Secret has to be there already, or to come.
+    """
     return [
         service_account(WEBHOOK, token=True),
-        # Empty: the webhook makes its certificates itself, and nothing that is applied here takes them away.
-        namespaced_object("v1", "Secret", TLS_SECRET, WEBHOOK.component, type="Opaque"),
-        *_rights(),
+        *([] if ca is None else [_ca_secret(ca)]),
+        *rbac.cluster_role(WEBHOOK, [rbac.rule("", ["nodes"], ["get", "list", "watch"])]),
         service(WEBHOOK, admission_rules.ServiceClient().port, "https"),
         _disruption_budget(),
         deployment(WEBHOOK, _pod(config), replicas=config.webhook_replicas),
-        *_configurations(config),
+        *_configurations(config, None if ca is None else ca.bundle),
     ]
 
 
-def _rights() -> list[Object]:
-    own = [admission_rules.CONFIGURATION]
-    kinds = ["mutatingwebhookconfigurations", "validatingwebhookconfigurations"]
-    return [
-        *rbac.role(WEBHOOK, [rbac.rule("", ["secrets"], ["get", "patch"], [TLS_SECRET])]),
-        *rbac.cluster_role(
-            WEBHOOK,
-            [
-                rbac.rule("", ["nodes"], ["get", "list", "watch"]),
-                rbac.rule(_ADMISSION, kinds, ["get", "patch"], own),
-            ],
-        ),
-    ]
+def _ca_secret(ca: WebhookCa) -> Object:
+    files = {"tls.crt": ca.certificate, "tls.key": ca.key, "ca.crt": ca.bundle}
+    data = {name: b64encode(content).decode() for name, content in files.items()}
+    return namespaced_object("v1", "Secret", CA_SECRET, WEBHOOK.component, type="kubernetes.io/tls", data=data)
 
 
 def _pod(config: AddonConfig) -> Object:
     return {
         "automountServiceAccountToken": True,
-        "priorityClassName": "system-cluster-critical",
+        "priorityClassName": CLUSTER_CRITICAL,
         "terminationGracePeriodSeconds": 30,
         "containers": [
             container(
@@ -77,11 +85,12 @@ def _pod(config: AddonConfig) -> Object:
                 ],
                 resources=resources("50m", "96Mi", "384Mi"),
                 securityContext=confined(),
-                volumeMounts=[mount("tmp", TMP)],
+                volumeMounts=[mount("tmp", TMP), mount("ca", CA_FOLDER, read_only=True)],
                 **http_probes("http"),
             )
         ],
-        "volumes": [tmp_volume()],
+        "volumes": [tmp_volume(), {"name": "ca", "secret": {"secretName": CA_SECRET, "defaultMode": 0o440}}],
+        "securityContext": {"fsGroup": USER},
     }
 
 
@@ -91,8 +100,7 @@ def _values(config: AddonConfig) -> dict[str, str]:
         "http": f"[::]:{HTTP_PORT}",
         "namespace": NAMESPACE,
         "service": WEBHOOK.name,
-        "secret": TLS_SECRET,
-        "configuration": admission_rules.CONFIGURATION,
+        "ca": CA_FOLDER,
         "provision_grants": ",".join(config.provision_grants),
         "oversized": config.oversized,
         "quote_helper": "true" if config.quote_helper else "false",
@@ -101,26 +109,29 @@ def _values(config: AddonConfig) -> dict[str, str]:
 
 
 def _disruption_budget() -> Object:
-    """One at a time; with a single replica this lets a node be drained, and SGX pods wait for a moment."""
+    """One at a time, but for those that are not ready: what a replica is once no node is left for another one."""
     return namespaced_object(
         "policy/v1",
         "PodDisruptionBudget",
         WEBHOOK.name,
         WEBHOOK.component,
-        spec={"maxUnavailable": 1, "selector": {"matchLabels": selector(WEBHOOK.component)}},
+        spec={
+            "maxUnavailable": 1,
+            "selector": {"matchLabels": selector(WEBHOOK.component)},
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        },
     )
 
 
-def _configurations(config: AddonConfig) -> list[Object]:
+def _configurations(config: AddonConfig, bundle: bytes | None) -> list[Object]:
     client, labelled = admission_rules.ServiceClient(), config.webhook_namespaces == "labelled"
-    # By name, as the webhook names them when it adds its CA: whoever applies a list also decides on its order.
     return [
         global_object(
             f"{_ADMISSION}/v1",
             kind,
             admission_rules.CONFIGURATION,
             WEBHOOK.component,
-            webhooks=sorted(entries(client, labelled=labelled), key=lambda entry: entry["name"]),
+            webhooks=entries(client, ca_bundle=bundle, labelled=labelled),
         )
         for kind, entries in (
             ("MutatingWebhookConfiguration", admission_rules.mutating_webhooks),

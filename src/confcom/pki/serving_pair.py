@@ -1,4 +1,4 @@
-"""Certificates of a server for which there is no authority: a CA of its own, whose key is forgotten after one use."""
+"""Certificates of a server for which there is no authority, and the CA of its own that issues them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Self
+from typing import Any, Self
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
@@ -18,6 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 BACKDATE = timedelta(hours=1)
 """How far a certificate reaches back, for peers whose clocks are behind."""
 MAX_PEM = 64 * 1024
+_BEGIN, _END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,37 +60,101 @@ class ServingPair:
         return True
 
 
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """A CA of a server's certificates: its certificate and its key, both PEM."""
+
+    certificate: bytes
+    key: bytes
+    expires: datetime
+
+    @classmethod
+    def parse(cls, certificate: bytes, key: bytes) -> Self | None:
+        """Read it; None if it is none: broken, no CA, or of two that do not belong together."""
+        if not 0 < len(certificate) <= MAX_PEM or len(key) > MAX_PEM:
+            return None
+        try:
+            found = x509.load_pem_x509_certificate(certificate)
+            fits = load_pem_private_key(key, password=None).public_key() == found.public_key()
+            is_ca = found.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        except (ValueError, TypeError, x509.ExtensionNotFound, UnsupportedAlgorithm):
+            return None
+        return cls(certificate, key, found.not_valid_after_utc) if fits and is_ca else None
+
+    @classmethod
+    def make(cls, common_name: str, *, now: datetime, lifetime: timedelta, names: Sequence[str] = ()) -> Self:
+        """A new one, valid until `lifetime` after `now`, and for the DNS `names` only if there are any."""
+        key, serial = generate_private_key(SECP256R1()), x509.random_serial_number()
+        # With a number, because verifiers tell CAs by their names, and several are trusted at a time.
+        name = _name(f"{common_name} CA {serial:x}"[:64])
+        builder = (
+            _builder(name, name, key, now, now + lifetime, serial)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_key_usage(authority=True), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        )
+        if names:
+            allowed = x509.NameConstraints([x509.DNSName(one) for one in names], excluded_subtrees=None)
+            builder = builder.add_extension(allowed, critical=True)
+        certificate = builder.sign(key, SHA256()).public_bytes(Encoding.PEM)
+        return cls(certificate, _private(key), now + lifetime)
+
+    def issue(self, names: Sequence[str], *, now: datetime, lifetime: timedelta, common_name: str) -> ServingPair:
+        """A server's certificate that ends `lifetime` after `now`, or with the CA."""
+        key = generate_private_key(SECP256R1())
+        own = x509.load_pem_x509_certificate(self.certificate)
+        signer: Any = load_pem_private_key(self.key, password=None)  # of the kinds of keys that sign certificates
+        expires = min(now + lifetime, self.expires)
+        leaf = (
+            _builder(_name(common_name[:64]), own.subject, key, now, expires, x509.random_serial_number())
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(authority=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(x509.SubjectAlternativeName([_general(name) for name in names]), critical=False)
+            .add_extension(_key_id(own), critical=False)
+            .sign(signer, SHA256())
+        )
+        return ServingPair(
+            certificate=leaf.public_bytes(Encoding.PEM),
+            key=_private(key),
+            names=frozenset(names),
+            made=leaf.not_valid_before_utc + BACKDATE,
+            expires=leaf.not_valid_after_utc,
+        )
+
+
 def make_serving_pair(
     names: Sequence[str], *, now: datetime, lifetime: timedelta, common_name: str
 ) -> tuple[bytes, ServingPair]:
-    """A new CA (PEM) and a pair of it, both valid from `BACKDATE` before `now` until `lifetime` after it."""
-    authority_key, key = generate_private_key(SECP256R1()), generate_private_key(SECP256R1())
-    serial = x509.random_serial_number()
-    # With a number, because verifiers tell CAs by their names, and several are trusted at a time.
-    issuer = _name(f"{common_name} CA {serial:x}"[:64])
-    authority = (
-        _builder(issuer, issuer, authority_key, now, lifetime, serial)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_key_usage(authority=True), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(authority_key.public_key()), critical=False)
-        .sign(authority_key, SHA256())
-    )
-    leaf = (
-        _builder(_name(common_name[:64]), issuer, key, now, lifetime, x509.random_serial_number())
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(authority=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.SubjectAlternativeName([_general(name) for name in names]), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)
-        .sign(authority_key, SHA256())
-    )
-    return authority.public_bytes(Encoding.PEM), ServingPair(
-        certificate=leaf.public_bytes(Encoding.PEM),
-        key=key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
-        names=frozenset(names),
-        made=leaf.not_valid_before_utc + BACKDATE,
-        expires=leaf.not_valid_after_utc,
-    )
+    """A new CA (PEM), the key of which is forgotten, and a pair of it, both valid for the same time."""
+    authority = Authority.make(common_name, now=now, lifetime=lifetime)
+    return authority.certificate, authority.issue(names, now=now, lifetime=lifetime, common_name=common_name)
+
+
+def authorities_in(bundle: bytes) -> tuple[bytes, ...]:
+    """The certificates (PEM each) in a bundle; what stands between them is left out."""
+    return tuple(_BEGIN + text.partition(_END)[0] + _END + b"\n" for text in bundle.split(_BEGIN)[1:] if _END in text)
+
+
+def expiry_of(certificate: bytes) -> datetime | None:
+    """When a certificate (PEM) expires; None if it is none."""
+    try:
+        return x509.load_pem_x509_certificate(certificate).not_valid_after_utc
+    except ValueError:
+        return None
+
+
+def _private(key: EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def _key_id(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+    """As the issuer calls its key: others than we make may have another way to name it."""
+    try:
+        found = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        return x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.public_key())  # type: ignore[arg-type]
+    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(found)
 
 
 def _builder(
@@ -97,7 +162,7 @@ def _builder(
     issuer: x509.Name,
     key: EllipticCurvePrivateKey,
     now: datetime,
-    lifetime: timedelta,
+    expires: datetime,
     serial: int,
 ) -> x509.CertificateBuilder:
     return (
@@ -107,7 +172,7 @@ def _builder(
         .public_key(key.public_key())
         .serial_number(serial)
         .not_valid_before(now - BACKDATE)
-        .not_valid_after(now + lifetime)
+        .not_valid_after(expires)
     )
 
 

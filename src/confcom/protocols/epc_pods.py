@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 import msgspec
 
 from confcom.errors import FormatError
-from confcom.protocols.epc_requests import CANONICAL, EPC_UNITS, bytes_of, requested_epc
+from confcom.protocols.epc_requests import CANONICAL, EPC_UNITS, HELPER_EPC, MIB, bytes_of, requested_epc
 
 _Form = TypeVar("_Form", bound=msgspec.Struct)
 
+_UNITS = {**EPC_UNITS, HELPER_EPC: MIB}
 CAPACITY = "epc"
 """What a DRA driver calls EPC among a device's capacities; in bytes."""
 
@@ -183,11 +184,16 @@ def parse_pod(document: Any) -> EpcPod:  # noqa: ANN401 - JSON
 
 
 def parse_node(document: Any, resource: str = CANONICAL) -> EpcNode:  # noqa: ANN401 - JSON
-    """A Node object; only the resource that the device plugin publishes counts, lest EPC be counted twice."""
+    """A Node object; of the names of one pool only the one that the device plugin publishes counts.
+
+    The quote helper's part of the EPC is beside that pool, and counts too.
+    """
     form = _convert(document, _Node, "Node")
-    amount = ((form.status and form.status.allocatable) or {}).get(resource)
-    units = EPC_UNITS if resource in EPC_UNITS else {resource: EPC_UNITS[CANONICAL]}
-    return EpcNode(form.metadata.name, None if amount is None else bytes_of(resource, str(amount), units))
+    offered = (form.status and form.status.allocatable) or {}
+    units = {resource: EPC_UNITS.get(resource, MIB), HELPER_EPC: MIB}
+    sizes = [bytes_of(name, str(offered[name]), units) for name in units if name in offered]
+    known = [size for size in sizes if size is not None]
+    return EpcNode(form.metadata.name, sum(known) if known else None)
 
 
 def parse_claim(document: Any) -> int:  # noqa: ANN401 - JSON
@@ -222,7 +228,7 @@ def _requested(container: _Container) -> int | None:
 
 
 def _amount(amounts: Mapping[str, str | int | float]) -> int | None:
-    return requested_epc({name: str(amount) for name, amount in amounts.items()})
+    return requested_epc({name: str(amount) for name, amount in amounts.items()}, _UNITS)
 
 
 def _claims(container: _Container, names: dict[str, str | None]) -> Iterator[str]:

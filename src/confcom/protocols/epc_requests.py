@@ -17,6 +17,8 @@ EPC_UNITS: Mapping[str, int] = {
     "alibabacloud.com/sgx_epc_MiB": MIB,
 }
 """Name of the resource to bytes per unit."""
+HELPER_EPC = "sgx.confcom.dev/quote-helper-epc"
+"""EPC of the quote helper's own enclaves, in MiB, beside the pool of applications; it brings both devices."""
 
 
 def requested_epc(amounts: Mapping[str, str], units: Mapping[str, int] = EPC_UNITS) -> int | None:

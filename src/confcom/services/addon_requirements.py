@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from confcom.cluster.objects import NOT_FOUND, ClusterObjects, Object
+from confcom.cluster.objects import NOT_FOUND, ClusterObjects
 from confcom.errors import ClusterRefused, ConfigError
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.dynamic_resources import helper_claim
+from confcom.manifests.dynamic_resources import trial_claim
 
 
 class Release(NamedTuple):
@@ -53,17 +53,14 @@ async def check_cluster(cluster: ClusterObjects, config: AddonConfig) -> None:
         return
     if release is not None and release < OLDEST_WITH_CLAIMS:
         raise _no_claims(f"this cluster is Kubernetes {_shown(version)}")
-    if not await _keeps_amounts_of_claims(cluster, config):
+    if not await _keeps_amounts_of_claims(cluster):
         raise _no_claims(f"this cluster, Kubernetes {_shown(version)}, has it switched off")
 
 
-async def _keeps_amounts_of_claims(cluster: ClusterObjects, config: AddonConfig) -> bool:
+async def _keeps_amounts_of_claims(cluster: ClusterObjects) -> bool:
     """Whether the server would keep a claim's amount: it drops fields whose feature gate is off without a word."""
-    wanted = helper_claim(config)
-    # A namespace that every cluster has: the add-on's own may not be there yet.
-    trial: Object = wanted | {"metadata": wanted["metadata"] | {"namespace": "default"}}
     try:
-        kept = await cluster.apply(trial, dry_run=True)
+        kept = await cluster.apply(trial_claim(), dry_run=True)
     except ClusterRefused as refused:
         if refused.status == NOT_FOUND:
             return False

@@ -24,15 +24,21 @@ Tell = Callable[[str], None]
 
 
 class Progress(NamedTuple):
-    """How far a workload is: pods of the present version that serve, of those that there should be."""
+    """How far a workload is: pods of the present version that serve, of those that there should be.
+
+    `serving` counts those of an earlier version as well, which serve until their successors do.
+    """
 
     name: str
     available: int
     wanted: int
     settled: bool
+    serving: int
 
     def __str__(self) -> str:
-        return f"{self.name} {self.available}/{self.wanted}"
+        # Enough of the present version serve, but earlier ones have not ended, or nobody has looked at it yet.
+        replaced = not self.settled and self.available == self.wanted
+        return f"{self.name} {self.available}/{self.wanted}{', still being replaced' if replaced else ''}"
 
 
 def progress_of(workload: Mapping[str, Any]) -> Progress:
@@ -48,7 +54,7 @@ def progress_of(workload: Mapping[str, Any]) -> Progress:
         total = status.get("replicas", 0)
     seen = status.get("observedGeneration", 0) >= metadata.get("generation", 1)
     settled = seen and current == available == wanted == total
-    return Progress(metadata["name"], min(current, available), wanted, settled)
+    return Progress(metadata["name"], min(current, available), wanted, settled, min(available, wanted))
 
 
 class Rollout:

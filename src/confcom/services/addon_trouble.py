@@ -33,7 +33,8 @@ class Trouble(NamedTuple):
     def sentence(self, log: Sequence[str] = ()) -> str:
         """The trouble in one line; `log` has the container's last lines."""
         where = f" on {self.node}" if self.node else ""
-        said = _said(log)
+        # What a server says last may be that it serves, which is not why it is not ready.
+        said = _said([line for line in log if ": ready" not in line])
         new = said and said not in self.message
         words = ": ".join(word for word in (self.message, f"it says {said!r}" if new else "") if word)
         return f"pod {self.pod}{where}: {self.reason}" + (f": {words[:MAX_REASON]}" if words else "")

@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from confcom.cluster.node_values import BOOT_ANNOTATION, OVERCOMMIT_LABEL, TRUE_SIZE_LABEL
 from confcom.manifests.objects import (
     ENCLAVE_RESOURCE,
     EPC_RESOURCE,
+    HELPER_EPC,
     HELPER_RESOURCE,
     NAMESPACE,
     PROVISION_RESOURCE,
@@ -17,9 +19,9 @@ from confcom.manifests.quote_helper import SOCKET_FOLDER
 from confcom.protocols.dra_objects import DRIVER
 
 DEVICE_RESOURCES = (EPC_RESOURCE, ENCLAVE_RESOURCE, PROVISION_RESOURCE)
-NODE_RESOURCES = (*DEVICE_RESOURCES, HELPER_RESOURCE)
-PLUGIN_LABELS = ("confcom.dev/sgx-epc-mib", "confcom.dev/sgx-epc-overcommit")
-"""What the device plugin writes on its node. `confcom.dev/sgx` is the operator's, and stays."""
+NODE_RESOURCES = (*DEVICE_RESOURCES, HELPER_RESOURCE, HELPER_EPC)
+PLUGIN_MARKS = (TRUE_SIZE_LABEL, OVERCOMMIT_LABEL, BOOT_ANNOTATION)
+"""Labels and annotations that the device plugin writes on its node. `confcom.dev/sgx` is the operator's, and stays."""
 
 _CLAIM = "a claim of EPC, with which it cannot end while the add-on is away"
 _OVER = ("Succeeded", "Failed")
@@ -42,11 +44,11 @@ class Use(NamedTuple):
 
 
 class Remains(NamedTuple):
-    """What is on a node of the add-on: extended resources in its status, and labels."""
+    """What is on a node of the add-on: extended resources in its status, and marks: labels and annotations."""
 
     node: str
     resources: tuple[str, ...]
-    labels: tuple[str, ...]
+    marks: tuple[str, ...]
 
 
 def claim_holders(claims: Iterable[Mapping[str, Any]]) -> frozenset[tuple[str, str]]:
@@ -82,9 +84,10 @@ def remains(nodes: Iterable[Mapping[str, Any]]) -> list[Remains]:
         status, metadata = node.get("status") or {}, node["metadata"]
         shown = {**(status.get("capacity") or {}), **(status.get("allocatable") or {})}
         resources = tuple(name for name in NODE_RESOURCES if name in shown)
-        labels = tuple(name for name in PLUGIN_LABELS if name in (metadata.get("labels") or {}))
-        if resources or labels:
-            found.append(Remains(metadata["name"], resources, labels))
+        written = {**(metadata.get("labels") or {}), **(metadata.get("annotations") or {})}
+        marks = tuple(name for name in PLUGIN_MARKS if name in written)
+        if resources or marks:
+            found.append(Remains(metadata["name"], resources, marks))
     return found
 
 

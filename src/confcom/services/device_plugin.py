@@ -7,9 +7,12 @@ looked at again every few seconds: devices that vanish make their resource unhea
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack, suppress
+import fcntl
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +27,8 @@ from confcom.devices.host import Host
 from confcom.devices.interface import DeviceResource
 from confcom.devices.sgx_enclave import enclave_slots
 from confcom.devices.sgx_node import SgxNode, find_sgx
-from confcom.devices.sgx_provision import ANY_NAMESPACE, check_holder, provision_slots
-from confcom.errors import ConfigError, PlatformUnavailable
+from confcom.devices.sgx_provision import ANY_NAMESPACE, HelperEpc, check_holder, provision_slots
+from confcom.errors import ConfcomError, ConfigError, PlatformUnavailable
 from confcom.protocols.dra_objects import DRIVER
 from confcom.protocols.kubelet_calls import Empty
 from confcom.protocols.kubelet_podresources import LIST
@@ -65,6 +68,10 @@ async def serve(
         node = await _find_node(host, config, stop, pages)
         if node is None:
             return
+        pages.waits = True
+        if not await resources.enter_async_context(_turn(config, stop)):
+            return
+        pages.waits = False
         plugin = DevicePlugin(host, config, node, cluster, pages.observe, started)
         pages.parts = plugin.parts
         plugin.tell_plan()
@@ -103,10 +110,11 @@ class DevicePlugin:
         self._config = config
         self._observe = observe
         self._node = node
+        self._helper_epc = HelperEpc(host, config.helper_epc_mib)
         self._units = EpcUnits(
             host,
             config.resource,
-            config.reserve_mib,
+            config.reserve_mib + self._helper_epc.reserve_mib,
             config.overcommit,
             prefers=len(node.epc.sections) > 1,
         )
@@ -137,7 +145,7 @@ class DevicePlugin:
         if not pool.units:
             raise ConfigError(
                 f"nothing is left of {pool.true_mib} MiB of EPC beside a reserve of {pool.reserve_mib} MiB",
-                advice="Lower reserve_mib.",
+                advice="Lower reserve_mib, or helper_epc_mib.",
             )
         return choose_publisher(
             pool,
@@ -153,11 +161,12 @@ class DevicePlugin:
     def _of_helper(self) -> list[DeviceResource]:
         """Beside claims as well: it is nothing that could be counted twice."""
         config = self._config
+        found: list[DeviceResource] = [self._helper_epc] if config.helper_epc_mib else []
         if not config.helper_folder:
-            return []
+            return found
         folder = Path(config.helper_folder)
         slots = HelperSlots(folder, config.helper_limit, name=config.helper_resource, patience=config.helper_patience)
-        return [slots]
+        return [*found, slots]
 
     def _of_devices(self) -> list[DeviceResource]:
         config = self._config
@@ -177,7 +186,7 @@ class DevicePlugin:
 
     def _part(self, resource: DeviceResource) -> Part:
         ready = self._announcer.wait_for(resource.name)
-        guard = self._check_holder if resource.guarded else None
+        guard = partial(self._check_holder, resource.name) if resource.guarded else None
         return KubeletResource(resource, self._node, self._config, self._observe, ready=ready, guard=guard)
 
     def _claims(self) -> list[Part]:
@@ -210,10 +219,11 @@ class DevicePlugin:
             )
         return self._cluster
 
-    async def _check_holder(self, ids: Sequence[str]) -> str:
+    async def _check_holder(self, resource: str, ids: Sequence[str]) -> str:
         config = self._config
+        namespaces = {config.helper_namespace} if resource == self._helper_epc.name else config.namespaces
         held = await call(Path(config.pod_resources_socket), LIST, Empty(), timeout=config.register_timeout)
-        return check_holder(ids, held, resource=config.provision_resource, namespaces=config.namespaces)
+        return check_holder(ids, held, resource=resource, namespaces=namespaces)
 
     async def _look_again(self) -> None:
         while True:
@@ -223,8 +233,17 @@ class DevicePlugin:
                 # Ids must not vanish with the driver: what was there is unhealthy, not gone.
                 node = replace(node, epc=replace(self._node.epc, missing=node.epc.missing))
             self._node = node
+            if self._config.helper_epc_mib:
+                await self._look_at_helpers()
             for part in self.parts:
                 part.update(node)
+
+    async def _look_at_helpers(self) -> None:
+        config = self._config
+        with suppress(ConfcomError):  # the kubelet may be away; what was known last counts
+            found = await call(Path(config.pod_resources_socket), LIST, Empty(), timeout=config.register_timeout)
+            held = [len(one.ids) for one in found.held if one.resource == self._helper_epc.name]
+            self._helper_epc.held = max(held, default=0)
 
 
 async def _find_node(host: Host, config: DevicePluginConfig, stop: asyncio.Event, pages: PluginPages) -> SgxNode | None:
@@ -247,6 +266,38 @@ async def _find_node(host: Host, config: DevicePluginConfig, stop: asyncio.Event
             async with asyncio.timeout(config.health_interval):
                 await stop.wait()
     return None
+
+
+@asynccontextmanager
+async def _turn(config: DevicePluginConfig, stop: asyncio.Event) -> AsyncIterator[bool]:
+    """While the block runs, this process alone serves the kubelet; False if it was stopped before its turn came.
+
+    An update starts a plugin beside the present one and ends that when the new one is ready, so a plugin is ready when
+    it could serve. The kubelet's folder is what is locked: no file in it survives the kubelet's start.
+    """
+    try:
+        folder = os.open(config.plugin_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield True  # no kubelet yet, and so no predecessor
+        return
+    try:
+        told = False
+        while not stop.is_set():
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not told:
+                    structlog.get_logger().info("plugin.waits", reason="another device plugin serves this kubelet")
+                told = True
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(config.watch_interval):
+                        await stop.wait()
+                continue
+            yield True
+            return
+        yield False
+    finally:
+        os.close(folder)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -14,6 +14,7 @@ from confcom.devices.sgx_enclave import ENCLAVE_RESOURCE
 from confcom.devices.sgx_provision import PROVISION_RESOURCE
 from confcom.errors import ConfigError
 from confcom.protocols.aesm_access import RESOURCE as HELPER_RESOURCE
+from confcom.protocols.epc_requests import HELPER_EPC
 
 _RESOURCE = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?/[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 _BYTES = "sgx.intel.com/epc"
@@ -39,7 +40,7 @@ class DevicePluginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     resource: str = CANONICAL_RESOURCE
     """Name of the EPC resource, counted in MiB."""
     reserve_mib: Annotated[int, msgspec.Meta(ge=0)] = 0
-    """MiB held back for enclaves that ask for none: QE and PCE of a quote helper that does not request EPC itself."""
+    """MiB held back for enclaves that ask for none, beside what quote helpers have."""
     overcommit: Annotated[float, msgspec.Meta(ge=1, le=100)] = 1.0
     """What may be requested as a multiple of what is there beside the reserve; above 1 enclaves may be paged."""
     publisher: PublisherName = "auto"
@@ -63,6 +64,11 @@ class DevicePluginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     `helper_resource`. Empty: there is no such resource."""
     helper_resource: str = HELPER_RESOURCE
     """Name of the resource that brings a container to the quote helper."""
+    helper_epc_mib: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
+    """MiB of EPC for each of the node's two quote helpers (the present one and a successor), which applications cannot
+    request: the resource `sgx.confcom.dev/quote-helper-epc`, with both SGX devices. 0: there is no such resource."""
+    helper_namespace: str = "confcom-system"
+    """Namespace of the quote helper, whose pods alone may have that resource."""
     helper_limit: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 256
     """Containers that may have it at a time."""
     helper_patience: _Seconds = PATIENCE
@@ -102,7 +108,7 @@ class DevicePluginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
     def check(self) -> None:
         """What one field alone cannot tell; `ConfigError` says what is wrong."""
-        names = (self.resource, self.enclave_resource, self.provision_resource, self.helper_resource)
+        names = (self.resource, self.enclave_resource, self.provision_resource, self.helper_resource, HELPER_EPC)
         for name in names:
             _check_resource(name)
         if len(set(names)) != len(names):

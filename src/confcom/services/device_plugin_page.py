@@ -14,11 +14,15 @@ from confcom.services.status_page import Handler, Page
 
 
 class PluginPages:
-    """/healthz, /readyz and /metrics. `absent` says why there are no parts yet; `parts` are what readiness is about."""
+    """/healthz, /readyz and /metrics. `absent` says why there are no parts yet; `parts` are what readiness is about.
+
+    `waits`: it could serve, and will as soon as its predecessor has ended. That is ready too.
+    """
 
     def __init__(self, observe: Observer) -> None:
         self.absent = "the plugin has not looked at the node yet"
         self.parts: Sequence[Part] = ()
+        self.waits = False
         self._registry = CollectorRegistry()
         self._metrics = DevicePluginMetrics(self._registry)
         self._observe = observe
@@ -36,10 +40,11 @@ class PluginPages:
         return Page(200, b"ok\n")  # that this is sent shows that the loop turns
 
     async def _readyz(self) -> Page:
-        wrong = troubles(self.parts) if self.parts else {"node": self.absent}
+        wrong = {} if self.waits else troubles(self.parts) if self.parts else {"node": self.absent}
+        reason = "; ".join(f"{name}: {reason}" for name, reason in wrong.items())
         body = {
             "ready": not wrong,
-            "reason": "; ".join(f"{name}: {reason}" for name, reason in wrong.items()),
+            "reason": "waits until its predecessor has ended" if self.waits else reason,
             "parts": {part.name: part.trouble or "ready" for part in self.parts},
         }
         content = msgspec.json.format(msgspec.json.encode(body), indent=2) + b"\n"

@@ -40,7 +40,7 @@ class Served(Protocol):
 
 
 class Registration:
-    """One server's. `run` goes on until it is cancelled, or until another process takes the socket's path over."""
+    """One server's. `run` goes on until it is cancelled."""
 
     def __init__(
         self, server: Served, directory: str, config: DevicePluginConfig, observe: Observer, ready: Callable[[], None]
@@ -70,10 +70,9 @@ class Registration:
                 await self._server.streams.end()
                 await socket.close()
             if socket.path_exists():
-                raise PlatformUnavailable(
-                    f"another process has taken {self._path} over",
-                    advice="One device plugin per node is enough: remove one of them, or give it another --plugin-dir.",
-                )
+                # It is our turn (services.device_plugin), which only versions without turns do not wait for.
+                self._tell("plugin.listen", trouble=True, reason=f"another process took {self._path}: taking it back")
+                await asyncio.sleep(self._next_retry())
 
     def _handlers(self) -> dict[Method, Callable[[Any], Any]]:
         return self._server.handlers()

@@ -1,7 +1,8 @@
 """The admission webhook: completes pods that use SGX, and refuses those that cannot work, before they exist.
 
-Here is its life: it gets a certificate that the API server trusts, answers reviews, and leaves when it is told to, but
-first asks its callers to look for another replica. `webhook_http` has the paths, `webhook_reviews` the answers.
+Here is its life: it issues its certificate by a CA that the API server trusts, answers reviews, and leaves when it is
+told to, but first asks its callers to look for another replica. `webhook_http` has the paths, `webhook_reviews` the
+answers.
 """
 
 from __future__ import annotations
@@ -17,13 +18,11 @@ import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from confcom.admission.decision import Circumstances
-from confcom.cluster.node_epc import watch_node_epc
-from confcom.cluster.webhook_objects import WebhookObjects
+from confcom.cluster.node_epc import drained, watch_nodes
 from confcom.errors import ClusterError, ConfigError
 from confcom.protocols.epc_requests import MIB
-from confcom.services.certificate_keeper import CertificateKeeper
-from confcom.services.certificate_rotation import RotationPolicy
 from confcom.services.http_server import Listener, serve_http
+from confcom.services.issued_certificate import IssuedCertificate
 from confcom.services.status_page import Handler, Page, StatusPage
 from confcom.services.tls import HeldTls
 from confcom.services.webhook_config import WebhookConfig
@@ -55,7 +54,6 @@ async def serve(
     """
     webhook = _Webhook(config, clock, registry or CollectorRegistry())
     async with AsyncExitStack() as stack:
-        stack.push_async_callback(webhook.objects.close)
         tasks = [asyncio.create_task(task, name=name) for name, task in webhook.tasks().items()]
         tasks.append(asyncio.create_task(webhook.run(stop, started), name="serve"))
         for task in tasks:
@@ -73,21 +71,23 @@ class _Webhook:
         self._grants = config.grants()
         self._largest_node: int | None = None
         self._client_authority = _read_authority(config.client_ca)
+        self._drained = False
         self._metrics = WebhookMetrics(registry)
         self._leaving = False
-        self.objects = WebhookObjects(
-            namespace=config.namespace,
-            secret=config.secret,
-            configuration=config.configuration,
-            kubeconfig=config.kubeconfig,
+        self._certificate = IssuedCertificate(
+            Path(config.ca),
+            config.names(),
+            self._metrics,
+            lifetime=timedelta(seconds=config.lifetime),
+            common_name=COMMON_NAME,
+            clock=clock,
         )
-        self._keeper = CertificateKeeper(self.objects, _policy(config), self._metrics, clock=clock, name="webhook")
         self._app = WebhookApp(self._given, self._metrics, body_memory=config.body_memory)
 
     def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
         """What goes on beside the reviews, by name."""
         found: dict[str, Coroutine[Any, Any, None]] = {
-            "certificate": self._keeper.run(self._config.look_every),
+            "certificate": self._certificate.run(self._config.look_every),
             "nodes": self._follow_nodes(),
         }
         if self._config.http:
@@ -96,7 +96,7 @@ class _Webhook:
 
     async def run(self, stop: asyncio.Event, started: Callable[[str], None] | None) -> None:
         """Serve until told to stop."""
-        certificate = asyncio.create_task(self._keeper.first())
+        certificate = asyncio.create_task(self._certificate.first())
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait({certificate, stopped}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
@@ -148,11 +148,14 @@ class _Webhook:
         failures = 0
         while True:
             try:
-                async for nodes in watch_node_epc(self._config.kubeconfig):
+                async for nodes in watch_nodes(self._config.kubeconfig):
                     failures = 0
-                    self._largest_node = max(nodes.values(), default=0) // MIB
+                    self._drained = drained(nodes.values())
+                    self._largest_node = max((node.epc for node in nodes.values()), default=0) // MIB
                     self._metrics.largest_node.set(self._largest_node)
             except (ClusterError, ConfigError) as error:
+                if isinstance(error, ConfigError) and self._largest_node is None:
+                    raise  # credentials that cannot be used, and never could
                 self._metrics.failures.labels("nodes").inc()
                 structlog.get_logger().warning("webhook.nodes", outcome="waits", reason=str(error))
                 await asyncio.sleep(WATCH_AGAIN[min(failures, len(WATCH_AGAIN) - 1)])
@@ -165,7 +168,10 @@ class _Webhook:
         return Page(200, b"ok\n")  # that this is sent shows that the loop turns
 
     async def _readyz(self) -> Page:
-        reason = "leaving: told to stop" if self._leaving else self._keeper.not_ready
+        reason = "leaving: told to stop" if self._leaving else self._certificate.not_ready
+        if not reason and self._drained:
+            # The disruption budget lets go of pods that are not ready: without that the last node could not be drained.
+            reason = "every node is being drained, so no other replica can take over"
         return Page(503, f"{reason}\n".encode()) if reason else Page(200, b"ok\n")
 
     async def _show_metrics(self) -> Page:
@@ -181,13 +187,6 @@ def _read_authority(path: str | None) -> bytes | None:
             return file.read(MAX_AUTHORITY)
     except OSError as error:
         raise ConfigError(f"cannot read the authority of clients {path}: {error.strerror}") from error
-
-
-def _policy(config: WebhookConfig) -> RotationPolicy:
-    lifetime, before, overlap = (
-        timedelta(seconds=seconds) for seconds in (config.lifetime, config.renew_before, config.overlap)
-    )
-    return RotationPolicy(config.names(), lifetime, before, overlap, COMMON_NAME)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -11,7 +11,7 @@ import msgspec
 from confcom.admission.aesm_wiring import Wiring
 from confcom.admission.grants import Grants
 from confcom.errors import ConfigError
-from confcom.protocols.admission_rules import CONFIGURATION, NAMESPACE, SERVICE
+from confcom.protocols.admission_rules import NAMESPACE, SERVICE
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0)]
 _DNS = re.compile(
@@ -28,15 +28,13 @@ class WebhookConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     http: str = "[::]:9464"
     """HOST:PORT, or unix:PATH, of /healthz, /readyz and /metrics; empty for none."""
     namespace: str = NAMESPACE
-    """Namespace of the Service and of the Secret."""
+    """Namespace of the Service."""
     service: str = SERVICE
     """The Service by which the API server finds us; the certificate is for its name."""
     hosts: str = ""
     """Further names and addresses of the certificate, with commas between."""
-    secret: str = "sgx-webhook-tls"  # noqa: S105 - the name of an object
-    """Where the replicas keep the certificate that they share."""
-    configuration: str = CONFIGURATION
-    """Name of both webhook configurations, which are told whom to trust."""
+    ca: str = "/etc/confcom/webhook-ca"
+    """Folder with tls.crt and tls.key of the CA that the webhook configurations trust; it is followed."""
     client_ca: str | None = None
     """PEM file of the authority that signed the API server's client certificate; without it anybody may ask."""
     kubeconfig: str | None = None
@@ -52,14 +50,10 @@ class WebhookConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """What brings the helper's folder into containers: our device plugin, or a volume of the host (host-path), which
     takes no plugin but is forbidden by Pod Security from `baseline` on."""
 
-    lifetime: _Seconds = 90 * _DAY
-    """Seconds that a certificate is valid."""
-    renew_before: _Seconds = 30 * _DAY
-    """Seconds before its end at which its successor is made."""
-    overlap: _Seconds = 600.0
-    """Seconds that a successor is trusted before it is used, and a predecessor after it was."""
+    lifetime: _Seconds = 30 * _DAY
+    """Seconds that a certificate is valid; after half of them another one is issued."""
     look_every: _Seconds = 5.0
-    """Seconds between two looks at the Secret and the configurations."""
+    """Seconds between two looks at the CA."""
     leave_after: Annotated[float, msgspec.Meta(ge=0)] = 6.0
     """Seconds for which a replica that was told to stop still answers, so that it is forgotten first."""
     drain_timeout: Annotated[float, msgspec.Meta(ge=1)] = 6.0
@@ -80,11 +74,6 @@ class WebhookConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         for name in self.names():
             if not _is_host(name):
                 raise ConfigError(f"{name[:80]!r} is neither a name nor an address", advice="Correct --hosts.")
-        if self.renew_before >= self.lifetime or 4 * self.overlap > self.renew_before:
-            raise ConfigError(
-                "a certificate must be renewed within its lifetime, and four overlaps before its end at the latest",
-                advice="Leave lifetime, renew_before and overlap as they are, or shorten the last.",
-            )
         self.address()
 
     def grants(self) -> Grants:

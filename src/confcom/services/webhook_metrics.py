@@ -34,8 +34,7 @@ class WebhookMetrics:
         )
         self._expires = gauge("certificate_expiry_timestamp_seconds", "When the certificate in use expires.")
         self._rotations = counter("certificate_changes", "Times that this replica took another certificate into use.")
-        self._told = counter("configuration_changes", "Times that a configuration was told anew whom to trust.", "kind")
-        self._ready = gauge("ready", "1 while the API server trusts the certificate that is served.")
+        self._ready = gauge("ready", "1 while there is a CA for the certificate that is served.")
         self.failures = counter("cluster_failures", "Times that the Kubernetes API did not do as asked.", "what")
         self.largest_node = gauge("largest_node_epc_mib", "MiB of EPC of the node that has most.")
 
@@ -53,14 +52,6 @@ class WebhookMetrics:
         self._rotations.inc()
         self._expires.set(expires.timestamp())
 
-    def certificate_told(self, place: str) -> None:
-        """A configuration was told anew whom to trust."""
-        self._told.labels(place).inc()
-
-    def certificate_failed(self) -> None:
-        """The Kubernetes API did not do as asked."""
-        self.failures.labels("certificate").inc()
-
     def certificate_trusted(self, trusted: bool) -> None:
-        """Whether the API server trusts what is served."""
+        """Whether there is a CA that the API server may trust."""
         self._ready.set(trusted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+from base64 import b64decode
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,10 +23,10 @@ from confcom.manifests.objects import (
     NAMESPACE,
     OURS,
     PART_OF,
-    PROVISION_RESOURCE,
     SGX_NODE_LABELS,
     Object,
 )
+from confcom.manifests.webhook import WebhookCa
 
 EVERYTHING = AddonConfig(quote_helper=True, collateral=True, metrics=True, provision_grants=("apps/default",))
 VARIANTS = [
@@ -36,7 +37,7 @@ VARIANTS = [
         collateral=everything,
         metrics=everything,
         webhook=everything,
-        provision_grants=("apps/default", "more/*") if everything else (),
+        provision_grants=() if not everything else ("more/*",) if publisher == "dra" else ("apps/default", "more/*"),
     )
     for platform, publisher, everything in itertools.product(
         ("intel", "simulated"), ("auto", "devices", "node-status", "dra"), (True, False)
@@ -117,11 +118,31 @@ def test_images_are_chosen_once_for_all() -> None:
         assert images == {image}
 
 
-def test_main_containers_say_what_they_use_and_how_they_are() -> None:
-    for _, pod in pods(rendered(EVERYTHING)):
+def test_an_image_behind_a_password_is_pulled_with_the_operators_secrets() -> None:
+    config = msgspec.structs.replace(EVERYTHING, platform="simulated", image_pull_secrets=("one", "two"))
+    for _, pod in pods([*rendered(config), *cleanup(config, version="1.2.3")]):
+        assert pod["imagePullSecrets"] == [{"name": "one"}, {"name": "two"}]
+    assert not [pod for _, pod in pods(rendered(EVERYTHING)) if "imagePullSecrets" in pod]
+
+
+def test_every_object_says_which_version_it_is_of_and_no_pod_does() -> None:
+    """A pod's template that changed with the version alone would restart what runs on with an image of its own."""
+    for one in rendered(EVERYTHING):
+        assert one["metadata"]["labels"]["app.kubernetes.io/version"] == "1.2.3"
+        if "template" in one.get("spec", {}):
+            assert "app.kubernetes.io/version" not in one["spec"]["template"]["metadata"]["labels"]
+
+
+@pytest.mark.parametrize("platform", ["intel", "simulated"])
+def test_containers_say_what_they_use_and_how_they_are(platform: Any) -> None:
+    config = msgspec.structs.replace(EVERYTHING, platform=platform)
+    objects = rendered(config)
+    for _, pod in pods([*objects, *cleanup(config, version="1.2.3")]):
+        for one in containers(pod):
+            assert set(one["resources"]["requests"]) >= {"cpu", "memory"}
+            assert "memory" in one["resources"]["limits"]
+    for _, pod in pods(objects):
         (one,) = pod["containers"]
-        assert set(one["resources"]["requests"]) >= {"cpu", "memory"}
-        assert "memory" in one["resources"]["limits"]
         assert {"startupProbe", "livenessProbe", "readinessProbe"} <= set(one)
         assert one["terminationMessagePolicy"] == "FallbackToLogsOnError"
 
@@ -166,7 +187,6 @@ def test_rights_are_these_and_no_others() -> None:
         for rule in one["rules"]
         for resource in rule["resources"]
     }
-    admission, webhook = "admissionregistration.k8s.io", "sgx-webhook.confcom.dev"
     assert found == {
         ("ClusterRole", "confcom:sgx-device-plugin", "", "nodes", ("get", "list", "watch")),
         ("ClusterRole", "confcom:sgx-device-plugin", "", "nodes/status", ("patch",)),
@@ -175,9 +195,6 @@ def test_rights_are_these_and_no_others() -> None:
         ("ClusterRole", "confcom:sgx-metrics", "events.k8s.io", "events", ("create", "get", "patch")),
         ("ClusterRole", "confcom:sgx-metrics", "resource.k8s.io", "resourceclaims", ("get",)),
         ("ClusterRole", "confcom:sgx-webhook", "", "nodes", ("get", "list", "watch")),
-        ("ClusterRole", "confcom:sgx-webhook", admission, "mutatingwebhookconfigurations", webhook, ("get", "patch")),
-        ("ClusterRole", "confcom:sgx-webhook", admission, "validatingwebhookconfigurations", webhook, ("get", "patch")),
-        ("Role", "sgx-webhook", "", "secrets", "sgx-webhook-tls", ("get", "patch")),
         ("Role", "confcom-collateral", "", "secrets", "confcom-collateral-tls", ("get",)),
         ("Role", "confcom-collateral", "", "secrets", "confcom-collateral-tls", ("patch",)),
         ("Role", "confcom-collateral", "", "configmaps", "confcom-collateral-ca", ("get", "patch")),
@@ -211,23 +228,38 @@ def test_the_quote_helper_is_off_at_first_and_lives_on_the_device_plugins_epc() 
     assert helper["spec"]["updateStrategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
     pod = helper["spec"]["template"]["spec"]
     limits = pod["containers"][0]["resources"]["limits"]
-    assert limits["kubernetes.azure.com/sgx_epc_mem_in_MiB"] == "4"
-    assert limits["sgx.intel.com/enclave"] == limits[PROVISION_RESOURCE] == "1"
+    assert limits.items() >= {"sgx.confcom.dev/quote-helper-epc": "4"}.items()
     (folder,) = (one["hostPath"] for one in pod["volumes"] if one["name"] == "aesmd-socket")
     assert folder == {"path": "/var/run/aesmd", "type": "DirectoryOrCreate"}
-    assert find(objects, "PriorityClass", pod["priorityClassName"])["preemptionPolicy"] == "Never"
+    (plugin,) = dict(pods(objects))["sgx-device-plugin"]["containers"]
+    assert {"name": "CONFCOM_DEVICE_PLUGIN_HELPER_EPC_MIB", "value": "4"} in plugin["env"]
 
 
-@pytest.mark.promise("M7")
-def test_with_claims_the_quote_helper_claims_its_epc() -> None:
-    objects = rendered(AddonConfig(quote_helper=True, publisher="dra", quote_helper_epc_mib=8))
-    pod = find(objects, "DaemonSet", "sgx-quote-helper")["spec"]["template"]["spec"]
-    assert set(pod["containers"][0]["resources"]["limits"]) == {"memory"}
-    template = find(objects, "ResourceClaimTemplate", pod["resourceClaims"][0]["resourceClaimTemplateName"])
-    requests = {one["name"]: one["exactly"] for one in template["spec"]["spec"]["devices"]["requests"]}
-    assert requests["epc"]["capacity"] == {"requests": {"epc": "8Mi"}}
-    for one in requests.values():
-        find(objects, "DeviceClass", one["deviceClassName"])
+@pytest.mark.parametrize("publisher", ["auto", "devices", "node-status", "dra"])
+def test_the_quote_helpers_epc_is_its_own_however_epc_is_published(publisher: Any) -> None:
+    objects = rendered(AddonConfig(quote_helper=True, publisher=publisher, quote_helper_epc_mib=8))
+    pod = dict(pods(objects))["sgx-quote-helper"]
+    resources = pod["containers"][0]["resources"]
+    assert set(resources["limits"]) == {"memory", "sgx.confcom.dev/quote-helper-epc"}
+    assert resources["requests"]["sgx.confcom.dev/quote-helper-epc"] == "8"
+    assert "resourceClaims" not in pod
+    find(objects, "ValidatingAdmissionPolicyBinding", "sgx-reserved.confcom.dev")
+
+
+def test_no_priority_of_a_tenant_is_above_a_components() -> None:
+    objects = [*rendered(EVERYTHING), *cleanup(msgspec.structs.replace(EVERYTHING, platform="simulated"), version="1")]
+    found = {name: pod["priorityClassName"] for name, pod in pods(objects)}
+    cluster = {"sgx-webhook", "confcom-collateral"}
+    assert found == {name: f"system-{'cluster' if name in cluster else 'node'}-critical" for name in found}
+    quota = find(objects, "ResourceQuota", "confcom-critical-pods")["spec"]["scopeSelector"]["matchExpressions"]
+    assert [set(one["values"]) for one in quota] == [set(found.values())]
+
+
+def test_a_grant_for_one_account_is_refused_where_claims_tell_none_apart() -> None:
+    for take in (rendered, lambda config: config.changed({})):
+        with pytest.raises(ConfigError, match="every pod of the namespace would have the provisioning device"):
+            take(AddonConfig(publisher="dra", provision_grants=("apps/*", "apps/one")))
+    rendered(AddonConfig(publisher="dra", provision_grants=("apps/*",)))
 
 
 @pytest.mark.parametrize("config", VARIANTS, ids=str)
@@ -267,15 +299,25 @@ def test_a_disruption_leaves_a_webhook() -> None:
     assert spread["whenUnsatisfiable"] == "ScheduleAnyway"  # a cluster of one node has both there
 
 
-def test_the_webhooks_certificate_is_nobodys_but_its_own() -> None:
-    objects = rendered(AddonConfig())
-    assert not {"data", "stringData"} & set(find(objects, "Secret", "sgx-webhook-tls"))
+def test_the_api_server_trusts_the_ca_that_the_webhook_holds() -> None:
+    ca = WebhookCa(b"certificate", b"key", b"bundle")
+    objects = render(AddonConfig(), version="1.2.3", webhook_ca=ca)
+    data = find(objects, "Secret", "sgx-webhook-ca")["data"]
+    assert {name: b64decode(text) for name, text in data.items()} == {
+        "tls.crt": b"certificate", "tls.key": b"key", "ca.crt": b"bundle"
+    }  # fmt: skip
+    assert [name for name, pod in pods(objects) if "sgx-webhook-ca" in str(pod["volumes"])] == ["sgx-webhook"]
     for kind in ("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"):
         for entry in find(objects, kind, "sgx-webhook.confcom.dev")["webhooks"]:
-            assert "caBundle" not in entry["clientConfig"]
+            assert b64decode(entry["clientConfig"]["caBundle"]) == b"bundle"
             service = entry["clientConfig"]["service"]
             (port,) = find(objects, "Service", service["name"])["spec"]["ports"]
             assert (service["namespace"], service["port"]) == (NAMESPACE, port["port"])
+
+
+def test_without_a_ca_no_key_is_made_up() -> None:
+    assert not [one for one in rendered(EVERYTHING) if one["kind"] == "Secret" and "data" in one]
+    assert "caBundle" not in json.dumps(rendered(EVERYTHING))
 
 
 def test_an_operator_may_name_the_namespaces_that_the_webhook_is_for() -> None:
@@ -294,6 +336,7 @@ def test_an_operator_may_name_the_namespaces_that_the_webhook_is_for() -> None:
     "settings",
     [
         {"image": "oeciteam/sgx-test: 1.0"},
+        {"image_pull_secrets": ("A_B",)},
         {"simulated_epc": "lots"},
         {"simulated_epc": "1Mi" * 200},
         {"provision_grants": ("apps",)},

@@ -70,9 +70,9 @@ def test_the_device_plugin_takes_its_settings(platform: str, publisher: str) -> 
     ("settings", "slots", "namespaces"),
     [
         ({}, 0, frozenset()),
-        ({"quote_helper": True}, 2, frozenset({NAMESPACE})),
+        ({"quote_helper": True}, 0, frozenset()),
         ({"provision_grants": ("apps/one", "apps/two", "more/*")}, 110, frozenset({"apps", "more"})),
-        ({"quote_helper": True, "provision_grants": ("apps/*",)}, 110, frozenset({NAMESPACE, "apps"})),
+        ({"quote_helper": True, "provision_grants": ("apps/*",)}, 110, frozenset({"apps"})),
     ],
 )
 def test_the_provisioning_device_is_for_those_who_were_granted_it(
@@ -103,7 +103,7 @@ def test_the_others_take_theirs(platform: str) -> None:
     found = daemon_settings(config(platform, provision_grants=("apps/one",)), "webhook")
     found.check()
     assert found.provision_grants == "apps/one"
-    assert (found.secret, found.configuration) == (webhook.TLS_SECRET, admission_rules.CONFIGURATION)
+    assert found.ca == webhook.CA_FOLDER
     assert found.leave_after + found.drain_timeout < 30
 
 

@@ -150,11 +150,11 @@ def daemon_set(generation: int = 2, **status: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("workload", "words", "settled"),
     [
-        (daemon_set(), "one 0/0", False),
+        (daemon_set(), "one 0/0, still being replaced", False),
         (daemon_set(observedGeneration=2), "one 0/0", True),
         (
             daemon_set(observedGeneration=1, desiredNumberScheduled=2, updatedNumberScheduled=2, numberAvailable=2),
-            "one 2/2",
+            "one 2/2, still being replaced",
             False,
         ),
         (
@@ -174,7 +174,7 @@ def daemon_set(generation: int = 2, **status: int) -> dict[str, Any]:
                 "spec": {"replicas": 2},
                 "status": {"observedGeneration": 1, "replicas": 3, "updatedReplicas": 2, "availableReplicas": 2},
             },
-            "one 2/2",
+            "one 2/2, still being replaced",
             False,
         ),
     ],

@@ -1,4 +1,4 @@
-"""Certificates of the webhook: replicas agree on one, and at no moment is one served that is not trusted."""
+"""Certificates that replicas share in a Secret: at no moment is one served that is not trusted."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from confcom.cluster.webhook_objects import KINDS
 from confcom.pki.serving_pair import ServingPair, make_serving_pair
 from confcom.services.certificate_keeper import CertificateKeeper
 from confcom.services.certificate_rotation import Holding, RotationPolicy, next_holding
-from confcom.services.webhook_config import WebhookConfig
-from confcom.services.webhook_metrics import WebhookMetrics
-from webhook_store import WebhookStore
+from confcom.services.collateral_metrics import CollateralMetrics
+from webhook_store import KINDS, WebhookStore
 
 START = datetime(2027, 1, 1, tzinfo=UTC)
 DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)
@@ -94,16 +92,6 @@ def test_a_broken_secret_is_made_anew(name: str, value: bytes) -> None:
     assert found.trusts(found.current)
 
 
-def test_settings_that_would_leave_a_gap_are_refused() -> None:
-    from confcom.errors import ConfigError
-
-    WebhookConfig().check()
-    for wrong in ({"renew_before": 90 * 86400.0}, {"renew_before": 100.0}, {"hosts": "a b"}, {"listen": "8443"},
-                  {"provision_grants": "x"}):  # fmt: skip
-        with pytest.raises(ConfigError):
-            WebhookConfig(**wrong).check()
-
-
 class Cluster:
     """Some replicas around one store, and a clock that the test turns."""
 
@@ -113,7 +101,7 @@ class Cluster:
         self.keepers = [self.replica() for _ in range(replicas)]
 
     def replica(self) -> CertificateKeeper:
-        metrics = WebhookMetrics(CollectorRegistry())
+        metrics = CollateralMetrics(CollectorRegistry())
         return CertificateKeeper(self.store, POLICY, metrics, clock=lambda: self.now, name="tests")
 
     def gaps(self) -> list[int]:
