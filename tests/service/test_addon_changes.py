@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from confcom.cli import root as main
+from confcom.cli.exit_codes import ExitCode
 from confcom.cluster.objects import ClusterObjects
 from confcom.errors import ClusterError
 from confcom.manifests.addon_config import AddonConfig
@@ -144,3 +146,18 @@ async def test_the_time_is_kept_also_while_something_ends(enabled: ObjectApi, tm
     with pytest.raises(ClusterError, match="is still being deleted"):
         await run(enabled, tmp_path, to_update, wait=1.0, webhook_replicas=3)
     assert loop.time() - started < 60
+
+
+def test_a_purge_that_cannot_ask_refuses_while_pods_use_the_add_on(
+    enabled: ObjectApi, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    limits = {"limits": {"kubernetes.azure.com/sgx_epc_mem_in_MiB": "5"}}
+    metadata = {"name": "user", "namespace": "apps"}
+    enabled.put("pods", {"metadata": metadata, "spec": {"containers": [{"name": "app", "resources": limits}]}})
+    words = ["addon", "disable", "--purge", "--no-wait", "--kubeconfig", enabled.kubeconfig(tmp_path)]
+    assert main.run(words) == ExitCode.USAGE
+    said = capsys.readouterr().err
+    assert "1 pods use the add-on, and there is no terminal to ask" in said
+    assert parse_state(enabled.objects[STATE]["data"]).enabled
+    assert main.run([*words, "--yes"]) == ExitCode.OK
+    assert STATE not in enabled.objects
