@@ -32,8 +32,10 @@ MARKS: dict[str, Any] = {
     "node_selector": ("mark.example/selector=mark",),
     "tolerations": ("mark.example/toleration=mark:NoExecute",),
     "webhook_replicas": 13,
+    "webhook_client_ca": "mark-client-ca",
     "oversized": "warn",
     "api_ports": (61357,),
+    "api_addresses": ("192.0.2.77/32",),
     "quote_helper_seccomp": "localhost/mark/profile.json",
     "quote_helper_groups": (1928374650,),
 }
@@ -98,6 +100,17 @@ _API_PORTS = """{{- range .Values.apiPorts }}
 \\g<indent>  protocol: TCP
 {{- end }}
 """
+_API_ADDRESSES = """{{- with .Values.apiAddresses }}
+\\g<indent>from:
+{{- range . }}
+\\g<indent>- ipBlock:
+\\g<indent>    cidr: {{ . | quote }}
+{{- end }}
+{{- end }}
+"""
+_WITH_CLIENT_CA = """{{- if .Values.webhookClientCa }}
+\\g<found>{{- end }}
+"""
 _WITH_HELPER = """{{- if .Values.quoteHelperEnabled }}
 \\g<found>{{- end }}
 """
@@ -146,6 +159,12 @@ _PATTERNS: list[tuple[str, str]] = [
     (r"(?m)^(?P<indent> +)type: Localhost\n +localhostProfile: mark/.*\n", _SECCOMP),
     (r"(?m)^  apiPorts: '61357'$", '  apiPorts: {{ join "," .Values.apiPorts | quote }}'),
     (r"(?m)^(?P<indent> +)- port: 61357\n +protocol: TCP\n", _API_PORTS),
+    (r"(?m)^  apiAddresses: 192\.0\.2\.77/32$", '  apiAddresses: {{ join "," .Values.apiAddresses | quote }}'),
+    (r"(?m)^(?P<indent> +)from:\n +- ipBlock:\n +cidr: 192\.0\.2\.77/32\n", _API_ADDRESSES),
+    (r"(?m)^  webhookClientCa: mark-client-ca$", f"  webhookClientCa: {_quoted('webhook_client_ca')}"),
+    (r"(?m)^(?P<found>(?P<indent> +)- name: client-ca\n(?:(?P=indent)  .*\n)+)", _WITH_CLIENT_CA),
+    (r"(?m)^(?P<found> +- name: \w+_WEBHOOK_CLIENT_CA\n.*\n)", _WITH_CLIENT_CA),
+    (r"\bmark-client-ca\b", _quoted("webhook_client_ca")),
     (r"(?m)^  collateral(Url|Storage): .*$", "  collateral\\g<1>: {{ .Values.collateral\\g<1> | toString | quote }}"),
     (r"(?m)^  collateralTlsSecret: .*$", f"  collateralTlsSecret: {_quoted('collateral_tls_secret')}"),
     (r"(?m)^  collateralFmspcs: .*$", '  collateralFmspcs: {{ join "," .Values.collateralFmspcs | quote }}'),

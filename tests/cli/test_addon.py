@@ -100,6 +100,7 @@ def test_a_setting_that_makes_no_sense(words: list[str], capsys: pytest.CaptureF
 def test_manifests_are_what_is_rendered(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--enable-sgxquotehelper", "--disable-webhook", "--provision-grants", "a/b,c/*", "--toleration", "x=y"]
     words += ["--image", "registry/x:1", "--api-ports", "443,7443", "--quote-helper-groups", "105"]
+    words += ["--api-addresses", "10.240.0.1/32,fd00::/64", "--webhook-client-ca", "api-client-ca"]
     words += ["--collateral-url", "https://pccs.example", "--collateral-fmspc", "00906ed50000"]
     assert run(["addon", "manifests", *words]) == ExitCode.OK
     config = AddonConfig(
@@ -109,6 +110,8 @@ def test_manifests_are_what_is_rendered(capsys: pytest.CaptureFixture[str]) -> N
         tolerations=("x=y",),
         image="registry/x:1",
         api_ports=(443, 7443),
+        api_addresses=("10.240.0.1/32", "fd00::/64"),
+        webhook_client_ca="api-client-ca",
         quote_helper_groups=(105,),
         collateral_url="https://pccs.example",
         collateral_fmspcs=("00906ed50000",),

@@ -10,7 +10,7 @@ import click
 from confcom.manifests.addon_config import AddonConfig
 
 _Command = Callable[..., Any]
-_LISTS = ("provision_grants", "api_ports", "quote_helper_groups")
+_LISTS = ("provision_grants", "api_ports", "api_addresses", "quote_helper_groups")
 """Settings that are given as one word with commas."""
 
 
@@ -53,8 +53,10 @@ _OPTIONS = (
     _switch("webhook", "webhook", "The admission webhook.  [default: on]"),
     click.option("--webhook-replicas", type=int, metavar="N", help="Its pods.  [default: 2]"),
     _choice("--webhook-namespaces", "Whose pods it is for.  [default: all]", "all", "labelled"),
+    click.option("--webhook-client-ca", metavar="NAME", help="ConfigMap with its clients' authority; '' is none."),
     _choice("--oversized", "Pods that want more EPC than any node has.  [default: refuse]", "refuse", "warn"),
     click.option("--api-ports", metavar="PORT,…", help="Of the API server, for network policies.  [default: 443,6443]"),
+    click.option("--api-addresses", metavar="CIDR,…", help="From which it asks the webhook.  [default: any]"),
     _switch("collateral", "collateral", "The collateral service.  [default: off]"),
     click.option("--collateral-upstream", metavar="NAME|URL", help="Whom it asks.  [default: intel]"),
     click.option("--collateral-fmspc", "collateral_fmspcs", multiple=True, metavar="HEX", help="Kept from the start."),

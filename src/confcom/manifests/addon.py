@@ -76,6 +76,11 @@ def _metrics(config: AddonConfig) -> list[Object]:
 
 
 def _webhook(config: AddonConfig, ca: admission.WebhookCa | None) -> list[Object]:
-    served = (admission.HTTPS_PORT, admission.HTTP_PORT)
-    opened = network_policies.opening(WEBHOOK, ingress=served, egress=config.api_ports)
+    opened = network_policies.opening(
+        WEBHOOK,
+        ingress=(admission.HTTP_PORT,),
+        egress=config.api_ports,
+        called=(admission.HTTPS_PORT,),
+        callers=config.api_addresses,
+    )
     return [opened, *admission.webhook(config, ca)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
@@ -34,6 +35,7 @@ _PORT = r"(?::(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|65
 _URL = rf"(?:https?://{_HOST}{_PORT}(?:/[A-Za-z0-9._~:/?&=%+@-]{{0,500}})?)?"
 _STORAGE = r"(?:(?:[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?/)?[1-9][0-9]{0,8}[MGT]i)?"
 _OBJECT = r"(?:[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?)?"
+_CIDR = re.compile(r"[0-9A-Fa-f.:]{2,45}/[0-9]{1,3}")
 _FMSPC = re.compile(r"(?:sgx:|tdx:)?[0-9A-Fa-f]{12}")
 _NAME = r"[A-Za-z0-9_][-A-Za-z0-9_.]{0,127}"
 _PROFILE = rf"{RUNTIME_DEFAULT}|{LOCALHOST}(?:{_NAME}/)*{_NAME}"
@@ -101,10 +103,15 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Pods of the webhook."""
     webhook_namespaces: Literal["all", "labelled"] = "all"
     """Whose pods it is for: everybody's, or those of namespaces with the label `confcom.dev/sgx: "true"`."""
+    webhook_client_ca: Annotated[str, msgspec.Meta(pattern=f"^{_OBJECT}$")] = ""
+    """A ConfigMap of confcom-system with ca.crt, the authority of the API server's client certificate. Without it the
+    webhook answers every client."""
     oversized: Literal["refuse", "warn"] = "refuse"
     """What it does with a pod that wants more EPC than any node has; warn where larger nodes are made on demand."""
     api_ports: tuple[Port, ...] = (443, 6443)
     """Where the API server listens: its Service's port and those behind it, which network policies let pods ask."""
+    api_addresses: tuple[str, ...] = ()
+    """CIDRs from which the API server reaches the webhook, which the network policy admits alone. Empty: any source."""
 
     def check(self) -> None:
         """What one field's type cannot tell; `ConfigError` says what is wrong."""
@@ -120,6 +127,7 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         for fmspc in self.collateral_fmspcs:
             if _FMSPC.fullmatch(fmspc) is None:
                 raise ConfigError(f"{fmspc!r} is no FMSPC", advice="Write 12 hexadecimal digits, after tdx: for TDX.")
+        _check_addresses(self.api_addresses)
         for name in self.image_pull_secrets:
             if not name or re.fullmatch(_OBJECT, name) is None:
                 raise ConfigError(f"{name!r} is no name of a Secret", advice="Write the name of one in confcom-system.")
@@ -191,6 +199,7 @@ _TEXTS = (
     ("collateral_storage", _STORAGE, "Write SIZE or CLASS/SIZE, as in 1Gi or standard/1Gi."),
     ("collateral_tls_secret", _OBJECT, "Write the name of a Secret in the add-on's namespace."),
     ("collateral_url", _URL, "Write https://HOST:PORT, without /sgx/certification."),
+    ("webhook_client_ca", _OBJECT, "Write the name of a ConfigMap in the add-on's namespace."),
     ("quote_helper_seccomp", _PROFILE, "Write runtime/default, or a path as in localhost/confcom/quote-helper.json."),
 )
 """Settings of one word each: field, pattern and advice. The chart's schema has the patterns too."""
@@ -201,6 +210,18 @@ def _check_texts(settings: Mapping[str, Any]) -> None:
         text = settings.get(name)
         if isinstance(text, str) and re.fullmatch(pattern, text) is None:
             raise ConfigError(f"{text!r} is no {name}", advice=advice)
+
+
+def _check_addresses(cidrs: tuple[str, ...]) -> None:
+    for cidr in cidrs:
+        advice = "Write ADDRESS/BITS, as in 10.240.0.4/32 or 10.240.0.0/24."
+        # The module reads masks and zones too, which Kubernetes does not.
+        if _CIDR.fullmatch(cidr) is None:
+            raise ConfigError(f"{cidr!r} is no CIDR", advice=advice)
+        try:
+            ipaddress.ip_network(cidr)
+        except ValueError as error:
+            raise ConfigError(f"{cidr!r} is no CIDR: {error}", advice=advice) from error
 
 
 def image_of(config: AddonConfig, version: str) -> str:

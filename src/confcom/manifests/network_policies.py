@@ -1,6 +1,6 @@
 """Who may talk to whom: nobody in the namespace, except for what a component is there for.
 
-The API server and the kubelet are no pods, so their side of a rule cannot be named: ports are.
+The API server and the kubelet are no pods, so their side of a rule is ports, or addresses that the operator names.
 """
 
 from __future__ import annotations
@@ -22,16 +22,26 @@ def nothing_else() -> Object:
 
 
 def opening(
-    workload: Workload, *, ingress: tuple[int, ...], egress: tuple[int, ...] = (), more: tuple[int, ...] = ()
+    workload: Workload,
+    *,
+    ingress: tuple[int, ...] = (),
+    egress: tuple[int, ...] = (),
+    more: tuple[int, ...] = (),
+    called: tuple[int, ...] = (),
+    callers: tuple[str, ...] = (),
 ) -> Object:
     """TCP ports that a component serves at, and ports at which it may ask others; with DNS if 53 is among these.
 
-    `more` are further ports at which it may ask, some of which `egress` may have too.
+    `more` are further ports at which it may ask, some of which `egress` may have too. The ports `called` are open
+    to the CIDRs `callers` alone, or to every source where there are none.
     """
+    rules: list[Object] = [{"ports": [_port(port) for port in ports]} for ports in (ingress, called) if ports]
+    if called and callers:
+        rules[-1]["from"] = [{"ipBlock": {"cidr": cidr}} for cidr in callers]
     spec: Object = {
         "podSelector": {"matchLabels": selector(workload.component)},
         "policyTypes": ["Ingress", "Egress"],
-        "ingress": [{"ports": [_port(port) for port in ingress]}] if ingress else [],
+        "ingress": rules,
         "egress": [{"ports": [_port(port) for port in ports] + _dns(ports)} for ports in (egress, more) if ports],
     }
     return namespaced_object("networking.k8s.io/v1", "NetworkPolicy", workload.name, workload.component, spec=spec)

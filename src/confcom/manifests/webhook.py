@@ -32,6 +32,7 @@ from confcom.protocols import admission_rules
 
 CA_SECRET = "sgx-webhook-ca"  # noqa: S105 - a name
 CA_FOLDER = "/etc/confcom/webhook-ca"
+CLIENT_CA_FOLDER = "/etc/confcom/client-ca"
 HTTPS_PORT = 8443
 HTTP_PORT = 9464
 _ADMISSION = "admissionregistration.k8s.io"
@@ -69,6 +70,11 @@ def _ca_secret(ca: WebhookCa) -> Object:
 
 
 def _pod(config: AddonConfig) -> Object:
+    mounts = [mount("tmp", TMP), mount("ca", CA_FOLDER, read_only=True)]
+    volumes: list[Object] = [tmp_volume(), {"name": "ca", "secret": {"secretName": CA_SECRET, "defaultMode": 0o440}}]
+    if config.webhook_client_ca:
+        mounts.append(mount("client-ca", CLIENT_CA_FOLDER, read_only=True))
+        volumes.append({"name": "client-ca", "configMap": {"name": config.webhook_client_ca}})
     return {
         "automountServiceAccountToken": True,
         "priorityClassName": CLUSTER_CRITICAL,
@@ -85,16 +91,17 @@ def _pod(config: AddonConfig) -> Object:
                 ],
                 resources=resources("50m", "96Mi", "384Mi"),
                 securityContext=confined(),
-                volumeMounts=[mount("tmp", TMP), mount("ca", CA_FOLDER, read_only=True)],
+                volumeMounts=mounts,
                 **http_probes("http"),
             )
         ],
-        "volumes": [tmp_volume(), {"name": "ca", "secret": {"secretName": CA_SECRET, "defaultMode": 0o440}}],
+        "volumes": volumes,
         "securityContext": {"fsGroup": USER},
     }
 
 
 def _values(config: AddonConfig) -> dict[str, str]:
+    client_ca = {"client_ca": f"{CLIENT_CA_FOLDER}/ca.crt"} if config.webhook_client_ca else {}
     return {
         "listen": f"[::]:{HTTPS_PORT}",
         "http": f"[::]:{HTTP_PORT}",
@@ -105,7 +112,7 @@ def _values(config: AddonConfig) -> dict[str, str]:
         "oversized": config.oversized,
         "quote_helper": "true" if config.quote_helper else "false",
         "wiring": "plugin",
-    }
+    } | client_ca
 
 
 def _disruption_budget() -> Object:

@@ -290,6 +290,29 @@ def test_the_ports_of_the_api_server_are_a_setting_and_what_was_found() -> None:
         assert find(objects, "ConfigMap", "confcom-addon")["data"]["apiPorts"] == "443,8443"
 
 
+def test_the_webhooks_port_is_open_to_the_api_server_alone_where_its_addresses_are_named() -> None:
+    def rules(**settings: Any) -> list[Any]:
+        objects = rendered(AddonConfig(**settings))
+        found: list[Any] = find(objects, "NetworkPolicy", "sgx-webhook")["spec"]["ingress"]
+        return found
+
+    # The kubelet's probes and whoever reads metrics come from elsewhere.
+    page = {"ports": [{"port": 9464, "protocol": "TCP"}]}
+    reviews = {"ports": [{"port": 8443, "protocol": "TCP"}]}
+    assert rules() == [page, reviews]
+    sources = [{"ipBlock": {"cidr": "10.240.0.1/32"}}, {"ipBlock": {"cidr": "fd00::/64"}}]
+    assert rules(api_addresses=("10.240.0.1/32", "fd00::/64")) == [page, reviews | {"from": sources}]
+
+
+def test_the_webhook_mounts_the_authority_of_clients_where_it_is_named() -> None:
+    def webhook_pod(**settings: Any) -> Any:
+        return dict(pods(rendered(AddonConfig(**settings))))["sgx-webhook"]
+
+    (volume,) = [one for one in webhook_pod(webhook_client_ca="api-client-ca")["volumes"] if "configMap" in one]
+    assert volume == {"name": "client-ca", "configMap": {"name": "api-client-ca"}}
+    assert "client-ca" not in str(webhook_pod())
+
+
 def test_a_disruption_leaves_a_webhook() -> None:
     objects = rendered(AddonConfig())
     assert find(objects, "PodDisruptionBudget", "sgx-webhook")["spec"]["maxUnavailable"] == 1
@@ -351,6 +374,12 @@ def test_an_operator_may_name_the_namespaces_that_the_webhook_is_for() -> None:
         {"collateral_url": "ftp://x"},
         {"collateral_storage": "big"},
         {"collateral_tls_secret": "A_B"},
+        {"webhook_client_ca": "A_B"},
+        {"api_addresses": ("10.240.0.1",)},
+        {"api_addresses": ("10.240.0.1/24",)},
+        {"api_addresses": ("10.240.0.0/255.255.255.0",)},
+        {"api_addresses": ("fe80::1%eth0/128",)},
+        {"api_addresses": ("10.0.0.0/33",)},
         {"collateral_fmspcs": ("00",)},
     ],
 )

@@ -35,6 +35,8 @@ CONFIGS = some.builds(
     quote_helper_groups=some.sampled_from([(), (0,), (105, 4242)]),
     quote_helper_seccomp=some.sampled_from(["runtime/default", "localhost/a/b.json"]),
     api_ports=some.sampled_from([(), (443,), (1, 65535)]),
+    api_addresses=some.sampled_from([(), ("10.240.0.1/32", "fd00::/64")]),
+    webhook_client_ca=some.sampled_from(["", "kube-root-ca.crt"]),
 )
 
 

@@ -104,6 +104,9 @@ def test_the_others_take_theirs(platform: str) -> None:
     found.check()
     assert found.provision_grants == "apps/one"
     assert found.ca == webhook.CA_FOLDER
+    assert found.client_ca is None
+    known = daemon_settings(config(platform, webhook_client_ca="api-client-ca"), "webhook")
+    assert known.client_ca == f"{webhook.CLIENT_CA_FOLDER}/ca.crt"
     assert found.leave_after + found.drain_timeout < 30
 
 
