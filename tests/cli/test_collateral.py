@@ -243,6 +243,13 @@ def test_status_of_a_store_that_lacks_everything_pages(call, store, world):
     assert call("status", "--json").json["missing"][0]["kind"] == "tcb-info"
 
 
+def test_status_of_documents_of_another_root_names_the_option(call, fetched):
+    done = call("status", trusted=False)
+    assert done.code == 6
+    assert "no documents of a trusted root" in done.out
+    assert "--trust-root" in done.out
+
+
 @pytest.mark.parametrize(("year", "words"), [("1990", "behind"), ("2050", "ahead")])
 def test_status_names_a_wrong_clock(call, fetched, monkeypatch, year, words):
     wrong = datetime.fromisoformat(f"{year}-01-01T00:00:00Z")

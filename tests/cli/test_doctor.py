@@ -136,6 +136,14 @@ class TestSimulated:
         assert "--report-scheme sdk-simulation" in found
         assert "0000" not in found
 
+    def test_a_machine_named_from_the_working_folder(
+        self, report: Report, machine: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(machine.parent)
+        _, told = report("--simulated-machine", machine.name)
+        (check,) = [check for check in told["checks"] if check["id"] == "platform.simulated"]
+        assert check["status"] == "ok"
+
     def test_a_declared_node(self, report: Report, tmp_path: Path, machine: Path) -> None:
         declare_node(tmp_path / "node", (64 << 20,), machine.read_bytes())
         code, told = report("--host", tmp_path / "node", "--role", "application", SGX_AESM_ADDR="1")

@@ -371,6 +371,8 @@ def test_a_policy_file_is_applied(verify, folder: Path) -> None:
     assert verify("--policy", policy, "--isv-prod-id", 3).code == 0
     policy.write_text("nonsense = 1\n")
     assert verify("--policy", policy).code == 2
+    policy.write_bytes(b"isv_prod_id = 3 # \xff")
+    assert verify("--json", "--policy", policy).json["error"]["message"] == "the policy file is not UTF-8 (byte 18)"
 
 
 def test_held_data_is_compared_by_its_hash(verify, folder: Path) -> None:

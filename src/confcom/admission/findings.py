@@ -71,10 +71,11 @@ WARNINGS: Mapping[str, str] = {
     "resources.limits of the container that uses it.",
     "unknown-resource": "Container {container}: no node publishes {resource}, so the pod waits for ever. Write "
     "kubernetes.azure.com/sgx_epc_mem_in_MiB (MiB) or sgx.intel.com/epc (bytes), with {amount}.",
-    "device-by-hand": "Container {container} gets {path} of the host by hand (volume {volume}): its EPC is not "
-    "counted. Remove the volume; a limit of kubernetes.azure.com/sgx_epc_mem_in_MiB brings the device.",
-    "provision-by-hand": "Container {container} gets {path} of the host by hand (volume {volume}): its EPC is not "
-    "counted, the provisioning device not granted. Remove the volume; limits of EPC, and a grant, bring the devices.",
+    "device-by-hand": "Container {container} gets {path} of the host by hand (volume {volume}): EPC beyond its "
+    "limits is not counted. Remove the volume; a limit of EPC brings the device.",
+    "provision-by-hand": "Container {container} gets {path} of the host by hand (volume {volume}): EPC beyond its "
+    "limits is not counted, the provisioning device not granted. Remove the volume; limits of EPC, and a grant, bring "
+    "the devices.",
     "privileged": "Container {container} is privileged: it reaches every SGX device of its node, beside what is "
     "counted and granted. Remove privileged; the EPC limit brings the device.",
     "helper-off": "The pod gets its quotes from the node's helper, which is not enabled here, so it will not start. "

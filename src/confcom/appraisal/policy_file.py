@@ -146,6 +146,8 @@ def parse_policy(data: bytes, *, name: str = "policy.toml") -> PolicyFile:
         return msgspec.convert(table, PolicyFile)
     except ImportError as error:
         raise ConfigError("YAML needs the package pyyaml", advice="Install confcom[cli], or write TOML.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the policy file is not UTF-8 (byte {error.start})", advice=_ADVICE) from error
     except (ValueError, msgspec.MsgspecError, RecursionError) as error:
         raise ConfigError(f"the policy file is not valid: {error}", advice=_ADVICE) from error
 

@@ -79,7 +79,7 @@ def _show(found: StoreStatus, threshold: timedelta, *, clock: bool) -> None:
     if clock and found.clock_problem:
         click.echo(f"CLOCK: {found.clock_problem}; the times below are by this clock")
     if not found.documents:
-        click.echo("the store holds no documents")
+        click.echo("the store holds no documents of a trusted root (--trust-root names others)")
     for document in found.documents:
         low = "  LOW" if document.seconds_left < threshold.total_seconds() else ""
         left = "not yet valid" if document in found.not_yet_valid else _left(document.seconds_left)

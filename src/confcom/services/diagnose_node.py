@@ -41,9 +41,9 @@ def simulated_platform(host: Host, environ: Mapping[str, str], role: Role, named
     A simulated node holds its machine in the place of the enclave device.
     """
     setting = environ.get("CONFCOM_QUOTE_HELPER_SIMULATED_MACHINE") if role is Role.QUOTE_HELPER else None
-    places = [str(named)] if named is not None else [setting] if setting else list(ENCLAVE_PATHS)
     where = Host() if named is not None else host
-    told = named is not None or bool(setting)
+    told = named or setting
+    places = [str(Path(told).absolute())] if told else list(ENCLAVE_PATHS)
     path = next((place for place in places if told or _MACHINE_MARK in (where.read(place) or "")), None)
     if path is None:
         return None
