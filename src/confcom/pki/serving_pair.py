@@ -35,17 +35,10 @@ class ServingPair:
     @classmethod
     def parse(cls, certificate: bytes, key: bytes) -> Self | None:
         """Read the pair; None if it is none: broken, or of two that do not belong together."""
-        if not 0 < len(certificate) <= MAX_PEM or len(key) > MAX_PEM:
+        found = _certificate_of(certificate, key, x509.SubjectAlternativeName)
+        if found is None:
             return None
-        try:
-            found = x509.load_pem_x509_certificate(certificate)
-            private = load_pem_private_key(key, password=None)
-            fits = private.public_key() == found.public_key()
-            alternative = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        except (ValueError, TypeError, x509.ExtensionNotFound):
-            return None
-        if not fits:
-            return None
+        alternative = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         names = frozenset(str(name.value) for name in alternative)
         made = found.not_valid_before_utc + BACKDATE
         return cls(certificate, key, names, made, found.not_valid_after_utc)
@@ -71,15 +64,10 @@ class Authority:
     @classmethod
     def parse(cls, certificate: bytes, key: bytes) -> Self | None:
         """Read it; None if it is none: broken, no CA, or of two that do not belong together."""
-        if not 0 < len(certificate) <= MAX_PEM or len(key) > MAX_PEM:
+        found = _certificate_of(certificate, key, x509.BasicConstraints)
+        if found is None or not found.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
             return None
-        try:
-            found = x509.load_pem_x509_certificate(certificate)
-            fits = load_pem_private_key(key, password=None).public_key() == found.public_key()
-            is_ca = found.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-        except (ValueError, TypeError, x509.ExtensionNotFound, UnsupportedAlgorithm):
-            return None
-        return cls(certificate, key, found.not_valid_after_utc) if fits and is_ca else None
+        return cls(certificate, key, found.not_valid_after_utc)
 
     @classmethod
     def make(cls, common_name: str, *, now: datetime, lifetime: timedelta, names: Sequence[str] = ()) -> Self:
@@ -142,6 +130,19 @@ def expiry_of(certificate: bytes) -> datetime | None:
         return x509.load_pem_x509_certificate(certificate).not_valid_after_utc
     except ValueError:
         return None
+
+
+def _certificate_of(certificate: bytes, key: bytes, extension: type[x509.ExtensionType]) -> x509.Certificate | None:
+    """The certificate; None if it is broken, without that extension, or of another key."""
+    if not 0 < len(certificate) <= MAX_PEM or len(key) > MAX_PEM:
+        return None
+    try:
+        found = x509.load_pem_x509_certificate(certificate)
+        fits = load_pem_private_key(key, password=None).public_key() == found.public_key()
+        found.extensions.get_extension_for_class(extension)
+    except (ValueError, TypeError, x509.ExtensionNotFound, UnsupportedAlgorithm):
+        return None
+    return found if fits else None
 
 
 def _private(key: EllipticCurvePrivateKey) -> bytes:
