@@ -152,7 +152,7 @@ class BindingError(VerificationError):
 
 
 class MismatchError(VerificationError):
-    """Evidence and collateral, or evidence and identity, speak of different things."""
+    """Evidence and identity, or a PCK certificate and what was asked for, speak of different things."""
 
     code = "mismatch"
     default_advice = "Fetch the collateral that belongs to this platform (its FMSPC, PCE-ID and CA) and verify again."

@@ -198,7 +198,7 @@ def _meant(written: object, unit: int) -> str:
         return _within(-int(-abs(number) // 1) if number else 10, unit)
     digits, letter = match[1].replace(",", "."), match[2].upper()
     if (unit == 1 and letter in ("", "K")) or text.endswith(("k", "K")):
-        # Nobody asks for less than a page: a number alone is MiB, and 1k is what the API server makes of 1000.
+        # Less than a page is not meant: a number alone is MiB, and 1k is what the API server makes of 1000.
         number = _number(written)
         return _within(-int(-(number if letter and number else Fraction(digits)) // 1), unit)
     if unit == 1:

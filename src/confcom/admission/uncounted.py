@@ -24,7 +24,7 @@ _ELSEWHERE = frozenset(
         *("managedFields", "status", "tolerations", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle"),
     }
 )
-"""Members of an object in which nobody writes amounts, and which may be long."""
+"""Members of an object in which no amounts belong, and which may be long."""
 _ENDINGS = tuple(f".{name}" for name in SGX_RESOURCES)
 
 DEVICES = frozenset(

@@ -1,7 +1,7 @@
 """Lines of an archive that are no documents: PCK certificates, registrations of platforms, appraisal policies.
 
-Certificates are verified like documents. Nothing signs a registration or a policy: an archive is taken for the store of
-whoever imports it, and what that store says already stays.
+Certificates are verified like documents. Nothing signs a registration or a policy: an archive is trusted by
+the user who imports it, and entries that the store has already stay.
 """
 
 from __future__ import annotations

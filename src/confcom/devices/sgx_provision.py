@@ -2,7 +2,7 @@
 
 For applications it is a resource that is offered only when the operator says so, and then only to pods of the
 namespaces that the operator names. The quote helper has it with its own part of the EPC. The node checks the namespace
-itself before each start of a container, whoever admitted the pod.
+itself before each start of a container, however the pod was admitted.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def check_holder(
         if holder.namespace not in namespaces:
             raise PolicyError(
                 f"namespace {holder.namespace} (pod {holder.pod}) may not have {resource}",
-                advice="Give it to nobody but the quote helper."
+                advice="Give it to the quote helper only."
                 if resource == HELPER_EPC
                 else "Add the namespace to provision_namespaces of the device plugin if its pods shall hold the "
                 "provisioning privilege.",

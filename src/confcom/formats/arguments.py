@@ -1,7 +1,7 @@
 """Arguments of the public functions: a value of another type is a `TypeError`, one out of range a `ConfigError`.
 
 Each says in a sentence what was expected and what was given. Python would fail later and elsewhere, or not at all: a
-hexadecimal string equals no hash, `True` is a version number, and a time without a zone is nobody's time.
+hexadecimal string equals no hash, `True` is a version number, and a time without a zone is ambiguous.
 """
 
 from __future__ import annotations

@@ -47,9 +47,9 @@ class WebhookCa(NamedTuple):
 
 
 def webhook(config: AddonConfig, ca: WebhookCa | None) -> list[Object]:
-    """Everything but network policy; the configurations last, so that there is somebody to ask.
+    """Everything but network policy; the configurations last, so that the webhook can answer.
 
-    The CA is written by whoever installs: a webhook that could write it could rewrite the configurations too. Without
+    The installer writes the CA: a webhook that could write it could rewrite the configurations too. Without
     `ca` its Secret has to be there already, or to come.
     """
     return [

@@ -79,7 +79,7 @@ class UrlClient:
 def mutating_webhooks(
     client: ServiceClient | UrlClient, *, ca_bundle: bytes | None = None, labelled: bool = False
 ) -> list[Entry]:
-    """Entries of the MutatingWebhookConfiguration. `ca_bundle` (PEM) is whom the API server trusts.
+    """Entries of the MutatingWebhookConfiguration. `ca_bundle` (PEM): the CAs that the API server trusts.
 
     `labelled` restricts them to namespaces that have the label.
     """

@@ -36,7 +36,7 @@ class Progress(NamedTuple):
     serving: int
 
     def __str__(self) -> str:
-        # Enough of the present version serve, but earlier ones have not ended, or nobody has looked at it yet.
+        # Enough of the present version serve, but earlier ones have not ended, or the controller has yet to look.
         replaced = not self.settled and self.available == self.wanted
         return f"{self.name} {self.available}/{self.wanted}{', still being replaced' if replaced else ''}"
 

@@ -1,4 +1,4 @@
-"""The CA of a cluster's webhook: made by whoever installs, kept in a Secret, and replaced before it ends.
+"""The CA of a cluster's webhook: made by the installer, kept in a Secret, and replaced before it ends.
 
 The API server trusts a new CA before replicas have its key, and the one before until that has expired.
 """
@@ -38,7 +38,7 @@ async def webhook_ca(cluster: ClusterObjects, now: datetime) -> WebhookCa:
 
 
 def next_ca(data: Mapping[str, bytes], in_force: bytes, now: datetime) -> WebhookCa:
-    """What the Secret should hold, whose data is given, where the API server trusts `in_force`; pure but for keys."""
+    """What the Secret with this `data` should hold, where the API server trusts `in_force`; pure but for keys."""
     present = Authority.parse(data.get("tls.crt", b""), data.get("tls.key", b""))
     trusted = authorities_in(data.get("ca.crt", b""))
     if present is None or present.expires - now <= RENEW:

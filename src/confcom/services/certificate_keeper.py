@@ -51,7 +51,7 @@ class CertificateObserver(Protocol):
         """Another one is in use."""
 
     def certificate_told(self, place: str) -> None:
-        """A place was told anew whom to trust."""
+        """The CA was published at this place."""
 
     def certificate_failed(self) -> None:
         """The Kubernetes API did not do as asked."""

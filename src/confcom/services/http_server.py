@@ -271,7 +271,7 @@ class _Connection:
         if self._writer is not None:
             self._writer.transport.abort()
         elif self._opened:
-            # Not by cancelling: asyncio would go on with a handshake that has not begun, for nobody.
+            # Not by cancelling: asyncio would go on with a handshake that has not begun.
             with contextlib.suppress(OSError):
                 self._accepted.shutdown(socket.SHUT_RDWR)
         elif self.task is not None:
@@ -318,7 +318,7 @@ class _Connection:
         self._writer = asyncio.StreamWriter(transport, protocol, self._reader, loop)
 
     async def _close(self) -> None:
-        """End the connection so that the answer arrives: bytes that nobody reads would reset it."""
+        """End the connection so that the answer arrives: unread bytes would reset it."""
         writer = self._open_writer()
         if self._http.their_state is not h11.DONE and self._http.their_state is not h11.CLOSED:
             with contextlib.suppress(TimeoutError):

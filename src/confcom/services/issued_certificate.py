@@ -1,7 +1,7 @@
-"""The certificate of a server whose CA lies in a folder, as a Secret that is mounted: issued in memory, and again.
+"""The certificate of a server, issued in memory and renewed, by a CA in a folder (a mounted Secret).
 
-Each replica issues its own, so replicas share nothing but the CA, and need no right at the Kubernetes API for it. Whom
-clients trust is written by whoever made the CA.
+Each replica issues its own, so replicas share nothing but the CA, and need no right at the Kubernetes API for it. The
+installer, who makes the CA, also publishes it to the clients.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class ReloadingTls:
 
 
 class HeldTls:
-    """A server's TLS context whose certificate is given, and given anew, by whoever holds it. No file has its key."""
+    """A server's TLS context with a certificate that its holder sets and replaces. No file has its key."""
 
     def __init__(self, certificate: bytes, key: bytes) -> None:
         self.context = _load_held(certificate, key)

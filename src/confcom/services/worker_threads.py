@@ -39,7 +39,7 @@ class WorkerThreads:
     async def run(self, call: Callable[[], T]) -> T:
         """The result of `call`, or what it raises; `Overloaded` when too many wait.
 
-        A call whose caller was cancelled before its turn is dropped.
+        A call is dropped when its caller was cancelled before its turn.
         """
         if self._under_way >= self._room:
             raise Overloaded
