@@ -14,17 +14,21 @@ from typing import Any
 from confcom.platforms.interface import Platform
 from confcom.services.aesm_conversation import RequestEvent
 from confcom.services.quote_helper import QuoteHelperConfig, serve
+from confcom.services.self_test import SelfTestKit
 
 
 class RunningHelper:
     """A helper that serves until `stop`; `events` are what it told of its connections."""
 
-    def __init__(self, platform: Platform, path: Path, **settings: Any) -> None:
+    def __init__(
+        self, platform: Platform, path: Path, *, self_test: SelfTestKit | None = None, **settings: Any
+    ) -> None:
         self.path = path
         self.events: list[RequestEvent] = []
         self.on_event: Callable[[RequestEvent], None] = lambda _: None
         self._config = QuoteHelperConfig(socket=str(path), **settings)
         self._platform = platform
+        self._self_test = self_test
         self._ready = threading.Event()
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -66,7 +70,14 @@ class RunningHelper:
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
-        await serve(self._platform, self._config, stop=self._stop, started=self._ready.set, observe=self._observe)
+        await serve(
+            self._platform,
+            self._config,
+            stop=self._stop,
+            started=self._ready.set,
+            observe=self._observe,
+            self_test=self._self_test,
+        )
 
 
 @contextmanager

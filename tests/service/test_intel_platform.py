@@ -97,7 +97,7 @@ def test_clients_are_told_the_numbers_of_intels_service(path: Path, stub: Stub, 
     assert code(exchange(path, SIZE), 16) == expected
 
 
-@pytest.mark.parametrize("what", ["crash", "exit", "lose", "hang", "e014"])
+@pytest.mark.parametrize("what", ["crash", "exit", "lose", "hang", "e014", "e016", "e03f"])
 def test_a_client_sees_nothing_of_a_lost_worker(
     path: Path, stub: Stub, world: SimulatedWorld, enclave: SimulatedEnclave, what: str
 ) -> None:

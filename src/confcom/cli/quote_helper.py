@@ -81,6 +81,7 @@ def quote_helper(
     opened = open_platform(config.platform, machine=machine, pck_memory=memory)
     kit = self_test_kit(
         choice,
+        opened,
         machine=machine,
         collateral=config.collateral,
         collateral_ca=config.collateral_ca,

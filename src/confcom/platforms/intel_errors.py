@@ -16,7 +16,11 @@ SUCCESS = 0
 ENCLAVE_LOST = 0xE014
 """The QE is gone (sleep, migration of the machine); the library never loads it again."""
 
-RESTART_STATES: frozenset[int] = frozenset({0xE00E, ENCLAVE_LOST})
+LOAD_ERROR = 0xE016
+"""Also what a process is told that still holds the device of a driver that has been replaced."""
+NO_DEVICE = 0xE03F
+
+RESTART_STATES: frozenset[int] = frozenset({0xE00E, ENCLAVE_LOST, LOAD_ERROR, NO_DEVICE})
 """What may be answered otherwise by a process that loads libraries and enclaves anew."""
 
 
@@ -86,7 +90,7 @@ QUOTE3_ERRORS: Mapping[int, Quote3Error] = MappingProxyType(
         0xE015: Quote3Error(
             "INVALID_REPORT", "the report's MAC is not for this QE on this machine", kind=ReportRejected
         ),
-        0xE016: Quote3Error("ENCLAVE_LOAD_ERROR", "an enclave cannot be loaded", _ENCLAVES),
+        LOAD_ERROR: Quote3Error("ENCLAVE_LOAD_ERROR", "an enclave cannot be loaded", _ENCLAVES),
         0xE017: Quote3Error(
             "UNABLE_TO_GENERATE_QE_REPORT",
             "the QE could not report on the quote",
@@ -102,7 +106,7 @@ QUOTE3_ERRORS: Mapping[int, Quote3Error] = MappingProxyType(
             "the libraries were loaded for out-of-proc",
             "SGX_AESM_ADDR was set when they were loaded: start a process without it.",
         ),
-        0xE03F: Quote3Error(
+        NO_DEVICE: Quote3Error(
             "NO_DEVICE",
             "there is no SGX device",
             "Let this process have /dev/sgx_enclave and /dev/sgx_provision.",

@@ -20,6 +20,7 @@ from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
 from confcom.platforms import intel_messages as m
 from confcom.platforms.intel_errors import RESTART_STATES
 from confcom.platforms.interface import InitializedQuote, QuoteResult
+from confcom.platforms.sgx_host import DEVICES_ADVICE
 from confcom.platforms.worker_pool import WorkerPool
 from confcom.platforms.worker_process import Surroundings, WorkerLost, WorkerProcess, worker_command
 
@@ -54,7 +55,8 @@ class IntelWorkerPlatform:
     """A `Platform` (see `confcom.platforms.interface`) over worker processes; `close` ends them.
 
     `folder` is where Intel's libraries are, by default where the dynamic linker finds them. Nothing is started before
-    the first call, or `start`. `surroundings` are closed with it.
+    the first call, or `start`. `surroundings` are closed with it. `devices` says why the SGX devices cannot be opened,
+    each as a clause: it is asked when a call fails.
     """
 
     name = "intel-dcap"
@@ -67,6 +69,7 @@ class IntelWorkerPlatform:
         *,
         command: Sequence[str] | None = None,
         surroundings: Surroundings | None = None,
+        devices: Callable[[], tuple[str, ...]] = tuple,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         words = tuple(command) if command is not None else worker_command(folder)
@@ -78,6 +81,8 @@ class IntelWorkerPlatform:
         self._failures = 0
         self._last_failure: m.Failed | None = None
         self._pause_until = 0.0
+        self._devices = devices
+        self._devices_lost = False
         self._finalizer = weakref.finalize(self, _close, self._pool, surroundings)
 
     @property
@@ -90,6 +95,12 @@ class IntelWorkerPlatform:
     def replaced(self) -> int:
         """How many workers have been replaced so far."""
         return self._pool.replaced
+
+    def device_obstacles(self) -> tuple[str, ...]:
+        """Why the SGX devices cannot be opened, each as a clause; may be called from any thread."""
+        found = self._devices()
+        self._devices_lost = self._devices_lost or bool(found)
+        return found
 
     def start(self) -> None:
         """Start the worker and load the libraries, to learn at once whether they are here; no enclave is loaded yet."""
@@ -131,6 +142,18 @@ class IntelWorkerPlatform:
         return QuoteResult(answer.quote, filled)
 
     def _call(self, request: m.WorkerRequest, kind: type[_Answer]) -> _Answer:
+        if self._devices_lost and not self._devices():
+            # What the worker has open belongs to the driver that is gone.
+            self._pool.replace()
+            self._devices_lost, self._pause_until = False, 0.0
+        try:
+            return self._call_worker(request, kind)
+        except PlatformError as error:
+            if obstacles := self.device_obstacles():
+                raise PlatformUnavailable("; ".join(obstacles), retryable=True, advice=DEVICES_ADVICE) from error
+            raise
+
+    def _call_worker(self, request: m.WorkerRequest, kind: type[_Answer]) -> _Answer:
         if self._last_failure is not None and self._monotonic() < self._pause_until:
             raise self._last_failure.error()
         try:

@@ -11,6 +11,11 @@ ENCLAVE_DEVICES = ("dev/sgx_enclave", "dev/sgx/enclave")
 PROVISION_DEVICES = ("dev/sgx_provision", "dev/sgx/provision")
 """Grants the provisioning key, which QE and PCE need."""
 
+DEVICES_ADVICE = (
+    "Load the SGX driver. If its devices get other numbers, restart this container, which keeps the old ones; in a "
+    "cluster the liveness probe at /healthz does."
+)
+
 QUOTE_LIBRARY = "libsgx_dcap_ql.so.1"
 
 LIBRARY_FOLDERS = (
@@ -24,6 +29,9 @@ LIBRARY_FOLDERS = (
     "opt/intel/sgxsdk/lib64",
 )
 """Where distributions, images and Intel's packages put it."""
+
+_SCARCITY = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR))
+"""Of descriptors, memory or time: they say nothing of the device."""
 
 
 def obstacles_to_in_proc(host: Path = Path("/")) -> tuple[str, ...]:
@@ -64,5 +72,7 @@ def device_obstacle(host: Path, names: tuple[str, ...]) -> str:
     except OSError as error:
         if error.errno in {errno.EACCES, errno.EPERM}:
             return f"no permission to open /{name}" + (" (group sgx_prv)" if "provision" in name else "")
-        return f"/{name} cannot be opened: {error.strerror}"
+        if error.errno in {errno.ENXIO, errno.ENODEV}:
+            return f"/{name} cannot be opened: {error.strerror}: the SGX driver was unloaded or replaced"
+        return "" if error.errno in _SCARCITY else f"/{name} cannot be opened: {error.strerror}"
     return ""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from confcom.services.aesm_front import AesmFront
@@ -34,6 +35,7 @@ class Readiness:
         self._last: SelfTestResult | None = None
         self._tested = 0.0
         self._had_quote = False
+        self._lost_devices = ""
         self._regularly: asyncio.Task[None] | None = None
 
     def serves_at(self, path: Path | None) -> None:
@@ -95,7 +97,13 @@ class Readiness:
         return since >= (interval if self._last.ok else min(interval, FRESH)) or (has_quote and not self._had_quote)
 
     async def _healthz(self) -> Page:
-        return Page(200, b"ok\n")  # that this is sent shows that the loop turns
+        """Show that the loop turns, and ask for another container when this one's devices have no driver any more."""
+        lost = await asyncio.to_thread(self._self_test.lost_devices)
+        if lost != self._lost_devices:
+            outcome = "lost" if lost else "returned"
+            structlog.get_logger().warning("aesm.devices", outcome=outcome, reason=lost or self._lost_devices)
+            self._lost_devices = lost
+        return Page(503, f"{lost}\n".encode()) if lost else Page(200, b"ok\n")
 
     async def _readyz(self) -> Page:
         result = await self.current()

@@ -16,15 +16,17 @@ from confcom.appraisal.collateral import Collateral
 from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.findings import Check
 from confcom.appraisal.quote import QuoteVerifier
-from confcom.errors import ConfcomError, PlatformError, ReportRejected, StaleCollateralError
+from confcom.errors import ConfcomError, PlatformError, PlatformUnavailable, ReportRejected, StaleCollateralError
 from confcom.formats.sgx import Report, TargetInfo
 from confcom.pki.roots import TrustRoots
 from confcom.platforms.aesm_client import AesmPlatform, connect
 from confcom.platforms.interface import InitializedQuote, ReportSource
+from confcom.platforms.sgx_host import DEVICES_ADVICE
 from confcom.services.recorded_clients import RECORDED, Material, replay
 from confcom.services.self_test_report import SelfTestReport
 
 QUESTIONS = {
+    "devices": "the SGX devices can be opened",
     "attestation-key": "the attestation key is made and certified",
     "quote": "a quote for a report of the self-test's enclave",
     "verification": "the quote verifies against present collateral",
@@ -48,13 +50,15 @@ class ClientQuote:
 class SelfTestKit:
     """What a self-test has to work with.
 
-    `collateral` gives what a quote is judged by at a time; None: nothing is configured.
+    `collateral` gives what a quote is judged by at a time; None: nothing is configured. `devices` says why the SGX
+    devices cannot be opened, each as a clause; None: the platform has none.
     """
 
     enclave: ReportSource | None
     collateral: Callable[[bytes, datetime], Collateral] | None
     roots: TrustRoots
     simulated: bool
+    devices: Callable[[], tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +113,13 @@ class SelfTest:
         `last` is the latest quote that its platform made for a client.
         """
         findings = _Findings()
-        identifier = "attestation-key"
+        identifier = "devices"
         try:
+            if self._kit is not None and self._kit.devices is not None:
+                if lost := self.lost_devices():
+                    raise PlatformUnavailable(lost, advice=DEVICES_ADVICE)
+                findings.passed(identifier, "all can be opened")
+            identifier = "attestation-key"
             helper = AesmPlatform(path, self._timeout, simulated=self._kit is not None and self._kit.simulated)
             initialized = helper.init_quote()
             size = helper.quote_size()
@@ -127,6 +136,10 @@ class SelfTest:
             findings.failed(identifier, error.message, error.advice())
             findings.error = error
         return SelfTestResult(tuple(findings.checks), findings.verified, findings.error)
+
+    def lost_devices(self) -> str:
+        """Why the SGX devices cannot be opened, as clauses; empty when they can."""
+        return "; ".join(self._kit.devices()) if self._kit is not None and self._kit.devices is not None else ""
 
     def _quote(
         self, helper: AesmPlatform, initialized: InitializedQuote, last: ClientQuote | None, findings: _Findings

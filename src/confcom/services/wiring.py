@@ -91,7 +91,7 @@ def _open_intel(machine: Path | None, host: Path, pck_memory: Path | None) -> Pl
         from confcom.services.pck_endpoint import PckEndpoint
 
         endpoint = PckEndpoint.of_host(os.environ, pck_memory)
-    platform = IntelWorkerPlatform(library_folder(host), surroundings=endpoint)
+    platform = IntelWorkerPlatform(library_folder(host), surroundings=endpoint, devices=lambda: device_obstacles(host))
     platform.start()
     return platform
 
@@ -209,6 +209,7 @@ MAX_ROOT = 64 * 1024
 
 def self_test_kit(
     choice: Choice,
+    platform: Platform,
     *,
     machine: Path | None = None,
     collateral: str | None = None,
@@ -225,7 +226,9 @@ def self_test_kit(
         )
         return SelfTestKit(enclave, source, roots or world.trust_roots, simulated=True)
     trusted = roots or TrustRoots.intel()
-    return SelfTestKit(None, _collateral(collateral, collateral_ca, trusted), trusted, simulated=False)
+    devices = platform.device_obstacles if isinstance(platform, IntelWorkerPlatform) else None
+    judged_by = _collateral(collateral, collateral_ca, trusted)
+    return SelfTestKit(None, judged_by, trusted, simulated=False, devices=devices)
 
 
 def _collateral(name: str | None, ca: str | None, roots: TrustRoots) -> Callable[[bytes, datetime], Collateral] | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import stat
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,28 @@ def test_a_device_that_cannot_be_opened_says_why(tmp_path: Path) -> None:
     (host / "dev/sgx_enclave").unlink()
     (host / "dev/sgx_enclave").mkdir()
     assert obstacles_to_in_proc(host) == ("/dev/sgx_enclave cannot be opened: Is a directory",)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes devices")
+@pytest.mark.parametrize("device", ["sgx_enclave", "sgx_provision"])
+def test_a_device_of_a_driver_that_is_gone_says_so(tmp_path: Path, device: str) -> None:
+    path = complete_host(tmp_path) / "dev" / device
+    path.unlink()
+    os.mknod(path, stat.S_IFCHR | 0o666, os.makedev(240, 7))  # a number for local use, without a driver
+    (said,) = device_obstacles(tmp_path)
+    reason = "No such device or address: the SGX driver was unloaded or replaced"
+    assert said == f"/dev/{device} cannot be opened: {reason}"
+
+
+def test_a_lack_of_descriptors_says_nothing_of_the_devices(tmp_path: Path) -> None:
+    host = complete_host(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        found = device_obstacles(host)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert found == ()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may open everything")
