@@ -308,7 +308,7 @@ class CollateralInvalid(CollateralError):
     def of(cls, error: FormatError | VerificationError, document: str) -> Self:
         """What is wrong with this document of the collateral; the cause would blame the evidence."""
         if isinstance(error, FormatError):
-            return cls(error.message, document=document)
+            return cls(error.message, document=document, advice=error._advice)
         message, advice = error.message, None
         if isinstance(error, SignatureError):
             message += ": these are not the bytes that were signed"

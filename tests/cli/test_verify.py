@@ -509,7 +509,19 @@ def test_a_quote_without_a_chain_is_verified_by_the_one_beside(verify, named: Pa
     assert verify("--json", "--pck-chain", folder / "pck.pem", evidence=named).json["verdict"] == "accepted"
     (folder / "collateral" / "pck_chain.pem").write_bytes((folder / "pck.pem").read_bytes())
     assert verify("--json", evidence=named).json["verdict"] == "accepted"
-    assert verify("--pck-chain", folder / "quote.bin", evidence=named).code == 3
+
+
+def test_a_wrong_chain_beside_a_quote_is_not_blamed_on_the_quote(verify, named: Path, folder: Path) -> None:
+    for wrong in (folder / "quote.bin", folder / "collateral" / "pck_crl_issuer_chain.pem"):
+        refused = verify("--json", "--pck-chain", wrong, evidence=named)
+        assert (refused.code, refused.json["verdict"]) == (6, "undecided")
+        assert refused.json["error"]["code"] == "collateral-invalid"
+        assert refused.json["error"]["document"] == "the PCK chain beside the quote"
+        (folder / "collateral" / "pck_chain.pem").write_bytes(wrong.read_bytes())
+        refused = verify("--json", evidence=named)
+        assert (refused.code, refused.json["verdict"]) == (6, "undecided")
+        assert refused.json["error"]["document"].endswith("pck_chain.pem")
+        (folder / "collateral" / "pck_chain.pem").unlink()
 
 
 def test_fetching_for_a_quote_without_a_chain_says_what_verifying_says(

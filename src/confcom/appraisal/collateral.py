@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 from datetime import datetime
 from typing import ClassVar, TypeVar
 
@@ -38,6 +38,8 @@ _TITLES = {
     "tcb_info": "TCB info",
     "qe_identity": "QE identity",
 }
+PCK_CHAIN_BESIDE = "the PCK chain beside the quote"
+"""The name of a chain that was given with the quote, and not in a folder of collateral."""
 T = TypeVar("T")
 
 
@@ -79,6 +81,11 @@ class Collateral(_Digested):
             checked_bytes(getattr(self, part), part)
         if self.pck_certificate_chain is not None:
             checked_bytes(self.pck_certificate_chain, "pck_certificate_chain")
+
+    def with_pck_chain(self, chain: bytes) -> Collateral:
+        """The same with a PCK chain (PEM) that came beside the quote."""
+        places = {**self.places, "pck_certificate_chain": PCK_CHAIN_BESIDE}
+        return replace(self, pck_certificate_chain=chain, places=places)
 
     def place(self, part: str) -> str:
         """The name of a part for people: its file, or what it is and where it came from."""

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -250,13 +251,16 @@ class QuoteVerifier:
         known = self._platforms.get_wrapped(wrapping)
         if known is not None:
             return known
-        certificates = parse_certificates(chain_pem, structure="PCK chain")
+        beside = chain_pem is collateral.pck_certificate_chain
+        with _blamed_on(collateral, beside=beside):
+            certificates = parse_certificates(chain_pem, structure="PCK chain")
         key = digest_of((*certificates, *rest))
         known = self._platforms.get(key, wrapping=wrapping)
         if known is not None:
             return known
         # (2) to a trusted root
-        chain = verify_chain(certificates, roots=self.roots, kind="pck", step="pck-chain")
+        with _blamed_on(collateral, beside=beside):
+            chain = verify_chain(certificates, roots=self.roots, kind="pck", step="pck-chain")
         # (3) under the same roots
         verified = self._verified_collateral(collateral)
         # (4) and (5) they belong together
@@ -308,6 +312,11 @@ def pck_chain_of(quote: Quote, beside: bytes | None) -> bytes:
         message = f"type {kind.value} ({kind.name}) names the platform, but its PCK certificate chain is not here"
         advice += ", or give the chain beside the quote (--pck-chain, or pck_chain.pem in the folder of collateral)"
     raise FormatError(message, structure="Quote", field="certification_data.type", advice=f"{advice}.")
+
+
+def _blamed_on(collateral: Collateral, *, beside: bool) -> AbstractContextManager[None]:
+    """A chain that came beside the quote is a document of the collateral; the quote's own is evidence."""
+    return collateral.blamed("pck_certificate_chain") if beside else nullcontext()
 
 
 def _check_named_platform(certification: QeReportCertification, pck: PckExtension, collateral: Collateral) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +40,7 @@ class CollateralChoice:
         """
         if self.source is None:
             bundle = load_bundle(Path(self.name))
-            return bundle if self.pck_chain is None else replace(bundle, pck_certificate_chain=self.pck_chain)
+            return bundle if self.pck_chain is None else bundle.with_pck_chain(self.pck_chain)
         return fetch_for_quote(self.source, quote, self.roots, update=update, pck_chain=self.pck_chain)
 
 

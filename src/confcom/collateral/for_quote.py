@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from confcom.appraisal.collateral import Collateral
+from confcom.appraisal.collateral import PCK_CHAIN_BESIDE, Collateral
 from confcom.appraisal.quote import pck_chain_of
 from confcom.collateral.interface import CollateralSource
 from confcom.errors import CollateralInvalid, FormatError, VerificationError
@@ -23,7 +21,13 @@ def platform_of(
 
     `pck_chain` is PEM given beside a quote that carries no chain.
     """
-    chain = verify_chain(pck_chain_of(quote, pck_chain), roots=roots, kind="pck", step="pck-chain")
+    found = pck_chain_of(quote, pck_chain)
+    try:
+        chain = verify_chain(found, roots=roots, kind="pck", step="pck-chain")
+    except (FormatError, VerificationError) as error:
+        if found is pck_chain:
+            raise CollateralInvalid.of(error, PCK_CHAIN_BESIDE) from error
+        raise
     return chain.extension, chain.ca, "sgx" if quote.tee is TeeType.SGX else "tdx"
 
 
@@ -44,4 +48,4 @@ def fetch_for_quote(
         found = source.fetch(extension.fmspc, ca, tee, update=update)
     except (FormatError, VerificationError) as error:
         raise CollateralInvalid.of(error, f"the {tee.upper()} collateral of FMSPC {extension.fmspc.hex()}") from error
-    return found if pck_chain is None else replace(found, pck_certificate_chain=pck_chain)
+    return found if pck_chain is None else found.with_pck_chain(pck_chain)
