@@ -362,7 +362,9 @@ def test_an_import_that_fails_in_the_middle_leaves_no_store(call, fetched, tmp_p
     archive, far = tmp_path / "archive.jsonl", tmp_path / "a" / "b" / "store.sqlite"
     assert call("export", "-o", archive).code == 0
     archive.write_bytes(archive.read_bytes()[:-20])
-    assert call("import", archive, to=far).code == 6
+    done = call("import", archive, to=far)
+    assert done.code == 6
+    assert "export or copy it again" in done.err
     assert not (tmp_path / "a").exists()
     before = store.read_bytes()
     assert call("import", archive).code == 6
