@@ -376,7 +376,9 @@ class KubeletEmulator:
                     namespace, name = pod.split("/")
                     container = answer.pod_resources.add(namespace=namespace, name=name).containers.add(name="main")
                     for resource, ids in held.items():
-                        container.devices.add(resource_name=resource, device_ids=ids)
+                        # As the real one: an entry for each device.
+                        for unit in ids:
+                            container.devices.add(resource_name=resource, device_ids=[unit])
             return answer
 
         method = grpc.unary_unary_rpc_method_handler(

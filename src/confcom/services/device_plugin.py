@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
@@ -242,8 +243,10 @@ class DevicePlugin:
         config = self._config
         with suppress(ConfcomError):  # the kubelet may be away; what was known last counts
             found = await call(Path(config.pod_resources_socket), LIST, Empty(), timeout=config.register_timeout)
-            held = [len(one.ids) for one in found.held if one.resource == self._helper_epc.name]
-            self._helper_epc.held = max(held, default=0)
+            # The kubelet lists a container once per device.
+            ours = [one for one in found.held if one.resource == self._helper_epc.name]
+            held = Counter((one.namespace, one.pod) for one in ours for _ in one.ids)
+            self._helper_epc.held = max(held.values(), default=0)
 
 
 async def _find_node(host: Host, config: DevicePluginConfig, stop: asyncio.Event, pages: PluginPages) -> SgxNode | None:
