@@ -45,6 +45,10 @@ from confcom.services.status_page import StatusPage
 
 Actor = Coroutine[Any, Any, None]
 
+SETTLE = 2.0
+"""Seconds between a predecessor's end and our registration. A kubelet that has not yet noted the end marks the devices
+of whoever has registered by then as unhealthy, and leaves them so."""
+
 
 async def serve(
     host: Host,
@@ -296,6 +300,8 @@ async def _turn(config: DevicePluginConfig, stop: asyncio.Event) -> AsyncIterato
                     async with asyncio.timeout(config.watch_interval):
                         await stop.wait()
                 continue
+            if told:
+                await asyncio.sleep(SETTLE)
             yield True
             return
         yield False
