@@ -69,10 +69,24 @@ def platform(opened: Callable[[WorkerLimits], IntelWorkerPlatform]) -> IntelWork
     return opened(PATIENT)
 
 
-def children() -> set[int]:
-    """Process ids of this process's children, zombies too."""
+def all_children() -> set[int]:
     found = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()
     return {int(pid) for pid in found}
+
+
+OTHERS: set[int] = set()
+"""Children that other tests left, such as the resource tracker of multiprocessing."""
+
+
+@pytest.fixture(autouse=True)
+def others() -> None:
+    OTHERS.clear()
+    OTHERS.update(all_children())
+
+
+def children() -> set[int]:
+    """Process ids of the children that this test has made, zombies too."""
+    return all_children() - OTHERS
 
 
 def descriptors() -> int:
