@@ -51,6 +51,12 @@ def statuses(told: dict[str, Any]) -> dict[str, str]:
     return {check["id"]: check["status"] for check in told["checks"]}
 
 
+def test_a_host_that_is_not_there_is_said(confcom_process: Run, tmp_path: Path) -> None:
+    done = confcom_process("doctor", "--host", tmp_path / "nowhere")
+    assert done.returncode == ExitCode.USAGE
+    assert b"nowhere" in done.stderr
+
+
 def test_a_complete_host_has_no_problems(report: Report, host: Path) -> None:
     code, told = report("--host", host, HOME="/tmp")
     assert code == ExitCode.OK

@@ -44,7 +44,13 @@ _FILE = click.Path(path_type=Path)
 @click.option("--collateral", metavar="PATH", type=_FILE, help="Also look at this collateral (folder or file).")
 @click.option("--trust-root", metavar="PEM", multiple=True, help="Its root, if that is not Intel's. Repeatable.")
 @click.option("--at", metavar="RFC3339", help="Judge it as of this time. Default: now.")
-@click.option("--host", metavar="FOLDER", type=_FILE, default=_ROOT, help="The root of another host, mounted here.")
+@click.option(
+    "--host",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    default=_ROOT,
+    help="The root of another host, mounted here.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(
     role: str,
