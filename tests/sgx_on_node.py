@@ -44,10 +44,16 @@ for path in /dev/*; do
   if [ -d "$path" ] && [ ! -L "$path" ]; then mkdir "$dev/$name" && mount --rbind "$path" "$dev/$name"
   else cp -a "$path" "$dev/$name"; fi
 done
-mknod -m 666 "$dev/sgx_enclave" c $NUMBER
-mknod -m 660 "$dev/sgx_provision" c $NUMBER && chown 0:$GROUP "$dev/sgx_provision"
-mkdir "$dev/sgx" && ln -s ../sgx_enclave "$dev/sgx/enclave" && ln -s ../sgx_provision "$dev/sgx/provision"
 mount --rbind "$dev" /dev
+"""
+_LOAD = """
+cd /dev
+mknod -m 666 sgx_enclave c $NUMBER
+mknod -m 660 sgx_provision c $NUMBER && chown 0:$GROUP sgx_provision
+mkdir sgx && ln -s ../sgx_enclave sgx/enclave && ln -s ../sgx_provision sgx/provision
+"""
+_UNLOAD = """
+cd /dev && rm -rf sgx_enclave sgx_provision sgx
 """
 _AWAY = """
 while grep -q ' /dev tmpfs' /proc/self/mounts; do umount -l /dev || break; done
@@ -60,11 +66,50 @@ umount /sys/devices/system/node 2>/dev/null || true
 def sgx_on_node(home: Path) -> Iterator[None]:
     """Show SGX on the node of the cluster in `home`; the kubelet has to be started anew to see the NUMA nodes."""
     _in_node(home, _AWAY)
-    _in_node(home, _SYSFS + _DEVICES)
+    _in_node(home, _SYSFS + _DEVICES + _LOAD)
     try:
         yield
     finally:
         _in_node(home, _AWAY)
+
+
+def set_devices(home: Path, number: tuple[int, int] | None) -> None:
+    """Give the node's devices another number, or take them away, as a driver does that is loaded or unloaded."""
+    _in_node(home, _UNLOAD + (_LOAD if number else ""), number or NUMBER)
+
+
+class RemovableDriver:
+    """A driver of the kernel with devices that come and go: macvtap, in a network namespace of its own.
+
+    A number is free once its interface is deleted, and opening it fails; the next interface gets the lowest free one.
+    """
+
+    _SPACE = "confcom-sgx-driver"
+
+    def __enter__(self) -> RemovableDriver:
+        self._run("ip", "netns", "add", self._SPACE)
+        self._ip("link", "add", "below", "type", "veth", "peer", "name", "other")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._run("ip", "netns", "del", self._SPACE)
+
+    def load(self, name: str) -> tuple[int, int]:
+        """Make a device; its number."""
+        self._ip("link", "add", "link", "below", "name", name, "type", "macvtap")
+        script = f"cat /sys/class/net/{name}/tap*/dev"
+        major, minor = self._run("ip", "netns", "exec", self._SPACE, "sh", "-c", script).split(":")
+        return int(major), int(minor)
+
+    def unload(self, name: str) -> None:
+        """Delete a device, whoever has it open."""
+        self._ip("link", "del", name)
+
+    def _ip(self, *words: str) -> None:
+        self._run("ip", "-n", self._SPACE, *words)
+
+    def _run(self, *command: str) -> str:
+        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
 
 
 def set_mode(home: Path, device: str, mode: str) -> None:
@@ -84,10 +129,10 @@ def start_kubelet_anew(home: Path, *words: str) -> None:
     subprocess.run([str(CLUSTER_SCRIPTS / "up.sh")], env=environment, check=True, capture_output=True, timeout=240)
 
 
-def _in_node(home: Path, script: str) -> None:
+def _in_node(home: Path, script: str, number: tuple[int, int] = NUMBER) -> None:
     holder = (home / "run" / "holder.pid").read_text().strip()
     values = {"F": home / "data" / "sgx-node", "MIB": MIB_PER_NUMA_NODE, "GROUP": GROUP}
-    known = "".join(f"{name}='{value}'\n" for name, value in values.items()) + f"NUMBER='{NUMBER[0]} {NUMBER[1]}'\n"
+    known = "".join(f"{name}='{value}'\n" for name, value in values.items()) + f"NUMBER='{number[0]} {number[1]}'\n"
     command = ["nsenter", f"--mount=/proc/{holder}/ns/mnt", "--", "sh", "-ec", known + script]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

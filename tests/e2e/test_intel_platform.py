@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from cluster_addon import Addon
+from cluster_addon import HELPERS, Addon
 from cluster_jobs import job, limits, one_container
 from cluster_plugin import forget_devices, own_cluster
 from confcom.appraisal.quote import verify_quote
@@ -29,7 +29,7 @@ from confcom.simulator.world import SimulatedWorld
 from derived_image import derive
 from kubectl import ADDON_NAMESPACE, Kubectl
 from relying_party import quote_in
-from sgx_on_node import GROUP, MIB_PER_NUMA_NODE, NUMBER, sgx_on_node
+from sgx_on_node import GROUP, MIB_PER_NUMA_NODE, NUMBER, RemovableDriver, set_devices, sgx_on_node
 from software_qe import COMPILER, Stub, build_libraries, software_qe
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
@@ -41,6 +41,7 @@ INTEL = (
     *("--platform=intel", "--publisher=devices", "--enable-sgxquotehelper", f"--quote-helper-groups={GROUP}"),
     *("--webhook-replicas=1", "--provision-grants=", "-o", "none"),
 )
+OFFERED = 2 * MIB_PER_NUMA_NODE - HELPERS
 QUOTE = "confcom quote --machine /machine/machine.json --report-data $0 -o /tmp/quote && base64 -w0 /tmp/quote"
 LOOK = """
 import os
@@ -169,7 +170,7 @@ def test_an_image_without_intels_libraries_is_said_to_lack_them(home: Path, clus
 @pytest.mark.promise("M1")
 @pytest.mark.promise("M10")
 def test_the_helper_holds_both_devices_of_the_kernels_driver_and_is_not_root(node: IntelNode) -> None:
-    assert node.addon.allocatable() == 2 * MIB_PER_NUMA_NODE
+    assert node.addon.allocatable() == OFFERED
     (plugin,) = node.addon.pods("device-plugin")
     assert "in-kernel" in node.cluster("logs", plugin["metadata"]["name"], "-n", ADDON_NAMESPACE)
     found = node.inside("python3", "-c", LOOK).splitlines()
@@ -250,6 +251,62 @@ def test_a_helper_gets_its_certification_data_from_the_clusters_service_and_prov
         assert trusted == "200 with the system's authorities"
     finally:
         assert node.addon("update", "--disable-collateral", "-o", "none").code == 0
+
+
+@pytest.mark.promise("M10")
+@pytest.mark.promise("M14")
+@pytest.mark.timeout(900)
+def test_after_an_update_of_the_driver_plugin_and_helper_attest_by_themselves(
+    node: IntelNode, home: Path, cluster: Kubectl, run: Callable[..., str], image: str
+) -> None:
+    with RemovableDriver() as driver:
+        try:
+            driver.load("first")
+            old = driver.load("second")
+            set_devices(home, old)
+            made_again(node)
+            assert numbers(node) == {old}
+
+            driver.unload("second")
+            set_devices(home, None)
+            lost = "/dev/sgx_enclave cannot be opened: No such device: the SGX driver was unloaded or replaced"
+            cluster.wait("the helper to say why it is not ready", lambda: lost in node.readyz()["reason"], 30)
+            cluster.wait("the plugin to offer nothing", lambda: node.addon.allocatable() == 0, 120)
+
+            driver.unload("first")
+            new = driver.load("third")
+            assert new != old
+            set_devices(home, new)
+            cluster.wait("the plugin to offer EPC", lambda: node.addon.allocatable() == OFFERED, 120)
+            cluster.wait("the kubelet to make another container", lambda: restarts(node) and is_ready(node), 300)
+            assert numbers(node) == {new}
+            assert quote_in(run(node.asking(image, "1e")))
+        finally:
+            set_devices(home, NUMBER)
+            made_again(node)
+
+
+def made_again(node: IntelNode) -> None:
+    """Delete the helper's pod, and wait for another that is ready."""
+    name = node.helper()["metadata"]["name"]
+    node.cluster("delete", "pod", name, "-n", ADDON_NAMESPACE)
+    node.cluster.wait("another helper", lambda: node.addon.pods("quote-helper") and is_ready(node), 120)
+
+
+def is_ready(node: IntelNode) -> bool:
+    """Whether the kubelet calls the helper's container ready."""
+    return all(found["ready"] for found in node.helper()["status"].get("containerStatuses", [{"ready": False}]))
+
+
+def restarts(node: IntelNode) -> int:
+    """How often the kubelet has made another container for the helper's pod."""
+    return int(node.helper()["status"]["containerStatuses"][0]["restartCount"])
+
+
+def numbers(node: IntelNode) -> set[tuple[int, int]]:
+    """The numbers of the devices in the helper's container; all can be opened."""
+    words = (line.split() for line in node.inside("python3", "-c", LOOK).splitlines())
+    return {(int(major), int(minor)) for _, major, minor, *_ in words}
 
 
 def looking(cluster: Kubectl, *command: str) -> Any:
