@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
+from threading import Lock
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -43,6 +44,17 @@ U32 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
 
 T = TypeVar("T")
 
+_DECODERS: dict[type, msgspec.json.Decoder[Any]] = {}
+_PREPARING = Lock()
+
+
+def _decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
+    # msgspec 0.22 crashes when threads prepare one type at a time for the first time: one thread does it.
+    with _PREPARING:
+        if kind not in _DECODERS:
+            _DECODERS[kind] = msgspec.json.Decoder(kind)
+        return _DECODERS[kind]
+
 
 def decode(data: bytes, kind: type[T], structure: str) -> T:
     """Read JSON into a `msgspec.Struct`; what is missing or of another type is named by its path."""
@@ -50,7 +62,7 @@ def decode(data: bytes, kind: type[T], structure: str) -> T:
         raise FormatError(f"{len(data)} bytes are over the limit {MAX_SIGNED_JSON}", structure=structure, field="")
     try:
         # Buffers of Intel's libraries end with a NUL that is counted in their size.
-        return msgspec.json.decode(data.removesuffix(b"\0"), type=kind)
+        return _decoder(kind).decode(data.removesuffix(b"\0"))
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$")
         raise FormatError(_plain(message), structure=structure, field=path.strip("`.") or _missing(message)) from error
