@@ -222,3 +222,6 @@ def _content(document: Document) -> Crl | TcbInfo | EnclaveIdentity | _Numbers:
             return _SignedNumbers.parse(document.body).numbers()
         case _:
             return SignedEnclaveIdentity.parse(document.body).enclave_identity()
+
+
+signed_json.prepare(_NumbersDocument, _NumbersJson)

@@ -104,3 +104,6 @@ def _enclave_identity(found: _EnclaveIdentityJson) -> EnclaveIdentity:
         isv_prod_id=found.isvprodid,
         tcb_levels=isv_svn_levels(found.tcb_levels, ENCLAVE_STATUSES, STRUCTURE, "tcbLevels"),
     )
+
+
+signed_json.prepare(_Document, _EnclaveIdentityJson)

@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
-from threading import Lock
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -44,16 +43,11 @@ U32 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
 
 T = TypeVar("T")
 
-_DECODERS: dict[type, msgspec.json.Decoder[Any]] = {}
-_PREPARING = Lock()
 
-
-def _decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
-    # msgspec 0.22 crashes when threads prepare one type at a time for the first time: one thread does it.
-    with _PREPARING:
-        if kind not in _DECODERS:
-            _DECODERS[kind] = msgspec.json.Decoder(kind)
-        return _DECODERS[kind]
+def prepare(*kinds: type[Any]) -> None:
+    """Have msgspec learn these types at import: 0.22 crashes when several threads make it do so at once."""
+    for kind in kinds:
+        msgspec.json.Decoder(kind)
 
 
 def decode(data: bytes, kind: type[T], structure: str) -> T:
@@ -62,7 +56,7 @@ def decode(data: bytes, kind: type[T], structure: str) -> T:
         raise FormatError(f"{len(data)} bytes are over the limit {MAX_SIGNED_JSON}", structure=structure, field="")
     try:
         # Buffers of Intel's libraries end with a NUL that is counted in their size.
-        return _decoder(kind).decode(data.removesuffix(b"\0"))
+        return msgspec.json.decode(data.removesuffix(b"\0"), type=kind)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$")
         raise FormatError(_plain(message), structure=structure, field=path.strip("`.") or _missing(message)) from error
@@ -170,3 +164,6 @@ def parse_date(text: str, structure: str, field: str) -> datetime:
         return datetime.fromisoformat(text)
     except ValueError as error:
         raise FormatError(f"no such time: {text}", structure=structure, field=field) from error
+
+
+prepare(_Version)

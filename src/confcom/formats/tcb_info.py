@@ -195,3 +195,6 @@ def _module_identities(found: Sequence[_ModuleIdentity]) -> tuple[TdxModuleIdent
             TdxModuleIdentity(identity.id, module.mr_signer, module.attributes, module.attributes_mask, levels)
         )
     return tuple(identities)
+
+
+signed_json.prepare(_Document, _TcbInfoV2, _TcbInfoV3)
