@@ -20,6 +20,8 @@ from confcom.cli.root import COMMANDS, root
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "src" / "confcom").rglob("*.py"))
+READ_ANYWHERE = {"str", "dict[str, msgspec.Raw]"}
+"""Types of which msgspec keeps nothing."""
 
 
 def every_error() -> list[type[errors.ConfcomError]]:
@@ -138,6 +140,26 @@ def test_only_services_and_the_command_line_read_the_clock() -> None:
                 if isinstance(owner, ast.Name) and owner.id == "datetime":
                     readers.append(path.relative_to(ROOT / "src" / "confcom").parts[0])
     assert set(readers) <= {"cli", "services"}
+
+
+def test_a_struct_is_read_by_a_decoder_that_was_made_at_import() -> None:
+    """msgspec 0.22 crashes when several threads make it learn a Struct at once, as the first `decode` does."""
+    found = []
+    for path in SOURCES:
+        tree = ast.parse(path.read_text())
+        at_import = {id(node) for top in tree.body if isinstance(top, ast.Assign) for node in ast.walk(top)}
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call) or id(node) in at_import:
+                continue
+            call = ast.unparse(node.func)
+            kinds = [ast.unparse(word.value) for word in node.keywords if word.arg == "type"]
+            if call == "msgspec.json.Decoder" or (call == "msgspec.json.decode" and {*kinds} - READ_ANYWHERE):
+                found.append(f"{path.name}: {ast.unparse(node)}")
+    # These are of signed JSON: `prepare` makes the decoder, and each module calls it at import.
+    assert found == [
+        "signed_json.py: msgspec.json.Decoder(kind)",
+        "signed_json.py: msgspec.json.decode(data.removesuffix(b'\\x00'), type=kind)",
+    ]
 
 
 def test_the_map_names_files_that_exist() -> None:

@@ -42,6 +42,7 @@ from confcom.appraisal.policy import (
 from confcom.errors import ConfigError
 from confcom.formats.arguments import checked_bytes
 from confcom.formats.quote_section import TeeType
+from confcom.formats.signed_json import prepare
 from confcom.formats.tcb_info import TcbStatus
 from confcom.formats.text import without_bom
 
@@ -133,6 +134,9 @@ class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     def grace(self) -> timedelta:
         """How long after its end collateral is still accepted."""
         return timedelta(days=self.collateral_grace_days)
+
+
+prepare(PolicyFile)
 
 
 def parse_policy(data: bytes, *, name: str = "policy.toml") -> PolicyFile:

@@ -26,6 +26,9 @@ class _Status(msgspec.Struct):
     message: str = ""
 
 
+_STATUS = msgspec.json.Decoder(_Status)
+
+
 class ClusterEpc:
     """One cluster, with the rights of whoever asks."""
 
@@ -93,6 +96,6 @@ async def _read(response: Any, what: str) -> bytes:  # noqa: ANN401 - of lightku
 def _reason(page: bytes, status: int) -> str:
     """What the API server, or else the pod, says."""
     try:
-        return msgspec.json.decode(page, type=_Status).message or f"HTTP {status}"
+        return _STATUS.decode(page).message or f"HTTP {status}"
     except msgspec.DecodeError:
         return f"HTTP {status}"

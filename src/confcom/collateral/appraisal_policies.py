@@ -83,7 +83,7 @@ def platform_class(policy: str) -> str:
         raise FormatError("is not a JWT of three parts", structure=STRUCTURE, field="policy")
     try:
         payload = base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
-        entries = msgspec.json.decode(msgspec.json.decode(payload, type=_Payload).policy_payload, type=_Policy)
+        entries = _POLICY.decode(_PAYLOAD.decode(payload).policy_payload)
     except (ValueError, msgspec.MsgspecError, RecursionError) as error:
         raise FormatError(
             f"its payload is not the documented JSON: {error}", structure=STRUCTURE, field="policy"
@@ -111,3 +111,7 @@ class _Entry(msgspec.Struct):
 
 class _Policy(msgspec.Struct):
     policy_array: list[_Entry]
+
+
+_PAYLOAD = msgspec.json.Decoder(_Payload)
+_POLICY = msgspec.json.Decoder(_Policy)

@@ -76,6 +76,11 @@ class _End(msgspec.Struct, forbid_unknown_fields=True):
     end: int
 
 
+_HEADER = msgspec.json.Decoder(_Header)
+_LINE = msgspec.json.Decoder(_Line)
+_END = msgspec.json.Decoder(_End)
+
+
 @dataclass(frozen=True, slots=True)
 class Exported:
     """How much was written to an archive."""
@@ -170,16 +175,16 @@ def _read(
     head = _line_of(file, 1)
     if not head.startswith(ARCHIVE_START):
         raise FormatError("is not the head of an archive", structure=STRUCTURE, field="line 1")
-    _decode(head, _Header, 1)
+    _decode(head, _HEADER, 1)
     for number in range(2, MAX_LINES + 3):
         line = _line_of(file, number)
         if line.startswith(b'{"end"'):
-            _check_end(_decode(line, _End, number).end, number - 2, file)
+            _check_end(_decode(line, _END, number).end, number - 2, file)
             return
         if line.startswith(PLATFORM_LINE):
             yield read_line(store, line, structure=STRUCTURE, field=f"line {number}", now=now)
             continue
-        document, sightings = _document(_decode(line, _Line, number), number)
+        document, sightings = _document(_decode(line, _LINE, number), number)
         imported.ahead = max(imported.ahead, *(seen.last_seen - now for seen in sightings))
         yield document, tuple(_at_most(seen, now, number) for seen in sightings)
     raise FormatError(f"more than {MAX_LINES} lines", structure=STRUCTURE, field="")
@@ -206,9 +211,9 @@ def _check_end(stated: int, found: int, file: BinaryIO) -> None:
         raise FormatError("is not the last line", structure=STRUCTURE, field="end")
 
 
-def _decode(line: bytes, kind: type[T], number: int) -> T:
+def _decode(line: bytes, decoder: msgspec.json.Decoder[T], number: int) -> T:
     try:
-        return msgspec.json.decode(line, type=kind)
+        return decoder.decode(line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise FormatError(f"{error}", structure=STRUCTURE, field=f"line {number}") from error
 

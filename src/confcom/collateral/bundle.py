@@ -145,11 +145,14 @@ class _BundleJson(msgspec.Struct):
     pck_certificate_chain: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
+_BUNDLE_JSON = msgspec.json.Decoder(_BundleJson)
+
+
 def _decode(data: bytes, source: str) -> _BundleJson:
     if len(data) > MAX_BUNDLE_JSON:
         raise CollateralInvalid(f"{len(data)} bytes are over the limit {MAX_BUNDLE_JSON}", document=source)
     try:
-        found = msgspec.json.decode(data.removesuffix(b"\0"), type=_BundleJson)
+        found = _BUNDLE_JSON.decode(data.removesuffix(b"\0"))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CollateralInvalid(f"not a collateral bundle: {error}", document=source) from error
     try:

@@ -100,13 +100,13 @@ class PlatformCollateral:
         found = self._member("certificates")
         if found is None:
             raise FormatError("is missing", structure=STRUCTURE, field="certificates")
-        self._chains = _decode(found, _Certificates, "certificates")
+        self._chains = _decode(found, _CERTIFICATES, "certificates")
 
     def documents(self) -> Iterator[tuple[str, Callable[[], Document]]]:
         """What each document is, and the call that reads it."""
         for number, span in enumerate(self._tcb_infos):
             try:
-                entry = _decode(self._walk.piece(span), dict[str, msgspec.Raw], f"tcbinfos[{number}]")
+                entry = _decode(self._walk.piece(span), _MEMBERS, f"tcbinfos[{number}]")
             except FormatError as error:
                 yield f"tcbinfos[{number}]", partial(_raise, error)
                 continue
@@ -117,14 +117,14 @@ class PlatformCollateral:
             text = self._member(name)
             if text is not None and text not in _NOTHING:
                 yield name, partial(_identity, key, text, name, _chain(self._chains.identity))
-        crls = _decode(self._member("pckcacrl") or b"{}", _Crls, "pckcacrl")
+        crls = _decode(self._member("pckcacrl") or b"{}", _CRLS, "pckcacrl")
         if crls.processor:
             chain = self._pck_chain("processor")
             yield "processorCrl", partial(_crl, DocumentKey.pck_crl("processor"), crls.processor, chain)
         if crls.platform:
             chain = self._pck_chain("platform")
             yield "platformCrl", partial(_crl, DocumentKey.pck_crl("platform"), crls.platform, chain)
-        root = _decode(self._member("rootcacrl") or b'""', str, "rootcacrl")
+        root = _decode(self._member("rootcacrl") or b'""', _STRING, "rootcacrl")
         if root:
             yield "rootcacrl", partial(_crl, DocumentKey.root_ca_crl(), root, b"")
 
@@ -132,7 +132,7 @@ class PlatformCollateral:
         """Which platform each is (its QE_ID as it is written), and the call that reads it."""
         for number, span in enumerate(self._pck_certs):
             try:
-                name = _decode(self._platform_piece(span), _Identity, f"pck_certs[{number}]").qe_id
+                name = _decode(self._platform_piece(span), _IDENTITY, f"pck_certs[{number}]").qe_id
             except FormatError as error:
                 yield f"pck_certs[{number}]", partial(_raise, error)
             else:
@@ -150,7 +150,7 @@ class PlatformCollateral:
                 self._members[name] = self._walk.value(name)
 
     def _index(self, span: Span) -> None:
-        identity = _decode(self._platform_piece(span), _Identity, "platforms")
+        identity = _decode(self._platform_piece(span), _IDENTITY, "platforms")
         spans = self._platforms.setdefault((identity.qe_id.lower(), identity.pce_id.lower()), [])
         spans.append(span)
         if len(self._platforms) > MAX_PLATFORMS or len(spans) > MAX_RAW_TCBS:
@@ -181,10 +181,10 @@ class PlatformCollateral:
         return Document(key, _signed(bytes(entry[name]), name), chain)
 
     def _platform(self, span: Span) -> PlatformCertificates:
-        entry = _decode(self._platform_piece(span), _PckCerts, "pck_certs")
+        entry = _decode(self._platform_piece(span), _PCK_CERTS, "pck_certs")
         qe_id, pce_id = _hex(entry.qe_id, "qe_id"), _hex(entry.pce_id, "pce_id")
         asked = self._platforms.get((entry.qe_id.lower(), entry.pce_id.lower()), ())
-        requests = (_request(_decode(self._platform_piece(one), _Platform, "platforms")) for one in asked)
+        requests = (_request(_decode(self._platform_piece(one), _PLATFORM, "platforms")) for one in asked)
         answers = (self._certificate(cert) for cert in entry.certs if cert.cert != NOT_AVAILABLE)
         return PlatformCertificates(qe_id, pce_id, tuple(filter(None, requests)), tuple(answers))
 
@@ -236,9 +236,18 @@ class _Crls(msgspec.Struct):
     platform: str = msgspec.field(name="platformCrl", default="")
 
 
-def _decode(data: bytes, kind: type[T], field: str) -> T:
+_MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_STRING = msgspec.json.Decoder(str)
+_IDENTITY = msgspec.json.Decoder(_Identity)
+_PLATFORM = msgspec.json.Decoder(_Platform)
+_PCK_CERTS = msgspec.json.Decoder(_PckCerts)
+_CERTIFICATES = msgspec.json.Decoder(_Certificates)
+_CRLS = msgspec.json.Decoder(_Crls)
+
+
+def _decode(data: bytes, decoder: msgspec.json.Decoder[T], field: str) -> T:
     try:
-        return msgspec.json.decode(data, type=kind)
+        return decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise FormatError(f"not the documented JSON: {error}", structure=STRUCTURE, field=field) from error
 

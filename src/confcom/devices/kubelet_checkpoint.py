@@ -31,6 +31,9 @@ class _Checkpoint(msgspec.Struct):
     Data: _Data
 
 
+_CHECKPOINT = msgspec.json.Decoder(_Checkpoint)
+
+
 @dataclass(frozen=True, slots=True)
 class Remembered:
     """`registered`: as one of a device plugin; `holders`: containers that hold devices of it, or did.
@@ -48,7 +51,7 @@ def remembered(directory: Path, resource: str) -> Remembered:
     try:
         if path.stat().st_size > MAX_SIZE:
             return Remembered()
-        found = msgspec.json.decode(path.read_bytes(), type=_Checkpoint).Data
+        found = _CHECKPOINT.decode(path.read_bytes()).Data
     except (OSError, msgspec.MsgspecError):
         return Remembered()
     holders = sum(entry.ResourceName == resource for entry in found.PodDeviceEntries or ())

@@ -92,7 +92,7 @@ def parse_pck_certificates(body: bytes) -> tuple[PckCertificateEntry, ...]:
             hex_field(entry.tcbm, 18, structure, "tcbm"),
             None if entry.cert == NOT_AVAILABLE else decode_chain(entry.cert, structure, "cert"),
         )
-        for entry in _decode(body, list[_PckCertEntry], structure)
+        for entry in _decode(body, _PCK_CERT_ENTRIES, structure)
     )
 
 
@@ -103,7 +103,7 @@ def pck_issuer_chain(response: HttpResponse) -> bytes:
 
 def parse_evaluation_data_numbers(body: bytes) -> tuple[EvaluationDataNumber, ...]:
     """The sets that Intel lists, lowest first; says nothing about the signature."""
-    found = _decode(body, _SignedNumbers, "TCB evaluation data numbers").body.numbers
+    found = _decode(body, _SIGNED_NUMBERS, "TCB evaluation data numbers").body.numbers
     return tuple(
         EvaluationDataNumber(entry.number, entry.recovery, entry.date)
         for entry in sorted(found, key=lambda entry: entry.number)
@@ -114,7 +114,7 @@ def parse_fmspcs(body: bytes) -> tuple[KnownFmspc, ...]:
     """The FMSPCs that Intel lists."""
     return tuple(
         KnownFmspc(hex_field(entry.fmspc, 6, "FMSPC list", "fmspc"), entry.platform)
-        for entry in _decode(body, list[_Fmspc], "FMSPC list")
+        for entry in _decode(body, _FMSPCS, "FMSPC list")
     )
 
 
@@ -172,8 +172,14 @@ class _Fmspc(msgspec.Struct):
     platform: str = ""
 
 
+_PCK_CERT = msgspec.json.Decoder(_PckCert)
+_PCK_CERT_ENTRIES = msgspec.json.Decoder(list[_PckCertEntry])
+_SIGNED_NUMBERS = msgspec.json.Decoder(_SignedNumbers)
+_FMSPCS = msgspec.json.Decoder(list[_Fmspc])
+
+
 def _pck_certificate_from_json(body: bytes) -> PckCertificateAnswer:
-    found = _decode(body, _PckCert, _PCK)
+    found = _decode(body, _PCK_CERT, _PCK)
     return PckCertificateAnswer(
         certificate=decode_chain(found.certificate, _PCK, "pckCert"),
         issuer_chain=decode_chain(found.issuer_chain, _PCK, "sgx-Pck-Certificate-Issuer-Chain"),
@@ -200,10 +206,10 @@ def _ca(text: str | None) -> PckCaName | None:
             raise FormatError("is neither processor nor platform", structure=_PCK, field=pcs.CA_TYPE)
 
 
-def _decode(body: bytes, kind: type[T], structure: str) -> T:
+def _decode(body: bytes, decoder: msgspec.json.Decoder[T], structure: str) -> T:
     if len(body) > MAX_LIST:
         raise FormatError(f"{len(body)} bytes are over the limit {MAX_LIST}", structure=structure, field="")
     try:
-        return msgspec.json.decode(body.removesuffix(b"\0"), type=kind)
+        return decoder.decode(body.removesuffix(b"\0"))
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise FormatError(f"not the documented JSON: {error}", structure=structure, field="") from error

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from mmap import ACCESS_READ, mmap
-from typing import Annotated, BinaryIO, TypeVar
+from typing import Annotated, BinaryIO
 
 import msgspec
 import structlog
@@ -44,7 +44,6 @@ MAX_REGISTRATION = 256 << 10
 
 MAX_PAGE = 1000
 """Platforms that a client may ask for at a time."""
-T = TypeVar("T")
 
 
 class Administration:
@@ -82,7 +81,7 @@ class Administration:
         self._tokens.require(request, "user")
         updates = _updates(request.query_params.get("update", "standard"))
         async with self._bodies.read(request, limit=MAX_REGISTRATION) as body:
-            platform = _decode(body, _Platform)
+            platform = _decode(body)
         await self._certificates.register(_request(platform), updates)
         return text_answer(SUCCESS)
 
@@ -240,6 +239,9 @@ class _Platform(msgspec.Struct):
     platform_manifest: Annotated[str, msgspec.Meta(max_length=2 * MAX_PLATFORM_MANIFEST)] | None = None
 
 
+_PLATFORM = msgspec.json.Decoder(_Platform)
+
+
 def _request(platform: _Platform) -> PckCertRequest | PckCertsRequest:
     qe_id, pce_id = _hex(platform.qe_id, "qe_id"), _hex(platform.pce_id, "pce_id")
     ppid = _hex(platform.enc_ppid, "enc_ppid") if platform.enc_ppid else None
@@ -319,9 +321,9 @@ def _time(text: str) -> datetime:
     return time
 
 
-def _decode(body: bytes, kind: type[T]) -> T:
+def _decode(body: bytes) -> _Platform:
     try:
-        return msgspec.json.decode(body, type=kind)
+        return _PLATFORM.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise FormatError(f"not the documented JSON: {error}", structure=STRUCTURE, field="") from error
 

@@ -57,7 +57,7 @@ class PolicyPaths:
 
     def _put(self, body: bytes) -> str:
         try:
-            found = msgspec.json.decode(body, type=_Form)
+            found = _FORM.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise FormatError(f"not the documented JSON: {error}", structure=STRUCTURE, field="") from error
         fmspc = hex_field(found.fmspc, 6, STRUCTURE, "fmspc")
@@ -68,3 +68,6 @@ class _Form(msgspec.Struct):
     is_default: bool
     fmspc: str
     policy: Annotated[str, msgspec.Meta(max_length=MAX_POLICY)]
+
+
+_FORM = msgspec.json.Decoder(_Form)

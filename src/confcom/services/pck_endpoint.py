@@ -304,11 +304,14 @@ class _Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
+_KEPT = msgspec.json.Decoder(list[_Kept])
+
+
 def _parse_kept(data: bytes | None, file: KeptFile | None) -> list[tuple[PckCertRequest, PckCertificateAnswer]]:
     """What the file holds, checked like an answer; a file that is damaged counts as none."""
     found = []
     try:
-        for kept in msgspec.json.decode(data or b"[]", type=list[_Kept])[-MAX_PLATFORMS:]:
+        for kept in _KEPT.decode(data or b"[]")[-MAX_PLATFORMS:]:
             request = PckCertRequest(kept.cpu_svn, kept.pce_svn, kept.pce_id, kept.qe_id)
             answer = PckCertificateAnswer(kept.certificate.encode(), kept.issuer_chain.encode(), b"")
             found.append((request, check_certificate(request, answer, None)))

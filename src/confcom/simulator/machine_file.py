@@ -50,7 +50,7 @@ class MachineFile:
         if len(data) > MAX_MACHINE_FILE:
             raise _refusal("", f"is over {MAX_MACHINE_FILE} bytes")
         try:
-            form = msgspec.json.decode(without_bom(data), type=_Form)
+            form = _FORM.decode(without_bom(data))
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
             raise _refusal("", str(error)) from None
         if form.format != FORMAT or form.version != VERSION:
@@ -144,6 +144,9 @@ class _Form(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     pce_svn: int
     pck_ca: str
     report_scheme: str
+
+
+_FORM = msgspec.json.Decoder(_Form)
 
 
 def _seed(digits: str) -> bytes:

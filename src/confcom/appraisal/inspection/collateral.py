@@ -139,10 +139,13 @@ class CollateralJson(msgspec.Struct):
     pck_certificate_chain: str | None = None
 
 
+_COLLATERAL_JSON = msgspec.json.Decoder(CollateralJson)
+
+
 def collateral_items(data: bytes) -> tuple[Item, ...]:
     """A set of collateral; a part that cannot be read does not hide the others."""
     try:
-        found = msgspec.json.decode(data, type=CollateralJson)
+        found = _COLLATERAL_JSON.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise FormatError(f"not a set of collateral: {error}", structure="collateral", field="") from error
     return (
