@@ -524,10 +524,25 @@ def test_a_wrong_chain_beside_a_quote_is_not_blamed_on_the_quote(verify, named: 
         (folder / "collateral" / "pck_chain.pem").unlink()
 
 
+def test_another_chain_than_the_quote_carries_is_not_ignored(verify, named: Path, folder: Path) -> None:
+    own, issuer = folder / "pck.pem", folder / "collateral" / "pck_crl_issuer_chain.pem"
+    assert verify("--json", "--pck-chain", own).json["verdict"] == "accepted"
+    refused = verify("--json", "--pck-chain", issuer)
+    assert (refused.code, refused.json["verdict"]) == (2, None)
+    assert "the quote carries its own PCK certificate chain" in refused.json["error"]["message"]
+    assert "Leave --pck-chain out" in refused.json["error"]["advice"]
+    refused = verify("--json", "--pck-chain", folder / "quote.bin")
+    assert (refused.code, refused.json["error"]["document"]) == (6, "the PCK chain beside the quote")
+
+
 def test_fetching_for_a_quote_without_a_chain_says_what_verifying_says(
     verify, named: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = verify("--json", evidence=named).json["error"]["message"]
     root = str(folder / "collateral" / "root_ca.pem")
     assert run(["collateral", "fetch", "--quote", str(named), "--source", str(folder), "--trust-root", root]) == 3
-    assert said in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert said in shown
+    # What it advises is there: `fetch` has no --pck-chain.
+    assert "`confcom verify --pck-chain`" in shown
+    assert "To fetch its collateral, name --fmspc and --ca" in shown

@@ -310,7 +310,10 @@ def pck_chain_of(quote: Quote, beside: bytes | None) -> bytes:
     advice = "Let the attester use a quote provider library, so that its quotes carry the PCK certificate chain"
     if kind in PPID_TYPES:
         message = f"type {kind.value} ({kind.name}) names the platform, but its PCK certificate chain is not here"
-        advice += ", or give the chain beside the quote (--pck-chain, or pck_chain.pem in the folder of collateral)"
+        advice += (
+            ", or give the chain beside the quote (`confcom verify --pck-chain`, or pck_chain.pem in the folder of "
+            "collateral). To fetch its collateral, name --fmspc and --ca, which `confcom inspect` of the chain shows"
+        )
     raise FormatError(message, structure="Quote", field="certification_data.type", advice=f"{advice}.")
 
 

@@ -10,12 +10,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from confcom.appraisal.collateral import Collateral
+from confcom.appraisal.collateral import PCK_CHAIN_BESIDE, Collateral
 from confcom.cli.collateral import STORE_VARIABLE, default_store
 from confcom.collateral.bundle import load_bundle
 from confcom.collateral.for_quote import fetch_for_quote
-from confcom.errors import CollateralNotFound
+from confcom.errors import CollateralInvalid, CollateralNotFound, ConfigError, FormatError
+from confcom.formats.certification_data import CertificationDataType
 from confcom.formats.quote import Quote
+from confcom.pki.pem import parse_certificates
 from confcom.pki.roots import TrustRoots
 
 if TYPE_CHECKING:
@@ -36,12 +38,28 @@ class CollateralChoice:
     def collateral(self, quote: Quote, update: Update) -> Collateral:
         """The collateral; a bundle is taken as it is, a store or a service is asked for this platform.
 
-        With `pck_chain` (PEM), that is the chain beside the quote.
+        With `pck_chain` (PEM), that is the chain beside the quote; a quote with another chain is a `ConfigError`.
         """
+        self._check_chain(quote)
         if self.source is None:
             bundle = load_bundle(Path(self.name))
             return bundle if self.pck_chain is None else bundle.with_pck_chain(self.pck_chain)
         return fetch_for_quote(self.source, quote, self.roots, update=update, pck_chain=self.pck_chain)
+
+    def _check_chain(self, quote: Quote) -> None:
+        own = quote.signature.certification.certification_data
+        if self.pck_chain is None or own.type is not CertificationDataType.PCK_CERTIFICATE_CHAIN:
+            return
+        carried = parse_certificates(own.data, structure="PCK chain")
+        try:
+            given = parse_certificates(self.pck_chain, structure="PCK chain")
+        except FormatError as error:
+            raise CollateralInvalid.of(error, PCK_CHAIN_BESIDE) from error
+        if given != carried:
+            raise ConfigError(
+                "--pck-chain: the quote carries its own PCK certificate chain, and this is another one",
+                advice="Leave --pck-chain out: it is for quotes that only name their platform.",
+            )
 
 
 @contextmanager
