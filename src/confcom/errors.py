@@ -64,13 +64,9 @@ class FormatError(ConfcomError, ValueError):
         self.offset = offset
 
     def as_dict(self) -> dict[str, str]:
-        """The error for machines, with `structure`, `field` and `offset`."""
-        position = "" if self.offset is None else str(self.offset)
-        return super().as_dict() | {
-            "structure": self.structure,
-            "field": self.field,
-            "offset": position,
-        }
+        """The error for machines, with `structure`, `field`, and `offset` where there is one."""
+        found = super().as_dict() | {"structure": self.structure, "field": self.field}
+        return found if self.offset is None else found | {"offset": str(self.offset)}
 
 
 class ProtocolError(ConfcomError):

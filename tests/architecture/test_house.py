@@ -63,6 +63,21 @@ def test_every_error_code_is_unique_and_has_advice() -> None:
         assert kind.default_advice
 
 
+def test_an_error_code_of_one_service_is_on_its_reference_page() -> None:
+    pages = "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
+    own = [
+        statement.value.value
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+        for statement in node.body
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant)
+        if ast.unparse(statement.targets[0]) == "code"
+    ]
+    assert "request-refused" in own
+    assert [code for code in own if f"`{code}`" not in pages] == []
+
+
 def test_public_names_exist_and_are_few() -> None:
     assert len(confcom.__all__) <= 40
     for name in confcom.__all__:

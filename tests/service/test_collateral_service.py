@@ -207,6 +207,7 @@ def test_names_the_parameter_that_is_wrong(service: RunningService, path: str) -
     assert reply.json["error"] == "Invalid request parameters."
     assert reply.json["code"] == "malformed-input"
     assert reply.json["field"] == WRONG[path]
+    assert "offset" not in reply.json
     assert reply.header("Error-Code") == "malformed-input"
 
 

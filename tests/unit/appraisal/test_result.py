@@ -12,6 +12,7 @@ from confcom.appraisal.policy import safe_defaults
 from confcom.appraisal.quote import STEPS
 from confcom.appraisal.result import CUSTOM_CLAIMS_STEP, judge
 from confcom.appraisal.verdict import Verdict
+from confcom.errors import FormatError
 from confcom.formats.open_enclave import FORMAT_SGX_ECDSA, OeCustomClaims
 
 KEYS = [
@@ -84,6 +85,12 @@ def test_what_is_no_evidence_is_invalid_with_a_position(result, junk: bytes) -> 
     assert found.verdict is Verdict.INVALID
     assert found.as_dict()["error"]["code"] == "malformed-input"
     assert found.as_dict()["error"]["structure"]
+
+
+def test_a_position_is_named_where_there_is_one() -> None:
+    nowhere, at_start = (FormatError("x", structure="Quote", field="version", offset=at) for at in (None, 0))
+    assert nowhere.as_dict().keys() == {"code", "message", "advice", "structure", "field"}
+    assert at_start.as_dict()["offset"] == "0"
 
 
 def oe_evidence(quote: bytes, claims: bytes) -> bytes:
