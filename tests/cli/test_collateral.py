@@ -372,6 +372,38 @@ def test_an_import_that_fails_in_the_middle_leaves_no_store(call, fetched, tmp_p
     assert {entry.name for entry in store.parent.iterdir()} == {"store.sqlite"}
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "the input is empty"),
+        (b"\n\n", "nothing but zero bytes or white space"),
+        (b"hello\n", "this looks like plain text, 6 bytes, and is nothing that is known here"),
+        (b"\x7fELF" + bytes(60), "this is an ELF program with no SIGSTRUCT"),
+        (b"PK\x03\x04" + bytes(60), "this is a ZIP archive"),
+        (b"[1]", "this looks like plain text, 3 bytes"),
+        (b'{"a": 1}', "Object missing required field `pck_crl_issuer_chain`"),
+        (b'{"a": ', "truncated"),
+    ],
+)
+def test_an_import_of_something_else_says_what_it_is_and_what_is_expected(call, tmp_path, store, content, said):
+    path = tmp_path / "other"
+    path.write_bytes(content)
+    done = call("import", path)
+    assert done.code == 6
+    assert f"{path}: not a collateral bundle: " in done.err
+    assert said in done.err
+    assert "Name a folder of collateral files or a collateral.json" in done.err
+    assert "the archive of an export" in done.err
+    assert "byte for byte" not in done.err
+    assert not store.exists()
+
+
+def test_an_import_of_one_document_of_a_bundle_names_its_kind(call, tmp_path, world):
+    world.export_collateral(tmp_path / "bundle")
+    for name, kind in (("tcb_info.json", "TCB info"), ("root_ca.pem", "certificate")):
+        assert f"not a collateral bundle: this is {kind}" in call("import", tmp_path / "bundle" / name).err
+
+
 @pytest.mark.parametrize("year", ["1990", "2000"])
 def test_an_import_under_a_clock_that_is_behind_is_refused_by_name(call, fetched, tmp_path, world, monkeypatch, year):
     archive, far, bundle = tmp_path / "archive.jsonl", tmp_path / "far.sqlite", tmp_path / "bundle"

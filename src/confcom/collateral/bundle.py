@@ -13,7 +13,8 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from confcom.appraisal.collateral import Collateral
-from confcom.errors import CollateralError, CollateralInvalid, CollateralNotFound, FormatError
+from confcom.appraisal.inspection.recognise import inspect
+from confcom.errors import CollateralError, CollateralInvalid, CollateralNotFound, ConfcomError, FormatError
 from confcom.formats.enclave_identity import SignedEnclaveIdentity
 from confcom.formats.signed_json import MAX_SIGNED_JSON, check_json
 from confcom.formats.tcb_info import SignedTcbInfo
@@ -41,6 +42,12 @@ _FILES: dict[str, tuple[tuple[str, ...], int]] = {
 _OPTIONAL = frozenset({"pck_certificate_chain"})
 
 _FETCH_ADVICE = "Export the collateral again (`confcom collateral export`), or fetch it (`confcom collateral fetch`)."
+
+
+_EXPECTED = (
+    f"Name a folder of collateral files or a {BUNDLE_JSON} (`confcom collateral import` also takes the archive of an "
+    f"export). {_FETCH_ADVICE}"
+)
 
 
 def load_bundle(path: Path | str) -> Collateral:
@@ -154,12 +161,22 @@ def _decode(data: bytes, source: str) -> _BundleJson:
     try:
         found = _BUNDLE_JSON.decode(data.removesuffix(b"\0"))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise CollateralInvalid(f"not a collateral bundle: {error}", document=source) from error
+        message = f"not a collateral bundle: {_other(data) or error}"
+        raise CollateralInvalid(message, document=source, advice=_EXPECTED) from error
     try:
         check_json(data, "bundle")
     except FormatError as error:
         raise CollateralInvalid.of(error, source) from error
     return found
+
+
+def _other(data: bytes) -> str:
+    """What the file is instead of a bundle; empty for JSON objects that are nothing known, or damaged bundles."""
+    try:
+        found = inspect(data)
+    except ConfcomError as error:
+        return "" if data.lstrip().startswith(b"{") else error.message.removeprefix("input: ")
+    return f"this is {found.title}"
 
 
 def _body(text: str) -> bytes:
@@ -189,7 +206,7 @@ def _load_json(path: Path) -> Collateral:
     if data is None:
         raise CollateralNotFound(
             f"there is no collateral at {path}",
-            advice=f"Name a folder of collateral files, or a {BUNDLE_JSON}. {_FETCH_ADVICE}",
+            advice=_EXPECTED,
         )
     return from_json(data, source=str(path))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -36,9 +38,20 @@ def load_certificate(der: bytes, *, structure: str, field: str) -> x509.Certific
         _ = certificate.extensions, certificate.subject, certificate.issuer, certificate.serial_number
         _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc, certificate.public_key()
     except UNREADABLE as error:
-        raise FormatError(f"not an X.509 certificate: {error}", structure=structure, field=field) from error
+        raise FormatError(f"not an X.509 certificate: {unreadable(error)}", structure=structure, field=field) from error
     check_signature_encoding(der, certificate.signature, structure=structure, field=field)
     return certificate
+
+
+def unreadable(error: Exception) -> str:
+    """Why DER cannot be read (one of `UNREADABLE`): pyca's sentence, or one instead of its parser's inner state."""
+    text = str(error)
+    if "ParseError" not in text:
+        return text
+    if "ShortData" in text:
+        return "the bytes end before the DER does: they are cut off, or no DER"
+    places = re.findall(r'"\w+::(\w+)"', text)
+    return f"the bytes are not its DER{f', at {places[-1]}' if places else ''}"
 
 
 def check_signature_encoding(der: bytes, signature: bytes, *, structure: str, field: str) -> None:

@@ -21,7 +21,9 @@ def collateral_finding(path: Path | None, roots: TrustRoots, now: datetime) -> F
     try:
         verified = verify_collateral(load_bundle(path), roots=roots)
     except ConfcomError as error:
-        return Finding("collateral", Level.PROBLEM, f"{path}: {error}", error.advice())
+        said = str(error)
+        found = said if str(path) in said else f"{path}: {said}"
+        return Finding("collateral", Level.PROBLEM, found, error.advice())
     simulated = ", SIMULATED" if verified.simulated else ""
     found = f"{path}: first to expire {verified.earliest_expiration:%Y-%m-%dT%H:%M:%SZ}{simulated}"
     if verified.stale(now):

@@ -86,13 +86,17 @@ class MachineFile:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a machine file; one that is not there or not readable is a `ConfigError`."""
+        """Read a machine file; `ConfigError` if it cannot be read, `FormatError` with its path if it is wrong."""
         try:
             with path.open("rb") as file:
                 content = file.read(MAX_MACHINE_FILE + 1)
         except OSError as error:
             raise ConfigError(f"cannot read the machine file {path}: {error.strerror}", advice=_ADVICE) from error
-        return cls.parse(content)
+        try:
+            return cls.parse(content)
+        except FormatError as error:
+            where = f"machine file {path}"
+            raise FormatError(error.message, structure=where, field="", advice=error.advice()) from None
 
     def named(self, name: str) -> Self:
         """The machine of that name in the same world: one name is one machine, whoever asks and whenever."""

@@ -135,3 +135,18 @@ def test_a_signature_with_unused_bits_is_malformed() -> None:
     size = len(x509.load_der_x509_crl(der).signature)
     with pytest.raises(FormatError, match="whole bytes"):
         Crl.parse(der[: -size - 1] + b"\x01" + der[-size:])
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "CRL: not a revocation list: the bytes end before the DER does: they are cut off, or no DER"),
+        (DER[:-1], "CRL: not a revocation list: the bytes end before the DER does: they are cut off, or no DER"),
+        (b"\x30\x03\x02\x01\x01", "CRL: not a revocation list: the bytes are not its DER, at tbs_cert_list"),
+        (b"\x02\x01\x01", "CRL: not a revocation list: the bytes are not its DER"),
+    ],
+)
+def test_what_is_wrong_with_the_der_is_a_sentence(data: bytes, said: str) -> None:
+    with pytest.raises(FormatError) as error:
+        Crl.parse(data)
+    assert str(error.value) == said

@@ -44,3 +44,8 @@ def test_of_another_root(world: SimulatedWorld, tmp_path: Path) -> None:
 def test_missing_and_not_named(tmp_path: Path) -> None:
     assert collateral_finding(tmp_path / "none", TrustRoots.intel(), NOW).level is Level.PROBLEM
     assert collateral_finding(None, TrustRoots.intel(), NOW).level is Level.OK
+
+
+def test_the_path_is_named_once(tmp_path: Path) -> None:
+    path = tmp_path / "none"
+    assert collateral_finding(path, TrustRoots.intel(), NOW).found == f"there is no collateral at {path}"

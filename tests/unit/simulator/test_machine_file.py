@@ -101,3 +101,12 @@ def test_no_content_gets_out_of_the_error_family(data):
 def test_the_seed_is_not_shown():
     assert SEED.hex() not in repr(FILE)
     assert repr(SEED) not in repr(FILE)
+
+
+@pytest.mark.parametrize("content", [b"no JSON", b"{}", bytes(FILE).replace(b"platform", b"other")])
+def test_a_wrong_file_is_named(content, tmp_path):
+    path = tmp_path / "machine.json"
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match=r"^machine file .*/machine\.json: MachineFile") as error:
+        MachineFile.read(path)
+    assert "Make a new machine file" in error.value.advice()
