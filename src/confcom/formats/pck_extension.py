@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Self, TypeVar
@@ -143,7 +144,8 @@ def _elements(data: bytes, field: str, *allowed: dict[str, str]) -> dict[str, as
     try:
         found = asn1.decode_der(_Wrapped, _sequence(data)).elements
     except ValueError as error:
-        raise FormatError(f"not the DER of an SGX extension: {error}", structure=STRUCTURE, field=field) from error
+        message = f"not the DER of an SGX extension: {der_reason(error)}"
+        raise FormatError(message, structure=STRUCTURE, field=field) from error
     values = {element.id.dotted_string.removeprefix(f"{PCK_EXTENSION_OID}."): element.value for element in found}
     for suffix, name in allowed[0].items():
         if suffix not in values:
@@ -154,11 +156,22 @@ def _elements(data: bytes, field: str, *allowed: dict[str, str]) -> dict[str, as
     return values
 
 
+def der_reason(error: Exception) -> str:
+    """Why pyca cannot read DER: its sentence, or one instead of the inner state of its parser."""
+    text = str(error)
+    if "ParseError" not in text:
+        return text
+    if "ShortData" in text:
+        return "the bytes end before the DER does: they are cut off, or no DER"
+    places = re.findall(r'"\w+::(\w+)"', text)
+    return f"the bytes are not its DER{f', at {places[-1]}' if places else ''}"
+
+
 def _value(found: asn1.TLV, kind: type[T], field: str) -> T:
     try:
         value: T = found.parse(kind)
     except ValueError as error:
-        raise FormatError(f"is not {_KINDS[kind]}: {error}", structure=STRUCTURE, field=field) from error
+        raise FormatError(f"is not {_KINDS[kind]}: {der_reason(error)}", structure=STRUCTURE, field=field) from error
     return value
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -11,6 +9,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID, SignatureAlgorithmOID
 
 from confcom.errors import CertificateError, FormatError
+from confcom.formats.pck_extension import der_reason
 
 MAX_CERTIFICATE = 16 * 1024
 """Bytes of DER. Intel's take 0.7 to 1.3 kB."""
@@ -38,20 +37,9 @@ def load_certificate(der: bytes, *, structure: str, field: str) -> x509.Certific
         _ = certificate.extensions, certificate.subject, certificate.issuer, certificate.serial_number
         _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc, certificate.public_key()
     except UNREADABLE as error:
-        raise FormatError(f"not an X.509 certificate: {unreadable(error)}", structure=structure, field=field) from error
+        raise FormatError(f"not an X.509 certificate: {der_reason(error)}", structure=structure, field=field) from error
     check_signature_encoding(der, certificate.signature, structure=structure, field=field)
     return certificate
-
-
-def unreadable(error: Exception) -> str:
-    """Why DER cannot be read (one of `UNREADABLE`): pyca's sentence, or one instead of its parser's inner state."""
-    text = str(error)
-    if "ParseError" not in text:
-        return text
-    if "ShortData" in text:
-        return "the bytes end before the DER does: they are cut off, or no DER"
-    places = re.findall(r'"\w+::(\w+)"', text)
-    return f"the bytes are not its DER{f', at {places[-1]}' if places else ''}"
 
 
 def check_signature_encoding(der: bytes, signature: bytes, *, structure: str, field: str) -> None:

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import verification
 
 from confcom.errors import CertificateError, SignatureError, UntrustedRootError
-from confcom.formats.pck_extension import PCK_EXTENSION_OID, PckExtension
+from confcom.formats.pck_extension import PCK_EXTENSION_OID, PckExtension, der_reason
 from confcom.pki.certificate import common_name, load_certificate, p256_key, uncompressed_point
 from confcom.pki.path_policy import CA_POLICY, LEAF_POLICIES
 from confcom.pki.pem import parse_certificates
@@ -194,7 +194,7 @@ def _build_path(
     except verification.VerificationError as error:
         for certificate, issuer in zip(path, (*path[1:], anchor), strict=True):
             _check_issued(certificate, issuer, step)
-        raise CertificateError(f"the {_WORDS[kind]} chain is not valid: {error}", step=step) from error
+        raise CertificateError(f"the {_WORDS[kind]} chain is not valid: {der_reason(error)}", step=step) from error
     return anchor
 
 
@@ -238,7 +238,8 @@ def _check_issued(certificate: x509.Certificate, issuer: x509.Certificate, step:
             found=certificate.signature.hex(),
         ) from None
     except (ValueError, TypeError) as error:
-        raise CertificateError(f"certificate {what!r} was not issued by {by!r}: {error}", step=step) from error
+        message = f"certificate {what!r} was not issued by {by!r}: {der_reason(error)}"
+        raise CertificateError(message, step=step) from error
 
 
 def sgx_extension(leaf: x509.Certificate, step: str) -> PckExtension:

@@ -10,7 +10,8 @@ from cryptography import x509
 from cryptography.x509.oid import SignatureAlgorithmOID
 
 from confcom.errors import FormatError, MismatchError, SignatureError
-from confcom.pki.certificate import UNREADABLE, check_signature_encoding, p256_key, unreadable
+from confcom.formats.pck_extension import der_reason
+from confcom.pki.certificate import UNREADABLE, check_signature_encoding, p256_key
 from confcom.pki.pem import parse_crl
 
 MAX_CRL = 8 << 20
@@ -42,7 +43,7 @@ class Crl:
             extensions, next_update = found.extensions, found.next_update_utc
             values = {"issuer": found.issuer, "this_update": found.last_update_utc, "_list": found}
         except UNREADABLE as error:
-            raise FormatError(f"not a revocation list: {unreadable(error)}", structure=structure, field="") from error
+            raise FormatError(f"not a revocation list: {der_reason(error)}", structure=structure, field="") from error
         check_signature_encoding(self.der, found.signature, structure=structure, field="signature")
         if next_update is None:
             raise FormatError("is missing", structure=structure, field="nextUpdate")

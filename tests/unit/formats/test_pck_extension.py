@@ -123,6 +123,13 @@ def test_six_elements_are_neither_ca() -> None:
         PckExtension.parse(bytes(replace(seven, configuration=None)))
 
 
+@pytest.mark.parametrize("data", [b"", b"junk", b"\x30\x03\x02\x01\x01", bytes(40), intel.sgx_extension()[:-1]])
+def test_what_is_wrong_with_the_der_is_a_sentence(data: bytes) -> None:
+    with pytest.raises(FormatError, match=r"not the DER of an SGX extension: the bytes (end before|are not)") as error:
+        PckExtension.parse(data)
+    assert "{" not in str(error.value)
+
+
 @pytest.mark.vectors
 def test_every_real_certificate_is_written_again_to_the_same_bytes(vectors: Path) -> None:
     seen = set()

@@ -60,3 +60,10 @@ def test_where_warnings_are_errors_a_name_against_the_rules_is_malformed() -> No
     # The country attribute's OID in place of the common name's: a country of more than two letters.
     with pytest.raises(FormatError, match="length must be"):
         _load(der.replace(b"\x06\x03\x55\x04\x03", country))
+
+
+@pytest.mark.parametrize("data", [b"", b"junk", intel.PCK_CERTIFICATE.build()[:-1], bytes(40)])
+def test_what_is_wrong_with_the_der_is_a_sentence(data: bytes) -> None:
+    with pytest.raises(FormatError, match=r"not an X\.509 certificate: the bytes (end before|are not)") as error:
+        _load(data)
+    assert "{" not in str(error.value)
