@@ -172,10 +172,7 @@ def _keep(
 def _read(
     store: CollateralStore, file: BinaryIO, now: datetime, imported: Imported
 ) -> Iterator[tuple[Document, tuple[Sighting, ...]] | Keep]:
-    head = _line_of(file, 1)
-    if not head.startswith(ARCHIVE_START):
-        raise FormatError("is not the head of an archive", structure=STRUCTURE, field="line 1")
-    _decode(head, _HEADER, 1)
+    _decode(_line_of(file, 1), _HEADER, 1)
     for number in range(2, MAX_LINES + 3):
         line = _line_of(file, number)
         if line.startswith(b'{"end"'):
@@ -194,6 +191,9 @@ def _line_of(file: BinaryIO, number: int) -> bytes:
     line = file.readline(MAX_LINE + 1)
     if len(line) > MAX_LINE:
         raise FormatError(f"longer than {MAX_LINE} bytes", structure=STRUCTURE, field=f"line {number}")
+    if number == 1 and not line.startswith(ARCHIVE_START):
+        advice = "Give an archive of `confcom collateral export`; name a folder or a collateral.json by its path."
+        raise FormatError("is not the head of an archive", structure=STRUCTURE, field="line 1", advice=advice)
     if not line.endswith(b"\n"):
         raise FormatError(
             "the file ends before its end line",

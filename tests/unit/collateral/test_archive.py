@@ -89,6 +89,13 @@ def test_an_archive_of_a_strange_root_is_refused(tmp_path, archive, later):
         assert intel_only.document_keys() == ()
 
 
+@pytest.mark.parametrize("data", [b"", b"hello", b"hello\n", b"{}\n", b'{"pck_crl":""}'])
+def test_what_is_no_archive_is_not_called_a_damaged_one(other, later, data):
+    with pytest.raises(FormatError, match="line 1: is not the head of an archive") as error:
+        read(other, data, later)
+    assert "Give an archive of `confcom collateral export`" in error.value.advice()
+
+
 def test_it_stops_where_it_was_cut_off(other, archive, later):
     for size in (0, 10, 100, len(archive) // 2, len(archive) - 1, archive.rindex(b'{"end"')):
         with pytest.raises(FormatError):
