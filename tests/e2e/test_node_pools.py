@@ -18,7 +18,7 @@ POOLS = {
     WINDOWS: {"kubernetes.io/os": "windows", "agentpool": "windows"},
 }
 
-COMPONENTS = ("--enable-metrics", "--enable-collateral", "--collateral-upstream=simulated", "--webhook-replicas=2")
+COMPONENTS = ("--enable-metrics", "--enable-collateral", "--webhook-replicas=2")
 
 
 @pytest.fixture(scope="module")
