@@ -148,8 +148,9 @@ def test_an_exporter_without_the_api_says_nothing_of_pods(api: EpcApi, tmp_path:
     assert lines(output)["n1"][4:6] == ["1", "MiB"]
 
 
-def test_epc_that_is_claimed_is_known_from_the_exporter(api: EpcApi, tmp_path: Path) -> None:
-    api.nodes["n3"] = "0"  # what another publisher left
+@pytest.mark.parametrize("beside", ["0", "8"], ids=["what another publisher left", "the part of quote helpers"])
+def test_epc_that_is_claimed_is_known_from_the_exporter(api: EpcApi, tmp_path: Path, beside: str) -> None:
+    api.nodes["n3"] = beside
     api.put(make_pod("claims", node="n3"))
     api.put(make_pod("sgx-metrics-3", namespace="confcom-system", node="n3", labels=component("metrics")))
     app = {"node": "n3", "namespace": "default", "pod": "claims", "container": "app"}

@@ -188,8 +188,9 @@ class _Use:
         found = self._nodes.get(name, {})
         quotes = self._helpers.get(name)
         told = _whole(found.get(NODE_REQUESTED))
-        if not allocatable and told is not None and told > (requested or 0):
-            allocatable = self._node_sizes[name] or None  # claimed EPC (DRA) is not in the node's status
+        if told is not None and told > (requested or 0):
+            # Claimed EPC (DRA) is not in the node's status; the quote helper's part is.
+            allocatable = max(allocatable or 0, self._node_sizes[name]) or None
         known = [size for size in (requested, told) if size is not None]
         return NodeLine(
             *(name, allocatable, max(known, default=None)),
