@@ -40,7 +40,7 @@ from benchmarks.simulated import simulated_world
 from confcom.collateral.store import CollateralStore
 from confcom.collateral.store_platforms import PlatformTcb
 from confcom.collateral.verified_document import verify_document
-from confcom.services.http_server import Listener, serve_http
+from confcom.services.runtime.http_server import Listener, serve_http
 from confcom.simulator.qe3 import QuotingEnclave
 from confcom.simulator.world import SimulatedWorld
 

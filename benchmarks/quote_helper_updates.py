@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.helper_load import Stage, children, machine_load, stop
-from confcom.services.runtime import restart_pause
+from confcom.services.runtime.process import restart_pause
 
 THREADS = 16
 FOR_EVER = 36000.0

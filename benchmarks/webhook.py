@@ -40,11 +40,10 @@ from confcom.errors import ClusterError
 from confcom.pki.serving_pair import make_serving_pair
 from confcom.protocols.admission import allowance
 from confcom.protocols.admission_rules import UrlClient, mutating_webhooks, validating_webhooks
-from confcom.services.http_server import Listener, serve_http
-from confcom.services.telemetry import configure_logging
-from confcom.services.tls import HeldTls
-from confcom.services.webhook_http import WebhookApp
-from confcom.services.webhook_metrics import WebhookMetrics
+from confcom.services.runtime.http_server import Listener, serve_http
+from confcom.services.runtime.process import configure_logging
+from confcom.services.runtime.tls import HeldTls
+from confcom.services.webhook.webhook_http import WebhookApp, WebhookMetrics
 
 SECONDS = 2.0
 ROUNDS = 3

@@ -29,13 +29,13 @@ from helm_marks import (
     with_expressions,
 )
 
+from confcom.addon.plan import OLDEST
 from confcom.cli.addon_output import yaml_documents
 from confcom.manifests.addon import render
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import NAMESPACE, WEBHOOK, labels
 from confcom.manifests.objects import VERSION as VERSION_LABEL
 from confcom.manifests.webhook import CA_SECRET
-from confcom.services.addon_requirements import OLDEST
 
 ROOT = Path(__file__).resolve().parent.parent
 HELM = ROOT / "deploy" / "helm"

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from aesm_wire import KEY_ID, read_response, request
-from confcom.services.wiring import create_machine_file, declare_enclave, launch_enclave, open_platform
+from confcom.wiring import create_machine_file, declare_enclave, launch_enclave, open_platform
 from running_helper import exchange
 
 COMMAND = [sys.executable, "-c", "from confcom.cli import main; main()", "quote-helper"]

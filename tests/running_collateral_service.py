@@ -22,7 +22,7 @@ import pki_builder as pki
 from confcom.collateral.documents import Document, DocumentKey, DocumentKind
 from confcom.errors import CollateralNotFound, CollateralUnavailable
 from confcom.pki.roots import TrustRoot, TrustRoots
-from confcom.services.collateral_service import CollateralServiceConfig, serve
+from confcom.services.collateral.collateral_service import CollateralServiceConfig, serve
 from confcom.simulator.collateral_upstream import SimulatedUpstream
 from confcom.simulator.world import SimulatedWorld
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from confcom.platforms.interface import Platform
-from confcom.services.aesm_conversation import RequestEvent
-from confcom.services.quote_helper import QuoteHelperConfig, serve
-from confcom.services.self_test import SelfTestKit
+from confcom.services.quote_helper.connection import RequestEvent
+from confcom.services.quote_helper.helper import QuoteHelperConfig, serve
+from confcom.services.quote_helper.self_test import SelfTestKit
 
 
 class RunningHelper:

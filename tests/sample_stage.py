@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from confcom.services.wiring import create_machine_file, declare_enclave, export_simulated_collateral
+from confcom.wiring import create_machine_file, declare_enclave, export_simulated_collateral
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "remote_attestation"
 NOW = datetime.now(UTC)  # noqa: TID251 - the sample judges as of the present

@@ -25,7 +25,7 @@ from confcom.pki.roots import TrustRoot, TrustRoots
 from confcom.platforms.aesm_client import DEFAULT_SOCKET
 from confcom.platforms.local_attestation import LocalEnclave
 from confcom.platforms.quoting import open_quote_source, process_mode
-from confcom.services.wiring import load_declaration, open_machine, open_platform
+from confcom.wiring import load_declaration, open_machine, open_platform
 
 HERE = Path(__file__).resolve().parent
 JUDGEMENTS = (FormatError, VerificationError, PolicyError, ReportRejected)

@@ -10,7 +10,7 @@ from confcom.admission.decision import Circumstances
 from confcom.admission.grants import Grants
 from confcom.errors import PolicyError
 from confcom.protocols.epc_requests import CANONICAL
-from confcom.services.webhook_reviews import Task, review
+from confcom.services.webhook.reviews import Task, review
 
 _LABEL = "/metadata/labels/confcom.dev~1uses-sgx"
 _HERE = Circumstances(namespace="fuzz", grants=Grants.parse("fuzz/*"), largest_node=168)

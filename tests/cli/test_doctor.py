@@ -16,7 +16,7 @@ import pytest
 
 from confcom.cli.exit_codes import ExitCode
 from confcom.devices.declared_node import declare_node
-from confcom.services.wiring import create_machine_file, export_simulated_collateral
+from confcom.wiring import create_machine_file, export_simulated_collateral
 from recording_platform import RecordingPlatform
 from running_helper import running_helper
 from sgx_host_folder import complete_host

@@ -17,7 +17,7 @@ import pytest
 from confcom.cli.exit_codes import ExitCode
 from confcom.formats.quote import Quote
 from confcom.platforms.enclave_quotes import EnclaveQuoteSource
-from confcom.services.wiring import create_machine_file, declare_enclave, open_machine, open_platform
+from confcom.wiring import create_machine_file, declare_enclave, open_machine, open_platform
 
 DATA = "c0ffee"
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -18,7 +18,7 @@ from confcom.errors import PolicyError, RevokedError
 from confcom.formats.tcb_info import TcbStatus
 from confcom.pki.roots import TrustRoot, TrustRoots
 from confcom.platforms.enclave_quotes import EnclaveQuoteSource
-from confcom.services.wiring import load_declaration, open_machine, open_platform
+from confcom.wiring import load_declaration, open_machine, open_platform
 
 AT = "2026-03-01T12:00:00Z"
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)

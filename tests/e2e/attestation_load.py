@@ -17,7 +17,7 @@ from pathlib import Path
 from confcom.errors import ConfcomError
 from confcom.platforms.aesm_client import AesmPlatform
 from confcom.platforms.enclave_quotes import EnclaveQuoteSource
-from confcom.services.wiring import declare_enclave, open_machine
+from confcom.wiring import declare_enclave, open_machine
 
 CLIENTS = 4
 PAUSE = 0.01

@@ -24,8 +24,8 @@ from cluster_addon import HELPERS, Addon
 from cluster_jobs import job, limits, one_container
 from cluster_plugin import forget_devices, own_cluster
 from confcom.appraisal.quote import verify_quote
-from confcom.services.wiring import create_machine_file
 from confcom.simulator.world import SimulatedWorld
+from confcom.wiring import create_machine_file
 from derived_image import derive
 from kubectl import ADDON_NAMESPACE, Kubectl
 from relying_party import quote_in

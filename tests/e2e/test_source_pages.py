@@ -140,7 +140,7 @@ import base64, os
 from pathlib import Path
 from confcom.platforms.aesm_client import AesmPlatform
 from confcom.platforms.enclave_quotes import EnclaveQuoteSource
-from confcom.services.wiring import declare_enclave, open_machine
+from confcom.wiring import declare_enclave, open_machine
 
 enclave = open_machine(Path("/dev/sgx_enclave")).launch(declare_enclave("forks", "us"))
 source = EnclaveQuoteSource(AesmPlatform(Path("/var/run/aesmd/aesm.socket"), simulated=True), enclave)

@@ -15,7 +15,7 @@ from confcom.admission.grants import Grants
 from confcom.errors import FormatError
 from confcom.protocols.json_patch import difference
 from confcom.protocols.quantity import parse_quantity
-from confcom.services.webhook_reviews import review
+from confcom.services.webhook.reviews import review
 from json_patch_apply import apply_patch
 from sgx_pods import AESMD, ALIYUN, ENCLAVE, EPC, HELPER, HYBRID, INTEL, PROVISION
 

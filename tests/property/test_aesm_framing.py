@@ -21,7 +21,7 @@ from confcom.protocols.aesm_exchanges import (
     request_bytes,
 )
 from confcom.protocols.aesm_messages import Request
-from confcom.services.aesm_broker import AesmBroker
+from confcom.services.quote_helper.broker import AesmBroker
 from recording_platform import RecordingPlatform
 
 u32 = st.integers(0, (1 << 32) - 1)

@@ -17,8 +17,8 @@ from confcom.devices.process_stat import parse_stat
 from confcom.protocols.epc_pods import parse_pod
 from confcom.protocols.epc_requests import CANONICAL, MIB
 from confcom.protocols.prometheus_text import Sample, parse_samples
-from confcom.services.epc_metrics_page import EpcMetrics
-from confcom.services.epc_use import Seen, put_together
+from confcom.services.metrics.page import EpcMetrics
+from confcom.services.metrics.use import Seen, put_together
 
 pytestmark = pytest.mark.promise("M5")
 

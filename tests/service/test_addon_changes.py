@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from confcom.addon.changes import Addon, to_enable, to_update
 from confcom.cli import root as main
 from confcom.cli.exit_codes import ExitCode
 from confcom.cluster.objects import ClusterObjects
@@ -18,7 +19,6 @@ from confcom.errors import ClusterError
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.addon_state import AddonState, parse_state, state_object
 from confcom.manifests.namespace import namespace
-from confcom.services.addon import Addon, to_enable, to_update
 from object_api import GUARD, ObjectApi
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -29,9 +29,9 @@ from cryptography.x509.oid import NameOID
 from confcom.cli.root import run as cli_run
 from confcom.collateral.store import CollateralStore
 from confcom.errors import ConfigError
-from confcom.services import tls
-from confcom.services.wiring import create_machine_file
+from confcom.services.runtime import tls
 from confcom.simulator.world import SimulatedWorld
+from confcom.wiring import create_machine_file
 from running_collateral_service import (
     BUILT_NOW,
     BUILT_ROOTS,

@@ -12,7 +12,7 @@ import pytest
 
 from confcom.cluster.kube_node import FIELD_MANAGER
 from confcom.errors import ConfigError
-from confcom.services.node_cluster import KubeNodeCluster
+from confcom.services.device_plugin.epc_in_node_status import KubeNodeCluster
 from kubelet_emulator import KubeletEmulator
 from node_api import NodeApi
 from running_plugin import ENCLAVE, EPC, RunningPlugin

@@ -12,7 +12,7 @@ import pytest
 
 from confcom.devices.declared_node import declare_node
 from confcom.devices.host import Host
-from confcom.services.node_cluster import KubeNodeCluster
+from confcom.services.device_plugin.epc_in_node_status import KubeNodeCluster
 from kubelet_emulator import KubeletEmulator, wait_until
 from node_api import NodeApi
 from running_plugin import ENCLAVE, EPC, RunningPlugin

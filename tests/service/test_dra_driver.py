@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from confcom.errors import ConfigError, PlatformUnavailable
-from confcom.services.node_cluster import KubeNodeCluster
+from confcom.services.device_plugin.epc_in_node_status import KubeNodeCluster
 from dra_emulator import DraEmulator, PrepareError
 from kubelet_emulator import wait_until
 from running_plugin import ENCLAVE, EPC, RunningPlugin

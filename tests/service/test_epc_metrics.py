@@ -19,8 +19,7 @@ import pytest
 
 from confcom.devices.declared_node import declare_node
 from confcom.errors import ConfigError
-from confcom.services.epc_metrics import EpcExporter
-from confcom.services.epc_metrics_config import MetricsConfig
+from confcom.services.metrics.exporter import EpcExporter, MetricsConfig
 from epc_api import EpcApi, make_pod
 
 MIB = 1 << 20
@@ -341,7 +340,7 @@ async def test_enforcement_that_is_wanted_and_impossible_is_not_ready(node: Node
 async def test_amounts_of_claims_count_and_unreadable_claims_accuse_nobody(
     node: Node, api: EpcApi, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("confcom.services.epc_metrics.NODE_INTERVAL", 0.05)
+    monkeypatch.setattr("confcom.services.metrics.exporter.NODE_INTERVAL", 0.05)
     node.hold(20, ONE)
     pod = make_pod("greedy", uid=UID, container=ONE)
     pod["spec"]["resourceClaims"] = [{"name": "epc", "resourceClaimName": "some-claim"}]

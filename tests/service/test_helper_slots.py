@@ -12,7 +12,7 @@ import pytest
 
 from confcom.platforms.aesm_client import AesmPlatform
 from confcom.protocols._pb import kubelet_device_plugin_pb2 as pb
-from confcom.services.node_cluster import KubeNodeCluster
+from confcom.services.device_plugin.epc_in_node_status import KubeNodeCluster
 from dra_emulator import DraEmulator
 from kubelet_emulator import AdmissionError, KubeletEmulator, wait_until
 from recording_platform import RecordingPlatform

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from confcom.pki.serving_pair import make_serving_pair
-from confcom.services.http_server import Listener, _client_key, serve_http
-from confcom.services.tls import HeldTls
+from confcom.services.runtime.http_server import Listener, _client_key, serve_http
+from confcom.services.runtime.tls import HeldTls
 
 GET = b"GET /%d HTTP/1.1\r\nHost: a\r\n\r\n"
 HANG = 60

@@ -26,8 +26,8 @@ from confcom.platforms.enclave_quotes import EnclaveQuoteSource
 from confcom.platforms.intel_worker import IntelWorkerPlatform, WorkerLimits
 from confcom.platforms.interface import Platform, QuoteResult
 from confcom.platforms.worker_process import worker_command
-from confcom.services.quote_helper import QuoteHelperConfig, serve
-from confcom.services.self_test import SelfTestKit
+from confcom.services.quote_helper.helper import QuoteHelperConfig, serve
+from confcom.services.quote_helper.self_test import SelfTestKit
 from confcom.simulator.declaration import EnclaveDeclaration, measure
 from confcom.simulator.platform import SimulatedPlatform
 from confcom.simulator.qe3 import QE3

@@ -19,7 +19,7 @@ import pytest
 
 import confined
 from aesm_wire import read_response
-from confcom.services.wiring import create_machine_file
+from confcom.wiring import create_machine_file
 from helper_process import quote_request
 from running_helper import exchange
 from software_qe import COMPILER, build_libraries

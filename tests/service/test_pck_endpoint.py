@@ -26,14 +26,14 @@ from confcom.platforms.enclave_quotes import EnclaveQuoteSource
 from confcom.platforms.intel_worker import IntelWorkerPlatform, WorkerLimits
 from confcom.protocols.pcs import PckCertRequest
 from confcom.protocols.pcs_service import ServedRequest
-from confcom.services import pck_endpoint
-from confcom.services.kept_file import KeptFile
-from confcom.services.pck_endpoint import PckEndpoint, PckMemory, ProviderServices
-from confcom.services.wiring import open_platform
+from confcom.services.quote_helper import pck_endpoint
+from confcom.services.quote_helper.pck_endpoint import PckEndpoint, PckMemory, ProviderServices
+from confcom.services.quote_helper.self_test import KeptFile
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.machine import SimulatedEnclave
 from confcom.simulator.machine_file import MachineFile
 from confcom.simulator.world import SimulatedWorld
+from confcom.wiring import open_platform
 from provider_stage import (
     Behaviour,
     PckService,

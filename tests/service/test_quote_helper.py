@@ -305,7 +305,7 @@ def helper_with_spare_files(path: Path, spare: int) -> Iterator[subprocess.Popen
 import asyncio, os, resource, sys
 sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
 from recording_platform import RecordingPlatform
-from confcom.services.quote_helper import QuoteHelperConfig, serve
+from confcom.services.quote_helper.helper import QuoteHelperConfig, serve
 
 def limit_files():
     limit = len(os.listdir("/proc/self/fd")) - 1 + {spare}
@@ -415,7 +415,7 @@ class TestPlatform:
         assert_serves(helper.path)
 
     def test_a_platform_that_fails_at_start_is_tried_again(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("confcom.services.quote_helper.WARM_UP_RETRY", (0.05,))
+        monkeypatch.setattr("confcom.services.quote_helper.helper.WARM_UP_RETRY", (0.05,))
         broken = threading.Event()
         broken.set()
 
@@ -552,7 +552,7 @@ class TestLife:
     def test_connections_that_wait_in_the_backlog_when_it_stops_are_answered(
         self, platform: RecordingPlatform, path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("confcom.services.aesm_acceptor.ACCEPT_BATCH", 1)
+        monkeypatch.setattr("confcom.services.quote_helper.connections.ACCEPT_BATCH", 1)
         blocked, go_on = threading.Event(), threading.Event()
 
         def block(_: object) -> None:

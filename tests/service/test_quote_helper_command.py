@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from aesm_wire import KEY_ID, read_response, request
-from confcom.services.wiring import create_machine_file
+from confcom.wiring import create_machine_file
 from running_helper import exchange
 
 CONFCOM = [sys.executable, "-c", "from confcom.cli import main; main()"]

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from aesm_wire import KEY_ID, read_response, request
-from confcom.services.peers import FUTILE
+from confcom.services.quote_helper.peers import FUTILE
 from helper_process import HelperProcess, eventually, get, load, make_machine, processor_seconds, quote_request
 from recording_platform import QUOTE_SIZE, RecordingPlatform
 from running_helper import connect, exchange, read_all, running_helper

@@ -15,8 +15,8 @@ import pytest
 
 from aesm_wire import KEY_ID, request
 from confcom.errors import ConfigError, PlatformUnavailable
-from confcom.services.peers import peer_name
-from confcom.services.wiring import export_simulated_collateral
+from confcom.services.quote_helper.peers import peer_name
+from confcom.wiring import export_simulated_collateral
 from helper_process import HelperProcess, eventually, get, make_machine, quote_request
 from recording_platform import RecordingPlatform
 from running_helper import exchange, running_helper

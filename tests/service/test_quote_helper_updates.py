@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from aesm_wire import read_response, request
-from confcom.services.runtime import AT_ONCE, LONGEST_PAUSE, restart_pause
-from confcom.services.unix_listener import is_served
-from confcom.services.wiring import create_machine_file, export_simulated_collateral
+from confcom.services.runtime.listener import is_served
+from confcom.services.runtime.process import AT_ONCE, LONGEST_PAUSE, restart_pause
+from confcom.wiring import create_machine_file, export_simulated_collateral
 from helper_process import HelperProcess, eventually, load, make_machine, quote_request
 from running_helper import exchange
 

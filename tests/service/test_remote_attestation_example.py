@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from confcom.cli.exit_codes import ExitCode
-from confcom.services.wiring import create_machine_file, export_simulated_collateral
+from confcom.wiring import create_machine_file, export_simulated_collateral
 from sample_stage import EXAMPLE, NOW, SIGNER, Ended, Stage, both, finish
 
 

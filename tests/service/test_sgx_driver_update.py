@@ -22,7 +22,7 @@ from confcom.platforms.aesm_client import AesmPlatform
 from confcom.platforms.enclave_quotes import EnclaveQuoteSource
 from confcom.platforms.intel_worker import IntelWorkerPlatform, WorkerLimits
 from confcom.platforms.sgx_host import device_obstacles
-from confcom.services.self_test import SelfTestKit
+from confcom.services.quote_helper.self_test import SelfTestKit
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.world import SimulatedWorld
 from helper_process import eventually, get

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from confcom.services.status_page import MAX_CONNECTIONS, Page, StatusPage
+from confcom.services.runtime.status_page import MAX_CONNECTIONS, Page, StatusPage
 
 
 async def _healthz() -> Page:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from confcom.services.http_server import Listener, serve_http
-from confcom.services.status_page import Page, StatusPage
+from confcom.services.runtime.http_server import Listener, serve_http
+from confcom.services.runtime.status_page import Page, StatusPage
 
 Stop = Callable[[], Awaitable[object]]
 

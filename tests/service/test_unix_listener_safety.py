@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from confcom.errors import ConfigError, PlatformUnavailable
-from confcom.services.device_plugin_grpc import GrpcSocket
-from confcom.services.http_server import Listener, serve_http
-from confcom.services.unix_listener import UnixListener
+from confcom.services.device_plugin.grpc import GrpcSocket
+from confcom.services.runtime.http_server import Listener, serve_http
+from confcom.services.runtime.listener import UnixListener
 
 
 def test_a_symbolic_link_at_the_path_is_refused_and_not_followed(tmp_path: Path) -> None:
@@ -41,7 +41,7 @@ def test_a_link_put_in_place_of_the_new_socket_does_not_get_its_mode(
     victim = tmp_path / "victim"
     victim.write_text("precious")
     victim.chmod(0o600)
-    monkeypatch.setattr("confcom.services.unix_listener.secrets.token_hex", lambda size: "0" * 8)
+    monkeypatch.setattr("confcom.services.runtime.listener.secrets.token_hex", lambda size: "0" * 8)
     place = tmp_path / ".aesm.socket.00000000"
     real_open = os.open
 
@@ -96,7 +96,7 @@ def test_a_directory_that_the_kubelet_made_is_explained_to_a_helper_that_is_not_
 import os
 from pathlib import Path
 from confcom.errors import PlatformUnavailable
-from confcom.services.unix_listener import UnixListener
+from confcom.services.runtime.listener import UnixListener
 os.setgroups([]), os.setgid(65532), os.setuid(65532)
 try:
     UnixListener(Path({str(directory / "aesm.socket")!r}), backlog=128)

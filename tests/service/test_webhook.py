@@ -29,10 +29,9 @@ from confcom.admission.grants import Grants
 from confcom.errors import ConfigError
 from confcom.pki.serving_pair import make_serving_pair
 from confcom.protocols.admission import MAX_REVIEW
-from confcom.services.http_server import Listener, serve_http
-from confcom.services.tls import HeldTls
-from confcom.services.webhook_http import WebhookApp
-from confcom.services.webhook_metrics import WebhookMetrics
+from confcom.services.runtime.http_server import Listener, serve_http
+from confcom.services.runtime.tls import HeldTls
+from confcom.services.webhook.webhook_http import WebhookApp, WebhookMetrics
 from json_patch_apply import apply_patch
 from sgx_pods import ENCLAVE, EPC, INTEL, PROVISION, canonical, container, labelled, pod
 

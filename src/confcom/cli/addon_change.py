@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from confcom.addon.changes import Addon, to_enable, to_update
 from confcom.cli.addon_options import VERSION, addon_option, note, target_of, target_options, with_addon
 from confcom.cli.addon_output import output_option, print_result, profile
 from confcom.cli.addon_settings import changes_of, setting_options
@@ -15,7 +16,6 @@ from confcom.cli.addon_view import show_changes
 from confcom.manifests import certification
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.addon_state import AddonState
-from confcom.services.addon import Addon, to_enable, to_update
 
 DEFAULT_TIMEOUT = 300
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from confcom.addon.changes import Addon
 from confcom.cli.addon_change import DEFAULT_TIMEOUT
 from confcom.cli.addon_options import VERSION, addon_option, note, target_of, target_options, with_addon
 from confcom.cli.addon_output import output_option, print_result, profile
@@ -14,7 +15,6 @@ from confcom.cli.addon_view import show_changes
 from confcom.errors import ConfigError
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.addon_state import AddonState
-from confcom.services.addon import Addon
 
 MAX_SHOWN = 20
 """Pods that are named one by one."""

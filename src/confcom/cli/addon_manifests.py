@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from confcom.addon.changes import next_ca
 from confcom.cli.addon_options import VERSION, addon_option, note
 from confcom.cli.addon_output import yaml_documents
 from confcom.cli.addon_settings import changes_of, setting_options
@@ -16,7 +17,6 @@ from confcom.errors import ConfigError
 from confcom.manifests.addon import render
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.simulated import WORLD_KEY, WORLD_SECRET
-from confcom.services.addon_webhook_ca import next_ca
 
 MAX_MACHINE = 16 * 1024
 """Bytes of a machine file."""
@@ -44,7 +44,7 @@ def manifests(simulated_world: Path | None, **flags: Any) -> None:  # noqa: ANN4
         if simulated_world is None:
             note(f"not included: Secret {WORLD_SECRET} with the key {WORLD_KEY}; name its content: --simulated-world")
         else:
-            from confcom.services.addon_simulation import simulated_objects
+            from confcom.addon.changes import simulated_objects
 
             content = read_input(simulated_world, MAX_MACHINE, "machine file")
             objects[2:2] = simulated_objects(_now(), machine_file=content)

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
+from confcom.addon.changes import Addon
 from confcom.cli.printable import printable
 from confcom.cluster.objects import ClusterObjects
 from confcom.errors import ConfigError
 from confcom.manifests.addon_state import API_KEY
 from confcom.manifests.objects import ADDON, MANAGER
-from confcom.services.addon import Addon
 
 VERSION = version("confcom")
 _Result = TypeVar("_Result")

@@ -10,10 +10,10 @@ from typing import Any
 import click
 import yaml  # type: ignore[import-untyped]  # the package carries no types
 
+from confcom.addon.changes import Shown
 from confcom.cli.printable import printable
 from confcom.manifests.addon_state import API_KEY, AddonState, flat_settings
 from confcom.manifests.objects import ADDON
-from confcom.services.addon import Shown
 
 FORMATS = ("json", "yaml", "table", "tsv", "none")
 WIDTH = 100

@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
+from confcom.addon.changes import Addon
 from confcom.cli.addon_options import addon_option, target_of, target_options, with_addon
 from confcom.cli.addon_output import output_option, print_result, shown
 from confcom.manifests.addon_state import API_KEY
 from confcom.manifests.objects import ADDON
-from confcom.services.addon import Addon
 
 DESCRIPTION = "SGX device plugin and admission webhook; with --enable-sgxquotehelper also the SGX quote helper."
 

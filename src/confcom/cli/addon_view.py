@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import click
 
+from confcom.addon.plan import Change
 from confcom.cli.printable import printable
-from confcom.services.addon_plan import Change
 
 _MARKS = {"create": ("+", "green"), "delete": ("-", "red"), "change": ("~", "yellow"), "unchanged": (" ", "")}
 _LINES = {"+": "green", "-": "red", "@": "cyan"}

@@ -19,11 +19,9 @@ from confcom.collateral.resolve import SourceOptions, resolve
 from confcom.collateral.store_database import is_store_file
 from confcom.errors import ConfigError
 from confcom.pki.roots import TrustRoots
-from confcom.services import collateral_service as service
-from confcom.services.collateral_cache import Upstream
-from confcom.services.runtime import stop_on_signals
-from confcom.services.settings import load, render
-from confcom.services.telemetry import configure_logging
+from confcom.services.collateral import collateral_service as service
+from confcom.services.collateral.cache import Upstream
+from confcom.services.runtime.process import configure_logging, load, render, stop_on_signals
 
 MAX_KEY = 4096
 """Bytes of the file with upstream's key."""
@@ -113,7 +111,7 @@ def _simulated(
             advice="Make one with `confcom simulate machine -o FILE`, and name it with --simulated-machine FILE.",
         )
     # Here, because it brings the simulator along, and --help and --print-config do without.
-    from confcom.services.wiring import simulated_upstream
+    from confcom.wiring import simulated_upstream
 
     upstream = simulated_upstream(Path(config.simulated_machine), clock)
     return (None if config.mode == "offline" else upstream), upstream.trust_roots

@@ -15,7 +15,7 @@ from confcom.cli.demo_view import View
 from confcom.cli.exit_codes import ExitCode
 from confcom.cli.outputs import write_file
 from confcom.collateral.bundle import load_bundle
-from confcom.services.wiring import create_machine_file, declare_enclave, export_simulated_collateral
+from confcom.wiring import create_machine_file, declare_enclave, export_simulated_collateral
 
 
 @click.command()

@@ -22,7 +22,7 @@ from confcom.formats.sgx import ReportBody
 from confcom.pki.roots import TrustRoot, TrustRoots
 from confcom.platforms.aesm_client import AesmPlatform
 from confcom.platforms.enclave_quotes import EnclaveQuoteSource
-from confcom.services.wiring import declare_enclave, open_machine
+from confcom.wiring import declare_enclave, open_machine
 
 PRODUCT, MIN_SVN = 1, 2
 SIGNER = "Contoso"

@@ -11,12 +11,10 @@ import click
 
 from confcom.devices.host import Host
 from confcom.errors import ConfigError
-from confcom.services import device_plugin as service
-from confcom.services.device_plugin_config import DevicePluginConfig
-from confcom.services.device_plugin_parts import NodeCluster
-from confcom.services.runtime import stop_on_signals
-from confcom.services.settings import load, render
-from confcom.services.telemetry import configure_logging
+from confcom.services.device_plugin import plugin as service
+from confcom.services.device_plugin.parts import NodeCluster
+from confcom.services.device_plugin.plugin_config import DevicePluginConfig
+from confcom.services.runtime.process import configure_logging, load, render, stop_on_signals
 
 
 @click.command("device-plugin")
@@ -84,7 +82,7 @@ def _open_host(config: DevicePluginConfig) -> tuple[Host, str]:
         )
     # Here, because a real node needs nothing of these.
     from confcom.devices.declared_node import declare_node, parse_epc_sizes
-    from confcom.services.wiring import open_machine
+    from confcom.wiring import open_machine
 
     machine = Path(config.simulated_machine)
     open_machine(machine)  # a file that is none fails here, not in every container
@@ -94,7 +92,7 @@ def _open_host(config: DevicePluginConfig) -> tuple[Host, str]:
 
 def _open_cluster(config: DevicePluginConfig) -> NodeCluster:
     try:
-        from confcom.services.node_cluster import KubeNodeCluster
+        from confcom.services.device_plugin.epc_in_node_status import KubeNodeCluster
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"EPC in the Kubernetes API needs the package {error.name!r}", advice="Install confcom[kube]."

@@ -14,11 +14,16 @@ from confcom.cli.inputs import parse_time
 from confcom.cli.printable import printable
 from confcom.cli.trust_options import trust_roots
 from confcom.devices.host import Host
-from confcom.services.diagnose_aesm import DEFAULT_SOCKET, aesm_findings, mode_findings
-from confcom.services.diagnose_collateral import collateral_finding
-from confcom.services.diagnose_node import node_findings, simulated_platform
-from confcom.services.diagnose_quoting import quoting_findings, service_findings
-from confcom.services.diagnosis import Diagnosis, Level, Role, Subject
+from confcom.doctor.checks import Diagnosis, Level, Role, Subject
+from confcom.doctor.node_checks import node_findings, simulated_platform
+from confcom.doctor.quoting_checks import (
+    DEFAULT_SOCKET,
+    aesm_findings,
+    collateral_finding,
+    mode_findings,
+    quoting_findings,
+    service_findings,
+)
 
 _MARKS = {
     Level.OK: click.style("ok     ", fg="green"),

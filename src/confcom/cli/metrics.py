@@ -10,10 +10,8 @@ from typing import Any
 import click
 
 from confcom.errors import ConfigError
-from confcom.services.epc_metrics_config import MetricsConfig
-from confcom.services.runtime import stop_on_signals
-from confcom.services.settings import load, render
-from confcom.services.telemetry import configure_logging
+from confcom.services.metrics.exporter import MetricsConfig
+from confcom.services.runtime.process import configure_logging, load, render, stop_on_signals
 
 
 @click.command()
@@ -46,7 +44,7 @@ def metrics(config_file: Path | None, print_config: bool, debug: bool, **flags: 
 
 async def _run(config: MetricsConfig) -> None:
     try:
-        from confcom.services.epc_metrics import serve
+        from confcom.services.metrics.exporter import serve
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"watching the use of EPC needs the package {error.name!r}", advice="Install confcom[node,kube]."

@@ -125,7 +125,7 @@ def _whose(given: QuoteOptions) -> str:
 def _enclave(given: QuoteOptions) -> LocalEnclave | None:
     """The simulated enclave; None on hardware, where only the process itself could be one."""
     # Here, because it brings the simulator along, and --help does without.
-    from confcom.services.wiring import choose_platform, declare_enclave, load_declaration, open_machine
+    from confcom.wiring import choose_platform, declare_enclave, load_declaration, open_machine
 
     choice = choose_platform(given.platform, machine=given.simulated_machine)
     if choice.name == "simulated":
@@ -155,7 +155,7 @@ def _refuse_two_enclaves(given: QuoteOptions, decision: ModeDecision) -> None:
 
 
 def _platform(given: QuoteOptions) -> Platform:
-    from confcom.services.wiring import open_platform
+    from confcom.wiring import open_platform
 
     return open_platform(given.platform, machine=given.simulated_machine, host=given.host)
 

@@ -11,12 +11,10 @@ from pathlib import Path
 import click
 
 from confcom.platforms.interface import Platform
-from confcom.services import quote_helper as service
-from confcom.services.request_log import RequestLog
-from confcom.services.runtime import restart_when_killed, stop_on_signals
-from confcom.services.self_test import SelfTestKit
-from confcom.services.settings import load, render
-from confcom.services.telemetry import configure_logging
+from confcom.services.quote_helper import helper as service
+from confcom.services.quote_helper.request_log import RequestLog
+from confcom.services.quote_helper.self_test import SelfTestKit
+from confcom.services.runtime.process import configure_logging, load, render, restart_when_killed, stop_on_signals
 
 
 @click.command("quote-helper")
@@ -70,7 +68,7 @@ def quote_helper(
         click.echo(render(config))
         return
     # Here, because it brings the simulator along, and --help and --print-config do without.
-    from confcom.services.wiring import choose_platform, open_platform, self_test_kit
+    from confcom.wiring import choose_platform, open_platform, self_test_kit
 
     configure_logging(verbose=debug)
     restarts = restart_when_killed() if config.when_killed == "restart" else 0

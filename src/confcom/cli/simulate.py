@@ -50,7 +50,7 @@ def machine(
 
     With --world and --name, what was in the output file is replaced: that machine can always be made again.
     """
-    from confcom.services.wiring import create_machine_file, create_named_machine_file
+    from confcom.wiring import create_machine_file, create_named_machine_file
 
     if (world is None) != (not name):
         raise ConfigError("--world and --name come together", advice="Give both, or neither.")
@@ -81,7 +81,7 @@ def collateral(
     machine: Path, output: Path, at: str | None, tcb_status: str, advisory: tuple[str, ...], revoke: bool
 ) -> None:
     """Write what verifies the quotes of MACHINE: TCB info, QE identity, CRLs, issuer chains, and root_ca.pem."""
-    from confcom.services.wiring import export_simulated_collateral
+    from confcom.wiring import export_simulated_collateral
 
     now = parse_time(at, "--at")
     export_simulated_collateral(machine, output, now, tcb_status=tcb_status, advisory_ids=advisory, revoke_pck=revoke)
@@ -100,7 +100,7 @@ def collateral(
 @click.option("--debug", is_flag=True, help="A debug enclave, which verifiers refuse.")
 def enclave(output: Path, name: str, signer: str | None, product: int, svn: int, debug: bool) -> None:
     """Write the declaration of an enclave: its identity, for `confcom quote --enclave`."""
-    from confcom.services.wiring import load_declaration
+    from confcom.wiring import load_declaration
 
     lines = (
         f"enclave = {_toml_string(name, '--name')}",

@@ -13,9 +13,9 @@ import msgspec
 from rich.console import Console
 from rich.live import Live
 
+from confcom.addon.overview import Overview, Source, overview
 from confcom.cli.top_view import Before, show
 from confcom.errors import ClusterError, ConfigError
-from confcom.services.epc_overview import Overview, Source, overview
 
 WIDTH = 200
 """Columns where the output is no terminal: nothing is to be cut off."""

@@ -8,8 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from confcom.addon.overview import NodeLine, Overview, PodLine
 from confcom.cli.printable import printable
-from confcom.services.epc_overview import NodeLine, Overview, PodLine
 
 UNKNOWN = "-"
 MIB = 1 << 20

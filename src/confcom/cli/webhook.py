@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from confcom.errors import ConfigError
-from confcom.services.runtime import stop_on_signals
-from confcom.services.settings import load, render
-from confcom.services.telemetry import configure_logging
-from confcom.services.webhook_config import WebhookConfig
+from confcom.services.runtime.process import configure_logging, load, render, stop_on_signals
+from confcom.services.webhook.webhook_config import WebhookConfig
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -54,7 +52,7 @@ def webhook(config_file: Path | None, print_config: bool, debug: bool, **flags: 
 
 def _service() -> ModuleType:
     try:
-        from confcom.services import webhook as service
+        from confcom.services.webhook import webhook as service
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"the webhook needs the package {error.name!r}", advice="Install confcom[services,kube]."

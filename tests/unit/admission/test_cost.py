@@ -13,7 +13,7 @@ from confcom.admission.decision import MOST, Circumstances, Decision, decide_deb
 from confcom.errors import FormatError
 from confcom.protocols.admission import MAX_UID, parse_review
 from confcom.protocols.json_patch import difference
-from confcom.services.webhook_reviews import review
+from confcom.services.webhook.reviews import review
 from sgx_pods import AESMD, EPC, HELPER, INTEL, PROVISION, container, pod
 
 HERE = Circumstances(namespace="apps", largest_node=168, helper=False)

@@ -20,12 +20,12 @@ from confcom.manifests.objects import (
     PROVISION_RESOURCE,
 )
 from confcom.protocols import admission_rules
-from confcom.services.collateral_service import CollateralServiceConfig, parse_fmspcs
-from confcom.services.device_plugin_config import DevicePluginConfig
-from confcom.services.epc_metrics_config import MetricsConfig
-from confcom.services.quote_helper_config import QuoteHelperConfig
-from confcom.services.settings import load
-from confcom.services.webhook_config import WebhookConfig
+from confcom.services.collateral.collateral_service import CollateralServiceConfig, parse_fmspcs
+from confcom.services.device_plugin.plugin_config import DevicePluginConfig
+from confcom.services.metrics.exporter import MetricsConfig
+from confcom.services.quote_helper.helper_config import QuoteHelperConfig
+from confcom.services.runtime.process import load
+from confcom.services.webhook.webhook_config import WebhookConfig
 
 DAEMONS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "device-plugin": ("device-plugin", DevicePluginConfig),

@@ -1,0 +1,244 @@
+"""What an enable, update or disable would do to the objects in a cluster: pure, over JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import unified_diff
+from typing import Any, NamedTuple
+
+from confcom.cluster.node_values import BOOT_ANNOTATION, OVERCOMMIT_LABEL, TRUE_SIZE_LABEL
+from confcom.cluster.objects import NOT_FOUND, ClusterObjects, Ref
+from confcom.errors import ClusterRefused, ConfigError
+from confcom.manifests.addon_config import AddonConfig
+from confcom.manifests.dynamic_resources import trial_claim
+from confcom.manifests.objects import (
+    DEVICE_PLUGIN,
+    ENCLAVE_RESOURCE,
+    EPC_RESOURCE,
+    HELPER_EPC,
+    HELPER_RESOURCE,
+    ITSELF,
+    NAMESPACE,
+    PROVISION_RESOURCE,
+    QUOTE_HELPER,
+)
+from confcom.manifests.quote_helper import SOCKET_FOLDER
+from confcom.manifests.simulated import WORLD_SECRET
+from confcom.protocols.dra_objects import DRIVER
+
+# What the server writes beside what was applied.
+_SERVERS_OWN = ("creationTimestamp", "generation", "managedFields", "resourceVersion", "selfLink", "uid")
+_COUNTER = "deprecated.daemonset.template.generation"
+_SECRET_SHOWN = "(not shown)"  # noqa: S105 - no password
+
+WORLD_REF = Ref("v1", "Secret", NAMESPACE, WORLD_SECRET)
+STATE_REF = Ref("v1", "ConfigMap", NAMESPACE, ITSELF.name)
+NAMESPACE_REF = Ref("v1", "Namespace", "", NAMESPACE)
+PLUGIN_REF = Ref("apps/v1", "DaemonSet", NAMESPACE, DEVICE_PLUGIN.name)
+HELPER_REF = Ref("apps/v1", "DaemonSet", NAMESPACE, QUOTE_HELPER.name)
+KEPT = frozenset({WORLD_REF, STATE_REF})
+"""What outlives a disable: what the add-on remembers, and the simulated world that quotes were made in."""
+
+
+class Change(NamedTuple):
+    """What becomes of one object; `diff` has its lines."""
+
+    verb: str
+    ref: Ref
+    diff: tuple[str, ...] = ()
+
+
+def to_prune(present: Iterable[Ref], wanted: Iterable[Ref]) -> list[Ref]:
+    """What is there and not wanted, in the order of deletion: the last kinds first."""
+    keep = frozenset(wanted) | KEPT
+    return [ref for ref in reversed(list(present)) if ref not in keep]
+
+
+def change_of(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> Change:
+    """How an object changes. Contents of Secrets are not shown."""
+    ref = Ref.of(after)
+    old, new = ([] if one is None else _lines(one) for one in (before, after))
+    verb = "create" if before is None else "unchanged" if old == new else "change"
+    return Change(verb, ref, tuple(_diff(old, new)))
+
+
+def removal_of(present: Mapping[str, Any]) -> Change:
+    """An object that is deleted."""
+    return Change("delete", Ref.of(present))
+
+
+def _diff(old: Sequence[str], new: Sequence[str]) -> Iterable[str]:
+    # Without the three header lines.
+    return list(unified_diff(old, new, n=2, lineterm=""))[2:]
+
+
+def _lines(found: Mapping[str, Any]) -> list[str]:
+    shown = {key: value for key, value in found.items() if key != "status"}
+    shown["metadata"] = {key: value for key, value in found["metadata"].items() if key not in _SERVERS_OWN}
+    annotations = {key: value for key, value in (found["metadata"].get("annotations") or {}).items() if key != _COUNTER}
+    shown["metadata"]["annotations"] = annotations
+    if found["kind"] == "Secret":
+        shown["data"] = dict.fromkeys(found.get("data") or {}, _SECRET_SHOWN)
+    return json.dumps(shown, indent=2, sort_keys=True, ensure_ascii=False).splitlines()
+
+
+# --- Which pods use what the add-on provides, and what it has left on nodes -------------------------------------------
+
+
+DEVICE_RESOURCES = (EPC_RESOURCE, ENCLAVE_RESOURCE, PROVISION_RESOURCE)
+NODE_RESOURCES = (*DEVICE_RESOURCES, HELPER_RESOURCE, HELPER_EPC)
+PLUGIN_MARKS = (TRUE_SIZE_LABEL, OVERCOMMIT_LABEL, BOOT_ANNOTATION)
+"""Labels and annotations that the device plugin writes on its node. `confcom.dev/sgx` is the operator's, and stays."""
+
+_CLAIM = "a claim of EPC, with which it cannot end while the add-on is away"
+_OVER = ("Succeeded", "Failed")
+_SOCKET_FOLDER = re.compile(rf"(?:/var)?/run/{SOCKET_FOLDER.rpartition('/')[2]}(?:/.*)?")
+
+
+class Use(NamedTuple):
+    """A pod that uses EPC, the SGX devices or the quote helper."""
+
+    namespace: str
+    pod: str
+    node: str
+    what: tuple[str, ...]
+    claims: bool = False
+    """Whether it holds a claim, and so cannot end while the device plugin is away."""
+
+    def __str__(self) -> str:
+        where = f"on {self.node}" if self.node else "on no node yet"
+        return f"{self.namespace}/{self.pod} {where}: {', '.join(self.what)}"
+
+
+class Remains(NamedTuple):
+    """What is on a node of the add-on: extended resources in its status, and marks: labels and annotations."""
+
+    node: str
+    resources: tuple[str, ...]
+    marks: tuple[str, ...]
+
+
+def claim_holders(claims: Iterable[Mapping[str, Any]]) -> frozenset[tuple[str, str]]:
+    """Namespace and name of every pod for which something of our DRA driver is reserved."""
+    found = set()
+    for claim in claims:
+        status = claim.get("status") or {}
+        results = ((status.get("allocation") or {}).get("devices") or {}).get("results") or []
+        if any(result.get("driver") == DRIVER for result in results):
+            found |= {(claim["metadata"]["namespace"], one["name"]) for one in status.get("reservedFor") or []}
+    return frozenset(found)
+
+
+def uses(pods: Iterable[Mapping[str, Any]], holders: frozenset[tuple[str, str]] = frozenset()) -> list[Use]:
+    """Every pod outside the add-on that would notice its end; `holders` hold claims."""
+    found = []
+    for pod in pods:
+        metadata, spec = pod["metadata"], pod.get("spec") or {}
+        over = (pod.get("status") or {}).get("phase") in _OVER
+        if over or metadata["namespace"] == NAMESPACE:
+            continue
+        place = (metadata["namespace"], metadata["name"])
+        what = _what(spec) + ((_CLAIM,) if place in holders else ())
+        if what:
+            found.append(Use(*place, spec.get("nodeName", ""), what, place in holders))
+    return sorted(found)
+
+
+def remains(nodes: Iterable[Mapping[str, Any]]) -> list[Remains]:
+    """Nodes that still show something of the add-on."""
+    found = []
+    for node in nodes:
+        status, metadata = node.get("status") or {}, node["metadata"]
+        shown = {**(status.get("capacity") or {}), **(status.get("allocatable") or {})}
+        resources = tuple(name for name in NODE_RESOURCES if name in shown)
+        written = {**(metadata.get("labels") or {}), **(metadata.get("annotations") or {})}
+        marks = tuple(name for name in PLUGIN_MARKS if name in written)
+        if resources or marks:
+            found.append(Remains(metadata["name"], resources, marks))
+    return found
+
+
+def _what(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    amounts: dict[str, str] = {}
+    for one in [*(spec.get("initContainers") or []), *(spec.get("containers") or [])]:
+        limits = (one.get("resources") or {}).get("limits") or {}
+        amounts |= {name: str(limits[name]) for name in NODE_RESOURCES if name in limits}
+    found = [f"{name}={amount}" for name, amount in amounts.items() if name in DEVICE_RESOURCES]
+    paths = [(volume.get("hostPath") or {}).get("path", "") for volume in spec.get("volumes") or []]
+    if HELPER_RESOURCE in amounts or any(_SOCKET_FOLDER.fullmatch(path.rstrip("/")) for path in paths):
+        found.append("the quote helper")
+    return tuple(found)
+
+
+# --- What a cluster must be able to do for the add-on: asked before anything is changed, and said where i ---
+
+
+class Release(NamedTuple):
+    """A minor release of Kubernetes."""
+
+    major: int
+    minor: int
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}"
+
+
+OLDEST = Release(1, 30)
+"""Admission policies and the match conditions of webhooks are stable, and tokens of pods name their node."""
+OLDEST_WITH_CLAIMS = Release(1, 34)
+"""Claims are stable (resource.k8s.io/v1), and can ask for a part of a device where a feature gate lets them."""
+USUAL_WITH_CLAIMS = Release(1, 36)
+"""That gate is on by default."""
+GATE = "DRAConsumableCapacity"
+MAX_SHOWN = 80
+"""Characters of a version that are shown."""
+
+_VERSION = re.compile(r"v?(\d{1,4})\.(\d{1,4})(?:\D|$)")
+
+
+def release_of(version: str) -> Release | None:
+    """The release that a version such as `v1.33.5-gke.12` belongs to; None where it names none."""
+    found = _VERSION.match(version)
+    return Release(int(found[1]), int(found[2])) if found else None
+
+
+async def check_cluster(cluster: ClusterObjects, config: AddonConfig) -> None:
+    """Refuse with a `ConfigError` what this cluster cannot do; one that does not say what it is gets a chance."""
+    version = await cluster.version()
+    release = release_of(version)
+    if release is not None and release < OLDEST:
+        raise ConfigError(
+            f"this cluster is Kubernetes {_shown(version)}, and the add-on needs {OLDEST} or later",
+            advice="Bring the cluster to a later version first; nothing was changed.",
+        )
+    if config.publisher != "dra":
+        return
+    if release is not None and release < OLDEST_WITH_CLAIMS:
+        raise _no_claims(f"this cluster is Kubernetes {_shown(version)}")
+    if not await _keeps_amounts_of_claims(cluster):
+        raise _no_claims(f"this cluster, Kubernetes {_shown(version)}, has it switched off")
+
+
+async def _keeps_amounts_of_claims(cluster: ClusterObjects) -> bool:
+    """Whether the server would keep a claim's amount: it drops fields whose feature gate is off without a word."""
+    try:
+        kept = await cluster.apply(trial_claim(), dry_run=True)
+    except ClusterRefused as refused:
+        if refused.status == NOT_FOUND:
+            return False
+        raise
+    return all("capacity" in request["exactly"] for request in kept["spec"]["spec"]["devices"]["requests"][:1])
+
+
+def _no_claims(found: str) -> ConfigError:
+    return ConfigError(
+        f"--publisher dra needs claims of parts of a device, which Kubernetes has from {USUAL_WITH_CLAIMS} on (in "
+        f"{OLDEST_WITH_CLAIMS} and 1.35 with the feature gate {GATE}); {found}",
+        advice="Publish EPC as a resource instead, which every version can: --publisher auto.",
+    )
+
+
+def _shown(version: str) -> str:
+    return version.removeprefix("v")[:MAX_SHOWN]

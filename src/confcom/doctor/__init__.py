@@ -1,0 +1,1 @@
+"""`confcom doctor`: why something does not work here, and what to do."""

@@ -1,0 +1,1 @@
+"""The collateral service: Intel's documents and PCK certificates over PCCS' interface."""

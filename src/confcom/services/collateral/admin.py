@@ -1,0 +1,411 @@
+"""What operators and provisioning tools send to the collateral service: platforms to register, refreshes."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from functools import partial
+from mmap import ACCESS_READ, mmap
+from typing import Annotated, BinaryIO
+
+import msgspec
+import structlog
+from starlette.requests import Request
+
+from confcom.collateral.appraisal_policies import STRUCTURE
+from confcom.collateral.platform_collateral import PlatformCollateral
+from confcom.collateral.platform_import import Taken, take_platform_collateral
+from confcom.collateral.registrations import PAGE, Place, Registration, State
+from confcom.errors import CollateralNotFound, FormatError
+from confcom.protocols.pcs import MAX_PLATFORM_MANIFEST, HttpResponse, PckCertRequest, PckCertsRequest, Update
+from confcom.protocols.pcs_answers import hex_field
+from confcom.services.collateral.answers import (
+    JSON,
+    REQUEST_ID,
+    SUCCESS,
+    TEXT,
+    Answer,
+    Refused,
+    Send,
+    answer_of,
+    error_answer,
+    json_answer,
+    text_answer,
+)
+from confcom.services.collateral.cache import CollateralCache, PckCertificates
+from confcom.services.collateral.callers import Bodies, Tokens
+from confcom.services.collateral.refresh import Refresher, RefreshReport
+from confcom.services.collateral.service_http import Routes
+
+# --- What operators and provisioning tools send to the collateral service: platforms to register, refreshes -----------
+
+
+REGISTRATION = "platform registration"
+
+MAX_REGISTRATION = 256 << 10
+"""Bytes of one platform that registers: a manifest of 128 KiB at most, and little else."""
+
+MAX_PAGE = 1000
+"""Platforms that a client may ask for at a time."""
+
+
+class Administration:
+    """The paths that change something; all want a token."""
+
+    def __init__(
+        self,
+        cache: CollateralCache,
+        certificates: PckCertificates,
+        refresher: Refresher,
+        *,
+        tokens: Tokens,
+        bodies: Bodies,
+    ) -> None:
+        self._cache = cache
+        self._certificates = certificates
+        self._registrations = cache.store.registrations
+        self._refresher = refresher
+        self._tokens = tokens
+        self._bodies = bodies
+
+    def routes(self) -> Routes:
+        """The paths, in both versions of the interface."""
+        handlers: Routes = {
+            "platforms": {"GET": self.list_platforms, "POST": self.register, "DELETE": self.remove_platforms},
+            "platformcollateral": {"PUT": self.take_collateral},
+            "refresh": {"GET": self.refresh, "POST": self.refresh},
+        }
+        return {
+            f"/sgx/certification/v{version}/{name}": methods for name, methods in handlers.items() for version in (3, 4)
+        }
+
+    async def register(self, request: Request) -> Answer:
+        """Take a platform in: its certificate and collateral are fetched now, or it is queued (offline)."""
+        self._tokens.require(request, "user")
+        updates = _updates(request.query_params.get("update", "standard"))
+        async with self._bodies.read(request, limit=MAX_REGISTRATION) as body:
+            platform = _decode(body)
+        await self._certificates.register(_request(platform), updates)
+        return text_answer(SUCCESS)
+
+    async def list_platforms(self, request: Request) -> Answer:
+        """The queue (source=reg, reg_na), or the platforms in the store by FMSPC. Reading changes nothing.
+
+        All of them, sent as they are read; with `limit`, so many from the place `after` that the page before names.
+        """
+        self._tokens.require(request, "admin")
+        source = request.query_params.get("source", "reg").lower()
+        state: State = {"reg": "waiting", "reg_na": "unavailable"}.get(source, "cached")  # type: ignore[assignment]
+        fmspcs = _fmspcs(source) if state == "cached" else []
+        count = await self._cache.read(lambda: self._registrations.count(state, fmspcs=fmspcs))
+        headers = [("platform-count", str(count))]
+        limit = request.query_params.get("limit")
+        after = _place(request.query_params.get("after", ""))
+        if limit is None:
+            return StreamedAnswer(headers, self._stream(state, fmspcs, after))
+        page = await self._page(state, fmspcs, after, _limit(limit))
+        if len(page) == _limit(limit):
+            headers.append(("platform-next", _place_text(page[-1].place)))
+        return json_answer([_listed(entry) for entry in page], headers=tuple(headers))
+
+    async def _page(
+        self, state: State, fmspcs: Sequence[bytes], after: Place | None, limit: int
+    ) -> tuple[Registration, ...]:
+        return await self._cache.read(lambda: self._registrations.page(state, fmspcs=fmspcs, after=after, limit=limit))
+
+    async def _stream(self, state: State, fmspcs: Sequence[bytes], after: Place | None) -> AsyncIterator[bytes]:
+        page = await self._page(state, fmspcs, after, PAGE)
+        start = b"["
+        while page:
+            yield start + b",".join(msgspec.json.encode(_listed(entry)) for entry in page)
+            start = b","
+            page = await self._page(state, fmspcs, page[-1].place, PAGE)
+        yield b"]" if start == b"," else b"[]"
+
+    async def remove_platforms(self, request: Request) -> Answer:
+        """Remove a platform (qeid), or all that have not been seen since a time (not_seen_since)."""
+        self._tokens.require(request, "admin")
+        qe_id, since = (request.query_params.get(name) for name in ("qeid", "not_seen_since"))
+        platforms = self._cache.store.platforms
+        if (qe_id is None) == (since is None):
+            raise FormatError("is needed, or not_seen_since, and not both", structure="PCS request", field="qeid")
+        if qe_id is not None:
+            named = _hex(qe_id, "qeid")
+            removed = await self._cache.read(lambda: platforms.remove(named))
+            if not removed:
+                raise CollateralNotFound(f"there is no platform with QE_ID {named.hex()[:260]}")
+        else:
+            time = _time(since or "")
+            removed = await self._cache.read(lambda: platforms.remove_unseen(time))
+        self._cache.store_changed()
+        return json_answer({"message": SUCCESS, "removed": removed})
+
+    async def take_collateral(self, request: Request) -> Answer:
+        """Take in what Intel's client tool fetched where there is a network; all of it is verified."""
+        self._tokens.require(request, "admin")
+        now = self._cache.clock()
+
+        def take(file: BinaryIO, proceed: Callable[[], None]) -> Taken:
+            with map_file(file) as data:
+                return take_platform_collateral(self._cache.store, PlatformCollateral(data), now=now, proceed=proceed)
+
+        async with self._bodies.keep(request) as file:
+            taken = await self._cache.upload(partial(take, file))
+        return text_answer(SUCCESS) if not taken.refused else _refusal(taken)
+
+    async def refresh(self, request: Request) -> Answer:
+        """Ask upstream again for every document, or (type=certs, fmspc=…) for the platforms' certificates."""
+        self._tokens.require(request, "admin")
+        if self._cache.upstream is None:
+            raise Refused(
+                503, "an offline service has nobody to ask", advice="Import collateral into the store instead."
+            )
+        match request.query_params.get("type", "").lower():
+            case "":
+                report = await self._refresher.refresh_documents()
+            case "certs":
+                named = request.query_params.get("fmspc", "")
+                fmspcs = (
+                    [] if named.lower() in ("", "all") else _fmspcs(named if named.startswith("[") else f"[{named}]")
+                )
+                report = await self._refresher.refresh_certificates(fmspcs)
+            case _:
+                raise FormatError("is not certs", structure="PCS request", field="type")
+        return _report(report)
+
+
+def _report(report: RefreshReport) -> Answer:
+    if not report.failures:
+        return json_answer({"message": SUCCESS, **report.as_dict()})
+    return json_answer({"error": "Some could not be refreshed; the rest was.", **report.as_dict()}, status=502)
+
+
+def _refusal(taken: Taken) -> Answer:
+    """What was refused of an upload, with the status of the first; the rest was kept."""
+    (what, error), *_ = (*taken.refused_documents, *taken.refused_platforms)
+    documents = [{"document": name} | failure.as_dict() for name, failure in taken.refused_documents]
+    platforms = [{"qe_id": name} | failure.as_dict() for name, failure in taken.refused_platforms]
+    structlog.get_logger().warning(
+        "collateral.upload", kept=taken.platforms, refused=taken.refused, first=what, reason=error.message
+    )
+    kept = {"documents": taken.documents, "platforms": taken.platforms, "certificates": taken.certificates}
+    message = f"{taken.refused} were refused, the rest was kept; the first is {what}: {error.message}"
+    more = {"message": message, "kept": kept, "refused": taken.refused, "documents": documents, "platforms": platforms}
+    return error_answer(error, more=more)
+
+
+@contextmanager
+def map_file(file: BinaryIO) -> Iterator[bytes | mmap]:
+    """The content of a file, mapped into memory: pages come and go as they are looked at."""
+    if not file.seek(0, os.SEEK_END):
+        yield b""  # nothing cannot be mapped
+        return
+    with mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        yield data
+
+
+class StreamedAnswer(Answer):
+    """A JSON answer of unknown length, sent in pieces while it is read."""
+
+    def __init__(self, headers: Sequence[tuple[str, str]], pieces: AsyncIterator[bytes]) -> None:
+        super().__init__(200, [(name.encode(), value.encode()) for name, value in headers], b"")
+        self._pieces = pieces
+
+    def __post_init__(self) -> None:
+        """Leave the length open."""
+        self.headers = [(b"Content-Type", JSON.encode()), (b"Cache-Control", b"no-store"), *self.headers]
+        self.size = 0
+
+    async def send(self, id_: bytes, send: Send) -> None:
+        """Send the head, then each piece."""
+        headers = [*self.headers, (REQUEST_ID, id_)]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        async for piece in self._pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+# --- JSON -----------------------------------------------------------------------------------------------------------
+
+
+class _Platform(msgspec.Struct):
+    """A platform as Intel's retrieval tool writes it; numbers are little-endian hexadecimal digits.
+
+    A manifest suffices; without one, CPUSVN, PCESVN and encrypted PPID are needed.
+    """
+
+    qe_id: Annotated[str, msgspec.Meta(min_length=2, max_length=260)]
+    pce_id: Annotated[str, msgspec.Meta(min_length=4, max_length=4)]
+    cpu_svn: Annotated[str, msgspec.Meta(max_length=32)] | None = None
+    pce_svn: Annotated[str, msgspec.Meta(max_length=4)] | None = None
+    enc_ppid: Annotated[str, msgspec.Meta(max_length=768)] | None = None
+    platform_manifest: Annotated[str, msgspec.Meta(max_length=2 * MAX_PLATFORM_MANIFEST)] | None = None
+
+
+_PLATFORM = msgspec.json.Decoder(_Platform)
+
+
+def _request(platform: _Platform) -> PckCertRequest | PckCertsRequest:
+    qe_id, pce_id = _hex(platform.qe_id, "qe_id"), _hex(platform.pce_id, "pce_id")
+    ppid = _hex(platform.enc_ppid, "enc_ppid") if platform.enc_ppid else None
+    manifest = _hex(platform.platform_manifest, "platform_manifest") if platform.platform_manifest else None
+    if platform.cpu_svn and platform.pce_svn:
+        pce_svn = int.from_bytes(_hex(platform.pce_svn, "pce_svn"), "little")
+        request = PckCertRequest(_hex(platform.cpu_svn, "cpu_svn"), pce_svn, pce_id, qe_id, ppid, manifest)
+        if manifest is None and request.encrypted_ppid is None:
+            raise _needed("enc_ppid")
+        return request
+    if manifest is None:
+        raise _needed("cpu_svn" if not platform.cpu_svn else "pce_svn")
+    return PckCertsRequest(pce_id, ppid, manifest, qe_id=qe_id)
+
+
+def _needed(field: str) -> FormatError:
+    return FormatError(
+        "is missing or zero: without a platform_manifest, cpu_svn, pce_svn and enc_ppid are needed",
+        structure=REGISTRATION,
+        field=field,
+    )
+
+
+def _listed(entry: Registration) -> dict[str, str]:
+    request = entry.request
+    raw = (b"", b"")
+    if isinstance(request, PckCertRequest):
+        raw = (request.cpu_svn, request.pce_svn.to_bytes(2, "little"))
+    values = {
+        "qe_id": request.qe_id,
+        "pce_id": request.pce_id,
+        "cpu_svn": raw[0],
+        "pce_svn": raw[1],
+        "enc_ppid": request.encrypted_ppid,
+        "platform_manifest": request.platform_manifest,
+    }
+    return {name: (value or b"").hex().upper() for name, value in values.items()}
+
+
+def _updates(text: str) -> tuple[Update, ...]:
+    match text.lower():
+        case ("standard" | "early") as update:
+            return (update,)
+        case "all":
+            return ("standard", "early")
+        case _:
+            raise FormatError("is none of standard, early, all", structure="PCS request", field="update")
+
+
+def _limit(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 4 and 1 <= int(text) <= MAX_PAGE):
+        raise FormatError(f"is no number from 1 to {MAX_PAGE}", structure="PCS request", field="limit")
+    return int(text)
+
+
+def _place_text(place: Place) -> str:
+    return ".".join(map(str, place))
+
+
+def _place(text: str) -> Place | None:
+    if not text:
+        return None
+    match = re.fullmatch(r"([0-9a-f]{0,12})\.([0-9a-f]{2,260})\.([0-9a-f]{4})\.([0-9a-f]{0,32})\.([0-9]{1,5})", text)
+    if match is None:
+        raise FormatError("is not what platform-next said", structure="PCS request", field="after")
+    fmspc, qe_id, pce_id, cpu_svn, pce_svn = match.groups()
+    return Place(fmspc, qe_id, pce_id, cpu_svn, int(pce_svn))
+
+
+def _time(text: str) -> datetime:
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        time = None
+    if time is None or time.tzinfo is None:
+        raise FormatError("is no time such as 2026-03-01T12:00:00Z", structure="PCS request", field="not_seen_since")
+    return time
+
+
+def _decode(body: bytes) -> _Platform:
+    try:
+        return _PLATFORM.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise FormatError(f"not the documented JSON: {error}", structure=REGISTRATION, field="") from error
+
+
+def _fmspcs(text: str) -> list[bytes]:
+    if not (text.startswith("[") and text.endswith("]")):
+        raise FormatError("is none of reg, reg_na, [FMSPC,…]", structure="PCS request", field="source")
+    named = [part.strip().strip("\"'") for part in text[1:-1].split(",") if part.strip()]
+    found = [_hex(part, "fmspc") for part in named]
+    if len(found) > 1000 or any(len(fmspc) != 6 for fmspc in found):
+        raise FormatError("names FMSPCs of 12 hexadecimal digits", structure="PCS request", field="fmspc")
+    return found
+
+
+def _hex(text: str, field: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError as error:
+        raise FormatError("is not hexadecimal digits", structure=REGISTRATION, field=field) from error
+
+
+# --- `appraisalpolicy`: appraisal policies as Intel's caching service keeps them for its appraisal library ------------
+
+
+MAX_POLICY = 256 * 1024
+"""Characters of a policy; Intel's have some thousand."""
+MAX_AGE = 3600
+"""Seconds that clients may keep one: it changes when an administrator says so."""
+
+
+class PolicyPaths:
+    """The path in both versions of the interface: reading is open, changing wants the admin token."""
+
+    def __init__(self, cache: CollateralCache, *, tokens: Tokens, bodies: Bodies) -> None:
+        self._cache = cache
+        self._tokens = tokens
+        self._bodies = bodies
+
+    def routes(self) -> Routes:
+        """Both paths."""
+        methods = {"GET": self.read, "PUT": self.put}
+        return {f"/sgx/certification/v{version}/appraisalpolicy": methods for version in (3, 4)}
+
+    async def read(self, request: Request) -> Answer:
+        """The default policy of an FMSPC: the text that was put."""
+        fmspc = hex_field(request.query_params.get("fmspc", ""), 6, "PCS request", "fmspc")
+        policy = await self._cache.read(lambda: self._cache.store.policies.default(fmspc))
+        if policy is None:
+            raise CollateralNotFound(
+                f"there is no default appraisal policy of FMSPC {fmspc.hex()}",
+                advice="Put one: pccsadmin.py put -u https://HOST:8081/sgx/certification/v4/appraisalpolicy -d "
+                "-f FMSPC -i policy.jwt",
+            )
+        headers = (("Content-Type", TEXT), ("Cache-Control", f"max-age={MAX_AGE}"))
+        return answer_of(HttpResponse(200, headers, policy.encode()))
+
+    async def put(self, request: Request) -> Answer:
+        """Keep a policy; answers with its id."""
+        self._tokens.require(request, "admin")
+        async with self._bodies.read(request, limit=2 * MAX_POLICY) as body:
+            id_ = await self._cache.read(lambda: self._put(body))
+        return text_answer(id_)
+
+    def _put(self, body: bytes) -> str:
+        try:
+            found = _FORM.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise FormatError(f"not the documented JSON: {error}", structure=STRUCTURE, field="") from error
+        fmspc = hex_field(found.fmspc, 6, STRUCTURE, "fmspc")
+        return self._cache.store.policies.put(found.policy, fmspc=fmspc, default=found.is_default)
+
+
+class _Form(msgspec.Struct):
+    is_default: bool
+    fmspc: str
+    policy: Annotated[str, msgspec.Meta(max_length=MAX_POLICY)]
+
+
+_FORM = msgspec.json.Decoder(_Form)

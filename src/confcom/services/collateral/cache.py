@@ -1,0 +1,557 @@
+"""What the collateral service has and how it gets more: store, upstream source, one question per missing thing.
+
+Nothing here knows HTTP. Whatever comes from upstream is verified by the store before it is kept or given to anybody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, Protocol, TypeVar
+
+from confcom.collateral.documents import Document, DocumentKey, DocumentKind, keys_for
+from confcom.collateral.pck_platform import require_raw_tcb, require_same_platform, require_stated
+from confcom.collateral.pck_selection import CertificatesUnavailable, require_pck_certificate
+from confcom.collateral.platform_import import tcb_info_to_select_by
+from confcom.collateral.registrations import Registration
+from confcom.collateral.store import CollateralStore
+from confcom.collateral.store_platforms import PlatformTcb, PlatformUpdate, own_tcb, require_one_processor
+from confcom.collateral.verified_document import verify_document
+from confcom.errors import (
+    CollateralError,
+    CollateralNotFound,
+    CollateralUnavailable,
+    FormatError,
+    MismatchError,
+    VerificationError,
+)
+from confcom.protocols.pcs import PckCertificateAnswer, PckCertRequest, PckCertsRequest, Update
+from confcom.services.collateral.allowances import Questions
+from confcom.services.collateral.service_metrics import CollateralMetrics
+from confcom.services.runtime.process import Overloaded, WorkerThreads
+
+T = TypeVar("T")
+Mode = Literal["lazy", "offline"]
+
+MAX_REMEMBERED_FAILURES = 4096
+"""Things whose failure is remembered; clients choose what they ask for, so there must be an end."""
+
+
+class Upstream(Protocol):
+    """Where missing collateral comes from: a `CollateralSource`, as far as the service needs it. Calls block."""
+
+    def fetch_document(self, key: DocumentKey) -> Document:
+        """Get one document."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A document to serve. `stale` says that it has expired and no newer one could be had.
+
+    `issuer_chain` is PEM: the document's own, for the root CA CRL, which has none, the root.
+    """
+
+    document: Document
+    expires: datetime
+    issuer_chain: bytes
+    stale: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheLimits:
+    """All in seconds, but `threads` and `waiting`."""
+
+    answer_timeout: float = 20.0
+    """How long a client waits for upstream; the question goes on without it."""
+    remember_missing: float = 60.0
+    """How long upstream is not asked again for what it does not have."""
+    remember_failure: float = 5.0
+    """The same after a failure that may pass."""
+    threads: int = 8
+    """Questions to upstream at a time."""
+    waiting: int = 256
+    """Questions that may wait for their turn."""
+
+
+class SingleFlight:
+    """Runs one coroutine per key at a time; all who ask meanwhile get its outcome, also when they come and go."""
+
+    def __init__(self) -> None:
+        self._under_way: dict[Hashable, asyncio.Task[Any]] = {}
+
+    async def run(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """The outcome of the run that is under way for the key, or of a new one."""
+        task = self._under_way.get(key)
+        if task is None:
+            task = asyncio.create_task(start(), name=f"collateral {key}")
+            self._under_way[key] = task
+            task.add_done_callback(lambda done: self._ended(key, done))
+        # One who leaves must not take the outcome away from the others.
+        outcome: T = await asyncio.shield(task)
+        return outcome
+
+    def runs(self, key: Hashable) -> bool:
+        """Whether a run is under way for the key."""
+        return key in self._under_way
+
+    async def close(self) -> None:
+        """End what is under way."""
+        tasks = list(self._under_way.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ended(self, key: Hashable, task: asyncio.Task[Any]) -> None:
+        del self._under_way[key]
+        if not task.cancelled():
+            task.exception()  # whoever waited knows; if nobody did, it is not a mistake
+
+
+class CollateralCache:
+    """The store behind threads, and upstream behind the store."""
+
+    def __init__(
+        self,
+        store: CollateralStore,
+        upstream: Upstream | None,
+        *,
+        source: str,
+        clock: Callable[[], datetime],
+        metrics: CollateralMetrics,
+        limits: CacheLimits,
+        questions: Questions,
+    ) -> None:
+        """Without an upstream the cache is offline: what is not in the store is not there. `source` is its name."""
+        self.store = store
+        self.upstream = upstream
+        self.source = source
+        self.clock = clock
+        self.limits = limits
+        self.generation = 0
+        """Grows whenever the store may have changed."""
+        self.grown = asyncio.Event()
+        """Set with it, for whoever completes what came."""
+        self._metrics = metrics
+        self._questions = questions
+        self._flights = SingleFlight()
+        self._readers = WorkerThreads("collateral-store", threads=2, max_waiting=4096)
+        self._uploads = WorkerThreads("collateral-upload", threads=1, max_waiting=4)
+        self._closing = False
+        self._askers = WorkerThreads("collateral-upstream", threads=limits.threads, max_waiting=limits.waiting)
+        self._failures: OrderedDict[Hashable, tuple[float, CollateralError]] = OrderedDict()
+
+    async def close(self) -> None:
+        """End questions under way, and the threads."""
+        self._closing = True
+        await self._flights.close()
+        self._askers.close(timeout=0)
+        await asyncio.to_thread(self._uploads.close)
+        await asyncio.to_thread(self._readers.close)
+
+    def store_changed(self) -> None:
+        """Let nobody rely on what was read from the store before."""
+        self.generation += 1
+        self.grown.set()
+
+    async def read(self, call: Callable[[], T]) -> T:
+        """Run a call on the store in its threads."""
+        return await self._readers.run(call)
+
+    async def upload(self, call: Callable[[Callable[[], None]], T]) -> T:
+        """Run a long call on the store in a thread of its own, one at a time. It calls what it is given now and then,
+        which lets other threads run, and ends it when the service does.
+        """
+        result = await self._uploads.run(lambda: call(self._yield))
+        self.store_changed()
+        return result
+
+    def _yield(self) -> None:
+        if self._closing:
+            raise Overloaded
+        time.sleep(0.0001)  # 0 would not let a thread that waits for the interpreter have it first
+
+    # --- documents ----------------------------------------------------------------------------------------------------
+
+    async def document(self, key: DocumentKey, *, caller: str | None = None) -> Served:
+        """A document: from the store while it is fresh, else from upstream, else a stale one from the store.
+
+        `caller` is the address that asks without a token, None for a request with a token and for a refresh.
+        """
+        now = self.clock()
+        stored = await self.read(lambda: self.stored(key, now))
+        if stored is not None and not stored.stale:
+            self._metrics.cache.labels("store").inc()
+            return stored
+        try:
+            fetched = await self.once(key, lambda: self.fetch(key), caller=caller)
+        except (CollateralError, Overloaded):
+            self._metrics.cache.labels("missing" if stored is None else "stale").inc()
+            if stored is None:
+                raise
+            return stored
+        if fetched.stale:
+            # Azure's cache serves documents that have expired; asking for them at every request makes them no fresher.
+            self._remember(key, CollateralNotFound(f"{self.source} has only an expired {key}"))
+        self._metrics.cache.labels("upstream").inc()
+        return fetched
+
+    def stored(self, key: DocumentKey, now: datetime) -> Served | None:
+        """The version in force in the store (a call that blocks)."""
+        version = self.store.in_force(key, at=now)
+        if version is None:
+            return None
+        document = self.store.load(version)
+        chain = document.issuer_chain
+        if key.kind is DocumentKind.ROOT_CA_CRL:
+            chain = verify_document(document, roots=self.store.roots).root.pem
+        return Served(document, version.expires, chain, stale=version.expires < now)
+
+    async def fetch(self, key: DocumentKey) -> Served:
+        """Ask upstream, verify, keep, and give what is then in force: an older answer does not replace a newer one."""
+        upstream = self._required_upstream(str(key))
+        document = await self._ask(key.kind.value, lambda: upstream.fetch_document(key))
+        now = self.clock()
+        served = await self._verified(lambda: self._keep(document, now))
+        self.store_changed()
+        return served
+
+    def _keep(self, document: Document, now: datetime) -> Served:
+        self.store.add([document], seen=now, source=self.source)
+        stored = self.stored(document.key, now)
+        if stored is None:
+            raise CollateralNotFound(f"the store does not give the {document.key} back")
+        return stored
+
+    # --- PCK certificates ---------------------------------------------------------------------------------------------
+
+    async def ask_pck_certificate(self, request: PckCertRequest) -> PckCertificateAnswer:
+        """Ask upstream for a PCK certificate; who keeps it verifies it."""
+        upstream = self._required_upstream("a PCK certificate")
+        ask = getattr(upstream, "fetch_pck_certificate", None)
+        if ask is None:
+            raise CollateralNotFound(
+                f"{self.source} gives no PCK certificates",
+                advice="Register the platform with a service that does, or put its certificates into the store.",
+            )
+        answer: PckCertificateAnswer = await self._ask("pck-certificate", lambda: ask(request))
+        return answer
+
+    async def ask_pck_certificates(self, request: PckCertsRequest) -> tuple[PckCertificateAnswer, ...]:
+        """Ask upstream for all PCK certificates of a platform; who keeps them verifies them."""
+        upstream = self._required_upstream("a PCK certificate")
+        ask = getattr(upstream, "fetch_pck_certificates", None)
+        if ask is None:
+            raise CollateralNotFound(
+                f"{self.source} does not list PCK certificates, as a platform without a raw TCB needs",
+                advice="Register the platform with its CPUSVN, PCESVN and encrypted PPID too.",
+            )
+        entries, chain = await self._ask("pck-certificate", lambda: ask(request))
+        found = ((entry.certificate, entry.tcbm) for entry in entries if entry.certificate is not None)
+        return tuple(PckCertificateAnswer(certificate, chain, tcbm) for certificate, tcbm in found)
+
+    async def refresh(self, key: DocumentKey) -> Served:
+        """Ask upstream for a document again, whatever was remembered; whoever asks for it now waits for this too."""
+        return await self._flights.run(key, lambda: self.fetch(key))
+
+    async def once(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, T]], *, caller: str | None = None) -> T:
+        """Run for a client: one run per key at a time, failures remembered for a while, no longer than it waits.
+
+        `caller` as in `document`: too many runs that it begins are `AskedTooOften`.
+        """
+        until, failure = self._failures.get(key, (0.0, None))
+        if failure is not None and time.monotonic() < until:
+            raise _anew(failure)
+        if caller is not None and self.upstream is not None and not self._flights.runs(key):
+            self._questions.spend(caller)
+        try:
+            async with asyncio.timeout(self.limits.answer_timeout):
+                return await self._flights.run(key, start)
+        except TimeoutError:
+            raise Overloaded from None
+        except CollateralError as error:
+            self._remember(key, error)
+            raise
+
+    async def keep(self, call: Callable[[], T]) -> T:
+        """Run a call that verifies and writes; refusals count as upstream's."""
+        result = await self._verified(call)
+        self.store_changed()
+        return result
+
+    # --- how ----------------------------------------------------------------------------------------------------------
+
+    def _remember(self, key: Hashable, error: CollateralError) -> None:
+        missing = isinstance(error, CollateralNotFound)
+        seconds = self.limits.remember_missing if missing else self.limits.remember_failure
+        if self.upstream is None:
+            return  # a file that is imported now must be seen now
+        self._failures[key] = (time.monotonic() + seconds, _anew(error))
+        self._failures.move_to_end(key)
+        if len(self._failures) > MAX_REMEMBERED_FAILURES:
+            self._failures.popitem(last=False)
+
+    def forget_failures(self) -> None:
+        """Ask upstream again for everything."""
+        self._failures.clear()
+
+    def _required_upstream(self, what: str) -> Upstream:
+        if self.upstream is None:
+            raise CollateralNotFound(
+                f"{what} is not in the store, and this service is offline",
+                advice="Import it into the store (`confcom collateral import`), or run the service with an upstream.",
+            )
+        return self.upstream
+
+    async def _ask(self, what: str, call: Callable[[], T]) -> T:
+        self._metrics.upstream_requests.labels(what).inc()
+        return await self._verified(call, run=self._askers.run)
+
+    async def _verified(self, call: Callable[[], T], run: Callable[[Callable[[], T]], Awaitable[T]] | None = None) -> T:
+        """Run a call; whatever is wrong with upstream's answer counts, and is a `CollateralError` with the reason."""
+        try:
+            return await (run or self._readers.run)(call)
+        except CollateralError as error:
+            self._metrics.upstream_errors.labels(error.code).inc()
+            raise
+        except (FormatError, VerificationError) as error:
+            self._metrics.upstream_errors.labels(error.code).inc()
+            raise CollateralUnavailable(
+                f"{self.source} gave something that is refused: {error.code}: {error}", advice=error.advice()
+            ) from error
+
+
+def _anew(error: CollateralError) -> CollateralError:
+    """The same error without the stack of where it was raised, which would keep everything there alive."""
+    return type(error)(error.message, advice=error.advice())
+
+
+# --- PCK certificates of the collateral service: by the platform's raw TCB from the store, from upstream, ---
+
+
+STRUCTURE = "PCS request"
+
+CLAIM_AGAIN = timedelta(days=1)
+"""Age from which upstream is asked again for what a caller without a token claimed."""
+NOTE_AGAIN = timedelta(days=1)
+"""How much later a platform must ask for it to be noted again; anybody may ask, so writes have a limit."""
+
+
+class PlatformUnknown(CollateralNotFound):
+    """No certificate of this platform is here, and nobody can be asked. Answered with 461."""
+
+
+class OtherProcessor(CollateralError):
+    """Upstream's certificate is not of the processor that is known under this QE_ID. Answered with 460."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundPck:
+    """A PCK certificate; `lasting` says that everybody who asks the same may be given it from memory."""
+
+    answer: PckCertificateAnswer
+    lasting: bool = True
+
+
+class PckCertificates:
+    """Finds, fetches and keeps PCK certificates."""
+
+    def __init__(self, cache: CollateralCache) -> None:
+        self._cache = cache
+        self._store = cache.store
+        self._registrations = cache.store.registrations
+
+    async def find(self, request: PckCertRequest, *, caller: str) -> FoundPck:
+        """The certificate for a raw TCB. `caller` is the address that asks.
+
+        (1) the one that was kept for exactly this TCB of a platform that is registered, or that the caller claimed;
+        (2) the one that upstream gives, which is kept;
+        (3) if nobody can be asked, the best of the platform's certificates in the store.
+        """
+        platform = platform_of(request)
+        # (1)
+        kept = await self._cache.read(lambda: self._kept(platform, request.encrypted_ppid, caller))
+        if kept is not None:
+            return kept
+        # (2)
+        failure: CollateralError | Overloaded | None = None
+        if self._cache.upstream is not None:
+            try:
+                return await self._cache.once(
+                    ("pck", request, caller), lambda: self.fetch(request, caller=caller), caller=caller
+                )
+            except (CollateralError, Overloaded) as error:
+                failure = error
+        # (3) The platform may have taken an update a moment ago.
+        try:
+            selected = await self._cache.read(lambda: self._selected(platform, caller))
+        except CollateralNotFound as missing:
+            raise failure or missing from None
+        return FoundPck(selected, lasting=False)
+
+    def _kept(self, platform: PlatformTcb, encrypted_ppid: bytes | None, caller: str) -> FoundPck | None:
+        kept, now = self._store.platforms.pck_certificate(platform), self._cache.clock()
+        if kept is None:
+            claim = self._store.claims.of_caller(caller, platform, encrypted_ppid)
+            if claim is None or now - claim.last_seen >= CLAIM_AGAIN:
+                return None
+            return FoundPck(claim.answer, lasting=False)
+        if now - self._store.platforms.last_asked(platform) >= NOTE_AGAIN:
+            self._store.platforms.saw(platform, kept, seen=now)
+        return FoundPck(kept)
+
+    async def fetch(
+        self, request: PckCertRequest, *, trusted: bool = False, asked: bool = True, caller: str | None = None
+    ) -> FoundPck:
+        """Ask upstream and keep what it gives. `trusted` lets it replace certificates of another processor.
+
+        `asked` says that the platform itself asks, and not a refresh; `caller` is an address that does so without a
+        token.
+        """
+        complete, claimed = await self._cache.read(lambda: self._completed(request, caller))
+        answer = await self._cache.ask_pck_certificate(complete)
+
+        def keep() -> FoundPck:
+            return self._keep(complete, answer, trusted=trusted, asked=asked, claimed_by=caller if claimed else None)
+
+        return await self._cache.keep(keep)
+
+    def _completed(self, request: PckCertRequest, caller: str | None) -> tuple[PckCertRequest, bool]:
+        """The request with the encrypted PPID or manifest that the platform was registered with.
+
+        A caller without a token cannot replace these; of a platform that is not registered it may give its own, once.
+        The second value says that it is the caller's claim alone which platform this is.
+        """
+        given = request.encrypted_ppid is not None or request.platform_manifest is not None
+        if given and caller is None:
+            return request, False
+        platform = platform_of(request)
+        for registration in self._registrations.of_platform(platform.qe_id, platform.pce_id):
+            told = registration.request
+            if told.encrypted_ppid is not None or told.platform_manifest is not None:
+                ppid, manifest = told.encrypted_ppid, told.platform_manifest
+                return replace(request, encrypted_ppid=ppid, platform_manifest=manifest), False
+        bound = self._store.platforms.pck_certificates(platform.qe_id, platform.pce_id)
+        if not given and caller is not None and not bound:
+            request = replace(request, encrypted_ppid=self._store.claims.ppid_of_caller(caller, platform))
+        return request, caller is not None
+
+    def _keep(
+        self,
+        request: PckCertRequest,
+        answer: PckCertificateAnswer,
+        *,
+        trusted: bool,
+        asked: bool,
+        claimed_by: str | None,
+    ) -> FoundPck:
+        platform, now = platform_of(request), self._cache.clock()
+        verified = self._store.platforms.verify(answer, platform.pce_id)
+        require_stated(answer, verified.answer)
+        require_raw_tcb(verified.answer, cpu_svn=platform.cpu_svn, pce_svn=platform.pce_svn)
+        others = self._store.platforms.pck_certificates(platform.qe_id, platform.pce_id)
+        if others and not trusted:
+            try:
+                require_same_platform(others[0], answer, roots=self._store.roots)
+            except MismatchError as error:
+                raise OtherProcessor(error.message, advice=error.advice()) from error
+        if claimed_by is not None and not others:
+            self._store.claims.put(claimed_by, platform, request.encrypted_ppid, verified, seen=now)
+            self._store.observe_platform(verified.extension, seen=now)
+            return FoundPck(verified.answer, lasting=False)
+        kept = self._store.platforms.add_pck_certificate(platform, answer, seen=now, source=self._cache.source)
+        self._registrations.put(_cached(request, kept, now, asked=asked))
+        return FoundPck(kept)
+
+    async def fetch_all(self, request: PckCertsRequest, *, asked: bool = True) -> PckCertificateAnswer:
+        """Ask upstream for all certificates of a platform that gave its manifest, and keep each for its own TCB.
+
+        Gives one of them. They may replace certificates of another processor: the platform was registered.
+        """
+        answers = await self._cache.ask_pck_certificates(request)
+        if not answers:
+            raise CertificatesUnavailable(f"{self._cache.source} has no PCK certificate for any TCB of this platform")
+        return await self._cache.keep(lambda: self._keep_all(request, answers, asked=asked))
+
+    def _keep_all(
+        self, request: PckCertsRequest, answers: Sequence[PckCertificateAnswer], *, asked: bool
+    ) -> PckCertificateAnswer:
+        now, platforms = self._cache.clock(), self._store.platforms
+        found = [platforms.verify(answer, request.pce_id) for answer in answers]
+        for answer, verified in zip(answers, found, strict=True):
+            require_stated(answer, verified.answer)
+        require_one_processor(found)
+        own = tuple((own_tcb(_qe_id(request), request.pce_id, one.answer), one) for one in found)
+        registration = _cached(request, found[0].answer, now, asked=asked)
+        platforms.keep([PlatformUpdate(own, (registration,))], seen=now, source=self._cache.source)
+        return found[0].answer
+
+    async def register(
+        self, request: PckCertRequest | PckCertsRequest, updates: Sequence[Update] = ("standard",)
+    ) -> None:
+        """Take a platform in: fetch its certificates and the collateral of these sets for it; offline, queue it.
+
+        A failure of upstream leaves the platform in the queue and is raised.
+        """
+        now = self._cache.clock()
+        if self._cache.upstream is None:
+            await self._cache.read(lambda: self._enqueue(request))
+            return
+        try:
+            if isinstance(request, PckCertsRequest):
+                answer = await self.fetch_all(request)
+            else:
+                answer = (await self.fetch(request, trusted=True)).answer
+        except CollateralError as error:
+            missing = isinstance(error, CollateralNotFound)
+            state = Registration(request, "unavailable" if missing else "waiting", now)
+            await self._cache.read(lambda: self._registrations.put(state))
+            raise
+        for update in updates:
+            for key in keys_for(answer.fmspc or b"", answer.ca or "platform", "sgx", update):
+                await self._cache.document(key)
+
+    def _enqueue(self, request: PckCertRequest | PckCertsRequest) -> None:
+        if isinstance(request, PckCertsRequest):
+            found = self._store.platforms.pck_certificates(_qe_id(request), request.pce_id)
+            kept = next(iter(found), None)
+        else:
+            kept = self._store.platforms.pck_certificate(platform_of(request))
+        fmspc = b"" if kept is None else kept.fmspc or b""
+        state = Registration(request, "waiting" if kept is None else "cached", self._cache.clock(), fmspc)
+        self._registrations.put(state)
+
+    def _selected(self, platform: PlatformTcb, caller: str | None = None) -> PckCertificateAnswer:
+        """The best certificate in the store (a call that blocks); why there is none is raised."""
+        found = self._store.platforms.pck_certificates(platform.qe_id, platform.pce_id)
+        if not found and caller is not None:
+            found = self._store.claims.certificates(caller, platform)
+        if not found:
+            raise PlatformUnknown(
+                f"no PCK certificate of the platform with QE_ID {platform.qe_id.hex()} is in the store",
+                advice="Register the platform (POST platforms) with a service that has an upstream, or import its "
+                "certificates (PUT platformcollateral).",
+            )
+        tcb_info = tcb_info_to_select_by(self._store, found[0].fmspc or bytes(6), self._cache.clock())
+        return require_pck_certificate(found, cpu_svn=platform.cpu_svn, pce_svn=platform.pce_svn, tcb_info=tcb_info)
+
+
+def _cached(
+    request: PckCertRequest | PckCertsRequest, kept: PckCertificateAnswer, now: datetime, *, asked: bool
+) -> Registration:
+    seen = now if asked else datetime.fromtimestamp(0, UTC)
+    return Registration(request, "cached", now, kept.fmspc or b"", seen)
+
+
+def platform_of(request: PckCertRequest) -> PlatformTcb:
+    """The platform and raw TCB of a request; a caching service knows platforms by their QE_ID."""
+    return PlatformTcb(_qe_id(request), request.pce_id, request.cpu_svn, request.pce_svn)
+
+
+def _qe_id(request: PckCertRequest | PckCertsRequest) -> bytes:
+    if request.qe_id is None:
+        raise FormatError("is missing: a caching service knows platforms by it", structure=STRUCTURE, field="qeid")
+    return request.qe_id

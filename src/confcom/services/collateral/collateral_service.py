@@ -1,0 +1,416 @@
+"""The collateral service: what Intel publishes about platforms, by the paths of Intel's caching service (PCCS).
+
+Clients of PCS and PCCS (Intel's QPL, az-dcap-client, Trustee, dcap-qvl) only change a URL. This module is the life
+of the process; `collateral_cache` has what is served, `collateral_http` how, `collateral_tls` the certificate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import structlog
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request
+
+from confcom.cluster.published_ca import PublishedCa
+from confcom.collateral.clock import Dates, rfc3339
+from confcom.collateral.documents import DocumentKey
+from confcom.collateral.store import CollateralStore
+from confcom.collateral.store_watch import StoreWatch
+from confcom.errors import ConfcomError, ConfigError
+from confcom.pki.roots import TrustRoots
+from confcom.protocols.pcs import HttpResponse, Tee
+from confcom.services.collateral.admin import Administration, PolicyPaths
+from confcom.services.collateral.allowances import Questions
+from confcom.services.collateral.answers import Answer, HotAnswers, answer_of, json_answer, server_secrets
+from confcom.services.collateral.cache import CacheLimits, CollateralCache, PckCertificates, SingleFlight, Upstream
+from confcom.services.collateral.callers import Bodies, BodyLimits, Tokens
+from confcom.services.collateral.certificates import CertificateKeeper, RotationPolicy
+from confcom.services.collateral.refresh import Need, Refresher, RefreshPolicy, needs_in
+from confcom.services.collateral.service_config import CollateralServiceConfig
+from confcom.services.collateral.service_http import CollateralApp, Routes
+from confcom.services.collateral.service_metrics import CollateralMetrics, seconds_between
+from confcom.services.runtime.http_server import Listener, serve_http
+from confcom.services.runtime.process import Overloaded
+from confcom.services.runtime.tls import HeldTls, TlsFiles
+
+# --- Health, readiness and metrics of the collateral service: which FMSPC lacks which fresh document ------------------
+
+
+LOOK_AGAIN = timedelta(seconds=30)
+"""After this time the store is looked through anew, even if nothing is known to have changed in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What is in the store, by the time when it expires, and what should be there."""
+
+    expires: dict[DocumentKey, datetime]
+    dates: Dates | None
+    needs: tuple[Need, ...]
+    seen: datetime
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A document that an FMSPC lacks, or has only expired."""
+
+    tee: Tee
+    fmspc: bytes
+    key: DocumentKey
+    expired: datetime | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For machines and people."""
+        problem = "missing" if self.expired is None else f"expired at {rfc3339(self.expired)}"
+        return {"fmspc": self.fmspc.hex(), "tee": self.tee, "document": str(self.key), "problem": problem}
+
+
+class Readiness:
+    """Looks at the store in the background of requests, and says what is lacking."""
+
+    def __init__(
+        self,
+        cache: CollateralCache,
+        metrics: CollateralMetrics,
+        *,
+        required: Sequence[tuple[Tee, bytes]] = (),
+        hindrance: Callable[[], str] = lambda: "",
+    ) -> None:
+        """`required` are the FMSPCs to be ready for, besides those of the known platforms and those asked for.
+
+        `hindrance` says what else keeps clients from being served; nothing does if it is empty.
+        """
+        self._hindrance = hindrance
+        self._cache = cache
+        self._metrics = metrics
+        self._required = tuple(required)
+        self._flight = SingleFlight()
+        self._inventory: Inventory | None = None
+        metrics.watch_expiry(self._seconds_to_expiry)
+
+    def routes(self) -> Routes:
+        """The paths of health, readiness and metrics."""
+        return {
+            "/healthz": {"GET": self.healthz},
+            "/readyz": {"GET": self.readyz},
+            "/metrics": {"GET": self.metrics},
+        }
+
+    async def healthz(self, request: Request) -> Answer:
+        """The loop turns."""
+        del request
+        return json_answer({"status": "alive"})
+
+    async def readyz(self, request: Request) -> Answer:
+        """200 when every FMSPC has what its quotes are judged with, else 503 with what is lacking."""
+        del request
+        body = await self._state()
+        return json_answer(body, status=200 if body["ready"] else 503)
+
+    async def metrics(self, request: Request) -> Answer:
+        """Everything that is counted, in Prometheus' text form."""
+        del request
+        self._metrics.ready.set((await self._state())["ready"])
+        body = generate_latest(self._metrics.registry)
+        return answer_of(HttpResponse(200, (("Content-Type", CONTENT_TYPE_LATEST),), body))
+
+    async def _state(self) -> dict[str, Any]:
+        """Whether the service is ready, and why not: what /readyz and the metric say."""
+        try:
+            inventory = await self._look()
+        except (ConfcomError, Overloaded) as error:
+            return {"ready": False, "reason": f"the store cannot be read: {error}"}
+        gaps = self.gaps(inventory)
+        reason = self._reason(inventory, gaps)
+        state: dict[str, Any] = {"ready": not reason}
+        if reason:
+            state["reason"] = reason
+        return state | {"documents": len(inventory.expires), "lacking": [gap.as_dict() for gap in gaps]}
+
+    def _reason(self, inventory: Inventory, gaps: Sequence[Gap]) -> str:
+        if reason := self._hindrance():
+            return f"clients do not trust the certificate yet: {reason}"
+        if self._cache.upstream is None and not inventory.expires:
+            return "the store is empty, and this service is offline: import collateral"
+        if inventory.dates is not None and (reason := inventory.dates.clock_problem(self._cache.clock())):
+            return reason
+        if gaps:
+            lacking = sorted({f"{gap.fmspc.hex()} ({gap.tee})" for gap in gaps})
+            return f"fresh collateral is lacking for FMSPC {', '.join(lacking)}"
+        return ""
+
+    def gaps(self, inventory: Inventory) -> list[Gap]:
+        """What is lacking now, by FMSPC.
+
+        What nobody asked for yet is lacking where a configured FMSPC or a known platform needs it, or nobody could be
+        asked. Elsewhere only what has expired is.
+        """
+        now, offline = self._cache.clock(), self._cache.upstream is None
+        return [
+            Gap(need.tee, need.fmspc, key, expires)
+            for need in inventory.needs
+            for key, expires in ((key, inventory.expires.get(key)) for key in need.keys)
+            if (expires is None and (need.firm or offline)) or (expires is not None and expires < now)
+        ]
+
+    async def _look(self) -> Inventory:
+        known, now = self._inventory, self._cache.clock()
+        if known is None or known.generation != self._cache.generation or now - known.seen > LOOK_AGAIN:
+            known = self._inventory = await self._flight.run("inventory", self._take)
+        return known
+
+    async def _take(self) -> Inventory:
+        now, generation, store = self._cache.clock(), self._cache.generation, self._cache.store
+
+        def look() -> Inventory:
+            found = ((key, store.in_force(key, at=now)) for key in store.document_keys())
+            versions = {key: version for key, version in found if version is not None}
+            expires = {key: version.expires for key, version in versions.items()}
+            dates = Dates.of((version.facts.issue_date, version.expires) for version in versions.values())
+            return Inventory(expires, dates, needs_in(store, self._required), now, generation)
+
+        return await self._cache.read(look)
+
+    def _seconds_to_expiry(self) -> Iterable[tuple[DocumentKey, float]]:
+        if self._inventory is None:
+            return []
+        now = self._cache.clock()
+        return [(key, seconds_between(now, expires)) for key, expires in self._inventory.expires.items()]
+
+
+# --- The certificate of a collateral service in a cluster: of its own making, or given in a Secret; its C ---
+
+
+COMMON_NAME = "confcom collateral service"
+FIELD_MANAGER = "confcom-collateral"
+CA_KEY = "ca-certificates.crt"
+"""What programs on Debian and Ubuntu read in /etc/ssl/certs, so that the ConfigMap can be mounted there."""
+
+
+class KeptTls(NamedTuple):
+    """What to serve with, and who keeps it in order."""
+
+    tls: HeldTls
+    keeper: CertificateKeeper
+
+
+@asynccontextmanager
+async def kept_certificate(
+    config: CollateralServiceConfig,
+    metrics: CollateralMetrics,
+    *,
+    clock: Callable[[], datetime],
+    stop: asyncio.Event,
+) -> AsyncIterator[KeptTls | None]:
+    """The certificate while the block runs, once there is one; None if `stop` was set before.
+
+    Credentials for the Kubernetes API that cannot be used are a `ConfigError`.
+    """
+    objects = PublishedCa(
+        namespace=config.tls_namespace,
+        secret=config.tls_secret,
+        config_map=config.tls_config_map,
+        key=CA_KEY,
+        kubeconfig=config.kubeconfig,
+        manager=FIELD_MANAGER,
+    )
+    policy = None if config.tls_given else _policy(config)
+    keeper = CertificateKeeper(objects, policy, metrics, clock=clock, name="collateral")
+    keeping = asyncio.create_task(keeper.run(config.tls_look_every), name="certificate")
+    try:
+        tls = await _first(keeper, keeping, stop)
+        yield None if tls is None else KeptTls(tls, keeper)
+    finally:
+        keeping.cancel()
+        with suppress(asyncio.CancelledError, Exception):  # what ended it has been raised already
+            await keeping
+        await objects.close()
+
+
+async def _first(keeper: CertificateKeeper, keeping: asyncio.Task[None], stop: asyncio.Event) -> HeldTls | None:
+    first, stopped = asyncio.create_task(keeper.first()), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({first, stopped, keeping}, return_when=asyncio.FIRST_COMPLETED)
+        if keeping.done():
+            keeping.result()
+        return first.result() if first.done() else None
+    finally:
+        first.cancel()
+        stopped.cancel()
+
+
+def _policy(config: CollateralServiceConfig) -> RotationPolicy:
+    lifetime, before, overlap = (
+        timedelta(seconds=seconds) for seconds in (config.tls_lifetime, config.tls_renew_before, config.tls_overlap)
+    )
+    return RotationPolicy(config.names(), lifetime, before, overlap, COMMON_NAME)
+
+
+__all__ = ["CollateralServiceConfig", "serve"]
+
+WATCH_STORE = 1.0
+"""Seconds between two looks at whether another process wrote to the store."""
+
+
+async def serve(
+    upstream: Upstream | None,
+    config: CollateralServiceConfig,
+    *,
+    roots: TrustRoots,
+    clock: Callable[[], datetime],
+    stop: asyncio.Event,
+    started: Callable[[str], None] | None = None,
+    registry: CollectorRegistry | None = None,
+) -> None:
+    """Serve until `stop` is set. `started` is told the URL; without `upstream`, or in offline mode, nobody is asked."""
+    config.check()
+
+    def seconds() -> float:
+        return clock().timestamp()
+
+    metrics = CollateralMetrics(registry or CollectorRegistry())
+    async with AsyncExitStack() as stack:
+        kept = None
+        if config.tls_secret:
+            kept = await stack.enter_async_context(kept_certificate(config, metrics, clock=clock, stop=stop))
+            if kept is None:
+                return
+        listener = listener_of(config, None if kept is None else kept.tls)
+        store = stack.enter_context(CollateralStore(_path(config), roots=roots))
+        watch = StoreWatch(store.path)
+        stack.callback(watch.close)
+        asked = None if config.mode == "offline" else upstream
+        cache = CollateralCache(
+            store,
+            asked,
+            source=config.upstream,
+            clock=clock,
+            metrics=metrics,
+            limits=_cache_limits(config),
+            questions=Questions(config.questions_per_address, config.questions, seconds),
+        )
+        stack.push_async_callback(cache.close)
+        certificates = PckCertificates(cache)
+        policy = RefreshPolicy(
+            every=config.refresh_every,
+            before_expiry=config.refresh_before,
+            retry=config.refresh_retry,
+            look=config.refresh_look,
+        )
+        required = parse_fmspcs(config.fmspcs)
+        refresher = Refresher(cache, certificates, policy=policy, metrics=metrics, required=required)
+        readiness = Readiness(
+            cache, metrics, required=required, hindrance=lambda: "" if kept is None else kept.keeper.not_ready
+        )
+        tokens = Tokens(config.user_token_hash, config.admin_token_hash, clock=seconds)
+        limits = BodyLimits(config.max_body, config.body_timeout, max(config.max_body, config.max_bodies))
+        bodies = Bodies(limits, folder=store.path.parent)
+        administration = Administration(cache, certificates, refresher, tokens=tokens, bodies=bodies)
+        policies = PolicyPaths(cache, tokens=tokens, bodies=bodies)
+        hot = HotAnswers(entries=config.memory_entries, size=config.memory)
+        more = {**administration.routes(), **policies.routes(), **readiness.routes()}
+        secrets = server_secrets(config.files())
+        app = CollateralApp(cache, certificates, hot, metrics, more=more, secrets=secrets)
+        tasks = [asyncio.create_task(_follow(watch, cache), name="store-watch")]
+        if asked is not None:
+            tasks.append(asyncio.create_task(refresher.run(), name="refresh"))
+        for task in tasks:
+            stack.push_async_callback(_end, task)
+        await serve_http(app, listener, stop=stop, started=started)
+
+
+async def _follow(watch: StoreWatch, cache: CollateralCache) -> None:
+    """Notice what other processes put into the store."""
+    while True:
+        await asyncio.sleep(WATCH_STORE)
+        if await cache.read(watch.changed):
+            cache.store_changed()
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    (outcome,) = await asyncio.gather(task, return_exceptions=True)
+    if isinstance(outcome, Exception):
+        structlog.get_logger().error("collateral.task", task=task.get_name(), reason=str(outcome))
+
+
+def _path(config: CollateralServiceConfig) -> Path:
+    path = Path(config.store).expanduser()
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"the folder of the store cannot be made: {path.parent}: {error.strerror}",
+            advice="Name a store in a folder that can be written (--store PATH).",
+        ) from error
+    return path
+
+
+def _cache_limits(config: CollateralServiceConfig) -> CacheLimits:
+    return CacheLimits(
+        answer_timeout=config.answer_timeout,
+        remember_missing=config.remember_missing,
+        remember_failure=min(config.remember_missing, CacheLimits().remember_failure),
+        threads=config.upstream_threads,
+    )
+
+
+def parse_fmspcs(named: tuple[str, ...]) -> tuple[tuple[Tee, bytes], ...]:
+    """FMSPCs with the kind of quotes, from FMSPC or tdx:FMSPC; anything else is a `ConfigError`."""
+    found: list[tuple[Tee, bytes]] = []
+    for name in named:
+        kind, _, digits = name.rpartition(":")
+        try:
+            fmspc = bytes.fromhex(digits)
+        except ValueError:
+            fmspc = b""
+        if kind not in ("", "sgx", "tdx") or len(fmspc) != 6:
+            raise ConfigError(f"{name!r} is not an FMSPC", advice="Write 12 hexadecimal digits, after tdx: for TDX.")
+        found.append(("tdx" if kind == "tdx" else "sgx", fmspc))
+    return tuple(found)
+
+
+def listener_of(config: CollateralServiceConfig, held: HeldTls | None = None) -> Listener:
+    """Where to listen, with a certificate that is held or one in files; plain HTTP needs to be asked for."""
+    tls = held or _tls(config)
+    if tls is None and not config.insecure_http and config.unix_socket is None:
+        raise ConfigError(
+            "no TLS certificate is given",
+            advice="Give --tls-certificate and --tls-key; for a first try on this machine, --insecure-http.",
+        )
+    return Listener(
+        address=_address(config.listen) if config.unix_socket is None else Path(config.unix_socket),
+        tls=tls,
+        max_connections=config.max_connections,
+        max_head=config.max_head,
+        head_timeout=config.head_timeout,
+        body_timeout=config.body_timeout,
+        idle_timeout=config.idle_timeout,
+        drain_timeout=config.drain_timeout,
+    )
+
+
+def _tls(config: CollateralServiceConfig) -> TlsFiles | None:
+    if config.tls_certificate is None and config.tls_key is None:
+        return None
+    if config.tls_certificate is None or config.tls_key is None:
+        raise ConfigError("a TLS certificate and its key come together", advice="Give both, or neither.")
+    if config.insecure_http or config.unix_socket is not None:
+        raise ConfigError("TLS is configured, and plain HTTP too", advice="Leave one of them out.")
+    return TlsFiles(Path(config.tls_certificate), Path(config.tls_key))
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, found, port = text.rpartition(":")
+    if not found or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"{text!r} is not HOST:PORT", advice="Write it as 0.0.0.0:8081 or [::]:8081.")
+    return host.strip("[]"), int(port)

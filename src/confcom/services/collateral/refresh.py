@@ -1,0 +1,287 @@
+"""Renewing what the collateral service holds, before it expires; one failure never keeps the rest from renewal."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+
+import structlog
+
+from confcom.collateral.documents import DocumentKey, DocumentKind, keys_for
+from confcom.collateral.registrations import Place, Registration, State
+from confcom.collateral.store import CollateralStore
+from confcom.collateral.store_rows import StoredVersion
+from confcom.errors import CollateralNotFound, ConfcomError
+from confcom.protocols.pcs import PckCaName, PckCertsRequest, Tee, Update
+from confcom.services.collateral.cache import CollateralCache, PckCertificates
+from confcom.services.collateral.service_metrics import CollateralMetrics
+from confcom.services.runtime.process import Overloaded
+
+# --- Which documents the FMSPCs of a collateral service need, to be ready and to be kept fresh ------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """The documents that judge quotes of an FMSPC. `firm` says that it was configured, or that a platform has it."""
+
+    tee: Tee
+    fmspc: bytes
+    keys: tuple[DocumentKey, ...]
+    firm: bool
+
+
+def needs_of(
+    documents: Iterable[DocumentKey],
+    platforms: Iterable[tuple[Tee, bytes, PckCaName]],
+    configured: Sequence[tuple[Tee, bytes]],
+) -> tuple[Need, ...]:
+    """What the configured FMSPCs, those of known platforms and those of TCB infos in the store need."""
+    known, present = sorted(set(platforms)), list(documents)
+    listed = {key.ca for key in present if key.ca is not None}
+    firm: set[tuple[Tee, bytes, Update]] = {(tee, fmspc, "standard") for tee, fmspc, _ in known}
+    firm |= {(tee, fmspc, "standard") for tee, fmspc in configured}
+    asked: set[tuple[Tee, bytes, Update]] = {
+        (key.tee or "sgx", key.fmspc or b"", "standard" if key.update is None else key.update)
+        for key in present
+        # Intel takes numbered sets off its service one day: what was asked for once need not stay fresh.
+        if key.kind is DocumentKind.TCB_INFO and not isinstance(key.update, int)
+    }
+    found = []
+    for tee, fmspc, update in sorted(firm | asked, key=str):
+        own: list[PckCaName] = [ca for of_tee, of, ca in known if (of_tee, of) == (tee, fmspc)]
+        # Of an FMSPC alone nobody knows the CA; servers have the platform CA.
+        cas: Sequence[PckCaName] = own or sorted(listed) or ("platform",)
+        found.append(Need(tee, fmspc, _keys(tee, fmspc, cas, update), (tee, fmspc, update) in firm))
+    return tuple(found)
+
+
+def needs_in(store: CollateralStore, configured: Sequence[tuple[Tee, bytes]]) -> tuple[Need, ...]:
+    """The needs of what a store holds (a call that blocks)."""
+    return needs_of(store.document_keys(), store.platforms.kinds(), configured)
+
+
+def _keys(tee: Tee, fmspc: bytes, cas: Iterable[PckCaName], update: Update) -> tuple[DocumentKey, ...]:
+    return tuple(dict.fromkeys(key for ca in cas for key in keys_for(fmspc, ca, tee, update)))
+
+
+_Job = tuple[object, Callable[[], Awaitable[bool]]]
+"""What is asked for, and how; whether it was renewed."""
+
+AT_A_TIME = 4
+"""Questions of one round at a time; clients' questions find room beside them."""
+
+
+GATHER = 0.5
+"""Seconds for which things that come one after the other are awaited, before what belongs to them is fetched."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefreshPolicy:
+    """When something is due; all in seconds."""
+
+    every: float = 24 * 3600.0
+    """Since upstream last gave it: Intel may publish a new one before the old one expires."""
+    before_expiry: float = 7 * 24 * 3600.0
+    """Within this time of its expiry, it is due at every retry."""
+    retry: float = 600.0
+    """Between two tries for the same thing."""
+    look: float = 60.0
+    """Between two looks at what is due."""
+
+
+@dataclass(slots=True)
+class RefreshReport:
+    """What a round did."""
+
+    renewed: int = 0
+    unchanged: int = 0
+    failures: list[tuple[str, ConfcomError]] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For machines: counts, and each failure with its code and advice."""
+        failures = [{"what": what} | error.as_dict() for what, error in self.failures]
+        return {"renewed": self.renewed, "unchanged": self.unchanged, "failed": failures}
+
+
+class Refresher:
+    """Asks upstream again for what is in the store."""
+
+    def __init__(
+        self,
+        cache: CollateralCache,
+        certificates: PckCertificates,
+        *,
+        policy: RefreshPolicy,
+        metrics: CollateralMetrics,
+        required: Sequence[tuple[Tee, bytes]] = (),
+    ) -> None:
+        """`required` are FMSPCs to have everything for, even if nobody asked for them yet."""
+        self._cache = cache
+        self._certificates = certificates
+        self._registrations = cache.store.registrations
+        self._policy = policy
+        self._metrics = metrics
+        self._required = tuple(required)
+        self._tried: dict[object, datetime] = {}
+
+    async def run(self) -> None:
+        """Look for ever at what is due, and refresh it."""
+        while True:
+            try:
+                await self.refresh_due()
+            except Exception:  # noqa: BLE001 - the next look must come, whatever was wrong with this one
+                structlog.get_logger().exception("collateral.refresh", outcome="aborted")
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Until the next look; sooner when something came, so that what belongs to it comes too."""
+        self._cache.grown.clear()
+        try:
+            async with asyncio.timeout(self._policy.look):
+                await self._cache.grown.wait()
+        except TimeoutError:
+            return
+        await asyncio.sleep(GATHER)
+
+    async def refresh_due(self) -> RefreshReport:
+        """Refresh what is due now."""
+        now = self._cache.clock()
+        versions = await self._cache.read(lambda: self._versions(now))
+        documents = [key for key, version in versions.items() if self._due(key, version, now)]
+        self._tried = {what: tried for what, tried in self._tried.items() if self._tried_lately(what, now)}
+        report = await self._round(documents, self._certificates_due(now), now)
+        if report.renewed or report.unchanged or report.failures:
+            self._finished(report)
+        return report
+
+    async def refresh_documents(self) -> RefreshReport:
+        """Refresh every document now."""
+        now = self._cache.clock()
+        versions = await self._cache.read(lambda: self._versions(now))
+        self._cache.forget_failures()
+        report = await self._round(list(versions), None, now)
+        self._finished(report)
+        return report
+
+    async def refresh_certificates(self, fmspcs: Sequence[bytes] = ()) -> RefreshReport:
+        """Refresh the PCK certificates of every platform, or of those of some FMSPCs, now."""
+        self._cache.forget_failures()
+        report = await self._round([], self._registered(fmspcs), self._cache.clock())
+        self._finished(report)
+        return report
+
+    def _versions(self, now: datetime) -> dict[DocumentKey, StoredVersion | None]:
+        store = self._cache.store
+        needed = (key for need in needs_in(store, self._required) for key in need.keys)
+        found = dict.fromkeys((*store.document_keys(), *needed))
+        return {key: store.in_force(key, at=now) for key in found}
+
+    def _due(self, key: DocumentKey, version: StoredVersion | None, now: datetime) -> bool:
+        if self._tried_lately(key, now):
+            return False
+        if version is None:
+            return True
+        if isinstance(key.update, int) and version.expires < now:
+            return False  # Intel renews a set while it serves it
+        seen = max((sighting.last_seen for sighting in version.sightings), default=version.facts.issue_date)
+        soon = version.expires - now <= timedelta(seconds=self._policy.before_expiry)
+        return soon or now - seen >= timedelta(seconds=self._policy.every)
+
+    async def _certificates_due(self, now: datetime) -> AsyncIterator[Registration]:
+        limits: dict[State, datetime] = {"cached": now - timedelta(seconds=self._policy.every), "waiting": now}
+        for state, until in limits.items():
+            pages = self._registrations.pages_due(state, until=until)
+            while page := await self._cache.read(lambda pages=pages: next(pages, ())):  # type: ignore[misc]
+                for entry in page:
+                    if not self._tried_lately(_name(entry), now):
+                        yield entry
+
+    async def _registered(self, fmspcs: Sequence[bytes]) -> AsyncIterator[Registration]:
+        after: Place | None = None
+        while page := await self._cache.read(
+            lambda after=after: self._registrations.page("cached", fmspcs=fmspcs, after=after)  # type: ignore[misc]
+        ):
+            for entry in page:
+                yield entry
+            after = page[-1].place
+
+    def _tried_lately(self, what: object, now: datetime) -> bool:
+        tried = self._tried.get(what)
+        return tried is not None and now - tried < timedelta(seconds=self._policy.retry)
+
+    async def _round(
+        self, documents: Sequence[DocumentKey], certificates: AsyncIterator[Registration] | None, now: datetime
+    ) -> RefreshReport:
+        report = RefreshReport()
+        jobs: list[_Job] = [(key, partial(self._document, key)) for key in documents]
+        for start in range(0, len(jobs), AT_A_TIME):
+            await self._attempt_all(jobs[start : start + AT_A_TIME], report, now)
+        if certificates is not None:
+            jobs = []
+            async for entry in certificates:
+                jobs.append((_name(entry), partial(self._certificate, entry)))
+                if len(jobs) == AT_A_TIME:
+                    await self._attempt_all(jobs, report, now)
+                    jobs = []
+            await self._attempt_all(jobs, report, now)
+        return report
+
+    async def _attempt_all(self, jobs: Sequence[_Job], report: RefreshReport, now: datetime) -> None:
+        for what, _ in jobs:
+            self._tried[what] = now
+        await asyncio.gather(*(self._attempt(str(what), call, report) for what, call in jobs))
+
+    async def _attempt(self, what: str, call: Callable[[], Awaitable[bool]], report: RefreshReport) -> None:
+        try:
+            renewed = await call()
+        except Overloaded:
+            return  # clients keep upstream busy; the next look comes soon
+        except ConfcomError as error:
+            report.failures.append((what, error))
+            self._metrics.refreshed.labels("failed").inc()
+            structlog.get_logger().warning(
+                "collateral.refreshed", outcome="failed", what=what, error=error.code, reason=error.message
+            )
+            return
+        report.renewed += renewed
+        report.unchanged += not renewed
+        self._metrics.refreshed.labels("renewed" if renewed else "unchanged").inc()
+
+    async def _document(self, key: DocumentKey) -> bool:
+        before = await self._cache.read(lambda: self._cache.stored(key, self._cache.clock()))
+        try:
+            after = await self._cache.refresh(key)
+        except CollateralNotFound:
+            if isinstance(key.update, int) and before is not None:
+                return False  # Intel takes old sets off its service; the store keeps them
+            raise
+        return before is None or before.document.digest() != after.document.digest()
+
+    async def _certificate(self, entry: Registration) -> bool:
+        request = entry.request
+        before = await self._cache.read(
+            lambda: self._cache.store.platforms.pck_certificates(request.qe_id or b"", request.pce_id)
+        )
+        if isinstance(request, PckCertsRequest):
+            after = await self._certificates.fetch_all(request, asked=False)
+        else:
+            after = (await self._certificates.fetch(request, trusted=entry.state == "waiting", asked=False)).answer
+        return after.certificate not in {answer.certificate for answer in before}
+
+    def _finished(self, report: RefreshReport) -> None:
+        self._metrics.last_refresh.set(self._cache.clock().timestamp())
+        structlog.get_logger().info(
+            "collateral.refresh", renewed=report.renewed, unchanged=report.unchanged, failed=len(report.failures)
+        )
+
+
+def _name(entry: Registration) -> str:
+    request = entry.request
+    qe_id = (request.qe_id or b"").hex()
+    if isinstance(request, PckCertsRequest):
+        return f"PCK certificates of QE_ID {qe_id}"
+    return f"PCK certificate of QE_ID {qe_id} at CPUSVN {request.cpu_svn.hex()}"

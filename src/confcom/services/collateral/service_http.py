@@ -1,0 +1,318 @@
+"""The collateral service over HTTP: documents and PCK certificates by the paths of PCS and PCCS, from memory if it can.
+
+`CollateralApp` is the ASGI application. What is asked again and again is answered before any routing; everything else
+goes through starlette.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Awaitable, Callable, Hashable, Mapping, MutableMapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+import structlog
+from starlette.requests import Request
+from starlette.routing import Route, Router
+
+from confcom.collateral.documents import DocumentKey, key_for
+from confcom.collateral.pck_platform import chain_expires
+from confcom.errors import CollateralNotFound, ConfcomError, FormatError
+from confcom.protocols import pcs
+from confcom.protocols.pcs_service import (
+    AZURE_METADATA,
+    ServedRequest,
+    document_response,
+    parse_request,
+    pck_certificate_response,
+)
+from confcom.services.collateral.allowances import address_of
+from confcom.services.collateral.answers import (
+    Answer,
+    HotAnswers,
+    Refused,
+    answer_of,
+    error_answer,
+    request_id,
+)
+from confcom.services.collateral.cache import CollateralCache, PckCertificates
+from confcom.services.collateral.service_metrics import CollateralMetrics
+from confcom.services.runtime.process import Overloaded
+
+STALE_FOR = 5.0
+"""Seconds that a stale answer is repeated from memory before upstream may be asked again."""
+MEMORY_FOR = 3600.0
+"""Seconds that a PCK certificate stays in memory."""
+MAX_AGE = 24 * 3600
+"""Seconds that clients may keep an answer; the most that Azure's client library takes."""
+MAX_QUERY = 4096
+"""Bytes; the longest that clients send has some 900."""
+MAX_PARAMETERS = 32
+DISTRIBUTION_HOSTS = frozenset(
+    {"api.trustedservices.intel.com", "certificates.trustedservices.intel.com", "simulated.confcom.invalid"}
+)
+"""Whose distribution points `crl?uri=` may name."""
+
+Handler = Callable[[Request], Awaitable[Answer]]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Routes = Mapping[str, Mapping[str, Handler]]
+"""Path → method → handler."""
+
+
+class CollateralApp:
+    """The application. `more` are further routes: administration, health, metrics; no error shows `secrets`."""
+
+    def __init__(
+        self,
+        cache: CollateralCache,
+        certificates: PckCertificates,
+        hot: HotAnswers,
+        metrics: CollateralMetrics,
+        *,
+        more: Routes,
+        secrets: re.Pattern[bytes],
+    ) -> None:
+        self._cache = cache
+        self._certificates = certificates
+        self._hot = hot
+        self._metrics = metrics
+        self._memory_hits = metrics.cache.labels("memory")
+        rest = Endpoint({"GET": self._collateral}, metrics, secrets)
+        routes = [Route(path, Endpoint(handlers, metrics, secrets)) for path, handlers in more.items()]
+        self._router = Router([*routes, Route("/{path:path}", rest)], redirect_slashes=False, default=rest)
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            return
+        if scope["method"] == "GET":
+            answer = self._from_memory(scope)
+            if answer is not None:
+                self._memory_hits.inc()
+                if answer.counter is not None:
+                    answer.counter.inc()
+                await answer.send(request_id(scope["headers"]), send)
+                return
+        await self._router(scope, receive, send)
+
+    def _now(self) -> float:
+        return self._cache.clock().timestamp()
+
+    def _from_memory(self, scope: MutableMapping[str, Any]) -> Answer | None:
+        try:
+            served = parse_request(scope["path"], _query(scope))
+            key = None if served is None else _remembered_as(served)
+        except ConfcomError:
+            return None  # the endpoint says what is wrong
+        return None if key is None else self._hot.get(key, self._now(), self._cache.generation)
+
+    # --- documents and certificates -----------------------------------------------------------------------------------
+
+    async def _collateral(self, request: Request) -> Answer:
+        served = parse_request(request.url.path, _query(request.scope))
+        if served is None:
+            raise Refused(404, "there is nothing at this path", advice=_SEE_REFERENCE)
+        generation = self._cache.generation
+        match served.request:
+            case pcs.PckCertRequest() as wanted:
+                found = await self._certificates.find(wanted, caller=address_of(request.scope))
+                age, until = self._freshness(chain_expires(found.answer).timestamp())
+                response = pck_certificate_response(served, found.answer, request_id="", max_age=age)
+                # It identifies a machine, so shared caches do not keep it.
+                answer = answer_of(response, ("Cache-Control", f"private, max-age={age}"))
+                until = min(until, self._now() + MEMORY_FOR) if found.lasting else 0.0
+            case pcs.PckCertsRequest() | pcs.FmspcsRequest():
+                raise Refused(
+                    404,
+                    f"{pcs.describe(served.request)}: this service does not list these",
+                    advice="Ask Intel's service; this one gives the certificate for one raw TCB at pckcert.",
+                )
+            case wanted:
+                answer, until = await self._document(served, wanted, address_of(request.scope))
+        answer.counter = self._metrics.requests.labels(_label(request.url.path), str(answer.status))
+        if until > self._now():
+            self._hot.put(_remembered_as(served), answer, until=until, generation=generation)
+        return answer
+
+    async def _document(self, served: ServedRequest, wanted: pcs.DocumentRequest, caller: str) -> tuple[Answer, float]:
+        key = _key(wanted)
+        try:
+            found = await self._cache.document(key, caller=caller)
+        except ConfcomError as error:
+            raise _Missing(key, error) from error
+        document = pcs.Answer(found.document.body, found.issuer_chain)
+        response = document_response(served, document, request_id="")
+        age, until = self._freshness(found.expires.timestamp())
+        headers = [("Cache-Control", f"max-age={age}")]
+        if found.stale:
+            headers.append(("Warning", f'110 - "Response is Stale: it expired at {_rfc3339(found.expires)}"'))
+            until = self._now() + STALE_FOR
+        return answer_of(response, *headers), until
+
+    def _freshness(self, expires: float) -> tuple[int, float]:
+        """Seconds that a client may keep what expires then, and until when the same answer may be given from memory.
+
+        Both together end before it expires. The age is never 0: Intel's library takes that for none given.
+        """
+        age = max(1, min(MAX_AGE, int((expires - self._now()) / 2)))
+        return age, expires - age
+
+
+class Endpoint:
+    """An ASGI application for one path: handlers by method; every failure becomes an answer, counted and logged."""
+
+    def __init__(self, handlers: Mapping[str, Handler], metrics: CollateralMetrics, secrets: re.Pattern[bytes]) -> None:
+        self._handlers = {**handlers, "HEAD": handlers["GET"]} if "GET" in handlers else dict(handlers)
+        self._metrics = metrics
+        self._secrets = secrets
+        self._log = structlog.get_logger()
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        request, begin = Request(scope, receive), time.perf_counter()
+        error: ConfcomError | None = None
+        try:
+            answer = await self._handler(request)(request)
+        except Exception as failure:  # noqa: BLE001 - a mistake of ours must not leave a client without an answer
+            error, answer = _failure(failure, request)
+            if error.code == _MISTAKE:
+                self._log.exception("collateral.failure", path=request.url.path)
+        if answer.status >= 400:
+            answer = answer.without(self._secrets)
+        if answer.status >= 400 and request.method not in ("GET", "HEAD"):
+            # The body may not have been read, and nobody should wait for it.
+            answer = answer.closing()
+        id_ = request_id(scope["headers"])
+        self._observe(request, answer, id_, time.perf_counter() - begin, error)
+        await answer.send(id_, send)
+
+    def _handler(self, request: Request) -> Handler:
+        if request.method in self._handlers:
+            return self._handlers[request.method]
+        raise Refused(
+            405,
+            f"this path takes {' and '.join(self._handlers)}, not {request.method[:16]}",
+            advice=_SEE_REFERENCE,
+            headers=(("Allow", ", ".join(self._handlers)),),
+        )
+
+    def _observe(
+        self, request: Request, answer: Answer, id_: bytes, seconds: float, error: ConfcomError | None
+    ) -> None:
+        label = _label(request.url.path)
+        self._metrics.requests.labels(label, str(answer.status)).inc()
+        self._metrics.duration.labels(label).observe(seconds)
+        write = self._log.info if error is not None or request.method not in ("GET", "HEAD") else self._log.debug
+        write(
+            "collateral.request",
+            path=label,
+            status=answer.status,
+            duration_ms=round(seconds * 1000, 3),
+            peer=None if request.client is None else request.client.host,
+            request_id=id_.decode(),
+            error=None if error is None else error.code,
+            reason=None if error is None else error.message,
+        )
+
+
+_MISTAKE = "service-mistake"
+_SEE_REFERENCE = "See docs/reference/collateral-service.md for the paths that there are."
+
+
+class _Mistake(Refused):
+    """An exception that should not have been; the log has its stack."""
+
+    code = _MISTAKE
+
+
+class _Missing(Exception):
+    """A document that could not be served, with the error that says why."""
+
+    def __init__(self, key: DocumentKey, error: ConfcomError) -> None:
+        super().__init__(str(error))
+        self.key = key
+        self.error = error
+
+
+def _failure(failure: Exception, request: Request) -> tuple[ConfcomError, Answer]:
+    key = failure.key if isinstance(failure, _Missing) else None
+    error = failure.error if isinstance(failure, _Missing) else failure
+    if isinstance(error, Overloaded):
+        error = Refused(503, "the answer is not here yet", advice="Ask again in a moment: it is being fetched.")
+    elif not isinstance(error, ConfcomError):
+        error = _Mistake(500, "a mistake in the service", advice="Report it with what the service logged.")
+    return error, error_answer(error, missing=key, plain=_wants_text(request))
+
+
+def _wants_text(request: Request) -> bool:
+    accepted = request.headers.get("accept", "*/*").lower()
+    return "text/plain" in accepted and "json" not in accepted
+
+
+def _query(scope: MutableMapping[str, Any]) -> dict[str, str]:
+    """The decoded parameters; one given twice is refused, since two readers would take another one."""
+    raw: bytes = scope["query_string"]
+    if len(raw) > MAX_QUERY:
+        raise Refused(414, f"the query is longer than {MAX_QUERY} bytes")
+    found: dict[str, str] = {}
+    try:
+        fields = parse_qsl(raw.decode("latin-1"), keep_blank_values=True, max_num_fields=MAX_PARAMETERS)
+    except ValueError as error:
+        raise FormatError(
+            f"has more than {MAX_PARAMETERS} parameters", structure="PCS request", field="query"
+        ) from error
+    for name, value in fields:
+        if name in found:
+            raise FormatError("is given twice", structure="PCS request", field=name[:64])
+        found[name] = value
+    return found
+
+
+def _remembered_as(served: ServedRequest) -> Hashable:
+    """All that an answer from memory depends on: other spellings of a request must not push answers out."""
+    match served.request:
+        case pcs.CrlRequest() as wanted:
+            return served.version, served.azure, _key(wanted), wanted.encoding
+        case pcs.PckCertRequest() as wanted:
+            return replace(served, request=replace(wanted, encrypted_ppid=None, platform_manifest=None))
+    return served
+
+
+def _key(wanted: pcs.DocumentRequest) -> DocumentKey:
+    if isinstance(wanted, pcs.CrlRequest):
+        try:
+            parts = urlsplit(wanted.uri)
+        except ValueError:
+            parts = urlsplit("")
+        if parts.scheme != "https" or parts.hostname not in DISTRIBUTION_HOSTS:
+            raise FormatError("is no distribution point of Intel's", structure="PCS request", field="uri")
+    key = key_for(wanted)
+    if key is None:
+        raise CollateralNotFound(f"there is no revocation list known by {pcs.describe(wanted)}")
+    return key
+
+
+def _label(path: str) -> str:
+    """The path as a metric's label: those that exist, and one word for the rest."""
+    tee, found, rest = path.strip("/").removeprefix(AZURE_METADATA).partition("/certification/")
+    if found and tee in ("sgx", "tdx"):
+        version, _, name = rest.partition("/")
+        if version in ("v2", "v3", "v4") and name in _NAMES:
+            return f"{tee}/{version}/{name}"
+    return path.strip("/") if path.strip("/") in ("healthz", "readyz", "metrics") else "other"
+
+
+_NAMES = frozenset(
+    {
+        *("tcb", "qe/identity", "qve/identity", "qae/identity", "pckcrl", "rootcacrl", "crl", "pckcert", "pckcerts"),
+        *("fmspcs", "tcbevaluationdatanumbers", "platforms", "platformcollateral", "refresh", "appraisalpolicy"),
+    }
+)
+
+
+def _rfc3339(time: datetime) -> str:
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,345 @@
+"""The device plugin: makes the node's EPC a resource of Kubernetes and gives containers the SGX driver's devices.
+
+It looks at the node, chooses how EPC is published, and runs one part per resource until it is told to stop. The node is
+looked at again every few seconds: devices that vanish make their resource unhealthy, and healthy when they come back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from confcom.devices.dra_devices import DraDevices
+from confcom.devices.epc_pool import EpcPool
+from confcom.devices.epc_publisher import PublisherChoice, choose_publisher
+from confcom.devices.epc_units import EpcUnits
+from confcom.devices.helper_slots import HelperSlots
+from confcom.devices.host import Host
+from confcom.devices.interface import DeviceResource
+from confcom.devices.sgx_driver import find_cpu_flags
+from confcom.devices.sgx_enclave import enclave_slots
+from confcom.devices.sgx_node import SgxNode, find_sgx
+from confcom.devices.sgx_provision import ANY_NAMESPACE, HelperEpc, check_holder, provision_slots
+from confcom.errors import ConfcomError, ConfigError, PlatformUnavailable
+from confcom.protocols.dra_objects import DRIVER
+from confcom.protocols.kubelet_calls import Empty
+from confcom.protocols.kubelet_podresources import LIST
+from confcom.services.device_plugin.dra import ClaimsAtKubelet, DevicesInApi
+from confcom.services.device_plugin.epc_in_node_status import EpcInNodeStatus
+from confcom.services.device_plugin.grpc import call
+from confcom.services.device_plugin.parts import Announcer, KubeletResource, NodeCluster, Part, PluginPages
+from confcom.services.device_plugin.plugin_config import DevicePluginConfig
+from confcom.services.device_plugin.plugin_metrics import Observer, PluginEvent, log_event
+from confcom.services.runtime.status_page import StatusPage
+
+# --- What the device plugin found on its node and makes of it: the fields of the log's event `epc.plan` ---------------
+
+
+def plan_fields(
+    host: Host, node: SgxNode, pool: EpcPool, choice: PublisherChoice, config: DevicePluginConfig
+) -> Mapping[str, object]:
+    """Sizes in MiB, devices with number, mode and owner, launch control (None: the host does not say)."""
+    driver, flags = node.driver, find_cpu_flags(host)
+    return {
+        "simulated": host.stand_ins,
+        "publisher": choice.name,
+        "reason": choice.reason,
+        "true_mib": pool.true_mib,
+        "reserve_mib": pool.reserve_mib,
+        "overcommit": pool.overcommit,
+        "units": pool.units,
+        "numa_nodes": {str(section.numa_node): section.true_mib for section in pool.sections},
+        "epc_source": node.epc.source,
+        "driver": driver.kind,
+        "devices": [found.describe() for found in (driver.enclave, driver.provision) if found is not None],
+        "launch_control": None if flags is None else flags.launch_control,
+        "provision": _provision(config),
+    }
+
+
+def _provision(config: DevicePluginConfig) -> str:
+    if not config.provision_limit:
+        return "given to nobody"
+    return f"given to {config.provision_limit} at a time, namespaces {config.provision_namespaces}"
+
+
+Actor = Coroutine[Any, Any, None]
+
+SETTLE = 2.0
+"""Seconds between a predecessor's end and our registration. A kubelet that has not yet noted the end marks the devices
+of whoever has registered by then as unhealthy, and leaves them so."""
+
+
+async def serve(
+    host: Host,
+    config: DevicePluginConfig,
+    *,
+    stop: asyncio.Event,
+    cluster: NodeCluster | None = None,
+    started: Callable[[str], None] | None = None,
+    observe: Observer = log_event,
+) -> None:
+    """Serve until `stop` is set.
+
+    `cluster` is the way to the Kubernetes API, for what is not published through the kubelet alone. `started` is called
+    once the kubelet knows everything, with a line that says what was published.
+    """
+    config.check()
+    pages = PluginPages(observe)
+    async with AsyncExitStack() as resources:
+        if config.http:
+            page = asyncio.create_task(StatusPage(config.http, pages.table()).run(), name="status-page")
+            resources.push_async_callback(_end, page)
+        node = await _find_node(host, config, stop, pages)
+        if node is None:
+            return
+        pages.waits = True
+        if not await resources.enter_async_context(_turn(config, stop)):
+            return
+        pages.waits = False
+        plugin = DevicePlugin(host, config, node, cluster, pages.observe, started)
+        pages.parts = plugin.parts
+        plugin.tell_plan()
+        await _run(plugin.actors(), stop)
+
+
+async def _run(actors: Sequence[Actor], stop: asyncio.Event) -> None:
+    tasks = [asyncio.create_task(actor) for actor in actors]
+    waits: list[asyncio.Task[Any]] = [*tasks, asyncio.create_task(stop.wait())]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task.done():
+                task.result()
+                raise RuntimeError(f"{task.get_name()} ended by itself")
+    finally:
+        for task in waits:
+            task.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+
+
+class DevicePlugin:
+    """What one node publishes, decided once, and the parts that keep it so."""
+
+    def __init__(
+        self,
+        host: Host,
+        config: DevicePluginConfig,
+        node: SgxNode,
+        cluster: NodeCluster | None,
+        observe: Observer,
+        started: Callable[[str], None] | None = None,
+    ) -> None:
+        self._host = host
+        self._cluster = cluster
+        self._config = config
+        self._observe = observe
+        self._node = node
+        self._helper_epc = HelperEpc(host, config.helper_epc_mib)
+        self._units = EpcUnits(
+            host,
+            config.resource,
+            config.reserve_mib + self._helper_epc.reserve_mib,
+            config.overcommit,
+            prefers=len(node.epc.sections) > 1,
+        )
+        self.choice = self._choose(self._units.pool(node))
+        self._announcer = Announcer(lambda: started(self.summary()) if started is not None else None)
+        self.parts: list[Part] = [self._part(resource) for resource in self._resources()]
+        if self.choice.name == "dra":
+            self.parts += self._claims()
+        if self.choice.name != "devices":
+            self.parts.append(self._node_status())
+
+    def tell_plan(self) -> None:
+        """Log what was found and what is made of it."""
+        fields = plan_fields(self._host, self._node, self._units.pool(self._node), self.choice, self._config)
+        self._observe(PluginEvent("epc.plan", self._config.resource, fields))
+
+    def summary(self) -> str:
+        """The plan as one line."""
+        pool = self._units.pool(self._node)
+        what = DRIVER if self.choice.name == "dra" else self._config.resource
+        return f"{what} = {pool.units} ({pool.true_mib} MiB of EPC), as {self.choice.name}"
+
+    def actors(self) -> list[Actor]:
+        """Everything that runs for ever."""
+        return [*(part.run() for part in self.parts), self._look_again()]
+
+    def _choose(self, pool: EpcPool) -> PublisherChoice:
+        if not pool.units:
+            raise ConfigError(
+                f"nothing is left of {pool.true_mib} MiB of EPC beside a reserve of {pool.reserve_mib} MiB",
+                advice="Lower reserve_mib, or helper_epc_mib.",
+            )
+        return choose_publisher(
+            pool,
+            wanted=self._config.publisher,
+            unit_limit=self._config.unit_limit,
+            topology=self._node.epc.numa_nodes > 1,
+        )
+
+    def _resources(self) -> Sequence[DeviceResource]:
+        found = [] if self.choice.name == "dra" else self._of_devices()
+        return found + self._of_helper()
+
+    def _of_helper(self) -> list[DeviceResource]:
+        """Beside claims as well: it is nothing that could be counted twice."""
+        config = self._config
+        found: list[DeviceResource] = [self._helper_epc] if config.helper_epc_mib else []
+        if not config.helper_folder:
+            return found
+        folder = Path(config.helper_folder)
+        slots = HelperSlots(folder, config.helper_limit, name=config.helper_resource, patience=config.helper_patience)
+        return [*found, slots]
+
+    def _of_devices(self) -> list[DeviceResource]:
+        config = self._config
+        # Slots of the enclave device everywhere, so that one pod description fits nodes of every size.
+        found: list[DeviceResource] = [enclave_slots(self._host, config.enclave_limit, name=config.enclave_resource)]
+        if self.choice.name == "devices":
+            found.insert(0, self._units)
+        if config.provision_limit:
+            slots = provision_slots(
+                self._host,
+                config.provision_limit,
+                name=config.provision_resource,
+                guarded=ANY_NAMESPACE not in config.namespaces,
+            )
+            found.append(slots)
+        return found
+
+    def _part(self, resource: DeviceResource) -> Part:
+        ready = self._announcer.wait_for(resource.name)
+        guard = partial(self._check_holder, resource.name) if resource.guarded else None
+        return KubeletResource(resource, self._node, self._config, self._observe, ready=ready, guard=guard)
+
+    def _claims(self) -> list[Part]:
+        """Devices that claims share, and no resource that the kubelet counts."""
+        config, api = self._config, self._api()
+        devices = DraDevices(self._host, config.provision_limit, config.namespaces)
+        names = devices.known(self._units.pool(self._node))
+        ready = self._announcer.wait_for(DRIVER)
+        return [
+            ClaimsAtKubelet(devices, names, self._node, api.claims(), config, self._observe, ready=ready),
+            DevicesInApi(devices, self._units, self._node, api.slices(), config, self._observe),
+        ]
+
+    def _node_status(self) -> Part:
+        """The amount; beside claims only the labels, and nothing left of an amount from before."""
+        return EpcInNodeStatus(
+            self._units,
+            self._node,
+            self._api().status(),
+            self._config,
+            self._observe,
+            withdrawn=self.choice.name == "dra",
+        )
+
+    def _api(self) -> NodeCluster:
+        if self._cluster is None:
+            raise ConfigError(
+                f"EPC of this node is published as {self.choice.name} ({self.choice.reason}), but no node is named",
+                advice="Name the node with --node-name and give credentials; or choose --publisher devices.",
+            )
+        return self._cluster
+
+    async def _check_holder(self, resource: str, ids: Sequence[str]) -> str:
+        config = self._config
+        namespaces = {config.helper_namespace} if resource == self._helper_epc.name else config.namespaces
+        held = await call(Path(config.pod_resources_socket), LIST, Empty(), timeout=config.register_timeout)
+        return check_holder(ids, held, resource=resource, namespaces=namespaces)
+
+    async def _look_again(self) -> None:
+        while True:
+            await asyncio.sleep(self._config.health_interval)
+            node = find_sgx(self._host)
+            if not node.epc.sections:
+                # Ids must not vanish with the driver: what was there is unhealthy, not gone.
+                node = replace(node, epc=replace(self._node.epc, missing=node.epc.missing))
+            self._node = node
+            if self._config.helper_epc_mib:
+                await self._look_at_helpers()
+            for part in self.parts:
+                part.update(node)
+
+    async def _look_at_helpers(self) -> None:
+        config = self._config
+        with suppress(ConfcomError):  # the kubelet may be away; what was known last counts
+            found = await call(Path(config.pod_resources_socket), LIST, Empty(), timeout=config.register_timeout)
+            # The kubelet lists a container once per device.
+            ours = [one for one in found.held if one.resource == self._helper_epc.name]
+            held = Counter((one.namespace, one.pod) for one in ours for _ in one.ids)
+            self._helper_epc.held = max(held.values(), default=0)
+
+
+async def _find_node(host: Host, config: DevicePluginConfig, stop: asyncio.Event, pages: PluginPages) -> SgxNode | None:
+    """The node with SGX; waits for it if that is wanted, None when stopped meanwhile."""
+    told = ""
+    while not stop.is_set():
+        node = find_sgx(host)
+        if not node.obstacles:
+            return node
+        reason = "; ".join(node.obstacles)
+        if not config.wait_for_sgx:
+            raise PlatformUnavailable(
+                f"this node offers no SGX: {reason}",
+                advice="Run the plugin on nodes with SGX only (wait_for_sgx makes it wait), or --platform simulated.",
+            )
+        if reason != told:
+            structlog.get_logger().info("sgx.absent", reason=reason)
+            pages.absent = told = reason
+        with suppress(TimeoutError):
+            async with asyncio.timeout(config.health_interval):
+                await stop.wait()
+    return None
+
+
+@asynccontextmanager
+async def _turn(config: DevicePluginConfig, stop: asyncio.Event) -> AsyncIterator[bool]:
+    """While the block runs, this process alone serves the kubelet; False if it was stopped before its turn came.
+
+    An update starts a plugin beside the present one and ends that when the new one is ready, so a plugin is ready when
+    it could serve. The kubelet's folder is what is locked: no file in it survives the kubelet's start.
+    """
+    try:
+        folder = os.open(config.plugin_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield True  # no kubelet yet, and so no predecessor
+        return
+    try:
+        told = False
+        while not stop.is_set():
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not told:
+                    structlog.get_logger().info("plugin.waits", reason="another device plugin serves this kubelet")
+                told = True
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(config.watch_interval):
+                        await stop.wait()
+                continue
+            if told:
+                await asyncio.sleep(SETTLE)
+            yield True
+            return
+        yield False
+    finally:
+        os.close(folder)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,1 @@
+"""The exporter: what containers request and use of EPC."""

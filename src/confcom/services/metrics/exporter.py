@@ -1,0 +1,292 @@
+"""The exporter of EPC use: looks at its node every few seconds, shows what it saw, and reports who is over.
+
+What does not work is shown and tried again: without the API there are figures without names, without the right to read
+a process its figures are missing, and the number of such processes is a metric.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import structlog
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from confcom.cluster.node_pods import NodePods
+from confcom.devices.enclave_processes import EnclaveDevice, find_enclave_processes
+from confcom.devices.enclave_use import count_use
+from confcom.devices.epc_reclaim import ReclaimThread
+from confcom.devices.epc_units import CANONICAL_RESOURCE
+from confcom.devices.host import Host
+from confcom.devices.misc_cgroup import MiscCgroup, MiscUse, find_misc
+from confcom.devices.sgx_node import SgxNode, find_sgx
+from confcom.errors import ConfcomError, ConfigError
+from confcom.services.metrics.page import EpcMetrics, EpcReports
+from confcom.services.metrics.use import Episode, Episodes, NodeUse, Seen, put_together
+from confcom.services.runtime.status_page import Page, StatusPage
+
+# --- Settings of the exporter of EPC use ------------------------------------------------------------------------------
+
+
+_Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+
+
+class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of `confcom metrics`; the defaults are those for production."""
+
+    node_name: str = ""
+    """This node's name in the Kubernetes API."""
+    kubeconfig: str | None = None
+    """Credentials for the API; without it those of the pod's service account."""
+    host_root: str = "/"
+    """Where this process sees the host's /proc, /sys and /dev."""
+    simulated_node: str = ""
+    """Folder of a simulated node, whose device is a file; empty on real ones."""
+    resource: str = CANONICAL_RESOURCE
+    """Name of the EPC resource that the node publishes, counted in MiB."""
+
+    http: str = "[::]:9466"
+    """Where /healthz, /readyz and /metrics are served."""
+    interval: _Seconds = 10.0
+    """Seconds between two looks at the processes."""
+
+    tolerance: Annotated[float, msgspec.Meta(ge=0, le=100)] = 0.1
+    """Share of its request that a container may exceed before it counts as over."""
+    patience: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 30.0
+    """Seconds that it must be over without a break before that is reported."""
+    events: bool = True
+    """Report it as an event of the pod, beside the metric."""
+    enforce: Literal["auto", "on", "off"] = "auto"
+    """Let the kernel hold containers to their requests: where it can, never, or `on`: not ready where it cannot."""
+
+    def check(self) -> None:
+        """What one field alone cannot tell; `ConfigError` says what is wrong."""
+        if not self.node_name:
+            raise ConfigError(
+                "which node is this?",
+                advice="Name it with --node-name or CONFCOM_METRICS_NODE_NAME, in a pod from spec.nodeName.",
+            )
+
+
+# --- Looks at a node's use of EPC, and lets the kernel hold containers to what they requested. Blocking:  ---
+
+
+@dataclass(frozen=True, slots=True)
+class Enforcement:
+    """What came of it: containers whose limit was set anew, and why it failed for others."""
+
+    set_anew: int
+    held: int
+    failures: tuple[str, ...]
+
+
+class EpcSight:
+    """`host` is where the processes are, `node` where the devices are: another only on a simulated node."""
+
+    def __init__(self, host: Host, node: Host) -> None:
+        self._host = host
+        self._node = node
+        self._reclaim = ReclaimThread(host)
+        self._misc: MiscCgroup | None = None
+        self._groups: Mapping[str, str] = {}
+        self.sgx: SgxNode = find_sgx(node)
+
+    @property
+    def enforceable(self) -> bool:
+        """Whether the kernel counts EPC per cgroup, as far as the last look showed."""
+        return self._misc is not None
+
+    def look(self) -> Seen:
+        """One pass."""
+        started = time.perf_counter()
+        self.sgx = find_sgx(self._node)
+        # Every time anew: a driver may be loaded, a device appear under another number.
+        seen = find_enclave_processes(self._host, EnclaveDevice.of(self._node))
+        self._misc = find_misc(self._host)
+        self._groups = {} if self._misc is None else self._misc.containers()
+        return Seen(
+            use=count_use(seen.enclaves),
+            groups=self._uses(),
+            capacity=None if self._misc is None else self._misc.capacity,
+            reclaim_seconds=self._reclaim.seconds(),
+            processes=seen.processes,
+            unreadable=seen.unreadable,
+            took=time.perf_counter() - started,
+        )
+
+    def enforce(self, use: NodeUse) -> Enforcement:
+        """Write what each container requested into its cgroup, where something else stands there."""
+        set_anew = held = 0
+        failures: list[str] = []
+        for row in use.containers:
+            group = self._groups.get(row.id)
+            if self._misc is None or group is None or row.requested is None:
+                continue
+            try:
+                set_anew += self._misc.limit(group, row.requested)
+                held += 1
+            except ConfcomError as error:
+                failures.append(f"{error.message}. {error.advice()}")
+        return Enforcement(set_anew, held, tuple(failures))
+
+    def _uses(self) -> dict[str, MiscUse]:
+        if self._misc is None:
+            return {}
+        found = {container: self._misc.use(group) for container, group in self._groups.items()}
+        return {container: use for container, use in found.items() if use is not None}
+
+
+RETRY_MAX = 60.0
+"""Most seconds between two attempts to reach the API; the first is 1, and it doubles."""
+NODE_INTERVAL = 30.0
+"""Seconds between two looks at what the node may hand out."""
+STUCK = 300.0
+"""Seconds without a look after which this process counts as stuck."""
+
+
+class EpcExporter:
+    """One node's exporter. `run` never ends by itself."""
+
+    def __init__(self, config: MetricsConfig, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        config.check()
+        host = Host(Path(config.host_root))
+        node = Host(Path(config.simulated_node), stand_ins=True) if config.simulated_node else host
+        self.metrics = EpcMetrics(config.node_name)
+        self._config = config
+        self._sight = EpcSight(host, node)
+        self._pods = NodePods(config.node_name, kubeconfig=config.kubeconfig, resource=config.resource)
+        self._episodes = Episodes(tolerance=config.tolerance, patience=config.patience)
+        self._reports = EpcReports(config.node_name, kubeconfig=config.kubeconfig, outcomes=self.metrics.reports)
+        self._monotonic = monotonic
+        self._looked: float | None = None
+        self._begun = monotonic()
+        self._enforcement = Enforcement(0, 0, ())
+        self._said: dict[str, str] = {}
+        self._log = structlog.get_logger()
+        registry = CollectorRegistry()
+        registry.register(self.metrics)
+        self._registry = registry
+
+    async def run(self) -> None:
+        """Look, follow, report and serve, until cancelled."""
+        page = StatusPage(
+            self._config.http, {"/healthz": self._healthz, "/readyz": self._readyz, "/metrics": self._metrics}
+        )
+        async with asyncio.TaskGroup() as group:
+            group.create_task(page.run(), name="status-page")
+            group.create_task(self._again("pods", self._pods.follow, 0.0), name="pods")
+            group.create_task(self._again("node", self._pods.refresh, NODE_INTERVAL), name="node")
+            group.create_task(self._look_again(), name="look")
+
+    async def look(self) -> NodeUse:
+        """One round: look, enforce, judge, report."""
+        seen = await asyncio.to_thread(self._sight.look)
+        use = put_together(self._pods.pods.values(), seen, self._pods.claims)
+        if self._config.enforce != "off" and self._pods.known:
+            self._enforcement = await asyncio.to_thread(self._sight.enforce, use)
+            self._tell_enforcement(self._enforcement)
+        begun = self._episodes.step(use.containers, self._monotonic())
+        for episode in begun:
+            self._tell(episode)
+        self._show(use)
+        self.metrics.seen, self.metrics.sgx = seen, self._sight.sgx
+        if seen.unreadable:
+            advice = "Run as root with CAP_SYS_PTRACE; AppArmor must not confine the container."
+            self._say("processes.unreadable", "the kernel does not show us every process's memory", advice=advice)
+        self._looked = self._monotonic()
+        failure = await self._reports.send(lambda episode: self._episodes.lasts(episode.row))
+        if failure is not None:
+            self._say("epc.report", failure.message, advice=failure.advice())
+        return use
+
+    def _show(self, use: NodeUse) -> None:
+        metrics = self.metrics
+        metrics.use, metrics.node, metrics.pods_known = use, self._pods.node, self._pods.known
+        metrics.held = self._enforcement.held
+        metrics.over = {row.labels: None for row in use.containers if row.judged and row.pod is not None}
+        for row in use.containers:
+            if (kind := self._episodes.judge(row)) is not None:
+                metrics.over[row.labels] = kind
+
+    def _tell(self, episode: Episode) -> None:
+        self.metrics.episodes[episode.kind] += 1
+        row = episode.row
+        namespace, pod, container = row.labels
+        self._log.warning("epc.over", kind=episode.kind.value, namespace=namespace, pod=pod, container=container,
+                          requested=row.requested, counted=row.counted)  # fmt: skip
+        if self._config.events:
+            self._reports.add(episode)
+
+    async def _look_again(self) -> None:
+        while True:
+            await self.look()
+            await asyncio.sleep(self._config.interval)
+
+    async def _again(self, what: str, call: Callable[[], Coroutine[Any, Any, None]], pause: float) -> None:
+        failures = 0
+        while True:
+            try:
+                await call()
+                failures = 0
+                await asyncio.sleep(pause)
+            except ConfcomError as error:
+                self._say(what, error.message, advice=error.advice())
+                await asyncio.sleep(min(2.0 ** min(failures, 16), RETRY_MAX))
+                failures += 1
+
+    def _tell_enforcement(self, done: Enforcement) -> None:
+        if done.set_anew:
+            self._log.info("epc.enforced", set_anew=done.set_anew, held=done.held)
+        for failure in done.failures[:1]:
+            self._say("epc.enforce", failure)
+
+    def _say(self, event: str, reason: str, **fields: str) -> None:
+        # Once per reason: what is wrong in every round is not news.
+        if self._said.get(event) != reason:
+            self._said[event] = reason
+            self._log.warning(event, outcome="failed", reason=reason, **fields)
+
+    async def _healthz(self) -> Page:
+        since = self._monotonic() - (self._looked or self._begun)
+        if since > max(STUCK, 10 * self._config.interval):
+            return Page(503, f"no look at the node for {since:.0f} s\n".encode())
+        return Page(200, b"ok\n")
+
+    async def _readyz(self) -> Page:
+        if self._looked is None:
+            return Page(503, b"the first look at the node is not done\n")
+        if not self._pods.known:
+            return Page(503, b"the pods of the node are not known yet\n")
+        if self._config.enforce == "on" and not self._sight.enforceable:
+            return Page(503, b"enforce is on, and this kernel counts no sgx_epc in the misc cgroup\n")
+        if self._enforcement.failures and self._config.enforce == "on":
+            return Page(503, f"{self._enforcement.failures[0]}\n".encode())
+        return Page(200, b"ready\n")
+
+    async def _metrics(self) -> Page:
+        return Page(200, generate_latest(self._registry), CONTENT_TYPE_LATEST)
+
+
+async def serve(config: MetricsConfig, *, stop: asyncio.Event, started: Callable[[str], None] | None = None) -> None:
+    """Run an exporter until `stop` is set."""
+    exporter = EpcExporter(config)
+    if started is not None:
+        started(f"node {config.node_name}, {config.http}, every {config.interval:g} s")
+    running = asyncio.create_task(exporter.run(), name="epc-metrics")
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            running.result()
+            raise RuntimeError("the exporter ended by itself")
+    except* ConfigError as group:
+        raise group.exceptions[0] from None
+    finally:
+        for task in (running, stopping):
+            task.cancel()
+        await asyncio.gather(running, stopping, return_exceptions=True)

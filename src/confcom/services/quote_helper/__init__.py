@@ -1,0 +1,1 @@
+"""The quote helper: one AESM service for every enclave of a node."""

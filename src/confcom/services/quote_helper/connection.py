@@ -1,0 +1,223 @@
+"""One client of the quote helper: its socket, what it said, and what is told of it afterwards."""
+
+from __future__ import annotations
+
+import _socket
+import asyncio
+import select
+import socket
+from typing import Any, NamedTuple, Protocol
+
+from confcom.protocols.aesm import (
+    CLOSED,
+    NEED_DATA,
+    Closed,
+    NeedData,
+    ServerConnection,
+    response_frame,
+)
+from confcom.protocols.aesm_exchanges import IncompleteRequest, exchange_of
+from confcom.protocols.aesm_messages import Request
+from confcom.protocols.aesm_reader import RequestReader
+from confcom.protocols.aesm_status import AesmStatus
+from confcom.services.quote_helper.broker import Answer, PlatformCall
+from confcom.services.quote_helper.peers import UCRED, Peer
+
+READ_SIZE = 16 * 1024
+
+_NOW = socket.MSG_DONTWAIT
+# Sockets stay blocking until they have to wait, and are read and written without waiting: that saves a system call.
+
+
+class RequestEvent(NamedTuple):
+    """What is told of a request once its connection has ended; never quotes, reports or keys.
+
+    `outcome` is `answered`, `refused` (with an AESM status) or `closed` (before the client had an answer). `kind` is
+    None when no request was understood, `status` when none was sent. `pid` and `uid` are the peer's, as the kernel
+    saw it connect; a pid of another namespace is 0; `peer` is its pod, container or user. Sizes are those of the
+    frames, in bytes; `duration` in seconds.
+    """
+
+    kind: str | None
+    outcome: str
+    status: AesmStatus | None
+    error: str | None
+    reason: str
+    duration: float
+    pid: int
+    uid: int
+    request_size: int
+    response_size: int
+    peer: str = ""
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the visitor said nothing that was understood: a probe, say."""
+        return self.kind is None and self.outcome == "closed"
+
+    @property
+    def shown_peer(self) -> str:
+        """The peer where it says more than `uid` does."""
+        return self.peer if self.peer.startswith(("pod ", "container ")) else ""
+
+    def fields(self) -> dict[str, Any]:
+        """The event for the log; without what is empty."""
+        found: dict[str, Any] = {}
+        if self.kind is not None:
+            found["kind"] = self.kind
+        found["outcome"] = self.outcome
+        if self.status is not None:
+            found["code"] = int(self.status)
+        if self.error is not None:
+            found["error"] = self.error
+        if self.reason:
+            found["reason"] = self.reason
+        found["duration_ms"] = round(self.duration * 1000, 3)
+        found["pid"] = self.pid
+        found["uid"] = self.uid
+        if self.shown_peer:
+            found["peer"] = self.shown_peer
+        found["request_size"] = self.request_size
+        found["response_size"] = self.response_size
+        return found
+
+
+class Observer(Protocol):
+    """Is told what happens, for log and metrics."""
+
+    def request(self, event: RequestEvent) -> None:
+        """A connection has ended."""
+
+    def quoted(self, duration: float) -> None:
+        """The platform took so many seconds for a request."""
+
+    def over_limit(self, limit: str) -> None:
+        """A peer went over `connections`, `rate` or `waiting`."""
+
+    def turned_away(self, peer: str, count: int) -> None:
+        """So many connections of a peer were closed unread."""
+
+
+class Conversation:
+    """A connection of one request and one answer. Its owner keeps the deadlines."""
+
+    __slots__ = (
+        "_connection", "_error", "_error_code", "_reader", "_received", "_sent", "_socket", "_status",
+        "credentials", "has_turn", "over_limit", "peer", "request", "started",
+    )  # fmt: skip
+
+    def __init__(
+        self, client: _socket.socket, peer: Peer, credentials: bytes, reader: RequestReader, started: float
+    ) -> None:
+        self._socket = client
+        self.started = started
+        self.peer = peer
+        self.credentials = credentials
+        self.over_limit = False
+        self.has_turn = True
+        """Whether it waits for its turn to be read."""
+        self.request: Request | IncompleteRequest | None = None
+        """The request, once it has been read."""
+        self._reader = reader
+        self._connection: ServerConnection | None = None  # only for requests that do not come in one piece
+        self._status: AesmStatus | None = None
+        self._error_code: str | None = None
+        self._error = ""
+        self._received = 0
+        self._sent = 0
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has ended."""
+        return self._socket.fileno() < 0
+
+    def fileno(self) -> int:
+        """The socket's descriptor, so that an event loop can watch it."""
+        return self._socket.fileno()
+
+    def read(self) -> Request | IncompleteRequest | NeedData | Closed:
+        """Read what has arrived; never blocks."""
+        try:
+            data = self._socket.recv(READ_SIZE, _NOW)
+            if self._connection is None:
+                self.request = self._reader.whole(data)
+                if self.request is not None:
+                    self._received = len(data)
+                    return self.request
+                self._connection = ServerConnection(self._reader.max_request)
+            return self._read_on(self._connection, data)
+        except BlockingIOError:
+            return NEED_DATA
+
+    def _read_on(self, connection: ServerConnection, data: bytes) -> Request | IncompleteRequest | NeedData | Closed:
+        while True:
+            self._received += len(data)
+            connection.receive_data(data)
+            event = connection.next_event()
+            if event is not NEED_DATA:
+                break
+            data = self._socket.recv(READ_SIZE, _NOW)
+        if event is not CLOSED:
+            self.request = event
+        return event
+
+    def write(self, answer: Answer) -> bytes:
+        """Write the answer: in one piece, unless the client's buffer is too small for it. Returns what is left."""
+        assert self.request is not None  # noqa: S101 - an answer has its request
+        self._status = answer.response.status
+        if answer.error is not None:
+            self._error_code, self._error = answer.error.code, answer.error.message
+        frame = response_frame(self.request, answer.response)
+        try:
+            self._sent = self._socket.send(frame, _NOW)
+        except BlockingIOError:
+            return frame
+        return frame[self._sent :]
+
+    async def write_rest(self, rest: bytes) -> None:
+        """Write on as the client reads."""
+        self._socket.setblocking(False)
+        await asyncio.get_running_loop().sock_sendall(self._socket, rest)  # type: ignore[arg-type]  # its base will do
+        self._sent += len(rest)
+
+    def is_wanted(self) -> bool:
+        """Whether the client still waits. One that has only ended its own sending does."""
+        poll = select.poll()
+        try:
+            poll.register(self._socket, 0)  # asks for nothing but POLLHUP and POLLERR
+        except ValueError:  # closed by us
+            return False
+        return not poll.poll(0)
+
+    def close(self, now: float, reason: str = "") -> RequestEvent:
+        """Close the socket; `reason` says why a conversation did not get to its end."""
+        self._socket.close()
+        pid, uid, _ = UCRED.unpack(self.credentials)
+        refused, cut_off = self._error_code is not None, bool(reason)
+        return RequestEvent(
+            exchange_of(self.request).name if self.request is not None else None,
+            "closed" if self._status is None or cut_off else "refused" if refused else "answered",
+            self._status,
+            self._error_code,
+            reason or self._error,
+            now - self.started,
+            pid,
+            uid,
+            self._received,
+            self._sent,
+            self.peer.name,
+        )
+
+
+# --- A request that only the platform can answer, from its arrival to its answer --------------------------------------
+
+
+class PendingRequest:
+    """Its connection, what it asks, and since when it waits."""
+
+    __slots__ = ("call", "conversation", "since")
+
+    def __init__(self, conversation: Conversation, call: PlatformCall, since: float) -> None:
+        self.conversation = conversation
+        self.call = call
+        self.since = since

@@ -1,0 +1,497 @@
+"""The front of the quote helper: takes connections, reads requests, answers them or has them answered.
+
+One process holds every connection from its first byte to its last, so that no other's end costs a client its answer,
+and so that the limits are those of the node. A request that is there when its connection is taken needs four system
+calls (accept, receive, send, close, and one to learn whose it is) and never meets the event loop; only clients that
+keep us waiting do. Nothing here blocks on a client.
+
+The backlog is one for all, so it is emptied with nothing but accept and a look at who connected. Then peers take
+turns: one connection of each is read before the next of any. A peer with many connections that come to nothing has
+further ones closed unread.
+"""
+
+from __future__ import annotations
+
+import _socket
+import asyncio
+import itertools
+import select
+import socket
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from confcom.errors import PlatformBusy, ProtocolError
+from confcom.protocols.aesm import CLOSED, NEED_DATA
+from confcom.protocols.aesm_messages import GetQuoteExRequest, GetQuoteExResponse
+from confcom.protocols.aesm_reader import RequestReader
+from confcom.services.quote_helper.broker import AesmBroker, Answer
+from confcom.services.quote_helper.connection import Conversation, Observer, PendingRequest, RequestEvent
+from confcom.services.quote_helper.helper_config import QuoteHelperConfig
+from confcom.services.quote_helper.helper_quoting import Quoting
+from confcom.services.quote_helper.peers import MAX_REMEMBERED, FairQueue, Peer, Peers
+from confcom.services.quote_helper.self_test import ClientQuote
+from confcom.services.runtime.listener import available_descriptors
+
+# --- Takes connections from listening sockets, several at a time, and pauses when the system refuses to give any ------
+#
+# The backlog is one for all clients. While they come faster than they are taken, it is made short: a good client then
+# waits in the kernel's own queue, where each gets a place in its turn, instead of behind all that others have put in
+# the backlog.
+
+
+ACCEPT_BATCH = 16
+"""Connections accepted before other work gets its turn."""
+ACCEPT_PAUSE = 0.05
+"""Seconds without accepting after the system refused to."""
+SHORT_BACKLOG = 8
+"""Connections that may wait in a flood."""
+SHORT_FOR = 8
+"""Looks at the flood before the backlog is as long as before and the next one decides again."""
+
+
+class Acceptor:
+    """Watches listening sockets and hands over what it accepts.
+
+    `welcome` gets each connection, `done` is called behind each batch, and `make_room` asks for so many file
+    descriptors back when the system has none left for us.
+    """
+
+    def __init__(
+        self,
+        welcome: Callable[[_socket.socket], None],
+        done: Callable[[], None],
+        make_room: Callable[[int], None],
+        *,
+        backlog: int,
+    ) -> None:
+        self._welcome = welcome
+        self._done = done
+        self._make_room = make_room
+        self._loop = asyncio.get_running_loop()
+        self._listeners: dict[socket.socket, None] = {}
+        self._full_backlog = backlog
+        self._backlog = backlog
+        self._short_for = 0
+        self._accepted = 0
+        self._batches = 0
+        self._full_batches = 0
+
+    @property
+    def listens(self) -> bool:
+        """Whether connections are accepted anywhere."""
+        return bool(self._listeners)
+
+    def listen(self, listener: socket.socket) -> None:
+        """Begin to accept there."""
+        listener.listen(self._backlog)
+        self._listeners[listener] = None
+        self._resume(listener)
+
+    async def drain(self, listener: socket.socket) -> None:
+        """Accept nothing there beyond the present backlog."""
+        self._listeners.pop(listener, None)
+        self._loop.remove_reader(listener)
+        while self.accept(listener):
+            await asyncio.sleep(0)
+
+    def accept(self, listener: socket.socket) -> bool:
+        """Take connections from the backlog; says whether there may be more."""
+        # What Python's own `accept` and `socket` add costs a quarter more, which a flood multiplies.
+        accept, new = listener._accept, _socket.socket  # type: ignore[attr-defined]
+        accepted = 0
+        while accepted < ACCEPT_BATCH:
+            try:
+                client = new(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, accept()[0])
+            except BlockingIOError:
+                break
+            except OSError as error:
+                self._pause(listener, error)
+                break
+            accepted += 1
+            self._welcome(client)
+        self._accepted += accepted
+        self._batches += 1
+        self._full_batches += accepted == ACCEPT_BATCH
+        self._done()
+        return accepted == ACCEPT_BATCH
+
+    def adapt_backlog(self, *, new: int) -> None:
+        """Make the backlog short or long; to be called several times a second.
+
+        Of the connections since the last call, `new` were the first of their process.
+        """
+        # A flood of new processes needs the long one: each of them would wait in the kernel's queue before a good one.
+        flood = 2 * self._full_batches > self._batches and 2 * new < self._accepted
+        self._accepted = self._batches = self._full_batches = 0
+        self._short_for = SHORT_FOR if flood else max(0, self._short_for - 1)
+        backlog = SHORT_BACKLOG if self._short_for else self._full_backlog
+        if backlog != self._backlog:
+            self._backlog = backlog
+            for listener in self._listeners:
+                listener.listen(backlog)
+
+    def _pause(self, listener: socket.socket, error: OSError) -> None:
+        # The connection stays in the backlog. Trying again at once would only burn the processor.
+        structlog.get_logger().warning("aesm.accept", reason=error.strerror)
+        self._make_room(ACCEPT_BATCH)
+        self._loop.remove_reader(listener)
+        self._loop.call_later(ACCEPT_PAUSE, self._resume, listener)
+
+    def _resume(self, listener: socket.socket) -> None:
+        if listener in self._listeners:
+            self._loop.add_reader(listener, self.accept, listener)
+
+
+DRAIN_STEP = 0.01
+"""Seconds between two looks at whether all conversations have ended."""
+TICK = 0.25
+"""Seconds between two looks at deadlines."""
+MAX_UNREAD = 8192
+"""Connections of throttled peers that are kept unread until their deadline, where there are descriptors for them."""
+READS = 16
+"""Connections read before new ones are accepted again."""
+ARRIVALS = 256
+"""Connections on which something has arrived that are looked at together."""
+TELL_THROTTLED = 10.0
+"""Seconds between two reports in the log of which peers are throttled."""
+MOST_THROTTLED = 5
+"""Peers that such a report names."""
+
+
+class AesmFront:
+    """All conversations of one helper."""
+
+    def __init__(
+        self,
+        broker: AesmBroker,
+        config: QuoteHelperConfig,
+        observer: Observer,
+    ) -> None:
+        self._broker = broker
+        self._config = config
+        self._observer = observer
+        self._loop = asyncio.get_running_loop()
+        self._now = self._loop.time
+        self._reader = RequestReader(config.max_request)
+        available = available_descriptors() - config.fd_reserve
+        remembered = max(1, min(MAX_REMEMBERED, available // 8))
+        self._descriptors = available - remembered
+        self._limit = max(1, min(config.max_connections, self._descriptors))
+        self._acceptor = Acceptor(self._welcome, self._turn, self._give_back, backlog=config.backlog)
+        self._ticks: asyncio.TimerHandle | None = None
+        self._quoting: Quoting | None = None
+        self.last_quote: ClientQuote | None = None
+        self.peers = Peers(
+            Path(config.host_root),
+            max_connections=config.max_connections_per_peer,
+            rate=config.peer_rate,
+            burst=config.peer_burst,
+            monotonic=self._loop.time,
+            remembered=remembered,
+        )
+        self.queue: FairQueue[PendingRequest] = FairQueue()
+        # Those whose request has not arrived, in the order in which they came; of these, those that are to be read now,
+        # and those that wait for more; and those who do not take their answer.
+        self._silent: dict[Conversation, None] = {}
+        self._turns: FairQueue[Conversation] = FairQueue()
+        self._watched: dict[int, Conversation] = {}
+        self._arrivals = select.epoll()
+        self._loop.add_reader(self._arrivals, self._look_at_arrivals)
+        self._loop.add_reader(self.peers.ended, self.peers.forget_ended)
+        self._unread: deque[tuple[float, _socket.socket]] = deque()
+        self._writing: dict[asyncio.Task[None], Conversation] = {}
+        self._in_hand: dict[Conversation, None] = {}
+        self._in_turn = False
+        self._turn_due = False
+        self._ended: list[RequestEvent] = []
+        self._throttled: dict[str, int] = {}
+        self._tell_throttled = 0.0
+
+    @property
+    def open(self) -> int:
+        """How many connections are open."""
+        return len(self._silent) + len(self._in_hand) + len(self._writing)
+
+    def start(self, quoting: Quoting) -> None:
+        """Name who answers what only the platform can, and begin to look after the deadlines."""
+        self._quoting = quoting
+        self._tick()
+
+    def listen(self, listener: socket.socket) -> None:
+        """Begin to accept there."""
+        self._acceptor.listen(listener)
+
+    async def drain(self, listener: socket.socket) -> None:
+        """Accept nothing there beyond the present backlog.
+
+        When no other listener is left, also let every conversation end within the deadline.
+        """
+        await self._acceptor.drain(listener)
+        deadline = self._loop.time() + self._config.drain_timeout
+        while self.open and not self._acceptor.listens and self._loop.time() < deadline:
+            await asyncio.sleep(DRAIN_STEP)
+
+    def close(self) -> None:
+        """End what is still open."""
+        if self._ticks is not None:
+            self._ticks.cancel()
+        for task in self._writing:
+            task.cancel()
+        for conversation in [*self._silent, *self._in_hand, *self._writing.values()]:
+            self._finish(conversation, "the helper stops")
+        self._tell()
+        while self._unread:
+            self._unread.popleft()[1].close()
+        for watcher in (self._arrivals, self.peers.ended):
+            self._loop.remove_reader(watcher)
+        self._arrivals.close()
+        self.peers.close()
+
+    def deliver(self, pending: PendingRequest, answer: Answer, duration: float | None = None) -> None:
+        """Take the answer to a pending request and send it."""
+        conversation = pending.conversation
+        self._in_hand.pop(conversation, None)
+        if duration is not None:
+            self._observer.quoted(duration)
+        if conversation.is_closed:
+            return
+        try:
+            rest = self._write(pending, answer)
+        except OSError as error:
+            self._end(conversation, str(error))
+        else:
+            self._end_or_wait(conversation, rest)
+
+    def _write(self, pending: PendingRequest, answer: Answer) -> bytes:
+        request, response = pending.call.request, answer.response
+        if isinstance(request, GetQuoteExRequest) and isinstance(response, GetQuoteExResponse) and response.quote:
+            self.last_quote = ClientQuote(request.report, response.quote)
+        return pending.conversation.write(answer)
+
+    def _welcome(self, client: _socket.socket) -> None:
+        """Begin a conversation, unless its peer has had too many that came to nothing."""
+        now = self._now()
+        peer, credentials = self.peers.of(client, now)
+        if not self.peers.is_welcome(peer, now):
+            peer.turned_away += 1
+            # Closed at once, it would come back at once.
+            self._unread.append((now, client))
+            if len(self._unread) > MAX_UNREAD or 2 * len(self._unread) > self._descriptors:
+                self._unread.popleft()[1].close()
+            return
+        if self._unread and self.open + len(self._unread) >= self._descriptors:
+            self._unread.popleft()[1].close()
+        if self.open >= self._limit:
+            self._make_room(1)
+        conversation = Conversation(client, peer, credentials, self._reader, now)
+        peer.connections += 1
+        if self.peers.over_connections(peer):
+            self._observer.over_limit("connections")
+            conversation.over_limit = not self._make_room_of(peer)
+        self._silent[conversation] = None
+        peer.silent[conversation] = None
+        self._turns.push(peer.name, conversation)
+
+    def _look_at_arrivals(self) -> None:
+        """Give a turn to those on which something has arrived."""
+        for descriptor, _ in self._arrivals.poll(0, ARRIVALS):
+            conversation = self._watched.get(descriptor)
+            if conversation is not None and not conversation.has_turn:
+                conversation.has_turn = True
+                self._turns.push(conversation.peer.name, conversation)
+        self._turn()
+
+    def _turn(self) -> None:
+        """Read some connections, peer by peer, and begin what they ask."""
+        turns = self._turns
+        self._in_turn = True
+        if turns:
+            # Mostly the request is there already; if we were faster than the client, it is after the others' turn.
+            early = [one for one in (turns.pop() for _ in range(min(READS, len(turns)))) if not self._read(one)]
+            for conversation in early:
+                if not self._advance(conversation):
+                    self._wait_for(conversation)
+        self._pump()
+        self._in_turn = False
+        if turns and not self._turn_due:
+            self._turn_due = True
+            self._loop.call_soon(self._next_turn)
+        if len(self._ended) > 1:
+            self._loop.call_soon(self._tell)
+        else:  # a turn of the loop costs more than one line
+            self._tell()
+
+    def _next_turn(self) -> None:
+        self._turn_due = False
+        self._turn()
+
+    def _read(self, conversation: Conversation) -> bool:
+        """Read one whose turn it is; False when its request is not there and it was not asked before."""
+        conversation.has_turn = False
+        if conversation.is_closed or self._advance(conversation):
+            return True
+        if conversation.fileno() not in self._watched:
+            return False
+        # A request comes in one piece or two. More cost their peer as much as connections that come to nothing.
+        if not self.peers.take_futile(conversation.peer):
+            self._finish(conversation, "its peer sends too many small pieces")
+        return True
+
+    def _wait_for(self, conversation: Conversation) -> None:
+        self._watched[conversation.fileno()] = conversation
+        self._arrivals.register(conversation, select.EPOLLIN | select.EPOLLET)
+
+    def _pump(self) -> None:
+        if self.queue and self._quoting is not None:
+            self._quoting.pump()
+
+    def _give_back(self, count: int) -> None:
+        """Close so many connections: those that are not read at all, or else silent ones."""
+        if not self._unread:
+            self._make_room(count)
+        for _ in range(min(count, len(self._unread))):
+            self._unread.popleft()[1].close()
+
+    def _make_room(self, count: int) -> None:
+        """End the conversations that have waited for their request for longest."""
+        for conversation in list(itertools.islice(self._silent, count)):
+            if not self._advance(conversation):
+                self._finish(conversation, "made room for another connection")
+
+    def _make_room_of(self, peer: Peer) -> bool:
+        """End the oldest silent conversation of a peer; one whose request has come after all is not silent."""
+        for conversation in list(peer.silent):
+            if not self._advance(conversation):
+                self._finish(conversation, "made room for another connection of the same peer")
+                return True
+        return False
+
+    def _expire(self) -> None:
+        """End the conversations whose request is overdue; they are due in their order."""
+        due = self._loop.time() - self._config.read_timeout
+        while (oldest := next(iter(self._silent), None)) is not None and oldest.started <= due:
+            self._finish(oldest, "no request within the deadline")
+        gone = self.peers.gone()
+        while self.peers.over_connections(gone) and self._make_room_of(gone):
+            pass
+        while self._unread and self._unread[0][0] <= due:
+            self._unread.popleft()[1].close()
+
+    def _advance(self, conversation: Conversation) -> bool:
+        """Read on; once the request is whole, answer it or have it answered. Says whether it was."""
+        try:
+            request = conversation.read()
+            if request is NEED_DATA:
+                return False
+            self._hear(conversation)
+            if request is CLOSED:
+                self._finish(conversation)
+                return True
+            plan = self._broker.plan(request)
+            if isinstance(plan, Answer):
+                self._end_or_wait(conversation, conversation.write(plan))
+                return True
+        except (ProtocolError, OSError) as error:
+            self._finish(conversation, str(error))
+            return True
+        self._enqueue(PendingRequest(conversation, plan, self._loop.time()))
+        return True
+
+    def _hear(self, conversation: Conversation) -> None:
+        """Stop waiting for its request, if we do."""
+        if conversation in self._silent:
+            # The kernel forgets the descriptor when it is closed; what arrives until then is not looked at.
+            self._watched.pop(conversation.fileno(), None)
+            del self._silent[conversation]
+            del conversation.peer.silent[conversation]
+
+    def _enqueue(self, pending: PendingRequest) -> None:
+        conversation = pending.conversation
+        peer = conversation.peer
+        self._in_hand[conversation] = None
+        if conversation.over_limit:
+            self._refuse(pending, f"{peer.name} has {self._config.max_connections_per_peer} connections already")
+        elif not self.peers.take_token(peer):
+            self._observer.over_limit("rate")
+            self._refuse(pending, f"{peer.name} asks more than {self._config.peer_rate:g} times a second")
+        else:
+            in_hand = 0 if self._quoting is None else self._quoting.in_hand
+            displaced = self.queue.push(peer.name, pending, limit=self._config.max_waiting - in_hand)
+            if displaced is not None:
+                self._observer.over_limit("waiting")
+                self._refuse(displaced, f"{len(self.queue) + in_hand} requests wait for the platform already")
+
+    def _refuse(self, pending: PendingRequest, reason: str) -> None:
+        self.deliver(pending, self._broker.refuse(pending.call.request, PlatformBusy(reason)))
+
+    def _end_or_wait(self, conversation: Conversation, rest: bytes) -> None:
+        if not rest:
+            self._end(conversation)
+            return
+        task = self._loop.create_task(self._write_rest(conversation, rest))
+        self._writing[task] = conversation
+        task.add_done_callback(self._writing.pop)
+
+    async def _write_rest(self, conversation: Conversation, rest: bytes) -> None:
+        try:
+            async with asyncio.timeout(self._config.read_timeout):
+                await conversation.write_rest(rest)
+        except TimeoutError:
+            self._finish(conversation, "the answer was not taken within the deadline")
+        except OSError as error:
+            self._finish(conversation, str(error))
+        else:
+            self._finish(conversation)
+
+    def _finish(self, conversation: Conversation, reason: str = "") -> None:
+        """End a conversation in whatever state it is."""
+        if not conversation.is_closed:
+            self._hear(conversation)
+            self._in_hand.pop(conversation, None)
+            self._end(conversation, reason)
+
+    def _end(self, conversation: Conversation, reason: str = "") -> None:
+        """End one that is in none of our lists."""
+        # What is told of it waits until those beside it have their answers too.
+        if not self._ended and not self._in_turn:
+            self._loop.call_soon(self._tell)
+        event = conversation.close(self._now(), reason)
+        self._ended.append(event)
+        conversation.peer.connections -= 1
+        if event.outcome == "closed":
+            self.peers.take_futile(conversation.peer)
+
+    def _tell(self) -> None:
+        ended, self._ended = self._ended, []
+        for event in ended:
+            self._observer.request(event)
+
+    def _tick(self) -> None:
+        self._ticks = self._loop.call_later(TICK, self._tick)
+        due = self._loop.time() - self._config.answer_timeout
+        for pending in self.queue.remove_if(lambda pending: pending.since <= due):
+            self._refuse(pending, f"the platform did not answer within {self._config.answer_timeout:g} s")
+        self._expire()
+        self._look_at_floods()
+        self.peers.forget()
+        if self._quoting is not None:
+            self._quoting.pump()
+
+    def _look_at_floods(self) -> None:
+        self._acceptor.adapt_backlog(new=self.peers.looked_up)
+        self.peers.looked_up = 0
+        for peer, count in self.peers.turned_away():
+            self._observer.turned_away(peer, count)
+            self._throttled[peer] = self._throttled.get(peer, 0) + count
+        if self._throttled and self._loop.time() >= self._tell_throttled:
+            self._tell_throttled = self._loop.time() + TELL_THROTTLED
+            most = sorted(self._throttled.items(), key=lambda item: item[1], reverse=True)
+            for peer, count in most[:MOST_THROTTLED]:
+                structlog.get_logger().warning(
+                    "aesm.throttled", peer=peer, connections=count,
+                    reason="too many of its connections come to nothing; these were closed unread",
+                )  # fmt: skip
+            self._throttled.clear()

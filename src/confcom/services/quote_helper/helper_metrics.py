@@ -1,0 +1,179 @@
+"""What the quote helper counts and measures, for Prometheus. All in one process, so nothing needs to be added up."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from confcom.appraisal.evidence import VerifiedQuote
+from confcom.errors import ConfcomError
+from confcom.formats.tcb_info import TcbStatus
+from confcom.pki.certificate import load_certificate
+from confcom.pki.pem import parse_certificates
+from confcom.services.quote_helper.connection import RequestEvent
+from confcom.services.quote_helper.request_log import RequestLog
+from confcom.services.quote_helper.self_test import SelfTestResult
+
+PREFIX = "confcom_quote_helper"
+BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Seconds; a simulated quote takes 0.05 ms, a real one some ms, one whose certificate has to be fetched seconds."""
+MAX_PEERS = 512
+"""Peers that are counted apart; more than a node has pods at a time, but pods come and go."""
+OTHERS = "others"
+"""All further ones."""
+QUOTES = frozenset(("GetQuote", "GetQuoteEx"))
+"""Kinds of requests that are for a quote."""
+NOT_SUPPORTED = "NotSupported"
+"""Stands for a platform below every level that Intel lists."""
+
+
+class Durations:
+    """A histogram of seconds that costs half a microsecond per value."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self._name = name
+        self._text = text
+        self._counts = [0] * (len(BUCKETS) + 1)
+        self._sum = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count a duration."""
+        self._counts[bisect_left(BUCKETS, seconds)] += 1
+        self._sum += seconds
+
+    def family(self) -> HistogramMetricFamily:
+        """The present state for Prometheus."""
+        bounds = [*map(str, BUCKETS), "+Inf"]
+        buckets = list(zip(bounds, accumulate(self._counts), strict=True))
+        return HistogramMetricFamily(f"{PREFIX}_{self._name}", self._text, buckets=buckets, sum_value=self._sum)
+
+
+class QuoteHelperMetrics(Collector):
+    """Every metric of the quote helper; also an observer of the front, beside `observe`."""
+
+    def __init__(
+        self, registry: CollectorRegistry, observe: Callable[[RequestEvent], None], log: RequestLog | None = None
+    ) -> None:
+        self.registry = registry
+        self._log = log
+        self._observe = observe if log is None else log.record
+        # Counted by the thousand each second, so without the library's locks; one thread counts.
+        self._requests: dict[tuple[str | None, str], int] = {}
+        self._quotes: dict[str, int] = {}
+        self._throttled: dict[str, int] = {}
+        self._request_seconds = Durations("request_seconds", "From the connection to its end.")
+        self._platform_seconds = Durations("platform_seconds", "What the platform (QE and PCE) took for a request.")
+        registry.register(self)
+        self._over_limit = Counter(
+            f"{PREFIX}_over_limit", "Requests over the limit of a peer (connections, rate) or of all (waiting).",
+            ["limit"], registry=registry,
+        )  # fmt: skip
+        self._self_test = Gauge(f"{PREFIX}_self_test_ok", "1 when the last self-test succeeded.", registry=registry)
+        self._tcb = Gauge(
+            f"{PREFIX}_tcb_status", "1 for the TCB status of this platform as our verifier sees it.",
+            ["status"], registry=registry,
+        )  # fmt: skip
+        self._pck_age = Gauge(
+            f"{PREFIX}_certification_data_age_seconds", "Since the PCK certificate in our quotes was issued.",
+            registry=registry,
+        )  # fmt: skip
+        self._collateral_age = Gauge(
+            f"{PREFIX}_collateral_age_seconds", "Since the oldest part of the collateral was issued.", registry=registry
+        )
+        self._collateral_left = Gauge(
+            f"{PREFIX}_collateral_expires_seconds", "Until the first part of the collateral expires.", registry=registry
+        )
+
+    def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """Add a gauge that is read when somebody asks."""
+        Gauge(f"{PREFIX}_{name}", text, registry=self.registry).set_function(value)
+
+    def request(self, event: RequestEvent) -> None:
+        """Count the end of a connection, and pass it on."""
+        key = event[:2]  # of a closed set: the kinds are ours, not the client's
+        self._requests[key] = self._requests.get(key, 0) + 1
+        self._request_seconds.observe(event.duration)
+        if event.kind in QUOTES and event.outcome == "answered":
+            _count(self._quotes, event.peer, 1)
+        self._observe(event)
+
+    def collect(self) -> Iterator[Metric]:
+        """What the registry asks for."""
+        requests = CounterMetricFamily(
+            f"{PREFIX}_requests", "Connections that ended, by what was asked and what came of it.",
+            labels=["kind", "outcome"],
+        )  # fmt: skip
+        for (kind, outcome), count in self._requests.items():
+            requests.add_metric([kind or "none", outcome], count)
+        yield requests
+        quotes = CounterMetricFamily(f"{PREFIX}_quotes", "Quotes made, by the pod (or container, or user) that asked.",
+                                     labels=["peer"])  # fmt: skip
+        for peer, count in self._quotes.items():
+            quotes.add_metric([peer], count)
+        yield quotes
+        throttled = CounterMetricFamily(
+            f"{PREFIX}_throttled_connections",
+            "Connections closed unread, because too many of the same peer came to nothing.", labels=["peer"],
+        )  # fmt: skip
+        for peer, count in self._throttled.items():
+            throttled.add_metric([peer], count)
+        yield throttled
+        yield CounterMetricFamily(
+            f"{PREFIX}_log_lines_lost", "Lines of the log that its reader was too slow for.",
+            value=0 if self._log is None else self._log.lost,
+        )  # fmt: skip
+        yield CounterMetricFamily(
+            f"{PREFIX}_log_lines_left_out", "Requests without a line of their own, because their peer had too many.",
+            value=0 if self._log is None else self._log.left_out,
+        )  # fmt: skip
+        yield self._request_seconds.family()
+        yield self._platform_seconds.family()
+
+    def quoted(self, duration: float) -> None:
+        """Count a request that the platform answered."""
+        self._platform_seconds.observe(duration)
+
+    def over_limit(self, limit: str) -> None:
+        """Count a peer over a limit."""
+        self._over_limit.labels(limit).inc()
+
+    def turned_away(self, peer: str, count: int) -> None:
+        """Count connections that were closed unread."""
+        _count(self._throttled, peer, count)
+
+    def self_tested(self, result: SelfTestResult) -> None:
+        """Show what a self-test found."""
+        self._self_test.set(1 if result.ok else 0)
+        if result.verified is not None:
+            self._platform(result.verified)
+
+    def _platform(self, verified: VerifiedQuote) -> None:
+        found = verified.tcb_status or NOT_SUPPORTED
+        for status in (*TcbStatus, NOT_SUPPORTED):
+            self._tcb.labels(str(status)).set(1 if status == found else 0)
+        now, collateral = verified.verified_at, verified.collateral
+        self._collateral_age.set((now - collateral.earliest_issue).total_seconds())
+        self._collateral_left.set((collateral.earliest_expiration - now).total_seconds())
+        issued = _pck_issued(verified)
+        if issued is not None:
+            self._pck_age.set((now - issued).total_seconds())
+
+
+def _count(peers: dict[str, int], peer: str, count: int) -> None:
+    name = peer if peer in peers or len(peers) < MAX_PEERS else OTHERS
+    peers[name] = peers.get(name, 0) + count
+
+
+def _pck_issued(verified: VerifiedQuote) -> datetime | None:
+    chain = verified.quote.signature.certification.certification_data.data.rstrip(b"\0")
+    try:
+        leaf = parse_certificates(chain, structure="PCK chain")[0]
+        return load_certificate(leaf, structure="PCK chain", field="leaf").not_valid_before_utc.astimezone(UTC)
+    except (ConfcomError, IndexError):  # pragma: no cover - it has just been verified
+        return None

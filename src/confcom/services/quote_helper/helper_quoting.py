@@ -1,0 +1,160 @@
+"""Two ways to have the platform answer what waits for it.
+
+`QuickQuoting` is for a platform that takes microseconds, as the simulated one: the event loop makes the quote itself.
+`ThreadQuoting` is for the one platform of a real machine: a call blocks for milliseconds or seconds and must not
+overlap with another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import structlog
+
+from confcom.errors import PlatformBusy, PlatformError
+from confcom.services.quote_helper.broker import AesmBroker, Answer
+from confcom.services.quote_helper.connection import PendingRequest
+from confcom.services.quote_helper.peers import FairQueue
+from confcom.services.runtime.process import Overloaded, WorkerThreads
+
+Result = TypeVar("Result")
+
+TURN = 4
+"""Requests that it answers before it looks for new connections again."""
+LEFT_AFTER = 0.02
+"""Seconds of waiting after which it is worth a look whether the client still does."""
+
+
+class Deliver(Protocol):
+    """Takes an answer to a pending request, and the seconds that the platform took (None: it was not asked)."""
+
+    def __call__(self, pending: PendingRequest, answer: Answer, duration: float | None = None) -> None:
+        """Deliver."""
+
+
+class Quoting(Protocol):
+    """How pending requests get their answers."""
+
+    @property
+    def in_hand(self) -> int:
+        """How many requests have left the queue and have no answer yet."""
+
+    async def warm_up(self) -> None:
+        """Have the attestation key made; raises what the platform raises."""
+
+    def pump(self) -> None:
+        """Begin what can be begun. Called whenever the queue or the platform may have changed."""
+
+    def close(self) -> None:
+        """Stop; in-flight requests are dropped."""
+
+
+class ThreadQuoting:
+    """One platform behind one thread."""
+
+    def __init__(
+        self, broker: AesmBroker, queue: FairQueue[PendingRequest], deliver: Deliver, *, answer_timeout: float
+    ) -> None:
+        self._broker = broker
+        self._queue = queue
+        self._deliver = deliver
+        self._answer_timeout = answer_timeout
+        self._loop = asyncio.get_running_loop()
+        self._thread = WorkerThreads("platform", threads=1, max_waiting=1)
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def in_hand(self) -> int:
+        """One or none."""
+        return 0 if self._task is None else 1
+
+    async def warm_up(self) -> None:
+        """Have the attestation key made."""
+        try:
+            await self._run(self._broker.warm_up)
+        finally:
+            self.pump()
+
+    def pump(self) -> None:
+        """Give the thread its next call, if it has none."""
+        if self._task is None and self._queue and not self._thread.under_way:
+            self._task = self._loop.create_task(self._perform(self._queue.pop()))
+
+    def close(self) -> None:
+        """End the thread after its call."""
+        if self._task is not None:
+            self._task.cancel()
+        self._thread.close(0)
+
+    async def _perform(self, pending: PendingRequest) -> None:
+        started = self._loop.time()
+        try:
+            answer = await self._run(lambda: _answer(self._broker, pending))
+        except PlatformBusy as error:
+            answer = self._broker.refuse(pending.call.request, error)
+        self._task = None
+        self._deliver(pending, answer, self._loop.time() - started)
+        self.pump()
+
+    async def _run(self, call: Callable[[], Result]) -> Result:
+        try:
+            async with asyncio.timeout(self._answer_timeout):
+                return await self._thread.run(call)
+        except TimeoutError as error:
+            raise PlatformBusy(f"the platform did not answer within {self._answer_timeout:g} s") from error
+        except Overloaded:
+            raise PlatformBusy("an earlier request holds the platform") from None
+
+
+class QuickQuoting:
+    """The event loop quotes itself."""
+
+    def __init__(self, broker: AesmBroker, queue: FairQueue[PendingRequest], deliver: Deliver) -> None:
+        self._broker = broker
+        self._queue = queue
+        self._deliver = deliver
+        self._loop = asyncio.get_running_loop()
+        self._again = False
+
+    in_hand = 0
+    """What leaves the queue is answered in the same turn."""
+
+    async def warm_up(self) -> None:
+        """Have the attestation key made."""
+        self._broker.warm_up()
+
+    def pump(self) -> None:
+        """Answer some requests, and come back for the others."""
+        queue, now = self._queue, self._loop.time
+        # All are signed before the first is sent: the processor then finds each piece of code warm.
+        signed = []
+        for pending in [queue.pop() for _ in range(min(TURN, len(queue)))]:
+            started = now()
+            answer = _answer(self._broker, pending, look=started - pending.since > LEFT_AFTER)
+            signed.append((pending, answer, now() - started))
+        for pending, answer, duration in signed:
+            self._deliver(pending, answer, duration)
+        if queue and not self._again:
+            self._again = True
+            self._loop.call_soon(self._pump_again)
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+    def _pump_again(self) -> None:
+        self._again = False
+        self.pump()
+
+
+def _answer(broker: AesmBroker, pending: PendingRequest, *, look: bool = True) -> Answer:
+    """Have the platform answer. A client that left costs no quote; `look` says whether to find out."""
+    request = pending.call.request
+    if look and not pending.conversation.is_wanted():
+        return broker.refuse(request, PlatformBusy("the client left before its turn"))
+    try:
+        return broker.perform(pending.call)
+    except Exception as error:  # noqa: BLE001 - a mistake of ours must not leave the client without an answer
+        structlog.get_logger().exception("aesm.failure", kind=type(request).__name__)
+        return broker.refuse(request, PlatformError(f"{type(error).__name__}: {error}"))

@@ -1,0 +1,415 @@
+"""Whether a helper does what it is for: asks it over its own socket, as a client does, and verifies what it gives.
+
+A report must come from an enclave. On the simulated platform the machine has one. On real hardware confcom brings no
+enclave of its own; there the QE reports on itself (`self_test_report`), as soon as one client has had a quote. Before
+that the test shows that the QE lives and checks MACs: a report that no enclave made must be refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import structlog
+
+from confcom.appraisal.collateral import Collateral
+from confcom.appraisal.evidence import VerifiedQuote
+from confcom.appraisal.findings import Check
+from confcom.appraisal.quote import QuoteVerifier
+from confcom.errors import (
+    ConfcomError,
+    NativeError,
+    PlatformError,
+    PlatformUnavailable,
+    ReportRejected,
+    StaleCollateralError,
+)
+from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
+from confcom.pki.roots import TrustRoots
+from confcom.platforms.aesm_client import AesmPlatform, connect
+from confcom.platforms.interface import InitializedQuote, ReportSource
+from confcom.platforms.sgx_host import DEVICES_ADVICE
+from confcom.services.quote_helper.recorded_clients import RECORDED, Material, replay
+
+# --- A small file that a daemon keeps for its successor, which only its owner may touch. Nothing here raises ----------
+#
+# A file that is not of this user alone, or longer than it can be, counts as none: another user may have put it there.
+
+
+_MODE = 0o600
+
+
+class KeptFile:
+    """The file at a path; `event` names it in the log."""
+
+    def __init__(self, path: Path, event: str, *, limit: int) -> None:
+        self._path = path
+        self._event = event
+        self._limit = limit
+
+    def read(self) -> bytes | None:
+        """The content, `limit` bytes at most."""
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self.ignore(error.strerror or str(error))
+            return None
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+                self.ignore("it is not a file of this user alone")
+                return None
+            content = os.read(descriptor, self._limit + 1)
+        finally:
+            os.close(descriptor)
+        if len(content) > self._limit:
+            self.ignore(f"it has more than {self._limit} bytes")
+            return None
+        return content
+
+    def keep(self, content: bytes) -> None:
+        """Write it in one step, unless it is there already."""
+        if self.read() == content:
+            return
+        # With the process's number: a successor may write at the same time.
+        new = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+        try:
+            new.unlink(missing_ok=True)
+            descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, _MODE)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+            new.rename(self._path)
+        except OSError as error:  # the daemon goes on from memory, and its successor begins with nothing
+            structlog.get_logger().warning(self._event, outcome="not kept", reason=error.strerror)
+        else:
+            structlog.get_logger().info(self._event, outcome="kept", file=str(self._path))
+
+    def drop(self, reason: str) -> None:
+        """Remove it and say why."""
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
+        structlog.get_logger().warning(self._event, outcome="dropped", reason=reason)
+
+    def ignore(self, reason: str) -> None:
+        """Say why its content is not used."""
+        structlog.get_logger().warning(self._event, outcome="ignored", reason=reason, file=str(self._path))
+
+
+# --- A report that a real QE accepts, so that its self-test goes all the way although this project ships  ---
+#
+# Whoever asks for a quote may ask for the QE's own report along with it, and names the enclave that it is for. When
+# that enclave is the QE itself, the result is a report with a right MAC by the QE for the QE: it can be quoted. So
+# the first report of a client that the platform accepted is enough: asked once more with it, the QE gives one of its
+# own, which is kept and serves every later self-test; the client's quote of that second time is thrown away. A new QE
+# (an update) takes no report that was made for the old one, but the old one still serves then, and makes one for the
+# new.
+#
+# What is quoted then says MRENCLAVE of the QE, and its report data is SHA-256(nonce ‖ quote) of the request before.
+
+
+_NONCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class SelfQuote:
+    """A report that the QE accepted, the quote that it made of it, and where the report came from."""
+
+    report: Report
+    quote: bytes
+    origin: str
+
+
+class SelfTestReport:
+    """The report for the self-tests of the helper that serves, or is to serve, at `socket`."""
+
+    def __init__(self, socket: Path) -> None:
+        self._socket = socket
+        self._file = KeptReport(socket.with_name(f".{socket.name}.self-test-report"))
+        self._report: Report | None = None
+
+    def quote(self, helper: AesmPlatform, target: TargetInfo, client_report: bytes | None) -> SelfQuote | None:
+        """Have a helper quote a report of the QE that `target` names; None when there is none to begin with.
+
+        `client_report` is the latest of a client that the helper's platform accepted. Failures of the QE are raised.
+        """
+        serves = helper.socket_path == self._socket
+        found = self._of_old(helper, target, serves=serves) or _of_client(helper, target, client_report)
+        if found is not None:
+            self._report = found.report
+            # Until it has taken over, the file is its predecessor's.
+            if serves:
+                self._file.keep(found.report)
+        return found
+
+    def _of_old(self, helper: AesmPlatform, target: TargetInfo, *, serves: bool) -> SelfQuote | None:
+        report = self._report or self._file.read()
+        if report is None:
+            return None
+        try:
+            return SelfQuote(report, helper.quote(report).quote, "the QE's report on itself")
+        except ReportRejected:
+            self._report = None
+        if serves:
+            self._file.drop("this QE does not take it: the QE or the TCB of the machine is another one than before")
+            return None
+        made = _of_predecessor(AesmPlatform(self._socket, helper.timeout, simulated=helper.simulated), report, target)
+        return None if made is None else SelfQuote(made, helper.quote(made).quote, "a report by the QE before it")
+
+
+def _of_client(helper: AesmPlatform, target: TargetInfo, client_report: bytes | None) -> SelfQuote | None:
+    if client_report is None:
+        return None
+    try:
+        report = _report_by_qe(helper, Report.parse(client_report), target)
+    except ReportRejected:  # another TCB since then: the next client has a new one
+        return None
+    return SelfQuote(report, helper.quote(report).quote, "the QE's first report on itself")
+
+
+def _of_predecessor(predecessor: AesmPlatform, report: Report, target: TargetInfo) -> Report | None:
+    try:
+        return _report_by_qe(predecessor, report, target)
+    except ConfcomError as error:  # its own trouble, and no fault of the new one
+        structlog.get_logger().warning("aesm.self_test_report", outcome="not made", reason=error.message)
+        return None
+
+
+def _report_by_qe(helper: AesmPlatform, report: Report, target: TargetInfo) -> Report:
+    """The QE's report for `target`, made along with a quote of `report` that nobody gets."""
+    nonce = secrets.token_bytes(_NONCE)
+    result = helper.quote(report, qe_report_info=QeReportInfo(nonce, target, Report.parse(bytes(Report.size()))))
+    made = None if result.qe_report_info is None else result.qe_report_info.qe_report
+    if made is None or made.body.report_data[:32] != hashlib.sha256(nonce + result.quote).digest():
+        raise NativeError("the QE's report is not about the quote that it was made with")
+    return made
+
+
+class KeptReport:
+    """A report in a file of the helper's user alone. Never raises."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = KeptFile(path, "aesm.self_test_report", limit=Report.size())
+
+    def read(self) -> Report | None:
+        """The report, if there is one that this user kept."""
+        content = self._file.read()
+        if content is None:
+            return None
+        if len(content) != Report.size():
+            self._file.ignore(f"it has not the {Report.size()} bytes of a report")
+            return None
+        return Report.parse(content)
+
+    def keep(self, report: Report) -> None:
+        """Write it, unless it is there already."""
+        self._file.keep(bytes(report))
+
+    def drop(self, reason: str) -> None:
+        """Remove it and say why."""
+        self._file.drop(reason)
+
+
+QUESTIONS = {
+    "devices": "the SGX devices can be opened",
+    "attestation-key": "the attestation key is made and certified",
+    "quote": "a quote for a report of the self-test's enclave",
+    "verification": "the quote verifies against present collateral",
+    "recorded-clients": "old clients' requests get answers that they can use",
+}
+
+
+_BODY_AT = 48
+"""Where a quote of version 3 has the report's body."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientQuote:
+    """A report that a client sent, and the quote that it got."""
+
+    report: bytes
+    quote: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SelfTestKit:
+    """What a self-test has to work with.
+
+    `collateral` gives what a quote is judged by at a time; None: nothing is configured. `devices` says why the SGX
+    devices cannot be opened, each as a clause; None: the platform has none.
+    """
+
+    enclave: ReportSource | None
+    collateral: Callable[[bytes, datetime], Collateral] | None
+    roots: TrustRoots
+    simulated: bool
+    devices: Callable[[], tuple[str, ...]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SelfTestResult:
+    """What was asked and found, and the platform as our verifier sees it (None: there was no quote to verify)."""
+
+    checks: tuple[Check, ...]
+    verified: VerifiedQuote | None
+    error: ConfcomError | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether everything was as it must be."""
+        return all(check.ok for check in self.checks)
+
+    def failures(self) -> str:
+        """What was not, as clauses."""
+        return "; ".join(f"{check.id}: {check.found}" for check in self.checks if not check.ok)
+
+
+@dataclass(slots=True)
+class _Findings:
+    checks: list[Check] = field(default_factory=list)
+    verified: VerifiedQuote | None = None
+    error: ConfcomError | None = None
+
+    def passed(self, identifier: str, found: str) -> None:
+        self.checks.append(Check(identifier, ok=True, expected=QUESTIONS[identifier], found=found))
+
+    def failed(self, identifier: str, found: str, advice: str = "") -> None:
+        self.checks.append(Check(identifier, ok=False, expected=QUESTIONS[identifier], found=found, advice=advice))
+
+
+class SelfTest:
+    """Self-tests of the helper that serves, or is to serve, at a path. Block while they run.
+
+    `now` is the clock of the verification.
+    """
+
+    def __init__(
+        self, kit: SelfTestKit | None, socket_path: Path, *, now: Callable[[], datetime], timeout: float = 5.0
+    ) -> None:
+        self._kit = kit
+        self._own_report = SelfTestReport(socket_path)
+        self._now = now
+        self._timeout = timeout
+        self._verifier = None if kit is None else QuoteVerifier(kit.roots)
+
+    def run(self, path: Path, *, last: ClientQuote | None = None, clients: bool = False) -> SelfTestResult:
+        """Test the helper that listens at `path`; with `clients`, also replay what old clients send.
+
+        `last` is the latest quote that its platform made for a client.
+        """
+        findings = _Findings()
+        identifier = "devices"
+        try:
+            if self._kit is not None and self._kit.devices is not None:
+                if lost := self.lost_devices():
+                    raise PlatformUnavailable(lost, advice=DEVICES_ADVICE)
+                findings.passed(identifier, "all can be opened")
+            identifier = "attestation-key"
+            helper = AesmPlatform(path, self._timeout, simulated=self._kit is not None and self._kit.simulated)
+            initialized = helper.init_quote()
+            size = helper.quote_size()
+            findings.passed(identifier, f"quotes have {size} bytes")
+            identifier = "quote"
+            report, quote = self._quote(helper, initialized, last, findings)
+            identifier = "verification"
+            self._verify(quote if quote is not None or last is None else last.quote, findings)
+            if clients:
+                identifier = "recorded-clients"
+                accepted = self._kit is None or quote is not None
+                self._replay(path, Material(bytes(report), bytes(initialized.target_info), size, accepted), findings)
+        except ConfcomError as error:
+            findings.failed(identifier, error.message, error.advice())
+            findings.error = error
+        return SelfTestResult(tuple(findings.checks), findings.verified, findings.error)
+
+    def lost_devices(self) -> str:
+        """Why the SGX devices cannot be opened, as clauses; empty when they can."""
+        return "; ".join(self._kit.devices()) if self._kit is not None and self._kit.devices is not None else ""
+
+    def _quote(
+        self, helper: AesmPlatform, initialized: InitializedQuote, last: ClientQuote | None, findings: _Findings
+    ) -> tuple[Report, bytes | None]:
+        if self._kit is None:
+            return Report.parse(bytes(Report.size())), None
+        if self._kit.enclave is not None:
+            report = self._kit.enclave.create_report(initialized.target_info, bytes(64))
+            quote = helper.quote(report).quote
+            _check_quote(quote, report, f"{len(quote)} bytes", findings)
+            return report, quote
+        return self._quote_on_itself(helper, initialized, last, findings)
+
+    def _quote_on_itself(
+        self, helper: AesmPlatform, initialized: InitializedQuote, last: ClientQuote | None, findings: _Findings
+    ) -> tuple[Report, bytes | None]:
+        nobodys = _nobodys_report(initialized.target_info)
+        refused = "a report that no enclave made is refused"
+        try:
+            helper.quote(nobodys)
+        except ReportRejected:
+            made = self._own_report.quote(helper, initialized.target_info, None if last is None else last.report)
+        else:
+            findings.failed("quote", "the QE signed a report that no enclave made")
+            return nobodys, None
+        if made is None:
+            findings.passed("quote", f"{refused}; there is no other before the first quote for a client")
+            return nobodys, None
+        _check_quote(made.quote, made.report, f"{len(made.quote)} bytes, of {made.origin}; {refused}", findings)
+        return made.report, made.quote
+
+    def _verify(self, quote: bytes | None, findings: _Findings) -> None:
+        if self._kit is None or self._verifier is None:
+            return
+        if self._kit.collateral is None:
+            findings.passed("verification", "not done: no collateral is configured")
+        elif quote is None:
+            findings.passed("verification", "not done: no quote has been made for a client yet")
+        else:
+            now = self._now()
+            verified = self._verifier.verify(quote, self._kit.collateral(quote, now), now=now, any_tcb=True)
+            findings.verified = verified
+            if verified.stale:
+                raise StaleCollateralError(f"not valid at present: {', '.join(item.what for item in verified.stale)}")
+            findings.passed("verification", f"TCB status {verified.tcb_status or 'not supported'}")
+
+    def _replay(self, path: Path, material: Material, findings: _Findings) -> None:
+        complaints = []
+        for recorded in RECORDED:
+            complaint = replay(recorded, material, lambda frame: _exchange(path, frame, self._timeout))
+            if complaint:
+                complaints.append(f"{recorded.client}: {complaint}")
+        if complaints:
+            findings.failed("recorded-clients", "; ".join(complaints))
+        else:
+            findings.passed("recorded-clients", f"{len(RECORDED)} requests")
+
+
+def _check_quote(quote: bytes, report: Report, found: str, findings: _Findings) -> None:
+    if quote[_BODY_AT : _BODY_AT + len(bytes(report.body))] == bytes(report.body):
+        findings.passed("quote", found)
+    else:
+        findings.failed("quote", "the quote is about another report than the one that was sent")
+
+
+def _nobodys_report(target_info: TargetInfo) -> Report:
+    # Recognisable in a log of the QE, and with a MAC that is not right.
+    return Report.parse(bytes(target_info)[:32].ljust(Report.size(), b"\0"))
+
+
+def _exchange(path: Path, frame: bytes, timeout: float) -> bytes:
+    answer = b""
+    try:
+        with connect(path, timeout) as client:
+            client.sendall(frame)
+            while piece := client.recv(1 << 16):
+                answer += piece
+    except OSError as error:
+        raise PlatformError(f"the helper's socket broke off: {error}") from error
+    return answer

@@ -1,0 +1,1 @@
+"""What daemons share: sockets, HTTP, TLS, settings, logs, threads."""

@@ -1,0 +1,569 @@
+"""HTTP/1.1 for our daemons: an ASGI application on a socket, with limits on everything that a client can hold.
+
+h11 reads and writes the protocol. This module owns the connections: how many there are, which one makes room for a new
+one, how long each step of a request may take, and how many bytes of output may wait for clients that do not read them
+(docs/adr/0005-http-server.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+import ssl
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass
+from email.utils import formatdate
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import h11
+import structlog
+
+from confcom.errors import ConfigError
+from confcom.services.runtime.listener import available_descriptors, clear_path, is_served, settle
+from confcom.services.runtime.tls import HeldTls, ReloadingTls, TlsFiles
+
+CHUNK = 64 * 1024
+"""Bytes read at a time, and bytes of output that a client must take within `write_timeout`."""
+SOCKET_BUFFER = 128 * 1024
+"""Bytes of the kernel's buffers for each direction of a connection."""
+ACCEPTS = 64
+"""Connections accepted in one turn of the event loop."""
+ACCEPT_PAUSE = 0.5
+"""Seconds without accepting after the process ran out of file descriptors."""
+GRACE = 1.0
+"""Seconds for which a connection that waits for its client is kept before those at work, if others have to go."""
+LINGER = 1.0
+"""Seconds for which the rest of a request is dropped, so that its sender sees the answer before the connection ends."""
+
+BODY_RATE = 256 * 1024
+"""Bytes of a request's body that give it another second."""
+
+TINY = 1024
+"""Bytes; after a smaller piece of a body others have a turn."""
+V4_MAPPED = bytes(10) + b"\xff\xff"
+
+Message = MutableMapping[str, Any]
+Application = Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listener:
+    """Where and within which limits. `address` is HOST:PORT (port 0: any) or the path of a Unix socket."""
+
+    address: tuple[str, int] | Path
+    tls: TlsFiles | HeldTls | None = None
+    max_connections: int = 1024
+    """Beyond this, a connection of the address that has most makes room: the oldest idle one, else the oldest."""
+    fd_reserve: int = 64
+    """File descriptors that connections leave to the rest of the process."""
+    max_head: int = 16 * 1024
+    """Bytes of a request line with its headers."""
+    head_timeout: float = 5.0
+    """Seconds for the TLS handshake, and again for a request's head."""
+    body_timeout: float = 15.0
+    """Seconds for a request's body."""
+    idle_timeout: float = 30.0
+    """Seconds that a connection may stay without a request."""
+    write_timeout: float = 10.0
+    """Seconds in which a client must take the next 64 KiB of an answer."""
+    output_memory: int = 64 << 20
+    """Bytes of answers that clients have not taken yet. Beyond this, the one that waits for longest is aborted."""
+    drain_timeout: float = 10.0
+    """Seconds that requests under way get when the server stops."""
+    backlog: int = 1024
+
+
+async def serve_http(
+    app: Application,
+    listener: Listener,
+    *,
+    stop: asyncio.Event,
+    started: Callable[[str], None] | None = None,
+) -> None:
+    """Serve until `stop` is set or cancelled, then let requests end. `started` gets the URL once there is a socket."""
+    tls = ReloadingTls(listener.tls) if isinstance(listener.tls, TlsFiles) else listener.tls
+    with contextlib.ExitStack() as cleaning:
+        listening = _bind(listener, cleaning)
+        listening.setblocking(False)
+        if tls is not None:
+            watching = asyncio.create_task(tls.watch(), name="tls-watch")
+            cleaning.callback(watching.cancel)
+        server = _Server(app, listener, listening, None if tls is None else tls.context)
+        server.start()
+        try:
+            if started is not None:
+                started(_url(listening, listener))
+            await stop.wait()
+        finally:
+            await server.close()
+
+
+class _Server:
+    """The connections of a listening socket."""
+
+    def __init__(
+        self, app: Application, listener: Listener, listening: socket.socket, tls: ssl.SSLContext | None
+    ) -> None:
+        self.app = app
+        self.listener = listener
+        self.tls = tls
+        self.closing = False
+        self.clients: dict[bytes, _Client] = {}
+        self.unread: dict[_Connection, int] = {}
+        """Bytes of answers that connections have not taken yet; the one that waits for longest is first."""
+        self._unread_total = 0
+        self._count = 0
+        self._listening = listening
+        self._limit = max(1, min(listener.max_connections, available_descriptors() - listener.fd_reserve))
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._abandoned: set[_Connection] = set()
+        """Aborted connections for which the application still works."""
+        self._loop = asyncio.get_running_loop()
+
+    def start(self) -> None:
+        """Accept connections."""
+        if not self.closing:
+            self._loop.add_reader(self._listening.fileno(), self._accept)
+
+    async def close(self) -> None:
+        """Stop accepting; end idle connections now and the others after their request, or at the deadline."""
+        self._loop.remove_reader(self._listening.fileno())
+        self.closing = True
+        await settle()
+        for connection in [one for client in self.clients.values() for one in client.waiting]:
+            if not connection.asked:
+                connection.abort()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=self.listener.drain_timeout)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        await settle()  # asyncio closes the sockets of aborted connections in a turn of its own
+
+    def set_unread(self, connection: _Connection, size: int) -> None:
+        """Note how much a connection still has to take; beyond the limit the one that waits for longest is aborted."""
+        self._unread_total += size - self.unread.pop(connection, 0)
+        if size:
+            self.unread[connection] = size
+            if self._unread_total > self.listener.output_memory:
+                next(iter(self.unread)).abort()
+
+    def forget(self, connection: _Connection) -> None:
+        """Free the place of a connection that ended or was aborted."""
+        self.set_unread(connection, 0)
+        client = self.clients.get(connection.key, _Client())
+        if connection in client:
+            self._count -= 1
+            if connection.asked:
+                self._abandoned.add(connection)
+            client.waiting.pop(connection, None)
+            client.working.pop(connection, None)
+            if not len(client):
+                del self.clients[connection.key]
+
+    def expect(self, connection: _Connection, *, client_acts: bool) -> None:
+        """Note whether the next step is the client's or ours; nothing for a connection that was aborted."""
+        client = self.clients.get(connection.key, _Client())
+        if connection in client:
+            client.waiting.pop(connection, None)
+            client.working.pop(connection, None)
+            if client_acts:
+                client.waiting[connection] = self._loop.time()
+            else:
+                client.working[connection] = None
+
+    def ended(self, connection: _Connection) -> None:
+        """Forget a connection of which nothing runs any more."""
+        self.forget(connection)
+        self._abandoned.discard(connection)
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTS):
+            try:
+                accepted, address = self._listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                structlog.get_logger().warning("http.accept", outcome="waits", reason=error.strerror)
+                self._loop.remove_reader(self._listening.fileno())
+                self._loop.call_later(ACCEPT_PAUSE, self.start)
+                return
+            accepted.setblocking(False)
+            self._admit(accepted, address)
+
+    def _admit(self, accepted: socket.socket, address: Any) -> None:  # noqa: ANN401 - as the family has it
+        key = _client_key(address)
+        own = self.clients.get(key, _Client())
+        if self._count >= self._limit:
+            # An address that has its share makes room itself; else the one that has most does.
+            share = max(1, self._limit // (len(self.clients) + (key not in self.clients)))
+            full = own if len(own) >= share else max(self.clients.values(), key=len)
+            full.first_to_go(self._loop.time(), self._limit // 2).abort()
+        if len(self._abandoned) >= self._limit:
+            accepted.close()
+            return
+        connection = _Connection(self, accepted, address, key)
+        self.clients.setdefault(key, _Client()).waiting[connection] = self._loop.time()
+        self._count += 1
+        connection.task = self._loop.create_task(connection.run(), name="http-connection")
+        self._tasks.add(connection.task)
+        connection.task.add_done_callback(connection.finish)
+        connection.task.add_done_callback(self._tasks.discard)
+
+
+class _Client:
+    """The connections of an address, oldest first: those that wait for their client, and those at work for it."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[_Connection, float] = {}
+        """Since when the client is expected to do something: to send, or to read."""
+        self.working: dict[_Connection, None] = {}
+
+    def __len__(self) -> int:
+        return len(self.waiting) + len(self.working)
+
+    def __contains__(self, connection: _Connection) -> bool:
+        return connection in self.waiting or connection in self.working
+
+    def first_to_go(self, now: float, half: int) -> _Connection:
+        """The oldest that waits for its client. A newcomer has `GRACE` first, or the crowd of them would close it."""
+        oldest = next(iter(self.waiting), None)
+        if oldest is None or (self.working and now - self.waiting[oldest] < GRACE and len(self.waiting) <= half):
+            return next(iter(self.working))
+        return oldest
+
+
+class _Gone(ConnectionError):
+    """The client left, broke the protocol, or took too long: there is nothing more to say to it."""
+
+
+class _Connection:
+    """One connection: requests one after another, each answered before the next is looked at."""
+
+    def __init__(self, server: _Server, accepted: socket.socket, address: Any, key: bytes) -> None:  # noqa: ANN401
+        self.key = key
+        self.task: asyncio.Task[None] | None = None
+        self.asked = False
+        """Whether there is a request to answer."""
+        self._server = server
+        self._limits = server.listener
+        self._accepted = accepted
+        self._peer = address[:2] if isinstance(address, tuple) else None
+        self._reader = asyncio.StreamReader(limit=CHUNK // 2)
+        self._writer: asyncio.StreamWriter | None = None
+        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=self._limits.max_head - 1)
+        self._opened = False
+        self._first = True
+        self._is_head = False
+        self._head: h11.Response | None = None
+        self._body_until = 0.0
+
+    def abort(self) -> None:
+        """End the connection now. An application that still works for it notices when it reads or writes."""
+        self._server.forget(self)
+        if self._writer is not None:
+            self._writer.transport.abort()
+        elif self._opened:
+            # Not by cancelling: asyncio would go on with a handshake that has not begun.
+            with contextlib.suppress(OSError):
+                self._accepted.shutdown(socket.SHUT_RDWR)
+        elif self.task is not None:
+            self.task.cancel()
+
+    async def run(self) -> None:
+        """Serve the connection until it ends."""
+        try:
+            await self._open()
+            while await self._exchange():
+                await asyncio.sleep(0)  # pipelined requests must not keep the loop from others
+            await self._close()
+        except (OSError, TimeoutError):
+            pass
+
+    def finish(self, _task: asyncio.Task[None]) -> None:
+        """Free what the connection holds, whatever ended it."""
+        self._server.ended(self)
+        if (error := self._reader.exception()) is not None:
+            error.__traceback__ = None  # its frames hold this connection, which holds the reader
+        if self._writer is not None:
+            self._writer.transport.abort()
+        elif not self._opened:
+            self._accepted.close()  # else asyncio has closed it
+
+    async def _open(self) -> None:
+        loop = asyncio.get_running_loop()
+        protocol = asyncio.StreamReaderProtocol(self._reader, loop=loop)
+        encrypted = self._server.tls is not None
+        self._opened = True
+        try:
+            transport, _ = await loop.connect_accepted_socket(
+                lambda: protocol,
+                self._accepted,
+                ssl=self._server.tls,
+                ssl_handshake_timeout=self._limits.head_timeout if encrypted else None,
+                ssl_shutdown_timeout=LINGER if encrypted else None,
+            )
+        except OSError as error:
+            # The error, asyncio's frame in its traceback and the future there hold each other, and with them the
+            # 300 KiB of a TLS connection, which only a full garbage collection would free.
+            raise error.with_traceback(None) from None
+        transport.set_write_buffer_limits(high=0)
+        self._writer = asyncio.StreamWriter(transport, protocol, self._reader, loop)
+
+    async def _close(self) -> None:
+        """End the connection so that the answer arrives: unread bytes would reset it."""
+        writer = self._open_writer()
+        if self._http.their_state is not h11.DONE and self._http.their_state is not h11.CLOSED:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LINGER):
+                    if writer.can_write_eof():
+                        writer.write_eof()
+                    while await self._reader.read(CHUNK):
+                        pass
+        writer.close()
+        async with asyncio.timeout(self._limits.write_timeout):
+            await writer.wait_closed()
+
+    async def _exchange(self) -> bool:
+        """Serve one request; says whether another may follow."""
+        try:
+            request = await self._next_request()
+        except h11.RemoteProtocolError as error:
+            await self._refuse(error.error_status_hint, str(error))
+            return False
+        if request is None:
+            return False
+        self.asked = True
+        await self._answer(request)
+        self.asked = False
+        if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
+            return False
+        self._http.start_next_cycle()
+        self._server.expect(self, client_acts=True)
+        return not self._server.closing
+
+    async def _next_request(self) -> h11.Request | None:
+        """The head of the next request; None if the client has ended the connection."""
+        limits, event = self._limits, self._http.next_event()
+        if event is h11.NEED_DATA:
+            async with asyncio.timeout(limits.head_timeout if self._first else limits.idle_timeout):
+                await self._read(limits.max_head)
+            async with asyncio.timeout(limits.head_timeout):
+                while (event := self._http.next_event()) is h11.NEED_DATA:
+                    await self._read(limits.max_head - len(self._http.trailing_data[0]))
+        self._first = False
+        return event if isinstance(event, h11.Request) else None
+
+    async def _answer(self, request: h11.Request) -> None:
+        path, _, query = request.target.partition(b"?")
+        self._is_head = request.method == b"HEAD"
+        self._body_until = asyncio.get_running_loop().time() + self._limits.body_timeout
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": request.http_version.decode("ascii"),
+            "method": request.method.decode("ascii"),
+            "scheme": "http" if self._server.tls is None else "https",
+            "path": unquote(path.decode("ascii")),
+            "raw_path": path,
+            "query_string": query,
+            "root_path": "",
+            "headers": list(request.headers),
+            "client": self._peer,
+            "server": None,
+        }
+        try:
+            if not any(name in (b"content-length", b"transfer-encoding") for name, _ in request.headers):
+                self._server.expect(self, client_acts=False)
+            await self._server.app(scope, self._receive, self._send)
+        except _Gone:
+            raise
+        except Exception:  # noqa: BLE001 - a mistake of ours must not look like a network that failed
+            structlog.get_logger().exception("http.mistake", path=str(scope["path"])[:100])
+            await self._refuse(500, "a mistake in the service")
+        if self._http.our_state is h11.SEND_RESPONSE or self._http.our_state is h11.SEND_BODY:
+            raise _Gone
+
+    async def _refuse(self, status: int, message: str) -> None:
+        """Answer without the application, and end the connection; nothing if an answer has begun."""
+        if self._http.our_state is h11.IDLE or self._http.our_state is h11.SEND_RESPONSE:
+            headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+            await self._send({"type": "http.response.start", "status": status, "headers": headers})
+            await self._send({"type": "http.response.body", "body": f"{message}\n".encode()})
+
+    async def _receive(self) -> Message:
+        """ASGI's `receive`. After the body it says `http.disconnect`: no application here waits for its client."""
+        http = self._http
+        try:
+            event: object = None if http.their_state is h11.SEND_BODY else h11.PAUSED
+            async with asyncio.timeout_at(self._body_until):
+                while event is None or event is h11.NEED_DATA:
+                    if event is h11.NEED_DATA:
+                        if http.they_are_waiting_for_100_continue:
+                            await self._write(http.send(h11.InformationalResponse(status_code=100, headers=[])), 0)
+                        await self._read(CHUNK)
+                    event = http.next_event()
+        except (TimeoutError, OSError, h11.RemoteProtocolError):
+            self.abort()
+            event = h11.PAUSED
+        if isinstance(event, h11.Data):
+            self._body_until += len(event.data) / BODY_RATE
+            if len(event.data) < TINY:
+                await asyncio.sleep(0)
+            return {"type": "http.request", "body": bytes(event.data), "more_body": True}
+        if isinstance(event, h11.EndOfMessage):
+            self._server.expect(self, client_acts=False)
+            return {"type": "http.request", "body": b"", "more_body": False}
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Message) -> None:
+        """ASGI's `send`. It raises `OSError` once the client has gone, or does not read."""
+        if message["type"] == "http.response.start":
+            headers = [*message["headers"], (b"date", formatdate(usegmt=True).encode())]
+            if self._server.closing or not self._has_whole_request():
+                headers.append((b"connection", b"close"))
+            self._head = h11.Response(status_code=message["status"], headers=headers, reason=_reason(message["status"]))
+            return
+        data = b""
+        if self._head is not None:
+            data, self._head = self._http.send(self._head), None
+        body = memoryview(b"" if self._is_head else message.get("body", b""))
+        for begin in range(0, len(body), CHUNK):
+            piece = self._http.send(h11.Data(data=bytes(body[begin : begin + CHUNK])))
+            await self._write(data + piece, len(body) - begin - CHUNK)
+            data = b""
+        if not message.get("more_body", False):
+            data += self._http.send(h11.EndOfMessage())
+        if data:
+            await self._write(data, 0)
+
+    def _has_whole_request(self) -> bool:
+        """Whether the request's end was received; what is left of its body here is passed over."""
+        with contextlib.suppress(h11.RemoteProtocolError):
+            while self._http.their_state is h11.SEND_BODY and self._http.next_event() is not h11.NEED_DATA:
+                pass
+        return self._http.their_state is h11.DONE
+
+    async def _read(self, size: int) -> None:
+        self._http.receive_data(await self._reader.read(size))
+
+    async def _write(self, data: bytes, more: int) -> None:
+        """Write, and wait until the client takes it; `more` bytes are to follow."""
+        writer = self._open_writer()
+        transport = writer.transport
+        if transport.is_closing():
+            raise _Gone
+        writer.write(data)
+        if waiting := transport.get_write_buffer_size():
+            self._server.set_unread(self, waiting + max(more, 0))
+            self._server.expect(self, client_acts=True)
+            try:
+                async with asyncio.timeout(self._limits.write_timeout):
+                    await writer.drain()
+            except (OSError, TimeoutError):
+                self.abort()
+                raise _Gone from None
+            finally:
+                self._server.set_unread(self, 0)
+            self._server.expect(self, client_acts=False)
+
+    def _open_writer(self) -> asyncio.StreamWriter:
+        if self._writer is None:
+            raise _Gone
+        return self._writer
+
+
+def _reason(status: int) -> bytes:
+    with contextlib.suppress(ValueError):
+        return HTTPStatus(status).phrase.encode()
+    return b""
+
+
+def _client_key(address: Any) -> bytes:  # noqa: ANN401 - as the family has it
+    """What counts as one client: an IPv4 address, the network (/64) of an IPv6 address, all of a Unix socket."""
+    if not isinstance(address, tuple):
+        return b""
+    if ":" not in address[0]:
+        return socket.inet_aton(address[0])
+    packed = socket.inet_pton(socket.AF_INET6, address[0].partition("%")[0])
+    return packed[12:] if packed.startswith(V4_MAPPED) else packed[:8]
+
+
+def _bind(listener: Listener, cleaning: contextlib.ExitStack) -> socket.socket:
+    """A bound socket, closed with the stack."""
+    if isinstance(listener.address, Path):
+        return _bind_unix(listener.address, listener.backlog, cleaning)
+    host, port = listener.address
+    try:
+        bound = cleaning.enter_context(_open_socket(host, port))
+        bound.listen(listener.backlog)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error.strerror or error}", advice="Name another address with --listen."
+        ) from error
+    return bound
+
+
+def _open_socket(host: str, port: int) -> socket.socket:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = found[0]
+        # With the protocol's number: asyncio sets TCP_NODELAY only on sockets that know theirs, and without it a body
+        # waits 40 ms for the acknowledgement of its head.
+        bound = socket.socket(family, kind, protocol)
+    except OSError as error:
+        if host != "::" or error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+            raise
+        # [::] means every address, on a machine without IPv6 too.
+        return _open_socket("0.0.0.0", port)  # noqa: S104 - as told
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family is socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
+        # Accepted connections have the same; asyncio reads as much at a time as the kernel holds.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
+        bound.bind(address)
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def _bind_unix(path: Path, backlog: int, cleaning: contextlib.ExitStack) -> socket.socket:
+    bound = cleaning.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+    try:
+        clear_path(path)
+        if not is_served(path):
+            path.unlink(missing_ok=True)
+        bound.bind(str(path))
+        path.chmod(0o666)  # what it serves is public, and what changes something wants a token
+        bound.listen(backlog)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen at {path}: {error.strerror or error}",
+            advice="Name a path in a folder that can be written, where nothing else listens.",
+        ) from error
+    inode = path.stat().st_ino
+    cleaning.callback(_remove_own, path, inode)
+    return bound
+
+
+def _remove_own(path: Path, inode: int) -> None:
+    """Remove the socket, unless a successor stands at its path by now."""
+    with contextlib.suppress(OSError):
+        if path.stat().st_ino == inode:
+            path.unlink()
+
+
+def _url(bound: socket.socket, listener: Listener) -> str:
+    scheme = "http" if listener.tls is None else "https"
+    if isinstance(listener.address, Path):
+        return f"{scheme}+unix://{listener.address}"
+    host, port = bound.getsockname()[:2]
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

@@ -1,0 +1,267 @@
+"""A listening Unix socket that replaces its predecessor without a moment at which the path leads nowhere."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import resource
+import secrets
+import socket
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from confcom.errors import ConfigError, PlatformUnavailable
+
+DIRECTORY_MODE = 0o755
+SOCKET_MODE = 0o666
+"""Connecting needs write permission; a client may run as any user."""
+MAX_PATH = 107
+"""`sun_path` without its NUL."""
+
+_SO_PASSRIGHTS = 83  # not in Python's socket module
+
+
+class _Listening(socket.socket):
+    """A listening socket that knows its own kind: `accept` asks for it each time, and that is not cheap as it comes."""
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        """As always here."""
+        return socket.AF_UNIX
+
+    @property
+    def type(self) -> socket.SocketKind:
+        """As always here."""
+        return socket.SOCK_STREAM
+
+
+class UnixListener:
+    """A bound and listening stream socket (`socket`, non-blocking) that is to stand at `path`.
+
+    It is bound under a temporary name beside the path (`place`), where it can be tried out; `take_path` renames it over
+    the path, so clients find either the old or the new service, never none. `close` removes what is still its own.
+    """
+
+    def __init__(self, path: Path, *, backlog: int, replace: bool = False) -> None:
+        self.path = path
+        _make_directory(path.parent)
+        _check_directory(path.parent)
+        _check_vacant(path, replace=replace)
+        _remove_remains(path)
+        self.place = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        if len(os.fsencode(self.place)) > MAX_PATH:
+            raise ConfigError(f"{path} is too long for a socket: {MAX_PATH - 10} bytes at most")
+        self.socket: socket.socket = _Listening(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            _refuse_descriptors(self.socket)
+            self.socket.bind(os.fspath(self.place))
+            _set_socket_mode(self.place)
+            self.socket.listen(backlog)
+            self._inode = _inode(self.place)
+        except OSError as error:
+            self.close()
+            raise _cannot_listen(path, error) from error
+
+    def take_path(self) -> None:
+        """Stand at the path from now on."""
+        try:
+            self.place.rename(self.path)
+        except OSError as error:
+            raise _cannot_listen(self.path, error) from error
+        self.place = self.path
+
+    @property
+    def owns_path(self) -> bool:
+        """Whether the path leads to this socket, not to a successor's."""
+        return _inode(self.path) == self._inode
+
+    def remove_path(self) -> None:
+        """Take its name away, if it is still its own; connections that wait in the backlog stay."""
+        with suppress(OSError):
+            if _inode(self.place) == self._inode:
+                self.place.unlink()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self.remove_path()
+        self.socket.close()
+
+    _inode: tuple[int, int] | None = None
+
+
+def _refuse_descriptors(listener: socket.socket) -> None:
+    """Have the kernel refuse descriptors that clients pass along; closing the last of a socket may block for minutes.
+
+    Linux before 6.16 cannot.
+    """
+    with suppress(OSError):
+        listener.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+
+
+def is_served(path: Path) -> bool:
+    """Whether something listens at the path now."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        try:
+            probe.connect(os.fspath(path))
+        except BlockingIOError:
+            return True  # its backlog is full
+        except OSError:
+            return False
+    return True
+
+
+def clear_path(path: Path) -> None:
+    """Make room for a socket at a path: remove an empty folder; refuse what else is there and no socket.
+
+    Container engines and the kubelet make a folder where a volume names a path that does not exist.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return
+    if stat.S_ISSOCK(mode):
+        return
+    if not stat.S_ISDIR(mode):
+        raise ConfigError(
+            f"{path} exists and is not a socket", advice="Name another path, or remove it if it is in the way."
+        )
+    try:
+        path.rmdir()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        advice = (
+            "A container engine makes such a folder when a volume names the socket before it exists. Remove it, and "
+            "mount the folder that holds the socket instead."
+        )
+        raise ConfigError(
+            f"{path} is a folder where the socket belongs, and cannot be removed: {error.strerror}", advice=advice
+        ) from error
+
+
+def _check_vacant(path: Path, *, replace: bool) -> None:
+    clear_path(path)
+    if not replace and is_served(path):
+        raise ConfigError(
+            f"another service answers on {path}",
+            advice="Stop it first (Intel's is called aesmd), or take over from it with --replace.",
+        )
+
+
+def _make_directory(directory: Path) -> None:
+    if directory.is_dir():
+        return
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(directory, os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fchmod(descriptor, DIRECTORY_MODE)  # mkdir's mode is subject to the umask
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise _cannot_listen(directory, error) from error
+
+
+def _check_directory(directory: Path) -> None:
+    """Refuse a directory in which any user could put a socket of theirs in place of ours."""
+    try:
+        status = directory.stat()
+    except OSError as error:
+        raise _cannot_listen(directory, error) from error
+    if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
+        raise ConfigError(
+            f"every user may write in {directory} (mode {stat.S_IMODE(status.st_mode):04o}), and so replace the socket",
+            advice=f"Take that away: chmod 0755 {directory}",
+        )
+
+
+def _set_socket_mode(place: Path) -> None:
+    # Not by name: whoever can write in the directory could have put a symbolic link there meanwhile.
+    descriptor = os.open(place, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EEXIST, "somebody replaced the new socket")
+        Path(f"/proc/self/fd/{descriptor}").chmod(SOCKET_MODE)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_remains(path: Path) -> None:
+    """Remove sockets that predecessors left under temporary names when they were killed."""
+    with suppress(OSError):
+        for entry in path.parent.glob(f".{path.name}.????????"):
+            if stat.S_ISSOCK(entry.lstat().st_mode) and not is_served(entry):
+                entry.unlink()
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _cannot_listen(path: Path, error: OSError) -> PlatformUnavailable:
+    advice = "Run as a user that may write in its directory, or name another path with --socket."
+    directory = path if path.is_dir() else path.parent
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) and directory.is_dir():
+        advice = _directory_advice(directory)
+    return PlatformUnavailable(f"cannot listen at {path}: {error.strerror or error}", advice=advice)
+
+
+def _directory_advice(directory: Path) -> str:
+    status, uid = directory.stat(), os.geteuid()
+    return (
+        f"{directory} belongs to user {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}; this process is user "
+        f"{uid}. The kubelet makes a hostPath directory as root: let an init container that runs as root do "
+        f"`chown {uid} {directory}` (as Intel's aesmd does when it starts), or name another path with --socket."
+    )
+
+
+# --- How an asyncio server stops without losing whom it is just letting in --------------------------------------------
+#
+# asyncio accepts a connection in one turn of the loop and makes its transport in a later one. If the server is closed
+# in between, making it fails, nobody is told, and the connection stays open until the memory is collected.
+
+
+TURNS = 4
+"""Of the loop, after which whoever was accepted before is served, and whoever was ended before is let go."""
+
+
+class Listening(Protocol):
+    """A listening socket, or what asyncio shows of one."""
+
+    def fileno(self) -> int:
+        """Its descriptor; negative once it is closed."""
+
+
+async def stop_accepting(listeners: Iterable[Listening]) -> None:
+    """Let nobody else in, and wait until all who were let in are served. Close the server then."""
+    for listener in listeners:
+        if listener.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(listener.fileno())
+    await settle()
+
+
+async def settle() -> None:
+    """Let the loop do what it has been told."""
+    for _ in range(TURNS):
+        await asyncio.sleep(0)
+
+
+# --- How many more files this process may open ------------------------------------------------------------------------
+
+
+def available_descriptors() -> int:
+    """The soft limit of open files less those that are open; the limit alone where /proc cannot tell."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        used = sum(1 for _ in Path("/proc/self/fd").iterdir())
+    except OSError:
+        used = 3
+    return (1 << 20 if soft == resource.RLIM_INFINITY else soft) - used

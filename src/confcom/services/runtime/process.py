@@ -1,0 +1,280 @@
+"""Configuration of the daemons: defaults < file < environment < flags, into one frozen struct per service."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import structlog
+
+from confcom.errors import ConfigError
+from confcom.formats.text import without_bom
+
+MAX_SETTINGS = 64 * 1024
+"""Bytes of a file of settings."""
+_Config = TypeVar("_Config", bound=msgspec.Struct)
+
+
+def load(
+    kind: type[_Config],
+    *,
+    service: str,
+    file: Path | None = None,
+    environment: Mapping[str, str],
+    flags: Mapping[str, Any],
+) -> _Config:
+    """Make the configuration of a service.
+
+    `file` is TOML with the fields at top level. `environment` is searched for `CONFCOM_<SERVICE>_<FIELD>`. A flag that
+    is None was not given. What the struct does not know, or does not allow, is a `ConfigError` that names it.
+    """
+    values: dict[str, Any] = {}
+    if file is not None:
+        values |= _convert(kind, _read(file), f"{file}", strict=True)
+    prefix = f"CONFCOM_{service.upper().replace('-', '_')}_"
+    named = {field.name: _worded(field, environment[f"{prefix}{field.name.upper()}"])
+             for field in msgspec.structs.fields(kind) if f"{prefix}{field.name.upper()}" in environment}  # fmt: skip
+    values |= _convert(kind, named, f"environment {prefix}…", strict=False)
+    values |= _convert(kind, {name: value for name, value in flags.items() if value is not None}, "flags", strict=True)
+    return kind(**values)
+
+
+def render(config: msgspec.Struct) -> str:
+    """The configuration as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(config), indent=2).decode()
+
+
+def _worded(field: msgspec.structs.FieldInfo, text: str) -> object:
+    """A variable's text; of a list, its words, with commas between."""
+    return [word for part in text.split(",") if (word := part.strip())] if isinstance(field.default, tuple) else text
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(MAX_SETTINGS + 1)
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}") from error
+    if len(content) > MAX_SETTINGS:
+        raise ConfigError(f"{file} has more than {MAX_SETTINGS} bytes", advice="Name the file of settings.")
+    try:
+        return tomllib.loads(without_bom(content).decode())
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file} is not TOML: {error}") from error
+
+
+def _convert(kind: type[_Config], values: Mapping[str, Any], source: str, *, strict: bool) -> dict[str, Any]:
+    # Each source is checked by itself, so that a mistake is reported where it was made.
+    try:
+        config = msgspec.convert(dict(values), kind, strict=strict)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    return {name: getattr(config, name) for name in values}
+
+
+# --- Logs of the daemons: one event per request, JSON on stderr, readable on a terminal. Metrics will liv ---
+
+
+def configure_logging(*, verbose: bool = False, pretty: bool | None = None) -> None:
+    """Set the process's logging up: JSON lines, or columns when stderr is a terminal (or `pretty` says so)."""
+    level = "debug" if verbose else "info"
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    if pretty if pretty is not None else sys.stderr.isatty():
+        processors = [*shared, structlog.dev.ConsoleRenderer()]
+        factory: Any = structlog.PrintLoggerFactory(sys.stderr)
+    else:
+        processors = [
+            *shared,
+            structlog.processors.dict_tracebacks,
+            structlog.processors.JSONRenderer(serializer=_json),
+        ]
+        factory = structlog.BytesLoggerFactory(sys.stderr.buffer)
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=factory,
+    )
+
+
+def _json(event: object, **_: object) -> bytes:
+    return msgspec.json.encode(event, enc_hook=str)
+
+
+# --- What every daemon's process needs around its `serve` -------------------------------------------------------------
+
+
+AT_ONCE = 5
+"""Restarts without a pause; after that they are 1 s apart, 2 s, 4 s and so on."""
+LONGEST_PAUSE = 30.0
+FORGIVEN_AFTER = 60.0
+"""Seconds that a process has to live for its predecessors' deaths to be forgotten."""
+_PASSED_ON = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+
+
+def stop_on_signals() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set, in the running loop. Only a process's entry point calls this."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+def restart_when_killed() -> int:
+    """Go on in a child process that is started again whenever a signal has ended it; gives the restarts so far.
+
+    The parent only waits, passes signals on and reaps, and ends with the child's exit code when the child ends by
+    itself or was told to. As a container's first process it spares the supervisor's growing pauses: what is imported
+    before this call is there at once after a restart. Call it before there are threads or an event loop.
+    """
+    signals = _PASSED_ON | {signal.SIGCHLD}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    logger = structlog.get_logger()
+    restarts = deaths = 0
+    told = False
+    while True:
+        started = time.monotonic()
+        ends, held = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(held)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+            _stop_with_parent(ends)
+            return restarts
+        os.close(ends)
+        while (status := _reap(child)) is None:
+            number = signal.sigwaitinfo(signals).si_signo
+            if number != signal.SIGCHLD:
+                told = told or number in (signal.SIGTERM, signal.SIGINT)
+                os.kill(child, number)
+        os.close(held)
+        code = os.waitstatus_to_exitcode(status)
+        if code >= 0 or told:
+            raise SystemExit(code if code >= 0 else 128 - code)
+        deaths = 1 if time.monotonic() - started >= FORGIVEN_AFTER else deaths + 1
+        pause = restart_pause(deaths)
+        logger.warning("process.restart", reason=f"killed by {signal.Signals(-code).name}", restart_in=pause)
+        end = time.monotonic() + pause
+        while (left := end - time.monotonic()) > 0:
+            found = signal.sigtimedwait(signals, left)
+            if found is not None and found.si_signo in (signal.SIGTERM, signal.SIGINT):
+                raise SystemExit(0)
+        restarts += 1
+
+
+def restart_pause(deaths: int) -> float:
+    """Seconds before the next start, after so many deaths in a row."""
+    return 0.0 if deaths <= AT_ONCE else min(2.0 ** min(deaths - AT_ONCE - 1, 5), LONGEST_PAUSE)
+
+
+def _reap(child: int) -> int | None:
+    """Reap every process that has ended; the status of the child, if it is among them."""
+    found = None
+    try:
+        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            if ended[0] == child:
+                found = ended[1]
+    except ChildProcessError:
+        pass
+    return found
+
+
+def _stop_with_parent(ends: int) -> None:
+    # The kernel sends the signal when the pipe ends, that is when the parent does.
+    fcntl.fcntl(ends, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(ends, fcntl.F_SETSIG, signal.SIGTERM)
+    fcntl.fcntl(ends, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+
+
+# --- Blocking calls in threads of their own, bounded, awaited from the event loop -------------------------------------
+
+
+T = TypeVar("T")
+
+
+class Overloaded(Exception):
+    """As many calls wait as may; never leaves the service: a client is told to come back."""
+
+
+class WorkerThreads:
+    """So many threads; at most `max_waiting` calls wait for one of them.
+
+    The threads are daemons: a call that hangs in the network does not keep the process from ending.
+    """
+
+    def __init__(self, name: str, *, threads: int, max_waiting: int) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._room = threads + max_waiting
+        self._under_way = 0
+        self._threads = [
+            threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True) for number in range(threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def under_way(self) -> int:
+        """Calls that wait or run."""
+        return self._under_way
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """The result of `call`, or what it raises; `Overloaded` when too many wait.
+
+        A call is dropped when its caller was cancelled before its turn.
+        """
+        if self._under_way >= self._room:
+            raise Overloaded
+        loop = asyncio.get_running_loop()
+        result: asyncio.Future[T] = loop.create_future()
+        self._under_way += 1
+        self._calls.put(lambda: self._perform(call, loop, result))
+        return await result
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Let the threads end after what they do now; waits that long for each."""
+        for _ in self._threads:
+            self._calls.put(None)
+        for thread in self._threads:
+            thread.join(timeout)
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
+
+    def _perform(self, call: Callable[[], T], loop: asyncio.AbstractEventLoop, result: asyncio.Future[T]) -> None:
+        value: Any = None
+        failure: BaseException | None = None
+        try:
+            if not result.done():
+                value = call()
+        except BaseException as error:  # noqa: BLE001 - handed to whoever awaits
+            failure = error
+
+        def settle() -> None:
+            self._under_way -= 1
+            if result.done():
+                return
+            if failure is None:
+                result.set_result(value)
+            else:
+                result.set_exception(failure)
+
+        try:
+            loop.call_soon_threadsafe(settle)
+        except RuntimeError:
+            return  # the loop ended: nobody awaits any more

@@ -1,0 +1,93 @@
+"""A small HTTP listener beside a daemon: /healthz, /readyz, /metrics."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import structlog
+
+from confcom.errors import ConfigError
+from confcom.services.runtime.http_server import Listener, serve_http
+
+MAX_CONNECTIONS = 64
+TIMEOUT = 5.0
+"""Seconds for a request, and for a client to take the next part of its answer."""
+IDLE = 30.0
+"""Seconds that a connection stays without a request: Prometheus asks every 15 to 60 s."""
+DRAIN = 1.0
+"""Seconds that an answer gets when the daemon stops."""
+RETRY = 0.5
+"""Seconds between attempts to listen while a predecessor still holds the address."""
+
+TEXT = "text/plain; charset=utf-8"
+
+
+class Page(NamedTuple):
+    """An answer."""
+
+    status: int
+    body: bytes
+    content_type: str = TEXT
+
+
+Handler = Callable[[], Awaitable[Page]]
+
+
+class StatusPage:
+    """Serves the pages of a table from path to handler at `HOST:PORT`, `[ADDRESS]:PORT` or `unix:PATH`."""
+
+    def __init__(self, address: str, pages: Mapping[str, Handler]) -> None:
+        self._pages = pages
+        self._listener = Listener(
+            address=_parse(address),
+            max_connections=MAX_CONNECTIONS,
+            max_head=8 * 1024,
+            head_timeout=TIMEOUT,
+            body_timeout=TIMEOUT,
+            write_timeout=TIMEOUT,
+            idle_timeout=IDLE,
+            drain_timeout=DRAIN,
+        )
+
+    async def run(self) -> None:
+        """Serve until cancelled; while the address is taken, by a predecessor say, try again."""
+        said = ""
+        while True:
+            try:
+                await serve_http(self._answer, self._listener, stop=asyncio.Event())
+            except ConfigError as error:
+                if error.message != said:
+                    structlog.get_logger().warning("status_page", outcome="waits", reason=error.message)
+                    said = error.message
+                await asyncio.sleep(RETRY)
+
+    async def _answer(
+        self,
+        scope: MutableMapping[str, Any],
+        _receive: Callable[[], Awaitable[Any]],
+        send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
+    ) -> None:
+        handler = self._pages.get(scope["path"])
+        if scope["method"] not in ("GET", "HEAD"):
+            page = Page(405, b"only GET and HEAD\n")
+        elif handler is None:
+            page = Page(404, f"there are {', '.join(self._pages)}\n".encode())
+        else:
+            page = await handler()
+        headers = [(b"content-type", page.content_type.encode()), (b"content-length", b"%d" % len(page.body))]
+        await send({"type": "http.response.start", "status": page.status, "headers": headers})
+        await send({"type": "http.response.body", "body": page.body})
+
+
+def _parse(address: str) -> Path | tuple[str, int]:
+    if address.startswith("unix:") and len(address) > len("unix:"):
+        return Path(address.removeprefix("unix:"))
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal() or int(port) > 0xFFFF or not host:
+        raise ConfigError(
+            f"{address!r} is no address for HTTP", advice="Use HOST:PORT, [ADDRESS]:PORT for IPv6, or unix:PATH."
+        )
+    return host.strip("[]"), int(port)

@@ -1,0 +1,1 @@
+"""The admission webhook: reviews of pods that use SGX."""

@@ -1,0 +1,194 @@
+"""The admission webhook: completes pods that use SGX, and refuses those that cannot work, before they exist.
+
+Here is its life: it issues its certificate by a CA that the API server trusts, answers reviews, and leaves when it is
+told to, but first asks its callers to look for another replica. `webhook_http` has the paths, `webhook_reviews` the
+answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack, suppress
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import structlog
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+
+from confcom.admission.decision import Circumstances
+from confcom.cluster.node_epc import drained, watch_nodes
+from confcom.errors import ClusterError, ConfigError
+from confcom.protocols.epc_requests import MIB
+from confcom.services.runtime.http_server import Listener, serve_http
+from confcom.services.runtime.status_page import Handler, Page, StatusPage
+from confcom.services.runtime.tls import HeldTls
+from confcom.services.webhook.issued_certificate import IssuedCertificate
+from confcom.services.webhook.webhook_config import WebhookConfig
+from confcom.services.webhook.webhook_http import WebhookApp, WebhookMetrics
+
+__all__ = ["WebhookConfig", "serve"]
+
+COMMON_NAME = "confcom admission webhook"
+MAX_AUTHORITY = 64 * 1024
+"""Bytes of the file with the authority of clients."""
+OUTPUT_MEMORY = 16 << 20
+"""Bytes of answers that callers have not taken yet."""
+WATCH_AGAIN = (1.0, 5.0, 30.0)
+"""Seconds until the nodes are watched again after a failure; the last one repeats."""
+
+
+async def serve(
+    config: WebhookConfig,
+    *,
+    clock: Callable[[], datetime],
+    stop: asyncio.Event,
+    started: Callable[[str], None] | None = None,
+    registry: CollectorRegistry | None = None,
+) -> None:
+    """Serve until `stop` is set, then for as long as callers need to find another replica.
+
+    `started` is told the URL. Without credentials for the Kubernetes API it is a `ConfigError`.
+    """
+    webhook = _Webhook(config, clock, registry or CollectorRegistry())
+    async with AsyncExitStack() as stack:
+        tasks = [asyncio.create_task(task, name=name) for name, task in webhook.tasks().items()]
+        tasks.append(asyncio.create_task(webhook.run(stop, started), name="serve"))
+        for task in tasks:
+            stack.push_async_callback(_end, task)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+
+
+class _Webhook:
+    """One replica."""
+
+    def __init__(self, config: WebhookConfig, clock: Callable[[], datetime], registry: CollectorRegistry) -> None:
+        self._config = config
+        self._grants = config.grants()
+        self._largest_node: int | None = None
+        self._client_authority = _read_authority(config.client_ca)
+        self._drained = False
+        self._metrics = WebhookMetrics(registry)
+        self._leaving = False
+        self._certificate = IssuedCertificate(
+            Path(config.ca),
+            config.names(),
+            self._metrics,
+            lifetime=timedelta(seconds=config.lifetime),
+            common_name=COMMON_NAME,
+            clock=clock,
+        )
+        self._app = WebhookApp(self._given, self._metrics, body_memory=config.body_memory)
+
+    def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
+        """What goes on beside the reviews, by name."""
+        found: dict[str, Coroutine[Any, Any, None]] = {
+            "certificate": self._certificate.run(self._config.look_every),
+            "nodes": self._follow_nodes(),
+        }
+        if self._config.http:
+            found["status-page"] = StatusPage(self._config.http, self._pages()).run()
+        return found
+
+    async def run(self, stop: asyncio.Event, started: Callable[[str], None] | None) -> None:
+        """Serve until told to stop."""
+        certificate = asyncio.create_task(self._certificate.first())
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait({certificate, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not certificate.done():
+            certificate.cancel()
+            return
+        tls = certificate.result()
+        if self._client_authority is not None:
+            tls.require_client(self._client_authority)
+        listener = self._listener(tls)
+        gone = asyncio.Event()
+        leaving = asyncio.create_task(self._leave(stop, gone), name="leave")
+        try:
+            await serve_http(self._app, listener, stop=gone, started=started)
+        finally:
+            leaving.cancel()
+
+    async def _leave(self, stop: asyncio.Event, gone: asyncio.Event) -> None:
+        await stop.wait()
+        self._leaving = self._app.leaving = True
+        structlog.get_logger().info("webhook.leaves", seconds=self._config.leave_after)
+        await asyncio.sleep(self._config.leave_after)
+        gone.set()
+
+    def _listener(self, tls: HeldTls) -> Listener:
+        config = self._config
+        return Listener(
+            address=config.address(),
+            tls=tls,
+            max_connections=config.max_connections,
+            body_timeout=config.body_timeout,
+            idle_timeout=config.idle_timeout,
+            drain_timeout=config.drain_timeout,
+            output_memory=OUTPUT_MEMORY,
+        )
+
+    def _given(self, namespace: str) -> Circumstances:
+        return Circumstances(
+            namespace=namespace,
+            grants=self._grants,
+            largest_node=self._largest_node,
+            oversized_waits=self._config.oversized == "warn",
+            helper=self._config.quote_helper,
+            wiring=self._config.wiring,
+        )
+
+    async def _follow_nodes(self) -> None:
+        """Know the largest node; while nobody says, what was known last counts."""
+        failures = 0
+        while True:
+            try:
+                async for nodes in watch_nodes(self._config.kubeconfig):
+                    failures = 0
+                    self._drained = drained(nodes.values())
+                    self._largest_node = max((node.epc for node in nodes.values()), default=0) // MIB
+                    self._metrics.largest_node.set(self._largest_node)
+            except (ClusterError, ConfigError) as error:
+                if isinstance(error, ConfigError) and self._largest_node is None:
+                    raise  # credentials that cannot be used, and never could
+                self._metrics.failures.labels("nodes").inc()
+                structlog.get_logger().warning("webhook.nodes", outcome="waits", reason=str(error))
+                await asyncio.sleep(WATCH_AGAIN[min(failures, len(WATCH_AGAIN) - 1)])
+                failures += 1
+
+    def _pages(self) -> dict[str, Handler]:
+        return {"/healthz": self._healthz, "/readyz": self._readyz, "/metrics": self._show_metrics}
+
+    async def _healthz(self) -> Page:
+        return Page(200, b"ok\n")  # that this is sent shows that the loop turns
+
+    async def _readyz(self) -> Page:
+        reason = "leaving: told to stop" if self._leaving else self._certificate.not_ready
+        if not reason and self._drained:
+            # The disruption budget lets go of pods that are not ready: without that the last node could not be drained.
+            reason = "every node is being drained, so no other replica can take over"
+        return Page(503, f"{reason}\n".encode()) if reason else Page(200, b"ok\n")
+
+    async def _show_metrics(self) -> Page:
+        return Page(200, generate_latest(self._metrics.registry), CONTENT_TYPE_LATEST)
+
+
+def _read_authority(path: str | None) -> bytes | None:
+    """The certificate of those who may ask; None for everybody."""
+    if path is None:
+        return None
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(MAX_AUTHORITY)
+    except OSError as error:
+        raise ConfigError(f"cannot read the authority of clients {path}: {error.strerror}") from error
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError, Exception):  # what ended it has been raised already
+        await task

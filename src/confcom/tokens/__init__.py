@@ -1,1 +1,0 @@
-"""Attestation results as signed tokens."""

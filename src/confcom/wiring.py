@@ -1,0 +1,253 @@
+"""The tables: names to platforms. The only module outside the tests that may reach the simulator.
+
+A simulated platform is never chosen silently: it takes its name, or a machine file given for it.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from confcom.appraisal.collateral import Collateral
+from confcom.collateral.bundle import load_bundle
+from confcom.errors import ConfigError, PlatformUnavailable
+from confcom.pki.roots import TrustRoot, TrustRoots
+from confcom.platforms.intel_dcap import library_folder
+from confcom.platforms.intel_worker import IntelWorkerPlatform
+from confcom.platforms.interface import Platform, ReportSource
+from confcom.platforms.sgx_host import device_obstacles, obstacles_to_in_proc
+from confcom.services.quote_helper.self_test import SelfTestKit
+from confcom.simulator.collateral_upstream import SimulatedUpstream
+from confcom.simulator.declaration import EnclaveDeclaration
+from confcom.simulator.machine import SimulatedMachine
+from confcom.simulator.machine_file import MachineFile
+from confcom.simulator.report_scheme import HARDWARE
+from confcom.simulator.report_scheme import report_scheme as scheme_named
+from confcom.simulator.world import SimulatedWorld
+
+PlatformName = Literal["auto", "intel", "simulated"]
+
+_MACHINE_ADVICE = (
+    "A simulated platform needs the machine file that the enclaves use too: name it with --simulated-machine FILE, "
+    "or make one first."
+)
+_INTEL_ADVICE = (
+    "On a node with SGX, make its devices and Intel's libsgx-dcap-ql available to this process; "
+    "without SGX hardware, choose --platform simulated with --simulated-machine FILE."
+)
+
+
+WORLD_SEED_SIZE = 32
+"""Bytes of a world's seed that nobody chose."""
+
+
+class Choice(NamedTuple):
+    """A platform's name and why it is that one."""
+
+    name: Literal["intel", "simulated"]
+    reason: str
+
+
+def choose_platform(name: PlatformName, *, machine: Path | None = None, host: Path = Path("/")) -> Choice:
+    """Settle `auto`; the reason is one clause for a log or an error."""
+    match name:
+        case "intel":
+            return Choice("intel", "it was asked for by name")
+        case "simulated":
+            return Choice("simulated", "it was asked for by name")
+        case "auto" if machine is not None:
+            return Choice("simulated", f"the machine file {machine} was given")
+        case "auto":
+            return Choice("intel", _why_intel(host))
+        case _:
+            raise ConfigError(f"unknown platform {name!r}", advice="Use auto, intel or simulated.")
+
+
+def open_platform(
+    name: PlatformName, *, machine: Path | None = None, host: Path = Path("/"), pck_memory: Path | None = None
+) -> Platform:
+    """The platform of that name; `PlatformUnavailable` says what is missing, `ConfigError` what contradicts itself.
+
+    With `pck_memory`, a file, PCK certificates come to Intel's libraries from this process (`pck_endpoint`).
+    """
+    choice = choose_platform(name, machine=machine, host=host)
+    return PLATFORMS[choice.name](machine, host, pck_memory)
+
+
+def _open_intel(machine: Path | None, host: Path, pck_memory: Path | None) -> Platform:
+    if machine is not None:
+        advice = "Leave out --simulated-machine, or choose simulated."
+        raise ConfigError("Intel's platform takes no machine file", advice=advice)
+    if device_obstacles(host):
+        missing = "; ".join(obstacles_to_in_proc(host))
+        raise PlatformUnavailable(f"no SGX platform here: {missing}", advice=_INTEL_ADVICE)
+    endpoint = None
+    if pck_memory is not None:
+        # Here, because it brings HTTP along, which `confcom quote` does without.
+        from confcom.services.quote_helper.pck_endpoint import PckEndpoint
+
+        endpoint = PckEndpoint.of_host(os.environ, pck_memory)
+    platform = IntelWorkerPlatform(library_folder(host), surroundings=endpoint, devices=lambda: device_obstacles(host))
+    platform.start()
+    return platform
+
+
+def _why_intel(host: Path) -> str:
+    obstacles = obstacles_to_in_proc(host)
+    if obstacles:
+        return f"no simulated machine was given, although {'; '.join(obstacles)}"
+    return "SGX devices and Intel's library are here, and no simulated machine was given"
+
+
+def _open_simulated(machine: Path | None, host: Path, pck_memory: Path | None) -> Platform:
+    del host, pck_memory
+    if machine is None:
+        raise ConfigError("a simulated platform needs a machine file", advice=_MACHINE_ADVICE)
+    return SimulatedWorld.load(machine).platform
+
+
+PLATFORMS: dict[str, Callable[[Path | None, Path, Path | None], Platform]] = {
+    "intel": _open_intel,
+    "simulated": _open_simulated,
+}
+
+
+# --- the simulated world, for the demonstration, examples and the command line ----------------------------------------
+
+
+def simulated_world(seed: bytes, now: datetime, *, machines: int = 1) -> SimulatedWorld:
+    """A world in this process alone."""
+    return SimulatedWorld.from_seed(seed, now=now, machines=machines)
+
+
+def create_machine_file(path: Path, seed: bytes, now: datetime, *, report_scheme: str = "hardware") -> None:
+    """Write a new machine file, mode 0600; `report_scheme` may be `sdk-simulation` for enclaves of SGX_MODE=SIM."""
+    scheme_named(report_scheme)
+    SimulatedWorld.from_seed(seed, now=now, report_scheme=report_scheme).write_first(path)
+
+
+def create_named_machine_file(path: Path, world: Path, name: str) -> None:
+    """Write the machine file of that name in the world of another machine file; one that is there is replaced."""
+    MachineFile.read(world).named(name).write(path, over=True)
+
+
+def world_documents(machine_file: bytes | None, now: datetime) -> tuple[bytes, bytes]:
+    """A world's machine file and its root in PEM; without a file given, of a new world that begins at `now`."""
+    if machine_file is None:
+        seed = secrets.token_bytes(WORLD_SEED_SIZE)
+        machine_file = bytes(MachineFile(seed=seed, created=now.astimezone(UTC).replace(microsecond=0)))
+    world = SimulatedWorld((MachineFile.parse(machine_file),))
+    return machine_file, world.root_pem()
+
+
+def describe_machine(data: bytes) -> str:
+    """A machine file in a clause, for people; nothing of its secrets."""
+    found = MachineFile.parse(data)
+    reports = "takes reports of enclaves of SGX_MODE=SIM only"
+    if found.report_scheme == HARDWARE.name:
+        reports = "takes no reports of enclaves of SGX_MODE=SIM (they need --report-scheme sdk-simulation)"
+    return f"created {found.created:%Y-%m-%d}; {reports}"
+
+
+def open_machine(path: Path) -> SimulatedMachine:
+    """The machine of a machine file."""
+    return MachineFile.read(path).machine()
+
+
+def declare_enclave(
+    enclave: str, signer: str = "", *, isv_prod_id: int = 1, isv_svn: int = 1, debug: bool = False
+) -> EnclaveDeclaration:
+    """An enclave known by names; the same names have the same measurements everywhere."""
+    return EnclaveDeclaration.from_names(enclave, signer, isv_prod_id=isv_prod_id, isv_svn=isv_svn, debug=debug)
+
+
+def load_declaration(path: Path) -> EnclaveDeclaration:
+    """An enclave that a TOML or JSON file declares, or a signed enclave file."""
+    return EnclaveDeclaration.load(path)
+
+
+def launch_enclave(path: Path, declaration: EnclaveDeclaration) -> ReportSource:
+    """Start an enclave on the machine of a machine file."""
+    return open_machine(path).launch(declaration)
+
+
+def export_simulated_collateral(
+    path: Path,
+    folder: Path,
+    now: datetime,
+    *,
+    tcb_status: str = "UpToDate",
+    advisory_ids: Sequence[str] = (),
+    revoke_pck: bool = False,
+) -> None:
+    """Write the collateral of a machine file's platform as of `now`, with `root_ca.pem`, into a folder.
+
+    The last three play a change of Intel's mind: a TCB status with its advisories, a revoked PCK certificate.
+    """
+    world = SimulatedWorld.load(path)
+    world.authority.renew(now)
+    world.authority.set_status(tcb_status, advisory_ids)
+    if revoke_pck:
+        world.authority.revoke_pck(world.machine)
+    world.export_collateral(folder)
+
+
+def simulated_upstream(path: Path, clock: Callable[[], datetime]) -> SimulatedUpstream:
+    """The authority behind a machine file, as the upstream of a collateral service; its `trust_roots` are its own."""
+    return SimulatedUpstream.load(path, clock)
+
+
+# --- what the quote helper's self-test has to work with ---------------------------------------------------------------
+
+MAX_ROOT = 64 * 1024
+"""Bytes of a file with a root certificate."""
+
+
+def self_test_kit(
+    choice: Choice,
+    platform: Platform,
+    *,
+    machine: Path | None = None,
+    collateral: str | None = None,
+    collateral_ca: str | None = None,
+    trust_root: str | None = None,
+) -> SelfTestKit:
+    """Enclave, collateral and roots of a platform; without settings, a simulated one is judged by its own world."""
+    roots = None if trust_root is None else _roots(Path(trust_root))
+    if choice.name == "simulated" and machine is not None:
+        world = SimulatedWorld.load(machine)
+        enclave = world.machine.launch(EnclaveDeclaration.from_names("confcom self-test", "confcom"))
+        source = _collateral(collateral, collateral_ca, roots or world.trust_roots) or (
+            lambda _, now: world.publish(now)
+        )
+        return SelfTestKit(enclave, source, roots or world.trust_roots, simulated=True)
+    trusted = roots or TrustRoots.intel()
+    devices = platform.device_obstacles if isinstance(platform, IntelWorkerPlatform) else None
+    judged_by = _collateral(collateral, collateral_ca, trusted)
+    return SelfTestKit(None, judged_by, trusted, simulated=False, devices=devices)
+
+
+def _collateral(name: str | None, ca: str | None, roots: TrustRoots) -> Callable[[bytes, datetime], Collateral] | None:
+    if name is None:
+        return None
+    if "://" not in name:
+        return lambda _, __: load_bundle(Path(name))
+    # Here, because it brings HTTP along, which most platforms do without.
+    from confcom.collateral.remembered import RememberedCollateral
+    from confcom.collateral.resolve import SourceOptions
+
+    authorities = None if ca is None else Path(ca)
+    options = SourceOptions(roots=roots, at=datetime.min.replace(tzinfo=UTC), ca_certificates=authorities)
+    return RememberedCollateral(name, options)
+
+
+def _roots(path: Path) -> TrustRoots:
+    try:
+        with path.open("rb") as file:
+            return TrustRoots((TrustRoot.from_pem(file.read(MAX_ROOT)),))
+    except OSError as error:
+        raise ConfigError(f"the trust root {path} cannot be read: {error.strerror}") from error

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import pytest
+
+from confcom.errors import ConfigError
+from confcom.services.quote_helper.helper import QuoteHelperConfig
+from confcom.services.runtime.process import load, render
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    socket: str = "default"
+    limit: Annotated[int, msgspec.Meta(ge=1)] = 10
+    share: float = 0.5
+    replace: bool = False
+    roots: tuple[str, ...] = ()
+
+
+def config(tmp_path: Path, *, file: str = "", environment: dict[str, str] | None = None, **flags: object) -> Config:
+    path = tmp_path / "helper.toml"
+    path.write_text(file)
+    return load(Config, service="quote-helper", file=path, environment=environment or {}, flags=flags)
+
+
+def test_each_source_overrides_the_one_before(tmp_path: Path) -> None:
+    environment = {"CONFCOM_QUOTE_HELPER_LIMIT": "30", "CONFCOM_QUOTE_HELPER_SHARE": "0.3", "CONFCOM_OTHER": "?"}
+
+    loaded = config(tmp_path, file="limit = 20\nshare = 0.2\nreplace = true", environment=environment, limit=40)
+
+    assert loaded == Config(socket="default", limit=40, share=0.3, replace=True)
+
+
+@pytest.mark.parametrize(("text", "found"), [("a, b,", ("a", "b")), ("a", ("a",)), ("", ())])
+def test_a_list_in_the_environment_has_commas(tmp_path: Path, text: str, found: tuple[str, ...]) -> None:
+    assert config(tmp_path, environment={"CONFCOM_QUOTE_HELPER_ROOTS": text}).roots == found
+
+
+def test_a_flag_that_was_not_given_changes_nothing(tmp_path: Path) -> None:
+    assert config(tmp_path, file="limit = 20", limit=None).limit == 20
+
+
+@pytest.mark.parametrize(
+    ("file", "environment", "flags", "where"),
+    [
+        ("limti = 20", {}, {}, r"helper\.toml: .*limti"),
+        ("limit = 0", {}, {}, r"helper\.toml: .*\$\.limit"),
+        ("limit = '20'", {}, {}, r"helper\.toml: .*\$\.limit"),
+        ("limit = ", {}, {}, r"helper\.toml is not TOML"),
+        ("", {"CONFCOM_QUOTE_HELPER_LIMIT": "many"}, {}, r"CONFCOM_QUOTE_HELPER_.*\$\.limit"),
+        ("", {}, {"limit": 0}, r"flags: .*\$\.limit"),
+    ],
+)
+def test_a_mistake_is_reported_where_it_was_made(
+    tmp_path: Path, file: str, environment: dict[str, str], flags: dict[str, object], where: str
+) -> None:
+    with pytest.raises(ConfigError, match=where):
+        config(tmp_path, file=file, environment=environment, **flags)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="nowhere"):
+        load(Config, service="x", file=tmp_path / "nowhere", environment={}, flags={})
+
+
+def test_the_printed_configuration_is_json_that_loads_again() -> None:
+    printed = json.loads(render(QuoteHelperConfig(socket="/elsewhere")))
+
+    assert msgspec.convert(printed, QuoteHelperConfig) == QuoteHelperConfig(socket="/elsewhere")
+
+
+def test_the_defaults_keep_the_promises_of_the_protocol() -> None:
+    defaults = QuoteHelperConfig()
+
+    assert defaults.socket == "/var/run/aesmd/aesm.socket"
+    assert defaults.backlog >= 128
+    assert defaults.answer_timeout < 14
+    assert (defaults.max_request, defaults.read_timeout) == (65536, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a = " + b"[" * 50_000, "is not TOML"),
+        (b"a = " + b"7" * 50_000, "is not TOML"),
+        (b"\xff", "is not TOML"),
+        (b"# " + b"x" * 70_000, "has more than 65536 bytes"),
+    ],
+)
+def test_a_hostile_file_is_one_sentence(content: bytes, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=said):
+        load(QuoteHelperConfig, service="quote-helper", file=file, environment={}, flags={})
