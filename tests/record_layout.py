@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
-from confcom.formats.record import Record
+from confcom.formats.codec import Record
 
 
 def distinct(size: int, start: int = 1) -> bytes:

@@ -8,8 +8,7 @@ from functools import cache
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
-from confcom.formats.sgx import Attributes
-from confcom.formats.sigstruct import HEADER, HEADER2, KEY_SIZE, SigStruct
+from confcom.formats.sgx import HEADER, HEADER2, KEY_SIZE, Attributes, SigStruct
 from confcom.simulator.declaration import measure
 
 

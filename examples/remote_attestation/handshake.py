@@ -38,7 +38,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from confcom.errors import RemoteProtocolError, VerificationError
-from confcom.formats.record import U8, Record, nested, raw
+from confcom.formats.codec import U8, Record, nested, raw
 from confcom.formats.sgx import Attributes, TargetInfo
 
 PROTOCOL = b"confcom sample 1"

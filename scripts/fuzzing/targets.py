@@ -29,12 +29,12 @@ from confcom.collateral.bundle import from_json, to_json
 from confcom.errors import ConfcomError
 from confcom.formats.attestation_key_id import AttestationKeyIdList
 from confcom.formats.certification_data import CertificationData, QeReportCertification
+from confcom.formats.codec import Record
 from confcom.formats.enclave_identity import SignedEnclaveIdentity
 from confcom.formats.evidence import EvidenceFile
 from confcom.formats.open_enclave import OeCustomClaims, OeEvidence, OeReport
 from confcom.formats.pck_extension import PckExtension
 from confcom.formats.quote import Quote
-from confcom.formats.record import Record
 from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
 from confcom.formats.tcb_info import SignedTcbInfo
 from confcom.pki.certificate import common_name, load_certificate, p256_key

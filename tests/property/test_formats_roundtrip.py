@@ -21,11 +21,10 @@ from confcom.formats.certification_data import (
     PpidEncryptedRsa3072,
     QeReportCertification,
 )
+from confcom.formats.codec import U8, U16, U32, U64, Record, nested
 from confcom.formats.evidence import EvidenceFile
 from confcom.formats.open_enclave import OeCustomClaims, OeEvidence, OeEvidenceHeader, OeReport, OeReportHeader
-from confcom.formats.quote import INTEL_QE_VENDOR_ID, Quote, QuoteHeader
-from confcom.formats.quote_section import QuoteSignature, TeeType
-from confcom.formats.record import U8, U16, U32, U64, Record, nested
+from confcom.formats.quote import INTEL_QE_VENDOR_ID, Quote, QuoteHeader, QuoteSignature, TeeType
 from confcom.formats.sgx import QeReportInfo, Report, ReportBody, TargetInfo
 from confcom.formats.tdx import TdReportBody10, TdReportBody15, TdReportBody15Ex
 

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from confcom.errors import FormatError, SignatureError
-from confcom.formats.sigstruct import SigStruct, find_sigstructs
+from confcom.formats.sgx import SigStruct, find_sigstructs
 
 MAX_ENCLAVE = 512 << 20
 """Bytes of a signed enclave file."""

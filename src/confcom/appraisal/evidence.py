@@ -10,8 +10,7 @@ from confcom.appraisal.collateral import VerifiedCollateral, Window
 from confcom.appraisal.findings import Check
 from confcom.appraisal.tcb import TcbEvaluation
 from confcom.formats.pck_extension import PckExtension
-from confcom.formats.quote import Quote
-from confcom.formats.quote_section import TeeType
+from confcom.formats.quote import Quote, TeeType
 from confcom.formats.tcb_info import TcbStatus
 from confcom.pki.proof import Proof
 from confcom.pki.roots import TrustRoot

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from confcom.errors import MismatchError
 from confcom.formats.enclave_identity import EnclaveIdentity, EnclaveIdentityId
-from confcom.formats.quote_section import TeeType
+from confcom.formats.quote import TeeType
 from confcom.formats.sgx import ReportBody
 from confcom.formats.tcb_info import TcbInfo, TdxModuleIdentity
 from confcom.formats.tdx import TdReportBody, TdReportBody10, td_base

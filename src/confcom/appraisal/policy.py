@@ -18,7 +18,7 @@ from confcom.appraisal.findings import Check, finding
 from confcom.appraisal.tcb_policy import AcceptAdvisories, AcceptTcb, MinTcbEvaluation
 from confcom.errors import ConfigError
 from confcom.formats.arguments import checked_bytes, checked_int, checked_type, checked_values
-from confcom.formats.quote_section import TeeType
+from confcom.formats.quote import TeeType
 from confcom.formats.sgx import ReportBody
 from confcom.formats.tcb_info import TcbStatus
 from confcom.formats.tdx import TdAttributeFlags, TdReportBody10, td_base

@@ -41,7 +41,7 @@ from confcom.appraisal.policy import (
 )
 from confcom.errors import ConfigError
 from confcom.formats.arguments import checked_bytes
-from confcom.formats.quote_section import TeeType
+from confcom.formats.quote import TeeType
 from confcom.formats.signed_json import prepare
 from confcom.formats.tcb_info import TcbStatus
 from confcom.formats.text import without_bom

@@ -57,8 +57,7 @@ from confcom.formats.certification_data import (
     QeReportCertification,
 )
 from confcom.formats.pck_extension import PckExtension
-from confcom.formats.quote import Quote
-from confcom.formats.quote_section import TeeType
+from confcom.formats.quote import Quote, TeeType
 from confcom.formats.sgx import ReportBody
 from confcom.formats.tcb_info import TcbStatus, TdxModuleIdentity
 from confcom.formats.tdx import TdReportBody10, td_base

@@ -26,7 +26,7 @@ from confcom.errors import (
 )
 from confcom.formats.arguments import checked_bytes, checked_time, checked_type
 from confcom.formats.evidence import EvidenceFile
-from confcom.formats.quote_section import TeeType
+from confcom.formats.quote import TeeType
 from confcom.formats.sgx import ReportBody
 from confcom.formats.tdx import TdReportBody, TdReportBody10, td_base
 from confcom.pki.proof import PROOF, Proof

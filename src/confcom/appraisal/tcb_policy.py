@@ -13,7 +13,7 @@ from confcom.appraisal.tcb import TcbEvaluation
 from confcom.appraisal.tcb_shortfall import shortfalls
 from confcom.errors import ConfigError
 from confcom.formats.arguments import checked_int, checked_time, checked_values
-from confcom.formats.quote_section import TeeType
+from confcom.formats.quote import TeeType
 from confcom.formats.sgx import ReportBody
 from confcom.formats.tcb_info import TcbStatus
 from confcom.formats.tdx import TdReportBody10, td_base

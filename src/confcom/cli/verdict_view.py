@@ -15,7 +15,7 @@ from confcom.appraisal.tcb import TcbEvaluation
 from confcom.appraisal.verdict import Verdict
 from confcom.cli.printable import printable
 from confcom.errors import FormatError
-from confcom.formats.quote_section import TeeType
+from confcom.formats.quote import TeeType
 from confcom.formats.sgx import ReportBody
 from confcom.formats.tdx import TdReportBody10, td_base
 

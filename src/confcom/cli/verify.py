@@ -23,7 +23,7 @@ from confcom.cli.trust_options import trust_roots
 from confcom.cli.update_option import parse_update
 from confcom.errors import CollateralError, ConfcomError, ConfigError, FormatError, VerificationError
 from confcom.formats.evidence import MAX_EVIDENCE, EvidenceFile
-from confcom.formats.quote_section import TeeType
+from confcom.formats.quote import TeeType
 from confcom.formats.tcb_info import TcbStatus
 from confcom.pki.pem import MAX_PEM
 

@@ -7,8 +7,7 @@ from confcom.appraisal.quote import pck_chain_of
 from confcom.collateral.interface import CollateralSource
 from confcom.errors import CollateralInvalid, FormatError, VerificationError
 from confcom.formats.pck_extension import PckExtension
-from confcom.formats.quote import Quote
-from confcom.formats.quote_section import TeeType
+from confcom.formats.quote import Quote, TeeType
 from confcom.pki.chain import verify_chain
 from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import PckCaName, Tee, Update

@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Annotated, Self
 
-from confcom.formats.cursor import Cursor
-from confcom.formats.record import U16, U32, Record, nested, raw
+from confcom.formats.codec import U16, U32, Cursor, Record, nested, raw
 
 ALGORITHM_ECDSA_P256 = 2
 MAX_KEY_IDS = 10

@@ -10,8 +10,7 @@ from enum import IntEnum
 from typing import Annotated, Self
 
 from confcom.errors import FormatError
-from confcom.formats.cursor import Cursor
-from confcom.formats.record import U16, Record, raw
+from confcom.formats.codec import U16, Cursor, Record, raw
 from confcom.formats.sgx import ReportBody
 
 MAX_CERTIFICATION_DATA = 64 * 1024

@@ -11,7 +11,7 @@ import msgspec
 
 from confcom.formats import signed_json
 from confcom.formats.signed_json import U16, U32, Date, Hex4, Hex16, Hex32, HexSignature
-from confcom.formats.tcb_level import ENCLAVE_STATUSES, IsvSvnLevel, IsvSvnLevelJson, isv_svn_levels
+from confcom.formats.tcb_info import ENCLAVE_STATUSES, IsvSvnLevel, IsvSvnLevelJson, isv_svn_levels
 
 STRUCTURE = "EnclaveIdentity"
 

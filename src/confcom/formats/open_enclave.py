@@ -13,8 +13,7 @@ from typing import Annotated, Self
 from uuid import UUID
 
 from confcom.errors import FormatError
-from confcom.formats.cursor import Cursor
-from confcom.formats.record import U32, U64, Record, raw
+from confcom.formats.codec import U32, U64, Cursor, Record, raw
 
 REPORT_VERSION = 1
 EVIDENCE_VERSION = 3

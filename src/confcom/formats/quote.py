@@ -15,13 +15,144 @@ from enum import IntEnum
 from typing import Annotated, Self
 
 from confcom.errors import FormatError
-from confcom.formats import quote_v3, quote_v4, quote_v5
 from confcom.formats.arguments import checked_bytes
-from confcom.formats.cursor import Cursor
-from confcom.formats.quote_section import QuoteSignature, TeeType
-from confcom.formats.record import U16, U32, Record, raw
+from confcom.formats.certification_data import CertificationData, CertificationDataType, QeReportCertification
+from confcom.formats.codec import U16, U32, Cursor, Record, raw
 from confcom.formats.sgx import ReportBody
-from confcom.formats.tdx import TdReportBody
+from confcom.formats.tdx import TdReportBody, TdReportBody10, TdReportBody15, TdReportBody15Ex
+
+# --- What every quote version shares: the kind of evidence, and the signature section as one value --------------------
+
+
+class TeeType(IntEnum):
+    """`tee_type` of the header."""
+
+    SGX = 0
+    TDX = 0x81
+
+
+@dataclass(frozen=True, slots=True)
+class QuoteSignature:
+    """The signature section: the same content in every version, only nested differently.
+
+    `signature` is r‖s over the signed bytes by `attestation_key` (x‖y); `certification` holds the QE report that
+    vouches for that key, the PCK key's signature over it, and the PCK certificate chain.
+    """
+
+    signature: bytes
+    attestation_key: bytes
+    certification: QeReportCertification
+
+
+# --- Quote version 3 (SGX only): body at 48, signature section at 436, the QE report flat inside it (`sgx ---
+
+
+# Types 6 and 7 belong to versions 4 and 5.
+_LAST_TYPE = CertificationDataType.PCK_CERTIFICATE_CHAIN
+
+
+def _read_body_v3(cursor: Cursor, tee_type: int) -> ReportBody | TdReportBody:
+    """Read the 384-byte report body."""
+    del tee_type  # the header check leaves SGX only
+    return ReportBody.parse(cursor.take(ReportBody.size(), "body"))
+
+
+def _read_signature_v3(section: bytes, start: int) -> QuoteSignature:
+    """Read the signature section; `start` is its offset in the quote, for errors."""
+    cursor = Cursor(bytes(start) + section, "Quote", start)
+    signature = cursor.take(64, "signature")
+    attestation_key = cursor.take(64, "attestation_key")
+    certification = QeReportCertification.read(cursor)
+    cursor.finish("signature_data")
+    entry = certification.certification_data
+    if entry.type > _LAST_TYPE:
+        at = cursor.offset - len(bytes(entry))
+        raise cursor.error(f"type {entry.type} does not exist in version 3", "certification_data.type", at)
+    return QuoteSignature(signature, attestation_key, certification)
+
+
+def _write_signature_v3(signature: QuoteSignature) -> bytes:
+    """Write the signature section."""
+    return signature.signature + signature.attestation_key + bytes(signature.certification)
+
+
+# --- Quote version 4 (SGX and TDX): the QE report moves into certification data of type 6 (`sgx_quote_4.h`) -----------
+
+
+def _read_body_v4(cursor: Cursor, tee_type: int) -> ReportBody | TdReportBody:
+    """Read the report body: 384 bytes for SGX, 584 for TDX."""
+    if tee_type == TeeType.SGX:
+        return ReportBody.parse(cursor.take(ReportBody.size(), "body"))
+    return TdReportBody10.parse(cursor.take(TdReportBody10.size(), "body"))
+
+
+def _read_signature_v4(section: bytes, start: int) -> QuoteSignature:
+    """Read the signature section of versions 4 and 5; `start` is its offset in the quote, for errors."""
+    cursor = Cursor(bytes(start) + section, "Quote", start)
+    signature = cursor.take(64, "signature")
+    attestation_key = cursor.take(64, "attestation_key")
+    outer_at = cursor.offset
+    outer = CertificationData.read(cursor, "certification_data")
+    cursor.finish("signature_data")
+    if outer.type != CertificationDataType.QE_REPORT:
+        raise cursor.error(f"the outer type must be 6, is {outer.type}", "certification_data.type", outer_at)
+    inner = Cursor(cursor.data, "Quote", outer_at + 6)
+    certification = QeReportCertification.read(inner)
+    inner.finish("certification_data")
+    entry = certification.certification_data
+    if entry.type == CertificationDataType.QE_REPORT:
+        at = inner.offset - len(bytes(entry))
+        raise inner.error("type 6 cannot stand inside type 6", "certification_data.certification_data.type", at)
+    return QuoteSignature(signature, attestation_key, certification)
+
+
+def _write_signature_v4(signature: QuoteSignature) -> bytes:
+    """Write the signature section of versions 4 and 5."""
+    outer = CertificationData(CertificationDataType.QE_REPORT, bytes(signature.certification))
+    return signature.signature + signature.attestation_key + bytes(outer)
+
+
+# --- Quote version 5: a body descriptor (type u16, size u32) precedes the body and is signed with it (`sg ---
+
+
+BODY_TYPES: dict[int, type[ReportBody] | type[TdReportBody10] | type[TdReportBody15] | type[TdReportBody15Ex]] = {
+    1: ReportBody,
+    2: TdReportBody10,
+    3: TdReportBody15,
+    4: TdReportBody15Ex,
+}
+_NUMBERS: dict[type, int] = {kind: number for number, kind in BODY_TYPES.items()}
+
+
+def _read_body_v5(cursor: Cursor, tee_type: int) -> ReportBody | TdReportBody:
+    """Read descriptor and body: type and size must belong together, and to the header's TEE."""
+    start = cursor.offset
+    number = cursor.u16("body.type")
+    kind = BODY_TYPES.get(number)
+    if kind is None:
+        raise cursor.error(f"unknown body type {number}, expected 1 to 4", "body.type", start)
+    if (kind is ReportBody) != (tee_type == TeeType.SGX):
+        raise cursor.error(f"body type {number} does not fit TEE type {tee_type:#x}", "body.type", start)
+    size = cursor.u32("body.size")
+    if size != kind.size():
+        raise cursor.error(f"body type {number} has {kind.size()} bytes, found {size}", "body.size", start + 2)
+    return kind.parse(cursor.take(size, "body"))
+
+
+def _write_body_v5(body: ReportBody | TdReportBody) -> bytes:
+    """Write descriptor and body."""
+    content = bytes(body)
+    return _NUMBERS[type(body)].to_bytes(2, "little") + len(content).to_bytes(4, "little") + content
+
+
+# --- Quotes, versions 3, 4 and 5: header, report body, signature section ----------------------------------------------
+#
+# Layouts: `sgx_quote_3.h`, `sgx_quote_4.h`, `sgx_quote_5.h` of Intel's DCAP. Integers are little-endian; signatures
+# and public keys are raw big-endian pairs (r‖s, x‖y; 32 + 32 bytes).
+#
+# What follows the signature section is kept as `trailing`: attesters hand out padded buffers, and no verifier reads
+# it. Inside the signature section every byte must be accounted for.
+
 
 INTEL_QE_VENDOR_ID = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
 HEADER_SIZE = 48
@@ -63,9 +194,9 @@ class QuoteVersion:
 
 
 QUOTE_VERSIONS: dict[int, QuoteVersion] = {
-    3: QuoteVersion(quote_v3.read_body, bytes, quote_v3.read_signature, quote_v3.write_signature),
-    4: QuoteVersion(quote_v4.read_body, bytes, quote_v4.read_signature, quote_v4.write_signature),
-    5: QuoteVersion(quote_v5.read_body, quote_v5.write_body, quote_v4.read_signature, quote_v4.write_signature),
+    3: QuoteVersion(_read_body_v3, bytes, _read_signature_v3, _write_signature_v3),
+    4: QuoteVersion(_read_body_v4, bytes, _read_signature_v4, _write_signature_v4),
+    5: QuoteVersion(_read_body_v5, _write_body_v5, _read_signature_v4, _write_signature_v4),
 }
 
 

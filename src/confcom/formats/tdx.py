@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import Annotated
 
-from confcom.formats.record import U8, U64, Record, nested, raw
+from confcom.formats.codec import U8, U64, Record, nested, raw
 
 
 class TdAttributeFlags(IntFlag):

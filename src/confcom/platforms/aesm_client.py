@@ -21,7 +21,7 @@ from confcom.errors import (
     RemoteProtocolError,
 )
 from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID, AttestationKeyId
-from confcom.formats.cursor import Cursor
+from confcom.formats.codec import Cursor
 from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
 from confcom.platforms.interface import InitializedQuote, QuoteResult
 from confcom.protocols import aesm_messages as m

@@ -19,7 +19,7 @@ from typing import Any
 
 from confcom.errors import FormatError, NativeError, PlatformUnavailable, ReportRejected
 from confcom.formats.attestation_key_id import AttestationKeyId
-from confcom.formats.cursor import Cursor
+from confcom.formats.codec import Cursor
 from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
 from confcom.platforms.intel_errors import SUCCESS, quote3_error
 from confcom.platforms.interface import InitializedQuote, QuoteResult, sdk_simulation_refused

@@ -17,7 +17,7 @@ from confcom.appraisal.collateral import Collateral
 from confcom.errors import CollateralNotFound
 from confcom.formats.attestation_key_id import INTEL_TD_QE_MR_SIGNER
 from confcom.formats.pck_extension import PCK_EXTENSION_OID, PckConfiguration, PckExtension, PckTcb, SgxType
-from confcom.formats.tcb_level import TcbStatus
+from confcom.formats.tcb_info import TcbStatus
 from confcom.protocols.pcs import Tee
 from confcom.simulator.certificates import DISTRIBUTION, RevocationList, SimulatedCa, SimulatedCertificate, der, pem
 from confcom.simulator.documents import (

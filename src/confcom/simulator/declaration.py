@@ -23,8 +23,7 @@ import msgspec
 
 from confcom.appraisal.enclave_file import MAX_ENCLAVE, read_signed_enclave
 from confcom.errors import ConfigError, FormatError
-from confcom.formats.sgx import AttributeFlags, Attributes, ReportBody
-from confcom.formats.sigstruct import is_sigstruct
+from confcom.formats.sgx import AttributeFlags, Attributes, ReportBody, is_sigstruct
 from confcom.formats.text import without_bom
 
 MAX_DECLARATION = 64 * 1024

@@ -12,7 +12,7 @@ from operator import gt
 from typing import Annotated, Self
 
 from confcom.errors import NativeError
-from confcom.formats.record import U16, U32, U64, Record, raw
+from confcom.formats.codec import U16, U32, U64, Record, raw
 from confcom.formats.sgx import AttributeFlags, ReportBody, TargetInfo
 from confcom.simulator.keys import aes_cmac, derive_bytes
 

@@ -13,8 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 from confcom.formats.attestation_key_id import INTEL_QE3_MR_SIGNER
 from confcom.formats.certification_data import CertificationData, CertificationDataType, QeReportCertification
-from confcom.formats.quote import INTEL_QE_VENDOR_ID, AttestationKeyType, Quote, QuoteHeader
-from confcom.formats.quote_section import QuoteSignature, TeeType
+from confcom.formats.quote import INTEL_QE_VENDOR_ID, AttestationKeyType, Quote, QuoteHeader, QuoteSignature, TeeType
 from confcom.formats.sgx import AttributeFlags, Attributes, QeReportInfo, Report, TargetInfo
 from confcom.simulator.declaration import XFRM_AVX512, EnclaveDeclaration, measure
 from confcom.simulator.keys import aes_cmac, derive_p256_key, raw_public_key, sign_raw

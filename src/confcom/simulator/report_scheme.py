@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Protocol
 
 from confcom.errors import ConfigError, ReportRejected
-from confcom.formats.record import U16, U32, Record, nested, raw
+from confcom.formats.codec import U16, U32, Record, nested, raw
 from confcom.formats.sgx import SDK_SIMULATION_KEY_ID, Attributes, Report, TargetInfo
 from confcom.platforms.interface import sdk_simulation_refused
 from confcom.simulator.keys import aes_cmac

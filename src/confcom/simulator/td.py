@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 
 from confcom.formats.attestation_key_id import INTEL_TD_QE_MR_SIGNER
-from confcom.formats.quote import Quote
-from confcom.formats.quote_section import QuoteSignature, TeeType
+from confcom.formats.quote import Quote, QuoteSignature, TeeType
 from confcom.formats.sgx import AttributeFlags, Attributes
 from confcom.formats.tdx import TdAttributeFlags, TdReportBody, TdReportBody10, TdReportBody15
 from confcom.simulator.declaration import XFRM_AVX512, EnclaveDeclaration, measure

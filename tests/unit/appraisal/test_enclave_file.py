@@ -10,7 +10,7 @@ import pytest
 from confcom.appraisal.enclave_file import SDK_SAMPLE_SIGNER, SignedEnclave, policy_text, read_signed_enclave
 from confcom.appraisal.policy_file import parse_policy
 from confcom.errors import FormatError, SignatureError
-from confcom.formats.sigstruct import SigStruct
+from confcom.formats.sgx import SigStruct
 from signed_enclaves import enclave_file, signing_key, sigstruct
 
 

@@ -13,7 +13,7 @@ from confcom.formats.attestation_key_id import (
     AttestationKeyIdList,
     QlAttestationKeyId,
 )
-from confcom.formats.record import Record
+from confcom.formats.codec import Record
 from record_layout import check_complete, check_field, distinct
 
 LAYOUTS: dict[type[Record], list[tuple[str, int, int]]] = {

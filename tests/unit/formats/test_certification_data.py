@@ -14,7 +14,7 @@ from confcom.formats.certification_data import (
     PpidEncryptedRsa3072,
     QeReportCertification,
 )
-from confcom.formats.record import Record
+from confcom.formats.codec import Record
 from made_quotes import QE_AUTHENTICATION_DATA, QE_REPORT, QE_REPORT_SIGNATURE, entry, qe_part
 from record_layout import check_complete, check_field, distinct
 

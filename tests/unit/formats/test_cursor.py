@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from confcom.errors import FormatError
-from confcom.formats.cursor import Cursor
+from confcom.formats.codec import Cursor
 
 
 def test_integers_are_little_endian_and_in_order() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from confcom.errors import FormatError
-from confcom.formats.record import Record
+from confcom.formats.codec import Record
 from confcom.formats.sgx import Attributes, QeReportInfo, Report, ReportBody, TargetInfo
 from record_layout import check_complete, check_field, distinct
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from confcom.formats.sigstruct import HEADER, HEADER2, MAX_PLACES, SigStruct, find_sigstructs
+from confcom.formats.sgx import HEADER, HEADER2, MAX_PLACES, SigStruct, find_sigstructs
 from record_layout import check_complete, check_field, distinct
 
 FIELDS = [

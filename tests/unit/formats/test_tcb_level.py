@@ -9,7 +9,7 @@ import pytest
 import pki_builder as intel
 from confcom.errors import FormatError
 from confcom.formats.signed_json import decode
-from confcom.formats.tcb_level import (
+from confcom.formats.tcb_info import (
     ENCLAVE_STATUSES,
     IsvSvnLevelJson,
     LevelV2Json,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from confcom.errors import FormatError
-from confcom.formats.record import Record
+from confcom.formats.codec import Record
 from confcom.formats.tdx import TdAttributeFlags, TdReportBody10, TdReportBody15, TdReportBody15Ex, td_base
 from record_layout import check_complete, check_field, distinct
 

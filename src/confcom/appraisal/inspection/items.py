@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any, TypeAlias, get_args, get_type_hints
 
 from confcom.errors import ConfcomError
-from confcom.formats.record import Record, nested
+from confcom.formats.codec import Record, nested
 
 Leaf: TypeAlias = str | int | float | bool | None
 

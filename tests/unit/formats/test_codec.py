@@ -8,7 +8,7 @@ from typing import Annotated
 import pytest
 
 from confcom.errors import FormatError
-from confcom.formats.record import U8, U16, U32, U64, Record, nested, raw
+from confcom.formats.codec import U8, U16, U32, U64, Record, nested, raw
 
 
 @dataclass(frozen=True, slots=True)
