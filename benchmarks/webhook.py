@@ -38,8 +38,7 @@ from confcom.admission.decision import Circumstances
 from confcom.cluster.client import open_client
 from confcom.errors import ClusterError
 from confcom.pki.serving_pair import make_serving_pair
-from confcom.protocols.admission import allowance
-from confcom.protocols.admission_rules import UrlClient, mutating_webhooks, validating_webhooks
+from confcom.protocols.admission import UrlClient, allowance, mutating_webhooks, validating_webhooks
 from confcom.services.runtime.http_server import Listener, serve_http
 from confcom.services.runtime.process import configure_logging
 from confcom.services.runtime.tls import HeldTls

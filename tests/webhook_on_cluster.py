@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from confcom.pki.serving_pair import Authority
-from confcom.protocols.admission_rules import ServiceClient, mutating_webhooks, validating_webhooks
+from confcom.protocols.admission import ServiceClient, mutating_webhooks, validating_webhooks
 from kubectl import Kubectl
 
 ADMISSION = "admissionregistration.k8s.io"

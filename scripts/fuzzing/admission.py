@@ -9,7 +9,7 @@ from typing import Any
 from confcom.admission.decision import Circumstances
 from confcom.admission.grants import Grants
 from confcom.errors import PolicyError
-from confcom.protocols.epc_requests import CANONICAL
+from confcom.protocols.epc import CANONICAL
 from confcom.services.webhook.reviews import Task, review
 
 _LABEL = "/metadata/labels/confcom.dev~1uses-sgx"

@@ -5,15 +5,16 @@ from __future__ import annotations
 from confcom.errors import RemoteProtocolError
 from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID
 from confcom.protocols.aesm import CLOSED, NEED_DATA, ClientConnection, ServerConnection, Signal
-from confcom.protocols.aesm_exchanges import IncompleteRequest, refusal
 from confcom.protocols.aesm_messages import (
     GetQuoteExRequest,
     GetQuoteExResponse,
+    IncompleteRequest,
     InitQuoteExRequest,
     InitQuoteExResponse,
     Request,
     Response,
     SelectAttKeyIdRequest,
+    refusal,
 )
 from confcom.protocols.aesm_status import AesmStatus
 from fuzzing import seeds

@@ -11,8 +11,7 @@ from confcom.devices.process_cgroup import NOBODY, parse_cgroup
 from confcom.devices.process_maps import enclave_candidates, merge, program_image, size, subtract
 from confcom.devices.process_stat import parse_stat
 from confcom.errors import FormatError
-from confcom.protocols.epc_pods import parse_claim, parse_node, parse_pod
-from confcom.protocols.epc_requests import CANONICAL
+from confcom.protocols.epc import CANONICAL, parse_claim, parse_node, parse_pod
 from confcom.protocols.prometheus_text import parse_samples
 
 _KNOWN = ((0, 0x2B, 7),)

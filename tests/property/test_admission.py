@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from confcom.admission.decision import Circumstances, decide_debug, decide_pod
 from confcom.admission.grants import Grants
 from confcom.errors import FormatError
-from confcom.protocols.json_patch import difference
-from confcom.protocols.quantity import parse_quantity
+from confcom.protocols.admission import difference
+from confcom.protocols.epc import parse_quantity
 from confcom.services.webhook.reviews import review
 from json_patch_apply import apply_patch
 from sgx_pods import AESMD, ALIYUN, ENCLAVE, EPC, HELPER, HYBRID, INTEL, PROVISION

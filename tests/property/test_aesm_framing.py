@@ -9,18 +9,18 @@ from hypothesis import strategies as st
 
 from aesm_wire import KEY_ID, field, frame
 from confcom.errors import RemoteProtocolError
-from confcom.protocols import aesm_legacy_messages as legacy
+from confcom.protocols import aesm_messages as legacy
 from confcom.protocols import aesm_messages as m
 from confcom.protocols.aesm import NEED_DATA, ClientConnection, ServerConnection, Signal
-from confcom.protocols.aesm_exchanges import (
+from confcom.protocols.aesm_messages import (
     EXCHANGES,
     Exchange,
+    Request,
     exchange_of,
     parse_request,
     parse_response,
     request_bytes,
 )
-from confcom.protocols.aesm_messages import Request
 from confcom.services.quote_helper.broker import AesmBroker
 from recording_platform import RecordingPlatform
 

@@ -10,7 +10,7 @@ from confcom.devices.epc_node_status import EpcAmount
 from confcom.devices.epc_pool import plan_pool, prefer_one_node
 from confcom.devices.epc_sections import MIB, EpcSection
 from confcom.errors import FormatError
-from confcom.protocols.quantity import parse_quantity
+from confcom.protocols.epc import parse_quantity
 
 nodes = st.one_of(st.none(), st.integers(0, 80))
 found_epc = st.lists(st.builds(EpcSection, nodes, st.integers(0, 300 * MIB)), max_size=6)

@@ -14,8 +14,7 @@ from confcom.devices.enclave_use import EnclaveProcess, count_use
 from confcom.devices.process_cgroup import NOBODY, CgroupOwner, parse_cgroup
 from confcom.devices.process_maps import Range, merge, parse_mapping, size, subtract
 from confcom.devices.process_stat import parse_stat
-from confcom.protocols.epc_pods import parse_pod
-from confcom.protocols.epc_requests import CANONICAL, MIB
+from confcom.protocols.epc import CANONICAL, MIB, parse_pod
 from confcom.protocols.prometheus_text import Sample, parse_samples
 from confcom.services.metrics.page import EpcMetrics
 from confcom.services.metrics.use import Seen, put_together

@@ -18,7 +18,7 @@ from confcom.devices.host import Host
 from confcom.errors import ConfigError, PlatformUnavailable
 from confcom.protocols import kubelet as k
 from confcom.protocols._pb import kubelet_device_plugin_pb2 as pb
-from confcom.protocols.kubelet_calls import Empty
+from confcom.protocols.kubelet import Empty
 from confcom.services.device_plugin.grpc import GrpcSocket, call
 from kubelet_emulator import AdmissionError, KubeletEmulator, wait_until
 from running_plugin import ENCLAVE, EPC, RunningPlugin

@@ -52,7 +52,7 @@ from confcom.manifests.objects import (
 from confcom.manifests.simulated import WORLD_KEY, WORLD_SECRET, world_objects
 from confcom.manifests.webhook import CA_SECRET, WebhookCa
 from confcom.pki.serving_pair import Authority, authorities_in, expiry_of
-from confcom.protocols.admission_rules import CONFIGURATION
+from confcom.protocols.admission import CONFIGURATION
 
 # --- Where a cluster's API server is, as its own Service says: network policies have to let pods ask there ------------
 #

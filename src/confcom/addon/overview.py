@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from confcom.errors import ConfcomError
-from confcom.protocols.epc_pods import EpcNode, EpcPod
+from confcom.protocols.epc import EpcNode, EpcPod
 from confcom.protocols.prometheus_text import Sample, parse_samples
 
 EXPORTER, HELPER = "metrics", "quote-helper"

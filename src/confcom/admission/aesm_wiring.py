@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 from confcom.admission.findings import Findings
 from confcom.admission.pod_json import Container, Json, json_object, json_objects, json_text, spec_of, with_spec
 from confcom.admission.quote_modes import sets_variable
-from confcom.protocols.aesm_access import FOLDER, SOCKET, VARIABLE
+from confcom.protocols.aesm import FOLDER, SOCKET, VARIABLE
 
 Wiring = Literal["plugin", "host-path"]
 """Who brings the folder: the device plugin, or a volume of the host."""

@@ -37,7 +37,7 @@ from confcom.admission.pod_json import (
 from confcom.admission.pod_total import pod_epc
 from confcom.admission.quote_modes import IN_PROC, OUT_OF_PROC, Annotated, Choice, mode_of, read_annotations
 from confcom.admission.uncounted import check_devices, check_places
-from confcom.protocols.admission_rules import LABEL, LABEL_VALUE
+from confcom.protocols.admission import LABEL, LABEL_VALUE
 
 DEFAULT_ACCOUNT = "default"
 MOST: Mapping[str, int] = {

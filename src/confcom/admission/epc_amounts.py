@@ -11,9 +11,8 @@ from typing import NamedTuple
 from confcom.admission.findings import Findings
 from confcom.admission.pod_json import Container, Json, json_object
 from confcom.errors import FormatError
-from confcom.protocols.admission_rules import ENCLAVE, HELPER, PROVISION
-from confcom.protocols.epc_requests import CANONICAL, EPC_UNITS, MIB
-from confcom.protocols.quantity import parse_quantity
+from confcom.protocols.admission import ENCLAVE, HELPER, PROVISION
+from confcom.protocols.epc import CANONICAL, EPC_UNITS, MIB, parse_quantity
 
 MAX_MIB = 1 << 26
 """64 TiB: above this an amount is a mistake of units."""

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from confcom.admission.epc_amounts import Wish
 from confcom.admission.findings import Findings
 from confcom.admission.pod_json import Container, Json, annotations_of, json_objects, json_text
-from confcom.protocols.admission_rules import (
+from confcom.protocols.admission import (
     AESM_VARIABLE,
     CONTAINER_MODE_PREFIX,
     HELPER,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from confcom.admission.findings import Findings
 from confcom.admission.pod_json import Container, Json, json_object, json_objects, json_text, spec_of
-from confcom.protocols.admission_rules import SGX_RESOURCES
+from confcom.protocols.admission import SGX_RESOURCES
 
 _COUNTED = re.compile(r"spec\.(?:containers|initContainers)\[[0-9]+\]\.resources\.(?:limits|requests)")
 _HARMLESS = ("metadata.", "spec.overhead.", "spec.nodeSelector.")

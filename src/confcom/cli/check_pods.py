@@ -17,7 +17,7 @@ from confcom.cli.exit_codes import ExitCode
 from confcom.cli.manifest_files import read_manifests
 from confcom.cli.printable import printable
 from confcom.errors import ConfigError
-from confcom.protocols.json_patch import difference
+from confcom.protocols.admission import difference
 
 
 @click.command("check-pods")

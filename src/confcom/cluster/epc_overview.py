@@ -14,8 +14,7 @@ from confcom.cluster.client import cluster_errors, open_client
 from confcom.cluster.node_pods import JsonPod
 from confcom.cluster.object_kinds import NODE_KIND
 from confcom.errors import ClusterError, ClusterRefused, FormatError
-from confcom.protocols.epc_pods import EpcNode, EpcPod, parse_node, parse_pod
-from confcom.protocols.epc_requests import CANONICAL
+from confcom.protocols.epc import CANONICAL, EpcNode, EpcPod, parse_node, parse_pod
 from confcom.protocols.prometheus_text import MAX_PAGE
 
 CHUNK = 500

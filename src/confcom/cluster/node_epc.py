@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from lightkube.resources.core_v1 import Node
 
 from confcom.cluster.client import cluster_errors, open_client
-from confcom.protocols.epc_requests import requested_epc
+from confcom.protocols.epc import requested_epc
 
 SERVER_TIMEOUT = 300
 """Seconds after which the API server shall end a watch; then all nodes are listed anew."""

@@ -13,8 +13,7 @@ from lightkube.resources.core_v1 import Node
 
 from confcom.cluster.client import cluster_errors, open_client
 from confcom.errors import FormatError
-from confcom.protocols.epc_pods import EpcNode, EpcPod, parse_claim, parse_node, parse_pod
-from confcom.protocols.epc_requests import CANONICAL
+from confcom.protocols.epc import CANONICAL, EpcNode, EpcPod, parse_claim, parse_node, parse_pod
 
 SERVER_TIMEOUT = 300
 """Seconds after which the API server shall end a watch."""

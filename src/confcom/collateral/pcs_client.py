@@ -34,9 +34,10 @@ from confcom.errors import CollateralError, CollateralUnavailable, ConfcomError,
 from confcom.formats.signed_json import MAX_SIGNED_JSON
 from confcom.pki.crl import MAX_CRL
 from confcom.protocols import pcs
-from confcom.protocols.pcs import Api, Dialect, HttpRequest, HttpResponse, PckCaName, Tee, Update
+from confcom.protocols.pcs import Api, Dialect, HttpRequest, HttpResponse, PckCaName, Tee, Update, build_request
 from confcom.protocols.pcs_answers import (
     MAX_LIST,
+    RETRYABLE,
     EvaluationDataNumber,
     KnownFmspc,
     PckCertificateEntry,
@@ -46,9 +47,9 @@ from confcom.protocols.pcs_answers import (
     parse_pck_certificate,
     parse_pck_certificates,
     pck_issuer_chain,
+    retry_after,
+    status_error,
 )
-from confcom.protocols.pcs_requests import build_request
-from confcom.protocols.pcs_status import RETRYABLE, retry_after, status_error
 
 MAX_PCK_CERTIFICATE = 64 * 1024
 """Bytes of an answer with one PCK certificate; Intel's take 2 kB."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from confcom.cluster.node_values import BOOT_ANNOTATION, OVERCOMMIT_LABEL, TRUE_SIZE_LABEL, NodeStatus
 from confcom.devices.epc_pool import EpcPool
 from confcom.errors import FormatError
-from confcom.protocols.quantity import parse_quantity
+from confcom.protocols.epc import parse_quantity
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from confcom.devices.device_slots import any_of, slots
 from confcom.devices.interface import Inventory
 from confcom.devices.sgx_node import SgxNode
 from confcom.errors import PlatformUnavailable
-from confcom.protocols.aesm_access import FOLDER, RESOURCE, SOCKET, VARIABLE
+from confcom.protocols.aesm import FOLDER, RESOURCE, SOCKET, VARIABLE
 from confcom.protocols.kubelet import ContainerAllocation, Mount
 
 PATIENCE = 60.0

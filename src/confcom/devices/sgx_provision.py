@@ -18,9 +18,8 @@ from confcom.devices.sgx_driver import PROVISION_PATHS, DriverDevice
 from confcom.devices.sgx_enclave import enclave_device
 from confcom.devices.sgx_node import SgxNode
 from confcom.errors import PlatformUnavailable, PolicyError
-from confcom.protocols.epc_requests import HELPER_EPC
-from confcom.protocols.kubelet import ContainerAllocation
-from confcom.protocols.kubelet_podresources import ListPodResourcesResponse
+from confcom.protocols.epc import HELPER_EPC
+from confcom.protocols.kubelet import ContainerAllocation, ListPodResourcesResponse
 
 PROVISION_RESOURCE = "sgx.intel.com/provision"
 ANY_NAMESPACE = "*"

@@ -20,7 +20,7 @@ from confcom.manifests.objects import (
     service_account,
     settings,
 )
-from confcom.protocols import aesm_access
+from confcom.protocols import aesm
 
 KUBELET = "/var/lib/kubelet"
 CDI = "/var/run/cdi"
@@ -60,8 +60,8 @@ def _daemon_set(config: AddonConfig) -> Object:
     more_volumes, more_mounts = _simulated_node() if config.platform == "simulated" else _real_node()
     if config.quote_helper:
         # The kubelet makes the folder. To see whether a helper is there, nothing has to be written in it.
-        more_volumes.append(host_path("helper-folder", aesm_access.FOLDER, "DirectoryOrCreate"))
-        more_mounts.append(mount("helper-folder", aesm_access.FOLDER, read_only=True))
+        more_volumes.append(host_path("helper-folder", aesm.FOLDER, "DirectoryOrCreate"))
+        more_mounts.append(mount("helper-folder", aesm.FOLDER, read_only=True))
     pod: Object = {
         "automountServiceAccountToken": needs_api(config),
         "priorityClassName": NODE_CRITICAL,
@@ -140,6 +140,6 @@ def _settings(config: AddonConfig) -> dict[str, str]:
     else:
         found["host_root"] = HOST
     if config.quote_helper:
-        found |= {"helper_folder": aesm_access.FOLDER, "helper_epc_mib": str(config.quote_helper_epc_mib)}
+        found |= {"helper_folder": aesm.FOLDER, "helper_epc_mib": str(config.quote_helper_epc_mib)}
     slots = GRANT_SLOTS if config.provision_grants else 0
     return found | {"provision_limit": str(slots), "provision_namespaces": ",".join(config.provision_namespaces)}

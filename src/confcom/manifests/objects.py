@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from confcom.manifests.addon_config import LOCALHOST, RUNTIME_DEFAULT, AddonConfig
-from confcom.protocols import aesm_access, epc_requests
+from confcom.protocols import aesm, epc
 
 Object = dict[str, Any]
 """A Kubernetes object, or a part of one, as its JSON."""
@@ -26,8 +26,8 @@ OURS = {PART_OF: ADDON, MANAGED_BY: MANAGER}
 EPC_RESOURCE = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
 ENCLAVE_RESOURCE = "sgx.intel.com/enclave"
 PROVISION_RESOURCE = "sgx.intel.com/provision"
-HELPER_RESOURCE = aesm_access.RESOURCE
-HELPER_EPC = epc_requests.HELPER_EPC
+HELPER_RESOURCE = aesm.RESOURCE
+HELPER_EPC = epc.HELPER_EPC
 
 OWN_NODE_LABEL = "confcom.dev/sgx"
 SGX_NODE_LABELS = (

@@ -23,9 +23,9 @@ from confcom.manifests.objects import (
     settings,
     tmp_volume,
 )
-from confcom.protocols import aesm_access
+from confcom.protocols import aesm
 
-SOCKET_FOLDER = aesm_access.FOLDER
+SOCKET_FOLDER = aesm.FOLDER
 HTTP_PORT = 9464
 DRAIN = 30
 """Seconds for the requests under way when a helper ends; clients give up after 15."""
@@ -96,7 +96,7 @@ def _resources(config: AddonConfig) -> Object:
 def _settings(config: AddonConfig) -> dict[str, str]:
     found = {
         "platform": config.platform,
-        "socket": f"{SOCKET_FOLDER}/{aesm_access.SOCKET}",
+        "socket": f"{SOCKET_FOLDER}/{aesm.SOCKET}",
         "replace": "true",
         "when_replaced": "wait",
         "when_killed": "restart",

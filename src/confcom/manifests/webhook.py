@@ -28,7 +28,7 @@ from confcom.manifests.objects import (
     settings,
     tmp_volume,
 )
-from confcom.protocols import admission_rules
+from confcom.protocols import admission
 
 CA_SECRET = "sgx-webhook-ca"  # noqa: S105 - a name
 CA_FOLDER = "/etc/confcom/webhook-ca"
@@ -56,7 +56,7 @@ def webhook(config: AddonConfig, ca: WebhookCa | None) -> list[Object]:
         service_account(WEBHOOK, token=True),
         *([] if ca is None else [_ca_secret(ca)]),
         *rbac.cluster_role(WEBHOOK, [rbac.rule("", ["nodes"], ["get", "list", "watch"])]),
-        service(WEBHOOK, admission_rules.ServiceClient().port, "https"),
+        service(WEBHOOK, admission.ServiceClient().port, "https"),
         _disruption_budget(),
         deployment(WEBHOOK, _pod(config), replicas=config.webhook_replicas),
         *_configurations(config, None if ca is None else ca.bundle),
@@ -131,17 +131,17 @@ def _disruption_budget() -> Object:
 
 
 def _configurations(config: AddonConfig, bundle: bytes | None) -> list[Object]:
-    client, labelled = admission_rules.ServiceClient(), config.webhook_namespaces == "labelled"
+    client, labelled = admission.ServiceClient(), config.webhook_namespaces == "labelled"
     return [
         global_object(
             f"{_ADMISSION}/v1",
             kind,
-            admission_rules.CONFIGURATION,
+            admission.CONFIGURATION,
             WEBHOOK.component,
             webhooks=entries(client, ca_bundle=bundle, labelled=labelled),
         )
         for kind, entries in (
-            ("MutatingWebhookConfiguration", admission_rules.mutating_webhooks),
-            ("ValidatingWebhookConfiguration", admission_rules.validating_webhooks),
+            ("MutatingWebhookConfiguration", admission.mutating_webhooks),
+            ("ValidatingWebhookConfiguration", admission.validating_webhooks),
         )
     ]

@@ -26,8 +26,7 @@ from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
 from confcom.platforms.interface import InitializedQuote, QuoteResult
 from confcom.protocols import aesm_messages as m
 from confcom.protocols.aesm import MAX_RESPONSE, NEED_DATA, ClientConnection
-from confcom.protocols.aesm_exchanges import exchange_of
-from confcom.protocols.aesm_messages import Request, Response
+from confcom.protocols.aesm_messages import Request, Response, exchange_of
 from confcom.protocols.aesm_status import AesmStatus, error_of
 
 DEFAULT_SOCKET = Path("/var/run/aesmd/aesm.socket")

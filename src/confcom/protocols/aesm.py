@@ -14,16 +14,18 @@ from enum import Enum, auto
 from typing import Final, Literal, TypeAlias
 
 from confcom.errors import LocalProtocolError, RemoteProtocolError
-from confcom.protocols.aesm_exchanges import (
+from confcom.protocols.aesm_messages import (
     Exchange,
+    GetQuoteExRequest,
     IncompleteRequest,
+    Request,
+    Response,
     exchange_of,
     parse_request,
     parse_response,
     request_bytes,
     response_bytes,
 )
-from confcom.protocols.aesm_messages import Request, Response
 
 MAX_REQUEST = 64 * 1024
 """Longest request in bytes; the largest that a modern client sends is 2.6 KB."""
@@ -189,3 +191,70 @@ class ClientConnection:
 
 def _frame(message: bytes) -> bytes:
     return len(message).to_bytes(LENGTH_SIZE, "little") + message
+
+
+# --- Reads requests that arrive in one piece, as nearly all do, and those for quotes without looking at e ---
+#
+# What a client library writes for one quote and for the next differs in the report alone. A request is remembered by
+# what stands around its report, if it is exactly what `request_bytes` would write: then the same bytes around another
+# report are what it would write for that one, and reading is the inverse of writing.
+
+
+MAX_FORMS = 64
+"""Forms that are remembered: of each client library one, or one per size of its buffer."""
+MAX_FORM = 1024
+"""Bytes of a request that is worth remembering; Intel's has 706."""
+
+# Tag and length of the message, tag and length of the report, the report.
+_REPORT_AT = 7
+_REPORT_END = _REPORT_AT + 432
+
+
+class RequestReader:
+    """Reads the requests of a whole service; `max_request` is the limit of a message in bytes."""
+
+    def __init__(self, max_request: int = MAX_REQUEST) -> None:
+        self.max_request = max_request
+        self._forms: dict[bytes, GetQuoteExRequest] = {}
+
+    def whole(self, data: bytes) -> Request | IncompleteRequest | None:
+        """The request of one frame; None when it is less or more than one, and a `ServerConnection` has to see to it.
+
+        Raises as `ServerConnection.next_event`.
+        """
+        length = int.from_bytes(data[:LENGTH_SIZE], "little")
+        if len(data) != LENGTH_SIZE + length or length > self.max_request:
+            return None
+        message = data[LENGTH_SIZE:]
+        known = self._forms.get(message[:_REPORT_AT] + message[_REPORT_END:])
+        if known is None:
+            return self._read(message)
+        report = message[_REPORT_AT:_REPORT_END]
+        return GetQuoteExRequest(report, known.buf_size, known.att_key_id, timeout=known.timeout)
+
+    def _read(self, message: bytes) -> Request | IncompleteRequest:
+        request = parse_request(message)
+        if (
+            isinstance(request, GetQuoteExRequest)
+            and request.qe_report_info is None  # its nonce would be another one each time
+            and len(message) <= MAX_FORM
+            and request.report == message[_REPORT_AT:_REPORT_END]
+            and request_bytes(request) == message
+        ):
+            if len(self._forms) >= MAX_FORMS:
+                self._forms.clear()
+            self._forms[message[:_REPORT_AT] + message[_REPORT_END:]] = request
+        return request
+
+
+# --- How a container reaches the quote helper of its node: the names on which applications, pods and nodes agree ------
+
+
+FOLDER = "/var/run/aesmd"
+"""Of the helper's socket, on the node and in containers. The folder, because each helper makes a socket of its own."""
+SOCKET = "aesm.socket"
+"""Name of the socket there."""
+VARIABLE = "SGX_AESM_ADDR"
+"""Environment variable whose presence makes Intel's library ask AESM for quotes."""
+RESOURCE = "sgx.confcom.dev/quote-helper"
+"""Resource of a container that asks the helper: the device plugin brings it the folder and the variable for it."""

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 from zlib import crc32
 
 from confcom.errors import FormatError
-from confcom.protocols.quantity import parse_quantity
+from confcom.protocols.epc import parse_quantity
 
 DRIVER = "sgx.confcom.dev"
 API_VERSION = "resource.k8s.io/v1"

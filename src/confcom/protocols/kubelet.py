@@ -6,10 +6,66 @@ The kubelet is a gRPC client of ours whose receive limit is the library's defaul
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Protocol, Self, TypeVar
 
+from google.protobuf.message import DecodeError, Message
+
+from confcom.errors import FormatError
 from confcom.protocols._pb import kubelet_device_plugin_pb2 as pb
-from confcom.protocols.kubelet_calls import Empty, Method, read_message
+from confcom.protocols._pb import kubelet_plugin_registration_pb2 as registration_pb
+from confcom.protocols._pb import kubelet_podresources_pb2 as podresources_pb
+
+# --- What the kubelet's gRPC services have in common: values that are messages, and calls as a table knows them -------
+#
+# A value has `parse(bytes)` and `bytes(x)`, like every format here. Bytes that are not the message are a
+# `FormatError`.
+
+
+_Pb = TypeVar("_Pb", bound=Message)
+
+
+class Value(Protocol):
+    """A message of this API."""
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Read it."""
+
+    def __bytes__(self) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One call: `path` as on the wire, what goes in and out; `streams` when answers keep coming."""
+
+    path: str
+    request: type[Any]
+    response: type[Any]
+    streams: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Empty:
+    """No content."""
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Read it; fields that we do not know are skipped."""
+        read_message(pb.Empty(), data)
+        return cls()
+
+    def __bytes__(self) -> bytes:
+        return b""
+
+
+def read_message(message: _Pb, data: bytes) -> _Pb:
+    """Fill a protobuf message; bytes that are none are a `FormatError`."""
+    try:
+        message.ParseFromString(data)
+    except DecodeError as error:
+        raise FormatError(str(error), structure=type(message).__name__, field="") from error
+    return message
+
 
 VERSION = "v1beta1"
 MAX_MESSAGE = 4 * 1024 * 1024
@@ -280,3 +336,109 @@ def _allocation(entry: pb.ContainerAllocateResponse) -> ContainerAllocation:
         mounts=tuple(Mount(mount.host_path, mount.container_path, mount.read_only) for mount in entry.mounts),
         environment=tuple(sorted(entry.envs.items())),
     )
+
+
+# --- The kubelet's podresources API v1, as far as we ask it: which pod holds which devices; no sockets ----------------
+#
+# It lists what device plugins handed out, of pods whose containers run or are about to; ordinary init containers are
+# not listed. The answer may be longer than gRPC's usual limit: the client has to allow for that.
+
+
+@dataclass(frozen=True, slots=True)
+class HeldDevices:
+    """What one container holds of one resource."""
+
+    namespace: str
+    pod: str
+    container: str
+    resource: str
+    ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ListPodResourcesResponse:
+    """Every holding on the node."""
+
+    held: tuple[HeldDevices, ...]
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Read it; processors, memory and dynamic resources are skipped."""
+        message = podresources_pb.ListPodResourcesResponse()
+        try:
+            message.ParseFromString(data)
+        except DecodeError as error:
+            raise FormatError(str(error), structure="ListPodResourcesResponse", field="") from error
+        return cls(
+            tuple(
+                HeldDevices(pod.namespace, pod.name, container.name, devices.resource_name, tuple(devices.device_ids))
+                for pod in message.pod_resources
+                for container in pod.containers
+                for devices in container.devices
+            )
+        )
+
+    def __bytes__(self) -> bytes:
+        message = podresources_pb.ListPodResourcesResponse()
+        pods: dict[tuple[str, str], podresources_pb.PodResources] = {}
+        containers: dict[tuple[str, str, str], podresources_pb.ContainerResources] = {}
+        for held in self.held:
+            where = (held.namespace, held.pod)
+            if where not in pods:
+                pods[where] = message.pod_resources.add(namespace=held.namespace, name=held.pod)
+            if (*where, held.container) not in containers:
+                containers[*where, held.container] = pods[where].containers.add(name=held.container)
+            containers[*where, held.container].devices.add(resource_name=held.resource, device_ids=held.ids)
+        return message.SerializeToString(deterministic=True)
+
+
+LIST = Method("/v1.PodResourcesLister/List", Empty, ListPodResourcesResponse)
+
+
+# --- The kubelet's second way to find a plugin, as values: it watches a directory of sockets and asks eac ---
+
+
+@dataclass(frozen=True, slots=True)
+class PluginInfo:
+    """Who a socket in the kubelet's registry directory is; without `endpoint` it serves the plugin itself."""
+
+    name: str
+    endpoint: str = ""
+    type: str = "DevicePlugin"
+    supported_versions: tuple[str, ...] = (VERSION,)
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Read it."""
+        message = read_message(registration_pb.PluginInfo(), data)
+        return cls(message.name, message.endpoint, message.type, tuple(message.supported_versions))
+
+    def __bytes__(self) -> bytes:
+        return registration_pb.PluginInfo(
+            type=self.type, name=self.name, endpoint=self.endpoint, supported_versions=self.supported_versions
+        ).SerializeToString(deterministic=True)
+
+
+@dataclass(frozen=True, slots=True)
+class RegistrationStatus:
+    """What became of it; `error` is the kubelet's reason."""
+
+    registered: bool
+    error: str = ""
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Read it."""
+        message = read_message(registration_pb.RegistrationStatus(), data)
+        return cls(message.plugin_registered, message.error)
+
+    def __bytes__(self) -> bytes:
+        return registration_pb.RegistrationStatus(
+            plugin_registered=self.registered, error=self.error
+        ).SerializeToString(deterministic=True)
+
+
+GET_INFO = Method("/pluginregistration.Registration/GetInfo", Empty, PluginInfo)
+NOTIFY_REGISTRATION_STATUS = Method(
+    "/pluginregistration.Registration/NotifyRegistrationStatus", RegistrationStatus, Empty
+)

@@ -11,8 +11,7 @@ import pytest
 
 from confcom.admission.decision import MOST, Circumstances, Decision, decide_debug, decide_pod
 from confcom.errors import FormatError
-from confcom.protocols.admission import MAX_UID, parse_review
-from confcom.protocols.json_patch import difference
+from confcom.protocols.admission import MAX_UID, difference, parse_review
 from confcom.services.webhook.reviews import review
 from sgx_pods import AESMD, EPC, HELPER, INTEL, PROVISION, container, pod
 

@@ -9,7 +9,7 @@ from confcom.devices.epc_node_status import EpcAmount
 from confcom.devices.epc_pool import plan_pool
 from confcom.devices.epc_sections import EpcSection
 from confcom.errors import FormatError
-from confcom.protocols.quantity import parse_quantity
+from confcom.protocols.epc import parse_quantity
 
 EPC = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
 LABELS = {"confcom.dev/sgx-epc-mib": "168", "confcom.dev/sgx-epc-overcommit": "1"}

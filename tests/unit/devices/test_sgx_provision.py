@@ -8,7 +8,7 @@ from confcom.devices.declared_node import declare_node
 from confcom.devices.sgx_node import find_sgx
 from confcom.devices.sgx_provision import check_holder, provision_slots
 from confcom.errors import PlatformUnavailable, PolicyError
-from confcom.protocols.kubelet_podresources import HeldDevices, ListPodResourcesResponse
+from confcom.protocols.kubelet import HeldDevices, ListPodResourcesResponse
 
 RESOURCE = "sgx.intel.com/provision"
 

@@ -19,7 +19,7 @@ from confcom.manifests.objects import (
     NAMESPACE,
     PROVISION_RESOURCE,
 )
-from confcom.protocols import admission_rules
+from confcom.protocols import admission
 from confcom.services.collateral.collateral_service import CollateralServiceConfig, parse_fmspcs
 from confcom.services.device_plugin.plugin_config import DevicePluginConfig
 from confcom.services.metrics.exporter import MetricsConfig
@@ -117,9 +117,9 @@ def test_a_wrong_setting_would_be_noticed() -> None:
 
 def test_resources_have_the_names_that_the_plugin_publishes() -> None:
     assert EPC_RESOURCE == epc_units.CANONICAL_RESOURCE
-    assert ENCLAVE_RESOURCE == sgx_enclave.ENCLAVE_RESOURCE == admission_rules.ENCLAVE
-    assert PROVISION_RESOURCE == sgx_provision.PROVISION_RESOURCE == admission_rules.PROVISION
-    assert admission_rules.NAMESPACE == NAMESPACE
+    assert ENCLAVE_RESOURCE == sgx_enclave.ENCLAVE_RESOURCE == admission.ENCLAVE
+    assert PROVISION_RESOURCE == sgx_provision.PROVISION_RESOURCE == admission.PROVISION
+    assert admission.NAMESPACE == NAMESPACE
 
 
 @pytest.mark.parametrize("publisher", ["auto", "dra"])
@@ -128,7 +128,7 @@ def test_the_way_to_the_helper_is_there_with_the_helper(publisher: str) -> None:
     settings = config("simulated", publisher)
     found = daemon_settings(settings, "device-plugin")
     assert f"{found.helper_folder}/aesm.socket" == daemon_settings(settings, "quote-helper").socket
-    assert found.helper_resource == HELPER_RESOURCE == admission_rules.HELPER
+    assert found.helper_resource == HELPER_RESOURCE == admission.HELPER
     assert daemon_settings(settings, "webhook").wiring == "plugin"
     assert daemon_settings(AddonConfig(), "device-plugin").helper_folder == ""
 

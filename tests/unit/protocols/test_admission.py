@@ -8,14 +8,18 @@ import json
 import pytest
 
 from confcom.errors import FormatError
-from confcom.protocols.admission import MAX_REVIEW, allowance, parse_object, parse_review, refusal
-from confcom.protocols.admission_rules import (
+from confcom.protocols.admission import (
     DEBUG_CONDITION,
+    MAX_REVIEW,
     POD_CONDITION,
     SGX_RESOURCES,
     ServiceClient,
     UrlClient,
+    allowance,
     mutating_webhooks,
+    parse_object,
+    parse_review,
+    refusal,
     validating_webhooks,
 )
 

@@ -4,11 +4,13 @@ import pytest
 
 from aesm_wire import KEY_ID, field, message, read_fields
 from confcom.errors import LocalProtocolError, RemoteProtocolError
-from confcom.protocols import aesm_legacy_messages as legacy
+from confcom.protocols import aesm_messages as legacy
 from confcom.protocols import aesm_messages as m
-from confcom.protocols.aesm_exchanges import (
+from confcom.protocols.aesm_messages import (
     EXCHANGES,
     IncompleteRequest,
+    Request,
+    Response,
     exchange_of,
     parse_request,
     parse_response,
@@ -16,7 +18,6 @@ from confcom.protocols.aesm_exchanges import (
     request_bytes,
     response_bytes,
 )
-from confcom.protocols.aesm_messages import Request, Response
 from confcom.protocols.aesm_status import AesmStatus
 
 OK = AesmStatus.SUCCESS

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from aesm_wire import KEY_ID, request
 from confcom.errors import RemoteProtocolError
 from confcom.protocols import aesm_messages as m
-from confcom.protocols.aesm import ServerConnection
-from confcom.protocols.aesm_reader import MAX_FORMS, RequestReader
+from confcom.protocols.aesm import MAX_FORMS, RequestReader, ServerConnection
 
 REPORTS = st.binary(min_size=432, max_size=432)
 INTEL = ((4, 4700), (9, 15000))

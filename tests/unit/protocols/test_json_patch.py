@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from confcom.protocols.json_patch import difference
+from confcom.protocols.admission import difference
 from json_patch_apply import apply_patch
 
 JSON = st.recursive(

@@ -6,9 +6,14 @@ from hypothesis import strategies as st
 
 from confcom.errors import FormatError
 from confcom.protocols import kubelet as k
-from confcom.protocols.kubelet_calls import Empty, Value
-from confcom.protocols.kubelet_plugin_registration import PluginInfo, RegistrationStatus
-from confcom.protocols.kubelet_podresources import HeldDevices, ListPodResourcesResponse
+from confcom.protocols.kubelet import (
+    Empty,
+    HeldDevices,
+    ListPodResourcesResponse,
+    PluginInfo,
+    RegistrationStatus,
+    Value,
+)
 
 # Bytes by hand from the interface's field numbers: what a kubelet sends and expects.
 _THREE = (

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 
 from confcom.errors import FormatError
 from confcom.protocols import kubelet_dra as dra
-from confcom.protocols.kubelet_calls import Value
-from confcom.protocols.kubelet_dra_health import MAX_MESSAGE, DeviceHealth, HealthList
+from confcom.protocols.kubelet import Value
+from confcom.protocols.kubelet_dra import MAX_MESSAGE, DeviceHealth, HealthList
 
 # Bytes by hand from the interface's field numbers: what a kubelet sends and expects.
 _HEALTH = (

@@ -8,8 +8,7 @@ import pytest
 
 from confcom.errors import CollateralNotFound
 from confcom.protocols import pcs
-from confcom.protocols.pcs import Api, Dialect
-from confcom.protocols.pcs_requests import build_request
+from confcom.protocols.pcs import Api, Dialect, build_request
 
 PCS, PCCS, THIM = Api(Dialect.PCS), Api(Dialect.PCCS), Api(Dialect.THIM)
 PCCS_V3 = Api(Dialect.PCCS, 3)

@@ -17,17 +17,18 @@ from confcom.appraisal.inspection.quote import quote_group
 from confcom.errors import RemoteProtocolError
 from confcom.formats.attestation_key_id import AttestationKeyId, AttestationKeyIdList
 from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
-from confcom.protocols.aesm_exchanges import (
+from confcom.protocols.aesm_messages import (
     EXCHANGES,
     Exchange,
     IncompleteRequest,
+    Request,
+    Response,
     Value,
     exchange_of,
     parse_request,
     parse_response,
     response_bytes,
 )
-from confcom.protocols.aesm_messages import Request, Response
 
 LENGTH_SIZE = 4
 

@@ -17,7 +17,6 @@ from confcom.devices.interface import ResourceClaims, ResourceSlices
 from confcom.devices.sgx_node import SgxNode
 from confcom.errors import ConfcomError, PlatformUnavailable, RemoteProtocolError
 from confcom.protocols import kubelet_dra as dra
-from confcom.protocols.cdi import cdi_spec
 from confcom.protocols.dra_objects import (
     DRIVER,
     AllocatedDevice,
@@ -29,10 +28,8 @@ from confcom.protocols.dra_objects import (
     slice_generation,
     slice_name,
 )
-from confcom.protocols.kubelet_calls import Empty, Method
-from confcom.protocols.kubelet_dra_health import WATCH_HEALTH, DeviceHealth, HealthList
-from confcom.protocols.kubelet_plugin_registration import PluginInfo
-from confcom.protocols.kubelet_podresources import LIST
+from confcom.protocols.kubelet import LIST, Empty, Method, PluginInfo
+from confcom.protocols.kubelet_dra import WATCH_HEALTH, DeviceHealth, HealthList, cdi_spec
 from confcom.services.device_plugin.grpc import call
 from confcom.services.device_plugin.plugin_config import DevicePluginConfig
 from confcom.services.device_plugin.plugin_metrics import Observer, PluginEvent

@@ -21,8 +21,7 @@ from confcom.devices.kubelet_checkpoint import remembered
 from confcom.devices.sgx_node import SgxNode
 from confcom.errors import ConfcomError
 from confcom.protocols.dra_objects import DRIVER
-from confcom.protocols.kubelet_calls import Empty
-from confcom.protocols.kubelet_podresources import LIST
+from confcom.protocols.kubelet import LIST, Empty
 from confcom.services.device_plugin.grpc import call
 from confcom.services.device_plugin.plugin_config import DevicePluginConfig
 from confcom.services.device_plugin.plugin_metrics import Observer, PluginEvent

@@ -35,7 +35,7 @@ from confcom.errors import (
     ProtocolError,
     RemoteProtocolError,
 )
-from confcom.protocols.kubelet_calls import Method
+from confcom.protocols.kubelet import Method
 from confcom.services.runtime.listener import clear_path, settle, stop_accepting
 
 SOCKET_MODE = 0o600

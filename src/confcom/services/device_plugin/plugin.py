@@ -32,8 +32,7 @@ from confcom.devices.sgx_node import SgxNode, find_sgx
 from confcom.devices.sgx_provision import ANY_NAMESPACE, HelperEpc, check_holder, provision_slots
 from confcom.errors import ConfcomError, ConfigError, PlatformUnavailable
 from confcom.protocols.dra_objects import DRIVER
-from confcom.protocols.kubelet_calls import Empty
-from confcom.protocols.kubelet_podresources import LIST
+from confcom.protocols.kubelet import LIST, Empty
 from confcom.services.device_plugin.dra import ClaimsAtKubelet, DevicesInApi
 from confcom.services.device_plugin.epc_in_node_status import EpcInNodeStatus
 from confcom.services.device_plugin.grpc import call

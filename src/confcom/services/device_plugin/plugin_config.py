@@ -13,8 +13,8 @@ from confcom.devices.helper_slots import PATIENCE
 from confcom.devices.sgx_enclave import ENCLAVE_RESOURCE
 from confcom.devices.sgx_provision import PROVISION_RESOURCE
 from confcom.errors import ConfigError
-from confcom.protocols.aesm_access import RESOURCE as HELPER_RESOURCE
-from confcom.protocols.epc_requests import HELPER_EPC
+from confcom.protocols.aesm import RESOURCE as HELPER_RESOURCE
+from confcom.protocols.epc import HELPER_EPC
 
 _RESOURCE = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?/[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 _BYTES = "sgx.intel.com/epc"

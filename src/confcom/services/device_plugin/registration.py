@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from confcom.errors import ConfcomError, PlatformUnavailable
+from confcom.protocols import kubelet as found
 from confcom.protocols import kubelet as k
-from confcom.protocols import kubelet_plugin_registration as found
-from confcom.protocols.kubelet_calls import Empty, Method
+from confcom.protocols.kubelet import Empty, Method
 from confcom.services.device_plugin.grpc import GrpcSocket, call
 from confcom.services.device_plugin.plugin_config import DevicePluginConfig
 from confcom.services.device_plugin.plugin_metrics import Observer, PluginEvent

@@ -15,8 +15,7 @@ from typing import Any, TypeVar
 from confcom.devices.interface import DeviceResource, Inventory
 from confcom.errors import ConfigError, PlatformUnavailable, RemoteProtocolError
 from confcom.protocols import kubelet as k
-from confcom.protocols.kubelet_calls import Empty, Method
-from confcom.protocols.kubelet_plugin_registration import PluginInfo
+from confcom.protocols.kubelet import Empty, Method, PluginInfo
 from confcom.services.device_plugin.plugin_metrics import Observer, PluginEvent
 
 # --- The streams that the kubelet holds open to a server of ours: all are told the same, whenever there is news -------

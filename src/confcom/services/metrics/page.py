@@ -15,7 +15,7 @@ from confcom.cluster.pod_events import PodEvent, report
 from confcom.devices.misc_cgroup import MiscUse
 from confcom.devices.sgx_node import SgxNode
 from confcom.errors import ConfcomError
-from confcom.protocols.epc_pods import EpcNode
+from confcom.protocols.epc import EpcNode
 from confcom.services.metrics.use import ContainerUse, Episode, Kind, NodeUse, Seen, explain
 
 PREFIX = "confcom_epc"

@@ -9,8 +9,7 @@ from enum import StrEnum
 from confcom.devices.enclave_use import EnclaveUse
 from confcom.devices.misc_cgroup import MiscUse
 from confcom.devices.process_cgroup import CgroupOwner
-from confcom.protocols.epc_pods import EpcContainer, EpcPod
-from confcom.protocols.epc_requests import CANONICAL, MIB
+from confcom.protocols.epc import CANONICAL, MIB, EpcContainer, EpcPod
 
 NONE = EnclaveUse(0, 0, 0)
 

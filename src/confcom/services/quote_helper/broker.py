@@ -21,10 +21,9 @@ from confcom.formats.attestation_key_id import (
 )
 from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
 from confcom.platforms.interface import Platform
-from confcom.protocols import aesm_legacy_messages as legacy
+from confcom.protocols import aesm_messages as legacy
 from confcom.protocols import aesm_messages as m
-from confcom.protocols.aesm_exchanges import IncompleteRequest, exchange_of, refusal
-from confcom.protocols.aesm_messages import Request, Response
+from confcom.protocols.aesm_messages import IncompleteRequest, Request, Response, exchange_of, refusal
 from confcom.protocols.aesm_status import QUOTE3_QE_REPORT, AesmStatus, status_of
 
 PUB_KEY_ID_SIZE = 32

@@ -13,12 +13,11 @@ from confcom.protocols.aesm import (
     NEED_DATA,
     Closed,
     NeedData,
+    RequestReader,
     ServerConnection,
     response_frame,
 )
-from confcom.protocols.aesm_exchanges import IncompleteRequest, exchange_of
-from confcom.protocols.aesm_messages import Request
-from confcom.protocols.aesm_reader import RequestReader
+from confcom.protocols.aesm_messages import IncompleteRequest, Request, exchange_of
 from confcom.protocols.aesm_status import AesmStatus
 from confcom.services.quote_helper.broker import Answer, PlatformCall
 from confcom.services.quote_helper.peers import UCRED, Peer

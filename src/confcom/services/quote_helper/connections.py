@@ -24,9 +24,8 @@ from pathlib import Path
 import structlog
 
 from confcom.errors import PlatformBusy, ProtocolError
-from confcom.protocols.aesm import CLOSED, NEED_DATA
+from confcom.protocols.aesm import CLOSED, NEED_DATA, RequestReader
 from confcom.protocols.aesm_messages import GetQuoteExRequest, GetQuoteExResponse
-from confcom.protocols.aesm_reader import RequestReader
 from confcom.services.quote_helper.broker import AesmBroker, Answer
 from confcom.services.quote_helper.connection import Conversation, Observer, PendingRequest, RequestEvent
 from confcom.services.quote_helper.helper_config import QuoteHelperConfig

@@ -43,9 +43,8 @@ from confcom.pki.chain import verify_chain
 from confcom.pki.pem import parse_certificates
 from confcom.pki.roots import TrustRoot, TrustRoots
 from confcom.protocols.pcs import ENCRYPTED_PPID_SIZE, HttpRequest, HttpResponse, PckCertificateAnswer, PckCertRequest
-from confcom.protocols.pcs_answers import parse_pck_certificate
+from confcom.protocols.pcs_answers import parse_pck_certificate, status_error
 from confcom.protocols.pcs_service import ServedRequest, parse_request, pck_certificate_response
-from confcom.protocols.pcs_status import status_error
 from confcom.services.quote_helper.self_test import KeptFile
 
 CONFIG_VARIABLE = "QCNL_CONF_PATH"

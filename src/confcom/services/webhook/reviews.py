@@ -12,13 +12,14 @@ from confcom.errors import FormatError
 from confcom.protocols.admission import (
     AdmissionRequest,
     Json,
+    Operation,
     allowance,
     count_values,
+    difference,
     parse_object,
     parse_review,
     refusal,
 )
-from confcom.protocols.json_patch import Operation, difference
 
 Task = Literal["mutate", "validate"]
 Outcome = Literal["allowed", "patched", "refused"]

@@ -20,7 +20,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from confcom.admission.decision import Circumstances
 from confcom.cluster.node_epc import drained, watch_nodes
 from confcom.errors import ClusterError, ConfigError
-from confcom.protocols.epc_requests import MIB
+from confcom.protocols.epc import MIB
 from confcom.services.runtime.http_server import Listener, serve_http
 from confcom.services.runtime.status_page import Handler, Page, StatusPage
 from confcom.services.runtime.tls import HeldTls

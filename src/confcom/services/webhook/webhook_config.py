@@ -11,7 +11,7 @@ import msgspec
 from confcom.admission.aesm_wiring import Wiring
 from confcom.admission.grants import Grants
 from confcom.errors import ConfigError
-from confcom.protocols.admission_rules import NAMESPACE, SERVICE
+from confcom.protocols.admission import NAMESPACE, SERVICE
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0)]
 _DNS = re.compile(

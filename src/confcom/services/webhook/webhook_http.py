@@ -12,8 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from confcom.admission.decision import Circumstances
 from confcom.errors import FormatError
-from confcom.protocols.admission import MAX_REVIEW
-from confcom.protocols.admission_rules import MUTATE_PATH, VALIDATE_PATH
+from confcom.protocols.admission import MAX_REVIEW, MUTATE_PATH, VALIDATE_PATH
 from confcom.services.webhook.reviews import ReviewEvent, Task, review
 
 # --- Metrics of the admission webhook, on a registry that the caller brings. An observer of reviews like the log ------

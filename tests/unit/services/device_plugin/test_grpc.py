@@ -13,7 +13,7 @@ from grpclib.const import Status
 
 from confcom import errors
 from confcom.protocols import kubelet as k
-from confcom.protocols.kubelet_calls import Empty
+from confcom.protocols.kubelet import Empty
 from confcom.services.device_plugin.grpc import GrpcSocket, call, status_of
 
 

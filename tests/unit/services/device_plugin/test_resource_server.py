@@ -10,7 +10,7 @@ from confcom.devices.epc_units import EpcUnits
 from confcom.devices.sgx_node import find_sgx
 from confcom.errors import ConfigError
 from confcom.protocols import kubelet as k
-from confcom.protocols.kubelet_calls import Empty
+from confcom.protocols.kubelet import Empty
 from confcom.services.device_plugin.plugin_metrics import PluginEvent
 from confcom.services.device_plugin.resource_server import ResourceServer
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from confcom.devices.enclave_use import EnclaveUse
 from confcom.devices.misc_cgroup import MiscUse
 from confcom.devices.process_cgroup import NOBODY, CgroupOwner
-from confcom.protocols.epc_pods import EpcContainer, EpcPod
+from confcom.protocols.epc import EpcContainer, EpcPod
 from confcom.services.metrics.use import ContainerUse, Episodes, Kind, Seen, explain, put_together
 
 MIB = 1 << 20

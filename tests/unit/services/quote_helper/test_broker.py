@@ -11,10 +11,9 @@ from aesm_wire import KEY_ID
 from confcom import errors
 from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID, AttestationKeyIdList
 from confcom.formats.sgx import Report
-from confcom.protocols import aesm_legacy_messages as legacy
+from confcom.protocols import aesm_messages as legacy
 from confcom.protocols import aesm_messages as m
-from confcom.protocols.aesm_exchanges import IncompleteRequest, parse_request
-from confcom.protocols.aesm_messages import Response
+from confcom.protocols.aesm_messages import IncompleteRequest, Response, parse_request
 from confcom.protocols.aesm_status import AesmStatus
 from confcom.services.quote_helper.broker import PAD_LIMIT, AesmBroker, Answer, PlatformCall
 from recording_platform import PUB_KEY_ID, QUOTE_SIZE, TARGET_INFO, RecordingPlatform, quote_over

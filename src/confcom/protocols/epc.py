@@ -6,14 +6,75 @@ whoever may create pods, so nothing is taken for granted but the JSON.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, TypeVar
 
 import msgspec
 
 from confcom.errors import FormatError
-from confcom.protocols.epc_requests import CANONICAL, EPC_UNITS, HELPER_EPC, MIB, bytes_of, requested_epc
+
+# --- Kubernetes' notation of amounts, such as `10Mi` or `1k`; pure ----------------------------------------------------
+
+
+_SUFFIXES: Mapping[str, Fraction] = {
+    "n": Fraction(1, 10**9), "u": Fraction(1, 10**6), "m": Fraction(1, 1000), "": Fraction(1),
+    "k": Fraction(10**3), "M": Fraction(10**6), "G": Fraction(10**9), "T": Fraction(10**12), "P": Fraction(10**15),
+    "E": Fraction(10**18), "Ki": Fraction(1 << 10), "Mi": Fraction(1 << 20), "Gi": Fraction(1 << 30),
+    "Ti": Fraction(1 << 40), "Pi": Fraction(1 << 50), "Ei": Fraction(1 << 60),
+}  # fmt: skip
+_QUANTITY = re.compile(
+    r"([+-]?)([0-9]{1,32}(?:\.[0-9]{0,32})?|\.[0-9]{1,32})(?:[eE]([+-]?[0-9]{1,2})|([numkMGTPE]|[KMGTPE]i)?)"
+)
+
+
+def parse_quantity(text: str) -> Fraction:
+    """A Kubernetes Quantity, such as `1k` for 1000 or `512Gi`; `FormatError` for anything else."""
+    match = _QUANTITY.fullmatch(text)
+    if match is None:
+        raise FormatError(f"{text[:40]!r} is no quantity", structure="Quantity", field="")
+    sign, digits, exponent, suffix = match.groups()
+    scale = Fraction(10) ** int(exponent) if exponent else _SUFFIXES[suffix or ""]
+    return Fraction(digits) * scale * (-1 if sign == "-" else 1)
+
+
+# --- How pods say how much EPC they want: every resource name in use, and its unit; pure ------------------------------
+
+
+MIB = 1 << 20
+CANONICAL = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
+"""What the device plugin publishes, and into which admission translates the others."""
+EPC_UNITS: Mapping[str, int] = {
+    CANONICAL: MIB,
+    "sgx.intel.com/sgx_epc_mem_in_MiB": MIB,
+    "sgx.intel.com/epc": 1,
+    "alibabacloud.com/sgx_epc_MiB": MIB,
+}
+"""Name of the resource to bytes per unit."""
+HELPER_EPC = "sgx.confcom.dev/quote-helper-epc"
+"""EPC of the quote helper's own enclaves, in MiB, beside the pool of applications; it brings both devices."""
+
+
+def requested_epc(amounts: Mapping[str, str], units: Mapping[str, int] = EPC_UNITS) -> int | None:
+    """Bytes of EPC in a list of resources such as a container's limits; None if there is nothing of it.
+
+    Several names in one list are the same EPC under several names, so the largest counts. An amount that is no Quantity
+    counts as none: the API server would not have taken it.
+    """
+    found = [bytes_of(name, amount, units) for name, amount in amounts.items() if name in units]
+    return max((size for size in found if size is not None), default=None)
+
+
+def bytes_of(name: str, amount: str, units: Mapping[str, int] = EPC_UNITS) -> int | None:
+    """Bytes that an amount of one resource means, rounded up; None if it is no Quantity, or negative."""
+    try:
+        size = parse_quantity(amount) * units[name]
+    except FormatError:
+        return None
+    return None if size < 0 else -int(-size // 1)
+
 
 _Form = TypeVar("_Form", bound=msgspec.Struct)
 

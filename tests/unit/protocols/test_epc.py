@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from confcom.errors import FormatError
-from confcom.protocols.epc_pods import EpcContainer, EpcNode, parse_claim, parse_node, parse_pod
-from confcom.protocols.epc_requests import CANONICAL, requested_epc
+from confcom.protocols.epc import CANONICAL, EpcContainer, EpcNode, parse_claim, parse_node, parse_pod, requested_epc
 
 MIB = 1 << 20
 
