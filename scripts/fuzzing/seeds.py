@@ -23,8 +23,7 @@ from confcom.formats.open_enclave import (
 from confcom.formats.pck_extension import PCK_EXTENSION_OID
 from confcom.formats.quote import Quote
 from confcom.formats.sgx import QeReportInfo, Report
-from confcom.pki.certificate import load_certificate
-from confcom.pki.pem import parse_certificates
+from confcom.pki.certificate import load_certificate, parse_certificates
 from confcom.protocols.aesm import ClientConnection
 from confcom.protocols.aesm_messages import GetQuoteExRequest
 from confcom.simulator.declaration import EnclaveDeclaration

@@ -37,10 +37,9 @@ from confcom.formats.pck_extension import PckExtension
 from confcom.formats.quote import Quote
 from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
 from confcom.formats.tcb_info import SignedTcbInfo
-from confcom.pki.certificate import common_name, load_certificate, p256_key
+from confcom.pki.certificate import common_name, load_certificate, p256_key, parse_certificates
 from confcom.pki.chain import ChainKind, verify_chain
 from confcom.pki.crl import Crl
-from confcom.pki.pem import parse_certificates
 from confcom.pki.roots import INTEL_SGX_ROOT_CA, TrustRoot, TrustRoots
 from confcom.simulator.machine_file import MachineFile
 from fuzzing import admission, conversations, epc_use, seeds, sources

@@ -18,8 +18,8 @@ from confcom.errors import ConfcomError, FormatError
 from confcom.formats.enclave_identity import SignedEnclaveIdentity
 from confcom.formats.pck_extension import PckConfiguration, PckExtension, PckTcb, SgxType
 from confcom.formats.tcb_info import SignedTcbInfo
+from confcom.pki.certificate import MAX_PEM, parse_certificates
 from confcom.pki.crl import Crl
-from confcom.pki.pem import MAX_PEM, parse_certificates
 from confcom.pki.roots import TrustRoot, TrustRoots
 from confcom.protocols import pcs
 from confcom.protocols.pcs_service import ServedRequest, parse_request

@@ -17,13 +17,11 @@ from confcom.formats.arguments import checked_bytes, checked_time, checked_type
 from confcom.formats.enclave_identity import EnclaveIdentity, SignedEnclaveIdentity
 from confcom.formats.tcb_info import SignedTcbInfo, TcbInfo
 from confcom.pki import ecdsa
-from confcom.pki.certificate import common_name
-from confcom.pki.chain import ChainKind, VerifiedChain, verify_chain
+from confcom.pki.certificate import common_name, parse_certificates
+from confcom.pki.chain import ChainKind, VerifiedChain, Window, verify_chain
 from confcom.pki.crl import Crl
-from confcom.pki.pem import parse_certificates
 from confcom.pki.proof import PROOF, Proof
 from confcom.pki.roots import TrustRoot, TrustRoots
-from confcom.pki.validity import Window
 
 __all__ = ["Collateral", "VerifiedCollateral", "Window", "verify_collateral"]
 

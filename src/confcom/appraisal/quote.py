@@ -62,8 +62,8 @@ from confcom.formats.sgx import ReportBody
 from confcom.formats.tcb_info import TcbStatus, TdxModuleIdentity
 from confcom.formats.tdx import TdReportBody10, td_base
 from confcom.pki import ecdsa
+from confcom.pki.certificate import parse_certificates
 from confcom.pki.chain import VerifiedChain, verify_chain
-from confcom.pki.pem import parse_certificates
 from confcom.pki.proof import PROOF
 from confcom.pki.roots import TrustRoots
 

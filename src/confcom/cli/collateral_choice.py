@@ -17,7 +17,7 @@ from confcom.collateral.for_quote import fetch_for_quote
 from confcom.errors import CollateralInvalid, CollateralNotFound, ConfigError, FormatError
 from confcom.formats.certification_data import CertificationDataType
 from confcom.formats.quote import Quote
-from confcom.pki.pem import parse_certificates
+from confcom.pki.certificate import parse_certificates
 from confcom.pki.roots import TrustRoots
 
 if TYPE_CHECKING:

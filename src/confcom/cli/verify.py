@@ -25,7 +25,7 @@ from confcom.errors import CollateralError, ConfcomError, ConfigError, FormatErr
 from confcom.formats.evidence import MAX_EVIDENCE, EvidenceFile
 from confcom.formats.quote import TeeType
 from confcom.formats.tcb_info import TcbStatus
-from confcom.pki.pem import MAX_PEM
+from confcom.pki.certificate import MAX_PEM
 
 MAX_HELD_DATA = 16 * 1024 * 1024
 """Bytes of held data that are hashed."""

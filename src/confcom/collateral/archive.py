@@ -30,8 +30,8 @@ from confcom.collateral.store_rows import Sighting
 from confcom.collateral.verified_document import VerifiedDocument, verify_document
 from confcom.errors import ConfigError, FormatError
 from confcom.formats.signed_json import Hex6
+from confcom.pki.certificate import MAX_PEM
 from confcom.pki.crl import MAX_CRL
-from confcom.pki.pem import MAX_PEM
 from confcom.protocols.pcs import Update
 
 ARCHIVE_START = b'{"format":"confcom-collateral-archive"'

@@ -19,8 +19,8 @@ from confcom.formats.enclave_identity import SignedEnclaveIdentity
 from confcom.formats.signed_json import MAX_SIGNED_JSON, check_json
 from confcom.formats.tcb_info import SignedTcbInfo
 from confcom.formats.text import without_bom
+from confcom.pki.certificate import MAX_PEM, parse_certificates
 from confcom.pki.crl import MAX_CRL, Crl
-from confcom.pki.pem import MAX_PEM, parse_certificates
 
 BUNDLE_JSON = "collateral.json"
 

@@ -6,9 +6,8 @@ from datetime import datetime
 from operator import gt
 
 from confcom.errors import MismatchError
-from confcom.pki.certificate import load_certificate
+from confcom.pki.certificate import load_certificate, parse_certificates
 from confcom.pki.chain import verify_chain
-from confcom.pki.pem import parse_certificates
 from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import PckCertificateAnswer
 

@@ -21,7 +21,7 @@ from confcom.collateral.store import CollateralStore
 from confcom.collateral.store_platforms import StoredPck, restore_pck
 from confcom.errors import ConfigError, FormatError
 from confcom.formats.signed_json import Hex2, Hex6, Hex16
-from confcom.pki.pem import MAX_PEM
+from confcom.pki.certificate import MAX_PEM
 from confcom.protocols.pcs import (
     ENCRYPTED_PPID_SIZE,
     MAX_PLATFORM_MANIFEST,

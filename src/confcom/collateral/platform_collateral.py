@@ -23,9 +23,8 @@ from confcom.collateral.documents import Document, DocumentKey, DocumentKind
 from confcom.errors import ConfigError, FormatError
 from confcom.formats.json_walk import JsonWalk, Span
 from confcom.formats.signed_json import MAX_SIGNED_JSON, check_json
-from confcom.pki.certificate import load_certificate
+from confcom.pki.certificate import load_certificate, parse_certificates
 from confcom.pki.crl import MAX_CRL, Crl
-from confcom.pki.pem import parse_certificates
 from confcom.protocols.pcs import PckCertificateAnswer, PckCertRequest, PckCertsRequest, Tee, Update
 
 STRUCTURE = "platform collateral"

@@ -17,9 +17,8 @@ from confcom.collateral.store_database import StoreDatabase
 from confcom.collateral.store_rows import keep_chain, seconds, time_of
 from confcom.errors import MismatchError
 from confcom.formats.pck_extension import PckExtension, PckTcb
-from confcom.pki.certificate import load_certificate
+from confcom.pki.certificate import load_certificate, parse_certificates
 from confcom.pki.chain import sgx_extension, verify_chain
-from confcom.pki.pem import parse_certificates
 from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import PckCaName, PckCertificateAnswer, Tee
 

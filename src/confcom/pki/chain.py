@@ -9,22 +9,90 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
+from datetime import datetime
 from hashlib import sha256
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509 import verification
+from cryptography.x509.verification import Criticality, ExtensionPolicy
 
 from confcom.errors import CertificateError, SignatureError, UntrustedRootError
 from confcom.formats.pck_extension import PCK_EXTENSION_OID, PckExtension, der_reason
-from confcom.pki.certificate import common_name, load_certificate, p256_key, uncompressed_point
-from confcom.pki.path_policy import CA_POLICY, LEAF_POLICIES
-from confcom.pki.pem import parse_certificates
+from confcom.pki.certificate import common_name, load_certificate, p256_key, parse_certificates, uncompressed_point
 from confcom.pki.proof import PROOF, Proof
 from confcom.pki.roots import TrustRoot, TrustRoots
-from confcom.pki.validity import Window
+
+# --- What X.509 extensions the certificates of Intel's PKI must have (dcap.md §2); they are no web certificates -------
+#
+# Every certificate carries authority and subject key identifier, CRL distribution points, key usage and basic
+# constraints. A critical extension beyond these is refused by the path building itself.
+
+
+if TYPE_CHECKING:
+    from cryptography.x509.verification import Policy
+
+
+def _leaf_constraints(_policy: Policy, _certificate: x509.Certificate, found: x509.BasicConstraints) -> None:
+    if found.ca:
+        raise ValueError("a leaf must not be a CA")
+
+
+def _leaf_key_usage(_policy: Policy, _certificate: x509.Certificate, found: x509.KeyUsage) -> None:
+    if not found.digital_signature or found.key_cert_sign or found.crl_sign:
+        raise ValueError("the key of a leaf signs data, not certificates or revocation lists")
+
+
+def _ca_constraints(_policy: Policy, _certificate: x509.Certificate, found: x509.BasicConstraints) -> None:
+    if not found.ca:
+        raise ValueError("is not a CA")
+
+
+def _ca_key_usage(_policy: Policy, _certificate: x509.Certificate, found: x509.KeyUsage) -> None:
+    if not found.key_cert_sign or not found.crl_sign:
+        raise ValueError("the key of a CA signs certificates and revocation lists")
+
+
+def _with_identifiers(policy: ExtensionPolicy) -> ExtensionPolicy:
+    for extension in (x509.AuthorityKeyIdentifier, x509.SubjectKeyIdentifier, x509.CRLDistributionPoints):
+        policy = policy.require_present(extension, Criticality.NON_CRITICAL, None)
+    return policy
+
+
+CA_POLICY = (
+    _with_identifiers(ExtensionPolicy.permit_all())
+    .require_present(x509.BasicConstraints, Criticality.CRITICAL, _ca_constraints)
+    .require_present(x509.KeyUsage, Criticality.CRITICAL, _ca_key_usage)
+)
+"""For every certificate above the leaf, the root included."""
+
+_LEAF_POLICY = (
+    _with_identifiers(ExtensionPolicy.permit_all())
+    .require_present(x509.BasicConstraints, Criticality.CRITICAL, _leaf_constraints)
+    .require_present(x509.KeyUsage, Criticality.CRITICAL, _leaf_key_usage)
+)
+
+LEAF_POLICIES = {"pck": _LEAF_POLICY, "tcb-signing": _LEAF_POLICY, "ca": CA_POLICY}
+"""For the lowest certificate, by kind of chain; that of a CRL issuer's chain is a CA itself."""
+
+
+# --- When something may be relied on: one window per certificate, CRL or signed JSON ----------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The validity of one item, both ends included; times are UTC. `not_after` None means that no end is stated."""
+
+    what: str
+    not_before: datetime
+    not_after: datetime | None
+
+    def contains(self, now: datetime) -> bool:
+        """Whether the item is valid at `now`: at exactly `not_after` it still is (RFC 5280 §4.1.2.5)."""
+        return self.not_before <= now and (self.not_after is None or now <= self.not_after)
+
 
 ChainKind = Literal["pck", "tcb-signing", "ca"]
 _WORDS: dict[ChainKind, str] = {"pck": "PCK", "tcb-signing": "TCB signing", "ca": "PCK CA"}

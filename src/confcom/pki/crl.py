@@ -11,8 +11,7 @@ from cryptography.x509.oid import SignatureAlgorithmOID
 
 from confcom.errors import FormatError, MismatchError, SignatureError
 from confcom.formats.pck_extension import der_reason
-from confcom.pki.certificate import UNREADABLE, check_signature_encoding, p256_key
-from confcom.pki.pem import parse_crl
+from confcom.pki.certificate import UNREADABLE, check_signature_encoding, p256_key, parse_crl
 
 MAX_CRL = 8 << 20
 """Bytes as received. Intel's take 0.3 to 4 kB; a list of 100,000 revoked platforms would take 4 MB of DER."""

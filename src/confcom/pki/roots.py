@@ -15,8 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from confcom.errors import CertificateError, ConfigError
 from confcom.formats.arguments import checked_bytes, checked_type
-from confcom.pki.certificate import common_name, load_certificate, p256_key, uncompressed_point
-from confcom.pki.pem import parse_certificates
+from confcom.pki.certificate import common_name, load_certificate, p256_key, parse_certificates, uncompressed_point
 
 INTEL_ROOT_PUBLIC_KEY = bytes.fromhex(
     "040ba9c4c0c0c86193a3fe23d6b02cda10a8bbd4e88e48b4458561a36e705525f5"

@@ -17,7 +17,7 @@ from confcom.collateral.bundle import to_json
 from confcom.errors import FormatError
 from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID, AttestationKeyIdList
 from confcom.formats.sgx import QeReportInfo, Report
-from confcom.pki.pem import parse_certificates
+from confcom.pki.certificate import parse_certificates
 from confcom.protocols.aesm import ClientConnection, ServerConnection
 from confcom.protocols.aesm_messages import (
     GetQuoteExRequest,

@@ -32,8 +32,8 @@ from confcom.formats.certification_data import (
 )
 from confcom.formats.quote import Quote
 from confcom.formats.tcb_info import TcbStatus
+from confcom.pki.certificate import MAX_PEM, parse_certificates
 from confcom.pki.crl import Crl
-from confcom.pki.pem import MAX_PEM, parse_certificates
 from confcom.pki.roots import TrustRoots
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.machine import PckCa, SimulatedMachine

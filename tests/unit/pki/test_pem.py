@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 import pki_builder as intel
 from confcom.errors import FormatError
-from confcom.pki.pem import MAX_PEM, parse_certificates
+from confcom.pki.certificate import MAX_PEM, parse_certificates
 
 LEAF, ROOT = intel.SIGNING_CERTIFICATE.build(), intel.ROOT_CERTIFICATE.build()
 CHAIN = intel.pem(LEAF, ROOT)

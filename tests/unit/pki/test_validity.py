@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from confcom.pki.validity import Window
+from confcom.pki.chain import Window
 
 BEGIN, END = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)

@@ -14,8 +14,7 @@ from prometheus_client.registry import Collector
 from confcom.appraisal.evidence import VerifiedQuote
 from confcom.errors import ConfcomError
 from confcom.formats.tcb_info import TcbStatus
-from confcom.pki.certificate import load_certificate
-from confcom.pki.pem import parse_certificates
+from confcom.pki.certificate import load_certificate, parse_certificates
 from confcom.services.quote_helper.connection import RequestEvent
 from confcom.services.quote_helper.request_log import RequestLog
 from confcom.services.quote_helper.self_test import SelfTestResult

@@ -39,8 +39,8 @@ from confcom.collateral.pck_platform import require_same_platform
 from confcom.collateral.pcs_client import MAX_PCK_CERTIFICATE, HttpExchange, HttpLimits
 from confcom.errors import CollateralError, CollateralUnavailable, ConfcomError, FormatError
 from confcom.formats.qcnl import MAX_QCNL, QcnlFile
+from confcom.pki.certificate import parse_certificates
 from confcom.pki.chain import verify_chain
-from confcom.pki.pem import parse_certificates
 from confcom.pki.roots import TrustRoot, TrustRoots
 from confcom.protocols.pcs import ENCRYPTED_PPID_SIZE, HttpRequest, HttpResponse, PckCertificateAnswer, PckCertRequest
 from confcom.protocols.pcs_answers import parse_pck_certificate, status_error
