@@ -18,12 +18,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from rich.console import Console
 
-from confcom.appraisal.inspection.recognise import inspect
+from confcom.appraisal.findings import Verdict
+from confcom.appraisal.inspection.explain import inspect
 from confcom.appraisal.policy import safe_defaults
 from confcom.appraisal.policy_file import parse_policy
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.appraisal.result import judge
-from confcom.appraisal.verdict import Verdict
 from confcom.cli.inspection_view import show
 from confcom.collateral.bundle import from_json, to_json
 from confcom.errors import ConfcomError

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from confcom.appraisal.appraise import Appraisal, appraise
     from confcom.appraisal.collateral import Collateral
     from confcom.appraisal.evidence import VerifiedQuote
+    from confcom.appraisal.findings import Verdict
     from confcom.appraisal.policy import (
         AcceptTcb,
         AllOf,
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     )
     from confcom.appraisal.quote import QuoteVerifier, verify_quote
     from confcom.appraisal.result import AttestationResult, accept_quote, judge
-    from confcom.appraisal.verdict import Verdict
     from confcom.collateral.bundle import load_bundle
     from confcom.errors import ConfcomError
     from confcom.formats.quote import Quote
@@ -78,7 +78,7 @@ _HOMES = {
     ),
     "confcom.appraisal.quote": ("QuoteVerifier", "verify_quote"),
     "confcom.appraisal.result": ("AttestationResult", "accept_quote", "judge"),
-    "confcom.appraisal.verdict": ("Verdict",),
+    "confcom.appraisal.findings": ("Verdict",),
     "confcom.collateral.bundle": ("load_bundle",),
     "confcom.errors": ("ConfcomError",),
     "confcom.formats.quote": ("Quote",),

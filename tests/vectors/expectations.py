@@ -6,7 +6,7 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
-from confcom.appraisal.verdict import Verdict
+from confcom.appraisal.findings import Verdict
 from confcom.formats.tcb_info import TcbStatus
 
 QVL_STATUS: dict[str, TcbStatus | None] = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from confcom.appraisal.verdict import Verdict
+from confcom.appraisal.findings import Verdict
 from confcom.cli.root import run
 from vectors.expectations import Row, negative_rows, real_rows, simulated_rows
 

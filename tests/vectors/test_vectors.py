@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from confcom.appraisal.findings import Verdict
 from confcom.appraisal.policy import safe_defaults
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.appraisal.result import AttestationResult, failed, judge
-from confcom.appraisal.verdict import Verdict
 from confcom.collateral.bundle import load_bundle
 from confcom.errors import ConfcomError, VerificationError
 from confcom.pki.roots import TrustRoot, TrustRoots

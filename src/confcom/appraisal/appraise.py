@@ -7,9 +7,8 @@ from datetime import datetime, timedelta
 from typing import ClassVar
 
 from confcom.appraisal.evidence import VerifiedQuote
-from confcom.appraisal.findings import Check, finding
+from confcom.appraisal.findings import Check, Verdict, finding
 from confcom.appraisal.policy import Policy, checked_policy, with_safe_defaults
-from confcom.appraisal.verdict import Verdict
 from confcom.errors import (
     ConfcomError,
     ConfigError,

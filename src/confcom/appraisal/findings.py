@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +27,21 @@ class Check:
 def finding(identifier: str, ok: object, expected: str, found: str, advice: str) -> Check:
     """A check whose advice counts only when it is not ok."""
     return Check(identifier, ok=bool(ok), expected=expected, found=found, advice="" if ok else advice)
+
+
+# --- The four outcomes of judging evidence ----------------------------------------------------------------------------
+
+
+class Verdict(StrEnum):
+    """`undecided` means that present collateral was missing: neither authentic nor forged could be shown.
+
+    Only `ACCEPTED` is true: a plain enumeration of strings would be true for every member.
+    """
+
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    INVALID = "invalid"
+    UNDECIDED = "undecided"
+
+    def __bool__(self) -> bool:
+        return self is Verdict.ACCEPTED

@@ -10,12 +10,11 @@ from typing import Any, ClassVar
 from confcom.appraisal.appraise import Appraisal, appraise
 from confcom.appraisal.collateral import Collateral
 from confcom.appraisal.evidence import VerifiedQuote
-from confcom.appraisal.findings import Check
+from confcom.appraisal.findings import Check, Verdict
 from confcom.appraisal.identity_match import TDX_MODULE_STEP
 from confcom.appraisal.policy import Policy, checked_policy
 from confcom.appraisal.quote import STEPS, QuoteVerifier
 from confcom.appraisal.tcb import TcbEvaluation
-from confcom.appraisal.verdict import Verdict
 from confcom.errors import (
     BindingError,
     CollateralError,
@@ -156,7 +155,7 @@ def read_evidence(data: bytes) -> EvidenceFile:
         return EvidenceFile.parse(data)
     except FormatError as error:
         # Here, because it knows every format, and most callers have evidence.
-        from confcom.appraisal.inspection.recognise import other_than_evidence
+        from confcom.appraisal.inspection.explain import other_than_evidence
 
         raise other_than_evidence(data) or error from None
 

@@ -9,8 +9,7 @@ from itertools import chain
 
 from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.findings import Check, finding
-from confcom.appraisal.tcb import TcbEvaluation
-from confcom.appraisal.tcb_shortfall import shortfalls
+from confcom.appraisal.tcb import TcbEvaluation, shortfalls
 from confcom.errors import ConfigError
 from confcom.formats.arguments import checked_int, checked_time, checked_values
 from confcom.formats.quote import TeeType

@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, utils
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from confcom.appraisal.collateral import Collateral
+from confcom.appraisal.findings import Verdict
 from confcom.appraisal.policy import AllOf, IsvProdId, MinIsvSvn, MrSigner, Policy, ReportData, safe_defaults
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.appraisal.result import AttestationResult, judge
-from confcom.appraisal.verdict import Verdict
 from confcom.errors import PlatformError
 from confcom.formats.quote import Quote
 from confcom.formats.sgx import ReportBody

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 from confcom import errors
-from confcom.appraisal.verdict import Verdict
+from confcom.appraisal.findings import Verdict
 
 
 class ExitCode(IntEnum):

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from confcom.appraisal.inspection.recognise import MAX_INSPECTED
-from confcom.appraisal.inspection.recognise import inspect as inspect_bytes
+from confcom.appraisal.inspection.explain import MAX_INSPECTED
+from confcom.appraisal.inspection.explain import inspect as inspect_bytes
 from confcom.cli.exit_codes import ExitCode, exit_code
 from confcom.cli.inputs import read_input
 from confcom.cli.printable import printable

@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from confcom.appraisal.evidence import VerifiedQuote
+from confcom.appraisal.findings import Verdict
 from confcom.appraisal.result import AttestationResult, timestamp
 from confcom.appraisal.tcb import TcbEvaluation
-from confcom.appraisal.verdict import Verdict
 from confcom.cli.printable import printable
 from confcom.errors import FormatError
 from confcom.formats.quote import TeeType

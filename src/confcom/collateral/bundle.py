@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from confcom.appraisal.collateral import Collateral
-from confcom.appraisal.inspection.recognise import inspect
+from confcom.appraisal.inspection.explain import inspect
 from confcom.errors import CollateralError, CollateralInvalid, CollateralNotFound, ConfcomError, FormatError
 from confcom.formats.enclave_identity import SignedEnclaveIdentity
 from confcom.formats.signed_json import MAX_SIGNED_JSON, check_json

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from confcom.appraisal.tcb import match_platform
-from confcom.appraisal.tcb_shortfall import Shortfall, shortfalls
+from confcom.appraisal.tcb import Shortfall, match_platform, shortfalls
 from confcom.collateral.clock import Dates, rfc3339
 from confcom.collateral.documents import DocumentKey, DocumentKind
 from confcom.collateral.store import CollateralStore

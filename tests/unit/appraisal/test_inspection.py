@@ -11,8 +11,8 @@ from urllib.parse import quote as percent_encode
 
 import pytest
 
+from confcom.appraisal.inspection.explain import MAX_INSPECTED, inspect
 from confcom.appraisal.inspection.items import Inspection
-from confcom.appraisal.inspection.recognise import MAX_INSPECTED, inspect
 from confcom.collateral.bundle import to_json
 from confcom.errors import FormatError
 from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID, AttestationKeyIdList

@@ -8,6 +8,7 @@ from hashlib import sha256
 import pytest
 
 from confcom.appraisal.appraise import appraise
+from confcom.appraisal.findings import Verdict
 from confcom.appraisal.policy import (
     AcceptAdvisories,
     AcceptTcb,
@@ -36,7 +37,6 @@ from confcom.appraisal.policy import (
     safe_defaults,
 )
 from confcom.appraisal.policy_file import parse_policy
-from confcom.appraisal.verdict import Verdict
 from confcom.errors import ConfigError, PolicyError, StaleCollateralError, TcbNotSupportedError
 from confcom.formats.tcb_info import TcbStatus
 from confcom.simulator.declaration import measure

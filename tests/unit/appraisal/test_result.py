@@ -8,10 +8,10 @@ from hashlib import sha256
 
 import pytest
 
+from confcom.appraisal.findings import Verdict
 from confcom.appraisal.policy import safe_defaults
 from confcom.appraisal.quote import STEPS
 from confcom.appraisal.result import CUSTOM_CLAIMS_STEP, judge
-from confcom.appraisal.verdict import Verdict
 from confcom.errors import FormatError
 from confcom.formats.open_enclave import FORMAT_SGX_ECDSA, OeCustomClaims
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 
-from confcom.appraisal.inspection.enclave import (
+from confcom.appraisal.inspection.items import Inspection, Item, attempt, bytes_item, group, words
+from confcom.appraisal.inspection.quotes import (
     key_id_items,
     key_id_list_items,
     qe_report_info_items,
+    quote_group,
     report_items,
     target_info_items,
 )
-from confcom.appraisal.inspection.items import Inspection, Item, attempt, bytes_item, group, words
-from confcom.appraisal.inspection.quote import quote_group
 from confcom.errors import RemoteProtocolError
 from confcom.formats.attestation_key_id import AttestationKeyId, AttestationKeyIdList
 from confcom.formats.sgx import QeReportInfo, Report, TargetInfo

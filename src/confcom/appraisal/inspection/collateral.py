@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import msgspec
 
-from confcom.appraisal.inspection.certificate import certificates_of_pem, chain_item, crl_items
 from confcom.appraisal.inspection.items import Item, attempt, bytes_item, group, listing, time_item, words
+from confcom.appraisal.inspection.pki import certificates_of_pem, chain_item, crl_items
 from confcom.errors import FormatError
 from confcom.formats.enclave_identity import EnclaveIdentity, EnclaveIdentityId, SignedEnclaveIdentity
 from confcom.formats.sgx import Attributes

@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from confcom.appraisal.enclave_file import read_signed_enclave
-from confcom.appraisal.inspection import certificate, collateral, enclave, quote, token
+from confcom.appraisal.inspection import collateral, pki, quotes, token
 from confcom.appraisal.inspection.items import Inspection, Item
 from confcom.errors import ConfcomError, ConfigError, FormatError
 from confcom.formats.attestation_key_id import AttestationKeyId, AttestationKeyIdList
@@ -62,7 +62,7 @@ def inspect(data: bytes) -> Inspection:
         raise _refusal("this is an ELF program with no SIGSTRUCT: no enclave, or one that was not signed")
     if data.startswith(b"\x7fELF") or is_sigstruct(data):
         signed = read_signed_enclave(data)
-        items = enclave.sigstruct_items(signed)
+        items = quotes.sigstruct_items(signed)
         return Inspection("signed-enclave", "signed enclave (SIGSTRUCT)", "binary", len(data), items)
     found = _text(data.strip(b"\0\r\n\t "), len(data))
     if found is not None:
@@ -173,14 +173,14 @@ def _pem(text: bytes, size: int) -> Inspection:
     label = text[len(b"-----BEGIN ") :].split(b"-----", 1)[0][:40].decode("ascii", "replace")
     match label:
         case "CERTIFICATE":
-            ders = certificate.certificates_of_pem(text)
+            ders = pki.certificates_of_pem(text)
             if len(ders) == 1:
-                items = certificate.certificate_items(ders[0])
+                items = pki.certificate_items(ders[0])
                 return Inspection("certificate", "certificate", encoding, size, items)
-            chain = (certificate.chain_item("certificates", ders),)
+            chain = (pki.chain_item("certificates", ders),)
             return Inspection("certificate-chain", f"chain of {len(ders)} certificates", encoding, size, chain)
         case "X509 CRL":
-            return Inspection("crl", "certificate revocation list", encoding, size, certificate.crl_items(text))
+            return Inspection("crl", "certificate revocation list", encoding, size, pki.crl_items(text))
         case _:
             raise _refusal(f"this is PEM with a block of {label!r}")
 
@@ -252,8 +252,8 @@ def _der(content: bytes, encoding: str) -> Inspection | None:
 
 
 _DER_KINDS: tuple[tuple[str, str, Callable[[bytes], tuple[Item, ...]]], ...] = (
-    ("certificate", "certificate", certificate.certificate_items),
-    ("crl", "certificate revocation list", certificate.crl_items),
+    ("certificate", "certificate", pki.certificate_items),
+    ("crl", "certificate revocation list", pki.crl_items),
 )
 
 
@@ -263,7 +263,7 @@ def _quote(content: bytes, encoding: str) -> Inspection | None:
     if not is_known and content[12:28] != INTEL_QE_VENDOR_ID:
         return None
     parsed = Quote.parse(content)
-    return Inspection("quote", quote.quote_title(parsed), encoding, len(content), quote.quote_items(parsed))
+    return Inspection("quote", quotes.quote_title(parsed), encoding, len(content), quotes.quote_items(parsed))
 
 
 def _epid(content: bytes, encoding: str) -> None:
@@ -275,10 +275,10 @@ def _epid(content: bytes, encoding: str) -> None:
 def _open_enclave(content: bytes, encoding: str) -> Inspection | None:
     number, rest = int.from_bytes(content[:4], "little"), content[4:8]
     if number == REPORT_VERSION and rest in (b"\1\0\0\0", b"\2\0\0\0"):
-        items = quote.oe_report_items(OeReport.parse(content))
+        items = quotes.oe_report_items(OeReport.parse(content))
         return Inspection("open-enclave-report", "Open Enclave report", encoding, len(content), items)
     if number == EVIDENCE_VERSION and len(content) >= 32:
-        items = quote.oe_evidence_items(OeEvidence.parse(content))
+        items = quotes.oe_evidence_items(OeEvidence.parse(content))
         return Inspection("open-enclave-evidence", "Open Enclave evidence", encoding, len(content), items)
     return None
 
@@ -302,29 +302,29 @@ _SIZES: dict[int, tuple[str, str, Callable[[bytes], tuple[Item, ...]]]] = {
     AttestationKeyId.size(): (
         "attestation-key-id",
         "attestation key id",
-        lambda data: enclave.key_id_items(AttestationKeyId.parse(data)),
+        lambda data: quotes.key_id_items(AttestationKeyId.parse(data)),
     ),
     ReportBody.size(): (
         "report-body",
         "SGX report body",
-        lambda data: enclave.report_body_items(ReportBody.parse(data)),
+        lambda data: quotes.report_body_items(ReportBody.parse(data)),
     ),
-    Report.size(): ("report", "SGX report (not a quote)", lambda data: enclave.report_items(Report.parse(data))),
+    Report.size(): ("report", "SGX report (not a quote)", lambda data: quotes.report_items(Report.parse(data))),
     TargetInfo.size(): (
         "target-info",
         "SGX target info",
-        lambda data: enclave.target_info_items(TargetInfo.parse(data)),
+        lambda data: quotes.target_info_items(TargetInfo.parse(data)),
     ),
     QeReportInfo.size(): (
         "qe-report-info",
         "QE report info",
-        lambda data: enclave.qe_report_info_items(QeReportInfo.parse(data)),
+        lambda data: quotes.qe_report_info_items(QeReportInfo.parse(data)),
     ),
 }
 
 
 def _td_body(kind: type[TdReportBody10 | TdReportBody15 | TdReportBody15Ex]) -> Callable[[bytes], tuple[Item, ...]]:
-    return lambda data: enclave.td_body_items(kind.parse(data))
+    return lambda data: quotes.td_body_items(kind.parse(data))
 
 
 _SIZES |= {
@@ -344,5 +344,5 @@ def _key_id_list(content: bytes, encoding: str) -> Inspection | None:
     count = int.from_bytes(content[4:8], "little")
     if any(content[:4]) or not count or len(content) != 8 + count * AttestationKeyId.size():
         return None
-    items = enclave.key_id_list_items(AttestationKeyIdList.parse(content))
+    items = quotes.key_id_list_items(AttestationKeyIdList.parse(content))
     return Inspection("attestation-key-id-list", "list of attestation key ids", encoding, len(content), items)
