@@ -37,9 +37,9 @@ from starlette.routing import Route
 
 from benchmarks.measure import percentile, row
 from benchmarks.simulated import simulated_world
-from confcom.collateral.store import CollateralStore
-from confcom.collateral.store_platforms import PlatformTcb
-from confcom.collateral.verified_document import verify_document
+from confcom.collateral.documents import verify_document
+from confcom.collateral.store.platforms import PlatformTcb
+from confcom.collateral.store.store import CollateralStore
 from confcom.services.runtime.http_server import Listener, serve_http
 from confcom.simulator.qe3 import QuotingEnclave
 from confcom.simulator.world import SimulatedWorld

@@ -22,8 +22,8 @@ from urllib.parse import quote
 from benchmarks.collateral_service import TOKEN, V4, Connection, get, simulated_service
 from benchmarks.measure import percentile, row
 from confcom.collateral.documents import keys_for
-from confcom.collateral.registrations import Registration, put_registration
-from confcom.collateral.store import CollateralStore
+from confcom.collateral.store.registrations import Registration, put_registration
+from confcom.collateral.store.store import CollateralStore
 from confcom.protocols.pcs import PckCertRequest
 from confcom.simulator.collateral_upstream import SimulatedUpstream
 from confcom.simulator.qe3 import QuotingEnclave

@@ -19,9 +19,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from benchmarks.measure import percentile
-from confcom.collateral.documents import DocumentKey, take_apart
-from confcom.collateral.store import CollateralStore
-from confcom.collateral.verified_document import verify_document
+from confcom.collateral.documents import DocumentKey, take_apart, verify_document
+from confcom.collateral.store.store import CollateralStore
 from confcom.simulator.world import SimulatedWorld
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)

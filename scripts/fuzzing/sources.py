@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, quote
 
 from confcom.collateral.archive import read_archive, write_archive
 from confcom.collateral.documents import take_apart
-from confcom.collateral.store import CollateralStore
+from confcom.collateral.store.store import CollateralStore
 from confcom.errors import CollateralNotFound, ConfcomError
 from confcom.protocols.pcs import HttpResponse, describe
 from confcom.protocols.pcs_answers import (

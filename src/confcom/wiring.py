@@ -237,8 +237,7 @@ def _collateral(name: str | None, ca: str | None, roots: TrustRoots) -> Callable
     if "://" not in name:
         return lambda _, __: load_bundle(Path(name))
     # Here, because it brings HTTP along, which most platforms do without.
-    from confcom.collateral.remembered import RememberedCollateral
-    from confcom.collateral.resolve import SourceOptions
+    from confcom.collateral.sources import RememberedCollateral, SourceOptions
 
     authorities = None if ca is None else Path(ca)
     options = SourceOptions(roots=roots, at=datetime.min.replace(tzinfo=UTC), ca_certificates=authorities)

@@ -13,8 +13,8 @@ from confcom.appraisal.collateral import verify_collateral
 from confcom.cli.inputs import parse_time
 from confcom.cli.root import run
 from confcom.collateral.bundle import load_bundle
-from confcom.collateral.registrations import Registration
-from confcom.collateral.store import CollateralStore
+from confcom.collateral.store.registrations import Registration
+from confcom.collateral.store.store import CollateralStore
 from confcom.protocols.pcs import PckCertRequest
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.machine import MachineTcb

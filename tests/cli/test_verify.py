@@ -385,7 +385,7 @@ def test_held_data_is_compared_by_its_hash(verify, folder: Path) -> None:
 def store(folder: Path) -> Path:
     """A store with the standard set, and an early one that turns the platform out of date."""
     from confcom.collateral.documents import take_apart
-    from confcom.collateral.store import CollateralStore
+    from confcom.collateral.store.store import CollateralStore
 
     world = SimulatedWorld.from_seed(b"seed of the cli tests", now=NOW)
     path = folder / "store.sqlite"

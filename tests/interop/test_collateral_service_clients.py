@@ -16,7 +16,7 @@ from confcom.appraisal.collateral import verify_collateral
 from confcom.appraisal.quote import verify_quote
 from confcom.collateral.documents import DocumentKey
 from confcom.collateral.pcs_client import HttpLimits, PcsClient
-from confcom.collateral.store import CollateralStore
+from confcom.collateral.store.store import CollateralStore
 from confcom.errors import CollateralNotFound, CollateralUnavailable
 from confcom.protocols.pcs import Dialect, PckCertRequest
 from confcom.simulator.declaration import EnclaveDeclaration

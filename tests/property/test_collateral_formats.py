@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import pki_builder as intel
 from confcom.appraisal.collateral import verify_collateral
-from confcom.collateral.appraisal_policies import platform_class
 from confcom.collateral.documents import key_for
+from confcom.collateral.store.appraisal_policies import platform_class
 from confcom.errors import ConfcomError, FormatError
 from confcom.formats.enclave_identity import SignedEnclaveIdentity
 from confcom.formats.pck_extension import PckConfiguration, PckExtension, PckTcb, SgxType

@@ -10,10 +10,9 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from confcom.collateral.as_of import Candidate, choose
-from confcom.collateral.documents import Document, DocumentKey, take_apart
-from confcom.collateral.store import CollateralStore
-from confcom.collateral.verified_document import read_document
+from confcom.collateral.documents import Document, DocumentKey, read_document, take_apart
+from confcom.collateral.store.rows import Candidate, choose
+from confcom.collateral.store.store import CollateralStore
 from confcom.simulator.world import SimulatedWorld
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from confcom.collateral.documents import DocumentKey
-from confcom.collateral.store import CollateralStore
+from confcom.collateral.store.store import CollateralStore
 from confcom.errors import CollateralNotFound
 from confcom.protocols.pcs import PckCertificateAnswer
 from confcom.simulator.machine import FMSPC as FMSPC_BYTES

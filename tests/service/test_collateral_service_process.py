@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from confcom.cli.root import run as cli_run
-from confcom.collateral.store import CollateralStore
+from confcom.collateral.store.store import CollateralStore
 from confcom.errors import ConfigError
 from confcom.services.runtime import tls
 from confcom.simulator.world import SimulatedWorld

@@ -17,8 +17,7 @@ import pytest
 from api_stand_in import ApiStandIn
 from confcom.appraisal.quote import verify_quote
 from confcom.cli.root import run
-from confcom.collateral.remembered import RememberedCollateral
-from confcom.collateral.resolve import SourceOptions
+from confcom.collateral.sources import RememberedCollateral, SourceOptions
 from confcom.errors import ConfcomError, ConfigError
 from confcom.pki.serving_pair import make_serving_pair
 from confcom.services.collateral.service_config import CollateralServiceConfig

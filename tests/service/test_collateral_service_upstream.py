@@ -18,9 +18,9 @@ import pytest
 
 import pki_builder as pki
 from confcom.collateral.documents import Document, DocumentKey, keys_for
-from confcom.collateral.local_sources import BundleSource
-from confcom.collateral.registrations import Registration, put_registration
-from confcom.collateral.store import CollateralStore
+from confcom.collateral.sources import BundleSource
+from confcom.collateral.store.registrations import Registration, put_registration
+from confcom.collateral.store.store import CollateralStore
 from confcom.protocols.pcs import PckCertRequest
 from confcom.protocols.pcs_answers import PckCertificateEntry
 from confcom.simulator.collateral_upstream import SimulatedUpstream

@@ -14,9 +14,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from confcom.appraisal.collateral import verify_collateral
-from confcom.collateral.azure_thim import AzureThim
 from confcom.collateral.documents import DocumentKey
 from confcom.collateral.pcs_client import HttpLimits, PcsClient
+from confcom.collateral.sources import AzureThim
 from confcom.errors import CollateralNotFound, CollateralUnavailable, ConfigError, FormatError
 from confcom.protocols.pcs import Dialect, PckCertRequest
 from confcom.simulator.world import SimulatedWorld

@@ -22,9 +22,8 @@ from confcom.cli.update_option import parse_update
 from confcom.collateral.archive import ARCHIVE_START, Exported, Imported, read_archive, write_archive
 from confcom.collateral.bundle import load_bundle
 from confcom.collateral.clock import Dates, rfc3339
-from confcom.collateral.documents import Document, DocumentKey, take_apart
-from confcom.collateral.store import CollateralStore
-from confcom.collateral.verified_document import read_document
+from confcom.collateral.documents import Document, DocumentKey, read_document, take_apart
+from confcom.collateral.store.store import CollateralStore
 from confcom.errors import CollateralInvalid, CollateralNotFound, ConfigError, FormatError, VerificationError
 from confcom.pki.chain import verify_chain
 from confcom.pki.roots import TrustRoots

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from confcom.appraisal.collateral import PCK_CHAIN_BESIDE, Collateral
 from confcom.cli.collateral import STORE_VARIABLE, default_store
 from confcom.collateral.bundle import load_bundle
-from confcom.collateral.for_quote import fetch_for_quote
+from confcom.collateral.sources import fetch_for_quote
 from confcom.errors import CollateralInvalid, CollateralNotFound, ConfigError, FormatError
 from confcom.formats.certification_data import CertificationDataType
 from confcom.formats.quote import Quote
@@ -76,7 +76,7 @@ def choose_collateral(
         yield CollateralChoice(name, roots, None, pck_chain)
         return
     # Here, because it brings HTTP and SQLite along, which most calls do without.
-    from confcom.collateral.resolve import SourceOptions, resolve
+    from confcom.collateral.sources import SourceOptions, resolve
 
     with resolve(name, SourceOptions(roots=roots, at=at, ca_certificates=ca)) as source:
         yield CollateralChoice(name, roots, source, pck_chain)

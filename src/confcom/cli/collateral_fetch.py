@@ -24,13 +24,11 @@ from confcom.cli.trust_options import trust_roots
 from confcom.cli.update_option import parse_update
 from confcom.collateral.bundle import save_bundle
 from confcom.collateral.clock import Dates, rfc3339
-from confcom.collateral.documents import Document, DocumentKey, assemble, keys_for
-from confcom.collateral.for_quote import platform_of
+from confcom.collateral.documents import Document, DocumentKey, assemble, keys_for, read_document
 from confcom.collateral.interface import CollateralSource
-from confcom.collateral.resolve import SourceOptions, resolve
-from confcom.collateral.store import CollateralStore
-from confcom.collateral.store_database import unfinished_store
-from confcom.collateral.verified_document import read_document
+from confcom.collateral.sources import SourceOptions, platform_of, resolve
+from confcom.collateral.store.database import unfinished_store
+from confcom.collateral.store.store import CollateralStore
 from confcom.errors import (
     CollateralInvalid,
     CollateralUnavailable,

@@ -12,7 +12,7 @@ from confcom.cli.collateral_status import parse_duration
 from confcom.cli.inputs import parse_hex, parse_time
 from confcom.cli.printable import printable
 from confcom.cli.trust_options import trust_roots
-from confcom.collateral.store import CollateralStore
+from confcom.collateral.store.store import CollateralStore
 from confcom.errors import CollateralNotFound, ConfigError
 from confcom.protocols.pcs import MAX_QE_ID
 

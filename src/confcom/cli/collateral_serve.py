@@ -15,8 +15,8 @@ import click
 from confcom.cli.inputs import read_input
 from confcom.cli.trust_options import trust_roots
 from confcom.collateral.pcs_client import HttpLimits
-from confcom.collateral.resolve import SourceOptions, resolve
-from confcom.collateral.store_database import is_store_file
+from confcom.collateral.sources import SourceOptions, resolve
+from confcom.collateral.store.database import is_store_file
 from confcom.errors import ConfigError
 from confcom.pki.roots import TrustRoots
 from confcom.services.collateral import collateral_service as service

@@ -14,8 +14,8 @@ from confcom.cli.exit_codes import ExitCode
 from confcom.cli.inputs import parse_hex, parse_time
 from confcom.cli.printable import printable
 from confcom.cli.trust_options import trust_roots
-from confcom.collateral.store import CollateralStore
-from confcom.collateral.store_status import MissingDocument, PlatformStatus, StoreStatus, as_dict, store_status
+from confcom.collateral.store.status import MissingDocument, PlatformStatus, StoreStatus, as_dict, store_status
+from confcom.collateral.store.store import CollateralStore
 from confcom.errors import ConfigError
 
 DEFAULT_MIN_VALIDITY = "7d"

@@ -25,11 +25,11 @@ from confcom.collateral.documents import (
     CRLS,
     Document,
     DocumentKey,
+    check_answer,
     document_from_answer,
     fetch_collateral,
     request_for,
 )
-from confcom.collateral.verified_document import check_answer
 from confcom.errors import CollateralError, CollateralUnavailable, ConfcomError, ConfigError, FormatError
 from confcom.formats.signed_json import MAX_SIGNED_JSON
 from confcom.pki.crl import MAX_CRL

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from confcom.collateral.store import CollateralStore
+from confcom.collateral.store.store import CollateralStore
 from confcom.simulator.world import SimulatedWorld
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)

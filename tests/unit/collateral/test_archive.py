@@ -11,9 +11,9 @@ import pytest
 
 from confcom.collateral.archive import MAX_LINE, Exported, read_archive, write_archive
 from confcom.collateral.documents import DocumentKey, take_apart
-from confcom.collateral.registrations import Registration
-from confcom.collateral.store import CollateralStore
-from confcom.collateral.store_platforms import PlatformTcb
+from confcom.collateral.store.platforms import PlatformTcb
+from confcom.collateral.store.registrations import Registration
+from confcom.collateral.store.store import CollateralStore
 from confcom.errors import ClockError, FormatError, UntrustedRootError, VerificationError
 from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import PckCertificateAnswer, PckCertRequest, PckCertsRequest

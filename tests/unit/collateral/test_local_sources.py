@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from confcom.collateral.documents import DocumentKey, DocumentKind
-from confcom.collateral.local_sources import BundleSource, OfflineSource
+from confcom.collateral.sources import BundleSource, OfflineSource
 from confcom.errors import CollateralNotFound, CollateralUnavailable
 
 

@@ -7,8 +7,16 @@ from datetime import timedelta
 
 import pytest
 
-from confcom.collateral.documents import Document, DocumentKey, keys_for, take_apart
-from confcom.collateral.verified_document import VerifiedDocument, check_answer, read_document, verify_document
+from confcom.collateral.documents import (
+    Document,
+    DocumentKey,
+    VerifiedDocument,
+    check_answer,
+    keys_for,
+    read_document,
+    take_apart,
+    verify_document,
+)
 from confcom.errors import (
     CollateralNotFound,
     FormatError,

@@ -15,10 +15,9 @@ import msgspec
 import structlog
 from starlette.requests import Request
 
-from confcom.collateral.appraisal_policies import STRUCTURE
-from confcom.collateral.platform_collateral import PlatformCollateral
-from confcom.collateral.platform_import import Taken, take_platform_collateral
-from confcom.collateral.registrations import PAGE, Place, Registration, State
+from confcom.collateral.platform_collateral import PlatformCollateral, Taken, take_platform_collateral
+from confcom.collateral.store.appraisal_policies import STRUCTURE
+from confcom.collateral.store.registrations import PAGE, Place, Registration, State
 from confcom.errors import CollateralNotFound, FormatError
 from confcom.protocols.pcs import MAX_PLATFORM_MANIFEST, HttpResponse, PckCertRequest, PckCertsRequest, Update
 from confcom.protocols.pcs_answers import hex_field

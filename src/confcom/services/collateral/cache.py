@@ -13,14 +13,18 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Protocol, TypeVar
 
-from confcom.collateral.documents import Document, DocumentKey, DocumentKind, keys_for
-from confcom.collateral.pck_platform import require_raw_tcb, require_same_platform, require_stated
-from confcom.collateral.pck_selection import CertificatesUnavailable, require_pck_certificate
-from confcom.collateral.platform_import import tcb_info_to_select_by
-from confcom.collateral.registrations import Registration
-from confcom.collateral.store import CollateralStore
-from confcom.collateral.store_platforms import PlatformTcb, PlatformUpdate, own_tcb, require_one_processor
-from confcom.collateral.verified_document import verify_document
+from confcom.collateral.documents import Document, DocumentKey, DocumentKind, keys_for, verify_document
+from confcom.collateral.platform_collateral import tcb_info_to_select_by
+from confcom.collateral.store.pck import (
+    CertificatesUnavailable,
+    require_pck_certificate,
+    require_raw_tcb,
+    require_same_platform,
+    require_stated,
+)
+from confcom.collateral.store.platforms import PlatformTcb, PlatformUpdate, own_tcb, require_one_processor
+from confcom.collateral.store.registrations import Registration
+from confcom.collateral.store.store import CollateralStore
 from confcom.errors import (
     CollateralError,
     CollateralNotFound,

@@ -22,8 +22,8 @@ from starlette.requests import Request
 from confcom.cluster.published_ca import PublishedCa
 from confcom.collateral.clock import Dates, rfc3339
 from confcom.collateral.documents import DocumentKey
-from confcom.collateral.store import CollateralStore
-from confcom.collateral.store_watch import StoreWatch
+from confcom.collateral.store.database import StoreWatch
+from confcom.collateral.store.store import CollateralStore
 from confcom.errors import ConfcomError, ConfigError
 from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import HttpResponse, Tee

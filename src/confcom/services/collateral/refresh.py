@@ -12,9 +12,9 @@ from typing import Any
 import structlog
 
 from confcom.collateral.documents import DocumentKey, DocumentKind, keys_for
-from confcom.collateral.registrations import Place, Registration, State
-from confcom.collateral.store import CollateralStore
-from confcom.collateral.store_rows import StoredVersion
+from confcom.collateral.store.registrations import Place, Registration, State
+from confcom.collateral.store.rows import StoredVersion
+from confcom.collateral.store.store import CollateralStore
 from confcom.errors import CollateralNotFound, ConfcomError
 from confcom.protocols.pcs import PckCaName, PckCertsRequest, Tee, Update
 from confcom.services.collateral.cache import CollateralCache, PckCertificates

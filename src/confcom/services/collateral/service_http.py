@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.routing import Route, Router
 
 from confcom.collateral.documents import DocumentKey, key_for
-from confcom.collateral.pck_platform import chain_expires
+from confcom.collateral.store.pck import chain_expires
 from confcom.errors import CollateralNotFound, ConfcomError, FormatError
 from confcom.protocols import pcs
 from confcom.protocols.pcs_service import (

@@ -16,7 +16,7 @@ import pytest
 from confcom.appraisal.collateral import verify_collateral
 from confcom.collateral.bundle import load_bundle
 from confcom.collateral.documents import Document, DocumentKey, take_apart
-from confcom.collateral.store import CollateralStore
+from confcom.collateral.store.store import CollateralStore
 from confcom.errors import CollateralNotFound, SignatureError, UntrustedRootError
 from confcom.pki.chain import verify_chain
 from confcom.pki.roots import TrustRoots
@@ -214,7 +214,7 @@ def test_two_processes_can_make_the_store_at_once(tmp_path, world, now):
 
 def test_five_kills_lose_nothing_that_was_acknowledged(tmp_path):
     """The short form of benchmarks/store_crash.py."""
-    root = Path(__file__).resolve().parents[3]
+    root = Path(__file__).resolve().parents[4]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.store_crash", "--kills", "5", "--folder", str(tmp_path)],
         cwd=root,

@@ -9,8 +9,8 @@ import pytest
 
 import pki_builder as pki
 from confcom.collateral.documents import Document, DocumentKey
-from confcom.collateral.store import CollateralStore
-from confcom.collateral.store_watch import StoreWatch
+from confcom.collateral.store.database import StoreWatch
+from confcom.collateral.store.store import CollateralStore
 from confcom.errors import CollateralError
 from confcom.pki.roots import TrustRoot, TrustRoots
 

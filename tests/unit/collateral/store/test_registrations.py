@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from confcom.collateral import registrations
-from confcom.collateral.registrations import Place, Registration, Registrations
-from confcom.collateral.store import CollateralStore
-from confcom.collateral.store_database import StoreDatabase
-from confcom.collateral.store_schema import APPLICATION_ID, MIGRATIONS
+from confcom.collateral.store import registrations
+from confcom.collateral.store.database import StoreDatabase
+from confcom.collateral.store.registrations import Place, Registration, Registrations
+from confcom.collateral.store.rows import APPLICATION_ID, MIGRATIONS
+from confcom.collateral.store.store import CollateralStore
 from confcom.errors import CollateralUnavailable
 from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import PckCertRequest, PckCertsRequest

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from confcom.collateral.azure_thim import AzureThim
 from confcom.collateral.documents import DocumentKey, take_apart
-from confcom.collateral.local_sources import BundleSource, OfflineSource
 from confcom.collateral.pcs_client import PcsClient
-from confcom.collateral.resolve import SourceOptions, StoreSource, resolve
+from confcom.collateral.sources import AzureThim, BundleSource, OfflineSource, SourceOptions, StoreSource, resolve
 from confcom.errors import CollateralNotFound, ConfigError
 from confcom.protocols.pcs import Api, Dialect
 

@@ -10,8 +10,8 @@ from typing import Any
 from confcom.appraisal.tcb import Shortfall, match_platform, shortfalls
 from confcom.collateral.clock import Dates, rfc3339
 from confcom.collateral.documents import DocumentKey, DocumentKind
-from confcom.collateral.store import CollateralStore
-from confcom.collateral.store_platforms import KnownPlatform
+from confcom.collateral.store.platforms import KnownPlatform
+from confcom.collateral.store.store import CollateralStore
 from confcom.formats.tcb_info import SignedTcbInfo, TcbInfo, TcbStatus
 from confcom.protocols.pcs import Tee
 

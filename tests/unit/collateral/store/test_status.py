@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 
 from confcom.collateral.documents import DocumentKey, keys_for, take_apart
-from confcom.collateral.store_status import MissingDocument, as_dict, store_status
+from confcom.collateral.store.status import MissingDocument, as_dict, store_status
 from confcom.formats.tcb_info import TcbStatus
 from confcom.pki.chain import verify_chain
 from confcom.simulator.machine import MachineTcb

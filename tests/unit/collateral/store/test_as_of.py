@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from confcom.collateral.as_of import Candidate, choose
+from confcom.collateral.store.rows import Candidate, choose
 
 DAY = 86400
 MONTH = 30 * DAY

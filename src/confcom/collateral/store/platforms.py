@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from confcom.collateral.registrations import Registration, put_registration
-from confcom.collateral.store_database import StoreDatabase
-from confcom.collateral.store_rows import keep_chain, seconds, time_of
+from confcom.collateral.store.database import StoreDatabase
+from confcom.collateral.store.registrations import Registration, put_registration
+from confcom.collateral.store.rows import keep_chain, seconds, time_of
 from confcom.errors import MismatchError
 from confcom.formats.pck_extension import PckExtension, PckTcb
 from confcom.pki.certificate import load_certificate, parse_certificates

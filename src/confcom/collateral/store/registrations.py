@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
-from confcom.collateral.store_database import StoreDatabase
+from confcom.collateral.store.database import StoreDatabase
 from confcom.errors import CollateralUnavailable
 from confcom.protocols.pcs import PckCertRequest, PckCertsRequest
 

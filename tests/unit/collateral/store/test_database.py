@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from confcom.collateral.documents import DocumentKey, take_apart
-from confcom.collateral.store import CollateralStore
-from confcom.collateral.store_database import StoreDatabase, is_store_file, unfinished_store
-from confcom.collateral.store_schema import APPLICATION_ID, MIGRATIONS
-from confcom.collateral.store_status import store_status
+from confcom.collateral.store.database import StoreDatabase, is_store_file, unfinished_store
+from confcom.collateral.store.rows import APPLICATION_ID, MIGRATIONS
+from confcom.collateral.store.status import store_status
+from confcom.collateral.store.store import CollateralStore
 from confcom.errors import CollateralError, CollateralNotFound, CollateralUnavailable, ConfcomError
 
 
@@ -218,7 +218,7 @@ def test_a_killed_process_leaves_nothing_for_long(path, world):
     # The process dies while its new store is not in place yet.
     program = (
         "import os, signal, pathlib, sys\n"
-        "from confcom.collateral.store_database import unfinished_store\n"
+        "from confcom.collateral.store.database import unfinished_store\n"
         "with unfinished_store(pathlib.Path(sys.argv[1])) as temporary:\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )

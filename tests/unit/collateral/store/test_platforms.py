@@ -7,10 +7,10 @@ from datetime import timedelta
 
 import pytest
 
-from confcom.collateral import store_platforms
-from confcom.collateral.registrations import Registration
-from confcom.collateral.store import CollateralStore
-from confcom.collateral.store_platforms import PlatformTcb
+from confcom.collateral.store import platforms
+from confcom.collateral.store.platforms import PlatformTcb
+from confcom.collateral.store.registrations import Registration
+from confcom.collateral.store.store import CollateralStore
 from confcom.errors import FormatError, MismatchError, UntrustedRootError, VerificationError
 from confcom.pki.chain import verify_chain
 from confcom.pki.roots import TrustRoots
@@ -145,7 +145,7 @@ def test_a_platform_is_removed_by_its_id_with_its_certificates(store, raw, answe
 
 
 def test_only_those_that_have_not_asked_since_are_removed(store, world, raw, answer, extension, now, monkeypatch):
-    monkeypatch.setattr(store_platforms, "REMOVED_AT_A_TIME", 3)
+    monkeypatch.setattr(platforms, "REMOVED_AT_A_TIME", 3)
     for number in range(10):
         request = PckCertRequest(raw.cpu_svn, number, raw.pce_id, bytes([number % 5]) * 16)
         seen = now + timedelta(days=number)

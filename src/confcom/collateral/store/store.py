@@ -15,13 +15,21 @@ from types import TracebackType
 from typing import Self
 
 from confcom.appraisal.collateral import Collateral
-from confcom.collateral.appraisal_policies import AppraisalPolicies
-from confcom.collateral.documents import Document, DocumentKey, assemble, keys_for, missing_document
-from confcom.collateral.pck_claims import PckClaims
-from confcom.collateral.registrations import Registrations
-from confcom.collateral.store_database import BUSY_TIMEOUT, StoreDatabase
-from confcom.collateral.store_platforms import PlatformRegistry
-from confcom.collateral.store_rows import (
+from confcom.collateral.documents import (
+    Document,
+    DocumentKey,
+    VerifiedDocument,
+    assemble,
+    keys_for,
+    missing_document,
+    verify_document,
+)
+from confcom.collateral.store.appraisal_policies import AppraisalPolicies
+from confcom.collateral.store.database import BUSY_TIMEOUT, StoreDatabase
+from confcom.collateral.store.pck import PckClaims
+from confcom.collateral.store.platforms import PlatformRegistry
+from confcom.collateral.store.registrations import Registrations
+from confcom.collateral.store.rows import (
     Sighting,
     StoredVersion,
     all_keys,
@@ -32,7 +40,6 @@ from confcom.collateral.store_rows import (
     served_as,
     versions_of,
 )
-from confcom.collateral.verified_document import VerifiedDocument, verify_document
 from confcom.errors import CollateralNotFound
 from confcom.formats.pck_extension import PckExtension
 from confcom.pki.roots import TrustRoots

@@ -12,7 +12,7 @@ import sqlite3
 
 import msgspec
 
-from confcom.collateral.store_database import StoreDatabase
+from confcom.collateral.store.database import StoreDatabase
 from confcom.errors import CollateralUnavailable, FormatError
 
 MAX_POLICIES = 10_000

@@ -1,0 +1,347 @@
+"""From what a person names with `--collateral` or `--source` to a source: one table for every command and service."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Literal, NoReturn
+from urllib.parse import urlsplit
+
+from confcom.appraisal.collateral import PCK_CHAIN_BESIDE, Collateral
+from confcom.appraisal.quote import pck_chain_of
+from confcom.collateral.bundle import load_bundle
+from confcom.collateral.documents import (
+    Document,
+    DocumentKey,
+    check_answer,
+    fetch_collateral,
+    missing_document,
+    take_apart,
+)
+from confcom.collateral.interface import CollateralSource
+from confcom.collateral.pcs_client import DEFAULT_LIMITS, HttpLimits, PcsClient
+from confcom.collateral.store.database import is_store_file
+from confcom.collateral.store.store import CollateralStore
+from confcom.errors import (
+    CollateralError,
+    CollateralInvalid,
+    CollateralNotFound,
+    CollateralUnavailable,
+    ConfigError,
+    FormatError,
+    VerificationError,
+)
+from confcom.formats.pck_extension import PckExtension
+from confcom.formats.quote import Quote, TeeType
+from confcom.pki.chain import verify_chain
+from confcom.pki.roots import TrustRoots
+from confcom.protocols.pcs import Dialect, PckCaName, PckCertificateAnswer, PckCertRequest, Tee, Update
+
+# --- AzureThim: collateral from Azure's Trusted Hardware Identity Management (dcap.md §7.3) ---------------------------
+#
+# Three doors: the instance metadata service gives PCK certificates to virtual machines in Azure, the global cache
+# gives SGX collateral to everyone, and a region's cache gives TDX collateral. By default THIM serves an older TCB
+# info than Intel, whose next update may have passed: verifiers then find it stale, which is what it is.
+
+
+IMDS = "http://169.254.169.254/metadata/THIM"
+GLOBAL_CACHE = "https://global.acccache.azure.net"
+REGION_CACHE = "https://{region}.thim.azure.net"
+
+
+class AzureThim:
+    """A `CollateralSource`. TDX needs the name of a region, such as `westeurope`."""
+
+    def __init__(
+        self,
+        *,
+        region: str | None = None,
+        imds: str = IMDS,
+        cache: str = GLOBAL_CACHE,
+        region_cache: str = REGION_CACHE,
+        limits: HttpLimits = DEFAULT_LIMITS,
+        proxy: str | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        if region is not None and not (region.isascii() and region.isalnum()):
+            raise ConfigError(f"{region!r} is not the name of an Azure region", advice="Write it as westeurope.")
+
+        def client(url: str, dialect: Dialect, through: str | None) -> PcsClient:
+            return PcsClient(url, dialect=dialect, limits=limits, proxy=through, sleep=sleep, chance=chance)
+
+        # The metadata service is link-local: a proxy is not on the way to it.
+        self._metadata = client(imds, Dialect.THIM, None)
+        self._cache = client(cache, Dialect.THIM, proxy)
+        self._region = None if region is None else client(region_cache.format(region=region), Dialect.PCCS, proxy)
+        self.source = cache if self._region is None else self._region.source
+
+    def fetch(self, fmspc: bytes, ca: PckCaName, tee: Tee, *, update: Update = "standard") -> Collateral:
+        """The collateral of a platform. CRLs come from the same cache as the rest."""
+        client = self._client(tee)
+        return fetch_collateral(client.fetch_document, fmspc, ca, tee, update=update, source=client.source)
+
+    def fetch_document(self, key: DocumentKey) -> Document:
+        """One document; those of TDX from the region's cache."""
+        return self._client(key.tee or "sgx").fetch_document(key)
+
+    def fetch_pck_certificate(self, request: PckCertRequest) -> PckCertificateAnswer:
+        """The PCK certificate of this virtual machine's host, from the metadata service, else from the cache."""
+        try:
+            return self._metadata.fetch_pck_certificate(request)
+        except CollateralUnavailable:
+            return self._cache.fetch_pck_certificate(request)
+
+    def _client(self, tee: Tee) -> PcsClient:
+        if self._region is not None:
+            return self._region
+        if tee == "tdx":
+            raise ConfigError(
+                "THIM serves TDX collateral from its regions' caches only", advice="Name a region, such as westeurope."
+            )
+        return self._cache
+
+
+# --- Sources that need no network: a bundle in files, and the one that refuses to go out ------------------------------
+
+
+class BundleSource:
+    """A `CollateralSource` over one bundle: a folder, or a `collateral.json`. It is read anew each time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.source = str(path)
+
+    def fetch(self, fmspc: bytes, ca: PckCaName, tee: Tee, *, update: Update = "standard") -> Collateral:
+        """The bundle, whichever set it is of, unless a number is asked for; whether it fits is the verifier's to say.
+
+        A verifier names what does not fit; a refusal here would hide it.
+        """
+        collateral = load_bundle(self.path)
+        if isinstance(update, int):
+            for document in take_apart(collateral, fmspc=fmspc, ca=ca, tee=tee, update=update):
+                check_answer(document, source=self.source)
+        return collateral
+
+    def fetch_document(self, key: DocumentKey) -> Document:
+        """One document of the bundle, held to its key."""
+        update = "standard" if key.update is None else key.update
+        documents = take_apart(
+            load_bundle(self.path),
+            fmspc=key.fmspc or bytes(6),
+            ca=key.ca or "platform",
+            tee=key.tee or "sgx",
+            update=update,
+        )
+        for document in documents:
+            if document.key == key:
+                check_answer(document, source=self.source)
+                return document
+        raise missing_document(key, self.source)
+
+
+class OfflineSource:
+    """A `CollateralSource` that never asks anybody: put where a service would be, nothing leaves this machine."""
+
+    source = "offline"
+
+    def fetch(self, fmspc: bytes, ca: PckCaName, tee: Tee, *, update: Update = "standard") -> NoReturn:
+        """Always `CollateralUnavailable`."""
+        del ca, update
+        self._refuse(f"{tee.upper()} collateral of FMSPC {fmspc.hex()}")
+
+    def fetch_document(self, key: DocumentKey) -> NoReturn:
+        """Always `CollateralUnavailable`."""
+        self._refuse(str(key))
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise CollateralUnavailable(
+            f"{what} is not here, and offline mode asks nobody",
+            advice="Bring it with `confcom collateral export` on a machine with a network and `import` here.",
+        )
+
+
+DEFAULT_PCCS = "https://localhost:8081"
+_INTEL_HOSTS = ("trustedservices.intel.com",)
+_AZURE_CACHE = "acccache.azure.net"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceOptions:
+    """How sources are reached. `roots` and `at` are for stores: what they may hold, and as of when they are asked."""
+
+    roots: TrustRoots
+    at: datetime
+    offline: bool = False
+    ca_certificates: Path | None = None
+    insecure_tls: bool = False
+    """Accept any TLS certificate. What comes is signed by Intel all the same; only its freshness is at stake."""
+    key: str | None = None
+    proxy: str | None = None
+    azure_region: str | None = None
+    limits: HttpLimits = DEFAULT_LIMITS
+
+
+class StoreSource:
+    """A `CollateralSource` over a store, as of one time."""
+
+    def __init__(self, store: CollateralStore, at: datetime) -> None:
+        self._store = store
+        self._at = at
+        self.source = store.source
+
+    def fetch(self, fmspc: bytes, ca: PckCaName, tee: Tee, *, update: Update = "standard") -> Collateral:
+        """What was in force at that time."""
+        return self._store.collateral(fmspc, ca, tee, at=self._at, update=update)
+
+    def fetch_document(self, key: DocumentKey) -> Document:
+        """The version that was in force at that time."""
+        return self._store.document(key, at=self._at)
+
+
+@contextmanager
+def resolve(name: str, options: SourceOptions) -> Iterator[CollateralSource]:
+    """The source that a name stands for, while the block runs.
+
+    `intel`, `pccs` (at its default address), `thim`, the URL of a PCS or PCCS, the path of a store, of a folder or of
+    a `collateral.json`. Names of services give a source that refuses when `offline` is set.
+    """
+    url = {"intel": "https://api.trustedservices.intel.com", "pccs": DEFAULT_PCCS}.get(name, name)
+    if name == "thim" or "://" in url:
+        yield OfflineSource() if options.offline else _service(url, options)
+        return
+    path = Path(name)
+    if is_store_file(path):
+        with CollateralStore(path, roots=options.roots, create=False) as store:
+            yield StoreSource(store, options.at)
+        return
+    if not path.exists():
+        raise CollateralNotFound(
+            f"there is no collateral at {name}",
+            advice="Name a folder, a collateral.json, a store, the URL of a collateral service, intel, pccs or thim.",
+        )
+    yield BundleSource(path)
+
+
+def _service(url: str, options: SourceOptions) -> CollateralSource:
+    if url == "thim":
+        return AzureThim(region=options.azure_region, limits=options.limits, proxy=options.proxy)
+    base, version = _base_and_version(url)
+    host = (urlsplit(base).hostname or "").lower()
+    verify: bool | Path = options.ca_certificates if options.ca_certificates is not None else not options.insecure_tls
+    return PcsClient(
+        base,
+        api_version=version,
+        dialect=_dialect(host),
+        verify_tls=verify,
+        limits=options.limits,
+        key=options.key,
+        proxy=options.proxy,
+    )
+
+
+def _dialect(host: str) -> Dialect:
+    if any(host == known or host.endswith(f".{known}") for known in _INTEL_HOSTS):
+        return Dialect.PCS
+    return Dialect.THIM if host.endswith(_AZURE_CACHE) else Dialect.PCCS
+
+
+def _base_and_version(url: str) -> tuple[str, Literal[3, 4]]:
+    """A URL as people copy it from Intel's client configuration, with or without the path of the interface."""
+    base, found, rest = url.partition("/sgx/certification")
+    version = rest.strip("/")
+    if not found or version in {"", "v4"}:
+        return base, 4
+    if version == "v3":
+        return base, 3
+    raise ConfigError(f"{url!r} is of a version that is not known", advice="End the URL before /sgx/certification.")
+
+
+# --- The collateral that a quote is judged by: its PCK certificate says of which platform -----------------------------
+
+
+def platform_of(
+    quote: Quote, roots: TrustRoots, *, pck_chain: bytes | None = None
+) -> tuple[PckExtension, PckCaName, Tee]:
+    """The platform that made the quote; its certificate must lead to one of the roots.
+
+    `pck_chain` is PEM given beside a quote that carries no chain.
+    """
+    found = pck_chain_of(quote, pck_chain)
+    try:
+        chain = verify_chain(found, roots=roots, kind="pck", step="pck-chain")
+    except (FormatError, VerificationError) as error:
+        if found is pck_chain:
+            raise CollateralInvalid.of(error, PCK_CHAIN_BESIDE) from error
+        raise
+    return chain.extension, chain.ca, "sgx" if quote.tee is TeeType.SGX else "tdx"
+
+
+def fetch_for_quote(
+    source: CollateralSource,
+    quote: Quote,
+    roots: TrustRoots,
+    *,
+    update: Update = "standard",
+    pck_chain: bytes | None = None,
+) -> Collateral:
+    """Ask for the collateral of the platform that made the quote; `pck_chain` goes along with it.
+
+    A wrong answer is the source's fault: `CollateralInvalid`.
+    """
+    extension, ca, tee = platform_of(quote, roots, pck_chain=pck_chain)
+    try:
+        found = source.fetch(extension.fmspc, ca, tee, update=update)
+    except (FormatError, VerificationError) as error:
+        raise CollateralInvalid.of(error, f"the {tee.upper()} collateral of FMSPC {extension.fmspc.hex()}") from error
+    return found if pck_chain is None else found.with_pck_chain(pck_chain)
+
+
+# --- Collateral for whoever verifies quotes of the same few platforms again and again: from a source, wit ---
+
+
+FRESH = timedelta(hours=1)
+"""For which the source is not asked again."""
+MAX_PLATFORMS = 16
+"""Kinds of platforms (FMSPC, CA, TEE) whose collateral is remembered; a node has one."""
+LIMITS = HttpLimits(timeout=3.0, deadline=4.0, retries=0)
+"""A probe waits for the answer. Who asks comes again."""
+
+
+class RememberedCollateral:
+    """Asks the source that a name stands for, at most once an hour.
+
+    What it gave last serves while it does not answer: whether that is too old is for the verifier to say.
+    """
+
+    def __init__(self, name: str, options: SourceOptions) -> None:
+        self._name = name
+        self._options = replace(options, limits=LIMITS)
+        self._known: dict[tuple[bytes, PckCaName, Tee], tuple[Collateral, datetime]] = {}
+
+    def __call__(self, quote: bytes, now: datetime) -> Collateral:
+        """The collateral of the platform that made the quote; `CollateralError` where there is none yet."""
+        # Of the verified certificate: quotes of one platform in other wrappings are one entry.
+        extension, ca, tee = platform_of(Quote.parse(quote), self._options.roots)
+        platform = extension.fmspc, ca, tee
+        known = self._known.get(platform)
+        if known is not None and now - known[1] < FRESH:
+            return known[0]
+        try:
+            # Opened anew, so that a CA file that was renewed is read again.
+            with resolve(self._name, replace(self._options, at=now)) as source:
+                found = source.fetch(*platform)
+        except CollateralError:
+            if known is None:
+                raise
+            return known[0]
+        self._known.pop(platform, None)
+        self._known[platform] = (found, now)
+        if len(self._known) > MAX_PLATFORMS:
+            del self._known[next(iter(self._known))]
+        return found
