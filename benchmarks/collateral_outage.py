@@ -28,7 +28,7 @@ from benchmarks.measure import percentile  # noqa: E402
 from confcom.errors import PlatformError  # noqa: E402
 from confcom.platforms.aesm_client import AesmPlatform  # noqa: E402
 from confcom.platforms.enclave_quotes import EnclaveQuoteSource  # noqa: E402
-from confcom.platforms.intel_worker import IntelWorkerPlatform  # noqa: E402
+from confcom.platforms.intel.platform import IntelWorkerPlatform  # noqa: E402
 from confcom.services.quote_helper import pck_endpoint  # noqa: E402
 from confcom.simulator.declaration import EnclaveDeclaration  # noqa: E402
 from confcom.simulator.world import SimulatedWorld  # noqa: E402

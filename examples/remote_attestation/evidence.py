@@ -14,7 +14,7 @@ from confcom.errors import MismatchError, PolicyError
 from confcom.formats.sgx import ReportBody, TargetInfo
 from confcom.formats.tcb_info import TcbStatus
 from confcom.pki.roots import TrustRoots
-from confcom.platforms.local_attestation import LocalEnclave, verify_local_report
+from confcom.platforms.interface import LocalEnclave, verify_local_report
 from confcom.platforms.quoting import QuoteSource
 
 

@@ -23,7 +23,7 @@ from confcom.errors import ConfcomError, ConfigError, FormatError, PolicyError, 
 from confcom.formats.tcb_info import TcbStatus
 from confcom.pki.roots import TrustRoot, TrustRoots
 from confcom.platforms.aesm_client import DEFAULT_SOCKET
-from confcom.platforms.local_attestation import LocalEnclave
+from confcom.platforms.interface import LocalEnclave
 from confcom.platforms.quoting import open_quote_source, process_mode
 from confcom.wiring import load_declaration, open_machine, open_platform
 

@@ -16,8 +16,8 @@ from confcom.appraisal.collateral import Collateral
 from confcom.collateral.bundle import load_bundle
 from confcom.errors import ConfigError, PlatformUnavailable
 from confcom.pki.roots import TrustRoot, TrustRoots
-from confcom.platforms.intel_dcap import library_folder
-from confcom.platforms.intel_worker import IntelWorkerPlatform
+from confcom.platforms.intel.dcap import library_folder
+from confcom.platforms.intel.platform import IntelWorkerPlatform
 from confcom.platforms.interface import Platform, ReportSource
 from confcom.platforms.sgx_host import device_obstacles, obstacles_to_in_proc
 from confcom.services.quote_helper.self_test import SelfTestKit

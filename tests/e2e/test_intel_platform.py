@@ -105,7 +105,7 @@ class IntelNode:
                 command, group = (process / "cmdline").read_bytes(), (process / "cgroup").read_text()
             except OSError:
                 continue
-            if b"intel_worker_main" in command and any(name in group for name in uid):
+            if b"platforms.intel.main" in command and any(name in group for name in uid):
                 found.append(int(process.name))
         return found
 

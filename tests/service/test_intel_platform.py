@@ -23,7 +23,7 @@ from confcom import errors
 from confcom.appraisal.quote import verify_quote
 from confcom.platforms.aesm_client import AesmPlatform
 from confcom.platforms.enclave_quotes import EnclaveQuoteSource
-from confcom.platforms.intel_worker import IntelWorkerPlatform, WorkerLimits
+from confcom.platforms.intel.platform import IntelWorkerPlatform, WorkerLimits
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.machine import SimulatedEnclave
 from confcom.simulator.world import SimulatedWorld

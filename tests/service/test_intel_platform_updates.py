@@ -23,9 +23,9 @@ from confcom.appraisal.quote import verify_quote
 from confcom.errors import PlatformUnavailable
 from confcom.platforms.aesm_client import AesmPlatform
 from confcom.platforms.enclave_quotes import EnclaveQuoteSource
-from confcom.platforms.intel_worker import IntelWorkerPlatform, WorkerLimits
+from confcom.platforms.intel.platform import IntelWorkerPlatform, WorkerLimits
+from confcom.platforms.intel.process import worker_command
 from confcom.platforms.interface import Platform, QuoteResult
-from confcom.platforms.worker_process import worker_command
 from confcom.services.quote_helper.helper import QuoteHelperConfig, serve
 from confcom.services.quote_helper.self_test import SelfTestKit
 from confcom.simulator.declaration import EnclaveDeclaration, measure

@@ -20,7 +20,7 @@ from confcom.appraisal.quote import verify_quote
 from confcom.errors import PlatformError, PlatformUnavailable
 from confcom.platforms.aesm_client import AesmPlatform
 from confcom.platforms.enclave_quotes import EnclaveQuoteSource
-from confcom.platforms.intel_worker import IntelWorkerPlatform, WorkerLimits
+from confcom.platforms.intel.platform import IntelWorkerPlatform, WorkerLimits
 from confcom.platforms.sgx_host import device_obstacles
 from confcom.services.quote_helper.self_test import SelfTestKit
 from confcom.simulator.declaration import EnclaveDeclaration

@@ -17,8 +17,7 @@ from confcom.errors import ConfigError, PlatformUnavailable
 from confcom.formats.sgx import QeReportInfo
 from confcom.platforms.aesm_client import DEFAULT_SOCKET
 from confcom.platforms.enclave_quotes import NONCE_SIZE, REPORT_DATA_SIZE
-from confcom.platforms.interface import Platform
-from confcom.platforms.local_attestation import LocalEnclave
+from confcom.platforms.interface import LocalEnclave, Platform
 from confcom.platforms.quoting import ModeDecision, QuoteMode, RequestedMode, open_quote_source, process_mode
 
 MAX_HELD_DATA = 16 * 1024 * 1024

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from confcom.errors import BindingError, FormatError, ReportRejected
-from confcom.platforms.local_attestation import verify_local_report
+from confcom.platforms.interface import verify_local_report
 from confcom.simulator.world import SimulatedWorld
 
 DATA = bytes(range(64))

@@ -18,7 +18,7 @@ from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID
 from confcom.formats.quote import Quote
 from confcom.formats.sgx import QeReportInfo, Report
 from confcom.platforms.enclave_quotes import EnclaveQuoteSource
-from confcom.platforms.intel_dcap import IntelDcapPlatform
+from confcom.platforms.intel.dcap import IntelDcapPlatform
 from confcom.platforms.quoting import choose_mode, open_quote_source
 from confcom.simulator.machine import SimulatedEnclave
 from confcom.simulator.world import SimulatedWorld
@@ -159,7 +159,7 @@ class TestLoading:
         # In a process of its own: a library looks at the environment when it is loaded, and that happens once.
         program = (
             "import os, sys, pathlib\n"
-            "from confcom.platforms.intel_dcap import IntelDcapPlatform\n"
+            "from confcom.platforms.intel.dcap import IntelDcapPlatform\n"
             "platform = IntelDcapPlatform.load(pathlib.Path(sys.argv[1]))\n"
             "print(len(platform.init_quote().pub_key_id), 'SGX_AESM_ADDR' in os.environ)\n"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from confcom.errors import KeyNotInitialized, NativeError, ReportRejected, UnsupportedKeyId
-from confcom.platforms.intel_errors import QUOTE3_ERRORS, quote3_error
+from confcom.platforms.intel.dcap import QUOTE3_ERRORS, quote3_error
 from confcom.protocols.aesm_status import status_of
 
 # What Intel's ECDSA plugin makes of the numbers of its libraries; every other number becomes 1.

@@ -1,4 +1,4 @@
-"""The process that loads Intel's libraries: `python -m confcom.platforms.intel_worker_main [FOLDER] FD`.
+"""The process that loads Intel's libraries: `python -m confcom.platforms.intel.main [FOLDER] FD`.
 
 `FOLDER` is where the libraries are, by default where the dynamic linker finds them. `FD` is this process's end of a
 SOCK_SEQPACKET pair (see `intel_messages`). It answers until the other end is closed, and ends then even in the middle
@@ -20,8 +20,8 @@ from pathlib import Path
 from confcom.errors import ConfcomError, FormatError
 from confcom.formats.attestation_key_id import AttestationKeyId
 from confcom.formats.sgx import QeReportInfo, Report
-from confcom.platforms import intel_messages as m
-from confcom.platforms.intel_dcap import IntelDcapPlatform
+from confcom.platforms.intel import process as m
+from confcom.platforms.intel.dcap import IntelDcapPlatform
 from confcom.platforms.interface import Platform
 
 _PARENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -27,7 +27,7 @@ from confcom.errors import (
 )
 from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID
 from confcom.formats.sgx import QeReportInfo, Report
-from confcom.platforms.intel_worker import IntelWorkerPlatform, WorkerLimits
+from confcom.platforms.intel.platform import IntelWorkerPlatform, WorkerLimits
 from software_qe import COMPILER, Stub, build_libraries
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="needs a C compiler")
@@ -318,7 +318,7 @@ class TestFailure:
         program = (
             "import resource, sys, pathlib\n"
             "from confcom.errors import PlatformBusy\n"
-            "from confcom.platforms.intel_worker import IntelWorkerPlatform\n"
+            "from confcom.platforms.intel.platform import IntelWorkerPlatform\n"
             "platform = IntelWorkerPlatform(pathlib.Path(sys.argv[1]))\n"
             "import os, subprocess\n"
             "limit = len(os.listdir('/proc/self/fd')) + 1\n"
@@ -378,7 +378,7 @@ class TestNothingIsLeftOver:
     def test_workers_end_with_a_parent_that_is_killed(self, libraries: Path, stub: Stub, call: str | None) -> None:
         program = (
             "import sys, pathlib, threading\n"
-            "from confcom.platforms.intel_worker import IntelWorkerPlatform\n"
+            "from confcom.platforms.intel.platform import IntelWorkerPlatform\n"
             "platform = IntelWorkerPlatform(pathlib.Path(sys.argv[1]))\n"
             "platform.init_quote()\n"
             "print(open(f'/proc/self/task/{threading.get_native_id()}/children').read(), flush=True)\n"

@@ -6,7 +6,7 @@ import pytest
 
 from confcom import errors
 from confcom.errors import FormatError, NativeError
-from confcom.platforms import intel_messages as m
+from confcom.platforms.intel import process as m
 
 REQUESTS = [
     m.ListKeyIds(),

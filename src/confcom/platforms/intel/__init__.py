@@ -1,0 +1,1 @@
+"""Intel's libraries in a worker process of their own."""
