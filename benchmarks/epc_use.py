@@ -17,10 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from confcom.devices.declared_node import declare_node
-from confcom.devices.enclave_processes import EnclaveDevice, find_enclave_processes
-from confcom.devices.enclave_use import count_use
 from confcom.devices.host import Host
-from confcom.devices.process_maps import bears_a_device_name, parse_mapping
+from confcom.devices.processes import (
+    EnclaveDevice,
+    bears_a_device_name,
+    count_use,
+    find_enclave_processes,
+    parse_mapping,
+)
 
 SIZES = (200, 2000)
 HOLDERS = 10

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.simulated import simulated_world
-from confcom.devices.epc_publisher import DEFAULT_UNIT_LIMIT
-from confcom.devices.kubelet_checkpoint import CHECKPOINT
+from confcom.devices.epc import DEFAULT_UNIT_LIMIT
+from confcom.devices.node_status import CHECKPOINT
 from confcom.protocols.dra_objects import API_VERSION, EPC_CLASS, device_class
 
 EPC = "kubernetes.azure.com/sgx_epc_mem_in_MiB"

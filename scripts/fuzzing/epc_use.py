@@ -5,11 +5,19 @@ from __future__ import annotations
 import json
 import math
 
-from confcom.devices.enclave_use import EnclaveProcess, count_use
 from confcom.devices.misc_cgroup import parse_amounts
-from confcom.devices.process_cgroup import NOBODY, parse_cgroup
-from confcom.devices.process_maps import enclave_candidates, merge, program_image, size, subtract
-from confcom.devices.process_stat import parse_stat
+from confcom.devices.processes import (
+    NOBODY,
+    EnclaveProcess,
+    count_use,
+    enclave_candidates,
+    merge,
+    parse_cgroup,
+    parse_stat,
+    program_image,
+    size,
+    subtract,
+)
 from confcom.errors import FormatError
 from confcom.protocols.epc import CANONICAL, parse_claim, parse_node, parse_pod
 from confcom.protocols.prometheus_text import parse_samples

@@ -10,13 +10,10 @@ from pathlib import Path
 import pytest
 
 from confcom.devices.declared_node import declare_node
-from confcom.devices.epc_units import EpcUnits
-from confcom.devices.helper_slots import HelperSlots
 from confcom.devices.host import Host
 from confcom.devices.interface import DeviceResource
-from confcom.devices.sgx_enclave import enclave_slots
+from confcom.devices.resources import EpcUnits, HelperEpc, HelperSlots, enclave_slots, provision_slots
 from confcom.devices.sgx_node import find_sgx
-from confcom.devices.sgx_provision import HelperEpc, provision_slots
 from confcom.errors import PlatformUnavailable
 from confcom.protocols.kubelet import MAX_DEVICE_ID
 

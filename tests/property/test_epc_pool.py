@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confcom.cluster.node_values import NodeStatus
-from confcom.devices.epc_node_status import EpcAmount
-from confcom.devices.epc_pool import plan_pool, prefer_one_node
-from confcom.devices.epc_sections import MIB, EpcSection
+from confcom.devices.epc import MIB, EpcSection, plan_pool, prefer_one_node
+from confcom.devices.node_status import EpcAmount
 from confcom.errors import FormatError
 from confcom.protocols.epc import parse_quantity
 

@@ -10,10 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
-from confcom.devices.enclave_use import EnclaveProcess, count_use
-from confcom.devices.process_cgroup import NOBODY, CgroupOwner, parse_cgroup
-from confcom.devices.process_maps import Range, merge, parse_mapping, size, subtract
-from confcom.devices.process_stat import parse_stat
+from confcom.devices.processes import (
+    NOBODY,
+    CgroupOwner,
+    EnclaveProcess,
+    Range,
+    count_use,
+    merge,
+    parse_cgroup,
+    parse_mapping,
+    parse_stat,
+    size,
+    subtract,
+)
 from confcom.protocols.epc import CANONICAL, MIB, parse_pod
 from confcom.protocols.prometheus_text import Sample, parse_samples
 from confcom.services.metrics.page import EpcMetrics

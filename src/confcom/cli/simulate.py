@@ -130,8 +130,7 @@ def hold(epc: str, device: Path, seconds: float | None) -> None:
 
     Run it in a container on a simulated node. What it maps counts as this container's use of EPC.
     """
-    from confcom.devices.declared_node import parse_epc_sizes
-    from confcom.devices.simulated_memory import map_enclave_memory
+    from confcom.devices.declared_node import map_enclave_memory, parse_epc_sizes
 
     size = sum(parse_epc_sizes(epc))
     ends = {signal.SIGTERM, signal.SIGINT}

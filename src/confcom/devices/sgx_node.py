@@ -2,11 +2,111 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Literal
 
-from confcom.devices.epc_sections import EpcSections, find_epc
-from confcom.devices.host import Host
-from confcom.devices.sgx_driver import SgxDriver, find_driver
+from confcom.devices.epc import EpcSections, find_epc
+from confcom.devices.host import DeviceFile, Host
+from confcom.protocols.kubelet import DeviceNode, Mount
+
+# --- The SGX driver's devices on a host, whichever driver it is, and how a container gets them ------------------------
+#
+# The in-kernel driver and DCAP 1.41 have /dev/sgx_enclave; DCAP 1.33 has /dev/sgx/enclave; udev links one to the
+# other. A container gets both paths, each made from the one true device: directories and symlinks are nothing a
+# runtime could pass.
+
+
+ENCLAVE_PATHS = ("/dev/sgx_enclave", "/dev/sgx/enclave")
+PROVISION_PATHS = ("/dev/sgx_provision", "/dev/sgx/provision")
+LEGACY_PATH = "/dev/isgx"
+
+_FLAGS = re.compile(r"^flags\s*:(.*)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class DriverDevice:
+    """One device of the driver: `file` is the true one, `aliases` every path under which programs look for it."""
+
+    file: DeviceFile
+    aliases: tuple[str, ...]
+
+    def nodes(self, host: Host) -> tuple[DeviceNode, ...]:
+        """Entries for the container runtime; none for a stand-in, which is no device."""
+        if self.file.is_stand_in:
+            return ()
+        return tuple(DeviceNode(host.outside(self.file.path), alias) for alias in self.aliases)
+
+    def mounts(self, host: Host) -> tuple[Mount, ...]:
+        """A stand-in goes into the container as a file, read-only."""
+        if not self.file.is_stand_in:
+            return ()
+        return tuple(Mount(host.outside(self.file.path), alias) for alias in self.aliases)
+
+    def describe(self) -> str:
+        """Path, number, mode and owner, for a log."""
+        number = "stand-in" if self.file.number is None else "{}:{}".format(*self.file.number)
+        return f"{self.file.path} ({number}, mode {self.file.mode:04o}, uid {self.file.uid}, gid {self.file.gid})"
+
+
+@dataclass(frozen=True, slots=True)
+class SgxDriver:
+    """What of the driver is there. `missing` says why enclaves cannot run, or is empty."""
+
+    enclave: DriverDevice | None
+    provision: DriverDevice | None
+    kind: Literal["in-kernel", "dcap", "none"]
+    missing: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CpuFlags:
+    """What /proc/cpuinfo says of the first processor: a flag stands when CPU, BIOS and kernel allow the thing."""
+
+    sgx: bool
+    launch_control: bool
+
+
+def find_driver(host: Host) -> SgxDriver:
+    """Look for the devices of every known driver."""
+    enclave, enclave_path = _find(host, ENCLAVE_PATHS)
+    provision, _ = _find(host, PROVISION_PATHS)
+    if enclave is None:
+        return SgxDriver(None, provision, "none", _why_no_driver(host))
+    return SgxDriver(enclave, provision, "in-kernel" if enclave_path == ENCLAVE_PATHS[0] else "dcap")
+
+
+def find_cpu_flags(host: Host) -> CpuFlags | None:
+    """None where /proc/cpuinfo cannot be read."""
+    text = host.read("/proc/cpuinfo")
+    match = None if text is None else _FLAGS.search(text)
+    if match is None:
+        return None
+    flags = match[1].split()
+    return CpuFlags("sgx" in flags, "sgx_lc" in flags)
+
+
+def _find(host: Host, paths: tuple[str, ...]) -> tuple[DriverDevice | None, str]:
+    for path in paths:
+        found = host.device(path)
+        if found is not None:
+            # udev's link may lead either way; the driver is the one whose name the true device bears.
+            return DriverDevice(found, paths), found.path
+    return None, ""
+
+
+def _why_no_driver(host: Host) -> str:
+    absent = f"neither {ENCLAVE_PATHS[0]} nor {ENCLAVE_PATHS[1]} is a device"
+    if host.device(LEGACY_PATH) is not None:
+        return f"{absent}; {LEGACY_PATH} belongs to a driver without launch control, which is not served"
+    flags = find_cpu_flags(host)
+    if flags is None:
+        return absent
+    if not flags.sgx:
+        return f"{absent}; the processor has no SGX, or the BIOS or the hypervisor keeps it off"
+    if not flags.launch_control:
+        return f"{absent}; the BIOS has locked launch control, so the kernel's driver stays off"
+    return f"{absent}; the processor has SGX, but no driver is loaded (Linux 5.11 with CONFIG_X86_SGX, or DCAP's)"
 
 
 @dataclass(frozen=True, slots=True)

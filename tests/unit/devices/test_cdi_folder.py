@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from confcom.devices.cdi_folder import CdiFolder
+from confcom.devices.dra import CdiFolder
 from confcom.errors import PlatformUnavailable, RemoteProtocolError
 
 

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from confcom.devices.epc_pool import ID_LENGTH, EpcPool, PoolSection
-from confcom.devices.epc_publisher import MAX_UNIT_LIMIT, choose_publisher
+from confcom.devices.epc import ID_LENGTH, MAX_UNIT_LIMIT, EpcPool, PoolSection, choose_publisher
 from confcom.errors import ConfigError
 from confcom.protocols.kubelet import MAX_MESSAGE, list_and_watch_size
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from confcom.devices.epc_sections import EpcSection, epc_section_size, find_epc
+from confcom.devices.epc import EpcSection, epc_section_size, find_epc
 from confcom.devices.host import Host
 
 

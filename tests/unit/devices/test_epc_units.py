@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from confcom.devices.declared_node import declare_node
-from confcom.devices.epc_units import EpcUnits
+from confcom.devices.resources import EpcUnits
 from confcom.devices.sgx_node import find_sgx
 
 

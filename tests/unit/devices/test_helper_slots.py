@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from confcom.devices.epc_sections import EpcSections
-from confcom.devices.helper_slots import HelperSlots
-from confcom.devices.sgx_driver import SgxDriver
-from confcom.devices.sgx_node import SgxNode
+from confcom.devices.epc import EpcSections
+from confcom.devices.resources import HelperSlots
+from confcom.devices.sgx_node import SgxDriver, SgxNode
 from confcom.errors import PlatformUnavailable
 from confcom.protocols.kubelet import ContainerAllocation, Mount
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from confcom.devices.enclave_use import EnclaveProcess, EnclaveUse, count_use
-from confcom.devices.process_cgroup import NOBODY, CgroupOwner, parse_cgroup
-from confcom.devices.process_maps import (
+from confcom.devices.processes import (
+    NOBODY,
+    CgroupOwner,
+    EnclaveProcess,
+    EnclaveUse,
     FileMapping,
+    count_use,
     enclave_candidates,
     merge,
+    parse_cgroup,
     parse_mapping,
+    parse_stat,
     program_image,
     subtract,
 )
-from confcom.devices.process_stat import parse_stat
 
 POD = "3c9f6d2e-1b7a-4c55-9f0e-8d2a6b1c4e77"
 ONE, TWO = "0123456789abcdef" * 4, "fedcba9876543210" * 4

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from confcom.devices.declared_node import declare_node
+from confcom.devices.resources import check_holder, provision_slots
 from confcom.devices.sgx_node import find_sgx
-from confcom.devices.sgx_provision import check_holder, provision_slots
 from confcom.errors import PlatformUnavailable, PolicyError
 from confcom.protocols.kubelet import HeldDevices, ListPodResourcesResponse
 

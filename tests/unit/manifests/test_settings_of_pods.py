@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from confcom.devices import epc_units, sgx_enclave, sgx_provision
+from confcom.devices import resources
 from confcom.errors import ConfigError
 from confcom.manifests import collateral, device_plugin, quote_helper, webhook
 from confcom.manifests.addon import render
@@ -116,9 +116,9 @@ def test_a_wrong_setting_would_be_noticed() -> None:
 
 
 def test_resources_have_the_names_that_the_plugin_publishes() -> None:
-    assert EPC_RESOURCE == epc_units.CANONICAL_RESOURCE
-    assert ENCLAVE_RESOURCE == sgx_enclave.ENCLAVE_RESOURCE == admission.ENCLAVE
-    assert PROVISION_RESOURCE == sgx_provision.PROVISION_RESOURCE == admission.PROVISION
+    assert EPC_RESOURCE == resources.CANONICAL_RESOURCE
+    assert ENCLAVE_RESOURCE == resources.ENCLAVE_RESOURCE == admission.ENCLAVE
+    assert PROVISION_RESOURCE == resources.PROVISION_RESOURCE == admission.PROVISION
     assert admission.NAMESPACE == NAMESPACE
 
 

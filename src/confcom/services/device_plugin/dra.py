@@ -9,11 +9,10 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from confcom.devices.cdi_folder import CdiFolder
-from confcom.devices.dra_devices import DraDevices
-from confcom.devices.epc_pool import numa_node_of
-from confcom.devices.epc_units import EpcUnits
+from confcom.devices.dra import CdiFolder, DraDevices
+from confcom.devices.epc import numa_node_of
 from confcom.devices.interface import ResourceClaims, ResourceSlices
+from confcom.devices.resources import EpcUnits
 from confcom.devices.sgx_node import SgxNode
 from confcom.errors import ConfcomError, PlatformUnavailable, RemoteProtocolError
 from confcom.protocols import kubelet_dra as dra

@@ -14,10 +14,9 @@ from pathlib import Path
 from confcom.cluster.kube_node import KubeNode
 from confcom.cluster.node_values import NodeStatus
 from confcom.cluster.resource_slices import KubeResourceClaims, KubeResourceSlices
-from confcom.devices.epc_node_status import EpcAmount
-from confcom.devices.epc_units import EpcUnits
 from confcom.devices.interface import NodeStatusPublisher
-from confcom.devices.kubelet_checkpoint import remembered
+from confcom.devices.node_status import EpcAmount, remembered
+from confcom.devices.resources import EpcUnits
 from confcom.devices.sgx_node import SgxNode
 from confcom.errors import ConfcomError
 from confcom.protocols.dra_objects import DRIVER

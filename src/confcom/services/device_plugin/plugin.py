@@ -19,17 +19,20 @@ from typing import Any
 
 import structlog
 
-from confcom.devices.dra_devices import DraDevices
-from confcom.devices.epc_pool import EpcPool
-from confcom.devices.epc_publisher import PublisherChoice, choose_publisher
-from confcom.devices.epc_units import EpcUnits
-from confcom.devices.helper_slots import HelperSlots
+from confcom.devices.dra import DraDevices
+from confcom.devices.epc import EpcPool, PublisherChoice, choose_publisher
 from confcom.devices.host import Host
 from confcom.devices.interface import DeviceResource
-from confcom.devices.sgx_driver import find_cpu_flags
-from confcom.devices.sgx_enclave import enclave_slots
-from confcom.devices.sgx_node import SgxNode, find_sgx
-from confcom.devices.sgx_provision import ANY_NAMESPACE, HelperEpc, check_holder, provision_slots
+from confcom.devices.resources import (
+    ANY_NAMESPACE,
+    EpcUnits,
+    HelperEpc,
+    HelperSlots,
+    check_holder,
+    enclave_slots,
+    provision_slots,
+)
+from confcom.devices.sgx_node import SgxNode, find_cpu_flags, find_sgx
 from confcom.errors import ConfcomError, ConfigError, PlatformUnavailable
 from confcom.protocols.dra_objects import DRIVER
 from confcom.protocols.kubelet import LIST, Empty

@@ -7,11 +7,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from confcom.devices.epc_publisher import DEFAULT_UNIT_LIMIT, MAX_UNIT_LIMIT, PublisherName
-from confcom.devices.epc_units import CANONICAL_RESOURCE
-from confcom.devices.helper_slots import PATIENCE
-from confcom.devices.sgx_enclave import ENCLAVE_RESOURCE
-from confcom.devices.sgx_provision import PROVISION_RESOURCE
+from confcom.devices.epc import DEFAULT_UNIT_LIMIT, MAX_UNIT_LIMIT, PublisherName
+from confcom.devices.resources import CANONICAL_RESOURCE, ENCLAVE_RESOURCE, PATIENCE, PROVISION_RESOURCE
 from confcom.errors import ConfigError
 from confcom.protocols.aesm import RESOURCE as HELPER_RESOURCE
 from confcom.protocols.epc import HELPER_EPC

@@ -18,12 +18,10 @@ import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from confcom.cluster.node_pods import NodePods
-from confcom.devices.enclave_processes import EnclaveDevice, find_enclave_processes
-from confcom.devices.enclave_use import count_use
-from confcom.devices.epc_reclaim import ReclaimThread
-from confcom.devices.epc_units import CANONICAL_RESOURCE
 from confcom.devices.host import Host
-from confcom.devices.misc_cgroup import MiscCgroup, MiscUse, find_misc
+from confcom.devices.misc_cgroup import MiscCgroup, MiscUse, ReclaimThread, find_misc
+from confcom.devices.processes import EnclaveDevice, count_use, find_enclave_processes
+from confcom.devices.resources import CANONICAL_RESOURCE
 from confcom.devices.sgx_node import SgxNode, find_sgx
 from confcom.errors import ConfcomError, ConfigError
 from confcom.services.metrics.page import EpcMetrics, EpcReports

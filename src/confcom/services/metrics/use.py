@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from confcom.devices.enclave_use import EnclaveUse
 from confcom.devices.misc_cgroup import MiscUse
-from confcom.devices.process_cgroup import CgroupOwner
+from confcom.devices.processes import CgroupOwner, EnclaveUse
 from confcom.protocols.epc import CANONICAL, MIB, EpcContainer, EpcPod
 
 NONE = EnclaveUse(0, 0, 0)

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
-from confcom.devices.process_cgroup import MAX_CGROUP, NOBODY, parse_cgroup
+from confcom.devices.processes import MAX_CGROUP, NOBODY, parse_cgroup
 
 if TYPE_CHECKING:
     from confcom.services.quote_helper.connection import Conversation

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from confcom.devices.declared_node import declare_node
-from confcom.devices.epc_units import EpcUnits
+from confcom.devices.resources import EpcUnits
 from confcom.devices.sgx_node import find_sgx
 from confcom.errors import ConfigError
 from confcom.protocols import kubelet as k

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from confcom.devices.enclave_use import EnclaveUse
 from confcom.devices.misc_cgroup import MiscUse
-from confcom.devices.process_cgroup import NOBODY, CgroupOwner
+from confcom.devices.processes import NOBODY, CgroupOwner, EnclaveUse
 from confcom.protocols.epc import EpcContainer, EpcPod
 from confcom.services.metrics.use import ContainerUse, Episodes, Kind, Seen, explain, put_together
 

@@ -9,11 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from confcom.devices.declared_node import declare_node
-from confcom.devices.enclave_processes import EnclaveDevice, find_enclave_processes
+from confcom.devices.declared_node import declare_node, map_enclave_memory
 from confcom.devices.host import Host
-from confcom.devices.process_cgroup import CgroupOwner
-from confcom.devices.simulated_memory import map_enclave_memory
+from confcom.devices.processes import CgroupOwner, EnclaveDevice, find_enclave_processes
 from confcom.errors import ConfigError
 
 POD, ONE = "3c9f6d2e-1b7a-4c55-9f0e-8d2a6b1c4e77", "0123456789abcdef" * 4

@@ -5,9 +5,8 @@ from fractions import Fraction
 import pytest
 
 from confcom.cluster.node_values import NodeStatus
-from confcom.devices.epc_node_status import EpcAmount
-from confcom.devices.epc_pool import plan_pool
-from confcom.devices.epc_sections import EpcSection
+from confcom.devices.epc import EpcSection, plan_pool
+from confcom.devices.node_status import EpcAmount
 from confcom.errors import FormatError
 from confcom.protocols.epc import parse_quantity
 

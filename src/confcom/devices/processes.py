@@ -1,0 +1,416 @@
+"""Finds the processes of a host that have enclave memory mapped: one pass over /proc.
+
+Most processes have none, so each costs one read of its maps and a search. A candidate is then read again through a
+handle on its /proc folder, which stays with that process whatever becomes of its number.
+
+A mapped file is the enclave device if it has that device's number. The kernel tells so through /proc/PID/map_files
+(CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN) or /proc/PID/root (CAP_SYS_PTRACE, which reading maps needs as well). On a
+simulated node the device is an ordinary file, and what counts is that very file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from confcom.devices.host import Host
+from confcom.devices.sgx_node import ENCLAVE_PATHS, LEGACY_PATH
+
+# --- Whose a process is: pod and container, from the text of /proc/PID/cgroup; pure -----------------------------------
+#
+# Every form in use is known: cgroup v1 and v2, the kubelet's cgroupfs and systemd drivers, the ids of containerd,
+# CRI-O and Docker, and paths as a reader in a cgroup namespace of its own sees them (`/../…`). What stands below the
+# container's own cgroup (a systemd or a Docker inside it) still belongs to the container.
+#
+# A user can name cgroups below the ones that systemd delegates to it, so a name counts only where root made it: a
+# pod's in the path of the kubelet, and neither a pod's nor a container's below a user's slice or a service.
+
+
+MAX_CGROUP = 16 * 1024
+"""Bytes of the file that are looked at."""
+
+_UID = rb"[0-9a-f]{8}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{4}[-_][0-9a-f]{12}|[0-9a-f]{32}"
+"""A pod's uid; systemd wants `_` for `-`. Static pods have the hash of their file instead."""
+_QOS = rb"(?:{0}burstable|{0}besteffort)?"
+_POD = re.compile(
+    # systemd: …kubepods-burstable-pod<uid>.slice; its parents may be above a reader's cgroup namespace.
+    rb"/(?:[\w-]*-)?kubepods" + _QOS.replace(b"{0}", b"-") + rb"-pod(" + _UID + rb")\.slice(?=[/:]|$)"
+    # cgroupfs: …/kubepods/burstable/pod<uid>, or what such a reader sees of it.
+    rb"|(?:/kubepods|^(?:/\.\.)+)" + _QOS.replace(b"{0}", b"/") + rb"/pod(" + _UID + rb")(?=/|$)"
+)
+# …/pod<uid>/<id>, …-pod<uid>.slice/cri-containerd-<id>.scope, …-pod<uid>.slice:cri-containerd:<id>, /docker/<id>
+_CONTAINER = re.compile(rb"[/:-]([0-9a-f]{64})(?:\.scope)?(?=/|$)")
+# Below these a user may make and name cgroups. A node may be a container itself; containerd's service holds
+# containers that it was given a path of systemd's for without using systemd.
+_DELEGATED = re.compile(rb"/user[^/]*|/(?!containerd\.service)[^/]+\.service|/(?![\w-]+-[0-9a-f]{64}\.)[^/]+\.scope")
+
+
+@dataclass(frozen=True, slots=True)
+class CgroupOwner:
+    """`pod` is the pod's uid, `container` the runtime's id of 64 digits; None for what the cgroup does not name."""
+
+    pod: str | None = None
+    container: str | None = None
+
+
+NOBODY = CgroupOwner()
+
+
+def parse_cgroup(data: bytes) -> CgroupOwner:
+    """The owner of a process whose /proc/PID/cgroup reads so. A process of the host is `NOBODY`'s."""
+    owner = NOBODY
+    for line in data[:MAX_CGROUP].splitlines():
+        path = line.split(b":", 2)[-1]
+        pod = _POD.search(path)
+        # From the pod on, because a container may run containers of its own: the outermost is the pod's.
+        container = _CONTAINER.search(path, 0 if pod is None else pod.end())
+        first = pod or container
+        if first is None or _DELEGATED.search(path, 0, first.start()):
+            continue
+        identifier = None if container is None else container[1].decode()
+        if pod is not None:
+            return CgroupOwner((pod[1] or pod[2]).decode().replace("_", "-"), identifier)
+        if owner is NOBODY:
+            owner = CgroupOwner(None, identifier)
+    return owner
+
+
+# --- Which address ranges of a process are enclaves, from the text of /proc/PID/maps; pure. proc_pid_maps(5) ----------
+#
+# A line names the file that is mapped by the device of its file system and its inode, and by the path that the
+# process itself sees. It does not say which device a device file stands for: whoever reads the process asks the
+# kernel for that.
+
+
+MAX_MAPS = 8 << 20
+"""Bytes of one process's maps: the kernel's 65530 mappings with paths of usual length."""
+
+Range: TypeAlias = tuple[int, int]
+"""Start and end, the end not included."""
+FileIdentity: TypeAlias = tuple[int, int, int]
+"""Device of the file system (major, minor) and inode."""
+
+DEVICE_PATHS = frozenset(path.encode() for path in (*ENCLAVE_PATHS, LEGACY_PATH))
+_NAMES = tuple(f"/{path.split('/dev/')[1]}".encode() for path in (*ENCLAVE_PATHS, LEGACY_PATH))
+_DELETED = b" (deleted)"
+_LINE = re.compile(
+    rb"([0-9a-f]{1,16})-([0-9a-f]{1,16}) ([r-][w-][x-][sp]) [0-9a-f]{1,16} ([0-9a-f]{1,8}):([0-9a-f]{1,8}) "
+    rb"([0-9]{1,20}) *(.*)"
+)
+_IMAGE = re.compile(rb"^([0-9a-f]{1,16})-([0-9a-f]{1,16}) [^\n]*\[(stack|vdso)\]$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class FileMapping:
+    """One mapping of a file. `usable` means that it may be read, written or executed; others only hold addresses."""
+
+    start: int
+    end: int
+    usable: bool
+    file: FileIdentity
+    path: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.end - self.start
+
+
+def parse_mapping(line: bytes) -> FileMapping | None:
+    """One line; None for what is none, or maps no file."""
+    match = _LINE.fullmatch(line)
+    if match is None:
+        return None
+    start, end, inode = int(match[1], 16), int(match[2], 16), int(match[6])
+    if start >= end or not inode:
+        return None
+    identity = (int(match[4], 16), int(match[5], 16), inode)
+    return FileMapping(start, end, match[3][:3] != b"---", identity, match[7].removesuffix(_DELETED))
+
+
+def bears_a_device_name(path: bytes) -> bool:
+    """Whether a path ends as those of the enclave device do, wherever it is mounted."""
+    return path.endswith(_NAMES)
+
+
+def enclave_candidates(maps: bytes, known: Collection[FileIdentity]) -> Iterator[FileMapping]:
+    """Mappings of a file that is known, or that is called like the enclave device."""
+    # Nearly all processes have none, and this finds that out in some microseconds.
+    marks = [b" %02x:%02x %d " % identity for identity in known]
+    if b"sgx" not in maps and not any(mark in maps for mark in marks):
+        return
+    for line in maps.split(b"\n"):
+        if b"sgx" in line or any(mark in line for mark in marks):
+            mapping = parse_mapping(line)
+            if mapping is not None and (mapping.file in known or bears_a_device_name(mapping.path)):
+                yield mapping
+
+
+def program_image(maps: bytes) -> tuple[int, ...]:
+    """Where the kernel put stack and vDSO when the program was started: random places, the same after fork alone.
+
+    Of the stack the end counts, because it grows downwards. Empty where neither is shown.
+    """
+    found = {match[3]: int(match[2 if match[3] == b"stack" else 1], 16) for match in _IMAGE.finditer(maps)}
+    return tuple(found[name] for name in (b"stack", b"vdso") if name in found)
+
+
+def merge(ranges: Iterable[Range]) -> tuple[Range, ...]:
+    """The same addresses, each once, in order."""
+    merged: list[Range] = []
+    for start, end in sorted(ranges):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        elif start < end:
+            merged.append((start, end))
+    return tuple(merged)
+
+
+def subtract(ranges: Iterable[Range], others: Iterable[Range]) -> tuple[Range, ...]:
+    """The addresses of `ranges` that are in none of `others`."""
+    left: list[Range] = []
+    taken = merge(others)
+    ends = [high for _, high in taken]
+    for start, end in merge(ranges):
+        for low, high in taken[bisect_right(ends, start) :]:
+            if end <= low:
+                break
+            if start < low:
+                left.append((start, low))
+            start = high
+        if start < end:
+            left.append((start, end))
+    return tuple(left)
+
+
+def size(ranges: Iterable[Range]) -> int:
+    """Bytes in all; the ranges must not overlap."""
+    return sum(end - start for start, end in ranges)
+
+
+# --- How much enclave memory each container's processes map; pure -----------------------------------------------------
+#
+# Linux counts no EPC per process or container. What it shows is which addresses a process has mapped from the SGX
+# driver; that is an upper bound of the EPC in use: a page may never have been added, or be paged out. It is the bound
+# that a limit can be held against, because every one of these pages may be used at any moment.
+
+
+@dataclass(frozen=True, slots=True)
+class EnclaveProcess:
+    """A process with enclave memory. `image` tells programs apart (`process_maps.program_image`).
+
+    `usable` are the addresses that it may use, `reserved` those that are only kept free for its enclave.
+    """
+
+    pid: int
+    parent: int
+    owner: CgroupOwner
+    image: tuple[int, ...]
+    usable: tuple[Range, ...]
+    reserved: tuple[Range, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EnclaveUse:
+    """Bytes of enclave memory of one owner, and how many processes have some."""
+
+    mapped: int
+    reserved: int
+    processes: int
+
+
+def count_use(processes: Iterable[EnclaveProcess]) -> Mapping[CgroupOwner, EnclaveUse]:
+    """Add up per owner; each address once, and what fork() handed down only at the parent.
+
+    A child that was forked has its parent's enclaves at the same addresses, and they are the same pages of EPC. A
+    program that was started anew may have another enclave at equal addresses; it is known by its stack's place. Where
+    that cannot be told, the child counts in full: the sum stays an upper bound.
+    """
+    found = list(processes)
+    by_pid = {process.pid: process for process in found}
+    sums: dict[CgroupOwner, tuple[int, int, int]] = {}
+    for process in found:
+        parent = by_pid.get(process.parent)
+        inherited: tuple[Range, ...] = ()
+        if parent is not None and process.image and parent.image == process.image and parent.owner == process.owner:
+            inherited = (*parent.usable, *parent.reserved)
+        usable = subtract(process.usable, inherited)
+        reserved = subtract(process.reserved, (*inherited, *merge(process.usable)))
+        mapped, kept, count = sums.get(process.owner, (0, 0, 0))
+        sums[process.owner] = (mapped + size(usable), kept + size(reserved), count + 1)
+    return {owner: EnclaveUse(*numbers) for owner, numbers in sums.items()}
+
+
+# --- The line of /proc/PID/stat, as far as it is needed here; pure. proc_pid_stat(5) ----------------------------------
+
+
+_PARENT, _USER, _SYSTEM, _START = 1, 11, 12, 19
+"""Places after the name: ppid, utime, stime, starttime."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStat:
+    """`ticks` is the processor time used and `started` the start after boot, both in clock ticks."""
+
+    name: bytes
+    parent: int
+    ticks: int
+    started: int
+
+
+def parse_stat(line: bytes) -> ProcessStat | None:
+    """None for what is no such line. The name may hold anything, brackets and blanks included."""
+    head, bracket, rest = line.rpartition(b")")
+    _, opening, name = head.partition(b"(")
+    fields = rest.split()
+    if not bracket or not opening or len(fields) <= _START:
+        return None
+    numbers = [fields[place] for place in (_PARENT, _USER, _SYSTEM, _START)]
+    if not all(number.isdigit() and len(number) <= 20 for number in numbers):
+        return None
+    parent, user, system, started = map(int, numbers)
+    return ProcessStat(name, parent, user + system, started)
+
+
+_MAX_STAT = 4096
+_PIECE = 64 * 1024
+_MAX_DIGITS = 9
+
+
+@dataclass(frozen=True, slots=True)
+class EnclaveDevice:
+    """What tells the enclave device: its numbers, and the files that are known to be it without asking the kernel."""
+
+    numbers: frozenset[tuple[int, int]]
+    files: frozenset[FileIdentity]
+    stand_in: bool = False
+
+    @classmethod
+    def of(cls, host: Host) -> EnclaveDevice:
+        """The enclave devices of every driver that `host` has."""
+        numbers, files = set(), set()
+        for path in sorted(DEVICE_PATHS):
+            found, status = host.device(path.decode()), host.status(path.decode())
+            if found is None or status is None:
+                continue
+            files.add(_identity(status))
+            if found.number is not None:
+                numbers.add(found.number)
+        return cls(frozenset(numbers), frozenset(files), host.stand_ins)
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessesSeen:
+    """One pass. `unreadable` counts processes whose maps were refused to us: their use is not known."""
+
+    enclaves: tuple[EnclaveProcess, ...]
+    processes: int
+    unreadable: int
+
+
+class _Pass:
+    """The counters of a pass, and which files were found to be the device."""
+
+    def __init__(self, proc: int, device: EnclaveDevice) -> None:
+        self.proc = proc
+        self.device = device
+        self.unreadable = 0
+        self._devices: dict[FileIdentity, bool] = {}
+
+    def enclaves(self, name: str) -> EnclaveProcess | None:
+        """The enclave memory of a process; None if it has none, or is gone."""
+        try:
+            if not any(True for _ in enclave_candidates(_read(f"{name}/maps", self.proc, MAX_MAPS), self.device.files)):
+                return None
+            with _folder(name, self.proc) as process:
+                return self._look(int(name), process)
+        except PermissionError:
+            self.unreadable += 1
+        except OSError:
+            pass  # it ended meanwhile
+        return None
+
+    def _look(self, pid: int, process: int) -> EnclaveProcess | None:
+        maps = _read("maps", process, MAX_MAPS)
+        usable: list[Range] = []
+        reserved: list[Range] = []
+        for mapping in enclave_candidates(maps, self.device.files):
+            if self._is_device(mapping, process):
+                (usable if mapping.usable else reserved).append((mapping.start, mapping.end))
+        line = parse_stat(_read("stat", process, _MAX_STAT))
+        if line is None or not (usable or reserved):
+            return None
+        owner = parse_cgroup(_read("cgroup", process, MAX_CGROUP))
+        return EnclaveProcess(pid, line.parent, owner, program_image(maps), merge(usable), merge(reserved))
+
+    def _is_device(self, mapping: FileMapping, process: int) -> bool:
+        if mapping.file in self.device.files:
+            return True
+        known = self._devices.get(mapping.file)
+        if known is None:
+            known = self._devices[mapping.file] = self._ask(mapping, process)
+        return known
+
+    def _ask(self, mapping: FileMapping, process: int) -> bool:
+        try:
+            return self._matches(os.stat(f"map_files/{mapping.start:x}-{mapping.end:x}", dir_fd=process))
+        except OSError:
+            pass
+        try:
+            # The path as the process sees it; it may have been moved since, so the inode must agree.
+            status = os.stat(b"root" + mapping.path, dir_fd=process)
+            return status.st_ino == mapping.file[2] and self._matches(status)
+        except (OSError, ValueError):
+            return not self.device.stand_in and mapping.path in DEVICE_PATHS
+
+    def _matches(self, status: os.stat_result) -> bool:
+        if stat.S_ISCHR(status.st_mode):
+            return (os.major(status.st_rdev), os.minor(status.st_rdev)) in self.device.numbers
+        return self.device.stand_in and _identity(status) in self.device.files
+
+
+def find_enclave_processes(host: Host, device: EnclaveDevice) -> ProcessesSeen:
+    """One pass over `host`'s /proc. Without a device there is nothing to look for, and nothing is read."""
+    if not device.files:
+        return ProcessesSeen((), 0, 0)
+    try:
+        with _folder(str(host.root / "proc")) as proc:
+            names = [name for name in os.listdir(proc) if name.isdigit() and len(name) <= _MAX_DIGITS]  # noqa: PTH208 - by handle
+            look = _Pass(proc, device)
+            found = [process for name in names if (process := look.enclaves(name)) is not None]
+            return ProcessesSeen(tuple(found), len(names), look.unreadable)
+    except OSError:
+        return ProcessesSeen((), 0, 0)
+
+
+def _identity(status: os.stat_result) -> FileIdentity:
+    return os.major(status.st_dev), os.minor(status.st_dev), status.st_ino
+
+
+@contextmanager
+def _folder(name: str, inside: int | None = None) -> Iterator[int]:
+    descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=inside)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _read(name: str, inside: int, most: int) -> bytes:
+    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=inside)
+    try:
+        pieces = [os.read(descriptor, _PIECE)]
+        read = len(pieces[0])
+        # The kernel gives maps a page at a time.
+        while read < most and (piece := os.read(descriptor, _PIECE)):
+            pieces.append(piece)
+            read += len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)[:most]
+    finally:
+        os.close(descriptor)
