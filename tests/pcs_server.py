@@ -13,7 +13,7 @@ from confcom.collateral.documents import key_for
 from confcom.errors import CollateralNotFound, FormatError
 from confcom.protocols.pcs import Answer, HttpResponse
 from confcom.protocols.pcs_service import document_response, parse_request
-from confcom.simulator.pcs import SimulatedPcs
+from confcom.simulator.world import SimulatedPcs
 
 Behaviour = Callable[[BaseHTTPRequestHandler], bool]
 """Answers a request itself and gives True, or leaves it to the server."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from confcom.cluster.kept_secret import SecretState
+from confcom.cluster.served import SecretState
 from confcom.errors import ClusterError, ClusterRefused
 
 KINDS = ("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration")

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from confcom.admission.decision import Circumstances
-from confcom.admission.grants import Grants
+from confcom.admission.pod_json import Grants
 from confcom.errors import PolicyError
 from confcom.protocols.epc import CANONICAL
 from confcom.services.webhook.reviews import Task, review

@@ -24,9 +24,8 @@ from confcom.formats.tdx import TdReportBody15, TdReportBody15Ex
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.documents import EnclaveTcbLevel, PlatformTcbLevel
 from confcom.simulator.machine import DEFAULT_TCB, FMSPC, MachineTcb, PckCa, SimulatedMachine
-from confcom.simulator.platform import SimulatedPlatform
 from confcom.simulator.td import td_report, td_report_1_5
-from confcom.simulator.world import SimulatedWorld
+from confcom.simulator.world import SimulatedPlatform, SimulatedWorld
 
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
 SEED = bytes(range(32))

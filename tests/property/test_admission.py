@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from confcom.admission.decision import Circumstances, decide_debug, decide_pod
-from confcom.admission.grants import Grants
+from confcom.admission.pod_json import Grants
 from confcom.errors import FormatError
 from confcom.protocols.admission import difference
 from confcom.protocols.epc import parse_quantity

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from confcom.cluster.node_values import NodeStatus
+from confcom.cluster.nodes import NodeStatus
 from confcom.devices.epc import MIB, EpcSection, plan_pool, prefer_one_node
 from confcom.devices.node_status import EpcAmount
 from confcom.errors import FormatError

@@ -18,7 +18,7 @@ from confcom.cluster.objects import ClusterObjects
 from confcom.errors import ClusterError
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.addon_state import AddonState, parse_state, state_object
-from confcom.manifests.namespace import namespace
+from confcom.manifests.objects import namespace
 from object_api import GUARD, ObjectApi
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

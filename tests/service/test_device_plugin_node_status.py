@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from confcom.cluster.kube_node import FIELD_MANAGER
+from confcom.cluster.nodes import FIELD_MANAGER
 from confcom.errors import ConfigError
 from confcom.services.device_plugin.epc_in_node_status import KubeNodeCluster
 from kubelet_emulator import KubeletEmulator

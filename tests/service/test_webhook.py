@@ -25,7 +25,7 @@ from cryptography.x509.oid import NameOID
 from prometheus_client import CollectorRegistry
 
 from confcom.admission.decision import Circumstances
-from confcom.admission.grants import Grants
+from confcom.admission.pod_json import Grants
 from confcom.errors import ConfigError
 from confcom.pki.serving_pair import make_serving_pair
 from confcom.protocols.admission import MAX_REVIEW

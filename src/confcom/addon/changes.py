@@ -34,22 +34,20 @@ from confcom.addon.plan import (
     uses,
 )
 from confcom.addon.rollout import WORKLOADS, Progress, Rollout, progress_of, trouble_of
-from confcom.cluster.object_kinds import CLAIM_KIND, NODE_KIND, POD_KIND, SLICE_KIND
-from confcom.cluster.objects import ClusterObjects, Object, Ref
+from confcom.cluster.objects import CLAIM_KIND, NODE_KIND, POD_KIND, SLICE_KIND, ClusterObjects, Object, Ref
 from confcom.errors import ClusterError, ClusterRefused, ConfigError
 from confcom.manifests.addon import render
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.addon_state import AddonState, parse_state, state_object
-from confcom.manifests.cleanup import cleanup
-from confcom.manifests.namespace import namespace
 from confcom.manifests.objects import (
     COMPONENT,
     NAMESPACE,
     OURS,
     QUOTE_HELPER,
     WEBHOOK,
+    namespace,
 )
-from confcom.manifests.simulated import WORLD_KEY, WORLD_SECRET, world_objects
+from confcom.manifests.simulated import WORLD_KEY, WORLD_SECRET, cleanup, world_objects
 from confcom.manifests.webhook import CA_SECRET, WebhookCa
 from confcom.pki.serving_pair import Authority, authorities_in, expiry_of
 from confcom.protocols.admission import CONFIGURATION

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import unified_diff
 from typing import Any, NamedTuple
 
-from confcom.cluster.node_values import BOOT_ANNOTATION, OVERCOMMIT_LABEL, TRUE_SIZE_LABEL
+from confcom.cluster.nodes import BOOT_ANNOTATION, OVERCOMMIT_LABEL, TRUE_SIZE_LABEL
 from confcom.cluster.objects import NOT_FOUND, ClusterObjects, Ref
 from confcom.errors import ClusterRefused, ConfigError
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.dynamic_resources import trial_claim
+from confcom.manifests.device_plugin import trial_claim
 from confcom.manifests.objects import (
     DEVICE_PLUGIN,
     ENCLAVE_RESOURCE,

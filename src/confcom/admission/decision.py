@@ -20,11 +20,12 @@ from confcom.admission.aesm_wiring import (
     with_variable,
     with_volume,
 )
-from confcom.admission.epc_amounts import Wish, fulfil, read_wish, without_defaults
+from confcom.admission.epc_amounts import Wish, fulfil, pod_epc, read_wish, without_defaults
 from confcom.admission.findings import Finding, Findings
-from confcom.admission.grants import NO_GRANTS, Grants
 from confcom.admission.pod_json import (
+    NO_GRANTS,
     Container,
+    Grants,
     Json,
     containers_of,
     json_object,
@@ -34,7 +35,6 @@ from confcom.admission.pod_json import (
     with_containers,
     with_label,
 )
-from confcom.admission.pod_total import pod_epc
 from confcom.admission.quote_modes import IN_PROC, OUT_OF_PROC, Annotated, Choice, mode_of, read_annotations
 from confcom.admission.uncounted import check_devices, check_places
 from confcom.protocols.admission import LABEL, LABEL_VALUE

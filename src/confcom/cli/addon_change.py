@@ -13,7 +13,7 @@ from confcom.cli.addon_options import VERSION, addon_option, note, target_of, ta
 from confcom.cli.addon_output import output_option, print_result, profile
 from confcom.cli.addon_settings import changes_of, setting_options
 from confcom.cli.addon_view import show_changes
-from confcom.manifests import certification
+from confcom.manifests import collateral
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.addon_state import AddonState
 
@@ -64,7 +64,7 @@ def _change(flags: dict[str, Any], settle: Callable[[dict[str, Any], AddonState 
 
     async def work(addon: Addon) -> AddonConfig:
         config = settle(changes, await addon.state())
-        if remark := certification.remark(config):
+        if remark := collateral.remark(config):
             note(remark)
         if flags["dry_run"]:
             show_changes(await addon.plan(config))

@@ -11,7 +11,7 @@ import msgspec
 
 from confcom.admission.aesm_wiring import Wiring
 from confcom.admission.decision import Circumstances, Decision
-from confcom.admission.grants import Grants
+from confcom.admission.pod_json import Grants
 from confcom.admission.workloads import FoundPod, check_pod, find_pods
 from confcom.cli.exit_codes import ExitCode
 from confcom.cli.manifest_files import read_manifests

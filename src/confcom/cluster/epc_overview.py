@@ -11,8 +11,8 @@ from lightkube import AsyncClient
 from lightkube.core.generic_client import BasicRequest
 
 from confcom.cluster.client import cluster_errors, open_client
-from confcom.cluster.node_pods import JsonPod
-from confcom.cluster.object_kinds import NODE_KIND
+from confcom.cluster.nodes import JsonPod
+from confcom.cluster.objects import NODE_KIND
 from confcom.errors import ClusterError, ClusterRefused, FormatError
 from confcom.protocols.epc import CANONICAL, EpcNode, EpcPod, parse_node, parse_pod
 from confcom.protocols.prometheus_text import MAX_PAGE

@@ -16,7 +16,7 @@ from lightkube.generic_resource import GenericGlobalResource
 from lightkube.resources.core_v1 import Node
 
 from confcom.cluster.client import cluster_errors, open_client
-from confcom.cluster.node_pods import JsonClaim
+from confcom.cluster.nodes import JsonClaim
 from confcom.errors import ClusterError, ClusterRefused
 
 FIELD_MANAGER = "confcom-device-plugin"

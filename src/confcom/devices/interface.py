@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from confcom.cluster.node_values import NodeStatus
+from confcom.cluster.nodes import NodeStatus
 from confcom.devices.sgx_node import SgxNode
 from confcom.protocols.kubelet import ContainerAllocation, Device
 

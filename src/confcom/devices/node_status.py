@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from confcom.cluster.node_values import BOOT_ANNOTATION, OVERCOMMIT_LABEL, TRUE_SIZE_LABEL, NodeStatus
+from confcom.cluster.nodes import BOOT_ANNOTATION, OVERCOMMIT_LABEL, TRUE_SIZE_LABEL, NodeStatus
 from confcom.devices.epc import EpcPool
 from confcom.errors import FormatError
 from confcom.protocols.epc import parse_quantity

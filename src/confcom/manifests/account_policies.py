@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from confcom.cluster.node_values import BOOT_ANNOTATION, OVERCOMMIT_LABEL, TRUE_SIZE_LABEL
+from confcom.cluster.nodes import BOOT_ANNOTATION, OVERCOMMIT_LABEL, TRUE_SIZE_LABEL
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import (
     COLLATERAL,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from confcom.manifests import account_policies, dynamic_resources, rbac, simulated
+from confcom.manifests import account_policies, objects, simulated
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import (
     DEVICE_PLUGIN,
@@ -14,13 +14,52 @@ from confcom.manifests.objects import (
     from_pod,
     host_path,
     http_probes,
+    labels,
     mount,
     number,
     resources,
     service_account,
     settings,
 )
-from confcom.protocols import aesm
+from confcom.protocols import aesm, dra_objects
+
+# --- What publisher `dra` needs beside the device plugin: device classes, and rights on slices ------------------------
+
+
+_GROUP = "resource.k8s.io"
+
+
+def device_classes() -> list[Object]:
+    """The classes by which claims find EPC and the provisioning device."""
+    found: list[Object] = [
+        dra_objects.device_class(dra_objects.EPC_CLASS, "epc"),
+        dra_objects.device_class(dra_objects.PROVISION_CLASS, "provision"),
+    ]
+    for one in found:
+        one["metadata"]["labels"] = labels(DEVICE_PLUGIN.component)
+    return found
+
+
+def slice_rules() -> list[Object]:
+    """What the driver may do with slices and claims; the policy below narrows it down to its own node."""
+    return [
+        objects.rule(_GROUP, ["resourceslices"], ["get", "list", "watch", "create", "update", "delete"]),
+        objects.rule(_GROUP, ["resourceclaims"], ["get"]),
+    ]
+
+
+def trial_claim() -> Object:
+    """A template of a claim of 1 MiB, to find out whether a cluster keeps the amount."""
+    amount = {"requests": {dra_objects.EPC_CAPACITY: "1Mi"}}
+    request = {"name": "epc", "exactly": {"deviceClassName": dra_objects.EPC_CLASS, "capacity": amount}}
+    spec = {"spec": {"devices": {"requests": [request]}}}
+    # A namespace that every cluster has: the add-on's own may not be there yet.
+    metadata = {"name": "confcom-trial", "namespace": "default"}
+    return {"apiVersion": dra_objects.API_VERSION, "kind": "ResourceClaimTemplate", "metadata": metadata, "spec": spec}
+
+
+# --- The device plugin: one process per SGX node, root because the kubelet's folder is root's, and nothin ---
+
 
 KUBELET = "/var/lib/kubelet"
 CDI = "/var/run/cdi"
@@ -41,13 +80,13 @@ def rights(config: AddonConfig) -> list[Object]:
     reserved = account_policies.reserved(config)
     if config.publisher == "devices":
         return reserved
-    rules = [rbac.rule("", ["nodes"], ["get", "list", "watch"]), rbac.rule("", ["nodes/status"], ["patch"])]
+    rules = [objects.rule("", ["nodes"], ["get", "list", "watch"]), objects.rule("", ["nodes/status"], ["patch"])]
     # With claims too: amounts that another publisher left in the node's status would be given out twice.
     found = [*reserved, *account_policies.own_node(config)]
     if config.publisher == "dra":
-        found += [*dynamic_resources.device_classes(), *account_policies.own_slices()]
-        rules += dynamic_resources.slice_rules()
-    return [*found, *rbac.cluster_role(DEVICE_PLUGIN, rules)]
+        found += [*device_classes(), *account_policies.own_slices()]
+        rules += slice_rules()
+    return [*found, *objects.cluster_role(DEVICE_PLUGIN, rules)]
 
 
 def needs_api(config: AddonConfig) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from confcom.manifests import account_policies, rbac, simulated
+from confcom.manifests import account_policies, objects, simulated
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import (
     METRICS,
@@ -32,13 +32,13 @@ def metrics(config: AddonConfig) -> list[Object]:
 
 
 def _rights() -> list[Object]:
-    return rbac.cluster_role(
+    return objects.cluster_role(
         METRICS,
         [
-            rbac.rule("", ["pods"], ["list", "watch"]),
-            rbac.rule("", ["nodes"], ["get"]),
-            rbac.rule("resource.k8s.io", ["resourceclaims"], ["get"]),
-            rbac.rule("events.k8s.io", ["events"], ["create", "get", "patch"]),
+            objects.rule("", ["pods"], ["list", "watch"]),
+            objects.rule("", ["nodes"], ["get"]),
+            objects.rule("resource.k8s.io", ["resourceclaims"], ["get"]),
+            objects.rule("events.k8s.io", ["events"], ["create", "get", "patch"]),
         ],
     )
 

@@ -296,3 +296,129 @@ def completed(objects: Iterable[Object], config: AddonConfig, version: str) -> l
 def pod_template(workload: Workload, spec: Object) -> Object:
     """The pod of a component."""
     return {"metadata": {"labels": labels(workload.component)}, "spec": spec}
+
+
+# --- The add-on's namespace, and its right to the priorities of system components -------------------------------------
+
+
+_POD_SECURITY = "pod-security.kubernetes.io"
+
+
+def namespace() -> Object:
+    """The namespace. The node components mount paths of the host, which only the level `privileged` lets through.
+
+    `audit` stays at `restricted`, so that whatever else runs here is seen.
+    """
+    found = global_object("v1", "Namespace", NAMESPACE, ITSELF.component)
+    found["metadata"]["labels"] |= {f"{_POD_SECURITY}/enforce": "privileged", f"{_POD_SECURITY}/audit": "restricted"}
+    return found
+
+
+def critical_pods() -> Object:
+    """Lets pods here have the priorities of system components in clusters that restrict these to some namespaces.
+
+    Such clusters want a quota that names the priorities. In all others it restricts nothing.
+    """
+    classes = {"operator": "In", "scopeName": "PriorityClass", "values": list(CRITICAL)}
+    spec = {"hard": {"pods": "1000000"}, "scopeSelector": {"matchExpressions": [classes]}}
+    return namespaced_object("v1", "ResourceQuota", "confcom-critical-pods", ITSELF.component, spec=spec)
+
+
+# --- Who may do what at the Kubernetes API. A component that is not listed here may do nothing ------------------------
+
+
+_API = "rbac.authorization.k8s.io"
+
+
+def rule(group: str, resources: list[str], verbs: list[str], names: list[str] | None = None) -> Object:
+    """One rule of a role."""
+    found: Object = {"apiGroups": [group], "resources": resources, "verbs": verbs}
+    return found | ({"resourceNames": names} if names else {})
+
+
+def cluster_role(workload: Workload, rules: list[Object]) -> list[Object]:
+    """A role in the whole cluster for a component's account."""
+    name = f"confcom:{workload.name}"
+    return [
+        global_object(f"{_API}/v1", "ClusterRole", name, workload.component, rules=rules),
+        global_object(
+            f"{_API}/v1",
+            "ClusterRoleBinding",
+            name,
+            workload.component,
+            roleRef={"apiGroup": _API, "kind": "ClusterRole", "name": name},
+            subjects=[_subject(workload)],
+        ),
+    ]
+
+
+def role(workload: Workload, rules: list[Object]) -> list[Object]:
+    """A role in the add-on's namespace for a component's account."""
+    return [
+        namespaced_object(f"{_API}/v1", "Role", workload.name, workload.component, rules=rules),
+        namespaced_object(
+            f"{_API}/v1",
+            "RoleBinding",
+            workload.name,
+            workload.component,
+            roleRef={"apiGroup": _API, "kind": "Role", "name": workload.name},
+            subjects=[_subject(workload)],
+        ),
+    ]
+
+
+def _subject(workload: Workload) -> Object:
+    return {"kind": "ServiceAccount", "name": workload.name, "namespace": NAMESPACE}
+
+
+# --- Who may talk to whom: nobody in the namespace, except for what a component is there for --------------------------
+#
+# The API server and the kubelet are no pods, so their side of a rule is ports, or addresses that the operator names.
+
+
+DNS_PORT = 53
+
+
+def nothing_else() -> Object:
+    """What the other policies do not open is closed."""
+    return namespaced_object(
+        "networking.k8s.io/v1",
+        "NetworkPolicy",
+        "confcom-nothing-else",
+        ITSELF.component,
+        spec={"podSelector": {}, "policyTypes": ["Ingress", "Egress"]},
+    )
+
+
+def opening(
+    workload: Workload,
+    *,
+    ingress: tuple[int, ...] = (),
+    egress: tuple[int, ...] = (),
+    more: tuple[int, ...] = (),
+    called: tuple[int, ...] = (),
+    callers: tuple[str, ...] = (),
+) -> Object:
+    """TCP ports that a component serves at, and ports at which it may ask others; with DNS if 53 is among these.
+
+    `more` are further ports at which it may ask, some of which `egress` may have too. The ports `called` are open
+    to the CIDRs `callers` alone, or to every source where there are none.
+    """
+    rules: list[Object] = [{"ports": [_port(port) for port in ports]} for ports in (ingress, called) if ports]
+    if called and callers:
+        rules[-1]["from"] = [{"ipBlock": {"cidr": cidr}} for cidr in callers]
+    spec: Object = {
+        "podSelector": {"matchLabels": selector(workload.component)},
+        "policyTypes": ["Ingress", "Egress"],
+        "ingress": rules,
+        "egress": [{"ports": [_port(port) for port in ports] + _dns(ports)} for ports in (egress, more) if ports],
+    }
+    return namespaced_object("networking.k8s.io/v1", "NetworkPolicy", workload.name, workload.component, spec=spec)
+
+
+def _port(port: int, protocol: str = "TCP") -> Object:
+    return {"port": port, "protocol": protocol}
+
+
+def _dns(ports: tuple[int, ...]) -> list[Object]:
+    return [_port(DNS_PORT, "UDP")] if DNS_PORT in ports else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from confcom.manifests import certification
+from confcom.manifests import collateral
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import (
     HELPER_EPC,
@@ -53,7 +53,7 @@ def _daemon_set(config: AddonConfig) -> Object:
         "volumes": [
             host_path("aesmd-socket", SOCKET_FOLDER, "DirectoryOrCreate"),
             tmp_volume(),
-            *certification.volumes(config),
+            *collateral.volumes(config),
         ],
     }
     # The successor proves itself beside the present helper and takes the socket over; only then the present one ends.
@@ -76,11 +76,11 @@ def _container(config: AddonConfig) -> Object:
         config,
         QUOTE_HELPER.component,
         ["quote-helper"],
-        env=[*settings("quote-helper", _settings(config)), *certification.environment(config)],
+        env=[*settings("quote-helper", _settings(config)), *collateral.environment(config)],
         ports=[{"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"}],
         resources=_resources(config),
         securityContext=confined(profile=config.quote_helper_seccomp),
-        volumeMounts=[mount("aesmd-socket", SOCKET_FOLDER), mount("tmp", TMP), *certification.mounts(config)],
+        volumeMounts=[mount("aesmd-socket", SOCKET_FOLDER), mount("tmp", TMP), *collateral.mounts(config)],
         **http_probes("http"),
     )
 
@@ -104,4 +104,4 @@ def _settings(config: AddonConfig) -> dict[str, str]:
     }
     if config.platform == "simulated":
         found["simulated_machine"] = GRANTED_MACHINE
-    return found | certification.verifying(config)
+    return found | collateral.verifying(config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from base64 import b64encode
 from typing import NamedTuple
 
-from confcom.manifests import rbac
+from confcom.manifests import objects
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import (
     CLUSTER_CRITICAL,
@@ -55,7 +55,7 @@ def webhook(config: AddonConfig, ca: WebhookCa | None) -> list[Object]:
     return [
         service_account(WEBHOOK, token=True),
         *([] if ca is None else [_ca_secret(ca)]),
-        *rbac.cluster_role(WEBHOOK, [rbac.rule("", ["nodes"], ["get", "list", "watch"])]),
+        *objects.cluster_role(WEBHOOK, [objects.rule("", ["nodes"], ["get", "list", "watch"])]),
         service(WEBHOOK, admission.ServiceClient().port, "https"),
         _disruption_budget(),
         deployment(WEBHOOK, _pod(config), replicas=config.webhook_replicas),

@@ -7,7 +7,7 @@ import copy
 import pytest
 
 from confcom.admission.decision import Circumstances, decide_debug, decide_pod
-from confcom.admission.grants import Grants
+from confcom.admission.pod_json import Grants
 from confcom.errors import ConfigError
 from sgx_pods import AESMD, ENCLAVE, EPC, HELPER, PROVISION, canonical, container, labelled, pod
 

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from confcom.cluster.node_values import NodeStatus
+from confcom.cluster.nodes import NodeStatus
 from confcom.devices.epc import EpcSection, plan_pool
 from confcom.devices.node_status import EpcAmount
 from confcom.errors import FormatError

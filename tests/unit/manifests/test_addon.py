@@ -12,11 +12,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from confcom.cluster.object_kinds import ADDON_KINDS, NAMESPACE_KIND
+from confcom.cluster.objects import ADDON_KINDS, NAMESPACE_KIND
 from confcom.errors import ConfigError
 from confcom.manifests.addon import render
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.cleanup import cleanup
 from confcom.manifests.objects import (
     COMPONENT,
     MANAGED_BY,
@@ -26,6 +25,7 @@ from confcom.manifests.objects import (
     SGX_NODE_LABELS,
     Object,
 )
+from confcom.manifests.simulated import cleanup
 from confcom.manifests.webhook import WebhookCa
 
 EVERYTHING = AddonConfig(quote_helper=True, collateral=True, metrics=True, provision_grants=("apps/default",))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from confcom.errors import ConfigError
-from confcom.manifests import certification
+from confcom.manifests import collateral
 from confcom.manifests.addon import render
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import Object
@@ -87,7 +87,7 @@ def test_of_our_own_service_the_helper_trusts_what_the_service_publishes_and_nob
     assert environment["CONFCOM_QUOTE_HELPER_COLLATERAL"] == SERVICE
     assert environment["CONFCOM_QUOTE_HELPER_COLLATERAL_CA"] == f"/etc/ssl/certs/{key}"
     assert CollateralServiceConfig().names()[0] in SERVICE
-    assert CollateralServiceConfig().tls_config_map == certification.CA_CONFIG_MAP
+    assert CollateralServiceConfig().tls_config_map == collateral.CA_CONFIG_MAP
 
 
 def test_of_another_service_it_trusts_whom_its_image_does() -> None:
@@ -108,10 +108,10 @@ def test_who_has_no_library_or_no_service_is_told_nothing(settings: dict[str, An
 
 
 def test_whoever_enables_a_helper_without_a_service_hears_of_it() -> None:
-    assert "--enable-collateral" in certification.remark(AddonConfig(quote_helper=True))
+    assert "--enable-collateral" in collateral.remark(AddonConfig(quote_helper=True))
     for settings in ({}, {"collateral": True}, {"collateral_url": "https://x"}, {"platform": "simulated"}):
         helped = {"quote_helper": bool(settings)}
-        assert certification.remark(AddonConfig(**(helped | settings))) == ""
+        assert collateral.remark(AddonConfig(**(helped | settings))) == ""
 
 
 @pytest.mark.parametrize(

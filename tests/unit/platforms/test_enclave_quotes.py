@@ -14,9 +14,9 @@ from confcom.formats.sgx import QeReportInfo, Report
 from confcom.platforms.enclave_quotes import EnclaveQuoteSource
 from confcom.platforms.interface import QuoteResult
 from confcom.simulator.machine import SimulatedMachine
-from confcom.simulator.platform import SimulatedPlatform
 from confcom.simulator.qe3 import QE3
 from confcom.simulator.report_scheme import report_scheme
+from confcom.simulator.world import SimulatedPlatform
 
 DATA = bytes(range(64))
 NONCE = bytes(range(16))

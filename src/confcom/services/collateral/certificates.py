@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 import structlog
 
-from confcom.cluster.kept_secret import SecretState
+from confcom.cluster.served import SecretState
 from confcom.errors import ClusterError, ClusterRefused, ConfigError
 from confcom.pki.serving_pair import ServingPair, make_serving_pair
 from confcom.services.runtime.tls import HeldTls

@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 
-from confcom.cluster.published_ca import PublishedCa
+from confcom.cluster.served import PublishedCa
 from confcom.collateral.clock import Dates, rfc3339
 from confcom.collateral.documents import DocumentKey
 from confcom.collateral.store.database import StoreWatch

@@ -11,8 +11,7 @@ import asyncio
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from confcom.cluster.kube_node import KubeNode
-from confcom.cluster.node_values import NodeStatus
+from confcom.cluster.nodes import KubeNode, NodeStatus
 from confcom.cluster.resource_slices import KubeResourceClaims, KubeResourceSlices
 from confcom.devices.interface import NodeStatusPublisher
 from confcom.devices.node_status import EpcAmount, remembered

@@ -17,7 +17,7 @@ import msgspec
 import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from confcom.cluster.node_pods import NodePods
+from confcom.cluster.nodes import NodePods
 from confcom.devices.host import Host
 from confcom.devices.misc_cgroup import MiscCgroup, MiscUse, ReclaimThread, find_misc
 from confcom.devices.processes import EnclaveDevice, count_use, find_enclave_processes

@@ -18,7 +18,7 @@ import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from confcom.admission.decision import Circumstances
-from confcom.cluster.node_epc import drained, watch_nodes
+from confcom.cluster.nodes import drained, watch_nodes
 from confcom.errors import ClusterError, ConfigError
 from confcom.protocols.epc import MIB
 from confcom.services.runtime.http_server import Listener, serve_http

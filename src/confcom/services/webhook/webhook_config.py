@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from confcom.admission.aesm_wiring import Wiring
-from confcom.admission.grants import Grants
+from confcom.admission.pod_json import Grants
 from confcom.errors import ConfigError
 from confcom.protocols.admission import NAMESPACE, SERVICE
 

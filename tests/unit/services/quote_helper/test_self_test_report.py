@@ -20,9 +20,8 @@ from confcom.platforms.interface import Platform, QuoteResult
 from confcom.services.quote_helper.self_test import KeptReport, SelfQuote, SelfTestReport
 from confcom.simulator.declaration import EnclaveDeclaration, measure
 from confcom.simulator.machine import SimulatedMachine
-from confcom.simulator.platform import SimulatedPlatform
 from confcom.simulator.qe3 import QE3
-from confcom.simulator.world import SimulatedWorld
+from confcom.simulator.world import SimulatedPlatform, SimulatedWorld
 from running_helper import running_helper
 
 NEWER = replace(QE3, mr_enclave=measure("a newer QE3"))

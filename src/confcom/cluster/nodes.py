@@ -1,0 +1,272 @@
+"""The Node object of this node in the Kubernetes API, as `devices.interface.NodeStatusPublisher` wants it.
+
+A client lasts as long as one watch, because the token of a service account is replaced every hour and is read when the
+client is made. Only `nodes/status` of the one node is ever written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from lightkube import AsyncClient
+from lightkube.core.resource import ApiInfo, ResourceDef
+from lightkube.generic_resource import GenericNamespacedResource
+from lightkube.resources.core_v1 import Node
+from lightkube.types import PatchType
+
+from confcom.cluster.client import cluster_errors, open_client
+from confcom.errors import ClusterError, FormatError
+from confcom.protocols.epc import CANONICAL, EpcNode, EpcPod, parse_claim, parse_node, parse_pod, requested_epc
+
+# --- What we read of a Node object, as a value: no client is needed to know it ----------------------------------------
+
+
+TRUE_SIZE_LABEL = "confcom.dev/sgx-epc-mib"
+"""MiB of EPC that the node has."""
+OVERCOMMIT_LABEL = "confcom.dev/sgx-epc-overcommit"
+"""The ratio between what may be requested and what is there beside the reserve."""
+BOOT_ANNOTATION = "confcom.dev/sgx-epc-boot"
+"""The kubelet's boot id when the true size was found: until the next boot the size only falls."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """Of a Node object: amounts of extended resources as the API writes them, labels, annotations, the boot's id."""
+
+    capacity: Mapping[str, str]
+    allocatable: Mapping[str, str]
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    boot_id: str = ""
+
+
+FIELD_MANAGER = "confcom-device-plugin"
+SERVER_TIMEOUT = 300
+"""Seconds after which the API server shall end a watch."""
+_ADVICE = "The plugin's service account needs list and watch on nodes, patch on nodes/status, and its own node's name."
+
+
+class KubeNode:
+    """One node; `kubeconfig` None means in-cluster credentials, else $KUBECONFIG or the user's file."""
+
+    def __init__(self, name: str, *, kubeconfig: str | None = None) -> None:
+        self.name = name
+        self._kubeconfig = kubeconfig
+        self._client: AsyncClient | None = None
+
+    async def watch(self) -> AsyncGenerator[NodeStatus, None]:
+        """The present state first, then every further one; a node that is deleted ends it."""
+        await self.close()
+        self._client = open_client(self._kubeconfig, field_manager=FIELD_MANAGER)
+        seen: Any = self._client.watch(Node, fields={"metadata.name": self.name}, server_timeout=SERVER_TIMEOUT)
+        try:
+            with cluster_errors(f"cannot watch node {self.name}", advice=_ADVICE):
+                async with aclosing(seen):
+                    async for kind, node in seen:
+                        if kind == "DELETED":
+                            return
+                        yield _status(node)
+        finally:
+            await self.close()
+
+    async def patch(self, patch: Mapping[str, object]) -> None:
+        """A merge patch of the status subresource, while `watch` runs."""
+        if self._client is None:
+            # Between two watches; the next one shows what is to be patched again.
+            raise ClusterError(f"no connection for node {self.name} now")
+        with cluster_errors(f"cannot write the status of node {self.name}", advice=_ADVICE):
+            await self._client.patch(Node.Status, self.name, dict(patch), patch_type=PatchType.MERGE)
+
+    async def close(self) -> None:
+        """End the connections."""
+        if self._client is not None:
+            client, self._client = self._client, None
+            await client.close()
+
+
+def _status(node: Node) -> NodeStatus:
+    status, metadata = node.status, node.metadata
+    return NodeStatus(
+        capacity=dict((status and status.capacity) or {}),
+        allocatable=dict((status and status.allocatable) or {}),
+        labels=dict((metadata and metadata.labels) or {}),
+        annotations=dict((metadata and metadata.annotations) or {}),
+        boot_id=(status and status.nodeInfo and status.nodeInfo.bootID) or "",
+    )
+
+
+# --- How much EPC the nodes of a cluster have, and which take pods, followed as it changes ----------------------------
+
+
+CORDON = "node.kubernetes.io/unschedulable"
+"""The taint of a node that was cordoned, which a drain does first."""
+_STATUS_ADVICE = "The service account needs list and watch on nodes."
+
+
+class NodeState(NamedTuple):
+    """Of a node: bytes of EPC, 0 where it publishes none, and whether it takes pods.
+
+    `cordoned` is None for a node that has taints, which keep pods of no tolerations away whatever is done with it.
+    """
+
+    epc: int
+    cordoned: bool | None
+
+
+def drained(nodes: Iterable[NodeState]) -> bool:
+    """Whether every node on which pods could run is being drained."""
+    states = {node.cordoned for node in nodes}
+    return True in states and False not in states
+
+
+async def watch_nodes(kubeconfig: str | None) -> AsyncIterator[Mapping[str, NodeState]]:
+    """Every node by name: at once, after each change, until the watch ends.
+
+    Capacity counts, because what is allocatable is 0 for the moment in which a device plugin restarts.
+    """
+    found: dict[str, NodeState] = {}
+    client: Any = open_client(kubeconfig, field_manager="confcom-webhook")
+    try:
+        with cluster_errors("cannot watch the nodes", advice=_STATUS_ADVICE):
+            listed = client.list(Node, chunk_size=500)
+            async for node in listed:
+                found[node.metadata.name] = _state(node)
+            yield dict(found)
+            seen = client.watch(Node, server_timeout=SERVER_TIMEOUT, resource_version=listed.resourceVersion)
+            async with aclosing(seen):
+                async for kind, node in seen:
+                    before = found.pop(node.metadata.name, None)
+                    if kind != "DELETED":
+                        found[node.metadata.name] = _state(node)
+                    if found.get(node.metadata.name) != before:
+                        yield dict(found)
+    finally:
+        await client.close()
+
+
+def _state(node: Any) -> NodeState:  # noqa: ANN401 - lightkube's model of a node
+    status, spec = node.status, node.spec
+    epc = requested_epc((status.capacity if status is not None else None) or {}) or 0
+    taints = (spec.taints if spec is not None else None) or []
+    keys = {taint.key for taint in taints if taint.effect in ("NoSchedule", "NoExecute")}
+    if keys - {CORDON}:
+        return NodeState(epc, None)
+    return NodeState(epc, bool(keys or (spec is not None and spec.unschedulable)))
+
+
+# --- The pods of one node and what the node may hand out, kept up to date by a watch ----------------------------------
+
+
+LIFE = 600.0
+"""Seconds after which everything is listed anew with a new client: a service account's token lasts an hour."""
+CHUNK = 200
+"""Pods per answer."""
+
+MAX_CLAIMS = 1024
+"""Claims of pods of one node whose amounts are remembered."""
+
+_PODS_ADVICE = "The service account needs list and watch on pods, get on nodes, and get on resourceclaims."
+
+
+class JsonPod(GenericNamespacedResource):
+    """A pod as plain JSON: there is no need to make objects of all that it holds."""
+
+    _api_info = ApiInfo(
+        resource=ResourceDef("", "v1", "Pod"),
+        plural="pods",
+        verbs=["get", "list", "watch", "global_list", "global_watch"],
+    )
+
+
+class JsonClaim(GenericNamespacedResource):
+    """A ResourceClaim as plain JSON."""
+
+    _api_info = ApiInfo(
+        resource=ResourceDef("resource.k8s.io", "v1", "ResourceClaim"), plural="resourceclaims", verbs=["get"]
+    )
+
+
+class NodePods:
+    """What the API says of one node. `known` turns true with the first complete list; `pods` are by uid.
+
+    `claims` has the bytes of EPC of the pods' ResourceClaims, by namespace and name, as far as they could be read.
+    """
+
+    def __init__(self, node: str, *, kubeconfig: str | None = None, resource: str = CANONICAL) -> None:
+        self.node = EpcNode(node)
+        self.pods: Mapping[str, EpcPod] = {}
+        self.claims: Mapping[tuple[str, str], int] = {}
+        self.known = False
+        self._kubeconfig = kubeconfig
+        self._resource = resource
+
+    async def follow(self) -> None:
+        """List, then watch, for `LIFE` at most; `ClusterError` when that fails."""
+        client: Any = open_client(self._kubeconfig, field_manager="confcom-metrics")
+        try:
+            async with asyncio.timeout(LIFE):
+                with cluster_errors(f"cannot follow the pods of node {self.node.name}", advice=_PODS_ADVICE):
+                    version = await self._list(client)
+                    await self._watch(client, version)
+        except TimeoutError:
+            return
+        finally:
+            await client.close()
+
+    async def refresh(self) -> None:
+        """Read the node again, and the claims that pods have come with; `ClusterError` when that fails."""
+        client: Any = open_client(self._kubeconfig, field_manager="confcom-metrics")
+        try:
+            with cluster_errors(f"cannot read node {self.node.name}", advice=_PODS_ADVICE):
+                found = await client.get(Node, self.node.name)
+            status = {"allocatable": found.status and found.status.allocatable}
+            self.node = parse_node({"metadata": {"name": self.node.name}, "status": status}, self._resource)
+            await self._read_claims(client)
+        finally:
+            await client.close()
+
+    async def _read_claims(self, client: Any) -> None:  # noqa: ANN401 - lightkube's signatures know its own models only
+        wanted = [(pod.namespace, name) for pod in self.pods.values() for one in pod.containers for name in one.claims][
+            :MAX_CLAIMS
+        ]
+        found = {claim: size for claim in wanted if (size := self.claims.get(claim))}
+        for namespace, name in dict.fromkeys(claim for claim in wanted if claim not in found):
+            with cluster_errors(f"cannot read the claim {namespace}/{name}", advice=_PODS_ADVICE):
+                claim = await client.get(JsonClaim, name, namespace=namespace)
+            found[namespace, name] = parse_claim(dict(claim))
+        self.claims = found
+
+    async def _list(self, client: Any) -> str:  # noqa: ANN401 - lightkube's signatures know its own models only
+        listed = client.list(JsonPod, namespace="*", fields=self._own(), chunk_size=CHUNK)
+        pods = {}
+        async for document in listed:
+            if (pod := _parse(document)) is not None:
+                pods[pod.uid] = pod
+        self.pods, self.known = pods, True
+        return str(listed.resourceVersion)
+
+    async def _watch(self, client: Any, version: str) -> None:  # noqa: ANN401 - as above
+        seen = client.watch(
+            JsonPod, namespace="*", fields=self._own(), resource_version=version, server_timeout=SERVER_TIMEOUT
+        )
+        async with aclosing(seen):
+            async for kind, document in seen:
+                pod = _parse(document)
+                if pod is None:
+                    continue
+                others = {uid: other for uid, other in self.pods.items() if uid != pod.uid}
+                self.pods = others if kind == "DELETED" else others | {pod.uid: pod}
+
+    def _own(self) -> dict[str, str]:
+        return {"spec.nodeName": self.node.name}
+
+
+def _parse(document: Any) -> EpcPod | None:  # noqa: ANN401 - JSON
+    try:
+        return parse_pod(dict(document))
+    except FormatError:
+        return None  # no pod of ours is worth the others
