@@ -24,7 +24,7 @@ from confcom.appraisal.policy import safe_defaults
 from confcom.appraisal.policy_file import parse_policy
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.appraisal.result import judge
-from confcom.cli.inspection_view import show
+from confcom.cli.inspect import show
 from confcom.collateral.bundle import from_json, to_json
 from confcom.errors import ConfcomError
 from confcom.formats.attestation_key_id import AttestationKeyIdList

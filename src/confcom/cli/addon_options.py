@@ -12,9 +12,10 @@ from typing import Any, NamedTuple, TypeVar
 import click
 
 from confcom.addon.changes import Addon
-from confcom.cli.printable import printable
+from confcom.cli.inputs import printable
 from confcom.cluster.objects import ClusterObjects
 from confcom.errors import ConfigError
+from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.addon_state import API_KEY
 from confcom.manifests.objects import ADDON, MANAGER
 
@@ -105,3 +106,87 @@ def _check_addon(ctx: click.Context, parameter: click.Parameter, value: str) -> 
         f'The addon "{value}" is not a recognized addon option.{meant} Possible options: {ADDON}',
         advice="See `confcom addon list-available`.",
     )
+
+
+# --- The add-on's settings as options. What is not given is None, and means: as it was --------------------------------
+
+
+_LISTS = ("provision_grants", "api_ports", "api_addresses", "quote_helper_groups")
+"""Settings that are given as one word with commas."""
+
+
+def _switch(name: str, field: str, text: str) -> Callable[[_Command], _Command]:
+    return click.option(f"--enable-{name}/--disable-{name}", field, default=None, help=text)
+
+
+def _choice(name: str, text: str, *words: str) -> Callable[[_Command], _Command]:
+    return click.option(name, type=click.Choice(words), help=text)
+
+
+_OPTIONS = (
+    _switch("sgxquotehelper", "quote_helper", "The SGX quote helper on every SGX node.  [default: off]"),
+    _choice("--platform", "Whose enclaves.  [default: intel]", "intel", "simulated"),
+    click.option("--simulated-epc", metavar="SIZE[,…]", help="EPC per NUMA node of simulated nodes.  [default: 168Mi]"),
+    click.option("--image", metavar="IMAGE", help="Image of every component; '' is this version's own."),
+    _choice("--image-pull-policy", "When to pull it.  [default: IfNotPresent]", "IfNotPresent", "Always", "Never"),
+    click.option(
+        "--image-pull-secret",
+        "image_pull_secrets",
+        multiple=True,
+        metavar="NAME",
+        help="To pull it. Repeatable.",
+    ),
+    _choice("--publisher", "How EPC is published.  [default: auto]", "auto", "devices", "node-status", "dra"),
+    click.option("--epc-reserve-mib", type=int, metavar="N", help="MiB held back on every node.  [default: 0]"),
+    click.option("--overcommit", type=float, metavar="RATIO", help="Requestable beside true size.  [default: 1]"),
+    click.option("--quote-helper-epc-mib", type=int, metavar="N", help="EPC of the quote helper.  [default: 4]"),
+    click.option("--quote-helper-groups", metavar="GID,…", help="Groups of the nodes' SGX devices; it joins them."),
+    click.option("--quote-helper-seccomp", metavar="PROFILE", help="Or localhost/PATH.  [default: runtime/default]"),
+    click.option("--provision-grants", metavar="NS/SA,…", help="Who may hold the provisioning device; NS/* is all."),
+    click.option("--node-selector", multiple=True, metavar="KEY=VALUE", help="Only nodes with it. Repeatable."),
+    click.option(
+        "--toleration",
+        "tolerations",
+        multiple=True,
+        metavar="KEY[=VALUE][:EFFECT]",
+        help="Taint of SGX nodes. Repeatable; '*' is every taint.",
+    ),
+    _switch("webhook", "webhook", "The admission webhook.  [default: on]"),
+    click.option("--webhook-replicas", type=int, metavar="N", help="Its pods.  [default: 2]"),
+    _choice("--webhook-namespaces", "Whose pods it is for.  [default: all]", "all", "labelled"),
+    click.option("--webhook-client-ca", metavar="NAME", help="ConfigMap with its clients' authority; '' is none."),
+    _choice("--oversized", "Pods that want more EPC than any node has.  [default: refuse]", "refuse", "warn"),
+    click.option("--api-ports", metavar="PORT,…", help="Of the API server, for network policies.  [default: 443,6443]"),
+    click.option("--api-addresses", metavar="CIDR,…", help="From which it asks the webhook.  [default: any]"),
+    _switch("collateral", "collateral", "The collateral service.  [default: off]"),
+    click.option("--collateral-upstream", metavar="NAME|URL", help="Whom it asks.  [default: intel]"),
+    click.option("--collateral-fmspc", "collateral_fmspcs", multiple=True, metavar="HEX", help="Kept from the start."),
+    click.option("--collateral-storage", metavar="[CLASS/]SIZE", help="A volume for its store; '' is none."),
+    click.option("--collateral-tls-secret", metavar="NAME", help="Its certificate; '' has it make one."),
+    click.option("--collateral-url", metavar="URL", help="Else: the PCCS that quote helpers ask; '' is the image's."),
+    _switch("metrics", "metrics", "The exporter of EPC use.  [default: off]"),
+    _switch("epc-enforcement", "epc_enforcement", "Let it limit EPC by cgroups, where the kernel can.  [default: off]"),
+)
+
+
+def setting_options(command: _Command) -> _Command:
+    """One option per setting."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def changes_of(flags: dict[str, Any]) -> dict[str, Any]:
+    """Take the settings that were given out of a command's options; an empty word clears a list."""
+    found: dict[str, Any] = {}
+    for field in AddonConfig.__struct_fields__:
+        value = flags.pop(field, None)
+        if isinstance(value, tuple) and value:
+            found[field] = [word for word in value if word]
+        elif value is not None and value != ():
+            found[field] = _words(value) if field in _LISTS else value
+    return found
+
+
+def _words(text: str) -> list[str]:
+    return [word for part in text.split(",") if (word := part.strip())]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,30 @@ from confcom.admission.decision import Circumstances, Decision
 from confcom.admission.pod_json import Grants
 from confcom.admission.workloads import FoundPod, check_pod, find_pods
 from confcom.cli.exit_codes import ExitCode
-from confcom.cli.manifest_files import read_manifests
-from confcom.cli.printable import printable
+from confcom.cli.inputs import printable, read_input
 from confcom.errors import ConfigError
+from confcom.formats.text import without_bom
+from confcom.formats.yaml_text import read_yaml
 from confcom.protocols.admission import difference
+
+# --- Files of Kubernetes manifests, read as `kubectl` reads them ------------------------------------------------------
+
+
+MAX_MANIFEST = 4 << 20
+"""Bytes of a file."""
+_IMAGE = re.compile(r"\s{0,200}(?:-\s{1,20})?image:\s{0,20}([^\s:]{1,200}):\s{1,20}(\S{1,200})\s{0,20}")
+
+
+def read_manifests(path: Path) -> list[Mapping[str, Any]]:
+    """The documents of a YAML or JSON file, `-` for standard input; `FormatError` says where it is wrong."""
+    text = without_bom(read_input(path, MAX_MANIFEST, "manifest")).decode("utf-8", "replace")
+    found = read_yaml(text, source=str(path), advise=_advice)
+    return [document for document in found if isinstance(document, dict)]
+
+
+def _advice(line: str) -> str | None:
+    image = _IMAGE.fullmatch(line)
+    return None if image is None else f"The image has a blank in it. Write {image[1]}:{image[2]}."
 
 
 @click.command("check-pods")

@@ -14,10 +14,10 @@ from confcom.cli.lazy_group import CommandTable, LazyGroup, lazy_group
 # A command whose module is not installed is not listed.
 COMMANDS: CommandTable = {
     "fetch": ("confcom.cli.collateral_fetch", "fetch", "Get collateral from a service and keep it."),
-    "status": ("confcom.cli.collateral_status", "status", "Show what expires, what is missing, who falls behind."),
-    "import": ("confcom.cli.collateral_carry", "import_", "Take collateral from a file into the store."),
-    "export": ("confcom.cli.collateral_carry", "export", "Write the store's collateral into one file."),
-    "remove": ("confcom.cli.collateral_remove", "remove", "Remove platforms that are gone."),
+    "status": ("confcom.cli.collateral_fetch", "status", "Show what expires, what is missing, who falls behind."),
+    "import": ("confcom.cli.collateral_fetch", "import_", "Take collateral from a file into the store."),
+    "export": ("confcom.cli.collateral_fetch", "export", "Write the store's collateral into one file."),
+    "remove": ("confcom.cli.collateral_fetch", "remove", "Remove platforms that are gone."),
     "serve": ("confcom.cli.collateral_serve", "serve", "Serve collateral to every node (PCCS-compatible)."),
 }
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, BinaryIO, get_args
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -17,20 +20,21 @@ import click
 from confcom.appraisal.collateral import verify_collateral
 from confcom.appraisal.result import read_evidence
 from confcom.cli.collateral import store_option, trust_root_option
+from confcom.cli.collateral_options import parse_update, trust_roots
 from confcom.cli.exit_codes import ExitCode, exit_code
-from confcom.cli.inputs import parse_hex, parse_time, read_input
-from confcom.cli.printable import printable
-from confcom.cli.trust_options import trust_roots
-from confcom.cli.update_option import parse_update
-from confcom.collateral.bundle import save_bundle
+from confcom.cli.inputs import parse_hex, parse_time, printable, read_input
+from confcom.collateral.archive import ARCHIVE_START, Exported, Imported, read_archive, write_archive
+from confcom.collateral.bundle import load_bundle, save_bundle
 from confcom.collateral.clock import Dates, rfc3339
-from confcom.collateral.documents import Document, DocumentKey, assemble, keys_for, read_document
+from confcom.collateral.documents import Document, DocumentKey, assemble, keys_for, read_document, take_apart
 from confcom.collateral.interface import CollateralSource
 from confcom.collateral.sources import SourceOptions, platform_of, resolve
 from confcom.collateral.store.database import unfinished_store
+from confcom.collateral.store.status import MissingDocument, PlatformStatus, StoreStatus, as_dict, store_status
 from confcom.collateral.store.store import CollateralStore
 from confcom.errors import (
     CollateralInvalid,
+    CollateralNotFound,
     CollateralUnavailable,
     ConfcomError,
     ConfigError,
@@ -39,8 +43,9 @@ from confcom.errors import (
 )
 from confcom.formats.evidence import MAX_EVIDENCE
 from confcom.formats.pck_extension import PckExtension
+from confcom.pki.chain import verify_chain
 from confcom.pki.roots import TrustRoots
-from confcom.protocols.pcs import PckCaName, Tee, Update
+from confcom.protocols.pcs import MAX_QE_ID, PckCaName, Tee, Update
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -270,3 +275,281 @@ def _show(given: FetchOptions, fetched: _Fetched, now: datetime) -> None:
         click.echo(printable(where))
     for error in fetched.errors:
         click.echo(f"confcom: {printable(str(error))}\n  what to do: {printable(error.advice())}", err=True)
+
+
+# --- `confcom collateral import` and `export`: a store's content over an air gap, in one file -------------------------
+
+
+_FILE_OR_STREAM = click.Path(path_type=Path, allow_dash=True)
+
+
+@click.command("import")
+@click.argument("path", type=_FILE_OR_STREAM)
+@store_option
+@trust_root_option
+@click.option("--update", default="standard", show_default=True, help="The set that a bundle is of; archives say it.")
+def import_(path: Path, store: Path, trust_root: tuple[str, ...], update: str) -> None:
+    """Verify collateral and keep it: PATH is an archive (`confcom collateral export`), a folder with one file per
+    part, or a collateral.json; '-' reads an archive from standard input. A store is made only if the import succeeds.
+    """
+    now, roots, set_ = parse_time(None, ""), trust_roots(trust_root), parse_update(update)
+    if str(path) == "-" or _is_archive(path):
+        name = "the archive on standard input" if str(path) == "-" else str(path)
+        source = nullcontext(sys.stdin.buffer) if str(path) == "-" else path.open("rb")
+        with source as file, filled_store(store, roots) as opened:
+            try:
+                imported = read_archive(opened, file, now=now)
+            except (FormatError, VerificationError) as error:
+                raise CollateralInvalid.of(error, name) from error
+            expired = _expired(opened, imported.keys, now)
+    else:
+        documents = _read_bundle(path, set_, roots, now)
+        with filled_store(store, roots) as opened:
+            new = opened.add(documents, seen=now, source=str(path))
+            imported = Imported(len(documents), new, keys={document.key for document in documents})
+            expired = _expired(opened, imported.keys, now)
+    click.echo(f"{imported.documents} documents verified, {imported.new} new in {printable(str(store))}")
+    if imported.others:
+        click.echo(
+            f"{imported.others} PCK certificates, registrations and appraisal policies, {imported.new_others} new"
+        )
+    if imported.ahead > timedelta():
+        click.echo(
+            f"confcom: the clock of the machine that wrote the archive was {imported.ahead.total_seconds():.0f} s "
+            "ahead of this one; what it saw later than now counts as seen now",
+            err=True,
+        )
+    for key, since in expired:
+        click.echo(f"confcom: the {key} has expired, at {rfc3339(since)}: fetch a fresh one", err=True)
+
+
+@click.command()
+@click.option(
+    "-o", "--output", metavar="FILE", type=_FILE_OR_STREAM, required=True, help="The archive to write; '-' for stdout."
+)
+@store_option
+@trust_root_option
+@click.option("--platforms", is_flag=True, help="Carry PCK certificates and registrations too: they name machines.")
+def export(output: Path, store: Path, trust_root: tuple[str, ...], platforms: bool) -> None:
+    """Write every version of every document, with the times at which they were seen, and every appraisal policy into
+    one archive.
+
+    PCK certificates and registrations of platforms are left out unless --platforms is given, and it is said how many.
+    """
+    with CollateralStore(store, roots=trust_roots(trust_root), create=False) as opened:
+        left_out = opened.platforms.count_certificates(), opened.registrations.count_all()
+        if not opened.document_keys() and not (platforms and any(left_out)):
+            raise CollateralNotFound(
+                f"{store} holds no documents of a trusted root, so there is nothing to export",
+                advice="Fill it with `confcom collateral fetch`, or name its root with --trust-root.",
+            )
+        if str(output) == "-":
+            exported = write_archive(opened, sys.stdout.buffer, platforms=platforms)
+        else:
+            exported = _write(opened, output, platforms=platforms)
+    counts = f"{exported.documents} documents and {exported.policies} appraisal policies"
+    if platforms:
+        counts += f", {exported.certificates} PCK certificates and {exported.registrations} registrations of platforms"
+    click.echo(f"{counts} in {printable(str(output))}", err=str(output) == "-")
+    if not platforms and any(left_out):
+        click.echo(
+            f"confcom: left out: {left_out[0]} PCK certificates and {left_out[1]} registrations of platforms, which "
+            "name machines; --platforms carries them",
+            err=True,
+        )
+
+
+def _write(store: CollateralStore, output: Path, *, platforms: bool) -> Exported:
+    # Under another name first, so that an archive that was cut off never has the name of a whole one.
+    part = output.with_name(f"{output.name}.part")
+    try:
+        mode = 0o600 if platforms else 0o666
+        with open(part, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            written = write_archive(store, file, platforms=platforms)
+        part.replace(output)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write the archive to {output}: {error.strerror}", advice="Check the path."
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+    return written
+
+
+def _is_archive(path: Path) -> bool:
+    if path.is_dir():
+        return False
+    file: BinaryIO
+    try:
+        with path.open("rb") as file:
+            return file.read(len(ARCHIVE_START)) == ARCHIVE_START
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}", advice="Check the path.") from error
+
+
+def _read_bundle(path: Path, update: Update, roots: TrustRoots, now: datetime) -> tuple[Document, ...]:
+    collateral = load_bundle(path)
+    verified = verify_collateral(collateral, roots=roots)
+    ca = verify_chain(collateral.pck_crl_issuer_chain, roots=roots, kind="ca", step="import").ca
+    tee: Tee = "tdx" if verified.tcb_info.id == "TDX" else "sgx"
+    documents = take_apart(collateral, fmspc=verified.tcb_info.fmspc, ca=ca, tee=tee, update=update)
+    for facts in map(read_document, documents):
+        Dates(facts.issue_date, facts.next_update).require_clock(now)
+    return documents
+
+
+def _expired(store: CollateralStore, keys: Iterable[DocumentKey], now: datetime) -> list[tuple[DocumentKey, datetime]]:
+    """The imported documents of which nothing in the store is valid now."""
+    found = ((key, store.in_force(key, at=now)) for key in sorted(keys, key=str))
+    return [(key, version.expires) for key, version in found if version is not None and version.expires < now]
+
+
+# --- `confcom collateral status`: what expires, what is missing, who falls behind; its exit code can page ---
+
+
+DEFAULT_MIN_VALIDITY = "7d"
+"""Intel's documents last 30 days: under 7, refreshing has failed for three weeks, and a week is left to act."""
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+@click.command()
+@store_option
+@click.option(
+    "--min-validity",
+    metavar="DURATION",
+    default=DEFAULT_MIN_VALIDITY,
+    show_default=True,
+    help="Exit 6 when a document in force is valid for less: 90m, 36h, 7d, 2w.",
+)
+@click.option("--fail-on-promotion", is_flag=True, help="Exit 6 also when the coming set leaves a platform behind.")
+@click.option("--fmspc", metavar="HEX", multiple=True, help="Look at these alone. Repeatable.")
+@click.option("--at", metavar="RFC3339", help="Look as of this time. Default: now.")
+@trust_root_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def status(
+    store: Path,
+    min_validity: str,
+    fail_on_promotion: bool,
+    fmspc: tuple[str, ...],
+    at: str | None,
+    trust_root: tuple[str, ...],
+    as_json: bool,
+) -> int:
+    """Show when each document in force expires, which documents are missing, and which known platforms the coming TCB
+    promotion (the early set) would turn out of date, with the first component that is too low.
+
+    Exit 6 when a document has less time left than --min-validity, when one is missing (of an empty store all are), or
+    when the clock is wrong; 0 otherwise.
+    """
+    threshold = parse_duration(min_validity, "--min-validity")
+    fmspcs = frozenset(parse_hex(digits, "--fmspc", most=6) for digits in fmspc)
+    now = parse_time(at, "--at")
+    with CollateralStore(store, roots=trust_roots(trust_root), create=False) as opened:
+        found = store_status(opened, now, fmspcs=fmspcs)
+    if as_json:
+        click.echo(json.dumps(as_dict(found, min_validity=threshold, clock=at is None), indent=2))
+    else:
+        _show_status(found, threshold, clock=at is None)
+    alarms = [found.expiring(threshold), found.missing, found.not_yet_valid]
+    alarms += [found.falling_behind] if fail_on_promotion else []
+    return ExitCode.COLLATERAL if any(alarms) else ExitCode.OK
+
+
+def parse_duration(text: str, option: str) -> timedelta:
+    """A duration such as `90m`, `36h` or `7d`."""
+    match = re.fullmatch(r"([0-9]{1,6})([smhdw])", text)
+    if match is None:
+        raise ConfigError(f"{option}: {text!r} is not a duration such as 90m, 36h, 7d or 2w")
+    return timedelta(seconds=int(match[1]) * _UNITS[match[2]])
+
+
+def _show_status(found: StoreStatus, threshold: timedelta, *, clock: bool) -> None:
+    if clock and found.clock_problem:
+        click.echo(f"CLOCK: {found.clock_problem}; the times below are by this clock")
+    if not found.documents:
+        click.echo("the store holds no documents of a trusted root (--trust-root names others)")
+    for document in found.documents:
+        low = "  LOW" if document.seconds_left < threshold.total_seconds() else ""
+        left = "not yet valid" if document in found.not_yet_valid else _left(document.seconds_left)
+        click.echo(f"{left:>14}  {document.key!s:<60} number {document.number}{low}")
+    for entry in found.missing:
+        click.echo(f"{'missing':>14}  {_missing(entry)}")
+    for platform in found.platforms:
+        click.echo(f"platform {platform.platform.id[:16]}  FMSPC {platform.platform.fmspc.hex()}  {_judged(platform)}")
+
+
+def _missing(entry: MissingDocument) -> str:
+    if entry.key is None or entry.fmspc is None:
+        return "every TCB info: fetch that of your platforms (confcom collateral fetch --quote FILE, or --fmspc HEX)"
+    return f"{entry.key} (for {entry.tee.upper()} quotes of FMSPC {entry.fmspc.hex()})"
+
+
+def _judged(platform: PlatformStatus) -> str:
+    now = _set("standard", platform.standard_number, platform.standard_status)
+    then = _set("early", platform.early_number, platform.early_status)
+    words = f"{now}, {then}"
+    if platform.falls_behind:
+        words += "  FALLS BEHIND with the coming set"
+    if platform.shortfall is not None and (platform.falls_behind or platform.out_of_date):
+        words += f"\n  {printable(platform.shortfall.sentence())}"
+    return words
+
+
+def _set(name: str, number: int | None, status_then: str | None) -> str:
+    if number is None:
+        return f"{name}: no TCB info"
+    return f"{name} ({number}): {status_then or 'below every level'}"
+
+
+def _left(seconds: int) -> str:
+    if seconds < 0:
+        return f"expired {_span(-seconds)}"
+    return f"{_span(seconds)} left"
+
+
+def _span(seconds: int) -> str:
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
+
+
+# --- `confcom collateral remove`: platforms that are gone, with their certificates and registrations ------------------
+
+
+@click.command()
+@store_option
+@trust_root_option
+@click.option("--qe-id", metavar="HEX", help="The platform that has this QE_ID.")
+@click.option("--platform", metavar="ID", help="The platform that has this id (`confcom collateral status --json`).")
+@click.option("--not-seen-since", metavar="TIME", help="Every platform that has not asked since: RFC 3339, or 90d ago.")
+def remove(
+    store: Path, trust_root: tuple[str, ...], qe_id: str | None, platform: str | None, not_seen_since: str | None
+) -> None:
+    """Remove platforms from the store: their PCK certificates, registrations, and what was met of them.
+
+    Documents stay. A platform that asks a collateral service again is registered again.
+    """
+    if [qe_id, platform, not_seen_since].count(None) != 2:
+        raise ConfigError("which platforms?", advice="Give one of --qe-id, --platform and --not-seen-since.")
+    named = None if qe_id is None else parse_hex(qe_id, "--qe-id", most=MAX_QE_ID)
+    since = None if not_seen_since is None else _time(not_seen_since)
+    with CollateralStore(store, roots=trust_roots(trust_root), create=False) as opened:
+        if named is not None:
+            removed = opened.platforms.remove(named)
+        elif platform is not None:
+            removed = opened.platforms.remove_known(platform.lower())
+        else:
+            removed = opened.platforms.remove_unseen(since or parse_time(None, ""))
+    if not removed and since is None:
+        raise CollateralNotFound(
+            f"{printable(str(store))} knows no such platform", advice="List them: confcom collateral status --json."
+        )
+    click.echo(f"{removed} platforms removed from {printable(str(store))}")
+
+
+def _time(text: str) -> datetime:
+    if text[-1:].isalpha() and text[-1:] != "Z":
+        return parse_time(None, "") - parse_duration(text, "--not-seen-since")
+    return parse_time(text, "--not-seen-since")

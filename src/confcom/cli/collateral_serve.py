@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
+from confcom.cli.collateral_options import trust_roots
 from confcom.cli.inputs import read_input
-from confcom.cli.trust_options import trust_roots
 from confcom.collateral.pcs_client import HttpLimits
 from confcom.collateral.sources import SourceOptions, resolve
 from confcom.collateral.store.database import is_store_file

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import click
 
+from confcom.cli.collateral_options import trust_roots
 from confcom.cli.exit_codes import ExitCode
-from confcom.cli.inputs import parse_time
-from confcom.cli.printable import printable
-from confcom.cli.trust_options import trust_roots
+from confcom.cli.inputs import parse_time, printable
 from confcom.devices.host import Host
 from confcom.doctor.checks import Diagnosis, Level, Role, Subject
 from confcom.doctor.node_checks import node_findings, simulated_platform

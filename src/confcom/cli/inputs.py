@@ -48,3 +48,11 @@ def parse_time(text: str | None, option: str) -> datetime:
     if time.tzinfo is None:
         raise ConfigError(f"{option}: {text!r} has no time zone; write 2026-03-01T12:00:00Z for UTC")
     return time.astimezone(UTC)
+
+
+# --- Text from files and peers, made safe for a terminal --------------------------------------------------------------
+
+
+def printable(text: str) -> str:
+    """The text with every character that could steer a terminal written as an escape."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -10,9 +10,8 @@ from typing import Any
 
 import click
 
-from confcom.cli.inputs import parse_hex, read_input
+from confcom.cli.inputs import parse_hex, printable, read_input
 from confcom.cli.outputs import write_output
-from confcom.cli.printable import printable
 from confcom.errors import ConfigError, PlatformUnavailable
 from confcom.formats.sgx import QeReportInfo
 from confcom.platforms.aesm_client import DEFAULT_SOCKET

@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from confcom.cli.exit_codes import ExitCode, exit_code
+from confcom.cli.inputs import printable
 from confcom.cli.lazy_group import AzGroup, CommandTable, lazy_group
-from confcom.cli.printable import printable
 from confcom.errors import ConfcomError
 
 COMMANDS: CommandTable = {

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import click
 
-from confcom.cli.inputs import parse_hex, parse_time
+from confcom.cli.inputs import parse_hex, parse_time, printable
 from confcom.cli.outputs import write_file
-from confcom.cli.printable import printable
 from confcom.errors import ConfigError
 from confcom.formats.tcb_info import TcbStatus
 

@@ -13,7 +13,7 @@ from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.findings import Verdict
 from confcom.appraisal.result import AttestationResult, timestamp
 from confcom.appraisal.tcb import TcbEvaluation
-from confcom.cli.printable import printable
+from confcom.cli.inputs import printable
 from confcom.errors import FormatError
 from confcom.formats.quote import TeeType
 from confcom.formats.sgx import ReportBody

@@ -16,11 +16,9 @@ from confcom.appraisal.policy import AllOf, HeldData, Policy, ReportData
 from confcom.appraisal.policy_file import IDENTITY_KEYS, MAX_POLICY, PolicyFile, parse_policy
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.appraisal.result import AttestationResult, failed, judge, read_evidence
-from confcom.cli.collateral_choice import choose_collateral
+from confcom.cli.collateral_options import choose_collateral, parse_update, trust_roots
 from confcom.cli.exit_codes import ExitCode, exit_code
 from confcom.cli.inputs import parse_hex, parse_time, read_input
-from confcom.cli.trust_options import trust_roots
-from confcom.cli.update_option import parse_update
 from confcom.errors import CollateralError, ConfcomError, ConfigError, FormatError, VerificationError
 from confcom.formats.evidence import MAX_EVIDENCE, EvidenceFile
 from confcom.formats.quote import TeeType

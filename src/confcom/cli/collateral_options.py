@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,13 +12,16 @@ from typing import TYPE_CHECKING
 
 from confcom.appraisal.collateral import PCK_CHAIN_BESIDE, Collateral
 from confcom.cli.collateral import STORE_VARIABLE, default_store
+from confcom.cli.inputs import read_input
 from confcom.collateral.bundle import load_bundle
 from confcom.collateral.sources import fetch_for_quote
 from confcom.errors import CollateralInvalid, CollateralNotFound, ConfigError, FormatError
 from confcom.formats.certification_data import CertificationDataType
 from confcom.formats.quote import Quote
+from confcom.formats.text import without_bom
 from confcom.pki.certificate import parse_certificates
-from confcom.pki.roots import TrustRoots
+from confcom.pki.roots import TrustRoot, TrustRoots
+from confcom.protocols.pcs import Update
 
 if TYPE_CHECKING:
     from confcom.collateral.interface import CollateralSource, Update
@@ -90,3 +93,46 @@ def _default() -> str:
         "no collateral was given, and there is no store of your own",
         advice="Name it with --collateral (docs/howto/get-collateral.md), or fill a store: confcom collateral fetch.",
     )
+
+
+# --- The roots that a person names with `--trust-root` ----------------------------------------------------------------
+
+
+MAX_ROOT = 64 * 1024
+"""Bytes of a file with a root certificate."""
+
+
+def trust_roots(names: Iterable[str]) -> TrustRoots:
+    """Intel's root where none is named; the word `intel` adds it to others."""
+    roots: list[TrustRoot] = []
+    for name in names:
+        if name == "intel":
+            roots += TrustRoots.intel().roots
+        else:
+            roots.append(_root(name))
+    return TrustRoots(tuple(roots)) if roots else TrustRoots.intel()
+
+
+def _root(name: str) -> TrustRoot:
+    data = without_bom(read_input(Path(name), MAX_ROOT, "root certificate"))
+    try:
+        return TrustRoot.from_pem(data)
+    except FormatError as error:
+        raise ConfigError(
+            f"--trust-root {name}: {error.message}", advice="Name a file with one root certificate in PEM."
+        ) from error
+
+
+# --- Which set of collateral a person names with `--update` -----------------------------------------------------------
+
+
+def parse_update(text: str) -> Update:
+    """The name of a set."""
+    named = text.lower()
+    if named == "standard":
+        return "standard"
+    if named == "early":
+        return "early"
+    if text.isascii() and text.isdigit() and len(text) <= 9:
+        return int(text)
+    raise ConfigError(f"--update: {text!r} is neither standard nor early nor a TCB evaluation data number")
