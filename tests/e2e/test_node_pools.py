@@ -23,9 +23,9 @@ COMPONENTS = ("--enable-metrics", "--enable-collateral", "--webhook-replicas=2")
 
 @pytest.fixture(scope="module")
 def pools(cluster: Kubectl, addon: Addon) -> Iterator[Addon]:
-    """The add-on with all of its components, enabled where the other pools are there already."""
+    """The add-on with all of its components, and the other pools beside it; a pod on their nodes would never run."""
+    addon.enable(*COMPONENTS)
     with stand_in_nodes(cluster, POOLS):
-        addon.enable(*COMPONENTS)
         yield addon
 
 
