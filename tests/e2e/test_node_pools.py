@@ -91,14 +91,16 @@ def test_a_limit_alone_and_a_selector_alone_find_the_sgx_node(
 
 
 @pytest.mark.promise("M1")
-def test_ordinary_pods_of_the_other_pools_are_left_alone(
-    pools: Addon, cluster: Kubectl, made: Callable[..., Any], image: str
-) -> None:
+def test_ordinary_pods_of_the_other_pools_are_left_alone(pools: Addon, cluster: Kubectl, image: str) -> None:
     for name in (PLAIN, WINDOWS):
         spec = one_container(image, "sleep", "600") | {"nodeSelector": {"agentpool": POOLS[name]["agentpool"]}}
-        made(pod(f"on-{name}", "e2e", spec))
-        assert _node(cluster, f"on-{name}") == name
-        seen = cluster.get("pod", f"on-{name}", "-n", "e2e")
+        cluster.apply(pod(f"on-{name}", "e2e", spec))
+        try:
+            assert _node(cluster, f"on-{name}") == name
+            seen = cluster.get("pod", f"on-{name}", "-n", "e2e")
+        finally:
+            # No kubelet would end it.
+            cluster("delete", "pod", f"on-{name}", "-n", "e2e", "--grace-period=0", "--force")
         assert seen["spec"]["containers"][0]["resources"] == {}
         assert "confcom.dev/uses-sgx" not in seen["metadata"]["labels"]
         status = cluster.get("node", name)["status"]
