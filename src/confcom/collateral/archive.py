@@ -2,7 +2,7 @@
 
 JSON Lines in UTF-8: a header, one line per version, an end line with their number. Bodies are in base64, so they arrive
 byte for byte; no document is trusted before its signature is verified. PCK certificates and registrations, which name
-machines, are in it only if that is asked for (`platform_archive`).
+machines, are in it only if that is asked for.
 """
 
 from __future__ import annotations

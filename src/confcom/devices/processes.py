@@ -203,7 +203,7 @@ def size(ranges: Iterable[Range]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class EnclaveProcess:
-    """A process with enclave memory. `image` tells programs apart (`process_maps.program_image`).
+    """A process with enclave memory. `image` tells programs apart (`program_image`).
 
     `usable` are the addresses that it may use, `reserved` those that are only kept free for its enclave.
     """

@@ -2,7 +2,7 @@
 
 No certificate holds a QE_ID, so a caller can name another machine's and its own encrypted PPID. Such a claim is kept
 for its address, because a quote provider gives the encrypted PPID once and asks without it later. Nothing of it binds
-the QE_ID: platforms that are registered or imported are in `store_platforms` and come first.
+the QE_ID: platforms that are registered or imported are in `store.platforms` and come first.
 """
 
 from __future__ import annotations
