@@ -114,7 +114,7 @@ class CollateralStore:
     def collateral(
         self, fmspc: bytes, ca: PckCaName, tee: Tee, *, at: datetime, update: Update = "standard"
     ) -> Collateral:
-        """The collateral that was in force at `at` (rule: `store.rows`); what is not there at all is `CollateralNotFound`.
+        """The collateral that was in force at `at`; what is not there at all is `CollateralNotFound`.
 
         Where no version of a document was valid at `at`, the nearest one is given: judged as of `at`, it is stale.
         """
