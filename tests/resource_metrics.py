@@ -21,7 +21,7 @@ _WORDS = (
     "--kubelet-preferred-address-types=InternalIP",
     "--kubelet-use-node-status-port",
     "--metric-resolution=10s",
-    "--kubelet-request-timeout=60s",
+    "--kubelet-request-timeout=9s",
 )
 
 
