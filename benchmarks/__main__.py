@@ -15,6 +15,7 @@ from benchmarks import (
     quote_helper,
     quote_helper_abuse,
     quote_helper_updates,
+    scale,
     store_crash,
     verification,
     webhook,
@@ -33,6 +34,7 @@ BENCHMARKS: dict[str, Callable[[], None]] = {
     "kubelet": kubelet.main,
     "webhook": webhook.main,
     "epc-use": epc_use.main,
+    "scale": scale.main,
 }
 
 

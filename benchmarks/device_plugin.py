@@ -39,7 +39,7 @@ STATUS_ENTRY = 37
 
 def main(restarts: int = 40) -> None:
     """Print both tables."""
-    emulator, api = _load("kubelet_emulator"), _load("node_api")
+    emulator, api = from_tests("kubelet_emulator"), from_tests("node_api")
     print(f"  {'EPC':>8} {'published as':<14}{'ready s':>8}{'bytes':>11}{'RSS MiB':>9}{'10 MiB ms':>11}{'half ms':>9}"
           f"{'half: status':>14}  beside (ids in a variable)")  # fmt: skip
     for mib in SIZES:
@@ -179,7 +179,7 @@ def _human(mib: int) -> str:
     return f"{mib} MiB" if mib < 1024 else f"{mib // 1024} GiB"
 
 
-def _load(name: str) -> ModuleType:
+def from_tests(name: str) -> ModuleType:
     """A module of the tests, which are no package and find each other by their folder."""
     if str(TESTS) not in sys.path:
         sys.path.append(str(TESTS))

@@ -1,9 +1,17 @@
-"""Rates and percentiles."""
+"""Rates, percentiles, and how a cost grows with its size."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import linear_regression
+
+MEASURED = 0.02
+"""Seconds that one measurement of `growth` takes at least: short calls are repeated."""
+CACHES = 0.1
+"""What an exponent may be above that of n log n: memory itself gets slower with the size."""
 
 
 def rate(call: Callable[[], object], *, seconds: float = 1.0, rounds: int = 3) -> float:
@@ -29,3 +37,61 @@ def percentile(values: list[float], share: float) -> float:
 def row(name: str, figure: float, *, unit: str = "/s", beside: str = "") -> str:
     """One line of a table."""
     return f"  {name:<58} {figure:>10,.0f} {unit:<4} {beside}"
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """What one operation costs at each size (seconds, or any other unit), sizes ascending."""
+
+    sizes: tuple[int, ...]
+    costs: tuple[float, ...]
+
+    @property
+    def exponent(self) -> float:
+        """The slope of the least-squares line through (log size, log cost): 1 is linear, 2 quadratic."""
+        return _slope(self.sizes, self.costs)
+
+    @property
+    def limit(self) -> float:
+        """The exponent of n log n over the same sizes, 1.1 to 1.2 from a hundred on."""
+        return _slope(self.sizes, [size * math.log2(size + 1) for size in self.sizes])
+
+    @property
+    def acceptable(self) -> bool:
+        """Whether the cost grows no faster than n log n."""
+        return self.exponent <= self.limit + CACHES
+
+    def __str__(self) -> str:
+        costs = ", ".join(f"{size:,}: {cost * 1e3:,.3g} ms" for size, cost in zip(self.sizes, self.costs, strict=True))
+        verdict = "" if self.acceptable else "  WORSE THAN n log n"
+        return f"exponent {self.exponent:5.2f} (n log n {self.limit:.2f})  {costs}{verdict}"
+
+
+def growth(
+    prepare: Callable[[int], Callable[[], object]],
+    sizes: Sequence[int],
+    *,
+    rounds: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Growth:
+    """Seconds of one call at each size, the best of some rounds; the sizes take turns, so that noise meets all alike.
+
+    `prepare(size)` makes what the call needs, outside the measurement, and returns the call. Measure at least three
+    sizes, each ten times the one before, and start where the size matters more than what every call costs anyway.
+    `clock` may be `time.process_time` where only the work of this process counts.
+    """
+    calls = [prepare(size) for size in sizes]
+    repeats = [max(1, math.ceil(MEASURED / max(_seconds(call, 1, clock), 1e-6))) for call in calls]
+    taken = [[_seconds(call, count, clock) for call, count in zip(calls, repeats, strict=True)] for _ in range(rounds)]
+    return Growth(tuple(sizes), tuple(min(costs) for costs in zip(*taken, strict=True)))
+
+
+def _seconds(call: Callable[[], object], count: int, clock: Callable[[], float]) -> float:
+    start = clock()
+    for _ in range(count):
+        call()
+    return (clock() - start) / count
+
+
+def _slope(sizes: Sequence[int], costs: Sequence[float]) -> float:
+    return linear_regression([math.log(size) for size in sizes], [math.log(cost) for cost in costs]).slope

@@ -1,0 +1,312 @@
+"""How costs grow with their sizes: each at three sizes, held against n log n. Ends with 1 if one grows faster.
+
+    python -m benchmarks.scale [WORD…]     those with one of the words in their names; all of them by default
+
+What asks the Kubernetes API asks a stand-in with prepared answers in a process of its own, and only the processor time
+of this process counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import multiprocessing
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+from urllib.parse import parse_qs, urlsplit
+
+from rich.console import Console
+
+from benchmarks.device_plugin import EPC, from_tests
+from benchmarks.measure import growth
+from benchmarks.simulated import NOW
+from benchmarks.webhook import pod as sgx_pod
+from confcom.addon.changes import Addon
+from confcom.addon.overview import overview
+from confcom.admission.decision import Circumstances
+from confcom.cli.top import show
+from confcom.cluster.epc_overview import ClusterEpc
+from confcom.cluster.objects import ClusterObjects
+from confcom.devices.epc import EpcSection, plan_pool, prefer_one_node
+from confcom.devices.node_status import CHECKPOINT, remembered
+from confcom.devices.processes import CgroupOwner, EnclaveProcess, count_use
+from confcom.devices.resources import check_holder
+from confcom.manifests.addon_config import AddonConfig
+from confcom.manifests.addon_state import AddonState, state_object
+from confcom.protocols._pb.kubelet_podresources_pb2 import ListPodResourcesResponse
+from confcom.protocols.epc import parse_pod
+from confcom.protocols.kubelet import ListPodResourcesResponse as Held
+from confcom.services.metrics.use import Seen, put_together
+from confcom.services.webhook.reviews import review
+
+Prepare: TypeAlias = Callable[[int], Callable[[], object]]
+Json: TypeAlias = dict[str, Any]
+MIB = 1 << 20
+ADDON_NAMESPACE = "confcom-system"
+PART_OF = {"app.kubernetes.io/part-of": "confcom"}
+_METRICS_PAGE = re.compile(r"/api/v1/namespaces/[^/]+/pods/([^/]+)/proxy/metrics")
+
+
+class Cost(NamedTuple):
+    """What is measured: `prepare` makes the call for a size, of which the unit is `of`."""
+
+    name: str
+    of: str
+    prepare: Prepare
+    sizes: tuple[int, ...]
+    rounds: int = 5
+
+
+# Device plugin and exporter: a node has 110 pods by default; sizes beyond show the curve.
+
+
+def holders_checked(pods: int) -> Callable[[], object]:
+    """Whether the pod that holds a device may have it, from the kubelet's list."""
+    message = ListPodResourcesResponse()
+    for number in range(pods):
+        container = message.pod_resources.add(namespace="apps", name=f"pod-{number}").containers.add(name="main")
+        for unit in range(4):
+            container.devices.add(resource_name=EPC, device_ids=[f"{number}-{unit}"])
+    data, ids = message.SerializeToString(), [f"{pods - 1}-{unit}" for unit in range(4)]
+    return lambda: check_holder(ids, Held.parse(data), resource=EPC, namespaces={"apps"})
+
+
+def checkpoint_read(pods: int) -> Callable[[], object]:
+    """Who holds devices by the kubelet's checkpoint."""
+    folder = tempfile.TemporaryDirectory()
+    entries = [
+        {"PodUID": f"uid-{number}", "ContainerName": "main", "ResourceName": EPC, "DeviceIDs": {"-1": ["a", "b"]}}
+        for number in range(pods)
+    ]
+    content = {"Data": {"PodDeviceEntries": entries, "RegisteredDevices": {EPC: ["a"]}}, "Checksum": 1}
+    (Path(folder.name) / CHECKPOINT).write_text(json.dumps(content))
+    return lambda: (remembered(Path(folder.name), EPC), folder)
+
+
+def units_preferred(units: int) -> Callable[[], object]:
+    """Which half of the free units of two NUMA nodes a container gets."""
+    pool = plan_pool([EpcSection(node, units * MIB // 2) for node in (0, 1)])
+    ids = [unit for section in pool.sections for unit in section.ids]
+    return lambda: prefer_one_node(ids, (), len(ids) // 2)
+
+
+def use_matched(pods: int) -> Callable[[], object]:
+    """One look of the exporter, after the kernel has answered: what each container maps and requested."""
+    processes = [
+        EnclaveProcess(
+            number, 1, CgroupOwner(f"uid-{number}", f"{number:064x}"), (1, 2), ((0, MIB), (2 * MIB, 3 * MIB))
+        )
+        for number in range(2, pods + 2)
+    ]
+    known = [parse_pod(node_pod(number, "n1")) for number in range(2, pods + 2)]
+
+    def look() -> object:
+        return put_together(known, Seen(count_use(processes), {}, None, None, pods, 0, 0.0), {})
+
+    return look
+
+
+def pod_reviewed(containers: int) -> Callable[[], object]:
+    """A review of the webhook, from bytes to bytes."""
+    pod = sgx_pod("10")
+    (container,) = pod["spec"]["containers"]
+    small = {"name": "", "image": container["image"], "resources": container["resources"]}
+    pod["spec"]["containers"] = [small | {"name": f"app-{number}"} for number in range(containers)]
+    request = {"uid": "0" * 36, "operation": "CREATE", "namespace": "apps", "object": pod, "oldObject": None}
+    body = json.dumps({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request}).encode()
+    _, event = review(body, "mutate", lambda name: Circumstances(namespace=name, largest_node=10 * containers))
+    assert event.outcome == "patched", event
+    return lambda: review(body, "mutate", lambda name: Circumstances(namespace=name, largest_node=10 * containers))
+
+
+# `addon show` and `top`: each node has the pods of the add-on's three DaemonSets, and two of applications.
+
+
+def addon_shown(nodes: int) -> Callable[[], object]:
+    """`addon show`."""
+
+    async def ask() -> None:
+        async with ClusterObjects.open(kubeconfig(nodes), None, "benchmark") as cluster:
+            shown = await Addon(cluster, version="1.0.0", now=NOW, tell=print).show()
+        assert [one.wanted for one in shown.progress] == [nodes] * 3
+
+    return lambda: asyncio.run(ask())
+
+
+def top_shown(nodes: int) -> Callable[[], object]:
+    """`top`, with the lines as text."""
+
+    async def ask() -> None:
+        async with ClusterEpc.open(kubeconfig(nodes), None) as source:
+            found = await overview(source)
+        assert len(found.nodes) == nodes
+        assert len(found.pods) == nodes * 3
+        Console(file=io.StringIO(), width=200).print(show(found))
+
+    return lambda: asyncio.run(ask())
+
+
+def node_pod(number: int, node: str) -> Json:
+    """A pod of an application, with 2 MiB of EPC."""
+    amounts = {EPC: "2"}
+    return {
+        "metadata": {"name": f"app-{number}", "namespace": "apps", "uid": f"uid-{number}"},
+        "spec": {
+            "nodeName": node,
+            "containers": [{"name": "app", "resources": {"limits": amounts, "requests": amounts}}],
+        },
+        "status": {
+            "phase": "Running",
+            "containerStatuses": [{"name": "app", "ready": True, "containerID": f"containerd://{number:064x}"}],
+        },
+    }
+
+
+def _addon_pod(component: str, number: int, node: str) -> Json:
+    pod = node_pod(number, node)
+    pod["metadata"] = {
+        "name": f"sgx-{component}-{number}",
+        "namespace": ADDON_NAMESPACE,
+        "uid": f"uid-{component}-{number}",
+        "labels": PART_OF | {"app.kubernetes.io/component": component},
+    }
+    if component != "quote-helper":
+        pod["spec"]["containers"] = [{"name": component}]
+    return pod
+
+
+def _answers(nodes: int) -> dict[str, list[Json]]:
+    """What the stand-in lists, by path."""
+    components = ("device-plugin", "metrics", "quote-helper")
+    names = [f"node-{number}" for number in range(nodes)]
+    addon_pods = [_addon_pod(one, number, name) for number, name in enumerate(names) for one in components]
+    counts = dict.fromkeys(
+        ("desiredNumberScheduled", "updatedNumberScheduled", "numberAvailable", "numberReady"), nodes
+    )
+    workloads = [
+        {
+            "metadata": {"name": f"sgx-{one}", "namespace": ADDON_NAMESPACE, "generation": 1, "labels": PART_OF},
+            "spec": {},
+            "status": counts | {"observedGeneration": 1},
+        }
+        for one in components
+    ]
+    applications = [node_pod(2 * number + more, name) for number, name in enumerate(names) for more in (0, 1)]
+    state = state_object(AddonState(True, "1.0.0", AddonConfig()))
+    base = f"/namespaces/{ADDON_NAMESPACE}"
+    return {
+        "/api/v1/nodes": [{"metadata": {"name": name}, "status": {"allocatable": {EPC: "168"}}} for name in names],
+        "/api/v1/pods": addon_pods + applications,
+        f"/api/v1{base}/pods": addon_pods,
+        f"/apis/apps/v1{base}/daemonsets": workloads,
+        f"/api/v1{base}/configmaps/{state['metadata']['name']}": [state],
+    }
+
+
+_PAGE = (
+    'confcom_epc_mapped_bytes{{container="app",namespace="apps",node="n",pod="app-{0}"}} 2097152\n'
+    'confcom_epc_mapped_bytes{{container="app",namespace="apps",node="n",pod="app-{1}"}} 1048576\n'
+    'confcom_epc_node_mapped_bytes{{node="n"}} 3145728\nconfcom_epc_pods_known{{node="n"}} 1\n'
+    'confcom_quote_helper_quotes_total{{peer="pod uid-{0}"}} 7\n'
+)
+
+
+_kubeconfigs: dict[int, str] = {}
+
+
+def kubeconfig(nodes: int) -> str:
+    """That of the stand-in with so many nodes; `main` starts them."""
+    return _kubeconfigs[nodes]
+
+
+def _serve(nodes: int, folder: str, ready: Any, end: Any) -> None:  # noqa: ANN401 - multiprocessing's
+    class Cluster(from_tests("api_stand_in").ApiStandIn):  # type: ignore[misc]  # known at run time
+        lists = _answers(nodes)
+
+        def answer(self, handler: BaseHTTPRequestHandler) -> None:
+            url = urlsplit(handler.path)
+            query = {
+                name: int(values[0]) for name, values in parse_qs(url.query).items() if name in ("limit", "continue")
+            }
+            if page := _METRICS_PAGE.fullmatch(url.path):
+                number = int(page[1].rpartition("-")[2])
+                _send(handler, _PAGE.format(2 * number, 2 * number + 1).encode(), "text/plain")
+                return
+            items = self.lists.get(url.path, [])
+            begin = query.get("continue", 0)
+            end = begin + query.get("limit", len(items))
+            metadata = {"resourceVersion": "1"} | ({"continue": str(end)} if end < len(items) else {})
+            one = "configmaps/" in url.path
+            _send(handler, json.dumps(items[0] if one else {"metadata": metadata, "items": items[begin:end]}).encode())
+
+    with Cluster() as api:
+        ready.put(api.kubeconfig(Path(folder)))
+        end.get()
+
+
+def _send(handler: BaseHTTPRequestHandler, content: bytes, kind: str = "application/json") -> None:
+    handler.send_response(200)
+    handler.send_header("Content-Type", kind)
+    handler.send_header("Content-Length", str(len(content)))
+    handler.end_headers()
+    handler.wfile.write(content)
+
+
+@contextmanager
+def clusters(sizes: tuple[int, ...]) -> Iterator[None]:
+    """Stand-ins of those sizes, each in a process of its own."""
+    context = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory() as name:
+        ends, servers = context.Queue(), []
+        for nodes in sizes:
+            folder = Path(name, str(nodes))
+            folder.mkdir()
+            ready: Any = context.Queue()
+            servers.append(context.Process(target=_serve, args=(nodes, str(folder), ready, ends), daemon=True))
+            servers[-1].start()
+            _kubeconfigs[nodes] = ready.get(timeout=60)
+        try:
+            yield
+        finally:
+            for _ in servers:
+                ends.put(None)
+            for server in servers:
+                server.join(60)
+
+
+NODES = (50, 500, 5000)
+COSTS = (
+    Cost("device plugin: holder of a device checked", "pods", holders_checked, (100, 1_000, 10_000)),
+    Cost("device plugin: checkpoint of the kubelet read", "pods", checkpoint_read, (100, 1_000, 10_000)),
+    Cost("device plugin: units of a container preferred", "units", units_preferred, (300, 3_000, 30_000)),
+    Cost("metrics: use of containers matched", "pods", use_matched, (100, 1_000, 10_000)),
+    Cost("webhook: pod reviewed", "containers", pod_reviewed, (4, 24, 128)),
+    Cost("addon show", "nodes", addon_shown, NODES, 2),
+    Cost("top", "nodes", top_shown, NODES, 2),
+)
+
+
+def main(words: list[str] | None = None) -> None:
+    """Measure and print; `SystemExit` when a cost grows faster than n log n."""
+    faster = []
+    chosen = [cost for cost in COSTS if not words or any(word in cost.name for word in words)]
+    with clusters(NODES if any(cost.sizes is NODES for cost in chosen) else ()):
+        for name, of, prepare, sizes, rounds in chosen:
+            found = growth(prepare, sizes, rounds=rounds, clock=time.process_time)
+            print(f"  {name:<48} {of:<10} {found}", flush=True)
+            if not found.acceptable:
+                faster.append(name)
+    if faster:
+        sys.exit(f"grows faster than n log n: {', '.join(faster)}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
