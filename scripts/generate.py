@@ -12,7 +12,7 @@ from pathlib import Path
 
 from grpc_tools import protoc  # type: ignore[import-untyped]  # the package carries no types
 from helm_chart import HELM, KUSTOMIZE, generated
-from reference_pages import admission_page, command_line_page, errors_page, policy_schema_page
+from reference_pages import admission_page, command_line_page, errors_page, policy_schema_page, python_page
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "proto"
@@ -21,6 +21,7 @@ PAGES = {
     ROOT / "docs" / "reference" / "admission.md": admission_page,
     ROOT / "docs" / "reference" / "command-line.md": command_line_page,
     ROOT / "docs" / "reference" / "errors.md": errors_page,
+    ROOT / "docs" / "reference" / "python.md": python_page,
     ROOT / "docs" / "reference" / "policy.schema.json": policy_schema_page,
 }
 

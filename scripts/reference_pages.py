@@ -1,18 +1,26 @@
-"""Reference pages that are written from the program itself: the command line, errors, what pods are refused for."""
+"""Reference pages that are written from the program: command line, public names, errors, what pods are refused for."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import re
+import textwrap
+from collections.abc import Callable, Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any
 
 import click
 
+import confcom
 from confcom import errors
 from confcom.admission.findings import REFUSALS, WARNINGS
 from confcom.appraisal.policy_file import policy_schema
 from confcom.cli.exit_codes import ExitCode, exit_code
 from confcom.cli.root import COMMANDS, root
+from confcom.pki.proof import Proof
 
 _MEANINGS = {
     ExitCode.OK: "ok; for `verify`: accepted",
@@ -24,6 +32,34 @@ _MEANINGS = {
     ExitCode.COLLATERAL: "collateral missing, stale, unsound or unreachable",
     ExitCode.PLATFORM: "platform: no SGX, no service, or it failed",
 }
+
+PUBLIC_NAMES = {
+    """Verify and judge
+
+One call is `accept_quote`; a service keeps a `QuoteVerifier` and calls `judge`. Nothing here does IO or reads a clock.
+""": """accept_quote judge AttestationResult Verdict Check QuoteVerifier verify_quote VerifiedQuote appraise Appraisal
+        Quote TeeType ReportBody TcbStatus TrustRoots TrustRoot""",
+    """Policies
+
+A policy is a value. The safe defaults apply unless a policy replaces them.
+""": """Policy AllOf AnyOf safe_defaults AcceptTcb NoDebug MrEnclave MrSigner IsvProdId MinIsvSvn ReportData HeldData
+        MrTd Rtmr0 Rtmr1 Rtmr2 Rtmr3 MrSeam MrSignerSeam MrConfigId MrOwner MrOwnerConfig TdAttributes Xfam""",
+    """Collateral
+
+`load_bundle` and `CollateralStore` need no further package; `open_source` asks services and needs `confcom[cli]`.
+""": "Collateral load_bundle save_bundle open_source SourceOptions CollateralSource fetch_for_quote CollateralStore",
+    """Quotes of this machine
+
+These need `confcom[cli]`.
+""": """process_mode open_quote_source QuoteSource QuoteResult Platform open_platform IntelDcapPlatform LocalEnclave
+        launch_enclave verify_local_report TargetInfo""",
+    """Errors and exit codes
+
+These are the families. `confcom.errors` holds every error, [errors.md](errors.md) their codes and advice.
+""": """ConfcomError FormatError VerificationError PolicyError CollateralError PlatformError ProtocolError ConfigError
+        ExitCode exit_code""",
+}
+"""Title and introduction of a section to its names, in the order of the page."""
 
 
 def command_line_page() -> bytes:
@@ -82,6 +118,25 @@ def admission_page() -> bytes:
     return "\n".join(lines).encode()
 
 
+def python_page() -> bytes:
+    """`docs/reference/python.md`: signature and docstring of every public name."""
+    lines = [
+        "# Python",
+        "",
+        "Written by `./dev generate` from the docstrings.",
+        "",
+        "These names are importable from `confcom`; each is loaded when it is first used. They and `confcom.errors`",
+        "are the public interface; other modules may change. How to use them:",
+        "[verify a quote](../howto/verify-a-quote.md#in-python),",
+        "[get collateral](../howto/get-collateral.md#in-python), [get a quote](../howto/get-a-quote.md#in-python).",
+    ]
+    for title, names in PUBLIC_NAMES.items():
+        lines += ["", *f"## {title}".splitlines()]
+        for name in names.split():
+            lines += ["", f"### `{name}`", "", *_described(name, getattr(confcom, name))]
+    return ("\n".join(lines) + "\n").encode()
+
+
 def policy_schema_page() -> bytes:
     """`docs/reference/policy.schema.json`."""
     return (json.dumps(policy_schema(), indent=2) + "\n").encode()
@@ -90,6 +145,80 @@ def policy_schema_page() -> bytes:
 def _family(kind: type[errors.ConfcomError]) -> list[type[errors.ConfcomError]]:
     children = [child for child in kind.__subclasses__() if child.__module__ == errors.__name__]
     return [kind, *(member for child in children for member in _family(child))]
+
+
+def _described(name: str, value: Callable[..., object]) -> Iterator[str]:
+    """Signature or fields, docstring, and for a class the members that have a docstring."""
+    signature = _signature(name, value)
+    if signature:
+        yield from ("```python", signature, "```", "")
+    yield from (inspect.getdoc(value) or "").splitlines()
+    members: list[str] = []
+    if isinstance(value, type) and issubclass(value, Enum):
+        members = [f"- `{one.name}` = `{one.value!r}`" for one in value]
+    elif isinstance(value, type):
+        if issubclass(value, Proof):
+            found = _parameters(inspect.signature(value))
+            members = [f"- `{one}`" for one in found if one != "*" and "InitVar" not in one]
+        members += [line for one, member in vars(value).items() if (line := _member(one, member))]
+    if members:
+        yield ""
+        for line in members:
+            yield from textwrap.wrap(line, 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def _member(name: str, member: object) -> str | None:
+    called: Any = member.__func__ if isinstance(member, (classmethod, staticmethod)) else member
+    text = inspect.getdoc(called)
+    if name.startswith("_") or not text or not (inspect.isfunction(called) or isinstance(member, property)):
+        return None
+    shown = name if isinstance(member, property) else f"{name}({', '.join(_parameters(inspect.signature(called)))})"
+    return f"- `{shown}`: {' '.join(text.split())}"
+
+
+def _signature(name: str, value: Callable[..., object]) -> str | None:
+    """The call as one writes it; None for what nobody constructs: protocols, enumerations, proven values, errors."""
+    unmade = isinstance(value, type) and (
+        issubclass(value, (Enum, Proof, BaseException)) or getattr(value, "_is_protocol", False)
+    )
+    if unmade:
+        return None
+    signature = inspect.signature(value)
+    returned = "" if isinstance(value, type) else f" -> {_annotation(signature.return_annotation)}"
+    parameters = _parameters(signature)
+    line = f"{name}({', '.join(parameters)}){returned}"
+    if len(line) <= 110:
+        return line
+    return f"{name}(\n" + "".join(f"    {one},\n" for one in parameters) + f"){returned}"
+
+
+def _parameters(signature: inspect.Signature) -> list[str]:
+    found: list[str] = []
+    kinds = [one.kind for one in signature.parameters.values()]
+    for one in signature.parameters.values():
+        if one.name in ("self", "cls"):
+            continue
+        if one.kind is one.KEYWORD_ONLY and "*" not in found and one.VAR_POSITIONAL not in kinds:
+            found.append("*")
+        star = "*" if one.kind is one.VAR_POSITIONAL else ""
+        text = f"{star}{one.name}: {_annotation(one.annotation)}"
+        found.append(text if one.default is one.empty else f"{text} = {_default(one.default)}")
+    return found
+
+
+def _annotation(annotation: object) -> str:
+    # Layouts of records are for the codec; the type is what a caller gives.
+    return re.sub(r"Annotated\[(\w+), [^\]]*\]", r"\1", str(annotation))
+
+
+def _default(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_default, value))},)"
+    if isinstance(value, Enum):
+        return str(value)
+    if isinstance(value, Path):
+        return f'Path("{value}")'
+    return repr(value) if value is None or isinstance(value, (int, float, str, bytes)) else "…"
 
 
 def _help(command: click.Command, path: str) -> list[str]:

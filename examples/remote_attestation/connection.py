@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
 
-from confcom.errors import ConfigError, RemoteProtocolError
+from confcom import ConfigError
+from confcom.errors import RemoteProtocolError
 
 RETRY_PAUSE = 0.05
 """Seconds between attempts to connect: the other side may be just starting."""

@@ -6,16 +6,27 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
-from confcom.appraisal.collateral import Collateral
-from confcom.appraisal.policy import AllOf, IsvProdId, MinIsvSvn, MrSigner, Policy, ReportData, safe_defaults
-from confcom.appraisal.quote import QuoteVerifier
-from confcom.appraisal.result import accept_quote
-from confcom.errors import MismatchError, PolicyError
-from confcom.formats.sgx import ReportBody, TargetInfo
-from confcom.formats.tcb_info import TcbStatus
-from confcom.pki.roots import TrustRoots
-from confcom.platforms.interface import LocalEnclave, verify_local_report
-from confcom.platforms.quoting import QuoteSource
+from confcom import (
+    AllOf,
+    Collateral,
+    IsvProdId,
+    LocalEnclave,
+    MinIsvSvn,
+    MrSigner,
+    Policy,
+    PolicyError,
+    QuoteSource,
+    QuoteVerifier,
+    ReportBody,
+    ReportData,
+    TargetInfo,
+    TcbStatus,
+    TrustRoots,
+    accept_quote,
+    safe_defaults,
+    verify_local_report,
+)
+from confcom.errors import MismatchError
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ import hashlib
 import hmac
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Annotated
+from typing import Self
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -37,18 +37,18 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from confcom.errors import RemoteProtocolError, VerificationError
-from confcom.formats.codec import U8, Record, nested, raw
-from confcom.formats.sgx import Attributes, TargetInfo
+from confcom import FormatError, TargetInfo, VerificationError
+from confcom.errors import RemoteProtocolError
 
 PROTOCOL = b"confcom sample 1"
 EVIDENCE_DOMAIN = b"confcom sample evidence 1"
 KEYS_DOMAIN = b"confcom sample keys 1"
 NONCE_SIZE = 32
 PUBLIC_KEY_SIZE = 32
+HELLO_SIZE = 562
 
-NO_TARGET = TargetInfo(bytes(32), Attributes(0, 0), bytes(2), 0, 0, bytes(8), bytes(64), bytes(384))
-"""In a remote attestation nobody makes a report for the peer."""
+NO_TARGET = TargetInfo.parse(bytes(512))
+"""Remote attestation has no reports between the peers, so the field is zero."""
 
 
 class Role(IntEnum):
@@ -71,14 +71,29 @@ class Kind(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Hello(Record):
-    """The first frame, 562 bytes. `target_info` says whom local reports are to be made for."""
+class Hello:
+    """The first frame, 562 bytes: protocol (16), role (1), kind (1), nonce (32), target info for reports (512)."""
 
-    protocol: Annotated[bytes, raw(16)]
-    role: Annotated[int, U8]
-    kind: Annotated[int, U8]
-    nonce: Annotated[bytes, raw(NONCE_SIZE)]
-    target_info: Annotated[TargetInfo, nested]
+    role: Role
+    kind: Kind
+    nonce: bytes
+    target_info: TargetInfo
+
+    def __bytes__(self) -> bytes:
+        return PROTOCOL + bytes((self.role, self.kind)) + self.nonce + bytes(self.target_info)
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Read a hello; `RemoteProtocolError` for another protocol, `FormatError` for a wrong size."""
+        if data[:16] != PROTOCOL:
+            raise RemoteProtocolError("the peer speaks another protocol")
+        if len(data) != HELLO_SIZE:
+            raise FormatError(f"expected {HELLO_SIZE} bytes, found {len(data)}", structure="Hello", field="")
+        try:
+            role, kind = Role(data[16]), Kind(data[17])
+        except ValueError as error:
+            raise RemoteProtocolError(f"the peer's hello: {error}") from error
+        return cls(role, kind, data[18:50], TargetInfo.parse(data[50:]))
 
 
 class Handshake:
@@ -86,7 +101,7 @@ class Handshake:
 
     def __init__(self, mine: Hello) -> None:
         self.mine = mine
-        self._role = Role(mine.role)
+        self._role = mine.role
         self._private_key = X25519PrivateKey.generate()
         self._transcript = hashlib.sha256(PROTOCOL)
         self._peer_nonce = b""
@@ -99,8 +114,6 @@ class Handshake:
     def hear_hello(self, payload: bytes) -> Hello:
         """Take the peer's hello; it must be of the other role, of our kind, and have a nonce of its own."""
         theirs = Hello.parse(payload)
-        if theirs.protocol != PROTOCOL:
-            raise RemoteProtocolError("the peer speaks another protocol")
         if theirs.role != self._role.other:
             raise RemoteProtocolError("the peer claims our own role")
         if theirs.kind != self.mine.kind:

@@ -15,22 +15,32 @@ from pathlib import Path
 
 from connection import Connection, Frame, accept, connect, listen
 from evidence import AcceptedPeer, Attestation, ExpectedPeer, LocalAttestation, RemoteAttestation
-from handshake import NO_TARGET, NONCE_SIZE, PROTOCOL, Handshake, Hello, Kind, Role, SecureChannel, split_evidence
+from handshake import NO_TARGET, NONCE_SIZE, Handshake, Hello, Kind, Role, SecureChannel, split_evidence
 
-from confcom.cli.exit_codes import exit_code
-from confcom.collateral.bundle import load_bundle
-from confcom.errors import ConfcomError, ConfigError, FormatError, PolicyError, ReportRejected, VerificationError
-from confcom.formats.tcb_info import TcbStatus
-from confcom.pki.roots import TrustRoot, TrustRoots
-from confcom.platforms.aesm_client import DEFAULT_SOCKET
-from confcom.platforms.interface import LocalEnclave
-from confcom.platforms.quoting import open_quote_source, process_mode
-from confcom.wiring import load_declaration, open_machine, open_platform
+from confcom import (
+    ConfcomError,
+    ConfigError,
+    FormatError,
+    LocalEnclave,
+    PolicyError,
+    TcbStatus,
+    TrustRoot,
+    TrustRoots,
+    VerificationError,
+    exit_code,
+    launch_enclave,
+    load_bundle,
+    open_platform,
+    open_quote_source,
+    process_mode,
+)
+from confcom.errors import ReportRejected
 
 HERE = Path(__file__).resolve().parent
 JUDGEMENTS = (FormatError, VerificationError, PolicyError, ReportRejected)
 """Errors that say something about the peer's evidence; all others say that something did not work."""
 
+AESM_SOCKET = Path("/var/run/aesmd/aesm.socket")
 MAX_ROOT = 64 * 1024
 """Bytes of a root certificate's file."""
 
@@ -45,7 +55,7 @@ def arguments() -> argparse.Namespace:
     us = parser.add_argument_group("who we are")
     us.add_argument("--machine", type=Path, metavar="FILE", help="simulated machine (`confcom simulate machine`)")
     us.add_argument("--enclave", type=Path, metavar="FILE", default=HERE / "enclave_a.toml", help="declared enclave")
-    us.add_argument("--socket", type=Path, metavar="PATH", default=DEFAULT_SOCKET, help="the quote helper's socket")
+    us.add_argument("--socket", type=Path, metavar="PATH", default=AESM_SOCKET, help="the quote helper's socket")
     them = parser.add_argument_group("whom we accept")
     them.add_argument("--signer", required=True, metavar="HEX", help="MRSIGNER, 64 hex digits")
     them.add_argument("--product", required=True, type=int, metavar="N", help="ISVPRODID")
@@ -67,7 +77,7 @@ class Peer:
         self._expected = expected_peer(options)
         self._enclave: LocalEnclave | None = None
         if options.machine is not None:
-            self._enclave = open_machine(options.machine).launch(load_declaration(options.enclave))
+            self._enclave = launch_enclave(options.machine, options.enclave)
             self.say(f"enclave {options.enclave.name} on the SIMULATED machine {options.machine.name}")
         self._kind = Kind.LOCAL if options.local else Kind.REMOTE
         self._remote = None if options.local else self._open_remote()
@@ -99,7 +109,7 @@ class Peer:
 
     def _attest(self, connection: Connection, role: Role) -> SecureChannel:
         target = self._enclave.target_info if self._enclave and self._kind is Kind.LOCAL else NO_TARGET
-        handshake = Handshake(Hello(PROTOCOL, role, self._kind, secrets.token_bytes(NONCE_SIZE), target))
+        handshake = Handshake(Hello(role, self._kind, secrets.token_bytes(NONCE_SIZE), target))
         if role is Role.INITIATOR:
             connection.send(Frame.HELLO, bytes(handshake.mine))
             theirs = handshake.hear_hello(connection.receive(Frame.HELLO))

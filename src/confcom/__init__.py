@@ -1,7 +1,8 @@
 """Confidential computing on Kubernetes nodes with Intel SGX.
 
-The names here are the library's public ones: verify a quote, judge it, get one. They are imported when they are used,
-so that a program pays for what it needs only.
+The names here and the errors in `confcom.errors` are the public ones: verify a quote, judge it, get its collateral, get
+a quote. docs/reference/python.md describes them. Each is imported when it is first used, so that `import confcom` costs
+nothing and the verifier needs no package beyond `cryptography` and `msgspec`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from confcom.appraisal.appraise import Appraisal, appraise
     from confcom.appraisal.collateral import Collateral
     from confcom.appraisal.evidence import VerifiedQuote
-    from confcom.appraisal.findings import Verdict
+    from confcom.appraisal.findings import Check, Verdict
     from confcom.appraisal.policy import (
         AcceptTcb,
         AllOf,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         MrSignerSeam,
         MrTd,
         NoDebug,
+        Policy,
         ReportData,
         Rtmr0,
         Rtmr1,
@@ -41,51 +43,60 @@ if TYPE_CHECKING:
     )
     from confcom.appraisal.quote import QuoteVerifier, verify_quote
     from confcom.appraisal.result import AttestationResult, accept_quote, judge
-    from confcom.collateral.bundle import load_bundle
-    from confcom.errors import ConfcomError
-    from confcom.formats.quote import Quote
+    from confcom.cli.exit_codes import ExitCode, exit_code
+    from confcom.collateral.bundle import load_bundle, save_bundle
+    from confcom.collateral.interface import CollateralSource
+    from confcom.collateral.sources import SourceOptions, fetch_for_quote, open_source
+    from confcom.collateral.store.store import CollateralStore
+    from confcom.errors import (
+        CollateralError,
+        ConfcomError,
+        ConfigError,
+        FormatError,
+        PlatformError,
+        PolicyError,
+        ProtocolError,
+        VerificationError,
+    )
+    from confcom.formats.quote import Quote, TeeType
+    from confcom.formats.sgx import ReportBody, TargetInfo
     from confcom.formats.tcb_info import TcbStatus
     from confcom.pki.roots import TrustRoot, TrustRoots
+    from confcom.platforms.intel.dcap import IntelDcapPlatform
+    from confcom.platforms.interface import LocalEnclave, Platform, QuoteResult, verify_local_report
+    from confcom.platforms.quoting import QuoteSource, open_quote_source, process_mode
+    from confcom.wiring import launch_enclave, open_platform
 
 _HOMES = {
-    "confcom.appraisal.appraise": ("Appraisal", "appraise"),
-    "confcom.appraisal.collateral": ("Collateral",),
-    "confcom.appraisal.evidence": ("VerifiedQuote",),
+    "confcom.appraisal.appraise": "Appraisal appraise",
+    "confcom.appraisal.collateral": "Collateral",
+    "confcom.appraisal.evidence": "VerifiedQuote",
+    "confcom.appraisal.findings": "Check Verdict",
     "confcom.appraisal.policy": (
-        "AcceptTcb",
-        "AllOf",
-        "AnyOf",
-        "HeldData",
-        "IsvProdId",
-        "MinIsvSvn",
-        "MrConfigId",
-        "MrEnclave",
-        "MrOwner",
-        "MrOwnerConfig",
-        "MrSeam",
-        "MrSigner",
-        "MrSignerSeam",
-        "MrTd",
-        "NoDebug",
-        "ReportData",
-        "Rtmr0",
-        "Rtmr1",
-        "Rtmr2",
-        "Rtmr3",
-        "TdAttributes",
-        "Xfam",
-        "safe_defaults",
+        "AcceptTcb AllOf AnyOf HeldData IsvProdId MinIsvSvn MrConfigId MrEnclave MrOwner MrOwnerConfig MrSeam "
+        "MrSigner MrSignerSeam MrTd NoDebug Policy ReportData Rtmr0 Rtmr1 Rtmr2 Rtmr3 TdAttributes Xfam "
+        "safe_defaults"
     ),
-    "confcom.appraisal.quote": ("QuoteVerifier", "verify_quote"),
-    "confcom.appraisal.result": ("AttestationResult", "accept_quote", "judge"),
-    "confcom.appraisal.findings": ("Verdict",),
-    "confcom.collateral.bundle": ("load_bundle",),
-    "confcom.errors": ("ConfcomError",),
-    "confcom.formats.quote": ("Quote",),
-    "confcom.formats.tcb_info": ("TcbStatus",),
-    "confcom.pki.roots": ("TrustRoot", "TrustRoots"),
+    "confcom.appraisal.quote": "QuoteVerifier verify_quote",
+    "confcom.appraisal.result": "AttestationResult accept_quote judge",
+    "confcom.cli.exit_codes": "ExitCode exit_code",
+    "confcom.collateral.bundle": "load_bundle save_bundle",
+    "confcom.collateral.interface": "CollateralSource",
+    "confcom.collateral.sources": "SourceOptions fetch_for_quote open_source",
+    "confcom.collateral.store.store": "CollateralStore",
+    "confcom.errors": (
+        "CollateralError ConfcomError ConfigError FormatError PlatformError PolicyError ProtocolError VerificationError"
+    ),
+    "confcom.formats.quote": "Quote TeeType",
+    "confcom.formats.sgx": "ReportBody TargetInfo",
+    "confcom.formats.tcb_info": "TcbStatus",
+    "confcom.pki.roots": "TrustRoot TrustRoots",
+    "confcom.platforms.intel.dcap": "IntelDcapPlatform",
+    "confcom.platforms.interface": "LocalEnclave Platform QuoteResult verify_local_report",
+    "confcom.platforms.quoting": "QuoteSource open_quote_source process_mode",
+    "confcom.wiring": "launch_enclave open_platform",
 }
-_MODULE_OF = {name: module for module, names in _HOMES.items() for name in names}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
     "AcceptTcb",
@@ -93,10 +104,19 @@ __all__ = [
     "AnyOf",
     "Appraisal",
     "AttestationResult",
+    "Check",
     "Collateral",
+    "CollateralError",
+    "CollateralSource",
+    "CollateralStore",
     "ConfcomError",
+    "ConfigError",
+    "ExitCode",
+    "FormatError",
     "HeldData",
+    "IntelDcapPlatform",
     "IsvProdId",
+    "LocalEnclave",
     "MinIsvSvn",
     "MrConfigId",
     "MrEnclave",
@@ -107,31 +127,61 @@ __all__ = [
     "MrSignerSeam",
     "MrTd",
     "NoDebug",
+    "Platform",
+    "PlatformError",
+    "Policy",
+    "PolicyError",
+    "ProtocolError",
     "Quote",
+    "QuoteResult",
+    "QuoteSource",
     "QuoteVerifier",
+    "ReportBody",
     "ReportData",
     "Rtmr0",
     "Rtmr1",
     "Rtmr2",
     "Rtmr3",
+    "SourceOptions",
+    "TargetInfo",
     "TcbStatus",
     "TdAttributes",
+    "TeeType",
     "TrustRoot",
     "TrustRoots",
     "Verdict",
+    "VerificationError",
     "VerifiedQuote",
     "Xfam",
     "accept_quote",
     "appraise",
+    "exit_code",
+    "fetch_for_quote",
     "judge",
+    "launch_enclave",
     "load_bundle",
+    "open_platform",
+    "open_quote_source",
+    "open_source",
+    "process_mode",
     "safe_defaults",
+    "save_bundle",
+    "verify_local_report",
     "verify_quote",
 ]
 
 
 def __getattr__(name: str) -> object:
-    module = _MODULE_OF.get(name)
-    if module is None:
+    home = _HOME_OF.get(name)
+    if home is None:
         raise AttributeError(f"module 'confcom' has no attribute {name!r}")
-    return getattr(importlib.import_module(module), name)
+    try:
+        return getattr(importlib.import_module(home), name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"confcom.{name} needs the package {error.name!r}: install confcom[cli]", name=error.name
+        ) from error
+
+
+def __dir__() -> list[str]:
+    return __all__

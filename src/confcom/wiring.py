@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from confcom.appraisal.collateral import Collateral
 from confcom.collateral.bundle import load_bundle
@@ -18,9 +18,8 @@ from confcom.errors import ConfigError, PlatformUnavailable
 from confcom.pki.roots import TrustRoot, TrustRoots
 from confcom.platforms.intel.dcap import library_folder
 from confcom.platforms.intel.platform import IntelWorkerPlatform
-from confcom.platforms.interface import Platform, ReportSource
+from confcom.platforms.interface import LocalEnclave, Platform
 from confcom.platforms.sgx_host import device_obstacles, obstacles_to_in_proc
-from confcom.services.quote_helper.self_test import SelfTestKit
 from confcom.simulator.collateral_upstream import SimulatedUpstream
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.machine import SimulatedMachine
@@ -28,6 +27,9 @@ from confcom.simulator.machine_file import MachineFile
 from confcom.simulator.report_scheme import HARDWARE
 from confcom.simulator.report_scheme import report_scheme as scheme_named
 from confcom.simulator.world import SimulatedWorld
+
+if TYPE_CHECKING:
+    from confcom.services.quote_helper.self_test import SelfTestKit
 
 PlatformName = Literal["auto", "intel", "simulated"]
 
@@ -170,9 +172,15 @@ def load_declaration(path: Path) -> EnclaveDeclaration:
     return EnclaveDeclaration.load(path)
 
 
-def launch_enclave(path: Path, declaration: EnclaveDeclaration) -> ReportSource:
-    """Start an enclave on the machine of a machine file."""
-    return open_machine(path).launch(declaration)
+def launch_enclave(machine: Path, declaration: Path | EnclaveDeclaration) -> LocalEnclave:
+    """Start a simulated enclave on the machine of a machine file.
+
+    `declaration` is a TOML or JSON file with its identity, or a signed enclave file. A file that cannot be read is a
+    `ConfigError`, a malformed one a `FormatError`.
+    """
+    if isinstance(declaration, Path):
+        declaration = load_declaration(declaration)
+    return open_machine(machine).launch(declaration)
 
 
 def export_simulated_collateral(
@@ -217,6 +225,9 @@ def self_test_kit(
     trust_root: str | None = None,
 ) -> SelfTestKit:
     """Enclave, collateral and roots of a platform; without settings, a simulated one is judged by its own world."""
+    # Here, because the daemon needs packages that `confcom quote` does without.
+    from confcom.services.quote_helper.self_test import SelfTestKit
+
     roots = None if trust_root is None else _roots(Path(trust_root))
     if choice.name == "simulated" and machine is not None:
         world = SimulatedWorld.load(machine)

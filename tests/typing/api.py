@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from os import environ
 from pathlib import Path
 
 from confcom import (
@@ -11,21 +12,69 @@ from confcom import (
     AnyOf,
     Appraisal,
     AttestationResult,
+    Check,
     Collateral,
+    CollateralError,
+    CollateralSource,
+    CollateralStore,
+    ConfcomError,
+    ConfigError,
+    ExitCode,
+    FormatError,
+    HeldData,
+    IntelDcapPlatform,
+    IsvProdId,
+    LocalEnclave,
+    MinIsvSvn,
+    MrConfigId,
     MrEnclave,
+    MrOwner,
+    MrOwnerConfig,
+    MrSeam,
     MrSigner,
+    MrSignerSeam,
+    MrTd,
+    NoDebug,
+    Platform,
+    PlatformError,
+    Policy,
+    PolicyError,
+    ProtocolError,
     Quote,
+    QuoteResult,
+    QuoteSource,
     QuoteVerifier,
+    ReportBody,
+    ReportData,
+    Rtmr0,
+    Rtmr1,
+    Rtmr2,
+    Rtmr3,
+    SourceOptions,
+    TargetInfo,
     TcbStatus,
+    TdAttributes,
+    TeeType,
     TrustRoot,
     TrustRoots,
     Verdict,
+    VerificationError,
     VerifiedQuote,
+    Xfam,
     accept_quote,
     appraise,
+    exit_code,
+    fetch_for_quote,
     judge,
+    launch_enclave,
     load_bundle,
+    open_platform,
+    open_quote_source,
+    open_source,
+    process_mode,
     safe_defaults,
+    save_bundle,
+    verify_local_report,
     verify_quote,
 )
 
@@ -51,3 +100,48 @@ def service(evidence: bytes, collateral: Collateral, root_pem: bytes, now: datet
     quote: Quote = verify_quote(evidence, collateral, roots=roots, now=now).quote
     assert quote.report_data
     return result.verdict
+
+
+def every_policy() -> Policy:
+    """Each condition takes bytes of its size."""
+    td: tuple[Policy, ...] = tuple(
+        kind([bytes(48)])
+        for kind in (MrTd, Rtmr0, Rtmr1, Rtmr2, Rtmr3, MrSeam, MrSignerSeam, MrConfigId, MrOwner, MrOwnerConfig)
+    )
+    masked = (TdAttributes(bytes(8)), Xfam(bytes(8), mask=bytes(8)))
+    return AllOf(NoDebug(), IsvProdId(1), MinIsvSvn(2), ReportData(b"nonce"), HeldData(b"key"), *td, *masked)
+
+
+def collateral_of(quote: Quote, roots: TrustRoots, now: datetime) -> Collateral:
+    """From a service, else from a store."""
+    with open_source("intel", SourceOptions(roots=roots, at=now)) as source:
+        asked: CollateralSource = source
+        found: Collateral = fetch_for_quote(asked, quote, roots)
+    save_bundle(found, Path("collateral"))
+    with CollateralStore(Path("store.sqlite"), roots=roots) as store:
+        return store.collateral(bytes(6), "platform", "sgx", at=now)
+
+
+def attester(report_data: bytes) -> bytes:
+    """In the mode of this process, from a simulated enclave or Intel's platform."""
+    enclave: LocalEnclave = launch_enclave(Path("machine.json"), Path("enclave.toml"))
+    platform: Platform = open_platform("auto", machine=Path("machine.json"))
+    decision = process_mode().decide("auto", environ)
+    source: QuoteSource = open_quote_source(decision, enclave=lambda: enclave, in_proc=lambda: platform)
+    intel: QuoteSource = open_quote_source(decision, enclave=lambda: enclave, in_proc=IntelDcapPlatform.open_in_proc)
+    target: TargetInfo = enclave.target_info
+    body: ReportBody = verify_local_report(enclave, enclave.create_report(target, report_data), report_data)
+    result: QuoteResult = (source if body.isv_svn else intel).quote(report_data)
+    return result.quote
+
+
+def outcome(result: AttestationResult) -> tuple[ExitCode, str]:
+    """Exit code and the first finding."""
+    checks: tuple[Check, ...] = result.checks
+    if result.verified is not None and result.verified.tee is TeeType.TDX:
+        return ExitCode.OK, ""
+    error: ConfcomError = result.error or ConfigError("none")
+    for kind in (FormatError, VerificationError, PolicyError, CollateralError, PlatformError, ProtocolError):
+        if isinstance(error, kind):
+            return exit_code(error), error.code
+    return exit_code(error), checks[0].found

@@ -28,7 +28,7 @@ from confcom.collateral.bundle import load_bundle, save_bundle
 from confcom.collateral.clock import Dates, rfc3339
 from confcom.collateral.documents import Document, DocumentKey, assemble, keys_for, read_document, take_apart
 from confcom.collateral.interface import CollateralSource
-from confcom.collateral.sources import SourceOptions, platform_of, resolve
+from confcom.collateral.sources import SourceOptions, open_source, platform_of
 from confcom.collateral.store.database import unfinished_store
 from confcom.collateral.store.status import MissingDocument, PlatformStatus, StoreStatus, as_dict, store_status
 from confcom.collateral.store.store import CollateralStore
@@ -151,7 +151,7 @@ def fetch(**options: Any) -> int:  # noqa: ANN401 - click fills FetchOptions, wh
         azure_region=given.azure_region,
     )
     with ExitStack() as stack:
-        source = stack.enter_context(resolve(given.source, settings))
+        source = stack.enter_context(open_source(given.source, settings))
         store: CollateralStore | None = None
         for target in targets:
             try:

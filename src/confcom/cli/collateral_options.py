@@ -79,9 +79,9 @@ def choose_collateral(
         yield CollateralChoice(name, roots, None, pck_chain)
         return
     # Here, because it brings HTTP and SQLite along, which most calls do without.
-    from confcom.collateral.sources import SourceOptions, resolve
+    from confcom.collateral.sources import SourceOptions, open_source
 
-    with resolve(name, SourceOptions(roots=roots, at=at, ca_certificates=ca)) as source:
+    with open_source(name, SourceOptions(roots=roots, at=at, ca_certificates=ca)) as source:
         yield CollateralChoice(name, roots, source, pck_chain)
 
 

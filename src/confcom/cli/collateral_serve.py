@@ -15,7 +15,7 @@ import click
 from confcom.cli.collateral_options import trust_roots
 from confcom.cli.inputs import read_input
 from confcom.collateral.pcs_client import HttpLimits
-from confcom.collateral.sources import SourceOptions, resolve
+from confcom.collateral.sources import SourceOptions, open_source
 from confcom.collateral.store.database import is_store_file
 from confcom.errors import ConfigError
 from confcom.pki.roots import TrustRoots
@@ -98,7 +98,7 @@ def _upstream(config: service.CollateralServiceConfig) -> Iterator[tuple[Upstrea
             raise ConfigError(
                 f"{config.upstream} is a store, not a source", advice="Serve it: --store PATH --mode offline."
             )
-        with resolve(config.upstream, _source_options(config, roots)) as source:
+        with open_source(config.upstream, _source_options(config, roots)) as source:
             yield source, roots
 
 

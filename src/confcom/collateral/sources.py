@@ -205,7 +205,7 @@ class StoreSource:
 
 
 @contextmanager
-def resolve(name: str, options: SourceOptions) -> Iterator[CollateralSource]:
+def open_source(name: str, options: SourceOptions) -> Iterator[CollateralSource]:
     """The source that a name stands for, while the block runs.
 
     `intel`, `pccs` (at its default address), `thim`, the URL of a PCS or PCCS, the path of a store, of a folder or of
@@ -334,7 +334,7 @@ class RememberedCollateral:
             return known[0]
         try:
             # Opened anew, so that a CA file that was renewed is read again.
-            with resolve(self._name, replace(self._options, at=now)) as source:
+            with open_source(self._name, replace(self._options, at=now)) as source:
                 found = source.fetch(*platform)
         except CollateralError:
             if known is None:

@@ -6,7 +6,7 @@ import pytest
 
 from confcom.collateral.documents import DocumentKey, take_apart
 from confcom.collateral.pcs_client import PcsClient
-from confcom.collateral.sources import AzureThim, BundleSource, OfflineSource, SourceOptions, StoreSource, resolve
+from confcom.collateral.sources import AzureThim, BundleSource, OfflineSource, SourceOptions, StoreSource, open_source
 from confcom.errors import CollateralNotFound, ConfigError
 from confcom.protocols.pcs import Api, Dialect
 
@@ -32,27 +32,27 @@ def options(world, now) -> SourceOptions:
     ],
 )
 def test_names_and_urls_of_services(options, name, base, api):
-    with resolve(name, options) as source:
+    with open_source(name, options) as source:
         assert isinstance(source, PcsClient)
         assert source.api == api
         assert base is None or source.base_url == base
 
 
 def test_azure_by_name(options):
-    with resolve("thim", options) as source:
+    with open_source("thim", options) as source:
         assert isinstance(source, AzureThim)
 
 
 @pytest.mark.parametrize("name", ["intel", "pccs", "thim", "https://pccs.example"])
 def test_offline_no_service_is_asked(world, now, name):
-    with resolve(name, SourceOptions(roots=world.trust_roots, at=now, offline=True)) as source:
+    with open_source(name, SourceOptions(roots=world.trust_roots, at=now, offline=True)) as source:
         assert isinstance(source, OfflineSource)
 
 
 def test_a_store_answers_as_of_the_time(store, path, world, now, options):
     published = world.publish()
     store.add(take_apart(published, fmspc=world.machine.fmspc, ca="platform", tee="sgx"), seen=now, source="x")
-    with resolve(str(path), options) as source:
+    with open_source(str(path), options) as source:
         assert isinstance(source, StoreSource)
         assert source.fetch(world.machine.fmspc, "platform", "sgx").digest() == published.digest()
         assert source.fetch_document(DocumentKey.root_ca_crl()).body == published.root_ca_crl
@@ -61,16 +61,16 @@ def test_a_store_answers_as_of_the_time(store, path, world, now, options):
 def test_a_folder_and_a_file_are_bundles(tmp_path, options):
     (tmp_path / "collateral.json").write_text("{}")
     for name in (tmp_path, tmp_path / "collateral.json"):
-        with resolve(str(name), options) as source:
+        with open_source(str(name), options) as source:
             assert isinstance(source, BundleSource)
 
 
 def test_what_is_nothing_is_named(tmp_path, options):
-    with pytest.raises(CollateralNotFound, match="no collateral at"), resolve(str(tmp_path / "missing"), options):
+    with pytest.raises(CollateralNotFound, match="no collateral at"), open_source(str(tmp_path / "missing"), options):
         pass
 
 
 @pytest.mark.parametrize("name", ["ftp://x", "https://x/sgx/certification/v2", "https://"])
 def test_a_url_that_cannot_be_asked_is_a_configuration_error(options, name):
-    with pytest.raises(ConfigError), resolve(name, options):
+    with pytest.raises(ConfigError), open_source(name, options):
         pass
