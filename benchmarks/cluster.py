@@ -19,10 +19,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from benchmarks.measure import Row, show, spread
 
 NAMESPACE = "confcom-benchmark"
 EPC = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
@@ -116,16 +118,8 @@ def relying_party(cluster: Cluster, folder: Path) -> Callable[[bytes], None]:
     return verify
 
 
-def show(what: str, seconds: list[float]) -> None:
-    """One line."""
-    ordered = sorted(seconds)
-    print(
-        f"  {what:<52} {statistics.median(ordered):6.2f} s  ({ordered[0]:.2f} to {ordered[-1]:.2f}, n={len(ordered)})"
-    )
-
-
-def main(arguments: list[str]) -> int:
-    """Measure and print."""
+def rows(arguments: Sequence[str] = ()) -> Iterator[Row]:
+    """Seconds, each the median of some rounds."""
     home = Path(os.environ.get("KUBE_HOME") or Path.home() / ".cache" / "confcom-kubernetes")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kubeconfig", default=str(home / "admin.kubeconfig"))
@@ -133,22 +127,28 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--image", default="localhost/confcom:dev")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(arguments)
+    if not Path(options.kubeconfig).exists():
+        print("  no cluster: `./dev cluster up` starts one")
+        return
     cluster = Cluster(options.kubectl, options.kubeconfig, options.image)
     cluster.run("label", "node", "--all", "confcom.dev/sgx=true", "--overwrite")
     cluster.run("create", "namespace", NAMESPACE)
     try:
-        show(
-            "`addon enable` to all ready, from nothing", [enabling(cluster) for _ in range(max(1, options.rounds // 2))]
+        enabled = [enabling(cluster) for _ in range(max(1, options.rounds // 2))]
+        yield Row(
+            "`addon enable` to all ready, from nothing", statistics.median(enabled), "s", note=spread(enabled, unit="s")
         )
         with tempfile.TemporaryDirectory() as folder:
             verify = relying_party(cluster, Path(folder))
-            show("Job created to quote verified", [attesting(cluster, verify) for _ in range(options.rounds)])
-        show("peer: Job that says one word, created to its log", [ordinary(cluster) for _ in range(options.rounds)])
+            # In turns, so that other work on the machine meets both alike.
+            jobs = [(attesting(cluster, verify), ordinary(cluster)) for _ in range(options.rounds)]
+        ours, peer = ([job[index] for job in jobs] for index in (0, 1))
+        name, beside = "Job created to quote verified", statistics.median(peer)
+        yield Row(name, statistics.median(ours), "s", beside, "Job that says one word", spread(ours, unit="s"))
     finally:
         cluster.addon("disable", "--purge", "--yes")
         cluster.run("delete", "namespace", NAMESPACE, "--wait=false")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    show(rows(sys.argv[1:]))

@@ -35,7 +35,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from benchmarks.measure import percentile, row
+from benchmarks.measure import Row, show, spread
 from benchmarks.simulated import simulated_world
 from confcom.collateral.documents import verify_document
 from confcom.collateral.store.platforms import PlatformTcb
@@ -56,27 +56,20 @@ V4 = "/sgx/certification/v4"
 CONTEXT = multiprocessing.get_context("fork")
 
 
-def main() -> None:
+def rows() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name, simulated_service(Path(name)) as (address, _, world):
         with empty_app() as limit_address:
             limits = {count: load(limit_address, "/", count) for count in CONNECTIONS}
         register(address, world)
         paths = {"tcb": f"{V4}/tcb?fmspc={world.machine.fmspc.hex()}", "pckcert": pck_path(world)}
-        for count, outcome in limits.items():
-            report(f"limit: empty starlette app, {count} connections", outcome)
         for what, path in paths.items():
             for _ in range(3):  # into the store, then into memory
                 load(address, path, 1, seconds=0.2)
             for count in CONNECTIONS:
-                outcome = load(address, path, count)
-                report(f"cached {what}, {count} connections", outcome, limits[count][0])
-
-
-def report(what: str, outcome: tuple[float, list[float]], limit: float | None = None) -> None:
-    per_second, latencies = outcome
-    p50, p99 = (percentile(latencies, share) * 1e6 for share in (0.5, 0.99))
-    share = "" if limit is None else f"{per_second / limit:.0%} of the empty app, "
-    print(row(what, per_second, beside=f"{share}p50 {p50:,.0f} µs, p99 {p99:,.0f} µs"), flush=True)
+                (per_second, latencies), (limit, _) = load(address, path, count), limits[count]
+                note = spread(latencies, unit="µs")
+                name = f"cached {what}, {count} connections"
+                yield Row(name, per_second, beside=limit, peer="empty starlette app", note=note)
 
 
 # --- servers ----------------------------------------------------------------------------------------------------------
@@ -219,7 +212,7 @@ def pck_path(world: SimulatedWorld, pce_svn: int | None = None) -> str:
 # --- a million requests -----------------------------------------------------------------------------------------------
 
 
-def long(requests: int, seconds: float) -> None:
+def long(requests: int, seconds: float) -> Iterator[Row]:
     """Mixed load at full speed; resident memory after every tenth of it."""
     with tempfile.TemporaryDirectory() as name, simulated_service(Path(name)) as (address, service, world):
         done = CONTEXT.Value("q", 0)
@@ -230,10 +223,10 @@ def long(requests: int, seconds: float) -> None:
         step, due = requests // 10, 0
         while done.value < requests and time.perf_counter() - begin < seconds:
             if done.value >= due:
-                _report_memory(done.value, service.pid, time.perf_counter() - begin)
+                yield _memory(done.value, service.pid, time.perf_counter() - begin)
                 due += step
             time.sleep(0.05)
-        _report_memory(done.value, service.pid, time.perf_counter() - begin)
+        yield _memory(done.value, service.pid, time.perf_counter() - begin)
         for client in clients:
             client.terminate()
             client.join()
@@ -257,31 +250,28 @@ def _mixed(address: tuple[str, int], world: SimulatedWorld, number: int, done: S
                 done.value += 108
 
 
-def _report_memory(requests: int, pid: int, elapsed: float) -> None:
+def _memory(requests: int, pid: int, elapsed: float) -> Row:
     status = Path(f"/proc/{pid}/status").read_text()
     resident = int((re.search(r"VmRSS:\s+(\d+)", status) or ["", "0"])[1]) / 1024
-    print(row(f"resident after {requests:,} requests", resident, unit="MiB", beside=f"{elapsed:,.0f} s"), flush=True)
+    return Row(f"resident after {requests:,} requests", resident, "MiB", note=f"{elapsed:,.0f} s")
 
 
 # --- a hundred kills --------------------------------------------------------------------------------------------------
 
 
-def kill(times: int) -> None:
+def kill(times: int) -> Iterator[Row]:
     """Kill -9 under a load that writes; then every acknowledged answer must be in the store, and all of it sound."""
     with tempfile.TemporaryDirectory() as name:
-        folder, acknowledged, opened = Path(name), 0, 0
+        folder = Path(name)
         known: dict[int, bool] = {}
         world = simulated_world()
         for round_ in range(times):
             known |= dict.fromkeys(_killed(folder, round_), True)
             missing, documents = _lost(folder, world, known)
-            opened += 1
-            acknowledged = len(known)
             if missing:
                 sys.exit(f"bench: lost after kill {round_ + 1}: PCESVN {missing[:10]}")
-        print(row("kills under load; the store opened each time", opened, unit=""))
-        print(row("acknowledged writes, all of them there", acknowledged, unit=""))
-        print(row("documents, all of them authentic", documents, unit=""))
+        note = f"{times} kills under load; {len(known):,} writes acknowledged; {documents:,} documents, all authentic"
+        yield Row("acknowledged writes lost", 0, "", note=note)
 
 
 def _killed(folder: Path, round_: int) -> list[int]:
@@ -345,8 +335,8 @@ def _lost(folder: Path, world: SimulatedWorld, known: dict[int, bool]) -> tuple[
 
 if __name__ == "__main__":
     if "--long" in sys.argv:
-        long(LONG_REQUESTS, LONG_SECONDS)
+        show(long(LONG_REQUESTS, LONG_SECONDS))
     elif "--kill" in sys.argv:
-        kill(KILLS)
+        show(kill(KILLS))
     else:
-        main()
+        show(rows())

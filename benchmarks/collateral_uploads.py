@@ -13,14 +13,14 @@ import sqlite3
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
 from benchmarks.collateral_service import TOKEN, V4, Connection, get, simulated_service
-from benchmarks.measure import percentile, row
+from benchmarks.measure import Row, show, spread
 from confcom.collateral.documents import keys_for
 from confcom.collateral.store.registrations import Registration, put_registration
 from confcom.collateral.store.store import CollateralStore
@@ -36,7 +36,7 @@ TIMEOUT = 1200
 ADMIN, USER = {"admin-token": TOKEN}, {"user-token": TOKEN}
 
 
-def main() -> None:
+def rows() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name, simulated_service(Path(name), "--mode", "offline") as running:
         address, service, world = running
         body = tool_output(world, PLATFORMS)
@@ -44,19 +44,22 @@ def main() -> None:
         paths = {"cached": f"{V4}/tcb?fmspc={world.machine.fmspc.hex()}"}
         paths["of the store"] = f"{paths['cached']}&client="
         for what, path in paths.items():
-            report(f"answers {what}, no upload", answers(address, path, lambda: False, 500))
-        for what, path in paths.items():
-            before = resident(service.pid)
+            calm, before = answers(address, path, lambda: False, 500), resident(service.pid)
             upload = threading.Thread(target=put, args=(address, body))
             begin = time.perf_counter()
             upload.start()
-            report(f"answers {what}, upload of {len(body) >> 20} MiB", answers(address, path, upload.is_alive, 0))
+            during = answers(address, path, upload.is_alive, 0)
             upload.join()
             took = time.perf_counter() - begin
-            beside = f"{took:.0f} s; resident {before:.0f} MiB before, at most {peak(service.pid):.0f} MiB"
-            print(row(f"{PLATFORMS:,} platforms taken in", PLATFORMS / took, beside=beside), flush=True)
-    for queued in (0, QUEUED):
-        register(queued)
+            name, note = (
+                f"answers {what}, upload of {len(body) >> 20} MiB: worst",
+                f"{spread(during)}; {len(during):,} answers",
+            )
+            yield Row(name, max(during) * 1e3, "ms", max(calm) * 1e3, "no upload", note)
+            note = f"{took:.0f} s; resident {before:.0f} MiB before, at most {peak(service.pid):.0f} MiB"
+            yield Row(f"{PLATFORMS:,} platforms uploaded", PLATFORMS / took, note=note)
+    none, many = (registrations(queued) for queued in (0, QUEUED))
+    yield Row(f"registrations with {QUEUED:,} queued", many, "/s", none, "none queued")
 
 
 def tool_output(world: SimulatedWorld, count: int) -> bytes:
@@ -110,12 +113,7 @@ def answers(address: tuple[str, int], path: str, going_on: Callable[[], bool], l
     return latencies
 
 
-def report(what: str, latencies: list[float]) -> None:
-    p50, p99, most = (percentile(latencies, share) * 1e3 for share in (0.5, 0.99, 1.0))
-    print(row(what, p50, unit="ms", beside=f"p99 {p99:.1f} ms, at most {most:.1f} ms, {len(latencies)} answers"))
-
-
-def register(queued: int) -> None:
+def registrations(queued: int) -> float:
     """Registrations per second of one client, with so many queued before."""
     with tempfile.TemporaryDirectory() as name:
         folder, now = Path(name), datetime.now(UTC)  # noqa: TID251 - as above
@@ -133,7 +131,7 @@ def register(queued: int) -> None:
                     raise SystemExit(f"bench: {answer.read()[:300]!r}")
                 answer.read()
             took = time.perf_counter() - begin
-    print(row(f"registrations with {queued:,} queued", REGISTERED / took), flush=True)
+    return REGISTERED / took
 
 
 def _queue(connection: sqlite3.Connection, *, number: int, now: datetime) -> bool:
@@ -156,4 +154,4 @@ def _status(pid: int, field: str) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    show(rows())

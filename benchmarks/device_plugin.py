@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from benchmarks.measure import percentile
+from benchmarks.measure import Row, percentile, show, spread
 from benchmarks.simulated import simulated_world
 from confcom.devices.declared_node import declare_node, parse_epc_sizes
 from confcom.devices.epc import DEFAULT_UNIT_LIMIT
@@ -37,19 +37,17 @@ STATUS_ENTRY = 37
 """Bytes of JSON beside the id, for each device in a pod's status (docs/explanation/epc.md)."""
 
 
-def main(restarts: int = 40) -> None:
-    """Print both tables."""
+def rows(restarts: int = 40) -> Iterator[Row]:
+    """Nodes of every size, then restarts."""
     emulator, api = from_tests("kubelet_emulator"), from_tests("node_api")
-    print(f"  {'EPC':>8} {'published as':<14}{'ready s':>8}{'bytes':>11}{'RSS MiB':>9}{'10 MiB ms':>11}{'half ms':>9}"
-          f"{'half: status':>14}  beside (ids in a variable)")  # fmt: skip
     for mib in SIZES:
         for publisher in ("auto", "devices"):
             if publisher == "auto" or DEFAULT_UNIT_LIMIT < mib <= 128 * 1024:
-                print(_size(emulator, api, mib, publisher))
-    _endure(emulator, restarts)
+                yield _size(emulator, api, mib, publisher)
+    yield from _endure(emulator, restarts)
 
 
-def _size(emulator: ModuleType, api: ModuleType, mib: int, publisher: str) -> str:
+def _size(emulator: ModuleType, api: ModuleType, mib: int, publisher: str) -> Row:
     devices = publisher == "devices" or mib <= DEFAULT_UNIT_LIMIT
     resource, count = (EPC, mib) if devices else (ENCLAVE, 110)
     with tempfile.TemporaryDirectory() as name, api.NodeApi("node") as node:
@@ -71,10 +69,11 @@ def _size(emulator: ModuleType, api: ModuleType, mib: int, publisher: str) -> st
         kubelet.stop()
     status = sum(STATUS_ENTRY + len(unit) for unit in ids)
     how = "devices" if devices else "node status"
-    return (
-        f"  {_human(mib):>8} {how:<14}{ready:>8.2f}{size:>11,}{resident:>9.1f}{small:>11.1f}{half:>9.1f}{status:>14,}"
-        f"  {_variable(mib)}"
+    note = (
+        f"list of {size:,} bytes, {resident:.1f} MiB resident; allocation of 10 MiB {small:.1f} ms, of half the node "
+        f"{half:.1f} ms with {status:,} bytes in the pod's status; with ids in a variable, {_variable(mib)}"
     )
+    return Row(f"{_human(mib)} as {how}: ready", ready, "s", note=note)
 
 
 def _variable(mib: int) -> str:
@@ -86,7 +85,7 @@ def _variable(mib: int) -> str:
     return f"half the node: {size:,} bytes" + (", exec fails" if size > EXEC_STRING_LIMIT else "")
 
 
-def _endure(emulator: ModuleType, restarts: int) -> None:
+def _endure(emulator: ModuleType, restarts: int) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         kubelet = emulator.KubeletEmulator(folder)
@@ -108,12 +107,10 @@ def _endure(emulator: ModuleType, restarts: int) -> None:
             calls = kubelet.allocate_calls
         kubelet.stop()
     for what, seconds in (("kubelet restarts", restarted), ("lost streams", lost)):
-        p50, p99 = (percentile(seconds, share) * 1000 for share in (0.5, 0.99))
-        print(
-            f"  {len(seconds)} {what}: all registered again, p50 {p50:.0f} ms, p99 {p99:.0f} ms (watched every 20 ms)"
-        )
-    print(f"  allocations kept: {kept}, Allocate calls: {calls}; open files {before[0]} → {after[0]}, "
-          f"RSS {before[1]:.1f} → {after[1]:.1f} MiB")  # fmt: skip
+        note = f"all of {len(seconds)}; {spread(seconds)}; watched every 20 ms"
+        yield Row(f"registered again after {what}, p50", percentile(seconds, 0.5) * 1e3, "ms", note=note)
+    note = f"{calls} Allocate calls, open files {before[0]} → {after[0]}, {before[1]:.1f} → {after[1]:.1f} MiB resident"
+    yield Row("allocations lost meanwhile", 0 if kept else len(held), "", note=note)
 
 
 def _again(kubelet: Any, act: Callable[[], object]) -> float:  # noqa: ANN401 - the emulator is loaded at run time
@@ -189,4 +186,4 @@ def from_tests(name: str) -> ModuleType:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--restarts", type=int, default=40)
-    main(parser.parse_args().restarts)
+    show(rows(parser.parse_args().restarts))

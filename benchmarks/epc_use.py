@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.measure import Row, show
 from confcom.devices.declared_node import declare_node
 from confcom.devices.host import Host
 from confcom.devices.processes import (
@@ -83,8 +84,7 @@ def _cost(call: Callable[[], object]) -> tuple[float, float]:
     return sorted(clock)[ROUNDS // 2], sorted(processor)[ROUNDS // 2]
 
 
-def main() -> None:
-    print("  processes   one look   processor   of a core, every 10 s   plain walk   mapped")
+def rows() -> Iterator[Row]:
     with tempfile.TemporaryDirectory(prefix="confcom-bench-") as name:
         device = EnclaveDevice.of(declare_node(Path(name), (1 << 30,), bytes(HELD)))
         host = Host()
@@ -95,11 +95,9 @@ def main() -> None:
                 look, used = _cost(lambda: count_use(find_enclave_processes(host, device).enclaves))
                 walk, _ = _cost(_plain_walk)
                 assert mapped == HOLDERS * HELD, mapped
-                print(
-                    f"  {seen.processes:>9}   {look * 1000:>5.0f} ms   {used * 1000:>6.0f} ms   "
-                    f"{used / INTERVAL * 100:>19.2f} %   {walk * 1000:>7.0f} ms   {mapped >> 20} MiB"
-                )
+                note = f"{used / INTERVAL:.2%} of a core, every {INTERVAL:g} s; {mapped >> 20} MiB mapped"
+                yield Row(f"one look at {seen.processes} processes", look * 1e3, "ms", walk * 1e3, "plain walk", note)
 
 
 if __name__ == "__main__":
-    main()
+    show(rows())

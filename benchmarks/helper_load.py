@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,8 +172,3 @@ def stop(helper: subprocess.Popen[str]) -> None:
     """End a helper."""
     helper.send_signal(signal.SIGTERM)
     helper.wait(30)
-
-
-def machine_load() -> str:
-    """One line about who else uses this machine."""
-    return f"  ({os.cpu_count()} cores; load average {os.getloadavg()[0]:.1f} at {time.strftime('%H:%M')})"

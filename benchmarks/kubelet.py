@@ -26,6 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measure import Row, show
 from benchmarks.simulated import simulated_world
 from confcom.devices.epc import DEFAULT_UNIT_LIMIT
 from confcom.devices.node_status import CHECKPOINT
@@ -142,8 +143,8 @@ class Plugin:
         self._log.close()
 
 
-def main() -> None:
-    """Print the table; without a cluster, say so."""
+def rows() -> Iterator[Row]:
+    """The figures; without a cluster, say so."""
     home = Path(os.environ.get("KUBE_HOME") or Path.home() / ".cache" / "confcom-kubernetes")
     if not (home / "run" / "kubelet.pid").exists():
         print("  no cluster: `./dev cluster up` starts one")
@@ -154,13 +155,12 @@ def main() -> None:
         print(f"  {len(others)} pods of others run there; this needs the cluster to itself")
         return
     cluster.restart_kubelet(forget=True)
-    print(f"  {'EPC':>8} {'published as':<12}{'told s':>8}{'visible s':>11}{'RSS MiB':>9}{'again s':>9}{'node s':>8}")
     for mib in SIZES:
         for publisher in ("auto", "dra"):
-            print(_measure(cluster, mib, publisher), flush=True)
+            yield _measure(cluster, mib, publisher)
 
 
-def _measure(cluster: Cluster, mib: int, publisher: str) -> str:
+def _measure(cluster: Cluster, mib: int, publisher: str) -> Row:
     how = "dra" if publisher == "dra" else "devices" if mib <= DEFAULT_UNIT_LIMIT else "node status"
     with tempfile.TemporaryDirectory() as name, _namespace(cluster):
         plugin = Plugin(cluster, Path(name), mib, publisher)
@@ -175,13 +175,14 @@ def _measure(cluster: Cluster, mib: int, publisher: str) -> str:
             again = _told(cluster, plugin, how, killed) - made
             if how != "dra":  # nothing of it is in the node's status, which is not written without a change
                 wait(lambda: cluster.heartbeat() > heartbeat and _visible(cluster, how, mib), 90)
-            node = "-" if how == "dra" else f"{time.time() - made:.2f}"
+            node = "" if how == "dra" else f"; node after {time.time() - made:.2f} s"
             _check(cluster)
             cluster.kubectl("delete", "pods", "--all", "-n", NAMESPACE, "--wait")
         finally:
             plugin.stop()
     size = f"{mib} MiB" if mib < 1024 else f"{mib >> 10} GiB"
-    return f"  {size:>8} {how:<12}{told:>8.2f}{visible:>11.2f}{resident:>9.1f}{again:>9.2f}{node:>8}"
+    note = f"visible {visible:.2f} s, again after a restart {again:.2f} s{node}; {resident:.1f} MiB resident"
+    return Row(f"{size} as {how}: told", told, "s", note=note)
 
 
 def _told(cluster: Cluster, plugin: Plugin, how: str, since: float) -> float:
@@ -283,4 +284,4 @@ def _number(amount: str) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    show(rows())

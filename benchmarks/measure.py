@@ -1,10 +1,10 @@
-"""Rates, percentiles, and how a cost grows with its size."""
+"""Rates, percentiles, how a cost grows with its size, and the rows in which benchmarks report."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import linear_regression
 
@@ -12,6 +12,48 @@ MEASURED = 0.02
 """Seconds that one measurement of `growth` takes at least: short calls are repeated."""
 CACHES = 0.1
 """What an exponent may be above that of n log n: memory itself gets slower with the size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure and, measured in the same run, that of a peer or a limit.
+
+    `peer` names the peer, or the limit, in a few words; a figure that only a bar stands against (0 failed requests) has
+    the bar in `note`.
+    """
+
+    name: str
+    figure: float
+    unit: str = "/s"
+    beside: float | None = None
+    peer: str = ""
+    note: str = ""
+
+    @property
+    def ratio(self) -> str:
+        """Ours divided by the other, or nothing where that says nothing."""
+        return f"{self.figure / self.beside:.2f}" if self.figure and self.beside else ""
+
+    def cells(self) -> tuple[str, str, str, str, str]:
+        """What, ours, beside, ratio, and the rest, as text."""
+        other = "" if self.beside is None else f"{number(self.beside)} {self.unit}".strip() + f" ({self.peer})"
+        return self.name, f"{number(self.figure)} {self.unit}".strip(), other, self.ratio, self.note
+
+    def __str__(self) -> str:
+        name, ours, other, ratio, note = self.cells()
+        rest = [other, f"ratio {ratio}" if ratio else "", note]
+        return f"  {name:<58} {ours:>16}  {'; '.join(part for part in rest if part)}".rstrip()
+
+
+def number(value: float) -> str:
+    """Whole above 100, else three digits that count."""
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
+
+
+def show(rows: Iterable[Row]) -> None:
+    """Print rows as they come."""
+    for row in rows:
+        print(row, flush=True)
 
 
 def rate(call: Callable[[], object], *, seconds: float = 1.0, rounds: int = 3) -> float:
@@ -34,9 +76,11 @@ def percentile(values: list[float], share: float) -> float:
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-def row(name: str, figure: float, *, unit: str = "/s", beside: str = "") -> str:
-    """One line of a table."""
-    return f"  {name:<58} {figure:>10,.0f} {unit:<4} {beside}"
+def spread(seconds: list[float], *, unit: str = "ms") -> str:
+    """Median, 99th percentile and worst of durations, as a note."""
+    factor = {"µs": 1e6, "ms": 1e3, "s": 1.0}[unit]
+    p50, p99, worst = (percentile(seconds, share) * factor for share in (0.5, 0.99, 1))
+    return f"p50 {number(p50)}, p99 {number(p99)}, worst {number(worst)} {unit}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +105,13 @@ class Growth:
         """Whether the cost grows no faster than n log n."""
         return self.exponent <= self.limit + CACHES
 
-    def __str__(self) -> str:
-        costs = ", ".join(f"{size:,}: {cost * 1e3:,.3g} ms" for size, cost in zip(self.sizes, self.costs, strict=True))
-        verdict = "" if self.acceptable else "  WORSE THAN n log n"
-        return f"exponent {self.exponent:5.2f} (n log n {self.limit:.2f})  {costs}{verdict}"
+    def row(self, name: str) -> Row:
+        """The exponent beside that of n log n, with the costs as milliseconds."""
+        costs = ", ".join(
+            f"{size:,}: {number(cost * 1e3)} ms" for size, cost in zip(self.sizes, self.costs, strict=True)
+        )
+        verdict = "" if self.acceptable else "; WORSE THAN n log n"
+        return Row(name, self.exponent, "", self.limit, "n log n", costs + verdict)
 
 
 def growth(

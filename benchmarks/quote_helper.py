@@ -8,27 +8,26 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from benchmarks.helper_load import Load, Stage, children, machine_load, processor_seconds, stop
-from benchmarks.measure import percentile, rate, row
+from benchmarks.helper_load import Load, Stage, children, processor_seconds, stop
+from benchmarks.measure import Row, percentile, rate, show, spread
 from confcom.simulator.declaration import EnclaveDeclaration
 
 SECONDS = 3.0
 THREADS = (1, 4, 16, 64)
 
 
-def main() -> None:
-    print(machine_load())
+def rows() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name:
         stage = Stage(Path(name))
         limit = _limit()
-        print(row("limit: P-256 signatures of one core", limit))
         direct = _direct(stage)
-        print(row("the platform called directly, one thread", len(direct) / sum(direct), beside=_latency(direct)))
+        yield Row("the platform called directly, one thread", len(direct) / sum(direct), note=spread(direct, unit="µs"))
         helper = stage.start()
         try:
             for kind, asked in stage.requests().items():
@@ -36,7 +35,7 @@ def main() -> None:
                     before = _used(helper.pid)
                     load = stage.load(asked, threads, SECONDS)
                     used = (_used(helper.pid) - before) / len(load.latencies)
-                    _report(kind, threads, load, limit, direct, used)
+                    yield _report(kind, threads, load, limit, direct, used)
         finally:
             stop(helper)
 
@@ -46,20 +45,15 @@ def _used(pid: int) -> float:
     return sum(processor_seconds(process) for process in (pid, *children(pid)))
 
 
-def _report(kind: str, threads: int, load: Load, limit: float, direct: list[float], used: float) -> None:
-    beside = f"{_latency(load.latencies)}, processor {used * 1e6:,.0f} µs each"
-    if kind == "quotes":
-        beside = f"{load.per_second / limit:.0%} of the limit, {beside}"
-        if threads == 1:
-            added = [(load.at(share) - percentile(direct, share)) * 1e6 for share in (0.5, 0.99)]
-            beside += f"; added to the platform: p50 {added[0]:,.0f} µs, p99 {added[1]:,.0f} µs"
+def _report(kind: str, threads: int, load: Load, limit: float, direct: list[float], used: float) -> Row:
+    note = f"{spread(load.latencies, unit='µs')}, processor {used * 1e6:,.0f} µs each"
+    if kind == "quotes" and threads == 1:
+        added = [(load.at(share) - percentile(direct, share)) * 1e6 for share in (0.5, 0.99)]
+        note += f"; added to the platform: p50 {added[0]:,.0f} µs, p99 {added[1]:,.0f} µs"
     if load.failed:
-        beside += f"; {load.failed} FAILED"
-    print(row(f"{kind}, {threads} client threads", load.per_second, beside=beside))
-
-
-def _latency(latencies: list[float]) -> str:
-    return f"p50 {percentile(latencies, 0.5) * 1e6:,.0f} µs, p99 {percentile(latencies, 0.99) * 1e6:,.0f} µs"
+        note += f"; {load.failed} FAILED"
+    beside = limit if kind.startswith("quotes") else None
+    return Row(f"{kind}, {threads} client threads", load.per_second, beside=beside, peer="P-256 signatures", note=note)
 
 
 def _direct(stage: Stage) -> list[float]:
@@ -82,4 +76,4 @@ def _limit() -> float:
 
 
 if __name__ == "__main__":
-    main()
+    show(rows())

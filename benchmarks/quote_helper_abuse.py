@@ -20,7 +20,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,12 +30,12 @@ from benchmarks.helper_load import (
     Load,
     Stage,
     children,
-    machine_load,
     open_files,
     processor_seconds,
     resident,
     stop,
 )
+from benchmarks.measure import Row, show, spread
 from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID
 from confcom.protocols import aesm_messages as m
 from confcom.protocols.aesm import ClientConnection
@@ -82,22 +82,20 @@ PLENTY = 20000
 """Open files for the comparison, so that the plain service does not end by that limit."""
 
 
-def main(seconds: float = 60.0, each: float = 3.0, way: str = "") -> None:
-    print(machine_load())
+def rows(seconds: float = 60.0, each: float = 3.0, way: str = "") -> Iterator[Row]:
     if each:
-        _each(each, [one for one in WAYS if way == "" or one.name in way.split(",")])
+        yield from _each(each, [one for one in WAYS if way == "" or one.name in way.split(",")])
     if seconds and not way:
-        _all_at_once(seconds)
+        yield from _all_at_once(seconds)
 
 
-def _each(seconds: float, ways: list[Way]) -> None:
+def _each(seconds: float, ways: list[Way]) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         stage = Stage(Path(name))
         asked = stage.requests()["quotes"]
         abuser, reference = (_build(stage, program) for program in ("aesm_abuse", "aesm_reference"))
         work = int(1e9 / stage.platform_rate())
-        print(f"  answers/s of {GOOD_THREADS} good clients {'':<43} {'reference':>9} {'helper':>9}")
         for one in [None, *ways]:
             plain = subprocess.Popen(
                 ["prlimit", f"--nofile={PLENTY}:{PLENTY}", reference, stage.path, str(asked.least + 14), str(work)],
@@ -113,12 +111,12 @@ def _each(seconds: float, ways: list[Way]) -> None:
             load = _kept(stage, asked, abuser, one, seconds)
             stop(helper)
             bar = max(200.0, kept.per_second / 2)
-            text = "nobody else" if one is None else f"{one.name} x{one.processes}: {one.text}"
-            print(
-                f"  {text:<72} {kept.per_second:>9,.0f} {load.per_second:>9,.0f}"
-                f"{'' if load.per_second >= bar else '  BELOW THE BAR'}"
-                f"{f'  ({load.failed} failed)' if load.failed else ''}",
-                flush=True,
+            note = "no abuse" if one is None else f"{one.text}"
+            note += "" if load.per_second >= bar else "; BELOW THE BAR"
+            note += f"; {load.failed} failed" if load.failed else ""
+            name = "alone" if one is None else f"{one.name} x{one.processes}"
+            yield Row(
+                f"{GOOD_THREADS} good clients, {name}", load.per_second, "/s", kept.per_second, "plain C service", note
             )
 
 
@@ -148,7 +146,7 @@ def _kept(stage: Stage, asked: Asked, program: Path, way: Way | None, seconds: f
     return stage.end(clients, seconds)
 
 
-def _all_at_once(seconds: float) -> None:
+def _all_at_once(seconds: float) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         stage = Stage(Path(name))
@@ -156,7 +154,7 @@ def _all_at_once(seconds: float) -> None:
         try:
             asked = stage.requests()["quotes"]
             alone = stage.load(asked, GOOD_THREADS, min(5.0, seconds / 4))
-            _print("good requests before", alone)
+            yield _row("good requests before", alone)
             calm = _state(helper.pid)
             stop_abuse = multiprocessing.Event()
             context = multiprocessing.get_context("fork")
@@ -173,21 +171,17 @@ def _all_at_once(seconds: float) -> None:
             for abuser in abusers:
                 abuser.join(10)
                 abuser.kill()
-            _print("good requests under abuse", during)
-            _show(helper.pid, calm, states)
-            _print("good requests afterwards", stage.load(asked, GOOD_THREADS, min(5.0, seconds / 4)))
+            yield _row("good requests under abuse", during)
+            yield from _costs(helper.pid, calm, states)
+            yield _row("good requests afterwards", stage.load(asked, GOOD_THREADS, min(5.0, seconds / 4)))
         finally:
             stop(helper)
 
 
-def _print(name: str, load: Load) -> None:
+def _row(name: str, load: Load) -> Row:
     everything = len(load.latencies) + load.failed
-    share = len(load.latencies) / everything
-    print(
-        f"  {name:<28} {len(load.latencies):>9,} of {everything:,} answered ({share:.4%}), "
-        f"{load.per_second:,.0f}/s, p50 {load.at(0.5) * 1e6:,.0f} µs, p99 {load.at(0.99) * 1e6:,.0f} µs, "
-        f"worst {load.latencies[-1] * 1e3:,.0f} ms"
-    )
+    note = f"{len(load.latencies):,} of {everything:,} answered; {spread(load.latencies)}"
+    return Row(name, load.per_second, note=note)
 
 
 State = tuple[int, int]
@@ -205,21 +199,18 @@ def _watch(pid: int, seconds: float) -> list[State]:
     return states
 
 
-def _show(pid: int, calm: State, states: list[State]) -> None:
+def _costs(pid: int, calm: State, states: list[State]) -> Iterator[Row]:
     early, late = states[len(states) // 10], states[-1]
     mega = 1 << 20
-    print(
-        f"  memory of all processes: {calm[0] / mega:.1f} MiB before, {early[0] / mega:.1f} after a tenth of the time, "
-        f"{late[0] / mega:.1f} at the end, {max(state[0] for state in states) / mega:.1f} at most"
-    )
+    most = max(state[0] for state in states) / mega
+    note = f"{early[0] / mega:.1f} after a tenth of the time, {late[0] / mega:.1f} at the end"
+    yield Row("memory of all processes, most", most, "MiB", calm[0] / mega, "before", note)
     time.sleep(6)  # longer than the deadline of a silent connection
     begin, before = time.monotonic(), processor_seconds(pid)
     time.sleep(2)
     idle = (processor_seconds(pid) - before) / (time.monotonic() - begin)
-    print(
-        f"  open files: {calm[1]} before, {max(state[1] for state in states)} at most of {FILES}, "
-        f"{open_files(pid)} afterwards; processor when idle again: {idle:.1%}"
-    )
+    note = f"at most {max(state[1] for state in states)} of {FILES}; processor when idle again {idle:.1%}"
+    yield Row("open files afterwards", open_files(pid), "", calm[1], "before", note)
 
 
 # --- the abuses -------------------------------------------------------------------------------------------------------
@@ -327,4 +318,4 @@ if __name__ == "__main__":
     parser.add_argument("--each", type=float, default=3.0)
     parser.add_argument("--way", default="")
     arguments = parser.parse_args()
-    main(arguments.seconds, arguments.each, arguments.way)
+    show(rows(arguments.seconds, arguments.each, arguments.way))

@@ -12,11 +12,12 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.helper_load import Stage, children, machine_load, stop
+from benchmarks.helper_load import Stage, children, stop
+from benchmarks.measure import Row, show, spread
 from confcom.services.runtime.process import restart_pause
 
 THREADS = 16
@@ -25,35 +26,33 @@ FOR_EVER = 36000.0
 Helper = subprocess.Popen[str]
 
 
-def main(count: int = 100) -> None:
-    print(machine_load())
+def rows(count: int = 100) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         stage = Stage(Path(folder))
         helper = stage.start()
         try:
-            helper = _under_load(stage, f"{count} updates", helper, lambda old: _updates(stage, old, count))
+            helper, row = _under_load(stage, f"{count} updates", helper, lambda old: _updates(stage, old, count))
+            yield row
             failing = max(1, count // 10)
             name = f"{failing} updates that fail their proof"
-            _under_load(stage, name, helper, lambda old: _failing(stage, old, failing))
+            _, row = _under_load(stage, name, helper, lambda old: _failing(stage, old, failing))
+            yield row
             stop(helper)
             helper = stage.start(settings={"when_killed": "restart"})
-            _kills(stage, helper, max(3, count // 10))
+            yield _kills(stage, helper, max(3, count // 10))
         finally:
             stop(helper)
 
 
-def _under_load(stage: Stage, name: str, helper: Helper, act: Callable[[Helper], Helper]) -> Helper:
+def _under_load(stage: Stage, name: str, helper: Helper, act: Callable[[Helper], Helper]) -> tuple[Helper, Row]:
     clients = stage.begin(stage.requests()["quotes"], THREADS, FOR_EVER)
     begin = time.monotonic()
     helper = act(helper)
     elapsed = time.monotonic() - begin
     clients.send_signal(signal.SIGTERM)
     load = stage.end(clients, elapsed)
-    print(
-        f"  {name:<36} {load.failed} of {len(load.latencies) + load.failed:,} requests failed in {elapsed:,.0f} s; "
-        f"p50 {load.at(0.5) * 1e6:,.0f} µs, p99 {load.at(0.99) * 1e6:,.0f} µs, worst {load.latencies[-1] * 1e3:,.0f} ms"
-    )
-    return helper
+    note = f"of {len(load.latencies) + load.failed:,} in {elapsed:,.0f} s, {THREADS} clients; {spread(load.latencies)}"
+    return helper, Row(f"requests failed, {name}", load.failed, "", note=note)
 
 
 def _updates(stage: Stage, helper: Helper, count: int) -> Helper:
@@ -74,7 +73,7 @@ def _failing(stage: Stage, helper: Helper, count: int) -> Helper:
     return helper
 
 
-def _kills(stage: Stage, helper: Helper, count: int) -> None:
+def _kills(stage: Stage, helper: Helper, count: int) -> Row:
     asked, waits, pauses = stage.requests()["quotes"], [], []
     for _ in range(count):
         victim = children(helper.pid)[0]
@@ -84,11 +83,11 @@ def _kills(stage: Stage, helper: Helper, count: int) -> None:
             time.sleep(0.001)
         waits.append(time.monotonic() - begin)
         pauses.append(restart_pause(len(waits)))
-    shown = ", ".join(f"{wait - pause:.2f}" for wait, pause in zip(waits, pauses, strict=True))
-    print(f"  {count} kills of the serving process      seconds to the next answer (without the pause): {shown}")
+    worst = max(wait - pause for wait, pause in zip(waits, pauses, strict=True))
+    return Row("next answer after kill -9 of the serving process, worst", worst, "s", note=f"{count} kills; bar: 2 s")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=100)
-    main(parser.parse_args().count)
+    show(rows(parser.parse_args().count))

@@ -26,7 +26,8 @@ from urllib.parse import parse_qs, urlsplit
 from rich.console import Console
 
 from benchmarks.device_plugin import EPC, from_tests
-from benchmarks.measure import growth
+from benchmarks.measure import Row, growth
+from benchmarks.measure import show as print_rows
 from benchmarks.simulated import NOW
 from benchmarks.webhook import pod as sgx_pod
 from confcom.addon.changes import Addon
@@ -294,14 +295,14 @@ COSTS = (
 )
 
 
-def main(words: list[str] | None = None) -> None:
-    """Measure and print; `SystemExit` when a cost grows faster than n log n."""
+def rows(words: list[str] | None = None) -> Iterator[Row]:
+    """Exponents; `SystemExit` at the end when a cost grows faster than n log n."""
     faster = []
     chosen = [cost for cost in COSTS if not words or any(word in cost.name for word in words)]
     with clusters(NODES if any(cost.sizes is NODES for cost in chosen) else ()):
         for name, of, prepare, sizes, rounds in chosen:
             found = growth(prepare, sizes, rounds=rounds, clock=time.process_time)
-            print(f"  {name:<48} {of:<10} {found}", flush=True)
+            yield found.row(f"{name}, by {of}")
             if not found.acceptable:
                 faster.append(name)
     if faster:
@@ -309,4 +310,4 @@ def main(words: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    print_rows(rows(sys.argv[1:]))

@@ -15,10 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from benchmarks.measure import percentile
+from benchmarks.measure import Row, show, spread
 from confcom.collateral.documents import DocumentKey, take_apart, verify_document
 from confcom.collateral.store.store import CollateralStore
 from confcom.simulator.world import SimulatedWorld
@@ -82,10 +83,10 @@ def compare(path: Path, acknowledged: set[int]) -> tuple[int, int, int, float]:
         return len(issued - found.keys()), torn, len(found), opening
 
 
-def main(kills: int = 100, folder: Path | None = None, seed: int | None = None) -> int:
+def rows(kills: int = 100, folder: Path | None = None, seed: int = 7) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as temporary:
         path = (folder or Path(temporary)) / "store.sqlite"
-        chance = random.Random(seed if seed is not None else 7)
+        chance = random.Random(seed)
         acknowledged: set[int] = set()
         lost = torn = found = 0
         openings = []
@@ -96,26 +97,19 @@ def main(kills: int = 100, folder: Path | None = None, seed: int | None = None) 
                 openings.append(opening)
             if lost or torn:
                 break
-        print(
-            f"{kills} kills -9: opened {len(openings)} times, {len(acknowledged)} writes acknowledged, {found} found, "
-            f"{lost} lost, {torn} torn; opening p50 {percentile(openings, 0.5) * 1000:.1f} ms, "
-            f"max {max(openings) * 1000:.1f} ms"
-        )
-        return 1 if lost or torn or not acknowledged else 0
-
-
-def bench() -> None:
-    """For the table of benchmarks."""
-    main()
+        note = f"{kills} kills -9: {len(acknowledged)} writes acknowledged, {found} found, {lost} lost, {torn} torn"
+        yield Row("writes lost or torn", lost + torn, "", note=f"{note}; opening {spread(openings)}")
+        if lost or torn or not acknowledged:
+            sys.exit(1)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--folder", type=Path)
-    parser.add_argument("--seed", type=int)
+    parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--write", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.write is not None:
         write(given.folder / "store.sqlite", given.write)
-    sys.exit(main(given.kills, given.folder, given.seed))
+    show(rows(given.kills, given.folder, given.seed))

@@ -20,7 +20,7 @@ import dcap_qvl  # type: ignore[import-untyped]  # the package carries no types
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from benchmarks.measure import percentile, rate, row
+from benchmarks.measure import Row, percentile, rate, show
 from benchmarks.simulated import simulated_input
 from confcom.appraisal.collateral import Collateral
 from confcom.appraisal.quote import QuoteVerifier
@@ -54,33 +54,29 @@ class Input:
     now: datetime
 
 
-def main() -> None:
+def rows() -> Iterator[Row]:
     limit = _limit()
-    print(row("one ECDSA P-256 verification (OpenSSL)", limit))
+    yield Row("one ECDSA P-256 verification (OpenSSL)", limit)
     for data in _inputs():
-        _compare(data, limit)
+        yield from _compare(data, limit)
 
 
-def _compare(data: Input, limit: float) -> None:
-    print(f"  -- {data.name}, {len(data.quote)} bytes, one thread")
+def _compare(data: Input, limit: float) -> Iterator[Row]:
     warm_verifier = QuoteVerifier(data.roots)
     cold = rate(lambda: QuoteVerifier(data.roots).verify(data.quote, _fresh(data.collateral), now=data.now))
     warm = rate(lambda: warm_verifier.verify(data.quote, data.collateral, now=data.now))
     peer_collateral = dcap_qvl.QuoteCollateralV3.from_json(data.collateral_json)
     root, now = data.roots.roots[0].certificate_der, int(data.now.timestamp())
     peer = rate(lambda: dcap_qvl.verify_with_root_ca(data.quote, peer_collateral, root, now))
-    print(row("dcap-qvl, collateral object reused", peer))
-    cold_limit, warm_limit = limit / COLD_VERIFICATIONS, limit / WARM_VERIFICATIONS
-    print(row("confcom cold", cold, beside=f"{cold / peer:.2f} x dcap-qvl, {cold / cold_limit:.0%} of the limit"))
-    print(row("confcom warm", warm, beside=f"{warm / peer:.2f} x dcap-qvl, {warm / warm_limit:.0%} of the limit"))
-    print(row(f"limit cold ({COLD_VERIFICATIONS} verifications)", cold_limit))
-    print(row(f"limit warm ({WARM_VERIFICATIONS} verifications)", warm_limit))
+    for what, ours, needed in (("cold", cold, COLD_VERIFICATIONS), ("warm", warm, WARM_VERIFICATIONS)):
+        share = f"{ours * needed / limit:.0%} of {needed} ECDSA verifications"
+        yield Row(f"{what}, {data.name}", ours, beside=peer, peer="dcap-qvl, collateral reused", note=share)
     p50, p99 = _latency(lambda: warm_verifier.verify(data.quote, data.collateral, now=data.now))
-    print(row("confcom warm, latency p50", p50, unit="µs", beside=f"p99 {p99:,.0f} µs"))
-    p50, p99 = _latency(lambda: dcap_qvl.verify_with_root_ca(data.quote, peer_collateral, root, now))
-    print(row("dcap-qvl, latency p50", p50, unit="µs", beside=f"p99 {p99:,.0f} µs"))
+    peer50, peer99 = _latency(lambda: dcap_qvl.verify_with_root_ca(data.quote, peer_collateral, root, now))
+    yield Row(f"warm, {data.name}, p50", p50, "µs", peer50, "dcap-qvl")
+    yield Row(f"warm, {data.name}, p99", p99, "µs", peer99, "dcap-qvl")
     both = _processes(data, os.cpu_count() or 1)
-    print(row(f"confcom warm, {os.cpu_count()} processes", both, beside=f"{both / warm:.2f} x one process"))
+    yield Row(f"warm, {data.name}, {os.cpu_count()} processes", both, beside=warm, peer="one process")
 
 
 def _latency(call: Callable[[], object]) -> tuple[float, float]:
@@ -114,13 +110,13 @@ def _inputs() -> Iterator[Input]:
     named = os.environ.get("CONFCOM_VECTORS")
     vectors = Path(named) if named else Path(__file__).resolve().parent.parent.parent / "shared" / "vectors"
     if not (vectors / "index.tsv").is_file():
-        yield Input("a simulated quote v3", *simulated_input())
+        yield Input("a simulated SGX v3", *simulated_input())
         return
     for kind, (name, at) in REAL.items():
         folder = vectors / name
         moment = at or json.loads((folder / "meta.json").read_text())["time"]
         yield Input(
-            f"a real quote, {kind}",
+            f"a real {kind}",
             (folder / "quote.bin").read_bytes(),
             load_bundle(folder),
             (folder / "collateral.json").read_text(),
@@ -149,3 +145,7 @@ def _limit() -> float:
     message = bytes(432)
     signature, public = key.sign(message, algorithm), key.public_key()
     return rate(lambda: public.verify(signature, message, algorithm))
+
+
+if __name__ == "__main__":
+    show(rows())

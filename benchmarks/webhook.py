@@ -33,7 +33,7 @@ from lightkube.resources.admissionregistration_v1 import MutatingWebhookConfigur
 from lightkube.resources.core_v1 import Namespace, Pod, ServiceAccount
 from prometheus_client import CollectorRegistry
 
-from benchmarks.measure import percentile, row
+from benchmarks.measure import Row, percentile, show, spread
 from confcom.admission.decision import Circumstances
 from confcom.cluster.client import open_client
 from confcom.errors import ClusterError
@@ -47,6 +47,7 @@ from confcom.services.webhook.webhook_http import WebhookApp, WebhookMetrics
 SECONDS = 2.0
 ROUNDS = 3
 CONNECTIONS = (1, 4, 16)
+EMPTY = "empty webhook"
 CONTEXT = multiprocessing.get_context("fork")
 NAMESPACE = "confcom-bench-webhook"
 TURNS = 12
@@ -64,11 +65,11 @@ Client = Any
 """lightkube's; what its signatures say does not fit what its `from_dict` gives."""
 
 
-def main() -> None:
+def rows() -> Iterator[Row]:
     bodies = {"refused": review(pod("10Mi")), "patched": review(pod("10")), "complete": review(pod("10", "1"))}
     with serving("empty") as empty, serving("webhook") as webhook:
         for count in CONNECTIONS:
-            cases = {"limit: empty webhook": (empty, bodies["patched"])}
+            cases = {EMPTY: (empty, bodies["patched"])}
             cases |= {f"a pod that is {what}": (webhook, body) for what, body in bodies.items()}
             # Noise only ever slows, so the best of some rounds counts; in turns, so that it meets all alike.
             rounds = [
@@ -77,14 +78,10 @@ def main() -> None:
             limit = 0.0
             for name in cases:
                 best = max((round_[name] for round_ in rounds), key=lambda outcome: outcome.per_second)
+                beside = None if name == EMPTY else limit
                 limit = limit or best.per_second
-                show(f"{name}, {count} connections", best, limit)
-
-
-def show(name: str, found: Outcome, limit: float) -> None:
-    p50, p99 = (percentile(found.latencies, share) * 1e3 for share in (0.5, 0.99))
-    beside = f"{found.per_second / limit:4.0%} of the empty one, {found.cpu * 1e6:,.0f} µs of CPU each, "
-    print(row(name, found.per_second, beside=f"{beside}p50 {p50:.2f} ms, p99 {p99:.2f} ms"), flush=True)
+                note = f"{best.cpu * 1e6:,.0f} µs of CPU each, {spread(best.latencies)}"
+                yield Row(f"{name}, {count} connections", best.per_second, beside=beside, peer=EMPTY, note=note)
 
 
 def pod(epc: str, enclave: str | None = None) -> dict[str, Any]:
@@ -245,19 +242,21 @@ async def on_cluster(kubeconfig: str) -> None:
                 before = _admission(kubeconfig)
                 found[state] += await _measure(client)
                 spent[state] += _admission(kubeconfig) - before
-        _report(found, spent)
+        show(_report(found, spent))
     finally:
         await _configure(client, "none", wait=False)
         await client.delete(Namespace, NAMESPACE)
         await client.close()
 
 
-def _report(found: dict[str, list[float]], spent: dict[str, float]) -> None:
+def _report(found: dict[str, list[float]], spent: dict[str, float]) -> Iterator[Row]:
     for state, seconds in found.items():
         values = [value * 1e3 for value in seconds]
-        print(f"  ordinary pod, {state:<38} median {statistics.median(values):.3f} ms, "
-              f"p99 {percentile(values, 0.99):.3f} ms, {len(values)} pods; in webhook admission, "
-              f"by the API server's own metric: {spent[state] / len(values) * 1e6:.0f} µs")  # fmt: skip
+        note = (
+            f"p99 {percentile(values, 0.99):.3f} ms, {len(values)} pods; in webhook admission, by the API server's own "
+        )
+        note += f"metric: {spent[state] / len(values) * 1e6:.0f} µs"
+        yield Row(f"ordinary pod, {state}", statistics.median(values), "ms", note=note)
     base, *others = found
     for state in others:
         differences = sorted(
@@ -266,8 +265,8 @@ def _report(found: dict[str, list[float]], spent: dict[str, float]) -> None:
             for _ in range(2000)
         )
         low, middle, high = (percentile(differences, share) * 1e6 for share in (0.025, 0.5, 0.975))
-        print(f"  {state}: the median differs from that {base} by {middle:+.0f} µs, "
-              f"95 % of resamples between {low:+.0f} and {high:+.0f} µs")  # fmt: skip
+        note = f"95 % of resamples between {low:+.0f} and {high:+.0f} µs"
+        yield Row(f"ordinary pod, {state}: median minus that {base}", middle, "µs", note=note)
 
 
 def _admission(kubeconfig: str) -> float:
@@ -353,7 +352,7 @@ def command_line(arguments: list[str]) -> int:
     if options.cluster:
         asyncio.run(on_cluster(options.cluster))
     else:
-        main()
+        show(rows())
     return 0
 
 

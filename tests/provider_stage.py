@@ -45,14 +45,25 @@ class PckService:
             def log_message(self, *_: object) -> None:
                 """Silence."""
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]
-        self.url = f"http://127.0.0.1:{self._server.server_port}/sgx/certification/v4/"
+        self._handler = Handler
+        self._server = self._listen(0)
+        self._port = self._server.server_port
+        self.url = f"http://127.0.0.1:{self._port}/sgx/certification/v4/"
+
+    def _listen(self, port: int) -> ThreadingHTTPServer:
+        server = ThreadingHTTPServer(("127.0.0.1", port), self._handler)
+        server.daemon_threads = True
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]
+        return server
 
     def __enter__(self) -> PckService:
-        threading.Thread(target=lambda: self._server.serve_forever(0.02), daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
+
+    def reopen(self) -> None:
+        """Serve again after `close`, at the same place."""
+        self._server = self._listen(self._port)
+        self.__enter__()
 
     def __exit__(self, *_: object) -> None:
         self.close()
