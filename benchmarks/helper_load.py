@@ -18,7 +18,7 @@ from benchmarks.simulated import simulated_world
 from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID
 from confcom.protocols import aesm_messages as m
 from confcom.protocols.aesm import ClientConnection
-from confcom.protocols.aesm_messages import Request
+from confcom.protocols.aesm_messages import DcapRequest
 from confcom.simulator.declaration import EnclaveDeclaration
 
 SOURCE = Path(__file__).with_name("aesm_load.c")
@@ -143,7 +143,7 @@ class Stage:
         return self.end(self.begin(asked, threads, seconds), seconds)
 
 
-def _asked(request: Request, least: int) -> Asked:
+def _asked(request: DcapRequest, least: int) -> Asked:
     return Asked(ClientConnection().send(request), least)
 
 

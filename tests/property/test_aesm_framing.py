@@ -9,13 +9,12 @@ from hypothesis import strategies as st
 
 from aesm_wire import KEY_ID, field, frame
 from confcom.errors import RemoteProtocolError
-from confcom.protocols import aesm_messages as legacy
 from confcom.protocols import aesm_messages as m
 from confcom.protocols.aesm import NEED_DATA, ClientConnection, ServerConnection, Signal
 from confcom.protocols.aesm_messages import (
     EXCHANGES,
+    DcapRequest,
     Exchange,
-    Request,
     exchange_of,
     parse_request,
     parse_response,
@@ -28,7 +27,7 @@ u32 = st.integers(0, (1 << 32) - 1)
 u64 = st.integers(0, (1 << 64) - 1)
 maybe_u32 = st.none() | u32
 key_ids = st.none() | st.binary(max_size=300) | st.just(KEY_ID) | st.just(KEY_ID + b"more")
-requests: st.SearchStrategy[Request] = st.one_of(
+requests: st.SearchStrategy[DcapRequest] = st.one_of(
     st.builds(m.InitQuoteExRequest, st.booleans(), key_ids, st.none() | st.just(32) | u64, maybe_u32),
     st.builds(m.GetQuoteSizeExRequest, key_ids, maybe_u32),
     st.builds(
@@ -42,8 +41,6 @@ requests: st.SearchStrategy[Request] = st.one_of(
     st.builds(m.SelectAttKeyIdRequest, st.none() | st.binary(max_size=600), maybe_u32),
     st.builds(m.GetSupportedAttKeyIdNumRequest, maybe_u32),
     st.builds(m.GetSupportedAttKeyIdsRequest, u32 | st.just(256), maybe_u32),
-    st.builds(legacy.SgxRegisterRequest, st.binary(max_size=50), u32, maybe_u32),
-    st.builds(legacy.CheckUpdateStatusRequest, u32, u32, st.none() | st.binary(max_size=50), maybe_u32),
 )
 # Bytes that look like messages more often than chance would have it.
 nearly = st.lists(
@@ -64,7 +61,7 @@ def cut(data: bytes, cuts: list[int]) -> list[bytes]:
 
 
 @given(requests, st.lists(st.integers(0, 10_000), max_size=12), st.binary(max_size=8))
-def test_any_chunking_gives_the_same_request(request: Request, cuts: list[int], behind: bytes) -> None:
+def test_any_chunking_gives_the_same_request(request: DcapRequest, cuts: list[int], behind: bytes) -> None:
     data = ClientConnection().send(request)
     connection = ServerConnection()
     pieces = cut(data, cuts)
@@ -77,7 +74,7 @@ def test_any_chunking_gives_the_same_request(request: Request, cuts: list[int], 
 
 
 @given(requests)
-def test_requests_survive_the_wire(request: Request) -> None:
+def test_requests_survive_the_wire(request: DcapRequest) -> None:
     assert parse_request(request_bytes(request)) == request
 
 

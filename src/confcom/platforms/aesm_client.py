@@ -26,7 +26,7 @@ from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
 from confcom.platforms.interface import InitializedQuote, QuoteResult
 from confcom.protocols import aesm_messages as m
 from confcom.protocols.aesm import MAX_RESPONSE, NEED_DATA, ClientConnection
-from confcom.protocols.aesm_messages import Request, Response, exchange_of
+from confcom.protocols.aesm_messages import DcapRequest, Response, exchange_of
 from confcom.protocols.aesm_status import AesmStatus, error_of
 
 DEFAULT_SOCKET = Path("/var/run/aesmd/aesm.socket")
@@ -115,7 +115,7 @@ class AesmPlatform:
         except FormatError as error:
             raise self._nonsense(error) from error
 
-    def _ask(self, request: Request, kind: type[_Answer]) -> _Answer:
+    def _ask(self, request: DcapRequest, kind: type[_Answer]) -> _Answer:
         connection = ClientConnection(self._max_response)
         frame = connection.send(request)
         name = exchange_of(request).name

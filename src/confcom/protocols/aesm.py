@@ -15,8 +15,8 @@ from typing import Final, Literal, TypeAlias
 
 from confcom.errors import LocalProtocolError, RemoteProtocolError
 from confcom.protocols.aesm_messages import (
+    DcapRequest,
     Exchange,
-    GetQuoteExRequest,
     IncompleteRequest,
     Request,
     Response,
@@ -97,14 +97,6 @@ class _FrameReader:
         raise RemoteProtocolError(f"the stream ended within a message, after {size} bytes")
 
 
-def response_frame(request: Request | IncompleteRequest, response: Response) -> bytes:
-    """The frame of the response; it must belong to the request."""
-    exchange = exchange_of(request)
-    if type(response) is not exchange.response:
-        raise LocalProtocolError(f"{type(response).__name__} does not answer {exchange.name}")
-    return _frame(response_bytes(response, exchange))
-
-
 class ServerConnection:
     """The service's side of one connection: one request in, its response out.
 
@@ -141,7 +133,10 @@ class ServerConnection:
         """The frame of the response; it must belong to the request."""
         if self._state is not _State.ANSWERING or self._request is None:
             raise LocalProtocolError("there is no request to answer")
-        frame = response_frame(self._request, response)
+        exchange = exchange_of(self._request)
+        if type(response) is not exchange.response:
+            raise LocalProtocolError(f"{type(response).__name__} does not answer {exchange.name}")
+        frame = _frame(response_bytes(response, exchange))
         self._state = _State.DONE
         return frame
 
@@ -159,7 +154,7 @@ class ClientConnection:
         self._state = _State.IDLE
         self._exchange: Exchange | None = None
 
-    def send(self, request: Request) -> bytes:
+    def send(self, request: DcapRequest) -> bytes:
         """The frame of the request."""
         if self._state is not _State.IDLE:
             raise LocalProtocolError("one connection carries one request")
@@ -193,61 +188,7 @@ def _frame(message: bytes) -> bytes:
     return len(message).to_bytes(LENGTH_SIZE, "little") + message
 
 
-# --- Reads requests that arrive in one piece, as nearly all do, and those for quotes without looking at e ---
-#
-# What a client library writes for one quote and for the next differs in the report alone. A request is remembered by
-# what stands around its report, if it is exactly what `request_bytes` would write: then the same bytes around another
-# report are what it would write for that one, and reading is the inverse of writing.
-
-
-MAX_FORMS = 64
-"""Forms that are remembered: of each client library one, or one per size of its buffer."""
-MAX_FORM = 1024
-"""Bytes of a request that is worth remembering; Intel's has 706."""
-
-# Tag and length of the message, tag and length of the report, the report.
-_REPORT_AT = 7
-_REPORT_END = _REPORT_AT + 432
-
-
-class RequestReader:
-    """Reads the requests of a whole service; `max_request` is the limit of a message in bytes."""
-
-    def __init__(self, max_request: int = MAX_REQUEST) -> None:
-        self.max_request = max_request
-        self._forms: dict[bytes, GetQuoteExRequest] = {}
-
-    def whole(self, data: bytes) -> Request | IncompleteRequest | None:
-        """The request of one frame; None when it is less or more than one, and a `ServerConnection` has to see to it.
-
-        Raises as `ServerConnection.next_event`.
-        """
-        length = int.from_bytes(data[:LENGTH_SIZE], "little")
-        if len(data) != LENGTH_SIZE + length or length > self.max_request:
-            return None
-        message = data[LENGTH_SIZE:]
-        known = self._forms.get(message[:_REPORT_AT] + message[_REPORT_END:])
-        if known is None:
-            return self._read(message)
-        report = message[_REPORT_AT:_REPORT_END]
-        return GetQuoteExRequest(report, known.buf_size, known.att_key_id, timeout=known.timeout)
-
-    def _read(self, message: bytes) -> Request | IncompleteRequest:
-        request = parse_request(message)
-        if (
-            isinstance(request, GetQuoteExRequest)
-            and request.qe_report_info is None  # its nonce would be another one each time
-            and len(message) <= MAX_FORM
-            and request.report == message[_REPORT_AT:_REPORT_END]
-            and request_bytes(request) == message
-        ):
-            if len(self._forms) >= MAX_FORMS:
-                self._forms.clear()
-            self._forms[message[:_REPORT_AT] + message[_REPORT_END:]] = request
-        return request
-
-
-# --- How a container reaches the quote helper of its node: the names on which applications, pods and nodes agree ------
+# How a container reaches the quote helper of its node: the names on which applications, pods and nodes agree.
 
 
 FOLDER = "/var/run/aesmd"

@@ -1,15 +1,16 @@
-"""Requests and responses of the AESM socket as values, one class each.
+"""Requests and responses of the AESM socket: as values, and as protobuf.
 
-Fields carry the names of `proto/aesm.proto`. None means that the field is not on the wire, which is not the same as
-zero or empty there. `timeout` is in a unit that differs from client to client; nobody looks at it. Sizes are in bytes.
-`status` of a response is its errorCode. Those of EPID and launch control are in `aesm_legacy_messages`.
+The exchanges of DCAP (ECDSA quotes) have a class each; those of EPID and launch control, which no machine of today
+needs and some clients still send, are read and written by their protobuf descriptors. Fields carry the names of
+`proto/aesm.proto`. None means that the field is not on the wire, which is not the same as zero or empty there.
+`timeout` is in a unit that differs from client to client and is ignored. Sizes are in bytes. `status` of a response is
+its errorCode.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields
-from dataclasses import field as dataclass_field
+from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
@@ -19,180 +20,7 @@ from confcom.errors import LocalProtocolError, RemoteProtocolError
 from confcom.protocols._pb import aesm_pb2 as pb
 from confcom.protocols.aesm_status import AesmStatus
 
-# --- Requests and responses of EPID and of launch control, which no machine of today needs and some clien ---
-#
-# What fields mean is said in `aesm_messages`.
-
-
-@dataclass(frozen=True, slots=True)
-class InitQuoteRequest:
-    """1, EPID: whom to make reports for."""
-
-    timeout: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class InitQuoteResponse:
-    """1."""
-
-    status: AesmStatus
-    target_info: bytes | None = None
-    gid: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class GetQuoteRequest:
-    """2, EPID: a quote."""
-
-    report: bytes
-    quote_type: int
-    spid: bytes
-    buf_size: int
-    nonce: bytes | None = None
-    sig_rl: bytes | None = None
-    qe_report: bool | None = None
-    timeout: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class GetQuoteResponse:
-    """2."""
-
-    status: AesmStatus
-    quote: bytes | None = None
-    qe_report: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class GetLaunchTokenRequest:
-    """3: a launch token, for machines without flexible launch control. `mr_signer` is the 384-byte modulus."""
-
-    mr_enclave: bytes
-    mr_signer: bytes
-    se_attributes: bytes
-    timeout: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class GetLaunchTokenResponse:
-    """3."""
-
-    status: AesmStatus
-    token: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ReportAttestationErrorRequest:
-    """4, EPID: what to update after a failed attestation."""
-
-    platform_info: bytes
-    attestation_error_code: int
-    update_info_size: int
-    timeout: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ReportAttestationErrorResponse:
-    """4."""
-
-    status: AesmStatus
-    platform_update_info: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class GetWhiteListSizeRequest:
-    """10: size of the launch white list."""
-
-    timeout: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class GetWhiteListSizeResponse:
-    """10."""
-
-    status: AesmStatus
-    white_list_size: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class GetWhiteListRequest:
-    """11: the launch white list."""
-
-    white_list_size: int | None = None
-    timeout: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class GetWhiteListResponse:
-    """11."""
-
-    status: AesmStatus
-    white_list: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SgxGetExtendedEpidGroupIdRequest:
-    """12, EPID: the extended group."""
-
-    timeout: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SgxGetExtendedEpidGroupIdResponse:
-    """12."""
-
-    status: AesmStatus
-    x_group_id: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SgxSwitchExtendedEpidGroupRequest:
-    """13, EPID: choose the extended group."""
-
-    x_group_id: int | None = None
-    timeout: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SgxSwitchExtendedEpidGroupResponse:
-    """13."""
-
-    status: AesmStatus
-
-
-@dataclass(frozen=True, slots=True)
-class SgxRegisterRequest:
-    """14: hand in a white list (`data_type` 0)."""
-
-    buf: bytes
-    data_type: int
-    timeout: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class SgxRegisterResponse:
-    """14."""
-
-    status: AesmStatus
-
-
-@dataclass(frozen=True, slots=True)
-class CheckUpdateStatusRequest:
-    """18, EPID: whether the platform needs an update."""
-
-    update_info_size: int
-    config: int
-    platform_info: bytes | None = None
-    timeout: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CheckUpdateStatusResponse:
-    """18. `update_status` is `status` on the wire."""
-
-    status: AesmStatus
-    platform_update_info: bytes | None = None
-    update_status: int | None = None
+Value: TypeAlias = bytes | int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,99 +126,108 @@ class GetSupportedAttKeyIdsResponse:
     att_key_ids: bytes | None = None
 
 
-Request: TypeAlias = (
-    InitQuoteRequest | GetQuoteRequest | GetLaunchTokenRequest | ReportAttestationErrorRequest | GetWhiteListSizeRequest
-    | GetWhiteListRequest | SgxGetExtendedEpidGroupIdRequest | SgxSwitchExtendedEpidGroupRequest | SgxRegisterRequest
-    | InitQuoteExRequest | GetQuoteSizeExRequest | GetQuoteExRequest | CheckUpdateStatusRequest | SelectAttKeyIdRequest
-    | GetSupportedAttKeyIdNumRequest | GetSupportedAttKeyIdsRequest
-)  # fmt: skip
-Response: TypeAlias = (
-    InitQuoteResponse | GetQuoteResponse | GetLaunchTokenResponse | ReportAttestationErrorResponse
-    | GetWhiteListSizeResponse | GetWhiteListResponse | SgxGetExtendedEpidGroupIdResponse
-    | SgxSwitchExtendedEpidGroupResponse | SgxRegisterResponse | InitQuoteExResponse | GetQuoteSizeExResponse
-    | GetQuoteExResponse | CheckUpdateStatusResponse | SelectAttKeyIdResponse | GetSupportedAttKeyIdNumResponse
-    | GetSupportedAttKeyIdsResponse
-)  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class LegacyRequest:
+    """A request of EPID or launch control: the fields that are on the wire, all required ones among them."""
 
-
-# --- Which AESM request is answered by which response under which field number, and both as protobuf ------------------
-#
-# The table stands in the order in which Intel's service looks for a request, which matters when one message carries
-# several.
-
-
-Value: TypeAlias = bytes | int | None
-_Envelope = TypeVar("_Envelope", bound=Message)
+    exchange: Exchange
+    values: Mapping[str, Value]
 
 
 @dataclass(frozen=True, slots=True)
-class Exchange:
-    """One kind of request and its response. `field` is the common part of the two field names of `number`.
+class LegacyResponse:
+    """A response of EPID or launch control: its errorCode, and the other fields that it has."""
 
-    `name` is the one for logs and messages: `GetQuoteEx`.
-    """
-
-    number: int
-    field: str
-    request: type[Request]
-    response: type[Response]
-    name: str = dataclass_field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", self.request.__name__.removesuffix("Request"))
-
-
-EXCHANGES = (
-    Exchange(3, "getLicToken", GetLaunchTokenRequest, GetLaunchTokenResponse),
-    Exchange(1, "initQuote", InitQuoteRequest, InitQuoteResponse),
-    Exchange(2, "getQuote", GetQuoteRequest, GetQuoteResponse),
-    Exchange(4, "reportErr", ReportAttestationErrorRequest, ReportAttestationErrorResponse),
-    Exchange(18, "checkUpdateStatus", CheckUpdateStatusRequest, CheckUpdateStatusResponse),
-    Exchange(10, "getWhiteListSize", GetWhiteListSizeRequest, GetWhiteListSizeResponse),
-    Exchange(11, "getWhiteList", GetWhiteListRequest, GetWhiteListResponse),
-    Exchange(
-        12,
-        "sgxGetExtendedEpidGroupId",
-        SgxGetExtendedEpidGroupIdRequest,
-        SgxGetExtendedEpidGroupIdResponse,
-    ),
-    Exchange(
-        13,
-        "sgxSwitchExtendedEpidGroup",
-        SgxSwitchExtendedEpidGroupRequest,
-        SgxSwitchExtendedEpidGroupResponse,
-    ),
-    Exchange(14, "sgxRegister", SgxRegisterRequest, SgxRegisterResponse),
-    Exchange(15, "initQuoteEx", InitQuoteExRequest, InitQuoteExResponse),
-    Exchange(16, "getQuoteSizeEx", GetQuoteSizeExRequest, GetQuoteSizeExResponse),
-    Exchange(17, "getQuoteEx", GetQuoteExRequest, GetQuoteExResponse),
-    Exchange(19, "selectAttKeyID", SelectAttKeyIdRequest, SelectAttKeyIdResponse),
-    Exchange(21, "getSupportedAttKeyIDNum", GetSupportedAttKeyIdNumRequest, GetSupportedAttKeyIdNumResponse),
-    Exchange(22, "getSupportedAttKeyIDs", GetSupportedAttKeyIdsRequest, GetSupportedAttKeyIdsResponse),
-)
-_BY_REQUEST: Mapping[type, Exchange] = MappingProxyType({exchange.request: exchange for exchange in EXCHANGES})
-_BY_NUMBER: Mapping[int, Exchange] = MappingProxyType({exchange.number: exchange for exchange in EXCHANGES})
-_ORDER: Mapping[int, int] = MappingProxyType({exchange.number: at for at, exchange in enumerate(EXCHANGES)})
-_WIRE_NAMES: Mapping[type, Mapping[str, str]] = MappingProxyType(
-    {
-        InitQuoteResponse: {"target_info": "targetInfo"},
-        CheckUpdateStatusResponse: {"update_status": "status"},
-    }
-)
+    status: AesmStatus
+    values: Mapping[str, Value]
 
 
 @dataclass(frozen=True, slots=True)
 class IncompleteRequest:
-    """A request that lacks fields it must have; it is answered with errorCode 1. `present` holds the others."""
+    """A request that lacks required fields; it is answered with errorCode 1. `values` holds the fields it has."""
 
-    kind: type[Request]
+    exchange: Exchange
     missing: tuple[str, ...]
-    present: Mapping[str, Value]
+    values: Mapping[str, Value]
+
+
+DcapRequest: TypeAlias = (
+    InitQuoteExRequest | GetQuoteSizeExRequest | GetQuoteExRequest | SelectAttKeyIdRequest
+    | GetSupportedAttKeyIdNumRequest | GetSupportedAttKeyIdsRequest
+)  # fmt: skip
+DcapResponse: TypeAlias = (
+    InitQuoteExResponse | GetQuoteSizeExResponse | GetQuoteExResponse | SelectAttKeyIdResponse
+    | GetSupportedAttKeyIdNumResponse | GetSupportedAttKeyIdsResponse
+)  # fmt: skip
+Request: TypeAlias = DcapRequest | LegacyRequest
+Response: TypeAlias = DcapResponse | LegacyResponse
+
+
+class Exchange:
+    """One kind of request and its response.
+
+    `number` is the field of both in their envelopes, `field` the common part of the two field names, `name` the one for
+    logs and messages, such as `GetQuoteEx`.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        field: str,
+        name: str,
+        request: type[Request] = LegacyRequest,
+        response: type[Response] = LegacyResponse,
+    ) -> None:
+        self.number = number
+        self.field = field
+        self.name = name
+        self.request = request
+        self.response = response
+        asked = pb.Request.DESCRIPTOR.fields_by_number[number].message_type
+        assert asked is not None  # noqa: S101 - a constant of the schema
+        self.required = tuple(item.name for item in asked.fields if item.is_required)
+
+    def __repr__(self) -> str:
+        return f"<Exchange {self.number} {self.name}>"
+
+
+EXCHANGES = (
+    Exchange(3, "getLicToken", "GetLaunchToken"),
+    Exchange(1, "initQuote", "InitQuote"),
+    Exchange(2, "getQuote", "GetQuote"),
+    Exchange(4, "reportErr", "ReportAttestationError"),
+    Exchange(18, "checkUpdateStatus", "CheckUpdateStatus"),
+    Exchange(10, "getWhiteListSize", "GetWhiteListSize"),
+    Exchange(11, "getWhiteList", "GetWhiteList"),
+    Exchange(12, "sgxGetExtendedEpidGroupId", "SgxGetExtendedEpidGroupId"),
+    Exchange(13, "sgxSwitchExtendedEpidGroup", "SgxSwitchExtendedEpidGroup"),
+    Exchange(14, "sgxRegister", "SgxRegister"),
+    Exchange(15, "initQuoteEx", "InitQuoteEx", InitQuoteExRequest, InitQuoteExResponse),
+    Exchange(16, "getQuoteSizeEx", "GetQuoteSizeEx", GetQuoteSizeExRequest, GetQuoteSizeExResponse),
+    Exchange(17, "getQuoteEx", "GetQuoteEx", GetQuoteExRequest, GetQuoteExResponse),
+    Exchange(19, "selectAttKeyID", "SelectAttKeyId", SelectAttKeyIdRequest, SelectAttKeyIdResponse),
+    Exchange(
+        21, "getSupportedAttKeyIDNum", "GetSupportedAttKeyIdNum",
+        GetSupportedAttKeyIdNumRequest, GetSupportedAttKeyIdNumResponse,
+    ),
+    Exchange(
+        22, "getSupportedAttKeyIDs", "GetSupportedAttKeyIds",
+        GetSupportedAttKeyIdsRequest, GetSupportedAttKeyIdsResponse,
+    ),
+)  # fmt: skip
+"""In the order in which Intel's service looks for a request, which matters when one message carries several."""
+
+_Envelope = TypeVar("_Envelope", bound=Message)
+_BY_REQUEST: Mapping[type, Exchange] = MappingProxyType({exchange.request: exchange for exchange in EXCHANGES})
+_BY_NUMBER: Mapping[int, Exchange] = MappingProxyType({exchange.number: exchange for exchange in EXCHANGES})
+_ORDER: Mapping[int, int] = MappingProxyType({exchange.number: at for at, exchange in enumerate(EXCHANGES)})
 
 
 def exchange_of(request: Request | IncompleteRequest) -> Exchange:
-    """The row of the table that a request belongs to."""
-    return _BY_REQUEST[request.kind if isinstance(request, IncompleteRequest) else type(request)]
+    """The exchange that a request belongs to."""
+    if isinstance(request, LegacyRequest | IncompleteRequest):
+        return request.exchange
+    return _BY_REQUEST[type(request)]
 
 
 def _echo_init(request: Request | IncompleteRequest) -> dict[str, Value]:
@@ -402,15 +239,15 @@ def _echo_quote(request: Request | IncompleteRequest) -> dict[str, Value]:
     return {"qe_report_info": _value(request, "qe_report_info") or None}
 
 
-_REFUSAL_FIELDS: Mapping[type[Request], Callable[[Request | IncompleteRequest], dict[str, Value]]] = MappingProxyType(
+_REFUSAL_FIELDS: Mapping[str, Callable[[Request | IncompleteRequest], dict[str, Value]]] = MappingProxyType(
     {
-        InitQuoteExRequest: _echo_init,
-        GetQuoteExRequest: _echo_quote,
-        GetQuoteSizeExRequest: lambda _: {"quote_size": 0},
-        GetSupportedAttKeyIdNumRequest: lambda _: {"att_key_id_num": 0},
-        GetWhiteListSizeRequest: lambda _: {"white_list_size": 0},
-        SgxGetExtendedEpidGroupIdRequest: lambda _: {"x_group_id": 0},
-        CheckUpdateStatusRequest: lambda _: {"update_status": 0},
+        "InitQuoteEx": _echo_init,
+        "GetQuoteEx": _echo_quote,
+        "GetQuoteSizeEx": lambda _: {"quote_size": 0},
+        "GetSupportedAttKeyIdNum": lambda _: {"att_key_id_num": 0},
+        "GetWhiteListSize": lambda _: {"white_list_size": 0},
+        "SgxGetExtendedEpidGroupId": lambda _: {"x_group_id": 0},
+        "CheckUpdateStatus": lambda _: {"status": 0},
     }
 )
 
@@ -418,8 +255,10 @@ _REFUSAL_FIELDS: Mapping[type[Request], Callable[[Request | IncompleteRequest], 
 def refusal(request: Request | IncompleteRequest, status: AesmStatus) -> Response:
     """The response that reports an error: with the fields that Intel's service sends even then."""
     exchange = exchange_of(request)
-    echo = _REFUSAL_FIELDS.get(exchange.request)
+    echo = _REFUSAL_FIELDS.get(exchange.name)
     further: dict[str, Any] = echo(request) if echo else {}
+    if exchange.response is LegacyResponse:
+        return LegacyResponse(status, further)
     return exchange.response(status, **further)
 
 
@@ -430,8 +269,12 @@ def parse_request(data: bytes) -> Request | IncompleteRequest:
         raise RemoteProtocolError("the message holds no request that AESM knows")
     # One is the rule; of several, the order of dispatch decides, not the order on the wire.
     first = found[0] if len(found) == 1 else min(found, key=lambda present: _ORDER[present[0].number])
-    descriptor, message = first
-    return _request(_BY_NUMBER[descriptor.number], message)
+    exchange = _BY_NUMBER[first[0].number]
+    values: dict[str, Any] = {item.name: value for item, value in first[1].ListFields()}
+    missing = tuple(name for name in exchange.required if name not in values)
+    if missing:
+        return IncompleteRequest(exchange, missing, values)
+    return LegacyRequest(exchange, values) if exchange.request is LegacyRequest else exchange.request(**values)
 
 
 def parse_response(data: bytes, exchange: Exchange) -> Response:
@@ -440,35 +283,38 @@ def parse_response(data: bytes, exchange: Exchange) -> Response:
     if not envelope.HasField(f"{exchange.field}Res"):
         raise RemoteProtocolError(f"the message is no answer to {exchange.name}")
     message = getattr(envelope, f"{exchange.field}Res")
-    values: dict[str, Any] = _values(exchange.response, message)
-    values["status"] = AesmStatus(message.errorCode)
-    return exchange.response(**values)
+    values: dict[str, Any] = {item.name: value for item, value in message.ListFields()}
+    status = AesmStatus(message.errorCode)
+    values.pop("errorCode", None)
+    if exchange.response is LegacyResponse:
+        return LegacyResponse(status, values)
+    return exchange.response(status, **values)
 
 
-def request_bytes(request: Request) -> bytes:
+def request_bytes(request: DcapRequest) -> bytes:
     """Write a request as protobuf."""
     envelope = pb.Request()
-    return _bytes(envelope, getattr(envelope, f"{exchange_of(request).field}Req"), request)
+    message = getattr(envelope, f"{exchange_of(request).field}Req")
+    return _write(envelope, message, values_of(request))
 
 
 def response_bytes(response: Response, exchange: Exchange) -> bytes:
     """Write a response as protobuf; errorCode is always on the wire."""
     envelope = pb.Response()
-    return _bytes(envelope, getattr(envelope, f"{exchange.field}Res"), response)
+    message = getattr(envelope, f"{exchange.field}Res")
+    message.errorCode = response.status
+    return _write(envelope, message, values_of(response))
 
 
-def _request(exchange: Exchange, message: Message) -> Request | IncompleteRequest:
-    values: dict[str, Any] = _values(exchange.request, message)
-    required = _REQUIRED[exchange.request]
-    if not required <= values.keys():
-        missing = tuple(name for name, _ in _LAYOUTS[exchange.request] if name in required and name not in values)
-        return IncompleteRequest(exchange.request, missing, MappingProxyType(values))
-    return exchange.request(**values)
+def values_of(message: Request | Response | IncompleteRequest) -> Mapping[str, Value]:
+    """The fields of a message except its status; None or left out: not on the wire."""
+    if isinstance(message, LegacyRequest | LegacyResponse | IncompleteRequest):
+        return message.values
+    return {name: getattr(message, name) for name in _FIELDS[type(message)]}
 
 
 def _value(request: Request | IncompleteRequest, name: str) -> Value:
-    found: Value = request.present.get(name) if isinstance(request, IncompleteRequest) else getattr(request, name)
-    return found
+    return values_of(request).get(name)
 
 
 def _parse(envelope: _Envelope, data: bytes) -> _Envelope:
@@ -479,38 +325,22 @@ def _parse(envelope: _Envelope, data: bytes) -> _Envelope:
     return envelope
 
 
-def _bytes(envelope: Message, message: Message, value: Request | Response) -> bytes:
+def _write(envelope: Message, message: Message, values: Mapping[str, Value]) -> bytes:
     message.SetInParent()
     try:
-        for name, wire_name in _LAYOUTS[type(value)]:
-            if (field := getattr(value, name)) is not None:
-                setattr(message, wire_name, field)
+        for name, value in values.items():
+            if value is not None:
+                setattr(message, name, value)
         return envelope.SerializeToString()
     except (TypeError, ValueError, EncodeError) as error:
-        raise LocalProtocolError(f"{type(value).__name__} cannot be written: {error}") from error
+        raise LocalProtocolError(f"{type(message).__name__} cannot be written: {error}") from error
 
 
-def _values(kind: type, message: Message) -> dict[str, Value]:
-    names = _NAMES[kind]
-    return {names[descriptor.name]: value for descriptor, value in message.ListFields()}
-
-
-def _layout(kind: type) -> tuple[tuple[str, str], ...]:
-    renamed = _WIRE_NAMES.get(kind, {})
-    if kind.__name__.endswith("Response"):
-        renamed = {"status": "errorCode", **renamed}
-    return tuple((item.name, renamed.get(item.name, item.name)) for item in fields(kind))
-
-
-_LAYOUTS: Mapping[type, tuple[tuple[str, str], ...]] = MappingProxyType(
-    {kind: _layout(kind) for exchange in EXCHANGES for kind in (exchange.request, exchange.response)}
-)
-_NAMES: Mapping[type, Mapping[str, str]] = MappingProxyType(
-    {kind: {wire_name: name for name, wire_name in layout} for kind, layout in _LAYOUTS.items()}
-)
-_REQUIRED: Mapping[type, frozenset[str]] = MappingProxyType(
+_FIELDS: Mapping[type, tuple[str, ...]] = MappingProxyType(
     {
-        exchange.request: frozenset(item.name for item in fields(exchange.request) if item.default is MISSING)
+        kind: tuple(item.name for item in fields(kind) if item.name != "status")
         for exchange in EXCHANGES
+        if exchange.request is not LegacyRequest
+        for kind in (exchange.request, exchange.response)
     }
 )

@@ -4,12 +4,13 @@ import pytest
 
 from aesm_wire import KEY_ID, field, message, read_fields
 from confcom.errors import LocalProtocolError, RemoteProtocolError
-from confcom.protocols import aesm_messages as legacy
 from confcom.protocols import aesm_messages as m
 from confcom.protocols.aesm_messages import (
     EXCHANGES,
+    DcapRequest,
     IncompleteRequest,
-    Request,
+    LegacyRequest,
+    LegacyResponse,
     Response,
     exchange_of,
     parse_request,
@@ -22,63 +23,83 @@ from confcom.protocols.aesm_status import AesmStatus
 
 OK = AesmStatus.SUCCESS
 
+ROWS = {exchange.number: exchange for exchange in EXCHANGES}
 # value, its number, its fields on the wire: one full message of every kind.
-REQUESTS: list[tuple[Request, int, list[tuple[int, int | bytes]]]] = [
-    (legacy.InitQuoteRequest(timeout=7), 1, [(9, 7)]),
-    (
-        legacy.GetQuoteRequest(b"R", 1, b"S", 900, nonce=b"N", sig_rl=b"L", qe_report=True, timeout=7),
-        2,
-        [(1, b"R"), (2, 1), (3, b"S"), (4, b"N"), (5, b"L"), (6, 900), (7, 1), (9, 7)],
-    ),
-    (legacy.GetLaunchTokenRequest(b"E", b"S", b"A", 7), 3, [(1, b"E"), (2, b"S"), (3, b"A"), (9, 7)]),
-    (legacy.ReportAttestationErrorRequest(b"P", 5, 6, 7), 4, [(1, b"P"), (2, 5), (3, 6), (9, 7)]),
-    (legacy.GetWhiteListSizeRequest(7), 10, [(9, 7)]),
-    (legacy.GetWhiteListRequest(5, 7), 11, [(1, 5), (9, 7)]),
-    (legacy.SgxGetExtendedEpidGroupIdRequest(7), 12, [(9, 7)]),
-    (legacy.SgxSwitchExtendedEpidGroupRequest(5, 7), 13, [(1, 5), (9, 7)]),
-    (legacy.SgxRegisterRequest(b"B", 1, 7), 14, [(1, b"B"), (2, 1), (9, 7)]),
+DCAP_REQUESTS: list[tuple[DcapRequest, int, list[tuple[int, int | bytes]]]] = [
     (m.InitQuoteExRequest(True, KEY_ID, 1 << 63, 7), 15, [(1, KEY_ID), (3, 1), (4, 1 << 63), (9, 7)]),
     (m.GetQuoteSizeExRequest(KEY_ID, 7), 16, [(1, KEY_ID), (9, 7)]),
     (m.GetQuoteExRequest(b"R", 5, KEY_ID, b"Q", 7), 17, [(1, b"R"), (2, KEY_ID), (3, b"Q"), (4, 5), (9, 7)]),
-    (legacy.CheckUpdateStatusRequest(5, 6, b"P", 7), 18, [(1, b"P"), (2, 5), (3, 6), (9, 7)]),
     (m.SelectAttKeyIdRequest(b"L", 7), 19, [(1, b"L"), (2, 7)]),
     (m.GetSupportedAttKeyIdNumRequest(7), 21, [(9, 7)]),
     (m.GetSupportedAttKeyIdsRequest(256, 7), 22, [(1, 256), (9, 7)]),
 ]
-RESPONSES: list[tuple[Response, int, list[tuple[int, int | bytes]]]] = [
-    (legacy.InitQuoteResponse(OK, b"T", b"G"), 1, [(1, 0), (2, b"T"), (3, b"G")]),
-    (legacy.GetQuoteResponse(OK, b"Q", b"R"), 2, [(1, 0), (2, b"Q"), (3, b"R")]),
-    (legacy.GetLaunchTokenResponse(OK, b"T"), 3, [(1, 0), (2, b"T")]),
-    (legacy.ReportAttestationErrorResponse(OK, b"U"), 4, [(1, 0), (2, b"U")]),
-    (legacy.GetWhiteListSizeResponse(OK, 5), 10, [(1, 0), (2, 5)]),
-    (legacy.GetWhiteListResponse(OK, b"W"), 11, [(1, 0), (2, b"W")]),
-    (legacy.SgxGetExtendedEpidGroupIdResponse(OK, 5), 12, [(1, 0), (2, 5)]),
-    (legacy.SgxSwitchExtendedEpidGroupResponse(OK), 13, [(1, 0)]),
-    (legacy.SgxRegisterResponse(OK), 14, [(1, 0)]),
+DCAP_RESPONSES: list[tuple[Response, int, list[tuple[int, int | bytes]]]] = [
     (m.InitQuoteExResponse(OK, b"T", 32, b"K"), 15, [(1, 0), (2, b"T"), (3, 32), (4, b"K")]),
     (m.GetQuoteSizeExResponse(OK, 4600), 16, [(1, 0), (2, 4600)]),
     (m.GetQuoteExResponse(OK, b"Q", b"I"), 17, [(1, 0), (2, b"Q"), (3, b"I")]),
-    (legacy.CheckUpdateStatusResponse(OK, b"U", 5), 18, [(1, 0), (2, b"U"), (3, 5)]),
     (m.SelectAttKeyIdResponse(OK, b"K"), 19, [(1, 0), (2, b"K")]),
     (m.GetSupportedAttKeyIdNumResponse(OK, 1), 21, [(1, 0), (2, 1)]),
     (m.GetSupportedAttKeyIdsResponse(OK, b"K"), 22, [(1, 0), (2, b"K")]),
 ]
-KINDS = [type(value).__name__ for value, _, _ in REQUESTS]
+LEGACY_REQUESTS: dict[int, tuple[dict[str, int | bytes], list[tuple[int, int | bytes]]]] = {
+    1: ({"timeout": 7}, [(9, 7)]),
+    2: (
+        {"report": b"R", "quote_type": 1, "spid": b"S", "nonce": b"N", "sig_rl": b"L", "buf_size": 900, "qe_report": 1},
+        [(1, b"R"), (2, 1), (3, b"S"), (4, b"N"), (5, b"L"), (6, 900), (7, 1)],
+    ),
+    3: ({"mr_enclave": b"E", "mr_signer": b"S", "se_attributes": b"A"}, [(1, b"E"), (2, b"S"), (3, b"A")]),
+    4: (
+        {"platform_info": b"P", "attestation_error_code": 5, "update_info_size": 6, "timeout": 7},
+        [(1, b"P"), (2, 5), (3, 6), (9, 7)],
+    ),
+    10: ({"timeout": 7}, [(9, 7)]),
+    11: ({"white_list_size": 5, "timeout": 7}, [(1, 5), (9, 7)]),
+    12: ({"timeout": 7}, [(9, 7)]),
+    13: ({"x_group_id": 5, "timeout": 7}, [(1, 5), (9, 7)]),
+    14: ({"buf": b"B", "data_type": 1, "timeout": 7}, [(1, b"B"), (2, 1), (9, 7)]),
+    18: ({"platform_info": b"P", "update_info_size": 5, "config": 6}, [(1, b"P"), (2, 5), (3, 6)]),
+}
+LEGACY_RESPONSES: dict[int, tuple[dict[str, int | bytes], list[tuple[int, int | bytes]]]] = {
+    1: ({"targetInfo": b"T", "gid": b"G"}, [(1, 0), (2, b"T"), (3, b"G")]),
+    2: ({"quote": b"Q", "qe_report": b"R"}, [(1, 0), (2, b"Q"), (3, b"R")]),
+    3: ({"token": b"T"}, [(1, 0), (2, b"T")]),
+    4: ({"platform_update_info": b"U"}, [(1, 0), (2, b"U")]),
+    10: ({"white_list_size": 5}, [(1, 0), (2, 5)]),
+    11: ({"white_list": b"W"}, [(1, 0), (2, b"W")]),
+    12: ({"x_group_id": 5}, [(1, 0), (2, 5)]),
+    13: ({}, [(1, 0)]),
+    14: ({}, [(1, 0)]),
+    18: ({"platform_update_info": b"U", "status": 5}, [(1, 0), (2, b"U"), (3, 5)]),
+}
 
 
-@pytest.mark.parametrize(("value", "number", "wire"), REQUESTS, ids=KINDS)
-def test_requests_are_these_bytes(value: Request, number: int, wire: list[tuple[int, int | bytes]]) -> None:
+@pytest.mark.parametrize(("value", "number", "wire"), DCAP_REQUESTS)
+def test_requests_are_these_bytes(value: DcapRequest, number: int, wire: list[tuple[int, int | bytes]]) -> None:
     assert request_bytes(value) == message(number, *wire)
     assert parse_request(message(number, *wire)) == value
     assert exchange_of(value).number == number
 
 
-@pytest.mark.parametrize(("value", "number", "wire"), RESPONSES, ids=KINDS)
+@pytest.mark.parametrize("number", LEGACY_REQUESTS)
+def test_legacy_requests_are_read_from_these_bytes(number: int) -> None:
+    values, wire = LEGACY_REQUESTS[number]
+
+    assert parse_request(message(number, *wire)) == LegacyRequest(ROWS[number], values)
+
+
+@pytest.mark.parametrize(
+    ("value", "number", "wire"),
+    [*DCAP_RESPONSES, *((LegacyResponse(OK, row[0]), number, row[1]) for number, row in LEGACY_RESPONSES.items())],
+)
 def test_responses_are_these_bytes(value: Response, number: int, wire: list[tuple[int, int | bytes]]) -> None:
-    exchange = next(row for row in EXCHANGES if row.number == number)
+    exchange = ROWS[number]
 
     assert response_bytes(value, exchange) == message(number, *wire)
     assert parse_response(message(number, *wire), exchange) == value
+
+
+def test_every_exchange_is_in_a_test() -> None:
+    assert sorted([*LEGACY_REQUESTS, *(number for _, number, _ in DCAP_REQUESTS)]) == sorted(ROWS)
 
 
 def test_a_request_without_any_field_is_still_a_request() -> None:
@@ -88,7 +109,8 @@ def test_a_request_without_any_field_is_still_a_request() -> None:
 
 def test_several_requests_are_answered_in_intels_order_whatever_their_order_on_the_wire() -> None:
     order = [3, 1, 2, 4, 18, 10, 11, 12, 13, 14, 15, 16, 17, 19, 21, 22]
-    wire = {number: message(number, *fields) for _, number, fields in REQUESTS}
+    wire = {number: message(number, *fields) for _, number, fields in DCAP_REQUESTS}
+    wire |= {number: message(number, *fields) for number, (_, fields) in LEGACY_REQUESTS.items()}
 
     for at, first in enumerate(order):
         together = b"".join(wire[number] for number in reversed(order[at:]))
@@ -129,25 +151,25 @@ def test_what_is_no_request_is_a_violation(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "number", "wire", "missing"),
+    ("number", "wire", "missing"),
     [
-        (m.InitQuoteExRequest, 15, [(1, KEY_ID), (4, 32)], ("b_pub_key_id",)),
-        (m.GetQuoteExRequest, 17, [(2, KEY_ID), (4, 100)], ("report",)),
-        (m.GetQuoteExRequest, 17, [(1, b"R"), (2, KEY_ID)], ("buf_size",)),
-        (m.GetQuoteExRequest, 17, [], ("report", "buf_size")),
-        (m.GetSupportedAttKeyIdsRequest, 22, [], ("buf_size",)),
-        (legacy.SgxRegisterRequest, 14, [(1, b"B")], ("data_type",)),
-        (legacy.CheckUpdateStatusRequest, 18, [], ("update_info_size", "config")),
-        (legacy.GetQuoteRequest, 2, [(1, b"R")], ("quote_type", "spid", "buf_size")),
+        (15, [(1, KEY_ID), (4, 32)], ("b_pub_key_id",)),
+        (17, [(2, KEY_ID), (4, 100)], ("report",)),
+        (17, [(1, b"R"), (2, KEY_ID)], ("buf_size",)),
+        (17, [], ("report", "buf_size")),
+        (22, [], ("buf_size",)),
+        (14, [(1, b"B")], ("data_type",)),
+        (18, [], ("update_info_size", "config")),
+        (2, [(1, b"R")], ("quote_type", "spid", "buf_size")),
     ],
 )
 def test_a_request_without_required_fields_says_which(
-    kind: type[Request], number: int, wire: list[tuple[int, int | bytes]], missing: tuple[str, ...]
+    number: int, wire: list[tuple[int, int | bytes]], missing: tuple[str, ...]
 ) -> None:
     request = parse_request(message(number, *wire))
 
     assert isinstance(request, IncompleteRequest)
-    assert request.kind is kind
+    assert request.exchange.number == number
     assert request.missing == missing
 
 
@@ -200,6 +222,6 @@ def test_what_does_not_answer_the_request_is_a_violation(data: bytes) -> None:
     "request_",
     [m.GetSupportedAttKeyIdsRequest(1 << 32), m.GetSupportedAttKeyIdsRequest(-1), m.InitQuoteExRequest(True, "text")],  # type: ignore[arg-type]
 )
-def test_a_value_that_does_not_fit_its_field_is_our_mistake(request_: Request) -> None:
+def test_a_value_that_does_not_fit_its_field_is_our_mistake(request_: DcapRequest) -> None:
     with pytest.raises(LocalProtocolError):
         request_bytes(request_)

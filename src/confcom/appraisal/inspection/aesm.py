@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
 
 from confcom.appraisal.inspection.items import Inspection, Item, attempt, bytes_item, group, words
 from confcom.appraisal.inspection.quotes import (
@@ -28,6 +27,7 @@ from confcom.protocols.aesm_messages import (
     parse_request,
     parse_response,
     response_bytes,
+    values_of,
 )
 
 LENGTH_SIZE = 4
@@ -41,8 +41,10 @@ _STRUCTS: Mapping[str, Callable[[bytes], tuple[Item, ...]]] = {
     "att_key_id_list": lambda data: key_id_list_items(AttestationKeyIdList.parse(data)),
     "att_key_ids": lambda data: key_id_list_items(AttestationKeyIdList.parse(data)),
 }
+_NAMES = {"targetInfo": "target_info", "status": "update_status"}
+"""Fields of EPID's responses as they are shown; `status` is the errorCode."""
 _MEANINGS = {
-    "timeout": "in a unit that differs from client to client; nobody looks at it",
+    "timeout": "in a unit that differs from client to client; ignored",
     "buf_size": "bytes that the client has room for",
     "b_pub_key_id": "whether the id of the attestation key is wanted",
     "pub_key_id": "SHA-256 of attestation key and authentication data",
@@ -85,18 +87,16 @@ def _response(payload: bytes) -> tuple[Response, Exchange] | None:
 
 def _request_found(request: Request | IncompleteRequest, data: bytes, encoding: str) -> Inspection:
     exchange = exchange_of(request)
+    extra: tuple[Item, ...] = ()
     if isinstance(request, IncompleteRequest):
-        values = dict(request.present)
-        extra: tuple[Item, ...] = (words("missing", request.missing, "the service answers this with an error"),)
-    else:
-        values, extra = _values(request), ()
-    items = (*_head(exchange, data, "request"), *extra, *_items(values))
+        extra = (words("missing", request.missing, "the service answers this with an error"),)
+    items = (*_head(exchange, data, "request"), *extra, *_items(values_of(request)))
     return Inspection("aesm-request", f"AESM request {exchange.name}", encoding, len(data), items)
 
 
 def _response_found(response: Response, exchange: Exchange, data: bytes, encoding: str) -> Inspection:
     status = Item("status", int(response.status), response.status.name)
-    values = {name: value for name, value in _values(response).items() if name != "status"}
+    values = {_NAMES.get(name, name): value for name, value in values_of(response).items()}
     items = (*_head(exchange, data, "response"), status, *_items(values))
     return Inspection("aesm-response", f"AESM response to {exchange.name}", encoding, len(data), items)
 
@@ -107,10 +107,6 @@ def _head(exchange: Exchange, data: bytes, what: str) -> tuple[Item, ...]:
         Item("number", exchange.number, f"field of the {what}"),
         Item("name", exchange.name),
     )
-
-
-def _values(message: Request | Response) -> dict[str, Value]:
-    return {item.name: getattr(message, item.name) for item in fields(message)}
 
 
 def _items(values: Mapping[str, Value]) -> Iterable[Item]:

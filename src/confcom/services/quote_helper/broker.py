@@ -21,9 +21,8 @@ from confcom.formats.attestation_key_id import (
 )
 from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
 from confcom.platforms.interface import Platform
-from confcom.protocols import aesm_messages as legacy
 from confcom.protocols import aesm_messages as m
-from confcom.protocols.aesm_messages import IncompleteRequest, Request, Response, exchange_of, refusal
+from confcom.protocols.aesm_messages import IncompleteRequest, LegacyRequest, Request, Response, exchange_of, refusal
 from confcom.protocols.aesm_status import QUOTE3_QE_REPORT, AesmStatus, status_of
 
 PUB_KEY_ID_SIZE = 32
@@ -115,8 +114,8 @@ class AesmBroker:
         return plan if isinstance(plan, PlatformCall) else Answer(plan)
 
     def _plan_legacy(self, request: Request) -> Response:
-        if isinstance(request, legacy.SgxRegisterRequest) and request.data_type != 0:
-            raise _argument(request, "data_type", f"must be 0 (white list), is {request.data_type}")
+        if isinstance(request, LegacyRequest) and (kind := request.values.get("data_type")):
+            raise _argument(request, "data_type", f"must be 0 (white list), is {kind!r}")
         raise PlatformUnavailable("there is neither EPID nor launch control on this machine")
 
     def _plan_key_id_num(self, _request: m.GetSupportedAttKeyIdNumRequest) -> Response:

@@ -8,15 +8,7 @@ import select
 import socket
 from typing import Any, NamedTuple, Protocol
 
-from confcom.protocols.aesm import (
-    CLOSED,
-    NEED_DATA,
-    Closed,
-    NeedData,
-    RequestReader,
-    ServerConnection,
-    response_frame,
-)
+from confcom.protocols.aesm import CLOSED, NEED_DATA, Closed, NeedData, ServerConnection
 from confcom.protocols.aesm_messages import IncompleteRequest, Request, exchange_of
 from confcom.protocols.aesm_status import AesmStatus
 from confcom.services.quote_helper.broker import Answer, PlatformCall
@@ -101,12 +93,12 @@ class Conversation:
     """A connection of one request and one answer. Its owner keeps the deadlines."""
 
     __slots__ = (
-        "_connection", "_error", "_error_code", "_reader", "_received", "_sent", "_socket", "_status",
+        "_connection", "_error", "_error_code", "_received", "_sent", "_socket", "_status",
         "credentials", "has_turn", "over_limit", "peer", "request", "started",
     )  # fmt: skip
 
     def __init__(
-        self, client: _socket.socket, peer: Peer, credentials: bytes, reader: RequestReader, started: float
+        self, client: _socket.socket, peer: Peer, credentials: bytes, max_request: int, started: float
     ) -> None:
         self._socket = client
         self.started = started
@@ -117,8 +109,7 @@ class Conversation:
         """Whether it waits for its turn to be read."""
         self.request: Request | IncompleteRequest | None = None
         """The request, once it has been read."""
-        self._reader = reader
-        self._connection: ServerConnection | None = None  # only for requests that do not come in one piece
+        self._connection = ServerConnection(max_request)
         self._status: AesmStatus | None = None
         self._error_code: str | None = None
         self._error = ""
@@ -136,37 +127,25 @@ class Conversation:
 
     def read(self) -> Request | IncompleteRequest | NeedData | Closed:
         """Read what has arrived; never blocks."""
-        try:
-            data = self._socket.recv(READ_SIZE, _NOW)
-            if self._connection is None:
-                self.request = self._reader.whole(data)
-                if self.request is not None:
-                    self._received = len(data)
-                    return self.request
-                self._connection = ServerConnection(self._reader.max_request)
-            return self._read_on(self._connection, data)
-        except BlockingIOError:
-            return NEED_DATA
-
-    def _read_on(self, connection: ServerConnection, data: bytes) -> Request | IncompleteRequest | NeedData | Closed:
-        while True:
+        event: Request | IncompleteRequest | NeedData | Closed = NEED_DATA
+        while event is NEED_DATA:
+            try:
+                data = self._socket.recv(READ_SIZE, _NOW)
+            except BlockingIOError:
+                return NEED_DATA
             self._received += len(data)
-            connection.receive_data(data)
-            event = connection.next_event()
-            if event is not NEED_DATA:
-                break
-            data = self._socket.recv(READ_SIZE, _NOW)
+            self._connection.receive_data(data)
+            event = self._connection.next_event()
         if event is not CLOSED:
             self.request = event
         return event
 
     def write(self, answer: Answer) -> bytes:
         """Write the answer: in one piece, unless the client's buffer is too small for it. Returns what is left."""
-        assert self.request is not None  # noqa: S101 - an answer has its request
         self._status = answer.response.status
         if answer.error is not None:
             self._error_code, self._error = answer.error.code, answer.error.message
-        frame = response_frame(self.request, answer.response)
+        frame = self._connection.send(answer.response)
         try:
             self._sent = self._socket.send(frame, _NOW)
         except BlockingIOError:

@@ -24,7 +24,7 @@ from pathlib import Path
 import structlog
 
 from confcom.errors import PlatformBusy, ProtocolError
-from confcom.protocols.aesm import CLOSED, NEED_DATA, RequestReader
+from confcom.protocols.aesm import CLOSED, NEED_DATA
 from confcom.protocols.aesm_messages import GetQuoteExRequest, GetQuoteExResponse
 from confcom.services.quote_helper.broker import AesmBroker, Answer
 from confcom.services.quote_helper.connection import Conversation, Observer, PendingRequest, RequestEvent
@@ -174,7 +174,6 @@ class AesmFront:
         self._observer = observer
         self._loop = asyncio.get_running_loop()
         self._now = self._loop.time
-        self._reader = RequestReader(config.max_request)
         available = available_descriptors() - config.fd_reserve
         remembered = max(1, min(MAX_REMEMBERED, available // 8))
         self._descriptors = available - remembered
@@ -285,7 +284,7 @@ class AesmFront:
             self._unread.popleft()[1].close()
         if self.open >= self._limit:
             self._make_room(1)
-        conversation = Conversation(client, peer, credentials, self._reader, now)
+        conversation = Conversation(client, peer, credentials, self._config.max_request, now)
         peer.connections += 1
         if self.peers.over_connections(peer):
             self._observer.over_limit("connections")

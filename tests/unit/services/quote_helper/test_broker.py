@@ -7,11 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from aesm_wire import KEY_ID
+from aesm_wire import KEY_ID, message
 from confcom import errors
 from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID, AttestationKeyIdList
 from confcom.formats.sgx import Report
-from confcom.protocols import aesm_messages as legacy
 from confcom.protocols import aesm_messages as m
 from confcom.protocols.aesm_messages import IncompleteRequest, Response, parse_request
 from confcom.protocols.aesm_status import AesmStatus
@@ -381,29 +380,31 @@ class TestLegacy:
     """What Intel's service answers with neither EPID nor launch plugin."""
 
     @pytest.mark.parametrize(
-        ("request_", "response"),
+        ("number", "fields", "status", "further"),
         [
-            (legacy.InitQuoteRequest(), legacy.InitQuoteResponse(UNAVAILABLE)),
-            (legacy.GetQuoteRequest(REPORT, 0, bytes(16), 900), legacy.GetQuoteResponse(UNAVAILABLE)),
-            (
-                legacy.GetLaunchTokenRequest(bytes(32), bytes(384), bytes(16)),
-                legacy.GetLaunchTokenResponse(UNAVAILABLE),
-            ),
-            (legacy.ReportAttestationErrorRequest(b"p", 1, 1), legacy.ReportAttestationErrorResponse(UNAVAILABLE)),
-            (legacy.GetWhiteListSizeRequest(), legacy.GetWhiteListSizeResponse(UNAVAILABLE, 0)),
-            (legacy.GetWhiteListRequest(10), legacy.GetWhiteListResponse(UNAVAILABLE)),
-            (legacy.SgxGetExtendedEpidGroupIdRequest(), legacy.SgxGetExtendedEpidGroupIdResponse(UNAVAILABLE, 0)),
-            (legacy.SgxSwitchExtendedEpidGroupRequest(1), legacy.SgxSwitchExtendedEpidGroupResponse(UNAVAILABLE)),
-            (legacy.CheckUpdateStatusRequest(0, 0), legacy.CheckUpdateStatusResponse(UNAVAILABLE, update_status=0)),
-            (legacy.SgxRegisterRequest(b"list", 0), legacy.SgxRegisterResponse(UNAVAILABLE)),
-            (legacy.SgxRegisterRequest(b"list", 1), legacy.SgxRegisterResponse(PARAMETER)),
+            (1, [], UNAVAILABLE, {}),
+            (2, [(1, REPORT), (2, 0), (3, bytes(16)), (6, 900)], UNAVAILABLE, {}),
+            (3, [(1, bytes(32)), (2, bytes(384)), (3, bytes(16))], UNAVAILABLE, {}),
+            (4, [(1, b"p"), (2, 1), (3, 1)], UNAVAILABLE, {}),
+            (10, [], UNAVAILABLE, {"white_list_size": 0}),
+            (11, [(1, 10)], UNAVAILABLE, {}),
+            (12, [], UNAVAILABLE, {"x_group_id": 0}),
+            (13, [(1, 1)], UNAVAILABLE, {}),
+            (18, [(2, 0), (3, 0)], UNAVAILABLE, {"status": 0}),
+            (14, [(1, b"list"), (2, 0)], UNAVAILABLE, {}),
+            (14, [(1, b"list"), (2, 1)], PARAMETER, {}),
         ],
-        ids=lambda value: type(value).__name__,
     )
     def test_is_answered_without_the_platform(
-        self, broker: AesmBroker, platform: RecordingPlatform, request_: m.Request, response: Response
+        self,
+        broker: AesmBroker,
+        platform: RecordingPlatform,
+        number: int,
+        fields: list[tuple[int, int | bytes]],
+        status: AesmStatus,
+        further: dict[str, int],
     ) -> None:
-        assert answer(broker, request_) == response
+        assert answer(broker, parse_request(message(number, *fields))) == m.LegacyResponse(status, further)
         assert platform.asked == []
 
 
@@ -415,7 +416,7 @@ class TestPlan:
             m.SelectAttKeyIdRequest(),
             m.InitQuoteExRequest(False, KEY_ID),
             m.GetQuoteExRequest(b"", 0, KEY_ID),
-            legacy.InitQuoteRequest(),
+            parse_request(message(1)),
         ]
         blocking = [
             m.InitQuoteExRequest(True, KEY_ID, 32),
