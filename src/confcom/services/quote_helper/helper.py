@@ -1,8 +1,8 @@
 """The quote helper: serves quotes to every enclave of a node over the AESM socket.
 
 Here is its life: it makes its key, proves itself when there is a predecessor, takes the path, serves, and leaves when
-it is told to or when a successor has taken the path. What it does with connections is in `aesm_front`, what it answers
-in `aesm_broker`.
+it is told to or when a successor has taken the path. What it does with connections is in `connections`, what it answers
+in `broker`.
 """
 
 from __future__ import annotations
