@@ -32,7 +32,7 @@ from benchmarks.simulated import NOW
 from benchmarks.webhook import pod as sgx_pod
 from confcom.addon.changes import Addon
 from confcom.addon.overview import overview
-from confcom.admission.decision import Circumstances
+from confcom.admission.decision import AdmissionContext
 from confcom.cli.top import show
 from confcom.cluster.epc_overview import ClusterEpc
 from confcom.cluster.objects import ClusterObjects
@@ -123,9 +123,9 @@ def pod_reviewed(containers: int) -> Callable[[], object]:
     pod["spec"]["containers"] = [small | {"name": f"app-{number}"} for number in range(containers)]
     request = {"uid": "0" * 36, "operation": "CREATE", "namespace": "apps", "object": pod, "oldObject": None}
     body = json.dumps({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request}).encode()
-    _, event = review(body, "mutate", lambda name: Circumstances(namespace=name, largest_node=10 * containers))
+    _, event = review(body, "mutate", lambda name: AdmissionContext(namespace=name, largest_node=10 * containers))
     assert event.outcome == "patched", event
-    return lambda: review(body, "mutate", lambda name: Circumstances(namespace=name, largest_node=10 * containers))
+    return lambda: review(body, "mutate", lambda name: AdmissionContext(namespace=name, largest_node=10 * containers))
 
 
 # `addon show` and `top`: each node has the pods of the add-on's three DaemonSets, and two of applications.
@@ -136,7 +136,7 @@ def addon_shown(nodes: int) -> Callable[[], object]:
 
     async def ask() -> None:
         async with ClusterObjects.open(kubeconfig(nodes), None, "benchmark") as cluster:
-            shown = await Addon(cluster, version="1.0.0", now=NOW, tell=print).show()
+            shown = await Addon(cluster, version="1.0.0", now=NOW, report=print).show()
         assert [one.wanted for one in shown.progress] == [nodes] * 3
 
     return lambda: asyncio.run(ask())

@@ -34,7 +34,7 @@ from lightkube.resources.core_v1 import Namespace, Pod, ServiceAccount
 from prometheus_client import CollectorRegistry
 
 from benchmarks.measure import Row, percentile, show, spread
-from confcom.admission.decision import Circumstances
+from confcom.admission.decision import AdmissionContext
 from confcom.cluster.client import open_client
 from confcom.errors import ClusterError
 from confcom.pki.serving_pair import make_serving_pair
@@ -150,9 +150,8 @@ def _serve(name: str, certificate: bytes, key: bytes, urls: Queue[str]) -> None:
     configure_logging(pretty=False)
     app: Any = _empty
     if name == "webhook":
-        app = WebhookApp(
-            lambda namespace: Circumstances(namespace=namespace, largest_node=168), WebhookMetrics(CollectorRegistry())
-        )
+        metrics = WebhookMetrics(CollectorRegistry())
+        app = WebhookApp(lambda namespace: AdmissionContext(namespace=namespace, largest_node=168), metrics)
     listener = Listener(address=("127.0.0.1", 0), tls=HeldTls(certificate, key))
     asyncio.run(serve_http(app, listener, stop=asyncio.Event(), started=urls.put))
 

@@ -6,14 +6,14 @@ import base64
 import json
 from typing import Any
 
-from confcom.admission.decision import Circumstances
+from confcom.admission.decision import AdmissionContext
 from confcom.admission.pod_json import Grants
 from confcom.errors import PolicyError
 from confcom.protocols.epc import CANONICAL
 from confcom.services.webhook.reviews import Task, review
 
 _LABEL = "/metadata/labels/confcom.dev~1uses-sgx"
-_HERE = Circumstances(namespace="fuzz", grants=Grants.parse("fuzz/*"), largest_node=168)
+_HERE = AdmissionContext(namespace="fuzz", grants=Grants.parse("fuzz/*"), largest_node=168)
 
 
 def pod_review(data: bytes) -> None:

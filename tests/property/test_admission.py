@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from confcom.admission.decision import Circumstances, decide_debug, decide_pod
+from confcom.admission.decision import AdmissionContext, decide_debug, decide_pod
 from confcom.admission.pod_json import Grants
 from confcom.errors import FormatError
 from confcom.protocols.admission import difference
@@ -103,7 +103,7 @@ def pods(draw: st.DrawFn, resources: st.SearchStrategy[dict[str, str]] = GOOD_RE
 
 
 CIRCUMSTANCES = st.builds(
-    Circumstances,
+    AdmissionContext,
     namespace=st.just("n"),
     grants=st.sampled_from((Grants(), Grants.parse("n/*"))),
     largest_node=st.sampled_from((None, 0, 8, 10_000)),
@@ -115,7 +115,7 @@ CIRCUMSTANCES = st.builds(
 
 @settings(max_examples=150)
 @given(pods(), CIRCUMSTANCES)
-def test_a_decision_is_final_and_its_patch_is_exact(pod: dict[str, Any], given_: Circumstances) -> None:
+def test_a_decision_is_final_and_its_patch_is_exact(pod: dict[str, Any], given_: AdmissionContext) -> None:
     before = copy.deepcopy(pod)
     decision = decide_pod(pod, given_)
     assert pod == before, "the given pod was changed"
@@ -233,7 +233,7 @@ def test_what_is_no_pod_is_refused_and_nothing_escapes(place: tuple[Any, ...], j
     for step in place[:-1]:
         holder = holder[step]
     holder[place[-1]] = junk
-    given_ = Circumstances(namespace="n")
+    given_ = AdmissionContext(namespace="n")
     try:
         decision = decide_debug(pod, {}, given_) if debug else decide_pod(pod, given_)
     except FormatError:
@@ -248,7 +248,9 @@ def test_every_review_of_anything_has_an_answer(thing: Any, old: Any, task: Any,
     request = {"uid": "u", "operation": "CREATE", "object": pod, "oldObject": former, "subResource": sub}
     data = json.dumps({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request})
     try:
-        answer, event = review(data.encode("utf-8", "surrogatepass"), task, lambda name: Circumstances(namespace=name))
+        answer, event = review(
+            data.encode("utf-8", "surrogatepass"), task, lambda name: AdmissionContext(namespace=name)
+        )
     except FormatError:
         return  # NaN and lone surrogates are no JSON
     found = json.loads(answer)["response"]
@@ -258,7 +260,7 @@ def test_every_review_of_anything_has_an_answer(thing: Any, old: Any, task: Any,
 
 @settings(max_examples=100)
 @given(pods(), CIRCUMSTANCES)
-def test_a_pod_that_was_mutated_validates(pod: dict[str, Any], given_: Circumstances) -> None:
+def test_a_pod_that_was_mutated_validates(pod: dict[str, Any], given_: AdmissionContext) -> None:
     def ask(task: Any, thing: dict[str, Any]) -> dict[str, Any]:
         request = {"uid": "u", "operation": "CREATE", "namespace": "n", "object": thing}
         data = json.dumps({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request})

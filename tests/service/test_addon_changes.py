@@ -43,7 +43,7 @@ async def run(api: ObjectApi, folder: Path, settle: Any, wait: float | None = No
     """One command; what it told."""
     told: list[str] = []
     async with ClusterObjects.open(api.kubeconfig(folder), None, "confcom-addon") as cluster:
-        addon = Addon(cluster, version="1", now=NOW, tell=told.append)
+        addon = Addon(cluster, version="1", now=NOW, report=told.append)
         async with asyncio.timeout(GUARD):
             await addon.change(partial(settle, changes), wait=wait)
     return told
@@ -126,7 +126,7 @@ async def test_a_disable_keeps_what_an_update_has_just_written(enabled: ObjectAp
 
     enabled.before_write = interfere
     async with ClusterObjects.open(enabled.kubeconfig(tmp_path), None, "confcom-addon") as cluster:
-        await Addon(cluster, version="1", now=NOW, tell=lambda line: None).disable(purge=False, wait=None)
+        await Addon(cluster, version="1", now=NOW, report=lambda line: None).disable(purge=False, wait=None)
     assert parse_state(enabled.objects[STATE]["data"]).enabled is False
     assert remembered(enabled).epc_reserve_mib == 7
 

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from prometheus_client import CollectorRegistry
 
-from confcom.admission.decision import Circumstances
+from confcom.admission.decision import AdmissionContext
 from confcom.admission.pod_json import Grants
 from confcom.errors import ConfigError
 from confcom.pki.serving_pair import make_serving_pair
@@ -35,7 +35,7 @@ from confcom.services.webhook.webhook_http import WebhookApp, WebhookMetrics
 from json_patch_apply import apply_patch
 from sgx_pods import ENCLAVE, EPC, INTEL, PROVISION, canonical, container, labelled, pod
 
-HERE = Circumstances(namespace="apps", grants=Grants.parse("granted/*"), largest_node=168)
+HERE = AdmissionContext(namespace="apps", grants=Grants.parse("granted/*"), largest_node=168)
 
 
 def new_pair() -> tuple[bytes, Any]:

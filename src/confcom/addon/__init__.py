@@ -1,1 +1,1 @@
-"""`confcom addon`: changes to a cluster, their plan, and the wait for them."""
+"""`confcom addon`: plans changes of a cluster, makes them, and waits for them."""

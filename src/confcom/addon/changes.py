@@ -1,8 +1,8 @@
-"""The add-on in a cluster: enabled, updated, disabled, purged, shown.
+"""Enables, updates, shows, disables and purges the add-on in a cluster.
 
-What is wanted is written to the cluster first, then applied; an interrupted command is run again. The cluster's own
-record, labels on every object, says what there is, so nothing is forgotten that a lost run had made. Commands beside
-each other add up: each writes the state on the condition that it is the one that it read.
+Every command first writes the wanted settings to the cluster, then applies them, so an interrupted command can be run
+again. Labels on every object are the record of what exists, so a prune also finds what an interrupted run made.
+Commands that run at the same time add up: each writes the settings on the condition that they are the ones it read.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import asyncio
 import base64
 import binascii
 from base64 import b64decode
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any, NamedTuple
 
 from confcom.addon.plan import (
@@ -23,7 +22,6 @@ from confcom.addon.plan import (
     STATE_REF,
     WORLD_REF,
     Change,
-    Remains,
     Use,
     change_of,
     check_cluster,
@@ -33,7 +31,7 @@ from confcom.addon.plan import (
     to_prune,
     uses,
 )
-from confcom.addon.rollout import WORKLOADS, Progress, Rollout, progress_of, trouble_of
+from confcom.addon.rollout import WORKLOADS, Progress, Report, Rollout, problem_of, progress_of
 from confcom.cluster.objects import CLAIM_KIND, NODE_KIND, POD_KIND, SLICE_KIND, ClusterObjects, Object, Ref
 from confcom.errors import ClusterError, ClusterRefused, ConfigError
 from confcom.manifests.addon import render
@@ -52,114 +50,180 @@ from confcom.manifests.webhook import CA_SECRET, WebhookCa
 from confcom.pki.serving_pair import Authority, authorities_in, expiry_of
 from confcom.protocols.admission import CONFIGURATION
 
-# --- Where a cluster's API server is, as its own Service says: network policies have to let pods ask there ------------
-#
-# Plugins for the network look at a connection before or after the Service's address was replaced by that of the
-# server behind it, so the ports of both count.
-
+CONFLICT = 409
+"""`ClusterRefused.status` of a conditional write that came too late, or of a second object of the same name."""
+ATTEMPTS = 8
+"""Conditional writes of the settings before a command gives up."""
+LOOK = 0.5
+"""Seconds between two reads of an object that is being deleted."""
+PATIENCE = 120.0
+"""Seconds to wait for deletions that a command depends on, where no time is given."""
+CLEANUP_PATIENCE = 60.0
+"""Seconds for the pods that clean nodes."""
 
 SERVICE = Ref("v1", "Service", "default", "kubernetes")
+"""The API server, as clusters publish it to their pods."""
 SERVICE_NAME = "kubernetes.io/service-name"
-"""The label that says whose addresses an EndpointSlice has."""
+"""Label of an EndpointSlice: the Service that it belongs to."""
+
+Settle = Callable[[AddonState | None], AddonConfig]
+"""Computes the settings from the remembered ones. It is called again if another run has changed those."""
+_NOT_ENABLED = 'Addon "confcom" is not enabled in this cluster.'
 
 
-async def ports_of_api(cluster: ClusterObjects, tell: Callable[[str], None]) -> tuple[int, ...]:
-    """Every port, each once, in rising order; none where the caller may not read them, which is told."""
-    try:
-        service = await cluster.get(SERVICE)
-        slices = await cluster.objects(SLICE_KIND, namespace=SERVICE.namespace, labels={SERVICE_NAME: SERVICE.name})
-    except ClusterRefused as refused:
-        tell(f"where the API server listens could not be read, so --api-ports decides: {refused.message}")
-        return ()
-    specs = [] if service is None else [service["spec"]]
-    found = {entry.get("port") for one in (*specs, *slices) for entry in one.get("ports") or []}
-    return tuple(sorted(port for port in found if isinstance(port, int)))
+class Shown(NamedTuple):
+    """The add-on as it is: its settings, the progress of each workload, and a sentence for each pod that waits."""
 
-
-# --- Deleting objects of the add-on, and waiting until they are gone --------------------------------------------------
-
-
-LOOK = 0.5
-"""Seconds between two looks at something that goes away."""
+    state: AddonState
+    progress: tuple[Progress, ...]
+    waiting: tuple[str, ...] = ()
 
 
 class Deadline:
-    """The end of a command, `seconds` from now, by which all that it waits for has to be there or gone."""
+    """A point in time `seconds` from now."""
 
     def __init__(self, seconds: float) -> None:
         self._end = asyncio.get_running_loop().time() + seconds
 
     def left(self) -> float:
-        """Seconds until then; 0 when it is over."""
+        """Seconds until then, at least 0."""
         return max(0.0, self._end - asyncio.get_running_loop().time())
 
 
-class Deletions:
-    """Deletions in one cluster; `tell` is called with a line for each, and for each wait."""
+def to_enable(changes: Mapping[str, Any], state: AddonState | None) -> AddonConfig:
+    """Settings of an enable: the remembered ones with `changes`."""
+    return (AddonConfig() if state is None else state.config).changed(changes)
 
-    def __init__(self, cluster: ClusterObjects, tell: Callable[[str], None]) -> None:
+
+def to_update(changes: Mapping[str, Any], state: AddonState | None) -> AddonConfig:
+    """Settings of an update: the same, but the add-on must be enabled."""
+    if state is None or not state.enabled:
+        raise ConfigError(_NOT_ENABLED, advice="Enable it, with the same options: confcom addon enable.")
+    return state.config.changed(changes)
+
+
+class Addon:
+    """The add-on in one cluster.
+
+    `version` is the program's, `now` the time at which a new simulated world or CA begins. `report` receives a line for
+    each deletion and for each wait.
+    """
+
+    def __init__(self, cluster: ClusterObjects, *, version: str, now: datetime, report: Report) -> None:
         self._cluster = cluster
-        self._tell = tell
+        self._version = version
+        self._now = now
+        self._report = report
 
-    async def delete(self, ref: Ref) -> None:
-        """Delete an object, if it is there."""
-        if await self._cluster.delete(ref):
-            self._tell(f"deleted {ref}")
-
-    async def gone(self, refs: Sequence[Ref], deadline: Deadline) -> None:
-        """Wait until all of these are gone; `ClusterError` names what is still there at the end."""
-        for ref in refs:
-            await self._wait(ref, deadline, or_stays=False)
-
-    async def ended(self, ref: Ref, deadline: Deadline) -> None:
-        """Wait until an object is gone, if somebody deletes it; one that stays may stay."""
-        await self._wait(ref, deadline, or_stays=True)
-
-    async def _wait(self, ref: Ref, deadline: Deadline, *, or_stays: bool) -> None:
-        told = False
-        while (found := await self._cluster.get(ref)) is not None:
-            if or_stays and not found["metadata"].get("deletionTimestamp"):
-                return
-            if not deadline.left():
-                raise ClusterError(f"{ref} is still being deleted", advice=f"See what holds it: {_look(ref)}")
-            if not told:
-                self._tell(f"waiting until {ref} is gone")
-                told = True
-            await asyncio.sleep(min(LOOK, deadline.left()))
-
-
-def _look(ref: Ref) -> str:
-    where = f" -n {ref.namespace}" if ref.namespace else ""
-    return f"kubectl get {ref.kind.lower()} {ref.name}{where} -o yaml"
-
-
-# --- What a cluster remembers of the add-on, changed by one run at a time: each write is conditional on w ---
-
-
-CONFLICT = 409
-"""`ClusterRefused.status` of a write that came too late, or of a second object of the same name."""
-ATTEMPTS = 8
-
-
-class Memory:
-    """The add-on's state in one cluster."""
-
-    def __init__(self, cluster: ClusterObjects) -> None:
-        self._cluster = cluster
-
-    async def read(self) -> AddonState | None:
+    async def state(self) -> AddonState | None:
         """What the cluster remembers; None where it remembers nothing."""
         return _state(await self._cluster.get(STATE_REF))
 
-    async def change(self, settle: Callable[[AddonState | None], Awaitable[AddonState]]) -> AddonState:
-        """Write what `settle` makes of the state, and of the latest one again if another run was faster."""
+    async def show(self) -> Shown:
+        """The enabled add-on; a `ConfigError` where it is not enabled."""
+        state = await self.state()
+        if state is None or not state.enabled:
+            raise ConfigError(_NOT_ENABLED, advice="Enable it: confcom addon enable.")
+        present = await self._cluster.addon_objects(NAMESPACE, OURS)
+        workloads = [found for ref, found in present.items() if ref.kind in WORKLOADS]
+        pods = await self._cluster.objects(POD_KIND, namespace=NAMESPACE)
+        waiting = [problem.sentence() for pod in pods if (problem := problem_of(pod)) is not None]
+        return Shown(state, tuple(progress_of(one) for one in workloads), tuple(waiting))
+
+    async def uses(self) -> list[Use]:
+        """Pods outside the add-on that use it."""
+        pods = await self._cluster.objects(POD_KIND)
+        return uses(pods, claim_holders(await self._cluster.objects(CLAIM_KIND)))
+
+    async def plan(self, config: AddonConfig) -> list[Change]:
+        """What `change` would do, by the server's dry run; nothing is written."""
+        await check_cluster(self._cluster, config)
+        wanted = await self._wanted(config)
+        has_namespace = await self._cluster.get(NAMESPACE_REF) is not None
+        changes = []
+        for one in wanted:
+            before = await self._cluster.get(Ref.of(one))
+            # The server refuses a dry run of objects in a namespace that does not exist yet.
+            tried = has_namespace or "namespace" not in one["metadata"]
+            after = await self._cluster.apply(one, dry_run=True) if tried else one
+            changes.append(change_of(before, after))
+        present = await self._cluster.addon_objects(NAMESPACE, OURS)
+        return changes + [removal_of(present[ref]) for ref in to_prune(present, map(Ref.of, wanted))]
+
+    async def change(self, settle: Settle, *, wait: float | None) -> AddonConfig:
+        """Remember what `settle` makes of the settings, apply everything, delete what is no longer wanted.
+
+        Waits up to `wait` seconds until all of it runs; with None only for deletions in the way. If another run changes
+        the settings meanwhile, this one goes on with those, which include its own.
+        """
+        deadline = Deadline(PATIENCE if wait is None else wait)
+        config = settle(await self.state())
+        await check_cluster(self._cluster, config)
+        await self._gone(NAMESPACE_REF, deadline, only_if_deleted=True)
+        if await self._cluster.get(NAMESPACE_REF) is None:
+            await self._apply_one(namespace(), deadline)
+        state = await self._remember(settle, deadline)
+        while True:
+            wanted = await self._wanted(state.config)
+            await self._apply([one for one in wanted if Ref.of(one) != STATE_REF], deadline, wait=wait is not None)
+            latest = await self.state()
+            if latest == state:
+                break
+            if latest is None or not latest.enabled:
+                raise ClusterError("another run disabled the add-on meanwhile", advice="Run the command again.")
+            self._report("another run changed the settings meanwhile: going on with those")
+            state = latest
+        self._report(f"applied {len(wanted)} objects")
+        present = await self._cluster.addon_objects(NAMESPACE, OURS)
+        for ref in to_prune(present, map(Ref.of, wanted)):
+            await self._delete(ref)
+        if wait is not None:
+            await Rollout(self._cluster, wanted, self._report).wait(deadline.left())
+        return state.config
+
+    async def removals(self, *, purge: bool) -> list[Change]:
+        """What a disable deletes, in this order."""
+        present = await self._cluster.addon_objects(NAMESPACE, OURS)
+        gone = list(reversed(list(present))) if purge else to_prune(present, ())
+        changes = [removal_of(present[ref]) for ref in gone]
+        namespace = await self._cluster.get(NAMESPACE_REF) if purge else None
+        return changes if namespace is None else [*changes, removal_of(namespace)]
+
+    async def disable(self, *, purge: bool, wait: float | None) -> bool:
+        """Delete everything but what is remembered; with `purge` that too. False where there was nothing."""
+        deadline = Deadline(2 * CLEANUP_PATIENCE if wait is None else wait)
+        state = await self.state()
+        if state is not None and state.enabled:
+            state = await self._remember(None, deadline)
+        refs = [change.ref for change in await self.removals(purge=purge)]
+        if purge and wait is not None and state is not None and NAMESPACE_REF in refs:
+            refs = await self._clean_folders(state, refs, deadline)
+        for ref in refs:
+            await self._delete(ref)
+            if ref == HELPER_REF and state is not None and state.config.publisher == "dra":
+                # A pod with a claim can only end while the plugin that prepared the claim is there.
+                await self._gone(ref, deadline)
+        if wait is not None:
+            for ref in refs:
+                await self._gone(ref, deadline)
+            if purge:
+                await self._clean_nodes(just_ended=bool(refs))
+        return bool(refs) or state is not None
+
+    async def _remember(self, settle: Settle | None, deadline: Deadline) -> AddonState:
+        """Write the settings of an enabled add-on, or that it is disabled; again if another run was faster."""
         for _ in range(ATTEMPTS):
             found = await self._cluster.get(STATE_REF)
-            wanted = await settle(_state(found))
+            before = _state(found)
+            if settle is None:
+                wanted = AddonState(False, "", AddonConfig()) if before is None else before._replace(enabled=False)
+            else:
+                wanted = AddonState(enabled=True, version=self._version, config=settle(before))
+                await self._leave_dra(before, wanted.config, deadline)
             written = state_object(wanted)
             try:
                 if found is None:
-                    # Empty, since only one of two runs can create it. What it holds is written next.
+                    # Empty, since only one of two runs can create it. The next attempt writes its content.
                     await self._cluster.create({name: one for name, one in written.items() if name != "data"})
                     continue
                 version = found["metadata"]["resourceVersion"]
@@ -173,103 +237,148 @@ class Memory:
             "other runs change the settings of the add-on at the same time", advice="Run the command again."
         )
 
+    async def _wanted(self, config: AddonConfig) -> list[Object]:
+        ports = await self._ports_of_api()
+        ca = await webhook_ca(self._cluster, self._now) if config.webhook else None
+        wanted = render(config, version=self._version, api_ports=ports, webhook_ca=ca)
+        if config.platform != "simulated":
+            return wanted
+        secret = await self._cluster.get(WORLD_REF)
+        # After namespace and state, before what needs them.
+        return wanted[:2] + simulated_objects(self._now, secret=secret) + wanted[2:]
+
+    async def _ports_of_api(self) -> tuple[int, ...]:
+        """Ports of the API server's Service and of its endpoints, for network policies; reported if not readable.
+
+        Network plugins judge a connection before or after the Service's address is replaced by an endpoint's.
+        """
+        try:
+            service = await self._cluster.get(SERVICE)
+            labels = {SERVICE_NAME: SERVICE.name}
+            slices = await self._cluster.objects(SLICE_KIND, namespace=SERVICE.namespace, labels=labels)
+        except ClusterRefused as refused:
+            self._report(f"cannot read where the API server listens, so --api-ports decides: {refused.message}")
+            return ()
+        specs = [] if service is None else [service["spec"]]
+        found = {entry.get("port") for one in (*specs, *slices) for entry in one.get("ports") or []}
+        return tuple(sorted(port for port in found if isinstance(port, int)))
+
+    async def _leave_dra(self, state: AddonState | None, config: AddonConfig, deadline: Deadline) -> None:
+        """Refuse to stop publishing EPC by claims while pods hold some; end an earlier version's helper that does.
+
+        A pod with a claim cannot end once no driver of the claim is left on its node.
+        """
+        if state is None or state.config.publisher != "dra" or config.publisher == "dra":
+            return
+        holders = [use for use in await self.uses() if use.claims]
+        if holders:
+            raise ConfigError(
+                f"{len(holders)} pods hold claims of EPC, which only --publisher dra can end: {holders[0]}",
+                advice="Delete these pods first; `confcom addon disable --dry-run` names all of them.",
+            )
+        helper = await self._cluster.get(HELPER_REF)
+        if helper is not None and helper["spec"]["template"]["spec"].get("resourceClaims"):
+            await self._delete(HELPER_REF)
+            self._report("the quote helper of an earlier version ends first: it holds a claim")
+            await self._gone(HELPER_REF, deadline)
+
+    async def _apply(self, wanted: Sequence[Object], deadline: Deadline, *, wait: bool) -> None:
+        """Apply each object; if a device plugin exists already, those of the quote helper once the new one runs.
+
+        While a plugin is being replaced, the kubelet rejects pods that request its devices.
+        """
+        await self._trust_first(wanted, deadline)
+        replaces = wait and await self._cluster.get(PLUGIN_REF) is not None
+        later = [one for one in wanted if replaces and one["metadata"]["labels"][COMPONENT] == QUOTE_HELPER.component]
+        for one in wanted:
+            if one not in later:
+                await self._apply_one(one, deadline)
+        if later:
+            plugin = [one for one in wanted if Ref.of(one) == PLUGIN_REF]
+            await Rollout(self._cluster, plugin, self._report).wait(deadline.left())
+        for one in later:
+            await self._apply_one(one, deadline)
+
+    async def _trust_first(self, wanted: Sequence[Object], deadline: Deadline) -> None:
+        """If the webhook gets another CA, have the API server trust it before a replica can use it."""
+        secrets = [one for one in wanted if Ref.of(one) == CA_REF]
+        if not secrets or not is_another(secrets[0], await self._cluster.get(CA_REF)):
+            return
+        for one in wanted:
+            if Ref.of(one) in CONFIGURATIONS and await self._cluster.get(Ref.of(one)) is not None:
+                await self._apply_one(one, deadline)
+
+    async def _apply_one(self, one: Object, deadline: Deadline) -> None:
+        applied = await self._cluster.apply(one)
+        if applied["metadata"].get("deletionTimestamp"):
+            # An earlier command deleted it. It ends with its pods, and what was applied ends with it.
+            await self._gone(Ref.of(one), deadline)
+            await self._cluster.apply(one)
+
+    async def _delete(self, ref: Ref) -> None:
+        """Delete an object, if it is there."""
+        if await self._cluster.delete(ref):
+            self._report(f"deleted {ref}")
+
+    async def _gone(self, ref: Ref, deadline: Deadline, *, only_if_deleted: bool = False) -> None:
+        """Wait until an object is gone; `ClusterError` at the deadline.
+
+        With `only_if_deleted`, return at once unless it is being deleted.
+        """
+        reported = False
+        while (found := await self._cluster.get(ref)) is not None:
+            if only_if_deleted and not found["metadata"].get("deletionTimestamp"):
+                return
+            if not deadline.left():
+                where = f" -n {ref.namespace}" if ref.namespace else ""
+                look = f"kubectl get {ref.kind.lower()} {ref.name}{where} -o yaml"
+                raise ClusterError(f"{ref} is still being deleted", advice=f"See what holds it: {look}")
+            if not reported:
+                self._report(f"waiting until {ref} is gone")
+                reported = True
+            await asyncio.sleep(min(LOOK, deadline.left()))
+
+    async def _clean_folders(self, state: AddonState, refs: list[Ref], deadline: Deadline) -> list[Ref]:
+        """Empty the nodes' folders once no pod writes there; returns what is still to be deleted."""
+        wanted = cleanup(state.config, version=self._version)
+        if not wanted:
+            return refs
+        writers = [ref for ref in refs if ref in (HELPER_REF, PLUGIN_REF) or ref.name == wanted[0]["metadata"]["name"]]
+        for ref in writers:
+            await self._delete(ref)
+        for ref in writers:
+            await self._gone(ref, deadline)
+        for one in wanted:
+            await self._cluster.apply(one)
+        try:
+            await Rollout(self._cluster, wanted, lambda _: None).wait(min(CLEANUP_PATIENCE, deadline.left()))
+            self._report("emptied the folders of simulated nodes")
+        except ClusterError as error:
+            self._report(f"could not empty the folders of simulated nodes, /var/lib/confcom: {error.message}")
+        for one in wanted:
+            await self._cluster.delete(Ref.of(one))
+        return [ref for ref in refs if ref not in writers]
+
+    async def _clean_nodes(self, *, just_ended: bool) -> None:
+        """Delete the add-on's resources, labels and annotations from nodes."""
+        found = remains(await self._cluster.objects(NODE_KIND))
+        for left in found:
+            await self._cluster.patch_node(
+                left.node, marks=dict.fromkeys(left.marks), resources=dict.fromkeys(left.resources)
+            )
+            self._report(f"took away from node {left.node}: {', '.join((*left.resources, *left.marks))}")
+        if just_ended and any(left.resources for left in found):
+            self._report(
+                "the kubelet goes on listing a plugin's resources, with 0 of them, for five minutes after its end: "
+                "purge once more then, and they are gone"
+            )
+
 
 def _state(found: Object | None) -> AddonState | None:
     return None if found is None else parse_state(found.get("data") or {})
 
 
-# --- Disabling the add-on, and purging it: what is deleted, in which order, and what is taken away from nodes ---------
-
-
-CLEANUP_PATIENCE = 60.0
-"""Seconds for the pods that clean nodes."""
-
-
-class Removal:
-    """The end of the add-on in one cluster; `version` is the program's."""
-
-    def __init__(self, cluster: ClusterObjects, *, version: str, tell: Callable[[str], None]) -> None:
-        self._cluster = cluster
-        self._version = version
-        self._tell = tell
-        self._deletions = Deletions(cluster, tell)
-
-    async def plan(self, *, purge: bool) -> list[Change]:
-        """What would be deleted, in this order."""
-        present = await self._cluster.addon_objects(NAMESPACE, OURS)
-        gone = list(reversed(list(present))) if purge else to_prune(present, ())
-        changes = [removal_of(present[ref]) for ref in gone]
-        namespace = await self._cluster.get(NAMESPACE_REF) if purge else None
-        return changes if namespace is None else [*changes, removal_of(namespace)]
-
-    async def run(self, memory: Memory, *, purge: bool, wait: float | None) -> bool:
-        """Delete everything but what is remembered; with `purge` that too. False where there was nothing."""
-        deadline = Deadline(2 * CLEANUP_PATIENCE if wait is None else wait)
-        state = await memory.read()
-        if state is not None and state.enabled:
-            state = await memory.change(_disabled)
-        refs = [change.ref for change in await self.plan(purge=purge)]
-        if purge and wait is not None and state is not None and NAMESPACE_REF in refs:
-            refs = await self._clean_folders(state, refs, deadline)
-        for ref in refs:
-            await self._deletions.delete(ref)
-            if ref == HELPER_REF and state is not None and state.config.publisher == "dra":
-                # Whoever holds a claim can only end while the plugin is there that made it ready.
-                await self._deletions.gone([ref], deadline)
-        if wait is not None:
-            await self._deletions.gone(refs, deadline)
-            if purge:
-                await self._clean_nodes(just_ended=bool(refs))
-        return bool(refs) or state is not None
-
-    async def _clean_folders(self, state: AddonState, refs: list[Ref], deadline: Deadline) -> list[Ref]:
-        """Have the nodes' folders emptied, once nobody writes there any more; gives what is still to be deleted."""
-        wanted = cleanup(state.config, version=self._version)
-        if not wanted:
-            return refs
-        users = [ref for ref in refs if ref in (HELPER_REF, PLUGIN_REF) or ref.name == wanted[0]["metadata"]["name"]]
-        for ref in users:
-            await self._deletions.delete(ref)
-        await self._deletions.gone(users, deadline)
-        await self._clean(wanted, deadline)
-        return [ref for ref in refs if ref not in users]
-
-    async def _clean(self, wanted: list[Object], deadline: Deadline) -> None:
-        for one in wanted:
-            await self._cluster.apply(one)
-        try:
-            await Rollout(self._cluster, wanted, lambda _: None).wait(min(CLEANUP_PATIENCE, deadline.left()))
-            self._tell("emptied the folders of simulated nodes")
-        except ClusterError as error:
-            self._tell(f"could not empty the folders of simulated nodes, /var/lib/confcom: {error.message}")
-        for one in wanted:
-            await self._cluster.delete(Ref.of(one))
-
-    async def _clean_nodes(self, *, just_ended: bool) -> None:
-        found = remains(await self._cluster.objects(NODE_KIND))
-        for left in found:
-            await self._take_away(left)
-        if just_ended and any(left.resources for left in found):
-            self._say_what_comes_back()
-
-    async def _take_away(self, left: Remains) -> None:
-        await self._cluster.patch_node(
-            left.node, marks=dict.fromkeys(left.marks), resources=dict.fromkeys(left.resources)
-        )
-        self._tell(f"took away from node {left.node}: {', '.join((*left.resources, *left.marks))}")
-
-    def _say_what_comes_back(self) -> None:
-        self._tell(
-            "the kubelet goes on listing a plugin's resources, with 0 of them, for five minutes after its end: "
-            "purge once more then, and they are gone"
-        )
-
-
-async def _disabled(state: AddonState | None) -> AddonState:
-    return AddonState(False, "", AddonConfig()) if state is None else state._replace(enabled=False)
-
-
-# --- The world of a simulated cluster: made once, and the same from then on, until the add-on is purged ---------------
+# The world of a simulated cluster is made once and stays the same until the add-on is purged.
 
 
 def simulated_objects(
@@ -294,9 +403,8 @@ def _content(secret: dict[str, Any]) -> bytes:
         ) from error
 
 
-# --- The CA of a cluster's webhook: made by the installer, kept in a Secret, and replaced before it ends --------------
-#
-# The API server trusts a new CA before replicas have its key, and the one before until that has expired.
+# The installer makes the CA of the webhook and keeps it in a Secret. Before it expires it gets a successor, which the
+# API server trusts before replicas have its key; its predecessor stays trusted until it expires.
 
 
 CA_REF = Ref("v1", "Secret", NAMESPACE, CA_SECRET)
@@ -354,187 +462,3 @@ def _decoded(text: str) -> bytes:
         return b64decode(text)
     except (binascii.Error, ValueError):
         return b""
-
-
-PATIENCE = 120.0
-"""Seconds to wait for what has to be gone before anything can be made, where no time is given."""
-
-Tell = Callable[[str], None]
-Settle = Callable[[AddonState | None], AddonConfig]
-"""Settings from what is remembered; it is called again if another run has changed that."""
-_NOT_ENABLED = 'Addon "confcom" is not enabled in this cluster.'
-
-
-class Shown(NamedTuple):
-    """The add-on as it is: what was decided, how far the cluster is, and which pods wait for what."""
-
-    state: AddonState
-    progress: tuple[Progress, ...]
-    waiting: tuple[str, ...] = ()
-
-
-def to_enable(changes: Mapping[str, Any], state: AddonState | None) -> AddonConfig:
-    """The settings with which an enable goes: remembered ones, then `changes`."""
-    return (AddonConfig() if state is None else state.config).changed(changes)
-
-
-def to_update(changes: Mapping[str, Any], state: AddonState | None) -> AddonConfig:
-    """The same for an update, which keeps what it does not mention, and needs an add-on that is enabled."""
-    if state is None or not state.enabled:
-        raise ConfigError(_NOT_ENABLED, advice="Enable it, with the same options: confcom addon enable.")
-    return state.config.changed(changes)
-
-
-class Addon:
-    """The add-on in one cluster. `version` is the program's; `now` the time at which a new simulated world begins."""
-
-    def __init__(self, cluster: ClusterObjects, *, version: str, now: datetime, tell: Tell) -> None:
-        self._cluster = cluster
-        self._version = version
-        self._now = now
-        self._tell = tell
-        self._memory = Memory(cluster)
-        self._deletions = Deletions(cluster, tell)
-        self._removal = Removal(cluster, version=version, tell=tell)
-
-    async def state(self) -> AddonState | None:
-        """What the cluster remembers; None where it remembers nothing."""
-        return await self._memory.read()
-
-    async def show(self) -> Shown:
-        """The enabled add-on; a `ConfigError` where it is not enabled."""
-        state = await self.state()
-        if state is None or not state.enabled:
-            raise ConfigError(_NOT_ENABLED, advice="Enable it: confcom addon enable.")
-        present = await self._cluster.addon_objects(NAMESPACE, OURS)
-        workloads = [found for ref, found in present.items() if ref.kind in WORKLOADS]
-        pods = await self._cluster.objects(POD_KIND, namespace=NAMESPACE)
-        waiting = [trouble.sentence() for pod in pods if (trouble := trouble_of(pod)) is not None]
-        return Shown(state, tuple(progress_of(one) for one in workloads), tuple(waiting))
-
-    async def plan(self, config: AddonConfig) -> list[Change]:
-        """What `change` would do, as the server says; nothing is written."""
-        await check_cluster(self._cluster, config)
-        wanted = await self._wanted(config)
-        has_namespace = await self._cluster.get(NAMESPACE_REF) is not None
-        changes = []
-        for one in wanted:
-            before = await self._cluster.get(Ref.of(one))
-            # What belongs into a namespace that is not there yet cannot be tried out.
-            tried = has_namespace or "namespace" not in one["metadata"]
-            after = await self._cluster.apply(one, dry_run=True) if tried else one
-            changes.append(change_of(before, after))
-        present = await self._cluster.addon_objects(NAMESPACE, OURS)
-        pruned = to_prune(present, map(Ref.of, wanted))
-        return changes + [removal_of(present[ref]) for ref in pruned]
-
-    async def change(self, settle: Settle, *, wait: float | None) -> AddonConfig:
-        """Remember what `settle` makes of the settings, apply everything, and delete what is no longer wanted.
-
-        Waits up to `wait` seconds for all of it, until all of it runs; with None, for what is in the way alone. A run
-        beside another one goes on with the settings that were written last, which have those of both.
-        """
-        deadline = Deadline(PATIENCE if wait is None else wait)
-        config = settle(await self.state())
-        await check_cluster(self._cluster, config)
-        await self._deletions.ended(NAMESPACE_REF, deadline)
-        if await self._cluster.get(NAMESPACE_REF) is None:
-            await self._apply_one(namespace(), deadline)
-        state = await self._memory.change(partial(self._settled, settle, deadline))
-        while True:
-            wanted = await self._wanted(state.config)
-            await self._apply([one for one in wanted if Ref.of(one) != STATE_REF], deadline, wait=wait is not None)
-            latest = await self.state()
-            if latest == state:
-                break
-            if latest is None or not latest.enabled:
-                raise ClusterError("another run disabled the add-on meanwhile", advice="Run the command again.")
-            self._tell("another run changed the settings meanwhile: going on with those")
-            state = latest
-        self._tell(f"applied {len(wanted)} objects")
-        present = await self._cluster.addon_objects(NAMESPACE, OURS)
-        for ref in to_prune(present, map(Ref.of, wanted)):
-            await self._deletions.delete(ref)
-        if wait is not None:
-            await Rollout(self._cluster, wanted, self._tell).wait(deadline.left())
-        return state.config
-
-    async def _settled(self, settle: Settle, deadline: Deadline, before: AddonState | None) -> AddonState:
-        config = settle(before)
-        await self._leave_dra(before, config, deadline)
-        return AddonState(enabled=True, version=self._version, config=config)
-
-    async def uses(self) -> list[Use]:
-        """Pods of others that use it."""
-        pods = await self._cluster.objects(POD_KIND)
-        return uses(pods, claim_holders(await self._cluster.objects(CLAIM_KIND)))
-
-    async def removals(self, *, purge: bool) -> list[Change]:
-        """What a disable would delete."""
-        return await self._removal.plan(purge=purge)
-
-    async def disable(self, *, purge: bool, wait: float | None) -> bool:
-        """Delete everything but what is remembered; with `purge` that too. False where there was nothing."""
-        return await self._removal.run(self._memory, purge=purge, wait=wait)
-
-    async def _wanted(self, config: AddonConfig) -> list[Object]:
-        ports = await ports_of_api(self._cluster, self._tell)
-        ca = await webhook_ca(self._cluster, self._now) if config.webhook else None
-        wanted = render(config, version=self._version, api_ports=ports, webhook_ca=ca)
-        if config.platform != "simulated":
-            return wanted
-        secret = await self._cluster.get(WORLD_REF)
-        # Behind namespace and state, before what needs them.
-        return wanted[:2] + simulated_objects(self._now, secret=secret) + wanted[2:]
-
-    async def _leave_dra(self, state: AddonState | None, config: AddonConfig, deadline: Deadline) -> None:
-        """Where EPC was published by claims and no longer shall be, end those who hold some first.
-
-        A pod with a claim cannot end when nobody on its node knows the claim's driver any more.
-        """
-        if state is None or state.config.publisher != "dra" or config.publisher == "dra":
-            return
-        holders = [use for use in await self.uses() if use.claims]
-        if holders:
-            raise ConfigError(
-                f"{len(holders)} pods hold claims of EPC, which only --publisher dra can end: {holders[0]}",
-                advice="Delete these pods first; `confcom addon disable --dry-run` names all of them.",
-            )
-        helper = await self._cluster.get(HELPER_REF)
-        if helper is not None and helper["spec"]["template"]["spec"].get("resourceClaims"):
-            await self._deletions.delete(HELPER_REF)
-            self._tell("the quote helper of an earlier version ends first: it holds a claim")
-            await self._deletions.gone([HELPER_REF], deadline)
-
-    async def _apply(self, wanted: Sequence[Object], deadline: Deadline, *, wait: bool) -> None:
-        """Apply each once; where a device plugin is there already, the quote helper's when the new one runs.
-
-        While a plugin is being replaced, the kubelet turns pods away that ask for its devices.
-        """
-        await self._trust_first(wanted, deadline)
-        replaces = wait and await self._cluster.get(PLUGIN_REF) is not None
-        later = [one for one in wanted if replaces and one["metadata"]["labels"][COMPONENT] == QUOTE_HELPER.component]
-        for one in wanted:
-            if one not in later:
-                await self._apply_one(one, deadline)
-        if later:
-            plugin = [one for one in wanted if Ref.of(one) == PLUGIN_REF]
-            await Rollout(self._cluster, plugin, self._tell).wait(deadline.left())
-        for one in later:
-            await self._apply_one(one, deadline)
-
-    async def _trust_first(self, wanted: Sequence[Object], deadline: Deadline) -> None:
-        """Where the webhook gets another CA, have the API server trust it before a replica can use it."""
-        secrets = [one for one in wanted if Ref.of(one) == CA_REF]
-        if not secrets or not is_another(secrets[0], await self._cluster.get(CA_REF)):
-            return
-        for one in wanted:
-            if Ref.of(one) in CONFIGURATIONS and await self._cluster.get(Ref.of(one)) is not None:
-                await self._apply_one(one, deadline)
-
-    async def _apply_one(self, one: Object, deadline: Deadline) -> None:
-        applied = await self._cluster.apply(one)
-        if applied["metadata"].get("deletionTimestamp"):
-            # What an earlier change deleted takes as long as its pods do, and takes what was applied along.
-            await self._deletions.gone([Ref.of(one)], deadline)
-            await self._cluster.apply(one)

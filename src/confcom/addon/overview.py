@@ -1,6 +1,6 @@
-"""EPC and quotes per node and pod of a cluster: what the API says of requests, what the add-on's pods measured of use.
+"""EPC and quotes per node and pod of a cluster: requests from the API, use from the metrics of the add-on's pods.
 
-Each source may be missing; then what it would have said is None, and `missing` says why.
+Any source may be missing. Its values are then None, and `missing` says why.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from confcom.protocols.epc import EpcNode, EpcPod
 from confcom.protocols.prometheus_text import Sample, parse_samples
 
 EXPORTER, HELPER = "metrics", "quote-helper"
-"""Components of the add-on that have metrics of interest here."""
+"""Components of the add-on that measure use."""
 REQUESTED = "confcom_epc_requested_bytes"
 MAPPED = "confcom_epc_mapped_bytes"
 IN_USE = "confcom_epc_in_use_bytes"
@@ -38,7 +38,7 @@ _COMPONENT = "app.kubernetes.io/component"
 _AT_ONCE = 16
 """Pages of metrics that are fetched at a time."""
 _SHOWN = 3
-"""Failures of one kind that are named; of more, the number."""
+"""Failures that are named; beyond it only their number is given."""
 
 
 class Source(Protocol):
@@ -56,7 +56,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class NodeLine:
-    """A node; sizes in bytes, `quotes` since the helper started, `reclaim_seconds` since boot; None is not known."""
+    """A node. Sizes in bytes, `quotes` since the helper started, `reclaim_seconds` since boot; None: unknown."""
 
     name: str
     allocatable: int | None
@@ -69,7 +69,7 @@ class NodeLine:
 
 @dataclass(frozen=True, slots=True)
 class PodLine:
-    """A pod that requests EPC, uses it, or asked for quotes. `over` has the containers that are over, and why."""
+    """A pod that requests EPC, uses it, or got quotes. `over`: containers above their limit, and by what measure."""
 
     namespace: str
     name: str
@@ -83,7 +83,7 @@ class PodLine:
 
 @dataclass(frozen=True, slots=True)
 class Overview:
-    """All of it."""
+    """The lines of nodes and pods, and what could not be read."""
 
     nodes: tuple[NodeLine, ...]
     pods: tuple[PodLine, ...]
@@ -101,9 +101,9 @@ class _Gathered:
 
 
 async def overview(source: Source, *, namespace: str | None = None, addon: str = "confcom-system") -> Overview:
-    """Ask the cluster. `namespace` narrows the pods that are shown, `addon` is where the add-on runs.
+    """Read the cluster. `namespace` limits the pods shown; `addon` is the add-on's namespace.
 
-    An error only where neither nodes nor pods can be had.
+    `ConfcomError` only if neither nodes nor pods can be read.
     """
     gathered = _Gathered()
     addon_pods = await _ask_api(source, gathered, namespace, addon)
@@ -127,7 +127,7 @@ def put_together(
     all_pods: bool = True,
     missing: tuple[str, ...] = (),
 ) -> Overview:
-    """Pure: the lines, from what was gathered per node. `all_pods` says that `pods` are those of the whole cluster."""
+    """The lines, from samples per node. `all_pods`: whether `pods` are those of the whole cluster."""
     pods = [pod for pod in pods if not pod.finished]
     use = _Use(exporters, helpers)
     requested = _requested(pods) if all_pods else None
@@ -144,7 +144,7 @@ def put_together(
 
 
 class _Use:
-    """Samples by what they are of."""
+    """Sums of samples per pod and node."""
 
     def __init__(self, exporters: dict[str, list[Sample]], helpers: dict[str, list[Sample]]) -> None:
         self._helpers = helpers
@@ -174,7 +174,7 @@ class _Use:
     def pod(self, pod: EpcPod) -> PodLine:
         place = (pod.node, pod.namespace, pod.name)
         seen = bool(self._nodes.get(pod.node, {}).get(PODS_KNOWN))
-        # What a pod's claims bring is known to the exporter alone.
+        # Only the exporter knows the EPC of a pod's claims.
         requested = max(pod.requested, self._sizes[REQUESTED, *place])
         return PodLine(
             *(pod.namespace, pod.name, pod.node, requested),
@@ -187,11 +187,11 @@ class _Use:
     def node(self, name: str, allocatable: int | None, requested: int | None) -> NodeLine:
         found = self._nodes.get(name, {})
         quotes = self._helpers.get(name)
-        told = _whole(found.get(NODE_REQUESTED))
-        if told is not None and told > (requested or 0):
-            # Claimed EPC (DRA) is not in the node's status; the quote helper's part is.
+        reported = _whole(found.get(NODE_REQUESTED))
+        if reported is not None and reported > (requested or 0):
+            # The node's status has the quote helper's EPC, but not what is published by claims (DRA).
             allocatable = max(allocatable or 0, self._node_sizes[name]) or None
-        known = [size for size in (requested, told) if size is not None]
+        known = [size for size in (requested, reported) if size is not None]
         return NodeLine(
             *(name, allocatable, max(known, default=None)),
             mapped=_whole(found.get(NODE_MAPPED)),
@@ -239,7 +239,7 @@ async def _ask_pods(source: Source, gathered: _Gathered, pods: list[EpcPod]) -> 
     await asyncio.gather(
         *(ask(pod, targets[part]) for pod in pods if (part := pod.labels.get(_COMPONENT, "")) in targets)
     )
-    # While a pod is replaced its node has two: both exporters see the same, each helper its own requests.
+    # While a pod is replaced, its node has two: both exporters measure the same, each helper counts its own quotes.
     gathered.exporters = {node: pages[0] for node, pages in targets[EXPORTER].items()}
     gathered.helpers = {node: [one for page in pages for one in page] for node, pages in targets[HELPER].items()}
     for node, samples in gathered.exporters.items():
@@ -251,7 +251,7 @@ async def _ask_pods(source: Source, gathered: _Gathered, pods: list[EpcPod]) -> 
 
 
 def _for_others(one: Sample) -> int:
-    """Quotes that a sample counts, the helper's self-tests left out."""
+    """Quotes that a sample counts, without the helper's self-tests."""
     return int(one.value) if one.name == QUOTES and one.labels.get("peer") != ITSELF else 0
 
 

@@ -1,4 +1,4 @@
-"""What an enable, update or disable would do to the objects in a cluster: pure, over JSON."""
+"""What a command of the add-on changes, which pods use the add-on, and what it needs of a cluster."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from confcom.manifests.quote_helper import SOCKET_FOLDER
 from confcom.manifests.simulated import WORLD_SECRET
 from confcom.protocols.dra_objects import DRIVER
 
-# What the server writes beside what was applied.
+# Metadata that the server writes.
 _SERVERS_OWN = ("creationTimestamp", "generation", "managedFields", "resourceVersion", "selfLink", "uid")
 _COUNTER = "deprecated.daemonset.template.generation"
 _SECRET_SHOWN = "(not shown)"  # noqa: S105 - no password
@@ -39,11 +39,11 @@ NAMESPACE_REF = Ref("v1", "Namespace", "", NAMESPACE)
 PLUGIN_REF = Ref("apps/v1", "DaemonSet", NAMESPACE, DEVICE_PLUGIN.name)
 HELPER_REF = Ref("apps/v1", "DaemonSet", NAMESPACE, QUOTE_HELPER.name)
 KEPT = frozenset({WORLD_REF, STATE_REF})
-"""What outlives a disable: what the add-on remembers, and the simulated world that quotes were made in."""
+"""Kept by a disable: the settings, and the simulated world, without which earlier quotes could not be verified."""
 
 
 class Change(NamedTuple):
-    """What becomes of one object; `diff` has its lines."""
+    """One object: create, change, delete or unchanged; `diff` has the lines of a unified diff."""
 
     verb: str
     ref: Ref
@@ -51,13 +51,13 @@ class Change(NamedTuple):
 
 
 def to_prune(present: Iterable[Ref], wanted: Iterable[Ref]) -> list[Ref]:
-    """What is there and not wanted, in the order of deletion: the last kinds first."""
+    """Objects that exist and are not wanted, in the order of deletion: the last kinds first."""
     keep = frozenset(wanted) | KEPT
     return [ref for ref in reversed(list(present)) if ref not in keep]
 
 
 def change_of(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> Change:
-    """How an object changes. Contents of Secrets are not shown."""
+    """The difference between two states of an object. Contents of Secrets are not shown."""
     ref = Ref.of(after)
     old, new = ([] if one is None else _lines(one) for one in (before, after))
     verb = "create" if before is None else "unchanged" if old == new else "change"
@@ -65,12 +65,12 @@ def change_of(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> Cha
 
 
 def removal_of(present: Mapping[str, Any]) -> Change:
-    """An object that is deleted."""
+    """The deletion of an object."""
     return Change("delete", Ref.of(present))
 
 
 def _diff(old: Sequence[str], new: Sequence[str]) -> Iterable[str]:
-    # Without the three header lines.
+    # Without the two header lines.
     return list(unified_diff(old, new, n=2, lineterm=""))[2:]
 
 
@@ -84,13 +84,10 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
     return json.dumps(shown, indent=2, sort_keys=True, ensure_ascii=False).splitlines()
 
 
-# --- Which pods use what the add-on provides, and what it has left on nodes -------------------------------------------
-
-
 DEVICE_RESOURCES = (EPC_RESOURCE, ENCLAVE_RESOURCE, PROVISION_RESOURCE)
 NODE_RESOURCES = (*DEVICE_RESOURCES, HELPER_RESOURCE, HELPER_EPC)
 PLUGIN_MARKS = (TRUE_SIZE_LABEL, OVERCOMMIT_LABEL, BOOT_ANNOTATION)
-"""Labels and annotations that the device plugin writes on its node. `confcom.dev/sgx` is the operator's, and stays."""
+"""Labels and annotations that the device plugin writes on its node. The operator writes `confcom.dev/sgx`: it stays."""
 
 _CLAIM = "a claim of EPC, with which it cannot end while the add-on is away"
 _OVER = ("Succeeded", "Failed")
@@ -105,7 +102,7 @@ class Use(NamedTuple):
     node: str
     what: tuple[str, ...]
     claims: bool = False
-    """Whether it holds a claim, and so cannot end while the device plugin is away."""
+    """Whether it holds a claim, and so cannot end without the device plugin."""
 
     def __str__(self) -> str:
         where = f"on {self.node}" if self.node else "on no node yet"
@@ -113,7 +110,7 @@ class Use(NamedTuple):
 
 
 class Remains(NamedTuple):
-    """What is on a node of the add-on: extended resources in its status, and marks: labels and annotations."""
+    """What the add-on left on a node: extended resources in its status, labels and annotations (`marks`)."""
 
     node: str
     resources: tuple[str, ...]
@@ -121,7 +118,7 @@ class Remains(NamedTuple):
 
 
 def claim_holders(claims: Iterable[Mapping[str, Any]]) -> frozenset[tuple[str, str]]:
-    """Namespace and name of every pod for which something of our DRA driver is reserved."""
+    """Namespace and name of every pod that holds a claim of our DRA driver."""
     found = set()
     for claim in claims:
         status = claim.get("status") or {}
@@ -132,7 +129,7 @@ def claim_holders(claims: Iterable[Mapping[str, Any]]) -> frozenset[tuple[str, s
 
 
 def uses(pods: Iterable[Mapping[str, Any]], holders: frozenset[tuple[str, str]] = frozenset()) -> list[Use]:
-    """Every pod outside the add-on that would notice its end; `holders` hold claims."""
+    """Every pod outside the add-on that uses EPC, devices, the helper or, in `holders`, a claim."""
     found = []
     for pod in pods:
         metadata, spec = pod["metadata"], pod.get("spec") or {}
@@ -147,7 +144,7 @@ def uses(pods: Iterable[Mapping[str, Any]], holders: frozenset[tuple[str, str]] 
 
 
 def remains(nodes: Iterable[Mapping[str, Any]]) -> list[Remains]:
-    """Nodes that still show something of the add-on."""
+    """Nodes with resources, labels or annotations of the add-on."""
     found = []
     for node in nodes:
         status, metadata = node.get("status") or {}, node["metadata"]
@@ -172,9 +169,6 @@ def _what(spec: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(found)
 
 
-# --- What a cluster must be able to do for the add-on: asked before anything is changed, and said where i ---
-
-
 class Release(NamedTuple):
     """A minor release of Kubernetes."""
 
@@ -186,9 +180,9 @@ class Release(NamedTuple):
 
 
 OLDEST = Release(1, 30)
-"""Admission policies and the match conditions of webhooks are stable, and tokens of pods name their node."""
+"""Admission policies and match conditions of webhooks are stable, and a pod's token names its node."""
 OLDEST_WITH_CLAIMS = Release(1, 34)
-"""Claims are stable (resource.k8s.io/v1), and can ask for a part of a device where a feature gate lets them."""
+"""Claims are stable (resource.k8s.io/v1); a feature gate lets them request a part of a device."""
 USUAL_WITH_CLAIMS = Release(1, 36)
 """That gate is on by default."""
 GATE = "DRAConsumableCapacity"
@@ -205,7 +199,7 @@ def release_of(version: str) -> Release | None:
 
 
 async def check_cluster(cluster: ClusterObjects, config: AddonConfig) -> None:
-    """Refuse with a `ConfigError` what this cluster cannot do; one that does not say what it is gets a chance."""
+    """`ConfigError` if the cluster is too old for the settings. A cluster without a readable version passes."""
     version = await cluster.version()
     release = release_of(version)
     if release is not None and release < OLDEST:
@@ -222,7 +216,7 @@ async def check_cluster(cluster: ClusterObjects, config: AddonConfig) -> None:
 
 
 async def _keeps_amounts_of_claims(cluster: ClusterObjects) -> bool:
-    """Whether the server would keep a claim's amount: it drops fields whose feature gate is off without a word."""
+    """Whether the server keeps the amount of a claim: it silently drops fields of a feature gate that is off."""
     try:
         kept = await cluster.apply(trial_claim(), dry_run=True)
     except ClusterRefused as refused:

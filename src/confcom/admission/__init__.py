@@ -1,1 +1,1 @@
-"""What becomes of a pod that uses SGX: completed, or refused with a sentence that says what to change; pure."""
+"""Mutates and validates pods that use SGX, without I/O. A refusal says what to change."""

@@ -1,7 +1,7 @@
-"""A container and the node's quote helper: the folder with its socket, and the variable that says to ask there.
+"""Connects a container to the node's quote helper: the folder with its socket, and the variable that selects it.
 
-The device plugin brings the folder to whoever requests `HELPER`. Where another plugin is in its place, and for
-ephemeral containers, which can request nothing, it takes a volume of the host.
+The device plugin mounts the folder into containers that request `HELPER`. Ephemeral containers, which can request
+nothing, and clusters with another device plugin need a volume of the host.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from confcom.admission.quote_modes import sets_variable
 from confcom.protocols.aesm import FOLDER, SOCKET, VARIABLE
 
 Wiring = Literal["plugin", "host-path"]
-"""Who brings the folder: the device plugin, or a volume of the host."""
+"""What provides the folder: the device plugin, or a volume of the host."""
 VOLUME = "aesmd-socket"
 _LAST = posixpath.basename(FOLDER)
 
 
 class FolderVolume(NamedTuple):
-    """A volume of the folder, which a pod has or gets."""
+    """The pod's volume of the folder; `exists` is False for one to be added."""
 
     name: str
     exists: bool
@@ -46,32 +46,31 @@ def with_volume(pod: Json, found: FolderVolume) -> Json:
     """The pod with the volume."""
     if found.exists:
         return pod
-    # Directory, not DirectoryOrCreate: without a helper the pod waits, and an event says so, where it would find
-    # an empty folder.
+    # Directory, not DirectoryOrCreate: without a helper the pod waits with an event instead of finding an empty folder.
     volume = {"name": found.name, "hostPath": {"path": FOLDER, "type": "Directory"}}
     return with_spec(pod, volumes=[*json_objects(spec_of(pod), "volumes", "spec"), volume])
 
 
 def with_mount(container: Container, body: Json, found: FolderVolume) -> Json:
-    """The container's body with the volume in its place; connecting to a socket writes nothing."""
+    """The container's body with the volume mounted, read-only: connecting to a socket needs no write."""
     mount = {"name": found.name, "mountPath": FOLDER, "readOnly": True}
     return {**body, "volumeMounts": [*json_objects(body, "volumeMounts", container.where), mount]}
 
 
 def with_variable(container: Container, body: Json) -> Json:
-    """The container's body with the variable; the same object if it has that."""
+    """The container's body with the variable; the same object if it is set already."""
     if sets_variable(container):
         return body
     return {**body, "env": [*json_objects(body, "env", container.where), {"name": VARIABLE, "value": "1"}]}
 
 
 def mounts_folder(container: Container) -> bool:
-    """Whether something is mounted where the socket is looked for; whatever it is, its author wants it there."""
+    """Whether the pod's author mounted something in the place of the folder or the socket."""
     return any(_same_folder(path) or _is_socket(path) for path in _mount_paths(container))
 
 
 def warn_of_socket(container: Container, findings: Findings) -> None:
-    """Say it when the socket is mounted instead of its folder."""
+    """Warn if the socket is mounted instead of its folder."""
     for path in filter(_is_socket, _mount_paths(container)):
         findings.warn("socket-mounted", container=container.name, path=path)
 

@@ -1,4 +1,4 @@
-"""How much EPC a container asks for, by any name in use, and what it should have said; amounts are MiB."""
+"""Reads how much EPC a container requests, under any name in use, and writes the canonical form. Amounts are MiB."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from confcom.protocols.admission import ENCLAVE, HELPER, PROVISION
 from confcom.protocols.epc import CANONICAL, EPC_UNITS, MIB, parse_quantity
 
 MAX_MIB = 1 << 26
-"""64 TiB: above this an amount is a mistake of units."""
+"""64 TiB: a larger amount is a mistake in the unit."""
 PAGE = 4096
 MAX_AMOUNT = 96
-"""Characters that are looked at; the longest Quantity that is taken for one has fewer."""
+"""Characters of an amount that are read; every valid Quantity has fewer."""
 _LOOSE = re.compile(r"\s{0,9}[+-]?\s{0,9}([0-9]{1,20}(?:[.,][0-9]{0,20})?)\s{0,9}([kKmMgGtTpPeE]?)(?:i?[bB]?)\s{0,9}")
-"""What people write for an amount: `10 MB`, `10MiB`, `1,5Gi`."""
+"""Amounts as people write them: `10 MB`, `10MiB`, `1,5Gi`."""
 LIMIT_RANGER = "kubernetes.io/limit-ranger"
-"""Annotation with what a LimitRange filled in."""
+"""Annotation by which the API server says what a LimitRange filled in."""
 _LIMIT_RANGER_SET = "LimitRanger plugin set: "
 _BINARY = {"Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40, "Pi": 1 << 50, "Ei": 1 << 60}
 
 
-class Wish(NamedTuple):
-    """What a container asks for; `epc` is MiB, 0 for none, and the others are numbers of devices."""
+class SgxRequest(NamedTuple):
+    """What a container requests: `epc` in MiB, the others in devices; 0 is none."""
 
     epc: int = 0
     enclave: int = 0
@@ -39,19 +39,19 @@ class Wish(NamedTuple):
 
     @property
     def uses_sgx(self) -> bool:
-        """Whether the container gets an SGX device by a resource; the way to the helper is none."""
+        """Whether a resource gives the container an SGX device; the one for the helper's folder does not."""
         return self.epc > 0 or self.enclave > 0 or self.provision > 0
 
 
 def without_defaults(pod: Json, containers: Sequence[Container]) -> list[Container]:
-    """Containers without the amounts of EPC that a LimitRange gave them, where they state one by another name.
+    """Containers without the EPC that a LimitRange filled in, if they state an amount under another name themselves.
 
-    Kubernetes fills these in before a webhook is asked, by names, and says so in an annotation.
+    Kubernetes fills in defaults per resource name before it calls webhooks, and lists them in an annotation.
     """
     annotations = json_object(json_object(pod, "metadata", "pod"), "annotations", "metadata")
-    said = annotations.get(LIMIT_RANGER)
+    filled_in = annotations.get(LIMIT_RANGER)
     given: dict[str, set[str]] = {}
-    for part in said.removeprefix(_LIMIT_RANGER_SET).split("; ") if isinstance(said, str) else ():
+    for part in filled_in.removeprefix(_LIMIT_RANGER_SET).split("; ") if isinstance(filled_in, str) else ():
         names, found, container = part.partition(" for container ")
         if not found:
             names, _, container = part.partition(" for init container ")
@@ -72,9 +72,9 @@ def _without(container: Container, names: set[str]) -> Container:
     return container._replace(body={**container.body, "resources": {**resources, **settled}})
 
 
-def read_wish(container: Container, findings: Findings) -> Wish:
-    """What the container's limits and requests say together."""
-    said = len(findings.refusals)
+def read_request(container: Container, findings: Findings) -> SgxRequest:
+    """What limits and requests of the container state together."""
+    refusals = len(findings.refusals)
     resources = json_object(container.body, "resources", container.where)
     lists = [json_object(resources, kind, f"{container.where}.resources") for kind in ("limits", "requests")]
     epc = _agreed(container, CANONICAL, [_epc(container, found, findings) for found in lists], findings)
@@ -82,20 +82,20 @@ def read_wish(container: Container, findings: Findings) -> Wish:
         _agreed(container, name, [_count(container, found, name, findings) for found in lists], findings)
         for name in (ENCLAVE, PROVISION, HELPER)
     )
-    wish = Wish(epc, enclave, provision, helper, bool(resources.get("claims")))
-    if wish.uses_sgx and not wish.epc and not wish.claims and len(findings.refusals) == said:
+    request = SgxRequest(epc, enclave, provision, helper, bool(resources.get("claims")))
+    if request.uses_sgx and not request.epc and not request.claims and len(findings.refusals) == refusals:
         findings.refuse("epc-missing", container=container.name, resource=ENCLAVE if enclave else PROVISION)
-    return wish
+    return request
 
 
-def fulfil(container: Container, wish: Wish) -> Json:
-    """The container's body with what it asks for in the canonical form; the same object if it is in that already."""
+def normalize(container: Container, request: SgxRequest) -> Json:
+    """The container's body with its request in the canonical form; the same object if it has that form already."""
     resources = json_object(container.body, "resources", container.where)
     amounts = {
-        CANONICAL: wish.epc,
-        ENCLAVE: max(wish.enclave, 1) if wish.epc else wish.enclave,
-        PROVISION: wish.provision,
-        HELPER: wish.helper,
+        CANONICAL: request.epc,
+        ENCLAVE: max(request.enclave, 1) if request.epc else request.enclave,
+        PROVISION: request.provision,
+        HELPER: request.helper,
     }
     lists = {kind: json_object(resources, kind, container.where) for kind in ("limits", "requests")}
     settled = {kind: _settled(found, amounts) for kind, found in lists.items()}
@@ -105,7 +105,7 @@ def fulfil(container: Container, wish: Wish) -> Json:
 
 
 def size_text(size: int | Fraction) -> str:
-    """Bytes for a person: the largest unit that they fill, with at most one decimal."""
+    """A size in bytes as text: the largest unit that it fills, with at most one decimal."""
     unit, factor = "bytes", 1
     for suffix, value in _BINARY.items():
         if size >= value:
@@ -115,7 +115,7 @@ def size_text(size: int | Fraction) -> str:
 
 
 def _settled(found: Mapping[str, object], amounts: Mapping[str, int]) -> Json:
-    """A list of resources with these amounts and no other name for EPC; what says the same already is left alone."""
+    """A list of resources with these amounts and no other name for EPC; entries that are equal stay as they are."""
     other_names = EPC_UNITS.keys() - {CANONICAL} if amounts[CANONICAL] else set()
     kept = {name: amount for name, amount in found.items() if name not in other_names}
     for name, amount in amounts.items():
@@ -125,7 +125,7 @@ def _settled(found: Mapping[str, object], amounts: Mapping[str, int]) -> Json:
 
 
 def _agreed(container: Container, name: str, stated: Sequence[int | None], findings: Findings) -> int:
-    """The amount of a resource that limits and requests, in this order, state; None is: not stated."""
+    """The amount of a resource, from its limit and its request (`stated`, in this order; None: absent)."""
     limit, request = stated
     if request is not None and limit is None and request > 0:
         findings.refuse("limit-missing", container=container.name, resource=name)
@@ -135,7 +135,7 @@ def _agreed(container: Container, name: str, stated: Sequence[int | None], findi
 
 
 def _epc(container: Container, found: Mapping[str, object], findings: Findings) -> int | None:
-    """MiB that one list states; several names must mean the same."""
+    """MiB that one list states; several names must state the same amount."""
     amounts = {name: _mib(container, name, found[name], findings) for name in EPC_UNITS if name in found}
     if len(set(amounts.values())) > 1:
         text = ", ".join(f"{name}: {found[name]}" for name in amounts)
@@ -144,7 +144,7 @@ def _epc(container: Container, found: Mapping[str, object], findings: Findings) 
 
 
 def _mib(container: Container, name: str, written: object, findings: Findings) -> int:
-    """MiB that an amount of a resource means; 0 after a refusal."""
+    """An amount of a resource in MiB; 0 after a refusal."""
     about = {"container": container.name, "amount": written, "resource": name}
     number = _number(written)
     unit = EPC_UNITS[name]
@@ -172,7 +172,7 @@ def _mib(container: Container, name: str, written: object, findings: Findings) -
 
 
 def check_thousands(container: Container, findings: Findings) -> None:
-    """Refuse `10k` of a resource in MiB where the author's own text is at hand: only the API server writes so."""
+    """Refuse `10k` of a resource in MiB in an author's own text; the API server writes 10000 like this."""
     resources = json_object(container.body, "resources", container.where)
     for kind in ("limits", "requests"):
         for name, written in json_object(resources, kind, container.where).items():
@@ -184,12 +184,12 @@ def check_thousands(container: Container, findings: Findings) -> None:
 
 
 def _unit_of(written: object) -> str:
-    """The unit or exponent of an amount that is a Quantity."""
+    """The unit or exponent of a Quantity."""
     return str(written)[:MAX_AMOUNT].lstrip("+-.0123456789")
 
 
 def _meant(written: object, unit: int) -> str:
-    """The amount that a person most likely meant: the same number, in the unit that the resource has."""
+    """The amount that its author most likely meant: the same number, in the unit of the resource."""
     text = str(written)[:MAX_AMOUNT]
     match = _LOOSE.fullmatch(text)
     if match is None:
@@ -197,7 +197,7 @@ def _meant(written: object, unit: int) -> str:
         return _within(-int(-abs(number) // 1) if number else 10, unit)
     digits, letter = match[1].replace(",", "."), match[2].upper()
     if (unit == 1 and letter in ("", "K")) or text.endswith(("k", "K")):
-        # Less than a page is not meant: a number alone is MiB, and 1k is what the API server makes of 1000.
+        # Less than a page is not meant: a number alone is MiB, and the API server writes 1000 as 1k.
         number = _number(written)
         return _within(-int(-(number if letter and number else Fraction(digits)) // 1), unit)
     if unit == 1:
@@ -208,7 +208,7 @@ def _meant(written: object, unit: int) -> str:
 
 
 def _within(mib: int, unit: int) -> str:
-    """An amount of MiB in the unit of a resource, or words where it makes no sense."""
+    """An amount of MiB in the unit of a resource, or an example where it makes no sense."""
     if not 0 < mib <= MAX_MIB:
         return "the MiB that the container needs, such as 10" if unit == MIB else "what it needs, such as 10Mi"
     return str(mib) if unit == MIB else f"{mib}Mi"
@@ -226,7 +226,7 @@ def _count(container: Container, found: Mapping[str, object], name: str, finding
 
 
 def _number(written: object) -> Fraction | None:
-    """An amount as a number; a number of JSON is one too, though the API server always sends text."""
+    """An amount as a number, from text or a JSON number; None if it is neither."""
     if isinstance(written, bool) or not isinstance(written, (str, int, float)):
         return None
     return _parsed(str(written)[:MAX_AMOUNT])
@@ -234,21 +234,18 @@ def _number(written: object) -> Fraction | None:
 
 @lru_cache(maxsize=1024)
 def _parsed(text: str) -> Fraction | None:
-    """The same few amounts come again and again, and a pod's are read several times."""
+    """Cached: clusters use few different amounts, and each is read several times per pod."""
     try:
         return parse_quantity(text)
     except FormatError:
         return None
 
 
-# --- EPC of a whole pod, as the scheduler counts it -------------------------------------------------------------------
-
-
 def pod_epc(amounts: Iterable[tuple[Container, int]]) -> int:
-    """What one node must have for the pod, in the unit of the amounts; containers are given in their order.
+    """What the scheduler requires of one node for the pod, in the unit of the amounts. `amounts` is in start order.
 
-    Init containers run one after another, before the others, so the largest of them counts; a sidecar among them stays,
-    so it counts beside all that start after it.
+    Init containers run one at a time before the others, so the largest counts. A sidecar keeps running, so it counts
+    beside everything that starts after it.
     """
     largest_start = sidecars = together = 0
     for container, amount in amounts:

@@ -1,4 +1,4 @@
-"""Every sentence that a pod's author may read: what is wrong, and what to write instead."""
+"""Every sentence for the author of a pod: what is wrong, and what to write instead."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ REFUSALS: Mapping[str, str] = {
     "unknown-mode": "The annotation {annotation} is {value}. Write out-of-proc or in-proc.",
     "unknown-container": "The annotation {annotation} names the container {container}, and the pod has {present}. "
     "Correct the name.",
-    "mode-without-epc": "The annotation {annotation} is about {whose}, which requests no EPC. Add a limit such as "
+    "mode-without-epc": "The annotation {annotation} is about {subject}, which requests no EPC. Add a limit such as "
     "kubernetes.azure.com/sgx_epc_mem_in_MiB: 10, or remove the annotation.",
     "own-aesmd": "The pod has a container aesmd of its own, and here the node's helper answers the others. Remove that "
     "container, or the annotation sgx.intel.com/quote-provider and mount a volume of the pod at /var/run/aesmd.",
@@ -51,13 +51,13 @@ REFUSALS: Mapping[str, str] = {
     "`kubectl debug --copy-to`, which makes a new pod.",
     "incomplete": "The pod is not what the SGX webhook made of it ({paths}): another admission webhook has changed it "
     "since. Let that one come first, or exclude SGX pods from it.",
-    # The API server does not read these, so they are for checks before it is asked.
+    # The API server rejects these manifests itself, so only checks of manifests report them.
     "text-expected": "Container {container}: the variable {name} has the value {value}, which is no text in YAML. "
     'Put it in quotes, as in "{value}".',
     "word-expected": "Container {container}: {name} has the word {value}, which is no text in YAML. Put it in quotes, "
     'as in "{value}".',
 }
-"""Code → sentence, of what turns a pod away."""
+"""Code → sentence, for refusals."""
 
 WARNINGS: Mapping[str, str] = {
     "rounded-up": "Container {container}: {amount} of {resource} counts as {size}.",
@@ -85,33 +85,33 @@ WARNINGS: Mapping[str, str] = {
     "socket-mounted": "Container {container} mounts the socket {path} itself, which is another one after each update "
     "of the helper. Mount the folder /var/run/aesmd.",
 }
-"""Code → sentence, of what lets a pod through but is worth knowing. The API server cuts them at 256 characters."""
+"""Code → sentence, for warnings about admitted pods. The API server cuts them at 256 characters."""
 
 MAX_VALUE = 80
-"""Characters of anything that a sentence repeats."""
+"""Characters of any value that a sentence repeats."""
 MAX_FINDINGS = 8
 
 
 class Finding(NamedTuple):
-    """Something said about a pod; `code` is for machines and never changes."""
+    """A refusal or warning; `code` is for machines and never changes."""
 
     code: str
     sentence: str
 
 
 class Findings:
-    """What there is to say about a pod, in the order in which it was found."""
+    """Refusals and warnings about a pod, in the order in which they were found."""
 
     def __init__(self) -> None:
         self.refusals: list[Finding] = []
         self.warnings: list[Finding] = []
 
     def refuse(self, code: str, **values: object) -> None:
-        """Turn the pod away, for one more reason."""
+        """Add a refusal."""
         _add(self.refusals, code, REFUSALS[code], values)
 
     def warn(self, code: str, **values: object) -> None:
-        """Tell whoever makes the pod."""
+        """Add a warning."""
         _add(self.warnings, code, WARNINGS[code], values)
 
 
@@ -123,7 +123,7 @@ def _add(found: list[Finding], code: str, sentence: str, values: Mapping[str, ob
 
 
 def _shown(value: object) -> str:
-    """A value of somebody else's, cut, and with nothing in it that would move a terminal's cursor."""
+    """A value from the pod, cut to `MAX_VALUE`, without characters that a terminal would interpret."""
     text = str(value)
     text = "".join(sign if sign.isprintable() else "?" for sign in text[: MAX_VALUE + 1])
     return text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 1]}…"

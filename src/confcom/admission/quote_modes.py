@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
 from typing import Literal, NamedTuple
 
-from confcom.admission.epc_amounts import Wish
+from confcom.admission.epc_amounts import SgxRequest
 from confcom.admission.findings import Findings
 from confcom.admission.pod_json import Container, Json, annotations_of, json_objects, json_text
 from confcom.protocols.admission import (
@@ -31,21 +31,21 @@ MAX_NAMED = 8
 
 
 class Choice(NamedTuple):
-    """A mode, and what says so."""
+    """A mode, and what selects it."""
 
     mode: Mode
     source: str
 
 
 class Annotated(NamedTuple):
-    """What the pod's annotations say, for all SGX containers and for some by name."""
+    """Modes that annotations select, for all SGX containers and for named ones."""
 
     everywhere: Choice | None
     named: Mapping[str, Sequence[Choice]]
 
 
 def read_annotations(pod: Json, present: Collection[str], findings: Findings) -> Annotated:
-    """The choices that annotations make; `present` are the names of the pod's containers (a set)."""
+    """The modes that annotations select; `present` has the names of the pod's containers."""
     everywhere: list[Choice] = []
     named: dict[str, list[Choice]] = {}
     for annotation, value in sorted(annotations_of(pod).items()):
@@ -68,16 +68,16 @@ def read_annotations(pod: Json, present: Collection[str], findings: Findings) ->
     return Annotated(everywhere[0] if everywhere else None, named)
 
 
-def mode_of(container: Container, wish: Wish, annotated: Annotated, findings: Findings) -> Choice | None:
-    """The container's mode, None if nobody says; what says both is refused."""
+def mode_of(container: Container, request: SgxRequest, annotated: Annotated, findings: Findings) -> Choice | None:
+    """The container's mode, None if nothing selects one; contradictions are refused."""
     choices = list(annotated.named.get(container.name, ()))
-    if not choices and annotated.everywhere is not None and (wish.uses_sgx or wish.claims):
+    if not choices and annotated.everywhere is not None and (request.uses_sgx or request.claims):
         choices.append(annotated.everywhere)
     if sets_variable(container):
         choices.append(Choice(OUT_OF_PROC, f"variable {AESM_VARIABLE}"))
-    if wish.helper:
+    if request.helper:
         choices.append(Choice(OUT_OF_PROC, f"resource {HELPER}"))
-    if wish.provision and choices:
+    if request.provision and choices:
         choices.append(Choice(IN_PROC, f"resource {PROVISION}"))
     by_mode = {choice.mode: choice for choice in reversed(choices)}
     if len(by_mode) > 1:

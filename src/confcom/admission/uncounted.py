@@ -1,7 +1,7 @@
-"""SGX where nothing counts it: amounts of EPC in the wrong place, and SGX devices that are mounted by hand.
+"""Finds SGX use that nothing counts: amounts of EPC in the wrong place, and SGX devices mounted by hand.
 
-The API server drops a field that it does not know, and the pod then runs without EPC. A device of the host brings EPC
-that no node has counted.
+The API server drops unknown fields, and the pod then runs without EPC. A device mounted from the host gives EPC that no
+node has counted.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from confcom.protocols.admission import SGX_RESOURCES
 
 _COUNTED = re.compile(r"spec\.(?:containers|initContainers)\[[0-9]+\]\.resources\.(?:limits|requests)")
 _HARMLESS = ("metadata.", "spec.overhead.", "spec.nodeSelector.")
-"""Places that Kubernetes knows and that hold no request: a warning is enough."""
+"""Places that Kubernetes keeps and that hold no request: they get a warning."""
 _ELSEWHERE = frozenset(
     {
         *("env", "envFrom", "args", "command", "volumeMounts", "volumes", "volumeDevices", "ports", "affinity"),
         *("managedFields", "status", "tolerations", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle"),
     }
 )
-"""Members of an object in which no amounts belong, and which may be long."""
+"""Members that are not searched: they may be long and have no amounts."""
 _ENDINGS = tuple(f".{name}" for name in SGX_RESOURCES)
 
 DEVICES = frozenset(
     f"/dev/{name}"
     for name in ("sgx", "isgx", "gsgx", "sgx_enclave", "sgx_provision", "sgx_vepc", "sgx/enclave", "sgx/provision")
 )
-"""Names of the SGX devices, of every driver, and the folder of them."""
+"""The SGX devices of every driver, and their folder."""
 _WITHOUT_PROVISION = frozenset({"/dev/isgx", "/dev/gsgx", "/dev/sgx_enclave", "/dev/sgx_vepc", "/dev/sgx/enclave"})
 _PARENTS = frozenset({"/dev", "/"})
 _LONGEST = 256
-"""Characters of a path, or of a place in the document, that are looked at."""
+"""Longest path or place in the document that is examined, in characters."""
 
 
 _LIKE_EPC = re.compile(r"sgx.{0,40}epc", re.IGNORECASE)
-"""A name that only EPC can be meant by."""
+"""Names that can only mean EPC."""
 
 
 class Stray(NamedTuple):
@@ -49,7 +49,7 @@ class Stray(NamedTuple):
     resource: str
     amount: object
     split: bool
-    """Whether the resource's name was split at its dots into maps."""
+    """Whether the dots of the resource's name became nested maps."""
 
 
 def stray_amounts(root: Mapping[str, object], *, apart_from: object = None) -> Iterator[Stray]:
@@ -104,7 +104,7 @@ def check_places(pod: Json, containers: Sequence[Container], findings: Findings)
 
 
 def report(stray: Stray, findings: Findings) -> None:
-    """Say where an amount stands and where it belongs."""
+    """Report where an amount stands and where it belongs."""
     values = {"amount": _amount(stray.amount), "resource": stray.resource, "place": stray.place or "the top"}
     if stray.split:
         findings.refuse("name-split", **values)
@@ -115,7 +115,7 @@ def report(stray: Stray, findings: Findings) -> None:
 
 
 def check_devices(pod: Json, containers: Sequence[Container], findings: Findings, *, uses_sgx: bool) -> None:
-    """Warn of SGX devices that containers have by hand; in a pod that uses SGX also of /dev and of privilege."""
+    """Warn of SGX devices mounted by hand, and in a pod that uses SGX also of /dev and of privileged containers."""
     by_hand: dict[str, str] = {}
     for index, volume in enumerate(json_objects(spec_of(pod), "volumes", "spec")):
         where = f"spec.volumes[{index}]"
@@ -140,7 +140,7 @@ def _amount(found: object) -> object:
 
 
 def _plain(path: str) -> str:
-    """A path without detours, if it could be one of /dev or its parent."""
+    """The normalized path if it could be in /dev or a parent of it, else empty."""
     if len(path) > _LONGEST or ("/dev" not in path and path.strip("/.")):
         return ""
     return posixpath.normpath(path).replace("//", "/")

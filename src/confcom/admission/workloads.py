@@ -1,4 +1,4 @@
-"""Pods in manifests: wherever a kind has a template of one. For checks before anything is applied."""
+"""Finds pods and pod templates in manifests, and checks them before they are applied."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
-from confcom.admission.decision import Circumstances, Decision, decide_pod
+from confcom.admission.decision import AdmissionContext, Decision, decide_pod
 from confcom.admission.epc_amounts import check_thousands
 from confcom.admission.findings import MAX_FINDINGS, Finding, Findings
 from confcom.admission.pod_json import Json, containers_of, json_object, json_objects, json_text
@@ -29,19 +29,19 @@ MAX_DEPTH = 4
 
 
 class FoundPod(NamedTuple):
-    """A pod of a manifest, and whose."""
+    """A pod of a manifest, with the kind and name of the object that has it."""
 
     kind: str
     name: str
     namespace: str
-    """Empty where the manifest leaves it to whoever applies it."""
+    """Empty if the manifest does not set it."""
     pod: Json
     around: Sequence[Stray] = ()
     """Amounts of SGX resources in the manifest around the pod."""
 
 
 def find_pods(manifest: Mapping[str, object], *, depth: int = MAX_DEPTH) -> Iterator[FoundPod]:
-    """Every pod of a manifest; `FormatError` where it is not formed as its kind says."""
+    """Every pod of a manifest; `FormatError` if its form is not that of its kind."""
     kind = json_text(manifest, "kind", "manifest")
     if kind == "List" and depth:
         for item in json_objects(manifest, "items", kind):
@@ -58,8 +58,8 @@ def find_pods(manifest: Mapping[str, object], *, depth: int = MAX_DEPTH) -> Iter
     yield FoundPod(kind, name, json_text(metadata, "namespace", kind), found, around)
 
 
-def check_pod(pod: Json, given: Circumstances, around: Sequence[Stray] = ()) -> Decision:
-    """What the webhook would decide, and what the API server would not even read, as one decision."""
+def check_pod(pod: Json, context: AdmissionContext, around: Sequence[Stray] = ()) -> Decision:
+    """The webhook's decision, with refusals of what the API server would not parse."""
     mistakes = Findings()
     for stray in around:
         report(stray, mistakes)
@@ -76,6 +76,6 @@ def check_pod(pod: Json, given: Circumstances, around: Sequence[Stray] = ()) -> 
             for word in words if isinstance(words, list) else ():
                 if isinstance(word, (bool, int, float)):
                     mistakes.refuse("word-expected", container=container.name, name=member, value=word)
-    decision = decide_pod(pod, given)
+    decision = decide_pod(pod, context)
     refusals: tuple[Finding, ...] = (*mistakes.refusals, *decision.refusals)
     return decision._replace(refusals=refusals, warnings=(*mistakes.warnings, *decision.warnings))

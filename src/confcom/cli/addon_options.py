@@ -82,7 +82,7 @@ def with_addon(target: Target, work: Callable[[Addon], Awaitable[_Result]]) -> _
     async def run() -> _Result:
         async with ClusterObjects.open(target.kubeconfig, target.context, MANAGER) as cluster:
             now = datetime.now(UTC)  # noqa: TID251 - the command line is where the clock is read
-            return await work(Addon(cluster, version=VERSION, now=now, tell=note))
+            return await work(Addon(cluster, version=VERSION, now=now, report=note))
 
     return asyncio.run(run())
 

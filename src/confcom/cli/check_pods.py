@@ -11,7 +11,7 @@ import click
 import msgspec
 
 from confcom.admission.aesm_wiring import Wiring
-from confcom.admission.decision import Circumstances, Decision
+from confcom.admission.decision import AdmissionContext, Decision
 from confcom.admission.pod_json import Grants
 from confcom.admission.workloads import FoundPod, check_pod, find_pods
 from confcom.cli.exit_codes import ExitCode
@@ -70,10 +70,10 @@ def check_pods(
     checks = []
     for path in files:
         for found in _pods(path):
-            given = Circumstances(
+            context = AdmissionContext(
                 namespace=found.namespace or namespace, grants=grants, largest_node=largest_node, wiring=wiring
             )
-            checks.append((path, found, check_pod(found.pod, given, found.around)))
+            checks.append((path, found, check_pod(found.pod, context, found.around)))
     if not checks:
         raise ConfigError("there is no pod in what was given", advice="Name files with a Pod, a Job or a Deployment.")
     if output == "json":

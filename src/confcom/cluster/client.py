@@ -29,7 +29,7 @@ def open_client(
 ) -> AsyncClient:
     """A client; without `kubeconfig`, in-cluster credentials, else those of $KUBECONFIG or the user's file.
 
-    The token of a service account is read once, here: whoever runs for long makes a new client every now and then.
+    The token of a service account is read once, here, and expires: long-running callers open a new client now and then.
     """
     try:
         config = KubeConfig.from_env() if kubeconfig is None else KubeConfig.from_file(kubeconfig)
@@ -41,11 +41,11 @@ def open_client(
 
 
 async def version_of_server(client: AsyncClient) -> str:
-    """What the API server calls itself, such as `v1.36.2`; empty where it does not say."""
+    """The API server's version, such as `v1.36.2`; empty if it does not say."""
     transport: Any = _transport(client.config)  # lightkube's annotation is that of its other client
     parameters = ConnectionParams(transport=transport)
     with cluster_errors("cannot read the API server's version"):
-        # It belongs to no group of the API, which is all that the client can ask for.
+        # lightkube can only request paths of API groups.
         async with AsyncConnection(client.config, parameters) as connection:
             answer = await connection.get("/version")
     if answer.is_error:
@@ -59,8 +59,8 @@ async def version_of_server(client: AsyncClient) -> str:
 def _transport(config: SingleConfig | None) -> httpx2.AsyncHTTPTransport | None:
     """Connections that verify the API server as kubectl does: chain, name and time, but not the form of its CA.
 
-    From 3.13 on Python refuses CAs without extensions that RFC 5280 asks for; many clusters have such. A proxy of the
-    environment is something that only the client's own way of connecting knows.
+    From 3.13 on Python refuses CAs without extensions that RFC 5280 requires, and many clusters have such CAs. None if
+    a proxy is set in the environment: only lightkube's own transport uses it.
     """
     if config is None or config.user is None or "https" in getproxies():
         return None
@@ -80,7 +80,7 @@ def cluster_errors(what: str, *, advice: str | None = None) -> Iterator[None]:
             f"{what}: {status.message or error}", status=status.code, reason=status.reason, advice=advice
         ) from error
     except httpx2.HTTPStatusError as error:
-        # In plain text: what stands before the API server, or the server itself about a group that it does not have.
+        # A proxy, or the API server for an unknown group, answers in plain text.
         code = error.response.status_code
         raise _kind(code)(f"{what}: the server answers with HTTP {code}", status=code, advice=advice) from error
     except (httpx2.HTTPError, LoadResourceError) as error:

@@ -1,4 +1,4 @@
-"""What the API knows of EPC in the whole cluster, and the metrics of the add-on's pods through its proxy."""
+"""Reads EPC of nodes and pods of the whole cluster, and metrics of the add-on's pods through the API server's proxy."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _STATUS = msgspec.json.Decoder(_Status)
 
 
 class ClusterEpc:
-    """One cluster, with the rights of whoever asks."""
+    """One cluster, with the rights of the kubeconfig's user."""
 
     def __init__(self, client: AsyncClient, resource: str = CANONICAL) -> None:
-        # Its signatures know lightkube's own models; what is read here is plain JSON.
+        # lightkube's signatures know only its own models; everything here is plain JSON.
         self._client: Any = client
         self._resource = resource
 
@@ -53,7 +53,7 @@ class ClusterEpc:
             return [parse_node(dict(document), self._resource) async for document in listed]
 
     async def pods(self, namespace: str | None = None, labels: dict[str, str] | None = None) -> list[EpcPod]:
-        """Pods of a namespace, or of all; those that cannot be read are passed over."""
+        """Pods of a namespace, or of all; malformed ones are skipped."""
         found = []
         with cluster_errors("cannot list the pods", advice="Ask for the right to list pods."):
             listed = self._client.list(JsonPod, namespace=namespace or "*", labels=labels, chunk_size=CHUNK)
@@ -69,7 +69,7 @@ class ClusterEpc:
         path = f"api/v1/namespaces/{pod.namespace}/pods/{pod.name}/proxy/metrics"
         advice = f"Ask for the right to get pods/proxy in namespace {pod.namespace}."
         with cluster_errors(f"cannot read the metrics of pod {pod}", advice=advice):
-            # lightkube knows no proxies, but how to reach the API server.
+            # lightkube has no proxy requests, but its inner client sends any path.
             inner = self._client._client
             response = await inner.send(inner.build_adapter_request(BasicRequest("GET", path)), stream=True)
             try:
@@ -93,7 +93,7 @@ async def _read(response: Any, what: str) -> bytes:  # noqa: ANN401 - of lightku
 
 
 def _reason(page: bytes, status: int) -> str:
-    """What the API server, or else the pod, says."""
+    """The message of the API server; if the pod answered, its HTTP status."""
     try:
         return _STATUS.decode(page).message or f"HTTP {status}"
     except msgspec.DecodeError:

@@ -22,20 +22,17 @@ from confcom.cluster.client import cluster_errors, open_client
 from confcom.errors import ClusterError, FormatError
 from confcom.protocols.epc import CANONICAL, EpcNode, EpcPod, parse_claim, parse_node, parse_pod, requested_epc
 
-# --- What we read of a Node object, as a value: no client is needed to know it ----------------------------------------
-
-
 TRUE_SIZE_LABEL = "confcom.dev/sgx-epc-mib"
-"""MiB of EPC that the node has."""
+"""MiB of EPC of the node."""
 OVERCOMMIT_LABEL = "confcom.dev/sgx-epc-overcommit"
-"""The ratio between what may be requested and what is there beside the reserve."""
+"""Ratio of requestable EPC to true EPC without the reserve."""
 BOOT_ANNOTATION = "confcom.dev/sgx-epc-boot"
-"""The kubelet's boot id when the true size was found: until the next boot the size only falls."""
+"""Boot id of the node when the true size was found: until the next boot the size may only fall."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """Of a Node object: amounts of extended resources as the API writes them, labels, annotations, the boot's id."""
+    """Parts of a Node object: amounts as Quantities, labels, annotations, boot id."""
 
     capacity: Mapping[str, str]
     allocatable: Mapping[str, str]
@@ -59,7 +56,7 @@ class KubeNode:
         self._client: AsyncClient | None = None
 
     async def watch(self) -> AsyncGenerator[NodeStatus, None]:
-        """The present state first, then every further one; a node that is deleted ends it."""
+        """The present state, then each new one, until the watch or the node ends."""
         await self.close()
         self._client = open_client(self._kubeconfig, field_manager=FIELD_MANAGER)
         seen: Any = self._client.watch(Node, fields={"metadata.name": self.name}, server_timeout=SERVER_TIMEOUT)
@@ -76,7 +73,7 @@ class KubeNode:
     async def patch(self, patch: Mapping[str, object]) -> None:
         """A merge patch of the status subresource, while `watch` runs."""
         if self._client is None:
-            # Between two watches; the next one shows what is to be patched again.
+            # Between two watches. The next one yields the state, from which the caller patches again.
             raise ClusterError(f"no connection for node {self.name} now")
         with cluster_errors(f"cannot write the status of node {self.name}", advice=_ADVICE):
             await self._client.patch(Node.Status, self.name, dict(patch), patch_type=PatchType.MERGE)
@@ -99,18 +96,15 @@ def _status(node: Node) -> NodeStatus:
     )
 
 
-# --- How much EPC the nodes of a cluster have, and which take pods, followed as it changes ----------------------------
-
-
 CORDON = "node.kubernetes.io/unschedulable"
-"""The taint of a node that was cordoned, which a drain does first."""
+"""Taint of a cordoned node; a drain cordons first."""
 _STATUS_ADVICE = "The service account needs list and watch on nodes."
 
 
 class NodeState(NamedTuple):
-    """Of a node: bytes of EPC, 0 where it publishes none, and whether it takes pods.
+    """A node's EPC in bytes, 0 if it publishes none, and whether it accepts pods.
 
-    `cordoned` is None for a node that has taints, which keep pods of no tolerations away whatever is done with it.
+    `cordoned` is None for a node with other taints: they keep pods without tolerations away in any case.
     """
 
     epc: int
@@ -118,15 +112,15 @@ class NodeState(NamedTuple):
 
 
 def drained(nodes: Iterable[NodeState]) -> bool:
-    """Whether every node on which pods could run is being drained."""
+    """Whether every node that could run pods is cordoned."""
     states = {node.cordoned for node in nodes}
     return True in states and False not in states
 
 
 async def watch_nodes(kubeconfig: str | None) -> AsyncIterator[Mapping[str, NodeState]]:
-    """Every node by name: at once, after each change, until the watch ends.
+    """Every node by name, at once and after each change, until the watch ends.
 
-    Capacity counts, because what is allocatable is 0 for the moment in which a device plugin restarts.
+    EPC is read from the capacity: allocatable EPC is 0 while a device plugin restarts.
     """
     found: dict[str, NodeState] = {}
     client: Any = open_client(kubeconfig, field_manager="confcom-webhook")
@@ -158,22 +152,19 @@ def _state(node: Any) -> NodeState:  # noqa: ANN401 - lightkube's model of a nod
     return NodeState(epc, bool(keys or (spec is not None and spec.unschedulable)))
 
 
-# --- The pods of one node and what the node may hand out, kept up to date by a watch ----------------------------------
-
-
 LIFE = 600.0
-"""Seconds after which everything is listed anew with a new client: a service account's token lasts an hour."""
+"""Seconds until a new client lists everything again: a service account's token lasts an hour."""
 CHUNK = 200
 """Pods per answer."""
 
 MAX_CLAIMS = 1024
-"""Claims of pods of one node whose amounts are remembered."""
+"""Most claims of one node that are read."""
 
 _PODS_ADVICE = "The service account needs list and watch on pods, get on nodes, and get on resourceclaims."
 
 
 class JsonPod(GenericNamespacedResource):
-    """A pod as plain JSON: there is no need to make objects of all that it holds."""
+    """A pod as plain JSON, which is much cheaper than lightkube's model."""
 
     _api_info = ApiInfo(
         resource=ResourceDef("", "v1", "Pod"),
@@ -191,9 +182,9 @@ class JsonClaim(GenericNamespacedResource):
 
 
 class NodePods:
-    """What the API says of one node. `known` turns true with the first complete list; `pods` are by uid.
+    """A node and its pods by uid, followed by a watch; `known` is true after the first complete list.
 
-    `claims` has the bytes of EPC of the pods' ResourceClaims, by namespace and name, as far as they could be read.
+    `claims`: bytes of EPC of the pods' ResourceClaims, by namespace and name, as far as they could be read.
     """
 
     def __init__(self, node: str, *, kubeconfig: str | None = None, resource: str = CANONICAL) -> None:
@@ -205,7 +196,7 @@ class NodePods:
         self._resource = resource
 
     async def follow(self) -> None:
-        """List, then watch, for `LIFE` at most; `ClusterError` when that fails."""
+        """List, then watch, for `LIFE` at most; `ClusterError` on failure."""
         client: Any = open_client(self._kubeconfig, field_manager="confcom-metrics")
         try:
             async with asyncio.timeout(LIFE):
@@ -218,7 +209,7 @@ class NodePods:
             await client.close()
 
     async def refresh(self) -> None:
-        """Read the node again, and the claims that pods have come with; `ClusterError` when that fails."""
+        """Read the node and the claims of new pods; `ClusterError` on failure."""
         client: Any = open_client(self._kubeconfig, field_manager="confcom-metrics")
         try:
             with cluster_errors(f"cannot read node {self.node.name}", advice=_PODS_ADVICE):
@@ -269,4 +260,4 @@ def _parse(document: Any) -> EpcPod | None:  # noqa: ANN401 - JSON
     try:
         return parse_pod(dict(document))
     except FormatError:
-        return None  # no pod of ours is worth the others
+        return None  # a pod that cannot be read must not stop the others

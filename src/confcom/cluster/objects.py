@@ -1,4 +1,4 @@
-"""Objects of a cluster as plain JSON: got, listed, applied by the server, deleted."""
+"""Reads, lists, applies and deletes objects of a cluster as plain JSON, so that no field is lost."""
 
 from __future__ import annotations
 
@@ -14,9 +14,6 @@ from lightkube.types import CascadeType, PatchType
 
 from confcom.cluster.client import cluster_errors, open_client, version_of_server
 from confcom.errors import ClusterRefused
-
-# --- The kinds of objects that are read and written as plain JSON: nothing that they carry is lost on the way ---------
-
 
 _VERBS = ["delete", "get", "global_list", "list", "patch", "post"]
 
@@ -40,8 +37,7 @@ def _kind(api_version: str, name: str, plural: str, *, namespaced: bool = True) 
 _ADMISSION = "admissionregistration.k8s.io/v1"
 _RBAC = "rbac.authorization.k8s.io/v1"
 
-# What the add-on may consist of. What lets something through or grants something is deleted before what it is for, so
-# the order here is the reverse of that in which objects are pruned.
+# Kinds of the add-on's objects. They are pruned in the reverse order: webhooks first, then workloads, then rights.
 ADDON_KINDS: tuple[Kind, ...] = (
     _kind("v1", "ConfigMap", "configmaps"),
     _kind("v1", "Secret", "secrets"),
@@ -77,20 +73,20 @@ _KINDS = {(kind.api_version, kind.name): kind for kind in (*ADDON_KINDS, *_OTHER
 
 
 def kind_of(api_version: str, name: str) -> Kind:
-    """The kind of that name; one that is not in the table is a mistake of ours."""
+    """The kind of that name; `KeyError` if it is not in the table."""
     return _KINDS[api_version, name]
 
 
 Object = dict[str, Any]
 
 NOT_FOUND = 404
-"""`ClusterRefused.status` where there is no such object, kind, or group of kinds."""
+"""`ClusterRefused.status` if there is no such object, kind or group."""
 MAX_LOG_LINES = 20
-"""Lines of a container's log that are looked at."""
+"""Lines read from a container's log."""
 
 
 class Ref(NamedTuple):
-    """An object's place; `namespace` is empty for objects of the whole cluster."""
+    """Identifies an object; `namespace` is empty for cluster-wide ones."""
 
     api_version: str
     kind: str
@@ -99,7 +95,7 @@ class Ref(NamedTuple):
 
     @classmethod
     def of(cls, found: Mapping[str, Any]) -> Self:
-        """The place of an object."""
+        """The reference to this object."""
         metadata = found["metadata"]
         return cls(found["apiVersion"], found["kind"], metadata.get("namespace", ""), metadata["name"])
 
@@ -111,13 +107,13 @@ class ClusterObjects:
     """One cluster. Failures are `ClusterError`, refusals of the API server `ClusterRefused`."""
 
     def __init__(self, client: AsyncClient, manager: str) -> None:
-        # Its signatures know lightkube's own models; the kinds here are plain JSON.
+        # lightkube's signatures know only its own models; the kinds here are plain JSON.
         self._client: Any = client
         self._manager = manager
 
     @classmethod
     def open(cls, kubeconfig: str | None, context: str | None, manager: str) -> Self:
-        """The cluster of a kubeconfig; `manager` is the field manager of everything that is written."""
+        """The cluster of a kubeconfig; `manager` is the field manager of all writes."""
         return cls(open_client(kubeconfig, context=context, field_manager=manager), manager)
 
     async def __aenter__(self) -> Self:
@@ -131,7 +127,7 @@ class ClusterObjects:
         return await version_of_server(self._client)
 
     async def get(self, ref: Ref) -> Object | None:
-        """An object, or None where there is none (or no such kind)."""
+        """An object; None if it, or its kind, does not exist."""
         kind = kind_of(ref.api_version, ref.kind)
         try:
             with cluster_errors(f"cannot read {ref}"):
@@ -144,7 +140,7 @@ class ClusterObjects:
     async def objects(
         self, kind: Kind, *, namespace: str | None = None, labels: Mapping[str, str] | None = None, **fields: str
     ) -> list[Object]:
-        """Objects of a kind, in one namespace or in all; none where the cluster does not know the kind.
+        """Objects of a kind, in one namespace or in all; none if the cluster does not know the kind.
 
         `fields` are field selectors, with `_` for the dot.
         """
@@ -162,14 +158,14 @@ class ClusterObjects:
             raise
 
     async def addon_objects(self, namespace: str, labels: Mapping[str, str]) -> dict[Ref, Object]:
-        """What there is with these labels, in a namespace and of the whole cluster, in the order of `ADDON_KINDS`."""
+        """Objects with these labels, in the namespace and cluster-wide, in the order of `ADDON_KINDS`."""
         found: dict[Ref, Object] = {}
         for kind in ADDON_KINDS:
             found |= {Ref.of(one): one for one in await self.objects(kind, namespace=namespace, labels=labels)}
         return found
 
     async def apply(self, wanted: Object, *, dry_run: bool = False) -> Object:
-        """Server-side apply: our fields are set, others' are left alone. Gives what the server makes of it."""
+        """Server-side apply: sets our fields and keeps those of other managers. Returns the resulting object."""
         ref = Ref.of(wanted)
         kind = kind_of(ref.api_version, ref.kind)
         with cluster_errors(f"cannot apply {ref}"):
@@ -186,19 +182,18 @@ class ClusterObjects:
         return _plain(kind, made)
 
     async def create(self, wanted: Object) -> None:
-        """Make an object that must not be there yet; `ClusterRefused` with status 409 if it is."""
+        """Create an object; `ClusterRefused` with status 409 if it exists."""
         ref = Ref.of(wanted)
         kind = kind_of(ref.api_version, ref.kind)
         with cluster_errors(f"cannot create {ref}"):
             await self._client.create(kind.resource(wanted), field_manager=self._manager, **_place(ref))
 
-    async def delete(self, ref: Ref, *, wait_for_dependents: bool = True) -> bool:
-        """Delete an object, with what belongs to it; False where there was none."""
+    async def delete(self, ref: Ref) -> bool:
+        """Delete an object after its dependents; False if there was none."""
         kind = kind_of(ref.api_version, ref.kind)
-        cascade = CascadeType.FOREGROUND if wait_for_dependents else CascadeType.BACKGROUND
         try:
             with cluster_errors(f"cannot delete {ref}"):
-                await self._client.delete(kind.resource, ref.name, cascade=cascade, **_place(ref))
+                await self._client.delete(kind.resource, ref.name, cascade=CascadeType.FOREGROUND, **_place(ref))
         except ClusterRefused as refused:
             if refused.status == NOT_FOUND:
                 return False
@@ -206,14 +201,14 @@ class ClusterObjects:
         return True
 
     async def events_of(self, ref: Ref) -> list[Object]:
-        """What was said about an object of a namespace, latest last."""
+        """Events about an object of a namespace, latest last."""
         found = await self.objects(
             EVENT_KIND, namespace=ref.namespace, involvedObject_kind=ref.kind, involvedObject_name=ref.name
         )
         return sorted(found, key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""))
 
     async def last_log_lines(self, namespace: str, pod: str, container: str) -> list[str]:
-        """The last lines that a container wrote, none where they cannot be had."""
+        """The last lines of a container's log; none if they cannot be read."""
         try:
             found = self._client.log(pod, namespace=namespace, container=container, tail_lines=MAX_LOG_LINES)
             return [line async for line in found]
@@ -221,7 +216,7 @@ class ClusterObjects:
             return []
 
     async def patch_node(self, name: str, *, marks: Mapping[str, None], resources: Mapping[str, None]) -> None:
-        """Take labels or annotations (`marks`) and extended resources away from a node: null deletes."""
+        """Delete labels and annotations (`marks`) and extended resources of a node."""
         with cluster_errors(f"cannot clean node {name}"):
             if marks:
                 patch = {"metadata": {"labels": dict(marks), "annotations": dict(marks)}}
@@ -236,5 +231,5 @@ def _place(ref: Ref) -> dict[str, str]:
 
 
 def _plain(kind: Kind, found: Any) -> Object:  # noqa: ANN401 - lightkube's generic objects are dicts
-    # Members of a list come without these two.
+    # Items of a list lack both.
     return {"apiVersion": kind.api_version, "kind": kind.name, **dict(found)}

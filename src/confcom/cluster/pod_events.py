@@ -1,4 +1,4 @@
-"""Events about pods, in the API group events.k8s.io."""
+"""Writes events about pods, in the API group events.k8s.io."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ADVICE = "The service account needs create, get and patch on events in the grou
 
 @dataclass(frozen=True, slots=True)
 class PodEvent:
-    """Something about a container of a pod. `key` tells apart what has the same reason in one pod."""
+    """An event about a container. `key` distinguishes events with the same reason in one pod."""
 
     namespace: str
     pod: str
@@ -36,7 +36,7 @@ class PodEvent:
 
     @property
     def name(self) -> str:
-        """The same for the same thing, so that saying it again adds to the event there is."""
+        """Equal for a repeated event, so that it is counted on the existing one."""
         parts = "\0".join((self.uid, self.container, self.reason, self.key))
         return f"{self.pod[:200]}.{hashlib.sha256(parts.encode()).hexdigest()[:16]}"
 
@@ -44,7 +44,7 @@ class PodEvent:
 async def report(
     client: AsyncClient, event: PodEvent, now: datetime, *, controller: str, instance: str
 ) -> Literal["created", "counted"]:
-    """Write an event; while the API server still has the same one, count it there instead."""
+    """Create an event; if the API server still has it, increase its count instead."""
     with cluster_errors(f"cannot report {event.reason} of {event.namespace}/{event.pod}", advice=_ADVICE):
         try:
             await client.create(_document(event, _micro(now), controller, instance))
@@ -85,5 +85,5 @@ def _document(event: PodEvent, now: datetime, controller: str, instance: str) ->
 
 
 def _micro(now: datetime) -> datetime:
-    # The API wants six digits of a second, and a time at the full second would be written with none.
+    # The API requires six digits of a second; a full second would be written with none.
     return now if now.microsecond else now.replace(microsecond=1)

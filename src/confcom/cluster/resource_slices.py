@@ -1,7 +1,7 @@
 """The ResourceSlices and claims of one node's DRA driver, as `devices.interface.DynamicResources` wants them.
 
 A client lasts as long as one watch, because the token of a service account is replaced every hour and is read when the
-client is made. Only slices of the one node and driver are watched; the API's rules keep others from being written.
+client is made. Only slices of the one node and driver are watched. The API refuses writes to those of other nodes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ADVICE = (
 
 
 class JsonSlice(GenericGlobalResource):
-    """A ResourceSlice as plain JSON: what others write there must not stop us."""
+    """A ResourceSlice as plain JSON: fields that lightkube does not know must not fail."""
 
     _api_info = ApiInfo(
         resource=ResourceDef("resource.k8s.io", "v1", "ResourceSlice"),
@@ -48,7 +48,7 @@ class KubeResourceSlices:
         self._client: AsyncClient | None = None
 
     async def watch(self) -> AsyncGenerator[Mapping[str, Mapping[str, Any]], None]:
-        """All slices by name, as JSON: those there are at first, then anew after each change."""
+        """All slices by name, as JSON: at once, and again after each change."""
         await self.close()
         self._client = client = open_client(self._kubeconfig, field_manager=FIELD_MANAGER)
         try:
@@ -79,7 +79,7 @@ class KubeResourceSlices:
         return (node.metadata and node.metadata.uid) or ""
 
     async def write(self, wanted: Mapping[str, Any], present: Mapping[str, Any] | None) -> Mapping[str, Any]:
-        """Create a slice, or put it in the place of `present`; returns what the API made of it."""
+        """Create a slice, or replace `present`; returns the written object."""
         metadata = dict(wanted["metadata"])
         if present is not None:
             metadata["resourceVersion"] = present["metadata"]["resourceVersion"]
@@ -90,7 +90,7 @@ class KubeResourceSlices:
         return dict(written)
 
     async def delete(self, name: str) -> None:
-        """Take a slice away; one that is not there is well."""
+        """Delete a slice; it need not exist."""
         try:
             with cluster_errors(f"cannot delete the resource slice {name}", advice=_ADVICE):
                 await self._open().delete(JsonSlice, name)
@@ -106,13 +106,13 @@ class KubeResourceSlices:
 
     def _open(self) -> AsyncClient:
         if self._client is None:
-            # Between two watches; the next one shows what is to be done again.
+            # Between two watches. The next one yields the slices, from which the caller writes again.
             raise ClusterError(f"no connection for node {self.node} now")
         return self._client
 
 
 class KubeResourceClaims:
-    """Claims, read one at a time: a client for each, since they are rare and tokens are short-lived."""
+    """Reads claims one at a time, each with a new client: reads are rare and tokens short-lived."""
 
     def __init__(self, *, kubeconfig: str | None = None) -> None:
         self._kubeconfig = kubeconfig

@@ -1,4 +1,4 @@
-"""A Secret in which a service keeps what its replicas share; the next write is conditional on the last read."""
+"""A server's Secret, which its replicas share, and the ConfigMap with its authorities. Writes are conditional."""
 
 from __future__ import annotations
 
@@ -12,24 +12,34 @@ from confcom.cluster.objects import ClusterObjects, Ref
 from confcom.errors import ClusterError
 
 CLIENT_LIFETIME = 300.0
-"""Seconds after which credentials are read anew: a service account's token is replaced every hour."""
+"""Seconds until credentials are read again: a service account's token is replaced every hour."""
 
 
 class SecretState(NamedTuple):
-    """A Secret as it was read; `version` is what a write is conditional on, None where there is no Secret."""
+    """A Secret's data, and its resourceVersion for a conditional write; None if there is no Secret."""
 
     version: str | None
     data: Mapping[str, bytes]
 
 
-class KeptSecret:
-    """One service's Secret. Failures are `ClusterError`; a write that came too late is refused with status 409.
+PLACE = "ConfigMap"
 
-    `manager` is the field manager under which it writes.
+
+class PublishedCa:
+    """One server's Secret, and the ConfigMap where clients read its authorities under `key`, PEM after PEM.
+
+    Failures are `ClusterError`; a conditional write that came too late is `ClusterRefused` with status 409.
+    `manager` is the field manager of all writes.
     """
 
-    def __init__(self, *, namespace: str, secret: str, kubeconfig: str | None, manager: str) -> None:
+    places = (PLACE,)
+
+    def __init__(
+        self, *, namespace: str, secret: str, config_map: str, key: str, kubeconfig: str | None, manager: str
+    ) -> None:
         self._secret = Ref("v1", "Secret", namespace, secret)
+        self._config_map = Ref("v1", PLACE, namespace, config_map)
+        self._key = key
         self._kubeconfig = kubeconfig
         self._manager = manager
         self._cluster: ClusterObjects | None = None
@@ -50,13 +60,25 @@ class KeptSecret:
         return SecretState(found["metadata"]["resourceVersion"], {name: decoded(data[name]) for name in data})
 
     async def write_secret(self, data: Mapping[str, bytes], *, version: str | None) -> None:
-        """Make this the Secret's data, unless somebody has written since `version` was read."""
+        """Write the Secret's data; refused with 409 if it has changed since `version`."""
         metadata = {"namespace": self._secret.namespace, "name": self._secret.name}
         if version is not None:
             metadata["resourceVersion"] = version
         encoded = {name: b64encode(value).decode() for name, value in data.items()}
         wanted = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": encoded}
         await (await self._open()).apply(wanted)
+
+    async def trusted(self, place: str) -> Mapping[str, bytes] | None:
+        """What the ConfigMap publishes; None if there is no ConfigMap."""
+        del place
+        found = await (await self._open()).get(self._config_map)
+        return None if found is None else {self._key: (found.get("data") or {}).get(self._key, "").encode()}
+
+    async def trust(self, place: str, names: list[str], bundle: bytes) -> None:
+        """Publish the authorities."""
+        metadata = {"namespace": self._config_map.namespace, "name": self._config_map.name}
+        data = dict.fromkeys(names, bundle.decode("ascii"))
+        await (await self._open()).apply({"apiVersion": "v1", "kind": place, "metadata": metadata, "data": data})
 
     async def _open(self) -> ClusterObjects:
         now = time.monotonic()
@@ -68,39 +90,8 @@ class KeptSecret:
 
 
 def decoded(text: str) -> bytes:
-    """Bytes of an object; `ClusterError` if they are none."""
+    """Decode base64 of an object; `ClusterError` if it is none."""
     try:
         return b64decode(text)
     except (Base64Error, ValueError) as error:
         raise ClusterError("the Kubernetes API sent bytes that are not in base64") from error
-
-
-# --- What a server with a certificate of its own keeps in a cluster: its Secret, and the ConfigMap with i ---
-
-
-PLACE = "ConfigMap"
-
-
-class PublishedCa(KeptSecret):
-    """One server's objects; `key` is where the ConfigMap has the authorities, PEM after PEM."""
-
-    places = (PLACE,)
-
-    def __init__(
-        self, *, namespace: str, secret: str, config_map: str, key: str, kubeconfig: str | None, manager: str
-    ) -> None:
-        super().__init__(namespace=namespace, secret=secret, kubeconfig=kubeconfig, manager=manager)
-        self._config_map = Ref("v1", PLACE, namespace, config_map)
-        self._key = key
-
-    async def trusted(self, place: str) -> Mapping[str, bytes] | None:
-        """What the ConfigMap publishes; None where there is none."""
-        del place
-        found = await (await self._open()).get(self._config_map)
-        return None if found is None else {self._key: (found.get("data") or {}).get(self._key, "").encode()}
-
-    async def trust(self, place: str, names: list[str], bundle: bytes) -> None:
-        """Publish the authorities."""
-        metadata = {"namespace": self._config_map.namespace, "name": self._config_map.name}
-        data = dict.fromkeys(names, bundle.decode("ascii"))
-        await (await self._open()).apply({"apiVersion": "v1", "kind": place, "metadata": metadata, "data": data})

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from confcom.admission.decision import MOST, Circumstances, Decision, decide_debug, decide_pod
+from confcom.admission.decision import MOST, AdmissionContext, Decision, decide_debug, decide_pod
 from confcom.errors import FormatError
 from confcom.protocols.admission import MAX_UID, difference, parse_review
 from confcom.services.webhook.reviews import review
 from sgx_pods import AESMD, EPC, HELPER, INTEL, PROVISION, container, pod
 
-HERE = Circumstances(namespace="apps", largest_node=168, helper=False)
+HERE = AdmissionContext(namespace="apps", largest_node=168, helper=False)
 ASKS = {"name": "SGX_AESM_ADDR", "value": "1"}
 
 
@@ -107,7 +107,7 @@ MANY: dict[str, Callable[[int], Any]] = {
 @pytest.mark.parametrize("what", MANY)
 @pytest.mark.parametrize("wiring", ["plugin", "host-path"])
 def test_twice_as_much_takes_at_most_twice_as_long(what: str, wiring: Any) -> None:
-    given = Circumstances(namespace="apps", largest_node=168, helper=False, wiring=wiring)
+    given = AdmissionContext(namespace="apps", largest_node=168, helper=False, wiring=wiring)
     small, large = counted(MANY[what](500)), counted(MANY[what](1000))
     base = calls(lambda: decide_pod(small, given), small)
     assert calls(lambda: decide_pod(large, given), large) <= 2.3 * base
@@ -181,6 +181,6 @@ def test_the_largest_answer_is_small() -> None:
     """Most containers that a pod may have, each with everything to change: what clients that do not read hold up."""
     limits = {INTEL: "10Mi", "alibabacloud.com/sgx_epc_MiB": "10", HELPER: "2"}
     thing = pod(*many("c", lambda _: container(limits=limits, env=[]), MOST["containers"]))
-    answer, event = review(body(thing), "mutate", lambda _: Circumstances(namespace="apps"))
+    answer, event = review(body(thing), "mutate", lambda _: AdmissionContext(namespace="apps"))
     assert event.outcome == "patched"
     assert len(answer) < 400_000

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from confcom.admission.decision import Circumstances, decide_pod
+from confcom.admission.decision import AdmissionContext, decide_pod
 from confcom.admission.workloads import check_pod
 from sgx_pods import ALIYUN, ENCLAVE, EPC, HYBRID, INTEL, PROVISION, canonical, container, labelled, pod
 
-HERE = Circumstances(namespace="apps")
+HERE = AdmissionContext(namespace="apps")
 
 
 def resources_of(found: dict, kind: str = "containers", index: int = 0) -> dict:

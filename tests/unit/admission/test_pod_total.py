@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from confcom.admission.decision import Circumstances, decide_pod
+from confcom.admission.decision import AdmissionContext, decide_pod
 from sgx_pods import EPC, container, pod
 
 
@@ -35,25 +35,25 @@ def test_a_pod_takes_what_the_scheduler_says(init: list, containers: list, total
         *([container("plain")] if not containers else []),
         initContainers=[(sidecar if kind == "sidecar" else sgx)(f"i{i}", mib) for i, (kind, mib) in enumerate(init)],
     )
-    assert decide_pod(given, Circumstances(namespace="n")).epc == total
+    assert decide_pod(given, AdmissionContext(namespace="n")).epc == total
 
 
 def test_more_than_any_node_has_is_refused() -> None:
     given = pod(sgx("a", 100), sgx("b", 69))
-    small = Circumstances(namespace="n", largest_node=168)
+    small = AdmissionContext(namespace="n", largest_node=168)
     (refusal,) = decide_pod(given, small).refusals
     assert refusal.sentence == (
         "The pod asks for 169 MiB of EPC on one node, and the largest node of this cluster has 168 MiB. Lower the "
         "limits, or add a node that has as much."
     )
-    assert not decide_pod(given, Circumstances(namespace="n", largest_node=169)).refusals
-    assert not decide_pod(given, Circumstances(namespace="n", largest_node=None)).warnings
+    assert not decide_pod(given, AdmissionContext(namespace="n", largest_node=169)).refusals
+    assert not decide_pod(given, AdmissionContext(namespace="n", largest_node=None)).warnings
 
 
 def test_without_sgx_nodes_or_where_nodes_may_come_it_is_a_warning() -> None:
     given = pod(sgx("a", 169))
-    waits = decide_pod(given, Circumstances(namespace="n", largest_node=168, oversized_waits=True))
-    none = decide_pod(given, Circumstances(namespace="n", largest_node=0))
+    waits = decide_pod(given, AdmissionContext(namespace="n", largest_node=168, oversized_waits=True))
+    none = decide_pod(given, AdmissionContext(namespace="n", largest_node=0))
     assert not waits.refusals
     assert not none.refusals
     assert [warning.code for warning in (*waits.warnings, *none.warnings)] == [

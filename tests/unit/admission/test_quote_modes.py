@@ -6,15 +6,15 @@ import copy
 
 import pytest
 
-from confcom.admission.decision import Circumstances, decide_debug, decide_pod
+from confcom.admission.decision import AdmissionContext, decide_debug, decide_pod
 from confcom.admission.pod_json import Grants
 from confcom.errors import ConfigError
 from sgx_pods import AESMD, ENCLAVE, EPC, HELPER, PROVISION, canonical, container, labelled, pod
 
-HERE = Circumstances(namespace="apps")
-ELSEWHERE = Circumstances(namespace="apps", wiring="host-path")
+HERE = AdmissionContext(namespace="apps")
+ELSEWHERE = AdmissionContext(namespace="apps", wiring="host-path")
 """Another device plugin, which brings nothing of the helper's."""
-GRANTED = Circumstances(namespace="apps", grants=Grants.parse("apps/default, other/*"))
+GRANTED = AdmissionContext(namespace="apps", grants=Grants.parse("apps/default, other/*"))
 VARIABLE = {"name": "SGX_AESM_ADDR", "value": "1"}
 VOLUME = {"name": "aesmd-socket", "hostPath": {"path": AESMD, "type": "Directory"}}
 MOUNT = {"name": "aesmd-socket", "mountPath": AESMD, "readOnly": True}
@@ -85,8 +85,8 @@ def test_only_sgx_containers_are_wired_by_an_annotation_of_the_pod() -> None:
 
 def test_the_resource_alone_says_it_as_well() -> None:
     given = pod(container(limits={EPC: "10", ENCLAVE: "1", HELPER: "1"}))
-    for circumstances in (HERE, ELSEWHERE):
-        decision = decide_pod(given, circumstances)
+    for context in (HERE, ELSEWHERE):
+        decision = decide_pod(given, context)
         assert decision.pod["spec"] == given["spec"] | {
             "containers": [given["spec"]["containers"][0] | {"env": [VARIABLE]}]
         }
@@ -142,7 +142,7 @@ def test_the_variable_without_epc_is_wired_and_warned_of() -> None:
 @pytest.mark.complaint("azure-docs #93869", "gsc #99")
 def test_without_the_helper_there_is_a_warning() -> None:
     """azure-docs 93869: an empty folder, because nobody had said that the helper must be enabled."""
-    decision = decide_pod(pod(sgx(), annotations=OUT), Circumstances(namespace="apps", helper=False))
+    decision = decide_pod(pod(sgx(), annotations=OUT), AdmissionContext(namespace="apps", helper=False))
     assert "--enable-sgxquotehelper" in decision.warnings[0].sentence
     assert len(decision.warnings[0].sentence) <= 256
 
@@ -150,7 +150,7 @@ def test_without_the_helper_there_is_a_warning() -> None:
 @pytest.mark.complaint("azure-docs #93869", "gsc #99")
 def test_the_source_pages_job_is_warned_of_a_folder_that_is_empty() -> None:
     mount = {"name": "var-run-aesmd", "mountPath": AESMD}
-    without = Circumstances(namespace="apps", helper=False)
+    without = AdmissionContext(namespace="apps", helper=False)
     for volume, codes in (({"hostPath": {"path": AESMD}}, ["folder-empty"]), ({"emptyDir": {}}, [])):
         given = pod(sgx(env=[VARIABLE], volumeMounts=[mount]), volumes=[{"name": "var-run-aesmd"} | volume])
         decision = decide_pod(given, without)
@@ -179,7 +179,7 @@ def test_a_plain_request_of_the_provisioning_device_needs_the_grant_too() -> Non
 def test_a_grant_is_for_its_service_account() -> None:
     given = pod(container(limits={EPC: "10", PROVISION: "1"}), serviceAccountName="other")
     assert codes(decide_pod(given, GRANTED)) == ["provision-not-granted"]
-    elsewhere = Circumstances(namespace="other", grants=GRANTED.grants)
+    elsewhere = AdmissionContext(namespace="other", grants=GRANTED.grants)
     assert not decide_pod(given, elsewhere).refusals
     with pytest.raises(ConfigError, match="no grant"):
         Grants.parse("apps")
@@ -244,7 +244,7 @@ def test_a_blank_in_an_image_is_refused_where_sgx_is_used() -> None:
 
 
 class TestDebug:
-    def debugged(self, given: Circumstances = ELSEWHERE, **more: object) -> tuple[dict, dict]:
+    def debugged(self, given: AdmissionContext = ELSEWHERE, **more: object) -> tuple[dict, dict]:
         """A wired pod, and the same with an ephemeral container."""
         former = decide_pod(pod(sgx(), annotations=OUT), given).pod
         after = copy.deepcopy(former)
@@ -253,7 +253,7 @@ class TestDebug:
 
     @pytest.mark.parametrize("given", [HERE, ELSEWHERE])
     def test_the_variable_gets_an_ephemeral_container_the_folder_where_the_pod_has_a_volume(
-        self, given: Circumstances
+        self, given: AdmissionContext
     ) -> None:
         after, former = self.debugged(env=[VARIABLE])
         decision = decide_debug(after, former, given)

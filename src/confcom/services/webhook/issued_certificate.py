@@ -1,7 +1,7 @@
 """The certificate of a server, issued in memory and renewed, by a CA in a folder (a mounted Secret).
 
-Each replica issues its own, so replicas share nothing but the CA, and need no right at the Kubernetes API for it. The
-installer, who makes the CA, also publishes it to the clients.
+Each replica issues its own, so replicas share only the CA and need no right at the Kubernetes API for it. The
+installer makes the CA and publishes it to the API server.
 """
 
 from __future__ import annotations
@@ -10,46 +10,36 @@ import asyncio
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Protocol
 
 import structlog
 
 from confcom.pki.serving_pair import MAX_PEM, Authority, ServingPair
 from confcom.services.runtime.tls import HeldTls
+from confcom.services.webhook.webhook_http import WebhookMetrics
 
 CERTIFICATE, KEY = "tls.crt", "tls.key"
 """The CA's files, named as in Secrets of type kubernetes.io/tls."""
 
 
-class CertificateObserver(Protocol):
-    """What is told of a certificate's life, to be counted."""
-
-    def certificate_served(self, expires: datetime) -> None:
-        """Another one is in use."""
-
-    def certificate_trusted(self, trusted: bool) -> None:
-        """Whether there is a CA that clients may trust."""
-
-
 class IssuedCertificate:
-    """What is served: a new certificate after half of the lifetime, and when the folder holds another CA."""
+    """The certificate in use: replaced after half of its lifetime, and when the folder holds another CA."""
 
     def __init__(
         self,
         folder: Path,
         names: Sequence[str],
-        observer: CertificateObserver,
+        metrics: WebhookMetrics,
         *,
         lifetime: timedelta,
         common_name: str,
         clock: Callable[[], datetime],
     ) -> None:
         self.not_ready = "no certificate yet"
-        """Why clients would not trust us; empty if they do."""
+        """Why no trusted certificate is served; empty if one is."""
         self.served: ServingPair | None = None
         self._folder = folder
         self._names = names
-        self._observer = observer
+        self._metrics = metrics
         self._lifetime = lifetime
         self._common_name = common_name
         self._clock = clock
@@ -58,7 +48,7 @@ class IssuedCertificate:
         self._first: asyncio.Future[HeldTls] = asyncio.get_running_loop().create_future()
 
     async def run(self, every: float) -> None:
-        """Look for ever, `every` so many seconds."""
+        """Read the CA every `every` seconds, until cancelled."""
         while True:
             self.look()
             await asyncio.sleep(every)
@@ -68,7 +58,7 @@ class IssuedCertificate:
         return await asyncio.shield(self._first)
 
     def look(self) -> None:
-        """Read the CA, and issue a certificate if one is due. Without a CA what is served stays."""
+        """Read the CA, and issue a certificate if one is due. Without a CA the present certificate stays."""
         now, authority = self._clock(), self._read()
         if authority is None or authority.expires <= now:
             state = "no usable CA in" if authority is None else "the CA has expired in"
@@ -93,14 +83,14 @@ class IssuedCertificate:
         else:
             self._tls.use(pair.certificate, pair.key)
         self.served, self._authority = pair, authority
-        self._observer.certificate_served(pair.expires)
+        self._metrics.certificate_served(pair.expires)
         structlog.get_logger().info("certificate.served", expires=pair.expires.isoformat())
 
     def _note(self, reason: str) -> None:
         if reason != self.not_ready:
             structlog.get_logger().info("certificate.ready", ready=not reason, reason=reason)
         self.not_ready = reason
-        self._observer.certificate_trusted(not reason)
+        self._metrics.certificate_trusted(not reason)
 
 
 def _middle(pair: ServingPair) -> datetime:

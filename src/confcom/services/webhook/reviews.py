@@ -1,4 +1,4 @@
-"""What the webhook answers to a review: the decision on the pod, as the bytes that the API server understands."""
+"""Answers an AdmissionReview: parses it, decides on the pod, encodes the response."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from confcom.admission.decision import Circumstances, Decision, check_count, decide_debug, decide_pod
+from confcom.admission.decision import AdmissionContext, Decision, check_count, decide_debug, decide_pod
 from confcom.admission.findings import REFUSALS, Finding, Findings
 from confcom.errors import FormatError
 from confcom.protocols.admission import (
@@ -28,7 +28,7 @@ MAX_NAMED_PATHS = 6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReviewEvent:
-    """What happened in a review, for the log and the metrics; nothing of the pod but its names and amounts."""
+    """The outcome of a review for log and metrics; of the pod only names and amounts."""
 
     task: Task
     outcome: Outcome
@@ -36,7 +36,7 @@ class ReviewEvent:
     namespace: str
     pod: str
     debug: bool
-    """Whether it was about ephemeral containers."""
+    """Whether ephemeral containers were reviewed."""
     dry_run: bool
     epc: int = 0
     """MiB that the pod takes of one node."""
@@ -50,10 +50,10 @@ class ReviewEvent:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-def review(data: bytes, task: Task, given: Callable[[str], Circumstances]) -> tuple[bytes, ReviewEvent]:
-    """Answer a review; `given` says what to decide by in a namespace. `FormatError` if it is no AdmissionReview.
+def review(data: bytes, task: Task, context_of: Callable[[str], AdmissionContext]) -> tuple[bytes, ReviewEvent]:
+    """Answer a review; `context_of` gives the context of a namespace. `FormatError` if it is no AdmissionReview.
 
-    A pod that cannot be read as one is refused like any other that is wrong.
+    A malformed pod is refused.
     """
     request = parse_review(data)
     pod: Json = {}
@@ -63,7 +63,7 @@ def review(data: bytes, task: Task, given: Callable[[str], Circumstances]) -> tu
     if not refused:
         try:
             pod = parse_object(request.object)
-            decision = _decide(request, pod, given(request.namespace))
+            decision = _decide(request, pod, context_of(request.namespace))
         except FormatError as error:
             refused = (Finding("malformed-pod", f"{error.message}. {error.advice()}"),)
         except RecursionError:
@@ -76,16 +76,16 @@ def review(data: bytes, task: Task, given: Callable[[str], Circumstances]) -> tu
     return _answer(request, pod, decision, changes, task)
 
 
-def _decide(request: AdmissionRequest, pod: Json, given: Circumstances) -> Decision:
+def _decide(request: AdmissionRequest, pod: Json, context: AdmissionContext) -> Decision:
     if request.sub_resource == "ephemeralcontainers":
-        return decide_debug(pod, parse_object(request.old_object), given)
-    return decide_pod(pod, given)
+        return decide_debug(pod, parse_object(request.old_object), context)
+    return decide_pod(pod, context)
 
 
 def _answer(
     request: AdmissionRequest, pod: Json, decision: Decision, changes: list[Operation], task: Task
 ) -> tuple[bytes, ReviewEvent]:
-    # Both tasks come to the same warnings; whoever makes the pod should read them once.
+    # Both tasks find the same warnings; the client should read them once.
     warnings = [finding.sentence for finding in decision.warnings] if task == "mutate" else []
     outcome: Outcome = "allowed"
     if decision.refusals:
@@ -117,7 +117,7 @@ def _answer(
 
 
 def _name(request: AdmissionRequest, pod: Json) -> str:
-    """The pod's name; one that a controller makes has but the beginning of one by now."""
+    """The pod's name; of a pod that a controller makes, only the prefix is known yet."""
     metadata: object = pod.get("metadata")
     found = request.name or (metadata.get("generateName") if isinstance(metadata, dict) else "")
     return found[:253] if isinstance(found, str) else ""

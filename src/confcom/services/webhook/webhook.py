@@ -1,8 +1,8 @@
 """The admission webhook: completes pods that use SGX, and refuses those that cannot work, before they exist.
 
-Here is its life: it issues its certificate by a CA that the API server trusts, answers reviews, and leaves when it is
-told to, but first asks its callers to look for another replica. `webhook_http` has the paths, `webhook_reviews` the
-answers.
+This module has its life cycle: it issues its certificate by a CA that the API server trusts and answers reviews. On
+SIGTERM it first closes each caller's connection after the next answer, so that callers find another replica, then ends.
+`webhook_http` has the paths, `reviews` the answers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from confcom.admission.decision import Circumstances
+from confcom.admission.decision import AdmissionContext
 from confcom.cluster.nodes import drained, watch_nodes
 from confcom.errors import ClusterError, ConfigError
 from confcom.protocols.epc import MIB
@@ -34,7 +34,7 @@ COMMON_NAME = "confcom admission webhook"
 MAX_AUTHORITY = 64 * 1024
 """Bytes of the file with the authority of clients."""
 OUTPUT_MEMORY = 16 << 20
-"""Bytes of answers that callers have not taken yet."""
+"""Bytes of answers that callers have not read yet."""
 WATCH_AGAIN = (1.0, 5.0, 30.0)
 """Seconds until the nodes are watched again after a failure; the last one repeats."""
 
@@ -49,7 +49,7 @@ async def serve(
 ) -> None:
     """Serve until `stop` is set, then for as long as callers need to find another replica.
 
-    `started` is told the URL. Without credentials for the Kubernetes API it is a `ConfigError`.
+    `started` receives the URL. `ConfigError` without credentials for the Kubernetes API.
     """
     webhook = _Webhook(config, clock, registry or CollectorRegistry())
     async with AsyncExitStack() as stack:
@@ -81,10 +81,10 @@ class _Webhook:
             common_name=COMMON_NAME,
             clock=clock,
         )
-        self._app = WebhookApp(self._given, self._metrics, body_memory=config.body_memory)
+        self._app = WebhookApp(self._context_of, self._metrics, body_memory=config.body_memory)
 
     def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
-        """What goes on beside the reviews, by name."""
+        """Tasks beside the reviews, by name."""
         found: dict[str, Coroutine[Any, Any, None]] = {
             "certificate": self._certificate.run(self._config.look_every),
             "nodes": self._follow_nodes(),
@@ -94,7 +94,7 @@ class _Webhook:
         return found
 
     async def run(self, stop: asyncio.Event, started: Callable[[str], None] | None) -> None:
-        """Serve until told to stop."""
+        """Serve until `stop` is set and callers have left."""
         certificate = asyncio.create_task(self._certificate.first())
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait({certificate, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -132,8 +132,8 @@ class _Webhook:
             output_memory=OUTPUT_MEMORY,
         )
 
-    def _given(self, namespace: str) -> Circumstances:
-        return Circumstances(
+    def _context_of(self, namespace: str) -> AdmissionContext:
+        return AdmissionContext(
             namespace=namespace,
             grants=self._grants,
             largest_node=self._largest_node,
@@ -143,7 +143,7 @@ class _Webhook:
         )
 
     async def _follow_nodes(self) -> None:
-        """Know the largest node; while nobody says, what was known last counts."""
+        """Keep the size of the largest node; while the API cannot be read, the last size counts."""
         failures = 0
         while True:
             try:
@@ -154,7 +154,7 @@ class _Webhook:
                     self._metrics.largest_node.set(self._largest_node)
             except (ClusterError, ConfigError) as error:
                 if isinstance(error, ConfigError) and self._largest_node is None:
-                    raise  # credentials that cannot be used, and never could
+                    raise  # unusable credentials, from the start
                 self._metrics.failures.labels("nodes").inc()
                 structlog.get_logger().warning("webhook.nodes", outcome="waits", reason=str(error))
                 await asyncio.sleep(WATCH_AGAIN[min(failures, len(WATCH_AGAIN) - 1)])
@@ -164,12 +164,12 @@ class _Webhook:
         return {"/healthz": self._healthz, "/readyz": self._readyz, "/metrics": self._show_metrics}
 
     async def _healthz(self) -> Page:
-        return Page(200, b"ok\n")  # that this is sent shows that the loop turns
+        return Page(200, b"ok\n")  # an answer shows that the event loop runs
 
     async def _readyz(self) -> Page:
         reason = "leaving: told to stop" if self._leaving else self._certificate.not_ready
         if not reason and self._drained:
-            # The disruption budget lets go of pods that are not ready: without that the last node could not be drained.
+            # The disruption budget lets unready pods be evicted: without that the last node could not be drained.
             reason = "every node is being drained, so no other replica can take over"
         return Page(503, f"{reason}\n".encode()) if reason else Page(200, b"ok\n")
 
@@ -178,7 +178,7 @@ class _Webhook:
 
 
 def _read_authority(path: str | None) -> bytes | None:
-    """The certificate of those who may ask; None for everybody."""
+    """The authority of clients, PEM; None if any client may ask."""
     if path is None:
         return None
     try:

@@ -24,26 +24,26 @@ class WebhookConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Settings of the webhook; the defaults are those for production."""
 
     listen: str = "[::]:8443"
-    """HOST:PORT of HTTPS, where the API server asks; [::] is every address."""
+    """HOST:PORT of HTTPS, which the API server calls; [::] is every address."""
     http: str = "[::]:9464"
     """HOST:PORT, or unix:PATH, of /healthz, /readyz and /metrics; empty for none."""
     namespace: str = NAMESPACE
     """Namespace of the Service."""
     service: str = SERVICE
-    """The Service by which the API server finds us; the certificate is for its name."""
+    """The Service that the API server calls; the certificate is for its name."""
     hosts: str = ""
     """Further names and addresses of the certificate, with commas between."""
     ca: str = "/etc/confcom/webhook-ca"
-    """Folder with tls.crt and tls.key of the CA that the webhook configurations trust; it is followed."""
+    """Folder with tls.crt and tls.key of the CA that the webhook configurations trust; changes are followed."""
     client_ca: str | None = None
-    """PEM file of the authority that signed the API server's client certificate; without it anybody may ask."""
+    """PEM file of the authority that signed the API server's client certificate; without it any client may ask."""
     kubeconfig: str | None = None
     """Credentials for the Kubernetes API; else the pod's service account, or the user's own."""
 
     provision_grants: str = ""
     """Who may hold the provisioning device: NAMESPACE/SERVICEACCOUNT or NAMESPACE/*, with commas between."""
     oversized: Literal["refuse", "warn"] = "refuse"
-    """What becomes of a pod that wants more EPC than any node has; warn where larger nodes are made on demand."""
+    """Answer to a pod that requests more EPC than any node has; warn where larger nodes are made on demand."""
     quote_helper: bool = True
     """Whether the quote helper is enabled; if it is not, pods that ask it are warned."""
     wiring: Wiring = "plugin"
@@ -53,11 +53,11 @@ class WebhookConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     lifetime: _Seconds = 30 * _DAY
     """Seconds that a certificate is valid; after half of them another one is issued."""
     look_every: _Seconds = 5.0
-    """Seconds between two looks at the CA."""
+    """Seconds between two reads of the CA."""
     leave_after: Annotated[float, msgspec.Meta(ge=0)] = 6.0
-    """Seconds for which a replica that was told to stop still answers, so that it is forgotten first."""
+    """Seconds for which a replica still answers after SIGTERM, so that callers find another one first."""
     drain_timeout: Annotated[float, msgspec.Meta(ge=1)] = 6.0
-    """Seconds that reviews under way get then."""
+    """Seconds that reviews in flight get then."""
 
     max_connections: Annotated[int, msgspec.Meta(ge=1)] = 256
     """Connections at a time; beyond it, the address with most gives up the oldest one that waits for its client."""
@@ -69,7 +69,7 @@ class WebhookConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Seconds that a connection may stay without a review; more than the 90 after which the API server closes it."""
 
     def check(self) -> None:
-        """What one field alone cannot tell; `ConfigError` says what is wrong."""
+        """`ConfigError` if grants, names or the address are wrong."""
         self.grants()
         for name in self.names():
             if not _is_host(name):
@@ -81,7 +81,7 @@ class WebhookConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return Grants.parse(self.provision_grants)
 
     def names(self) -> tuple[str, ...]:
-        """What the certificate is for."""
+        """Names and addresses of the certificate."""
         own = f"{self.service}.{self.namespace}.svc"
         return (own, f"{own}.cluster.local", *(word for part in self.hosts.split(",") if (word := part.strip())))
 

@@ -10,21 +10,18 @@ from typing import Any
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from confcom.admission.decision import Circumstances
+from confcom.admission.decision import AdmissionContext
 from confcom.errors import FormatError
 from confcom.protocols.admission import MAX_REVIEW, MUTATE_PATH, VALIDATE_PATH
 from confcom.services.webhook.reviews import ReviewEvent, Task, review
 
-# --- Metrics of the admission webhook, on a registry that the caller brings. An observer of reviews like the log ------
-
-
 PREFIX = "confcom_webhook"
 BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
-"""Seconds; a usual review takes some 0.2 ms, and after 5 s nobody waits any more."""
+"""Seconds; a usual review takes about 0.2 ms, and the API server waits 5 s at most."""
 
 
 class WebhookMetrics:
-    """Everything that the webhook counts. `docs/reference/webhook.md` explains each."""
+    """Metrics of the webhook, in `registry`. `docs/reference/webhook.md` explains each."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
@@ -58,12 +55,12 @@ class WebhookMetrics:
             self._warnings.labels(code).inc()
 
     def certificate_served(self, expires: datetime) -> None:
-        """Another certificate is in use."""
+        """Count a new certificate."""
         self._rotations.inc()
         self._expires.set(expires.timestamp())
 
     def certificate_trusted(self, trusted: bool) -> None:
-        """Whether there is a CA that the API server may trust."""
+        """Set whether there is a usable CA."""
         self._ready.set(trusted)
 
 
@@ -86,14 +83,18 @@ class _Rejected(Exception):
 
 
 class WebhookApp:
-    """The application. `given` says by what to decide in a namespace; `body_memory` bounds all bodies together."""
+    """The ASGI application. `context_of` gives the context of a namespace; `body_memory` limits all bodies together."""
 
     def __init__(
-        self, given: Callable[[str], Circumstances], metrics: WebhookMetrics, *, body_memory: int = 8 * MAX_REVIEW
+        self,
+        context_of: Callable[[str], AdmissionContext],
+        metrics: WebhookMetrics,
+        *,
+        body_memory: int = 8 * MAX_REVIEW,
     ) -> None:
         self.leaving = False
-        """Whether callers are told to take another connection for their next review."""
-        self._given = given
+        """Whether connections close after the next answer, so that callers open one to another replica."""
+        self._context_of = context_of
         self._metrics = metrics
         self._bodies = _Bodies(body_memory)
         self._log = structlog.get_logger()
@@ -106,11 +107,11 @@ class WebhookApp:
             task = _task(scope)
             body = await self._bodies.read(receive)
             begin = time.perf_counter()
-            answer, event = review(body, task, self._given)
+            answer, event = review(body, task, self._context_of)
         except (_Rejected, FormatError) as error:
             status = error.status if isinstance(error, _Rejected) else 400
             await self._reject(send, status, str(error))
-        except Exception:  # noqa: BLE001 - a mistake of ours must not look like a network that failed
+        except Exception:  # noqa: BLE001 - a bug must not look like a network failure
             self._log.exception("admission.mistake", path=str(scope["path"])[:100])
             await self._reject(send, 500, "a mistake of the webhook; its log has more")
         else:
@@ -137,7 +138,7 @@ class WebhookApp:
 
 
 class _Bodies:
-    """Reads bodies. When all that are under way exceed the limit, the largest of them makes room."""
+    """Reads bodies. If all that are being read exceed the limit, the largest is dropped."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit

@@ -8,11 +8,11 @@ import pytest
 
 from confcom.addon.rollout import (
     MAX_REASON,
-    Trouble,
+    Problem,
     cannot_be_configured,
+    problem_of,
     progress_of,
     shortened,
-    trouble_of,
     was_rejected,
 )
 
@@ -117,37 +117,37 @@ CASES: list[tuple[str, dict[str, Any], list[dict[str, Any]], str, bool]] = [
 def test_a_trouble_is_one_sentence(
     found: dict[str, Any], events: list[dict[str, Any]], sentence: str, firm: bool
 ) -> None:
-    trouble = trouble_of(found, events)
-    assert trouble is not None
-    assert trouble.sentence() == sentence
-    assert trouble.firm == firm
+    problem = problem_of(found, events)
+    assert problem is not None
+    assert problem.sentence() == sentence
+    assert problem.lasts == firm
 
 
 def test_a_pod_that_serves_or_goes_away_has_none() -> None:
     ready = {"conditions": [{"type": "Ready", "status": "True"}]}
-    assert trouble_of(pod(ready)) is None
-    assert trouble_of(pod({}, deletionTimestamp="2026-03-01T12:00:00Z")) is None
+    assert problem_of(pod(ready)) is None
+    assert problem_of(pod({}, deletionTimestamp="2026-03-01T12:00:00Z")) is None
 
 
 def test_the_last_line_of_the_log_says_more() -> None:
-    trouble = Trouble("pod-1", "", "CrashLoopBackOff", "container main ended with code 2", "main")
-    assert trouble.sentence(["first", "confcom: no EPC", ""]).endswith("ended with code 2: it says 'confcom: no EPC'")
+    problem = Problem("pod-1", "", "CrashLoopBackOff", "container main ended with code 2", "main")
+    assert problem.sentence(["first", "confcom: no EPC", ""]).endswith("ended with code 2: it says 'confcom: no EPC'")
     # What the cluster has of it already is not said twice.
-    said = trouble._replace(message="container main ended with code 2, saying 'confcom: no EPC'")
+    said = problem._replace(message="container main ended with code 2, saying 'confcom: no EPC'")
     assert said.sentence(["confcom: no EPC"]) == f"pod pod-1: CrashLoopBackOff: {said.message}"
 
 
 def test_advice_comes_with_what_it_is_about() -> None:
     log = ["starting", "confcom: cannot load libsgx_dcap_ql.so.1", "  what to do: Install Intel's libsgx-dcap-ql."]
-    sentence = Trouble("pod-1", "", "CrashLoopBackOff", "", "main").sentence(log)
+    sentence = Problem("pod-1", "", "CrashLoopBackOff", "", "main").sentence(log)
     assert "cannot load libsgx_dcap_ql.so.1 what to do: Install Intel's libsgx-dcap-ql." in sentence
     assert "starting" not in sentence
 
 
 def test_what_a_container_says_is_bounded() -> None:
-    trouble = Trouble("pod-1", "", "Error", "x" * 10_000)
-    assert len(trouble.sentence(["y" * 10_000])) < MAX_REASON + 100
-    assert len(shortened(trouble.sentence())) <= 160
+    problem = Problem("pod-1", "", "Error", "x" * 10_000)
+    assert len(problem.sentence(["y" * 10_000])) < MAX_REASON + 100
+    assert len(shortened(problem.sentence())) <= 160
 
 
 def daemon_set(generation: int = 2, **status: int) -> dict[str, Any]:
