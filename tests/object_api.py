@@ -17,19 +17,26 @@ from api_stand_in import ApiStandIn
 
 Object = dict[str, Any]
 PATH = re.compile(
-    r"/(?:api|apis/[^/]+)/[^/]+(?:/namespaces/(?P<namespace>[^/]+))?/(?P<kind>[a-z]+)(?:/(?P<name>[^/]+))?"
+    r"/(?:api|apis/[^/]+)/[^/]+(?:/namespaces/(?P<namespace>[^/]+))?/(?P<kind>[a-z]+)"
+    r"(?:/(?P<name>[^/]+)(?:/status)?)?"
 )
+SERVERS = ("resourceVersion", "deletionTimestamp")
+"""Metadata that the server writes."""
 GUARD = 120.0
 """Seconds after which a test hangs."""
 
 
 class ObjectApi(ApiStandIn):
-    """Use as a context. `objects` are by plural, namespace and name; `before_write` sees each write first."""
+    """Use as a context. `objects` are by plural, namespace and name; `before_write` sees each write first.
+
+    Pods of every workload run at once if `running` is true, and never otherwise.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.objects: dict[tuple[str, str, str], Object] = {}
         self.before_write: Callable[[str, tuple[str, str, str]], None] = lambda verb, place: None
+        self.running = True
         self._version = 0
 
     def put(self, plural: str, thing: Object) -> None:
@@ -51,7 +58,12 @@ class ObjectApi(ApiStandIn):
         kind, namespace, name = found["kind"], found["namespace"] or "", found["name"]
         with self.changed:
             if handler.command == "GET" and name is None:
-                items = [one for place, one in self.objects.items() if place[0] == kind and namespace in ("", place[1])]
+                labels = parse_qs(parts.query).get("labelSelector", [""])[0]
+                items = [
+                    self._shown(place)
+                    for place, one in self.objects.items()
+                    if place[0] == kind and namespace in ("", place[1]) and _has(one, labels)
+                ]
                 _send(handler, 200, {"metadata": {"resourceVersion": str(self._version)}, "items": items})
                 return
             place = (kind, namespace, name or body["metadata"]["name"])
@@ -67,22 +79,55 @@ class ObjectApi(ApiStandIn):
         elif handler.command in ("GET", "DELETE") and present is None:
             _send(handler, 404, _status(404, "NotFound"))
         elif handler.command == "GET":
-            _send(handler, 200, present or {})
+            _send(handler, 200, self._shown(place))
         elif handler.command == "DELETE":
             del self.objects[place]
             _send(handler, 200, {"kind": "Status", "status": "Success"})
         else:
-            wanted = body["metadata"].get("resourceVersion")
+            wanted = body.get("metadata", {}).get("resourceVersion")
             if wanted is not None and (present is None or wanted != present["metadata"]["resourceVersion"]):
                 _send(handler, 409, _status(409, "Conflict"))
                 return
+            if handler.headers["Content-Type"] == "application/merge-patch+json":
+                body = _merged(present or {}, body)
             if dry:
                 _send(handler, 200, body)
                 return
-            same = present is not None and {**body, "metadata": None} == {**present, "metadata": None}
-            if not same:
+            if present is None:
                 self.put(place[0], body)
+            elif _applied(body) != _applied(present):
+                kept = {name: one for name, one in present["metadata"].items() if name in SERVERS}
+                self.put(place[0], body | {"metadata": body["metadata"] | kept})
             _send(handler, 200, self.objects[place])
+
+    def _shown(self, place: tuple[str, str, str]) -> Object:
+        """An object as it is read: workloads with the status that a controller would write."""
+        found = self.objects[place]
+        wanted = {"daemonsets": 1, "deployments": found.get("spec", {}).get("replicas", 1)}.get(place[0])
+        if wanted is None:
+            return found
+        names = ("updatedNumberScheduled", "numberAvailable", "updatedReplicas", "availableReplicas", "replicas")
+        status = dict.fromkeys(names, wanted if self.running else 0)
+        return found | {"status": status | {"desiredNumberScheduled": wanted, "observedGeneration": 1}}
+
+
+def _applied(thing: Object) -> Object:
+    return thing | {"metadata": {name: one for name, one in thing["metadata"].items() if name not in SERVERS}}
+
+
+def _has(thing: Object, selector: str) -> bool:
+    labels = thing["metadata"].get("labels") or {}
+    wanted = [part.partition("=") for part in selector.split(",") if part]
+    return all(labels.get(name) == value for name, _, value in wanted)
+
+
+def _merged(present: Object, patch: Object) -> Object:
+    """RFC 7396."""
+    merged = {name: value for name, value in present.items() if patch.get(name, "") is not None}
+    for name, value in patch.items():
+        if value is not None:
+            merged[name] = _merged(present.get(name) or {}, value) if isinstance(value, dict) else value
+    return merged
 
 
 def _status(code: int, reason: str) -> Object:

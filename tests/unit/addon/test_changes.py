@@ -1,0 +1,238 @@
+"""Enable, update, disable and purge, against a stand-in of the Kubernetes API on a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from confcom.addon.changes import Addon, to_enable, to_update
+from confcom.cluster.objects import ClusterObjects, Ref, kind_of
+from confcom.errors import ClusterError, ConfigError
+from confcom.manifests.addon import render
+from confcom.manifests.objects import NAMESPACE, OURS
+from object_api import GUARD, ObjectApi
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+STATE = ("configmaps", NAMESPACE, "confcom-addon")
+WORLD = ("secrets", NAMESPACE, "confcom-simulated-world")
+CA = ("secrets", NAMESPACE, "sgx-webhook-ca")
+PLUGIN = ("daemonsets", NAMESPACE, "sgx-device-plugin")
+HELPER = ("daemonsets", NAMESPACE, "sgx-quote-helper")
+SIMULATED = {"platform": "simulated", "simulated_epc": "64Mi", "image": "localhost/confcom:dev"}
+LEGACY = (
+    Ref("v1", "Secret", NAMESPACE, "sgx-webhook-tls"),
+    Ref("rbac.authorization.k8s.io/v1", "Role", NAMESPACE, "sgx-webhook"),
+    Ref("rbac.authorization.k8s.io/v1", "RoleBinding", NAMESPACE, "sgx-webhook"),
+    Ref("scheduling.k8s.io/v1", "PriorityClass", "", "confcom-quote-helper"),
+)
+"""What the add-on of commit 897114d made, and this one does not: its webhook issued its CA itself."""
+
+
+@pytest.fixture
+def api() -> Iterator[ObjectApi]:
+    with ObjectApi() as found:
+        yield found
+
+
+@pytest.fixture
+def told() -> list[str]:
+    return []
+
+
+@asynccontextmanager
+async def opened(api: ObjectApi, folder: Path, told: list[str]) -> AsyncIterator[Addon]:
+    """The add-on of this cluster; what it says goes to `told`."""
+    async with ClusterObjects.open(api.kubeconfig(folder), None, "confcom-addon") as cluster, asyncio.timeout(GUARD):
+        yield Addon(cluster, version="1", now=NOW, report=told.append)
+
+
+@pytest.fixture
+async def addon(api: ObjectApi, tmp_path: Path, told: list[str]) -> AsyncIterator[Addon]:
+    async with opened(api, tmp_path, told) as found:
+        yield found
+
+
+async def enable(addon: Addon, wait: float | None = None, **changes: Any) -> None:
+    await addon.change(partial(to_enable, SIMULATED | changes), wait=wait)
+
+
+async def update(addon: Addon, wait: float | None = None, **changes: Any) -> None:
+    await addon.change(partial(to_update, changes), wait=wait)
+
+
+def place(ref: Ref) -> tuple[str, str, str]:
+    plural = kind_of(ref.api_version, ref.kind).resource._api_info.plural
+    return (plural, ref.namespace, ref.name)
+
+
+def versions(api: ObjectApi) -> dict[tuple[str, str, str], str]:
+    return {place: found["metadata"]["resourceVersion"] for place, found in api.objects.items()}
+
+
+async def test_an_enable_makes_what_is_rendered_and_a_second_one_changes_nothing(
+    addon: Addon, api: ObjectApi, told: list[str]
+) -> None:
+    await enable(addon, wait=60, quote_helper=True, metrics=True)
+    state = await addon.state()
+    assert state is not None
+    assert state.enabled
+    rendered = {place(Ref.of(one)) for one in render(state.config, version="1")}
+    assert rendered | {WORLD, CA} == {place for place in api.objects if place[2] != "confcom-simulated-root"}
+    assert "sgx-device-plugin 1/1, sgx-quote-helper 1/1, sgx-metrics 1/1, sgx-webhook 2/2" in told
+    before = versions(api)
+    changed = [change for change in await addon.plan(state.config) if change.verb != "unchanged"]
+    assert changed == []
+    await enable(addon, quote_helper=True)
+    assert versions(api) == before
+
+
+async def test_a_plan_writes_nothing(addon: Addon, api: ObjectApi) -> None:
+    changes = await addon.plan(to_enable(SIMULATED, None))
+    assert {change.verb for change in changes} == {"create"}
+    assert "DaemonSet confcom-system/sgx-device-plugin" in {str(change.ref) for change in changes}
+    assert api.objects == {}
+
+
+async def test_an_update_keeps_what_it_does_not_mention_and_deletes_what_is_not_wanted_any_more(
+    addon: Addon, api: ObjectApi, told: list[str]
+) -> None:
+    await enable(addon, quote_helper=True, metrics=True, epc_reserve_mib=3)
+    await update(addon, metrics=False)
+    found = await addon.state()
+    assert found is not None
+    assert (found.config.quote_helper, found.config.metrics, found.config.epc_reserve_mib) == (True, False, 3)
+    assert HELPER in api.objects
+    assert not [place for place in api.objects if "metrics" in place[2]]
+    assert "deleted DaemonSet confcom-system/sgx-metrics" in told
+
+
+async def test_objects_of_others_in_the_namespace_stay(addon: Addon, api: ObjectApi) -> None:
+    others = {"v1": ("configmaps", "ConfigMap"), "apps/v1": ("daemonsets", "DaemonSet")}
+    for version, (plural, kind) in others.items():
+        labels = {"app.kubernetes.io/part-of": "another"}
+        api.put(
+            plural,
+            {
+                "apiVersion": version,
+                "kind": kind,
+                "metadata": {"name": "theirs", "namespace": NAMESPACE, "labels": labels},
+            },
+        )
+    await enable(addon)
+    await update(addon, overcommit=2.0)
+    await addon.disable(purge=False, wait=None)
+    assert {(plural, NAMESPACE, "theirs") for plural, _ in others.values()} <= api.objects.keys()
+
+
+@pytest.mark.parametrize("enabled", [None, False])
+async def test_an_update_needs_an_enabled_add_on(addon: Addon, api: ObjectApi, enabled: bool | None) -> None:
+    if enabled is False:
+        await enable(addon)
+        await addon.disable(purge=False, wait=None)
+    before = versions(api)
+    with pytest.raises(ConfigError, match="not enabled"):
+        await update(addon, metrics=True)
+    assert versions(api) == before
+
+
+async def test_an_update_from_the_first_certificate_scheme_leaves_nothing_of_it(addon: Addon, api: ObjectApi) -> None:
+    await enable(addon)
+    for ref in LEGACY:
+        metadata = {"name": ref.name, "labels": dict(OURS)} | ({"namespace": NAMESPACE} if ref.namespace else {})
+        api.put(place(ref)[0], {"apiVersion": ref.api_version, "kind": ref.kind, "metadata": metadata})
+    del api.objects[CA]
+    order: list[tuple[str, str, str]] = []
+    api.before_write = lambda verb, place: order.append(place)
+    await update(addon)
+    assert not {place(ref) for ref in LEGACY} & api.objects.keys()
+    bundle = api.objects[CA]["data"]["ca.crt"]
+    configurations = [found for found in api.objects if found[0].endswith("webhookconfigurations")]
+    entries = [entry for found in configurations for entry in api.objects[found]["webhooks"]]
+    assert {entry["clientConfig"]["caBundle"] for entry in entries} == {bundle}
+    # The API server trusts the CA before any replica can serve by it.
+    assert max(order.index(found) for found in configurations) < order.index(CA)
+    rights = api.objects["clusterroles", "", "confcom:sgx-webhook"]["rules"]
+    assert rights == [{"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"]}]
+
+
+async def test_a_disable_keeps_settings_and_world_for_the_next_enable(
+    addon: Addon, api: ObjectApi, told: list[str]
+) -> None:
+    await enable(addon, epc_reserve_mib=3)
+    world = api.objects[WORLD]["data"]
+    assert await addon.disable(purge=False, wait=60)
+    assert api.objects.keys() == {("namespaces", "", NAMESPACE), STATE, WORLD}
+    deleted = [line for line in told if line.startswith("deleted ")]
+    # The plugin goes before the account by which it reaches the API.
+    assert deleted.index(f"deleted DaemonSet {NAMESPACE}/sgx-device-plugin") < deleted.index(
+        f"deleted ServiceAccount {NAMESPACE}/sgx-device-plugin"
+    )
+    with pytest.raises(ConfigError, match="not enabled"):
+        await addon.show()
+    await addon.change(partial(to_enable, {}), wait=None)
+    state = await addon.state()
+    assert state is not None
+    assert state.config.epc_reserve_mib == 3
+    assert api.objects[WORLD]["data"] == world
+
+
+async def test_a_purge_leaves_neither_objects_nor_marks_on_nodes(addon: Addon, api: ObjectApi, told: list[str]) -> None:
+    amounts = {"cpu": "2", "kubernetes.azure.com/sgx_epc_mem_in_MiB": "64"}
+    labels = {"confcom.dev/sgx": "true", "confcom.dev/sgx-epc-mib": "64"}
+    node = {"metadata": {"name": "n1", "labels": labels}, "status": {"capacity": amounts, "allocatable": amounts}}
+    api.put("nodes", {"apiVersion": "v1", "kind": "Node"} | node)
+    await enable(addon)
+    assert await addon.disable(purge=True, wait=60)
+    (left,) = api.objects.values()
+    assert left["metadata"]["labels"] == {"confcom.dev/sgx": "true"}
+    assert left["status"] == {"capacity": {"cpu": "2"}, "allocatable": {"cpu": "2"}}
+    assert "emptied the folders of simulated nodes" in told
+    assert not await addon.disable(purge=True, wait=60)
+
+
+async def test_pods_with_claims_are_ended_before_dra_is_left(addon: Addon, api: ObjectApi) -> None:
+    await enable(addon, publisher="dra")
+    results = [{"driver": "sgx.confcom.dev"}]
+    claim = {
+        "metadata": {"name": "c", "namespace": "apps"},
+        "status": {"allocation": {"devices": {"results": results}}, "reservedFor": [{"name": "user"}]},
+    }
+    api.put("resourceclaims", claim)
+    api.put("pods", {"metadata": {"name": "user", "namespace": "apps"}, "spec": {"nodeName": "n1"}})
+    with pytest.raises(ConfigError, match="1 pods hold claims of EPC, which only --publisher dra can end: apps/user"):
+        await update(addon, publisher="auto")
+    state = await addon.state()
+    assert state is not None
+    assert state.config.publisher == "dra"
+
+
+async def test_an_image_that_cannot_be_pulled_is_named_with_its_node(addon: Addon, api: ObjectApi) -> None:
+    await enable(addon)
+    owner = [{"kind": "DaemonSet", "name": "sgx-device-plugin"}]
+    waiting = {"reason": "ErrImagePull", "message": 'failed to pull "localhost/nothing:1"'}
+    api.put(
+        "pods",
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "sgx-device-plugin-x", "namespace": NAMESPACE, "ownerReferences": owner},
+            "spec": {"nodeName": "n1"},
+            "status": {
+                "phase": "Pending",
+                "containerStatuses": [{"name": "device-plugin", "ready": False, "state": {"waiting": waiting}}],
+            },
+        },
+    )
+    api.running = False
+    with pytest.raises(ClusterError) as caught:
+        await update(addon, image="localhost/nothing:1", wait=1)
+    assert "not ready: sgx-device-plugin 0/1" in caught.value.message
+    assert 'pod sgx-device-plugin-x on n1: ErrImagePull: failed to pull "localhost/nothing:1"' in caught.value.message
+    assert "Name an image that the nodes can pull, with --image" in str(caught.value.advice())
