@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import stat
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from confcom.protocols import kubelet as k
 from confcom.protocols._pb import kubelet_device_plugin_pb2 as pb
 from confcom.protocols.kubelet import Empty
 from confcom.services.device_plugin.grpc import GrpcSocket, call
+from confcom.services.device_plugin.plugin import SETTLE
 from kubelet_emulator import AdmissionError, KubeletEmulator, wait_until
 from running_plugin import ENCLAVE, EPC, RunningPlugin
 
@@ -388,6 +390,21 @@ def test_a_successor_is_ready_beside_the_present_plugin_and_serves_when_that_end
             kubelet.wait_allocatable(EPC, 160)
             kubelet.wait(lambda: _ready(page)["parts"][EPC] == "ready")
             kubelet.admit("default/other", EPC, 1)
+
+
+def test_a_successor_gives_the_kubelet_time_to_note_its_predecessors_end(
+    tmp_path: Path, kubelet: KubeletEmulator
+) -> None:
+    """A busy machine only makes it longer."""
+    page = tmp_path / "page"
+    with RunningPlugin(tmp_path, kubelet) as first:
+        kubelet.wait_allocatable(EPC, 168)
+        with RunningPlugin(tmp_path, kubelet, http=f"unix:{page}"):
+            kubelet.wait(lambda: page.exists() and _ready(page)["ready"])
+            stopped = time.monotonic()
+            first.stop()
+            kubelet.wait(lambda: kubelet.registrations[EPC] == 2)
+            assert time.monotonic() - stopped >= SETTLE
 
 
 def test_a_successor_that_is_stopped_before_its_turn_leaves_the_present_plugin_alone(
