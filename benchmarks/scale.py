@@ -42,9 +42,8 @@ from confcom.devices.processes import CgroupOwner, EnclaveProcess, count_use
 from confcom.devices.resources import check_holder
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.addon_state import AddonState, state_object
-from confcom.protocols._pb.kubelet_podresources_pb2 import ListPodResourcesResponse
 from confcom.protocols.epc import parse_pod
-from confcom.protocols.kubelet import ListPodResourcesResponse as Held
+from confcom.protocols.kubelet import ListPodResourcesResponse, holders, parse
 from confcom.services.metrics.use import Seen, put_together
 from confcom.services.webhook.reviews import review
 
@@ -77,7 +76,12 @@ def holders_checked(pods: int) -> Callable[[], object]:
         for unit in range(4):
             container.devices.add(resource_name=EPC, device_ids=[f"{number}-{unit}"])
     data, ids = message.SerializeToString(), [f"{pods - 1}-{unit}" for unit in range(4)]
-    return lambda: check_holder(ids, Held.parse(data), resource=EPC, namespaces={"apps"})
+
+    def check() -> str:
+        held = holders(parse(ListPodResourcesResponse, data), EPC)
+        return check_holder(ids, held, resource=EPC, namespaces={"apps"})
+
+    return check
 
 
 def checkpoint_read(pods: int) -> Callable[[], object]:

@@ -10,7 +10,6 @@ from typing import Any
 
 from confcom.devices.declared_node import declare_node, parse_epc_sizes
 from confcom.devices.host import Host
-from confcom.services.device_plugin.parts import NodeCluster
 from confcom.services.device_plugin.plugin import serve
 from confcom.services.device_plugin.plugin_config import DevicePluginConfig
 from confcom.services.device_plugin.plugin_metrics import PluginEvent
@@ -38,7 +37,6 @@ class RunningPlugin:
         *,
         epc: str = "168Mi",
         host: Host | None = None,
-        cluster: NodeCluster | None = None,
         **settings: Any,
     ) -> None:
         self.root = folder / "node"
@@ -52,7 +50,6 @@ class RunningPlugin:
         self.events: list[PluginEvent] = []
         self.started: list[str] = []
         self.error: BaseException | None = None
-        self._cluster = cluster
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._running = threading.Event()
@@ -111,7 +108,6 @@ class RunningPlugin:
             self.host,
             self.config,
             stop=self._stop,
-            cluster=self._cluster,
             started=self.started.append,
             observe=self.events.append,
         )

@@ -19,7 +19,6 @@ from confcom.devices.host import Host
 from confcom.errors import ConfigError, PlatformUnavailable
 from confcom.protocols import kubelet as k
 from confcom.protocols._pb import kubelet_device_plugin_pb2 as pb
-from confcom.protocols.kubelet import Empty
 from confcom.services.device_plugin.grpc import GrpcSocket, call
 from confcom.services.device_plugin.plugin import SETTLE
 from kubelet_emulator import AdmissionError, KubeletEmulator, wait_until
@@ -284,11 +283,11 @@ def test_the_longest_message_is_taken(tmp_path: Path, kubelet: KubeletEmulator) 
         assert kubelet.endpoints[EPC].sizes == [count * 17]
 
 
-def message_of(size: int) -> bytes:
+def message_of(size: int) -> k.ListAndWatchResponse:
     """A list without devices, but with a field that is skipped: for sizes from 2 MiB on."""
     length = size - 6
     digits = bytes((length >> shift & 0x7F) | (0x80 if shift < 21 else 0) for shift in (0, 7, 14, 21))
-    return b"\xa2\x01" + digits + bytes(length)
+    return k.ListAndWatchResponse.FromString(b"\xa2\x01" + digits + bytes(length))
 
 
 async def test_the_kubelet_drops_a_stream_with_a_longer_message(tmp_path: Path, sockets: Path) -> None:
@@ -296,10 +295,10 @@ async def test_the_kubelet_drops_a_stream_with_a_longer_message(tmp_path: Path, 
     sizes = [k.MAX_MESSAGE, k.MAX_MESSAGE + 1]
     go_on = asyncio.Event()
 
-    async def options(request: Empty) -> k.DevicePluginOptions:
+    async def options(request: k.Empty) -> k.DevicePluginOptions:
         return k.DevicePluginOptions()
 
-    async def watch(request: Empty) -> AsyncIterator[bytes]:
+    async def watch(request: k.Empty) -> AsyncIterator[k.ListAndWatchResponse]:
         for size in sizes:
             yield message_of(size)
             await go_on.wait()
@@ -309,7 +308,7 @@ async def test_the_kubelet_drops_a_stream_with_a_longer_message(tmp_path: Path, 
     await asyncio.to_thread(kubelet.start)
     socket = GrpcSocket(kubelet.plugin_dir / "probe.sock", {k.GET_OPTIONS: options, k.LIST_AND_WATCH: watch})
     await socket.start()
-    request = k.RegisterRequest("probe.sock", "example.com/probe")
+    request = k.RegisterRequest(version=k.VERSION, endpoint="probe.sock", resource_name="example.com/probe")
     await call(kubelet.plugin_dir / "kubelet.sock", k.REGISTER, request, timeout=60)
     endpoint = kubelet.endpoints["example.com/probe"]
     await asyncio.to_thread(kubelet.wait, lambda: endpoint.sizes == sizes[:1])

@@ -12,7 +12,6 @@ import pytest
 
 from confcom.cluster.nodes import FIELD_MANAGER
 from confcom.errors import ConfigError
-from confcom.services.device_plugin.epc_in_node_status import KubeNodeCluster
 from kubelet_emulator import KubeletEmulator
 from node_api import NodeApi
 from running_plugin import ENCLAVE, EPC, RunningPlugin
@@ -27,9 +26,7 @@ def api() -> Iterator[NodeApi]:
 def large_node(folder: Path, kubelet: KubeletEmulator, api: NodeApi, **settings: Any) -> RunningPlugin:
     kubeconfig = api.kubeconfig(folder)
     settings = {"epc": "256Gi,256Gi"} | settings
-    return RunningPlugin(
-        folder, kubelet, cluster=KubeNodeCluster("worker-1", kubeconfig), node_name="worker-1", **settings
-    )
+    return RunningPlugin(folder, kubelet, node_name="worker-1", kubeconfig=kubeconfig, **settings)
 
 
 @pytest.mark.promise("M2")
@@ -132,8 +129,8 @@ def test_a_large_node_without_a_name_is_told_what_to_do(tmp_path: Path, kubelet:
 
 
 def test_credentials_that_are_not_there_are_told(tmp_path: Path, kubelet: KubeletEmulator) -> None:
-    nowhere = KubeNodeCluster("worker-1", str(tmp_path / "none"))
-    with RunningPlugin(tmp_path, kubelet, epc="16Gi", cluster=nowhere) as plugin:
+    nowhere = str(tmp_path / "none")
+    with RunningPlugin(tmp_path, kubelet, epc="16Gi", node_name="worker-1", kubeconfig=nowhere) as plugin:
         assert "configuration-error" in plugin.wait_event("epc.published")["reason"]
 
 

@@ -12,7 +12,6 @@ import pytest
 
 from confcom.devices.declared_node import declare_node
 from confcom.devices.host import Host
-from confcom.services.device_plugin.epc_in_node_status import KubeNodeCluster
 from kubelet_emulator import KubeletEmulator, wait_until
 from node_api import NodeApi
 from running_plugin import ENCLAVE, EPC, RunningPlugin
@@ -105,7 +104,7 @@ def test_an_amount_that_the_api_does_not_show_is_not_ready(tmp_path: Path, socke
             epc="64Gi",
             http=f"unix:{page}",
             node_name="worker-1",
-            cluster=KubeNodeCluster("worker-1", kubeconfig),
+            kubeconfig=kubeconfig,
         ):
             kubelet.wait_allocatable(ENCLAVE, 110)
             wait_until(lambda: "503" in readiness(page)[1]["parts"]["node status"])

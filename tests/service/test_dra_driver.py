@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from confcom.errors import ConfigError, PlatformUnavailable
-from confcom.services.device_plugin.epc_in_node_status import KubeNodeCluster
 from dra_emulator import DraEmulator, PrepareError
 from kubelet_emulator import wait_until
 from running_plugin import ENCLAVE, EPC, RunningPlugin
@@ -39,8 +38,8 @@ def api() -> Iterator[SliceApi]:
 
 def driver(folder: Path, kubelet: DraEmulator, api: SliceApi, **settings: Any) -> RunningPlugin:
     settings = {"epc": "64Gi,64Gi", "cdi_dir": str(folder / "cdi")} | settings
-    cluster = KubeNodeCluster(NODE, api.kubeconfig(folder))
-    return RunningPlugin(folder, kubelet, cluster=cluster, node_name=NODE, publisher="dra", **settings)
+    settings |= {"node_name": NODE, "kubeconfig": api.kubeconfig(folder), "publisher": "dra"}
+    return RunningPlugin(folder, kubelet, **settings)
 
 
 def result(amount: str | None, *, device: str = "epc-node0", request: str = "epc", **more: Any) -> dict[str, Any]:
@@ -380,7 +379,7 @@ def test_nothing_is_offered_while_pods_hold_epc_of_the_nodes_status(
         kubelet.wait_allocatable(ENCLAVE, 110)
         kubelet.admit("default/app", ENCLAVE, 1)
     with driver(tmp_path, kubelet, api, epc="168Mi") as plugin:
-        wait_until(lambda: any(event.name == "epc.held_back" and event.trouble for event in plugin.events))
+        wait_until(lambda: any(event.name == "epc.held_back" and event.warning for event in plugin.events))
         assert offered(api) == 0
         kubelet.remove("default/app")
         wait_until(lambda: offered(api) == 168)

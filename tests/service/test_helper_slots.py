@@ -12,7 +12,6 @@ import pytest
 
 from confcom.platforms.aesm_client import AesmPlatform
 from confcom.protocols._pb import kubelet_device_plugin_pb2 as pb
-from confcom.services.device_plugin.epc_in_node_status import KubeNodeCluster
 from dra_emulator import DraEmulator
 from kubelet_emulator import AdmissionError, KubeletEmulator, wait_until
 from recording_platform import RecordingPlatform
@@ -115,8 +114,8 @@ def test_it_is_there_beside_claims(tmp_path: Path, sockets: Path, folder: Path) 
     kubelet = DraEmulator(sockets)
     kubelet.start()
     with SliceApi(NODE) as api:
-        cluster = KubeNodeCluster(NODE, api.kubeconfig(tmp_path))
-        settings = {"cluster": cluster, "node_name": NODE, "publisher": "dra", "cdi_dir": str(tmp_path / "cdi")}
+        settings = {"node_name": NODE, "kubeconfig": api.kubeconfig(tmp_path), "publisher": "dra"}
+        settings["cdi_dir"] = str(tmp_path / "cdi")
         with plugin(tmp_path, kubelet, folder, **settings), helper(folder):
             kubelet.wait_allocatable(HELPER, 3)
             assert asks(kubelet.admit("default/app", HELPER, 1)) == 1

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import unified_diff
 from typing import Any, NamedTuple
 
-from confcom.cluster.nodes import BOOT_ANNOTATION, OVERCOMMIT_LABEL, TRUE_SIZE_LABEL
 from confcom.cluster.objects import NOT_FOUND, ClusterObjects, Ref
 from confcom.errors import ClusterRefused, ConfigError
 from confcom.manifests.addon_config import AddonConfig
@@ -27,6 +26,7 @@ from confcom.manifests.objects import (
 from confcom.manifests.quote_helper import SOCKET_FOLDER
 from confcom.manifests.simulated import WORLD_SECRET
 from confcom.protocols.dra_objects import DRIVER
+from confcom.protocols.epc import BOOT_ANNOTATION, OVERCOMMIT_LABEL, TRUE_SIZE_LABEL
 
 # Metadata that the server writes.
 _SERVERS_OWN = ("creationTimestamp", "generation", "managedFields", "resourceVersion", "selfLink", "uid")

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from confcom.admission.findings import Findings
 from confcom.admission.pod_json import Container, Json, json_object
 from confcom.errors import FormatError
-from confcom.protocols.admission import ENCLAVE, HELPER, PROVISION
-from confcom.protocols.epc import CANONICAL, EPC_UNITS, MIB, parse_quantity
+from confcom.protocols.admission import HELPER
+from confcom.protocols.epc import CANONICAL, ENCLAVE, EPC_UNITS, MIB, PROVISION, parse_quantity
 
 MAX_MIB = 1 << 26
 """64 TiB: a larger amount is a mistake in the unit."""

@@ -19,8 +19,8 @@ from confcom.protocols.admission import (
     HELPER,
     INTEL_ANNOTATION,
     MODE_ANNOTATION,
-    PROVISION,
 )
+from confcom.protocols.epc import PROVISION
 
 Mode = Literal["in-proc", "out-of-proc"]
 IN_PROC: Mode = "in-proc"

@@ -12,7 +12,6 @@ import click
 from confcom.devices.host import Host
 from confcom.errors import ConfigError
 from confcom.services.device_plugin import plugin as service
-from confcom.services.device_plugin.parts import NodeCluster
 from confcom.services.device_plugin.plugin_config import DevicePluginConfig
 from confcom.services.runtime.process import configure_logging, load, render, stop_on_signals
 
@@ -64,7 +63,6 @@ async def _run(host: Host, config: DevicePluginConfig, origin: str) -> None:
         host,
         config,
         stop=stop_on_signals(),
-        cluster=_open_cluster(config) if config.node_name else None,
         started=lambda summary: click.echo(f"device plugin: ready, {summary}, {origin}"),
     )
 
@@ -88,13 +86,3 @@ def _open_host(config: DevicePluginConfig) -> tuple[Host, str]:
     open_machine(machine)  # a file that is none fails here, not in every container
     sizes = parse_epc_sizes(config.simulated_epc)
     return declare_node(Path(config.simulated_node), sizes, machine.read_bytes()), "SIMULATED node"
-
-
-def _open_cluster(config: DevicePluginConfig) -> NodeCluster:
-    try:
-        from confcom.services.device_plugin.epc_in_node_status import KubeNodeCluster
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"EPC in the Kubernetes API needs the package {error.name!r}", advice="Install confcom[kube]."
-        ) from error
-    return KubeNodeCluster(config.node_name, config.kubeconfig)

@@ -9,8 +9,7 @@ from typing import Any
 
 import click
 
-from confcom.errors import ConfigError
-from confcom.services.metrics.exporter import MetricsConfig
+from confcom.services.metrics.exporter import MetricsConfig, serve
 from confcom.services.runtime.process import configure_logging, load, render, stop_on_signals
 
 
@@ -43,10 +42,4 @@ def metrics(config_file: Path | None, print_config: bool, debug: bool, **flags: 
 
 
 async def _run(config: MetricsConfig) -> None:
-    try:
-        from confcom.services.metrics.exporter import serve
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"watching the use of EPC needs the package {error.name!r}", advice="Install confcom[node,kube]."
-        ) from error
     await serve(config, stop=stop_on_signals(), started=lambda text: click.echo(f"metrics: ready, {text}"))

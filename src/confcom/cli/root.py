@@ -65,7 +65,10 @@ def run(arguments: list[str]) -> int:
         return ExitCode.USAGE
     except ModuleNotFoundError as error:
         _trace(verbose)
-        _complain(f"this command needs the package {error.name!r}", "install confcom[cli] or confcom[node]")
+        _complain(
+            f"this command needs the package {error.name!r}",
+            "install confcom[cli] for tools, confcom[node,services,kube] for what runs on a cluster",
+        )
         return ExitCode.USAGE
     except BrokenPipeError:
         # The reader of our output left; Python must not complain about it again at exit.

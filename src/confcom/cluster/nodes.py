@@ -1,4 +1,4 @@
-"""The Node object of this node in the Kubernetes API, as `devices.interface.NodeStatusPublisher` wants it.
+"""The Node object of this node in the Kubernetes API, and what the API says of nodes and their pods.
 
 A client lasts as long as one watch, because the token of a service account is replaced every hour and is read when the
 client is made. Only `nodes/status` of the one node is ever written.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from lightkube import AsyncClient
@@ -20,26 +19,16 @@ from lightkube.types import PatchType
 
 from confcom.cluster.client import cluster_errors, open_client
 from confcom.errors import ClusterError, FormatError
-from confcom.protocols.epc import CANONICAL, EpcNode, EpcPod, parse_claim, parse_node, parse_pod, requested_epc
-
-TRUE_SIZE_LABEL = "confcom.dev/sgx-epc-mib"
-"""MiB of EPC of the node."""
-OVERCOMMIT_LABEL = "confcom.dev/sgx-epc-overcommit"
-"""Ratio of requestable EPC to true EPC without the reserve."""
-BOOT_ANNOTATION = "confcom.dev/sgx-epc-boot"
-"""Boot id of the node when the true size was found: until the next boot the size may only fall."""
-
-
-@dataclass(frozen=True, slots=True)
-class NodeStatus:
-    """Parts of a Node object: amounts as Quantities, labels, annotations, boot id."""
-
-    capacity: Mapping[str, str]
-    allocatable: Mapping[str, str]
-    labels: Mapping[str, str]
-    annotations: Mapping[str, str] = field(default_factory=dict)
-    boot_id: str = ""
-
+from confcom.protocols.epc import (
+    CANONICAL,
+    EpcNode,
+    EpcPod,
+    NodeStatus,
+    parse_claim,
+    parse_node,
+    parse_pod,
+    requested_epc,
+)
 
 FIELD_MANAGER = "confcom-device-plugin"
 SERVER_TIMEOUT = 300

@@ -1,4 +1,4 @@
-"""The ResourceSlices and claims of one node's DRA driver, as `devices.interface.DynamicResources` wants them.
+"""The ResourceSlices and claims of one node's DRA driver in the Kubernetes API.
 
 A client lasts as long as one watch, because the token of a service account is replaced every hour and is read when the
 client is made. Only slices of the one node and driver are watched. The API refuses writes to those of other nodes.

@@ -1,7 +1,7 @@
 """EPC as devices of dynamic resource allocation: one per NUMA node, shared by amount, without a device per unit.
 
-The same pool, reserve and overcommit as every other way to publish it. The provisioning device is one more, of another
-kind, which only claims of named namespaces are given.
+Pool, reserve and overcommit are those of every other publisher. The provisioning device is one more, of another kind,
+for claims of named namespaces alone. What a prepared claim brings is a file in the container runtime's CDI folder.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 
 from confcom.devices.epc import MIB, EpcPool, PoolSection
 from confcom.devices.host import Host
-from confcom.devices.resources import ANY_NAMESPACE, SIZE_VARIABLE, enclave_device, provision_device, why_no_provision
-from confcom.devices.sgx_node import DriverDevice, SgxNode
+from confcom.devices.resources import ANY_NAMESPACE, SIZE_VARIABLE
+from confcom.devices.sgx_node import SgxNode, allocation
 from confcom.errors import PlatformUnavailable, PolicyError, RemoteProtocolError
 from confcom.protocols.dra_objects import (
     EPC_CAPACITY,
@@ -26,15 +26,16 @@ from confcom.protocols.dra_objects import (
     AllocatedDevice,
     SharedDevice,
 )
-from confcom.protocols.kubelet import ContainerAllocation
+from confcom.protocols.kubelet import ContainerAllocateResponse
 
 EPC_DEVICE = "epc"
 PROVISION_DEVICE = "provision"
+_UID = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,62}")
 
 
 @dataclass(frozen=True, slots=True)
 class DraDevices:
-    """What a node offers to claims, and what a container gets by it. `holders` 0: provisioning is nobody's."""
+    """What a node offers to claims, and what a container gets by it. `holders` 0: no claim gets provisioning."""
 
     host: Host
     holders: int = 0
@@ -43,7 +44,7 @@ class DraDevices:
     def offered(self, pool: EpcPool, node: SgxNode) -> tuple[SharedDevice, ...]:
         """The devices that claims may have now; none of those whose driver's device is away."""
         epc = [] if node.obstacles else [self._epc(section, pool, node) for section in pool.sections if section.units]
-        if self.holders and not why_no_provision(node):
+        if self.holders and not node.why_missing("provision"):
             epc.append(
                 SharedDevice(PROVISION_DEVICE, HOLDERS_CAPACITY, self.holders, 1, self._about("provision", node))
             )
@@ -56,11 +57,11 @@ class DraDevices:
 
     def why_missing(self, name: str, node: SgxNode) -> str:
         """Why a device cannot be had now; empty when it can."""
-        return why_no_provision(node) if name == PROVISION_DEVICE else "; ".join(node.obstacles)
+        return node.why_missing("provision") if name == PROVISION_DEVICE else "; ".join(node.obstacles)
 
     def grant(
         self, chosen: Sequence[AllocatedDevice], node: SgxNode, *, namespace: str
-    ) -> tuple[ContainerAllocation, ...]:
+    ) -> tuple[ContainerAllocateResponse, ...]:
         """What each chosen device brings into the containers of a claim that lives in `namespace`, in order.
 
         Devices of one request come together, so each of them says the request's whole amount. A `PolicyError` for what
@@ -70,10 +71,10 @@ class DraDevices:
 
     def _grant(
         self, device: AllocatedDevice, chosen: Sequence[AllocatedDevice], node: SgxNode, namespace: str
-    ) -> ContainerAllocation:
+    ) -> ContainerAllocateResponse:
         if device.device == PROVISION_DEVICE:
             self._check_namespace(namespace)
-            return self._brings(provision_device(node))
+            return allocation(self.host, node.device("provision"))
         if device.device.split("-")[0] != EPC_DEVICE:
             raise RemoteProtocolError(f"there is no device {device.device[:64]!r} here")
         if device.admin:
@@ -82,7 +83,7 @@ class DraDevices:
                 advice="Claim an amount without adminAccess.",
             )
         size = sum(other.amounts.get(EPC_CAPACITY, 0) for other in chosen if other.request == device.request)
-        return self._brings(enclave_device(node), ((SIZE_VARIABLE, str(size // MIB)),))
+        return allocation(self.host, node.device("enclave"), environment={SIZE_VARIABLE: str(size // MIB)})
 
     def _check_namespace(self, namespace: str) -> None:
         if not self.holders or not ({ANY_NAMESPACE, namespace} & set(self.namespaces)):
@@ -91,9 +92,6 @@ class DraDevices:
                 advice="Add the namespace to provision_namespaces of the device plugin if its pods shall hold the "
                 "provisioning privilege.",
             )
-
-    def _brings(self, device: DriverDevice, environment: tuple[tuple[str, str], ...] = ()) -> ContainerAllocation:
-        return ContainerAllocation(device.nodes(self.host), device.mounts(self.host), environment)
 
     def _epc(self, section: PoolSection, pool: EpcPool, node: SgxNode) -> SharedDevice:
         attributes: dict[str, str | int | bool] = dict(self._about("epc", node))
@@ -108,12 +106,6 @@ class DraDevices:
 
 def _epc_name(section: PoolSection) -> str:
     return EPC_DEVICE if section.numa_node is None else f"{EPC_DEVICE}-node{section.numa_node}"
-
-
-# --- The directory where a container runtime looks for CDI files: one file of ours per claim, there or no ---
-
-
-_UID = re.compile(r"[0-9A-Za-z][0-9A-Za-z-]{0,62}")
 
 
 @dataclass(frozen=True, slots=True)

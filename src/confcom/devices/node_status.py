@@ -12,10 +12,9 @@ from pathlib import Path
 
 import msgspec
 
-from confcom.cluster.nodes import BOOT_ANNOTATION, OVERCOMMIT_LABEL, TRUE_SIZE_LABEL, NodeStatus
 from confcom.devices.epc import EpcPool
 from confcom.errors import FormatError
-from confcom.protocols.epc import parse_quantity
+from confcom.protocols.epc import BOOT_ANNOTATION, OVERCOMMIT_LABEL, TRUE_SIZE_LABEL, NodeStatus, parse_quantity
 
 
 @dataclass(frozen=True, slots=True)

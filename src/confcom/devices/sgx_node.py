@@ -1,25 +1,25 @@
-"""What a node offers for SGX, found in one look."""
+"""What a node offers for SGX, found in one look, and how a container gets the driver's devices.
+
+The in-kernel driver and DCAP 1.41 have /dev/sgx_enclave; DCAP 1.33 has /dev/sgx/enclave; udev links one to the other. A
+container gets both paths, each made from the one true device: a runtime can pass neither directories nor symlinks.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from confcom.devices.epc import EpcSections, find_epc
 from confcom.devices.host import DeviceFile, Host
-from confcom.protocols.kubelet import DeviceNode, Mount
-
-# --- The SGX driver's devices on a host, whichever driver it is, and how a container gets them ------------------------
-#
-# The in-kernel driver and DCAP 1.41 have /dev/sgx_enclave; DCAP 1.33 has /dev/sgx/enclave; udev links one to the
-# other. A container gets both paths, each made from the one true device: directories and symlinks are nothing a
-# runtime could pass.
-
+from confcom.errors import PlatformUnavailable
+from confcom.protocols.kubelet import ContainerAllocateResponse
 
 ENCLAVE_PATHS = ("/dev/sgx_enclave", "/dev/sgx/enclave")
 PROVISION_PATHS = ("/dev/sgx_provision", "/dev/sgx/provision")
 LEGACY_PATH = "/dev/isgx"
+DeviceKind: TypeAlias = Literal["enclave", "provision"]
 
 _FLAGS = re.compile(r"^flags\s*:(.*)$", re.MULTILINE)
 
@@ -30,18 +30,6 @@ class DriverDevice:
 
     file: DeviceFile
     aliases: tuple[str, ...]
-
-    def nodes(self, host: Host) -> tuple[DeviceNode, ...]:
-        """Entries for the container runtime; none for a stand-in, which is no device."""
-        if self.file.is_stand_in:
-            return ()
-        return tuple(DeviceNode(host.outside(self.file.path), alias) for alias in self.aliases)
-
-    def mounts(self, host: Host) -> tuple[Mount, ...]:
-        """A stand-in goes into the container as a file, read-only."""
-        if not self.file.is_stand_in:
-            return ()
-        return tuple(Mount(host.outside(self.file.path), alias) for alias in self.aliases)
 
     def describe(self) -> str:
         """Path, number, mode and owner, for a log."""
@@ -121,7 +109,38 @@ class SgxNode:
         """Each reason why this node cannot run enclaves, as a clause; empty when it can."""
         return tuple(clause for clause in (self.driver.missing, self.epc.missing) if clause)
 
+    def why_missing(self, kind: DeviceKind) -> str:
+        """Why a device of the driver cannot be had now; empty when it can."""
+        if kind == "enclave" or self.driver.provision is not None:
+            return self.driver.missing if kind == "enclave" else ""
+        return self.driver.missing or f"neither {PROVISION_PATHS[0]} nor {PROVISION_PATHS[1]} is a device"
+
+    def device(self, kind: DeviceKind) -> DriverDevice:
+        """A device of the driver; `PlatformUnavailable` when it is not there now."""
+        found = self.driver.enclave if kind == "enclave" else self.driver.provision
+        if found is None:
+            raise PlatformUnavailable(f"no {kind} device: {self.why_missing(kind)}")
+        return found
+
 
 def find_sgx(host: Host) -> SgxNode:
     """Look at the host. It costs a few reads, so that it can be done every few seconds."""
     return SgxNode(find_epc(host), find_driver(host))
+
+
+def allocation(
+    host: Host, *devices: DriverDevice, environment: Mapping[str, str] | None = None
+) -> ContainerAllocateResponse:
+    """What a container gets: each device under all its names, and variables.
+
+    A stand-in is no device: it comes as a file, read-only.
+    """
+    found = ContainerAllocateResponse(envs=environment)
+    for device in devices:
+        path = host.outside(device.file.path)
+        for alias in device.aliases:
+            if device.file.is_stand_in:
+                found.mounts.add(host_path=path, container_path=alias, read_only=True)
+            else:
+                found.devices.add(host_path=path, container_path=alias, permissions="rw")
+    return found

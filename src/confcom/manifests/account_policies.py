@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from confcom.cluster.nodes import BOOT_ANNOTATION, OVERCOMMIT_LABEL, TRUE_SIZE_LABEL
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import (
     COLLATERAL,
@@ -26,6 +25,7 @@ from confcom.manifests.objects import (
     number,
 )
 from confcom.protocols import dra_objects
+from confcom.protocols.epc import BOOT_ANNOTATION, OVERCOMMIT_LABEL, TRUE_SIZE_LABEL
 
 EVENTS_CONTROLLER = "confcom.dev/metrics"
 """The reporting controller of the events that the exporter of EPC use writes."""

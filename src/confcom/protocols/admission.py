@@ -14,7 +14,7 @@ import msgspec
 
 from confcom.errors import FormatError
 from confcom.protocols import aesm
-from confcom.protocols.epc import EPC_UNITS
+from confcom.protocols.epc import ENCLAVE, EPC_UNITS, PROVISION
 
 # --- JSON Patch (RFC 6902) from what a document was to what it shall be; pure -----------------------------------------
 #
@@ -171,10 +171,6 @@ def _malformed(message: str) -> FormatError:
 # as if there were no webhook, whether that is up, slow or gone.
 
 
-ENCLAVE = "sgx.intel.com/enclave"
-"""The resource that brings a container the enclave device."""
-PROVISION = "sgx.intel.com/provision"
-"""The resource that brings a container the provisioning device."""
 HELPER = aesm.RESOURCE
 """The resource that brings a container to the quote helper."""
 SGX_RESOURCES = (*EPC_UNITS, ENCLAVE, PROVISION, HELPER)

@@ -55,6 +55,10 @@ EPC_UNITS: Mapping[str, int] = {
 """Name of the resource to bytes per unit."""
 HELPER_EPC = "sgx.confcom.dev/quote-helper-epc"
 """EPC of the quote helper's own enclaves, in MiB, beside the pool of applications; it brings both devices."""
+ENCLAVE = "sgx.intel.com/enclave"
+"""The resource that brings a container the enclave device."""
+PROVISION = "sgx.intel.com/provision"
+"""The resource that brings a container the provisioning device."""
 
 
 def requested_epc(amounts: Mapping[str, str], units: Mapping[str, int] = EPC_UNITS) -> int | None:
@@ -74,6 +78,27 @@ def bytes_of(name: str, amount: str, units: Mapping[str, int] = EPC_UNITS) -> in
     except FormatError:
         return None
     return None if size < 0 else -int(-size // 1)
+
+
+# What the device plugin reads and writes of its own node.
+
+TRUE_SIZE_LABEL = "confcom.dev/sgx-epc-mib"
+"""MiB of EPC of the node."""
+OVERCOMMIT_LABEL = "confcom.dev/sgx-epc-overcommit"
+"""Ratio of requestable EPC to true EPC without the reserve."""
+BOOT_ANNOTATION = "confcom.dev/sgx-epc-boot"
+"""Boot id of the node when the true size was found: until the next boot the size may only fall."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """Parts of a Node object: amounts as Quantities, labels, annotations, boot id."""
+
+    capacity: Mapping[str, str]
+    allocatable: Mapping[str, str]
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    boot_id: str = ""
 
 
 _Form = TypeVar("_Form", bound=msgspec.Struct)

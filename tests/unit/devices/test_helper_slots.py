@@ -12,7 +12,7 @@ from confcom.devices.epc import EpcSections
 from confcom.devices.resources import HelperSlots
 from confcom.devices.sgx_node import SgxDriver, SgxNode
 from confcom.errors import PlatformUnavailable
-from confcom.protocols.kubelet import ContainerAllocation, Mount
+from confcom.protocols.kubelet import ContainerAllocateResponse, Mount
 
 NODE = SgxNode(EpcSections((), "", "no EPC"), SgxDriver(None, None, "none", "no driver"))
 
@@ -47,7 +47,7 @@ def helper(folder: Path) -> Iterator[Path]:
 
 def reason(slots: HelperSlots) -> str:
     found = slots.inventory(NODE)
-    assert {device.healthy for device in found.devices} == {not found.reason}
+    assert {device.health == "Healthy" for device in found.devices.devices} == {not found.reason}
     return found.reason
 
 
@@ -55,8 +55,8 @@ def test_a_container_gets_the_folder_to_read_and_the_variable(folder: Path, help
     slots = HelperSlots(folder, 3)
     inventory = slots.inventory(NODE)
     granted = slots.grant(["quote-helper-1"], inventory)
-    mount = Mount(str(folder), "/var/run/aesmd", read_only=True)
-    assert granted == ContainerAllocation(mounts=(mount,), environment=(("SGX_AESM_ADDR", "1"),))
+    mount = Mount(host_path=str(folder), container_path="/var/run/aesmd", read_only=True)
+    assert granted == ContainerAllocateResponse(mounts=[mount], envs={"SGX_AESM_ADDR": "1"})
 
 
 def test_before_the_first_helper_nobody_is_sent_here(folder: Path, clock: Clock) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from confcom.devices.host import DeviceFile, Host
-from confcom.devices.sgx_node import ENCLAVE_PATHS, DriverDevice, find_cpu_flags, find_driver
-from confcom.protocols.kubelet import DeviceNode, Mount
+from confcom.devices.sgx_node import ENCLAVE_PATHS, DriverDevice, allocation, find_cpu_flags, find_driver
+from confcom.protocols.kubelet import ContainerAllocateResponse, DeviceSpec, Mount
 
 
 def stand_in(root: Path, *names: str) -> Host:
@@ -54,11 +54,13 @@ def test_a_link_that_leads_the_other_way_is_still_the_dcap_driver(tmp_path: Path
 @pytest.mark.complaint("azure-docs #71783", "intel-device-plugins #1526", "intel-device-plugins #1565")
 def test_a_real_device_is_passed_under_both_names() -> None:
     device = DriverDevice(DeviceFile("/dev/sgx_enclave", (10, 125), 0o660, 0, 106), ENCLAVE_PATHS)
-    assert device.nodes(Host()) == (
-        DeviceNode("/dev/sgx_enclave", "/dev/sgx_enclave", "rw"),
-        DeviceNode("/dev/sgx_enclave", "/dev/sgx/enclave", "rw"),
+    assert allocation(Host(), device, environment={"A": "b"}) == ContainerAllocateResponse(
+        devices=[
+            DeviceSpec(host_path="/dev/sgx_enclave", container_path="/dev/sgx_enclave", permissions="rw"),
+            DeviceSpec(host_path="/dev/sgx_enclave", container_path="/dev/sgx/enclave", permissions="rw"),
+        ],
+        envs={"A": "b"},
     )
-    assert device.mounts(Host()) == ()
     assert device.describe() == "/dev/sgx_enclave (10:125, mode 0660, uid 0, gid 106)"
 
 
@@ -66,9 +68,13 @@ def test_a_stand_in_is_mounted_and_never_called_a_device(tmp_path: Path) -> None
     host = stand_in(tmp_path, "sgx_enclave")
     device = find_driver(host).enclave
     assert device is not None
-    assert device.nodes(host) == ()
     path = str(tmp_path / "dev/sgx_enclave")
-    assert device.mounts(host) == (Mount(path, "/dev/sgx_enclave"), Mount(path, "/dev/sgx/enclave"))
+    assert allocation(host, device) == ContainerAllocateResponse(
+        mounts=[
+            Mount(host_path=path, container_path=alias, read_only=True)
+            for alias in ("/dev/sgx_enclave", "/dev/sgx/enclave")
+        ]
+    )
 
 
 def test_character_devices_of_a_host_seen_elsewhere(tmp_path: Path) -> None:
@@ -81,7 +87,8 @@ def test_character_devices_of_a_host_seen_elsewhere(tmp_path: Path) -> None:
     assert driver.enclave is not None
     assert driver.enclave.file.number == (10, 125)
     # The node's container runtime is given the host's path, not ours.
-    assert [node.host_path for node in driver.enclave.nodes(Host(tmp_path))] == ["/dev/sgx_enclave"] * 2
+    granted = allocation(Host(tmp_path), driver.enclave)
+    assert [node.host_path for node in granted.devices] == ["/dev/sgx_enclave"] * 2
 
 
 @pytest.mark.parametrize(

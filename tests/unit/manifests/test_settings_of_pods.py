@@ -7,7 +7,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from confcom.devices import resources
 from confcom.errors import ConfigError
 from confcom.manifests import collateral, device_plugin, quote_helper, webhook
 from confcom.manifests.addon import render
@@ -19,7 +18,7 @@ from confcom.manifests.objects import (
     NAMESPACE,
     PROVISION_RESOURCE,
 )
-from confcom.protocols import admission
+from confcom.protocols import admission, epc
 from confcom.services.collateral.collateral_service import CollateralServiceConfig, parse_fmspcs
 from confcom.services.device_plugin.plugin_config import DevicePluginConfig
 from confcom.services.metrics.exporter import MetricsConfig
@@ -116,9 +115,7 @@ def test_a_wrong_setting_would_be_noticed() -> None:
 
 
 def test_resources_have_the_names_that_the_plugin_publishes() -> None:
-    assert EPC_RESOURCE == resources.CANONICAL_RESOURCE
-    assert ENCLAVE_RESOURCE == resources.ENCLAVE_RESOURCE == admission.ENCLAVE
-    assert PROVISION_RESOURCE == resources.PROVISION_RESOURCE == admission.PROVISION
+    assert (EPC_RESOURCE, ENCLAVE_RESOURCE, PROVISION_RESOURCE) == (epc.CANONICAL, epc.ENCLAVE, epc.PROVISION)
     assert admission.NAMESPACE == NAMESPACE
 
 

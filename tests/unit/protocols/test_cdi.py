@@ -2,17 +2,20 @@ from __future__ import annotations
 
 import json
 
-from confcom.protocols.kubelet import ContainerAllocation, DeviceNode, Mount
+from confcom.protocols.kubelet import ContainerAllocateResponse, DeviceSpec, Mount
 from confcom.protocols.kubelet_dra import cdi_spec
 
 
 def test_what_a_device_brings_is_said_as_the_specification_wants_it() -> None:
-    brought = ContainerAllocation(
-        devices=(DeviceNode("/dev/sgx_enclave", "/dev/sgx/enclave"),),
-        mounts=(Mount("/h", "/c"), Mount("/h2", "/c2", read_only=False)),
-        environment=(("SGX_EPC_MIB", "10"),),
+    brought = ContainerAllocateResponse(
+        devices=[DeviceSpec(host_path="/dev/sgx_enclave", container_path="/dev/sgx/enclave", permissions="rw")],
+        mounts=[
+            Mount(host_path="/h", container_path="/c", read_only=True),
+            Mount(host_path="/h2", container_path="/c2"),
+        ],
+        envs={"SGX_EPC_MIB": "10"},
     )
-    spec = json.loads(cdi_spec("v.example/claim", {"a": brought, "b": ContainerAllocation()}, {"x/y": "z"}))
+    spec = json.loads(cdi_spec("v.example/claim", {"a": brought, "b": ContainerAllocateResponse()}, {"x/y": "z"}))
     assert spec == {
         "cdiVersion": "0.6.0",
         "kind": "v.example/claim",

@@ -1,6 +1,6 @@
 """gRPC on Unix sockets for the kubelet's APIs; the only module that knows the gRPC library.
 
-Messages are the values of `confcom.protocols.kubelet`. Every failure of a call of ours is a `ConfcomError`; every
+Messages and calls are those of `confcom.protocols.kubelet`. Every failure of a call of ours is a `ConfcomError`; every
 `ConfcomError` of a handler becomes a status by the table here.
 """
 
@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 from weakref import WeakSet
 
 import structlog
+from google.protobuf.message import Message
 from grpclib.client import Channel, UnaryUnaryMethod
 from grpclib.const import Cardinality, Handler, Status
 from grpclib.encoding.base import CodecBase
@@ -35,11 +36,12 @@ from confcom.errors import (
     ProtocolError,
     RemoteProtocolError,
 )
-from confcom.protocols.kubelet import Method
+from confcom.protocols.kubelet import LIST, Empty, Holder, Method, holders, parse
+from confcom.services.device_plugin.plugin_config import DevicePluginConfig
 from confcom.services.runtime.listener import clear_path, settle, stop_accepting
 
 SOCKET_MODE = 0o600
-"""Only root may talk to the plugin: that is the kubelet."""
+"""Only root may connect, as the kubelet does."""
 MAX_PATH = 107
 """Bytes of a socket's path: `sun_path` without its NUL."""
 _CLOSING = 1.0
@@ -67,7 +69,7 @@ class GrpcSocket:
         self.path = path
         self._socket = _bind(path)
         self._inode = _inode(path)
-        self._server = _Server([_Service(handlers)], _ValueCodec())
+        self._server = _Server([_Service(handlers)], _Codec())
 
     def owns_path(self) -> bool:
         """Whether the path still leads here."""
@@ -96,9 +98,9 @@ class GrpcSocket:
         await settle()
 
 
-async def call(path: Path, method: Method, request: object, *, timeout: float) -> Any:  # noqa: ANN401 - the method says
+async def call(path: Path, method: Method, request: Message, *, timeout: float) -> Any:  # noqa: ANN401 - the method says
     """One call to the server at a socket."""
-    channel = Channel(path=str(path), codec=_ValueCodec())
+    channel = Channel(path=str(path), codec=_Codec())
     try:
         async with asyncio.timeout(timeout):
             return await UnaryUnaryMethod(channel, method.path, method.request, method.response)(request)
@@ -120,13 +122,19 @@ async def call(path: Path, method: Method, request: object, *, timeout: float) -
         channel.close()
 
 
+async def held_devices(config: DevicePluginConfig, *resources: str) -> list[Mapping[Holder, list[str]]]:
+    """Which ids of each resource the containers of this node hold, by the kubelet's podresources API."""
+    listed = await call(Path(config.pod_resources_socket), LIST, Empty(), timeout=config.register_timeout)
+    return [holders(listed, resource) for resource in resources]
+
+
 def status_of(error: ConfcomError) -> Status:
-    """The table's entry."""
+    """The first entry of `STATUSES` that fits."""
     return next(status for kind, status in STATUSES if isinstance(error, kind))
 
 
 class _Server(Server):
-    """One that also ends its connections: the library leaves that to the peer, which may live for months."""
+    """A server that also ends its connections: the library leaves that to the peer, which may run for months."""
 
     def __init__(self, handlers: Collection[_Service], codec: CodecBase) -> None:
         super().__init__(handlers, codec=codec)
@@ -143,15 +151,17 @@ class _Server(Server):
                 protocol.processor.close(_CLOSED)
 
 
-class _ValueCodec(CodecBase):
+class _Codec(CodecBase):
+    """The library's own, but bytes that are no message are a `FormatError`."""
+
     __content_subtype__ = "proto"
 
     def encode(self, message: Any, message_type: Any) -> bytes:  # noqa: ANN401 - as the library declares it
         del message_type
-        return bytes(message)
+        return bytes(message.SerializeToString())
 
     def decode(self, data: bytes, message_type: Any) -> Any:  # noqa: ANN401 - as the library declares it
-        return message_type.parse(data)
+        return parse(message_type, data)
 
 
 class _Service:
@@ -188,7 +198,7 @@ def _answer_many(answer: Callable[[Any], Any]) -> Callable[[Stream[Any, Any]], A
 
 
 class _Translated:
-    """Our errors as statuses; a mistake of ours is logged here, and the peer learns no more than that."""
+    """Turns our errors into statuses. Unexpected exceptions are logged here; the peer gets their type alone."""
 
     def __enter__(self) -> None:
         return

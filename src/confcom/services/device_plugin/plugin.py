@@ -1,7 +1,7 @@
 """The device plugin: makes the node's EPC a resource of Kubernetes and gives containers the SGX driver's devices.
 
-It looks at the node, chooses how EPC is published, and runs one part per resource until it is told to stop. The node is
-looked at again every few seconds: devices that vanish make their resource unhealthy, and healthy when they come back.
+It looks at the node, chooses how EPC is published, and runs one part per resource until it is stopped. It looks at the
+node again every few seconds: devices that vanish make their resource unhealthy, and healthy when they come back.
 """
 
 from __future__ import annotations
@@ -19,38 +19,42 @@ from typing import Any
 
 import structlog
 
-from confcom.devices.dra import DraDevices
+from confcom.devices.dra import CdiFolder, DraDevices
 from confcom.devices.epc import EpcPool, PublisherChoice, choose_publisher
 from confcom.devices.host import Host
-from confcom.devices.interface import DeviceResource
 from confcom.devices.resources import (
     ANY_NAMESPACE,
+    DeviceResource,
+    DeviceSlots,
     EpcUnits,
     HelperEpc,
     HelperSlots,
     check_holder,
-    enclave_slots,
-    provision_slots,
 )
 from confcom.devices.sgx_node import SgxNode, find_cpu_flags, find_sgx
 from confcom.errors import ConfcomError, ConfigError, PlatformUnavailable
 from confcom.protocols.dra_objects import DRIVER
-from confcom.protocols.kubelet import LIST, Empty
-from confcom.services.device_plugin.dra import ClaimsAtKubelet, DevicesInApi
+from confcom.services.device_plugin.dra import CDI_PREFIX, ClaimServer, DevicesInApi
 from confcom.services.device_plugin.epc_in_node_status import EpcInNodeStatus
-from confcom.services.device_plugin.grpc import call
-from confcom.services.device_plugin.parts import Announcer, KubeletResource, NodeCluster, Part, PluginPages
+from confcom.services.device_plugin.grpc import held_devices
+from confcom.services.device_plugin.parts import Announcer, Part, PluginPages
 from confcom.services.device_plugin.plugin_config import DevicePluginConfig
 from confcom.services.device_plugin.plugin_metrics import Observer, PluginEvent, log_event
+from confcom.services.device_plugin.registration import RegistryRegistration, SocketRegistration
+from confcom.services.device_plugin.resource_server import ResourceServer
 from confcom.services.runtime.status_page import StatusPage
 
-# --- What the device plugin found on its node and makes of it: the fields of the log's event `epc.plan` ---------------
+Actor = Coroutine[Any, Any, None]
+
+SETTLE = 2.0
+"""Seconds between a predecessor's end and our registration. A kubelet that has not yet noted the end marks the devices
+of the plugin that has registered by then as unhealthy, and leaves them so."""
 
 
 def plan_fields(
     host: Host, node: SgxNode, pool: EpcPool, choice: PublisherChoice, config: DevicePluginConfig
 ) -> Mapping[str, object]:
-    """Sizes in MiB, devices with number, mode and owner, launch control (None: the host does not say)."""
+    """The log's event `epc.plan`: sizes in MiB, devices with number, mode and owner, launch control (None: unknown)."""
     driver, flags = node.driver, find_cpu_flags(host)
     return {
         "simulated": host.stand_ins,
@@ -71,15 +75,8 @@ def plan_fields(
 
 def _provision(config: DevicePluginConfig) -> str:
     if not config.provision_limit:
-        return "given to nobody"
+        return "given to no pod"
     return f"given to {config.provision_limit} at a time, namespaces {config.provision_namespaces}"
-
-
-Actor = Coroutine[Any, Any, None]
-
-SETTLE = 2.0
-"""Seconds between a predecessor's end and our registration. A kubelet that has not yet noted the end marks the devices
-of whoever has registered by then as unhealthy, and leaves them so."""
 
 
 async def serve(
@@ -87,15 +84,10 @@ async def serve(
     config: DevicePluginConfig,
     *,
     stop: asyncio.Event,
-    cluster: NodeCluster | None = None,
     started: Callable[[str], None] | None = None,
     observe: Observer = log_event,
 ) -> None:
-    """Serve until `stop` is set.
-
-    `cluster` is the way to the Kubernetes API, for what is not published through the kubelet alone. `started` is called
-    once the kubelet knows everything, with a line that says what was published.
-    """
+    """Serve until `stop` is set. `started` is called once the kubelet knows everything, with a line that says what."""
     config.check()
     pages = PluginPages(observe)
     async with AsyncExitStack() as resources:
@@ -109,9 +101,9 @@ async def serve(
         if not await resources.enter_async_context(_turn(config, stop)):
             return
         pages.waits = False
-        plugin = DevicePlugin(host, config, node, cluster, pages.observe, started)
+        plugin = DevicePlugin(host, config, node, pages.observe, started)
         pages.parts = plugin.parts
-        plugin.tell_plan()
+        plugin.log_plan()
         await _run(plugin.actors(), stop)
 
 
@@ -131,19 +123,17 @@ async def _run(actors: Sequence[Actor], stop: asyncio.Event) -> None:
 
 
 class DevicePlugin:
-    """What one node publishes, decided once, and the parts that keep it so."""
+    """What one node publishes, decided once, and the parts that keep it published."""
 
     def __init__(
         self,
         host: Host,
         config: DevicePluginConfig,
         node: SgxNode,
-        cluster: NodeCluster | None,
         observe: Observer,
         started: Callable[[str], None] | None = None,
     ) -> None:
         self._host = host
-        self._cluster = cluster
         self._config = config
         self._observe = observe
         self._node = node
@@ -158,13 +148,11 @@ class DevicePlugin:
         self.choice = self._choose(self._units.pool(node))
         self._announcer = Announcer(lambda: started(self.summary()) if started is not None else None)
         self.parts: list[Part] = [self._part(resource) for resource in self._resources()]
-        if self.choice.name == "dra":
-            self.parts += self._claims()
         if self.choice.name != "devices":
-            self.parts.append(self._node_status())
+            self.parts += self._in_api()
 
-    def tell_plan(self) -> None:
-        """Log what was found and what is made of it."""
+    def log_plan(self) -> None:
+        """Log what was found and how it is published."""
         fields = plan_fields(self._host, self._node, self._units.pool(self._node), self.choice, self._config)
         self._observe(PluginEvent("epc.plan", self._config.resource, fields))
 
@@ -175,7 +163,7 @@ class DevicePlugin:
         return f"{what} = {pool.units} ({pool.true_mib} MiB of EPC), as {self.choice.name}"
 
     def actors(self) -> list[Actor]:
-        """Everything that runs for ever."""
+        """Everything that runs until the plugin is stopped."""
         return [*(part.run() for part in self.parts), self._look_again()]
 
     def _choose(self, pool: EpcPool) -> PublisherChoice:
@@ -196,7 +184,7 @@ class DevicePlugin:
         return found + self._of_helper()
 
     def _of_helper(self) -> list[DeviceResource]:
-        """Beside claims as well: it is nothing that could be counted twice."""
+        """What quote helpers and their clients get; beside claims as well, because it is not in the pool."""
         config = self._config
         found: list[DeviceResource] = [self._helper_epc] if config.helper_epc_mib else []
         if not config.helper_folder:
@@ -207,59 +195,55 @@ class DevicePlugin:
 
     def _of_devices(self) -> list[DeviceResource]:
         config = self._config
+        found: list[DeviceResource] = [self._units] if self.choice.name == "devices" else []
         # Slots of the enclave device everywhere, so that one pod description fits nodes of every size.
-        found: list[DeviceResource] = [enclave_slots(self._host, config.enclave_limit, name=config.enclave_resource)]
-        if self.choice.name == "devices":
-            found.insert(0, self._units)
+        found.append(DeviceSlots(self._host, "enclave", config.enclave_limit, config.enclave_resource))
         if config.provision_limit:
-            slots = provision_slots(
-                self._host,
-                config.provision_limit,
-                name=config.provision_resource,
-                guarded=ANY_NAMESPACE not in config.namespaces,
-            )
-            found.append(slots)
+            guarded = ANY_NAMESPACE not in config.namespaces
+            name = config.provision_resource
+            found.append(DeviceSlots(self._host, "provision", config.provision_limit, name, guarded))
         return found
 
     def _part(self, resource: DeviceResource) -> Part:
         ready = self._announcer.wait_for(resource.name)
         guard = partial(self._check_holder, resource.name) if resource.guarded else None
-        return KubeletResource(resource, self._node, self._config, self._observe, ready=ready, guard=guard)
+        server = ResourceServer(resource, self._node, self._observe, guard)
+        if self._config.registration == "registry":
+            return RegistryRegistration(server, self._config, self._observe, ready)
+        return SocketRegistration(server, self._config, self._observe, ready)
 
-    def _claims(self) -> list[Part]:
-        """Devices that claims share, and no resource that the kubelet counts."""
-        config, api = self._config, self._api()
-        devices = DraDevices(self._host, config.provision_limit, config.namespaces)
-        names = devices.known(self._units.pool(self._node))
-        ready = self._announcer.wait_for(DRIVER)
-        return [
-            ClaimsAtKubelet(devices, names, self._node, api.claims(), config, self._observe, ready=ready),
-            DevicesInApi(devices, self._units, self._node, api.slices(), config, self._observe),
-        ]
-
-    def _node_status(self) -> Part:
-        """The amount; beside claims only the labels, and nothing left of an amount from before."""
-        return EpcInNodeStatus(
-            self._units,
-            self._node,
-            self._api().status(),
-            self._config,
-            self._observe,
-            withdrawn=self.choice.name == "dra",
-        )
-
-    def _api(self) -> NodeCluster:
-        if self._cluster is None:
+    def _in_api(self) -> list[Part]:
+        """The amount in the node's status; or devices that claims share, and what is left of an amount withdrawn."""
+        config, node, observe, dra = self._config, self._node, self._observe, self.choice.name == "dra"
+        if not config.node_name:
             raise ConfigError(
                 f"EPC of this node is published as {self.choice.name} ({self.choice.reason}), but no node is named",
                 advice="Name the node with --node-name and give credentials; or choose --publisher devices.",
             )
-        return self._cluster
+        # Here, because a plugin that publishes devices needs no client of the Kubernetes API.
+        from confcom.cluster.nodes import KubeNode
+        from confcom.cluster.resource_slices import KubeResourceClaims, KubeResourceSlices
+
+        publisher = KubeNode(config.node_name, kubeconfig=config.kubeconfig)
+        status = EpcInNodeStatus(self._units, node, publisher, config, observe, withdrawn=dra)
+        if not dra:
+            return [status]
+        devices = DraDevices(self._host, config.provision_limit, config.namespaces)
+        names = devices.known(self._units.pool(node))
+        claims = KubeResourceClaims(kubeconfig=config.kubeconfig)
+        folder = CdiFolder(Path(config.cdi_dir), CDI_PREFIX)
+        server = ClaimServer(config.node_name, devices, names, node, claims, folder, observe)
+        slices = KubeResourceSlices(config.node_name, DRIVER, kubeconfig=config.kubeconfig)
+        return [
+            RegistryRegistration(server, config, observe, self._announcer.wait_for(DRIVER)),
+            DevicesInApi(devices, self._units, node, slices, config, observe),
+            status,
+        ]
 
     async def _check_holder(self, resource: str, ids: Sequence[str]) -> str:
         config = self._config
         namespaces = {config.helper_namespace} if resource == self._helper_epc.name else config.namespaces
-        held = await call(Path(config.pod_resources_socket), LIST, Empty(), timeout=config.register_timeout)
+        (held,) = await held_devices(config, resource)
         return check_holder(ids, held, resource=resource, namespaces=namespaces)
 
     async def _look_again(self) -> None:
@@ -276,18 +260,17 @@ class DevicePlugin:
                 part.update(node)
 
     async def _look_at_helpers(self) -> None:
-        config = self._config
         with suppress(ConfcomError):  # the kubelet may be away; what was known last counts
-            found = await call(Path(config.pod_resources_socket), LIST, Empty(), timeout=config.register_timeout)
-            # The kubelet lists a container once per device.
-            ours = [one for one in found.held if one.resource == self._helper_epc.name]
-            held = Counter((one.namespace, one.pod) for one in ours for _ in one.ids)
-            self._helper_epc.held = max(held.values(), default=0)
+            (held,) = await held_devices(self._config, self._helper_epc.name)
+            pods: Counter[tuple[str, str]] = Counter()
+            for holder, ids in held.items():
+                pods[holder.namespace, holder.pod] += len(ids)
+            self._helper_epc.held = max(pods.values(), default=0)
 
 
 async def _find_node(host: Host, config: DevicePluginConfig, stop: asyncio.Event, pages: PluginPages) -> SgxNode | None:
-    """The node with SGX; waits for it if that is wanted, None when stopped meanwhile."""
-    told = ""
+    """The node with SGX; waits for SGX if the settings say so, None when stopped meanwhile."""
+    logged = ""
     while not stop.is_set():
         node = find_sgx(host)
         if not node.obstacles:
@@ -298,9 +281,9 @@ async def _find_node(host: Host, config: DevicePluginConfig, stop: asyncio.Event
                 f"this node offers no SGX: {reason}",
                 advice="Run the plugin on nodes with SGX only (wait_for_sgx makes it wait), or --platform simulated.",
             )
-        if reason != told:
+        if reason != logged:
             structlog.get_logger().info("sgx.absent", reason=reason)
-            pages.absent = told = reason
+            pages.absent = logged = reason
         with suppress(TimeoutError):
             async with asyncio.timeout(config.health_interval):
                 await stop.wait()
@@ -311,8 +294,8 @@ async def _find_node(host: Host, config: DevicePluginConfig, stop: asyncio.Event
 async def _turn(config: DevicePluginConfig, stop: asyncio.Event) -> AsyncIterator[bool]:
     """While the block runs, this process alone serves the kubelet; False if it was stopped before its turn came.
 
-    An update starts a plugin beside the present one and ends that when the new one is ready, so a plugin is ready when
-    it could serve. The kubelet's folder is what is locked: no file in it survives the kubelet's start.
+    An update starts a plugin beside the present one and ends the present one when the new one is ready, so a plugin is
+    ready when it could serve. The lock is on the kubelet's folder: no file in it survives the kubelet's start.
     """
     try:
         folder = os.open(config.plugin_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -320,19 +303,19 @@ async def _turn(config: DevicePluginConfig, stop: asyncio.Event) -> AsyncIterato
         yield True  # no kubelet yet, and so no predecessor
         return
     try:
-        told = False
+        waited = False
         while not stop.is_set():
             try:
                 fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                if not told:
+                if not waited:
                     structlog.get_logger().info("plugin.waits", reason="another device plugin serves this kubelet")
-                told = True
+                waited = True
                 with suppress(TimeoutError):
                     async with asyncio.timeout(config.watch_interval):
                         await stop.wait()
                 continue
-            if told:
+            if waited:
                 await asyncio.sleep(SETTLE)
             yield True
             return

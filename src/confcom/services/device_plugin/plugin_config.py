@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 import msgspec
 
 from confcom.devices.epc import DEFAULT_UNIT_LIMIT, MAX_UNIT_LIMIT, PublisherName
-from confcom.devices.resources import CANONICAL_RESOURCE, ENCLAVE_RESOURCE, PATIENCE, PROVISION_RESOURCE
+from confcom.devices.resources import PATIENCE
 from confcom.errors import ConfigError
 from confcom.protocols.aesm import RESOURCE as HELPER_RESOURCE
-from confcom.protocols.epc import HELPER_EPC
+from confcom.protocols.epc import CANONICAL, ENCLAVE, HELPER_EPC, PROVISION
 
 _RESOURCE = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?/[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 _BYTES = "sgx.intel.com/epc"
@@ -34,7 +34,7 @@ class DevicePluginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     wait_for_sgx: bool = False
     """On a node without SGX, wait for it instead of ending with an error."""
 
-    resource: str = CANONICAL_RESOURCE
+    resource: str = CANONICAL
     """Name of the EPC resource, counted in MiB."""
     reserve_mib: Annotated[int, msgspec.Meta(ge=0)] = 0
     """MiB held back for enclaves that ask for none, beside what quote helpers have."""
@@ -45,11 +45,11 @@ class DevicePluginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     share (dynamic resource allocation, Kubernetes 1.36), and no extended resource at all."""
     unit_limit: Annotated[int, msgspec.Meta(ge=0, le=MAX_UNIT_LIMIT)] = DEFAULT_UNIT_LIMIT
     """Most devices that `auto` makes; each costs the kubelet time whenever it restarts."""
-    enclave_resource: str = ENCLAVE_RESOURCE
+    enclave_resource: str = ENCLAVE
     """Name of the enclave device's own resource, beside EPC in the node's status."""
     enclave_limit: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 110
     """Containers with enclaves at a time, beside EPC in the node's status; 110 is the kubelet's limit of pods."""
-    provision_resource: str = PROVISION_RESOURCE
+    provision_resource: str = PROVISION
     """Name of the provisioning device's resource."""
     provision_limit: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 0
     """Containers that may hold the provisioning device at a time; 0 means that nobody is ever given it."""

@@ -14,12 +14,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 @dataclass(frozen=True, slots=True)
 class PluginEvent:
-    """One thing that happened to a resource; `name` is the log's event. `trouble` is worth a warning."""
+    """One thing that happened to a resource; `name` is the log's event, `warning` its level."""
 
     name: str
     resource: str
     fields: Mapping[str, object] = field(default_factory=dict)
-    trouble: bool = False
+    warning: bool = False
 
 
 Observer: TypeAlias = Callable[[PluginEvent], None]
@@ -28,7 +28,7 @@ Observer: TypeAlias = Callable[[PluginEvent], None]
 def log_event(event: PluginEvent) -> None:
     """Write the event to the log."""
     logger = structlog.get_logger()
-    write = logger.warning if event.trouble else logger.info
+    write = logger.warning if event.warning else logger.info
     write(event.name, resource=event.resource, **event.fields)
 
 

@@ -1,8 +1,11 @@
-"""Registers a device plugin at kubelet.sock, again whenever the kubelet has forgotten it.
+"""Keeps a server of ours known to the kubelet, through restarts of the kubelet and loss of its directories.
 
 Serve first, register second. A kubelet that starts deletes every socket in its directory, ours too, and makes its own
-anew, perhaps with the old inode number; so both are watched, and the time of change counts. A stream that ends while
-the kubelet lives is a failure as well: nobody else would bring it back.
+again, perhaps with the old inode number; so both are watched, and the time of change counts. A stream that ends while
+the kubelet runs is a failure as well: nothing else would bring it back.
+
+There are two ways: register at kubelet.sock (device plugins only), or let the kubelet find the socket in a directory
+that it watches (device plugins and DRA drivers).
 """
 
 from __future__ import annotations
@@ -10,50 +13,52 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
+from confcom.devices.sgx_node import SgxNode
 from confcom.errors import ConfcomError, PlatformUnavailable
-from confcom.protocols import kubelet as found
 from confcom.protocols import kubelet as k
-from confcom.protocols.kubelet import Empty, Method
-from confcom.services.device_plugin.grpc import GrpcSocket, call
+from confcom.services.device_plugin.grpc import GrpcSocket, Handlers, call
 from confcom.services.device_plugin.plugin_config import DevicePluginConfig
 from confcom.services.device_plugin.plugin_metrics import Observer, PluginEvent
-from confcom.services.device_plugin.resource_server import KubeletStreams
+from confcom.services.device_plugin.resource_server import KubeletStreams, ResourceServer
 
-# --- Keeps a socket of ours where the kubelet looks for it, whatever the kubelet and its directories do ---------------
-#
-# Here is what both ways to be found have in common, and the second way: the kubelet watches a directory of sockets
-# and asks each who it is. The first way, for device plugins alone, is `device_plugin_registration`.
+KUBELET_SOCKET = "kubelet.sock"
+_Fingerprint: TypeAlias = tuple[int, int, int]
 
 
 class Served(Protocol):
     """What the kubelet calls."""
 
-    @property
-    def streams(self) -> KubeletStreams:
-        """Those that the kubelet holds open."""
+    name: str
+    """Its name at the kubelet."""
+    endpoint: str
+    """A word for its socket's file name."""
+    streams: KubeletStreams
+    """Those that the kubelet holds open."""
 
     @property
-    def name(self) -> str:
-        """Its name at the kubelet."""
+    def unhealthy_reason(self) -> str:
+        """Why what it serves cannot be had now, as a clause; empty when it can."""
 
-    @property
-    def endpoint(self) -> str:
-        """A word for its socket's file name."""
-
-    def handlers(self) -> dict[Method, Callable[[Any], Any]]:
+    def handlers(self) -> Handlers:
         """The table of calls."""
+
+    def info(self, path: str) -> k.PluginInfo:
+        """What it is, for the kubelet that found its socket at `path`."""
+
+    def update(self, node: SgxNode) -> None:
+        """Serve what there is of SGX now."""
 
 
 class Registration:
-    """One server's. `run` goes on until it is cancelled."""
+    """A Part: one server at the kubelet. `ready` is called whenever the kubelet has taken it."""
 
     def __init__(
         self, server: Served, directory: str, config: DevicePluginConfig, observe: Observer, ready: Callable[[], None]
     ) -> None:
-        self.trouble = "the kubelet does not know it yet"
-        """Why the kubelet cannot call, as a clause; empty while it can."""
+        self.name = server.name
+        self._reason = "the kubelet does not know it yet"
         self._server = server
         self._config = config
         self._observe = observe
@@ -61,13 +66,22 @@ class Registration:
         self._retry = config.retry_initial
         self._path = Path(directory) / f"confcom-{server.endpoint}.sock"
 
+    @property
+    def unhealthy_reason(self) -> str:
+        """Why the kubelet cannot call, or what the server lacks, as a clause; empty when all is well."""
+        return self._reason or self._server.unhealthy_reason
+
+    def update(self, node: SgxNode) -> None:
+        """Serve what there is of SGX now."""
+        self._server.update(node)
+
     async def run(self) -> None:
-        """Bind, have it found, watch, and again."""
+        """Bind, have it found, watch, and again; until cancelled."""
         while True:
             try:
                 socket = GrpcSocket(self._path, self._handlers())
             except PlatformUnavailable as error:
-                self._tell("plugin.listen", trouble=True, error=error.code, reason=error.message)
+                self._report("plugin.listen", warning=True, error=error.code, reason=error.message)
                 await asyncio.sleep(self._next_retry())
                 continue
             try:
@@ -77,15 +91,16 @@ class Registration:
                 await self._server.streams.end()
                 await socket.close()
             if socket.path_exists():
-                # It is our turn (services.device_plugin), which only versions without turns do not wait for.
-                self._tell("plugin.listen", trouble=True, reason=f"another process took {self._path}: taking it back")
+                # This process has the turn (`plugin.py`); only versions without turns take the path from it.
+                reason = f"another process took {self._path}: taking it back"
+                self._report("plugin.listen", warning=True, reason=reason)
                 await asyncio.sleep(self._next_retry())
 
-    def _handlers(self) -> dict[Method, Callable[[Any], Any]]:
+    def _handlers(self) -> Handlers:
         return self._server.handlers()
 
     async def _while_bound(self, socket: GrpcSocket) -> None:
-        """Return once the socket has to be bound anew."""
+        """Return once the socket has to be bound again."""
         raise NotImplementedError
 
     async def _watch(self, socket: GrpcSocket) -> None:
@@ -96,7 +111,7 @@ class Registration:
             if loop.time() - opened > self._retry:
                 self._retry = self._config.retry_initial
             await self._stream_change()
-        self._tell("kubelet.lost", trouble=True, reason=reason)
+        self._report("kubelet.lost", warning=True, reason=reason)
         await self._server.streams.end()
 
     def _why_lost(self, socket: GrpcSocket) -> str | None:
@@ -117,73 +132,56 @@ class Registration:
         seconds, self._retry = self._retry, min(self._retry * 2, self._config.retry_max)
         return seconds
 
-    def _tell(self, name: str, *, trouble: bool = False, **fields: object) -> None:
+    def _report(self, name: str, *, warning: bool = False, **fields: object) -> None:
         # Every event here is a change of what the kubelet knows.
-        self.trouble = "" if fields.get("outcome") == "registered" else str(fields.get("reason", ""))
-        self._observe(PluginEvent(name, self._server.name, fields, trouble))
+        self._reason = "" if fields.get("outcome") == "registered" else str(fields.get("reason", ""))
+        self._observe(PluginEvent(name, self.name, fields, warning))
 
 
 class RegistryRegistration(Registration):
-    """In the directory that the kubelet watches. `info` says who we are, by the path of the socket."""
+    """In the directory that the kubelet watches: it asks each socket there what it is."""
 
     def __init__(
-        self,
-        server: Served,
-        info: Callable[[str], found.PluginInfo],
-        config: DevicePluginConfig,
-        observe: Observer,
-        ready: Callable[[], None],
+        self, server: Served, config: DevicePluginConfig, observe: Observer, ready: Callable[[], None]
     ) -> None:
         super().__init__(server, config.registry_dir, config, observe, ready)
-        self._info = info
 
-    def _handlers(self) -> dict[Method, Callable[[Any], Any]]:
-        return super()._handlers() | {
-            found.GET_INFO: self._get_info,
-            found.NOTIFY_REGISTRATION_STATUS: self._notified,
-        }
+    def _handlers(self) -> Handlers:
+        more: Handlers = {k.GET_INFO: self._get_info, k.NOTIFY_REGISTRATION_STATUS: self._notified}
+        return {**super()._handlers(), **more}
 
     async def _while_bound(self, socket: GrpcSocket) -> None:
-        """The kubelet finds us, again after its restart; if it does not come back, the socket has to appear anew."""
+        """The kubelet finds us, again after its restart; if it does not come back, the socket has to appear again."""
         deadline: float | None = None
         loop = asyncio.get_running_loop()
         while socket.owns_path() and (deadline is None or loop.time() < deadline):
             if self._server.streams.open:
-                self.trouble = ""
+                self._reason = ""
                 self._ready()
                 await self._watch(socket)
                 deadline = loop.time() + self._config.register_timeout
             await self._stream_change()
 
-    async def _get_info(self, request: Empty) -> found.PluginInfo:
-        del request
-        return self._info(str(self._path))
+    async def _get_info(self, _: k.InfoRequest) -> k.PluginInfo:
+        return self._server.info(str(self._path))
 
-    async def _notified(self, status: found.RegistrationStatus) -> Empty:
-        outcome = "registered" if status.registered else "failed"
-        self._tell("kubelet.registered", trouble=not status.registered, outcome=outcome, reason=status.error)
-        if status.registered:
+    async def _notified(self, status: k.RegistrationStatus) -> k.Empty:
+        registered = status.plugin_registered
+        outcome = "registered" if registered else "failed"
+        self._report("kubelet.registered", warning=not registered, outcome=outcome, reason=status.error)
+        if registered:
             self._ready()
-        return Empty()
-
-
-KUBELET_SOCKET = "kubelet.sock"
-_Fingerprint: TypeAlias = tuple[int, int, int]
+        return k.Empty()
 
 
 class SocketRegistration(Registration):
-    """At kubelet.sock. `request` is what we register as, by the file name of our socket."""
+    """At kubelet.sock."""
 
     def __init__(
-        self,
-        server: Served,
-        request: Callable[[str], k.RegisterRequest],
-        config: DevicePluginConfig,
-        observe: Observer,
-        ready: Callable[[], None],
+        self, server: ResourceServer, config: DevicePluginConfig, observe: Observer, ready: Callable[[], None]
     ) -> None:
         super().__init__(server, config.plugin_dir, config, observe, ready)
-        self._request = request
+        self._request = server.registration(self._path.name)
         self._kubelet = Path(config.plugin_dir) / KUBELET_SOCKET
         self._registered_at: _Fingerprint | None = None
 
@@ -193,7 +191,7 @@ class SocketRegistration(Registration):
             kubelet = self._fingerprint()
             if kubelet is None:
                 if not absent:
-                    self._tell("kubelet.absent", reason=f"{self._kubelet} is not there yet")
+                    self._report("kubelet.absent", reason=f"{self._kubelet} is not there yet")
                 absent = True
                 await asyncio.sleep(self._config.watch_interval)
                 continue
@@ -207,13 +205,12 @@ class SocketRegistration(Registration):
         """Says whether the kubelet took the registration and opened its stream."""
         opened = self._server.streams.opened
         try:
-            request = self._request(self._path.name)
-            await call(self._kubelet, k.REGISTER, request, timeout=self._config.register_timeout)
+            await call(self._kubelet, k.REGISTER, self._request, timeout=self._config.register_timeout)
             await self._await_stream(socket, opened)
         except ConfcomError as error:
-            self._tell("kubelet.registered", trouble=True, outcome="failed", error=error.code, reason=error.message)
+            self._report("kubelet.registered", warning=True, outcome="failed", error=error.code, reason=error.message)
             return False
-        self._tell("kubelet.registered", outcome="registered")
+        self._report("kubelet.registered", outcome="registered")
         self._ready()
         return True
 
@@ -224,18 +221,18 @@ class SocketRegistration(Registration):
         deadline = loop.time() + limit
         while self._server.streams.opened == opened:
             if self._must_start_over(socket):
-                raise PlatformUnavailable("the kubelet started anew before it opened its stream", retryable=True)
+                raise PlatformUnavailable("the kubelet restarted before it opened its stream", retryable=True)
             if loop.time() > deadline:
                 raise PlatformUnavailable(f"the kubelet opened no stream within {limit:g} s", retryable=True)
             await self._stream_change()
 
     def _why_lost(self, socket: GrpcSocket) -> str | None:
         if socket.owns_path() and self._registered_at != self._fingerprint():
-            return "the kubelet has made its socket anew"
+            return "the kubelet has made its socket again"
         return super()._why_lost(socket)
 
     async def _pause(self, socket: GrpcSocket) -> None:
-        """Until the next attempt; at once when the kubelet starts anew, which is another kubelet to try."""
+        """Until the next attempt; at once when the kubelet restarts: that is another kubelet to try."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._next_retry()
         while (left := deadline - loop.time()) > 0:

@@ -1,7 +1,7 @@
 """One resource as the kubelet sees it: the answers to its calls, without sockets and registration.
 
-Every open ListAndWatch stream is told of each change of the inventory, and of nothing else: the kubelet writes its
-checkpoint anew with every message.
+Every open ListAndWatch stream gets each change of the inventory, and nothing else: the kubelet writes its checkpoint
+again with every message.
 """
 
 from __future__ import annotations
@@ -10,28 +10,29 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from confcom.devices.interface import DeviceResource, Inventory
+from confcom.devices.resources import DeviceResource, Inventory
+from confcom.devices.sgx_node import SgxNode
 from confcom.errors import ConfigError, PlatformUnavailable, RemoteProtocolError
 from confcom.protocols import kubelet as k
-from confcom.protocols.kubelet import Empty, Method, PluginInfo
+from confcom.services.device_plugin.grpc import Handlers
 from confcom.services.device_plugin.plugin_metrics import Observer, PluginEvent
-
-# --- The streams that the kubelet holds open to a server of ours: all are told the same, whenever there is news -------
-
 
 _Message = TypeVar("_Message")
 
 
 class KubeletStreams:
-    """`open` counts those that are open, `opened` those that ever were."""
+    """The streams that the kubelet holds open to a server of ours; all of them get the same messages.
+
+    `open` counts those that are open, `opened` those that ever were.
+    """
 
     def __init__(self) -> None:
         self.open = 0
         self.opened = 0
         self.changed = asyncio.Event()
-        """Set whenever a stream opens or ends; whoever waits for that clears it."""
+        """Set whenever a stream opens or ends; the waiter clears it."""
         self._wake = asyncio.Event()
         self._closing = False
 
@@ -52,7 +53,7 @@ class KubeletStreams:
             self.changed.set()
 
     def awaken(self) -> None:
-        """There is something new."""
+        """Have every stream send its message again."""
         wake, self._wake = self._wake, asyncio.Event()
         wake.set()
 
@@ -68,52 +69,35 @@ class KubeletStreams:
 
 
 Guard = Callable[[Sequence[str]], Awaitable[str]]
-"""Who is about to start with these ids; a `PolicyError` if they must not. Returns the pod for the log."""
+"""Which pod is about to start with these ids, for the log; a `PolicyError` if it must not."""
 
 
 class ResourceServer:
-    """Answers for one resource. `update` gives it what there is now."""
+    """Answers for one resource, with what there is of it on `node`."""
 
-    def __init__(
-        self, resource: DeviceResource, inventory: Inventory, observe: Observer, guard: Guard | None = None
-    ) -> None:
-        self.resource = resource
+    def __init__(self, resource: DeviceResource, node: SgxNode, observe: Observer, guard: Guard | None = None) -> None:
+        self.name = resource.name
+        self.endpoint = resource.endpoint
         self.streams = KubeletStreams()
+        self._resource = resource
         self._observe = observe
         self._guard = guard
-        self._take(inventory)
+        self._take(resource.inventory(node))
 
-    @property
-    def name(self) -> str:
-        """The resource's."""
-        return self.resource.name
-
-    @property
-    def endpoint(self) -> str:
-        """The resource's."""
-        return self.resource.endpoint
-
-    def request(self, file: str) -> k.RegisterRequest:
+    def registration(self, file: str) -> k.RegisterRequest:
         """What we register as, with a socket of that name in the kubelet's directory."""
-        return k.RegisterRequest(file, self.name, self.options)
+        return k.RegisterRequest(version=k.VERSION, endpoint=file, resource_name=self.name, options=self._options())
 
-    def info(self, path: str) -> PluginInfo:
-        """Who serves at a socket in the directory that the kubelet watches."""
-        return PluginInfo(name=self.name, endpoint=path)
-
-    @property
-    def options(self) -> k.DevicePluginOptions:
-        """What the kubelet shall call."""
-        return k.DevicePluginOptions(
-            pre_start_required=self._guard is not None, get_preferred_allocation_available=self.resource.prefers
-        )
+    def info(self, path: str) -> k.PluginInfo:
+        """What serves at a socket in the directory that the kubelet watches."""
+        return k.PluginInfo(type="DevicePlugin", name=self.name, endpoint=path, supported_versions=[k.VERSION])
 
     @property
-    def trouble(self) -> str:
+    def unhealthy_reason(self) -> str:
         """Why containers cannot get the devices now; empty when they can, or when the plugin is well without them."""
-        return self._inventory.reason if self.resource.essential else ""
+        return self._inventory.reason if self._resource.essential else ""
 
-    def handlers(self) -> dict[Method, Callable[[Any], Any]]:
+    def handlers(self) -> Handlers:
         """The table of calls."""
         return {
             k.GET_OPTIONS: self._get_options,
@@ -123,70 +107,73 @@ class ResourceServer:
             k.PRE_START_CONTAINER: self._pre_start,
         }
 
-    def update(self, inventory: Inventory) -> None:
-        """Take what there is now, and tell every stream if devices came, went, or changed their health."""
-        same = inventory.devices == self._inventory.devices
-        before = self._inventory.reason
+    def update(self, node: SgxNode) -> None:
+        """Take what there is now, and send it if devices appeared, vanished, or changed their health."""
+        before, inventory = self._inventory, self._resource.inventory(node)
         self._take(inventory)
-        if inventory.reason != before:
+        if inventory.reason != before.reason:
             health = {"healthy": not inventory.reason, "reason": inventory.reason}
-            self._observe(PluginEvent("devices.health", self.resource.name, health, trouble=bool(inventory.reason)))
-        if not same:
+            self._observe(PluginEvent("devices.health", self.name, health, warning=bool(inventory.reason)))
+        if inventory.devices != before.devices:
             self.streams.awaken()
 
     def _take(self, inventory: Inventory) -> None:
         self._inventory = inventory
-        self._healthy = frozenset(device.id for device in inventory.devices if device.healthy)
-        self._known = frozenset(device.id for device in inventory.devices)
+        self._known = frozenset(device.ID for device in inventory.devices.devices)
 
-    async def _get_options(self, request: Empty) -> k.DevicePluginOptions:
-        del request
-        return self.options
+    def _options(self) -> k.DevicePluginOptions:
+        return k.DevicePluginOptions(
+            pre_start_required=self._guard is not None, get_preferred_allocation_available=self._resource.prefers
+        )
 
-    def _list_and_watch(self, request: Empty) -> AsyncIterator[bytes]:
-        del request
-        return self.streams.follow(self._message)
+    async def _get_options(self, _: k.Empty) -> k.DevicePluginOptions:
+        return self._options()
 
-    def _message(self) -> bytes:
-        devices = self._inventory.devices
-        message = bytes(k.ListAndWatchResponse(devices))
-        if len(message) > k.MAX_MESSAGE:
-            # The kubelet would close the stream without a word to us.
-            reason = f"{len(devices)} devices make a message of {len(message)} bytes; the kubelet takes {k.MAX_MESSAGE}"
-            self._observe(PluginEvent("devices.too_many", self.resource.name, {"reason": reason}, trouble=True))
+    def _list_and_watch(self, _: k.Empty) -> AsyncIterator[k.ListAndWatchResponse]:
+        return self.streams.follow(self._list)
+
+    def _list(self) -> k.ListAndWatchResponse:
+        found, count = self._inventory, len(self._known)
+        size = found.devices.ByteSize()
+        if size > k.MAX_MESSAGE:
+            # The kubelet would close the stream silently.
+            reason = f"{count} devices make a message of {size} bytes; the kubelet takes {k.MAX_MESSAGE}"
+            self._observe(PluginEvent("devices.too_many", self.name, {"reason": reason}, warning=True))
             raise ConfigError(reason, advice="Publish EPC in the node's status.")
-        fields = {"devices": len(devices), "healthy": len(self._healthy), "bytes": len(message)}
-        self._observe(PluginEvent("devices.sent", self.resource.name, fields))
-        return message
+        fields = {"devices": count, "healthy": 0 if found.reason else count, "bytes": size}
+        self._observe(PluginEvent("devices.sent", self.name, fields))
+        return found.devices
 
     async def _prefer(self, request: k.PreferredAllocationRequest) -> k.PreferredAllocationResponse:
-        return k.PreferredAllocationResponse(
-            tuple(self.resource.prefer(entry.available, entry.must_include, entry.size) for entry in request.containers)
-        )
+        response = k.PreferredAllocationResponse()
+        for entry in request.container_requests:
+            ids = self._resource.prefer(entry.available_deviceIDs, entry.must_include_deviceIDs, entry.allocation_size)
+            response.container_responses.add(deviceIDs=ids)
+        return response
 
     async def _allocate(self, request: k.AllocateRequest) -> k.AllocateResponse:
         started = time.perf_counter()
-        for ids in request.containers:
+        wanted = [list(entry.devices_ids) for entry in request.container_requests]
+        for ids in wanted:
             self._check(ids)
-        response = k.AllocateResponse(tuple(self.resource.grant(ids, self._inventory) for ids in request.containers))
+        granted = [self._resource.grant(ids, self._inventory) for ids in wanted]
         duration = round((time.perf_counter() - started) * 1000, 3)
-        for ids, container in zip(request.containers, response.containers, strict=True):
+        for ids, container in zip(wanted, granted, strict=True):
             fields = {"units": len(ids), "devices": len(container.devices), "duration_ms": duration}
-            self._observe(PluginEvent("devices.granted", self.resource.name, fields))
-        return response
+            self._observe(PluginEvent("devices.granted", self.name, fields))
+        return k.AllocateResponse(container_responses=granted)
 
     def _check(self, ids: Sequence[str]) -> None:
         wanted = set(ids)
         if len(wanted) != len(ids):
-            raise RemoteProtocolError(f"a device of {self.resource.name} is asked for twice")
+            raise RemoteProtocolError(f"a device of {self.name} is asked for twice")
         if unknown := wanted - self._known:
-            raise RemoteProtocolError(f"{len(unknown)} of {len(ids)} devices of {self.resource.name} do not exist")
-        if sick := wanted - self._healthy:
-            reason = self._inventory.reason
-            raise PlatformUnavailable(f"{len(sick)} devices of {self.resource.name} are not healthy: {reason}")
+            raise RemoteProtocolError(f"{len(unknown)} of {len(ids)} devices of {self.name} do not exist")
+        if ids and (reason := self._inventory.reason):
+            raise PlatformUnavailable(f"{len(ids)} devices of {self.name} are not healthy: {reason}")
 
-    async def _pre_start(self, request: k.PreStartContainerRequest) -> Empty:
+    async def _pre_start(self, request: k.PreStartContainerRequest) -> k.Empty:
         if self._guard is not None:
-            pod = await self._guard(request.ids)
-            self._observe(PluginEvent("devices.start", self.resource.name, {"units": len(request.ids), "pod": pod}))
-        return Empty()
+            pod = await self._guard(request.devices_ids)
+            self._observe(PluginEvent("devices.start", self.name, {"units": len(request.devices_ids), "pod": pod}))
+        return k.Empty()

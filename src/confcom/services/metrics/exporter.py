@@ -21,9 +21,9 @@ from confcom.cluster.nodes import NodePods
 from confcom.devices.host import Host
 from confcom.devices.misc_cgroup import MiscCgroup, MiscUse, ReclaimThread, find_misc
 from confcom.devices.processes import EnclaveDevice, count_use, find_enclave_processes
-from confcom.devices.resources import CANONICAL_RESOURCE
 from confcom.devices.sgx_node import SgxNode, find_sgx
 from confcom.errors import ConfcomError, ConfigError
+from confcom.protocols.epc import CANONICAL
 from confcom.services.metrics.page import EpcMetrics, EpcReports
 from confcom.services.metrics.use import Episode, Episodes, NodeUse, Seen, put_together
 from confcom.services.runtime.status_page import Page, StatusPage
@@ -45,7 +45,7 @@ class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Where this process sees the host's /proc, /sys and /dev."""
     simulated_node: str = ""
     """Folder of a simulated node, whose device is a file; empty on real ones."""
-    resource: str = CANONICAL_RESOURCE
+    resource: str = CANONICAL
     """Name of the EPC resource that the node publishes, counted in MiB."""
 
     http: str = "[::]:9466"

@@ -1,4 +1,4 @@
-"""Keeps an object of the Kubernetes API as it should be, whoever changes it: watches it, and repairs what differs."""
+"""Watches an object of the Kubernetes API and repairs it whenever it differs from what it should be."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from confcom.errors import ConfcomError
 
 WATCH_LIFE = 600.0
-"""Seconds after which the watch is made anew, and the state with it looked at afresh."""
+"""Seconds after which the object is read and watched again."""
 RETRY_MAX = 30.0
 """Most seconds between two attempts after failures; the first is `settle`, and it doubles."""
 
@@ -20,8 +20,8 @@ State = TypeVar("State")
 class Reconciler(Generic[State]):
     """Hands every state that `watch` shows to `repair`, which says whether it wrote something.
 
-    `settle` is the seconds between two writes at least, so that a quarrel with somebody else stays slow. `failed` is
-    told why an attempt was given up, and how often there was one before.
+    `settle`: least seconds between two writes, the backoff between conflicting writers. `failed` gets the reason of
+    each failed attempt.
     """
 
     def __init__(
@@ -32,8 +32,8 @@ class Reconciler(Generic[State]):
         *,
         settle: float,
     ) -> None:
-        self.trouble = "the API has not shown it yet"
-        """Why it may not be as it should, as a clause; empty when it is."""
+        self.unhealthy_reason = "the API has not shown it yet"
+        """Why the object may differ from what it should be, as a clause; empty when it does not."""
         self._show = watch
         self._repair = repair
         self._failed = failed
@@ -42,21 +42,21 @@ class Reconciler(Generic[State]):
         self._wake = asyncio.Event()
 
     def wake(self) -> None:
-        """What should be has changed."""
+        """Have the last state repaired again: what it should be has changed."""
         self._wake.set()
 
     async def run(self) -> None:
-        """For ever; failures are told and tried again."""
+        """Watch and repair until cancelled; failed attempts are repeated."""
         failures = 0
         while True:
             try:
                 if await self._follow():
                     failures = 0
                     continue
-                self.trouble = "it is not in the API"
+                self.unhealthy_reason = "it is not in the API"
             except ConfcomError as error:
-                self.trouble = f"{error.code}: {error.message}"
-            self._failed(self.trouble)
+                self.unhealthy_reason = f"{error.code}: {error.message}"
+            self._failed(self.unhealthy_reason)
             await asyncio.sleep(min(self._settle * 2 ** min(failures, 30), RETRY_MAX))
             failures += 1
 
@@ -84,6 +84,6 @@ class Reconciler(Generic[State]):
             self._wake.clear()
             if self._state is not None:
                 wrote = await self._repair(self._state)
-                self.trouble = ""
+                self.unhealthy_reason = ""
                 if wrote:
                     await asyncio.sleep(self._settle)

@@ -13,7 +13,6 @@ from grpclib.const import Status
 
 from confcom import errors
 from confcom.protocols import kubelet as k
-from confcom.protocols.kubelet import Empty
 from confcom.services.device_plugin.grpc import GrpcSocket, call, status_of
 
 
@@ -28,11 +27,11 @@ def test_every_error_has_a_status() -> None:
 
 
 async def answering(path: Path, answer: object) -> GrpcSocket:
-    async def handle(request: k.PreStartContainerRequest) -> Empty:
+    async def handle(request: k.PreStartContainerRequest) -> k.Empty:
         if isinstance(answer, Exception):
             raise answer
-        assert request.ids == ("a",)
-        return Empty()
+        assert request.devices_ids == ["a"]
+        return k.Empty()
 
     socket = GrpcSocket(path, {k.PRE_START_CONTAINER: handle})
     await socket.start()
@@ -41,8 +40,8 @@ async def answering(path: Path, answer: object) -> GrpcSocket:
 
 async def test_a_call_and_its_answer(tmp_path: Path) -> None:
     socket = await answering(tmp_path / "s", None)
-    request = k.PreStartContainerRequest(("a",))
-    assert await call(tmp_path / "s", k.PRE_START_CONTAINER, request, timeout=60) == Empty()
+    request = k.PreStartContainerRequest(devices_ids=["a"])
+    assert await call(tmp_path / "s", k.PRE_START_CONTAINER, request, timeout=60) == k.Empty()
     await socket.close()
     assert not (tmp_path / "s").exists()
 
@@ -57,16 +56,16 @@ async def test_a_call_and_its_answer(tmp_path: Path) -> None:
 async def test_errors_of_a_handler_reach_the_caller_as_statuses(tmp_path: Path, error: Exception, said: str) -> None:
     socket = await answering(tmp_path / "s", error)
     with pytest.raises(errors.RemoteProtocolError, match=said):
-        await call(tmp_path / "s", k.PRE_START_CONTAINER, k.PreStartContainerRequest(("a",)), timeout=60)
+        await call(tmp_path / "s", k.PRE_START_CONTAINER, k.PreStartContainerRequest(devices_ids=["a"]), timeout=60)
     await socket.close()
 
 
 async def test_nobody_there_and_an_unknown_method(tmp_path: Path) -> None:
     with pytest.raises(errors.PlatformUnavailable, match="cannot reach"):
-        await call(tmp_path / "none", k.ALLOCATE, k.AllocateRequest(()), timeout=60)
+        await call(tmp_path / "none", k.ALLOCATE, k.AllocateRequest(), timeout=60)
     socket = await answering(tmp_path / "s", None)
     with pytest.raises(errors.RemoteProtocolError, match="answered"):
-        await call(tmp_path / "s", k.ALLOCATE, k.AllocateRequest(()), timeout=60)
+        await call(tmp_path / "s", k.ALLOCATE, k.AllocateRequest(), timeout=60)
     await socket.close()
 
 
@@ -83,7 +82,7 @@ async def test_a_peer_that_ends_each_connection_at_once_is_a_failure_that_is_tol
 
     threading.Thread(target=hang_up, daemon=True).start()
     for attempt in range(60):
-        request = k.PreStartContainerRequest(("a",))
+        request = k.PreStartContainerRequest(devices_ids=["a"])
         asking = asyncio.create_task(call(tmp_path / "s", k.PRE_START_CONTAINER, request, timeout=60))
         for step in range(2):
             await asyncio.sleep(0)

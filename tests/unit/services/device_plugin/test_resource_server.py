@@ -10,7 +10,6 @@ from confcom.devices.resources import EpcUnits
 from confcom.devices.sgx_node import find_sgx
 from confcom.errors import ConfigError
 from confcom.protocols import kubelet as k
-from confcom.protocols.kubelet import Empty
 from confcom.services.device_plugin.plugin_metrics import PluginEvent
 from confcom.services.device_plugin.resource_server import ResourceServer
 
@@ -18,26 +17,25 @@ from confcom.services.device_plugin.resource_server import ResourceServer
 def server_of(folder: Path, mib: int, events: list[PluginEvent]) -> ResourceServer:
     host = declare_node(folder, (mib << 20,), b"machine")
     units = EpcUnits(host)
-    return ResourceServer(units, units.inventory(find_sgx(host)), events.append)
+    return ResourceServer(units, find_sgx(host), events.append)
 
 
 def grow(server: ResourceServer, folder: Path, mib: int) -> None:
-    units = server.resource
-    server.update(units.inventory(find_sgx(declare_node(folder, (mib << 20,), b"machine"))))
+    server.update(find_sgx(declare_node(folder, (mib << 20,), b"machine")))
 
 
 async def test_every_stream_is_told_of_a_change_once(tmp_path: Path) -> None:
     server = server_of(tmp_path, 2, [])
     watch = server.handlers()[k.LIST_AND_WATCH]
-    streams = [watch(Empty()), watch(Empty())]
-    assert [len(await anext(stream)) for stream in streams] == [2 * 17] * 2
+    streams = [watch(k.Empty()), watch(k.Empty())]
+    assert [(await anext(stream)).ByteSize() for stream in streams] == [2 * 17] * 2
     assert server.streams.open == 2
     waiting = [asyncio.ensure_future(anext(stream)) for stream in streams]
     grow(server, tmp_path, 2)
     await asyncio.sleep(0.01)
     assert not any(task.done() for task in waiting)
     grow(server, tmp_path, 3)
-    assert [len(await task) for task in waiting] == [3 * 17] * 2
+    assert [(await task).ByteSize() for task in waiting] == [3 * 17] * 2
     for stream in streams:
         await stream.aclose()
     assert server.streams.open == 0
@@ -46,7 +44,7 @@ async def test_every_stream_is_told_of_a_change_once(tmp_path: Path) -> None:
 async def test_a_list_that_grew_too_long_is_not_sent(tmp_path: Path) -> None:
     events: list[PluginEvent] = []
     server = server_of(tmp_path, k.MAX_MESSAGE // 17 + 1, events)
-    stream = server.handlers()[k.LIST_AND_WATCH](Empty())
+    stream = server.handlers()[k.LIST_AND_WATCH](k.Empty())
     with pytest.raises(ConfigError, match="make a message of 4194308 bytes"):
         await anext(stream)
     assert [event.name for event in events] == ["devices.too_many"]
@@ -55,7 +53,7 @@ async def test_a_list_that_grew_too_long_is_not_sent(tmp_path: Path) -> None:
 
 async def test_streams_end_in_order_when_they_are_ended(tmp_path: Path) -> None:
     server = server_of(tmp_path, 1, [])
-    stream = server.handlers()[k.LIST_AND_WATCH](Empty())
+    stream = server.handlers()[k.LIST_AND_WATCH](k.Empty())
     await anext(stream)
 
     async def drain() -> int:
@@ -66,3 +64,13 @@ async def test_streams_end_in_order_when_they_are_ended(tmp_path: Path) -> None:
     await server.streams.end()
     assert await rest == 0
     assert server.streams.open == 0
+
+
+def test_what_it_registers_as(tmp_path: Path) -> None:
+    """Bytes by hand from the interface's field numbers: what a kubelet expects."""
+    server = server_of(tmp_path, 1, [])
+    name = b"kubernetes.azure.com/sgx_epc_mem_in_MiB"
+    request = b"\x0a\x07v1beta1\x12\x06a.sock\x1a" + bytes([len(name)]) + name + b"\x22\x02\x10\x01"
+    assert server.registration("a.sock").SerializeToString() == request
+    info = b"\x0a\x0cDevicePlugin\x12" + bytes([len(name)]) + name + b"\x1a\x02/s\x22\x07v1beta1"
+    assert server.info("/s").SerializeToString() == info
