@@ -154,7 +154,7 @@ def test_collateral_of_another_fmspc_says_both(verify, folder: Path, tmp_path: P
         (b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(500), "JPEG"),
         (b"\x03\x00\x02\x00" + bytes(20), "byte"),
         (b"-----BEGIN CERTIFICATE-----\n", "PEM"),
-        (b"\x1b[31mred\x1b[0m" * 20, "Quote"),
+        (b"\x1b[31mred\x1b[0m" * 20, "bytes that begin with 1b 5b"),
     ],
 )
 def test_what_is_no_evidence_gets_one_clear_message(verify, folder: Path, content: bytes, says: str) -> None:

@@ -157,7 +157,7 @@ def read_evidence(data: bytes) -> EvidenceFile:
         # Here, because it knows every format, and most callers have evidence.
         from confcom.appraisal.inspection.explain import other_than_evidence
 
-        raise other_than_evidence(data) or error from None
+        raise other_than_evidence(data, error) or error from None
 
 
 def failed(error: ConfcomError, *, evidence: EvidenceFile | None = None, source: str = "") -> AttestationResult:

@@ -11,7 +11,7 @@ import pytest
 from confcom.appraisal.findings import Verdict
 from confcom.appraisal.policy import safe_defaults
 from confcom.appraisal.quote import STEPS
-from confcom.appraisal.result import CUSTOM_CLAIMS_STEP, judge
+from confcom.appraisal.result import CUSTOM_CLAIMS_STEP, judge, read_evidence
 from confcom.errors import FormatError
 from confcom.formats.open_enclave import FORMAT_SGX_ECDSA, OeCustomClaims
 
@@ -105,3 +105,40 @@ def test_custom_claims_of_open_enclave_evidence_are_bound_to_the_quote(result, m
     other = result(oe_evidence(quote, claims.replace(b"sample", b"simple")))
     assert other.verdict is Verdict.INVALID
     assert other.checks[-1].id == CUSTOM_CLAIMS_STEP
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"\xff\xd8\xff\xe0\0\x10JFIF" + bytes(5000), "a JPEG image"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "a PNG image"),
+        (b"%PDF-1.7\n", "a PDF document"),
+        (b"PK\x03\x04\x14\0" + bytes(100), "a ZIP archive"),
+        (b"\x1f\x8b\x08\0" + bytes(100), "a gzip file"),
+        (b"SQLite format 3\0" + bytes(100), "an SQLite database"),
+        (b"\x7fELF\x02\x01" + bytes(100), "an ELF program"),
+        (b"-----BEGIN PRIVATE KEY-----\n", "PEM with a block of 'PRIVATE KEY'"),
+        (b"-----BEGIN CERTIFICATE-----\n", "no whole CERTIFICATE block"),
+        (b'{"hello": {}}', "a JSON object with 'hello'"),
+        (b"<html><body>502 Bad Gateway</body></html>", "an XML or HTML document"),
+        (b"# Readme\nHow to make a quote, and more.\n", "plain text, 40 bytes"),
+        ("Grüße aus München, noch ohne Zitat.\n".encode(), "plain text"),
+        ("text as Windows writes it\n".encode("utf-16"), "plain text"),
+        (bytes(2000), "nothing but zero bytes"),
+        (bytes(range(100, 256)) * 4, "624 bytes that begin with 64 65 66 67"),
+    ],
+)
+def test_what_is_no_evidence_is_called_what_it_is(content: bytes, what: str) -> None:
+    with pytest.raises(FormatError) as caught:
+        read_evidence(content)
+    assert str(caught.value).startswith("Evidence at byte 0: this is no quote and no evidence: ")
+    assert what in str(caught.value)
+    assert "version" not in str(caught.value)
+    assert "Give a quote" in caught.value.advice()
+
+
+def test_damage_of_a_quote_is_said_as_such(make_quote) -> None:
+    quote = make_quote(bytes(64))
+    for damaged, field in ((quote[:40], "header"), (quote[:-1], "signature_data"), (b"\x06" + quote[1:], "version")):
+        with pytest.raises(FormatError, match=rf"^Quote\.[a-z.]*{field}"):
+            read_evidence(damaged)

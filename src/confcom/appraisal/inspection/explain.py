@@ -6,6 +6,7 @@ begin with where there is such a thing, by their size where there is not.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable
 from dataclasses import replace
 from urllib.parse import unquote_to_bytes
@@ -35,6 +36,8 @@ KNOWN = (
     "collateral.json, AESM frame, attestation token"
 )
 
+INPUT = "input"
+"""What errors call a file that is nothing known."""
 _STRANGERS = (
     (b"\xff\xd8\xff", "a JPEG image"),
     (b"\x89PNG", "a PNG image"),
@@ -79,6 +82,7 @@ def inspect(data: bytes) -> Inspection:
 _COLLATERAL = "This is collateral: judge a quote by it with `confcom verify QUOTE --collateral PATH`."
 _LOCAL = "It proves something on its own machine only: get a quote there (`confcom quote`)."
 _SHOWN = "`confcom inspect FILE` shows what it says."
+_EVIDENCE = "Give a quote (raw, hexadecimal or base64), an Open Enclave report or Open Enclave evidence."
 
 # What is no evidence, and what to do with it instead.
 _INSTEAD = {
@@ -101,28 +105,48 @@ _INSTEAD = {
 }
 
 
-def other_than_evidence(data: bytes) -> FormatError | None:
-    """The error for an input that is something else than evidence; None for evidence and for what is not known."""
+def other_than_evidence(data: bytes, error: FormatError) -> FormatError | None:
+    """The error for an input that is something else than evidence; None for evidence, also damaged.
+
+    `error` is what a reader of evidence said. Bytes that have no mark of evidence are read as a quote, so what such an
+    error says about a quote holds only where the input begins like one.
+    """
+    advice = _EVIDENCE
     try:
         found = inspect(data)
-        kind, title = found.kind, found.title
-    except ConfcomError:
-        # A SIGSTRUCT is one also when its signature is wrong.
-        kind, title = ("signed-enclave", "SIGSTRUCT of an enclave") if is_sigstruct(data) else ("", "")
-    if kind not in _INSTEAD:
-        return None
-    message = f"this is no quote and no evidence, but: {title}"
-    return FormatError(message, structure="Evidence", field="", offset=0, advice=_INSTEAD[kind])
+    except ConfcomError as refusal:
+        if is_sigstruct(data):  # also when its signature is wrong
+            what, advice = ", but: SIGSTRUCT of an enclave", _INSTEAD["signed-enclave"]
+        elif isinstance(refusal, FormatError) and error.structure == "Quote" != refusal.structure:
+            what = f": {refusal.message.removeprefix(f'{INPUT}: ')}"
+        else:
+            return None
+    else:
+        if found.kind not in _INSTEAD:
+            return None
+        what, advice = f", but: {found.title}", _INSTEAD[found.kind]
+    return FormatError(
+        f"this is no quote and no evidence{what}", structure="Evidence", field="", offset=0, advice=advice
+    )
 
 
 def _refusal(message: str) -> FormatError:
     advice = f"Known are: {KNOWN}; binary, hexadecimal, base64 or PEM."
-    return FormatError(message, structure="input", field="", advice=advice)
+    return FormatError(message, structure=INPUT, field="", advice=advice)
+
+
+def _reads_as_text(content: bytes) -> bool:
+    """Whether the first 4096 bytes are printable UTF-8; a character may be cut at their end."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(content[:4096])
+    except UnicodeDecodeError:
+        return False
+    return all(char.isprintable() or char in "\r\n\t" for char in text)
 
 
 def _looks_like(content: bytes, encoding: str) -> str:
     written = "" if encoding == "binary" else f", written in {encoding}"
-    if all(byte >= 0x20 or byte in b"\r\n\t" for byte in content[:4096]) and content.isascii():
+    if _reads_as_text(content):
         return f"this looks like plain text, {len(content)} bytes{written}, and is nothing that is known here"
     begin = content[:8].hex(" ")
     return f"{len(content)} bytes that begin with {begin}{written} are nothing that is known here"
