@@ -18,6 +18,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -25,10 +27,11 @@ from urllib.parse import parse_qs, urlsplit
 
 from rich.console import Console
 
+from benchmarks.collateral_uploads import tool_output
 from benchmarks.device_plugin import EPC, from_tests
 from benchmarks.measure import Row, growth
 from benchmarks.measure import show as print_rows
-from benchmarks.simulated import NOW
+from benchmarks.simulated import NOW, simulated_world
 from benchmarks.webhook import pod as sgx_pod
 from confcom.addon.changes import Addon
 from confcom.addon.overview import overview
@@ -36,16 +39,29 @@ from confcom.admission.decision import AdmissionContext
 from confcom.cli.top import show
 from confcom.cluster.epc_overview import ClusterEpc
 from confcom.cluster.objects import ClusterObjects
+from confcom.collateral.archive import write_archive
+from confcom.collateral.documents import DocumentFacts, DocumentKey, VerifiedDocument, take_apart, verify_document
+from confcom.collateral.platform_collateral import PlatformCollateral, take_platform_collateral
+from confcom.collateral.store.platforms import PlatformTcb, PlatformUpdate
+from confcom.collateral.store.registrations import Registration
+from confcom.collateral.store.rows import Sighting, served_as
+from confcom.collateral.store.status import store_status
+from confcom.collateral.store.store import CollateralStore
 from confcom.devices.epc import EpcSection, plan_pool, prefer_one_node
 from confcom.devices.node_status import CHECKPOINT, remembered
 from confcom.devices.processes import CgroupOwner, EnclaveProcess, count_use
 from confcom.devices.resources import check_holder
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.addon_state import AddonState, state_object
+from confcom.pki.proof import PROOF
 from confcom.protocols.epc import parse_pod
 from confcom.protocols.kubelet import ListPodResourcesResponse, holders, parse
+from confcom.protocols.pcs import PckCertRequest
+from confcom.services.collateral.refresh import needs_in
 from confcom.services.metrics.use import Seen, put_together
 from confcom.services.webhook.reviews import review
+from confcom.simulator.collateral_upstream import SimulatedUpstream
+from confcom.simulator.qe3 import QuotingEnclave
 
 Prepare: TypeAlias = Callable[[int], Callable[[], object]]
 Json: TypeAlias = dict[str, Any]
@@ -130,6 +146,103 @@ def pod_reviewed(containers: int) -> Callable[[], object]:
     _, event = review(body, "mutate", lambda name: AdmissionContext(namespace=name, largest_node=10 * containers))
     assert event.outcome == "patched", event
     return lambda: review(body, "mutate", lambda name: AdmissionContext(namespace=name, largest_node=10 * containers))
+
+
+# The collateral store and its service. What is stored is one verified thing under many names.
+
+
+def collateral_found(versions: int) -> Callable[[], object]:
+    """The collateral in force a third back in a history of so many daily versions of each document."""
+    world, store = simulated_world(), _store()
+    machine = world.machine
+    documents = take_apart(world.publish(), fmspc=machine.fmspc, ca="platform", tee="sgx")
+    verified = [verify_document(document, roots=store.roots) for document in documents]
+    day = timedelta(days=1)
+    store.add_seen(_version(one, number * day) for number in range(versions) for one in verified)
+    at = NOW + versions * day * 2 / 3
+    return lambda: (store.collateral(machine.fmspc, "platform", "sgx", at=at), store.in_force(documents[0].key, at=at))
+
+
+def status_shown(fmspcs: int) -> Callable[[], object]:
+    """`collateral status` of a store with the documents of so many FMSPCs."""
+    store, world = _store(), simulated_world()
+    documents = take_apart(world.publish(), fmspc=world.machine.fmspc, ca="platform", tee="sgx")
+    store.add(documents, seen=NOW, source="benchmark")
+    tcb_info = verify_document(documents[0], roots=store.roots)
+    keys = (DocumentKey.tcb_info("sgx", number.to_bytes(6, "big")) for number in range(fmspcs))
+    named = (replace(tcb_info, document=replace(documents[0], key=key), proof=PROOF) for key in keys)
+    store.add_verified(named, seen=NOW, source="benchmark")
+    return lambda: store_status(store, NOW)
+
+
+def platforms_uploaded(platforms: int) -> Callable[[], object]:
+    """What Intel's tool wrote of so many platforms, taken into an empty store."""
+    world = simulated_world()
+    body = tool_output(world, platforms)
+
+    def take() -> object:
+        store = _store()
+        taken = take_platform_collateral(store, PlatformCollateral(body), now=datetime.now(UTC))  # noqa: TID251
+        assert taken.platforms == platforms
+        return store
+
+    return take
+
+
+def certificate_found(platforms: int) -> Callable[[], object]:
+    """A PCK certificate for a raw TCB, of one among so many platforms."""
+    store, last = _fleet(platforms)
+    return lambda: (store.platforms.pck_certificate(last), store.platforms.pck_certificates(last.qe_id, last.pce_id))
+
+
+def fleet_exported(platforms: int) -> Callable[[], object]:
+    """An archive with so many platforms."""
+    store, _ = _fleet(platforms)
+    return lambda: write_archive(store, io.BytesIO(), platforms=True)
+
+
+def needs_listed(platforms: int) -> Callable[[], object]:
+    """Which documents the service needs for its platforms, and a page of these, as it looks every minute."""
+    store, _ = _fleet(platforms)
+    return lambda: (needs_in(store, ()), store.registrations.page("cached"), store.registrations.count("cached"))
+
+
+class _Store(CollateralStore):
+    """A store in a folder that goes with it."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        super().__init__(Path(self._folder.name) / "store", roots=simulated_world().trust_roots)
+
+
+def _store() -> CollateralStore:
+    return _Store()
+
+
+def _version(verified: VerifiedDocument, later: timedelta) -> tuple[VerifiedDocument, tuple[Sighting]]:
+    document, facts = verified.document, verified.facts
+    other = replace(document, body=document.body + b" " * later.days)
+    moved = DocumentFacts(facts.issue_date + later, facts.next_update + later, facts.number)
+    made = replace(verified, document=other, facts=moved, expires=verified.expires + later, proof=PROOF)
+    seen = NOW + later
+    return made, (Sighting(served_as(verified), "benchmark", seen, seen),)
+
+
+def _fleet(platforms: int) -> tuple[CollateralStore, PlatformTcb]:
+    """A store with so many platforms, and the last of them."""
+    store, world = _store(), simulated_world()
+    tcb, upstream = world.machine.tcb, SimulatedUpstream(world, lambda: NOW)
+    qe_id = QuotingEnclave(world.machine, world.authority.pck_chain(world.machine)).qe_id
+    first = PckCertRequest(tcb.cpu_svn, tcb.pce_svn, bytes(2), qe_id, b"\x01" * 384)
+    verified = store.platforms.verify(upstream.fetch_pck_certificate(first), bytes(2))
+    updates = []
+    for number in range(platforms):
+        request = replace(first, qe_id=number.to_bytes(16, "big"))
+        raw = PlatformTcb(request.qe_id or b"", request.pce_id, request.cpu_svn, request.pce_svn)
+        registration = Registration(request, "cached", NOW, world.machine.fmspc)
+        updates.append(PlatformUpdate(((raw, verified),), (registration,)))
+    store.platforms.keep(updates, seen=NOW, source="benchmark")
+    return store, raw
 
 
 # `addon show` and `top`: each node has the pods of the add-on's three DaemonSets, and two of applications.
@@ -294,6 +407,12 @@ COSTS = (
     Cost("device plugin: units of a container preferred", "units", units_preferred, (300, 3_000, 30_000)),
     Cost("metrics: use of containers matched", "pods", use_matched, (100, 1_000, 10_000)),
     Cost("webhook: pod reviewed", "containers", pod_reviewed, (4, 24, 128)),
+    Cost("collateral store: collateral found", "versions", collateral_found, (30, 300, 3_000)),
+    Cost("collateral store: status", "FMSPCs", status_shown, (10, 100, 1_000), 2),
+    Cost("collateral store: export", "platforms", fleet_exported, (100, 1_000, 10_000), 2),
+    Cost("collateral service: upload", "platforms", platforms_uploaded, (30, 300, 3_000), 2),
+    Cost("collateral service: PCK certificate found", "platforms", certificate_found, (100, 1_000, 10_000)),
+    Cost("collateral service: needs listed", "platforms", needs_listed, (100, 1_000, 10_000)),
     Cost("addon show", "nodes", addon_shown, NODES, 2),
     Cost("top", "nodes", top_shown, NODES, 2),
 )

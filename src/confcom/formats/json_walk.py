@@ -133,8 +133,11 @@ class JsonWalk:
         self._at += 1
 
     def _skip_space(self) -> int:
+        begin = self._at
         # The pattern matches everywhere, if only nothing.
-        self._at = _SPACE.match(self._data, self._at).end()  # type: ignore[union-attr]
+        self._at = _SPACE.match(self._data, begin, begin + self._limit).end()  # type: ignore[union-attr]
+        if self._at == begin + self._limit:
+            raise self._error(f"has white space of more than {self._limit} bytes", "", begin)
         return self._at
 
     def _unended(self, begin: int, field: str) -> FormatError:

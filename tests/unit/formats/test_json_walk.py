@@ -81,6 +81,8 @@ def test_no_text_gets_out_as_anything_else_than_pieces_or_a_format_error(text: s
         (b'{"a":"' + b"x" * 200 + b'"}', "a piece of more than 100 bytes"),
         (b'{"a":' + b"1" * 200 + b"}", "a piece of more than 100 bytes"),
         (b'{"a":[' + b"1," * 200 + b"1]}", "a piece of more than 100 bytes"),
+        (b"{" + b" " * 101 + b"}", "white space of more than 100 bytes"),
+        (b"{}" + b"\n" * 101, "white space of more than 100 bytes"),
     ],
 )
 def test_what_is_wrong_is_named(data: bytes, named: str) -> None:

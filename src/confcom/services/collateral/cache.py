@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
 from confcom.collateral.documents import Document, DocumentKey, DocumentKind, keys_for, verify_document
@@ -234,26 +235,22 @@ class CollateralCache:
 
     async def ask_pck_certificate(self, request: PckCertRequest) -> PckCertificateAnswer:
         """Ask upstream for a PCK certificate; who keeps it verifies it."""
-        upstream = self._required_upstream("a PCK certificate")
-        ask = getattr(upstream, "fetch_pck_certificate", None)
-        if ask is None:
-            raise CollateralNotFound(
-                f"{self.source} gives no PCK certificates",
-                advice="Register the platform with a service that does, or put its certificates into the store.",
-            )
-        answer: PckCertificateAnswer = await self._ask("pck-certificate", lambda: ask(request))
+        ask = self._pck_source(
+            "fetch_pck_certificate",
+            "gives no PCK certificates",
+            "Register the platform with a service that does, or put its certificates into the store.",
+        )
+        answer: PckCertificateAnswer = await self._ask("pck-certificate", partial(ask, request))
         return answer
 
     async def ask_pck_certificates(self, request: PckCertsRequest) -> tuple[PckCertificateAnswer, ...]:
         """Ask upstream for all PCK certificates of a platform; who keeps them verifies them."""
-        upstream = self._required_upstream("a PCK certificate")
-        ask = getattr(upstream, "fetch_pck_certificates", None)
-        if ask is None:
-            raise CollateralNotFound(
-                f"{self.source} does not list PCK certificates, as a platform without a raw TCB needs",
-                advice="Register the platform with its CPUSVN, PCESVN and encrypted PPID too.",
-            )
-        entries, chain = await self._ask("pck-certificate", lambda: ask(request))
+        ask = self._pck_source(
+            "fetch_pck_certificates",
+            "does not list PCK certificates, as a platform without a raw TCB needs",
+            "Register the platform with its CPUSVN, PCESVN and encrypted PPID too.",
+        )
+        entries, chain = await self._ask("pck-certificate", partial(ask, request))
         found = ((entry.certificate, entry.tcbm) for entry in entries if entry.certificate is not None)
         return tuple(PckCertificateAnswer(certificate, chain, tcbm) for certificate, tcbm in found)
 
@@ -309,6 +306,13 @@ class CollateralCache:
                 advice="Import it into the store (`confcom collateral import`), or run the service with an upstream.",
             )
         return self.upstream
+
+    def _pck_source(self, method: str, lacking: str, advice: str) -> Callable[..., Any]:
+        """The method of upstream that gives PCK certificates, which not every source has."""
+        found: Callable[..., Any] | None = getattr(self._required_upstream("a PCK certificate"), method, None)
+        if found is None:
+            raise CollateralNotFound(f"{self.source} {lacking}", advice=advice)
+        return found
 
     async def _ask(self, what: str, call: Callable[[], T]) -> T:
         self._metrics.upstream_requests.labels(what).inc()
