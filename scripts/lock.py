@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "requirements"
 DEV = FOLDER / "dev.txt"
-IMAGE_EXTRAS = ("node", "services", "kube", "cli")
+IMAGE_EXTRAS = ("node", "services", "kube", "cli", "tokens")
 BUILD_TOOLS = "hatchling"
 
 

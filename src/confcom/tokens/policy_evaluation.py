@@ -1,0 +1,423 @@
+"""Evaluates a policy over claims: permit or deny, the claims that it issues, and a trace of every rule.
+
+Rules run from top to bottom; what `add` and `issue` make is seen by the rules below. A condition is true where at
+least one claim satisfies it, and its identifier then names all those claims. The decision needs at least one `permit`
+and no `deny`. A fault while `authorizationrules` run refuses; one in `issuancerules` skips its rule.
+
+Policies and drafts come from outside, so the work is counted: comparisons, claims and lengths have limits.
+Source: Azure Attestation documentation, "claim rule grammar" and "claim rule functions".
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import jmespath
+import jmespath.exceptions
+import jmespath.functions
+import jmespath.parser
+
+from confcom.errors import ConfcomError
+from confcom.tokens.policy_language import (
+    AUTHORIZATION,
+    CONFIGURATION,
+    ISSUANCE,
+    Action,
+    Call,
+    Comparison,
+    Condition,
+    Expression,
+    Literal,
+    Member,
+    PolicyText,
+    Rule,
+)
+
+MAX_STEPS = 200_000
+"""Comparisons of one claim with one value, in one evaluation."""
+MAX_CLAIMS = 2_000
+MAX_STRING = 256 << 10
+"""Characters of one value."""
+MAX_QUERY = 4_096
+"""Characters of a JMESPath query."""
+MAX_QUERY_DEPTH = 40
+MAX_COPIES = 64
+"""How many times a query may copy its data: the product of what its multi-selects list."""
+
+SERVICE, POLICY, CUSTOM = "AttestationService", "AttestationPolicy", "CustomClaim"
+Value = bool | int | str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A typed value with its issuer. A read-only claim can be compared and can feed others, but cannot be issued."""
+
+    type: str
+    value: Value
+    issuer: str = CUSTOM
+    read_only: bool = False
+
+    @property
+    def value_type(self) -> str:
+        """`String`, `Integer` or `Boolean`."""
+        return "Boolean" if isinstance(self.value, bool) else "Integer" if isinstance(self.value, int) else "String"
+
+    def property(self, name: str) -> Value:
+        """`type`, `value`, `valueType` or `issuer`."""
+        return self.value_type if name == "valueType" else getattr(self, name)
+
+
+class PolicyEvaluationError(ConfcomError):
+    """A rule cannot be evaluated: a function's argument, a read-only claim, or a limit."""
+
+    code = "policy-evaluation"
+    default_advice = "Correct the rule named here; a dry run over recorded evidence shows what every rule sees."
+
+
+@dataclass(frozen=True, slots=True)
+class RuleTrace:
+    """What one rule did: `matched` counts the claims of each condition up to the first that failed."""
+
+    section: str
+    line: int
+    text: str
+    matched: tuple[int, ...]
+    applied: bool
+    claims: tuple[Claim, ...] = ()
+    fault: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For machines: `section`, `line`, `rule`, `matched`, `applied`, and `claims` and `fault` where known."""
+        found: dict[str, Any] = {
+            "section": self.section,
+            "line": self.line,
+            "rule": self.text,
+            "matched": list(self.matched),
+            "applied": self.applied,
+        }
+        if self.claims:
+            found["claims"] = [{"type": each.type, "value": each.value} for each in self.claims]
+        return found | ({"fault": self.fault} if self.fault else {})
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The outcome of a policy: `reason` says in a sentence why it refuses and is empty where it permits."""
+
+    permitted: bool
+    reason: str
+    issued: tuple[Claim, ...]
+    properties: dict[str, Value]
+    trace: tuple[RuleTrace, ...]
+
+    def claims(self) -> dict[str, Any]:
+        """The issued claims as a token carries them: one value, or a list where a type was issued several times."""
+        found: dict[str, list[Value]] = {}
+        for claim in self.issued:
+            found.setdefault(claim.type, []).append(claim.value)
+        return {name: values[0] if len(values) == 1 else values for name, values in found.items()}
+
+
+def evaluate_policy(policy: PolicyText, incoming: Iterable[Claim]) -> Decision:
+    """Run a policy over the claims of evidence."""
+    return _Evaluation(incoming).run(policy)
+
+
+def configuration(policy: PolicyText) -> dict[str, Value]:
+    """The properties of `configurationrules`, which are needed before evidence is verified: no claim is seen.
+
+    Raises:
+        PolicyEvaluationError: a rule cannot be evaluated.
+    """
+    evaluation = _Evaluation(())
+    for rule in policy.configuration:
+        evaluation.rule(CONFIGURATION, rule)
+    if fault := next((each.fault for each in evaluation.trace if each.fault), None):
+        raise PolicyEvaluationError(f"policy, line {evaluation.trace[-1].line}: {fault}")
+    return evaluation.properties
+
+
+@dataclass(frozen=True, slots=True)
+class _Values:
+    """What an expression gives: a set of values, and whether one of them came from a read-only claim."""
+
+    values: tuple[Value, ...]
+    read_only: bool = False
+
+
+class _Evaluation:
+    """One run: the claims seen so far and the work that is left."""
+
+    def __init__(self, incoming: Iterable[Claim]) -> None:
+        self.claims = list(incoming)
+        self.issued: list[Claim] = []
+        self.properties: dict[str, Value] = {}
+        self.trace: list[RuleTrace] = []
+        self.permits = 0
+        self.denial: Rule | None = None
+        self.steps = MAX_STEPS
+
+    def run(self, policy: PolicyText) -> Decision:
+        for section, rules in ((CONFIGURATION, policy.configuration), (AUTHORIZATION, policy.authorization)):
+            for rule in rules:
+                self.rule(section, rule)
+        reason = self._refusal()
+        if not reason:
+            for rule in policy.issuance:
+                self.rule(ISSUANCE, rule)
+        issued = () if reason else tuple(dict.fromkeys(self.issued))
+        return Decision(not reason, reason, issued, self.properties, tuple(self.trace))
+
+    def _refusal(self) -> str:
+        if fault := next((each for each in self.trace if each.fault), None):
+            return f"the rule in line {fault.line} of the policy failed: {fault.fault}"
+        if self.denial:
+            return f"the rule in line {self.denial.line} of the policy denied: {self.denial.text}"
+        return "" if self.permits else "no rule of the policy permitted"
+
+    def rule(self, section: str, rule: Rule) -> None:
+        matched: list[int] = []
+        made: tuple[Claim, ...] = ()
+        applied, fault = False, ""
+        try:
+            named: dict[str, list[Claim]] = {}
+            for condition in rule.conditions:
+                found = self._matching(condition, named)
+                matched.append(len(found))
+                if bool(found) == condition.negated:
+                    break
+                if condition.identifier:
+                    named[condition.identifier] = found
+            else:
+                made = self._apply(section, rule, named)
+                applied = True
+        except PolicyEvaluationError as error:
+            fault = error.message
+        self.trace.append(RuleTrace(section, rule.line, rule.text, tuple(matched), applied, made, fault))
+
+    def _matching(self, condition: Condition, named: dict[str, list[Claim]]) -> list[Claim]:
+        """The claims that satisfy every comparison; what they are compared with is computed once."""
+        expected = [(each, self._value(each.expected, named).values) for each in condition.comparisons]
+        return [claim for claim in self.claims if all(self._satisfies(claim, *each) for each in expected)]
+
+    def _satisfies(self, claim: Claim, comparison: Comparison, expected: tuple[Value, ...]) -> bool:
+        self._spend(len(expected) or 1)
+        found = claim.property(comparison.property)
+        if comparison.operator == "!=":
+            return not any(_same(found, value) for value in expected)
+        compare = _COMPARE[comparison.operator]
+        return any(compare(found, value) for value in expected)
+
+    def _spend(self, steps: int) -> None:
+        self.steps -= steps
+        if self.steps < 0:
+            raise PolicyEvaluationError(f"the policy takes more than {MAX_STEPS} comparisons")
+
+    def _apply(self, section: str, rule: Rule, named: dict[str, list[Claim]]) -> tuple[Claim, ...]:
+        action = rule.action
+        if action.verb == "permit":
+            self.permits += 1
+            return ()
+        if action.verb == "deny":
+            self.denial = self.denial or rule
+            return ()
+        made = self._made(action, named)
+        if action.verb != "add" and any(claim.read_only for claim in made):
+            raise PolicyEvaluationError("a read-only claim cannot be issued, nor what a function made of it")
+        if len(self.claims) + len(made) > MAX_CLAIMS:
+            raise PolicyEvaluationError(f"the policy makes more than {MAX_CLAIMS} claims")
+        if action.verb == "issueproperty":
+            self.properties.update((claim.type, claim.value) for claim in made)
+        elif action.verb == "issue":
+            self.issued.extend(made)
+        if section != CONFIGURATION:
+            self.claims.extend(claim for claim in made if claim not in self.claims)
+        return made
+
+    def _made(self, action: Action, named: dict[str, list[Claim]]) -> tuple[Claim, ...]:
+        if action.copied is not None:
+            return tuple(replace(claim, issuer=POLICY) for claim in named.get(action.copied, ()))
+        kind = self._single(action.properties["type"], named, "the type of a claim")
+        value = self._value(action.properties["value"], named)
+        made = tuple(Claim(kind, each, POLICY, value.read_only) for each in value.values)
+        if "valueType" in action.properties:
+            stated = self._single(action.properties["valueType"], named, "valueType")
+            if wrong := next((claim for claim in made if claim.value_type != stated), None):
+                raise PolicyEvaluationError(f"valueType is {stated}, the value is of type {wrong.value_type}")
+        return made
+
+    def _value(self, expression: Expression, named: dict[str, list[Claim]]) -> _Values:
+        if isinstance(expression, Literal):
+            return _Values((expression.value,))
+        if isinstance(expression, Member):
+            claims = named.get(expression.identifier, [])
+            values = tuple(claim.property(expression.property) for claim in claims)
+            return _Values(values, any(claim.read_only for claim in claims))
+        return self._called(expression, [self._value(each, named) for each in expression.arguments])
+
+    def _called(self, call: Call, arguments: list[_Values]) -> _Values:
+        read_only = any(each.read_only for each in arguments)
+        if call.function in _SET_FUNCTIONS:
+            self._spend(sum(len(each.values) for each in arguments))
+            return _Values((_SET_FUNCTIONS[call.function](*(each.values for each in arguments)),))
+        singles = [_one(each.values, f"an argument of {call.function}") for each in arguments]
+        return _Values(_FUNCTIONS[call.function](*singles), read_only)
+
+    def _single(self, expression: Expression, named: dict[str, list[Claim]], what: str) -> str:
+        return _typed(_one(self._value(expression, named).values, what), str, what)
+
+
+def _one(values: Sequence[Value], what: str) -> Value:
+    if len(values) != 1:
+        raise PolicyEvaluationError(f"{what} is one value, found {len(values)}")
+    return values[0]
+
+
+_Typed = TypeVar("_Typed", bool, str)
+
+
+def _typed(value: Value, kind: type[_Typed], what: str) -> _Typed:
+    if not isinstance(value, kind):
+        raise PolicyEvaluationError(f"{what} is of type {kind.__name__}, found {type(value).__name__}")
+    return value
+
+
+def _same(one: Value, other: Value) -> bool:
+    return type(one) is type(other) and one == other
+
+
+def _ordered(compare: Callable[[int, int], bool]) -> Callable[[Value, Value], bool]:
+    return lambda one, other: type(one) is int and type(other) is int and compare(one, other)
+
+
+_COMPARE: dict[str, Callable[[Value, Value], bool]] = {
+    "==": _same,
+    "<": _ordered(operator.lt),
+    "<=": _ordered(operator.le),
+    ">": _ordered(operator.gt),
+    ">=": _ordered(operator.ge),
+}
+
+
+def _typed_set(values: Sequence[Value]) -> set[tuple[type, Value]]:
+    """`True` and `1` are different values of the language."""
+    return {(type(value), value) for value in values}
+
+
+def _is_subset(one: Sequence[Value], other: Sequence[Value]) -> bool:
+    return _typed_set(one) <= _typed_set(other)
+
+
+def _contains_only(found: Sequence[Value], wanted: Sequence[Value]) -> bool:
+    return _typed_set(found) == {(type(value), value) for value in (_one(wanted, "the value of ContainsOnlyValue"),)}
+
+
+_SET_FUNCTIONS: dict[str, Callable[..., bool]] = {"IsSubsetOf": _is_subset, "ContainsOnlyValue": _contains_only}
+
+
+def _append(one: Value, other: Value) -> tuple[Value, ...]:
+    what = "an argument of AppendString"
+    appended = _typed(one, str, what) + _typed(other, str, what)
+    if len(appended) > MAX_STRING:
+        raise PolicyEvaluationError(f"AppendString makes {len(appended)} characters, at most {MAX_STRING} are kept")
+    return (appended,)
+
+
+def _negate(value: Value) -> tuple[Value, ...]:
+    return (not _typed(value, bool, "the argument of NegateBool"),)
+
+
+_BARE_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+
+
+def _json_to_claim_value(text: Value) -> tuple[Value, ...]:
+    """Microsoft's own example gives a word without quotes, which is taken as the string that it means."""
+    written = _typed(text, str, "the argument of JsonToClaimValue")
+    if _BARE_WORD.fullmatch(written) and written not in ("true", "false", "null", "NaN", "Infinity"):
+        return (written,)
+    found = _json(written, "JsonToClaimValue")
+    if isinstance(found, list):
+        return tuple(value for each in found for value in _primitive(each, "an array of JsonToClaimValue"))
+    return _primitive(found, "JsonToClaimValue")
+
+
+def _primitive(found: object, what: str) -> tuple[Value, ...]:
+    if found is None:
+        return ()
+    if isinstance(found, (bool, int, str)):
+        return (found,)
+    kind = "a fraction" if isinstance(found, float) else "an object" if isinstance(found, dict) else "an array"
+    raise PolicyEvaluationError(f"{what} converts strings, integers, booleans and null, found {kind}")
+
+
+def _json(text: str, function: str) -> object:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise PolicyEvaluationError(f"{function} was given text that is not JSON: {reason}") from None
+
+
+class _Functions(jmespath.functions.Functions):
+    """The one function that Microsoft's policies use beside JMESPath's own."""
+
+    @jmespath.functions.signature({"types": ["string", "null"]}, {"types": ["string", "null"]})
+    def _func_equals_ignore_case(self, one: str | None, other: str | None) -> bool:
+        return one is not None and other is not None and one.casefold() == other.casefold()
+
+
+_OPTIONS = jmespath.Options(custom_functions=_Functions())
+
+
+def _jmespath(text: Value, given: Value) -> tuple[Value, ...]:
+    """The result as JSON text, strings in their quotes."""
+    document = _json(_typed(text, str, "the first argument of JmesPath"), "JmesPath")
+    query = _typed(given, str, "the query of JmesPath")
+    try:
+        found = _compiled(query).search(document, options=_OPTIONS)
+        written = json.dumps(found, separators=(",", ":"), ensure_ascii=False)
+    except (jmespath.exceptions.JMESPathError, ValueError, TypeError, RecursionError) as error:
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+        raise PolicyEvaluationError(f"JmesPath cannot evaluate {query[:80]!r}: {reason}") from None
+    if len(written) > MAX_STRING:
+        raise PolicyEvaluationError(f"JmesPath gives {len(written)} characters, at most {MAX_STRING} are kept")
+    return (written,)
+
+
+def _compiled(query: str) -> jmespath.parser.ParsedResult:
+    """A query within its limits: its length, its brackets before it is parsed, its multi-selects after."""
+    if len(query) > MAX_QUERY:
+        raise ValueError(f"a query has at most {MAX_QUERY} characters, found {len(query)}")
+    depth = deepest = 0
+    for character in query:
+        depth += (character in "([{&!") - (character in ")]}")
+        deepest = max(deepest, depth)
+    if deepest > MAX_QUERY_DEPTH:
+        raise ValueError(f"a query nests at most {MAX_QUERY_DEPTH} brackets")
+    # Not jmespath.compile, which keeps queries of strangers in a cache of the process.
+    parsed = jmespath.parser.Parser().parse(query)
+    copies, nodes = 1, [parsed.parsed]
+    while nodes:
+        node = nodes.pop()
+        nodes.extend(node["children"])
+        if node["type"] in ("multi_select_list", "multi_select_dict"):
+            copies *= len(node["children"]) or 1
+        if copies > MAX_COPIES:
+            raise ValueError(f"the lists of a query copy its data at most {MAX_COPIES} times")
+    return parsed
+
+
+_FUNCTIONS: dict[str, Callable[..., tuple[Value, ...]]] = {
+    "JmesPath": _jmespath,
+    "JsonToClaimValue": _json_to_claim_value,
+    "AppendString": _append,
+    "NegateBool": _negate,
+}

@@ -1,0 +1,170 @@
+"""Policies decide: who is permitted, what is issued, and what no policy can make the service do."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from confcom.tokens.policy_evaluation import (
+    MAX_CLAIMS,
+    Claim,
+    Decision,
+    PolicyEvaluationError,
+    configuration,
+    evaluate_policy,
+)
+from confcom.tokens.policy_language import parse_policy
+
+EVIDENCE = (
+    Claim("debug", False, "AttestationService"),
+    Claim("svn", 7, "AttestationService"),
+    Claim("signer", "ab", "AttestationService"),
+    Claim("fixed", "f", "AttestationService", read_only=True),
+    Claim("os", "linux", "CustomClaim"),
+    Claim("os", "linux", "AttestationService"),
+    Claim("json", '{"values":[0,"a",true,null],"f":1.5,"o":{},"s":"x"}', "AttestationService"),
+)
+
+
+def _decide(authorization: str = "=> permit();", issuance: str = "", version: str = "1.2") -> Decision:
+    text = f"version={version};authorizationrules{{{authorization}}};issuancerules{{{issuance}}};"
+    return evaluate_policy(parse_policy(text), EVIDENCE)
+
+
+@pytest.mark.parametrize(
+    ("authorization", "permitted"),
+    [
+        ("=> permit();", True),
+        ("", False),
+        ("=> permit(); => deny();", False),
+        ("=> deny(); => permit();", False),
+        ('[type=="debug", value==false] => permit();', True),
+        ('[type=="debug", value==true] => permit();', False),
+        ('[type=="debug", value!=true] => permit();', True),
+        ('[type=="svn", value>=7] && [type=="signer", value=="ab"] => permit();', True),
+        ('[type=="svn", value>7] => permit();', False),
+        ('[type=="svn", value<8, valueType=="Integer"] => permit();', True),
+        ('[type=="debug", value==0] => permit();', False),
+        ('[type=="signer", value<=9] => permit();', False),
+        ('[type=="svn", issuer=="CustomClaim"] => permit();', False),
+        ('![type=="absent"] => permit();', True),
+        ('![type=="svn"] => permit();', False),
+        ('F:[type=="os", issuer=="CustomClaim"] && [issuer=="AttestationService", value==F.value] => permit();', True),
+        ('=> add(type="made", value=1); [type=="made", issuer=="AttestationPolicy"] => permit();', True),
+        ('[type=="made"] => permit(); => add(type="made", value=1);', False),
+    ],
+)
+def test_the_decision(authorization: str, permitted: bool) -> None:
+    decision = _decide(authorization)
+    assert decision.permitted is permitted
+    assert bool(decision.reason) is not permitted
+
+
+@pytest.mark.parametrize(
+    ("rule", "claims"),
+    [
+        ('c:[type=="svn"] => issue(type="s", value=c.value);', {"s": 7}),
+        ('c:[type=="svn"] => issue(claim=c);', {"svn": 7}),
+        ('c:[type=="svn"] => add(type="s", value=c.value);', {}),
+        ('=> issue(type="a", value="x"); => issue(type="a", value="y");', {"a": ["x", "y"]}),
+        ('=> add(type="a", value=AppendString("x", "")); c:[type=="a"] => issue(claim=c);', {"a": "x"}),
+        ('=> issue(type="a", value=NegateBool(false));', {"a": True}),
+        ('c:[type=="json"] => issue(type="a", value=JmesPath(c.value, "s"));', {"a": '"x"'}),
+        ('c:[type=="json"] => issue(type="a", value=JmesPath(c.value, "values[0]"));', {"a": "0"}),
+        (
+            'c:[type=="json"] => issue(type="a", value=JsonToClaimValue(JmesPath(c.value, "values")));',
+            {"a": [0, "a", True]},
+        ),
+        ('c:[type=="json"] => issue(type="a", value=JsonToClaimValue(JmesPath(c.value, "absent")));', {}),
+        ('=> issue(type="a", value=JsonToClaimValue("word"));', {"a": "word"}),
+        ('=> issue(type="a", value=JmesPath("{}", "equals_ignore_case(\'A\', \'a\')"));', {"a": "true"}),
+        ('a:[type=="os"] && b:[type!="absent"] => issue(type="a", value=IsSubsetOf(a.value, b.value));', {"a": True}),
+        ('a:[type=="svn"] => issue(type="a", value=ContainsOnlyValue(a.value, 7));', {"a": True}),
+        ('a:[type=="debug"] => issue(type="a", value=ContainsOnlyValue(a.value, 0));', {"a": False}),
+        ('=> issue(type="a", value=1, valueType="Integer");', {"a": 1}),
+    ],
+)
+def test_what_is_issued(rule: str, claims: dict[str, object]) -> None:
+    decision = _decide(issuance=rule)
+    assert decision.permitted
+    assert decision.claims() == claims
+
+
+@pytest.mark.parametrize(
+    ("rule", "fault"),
+    [
+        ('c:[type=="fixed"] => issue(type="a", value=c.value);', "read-only"),
+        ('c:[type=="fixed"] => issue(type="a", value=AppendString(c.value, "x"));', "read-only"),
+        ('c:[type=="fixed"] => add(type="a", value=c.value); d:[type=="a"] => issue(claim=d);', "read-only"),
+        ('=> issue(type="a", value=1, valueType="String");', "valueType is String"),
+        ('=> issue(type="a", value=NegateBool(1));', "of type bool"),
+        ('c:[type=="os"] => issue(type="a", value=AppendString(c.value, "x"));', "one value, found 2"),
+        ('c:[type=="json"] => issue(type="a", value=JsonToClaimValue(JmesPath(c.value, "f")));', "found a fraction"),
+        ('c:[type=="json"] => issue(type="a", value=JsonToClaimValue(JmesPath(c.value, "o")));', "found an object"),
+        ('=> issue(type="a", value=JsonToClaimValue("{bad"));', "not JSON"),
+        ('=> issue(type="a", value=JmesPath("{}", "a["));', "cannot evaluate"),
+        ('=> issue(type="a", value=JmesPath("{}", ""));', "cannot evaluate"),
+        ('=> issue(type="a", value=JmesPath("{}", "' + "|".join(["[@,@]"] * 9) + '"));', "at most 64 times"),
+        ('=> issue(type="a", value=JmesPath("{}", "' + "[" * 300 + '"));', "nests at most"),
+        ('=> issue(type="a", value=JmesPath("{}", "' + "a.!" * 300 + 'a"));', "cannot evaluate"),
+        ('=> issue(type="a", value=JmesPath("' + "[" * 20000 + '", "a"));', "nested too deep"),
+    ],
+)
+def test_a_fault_skips_a_rule_of_issuance_and_refuses_in_authorization(rule: str, fault: str) -> None:
+    decision = _decide(issuance=rule)
+    assert decision.permitted
+    assert "a" not in decision.claims()
+    assert any(fault in each.fault for each in decision.trace)
+    refused = _decide("=> permit();" + rule.replace("issue(", "add("))
+    if "read-only" not in fault:
+        assert not refused.permitted
+        assert fault in refused.reason
+
+
+def test_no_fault_outlives_what_read_only_feeds() -> None:
+    """Sets that were compared are no longer read-only: only the answer is known."""
+    decision = _decide(issuance='c:[type=="fixed"] => issue(type="a", value=ContainsOnlyValue(c.value, "f"));')
+    assert decision.claims() == {"a": True}
+
+
+def test_values_cannot_grow_without_end() -> None:
+    doubling = 'c:[type=="a"] => add(type="b", value=AppendString(c.value, c.value));'
+    renamed = "".join(
+        doubling.replace('"a"', f'"a{number}"').replace('"b"', f'"a{number + 1}"') for number in range(60)
+    )
+    decision = _decide('=> permit(); => add(type="a0", value="0123456789");' + renamed)
+    assert not decision.permitted
+    assert "AppendString makes" in decision.reason
+
+
+def test_claims_and_comparisons_have_limits() -> None:
+    many = ",".join(str(number) for number in range(MAX_CLAIMS))
+    decision = _decide(f'=> permit(); => add(type="a", value=JsonToClaimValue("[{many}]"));')
+    assert "more than 2000 claims" in decision.reason
+    many = ",".join(str(number) for number in range(1500))
+    work = 'a:[type=="n"] && b:[type=="n", value==a.value] => permit();'
+    decision = _decide(f'=> add(type="n", value=JsonToClaimValue("[{many}]"));{work}')
+    assert "comparisons" in decision.reason
+
+
+def test_the_trace_says_what_every_rule_saw() -> None:
+    decision = _decide('[type=="os"] && [type=="absent"] => deny(); => permit();', '=> issue(type="a", value=1);')
+    first, second, third = (each.as_dict() for each in decision.trace)
+    assert (first["matched"], first["applied"]) == ([2, 0], False)
+    assert (second["matched"], second["applied"]) == ([], True)
+    assert third["claims"] == [{"type": "a", "value": 1}]
+
+
+def test_configuration_is_known_before_any_evidence() -> None:
+    text = 'version=1.1;configurationrules{=> issueproperty(type="tcb", value="11");};authorizationrules{};'
+    assert configuration(parse_policy(text)) == {"tcb": "11"}
+    with pytest.raises(PolicyEvaluationError, match="line 1"):
+        configuration(parse_policy(text.replace("1.1", "1.2").replace('"11"', "NegateBool(1)")))
+
+
+@given(st.text(max_size=80), st.text(max_size=40))
+def test_no_document_and_no_query_break_the_evaluation(document: str, query: str) -> None:
+    rule = 'd:[type=="d"] && q:[type=="q"] => issue(type="r", value=JsonToClaimValue(JmesPath(d.value, q.value)));'
+    policy = parse_policy(f"version=1.2;authorizationrules{{=> permit();}};issuancerules{{{rule}}};")
+    assert evaluate_policy(policy, [Claim("d", document), Claim("q", query)]).permitted
