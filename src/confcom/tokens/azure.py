@@ -1,0 +1,322 @@
+"""The dialect of Azure Attestation: what a request holds, what a policy sees, what a token says.
+
+Names of fields and claims, their types and hashes are those of api-versions 2020-10-01 to 2025-06-01; recorded
+exchanges are the reference (attestation-service.md, sections 1.3 to 1.5).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from confcom.appraisal.collateral import Collateral
+from confcom.appraisal.evidence import VerifiedQuote
+from confcom.errors import ConfcomError
+from confcom.formats.quote import Quote, TeeType
+from confcom.formats.sgx import AttributeFlags, ReportBody
+from confcom.formats.tdx import TdReportBody, td_base
+from confcom.tokens import base64url
+from confcom.tokens.policy_evaluation import SERVICE, Claim
+
+MAX_NONCE = 1024
+"""Characters."""
+TOKEN_LIFE = 8 * 3600
+"""Seconds; fixed, as in every recorded token."""
+TDX_PROFILE = "https://aka.ms/maa-eat-profile-tdxvm"
+DEFAULT_POLICY = """version= 1.1;
+configurationrules{
+};
+authorizationrules{
+c:[type=="x-ms-sgx-is-debuggable", value==true] => deny();
+=> permit();
+};
+issuancerules{
+c:[type=="x-ms-sgx-is-debuggable"] => issue(type="is-debuggable", value=c.value);
+c:[type=="x-ms-sgx-mrsigner"] => issue(type="sgx-mrsigner", value=c.value);
+c:[type=="x-ms-sgx-mrenclave"] => issue(type="sgx-mrenclave", value=c.value);
+c:[type=="x-ms-sgx-product-id"] => issue(type="product-id", value=c.value);
+c:[type=="x-ms-sgx-svn"] => issue(type="svn", value=c.value);
+c:[type=="x-ms-attestation-type"] => issue(type="tee", value=c.value);
+};
+"""
+"""Azure's default issues the same claims and permits debug enclaves; ours denies them."""
+_TD_FLAGS = {
+    "debug": 1 << 0,
+    "septve_disable": 1 << 28,
+    "protection_keys": 1 << 30,
+    "key_locker": 1 << 31,
+    "perfmon": 1 << 63,
+}
+"""Bits of TDATTRIBUTES (Intel TDX module specification)."""
+
+
+class AttestationType(StrEnum):
+    """The kinds of evidence, by the names in paths."""
+
+    SGX_ENCLAVE = "SgxEnclave"
+    OPEN_ENCLAVE = "OpenEnclave"
+    TDX_VM = "TdxVm"
+
+    @property
+    def tee(self) -> TeeType:
+        """What the evidence is about."""
+        return TeeType.TDX if self is AttestationType.TDX_VM else TeeType.SGX
+
+    @property
+    def evidence_field(self) -> str:
+        """The field of a request that holds the evidence."""
+        return "report" if self is AttestationType.OPEN_ENCLAVE else "quote"
+
+
+class AzureError(ConfcomError):
+    """A request that the API refuses; `azure_code` is the code of its error body."""
+
+    code = "attestation-request"
+    default_advice = "Correct the request as the message says."
+
+    def __init__(self, message: str, azure_code: str = "InvalidParameter", *, advice: str | None = None) -> None:
+        super().__init__(message, advice=advice)
+        self.azure_code = azure_code
+
+
+@dataclass(frozen=True, slots=True)
+class HeldData:
+    """Data that the quote vouches for by its hash: the bytes, and the value where they were declared JSON."""
+
+    data: bytes
+    json: Any = None
+
+    @property
+    def is_json(self) -> bool:
+        """Whether the data was declared JSON."""
+        return self.json is not None
+
+
+@dataclass(frozen=True, slots=True)
+class AttestRequest:
+    """The body of an attest call, decoded; nothing of it is verified."""
+
+    evidence: bytes
+    runtime: HeldData | None = None
+    init_time: HeldData | None = None
+    draft_policy: str | None = None
+    nonce: str | None = None
+
+
+class _Data(msgspec.Struct):
+    data: str | None = None
+    dataType: str | None = None  # noqa: N815 - as the API spells it
+
+
+class _Body(msgspec.Struct):
+    quote: str | None = None
+    report: str | None = None
+    runtimeData: _Data | None = None  # noqa: N815
+    initTimeData: _Data | None = None  # noqa: N815
+    draftPolicyForAttestation: str | None = None  # noqa: N815
+    nonce: str | None = None
+
+
+_BODY = msgspec.json.Decoder(_Body)
+
+
+def read_request(body: bytes, kind: AttestationType) -> AttestRequest:
+    """Read the JSON of an attest call.
+
+    Raises:
+        AzureError: a field is missing, of another type, or not base64.
+    """
+    try:
+        read = _BODY.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise AzureError(f"the body is not the JSON of an attest call: {error}") from None
+    evidence = getattr(read, kind.evidence_field)
+    if not evidence:
+        raise AzureError(f"the body lacks {kind.evidence_field!r}, the evidence in base64url")
+    if read.nonce is not None and len(read.nonce) > MAX_NONCE:
+        raise AzureError(f"'nonce' has {len(read.nonce)} characters, at most {MAX_NONCE} are taken")
+    return AttestRequest(
+        _decoded(evidence, kind.evidence_field),
+        _held(read.runtimeData, "runtimeData"),
+        _held(read.initTimeData, "initTimeData"),
+        read.draftPolicyForAttestation or None,
+        read.nonce,
+    )
+
+
+def _decoded(text: str, field: str) -> bytes:
+    try:
+        return base64url.decode(text)
+    except ValueError as error:
+        raise AzureError(f"{field!r} {error}") from None
+
+
+def _held(given: _Data | None, field: str) -> HeldData | None:
+    # The Python client sends `data: null` where it has none.
+    if given is None or given.data is None:
+        return None
+    data = _decoded(given.data, f"{field}.data")
+    match (given.dataType or "Binary").lower():
+        case "binary":
+            return HeldData(data)
+        case "json":
+            try:
+                value = msgspec.json.decode(data)
+            except (msgspec.DecodeError, RecursionError) as error:
+                raise AzureError(f"'{field}.data' is declared JSON and is not: {error}") from None
+            if not isinstance(value, dict):
+                raise AzureError(f"'{field}.data' is declared JSON and is no object")
+            return HeldData(data, value)
+        case other:
+            raise AzureError(f"'{field}.dataType' is Binary or JSON, found {other!r}")
+
+
+def check_binding(quote: Quote, request: AttestRequest) -> None:
+    """The quote must vouch for what came beside it.
+
+    Bytes 0 to 31 of the report data are the SHA-256 of the runtime data. Bytes 0 to 31 of CONFIGID (MRCONFIGID of a
+    TD) are the SHA-256 of the init-time data.
+
+    Raises:
+        AzureError: a hash does not match.
+    """
+    if request.runtime is not None:
+        _same_hash(request.runtime.data, quote.report_data, "runtimeData", "report data")
+    if request.init_time is not None:
+        body = quote.body
+        held, name = (
+            (body.config_id, "CONFIGID") if isinstance(body, ReportBody) else (td_base(body).mr_config_id, "MRCONFIGID")
+        )
+        _same_hash(request.init_time.data, held, "initTimeData", name)
+
+
+def _same_hash(data: bytes, holder: bytes, field: str, name: str) -> None:
+    expected, found = hashlib.sha256(data).hexdigest(), holder[:32].hex()
+    if expected != found:
+        raise AzureError(
+            f"the quote does not vouch for {field!r}: bytes 0 to 31 of its {name} are {found}, "
+            f"the SHA-256 of the data is {expected}",
+            advice="Send the exact bytes that the enclave hashed.",
+        )
+
+
+def sgx_claims(body: ReportBody) -> dict[str, Any]:
+    """What a token says of an enclave, and a policy sees of it."""
+    found: dict[str, Any] = {
+        "x-ms-sgx-is-debuggable": body.attributes.debug,
+        "x-ms-sgx-mrenclave": body.mr_enclave.hex(),
+        "x-ms-sgx-mrsigner": body.mr_signer.hex(),
+        "x-ms-sgx-product-id": body.isv_prod_id,
+        "x-ms-sgx-report-data": body.report_data.hex(),
+        "x-ms-sgx-svn": body.isv_svn,
+    }
+    if body.attributes.flags & AttributeFlags.KSS:
+        found |= {
+            "x-ms-sgx-config-id": body.config_id.hex(),
+            "x-ms-sgx-config-svn": body.config_svn,
+            "x-ms-sgx-isv-extended-product-id": body.isv_ext_prod_id.hex(),
+            "x-ms-sgx-isv-family-id": body.isv_family_id.hex(),
+        }
+    return found
+
+
+def tdx_claims(body: TdReportBody) -> dict[str, Any]:
+    """What a token says of a TD (Azure's EAT profile for TDX): bytes in hex, in the order of the report."""
+    td = td_base(body)
+    names = ("mrsignerseam", "mrseam", "mrtd", "mrconfigid", "mrowner", "mrownerconfig")
+    fields = ("mr_signer_seam", "mr_seam", "mr_td", "mr_config_id", "mr_owner", "mr_owner_config")
+    found = {f"tdx_{name}": getattr(td, attribute).hex() for name, attribute in zip(names, fields, strict=True)}
+    found |= {f"tdx_rtmr{number}": getattr(td, f"rtmr{number}").hex() for number in range(4)}
+    return {
+        "dbgstat": "enabled" if td.debug else "disabled",
+        **found,
+        "tdx_report_data": td.report_data.hex(),
+        "tdx_seam_attributes": td.seam_attributes.hex(),
+        "tdx_seamsvn": int.from_bytes(td.tee_tcb_svn[:2], "little"),
+        "tdx_tee_tcb_svn": td.tee_tcb_svn.hex(),
+        "tdx_td_attributes": td.td_attributes.to_bytes(8, "little").hex(),
+        **{f"tdx_td_attributes_{name}": bool(td.td_attributes & flag) for name, flag in _TD_FLAGS.items()},
+        "tdx_xfam": td.xfam.to_bytes(8, "little").hex(),
+    }
+
+
+def policy_claims(quote: Quote) -> list[Claim]:
+    """The claims of evidence that a policy sees, with the older names that begin with `$`."""
+    if isinstance(quote.body, ReportBody):
+        named = sgx_claims(quote.body) | {"x-ms-attestation-type": "sgx"}
+        older = {
+            "$is-debuggable": named["x-ms-sgx-is-debuggable"],
+            "$product-id": named["x-ms-sgx-product-id"],
+            "$sgx-mrsigner": named["x-ms-sgx-mrsigner"],
+            "$sgx-mrenclave": named["x-ms-sgx-mrenclave"],
+            "$svn": named["x-ms-sgx-svn"],
+            "$tee": "sgx",
+        }
+    else:
+        named, older = tdx_claims(quote.body) | {"x-ms-attestation-type": "tdxvm"}, {}
+    return [Claim(name, value, SERVICE) for name, value in (named | older).items()]
+
+
+def collateral_hashes(quote: bytes, collateral: Collateral) -> dict[str, str]:
+    """SHA-256 in hex of the evidence and of what judged it, over NUL-terminated buffers as Azure's library has them.
+
+    `quote` is the evidence as it was sent: an Open Enclave report with its header.
+    """
+
+    def of(part: bytes) -> str:
+        return hashlib.sha256(part.rstrip(b"\0") + b"\0").hexdigest()
+
+    return {
+        "qeidcertshash": of(collateral.qe_identity_issuer_chain),
+        "qeidcrlhash": of(collateral.root_ca_crl),
+        "qeidhash": of(collateral.qe_identity),
+        "quotehash": hashlib.sha256(quote).hexdigest(),
+        "tcbinfocertshash": of(collateral.tcb_info_issuer_chain),
+        "tcbinfocrlhash": of(collateral.root_ca_crl),
+        "tcbinfohash": of(collateral.tcb_info),
+    }
+
+
+def evidence_claims(quote: Quote, request: AttestRequest, hashes: dict[str, str]) -> dict[str, Any]:
+    """The claims that come from the evidence alone, as Azure gives them; the issuer's and the policy's join them."""
+    found: dict[str, Any] = {"x-ms-ver": "1.0"}
+    if isinstance(quote.body, ReportBody):
+        found |= {"x-ms-attestation-type": "sgx", **sgx_claims(quote.body)}
+        found |= {"x-ms-sgx-collateral": hashes, "maa-attestationcollateral": hashes}
+        if request.runtime is not None and not request.runtime.is_json:
+            held = base64url.encode(request.runtime.data)
+            found |= {"x-ms-sgx-ehd": held, "maa-ehd": held, "aas-ehd": held}
+    else:
+        found |= {"x-ms-attestation-type": "tdxvm", "eat_profile": TDX_PROFILE, "intuse": "generic"}
+        found |= tdx_claims(quote.body)
+    if request.runtime is not None and request.runtime.is_json:
+        found["x-ms-runtime"] = request.runtime.json
+    if request.init_time is not None and request.init_time.is_json:
+        found["x-ms-inittime"] = request.init_time.json
+    return found
+
+
+def appraisal_claims(verified: VerifiedQuote) -> dict[str, Any]:
+    """What Azure's tokens do not say: TCB status, advisories, FMSPC, evaluation number and dates of the collateral."""
+    tcb, collateral = verified.tcb, verified.collateral
+    status = tcb.status.value if tcb.status else None
+    found = {
+        "confcom-tcb-status": status,
+        "confcom-tcb-date": int(tcb.tcb_date.timestamp()) if tcb.tcb_date else None,
+        "confcom-advisory-ids": list(tcb.advisory_ids),
+        "confcom-tcb-evaluation-data-number": verified.tcb_evaluation_data_number,
+        "confcom-fmspc": verified.pck.fmspc.hex(),
+        "confcom-collateral-issued": int(collateral.earliest_issue.timestamp()),
+        "confcom-collateral-expires": int(collateral.earliest_expiration.timestamp()),
+        "confcom-simulated": verified.simulated,
+    }
+    return found | ({"attester_tcb_status": status} if verified.tee is TeeType.TDX else {})
+
+
+def policy_hash(text: str) -> str:
+    """`x-ms-policy-hash`: base64url of SHA-256 over the base64url of the policy in UTF-8."""
+    return base64url.encode(hashlib.sha256(base64url.encode(text.encode()).encode()).digest())
