@@ -1,0 +1,67 @@
+"""EAT Attestation Results (EAR, draft-ietf-rats-ear) for clients of RATS: the trustworthiness vector of AR4SI."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from confcom.appraisal.evidence import VerifiedQuote
+from confcom.formats.quote import TeeType
+from confcom.formats.sgx import ReportBody
+from confcom.formats.tcb_info import TcbStatus
+from confcom.formats.tdx import td_base
+
+PROFILE = "tag:github.com,2023:veraison/ear"
+MEDIA_TYPE = "application/eat+jwt"
+AFFIRMING, WARNING, CONTRAINDICATED = 2, 32, 96
+"""AR4SI tiers; also the values of claims that say no more than their tier."""
+_HARDWARE = {
+    TcbStatus.UP_TO_DATE: AFFIRMING,
+    TcbStatus.SW_HARDENING_NEEDED: WARNING,
+    TcbStatus.CONFIGURATION_NEEDED: WARNING,
+    TcbStatus.CONFIGURATION_AND_SW_HARDENING_NEEDED: WARNING,
+    TcbStatus.OUT_OF_DATE: CONTRAINDICATED,
+    TcbStatus.OUT_OF_DATE_CONFIGURATION_NEEDED: CONTRAINDICATED,
+    TcbStatus.REVOKED: CONTRAINDICATED,
+}
+
+
+def trustworthiness_vector(verified: VerifiedQuote) -> dict[str, int]:
+    """What the appraisal says by the names of AR4SI; names without a claim stay out (nothing is claimed)."""
+    body = verified.quote.body
+    debug = body.attributes.debug if isinstance(body, ReportBody) else td_base(body).debug
+    status = verified.tcb_status
+    return {
+        # 2: recognised and not compromised. Simulated evidence has no hardware: 97, unrecognised.
+        "hardware": 97 if verified.simulated else _HARDWARE.get(status, CONTRAINDICATED) if status else CONTRAINDICATED,
+        "configuration": CONTRAINDICATED if debug else AFFIRMING,
+        # Memory is encrypted: 2.
+        "runtime-opaque": CONTRAINDICATED if debug else AFFIRMING,
+    }
+
+
+def tier(vector: dict[str, int]) -> int:
+    """`ear.status`: the worst tier of a vector."""
+    worst = max(vector.values(), default=0)
+    return CONTRAINDICATED if worst >= CONTRAINDICATED else WARNING if worst >= WARNING else AFFIRMING
+
+
+def ear_claims(
+    verified: VerifiedQuote, claims: dict[str, Any], *, policy_id: str, nonce: str | None, issued: int, expires: int
+) -> dict[str, Any]:
+    """The claims set of an EAR with one submodule, `sgx` or `tdx`; `claims` are annotated as the evidence's."""
+    vector = trustworthiness_vector(verified)
+    module = {
+        "ear.status": tier(vector),
+        "ear.trustworthiness-vector": vector,
+        "ear.appraisal-policy-id": policy_id,
+        "ear.veraison.annotated-evidence": claims,
+    }
+    found: dict[str, Any] = {
+        "eat_profile": PROFILE,
+        "iat": issued,
+        "exp": expires,
+        "ear.verifier-id": {"developer": "https://confcom.dev", "build": f"confcom {version('confcom')}"},
+        "submods": {"tdx" if verified.tee is TeeType.TDX else "sgx": module},
+    }
+    return found if nonce is None else found | {"eat_nonce": nonce}

@@ -1,0 +1,140 @@
+"""JSON Web Signatures of tokens and policies (RFC 7515), and the keys that make them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from joserfc import jws
+from joserfc.errors import JoseError
+from joserfc.jwk import ECKey, RSAKey
+from joserfc.jws import JWSRegistry
+
+from confcom.errors import ConfigError, FormatError
+from confcom.tokens import base64url
+
+MAX_TOKEN = 256 << 10
+"""Characters of a compact JWS."""
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKey:
+    """A private key, RSA for RS256 or P-256 for ES256, and the certificate by which clients know it."""
+
+    private: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
+    certificate: x509.Certificate
+
+    @classmethod
+    def from_pem(cls, data: bytes, name: str) -> SigningKey:
+        """A private key and its certificate from one PEM file; anything else is a `ConfigError` with its name."""
+        try:
+            private = load_pem_private_key(data, password=None)
+            certificate = x509.load_pem_x509_certificate(data)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(
+                f"{name} is no signing key: {error}", advice="Put an unencrypted private key and its certificate there."
+            ) from error
+        usable = isinstance(private, rsa.RSAPrivateKey) and private.key_size >= 2048
+        if not usable and not (
+            isinstance(private, ec.EllipticCurvePrivateKey) and isinstance(private.curve, ec.SECP256R1)
+        ):
+            raise ConfigError(f"{name}: a signing key is RSA of 2048 bits or more, or on the curve P-256")
+        if certificate.public_key() != private.public_key():
+            raise ConfigError(f"{name}: the certificate is of another key")
+        return cls(private, certificate)  # type: ignore[arg-type]
+
+    @property
+    def algorithm(self) -> str:
+        """RS256 or ES256."""
+        return "RS256" if isinstance(self.private, rsa.RSAPrivateKey) else "ES256"
+
+    @property
+    def key_id(self) -> str:
+        """Base64url of SHA-256 over the certificate's DER."""
+        return base64url.encode(hashlib.sha256(_der(self.certificate)).digest())
+
+    @property
+    def valid_from(self) -> datetime:
+        """When the certificate begins."""
+        return self.certificate.not_valid_before_utc
+
+    def jwk(self) -> dict[str, Any]:
+        """The public half with its certificate; `x5c` is standard base64 (RFC 7517, section 4.7)."""
+        more = {"kid": self.key_id, "use": "sig", "alg": self.algorithm}
+        return (
+            _key(self.private.public_key()).as_dict(private=False)
+            | more
+            | {"x5c": [base64.b64encode(_der(self.certificate)).decode()]}
+        )
+
+    def sign(self, claims: Mapping[str, Any], header: Mapping[str, Any]) -> str:
+        """A compact JWS; `alg` and `kid` join the header."""
+        full = {"alg": self.algorithm, "kid": self.key_id, **header}
+        return jws.serialize_compact(full, msgspec.json.encode(claims), _key(self.private), [self.algorithm])
+
+
+def unsecured(claims: Mapping[str, Any], header: Mapping[str, Any]) -> str:
+    """A JWS without a signature (`alg: none`), as answers to draft policies are."""
+    return _signed_part({"alg": "none", **header}, claims) + "."
+
+
+@dataclass(frozen=True, slots=True)
+class ReadJws:
+    """A compact JWS taken apart; nothing of it is verified."""
+
+    header: dict[str, Any]
+    payload: bytes
+    signed: bytes
+    signature: bytes
+
+    @classmethod
+    def parse(cls, text: str) -> ReadJws:
+        """Take a compact JWS apart; anything else is a `FormatError`."""
+        if len(text) > MAX_TOKEN:
+            raise FormatError(f"{len(text)} characters, at most {MAX_TOKEN} are read", structure="JWS", field="")
+        parts = text.strip().split(".")
+        if len(parts) != 3:
+            raise FormatError(f"has {len(parts)} parts between dots, not 3", structure="JWS", field="")
+        decoded = []
+        for part, field in zip(parts, ("header", "payload", "signature"), strict=True):
+            try:
+                decoded.append(base64url.decode(part))
+            except ValueError as error:
+                raise FormatError(str(error), structure="JWS", field=field) from None
+        try:
+            header = msgspec.json.decode(decoded[0], type=dict[str, Any])
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise FormatError(f"is no JSON object: {error}", structure="JWS", field="header") from None
+        return cls(header, decoded[1], f"{parts[0]}.{parts[1]}".encode(), decoded[2])
+
+    def verify(self, public: object, algorithm: str) -> bool:
+        """Whether the signature is of this key under this algorithm, which the caller chose and the header repeats."""
+        try:
+            key, model = _key(public), JWSRegistry.algorithms[algorithm]
+            return key.key_type == model.key_type and model.verify(self.signed, self.signature, key)
+        except (ValueError, JoseError):
+            return False
+
+
+def _signed_part(header: Mapping[str, Any], claims: Mapping[str, Any]) -> str:
+    return ".".join(base64url.encode(msgspec.json.encode(part)) for part in (header, claims))
+
+
+def _der(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(Encoding.DER)
+
+
+def _key(key: object) -> RSAKey | ECKey:
+    if isinstance(key, (rsa.RSAPublicKey, rsa.RSAPrivateKey)):
+        return RSAKey.import_key(key)
+    if isinstance(key, (ec.EllipticCurvePublicKey, ec.EllipticCurvePrivateKey)):
+        return ECKey.import_key(key)
+    raise ValueError("neither an RSA nor an elliptic-curve key")

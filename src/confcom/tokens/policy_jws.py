@@ -1,0 +1,91 @@
+"""Policies as Azure's clients send them: a JWS around the text, unsigned or signed.
+
+The payload is `{"AttestationPolicy": base64url(text)}`; an empty payload asks for the default. Signed ones carry
+their certificate in `x5c` or `jwk.x5c`, and older SDKs spell the algorithms RSA256 and ECDH256.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from cryptography import x509
+
+from confcom.errors import FormatError
+from confcom.tokens import base64url
+from confcom.tokens.azure import AzureError
+from confcom.tokens.jws import ReadJws, unsecured
+from confcom.tokens.policy_language import MAX_TEXT
+
+MAX_POLICY_BODY = 4 * MAX_TEXT
+"""Bytes of a request that sets a policy."""
+_ALIASES = {"RSA256": "RS256", "ECDH256": "ES256", "RS256": "RS256", "ES256": "ES256"}
+
+
+@dataclass(frozen=True, slots=True)
+class SentPolicy:
+    """A policy as it was sent: its text, empty for a reset, and who signed it."""
+
+    jws: str
+    text: str
+    signer: x509.Certificate | None
+
+
+def wrap(text: str) -> str:
+    """The unsigned JWS of a policy's text."""
+    return unsecured({"AttestationPolicy": base64url.encode(text.encode())}, {})
+
+
+def read_policy(body: str) -> SentPolicy:
+    """Read what a client sent as a policy: a JWS, or the bare text.
+
+    Raises:
+        AzureError: not a JWS that holds a policy, or signed by another key than its certificate's.
+    """
+    sent = body.strip().strip('"')
+    if sent.lower().lstrip("\ufeff").startswith("version"):
+        return SentPolicy(wrap(sent), sent, None)
+    try:
+        jws = ReadJws.parse(sent)
+        text = _text(jws)
+    except FormatError as error:
+        raise AzureError(f"the policy is no JWS: {error}", "InvalidOperation") from None
+    return SentPolicy(sent, text, _signer(jws))
+
+
+def _text(jws: ReadJws) -> str:
+    if not jws.payload:
+        return ""
+    try:
+        held = msgspec.json.decode(jws.payload, type=dict[str, Any]).get("AttestationPolicy")
+        if not isinstance(held, str):
+            raise AzureError("the payload of the policy lacks 'AttestationPolicy'", "InvalidOperation")
+        # One of Azure's documents has the bare text here.
+        return held if held.lower().startswith("version") else base64url.decode(held).decode()
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+        raise AzureError(f"the payload of the policy cannot be read: {error}", "InvalidOperation") from None
+
+
+def _signer(jws: ReadJws) -> x509.Certificate | None:
+    """The certificate of the key that signed; None where nothing is signed."""
+    named = jws.header.get("alg")
+    if named == "none":
+        if jws.signature:
+            raise AzureError("the policy is unsigned ('alg': 'none') and carries a signature", "InvalidOperation")
+        return None
+    algorithm = _ALIASES.get(named) if isinstance(named, str) else None
+    if algorithm is None:
+        raise AzureError(f"a policy is signed with RS256 or ES256, found {named!r}", "InvalidOperation")
+    jwk = jws.header.get("jwk")
+    chain = jws.header.get("x5c") or (jwk.get("x5c") if isinstance(jwk, dict) else None)
+    if not isinstance(chain, list) or not chain or not isinstance(chain[0], str):
+        raise AzureError("the header of the signed policy lacks its certificate in 'x5c'", "InvalidOperation")
+    try:
+        certificate = x509.load_der_x509_certificate(base64url.decode(chain[0]))
+        public = certificate.public_key()
+    except ValueError as error:
+        raise AzureError(f"'x5c' of the signed policy holds no certificate: {error}", "InvalidOperation") from None
+    if not jws.verify(public, algorithm):
+        raise AzureError("the signature of the policy is not of the key in 'x5c'", "InvalidOperation")
+    return certificate
