@@ -28,6 +28,7 @@ COMMANDS: CommandTable = {
     "webhook": ("confcom.cli.webhook", "webhook", "Complete or refuse pods that use SGX, when they are made."),
     "check-pods": ("confcom.cli.check_pods", "check_pods", "Say what the webhook would make of manifests."),
     "collateral": ("confcom.cli.collateral", "collateral", "Fill, inspect and carry the collateral store."),
+    "attestation": ("confcom.cli.attestation", "attestation", "Judge evidence and sign tokens (Azure's API, EAR)."),
     "doctor": ("confcom.cli.doctor", "doctor", "Say why something does not work here, and what to do."),
     "simulate": ("confcom.cli.simulate", "simulate", "Make simulated machines and export their collateral."),
 }

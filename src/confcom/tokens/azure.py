@@ -44,6 +44,15 @@ c:[type=="x-ms-attestation-type"] => issue(type="tee", value=c.value);
 };
 """
 """Azure's default issues the same claims and permits debug enclaves; ours denies them."""
+DEFAULT_TDX_POLICY = """version= 1.1;
+authorizationrules{
+c:[type=="tdx_td_attributes_debug", value==true] => deny();
+=> permit();
+};
+issuancerules{
+};
+"""
+"""The same for TDs: debug TDs are denied."""
 _TD_FLAGS = {
     "debug": 1 << 0,
     "septve_disable": 1 << 28,

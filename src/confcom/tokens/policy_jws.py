@@ -51,7 +51,7 @@ def read_policy(body: str) -> SentPolicy:
         text = _text(jws)
     except FormatError as error:
         raise AzureError(f"the policy is no JWS: {error}", "InvalidOperation") from None
-    return SentPolicy(sent, text, _signer(jws))
+    return SentPolicy(sent, text, certificate_of(jws))
 
 
 def _text(jws: ReadJws) -> str:
@@ -67,8 +67,12 @@ def _text(jws: ReadJws) -> str:
         raise AzureError(f"the payload of the policy cannot be read: {error}", "InvalidOperation") from None
 
 
-def _signer(jws: ReadJws) -> x509.Certificate | None:
-    """The certificate of the key that signed; None where nothing is signed."""
+def certificate_of(jws: ReadJws) -> x509.Certificate | None:
+    """The certificate of the key that signed; None where nothing is signed.
+
+    Raises:
+        AzureError: the signature is not of the key in the header's `x5c` or `jwk.x5c`.
+    """
     named = jws.header.get("alg")
     if named == "none":
         if jws.signature:

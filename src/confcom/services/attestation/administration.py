@@ -1,0 +1,137 @@
+"""Policies and their signers: what administrators read and change, by the rules of the trust model."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Literal
+
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from confcom.errors import FormatError
+from confcom.services.attestation.appraiser import DEFAULT_POLICIES, Appraiser
+from confcom.services.attestation.attestation_store import AttestationStore, StoredPolicy, thumbprint
+from confcom.tokens import base64url
+from confcom.tokens.azure import AttestationType, AzureError
+from confcom.tokens.jws import ReadJws
+from confcom.tokens.policy_jws import SentPolicy, certificate_of, read_policy, wrap
+from confcom.tokens.policy_language import PolicyTextError, parse_policy
+
+TrustModel = Literal["open", "isolated", "shared"]
+
+
+class PolicyAdministration:
+    """Answers of the policy API, each a signed token."""
+
+    def __init__(
+        self, store: AttestationStore, appraiser: Appraiser, model: TrustModel, clock: Callable[[], datetime]
+    ) -> None:
+        self._store = store
+        self._appraiser = appraiser
+        self._model = model
+        self._clock = clock
+
+    def current(self, kind: AttestationType) -> str:
+        """The policy in force, as it was sent."""
+        stored = self._store.policy(kind)
+        return self._appraiser.signed({"x-ms-policy": stored.jws if stored else wrap(DEFAULT_POLICIES[kind])})
+
+    def set(self, kind: AttestationType, body: str) -> str:
+        """Put a policy into force after it was parsed and its signer checked."""
+        sent = self._checked(body)
+        if not sent.text:
+            raise AzureError("the policy is empty", "InvalidOperation", advice=f"Use /policies/{kind}:reset.")
+        try:
+            parse_policy(sent.text)
+        except PolicyTextError as error:
+            raise AzureError(error.message, "PolicyParsingError", advice=error.advice()) from error
+        self._store.set_policy(kind, StoredPolicy(sent.jws, sent.text, sent.signer), self._clock())
+        return self._changed("Updated", sent)
+
+    def reset(self, kind: AttestationType, body: str) -> str:
+        """Return to the default."""
+        sent = self._checked(body)
+        if sent.text:
+            raise AzureError("a reset carries an empty policy", "InvalidOperation")
+        self._store.set_policy(kind, None, self._clock())
+        return self._changed("Removed", sent)
+
+    def signers(self) -> str:
+        """The certificates whose policies are accepted, as a JWKS."""
+        keys = [_jwk(certificate) for certificate in self._store.signers()]
+        return self._appraiser.signed({"x-ms-policy-certificates": {"keys": keys}})
+
+    def change_signer(self, body: bytes, *, add: bool) -> str:
+        """Add or remove a signer; the request is signed by one that is known."""
+        self._refuse_shared()
+        jws = _certificate_request(body)
+        if certificate_of(jws) not in self._store.signers():
+            raise AzureError("the request is not signed by a known policy signer", "InvalidOperation")
+        certificate = _certificate_in(jws)
+        if add:
+            self._store.add_signer(certificate)
+        else:
+            if self._store.signers() == [certificate]:
+                raise AzureError("the last policy signer cannot be removed", "InvalidOperation")
+            self._store.remove_signer(certificate)
+        return self._appraiser.signed(
+            {
+                "x-ms-certificate-thumbprint": thumbprint(certificate),
+                "x-ms-policycertificates-result": "IsPresent" if add else "IsAbsent",
+            }
+        )
+
+    def _checked(self, body: str) -> SentPolicy:
+        self._refuse_shared()
+        sent = read_policy(body)
+        if self._model == "isolated":
+            if sent.signer is None:
+                raise AzureError("this instance takes signed policies only", "InvalidOperation")
+            if sent.signer not in self._store.signers():
+                raise AzureError("the signer of the policy is not known here", "InvalidOperation")
+        return sent
+
+    def _refuse_shared(self) -> None:
+        if self._model == "shared":
+            raise AzureError("policies of a shared instance are fixed", "InvalidOperation")
+
+    def _changed(self, result: str, sent: SentPolicy) -> str:
+        hashed = base64url.encode(hashlib.sha256(sent.jws.encode()).digest())
+        claims: dict[str, Any] = {"x-ms-policy-result": result, "x-ms-policy-token-hash": hashed}
+        if sent.signer is not None:
+            claims["x-ms-policy-signer"] = _jwk(sent.signer)
+        return self._appraiser.signed(claims)
+
+
+def _jwk(certificate: x509.Certificate) -> dict[str, Any]:
+    der = certificate.public_bytes(Encoding.DER)
+    return {"kty": "RSA", "x5c": [base64.b64encode(der).decode()]}
+
+
+def _certificate_request(body: bytes) -> ReadJws:
+    """The JWT of `certificates:add` or `:remove`: a JSON string, or since 2025-06-01 an object with one."""
+    try:
+        value = msgspec.json.decode(body)
+        if isinstance(value, dict):
+            value = value.get("policyCertificateToAdd") or value.get("policyCertificateToRemove")
+        if not isinstance(value, str):
+            raise AzureError("the body lacks the JWT with the certificate", "InvalidOperation")
+        return ReadJws.parse(value)
+    except (msgspec.DecodeError, RecursionError, FormatError) as error:
+        raise AzureError(f"the body is no JWT with a certificate: {error}", "InvalidOperation") from None
+
+
+def _certificate_in(jws: ReadJws) -> x509.Certificate:
+    try:
+        claims = msgspec.json.decode(jws.payload, type=dict[str, Any])
+        names = ("policyCertificate", "maa-policyCertificate", "x-ms-policyCertificate")
+        held = next((claims[name] for name in names if name in claims), None)
+        if not isinstance(held, dict):
+            raise AzureError("the JWT lacks the claim policyCertificate", "InvalidOperation")
+        return x509.load_der_x509_certificate(base64url.decode(held["x5c"][0]))
+    except (msgspec.DecodeError, RecursionError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise AzureError(f"the claim policyCertificate holds no certificate: {error}", "InvalidOperation") from None

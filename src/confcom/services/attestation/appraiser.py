@@ -1,0 +1,195 @@
+"""One attest call: from a request to a token, or to the error that says why there is none."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from confcom.appraisal.collateral import Collateral
+from confcom.appraisal.evidence import VerifiedQuote
+from confcom.appraisal.policy import Policy
+from confcom.appraisal.quote import QuoteVerifier
+from confcom.appraisal.result import judge, read_evidence
+from confcom.errors import ConfcomError
+from confcom.formats.evidence import EvidenceFile, EvidenceKind
+from confcom.services.attestation.attestation_store import AttestationStore, AuditRecord
+from confcom.services.attestation.signing_keys import SigningKeys
+from confcom.tokens import azure
+from confcom.tokens.azure import AttestationType, AttestRequest, AzureError
+from confcom.tokens.ear import ear_claims
+from confcom.tokens.jws import unsecured
+from confcom.tokens.policy_evaluation import Decision, evaluate_policy
+from confcom.tokens.policy_jws import read_policy
+from confcom.tokens.policy_language import PolicyText, PolicyTextError, parse_policy
+
+DEFAULT_POLICIES = {
+    AttestationType.SGX_ENCLAVE: azure.DEFAULT_POLICY,
+    AttestationType.OPEN_ENCLAVE: azure.DEFAULT_POLICY,
+    AttestationType.TDX_VM: azure.DEFAULT_TDX_POLICY,
+}
+_PARSED = 64
+"""Parsed policies that are kept."""
+
+
+class Denied(AzureError):
+    """The policy of the attestation type refused; `trace` says what each rule saw."""
+
+    def __init__(self, decision: Decision) -> None:
+        super().__init__(
+            f"a policy refused: {decision.reason}",
+            "PolicyEvaluationError",
+            advice="Compare the claims with the policy's rules; a dry run shows what every rule sees.",
+        )
+        self.trace = [each.as_dict() for each in decision.trace]
+
+
+class Refused(AzureError):
+    """The evidence was not accepted; `checks` are those of `confcom verify`."""
+
+    def __init__(self, error: ConfcomError, checks: Sequence[dict[str, Any]]) -> None:
+        super().__init__(error.message, "InvalidParameter", advice=error.advice())
+        self.cause = error
+        self.checks = list(checks)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What an appraisal established."""
+
+    request: AttestRequest
+    evidence: EvidenceFile
+    verified: VerifiedQuote
+    collateral: Collateral
+    decision: Decision
+    policy: str
+    draft: bool
+
+
+class Appraiser:
+    """Judges evidence and signs what it found; thread-safe, and blocking: collateral may have to be fetched."""
+
+    def __init__(
+        self,
+        store: AttestationStore,
+        verifier: QuoteVerifier,
+        collateral: Callable[[bytes, datetime], Collateral],
+        policy: Policy,
+        *,
+        grace: timedelta,
+        issuer: str,
+        keys: Callable[[], SigningKeys],
+        clock: Callable[[], datetime],
+    ) -> None:
+        """`policy` is that of `confcom verify`; `issuer` the URL of clients, without a slash at its end."""
+        self._store = store
+        self._verifier = verifier
+        self._collateral = collateral
+        self._policy = policy
+        self._grace = grace
+        self._issuer = issuer
+        self._keys = keys
+        self._clock = clock
+        self._parsed: dict[str, PolicyText] = {}
+
+    def token(self, body: bytes, kind: AttestationType, caller: str, *, ear: bool = False) -> str:
+        """The token for the body of an attest call.
+
+        Raises:
+            ConfcomError: there is none; every outcome is recorded, with or without a token.
+        """
+        now = self._clock()
+        request = azure.read_request(body, kind)
+        policy_text = self._policy_text(request, kind)
+        verdict, reason = "accepted", ""
+        try:
+            judged = self._judge(request, kind, policy_text, now)
+            return self._ear(judged, now) if ear else self._azure_token(judged, now)
+        except ConfcomError as error:
+            verdict, reason = "denied" if isinstance(error, Denied) else "refused", error.message
+            raise
+        finally:
+            evidence = hashlib.sha256(request.evidence).hexdigest()
+            hashed = azure.policy_hash(policy_text)
+            self._store.record(AuditRecord(now, kind, caller, verdict, reason, hashed, evidence))
+
+    def _policy_text(self, request: AttestRequest, kind: AttestationType) -> str:
+        if request.draft_policy is not None:
+            return read_policy(request.draft_policy).text or DEFAULT_POLICIES[kind]
+        stored = self._store.policy(kind)
+        return stored.text if stored else DEFAULT_POLICIES[kind]
+
+    def _judge(self, request: AttestRequest, kind: AttestationType, text: str, now: datetime) -> Judged:
+        policy = self._parse(text)
+        evidence = read_evidence(request.evidence)
+        self._check_kind(evidence, kind)
+        azure.check_binding(evidence.quote, request)
+        collateral = self._collateral(bytes(evidence.quote), now)
+        result = judge(
+            request.evidence, collateral, verifier=self._verifier, policy=self._policy, now=now, grace=self._grace
+        )
+        if not result or result.verified is None:
+            raise Refused(result.error or ConfcomError("nothing was judged"), result.as_dict()["checks"])
+        decision = evaluate_policy(policy, azure.policy_claims(evidence.quote))
+        if not decision.permitted:
+            raise Denied(decision)
+        draft = request.draft_policy is not None
+        return Judged(request, evidence, result.verified, collateral, decision, text, draft)
+
+    def _check_kind(self, evidence: EvidenceFile, kind: AttestationType) -> None:
+        found = evidence.quote.tee
+        if found is not kind.tee:
+            raise AzureError(f"/attest/{kind} takes evidence of {kind.tee.name}, this is of {found.name}")
+        if (evidence.kind is EvidenceKind.QUOTE) is (kind is AttestationType.OPEN_ENCLAVE):
+            wanted = "an Open Enclave report or evidence" if kind is AttestationType.OPEN_ENCLAVE else "a raw quote"
+            raise AzureError(f"/attest/{kind} takes {wanted}, this is {evidence.kind.value}")
+
+    def _parse(self, text: str) -> PolicyText:
+        if text not in self._parsed:
+            try:
+                policy = parse_policy(text)
+            except PolicyTextError as error:
+                raise AzureError(error.message, "PolicyParsingError", advice=error.advice()) from error
+            if len(self._parsed) >= _PARSED:
+                self._parsed.pop(next(iter(self._parsed)), None)
+            self._parsed[text] = policy
+        return self._parsed[text]
+
+    def _azure_token(self, judged: Judged, now: datetime) -> str:
+        hashes = azure.collateral_hashes(judged.request.evidence, judged.collateral)
+        claims = judged.decision.claims() | azure.evidence_claims(judged.evidence.quote, judged.request, hashes)
+        claims |= azure.appraisal_claims(judged.verified) | self._issuer_claims(now)
+        claims["x-ms-policy-hash"] = azure.policy_hash(judged.policy)
+        if judged.request.nonce is not None:
+            claims["nonce"] = judged.request.nonce
+        header = {"typ": "JWT", "jku": f"{self._issuer}/certs"}
+        if judged.draft:
+            return unsecured(claims, header)
+        return self._keys().signing["RS256"].sign(claims, header)
+
+    def signed(self, claims: dict[str, Any]) -> str:
+        """An answer of the policy API as a token."""
+        now = self._clock()
+        header = {"typ": "JWT", "jku": f"{self._issuer}/certs"}
+        return self._keys().signing["RS256"].sign(claims | self._issuer_claims(now), header)
+
+    def _issuer_claims(self, now: datetime) -> dict[str, Any]:
+        issued = int(now.timestamp())
+        times = {"iat": issued, "nbf": issued, "exp": issued + azure.TOKEN_LIFE}
+        return {"iss": self._issuer, "jti": secrets.token_hex(32), **times}
+
+    def _ear(self, judged: Judged, now: datetime) -> str:
+        evidence = azure.evidence_claims(judged.evidence.quote, judged.request, {})
+        issued = int(now.timestamp())
+        claims = ear_claims(
+            judged.verified,
+            evidence | azure.appraisal_claims(judged.verified),
+            policy_id=azure.policy_hash(judged.policy),
+            nonce=judged.request.nonce,
+            issued=issued,
+            expires=issued + azure.TOKEN_LIFE,
+        )
+        return self._keys().signing["ES256"].sign(claims | {"iss": self._issuer}, {"typ": "eat+jwt"})

@@ -1,0 +1,53 @@
+"""Settings of the attestation service, and what they mean."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+_Seconds = Annotated[float, msgspec.Meta(gt=0)]
+_TokenHash = Annotated[str, msgspec.Meta(pattern="^[0-9A-Fa-f]{128}$")]
+
+
+class AttestationServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of the attestation service; the defaults are those for production."""
+
+    listen: str = "127.0.0.1:8443"
+    """HOST:PORT; port 0 takes a free one."""
+    tls_certificate: str | None = None
+    """PEM chain, leaf first. A renewed file is used without a restart."""
+    tls_key: str | None = None
+    """PEM key of the certificate."""
+    insecure_http: bool = False
+    """Serve without TLS: for a first try on one machine."""
+    url: str | None = None
+    """The URL by which clients reach the service: issuer and key address of its tokens. Default: where it listens."""
+    store: str = "/var/lib/confcom/attestation.sqlite"
+    """Policies, signers and the audit record; made if it is not there."""
+    keys: str = "/var/lib/confcom/attestation-keys"
+    """Folder of signing keys, one PEM file with key and certificate each. An empty one gets a first pair."""
+    key_overlap: _Seconds = 3600.0
+    """Seconds that a new key is published before it signs."""
+    collateral: str = "intel"
+    """intel, pccs, thim, the URL of a collateral service, a folder, a collateral.json, or a store."""
+    collateral_ca: str | None = None
+    """PEM file with the CAs that the TLS certificate of the collateral service may be of."""
+    trust_roots: tuple[str, ...] = ()
+    """PEM files of the roots to trust instead of Intel's: all of them simulated, or none."""
+    policy: str | None = None
+    """Policy file of `confcom verify`, applied before the policy of the attestation type."""
+    trust_model: Literal["open", "isolated", "shared"] = "open"
+    """open: administrators set policies, signed or not. isolated: signed ones only. shared: none is set."""
+    policy_signers: tuple[str, ...] = ()
+    """PEM files of the first signers of policies, for isolated."""
+    admin_token_hash: _TokenHash | None = None
+    """SHA-512 of the bearer token of administrators, 128 hexadecimal digits; without it policies cannot be set."""
+    max_body: Annotated[int, msgspec.Meta(ge=4096)] = 1 << 20
+    """Bytes of a request's body."""
+    threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
+    """Appraisals at a time."""
+    max_waiting: Annotated[int, msgspec.Meta(ge=1)] = 256
+    """Appraisals that may wait; beyond it the answer is 503."""
+    max_connections: Annotated[int, msgspec.Meta(ge=1)] = 1024
+    """Connections at a time."""

@@ -1,0 +1,287 @@
+"""The attestation service over HTTP: the API of Azure Attestation, api-versions 2020-10-01 to 2025-06-01."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Mount, Route
+
+from confcom.errors import CollateralError, ConfcomError, ConfigError
+from confcom.services.attestation.administration import PolicyAdministration
+from confcom.services.attestation.appraiser import Appraiser, Denied, Refused
+from confcom.services.attestation.signing_keys import SigningKeys
+from confcom.services.runtime.process import Overloaded, WorkerThreads
+from confcom.tokens.azure import AttestationType, AzureError
+from confcom.tokens.ear import MEDIA_TYPE
+from confcom.tokens.policy_language import PolicyTextError
+
+API_VERSIONS = ("2020-10-01", "2022-08-01", "2025-06-01")
+_JSON = "application/json"
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class HttpRefusal(ConfcomError):
+    """A request that is refused before it is looked into; `status` and `azure_code` go into the answer."""
+
+    code = "request-refused"
+    default_advice = "See docs/reference/attestation-service.md for what each path takes."
+
+    def __init__(self, status: int, azure_code: str, message: str, *, advice: str | None = None) -> None:
+        super().__init__(message, advice=advice)
+        self.status = status
+        self.azure_code = azure_code
+
+
+class AttestationMetrics:
+    """What the service counts."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.requests = Counter(
+            "confcom_attestation_requests", "Attest calls by outcome.", ["type", "outcome"], registry=registry
+        )
+        self.seconds = Histogram("confcom_attestation_seconds", "Time of an attest call.", ["type"], registry=registry)
+        self.ready = Gauge("confcom_attestation_ready", "Whether tokens can be signed.", registry=registry)
+
+
+class AttestationApp:
+    """The ASGI application; the API stands under `prefix`."""
+
+    def __init__(
+        self,
+        appraiser: Appraiser,
+        administration: PolicyAdministration,
+        keys: Callable[[], SigningKeys],
+        workers: WorkerThreads,
+        metrics: AttestationMetrics,
+        *,
+        issuer: str,
+        prefix: str,
+        admin_token_hash: str | None,
+        max_body: int,
+        simulated: bool,
+    ) -> None:
+        self._appraiser = appraiser
+        self._administration = administration
+        self._keys = keys
+        self._workers = workers
+        self._metrics = metrics
+        self._issuer = issuer
+        self._admin = admin_token_hash
+        self._max_body = max_body
+        self._simulated = simulated
+        api = [
+            self._route("/.well-known/openid-configuration", self._openid, versioned=False),
+            self._route("/certs", self._certs, versioned=False),
+            self._route("/certs/", self._certs, versioned=False),
+            *(self._route(f"/attest/{kind}", self._attest_call(kind), "POST") for kind in AttestationType),
+            self._route("/policies/{kind}", self._policies, "GET", "PUT"),
+            self._route("/policies/{kind}:reset", self._reset, "POST"),
+            self._route("/certificates", self._certificates),
+            self._route("/certificates:add", self._change_signers(add=True), "POST"),
+            self._route("/certificates:remove", self._change_signers(add=False), "POST"),
+        ]
+        own = [
+            self._route("/healthz", self._healthz, versioned=False),
+            self._route("/readyz", self._readyz, versioned=False),
+            self._route("/metrics", self._metrics_page, versioned=False),
+        ]
+        # `:reset` would otherwise be taken for a part of the name.
+        api.sort(key=lambda route: ":" not in route.path)
+        rest = [self._route("/{rest:path}", self._nothing, "GET", "POST", "PUT", "DELETE", versioned=False)]
+        self._app = Starlette(routes=[*own, *([Mount(prefix, routes=api)] if prefix else api), *rest])
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+        """Answer one request."""
+        await self._app(scope, receive, send)
+
+    def _route(self, path: str, handler: Handler, *methods: str, versioned: bool = True) -> Route:
+        async def endpoint(request: Request) -> Response:
+            try:
+                if versioned:
+                    _check_version(request)
+                response = await handler(request)
+            except ConfcomError as error:
+                response = _error_answer(error)
+            except Overloaded:
+                response = _error_answer(HttpRefusal(503, "ServerBusy", "too many appraisals wait"))
+                response.headers["Retry-After"] = "1"
+            response.headers["x-ms-request-id"] = str(uuid.uuid4())
+            return response
+
+        return Route(path, endpoint, methods=list(methods) or ["GET"])
+
+    def _attest_call(self, kind: AttestationType) -> Handler:
+        async def handler(request: Request) -> Response:
+            body = await self._body(request)
+            caller = request.client.host if request.client else ""
+            ear = MEDIA_TYPE in request.headers.get("accept", "")
+            outcome = "error"
+            try:
+                with self._metrics.seconds.labels(kind).time():
+                    token = await self._workers.run(lambda: self._appraiser.token(body, kind, caller, ear=ear))
+                outcome = "accepted"
+            except AzureError as error:
+                outcome = error.azure_code
+                raise
+            finally:
+                self._metrics.requests.labels(kind, outcome).inc()
+            return Response(token, media_type=MEDIA_TYPE) if ear else _json({"token": token})
+
+        return handler
+
+    async def _policies(self, request: Request) -> Response:
+        kind = _kind(request)
+        self._require_admin(request)
+        if request.method == "GET":
+            return _json({"token": await self._workers.run(lambda: self._administration.current(kind))})
+        body = (await self._body(request)).decode("utf-8", "replace")
+        return _json({"token": await self._workers.run(lambda: self._administration.set(kind, body))})
+
+    async def _reset(self, request: Request) -> Response:
+        kind = _kind(request)
+        self._require_admin(request)
+        body = (await self._body(request)).decode("utf-8", "replace")
+        return _json({"token": await self._workers.run(lambda: self._administration.reset(kind, body))})
+
+    async def _certificates(self, request: Request) -> Response:
+        self._require_admin(request)
+        return _json({"token": await self._workers.run(self._administration.signers)})
+
+    def _change_signers(self, *, add: bool) -> Handler:
+        async def handler(request: Request) -> Response:
+            self._require_admin(request)
+            body = await self._body(request)
+            return _json({"token": await self._workers.run(lambda: self._administration.change_signer(body, add=add))})
+
+        return handler
+
+    async def _certs(self, request: Request) -> Response:
+        del request
+        return _json({"keys": self._keys().published()}, "application/jwk+json")
+
+    async def _openid(self, request: Request) -> Response:
+        del request
+        return _json(
+            {
+                "response_types_supported": ["token", "none"],
+                "id_token_signing_alg_values_supported": ["RS256"],
+                "revocation_endpoint": f"{self._issuer}/revoke",
+                "issuer": self._issuer,
+                "jwks_uri": f"{self._issuer}/certs",
+                "claims_supported": _CLAIMS,
+            }
+        )
+
+    async def _healthz(self, request: Request) -> Response:
+        del request
+        return _json({"status": "alive"})
+
+    async def _readyz(self, request: Request) -> Response:
+        del request
+        reason = self._unready_reason()
+        state = {"ready": not reason, "simulated": self._simulated} | ({"reason": reason} if reason else {})
+        return _json(state, status=503 if reason else 200)
+
+    def _unready_reason(self) -> str:
+        try:
+            self._keys()
+        except ConfigError as error:
+            return str(error)
+        return ""
+
+    async def _metrics_page(self, request: Request) -> Response:
+        del request
+        self._metrics.ready.set(not self._unready_reason())
+        return Response(generate_latest(self._metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def _nothing(self, request: Request) -> Response:
+        del request
+        prefix = " The API of this instance, which judges SIMULATED evidence, is under /simulated." * self._simulated
+        raise HttpRefusal(404, "NotFound", f"there is nothing at this path.{prefix}")
+
+    async def _body(self, request: Request) -> bytes:
+        body = bytearray()
+        async for piece in request.stream():
+            body += piece
+            if len(body) > self._max_body:
+                raise HttpRefusal(413, "RequestTooLarge", f"a body has at most {self._max_body} bytes")
+        return bytes(body)
+
+    def _require_admin(self, request: Request) -> None:
+        if self._admin is None:
+            raise HttpRefusal(
+                401,
+                "Unauthorized",
+                "no administrator is configured, so this path is closed",
+                advice="Set admin_token_hash to the SHA-512 of a token of your choice.",
+            )
+        kind, _, token = request.headers.get("authorization", "").partition(" ")
+        found = hashlib.sha512(token.strip().encode("latin-1", "replace")).hexdigest()
+        if kind.lower() != "bearer" or not hmac.compare_digest(found, self._admin.lower()):
+            raise HttpRefusal(401, "Unauthorized", "the administrator's bearer token is missing or wrong")
+
+
+_CLAIMS = [
+    "iss", "jti", "iat", "nbf", "exp", "nonce", "x-ms-ver", "x-ms-attestation-type", "x-ms-policy-hash",
+    "x-ms-policy-signer", "x-ms-policy", "x-ms-runtime", "x-ms-inittime", "x-ms-sgx-is-debuggable",
+    "x-ms-sgx-product-id", "x-ms-sgx-mrsigner", "x-ms-sgx-mrenclave", "x-ms-sgx-svn", "x-ms-sgx-report-data",
+    "x-ms-sgx-ehd", "x-ms-sgx-collateral", "confcom-tcb-status", "confcom-advisory-ids", "confcom-simulated",
+]  # fmt: skip
+
+
+def _kind(request: Request) -> AttestationType:
+    name = request.path_params["kind"]
+    try:
+        return AttestationType(name)
+    except ValueError:
+        known = ", ".join(AttestationType)
+        raise AzureError(f"the attestation type {name!r} is not served: {known} are") from None
+
+
+def _check_version(request: Request) -> None:
+    version = request.query_params.get("api-version")
+    if version not in API_VERSIONS:
+        raise HttpRefusal(
+            400,
+            "InvalidParameter",
+            f"the query parameter api-version is {version!r}: {', '.join(API_VERSIONS)} are served",
+        )
+
+
+def _json(value: object, media_type: str = _JSON, *, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status_code=status, media_type=media_type)
+
+
+def _error_answer(error: ConfcomError) -> Response:
+    """The error body of the API; `innererror` has the reason for machines, with every check or rule."""
+    status, code = 400, getattr(error, "azure_code", "InvalidParameter")
+    cause = error.cause if isinstance(error, Refused) else error
+    if isinstance(error, HttpRefusal):
+        status = error.status
+    elif isinstance(cause, CollateralError):
+        status, code = 503, "CollateralUnavailable"
+    elif isinstance(error, ConfigError):
+        status, code = 500, "InternalError"
+        structlog.get_logger().error("attestation.failed", reason=error.message)
+    inner: dict[str, Any] = dict(cause.as_dict())
+    if isinstance(error, Refused):
+        inner["checks"] = error.checks
+    if isinstance(error, Denied):
+        inner["trace"] = error.trace
+    if isinstance(error.__cause__, PolicyTextError):
+        inner |= error.__cause__.defect.as_dict()
+    answer = _json({"error": {"code": code, "message": error.message, "innererror": inner}}, status=status)
+    answer.headers["x-ms-error-code"] = code
+    return answer

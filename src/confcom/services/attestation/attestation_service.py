@@ -1,0 +1,164 @@
+"""The life of the attestation service: configuration to sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from prometheus_client import CollectorRegistry
+
+from confcom.appraisal.policy_file import MAX_POLICY, PolicyFile, parse_policy
+from confcom.appraisal.quote import QuoteVerifier
+from confcom.collateral.sources import RememberedCollateral, SourceOptions
+from confcom.errors import ConfigError
+from confcom.pki.roots import TrustRoots
+from confcom.services.attestation.administration import PolicyAdministration
+from confcom.services.attestation.appraiser import Appraiser
+from confcom.services.attestation.attestation_config import AttestationServiceConfig
+from confcom.services.attestation.attestation_http import AttestationApp, AttestationMetrics
+from confcom.services.attestation.attestation_store import AttestationStore
+from confcom.services.attestation.signing_keys import SigningKeys, load_keys
+from confcom.services.runtime.http_server import Listener, serve_http
+from confcom.services.runtime.process import WorkerThreads
+from confcom.services.runtime.tls import TlsFiles
+
+LOOK_AT_KEYS = 5.0
+"""Seconds between two looks at the folder of signing keys."""
+SIMULATED_PREFIX = "/simulated"
+"""The API of an instance that judges simulated evidence stands there, so that its URL and issuer say so."""
+
+
+class KeptKeys:
+    """The signing keys, read again every few seconds; a folder that became unusable keeps the keys it had."""
+
+    def __init__(self, folder: Path, overlap: timedelta, *, simulated: bool, clock: Callable[[], datetime]) -> None:
+        self._folder, self._overlap, self._simulated, self._clock = folder, overlap, simulated, clock
+        self._keys = self._load()
+
+    def __call__(self) -> SigningKeys:
+        """The keys as of the last look."""
+        return self._keys
+
+    async def follow(self) -> None:
+        """Look at the folder until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_AT_KEYS)
+            try:
+                self._keys = await asyncio.to_thread(self._load)
+            except ConfigError:
+                # The next look may find it whole; what is published must not vanish while tokens are in use.
+                continue
+
+    def _load(self) -> SigningKeys:
+        return load_keys(self._folder, self._clock(), overlap=self._overlap, simulated=self._simulated)
+
+
+async def serve(
+    config: AttestationServiceConfig,
+    *,
+    roots: TrustRoots,
+    clock: Callable[[], datetime],
+    stop: asyncio.Event,
+    started: Callable[[str], None] | None = None,
+) -> None:
+    """Serve until `stop` is set. `started` gets the base URL of clients once there is a socket.
+
+    Raises:
+        ConfigError: a setting cannot be used.
+    """
+    simulated = simulated_world(roots)
+    prefix = SIMULATED_PREFIX if simulated else ""
+    listener = _listener(config)
+    keys = KeptKeys(Path(config.keys), timedelta(seconds=config.key_overlap), simulated=simulated, clock=clock)
+    with ExitStack() as stack:
+        store = AttestationStore.at(Path(config.store))
+        stack.callback(store.close)
+        for name in config.policy_signers:
+            store.add_signer(_signer(name))
+        workers = WorkerThreads("appraisal", threads=config.threads, max_waiting=config.max_waiting)
+        stack.callback(workers.close)
+        issuer = (config.url or _own_url(config, listener)).rstrip("/") + prefix
+        file = _policy_file(config.policy)
+        ca = None if config.collateral_ca is None else Path(config.collateral_ca)
+        collateral = RememberedCollateral(config.collateral, SourceOptions(roots=roots, at=clock(), ca_certificates=ca))
+        appraiser = Appraiser(
+            store,
+            QuoteVerifier(roots),
+            collateral,
+            file.policy(accept_simulated=simulated),
+            grace=file.grace,
+            issuer=issuer,
+            keys=keys,
+            clock=clock,
+        )
+        app = AttestationApp(
+            appraiser,
+            PolicyAdministration(store, appraiser, config.trust_model, clock),
+            keys,
+            workers,
+            AttestationMetrics(CollectorRegistry()),
+            issuer=issuer,
+            prefix=prefix,
+            admin_token_hash=config.admin_token_hash,
+            max_body=config.max_body,
+            simulated=simulated,
+        )
+        following = asyncio.create_task(keys.follow(), name="signing-keys")
+        try:
+            await serve_http(app, listener, stop=stop, started=lambda _: started(issuer) if started else None)
+        finally:
+            following.cancel()
+
+
+def simulated_world(roots: TrustRoots) -> bool:
+    """Whether every root is simulated; an instance of both worlds is a `ConfigError`."""
+    kinds = {root.simulated for root in roots.roots}
+    if len(kinds) > 1:
+        raise ConfigError(
+            "an instance judges real or simulated evidence, never both",
+            advice="Run two instances, each with its own keys and URL.",
+        )
+    return kinds == {True}
+
+
+def _listener(config: AttestationServiceConfig) -> Listener:
+    host, found, port = config.listen.rpartition(":")
+    if not found or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"{config.listen!r} is not HOST:PORT", advice="Write it as 0.0.0.0:8443 or [::]:8443.")
+    tls = None
+    if config.tls_certificate and config.tls_key:
+        tls = TlsFiles(Path(config.tls_certificate), Path(config.tls_key))
+    elif not config.insecure_http:
+        raise ConfigError(
+            "no TLS certificate is given",
+            advice="Give --tls-certificate and --tls-key; for a first try on this machine, --insecure-http.",
+        )
+    return Listener(address=(host.strip("[]"), int(port)), tls=tls, max_connections=config.max_connections)
+
+
+def _own_url(config: AttestationServiceConfig, listener: Listener) -> str:
+    if config.listen.endswith(":0"):
+        raise ConfigError("a free port is in no token", advice="Name the URL of clients (--url), or a port.")
+    return f"{'http' if listener.tls is None else 'https'}://{config.listen}"
+
+
+def _signer(name: str) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(Path(name).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{name} is no certificate of a policy signer: {error}") from error
+
+
+def _policy_file(name: str | None) -> PolicyFile:
+    if name is None:
+        return PolicyFile()
+    try:
+        with Path(name).open("rb") as stream:
+            data = stream.read(MAX_POLICY + 1)
+    except OSError as error:
+        raise ConfigError(f"{name}: {error.strerror}") from error
+    return parse_policy(data, name=Path(name).name)
