@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "requirements"
 DEV = FOLDER / "dev.txt"
-IMAGE_EXTRAS = ("node", "services", "kube", "cli", "tokens")
+IMAGE_EXTRAS = ("node", "services", "kube", "cli")
 BUILD_TOOLS = "hatchling"
 
 

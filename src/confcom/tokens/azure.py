@@ -18,7 +18,7 @@ from confcom.appraisal.evidence import VerifiedQuote
 from confcom.errors import ConfcomError
 from confcom.formats.quote import Quote, TeeType
 from confcom.formats.sgx import AttributeFlags, ReportBody
-from confcom.formats.tdx import TdReportBody, td_base
+from confcom.formats.tdx import TdAttributeFlags, TdReportBody, td_base
 from confcom.tokens import base64url
 from confcom.tokens.policy_evaluation import SERVICE, Claim
 
@@ -54,13 +54,12 @@ issuancerules{
 """
 """The same for TDs: debug TDs are denied."""
 _TD_FLAGS = {
-    "debug": 1 << 0,
-    "septve_disable": 1 << 28,
-    "protection_keys": 1 << 30,
-    "key_locker": 1 << 31,
-    "perfmon": 1 << 63,
+    "debug": TdAttributeFlags.DEBUG,
+    "key_locker": TdAttributeFlags.KL,
+    "perfmon": TdAttributeFlags.PERFMON,
+    "protection_keys": TdAttributeFlags.PKS,
+    "septve_disable": TdAttributeFlags.SEPT_VE_DISABLE,
 }
-"""Bits of TDATTRIBUTES (Intel TDX module specification)."""
 
 
 class AttestationType(StrEnum):

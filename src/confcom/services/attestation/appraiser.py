@@ -103,6 +103,8 @@ class Appraiser:
         """
         now = self._clock()
         request = azure.read_request(body, kind)
+        if ear and request.draft_policy is not None:
+            raise AzureError("a draft policy is answered with an unsigned token, and EAR are signed")
         policy_text = self._policy_text(request, kind)
         verdict, reason = "accepted", ""
         try:
@@ -182,7 +184,8 @@ class Appraiser:
         return {"iss": self._issuer, "jti": secrets.token_hex(32), **times}
 
     def _ear(self, judged: Judged, now: datetime) -> str:
-        evidence = azure.evidence_claims(judged.evidence.quote, judged.request, {})
+        hashes = azure.collateral_hashes(judged.request.evidence, judged.collateral)
+        evidence = azure.evidence_claims(judged.evidence.quote, judged.request, hashes)
         issued = int(now.timestamp())
         claims = ear_claims(
             judged.verified,

@@ -1,0 +1,159 @@
+"""An attestation service on a real socket, over a collateral service of the simulated world, with a plain client."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from confcom.services.attestation.attestation_config import AttestationServiceConfig
+from confcom.services.attestation.attestation_service import serve
+from confcom.simulator.collateral_upstream import SimulatedUpstream
+from confcom.simulator.declaration import EnclaveDeclaration
+from confcom.platforms.enclave_quotes import EnclaveQuoteSource
+from confcom.simulator.world import SimulatedWorld
+from confcom.tokens import base64url
+from running_collateral_service import Clock, running_service
+
+NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
+TOKEN = "the administrator's"  # noqa: S105
+API = "api-version=2022-08-01"
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.json["error"]
+        return found
+
+    @property
+    def claims(self) -> dict[str, Any]:
+        """Of the token, unverified."""
+        return claims_of(self.json["token"])
+
+
+def claims_of(token: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(base64url.decode(token.split(".")[1]))
+    return found
+
+
+class RunningAttestation:
+    """A service that serves until the block ends. `url` is the base URL of clients."""
+
+    def __init__(self, config: AttestationServiceConfig, world: SimulatedWorld, clock: Clock) -> None:
+        self.config = config
+        self.world = world
+        self.clock = clock
+        self.url = ""
+        self._ready = threading.Event()
+        self._failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+        assert self._ready.wait(120), "the service did not get ready"
+        if self._failure is not None:
+            raise self._failure
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join(120)
+        assert not self._thread.is_alive(), "the service did not stop"
+
+    def ask(self, path: str, body: Any = None, *, method: str = "", **headers: str) -> Answer:
+        """One request; `path` is below the base URL, or absolute after a double slash."""
+        host, _, prefix = self.url.removeprefix("http://").partition("/")
+        where = path[1:] if path.startswith("//") else f"/{prefix}{path}"
+        connection = http.client.HTTPConnection(host, timeout=120)
+        content = body if body is None or isinstance(body, (bytes, str)) else json.dumps(body)
+        try:
+            named = {name.replace("_", "-"): value for name, value in headers.items()}
+            connection.request(method or ("GET" if body is None else "POST"), where, body=content, headers=named)
+            response = connection.getresponse()
+            return Answer(response.status, dict(response.getheaders()), response.read())
+        finally:
+            connection.close()
+
+    def attest(self, quote: bytes, kind: str = "SgxEnclave", **more: Any) -> Answer:
+        field = "report" if kind == "OpenEnclave" else "quote"
+        return self.ask(f"/attest/{kind}?{API}", {field: base64url.encode(quote)} | more)
+
+    def administer(self, path: str, body: Any = None, *, method: str = "") -> Answer:
+        return self.ask(f"{path}?{API}", body, method=method, Authorization=f"Bearer {TOKEN}")
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except Exception as error:  # noqa: BLE001 - raised again in start()
+            self._failure = error
+        finally:
+            self._ready.set()
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()
+        await serve(self.config, roots=self.world.trust_roots, clock=self.clock, stop=self._stop, started=self._started)
+
+    def _started(self, url: str) -> None:
+        self.url = url
+        self._ready.set()
+
+
+def make_world(**settings: Any) -> SimulatedWorld:
+    return SimulatedWorld.from_seed(bytes(range(32)), now=NOW, **settings)
+
+
+def enclave_quote(world: SimulatedWorld, held: bytes = b"", *, debug: bool = False) -> bytes:
+    declaration = EnclaveDeclaration.from_names("app", "us", debug=debug)
+    data = hashlib.sha256(held).digest() + bytes(32) if held else bytes(64)
+    return EnclaveQuoteSource(world.platform, world.machine.launch(declaration)).quote(data).quote
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        found: int = probe.getsockname()[1]
+        return found
+
+
+@contextmanager
+def running_attestation(folder: Path, world: SimulatedWorld, **settings: Any) -> Iterator[RunningAttestation]:
+    clock = Clock(NOW)
+    upstream = SimulatedUpstream(world, clock)
+    with running_service(folder / "collateral.sqlite", upstream, world.trust_roots, clock) as collateral:
+        config = AttestationServiceConfig(
+            **{
+                "listen": f"127.0.0.1:{free_port()}",
+                "insecure_http": True,
+                "store": str(folder / "attestation.sqlite"),
+                "keys": str(folder / "keys"),
+                "collateral": collateral.url,
+                "admin_token_hash": hashlib.sha512(TOKEN.encode()).hexdigest(),
+                **settings,
+            }
+        )
+        service = RunningAttestation(config, world, clock)
+        service.start()
+        try:
+            yield service
+        finally:
+            service.stop()

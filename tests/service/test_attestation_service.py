@@ -1,0 +1,328 @@
+"""The attestation service: tokens by the API of Azure Attestation, from evidence of the simulated platform."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from confcom.errors import ConfigError
+from confcom.formats.open_enclave import OeReportHeader, OeReportType
+from confcom.pki.roots import TrustRoots
+from confcom.services.attestation.attestation_service import simulated_world
+from confcom.services.attestation.attestation_store import AttestationStore
+from confcom.services.attestation.signing_keys import load_keys, make_key
+from confcom.simulator.td import td_report
+from confcom.simulator.world import SimulatedWorld
+from confcom.tokens import base64url
+from confcom.tokens.azure import policy_hash
+from confcom.tokens.jws import ReadJws, SigningKey
+from confcom.tokens.policy_jws import wrap
+from running_attestation_service import (
+    API,
+    NOW,
+    RunningAttestation,
+    claims_of,
+    enclave_quote,
+    make_world,
+    running_attestation,
+)
+
+HELD = b'{"keys":[{"kty":"EC"}]}'
+PERMIT = "version=1.0; authorizationrules{=> permit();}; issuancerules{};"
+
+
+@pytest.fixture(scope="module")
+def world() -> SimulatedWorld:
+    return make_world()
+
+
+@pytest.fixture
+def service(tmp_path: Path, world: SimulatedWorld) -> Iterator[RunningAttestation]:
+    with running_attestation(tmp_path, world) as running:
+        yield running
+
+
+def _data(data: bytes, kind: str = "Binary") -> dict[str, str]:
+    return {"data": base64url.encode(data), "dataType": kind}
+
+
+def _verified(service: RunningAttestation, token: str, algorithm: str = "RS256") -> dict[str, Any]:
+    """The claims, after the signature held under a published key."""
+    jws = ReadJws.parse(token)
+    key = next(key for key in service.ask("/certs").json["keys"] if key["kid"] == jws.header["kid"])
+    certificate = x509.load_der_x509_certificate(base64.b64decode(key["x5c"][0]))
+    assert jws.header["alg"] == algorithm
+    assert jws.verify(certificate.public_key(), algorithm)
+    return claims_of(token)
+
+
+def test_a_quote_becomes_a_token(service: RunningAttestation, world: SimulatedWorld) -> None:
+    answer = service.attest(enclave_quote(world, HELD), runtimeData=_data(HELD), nonce="n")
+    claims = _verified(service, answer.json["token"])
+    assert claims["iss"] == service.url
+    assert claims["exp"] - claims["iat"] == 8 * 3600
+    assert claims["nonce"] == "n"
+    assert claims["x-ms-sgx-ehd"] == claims["maa-ehd"] == base64url.encode(HELD)
+    assert claims["sgx-mrenclave"] == claims["x-ms-sgx-mrenclave"]
+    assert claims["is-debuggable"] is False
+    # What Azure's tokens do not say.
+    assert claims["confcom-tcb-status"] == "UpToDate"
+    assert claims["confcom-fmspc"] == "000053494d00"
+    assert claims["confcom-simulated"] is True
+    header = ReadJws.parse(answer.json["token"]).header
+    assert header["jku"] == f"{service.url}/certs"
+    assert header["typ"] == "JWT"
+
+
+def test_json_that_the_enclave_holds_becomes_a_claim(service: RunningAttestation, world: SimulatedWorld) -> None:
+    answer = service.attest(enclave_quote(world, HELD), runtimeData=_data(HELD, "JSON"))
+    assert answer.claims["x-ms-runtime"] == json.loads(HELD)
+    assert "x-ms-sgx-ehd" not in answer.claims
+
+
+def test_open_enclave_reports_and_tds(service: RunningAttestation, world: SimulatedWorld) -> None:
+    quote = enclave_quote(world)
+    report = bytes(OeReportHeader(1, OeReportType.REMOTE, len(quote))) + quote
+    assert service.attest(report, "OpenEnclave").claims["x-ms-attestation-type"] == "sgx"
+    td = world.platform.quote_td(td_report("td", bytes(64)))
+    claims = service.attest(td, "TdxVm").claims
+    assert claims["x-ms-attestation-type"] == "tdxvm"
+    assert claims["attester_tcb_status"] == "UpToDate"
+    assert claims["dbgstat"] == "disabled"
+    assert claims["tdx_td_attributes_septve_disable"] is True
+    assert len(claims["tdx_mrtd"]) == 96
+    for evidence, kind in ((quote, "OpenEnclave"), (report, "SgxEnclave"), (td, "SgxEnclave"), (quote, "TdxVm")):
+        assert service.attest(evidence, kind).error["code"] == "InvalidParameter"
+
+
+def test_debug_enclaves_and_tds_are_refused_by_default(service: RunningAttestation, world: SimulatedWorld) -> None:
+    answer = service.attest(enclave_quote(world, debug=True))
+    assert answer.status == 400
+    assert "debug" in answer.error["message"]
+    td = replace(td_report("td", bytes(64)), td_attributes=1)
+    assert service.attest(world.platform.quote_td(td), "TdxVm").status == 400
+
+
+def test_a_quote_vouches_for_what_comes_with_it(service: RunningAttestation, world: SimulatedWorld) -> None:
+    for field in ("runtimeData", "initTimeData"):
+        answer = service.attest(enclave_quote(world, HELD), **{field: _data(HELD + b"x")})
+        assert answer.status == 400
+        assert f"does not vouch for '{field}'" in answer.error["message"]
+
+
+def test_every_reason_is_in_the_error(service: RunningAttestation, world: SimulatedWorld) -> None:
+    quote = bytearray(enclave_quote(world))
+    quote[200] ^= 1
+    answer = service.attest(bytes(quote))
+    assert answer.status == 400
+    assert answer.headers["x-ms-error-code"] == answer.error["code"] == "InvalidParameter"
+    inner = answer.error["innererror"]
+    assert inner["code"] == "signature-invalid"
+    assert inner["checks"][-1]["ok"] is False
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"", "not the JSON"),
+        (b"[]", "not the JSON"),
+        (b"[" * 100_000, "not the JSON"),
+        ({"quote": 5}, "not the JSON"),
+        ({"report": "AAAA"}, "lacks 'quote'"),
+        ({"quote": "A\u00e9"}, "'quote' holds characters"),
+        ({"quote": "AAAAA"}, "'quote' is not base64"),
+        ({"quote": "AAAA", "runtimeData": {"data": "AA", "dataType": "XML"}}, "'runtimeData.dataType'"),
+        ({"quote": "AAAA", "runtimeData": {"data": "AA", "dataType": "JSON"}}, "'runtimeData.data' is declared JSON"),
+        ({"quote": "AAAA", "nonce": "n" * 2000}, "'nonce' has"),
+        ({"quote": "AAAA"}, "Quote.header"),
+    ],
+)
+def test_a_request_that_cannot_be_read(service: RunningAttestation, body: Any, message: str) -> None:
+    answer = service.ask(f"/attest/SgxEnclave?{API}", body)
+    assert answer.status == 400
+    assert message in answer.error["message"]
+
+
+def test_paths_and_versions(service: RunningAttestation) -> None:
+    assert service.ask("//attest/SgxEnclave", {}).status == 404
+    assert "/simulated" in service.ask("//certs").error["message"]
+    assert "api-version" in service.ask("/attest/SgxEnclave", {}).error["message"]
+    assert "2025-06-01" in service.ask("/attest/SgxEnclave?api-version=2019-01-01", {}).error["message"]
+    assert service.ask(f"/attest/SgxEnclave?{API}", b"x" * (2 << 20)).status == 413
+    assert service.ask("/certs/").json == service.ask("/certs").json
+    assert service.ask("//readyz").json == {"ready": True, "simulated": True}
+    document = service.ask("/.well-known/openid-configuration").json
+    assert document["issuer"] == service.url
+    assert document["jwks_uri"] == f"{service.url}/certs"
+
+
+def test_both_dialects_of_base64(service: RunningAttestation, world: SimulatedWorld) -> None:
+    quote = enclave_quote(world)
+    for text in (base64.b64encode(quote).decode(), base64.urlsafe_b64encode(quote).decode()):
+        assert service.ask(f"/attest/SgxEnclave?{API}", {"quote": text}).status == 200
+
+
+def test_a_draft_policy_gives_an_unsigned_token(service: RunningAttestation, world: SimulatedWorld) -> None:
+    quote = enclave_quote(world)
+    for draft in (PERMIT, wrap(PERMIT)):
+        token = service.attest(quote, draftPolicyForAttestation=draft).json["token"]
+        assert ReadJws.parse(token).header["alg"] == "none"
+        assert token.endswith(".")
+        assert claims_of(token)["x-ms-policy-hash"] == policy_hash(PERMIT)
+    refused = service.attest(quote, draftPolicyForAttestation="version=1.0;authorizationrules{=> deny();};")
+    assert refused.error["code"] == "PolicyEvaluationError"
+    assert refused.error["innererror"]["trace"][0]["applied"] is True
+    broken = service.attest(quote, draftPolicyForAttestation="version=1.0;authorizationrules{=> permit() };")
+    assert broken.error["code"] == "PolicyParsingError"
+    inner = broken.error["innererror"]
+    assert {"symbol", "line", "column", "rule"} <= set(inner)
+    assert service.attest(quote).claims["is-debuggable"] is False
+
+
+def test_ear_for_clients_of_rats(service: RunningAttestation, world: SimulatedWorld) -> None:
+    body = {"quote": base64url.encode(enclave_quote(world)), "nonce": "12345678"}
+    answer = service.ask(f"/attest/SgxEnclave?{API}", body, Accept="application/eat+jwt")
+    assert answer.headers["content-type"] == "application/eat+jwt"
+    claims = _verified(service, answer.body.decode(), "ES256")
+    module = claims["submods"]["sgx"]
+    # Nothing simulated is genuine hardware.
+    assert (module["ear.status"], module["ear.trustworthiness-vector"]["hardware"]) == (96, 97)
+    assert claims["eat_nonce"] == "12345678"
+    assert claims["iss"] == service.url
+
+
+def test_policies_are_set_used_and_reset(service: RunningAttestation, world: SimulatedWorld) -> None:
+    quote = enclave_quote(world)
+    deny = "version=1.0;authorizationrules{=> deny();};"
+    answer = service.administer("/policies/SgxEnclave", wrap(deny), method="PUT")
+    assert answer.claims["x-ms-policy-result"] == "Updated"
+    assert service.attest(quote).error["code"] == "PolicyEvaluationError"
+    assert service.administer("/policies/SgxEnclave").claims["x-ms-policy"] == wrap(deny)
+    assert service.administer("/policies/OpenEnclave").claims["x-ms-policy"] != wrap(deny)
+    # A broken policy leaves the one in force.
+    broken = service.administer("/policies/SgxEnclave", wrap("version=1.0;"), method="PUT")
+    assert broken.error["code"] == "PolicyParsingError"
+    assert service.attest(quote).status == 400
+    reset = service.administer("/policies/SgxEnclave:reset", "eyJhbGciOiJub25lIn0..")
+    assert reset.claims["x-ms-policy-result"] == "Removed"
+    assert service.attest(quote).status == 200
+    unknown = service.administer("/policies/SevSnpVm")
+    assert "SgxEnclave" in unknown.error["message"]
+
+
+def test_only_administrators_see_and_set_policies(service: RunningAttestation) -> None:
+    for path in (f"/policies/SgxEnclave?{API}", f"/certificates?{API}"):
+        assert service.ask(path).status == 401
+        assert service.ask(path, Authorization="Bearer guess").status == 401
+    assert service.ask(f"/policies/SgxEnclave?{API}", wrap(PERMIT), method="PUT").status == 401
+
+
+def test_policies_of_an_isolated_instance_are_signed_by_a_known_signer(tmp_path: Path, world: SimulatedWorld) -> None:
+    keys = [
+        SigningKey.from_pem(make_key(tmp_path, kind, NOW, simulated=True).read_bytes(), "") for kind in ("rsa", "ec")
+    ]
+    signer = tmp_path / "signer.pem"
+    signer.write_bytes(_pem(keys[0]))
+    with running_attestation(tmp_path, world, trust_model="isolated", policy_signers=(str(signer),)) as service:
+
+        def put(jws: str) -> str:
+            answer = service.administer("/policies/SgxEnclave", jws, method="PUT")
+            return "" if answer.status == 200 else answer.error["message"]
+
+        assert "signed policies only" in put(wrap(PERMIT))
+        assert "not known here" in put(_signed(keys[1]))
+        assert put(_signed(keys[0])) == ""
+        tampered = _signed(keys[0]).split(".")
+        tampered[1] = wrap("version=1.0;authorizationrules{=> deny();};").split(".")[1]
+        assert "signature of the policy" in put(".".join(tampered))
+        # One signer brings the next, and the last one stays.
+        assert _change(service, "add", keys[1], by=keys[0]).claims["x-ms-policycertificates-result"] == "IsPresent"
+        assert put(_signed(keys[1])) == ""
+        assert len(service.administer("/certificates").claims["x-ms-policy-certificates"]["keys"]) == 2
+        assert _change(service, "remove", keys[0], by=keys[1]).claims["x-ms-policycertificates-result"] == "IsAbsent"
+        assert "known policy signer" in _change(service, "add", keys[0], by=keys[0]).error["message"]
+        assert "last policy signer" in _change(service, "remove", keys[1], by=keys[1]).error["message"]
+
+
+def test_a_shared_instance_has_fixed_policies(tmp_path: Path, world: SimulatedWorld) -> None:
+    with running_attestation(tmp_path, world, trust_model="shared") as service:
+        answer = service.administer("/policies/SgxEnclave", wrap(PERMIT), method="PUT")
+        assert answer.error["code"] == "InvalidOperation"
+
+
+def test_every_appraisal_is_recorded(service: RunningAttestation, world: SimulatedWorld) -> None:
+    service.attest(enclave_quote(world))
+    service.attest(enclave_quote(world, debug=True))
+    service.attest(enclave_quote(world), draftPolicyForAttestation="version=1.0;authorizationrules{};")
+    store = AttestationStore.at(Path(service.config.store))
+    records = store.records()
+    assert [record["verdict"] for record in records] == ["denied", "refused", "accepted"]
+    assert {record["caller"] for record in records} == {"127.0.0.1"}
+    assert len(records[0]["evidence_hash"]) == 64
+    store.close()
+
+
+def test_policies_outlive_a_restart(tmp_path: Path, world: SimulatedWorld) -> None:
+    with running_attestation(tmp_path, world) as service:
+        before = service.ask("/certs").json
+        service.administer("/policies/SgxEnclave", wrap(PERMIT), method="PUT")
+    with running_attestation(tmp_path, world) as service:
+        assert service.administer("/policies/SgxEnclave").claims["x-ms-policy"] == wrap(PERMIT)
+        assert service.ask("/certs").json == before
+
+
+def test_a_new_key_is_published_before_it_signs(tmp_path: Path) -> None:
+    overlap = timedelta(hours=1)
+    first = load_keys(tmp_path, NOW, overlap=overlap, simulated=False)
+    assert [key["kty"] for key in first.published()] == ["RSA", "EC"]
+    later = NOW + timedelta(days=1)
+    make_key(tmp_path, "rsa", later, simulated=False)
+    between = load_keys(tmp_path, later, overlap=overlap, simulated=False)
+    assert len(between.keys) == 3
+    assert between.signing["RS256"].key_id == first.signing["RS256"].key_id
+    after = load_keys(tmp_path, later + overlap, overlap=overlap, simulated=False)
+    assert after.signing["RS256"].key_id != first.signing["RS256"].key_id
+    assert after.signing["ES256"].key_id == first.signing["ES256"].key_id
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("*.pem")} == {0o600}
+
+
+def test_the_two_worlds_share_neither_keys_nor_an_instance(tmp_path: Path, world: SimulatedWorld) -> None:
+    load_keys(tmp_path, NOW, overlap=timedelta(), simulated=True)
+    with pytest.raises(ConfigError, match="another world"):
+        load_keys(tmp_path, NOW, overlap=timedelta(), simulated=False)
+    with pytest.raises(ConfigError, match="never both"):
+        simulated_world(TrustRoots(TrustRoots.intel().roots + world.trust_roots.roots))
+
+
+@pytest.mark.parametrize("content", [b"", b"-----BEGIN", b"\0" * 70_000])
+def test_a_file_that_is_no_key_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.pem").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"bad\.pem"):
+        load_keys(tmp_path, NOW, overlap=timedelta(), simulated=True)
+
+
+def _pem(key: SigningKey) -> bytes:
+    return key.certificate.public_bytes(Encoding.PEM)
+
+
+def _x5c(key: SigningKey) -> list[str]:
+    found: list[str] = key.jwk()["x5c"]
+    return found
+
+
+def _signed(key: SigningKey) -> str:
+    return key.sign({"AttestationPolicy": base64url.encode(PERMIT.encode())}, {"x5c": _x5c(key)})
+
+
+def _change(service: RunningAttestation, what: str, key: SigningKey, *, by: SigningKey) -> Any:
+    jwt = by.sign({"policyCertificate": {"kty": "RSA", "x5c": _x5c(key)}}, {"x5c": _x5c(by)})
+    return service.administer(f"/certificates:{what}", json.dumps(jwt))
