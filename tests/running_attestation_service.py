@@ -15,17 +15,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from confcom.platforms.enclave_quotes import EnclaveQuoteSource
 from confcom.services.attestation.attestation_config import AttestationServiceConfig
 from confcom.services.attestation.attestation_service import serve
 from confcom.simulator.collateral_upstream import SimulatedUpstream
 from confcom.simulator.declaration import EnclaveDeclaration
-from confcom.platforms.enclave_quotes import EnclaveQuoteSource
 from confcom.simulator.world import SimulatedWorld
 from confcom.tokens import base64url
 from running_collateral_service import Clock, running_service
 
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
-TOKEN = "the administrator's"  # noqa: S105
+TOKEN = "the administrator's"
 API = "api-version=2022-08-01"
 
 

@@ -109,11 +109,11 @@ class ReadJws:
                 decoded.append(base64url.decode(part))
             except ValueError as error:
                 raise FormatError(str(error), structure="JWS", field=field) from None
-        try:
-            header = msgspec.json.decode(decoded[0], type=dict[str, Any])
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise FormatError(f"is no JSON object: {error}", structure="JWS", field="header") from None
-        return cls(header, decoded[1], f"{parts[0]}.{parts[1]}".encode(), decoded[2])
+        return cls(_object(decoded[0], "header"), decoded[1], f"{parts[0]}.{parts[1]}".encode(), decoded[2])
+
+    def claims(self) -> dict[str, Any]:
+        """The payload as a JSON object, unverified; anything else is a `FormatError`."""
+        return _object(self.payload, "payload")
 
     def verify(self, public: object, algorithm: str) -> bool:
         """Whether the signature is of this key under this algorithm, which the caller chose and the header repeats."""
@@ -122,6 +122,16 @@ class ReadJws:
             return key.key_type == model.key_type and model.verify(self.signed, self.signature, key)
         except (ValueError, JoseError):
             return False
+
+
+_OBJECT = msgspec.json.Decoder(dict[str, Any])
+
+
+def _object(data: bytes, field: str) -> dict[str, Any]:
+    try:
+        return _OBJECT.decode(data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise FormatError(f"is no JSON object: {error}", structure="JWS", field=field) from None
 
 
 def _signed_part(header: Mapping[str, Any], claims: Mapping[str, Any]) -> str:

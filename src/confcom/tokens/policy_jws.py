@@ -7,9 +7,7 @@ their certificate in `x5c` or `jwk.x5c`, and older SDKs spell the algorithms RSA
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import msgspec
 from cryptography import x509
 
 from confcom.errors import FormatError
@@ -58,12 +56,12 @@ def _text(jws: ReadJws) -> str:
     if not jws.payload:
         return ""
     try:
-        held = msgspec.json.decode(jws.payload, type=dict[str, Any]).get("AttestationPolicy")
+        held = jws.claims().get("AttestationPolicy")
         if not isinstance(held, str):
             raise AzureError("the payload of the policy lacks 'AttestationPolicy'", "InvalidOperation")
         # One of Azure's documents has the bare text here.
         return held if held.lower().startswith("version") else base64url.decode(held).decode()
-    except (msgspec.DecodeError, RecursionError, ValueError) as error:
+    except ValueError as error:
         raise AzureError(f"the payload of the policy cannot be read: {error}", "InvalidOperation") from None
 
 

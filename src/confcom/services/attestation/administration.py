@@ -127,11 +127,11 @@ def _certificate_request(body: bytes) -> ReadJws:
 
 def _certificate_in(jws: ReadJws) -> x509.Certificate:
     try:
-        claims = msgspec.json.decode(jws.payload, type=dict[str, Any])
+        claims = jws.claims()
         names = ("policyCertificate", "maa-policyCertificate", "x-ms-policyCertificate")
         held = next((claims[name] for name in names if name in claims), None)
         if not isinstance(held, dict):
             raise AzureError("the JWT lacks the claim policyCertificate", "InvalidOperation")
         return x509.load_der_x509_certificate(base64url.decode(held["x5c"][0]))
-    except (msgspec.DecodeError, RecursionError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise AzureError(f"the claim policyCertificate holds no certificate: {error}", "InvalidOperation") from None
