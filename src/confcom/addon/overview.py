@@ -10,11 +10,14 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from confcom.errors import ConfcomError
 from confcom.protocols.epc import EpcNode, EpcPod
 from confcom.protocols.prometheus_text import Sample, parse_samples
+
+if TYPE_CHECKING:
+    from confcom.cluster.epc_overview import ClusterEpc
 
 EXPORTER, HELPER = "metrics", "quote-helper"
 """Components of the add-on that measure use."""
@@ -39,19 +42,6 @@ _AT_ONCE = 16
 """Pages of metrics that are fetched at a time."""
 _SHOWN = 3
 """Failures that are named; beyond it only their number is given."""
-
-
-class Source(Protocol):
-    """A cluster, as `confcom.cluster.epc_overview.ClusterEpc` shows it."""
-
-    async def nodes(self) -> list[EpcNode]:
-        """Every node."""
-
-    async def pods(self, namespace: str | None = None, labels: dict[str, str] | None = None) -> list[EpcPod]:
-        """Pods."""
-
-    async def metrics(self, pod: EpcPod) -> str:
-        """The metrics page of a pod."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,46 +90,31 @@ class _Gathered:
     listed: bool = False
 
 
-async def overview(source: Source, *, namespace: str | None = None, addon: str = "confcom-system") -> Overview:
+async def overview(cluster: ClusterEpc, *, namespace: str | None = None, addon: str = "confcom-system") -> Overview:
     """Read the cluster. `namespace` limits the pods shown; `addon` is the add-on's namespace.
 
     `ConfcomError` only if neither nodes nor pods can be read.
     """
     gathered = _Gathered()
-    addon_pods = await _ask_api(source, gathered, namespace, addon)
-    await _ask_pods(source, gathered, [pod for pod in addon_pods if not pod.finished])
-    present = {pod.labels.get(_COMPONENT) for pod in addon_pods}
-    if EXPORTER not in present:
+    addon_pods = await _ask_api(cluster, gathered, namespace, addon)
+    await _ask_pods(cluster, gathered, [pod for pod in addon_pods if not pod.finished])
+    if EXPORTER not in {pod.labels.get(_COMPONENT) for pod in addon_pods}:
         gathered.missing.append(f"no {EXPORTER} pods in {addon}: what is mapped is not known (addon update --metrics)")
-    return put_together(
-        *(gathered.nodes, gathered.pods, gathered.exporters, gathered.helpers),
-        all_pods=namespace is None and gathered.listed,
-        missing=tuple(gathered.missing),
+    pods = [pod for pod in gathered.pods if not pod.finished]
+    use = _Use(gathered.exporters, gathered.helpers)
+    # A node's requests are those of the whole cluster's pods.
+    requested = _requested(pods) if namespace is None and gathered.listed else None
+    known = {node.name: node.allocatable for node in gathered.nodes}
+    names = (
+        {name for name, size in known.items() if size is not None} | gathered.exporters.keys() | gathered.helpers.keys()
     )
-
-
-def put_together(
-    nodes: Iterable[EpcNode],
-    pods: Iterable[EpcPod],
-    exporters: dict[str, list[Sample]],
-    helpers: dict[str, list[Sample]],
-    *,
-    all_pods: bool = True,
-    missing: tuple[str, ...] = (),
-) -> Overview:
-    """The lines, from samples per node. `all_pods`: whether `pods` are those of the whole cluster."""
-    pods = [pod for pod in pods if not pod.finished]
-    use = _Use(exporters, helpers)
-    requested = _requested(pods) if all_pods else None
-    known = {node.name: node.allocatable for node in nodes}
-    names = {name for name, size in known.items() if size is not None} | exporters.keys() | helpers.keys()
     lines = [use.pod(pod) for pod in pods]
     return Overview(
         tuple(
             use.node(name, known.get(name), None if requested is None else requested[name]) for name in sorted(names)
         ),
         tuple(sorted((line for line in lines if _shown(line)), key=lambda line: (line.namespace, line.name))),
-        missing,
+        tuple(gathered.missing),
     )
 
 
@@ -201,13 +176,13 @@ class _Use:
         )
 
 
-async def _ask_api(source: Source, gathered: _Gathered, namespace: str | None, addon: str) -> list[EpcPod]:
+async def _ask_api(cluster: ClusterEpc, gathered: _Gathered, namespace: str | None, addon: str) -> list[EpcPod]:
     try:
-        gathered.nodes = await source.nodes()
+        gathered.nodes = await cluster.nodes()
     except ConfcomError as error:
         gathered.missing.append(error.message)
     try:
-        gathered.pods = await source.pods(namespace)
+        gathered.pods = await cluster.pods(namespace)
         gathered.listed = True
     except ConfcomError as error:
         if gathered.missing:
@@ -216,20 +191,20 @@ async def _ask_api(source: Source, gathered: _Gathered, namespace: str | None, a
     if namespace is None:
         return [pod for pod in gathered.pods if pod.namespace == addon]
     try:
-        return await source.pods(addon, {"app.kubernetes.io/part-of": "confcom"})
+        return await cluster.pods(addon, {"app.kubernetes.io/part-of": "confcom"})
     except ConfcomError as error:
         gathered.missing.append(error.message)
         return []
 
 
-async def _ask_pods(source: Source, gathered: _Gathered, pods: list[EpcPod]) -> None:
+async def _ask_pods(cluster: ClusterEpc, gathered: _Gathered, pods: list[EpcPod]) -> None:
     turn = asyncio.Semaphore(_AT_ONCE)
     failures: list[str] = []
 
     async def ask(pod: EpcPod, target: dict[str, list[list[Sample]]]) -> None:
         async with turn:
             try:
-                samples = parse_samples(await source.metrics(pod), _WANTED)
+                samples = parse_samples(await cluster.metrics(pod), _WANTED)
             except ConfcomError as error:
                 failures.append(error.message)
                 return

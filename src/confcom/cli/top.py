@@ -7,6 +7,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -15,9 +16,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from confcom.addon.overview import NodeLine, Overview, PodLine, Source, overview
+from confcom.addon.overview import NodeLine, Overview, PodLine, overview
 from confcom.cli.inputs import printable
 from confcom.errors import ClusterError, ConfigError
+
+if TYPE_CHECKING:
+    from confcom.cluster.epc_overview import ClusterEpc
 
 # --- How `confcom top` looks: tables of nodes and pods, as text for people --------------------------------------------
 
@@ -134,24 +138,24 @@ async def _run(given: TopOptions) -> None:
         raise ConfigError(
             f"the cluster needs the package {error.name!r}", advice="Install confcom[cli,kube]."
         ) from error
-    async with ClusterEpc.open(given.kubeconfig, given.context) as source:
+    async with ClusterEpc.open(given.kubeconfig, given.context) as cluster:
         if given.output == "json":
-            found = await _ask(source, given)
+            found = await _ask(cluster, given)
             click.echo(msgspec.json.format(msgspec.json.encode(asdict(found)), indent=2).decode())
         elif given.once or not sys.stdout.isatty():
-            Console(width=None if sys.stdout.isatty() else WIDTH).print(show(await _ask(source, given)))
+            Console(width=None if sys.stdout.isatty() else WIDTH).print(show(await _ask(cluster, given)))
         else:
-            await _live(source, given)
+            await _live(cluster, given)
 
 
-async def _live(source: Source, given: TopOptions) -> None:
-    found, asked = await _ask(source, given), time.monotonic()
+async def _live(cluster: ClusterEpc, given: TopOptions) -> None:
+    found, asked = await _ask(cluster, given), time.monotonic()
     with Live(show(found), auto_refresh=False, screen=True) as screen:
         while True:
             screen.refresh()
             await asyncio.sleep(given.interval)
             try:
-                later = await _ask(source, given)
+                later = await _ask(cluster, given)
             except ClusterError as error:
                 # It may come back; until then the last figures stay, marked as such.
                 said = f"these figures are {time.monotonic() - asked:.0f} s old: {error.message}"
@@ -162,5 +166,5 @@ async def _live(source: Source, given: TopOptions) -> None:
             found, asked = later, now
 
 
-async def _ask(source: Source, given: TopOptions) -> Overview:
-    return await overview(source, namespace=given.namespace, addon=given.addon_namespace)
+async def _ask(cluster: ClusterEpc, given: TopOptions) -> Overview:
+    return await overview(cluster, namespace=given.namespace, addon=given.addon_namespace)
