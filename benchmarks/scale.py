@@ -36,7 +36,7 @@ from benchmarks.webhook import pod as sgx_pod
 from confcom.addon.changes import Addon
 from confcom.addon.overview import overview
 from confcom.admission.decision import AdmissionContext
-from confcom.cli.top import show
+from confcom.cli.top_view import show
 from confcom.cluster.epc_overview import ClusterEpc
 from confcom.cluster.objects import ClusterObjects
 from confcom.collateral.archive import write_archive

@@ -165,7 +165,7 @@ def test_a_signer_that_was_revoked_is_noticed_before_anything_is_kept(call, serv
 
 def test_a_fetch_under_a_clock_that_is_behind_is_refused_by_name(call, server, store, world, monkeypatch):
     wrong = datetime.fromisoformat("1990-01-01T00:00:00Z")
-    monkeypatch.setattr("confcom.cli.collateral_fetch.parse_time", lambda *_: wrong)
+    monkeypatch.setattr("confcom.cli.collateral_store.parse_time", lambda *_: wrong)
     done = call("fetch", "--fmspc", world.machine.fmspc.hex(), "--source", server.url)
     assert done.code == 6
     assert "clock says 1990-01-01T00:00:00Z" in done.err
@@ -253,7 +253,7 @@ def test_status_of_documents_of_another_root_names_the_option(call, fetched):
 @pytest.mark.parametrize(("year", "words"), [("1990", "behind"), ("2050", "ahead")])
 def test_status_names_a_wrong_clock(call, fetched, monkeypatch, year, words):
     wrong = datetime.fromisoformat(f"{year}-01-01T00:00:00Z")
-    monkeypatch.setattr("confcom.cli.collateral_fetch.parse_time", lambda *_: wrong)
+    monkeypatch.setattr("confcom.cli.collateral_store.parse_time", lambda *_: wrong)
     done = call("status")
     assert done.code == 6
     assert done.out.startswith(f"CLOCK: this machine's clock says {year}-01-01T00:00:00Z")
@@ -410,7 +410,7 @@ def test_an_import_under_a_clock_that_is_behind_is_refused_by_name(call, fetched
     call("export", "-o", archive)
     world.export_collateral(bundle)
     wrong = datetime.fromisoformat(f"{year}-01-01T00:00:00Z")
-    monkeypatch.setattr("confcom.cli.collateral_fetch.parse_time", lambda *_: wrong)
+    monkeypatch.setattr("confcom.cli.collateral_store.parse_time", lambda *_: wrong)
     for path in (archive, bundle):
         done = call("import", path, to=far)
         assert done.code == 6
@@ -421,7 +421,7 @@ def test_an_import_under_a_clock_that_is_behind_is_refused_by_name(call, fetched
 def test_an_import_from_a_clock_some_minutes_ahead_is_taken_and_said(call, fetched, tmp_path, now, monkeypatch):
     archive, far = tmp_path / "archive.jsonl", tmp_path / "far.sqlite"
     call("export", "-o", archive)
-    monkeypatch.setattr("confcom.cli.collateral_fetch.parse_time", lambda *_: now - timedelta(minutes=9))
+    monkeypatch.setattr("confcom.cli.collateral_store.parse_time", lambda *_: now - timedelta(minutes=9))
     done = call("import", archive, to=far)
     assert done.code == 0
     assert "the clock of the machine that wrote the archive was 5" in done.err  # 540 s
@@ -430,7 +430,7 @@ def test_an_import_from_a_clock_some_minutes_ahead_is_taken_and_said(call, fetch
 def test_an_import_of_what_has_expired_says_so(call, fetched, tmp_path, now, monkeypatch):
     archive, far = tmp_path / "archive.jsonl", tmp_path / "far.sqlite"
     call("export", "-o", archive)
-    monkeypatch.setattr("confcom.cli.collateral_fetch.parse_time", lambda *_: now + timedelta(days=60))
+    monkeypatch.setattr("confcom.cli.collateral_store.parse_time", lambda *_: now + timedelta(days=60))
     done = call("import", archive, to=far)
     assert done.code == 0
     assert done.err.count("has expired, at") == 6  # all but the root's list: two sets of two, and two PCK lists

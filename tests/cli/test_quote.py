@@ -155,7 +155,7 @@ def test_under_gramine_its_files_are_used_whatever_the_variable_says(
     ("arguments", "variables", "code", "words"),
     [
         ([], {}, ExitCode.USAGE, "--report-data or --held-data"),
-        (["--report-data", "00", "--held-data", "x"], {}, ExitCode.USAGE, "one of them"),
+        (["--report-data", "00", "--held-data", "x"], {}, ExitCode.USAGE, "either --report-data or --held-data"),
         (["--report-data", "zz"], {}, ExitCode.USAGE, "not hexadecimal"),
         (["--report-data", "00" * 65], {}, ExitCode.USAGE, "found 65"),
         (["--report-data", "00", "--qe-report-nonce", "00"], {}, ExitCode.USAGE, "expected 16 bytes"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from cluster_addon import SETTINGS
-from confcom.cli.addon_options import setting_options
+from confcom.cli.addon import setting_options
 
 
 def test_no_setting_is_left_to_what_was_before() -> None:

@@ -1,26 +1,261 @@
-"""`confcom addon`: the add-on of a cluster, as `az aks addon` has it. Commands are imported when they are called."""
+"""`confcom addon`: the add-on of a cluster, with the words of `az aks addon`. Declares commands and options."""
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Callable
+from typing import Any
+
 import click
 
-from confcom.cli.lazy_group import AzGroup, CommandTable, lazy_group
+from confcom.cli.lazy_group import AzGroup
+from confcom.cli.options import FILE, kubeconfig_options
+from confcom.errors import ConfigError
 
-COMMANDS: CommandTable = {
-    "enable": ("confcom.cli.addon_change", "enable", "Enable the add-on; what it does not mention stays as it was."),
-    "update": ("confcom.cli.addon_change", "update", "Change the enabled add-on; the rest stays as it was."),
-    "disable": ("confcom.cli.addon_change", "disable", "Disable it; --purge forgets its settings too."),
-    "show": ("confcom.cli.addon_change", "show", "Show the settings of the enabled add-on."),
-    "list": ("confcom.cli.addon_change", "list_", "Show which add-ons there are, and whether they are enabled."),
-    "list-available": ("confcom.cli.addon_change", "list_available", "Show which add-ons could be enabled."),
-    "manifests": ("confcom.cli.addon_change", "manifests", "Write the add-on as YAML, for other tools to apply."),
-}
+Command = Callable[..., Any]
+Decorator = Callable[[Command], Command]
+
+ADDON, API_KEY = "confcom", "ACCSGXDevicePlugin"
+FORMATS = ("json", "yaml", "table", "tsv", "none")
+DESCRIPTION = "SGX device plugin and admission webhook; with --enable-sgxquotehelper also the SGX quote helper."
 
 
-@click.group(cls=lazy_group(COMMANDS, AzGroup))
+@click.group(cls=AzGroup)
 def addon() -> None:
     """Enable, update and disable the confcom add-on of a Kubernetes cluster, and look at it.
 
     The cluster is that of $KUBECONFIG or ~/.kube/config, in its current context, unless --kubeconfig and --context
     say otherwise.
     """
+
+
+def _applied(command: Command, *decorators: Decorator) -> Command:
+    """The command with these decorators, the first one outermost, as if they stood above it."""
+    for decorate in reversed(decorators):
+        command = decorate(command)
+    return command
+
+
+def _refuse_query(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    del ctx, parameter
+    if value is not None:
+        raise ConfigError("--query is az's", advice="Take the value out of the JSON, for example by `| jq`.")
+
+
+def _check_addon(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    del ctx, parameter
+    if "," in value:
+        raise ConfigError("Please pick only 1 addon.", advice=f"This command knows one: {ADDON}.")
+    if value.lower() in (name.lower() for name in (ADDON, API_KEY)):
+        return ADDON
+    close = difflib.get_close_matches(value.lower(), [ADDON], n=1, cutoff=0.4)
+    meant = f" Did you mean {close}?" if close else ""
+    raise ConfigError(
+        f'The addon "{value}" is not a recognized addon option.{meant} Possible options: {ADDON}',
+        advice="See `confcom addon list-available`.",
+    )
+
+
+def _target(command: Command) -> Command:
+    """`--kubeconfig`, `--context`, and options of `az` that are refused or ignored."""
+    return _applied(
+        command,
+        kubeconfig_options,
+        click.option("--name", "-n", "cluster_name", metavar="NAME", help="Of az; ignored with a note."),
+        click.option("--resource-group", "-g", metavar="NAME", help="Of az; ignored with a note."),
+        click.option("--subscription", metavar="NAME", help="Of az; ignored with a note."),
+        click.option("--query", expose_value=False, hidden=True, callback=_refuse_query),
+    )
+
+
+_addon = click.option(
+    "--addon",
+    "--addons",
+    "-a",
+    "addon",
+    default=ADDON,
+    show_default=True,
+    expose_value=False,
+    callback=_check_addon,
+    help="The add-on.",
+)
+_output = click.option(
+    "--output",
+    "-o",
+    type=click.Choice(FORMATS, case_sensitive=False),
+    default="json",
+    show_default=True,
+    help="Form of the result.",
+)
+
+
+def _waiting(what: str, dry_run: str) -> Decorator:
+    """`--dry-run`, `--no-wait` and `--timeout`."""
+    return lambda command: _applied(
+        command,
+        click.option("--dry-run", is_flag=True, help=dry_run),
+        click.option("--no-wait", is_flag=True, help=f"Do not wait until everything {what}."),
+        click.option(
+            "--timeout", type=click.IntRange(1, 86400), default=300, show_default=True, help="Seconds to wait."
+        ),
+    )
+
+
+def _switch(name: str, field: str, text: str) -> Decorator:
+    return click.option(f"--enable-{name}/--disable-{name}", field, default=None, help=text)
+
+
+def _choice(name: str, text: str, *words: str) -> Decorator:
+    return click.option(name, type=click.Choice(words), help=text)
+
+
+_OPTIONS = (
+    _switch("sgxquotehelper", "quote_helper", "The SGX quote helper on every SGX node.  [default: off]"),
+    _choice("--platform", "Whose enclaves.  [default: intel]", "intel", "simulated"),
+    click.option("--simulated-epc", metavar="SIZE[,…]", help="EPC per NUMA node of simulated nodes.  [default: 168Mi]"),
+    click.option("--image", metavar="IMAGE", help="Image of every component; '' is this version's own."),
+    _choice("--image-pull-policy", "When to pull it.  [default: IfNotPresent]", "IfNotPresent", "Always", "Never"),
+    click.option(
+        "--image-pull-secret",
+        "image_pull_secrets",
+        multiple=True,
+        metavar="NAME",
+        help="To pull it. Repeatable.",
+    ),
+    _choice("--publisher", "How EPC is published.  [default: auto]", "auto", "devices", "node-status", "dra"),
+    click.option("--epc-reserve-mib", type=int, metavar="N", help="MiB held back on every node.  [default: 0]"),
+    click.option("--overcommit", type=float, metavar="RATIO", help="Requestable beside true size.  [default: 1]"),
+    click.option("--quote-helper-epc-mib", type=int, metavar="N", help="EPC of the quote helper.  [default: 4]"),
+    click.option("--quote-helper-groups", metavar="GID,…", help="Groups of the nodes' SGX devices; it joins them."),
+    click.option("--quote-helper-seccomp", metavar="PROFILE", help="Or localhost/PATH.  [default: runtime/default]"),
+    click.option("--provision-grants", metavar="NS/SA,…", help="Who may hold the provisioning device; NS/* is all."),
+    click.option("--node-selector", multiple=True, metavar="KEY=VALUE", help="Only nodes with it. Repeatable."),
+    click.option(
+        "--toleration",
+        "tolerations",
+        multiple=True,
+        metavar="KEY[=VALUE][:EFFECT]",
+        help="Taint of SGX nodes. Repeatable; '*' is every taint.",
+    ),
+    _switch("webhook", "webhook", "The admission webhook.  [default: on]"),
+    click.option("--webhook-replicas", type=int, metavar="N", help="Its pods.  [default: 2]"),
+    _choice("--webhook-namespaces", "Whose pods it is for.  [default: all]", "all", "labelled"),
+    click.option("--webhook-client-ca", metavar="NAME", help="ConfigMap with its clients' authority; '' is none."),
+    _choice("--oversized", "Pods that want more EPC than any node has.  [default: refuse]", "refuse", "warn"),
+    click.option("--api-ports", metavar="PORT,…", help="Of the API server, for network policies.  [default: 443,6443]"),
+    click.option("--api-addresses", metavar="CIDR,…", help="From which it asks the webhook.  [default: any]"),
+    _switch("collateral", "collateral", "The collateral service.  [default: off]"),
+    click.option("--collateral-upstream", metavar="NAME|URL", help="Whom it asks.  [default: intel]"),
+    click.option("--collateral-fmspc", "collateral_fmspcs", multiple=True, metavar="HEX", help="Kept from the start."),
+    click.option("--collateral-storage", metavar="[CLASS/]SIZE", help="A volume for its store; '' is none."),
+    click.option("--collateral-tls-secret", metavar="NAME", help="Its certificate; '' has it make one."),
+    click.option("--collateral-url", metavar="URL", help="Else: the PCCS that quote helpers ask; '' is the image's."),
+    _switch("metrics", "metrics", "The exporter of EPC use.  [default: off]"),
+    _switch("epc-enforcement", "epc_enforcement", "Let it limit EPC by cgroups, where the kernel can.  [default: off]"),
+)
+
+
+def setting_options(command: Command) -> Command:
+    """One option per setting."""
+    return _applied(command, *_OPTIONS)
+
+
+@addon.command(short_help="Enable the add-on; what it does not mention stays as it was.")
+@_addon
+@setting_options
+@_waiting("runs", "Show what would change, and change nothing.")
+@_output
+@_target
+def enable(**options: Any) -> None:  # noqa: ANN401 - by name
+    """Enable the add-on, and wait until it runs on every SGX node.
+
+    An add-on that is enabled already is changed as by `update`; one that was disabled comes back with its settings,
+    unless it was purged.
+    """
+    from confcom.cli import addon_change
+
+    addon_change.enable(**options)
+
+
+@addon.command(short_help="Change the enabled add-on; the rest stays as it was.")
+@_addon
+@setting_options
+@_waiting("runs", "Show what would change, and change nothing.")
+@_output
+@_target
+def update(**options: Any) -> None:  # noqa: ANN401 - by name
+    """Change settings of the enabled add-on. What is not mentioned stays as it is.
+
+    Without any, bring everything to this version of the program.
+    """
+    from confcom.cli import addon_change
+
+    addon_change.update(**options)
+
+
+@addon.command(short_help="Disable it; --purge forgets its settings too.")
+@_addon
+@click.option("--purge", is_flag=True, help="Forget the settings and the simulated world too; leave nothing.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask, even if pods use the add-on.")
+@_waiting("is gone", "Show what would be deleted, and delete nothing.")
+@_output
+@_target
+def disable(**options: Any) -> None:  # noqa: ANN401 - by name
+    """Disable the add-on. Says first which pods use it.
+
+    Running pods keep their devices; new ones that ask for EPC stay Pending, and quotes from the helper end. The
+    settings are remembered for the next enable, unless they are purged.
+    """
+    from confcom.cli import addon_change
+
+    addon_change.disable(**options)
+
+
+@addon.command(short_help="Show the settings of the enabled add-on.")
+@_addon
+@_output
+@_target
+def show(**options: Any) -> None:  # noqa: ANN401 - by name
+    """Show the settings of the enabled add-on, and how many pods of each component serve."""
+    from confcom.cli import addon_change
+
+    addon_change.show(**options)
+
+
+@addon.command("list", short_help="Show which add-ons there are, and whether they are enabled.")
+@_output
+@_target
+def list_(**options: Any) -> None:  # noqa: ANN401 - by name
+    """Show which add-ons there are, and whether they are enabled in this cluster."""
+    from confcom.cli import addon_change
+
+    addon_change.list_(**options)
+
+
+@addon.command(short_help="Show which add-ons could be enabled.")
+@_output
+def list_available(**options: Any) -> None:  # noqa: ANN401 - by name
+    """Show which add-ons could be enabled. Asks no cluster."""
+    from confcom.cli import addon_change
+
+    addon_change.list_available(**options)
+
+
+@addon.command(short_help="Write the add-on as YAML, for other tools to apply.")
+@_addon
+@setting_options
+@click.option(
+    "--simulated-world",
+    metavar="FILE",
+    type=FILE,
+    help="Machine file of the world of --platform simulated, to be written as a Secret.",
+)
+def manifests(**options: Any) -> None:  # noqa: ANN401 - by name
+    """Write the add-on as YAML, in an order in which it can be applied. Asks no cluster.
+
+    For other tools: `confcom addon manifests | kubectl apply --server-side -f -`. Each output has a new CA of the
+    webhook with its key: keep it like a password, and apply it as a whole.
+    """
+    from confcom.cli import addon_change
+
+    addon_change.manifests(**options)

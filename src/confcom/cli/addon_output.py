@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import click
@@ -12,27 +12,14 @@ import yaml  # type: ignore[import-untyped]  # the package carries no types
 
 from confcom.addon.changes import Shown
 from confcom.addon.plan import Change
-from confcom.cli.inputs import printable
+from confcom.cli.outputs import print_json, printable
 from confcom.manifests.addon_state import API_KEY, AddonState, flat_settings
 from confcom.manifests.objects import ADDON
 
-FORMATS = ("json", "yaml", "table", "tsv", "none")
 WIDTH = 100
 """Columns of a table; what is longer goes on in the next line."""
 _LEAST = 20
 """Columns that the last of a table needs to be one."""
-
-
-def output_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--output`."""
-    return click.option(
-        "--output",
-        "-o",
-        type=click.Choice(FORMATS, case_sensitive=False),
-        default="json",
-        show_default=True,
-        help="Form of the result.",
-    )(command)
 
 
 def print_result(result: Any, output: str) -> None:  # noqa: ANN401 - JSON
@@ -42,7 +29,7 @@ def print_result(result: Any, output: str) -> None:  # noqa: ANN401 - JSON
     `az`: no titles, values in the order of their names, nested ones empty.
     """
     if output == "json":
-        click.echo(json.dumps(result, indent=2))
+        print_json(result)
     elif output == "yaml":
         click.echo(yaml.safe_dump(result, sort_keys=False), nl=False)
     elif output == "table":
@@ -128,17 +115,16 @@ def _cell(value: Any) -> str:  # noqa: ANN401 - JSON
         return "".join(f"{key}={_cell(one)};" for key, one in value.items())
     if isinstance(value, list):
         return ", ".join(map(_cell, value))
-    return "" if value is None else printable(str(value))
+    return "" if value is None else printable(value)
 
 
 def _tsv(value: Any) -> str:  # noqa: ANN401 - JSON
     if isinstance(value, list):
         return str(len(value))
-    return "" if isinstance(value, dict) else printable(str(value))
+    return "" if isinstance(value, dict) else printable(value)
 
 
-# --- Changes of a cluster, for people ---------------------------------------------------------------------------------
-
+# Changes of a cluster.
 
 _MARKS = {"create": ("+", "green"), "delete": ("-", "red"), "change": ("~", "yellow"), "unchanged": (" ", "")}
 _LINES = {"+": "green", "-": "red", "@": "cyan"}
@@ -148,7 +134,7 @@ def show_changes(changes: Sequence[Change]) -> None:
     """One line per object, with the lines that change below; new objects are named only."""
     for change in changes:
         mark, colour = _MARKS[change.verb]
-        click.echo(click.style(f"{mark} {change.verb} {printable(str(change.ref))}", fg=colour or None))
+        click.echo(click.style(f"{mark} {change.verb} {printable(change.ref)}", fg=colour or None))
         if change.verb == "change":
             for line in change.diff:
                 click.echo(click.style(f"    {printable(line)}", fg=_LINES.get(line[:1])))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
-from confcom.cli.collateral_options import trust_roots
-from confcom.services.attestation import attestation_service as service
-from confcom.services.attestation.attestation_config import AttestationServiceConfig
-from confcom.services.runtime.process import configure_logging, load, render, stop_on_signals
+from confcom.cli.daemons import daemon
+from confcom.cli.inputs import now, trust_roots
+
+if TYPE_CHECKING:
+    from confcom.services.attestation.attestation_config import AttestationServiceConfig
 
 
 @click.group()
@@ -21,7 +18,13 @@ def attestation() -> None:
     """Judge evidence and sign tokens, by the API of Azure Attestation."""
 
 
-@attestation.command()
+@daemon(
+    "attestation-service",
+    "confcom.services.attestation.attestation_config:AttestationServiceConfig",
+    extras="services,cli",
+    name="serve",
+    check=False,
+)
 @click.option("--listen", metavar="HOST:PORT", help="Where to listen.  [default: 127.0.0.1:8443]")
 @click.option("--tls-certificate", metavar="PEM", help="Certificate chain; reloaded when it changes.")
 @click.option("--tls-key", metavar="PEM", help="Its key.")
@@ -36,37 +39,30 @@ def attestation() -> None:
 @click.option(
     "--trust-model",
     type=click.Choice(["open", "isolated", "shared"]),
-    help="Who may set policies: administrators, those with a known signature, or nobody.  [default: open]",
+    help="Who may set policies: administrators, those with a known signature, or no one.  [default: open]",
 )
 @click.option("--policy-signer", "policy_signers", metavar="PEM", multiple=True, help="First signers of policies.")
-@click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file with further settings.")
-@click.option("--print-config", is_flag=True, help="Print the settings in force as JSON, and stop.")
-def serve(config_file: Path | None, print_config: bool, **flags: Any) -> None:  # noqa: ANN401 - see config
-    """Serve attestation: clients of Azure Attestation work unchanged with this URL, clients of RATS get EAR.
+def serve(config: AttestationServiceConfig, debug: bool) -> None:
+    """Serve attestation: clients of Azure Attestation work unchanged with this URL, clients of RATS get EAR."""
+    del debug
+    import asyncio
 
-    Settings come from flags, from CONFCOM_ATTESTATION_SERVICE_… in the environment, and from a file, in this order.
-    """
-    config = load(
-        AttestationServiceConfig,
-        service="attestation-service",
-        file=config_file,
-        environment=os.environ,
-        flags={name: value or None if isinstance(value, tuple) else value for name, value in flags.items()},
-    )
-    if print_config:
-        click.echo(render(config))
-        return
-    configure_logging()
-    asyncio.run(_run(config))
+    from confcom.services.attestation import attestation_service as service
+    from confcom.services.runtime.process import stop_on_signals
 
-
-async def _run(config: AttestationServiceConfig) -> None:
     roots = trust_roots(config.trust_roots)
     note = ", SIMULATED" if service.simulated_world(roots) else ""
-    await service.serve(
-        config,
-        roots=roots,
-        clock=lambda: datetime.now(UTC),  # noqa: TID251 - the command line is where the clock is read
-        stop=stop_on_signals(),
-        started=lambda url: click.echo(f"attestation service: ready on {url}{note}"),
-    )
+
+    async def run() -> None:
+        await service.serve(
+            config,
+            roots=roots,
+            clock=now,
+            stop=stop_on_signals(),
+            started=lambda url: click.echo(f"attestation service: ready on {url}{note}"),
+        )
+
+    asyncio.run(run())
+
+
+attestation.add_command(serve)

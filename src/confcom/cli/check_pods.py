@@ -1,28 +1,24 @@
-"""`confcom check-pods`: what admission would make of manifests, before they are applied."""
+"""`confcom check-pods`: what the admission webhook would change or refuse, before manifests are applied."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
-from confcom.admission.aesm_wiring import Wiring
-from confcom.admission.decision import AdmissionContext, Decision
-from confcom.admission.pod_json import Grants
-from confcom.admission.workloads import FoundPod, check_pod, find_pods
 from confcom.cli.exit_codes import ExitCode
-from confcom.cli.inputs import printable, read_input
+from confcom.cli.inputs import read_input
+from confcom.cli.options import FILE
+from confcom.cli.outputs import print_json, printable
 from confcom.errors import ConfigError
-from confcom.formats.text import without_bom
-from confcom.formats.yaml_text import read_yaml
-from confcom.protocols.admission import difference
 
-# --- Files of Kubernetes manifests, read as `kubectl` reads them ------------------------------------------------------
-
+if TYPE_CHECKING:
+    from confcom.admission.aesm_wiring import Wiring
+    from confcom.admission.decision import Decision
+    from confcom.admission.workloads import FoundPod
 
 MAX_MANIFEST = 4 << 20
 """Bytes of a file."""
@@ -31,6 +27,9 @@ _IMAGE = re.compile(r"\s{0,200}(?:-\s{1,20})?image:\s{0,20}([^\s:]{1,200}):\s{1,
 
 def read_manifests(path: Path) -> list[Mapping[str, Any]]:
     """The documents of a YAML or JSON file, `-` for standard input; `FormatError` says where it is wrong."""
+    from confcom.formats.text import without_bom
+    from confcom.formats.yaml_text import read_yaml
+
     text = without_bom(read_input(path, MAX_MANIFEST, "manifest")).decode("utf-8", "replace")
     found = read_yaml(text, source=str(path), advise=_advice)
     return [document for document in found if isinstance(document, dict)]
@@ -42,7 +41,7 @@ def _advice(line: str) -> str | None:
 
 
 @click.command("check-pods")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE…")
+@click.argument("files", nargs=-1, required=True, type=FILE, metavar="FILE…")
 @click.option("--namespace", "-n", default="default", show_default=True, help="Where manifests name none.")
 @click.option("--provision-grants", default="", metavar="NS/ACCOUNT,…", help="Who may hold the provisioning device.")
 @click.option("--largest-node", type=click.IntRange(0), metavar="MIB", help="EPC of the node that has most.")
@@ -62,14 +61,18 @@ def check_pods(
     wiring: Wiring,
     output: str,
 ) -> None:
-    """Say what the admission webhook would make of the pods in manifests: no cluster is asked.
+    """Show what the admission webhook would change or refuse in the pods of manifests. Asks no cluster.
 
     Pods are found in Pods, Jobs, CronJobs, Deployments and the like. The exit code is 5 if one would be refused.
     """
+    from confcom.admission.decision import AdmissionContext
+    from confcom.admission.pod_json import Grants
+    from confcom.admission.workloads import check_pod, find_pods
+
     grants = Grants.parse(provision_grants)
     checks = []
     for path in files:
-        for found in _pods(path):
+        for found in (pod for document in read_manifests(path) for pod in find_pods(document)):
             context = AdmissionContext(
                 namespace=found.namespace or namespace, grants=grants, largest_node=largest_node, wiring=wiring
             )
@@ -77,7 +80,7 @@ def check_pods(
     if not checks:
         raise ConfigError("there is no pod in what was given", advice="Name files with a Pod, a Job or a Deployment.")
     if output == "json":
-        click.echo(msgspec.json.format(msgspec.json.encode([_as_dict(*check) for check in checks]), indent=2))
+        print_json([_as_dict(*check) for check in checks])
     else:
         for check in checks:
             _print(*check)
@@ -85,12 +88,9 @@ def check_pods(
         click.get_current_context().exit(ExitCode.REFUSED)
 
 
-def _pods(path: Path) -> Iterator[FoundPod]:
-    for document in read_manifests(path):
-        yield from find_pods(document)
-
-
 def _as_dict(path: Path, found: FoundPod, decision: Decision) -> dict[str, Any]:
+    from confcom.protocols.admission import difference
+
     return {
         "file": str(path),
         "kind": found.kind,
@@ -104,6 +104,8 @@ def _as_dict(path: Path, found: FoundPod, decision: Decision) -> dict[str, Any]:
 
 
 def _print(path: Path, found: FoundPod, decision: Decision) -> None:
+    from confcom.protocols.admission import difference
+
     changes = len(difference(found.pod, decision.pod))
     state = "refused" if decision.refusals else "completed" if changes else "as it is"
     epc = f", {decision.epc} MiB of EPC" if decision.epc else ""

@@ -1,64 +1,138 @@
-"""`confcom collateral`: fill, inspect and carry the collateral store. Commands are imported when they are called."""
+"""`confcom collateral`: fill, inspect and carry the collateral store. Declares the commands; the work is elsewhere."""
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
 
-from confcom.cli.lazy_group import CommandTable, LazyGroup, lazy_group
-
-# A command whose module is not installed is not listed.
-COMMANDS: CommandTable = {
-    "fetch": ("confcom.cli.collateral_fetch", "fetch", "Get collateral from a service and keep it."),
-    "status": ("confcom.cli.collateral_fetch", "status", "Show what expires, what is missing, who falls behind."),
-    "import": ("confcom.cli.collateral_fetch", "import_", "Take collateral from a file into the store."),
-    "export": ("confcom.cli.collateral_fetch", "export", "Write the store's collateral into one file."),
-    "remove": ("confcom.cli.collateral_fetch", "remove", "Remove platforms that are gone."),
-    "serve": ("confcom.cli.collateral_serve", "serve", "Serve collateral to every node (PCCS-compatible)."),
-}
-
-STORE_VARIABLE = "CONFCOM_COLLATERAL_STORE"
+from confcom.cli.daemons import collateral_service
+from confcom.cli.options import FILE, STREAM, json_option, store_option, trust_root_option
 
 
-def default_store() -> Path:
-    """Where the store of a person is, if nothing else is named."""
-    return Path.home() / ".local" / "share" / "confcom" / "collateral.sqlite"
-
-
-def store_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--store PATH`."""
-    return click.option(
-        "--store",
-        metavar="PATH",
-        type=click.Path(path_type=Path),
-        default=default_store,
-        envvar=STORE_VARIABLE,
-        help=f"The collateral store. Default: ${STORE_VARIABLE}, else ~/.local/share/confcom/collateral.sqlite.",
-    )(command)
-
-
-def trust_root_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--trust-root PEM`."""
-    return click.option(
-        "--trust-root",
-        metavar="PEM",
-        multiple=True,
-        help="Trust this root instead of Intel's (a simulated platform). Repeatable; the word 'intel' adds Intel's.",
-    )(command)
-
-
-class InstalledGroup(LazyGroup):
-    """The commands of the table that are installed."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names in the order of the table."""
-        return [name for name in super().list_commands(ctx) if importlib.util.find_spec(self.table[name][0])]
-
-
-@click.group(cls=lazy_group(COMMANDS, InstalledGroup))
+@click.group()
 def collateral() -> None:
     """Fill, inspect and carry the collateral store: what Intel says about platforms, with its history."""
+
+
+@collateral.command(short_help="Get collateral from a service and keep it.")
+@click.option("--fmspc", metavar="HEX", multiple=True, help="The kind of platform, 12 digits. Repeatable.")
+@click.option(
+    "--ca",
+    type=click.Choice(["platform", "processor"], case_sensitive=False),
+    multiple=True,
+    help="The CA of its PCK certificate. Default: both (platform with -o).",
+)
+@click.option(
+    "--tee",
+    type=click.Choice(["sgx", "tdx"], case_sensitive=False),
+    multiple=True,
+    help="The kind of its quotes. Default: sgx.",
+)
+@click.option("--quote", metavar="FILE", type=FILE, multiple=True, help="Take FMSPC, CA and kind from this evidence.")
+@click.option(
+    "--source",
+    metavar="NAME",
+    default="intel",
+    show_default=True,
+    help="intel, pccs, thim, the URL of a PCS or PCCS, a folder, a collateral.json, or a store.",
+)
+@click.option(
+    "--update", metavar="SET,…", default="standard", show_default=True, help="standard, early, or numbers of sets."
+)
+@store_option
+@click.option("-o", "--output", metavar="FOLDER", type=FILE, help="Write one platform's files here, not to the store.")
+@trust_root_option
+@click.option("--ca-certificates", metavar="PEM", type=FILE, help="CAs that the service's TLS certificate may be of.")
+@click.option("--insecure-tls", is_flag=True, help="Accept any TLS certificate; Intel's signatures are checked anyway.")
+@click.option(
+    "--key", envvar="CONFCOM_PCS_KEY", help="Intel's subscription key, or the PCCS's token. Better: $CONFCOM_PCS_KEY."
+)
+@click.option("--proxy", metavar="URL", help="Default: $HTTPS_PROXY, except for the hosts in $NO_PROXY.")
+@click.option("--azure-region", metavar="NAME", help="For thim: whose cache to ask, as westeurope. TDX needs it.")
+@json_option
+def fetch(**options: Any) -> int:  # noqa: ANN401 - the work has the types
+    """Get collateral, verify it, and keep it in the store (or, with -o, in a folder that `confcom verify` reads).
+
+    What fails does not stop the rest; the exit code is then that of the first failure.
+    """
+    from confcom.cli.collateral_store import fetch
+
+    return fetch(**options)
+
+
+@collateral.command(short_help="Show what expires, what is missing, who falls behind.")
+@store_option
+@click.option(
+    "--min-validity",
+    metavar="DURATION",
+    default="7d",
+    show_default=True,
+    help="Exit 6 when a document in force is valid for less: 90m, 36h, 7d, 2w.",
+)
+@click.option("--fail-on-promotion", is_flag=True, help="Exit 6 also when the coming set leaves a platform behind.")
+@click.option("--fmspc", metavar="HEX", multiple=True, help="Look at these alone. Repeatable.")
+@click.option("--at", metavar="RFC3339", help="Look as of this time. Default: now.")
+@trust_root_option
+@json_option
+def status(**options: Any) -> int:  # noqa: ANN401 - the work has the types
+    """Show when each document in force expires, which documents are missing, and which known platforms the coming TCB
+    promotion (the early set) would turn out of date, with the first component that is too low.
+
+    Exit 6 when a document has less time left than --min-validity, when one is missing (of an empty store all are), or
+    when the clock is wrong; 0 otherwise.
+    """
+    from confcom.cli.collateral_store import status
+
+    return status(**options)
+
+
+@collateral.command("import", short_help="Take collateral from a file into the store.")
+@click.argument("path", type=STREAM)
+@store_option
+@trust_root_option
+@click.option("--update", default="standard", show_default=True, help="The set that a bundle is of; archives say it.")
+def import_(**options: Any) -> None:  # noqa: ANN401 - the work has the types
+    """Verify collateral and keep it: PATH is an archive (`confcom collateral export`), a folder with one file per
+    part, or a collateral.json; '-' reads an archive from standard input. A store is made only if the import succeeds.
+    """
+    from confcom.cli.collateral_store import import_
+
+    import_(**options)
+
+
+@collateral.command(short_help="Write the store's collateral into one file.")
+@click.option(
+    "-o", "--output", metavar="FILE", type=STREAM, required=True, help="The archive to write; '-' for stdout."
+)
+@store_option
+@trust_root_option
+@click.option("--platforms", is_flag=True, help="Carry PCK certificates and registrations too: they name machines.")
+def export(**options: Any) -> None:  # noqa: ANN401 - the work has the types
+    """Write every version of every document, with the times at which they were seen, and every appraisal policy into
+    one archive.
+
+    PCK certificates and registrations of platforms are left out unless --platforms is given, and it is said how many.
+    """
+    from confcom.cli.collateral_store import export
+
+    export(**options)
+
+
+@collateral.command(short_help="Remove platforms that are gone.")
+@store_option
+@trust_root_option
+@click.option("--qe-id", metavar="HEX", help="The platform that has this QE_ID.")
+@click.option("--platform", metavar="ID", help="The platform that has this id (`confcom collateral status --json`).")
+@click.option("--not-seen-since", metavar="TIME", help="Every platform that has not asked since: RFC 3339, or 90d ago.")
+def remove(**options: Any) -> None:  # noqa: ANN401 - the work has the types
+    """Remove platforms from the store: their PCK certificates, registrations, and what was met of them.
+
+    Documents stay. A platform that asks a collateral service again is registered again.
+    """
+    from confcom.cli.collateral_store import remove
+
+    remove(**options)
+
+
+collateral.add_command(collateral_service, "serve")

@@ -2,50 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import os
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from confcom.cli.collateral_options import trust_roots
 from confcom.cli.exit_codes import ExitCode
-from confcom.cli.inputs import parse_time, printable
-from confcom.devices.host import Host
-from confcom.doctor.checks import Diagnosis, Level, Role, Subject
-from confcom.doctor.node_checks import node_findings, simulated_platform
-from confcom.doctor.quoting_checks import (
-    DEFAULT_SOCKET,
-    aesm_findings,
-    collateral_finding,
-    mode_findings,
-    quoting_findings,
-    service_findings,
-)
+from confcom.cli.inputs import parse_time, trust_roots
+from confcom.cli.options import FILE, json_option
+from confcom.cli.outputs import print_json, printable
 
-_MARKS = {
-    Level.OK: click.style("ok     ", fg="green"),
-    Level.WARNING: click.style("warning", fg="yellow"),
-    Level.PROBLEM: click.style("PROBLEM", fg="red", bold=True),
-}
+if TYPE_CHECKING:
+    from confcom.doctor.checks import Diagnosis
+
+_MARKS = {"ok": ("ok     ", "green"), "warning": ("warning", "yellow"), "problem": ("PROBLEM", "red")}
 _ROOT = Path("/")
-_FILE = click.Path(path_type=Path)
 
 
 @click.command()
 @click.option(
     "--role",
-    type=click.Choice([role.value for role in Role]),
-    default=Role.APPLICATION.value,
+    type=click.Choice(["application", "quote-helper"]),
+    default="application",
     show_default=True,
     help="What this process is, or would be: the quote helper needs more than its clients.",
 )
-@click.option("--socket", metavar="PATH", default=DEFAULT_SOCKET, show_default=True, help="Quote helper.")
-@click.option(
-    "--simulated-machine", metavar="FILE", type=_FILE, help="Simulated machine.  [default: what the node has]"
-)
-@click.option("--collateral", metavar="PATH", type=_FILE, help="Also look at this collateral (folder or file).")
+@click.option("--socket", metavar="PATH", default="/var/run/aesmd/aesm.socket", show_default=True, help="Quote helper.")
+@click.option("--simulated-machine", metavar="FILE", type=FILE, help="Simulated machine.  [default: what the node has]")
+@click.option("--collateral", metavar="PATH", type=FILE, help="Also look at this collateral (folder or file).")
 @click.option("--trust-root", metavar="PEM", multiple=True, help="Its root, if that is not Intel's. Repeatable.")
 @click.option("--at", metavar="RFC3339", help="Judge it as of this time. Default: now.")
 @click.option(
@@ -55,7 +41,7 @@ _FILE = click.Path(path_type=Path)
     default=_ROOT,
     help="The root of another host, mounted here.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def doctor(
     role: str,
     socket: str,
@@ -72,6 +58,17 @@ def doctor(
     an application would take here, and the quote helper. What matters comes first. Changes nothing. Exit 0: no
     problems; 7: there are some.
     """
+    from confcom.devices.host import Host
+    from confcom.doctor.checks import Diagnosis, Role, Subject
+    from confcom.doctor.node_checks import node_findings, simulated_platform
+    from confcom.doctor.quoting_checks import (
+        aesm_findings,
+        collateral_finding,
+        mode_findings,
+        quoting_findings,
+        service_findings,
+    )
+
     # Under another root an ordinary file may stand for a device: a simulated node's folder, or a test's.
     place = Host(host, stand_ins=host != _ROOT)
     simulated = simulated_platform(place, os.environ, Role(role), simulated_machine)
@@ -87,7 +84,7 @@ def doctor(
     )
     diagnosis = Diagnosis.of(subject, findings)
     if as_json:
-        click.echo(json.dumps(diagnosis.as_dict(), indent=2))
+        print_json(diagnosis.as_dict())
     else:
         _show(diagnosis)
     return ExitCode.PLATFORM if diagnosis.problems else ExitCode.OK
@@ -97,6 +94,8 @@ def _show(diagnosis: Diagnosis) -> None:
     click.echo(f"{printable(diagnosis.headline)}\n")
     width = max(len(finding.id) for finding in diagnosis.findings)
     for finding in diagnosis.findings:
-        click.echo(f"{_MARKS[finding.level]}  {finding.id:{width}}  {printable(finding.found)}")
+        word, colour = _MARKS[finding.level.value]
+        mark = click.style(word, fg=colour, bold=word == "PROBLEM")
+        click.echo(f"{mark}  {finding.id:{width}}  {printable(finding.found)}")
         if finding.advice:
             click.echo(f"{'':{width + 11}}what to do: {printable(finding.advice)}")

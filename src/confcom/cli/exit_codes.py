@@ -5,11 +5,10 @@ from __future__ import annotations
 from enum import IntEnum
 
 from confcom import errors
-from confcom.appraisal.findings import Verdict
 
 
 class ExitCode(IntEnum):
-    """What a command's exit code means; for `verify`, 0 is: accepted."""
+    """Exit codes of every command. For `verify`, 0 means accepted."""
 
     OK = 0
     UNEXPECTED = 1
@@ -34,16 +33,9 @@ ERROR_EXIT_CODES: tuple[tuple[type[errors.ConfcomError], ExitCode], ...] = (
     (errors.ConfigError, ExitCode.USAGE),
 )
 
-VERDICT_EXIT_CODES: dict[Verdict, ExitCode] = {
-    Verdict.ACCEPTED: ExitCode.OK,
-    Verdict.REFUSED: ExitCode.REFUSED,
-    Verdict.INVALID: ExitCode.NOT_AUTHENTIC,
-    Verdict.UNDECIDED: ExitCode.COLLATERAL,
-}
-
 
 def exit_code(error: errors.ConfcomError) -> ExitCode:
-    """The exit code of an error."""
+    """The exit code of an error: that of the first listed class that it belongs to."""
     for kind, code in ERROR_EXIT_CODES:
         if isinstance(error, kind):
             return code

@@ -1,12 +1,30 @@
-"""Files and values that a person names on the command line: bounded reads, errors that say which option was wrong."""
+"""Files and values of the command line: bounded reads, and errors that name the option that is wrong."""
 
 from __future__ import annotations
 
+import re
 import sys
-from datetime import UTC, datetime
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from confcom.errors import ConfigError
+from confcom.errors import ConfigError, FormatError
+
+if TYPE_CHECKING:
+    from confcom.pki.roots import TrustRoot, TrustRoots
+    from confcom.protocols.pcs import Update
+
+MAX_ROOT = 64 * 1024
+"""Bytes of a file with a root certificate."""
+MAX_HELD_DATA = 16 * 1024 * 1024
+"""Bytes of held data that are hashed."""
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def now() -> datetime:
+    """The present, in UTC."""
+    return datetime.now(UTC)  # noqa: TID251 - the command line is where the clock is read
 
 
 def read_input(path: Path, limit: int, what: str) -> bytes:
@@ -27,7 +45,7 @@ def read_input(path: Path, limit: int, what: str) -> bytes:
 
 
 def parse_hex(text: str, option: str, *, most: int) -> bytes:
-    """Bytes from hexadecimal text, at most `most` of them."""
+    """Bytes from hexadecimal text, 1 to `most` of them."""
     try:
         value = bytes.fromhex(text.removeprefix("0x"))
     except ValueError as error:
@@ -38,9 +56,9 @@ def parse_hex(text: str, option: str, *, most: int) -> bytes:
 
 
 def parse_time(text: str | None, option: str) -> datetime:
-    """A time in RFC 3339; without one, the present."""
+    """A time in RFC 3339; the present for None."""
     if text is None:
-        return datetime.now(UTC)  # noqa: TID251 - the command line is where the clock is read
+        return now()
     try:
         time = datetime.fromisoformat(text)
     except ValueError as error:
@@ -50,9 +68,41 @@ def parse_time(text: str | None, option: str) -> datetime:
     return time.astimezone(UTC)
 
 
-# --- Text from files and peers, made safe for a terminal --------------------------------------------------------------
+def parse_duration(text: str, option: str) -> timedelta:
+    """A duration such as `90m`, `36h` or `7d`."""
+    match = re.fullmatch(r"([0-9]{1,6})([smhdw])", text)
+    if match is None:
+        raise ConfigError(f"{option}: {text!r} is not a duration such as 90m, 36h, 7d or 2w")
+    return timedelta(seconds=int(match[1]) * _UNITS[match[2]])
 
 
-def printable(text: str) -> str:
-    """The text with every character that could steer a terminal written as an escape."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+def parse_update(text: str) -> Update:
+    """A set of collateral: `standard`, `early`, or a TCB evaluation data number."""
+    named = text.lower()
+    if named == "standard":
+        return "standard"
+    if named == "early":
+        return "early"
+    if text.isascii() and text.isdigit() and len(text) <= 9:
+        return int(text)
+    raise ConfigError(f"--update: {text!r} is neither standard nor early nor a TCB evaluation data number")
+
+
+def trust_roots(names: Iterable[str]) -> TrustRoots:
+    """The roots of `--trust-root`: files in PEM, the word `intel`, or Intel's root where none is named."""
+    from confcom.formats.text import without_bom
+    from confcom.pki.roots import TrustRoot, TrustRoots
+
+    roots: list[TrustRoot] = []
+    for name in names:
+        if name == "intel":
+            roots += TrustRoots.intel().roots
+            continue
+        data = without_bom(read_input(Path(name), MAX_ROOT, "root certificate"))
+        try:
+            roots.append(TrustRoot.from_pem(data))
+        except FormatError as error:
+            raise ConfigError(
+                f"--trust-root {name}: {error.message}", advice="Name a file with one root certificate in PEM."
+            ) from error
+    return TrustRoots(tuple(roots)) if roots else TrustRoots.intel()

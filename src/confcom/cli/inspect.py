@@ -2,78 +2,69 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.text import Text
-from rich.tree import Tree
 
-from confcom.appraisal.inspection.explain import MAX_INSPECTED
-from confcom.appraisal.inspection.explain import inspect as inspect_bytes
-from confcom.appraisal.inspection.items import Inspection, Item
 from confcom.cli.exit_codes import ExitCode, exit_code
-from confcom.cli.inputs import printable, read_input
+from confcom.cli.inputs import read_input
+from confcom.cli.options import STREAM, json_option
+from confcom.cli.outputs import complain, print_json, printable
 from confcom.errors import ConfcomError, FormatError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+    from rich.tree import Tree
+
+    from confcom.appraisal.inspection.items import Inspection, Item
+
+WARNING = "decoded, not verified: use confcom verify"
+MAX_SHOWN = 64
+"""Members of one list that are shown, and levels of nesting."""
+MAX_TEXT = 2000
+"""Characters of one value that are shown."""
+_ENDLESS = 100_000
 
 
 @click.command("inspect")
-@click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object: kind and fields.")
+@click.argument("file", type=STREAM)
+@json_option
 def inspect(file: Path, as_json: bool) -> int:
     """Decode FILE and explain it: quote, report, certificate, revocation list, collateral, AESM frame, token.
 
     Nothing is verified. Binary, hexadecimal, base64, PEM and JSON are recognised. '-' reads standard input.
     """
+    from confcom.appraisal.inspection.explain import MAX_INSPECTED
+    from confcom.appraisal.inspection.explain import inspect as inspect_bytes
+
     data = read_input(file, MAX_INSPECTED, "input")
     try:
         found = inspect_bytes(data)
     except ConfcomError as error:
         if as_json:
-            _print_json({"kind": None, "verified": False, "fields": {}, "error": error.as_dict()})
+            print_json({"kind": None, "verified": False, "fields": {}, "error": error.as_dict()})
         else:
-            _complain(error)
+            message = str(error).removeprefix("input: ") if isinstance(error, FormatError) else str(error)
+            complain(message, error.advice())
         return exit_code(error)
     if as_json:
-        _print_json(found.as_dict())
+        print_json(found.as_dict())
     else:
-        from confcom.cli.inspect import show
-
         show(found)
     return ExitCode.OK
 
 
-def _print_json(document: dict[str, Any]) -> None:
-    # JSON escapes every control character but this one.
-    click.echo(json.dumps(document, indent=2).replace("\x7f", "\\u007f"))
-
-
-def _complain(error: ConfcomError) -> None:
-    message = str(error).removeprefix("input: ") if isinstance(error, FormatError) else str(error)
-    click.echo(f"confcom: {printable(message)}", err=True)
-    click.echo(f"  what to do: {printable(error.advice())}", err=True)
-
-
-# --- An inspection for people: a tree with the meaning beside the bytes. Text from files is made safe first -----------
-
-
-WARNING = "decoded, not verified: use confcom verify"
-
-MAX_SHOWN = 64
-"""Members of one list that are shown, and levels of nesting."""
-MAX_TEXT = 2000
-"""Characters of one value that are shown."""
-
-_ENDLESS = 100_000
-
-
 def show(inspection: Inspection, console: Console | None = None) -> None:
-    """Print an inspection."""
+    """Print an inspection as a tree with the meaning beside the bytes; text from files is escaped."""
+    from rich.console import Console
+    from rich.text import Text
+    from rich.tree import Tree
+
     if console is None:
-        # In a file or a pipe every item keeps to its line, so that a search finds whole hashes.
+        # In a file or a pipe every item stays on one line, so that a search finds whole hashes.
         console = Console(highlight=False, width=None if sys.stdout.isatty() else _ENDLESS)
     console.print(Text(WARNING, style="yellow"))
     title = Text(printable(inspection.title), style="bold")
@@ -84,6 +75,8 @@ def show(inspection: Inspection, console: Console | None = None) -> None:
 
 
 def _add(tree: Tree, items: tuple[Item, ...], depth: int) -> None:
+    from rich.text import Text
+
     for number, item in enumerate(items, start=1):
         if number > MAX_SHOWN or depth > MAX_SHOWN:
             tree.add(Text(f"… and {len(items) - number + 1} more (--json shows all)", style="dim"))
@@ -95,6 +88,8 @@ def _add(tree: Tree, items: tuple[Item, ...], depth: int) -> None:
 
 
 def _label(item: Item, number: int, *, plain: bool) -> Text:
+    from rich.text import Text
+
     label = Text(printable(item.name) or f"{number}", style="bold cyan", overflow="fold")
     value = _words(item) if plain else _value(item)
     if value:
@@ -118,7 +113,7 @@ def _value(item: Item) -> str:
     if isinstance(item.value, bool):
         return "yes" if item.value else "no"
     text = str(item.value)
-    # A row of zeros says less than its length does.
+    # The length of a field of zeros, shown beside it, says more than the digits.
     if item.size and item.size > 2 and text == "00" * item.size:
         return "zero"
     return printable(text)

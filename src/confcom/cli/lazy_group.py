@@ -1,11 +1,11 @@
-"""A group of commands that imports each of them when it is called, so that each needs only its own packages."""
+"""Groups of commands: in their order, imported when they are called, with advice for lines of `az`."""
 
 from __future__ import annotations
 
 import importlib
 import shlex
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import click
 
@@ -15,10 +15,38 @@ CommandTable = Mapping[str, tuple[str, str, str]]
 """Name to module, attribute, and one line of help, which stands here so that `--help` imports no command."""
 
 
-class LazyGroup(click.Group):
-    """Lists and imports the commands of its table; `lazy_group` makes one."""
+class AzGroup(click.Group):
+    """Translates lines of `az aks` for the user: refuses them, and advises the same line as it is written here."""
 
-    table: ClassVar[CommandTable] = {}
+    AZ_COMMANDS: ClassVar[Mapping[str, str]] = {"enable-addons": "enable", "disable-addons": "disable"}
+    """Of `az aks` to `confcom addon`, which take the same options."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of their declaration."""
+        del ctx
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command of the first word; a line of az is a `ConfigError` that advises ours."""
+        words, names = args, self.list_commands(ctx)
+        while words[:1] in (["az"], ["aks"]):
+            words = words[1:]
+        if words and words[0] in self.AZ_COMMANDS:
+            group = ["addon"] if "addon" in names else []
+            words = [*group, self.AZ_COMMANDS[words[0]], *words[1:]]
+        if words is args:
+            return super().resolve_command(ctx, args)
+        known = bool(words) and words[0] in names
+        line = shlex.join([*ctx.command_path.split(), *(words if known else ["addon", "--help"])])
+        raise ConfigError(f"{args[0]!r} is a word of az, not of confcom", advice=f"Type: {line}")
+
+
+class LazyGroup(AzGroup):
+    """Imports each command of its table when it is called."""
+
+    table: ClassVar[CommandTable]
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names in the order of the table."""
@@ -27,7 +55,8 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import one command."""
-        if cmd_name not in self.list_commands(ctx):
+        del ctx
+        if cmd_name not in self.table:
             return None
         module, attribute, _ = self.table[cmd_name]
         command: click.Command = getattr(importlib.import_module(module), attribute)
@@ -37,31 +66,3 @@ class LazyGroup(click.Group):
         """Write the table without importing anything."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, self.table[name][2]) for name in self.list_commands(ctx)])
-
-
-class AzGroup(LazyGroup):
-    """Tells who types the words of `az aks` how the same line is written here."""
-
-    COMMANDS: ClassVar[Mapping[str, str]] = {"enable-addons": "enable", "disable-addons": "disable"}
-    """Of `az aks` to `confcom addon`, which take the same options."""
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command of the first word; az's is refused with the right line."""
-        words = args
-        while words[:1] in (["az"], ["aks"]):
-            words = words[1:]
-        if words and words[0] in self.COMMANDS:
-            group = ["addon"] if "addon" in self.table else []
-            words = [*group, self.COMMANDS[words[0]], *words[1:]]
-        if words is args:
-            return super().resolve_command(ctx, args)
-        known = bool(words) and words[0] in self.table
-        line = shlex.join([*ctx.command_path.split(), *(words if known else ["addon", "--help"])])
-        raise ConfigError(f"{args[0]!r} is a word of az, not of confcom", advice=f"Type: {line}")
-
-
-def lazy_group(table: CommandTable, base: type[LazyGroup] = LazyGroup) -> Any:  # noqa: ANN401 - click's `cls`
-    """The class of a group with the commands of this table."""
-    return type(base.__name__, (base,), {"table": table})

@@ -1,17 +1,39 @@
-"""Files and streams that a person names for output."""
+"""What commands print and the files that they write."""
 
 from __future__ import annotations
 
 import base64
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from confcom.errors import ConfigError
+from confcom.errors import ConfcomError, ConfigError
 
 WIDTH = 76
 """Characters per line of base64 on a terminal."""
+
+
+def printable(text: object) -> str:
+    """The text with every character that could control a terminal written as an escape."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text))
+
+
+def complain(message: object, advice: str = "") -> None:
+    """A message and its advice on standard error; of an error, its own advice."""
+    if isinstance(message, ConfcomError):
+        advice = advice or message.advice()
+    click.echo(f"confcom: {printable(message)}", err=True)
+    if advice:
+        click.echo(f"  what to do: {printable(advice)}", err=True)
+
+
+def print_json(document: Any) -> None:  # noqa: ANN401 - JSON
+    """Print a document as indented JSON."""
+    # JSON escapes every control character but this one.
+    click.echo(json.dumps(document, indent=2).replace("\x7f", "\\u007f"))
 
 
 def write_output(path: Path | None, data: bytes, what: str) -> None:
@@ -28,7 +50,7 @@ def write_output(path: Path | None, data: bytes, what: str) -> None:
 
 
 def write_file(path: Path, data: bytes, what: str, *, exclusive: bool = False) -> None:
-    """Write a file; with `exclusive`, one that is there already is left alone with a `ConfigError`."""
+    """Write a file; with `exclusive`, an existing one is a `ConfigError` and stays."""
     try:
         with path.open("xb" if exclusive else "wb") as file:
             file.write(data)

@@ -1,4 +1,4 @@
-"""`confcom policy`: policy files, made from what is to be accepted."""
+"""`confcom policy`: policy files, made from what shall be accepted."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from pathlib import Path
 import click
 
 from confcom.cli.inputs import read_input
+from confcom.cli.options import STREAM
 from confcom.cli.outputs import write_file
-
-_FILE = click.Path(path_type=Path, allow_dash=True)
 
 
 @click.group()
@@ -18,13 +17,13 @@ def policy() -> None:
 
 
 @policy.command("from")
-@click.argument("enclave", type=_FILE)
-@click.option("-o", "--output", metavar="FILE", type=_FILE, help="Write the policy there. Default: standard output.")
+@click.argument("enclave", type=STREAM)
+@click.option("-o", "--output", metavar="FILE", type=STREAM, help="Write the policy there. Default: standard output.")
 def from_enclave(enclave: Path, output: Path | None) -> None:
     """Write the policy that accepts exactly the signed enclave file ENCLAVE.
 
     Reads the SIGSTRUCT: who signed (MRSIGNER), which build (MRENCLAVE), product and security version. Its signature is
-    checked; whether the signer is the one you trust, only you know. For `confcom verify --policy`.
+    checked; whether you trust the signer is for you to decide. For `confcom verify --policy`.
     """
     # Here: cryptography is slow to load, and --help does without.
     from confcom.appraisal.enclave_file import MAX_ENCLAVE, policy_text, read_signed_enclave

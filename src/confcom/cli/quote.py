@@ -6,21 +6,23 @@ import os
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from confcom.cli.inputs import parse_hex, printable, read_input
-from confcom.cli.outputs import write_output
+from confcom.cli.inputs import MAX_HELD_DATA, parse_hex, read_input
+from confcom.cli.options import NO_MACHINE_ADVICE, STREAM
+from confcom.cli.outputs import complain, write_output
 from confcom.errors import ConfigError, PlatformUnavailable
-from confcom.formats.sgx import QeReportInfo
-from confcom.platforms.aesm_client import DEFAULT_SOCKET
-from confcom.platforms.enclave_quotes import NONCE_SIZE, REPORT_DATA_SIZE
-from confcom.platforms.interface import LocalEnclave, Platform
-from confcom.platforms.quoting import ModeDecision, QuoteMode, RequestedMode, open_quote_source, process_mode
 
-MAX_HELD_DATA = 16 * 1024 * 1024
-"""Bytes of held data that are hashed."""
+if TYPE_CHECKING:
+    from confcom.formats.sgx import QeReportInfo
+    from confcom.platforms.interface import LocalEnclave, Platform
+    from confcom.platforms.quoting import RequestedMode
+
+AESM_SOCKET = Path("/var/run/aesmd/aesm.socket")
+REPORT_DATA_SIZE = 64
+NONCE_SIZE = 16
 
 _NO_ENCLAVE_ADVICE = (
     'On SGX hardware, run the program under Gramine with sgx.remote_attestation = "dcap"; '
@@ -44,40 +46,51 @@ class QuoteOptions:
     host: Path
 
 
-_FILE = click.Path(path_type=Path, allow_dash=True)
-
-
 @click.command()
 @click.option("--report-data", metavar="HEX", help="1 to 64 bytes that the quote is to carry; zeros fill the rest.")
-@click.option("--held-data", metavar="FILE", type=_FILE, help="Carry this file's SHA-256 in the first 32 bytes.")
+@click.option("--held-data", metavar="FILE", type=STREAM, help="Carry this file's SHA-256 in the first 32 bytes.")
 @click.option(
     "--mode",
     type=click.Choice(["auto", "in-proc", "out-of-proc"]),
     default="auto",
     help="Where QE and PCE are. auto: out-of-proc where SGX_AESM_ADDR is set, to whatever value.",
 )
-@click.option("--socket", metavar="PATH", type=_FILE, default=DEFAULT_SOCKET, show_default=True, help="Quote helper.")
+@click.option("--socket", metavar="PATH", type=STREAM, default=AESM_SOCKET, show_default=True, help="Quote helper.")
 @click.option("--platform", type=click.Choice(["auto", "intel", "simulated"]), default="auto", help="Default: auto.")
 @click.option(
-    "--simulated-machine", "--machine", metavar="FILE", type=_FILE, help="Run a declared enclave on this machine."
+    "--simulated-machine",
+    "--machine",
+    metavar="FILE",
+    type=STREAM,
+    help="Run a declared enclave on this machine.",
 )
 @click.option(
-    "--enclave", metavar="FILE", type=_FILE, help="Its declaration, or a signed enclave file. Default: a demo enclave."
+    "--enclave",
+    metavar="FILE",
+    type=STREAM,
+    help="Its declaration, or a signed enclave file. Default: a demo enclave.",
 )
 @click.option("--qe-report-nonce", metavar="HEX", help="16 bytes; have the QE report on the quote, and check that.")
-@click.option("-o", "--output", metavar="FILE", type=_FILE, help="Write the quote there, binary.")
-@click.option("--host", metavar="FOLDER", type=_FILE, default=Path("/"), hidden=True, help="Where /dev is.")
+@click.option("-o", "--output", metavar="FILE", type=STREAM, help="Write the quote there, binary.")
+@click.option("--host", metavar="FOLDER", type=STREAM, default=Path("/"), hidden=True, help="Where /dev is.")
 def quote(**options: Any) -> None:  # noqa: ANN401 - click fills QuoteOptions, which has the types
     """Get a quote on this machine, and say in one line which mode was chosen and why.
 
     Without -o the quote goes to standard output: binary, or base64 where that is a terminal.
     """
+    from confcom.platforms.quoting import QuoteMode, open_quote_source, process_mode
+
     given = QuoteOptions(**options)
     report_data, nonce = _report_data(given), _nonce(given.qe_report_nonce)
     decision = process_mode().decide(given.mode, os.environ, given.host)
-    click.echo(f"confcom: {printable(str(decision))}{_whose(given)}", err=True)
-    _refuse_two_enclaves(given, decision)
-    enclave = None if decision.mode is QuoteMode.GRAMINE else _enclave(given)
+    complain(f"{decision}{_enclave_in_words(given)}")
+    under_gramine = decision.mode is QuoteMode.GRAMINE
+    if under_gramine and (given.simulated_machine or given.enclave):
+        raise ConfigError(
+            "Gramine runs this process in an enclave of its own, and a simulated one was named too",
+            advice="Leave out --simulated-machine and --enclave.",
+        )
+    enclave = None if under_gramine else _enclave(given)
     source = open_quote_source(
         decision,
         enclave=lambda: _present(enclave),
@@ -95,8 +108,8 @@ def quote(**options: Any) -> None:  # noqa: ANN401 - click fills QuoteOptions, w
 def _report_data(given: QuoteOptions) -> bytes:
     if (given.report_data is None) == (given.held_data is None):
         raise ConfigError(
-            "a quote carries something: give --report-data or --held-data, one of them",
-            advice="For a first try: --report-data 00. In earnest it is the verifier's nonce, or a key's hash.",
+            "a quote carries report data: give either --report-data or --held-data",
+            advice="For a first try: --report-data 00. In production it is the verifier's nonce or the hash of a key.",
         )
     if given.report_data is not None:
         return parse_hex(given.report_data, "--report-data", most=REPORT_DATA_SIZE).ljust(REPORT_DATA_SIZE, b"\0")
@@ -113,43 +126,28 @@ def _nonce(digits: str | None) -> bytes | None:
     return nonce
 
 
-def _whose(given: QuoteOptions) -> str:
+def _enclave_in_words(given: QuoteOptions) -> str:
     if given.simulated_machine is None:
         return ""
-    enclave = printable(str(given.enclave)) if given.enclave is not None else "a demo enclave"
-    return f"; SIMULATED machine {printable(str(given.simulated_machine))}, {enclave}"
+    return f"; SIMULATED machine {given.simulated_machine}, {given.enclave or 'a demo enclave'}"
 
 
 def _enclave(given: QuoteOptions) -> LocalEnclave | None:
     """The simulated enclave; None on hardware, where only the process itself could be one."""
     # Here, because it brings the simulator along, and --help does without.
-    from confcom.wiring import choose_platform, declare_enclave, load_declaration, open_machine
+    from confcom.wiring import choose_platform, declare_enclave, launch_enclave
 
     choice = choose_platform(given.platform, machine=given.simulated_machine)
     if choice.name == "simulated":
         if given.simulated_machine is None:
-            raise ConfigError(
-                "a simulated platform needs a machine file",
-                advice="Make one with `confcom simulate machine -o FILE`, and name it with --simulated-machine FILE.",
-            )
-        declaration = declare_enclave("demo enclave", "demo signer")
-        if given.enclave is not None:
-            declaration = load_declaration(given.enclave)
-        return open_machine(given.simulated_machine).launch(declaration)
+            raise ConfigError("a simulated platform needs a machine file", advice=NO_MACHINE_ADVICE)
+        return launch_enclave(given.simulated_machine, given.enclave or declare_enclave("demo enclave", "demo signer"))
     if given.simulated_machine is not None or given.enclave is not None:
         raise ConfigError(
             "an enclave is declared, but no simulated machine runs it",
             advice="Name the machine with --simulated-machine FILE, and leave the platform to auto.",
         )
     return None
-
-
-def _refuse_two_enclaves(given: QuoteOptions, decision: ModeDecision) -> None:
-    if decision.mode is QuoteMode.GRAMINE and (given.simulated_machine or given.enclave):
-        raise ConfigError(
-            "Gramine runs this process in an enclave of its own, and a simulated one was named too",
-            advice="Leave out --simulated-machine and --enclave.",
-        )
 
 
 def _platform(given: QuoteOptions) -> Platform:
@@ -166,4 +164,4 @@ def _present(enclave: LocalEnclave | None) -> LocalEnclave:
 
 def _check_qe_report(enclave: LocalEnclave, info: QeReportInfo) -> None:
     enclave.verify_report(info.qe_report)
-    click.echo(f"confcom: the QE itself reported on this quote, for nonce {info.nonce.hex()}", err=True)
+    complain(f"the QE itself reported on this quote, for nonce {info.nonce.hex()}")

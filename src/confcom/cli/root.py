@@ -10,32 +10,46 @@ from typing import Any
 import click
 
 from confcom.cli.exit_codes import ExitCode, exit_code
-from confcom.cli.inputs import printable
-from confcom.cli.lazy_group import AzGroup, CommandTable, lazy_group
+from confcom.cli.lazy_group import CommandTable, LazyGroup
+from confcom.cli.outputs import complain
 from confcom.errors import ConfcomError
 
 COMMANDS: CommandTable = {
     "demo": ("confcom.cli.demo", "demo", "Show the whole system on this machine, on the simulated platform."),
     "verify": ("confcom.cli.verify", "verify", "Verify and appraise a quote."),
-    "inspect": ("confcom.cli.inspect", "inspect", "Decode a file of this world and explain it."),
+    "inspect": (
+        "confcom.cli.inspect",
+        "inspect",
+        "Decode a file (quote, certificate, collateral, …) and explain it.",
+    ),
     "policy": ("confcom.cli.policy", "policy", "Write policies: what a relying party accepts."),
     "quote": ("confcom.cli.quote", "quote", "Get a quote on this machine."),
     "addon": ("confcom.cli.addon", "addon", "Enable, update and disable the add-on of a Kubernetes cluster."),
-    "device-plugin": ("confcom.cli.device_plugin", "device_plugin", "Make this node's EPC a schedulable resource."),
-    "quote-helper": ("confcom.cli.quote_helper", "quote_helper", "Serve quotes to every enclave of this node (AESM)."),
-    "metrics": ("confcom.cli.metrics", "metrics", "Show and watch what this node's containers use of EPC."),
+    "device-plugin": ("confcom.cli.daemons", "device_plugin", "Make this node's EPC a schedulable resource."),
+    "quote-helper": ("confcom.cli.daemons", "quote_helper", "Serve quotes to every enclave of this node (AESM)."),
+    "metrics": ("confcom.cli.daemons", "metrics", "Show and watch what this node's containers use of EPC."),
     "top": ("confcom.cli.top", "top", "Show EPC and quotes per node and pod of a cluster."),
-    "webhook": ("confcom.cli.webhook", "webhook", "Complete or refuse pods that use SGX, when they are made."),
-    "check-pods": ("confcom.cli.check_pods", "check_pods", "Say what the webhook would make of manifests."),
+    "webhook": ("confcom.cli.daemons", "webhook", "Complete or refuse pods that use SGX, when they are created."),
+    "check-pods": (
+        "confcom.cli.check_pods",
+        "check_pods",
+        "Show what the webhook would change or refuse.",
+    ),
     "collateral": ("confcom.cli.collateral", "collateral", "Fill, inspect and carry the collateral store."),
     "attestation": ("confcom.cli.attestation", "attestation", "Judge evidence and sign tokens (Azure's API, EAR)."),
-    "doctor": ("confcom.cli.doctor", "doctor", "Say why something does not work here, and what to do."),
+    "doctor": ("confcom.cli.doctor", "doctor", "Find out why something does not work here, and what to do."),
     "simulate": ("confcom.cli.simulate", "simulate", "Make simulated machines and export their collateral."),
 }
 
 
+class _Root(LazyGroup):
+    """The commands of the table."""
+
+    table = COMMANDS
+
+
 @click.group(
-    cls=lazy_group(COMMANDS, AzGroup),
+    cls=_Root,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.option("--verbose", is_flag=True, help="Print the traceback of an error.")
@@ -56,28 +70,28 @@ def run(arguments: list[str]) -> int:
         code: Any = root.main(args=arguments, prog_name="confcom", standalone_mode=False)
     except ConfcomError as error:
         _trace(verbose)
-        _complain(str(error), error.advice())
+        complain(error)
         return exit_code(error)
     except click.exceptions.Abort:
-        _complain("interrupted")
+        complain("interrupted")
         return ExitCode.UNEXPECTED
     except click.ClickException as error:
         error.show()
         return ExitCode.USAGE
     except ModuleNotFoundError as error:
         _trace(verbose)
-        _complain(
+        complain(
             f"this command needs the package {error.name!r}",
             "install confcom[cli] for tools, confcom[node,services,kube] for what runs on a cluster",
         )
         return ExitCode.USAGE
     except BrokenPipeError:
-        # The reader of our output left; Python must not complain about it again at exit.
+        # The reader of our output has closed it; Python must not report that again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK
-    except Exception as error:  # noqa: BLE001 - the last line of defence: a person sees a sentence, not a stack
+    except Exception as error:  # noqa: BLE001 - the outermost handler: users see a sentence, not a traceback
         _trace(verbose)
-        _complain(f"unexpected {type(error).__name__}: {error}", "run again with --verbose and report what it prints")
+        complain(f"unexpected {type(error).__name__}: {error}", "run again with --verbose and report what it prints")
         return ExitCode.UNEXPECTED
     return int(code) if isinstance(code, int) else ExitCode.OK
 
@@ -85,10 +99,3 @@ def run(arguments: list[str]) -> int:
 def _trace(verbose: bool) -> None:
     if verbose:
         traceback.print_exc()
-
-
-def _complain(message: str, advice: str = "") -> None:
-    # Messages may quote files and peers; nothing of theirs may steer the terminal.
-    click.echo(f"confcom: {printable(message)}", err=True)
-    if advice:
-        click.echo(f"  what to do: {printable(advice)}", err=True)

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import click
 
-from confcom.cli.inputs import parse_hex, parse_time, printable
-from confcom.cli.outputs import write_file
+from confcom.cli.inputs import parse_hex, parse_time
+from confcom.cli.options import FILE
+from confcom.cli.outputs import printable, write_file
 from confcom.errors import ConfigError
 from confcom.formats.tcb_info import TcbStatus
 
 SEED_SIZE = 32
-"""Bytes of a seed that nobody chose."""
+"""Bytes of a random seed."""
 
-_FILE = click.Path(path_type=Path)
-_OUTPUT = click.option("-o", "--output", metavar="FILE", type=_FILE, required=True, help="The file to write.")
+_OUTPUT = click.option("-o", "--output", metavar="FILE", type=FILE, required=True, help="The file to write.")
 
 
 @click.group()
@@ -40,12 +40,12 @@ def simulate() -> None:
     default="hardware",
     help="sdk-simulation takes reports of enclaves that Intel's SDK built with SGX_MODE=SIM.",
 )
-@click.option("--world", metavar="FILE", type=_FILE, help="Make a machine of this machine file's world; needs --name.")
+@click.option("--world", metavar="FILE", type=FILE, help="Make a machine of this machine file's world; needs --name.")
 @click.option("--name", metavar="NAME", help="Which one: the same name, say a node's, is the same machine every time.")
 def machine(
     output: Path, seed: str | None, at: str | None, report_scheme: str, world: Path | None, name: str | None
 ) -> None:
-    """Make a machine file. Processes that are given the same file stand on the same machine.
+    """Make a machine file. Processes with the same file are on the same machine.
 
     With --world and --name, what was in the output file is replaced: that machine can always be made again.
     """
@@ -57,16 +57,16 @@ def machine(
         if seed is not None or at is not None:
             raise ConfigError("seed and time are the world's", advice="Leave out --seed and --at.")
         create_named_machine_file(output, world, name)
-        click.echo(f"simulated machine {printable(name)}: {printable(str(output))}")
+        click.echo(f"simulated machine {printable(name)}: {printable(output)}")
         return
     chosen = secrets.token_bytes(SEED_SIZE) if seed is None else parse_hex(seed, "--seed", most=64)
     create_machine_file(output, chosen, parse_time(at, "--at"), report_scheme=report_scheme)
-    click.echo(f"simulated machine: {printable(str(output))} (keep it secret: who reads it can forge its quotes)")
+    click.echo(f"simulated machine: {printable(output)} (keep it secret: who reads it can forge its quotes)")
 
 
 @simulate.command()
-@click.argument("machine", type=_FILE)
-@click.option("-o", "--output", metavar="FOLDER", type=_FILE, required=True, help="The folder to fill.")
+@click.argument("machine", type=FILE)
+@click.option("-o", "--output", metavar="FOLDER", type=FILE, required=True, help="The folder to fill.")
 @click.option("--at", metavar="RFC3339", help="When it is issued; it is valid for 30 days. Default: now.")
 @click.option(
     "--tcb-status",
@@ -85,8 +85,8 @@ def collateral(
     now = parse_time(at, "--at")
     export_simulated_collateral(machine, output, now, tcb_status=tcb_status, advisory_ids=advisory, revoke_pck=revoke)
     click.echo(
-        f"simulated collateral: {printable(str(output))}\n"
-        f"  verify with: --collateral {printable(str(output))} --trust-root {printable(str(output / 'root_ca.pem'))}"
+        f"simulated collateral: {printable(output)}\n"
+        f"  verify with: --collateral {printable(output)} --trust-root {printable(output / 'root_ca.pem')}"
     )
 
 
@@ -113,7 +113,7 @@ def enclave(output: Path, name: str, signer: str | None, product: int, svn: int,
     write_file(output, "\n".join((*lines, "")).encode(), "declaration", exclusive=True)
     declared = load_declaration(output)
     click.echo(
-        f"simulated enclave: {printable(str(output))}\n"
+        f"simulated enclave: {printable(output)}\n"
         f"  MRENCLAVE {declared.mr_enclave.hex()}\n"
         f"  MRSIGNER  {declared.mr_signer.hex()}"
     )
@@ -121,7 +121,7 @@ def enclave(output: Path, name: str, signer: str | None, product: int, svn: int,
 
 @simulate.command()
 @click.option("--epc", metavar="SIZE", required=True, help="How much enclave memory, for example 10Mi.")
-@click.option("--device", metavar="FILE", type=_FILE, default=Path("/dev/sgx_enclave"), show_default=True,
+@click.option("--device", metavar="FILE", type=FILE, default=Path("/dev/sgx_enclave"), show_default=True,
               help="Stand-in of the enclave device.")  # fmt: skip
 @click.option("--for", "seconds", metavar="SECONDS", type=click.FloatRange(min=0), help="Default: until it is ended.")
 def hold(epc: str, device: Path, seconds: float | None) -> None:
@@ -135,7 +135,7 @@ def hold(epc: str, device: Path, seconds: float | None) -> None:
     ends = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # the first process of a container ends at no signal by itself
     with map_enclave_memory(device, size):
-        click.echo(f"simulated enclave: holds {size} bytes of {printable(str(device))}")
+        click.echo(f"simulated enclave: holds {size} bytes of {printable(device)}")
         if seconds is None:
             signal.sigwait(ends)
         else:

@@ -13,7 +13,6 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from confcom.appraisal.collateral import Collateral
-from confcom.appraisal.inspection.explain import inspect
 from confcom.errors import CollateralError, CollateralInvalid, CollateralNotFound, ConfcomError, FormatError
 from confcom.formats.enclave_identity import SignedEnclaveIdentity
 from confcom.formats.signed_json import MAX_SIGNED_JSON, check_json
@@ -172,6 +171,9 @@ def _decode(data: bytes, source: str) -> _BundleJson:
 
 def _other(data: bytes) -> str:
     """What the file is instead of a bundle; empty for JSON objects that are nothing known, or damaged bundles."""
+    # Here, because only a file that is no bundle needs it.
+    from confcom.appraisal.inspection.explain import inspect
+
     try:
         found = inspect(data)
     except ConfcomError as error:

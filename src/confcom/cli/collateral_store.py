@@ -1,17 +1,15 @@
-"""`confcom collateral fetch`: from a service into a store or a folder."""
+"""What `confcom collateral` does: fetch into a store or a folder, import, export, status, remove."""
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO, get_args
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -19,10 +17,9 @@ import click
 
 from confcom.appraisal.collateral import verify_collateral
 from confcom.appraisal.result import read_evidence
-from confcom.cli.collateral import store_option, trust_root_option
-from confcom.cli.collateral_options import parse_update, trust_roots
 from confcom.cli.exit_codes import ExitCode, exit_code
-from confcom.cli.inputs import parse_hex, parse_time, printable, read_input
+from confcom.cli.inputs import parse_duration, parse_hex, parse_time, parse_update, read_input, trust_roots
+from confcom.cli.outputs import complain, print_json, printable
 from confcom.collateral.archive import ARCHIVE_START, Exported, Imported, read_archive, write_archive
 from confcom.collateral.bundle import load_bundle, save_bundle
 from confcom.collateral.clock import Dates, rfc3339
@@ -81,7 +78,7 @@ class _Target:
 
 @dataclass(slots=True)
 class _Fetched:
-    """What came of it. CRLs and identities are the same for many platforms and are asked for once."""
+    """The outcome. CRLs and identities are the same for many platforms and are fetched once."""
 
     documents: dict[DocumentKey, Document] = field(default_factory=dict)
     failed: dict[DocumentKey, ConfcomError] = field(default_factory=dict)
@@ -89,50 +86,8 @@ class _Fetched:
     errors: list[ConfcomError] = field(default_factory=list)
 
 
-_FILE = click.Path(path_type=Path)
-
-
-@click.command()
-@click.option("--fmspc", metavar="HEX", multiple=True, help="The kind of platform, 12 digits. Repeatable.")
-@click.option(
-    "--ca",
-    type=click.Choice(get_args(PckCaName), case_sensitive=False),
-    multiple=True,
-    help="The CA of its PCK certificate. Default: both (platform with -o).",
-)
-@click.option(
-    "--tee",
-    type=click.Choice(get_args(Tee), case_sensitive=False),
-    multiple=True,
-    help="The kind of its quotes. Default: sgx.",
-)
-@click.option("--quote", metavar="FILE", type=_FILE, multiple=True, help="Take FMSPC, CA and kind from this evidence.")
-@click.option(
-    "--source",
-    metavar="NAME",
-    default="intel",
-    show_default=True,
-    help="intel, pccs, thim, the URL of a PCS or PCCS, a folder, a collateral.json, or a store.",
-)
-@click.option(
-    "--update", metavar="SET,…", default="standard", show_default=True, help="standard, early, or numbers of sets."
-)
-@store_option
-@click.option("-o", "--output", metavar="FOLDER", type=_FILE, help="Write one platform's files here, not to the store.")
-@trust_root_option
-@click.option("--ca-certificates", metavar="PEM", type=_FILE, help="CAs that the service's TLS certificate may be of.")
-@click.option("--insecure-tls", is_flag=True, help="Accept any TLS certificate; Intel's signatures are checked anyway.")
-@click.option(
-    "--key", envvar="CONFCOM_PCS_KEY", help="Intel's subscription key, or the PCCS's token. Better: $CONFCOM_PCS_KEY."
-)
-@click.option("--proxy", metavar="URL", help="Default: $HTTPS_PROXY, except for the hosts in $NO_PROXY.")
-@click.option("--azure-region", metavar="NAME", help="For thim: whose cache to ask, as westeurope. TDX needs it.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def fetch(**options: Any) -> int:  # noqa: ANN401 - click fills FetchOptions, which has the types
-    """Get collateral, verify it, and keep it in the store (or, with -o, in a folder that `confcom verify` reads).
-
-    What fails does not stop the rest; the exit code is then that of the first failure.
-    """
+def fetch(**options: Any) -> int:  # noqa: ANN401 - FetchOptions has the types
+    """Fetch, verify and keep; the exit code is that of the first failure."""
     given = FetchOptions(**options)
     now, roots = parse_time(None, ""), trust_roots(given.trust_root)
     evidence = (read_evidence(read_input(path, MAX_EVIDENCE, "evidence")) for path in given.quote)
@@ -252,19 +207,16 @@ def _targets(given: FetchOptions, platforms: Iterable[tuple[PckExtension, PckCaN
 def _show(given: FetchOptions, fetched: _Fetched, now: datetime) -> None:
     facts = {key: read_document(document) for key, document in fetched.documents.items()}
     if given.as_json:
-        click.echo(
-            json.dumps(
-                {
-                    "source": given.source,
-                    "documents": [
-                        {"document": str(key), "number": fact.number, "until": rfc3339(fact.next_update)}
-                        for key, fact in facts.items()
-                    ],
-                    "new_versions": fetched.new,
-                    "errors": [error.as_dict() for error in fetched.errors],
-                },
-                indent=2,
-            )
+        print_json(
+            {
+                "source": given.source,
+                "documents": [
+                    {"document": str(key), "number": fact.number, "until": rfc3339(fact.next_update)}
+                    for key, fact in facts.items()
+                ],
+                "new_versions": fetched.new,
+                "errors": [error.as_dict() for error in fetched.errors],
+            }
         )
         return
     for key, fact in facts.items():
@@ -274,24 +226,14 @@ def _show(given: FetchOptions, fetched: _Fetched, now: datetime) -> None:
     if facts:
         click.echo(printable(where))
     for error in fetched.errors:
-        click.echo(f"confcom: {printable(str(error))}\n  what to do: {printable(error.advice())}", err=True)
+        complain(error)
 
 
-# --- `confcom collateral import` and `export`: a store's content over an air gap, in one file -------------------------
+# Import and export carry a store over an air gap, in one file.
 
 
-_FILE_OR_STREAM = click.Path(path_type=Path, allow_dash=True)
-
-
-@click.command("import")
-@click.argument("path", type=_FILE_OR_STREAM)
-@store_option
-@trust_root_option
-@click.option("--update", default="standard", show_default=True, help="The set that a bundle is of; archives say it.")
 def import_(path: Path, store: Path, trust_root: tuple[str, ...], update: str) -> None:
-    """Verify collateral and keep it: PATH is an archive (`confcom collateral export`), a folder with one file per
-    part, or a collateral.json; '-' reads an archive from standard input. A store is made only if the import succeeds.
-    """
+    """Verify an archive or a bundle, keep it, and say what was new."""
     now, roots, set_ = parse_time(None, ""), trust_roots(trust_root), parse_update(update)
     if str(path) == "-" or _is_archive(path):
         name = "the archive on standard input" if str(path) == "-" else str(path)
@@ -308,34 +250,22 @@ def import_(path: Path, store: Path, trust_root: tuple[str, ...], update: str) -
             new = opened.add(documents, seen=now, source=str(path))
             imported = Imported(len(documents), new, keys={document.key for document in documents})
             expired = _expired(opened, imported.keys, now)
-    click.echo(f"{imported.documents} documents verified, {imported.new} new in {printable(str(store))}")
+    click.echo(f"{imported.documents} documents verified, {imported.new} new in {printable(store)}")
     if imported.others:
         click.echo(
             f"{imported.others} PCK certificates, registrations and appraisal policies, {imported.new_others} new"
         )
     if imported.ahead > timedelta():
-        click.echo(
-            f"confcom: the clock of the machine that wrote the archive was {imported.ahead.total_seconds():.0f} s "
-            "ahead of this one; what it saw later than now counts as seen now",
-            err=True,
+        complain(
+            f"the clock of the machine that wrote the archive was {imported.ahead.total_seconds():.0f} s ahead of this "
+            "one; what it saw later than now counts as seen now"
         )
     for key, since in expired:
-        click.echo(f"confcom: the {key} has expired, at {rfc3339(since)}: fetch a fresh one", err=True)
+        complain(f"the {key} has expired, at {rfc3339(since)}: fetch a fresh one")
 
 
-@click.command()
-@click.option(
-    "-o", "--output", metavar="FILE", type=_FILE_OR_STREAM, required=True, help="The archive to write; '-' for stdout."
-)
-@store_option
-@trust_root_option
-@click.option("--platforms", is_flag=True, help="Carry PCK certificates and registrations too: they name machines.")
 def export(output: Path, store: Path, trust_root: tuple[str, ...], platforms: bool) -> None:
-    """Write every version of every document, with the times at which they were seen, and every appraisal policy into
-    one archive.
-
-    PCK certificates and registrations of platforms are left out unless --platforms is given, and it is said how many.
-    """
+    """Write the archive, and say what is in it and what was left out."""
     with CollateralStore(store, roots=trust_roots(trust_root), create=False) as opened:
         left_out = opened.platforms.count_certificates(), opened.registrations.count_all()
         if not opened.document_keys() and not (platforms and any(left_out)):
@@ -350,17 +280,16 @@ def export(output: Path, store: Path, trust_root: tuple[str, ...], platforms: bo
     counts = f"{exported.documents} documents and {exported.policies} appraisal policies"
     if platforms:
         counts += f", {exported.certificates} PCK certificates and {exported.registrations} registrations of platforms"
-    click.echo(f"{counts} in {printable(str(output))}", err=str(output) == "-")
+    click.echo(f"{counts} in {printable(output)}", err=str(output) == "-")
     if not platforms and any(left_out):
-        click.echo(
-            f"confcom: left out: {left_out[0]} PCK certificates and {left_out[1]} registrations of platforms, which "
-            "name machines; --platforms carries them",
-            err=True,
+        complain(
+            f"left out: {left_out[0]} PCK certificates and {left_out[1]} registrations of platforms, which name "
+            "machines; --platforms carries them"
         )
 
 
 def _write(store: CollateralStore, output: Path, *, platforms: bool) -> Exported:
-    # Under another name first, so that an archive that was cut off never has the name of a whole one.
+    # Under another name first, so that a partial archive never has the name of a complete one.
     part = output.with_name(f"{output.name}.part")
     try:
         mode = 0o600 if platforms else 0o666
@@ -404,29 +333,9 @@ def _expired(store: CollateralStore, keys: Iterable[DocumentKey], now: datetime)
     return [(key, version.expires) for key, version in found if version is not None and version.expires < now]
 
 
-# --- `confcom collateral status`: what expires, what is missing, who falls behind; its exit code can page ---
+# Status: what expires, what is missing, which platforms fall behind.
 
 
-DEFAULT_MIN_VALIDITY = "7d"
-"""Intel's documents last 30 days: under 7, refreshing has failed for three weeks, and a week is left to act."""
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-
-
-@click.command()
-@store_option
-@click.option(
-    "--min-validity",
-    metavar="DURATION",
-    default=DEFAULT_MIN_VALIDITY,
-    show_default=True,
-    help="Exit 6 when a document in force is valid for less: 90m, 36h, 7d, 2w.",
-)
-@click.option("--fail-on-promotion", is_flag=True, help="Exit 6 also when the coming set leaves a platform behind.")
-@click.option("--fmspc", metavar="HEX", multiple=True, help="Look at these alone. Repeatable.")
-@click.option("--at", metavar="RFC3339", help="Look as of this time. Default: now.")
-@trust_root_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def status(
     store: Path,
     min_validity: str,
@@ -436,32 +345,19 @@ def status(
     trust_root: tuple[str, ...],
     as_json: bool,
 ) -> int:
-    """Show when each document in force expires, which documents are missing, and which known platforms the coming TCB
-    promotion (the early set) would turn out of date, with the first component that is too low.
-
-    Exit 6 when a document has less time left than --min-validity, when one is missing (of an empty store all are), or
-    when the clock is wrong; 0 otherwise.
-    """
+    """Print the store's status; exit code 6 when something needs action."""
     threshold = parse_duration(min_validity, "--min-validity")
     fmspcs = frozenset(parse_hex(digits, "--fmspc", most=6) for digits in fmspc)
     now = parse_time(at, "--at")
     with CollateralStore(store, roots=trust_roots(trust_root), create=False) as opened:
         found = store_status(opened, now, fmspcs=fmspcs)
     if as_json:
-        click.echo(json.dumps(as_dict(found, min_validity=threshold, clock=at is None), indent=2))
+        print_json(as_dict(found, min_validity=threshold, clock=at is None))
     else:
         _show_status(found, threshold, clock=at is None)
     alarms = [found.expiring(threshold), found.missing, found.not_yet_valid]
     alarms += [found.falling_behind] if fail_on_promotion else []
     return ExitCode.COLLATERAL if any(alarms) else ExitCode.OK
-
-
-def parse_duration(text: str, option: str) -> timedelta:
-    """A duration such as `90m`, `36h` or `7d`."""
-    match = re.fullmatch(r"([0-9]{1,6})([smhdw])", text)
-    if match is None:
-        raise ConfigError(f"{option}: {text!r} is not a duration such as 90m, 36h, 7d or 2w")
-    return timedelta(seconds=int(match[1]) * _UNITS[match[2]])
 
 
 def _show_status(found: StoreStatus, threshold: timedelta, *, clock: bool) -> None:
@@ -515,22 +411,13 @@ def _span(seconds: int) -> str:
     return f"{seconds} s"
 
 
-# --- `confcom collateral remove`: platforms that are gone, with their certificates and registrations ------------------
+# Removal of platforms.
 
 
-@click.command()
-@store_option
-@trust_root_option
-@click.option("--qe-id", metavar="HEX", help="The platform that has this QE_ID.")
-@click.option("--platform", metavar="ID", help="The platform that has this id (`confcom collateral status --json`).")
-@click.option("--not-seen-since", metavar="TIME", help="Every platform that has not asked since: RFC 3339, or 90d ago.")
 def remove(
     store: Path, trust_root: tuple[str, ...], qe_id: str | None, platform: str | None, not_seen_since: str | None
 ) -> None:
-    """Remove platforms from the store: their PCK certificates, registrations, and what was met of them.
-
-    Documents stay. A platform that asks a collateral service again is registered again.
-    """
+    """Remove platforms by QE_ID, by id, or by when they were last seen."""
     if [qe_id, platform, not_seen_since].count(None) != 2:
         raise ConfigError("which platforms?", advice="Give one of --qe-id, --platform and --not-seen-since.")
     named = None if qe_id is None else parse_hex(qe_id, "--qe-id", most=MAX_QE_ID)
@@ -544,9 +431,9 @@ def remove(
             removed = opened.platforms.remove_unseen(since or parse_time(None, ""))
     if not removed and since is None:
         raise CollateralNotFound(
-            f"{printable(str(store))} knows no such platform", advice="List them: confcom collateral status --json."
+            f"{printable(store)} knows no such platform", advice="List them: confcom collateral status --json."
         )
-    click.echo(f"{removed} platforms removed from {printable(str(store))}")
+    click.echo(f"{removed} platforms removed from {printable(store)}")
 
 
 def _time(text: str) -> datetime:

@@ -1,0 +1,386 @@
+"""The daemons as commands: settings from flags, environment and a file, then `serve` until a signal.
+
+Options are declared without the daemons' packages, so that `--help` is quick; each command imports its daemon.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from confcom.cli.inputs import now, read_input, trust_roots
+from confcom.cli.options import NO_MACHINE_ADVICE
+from confcom.errors import ConfigError
+
+if TYPE_CHECKING:
+    from confcom.devices.host import Host
+    from confcom.pki.roots import TrustRoots
+    from confcom.services.collateral.cache import Upstream
+    from confcom.services.collateral.service_config import CollateralServiceConfig
+    from confcom.services.device_plugin.plugin_config import DevicePluginConfig
+    from confcom.services.metrics.exporter import MetricsConfig
+    from confcom.services.quote_helper.helper import QuoteHelperConfig
+    from confcom.services.webhook.webhook_config import WebhookConfig
+
+MAX_KEY = 4096
+"""Bytes of the file with upstream's key."""
+_Serve = Callable[[Any, bool], None]
+
+
+def daemon(
+    service: str, config: str, *, extras: str, name: str = "", debug: str = "Log more.", check: bool = True
+) -> Callable[[_Serve], click.Command]:
+    """A command that reads its settings and calls the decorated function with them and with `--debug`.
+
+    `config` is the class of the settings as `module:class`, `extras` the extras of confcom that the daemon needs,
+    `check` whether settings that contradict each other are refused even where they are only printed.
+    """
+
+    def command(serve: _Serve) -> click.Command:
+        def run(config_file: Path | None, print_config: bool, debug: bool, **flags: Any) -> None:  # noqa: ANN401 - settings
+            with needing(f"the {service}", extras):
+                from confcom.services.runtime.process import configure_logging, load, render
+
+                module, _, kind = config.partition(":")
+                given = {field: value or None if isinstance(value, tuple) else value for field, value in flags.items()}
+                settings: Any = load(
+                    getattr(import_module(module), kind),
+                    service=service,
+                    file=config_file,
+                    environment=os.environ,
+                    flags=given,
+                )
+                if check:
+                    settings.check()
+                if print_config:
+                    click.echo(render(settings))
+                    return
+                configure_logging(verbose=debug)
+                serve(settings, debug)
+
+        variables = f"CONFCOM_{service.upper().replace('-', '_')}_…"
+        text = f"Settings come from flags, from {variables} in the environment, and from a file, in this order."
+        own = reversed(serve.__click_params__)  # type: ignore[attr-defined]  # where click.option leaves them
+        shared = (
+            click.Option(["--config", "config_file"], type=click.Path(path_type=Path), help="TOML file with settings."),
+            click.Option(["--print-config"], is_flag=True, help="Print the settings in force as JSON, and stop."),
+            click.Option(["--debug"], is_flag=True, help=debug),
+        )
+        about = f"{inspect.cleandoc(serve.__doc__ or '')}\n\n{text}"
+        return click.Command(name or service, callback=run, params=[*own, *shared], help=about)
+
+    return command
+
+
+@contextmanager
+def needing(what: str, extras: str) -> Iterator[None]:
+    """Within the block, a package that is missing becomes a sentence with the extras to install."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{what} needs the package {error.name!r}", advice=f"Install confcom[{extras}].") from error
+
+
+# The quote helper.
+
+
+@daemon(
+    "quote-helper",
+    "confcom.services.quote_helper.helper:QuoteHelperConfig",
+    extras="node",
+    debug="Log more, silent connections too.",
+    check=False,
+)
+@click.option("--socket", metavar="PATH", help="Where to listen.  [default: /var/run/aesmd/aesm.socket]")
+@click.option("--platform", type=click.Choice(["auto", "intel", "simulated"]), help="What makes the quotes.")
+@click.option("--simulated-machine", "--machine", metavar="FILE", help="The machine file that the enclaves use too.")
+@click.option("--replace", is_flag=True, default=None, help="Take the path over from a service that still answers.")
+@click.option("--http", metavar="ADDRESS", help="Where /healthz, /readyz and /metrics are: HOST:PORT or unix:PATH.")
+@click.option("--collateral", metavar="PATH", help="What verifies its quotes: a folder, collateral.json, or URL.")
+@click.option("--collateral-ca", metavar="PEM", help="CAs of that service's TLS certificate.  [default: public ones]")
+@click.option("--trust-root", metavar="PEM", help="The root that they chain to.  [default: Intel's]")
+def quote_helper(config: QuoteHelperConfig, debug: bool) -> None:
+    """Serve quotes to every enclave of this node, on the AESM socket that Intel's clients know."""
+    import asyncio
+    import gc
+
+    from confcom.services.quote_helper import helper
+    from confcom.services.quote_helper.request_log import RequestLog
+    from confcom.services.runtime.process import restart_when_killed, stop_on_signals
+    from confcom.wiring import choose_platform, open_platform, self_test_kit
+
+    restarts = restart_when_killed() if config.when_killed == "restart" else 0
+    machine = Path(config.simulated_machine) if config.simulated_machine is not None else None
+    choice = choose_platform(config.platform, machine=machine)
+    socket = Path(config.socket)
+    memory = socket.with_name(f".{socket.name}.pck-certificates")
+    platform = open_platform(config.platform, machine=machine, pck_memory=memory)
+    kit = self_test_kit(
+        choice,
+        platform,
+        machine=machine,
+        collateral=config.collateral,
+        collateral_ca=config.collateral_ca,
+        trust_root=config.trust_root,
+    )
+    origin = f"platform {choice.name} ({choice.reason})"
+    # On a terminal structlog writes columns; otherwise a thread of its own writes the lines.
+    log = None if sys.stderr.isatty() else RequestLog(verbose=debug)
+    # What exists now stays: the collector need not walk through it again during a request.
+    gc.collect()
+    gc.freeze()
+
+    async def run() -> None:
+        await helper.serve(
+            platform,
+            config,
+            stop=stop_on_signals(),
+            started=lambda: click.echo(f"quote helper: ready on {config.socket}, {origin}"),
+            log=log,
+            quick=choice.name == "simulated",
+            restarted=restarts > 0,
+            self_test=kit,
+        )
+
+    try:
+        asyncio.run(run())
+    finally:
+        if log is not None:
+            log.close()
+        if callable(close := getattr(platform, "close", None)):  # a platform in a process of its own
+            close()
+
+
+# The device plugin.
+
+
+@daemon("device-plugin", "confcom.services.device_plugin.plugin_config:DevicePluginConfig", extras="node,kube")
+@click.option("--platform", type=click.Choice(["auto", "intel", "simulated"]), help="Whose EPC it is.")
+@click.option("--simulated-machine", "--machine", metavar="FILE", help="Machine of the enclaves on a simulated node.")
+@click.option("--simulated-epc", metavar="SIZE[,SIZE…]", help="EPC per simulated NUMA node.  [default: 168Mi]")
+@click.option("--simulated-node", metavar="DIR", help="Folder of the simulated node.")
+@click.option("--plugin-dir", metavar="DIR", help="The kubelet's.  [default: /var/lib/kubelet/device-plugins]")
+@click.option("--registration", type=click.Choice(["socket", "registry"]), help="How to register with the kubelet.")
+@click.option("--resource", metavar="NAME", help="The EPC resource, in MiB.")
+@click.option("--publisher", type=click.Choice(["auto", "devices", "node-status", "dra"]), help="How EPC is published.")
+@click.option("--unit-limit", type=int, metavar="N", help="Most devices of 1 MiB that `auto` makes.  [default: 3072]")
+@click.option("--reserve-mib", type=int, metavar="N", help="MiB held back.  [default: 0]")
+@click.option("--overcommit", type=float, metavar="RATIO", help="Requestable over true size.  [default: 1]")
+@click.option("--provision-limit", type=int, metavar="N", help="Holders of the provisioning device.  [default: 0]")
+@click.option("--provision-namespaces", metavar="NAME,…", help="Namespaces of the pods that may hold it.")
+@click.option("--helper-folder", metavar="DIR", help="The quote helper's /var/run/aesmd, for containers that ask it.")
+@click.option("--node-name", metavar="NAME", help="This node in the Kubernetes API, for node-status and dra.")
+@click.option("--kubeconfig", metavar="FILE", help="Credentials for that; else the pod's service account.")
+@click.option("--http", metavar="ADDRESS", help="Where /healthz, /readyz and /metrics are: HOST:PORT or unix:PATH.")
+@click.option("--host-root", metavar="DIR", help="Where this process sees the host's root.  [default: /]")
+@click.option("--wait-for-sgx", is_flag=True, default=None, help="On a node without SGX, wait instead of ending.")
+def device_plugin(config: DevicePluginConfig, debug: bool) -> None:
+    """Make the EPC of this node a resource of Kubernetes, and give containers the SGX driver's devices."""
+    del debug
+    import asyncio
+
+    from confcom.services.device_plugin import plugin
+    from confcom.services.runtime.process import stop_on_signals
+
+    host, origin = _open_host(config)
+
+    async def run() -> None:
+        await plugin.serve(
+            host,
+            config,
+            stop=stop_on_signals(),
+            started=lambda summary: click.echo(f"device plugin: ready, {summary}, {origin}"),
+        )
+
+    asyncio.run(run())
+
+
+def _open_host(config: DevicePluginConfig) -> tuple[Host, str]:
+    """The host to look at and its origin in words. A simulated one needs its name or a machine file."""
+    from confcom.devices.host import Host
+
+    if config.platform == "intel" and config.simulated_machine is not None:
+        raise ConfigError("a real node takes no machine file", advice="Leave it out, or choose --platform simulated.")
+    if config.platform == "intel" or (config.platform == "auto" and config.simulated_machine is None):
+        return Host(Path(config.host_root)), "real node"
+    if config.simulated_machine is None:
+        raise ConfigError("a simulated node needs a machine file", advice=NO_MACHINE_ADVICE)
+    # Here, because a real node needs none of these.
+    from confcom.devices.declared_node import declare_node, parse_epc_sizes
+    from confcom.wiring import open_machine
+
+    machine = Path(config.simulated_machine)
+    open_machine(machine)  # a malformed file fails here, not in every container
+    sizes = parse_epc_sizes(config.simulated_epc)
+    return declare_node(Path(config.simulated_node), sizes, machine.read_bytes()), "SIMULATED node"
+
+
+# The exporter of EPC use.
+
+
+@daemon("metrics", "confcom.services.metrics.exporter:MetricsConfig", extras="node,kube")
+@click.option("--node-name", metavar="NAME", help="This node in the Kubernetes API.")
+@click.option("--kubeconfig", metavar="FILE", help="Credentials for the API; else the pod's service account.")
+@click.option("--host-root", metavar="DIR", help="Where this process sees the host's root.  [default: /]")
+@click.option("--simulated-node", metavar="DIR", help="Folder of the simulated node, if this is one.")
+@click.option("--http", metavar="ADDRESS", help="HOST:PORT of /healthz, /readyz and /metrics.  [default: [::]:9466]")
+@click.option("--interval", type=float, metavar="SECONDS", help="Between two measurements.  [default: 10]")
+@click.option("--tolerance", type=float, metavar="SHARE", help="Excess over a request to ignore.  [default: 0.1]")
+@click.option("--patience", type=float, metavar="SECONDS", help="Excess lasts this long, then reported.  [default: 30]")
+@click.option("--enforce", type=click.Choice(["auto", "on", "off"]), help="Kernel holds the limits.  [default: auto]")
+@click.option("--events/--no-events", default=None, help="Report as events of the pods.  [default: events]")
+def metrics(config: MetricsConfig, debug: bool) -> None:
+    """Show what the containers of this node request and use of EPC, and report those that use more."""
+    del debug
+    import asyncio
+
+    from confcom.services.metrics.exporter import serve
+    from confcom.services.runtime.process import stop_on_signals
+
+    async def run() -> None:
+        await serve(config, stop=stop_on_signals(), started=lambda text: click.echo(f"metrics: ready, {text}"))
+
+    asyncio.run(run())
+
+
+# The admission webhook.
+
+
+@daemon("webhook", "confcom.services.webhook.webhook_config:WebhookConfig", extras="services,kube")
+@click.option("--listen", metavar="HOST:PORT", help="HTTPS for the API server.  [default: [::]:8443]")
+@click.option("--http", metavar="ADDRESS", help="Where /healthz, /readyz and /metrics are.  [default: [::]:9464]")
+@click.option("--namespace", metavar="NAME", help="Of the Service.  [default: confcom-system]")
+@click.option("--service", metavar="NAME", help="The Service that leads here.  [default: sgx-webhook]")
+@click.option("--hosts", metavar="NAME,…", help="Further names and addresses of the certificate.")
+@click.option("--ca", metavar="DIR", help="tls.crt and tls.key of its CA.  [default: /etc/confcom/webhook-ca]")
+@click.option("--client-ca", metavar="FILE", help="Authority (PEM) of the API server's client certificate.")
+@click.option("--provision-grants", metavar="NS/ACCOUNT,…", help="Who may hold the provisioning device.")
+@click.option("--oversized", type=click.Choice(["refuse", "warn"]), help="Pods that want more EPC than any node has.")
+@click.option("--quote-helper/--no-quote-helper", default=None, help="Whether the quote helper is enabled.")
+@click.option("--wiring", type=click.Choice(["plugin", "host-path"]), help="What brings its folder into containers.")
+@click.option("--kubeconfig", metavar="FILE", help="Credentials; else the pod's service account.")
+def webhook(config: WebhookConfig, debug: bool) -> None:
+    """Complete pods that use SGX when they are created, and refuse those that cannot work.
+
+    It issues its certificate by a CA that the webhook configurations trust.
+    """
+    del debug
+    import asyncio
+
+    from confcom.services.runtime.process import stop_on_signals
+    from confcom.services.webhook.webhook import serve
+
+    async def run() -> None:
+        stop = stop_on_signals()
+        await serve(config, clock=now, stop=stop, started=lambda url: click.echo(f"webhook: ready on {url}"))
+
+    asyncio.run(run())
+
+
+# The collateral service.
+
+
+@daemon(
+    "collateral-service",
+    "confcom.services.collateral.service_config:CollateralServiceConfig",
+    extras="services",
+    name="serve",
+    debug="Log every request, those answered from memory aside.",
+    check=False,
+)
+@click.option("--listen", metavar="HOST:PORT", help="Where to listen.  [default: 127.0.0.1:8081]")
+@click.option("--unix-socket", metavar="PATH", help="Listen there instead, without TLS.")
+@click.option("--tls-certificate", metavar="PEM", help="Certificate chain; reloaded when it changes.")
+@click.option("--tls-key", metavar="PEM", help="Its key.")
+@click.option("--tls-secret", metavar="NAME", help="In a cluster: the Secret of a certificate that the service makes.")
+@click.option("--insecure-http", is_flag=True, default=None, help="Serve without TLS.")
+@click.option("--store", metavar="PATH", help="The collateral store.  [default: /var/lib/confcom/collateral.sqlite]")
+@click.option("--mode", type=click.Choice(["lazy", "offline"]), help="Ask upstream for what is missing, or do not.")
+@click.option("--upstream", metavar="NAME", help="intel, pccs, thim, a URL, a folder, or simulated.  [default: intel]")
+@click.option("--upstream-ca", metavar="PEM", help="CAs of upstream's TLS certificate.")
+@click.option("--upstream-key-file", metavar="FILE", help="Intel's subscription key, or the PCCS's token.")
+@click.option("--simulated-machine", metavar="FILE", help="With --upstream simulated: the platform's machine file.")
+@click.option("--trust-root", "trust_roots", metavar="PEM", multiple=True, help="Trust this root instead of Intel's.")
+@click.option("--fmspc", "fmspcs", metavar="HEX", multiple=True, help="Keep its collateral (tdx:HEX for TDX).")
+def collateral_service(config: CollateralServiceConfig, debug: bool) -> None:
+    """Serve collateral to every node, as Intel's caching service (PCCS) does: existing clients only change a URL."""
+    del debug
+    import asyncio
+
+    from confcom.services.collateral import collateral_service as service
+    from confcom.services.runtime.process import stop_on_signals
+
+    config.check()
+    if not config.tls_secret:
+        service.listener_of(config)
+    with _upstream(config) as (upstream, roots):
+        origin = "offline" if upstream is None else f"upstream {config.upstream}"
+        note = ", SIMULATED" if any(root.simulated for root in roots.roots) else ""
+
+        async def run() -> None:
+            await service.serve(
+                upstream,
+                config,
+                roots=roots,
+                clock=now,
+                stop=stop_on_signals(),
+                started=lambda url: click.echo(f"collateral service: ready on {url}, {origin}{note}"),
+            )
+
+        asyncio.run(run())
+
+
+@contextmanager
+def _upstream(config: CollateralServiceConfig) -> Iterator[tuple[Upstream | None, TrustRoots]]:
+    """The source of missing documents, and the roots that its answers may lead to."""
+    from confcom.collateral.pcs_client import HttpLimits
+    from confcom.collateral.sources import SourceOptions, open_source
+    from confcom.collateral.store.database import is_store_file
+
+    roots = trust_roots(config.trust_roots)
+    if config.upstream == "simulated":
+        if config.simulated_machine is None:
+            raise ConfigError("a simulated upstream needs a machine file", advice=NO_MACHINE_ADVICE)
+        # Here, because it brings the simulator along.
+        from confcom.wiring import simulated_upstream
+
+        simulated = simulated_upstream(Path(config.simulated_machine), now)
+        yield None if config.mode == "offline" else simulated, simulated.trust_roots
+        return
+    if config.mode == "offline":
+        yield None, roots
+        return
+    if is_store_file(Path(config.upstream)):
+        advice = "Serve it: --store PATH --mode offline."
+        raise ConfigError(f"{config.upstream} is a store, not a source", advice=advice)
+    timeout = config.upstream_timeout
+    options = SourceOptions(
+        roots=roots,
+        at=now(),
+        ca_certificates=None if config.upstream_ca is None else Path(config.upstream_ca),
+        key=_key(config),
+        proxy=config.upstream_proxy,
+        azure_region=config.azure_region,
+        # One retry: a client is waiting, and the next refresh asks again.
+        limits=HttpLimits(timeout=timeout / 2, deadline=timeout, retries=1, max_wait=2.0),
+    )
+    with open_source(config.upstream, options) as source:
+        yield source, roots
+
+
+def _key(config: CollateralServiceConfig) -> str | None:
+    if config.upstream_key_file is None:
+        return None
+    path = Path(config.upstream_key_file)
+    if config.upstream_key_optional and not path.exists():
+        click.echo(f"collateral service: {path} is not there: upstream is asked without a key", err=True)
+        return None
+    return read_input(path, MAX_KEY, "upstream key").decode("ascii", "replace").strip()

@@ -1,0 +1,354 @@
+"""Judges the evidence of `confcom verify` and shows the verdict."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from confcom.appraisal.collateral import PCK_CHAIN_BESIDE, Collateral
+from confcom.appraisal.evidence import VerifiedQuote
+from confcom.appraisal.findings import Verdict
+from confcom.appraisal.policy import AllOf, HeldData, Policy, ReportData
+from confcom.appraisal.policy_file import MAX_POLICY, PolicyFile, parse_policy
+from confcom.appraisal.quote import QuoteVerifier
+from confcom.appraisal.result import AttestationResult, failed, judge, read_evidence, timestamp
+from confcom.appraisal.tcb import TcbEvaluation
+from confcom.cli.exit_codes import ExitCode, exit_code
+from confcom.cli.inputs import MAX_HELD_DATA, parse_hex, parse_time, parse_update, read_input, trust_roots
+from confcom.cli.options import STORE_VARIABLE, default_store
+from confcom.cli.outputs import print_json, printable
+from confcom.collateral.bundle import load_bundle
+from confcom.errors import (
+    CollateralError,
+    CollateralInvalid,
+    CollateralNotFound,
+    ConfcomError,
+    ConfigError,
+    FormatError,
+    VerificationError,
+)
+from confcom.formats.certification_data import CertificationDataType
+from confcom.formats.evidence import MAX_EVIDENCE, EvidenceFile
+from confcom.formats.quote import Quote, TeeType
+from confcom.formats.sgx import ReportBody
+from confcom.formats.tcb_info import TcbStatus
+from confcom.formats.tdx import td_base
+from confcom.pki.certificate import MAX_PEM, parse_certificates
+from confcom.pki.roots import TrustRoots
+
+if TYPE_CHECKING:
+    from confcom.collateral.interface import CollateralSource, Update
+
+_STORE_ENDINGS = (".sqlite", ".db")
+_SERVICES = ("intel", "pccs", "thim")
+
+
+def run(
+    *,
+    evidence: Path,
+    collateral: str | None,
+    collateral_ca: Path | None,
+    pck_chain: Path | None,
+    at: str | None,
+    update: str,
+    trust_root: tuple[str, ...],
+    policy: Path | None,
+    report_data: str | None,
+    held_data: Path | None,
+    as_json: bool,
+    **expectations: Any,  # noqa: ANN401 - by the names of the policy file's keys; None or () where not given
+) -> int:
+    """Judge, print, and give the exit code."""
+    try:
+        now = parse_time(at, "--at")
+        file = _policy_file(policy, expectations)
+        roots = trust_roots(trust_root)
+        accepted: list[Policy] = [file.policy(accept_simulated=any(root.simulated for root in roots.roots))]
+        if report_data is not None:
+            accepted.append(ReportData(parse_hex(report_data, "--report-data", most=64)))
+        if held_data is not None:
+            accepted.append(HeldData(read_input(held_data, MAX_HELD_DATA, "held data")))
+        updates = {text.strip(): parse_update(text.strip()) for text in update.split(",")}
+        data = read_input(evidence, MAX_EVIDENCE, "evidence")
+        chain = read_input(pck_chain, MAX_PEM, "PCK chain") if pck_chain else None
+        chosen = choose_collateral(collateral, roots, now, ca=collateral_ca, pck_chain=chain)
+        judging = _Judging(data, AllOf(*accepted), QuoteVerifier(roots), now, file)
+        results = judging.under(updates, chosen, collateral or "")
+    except ConfcomError as error:
+        if not as_json:
+            raise
+        # Nothing was judged: the verdict of the object is null.
+        print_json(failed(error).as_dict() | {"verdict": None})
+        return exit_code(error)
+    result = next(iter(results.values()))
+    if as_json:
+        print_json(result.as_dict() | (_sets(results) if len(results) > 1 else {}))
+    else:
+        show(result, now, identity_expected=any(file.keys_of(tee) for tee in TeeType))
+        if len(results) > 1:
+            show_sets(_sets(results)["sets"])
+    return exit_code(result.error) if result.error else ExitCode.OK
+
+
+def _policy_file(path: Path | None, expectations: dict[str, Any]) -> PolicyFile:
+    """The policy file, with the keys replaced that the command line names."""
+    file = PolicyFile() if path is None else parse_policy(read_input(path, MAX_POLICY, "policy"), name=path.name)
+    named = expectations | {"accept_tcb": _statuses(expectations["accept_tcb"])}
+    # 0 is a product id and a security version, so a plain test for truth would drop it.
+    given = {key: value for key, value in named.items() if value not in (None, ()) and value is not False}
+    return msgspec.structs.replace(file, **given)
+
+
+def _statuses(text: str | None) -> tuple[TcbStatus, ...]:
+    if text is None:
+        return ()
+    try:
+        return tuple(TcbStatus(name.strip()) for name in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--accept-tcb: {error}; known are {', '.join(TcbStatus)}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Judging:
+    """One piece of evidence and what is asked of it."""
+
+    data: bytes
+    policy: Policy
+    verifier: QuoteVerifier
+    now: datetime
+    file: PolicyFile
+
+    def under(
+        self, updates: dict[str, Update], chosen: AbstractContextManager[CollateralChoice], source: str
+    ) -> dict[str, AttestationResult]:
+        """The result under each set of collateral, by the name of the set."""
+        results: dict[str, AttestationResult] = {}
+        evidence: EvidenceFile | None = None
+        try:
+            # Before the collateral, so that a file that is no evidence is named first.
+            evidence = read_evidence(self.data)
+            with chosen as choice:
+                for name, update in updates.items():
+                    collateral = choice.collateral(evidence.quote, update)
+                    results[name] = judge(
+                        self.data,
+                        collateral,
+                        verifier=self.verifier,
+                        policy=self.policy,
+                        now=self.now,
+                        grace=self.file.grace,
+                    )
+        except (FormatError, VerificationError, CollateralError) as error:
+            # A later set that is missing leaves the verdict of the first one.
+            missing = next((name for name in updates if name not in results), next(iter(updates)))
+            results[missing] = failed(error, evidence=evidence, source=source)
+        return results
+
+
+def _sets(results: dict[str, AttestationResult]) -> dict[str, list[dict[str, Any]]]:
+    """The verdict under each set that was asked for."""
+    kept = ("verdict", "tcb_status", "tcb_date", "advisory_ids", "tcb_evaluation_data_number", "error")
+    return {"sets": [{"update": name} | {k: result.as_dict()[k] for k in kept} for name, result in results.items()]}
+
+
+# Collateral for the platform of the quote: a bundle, a store, or a service.
+
+
+@dataclass(frozen=True, slots=True)
+class CollateralChoice:
+    """The collateral that `--collateral` names, for one set after the other."""
+
+    name: str
+    roots: TrustRoots
+    source: CollateralSource | None
+    pck_chain: bytes | None = None
+
+    def collateral(self, quote: Quote, update: Update) -> Collateral:
+        """The collateral; a bundle is taken as it is, a store or a service is asked for this platform.
+
+        With `pck_chain` (PEM), that is the chain beside the quote; a quote with another chain is a `ConfigError`.
+        """
+        self._check_chain(quote)
+        if self.source is None:
+            bundle = load_bundle(Path(self.name))
+            return bundle if self.pck_chain is None else bundle.with_pck_chain(self.pck_chain)
+        from confcom.collateral.sources import fetch_for_quote
+
+        return fetch_for_quote(self.source, quote, self.roots, update=update, pck_chain=self.pck_chain)
+
+    def _check_chain(self, quote: Quote) -> None:
+        own = quote.signature.certification.certification_data
+        if self.pck_chain is None or own.type is not CertificationDataType.PCK_CERTIFICATE_CHAIN:
+            return
+        carried = parse_certificates(own.data, structure="PCK chain")
+        try:
+            given = parse_certificates(self.pck_chain, structure="PCK chain")
+        except FormatError as error:
+            raise CollateralInvalid.of(error, PCK_CHAIN_BESIDE) from error
+        if given != carried:
+            raise ConfigError(
+                "--pck-chain: the quote carries its own PCK certificate chain, and this is another one",
+                advice="Leave --pck-chain out: it is for quotes that only name their platform.",
+            )
+
+
+@contextmanager
+def choose_collateral(
+    name: str | None, roots: TrustRoots, at: datetime, *, ca: Path | None = None, pck_chain: bytes | None = None
+) -> Iterator[CollateralChoice]:
+    """Open what `--collateral` names; without it, the user's own store, if there is one.
+
+    `ca` is a PEM file with the CAs of a service's TLS certificate, `pck_chain` the PEM of a PCK chain for quotes
+    without one.
+    """
+    name = _default() if name is None else name
+    if "://" not in name and not name.endswith(_STORE_ENDINGS) and name not in _SERVICES:
+        yield CollateralChoice(name, roots, None, pck_chain)
+        return
+    # Here, because it brings HTTP and SQLite along, which most calls do without.
+    from confcom.collateral.sources import SourceOptions, open_source
+
+    with open_source(name, SourceOptions(roots=roots, at=at, ca_certificates=ca)) as source:
+        yield CollateralChoice(name, roots, source, pck_chain)
+
+
+def _default() -> str:
+    store = Path(os.environ.get(STORE_VARIABLE) or default_store())
+    if store.is_file():
+        return str(store)
+    raise CollateralNotFound(
+        "no collateral was given, and there is no store of your own",
+        advice="Name it with --collateral (docs/howto/get-collateral.md), or fill a store: confcom collateral fetch.",
+    )
+
+
+# The verdict for people: identity, authenticity, how current the platform is, what to do.
+
+
+_HEADLINES: dict[Verdict, tuple[str, str, str]] = {
+    Verdict.ACCEPTED: ("ACCEPTED", "green", "the evidence is authentic, and everything that was asked of it holds"),
+    Verdict.REFUSED: ("REFUSED", "red", "the evidence is authentic, but not acceptable"),
+    Verdict.INVALID: ("INVALID", "red", "this is not authentic evidence: trust nothing that it says"),
+    Verdict.UNDECIDED: ("UNDECIDED", "yellow", "this cannot be decided with the collateral at hand"),
+}
+
+
+def show(result: AttestationResult, now: datetime, *, identity_expected: bool) -> None:
+    """Print a result."""
+    word, colour, meaning = _HEADLINES[result.verdict]
+    if isinstance(result.error, FormatError):
+        meaning = "this is nothing that can be verified as evidence"
+    click.echo(f"{click.style(word, fg=colour, bold=True)}  {meaning}")
+    rows: list[tuple[str, str]] = []
+    if result.verified:
+        rows += _proven(result.verified, result.source)
+    elif result.evidence:
+        quote = result.evidence.quote
+        rows.append(("Claims", f"to be a quote v{quote.header.version} of {quote.tee.name}; nothing of it was proven"))
+    rows.append(("Judged", f"as of {timestamp(now)}"))
+    width = max(len(label) for label, _ in rows)
+    for label, value in rows:
+        click.echo(f"{click.style(label.ljust(width), bold=True)}  {printable(value)}")
+    _show_problems(result)
+    if result.verdict is Verdict.ACCEPTED and not identity_expected and result.verified:
+        what, how = (
+            ("enclave", "--mr-enclave, or with --mr-signer and --isv-prod-id")
+            if result.verified.tee is TeeType.SGX
+            else ("TD", "--mr-td and --rtmr0 to --rtmr3")
+        )
+        note = f"Note: nothing was said about the identity of the {what}. Pin it with {how}."
+        click.echo(click.style(note, fg="yellow"))
+
+
+def show_sets(sets: list[dict[str, Any]]) -> None:
+    """Print the verdict under each set of collateral."""
+    _title("Under each set")
+    for found in sets:
+        number = found["tcb_evaluation_data_number"]
+        status = found["tcb_status"] or "no TCB status"
+        what = f"TCB evaluation {number}, {status}" if number is not None else found["error"]["message"]
+        click.echo(f"  {found['update']}: {found['verdict']} ({printable(what)})")
+
+
+def _proven(verified: VerifiedQuote, source: str) -> list[tuple[str, str]]:
+    expires = timestamp(verified.collateral.earliest_expiration)
+    number = verified.tcb_evaluation_data_number
+    return [
+        *_who(verified),
+        *_genuine(verified),
+        *_platform(verified),
+        ("Says", f"report data {verified.report_data.hex()}"),
+        ("Collateral", f"TCB evaluation {number}, first expiry {expires}, from {source}"),
+    ]
+
+
+def _who(verified: VerifiedQuote) -> list[tuple[str, str]]:
+    body = verified.quote.body
+    if isinstance(body, ReportBody):
+        debug = "DEBUG ON (its memory is open to the host)" if body.attributes.debug else "debug off"
+        return [
+            ("Who", f"enclave (MRENCLAVE) {body.mr_enclave.hex()}"),
+            ("", f"signer (MRSIGNER)   {body.mr_signer.hex()}"),
+            ("", f"product {body.isv_prod_id}, security version {body.isv_svn}, {debug}"),
+        ]
+    td = td_base(body)
+    return [
+        ("Who", f"TD (MRTD) {td.mr_td.hex()}"),
+        *(("", f"RTMR{n} {value.hex()}") for n, value in enumerate((td.rtmr0, td.rtmr1, td.rtmr2, td.rtmr3))),
+        ("", f"TDX module (MRSEAM) {td.mr_seam.hex()}"),
+        ("", "DEBUG ON (its memory is open to the host)" if td.debug else "debug off"),
+    ]
+
+
+def _genuine(verified: VerifiedQuote) -> list[tuple[str, str]]:
+    if verified.simulated:
+        return [
+            ("Genuine", f"SIMULATED: signed under {verified.root.name}, which is not Intel's. No hardware protects it.")
+        ]
+    return [("Genuine", f"yes: every signature leads to {verified.root.name}")]
+
+
+def _platform(verified: VerifiedQuote) -> list[tuple[str, str]]:
+    tcb = verified.tcb
+    rows = [("Platform", f"FMSPC {verified.pck.fmspc.hex().upper()}, {_tcb(tcb)}")]
+    if tcb.launch and tcb.current:
+        rows += [("", f"TDX module at launch: {_tcb(tcb.launch)}"), ("", f"TDX module now: {_tcb(tcb.current)}")]
+    if tcb.advisory_ids:
+        rows.append(("", f"open advisories: {', '.join(tcb.advisory_ids)}"))
+    return rows
+
+
+def _tcb(tcb: TcbEvaluation) -> str:
+    if tcb.status is None:
+        return f"no TCB level of Intel's list is as low as this {tcb.missing}"
+    return f"TCB {tcb.status.value}, level of {tcb.tcb_date:%Y-%m-%d}"
+
+
+def _show_problems(result: AttestationResult) -> None:
+    wrong = [check for check in result.checks if not check.ok]
+    if result.error and not wrong:
+        _title("Problem")
+        click.echo(f"  {printable(result.error.message or result.error)}")
+        click.echo(f"  what to do: {printable(result.error.advice())}")
+        return
+    if wrong:
+        _title("Problems" if len(wrong) > 1 else "Problem")
+    if wrong and result.verified is None and result.error:
+        click.echo(f"  {printable(result.error)}")
+    for number, check in enumerate(wrong, 1):
+        click.echo(f"  {number}. {check.id}: expected {printable(check.expected)}")
+        click.echo(f"     found {printable(check.found)}")
+        if check.advice:
+            click.echo(f"     what to do: {printable(check.advice)}")
+
+
+def _title(text: str) -> None:
+    click.echo(click.style(text, bold=True))
