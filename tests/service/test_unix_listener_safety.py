@@ -67,7 +67,7 @@ def test_a_directory_that_everybody_may_write_in_is_refused(tmp_path: Path) -> N
     with pytest.raises(ConfigError, match="every user may write in") as refused:
         UnixListener(directory / "aesm.socket", backlog=128)
 
-    assert refused.value.advice() == f"Take that away: chmod 0755 {directory}"
+    assert refused.value.advice() == f"Remove that right: chmod 0755 {directory}"
     directory.chmod(0o1777)  # as /tmp: nobody can rename what is not theirs
     UnixListener(directory / "aesm.socket", backlog=128).close()
 

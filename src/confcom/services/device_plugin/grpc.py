@@ -38,7 +38,7 @@ from confcom.errors import (
 )
 from confcom.protocols.kubelet import LIST, Empty, Holder, Method, holders, parse
 from confcom.services.device_plugin.plugin_config import DevicePluginConfig
-from confcom.services.runtime.listener import clear_path, settle, stop_accepting
+from confcom.services.runtime.listener import clear_path, inode, settle, stop_accepting
 
 SOCKET_MODE = 0o600
 """Only root may connect, as the kubelet does."""
@@ -68,16 +68,16 @@ class GrpcSocket:
     def __init__(self, path: Path, handlers: Handlers) -> None:
         self.path = path
         self._socket = _bind(path)
-        self._inode = _inode(path)
+        self._inode = inode(path)
         self._server = _Server([_Service(handlers)], _Codec())
 
     def owns_path(self) -> bool:
         """Whether the path still leads here."""
-        return self._inode == _inode(self.path)
+        return self._inode == inode(self.path)
 
     def path_exists(self) -> bool:
         """Whether the path leads anywhere."""
-        return _inode(self.path) is not None
+        return inode(self.path) is not None
 
     async def start(self) -> None:
         """Answer calls."""
@@ -234,12 +234,3 @@ def _bind(path: Path) -> socket.socket:
         listener.close()
         raise
     return listener
-
-
-def _inode(path: Path) -> tuple[int, int] | None:
-    # The listening socket keeps its inode from being given out again, so the number is enough.
-    try:
-        status = path.lstat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 
 from confcom.devices.sgx_node import SgxNode
 from confcom.services.device_plugin.plugin_metrics import DevicePluginMetrics, Observer, PluginEvent
-from confcom.services.runtime.status_page import Handler, Page
+from confcom.services.runtime.status_page import Handler, Page, alive, metrics_of
 
 
 class Part(Protocol):
@@ -72,10 +72,7 @@ class PluginPages:
 
     def table(self) -> dict[str, Handler]:
         """Path to handler."""
-        return {"/healthz": self._healthz, "/readyz": self._readyz, "/metrics": self._show_metrics}
-
-    async def _healthz(self) -> Page:
-        return Page(200, b"ok\n")  # an answer shows that the event loop runs
+        return {"/healthz": alive, "/readyz": self._readyz, "/metrics": metrics_of(self._registry)}
 
     async def _readyz(self) -> Page:
         wrong = {} if self.parts or self.waits else {"node": self.absent}
@@ -89,6 +86,3 @@ class PluginPages:
         }
         content = msgspec.json.format(msgspec.json.encode(body), indent=2) + b"\n"
         return Page(503 if wrong else 200, content, "application/json")
-
-    async def _show_metrics(self) -> Page:
-        return Page(200, generate_latest(self._registry), CONTENT_TYPE_LATEST)

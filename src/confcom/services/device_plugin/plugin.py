@@ -42,9 +42,8 @@ from confcom.services.device_plugin.plugin_config import DevicePluginConfig
 from confcom.services.device_plugin.plugin_metrics import Observer, PluginEvent, log_event
 from confcom.services.device_plugin.registration import RegistryRegistration, SocketRegistration
 from confcom.services.device_plugin.resource_server import ResourceServer
+from confcom.services.runtime.process import end_task, run_until
 from confcom.services.runtime.status_page import StatusPage
-
-Actor = Coroutine[Any, Any, None]
 
 SETTLE = 2.0
 """Seconds between a predecessor's end and our registration. A kubelet that has not yet noted the end marks the devices
@@ -93,7 +92,7 @@ async def serve(
     async with AsyncExitStack() as resources:
         if config.http:
             page = asyncio.create_task(StatusPage(config.http, pages.table()).run(), name="status-page")
-            resources.push_async_callback(_end, page)
+            resources.push_async_callback(end_task, page)
         node = await _find_node(host, config, stop, pages)
         if node is None:
             return
@@ -104,22 +103,7 @@ async def serve(
         plugin = DevicePlugin(host, config, node, pages.observe, started)
         pages.parts = plugin.parts
         plugin.log_plan()
-        await _run(plugin.actors(), stop)
-
-
-async def _run(actors: Sequence[Actor], stop: asyncio.Event) -> None:
-    tasks = [asyncio.create_task(actor) for actor in actors]
-    waits: list[asyncio.Task[Any]] = [*tasks, asyncio.create_task(stop.wait())]
-    try:
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            if task.done():
-                task.result()
-                raise RuntimeError(f"{task.get_name()} ended by itself")
-    finally:
-        for task in waits:
-            task.cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
+        await run_until(stop, *plugin.actors())
 
 
 class DevicePlugin:
@@ -162,7 +146,7 @@ class DevicePlugin:
         what = DRIVER if self.choice.name == "dra" else self._config.resource
         return f"{what} = {pool.units} ({pool.true_mib} MiB of EPC), as {self.choice.name}"
 
-    def actors(self) -> list[Actor]:
+    def actors(self) -> list[Coroutine[Any, Any, None]]:
         """Everything that runs until the plugin is stopped."""
         return [*(part.run() for part in self.parts), self._look_again()]
 
@@ -322,9 +306,3 @@ async def _turn(config: DevicePluginConfig, stop: asyncio.Event) -> AsyncIterato
         yield False
     finally:
         os.close(folder)
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task

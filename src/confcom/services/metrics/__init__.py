@@ -1,1 +1,1 @@
-"""The exporter: what containers request and use of EPC."""
+"""The metrics exporter: what containers request and use of EPC."""

@@ -1,7 +1,7 @@
-"""The exporter of EPC use: looks at its node every few seconds, shows what it saw, and reports who is over.
+"""The metrics exporter: measures the use of EPC on its node every few seconds, and reports containers over their limit.
 
-What does not work is shown and tried again: without the API there are figures without names, without the right to read
-a process its figures are missing, and the number of such processes is a metric.
+Failures are logged, and tried again: without the API there are figures without names; without the right to read a
+process its figures are missing, and the number of such processes is a metric.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 import structlog
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 
 from confcom.cluster.nodes import NodePods
 from confcom.devices.host import Host
@@ -26,10 +26,8 @@ from confcom.errors import ConfcomError, ConfigError
 from confcom.protocols.epc import CANONICAL
 from confcom.services.metrics.page import EpcMetrics, EpcReports
 from confcom.services.metrics.use import Episode, Episodes, NodeUse, Seen, put_together
-from confcom.services.runtime.status_page import Page, StatusPage
-
-# --- Settings of the exporter of EPC use ------------------------------------------------------------------------------
-
+from confcom.services.runtime.process import run_until
+from confcom.services.runtime.status_page import Page, StatusPage, metrics_of
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 
@@ -71,20 +69,20 @@ class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             )
 
 
-# --- Looks at a node's use of EPC, and lets the kernel hold containers to what they requested. Blocking:  ---
-
-
 @dataclass(frozen=True, slots=True)
 class Enforcement:
-    """What came of it: containers whose limit was set anew, and why it failed for others."""
+    """One round: how many limits were changed, how many containers have one, and why it failed for others."""
 
-    set_anew: int
+    changed: int
     held: int
     failures: tuple[str, ...]
 
 
 class EpcSight:
-    """`host` is where the processes are, `node` where the devices are: another only on a simulated node."""
+    """Measures a node's use of EPC, and has the kernel limit containers to what they requested. Blocking.
+
+    `host` is where the processes are, `node` where the devices are: another only on a simulated node.
+    """
 
     def __init__(self, host: Host, node: Host) -> None:
         self._host = host
@@ -96,14 +94,14 @@ class EpcSight:
 
     @property
     def enforceable(self) -> bool:
-        """Whether the kernel counts EPC per cgroup, as far as the last look showed."""
+        """Whether the kernel counted EPC per cgroup at the last look."""
         return self._misc is not None
 
     def look(self) -> Seen:
         """One pass."""
         started = time.perf_counter()
         self.sgx = find_sgx(self._node)
-        # Every time anew: a driver may be loaded, a device appear under another number.
+        # Every time: a driver may be loaded, or a device appear under another number.
         seen = find_enclave_processes(self._host, EnclaveDevice.of(self._node))
         self._misc = find_misc(self._host)
         self._groups = {} if self._misc is None else self._misc.containers()
@@ -118,19 +116,19 @@ class EpcSight:
         )
 
     def enforce(self, use: NodeUse) -> Enforcement:
-        """Write what each container requested into its cgroup, where something else stands there."""
-        set_anew = held = 0
+        """Write what each container requested into its cgroup, where the limit there differs."""
+        changed = held = 0
         failures: list[str] = []
         for row in use.containers:
             group = self._groups.get(row.id)
             if self._misc is None or group is None or row.requested is None:
                 continue
             try:
-                set_anew += self._misc.limit(group, row.requested)
+                changed += self._misc.limit(group, row.requested)
                 held += 1
             except ConfcomError as error:
                 failures.append(f"{error.message}. {error.advice()}")
-        return Enforcement(set_anew, held, tuple(failures))
+        return Enforcement(changed, held, tuple(failures))
 
     def _uses(self) -> dict[str, MiscUse]:
         if self._misc is None:
@@ -147,8 +145,8 @@ STUCK = 300.0
 """Seconds without a look after which this process counts as stuck."""
 
 
-class EpcExporter:
-    """One node's exporter. `run` never ends by itself."""
+class MetricsExporter:
+    """One node's exporter."""
 
     def __init__(self, config: MetricsConfig, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         config.check()
@@ -164,22 +162,20 @@ class EpcExporter:
         self._looked: float | None = None
         self._begun = monotonic()
         self._enforcement = Enforcement(0, 0, ())
-        self._said: dict[str, str] = {}
+        self._logged: dict[str, str] = {}
         self._log = structlog.get_logger()
-        registry = CollectorRegistry()
-        registry.register(self.metrics)
-        self._registry = registry
+        self._registry = CollectorRegistry()
+        self._registry.register(self.metrics)
 
-    async def run(self) -> None:
-        """Look, follow, report and serve, until cancelled."""
-        page = StatusPage(
-            self._config.http, {"/healthz": self._healthz, "/readyz": self._readyz, "/metrics": self._metrics}
-        )
-        async with asyncio.TaskGroup() as group:
-            group.create_task(page.run(), name="status-page")
-            group.create_task(self._again("pods", self._pods.follow, 0.0), name="pods")
-            group.create_task(self._again("node", self._pods.refresh, NODE_INTERVAL), name="node")
-            group.create_task(self._look_again(), name="look")
+    def actors(self) -> list[Coroutine[Any, Any, None]]:
+        """What looks, follows the pods, reports and serves, until cancelled."""
+        pages = {"/healthz": self._healthz, "/readyz": self._readyz, "/metrics": metrics_of(self._registry)}
+        return [
+            StatusPage(self._config.http, pages).run(),
+            self._again("pods", self._pods.follow, 0.0),
+            self._again("node", self._pods.refresh, NODE_INTERVAL),
+            self._look_again(),
+        ]
 
     async def look(self) -> NodeUse:
         """One round: look, enforce, judge, report."""
@@ -187,19 +183,18 @@ class EpcExporter:
         use = put_together(self._pods.pods.values(), seen, self._pods.claims)
         if self._config.enforce != "off" and self._pods.known:
             self._enforcement = await asyncio.to_thread(self._sight.enforce, use)
-            self._tell_enforcement(self._enforcement)
-        begun = self._episodes.step(use.containers, self._monotonic())
-        for episode in begun:
-            self._tell(episode)
+            self._log_enforcement(self._enforcement)
+        for episode in self._episodes.step(use.containers, self._monotonic()):
+            self._begin(episode)
         self._show(use)
         self.metrics.seen, self.metrics.sgx = seen, self._sight.sgx
         if seen.unreadable:
             advice = "Run as root with CAP_SYS_PTRACE; AppArmor must not confine the container."
-            self._say("processes.unreadable", "the kernel does not show us every process's memory", advice=advice)
+            self._warn("processes.unreadable", "the kernel does not show us every process's memory", advice=advice)
         self._looked = self._monotonic()
         failure = await self._reports.send(lambda episode: self._episodes.lasts(episode.row))
         if failure is not None:
-            self._say("epc.report", failure.message, advice=failure.advice())
+            self._warn("epc.report", failure.message, advice=failure.advice())
         return use
 
     def _show(self, use: NodeUse) -> None:
@@ -211,7 +206,7 @@ class EpcExporter:
             if (kind := self._episodes.judge(row)) is not None:
                 metrics.over[row.labels] = kind
 
-    def _tell(self, episode: Episode) -> None:
+    def _begin(self, episode: Episode) -> None:
         self.metrics.episodes[episode.kind] += 1
         row = episode.row
         namespace, pod, container = row.labels
@@ -233,20 +228,20 @@ class EpcExporter:
                 failures = 0
                 await asyncio.sleep(pause)
             except ConfcomError as error:
-                self._say(what, error.message, advice=error.advice())
+                self._warn(what, error.message, advice=error.advice())
                 await asyncio.sleep(min(2.0 ** min(failures, 16), RETRY_MAX))
                 failures += 1
 
-    def _tell_enforcement(self, done: Enforcement) -> None:
-        if done.set_anew:
-            self._log.info("epc.enforced", set_anew=done.set_anew, held=done.held)
+    def _log_enforcement(self, done: Enforcement) -> None:
+        if done.changed:
+            self._log.info("epc.enforced", set_anew=done.changed, held=done.held)
         for failure in done.failures[:1]:
-            self._say("epc.enforce", failure)
+            self._warn("epc.enforce", failure)
 
-    def _say(self, event: str, reason: str, **fields: str) -> None:
-        # Once per reason: what is wrong in every round is not news.
-        if self._said.get(event) != reason:
-            self._said[event] = reason
+    def _warn(self, event: str, reason: str, **fields: str) -> None:
+        # Once per reason, not in every round.
+        if self._logged.get(event) != reason:
+            self._logged[event] = reason
             self._log.warning(event, outcome="failed", reason=reason, **fields)
 
     async def _healthz(self) -> Page:
@@ -266,25 +261,10 @@ class EpcExporter:
             return Page(503, f"{self._enforcement.failures[0]}\n".encode())
         return Page(200, b"ready\n")
 
-    async def _metrics(self) -> Page:
-        return Page(200, generate_latest(self._registry), CONTENT_TYPE_LATEST)
-
 
 async def serve(config: MetricsConfig, *, stop: asyncio.Event, started: Callable[[str], None] | None = None) -> None:
     """Run an exporter until `stop` is set."""
-    exporter = EpcExporter(config)
+    exporter = MetricsExporter(config)
     if started is not None:
         started(f"node {config.node_name}, {config.http}, every {config.interval:g} s")
-    running = asyncio.create_task(exporter.run(), name="epc-metrics")
-    stopping = asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
-        if running.done():
-            running.result()
-            raise RuntimeError("the exporter ended by itself")
-    except* ConfigError as group:
-        raise group.exceptions[0] from None
-    finally:
-        for task in (running, stopping):
-            task.cancel()
-        await asyncio.gather(running, stopping, return_exceptions=True)
+    await run_until(stop, *exporter.actors())

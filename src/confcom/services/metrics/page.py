@@ -1,4 +1,4 @@
-"""What `confcom metrics` shows to Prometheus. Every answer is made of the last look, so that nothing stale stays."""
+"""What the metrics exporter shows to Prometheus, from the last look alone, and the events that it writes about pods."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _PER_CONTAINER: tuple[tuple[str, str, Callable[[ContainerUse], int | None]], ...
 
 
 class EpcMetrics(Collector):
-    """Filled by the service; read by the status page. `docs/reference/epc-metrics.md` explains each metric."""
+    """Filled by the exporter, read by the status page. `docs/reference/metrics.md` explains each metric."""
 
     def __init__(self, node: str) -> None:
         self.node = EpcNode(node)
@@ -97,7 +97,7 @@ class EpcMetrics(Collector):
     def _node_use(self, use: NodeUse) -> Iterator[Metric]:
         if self.pods_known:
             yield self._one("node_requested_bytes", "EPC that the node's pods request.", use.requested)
-        yield self._one("node_mapped_bytes", "Enclave memory mapped on the node, by whomsoever.", use.mapped)
+        yield self._one("node_mapped_bytes", "Enclave memory mapped on the node, by any process.", use.mapped)
         yield self._one("node_outside_bytes", "Of that, by processes in no container.", use.outside.mapped)
         if self.node.allocatable is not None:
             yield self._one("node_allocatable_bytes", "EPC that pods may request.", self.node.allocatable)
@@ -132,14 +132,11 @@ class EpcMetrics(Collector):
 
 
 def _by_labels(use: NodeUse) -> Iterator[tuple[tuple[str, str, str], list[ContainerUse]]]:
-    # A pod that was deleted and made again with the same name is there twice for a moment; a series only once.
+    # A pod that was deleted and created again with the same name is there twice for a moment; a series only once.
     found: dict[tuple[str, str, str], list[ContainerUse]] = {}
     for row in use.containers:
         found.setdefault(row.labels, []).append(row)
     yield from found.items()
-
-
-# --- Reports containers that are over their EPC as events of their pods. What the API does not take now i ---
 
 
 CONTROLLER = "confcom.dev/metrics"
@@ -147,11 +144,11 @@ REASONS = {Kind.OVER_LIMIT: "EpcOverLimit", Kind.NO_REQUEST: "EpcNotRequested"}
 MAX_WAITING = 256
 """Reports that wait for the API; of more, the oldest are dropped."""
 AT_ONCE = 16
-"""Reports in one go, so that a slow API does not keep anybody from looking at the node."""
+"""Reports per look, so that a slow API does not delay the next look at the node."""
 
 
 class EpcReports:
-    """The reports of one node. `outcomes` counts what became of them."""
+    """Reports of one node: events of pods. What the API does not take is tried again; `outcomes` counts."""
 
     def __init__(self, node: str, *, kubeconfig: str | None, outcomes: Counter[str]) -> None:
         self._node = node
@@ -160,11 +157,11 @@ class EpcReports:
         self._waiting: list[Episode] = []
 
     def add(self, episode: Episode) -> None:
-        """Report it with the next `send`."""
+        """Queue it for the next `send`."""
         self._waiting = [*self._waiting, episode][-MAX_WAITING:]
 
     async def send(self, lasts: Callable[[Episode], bool]) -> ConfcomError | None:
-        """Write what waits, and give the error that stopped it. What failed waits on while its episode lasts."""
+        """Write what waits, and return the error that stopped it. What failed stays queued while its episode lasts."""
         now, later = self._waiting[:AT_ONCE], self._waiting[AT_ONCE:]
         failure = None
         if now:
@@ -173,12 +170,12 @@ class EpcReports:
             except ConfcomError as error:
                 self._outcomes["failed"] += 1
                 failure = error
-        # At the end: a pod that is gone, or an event that is not taken, must not hold up the others.
+        # At the end: a pod that is gone, or an event that is refused, must not delay the others.
         self._waiting = [*later, *[one for one in now if lasts(one)]]
         return failure
 
     async def _write(self, episodes: list[Episode]) -> None:
-        """Write and take out of the list, one by one; at an error its episode goes to the end."""
+        """Write and remove from the list, one by one; at an error its episode moves to the end."""
         client: Any = open_client(self._kubeconfig, field_manager="confcom-metrics")
         try:
             while episodes:
@@ -198,7 +195,7 @@ class EpcReports:
 
 
 def event_of(episode: Episode, node: str) -> PodEvent:
-    """The event that tells of an episode."""
+    """The event that reports an episode."""
     row = episode.row
     return PodEvent(
         namespace=episode.pod.namespace,

@@ -1,4 +1,8 @@
-"""What the containers of a node have of EPC and what they requested, put together from what was seen; pure."""
+"""EPC that the containers of a node request and use, and the episodes in which one uses more; pure.
+
+An episode begins when a container has been over for `patience` seconds without a break, is reported once, and ends when
+the container has been within its request for as long, or is gone.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +32,10 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class ContainerUse:
-    """A container. `pod` None: no pod that the API has told us of; `container` is then what its cgroup says.
+    """A container. `pod` None: the API shows no such pod; `container` is then what its cgroup says.
 
-    `requested` None means that it asked for no EPC; `judged` is false where what it asked for is not known to us.
-    `scheduled` is its part of the node's figure, None where it has none.
+    `requested` None: it requests no EPC. `judged` is false where its request is not known. `scheduled` is its part of
+    the node's figure, None where it has none.
     """
 
     pod: EpcPod | None
@@ -45,7 +49,7 @@ class ContainerUse:
 
     @property
     def counted(self) -> int:
-        """Bytes that are held against the request: what is in EPC where the kernel counts it, else what is mapped."""
+        """Bytes to compare with the request: those in EPC where the kernel counts them, else those mapped."""
         return self.use.mapped if self.misc is None else self.misc.current
 
     @property
@@ -56,7 +60,7 @@ class ContainerUse:
 
 @dataclass(frozen=True, slots=True)
 class NodeUse:
-    """All containers that request EPC or have some, and what processes outside containers have.
+    """All containers that request or use EPC, and the use of processes outside containers.
 
     `overheads` has the EPC that pods request beside their containers (the overhead of a runtime class).
     """
@@ -67,7 +71,7 @@ class NodeUse:
 
     @property
     def requested(self) -> int:
-        """Bytes that the node's pods request, as the scheduler counts: each claim once, finished pods not at all."""
+        """Bytes that the node's pods request, as the scheduler counts them: each claim once, no finished pods."""
         return sum(one.scheduled or 0 for one in self.containers) + sum(size for _, size in self.overheads)
 
     @property
@@ -84,7 +88,7 @@ class NodeUse:
 
 def put_together(pods: Iterable[EpcPod], seen: Seen, claims: Mapping[tuple[str, str], int] | None = None) -> NodeUse:
     """Match by the runtime's container id. `claims` has the bytes of ResourceClaims, by namespace and name."""
-    # In one order, so that a claim that several use is always counted with the same one.
+    # Sorted, so that a claim that several pods use always counts with the same one.
     pods = sorted(pods, key=lambda pod: (pod.namespace, pod.name, pod.uid))
     counted: set[tuple[str, str]] = set()
     by_container = {owner.container: (owner, use) for owner, use in seen.use.items() if owner.container is not None}
@@ -112,12 +116,12 @@ def _row(
     counted: set[tuple[str, str]],
 ) -> ContainerUse:
     if pod.finished:
-        # It holds nothing any more; its processes may take a moment to go.
+        # It holds nothing any more; its processes may take a moment to end.
         return ContainerUse(pod, container.name, container.id, None, use, misc, judged=False)
     claimed = [claims.get((pod.namespace, name)) for name in container.claims]
     known = container.requested is not None or any(claimed)
     requested = (container.requested or 0) + sum(size or 0 for size in claimed) if known else None
-    # A claim that we could not read may be one for EPC: then nothing is said about this container.
+    # A claim that could not be read may be one for EPC: then this container is not judged.
     judged = None not in claimed
     new = {(pod.namespace, name) for name in container.claims} - counted
     counted |= new
@@ -137,12 +141,6 @@ def _add(uses: Iterable[EnclaveUse]) -> EnclaveUse:
     return EnclaveUse(*sums) if sums else NONE
 
 
-# --- When a container is over its EPC: each episode is told once, however long it lasts and however it wa ---
-#
-# An episode begins when a container has been over for `patience` seconds without a break, and ends when it has been
-# back within its request for as long, or is gone.
-
-
 class Kind(StrEnum):
     """What is wrong with a container's use."""
 
@@ -152,7 +150,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """A container that is to be told of."""
+    """A container to report."""
 
     kind: Kind
     pod: EpcPod
@@ -163,8 +161,8 @@ class Episode:
 class _State:
     kind: Kind
     since: float
-    told: bool = False
-    quiet_since: float | None = None
+    reported: bool = False
+    within_since: float | None = None
 
 
 class Episodes:
@@ -176,7 +174,7 @@ class Episodes:
         self._states: dict[tuple[str, str], _State] = {}
 
     def step(self, rows: Iterable[ContainerUse], now: float) -> list[Episode]:
-        """Take a look at the containers, and say whose episodes begin. `now` is of a monotonic clock."""
+        """The episodes that begin with this look at the containers. `now` is of a monotonic clock, in seconds."""
         begun = []
         present = {key: row for row in rows if (key := _key(row)) is not None}
         for key in self._states.keys() - present.keys():
@@ -184,13 +182,13 @@ class Episodes:
         for key, row in present.items():
             kind = self.judge(row)
             if kind is None:
-                self._quiet(key, now)
-            elif self._loud(key, kind, now) and row.pod is not None:
+                self._within(key, now)
+            elif self._over(key, kind, now) and row.pod is not None:
                 begun.append(Episode(kind, row.pod, row))
         return begun
 
     def judge(self, row: ContainerUse) -> Kind | None:
-        """What is wrong with a container at this moment; None if nothing is, or that cannot be told."""
+        """What is wrong with a container now; None if nothing is, or if it cannot be judged."""
         if not row.judged or row.pod is None:
             return None
         if row.requested is None:
@@ -198,33 +196,33 @@ class Episodes:
         return Kind.OVER_LIMIT if row.counted > row.requested * (1 + self._tolerance) else None
 
     def lasts(self, row: ContainerUse) -> bool:
-        """Whether the container is in an episode that was told."""
+        """Whether the container is in an episode that was reported."""
         key = _key(row)
         state = None if key is None else self._states.get(key)
-        return state is not None and state.told
+        return state is not None and state.reported
 
-    def _loud(self, key: tuple[str, str], kind: Kind, now: float) -> bool:
+    def _over(self, key: tuple[str, str], kind: Kind, now: float) -> bool:
         state = self._states.get(key)
         if state is None or state.kind is not kind:
             state = self._states[key] = _State(kind, now)
-        state.quiet_since = None
-        if state.told or now - state.since < self._patience:
+        state.within_since = None
+        if state.reported or now - state.since < self._patience:
             return False
-        state.told = True
+        state.reported = True
         return True
 
-    def _quiet(self, key: tuple[str, str], now: float) -> None:
+    def _within(self, key: tuple[str, str], now: float) -> None:
         state = self._states.get(key)
         if state is None:
             return
-        if state.quiet_since is None:
-            state.quiet_since = now
-        if not state.told or now - state.quiet_since >= self._patience:
+        if state.within_since is None:
+            state.within_since = now
+        if not state.reported or now - state.within_since >= self._patience:
             del self._states[key]
 
 
 def explain(episode: Episode, *, node: str, exact: bool) -> str:
-    """What happened, with the figures, and what to do, in a few sentences."""
+    """What happened, with figures, and what to do, in two or three sentences."""
     row = episode.row
     what = "in EPC" if exact else "of enclave memory mapped"
     has = f"Container {row.container} has {_mib(row.counted)} {what}"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 import structlog
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 
 from confcom.errors import CollateralUnavailable, ConfcomError, PlatformBusy, PlatformUnavailable
 from confcom.platforms.interface import Platform
@@ -29,7 +29,8 @@ from confcom.services.quote_helper.helper_quoting import QuickQuoting, Quoting, 
 from confcom.services.quote_helper.request_log import RequestLog, log_request
 from confcom.services.quote_helper.self_test import SelfTest, SelfTestKit, SelfTestResult
 from confcom.services.runtime.listener import UnixListener, is_served
-from confcom.services.runtime.status_page import Handler, Page, StatusPage
+from confcom.services.runtime.process import end_task
+from confcom.services.runtime.status_page import Handler, Page, StatusPage, metrics_of
 
 # --- Whether this helper is ready, as its self-test says, and the pages that show it ----------------------------------
 
@@ -89,7 +90,7 @@ class Readiness:
 
     def pages(self) -> dict[str, Handler]:
         """/healthz, /readyz and /metrics."""
-        return {"/healthz": self._healthz, "/readyz": self._readyz, "/metrics": self._show_metrics}
+        return {"/healthz": self._healthz, "/readyz": self._readyz, "/metrics": metrics_of(self._metrics.registry)}
 
     async def _test(self, path: Path, *, clients: bool = False) -> SelfTestResult:
         had_quote = self._front.last_quote is not None
@@ -135,9 +136,6 @@ class Readiness:
         status = 200 if result.ok else 503
         return _json(status, {"ready": result.ok, "reason": result.failures(), "checks": checks})
 
-    async def _show_metrics(self) -> Page:
-        return Page(200, generate_latest(self._metrics.registry), CONTENT_TYPE_LATEST)
-
 
 def _json(status: int, body: object) -> Page:
     return Page(status, msgspec.json.format(msgspec.json.encode(body), indent=2) + b"\n", "application/json")
@@ -178,14 +176,8 @@ async def serve(
         resources.callback(helper.close)
         if config.http:
             page = asyncio.create_task(StatusPage(config.http, helper.pages()).run(), name="status-page")
-            resources.push_async_callback(_end, page)
+            resources.push_async_callback(end_task, page)
         await helper.run(started or (lambda: None), restarted=restarted)
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
 
 
 class _Helper:

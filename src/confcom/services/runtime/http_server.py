@@ -24,7 +24,7 @@ import h11
 import structlog
 
 from confcom.errors import ConfigError
-from confcom.services.runtime.listener import available_descriptors, clear_path, is_served, settle
+from confcom.services.runtime.listener import available_descriptors, clear_path, inode, is_served, settle
 from confcom.services.runtime.tls import HeldTls, ReloadingTls, TlsFiles
 
 CHUNK = 64 * 1024
@@ -38,7 +38,7 @@ ACCEPT_PAUSE = 0.5
 GRACE = 1.0
 """Seconds for which a connection that waits for its client is kept before those at work, if others have to go."""
 LINGER = 1.0
-"""Seconds for which the rest of a request is dropped, so that its sender sees the answer before the connection ends."""
+"""Seconds for which the rest of a request is read and dropped, so that the client gets the answer before the end."""
 
 BODY_RATE = 256 * 1024
 """Bytes of a request's body that give it another second."""
@@ -231,7 +231,7 @@ class _Client:
         return connection in self.waiting or connection in self.working
 
     def first_to_go(self, now: float, half: int) -> _Connection:
-        """The oldest that waits for its client. A newcomer has `GRACE` first, or the crowd of them would close it."""
+        """The oldest that waits for its client. A new one has `GRACE` first, or a crowd of them would close it."""
         oldest = next(iter(self.waiting), None)
         if oldest is None or (self.working and now - self.waiting[oldest] < GRACE and len(self.waiting) <= half):
             return next(iter(self.working))
@@ -239,7 +239,7 @@ class _Client:
 
 
 class _Gone(ConnectionError):
-    """The client left, broke the protocol, or took too long: there is nothing more to say to it."""
+    """The client left, broke the protocol, or took too long: it gets no further answer."""
 
 
 class _Connection:
@@ -383,7 +383,7 @@ class _Connection:
             await self._server.app(scope, self._receive, self._send)
         except _Gone:
             raise
-        except Exception:  # noqa: BLE001 - a mistake of ours must not look like a network that failed
+        except Exception:  # noqa: BLE001 - an error of ours must not look like a failure of the network
             structlog.get_logger().exception("http.mistake", path=str(scope["path"])[:100])
             await self._refuse(500, "a mistake in the service")
         if self._http.our_state is h11.SEND_RESPONSE or self._http.our_state is h11.SEND_BODY:
@@ -520,12 +520,12 @@ def _open_socket(host: str, port: int) -> socket.socket:
         if host != "::" or error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
             raise
         # [::] means every address, on a machine without IPv6 too.
-        return _open_socket("0.0.0.0", port)  # noqa: S104 - as told
+        return _open_socket("0.0.0.0", port)  # noqa: S104 - every address was asked for
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family is socket.AF_INET6:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(host != "::"))
-        # Accepted connections have the same; asyncio reads as much at a time as the kernel holds.
+        # Accepted connections inherit it; asyncio reads as much at a time as the kernel holds.
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
         bound.bind(address)
@@ -542,22 +542,21 @@ def _bind_unix(path: Path, backlog: int, cleaning: contextlib.ExitStack) -> sock
         if not is_served(path):
             path.unlink(missing_ok=True)
         bound.bind(str(path))
-        path.chmod(0o666)  # what it serves is public, and what changes something wants a token
+        path.chmod(0o666)  # what it serves is public, and what changes something needs a token
         bound.listen(backlog)
     except OSError as error:
         raise ConfigError(
             f"cannot listen at {path}: {error.strerror or error}",
             advice="Name a path in a folder that can be written, where nothing else listens.",
         ) from error
-    inode = path.stat().st_ino
-    cleaning.callback(_remove_own, path, inode)
+    cleaning.callback(_remove_own, path, inode(path))
     return bound
 
 
-def _remove_own(path: Path, inode: int) -> None:
-    """Remove the socket, unless a successor stands at its path by now."""
+def _remove_own(path: Path, own: tuple[int, int] | None) -> None:
+    """Remove the socket, unless a successor's stands at its path by now."""
     with contextlib.suppress(OSError):
-        if path.stat().st_ino == inode:
+        if inode(path) == own:
             path.unlink()
 
 

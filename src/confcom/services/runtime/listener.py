@@ -26,24 +26,17 @@ _SO_PASSRIGHTS = 83  # not in Python's socket module
 
 
 class _Listening(socket.socket):
-    """A listening socket that knows its own kind: `accept` asks for it each time, and that is not cheap as it comes."""
+    """A Unix stream socket that knows its family and type: `accept` asks for both, and by default that is slow."""
 
-    @property
-    def family(self) -> socket.AddressFamily:
-        """As always here."""
-        return socket.AF_UNIX
-
-    @property
-    def type(self) -> socket.SocketKind:
-        """As always here."""
-        return socket.SOCK_STREAM
+    family = socket.AF_UNIX
+    type = socket.SOCK_STREAM
 
 
 class UnixListener:
-    """A bound and listening stream socket (`socket`, non-blocking) that is to stand at `path`.
+    """A bound and listening stream socket (`socket`, non-blocking) for `path`.
 
-    It is bound under a temporary name beside the path (`place`), where it can be tried out; `take_path` renames it over
-    the path, so clients find either the old or the new service, never none. `close` removes what is still its own.
+    It is bound under a temporary name beside the path (`place`), where it can be tested; `take_path` renames it over
+    the path, so clients find either the old or the new service, never none. `close` removes the path if it is its own.
     """
 
     def __init__(self, path: Path, *, backlog: int, replace: bool = False) -> None:
@@ -61,13 +54,13 @@ class UnixListener:
             self.socket.bind(os.fspath(self.place))
             _set_socket_mode(self.place)
             self.socket.listen(backlog)
-            self._inode = _inode(self.place)
+            self._inode = inode(self.place)
         except OSError as error:
             self.close()
             raise _cannot_listen(path, error) from error
 
     def take_path(self) -> None:
-        """Stand at the path from now on."""
+        """Rename the socket to its path."""
         try:
             self.place.rename(self.path)
         except OSError as error:
@@ -77,12 +70,12 @@ class UnixListener:
     @property
     def owns_path(self) -> bool:
         """Whether the path leads to this socket, not to a successor's."""
-        return _inode(self.path) == self._inode
+        return inode(self.path) == self._inode
 
     def remove_path(self) -> None:
-        """Take its name away, if it is still its own; connections that wait in the backlog stay."""
+        """Remove the path, if it is still its own; connections in the backlog stay."""
         with suppress(OSError):
-            if _inode(self.place) == self._inode:
+            if inode(self.place) == self._inode:
                 self.place.unlink()
 
     def close(self) -> None:
@@ -167,7 +160,7 @@ def _make_directory(directory: Path) -> None:
 
 
 def _check_directory(directory: Path) -> None:
-    """Refuse a directory in which any user could put a socket of theirs in place of ours."""
+    """Refuse a directory in which any user could replace the socket."""
     try:
         status = directory.stat()
     except OSError as error:
@@ -175,16 +168,16 @@ def _check_directory(directory: Path) -> None:
     if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
         raise ConfigError(
             f"every user may write in {directory} (mode {stat.S_IMODE(status.st_mode):04o}), and so replace the socket",
-            advice=f"Take that away: chmod 0755 {directory}",
+            advice=f"Remove that right: chmod 0755 {directory}",
         )
 
 
 def _set_socket_mode(place: Path) -> None:
-    # Not by name: whoever can write in the directory could have put a symbolic link there meanwhile.
+    # Not by name: a user who can write in the directory could have put a symbolic link there meanwhile.
     descriptor = os.open(place, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EEXIST, "somebody replaced the new socket")
+            raise OSError(errno.EEXIST, "another process replaced the new socket")
         Path(f"/proc/self/fd/{descriptor}").chmod(SOCKET_MODE)
     finally:
         os.close(descriptor)
@@ -198,7 +191,11 @@ def _remove_remains(path: Path) -> None:
                 entry.unlink()
 
 
-def _inode(path: Path) -> tuple[int, int] | None:
+def inode(path: Path) -> tuple[int, int] | None:
+    """Device and inode of what stands at a path, links not followed; None where nothing does.
+
+    A listening socket keeps its inode from being reused, so the numbers identify it.
+    """
     try:
         status = path.lstat()
     except OSError:
@@ -223,14 +220,12 @@ def _directory_advice(directory: Path) -> str:
     )
 
 
-# --- How an asyncio server stops without losing whom it is just letting in --------------------------------------------
-#
-# asyncio accepts a connection in one turn of the loop and makes its transport in a later one. If the server is closed
-# in between, making it fails, nobody is told, and the connection stays open until the memory is collected.
-
-
 TURNS = 4
-"""Of the loop, after which whoever was accepted before is served, and whoever was ended before is let go."""
+"""Turns of the event loop after which connections accepted before are served, and those ended before are closed.
+
+asyncio accepts a connection in one turn and makes its transport in a later one. If the server is closed in between,
+that fails silently, and the connection stays open until garbage collection.
+"""
 
 
 class Listening(Protocol):
@@ -241,7 +236,7 @@ class Listening(Protocol):
 
 
 async def stop_accepting(listeners: Iterable[Listening]) -> None:
-    """Let nobody else in, and wait until all who were let in are served. Close the server then."""
+    """Stop accepting, and wait until accepted connections are served. Close the server then."""
     for listener in listeners:
         if listener.fileno() >= 0:
             asyncio.get_running_loop().remove_reader(listener.fileno())
@@ -249,12 +244,9 @@ async def stop_accepting(listeners: Iterable[Listening]) -> None:
 
 
 async def settle() -> None:
-    """Let the loop do what it has been told."""
+    """Let the event loop finish what is scheduled."""
     for _ in range(TURNS):
         await asyncio.sleep(0)
-
-
-# --- How many more files this process may open ------------------------------------------------------------------------
 
 
 def available_descriptors() -> int:

@@ -1,4 +1,4 @@
-"""Configuration of the daemons: defaults < file < environment < flags, into one frozen struct per service."""
+"""What every daemon's process needs around its `serve`: settings, logs, signals, tasks and threads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import sys
 import threading
 import time
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,10 +35,10 @@ def load(
     environment: Mapping[str, str],
     flags: Mapping[str, Any],
 ) -> _Config:
-    """Make the configuration of a service.
+    """Make the configuration of a service: defaults < file < environment < flags.
 
     `file` is TOML with the fields at top level. `environment` is searched for `CONFCOM_<SERVICE>_<FIELD>`. A flag that
-    is None was not given. What the struct does not know, or does not allow, is a `ConfigError` that names it.
+    is None was not given. Unknown names and wrong values are a `ConfigError` that names them.
     """
     values: dict[str, Any] = {}
     if file is not None:
@@ -83,11 +84,8 @@ def _convert(kind: type[_Config], values: Mapping[str, Any], source: str, *, str
     return {name: getattr(config, name) for name in values}
 
 
-# --- Logs of the daemons: one event per request, JSON on stderr, readable on a terminal. Metrics will liv ---
-
-
 def configure_logging(*, verbose: bool = False, pretty: bool | None = None) -> None:
-    """Set the process's logging up: JSON lines, or columns when stderr is a terminal (or `pretty` says so)."""
+    """Set up the process's log on stderr: lines of JSON, or columns on a terminal (or as `pretty` says)."""
     level = "debug" if verbose else "info"
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -115,14 +113,11 @@ def _json(event: object, **_: object) -> bytes:
     return msgspec.json.encode(event, enc_hook=str)
 
 
-# --- What every daemon's process needs around its `serve` -------------------------------------------------------------
-
-
 AT_ONCE = 5
 """Restarts without a pause; after that they are 1 s apart, 2 s, 4 s and so on."""
 LONGEST_PAUSE = 30.0
 FORGIVEN_AFTER = 60.0
-"""Seconds that a process has to live for its predecessors' deaths to be forgotten."""
+"""Seconds of life after which a process's earlier deaths no longer count."""
 _PASSED_ON = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 
 
@@ -136,17 +131,17 @@ def stop_on_signals() -> asyncio.Event:
 
 
 def restart_when_killed() -> int:
-    """Go on in a child process that is started again whenever a signal has ended it; gives the restarts so far.
+    """Continue in a child process that is started again whenever a signal has killed it; returns the restarts so far.
 
-    The parent only waits, passes signals on and reaps, and ends with the child's exit code when the child ends by
-    itself or was told to. As a container's first process it spares the supervisor's growing pauses: what is imported
-    before this call is there at once after a restart. Call it before there are threads or an event loop.
+    The parent waits, passes signals on and reaps, and exits with the child's exit code when the child exits by itself
+    or by a signal that was passed on. As a container's first process it avoids the kubelet's growing pauses, and
+    modules imported before this call need not be imported again. Call it before there are threads or an event loop.
     """
     signals = _PASSED_ON | {signal.SIGCHLD}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     logger = structlog.get_logger()
     restarts = deaths = 0
-    told = False
+    stopping = False
     while True:
         started = time.monotonic()
         ends, held = os.pipe()
@@ -160,11 +155,11 @@ def restart_when_killed() -> int:
         while (status := _reap(child)) is None:
             number = signal.sigwaitinfo(signals).si_signo
             if number != signal.SIGCHLD:
-                told = told or number in (signal.SIGTERM, signal.SIGINT)
+                stopping = stopping or number in (signal.SIGTERM, signal.SIGINT)
                 os.kill(child, number)
         os.close(held)
         code = os.waitstatus_to_exitcode(status)
-        if code >= 0 or told:
+        if code >= 0 or stopping:
             raise SystemExit(code if code >= 0 else 128 - code)
         deaths = 1 if time.monotonic() - started >= FORGIVEN_AFTER else deaths + 1
         pause = restart_pause(deaths)
@@ -195,26 +190,50 @@ def _reap(child: int) -> int | None:
 
 
 def _stop_with_parent(ends: int) -> None:
-    # The kernel sends the signal when the pipe ends, that is when the parent does.
+    # The kernel sends the signal when the pipe is closed: when the parent exits.
     fcntl.fcntl(ends, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(ends, fcntl.F_SETSIG, signal.SIGTERM)
     fcntl.fcntl(ends, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
 
 
-# --- Blocking calls in threads of their own, bounded, awaited from the event loop -------------------------------------
+async def run_until(stop: asyncio.Event, *actors: Coroutine[Any, Any, None]) -> None:
+    """Run coroutines that never end by themselves until `stop` is set; then cancel them and wait for their ends.
+
+    The first that fails ends all, and its error is raised; `RuntimeError` for one that ended without an error.
+    """
+    tasks = [asyncio.create_task(actor) for actor in actors]
+    waits: list[asyncio.Task[Any]] = [*tasks, asyncio.create_task(stop.wait())]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task.done():
+                task.result()
+                raise RuntimeError(f"{task.get_coro()} ended by itself")
+    finally:
+        for task in waits:
+            task.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+
+
+async def end_task(task: asyncio.Task[None]) -> None:
+    """Cancel a task and wait for its end; an error that ended it before is raised."""
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
 
 
 T = TypeVar("T")
 
 
 class Overloaded(Exception):
-    """As many calls wait as may; never leaves the service: a client is told to come back."""
+    """The queue of waiting calls is full. Never leaves the service: the client gets BUSY or 503."""
 
 
 class WorkerThreads:
-    """So many threads; at most `max_waiting` calls wait for one of them.
+    """Blocking calls in `threads` threads, awaited from the event loop; at most `max_waiting` calls wait for a thread.
 
-    The threads are daemons: a call that hangs in the network does not keep the process from ending.
+    The threads are daemons, unlike those of `ThreadPoolExecutor`: a call that hangs in the network does not keep the
+    process from exiting.
     """
 
     def __init__(self, name: str, *, threads: int, max_waiting: int) -> None:
@@ -233,7 +252,7 @@ class WorkerThreads:
         return self._under_way
 
     async def run(self, call: Callable[[], T]) -> T:
-        """The result of `call`, or what it raises; `Overloaded` when too many wait.
+        """The result of `call`, or its exception; `Overloaded` when too many calls wait.
 
         A call is dropped when its caller was cancelled before its turn.
         """
@@ -246,7 +265,7 @@ class WorkerThreads:
         return await result
 
     def close(self, timeout: float = 5.0) -> None:
-        """Let the threads end after what they do now; waits that long for each."""
+        """Have the threads exit after their present calls; waits up to `timeout` seconds for each."""
         for _ in self._threads:
             self._calls.put(None)
         for thread in self._threads:
@@ -262,7 +281,7 @@ class WorkerThreads:
         try:
             if not result.done():
                 value = call()
-        except BaseException as error:  # noqa: BLE001 - handed to whoever awaits
+        except BaseException as error:  # noqa: BLE001 - raised where the call is awaited
             failure = error
 
         def settle() -> None:
@@ -277,4 +296,4 @@ class WorkerThreads:
         try:
             loop.call_soon_threadsafe(settle)
         except RuntimeError:
-            return  # the loop ended: nobody awaits any more
+            return  # the loop has ended, and with it the awaiting task

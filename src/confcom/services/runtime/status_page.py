@@ -1,4 +1,4 @@
-"""A small HTTP listener beside a daemon: /healthz, /readyz, /metrics."""
+"""A daemon's HTTP listener for its health, readiness and metrics."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import structlog
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from confcom.errors import ConfigError
 from confcom.services.runtime.http_server import Listener, serve_http
@@ -36,6 +37,20 @@ class Page(NamedTuple):
 Handler = Callable[[], Awaitable[Page]]
 
 
+async def alive() -> Page:
+    """A /healthz: an answer shows that the event loop runs."""
+    return Page(200, b"ok\n")
+
+
+def metrics_of(registry: CollectorRegistry) -> Handler:
+    """A /metrics: everything that the registry holds."""
+
+    async def show() -> Page:
+        return Page(200, generate_latest(registry), CONTENT_TYPE_LATEST)
+
+    return show
+
+
 class StatusPage:
     """Serves the pages of a table from path to handler at `HOST:PORT`, `[ADDRESS]:PORT` or `unix:PATH`."""
 
@@ -53,15 +68,15 @@ class StatusPage:
         )
 
     async def run(self) -> None:
-        """Serve until cancelled; while the address is taken, by a predecessor say, try again."""
-        said = ""
+        """Serve until cancelled; while the address is taken, such as by a predecessor, try again."""
+        logged = ""
         while True:
             try:
                 await serve_http(self._answer, self._listener, stop=asyncio.Event())
             except ConfigError as error:
-                if error.message != said:
+                if error.message != logged:
                     structlog.get_logger().warning("status_page", outcome="waits", reason=error.message)
-                    said = error.message
+                    logged = error.message
                 await asyncio.sleep(RETRY)
 
     async def _answer(

@@ -1,4 +1,4 @@
-"""TLS of a daemon: a certificate that is renewed on disk is used by the next connection, without a restart."""
+"""TLS of a daemon: a renewed certificate is used from the next connection on, without a restart."""
 
 from __future__ import annotations
 
@@ -35,22 +35,32 @@ class TlsFiles:
         return tuple((status.st_ino, status.st_mtime_ns, status.st_size) for status in found)
 
 
-class ReloadingTls:
-    """A server's TLS context that follows its files.
+class ServerTls:
+    """A server's TLS context, with which each handshake uses the `_current` one."""
 
-    A pair that cannot be used (a key that does not fit yet, half a file) leaves the former one in force.
-    """
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self.context = self._current = context
+        # Called for every handshake, with or without a name in it.
+        context.sni_callback = self._choose
+
+    async def watch(self) -> None:
+        """Watch what the certificate comes from, until cancelled; by default there is nothing to watch."""
+
+    def _choose(self, connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, context: ssl.SSLContext) -> None:
+        del name, context
+        connection.context = self._current
+
+
+class ReloadingTls(ServerTls):
+    """Follows its files. A pair that cannot be used (half a file, another's key) leaves the former one in force."""
 
     def __init__(self, files: TlsFiles) -> None:
         self._files = files
         self._seen = files.fingerprint()
-        self._current = _load(files)
-        self.context = _load(files)
-        # Called for every handshake, with or without a name in it.
-        self.context.sni_callback = self._choose
+        super().__init__(_load(files))
 
     def reload(self) -> bool:
-        """Use the files as they are now, if they changed and fit together; says whether they are used."""
+        """Use the files if they changed and fit together; returns whether they are used."""
         found = self._files.fingerprint()
         if not found or found == self._seen:
             return False
@@ -64,31 +74,25 @@ class ReloadingTls:
         return True
 
     async def watch(self) -> None:
-        """Look at the files for ever."""
+        """Look at the files every `WATCH_INTERVAL` seconds, until cancelled."""
         while True:
             await asyncio.sleep(WATCH_INTERVAL)
             self.reload()
 
-    def _choose(self, connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, context: ssl.SSLContext) -> None:
-        del name, context
-        connection.context = self._current
 
-
-class HeldTls:
-    """A server's TLS context with a certificate that its holder sets and replaces. No file has its key."""
+class HeldTls(ServerTls):
+    """A certificate that its holder sets and replaces. Its key is in no file."""
 
     def __init__(self, certificate: bytes, key: bytes) -> None:
-        self.context = _load_held(certificate, key)
-        self._current = self.context
         self._client_ca: str | None = None
-        self.context.sni_callback = self._choose
+        super().__init__(_load_held(certificate, key))
 
     def use(self, certificate: bytes, key: bytes) -> None:
         """Use another pair (PEM) from the next connection on; `ConfigError` if it cannot be used."""
         self._current = self._asking(_load_held(certificate, key))
 
     def require_client(self, authority: bytes) -> None:
-        """From now on take only clients with a certificate of this authority (PEM); `ConfigError` if it is none."""
+        """Accept only clients with a certificate of this authority (PEM) from now on; `ConfigError` if it is none."""
         self._client_ca = authority.decode("ascii", "ignore")
         for context in (self.context, self._current):
             self._asking(context)
@@ -104,16 +108,9 @@ class HeldTls:
             context.verify_mode = ssl.CERT_REQUIRED
         return context
 
-    async def watch(self) -> None:
-        """Nothing has to be looked at."""
-
-    def _choose(self, connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, context: ssl.SSLContext) -> None:
-        del name, context
-        connection.context = self._current
-
 
 def _load_held(certificate: bytes, key: bytes) -> ssl.SSLContext:
-    # The ssl module reads files only; these are in memory, and end with this call.
+    # The ssl module reads files only; these are in memory, and vanish with this call.
     with _memory_file(certificate) as first, _memory_file(key) as second:
         return _load(TlsFiles(first, second))
 

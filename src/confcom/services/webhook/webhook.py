@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry
 
 from confcom.admission.decision import AdmissionContext
 from confcom.cluster.nodes import drained, watch_nodes
 from confcom.errors import ClusterError, ConfigError
 from confcom.protocols.epc import MIB
 from confcom.services.runtime.http_server import Listener, serve_http
-from confcom.services.runtime.status_page import Handler, Page, StatusPage
+from confcom.services.runtime.status_page import Handler, Page, StatusPage, alive, metrics_of
 from confcom.services.runtime.tls import HeldTls
 from confcom.services.webhook.issued_certificate import IssuedCertificate
 from confcom.services.webhook.webhook_config import WebhookConfig
@@ -161,10 +161,7 @@ class _Webhook:
                 failures += 1
 
     def _pages(self) -> dict[str, Handler]:
-        return {"/healthz": self._healthz, "/readyz": self._readyz, "/metrics": self._show_metrics}
-
-    async def _healthz(self) -> Page:
-        return Page(200, b"ok\n")  # an answer shows that the event loop runs
+        return {"/healthz": alive, "/readyz": self._readyz, "/metrics": metrics_of(self._metrics.registry)}
 
     async def _readyz(self) -> Page:
         reason = "leaving: told to stop" if self._leaving else self._certificate.not_ready
@@ -172,9 +169,6 @@ class _Webhook:
             # The disruption budget lets unready pods be evicted: without that the last node could not be drained.
             reason = "every node is being drained, so no other replica can take over"
         return Page(503, f"{reason}\n".encode()) if reason else Page(200, b"ok\n")
-
-    async def _show_metrics(self) -> Page:
-        return Page(200, generate_latest(self._metrics.registry), CONTENT_TYPE_LATEST)
 
 
 def _read_authority(path: str | None) -> bytes | None:

@@ -19,7 +19,8 @@ import pytest
 
 from confcom.devices.declared_node import declare_node
 from confcom.errors import ConfigError
-from confcom.services.metrics.exporter import EpcExporter, MetricsConfig
+from confcom.services.metrics.exporter import MetricsConfig, MetricsExporter
+from confcom.services.runtime.process import run_until
 from epc_api import EpcApi, make_pod
 
 MIB = 1 << 20
@@ -94,7 +95,7 @@ def node(folder: Path) -> Iterator[Node]:
 class Running:
     """An exporter that runs, and its pages."""
 
-    def __init__(self, exporter: EpcExporter, address: Path) -> None:
+    def __init__(self, exporter: MetricsExporter, address: Path) -> None:
         self.exporter = exporter
         self._address = address
 
@@ -145,14 +146,14 @@ async def exporter(node: Node, api: EpcApi, folder: Path, **settings: Any) -> As
         }
         | settings
     )
-    made = EpcExporter(config)
-    task = asyncio.create_task(made.run())
+    made = MetricsExporter(config)
+    stop = asyncio.Event()
+    task = asyncio.create_task(run_until(stop, *made.actors()))
     try:
         yield Running(made, address)
     finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
+        stop.set()
+        await task
 
 
 def of(name: str, pod: str = "greedy", **more: str) -> str:
@@ -363,4 +364,4 @@ async def test_amounts_of_claims_count_and_unreadable_claims_accuse_nobody(
 
 def test_an_exporter_without_a_node_is_told() -> None:
     with pytest.raises(ConfigError, match="which node"):
-        EpcExporter(MetricsConfig())
+        MetricsExporter(MetricsConfig())
