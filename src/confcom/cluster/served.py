@@ -22,9 +22,6 @@ class SecretState(NamedTuple):
     data: Mapping[str, bytes]
 
 
-PLACE = "ConfigMap"
-
-
 class PublishedCa:
     """One server's Secret, and the ConfigMap where clients read its authorities under `key`, PEM after PEM.
 
@@ -32,13 +29,11 @@ class PublishedCa:
     `manager` is the field manager of all writes.
     """
 
-    places = (PLACE,)
-
     def __init__(
         self, *, namespace: str, secret: str, config_map: str, key: str, kubeconfig: str | None, manager: str
     ) -> None:
         self._secret = Ref("v1", "Secret", namespace, secret)
-        self._config_map = Ref("v1", PLACE, namespace, config_map)
+        self._config_map = Ref("v1", "ConfigMap", namespace, config_map)
         self._key = key
         self._kubeconfig = kubeconfig
         self._manager = manager
@@ -68,17 +63,16 @@ class PublishedCa:
         wanted = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "data": encoded}
         await (await self._open()).apply(wanted)
 
-    async def trusted(self, place: str) -> Mapping[str, bytes] | None:
-        """What the ConfigMap publishes; None if there is no ConfigMap."""
-        del place
+    async def published(self) -> bytes | None:
+        """The authorities that the ConfigMap publishes; None if there is no ConfigMap."""
         found = await (await self._open()).get(self._config_map)
-        return None if found is None else {self._key: (found.get("data") or {}).get(self._key, "").encode()}
+        return None if found is None else (found.get("data") or {}).get(self._key, "").encode()
 
-    async def trust(self, place: str, names: list[str], bundle: bytes) -> None:
+    async def publish(self, bundle: bytes) -> None:
         """Publish the authorities."""
         metadata = {"namespace": self._config_map.namespace, "name": self._config_map.name}
-        data = dict.fromkeys(names, bundle.decode("ascii"))
-        await (await self._open()).apply({"apiVersion": "v1", "kind": place, "metadata": metadata, "data": data})
+        data = {self._key: bundle.decode("ascii")}
+        await (await self._open()).apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
 
     async def _open(self) -> ClusterObjects:
         now = time.monotonic()

@@ -1,31 +1,36 @@
-"""Keeps a server trusted: one certificate for all replicas, known to its clients before it is served.
+"""The certificate of a collateral service in a cluster: one for all replicas, trusted by clients before it is served.
 
-The replicas agree through a Secret: each write is conditional on what was read, and whoever comes too late reads
-again. Nothing here is needed to answer a request, so a Kubernetes API that is away stops nothing but the next rotation.
+The replicas agree through a Secret: each write is conditional on what was read, and after a conflict the Secret is read
+again. A ConfigMap publishes the authorities to clients. No request needs the Kubernetes API: an outage of it delays the
+next rotation alone.
+
+A successor is first made and published, then used, and its predecessor stays published for a while, so that no client
+meets a certificate whose authority it does not know. The keys of the authorities are never kept.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import structlog
 
-from confcom.cluster.served import SecretState
+from confcom.cluster.served import PublishedCa
 from confcom.errors import ClusterError, ClusterRefused, ConfigError
 from confcom.pki.serving_pair import ServingPair, make_serving_pair
+from confcom.services.collateral.service_config import CollateralServiceConfig
+from confcom.services.collateral.service_metrics import CollateralMetrics
 from confcom.services.runtime.tls import HeldTls
 
-# --- The certificates that a server's replicas share, and what becomes of them next; pure but for the key ---
-#
-# A successor is first made and trusted, then used, and its predecessor is trusted for a while longer: at no moment
-# does a client meet a certificate that it was not told of. The keys of the authorities are never kept.
-
-
+COMMON_NAME = "confcom collateral service"
+FIELD_MANAGER = "confcom-collateral"
+CA_KEY = "ca-certificates.crt"
+"""What programs on Debian and Ubuntu read in /etc/ssl/certs, so that the ConfigMap can be mounted there."""
 MAX_TRUSTED = 8
-"""Authorities that are trusted at a time; two, in the usual course of things."""
+"""Authorities that are published at a time; usually two at most."""
 EVER = datetime.min.replace(tzinfo=UTC)
 _END = b"-----END CERTIFICATE-----"
 
@@ -60,7 +65,7 @@ class Holding(NamedTuple):
 
     @property
     def bundle(self) -> bytes:
-        """All trusted authorities, as clients are told of them."""
+        """All trusted authorities, as they are published."""
         return b"".join(self.trusted)
 
     def trusts(self, pair: ServingPair) -> bool:
@@ -69,19 +74,24 @@ class Holding(NamedTuple):
 
 
 class RotationPolicy(NamedTuple):
-    """When certificates are replaced; the reasons are with the settings of each service."""
+    """When certificates are replaced; `CollateralServiceConfig` gives the reasons."""
 
     names: Sequence[str]
     lifetime: timedelta
     renew_before: timedelta
     overlap: timedelta
-    common_name: str
+
+    @classmethod
+    def of(cls, config: CollateralServiceConfig) -> RotationPolicy:
+        """The policy of the settings."""
+        times = (config.tls_lifetime, config.tls_renew_before, config.tls_overlap)
+        return cls(config.names(), *(timedelta(seconds=seconds) for seconds in times))
 
 
 def next_holding(held: Holding, policy: RotationPolicy, *, now: datetime, bundle_in_force: bool) -> Holding:
     """What the Secret should hold now; the same object if that is what it holds.
 
-    `bundle_in_force` says whether clients have been told of all the authorities that are held.
+    `bundle_in_force` says whether all the authorities that are held are published.
     """
     current, prepared = held.current, held.prepared
     if current is None or current.expires <= now or not held.trusts(current):
@@ -102,7 +112,7 @@ def next_holding(held: Holding, policy: RotationPolicy, *, now: datetime, bundle
 
 
 def _make(policy: RotationPolicy, now: datetime) -> tuple[bytes, ServingPair]:
-    return make_serving_pair(policy.names, now=now, lifetime=policy.lifetime, common_name=policy.common_name)
+    return make_serving_pair(policy.names, now=now, lifetime=policy.lifetime, common_name=COMMON_NAME)
 
 
 def _time(text: bytes) -> datetime:
@@ -119,93 +129,54 @@ def _normal(authorities: Sequence[bytes]) -> tuple[bytes, ...]:
 
 CONFLICT = 409
 ATTEMPTS = 5
-"""Writes of the Secret at one look, of which all but the last came too late."""
-
-
-class KeptObjects(Protocol):
-    """The Secret, and the places where clients read whom to trust."""
-
-    @property
-    def places(self) -> Sequence[str]:
-        """Their kinds."""
-
-    async def secret(self) -> SecretState:
-        """The Secret as it is now."""
-
-    async def write_secret(self, data: Mapping[str, bytes], *, version: str | None) -> None:
-        """Make this the Secret's data, unless somebody has written since `version` was read."""
-
-    async def trusted(self, place: str) -> Mapping[str, bytes] | None:
-        """The CA bundles at a place, by the entry's name; None where there is no such place."""
-
-    async def trust(self, place: str, names: list[str], bundle: bytes) -> None:
-        """Put the CA bundle into entries of a place."""
-
-
-class CertificateObserver(Protocol):
-    """What is told of a certificate's life, to be counted."""
-
-    def certificate_served(self, expires: datetime) -> None:
-        """Another one is in use."""
-
-    def certificate_told(self, place: str) -> None:
-        """The CA was published at this place."""
-
-    def certificate_failed(self) -> None:
-        """The Kubernetes API did not do as asked."""
-
-    def certificate_trusted(self, trusted: bool) -> None:
-        """Whether clients trust what is served."""
+"""Writes of the Secret in one round before a conflict is an error."""
 
 
 class CertificateKeeper:
     """What is served, and whether clients trust it.
 
-    Without a policy the Secret is somebody else's: what it holds is served and published, and never changed.
+    Without a policy the Secret is managed elsewhere: its content is served and published, and never changed.
     """
 
     def __init__(
         self,
-        objects: KeptObjects,
+        objects: PublishedCa,
         policy: RotationPolicy | None,
-        observer: CertificateObserver,
+        metrics: CollateralMetrics,
         *,
         clock: Callable[[], datetime],
-        name: str,
     ) -> None:
-        """`name` begins the names of events in the log."""
         self.not_ready = "no certificate yet"
-        """Why clients would not trust us; empty if they do."""
+        """Why clients would not trust the service; empty if they do."""
         self.served: ServingPair | None = None
-        """What new connections are met with."""
+        """The certificate of new connections."""
         self._objects = objects
         self._policy = policy
-        self._observer = observer
+        self._metrics = metrics
         self._clock = clock
-        self._name = name
         self._held = Holding()
         self._tls: HeldTls | None = None
         self._first: asyncio.Future[HeldTls] = asyncio.get_running_loop().create_future()
         self._log = structlog.get_logger()
 
     async def run(self, every: float) -> None:
-        """Look for ever. Credentials that cannot be used end it, but only before there is something to serve."""
-        said = ""
+        """Repeat `look`. Unusable credentials end it, but only before there is a certificate."""
+        logged = ""
         while True:
             try:
                 await self.look()
-                said = ""
+                logged = ""
             except (ClusterError, ConfigError) as error:
                 if isinstance(error, ConfigError) and self.served is None:
                     raise
-                self._observer.certificate_failed()
+                self._metrics.certificate.labels("failed").inc()
                 if self.served is None or self.served.expires <= self._clock():
                     self._not_ready(error.message)
-                if str(error) != said:
+                if str(error) != logged:
                     self._log.warning(
-                        f"{self._name}.certificate", outcome="waits", reason=str(error), advice=error.advice()
+                        "collateral.certificate", outcome="waits", reason=str(error), advice=error.advice()
                     )
-                    said = str(error)
+                    logged = str(error)
             await asyncio.sleep(every)
 
     async def first(self) -> HeldTls:
@@ -213,8 +184,9 @@ class CertificateKeeper:
         return await asyncio.shield(self._first)
 
     async def look(self) -> None:
-        """Bring Secret, places and what is served in step, once."""
-        in_force = await self._bundle_in_force(self._held)
+        """Reconcile Secret, ConfigMap and the served certificate, once."""
+        # A successor is only used once clients can have read its authority.
+        in_force = self._held.prepared is not None and await self._objects.published() == self._held.bundle
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 self._held = await self._agree(bundle_in_force=in_force)
@@ -223,7 +195,7 @@ class CertificateKeeper:
                 if error.status != CONFLICT or attempt == ATTEMPTS:
                     raise
         self._serve()
-        await self._tell()
+        await self._publish()
 
     async def _agree(self, *, bundle_in_force: bool) -> Holding:
         """What the Secret holds, after what was due has been written to it."""
@@ -232,13 +204,13 @@ class CertificateKeeper:
         if self._policy is None:
             return _as_given(held)
         if held.current is None and self._held.current is not None:
-            held = self._held  # somebody emptied it: what is served already is the best that can be put back
-        # What we saw in force was our former bundle; a newer one of another replica has to be seen first.
+            held = self._held  # the Secret was emptied: restore what is served
+        # What was seen published is the former bundle; a newer one of another replica has to be seen first.
         known = bundle_in_force and held.trusted == self._held.trusted
         wanted = next_holding(held, self._policy, now=self._clock(), bundle_in_force=known)
         if wanted.data() != dict(found.data):
             await self._objects.write_secret(wanted.data(), version=found.version)
-            self._log.info(f"{self._name}.secret", outcome="written", trusted=len(wanted.trusted),
+            self._log.info("collateral.secret", outcome="written", trusted=len(wanted.trusted),
                            prepared=wanted.prepared is not None)  # fmt: skip
         return wanted
 
@@ -252,34 +224,26 @@ class CertificateKeeper:
         else:
             self._tls.use(pair.certificate, pair.key)
         self.served = pair
-        self._observer.certificate_served(pair.expires)
-        self._log.info(f"{self._name}.certificate", outcome="served", expires=pair.expires.isoformat())
+        self._metrics.certificate.labels("served").inc()
+        self._metrics.certificate_expires.set(pair.expires.timestamp())
+        self._log.info("collateral.certificate", outcome="served", expires=pair.expires.isoformat())
 
-    async def _tell(self) -> None:
-        """Have every place trust what is held; ready is who is trusted by all."""
-        for place in self._objects.places:
-            found = await self._objects.trusted(place)
-            if found is None:
-                self._not_ready(f"there is no {place}: `confcom addon update` makes it")
-                return
-            wrong = sorted(name for name, bundle in found.items() if bundle != self._held.bundle)
-            if wrong:
-                await self._objects.trust(place, wrong, self._held.bundle)
-                self._observer.certificate_told(place)
-                self._log.info(f"{self._name}.configuration", outcome="told", kind=place, entries=wrong)
+    async def _publish(self) -> None:
+        """Publish the authorities that are held; the service is ready once they are."""
+        found = await self._objects.published()
+        if found is None:
+            self._not_ready("there is no ConfigMap: `confcom addon update` makes it")
+            return
+        if found != self._held.bundle:
+            await self._objects.publish(self._held.bundle)
+            self._metrics.certificate.labels("told").inc()
+            self._log.info("collateral.configuration", outcome="told", kind="ConfigMap", entries=[CA_KEY])
         self._not_ready("")
-
-    async def _bundle_in_force(self, held: Holding) -> bool:
-        if held.prepared is None:
-            return False
-        found = [await self._objects.trusted(place) for place in self._objects.places]
-        return all(bundles is not None and set(bundles.values()) == {held.bundle} for bundles in found)
 
     def _not_ready(self, reason: str) -> None:
         if reason != self.not_ready:
-            self._log.info(f"{self._name}.ready", ready=not reason, reason=reason)
+            self._log.info("collateral.ready", ready=not reason, reason=reason)
         self.not_ready = reason
-        self._observer.certificate_trusted(not reason)
 
 
 def _as_given(held: Holding) -> Holding:
@@ -289,3 +253,55 @@ def _as_given(held: Holding) -> Holding:
             advice="Put a PEM chain, leaf first, its key, and the CA's certificate there; cert-manager does just that.",
         )
     return held
+
+
+class KeptTls(NamedTuple):
+    """A certificate, and the keeper that renews it."""
+
+    tls: HeldTls
+    keeper: CertificateKeeper
+
+
+@asynccontextmanager
+async def kept_certificate(
+    config: CollateralServiceConfig,
+    metrics: CollateralMetrics,
+    *,
+    clock: Callable[[], datetime],
+    stop: asyncio.Event,
+) -> AsyncIterator[KeptTls | None]:
+    """The certificate while the block runs, once there is one; None if `stop` was set before.
+
+    Credentials for the Kubernetes API that cannot be used are a `ConfigError`.
+    """
+    objects = PublishedCa(
+        namespace=config.tls_namespace,
+        secret=config.tls_secret,
+        config_map=config.tls_config_map,
+        key=CA_KEY,
+        kubeconfig=config.kubeconfig,
+        manager=FIELD_MANAGER,
+    )
+    policy = None if config.tls_given else RotationPolicy.of(config)
+    keeper = CertificateKeeper(objects, policy, metrics, clock=clock)
+    keeping = asyncio.create_task(keeper.run(config.tls_look_every), name="certificate")
+    try:
+        tls = await _first(keeper, keeping, stop)
+        yield None if tls is None else KeptTls(tls, keeper)
+    finally:
+        keeping.cancel()
+        with suppress(asyncio.CancelledError, Exception):  # what ended it has been raised already
+            await keeping
+        await objects.close()
+
+
+async def _first(keeper: CertificateKeeper, keeping: asyncio.Task[None], stop: asyncio.Event) -> HeldTls | None:
+    first, stopped = asyncio.create_task(keeper.first()), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({first, stopped, keeping}, return_when=asyncio.FIRST_COMPLETED)
+        if keeping.done():
+            keeping.result()
+        return first.result() if first.done() else None
+    finally:
+        first.cancel()
+        stopped.cancel()

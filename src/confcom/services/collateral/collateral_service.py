@@ -1,25 +1,24 @@
 """The collateral service: what Intel publishes about platforms, by the paths of Intel's caching service (PCCS).
 
 Clients of PCS and PCCS (Intel's QPL, az-dcap-client, Trustee, dcap-qvl) only change a URL. This module is the life
-of the process; `collateral_cache` has what is served, `collateral_http` how, `collateral_tls` the certificate.
+of the process, with readiness; `cache` has what is served, `service_http` how, `certificates` the TLS certificate.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 
-from confcom.cluster.served import PublishedCa
 from confcom.collateral.clock import Dates, rfc3339
 from confcom.collateral.documents import DocumentKey
 from confcom.collateral.store.database import StoreWatch
@@ -32,11 +31,11 @@ from confcom.services.collateral.allowances import Questions
 from confcom.services.collateral.answers import Answer, HotAnswers, answer_of, json_answer, server_secrets
 from confcom.services.collateral.cache import CacheLimits, CollateralCache, PckCertificates, SingleFlight, Upstream
 from confcom.services.collateral.callers import Bodies, BodyLimits, Tokens
-from confcom.services.collateral.certificates import CertificateKeeper, RotationPolicy
+from confcom.services.collateral.certificates import kept_certificate
 from confcom.services.collateral.refresh import Need, Refresher, RefreshPolicy, needs_in
 from confcom.services.collateral.service_config import CollateralServiceConfig
 from confcom.services.collateral.service_http import CollateralApp, Routes
-from confcom.services.collateral.service_metrics import CollateralMetrics, seconds_between
+from confcom.services.collateral.service_metrics import CollateralMetrics
 from confcom.services.runtime.http_server import Listener, serve_http
 from confcom.services.runtime.process import Overloaded
 from confcom.services.runtime.tls import HeldTls, TlsFiles
@@ -184,75 +183,7 @@ class Readiness:
         if self._inventory is None:
             return []
         now = self._cache.clock()
-        return [(key, seconds_between(now, expires)) for key, expires in self._inventory.expires.items()]
-
-
-# --- The certificate of a collateral service in a cluster: of its own making, or given in a Secret; its C ---
-
-
-COMMON_NAME = "confcom collateral service"
-FIELD_MANAGER = "confcom-collateral"
-CA_KEY = "ca-certificates.crt"
-"""What programs on Debian and Ubuntu read in /etc/ssl/certs, so that the ConfigMap can be mounted there."""
-
-
-class KeptTls(NamedTuple):
-    """What to serve with, and who keeps it in order."""
-
-    tls: HeldTls
-    keeper: CertificateKeeper
-
-
-@asynccontextmanager
-async def kept_certificate(
-    config: CollateralServiceConfig,
-    metrics: CollateralMetrics,
-    *,
-    clock: Callable[[], datetime],
-    stop: asyncio.Event,
-) -> AsyncIterator[KeptTls | None]:
-    """The certificate while the block runs, once there is one; None if `stop` was set before.
-
-    Credentials for the Kubernetes API that cannot be used are a `ConfigError`.
-    """
-    objects = PublishedCa(
-        namespace=config.tls_namespace,
-        secret=config.tls_secret,
-        config_map=config.tls_config_map,
-        key=CA_KEY,
-        kubeconfig=config.kubeconfig,
-        manager=FIELD_MANAGER,
-    )
-    policy = None if config.tls_given else _policy(config)
-    keeper = CertificateKeeper(objects, policy, metrics, clock=clock, name="collateral")
-    keeping = asyncio.create_task(keeper.run(config.tls_look_every), name="certificate")
-    try:
-        tls = await _first(keeper, keeping, stop)
-        yield None if tls is None else KeptTls(tls, keeper)
-    finally:
-        keeping.cancel()
-        with suppress(asyncio.CancelledError, Exception):  # what ended it has been raised already
-            await keeping
-        await objects.close()
-
-
-async def _first(keeper: CertificateKeeper, keeping: asyncio.Task[None], stop: asyncio.Event) -> HeldTls | None:
-    first, stopped = asyncio.create_task(keeper.first()), asyncio.create_task(stop.wait())
-    try:
-        await asyncio.wait({first, stopped, keeping}, return_when=asyncio.FIRST_COMPLETED)
-        if keeping.done():
-            keeping.result()
-        return first.result() if first.done() else None
-    finally:
-        first.cancel()
-        stopped.cancel()
-
-
-def _policy(config: CollateralServiceConfig) -> RotationPolicy:
-    lifetime, before, overlap = (
-        timedelta(seconds=seconds) for seconds in (config.tls_lifetime, config.tls_renew_before, config.tls_overlap)
-    )
-    return RotationPolicy(config.names(), lifetime, before, overlap, COMMON_NAME)
+        return [(key, (expires - now).total_seconds()) for key, expires in self._inventory.expires.items()]
 
 
 __all__ = ["CollateralServiceConfig", "serve"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from datetime import datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
@@ -52,13 +51,13 @@ class CollateralMetrics:
         self.last_refresh = Gauge(
             f"{PREFIX}_last_refresh_timestamp_seconds", "When the last round of refreshing ended.", registry=registry
         )
-        self._certificate = Counter(
+        self.certificate = Counter(
             f"{PREFIX}_certificate_events",
             "Of a certificate kept in a Secret: served, told (its CA published anew), failed (the Kubernetes API).",
             ["event"],
             registry=registry,
         )
-        self._certificate_expires = Gauge(
+        self.certificate_expires = Gauge(
             f"{PREFIX}_certificate_expiry_timestamp_seconds", "When that certificate expires.", registry=registry
         )
         self.ready = Gauge(f"{PREFIX}_ready", "1 when /readyz says ready, else 0.", registry=registry)
@@ -67,23 +66,6 @@ class CollateralMetrics:
             self.cache.labels(result)
         for outcome in ("renewed", "unchanged", "failed"):
             self.refreshed.labels(outcome)
-
-    def certificate_served(self, expires: datetime) -> None:
-        """Another certificate is in use."""
-        self._certificate.labels("served").inc()
-        self._certificate_expires.set(expires.timestamp())
-
-    def certificate_told(self, place: str) -> None:
-        """Its authority was published."""
-        del place
-        self._certificate.labels("told").inc()
-
-    def certificate_failed(self) -> None:
-        """The Kubernetes API did not do as asked."""
-        self._certificate.labels("failed").inc()
-
-    def certificate_trusted(self, trusted: bool) -> None:
-        """/readyz says it, and is counted itself."""
 
     def watch_expiry(self, expiries: Callable[[], Iterable[tuple[DocumentKey, float]]]) -> None:
         """Have the seconds to expiry computed whenever somebody looks."""
@@ -111,8 +93,3 @@ class _Expiry(Collector):
     def describe(self) -> Iterable[GaugeMetricFamily]:
         """Its name alone, so that registering computes nothing."""
         yield GaugeMetricFamily(SECONDS_TO_EXPIRY, "")
-
-
-def seconds_between(now: datetime, then: datetime) -> float:
-    """From `now` to `then`."""
-    return (then - now).total_seconds()

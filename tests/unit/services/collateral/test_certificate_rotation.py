@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -10,14 +11,15 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from confcom.cluster.served import SecretState
+from confcom.errors import ClusterError, ClusterRefused
 from confcom.pki.serving_pair import ServingPair, make_serving_pair
 from confcom.services.collateral.certificates import CertificateKeeper, Holding, RotationPolicy, next_holding
 from confcom.services.collateral.service_metrics import CollateralMetrics
-from webhook_store import KINDS, WebhookStore
 
 START = datetime(2027, 1, 1, tzinfo=UTC)
 DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)
-POLICY = RotationPolicy(("sgx-webhook.confcom-system.svc",), 90 * DAY, 30 * DAY, 10 * MINUTE, "tests")
+POLICY = RotationPolicy(("sgx-webhook.confcom-system.svc",), 90 * DAY, 30 * DAY, 10 * MINUTE)
 
 
 def advance(held: Holding, now: datetime, *, in_force: bool = True) -> Holding:
@@ -91,26 +93,63 @@ def test_a_broken_secret_is_made_anew(name: str, value: bytes) -> None:
     assert found.trusts(found.current)
 
 
+class SharedObjects:
+    """Secret and ConfigMap in memory, as `PublishedCa` has them; every call yields once, as one over a network does.
+
+    A write that comes too late is refused as the API server does it.
+    """
+
+    def __init__(self) -> None:
+        self.version = 1
+        self.data: dict[str, bytes] = {}
+        self.bundle: bytes | None = b""
+        self.down = False
+        self.conflicts = 0
+
+    async def secret(self) -> SecretState:
+        await self._way()
+        return SecretState(str(self.version), dict(self.data))
+
+    async def write_secret(self, data: Mapping[str, bytes], *, version: str | None) -> None:
+        await self._way()
+        if version != str(self.version):
+            self.conflicts += 1
+            raise ClusterRefused("the object has been modified", status=409, reason="Conflict")
+        self.version += 1
+        self.data = dict(data)
+
+    async def published(self) -> bytes | None:
+        await self._way()
+        return self.bundle
+
+    async def publish(self, bundle: bytes) -> None:
+        await self._way()
+        self.bundle = bundle
+
+    async def _way(self) -> None:
+        await asyncio.sleep(0)
+        if self.down:
+            raise ClusterError("the API server is away")
+
+
 class Cluster:
     """Some replicas around one store, and a clock that the test turns."""
 
     def __init__(self, replicas: int) -> None:
         self.now = START
-        self.store = WebhookStore()
+        self.store = SharedObjects()
         self.keepers = [self.replica() for _ in range(replicas)]
 
     def replica(self) -> CertificateKeeper:
         metrics = CollateralMetrics(CollectorRegistry())
-        return CertificateKeeper(self.store, POLICY, metrics, clock=lambda: self.now, name="tests")
+        return CertificateKeeper(self.store, POLICY, metrics, clock=lambda: self.now)
 
     def gaps(self) -> list[int]:
-        """Replicas that serve what one of the configurations does not trust."""
+        """Replicas that serve what clients do not trust."""
         return [
             index
             for index, keeper in enumerate(self.keepers)
-            for bundles in self.store.bundles.values()
-            for bundle in bundles.values()
-            if keeper.served is not None and not _trusts(bundle, keeper.served)
+            if keeper.served is not None and not _trusts(self.store.bundle or b"", keeper.served)
         ]
 
 
@@ -156,11 +195,11 @@ async def _all_look(cluster: Cluster) -> None:
     await asyncio.gather(*(keeper.look() for keeper in cluster.keepers), return_exceptions=True)
 
 
-async def test_a_configuration_that_was_reset_is_told_again() -> None:
+async def test_a_config_map_that_was_changed_is_published_again() -> None:
     cluster = Cluster(1)
     (keeper,) = cluster.keepers
     await keeper.look()
-    cluster.store.bundles[KINDS[1]]["pods"] = b"somebody else's"
+    cluster.store.bundle = b"another's"
     assert cluster.gaps()
     await keeper.look()
     assert not cluster.gaps()
@@ -175,11 +214,11 @@ async def test_a_secret_that_was_emptied_is_put_back_as_it_was() -> None:
     assert cluster.store.data == before
 
 
-async def test_without_configurations_nobody_is_ready() -> None:
+async def test_without_the_config_map_no_replica_is_ready() -> None:
     cluster = Cluster(1)
-    cluster.store.bundles.clear()
+    cluster.store.bundle = None
     await cluster.keepers[0].look()
-    assert cluster.keepers[0].not_ready.startswith("there is no MutatingWebhookConfiguration")
+    assert cluster.keepers[0].not_ready.startswith("there is no ConfigMap")
 
 
 async def test_a_replica_that_has_a_certificate_outlives_the_api_server() -> None:
