@@ -18,8 +18,6 @@ from confcom.collateral.store.store import CollateralStore
 from confcom.errors import CollateralNotFound, ConfcomError
 from confcom.protocols.pcs import HttpResponse, describe
 from confcom.protocols.pcs_answers import (
-    parse_evaluation_data_numbers,
-    parse_fmspcs,
     parse_pck_certificate,
     parse_pck_certificates,
 )
@@ -29,8 +27,6 @@ from fuzzing import seeds
 _ANSWERS: tuple[Callable[[bytes], object], ...] = (
     lambda body: parse_pck_certificate(HttpResponse(200, (), body)),
     parse_pck_certificates,
-    parse_evaluation_data_numbers,
-    parse_fmspcs,
 )
 
 

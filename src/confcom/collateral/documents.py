@@ -315,17 +315,23 @@ class VerifiedDocument(Proof):
 
 def read_document(document: Document) -> DocumentFacts:
     """Dates and number as the document states them; malformed bytes are a `FormatError`."""
-    content = _content(document)
+    return _facts(_content(document))
+
+
+def _facts(content: _Content) -> DocumentFacts:
     if isinstance(content, Crl):
         return DocumentFacts(content.this_update, content.next_update, content.number)
     return DocumentFacts(content.issue_date, content.next_update, content.tcb_evaluation_data_number)
 
 
-def check_answer(document: Document, *, source: str) -> DocumentFacts:
+def check_answer(document: Document, *, source: str) -> None:
     """Hold an answer to its key: another FMSPC, another enclave or another set than asked is `CollateralNotFound`."""
-    key, content = document.key, _content(document)
+    _require_key(document.key, _content(document), source)
+
+
+def _require_key(key: DocumentKey, content: _Content, source: str) -> None:
     if isinstance(content, Crl):
-        return DocumentFacts(content.this_update, content.next_update, content.number)
+        return
     wanted: dict[str, object] = {}
     found: dict[str, object] = {}
     if isinstance(content, TcbInfo):
@@ -343,7 +349,6 @@ def check_answer(document: Document, *, source: str) -> DocumentFacts:
                 if name == "set"
                 else "Check that the URL is the one of a collateral service.",
             )
-    return DocumentFacts(content.issue_date, content.next_update, content.tcb_evaluation_data_number)
 
 
 def verify_document(document: Document, *, roots: TrustRoots) -> VerifiedDocument:
@@ -356,11 +361,12 @@ def verify_document(document: Document, *, roots: TrustRoots) -> VerifiedDocumen
     Malformed bytes are a `FormatError`, the others subclasses of `VerificationError`.
     """
     # (1)
+    content = _content(document)
+    facts = _facts(content)
     try:
-        facts = check_answer(document, source="this file or service")
+        _require_key(document.key, content, "this file or service")
     except CollateralNotFound as error:
         raise MismatchError(error.message, step=STEP, advice=error.advice()) from error
-    content = _content(document)
     if isinstance(content, Crl):
         return _verify_crl(document, content, facts, roots)
     # (2)
@@ -468,7 +474,10 @@ _SIGNED: dict[DocumentKind, Callable[[bytes], Any]] = {
 }
 
 
-def _content(document: Document) -> Crl | TcbInfo | EnclaveIdentity | _Numbers:
+_Content = Crl | TcbInfo | EnclaveIdentity | _Numbers
+
+
+def _content(document: Document) -> _Content:
     match document.key.kind:
         case DocumentKind.PCK_CRL | DocumentKind.ROOT_CA_CRL:
             return Crl.parse(document.body, structure=str(document.key))

@@ -38,12 +38,8 @@ from confcom.protocols.pcs import Api, Dialect, HttpRequest, HttpResponse, PckCa
 from confcom.protocols.pcs_answers import (
     MAX_LIST,
     RETRYABLE,
-    EvaluationDataNumber,
-    KnownFmspc,
     PckCertificateEntry,
     parse_document,
-    parse_evaluation_data_numbers,
-    parse_fmspcs,
     parse_pck_certificate,
     parse_pck_certificates,
     pck_issuer_chain,
@@ -269,15 +265,6 @@ class PcsClient:
         """All PCK certificates of a platform, and their issuer chain in PEM (PCS with a subscription key)."""
         response = self._ask(request, MAX_LIST)
         return parse_pck_certificates(response.body), pck_issuer_chain(response)
-
-    def fetch_evaluation_data_numbers(self, tee: Tee) -> tuple[EvaluationDataNumber, ...]:
-        """The sets that the service has, lowest first; not verified."""
-        request = pcs.TcbEvaluationDataNumbersRequest(tee)
-        return parse_evaluation_data_numbers(self._ask(request, MAX_LIST).body)
-
-    def fetch_fmspcs(self) -> tuple[KnownFmspc, ...]:
-        """The FMSPCs that the service knows."""
-        return parse_fmspcs(self._ask(pcs.FmspcsRequest(), MAX_LIST).body)
 
     def _ask(self, request: pcs.Request, limit: int) -> HttpResponse:
         http = build_request(request, self.api)

@@ -1,6 +1,6 @@
-"""Answers of PCS, PCCS and THIM as values: documents with their issuer chains, PCK certificates, lists (dcap.md §7).
+"""Answers of PCS, PCCS and THIM: documents with their issuer chains, PCK certificates, and errors by status.
 
-Only answers with status 200 come here; `pcs_status` is for the others. What is malformed is a `FormatError`.
+What is malformed is a `FormatError`. Source: dcap.md §7.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from typing import Annotated, TypeVar
+from typing import TypeVar
 from urllib.parse import unquote_to_bytes
 
 import msgspec
@@ -21,7 +21,7 @@ MAX_ISSUER_CHAIN = 64 * 1024
 """Bytes of a PEM chain in its percent-encoded form; Intel's take 3 kB."""
 
 MAX_LIST = 4 << 20
-"""Bytes. A platform has some twenty PCK certificates of 2 kB; lists of FMSPCs and numbers are shorter."""
+"""Bytes. A platform has some twenty PCK certificates of 2 kB."""
 
 NOT_AVAILABLE = "Not available"
 
@@ -44,23 +44,6 @@ class PckCertificateEntry:
 
     tcbm: bytes
     certificate: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationDataNumber:
-    """One set: its number, when the TCB recovery behind it happened, and the TCB date that it enforces (as sent)."""
-
-    number: int
-    recovery_event_date: str
-    tcb_date: str
-
-
-@dataclass(frozen=True, slots=True)
-class KnownFmspc:
-    """A FMSPC (6 bytes) and the kind of platform that Intel files it under."""
-
-    fmspc: bytes
-    platform: str
 
 
 def parse_document(request: pcs.DocumentRequest, response: HttpResponse) -> Answer:
@@ -103,23 +86,6 @@ def pck_issuer_chain(response: HttpResponse) -> bytes:
     return _chain(response, (pcs.PCK_CHAIN,), _PCK)
 
 
-def parse_evaluation_data_numbers(body: bytes) -> tuple[EvaluationDataNumber, ...]:
-    """The sets that Intel lists, lowest first; says nothing about the signature."""
-    found = _decode(body, _SIGNED_NUMBERS, "TCB evaluation data numbers").body.numbers
-    return tuple(
-        EvaluationDataNumber(entry.number, entry.recovery, entry.date)
-        for entry in sorted(found, key=lambda entry: entry.number)
-    )
-
-
-def parse_fmspcs(body: bytes) -> tuple[KnownFmspc, ...]:
-    """The FMSPCs that Intel lists."""
-    return tuple(
-        KnownFmspc(hex_field(entry.fmspc, 6, "FMSPC list", "fmspc"), entry.platform)
-        for entry in _decode(body, _FMSPCS, "FMSPC list")
-    )
-
-
 def decode_chain(text: str, structure: str, name: str) -> bytes:
     """PEM from its percent-encoded form."""
     if len(text) > MAX_ISSUER_CHAIN:
@@ -155,29 +121,8 @@ class _PckCertEntry(msgspec.Struct):
     cert: str
 
 
-class _Number(msgspec.Struct):
-    number: Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)] = msgspec.field(name="tcbEvaluationDataNumber")
-    recovery: str = msgspec.field(name="tcbRecoveryEventDate", default="")
-    date: str = msgspec.field(name="tcbDate", default="")
-
-
-class _Numbers(msgspec.Struct):
-    numbers: list[_Number] = msgspec.field(name="tcbEvalNumbers")
-
-
-class _SignedNumbers(msgspec.Struct):
-    body: _Numbers = msgspec.field(name="tcbEvaluationDataNumbers")
-
-
-class _Fmspc(msgspec.Struct):
-    fmspc: str
-    platform: str = ""
-
-
 _PCK_CERT = msgspec.json.Decoder(_PckCert)
 _PCK_CERT_ENTRIES = msgspec.json.Decoder(list[_PckCertEntry])
-_SIGNED_NUMBERS = msgspec.json.Decoder(_SignedNumbers)
-_FMSPCS = msgspec.json.Decoder(list[_Fmspc])
 
 
 def _pck_certificate_from_json(body: bytes) -> PckCertificateAnswer:
@@ -217,8 +162,7 @@ def _decode(body: bytes, decoder: msgspec.json.Decoder[T], structure: str) -> T:
         raise FormatError(f"not the documented JSON: {error}", structure=structure, field="") from error
 
 
-# --- What a status other than 200 of PCS, PCCS or THIM means: which error, whether to ask again (dcap.md  ---
-
+# Statuses other than 200
 
 MAX_EXPLANATION = 300
 """Characters of what a service says about its failure that are passed on."""

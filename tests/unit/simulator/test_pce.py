@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import hashlib
-
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
@@ -13,20 +11,9 @@ from confcom.simulator.pce import ProvisioningCertificationEnclave
 from confcom.simulator.qe3 import QE3
 
 
-@pytest.fixture(scope="module")
-def rsa_key():
-    return rsa.generate_private_key(65537, 3072)
-
-
 @pytest.fixture
 def pce(machine):
     return ProvisioningCertificationEnclave(machine)
-
-
-def binding(key):
-    numbers = key.public_key().public_numbers()
-    size = key.key_size // 8
-    return hashlib.sha256(b"\1" + numbers.n.to_bytes(size, "big") + numbers.e.to_bytes(4, "big")).digest()
 
 
 def test_it_signs_the_384_bytes_of_a_qe_report_with_the_pck_key(machine, pce):
@@ -56,21 +43,3 @@ def test_the_pck_key_belongs_to_machine_and_tcb(seed):
     keys.append(ProvisioningCertificationEnclave(SimulatedMachine(seed, 1)).pck_public_key)
     assert len(set(keys)) == 4
     assert keys[0] == ProvisioningCertificationEnclave(SimulatedMachine(seed)).pck_public_key
-
-
-def test_the_ppid_goes_out_only_encrypted_for_the_key_in_the_report(machine, pce, rsa_key):
-    qe = machine.launch(QE3)
-    report = qe.create_report(pce.target_info, binding(rsa_key) + bytes(32))
-    encrypted = pce.encrypt_ppid(report, rsa_key.public_key())
-    assert len(encrypted) == 384
-    scheme = padding.OAEP(mgf=padding.MGF1(SHA256()), algorithm=SHA256(), label=None)
-    assert rsa_key.decrypt(encrypted, scheme) == machine.ppid
-    with pytest.raises(ReportRejected, match="RSA key"):
-        pce.encrypt_ppid(qe.create_report(pce.target_info, bytes(64)), rsa_key.public_key())
-
-
-def test_it_encrypts_for_rsa_3072_alone(machine, pce):
-    key = rsa.generate_private_key(65537, 2048)
-    report = machine.launch(QE3).create_report(pce.target_info, binding(key) + bytes(32))
-    with pytest.raises(NativeError, match="RSA-3072"):
-        pce.encrypt_ppid(report, key.public_key())

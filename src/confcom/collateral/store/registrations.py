@@ -10,10 +10,11 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Literal, NamedTuple
 
 from confcom.collateral.store.database import StoreDatabase
+from confcom.collateral.store.rows import seconds, time_of
 from confcom.errors import CollateralUnavailable
 from confcom.protocols.pcs import PckCertRequest, PckCertsRequest
 
@@ -98,13 +99,13 @@ class Registrations:
                 rows = connection.execute(
                     f"SELECT rowid, {_COLUMNS} FROM registrations WHERE state = ? AND since <= ? "  # noqa: S608
                     "AND (since, rowid) > (?, ?) ORDER BY since, rowid LIMIT ?",
-                    (state, _seconds(until), *after, limit),
+                    (state, seconds(until), *after, limit),
                 ).fetchall()
                 page = tuple(_registration(row[1:]) for row in rows)
             if not page:
                 return
             yield page
-            after = (_seconds(page[-1].since), rows[-1][0])
+            after = (seconds(page[-1].since), rows[-1][0])
 
     def all(self, state: State) -> Iterator[Registration]:
         """All registrations in a state, read in pages."""
@@ -145,8 +146,8 @@ _AFTER = (
 
 def put_registration(connection: sqlite3.Connection, registration: Registration) -> None:
     """Keep a registration in the transaction that is open."""
-    request, since = registration.request, _seconds(registration.since)
-    last_seen = since if registration.last_seen is None else _seconds(registration.last_seen)
+    request, since = registration.request, seconds(registration.since)
+    last_seen = since if registration.last_seen is None else seconds(registration.last_seen)
     connection.execute(
         f"INSERT INTO registrations ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "  # noqa: S608
         "encrypted_ppid = coalesce(excluded.encrypted_ppid, encrypted_ppid), "
@@ -207,12 +208,4 @@ def _registration(
         )
     else:
         request = PckCertsRequest(bytes.fromhex(pce_id), encrypted_ppid, manifest, qe_id=bytes.fromhex(qe_id))
-    return Registration(request, state, _time(since), bytes.fromhex(fmspc), _time(last_seen))
-
-
-def _seconds(time: datetime) -> int:
-    return int(time.timestamp())
-
-
-def _time(seconds: int) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
+    return Registration(request, state, time_of(since), bytes.fromhex(fmspc), time_of(last_seen))
