@@ -18,39 +18,39 @@ import yaml
 
 from cluster_addon import Addon
 from cluster_jobs import attesting, job, limits, one_container, pod, with_aesmd
+from confcom.addon.plan import PLUGIN_MARKS
 from confcom.pki.serving_pair import Authority
+from helm import CHART, helm_program
 from kubectl import ADDON_NAMESPACE, Kubectl, Outcome
 from relying_party import RelyingParty, quote_in
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
-HELM_MODULE = ROOT / "tests" / "interop" / "helm"
-SIMULATED = {"platform": "simulated", "quoteHelperEnabled": "true", "webhookReplicas": "1"}
+SIMULATED = {
+    "platform": "simulated",
+    "simulatedEpc": "176Mi",
+    "quoteHelper": {"enabled": True},
+    "webhook": {"replicas": 1},
+}
 
 
 @pytest.fixture(scope="module")
 def helm(cluster: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Outcome]:
-    """Helm with the cluster's kubeconfig: $HELM, else that of the PATH, else built from its module."""
+    """Helm with the cluster's kubeconfig; `values` are those of the chart."""
     folder = tmp_path_factory.mktemp("helm")
-    program = os.environ.get("HELM") or shutil.which("helm") or _built(folder / "helm")
+    program = helm_program(build=True)
     environment = os.environ | {f"HELM_{kind}_HOME": str(folder / kind) for kind in ("CACHE", "CONFIG", "DATA")}
 
-    def helm(*words: str) -> Outcome:
-        command = [program, *words, "--kubeconfig", cluster.kubeconfig, "--namespace", "default"]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    def helm(*words: str, values: dict[str, Any] | None = None, namespace: str = "default") -> Outcome:
+        given = [] if values is None else ["--values", "-"]
+        command = [program, *words, *given, "--kubeconfig", cluster.kubeconfig, "--namespace", namespace]
+        standard_input = None if values is None else json.dumps(values)
+        done = subprocess.run(
+            command, input=standard_input, capture_output=True, text=True, env=environment, timeout=600, check=False
+        )
         return Outcome(done.returncode, done.stdout, done.stderr)
 
     return helm
-
-
-def _built(target: Path) -> str:
-    go = shutil.which("go")
-    if go is None:
-        pytest.skip("there is no Helm here, and no Go to build it with")
-    command = [go, "build", "-mod=readonly", "-trimpath", "-o", str(target), "helm.sh/helm/v3/cmd/helm"]
-    environment = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "-buildvcs=false"}
-    subprocess.run(command, cwd=HELM_MODULE, env=environment, check=True)
-    return str(target)
 
 
 @pytest.fixture
@@ -68,7 +68,12 @@ def simulated(bare: Addon, tmp_path: Path) -> list[dict[str, Any]]:
     """The add-on for simulated nodes, world included, as `confcom addon manifests` writes it for other tools."""
     machine = tmp_path / "world.json"
     _confcom("simulate", "machine", "-o", str(machine))
-    options = ("--platform", "simulated", "--simulated-world", str(machine), "--enable-sgxquotehelper")
+    options = (
+        "--platform=simulated",
+        "--simulated-epc=176Mi",
+        f"--simulated-world={machine}",
+        "--enable-sgxquotehelper",
+    )
     written = _confcom("addon", "manifests", *options, "--webhook-replicas=1", f"--image={bare.image}")
     return list(yaml.safe_load_all(written))
 
@@ -108,34 +113,67 @@ def _is_asked(cluster: Kubectl) -> None:
     cluster.wait("an answer of the webhook", lambda: cluster.attempt(*words, given=asked).code == 0, seconds=60)
 
 
+def _made_once(cluster: Kubectl) -> list[Any]:
+    """What an installation makes, and no upgrade may change."""
+    words = ("get", "-n", ADDON_NAMESPACE, "-o", "jsonpath={.data}")
+    names = ("secret/sgx-webhook-ca", "secret/confcom-simulated-world", "configmap/confcom-simulated-root")
+    return [json.loads(cluster(*words, name)) for name in names]
+
+
+def _values(image: str, **more: Any) -> dict[str, Any]:
+    repository, _, tag = image.rpartition(":")
+    return SIMULATED | {"image": {"repository": repository, "tag": tag}} | more
+
+
 @pytest.mark.promise("M1")
-def test_helm_installs_upgrades_and_uninstalls(
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("namespace", ["default", ADDON_NAMESPACE])
+def test_helm_installs_tests_upgrades_and_uninstalls(
     bare: Addon,
     helm: Callable[..., Outcome],
     cluster: Kubectl,
+    run: Callable[..., str],
     attest: Callable[[str], None],
+    image: str,
+    namespace: str,
 ) -> None:
-    values = [word for key, value in SIMULATED.items() for word in ("--set", f"{key}={value}")]
-    chart = str(DEPLOY / "helm")
-    outcome = helm("install", "confcom", chart, *values, "--set", f"image={bare.image}")
-    assert outcome.code == 0, outcome.err
-    assert "confcom addon update" in outcome.out  # a world belongs to one cluster, and so to no chart
-    outcome = bare("update", "-o", "none")
+    """With Helm alone: the simulated world, certificates and leftovers on nodes need no other program."""
+    chart = str(CHART)
+    outcome = helm(
+        "install", "confcom", chart, "--create-namespace", "--wait", values=_values(bare.image), namespace=namespace
+    )
     assert outcome.code == 0, outcome.err
     attest("0a")
-    assert bare.pods("metrics") == []
+    made = _made_once(cluster)
+    assert "BEGIN CERTIFICATE" in made[2]["root_ca.pem"]
+    outcome = helm("test", "confcom", namespace=namespace)
+    assert outcome.code == 0, outcome.out + outcome.err
+
     running = {pod["metadata"]["uid"] for pod in bare.pods("device-plugin")}
-    outcome = helm("upgrade", "confcom", chart, "--reuse-values", "--set", "metricsEnabled=true", "--wait")
+    assert bare.pods("metrics") == []
+    values = _values(bare.image, metrics={"enabled": True, "podLabels": {"e2e": "metrics"}})
+    outcome = helm("upgrade", "confcom", chart, "--wait", values=values, namespace=namespace)
     assert outcome.code == 0, outcome.err
-    assert len(bare.pods("metrics")) == 1
-    # What did not change was not restarted, and the webhook's CA is what it was.
+    (metrics,) = bare.pods("metrics")
+    assert metrics["metadata"]["labels"]["e2e"] == "metrics"
+    # What did not change was not restarted, and what is made once is what it was.
     assert {pod["metadata"]["uid"] for pod in bare.pods("device-plugin")} == running
+    assert _made_once(cluster) == made
     attest("0b")
     shown = bare("show", "-o", "json")
     assert '"metricsEnabled": "true"' in shown.out, shown.err
-    outcome = helm("uninstall", "confcom", "--wait")
+
+    outcome = helm("uninstall", "confcom", "--wait", namespace=namespace)
     assert outcome.code == 0, outcome.err
+    cluster("delete", "namespace", ADDON_NAMESPACE, "--ignore-not-found", seconds=120)  # `--create-namespace` made it
     nothing_is_left(bare, cluster)
+    node = bare.node()
+    marks = {**node["metadata"].get("labels", {}), **node["metadata"].get("annotations", {})}
+    assert not {*PLUGIN_MARKS} & marks.keys()
+    look = one_container(image, "ls", "-A", "/confcom", volumeMounts=[{"name": "confcom", "mountPath": "/confcom"}])
+    folder = {"path": "/var/lib/confcom", "type": "DirectoryOrCreate"}
+    seen = run(job("look", "e2e", look | {"volumes": [{"name": "confcom", "hostPath": folder}]}))
+    assert "simulated-node" not in seen
 
 
 @pytest.mark.promise("M1")

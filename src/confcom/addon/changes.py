@@ -45,7 +45,7 @@ from confcom.manifests.objects import (
     WEBHOOK,
     namespace,
 )
-from confcom.manifests.simulated import WORLD_KEY, WORLD_SECRET, cleanup, world_objects
+from confcom.manifests.simulated import CLEANUP, WORLD_KEY, WORLD_SECRET, cleanup, world_objects
 from confcom.manifests.webhook import CA_SECRET, WebhookCa
 from confcom.pki.serving_pair import Authority, authorities_in, expiry_of
 from confcom.protocols.admission import CONFIGURATION
@@ -58,6 +58,7 @@ LOOK = 0.5
 """Seconds between two reads of an object that is being deleted."""
 PATIENCE = 120.0
 """Seconds to wait for deletions that a command depends on, where no time is given."""
+CLEANUP_REF = Ref("apps/v1", "DaemonSet", NAMESPACE, CLEANUP.name)
 CLEANUP_PATIENCE = 60.0
 """Seconds for the pods that clean nodes."""
 
@@ -209,6 +210,29 @@ class Addon:
             if purge:
                 await self._clean_nodes(just_ended=bool(refs))
         return bool(refs) or state is not None
+
+    async def clean_nodes(self, *, wait: float) -> None:
+        """End the node components and clean the nodes, for the Helm chart; other objects stay.
+
+        Its DaemonSet that empties the folders of simulated nodes has to be ready first, where there is one.
+        """
+        deadline = Deadline(wait)
+        for ref in (HELPER_REF, PLUGIN_REF):
+            await self._delete(ref)
+            await self._gone(ref, deadline)
+        while (found := await self._cluster.get(CLEANUP_REF)) is not None:
+            progress = progress_of(found)
+            if progress.settled:
+                break
+            if not deadline.left():
+                raise ClusterError(f"the folders of simulated nodes are not empty yet: {progress}")
+            await asyncio.sleep(min(LOOK, deadline.left()))
+        await self._clean_nodes(just_ended=False)
+
+    async def publish_root(self, machine_file: bytes) -> None:
+        """Write the root of a simulated world to its ConfigMap."""
+        _, root = simulated_objects(self._now, machine_file=machine_file)
+        await self._cluster.apply(root)
 
     async def _remember(self, settle: Settle | None, deadline: Deadline) -> AddonState:
         """Write the settings of an enabled add-on, or that it is disabled; again if another run was faster."""

@@ -259,3 +259,26 @@ def manifests(**options: Any) -> None:  # noqa: ANN401 - by name
     from confcom.cli import addon_change
 
     addon_change.manifests(**options)
+
+
+@addon.command(short_help="For the Helm chart: clean nodes before an uninstall.")
+@click.option("--timeout", type=click.IntRange(1, 86400), default=200, show_default=True, help="Seconds to wait.")
+@kubeconfig_options
+def clean_nodes(**options: Any) -> None:  # noqa: ANN401 - by name
+    """End the quote helper and the device plugin, and remove what they wrote on nodes.
+
+    The Helm chart runs this before an uninstall, with the rights for this alone.
+    """
+    from confcom.cli import addon_change
+
+    addon_change.clean_nodes(**options)
+
+
+@addon.command(short_help="For the Helm chart: publish a simulated world's root.")
+@click.option("--simulated-world", metavar="FILE", type=FILE, required=True, help="Machine file of the world.")
+@kubeconfig_options
+def publish_root(**options: Any) -> None:  # noqa: ANN401 - by name
+    """Write the root of a simulated world to ConfigMap confcom-simulated-root, after an installation by Helm."""
+    from confcom.cli import addon_change
+
+    addon_change.publish_root(**options)

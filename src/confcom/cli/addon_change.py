@@ -135,6 +135,17 @@ async def _say_who_uses_it(addon: Addon, *, ask: bool, purge: bool) -> None:
         click.confirm(f"{len(found)} pods use the add-on. Disable it?", abort=True, err=True)
 
 
+def clean_nodes(timeout: float, **flags: Any) -> None:  # noqa: ANN401 - by name
+    """End the node components and clean the nodes."""
+    with_addon(flags, lambda addon: addon.clean_nodes(wait=timeout))
+
+
+def publish_root(simulated_world: Path, **flags: Any) -> None:  # noqa: ANN401 - by name
+    """Write the root of a simulated world to its ConfigMap."""
+    content = read_input(simulated_world, MAX_MACHINE, "machine file")
+    with_addon(flags, lambda addon: addon.publish_root(content))
+
+
 def manifests(simulated_world: Path | None, **flags: Any) -> None:  # noqa: ANN401 - by name
     """Print every object as YAML."""
     config = AddonConfig().changed(changes_of(flags))

@@ -216,14 +216,13 @@ class ClusterObjects:
             return []
 
     async def patch_node(self, name: str, *, marks: Mapping[str, None], resources: Mapping[str, None]) -> None:
-        """Delete labels and annotations (`marks`) and extended resources of a node."""
+        """Delete labels and annotations (`marks`) and extended resources of a node, by patching its status alone."""
+        patch = {
+            "metadata": {"labels": dict(marks), "annotations": dict(marks)},
+            "status": {"capacity": dict(resources), "allocatable": dict(resources)},
+        }
         with cluster_errors(f"cannot clean node {name}"):
-            if marks:
-                patch = {"metadata": {"labels": dict(marks), "annotations": dict(marks)}}
-                await self._client.patch(Node, name, patch, patch_type=PatchType.MERGE)
-            if resources:
-                status = {"status": {"capacity": dict(resources), "allocatable": dict(resources)}}
-                await self._client.patch(Node.Status, name, status, patch_type=PatchType.MERGE)
+            await self._client.patch(Node.Status, name, patch, patch_type=PatchType.MERGE)
 
 
 def _place(ref: Ref) -> dict[str, str]:

@@ -113,7 +113,7 @@ def environment(config: AddonConfig) -> list[Object]:
     if config.platform != "intel":
         return []
     cache = {"name": "AZDCAP_CACHE", "value": TMP}
-    return [cache, *([{"name": "QCNL_CONF_PATH", "value": f"{CONFIG_FOLDER}/{CONFIG_KEY}"}] if source(config) else [])]
+    return [*([{"name": "QCNL_CONF_PATH", "value": f"{CONFIG_FOLDER}/{CONFIG_KEY}"}] if source(config) else []), cache]
 
 
 def verifying(config: AddonConfig) -> dict[str, str]:

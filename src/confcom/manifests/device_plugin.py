@@ -99,8 +99,8 @@ def _daemon_set(config: AddonConfig) -> Object:
     more_volumes, more_mounts = _simulated_node() if config.platform == "simulated" else _real_node()
     if config.quote_helper:
         # The kubelet makes the folder. To see whether a helper is there, nothing has to be written in it.
-        more_volumes.append(host_path("helper-folder", aesm.FOLDER, "DirectoryOrCreate"))
-        more_mounts.append(mount("helper-folder", aesm.FOLDER, read_only=True))
+        volumes.append(host_path("helper-folder", aesm.FOLDER, "DirectoryOrCreate"))
+        mounts.append(mount("helper-folder", aesm.FOLDER, read_only=True))
     pod: Object = {
         "automountServiceAccountToken": needs_api(config),
         "priorityClassName": NODE_CRITICAL,

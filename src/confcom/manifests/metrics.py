@@ -48,14 +48,12 @@ def _daemon_set(config: AddonConfig) -> Object:
         host_path("proc", "/proc", "Directory"),
         host_path("nodes", "/sys/devices/system/node", "Directory"),
         host_path("cgroup", "/sys/fs/cgroup", "Directory"),
-        tmp_volume(),
     ]
     mounts = [
         mount("proc", f"{HOST}/proc", read_only=True),
         mount("nodes", f"{HOST}/sys/devices/system/node", read_only=True),
         # Writable for misc.max only: whoever may write there can take memory and processors away from any pod.
         mount("cgroup", f"{HOST}/sys/fs/cgroup", read_only=not config.epc_enforcement),
-        mount("tmp", TMP),
     ]
     if config.platform == "simulated":
         volumes.append(simulated.node_folder())
@@ -63,6 +61,8 @@ def _daemon_set(config: AddonConfig) -> Object:
     else:
         volumes.append(host_path("dev", "/dev", "Directory"))
         mounts.append(mount("dev", f"{HOST}/dev", read_only=True))
+    volumes.append(tmp_volume())
+    mounts.append(mount("tmp", TMP))
     pod: Object = {
         "automountServiceAccountToken": True,
         "priorityClassName": NODE_CRITICAL,

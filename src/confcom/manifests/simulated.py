@@ -77,7 +77,7 @@ def machine_container(config: AddonConfig) -> Object:
 # --- Pods that empty the folders of simulated nodes when the add-on is purged. Real nodes have none -------------------
 
 
-WORKLOAD = Workload(ITSELF.component, "confcom-cleanup")
+CLEANUP = Workload(ITSELF.component, "confcom-cleanup")
 _FOLDER, _, _NODE = NODE_FOLDER.rpartition("/")
 
 
@@ -106,5 +106,5 @@ def cleanup(config: AddonConfig, *, version: str) -> list[Object]:
         "containers": [stay],
         "volumes": [host_path("confcom", _FOLDER, "DirectoryOrCreate")],
     }
-    made = daemon_set(WORKLOAD, settled, pod, {"maxUnavailable": "100%", "maxSurge": 0})
-    return completed([made, service_account(WORKLOAD, token=False)], settled, version)
+    made = daemon_set(CLEANUP, settled, pod, {"maxUnavailable": "100%", "maxSurge": 0})
+    return completed([made, service_account(CLEANUP, token=False)], settled, version)
