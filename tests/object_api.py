@@ -117,8 +117,8 @@ def _applied(thing: Object) -> Object:
 
 def _has(thing: Object, selector: str) -> bool:
     labels = thing["metadata"].get("labels") or {}
-    wanted = [part.partition("=") for part in selector.split(",") if part]
-    return all(labels.get(name) == value for name, _, value in wanted)
+    wanted = re.findall(r"([^,=\s]+)(?:=([^,]*)| in \(([^)]*)\))", selector)
+    return all(labels.get(name) in (several.split(",") if several else [value]) for name, value, several in wanted)
 
 
 def _merged(present: Object, patch: Object) -> Object:

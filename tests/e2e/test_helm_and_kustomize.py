@@ -56,11 +56,18 @@ def helm(cluster: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Callable
 @pytest.fixture
 def bare(addon: Addon, cluster: Kubectl) -> Iterator[Addon]:
     """A cluster without the add-on, before and after; what follows enables it anew."""
-    outcome = addon("disable", "--purge", "--yes", "-o", "none")
-    assert outcome.code == 0, outcome.err
+    _purge(addon, cluster)
     cluster.wait("EPC to be gone", lambda: addon.allocatable() == 0)
     yield addon
-    addon("disable", "--purge", "--yes", "-o", "none")
+    _purge(addon, cluster)
+
+
+def _purge(addon: Addon, cluster: Kubectl) -> None:
+    """Whoever installed it; releases of Helm are Secrets."""
+    outcome = addon("disable", "--purge", "--yes", "-o", "none")
+    assert outcome.code == 0, outcome.err
+    cluster("delete", "secret", "-n", "default", "-l", "name=confcom,owner=helm")
+    cluster("delete", "pod", "-n", "default", "-l", "app.kubernetes.io/component=test")
 
 
 @pytest.fixture

@@ -79,6 +79,9 @@ def kind_of(api_version: str, name: str) -> Kind:
 
 Object = dict[str, Any]
 
+Labels = Mapping[str, str | tuple[str, ...]]
+"""A selection by labels: each has its value, or one of its values."""
+
 NOT_FOUND = 404
 """`ClusterRefused.status` if there is no such object, kind or group."""
 MAX_LOG_LINES = 20
@@ -138,7 +141,7 @@ class ClusterObjects:
             raise
 
     async def objects(
-        self, kind: Kind, *, namespace: str | None = None, labels: Mapping[str, str] | None = None, **fields: str
+        self, kind: Kind, *, namespace: str | None = None, labels: Labels | None = None, **fields: str
     ) -> list[Object]:
         """Objects of a kind, in one namespace or in all; none if the cluster does not know the kind.
 
@@ -157,7 +160,7 @@ class ClusterObjects:
                 return []
             raise
 
-    async def addon_objects(self, namespace: str, labels: Mapping[str, str]) -> dict[Ref, Object]:
+    async def addon_objects(self, namespace: str, labels: Labels) -> dict[Ref, Object]:
         """Objects with these labels, in the namespace and cluster-wide, in the order of `ADDON_KINDS`."""
         found: dict[Ref, Object] = {}
         for kind in ADDON_KINDS:

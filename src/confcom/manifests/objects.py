@@ -20,8 +20,8 @@ PART_OF = "app.kubernetes.io/part-of"
 MANAGED_BY = "app.kubernetes.io/managed-by"
 COMPONENT = "app.kubernetes.io/component"
 VERSION = "app.kubernetes.io/version"
-OURS = {PART_OF: ADDON, MANAGED_BY: MANAGER}
-"""The labels by which everything of the add-on is found."""
+OURS: dict[str, str | tuple[str, ...]] = {PART_OF: ADDON, MANAGED_BY: (MANAGER, "Helm")}
+"""The labels by which every object of the add-on is found. Helm labels what it installs with its own name."""
 
 EPC_RESOURCE = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
 ENCLAVE_RESOURCE = "sgx.intel.com/enclave"

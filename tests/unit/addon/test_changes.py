@@ -16,7 +16,10 @@ from confcom.addon.changes import Addon, to_enable, to_update
 from confcom.cluster.objects import ClusterObjects, Ref, kind_of
 from confcom.errors import ClusterError, ConfigError
 from confcom.manifests.addon import render
-from confcom.manifests.objects import NAMESPACE, OURS
+from confcom.manifests.addon_config import AddonConfig
+from confcom.manifests.objects import MANAGED_BY, NAMESPACE, labels
+from confcom.manifests.simulated import cleanup
+from confcom.wiring import world_documents
 from object_api import GUARD, ObjectApi
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -145,7 +148,7 @@ async def test_an_update_needs_an_enabled_add_on(addon: Addon, api: ObjectApi, e
 async def test_an_update_from_the_first_certificate_scheme_leaves_nothing_of_it(addon: Addon, api: ObjectApi) -> None:
     await enable(addon)
     for ref in LEGACY:
-        metadata = {"name": ref.name, "labels": dict(OURS)} | ({"namespace": NAMESPACE} if ref.namespace else {})
+        metadata = {"name": ref.name, "labels": labels("webhook")} | ({"namespace": NAMESPACE} if ref.namespace else {})
         api.put(place(ref)[0], {"apiVersion": ref.api_version, "kind": ref.kind, "metadata": metadata})
     del api.objects[CA]
     order: list[tuple[str, str, str]] = []
@@ -213,6 +216,19 @@ async def test_pods_with_claims_are_ended_before_dra_is_left(addon: Addon, api: 
     assert state.config.publisher == "dra"
 
 
+async def test_what_helm_installed_is_shown_and_deleted_too(addon: Addon, api: ObjectApi) -> None:
+    """Helm replaces one of the labels of every object that it makes."""
+    await enable(addon)
+    for (plural, _, _), one in list(api.objects.items()):
+        api.put(
+            plural, one | {"metadata": one["metadata"] | {"labels": one["metadata"]["labels"] | {MANAGED_BY: "Helm"}}}
+        )
+    shown = await addon.show()
+    assert {one.name for one in shown.progress} == {"sgx-device-plugin", "sgx-webhook"}
+    assert await addon.disable(purge=True, wait=60)
+    assert not api.objects
+
+
 async def test_an_image_that_cannot_be_pulled_is_named_with_its_node(addon: Addon, api: ObjectApi) -> None:
     await enable(addon)
     owner = [{"kind": "DaemonSet", "name": "sgx-device-plugin"}]
@@ -236,3 +252,56 @@ async def test_an_image_that_cannot_be_pulled_is_named_with_its_node(addon: Addo
     assert "not ready: sgx-device-plugin 0/1" in caught.value.message
     assert 'pod sgx-device-plugin-x on n1: ErrImagePull: failed to pull "localhost/nothing:1"' in caught.value.message
     assert "Name an image that the nodes can pull, with --image" in str(caught.value.advice())
+
+
+def _marked_node() -> dict[str, Any]:
+    amounts = {"cpu": "2", "kubernetes.azure.com/sgx_epc_mem_in_MiB": "64", "sgx.confcom.dev/quote-helper-epc": "8"}
+    metadata = {
+        "name": "n1",
+        "labels": {"confcom.dev/sgx": "true", "confcom.dev/sgx-epc-mib": "64"},
+        "annotations": {"confcom.dev/sgx-epc-boot": "b", "others": "stay"},
+    }
+    status = {"capacity": amounts, "allocatable": amounts}
+    return {"apiVersion": "v1", "kind": "Node", "metadata": metadata, "status": status}
+
+
+async def test_nodes_are_cleaned_before_the_chart_is_uninstalled(addon: Addon, api: ObjectApi) -> None:
+    """With the rights that the chart's Job has: two DaemonSets to delete, nodes to list, their status to patch."""
+    await enable(addon, quote_helper=True)
+    before = api.objects.keys() - {PLUGIN, HELPER}
+    api.put("nodes", _marked_node())
+    writes: list[tuple[str, str, str, str]] = []
+    api.before_write = lambda verb, place: writes.append((verb, *place))
+    await addon.clean_nodes(wait=60)
+    assert writes == [("DELETE", *HELPER), ("DELETE", *PLUGIN), ("PATCH", "nodes", "", "n1")]
+    assert api.objects.keys() - {("nodes", "", "n1")} == before
+    node = api.objects["nodes", "", "n1"]
+    assert node["metadata"]["labels"] == {"confcom.dev/sgx": "true"}
+    assert node["metadata"]["annotations"] == {"others": "stay"}
+    assert node["status"] == {"capacity": {"cpu": "2"}, "allocatable": {"cpu": "2"}}
+    await addon.clean_nodes(wait=60)
+    assert [verb for verb, *_ in writes].count("PATCH") == 1
+
+
+async def test_nodes_are_clean_only_when_their_folders_are(addon: Addon, api: ObjectApi) -> None:
+    """The chart's DaemonSet empties them; the next Job of the same kind waits for it."""
+    (daemon_set, _) = cleanup(AddonConfig(platform="simulated"), version="1")
+    api.put("daemonsets", daemon_set)
+    api.put("nodes", _marked_node())
+    api.running = False
+    with pytest.raises(ClusterError, match="folders of simulated nodes are not empty yet: confcom-cleanup 0/1"):
+        await addon.clean_nodes(wait=0.1)
+    assert "confcom.dev/sgx-epc-mib" in api.objects["nodes", "", "n1"]["metadata"]["labels"]
+    api.running = True
+    await addon.clean_nodes(wait=60)
+    assert "confcom.dev/sgx-epc-mib" not in api.objects["nodes", "", "n1"]["metadata"]["labels"]
+
+
+async def test_the_root_of_a_world_is_published_from_its_machine_file(addon: Addon, api: ObjectApi) -> None:
+    machine_file, root = world_documents(None, NOW)
+    writes: list[tuple[str, str, str, str]] = []
+    api.before_write = lambda verb, place: writes.append((verb, *place))
+    await addon.publish_root(machine_file)
+    place = ("configmaps", NAMESPACE, "confcom-simulated-root")
+    assert writes == [("PATCH", *place)]
+    assert api.objects[place]["data"] == {"root_ca.pem": root.decode()}

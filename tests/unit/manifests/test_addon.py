@@ -73,7 +73,8 @@ def test_every_object_is_ours_known_and_there_once(config: AddonConfig) -> None:
         metadata = one["metadata"]
         namespaced = kinds[one["apiVersion"], one["kind"]]
         assert metadata.get("namespace") == (NAMESPACE if namespaced else None)
-        assert OURS.items() <= metadata["labels"].items()
+        assert metadata["labels"][PART_OF] == OURS[PART_OF]
+        assert metadata["labels"][MANAGED_BY] in OURS[MANAGED_BY]
         assert metadata["labels"][COMPONENT]
         places.add((one["kind"], metadata["name"]))
     assert len(places) == len(objects)
@@ -394,7 +395,7 @@ def test_settings_that_make_no_sense_are_named(settings: dict[str, Any]) -> None
 
 
 def test_labels_say_whose_everything_is() -> None:
-    assert OURS == {PART_OF: "confcom", MANAGED_BY: "confcom-addon"}
+    assert OURS == {PART_OF: "confcom", MANAGED_BY: ("confcom-addon", "Helm")}
 
 
 @pytest.mark.parametrize("platform", ["intel", "simulated"])
