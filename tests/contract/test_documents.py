@@ -1,8 +1,13 @@
-"""What the documents show to be copied is what it says: manifests that pass, Dockerfiles that a builder would read."""
+"""Documents are true: manifests pass, Dockerfiles are well-formed, the tutorial runs, every page is listed."""
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
@@ -52,3 +57,55 @@ def test_every_dockerfile_is_one_and_its_commands_are_shell(block: Block) -> Non
 def test_a_mistake_in_a_dockerfile_is_noticed(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         check_build(text)
+
+
+def test_the_readme_is_one_screen_before_its_links() -> None:
+    first, _, links = (ROOT / "README.md").read_text().partition("## Where to go on")
+    assert first.count("\n") <= 50
+    assert "first-ten-minutes.md" in links.splitlines()[2]
+    assert "![Data flow on a node and to the relying party](docs/data-flow.svg)" in first
+
+
+def test_the_picture_is_small_text_and_readable_in_light_and_dark() -> None:
+    data = (ROOT / "docs" / "data-flow.svg").read_text()
+    assert len(data) < 8000
+    assert "prefers-color-scheme: dark" in data
+    words = [element.text for element in ET.fromstring(data).iter() if element.tag.endswith("}text")]
+    assert {"quote helper", "device plugin", "relying party", "collateral service", "evidence"} <= set(words)
+
+
+def test_every_page_is_listed() -> None:
+    index = (ROOT / "docs" / "README.md").read_text() + (ROOT / "docs" / "adr" / "README.md").read_text()
+    for page in sorted((ROOT / "docs").glob("*/*.md")):
+        assert f"{page.name})" in index, page
+
+
+def test_the_tutorial_runs_as_written(tmp_path: Path) -> None:
+    """Its commands in their order; what it says of a verdict is what comes."""
+    page = (ROOT / "docs" / "tutorial" / "first-ten-minutes.md").read_text()
+    commands = re.findall(r"^    (\S.*)$", page, re.MULTILINE)
+    assert commands.pop(0) == "./dev run bash"
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment.pop("SGX_AESM_ADDR", None)
+    said = []
+    helper = None
+    try:
+        for command in commands:
+            if command.startswith("confcom quote-helper"):
+                helper = subprocess.Popen(f"exec {command}", shell=True, cwd=tmp_path, env=environment)
+                ends = time.monotonic() + 60
+                while not (tmp_path / "aesm.socket").exists() and time.monotonic() < ends:
+                    time.sleep(0.05)
+                continue
+            done = subprocess.run(
+                command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+            )
+            said.append((command, done.returncode, done.stdout + done.stderr))
+    finally:
+        if helper is not None:
+            helper.terminate()
+            helper.wait(60)
+    verdicts = [(code, words.split()[0]) for command, code, words in said if command.startswith("confcom verify")]
+    assert verdicts == [(4, "INVALID"), (0, "ACCEPTED")]
+    assert [command for command, code, _ in said if code not in (0, 4)] == []
+    assert "out-of-proc" in said[-1][2]
