@@ -37,6 +37,7 @@ COMMANDS: CommandTable = {
     ),
     "collateral": ("confcom.cli.collateral", "collateral", "Fill, inspect and carry the collateral store."),
     "attestation": ("confcom.cli.attestation", "attestation", "Judge evidence and sign tokens (Azure's API, EAR)."),
+    "token": ("confcom.cli.token", "token", "Look at attestation tokens, and verify them."),
     "doctor": ("confcom.cli.doctor", "doctor", "Find out why something does not work here, and what to do."),
     "simulate": ("confcom.cli.simulate", "simulate", "Make simulated machines and export their collateral."),
 }

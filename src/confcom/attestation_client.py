@@ -1,0 +1,181 @@
+"""Asks an attestation service (ours or Azure's) for a token, and believes it only after verification.
+
+`AttestationClient` blocks, `AsyncAttestationClient` awaits; they do the same. Keys are pinned by the caller, or taken
+from the service over TLS when the first token comes, and again after half an hour, so that rotated keys become known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from ssl import SSLContext, create_default_context
+from typing import Any
+
+import httpx2
+import msgspec
+
+from confcom.errors import ConfcomError, FormatError
+from confcom.tokens import base64url
+from confcom.tokens.azure import AttestationType
+from confcom.tokens.verification import KeySet, TokenPolicy, VerifiedToken, verify_token
+
+API_VERSION = "2022-08-01"
+MAX_ANSWER = 1 << 20
+"""Bytes."""
+KEYS_FOR = timedelta(minutes=30)
+"""How long fetched keys count; shorter than a new key of ours is published before it signs."""
+TIMEOUT = 15.0
+"""Seconds for one answer."""
+
+
+class AttestationRefused(ConfcomError):
+    """The service gave no token: `azure_code` and `detail` are those of its answer."""
+
+    code = "attestation-refused"
+    default_advice = "The message is the service's; `detail` has every check or rule, if the service is ours."
+
+    def __init__(self, message: str, azure_code: str, detail: Mapping[str, Any]) -> None:
+        super().__init__(message, advice=detail.get("advice") if isinstance(detail.get("advice"), str) else None)
+        self.azure_code = azure_code
+        self.detail = detail
+
+
+class AttestationUnavailable(ConfcomError):
+    """The service cannot be reached, or its answer is none."""
+
+    code = "attestation-unavailable"
+    default_advice = "Check the URL and the service; then try again."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attestation:
+    """What is to be attested: evidence, the data that it vouches for, and a nonce for the token."""
+
+    evidence: bytes
+    kind: AttestationType = AttestationType.SGX_ENCLAVE
+    runtime_data: bytes | None = None
+    runtime_is_json: bool = False
+    nonce: str | None = None
+
+    def body(self) -> bytes:
+        """The JSON of the attest call."""
+        found: dict[str, Any] = {self.kind.evidence_field: base64url.encode(self.evidence)}
+        if self.runtime_data is not None:
+            kind = "JSON" if self.runtime_is_json else "Binary"
+            found["runtimeData"] = {"data": base64url.encode(self.runtime_data), "dataType": kind}
+        return msgspec.json.encode(found if self.nonce is None else found | {"nonce": self.nonce})
+
+
+class _Client:
+    """What both clients share: where to ask, what an answer means, which keys count."""
+
+    def __init__(self, url: str, *, keys: KeySet | None = None, ca: Path | None = None) -> None:
+        """`url` is the base URL and the issuer; `ca` a PEM file of the authorities of its TLS certificate."""
+        self._url = url.rstrip("/")
+        self._pinned = keys is not None
+        self._keys = keys
+        self._tls: SSLContext = create_default_context(cafile=ca)
+
+    def _where(self, attestation: Attestation) -> str:
+        return f"{self._url}/attest/{attestation.kind}?api-version={API_VERSION}"
+
+    def _token(self, status: int, content: bytes) -> str:
+        try:
+            answer = _ANSWER.decode(content)
+        except (msgspec.DecodeError, RecursionError):
+            raise AttestationUnavailable(f"{self._url} answered {status} with no JSON object") from None
+        if status == 200 and isinstance(token := answer.get("token"), str):
+            return token
+        error = answer.get("error")
+        error = error if isinstance(error, dict) else {}
+        detail = error.get("innererror")
+        message = error.get("message") or f"{self._url} answered {status}"
+        raise AttestationRefused(str(message), str(error.get("code", "")), detail if isinstance(detail, dict) else {})
+
+    def _needs_keys(self, now: datetime) -> bool:
+        return self._keys is None or (not self._pinned and now - self._keys.fetched > self._keys.max_age)
+
+    def _take_keys(self, status: int, content: bytes, now: datetime) -> None:
+        if status != 200:
+            raise AttestationUnavailable(f"{self._url}/certs answered {status}")
+        try:
+            self._keys = KeySet.parse(content, fetched=now, max_age=KEYS_FOR)
+        except FormatError as error:
+            raise AttestationUnavailable(f"{self._url}/certs: {error}") from error
+
+    def _verified(self, token: str, policy: TokenPolicy, now: datetime) -> VerifiedToken:
+        assert self._keys is not None  # noqa: S101 - for the type checker
+        verified = verify_token(token, self._keys, issuer=self._url, now=now)
+        policy.check(verified)
+        return verified
+
+
+class AttestationClient(_Client):
+    """A blocking client; safe to use from one thread at a time."""
+
+    def attest(self, attestation: Attestation, policy: TokenPolicy, *, now: datetime) -> VerifiedToken:
+        """A verified token that the policy accepts.
+
+        Raises:
+            AttestationRefused: the service refused the evidence.
+            AttestationUnavailable: the service cannot be reached.
+            TokenError, TokenRefused: the token is not authentic, or says something else than expected.
+        """
+        with httpx2.Client(timeout=TIMEOUT, verify=self._tls) as client:
+            token = self._token(*self._ask(client, "POST", self._where(attestation), attestation.body()))
+            if self._needs_keys(now):
+                self._take_keys(*self._ask(client, "GET", f"{self._url}/certs"), now)
+        return self._verified(token, policy, now)
+
+    def _ask(self, client: httpx2.Client, method: str, url: str, body: bytes | None = None) -> tuple[int, bytes]:
+        answer = _Bounded(url)
+        try:
+            with client.stream(method, url, content=body, headers=_HEADERS) as response:
+                for piece in response.iter_bytes():
+                    answer.take(piece)
+                return response.status_code, bytes(answer)
+        except httpx2.HTTPError as error:
+            raise AttestationUnavailable(f"{url}: {error}") from error
+
+
+class AsyncAttestationClient(_Client):
+    """The same, awaited."""
+
+    async def attest(self, attestation: Attestation, policy: TokenPolicy, *, now: datetime) -> VerifiedToken:
+        """As of `AttestationClient.attest`."""
+        async with httpx2.AsyncClient(timeout=TIMEOUT, verify=self._tls) as client:
+            token = self._token(*await self._ask(client, "POST", self._where(attestation), attestation.body()))
+            if self._needs_keys(now):
+                self._take_keys(*await self._ask(client, "GET", f"{self._url}/certs"), now)
+        return self._verified(token, policy, now)
+
+    async def _ask(
+        self, client: httpx2.AsyncClient, method: str, url: str, body: bytes | None = None
+    ) -> tuple[int, bytes]:
+        answer = _Bounded(url)
+        try:
+            async with client.stream(method, url, content=body, headers=_HEADERS) as response:
+                async for piece in response.aiter_bytes():
+                    answer.take(piece)
+                return response.status_code, bytes(answer)
+        except httpx2.HTTPError as error:
+            raise AttestationUnavailable(f"{url}: {error}") from error
+
+
+_HEADERS = {"Content-Type": "application/json", "Accept": "application/json"}
+_ANSWER = msgspec.json.Decoder(dict[str, Any])
+
+
+class _Bounded(bytearray):
+    """An answer as it comes, refused beyond its limit."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self._url = url
+
+    def take(self, piece: bytes) -> None:
+        if len(self) + len(piece) > MAX_ANSWER:
+            raise AttestationUnavailable(f"{self._url}: the answer has over {MAX_ANSWER} bytes")
+        self.extend(piece)

@@ -1,0 +1,117 @@
+"""`confcom token`: look at attestation tokens, and verify them."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import click
+
+from confcom.cli.exit_codes import ExitCode, exit_code
+from confcom.cli.inputs import parse_hex, parse_time, printable, read_input
+from confcom.errors import ConfcomError, ConfigError
+from confcom.tokens.jws import MAX_TOKEN
+from confcom.tokens.verification import MAX_KEY_SET, KeySet, TokenPolicy, verify_token
+
+_FILE = click.Path(path_type=Path, allow_dash=True)
+
+
+@click.group()
+def token() -> None:
+    """Look at attestation tokens, and verify them: ours, Azure's, and EAR of other verifiers."""
+
+
+@token.command("inspect")
+@click.argument("file", type=_FILE, metavar="TOKEN")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.pass_context
+def inspect_token(context: click.Context, file: Path, as_json: bool) -> None:
+    """Show header and claims of TOKEN, as `confcom inspect` does. Nothing is verified."""
+    from confcom.cli.inspect import inspect
+
+    context.invoke(inspect, file=file, as_json=as_json)
+
+
+@token.command("verify")
+@click.argument("file", type=_FILE, metavar="TOKEN")
+@click.option("--keys", metavar="JWKS", type=_FILE, required=True, help="File with the issuer's keys, got over TLS.")
+@click.option("--issuer", metavar="URL", required=True, help="Who must have issued it (claim iss).")
+@click.option("--mr-enclave", metavar="HEX", multiple=True, help="Accept this build. Repeatable.")
+@click.option("--mr-signer", metavar="HEX", multiple=True, help="Accept this signer. Repeatable.")
+@click.option("--isv-prod-id", metavar="N", type=click.IntRange(0, 0xFFFF), help="The signer's product id.")
+@click.option("--min-isv-svn", metavar="N", type=click.IntRange(0, 0xFFFF), help="The lowest security version.")
+@click.option("--nonce", metavar="TEXT", help="The nonce that was sent with the evidence.")
+@click.option("--report-data", metavar="HEX", help="The report data begins with these bytes.")
+@click.option("--accept-tcb", metavar="STATUS,…", default="UpToDate", help="Good enough where the token states one.")
+@click.option("--allow-debug", is_flag=True, help="Accept debug enclaves and TDs, whose memory is open.")
+@click.option("--allow-simulated", is_flag=True, help="Accept simulated evidence, for which no hardware vouches.")
+@click.option("--at", metavar="RFC3339", help="Judge as of this time. Default: now.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def verify(file: Path, keys: Path, issuer: str, at: str | None, as_json: bool, **expected: Any) -> int:  # noqa: ANN401
+    """Verify TOKEN with keys from a file, without a network, and check its claims.
+
+    Accepted (exit 0) means: signed by a key of the file, of this issuer, in force at the time, debug off, and every
+    expectation given here met.
+    """
+    try:
+        now = parse_time(at, "--at")
+        text = read_input(file, MAX_TOKEN, "token").decode("ascii", "replace").strip()
+        # Whether a file of keys is old, its owner knows.
+        pinned = KeySet.parse(read_input(keys, MAX_KEY_SET, "key set"), fetched=now, max_age=timedelta.max)
+        verified = verify_token(_bare(text), pinned, issuer=issuer, now=now)
+        _policy(**expected).check(verified)
+        claims = verified.stated
+    except ConfcomError as error:
+        if not as_json:
+            raise
+        click.echo(json.dumps({"accepted": False, "error": error.as_dict()}, indent=2))
+        return exit_code(error)
+    if as_json:
+        click.echo(json.dumps({"accepted": True, "claims": dict(verified.claims), "key": verified.key.key_id}, indent=2))
+    else:
+        _show(claims, verified.key.key_id, now)
+    return ExitCode.OK
+
+
+def _bare(text: str) -> str:
+    """The token of an answer of the service (`{"token": …}`), or the text itself."""
+    if not text.startswith("{"):
+        return text
+    try:
+        found = json.loads(text).get("token")
+    except (ValueError, RecursionError, AttributeError):
+        found = None
+    if not isinstance(found, str):
+        raise ConfigError("the file is JSON without a token", advice="Give the token, or the service's answer.")
+    return found
+
+
+def _policy(
+    *,
+    mr_enclave: tuple[str, ...],
+    mr_signer: tuple[str, ...],
+    report_data: str | None,
+    accept_tcb: str,
+    **others: Any,  # noqa: ANN401 - as the policy has them
+) -> TokenPolicy:
+    return TokenPolicy(
+        mr_enclave=tuple(parse_hex(value, "--mr-enclave", most=32) for value in mr_enclave),
+        mr_signer=tuple(parse_hex(value, "--mr-signer", most=32) for value in mr_signer),
+        report_data=b"" if report_data is None else parse_hex(report_data, "--report-data", most=64),
+        accept_tcb=tuple(name.strip() for name in accept_tcb.split(",")),
+        **others,
+    )
+
+
+def _show(claims: dict[str, Any], key_id: str, now: datetime) -> None:
+    left = timedelta(seconds=int(claims["exp"] - now.timestamp()))
+    click.echo(printable(f"accepted: a token of {claims['iss']}, key {key_id}, in force for {left} more"))
+    for name in ("x-ms-sgx-mrenclave", "x-ms-sgx-mrsigner", "x-ms-sgx-product-id", "x-ms-sgx-svn", "tdx_mrtd"):
+        if name in claims:
+            click.echo(printable(f"  {name.rpartition('-')[2]:>10} {claims[name]}"))
+    status = claims.get("confcom-tcb-status", claims.get("attester_tcb_status"))
+    click.echo(printable(f"  {'TCB':>10} {status or 'not stated by this issuer'}"))
+    if claims.get("confcom-simulated"):
+        click.echo("  SIMULATED: no hardware vouches for this.")

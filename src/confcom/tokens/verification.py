@@ -1,0 +1,275 @@
+"""Verifies attestation tokens: ours, Azure's, and EAR of other verifiers, by keys that the caller pinned.
+
+A token never says which key or which algorithm is good: `alg: none`, keys in its header (`jwk`, `x5c`, `jku`) and key
+ids that the key set does not have count for nothing. Issuer and time are always checked.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import InitVar, dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar
+
+import msgspec
+from cryptography import x509
+from joserfc.errors import JoseError
+from joserfc.jwk import ECKey, RSAKey
+
+from confcom.errors import FormatError, PolicyError, VerificationError
+from confcom.formats.arguments import checked_time, checked_type
+from confcom.pki.proof import PROOF, Proof
+from confcom.tokens.jws import ReadJws
+
+ALGORITHMS = {"RSA": ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"), "EC": ("ES256", "ES384", "ES512")}
+"""What a key of each kind may sign with."""
+LEEWAY = timedelta(minutes=1)
+"""How far clocks may differ."""
+MAX_KEYS = 64
+MAX_KEY_SET = 1 << 20
+"""Bytes of a key set."""
+
+
+class TokenError(VerificationError):
+    """A token is not authentic: no pinned key signed it, another issuer did, or its time is over."""
+
+    code = "token-not-authentic"
+    default_advice = "Do not trust this token; ask the attester for a fresh one."
+
+
+class TokenRefused(PolicyError):
+    """An authentic token does not say what the policy expects."""
+
+    code = "token-refused"
+    default_advice = "Compare the claims with what you expect; `confcom token inspect` shows them."
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedKey:
+    """A public key by its id; `until` is the end of its certificate, where it has one."""
+
+    key_id: str
+    kind: str
+    public: Any
+    until: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class KeySet:
+    """The keys that may sign tokens, as of the time when they were fetched."""
+
+    keys: tuple[PinnedKey, ...]
+    fetched: datetime
+    max_age: timedelta = timedelta(days=1)
+
+    @classmethod
+    def parse(cls, data: bytes, *, fetched: datetime, max_age: timedelta = timedelta(days=1)) -> KeySet:
+        """Read a JWKS (RFC 7517), with Azure's keys that are nothing but a certificate; `FormatError` for all else."""
+        checked_time(fetched, "fetched")
+        if len(data) > MAX_KEY_SET:
+            raise FormatError(f"{len(data)} bytes, at most {MAX_KEY_SET} are read", structure="JWKS", field="")
+        try:
+            given = _JWKS.decode(data)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise FormatError(f"is no key set: {error}", structure="JWKS", field="") from None
+        if len(given.keys) > MAX_KEYS:
+            raise FormatError(
+                f"has {len(given.keys)} keys, at most {MAX_KEYS} are read", structure="JWKS", field="keys"
+            )
+        read = (_read_key(key, f"keys[{number}]") for number, key in enumerate(given.keys))
+        return cls(tuple(key for key in read if key is not None), fetched, max_age)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class VerifiedToken(Proof):
+    """An authentic token. Only `verify_token` makes one. Authentic is not acceptable: see `TokenPolicy`."""
+
+    made_by: ClassVar[str] = "verify_token"
+
+    header: Mapping[str, Any]
+    claims: Mapping[str, Any]
+    key: PinnedKey
+    proof: InitVar[object] = None
+
+    @property
+    def stated(self) -> dict[str, Any]:
+        """The claims about the evidence by Azure's names; of an EAR those of its one submodule.
+
+        Raises:
+            TokenRefused: an EAR that does not affirm its submodule, or has several.
+        """
+        claims = dict(self.claims)
+        return claims | _of_ear(claims) if isinstance(claims.get("submods"), dict) else claims
+
+    def __repr__(self) -> str:
+        return f"<VerifiedToken of {self.claims.get('iss')!r}, key {self.key.key_id[:12]}>"
+
+
+def verify_token(token: str, keys: KeySet, *, issuer: str, now: datetime, leeway: timedelta = LEEWAY) -> VerifiedToken:
+    """Verify signature, issuer and time of a token.
+
+    Raises:
+        FormatError: not a JWS with a JSON object.
+        TokenError: not signed by a pinned key that is still good, of another issuer, expired or not yet valid.
+    """
+    checked_time(now, "now")
+    checked_type(keys, KeySet, "keys")
+    jws = ReadJws.parse(token)
+    if jws.header.get("crit"):
+        raise TokenError(f"the token has critical headers that nobody here knows: {jws.header['crit']!r}")
+    if now - keys.fetched > keys.max_age:
+        raise TokenError(
+            f"the key set is of {keys.fetched:%Y-%m-%d %H:%M} UTC, older than {keys.max_age}",
+            advice="Fetch the keys again, or allow their age.",
+        )
+    key = _signing_key(jws, keys)
+    if key.until is not None and key.until < now:
+        raise TokenError(f"the certificate of key {key.key_id!r} ended on {key.until:%Y-%m-%d}")
+    claims = jws.claims()
+    if claims.get("iss") != issuer:
+        raise TokenError("the token is of another issuer", expected=issuer, found=str(claims.get("iss")))
+    _check_times(claims, now, leeway)
+    return VerifiedToken(jws.header, claims, key, PROOF)
+
+
+def _signing_key(jws: ReadJws, keys: KeySet) -> PinnedKey:
+    algorithm, key_id = jws.header.get("alg"), jws.header.get("kid")
+    if algorithm == "none" or not jws.signature:
+        raise TokenError("the token is not signed: an answer to a draft policy, or a forgery")
+    # EAR of Trustee name no key: every pinned one is tried, never one of the token's own.
+    fitting = [key for key in keys.keys if key_id is None or key.key_id == key_id]
+    if not fitting:
+        raise TokenError(
+            f"no pinned key has the id {key_id!r}",
+            advice="If the issuer changed its keys, fetch its key set again over a connection that you trust.",
+        )
+    for key in fitting:
+        if algorithm in ALGORITHMS[key.kind] and jws.verify(key.public, algorithm):
+            return key
+    raise TokenError("the signature is not of a pinned key")
+
+
+def _check_times(claims: Mapping[str, Any], now: datetime, leeway: timedelta) -> None:
+    seconds, slack = now.timestamp(), leeway.total_seconds()
+    for name in ("exp", "nbf", "iat"):
+        if name in claims and (isinstance(claims[name], bool) or not isinstance(claims[name], (int, float))):
+            raise TokenError(f"the claim {name!r} is no number: {claims[name]!r}")
+    if "exp" not in claims:
+        raise TokenError("the token has no end (claim 'exp')")
+    if claims["exp"] + slack < seconds:
+        raise TokenError(f"the token expired {_ago(seconds - claims['exp'])} ago")
+    for name in ("nbf", "iat"):
+        if name in claims and claims[name] - slack > seconds:
+            raise TokenError(f"the token is not valid yet: its {name!r} is {_ago(claims[name] - seconds)} ahead")
+
+
+def _ago(seconds: float) -> str:
+    return str(timedelta(seconds=int(min(seconds, 1e9))))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenPolicy:
+    """What a relying party expects of an SGX token; empty tuples and None expect nothing.
+
+    Debug enclaves and simulated evidence are refused unless they are allowed. `accept_tcb` are the statuses that are
+    good enough, where the token states one: Azure's do not.
+    """
+
+    mr_enclave: tuple[bytes, ...] = ()
+    mr_signer: tuple[bytes, ...] = ()
+    isv_prod_id: int | None = None
+    min_isv_svn: int | None = None
+    nonce: str | None = None
+    report_data: bytes = b""
+    accept_tcb: tuple[str, ...] = ("UpToDate",)
+    require_tcb: bool = False
+    """Refuse tokens that state no TCB status."""
+    allow_debug: bool = False
+    allow_simulated: bool = False
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """Further claims and their exact values."""
+
+    def check(self, token: VerifiedToken) -> None:
+        """Refuse what is not expected.
+
+        Raises:
+            TokenRefused: the first claim that is not as expected.
+        """
+        claims = token.stated
+        self._check_state(claims)
+        self._one_of(claims, "x-ms-sgx-mrenclave", [value.hex() for value in self.mr_enclave])
+        self._one_of(claims, "x-ms-sgx-mrsigner", [value.hex() for value in self.mr_signer])
+        self._one_of(claims, "x-ms-sgx-product-id", [] if self.isv_prod_id is None else [self.isv_prod_id])
+        self._one_of(claims, "nonce", [] if self.nonce is None else [self.nonce])
+        for name, value in self.more.items():
+            self._one_of(claims, name, [value])
+        svn = claims.get("x-ms-sgx-svn")
+        if self.min_isv_svn is not None and (type(svn) is not int or svn < self.min_isv_svn):
+            raise _refused("x-ms-sgx-svn", f"at least {self.min_isv_svn}", svn)
+        if self.report_data and not str(claims.get("x-ms-sgx-report-data", "")).startswith(self.report_data.hex()):
+            raise _refused("x-ms-sgx-report-data", self.report_data.hex() + "…", claims.get("x-ms-sgx-report-data"))
+
+    def _check_state(self, claims: Mapping[str, Any]) -> None:
+        debug = claims.get("x-ms-sgx-is-debuggable", claims.get("tdx_td_attributes_debug"))
+        if debug is not False and not self.allow_debug:
+            raise _refused("x-ms-sgx-is-debuggable", "False", debug)
+        if claims.get("confcom-simulated", False) is not False and not self.allow_simulated:
+            raise _refused("confcom-simulated", "absent or False", claims["confcom-simulated"])
+        status = claims.get("confcom-tcb-status", claims.get("attester_tcb_status"))
+        if status is None and not self.require_tcb:
+            return
+        if status not in self.accept_tcb:
+            raise _refused("confcom-tcb-status", " or ".join(self.accept_tcb), status)
+
+    @staticmethod
+    def _one_of(claims: Mapping[str, Any], name: str, expected: list[Any]) -> None:
+        found = claims.get(name)
+        if expected and not any(type(found) is type(value) and found == value for value in expected):
+            raise _refused(name, " or ".join(str(value) for value in expected), found)
+
+
+def _refused(name: str, expected: str, found: object) -> TokenRefused:
+    return TokenRefused(f"the claim {name!r} is {found!r}, expected {expected}")
+
+
+def _of_ear(claims: Mapping[str, Any]) -> dict[str, Any]:
+    """What an EAR of ours says of its one submodule."""
+    modules = claims["submods"]
+    if len(modules) != 1 or not isinstance(module := next(iter(modules.values())), dict):
+        raise TokenRefused(f"the EAR has {len(modules)} submodules, expected one")
+    evidence = module.get("ear.veraison.annotated-evidence")
+    # Simulated evidence is never affirmed; whether it is allowed, the claim decides.
+    simulated = isinstance(evidence, dict) and evidence.get("confcom-simulated") is True
+    if module.get("ear.status") not in (2, "affirming") and not simulated:
+        raise _refused("ear.status", "affirming (2)", module.get("ear.status"))
+    found = dict(evidence) if isinstance(evidence, dict) else {}
+    return found | ({"nonce": claims["eat_nonce"]} if "eat_nonce" in claims else {})
+
+
+class _Jwks(msgspec.Struct):
+    keys: list[dict[str, Any]]
+
+
+_JWKS = msgspec.json.Decoder(_Jwks)
+
+
+def _read_key(jwk: Mapping[str, Any], where: str) -> PinnedKey | None:
+    """One key; None for kinds that sign no tokens."""
+    kind = jwk.get("kty")
+    if kind not in ALGORITHMS or jwk.get("use", "sig") != "sig":
+        return None
+    try:
+        if chain := jwk.get("x5c"):
+            certificate = x509.load_der_x509_certificate(base64.b64decode(chain[0], validate=True))
+            public: Any = certificate.public_key()
+            until: datetime | None = certificate.not_valid_after_utc.astimezone(UTC)
+        else:
+            until = None
+            public = (RSAKey if kind == "RSA" else ECKey).import_key(dict(jwk)).public_key
+        key_id = jwk.get("kid", "")
+        if not isinstance(key_id, str):
+            raise ValueError("kid is no string")
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, JoseError) as error:
+        raise FormatError(f"cannot be read: {error}", structure="JWKS", field=where) from None
+    return PinnedKey(key_id, kind, public, until)
