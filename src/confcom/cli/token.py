@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from confcom.cli.exit_codes import ExitCode, exit_code
-from confcom.cli.inputs import parse_hex, parse_time, printable, read_input
+from confcom.cli.options import STREAM, json_option
+from confcom.cli.outputs import print_json, printable
 from confcom.errors import ConfcomError, ConfigError
-from confcom.tokens.jws import MAX_TOKEN
-from confcom.tokens.verification import MAX_KEY_SET, KeySet, TokenPolicy, verify_token
 
-_FILE = click.Path(path_type=Path, allow_dash=True)
+if TYPE_CHECKING:
+    from confcom.tokens.verification import TokenPolicy
 
 
 @click.group()
@@ -24,8 +22,8 @@ def token() -> None:
 
 
 @token.command("inspect")
-@click.argument("file", type=_FILE, metavar="TOKEN")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.argument("file", type=STREAM, metavar="TOKEN")
+@json_option
 @click.pass_context
 def inspect_token(context: click.Context, file: Path, as_json: bool) -> None:
     """Show header and claims of TOKEN, as `confcom inspect` does. Nothing is verified."""
@@ -35,8 +33,8 @@ def inspect_token(context: click.Context, file: Path, as_json: bool) -> None:
 
 
 @token.command("verify")
-@click.argument("file", type=_FILE, metavar="TOKEN")
-@click.option("--keys", metavar="JWKS", type=_FILE, required=True, help="File with the issuer's keys, got over TLS.")
+@click.argument("file", type=STREAM, metavar="TOKEN")
+@click.option("--keys", metavar="JWKS", type=STREAM, required=True, help="File with the issuer's keys, got over TLS.")
 @click.option("--issuer", metavar="URL", required=True, help="Who must have issued it (claim iss).")
 @click.option("--mr-enclave", metavar="HEX", multiple=True, help="Accept this build. Repeatable.")
 @click.option("--mr-signer", metavar="HEX", multiple=True, help="Accept this signer. Repeatable.")
@@ -48,13 +46,18 @@ def inspect_token(context: click.Context, file: Path, as_json: bool) -> None:
 @click.option("--allow-debug", is_flag=True, help="Accept debug enclaves and TDs, whose memory is open.")
 @click.option("--allow-simulated", is_flag=True, help="Accept simulated evidence, for which no hardware vouches.")
 @click.option("--at", metavar="RFC3339", help="Judge as of this time. Default: now.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@json_option
 def verify(file: Path, keys: Path, issuer: str, at: str | None, as_json: bool, **expected: Any) -> int:  # noqa: ANN401
     """Verify TOKEN with keys from a file, without a network, and check its claims.
 
     Accepted (exit 0) means: signed by a key of the file, of this issuer, in force at the time, debug off, and every
     expectation given here met.
     """
+    from confcom.cli.exit_codes import ExitCode, exit_code
+    from confcom.cli.inputs import parse_time, read_input
+    from confcom.tokens.jws import MAX_TOKEN
+    from confcom.tokens.verification import MAX_KEY_SET, KeySet, verify_token
+
     try:
         now = parse_time(at, "--at")
         text = read_input(file, MAX_TOKEN, "token").decode("ascii", "replace").strip()
@@ -66,10 +69,10 @@ def verify(file: Path, keys: Path, issuer: str, at: str | None, as_json: bool, *
     except ConfcomError as error:
         if not as_json:
             raise
-        click.echo(json.dumps({"accepted": False, "error": error.as_dict()}, indent=2))
+        print_json({"accepted": False, "error": error.as_dict()})
         return exit_code(error)
     if as_json:
-        click.echo(json.dumps({"accepted": True, "claims": dict(verified.claims), "key": verified.key.key_id}, indent=2))
+        print_json({"accepted": True, "claims": dict(verified.claims), "key": verified.key.key_id})
     else:
         _show(claims, verified.key.key_id, now)
     return ExitCode.OK
@@ -79,6 +82,8 @@ def _bare(text: str) -> str:
     """The token of an answer of the service (`{"token": …}`), or the text itself."""
     if not text.startswith("{"):
         return text
+    import json
+
     try:
         found = json.loads(text).get("token")
     except (ValueError, RecursionError, AttributeError):
@@ -96,6 +101,9 @@ def _policy(
     accept_tcb: str,
     **others: Any,  # noqa: ANN401 - as the policy has them
 ) -> TokenPolicy:
+    from confcom.cli.inputs import parse_hex
+    from confcom.tokens.verification import TokenPolicy
+
     return TokenPolicy(
         mr_enclave=tuple(parse_hex(value, "--mr-enclave", most=32) for value in mr_enclave),
         mr_signer=tuple(parse_hex(value, "--mr-signer", most=32) for value in mr_signer),
