@@ -12,7 +12,7 @@ from confcom.admission.findings import Findings
 from confcom.admission.pod_json import Container, Json, json_object
 from confcom.errors import FormatError
 from confcom.protocols.admission import HELPER
-from confcom.protocols.epc import CANONICAL, ENCLAVE, EPC_UNITS, MIB, PROVISION, parse_quantity
+from confcom.protocols.epc import CANONICAL, ENCLAVE, EPC_UNITS, MIB, PROVISION, parse_quantity, start_parts
 
 MAX_MIB = 1 << 26
 """64 TiB: a larger amount is a mistake in the unit."""
@@ -247,13 +247,7 @@ def pod_epc(amounts: Iterable[tuple[Container, int]]) -> int:
     Init containers run one at a time before the others, so the largest counts. A sidecar keeps running, so it counts
     beside everything that starts after it.
     """
-    largest_start = sidecars = together = 0
-    for container, amount in amounts:
-        if container.kind == "containers":
-            together += amount
-        elif container.is_sidecar:
-            sidecars += amount
-            largest_start = max(largest_start, sidecars)
-        elif container.kind == "initContainers":
-            largest_start = max(largest_start, sidecars + amount)
-    return max(together + sidecars, largest_start)
+    found = list(amounts)
+    together = sum(amount for container, amount in found if container.kind == "containers")
+    starts = [(amount, one.is_sidecar) for one, amount in found if one.kind == "initContainers"]
+    return together + sum(start_parts(together, starts))

@@ -1,7 +1,8 @@
 """A simulated SGX node: a folder that looks like a host with the EPC that was declared, for work without hardware.
 
-The same code that looks at real hosts looks at this folder. Its devices are ordinary files; the one for enclaves holds
-the simulated machine, so what runs in a container that was granted it stands on this node's machine.
+The code for real hosts reads this folder as well. Its devices are ordinary files; the one for enclaves holds the
+simulated machine, so enclaves in a container that was granted it run on this node's machine. A simulated enclave maps
+that file, as a real one maps the device: that takes part in the counting of EPC, and costs no memory.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def _write(root: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         path = root / name
         if _reads(path, content):
-            continue  # the same file stays: what containers have mapped of it is known by its inode
+            continue  # the same file stays: what containers have mapped of it is identified by its inode
         path.parent.mkdir(parents=True, exist_ok=True)
         # In one step: containers may hold the present file, and must not see half of the next.
         draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
@@ -85,11 +86,6 @@ def _reads(path: Path, content: bytes) -> bool:
         return path.read_bytes() == content
     except FileNotFoundError:
         return False
-
-
-# --- Enclave memory of a simulated enclave: addresses mapped from the device's stand-in, as a real one ma ---
-#
-# It takes part in the counting of EPC and nothing else. Nothing is read or written there, so it costs no memory.
 
 
 MAX_MAPPINGS = 60_000

@@ -42,7 +42,7 @@ class DraDevices:
     namespaces: Collection[str] = ()
 
     def offered(self, pool: EpcPool, node: SgxNode) -> tuple[SharedDevice, ...]:
-        """The devices that claims may have now; none of those whose driver's device is away."""
+        """The devices that claims may have now: those of which the driver's device is there."""
         epc = [] if node.obstacles else [self._epc(section, pool, node) for section in pool.sections if section.units]
         if self.holders and not node.why_missing("provision"):
             epc.append(
@@ -62,10 +62,10 @@ class DraDevices:
     def grant(
         self, chosen: Sequence[AllocatedDevice], node: SgxNode, *, namespace: str
     ) -> tuple[ContainerAllocateResponse, ...]:
-        """What each chosen device brings into the containers of a claim that lives in `namespace`, in order.
+        """What each chosen device brings into the containers of a claim in `namespace`, in order.
 
-        Devices of one request come together, so each of them says the request's whole amount. A `PolicyError` for what
-        the claim may not have.
+        Devices of one request come together, so each of them states the request's whole amount. A `PolicyError` for
+        what the claim may not have.
         """
         return tuple(self._grant(device, chosen, node, namespace) for device in chosen)
 
@@ -110,7 +110,10 @@ def _epc_name(section: PoolSection) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CdiFolder:
-    """Files named after `prefix` and the claim's UID. What is there survives this process: it is its memory too."""
+    """The runtime's CDI folder: one file of ours per claim, named after `prefix` and the claim's UID.
+
+    The files survive this process, and are the record of what is prepared.
+    """
 
     path: Path
     prefix: str
@@ -118,7 +121,7 @@ class CdiFolder:
     def write(self, uid: str, content: bytes) -> None:
         """Make the claim's file, or replace it, in one step; `PlatformUnavailable` if that cannot be done."""
         target = self._file(uid)
-        # The runtime reads *.json only: a draft is nothing to it, even after a crash.
+        # The runtime reads *.json only: it ignores a draft, even after a crash.
         draft = target.with_name(f".{target.stem}.{secrets.token_hex(4)}")
         try:
             self.path.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,11 @@
-"""The pool of EPC that a node offers, in whole MiB: sizes, reserve, overcommit, ids, and which units go together.
+"""EPC of a node: its sections as the host shows them, the pool of units of 1 MiB, and how the pool is published.
 
-The pool is planned from what was found; it is the only place that turns bytes of EPC into units. Each unit's id is four
-characters of a fixed alphabet: the NUMA node, then the unit's number there. So an id means the same after every
-restart, and the kubelet's books stay right.
+Sizes come from sysfs (Linux 5.17 and later), else from CPUID, read from the kernel's file /dev/cpu/0/cpuid (module
+`cpuid`, root), which knows no NUMA nodes. `missing` says why a host has no EPC that could be counted.
+
+The pool is the only place that turns bytes of EPC into units. Each unit's id is four characters of a fixed alphabet:
+the NUMA node, then the unit's number there. So an id means the same after every restart, and the kubelet's books stay
+right.
 """
 
 from __future__ import annotations
@@ -18,13 +21,6 @@ from typing import Literal, TypeAlias
 from confcom.devices.host import Host
 from confcom.errors import ConfigError
 from confcom.protocols.kubelet import MAX_MESSAGE, list_and_watch_size
-
-# --- How much EPC a host has, and on which NUMA node: from sysfs (Linux 5.17 and later), else from CPUID  ---
-#
-# CPUID is read from the kernel's file /dev/cpu/0/cpuid (module `cpuid`, root), because this project runs no machine
-# code of its own; it knows no NUMA nodes. A host that has neither has no EPC that we could count, and `missing` says
-# why.
-
 
 NODES = "/sys/devices/system/node"
 CPUID = "/dev/cpu/0/cpuid"
@@ -140,7 +136,7 @@ class PoolSection:
 
 @dataclass(frozen=True, slots=True)
 class EpcPool:
-    """All of it. `reserve_mib` was taken away before the overcommit ratio was applied."""
+    """All sections. `reserve_mib` was subtracted before the overcommit ratio was applied."""
 
     sections: tuple[PoolSection, ...]
     reserve_mib: int = 0
@@ -157,7 +153,7 @@ class EpcPool:
         return sum(section.units for section in self.sections)
 
     def without(self, held: Mapping[int | None, int]) -> EpcPool:
-        """The same, less the units per NUMA node that are in use by other ways."""
+        """The pool less the units per NUMA node that pods hold by another publisher."""
         left = [replace(one, units=max(0, one.units - held.get(one.numa_node, 0))) for one in self.sections]
         return replace(self, sections=tuple(left))
 
@@ -207,16 +203,15 @@ def _cost(started: bool, free: int, missing: int, name: str) -> tuple[bool, bool
     return (not enough, not started, free if enough else -free, name)
 
 
-# --- One device per MiB, or an amount in the node's status: which of the two suits a node, and why. Or cl ---
-#
-# Measured on kubelet 1.36 (docs/explanation/epc.md): after its restart it spends 70 to 120 ns per device and
-# allocated device before it admits pods again. 3072 units, all in use, stay under 2 s on a busy machine of 2 cores;
-# 16384 take half a minute. The message limit comes much later.
-
-
 DEFAULT_UNIT_LIMIT = 3072
+"""Devices of 1 MiB up to which `auto` publishes devices.
+
+Measured on kubelet 1.36 (docs/explanation/epc.md): after its restart it spends 70 to 120 ns per device and allocated
+device before it admits pods again. 3072 units, all in use, stay under 2 s on a busy machine of 2 cores; 16384 take half
+a minute. The limit of a message comes much later.
+"""
 MAX_UNIT_LIMIT = 180_000
-"""Units whose message stays under the kubelet's limit, NUMA nodes included."""
+"""Units of which a message stays under the kubelet's limit, NUMA nodes included."""
 
 PublisherName: TypeAlias = Literal["auto", "devices", "node-status", "dra"]
 
@@ -232,7 +227,7 @@ class PublisherChoice:
 def choose_publisher(
     pool: EpcPool, *, wanted: PublisherName = "auto", unit_limit: int = DEFAULT_UNIT_LIMIT, topology: bool = False
 ) -> PublisherChoice:
-    """Settle `auto` by the size; `ConfigError` if devices were asked for and the kubelet could not take them."""
+    """Resolve `auto` by the size; `ConfigError` if devices were asked for and the kubelet could not take them."""
     size = list_and_watch_size(pool.units, ID_LENGTH, topology=topology)
     match wanted:
         case "node-status" | "dra":

@@ -1,4 +1,4 @@
-"""The host's file system: the only way to /dev, /proc and /sys for what looks at a node.
+"""The host's file system: how everything here reads /dev, /proc and /sys of a node.
 
 Paths are given as the host knows them (`/dev/sgx_enclave`); `root` is where this process sees the host's root. Symlinks
 are resolved inside that root, so an absolute link of the host never leads out of it.
@@ -44,7 +44,7 @@ class DeviceFile:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A host whose root is seen at `root`. `stand_ins` lets ordinary files play devices: a simulated node only."""
+    """A host with its root mounted at `root`. `stand_ins`: ordinary files count as devices (simulated nodes only)."""
 
     root: Path = Path("/")
     stand_ins: bool = False
@@ -52,7 +52,7 @@ class Host:
     def outside(self, path: str) -> str:
         """The path under which the node's own programs (kubelet, container runtime) find a device.
 
-        A simulated node is a folder of the real one; otherwise `root` is merely where we see the host's root.
+        A simulated node is a folder of the real one; otherwise `root` is only where this process has the host's root.
         """
         return str(self.root / path.lstrip("/")) if self.stand_ins else path
 
@@ -97,7 +97,7 @@ class Host:
         return ""
 
     def kind(self, path: str) -> str:
-        """What stands at a path or at the end of its symlinks, in words."""
+        """What is at a path or at the end of its symlinks, in words."""
         status = self.status(path)
         if status is None:
             return "a link to nothing" if self._inside(path).is_symlink() else "not there"
@@ -143,7 +143,7 @@ class Host:
         return None
 
     def status(self, path: str) -> os.stat_result | None:
-        """What the file system says of a file at a path or at the end of its symlinks; None if there is none."""
+        """The status of the file at a path or at the end of its symlinks; None if there is none."""
         true = self.resolve(path)
         if true is None:
             return None

@@ -75,7 +75,7 @@ class MiscCgroup:
     def limit(self, group: str, size: int) -> bool:
         """Make the kernel hold a container to `size` bytes; whether that changed anything.
 
-        `PlatformError` says why it cannot be done; a group that is gone meanwhile is nothing to complain of.
+        `PlatformError` says why it cannot be done; a group that vanished meanwhile is no error.
         """
         present = self.host.read(f"{group}/misc.max")
         if present is None:
@@ -98,7 +98,7 @@ class MiscCgroup:
 
 
 def find_misc(host: Host) -> MiscCgroup | None:
-    """The hierarchy whose root counts EPC; None where the kernel does not."""
+    """The hierarchy in which the kernel counts EPC; None where it does not."""
     for mount in MOUNTS:
         text = host.read(f"{mount}/misc.capacity")
         capacity = None if text is None else parse_amounts(text).get(RESOURCE)
@@ -114,16 +114,14 @@ def _containers(host: Host, mount: str) -> Iterator[tuple[str, str]]:
         visited += 1
         owner = parse_cgroup(group.encode(errors="replace"))
         if owner.container is not None:
-            # Its limit holds for all that it contains.
+            # Its limit covers everything below it.
             yield group, owner.container
         elif depth < MAX_DEPTH:
             waiting += [(f"{group}/{name}", depth + 1) for name in host.folders(group)]
 
 
-# --- How much the kernel works to free EPC: the processor time of its thread `ksgxd`, which pages enclaves out --------
-
-
 THREAD = b"ksgxd"
+"""The kernel's thread that pages enclaves out: its processor time is what freeing EPC costs."""
 _PARENT = 2
 """kthreadd, the parent of all threads of the kernel."""
 PATIENCE = 60
@@ -131,7 +129,7 @@ PATIENCE = 60
 
 
 class ReclaimThread:
-    """Finds the thread once and then reads its line; looked for again now and then when it is not there."""
+    """Finds the thread once and then reads its line; searches again every `PATIENCE` looks while it is not there."""
 
     def __init__(self, host: Host) -> None:
         self._host = host

@@ -1,7 +1,11 @@
-"""EPC as an amount in the node's status: what the status should say, whether it does, and the patch if not.
+"""EPC as an amount in the node's status: what the status should say, the patch if it differs, and when it must wait.
 
-Pure. The kubelet makes `allocatable` equal to `capacity` for resources that it does not know itself, so both say what
-may be requested: reserve taken off, overcommit applied. The true size is a label.
+The kubelet makes `allocatable` equal to `capacity` for resources that it does not know itself, so both say what may be
+requested: reserve subtracted, overcommit applied. The true size is a label.
+
+A node that published EPC as devices before cannot offer it as an amount at once: the kubelet keeps the resource for
+five minutes after its plugin has gone, longer while a pod holds devices, and fails pods that request it ("no healthy
+devices present"). Its checkpoint shows that, and nothing else does (Kubernetes 1.36, cm/devicemanager).
 """
 
 from __future__ import annotations
@@ -59,7 +63,7 @@ class EpcAmount:
         }
 
     def _withdrawal(self, status: NodeStatus) -> Mapping[str, object]:
-        # Capacity alone can be what the kubelet remembers of an earlier plugin: nobody can request that.
+        # Capacity alone can be what the kubelet remembers of an earlier plugin: pods cannot request that.
         offered = status.allocatable.get(self.resource)
         if offered is None or _says(offered, 0):
             return {}
@@ -73,14 +77,6 @@ def _says(text: str | None, units: int) -> bool:
         return parse_quantity(text) == units
     except FormatError:
         return False
-
-
-# --- What the kubelet's device manager remembers of a resource: as long as it does, it lets no pod have i ---
-#
-# A node that published EPC as devices before cannot offer it as an amount at once. The kubelet keeps the resource for
-# five minutes after its plugin has gone, longer while a pod holds devices, and fails pods that ask for it ("no
-# healthy devices present"). Its checkpoint says so; it is the one sign that there is (Kubernetes 1.36,
-# cm/devicemanager).
 
 
 CHECKPOINT = "kubelet_internal_checkpoint"

@@ -1,11 +1,15 @@
 """Finds the processes of a host that have enclave memory mapped: one pass over /proc.
 
-Most processes have none, so each costs one read of its maps and a search. A candidate is then read again through a
-handle on its /proc folder, which stays with that process whatever becomes of its number.
+Linux counts no EPC per process or container. It shows which addresses a process has mapped from the SGX driver: an
+upper bound of the EPC in use, because a page may never have been added, or be paged out. A limit can be compared with
+that bound, because every one of these pages may be used at any moment.
 
-A mapped file is the enclave device if it has that device's number. The kernel tells so through /proc/PID/map_files
-(CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN) or /proc/PID/root (CAP_SYS_PTRACE, which reading maps needs as well). On a
-simulated node the device is an ordinary file, and what counts is that very file.
+Most processes have none, so each costs one read of its maps and a search. A candidate is then read again through a
+handle on its /proc folder, which stays with that process even if its number is reused.
+
+A mapped file is the enclave device if it has that device's number. The kernel shows the number through
+/proc/PID/map_files (CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN) or /proc/PID/root (CAP_SYS_PTRACE, which reading maps
+needs as well). On a simulated node the device is an ordinary file, and that very file counts.
 """
 
 from __future__ import annotations
@@ -22,15 +26,13 @@ from typing import TypeAlias
 from confcom.devices.host import Host
 from confcom.devices.sgx_node import ENCLAVE_PATHS, LEGACY_PATH
 
-# --- Whose a process is: pod and container, from the text of /proc/PID/cgroup; pure -----------------------------------
-#
-# Every form in use is known: cgroup v1 and v2, the kubelet's cgroupfs and systemd drivers, the ids of containerd,
-# CRI-O and Docker, and paths as a reader in a cgroup namespace of its own sees them (`/../…`). What stands below the
-# container's own cgroup (a systemd or a Docker inside it) still belongs to the container.
+# Pod and container of a process, from the text of /proc/PID/cgroup. The forms are those of cgroup v1 and v2, of the
+# kubelet's cgroupfs and systemd drivers, the ids of containerd, CRI-O and Docker, and paths as a reader in a cgroup
+# namespace of its own sees them (`/../…`). Cgroups below the container's own (of a systemd or a Docker inside it) still
+# belong to the container.
 #
 # A user can name cgroups below the ones that systemd delegates to it, so a name counts only where root made it: a
 # pod's in the path of the kubelet, and neither a pod's nor a container's below a user's slice or a service.
-
 
 MAX_CGROUP = 16 * 1024
 """Bytes of the file that are looked at."""
@@ -63,7 +65,7 @@ NOBODY = CgroupOwner()
 
 
 def parse_cgroup(data: bytes) -> CgroupOwner:
-    """The owner of a process whose /proc/PID/cgroup reads so. A process of the host is `NOBODY`'s."""
+    """The owner of a process, from its /proc/PID/cgroup; `NOBODY` for a process outside pods and containers."""
     owner = NOBODY
     for line in data[:MAX_CGROUP].splitlines():
         path = line.split(b":", 2)[-1]
@@ -81,12 +83,9 @@ def parse_cgroup(data: bytes) -> CgroupOwner:
     return owner
 
 
-# --- Which address ranges of a process are enclaves, from the text of /proc/PID/maps; pure. proc_pid_maps(5) ----------
-#
-# A line names the file that is mapped by the device of its file system and its inode, and by the path that the
-# process itself sees. It does not say which device a device file stands for: whoever reads the process asks the
-# kernel for that.
-
+# Address ranges of enclaves, from the text of /proc/PID/maps (proc_pid_maps(5)). A line names the mapped file by the
+# device of its file system and its inode, and by the path that the process itself sees. It does not show the number of
+# a device file: `_Pass` asks the kernel for that.
 
 MAX_MAPS = 8 << 20
 """Bytes of one process's maps: the kernel's 65530 mappings with paths of usual length."""
@@ -194,13 +193,6 @@ def size(ranges: Iterable[Range]) -> int:
     return sum(end - start for start, end in ranges)
 
 
-# --- How much enclave memory each container's processes map; pure -----------------------------------------------------
-#
-# Linux counts no EPC per process or container. What it shows is which addresses a process has mapped from the SGX
-# driver; that is an upper bound of the EPC in use: a page may never have been added, or be paged out. It is the bound
-# that a limit can be held against, because every one of these pages may be used at any moment.
-
-
 @dataclass(frozen=True, slots=True)
 class EnclaveProcess:
     """A process with enclave memory. `image` tells programs apart (`program_image`).
@@ -226,11 +218,11 @@ class EnclaveUse:
 
 
 def count_use(processes: Iterable[EnclaveProcess]) -> Mapping[CgroupOwner, EnclaveUse]:
-    """Add up per owner; each address once, and what fork() handed down only at the parent.
+    """Add up per owner; each address once, and what fork() passed on only at the parent.
 
     A child that was forked has its parent's enclaves at the same addresses, and they are the same pages of EPC. A
-    program that was started anew may have another enclave at equal addresses; it is known by its stack's place. Where
-    that cannot be told, the child counts in full: the sum stays an upper bound.
+    program that was started by exec() may have another enclave at equal addresses; its stack is at another place. Where
+    that is not known, the child counts in full: the sum stays an upper bound.
     """
     found = list(processes)
     by_pid = {process.pid: process for process in found}
@@ -247,16 +239,13 @@ def count_use(processes: Iterable[EnclaveProcess]) -> Mapping[CgroupOwner, Encla
     return {owner: EnclaveUse(*numbers) for owner, numbers in sums.items()}
 
 
-# --- The line of /proc/PID/stat, as far as it is needed here; pure. proc_pid_stat(5) ----------------------------------
-
-
 _PARENT, _USER, _SYSTEM, _START = 1, 11, 12, 19
 """Places after the name: ppid, utime, stime, starttime."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProcessStat:
-    """`ticks` is the processor time used and `started` the start after boot, both in clock ticks."""
+    """A line of /proc/PID/stat (proc_pid_stat(5)); `ticks` of processor time, `started` in ticks after boot."""
 
     name: bytes
     parent: int
@@ -285,7 +274,7 @@ _MAX_DIGITS = 9
 
 @dataclass(frozen=True, slots=True)
 class EnclaveDevice:
-    """What tells the enclave device: its numbers, and the files that are known to be it without asking the kernel."""
+    """What identifies the enclave device: its numbers, and files known to be it without asking the kernel."""
 
     numbers: frozenset[tuple[int, int]]
     files: frozenset[FileIdentity]
@@ -307,7 +296,7 @@ class EnclaveDevice:
 
 @dataclass(frozen=True, slots=True)
 class ProcessesSeen:
-    """One pass. `unreadable` counts processes whose maps were refused to us: their use is not known."""
+    """One pass. `unreadable` counts processes of which the kernel refused the maps: their use is not known."""
 
     enclaves: tuple[EnclaveProcess, ...]
     processes: int
@@ -315,7 +304,7 @@ class ProcessesSeen:
 
 
 class _Pass:
-    """The counters of a pass, and which files were found to be the device."""
+    """One pass over /proc (`proc` is a handle on it): counters, and files that were found to be the device."""
 
     def __init__(self, proc: int, device: EnclaveDevice) -> None:
         self.proc = proc

@@ -49,7 +49,7 @@ class SgxDriver:
 
 @dataclass(frozen=True, slots=True)
 class CpuFlags:
-    """What /proc/cpuinfo says of the first processor: a flag stands when CPU, BIOS and kernel allow the thing."""
+    """Flags of the first processor in /proc/cpuinfo: each is set when CPU, BIOS and kernel allow the feature."""
 
     sgx: bool
     launch_control: bool
@@ -78,7 +78,7 @@ def _find(host: Host, paths: tuple[str, ...]) -> tuple[DriverDevice | None, str]
     for path in paths:
         found = host.device(path)
         if found is not None:
-            # udev's link may lead either way; the driver is the one whose name the true device bears.
+            # udev's link may lead either way; the name of the true device is that of its driver.
             return DriverDevice(found, paths), found.path
     return None, ""
 

@@ -1,4 +1,4 @@
-"""Why something does not work here: questions about this process and its host, each answered with what to do.
+"""Checks of this process and its host: each with what was found, and what to do.
 
 What is missing is a problem only for a process that needs it: an application that uses the quote helper needs neither
 provisioning nor Intel's libraries, and one under Gramine not even a device of its own.
@@ -16,7 +16,7 @@ from confcom.platforms.quoting import ModeDecision, QuoteMode, choose_mode
 
 
 class Level(StrEnum):
-    """How bad an answer is."""
+    """How bad a finding is."""
 
     OK = "ok"
     WARNING = "warning"
@@ -32,7 +32,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One question, by its stable id, and its answer; `advice` is empty when all is well."""
+    """The result of one check, by its stable id; `advice` is empty when all is well."""
 
     id: str
     level: Level
@@ -46,7 +46,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Whom the questions are about: a process of this role and environment on this host."""
+    """What is checked: a process of this role and environment on this host."""
 
     host: Host
     environ: Mapping[str, str]
@@ -105,18 +105,18 @@ class Diagnosis:
 
     @property
     def headline(self) -> str:
-        """What matters: how many problems and warnings, for whom, and the first of them."""
+        """One line: how many problems and warnings, of what process, and the first of them."""
         counts = [
             f"{count} {level.value}{'' if count == 1 else 's'}"
             for level in (Level.PROBLEM, Level.WARNING)
             if (count := sum(finding.level is level for finding in self.findings))
         ]
-        told = f"{' and '.join(counts) or 'no problems'} for {self._whom}"
+        summary = f"{' and '.join(counts) or 'no problems'} for {self._subject}"
         first = next((finding for finding in self.findings if finding.level is not Level.OK), None)
-        return told if first is None else f"{told}; first {first.id}: {first.found}"
+        return summary if first is None else f"{summary}; first {first.id}: {first.found}"
 
     @property
-    def _whom(self) -> str:
+    def _subject(self) -> str:
         where = "on a SIMULATED platform" if self.subject.simulated else "here"
         if self.subject.role is Role.QUOTE_HELPER:
             return f"a quote helper {where}"

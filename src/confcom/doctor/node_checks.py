@@ -1,4 +1,4 @@
-"""Questions about the node: simulated or real, processor, devices and whether this process may open them, EPC."""
+"""Checks of the node: simulated or real, processor, devices and whether this process may open them, EPC."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def simulated_platform(host: Host, environ: Mapping[str, str], role: Role, named
     """
     setting = environ.get("CONFCOM_QUOTE_HELPER_SIMULATED_MACHINE") if role is Role.QUOTE_HELPER else None
     where = Host() if named is not None else host
-    told = named or setting
-    places = [str(Path(told).absolute())] if told else list(ENCLAVE_PATHS)
-    path = next((place for place in places if told or _MACHINE_MARK in (where.read(place) or "")), None)
+    given = named or setting
+    places = [str(Path(given).absolute())] if given else list(ENCLAVE_PATHS)
+    path = next((place for place in places if given or _MACHINE_MARK in (where.read(place) or "")), None)
     if path is None:
         return None
     # Here, because it brings the simulator along.
@@ -198,7 +198,7 @@ def _epc(subject: Subject) -> Finding:
         if not subject.opens_enclaves:
             return subject.missing("epc.size", f"unknown: {epc.missing}", "", needed=False)
         release = kernel_release(subject.host)
-        since = f"The kernel ({release or 'of an unknown release'}) tells since Linux 5.17"
+        since = f"The kernel ({release or 'of an unknown release'}) shows it since Linux 5.17"
         advice = f"{since}; before it, as root, `modprobe cpuid` makes {CPUID} readable."
         return Finding("epc.size", Level.WARNING, f"unknown: {epc.missing}", advice)
     found = _amount(epc)

@@ -1,4 +1,4 @@
-"""Questions about Intel's software in this process: libraries, enclave files, quote provider library, its settings."""
+"""Checks of what quotes need: Intel's libraries and their settings, collateral, and the way to the quote helper."""
 
 from __future__ import annotations
 
@@ -223,12 +223,12 @@ def _remarks(subject: Subject, file: QcnlFile) -> Iterator[_Remark]:
         )
     retries = file.value("retry_times")
     if subject.role is not Role.QUOTE_HELPER and (DEFAULT_RETRIES if retries is None else retries) > MOST_RETRIES:
-        told = f"retry_times is not set, so {DEFAULT_RETRIES}"
+        found = f"retry_times is not set, so {DEFAULT_RETRIES}"
         if retries is not None:
-            told = f"line {lines['retry_times']}: retry_times is {retries}"
+            found = f"line {lines['retry_times']}: retry_times is {retries}"
         yield (
             Level.WARNING,
-            told,
+            found,
             ("An outage of the service blocks quotes for a minute; clients wait 15 s: set retry_times to 0 or 1."),
         )
 
@@ -269,14 +269,11 @@ def _may_write(subject: Subject, folder: str) -> bool:
     return os.access(subject.host.root / folder.lstrip("/"), os.W_OK | os.X_OK)
 
 
-# --- Is the collateral that somebody verifies with genuine and fresh --------------------------------------------------
-
-
 _FETCH = "Fetch fresh collateral (docs/howto/get-collateral.md)."
 
 
 def collateral_finding(path: Path | None, roots: TrustRoots, now: datetime) -> Finding:
-    """For a bundle; the store has a command of its own."""
+    """Whether the collateral of a bundle is genuine and fresh; the store has a command of its own."""
     if path is None:
         return Finding("collateral", Level.OK, "none was named (--collateral); only verifiers need it")
     try:
@@ -290,9 +287,6 @@ def collateral_finding(path: Path | None, roots: TrustRoots, now: datetime) -> F
     if verified.stale(now):
         return Finding("collateral", Level.PROBLEM, f"{found}, out of date at {now:%Y-%m-%dT%H:%M:%SZ}", _FETCH)
     return Finding("collateral", Level.OK, found)
-
-
-# --- Questions about the way to the quote helper: the mode, the socket, who may connect, whether somethin ---
 
 
 DEFAULT_SOCKET = "/var/run/aesmd/aesm.socket"
@@ -331,7 +325,7 @@ def _gramine(subject: Subject) -> Finding:
 
 
 def aesm_findings(subject: Subject, path: str = DEFAULT_SOCKET) -> Iterator[Finding]:
-    """Whether an AESM service can be reached; for the quote helper, whether it can stand there."""
+    """Whether an AESM service can be reached; for the quote helper, whether it can listen there."""
     if subject.role is Role.QUOTE_HELPER:
         yield _folder(subject, str(Path(path).parent))
     true = subject.host.resolve(path)
@@ -354,7 +348,7 @@ def _folder(subject: Subject, folder: str) -> Finding:
     status, uid = place.stat(), os.geteuid()
     found = f"{folder}: user {status.st_uid}, mode {stat.S_IMODE(status.st_mode):04o}; this process is user {uid}"
     if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
-        advice = f"Anybody could put a socket of theirs there: chmod 0755 {folder}"
+        advice = f"Any user could put another socket there: chmod 0755 {folder}"
         return Finding("aesm.folder", Level.PROBLEM, found, advice)
     if not os.access(place, os.W_OK | os.X_OK):
         advice = (
@@ -424,7 +418,7 @@ def _traps(subject: Subject, path: str) -> Iterator[Finding]:
             "aesm.abstract",
             Level.WARNING,
             f"something listens on the abstract socket {ABSTRACT}",
-            "Gramine prefers it to the quote helper, and anybody in this network namespace can bind it: end that "
+            "Gramine prefers it to the quote helper, and any process in this network namespace can bind it: end that "
             "program.",
         )
 

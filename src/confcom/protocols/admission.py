@@ -16,16 +16,12 @@ from confcom.errors import FormatError
 from confcom.protocols import aesm
 from confcom.protocols.epc import ENCLAVE, EPC_UNITS, PROVISION
 
-# --- JSON Patch (RFC 6902) from what a document was to what it shall be; pure -----------------------------------------
-#
-# Only what differs is named, so that whatever the document holds beside it is neither read nor written again.
-
-
 Operation = dict[str, Any]
+"""An operation of JSON Patch (RFC 6902)."""
 
 
 def difference(old: object, new: object) -> list[Operation]:
-    """Operations that make `new` of `old`; both are JSON as decoded, and parts that are the same object are skipped."""
+    """Operations from `old` to `new`, both decoded JSON. Parts that are the same object are skipped."""
     return list(_difference(old, new, ""))
 
 
@@ -70,7 +66,7 @@ MAX_REVIEW = 8 << 20
 MAX_UID = 64
 """Characters; Kubernetes makes UUIDs of 36. It is repeated in the answer."""
 MAX_WARNING = 256
-"""Characters of a warning that reach whoever asked."""
+"""Characters of a warning that kubectl shows."""
 MAX_WARNINGS = 12
 MAX_MESSAGE = 4096
 """Characters of a refusal."""
@@ -165,11 +161,9 @@ def _malformed(message: str) -> FormatError:
     return FormatError(message, structure="AdmissionReview", field="", advice="Only the API server is expected here.")
 
 
-# --- Which pods the API server asks the admission webhook about: the entries of its two configurations, a ---
-#
-# The conditions are evaluated by the API server itself. A pod that does not meet them is never sent, so it is created
-# as if there were no webhook, whether that is up, slow or gone.
-
+# Which pods the API server sends to the webhook: the entries of its two configurations. The API server evaluates their
+# conditions itself. A pod that does not meet them is never sent, so it is created as if there were no webhook, whether
+# that is up, slow or gone.
 
 HELPER = aesm.RESOURCE
 """The resource that brings a container to the quote helper."""
@@ -181,7 +175,7 @@ IN_EVERY_NAME = "sgx"
 MODE_ANNOTATION = "confcom.dev/quote-mode"
 """How the pod's SGX containers get their quotes: `out-of-proc` or `in-proc`."""
 CONTAINER_MODE_PREFIX = "quote-mode.confcom.dev/"
-"""The same for the container whose name follows."""
+"""The same for one container; its name follows."""
 INTEL_ANNOTATION = "sgx.intel.com/quote-provider"
 """`aesmd`, or the name of the container that makes its quotes itself."""
 AESM_VARIABLE = aesm.VARIABLE
@@ -191,7 +185,7 @@ LABEL, LABEL_VALUE = "confcom.dev/uses-sgx", "true"
 """What the mutating webhook puts on each SGX pod, by which the validating one is asked about those alone."""
 
 NAMESPACE_LABEL = "confcom.dev/sgx"
-"""Of namespaces, at `true`: those whose pods the webhook is for, where it is not for all."""
+"""At `true` on a namespace: the webhook is for its pods, where it is not for those of all namespaces."""
 
 CONFIGURATION = "sgx-webhook.confcom.dev"
 """Name of the MutatingWebhookConfiguration, and of the ValidatingWebhookConfiguration."""
@@ -247,8 +241,8 @@ def validating_webhooks(
 ) -> list[Entry]:
     """Entries of the ValidatingWebhookConfiguration, which sees what every mutation has made of a pod.
 
-    The API server makes a pod readable for CEL anew for each webhook, which is all that ordinary pods ever pay. Here it
-    need not: a label is looked at first, and without ours, nothing more.
+    The API server converts a pod for CEL once per webhook, which is all that the webhook costs ordinary pods. Here it
+    need not: it looks at the label first, and at nothing else of a pod without it.
     """
     pods, debug = _entries(client.config(VALIDATE_PATH), ca_bundle, labelled=labelled)
     return [pods | {"objectSelector": {"matchLabels": {LABEL: LABEL_VALUE}}}, debug]
@@ -275,7 +269,7 @@ def _entry(name: str, client: Entry, operation: str, resource: str, condition: s
         "name": f"{name}.{CONFIGURATION}",
         "admissionReviewVersions": ["v1"],
         "clientConfig": client,
-        # An SGX pod that nobody could complete had better not exist: it would run without its device.
+        # An SGX pod that the webhook could not complete must not be created: it would run without its device.
         "failurePolicy": "Fail",
         "matchPolicy": "Equivalent",
         "sideEffects": "None",

@@ -45,7 +45,7 @@ class SharedDevice:
 
 @dataclass(frozen=True, slots=True)
 class AllocatedDevice:
-    """One device that the scheduler chose for a claim. `amounts` of capacities; `share` tells sharers apart."""
+    """One device that the scheduler chose for a claim. `amounts` of capacities; `share` identifies the sharer."""
 
     request: str
     pool: str

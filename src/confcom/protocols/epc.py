@@ -1,13 +1,13 @@
 """What pods and nodes of the Kubernetes API say about EPC; pure, from the API's JSON.
 
-Everything else in these objects is passed over. Objects come from an API server, but what is in them was written by
-whoever may create pods, so nothing is taken for granted but the JSON.
+Everything else in these objects is ignored. Objects come from an API server, but every user who may create pods wrote
+some of their content, so nothing is assumed but that they are JSON.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, TypeVar
@@ -15,9 +15,6 @@ from typing import Any, TypeVar
 import msgspec
 
 from confcom.errors import FormatError
-
-# --- Kubernetes' notation of amounts, such as `10Mi` or `1k`; pure ----------------------------------------------------
-
 
 _SUFFIXES: Mapping[str, Fraction] = {
     "n": Fraction(1, 10**9), "u": Fraction(1, 10**6), "m": Fraction(1, 1000), "": Fraction(1),
@@ -38,9 +35,6 @@ def parse_quantity(text: str) -> Fraction:
     sign, digits, exponent, suffix = match.groups()
     scale = Fraction(10) ** int(exponent) if exponent else _SUFFIXES[suffix or ""]
     return Fraction(digits) * scale * (-1 if sign == "-" else 1)
-
-
-# --- How pods say how much EPC they want: every resource name in use, and its unit; pure ------------------------------
 
 
 MIB = 1 << 20
@@ -69,6 +63,25 @@ def requested_epc(amounts: Mapping[str, str], units: Mapping[str, int] = EPC_UNI
     """
     found = [bytes_of(name, amount, units) for name, amount in amounts.items() if name in units]
     return max((size for size in found if size is not None), default=None)
+
+
+def start_parts(together: int, starts: Iterable[tuple[int, bool]]) -> list[int]:
+    """What each init container adds to what the scheduler counts for a pod; `together` is that of its containers.
+
+    Init containers run one after another before the others, so the largest counts, and only with what exceeds all the
+    others. A sidecar (the second of each pair) stays, so it counts in full, beside all that start after it.
+    """
+    parts: list[int] = []
+    sidecars = most = largest = 0
+    for number, (size, stays) in enumerate(starts):
+        parts.append(size if stays else 0)
+        if stays:
+            sidecars += size
+        elif sidecars + size > most:
+            most, largest = sidecars + size, number
+    if (excess := most - together - sidecars) > 0:
+        parts[largest] = excess
+    return parts
 
 
 def bytes_of(name: str, amount: str, units: Mapping[str, int] = EPC_UNITS) -> int | None:
@@ -325,20 +338,8 @@ def _claims(container: _Container, names: dict[str, str | None]) -> Iterator[str
 
 
 def _scheduled(spec: _Spec) -> dict[str, int]:
-    """Bytes by container: containers and sidecars together, or an init container with the sidecars before it.
-
-    The scheduler takes the larger. Where that is an init container, it counts with what exceeds all the others.
-    """
-    found = {one.name: _requested(one) or 0 for one in spec.containers or ()}
-    sidecars = most = 0
-    largest = ""
-    for one in spec.init_containers or ():
-        size = _requested(one) or 0
-        if one.restartPolicy == "Always":
-            sidecars += size
-            found[one.name] = size
-        elif sidecars + size > most:
-            most, largest = sidecars + size, one.name
-    if (excess := most - sum(found.values())) > 0:
-        found[largest] = excess
-    return found
+    """Bytes that the scheduler counts, by container."""
+    containers, starts = spec.containers or [], spec.init_containers or []
+    sizes = [_requested(one) or 0 for one in containers]
+    parts = start_parts(sum(sizes), [(_requested(one) or 0, one.restartPolicy == "Always") for one in starts])
+    return dict(zip((one.name for one in (*containers, *starts)), (*sizes, *parts), strict=True))

@@ -210,7 +210,7 @@ def test_enclave_memory_that_nobody_tells(host: Path) -> None:
     write(host, "proc/sys/kernel/osrelease", "5.15.0-1064-azure\n")
     finding = findings(host)["epc.size"]
     assert finding.level is Level.WARNING
-    assert "The kernel (5.15.0-1064-azure) tells since Linux 5.17" in finding.advice
+    assert "The kernel (5.15.0-1064-azure) shows it since Linux 5.17" in finding.advice
 
 
 def test_no_enclave_memory(host: Path) -> None:

@@ -26,7 +26,7 @@ class DevicePluginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     host_root: str = "/"
     """Where this process sees the host's root directory."""
     simulated_machine: str | None = None
-    """File of the simulated machine that enclaves on this node stand on."""
+    """File of the simulated machine on which this node's enclaves run."""
     simulated_epc: str = "168Mi"
     """EPC of the simulated node: one size per NUMA node, with commas between."""
     simulated_node: str = "/var/lib/confcom/simulated-node"
@@ -52,7 +52,7 @@ class DevicePluginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     provision_resource: str = PROVISION
     """Name of the provisioning device's resource."""
     provision_limit: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 0
-    """Containers that may hold the provisioning device at a time; 0 means that nobody is ever given it."""
+    """Containers that may hold the provisioning device at a time; 0: no container gets it."""
     provision_namespaces: str = ""
     """Namespaces whose pods may hold it, with commas between; `*` leaves the choice to admission control."""
 
@@ -65,7 +65,7 @@ class DevicePluginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """MiB of EPC for each of the node's two quote helpers (the present one and a successor), which applications cannot
     request: the resource `sgx.confcom.dev/quote-helper-epc`, with both SGX devices. 0: there is no such resource."""
     helper_namespace: str = "confcom-system"
-    """Namespace of the quote helper, whose pods alone may have that resource."""
+    """Namespace of the quote helper: only its pods may have that resource."""
     helper_limit: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 256
     """Containers that may have it at a time."""
     helper_patience: _Seconds = PATIENCE
@@ -104,7 +104,7 @@ class DevicePluginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """Most seconds between two attempts."""
 
     def check(self) -> None:
-        """What one field alone cannot tell; `ConfigError` says what is wrong."""
+        """Check what depends on several fields; `ConfigError` says what is wrong."""
         names = (self.resource, self.enclave_resource, self.provision_resource, self.helper_resource, HELPER_EPC)
         for name in names:
             _check_resource(name)

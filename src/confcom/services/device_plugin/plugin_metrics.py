@@ -1,4 +1,4 @@
-"""Metrics of the device plugin, by name, on a registry that the caller brings. An Observer like the log."""
+"""Events of the device plugin, and the log and the metrics that observe them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any, TypeAlias
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge
-
-# --- What the device plugin tells of itself: events, to which a log and metrics listen --------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +79,7 @@ class DevicePluginMetrics:
         }
 
     def observe(self, event: PluginEvent) -> None:
-        """Count an event; those that nobody counts pass."""
+        """Count an event, if a metric counts events of its name."""
         count = self._by_event.get(event.name)
         if count is not None:
             count(event.resource, event.fields)

@@ -42,7 +42,7 @@ class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     host_root: str = "/"
     """Where this process sees the host's /proc, /sys and /dev."""
     simulated_node: str = ""
-    """Folder of a simulated node, whose device is a file; empty on real ones."""
+    """Folder of a simulated node, where the device is a file; empty on real ones."""
     resource: str = CANONICAL
     """Name of the EPC resource that the node publishes, counted in MiB."""
 
@@ -61,7 +61,7 @@ class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Let the kernel hold containers to their requests: where it can, never, or `on`: not ready where it cannot."""
 
     def check(self) -> None:
-        """What one field alone cannot tell; `ConfigError` says what is wrong."""
+        """Check that the node is named; else a `ConfigError`."""
         if not self.node_name:
             raise ConfigError(
                 "which node is this?",

@@ -192,7 +192,7 @@ def _remove_remains(path: Path) -> None:
 
 
 def inode(path: Path) -> tuple[int, int] | None:
-    """Device and inode of what stands at a path, links not followed; None where nothing does.
+    """Device and inode of what is at a path, links not followed; None where nothing is.
 
     A listening socket keeps its inode from being reused, so the numbers identify it.
     """
@@ -250,7 +250,7 @@ async def settle() -> None:
 
 
 def available_descriptors() -> int:
-    """The soft limit of open files less those that are open; the limit alone where /proc cannot tell."""
+    """The soft limit of open files less those that are open; the limit alone where /proc cannot be read."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         used = sum(1 for _ in Path("/proc/self/fd").iterdir())
