@@ -29,6 +29,7 @@ from confcom.tokens.policy_jws import wrap
 from running_attestation_service import (
     API,
     NOW,
+    TOKEN,
     RunningAttestation,
     claims_of,
     enclave_quote,
@@ -143,7 +144,7 @@ def test_every_reason_is_in_the_error(service: RunningAttestation, world: Simula
         ({"quote": "AAAA", "runtimeData": {"data": "AA", "dataType": "XML"}}, "'runtimeData.dataType'"),
         ({"quote": "AAAA", "runtimeData": {"data": "AA", "dataType": "JSON"}}, "'runtimeData.data' is declared JSON"),
         ({"quote": "AAAA", "nonce": "n" * 2000}, "'nonce' has"),
-        ({"quote": "AAAA"}, "Quote.header"),
+        ({"quote": "BAACAA"}, "Quote.header"),
     ],
 )
 def test_a_request_that_cannot_be_read(service: RunningAttestation, body: Any, message: str) -> None:
@@ -269,6 +270,58 @@ def test_every_appraisal_is_recorded(service: RunningAttestation, world: Simulat
     assert {record["caller"] for record in records} == {"127.0.0.1"}
     assert len(records[0]["evidence_hash"]) == 64
     store.close()
+
+
+def test_a_draft_is_tried_on_recorded_evidence_before_it_is_set(
+    service: RunningAttestation, world: SimulatedWorld
+) -> None:
+    for _ in range(2):
+        service.attest(enclave_quote(world))
+    service.attest(enclave_quote(world), draftPolicyForAttestation=PERMIT)
+    strict = 'version=1.0;authorizationrules{[type=="x-ms-sgx-svn", value>=2] => permit();};issuancerules{};'
+    tried = service.administer("/policies/SgxEnclave:dryRun", wrap(strict)).json
+    assert (tried["judged"], tried["changed"]) == (2, 2)
+    assert [(each["before"], each["after"]) for each in tried["outcomes"]] == [("accepted", "denied")] * 2
+    assert tried["outcomes"][0]["trace"][0]["matched"] == [0]
+    same = service.administer("/policies/SgxEnclave:dryRun", PERMIT).json
+    assert (same["judged"], same["changed"]) == (2, 0)
+    broken = service.administer("/policies/SgxEnclave:dryRun", "version=1.0;")
+    assert broken.error["code"] == "PolicyParsingError"
+    # Nothing of it was set.
+    assert service.attest(enclave_quote(world)).status == 200
+    assert service.ask(f"/policies/SgxEnclave:dryRun?{API}", PERMIT).status == 401
+
+
+def test_the_record_is_read_in_pages(service: RunningAttestation, world: SimulatedWorld) -> None:
+    for _ in range(3):
+        service.attest(enclave_quote(world))
+    first = service.ask(f"/audit?{API}&limit=2", Authorization=f"Bearer {TOKEN}")
+    rows = [json.loads(line) for line in first.body.splitlines()]
+    assert [row["verdict"] for row in rows] == ["accepted", "accepted"]
+    assert rows[0]["at"] == "2026-11-21T09:30:00Z"
+    rest = service.ask(f"/audit?{API}&before={rows[-1]['id']}", Authorization=f"Bearer {TOKEN}")
+    assert len(rest.body.splitlines()) == 1
+    for wrong in ("limit=-1", "limit=x", "limit=5000", "before=1e9"):
+        assert service.ask(f"/audit?{API}&{wrong}", Authorization=f"Bearer {TOKEN}").status == 400
+    assert service.ask(f"/audit?{API}").status == 401
+
+
+def test_a_nonce_of_the_service_is_bound_to_the_evidence(service: RunningAttestation, world: SimulatedWorld) -> None:
+    nonce = service.ask(f"/nonces?{API}", b"").json["nonce"]
+    quote = enclave_quote(world, nonce.encode() + HELD)
+    bound = {"runtimeData": _data(HELD), "nonce": nonce, "bindNonce": True}
+    claims = service.attest(quote, **bound).claims
+    assert (claims["nonce"], claims["confcom-nonce-bound"]) == (nonce, True)
+    other = service.ask(f"/nonces?{API}", b"").json["nonce"]
+    assert other != nonce
+    assert "does not vouch" in service.attest(quote, **(bound | {"nonce": other})).error["message"]
+    for foreign in (None, "", "n", nonce[:-2] + "AA", "A" * 54):
+        assert "none of this service's" in service.attest(quote, **(bound | {"nonce": foreign})).error["message"]
+    service.clock.now += timedelta(minutes=6)
+    assert "expired" in service.attest(quote, **bound).error["message"]
+    # Without binding a nonce travels through, as Azure's does.
+    plain = service.attest(enclave_quote(world), nonce="n").claims
+    assert (plain["nonce"], plain["confcom-nonce-bound"]) == ("n", False)
 
 
 def test_policies_outlive_a_restart(tmp_path: Path, world: SimulatedWorld) -> None:

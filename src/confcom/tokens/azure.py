@@ -113,6 +113,8 @@ class AttestRequest:
     init_time: HeldData | None = None
     draft_policy: str | None = None
     nonce: str | None = None
+    bind_nonce: bool = False
+    """Ours, not Azure's: the report data vouches for a nonce that the service gave, before the runtime data."""
 
 
 class _Data(msgspec.Struct):
@@ -127,6 +129,7 @@ class _Body(msgspec.Struct):
     initTimeData: _Data | None = None  # noqa: N815
     draftPolicyForAttestation: str | None = None  # noqa: N815
     nonce: str | None = None
+    bindNonce: bool = False  # noqa: N815
 
 
 _BODY = msgspec.json.Decoder(_Body)
@@ -153,6 +156,7 @@ def read_request(body: bytes, kind: AttestationType) -> AttestRequest:
         _held(read.initTimeData, "initTimeData"),
         read.draftPolicyForAttestation or None,
         read.nonce,
+        read.bindNonce,
     )
 
 
@@ -186,20 +190,24 @@ def _held(given: _Data | None, field: str) -> HeldData | None:
 def check_binding(quote: Quote, request: AttestRequest) -> None:
     """The quote must vouch for what came beside it.
 
-    Bytes 0 to 31 of the report data are the SHA-256 of the runtime data. Bytes 0 to 31 of CONFIGID (MRCONFIGID of a
+    Bytes 0 to 31 of the report data are the SHA-256 of the runtime data, or of nonce ‖ runtime data where the nonce
+    is bound. Bytes 0 to 31 of CONFIGID (MRCONFIGID of a
     TD) are the SHA-256 of the init-time data.
 
     Raises:
         AzureError: a hash does not match.
     """
-    if request.runtime is not None:
-        _same_hash(request.runtime.data, quote.report_data, "runtimeData", "report data")
+    held = b"" if request.runtime is None else request.runtime.data
+    if request.bind_nonce:
+        _same_hash((request.nonce or "").encode() + held, quote.report_data, "nonce ‖ runtimeData", "report data")
+    elif request.runtime is not None:
+        _same_hash(held, quote.report_data, "runtimeData", "report data")
     if request.init_time is not None:
         body = quote.body
-        held, name = (
+        holder, name = (
             (body.config_id, "CONFIGID") if isinstance(body, ReportBody) else (td_base(body).mr_config_id, "MRCONFIGID")
         )
-        _same_hash(request.init_time.data, held, "initTimeData", name)
+        _same_hash(request.init_time.data, holder, "initTimeData", name)
 
 
 def _same_hash(data: bytes, holder: bytes, field: str, name: str) -> None:

@@ -85,6 +85,11 @@ class PolicyAdministration:
             }
         )
 
+    def audit(self, *, before: int | None, limit: int) -> list[dict[str, Any]]:
+        """Records of appraisals, the newest first; times in RFC 3339."""
+        rows = self._store.records(before=before, limit=limit)
+        return [row | {"at": f"{row['at']:%Y-%m-%dT%H:%M:%SZ}"} for row in rows]
+
     def _checked(self, body: str) -> SentPolicy:
         self._refuse_shared()
         sent = read_policy(body)

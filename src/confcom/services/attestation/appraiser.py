@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
+
+import msgspec
 
 from confcom.appraisal.collateral import Collateral
 from confcom.appraisal.evidence import VerifiedQuote
@@ -22,7 +24,8 @@ from confcom.tokens import azure
 from confcom.tokens.azure import AttestationType, AttestRequest, AzureError
 from confcom.tokens.ear import ear_claims
 from confcom.tokens.jws import unsecured
-from confcom.tokens.policy_evaluation import Decision, evaluate_policy
+from confcom.tokens.nonces import check_nonce, make_nonce
+from confcom.tokens.policy_evaluation import SERVICE, Claim, Decision, evaluate_policy
 from confcom.tokens.policy_jws import read_policy
 from confcom.tokens.policy_language import PolicyText, PolicyTextError, parse_policy
 
@@ -33,12 +36,15 @@ DEFAULT_POLICIES = {
 }
 _PARSED = 64
 """Parsed policies that are kept."""
+_TRACED = 20
+"""Outcomes of a dry run that have their trace."""
 
 
 class Denied(AzureError):
     """The policy of the attestation type refused; `trace` says what each rule saw."""
 
-    def __init__(self, decision: Decision) -> None:
+    def __init__(self, decision: Decision, evidence: EvidenceFile) -> None:
+        self.evidence = evidence
         super().__init__(
             f"a policy refused: {decision.reason}",
             "PolicyEvaluationError",
@@ -106,17 +112,60 @@ class Appraiser:
         if ear and request.draft_policy is not None:
             raise AzureError("a draft policy is answered with an unsigned token, and EAR are signed")
         policy_text = self._policy_text(request, kind)
-        verdict, reason = "accepted", ""
+        entry = AuditRecord(
+            at=now,
+            kind=kind,
+            caller=caller,
+            verdict="accepted",
+            reason="",
+            policy_hash=azure.policy_hash(policy_text),
+            evidence_hash=hashlib.sha256(request.evidence).hexdigest(),
+            claims="",
+        )
         try:
             judged = self._judge(request, kind, policy_text, now)
+            # What a draft decides is no outcome that a dry run compares with.
+            entry = replace(entry, claims="" if judged.draft else _written(judged.evidence))
             return self._ear(judged, now) if ear else self._azure_token(judged, now)
+        except Denied as error:
+            entry = replace(entry, verdict="denied", reason=error.message)
+            if request.draft_policy is None:
+                entry = replace(entry, claims=_written(error.evidence))
+            raise
         except ConfcomError as error:
-            verdict, reason = "denied" if isinstance(error, Denied) else "refused", error.message
+            entry = replace(entry, verdict="refused", reason=error.message)
             raise
         finally:
-            evidence = hashlib.sha256(request.evidence).hexdigest()
-            hashed = azure.policy_hash(policy_text)
-            self._store.record(AuditRecord(now, kind, caller, verdict, reason, hashed, evidence))
+            self._store.record(entry)
+
+    def dry_run(self, kind: AttestationType, text: str, *, limit: int) -> dict[str, Any]:
+        """What a policy would decide on the newest recorded evidence, beside what was decided.
+
+        `changed` counts the differences. The first of them have their trace.
+        """
+        policy = self._parse(text or DEFAULT_POLICIES[kind])
+        outcomes: list[dict[str, Any]] = []
+        for row in self._store.records(kind=kind, limit=limit):
+            if not row["claims"]:
+                continue
+            decision = evaluate_policy(policy, _read(row["claims"]))
+            after = "accepted" if decision.permitted else "denied"
+            found = {"id": row["id"], "at": f"{row['at']:%Y-%m-%dT%H:%M:%SZ}", "before": row["verdict"], "after": after}
+            found |= {"evidence_hash": row["evidence_hash"], "reason": decision.reason, "claims": decision.claims()}
+            if after != row["verdict"] and len(outcomes) < _TRACED:
+                found["trace"] = [each.as_dict() for each in decision.trace]
+            outcomes.append(found)
+        changed = sum(each["before"] != each["after"] for each in outcomes)
+        return {
+            "policy_hash": azure.policy_hash(text),
+            "judged": len(outcomes),
+            "changed": changed,
+            "outcomes": outcomes,
+        }
+
+    def nonce(self) -> str:
+        """A nonce that evidence can be bound to; nothing of it is kept."""
+        return make_nonce(self._keys().signing["ES256"], self._clock(), secrets.token_bytes(16))
 
     def _policy_text(self, request: AttestRequest, kind: AttestationType) -> str:
         if request.draft_policy is not None:
@@ -128,6 +177,8 @@ class Appraiser:
         policy = self._parse(text)
         evidence = read_evidence(request.evidence)
         self._check_kind(evidence, kind)
+        if request.bind_nonce:
+            check_nonce(request.nonce, self._keys().keys, now)
         azure.check_binding(evidence.quote, request)
         collateral = self._collateral(bytes(evidence.quote), now)
         result = judge(
@@ -137,7 +188,7 @@ class Appraiser:
             raise Refused(result.error or ConfcomError("nothing was judged"), result.as_dict()["checks"])
         decision = evaluate_policy(policy, azure.policy_claims(evidence.quote))
         if not decision.permitted:
-            raise Denied(decision)
+            raise Denied(decision, evidence)
         draft = request.draft_policy is not None
         return Judged(request, evidence, result.verified, collateral, decision, text, draft)
 
@@ -166,7 +217,7 @@ class Appraiser:
         claims |= azure.appraisal_claims(judged.verified) | self._issuer_claims(now)
         claims["x-ms-policy-hash"] = azure.policy_hash(judged.policy)
         if judged.request.nonce is not None:
-            claims["nonce"] = judged.request.nonce
+            claims |= {"nonce": judged.request.nonce, "confcom-nonce-bound": judged.request.bind_nonce}
         header = {"typ": "JWT", "jku": f"{self._issuer}/certs"}
         if judged.draft:
             return unsecured(claims, header)
@@ -196,3 +247,15 @@ class Appraiser:
             expires=issued + azure.TOKEN_LIFE,
         )
         return self._keys().signing["ES256"].sign(claims | {"iss": self._issuer}, {"typ": "eat+jwt"})
+
+
+_RECORDED = msgspec.json.Decoder(dict[str, bool | int | str])
+
+
+def _written(evidence: EvidenceFile) -> str:
+    """What a policy sees of evidence, as the audit record keeps it."""
+    return msgspec.json.encode({claim.type: claim.value for claim in azure.policy_claims(evidence.quote)}).decode()
+
+
+def _read(text: str) -> list[Claim]:
+    return [Claim(name, value, SERVICE) for name, value in _RECORDED.decode(text).items()]

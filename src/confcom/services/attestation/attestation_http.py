@@ -24,6 +24,8 @@ from confcom.services.attestation.signing_keys import SigningKeys
 from confcom.services.runtime.process import Overloaded, WorkerThreads
 from confcom.tokens.azure import AttestationType, AzureError
 from confcom.tokens.ear import MEDIA_TYPE
+from confcom.tokens.nonces import LIFE
+from confcom.tokens.policy_jws import read_policy
 from confcom.tokens.policy_language import PolicyTextError
 
 API_VERSIONS = ("2020-10-01", "2022-08-01", "2025-06-01")
@@ -88,6 +90,9 @@ class AttestationApp:
             *(self._route(f"/attest/{kind}", self._attest_call(kind), "POST") for kind in AttestationType),
             self._route("/policies/{kind}", self._policies, "GET", "PUT"),
             self._route("/policies/{kind}:reset", self._reset, "POST"),
+            self._route("/policies/{kind}:dryRun", self._dry_run, "POST"),
+            self._route("/nonces", self._nonce, "POST"),
+            self._route("/audit", self._audit),
             self._route("/certificates", self._certificates),
             self._route("/certificates:add", self._change_signers(add=True), "POST"),
             self._route("/certificates:remove", self._change_signers(add=False), "POST"),
@@ -154,6 +159,25 @@ class AttestationApp:
         self._require_admin(request)
         body = (await self._body(request)).decode("utf-8", "replace")
         return _json({"token": await self._workers.run(lambda: self._administration.reset(kind, body))})
+
+    async def _dry_run(self, request: Request) -> Response:
+        kind = _kind(request)
+        self._require_admin(request)
+        text = read_policy((await self._body(request)).decode("utf-8", "replace")).text
+        limit = _number(request, "limit", default=100, most=1000)
+        return _json(await self._workers.run(lambda: self._appraiser.dry_run(kind, text, limit=limit)))
+
+    async def _nonce(self, request: Request) -> Response:
+        del request
+        return _json({"nonce": self._appraiser.nonce(), "seconds": int(LIFE.total_seconds())})
+
+    async def _audit(self, request: Request) -> Response:
+        """Records as JSON lines, the newest first; `before` continues after the last id."""
+        self._require_admin(request)
+        before = _number(request, "before", default=0, most=1 << 62) or None
+        limit = _number(request, "limit", default=100, most=1000)
+        rows = await self._workers.run(lambda: self._administration.audit(before=before, limit=limit))
+        return Response(b"".join(msgspec.json.encode(row) + b"\n" for row in rows), media_type="application/x-ndjson")
 
     async def _certificates(self, request: Request) -> Response:
         self._require_admin(request)
@@ -248,6 +272,15 @@ def _kind(request: Request) -> AttestationType:
     except ValueError:
         known = ", ".join(AttestationType)
         raise AzureError(f"the attestation type {name!r} is not served: {known} are") from None
+
+
+def _number(request: Request, name: str, *, default: int, most: int) -> int:
+    text = request.query_params.get(name, str(default))
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and int(text) <= most):
+        raise HttpRefusal(
+            400, "InvalidParameter", f"the query parameter {name} is a number up to {most}, found {text!r}"
+        )
+    return int(text)
 
 
 def _check_version(request: Request) -> None:

@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from confcom.errors import ConfigError
 from confcom.tokens.azure import AttestationType
 
+Row = dict[str, Any]
 _METADATA = sa.MetaData()
 _POLICY = sa.Table(
     "policy",
@@ -46,6 +47,7 @@ _APPRAISAL = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("policy_hash", sa.String(64), nullable=False),
     sa.Column("evidence_hash", sa.String(64), nullable=False),
+    sa.Column("claims", sa.Text, nullable=False),
 )
 
 
@@ -60,7 +62,10 @@ class StoredPolicy:
 
 @dataclass(frozen=True, slots=True)
 class AuditRecord:
-    """One appraisal: who asked, what was judged by which policy, and the outcome. Hashes are SHA-256."""
+    """One appraisal: who asked, what was judged by which policy, and the outcome. Hashes are SHA-256.
+
+    `claims` is the JSON of what the policy saw, empty where the evidence did not get that far.
+    """
 
     at: datetime
     kind: AttestationType
@@ -69,6 +74,7 @@ class AuditRecord:
     reason: str
     policy_hash: str
     evidence_hash: str
+    claims: str
 
 
 class AttestationStore:
@@ -145,14 +151,24 @@ class AttestationStore:
                     reason=entry.reason[:4096],
                     policy_hash=entry.policy_hash,
                     evidence_hash=entry.evidence_hash,
+                    claims=entry.claims,
                 )
             )
 
-    def records(self, *, limit: int = 100) -> list[dict[str, Any]]:
-        """The newest records first."""
+    def records(self, *, before: int | None = None, kind: AttestationType | None = None, limit: int = 100) -> list[Row]:
+        """Records with an id below `before`, the newest first."""
+        chosen = sa.select(_APPRAISAL).order_by(_APPRAISAL.c.id.desc()).limit(limit)
+        if before is not None:
+            chosen = chosen.where(_APPRAISAL.c.id < before)
+        if kind is not None:
+            chosen = chosen.where(_APPRAISAL.c.kind == kind.value)
         with self._transaction() as connection:
-            rows = connection.execute(sa.select(_APPRAISAL).order_by(_APPRAISAL.c.id.desc()).limit(limit))
-            return [row._asdict() for row in rows]
+            return [row._asdict() for row in connection.execute(chosen)]
+
+    def forget_records(self, before: datetime) -> int:
+        """Remove the records of before that time; returns how many."""
+        with self._transaction() as connection:
+            return connection.execute(sa.delete(_APPRAISAL).where(_APPRAISAL.c.at < _plain(before))).rowcount
 
     @contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
