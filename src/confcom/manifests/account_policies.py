@@ -197,7 +197,7 @@ def _rule(group: str, resource: str, *operations: str) -> Object:
 
 
 def _of_own_node(node: str) -> str:
-    """CEL: what asks is a pod on the node whose name `node` gives."""
+    """CEL: the request comes from a pod on the node that the expression `node` names."""
     claim = f"request.userInfo.extra['{_NODE_CLAIM}']"
     return f"'{_NODE_CLAIM}' in request.userInfo.extra && {claim} == [{node}]"
 
@@ -217,7 +217,7 @@ def _maps(whole: str, *paths: str, old: str = "oldObject") -> dict[str, str]:
 
 
 def _kept(name: str, *but: str) -> dict[str, str]:
-    """A validation: a map has the entries that it had, except for those named."""
+    """A validation: no entry of a map changes, except for those named."""
     new, old, names = f"variables.{name}", f"variables.{name}Before", f"[{', '.join(map(repr, but))}]"
     kept = f"{new}.all(k, k in {names} || (k in {old} && {old}[k] == {new}[k]))"
     return {f"{kept} && {old}.all(k, k in {names} || k in {new})": f"nothing of the {name} may change but "

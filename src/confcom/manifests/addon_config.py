@@ -55,7 +55,7 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     image_pull_secrets: tuple[str, ...] = ()
     """Secrets in the add-on's namespace with which the nodes pull it; the operator makes them."""
     platform: Literal["intel", "simulated"] = "intel"
-    """Whose enclaves: real ones, or simulated ones that nobody trusts unless told to."""
+    """Real enclaves, or simulated ones, which only relying parties accept that trust their root."""
     simulated_epc: str = "168Mi"
     """EPC of every simulated node: one size per NUMA node, with commas between."""
 
@@ -66,15 +66,15 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     collateral: bool = False
     """Run the collateral service."""
     collateral_upstream: str = "intel"
-    """Whom it asks: intel, thim, or the URL of a PCS or PCCS. On the simulated platform its own authority."""
+    """Where it fetches collateral: intel, thim, or the URL of a PCS or PCCS. Unused on the simulated platform."""
     collateral_fmspcs: tuple[str, ...] = ()
     """Kinds of platforms, FMSPC or tdx:FMSPC, that it has everything for before it is asked."""
-    collateral_storage: Annotated[str, msgspec.Meta(pattern=f"^{_STORAGE}$")] = ""
+    collateral_storage: str = ""
     """A volume that keeps its store: SIZE of the default storage class, or CLASS/SIZE. Empty: the pod's own folder."""
-    collateral_tls_secret: Annotated[str, msgspec.Meta(pattern=f"^{_OBJECT}$")] = ""
+    collateral_tls_secret: str = ""
     """A Secret with tls.crt, tls.key and ca.crt for it, as cert-manager makes them. Empty: it makes its certificate."""
-    collateral_url: Annotated[str, msgspec.Meta(pattern=f"^{_URL}$")] = ""
-    """Without the collateral service: the PCCS that quote helpers ask. Empty: whom their image is configured for."""
+    collateral_url: str = ""
+    """Without the collateral service: the PCCS that quote helpers ask. Empty: the one that their image names."""
     metrics: bool = False
     """Run the exporter of EPC use on every SGX node."""
     epc_enforcement: bool = False
@@ -90,7 +90,7 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """MiB of EPC for QE and PCE of the quote helper. Every node keeps twice that back, for a successor too."""
     quote_helper_groups: tuple[Gid, ...] = ()
     """Numbers of the groups that own the SGX devices on the nodes (`sgx_prv`), to which the quote helper belongs."""
-    quote_helper_seccomp: Annotated[str, msgspec.Meta(pattern=f"^(?:{_PROFILE})$")] = RUNTIME_DEFAULT
+    quote_helper_seccomp: str = RUNTIME_DEFAULT
     """Its seccomp profile: runtime/default, or localhost/PATH for one in the folder of the nodes' kubelets."""
     provision_grants: tuple[str, ...] = ()
     """Who may hold the provisioning device: NAMESPACE/SERVICEACCOUNT, or NAMESPACE/*."""
@@ -102,8 +102,8 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     webhook_replicas: Annotated[int, msgspec.Meta(ge=1, le=16)] = 2
     """Pods of the webhook."""
     webhook_namespaces: Literal["all", "labelled"] = "all"
-    """Whose pods it is for: everybody's, or those of namespaces with the label `confcom.dev/sgx: "true"`."""
-    webhook_client_ca: Annotated[str, msgspec.Meta(pattern=f"^{_OBJECT}$")] = ""
+    """Which pods it reviews: those of all namespaces, or of those with the label `confcom.dev/sgx: "true"`."""
+    webhook_client_ca: str = ""
     """A ConfigMap of confcom-system with ca.crt, the authority of the API server's client certificate. Without it the
     webhook answers every client."""
     oversized: Literal["refuse", "warn"] = "refuse"
@@ -114,7 +114,7 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """CIDRs from which the API server reaches the webhook, which the network policy admits alone. Empty: any source."""
 
     def check(self) -> None:
-        """What one field's type cannot tell; `ConfigError` says what is wrong."""
+        """Check what types do not express; a `ConfigError` names the wrong value."""
         if self.image and _IMAGE.fullmatch(self.image) is None:
             raise ConfigError(f"{self.image!r} is no image", advice="Write REGISTRY/NAME:TAG, without blanks.")
         if _UPSTREAM.fullmatch(self.collateral_upstream) is None:
@@ -144,14 +144,14 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         narrow = [grant for grant in self.provision_grants if not grant.endswith("/*")]
         if narrow and self.publisher == "dra":
             raise ConfigError(
-                f"the grant {narrow[0]!r} is for one service account, and claims (--publisher dra) tell none apart: "
-                "every pod of the namespace would have the provisioning device",
+                f"the grant {narrow[0]!r} is for one service account, and claims (--publisher dra) tell no accounts "
+                "apart: every pod of the namespace would have the provisioning device",
                 advice="Grant it to a namespace of its own, NAMESPACE/*, or choose another publisher.",
             )
 
     def changed(self, changes: Mapping[str, Any]) -> AddonConfig:
         """The same settings with some changed; `ConfigError` names what makes no sense."""
-        _check_texts(changes)  # by the types they would be refused with a pattern, which nobody wants to read
+        _check_texts(changes)  # first: the errors of types show a pattern, which does not help
         try:
             # Not strict: numbers in a list come as words.
             found = msgspec.convert(msgspec.structs.asdict(self) | dict(changes), AddonConfig, strict=False)
@@ -202,7 +202,7 @@ _TEXTS = (
     ("webhook_client_ca", _OBJECT, "Write the name of a ConfigMap in the add-on's namespace."),
     ("quote_helper_seccomp", _PROFILE, "Write runtime/default, or a path as in localhost/confcom/quote-helper.json."),
 )
-"""Settings of one word each: field, pattern and advice. The chart's schema has the patterns too."""
+"""Settings of one word each: field, pattern and advice."""
 
 
 def _check_texts(settings: Mapping[str, Any]) -> None:

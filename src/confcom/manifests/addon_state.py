@@ -18,7 +18,7 @@ STATE_CONFIG_MAP = ITSELF.name
 
 _ENABLED = "enabled"
 _VERSION = "version"
-_ADVICE = f"Correct it with `kubectl -n {NAMESPACE} edit configmap {STATE_CONFIG_MAP}`, or purge and enable anew."
+_ADVICE = f"Correct it with `kubectl -n {NAMESPACE} edit configmap {STATE_CONFIG_MAP}`, or purge and enable it again."
 
 
 class AddonState(NamedTuple):

@@ -1,4 +1,4 @@
-"""The collateral service: one pod in the cluster that all nodes and verifiers ask, by the paths of Intel's PCCS."""
+"""The collateral service, one pod that nodes and verifiers ask; the quote provider library's configuration."""
 
 from __future__ import annotations
 
@@ -29,12 +29,8 @@ from confcom.manifests.objects import (
     tmp_volume,
 )
 
-# --- Where Intel's quote provider library gets PCK certificates and collateral: its configuration, and wh ---
-#
-# The library reads it once, when it is loaded: `QCNL_CONF_PATH`, or before that variable existed a path of its own.
-# It takes its TLS roots from where the system has them, and nothing tells it of others.
-
-
+# Intel's quote provider library reads its configuration once, when it is loaded: from `QCNL_CONF_PATH`, or before that
+# variable existed from a fixed path. It takes TLS roots from the system's folder; no setting names others.
 CONFIG_MAP = "confcom-quote-provider"
 CONFIG_KEY = "sgx_default_qcnl.conf"
 CONFIG_FOLDER = "/etc/confcom/quote-provider"
@@ -43,26 +39,28 @@ CA_CONFIG_MAP = "confcom-collateral-ca"
 CA_KEY = "ca-certificates.crt"
 SYSTEM_CAS = "/etc/ssl/certs"
 """Where programs of Debian and Ubuntu, those over libcurl too, look for the authorities of TLS certificates."""
+UPSTREAM_PORTS = (objects.DNS_PORT, 80, 443, 8081)
+"""Ports of Intel's service, of a cloud's cache (Azure's for a node is at port 80), and of a PCCS."""
 SERVICE_PORT = 8081
 PATH = "/sgx/certification/v4/"
 
 
 def source(config: AddonConfig) -> str:
-    """The service that answers, without a path of the interface; empty where only the image may know one."""
+    """URL of the service, without the interface's path; empty if only the image may name one."""
     if config.collateral:
         return f"https://{COLLATERAL.name}.{NAMESPACE}.svc:{SERVICE_PORT}"
     return config.collateral_url.partition("/sgx/certification")[0].rstrip("/")
 
 
 def asked_ports(config: AddonConfig) -> tuple[int, ...]:
-    """The port of an operator's own service."""
+    """The port of an operator's own PCCS, if the quote helpers use one."""
     if config.collateral or not _is_configured(config):
         return ()
     return (urlsplit(config.collateral_url).port or 443,)
 
 
 def quote_provider(config: AddonConfig) -> list[Object]:
-    """The library's configuration as a ConfigMap, for the quote helper and for whoever quotes by himself."""
+    """The library's configuration as a ConfigMap, for the quote helper and for applications that quote in-proc."""
     if not _is_configured(config):
         return []
     found = namespaced_object("v1", "ConfigMap", CONFIG_MAP, ITSELF.component)
@@ -70,7 +68,7 @@ def quote_provider(config: AddonConfig) -> list[Object]:
 
 
 def qcnl_conf(base: str) -> str:
-    """The configuration in the library's JSON; what has another type than it expects, it passes over in silence."""
+    """The configuration in the library's JSON. The library ignores a value of another type silently."""
     values = {
         "pccs_url": f"{base}{PATH}",
         "use_secure_cert": True,
@@ -86,19 +84,19 @@ def qcnl_conf(base: str) -> str:
 
 
 def volumes(config: AddonConfig) -> list[Object]:
-    """The configuration, and for our own service nobody's authority but its own."""
+    """The configuration, and the authority of our own service, which replaces the image's authorities."""
     if not _is_configured(config):
         return []
     found: list[Object] = [{"name": "quote-provider", "configMap": {"name": CONFIG_MAP}}]
     if config.collateral:
-        # With the key named, a pod waits until the service has published its authority.
+        # Because the key is named, a pod waits until the service has published its authority.
         items = [{"key": CA_KEY, "path": CA_KEY}]
         found.append({"name": "collateral-ca", "configMap": {"name": CA_CONFIG_MAP, "items": items}})
     return found
 
 
 def mounts(config: AddonConfig) -> list[Object]:
-    """Where the library looks."""
+    """Mounts at the paths where the library looks."""
     if not _is_configured(config):
         return []
     found = [
@@ -109,7 +107,7 @@ def mounts(config: AddonConfig) -> list[Object]:
 
 
 def environment(config: AddonConfig) -> list[Object]:
-    """Where the library finds its configuration, and where it may keep what it fetched."""
+    """Variables that name the library's configuration, and the folder of its cache."""
     if config.platform != "intel":
         return []
     cache = {"name": "AZDCAP_CACHE", "value": TMP}
@@ -117,27 +115,24 @@ def environment(config: AddonConfig) -> list[Object]:
 
 
 def verifying(config: AddonConfig) -> dict[str, str]:
-    """The quote helper's settings for judging its own quotes by the same service."""
+    """Settings by which the quote helper verifies its own quotes with the same service."""
     if not _is_configured(config):
         return {}
     return {"collateral": source(config), "collateral_ca": f"{SYSTEM_CAS}/{CA_KEY}"}
 
 
 def remark(config: AddonConfig) -> str:
-    """What whoever enables the quote helper should know; empty if nothing."""
+    """A remark for the operator who enables the quote helper; empty if there is none."""
     if config.platform != "intel" or not config.quote_helper or source(config):
         return ""
     return (
-        f"the quote helper gets its PCK certificates from whom its image names in {OLD_PATH}: --enable-collateral or "
-        "--collateral-url says whom to ask"
+        f"the quote helper gets its PCK certificates from the service that its image names in {OLD_PATH}: "
+        "--enable-collateral or --collateral-url names another"
     )
 
 
 def _is_configured(config: AddonConfig) -> bool:
     return config.platform == "intel" and bool(source(config))
-
-
-# --- The collateral service: one pod in the cluster that all nodes and verifiers ask, by the paths of Int ---
 
 
 PORT = SERVICE_PORT
@@ -152,14 +147,16 @@ UPSTREAM_FOLDER = "/etc/confcom/upstream"
 
 
 def collateral(config: AddonConfig) -> list[Object]:
-    """Everything but network policy; the Deployment last, when there is what it asks for."""
+    """Every object of the service; the Deployment last, after what it uses."""
     made = deployment(COLLATERAL, _pod(config), replicas=1)
     if config.collateral_storage:
         # A volume is in one place at a time: a successor would wait for it until its predecessor has gone.
         made["spec"]["strategy"] = {"type": "Recreate"}
+    egress = () if config.platform == "simulated" else UPSTREAM_PORTS
     return [
+        objects.opening(COLLATERAL, ingress=(PORT,), egress=egress, more=config.api_ports),
         service_account(COLLATERAL, token=True),
-        # Empty: the service makes its certificate and says whose it is, and nothing applied here takes these away.
+        # Without data: the service writes its certificate and its CA, and an apply leaves both alone.
         namespaced_object("v1", "Secret", TLS_SECRET, COLLATERAL.component, type="Opaque"),
         namespaced_object("v1", "ConfigMap", CA_CONFIG_MAP, COLLATERAL.component),
         *account_policies.own_data((*SECRET_KEYS, CA_KEY)),
@@ -217,9 +214,9 @@ def _pod(config: AddonConfig) -> Object:
 
 
 def _volumes(config: AddonConfig) -> tuple[list[Object], list[Object]]:
-    """Volumes and mounts. What a store in the pod's own folder had is fetched again after the pod.
+    """Volumes and mounts. A store in the pod's own folder ends with the pod, and is fetched again.
 
-    The folder has room for uploads beside the store.
+    That folder has room for uploads beside the store.
     """
     lasting = {"persistentVolumeClaim": {"claimName": CLAIM}}
     store = lasting if config.collateral_storage else {"emptyDir": {"sizeLimit": "1Gi"}}

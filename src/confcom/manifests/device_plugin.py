@@ -7,12 +7,12 @@ from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import (
     DEVICE_PLUGIN,
     NODE_CRITICAL,
+    HostPath,
     Object,
     confined,
     container,
     daemon_set,
     from_pod,
-    host_path,
     http_probes,
     labels,
     mount,
@@ -23,8 +23,7 @@ from confcom.manifests.objects import (
 )
 from confcom.protocols import aesm, dra_objects
 
-# --- What publisher `dra` needs beside the device plugin: device classes, and rights on slices ------------------------
-
+# Publisher `dra`: device classes, and rights to write slices.
 
 _GROUP = "resource.k8s.io"
 
@@ -58,9 +57,6 @@ def trial_claim() -> Object:
     return {"apiVersion": dra_objects.API_VERSION, "kind": "ResourceClaimTemplate", "metadata": metadata, "spec": spec}
 
 
-# --- The device plugin: one process per SGX node, root because the kubelet's folder is root's, and nothin ---
-
-
 KUBELET = "/var/lib/kubelet"
 CDI = "/var/run/cdi"
 HOST = "/host"
@@ -71,12 +67,18 @@ GRANT_SLOTS = 110
 
 
 def device_plugin(config: AddonConfig) -> list[Object]:
-    """Service account and DaemonSet."""
-    return [service_account(DEVICE_PLUGIN, token=needs_api(config)), _daemon_set(config)]
+    """Every object of the device plugin."""
+    egress = config.api_ports if _needs_api(config) else ()
+    return [
+        objects.opening(DEVICE_PLUGIN, ingress=(HTTP_PORT,), egress=egress),
+        *_rights(config),
+        service_account(DEVICE_PLUGIN, token=_needs_api(config)),
+        _daemon_set(config),
+    ]
 
 
-def rights(config: AddonConfig) -> list[Object]:
-    """What the plugin may do at the API, by the way in which EPC is published."""
+def _rights(config: AddonConfig) -> list[Object]:
+    """Roles and admission policies, by the way in which EPC is published."""
     reserved = account_policies.reserved(config)
     if config.publisher == "devices":
         return reserved
@@ -89,59 +91,50 @@ def rights(config: AddonConfig) -> list[Object]:
     return [*found, *objects.cluster_role(DEVICE_PLUGIN, rules)]
 
 
-def needs_api(config: AddonConfig) -> bool:
+def _needs_api(config: AddonConfig) -> bool:
     """Whether some node may have to write to its own status, or to publish slices."""
     return config.publisher != "devices"
 
 
 def _daemon_set(config: AddonConfig) -> Object:
-    volumes, mounts = _kubelet_folders(config)
-    more_volumes, more_mounts = _simulated_node() if config.platform == "simulated" else _real_node()
-    if config.quote_helper:
-        # The kubelet makes the folder. To see whether a helper is there, nothing has to be written in it.
-        volumes.append(host_path("helper-folder", aesm.FOLDER, "DirectoryOrCreate"))
-        mounts.append(mount("helper-folder", aesm.FOLDER, read_only=True))
+    folders = _folders(config)
+    mounts, volumes = [*map(HostPath.mount, folders)], [*map(HostPath.volume, folders)]
+    if config.platform == "simulated":
+        mounts.append(mount("machine", simulated.MACHINE_FOLDER))
+        volumes += [simulated.world_volume(), simulated.machine_volume()]
     pod: Object = {
-        "automountServiceAccountToken": needs_api(config),
+        "automountServiceAccountToken": _needs_api(config),
         "priorityClassName": NODE_CRITICAL,
         "terminationGracePeriodSeconds": 10,
         "initContainers": [simulated.machine_container(config)] if config.platform == "simulated" else [],
-        "containers": [_container(config, mounts + more_mounts)],
-        "volumes": volumes + more_volumes,
+        "containers": [_container(config, mounts)],
+        "volumes": volumes,
     }
     # The successor has its image and looks at the node before its turn comes, which is when the present one ends.
     return daemon_set(DEVICE_PLUGIN, config, pod, {"maxSurge": 1, "maxUnavailable": 0})
 
 
-def _kubelet_folders(config: AddonConfig) -> tuple[list[Object], list[Object]]:
-    """The folders of the kubelet's sockets, and of the container runtime's device files; volumes and mounts."""
-    folders = {"device-plugins": f"{KUBELET}/device-plugins"}
+def _folders(config: AddonConfig) -> list[HostPath]:
+    """The kubelet's sockets, the container runtime's device files, and what shows the node's hardware.
+
+    Devices are seen, not used: a container without devices of its own cannot open any.
+    """
+    made = "DirectoryOrCreate"
+    found = [HostPath("device-plugins", f"{KUBELET}/device-plugins", made, read_only=False)]
     if config.publisher == "dra":
-        folders |= {"registry": f"{KUBELET}/plugins_registry", "cdi": CDI}
-    volumes = [host_path(name, path, "DirectoryOrCreate") for name, path in folders.items()]
-    mounts = [mount(name, path) for name, path in folders.items()]
-    return (
-        [*volumes, host_path("pod-resources", f"{KUBELET}/pod-resources", "DirectoryOrCreate")],
-        [*mounts, mount("pod-resources", f"{KUBELET}/pod-resources", read_only=True)],
-    )
-
-
-def _simulated_node() -> tuple[list[Object], list[Object]]:
-    return (
-        [simulated.node_folder(), simulated.world_volume(), simulated.machine_volume()],
-        [mount("simulated-node", simulated.NODE_FOLDER), mount("machine", simulated.MACHINE_FOLDER)],
-    )
-
-
-def _real_node() -> tuple[list[Object], list[Object]]:
-    """What is looked at. To see the devices, not to use them: without one of its own the container cannot open any."""
-    folders = {"dev": "/dev", "sys": "/sys/devices/system/node"}
-    volumes = [host_path(name, path, "Directory") for name, path in folders.items()]
-    mounts = [mount(name, f"{HOST}{path}", read_only=True) for name, path in folders.items()]
-    return (
-        [*volumes, host_path("cpuinfo", "/proc/cpuinfo", "File")],
-        [*mounts, mount("cpuinfo", f"{HOST}/proc/cpuinfo", read_only=True)],
-    )
+        found.append(HostPath("registry", f"{KUBELET}/plugins_registry", made, read_only=False))
+        found.append(HostPath("cdi", CDI, made, read_only=False))
+    found.append(HostPath("pod-resources", f"{KUBELET}/pod-resources", made))
+    if config.quote_helper:
+        found.append(HostPath("helper-folder", aesm.FOLDER, made))
+    if config.platform == "simulated":
+        return [*found, simulated.NODE._replace(read_only=False)]
+    return [
+        *found,
+        HostPath("dev", "/dev", at=f"{HOST}/dev"),
+        HostPath("sys", "/sys/devices/system/node", at=f"{HOST}/sys/devices/system/node"),
+        HostPath("cpuinfo", "/proc/cpuinfo", "File", at=f"{HOST}/proc/cpuinfo"),
+    ]
 
 
 def _container(config: AddonConfig, mounts: list[Object]) -> Object:

@@ -8,12 +8,12 @@ from confcom.manifests.objects import (
     METRICS,
     NODE_CRITICAL,
     TMP,
+    HostPath,
     Object,
     confined,
     container,
     daemon_set,
     from_pod,
-    host_path,
     http_probes,
     mount,
     resources,
@@ -27,8 +27,14 @@ HOST = "/host"
 
 
 def metrics(config: AddonConfig) -> list[Object]:
-    """Everything but network policy."""
-    return [service_account(METRICS, token=True), *account_policies.own_events(), *_rights(), _daemon_set(config)]
+    """Every object of the exporter."""
+    return [
+        objects.opening(METRICS, ingress=(HTTP_PORT,), egress=config.api_ports),
+        service_account(METRICS, token=True),
+        *account_policies.own_events(),
+        *_rights(),
+        _daemon_set(config),
+    ]
 
 
 def _rights() -> list[Object]:
@@ -44,31 +50,19 @@ def _rights() -> list[Object]:
 
 
 def _daemon_set(config: AddonConfig) -> Object:
-    volumes = [
-        host_path("proc", "/proc", "Directory"),
-        host_path("nodes", "/sys/devices/system/node", "Directory"),
-        host_path("cgroup", "/sys/fs/cgroup", "Directory"),
+    folders = [
+        HostPath("proc", "/proc", at=f"{HOST}/proc"),
+        HostPath("nodes", "/sys/devices/system/node", at=f"{HOST}/sys/devices/system/node"),
+        # Writable for misc.max only. A process that may write there can limit memory and CPU of any pod.
+        HostPath("cgroup", "/sys/fs/cgroup", at=f"{HOST}/sys/fs/cgroup", read_only=not config.epc_enforcement),
+        simulated.NODE if config.platform == "simulated" else HostPath("dev", "/dev", at=f"{HOST}/dev"),
     ]
-    mounts = [
-        mount("proc", f"{HOST}/proc", read_only=True),
-        mount("nodes", f"{HOST}/sys/devices/system/node", read_only=True),
-        # Writable for misc.max only: whoever may write there can take memory and processors away from any pod.
-        mount("cgroup", f"{HOST}/sys/fs/cgroup", read_only=not config.epc_enforcement),
-    ]
-    if config.platform == "simulated":
-        volumes.append(simulated.node_folder())
-        mounts.append(mount("simulated-node", simulated.NODE_FOLDER, read_only=True))
-    else:
-        volumes.append(host_path("dev", "/dev", "Directory"))
-        mounts.append(mount("dev", f"{HOST}/dev", read_only=True))
-    volumes.append(tmp_volume())
-    mounts.append(mount("tmp", TMP))
     pod: Object = {
         "automountServiceAccountToken": True,
         "priorityClassName": NODE_CRITICAL,
         "terminationGracePeriodSeconds": 10,
-        "containers": [_container(config, mounts)],
-        "volumes": volumes,
+        "containers": [_container(config, [*map(HostPath.mount, folders), mount("tmp", TMP)])],
+        "volumes": [*map(HostPath.volume, folders), tmp_volume()],
     }
     return daemon_set(METRICS, config, pod, {"maxSurge": 1, "maxUnavailable": 0})
 
@@ -84,8 +78,7 @@ def _container(config: AddonConfig, mounts: list[Object]) -> Object:
         env=[from_pod("CONFCOM_METRICS_NODE_NAME", "spec.nodeName"), *settings("metrics", values)],
         ports=[{"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"}],
         resources=resources("20m", "64Mi", "256Mi"),
-        # The maps of other users' processes are open to whoever may trace them, and AppArmor's usual profile for
-        # containers allows that among containers only.
+        # To read the maps of other users' processes, which AppArmor's usual profile allows among containers only.
         securityContext=confined(user=0, add=("SYS_PTRACE",)) | {"appArmorProfile": {"type": "Unconfined"}},
         volumeMounts=mounts,
         **http_probes("http"),

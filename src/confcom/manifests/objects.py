@@ -1,4 +1,4 @@
-"""What all objects of the add-on have in common: names, labels, node selection, the least privileges of a pod."""
+"""What objects of the add-on have in common: names, labels, node selection, privileges, roles, network policies."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ USER = 65532
 """The user and group of the image."""
 TMP = "/tmp"  # noqa: S108 - the path in a container, where an empty folder in memory is mounted
 
-# Taints by which clusters keep SGX nodes for those who use SGX. The plugin is what makes them usable at all.
+# Taints by which clusters keep SGX nodes for pods that use SGX.
 _TOLERATED_KEYS = (EPC_RESOURCE, OWN_NODE_LABEL, "sgx.intel.com/epc", "alibabacloud.com/sgx_epc_MiB")
 
 
@@ -69,7 +69,7 @@ def labels(component: str) -> dict[str, str]:
 
 
 def selector(component: str) -> dict[str, str]:
-    """What finds a component's pods; it can never be changed, so it says as little as possible."""
+    """Labels that select a component's pods. A selector is immutable, so it has as few as possible."""
     return {PART_OF: ADDON, COMPONENT: component}
 
 
@@ -91,14 +91,14 @@ def namespaced_object(api_version: str, kind: str, name: str, component: str, **
 
 
 def service_account(workload: Workload, *, token: bool) -> Object:
-    """The account of a component; most have no use for a token and are given none."""
+    """The account of a component; `token`: whether its pods get one for the API."""
     return namespaced_object(
         "v1", "ServiceAccount", workload.name, workload.component, automountServiceAccountToken=token
     )
 
 
 def sgx_nodes(config: AddonConfig) -> Object:
-    """The affinity to SGX nodes, whoever labelled them."""
+    """The affinity to SGX nodes: those with any of `SGX_NODE_LABELS`."""
     always = {"kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64"} | config.node_labels()
     common = [{"key": key, "operator": "In", "values": [value]} for key, value in always.items()]
     terms = [
@@ -109,7 +109,7 @@ def sgx_nodes(config: AddonConfig) -> Object:
 
 
 def tolerations(config: AddonConfig) -> list[Object]:
-    """What the node components tolerate: taints that set SGX nodes apart, and what the operator names."""
+    """Taints that the node components tolerate: those that usually set SGX nodes apart, and those of the settings."""
     usual: list[Object] = [{"key": key, "operator": "Exists"} for key in _TOLERATED_KEYS]
     return [*usual, {"key": "CriticalAddonsOnly", "operator": "Exists"}, *config.tolerated()]
 
@@ -122,7 +122,7 @@ def seccomp(profile: str) -> Object:
 
 
 def confined(*, user: int = USER, add: tuple[str, ...] = (), profile: str = RUNTIME_DEFAULT) -> Object:
-    """A container's security context: no capability but those in `add`, nothing to write to, no way to more."""
+    """A container's security context: only the capabilities in `add`, a read-only root file system, no escalation."""
     capabilities: Object = {"drop": ["ALL"]} | ({"add": list(add)} if add else {})
     return {
         "allowPrivilegeEscalation": False,
@@ -137,7 +137,7 @@ def confined(*, user: int = USER, add: tuple[str, ...] = (), profile: str = RUNT
 
 
 def container(config: AddonConfig, name: str, args: list[str], **body: Any) -> Object:  # noqa: ANN401 - JSON
-    """A container that runs `confcom` with these words."""
+    """A container of the add-on's image; its entry point is `confcom`."""
     return {
         "name": name,
         "image": config.image,
@@ -155,12 +155,12 @@ def settings(service: str, values: dict[str, str]) -> list[Object]:
 
 
 def from_pod(variable: str, path: str) -> Object:
-    """An environment variable with something that the pod knows of itself."""
+    """An environment variable with a field of the pod."""
     return {"name": variable, "valueFrom": {"fieldRef": {"fieldPath": path}}}
 
 
 def resources(cpu: str, memory: str, memory_limit: str, **devices: str) -> Object:
-    """Requests and limits. No limit of CPU: throttling would make everybody who waits for an answer wait longer."""
+    """Requests and limits. No limit of CPU: throttling would delay every client."""
     return {
         "requests": {"cpu": cpu, "memory": memory, **devices},
         "limits": {"memory": memory_limit, **devices},
@@ -168,7 +168,7 @@ def resources(cpu: str, memory: str, memory_limit: str, **devices: str) -> Objec
 
 
 def http_probes(port: str, *, tls: bool = False) -> Object:
-    """Probes at /healthz and /readyz of a port; whoever starts has two minutes. The kubelet takes any certificate."""
+    """Probes at /healthz and /readyz of a port; a start may take two minutes. The kubelet accepts any certificate."""
     scheme = {"scheme": "HTTPS"} if tls else {}
     live = {"path": "/healthz", "port": port, **scheme}
     return {
@@ -184,28 +184,41 @@ def http_probes(port: str, *, tls: bool = False) -> Object:
 
 
 def number(value: float) -> str:
-    """A number as people and other tools write it: 1 and 1.5."""
+    """A number without a needless fraction: 1 and 1.5."""
     return str(int(value)) if value.is_integer() else repr(value)
 
 
-def host_path(name: str, path: str, kind: str) -> Object:
-    """A volume that is a path of the host."""
-    return {"name": name, "hostPath": {"path": path, "type": kind}}
+class HostPath(NamedTuple):
+    """A path of the host as a volume; `at` is where the container has it, by default the same path."""
+
+    name: str
+    path: str
+    kind: str = "Directory"
+    at: str = ""
+    read_only: bool = True
+
+    def volume(self) -> Object:
+        """The volume."""
+        return {"name": self.name, "hostPath": {"path": self.path, "type": self.kind}}
+
+    def mount(self) -> Object:
+        """Its mount."""
+        return mount(self.name, self.at or self.path, read_only=self.read_only)
 
 
 def mount(name: str, path: str, *, read_only: bool = False) -> Object:
-    """Where a volume is seen in a container; read-only with what is mounted below it, where the runtime can do that."""
+    """A mount of a volume; `read_only` includes what is mounted below it, where the runtime can do that."""
     found: Object = {"name": name, "mountPath": path}
     return found | ({"readOnly": True, "recursiveReadOnly": "IfPossible"} if read_only else {})
 
 
 def asks_by_name(config: AddonConfig) -> Object:
-    """What a pod needs that asks for collateral by the names of the cluster; the others do without its DNS."""
+    """Cluster DNS, for pods that reach services by name; on simulated nodes none does."""
     return {} if config.platform == "simulated" else {"dnsPolicy": "ClusterFirst"}
 
 
 def tmp_volume() -> Object:
-    """A small folder for temporary files, where the root file system cannot be written."""
+    """A small folder for temporary files, beside the read-only root file system."""
     return {"name": "tmp", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}}
 
 
@@ -235,7 +248,7 @@ def daemon_set(workload: Workload, config: AddonConfig, pod: Object, strategy: O
 
 
 def deployment(workload: Workload, pod: Object, *, replicas: int) -> Object:
-    """A component of the cluster, on any node; its pods on different ones where that is possible."""
+    """A component on any node; its pods on different ones where that is possible."""
     spread = {
         "maxSkew": 1,
         "topologyKey": "kubernetes.io/hostname",
@@ -267,7 +280,7 @@ def deployment(workload: Workload, pod: Object, *, replicas: int) -> Object:
 
 
 def service(workload: Workload, port: int, target: str) -> Object:
-    """The address of a component: a port, and the name of the pods' port behind it."""
+    """A Service: its port, and the name of the pods' port behind it."""
     return namespaced_object(
         "v1",
         "Service",
@@ -281,7 +294,7 @@ def service(workload: Workload, port: int, target: str) -> Object:
 
 
 def completed(objects: Iterable[Object], config: AddonConfig, version: str) -> list[Object]:
-    """Objects with what all of them have: the version as a label, and in pods the Secrets to pull the image with."""
+    """Objects with the version as a label, and in pods the Secrets to pull the image with."""
     found = []
     for one in objects:
         metadata = one["metadata"]
@@ -298,16 +311,13 @@ def pod_template(workload: Workload, spec: Object) -> Object:
     return {"metadata": {"labels": labels(workload.component)}, "spec": spec}
 
 
-# --- The add-on's namespace, and its right to the priorities of system components -------------------------------------
-
-
 _POD_SECURITY = "pod-security.kubernetes.io"
 
 
 def namespace() -> Object:
-    """The namespace. The node components mount paths of the host, which only the level `privileged` lets through.
+    """The namespace. The node components mount paths of the host, which only the level `privileged` admits.
 
-    `audit` stays at `restricted`, so that whatever else runs here is seen.
+    `audit` stays at `restricted`, so that the audit log names every other pod.
     """
     found = global_object("v1", "Namespace", NAMESPACE, ITSELF.component)
     found["metadata"]["labels"] |= {f"{_POD_SECURITY}/enforce": "privileged", f"{_POD_SECURITY}/audit": "restricted"}
@@ -315,17 +325,16 @@ def namespace() -> Object:
 
 
 def critical_pods() -> Object:
-    """Lets pods here have the priorities of system components in clusters that restrict these to some namespaces.
+    """Admits pods with the priorities of system components, in clusters that restrict these to some namespaces.
 
-    Such clusters want a quota that names the priorities. In all others it restricts nothing.
+    Such clusters require a quota that names the priorities. In others it restricts nothing.
     """
     classes = {"operator": "In", "scopeName": "PriorityClass", "values": list(CRITICAL)}
     spec = {"hard": {"pods": "1000000"}, "scopeSelector": {"matchExpressions": [classes]}}
     return namespaced_object("v1", "ResourceQuota", "confcom-critical-pods", ITSELF.component, spec=spec)
 
 
-# --- Who may do what at the Kubernetes API. A component that is not listed here may do nothing ------------------------
-
+# Roles: a component without one may do nothing at the Kubernetes API.
 
 _API = "rbac.authorization.k8s.io"
 
@@ -371,16 +380,14 @@ def _subject(workload: Workload) -> Object:
     return {"kind": "ServiceAccount", "name": workload.name, "namespace": NAMESPACE}
 
 
-# --- Who may talk to whom: nobody in the namespace, except for what a component is there for --------------------------
-#
-# The API server and the kubelet are no pods, so their side of a rule is ports, or addresses that the operator names.
-
+# Network policies: all traffic of the namespace is closed except for what a component needs. The API server and the
+# kubelet are no pods, so their side of a rule is ports, or addresses that the operator names.
 
 DNS_PORT = 53
 
 
 def nothing_else() -> Object:
-    """What the other policies do not open is closed."""
+    """Closes what no other policy opens."""
     return namespaced_object(
         "networking.k8s.io/v1",
         "NetworkPolicy",
@@ -399,10 +406,10 @@ def opening(
     called: tuple[int, ...] = (),
     callers: tuple[str, ...] = (),
 ) -> Object:
-    """TCP ports that a component serves at, and ports at which it may ask others; with DNS if 53 is among these.
+    """Opens TCP ports of a component (`ingress`), and ports of others to it (`egress`); with DNS over UDP beside 53.
 
-    `more` are further ports at which it may ask, some of which `egress` may have too. The ports `called` are open
-    to the CIDRs `callers` alone, or to every source where there are none.
+    `more` are further egress ports, some of which `egress` may have too. The ports `called` are open to the CIDRs
+    `callers` alone, or to every source if there are none.
     """
     rules: list[Object] = [{"ports": [_port(port) for port in ports]} for ports in (ingress, called) if ports]
     if called and callers:

@@ -10,14 +10,15 @@ from confcom.manifests.objects import (
     QUOTE_HELPER,
     TMP,
     USER,
+    HostPath,
     Object,
     asks_by_name,
     confined,
     container,
     daemon_set,
-    host_path,
     http_probes,
     mount,
+    opening,
     resources,
     service_account,
     settings,
@@ -26,6 +27,7 @@ from confcom.manifests.objects import (
 from confcom.protocols import aesm
 
 SOCKET_FOLDER = aesm.FOLDER
+_SOCKET = HostPath("aesmd-socket", SOCKET_FOLDER, "DirectoryOrCreate", read_only=False)
 HTTP_PORT = 9464
 DRAIN = 30
 """Seconds for the requests under way when a helper ends; clients give up after 15."""
@@ -34,8 +36,13 @@ GRANTED_MACHINE = "/dev/sgx_enclave"
 
 
 def quote_helper(config: AddonConfig) -> list[Object]:
-    """Service account and DaemonSet."""
-    return [service_account(QUOTE_HELPER, token=False), _daemon_set(config)]
+    """Every object of the quote helper."""
+    egress = () if config.platform == "simulated" else collateral.UPSTREAM_PORTS
+    return [
+        opening(QUOTE_HELPER, ingress=(HTTP_PORT,), egress=egress, more=collateral.asked_ports(config)),
+        service_account(QUOTE_HELPER, token=False),
+        _daemon_set(config),
+    ]
 
 
 def _daemon_set(config: AddonConfig) -> Object:
@@ -50,11 +57,7 @@ def _daemon_set(config: AddonConfig) -> Object:
         "securityContext": {"supplementalGroups": list(config.quote_helper_groups)},
         "initContainers": [_socket_folder(config)],
         "containers": [_container(config)],
-        "volumes": [
-            host_path("aesmd-socket", SOCKET_FOLDER, "DirectoryOrCreate"),
-            tmp_volume(),
-            *collateral.volumes(config),
-        ],
+        "volumes": [_SOCKET.volume(), tmp_volume(), *collateral.volumes(config)],
     }
     # The successor proves itself beside the present helper and takes the socket over; only then the present one ends.
     return daemon_set(QUOTE_HELPER, config, pod, {"maxSurge": 1, "maxUnavailable": 0})
@@ -67,7 +70,7 @@ def _socket_folder(config: AddonConfig) -> Object:
         "command": ["chown"],
         "resources": resources("10m", "16Mi", "64Mi"),
         "securityContext": confined(user=0, add=("CHOWN",)),
-        "volumeMounts": [mount("aesmd-socket", SOCKET_FOLDER)],
+        "volumeMounts": [_SOCKET.mount()],
     }
 
 
@@ -80,7 +83,7 @@ def _container(config: AddonConfig) -> Object:
         ports=[{"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"}],
         resources=_resources(config),
         securityContext=confined(profile=config.quote_helper_seccomp),
-        volumeMounts=[mount("aesmd-socket", SOCKET_FOLDER), mount("tmp", TMP), *collateral.mounts(config)],
+        volumeMounts=[_SOCKET.mount(), mount("tmp", TMP), *collateral.mounts(config)],
         **http_probes("http"),
     )
 

@@ -1,4 +1,4 @@
-"""What a simulated cluster needs beside the rest: one world for all, a machine of it for every node."""
+"""Objects of simulated clusters alone: the world of all nodes, each node's machine, and the cleaning of nodes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from confcom.manifests.addon_config import AddonConfig, image_of
 from confcom.manifests.objects import (
     ITSELF,
     NODE_CRITICAL,
+    HostPath,
     Object,
     Workload,
     completed,
@@ -17,7 +18,6 @@ from confcom.manifests.objects import (
     container,
     daemon_set,
     from_pod,
-    host_path,
     mount,
     namespaced_object,
     resources,
@@ -30,7 +30,8 @@ ROOT_CONFIG_MAP = "confcom-simulated-root"
 ROOT_KEY = "root_ca.pem"
 
 NODE_FOLDER = "/var/lib/confcom/simulated-node"
-"""The simulated node; the same path on the host, because the kubelet mounts its files into containers."""
+"""The simulated node's hardware as files. The kubelet mounts them into containers, so the path is also the host's."""
+NODE = HostPath("simulated-node", NODE_FOLDER, "DirectoryOrCreate")
 WORLD_FOLDER = "/world"
 MACHINE_FOLDER = "/machine"
 MACHINE_FILE = f"{MACHINE_FOLDER}/machine.json"
@@ -45,11 +46,6 @@ def world_objects(machine_file: bytes, root: bytes) -> list[Object]:
     return [secret, published]
 
 
-def node_folder() -> Object:
-    """The folder on the host that stands for the node's hardware."""
-    return host_path("simulated-node", NODE_FOLDER, "DirectoryOrCreate")
-
-
 def world_volume() -> Object:
     """The world's machine file."""
     return {"name": "world", "secret": {"secretName": WORLD_SECRET, "defaultMode": 0o440}}
@@ -61,7 +57,7 @@ def machine_volume() -> Object:
 
 
 def machine_container(config: AddonConfig) -> Object:
-    """Makes the node's machine from the world and the node's name: the same machine at every start."""
+    """Init container that makes the node's machine from the world and the node's name: the same at every start."""
     words = ["simulate", "machine", "--world", f"{WORLD_FOLDER}/{WORLD_KEY}", "--name", "$(NODE_NAME)"]
     return container(
         config,
@@ -74,24 +70,25 @@ def machine_container(config: AddonConfig) -> Object:
     )
 
 
-# --- Pods that empty the folders of simulated nodes when the add-on is purged. Real nodes have none -------------------
-
-
 CLEANUP = Workload(ITSELF.component, "confcom-cleanup")
 _FOLDER, _, _NODE = NODE_FOLDER.rpartition("/")
 
 
 def cleanup(config: AddonConfig, *, version: str) -> list[Object]:
-    """A DaemonSet whose pods are ready once their node is clean, and its account; nothing for real nodes."""
+    """A DaemonSet that empties the folders of simulated nodes, and its account; nothing on the platform of Intel.
+
+    A pod of it is ready once the folder of its node is gone.
+    """
     if config.platform != "simulated":
         return []
+    folder = HostPath("confcom", _FOLDER, "DirectoryOrCreate", read_only=False)
     settled = msgspec.structs.replace(config, image=image_of(config, version))
     words = container(settled, "remove", ["-rf", f"{_FOLDER}/{_NODE}"])
     remove = words | {
         "command": ["rm"],
         "resources": resources("10m", "16Mi", "64Mi"),
         "securityContext": confined(user=0),
-        "volumeMounts": [mount("confcom", _FOLDER)],
+        "volumeMounts": [folder.mount()],
     }
     stay = container(settled, "done", ["3600"]) | {
         "command": ["sleep"],
@@ -104,7 +101,7 @@ def cleanup(config: AddonConfig, *, version: str) -> list[Object]:
         "terminationGracePeriodSeconds": 0,
         "initContainers": [remove],
         "containers": [stay],
-        "volumes": [host_path("confcom", _FOLDER, "DirectoryOrCreate")],
+        "volumes": [folder.volume()],
     }
     made = daemon_set(CLEANUP, settled, pod, {"maxUnavailable": "100%", "maxSurge": 0})
     return completed([made, service_account(CLEANUP, token=False)], settled, version)

@@ -1,4 +1,4 @@
-"""The admission webhook: pods of the least kind, and the two configurations that send SGX pods to them."""
+"""The admission webhook: its Deployment, and the two configurations that send SGX pods to it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _ADMISSION = "admissionregistration.k8s.io"
 
 
 class WebhookCa(NamedTuple):
-    """The CA by which the replicas issue their certificates, and all that the API server shall trust; PEM."""
+    """The CA by which replicas issue their certificates, and every CA that the API server is to trust; PEM."""
 
     certificate: bytes
     key: bytes
@@ -47,12 +47,19 @@ class WebhookCa(NamedTuple):
 
 
 def webhook(config: AddonConfig, ca: WebhookCa | None) -> list[Object]:
-    """Everything but network policy; the configurations last, so that the webhook can answer.
+    """Every object of the webhook, its configurations last, so that it can answer by then.
 
-    The installer writes the CA: a webhook that could write it could rewrite the configurations too. Without
-    `ca` its Secret has to be there already, or to come.
+    The installer writes the CA: a webhook that could write it could rewrite the configurations too. Without `ca` its
+    Secret is not rendered; another tool makes it.
     """
     return [
+        objects.opening(
+            WEBHOOK,
+            ingress=(HTTP_PORT,),
+            egress=config.api_ports,
+            called=(HTTPS_PORT,),
+            callers=config.api_addresses,
+        ),
         service_account(WEBHOOK, token=True),
         *([] if ca is None else [_ca_secret(ca)]),
         *objects.cluster_role(WEBHOOK, [objects.rule("", ["nodes"], ["get", "list", "watch"])]),
@@ -116,7 +123,7 @@ def _values(config: AddonConfig) -> dict[str, str]:
 
 
 def _disruption_budget() -> Object:
-    """One at a time, but for those that are not ready: what a replica is once no node is left for another one."""
+    """One replica at a time. Those that are not ready may always go, such as when no node is left for another one."""
     return namespaced_object(
         "policy/v1",
         "PodDisruptionBudget",

@@ -12,7 +12,7 @@ from confcom.manifests import collateral
 from confcom.manifests.addon import render
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import Object
-from confcom.services.collateral import collateral_service
+from confcom.services.collateral import certificates
 from confcom.services.collateral.service_config import CollateralServiceConfig
 
 SERVICE = "https://confcom-collateral.confcom-system.svc:8081"
@@ -81,7 +81,7 @@ def test_of_our_own_service_the_helper_trusts_what_the_service_publishes_and_nob
     pod, container, environment = helper(objects)
     (name,) = (one["name"] for one in container["volumeMounts"] if one["mountPath"] == "/etc/ssl/certs")
     (volume,) = (one["configMap"] for one in pod["volumes"] if one["name"] == name)
-    key = collateral_service.CA_KEY
+    key = certificates.CA_KEY
     assert volume == {"name": "confcom-collateral-ca", "items": [{"key": key, "path": key}]}
     assert ("ConfigMap", volume["name"]) in objects
     assert environment["CONFCOM_QUOTE_HELPER_COLLATERAL"] == SERVICE
