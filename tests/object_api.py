@@ -20,8 +20,10 @@ PATH = re.compile(
     r"/(?:api|apis/[^/]+)/[^/]+(?:/namespaces/(?P<namespace>[^/]+))?/(?P<kind>[a-z]+)"
     r"(?:/(?P<name>[^/]+)(?:/status)?)?"
 )
-SERVERS = ("resourceVersion", "deletionTimestamp")
+SERVERS = ("resourceVersion", "deletionTimestamp", "managedFields")
 """Metadata that the server writes."""
+FORMER = "confcom-webhook"
+"""A field manager of earlier versions."""
 GUARD = 120.0
 """Seconds after which a test hangs."""
 
@@ -68,6 +70,9 @@ class ObjectApi(ApiStandIn):
                 return
             place = (kind, namespace, name or body["metadata"]["name"])
             dry = "dryRun" in parse_qs(parts.query)
+            if parse_qs(parts.query).get("fieldManager") == [FORMER]:
+                self._disown(handler, place)
+                return
             if handler.command != "GET" and not dry:
                 self.before_write(handler.command, place)
             self._answer(handler, place, body, dry=dry)
@@ -99,6 +104,13 @@ class ObjectApi(ApiStandIn):
                 kept = {name: one for name, one in present["metadata"].items() if name in SERVERS}
                 self.put(place[0], body | {"metadata": body["metadata"] | kept})
             _send(handler, 200, self.objects[place])
+
+    def _disown(self, handler: BaseHTTPRequestHandler, place: tuple[str, str, str]) -> None:
+        """`FORMER` applies nothing but a name, and so gives up what it owned."""
+        metadata = self.objects[place]["metadata"]
+        kept = [one for one in metadata["managedFields"] if one["manager"] != FORMER]
+        self.put(place[0], self.objects[place] | {"metadata": metadata | {"managedFields": kept}})
+        _send(handler, 200, self.objects[place])
 
     def _shown(self, place: tuple[str, str, str]) -> Object:
         """An object as it is read: workloads with the status that a controller would write."""

@@ -178,6 +178,7 @@ class Addon:
         present = await self._cluster.addon_objects(NAMESPACE, OURS)
         for ref in to_prune(present, map(Ref.of, wanted)):
             await self._delete(ref)
+        await self._disown(present)
         if wait is not None:
             await Rollout(self._cluster, wanted, self._report).wait(deadline.left())
         return state.config
@@ -339,6 +340,17 @@ class Addon:
             await self._gone(Ref.of(one), deadline)
             await self._cluster.apply(one)
 
+    async def _disown(self, present: Mapping[Ref, Object]) -> None:
+        """End a former webhook's ownership of entries in its configurations, where its replicas wrote their CA.
+
+        Once we no longer list such an entry, its name would stay, without the fields that the API requires.
+        """
+        for ref in CONFIGURATIONS:
+            owners = present.get(ref, {}).get("metadata", {}).get("managedFields") or ()
+            if any(owner.get("manager") == FORMER_MANAGER for owner in owners):
+                nothing = {"apiVersion": ref.api_version, "kind": ref.kind, "metadata": {"name": ref.name}}
+                await self._cluster.apply(nothing, manager=FORMER_MANAGER)
+
     async def _delete(self, ref: Ref) -> None:
         """Delete an object, if it is there."""
         if await self._cluster.delete(ref):
@@ -434,6 +446,8 @@ def _content(secret: dict[str, Any]) -> bytes:
 CA_REF = Ref("v1", "Secret", NAMESPACE, CA_SECRET)
 CONFIGURATION_KINDS = ("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration")
 CONFIGURATIONS = tuple(Ref("admissionregistration.k8s.io/v1", kind, "", CONFIGURATION) for kind in CONFIGURATION_KINDS)
+FORMER_MANAGER = "confcom-webhook"
+"""Field manager of webhooks that made their CA themselves."""
 COMMON_NAME = "confcom admission webhook"
 LIFETIME = timedelta(days=3650)
 RENEW = timedelta(days=365)

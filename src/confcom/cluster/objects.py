@@ -167,8 +167,8 @@ class ClusterObjects:
             found |= {Ref.of(one): one for one in await self.objects(kind, namespace=namespace, labels=labels)}
         return found
 
-    async def apply(self, wanted: Object, *, dry_run: bool = False) -> Object:
-        """Server-side apply: sets our fields and keeps those of other managers. Returns the resulting object."""
+    async def apply(self, wanted: Object, *, dry_run: bool = False, manager: str | None = None) -> Object:
+        """Server-side apply: sets the fields of `manager` (else ours) and keeps those of others. Gives the result."""
         ref = Ref.of(wanted)
         kind = kind_of(ref.api_version, ref.kind)
         with cluster_errors(f"cannot apply {ref}"):
@@ -177,7 +177,7 @@ class ClusterObjects:
                 ref.name,
                 kind.resource(wanted),
                 patch_type=PatchType.APPLY,
-                field_manager=self._manager,
+                field_manager=manager or self._manager,
                 force=True,
                 dry_run=dry_run,
                 **_place(ref),

@@ -150,15 +150,21 @@ async def test_an_update_from_the_first_certificate_scheme_leaves_nothing_of_it(
     for ref in LEGACY:
         metadata = {"name": ref.name, "labels": labels("webhook")} | ({"namespace": NAMESPACE} if ref.namespace else {})
         api.put(place(ref)[0], {"apiVersion": ref.api_version, "kind": ref.kind, "metadata": metadata})
+    configurations = [found for found in api.objects if found[0].endswith("webhookconfigurations")]
+    for found in configurations:
+        owners = [{"manager": "confcom-webhook"}, {"manager": "confcom-addon"}]
+        metadata = api.objects[found]["metadata"] | {"managedFields": owners}
+        api.put(found[0], api.objects[found] | {"metadata": metadata})
     del api.objects[CA]
     order: list[tuple[str, str, str]] = []
     api.before_write = lambda verb, place: order.append(place)
     await update(addon)
     assert not {place(ref) for ref in LEGACY} & api.objects.keys()
     bundle = api.objects[CA]["data"]["ca.crt"]
-    configurations = [found for found in api.objects if found[0].endswith("webhookconfigurations")]
     entries = [entry for found in configurations for entry in api.objects[found]["webhooks"]]
     assert {entry["clientConfig"]["caBundle"] for entry in entries} == {bundle}
+    for found in configurations:
+        assert api.objects[found]["metadata"]["managedFields"] == [{"manager": "confcom-addon"}]
     # The API server trusts the CA before any replica can serve by it.
     assert max(order.index(found) for found in configurations) < order.index(CA)
     rights = api.objects["clusterroles", "", "confcom:sgx-webhook"]["rules"]
