@@ -17,7 +17,9 @@ fi
 
 mkdir -p "$RUN" "$LOG" "$B/data/volume-plugins" "$B/etc/cni/net.d" "$B/images" $NODE_FOLDERS
 touch "$RUN/up"
-for name in kubelet.yaml containerd.toml; do sed "s#@KUBE_HOME@#$B#g; s#@STATUS_SECONDS@#${KUBE_STATUS_SECONDS:-10}#" "$HERE/templates/$name" >"$B/etc/$name"; done
+for name in kubelet.yaml containerd.toml admission.yaml webhooks.kubeconfig; do
+  sed "s#@KUBE_HOME@#$B#g; s#@STATUS_SECONDS@#${KUBE_STATUS_SECONDS:-10}#" "$HERE/templates/$name" >"$B/etc/$name"
+done
 [ -z "$KUBE_CGROUP" ] || for folder in /sys/fs/cgroup/*; do
   mkdir -p "$folder$KUBE_CGROUP" 2>/dev/null || continue
   for file in cpuset.cpus cpuset.mems; do
@@ -74,7 +76,7 @@ start etcd "$BIN/etcd" --name n1 --data-dir "$B/data/etcd" --listen-client-urls 
 start containerd "$BIN/containerd" --config "$B/etc/containerd.toml"
 start kube-apiserver "$BIN/kube-apiserver" --etcd-servers=http://127.0.0.1:2379 --advertise-address=$NODE_ADDRESS \
   --bind-address=0.0.0.0 --secure-port=$API_PORT --service-cluster-ip-range=10.96.0.0/16 --authorization-mode=Node,RBAC \
-  --enable-admission-plugins=NodeRestriction --allow-privileged=true --client-ca-file=$PKI/ca.crt \
+  --enable-admission-plugins=NodeRestriction --admission-control-config-file=$B/etc/admission.yaml --allow-privileged=true --client-ca-file=$PKI/ca.crt \
   --tls-cert-file=$PKI/apiserver.crt --tls-private-key-file=$PKI/apiserver.key \
   --kubelet-client-certificate=$PKI/kubelet-client.crt --kubelet-client-key=$PKI/kubelet-client.key \
   --kubelet-certificate-authority=$PKI/ca.crt --kubelet-preferred-address-types=InternalIP \
