@@ -9,6 +9,16 @@ EPC = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
 DEVICE = "/dev/sgx_enclave"
 AESMD = "/var/run/aesmd"
 
+CONFINED: dict[str, Any] = {
+    "runAsNonRoot": True,
+    "runAsUser": 4711,
+    "runAsGroup": 4711,
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+"""What Pod Security's `restricted` asks of a container."""
+
 QUOTE = f"confcom quote --machine {DEVICE} --report-data $0 -o /tmp/quote && base64 -w0 /tmp/quote"
 """A shell command that attests the demo enclave of a simulated node and prints the quote; $0 is the report data."""
 

@@ -92,9 +92,11 @@ def test_a_limit_range_holds_for_every_dialect(
 ) -> None:
     """It fills in its default before the webhook is asked, and judges what the webhook has made of the pod."""
     epc = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
-    amounts = {"type": "Container", "default": {epc: "10"}, "defaultRequest": {epc: "10"}, "max": {epc: "50"}}
+    ratio = {"maxLimitRequestRatio": {epc: "1"}}
+    amounts = {"type": "Container", "default": {epc: "10"}, "defaultRequest": {epc: "10"}, "max": {epc: "50"}} | ratio
     metadata = {"name": "epc", "namespace": "e2e"}
-    made({"apiVersion": "v1", "kind": "LimitRange", "metadata": metadata, "spec": {"limits": [amounts]}})
+    judged = [amounts, {"type": "Pod"} | ratio]
+    made({"apiVersion": "v1", "kind": "LimitRange", "metadata": metadata, "spec": {"limits": judged}})
     dialects = {epc: "{}", "sgx.intel.com/epc": "{}Mi", "alibabacloud.com/sgx_epc_MiB": "{}"}
 
     def tried(limits: dict[str, str]) -> Outcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,9 +16,9 @@ from kubectl import ADDON_NAMESPACE, Kubectl
 from relying_party import RelyingParty, quote_in
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def load(cluster: Kubectl, enabled: Addon, image: str) -> Iterator[Load]:
-    """A pod that attests before, during and after the test, without one failure."""
+    """A pod that attests from the first test to the last, without one failure."""
     load = Load.start(cluster, image)
     yield load
     load.end()
@@ -94,6 +95,36 @@ def test_an_update_that_cannot_prove_itself(cluster: Kubectl, enabled: Addon, lo
     cluster("rollout", "undo", "daemonset/sgx-quote-helper", "-n", ADDON_NAMESPACE)
     cluster.rollout("daemonset", "sgx-quote-helper")
     _no_failure(load)
+
+
+@pytest.mark.promise("M10")
+def test_an_image_that_cannot_be_pulled(cluster: Kubectl, enabled: Addon, load: Load) -> None:
+    """Pods of the image before it stay, of every component, and the update says which image is missing where."""
+    components = ("device-plugin", "quote-helper", "metrics", "webhook")
+    assert enabled("update", "--enable-metrics", "-o", "none").code == 0
+    before = {component: _ready_names(enabled, component) for component in components}
+    assert all(len(names) == 1 for names in before.values())
+    missing = "localhost/nothing:1"
+    outcome = enabled("update", f"--image={missing}", "-o", "none", "--timeout=20")
+    assert outcome.code == 7
+    node = enabled.node()["metadata"]["name"]
+    for word in (f"on {node}: ", "ImagePull", missing, "Name an image that the nodes can pull, with --image"):
+        assert word in outcome.err
+    assert enabled("update", f"--image={missing}", "-o", "none", "--no-wait").code == 0
+    cluster.wait("successors that have no image", lambda: all(map(partial(_lacks_image, enabled), components)))
+    assert {component: _ready_names(enabled, component) for component in components} == before
+    _no_failure(load)
+    enabled.enable()
+    _no_failure(load)
+
+
+def _ready_names(addon: Addon, component: str) -> list[str]:
+    return sorted(pod["metadata"]["name"] for pod in addon.pods(component) if _ready(pod))
+
+
+def _lacks_image(addon: Addon, component: str) -> bool:
+    statuses = [status for pod in addon.pods(component) for status in pod["status"].get("containerStatuses", [])]
+    return any("ImagePull" in status["state"].get("waiting", {}).get("reason", "") for status in statuses)
 
 
 def _restarts(addon: Addon) -> int:
