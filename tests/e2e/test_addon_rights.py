@@ -209,34 +209,6 @@ def _write_events(metrics: Account, node: str, cluster: Kubectl) -> None:
         cluster("delete", "events.events.k8s.io", "an-event", "-n", "e2e")
 
 
-@pytest.mark.parametrize(
-    ("namespace", "resource", "said"),
-    [
-        ("e2e", "sgx.confcom.dev/quote-helper-epc", "is the quote helper's: request kubernetes.azure.com"),
-        (GRANTED, "sgx.confcom.dev/quote-helper-epc", "is the quote helper's"),
-        ("e2e", "sgx.intel.com/provision", "has no grant for sgx.intel.com/provision"),
-        (GRANTED, "sgx.intel.com/provision", ""),
-    ],
-)
-@pytest.mark.parametrize("kind", ["containers", "initContainers"])
-def test_what_is_reserved_is_refused_without_the_webhook(
-    enabled: Addon, cluster: Kubectl, other_node: str, image: str, namespace: str, resource: str, said: str, kind: str
-) -> None:
-    assert enabled("update", "--disable-webhook", "-o", "none").code == 0
-    try:
-        spec = one_container(image, "true")
-        spec.setdefault(kind, []).append(
-            {"name": "asks", "image": image, "resources": {"limits": {EPC: "1", resource: "1"}}}
-        )
-        outcome = cluster.attempt(
-            "create", "--dry-run=server", "-f", "-", given=json.dumps(pod("reserved", namespace, spec))
-        )
-        assert said in outcome.err
-        assert bool(said) == bool(outcome.code)
-    finally:
-        assert enabled("update", "--enable-webhook", "-o", "none").code == 0
-
-
 def test_webhook_and_collateral_service_pass_the_strictest_pod_security(
     enabled: Addon, cluster: Kubectl, other_node: str
 ) -> None:
@@ -266,3 +238,35 @@ def tried(cluster: Kubectl, kind: str, name: str) -> str:
     }
     outcome = cluster.attempt("create", "--dry-run=server", "-f", "-", given=json.dumps(pod))
     return "" if outcome.code == 0 else outcome.err
+
+
+@pytest.fixture(scope="module")
+def without_webhook(enabled: Addon, other_node: str) -> Iterator[Addon]:
+    """The add-on without its webhook, for the tests at the end of this module."""
+    assert enabled("update", "--disable-webhook", "-o", "none").code == 0
+    yield enabled
+    assert enabled("update", "--enable-webhook", "-o", "none").code == 0
+
+
+@pytest.mark.parametrize(
+    ("namespace", "resource", "said"),
+    [
+        ("e2e", "sgx.confcom.dev/quote-helper-epc", "is the quote helper's: request kubernetes.azure.com"),
+        (GRANTED, "sgx.confcom.dev/quote-helper-epc", "is the quote helper's"),
+        ("e2e", "sgx.intel.com/provision", "has no grant for sgx.intel.com/provision"),
+        (GRANTED, "sgx.intel.com/provision", ""),
+    ],
+)
+@pytest.mark.parametrize("kind", ["containers", "initContainers"])
+def test_what_is_reserved_is_refused_without_the_webhook(
+    without_webhook: Addon, cluster: Kubectl, image: str, namespace: str, resource: str, said: str, kind: str
+) -> None:
+    spec = one_container(image, "true")
+    spec.setdefault(kind, []).append(
+        {"name": "asks", "image": image, "resources": {"limits": {EPC: "1", resource: "1"}}}
+    )
+    outcome = cluster.attempt(
+        "create", "--dry-run=server", "-f", "-", given=json.dumps(pod("reserved", namespace, spec))
+    )
+    assert said in outcome.err
+    assert bool(said) == bool(outcome.code)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster_addon import Addon
-from cluster_jobs import AESMD, QUOTE, attesting, job, limits, one_container, pod, with_aesmd
+from cluster_jobs import AESMD, CONFINED, QUOTE, attesting, job, limits, one_container, pod, with_aesmd
 from kubectl import ADDON_NAMESPACE, Kubectl
 from relying_party import RelyingParty, quote_in
 
@@ -17,35 +17,6 @@ HELPER = "sgx.confcom.dev/quote-helper"
 OUT_OF_PROC = {"confcom.dev/quote-mode": "out-of-proc"}
 VARIABLE = [{"name": "SGX_AESM_ADDR", "value": "1"}]
 LEVELS = ("restricted", "baseline", "privileged")
-CONFINED = {
-    "runAsNonRoot": True,
-    "runAsUser": 4711,
-    "runAsGroup": 4711,
-    "allowPrivilegeEscalation": False,
-    "capabilities": {"drop": ["ALL"]},
-    "seccompProfile": {"type": "RuntimeDefault"},
-}
-"""What `restricted` asks of a container."""
-CLAIM_TEMPLATE = {
-    "apiVersion": "resource.k8s.io/v1",
-    "kind": "ResourceClaimTemplate",
-    "metadata": {"name": "epc", "namespace": "e2e-restricted"},
-    "spec": {
-        "spec": {
-            "devices": {
-                "requests": [
-                    {
-                        "name": "epc",
-                        "exactly": {
-                            "deviceClassName": "sgx-epc.confcom.dev",
-                            "capacity": {"requests": {"epc": "10Mi"}},
-                        },
-                    }
-                ]
-            }
-        }
-    },
-}
 
 
 @pytest.fixture(scope="module")
@@ -203,26 +174,3 @@ def test_pods_wait_where_there_is_no_helper(
     cluster.wait("the reason", waits)
     assert enabled("update", "--enable-sgxquotehelper", "-o", "none").code == 0
     ready(cluster, *place)
-
-
-@pytest.mark.claims
-@pytest.mark.promise("M9")
-def test_pods_with_claims_attest_as_well(
-    enabled: Addon,
-    namespaces: dict[str, str],
-    made: Callable[..., Any],
-    run: Callable[..., str],
-    relying_party: RelyingParty,
-    image: str,
-) -> None:
-    outcome = enabled("update", "--publisher=dra", "-o", "none", "--timeout", "300")
-    assert outcome.code == 0, outcome.err
-    try:
-        made(CLAIM_TEMPLATE)
-        spec = attesting(image, "0e", securityContext=CONFINED)
-        spec["containers"][0]["resources"] = {"claims": [{"name": "sgx"}]}
-        spec["resourceClaims"] = [{"name": "sgx", "resourceClaimTemplateName": "epc"}]
-        log = run(job("claims", namespaces["restricted"], spec, annotations=OUT_OF_PROC))
-        assert relying_party.verify(quote_in(log), "0e")["exit_code"] == 0
-    finally:
-        enabled.enable()
