@@ -30,7 +30,7 @@ from confcom.services.quote_helper.broker import AesmBroker, Answer
 from confcom.services.quote_helper.connection import Conversation, Observer, PendingRequest, RequestEvent
 from confcom.services.quote_helper.helper_config import QuoteHelperConfig
 from confcom.services.quote_helper.helper_quoting import Quoting
-from confcom.services.quote_helper.peers import MAX_REMEMBERED, FairQueue, Peer, Peers
+from confcom.services.quote_helper.peers import GONE, MAX_REMEMBERED, FairQueue, Peer, Peers
 from confcom.services.quote_helper.self_test import ClientQuote
 from confcom.services.runtime.listener import available_descriptors
 
@@ -42,7 +42,9 @@ from confcom.services.runtime.listener import available_descriptors
 
 
 ACCEPT_BATCH = 16
-"""Connections accepted before other work gets its turn."""
+"""Connections accepted before they are read."""
+MOST_CLOSED = 256
+"""Connections accepted before other work gets its turn, where most of them are closed unread."""
 ACCEPT_PAUSE = 0.05
 """Seconds without accepting after the system refused to."""
 SHORT_BACKLOG = 8
@@ -54,13 +56,13 @@ SHORT_FOR = 8
 class Acceptor:
     """Watches listening sockets and hands over what it accepts.
 
-    `welcome` gets each connection, `done` is called behind each batch, and `make_room` asks for so many file
-    descriptors back when the system has none left for us.
+    `welcome` gets each connection and returns whether it is to be read, `done` is called after each batch, and
+    `make_room` gives so many file descriptors back when the system refuses new ones.
     """
 
     def __init__(
         self,
-        welcome: Callable[[_socket.socket], None],
+        welcome: Callable[[_socket.socket], bool],
         done: Callable[[], None],
         make_room: Callable[[int], None],
         *,
@@ -100,8 +102,8 @@ class Acceptor:
         """Take connections from the backlog; says whether there may be more."""
         # What Python's own `accept` and `socket` add costs a quarter more, which a flood multiplies.
         accept, new = listener._accept, _socket.socket  # type: ignore[attr-defined]
-        accepted = 0
-        while accepted < ACCEPT_BATCH:
+        accepted = welcome = 0
+        while welcome < ACCEPT_BATCH and accepted < MOST_CLOSED:
             try:
                 client = new(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, accept()[0])
             except BlockingIOError:
@@ -110,12 +112,12 @@ class Acceptor:
                 self._pause(listener, error)
                 break
             accepted += 1
-            self._welcome(client)
+            welcome += self._welcome(client)
         self._accepted += accepted
         self._batches += 1
-        self._full_batches += accepted == ACCEPT_BATCH
+        self._full_batches += accepted >= ACCEPT_BATCH
         self._done()
-        return accepted == ACCEPT_BATCH
+        return accepted >= ACCEPT_BATCH
 
     def adapt_backlog(self, *, new: int) -> None:
         """Make the backlog short or long; to be called several times a second.
@@ -178,7 +180,7 @@ class AesmFront:
         remembered = max(1, min(MAX_REMEMBERED, available // 8))
         self._descriptors = available - remembered
         self._limit = max(1, min(config.max_connections, self._descriptors))
-        self._acceptor = Acceptor(self._welcome, self._turn, self._give_back, backlog=config.backlog)
+        self._acceptor = Acceptor(self._on_connect, self._turn, self._give_back, backlog=config.backlog)
         self._ticks: asyncio.TimerHandle | None = None
         self._quoting: Quoting | None = None
         self.last_quote: ClientQuote | None = None
@@ -269,17 +271,20 @@ class AesmFront:
             self.last_quote = ClientQuote(request.report, response.quote)
         return pending.conversation.write(answer)
 
-    def _welcome(self, client: _socket.socket) -> None:
-        """Begin a conversation, unless its peer has had too many that came to nothing."""
+    def _on_connect(self, client: _socket.socket) -> bool:
+        """Begin a conversation, unless too many of its peer came to nothing; says whether it began."""
         now = self._now()
         peer, credentials = self.peers.of(client, now)
         if not self.peers.is_welcome(peer, now):
             peer.turned_away += 1
+            if peer.name == GONE:
+                client.close()
+                return False
             # Closed at once, it would come back at once.
             self._unread.append((now, client))
             if len(self._unread) > MAX_UNREAD or 2 * len(self._unread) > self._descriptors:
                 self._unread.popleft()[1].close()
-            return
+            return False
         if self._unread and self.open + len(self._unread) >= self._descriptors:
             self._unread.popleft()[1].close()
         if self.open >= self._limit:
@@ -292,6 +297,7 @@ class AesmFront:
         self._silent[conversation] = None
         peer.silent[conversation] = None
         self._turns.push(peer.name, conversation)
+        return True
 
     def _look_at_arrivals(self) -> None:
         """Give a turn to those on which something has arrived."""

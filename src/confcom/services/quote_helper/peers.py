@@ -108,6 +108,8 @@ class Peers:
         process = self._processes.get(credentials)
         if process is None or process.until < now:
             self.looked_up += 1
+            if process is not None:
+                self._forget(credentials)
             process = self._look_up(client, credentials, now)
         return self._peer(process.peer, now), credentials
 
@@ -195,7 +197,8 @@ class Peers:
 
     def _look_up(self, client: _socket.socket, credentials: bytes, now: float) -> _Process:
         pid, uid, _ = UCRED.unpack(credentials)
-        self._forget(credentials)
+        if pid > 0 and not _runs(pid):  # first, and quickly: a flood of short-lived processes ends here
+            return _Process(GONE, pid, uid, now, -1)
         if len(self._processes) >= self._remembered:
             self._forget(next(iter(self._processes)))
         if pid <= 0 or pid == self._own_pid:  # a process of another namespace is 0
@@ -203,8 +206,6 @@ class Peers:
             process = self._processes[credentials] = _Process(name, pid, uid, now + REMEMBER, -1)
             return process
         try:
-            if not _runs(pid):  # the quick answer to a flood of short-lived processes
-                raise ProcessLookupError
             pidfd = _pidfd_of(client)
         except ProcessLookupError:
             return _Process(GONE, pid, uid, now, -1)
@@ -266,8 +267,10 @@ def _pidfd_of(client: _socket.socket) -> int:
 def _runs(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except OSError as error:
-        return error.errno != errno.ESRCH
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
     return True
 
 
