@@ -105,16 +105,18 @@ def test_an_image_that_cannot_be_pulled(cluster: Kubectl, enabled: Addon, load: 
     before = {component: _ready_names(enabled, component) for component in components}
     assert all(len(names) == 1 for names in before.values())
     missing = "localhost/nothing:1"
-    outcome = enabled("update", f"--image={missing}", "-o", "none", "--timeout=20")
-    assert outcome.code == 7
-    node = enabled.node()["metadata"]["name"]
-    for word in (f"on {node}: ", "ImagePull", missing, "Name an image that the nodes can pull, with --image"):
-        assert word in outcome.err
-    assert enabled("update", f"--image={missing}", "-o", "none", "--no-wait").code == 0
-    cluster.wait("successors that have no image", lambda: all(map(partial(_lacks_image, enabled), components)))
-    assert {component: _ready_names(enabled, component) for component in components} == before
-    _no_failure(load)
-    enabled.enable()
+    try:
+        outcome = enabled("update", f"--image={missing}", "-o", "none", "--timeout=20")
+        assert outcome.code == 7
+        node = enabled.node()["metadata"]["name"]
+        for word in (f"on {node}: ", "ImagePull", missing, "Name an image that the nodes can pull, with --image"):
+            assert word in outcome.err
+        assert enabled("update", f"--image={missing}", "-o", "none", "--no-wait").code == 0
+        cluster.wait("successors that have no image", lambda: all(map(partial(_lacks_image, enabled), components)))
+        assert {component: _ready_names(enabled, component) for component in components} == before
+        _no_failure(load)
+    finally:
+        enabled.enable()
     _no_failure(load)
 
 
@@ -123,7 +125,8 @@ def _ready_names(addon: Addon, component: str) -> list[str]:
 
 
 def _lacks_image(addon: Addon, component: str) -> bool:
-    statuses = [status for pod in addon.pods(component) for status in pod["status"].get("containerStatuses", [])]
+    kinds = ("initContainerStatuses", "containerStatuses")
+    statuses = [status for pod in addon.pods(component) for kind in kinds for status in pod["status"].get(kind, [])]
     return any("ImagePull" in status["state"].get("waiting", {}).get("reason", "") for status in statuses)
 
 
