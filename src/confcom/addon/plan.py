@@ -14,19 +14,23 @@ from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.device_plugin import trial_claim
 from confcom.manifests.objects import (
     DEVICE_PLUGIN,
-    ENCLAVE_RESOURCE,
-    EPC_RESOURCE,
-    HELPER_EPC,
-    HELPER_RESOURCE,
     ITSELF,
     NAMESPACE,
-    PROVISION_RESOURCE,
     QUOTE_HELPER,
 )
 from confcom.manifests.quote_helper import SOCKET_FOLDER
 from confcom.manifests.simulated import WORLD_SECRET
 from confcom.protocols.dra_objects import DRIVER
-from confcom.protocols.epc import BOOT_ANNOTATION, OVERCOMMIT_LABEL, TRUE_SIZE_LABEL
+from confcom.protocols.epc import (
+    BOOT_ANNOTATION,
+    CANONICAL,
+    ENCLAVE,
+    HELPER,
+    HELPER_EPC,
+    OVERCOMMIT_LABEL,
+    PROVISION,
+    TRUE_SIZE_LABEL,
+)
 
 # Metadata that the server writes.
 _SERVERS_OWN = ("creationTimestamp", "generation", "managedFields", "resourceVersion", "selfLink", "uid")
@@ -84,8 +88,8 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
     return json.dumps(shown, indent=2, sort_keys=True, ensure_ascii=False).splitlines()
 
 
-DEVICE_RESOURCES = (EPC_RESOURCE, ENCLAVE_RESOURCE, PROVISION_RESOURCE)
-NODE_RESOURCES = (*DEVICE_RESOURCES, HELPER_RESOURCE, HELPER_EPC)
+DEVICE_RESOURCES = (CANONICAL, ENCLAVE, PROVISION)
+NODE_RESOURCES = (*DEVICE_RESOURCES, HELPER, HELPER_EPC)
 PLUGIN_MARKS = (TRUE_SIZE_LABEL, OVERCOMMIT_LABEL, BOOT_ANNOTATION)
 """Labels and annotations that the device plugin writes on its node. The operator writes `confcom.dev/sgx`: it stays."""
 
@@ -164,7 +168,7 @@ def _what(spec: Mapping[str, Any]) -> tuple[str, ...]:
         amounts |= {name: str(limits[name]) for name in NODE_RESOURCES if name in limits}
     found = [f"{name}={amount}" for name, amount in amounts.items() if name in DEVICE_RESOURCES]
     paths = [(volume.get("hostPath") or {}).get("path", "") for volume in spec.get("volumes") or []]
-    if HELPER_RESOURCE in amounts or any(_SOCKET_FOLDER.fullmatch(path.rstrip("/")) for path in paths):
+    if HELPER in amounts or any(_SOCKET_FOLDER.fullmatch(path.rstrip("/")) for path in paths):
         found.append("the quote helper")
     return tuple(found)
 

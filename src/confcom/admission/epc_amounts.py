@@ -11,8 +11,7 @@ from typing import NamedTuple
 from confcom.admission.findings import Findings
 from confcom.admission.pod_json import Container, Json, json_object
 from confcom.errors import FormatError
-from confcom.protocols.admission import HELPER
-from confcom.protocols.epc import CANONICAL, ENCLAVE, EPC_UNITS, MIB, PROVISION, parse_quantity, start_parts
+from confcom.protocols.epc import CANONICAL, ENCLAVE, EPC_UNITS, HELPER, MIB, PROVISION, parse_quantity, start_parts
 
 MAX_MIB = 1 << 26
 """64 TiB: a larger amount is a mistake in the unit."""

@@ -16,11 +16,10 @@ from confcom.admission.pod_json import Container, Json, annotations_of, json_obj
 from confcom.protocols.admission import (
     AESM_VARIABLE,
     CONTAINER_MODE_PREFIX,
-    HELPER,
     INTEL_ANNOTATION,
     MODE_ANNOTATION,
 )
-from confcom.protocols.epc import PROVISION
+from confcom.protocols.epc import HELPER, PROVISION
 
 Mode = Literal["in-proc", "out-of-proc"]
 IN_PROC: Mode = "in-proc"

@@ -17,8 +17,8 @@ from confcom.devices.epc import EpcPool, numa_node_of, plan_pool, prefer_one_nod
 from confcom.devices.host import Host
 from confcom.devices.sgx_node import SgxNode, allocation
 from confcom.errors import PlatformUnavailable, PolicyError
-from confcom.protocols.aesm import FOLDER, RESOURCE, SOCKET, VARIABLE
-from confcom.protocols.epc import CANONICAL, ENCLAVE, HELPER_EPC, PROVISION
+from confcom.protocols.aesm import FOLDER, SOCKET, VARIABLE
+from confcom.protocols.epc import CANONICAL, ENCLAVE, HELPER, HELPER_EPC, PROVISION
 from confcom.protocols.kubelet import ContainerAllocateResponse, Holder, ListAndWatchResponse, Mount, list_devices
 
 SIZE_VARIABLE = "SGX_EPC_MIB"
@@ -186,7 +186,7 @@ class HelperSlots(DeviceResource):
         folder: Path,
         count: int,
         *,
-        name: str = RESOURCE,
+        name: str = HELPER,
         patience: float = PATIENCE,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

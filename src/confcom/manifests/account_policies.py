@@ -14,18 +14,15 @@ from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import (
     COLLATERAL,
     DEVICE_PLUGIN,
-    EPC_RESOURCE,
-    HELPER_EPC,
     METRICS,
     NAMESPACE,
-    PROVISION_RESOURCE,
     Object,
     Workload,
     global_object,
     number,
 )
 from confcom.protocols import dra_objects
-from confcom.protocols.epc import BOOT_ANNOTATION, OVERCOMMIT_LABEL, TRUE_SIZE_LABEL
+from confcom.protocols.epc import BOOT_ANNOTATION, CANONICAL, HELPER_EPC, OVERCOMMIT_LABEL, PROVISION, TRUE_SIZE_LABEL
 
 EVENTS_CONTROLLER = "confcom.dev/metrics"
 """The reporting controller of the events that the exporter of EPC use writes."""
@@ -52,13 +49,13 @@ def own_node(config: AddonConfig) -> list[Object]:
             **_kept("node", "metadata", "status"),
             **_kept("metadata", "labels", "annotations", *_SERVERS_OWN),
             **_kept("status", "capacity", "allocatable"),
-            **_kept("capacity", EPC_RESOURCE),
-            **_kept("allocatable", EPC_RESOURCE),
+            **_kept("capacity", CANONICAL),
+            **_kept("allocatable", CANONICAL),
             **_kept("labels", TRUE_SIZE_LABEL, OVERCOMMIT_LABEL),
             **_kept("annotations", BOOT_ANNOTATION),
             boot_rule: f"{BOOT_ANNOTATION} is its boot id",
             size_rule: f"{TRUE_SIZE_LABEL} is the EPC that the node has: {how}",
-            " && ".join(map(_bounded, ("capacity", "allocatable"))): f"{EPC_RESOURCE} is no more than "
+            " && ".join(map(_bounded, ("capacity", "allocatable"))): f"{CANONICAL} is no more than "
             f"{TRUE_SIZE_LABEL} times the overcommit ratio",
         },
         _maps(
@@ -151,9 +148,9 @@ def reserved(config: AddonConfig) -> list[Object]:
         _rule("", "pods", "CREATE"),
         {
             f"{containers}.all(c, !({wants.format(HELPER_EPC)}))": f"{HELPER_EPC} is the quote helper's: request "
-            f"{EPC_RESOURCE}",
-            f"{granted} || {containers}.all(c, !({wants.format(PROVISION_RESOURCE)}))": "this service account has no "
-            f"grant for {PROVISION_RESOURCE} (--provision-grants)",
+            f"{CANONICAL}",
+            f"{granted} || {containers}.all(c, !({wants.format(PROVISION)}))": "this service account has no "
+            f"grant for {PROVISION} (--provision-grants)",
         },
         everybody=True,
     )
@@ -226,7 +223,7 @@ def _kept(name: str, *but: str) -> dict[str, str]:
 
 def _bounded(part: str) -> str:
     """CEL: the amount of EPC is as it was, or no more than there can be."""
-    new, old = (f"variables.{part}{suffix}[?'{EPC_RESOURCE}'].orValue('0')" for suffix in ("", "Before"))
+    new, old = (f"variables.{part}{suffix}[?'{CANONICAL}'].orValue('0')" for suffix in ("", "Before"))
     return f"({new} == {old} || quantity({new}).compareTo(quantity(string(variables.most))) <= 0)"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from confcom.manifests.addon_config import LOCALHOST, RUNTIME_DEFAULT, AddonConfig
-from confcom.protocols import aesm, epc
+from confcom.protocols import epc
 
 Object = dict[str, Any]
 """A Kubernetes object, or a part of one, as its JSON."""
@@ -22,12 +22,6 @@ COMPONENT = "app.kubernetes.io/component"
 VERSION = "app.kubernetes.io/version"
 OURS: dict[str, str | tuple[str, ...]] = {PART_OF: ADDON, MANAGED_BY: (MANAGER, "Helm")}
 """The labels by which every object of the add-on is found. Helm labels what it installs with its own name."""
-
-EPC_RESOURCE = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
-ENCLAVE_RESOURCE = "sgx.intel.com/enclave"
-PROVISION_RESOURCE = "sgx.intel.com/provision"
-HELPER_RESOURCE = aesm.RESOURCE
-HELPER_EPC = epc.HELPER_EPC
 
 OWN_NODE_LABEL = "confcom.dev/sgx"
 SGX_NODE_LABELS = (
@@ -45,7 +39,7 @@ USER = 65532
 TMP = "/tmp"  # noqa: S108 - the path in a container, where an empty folder in memory is mounted
 
 # Taints by which clusters keep SGX nodes for pods that use SGX.
-_TOLERATED_KEYS = (EPC_RESOURCE, OWN_NODE_LABEL, "sgx.intel.com/epc", "alibabacloud.com/sgx_epc_MiB")
+_TOLERATED_KEYS = (epc.CANONICAL, OWN_NODE_LABEL, "sgx.intel.com/epc", "alibabacloud.com/sgx_epc_MiB")
 
 
 class Workload(NamedTuple):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from confcom.manifests import collateral
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import (
-    HELPER_EPC,
     NODE_CRITICAL,
     QUOTE_HELPER,
     TMP,
@@ -25,6 +24,7 @@ from confcom.manifests.objects import (
     tmp_volume,
 )
 from confcom.protocols import aesm
+from confcom.protocols.epc import HELPER_EPC
 
 SOCKET_FOLDER = aesm.FOLDER
 _SOCKET = HostPath("aesmd-socket", SOCKET_FOLDER, "DirectoryOrCreate", read_only=False)

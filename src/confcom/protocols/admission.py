@@ -14,7 +14,7 @@ import msgspec
 
 from confcom.errors import FormatError
 from confcom.protocols import aesm
-from confcom.protocols.epc import ENCLAVE, EPC_UNITS, PROVISION
+from confcom.protocols.epc import ENCLAVE, EPC_UNITS, HELPER, PROVISION
 
 Operation = dict[str, Any]
 """An operation of JSON Patch (RFC 6902)."""
@@ -165,8 +165,6 @@ def _malformed(message: str) -> FormatError:
 # conditions itself. A pod that does not meet them is never sent, so it is created as if there were no webhook, whether
 # that is up, slow or gone.
 
-HELPER = aesm.RESOURCE
-"""The resource that brings a container to the quote helper."""
 SGX_RESOURCES = (*EPC_UNITS, ENCLAVE, PROVISION, HELPER)
 
 IN_EVERY_NAME = "sgx"

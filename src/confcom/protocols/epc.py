@@ -53,6 +53,8 @@ ENCLAVE = "sgx.intel.com/enclave"
 """The resource that brings a container the enclave device."""
 PROVISION = "sgx.intel.com/provision"
 """The resource that brings a container the provisioning device."""
+HELPER = "sgx.confcom.dev/quote-helper"
+"""The resource that brings a container to the quote helper."""
 
 
 def requested_epc(amounts: Mapping[str, str], units: Mapping[str, int] = EPC_UNITS) -> int | None:

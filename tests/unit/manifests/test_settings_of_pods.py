@@ -12,11 +12,7 @@ from confcom.manifests import collateral, device_plugin, quote_helper, webhook
 from confcom.manifests.addon import render
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import (
-    ENCLAVE_RESOURCE,
-    EPC_RESOURCE,
-    HELPER_RESOURCE,
     NAMESPACE,
-    PROVISION_RESOURCE,
 )
 from confcom.protocols import admission, epc
 from confcom.services.collateral.collateral_service import CollateralServiceConfig, parse_fmspcs
@@ -114,8 +110,7 @@ def test_a_wrong_setting_would_be_noticed() -> None:
         load(QuoteHelperConfig, service="quote-helper", environment={"CONFCOM_QUOTE_HELPER_REPLACE": "?"}, flags={})
 
 
-def test_resources_have_the_names_that_the_plugin_publishes() -> None:
-    assert (EPC_RESOURCE, ENCLAVE_RESOURCE, PROVISION_RESOURCE) == (epc.CANONICAL, epc.ENCLAVE, epc.PROVISION)
+def test_the_webhook_leaves_the_namespace_of_the_addon_alone() -> None:
     assert admission.NAMESPACE == NAMESPACE
 
 
@@ -125,7 +120,7 @@ def test_the_way_to_the_helper_is_there_with_the_helper(publisher: str) -> None:
     settings = config("simulated", publisher)
     found = daemon_settings(settings, "device-plugin")
     assert f"{found.helper_folder}/aesm.socket" == daemon_settings(settings, "quote-helper").socket
-    assert found.helper_resource == HELPER_RESOURCE == admission.HELPER
+    assert found.helper_resource == epc.HELPER
     assert daemon_settings(settings, "webhook").wiring == "plugin"
     assert daemon_settings(AddonConfig(), "device-plugin").helper_folder == ""
 

@@ -10,8 +10,7 @@ import msgspec
 from confcom.devices.epc import DEFAULT_UNIT_LIMIT, MAX_UNIT_LIMIT, PublisherName
 from confcom.devices.resources import PATIENCE
 from confcom.errors import ConfigError
-from confcom.protocols.aesm import RESOURCE as HELPER_RESOURCE
-from confcom.protocols.epc import CANONICAL, ENCLAVE, HELPER_EPC, PROVISION
+from confcom.protocols.epc import CANONICAL, ENCLAVE, HELPER, HELPER_EPC, PROVISION
 
 _RESOURCE = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?/[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 _BYTES = "sgx.intel.com/epc"
@@ -59,7 +58,7 @@ class DevicePluginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     helper_folder: str = ""
     """Folder of the quote helper's socket, under the same path here and on the host, for containers that request
     `helper_resource`. Empty: there is no such resource."""
-    helper_resource: str = HELPER_RESOURCE
+    helper_resource: str = HELPER
     """Name of the resource that brings a container to the quote helper."""
     helper_epc_mib: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
     """MiB of EPC for each of the node's two quote helpers (the present one and a successor), which applications cannot
