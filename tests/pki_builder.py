@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import NameOID
 
 from confcom.appraisal.collateral import Collateral
@@ -128,6 +128,11 @@ class Certificate:
             if not isinstance(extension, self.without):
                 builder = builder.add_extension(extension, critical)
         return builder.sign(self.signer, self.digest, ecdsa_deterministic=True).public_bytes(Encoding.DER)
+
+
+def point(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """The public key as 04 ‖ x ‖ y."""
+    return key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
 
 
 def _distribution_points() -> x509.CRLDistributionPoints:

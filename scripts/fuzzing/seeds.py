@@ -20,7 +20,6 @@ from confcom.formats.open_enclave import (
     OeReport,
     OeReportHeader,
 )
-from confcom.formats.pck_extension import PCK_EXTENSION_OID
 from confcom.formats.quote import Quote
 from confcom.formats.sgx import QeReportInfo, Report
 from confcom.pki.certificate import load_certificate, parse_certificates
@@ -147,12 +146,7 @@ def certificates() -> list[bytes]:
 def pck_extensions() -> list[bytes]:
     """The DER of Intel's SGX extension, with and without what the Platform CA adds."""
     parsed = [load_certificate(der, structure="seed", field="") for der in certificates()]
-    return [
-        extension.value.public_bytes()
-        for certificate in parsed
-        for extension in certificate.extensions
-        if extension.oid.dotted_string == PCK_EXTENSION_OID
-    ]
+    return [certificate.extensions.sgx for certificate in parsed if certificate.extensions.sgx is not None]
 
 
 def crls() -> list[bytes]:

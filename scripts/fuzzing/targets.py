@@ -15,7 +15,6 @@ from functools import cache
 from typing import Literal
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 from rich.console import Console
 
 from confcom.appraisal.findings import Verdict
@@ -37,7 +36,7 @@ from confcom.formats.pck_extension import PckExtension
 from confcom.formats.quote import Quote
 from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
 from confcom.formats.tcb_info import SignedTcbInfo
-from confcom.pki.certificate import common_name, load_certificate, p256_key, parse_certificates
+from confcom.pki.certificate import check_p256, load_certificate, parse_certificates
 from confcom.pki.chain import ChainKind, verify_chain
 from confcom.pki.crl import Crl
 from confcom.pki.roots import INTEL_SGX_ROOT_CA, TrustRoot, TrustRoots
@@ -117,10 +116,12 @@ def qe_identity(data: bytes) -> None:
 
 def certificate(data: bytes) -> None:
     found = load_certificate(data, structure="certificate", field="")
-    common_name(found)
-    for extension in found.extensions:
-        extension.value.public_bytes()
-    p256_key(found)
+    # What it reads, the library reads too, and as the same.
+    full = found.in_full()
+    assert (full.serial_number, full.tbs_certificate_bytes) == (found.serial_number, found.signed)
+    assert (full.not_valid_before_utc, full.not_valid_after_utc) == (found.not_before, found.not_after)
+    _ = full.extensions, found.subject_text, found.issuer_text
+    check_p256(found)
 
 
 def crl(data: bytes) -> None:
@@ -148,7 +149,7 @@ def chain(data: bytes) -> None:
         except ConfcomError as error:
             first = first or error
         else:
-            assert found.leaf.public_bytes(Encoding.DER) in known_certificates()
+            assert found.leaf.der in known_certificates()
             return
     if first:
         raise first

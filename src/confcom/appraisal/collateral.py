@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import InitVar, dataclass, field, replace
 from datetime import datetime
-from typing import ClassVar, TypeVar
+from types import TracebackType
+from typing import Any, ClassVar, Protocol, TypeVar
 
-from cryptography import x509
-
-from confcom.appraisal.findings import Check
+from confcom.appraisal.findings import Check, passed
 from confcom.errors import CollateralInvalid, FormatError, RevokedError, VerificationError
 from confcom.formats.arguments import checked_bytes, checked_time, checked_type
 from confcom.formats.enclave_identity import EnclaveIdentity, SignedEnclaveIdentity
 from confcom.formats.tcb_info import SignedTcbInfo, TcbInfo
 from confcom.pki import ecdsa
-from confcom.pki.certificate import common_name, parse_certificates
+from confcom.pki.certificate import PemChain, load_chain
 from confcom.pki.chain import ChainKind, VerifiedChain, Window, verify_chain
 from confcom.pki.crl import Crl
+from confcom.pki.der import Certificate
+from confcom.pki.ecdsa import KnownSignatures
+from confcom.pki.memory import Memory
 from confcom.pki.proof import PROOF, Proof
 from confcom.pki.roots import TrustRoot, TrustRoots
-
-__all__ = ["Collateral", "VerifiedCollateral", "Window", "verify_collateral"]
 
 _SIGNER_REVOKED = "Fetch fresh collateral: what this certificate signed must not be used any more."
 
@@ -36,9 +35,23 @@ _TITLES = {
     "tcb_info": "TCB info",
     "qe_identity": "QE identity",
 }
+SIGNATURES = 64
+"""Signatures over certificates of CAs, CRLs and signed JSON that one verifier remembers: six to nine per collateral."""
 PCK_CHAIN_BESIDE = "the PCK chain beside the quote"
 """The name of a chain that was given with the quote, and not in a folder of collateral."""
-T = TypeVar("T")
+_CHAINS = {
+    "pck_crl_issuer_chain": "PCK CA chain",
+    "tcb_info_issuer_chain": "TCB signing chain",
+    "qe_identity_issuer_chain": "TCB signing chain",
+}
+_CRLS = {"root_ca_crl": "root CA CRL", "pck_crl": "PCK CRL"}
+T = TypeVar("T", covariant=True)
+D = TypeVar("D", SignedTcbInfo, SignedEnclaveIdentity)
+R = TypeVar("R")
+
+
+class _Parse(Protocol[T]):
+    def __call__(self, data: bytes, *, structure: str) -> T: ...
 
 
 def digest_of(parts: Iterable[bytes]) -> bytes:
@@ -46,15 +59,47 @@ def digest_of(parts: Iterable[bytes]) -> bytes:
     return hashlib.sha256(b"".join(len(part).to_bytes(8, "big") + part for part in parts)).digest()
 
 
-class _Digested:
-    """Room for the digest beside the fields."""
+@dataclass(frozen=True, slots=True)
+class CollateralContent:
+    """The parts of collateral, read. How they were wrapped does not count, nor where they came from.
 
-    __slots__ = ("_digest",)
-    _digest: bytes
+    `statement` is the digest (32 bytes) of all that is signed, `exact` one of that and the signatures.
+    """
+
+    chains: Mapping[str, PemChain]
+    root_ca_crl: Crl
+    pck_crl: Crl
+    tcb_info: SignedTcbInfo
+    qe_identity: SignedEnclaveIdentity
+    statement: bytes
+    exact: bytes
+
+
+class _Read:
+    """Room for the content beside the fields."""
+
+    __slots__ = ("_content",)
+    _content: CollateralContent
+
+
+class _Blame:
+    """Within the block, an error is the fault of a part of the collateral: a `CollateralInvalid` that names it."""
+
+    __slots__ = ("_collateral", "_part")
+
+    def __init__(self, collateral: Collateral, part: str) -> None:
+        self._collateral, self._part = collateral, part
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: TracebackType | None) -> None:
+        if isinstance(error, (FormatError, VerificationError)):
+            raise CollateralInvalid.of(error, self._collateral.place(self._part)) from error
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Collateral(_Digested):
+class Collateral(_Read):
     """The parts as received: chains in PEM, CRLs in any of their encodings, signed JSON untouched.
 
     `source` says where they came from, for people; `places` where each part was read, if that says more.
@@ -89,51 +134,48 @@ class Collateral(_Digested):
         """The name of a part for people: its file, or what it is and where it came from."""
         return self.places.get(part) or f"the {_TITLES.get(part, 'PCK certificate chain')} from {self.source}"
 
-    @contextmanager
-    def blamed(self, part: str) -> Iterator[None]:
+    def blamed(self, part: str) -> _Blame:
         """Within the block, an error is the fault of this part: a `CollateralInvalid` that names it."""
-        try:
-            yield
-        except (FormatError, VerificationError) as error:
-            raise CollateralInvalid.of(error, self.place(part)) from error
+        return _Blame(self, part)
 
     def __repr__(self) -> str:
         return f"<Collateral from {self.source}>"
 
-    def digest(self) -> bytes:
-        """SHA-256 (32 bytes) of what is verified: the DER of chains and CRLs, and the signed JSON.
-
-        How they are wrapped does not count, nor where they came from. Malformed parts are `CollateralInvalid`.
-        """
+    def content(self) -> CollateralContent:
+        """The parts, read but not verified. Malformed ones are `CollateralInvalid`."""
         # Kept, because a verifier asks for every quote that it judges; the parts never change.
-        if not hasattr(self, "_digest"):
-            object.__setattr__(self, "_digest", self._compute_digest())
-        return self._digest
+        if not hasattr(self, "_content"):
+            object.__setattr__(self, "_content", self._read_content())
+        return self._content
 
-    def _compute_digest(self) -> bytes:
-        return digest_of(
-            (
-                *(digest_of(self._read(part, _certificates)) for part in _TITLES if part.endswith("_chain")),
-                *(self._read(part, Crl.parse).der for part in ("root_ca_crl", "pck_crl")),
-                *(document.strip(b" \t\r\n\0") for document in (self.tcb_info, self.qe_identity)),
-            )
-        )
+    def digest(self) -> bytes:
+        """SHA-256 (32 bytes) of what is verified; malformed parts are `CollateralInvalid`."""
+        return self.content().exact
 
-    def _read(self, part: str, parse: Callable[[bytes], T]) -> T:
+    def _read_content(self) -> CollateralContent:
+        chains = {part: self._read(part, load_chain, structure) for part, structure in _CHAINS.items()}
+        crls = [self._read(part, Crl.parse, structure) for part, structure in _CRLS.items()]
+        with self.blamed("tcb_info"):
+            info = SignedTcbInfo.parse(self.tcb_info)
+        with self.blamed("qe_identity"):
+            identity = SignedEnclaveIdentity.parse(self.qe_identity)
+        signed = *(crl.signed_bytes for crl in crls), info.body, identity.body
+        statement = digest_of((*(one.statement for one in chains.values()), *signed))
+        signatures = *(crl.signature for crl in crls), info.signature, identity.signature
+        exact = digest_of((statement, *(one.exact for one in chains.values()), *signatures))
+        return CollateralContent(chains, crls[0], crls[1], info, identity, statement, exact)
+
+    def _read(self, part: str, parse: _Parse[T], structure: str) -> T:
         with self.blamed(part):
-            return parse(getattr(self, part))
-
-
-def _certificates(data: bytes) -> tuple[bytes, ...]:
-    return parse_certificates(data, structure="chain")
+            return parse(getattr(self, part), structure=structure)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class VerifiedCollateral(Proof):
     """Collateral whose every signature is good; only `verify_collateral` makes one. Ask `stale` about the time.
 
-    `pck_ca` is the certificate of the CA that issued `pck_crl`; a PCK certificate can be looked up there only if
-    the same CA issued it. `statement` is a digest (32 bytes) of all that was signed, without the signatures.
+    `pck_ca_chain` is that of the CA that issued `pck_crl`; a PCK certificate can be looked up there only if the same CA
+    issued it. All of it is valid from `valid_from` to `valid_until`, both included.
     """
 
     made_by: ClassVar[str] = "verify_collateral"
@@ -141,31 +183,83 @@ class VerifiedCollateral(Proof):
     tcb_info: TcbInfo
     qe_identity: EnclaveIdentity
     pck_crl: Crl
-    pck_ca: x509.Certificate
     root_ca_crl: Crl
-    root: TrustRoot
-    windows: tuple[Window, ...]
-    checks: tuple[Check, ...]
+    pck_ca_chain: VerifiedChain
+    tcb_signing: VerifiedChain
+    qe_signing: VerifiedChain
     source: str
     statement: bytes
-    earliest_issue: datetime = field(init=False)
-    earliest_expiration: datetime = field(init=False)
+    valid_from: datetime = field(init=False)
+    valid_until: datetime = field(init=False)
     proof: InitVar[object] = None
 
     def __post_init__(self, proof: object) -> None:
         Proof.__post_init__(self, proof)
-        ends = (window.not_after for window in self.windows if window.not_after is not None)
-        object.__setattr__(self, "earliest_issue", min(window.not_before for window in self.windows))
-        object.__setattr__(self, "earliest_expiration", min(ends))
+        documents, crls = (self.tcb_info, self.qe_identity), (self.pck_crl, self.root_ca_crl)
+        chains = self.pck_ca_chain, self.tcb_signing, self.qe_signing
+        certificates = [certificate for chain in chains for certificate in chain.certificates]
+        begins = [one.issue_date for one in documents] + [one.this_update for one in crls]
+        ends = [one.next_update for one in (*documents, *crls)]
+        object.__setattr__(self, "valid_from", max(begins + [one.not_before for one in certificates]))
+        object.__setattr__(self, "valid_until", min(ends + [one.not_after for one in certificates]))
 
     def __repr__(self) -> str:
         end = f"{self.earliest_expiration:%Y-%m-%d}"
         return f"<VerifiedCollateral {self.tcb_info.id}, FMSPC {self.tcb_info.fmspc.hex()}, until {end}>"
 
+    @property
+    def pck_ca(self) -> Certificate:
+        """The CA that issued `pck_crl`."""
+        return self.pck_ca_chain.leaf
+
+    @property
+    def root(self) -> TrustRoot:
+        """The root that all of it stands on."""
+        return self.pck_ca_chain.root
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """The validity of each item, each once."""
+        windows = (
+            Window("TCB info", self.tcb_info.issue_date, self.tcb_info.next_update),
+            Window("QE identity", self.qe_identity.issue_date, self.qe_identity.next_update),
+            Window("PCK CRL", self.pck_crl.this_update, self.pck_crl.next_update),
+            Window("root CA CRL", self.root_ca_crl.this_update, self.root_ca_crl.next_update),
+            *self.tcb_signing.windows,
+            *self.qe_signing.windows,
+            *self.pck_ca_chain.windows,
+        )
+        return tuple(dict.fromkeys(windows))
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """The steps of `verify_collateral`, all of which passed."""
+        root, pck_ca = self.root.name, self.pck_ca.common_name
+        numbers = f"number {self.root_ca_crl.number}", f"number {self.pck_crl.number}"
+        info, identity = (chain.leaf.common_name for chain in (self.tcb_signing, self.qe_signing))
+        return (
+            passed("collateral-issuer-chains", "issuer chains to one trusted root", root),
+            passed("collateral-root-ca-crl", f"root CA CRL signed by {root}", numbers[0]),
+            passed("collateral-issuers-not-revoked", "no issuer on the root CA CRL", "none"),
+            passed("collateral-pck-crl", f"PCK CRL signed by {pck_ca}", numbers[1]),
+            passed("collateral-tcb-info-signature", f"TCB info signed by {info}", f"signed by {info}"),
+            passed("collateral-qe-identity-signature", f"QE identity signed by {identity}", f"signed by {identity}"),
+        )
+
+    @property
+    def earliest_issue(self) -> datetime:
+        """When the oldest item became valid."""
+        return min(window.not_before for window in self.windows)
+
+    @property
+    def earliest_expiration(self) -> datetime:
+        """When the first item expires."""
+        return self.valid_until
+
     def stale(self, now: datetime) -> tuple[Window, ...]:
         """The items that are expired or not yet valid at `now`; at exactly its end an item is still fresh."""
         checked_time(now, "now")
-        return tuple(window for window in self.windows if not window.contains(now))
+        return stale_windows(self.windows, now)
 
     @property
     def simulated(self) -> bool:
@@ -173,7 +267,14 @@ class VerifiedCollateral(Proof):
         return self.root.simulated
 
 
-def verify_collateral(collateral: Collateral, *, roots: TrustRoots) -> VerifiedCollateral:
+def stale_windows(windows: Iterable[Window], now: datetime) -> tuple[Window, ...]:
+    """Those that do not contain `now`."""
+    return tuple(window for window in windows if not window.contains(now))
+
+
+def verify_collateral(
+    collateral: Collateral, *, roots: TrustRoots, known: KnownSignatures | None = None
+) -> VerifiedCollateral:
     """Verify every signature of the collateral, whatever the time.
 
     (1) the three issuer chains (PCK CRL, TCB info, QE identity) lead to trusted roots, and to one and the same;
@@ -185,132 +286,110 @@ def verify_collateral(collateral: Collateral, *, roots: TrustRoots) -> VerifiedC
     (7) TCB info and QE identity have the content that they should.
 
     What is wrong is `CollateralInvalid`, which names the document and whose step is the id of the check that failed. A
-    revoked PCK CA is a `RevokedError`: it speaks against the platforms that the CA certified.
+    revoked PCK CA is a `RevokedError`: it speaks against the platforms that the CA certified. Signatures that are in
+    `known` are not computed again.
     """
-    return _Verification(collateral, roots).run()
+    content, blamed = collateral.content(), collateral.blamed
+    known = KnownSignatures(SIGNATURES) if known is None else known
+    # (1)
+    pck_ca, tcb_signing, qe_signing = _issuer_chains(collateral, roots, known)
+    root_ca_crl, pck_crl = content.root_ca_crl, content.pck_crl
+    # (2)
+    with blamed("root_ca_crl"):
+        step = "collateral-root-ca-crl"
+        root_ca_crl.verify_signature(pck_ca.root.certificate, step=step, what="the root CA CRL", known=known)
+    # (3)
+    chains = zip(_CHAINS, (pck_ca, tcb_signing, qe_signing), strict=True)
+    for part, chain in chains:
+        _check_not_revoked(collateral, root_ca_crl, part, chain)
+    # (4)
+    with blamed("pck_crl"):
+        pck_crl.verify_signature(pck_ca.leaf, step="collateral-pck-crl", what="the PCK CRL", known=known)
+    # (5), (7)
+    with blamed("tcb_info"):
+        _check_signed(content.tcb_info, tcb_signing, "collateral-tcb-info-signature", "the TCB info", known)
+        tcb_info = _read_once(content.tcb_info, SignedTcbInfo.tcb_info)
+    # (6), (7)
+    with blamed("qe_identity"):
+        _check_signed(content.qe_identity, qe_signing, "collateral-qe-identity-signature", "the QE identity", known)
+        qe_identity = _read_once(content.qe_identity, SignedEnclaveIdentity.enclave_identity)
+    return VerifiedCollateral(
+        tcb_info=tcb_info,
+        qe_identity=qe_identity,
+        pck_crl=pck_crl,
+        root_ca_crl=root_ca_crl,
+        pck_ca_chain=pck_ca,
+        tcb_signing=tcb_signing,
+        qe_signing=qe_signing,
+        source=collateral.source,
+        statement=content.statement,
+        proof=PROOF,
+    )
 
 
-class _Verification:
-    """One run of the steps; every step that passes leaves a `Check`."""
+def _issuer_chains(
+    collateral: Collateral, roots: TrustRoots, known: KnownSignatures
+) -> tuple[VerifiedChain, VerifiedChain, VerifiedChain]:
+    step, chains = "collateral-issuer-chains", collateral.content().chains
 
-    def __init__(self, collateral: Collateral, roots: TrustRoots) -> None:
-        self.collateral = collateral
-        self.roots = roots
-        self.checks: list[Check] = []
+    def verified(part: str, kind: ChainKind) -> VerifiedChain:
+        with collateral.blamed(part):
+            return verify_chain(chains[part], roots=roots, kind=kind, step=step, known=known)
 
-    def run(self) -> VerifiedCollateral:
-        pck_ca, tcb_signing, qe_signing = self._issuer_chains()
-        root = pck_ca.root
-        root_ca_crl = self._root_ca_crl(root)
-        self._not_revoked(root_ca_crl, pck_ca, tcb_signing, qe_signing)
-        pck_crl = self._pck_crl(pck_ca)
-        with self.collateral.blamed("tcb_info"):
-            signed_tcb_info = SignedTcbInfo.parse(self.collateral.tcb_info)
-            self._signed(signed_tcb_info, tcb_signing, "collateral-tcb-info-signature", "TCB info")
-            # (7)
-            tcb_info = signed_tcb_info.tcb_info()
-        with self.collateral.blamed("qe_identity"):
-            signed_identity = SignedEnclaveIdentity.parse(self.collateral.qe_identity)
-            self._signed(signed_identity, qe_signing, "collateral-qe-identity-signature", "QE identity")
-            qe_identity = signed_identity.enclave_identity()
-        windows = (
-            Window("TCB info", tcb_info.issue_date, tcb_info.next_update),
-            Window("QE identity", qe_identity.issue_date, qe_identity.next_update),
-            Window("PCK CRL", pck_crl.this_update, pck_crl.next_update),
-            Window("root CA CRL", root_ca_crl.this_update, root_ca_crl.next_update),
-            *tcb_signing.windows,
-            *qe_signing.windows,
-            *pck_ca.windows,
-        )
-        return VerifiedCollateral(
-            tcb_info=tcb_info,
-            qe_identity=qe_identity,
-            pck_crl=pck_crl,
-            pck_ca=pck_ca.leaf,
-            root_ca_crl=root_ca_crl,
-            root=root,
-            windows=tuple(dict.fromkeys(windows)),
-            checks=tuple(self.checks),
-            source=self.collateral.source,
-            statement=digest_of(
-                (
-                    *(chain.statement for chain in (pck_ca, tcb_signing, qe_signing)),
-                    *(crl.signed_bytes for crl in (root_ca_crl, pck_crl)),
-                    *(document.body for document in (signed_tcb_info, signed_identity)),
-                )
-            ),
-            proof=PROOF,
-        )
+    pck_ca = verified("pck_crl_issuer_chain", "ca")
+    tcb_signing = qe_signing = verified("tcb_info_issuer_chain", "tcb-signing")
+    # Intel sends one chain for both documents.
+    if chains["qe_identity_issuer_chain"].certificates != chains["tcb_info_issuer_chain"].certificates:
+        qe_signing = verified("qe_identity_issuer_chain", "tcb-signing")
+    for part, chain in (("tcb_info_issuer_chain", tcb_signing), ("qe_identity_issuer_chain", qe_signing)):
+        if chain.root.public_key != pck_ca.root.public_key:
+            raise CollateralInvalid(
+                f"leads to another root than {collateral.place('pck_crl_issuer_chain')}",
+                document=collateral.place(part),
+                step=step,
+                expected=pck_ca.root.name,
+                found=chain.root.name,
+            )
+    return pck_ca, tcb_signing, qe_signing
 
-    def _issuer_chains(self) -> tuple[VerifiedChain, VerifiedChain, VerifiedChain]:
-        # (1)
-        step = "collateral-issuer-chains"
-        pck_ca = self._chain("pck_crl_issuer_chain", "ca", step)
-        tcb_signing = self._chain("tcb_info_issuer_chain", "tcb-signing", step)
-        # Intel sends one chain for both documents.
-        received, qe_signing = self.collateral, tcb_signing
-        if received.qe_identity_issuer_chain != received.tcb_info_issuer_chain:
-            qe_signing = self._chain("qe_identity_issuer_chain", "tcb-signing", step)
-        for part, chain in (("tcb_info_issuer_chain", tcb_signing), ("qe_identity_issuer_chain", qe_signing)):
-            if chain.root.public_key != pck_ca.root.public_key:
-                raise CollateralInvalid(
-                    f"leads to another root than {received.place('pck_crl_issuer_chain')}",
-                    document=received.place(part),
-                    step=step,
-                    expected=pck_ca.root.name,
-                    found=chain.root.name,
-                )
-        self._passed("collateral-issuer-chains", "issuer chains to one trusted root", pck_ca.root.name)
-        return pck_ca, tcb_signing, qe_signing
 
-    def _chain(self, part: str, kind: ChainKind, step: str) -> VerifiedChain:
-        with self.collateral.blamed(part):
-            return verify_chain(getattr(self.collateral, part), roots=self.roots, kind=kind, step=step)
+def _check_not_revoked(collateral: Collateral, root_ca_crl: Crl, part: str, chain: VerifiedChain) -> None:
+    """Step 3. The PCK CA speaks of the platform; a TCB signing certificate of the documents that it signed.
 
-    def _root_ca_crl(self, root: TrustRoot) -> Crl:
-        # (2)
-        with self.collateral.blamed("root_ca_crl"):
-            crl = Crl.parse(self.collateral.root_ca_crl, structure="root CA CRL")
-            crl.verify_signature(root.certificate, step="collateral-root-ca-crl", what="the root CA CRL")
-        self._passed("collateral-root-ca-crl", f"root CA CRL signed by {root.name}", f"number {crl.number}")
-        return crl
+    A root in its own CRL changes nothing, as with Intel's library: a trust anchor is not part of the path whose
+    certificates are checked for revocation (RFC 5280 §6.1). To distrust a root, take it off the roots.
+    """
+    certificate = chain.leaf
+    if not root_ca_crl.revoked(certificate.serial_number):
+        return
+    signer = chain.kind == "tcb-signing"
+    error = RevokedError(
+        f"the root CA revoked {certificate.common_name}",
+        step="collateral-issuers-not-revoked",
+        expected=f"serial {certificate.serial_number:x} not on the root CA CRL",
+        found=f"on the root CA CRL, number {root_ca_crl.number}",
+        advice=_SIGNER_REVOKED if signer else None,
+    )
+    if signer:
+        raise CollateralInvalid.of(error, collateral.place(part)) from error
+    raise error
 
-    def _not_revoked(self, root_ca_crl: Crl, *chains: VerifiedChain) -> None:
-        # The PCK CA speaks of the platform; a TCB signing certificate of the documents that it signed.
-        parts = ("pck_crl_issuer_chain", "tcb_info_issuer_chain", "qe_identity_issuer_chain")
-        # (3) A root in its own CRL changes nothing, as with Intel's library: a trust anchor is not part of the
-        # path whose certificates are checked for revocation (RFC 5280 §6.1); who distrusts it takes it off the roots.
-        for part, chain in zip(parts, chains, strict=True):
-            certificate = chain.leaf
-            if root_ca_crl.revoked(certificate.serial_number):
-                signer = chain.kind == "tcb-signing"
-                error = RevokedError(
-                    f"the root CA revoked {common_name(certificate)}",
-                    step="collateral-issuers-not-revoked",
-                    expected=f"serial {certificate.serial_number:x} not on the root CA CRL",
-                    found=f"on the root CA CRL, number {root_ca_crl.number}",
-                    advice=_SIGNER_REVOKED if signer else None,
-                )
-                if signer:
-                    raise CollateralInvalid.of(error, self.collateral.place(part)) from error
-                raise error
-        self._passed("collateral-issuers-not-revoked", "no issuer on the root CA CRL", "none")
 
-    def _pck_crl(self, pck_ca: VerifiedChain) -> Crl:
-        # (4)
-        with self.collateral.blamed("pck_crl"):
-            crl = Crl.parse(self.collateral.pck_crl, structure="PCK CRL")
-            crl.verify_signature(pck_ca.leaf, step="collateral-pck-crl", what="the PCK CRL")
-        self._passed("collateral-pck-crl", f"PCK CRL signed by {common_name(pck_ca.leaf)}", f"number {crl.number}")
-        return crl
+def _check_signed(
+    document: SignedTcbInfo | SignedEnclaveIdentity, signer: VerifiedChain, step: str, what: str, known: KnownSignatures
+) -> None:
+    """Steps 5 and 6."""
+    ecdsa.verify(signer.leaf, document.signature, document.body, step=step, what=what, known=known)
 
-    def _signed(
-        self, document: SignedTcbInfo | SignedEnclaveIdentity, signer: VerifiedChain, step: str, what: str
-    ) -> None:
-        # (5), (6)
-        ecdsa.verify(signer.public_key, document.signature, document.body, step=step, what=f"the {what}")
-        by = common_name(signer.leaf)
-        self._passed(step, f"{what} signed by {by}", f"signed by {by}")
 
-    def _passed(self, check: str, expected: str, found: str) -> None:
-        self.checks.append(Check(check, ok=True, expected=expected, found=found))
+def _read_once(document: D, read: Callable[[D], R]) -> R:
+    """Step 7: the content of a document with a good signature; read once per process, which decides nothing."""
+    key = hashlib.sha256(document.body).digest()
+    found: R | None = _CONTENTS.get(key)
+    if found is None:
+        found = read(document)
+        _CONTENTS.add(key, found)
+    return found
+
+
+_CONTENTS = Memory[Any](64)

@@ -6,14 +6,22 @@ from dataclasses import InitVar, dataclass
 from datetime import datetime
 from typing import ClassVar
 
-from confcom.appraisal.collateral import VerifiedCollateral, Window
-from confcom.appraisal.findings import Check
+from confcom.appraisal.collateral import VerifiedCollateral
+from confcom.appraisal.findings import Check, passed
 from confcom.appraisal.tcb import TcbEvaluation
 from confcom.formats.pck_extension import PckExtension
 from confcom.formats.quote import Quote, TeeType
 from confcom.formats.tcb_info import TcbStatus
+from confcom.pki.chain import VerifiedChain, Window
 from confcom.pki.proof import Proof
 from confcom.pki.roots import TrustRoot
+
+_QUOTE_CHECKS = (
+    passed("qe-report-signature", "signed by the PCK key", "good signature"),
+    passed("attestation-key-binding", "vouched for by the QE", "the same key"),
+    passed("qe-identity", "Intel's quoting enclave", "matches the QE identity"),
+    passed("quote-signature", "signed by the attestation key", "good signature"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -27,13 +35,11 @@ class VerifiedQuote(Proof):
     made_by: ClassVar[str] = "QuoteVerifier.verify"
 
     quote: Quote
-    pck: PckExtension
+    chain: VerifiedChain
     tcb: TcbEvaluation
     collateral: VerifiedCollateral
-    root: TrustRoot
     stale: tuple[Window, ...]
     verified_at: datetime
-    checks: tuple[Check, ...]
     proof: InitVar[object] = None
 
     def __repr__(self) -> str:
@@ -41,6 +47,37 @@ class VerifiedQuote(Proof):
         marks = (", simulated" if self.simulated else "") + (", stale collateral" if self.stale else "")
         version = self.quote.header.version
         return f"<VerifiedQuote {self.tee.name} v{version}, FMSPC {self.pck.fmspc.hex()}, TCB {status}{marks}>"
+
+    @property
+    def pck(self) -> PckExtension:
+        """What the PCK certificate says about the platform."""
+        return self.chain.extension
+
+    @property
+    def root(self) -> TrustRoot:
+        """The trusted root that the PCK certificate leads to."""
+        return self.chain.root
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """The steps of the verification, all of which passed."""
+        trusted = passed("pck-chain", "a chain to a trusted root", self.root.name)
+        return trusted, *self.collateral.checks, *self._platform_checks(), *_QUOTE_CHECKS
+
+    def _platform_checks(self) -> tuple[Check, ...]:
+        issuer, pck = self.chain.intermediates[0], self.pck
+        revocation, match = "pck-revocation", "tcb-info-match"
+        identity = self.collateral.qe_identity.id
+        return (
+            passed(revocation, f"PCK CRL issuer {issuer.subject_text}", issuer.subject_text),
+            passed(revocation, f"PCK CRL issuer's key {issuer.key_digest}", issuer.key_digest),
+            passed(revocation, "the PCK certificate not revoked", "not revoked"),
+            passed(revocation, "the PCK CA not revoked", "not revoked"),
+            passed(match, f"TEE {self.tee.name}", self.tee.name),
+            passed(match, f"FMSPC {pck.fmspc.hex()}", pck.fmspc.hex()),
+            passed(match, f"PCE-ID {pck.pce_id.hex()}", pck.pce_id.hex()),
+            passed(match, f"enclave identity {identity}", identity),
+        )
 
     @property
     def simulated(self) -> bool:

@@ -29,7 +29,9 @@ def finding(identifier: str, ok: object, expected: str, found: str, advice: str)
     return Check(identifier, ok=bool(ok), expected=expected, found=found, advice="" if ok else advice)
 
 
-# --- The four outcomes of judging evidence ----------------------------------------------------------------------------
+def passed(identifier: str, expected: str, found: str) -> Check:
+    """A check that is ok."""
+    return Check(identifier, ok=True, expected=expected, found=found)
 
 
 class Verdict(StrEnum):

@@ -15,30 +15,34 @@ The steps follow Intel's quote verification library (see docs/explanation/verifi
 (11) TCB levels: platform, QE and TDX module, converged; a TD of TDX 1.5 is judged for its launch and for now
 (12) dates: certificates, CRLs, TCB info and QE identity are valid at `now`; what is not is reported, not raised
 
-Steps 2 to 5 depend on the platform and its collateral only. Their result is remembered, so a service that judges many
-quotes of few platforms does 6 to 12 per quote; dates (12) are compared every time. The key is a digest of the DER that
-was verified, however it was wrapped in PEM, and what says the same is one entry: variants of one genuine quote neither
-fill the memory nor push others out of it.
+Steps 2 to 5 depend on the platform and its collateral only, steps 7 to 9 on its QE, steps 6 and 11 on SVNs. Their
+results are remembered, each for the exact bytes that it was found for, so a service that judges many quotes of few
+platforms verifies one signature per quote; dates (12) are compared every time. A platform that is new under known
+collateral costs three. Keys are digests of what was signed, however it was wrapped in PEM, and what says the same is
+one entry: variants of one genuine quote neither fill the memory nor push others out of it (`pki.memory`).
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from hashlib import sha256
-from threading import Lock
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.hazmat.primitives.asymmetric import ec
 
-from confcom.appraisal.collateral import Collateral, VerifiedCollateral, Window, digest_of, verify_collateral
+from confcom.appraisal.collateral import (
+    SIGNATURES,
+    Collateral,
+    VerifiedCollateral,
+    digest_of,
+    stale_windows,
+    verify_collateral,
+)
 from confcom.appraisal.evidence import VerifiedQuote
-from confcom.appraisal.findings import Check
 from confcom.appraisal.identity_match import IDENTITY_OF, match_qe_identity, match_tdx_modules
 from confcom.appraisal.tcb import TcbEvaluation, evaluate_sgx, evaluate_tdx, relaunch
 from confcom.errors import (
@@ -62,8 +66,10 @@ from confcom.formats.sgx import ReportBody
 from confcom.formats.tcb_info import TcbStatus, TdxModuleIdentity
 from confcom.formats.tdx import TdReportBody10, td_base
 from confcom.pki import ecdsa
-from confcom.pki.certificate import parse_certificates
-from confcom.pki.chain import VerifiedChain, verify_chain
+from confcom.pki.certificate import load_chain
+from confcom.pki.chain import VerifiedChain, Window, verify_chain
+from confcom.pki.ecdsa import KnownSignatures
+from confcom.pki.memory import Memory
 from confcom.pki.proof import PROOF
 from confcom.pki.roots import TrustRoots
 
@@ -85,94 +91,39 @@ STEPS = (
 )
 """Ids of the checks in the order in which they are made."""
 
-_QUOTE_CHECKS = (
-    Check("qe-report-signature", ok=True, expected="signed by the PCK key", found="good signature"),
-    Check("attestation-key-binding", ok=True, expected="vouched for by the QE", found="the same key"),
-    Check("qe-identity", ok=True, expected="Intel's quoting enclave", found="matches the QE identity"),
-    Check("quote-signature", ok=True, expected="signed by the attestation key", found="good signature"),
-)
-
 CACHE_SIZE = 256
 """Platforms, and sets of collateral, that one verifier remembers. Only what verified is remembered."""
+_QES = 4
+"""Attestation keys of one platform that are remembered: a QE has one, until it is updated."""
+_TCBS = 16
+"""TCB evaluations of one platform that are remembered: one for each QE and TDX module."""
 
 _OTHER_PLATFORM = "Fetch the collateral that belongs to this platform (its TEE, FMSPC, PCE-ID and CA) and verify again."
-
-V = TypeVar("V")
-
-
-@dataclass(slots=True)
-class _Entry(Generic[V]):
-    value: V
-    statement: bytes
-    wrapping: bytes
-
-
-class _Memory(Generic[V]):
-    """What verified, by the digest of its content; the least recently used goes first. All keys are 32 bytes.
-
-    `statement` is the digest of what was signed, without the signatures: ECDSA has two of each, so anybody can make
-    other bytes that verify and say the same. These replace one another. `wrapping` is the digest of the bytes as they
-    came: one for each entry, the latest, so that the usual ones need not be decoded. Safe to use from several threads.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._entries: OrderedDict[bytes, _Entry[V]] = OrderedDict()
-        self._by_statement: dict[bytes, bytes] = {}
-        self._by_wrapping: dict[bytes, bytes] = {}
-        self._lock = Lock()
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def get(self, key: bytes, *, wrapping: bytes) -> V | None:
-        """What is known of that content; from now on also in this wrapping."""
-        with self._lock:
-            entry = self._entries.get(key)
-            if entry is None:
-                return None
-            self._entries.move_to_end(key)
-            self._by_wrapping.pop(entry.wrapping, None)
-            entry.wrapping = wrapping
-            self._by_wrapping[wrapping] = key
-            return entry.value
-
-    def get_wrapped(self, wrapping: bytes) -> V | None:
-        """What is known of the content in its latest wrapping."""
-        with self._lock:
-            key = self._by_wrapping.get(wrapping)
-            if key is None:
-                return None
-            self._entries.move_to_end(key)
-            return self._entries[key].value
-
-    def add(self, key: bytes, value: V, *, statement: bytes, wrapping: bytes) -> None:
-        with self._lock:
-            for other in (key, self._by_statement.get(statement)):
-                self._forget(other)
-            self._entries[key] = _Entry(value, statement, wrapping)
-            self._by_statement[statement] = self._by_wrapping[wrapping] = key
-            while len(self._entries) > self._size:
-                self._forget(next(iter(self._entries)))
-
-    def _forget(self, key: bytes | None) -> None:
-        if key is not None and (entry := self._entries.pop(key, None)):
-            self._by_statement.pop(entry.statement, None)
-            self._by_wrapping.pop(entry.wrapping, None)
 
 
 @dataclass(slots=True)
 class _Platform:
-    """What steps 2 to 5 proved of one PCK chain under one set of collateral."""
+    """What steps 2 to 5 proved of one PCK chain under one set of collateral, and what is known of its QEs since."""
 
     chain: VerifiedChain
     collateral: VerifiedCollateral
-    checks: tuple[Check, ...]
-    windows: tuple[Window, ...]
-    not_before: datetime
-    not_after: datetime
-    # TCB evaluations by QE ISVSVN (SGX only: a TD brings SVNs of its own).
-    evaluations: dict[int, TcbEvaluation] = field(default_factory=dict)
+    valid_from: datetime
+    valid_until: datetime
+    # The attestation keys that steps 7 to 9 proved, by QE report and key; and what step 6 and 11 found, by SVNs.
+    keys: Memory[ec.EllipticCurvePublicKey] = field(default_factory=lambda: Memory(_QES))
+    tcbs: Memory[TcbEvaluation] = field(default_factory=lambda: Memory(_TCBS))
+
+    @classmethod
+    def of(cls, chain: VerifiedChain, collateral: VerifiedCollateral) -> _Platform:
+        begins = [certificate.not_before for certificate in chain.certificates]
+        ends = [certificate.not_after for certificate in chain.certificates]
+        return cls(chain, collateral, max(collateral.valid_from, *begins), min(collateral.valid_until, *ends))
+
+    def stale(self, now: datetime) -> tuple[Window, ...]:
+        """Step 12."""
+        if self.valid_from <= now <= self.valid_until:
+            return ()
+        return stale_windows((*self.chain.windows, *self.collateral.windows), now)
 
 
 class QuoteVerifier:
@@ -181,8 +132,9 @@ class QuoteVerifier:
     def __init__(self, roots: TrustRoots, *, cache_size: int = CACHE_SIZE) -> None:
         self.roots = checked_type(roots, TrustRoots, "roots")
         self._cache_size = checked_int(cache_size, "cache_size", 32)
-        self._collateral = _Memory[VerifiedCollateral](cache_size)
-        self._platforms = _Memory[_Platform](cache_size)
+        self._signatures = KnownSignatures(SIGNATURES)
+        self._collateral = Memory[VerifiedCollateral](cache_size)
+        self._platforms = Memory[_Platform](cache_size)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # For another process: it remembers nothing yet.
@@ -206,85 +158,63 @@ class QuoteVerifier:
         # (2) to (5) what the platform and its collateral decide
         platform = self._platform(pck_chain, collateral, parsed.tee)
         _check_named_platform(certification, platform.chain.extension, collateral)
-        # (6) the TDX modules are ones that Intel describes
-        modules: tuple[TdxModuleIdentity | None, ...] = ()
-        if not isinstance(parsed.body, ReportBody):
-            modules = match_tdx_modules(parsed.body, platform.collateral.tcb_info)
-        # (7) the PCK key signed the QE report
-        qe_report = certification.qe_report
-        ecdsa.verify(
-            platform.chain.public_key,
-            certification.qe_report_signature,
-            bytes(qe_report),
-            step="qe-report-signature",
-            what="the QE report",
-        )
-        # (8) the QE report binds the attestation key
-        _check_key_binding(parsed)
-        # (9) the QE is the one that Intel describes
-        match_qe_identity(qe_report, platform.collateral.qe_identity)
+        # (6) the TDX modules are ones that Intel describes; judged (11) already, if their SVNs were met before
+        svns = _svns(parsed)
+        tcb = platform.tcbs.get(svns)
+        modules = _match_modules(parsed, platform) if tcb is None else ()
+        # (7) to (9) the PCK key signed the report of a QE of Intel's, which binds the attestation key
+        key = _attestation_key(parsed, platform)
         # (10) the attestation key signed this quote
-        key = ecdsa.load_public_key(parsed.signature.attestation_key, step="quote-signature")
         ecdsa.verify(key, parsed.signature.signature, parsed.signed_bytes, step="quote-signature", what="the quote")
         # (11) TCB levels
-        tcb = _evaluate(parsed, platform, modules)
+        if tcb is None:
+            tcb = _evaluate(parsed, platform, modules)
+            platform.tcbs.add(svns, tcb)
         if not any_tcb:
             _refuse_hopeless(tcb)
         # (12) dates
-        stale = () if platform.not_before <= now <= platform.not_after else _stale(platform.windows, now)
         return VerifiedQuote(
             quote=parsed,
-            pck=platform.chain.extension,
+            chain=platform.chain,
             tcb=tcb,
             collateral=platform.collateral,
-            root=platform.chain.root,
-            stale=stale,
+            stale=platform.stale(now),
             verified_at=now,
-            checks=platform.checks + _QUOTE_CHECKS,
             proof=PROOF,
         )
 
     def _platform(self, chain_pem: bytes, collateral: Collateral, tee: TeeType) -> _Platform:
-        rest = collateral.digest(), tee.name.encode()
-        wrapping = sha256(b"".join((*rest, chain_pem))).digest()
+        content, name = collateral.content(), tee.name.encode()
+        wrapping = sha256(b"".join((content.exact, name, chain_pem))).digest()
         known = self._platforms.get_wrapped(wrapping)
         if known is not None:
             return known
         beside = chain_pem is collateral.pck_certificate_chain
         with _blamed_on(collateral, beside=beside):
-            certificates = parse_certificates(chain_pem, structure="PCK chain")
-        key = digest_of((*certificates, *rest))
-        known = self._platforms.get(key, wrapping=wrapping)
+            received = load_chain(chain_pem, structure="PCK chain")
+        statement = digest_of((content.statement, name, received.statement))
+        exact = digest_of((content.exact, received.exact))
+        known = self._platforms.get(statement, exact, wrapping=wrapping)
         if known is not None:
             return known
         # (2) to a trusted root
         with _blamed_on(collateral, beside=beside):
-            chain = verify_chain(certificates, roots=self.roots, kind="pck", step="pck-chain")
+            chain = verify_chain(received, roots=self.roots, kind="pck", step="pck-chain", known=self._signatures)
         # (3) under the same roots
         verified = self._verified_collateral(collateral)
         # (4) and (5) they belong together
-        trusted = Check("pck-chain", ok=True, expected="a chain to a trusted root", found=chain.root.name)
-        checks = (trusted, *verified.checks, *_fit(chain, verified, tee, collateral))
-        windows = (*chain.windows, *verified.windows)
-        platform = _Platform(
-            chain=chain,
-            collateral=verified,
-            checks=checks,
-            windows=windows,
-            not_before=max(window.not_before for window in windows),
-            not_after=min(window.not_after for window in windows if window.not_after is not None),
-        )
-        statement = digest_of((chain.statement, verified.statement, tee.name.encode()))
-        self._platforms.add(key, platform, statement=statement, wrapping=wrapping)
+        _check_fit(chain, verified, tee, collateral)
+        platform = _Platform.of(chain, verified)
+        self._platforms.add(statement, platform, exact=exact, wrapping=wrapping)
         return platform
 
     def _verified_collateral(self, collateral: Collateral) -> VerifiedCollateral:
-        key = collateral.digest()
-        known = self._collateral.get(key, wrapping=key)
-        if known is None:
-            known = verify_collateral(collateral, roots=self.roots)
-            self._collateral.add(key, known, statement=known.statement, wrapping=key)
-        return known
+        content = collateral.content()
+        verified = self._collateral.get(content.statement, content.exact)
+        if verified is None:
+            verified = verify_collateral(collateral, roots=self.roots, known=self._signatures)
+            self._collateral.add(content.statement, verified, exact=content.exact)
+        return verified
 
 
 def verify_quote(
@@ -350,32 +280,47 @@ def _check_named_platform(certification: QeReportCertification, pck: PckExtensio
             )
 
 
-def _fit(chain: VerifiedChain, collateral: VerifiedCollateral, tee: TeeType, received: Collateral) -> tuple[Check, ...]:
+def _check_fit(chain: VerifiedChain, collateral: VerifiedCollateral, tee: TeeType, received: Collateral) -> None:
     """Steps 4 and 5: collateral and PCK certificate belong together, and nothing is revoked."""
-    checks: list[Check] = []
 
-    def compare(part: str, step: str, what: str, expected: str, found: str) -> None:
-        if expected != found:
-            raise CollateralInvalid(
-                f"is not for this platform: {what} is {found}, of the evidence {expected}",
-                document=received.place(part),
-                advice=_OTHER_PLATFORM,
-                step=step,
-                expected=f"{what} {expected}",
-                found=f"{what} {found}",
-            )
-        checks.append(Check(step, ok=True, expected=f"{what} {expected}", found=found))
+    def refuse(part: str, step: str, what: str, expected: str, found: str) -> CollateralInvalid:
+        return CollateralInvalid(
+            f"is not for this platform: {what} is {found}, of the evidence {expected}",
+            document=received.place(part),
+            advice=_OTHER_PLATFORM,
+            step=step,
+            expected=f"{what} {expected}",
+            found=f"{what} {found}",
+        )
 
     if chain.root.certificate_der != collateral.root.certificate_der:
-        compare("pck_crl_issuer_chain", "pck-chain", "root", chain.root.name, collateral.root.name)
+        raise refuse("pck_crl_issuer_chain", "pck-chain", "root", chain.root.name, collateral.root.name)
     # (4) the PCK CRL is the issuer's, and nothing is revoked
     issuer, crl_issuer = chain.intermediates[0], collateral.pck_ca
-    names = issuer.subject.rfc4514_string(), crl_issuer.subject.rfc4514_string()
-    compare("pck_crl", "pck-revocation", "PCK CRL issuer", *names)
-    compare("pck_crl", "pck-revocation", "PCK CRL issuer's key", _key_name(issuer), _key_name(crl_issuer))
+    if issuer.subject != crl_issuer.subject:
+        texts = issuer.subject_text, crl_issuer.subject_text
+        raise refuse("pck_crl", "pck-revocation", "PCK CRL issuer", *texts)
+    if issuer.point != crl_issuer.point:
+        texts = issuer.key_digest, crl_issuer.key_digest
+        raise refuse("pck_crl", "pck-revocation", "PCK CRL issuer's key", *texts)
+    _check_not_revoked(chain, collateral)
+    # (5) the TCB info is this platform's
+    info, pck = collateral.tcb_info, chain.extension
+    step = "tcb-info-match"
+    if tee.name != info.id:
+        raise refuse("tcb_info", step, "TEE", tee.name, info.id)
+    if pck.fmspc != info.fmspc:
+        raise refuse("tcb_info", step, "FMSPC", pck.fmspc.hex(), info.fmspc.hex())
+    if pck.pce_id != info.pce_id:
+        raise refuse("tcb_info", step, "PCE-ID", pck.pce_id.hex(), info.pce_id.hex())
+    if IDENTITY_OF[tee] is not collateral.qe_identity.id:
+        raise refuse("qe_identity", step, "enclave identity", IDENTITY_OF[tee], collateral.qe_identity.id)
+
+
+def _check_not_revoked(chain: VerifiedChain, collateral: VerifiedCollateral) -> None:
     for certificate, crl, who in (
         (chain.leaf, collateral.pck_crl, "the PCK certificate"),
-        (issuer, collateral.root_ca_crl, "the PCK CA"),
+        (chain.intermediates[0], collateral.root_ca_crl, "the PCK CA"),
     ):
         serial = certificate.serial_number
         if crl.revoked(serial):
@@ -385,30 +330,22 @@ def _fit(chain: VerifiedChain, collateral: VerifiedCollateral, tee: TeeType, rec
                 expected="not revoked",
                 found=f"{who} {serial:x} revoked",
             )
-        checks.append(Check("pck-revocation", ok=True, expected=f"{who} not revoked", found="not revoked"))
-    # (5) the TCB info is this platform's
-    info = collateral.tcb_info
-    for what, expected, found in (
-        ("TEE", tee.name, info.id),
-        ("FMSPC", chain.extension.fmspc.hex(), info.fmspc.hex()),
-        ("PCE-ID", chain.extension.pce_id.hex(), info.pce_id.hex()),
-    ):
-        compare("tcb_info", "tcb-info-match", what, expected, found)
-    compare("qe_identity", "tcb-info-match", "enclave identity", IDENTITY_OF[tee], collateral.qe_identity.id)
-    return tuple(checks)
 
 
-def _key_name(certificate: x509.Certificate) -> str:
-    """SHA-256 of the public key, for comparing and for people."""
-    spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return sha256(spki).hexdigest()
-
-
-def _check_key_binding(quote: Quote) -> None:
-    """Step 8. The upper half of the QE's report data is free: Intel's QE writes zeros, no verifier reads it."""
-    signature = quote.signature
-    expected = sha256(signature.attestation_key + signature.certification.qe_authentication_data).digest()
-    found = signature.certification.qe_report.report_data[:32]
+def _attestation_key(quote: Quote, platform: _Platform) -> ec.EllipticCurvePublicKey:
+    """Steps 7 to 9, remembered for each QE report and key of the platform."""
+    certification, key = quote.signature.certification, quote.signature.attestation_key
+    report, signature = bytes(certification.qe_report), certification.qe_report_signature
+    bound = key + certification.qe_authentication_data
+    # The report has a fixed size, so that what follows it is no part of it.
+    statement = sha256(report + bound).digest()
+    known = platform.keys.get(statement, signature)
+    if known is not None:
+        return known
+    # (7) the PCK key signed the QE report
+    ecdsa.verify(platform.chain.leaf, signature, report, step="qe-report-signature", what="the QE report")
+    # (8) the QE report binds the attestation key. The upper half of its report data is free: Intel's QE writes zeros.
+    expected, found = sha256(bound).digest(), certification.qe_report.report_data[:32]
     if expected != found:
         raise BindingError(
             "the quoting enclave does not vouch for the key that signed this quote",
@@ -416,6 +353,28 @@ def _check_key_binding(quote: Quote) -> None:
             expected=expected.hex(),
             found=found.hex(),
         )
+    # (9) the QE is the one that Intel describes
+    match_qe_identity(certification.qe_report, platform.collateral.qe_identity)
+    known = ecdsa.load_public_key(key, step="quote-signature")
+    platform.keys.add(statement, known, exact=signature)
+    return known
+
+
+def _svns(quote: Quote) -> bytes:
+    """All of a quote that the steps 6 and 11 look at, by its layout; shorter for TDX 1.0 than for 1.5."""
+    isv_svn = bytes(quote.signature.certification.qe_report)[258:260]
+    if isinstance(quote.body, ReportBody):
+        return isv_svn
+    # TEE_TCB_SVN, MRSIGNERSEAM and SEAMATTRIBUTES of the launch; TEE_TCB_SVN_2 of the module that runs now.
+    body = bytes(quote.body)
+    return b"".join((isv_svn, body[:16], body[64:120], body[584:600]))
+
+
+def _match_modules(quote: Quote, platform: _Platform) -> Sequence[TdxModuleIdentity | None]:
+    """Step 6."""
+    if isinstance(quote.body, ReportBody):
+        return ()
+    return match_tdx_modules(quote.body, platform.collateral.tcb_info)
 
 
 def _evaluate(quote: Quote, platform: _Platform, modules: Sequence[TdxModuleIdentity | None]) -> TcbEvaluation:
@@ -423,10 +382,7 @@ def _evaluate(quote: Quote, platform: _Platform, modules: Sequence[TdxModuleIden
     info, identity = platform.collateral.tcb_info, platform.collateral.qe_identity
     pck, qe_isv_svn = platform.chain.extension.tcb, quote.signature.certification.qe_report.isv_svn
     if isinstance(quote.body, ReportBody):
-        known = platform.evaluations.get(qe_isv_svn)
-        if known is None:
-            known = platform.evaluations[qe_isv_svn] = evaluate_sgx(pck, qe_isv_svn, info, identity)
-        return known
+        return evaluate_sgx(pck, qe_isv_svn, info, identity)
     launch = evaluate_tdx(pck, qe_isv_svn, td_base(quote.body).tee_tcb_svn, info, identity, modules[0])
     if isinstance(quote.body, TdReportBody10):
         return launch
@@ -439,11 +395,3 @@ def _refuse_hopeless(tcb: TcbEvaluation) -> None:
         raise TcbNotSupportedError(f"authentic, but no TCB level of Intel's list is as low as this {tcb.missing}")
     if tcb.status is TcbStatus.REVOKED:
         raise TcbRevokedError(f"authentic, but Intel revoked this TCB (level of {tcb.tcb_date:%Y-%m-%d})")
-
-
-def _stale(windows: tuple[Window, ...], now: datetime) -> tuple[Window, ...]:
-    return tuple(
-        window
-        for window in windows
-        if now < window.not_before or (window.not_after is not None and now > window.not_after)
-    )

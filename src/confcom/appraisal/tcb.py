@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from operator import ge
 
 from confcom.formats.enclave_identity import EnclaveIdentity
 from confcom.formats.pck_extension import PckTcb
@@ -158,7 +159,7 @@ def _combine(platform: TcbLevel | None, qe: IsvSvnLevel | None, module: IsvSvnLe
 
 
 def _reaches(svns: Sequence[int], level: Sequence[int]) -> bool:
-    return all(svn >= wanted for svn, wanted in zip(svns, level, strict=True))
+    return all(map(ge, svns, level))
 
 
 # --- Why a platform is not up to date: which SVN is too low for the best level, and who can raise it ------------------

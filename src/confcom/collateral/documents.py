@@ -406,7 +406,7 @@ def _issuing_root(crl: Crl, roots: TrustRoots, what: str) -> TrustRoot:
         f"{what} was issued by a root that is not trusted",
         step=STEP,
         expected=" or ".join(root.name for root in roots.roots),
-        found=crl.issuer.rfc4514_string(),
+        found=crl.issuer_text,
     )
 
 

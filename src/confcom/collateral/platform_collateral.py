@@ -202,7 +202,7 @@ class PlatformCollateral:
     def _certificate(self, cert: _Cert) -> PckCertificateAnswer:
         pem = unquote_to_bytes(cert.cert)
         (der,) = parse_certificates(pem, structure="PCK certificate", limit=1)
-        issuer = load_certificate(der, structure="PCK certificate", field="").issuer.rfc4514_string()
+        issuer = load_certificate(der, structure="PCK certificate", field="").issuer_text
         chain = self._pck_chain("processor" if "PCK Processor CA" in issuer else "platform")
         return PckCertificateAnswer(pem, chain, _hex(cert.tcbm, "tcbm"))
 

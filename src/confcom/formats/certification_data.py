@@ -29,6 +29,8 @@ class CertificationDataType(IntEnum):
     PLATFORM_MANIFEST = 7
 
 
+_TYPES = {kind.value: kind for kind in CertificationDataType}
+
 PPID_TYPES = frozenset(
     {
         CertificationDataType.PPID_CLEARTEXT,
@@ -81,12 +83,12 @@ class CertificationData:
         """Read an entry where the cursor stands."""
         start = cursor.offset
         number = cursor.u16(f"{field}.type")
-        if number not in CertificationDataType.__members__.values():
+        if number not in _TYPES:
             raise cursor.error(f"unknown type {number}, expected 1 to 7", f"{field}.type", start)
         size = cursor.u32(f"{field}.size")
         if size > MAX_CERTIFICATION_DATA:
             raise cursor.error(f"{size} is over the limit {MAX_CERTIFICATION_DATA}", f"{field}.size", start + 2)
-        return cls(CertificationDataType(number), cursor.take(size, f"{field}.data"))
+        return cls(_TYPES[number], cursor.take(size, f"{field}.data"))
 
     @classmethod
     def parse(cls, data: bytes) -> Self:

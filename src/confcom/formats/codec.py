@@ -1,14 +1,14 @@
 """Fixed-size little-endian C structs as frozen dataclasses: one line per field, the size computed from them.
 
 A field is `Annotated[int, U16]`, `Annotated[bytes, raw(32)]` or `Annotated[Other, nested]` with another record.
-There is nothing for variable lengths or conditions here; those are ordinary functions with a `Cursor`.
+Layouts of variable length are read by ordinary functions with a `Cursor`, which checks every length.
 """
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Self, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Self, get_args, get_origin, get_type_hints
 
 from confcom.errors import FormatError
 
@@ -27,7 +27,7 @@ def raw(size: int) -> str:
 class Record:
     """Base of the fixed-size structs; subclasses are `@dataclass(frozen=True, slots=True)`."""
 
-    # The bytes a value was parsed from, so that hashing and signature checks need not pack it again.
+    # The bytes a value was parsed from: for hashing and signature checks, and for the fields, when one is asked for.
     __slots__ = ("_raw",)
 
     @classmethod
@@ -44,15 +44,25 @@ class Record:
     @classmethod
     def parse(cls, data: bytes) -> Self:
         """Read the struct from exactly its size in bytes."""
-        layout = _layout(cls)
-        if len(data) != layout.struct.size:
+        if len(data) != (_LAYOUTS.get(cls) or _layout(cls)).struct.size:
             raise _wrong_size(cls, data)
-        values: list[Any] = list(layout.struct.unpack(data))
-        for index, record in layout.records:
-            values[index] = record.parse(values[index])
-        value = cls(*values)
+        value = cls.__new__(cls)
         object.__setattr__(value, "_raw", bytes(data))
         return value
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - the type of the field
+            # A field of a parsed value that is read for the first time: unpack all of them.
+            layout = _layout(type(self))
+            if name not in layout.names:
+                raise AttributeError(f"{type(self).__name__} has no {name}", name=name, obj=self)
+            values: list[Any] = list(layout.struct.unpack(self._raw))
+            for index, record in layout.records:
+                values[index] = record.parse(values[index])
+            for field, value in zip(layout.names, values, strict=True):
+                object.__setattr__(self, field, value)
+            return getattr(self, name)
 
     def __bytes__(self) -> bytes:
         try:
@@ -135,11 +145,8 @@ def _fields(record: type[Record]) -> dict[str, tuple[Any, str]]:
 _LAYOUTS: dict[type[Record], _Layout] = {}
 
 
-# --- A bounded reader for layouts of variable length: every length is checked against what is there befor ---
-
-
 class Cursor:
-    """Reads little-endian integers and byte strings from a buffer; any shortage is a `FormatError` with its offset."""
+    """Reads little-endian integers and byte strings; any shortage is a `FormatError` with its offset."""
 
     __slots__ = ("data", "offset", "structure")
 
@@ -155,11 +162,11 @@ class Cursor:
 
     def take(self, size: int, field: str) -> bytes:
         """Read exactly `size` bytes."""
-        if size > self.remaining:
+        start, end = self.offset, self.offset + size
+        if end > len(self.data):
             raise self.error(f"needs {size} bytes, {self.remaining} are left", field)
-        start = self.offset
-        self.offset = start + size
-        return self.data[start : self.offset]
+        self.offset = end
+        return self.data[start:end]
 
     def u16(self, field: str) -> int:
         """Read a little-endian unsigned 16-bit integer."""

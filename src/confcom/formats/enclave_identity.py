@@ -58,7 +58,9 @@ class SignedEnclaveIdentity:
     def parse(cls, data: bytes) -> Self:
         """Split `{"enclaveIdentity":{…},"signature":"…"}` without touching the inner bytes."""
         document = signed_json.decode(data, _Document, "SignedEnclaveIdentity")
-        body = signed_json.exact_object(document.body, data, "SignedEnclaveIdentity", "enclaveIdentity")
+        body = signed_json.exact_object(
+            document.body, data, "SignedEnclaveIdentity", "enclaveIdentity", signature=document.signature
+        )
         return cls(body, bytes.fromhex(document.signature))
 
     def __bytes__(self) -> bytes:
@@ -86,7 +88,7 @@ class _EnclaveIdentityJson(msgspec.Struct, rename="camel"):
     attributes_mask: Hex16
     mrsigner: Hex32
     isvprodid: U16
-    tcb_levels: list[IsvSvnLevelJson]
+    tcb_levels: tuple[IsvSvnLevelJson, ...]
 
 
 def _enclave_identity(found: _EnclaveIdentityJson) -> EnclaveIdentity:

@@ -86,7 +86,7 @@ class PckExtension:
             _element("1", asn1.encode_der(self.ppid)),
             _element(
                 "2",
-                _sequence(
+                wrapped(
                     *(_element(f"2.{number}", asn1.encode_der(svn)) for number, svn in enumerate(svns, start=1)),
                     _element("2.18", asn1.encode_der(tcb.cpu_svn)),
                 ),
@@ -101,8 +101,8 @@ class PckExtension:
             flags = (configuration.dynamic_platform, configuration.cached_keys, configuration.smt_enabled)
             known = (flag for flag in flags if flag is not None)
             written = (_element(f"7.{number}", asn1.encode_der(flag)) for number, flag in enumerate(known, start=1))
-            elements.append(_element("7", _sequence(*written)))
-        return _sequence(*elements)
+            elements.append(_element("7", wrapped(*written)))
+        return wrapped(*elements)
 
 
 # Every element is SEQUENCE { OBJECT IDENTIFIER, value }. Intel writes them in the order of their numbers.
@@ -129,7 +129,8 @@ class _Wrapped:
     elements: list[_Element]
 
 
-def _sequence(*parts: bytes) -> bytes:
+def wrapped(*parts: bytes) -> bytes:
+    """A SEQUENCE of these elements (DER)."""
     # The encoder gives the length of an OCTET STRING; the tag is another.
     return SEQUENCE + asn1.encode_der(b"".join(parts))[1:]
 
@@ -142,7 +143,7 @@ def _element(suffix: str, value: bytes) -> bytes:
 def _elements(data: bytes, field: str, *allowed: dict[str, str]) -> dict[str, asn1.TLV]:
     """The values by the end of their OID: those of one of the sets (name by end of OID), each once, in any order."""
     try:
-        found = asn1.decode_der(_Wrapped, _sequence(data)).elements
+        found = asn1.decode_der(_Wrapped, wrapped(data)).elements
     except ValueError as error:
         message = f"not the DER of an SGX extension: {der_reason(error)}"
         raise FormatError(message, structure=STRUCTURE, field=field) from error

@@ -9,6 +9,7 @@ Inside the signature section every byte must be accounted for.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -20,8 +21,6 @@ from confcom.formats.certification_data import CertificationData, CertificationD
 from confcom.formats.codec import U16, U32, Cursor, Record, raw
 from confcom.formats.sgx import ReportBody
 from confcom.formats.tdx import TdReportBody, TdReportBody10, TdReportBody15, TdReportBody15Ex
-
-# --- What every quote version shares: the kind of evidence, and the signature section as one value --------------------
 
 
 class TeeType(IntEnum):
@@ -44,8 +43,7 @@ class QuoteSignature:
     certification: QeReportCertification
 
 
-# --- Quote version 3 (SGX only): body at 48, signature section at 436, the QE report flat inside it (`sgx ---
-
+# Version 3 (SGX only): body at 48, signature section at 436, the QE report flat inside it.
 
 # Types 6 and 7 belong to versions 4 and 5.
 _LAST_TYPE = CertificationDataType.PCK_CERTIFICATE_CHAIN
@@ -57,9 +55,8 @@ def _read_body_v3(cursor: Cursor, tee_type: int) -> ReportBody | TdReportBody:
     return ReportBody.parse(cursor.take(ReportBody.size(), "body"))
 
 
-def _read_signature_v3(section: bytes, start: int) -> QuoteSignature:
-    """Read the signature section; `start` is its offset in the quote, for errors."""
-    cursor = Cursor(bytes(start) + section, "Quote", start)
+def _read_signature_v3(cursor: Cursor) -> QuoteSignature:
+    """Read the signature section, to its end."""
     signature = cursor.take(64, "signature")
     attestation_key = cursor.take(64, "attestation_key")
     certification = QeReportCertification.read(cursor)
@@ -76,7 +73,7 @@ def _write_signature_v3(signature: QuoteSignature) -> bytes:
     return signature.signature + signature.attestation_key + bytes(signature.certification)
 
 
-# --- Quote version 4 (SGX and TDX): the QE report moves into certification data of type 6 (`sgx_quote_4.h`) -----------
+# Version 4 (SGX and TDX): the QE report moves into certification data of type 6.
 
 
 def _read_body_v4(cursor: Cursor, tee_type: int) -> ReportBody | TdReportBody:
@@ -86,9 +83,8 @@ def _read_body_v4(cursor: Cursor, tee_type: int) -> ReportBody | TdReportBody:
     return TdReportBody10.parse(cursor.take(TdReportBody10.size(), "body"))
 
 
-def _read_signature_v4(section: bytes, start: int) -> QuoteSignature:
-    """Read the signature section of versions 4 and 5; `start` is its offset in the quote, for errors."""
-    cursor = Cursor(bytes(start) + section, "Quote", start)
+def _read_signature_v4(cursor: Cursor) -> QuoteSignature:
+    """Read the signature section of versions 4 and 5, to its end."""
     signature = cursor.take(64, "signature")
     attestation_key = cursor.take(64, "attestation_key")
     outer_at = cursor.offset
@@ -112,7 +108,7 @@ def _write_signature_v4(signature: QuoteSignature) -> bytes:
     return signature.signature + signature.attestation_key + bytes(outer)
 
 
-# --- Quote version 5: a body descriptor (type u16, size u32) precedes the body and is signed with it (`sg ---
+# Version 5: a body descriptor (type u16, size u32) precedes the body and is signed with it.
 
 
 BODY_TYPES: dict[int, type[ReportBody] | type[TdReportBody10] | type[TdReportBody15] | type[TdReportBody15Ex]] = {
@@ -143,15 +139,6 @@ def _write_body_v5(body: ReportBody | TdReportBody) -> bytes:
     """Write descriptor and body."""
     content = bytes(body)
     return _NUMBERS[type(body)].to_bytes(2, "little") + len(content).to_bytes(4, "little") + content
-
-
-# --- Quotes, versions 3, 4 and 5: header, report body, signature section ----------------------------------------------
-#
-# Layouts: `sgx_quote_3.h`, `sgx_quote_4.h`, `sgx_quote_5.h` of Intel's DCAP. Integers are little-endian; signatures
-# and public keys are raw big-endian pairs (r‖s, x‖y; 32 + 32 bytes).
-#
-# What follows the signature section is kept as `trailing`: attesters hand out padded buffers, and no verifier reads
-# it. Inside the signature section every byte must be accounted for.
 
 
 INTEL_QE_VENDOR_ID = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
@@ -189,7 +176,7 @@ class QuoteVersion:
 
     read_body: Callable[[Cursor, int], ReportBody | TdReportBody]
     write_body: Callable[[ReportBody | TdReportBody], bytes]
-    read_signature: Callable[[bytes, int], QuoteSignature]
+    read_signature: Callable[[Cursor], QuoteSignature]
     write_signature: Callable[[QuoteSignature], bytes]
 
 
@@ -218,9 +205,11 @@ class Quote:
         header = QuoteHeader.parse(cursor.take(HEADER_SIZE, "header"))
         version = _check_header(header)
         body = version.read_body(cursor, header.tee_type)
-        start = cursor.offset + 4
-        section = cursor.take(cursor.u32("signature_data.size"), "signature_data")
-        return cls(header, body, version.read_signature(section, start), cursor.rest())
+        size = cursor.u32("signature_data.size")
+        start = cursor.offset
+        cursor.take(size, "signature_data")
+        signature = version.read_signature(Cursor(data[: cursor.offset], "Quote", start))
+        return cls(header, body, signature, cursor.rest())
 
     def __repr__(self) -> str:
         return f"<Quote {self.tee.name} v{self.header.version}, report data {self.report_data.hex()}>"
@@ -261,30 +250,42 @@ def is_epid(data: bytes) -> bool:
     return version in _EPID_VERSIONS and kind in (0, 1) and size > 0 and len(data) == _EPID_HEAD + size
 
 
+# Version, key type and TEE as they begin a header, for those that go together.
+_LAYOUTS = {
+    struct.pack("<HHI", number, AttestationKeyType.ECDSA_P256, tee): layout
+    for number, layout in QUOTE_VERSIONS.items()
+    for tee in TeeType
+    if number > 3 or tee is TeeType.SGX
+}
+
+
 def _check_header(header: QuoteHeader) -> QuoteVersion:
+    raw_header = bytes(header)
+    layout = _LAYOUTS.get(raw_header[:8])
+    if layout is not None and raw_header[12:28] == INTEL_QE_VENDOR_ID:
+        return layout
+    raise _header_error(header)
+
+
+def _header_error(header: QuoteHeader) -> FormatError:
     def refuse(field: str, offset: int, message: str) -> FormatError:
         return FormatError(message, structure="Quote", field=f"header.{field}", offset=offset)
 
     if header.version in _EPID_VERSIONS:
-        raise FormatError(
+        return FormatError(
             f"version {header.version} is an EPID quote, which only Intel's attestation service (IAS) could verify",
             structure="Quote",
             field="header.version",
             offset=0,
             advice="Intel ended EPID in 2025: let the attester make ECDSA quotes (DCAP) of version 3 to 5.",
         )
-    version = QUOTE_VERSIONS.get(header.version)
-    if version is None:
+    if header.version not in QUOTE_VERSIONS:
         known = ", ".join(map(str, QUOTE_VERSIONS))
-        raise refuse("version", 0, f"unknown quote version {header.version}, expected {known}")
+        return refuse("version", 0, f"unknown quote version {header.version}, expected {known}")
     if header.attestation_key_type != AttestationKeyType.ECDSA_P256:
-        raise refuse("attestation_key_type", 2, f"expected 2 (ECDSA P-256), found {header.attestation_key_type}")
-    if header.tee_type not in TeeType.__members__.values():
-        raise refuse("tee_type", 4, f"expected 0 (SGX) or 0x81 (TDX), found {header.tee_type:#x}")
+        return refuse("attestation_key_type", 2, f"expected 2 (ECDSA P-256), found {header.attestation_key_type}")
+    if header.tee_type not in (TeeType.SGX, TeeType.TDX):
+        return refuse("tee_type", 4, f"expected 0 (SGX) or 0x81 (TDX), found {header.tee_type:#x}")
     if header.version == 3 and header.tee_type != TeeType.SGX:
-        raise refuse("tee_type", 4, f"version 3 knows SGX (0) only, found {header.tee_type:#x}")
-    if header.qe_vendor_id != INTEL_QE_VENDOR_ID:
-        raise refuse(
-            "qe_vendor_id", 12, f"expected Intel's {INTEL_QE_VENDOR_ID.hex()}, found {header.qe_vendor_id.hex()}"
-        )
-    return version
+        return refuse("tee_type", 4, f"version 3 knows SGX (0) only, found {header.tee_type:#x}")
+    return refuse("qe_vendor_id", 12, f"expected Intel's {INTEL_QE_VENDOR_ID.hex()}, found {header.qe_vendor_id.hex()}")

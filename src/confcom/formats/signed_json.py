@@ -1,6 +1,6 @@
 """Intel's signed JSON: `{"NAME":{…},"signature":"…"}`, where the signature is over the exact bytes of the inner object.
 
-Nothing here writes an inner object anew: order, white space and number forms belong to the signed bytes (dcap.md §3.1).
+Inner objects are never written again: order, white space and number forms belong to the signed bytes (dcap.md §3.1).
 """
 
 from __future__ import annotations
@@ -44,24 +44,28 @@ U32 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
 T = TypeVar("T")
 
 
+_DECODERS: dict[type[Any], msgspec.json.Decoder[Any]] = {}
+_ENCODER = msgspec.json.Encoder()
+
+
 def prepare(*kinds: type[Any]) -> None:
-    """Have msgspec learn these types at import: 0.22 crashes when several threads make it do so at once."""
-    for kind in kinds:
-        msgspec.json.Decoder(kind)
+    """Make the decoders of these types at import: msgspec 0.22 crashes when several threads make it do so at once."""
+    _DECODERS.update((kind, msgspec.json.Decoder(kind)) for kind in kinds)
 
 
 def decode(data: bytes, kind: type[T], structure: str) -> T:
-    """Read JSON into a `msgspec.Struct`; what is missing or of another type is named by its path."""
+    """Read JSON into a `msgspec.Struct` that was prepared; what is missing or of another type is named by its path."""
     if len(data) > MAX_SIGNED_JSON:
         raise FormatError(f"{len(data)} bytes are over the limit {MAX_SIGNED_JSON}", structure=structure, field="")
     try:
         # Buffers of Intel's libraries end with a NUL that is counted in their size.
-        return msgspec.json.decode(data.removesuffix(b"\0"), type=kind)
+        found: T = _DECODERS[kind].decode(data.removesuffix(b"\0"))
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$")
         raise FormatError(_plain(message), structure=structure, field=path.strip("`.") or _missing(message)) from error
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise FormatError(f"not JSON: {error}", structure=structure, field="") from error
+    return found
 
 
 def decode_content(body: bytes, kinds: Mapping[int, type[T]], structure: str) -> T:
@@ -70,8 +74,11 @@ def decode_content(body: bytes, kinds: Mapping[int, type[T]], structure: str) ->
     if version not in kinds:
         known = " and ".join(map(str, kinds))
         raise FormatError(f"is {version}, known is {known}", structure=structure, field="version")
-    check_json(body, structure)
-    return decode(body, kinds[version], structure)
+    found = decode(body, kinds[version], structure)
+    # What Intel writes is what `msgspec` writes of the same content: each key once, in the order of the struct.
+    if _ENCODER.encode(found) != body:
+        check_json(body, structure)
+    return found
 
 
 class _Version(msgspec.Struct):
@@ -141,14 +148,17 @@ def _missing(message: str) -> str:
     return message.rpartition("required field `")[2].rstrip("`") if "required field" in message else ""
 
 
-def exact_object(raw: msgspec.Raw, data: bytes, structure: str, field: str) -> bytes:
+def exact_object(raw: msgspec.Raw, data: bytes, structure: str, field: str, *, signature: str = "") -> bytes:
     """The bytes of an inner object, from `{` to its matching `}`, as they were transmitted in the document `data`.
 
-    What stands around it must have one meaning; its own content is checked when it is read (`decode_content`).
+    What stands around it must have one meaning; its own content is checked when it is read (`decode_content`). With
+    nothing but the `signature` (hexadecimal) around it, as Intel writes it, it has.
     """
     body = bytes(raw)
     if not body.startswith(b"{"):
         raise FormatError("is not an object", structure=structure, field=field)
+    if data == b'{"%s":%s,"signature":"%s"}' % (field.encode(), body, signature.encode()):
+        return body
     check_json(data.replace(body, b"{}", 1), structure)
     return body
 

@@ -1,87 +1,104 @@
-"""One certificate of Intel's PKI: read it, and ask what every one of them must be (dcap.md §2)."""
+"""Certificates of Intel's PKI: found in PEM, read once per process, and held to the algorithms of the profile."""
 
 from __future__ import annotations
 
 import binascii
 from codecs import BOM_UTF8
-from collections.abc import Iterator
-
-from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from cryptography.x509.oid import NameOID, SignatureAlgorithmOID
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from hashlib import sha256
 
 from confcom.errors import CertificateError, FormatError
 from confcom.formats.pck_extension import der_reason
+from confcom.pki.der import ECDSA_WITH_SHA256, UNREADABLE, Certificate, read_certificate
+from confcom.pki.memory import Memory
 
 MAX_CERTIFICATE = 16 * 1024
 """Bytes of DER. Intel's take 0.7 to 1.3 kB."""
 
-# What pyca raises for DER that is no certificate, or one with parts that it does not read. It warns of what is against
-# the rules (a name too long, a negative number); where a process makes warnings errors, they arrive as exceptions.
-UNREADABLE = (
-    ValueError,
-    TypeError,
-    UnsupportedAlgorithm,
-    x509.DuplicateExtension,
-    x509.InvalidVersion,
-    x509.UnsupportedGeneralNameType,
-    UserWarning,
-)
+MAX_CERTIFICATES = 8
+"""Intel's chains have two or three."""
+
+MAX_PEM = 32 * 1024
+"""Bytes of a chain. Intel's take less than 4 kB, with the text of `openssl x509 -text` 16 kB; longer is hostile."""
 
 
-def load_certificate(der: bytes, *, structure: str, field: str) -> x509.Certificate:
-    """Read one certificate so that none of its parts can fail later; a `FormatError` otherwise."""
+@dataclass(frozen=True, slots=True)
+class PemChain:
+    """Certificates in the order of their PEM text.
+
+    Digests, 32 bytes each: `wrapping` of the text (empty without one), `exact` of the certificates, `statement` of what
+    is signed in them, whatever the order and whether a root came along.
+    """
+
+    certificates: tuple[Certificate, ...]
+    wrapping: bytes = b""
+    exact: bytes = field(init=False)
+    statement: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        below_root = sorted(one.signed_digest for one in self.certificates if one.issuer != one.subject)
+        object.__setattr__(self, "exact", sha256(b"".join(one.digest for one in self.certificates)).digest())
+        object.__setattr__(self, "statement", sha256(b"".join(below_root)).digest())
+
+
+# Reading is no decision on trust. Only certificates and chains that verified are kept: strangers cannot fill them.
+_CERTIFICATES = Memory[Certificate](256)
+_CHAINS = Memory[PemChain](256)
+
+
+def load_certificate(der: bytes, *, structure: str, field: str) -> Certificate:
+    """Read one certificate, or find it among those that were read before; a `FormatError` if it is none."""
     if len(der) > MAX_CERTIFICATE:
         raise FormatError(f"{len(der)} bytes are over the limit {MAX_CERTIFICATE}", structure=structure, field=field)
+    known = _CERTIFICATES.get(sha256(der).digest())
+    if known is not None:
+        return known
     try:
-        certificate = x509.load_der_x509_certificate(der)
-        # pyca reads these when they are asked for.
-        _ = certificate.extensions, certificate.subject, certificate.issuer, certificate.serial_number
-        _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc, certificate.public_key()
+        return read_certificate(der)
     except UNREADABLE as error:
         raise FormatError(f"not an X.509 certificate: {der_reason(error)}", structure=structure, field=field) from error
-    check_signature_encoding(der, certificate.signature, structure=structure, field=field)
-    return certificate
 
 
-def check_signature_encoding(der: bytes, signature: bytes, *, structure: str, field: str) -> None:
-    """Refuse a signature that is not whole bytes: a count of unused bits is a byte that nobody signed.
-
-    Certificates and CRLs alike end with a BIT STRING: tag 3, length, number of unused bits, signature (RFC 5280 §4.1).
-    """
-    if not der.endswith(bytes((3, len(signature) + 1 & 0xFF, 0)) + signature):
-        raise FormatError("the signature is not whole bytes", structure=structure, field=field)
+def load_chain(data: bytes, *, structure: str) -> PemChain:
+    """The certificates of PEM text, as `parse_certificates` finds them; read once if they verified."""
+    wrapping = sha256(data).digest()
+    known = _CHAINS.get_wrapped(wrapping)
+    return known or PemChain(load_certificates(parse_certificates(data, structure=structure), structure), wrapping)
 
 
-def common_name(certificate: x509.Certificate) -> str:
-    """The one common name of the subject, empty when it has none or several."""
-    names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return str(names[0].value) if len(names) == 1 else ""
+def load_certificates(ders: Iterable[bytes], structure: str) -> tuple[Certificate, ...]:
+    """Read each of some certificates (DER)."""
+    return tuple(
+        load_certificate(der, structure=structure, field=f"certificate {number}")
+        for number, der in enumerate(ders, start=1)
+    )
 
 
-def p256_key(certificate: x509.Certificate, *, step: str = "") -> ec.EllipticCurvePublicKey:
-    """The certificate's key; Intel's PKI knows P-256 and ecdsa-with-SHA256 alone."""
-    key = certificate.public_key()
-    what = common_name(certificate)
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+def remember(chain: PemChain, verified: Iterable[Certificate]) -> None:
+    """Keep certificates that verified, and the chain that they came in, so that they are not read again."""
+    if chain.wrapping and _CHAINS.get_wrapped(chain.wrapping) is chain:
+        return
+    for certificate in verified:
+        _CERTIFICATES.add(certificate.digest, certificate)
+    if chain.wrapping:
+        _CHAINS.add(chain.statement, chain, exact=chain.exact, wrapping=chain.wrapping)
+
+
+def check_p256(certificate: Certificate, *, step: str = "") -> None:
+    """Refuse what Intel's PKI does not know: keys that are not on P-256, signatures not ecdsa-with-SHA256."""
+    what = certificate.common_name
+    if not certificate.point:
         raise CertificateError(
-            f"the key of certificate {what!r} is not on P-256", step=step, expected="P-256", found=type(key).__name__
+            f"the key of certificate {what!r} is not on P-256", step=step, expected="P-256", found="another kind of key"
         )
-    if certificate.signature_algorithm_oid != SignatureAlgorithmOID.ECDSA_WITH_SHA256:
+    if certificate.algorithm != ECDSA_WITH_SHA256:
         raise CertificateError(
             f"certificate {what!r} is signed with another algorithm",
             step=step,
             expected="ecdsa-with-SHA256",
-            found=certificate.signature_algorithm_oid.dotted_string,
+            found=certificate.algorithm.hex(),
         )
-    return key
-
-
-def uncompressed_point(key: ec.EllipticCurvePublicKey) -> bytes:
-    """The key as 04 ‖ x ‖ y, 65 bytes: how roots are known, whatever certificate carries them."""
-    return key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
 
 
 # --- PEM (RFC 7468): the DER of the blocks of one label, with or without text around them -----------------------------
@@ -90,12 +107,6 @@ def uncompressed_point(key: ec.EllipticCurvePublicKey) -> bytes:
 # line ends, a byte order mark or final NULs. None of it has a meaning, so what is read is the DER alone, and keys of
 # caches are made of the DER. A damaged marker is no text, and within a block white space is the only freedom.
 
-
-MAX_CERTIFICATES = 8
-"""Intel's chains have two or three."""
-
-MAX_PEM = 32 * 1024
-"""Bytes of a chain. Intel's take less than 4 kB, with the text of `openssl x509 -text` 16 kB; longer is hostile."""
 
 _LINE_END = b"\r\n"
 _BLANKS = b" \t" + _LINE_END
@@ -108,21 +119,17 @@ def parse_certificates(data: bytes, *, structure: str, limit: int = MAX_CERTIFIC
     """
     if len(data) > MAX_PEM:
         raise FormatError(f"{len(data)} bytes are over the limit {MAX_PEM}", structure=structure, field="")
-    certificates = tuple(_blocks(data, "CERTIFICATE", structure, limit))
-    if not certificates:
-        raise FormatError("no PEM certificate here", structure=structure, field="", offset=0)
-    return certificates
+    return tuple(_der(block, structure, offset) for offset, block in _blocks(data, "CERTIFICATE", structure, limit))
 
 
 def parse_crl(data: bytes, *, structure: str) -> bytes:
     """The DER of the one X509 CRL block; the caller bounds the length."""
-    lists = tuple(_blocks(data, "X509 CRL", structure, 1))
-    if not lists:
-        raise FormatError("no PEM revocation list here", structure=structure, field="", offset=0)
-    return lists[0]
+    ((offset, block),) = _blocks(data, "X509 CRL", structure, 1)
+    return _der(block, structure, offset)
 
 
-def _blocks(data: bytes, label: str, structure: str, limit: int) -> Iterator[bytes]:
+def _blocks(data: bytes, label: str, structure: str, limit: int) -> list[tuple[int, bytes]]:
+    """The base64 of each block of the label, with its offset; at least one, at most `limit`."""
     begin, end = b"-----BEGIN %s-----" % label.encode(), b"-----END %s-----" % label.encode()
     text = data.removeprefix(BOM_UTF8).rstrip(b"\0")
     if (encoded := text.find(b"-----BEGIN%20")) >= 0:
@@ -130,28 +137,33 @@ def _blocks(data: bytes, label: str, structure: str, limit: int) -> Iterator[byt
     if (nul := text.find(b"\0")) >= 0:
         # Readers that know strings by their NUL end here, others read on: they would see different chains.
         raise FormatError("a NUL before the end of the text", structure=structure, field="", offset=nul)
-    count = offset = 0
+    found: list[tuple[int, bytes]] = []
+    offset = 0
     while True:
         start = text.find(begin, offset)
         around = text[offset : len(text) if start < 0 else start].strip(b" \t")
         # Text is whole lines, and the remains of a marker are no text: its block would be left out without a word.
         if around.strip(_LINE_END) and (
             around[-1] not in _LINE_END
-            or (count and around[0] not in _LINE_END)
+            or (found and around[0] not in _LINE_END)
             or any(remains in around for remains in (begin[:10], end[:8], end[9:]))
         ):
             message = f"neither a {label} block nor a line of text"
             raise FormatError(message, structure=structure, field="", offset=offset)
         if start < 0:
-            return
-        if count == limit:
+            break
+        if len(found) == limit:
             raise FormatError(f"more than {limit} {label} blocks", structure=structure, field="", offset=start)
         inner = start + len(begin)
         stop = text.find(end, inner)
         if stop < 0:
             raise FormatError(f"a {label} block has no end", structure=structure, field="", offset=start)
-        yield _der(text[inner:stop], structure, inner)
-        count, offset = count + 1, stop + len(end)
+        found.append((inner, text[inner:stop]))
+        offset = stop + len(end)
+    if not found:
+        what = "revocation list" if label == "X509 CRL" else "certificate"
+        raise FormatError(f"no PEM {what} here", structure=structure, field="", offset=0)
+    return found
 
 
 def _der(block: bytes, structure: str, offset: int) -> bytes:

@@ -1,8 +1,8 @@
 """Certificate chains of Intel's PKI (dcap.md §2): signatures, constraints and names, apart from the present time.
 
-Whether a chain is genuine does not depend on the day; whether it is still valid does. So the path is checked at a
-time that lies in the validity of all its certificates, and each validity is handed out as a `Window`, for the caller
-to judge: stale is not forged.
+Whether a chain is genuine does not depend on the day; whether it is still valid does. So the path is checked whatever
+the time, if all its certificates were valid together once, and each validity is handed out as a `Window`, for the
+caller to judge: stale is not forged.
 """
 
 from __future__ import annotations
@@ -10,75 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
 from datetime import datetime
-from hashlib import sha256
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509 import verification
-from cryptography.x509.verification import Criticality, ExtensionPolicy
 
 from confcom.errors import CertificateError, SignatureError, UntrustedRootError
-from confcom.formats.pck_extension import PCK_EXTENSION_OID, PckExtension, der_reason
-from confcom.pki.certificate import common_name, load_certificate, p256_key, parse_certificates, uncompressed_point
+from confcom.formats.pck_extension import PckExtension
+from confcom.pki.certificate import PemChain, check_p256, load_certificates, load_chain, remember
+from confcom.pki.der import Certificate
+from confcom.pki.ecdsa import KnownSignatures, is_good
 from confcom.pki.proof import PROOF, Proof
 from confcom.pki.roots import TrustRoot, TrustRoots
-
-# --- What X.509 extensions the certificates of Intel's PKI must have (dcap.md §2); they are no web certificates -------
-#
-# Every certificate carries authority and subject key identifier, CRL distribution points, key usage and basic
-# constraints. A critical extension beyond these is refused by the path building itself.
-
-
-if TYPE_CHECKING:
-    from cryptography.x509.verification import Policy
-
-
-def _leaf_constraints(_policy: Policy, _certificate: x509.Certificate, found: x509.BasicConstraints) -> None:
-    if found.ca:
-        raise ValueError("a leaf must not be a CA")
-
-
-def _leaf_key_usage(_policy: Policy, _certificate: x509.Certificate, found: x509.KeyUsage) -> None:
-    if not found.digital_signature or found.key_cert_sign or found.crl_sign:
-        raise ValueError("the key of a leaf signs data, not certificates or revocation lists")
-
-
-def _ca_constraints(_policy: Policy, _certificate: x509.Certificate, found: x509.BasicConstraints) -> None:
-    if not found.ca:
-        raise ValueError("is not a CA")
-
-
-def _ca_key_usage(_policy: Policy, _certificate: x509.Certificate, found: x509.KeyUsage) -> None:
-    if not found.key_cert_sign or not found.crl_sign:
-        raise ValueError("the key of a CA signs certificates and revocation lists")
-
-
-def _with_identifiers(policy: ExtensionPolicy) -> ExtensionPolicy:
-    for extension in (x509.AuthorityKeyIdentifier, x509.SubjectKeyIdentifier, x509.CRLDistributionPoints):
-        policy = policy.require_present(extension, Criticality.NON_CRITICAL, None)
-    return policy
-
-
-CA_POLICY = (
-    _with_identifiers(ExtensionPolicy.permit_all())
-    .require_present(x509.BasicConstraints, Criticality.CRITICAL, _ca_constraints)
-    .require_present(x509.KeyUsage, Criticality.CRITICAL, _ca_key_usage)
-)
-"""For every certificate above the leaf, the root included."""
-
-_LEAF_POLICY = (
-    _with_identifiers(ExtensionPolicy.permit_all())
-    .require_present(x509.BasicConstraints, Criticality.CRITICAL, _leaf_constraints)
-    .require_present(x509.KeyUsage, Criticality.CRITICAL, _leaf_key_usage)
-)
-
-LEAF_POLICIES = {"pck": _LEAF_POLICY, "tcb-signing": _LEAF_POLICY, "ca": CA_POLICY}
-"""For the lowest certificate, by kind of chain; that of a CRL issuer's chain is a CA itself."""
-
-
-# --- When something may be relied on: one window per certificate, CRL or signed JSON ----------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,30 +49,42 @@ _NAMES: dict[ChainKind, tuple[str, ...]] = {
 _ROOT_NAME = "SGX Root CA"
 _MAX_CHAIN = 3
 
-_SGX_EXTENSION = x509.ObjectIdentifier(PCK_EXTENSION_OID)
+# Bits of the key usage (RFC 5280 §4.2.1.3).
+_DIGITAL_SIGNATURE, _KEY_CERT_SIGN, _CRL_SIGN = 1 << 0, 1 << 5, 1 << 6
 
 
 @dataclass(frozen=True, slots=True)
 class VerifiedChain(Proof):
-    """A chain that ends at a trusted root; only `verify_chain` makes one. Expiry is not judged here: see `windows`."""
+    """A chain that ends at a trusted root; only `verify_chain` makes one. Expiry is not judged here: see `windows`.
+
+    `anchor` is the certificate at its end: one of the key of `root`.
+    """
 
     made_by: ClassVar[str] = "verify_chain"
 
     kind: ChainKind
-    leaf: x509.Certificate
-    intermediates: tuple[x509.Certificate, ...]
+    leaf: Certificate
+    intermediates: tuple[Certificate, ...]
+    anchor: Certificate
     root: TrustRoot
-    windows: tuple[Window, ...]
-    public_key: ec.EllipticCurvePublicKey
     _extension: PckExtension | None = field(default=None, repr=False)
     _ca: PckCa | None = field(default=None, repr=False)
     proof: InitVar[object] = None
 
     @property
-    def statement(self) -> bytes:
-        """SHA-256 (32 bytes) of what the chain says: the signed parts of its certificates, and the root's key."""
-        certified = (certificate.tbs_certificate_bytes for certificate in (self.leaf, *self.intermediates))
-        return sha256(b"".join((*certified, self.root.public_key))).digest()
+    def public_key(self) -> ec.EllipticCurvePublicKey:
+        """The key of the leaf."""
+        return self.leaf.public_key
+
+    @property
+    def certificates(self) -> tuple[Certificate, ...]:
+        """From the leaf to the anchor."""
+        return self.leaf, *self.intermediates, self.anchor
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """The validity of each certificate, from the leaf up."""
+        return tuple(_window(certificate) for certificate in self.certificates)
 
     @property
     def extension(self) -> PckExtension:
@@ -148,59 +102,66 @@ class VerifiedChain(Proof):
 
 
 def verify_chain(
-    certificates: bytes | Sequence[bytes], *, roots: TrustRoots, kind: ChainKind, step: str
+    certificates: bytes | Sequence[bytes] | PemChain,
+    *,
+    roots: TrustRoots,
+    kind: ChainKind,
+    step: str,
+    known: KnownSignatures | None = None,
 ) -> VerifiedChain:
-    """Verify a chain, given as PEM or as the DER of each certificate, up to one of the roots.
+    """Verify a chain, given as PEM, read or not, or as the DER of its certificates, up to one of the roots.
 
     (1) read the certificates: leaf first or root first, with or without the root, and no other certificate;
     (2) names and algorithms of the profile;
-    (3) the path: signatures, constraints, key usage, at a time within the validity of all;
+    (3) the path: names, signatures, constraints, key usage; all were valid together once;
     (4) the root's key is a trusted one. A sound chain to another root is an `UntrustedRootError`;
     (5) for a PCK certificate, its SGX extension.
 
-    Malformed bytes are a `FormatError`, a wrong signature a `SignatureError`, the rest a `CertificateError`.
+    Malformed bytes are a `FormatError`, a wrong signature a `SignatureError`, the rest a `CertificateError`. Signatures
+    of issuers are remembered in `known`.
     """
     # (1)
-    path, included_root = _arrange(_load(certificates, f"{_WORDS[kind]} chain"), kind, step)
+    received = _load(certificates, f"{_WORDS[kind]} chain")
+    path, included_root = _arrange([*received.certificates[: _MAX_CHAIN + 1]], kind, step)
     # (2)
     _check_profile(path, included_root, kind, step)
     # (3)
-    anchor = _build_path(path, included_root, roots, kind, step)
+    anchor = included_root or _issuing_root(path[-1], roots, step)
+    _check_path(path, anchor, roots, kind, step, known)
     # (4)
-    root = roots.with_public_key(uncompressed_point(p256_key(anchor, step=step)))
+    root = roots.with_public_key(anchor.point)
     if root is None:
         raise UntrustedRootError(
             f"the {_WORDS[kind]} chain ends at a root that is not trusted",
             step=step,
-            expected=" or ".join(known.name for known in roots.roots),
-            found=f"{common_name(anchor)}, key {uncompressed_point(p256_key(anchor)).hex()}",
+            expected=" or ".join(one.name for one in roots.roots),
+            found=f"{anchor.common_name}, key {anchor.point.hex()}",
         )
     # (5)
     extension = sgx_extension(path[0], step) if kind == "pck" else None
+    ca = None if kind == "tcb-signing" else _pck_ca(path[-1], step)
+    remember(received, (*path, anchor))
     return VerifiedChain(
         kind=kind,
         leaf=path[0],
         intermediates=tuple(path[1:]),
+        anchor=anchor,
         root=root,
-        windows=tuple(_window(certificate) for certificate in (*path, anchor)),
-        public_key=p256_key(path[0], step=step),
         _extension=extension,
-        _ca=None if kind == "tcb-signing" else _pck_ca(path[-1], step),
+        _ca=ca,
         proof=PROOF,
     )
 
 
-def _load(certificates: bytes | Sequence[bytes], structure: str) -> list[x509.Certificate]:
-    ders = parse_certificates(certificates, structure=structure) if isinstance(certificates, bytes) else certificates
-    return [
-        load_certificate(der, structure=structure, field=f"certificate {number}")
-        for number, der in enumerate(ders[: _MAX_CHAIN + 1], start=1)
-    ]
+def _load(certificates: bytes | Sequence[bytes] | PemChain, structure: str) -> PemChain:
+    if isinstance(certificates, bytes):
+        return load_chain(certificates, structure=structure)
+    if isinstance(certificates, PemChain):
+        return certificates
+    return PemChain(load_certificates(certificates[: _MAX_CHAIN + 1], structure))
 
 
-def _arrange(
-    found: list[x509.Certificate], kind: ChainKind, step: str
-) -> tuple[list[x509.Certificate], x509.Certificate | None]:
+def _arrange(found: list[Certificate], kind: ChainKind, step: str) -> tuple[list[Certificate], Certificate | None]:
     """The path from the leaf to below the root, and the root if it came along."""
     if found and _self_issued(found[0]):
         found.reverse()
@@ -211,116 +172,112 @@ def _arrange(
             f"the {_WORDS[kind]} chain has other certificates than it should",
             step=step,
             expected=f"{expected} and perhaps the root",
-            found=", ".join(common_name(certificate) or "unnamed" for certificate in found) or "no other than the root",
+            found=", ".join(certificate.common_name or "unnamed" for certificate in found) or "no other than the root",
         )
     return found, root
 
 
-def _self_issued(certificate: x509.Certificate) -> bool:
+def _self_issued(certificate: Certificate) -> bool:
     return certificate.subject == certificate.issuer
 
 
-def _check_profile(path: list[x509.Certificate], root: x509.Certificate | None, kind: ChainKind, step: str) -> None:
+def _check_profile(path: list[Certificate], root: Certificate | None, kind: ChainKind, step: str) -> None:
     names = [*zip(path, _NAMES[kind], strict=True)]
     if root is not None:
         names.append((root, _ROOT_NAME))
     for certificate, expected in names:
-        if expected not in common_name(certificate):
+        if expected not in certificate.common_name:
             raise CertificateError(
                 f"a certificate of the {_WORDS[kind]} chain has another name than it should",
                 step=step,
                 expected=f"a common name with {expected!r}",
-                found=common_name(certificate),
+                found=certificate.common_name,
             )
-        p256_key(certificate, step=step)
+        check_p256(certificate, step=step)
 
 
-def _build_path(
-    path: list[x509.Certificate], included_root: x509.Certificate | None, roots: TrustRoots, kind: ChainKind, step: str
-) -> x509.Certificate:
-    """Verify the path up to the included root, or else to the trusted one that issued it; returns that root."""
-    if included_root is not None:
-        anchor = included_root
-        # pyca takes an anchor as given; a root that came from outside must at least have signed itself.
-        if anchor not in [root.certificate for root in roots.roots]:
-            _check_issued(anchor, anchor, step)
-    else:
-        anchor = _issuing_root(path[-1], roots, step)
-    at = max(certificate.not_valid_before_utc for certificate in (*path, anchor))
-    if at > min(certificate.not_valid_after_utc for certificate in (*path, anchor)):
-        raise CertificateError(f"the certificates of the {_WORDS[kind]} chain were never valid together", step=step)
-    verifier = (
-        verification.PolicyBuilder()
-        .store(verification.Store([anchor]))
-        .time(at)
-        .max_chain_depth(len(path) - 1)
-        .extension_policies(ca_policy=CA_POLICY, ee_policy=LEAF_POLICIES[kind])
-        .build_client_verifier()
-    )
-    try:
-        verifier.verify(path[0], path[1:])
-    except verification.VerificationError as error:
-        for certificate, issuer in zip(path, (*path[1:], anchor), strict=True):
-            _check_issued(certificate, issuer, step)
-        raise CertificateError(f"the {_WORDS[kind]} chain is not valid: {der_reason(error)}", step=step) from error
-    return anchor
-
-
-def _issuing_root(top: x509.Certificate, roots: TrustRoots, step: str) -> x509.Certificate:
+def _issuing_root(top: Certificate, roots: TrustRoots, step: str) -> Certificate:
     """The trusted root that says it issued `top`: by name, and by key identifier, since names are copied easily."""
-    key_id = _key_identifier(top)
+    key_id = top.extensions.authority_key_id
     for root in roots.roots:
-        if root.certificate.subject == top.issuer and _subject_key_identifier(root.certificate) == key_id:
+        if root.certificate.subject == top.issuer and root.certificate.extensions.subject_key_id == key_id:
             return root.certificate
     raise UntrustedRootError(
-        f"{common_name(top)!r} was issued by a root that is not trusted",
+        f"{top.common_name!r} was issued by a root that is not trusted",
         step=step,
         expected=" or ".join(root.name for root in roots.roots),
-        found=f"{top.issuer.rfc4514_string()}, key identifier {key_id.hex() if key_id else 'missing'}",
+        found=f"{top.issuer_text}, key identifier {key_id.hex() if key_id else 'missing'}",
     )
 
 
-def _key_identifier(certificate: x509.Certificate) -> bytes | None:
-    try:
-        return certificate.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
-    except x509.ExtensionNotFound:
-        return None
+def _check_path(
+    path: list[Certificate],
+    anchor: Certificate,
+    roots: TrustRoots,
+    kind: ChainKind,
+    step: str,
+    known: KnownSignatures | None,
+) -> None:
+    """Step 3, up to the included root, or else to the trusted one that issued the path."""
+    issuers = (*path[1:], anchor)
+    # A root that came from outside must at least have signed itself.
+    if all(anchor != root.certificate for root in roots.roots):
+        _check_issued(anchor, anchor, step, known)
+    for certificate, issuer in zip(path, issuers, strict=True):
+        # PCK certificates are as many as platforms: what is remembered of one is remembered with its platform.
+        leaf_of_platform = kind == "pck" and certificate is path[0]
+        _check_issued(certificate, issuer, step, None if leaf_of_platform else known)
+    if max(one.not_before for one in (*path, anchor)) > min(one.not_after for one in (*path, anchor)):
+        raise CertificateError(f"the certificates of the {_WORDS[kind]} chain were never valid together", step=step)
+    for below, certificate in enumerate((*path, anchor)):
+        wrong = _extension_problem(certificate, ca=below > 0 or kind == "ca", cas_below=below - 1)
+        if wrong:
+            raise CertificateError(
+                f"certificate {certificate.common_name!r} of the {_WORDS[kind]} chain {wrong}", step=step
+            )
 
 
-def _subject_key_identifier(certificate: x509.Certificate) -> bytes | None:
-    try:
-        return certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
-    except x509.ExtensionNotFound:
-        return None
-
-
-def _check_issued(certificate: x509.Certificate, issuer: x509.Certificate, step: str) -> None:
-    what, by = common_name(certificate), common_name(issuer)
-    try:
-        certificate.verify_directly_issued_by(issuer)
-    except InvalidSignature:
+def _check_issued(certificate: Certificate, issuer: Certificate, step: str, known: KnownSignatures | None) -> None:
+    what, by = certificate.common_name, issuer.common_name
+    if certificate.issuer != issuer.subject:
+        message = f"certificate {what!r} was not issued by {by!r}: it names another issuer"
+        raise CertificateError(message, step=step, expected=issuer.subject_text, found=certificate.issuer_text)
+    good = is_good if known is None else known.is_good
+    if not good(issuer, certificate.signature, certificate.signed):
         raise SignatureError(
             f"signature of certificate {what!r} does not match",
             step=step,
             expected=f"a signature by {by!r}",
             found=certificate.signature.hex(),
-        ) from None
-    except (ValueError, TypeError) as error:
-        message = f"certificate {what!r} was not issued by {by!r}: {der_reason(error)}"
-        raise CertificateError(message, step=step) from error
+        )
 
 
-def sgx_extension(leaf: x509.Certificate, step: str) -> PckExtension:
+def _extension_problem(certificate: Certificate, *, ca: bool, cas_below: int) -> str:
+    """What is wrong with the extensions, empty if nothing is; `cas_below` counts the CAs under this certificate."""
+    found = certificate.extensions
+    if found.problem:
+        return found.problem
+    if found.is_ca != ca:
+        return "is not a CA" if ca else "is a CA, and a leaf must not be one"
+    if ca:
+        if found.key_usage & (_KEY_CERT_SIGN | _CRL_SIGN) != _KEY_CERT_SIGN | _CRL_SIGN:
+            return "has a key that may not sign certificates and revocation lists"
+        if found.path_length is not None and found.path_length < cas_below:
+            return f"allows {found.path_length} CAs below it, and has {cas_below}"
+    elif found.key_usage & (_DIGITAL_SIGNATURE | _KEY_CERT_SIGN | _CRL_SIGN) != _DIGITAL_SIGNATURE:
+        return "has a key that may not sign data, or may sign certificates or revocation lists"
+    return ""
+
+
+def sgx_extension(leaf: Certificate, step: str) -> PckExtension:
     """Intel's SGX extension of a PCK certificate, which says nothing about the certificate's signature."""
-    try:
-        value = leaf.extensions.get_extension_for_oid(_SGX_EXTENSION).value
-    except x509.ExtensionNotFound as error:
-        raise CertificateError("the PCK certificate has no SGX extension", step=step) from error
-    return PckExtension.parse(value.public_bytes())
+    if leaf.sgx_extension is None:
+        raise CertificateError("the PCK certificate has no SGX extension", step=step)
+    return leaf.sgx_extension
 
 
-def _pck_ca(certificate: x509.Certificate, step: str) -> PckCa:
-    name = common_name(certificate)
+def _pck_ca(certificate: Certificate, step: str) -> PckCa:
+    name = certificate.common_name
     if "Processor CA" in name:
         return "processor"
     if "Platform CA" in name:
@@ -333,7 +290,5 @@ def _pck_ca(certificate: x509.Certificate, step: str) -> PckCa:
     )
 
 
-def _window(certificate: x509.Certificate) -> Window:
-    return Window(
-        f"certificate {common_name(certificate)}", certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    )
+def _window(certificate: Certificate) -> Window:
+    return Window(f"certificate {certificate.common_name}", certificate.not_before, certificate.not_after)

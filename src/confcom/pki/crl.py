@@ -2,60 +2,77 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
 from datetime import datetime
-from typing import Any, Self
+from hashlib import sha256
+from typing import Any
 
-from cryptography import x509
-from cryptography.x509.oid import SignatureAlgorithmOID
+from cryptography.hazmat import asn1
+from cryptography.x509 import ObjectIdentifier
+from cryptography.x509.oid import ExtensionOID
 
 from confcom.errors import FormatError, MismatchError, SignatureError
 from confcom.formats.pck_extension import der_reason
-from confcom.pki.certificate import UNREADABLE, check_signature_encoding, p256_key, parse_crl
+from confcom.pki.certificate import check_p256, parse_crl
+from confcom.pki.der import ECDSA_WITH_SHA256, UNREADABLE, Certificate, RevocationList, name_text, read_revocation_list
+from confcom.pki.ecdsa import KnownSignatures, is_good
+from confcom.pki.memory import Memory
 
 MAX_CRL = 8 << 20
 """Bytes as received. Intel's take 0.3 to 4 kB; a list of 100,000 revoked platforms would take 4 MB of DER."""
 
-_REQUIRED: dict[type[x509.ExtensionType], str] = {
-    x509.CRLNumber: "cRLNumber",
-    x509.AuthorityKeyIdentifier: "authorityKeyIdentifier",
+_REQUIRED = {
+    ExtensionOID.CRL_NUMBER: "cRLNumber",
+    ExtensionOID.AUTHORITY_KEY_IDENTIFIER: "authorityKeyIdentifier",
 }
+# Such a list is not all that its CA revoked, whether it is marked critical or not: RFC 5280 §5.2.4, §5.2.5.
+_PARTIAL = {ExtensionOID.DELTA_CRL_INDICATOR, ExtensionOID.ISSUING_DISTRIBUTION_POINT}
 _HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
 
 
 @dataclass(frozen=True, slots=True)
 class Crl:
-    """A revocation list by its DER; `verify_signature` says whether its issuer made it."""
+    """A revocation list by its DER; `verify_signature` says whether its issuer made it. `issuer` is the DER of a name.
+
+    `signed_bytes` is the part that the issuer signed (tbsCertList).
+    """
 
     der: bytes
-    issuer: x509.Name = field(init=False, repr=False, compare=False)
+    issuer: bytes = field(init=False, repr=False, compare=False)
     number: int = field(init=False, compare=False)
     this_update: datetime = field(init=False, compare=False)
     next_update: datetime = field(init=False, compare=False)
-    _list: x509.CertificateRevocationList = field(init=False, repr=False, compare=False)
+    signed_bytes: bytes = field(init=False, repr=False, compare=False)
+    _list: RevocationList = field(init=False, repr=False, compare=False)
 
     structure: InitVar[str] = "CRL"
 
     def __post_init__(self, structure: str) -> None:
         try:
-            found = x509.load_der_x509_crl(self.der)
-            extensions, next_update = found.extensions, found.next_update_utc
-            values = {"issuer": found.issuer, "this_update": found.last_update_utc, "_list": found}
+            found = read_revocation_list(self.der)
         except UNREADABLE as error:
             raise FormatError(f"not a revocation list: {der_reason(error)}", structure=structure, field="") from error
-        check_signature_encoding(self.der, found.signature, structure=structure, field="signature")
-        if next_update is None:
+        if found.next_update is None:
             raise FormatError("is missing", structure=structure, field="nextUpdate")
-        values |= {"next_update": next_update, "number": _number(extensions, structure)}
+        values = {
+            "issuer": found.issuer,
+            "number": _number(found.extensions, structure),
+            "this_update": found.this_update,
+            "next_update": found.next_update,
+            "signed_bytes": found.signed,
+            "_list": found,
+        }
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
     @classmethod
-    def parse(cls, data: bytes, *, structure: str = "CRL") -> Self:
+    def parse(cls, data: bytes, *, structure: str = "CRL") -> Crl:
         """Read a CRL in PEM, hexadecimal digits of DER, or DER; malformed bytes are a `FormatError`."""
         if len(data) > MAX_CRL:
             raise FormatError(f"{len(data)} bytes are over the limit {MAX_CRL}", structure=structure, field="")
-        return cls(_der(data, structure), structure=structure)
+        der = _der(data, structure)
+        return _KNOWN.get(sha256(der).digest()) or cls(der, structure=structure)
 
     def __bytes__(self) -> bytes:
         return self.der
@@ -64,15 +81,22 @@ class Crl:
         return Crl, (self.der,)
 
     @property
-    def signed_bytes(self) -> bytes:
-        """The part that the issuer signed (tbsCertList)."""
-        return self._list.tbs_certlist_bytes
+    def signature(self) -> bytes:
+        """The signature, in DER."""
+        return self._list.signature
+
+    @property
+    def issuer_text(self) -> str:
+        """The issuer as RFC 4514 writes it."""
+        return name_text(self.issuer)
 
     def revoked(self, serial: int) -> bool:
         """Whether the certificate of that serial number is on the list."""
-        return self._list.get_revoked_certificate_by_serial_number(serial) is not None
+        return self._list.entries.get_revoked_certificate_by_serial_number(serial) is not None
 
-    def verify_signature(self, issuer_certificate: x509.Certificate, *, step: str, what: str) -> None:
+    def verify_signature(
+        self, issuer_certificate: Certificate, *, step: str, what: str, known: KnownSignatures | None = None
+    ) -> None:
         """Check that the certificate's subject issued this list and its key signed it.
 
         A list of another issuer is a `MismatchError`, a signature that does not match a `SignatureError`.
@@ -81,33 +105,38 @@ class Crl:
             raise MismatchError(
                 f"{what} was issued by another CA",
                 step=step,
-                expected=issuer_certificate.subject.rfc4514_string(),
-                found=self.issuer.rfc4514_string(),
+                expected=issuer_certificate.subject_text,
+                found=self.issuer_text,
             )
-        key = p256_key(issuer_certificate, step=step)
-        if self._list.signature_algorithm_oid != SignatureAlgorithmOID.ECDSA_WITH_SHA256 or not (
-            self._list.is_signature_valid(key)
-        ):
+        check_p256(issuer_certificate, step=step)
+        good = is_good if known is None else known.is_good
+        if self._list.algorithm != ECDSA_WITH_SHA256 or not good(issuer_certificate, self.signature, self.signed_bytes):
             raise SignatureError(
                 f"signature of {what} does not match",
                 step=step,
                 expected="a signature by the key of its issuer",
-                found=self._list.signature.hex(),
+                found=self.signature.hex(),
             )
+        _KNOWN.add(sha256(self.der).digest(), self)
 
 
-def _number(extensions: x509.Extensions, structure: str) -> int:
-    found = {type(extension.value) for extension in extensions}
-    for extension in extensions:
-        # Such a list is not all that its CA revoked, whether it is marked critical or not: RFC 5280 §5.2.4, §5.2.5.
-        if isinstance(extension.value, (x509.DeltaCRLIndicator, x509.IssuingDistributionPoint)):
-            raise FormatError("is a part of a list", structure=structure, field=extension.oid.dotted_string)
-        if extension.critical and type(extension.value) not in _REQUIRED:
-            raise FormatError("is critical and not known", structure=structure, field=extension.oid.dotted_string)
-    for kind, name in _REQUIRED.items():
-        if kind not in found:
+# Reading is no decision on trust. Only lists that their issuers signed are kept: strangers cannot fill it.
+_KNOWN = Memory[Crl](16)
+
+
+def _number(extensions: Mapping[ObjectIdentifier, tuple[bool, bytes]], structure: str) -> int:
+    for oid, (critical, _) in extensions.items():
+        if oid in _PARTIAL:
+            raise FormatError("is a part of a list", structure=structure, field=oid.dotted_string)
+        if critical and oid not in _REQUIRED:
+            raise FormatError("is critical and not known", structure=structure, field=oid.dotted_string)
+    for oid, name in _REQUIRED.items():
+        if oid not in extensions:
             raise FormatError("is missing", structure=structure, field=name)
-    return extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    try:
+        return asn1.decode_der(int, extensions[ExtensionOID.CRL_NUMBER][1])
+    except ValueError as error:
+        raise FormatError("is not an INTEGER", structure=structure, field="cRLNumber") from error
 
 
 def _der(data: bytes, structure: str) -> bytes:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from confcom.errors import SignatureError
+from confcom.pki.der import Certificate
+from confcom.pki.memory import Memory
 
 COORDINATE_SIZE = 32
 """Bytes of x, y, r and s."""
@@ -27,18 +31,58 @@ def load_public_key(raw: bytes, *, step: str = "", what: str = "public key") -> 
         ) from error
 
 
-def verify(key: ec.EllipticCurvePublicKey, signature: bytes, message: bytes, *, step: str, what: str) -> None:
-    """Check r‖s (64 bytes, big-endian) over SHA-256 of `message`; raises `SignatureError`."""
+def verify(
+    key: ec.EllipticCurvePublicKey | Certificate,
+    signature: bytes,
+    message: bytes,
+    *,
+    step: str,
+    what: str,
+    known: KnownSignatures | None = None,
+) -> None:
+    """Check r‖s (64 bytes, big-endian) over SHA-256 of `message`; raises `SignatureError`.
+
+    `known` remembers signatures by the keys of certificates.
+    """
     if len(signature) != 2 * COORDINATE_SIZE:
         raise SignatureError(
             f"signature of {what} is not 64 bytes", step=step, expected="64 bytes", found=f"{len(signature)} bytes"
         )
     r = int.from_bytes(signature[:COORDINATE_SIZE], "big")
     s = int.from_bytes(signature[COORDINATE_SIZE:], "big")
-    try:
-        key.verify(encode_dss_signature(r, s), message, _SHA256)
-    except InvalidSignature:
-        # From nothing: the library's exception has no message that would help.
+    der = encode_dss_signature(r, s)
+    if not (is_good(key, der, message) if known is None else known.is_good(key, der, message)):
         raise SignatureError(
             f"signature of {what} does not match", step=step, expected="a signature by the key", found=signature.hex()
-        ) from None
+        )
+
+
+def is_good(key: ec.EllipticCurvePublicKey | Certificate, signature: bytes, message: bytes) -> bool:
+    """Whether the key, or that of the certificate, made the signature (DER) over SHA-256 of `message`."""
+    try:
+        (key.public_key if isinstance(key, Certificate) else key).verify(signature, message, _SHA256)
+    except InvalidSignature:
+        return False
+    return True
+
+
+class KnownSignatures:
+    """Signatures by keys of certificates that were good: a question about exact bytes, asked once.
+
+    Who is trusted, what is revoked and what has expired is not remembered here, so it is judged each time.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._memory = Memory[bool](size)
+
+    def is_good(self, key: ec.EllipticCurvePublicKey | Certificate, signature: bytes, message: bytes) -> bool:
+        """Whether the key made the signature (DER) over SHA-256 of `message`."""
+        if not isinstance(key, Certificate):
+            return is_good(key, signature, message)
+        statement = sha256(key.point + message).digest()
+        if self._memory.get(statement, signature):
+            return True
+        good = is_good(key, signature, message)
+        if good:
+            self._memory.add(statement, good, exact=signature)
+        return good

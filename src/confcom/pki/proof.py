@@ -11,9 +11,6 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any, ClassVar, NoReturn, Self
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
-
 PROOF = object()
 """What a verification hands to the constructor of what it proved."""
 
@@ -36,13 +33,7 @@ class Proof:
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.init}  # type: ignore[arg-type]
-        # The library's certificates cannot be pickled; their DER is the same.
-        certificates = {
-            name: value.public_bytes(Encoding.DER)
-            for name, value in values.items()
-            if isinstance(value, x509.Certificate)
-        }
-        return _restore, (type(self), values | certificates, tuple(certificates))
+        return _restore, (type(self), values)
 
     def __init_subclass__(cls) -> None:
         # In the class itself: `dataclass` gives one with slots its own, which would fill any instance.
@@ -53,6 +44,5 @@ def _refuse(proof: Proof, *_: object) -> NoReturn:
     raise TypeError(f"a {type(proof).__name__} is made by {proof.made_by} alone")
 
 
-def _restore(kind: Callable[..., Proof], values: dict[str, Any], certificates: tuple[str, ...]) -> Proof:
-    loaded = {name: x509.load_der_x509_certificate(values[name]) for name in certificates}
-    return kind(**values | loaded, proof=PROOF)
+def _restore(kind: Callable[..., Proof], values: dict[str, Any]) -> Proof:
+    return kind(**values, proof=PROOF)

@@ -9,13 +9,13 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from confcom.errors import CertificateError, ConfigError
 from confcom.formats.arguments import checked_bytes, checked_type
-from confcom.pki.certificate import common_name, load_certificate, p256_key, parse_certificates, uncompressed_point
+from confcom.pki.certificate import check_p256, load_certificate, parse_certificates
+from confcom.pki.der import Certificate
+from confcom.pki.ecdsa import is_good
 
 INTEL_ROOT_PUBLIC_KEY = bytes.fromhex(
     "040ba9c4c0c0c86193a3fe23d6b02cda10a8bbd4e88e48b4458561a36e705525f5"
@@ -53,23 +53,25 @@ class TrustRoot:
     name: str
     certificate_der: bytes = field(repr=False)
     simulated: bool
-    certificate: x509.Certificate = field(init=False, repr=False, compare=False)
+    certificate: Certificate = field(init=False, repr=False, compare=False)
     public_key: bytes = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         der = checked_bytes(self.certificate_der, "certificate of the trust root")
         certificate = load_certificate(der, structure="trust root", field="certificate")
         try:
-            key = p256_key(certificate)
-            certificate.verify_directly_issued_by(certificate)
-        except (CertificateError, ValueError, TypeError, InvalidSignature) as error:
+            check_p256(certificate)
+            own = is_good(certificate, certificate.signature, certificate.signed)
+        except CertificateError:
+            own = False
+        if not own or certificate.issuer != certificate.subject:
             raise ConfigError(
-                f"{common_name(certificate) or 'this certificate'} cannot be a trust root: "
+                f"{certificate.common_name or 'this certificate'} cannot be a trust root: "
                 "it is not a self-signed certificate of a P-256 key",
                 advice="Name the root certificate itself, not one that it issued.",
-            ) from error
+            )
         object.__setattr__(self, "certificate", certificate)
-        object.__setattr__(self, "public_key", uncompressed_point(key))
+        object.__setattr__(self, "public_key", certificate.point)
         if self.simulated != (self.public_key != INTEL_ROOT_PUBLIC_KEY):
             raise ConfigError(f"trust root {self.name}: only Intel's key stands for real hardware")
 
@@ -79,7 +81,7 @@ class TrustRoot:
     @property
     def pem(self) -> bytes:
         """The certificate in PEM."""
-        return self.certificate.public_bytes(Encoding.PEM)
+        return self.certificate.in_full().public_bytes(Encoding.PEM)
 
     @classmethod
     def from_pem(cls, data: bytes, *, name: str | None = None) -> TrustRoot:
@@ -91,17 +93,9 @@ class TrustRoot:
                 f"a trust root is one certificate, found {len(ders)}",
                 advice="Give a file that holds the root certificate alone.",
             )
-        if _holds_intel_key(ders[0]):
+        if load_certificate(ders[0], structure="trust root", field="certificate").point == INTEL_ROOT_PUBLIC_KEY:
             return cls(name or "Intel SGX Root CA", ders[0], simulated=False)
         return cls(name or f"simulated root {hashlib.sha256(ders[0]).hexdigest()[:16]}", ders[0], simulated=True)
-
-
-def _holds_intel_key(der: bytes) -> bool:
-    certificate = load_certificate(der, structure="trust root", field="certificate")
-    try:
-        return uncompressed_point(p256_key(certificate)) == INTEL_ROOT_PUBLIC_KEY
-    except CertificateError:
-        return False
 
 
 INTEL_SGX_ROOT_CA = TrustRoot.from_pem(_INTEL_SGX_ROOT_CA_PEM)

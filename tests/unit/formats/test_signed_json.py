@@ -25,6 +25,9 @@ class _Outer(msgspec.Struct):
     levels: Annotated[list[_Inner], msgspec.Meta(min_length=1)]
 
 
+signed_json.prepare(_Outer)
+
+
 def test_a_wrong_value_is_named_by_its_path() -> None:
     document = b'{"levels":[{"svn":256,"mask":"00000000","date":"2026-01-01T00:00:00Z"}]}'
     with pytest.raises(FormatError) as caught:

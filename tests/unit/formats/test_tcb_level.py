@@ -8,7 +8,7 @@ import pytest
 
 import pki_builder as intel
 from confcom.errors import FormatError
-from confcom.formats.signed_json import decode
+from confcom.formats.signed_json import decode, prepare
 from confcom.formats.tcb_info import (
     ENCLAVE_STATUSES,
     IsvSvnLevelJson,
@@ -19,6 +19,8 @@ from confcom.formats.tcb_info import (
     levels_v2,
     levels_v3,
 )
+
+prepare(IsvSvnLevelJson, LevelV2Json, LevelV3Json)
 
 
 def _v3(*levels: dict, tdx: bool = False):

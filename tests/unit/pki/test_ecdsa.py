@@ -7,9 +7,8 @@ import pytest
 import pki_builder as intel
 from confcom.errors import SignatureError
 from confcom.pki import ecdsa
-from confcom.pki.certificate import uncompressed_point
 
-RAW_KEY = uncompressed_point(intel.PCK.public_key())[1:]
+RAW_KEY = intel.point(intel.PCK)[1:]
 MESSAGE = b"the QE report"
 SIGNATURE = intel.raw_signature(intel.PCK, MESSAGE)
 ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
@@ -52,7 +51,7 @@ def test_another_message_or_key_is_refused() -> None:
     with pytest.raises(SignatureError):
         _verify(SIGNATURE, MESSAGE + b"!")
     with pytest.raises(SignatureError):
-        _verify(SIGNATURE, raw_key=uncompressed_point(intel.STRANGER.public_key())[1:])
+        _verify(SIGNATURE, raw_key=intel.point(intel.STRANGER)[1:])
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,15 @@ from itertools import islice
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
 
 from confcom.appraisal.inspection.items import Item, attempt, bytes_item, group, listing, time_item, words
 from confcom.errors import FormatError
-from confcom.formats.pck_extension import PCK_EXTENSION_OID, PckExtension, SgxType
-from confcom.pki.certificate import common_name, load_certificate, uncompressed_point
+from confcom.formats.pck_extension import PCK_EXTENSION_OID, PckExtension, SgxType, der_reason
+from confcom.pki.certificate import MAX_CERTIFICATE
 from confcom.pki.crl import Crl
+from confcom.pki.der import UNREADABLE
 from confcom.pki.roots import INTEL_ROOT_PUBLIC_KEY
 
 MAX_SHOWN_CERTIFICATES = 16
@@ -54,11 +56,21 @@ def certificates_of_pem(data: bytes) -> list[bytes]:
 
 
 def certificate_items(der: bytes, field: str = "") -> tuple[Item, ...]:
-    """A certificate: whose, by whom, from when to when, its key, and what Intel's extension says."""
-    certificate = load_certificate(der, structure="certificate", field=field)
-    role = next((text for name, text in _ROLES if name in common_name(certificate)), "")
+    """A certificate of any PKI: subject, issuer, validity, key, and what Intel's extension says."""
+    if len(der) > MAX_CERTIFICATE:
+        message = f"{len(der)} bytes are over the limit {MAX_CERTIFICATE}"
+        raise FormatError(message, structure="certificate", field=field)
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        # The library reads these when they are asked for.
+        subject, _ = certificate.subject.rfc4514_string(), (certificate.issuer, certificate.public_key())
+        _ = certificate.extensions
+    except UNREADABLE as error:
+        message = f"not an X.509 certificate: {der_reason(error)}"
+        raise FormatError(message, structure="certificate", field=field) from error
+    role = next((text for name, text in _ROLES if name in subject), "")
     return (
-        Item("subject", certificate.subject.rfc4514_string(), role),
+        Item("subject", subject, role),
         Item("issuer", certificate.issuer.rfc4514_string(), _self_signed(certificate)),
         Item("serial", f"{certificate.serial_number:x}"),
         time_item("not_before", certificate.not_valid_before_utc),
@@ -96,7 +108,7 @@ def _algorithm(certificate: x509.Certificate) -> str:
 def _public_key(certificate: x509.Certificate) -> Item:
     key = certificate.public_key()
     if isinstance(key, ec.EllipticCurvePublicKey):
-        point = uncompressed_point(key)
+        point = key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
         intel = "; the key of Intel's SGX root" if point == INTEL_ROOT_PUBLIC_KEY else ""
         return bytes_item("public_key", point, f"{key.curve.name}, uncompressed point{intel}")
     return Item("public_key", type(key).__name__.removeprefix("_"), "not an elliptic curve: not of Intel's PKI")
@@ -160,7 +172,7 @@ def crl_items(data: bytes) -> tuple[Item, ...]:
     shown = [_revocation(entry) for entry in islice(found, MAX_SHOWN_REVOCATIONS)]
     rest = f", the first {MAX_SHOWN_REVOCATIONS} of them here" if len(found) > MAX_SHOWN_REVOCATIONS else ""
     return (
-        Item("issuer", crl.issuer.rfc4514_string()),
+        Item("issuer", crl.issuer_text),
         Item("number", str(crl.number), "counts up with every issue"),
         time_item("this_update", crl.this_update),
         time_item("next_update", crl.next_update, "to be replaced by then"),

@@ -222,7 +222,7 @@ def chain_expires(answer: PckCertificateAnswer) -> datetime:
     ders = (
         der for pem in (answer.certificate, answer.issuer_chain) for der in parse_certificates(pem, structure="PCK")
     )
-    return min(load_certificate(der, structure="PCK", field="certificate").not_valid_after_utc for der in ders)
+    return min(load_certificate(der, structure="PCK", field="certificate").not_after for der in ders)
 
 
 def _ppid(answer: PckCertificateAnswer, roots: TrustRoots) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
@@ -173,6 +173,6 @@ def _pck_issued(verified: VerifiedQuote) -> datetime | None:
     chain = verified.quote.signature.certification.certification_data.data.rstrip(b"\0")
     try:
         leaf = parse_certificates(chain, structure="PCK chain")[0]
-        return load_certificate(leaf, structure="PCK chain", field="leaf").not_valid_before_utc.astimezone(UTC)
+        return load_certificate(leaf, structure="PCK chain", field="leaf").not_before
     except (ConfcomError, IndexError):  # pragma: no cover - it has just been verified
         return None
