@@ -38,7 +38,7 @@ SIMULATED = {
 def helm(cluster: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Outcome]:
     """Helm with the cluster's kubeconfig; `values` are those of the chart."""
     folder = tmp_path_factory.mktemp("helm")
-    program = helm_program(build=True)
+    program = helm_program(required=True)
     environment = os.environ | {f"HELM_{kind}_HOME": str(folder / kind) for kind in ("CACHE", "CONFIG", "DATA")}
 
     def helm(*words: str, values: dict[str, Any] | None = None, namespace: str = "default") -> Outcome:

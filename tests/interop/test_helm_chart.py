@@ -36,7 +36,7 @@ Helm = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def helm() -> Helm:
-    program = helm_program(build=os.environ.get("CONFCOM_INTEROP") == "1")
+    program = helm_program(required=os.environ.get("CONFCOM_INTEROP") == "1")
 
     def run(*words: str, values: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:
         command = [program, words[0], *words[1:2], str(CHART), "--kube-version", KUBERNETES, "-f", "-", *words[2:]]
