@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from confcom.services.attestation.signing_keys import make_key
 from confcom.simulator.world import SimulatedWorld
-from running_attestation_service import TOKEN, RunningAttestation, enclave_quote, make_world, running_attestation
+from running_attestation_service import NOW, TOKEN, RunningAttestation, enclave_quote, make_world, running_attestation
 
 attestation = pytest.importorskip("azure.security.attestation")
+exceptions = pytest.importorskip("azure.core.exceptions")
 policies = pytest.importorskip("azure.core.pipeline.policies")
 
 HELD = b'{"keys": [{"kty": "EC"}]}'
@@ -78,3 +80,45 @@ def test_it_administers_policies(service: RunningAttestation) -> None:
     assert client.get_policy(kind)[0] == PERMIT
     assert client.reset_policy(kind)[0].policy_resolution == "Removed"
     assert client.get_policy_management_certificates()[0] == []
+
+
+def test_it_signs_policies_and_manages_their_signers(tmp_path: Path, world: SimulatedWorld) -> None:
+    """The client spells the algorithm RSA256, and puts the certificate into `jwk`."""
+    first, second = (make_key(folder, "rsa", NOW, simulated=False).read_text() for folder in _folders(tmp_path))
+    signer = tmp_path / "signer.pem"
+    signer.write_text(first[first.index("-----BEGIN CERT") :])
+    kind = attestation.AttestationType.SGX_ENCLAVE
+    with running_attestation(tmp_path, world, trust_model="isolated", policy_signers=(str(signer),)) as service:
+        client = attestation.AttestationAdministrationClient(
+            service.url,
+            NoCredential(),
+            authentication_policy=Bearer(),
+            validate_expiration=False,
+            validate_not_before=False,
+        )
+        keys = {"signing_key": _key(first), "signing_certificate": _certificate(first)}
+        result, _ = client.set_policy(kind, PERMIT, **keys)
+        assert result.policy_resolution == "Updated"
+        with pytest.raises(exceptions.HttpResponseError, match="not known here"):
+            client.set_policy(kind, PERMIT, signing_key=_key(second), signing_certificate=_certificate(second))
+        added, _ = client.add_policy_management_certificate(_certificate(second), **keys)
+        assert added.certificate_resolution == "IsPresent"
+        assert len(client.get_policy_management_certificates()[0]) == 2
+        removed, _ = client.remove_policy_management_certificate(_certificate(second), **keys)
+        assert removed.certificate_resolution == "IsAbsent"
+        assert client.reset_policy(kind, **keys)[0].policy_resolution == "Removed"
+
+
+def _folders(tmp_path: Path) -> list[Path]:
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+    return folders
+
+
+def _key(pem: str) -> str:
+    return pem[: pem.index("-----BEGIN CERT")]
+
+
+def _certificate(pem: str) -> str:
+    return pem[pem.index("-----BEGIN CERT") :]

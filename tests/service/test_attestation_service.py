@@ -260,6 +260,13 @@ def test_a_shared_instance_has_fixed_policies(tmp_path: Path, world: SimulatedWo
         assert answer.error["code"] == "InvalidOperation"
 
 
+def test_one_address_has_a_rate(tmp_path: Path, world: SimulatedWorld) -> None:
+    with running_attestation(tmp_path, world, attest_per_minute=2) as service:
+        # Three windows of a minute cannot pass meanwhile, so of seven calls one is too many.
+        answers = [service.attest(b"") for _ in range(7)]
+        assert "2 per 1 minute" in next(answer for answer in answers if answer.status == 429).error["message"]
+
+
 def test_every_appraisal_is_recorded(service: RunningAttestation, world: SimulatedWorld) -> None:
     service.attest(enclave_quote(world))
     service.attest(enclave_quote(world, debug=True))

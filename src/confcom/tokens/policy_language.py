@@ -124,7 +124,9 @@ class PolicyTextError(ConfcomError, ValueError):
     """A policy does not follow the grammar. `defect` names the symbol, line, column and the rule that failed."""
 
     code = "policy-syntax"
-    default_advice = "Correct the policy at the place named here; the lint lists every place with its repair."
+    default_advice = (
+        "Correct the policy at the place named here; `confcom policy lint` lists every place with its repair."
+    )
 
     def __init__(self, defect: Defect, *, advice: str | None = None) -> None:
         where = f"line {defect.place.line}, column {defect.place.column}"

@@ -45,6 +45,8 @@ class AttestationServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid
     """SHA-512 of the bearer token of administrators, 128 hexadecimal digits; without it policies cannot be set."""
     max_body: Annotated[int, msgspec.Meta(ge=4096)] = 1 << 20
     """Bytes of a request's body."""
+    attest_per_minute: Annotated[int, msgspec.Meta(ge=1)] = 1200
+    """Attest calls that one address may make in a minute; beyond it the answer is 429."""
     threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
     """Appraisals at a time."""
     max_waiting: Annotated[int, msgspec.Meta(ge=1)] = 256

@@ -10,6 +10,9 @@ from typing import Any
 
 import msgspec
 import structlog
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
@@ -72,6 +75,7 @@ class AttestationApp:
         prefix: str,
         admin_token_hash: str | None,
         max_body: int,
+        attest_per_minute: int,
         simulated: bool,
     ) -> None:
         self._appraiser = appraiser
@@ -82,6 +86,8 @@ class AttestationApp:
         self._issuer = issuer
         self._admin = admin_token_hash
         self._max_body = max_body
+        self._allowed = RateLimitItemPerMinute(attest_per_minute)
+        self._limiter = FixedWindowRateLimiter(MemoryStorage())
         self._simulated = simulated
         api = [
             self._route("/.well-known/openid-configuration", self._openid, versioned=False),
@@ -129,8 +135,10 @@ class AttestationApp:
 
     def _attest_call(self, kind: AttestationType) -> Handler:
         async def handler(request: Request) -> Response:
-            body = await self._body(request)
             caller = request.client.host if request.client else ""
+            if not self._limiter.hit(self._allowed, caller):
+                raise HttpRefusal(429, "TooManyRequests", f"one address may make {self._allowed} attest calls")
+            body = await self._body(request)
             ear = MEDIA_TYPE in request.headers.get("accept", "")
             outcome = "error"
             try:

@@ -105,6 +105,7 @@ async def serve(
             prefix=prefix,
             admin_token_hash=config.admin_token_hash,
             max_body=config.max_body,
+            attest_per_minute=config.attest_per_minute,
             simulated=simulated,
         )
         following = asyncio.create_task(keys.follow(), name="signing-keys")
