@@ -1,7 +1,7 @@
 """Resolve the requirements: exact versions with hashes, for every platform.
 
-dev.txt holds every extra and the dev group; image.txt and build.txt, a part of it at the same versions, are what the
-container image runs and what its wheel is built with.
+dev.txt holds every extra and the dev group. run.txt and build.txt, a part of it at the same versions, are what the
+program runs with and what installs it: in `./dev demo` and in the container image.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "requirements"
 DEV = FOLDER / "dev.txt"
-IMAGE_EXTRAS = ("node", "services", "kube", "cli")
-BUILD_TOOLS = "hatchling"
+RUN_EXTRAS = ("node", "services", "kube", "cli")
+BUILD_TOOLS = "hatchling\neditables"
 
 
 def resolve(target: Path, *words: str, requirements: str | None = None) -> int:
-    """Resolve what the words name into one file; the exit code of the resolver."""
+    """Resolve the requirements that `words` name into one file; returns the resolver's exit code."""
     command = [
         "uv", "pip", "compile", "--universal", "--python-version", "3.11", "--generate-hashes",
         "--no-emit-index-url", "--no-header", "--no-annotate", "--system-certs",
@@ -29,11 +29,11 @@ def resolve(target: Path, *words: str, requirements: str | None = None) -> int:
 
 def main(arguments: list[str]) -> int:
     """Resolve all; arguments go to the resolver of dev.txt, which decides the versions."""
-    extras = [word for extra in IMAGE_EXTRAS for word in ("--extra", extra)]
+    extras = [word for extra in RUN_EXTRAS for word in ("--extra", extra)]
     same = ["--constraint", str(DEV.relative_to(ROOT))]
     return (
         resolve(DEV, "--all-extras", "--group", "dev", *arguments, "pyproject.toml")
-        or resolve(FOLDER / "image.txt", *extras, *same, "pyproject.toml")
+        or resolve(FOLDER / "run.txt", *extras, *same, "pyproject.toml")
         or resolve(FOLDER / "build.txt", *same, "-", requirements=BUILD_TOOLS)
     )
 

@@ -15,7 +15,7 @@ from imaging.base import Base
 from imaging.layers import Layer, layer_of_tree
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-LOCK = ROOT / "requirements" / "image.txt"
+LOCK = ROOT / "requirements" / "run.txt"
 COMMAND = ROOT / "deploy" / "confcom"
 
 _UV = (
@@ -25,7 +25,7 @@ _UV = (
 
 
 def dependencies_layer(base: Base, target: Path) -> Layer:
-    """What requirements/image.txt names, byte-compiled."""
+    """What requirements/run.txt names, byte-compiled."""
 
     def install(site: Path, _: Path) -> None:
         _install(base, site, "--require-hashes", "-r", str(LOCK))

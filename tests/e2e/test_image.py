@@ -14,7 +14,7 @@ from cluster_jobs import job, one_container
 from cluster_plugin import own_cluster
 from kubectl import Kubectl
 
-LOCK = Path(__file__).resolve().parents[2] / "requirements" / "image.txt"
+LOCK = Path(__file__).resolve().parents[2] / "requirements" / "run.txt"
 LOOK = """
 import importlib.metadata, json, os, ssl, stat
 found = {"privileged": [], "writable": [], "programs": []}
