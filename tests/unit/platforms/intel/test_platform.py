@@ -304,12 +304,17 @@ class TestFailure:
             "s.send(b'x' * 140000)",
             "s.send(b'\\x81\\xa4type\\xa4size')",
             "s.send(b'\\x82\\xa4type\\xa4size\\xa4size\\x05')",
-            "pass",
         ],
     )
     def test_a_worker_that_talks_nonsense_is_ended(self, program: str) -> None:
+        self.is_ended(program, HASTY)
+
+    def test_a_worker_that_says_nothing_is_ended(self) -> None:
+        self.is_ended("pass", WorkerLimits(timeout=1.0, attempt_timeout=0.8, spare=False))
+
+    def is_ended(self, program: str, limits: WorkerLimits) -> None:
         program = f"import socket, sys; s = socket.socket(fileno=int(sys.argv[1])); {program}; s.recv(1)"
-        platform = IntelWorkerPlatform(limits=HASTY, command=[sys.executable, "-c", program])
+        platform = IntelWorkerPlatform(limits=limits, command=[sys.executable, "-c", program])
         with pytest.raises(PlatformError):
             platform.key_ids()
         assert children() == set()
