@@ -103,6 +103,23 @@ def test_the_library_needs_nothing_but_its_two_dependencies() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_device_plugin_needs_the_extra_node_alone() -> None:
+    """A node that publishes devices has no client of the Kubernetes API."""
+    program = (
+        "import sys\n"
+        "class Refuse:\n"
+        "    def find_spec(self, name, *rest):\n"
+        "        if name.split('.')[0] in {'lightkube', 'rich', 'httpx2', 'starlette', 'jwt', 'yaml'}:\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Refuse())\n"
+        "import confcom.services.device_plugin.plugin\n"
+        "from confcom.cli.root import run\n"
+        "sys.exit(run(['device-plugin', '--print-config']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_every_command_exists_and_has_help(name: str) -> None:
     module, attribute, _ = COMMANDS[name]
