@@ -177,7 +177,7 @@ def _member(name: str, member: object) -> str | None:
 
 
 def _signature(name: str, value: Callable[..., object]) -> str | None:
-    """The call as one writes it; None for what nobody constructs: protocols, enumerations, proven values, errors."""
+    """The call; None for what callers do not construct: protocols, enumerations, proven values, errors."""
     unmade = isinstance(value, type) and (
         issubclass(value, (Enum, Proof, BaseException)) or getattr(value, "_is_protocol", False)
     )

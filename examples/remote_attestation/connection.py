@@ -127,7 +127,7 @@ def connect(address: str, timeout: float) -> socket.socket:
         except OSError as error:
             stream.close()
             if time.monotonic() > deadline:
-                raise RemoteProtocolError(f"nobody answers at {address}: {error.strerror or error}") from error
+                raise RemoteProtocolError(f"no peer answers at {address}: {error.strerror or error}") from error
             time.sleep(RETRY_PAUSE)
         else:
             return stream

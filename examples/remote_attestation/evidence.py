@@ -1,4 +1,4 @@
-"""The two ways to prove who one is: a quote for a peer anywhere, a report for a neighbour on the same machine."""
+"""Two kinds of evidence: a quote for a peer anywhere, a report for a neighbour on the same machine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from confcom.errors import MismatchError
 
 @dataclass(frozen=True, slots=True)
 class ExpectedPeer:
-    """Whom we want to talk to. MRSIGNER names a vendor; only with product id and version does it name a program."""
+    """The peer that we accept. MRSIGNER names a vendor; only with product id and version does it name a program."""
 
     mr_signer: bytes
     isv_prod_id: int
@@ -42,7 +42,7 @@ class ExpectedPeer:
         return MrSigner((self.mr_signer,)), IsvProdId(self.isv_prod_id), MinIsvSvn(self.min_isv_svn)
 
     def check(self, body: ReportBody) -> None:
-        """For a report whose MAC is good; the error names everything that is wrong."""
+        """Check a report after its MAC; the error names everything that is wrong."""
         findings = (
             (body.mr_signer == self.mr_signer, f"mr-signer: expected {self.mr_signer.hex()}", body.mr_signer.hex()),
             (body.isv_prod_id == self.isv_prod_id, f"isv-prod-id: expected {self.isv_prod_id}", body.isv_prod_id),
@@ -56,7 +56,7 @@ class ExpectedPeer:
 
 @dataclass(frozen=True, slots=True)
 class AcceptedPeer:
-    """A peer that proved who it is, and a line about how."""
+    """An accepted peer, and the proof in words."""
 
     body: ReportBody
     proof: str
@@ -96,7 +96,7 @@ class RemoteAttestation:
         return self._source.quote(report_data).quote
 
     def judge(self, evidence: bytes, report_data: bytes) -> AcceptedPeer:
-        """First whether it is authentic, then whether it is from the peer that we want, as an answer to us."""
+        """Accept a quote that is authentic, of the expected enclave, and over these 64 bytes."""
         now = datetime.now(UTC)  # noqa: TID251 - a program may read the clock; the library is told the time
         policy = AllOf(self._acceptable, ReportData(report_data))
         verified = accept_quote(evidence, self._collateral, policy, now=now, verifier=self._verifier)
@@ -121,7 +121,7 @@ class LocalAttestation:
         return bytes(self._enclave.create_report(self._peer, report_data))
 
     def judge(self, evidence: bytes, report_data: bytes) -> AcceptedPeer:
-        """Whether it was made on this machine, for us, by whom we want, as an answer to us."""
+        """Accept a report that was made on this machine, for us, by the expected enclave, over these 64 bytes."""
         body = verify_local_report(self._enclave, evidence, report_data)
         self._expected.check(body)
         return AcceptedPeer(body, "report MAC good: an enclave on this very machine")

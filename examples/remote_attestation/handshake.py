@@ -17,7 +17,7 @@ where `transcript` is the SHA-256 over everything said before. So a quote is
 
 - fresh: the other's nonce is in it, a recorded quote does not fit;
 - about this key: only who has the private key can read what is encrypted later;
-- about this conversation and this role: it cannot be passed on to somebody else, nor played back to its maker.
+- about this conversation and this role: it cannot be forwarded to a third party, nor replayed to its maker.
 
 The keys come from X25519, with the transcript in the derivation: two sides that have not heard the same words get
 different keys. All parts have fixed lengths or stand behind their length, so no two conversations have one transcript.

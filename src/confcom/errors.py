@@ -2,7 +2,7 @@
 
 An error says what failed in its message, carries a stable kebab-case `code` for machines, and `advice()` says
 what a person can do next. Third-party exceptions are translated where the library is called, so above that line
-only `ConfcomError` exists. A platform whose TCB is out of date is not an error: it is a status in the result.
+only `ConfcomError` exists. A TCB that is out of date is not an error: it is a status in the result.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 
 
 class ConfcomError(Exception):
-    """The root of the family. Every error can be pickled: it crosses the border of a process with all that it says."""
+    """The base of all errors. Every error can be pickled with all its fields, to cross processes."""
 
     code: ClassVar[str] = "confcom-error"
     default_advice: ClassVar[str] = "Run the command again with --verbose and report what it prints."
@@ -30,7 +30,7 @@ class ConfcomError(Exception):
         return {"code": self.code, "message": self.message, "advice": self.advice()}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The default calls the class with `args`, which lacks what the constructor wants by keyword.
+        # The default calls the class with `args`, which lack the keyword arguments of the constructor.
         return self._restored, self.args, self.__dict__
 
     @classmethod
@@ -70,14 +70,14 @@ class FormatError(ConfcomError, ValueError):
 
 
 class ProtocolError(ConfcomError):
-    """A conversation broke its protocol."""
+    """A message violates its protocol."""
 
     code = "protocol-error"
     default_advice = "Check that both sides speak the same protocol and version."
 
 
 class LocalProtocolError(ProtocolError):
-    """Our side asked for something that the protocol does not allow."""
+    """Our side used the protocol wrongly."""
 
     code = "protocol-misuse"
 
@@ -119,7 +119,7 @@ class CertificateError(VerificationError):
 
 
 class UntrustedRootError(CertificateError):
-    """A chain is sound but ends at a root that nobody told us to trust."""
+    """A chain is valid but ends at a root that is not trusted."""
 
     code = "root-untrusted"
     default_advice = (
@@ -138,17 +138,17 @@ class RevokedError(VerificationError):
     """A certificate is on the revocation list of its issuer."""
 
     code = "certificate-revoked"
-    default_advice = "Intel revoked this key: the platform must not be trusted until it has been provisioned anew."
+    default_advice = "Intel revoked this key: the platform must not be trusted until it has been provisioned again."
 
 
 class BindingError(VerificationError):
-    """A hash that should tie two things together does not: key to QE report, data to report data."""
+    """A hash does not bind what it should: the key to the QE report, or the data to the report data."""
 
     code = "binding-mismatch"
 
 
 class MismatchError(VerificationError):
-    """Evidence and identity, or a PCK certificate and what was asked for, speak of different things."""
+    """Evidence and identity, or a PCK certificate and the request for it, are of different platforms or enclaves."""
 
     code = "mismatch"
     default_advice = "Fetch the collateral that belongs to this platform (its FMSPC, PCE-ID and CA) and verify again."
@@ -162,7 +162,7 @@ class StaleCollateralError(VerificationError):
 
 
 class PolicyError(ConfcomError):
-    """Authentic, but not acceptable under the policy in force; the message names every finding."""
+    """Evidence is authentic, but not acceptable under the policy; the message names every finding."""
 
     code = "policy-refused"
     default_advice = "Compare the findings with the policy; change the one that is wrong."
@@ -205,13 +205,13 @@ class PlatformError(ConfcomError):
 
 
 class PlatformUnavailable(PlatformError):
-    """There is no platform here that could answer: device, permission, library or service is missing."""
+    """There is no platform here: a device, permission, library or service is missing."""
 
     code = "platform-unavailable"
 
 
 class PlatformBusy(PlatformError):
-    """The platform has too much to do; the same request may succeed later."""
+    """The platform is overloaded; the same request may succeed later."""
 
     code = "platform-busy"
     default_advice = "Try again in a moment."
@@ -250,7 +250,7 @@ class NativeError(PlatformError):
 
 
 class CollateralError(ConfcomError):
-    """Collateral is missing or cannot be had."""
+    """Collateral is missing or cannot be fetched."""
 
     code = "collateral-error"
     default_advice = "Name collateral with --collateral, or check the collateral service."
@@ -276,7 +276,7 @@ class ClockError(CollateralError):
 
 
 class CollateralInvalid(CollateralError):
-    """A document of the collateral is malformed, not genuine or not for this platform; says nothing of the evidence.
+    """A document of the collateral is malformed, not genuine or not for this platform; no statement about the evidence.
 
     `document` names it (a file, a URL); `step`, `expected` and `found` are as in a `VerificationError`.
     """
@@ -302,7 +302,7 @@ class CollateralInvalid(CollateralError):
 
     @classmethod
     def of(cls, error: FormatError | VerificationError, document: str) -> Self:
-        """What is wrong with this document of the collateral; the cause would blame the evidence."""
+        """The error of a document of the collateral, where `error` would blame the evidence."""
         if isinstance(error, FormatError):
             return cls(error.message, document=document, advice=error._advice)
         message, advice = error.message, None
@@ -320,7 +320,7 @@ class CollateralInvalid(CollateralError):
 
 
 class ClusterError(ConfcomError):
-    """The Kubernetes API did not answer, or not as it should: `status` is HTTP's, `reason` Kubernetes' word."""
+    """The Kubernetes API did not answer, or answered with an error: HTTP's `status`, Kubernetes' `reason`."""
 
     code = "cluster-error"
     default_advice = (
@@ -336,7 +336,7 @@ class ClusterError(ConfcomError):
 
 
 class ClusterRefused(ClusterError):
-    """The Kubernetes API answered, and refused: not allowed, not there, in conflict, or not valid."""
+    """The Kubernetes API refused a request: forbidden, not found, in conflict, or invalid."""
 
     code = "cluster-refused"
     default_advice = "The message is the API server's; `kubectl auth can-i --list` shows what these credentials may do."

@@ -1,6 +1,6 @@
-"""The tables: names to platforms. The only module outside the tests that may reach the simulator.
+"""Names to platforms. The only module outside the tests that may import the simulator.
 
-A simulated platform is never chosen silently: it takes its name, or a machine file given for it.
+A simulated platform is never chosen silently: only by its name, or by a machine file.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _INTEL_ADVICE = (
 
 
 WORLD_SEED_SIZE = 32
-"""Bytes of a world's seed that nobody chose."""
+"""Bytes of a random seed of a world."""
 
 
 class Choice(NamedTuple):
@@ -72,7 +72,7 @@ def choose_platform(name: PlatformName, *, machine: Path | None = None, host: Pa
 def open_platform(
     name: PlatformName, *, machine: Path | None = None, host: Path = Path("/"), pck_memory: Path | None = None
 ) -> Platform:
-    """The platform of that name; `PlatformUnavailable` says what is missing, `ConfigError` what contradicts itself.
+    """The platform of that name; `PlatformUnavailable` names what is missing, `ConfigError` contradicting options.
 
     With `pck_memory`, a file, PCK certificates come to Intel's libraries from this process (`pck_endpoint`).
     """
@@ -118,7 +118,7 @@ PLATFORMS: dict[str, Callable[[Path | None, Path, Path | None], Platform]] = {
 }
 
 
-# --- the simulated world, for the demonstration, examples and the command line ----------------------------------------
+# The simulated world, for the demonstration, examples and the command line.
 
 
 def simulated_world(seed: bytes, now: datetime, *, machines: int = 1) -> SimulatedWorld:
@@ -147,7 +147,7 @@ def world_documents(machine_file: bytes | None, now: datetime) -> tuple[bytes, b
 
 
 def describe_machine(data: bytes) -> str:
-    """A machine file in a clause, for people; nothing of its secrets."""
+    """A machine file in a clause for people, without its secrets."""
     found = MachineFile.parse(data)
     reports = "takes reports of enclaves of SGX_MODE=SIM only"
     if found.report_scheme == HARDWARE.name:
@@ -194,7 +194,7 @@ def export_simulated_collateral(
 ) -> None:
     """Write the collateral of a machine file's platform as of `now`, with `root_ca.pem`, into a folder.
 
-    The last three play a change of Intel's mind: a TCB status with its advisories, a revoked PCK certificate.
+    The last three simulate later decisions of Intel: a TCB status with its advisories, a revoked PCK certificate.
     """
     world = SimulatedWorld.load(path)
     world.authority.renew(now)
@@ -209,7 +209,7 @@ def simulated_upstream(path: Path, clock: Callable[[], datetime]) -> SimulatedUp
     return SimulatedUpstream.load(path, clock)
 
 
-# --- what the quote helper's self-test has to work with ---------------------------------------------------------------
+# The quote helper's self-test.
 
 MAX_ROOT = 64 * 1024
 """Bytes of a file with a root certificate."""
@@ -224,7 +224,7 @@ def self_test_kit(
     collateral_ca: str | None = None,
     trust_root: str | None = None,
 ) -> SelfTestKit:
-    """Enclave, collateral and roots of a platform; without settings, a simulated one is judged by its own world."""
+    """Enclave, collateral and roots for the self-test; by default, a simulated platform is verified by its own world."""
     # Here, because the daemon needs packages that `confcom quote` does without.
     from confcom.services.quote_helper.self_test import SelfTestKit
 

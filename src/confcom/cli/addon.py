@@ -111,7 +111,7 @@ def _choice(name: str, text: str, *words: str) -> Decorator:
 
 _OPTIONS = (
     _switch("sgxquotehelper", "quote_helper", "The SGX quote helper on every SGX node.  [default: off]"),
-    _choice("--platform", "Whose enclaves.  [default: intel]", "intel", "simulated"),
+    _choice("--platform", "Platform of the nodes.  [default: intel]", "intel", "simulated"),
     click.option("--simulated-epc", metavar="SIZE[,…]", help="EPC per NUMA node of simulated nodes.  [default: 168Mi]"),
     click.option("--image", metavar="IMAGE", help="Image of every component; '' is this version's own."),
     _choice("--image-pull-policy", "When to pull it.  [default: IfNotPresent]", "IfNotPresent", "Always", "Never"),
@@ -124,7 +124,7 @@ _OPTIONS = (
     ),
     _choice("--publisher", "How EPC is published.  [default: auto]", "auto", "devices", "node-status", "dra"),
     click.option("--epc-reserve-mib", type=int, metavar="N", help="MiB held back on every node.  [default: 0]"),
-    click.option("--overcommit", type=float, metavar="RATIO", help="Requestable beside true size.  [default: 1]"),
+    click.option("--overcommit", type=float, metavar="RATIO", help="Requestable over true size.  [default: 1]"),
     click.option("--quote-helper-epc-mib", type=int, metavar="N", help="EPC of the quote helper.  [default: 4]"),
     click.option("--quote-helper-groups", metavar="GID,…", help="Groups of the nodes' SGX devices; it joins them."),
     click.option("--quote-helper-seccomp", metavar="PROFILE", help="Or localhost/PATH.  [default: runtime/default]"),
@@ -139,17 +139,19 @@ _OPTIONS = (
     ),
     _switch("webhook", "webhook", "The admission webhook.  [default: on]"),
     click.option("--webhook-replicas", type=int, metavar="N", help="Its pods.  [default: 2]"),
-    _choice("--webhook-namespaces", "Whose pods it is for.  [default: all]", "all", "labelled"),
+    _choice("--webhook-namespaces", "Namespaces that it serves.  [default: all]", "all", "labelled"),
     click.option("--webhook-client-ca", metavar="NAME", help="ConfigMap with its clients' authority; '' is none."),
     _choice("--oversized", "Pods that want more EPC than any node has.  [default: refuse]", "refuse", "warn"),
     click.option("--api-ports", metavar="PORT,…", help="Of the API server, for network policies.  [default: 443,6443]"),
     click.option("--api-addresses", metavar="CIDR,…", help="From which it asks the webhook.  [default: any]"),
     _switch("collateral", "collateral", "The collateral service.  [default: off]"),
-    click.option("--collateral-upstream", metavar="NAME|URL", help="Whom it asks.  [default: intel]"),
+    click.option("--collateral-upstream", metavar="NAME|URL", help="The source it asks.  [default: intel]"),
     click.option("--collateral-fmspc", "collateral_fmspcs", multiple=True, metavar="HEX", help="Kept from the start."),
     click.option("--collateral-storage", metavar="[CLASS/]SIZE", help="A volume for its store; '' is none."),
     click.option("--collateral-tls-secret", metavar="NAME", help="Its certificate; '' has it make one."),
-    click.option("--collateral-url", metavar="URL", help="Else: the PCCS that quote helpers ask; '' is the image's."),
+    click.option(
+        "--collateral-url", metavar="URL", help="Instead: the PCCS that quote helpers ask; '' is the image's."
+    ),
     _switch("metrics", "metrics", "The exporter of EPC use.  [default: off]"),
     _switch("epc-enforcement", "epc_enforcement", "Let it limit EPC by cgroups, where the kernel can.  [default: off]"),
 )

@@ -49,7 +49,7 @@ def collateral() -> None:
     "--key", envvar="CONFCOM_PCS_KEY", help="Intel's subscription key, or the PCCS's token. Better: $CONFCOM_PCS_KEY."
 )
 @click.option("--proxy", metavar="URL", help="Default: $HTTPS_PROXY, except for the hosts in $NO_PROXY.")
-@click.option("--azure-region", metavar="NAME", help="For thim: whose cache to ask, as westeurope. TDX needs it.")
+@click.option("--azure-region", metavar="NAME", help="For thim: region of the cache, such as westeurope. TDX needs it.")
 @json_option
 def fetch(**options: Any) -> int:  # noqa: ANN401 - the work has the types
     """Get collateral, verify it, and keep it in the store (or, with -o, in a folder that `confcom verify` reads).
@@ -61,7 +61,7 @@ def fetch(**options: Any) -> int:  # noqa: ANN401 - the work has the types
     return fetch(**options)
 
 
-@collateral.command(short_help="Show what expires, what is missing, who falls behind.")
+@collateral.command(short_help="Show what expires, what is missing, which platforms fall behind.")
 @store_option
 @click.option(
     "--min-validity",
@@ -70,7 +70,7 @@ def fetch(**options: Any) -> int:  # noqa: ANN401 - the work has the types
     show_default=True,
     help="Exit 6 when a document in force is valid for less: 90m, 36h, 7d, 2w.",
 )
-@click.option("--fail-on-promotion", is_flag=True, help="Exit 6 also when the coming set leaves a platform behind.")
+@click.option("--fail-on-promotion", is_flag=True, help="Exit 6 also when the early set makes a platform OutOfDate.")
 @click.option("--fmspc", metavar="HEX", multiple=True, help="Look at these alone. Repeatable.")
 @click.option("--at", metavar="RFC3339", help="Look as of this time. Default: now.")
 @trust_root_option
@@ -112,7 +112,7 @@ def export(**options: Any) -> None:  # noqa: ANN401 - the work has the types
     """Write every version of every document, with the times at which they were seen, and every appraisal policy into
     one archive.
 
-    PCK certificates and registrations of platforms are left out unless --platforms is given, and it is said how many.
+    PCK certificates and registrations of platforms are left out unless --platforms is given; their number is printed.
     """
     from confcom.cli.collateral_store import export
 
@@ -126,7 +126,7 @@ def export(**options: Any) -> None:  # noqa: ANN401 - the work has the types
 @click.option("--platform", metavar="ID", help="The platform that has this id (`confcom collateral status --json`).")
 @click.option("--not-seen-since", metavar="TIME", help="Every platform that has not asked since: RFC 3339, or 90d ago.")
 def remove(**options: Any) -> None:  # noqa: ANN401 - the work has the types
-    """Remove platforms from the store: their PCK certificates, registrations, and what was met of them.
+    """Remove platforms from the store: their PCK certificates, registrations, and what was learned from their quotes.
 
     Documents stay. A platform that asks a collateral service again is registered again.
     """

@@ -163,7 +163,9 @@ def quote_helper(config: QuoteHelperConfig, debug: bool) -> None:
 
 
 @daemon("device-plugin", "confcom.services.device_plugin.plugin_config:DevicePluginConfig", extras="node,kube")
-@click.option("--platform", type=click.Choice(["auto", "intel", "simulated"]), help="Whose EPC it is.")
+@click.option(
+    "--platform", type=click.Choice(["auto", "intel", "simulated"]), help="Whether the node is real or simulated."
+)
 @click.option("--simulated-machine", "--machine", metavar="FILE", help="Machine of the enclaves on a simulated node.")
 @click.option("--simulated-epc", metavar="SIZE[,SIZE…]", help="EPC per simulated NUMA node.  [default: 168Mi]")
 @click.option("--simulated-node", metavar="DIR", help="Folder of the simulated node.")

@@ -1,4 +1,4 @@
-"""What the demonstration shows to be refused: forgeries, impostors, and evidence that is good but not for us."""
+"""The evidence that the demonstration shows to be refused: forged, of other enclaves, or for another challenge."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SIGNER = "Contoso"
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One piece of evidence before the verifier, and how it must end."""
+    """One piece of evidence and the verdict that it must get."""
 
     title: str
     story: str
@@ -82,7 +82,7 @@ class Witness:
         return EnclaveQuoteSource(self._platform, self._machine.launch(declaration)).quote(report_data).quote
 
     def trials(self) -> tuple[Trial, ...]:
-        """The genuine quote first, so that the refusals mean something."""
+        """All trials; the genuine quote first, so that the refusals are meaningful."""
         challenge, earlier = self.challenge, _report_data()
         genuine = self.quote(challenge)
         policy, roots = self.policy(challenge), self.roots
@@ -97,7 +97,7 @@ class Witness:
                 with_other_version(genuine), Verdict.INVALID, "signature-invalid",
             ),
             trial(
-                "A quote signed by another key", "the forger signed it himself, and put his key in",
+                "A quote signed by another key", "the forger replaced signature and key by his own",
                 "forged-key.bin", signed_by_another_key(genuine), Verdict.INVALID, "binding-mismatch",
             ),
             trial(
@@ -114,7 +114,7 @@ class Witness:
             ),
             replace(
                 trial(
-                    "The genuine quote, trusting Intel alone", "as every verifier does that is not told otherwise",
+                    "The genuine quote, trusting Intel alone", "the default of every verifier",
                     "quote.bin", genuine, Verdict.INVALID, "root-untrusted",
                 ),
                 roots=TrustRoots.intel(),

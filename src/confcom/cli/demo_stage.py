@@ -1,6 +1,6 @@
-"""The stage of the demonstration: a folder, a simulated machine, the real quote helper, and the sample's two peers.
+"""The processes and files of the demonstration: a simulated machine, the real quote helper, the sample's two peers.
 
-Everything that is started here ends here, in whatever way the demonstration ends.
+Everything that is started here ends here, however the demonstration ends.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class PeerOutcome:
 
 @dataclass
 class Stage:
-    """Where the play takes place: `folder` holds what may be kept, `run` the sockets and logs."""
+    """Where the demonstration runs: `folder` holds what may be kept, `run` the sockets and logs."""
 
     folder: Path
     run: Path
@@ -116,11 +116,11 @@ class Stage:
         ready, _, _ = select.select([process.stdout], [], [], START_TIMEOUT)
         if not ready or not process.stdout.readline():
             told = log.read_text("utf-8", "replace")[-2000:].strip()
-            raise PlatformUnavailable(f"the quote helper did not start: {told or 'it said nothing'}")
+            raise PlatformUnavailable(f"the quote helper did not start: {told or 'no output'}")
         return process.pid
 
     def quotes_served(self) -> list[int]:
-        """Process ids that the helper made a quote for, from its log; whether it arrived, the process knows."""
+        """Process ids that the helper made a quote for, from its log."""
         served = []
         for line in (self.run / "helper.log").read_text("utf-8", "replace").splitlines():
             with contextlib.suppress(ValueError):
@@ -130,14 +130,14 @@ class Stage:
         return served
 
     def wait_for_quotes(self, count: int) -> list[int]:
-        """`quotes_served` once there are that many: a log line may come after the answer that it is about."""
+        """`quotes_served` once there are that many: a log line may be later than its answer."""
         deadline = time.monotonic() + 1.0
         while len(served := self.quotes_served()) < count and time.monotonic() < deadline:
             time.sleep(0.01)
         return served
 
     def meet(self, options: tuple[str, ...], *, out_of_proc: bool = False) -> tuple[PeerOutcome, PeerOutcome]:
-        """Let the sample's two peers meet, as two processes, and wait for their ends."""
+        """Run the sample's two peers as two processes, and wait until they end."""
         usual = ["--machine", "machine.json", "--socket", str(self.socket), "--collateral", "collateral"]
         usual += ["--trust-root", str(self.root), *options, "--timeout", str(PEER_TIMEOUT / 2)]
         sides = {
@@ -153,7 +153,7 @@ class Stage:
         return a, b
 
     def end(self) -> None:
-        """End every process, the last one first; whoever does not listen is killed."""
+        """Terminate every process, the last one first; kill those that do not end in time."""
         for process in reversed(self.processes):
             if process.poll() is None:
                 process.terminate()
@@ -170,7 +170,7 @@ class Stage:
 
 @contextlib.contextmanager
 def open_stage(keep: Path | None) -> Iterator[Stage]:
-    """A stage whose processes and folders go when the block is left; `keep` names a folder that stays."""
+    """A stage; its processes end and its folder is removed with the block, except the folder `keep`."""
     sample = find_sample()
     kept = _kept(keep) if keep is not None else None
     # Under a long TMPDIR there is no place for a socket's name.

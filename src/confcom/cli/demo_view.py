@@ -1,4 +1,4 @@
-"""What the demonstration prints: for somebody who has never heard of a quote, on a terminal or in a pipe."""
+"""The output of the demonstration, for readers who do not know what a quote is; on a terminal or in a pipe."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ WIDTH = 100
 """Columns where no terminal says how many there are."""
 
 _INTRODUCTION = """\
-An enclave is a program whose memory not even the host can read or change. That is worth little while nobody else can \
-tell an enclave from a program that only claims to be one. This demonstration shows how they tell: a quote is a \
+An enclave is a program with memory that not even the host can read or change. That is of little use until others can \
+distinguish an enclave from a program that only claims to be one. This demonstration shows how: a quote is a \
 statement about an enclave, signed so that it can be checked from anywhere.
 
 Everything here is SIMULATED: the same bytes and protocols as on Intel SGX hardware, but no hardware protects them. \
@@ -30,7 +30,7 @@ No verifier accepts such quotes unless it is told to."""
 
 
 class View:
-    """Prints acts, steps and results, and remembers whether all went as it should."""
+    """Prints acts, steps and results, and remembers which expectations were not met."""
 
     def __init__(self) -> None:
         self._console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
@@ -43,7 +43,7 @@ class View:
         self.unmet: list[str] = []
 
     def introduce(self) -> None:
-        """What this is about."""
+        """The introduction."""
         self._print("confcom demo: attestation from end to end", style="bold")
         for paragraph in _INTRODUCTION.split("\n\n"):
             self._console.print()
@@ -56,7 +56,7 @@ class View:
         self._print(explanation, lead="   ")
 
     def step(self, what: str, *, met: bool = True) -> None:
-        """Say what was done, or shown; what was not met makes the demonstration fail."""
+        """Print a step; one that was not met makes the demonstration fail."""
         mark, style = (self._yes, "green") if met else (self._no, "bold red")
         self._print(what, lead=f"   {mark} ", lead_style=style)
         if not met:
@@ -81,7 +81,7 @@ class View:
             self._print(f"expected: {trial.verdict.value} {trial.code}", lead="     ", style="bold red")
 
     def summarize(self, seconds: float) -> None:
-        """What a quote is, who vouched for whom, what was proven, and what was not."""
+        """What a quote is, the chain of trust, what was proven, and what was not."""
         self._heading("What this was")
         for label, text in _summary(self._genuine, self._arrow):
             self._print(text, lead=f"   {label:<14}", lead_style="bold")
@@ -101,7 +101,7 @@ class View:
             f"--trust-root {folder}/collateral/root_ca.pem --mr-signer {witness.mr_signer.hex()} "
             f"--isv-prod-id {PRODUCT} --min-isv-svn {MIN_SVN} --report-data {witness.challenge.hex()}"
         )
-        # In one piece, however long, so that it can be copied.
+        # In one line, so that it can be copied.
         self._console.print(Text(f"  {command}"), soft_wrap=True)
 
     def _heading(self, text: str) -> None:
@@ -130,21 +130,21 @@ def _reasons(result: AttestationResult) -> list[str]:
 
 
 _A_QUOTE = """\
-says that on a machine of this kind and patch level runs this program (MRENCLAVE) of this vendor (MRSIGNER), not in \
-debug mode, and that it has these 64 bytes to say."""
+states that this program (MRENCLAVE) of this vendor (MRSIGNER) runs on a machine of this kind and patch level, not in \
+debug mode, and that it chose these 64 bytes."""
 _PROVEN = """\
-Each peer knows which program it talks to, that this is the answer to its own question, and that nobody in between, \
-the host included, can read or change what they say."""
+Each peer knows which program it talks to, that this is the answer to its own question, and that no one in between, \
+not even the host, can read or change their messages."""
 _QUOTE_HELPER = """\
 Out-of-proc, the node makes the quotes: applications carry no platform software, and verifiers see no difference. \
 Between neighbours, the processor alone is enough."""
-_NOT_PROVEN = "anything about hardware, because there was none: this platform is simulated."
+_NOT_PROVEN = "anything about hardware: this platform is simulated."
 
 
 def _summary(genuine: VerifiedQuote | None, arrow: str) -> tuple[tuple[str, str], ...]:
     return (
         ("A quote", _A_QUOTE),
-        ("Who vouched", "for whom could not be shown." if genuine is None else _chain(genuine, arrow)),
+        ("Chain of trust", "could not be shown." if genuine is None else _chain(genuine, arrow)),
         ("Proven", _PROVEN),
         ("Quote helper", _QUOTE_HELPER),
         ("Not proven", _NOT_PROVEN),

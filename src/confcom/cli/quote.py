@@ -1,4 +1,4 @@
-"""`confcom quote`: get a quote on this machine, in the mode that the machine's signs ask for."""
+"""`confcom quote`: get a quote on this machine, in the mode that its environment selects."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ COMMANDS: CommandTable = {
     "addon": ("confcom.cli.addon", "addon", "Enable, update and disable the add-on of a Kubernetes cluster."),
     "device-plugin": ("confcom.cli.daemons", "device_plugin", "Make this node's EPC a schedulable resource."),
     "quote-helper": ("confcom.cli.daemons", "quote_helper", "Serve quotes to every enclave of this node (AESM)."),
-    "metrics": ("confcom.cli.daemons", "metrics", "Show and watch what this node's containers use of EPC."),
+    "metrics": ("confcom.cli.daemons", "metrics", "Show and report what this node's containers use of EPC."),
     "top": ("confcom.cli.top", "top", "Show EPC and quotes per node and pod of a cluster."),
     "webhook": ("confcom.cli.daemons", "webhook", "Complete or refuse pods that use SGX, when they are created."),
     "check-pods": (

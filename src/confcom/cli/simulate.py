@@ -125,9 +125,9 @@ def enclave(output: Path, name: str, signer: str | None, product: int, svn: int,
               help="Stand-in of the enclave device.")  # fmt: skip
 @click.option("--for", "seconds", metavar="SECONDS", type=click.FloatRange(min=0), help="Default: until it is ended.")
 def hold(epc: str, device: Path, seconds: float | None) -> None:
-    """Hold enclave memory as a simulated enclave, to try out the watching of EPC. Costs no memory.
+    """Hold enclave memory as a simulated enclave, to test the monitoring of EPC. Uses no memory.
 
-    Run it in a container on a simulated node. What it maps counts as this container's use of EPC.
+    Run it in a container on a simulated node. What it maps counts as EPC of this container.
     """
     from confcom.devices.declared_node import map_enclave_memory, parse_epc_sizes
 
