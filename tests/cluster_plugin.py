@@ -130,7 +130,7 @@ class ClusterPlugin:
 
 
 def own_cluster(cluster: Kubectl) -> Path | None:
-    """The folder of the cluster whose processes are ours to restart; None for somebody else's cluster."""
+    """The folder of the cluster whose processes are ours to restart; None for another cluster."""
     home = Path(os.environ.get("KUBE_HOME") or Path.home() / ".cache" / "confcom-kubernetes")
     kubeconfig = home / "admin.kubeconfig"
     ours = kubeconfig.exists() and Path(cluster.kubeconfig).exists() and kubeconfig.samefile(cluster.kubeconfig)
@@ -138,7 +138,7 @@ def own_cluster(cluster: Kubectl) -> Path | None:
 
 
 def forget_devices(home: Path, cluster: Kubectl) -> None:
-    """Restart the kubelet without its memory of devices, and take from its node's status what nobody would update."""
+    """Restart the kubelet without its memory of devices, and delete their amounts from the node's status."""
     environment = os.environ | {"KUBE_HOME": str(home)}
     subprocess.run([str(CLUSTER_SCRIPTS / "down.sh"), "kubelet"], env=environment, check=True, capture_output=True)
     folder = home / "data" / "node" / "var" / "lib" / "kubelet" / "device-plugins"

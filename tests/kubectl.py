@@ -80,7 +80,7 @@ class Kubectl:
         self(*words, seconds=seconds + 10)
 
     def diagnosis(self, *namespaces: str) -> str:
-        """Pods, events and logs: what somebody would look at first."""
+        """Pods, events and logs, for the report of a failed test."""
         found = [self.attempt("get", "pods", "-A", "-o", "wide").out]
         for namespace in namespaces:
             found.append(self.attempt("get", "events", "-n", namespace, "--sort-by=.lastTimestamp").out[-6000:])

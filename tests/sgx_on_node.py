@@ -64,7 +64,7 @@ umount /sys/devices/system/node 2>/dev/null || true
 
 @contextmanager
 def sgx_on_node(home: Path) -> Iterator[None]:
-    """Show SGX on the node of the cluster in `home`; the kubelet has to be started anew to see the NUMA nodes."""
+    """Show SGX on the node of the cluster in `home`; the kubelet must restart to see the NUMA nodes."""
     _in_node(home, _AWAY)
     _in_node(home, _SYSFS + _DEVICES + _LOAD)
     try:
@@ -102,7 +102,7 @@ class RemovableDriver:
         return int(major), int(minor)
 
     def unload(self, name: str) -> None:
-        """Delete a device, whoever has it open."""
+        """Delete a device, also while it is open."""
         self._ip("link", "del", name)
 
     def _ip(self, *words: str) -> None:
@@ -117,7 +117,7 @@ def set_mode(home: Path, device: str, mode: str) -> None:
     _in_node(home, f"chmod {mode} /dev/{device}")
 
 
-def start_kubelet_anew(home: Path, *words: str) -> None:
+def start_kubelet_again(home: Path, *words: str) -> None:
     """End the kubelet in order, forget what it knew of devices, and start it with further words."""
     environment = os.environ | {"KUBE_HOME": str(home)}
     subprocess.run([str(CLUSTER_SCRIPTS / "down.sh"), "kubelet"], env=environment, check=True, capture_output=True)

@@ -132,7 +132,7 @@ def enabled(addon: Addon) -> Addon:
 
 @pytest.fixture
 def relying_party(cluster: Kubectl, enabled: Addon, tmp_path: Path) -> RelyingParty:
-    """Somebody who checks quotes of this cluster."""
+    """Verifies quotes of this cluster."""
     return RelyingParty.of(cluster, tmp_path)
 
 

@@ -95,7 +95,7 @@ def test_the_plugin_changes_nothing_else_there(
 
 
 def test_on_real_nodes_the_size_is_found_once_per_boot(enabled: Addon, cluster: Kubectl, plugin: Account) -> None:
-    """The policy of the platform `intel`, whose rest is the same, in the place of the simulated one."""
+    """With the policy of the platform `intel` in place of the simulated one; their other rules are equal."""
     real = account_policies.own_node(AddonConfig())[0]
     simulated = account_policies.own_node(AddonConfig(platform="simulated", simulated_epc="176Mi"))[0]
     node = enabled.node()
@@ -148,7 +148,7 @@ RIGHTS: dict[str, set[Right]] = {
     },
     "default": set(),
 }
-"""What each account may do with objects whose name is nobody's. What it may do by name is below."""
+"""Rights of each account to objects of any name. Rights to named objects are tested below."""
 
 
 @pytest.mark.timeout(900)

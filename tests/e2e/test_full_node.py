@@ -1,4 +1,4 @@
-"""A node whose EPC pods have requested to the last MiB: its quote helper is replaced, and nobody takes its place."""
+"""On a node without free EPC the quote helper is replaced, and no pod takes its place."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def helm(cluster: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
 @pytest.fixture
 def bare(addon: Addon, cluster: Kubectl) -> Iterator[Addon]:
-    """A cluster without the add-on, before and after; what follows enables it anew."""
+    """A cluster without the add-on, before and after; later tests enable it again."""
     _purge(addon, cluster)
     cluster.wait("EPC to be gone", lambda: addon.allocatable() == 0)
     yield addon

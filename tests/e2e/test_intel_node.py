@@ -13,7 +13,7 @@ from cluster_addon import Addon
 from cluster_jobs import job, limits, one_container, pod
 from cluster_plugin import forget_devices, own_cluster
 from kubectl import ADDON_NAMESPACE, Kubectl
-from sgx_on_node import GROUP, MIB_PER_NUMA_NODE, NUMBER, set_mode, sgx_on_node, start_kubelet_anew
+from sgx_on_node import GROUP, MIB_PER_NUMA_NODE, NUMBER, set_mode, sgx_on_node, start_kubelet_again
 
 BOTH = 2 * MIB_PER_NUMA_NODE
 INTEL = ("--platform=intel", "--publisher=devices", "--disable-sgxquotehelper", "--provision-grants=", "-o", "none")
@@ -47,13 +47,13 @@ def home(cluster: Kubectl, addon: Addon) -> Path:
 def intel_node(home: Path, cluster: Kubectl, addon: Addon) -> Iterator[Addon]:
     """The add-on without simulation, on a node that shows SGX, with a kubelet that keeps to NUMA nodes."""
     with sgx_on_node(home):
-        start_kubelet_anew(home, "--topology-manager-policy=single-numa-node")
+        start_kubelet_again(home, "--topology-manager-policy=single-numa-node")
         outcome = addon("enable", *INTEL, f"--image={addon.image}")
         assert outcome.code == 0, outcome.err
         cluster.wait("EPC to be allocatable", lambda: addon.allocatable() == BOTH)
         yield addon
         assert addon("disable", "--purge", "--yes", "-o", "none").code == 0
-    start_kubelet_anew(home)
+    start_kubelet_again(home)
     forget_devices(home, cluster)
 
 
@@ -138,7 +138,7 @@ def test_a_kubelet_that_keeps_to_one_numa_node_runs_what_fits_one(
 def test_other_policies_run_what_needs_both(
     intel_node: Addon, home: Path, cluster: Kubectl, made: Callable[..., Any], image: str, policy: str
 ) -> None:
-    start_kubelet_anew(home, f"--topology-manager-policy={policy}")
+    start_kubelet_again(home, f"--topology-manager-policy={policy}")
     cluster.wait("EPC to be allocatable", lambda: intel_node.allocatable() == BOTH)
     assert _made(cluster, made, image, f"both-{policy}", MIB_PER_NUMA_NODE + 16)["phase"] == "Running"
     assert _made(cluster, made, image, f"one-{policy}", 40)["phase"] == "Running"

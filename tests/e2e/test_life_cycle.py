@@ -9,7 +9,7 @@ import pytest
 from cluster_addon import Addon
 from cluster_plugin import own_cluster
 from kubectl import ADDON_NAMESPACE, Kubectl
-from sgx_on_node import start_kubelet_anew
+from sgx_on_node import start_kubelet_again
 
 
 @pytest.mark.promise("M1")
@@ -45,8 +45,8 @@ def test_a_helper_that_was_started_without_its_devices_is_replaced(enabled: Addo
     if home is None:
         pytest.skip("the kubelet of this cluster is not ours to restart")
     assert enabled("disable", "--yes", "-o", "none").code == 0
-    start_kubelet_anew(home)
-    cluster.wait("the number that nobody provides", lambda: enabled.allocatable() == 168)
+    start_kubelet_again(home)
+    cluster.wait("the amount that no plugin provides", lambda: enabled.allocatable() == 168)
     outcome = enabled("enable", "-o", "none")
     assert outcome.code == 0, outcome.err
     assert "CreateContainerConfigError" in outcome.err

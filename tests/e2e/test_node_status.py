@@ -34,7 +34,7 @@ def plugin(cluster: Kubectl, addon: Addon, image: str) -> Iterator[ClusterPlugin
 
 
 def withdraw(plugin: ClusterPlugin) -> None:
-    """Nobody takes the amount back when its plugin has gone for good."""
+    """Delete the amount: after its plugin has ended for good, it stays in the status."""
     gone = json.dumps({"status": {"capacity": {EPC: None}, "allocatable": {EPC: None}}})
     plugin.cluster("patch", "node", plugin.node, "--subresource=status", "--type=merge", "-p", gone)
 

@@ -32,7 +32,7 @@ def test_with_everything_gone_at_once_ordinary_pods_run_and_enabling_brings_it_b
 ) -> None:
     assert len(alone.pods("webhook")) == 2
     cluster("delete", "pods", "--all", "-n", ADDON_NAMESPACE, "--grace-period=0", "--force")
-    # With nobody to admit pods: ordinary ones are made, and those of the add-on are, though they ask for EPC.
+    # Without a webhook to admit pods, ordinary ones are made, and so are those of the add-on, though they request EPC.
     assert run(job("ordinary", "e2e", one_container(image, "echo", "hello"))).strip() == "hello"
     cluster.rollout("deployment", "sgx-webhook")
     outcome = alone("enable", "-o", "none")
@@ -58,7 +58,7 @@ def test_a_node_that_restarts_has_everything_again_by_itself(
         subprocess.run([CLUSTER_SCRIPTS / script], env=environment, check=True, capture_output=True, timeout=300)
     for component, containers in before.items():
         # What is said of pods at first is what was known before.
-        cluster.wait(f"{component} to be started anew", lambda c=component, old=containers: _serving(alone, c) - old)
+        cluster.wait(f"{component} to be started again", lambda c=component, old=containers: _serving(alone, c) - old)
     quote = quote_in(run(job("restarted", "e2e", with_aesmd(attesting(image, "a2")))))
     assert relying_party.verify(quote, "a2")["exit_code"] == 0
 

@@ -1,4 +1,4 @@
-"""The admission webhook under a real API server: whom it is asked about, what it makes of pods, how it lives."""
+"""The admission webhook under a real API server: which pods it reviews, how it changes them, its life cycle."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ CLAIM = pytest.param("claim", marks=pytest.mark.kubernetes("1.34"))
 
 @pytest.fixture(scope="module")
 def down(cluster: Kubectl, addon: Addon, image: str) -> Iterator[WebhookOnCluster]:
-    """The webhook as it is configured, and nobody there; the add-on's own is out of its way."""
+    """The webhook's configurations without a replica, and without those of the add-on."""
     outcome = addon("disable", "--yes", "-o", "none")
     assert outcome.code == 0, outcome.err
     webhook = WebhookOnCluster(cluster, image)

@@ -1,4 +1,4 @@
-"""With the webhook down nobody else notices, and no pod comes half-equipped."""
+"""While the webhook is down, ordinary pods are made, and pods that use SGX are refused."""
 
 from __future__ import annotations
 
