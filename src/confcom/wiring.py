@@ -224,7 +224,7 @@ def self_test_kit(
     collateral_ca: str | None = None,
     trust_root: str | None = None,
 ) -> SelfTestKit:
-    """Enclave, collateral and roots for the self-test; by default, a simulated platform is verified by its own world."""
+    """Enclave, collateral and roots for the self-test; by default a simulated platform is verified by its own world."""
     # Here, because the daemon needs packages that `confcom quote` does without.
     from confcom.services.quote_helper.self_test import SelfTestKit
 
