@@ -154,13 +154,23 @@ class _Evaluation:
     """One run: the claims seen so far and the work that is left."""
 
     def __init__(self, incoming: Iterable[Claim]) -> None:
-        self.claims = list(incoming)
+        self.claims: list[Claim] = []
+        self.by_type: dict[Value, list[Claim]] = {}
+        self.add(incoming)
         self.issued: list[Claim] = []
         self.properties: dict[str, Value] = {}
         self.trace: list[RuleTrace] = []
         self.permits = 0
         self.denial: Rule | None = None
         self.steps = MAX_STEPS
+
+    def add(self, claims: Iterable[Claim]) -> None:
+        """Let the rules below see these, each once."""
+        for claim in claims:
+            known = self.by_type.setdefault(claim.type, [])
+            if claim not in known:
+                self.claims.append(claim)
+                known.append(claim)
 
     def run(self, policy: PolicyText) -> Decision:
         for section, rules in ((CONFIGURATION, policy.configuration), (AUTHORIZATION, policy.authorization)):
@@ -203,7 +213,13 @@ class _Evaluation:
     def _matching(self, condition: Condition, named: dict[str, list[Claim]]) -> list[Claim]:
         """The claims that satisfy every comparison; what they are compared with is computed once."""
         expected = [(each, self._value(each.expected, named).values) for each in condition.comparisons]
-        return [claim for claim in self.claims if all(self._satisfies(claim, *each) for each in expected)]
+        candidates = self.claims
+        # Nearly every condition names a type first.
+        if expected and (first := expected[0])[0].property == "type" and first[0].operator == "==":
+            candidates = [claim for value in dict.fromkeys(first[1]) for claim in self.by_type.get(value, ())]
+            self._spend(len(first[1]) or 1)
+            del expected[0]
+        return [claim for claim in candidates if all(self._satisfies(claim, *each) for each in expected)]
 
     def _satisfies(self, claim: Claim, comparison: Comparison, expected: tuple[Value, ...]) -> bool:
         self._spend(len(expected) or 1)
@@ -236,7 +252,7 @@ class _Evaluation:
         elif action.verb == "issue":
             self.issued.extend(made)
         if section != CONFIGURATION:
-            self.claims.extend(claim for claim in made if claim not in self.claims)
+            self.add(made)
         return made
 
     def _made(self, action: Action, named: dict[str, list[Claim]]) -> tuple[Claim, ...]:

@@ -50,6 +50,7 @@ class PolicyAdministration:
         except PolicyTextError as error:
             raise AzureError(error.message, "PolicyParsingError", advice=error.advice()) from error
         self._store.set_policy(kind, StoredPolicy(sent.jws, sent.text, sent.signer), self._clock())
+        self._appraiser.policy_changed()
         return self._changed("Updated", sent)
 
     def reset(self, kind: AttestationType, body: str) -> str:
@@ -58,6 +59,7 @@ class PolicyAdministration:
         if sent.text:
             raise AzureError("a reset carries an empty policy", "InvalidOperation")
         self._store.set_policy(kind, None, self._clock())
+        self._appraiser.policy_changed()
         return self._changed("Removed", sent)
 
     def signers(self) -> str:

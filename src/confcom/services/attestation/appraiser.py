@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -36,6 +37,8 @@ DEFAULT_POLICIES = {
 }
 _PARSED = 64
 """Parsed policies that are kept."""
+POLICY_FOR = 1.0
+"""Seconds that a policy of the store is used before it is read again."""
 _TRACED = 20
 """Outcomes of a dry run that have their trace."""
 
@@ -100,12 +103,15 @@ class Appraiser:
         self._keys = keys
         self._clock = clock
         self._parsed: dict[str, PolicyText] = {}
+        self._policies: dict[AttestationType, tuple[float, str]] = {}
 
-    def token(self, body: bytes, kind: AttestationType, caller: str, *, ear: bool = False) -> str:
-        """The token for the body of an attest call.
+    def appraise(
+        self, body: bytes, kind: AttestationType, caller: str, *, ear: bool = False
+    ) -> tuple[AuditRecord, str | ConfcomError]:
+        """The record of an attest call, and its token or the reason why there is none.
 
         Raises:
-            ConfcomError: there is none; every outcome is recorded, with or without a token.
+            AzureError: the request cannot be read; there is nothing to record.
         """
         now = self._clock()
         request = azure.read_request(body, kind)
@@ -124,19 +130,12 @@ class Appraiser:
         )
         try:
             judged = self._judge(request, kind, policy_text, now)
-            # What a draft decides is no outcome that a dry run compares with.
-            entry = replace(entry, claims="" if judged.draft else _written(judged.evidence))
-            return self._ear(judged, now) if ear else self._azure_token(judged, now)
+            token = self._ear(judged, now) if ear else self._azure_token(judged, now)
         except Denied as error:
-            entry = replace(entry, verdict="denied", reason=error.message)
-            if request.draft_policy is None:
-                entry = replace(entry, claims=_written(error.evidence))
-            raise
+            return replace(entry, verdict="denied", reason=error.message, claims=_kept(request, error.evidence)), error
         except ConfcomError as error:
-            entry = replace(entry, verdict="refused", reason=error.message)
-            raise
-        finally:
-            self._store.record(entry)
+            return replace(entry, verdict="refused", reason=error.message), error
+        return replace(entry, claims=_kept(request, judged.evidence)), token
 
     def dry_run(self, kind: AttestationType, text: str, *, limit: int) -> dict[str, Any]:
         """What a policy would decide on the newest recorded evidence, beside what was decided.
@@ -170,8 +169,21 @@ class Appraiser:
     def _policy_text(self, request: AttestRequest, kind: AttestationType) -> str:
         if request.draft_policy is not None:
             return read_policy(request.draft_policy).text or DEFAULT_POLICIES[kind]
-        stored = self._store.policy(kind)
-        return stored.text if stored else DEFAULT_POLICIES[kind]
+        return self._in_force(kind)
+
+    def _in_force(self, kind: AttestationType) -> str:
+        """The policy of the store, which is read again every second: another replica may have set it."""
+        read, text = self._policies.get(kind, (-POLICY_FOR, ""))
+        seconds = time.monotonic()
+        if seconds - read >= POLICY_FOR:
+            stored = self._store.policy(kind)
+            text = stored.text if stored else DEFAULT_POLICIES[kind]
+            self._policies[kind] = seconds, text
+        return text
+
+    def policy_changed(self) -> None:
+        """Read policies from the store at the next call."""
+        self._policies.clear()
 
     def _judge(self, request: AttestRequest, kind: AttestationType, text: str, now: datetime) -> Judged:
         policy = self._parse(text)
@@ -252,8 +264,10 @@ class Appraiser:
 _RECORDED = msgspec.json.Decoder(dict[str, bool | int | str])
 
 
-def _written(evidence: EvidenceFile) -> str:
-    """What a policy sees of evidence, as the audit record keeps it."""
+def _kept(request: AttestRequest, evidence: EvidenceFile) -> str:
+    """What a policy sees of evidence, for dry runs; what a draft decided is no outcome that they compare with."""
+    if request.draft_policy is not None:
+        return ""
     return msgspec.json.encode({claim.type: claim.value for claim in azure.policy_claims(evidence.quote)}).decode()
 
 

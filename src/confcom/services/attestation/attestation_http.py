@@ -23,6 +23,7 @@ from starlette.routing import Mount, Route
 from confcom.errors import CollateralError, ConfcomError, ConfigError
 from confcom.services.attestation.administration import PolicyAdministration
 from confcom.services.attestation.appraiser import Appraiser, Denied, Refused
+from confcom.services.attestation.audit import AuditWriter
 from confcom.services.attestation.signing_keys import SigningKeys
 from confcom.services.runtime.process import Overloaded, WorkerThreads
 from confcom.tokens.azure import AttestationType, AzureError
@@ -69,6 +70,7 @@ class AttestationApp:
         administration: PolicyAdministration,
         keys: Callable[[], SigningKeys],
         workers: WorkerThreads,
+        audit: AuditWriter,
         metrics: AttestationMetrics,
         *,
         issuer: str,
@@ -82,6 +84,7 @@ class AttestationApp:
         self._administration = administration
         self._keys = keys
         self._workers = workers
+        self._audit = audit
         self._metrics = metrics
         self._issuer = issuer
         self._admin = admin_token_hash
@@ -98,7 +101,7 @@ class AttestationApp:
             self._route("/policies/{kind}:reset", self._reset, "POST"),
             self._route("/policies/{kind}:dryRun", self._dry_run, "POST"),
             self._route("/nonces", self._nonce, "POST"),
-            self._route("/audit", self._audit),
+            self._route("/audit", self._records),
             self._route("/certificates", self._certificates),
             self._route("/certificates:add", self._change_signers(add=True), "POST"),
             self._route("/certificates:remove", self._change_signers(add=False), "POST"),
@@ -143,14 +146,19 @@ class AttestationApp:
             outcome = "error"
             try:
                 with self._metrics.seconds.labels(kind).time():
-                    token = await self._workers.run(lambda: self._appraiser.token(body, kind, caller, ear=ear))
+                    entry, found = await self._workers.run(
+                        lambda: self._appraiser.appraise(body, kind, caller, ear=ear)
+                    )
+                    await self._audit.record(entry)
+                if isinstance(found, ConfcomError):
+                    raise found
                 outcome = "accepted"
             except AzureError as error:
                 outcome = error.azure_code
                 raise
             finally:
                 self._metrics.requests.labels(kind, outcome).inc()
-            return Response(token, media_type=MEDIA_TYPE) if ear else _json({"token": token})
+            return Response(found, media_type=MEDIA_TYPE) if ear else _json({"token": found})
 
         return handler
 
@@ -179,7 +187,7 @@ class AttestationApp:
         del request
         return _json({"nonce": self._appraiser.nonce(), "seconds": int(LIFE.total_seconds())})
 
-    async def _audit(self, request: Request) -> Response:
+    async def _records(self, request: Request) -> Response:
         """Records as JSON lines, the newest first; `before` continues after the last id."""
         self._require_admin(request)
         before = _number(request, "before", default=0, most=1 << 62) or None

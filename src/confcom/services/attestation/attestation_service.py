@@ -21,6 +21,7 @@ from confcom.services.attestation.appraiser import Appraiser
 from confcom.services.attestation.attestation_config import AttestationServiceConfig
 from confcom.services.attestation.attestation_http import AttestationApp, AttestationMetrics
 from confcom.services.attestation.attestation_store import AttestationStore
+from confcom.services.attestation.audit import AuditWriter
 from confcom.services.attestation.signing_keys import SigningKeys, load_keys
 from confcom.services.runtime.http_server import Listener, serve_http
 from confcom.services.runtime.process import WorkerThreads
@@ -70,6 +71,8 @@ async def serve(
     Raises:
         ConfigError: a setting cannot be used.
     """
+    if config.url is not None and not config.url.startswith(("https://", "http://")):
+        raise ConfigError(f"--url: {config.url!r} is no URL", advice="Write it as clients do: https://HOST[:PORT].")
     simulated = simulated_world(roots)
     prefix = SIMULATED_PREFIX if simulated else ""
     listener = _listener(config)
@@ -81,6 +84,8 @@ async def serve(
             store.add_signer(_signer(name))
         workers = WorkerThreads("appraisal", threads=config.threads, max_waiting=config.max_waiting)
         stack.callback(workers.close)
+        audit = AuditWriter(store.record)
+        stack.callback(audit.close)
         issuer = (config.url or _own_url(config, listener)).rstrip("/") + prefix
         file = _policy_file(config.policy)
         ca = None if config.collateral_ca is None else Path(config.collateral_ca)
@@ -100,6 +105,7 @@ async def serve(
             PolicyAdministration(store, appraiser, config.trust_model, clock),
             keys,
             workers,
+            audit,
             AttestationMetrics(CollectorRegistry()),
             issuer=issuer,
             prefix=prefix,

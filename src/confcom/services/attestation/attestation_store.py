@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -139,21 +139,23 @@ class AttestationStore:
         with self._transaction() as connection:
             connection.execute(sa.delete(_SIGNER).where(_SIGNER.c.thumbprint == thumbprint(certificate)))
 
-    def record(self, entry: AuditRecord) -> None:
-        """Keep the record of an appraisal."""
+    def record(self, entries: Sequence[AuditRecord]) -> None:
+        """Keep the records of appraisals, in one transaction."""
+        rows = [
+            {
+                "at": _plain(entry.at),
+                "kind": entry.kind.value,
+                "caller": entry.caller[:64],
+                "verdict": entry.verdict,
+                "reason": entry.reason[:4096],
+                "policy_hash": entry.policy_hash,
+                "evidence_hash": entry.evidence_hash,
+                "claims": entry.claims,
+            }
+            for entry in entries
+        ]
         with self._transaction() as connection:
-            connection.execute(
-                sa.insert(_APPRAISAL).values(
-                    at=_plain(entry.at),
-                    kind=entry.kind.value,
-                    caller=entry.caller[:64],
-                    verdict=entry.verdict,
-                    reason=entry.reason[:4096],
-                    policy_hash=entry.policy_hash,
-                    evidence_hash=entry.evidence_hash,
-                    claims=entry.claims,
-                )
-            )
+            connection.execute(sa.insert(_APPRAISAL), rows)
 
     def records(self, *, before: int | None = None, kind: AttestationType | None = None, limit: int = 100) -> list[Row]:
         """Records with an id below `before`, the newest first."""
