@@ -87,7 +87,7 @@ def test_the_early_and_a_pinned_set_are_asked_for_by_name_and_number(world, serv
 def test_a_service_that_ignores_the_number_is_not_believed(world, server, client, key):
     honest = server.answer(f"/sgx/certification/v4/tcb?fmspc={world.machine.fmspc.hex()}")
     server.always = lambda handler: status(200, honest.body, TCB_Info_Issuer_Chain=honest.headers[-1][1])(handler)
-    with pytest.raises(CollateralNotFound, match="whose set is 17"):
+    with pytest.raises(CollateralNotFound, match="that has set 17"):
         client.fetch_document(DocumentKey.tcb_info("sgx", world.machine.fmspc, 16))
 
 

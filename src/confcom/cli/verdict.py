@@ -45,7 +45,8 @@ from confcom.pki.certificate import MAX_PEM, parse_certificates
 from confcom.pki.roots import TrustRoots
 
 if TYPE_CHECKING:
-    from confcom.collateral.interface import CollateralSource, Update
+    from confcom.collateral.interface import CollateralSource
+    from confcom.protocols.pcs import Update
 
 _STORE_ENDINGS = (".sqlite", ".db")
 _SERVICES = ("intel", "pccs", "thim")

@@ -38,11 +38,9 @@ from confcom.protocols.pcs import (
     Update,
 )
 
-# --- Lines of an archive that are no documents: PCK certificates, registrations of platforms, appraisal policies ------
-#
-# Certificates are verified like documents. Nothing signs a registration or a policy: an archive is trusted by the
-# user who imports it, and entries that the store has already stay.
-
+# Lines that are no documents: PCK certificates, registrations, appraisal policies. Certificates are verified like
+# documents. Nothing signs a registration or a policy: an archive is trusted by the user who imports it, and entries
+# that the store has already stay.
 
 QeId = Annotated[str, msgspec.Meta(pattern=rf"\A(?:[0-9a-f]{{2}}){{1,{MAX_QE_ID}}}\Z")]
 _Svn = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]

@@ -1,4 +1,4 @@
-"""What the dates of collateral say about this machine's clock.
+"""Checks of this machine's clock by the dates of collateral.
 
 Documents are issued in the past and used within weeks, so a clock far from them is more likely wrong than they are.
 """
@@ -19,7 +19,7 @@ ABANDONED = timedelta(days=730)
 
 
 MAX_AHEAD = timedelta(days=1)
-"""What was seen in the future by less than this was seen by a clock that was ahead, and counts as of now."""
+"""Times in the future by less than this come from a clock that was ahead, and count as of now."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,6 +121,11 @@ class DocumentKey:
     def __str__(self) -> str:
         return pcs.describe(request_for(self))
 
+    def as_dict(self) -> dict[str, Any]:
+        """The fields for machines; None where the kind has none."""
+        fmspc = None if self.fmspc is None else self.fmspc.hex()
+        return {"kind": self.kind.value, "tee": self.tee, "fmspc": fmspc, "ca": self.ca, "update": self.update}
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
@@ -275,7 +280,7 @@ def missing_document(key: DocumentKey, source: str) -> CollateralError:
     return CollateralNotFound(f"{source} has no {key}")
 
 
-# --- What a document says about itself, whether it is the one that was asked for, and whether Intel signed it ---------
+# Reading and verifying a document
 #
 # `read_document` and `check_answer` trust nothing and prove nothing; `verify_document` proves the signature of one
 # document, which is what a store needs before it keeps it. That the documents of a platform belong together, and that
@@ -344,7 +349,7 @@ def _require_key(key: DocumentKey, content: _Content, source: str) -> None:
     for name, value in wanted.items():
         if found[name] != value:
             raise CollateralNotFound(
-                f"{source} was asked for the {key} and answered with one whose {name} is {found[name]}",
+                f"{source} was asked for the {key} and answered with one that has {name} {found[name]}",
                 advice="A caching service may not know sets by number: ask Intel's service, or a store."
                 if name == "set"
                 else "Check that the URL is the one of a collateral service.",
@@ -354,7 +359,7 @@ def _require_key(key: DocumentKey, content: _Content, source: str) -> None:
 def verify_document(document: Document, *, roots: TrustRoots) -> VerifiedDocument:
     """Verify one document, whatever the time.
 
-    (1) it is what its key says;
+    (1) it is the document of its key;
     (2) its issuer chain leads to a trusted root;
     (3) the issuer signed exactly these bytes.
 

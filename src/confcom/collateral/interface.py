@@ -8,8 +8,6 @@ from confcom.appraisal.collateral import Collateral
 from confcom.collateral.documents import Document, DocumentKey
 from confcom.protocols.pcs import PckCaName, Tee, Update
 
-__all__ = ["CollateralSource", "PckCaName", "Tee", "Update"]
-
 
 class CollateralSource(Protocol):
     """Gives the collateral of a platform, whole or document by document. Calls block.

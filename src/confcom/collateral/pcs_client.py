@@ -108,9 +108,12 @@ class HttpExchange:
         """The response with status 200; every other outcome is an error, after the retries that make sense."""
         wait = self.limits.backoff
         for left in range(self.limits.retries, -1, -1):
-            outcome = self._once(request, url, http, headers, limit)
+            outcome = self._exchange(request, url, http, headers, limit)
             if isinstance(outcome, HttpResponse):
-                return outcome
+                if outcome.status == 200:
+                    return outcome
+                error = status_error(request, outcome, service=self.service)
+                outcome = _Failure(error, outcome.status in RETRYABLE, retry_after(outcome))
             pause = outcome.wait if outcome.wait is not None else min(wait, self.limits.max_wait)
             if not outcome.retryable or left == 0 or pause > self.limits.max_wait:
                 raise outcome.error
@@ -126,15 +129,6 @@ class HttpExchange:
         if isinstance(response, _Failure):
             raise response.error
         return response
-
-    def _once(
-        self, request: pcs.Request, url: str, http: HttpRequest, headers: dict[str, str], limit: int
-    ) -> HttpResponse | _Failure:
-        response = self._exchange(request, url, http, headers, limit)
-        if isinstance(response, _Failure) or response.status == 200:
-            return response
-        error = status_error(request, response, service=self.service)
-        return _Failure(error, response.status in RETRYABLE, retry_after(response))
 
     def _exchange(
         self, request: pcs.Request, url: str, http: HttpRequest, headers: dict[str, str], limit: int

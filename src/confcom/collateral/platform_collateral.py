@@ -1,10 +1,11 @@
 """The JSON that Intel's client tool fetches for a caching service without a network (PUT platformcollateral).
 
 The tool keeps signed documents as JSON objects, so white space may have come between; Intel signs compact JSON, and
-written compactly again in the same order the bytes are the signed ones. Whether they are, the signature says.
+written compactly again in the same order the bytes are the signed ones; their signature is verified.
 
-A large site's file has 200 MB. It is gone through piece by piece, so that no more than one platform of it is in memory,
-and what is wrong with one document or platform says nothing about the others.
+A large site's file has 200 MB. It is read piece by piece, so that no more than one platform of it is in memory, and an
+error in one document or platform does not affect the others. Everything is verified before it is kept; what is refused
+is reported, and a platform is kept whole or not at all.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from mmap import mmap
-from typing import NoReturn, TypeVar
+from typing import Annotated, NoReturn, TypeVar
 from urllib.parse import unquote_to_bytes
 
 import msgspec
 
 from confcom.collateral.documents import Document, DocumentKey, DocumentKind, missing_document, verify_document
-from confcom.collateral.store.pck import CertificatesUnavailable, require_pck_certificate
+from confcom.collateral.store.pck import CertificatesUnavailable, select_pck_certificate
 from confcom.collateral.store.platforms import (
     PlatformTcb,
     PlatformUpdate,
@@ -37,7 +38,16 @@ from confcom.formats.signed_json import MAX_SIGNED_JSON, check_json
 from confcom.formats.tcb_info import SignedTcbInfo, TcbInfo
 from confcom.pki.certificate import load_certificate, parse_certificates
 from confcom.pki.crl import MAX_CRL, Crl
-from confcom.protocols.pcs import PckCertificateAnswer, PckCertRequest, PckCertsRequest, Tee, Update
+from confcom.protocols.pcs import (
+    ENCRYPTED_PPID_SIZE,
+    MAX_PLATFORM_MANIFEST,
+    MAX_QE_ID,
+    PckCertificateAnswer,
+    PckCertRequest,
+    PckCertsRequest,
+    Tee,
+    Update,
+)
 
 STRUCTURE = "platform collateral"
 NOT_AVAILABLE = "Not available"
@@ -47,7 +57,7 @@ MAX_PIECE = 2 * MAX_CRL + 4096
 """Bytes of one member: a CRL in hexadecimal digits is the largest."""
 
 MAX_SIGNED = 2 * MAX_SIGNED_JSON
-"""Bytes of one signed document, whose white space and escapes take room."""
+"""Bytes of one signed document; white space and escapes take room."""
 
 MAX_PLATFORM = 1 << 20
 """Bytes of one platform with its certificates: Intel's have some 21 of 2.5 kB, a manifest of 34 kB."""
@@ -149,8 +159,6 @@ class PlatformCollateral:
             else:
                 yield name, partial(self._platform, span)
 
-    # --- structure ----------------------------------------------------------------------------------------------------
-
     def _go_through_collaterals(self) -> None:
         for name in self._walk.members("collaterals"):
             if name == "pck_certs":
@@ -180,10 +188,8 @@ class PlatformCollateral:
             raise FormatError(f"has more than {MAX_PLATFORM} bytes", structure=STRUCTURE, field="platform")
         return self._walk.piece(span)
 
-    # --- pieces -------------------------------------------------------------------------------------------------------
-
     def _tcb_info(self, entry: dict[str, msgspec.Raw], name: str, tee: Tee, update: Update) -> Document:
-        fmspc = _hex(_text(entry.get("fmspc"), "fmspc"), "fmspc")
+        fmspc = unhex(_text(entry.get("fmspc"), "fmspc"), STRUCTURE, "fmspc")
         chain = _chain(self._chains.tcb_v4 or self._chains.tcb_v3)
         try:
             key = DocumentKey.tcb_info(tee, fmspc, update)
@@ -193,9 +199,9 @@ class PlatformCollateral:
 
     def _platform(self, span: Span) -> PlatformCertificates:
         entry = _decode(self._platform_piece(span), _PCK_CERTS, "pck_certs")
-        qe_id, pce_id = _hex(entry.qe_id, "qe_id"), _hex(entry.pce_id, "pce_id")
+        qe_id, pce_id = unhex(entry.qe_id, STRUCTURE, "qe_id"), unhex(entry.pce_id, STRUCTURE, "pce_id")
         asked = self._platforms.get((entry.qe_id.lower(), entry.pce_id.lower()), ())
-        requests = (_request(_decode(self._platform_piece(one), _PLATFORM, "platforms")) for one in asked)
+        requests = (_decode(self._platform_piece(one), _PLATFORM, "platforms").request(STRUCTURE) for one in asked)
         answers = (self._certificate(cert) for cert in entry.certs if cert.cert != NOT_AVAILABLE)
         return PlatformCertificates(qe_id, pce_id, tuple(filter(None, requests)), tuple(answers))
 
@@ -204,7 +210,7 @@ class PlatformCollateral:
         (der,) = parse_certificates(pem, structure="PCK certificate", limit=1)
         issuer = load_certificate(der, structure="PCK certificate", field="").issuer_text
         chain = self._pck_chain("processor" if "PCK Processor CA" in issuer else "platform")
-        return PckCertificateAnswer(pem, chain, _hex(cert.tcbm, "tcbm"))
+        return PckCertificateAnswer(pem, chain, unhex(cert.tcbm, STRUCTURE, "tcbm"))
 
     def _pck_chain(self, ca: str) -> bytes:
         return _chain(self._chains.pck.get(ca.upper(), ""))
@@ -215,13 +221,29 @@ class _Identity(msgspec.Struct):
     pce_id: str
 
 
-class _Platform(msgspec.Struct):
-    qe_id: str
-    pce_id: str
-    cpu_svn: str | None = None
-    pce_svn: str | None = None
-    enc_ppid: str | None = None
-    platform_manifest: str | None = None
+class PlatformForm(msgspec.Struct):
+    """A platform as Intel's retrieval tool writes it; numbers are little-endian hexadecimal digits."""
+
+    qe_id: Annotated[str, msgspec.Meta(min_length=2, max_length=2 * MAX_QE_ID)]
+    pce_id: Annotated[str, msgspec.Meta(min_length=4, max_length=4)]
+    cpu_svn: Annotated[str, msgspec.Meta(max_length=32)] | None = None
+    pce_svn: Annotated[str, msgspec.Meta(max_length=4)] | None = None
+    enc_ppid: Annotated[str, msgspec.Meta(max_length=2 * ENCRYPTED_PPID_SIZE)] | None = None
+    platform_manifest: Annotated[str, msgspec.Meta(max_length=2 * MAX_PLATFORM_MANIFEST)] | None = None
+
+    def request(self, structure: str) -> PckCertRequest | PckCertsRequest | None:
+        """What its certificates are asked for with; None with neither a raw TCB nor a manifest."""
+
+        def given(field: str) -> bytes | None:
+            text: str | None = getattr(self, field)
+            return unhex(text, structure, field) if text else None
+
+        qe_id, pce_id = unhex(self.qe_id, structure, "qe_id"), unhex(self.pce_id, structure, "pce_id")
+        ppid, manifest = given("enc_ppid"), given("platform_manifest")
+        cpu_svn, pce_svn = given("cpu_svn"), given("pce_svn")
+        if cpu_svn and pce_svn:
+            return PckCertRequest(cpu_svn, int.from_bytes(pce_svn, "little"), pce_id, qe_id, ppid, manifest)
+        return None if manifest is None else PckCertsRequest(pce_id, ppid, manifest, qe_id=qe_id)
 
 
 class _Cert(msgspec.Struct):
@@ -250,7 +272,7 @@ class _Crls(msgspec.Struct):
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _STRING = msgspec.json.Decoder(str)
 _IDENTITY = msgspec.json.Decoder(_Identity)
-_PLATFORM = msgspec.json.Decoder(_Platform)
+_PLATFORM = msgspec.json.Decoder(PlatformForm)
 _PCK_CERTS = msgspec.json.Decoder(_PckCerts)
 _CERTIFICATES = msgspec.json.Decoder(_Certificates)
 _CRLS = msgspec.json.Decoder(_Crls)
@@ -274,16 +296,6 @@ def _bounded(spans: Iterator[Span], most: int, field: str) -> list[Span]:
 
 def _raise(error: FormatError) -> NoReturn:
     raise error
-
-
-def _request(platform: _Platform) -> PckCertRequest | PckCertsRequest | None:
-    pce_id, qe_id = _hex(platform.pce_id, "pce_id"), _hex(platform.qe_id, "qe_id")
-    ppid = _hex(platform.enc_ppid, "enc_ppid") if platform.enc_ppid else None
-    manifest = _hex(platform.platform_manifest, "platform_manifest") if platform.platform_manifest else None
-    if platform.cpu_svn and platform.pce_svn:
-        pce_svn = int.from_bytes(_hex(platform.pce_svn, "pce_svn"), "little")
-        return PckCertRequest(_hex(platform.cpu_svn, "cpu_svn"), pce_svn, pce_id, qe_id, ppid, manifest)
-    return None if manifest is None else PckCertsRequest(pce_id, ppid, manifest, qe_id=qe_id)
 
 
 def _identity(key: DocumentKey, text: bytes, name: str, chain: bytes) -> Document:
@@ -315,17 +327,12 @@ def _text(raw: msgspec.Raw | None, name: str) -> str:
     return found
 
 
-def _hex(text: str, name: str) -> bytes:
+def unhex(text: str, structure: str, field: str) -> bytes:
+    """Bytes from hexadecimal digits of any number; else a `FormatError`."""
     try:
         return bytes.fromhex(text)
     except ValueError as error:
-        raise FormatError("is not hexadecimal digits", structure=STRUCTURE, field=name) from error
-
-
-# --- Takes the JSON of Intel's client tool into a store: document by document, platform by platform -------------------
-#
-# Everything is verified before it is kept. What is refused is told and does not keep the rest out; a platform is kept
-# whole or not at all.
+        raise FormatError("is not hexadecimal digits", structure=structure, field=field) from error
 
 
 SOURCE = "platformcollateral"
@@ -441,7 +448,7 @@ class _Selection:
                     found[answer.certificate] = known
         answers = [verified.answer for verified in found.values()]
         tcb_info = self._tcb_infos[fmspc]
-        best = require_pck_certificate(answers, cpu_svn=raw.cpu_svn, pce_svn=raw.pce_svn, tcb_info=tcb_info)
+        best = select_pck_certificate(answers, cpu_svn=raw.cpu_svn, pce_svn=raw.pce_svn, tcb_info=tcb_info)
         return found[best.certificate]
 
 

@@ -42,20 +42,18 @@ from confcom.pki.chain import verify_chain
 from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import Dialect, PckCaName, PckCertificateAnswer, PckCertRequest, Tee, Update
 
-# --- AzureThim: collateral from Azure's Trusted Hardware Identity Management (dcap.md §7.3) ---------------------------
-#
-# Three doors: the instance metadata service gives PCK certificates to virtual machines in Azure, the global cache
-# gives SGX collateral to everyone, and a region's cache gives TDX collateral. By default THIM serves an older TCB
-# info than Intel, whose next update may have passed: verifiers then find it stale, which is what it is.
-
-
 IMDS = "http://169.254.169.254/metadata/THIM"
 GLOBAL_CACHE = "https://global.acccache.azure.net"
 REGION_CACHE = "https://{region}.thim.azure.net"
 
 
 class AzureThim:
-    """A `CollateralSource`. TDX needs the name of a region, such as `westeurope`."""
+    """A `CollateralSource` over Azure's Trusted Hardware Identity Management (dcap.md §7.3).
+
+    The instance metadata service gives PCK certificates to virtual machines in Azure, the global cache SGX collateral
+    to everyone, and a region's cache TDX collateral: that needs the name of a region, such as `westeurope`. By default
+    THIM serves an older TCB info than Intel; verifiers find it stale when its next update has passed.
+    """
 
     def __init__(
         self,
@@ -107,11 +105,8 @@ class AzureThim:
         return self._cache
 
 
-# --- Sources that need no network: a bundle in files, and the one that refuses to go out ------------------------------
-
-
 class BundleSource:
-    """A `CollateralSource` over one bundle: a folder, or a `collateral.json`. It is read anew each time."""
+    """A `CollateralSource` over one bundle: a folder, or a `collateral.json`. It is read at each call."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -146,7 +141,7 @@ class BundleSource:
 
 
 class OfflineSource:
-    """A `CollateralSource` that never asks anybody: put where a service would be, nothing leaves this machine."""
+    """A `CollateralSource` that refuses every request, in the place of a service in offline mode."""
 
     source = "offline"
 
@@ -161,7 +156,7 @@ class OfflineSource:
 
     def _refuse(self, what: str) -> NoReturn:
         raise CollateralUnavailable(
-            f"{what} is not here, and offline mode asks nobody",
+            f"{what} is not here, and offline mode asks no service",
             advice="Bring it with `confcom collateral export` on a machine with a network and `import` here.",
         )
 
@@ -262,9 +257,6 @@ def _base_and_version(url: str) -> tuple[str, Literal[3, 4]]:
     raise ConfigError(f"{url!r} is of a version that is not known", advice="End the URL before /sgx/certification.")
 
 
-# --- The collateral that a quote is judged by: its PCK certificate says of which platform -----------------------------
-
-
 def platform_of(
     quote: Quote, roots: TrustRoots, *, pck_chain: bytes | None = None
 ) -> tuple[PckExtension, PckCaName, Tee]:
@@ -302,21 +294,18 @@ def fetch_for_quote(
     return found if pck_chain is None else found.with_pck_chain(pck_chain)
 
 
-# --- Collateral for whoever verifies quotes of the same few platforms again and again: from a source, wit ---
-
-
 FRESH = timedelta(hours=1)
-"""For which the source is not asked again."""
+"""Time for which the source is not asked again."""
 MAX_PLATFORMS = 16
-"""Kinds of platforms (FMSPC, CA, TEE) whose collateral is remembered; a node has one."""
+"""Kinds of platforms (FMSPC, CA, TEE) to remember collateral of; a node has one."""
 LIMITS = HttpLimits(timeout=3.0, deadline=4.0, retries=0)
-"""A probe waits for the answer. Who asks comes again."""
+"""A probe waits for the answer, and is repeated."""
 
 
 class RememberedCollateral:
-    """Asks the source that a name stands for, at most once an hour.
+    """Collateral for repeated verification of the same few platforms: asks a source at most once an hour.
 
-    What it gave last serves while it does not answer: whether that is too old is for the verifier to say.
+    While the source does not answer, its last answer serves; the verifier decides whether that is too old.
     """
 
     def __init__(self, name: str, options: SourceOptions) -> None:
@@ -333,7 +322,7 @@ class RememberedCollateral:
         if known is not None and now - known[1] < FRESH:
             return known[0]
         try:
-            # Opened anew, so that a CA file that was renewed is read again.
+            # Opened each time, so that a CA file that was renewed is read again.
             with open_source(self._name, replace(self._options, at=now)) as source:
                 found = source.fetch(*platform)
         except CollateralError:

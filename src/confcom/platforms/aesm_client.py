@@ -21,9 +21,8 @@ from confcom.errors import (
     RemoteProtocolError,
 )
 from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID, AttestationKeyId
-from confcom.formats.codec import Cursor
 from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
-from confcom.platforms.interface import InitializedQuote, QuoteResult
+from confcom.platforms.interface import InitializedQuote, QuoteResult, without_padding
 from confcom.protocols import aesm_messages as m
 from confcom.protocols.aesm import MAX_RESPONSE, NEED_DATA, ClientConnection
 from confcom.protocols.aesm_messages import DcapRequest, Response, exchange_of
@@ -31,8 +30,6 @@ from confcom.protocols.aesm_status import AesmStatus, error_of
 
 DEFAULT_SOCKET = Path("/var/run/aesmd/aesm.socket")
 PUB_KEY_ID_SIZE = 32
-SIGNATURE_LENGTH_OFFSET = 432
-"""Where a quote of version 3 says how long its signature data is: uint32, little-endian; the data follows."""
 
 _READ_SIZE = 64 * 1024
 _Answer = TypeVar("_Answer", bound=Response)
@@ -42,7 +39,7 @@ class AesmPlatform:
     """A `Platform` that asks an AESM service, with a new connection for every request, as the protocol wants it.
 
     `timeout` is for one request, in seconds, from connecting to the whole answer; Intel's own client waits 15.
-    The protocol does not tell whether the platform behind it is a simulated one: whoever opens this says so.
+    The protocol does not show whether the platform behind it is a simulated one: `simulated` does.
     """
 
     name = "aesm"
@@ -95,7 +92,7 @@ class AesmPlatform:
     ) -> QuoteResult:
         """Get a quote, without padding.
 
-        On `KeyNotInitialized` (the service restarted, or its TCB changed) the key has been made anew when this
+        On `KeyNotInitialized` (the service restarted, or its TCB changed) the key has been made again when this
         raises: the caller makes its report for the new target info and asks again.
         """
         try:
@@ -111,7 +108,7 @@ class AesmPlatform:
             raise
         try:
             info = QeReportInfo.parse(response.qe_report_info or b"") if qe_report_info is not None else None
-            return QuoteResult(_without_padding(response.quote or b""), info)
+            return QuoteResult(without_padding(response.quote or b""), info)
         except FormatError as error:
             raise self._nonsense(error) from error
 
@@ -182,15 +179,8 @@ def _wire(key_id: AttestationKeyId | None) -> bytes:
     return bytes(key_id or ECDSA_P256_KEY_ID)
 
 
-def _without_padding(quote: bytes) -> bytes:
-    cursor = Cursor(quote, "Quote", SIGNATURE_LENGTH_OFFSET)
-    length = cursor.u32("signature_data_len")
-    cursor.take(length, "signature_data")
-    return quote[: cursor.offset]
-
-
 def _cannot_connect(path: Path, error: OSError) -> PlatformUnavailable | PlatformBusy:
-    """What stands where the socket should be, and what to do about it."""
+    """The error of a connection: what is at the socket's path, and what to do."""
     if error.errno == errno.EAGAIN:
         return PlatformBusy(f"the service at {path} has too many connections waiting")
     if error.errno == errno.ENOENT:
@@ -203,7 +193,7 @@ def _cannot_connect(path: Path, error: OSError) -> PlatformUnavailable | Platfor
         there = "it is not a socket"
         advice = "Name the socket of the service."
     elif error.errno == errno.ECONNREFUSED:
-        there = "nobody listens on it any more"
+        there = "no process listens on it any more"
         advice = (
             "Start the quote helper. If it runs already, the container has mounted the socket itself: "
             "mount its directory instead, because a restart makes a new socket."

@@ -27,7 +27,7 @@ class EnclaveQuoteSource:
     """A `QuoteSource` over any platform. The platform is used from one thread at a time.
 
     The QE's target info is remembered from quote to quote. An updated or restarted quote helper may have another QE
-    or no attestation key yet: then the platform is initialized anew and the enclave makes a new report, once.
+    or no attestation key yet: then the platform is initialized again and the enclave makes a new report, once.
     """
 
     def __init__(self, platform: Platform, enclave: ReportSource) -> None:
@@ -39,7 +39,7 @@ class EnclaveQuoteSource:
     def quote(self, report_data: bytes, *, nonce: bytes | None = None) -> QuoteResult:
         """A quote over 64 bytes; a nonce (16 bytes) asks for the QE's report on it, which is checked but for its MAC.
 
-        The MAC of `qe_report_info.qe_report` is for the enclave to check: nobody else can.
+        The MAC of `qe_report_info.qe_report` can only be checked by the enclave.
         """
         check_sizes(report_data, nonce)
         with self._lock:
@@ -57,7 +57,7 @@ class EnclaveQuoteSource:
         try:
             result = self.platform.quote(report, qe_report_info=asked)
         except ReportRejected as error:
-            # An AESM service tells no reason.
+            # An AESM service gives no reason.
             if report.is_of_sdk_simulation:
                 raise sdk_simulation_refused() from error
             raise
@@ -98,5 +98,5 @@ def check_qe_report(result: QuoteResult, asked: QeReportInfo) -> None:
 
 
 def _ask_for_qe_report(nonce: bytes, report: Report) -> QeReportInfo:
-    nobody = Report(body=ReportBody.parse(bytes(ReportBody.size())), key_id=bytes(32), mac=bytes(16))
-    return QeReportInfo(nonce=nonce, app_enclave_target_info=TargetInfo.of(report.body), qe_report=nobody)
+    empty = Report(body=ReportBody.parse(bytes(ReportBody.size())), key_id=bytes(32), mac=bytes(16))
+    return QeReportInfo(nonce=nonce, app_enclave_target_info=TargetInfo.of(report.body), qe_report=empty)

@@ -25,7 +25,7 @@ _LOCK = threading.Lock()
 
 
 def attestation_type(host: Path = Path("/")) -> str | None:
-    """What Gramine says that it can attest with (`none`, `dcap`); None where Gramine is not."""
+    """Gramine's kind of attestation (`none`, `dcap`); None outside Gramine."""
     path = host / FOLDER / "attestation_type"
     try:
         with path.open("rb") as file:
@@ -90,5 +90,5 @@ def _unavailable(path: Path, verb: str, error: OSError) -> PlatformUnavailable:
         f"cannot {verb} {path}: {error.strerror}",
         native_code=error.errno,
         advice="Gramine asks the quote helper of the node for the quote: check that /var/run/aesmd is mounted, that a "
-        'helper listens there, and that the manifest says sgx.remote_attestation = "dcap".',
+        'helper listens there, and that the manifest has sgx.remote_attestation = "dcap".',
     )

@@ -1,4 +1,4 @@
-"""What can make evidence on this machine: the port that every platform fills, and the enclave's side of it."""
+"""Interfaces of what makes evidence on this machine: `Platform` (QE and PCE) and the enclave's side."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from typing import Protocol
 
 from confcom.errors import BindingError, ReportRejected
 from confcom.formats.attestation_key_id import AttestationKeyId
+from confcom.formats.codec import Cursor
 from confcom.formats.sgx import QeReportInfo, Report, ReportBody, TargetInfo
+
+SIGNATURE_LENGTH_OFFSET = 432
+"""Offset of the length of a version 3 quote's signature data: uint32, little-endian; the data follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,13 @@ class QuoteResult:
 
     quote: bytes
     qe_report_info: QeReportInfo | None = None
+
+
+def without_padding(quote: bytes) -> bytes:
+    """A quote of version 3 up to the end of its signature data; `FormatError` if it is shorter."""
+    cursor = Cursor(quote, "Quote", SIGNATURE_LENGTH_OFFSET)
+    cursor.take(cursor.u32("signature_data_len"), "signature_data")
+    return quote[: cursor.offset]
 
 
 class Platform(Protocol):
@@ -82,11 +93,11 @@ class ReportSource(Protocol):
         """EREPORT for the target, over 64 bytes of report data."""
 
 
-# --- Local attestation: two enclaves of one machine prove themselves to each other with reports, without  ---
+# Local attestation: two enclaves of one machine prove their identity to each other with reports.
 #
 # The verifier gives its target info, the attester reports to it (EREPORT), and the verifier checks the MAC with its
-# own report key (EGETKEY). The processor vouches, so there is neither certificate nor collateral; nobody else can
-# check.
+# own report key (EGETKEY). The processor vouches, so there is neither certificate nor collateral; no other
+# machine can check.
 
 
 class LocalEnclave(ReportSource, Protocol):

@@ -45,7 +45,7 @@ class ModeDecision:
         return f"quotes {_WHENCE[self.mode]}, because {self.reason}"
 
     def fulfils(self, requested: RequestedMode) -> bool:
-        """Whether somebody who asked for that mode gets what was meant."""
+        """Whether this mode satisfies the requested one."""
         match requested:
             case "auto":
                 return True
@@ -143,8 +143,8 @@ class QuoteSource(Protocol):
     def quote(self, report_data: bytes, *, nonce: bytes | None = None) -> QuoteResult:
         """A quote over exactly 64 bytes of report data, without padding.
 
-        With a nonce (16 bytes) the QE reports on the quote, for the enclave itself; whoever asks is sure then that
-        the quote is the QE's and was not exchanged on its way. Failures are `PlatformError`s.
+        With a nonce (16 bytes) the QE reports on the quote, for the enclave itself: proof that the quote is the
+        QE's and was not exchanged on its way. Failures are `PlatformError`s.
         """
 
 
@@ -160,7 +160,7 @@ def open_quote_source(
     """The source of quotes for a decided mode.
 
     `enclave` gives the enclave to be quoted and `in_proc` the platform inside this process; each is called only
-    where the mode needs it; `simulated` says whether that enclave stands on a simulated machine. Under Gramine the
+    where the mode needs it; `simulated`: that enclave is on a simulated machine. Under Gramine the
     process is the enclave.
     """
     match decision.mode:

@@ -1,8 +1,8 @@
 """Intel's Provisioning Certification Service and its caches (PCS, PCCS, Azure THIM): requests and answers as values.
 
-`pcs_requests` writes a request value as `HttpRequest` in the dialect of the service, `pcs_answers` reads `HttpResponse`
-as an answer value, `pcs_status` says what a failure means, `pcs_service` is the server's side. Nothing is sent and
-nothing is trusted here: bodies stay as received, because signatures are over their bytes.
+`build_request` writes a request value as `HttpRequest` in the dialect of the service, `pcs_answers` reads
+`HttpResponse` as an answer value or an error, `pcs_service` is the server's side. Nothing is sent and nothing is
+trusted here: bodies stay as received, because signatures are over their bytes.
 
 Source: dcap.md §7 (Intel PCS v3 and v4, Intel PCCS, Azure THIM).
 """
@@ -36,7 +36,7 @@ INTEL_ROOT_CA_CRL = "https://certificates.trustedservices.intel.com/IntelSGXRoot
 
 
 class Dialect(StrEnum):
-    """Whose service it is."""
+    """Which service it is: Intel's, a caching one, or Azure's."""
 
     PCS = "pcs"
     PCCS = "pccs"
@@ -64,9 +64,6 @@ PCK_CHAIN = "SGX-PCK-Certificate-Issuer-Chain"
 TCBM = "SGX-TCBm"
 FMSPC = "SGX-FMSPC"
 CA_TYPE = "SGX-PCK-Certificate-CA-Type"
-
-
-# --- requests -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,9 +205,6 @@ def describe(request: Request) -> str:
             return f"FMSPCs ({platform})"
 
 
-# --- the wire -------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class HttpRequest:
     """`path` begins with a slash and is appended to the service's base; `url` instead of it is another host's."""
@@ -281,9 +275,6 @@ def _platform(request: PckCertRequest | PckCertsRequest) -> None:
 
 def _set_name(update: Update) -> str:
     return f"set {update}" if isinstance(update, int) else f"{update} set"
-
-
-# --- Requests to PCS, PCCS and THIM as HTTP: one table of paths, three dialects (dcap.md §7) --------------------------
 
 
 _THIM_COLLATERAL = (("clientid", "production_client"), ("api-version", "2018-10-01-preview"))

@@ -165,7 +165,7 @@ def _decode(body: bytes, decoder: msgspec.json.Decoder[T], structure: str) -> T:
 # Statuses other than 200
 
 MAX_EXPLANATION = 300
-"""Characters of what a service says about its failure that are passed on."""
+"""Characters of a service's own explanation that are passed on."""
 
 RETRYABLE = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses after which the same request may succeed."""
@@ -217,7 +217,7 @@ _MEANINGS: dict[int, _Meaning] = {
 
 
 def status_error(request: Request, response: HttpResponse, *, service: str) -> CollateralError:
-    """The error of a response whose status is not 200: what was asked, what the service said, what to do."""
+    """The error of a response with a status other than 200: the request, the service's explanation, advice."""
     meaning = _MEANINGS.get(response.status) or _other(response.status)
     said = explanation(response)
     message = f"{describe(request)}: {meaning.words} ({service} answered {response.status}{said})"
@@ -225,7 +225,7 @@ def status_error(request: Request, response: HttpResponse, *, service: str) -> C
 
 
 def explanation(response: HttpResponse) -> str:
-    """What the service says about a failure, made safe to print; empty or beginning with a comma."""
+    """The service's explanation of a failure, made safe to print; empty or beginning with a comma."""
     parts = [response.header("Error-Code") or "", response.header("Error-Message") or ""]
     if not any(parts):
         parts = [response.body[:MAX_EXPLANATION].decode("utf-8", "replace")]

@@ -143,9 +143,6 @@ def _chain(name: str, chain: bytes) -> tuple[tuple[str, str], ...]:
     return ((name, quote(chain, safe="")),)
 
 
-# --- parameters -----------------------------------------------------------------------------------------------------
-
-
 def _required(query: Mapping[str, str], name: str) -> str:
     if name not in query:
         raise FormatError("is missing", structure=STRUCTURE, field=name)

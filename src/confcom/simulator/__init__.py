@@ -1,1 +1,1 @@
-"""A machine with SGX and the authority behind it, in software; its root is trusted by nobody by default."""
+"""A machine with SGX and the authority behind it, in software; no verifier trusts its root by default."""

@@ -1,8 +1,8 @@
 """The simulated authority: plays Intel for simulated machines. Certifies them, revokes them, judges their TCB.
 
-Everything it says is state that a caller may change at any time (windows, levels, statuses, revocations); documents,
+All of it is state that a caller may change at any time (windows, levels, statuses, revocations); documents,
 certificates and CRLs are made from the state when they are asked for, signed properly. Equal seeds, times and changes
-give equal bytes. Its root is trusted by nobody who was not told to.
+give equal bytes. Verifiers trust its root only if it is given to them.
 """
 
 from __future__ import annotations
@@ -71,8 +71,6 @@ class SimulatedAuthority:
         self.add_tcb_info(FMSPC)
         self.renew(self.now)
 
-    # --- what it serves -----------------------------------------------------------------------------------------------
-
     def root_certificate(self) -> x509.Certificate:
         """The self-signed root: what a verifier must be given to accept this world."""
         return self.root.issue(self.root.own)
@@ -119,8 +117,6 @@ class SimulatedAuthority:
     def ca_chain(self, ca: PckCa) -> bytes:
         """PEM of a PCK CA and the root: the issuer chain of PCK certificates and their CRL."""
         return pem(self.root.issue(self.pck_cas[ca].own), self.root_certificate())
-
-    # --- state to change ----------------------------------------------------------------------------------------------
 
     def tcb_info(self, fmspc: bytes = FMSPC, tee: Tee = "sgx") -> SimulatedTcbInfo:
         """The TCB info of a FMSPC, to read and to change."""
@@ -181,7 +177,7 @@ class SimulatedAuthority:
         self.root.crl.revoke(self.tcb_signing, self.now)
 
     def renew(self, now: datetime) -> None:
-        """Move to another time and issue every document and CRL anew; certificates keep their validity."""
+        """Move to another time and issue every document and CRL again; certificates keep their validity."""
         self.now = now.replace(microsecond=0)
         month, year = self._window(30 * _DAY), self._window(_YEAR)
         for document in (*self._tcb_infos.values(), *self._identities):
@@ -189,8 +185,6 @@ class SimulatedAuthority:
         for ca in self.pck_cas.values():
             ca.crl.this_update, ca.crl.next_update = month
         self.root.crl.this_update, self.root.crl.next_update = year
-
-    # --- how it makes its first state ---------------------------------------------------------------------------------
 
     def _window(self, duration: timedelta) -> tuple[datetime, datetime]:
         start = self.now - _DAY

@@ -28,7 +28,7 @@ _REMEMBERED = 256
 
 @dataclass(slots=True)
 class SimulatedCertificate:
-    """What a certificate says about its subject. `path_length` None means an end-entity certificate."""
+    """The content of a certificate but for its issuer. `path_length` None means an end-entity certificate."""
 
     common_name: str
     public_key: EllipticCurvePublicKey
@@ -82,7 +82,7 @@ class RevocationList:
 
 @dataclass(slots=True)
 class SimulatedCa:
-    """A CA: its key, what its own certificate says, and its CRL."""
+    """A CA: its key, the content of its own certificate, and its CRL."""
 
     key: EllipticCurvePrivateKey = field(repr=False)
     own: SimulatedCertificate

@@ -17,7 +17,7 @@ from confcom.simulator.qe3 import QuotingEnclave
 from confcom.simulator.world import SimulatedWorld
 
 RENEW_AFTER = timedelta(hours=1)
-"""The authority issues everything anew when its last issue is older than this, as Intel does every day."""
+"""The authority issues everything again when its last issue is older than this, as Intel does every day."""
 
 
 class SimulatedUpstream:

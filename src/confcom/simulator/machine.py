@@ -66,7 +66,7 @@ FMSPC = b"\0\0" + b"SIM\0"
 
 
 class SimulatedMachine:
-    """One machine. `tcb` may be set anew, as a microcode update does: report and attestation keys change with it."""
+    """One machine. `tcb` may be changed, as by a microcode update: report and attestation keys change with it."""
 
     def __init__(
         self,

@@ -1,6 +1,6 @@
 """The machine file: what several processes share so that they stand on one simulated machine, as they would on one CPU.
 
-JSON with everything that a machine is made from, its seed included: whoever reads it can make reports of every enclave
+JSON with everything that a machine is made from, its seed included. Its readers can make reports of every enclave
 there, so it is written with mode 0600 and never logged.
 """
 
@@ -35,7 +35,7 @@ _YEARS = range(2000, 2201)
 
 @dataclass(frozen=True, slots=True)
 class MachineFile:
-    """What the file says. `created` is when the machine's certificates begin."""
+    """The content of the file. `created` is when the machine's certificates begin."""
 
     seed: bytes = field(repr=False)
     created: datetime
@@ -99,7 +99,7 @@ class MachineFile:
             raise FormatError(error.message, structure=where, field="", advice=error.advice()) from None
 
     def named(self, name: str) -> Self:
-        """The machine of that name in the same world: one name is one machine, whoever asks and whenever."""
+        """The machine of that name in the same world: one name is always one machine."""
         digest = hashlib.sha256(b"confcom simulated machine\0" + name.encode()).digest()
         return replace(self, index=int.from_bytes(digest[:4], "big") >> 32 - INDEX_BITS)
 

@@ -96,7 +96,7 @@ class Processor:
 
     @classmethod
     def from_seed(cls, seed: bytes, index: int) -> Self:
-        """The CPU of machine `index`; real hardware draws the report key id anew at every start, this one does not."""
+        """The CPU of machine `index`; unlike real hardware's, its report key id is the same at every start."""
 
         def secret(name: str, size: int) -> bytes:
             return derive_bytes(seed, f"machine {index}: {name}", size)

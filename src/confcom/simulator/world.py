@@ -11,13 +11,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from confcom.appraisal.collateral import Collateral
 from confcom.collateral.bundle import save_bundle
 from confcom.collateral.documents import Document, DocumentKey, DocumentKind, missing_document, take_apart
-from confcom.collateral.interface import PckCaName, Tee, Update
 from confcom.errors import CollateralNotFound, CollateralUnavailable, ConfigError, KeyNotInitialized, UnsupportedKeyId
 from confcom.formats.attestation_key_id import ECDSA_P256_KEY_ID, AttestationKeyId
 from confcom.formats.sgx import QeReportInfo, Report
 from confcom.formats.tdx import TdReportBody
 from confcom.pki.roots import TrustRoot, TrustRoots
 from confcom.platforms.interface import InitializedQuote, QuoteResult
+from confcom.protocols.pcs import PckCaName, Tee, Update
 from confcom.simulator.authority import SOURCE, SimulatedAuthority
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.documents import SimulatedEvaluationDataNumbers, SimulatedQeIdentity, SimulatedTcbInfo
@@ -26,11 +26,9 @@ from confcom.simulator.machine_file import MachineFile
 from confcom.simulator.qe3 import QE3, QuotingEnclave
 from confcom.simulator.td import quote_td
 
-# --- SimulatedPcs: the simulated authority as a collateral source, in the place of Intel's PCS or a cache -------------
-
 
 class SimulatedPcs:
-    """A `CollateralSource`. Set `reachable` to False to play an outage.
+    """The simulated authority as a `CollateralSource`. Set `reachable` to False to play an outage.
 
     There is one set at a time: standard and early are the same, and so is its number.
     """
@@ -69,9 +67,6 @@ class SimulatedPcs:
             raise CollateralUnavailable("the simulated collateral service does not answer")
         if isinstance(update, int) and update != number:
             raise CollateralNotFound(f"the simulated authority has set {number} alone, not {update}")
-
-
-# --- SimulatedPlatform: QE and PCE of a simulated machine behind the port that real platforms fill --------------------
 
 
 class SimulatedPlatform:
@@ -224,7 +219,7 @@ class SimulatedWorld:
         return self.authority.root_certificate().public_bytes(Encoding.DER)
 
     def publish(self, now: datetime | None = None) -> Collateral:
-        """Collateral for the first machine as things stand; with a time, all of it issued anew first."""
+        """Collateral for the first machine in its present state; with a time, all of it is issued again first."""
         if now is not None:
             self.authority.renew(now)
         return self.authority.collateral_for(self.machine)

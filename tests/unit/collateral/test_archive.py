@@ -167,7 +167,7 @@ def test_a_number_that_is_not_the_documents_is_refused(other, archive, later):
     for entry in entries:
         for seen in entry.get("seen", ()):
             seen["served_as"] = seen["served_as"].replace("17", "16")
-    with pytest.raises(VerificationError, match="whose set is 17"):
+    with pytest.raises(VerificationError, match="that has set 17"):
         read(other, joined(entries), later)
 
 

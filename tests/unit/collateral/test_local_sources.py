@@ -24,7 +24,7 @@ def test_a_bundle_is_given_whatever_platform_is_asked_for(bundle, world):
 
 def test_a_bundle_of_another_number_than_asked_is_not_given(bundle, world):
     bundle.fetch(world.machine.fmspc, "platform", "sgx", update=17)
-    with pytest.raises(CollateralNotFound, match="whose set is 17"):
+    with pytest.raises(CollateralNotFound, match="that has set 17"):
         bundle.fetch(world.machine.fmspc, "platform", "sgx", update=18)
 
 

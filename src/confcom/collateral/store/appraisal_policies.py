@@ -77,7 +77,7 @@ class AppraisalPolicies:
 
 
 def platform_class(policy: str) -> str:
-    """The class of platforms that a policy is for, of `PLATFORM_CLASSES`; says nothing about the signature."""
+    """The class of platforms that a policy is for, of `PLATFORM_CLASSES`; the signature is not checked."""
     parts = policy.split(".")
     if len(parts) != 3:
         raise FormatError("is not a JWT of three parts", structure=STRUCTURE, field="policy")

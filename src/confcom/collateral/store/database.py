@@ -95,8 +95,6 @@ class StoreDatabase:
         while self._idle:
             self._idle.pop().close()
 
-    # --- connections --------------------------------------------------------------------------------------------------
-
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
         try:
@@ -134,8 +132,6 @@ class StoreDatabase:
             connection.execute("BEGIN IMMEDIATE")
             _apply(connection, _version(connection))
             connection.execute("COMMIT")
-
-    # --- failures -----------------------------------------------------------------------------------------------------
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -187,8 +183,8 @@ UNFINISHED = ".new"
 def unfinished_store(path: Path) -> Iterator[Path]:
     """A new empty store beside `path`; it takes its place when the block ends well, and is removed otherwise.
 
-    If a store is at `path` by then, it stays, and the new one is dropped: `FileExistsError`. The lock on the file tells
-    it from the leftover of a process that was killed.
+    If a store is at `path` by then, it stays, and the new one is dropped: `FileExistsError`. The lock on the file
+    distinguishes it from the leftover of a killed process.
     """
     _remove_leftovers(path)
     with _making(path):
@@ -300,11 +296,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-# --- Whether somebody, in this process or another, has written to a collateral store ----------------------------------
-
-
 class StoreWatch:
-    """Notices writes to the file of a store. One thread at a time."""
+    """Notices writes to the file of a store by this process or another. One thread at a time."""
 
     def __init__(self, path: Path) -> None:
         try:

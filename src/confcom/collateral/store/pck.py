@@ -1,4 +1,6 @@
-"""PCK certificates that callers without a token asked for: what one says of a QE_ID holds for its address alone.
+"""PCK certificates: claims of callers without a token, and the rules by which a certificate is accepted and selected.
+
+A claim holds for the caller's address alone.
 
 No certificate holds a QE_ID, so a caller can name another machine's and its own encrypted PPID. Such a claim is kept
 for its address, because a quote provider gives the encrypted PPID once and asks without it later. Nothing of it binds
@@ -164,17 +166,14 @@ def _part(limit: int) -> int:
     return max(1, limit // 100)
 
 
-# --- What a PCK certificate says: its processor by the PPID, which stays whatever the TCB, and when its c ---
-
-
 STEP = "pck-certificate"
 
 
 def require_same_platform(known: PckCertificateAnswer, found: PckCertificateAnswer, *, roots: TrustRoots) -> None:
     """Refuse a certificate of another processor than the known one's: `MismatchError`.
 
-    A caching service knows platforms by their QE_ID, which no certificate holds. Without this, anybody who asks with
-    another machine's QE_ID and his own encrypted PPID puts his certificate in the place of the machine's.
+    A caching service knows platforms by their QE_ID, which no certificate holds. Without this check, a caller with
+    another machine's QE_ID and its own encrypted PPID would replace that machine's certificate.
     """
     if _ppid(known, roots) != _ppid(found, roots):
         raise MismatchError(
@@ -182,7 +181,7 @@ def require_same_platform(known: PckCertificateAnswer, found: PckCertificateAnsw
             step=STEP,
             expected="the PPID of the certificates that are in the store",
             found="another PPID",
-            advice="If the machine was provisioned anew, register it again with the user token (POST platforms).",
+            advice="If the machine was provisioned again, register it with the user token (POST platforms).",
         )
 
 
@@ -231,7 +230,7 @@ def _ppid(answer: PckCertificateAnswer, roots: TrustRoots) -> bytes:
     return verify_chain([*leaf, *issuers], roots=roots, kind="pck", step=STEP).extension.ppid
 
 
-# --- Which of a platform's PCK certificates fits its raw TCB best (dcap.md §8, Intel's PCK certificate se ---
+# Selection of a PCK certificate for a raw TCB (dcap.md §8, Intel's PCK certificate selection library)
 #
 # A platform that updates its microcode reports a raw TCB that no certificate has exactly; the best certificate is one
 # of the highest TCB level that the platform still reaches.
@@ -246,7 +245,7 @@ class CertificatesUnavailable(CollateralNotFound):
 
 @dataclass(frozen=True, slots=True, order=True)
 class _Tcb:
-    """Sixteen components, then the PCESVN. The order is total, and agrees with `reaches` where that says something."""
+    """Sixteen components, then the PCESVN. The order is total, and agrees with `reaches` where that holds."""
 
     components: tuple[int, ...]
     pce_svn: int
@@ -259,14 +258,15 @@ class _Tcb:
 
 def select_pck_certificate(
     certificates: Sequence[PckCertificateAnswer], *, cpu_svn: bytes, pce_svn: int, tcb_info: TcbInfo
-) -> PckCertificateAnswer | None:
-    """The certificate to use at a raw TCB (CPUSVN 16 bytes, PCESVN); None if the platform reaches none of them.
+) -> PckCertificateAnswer:
+    """The certificate to use at a raw TCB (CPUSVN 16 bytes, PCESVN).
 
     (1) each certificate belongs to the highest level of the TCB info that its own TCB reaches, or to none;
     (2) certificates of a higher level come first, and within a level the higher TCB;
     (3) the first one whose TCB the platform reaches in all components and the PCESVN is taken.
 
-    All are of one platform, as the caller knows; those of another FMSPC than the TCB info's are passed over.
+    All are of one platform, as the caller knows; those of another FMSPC than the TCB info's are passed over. If the
+    platform reaches none of them: `CertificatesUnavailable`.
     """
     raw = _Tcb(tuple(cpu_svn), pce_svn)
     levels = [_Tcb(level.sgx_components, level.pce_svn) for level in tcb_info.tcb_levels]
@@ -277,14 +277,7 @@ def select_pck_certificate(
     ranked.sort(key=lambda entry: entry[1], reverse=True)
     ranked.sort(key=lambda entry: entry[0])
     # (3)
-    return next((found for _, tcb, found in ranked if raw.reaches(tcb)), None)
-
-
-def require_pck_certificate(
-    certificates: Sequence[PckCertificateAnswer], *, cpu_svn: bytes, pce_svn: int, tcb_info: TcbInfo
-) -> PckCertificateAnswer:
-    """The same; `CertificatesUnavailable` if the platform reaches none of them."""
-    selected = select_pck_certificate(certificates, cpu_svn=cpu_svn, pce_svn=pce_svn, tcb_info=tcb_info)
+    selected = next((found for _, tcb, found in ranked if raw.reaches(tcb)), None)
     if selected is None:
         raise CertificatesUnavailable(
             f"none of the {len(certificates)} PCK certificates of the platform is for a TCB as low as CPUSVN "

@@ -1,4 +1,4 @@
-"""Platforms in the store: their PCK certificates for the quotes they make, and the TCB that they were met at.
+"""Platforms in the store: their PCK certificates, and the TCB that they were last seen at.
 
 A PCK certificate names its platform by the PPID, which is a lasting identifier of a machine: the registry of platforms
 keeps only its SHA-256. The certificates themselves contain it, so the store's file is readable by its owner alone.
@@ -91,7 +91,7 @@ class PlatformUpdate:
 
 @dataclass(frozen=True, slots=True)
 class KnownPlatform:
-    """A platform that was met, at its latest TCB. `id` is the SHA-256 of its PPID in hexadecimal digits."""
+    """A platform that was seen, at its latest TCB. `id` is the SHA-256 of its PPID in hexadecimal digits."""
 
     id: str
     tee: Tee
@@ -115,7 +115,7 @@ class PlatformRegistry:
             _observe(connection, extension, seconds(seen), tee)
 
     def known(self) -> tuple[KnownPlatform, ...]:
-        """Every platform met, the one met first at the front."""
+        """Every platform seen, in the order of first sight."""
         with self._database.read() as connection:
             rows = connection.execute(
                 "SELECT id, tee, fmspc, ca, sgx_components, pce_svn, cpu_svn, first_seen, last_seen "
@@ -124,7 +124,7 @@ class PlatformRegistry:
             return tuple(_platform(row) for row in rows)
 
     def kinds(self) -> tuple[tuple[Tee, bytes, PckCaName], ...]:
-        """The kinds of the platforms that were met: TEE, FMSPC (6 bytes) and CA."""
+        """The kinds of platforms that were seen: TEE, FMSPC (6 bytes) and CA."""
         with self._database.read() as connection:
             rows = connection.execute("SELECT DISTINCT tee, fmspc, ca FROM platforms").fetchall()
             return tuple(("tdx" if tee == "tdx" else "sgx", bytes.fromhex(fmspc), _ca(ca)) for tee, fmspc, ca in rows)
@@ -173,7 +173,7 @@ class PlatformRegistry:
             connection.execute("UPDATE platforms SET last_seen = max(last_seen, ?) WHERE id = ?", (seconds(seen), id_))
 
     def remove(self, qe_id: bytes) -> int:
-        """Remove the platforms of a QE_ID: certificates, registrations, and what was met of them; gives their number.
+        """Remove the platforms of a QE_ID: certificates, registrations, and sightings; gives their number.
 
         A platform has one QE_ID for each PCE-ID, which is always 0000 so far.
         """
@@ -205,12 +205,12 @@ class PlatformRegistry:
             return 1
 
     def remove_unseen(self, since: datetime) -> int:
-        """Remove every platform that has neither asked nor been met since; gives their number."""
+        """Remove every platform that has neither asked nor been seen since; gives their number."""
         with self._database.read() as connection:
             unseen = connection.execute(_UNSEEN, (seconds(since),)).fetchall()
         removed = 0
         for start in range(0, len(unseen), REMOVED_AT_A_TIME):
-            # In pieces, so that other writers get their turn. Who asks meanwhile stays.
+            # In pieces, so that other writers get their turn. A platform that asks meanwhile stays.
             with self._database.write() as connection:
                 for qe_id, pce_id in unseen[start : start + REMOVED_AT_A_TIME]:
                     asked = connection.execute(_ASKED, (qe_id, pce_id)).fetchone()[0]
@@ -219,7 +219,7 @@ class PlatformRegistry:
                         removed += 1
         with self._database.write() as connection:
             connection.execute("DELETE FROM pck_claims WHERE last_seen < ?", (seconds(since),))
-            # Those met by their quotes alone.
+            # Those known by their quotes alone.
             sql = "DELETE FROM platforms WHERE last_seen < ?"
             return removed + connection.execute(sql, (seconds(since),)).rowcount
 

@@ -12,15 +12,15 @@ from confcom.collateral.documents import Document, DocumentFacts, DocumentKey, D
 from confcom.errors import CollateralError
 from confcom.protocols.pcs import Update
 
-# --- Which version of a document was in force at a time: the rule of the store, apart from the store ------------------
+# The version of a document that was in force at a time
 #
 # (1) A number asked for is taken alone. Of `standard` and `early`, the versions that were served under that name.
 # (2) Such a name moves to a higher number when Intel promotes one, never back: the number in force at T is the highest
 #     that was known by T. A version is known from the time it was first seen under the name; if it was seen only after
-#     it had expired (an archive), that time says nothing, and it counts as known from its issue.
+#     it had expired (an archive), that time is ignored, and it counts as known from its issue.
 # (3) Of the versions with that number or a higher one, those valid at T; the lowest number first, then the latest
 #     issue. A lower number is never fallen back to, or an old source could undo a promotion.
-# (4) Is none valid at T, the one that was valid nearest to T: the verifier then says what is stale, and since when.
+# (4) If none is valid at T, the one that was valid nearest to T: the verifier then reports what is stale.
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def choose(candidates: Sequence[Candidate], *, at: int, update: Update | None) -
     if valid and update is not None:
         return max(valid, key=lambda candidate: (-candidate.number, candidate.issue_date, candidate.id))
     if valid:
-        # Of CRLs, whose numbers only count them, the latest issue.
+        # Numbers of CRLs only count them: the latest issue.
         return max(valid, key=lambda candidate: (candidate.issue_date, candidate.number, candidate.id))
     # (4)
     return min(pool, key=lambda candidate: (candidate.distance(at), -candidate.issue_date, -candidate.id))
@@ -160,12 +160,14 @@ def document_in_force(connection: sqlite3.Connection, key: DocumentKey, at: date
     return None if version is None else load_document(connection, version, key)
 
 
-def versions_of(connection: sqlite3.Connection, key: DocumentKey, root: bytes) -> Iterator[StoredVersion]:
-    """The versions that were served as the key's set, or have its number; the latest issue first."""
+def versions_of(
+    connection: sqlite3.Connection, key: DocumentKey, root: bytes, *, only: int | None = None
+) -> Iterator[StoredVersion]:
+    """The versions that were served as the key's set, or have its number; latest issue first. `only`: one id."""
     rows = connection.execute(
         "SELECT id, digest, issue_date, next_update, number, expires FROM versions "
-        "WHERE document = ? AND root = ? ORDER BY issue_date DESC, id DESC",
-        (_document_id(connection, key), root),
+        "WHERE document = ? AND root = ? AND id = coalesce(?, id) ORDER BY issue_date DESC, id DESC",
+        (_document_id(connection, key), root, only),
     ).fetchall()
     for version, digest, issue, update, number, expires in rows:
         seen = connection.execute(
@@ -250,13 +252,11 @@ def _key(row: tuple[str, str, str, str, str]) -> DocumentKey:
     )
 
 
-# --- The tables of the collateral store, as the list of the steps that made them (docs/reference/collater ---
-#
-# Times are seconds since 1970 in UTC. A step that was released is never changed: the next one is appended.
-
+# The tables, as the list of migration steps (docs/reference/collateral-store.md). Times are seconds since 1970 in UTC.
+# A released step is never changed: the next one is appended.
 
 APPLICATION_ID = 0x43434F4C
-"""`PRAGMA application_id`, "CCOL": tells a store from any other SQLite file."""
+"""`PRAGMA application_id`, "CCOL": marks a store among SQLite files."""
 
 MIGRATIONS: tuple[str, ...] = (
     """

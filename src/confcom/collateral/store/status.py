@@ -1,4 +1,4 @@
-"""What a collateral store warns of: what expires when, what is missing, whom the next TCB promotion leaves behind."""
+"""Warnings of a collateral store: expiry, missing documents, platforms that the next TCB promotion makes OutOfDate."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class MissingDocument:
 
 @dataclass(frozen=True, slots=True)
 class PlatformStatus:
-    """A platform that was met, under the set in force and under the coming one.
+    """A platform that was seen, under the set in force and under the coming one.
 
     A status None means: there is no such TCB info (its number is None too), or no level that low. `shortfall` is the
     first component that is too low, under the coming set if that judges worse. Of a TD's TCB only what the platform
@@ -65,7 +65,7 @@ class PlatformStatus:
 
     @property
     def falls_behind(self) -> bool:
-        """Whether the coming promotion turns it out of date."""
+        """Whether the coming promotion makes it out of date."""
         coming = self.early_number is not None and self.early_status in _OLD
         return coming and not self.out_of_date and self.early_number != self.standard_number
 
@@ -90,18 +90,18 @@ class StoreStatus:
 
     @property
     def clock_problem(self) -> str:
-        """Why the clock must be wrong if it says `now`; empty where nothing tells so."""
+        """Why a clock that shows `now` must be wrong; empty if it need not be."""
         dates = Dates.of((document.issue_date, document.expires) for document in self.documents)
         return "" if dates is None else dates.clock_problem(self.now)
 
     @property
     def falling_behind(self) -> tuple[PlatformStatus, ...]:
-        """The platforms that the coming promotion turns out of date."""
+        """The platforms that the coming promotion makes out of date."""
         return tuple(platform for platform in self.platforms if platform.falls_behind)
 
 
 def store_status(store: CollateralStore, now: datetime, *, fmspcs: frozenset[bytes] = frozenset()) -> StoreStatus:
-    """Look at every document in force at `now` and at every platform met; with `fmspcs`, at theirs alone."""
+    """The status of every document in force at `now` and of every platform seen; with `fmspcs`, of theirs alone."""
     keys = [key for key in store.document_keys() if key.fmspc is None or not fmspcs or key.fmspc in fmspcs]
     platforms = [known for known in store.platforms.known() if not fmspcs or known.fmspc in fmspcs]
     infos = _TcbInfos(store, now)
@@ -116,7 +116,7 @@ def store_status(store: CollateralStore, now: datetime, *, fmspcs: frozenset[byt
 def as_dict(status: StoreStatus, *, min_validity: timedelta, clock: bool = True) -> dict[str, Any]:
     """The status for machines: times in RFC 3339, bytes in hexadecimal digits.
 
-    `clock` says that `now` is what this machine's clock says.
+    `clock`: `now` is the time of this machine's clock.
     """
     return {
         "now": rfc3339(status.now),
@@ -129,9 +129,6 @@ def as_dict(status: StoreStatus, *, min_validity: timedelta, clock: bool = True)
         "documents": [_document_dict(document) for document in status.documents],
         "platforms": [_platform_dict(entry) for entry in status.platforms],
     }
-
-
-# --- documents ------------------------------------------------------------------------------------------------------
 
 
 def _documents(store: CollateralStore, keys: Iterable[DocumentKey], now: datetime) -> Iterator[DocumentStatus]:
@@ -161,7 +158,7 @@ def _missing(
 def _needs(
     keys: set[DocumentKey], platforms: Iterable[KnownPlatform], fmspcs: frozenset[bytes]
 ) -> Iterator[tuple[bytes, Tee, set[DocumentKey]]]:
-    # Which CA certified the platforms of a FMSPC is known only when one was met; before, any list has to do.
+    # Which CA certified the platforms of a FMSPC is known only when one was seen; before, any list has to do.
     any_crl = set() if any(key.kind is DocumentKind.PCK_CRL for key in keys) else {DocumentKey.pck_crl("platform")}
     named = set()
     for key in keys:
@@ -175,9 +172,6 @@ def _needs(
         yield known.fmspc, known.tee, {*needed, DocumentKey.pck_crl(known.ca)}
     for fmspc in fmspcs - named:
         yield fmspc, "sgx", {DocumentKey.tcb_info("sgx", fmspc), DocumentKey.qe_identity("sgx"), *any_crl}
-
-
-# --- platforms ------------------------------------------------------------------------------------------------------
 
 
 class _TcbInfos:
@@ -217,27 +211,14 @@ def _status(known: KnownPlatform, info: TcbInfo | None) -> TcbStatus | None:
     return None if level is None else level.tcb_status
 
 
-# --- JSON -----------------------------------------------------------------------------------------------------------
-
-
-def _key_dict(key: DocumentKey) -> dict[str, Any]:
-    return {
-        "kind": key.kind.value,
-        "tee": key.tee,
-        "fmspc": None if key.fmspc is None else key.fmspc.hex(),
-        "ca": key.ca,
-        "update": key.update,
-    }
-
-
 def _missing_dict(entry: MissingDocument) -> dict[str, Any]:
-    fields = dict.fromkeys(("tee", "fmspc", "ca", "update")) if entry.key is None else _key_dict(entry.key)
+    fields = dict.fromkeys(("tee", "fmspc", "ca", "update")) if entry.key is None else entry.key.as_dict()
     for_fmspc = None if entry.fmspc is None else entry.fmspc.hex()
     return {"kind": DocumentKind.TCB_INFO.value} | fields | {"for_fmspc": for_fmspc}
 
 
 def _document_dict(document: DocumentStatus) -> dict[str, Any]:
-    return _key_dict(document.key) | {
+    return document.key.as_dict() | {
         "number": document.number,
         "issue_date": rfc3339(document.issue_date),
         "expires": rfc3339(document.expires),

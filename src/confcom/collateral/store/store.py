@@ -1,8 +1,7 @@
 """CollateralStore: every version of every document, with a memory of when it was seen, in one SQLite file.
 
-Nothing unverified gets in: `add` verifies each document under the roots that the store was opened with, and only what
-leads to those roots comes out. What comes out is verified again by whoever uses it (`verify_collateral`), so that the
-file need not be trusted.
+`add` verifies each document under the roots that the store was opened with, and only what leads to those roots is read.
+Its users verify it once more (`verify_collateral`), so that the file need not be trusted.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ class CollateralStore:
     def __init__(
         self, path: Path, *, roots: TrustRoots, create: bool = True, busy_timeout: float = BUSY_TIMEOUT
     ) -> None:
-        """Open the store, and make it if it is not there. Every failure is a `CollateralError` that says what to do."""
+        """Open the store, and make it if it is not there. Every failure is a `CollateralError` with advice."""
         self.path = path
         self.roots = roots
         self.source = f"store {path}"
@@ -81,8 +80,6 @@ class CollateralStore:
             for version in self.history(key):
                 self.load(version)
 
-    # --- in -----------------------------------------------------------------------------------------------------------
-
     def add(self, documents: Iterable[Document], *, seen: datetime, source: str) -> int:
         """Verify documents and keep them, all or none; gives how many were new versions.
 
@@ -108,8 +105,6 @@ class CollateralStore:
     def observe_platform(self, extension: PckExtension, *, seen: datetime, tee: Tee = "sgx") -> None:
         """Remember a platform and its TCB, as its PCK certificate states them, for `status`."""
         self.platforms.observe(extension, seen=seen, tee=tee)
-
-    # --- out ----------------------------------------------------------------------------------------------------------
 
     def collateral(
         self, fmspc: bytes, ca: PckCaName, tee: Tee, *, at: datetime, update: Update = "standard"
@@ -150,9 +145,7 @@ class CollateralStore:
             for root in self._root_keys:
                 chosen = id_in_force(connection, key, at, root)
                 if chosen is not None:
-                    return next(
-                        (version for version in versions_of(connection, key, root) if version.id == chosen), None
-                    )
+                    return next(versions_of(connection, key, root, only=chosen), None)
         return None
 
     def history(self, key: DocumentKey) -> tuple[StoredVersion, ...]:

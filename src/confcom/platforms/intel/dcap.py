@@ -6,7 +6,7 @@ its PCE functions from there. Certification data comes from whatever quote provi
 is installed; the libraries open it themselves on every call.
 
 What crosses this border has a fixed size: key id 256 bytes, report 432, target info 512, QE report info 960. Quotes are
-as long as the library says, within limits.
+as long as the library states, within limits.
 """
 
 from __future__ import annotations
@@ -29,16 +29,15 @@ from confcom.errors import (
     UnsupportedKeyId,
 )
 from confcom.formats.attestation_key_id import AttestationKeyId
-from confcom.formats.codec import Cursor
 from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
-from confcom.platforms.interface import InitializedQuote, QuoteResult, sdk_simulation_refused
+from confcom.platforms.interface import InitializedQuote, QuoteResult, sdk_simulation_refused, without_padding
 from confcom.platforms.quoting import AESM_VARIABLE
 from confcom.platforms.sgx_host import QUOTE_LIBRARY, device_obstacles, find_library, obstacles_to_in_proc
 
-# --- `quote3_error_t`, the error numbers of Intel's DCAP libraries (`sgx_ql_lib_common.h`), as errors of  ---
+# `quote3_error_t`, the error numbers of Intel's DCAP libraries (`sgx_ql_lib_common.h`)
 #
-# The class of an error decides what a client of the quote helper is told; a `NativeError` is told by its number,
-# through `QUOTE3_STATUS` of the AESM status table. A number that is not here is kept and told as UNEXPECTED.
+# The class of an error decides the AESM status that a client of the quote helper gets; for a `NativeError` its number
+# does, by `QUOTE3_STATUS` of the AESM status table. An unknown number is kept and becomes UNEXPECTED.
 
 
 SUCCESS = 0
@@ -46,11 +45,11 @@ ENCLAVE_LOST = 0xE014
 """The QE is gone (sleep, migration of the machine); the library never loads it again."""
 
 LOAD_ERROR = 0xE016
-"""Also what a process is told that still holds the device of a driver that has been replaced."""
+"""Also for a process that still holds the device of a driver that has been replaced."""
 NO_DEVICE = 0xE03F
 
 RESTART_STATES: frozenset[int] = frozenset({0xE00E, ENCLAVE_LOST, LOAD_ERROR, NO_DEVICE})
-"""What may be answered otherwise by a process that loads libraries and enclaves anew."""
+"""Errors that a new process, which loads libraries and enclaves again, may not have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +112,7 @@ QUOTE3_ERRORS: Mapping[int, Quote3Error] = MappingProxyType(
         ENCLAVE_LOST: Quote3Error(
             "ENCLAVE_LOST",
             "the quoting enclave is lost",
-            "The machine slept or was migrated: the process must load its enclaves anew.",
+            "The machine slept or was migrated: the process must load its enclaves again.",
             retryable=True,
         ),
         0xE015: Quote3Error(
@@ -186,7 +185,6 @@ MIN_QUOTE_SIZE = 436 + 576 + 2 + 32 + 6
 MAX_QUOTE_SIZE = 64 * 1024
 """Bytes; with the longest PCK chain that Intel's library accepts a quote has 13,346."""
 
-_SIGNATURE_LENGTH_OFFSET = 432
 _Buffer = Any
 """What ctypes passes for a `uint8_t *`."""
 
@@ -308,7 +306,10 @@ class IntelDcapPlatform:
                 raise sdk_simulation_refused() from error
             raise
         filled = QeReportInfo.parse(info.raw) if qe_report_info is not None else None
-        return QuoteResult(_without_padding(quote.raw), filled)
+        try:
+            return QuoteResult(without_padding(quote.raw), filled)
+        except FormatError as error:
+            raise NativeError(f"sgx_ql_get_quote: what came back is no quote: {error}") from error
 
     def _call(self, name: str, *arguments: object) -> None:
         status = self._functions[name](*arguments)
@@ -332,7 +333,7 @@ def _load(name: str, folder: Path | None, mode: int) -> ctypes.CDLL:
 
 
 def _loading_advice(reason: str, folder: Path | None) -> str:
-    """Names at once all that is missing: who installs one package after the other learns of the next each time."""
+    """Names all missing packages at once, instead of one at each attempt."""
     # The linker names the library that is missing, which may be one that ours depends on.
     named = Path(reason.partition(":")[0]).name
     packages = [package for library, package in _PACKAGES.items() if library == named or _is_absent(library, folder)]
@@ -357,12 +358,3 @@ def _function(library: ctypes.CDLL, name: str, arguments: Sequence[Any]) -> Call
     function.argtypes, function.restype = list(arguments), ctypes.c_uint32
     called: Callable[..., int] = function
     return called
-
-
-def _without_padding(quote: bytes) -> bytes:
-    try:
-        cursor = Cursor(quote, "Quote", _SIGNATURE_LENGTH_OFFSET)
-        cursor.take(cursor.u32("signature_data_len"), "signature_data")
-    except FormatError as error:
-        raise NativeError(f"sgx_ql_get_quote: what came back is no quote: {error}") from error
-    return quote[: cursor.offset]

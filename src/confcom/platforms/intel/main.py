@@ -1,8 +1,8 @@
 """The process that loads Intel's libraries: `python -m confcom.platforms.intel.main [FOLDER] FD`.
 
 `FOLDER` is where the libraries are, by default where the dynamic linker finds them. `FD` is this process's end of a
-SOCK_SEQPACKET pair (see `intel_messages`). It answers until the other end is closed, and ends then even in the middle
-of a call.
+SOCK_SEQPACKET pair (see `process`). It answers until the other end is closed, and ends then even in the middle of a
+call.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def serve(channel: socket.socket, platform: Platform) -> None:
 
 
 def answer(platform: Platform, data: bytes) -> m.WorkerAnswer:
-    """What a platform has to say to one request; every failure of the family becomes `Failed`."""
+    """A platform's answer to one request; every `ConfcomError` becomes `Failed`."""
     try:
         return _perform(platform, m.parse_request(data))
     except ConfcomError as error:
@@ -82,7 +82,7 @@ def _key_id(key_id: bytes | None) -> AttestationKeyId | None:
 
 def _end_with_parent(fd: int) -> None:
     watch = select.poll()
-    watch.register(fd, 0)  # hang-up is always told
+    watch.register(fd, 0)  # hang-up is always reported
     watch.poll()
     os._exit(0)
 

@@ -1,8 +1,8 @@
 """Intel's QE3 and PCE in a process of their own, which is replaced when it crashes, hangs or has lost its enclaves.
 
 Every call ends within its time, because the parent only ever waits for a message. After a replacement the attestation
-key is made anew (it is the same key: Intel's QE derives it from the platform), and the request that saw the failure is
-asked once more. That is safe: every request may be repeated, and the report of a quote stays valid for the same QE.
+key is made again (it is the same key: Intel's QE derives it from the platform), and the failed request is repeated
+once. That is safe: every request may be repeated, and the report of a quote stays valid for the same QE.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ from confcom.platforms.intel.process import Surroundings, WorkerLost, WorkerProc
 from confcom.platforms.interface import InitializedQuote, QuoteResult
 from confcom.platforms.sgx_host import DEVICES_ADVICE
 
-# --- The workers of one platform: the present one, a spare that has loaded the libraries, and those that end ----------
-
 
 class WorkerPool:
-    """Gives a worker and replaces it. `close` may come from another thread than the rest."""
+    """The workers of one platform: the present one, a spare that has loaded the libraries, and those that end.
+
+    `close` may be called from another thread than the rest.
+    """
 
     def __init__(self, start: Callable[[], WorkerProcess], *, spare: bool) -> None:
         self._start = start
@@ -99,7 +100,7 @@ class WorkerPool:
 
 
 MAX_TRIES = 2
-"""How often a request may be the end of a worker, or find its enclaves lost."""
+"""Workers that one request may crash, or find without enclaves."""
 MAX_LOST = 20
 """Workers that one call may use up, those included that were killed from outside or ended while they were idle."""
 FIRST_PAUSE = 0.25
@@ -129,8 +130,8 @@ class IntelWorkerPlatform:
     """A `Platform` (see `confcom.platforms.interface`) over worker processes; `close` ends them.
 
     `folder` is where Intel's libraries are, by default where the dynamic linker finds them. Nothing is started before
-    the first call, or `start`. `surroundings` are closed with it. `devices` says why the SGX devices cannot be opened,
-    each as a clause: it is asked when a call fails.
+    the first call, or `start`. `surroundings` are closed with it. `devices` returns why the SGX devices cannot be
+    opened, each as a clause: it is called when a call fails.
     """
 
     name = "intel-dcap"

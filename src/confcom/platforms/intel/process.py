@@ -17,11 +17,11 @@ import msgspec
 from confcom import errors
 from confcom.errors import ConfcomError, FormatError, NativeError, PlatformBusy, PlatformError, PlatformUnavailable
 
-# --- What a process with Intel's libraries and its parent say to each other: one message per datagram, Me ---
+# Messages between a process with Intel's libraries and its parent: one per datagram, MessagePack.
 #
-# The channel is a pair of SOCK_SEQPACKET sockets, so a message is whole or not there. The worker says `Ready` or
+# The channel is a pair of SOCK_SEQPACKET sockets, so a message is whole or not there. The worker sends `Ready` or
 # `Failed` when its libraries are loaded; then every request gets one answer. Native code runs in the worker, so its
-# messages are read as a stranger's: bounded, and checked for their form.
+# messages are not trusted: they are bounded and checked for their form.
 
 
 MAX_MESSAGE = 128 * 1024
@@ -140,9 +140,6 @@ def parse_answer(data: bytes) -> WorkerAnswer:
         raise FormatError(str(error), structure="WorkerAnswer", field="") from error
 
 
-# --- One process with Intel's libraries, as its parent holds it: start, ask within a time, kill. No secon ---
-
-
 REAP_TIMEOUT = 1.0
 """Seconds for a killed process to be gone; one that is stuck in the kernel is left to be reaped later."""
 
@@ -150,7 +147,8 @@ REAP_TIMEOUT = 1.0
 class WorkerLost(Exception):
     """The process cannot be asked any more.
 
-    `to_blame` says whether another one will likely fare the same: it neither was idle nor killed from outside.
+    `to_blame`: another worker will likely fail in the same way, since this one was neither idle nor killed from
+    outside.
     """
 
     def __init__(self, reason: str, *, to_blame: bool, hung: bool = False) -> None:

@@ -15,11 +15,17 @@ import msgspec
 import structlog
 from starlette.requests import Request
 
-from confcom.collateral.platform_collateral import PlatformCollateral, Taken, take_platform_collateral
+from confcom.collateral.platform_collateral import (
+    PlatformCollateral,
+    PlatformForm,
+    Taken,
+    take_platform_collateral,
+    unhex,
+)
 from confcom.collateral.store.appraisal_policies import STRUCTURE
 from confcom.collateral.store.registrations import PAGE, Place, Registration, State
 from confcom.errors import CollateralNotFound, FormatError
-from confcom.protocols.pcs import MAX_PLATFORM_MANIFEST, HttpResponse, PckCertRequest, PckCertsRequest, Update
+from confcom.protocols.pcs import HttpResponse, PckCertRequest, PckCertsRequest, Update
 from confcom.protocols.pcs_answers import hex_field
 from confcom.services.collateral.answers import (
     JSON,
@@ -39,9 +45,6 @@ from confcom.services.collateral.callers import Bodies, Tokens
 from confcom.services.collateral.refresh import Refresher, RefreshReport
 from confcom.services.collateral.service_http import Routes
 
-# --- What operators and provisioning tools send to the collateral service: platforms to register, refreshes -----------
-
-
 REGISTRATION = "platform registration"
 
 MAX_REGISTRATION = 256 << 10
@@ -52,7 +55,7 @@ MAX_PAGE = 1000
 
 
 class Administration:
-    """The paths that change something; all want a token."""
+    """The paths that change something; all need a token."""
 
     def __init__(
         self,
@@ -132,7 +135,7 @@ class Administration:
         if (qe_id is None) == (since is None):
             raise FormatError("is needed, or not_seen_since, and not both", structure="PCS request", field="qeid")
         if qe_id is not None:
-            named = _hex(qe_id, "qeid")
+            named = unhex(qe_id, REGISTRATION, "qeid")
             removed = await self._cache.read(lambda: platforms.remove(named))
             if not removed:
                 raise CollateralNotFound(f"there is no platform with QE_ID {named.hex()[:260]}")
@@ -159,9 +162,7 @@ class Administration:
         """Ask upstream again for every document, or (type=certs, fmspc=…) for the platforms' certificates."""
         self._tokens.require(request, "admin")
         if self._cache.upstream is None:
-            raise Refused(
-                503, "an offline service has nobody to ask", advice="Import collateral into the store instead."
-            )
+            raise Refused(503, "an offline service has no upstream", advice="Import collateral into the store instead.")
         match request.query_params.get("type", "").lower():
             case "":
                 report = await self._refresher.refresh_documents()
@@ -227,39 +228,17 @@ class StreamedAnswer(Answer):
         await send({"type": "http.response.body", "body": b""})
 
 
-# --- JSON -----------------------------------------------------------------------------------------------------------
+_PLATFORM = msgspec.json.Decoder(PlatformForm)
 
 
-class _Platform(msgspec.Struct):
-    """A platform as Intel's retrieval tool writes it; numbers are little-endian hexadecimal digits.
-
-    A manifest suffices; without one, CPUSVN, PCESVN and encrypted PPID are needed.
-    """
-
-    qe_id: Annotated[str, msgspec.Meta(min_length=2, max_length=260)]
-    pce_id: Annotated[str, msgspec.Meta(min_length=4, max_length=4)]
-    cpu_svn: Annotated[str, msgspec.Meta(max_length=32)] | None = None
-    pce_svn: Annotated[str, msgspec.Meta(max_length=4)] | None = None
-    enc_ppid: Annotated[str, msgspec.Meta(max_length=768)] | None = None
-    platform_manifest: Annotated[str, msgspec.Meta(max_length=2 * MAX_PLATFORM_MANIFEST)] | None = None
-
-
-_PLATFORM = msgspec.json.Decoder(_Platform)
-
-
-def _request(platform: _Platform) -> PckCertRequest | PckCertsRequest:
-    qe_id, pce_id = _hex(platform.qe_id, "qe_id"), _hex(platform.pce_id, "pce_id")
-    ppid = _hex(platform.enc_ppid, "enc_ppid") if platform.enc_ppid else None
-    manifest = _hex(platform.platform_manifest, "platform_manifest") if platform.platform_manifest else None
-    if platform.cpu_svn and platform.pce_svn:
-        pce_svn = int.from_bytes(_hex(platform.pce_svn, "pce_svn"), "little")
-        request = PckCertRequest(_hex(platform.cpu_svn, "cpu_svn"), pce_svn, pce_id, qe_id, ppid, manifest)
-        if manifest is None and request.encrypted_ppid is None:
-            raise _needed("enc_ppid")
-        return request
-    if manifest is None:
+def _request(platform: PlatformForm) -> PckCertRequest | PckCertsRequest:
+    """A manifest suffices; without one, CPUSVN, PCESVN and encrypted PPID are needed."""
+    request = platform.request(REGISTRATION)
+    if request is None:
         raise _needed("cpu_svn" if not platform.cpu_svn else "pce_svn")
-    return PckCertsRequest(pce_id, ppid, manifest, qe_id=qe_id)
+    if request.platform_manifest is None and request.encrypted_ppid is None:
+        raise _needed("enc_ppid")
+    return request
 
 
 def _needed(field: str) -> FormatError:
@@ -326,7 +305,7 @@ def _time(text: str) -> datetime:
     return time
 
 
-def _decode(body: bytes) -> _Platform:
+def _decode(body: bytes) -> PlatformForm:
     try:
         return _PLATFORM.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -337,30 +316,20 @@ def _fmspcs(text: str) -> list[bytes]:
     if not (text.startswith("[") and text.endswith("]")):
         raise FormatError("is none of reg, reg_na, [FMSPC,…]", structure="PCS request", field="source")
     named = [part.strip().strip("\"'") for part in text[1:-1].split(",") if part.strip()]
-    found = [_hex(part, "fmspc") for part in named]
+    found = [unhex(part, REGISTRATION, "fmspc") for part in named]
     if len(found) > 1000 or any(len(fmspc) != 6 for fmspc in found):
         raise FormatError("names FMSPCs of 12 hexadecimal digits", structure="PCS request", field="fmspc")
     return found
 
 
-def _hex(text: str, field: str) -> bytes:
-    try:
-        return bytes.fromhex(text)
-    except ValueError as error:
-        raise FormatError("is not hexadecimal digits", structure=REGISTRATION, field=field) from error
-
-
-# --- `appraisalpolicy`: appraisal policies as Intel's caching service keeps them for its appraisal library ------------
-
-
 MAX_POLICY = 256 * 1024
 """Characters of a policy; Intel's have some thousand."""
 MAX_AGE = 3600
-"""Seconds that clients may keep one: it changes when an administrator says so."""
+"""Seconds that clients may keep one: only an administrator changes it."""
 
 
 class PolicyPaths:
-    """The path in both versions of the interface: reading is open, changing wants the admin token."""
+    """`appraisalpolicy`, in both versions of the interface: reading is open, changing needs the admin token."""
 
     def __init__(self, cache: CollateralCache, *, tokens: Tokens, bodies: Bodies) -> None:
         self._cache = cache

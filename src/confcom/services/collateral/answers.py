@@ -31,11 +31,11 @@ TEXT = "text/plain; charset=utf-8"
 NO_STORE = ("Cache-Control", "no-store")
 REQUEST_ID = b"Request-ID"
 SUCCESS = "Operation successful."
-"""What Intel's caching service answers when there is nothing else to say; its tools show it."""
+"""The answer of Intel's caching service without other content; its tools show it."""
 
 _REQUEST_ID_FORM = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 
-# What Intel's caching service says with each status: its clients know the number, its tools show the words.
+# The words of Intel's caching service for each status: its clients read the number, its tools show the words.
 PCCS_WORDS = {
     400: "Invalid request parameters.",
     401: "Authentication failed.",
@@ -67,11 +67,11 @@ STATUSES: tuple[tuple[type[ConfcomError], int], ...] = (
 RETRY_AFTER = {429: "60", 503: "2"}
 """Seconds after which a client may ask again."""
 
-# What to do, where the error's own default speaks to somebody else.
+# Advice for clients, where the error's default is for the command line.
 _ADVICE: dict[type[ConfcomError], str] = {
-    FormatError: "Correct this parameter; docs/reference/collateral-service.md says what each path takes.",
+    FormatError: "Correct this parameter; docs/reference/collateral-service.md lists what each path takes.",
     CollateralNotFound: "Check what is asked for (`confcom inspect QUOTE` shows FMSPC and CA).",
-    CollateralUnavailable: "Ask again later; the service's log says what is wrong with upstream.",
+    CollateralUnavailable: "Ask again later; the service's log has the failure of upstream.",
 }
 
 
@@ -195,20 +195,10 @@ def error_answer(
     if error.advice() == error.default_advice and type(error) in _ADVICE:
         body["advice"] = _ADVICE[type(error)]
     if missing is not None:
-        body["missing"] = _key_fields(missing)
+        fields = {name: str(value) for name, value in missing.as_dict().items() if value is not None}
+        body["missing"] = {"document": fields.pop("kind")} | fields
     body |= more or {}
     return json_answer(body, status=status, headers=tuple(headers))
-
-
-def _key_fields(key: DocumentKey) -> dict[str, str]:
-    fields = {
-        "document": key.kind.value,
-        "tee": key.tee,
-        "fmspc": None if key.fmspc is None else key.fmspc.hex(),
-        "ca": key.ca,
-        "update": None if key.update is None else str(key.update),
-    }
-    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _header_text(text: str) -> str:

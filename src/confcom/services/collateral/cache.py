@@ -1,6 +1,6 @@
-"""What the collateral service has and how it gets more: store, upstream source, one question per missing thing.
+"""The store and the upstream source behind the collateral service: one request to upstream per missing document.
 
-Nothing here knows HTTP. Whatever comes from upstream is verified by the store before it is kept or given to anybody.
+Nothing here knows HTTP. Answers of upstream are verified by the store before they are kept or served.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from confcom.collateral.documents import Document, DocumentKey, DocumentKind, keys_for, verify_document
 from confcom.collateral.platform_collateral import tcb_info_to_select_by
 from confcom.collateral.store.pck import (
     CertificatesUnavailable,
-    require_pck_certificate,
     require_raw_tcb,
     require_same_platform,
     require_stated,
+    select_pck_certificate,
 )
 from confcom.collateral.store.platforms import PlatformTcb, PlatformUpdate, own_tcb, require_one_processor
 from confcom.collateral.store.registrations import Registration
@@ -36,14 +36,17 @@ from confcom.errors import (
 )
 from confcom.protocols.pcs import PckCertificateAnswer, PckCertRequest, PckCertsRequest, Update
 from confcom.services.collateral.allowances import Questions
+from confcom.services.collateral.service_config import CollateralServiceConfig
 from confcom.services.collateral.service_metrics import CollateralMetrics
 from confcom.services.runtime.process import Overloaded, WorkerThreads
 
 T = TypeVar("T")
-Mode = Literal["lazy", "offline"]
-
 MAX_REMEMBERED_FAILURES = 4096
-"""Things whose failure is remembered; clients choose what they ask for, so there must be an end."""
+"""Remembered failures; clients choose what they ask for, so the number is bounded."""
+REMEMBER_FAILURE = 5.0
+"""Seconds during which upstream is not asked again after a failure that may pass; `remember_missing` is for others."""
+MAX_WAITING = 256
+"""Requests to upstream that wait for a thread."""
 
 
 class Upstream(Protocol):
@@ -55,7 +58,7 @@ class Upstream(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A document to serve. `stale` says that it has expired and no newer one could be had.
+    """A document to serve. `stale`: it has expired and no newer one could be fetched.
 
     `issuer_chain` is PEM: the document's own, for the root CA CRL, which has none, the root.
     """
@@ -66,24 +69,8 @@ class Served:
     stale: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheLimits:
-    """All in seconds, but `threads` and `waiting`."""
-
-    answer_timeout: float = 20.0
-    """How long a client waits for upstream; the question goes on without it."""
-    remember_missing: float = 60.0
-    """How long upstream is not asked again for what it does not have."""
-    remember_failure: float = 5.0
-    """The same after a failure that may pass."""
-    threads: int = 8
-    """Questions to upstream at a time."""
-    waiting: int = 256
-    """Questions that may wait for their turn."""
-
-
 class SingleFlight:
-    """Runs one coroutine per key at a time; all who ask meanwhile get its outcome, also when they come and go."""
+    """Runs one coroutine per key at a time; every caller meanwhile gets its outcome, also when others are cancelled."""
 
     def __init__(self) -> None:
         self._under_way: dict[Hashable, asyncio.Task[Any]] = {}
@@ -95,7 +82,7 @@ class SingleFlight:
             task = asyncio.create_task(start(), name=f"collateral {key}")
             self._under_way[key] = task
             task.add_done_callback(lambda done: self._ended(key, done))
-        # One who leaves must not take the outcome away from the others.
+        # A cancelled caller must not cancel the run of the others.
         outcome: T = await asyncio.shield(task)
         return outcome
 
@@ -113,7 +100,7 @@ class SingleFlight:
     def _ended(self, key: Hashable, task: asyncio.Task[Any]) -> None:
         del self._under_way[key]
         if not task.cancelled():
-            task.exception()  # whoever waited knows; if nobody did, it is not a mistake
+            task.exception()  # mark it as retrieved: every caller may have been cancelled
 
 
 class CollateralCache:
@@ -123,30 +110,28 @@ class CollateralCache:
         self,
         store: CollateralStore,
         upstream: Upstream | None,
-        *,
-        source: str,
-        clock: Callable[[], datetime],
+        config: CollateralServiceConfig,
         metrics: CollateralMetrics,
-        limits: CacheLimits,
-        questions: Questions,
+        *,
+        clock: Callable[[], datetime],
     ) -> None:
-        """Without an upstream the cache is offline: what is not in the store is not there. `source` is its name."""
+        """Without an upstream the cache is offline: what is not in the store is not there."""
         self.store = store
         self.upstream = upstream
-        self.source = source
+        self.source = config.upstream
         self.clock = clock
-        self.limits = limits
         self.generation = 0
         """Grows whenever the store may have changed."""
         self.grown = asyncio.Event()
-        """Set with it, for whoever completes what came."""
+        """Set at the same time, for the refresher."""
         self._metrics = metrics
-        self._questions = questions
+        self._config = config
+        self._questions = Questions(config.questions_per_address, config.questions, clock=lambda: clock().timestamp())
         self._flights = SingleFlight()
         self._readers = WorkerThreads("collateral-store", threads=2, max_waiting=4096)
         self._uploads = WorkerThreads("collateral-upload", threads=1, max_waiting=4)
         self._closing = False
-        self._askers = WorkerThreads("collateral-upstream", threads=limits.threads, max_waiting=limits.waiting)
+        self._askers = WorkerThreads("collateral-upstream", threads=config.upstream_threads, max_waiting=MAX_WAITING)
         self._failures: OrderedDict[Hashable, tuple[float, CollateralError]] = OrderedDict()
 
     async def close(self) -> None:
@@ -158,7 +143,7 @@ class CollateralCache:
         await asyncio.to_thread(self._readers.close)
 
     def store_changed(self) -> None:
-        """Let nobody rely on what was read from the store before."""
+        """Invalidate what was read from the store before."""
         self.generation += 1
         self.grown.set()
 
@@ -178,8 +163,6 @@ class CollateralCache:
         if self._closing:
             raise Overloaded
         time.sleep(0.0001)  # 0 would not let a thread that waits for the interpreter have it first
-
-    # --- documents ----------------------------------------------------------------------------------------------------
 
     async def document(self, key: DocumentKey, *, caller: str | None = None) -> Served:
         """A document: from the store while it is fresh, else from upstream, else a stale one from the store.
@@ -231,8 +214,6 @@ class CollateralCache:
             raise CollateralNotFound(f"the store does not give the {document.key} back")
         return stored
 
-    # --- PCK certificates ---------------------------------------------------------------------------------------------
-
     async def ask_pck_certificate(self, request: PckCertRequest) -> PckCertificateAnswer:
         """Ask upstream for a PCK certificate; who keeps it verifies it."""
         ask = self._pck_source(
@@ -255,7 +236,7 @@ class CollateralCache:
         return tuple(PckCertificateAnswer(certificate, chain, tcbm) for certificate, tcbm in found)
 
     async def refresh(self, key: DocumentKey) -> Served:
-        """Ask upstream for a document again, whatever was remembered; whoever asks for it now waits for this too."""
+        """Ask upstream for a document again, regardless of remembered failures; clients meanwhile share the outcome."""
         return await self._flights.run(key, lambda: self.fetch(key))
 
     async def once(self, key: Hashable, start: Callable[[], Coroutine[Any, Any, T]], *, caller: str | None = None) -> T:
@@ -265,11 +246,11 @@ class CollateralCache:
         """
         until, failure = self._failures.get(key, (0.0, None))
         if failure is not None and time.monotonic() < until:
-            raise _anew(failure)
+            raise _copy(failure)
         if caller is not None and self.upstream is not None and not self._flights.runs(key):
             self._questions.spend(caller)
         try:
-            async with asyncio.timeout(self.limits.answer_timeout):
+            async with asyncio.timeout(self._config.answer_timeout):
                 return await self._flights.run(key, start)
         except TimeoutError:
             raise Overloaded from None
@@ -283,14 +264,13 @@ class CollateralCache:
         self.store_changed()
         return result
 
-    # --- how ----------------------------------------------------------------------------------------------------------
-
     def _remember(self, key: Hashable, error: CollateralError) -> None:
-        missing = isinstance(error, CollateralNotFound)
-        seconds = self.limits.remember_missing if missing else self.limits.remember_failure
+        seconds = self._config.remember_missing
+        if not isinstance(error, CollateralNotFound):
+            seconds = min(seconds, REMEMBER_FAILURE)
         if self.upstream is None:
             return  # a file that is imported now must be seen now
-        self._failures[key] = (time.monotonic() + seconds, _anew(error))
+        self._failures[key] = (time.monotonic() + seconds, _copy(error))
         self._failures.move_to_end(key)
         if len(self._failures) > MAX_REMEMBERED_FAILURES:
             self._failures.popitem(last=False)
@@ -332,12 +312,9 @@ class CollateralCache:
             ) from error
 
 
-def _anew(error: CollateralError) -> CollateralError:
+def _copy(error: CollateralError) -> CollateralError:
     """The same error without the stack of where it was raised, which would keep everything there alive."""
     return type(error)(error.message, advice=error.advice())
-
-
-# --- PCK certificates of the collateral service: by the platform's raw TCB from the store, from upstream, ---
 
 
 STRUCTURE = "PCS request"
@@ -345,11 +322,11 @@ STRUCTURE = "PCS request"
 CLAIM_AGAIN = timedelta(days=1)
 """Age from which upstream is asked again for what a caller without a token claimed."""
 NOTE_AGAIN = timedelta(days=1)
-"""How much later a platform must ask for it to be noted again; anybody may ask, so writes have a limit."""
+"""Time from one noted request of a platform to the next: requests need no token, so writes are bounded."""
 
 
 class PlatformUnknown(CollateralNotFound):
-    """No certificate of this platform is here, and nobody can be asked. Answered with 461."""
+    """No certificate of this platform is in the store, and there is no upstream. Answered with 461."""
 
 
 class OtherProcessor(CollateralError):
@@ -358,7 +335,7 @@ class OtherProcessor(CollateralError):
 
 @dataclass(frozen=True, slots=True)
 class FoundPck:
-    """A PCK certificate; `lasting` says that everybody who asks the same may be given it from memory."""
+    """A PCK certificate; `lasting`: any caller with the same request may get it from memory."""
 
     answer: PckCertificateAnswer
     lasting: bool = True
@@ -377,7 +354,7 @@ class PckCertificates:
 
         (1) the one that was kept for exactly this TCB of a platform that is registered, or that the caller claimed;
         (2) the one that upstream gives, which is kept;
-        (3) if nobody can be asked, the best of the platform's certificates in the store.
+        (3) if upstream gives none, the best of the platform's certificates in the store.
         """
         platform = platform_of(request)
         # (1)
@@ -416,8 +393,7 @@ class PckCertificates:
     ) -> FoundPck:
         """Ask upstream and keep what it gives. `trusted` lets it replace certificates of another processor.
 
-        `asked` says that the platform itself asks, and not a refresh; `caller` is an address that does so without a
-        token.
+        `asked`: the platform itself asks, not a refresh; `caller` is the address of a request without a token.
         """
         complete, claimed = await self._cache.read(lambda: self._completed(request, caller))
         answer = await self._cache.ask_pck_certificate(complete)
@@ -431,16 +407,15 @@ class PckCertificates:
         """The request with the encrypted PPID or manifest that the platform was registered with.
 
         A caller without a token cannot replace these; of a platform that is not registered it may give its own, once.
-        The second value says that it is the caller's claim alone which platform this is.
+        The second value: the platform is known by the caller's claim alone.
         """
         given = request.encrypted_ppid is not None or request.platform_manifest is not None
         if given and caller is None:
             return request, False
         platform = platform_of(request)
         for registration in self._registrations.of_platform(platform.qe_id, platform.pce_id):
-            told = registration.request
-            if told.encrypted_ppid is not None or told.platform_manifest is not None:
-                ppid, manifest = told.encrypted_ppid, told.platform_manifest
+            ppid, manifest = registration.request.encrypted_ppid, registration.request.platform_manifest
+            if ppid is not None or manifest is not None:
                 return replace(request, encrypted_ppid=ppid, platform_manifest=manifest), False
         bound = self._store.platforms.pck_certificates(platform.qe_id, platform.pce_id)
         if not given and caller is not None and not bound:
@@ -544,7 +519,7 @@ class PckCertificates:
                 "certificates (PUT platformcollateral).",
             )
         tcb_info = tcb_info_to_select_by(self._store, found[0].fmspc or bytes(6), self._cache.clock())
-        return require_pck_certificate(found, cpu_svn=platform.cpu_svn, pce_svn=platform.pce_svn, tcb_info=tcb_info)
+        return select_pck_certificate(found, cpu_svn=platform.cpu_svn, pce_svn=platform.pce_svn, tcb_info=tcb_info)
 
 
 def _cached(

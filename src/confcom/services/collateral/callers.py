@@ -1,4 +1,4 @@
-"""What the collateral service lets callers do: tokens, with a limit on wrong ones, and bodies within limits."""
+"""Limits of the collateral service on callers: tokens, with a limit on wrong ones, and sizes of bodies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import hmac
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
@@ -16,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from confcom.services.collateral.allowances import Allowance, address_of
 from confcom.services.collateral.answers import Refused
+from confcom.services.collateral.service_config import CollateralServiceConfig
 from confcom.services.runtime.http_server import BODY_RATE
 
 WRONG_TOKENS = 5
@@ -29,14 +29,14 @@ WRITTEN_AT_A_TIME = 1 << 20
 class Tokens:
     """SHA-512 of the tokens in hexadecimal digits; a path whose token is not set is closed."""
 
-    def __init__(self, user: str | None, admin: str | None, *, clock: Callable[[], float]) -> None:
-        self._hashes = {"user": user, "admin": admin}
+    def __init__(self, config: CollateralServiceConfig, *, clock: Callable[[], float]) -> None:
+        self._hashes = {"user": config.user_token_hash, "admin": config.admin_token_hash}
         self._wrong = Allowance(WRONG_TOKENS, clock)
 
     def require(self, request: Request, kind: Literal["user", "admin"]) -> None:
         """Refuse a request that does not bring the token.
 
-        After too many wrong ones the right one is refused too: otherwise its answer would tell it from the guesses.
+        After too many wrong ones the right one is refused too: otherwise a guess could be recognised as right.
         """
         expected = self._hashes[kind]
         if expected is None:
@@ -62,21 +62,13 @@ class Tokens:
         raise Refused(401, f"the header {kind}-token is missing or wrong", advice=f"Send the {kind} token in it.")
 
 
-@dataclass(frozen=True, slots=True)
-class BodyLimits:
-    """Bytes of one request's body and of all bodies at a time, and seconds that one may take."""
-
-    size: int
-    seconds: float
-    total: int
-
-
 class Bodies:
     """Reads request bodies; counts the bytes of all that are read or worked on."""
 
-    def __init__(self, limits: BodyLimits, *, folder: Path) -> None:
+    def __init__(self, config: CollateralServiceConfig, *, folder: Path) -> None:
         """Large bodies are kept in files of the folder."""
-        self._limits = limits
+        self._size, self._seconds = config.max_body, config.body_timeout
+        self._total = max(config.max_body, config.max_bodies)
         self._folder = folder
         self._held = 0
 
@@ -87,7 +79,7 @@ class Bodies:
         Memory is taken as bytes come, not by the length announced.
         """
         body = bytearray()
-        async with self._received(request, min(limit, self._limits.size)) as chunks:
+        async with self._received(request, min(limit, self._size)) as chunks:
             async for chunk in chunks:
                 body += chunk
             yield bytes(body)
@@ -96,7 +88,7 @@ class Bodies:
     async def keep(self, request: Request) -> AsyncIterator[BinaryIO]:
         """A large body in a file without a name, which ends with the process, while the block works on it."""
         with self._file() as file:
-            async with self._received(request, self._limits.size) as chunks:
+            async with self._received(request, self._size) as chunks:
                 piece = bytearray()
                 async for chunk in chunks:
                     piece += chunk
@@ -115,7 +107,7 @@ class Bodies:
             announced = request.headers.get("content-length", "0")
             if announced.isdigit() and int(announced[:18]) > limit:
                 raise _too_large(limit)
-            stream, deadline = request.stream(), asyncio.get_running_loop().time() + self._limits.seconds
+            stream, deadline = request.stream(), asyncio.get_running_loop().time() + self._seconds
             while True:
                 async with asyncio.timeout_at(deadline):
                     chunk = await anext(stream, None)
@@ -123,10 +115,10 @@ class Bodies:
                     return
                 if held + len(chunk) > limit:
                     raise _too_large(limit)
-                if self._held + len(chunk) > self._limits.total:
+                if self._held + len(chunk) > self._total:
                     raise Refused(
                         503,
-                        f"the bodies of other requests fill the {self._limits.total} bytes that there are for all",
+                        f"the bodies of other requests fill the {self._total} bytes that there are for all",
                         advice="Send it again in a moment.",
                     )
                 held += len(chunk)
@@ -137,9 +129,7 @@ class Bodies:
         try:
             yield chunks()
         except TimeoutError:
-            raise Refused(
-                408, f"the body did not come within {self._limits.seconds:g} s and at {BODY_RATE} bytes/s"
-            ) from None
+            raise Refused(408, f"the body did not come within {self._seconds:g} s and at {BODY_RATE} bytes/s") from None
         except ClientDisconnect:
             raise Refused(400, "the body did not come whole") from None
         finally:

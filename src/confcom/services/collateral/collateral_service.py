@@ -27,12 +27,11 @@ from confcom.errors import ConfcomError, ConfigError
 from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import HttpResponse, Tee
 from confcom.services.collateral.admin import Administration, PolicyPaths
-from confcom.services.collateral.allowances import Questions
 from confcom.services.collateral.answers import Answer, HotAnswers, answer_of, json_answer, server_secrets
-from confcom.services.collateral.cache import CacheLimits, CollateralCache, PckCertificates, SingleFlight, Upstream
-from confcom.services.collateral.callers import Bodies, BodyLimits, Tokens
+from confcom.services.collateral.cache import CollateralCache, PckCertificates, SingleFlight, Upstream
+from confcom.services.collateral.callers import Bodies, Tokens
 from confcom.services.collateral.certificates import kept_certificate
-from confcom.services.collateral.refresh import Need, Refresher, RefreshPolicy, needs_in
+from confcom.services.collateral.refresh import Need, Refresher, needs_in
 from confcom.services.collateral.service_config import CollateralServiceConfig
 from confcom.services.collateral.service_http import CollateralApp, Routes
 from confcom.services.collateral.service_metrics import CollateralMetrics
@@ -40,11 +39,8 @@ from confcom.services.runtime.http_server import Listener, serve_http
 from confcom.services.runtime.process import Overloaded
 from confcom.services.runtime.tls import HeldTls, TlsFiles
 
-# --- Health, readiness and metrics of the collateral service: which FMSPC lacks which fresh document ------------------
-
-
 LOOK_AGAIN = timedelta(seconds=30)
-"""After this time the store is looked through anew, even if nothing is known to have changed in it."""
+"""Time after which the store is read again, even without a known change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +70,7 @@ class Gap:
 
 
 class Readiness:
-    """Looks at the store in the background of requests, and says what is lacking."""
+    """Health, readiness and metrics: which FMSPC lacks which fresh document."""
 
     def __init__(
         self,
@@ -82,13 +78,13 @@ class Readiness:
         metrics: CollateralMetrics,
         *,
         required: Sequence[tuple[Tee, bytes]] = (),
-        hindrance: Callable[[], str] = lambda: "",
+        obstacle: Callable[[], str] = lambda: "",
     ) -> None:
         """`required` are the FMSPCs to be ready for, besides those of the known platforms and those asked for.
 
-        `hindrance` says what else keeps clients from being served; nothing does if it is empty.
+        `obstacle` is what else prevents clients from being served; empty if nothing does.
         """
-        self._hindrance = hindrance
+        self._obstacle = obstacle
         self._cache = cache
         self._metrics = metrics
         self._required = tuple(required)
@@ -105,7 +101,7 @@ class Readiness:
         }
 
     async def healthz(self, request: Request) -> Answer:
-        """The loop turns."""
+        """The event loop runs."""
         del request
         return json_answer({"status": "alive"})
 
@@ -136,7 +132,7 @@ class Readiness:
         return state | {"documents": len(inventory.expires), "lacking": [gap.as_dict() for gap in gaps]}
 
     def _reason(self, inventory: Inventory, gaps: Sequence[Gap]) -> str:
-        if reason := self._hindrance():
+        if reason := self._obstacle():
             return f"clients do not trust the certificate yet: {reason}"
         if self._cache.upstream is None and not inventory.expires:
             return "the store is empty, and this service is offline: import collateral"
@@ -150,8 +146,8 @@ class Readiness:
     def gaps(self, inventory: Inventory) -> list[Gap]:
         """What is lacking now, by FMSPC.
 
-        What nobody asked for yet is lacking where a configured FMSPC or a known platform needs it, or nobody could be
-        asked. Elsewhere only what has expired is.
+        A document that was never fetched is lacking where a configured FMSPC or a known platform needs it, or without
+        upstream. Elsewhere only expired ones are.
         """
         now, offline = self._cache.clock(), self._cache.upstream is None
         return [
@@ -202,11 +198,8 @@ async def serve(
     started: Callable[[str], None] | None = None,
     registry: CollectorRegistry | None = None,
 ) -> None:
-    """Serve until `stop` is set. `started` is told the URL; without `upstream`, or in offline mode, nobody is asked."""
+    """Serve until `stop` is set; from the store alone if offline or without `upstream`. `started` gets the URL."""
     config.check()
-
-    def seconds() -> float:
-        return clock().timestamp()
 
     metrics = CollateralMetrics(registry or CollectorRegistry())
     async with AsyncExitStack() as stack:
@@ -220,31 +213,16 @@ async def serve(
         watch = StoreWatch(store.path)
         stack.callback(watch.close)
         asked = None if config.mode == "offline" else upstream
-        cache = CollateralCache(
-            store,
-            asked,
-            source=config.upstream,
-            clock=clock,
-            metrics=metrics,
-            limits=_cache_limits(config),
-            questions=Questions(config.questions_per_address, config.questions, seconds),
-        )
+        cache = CollateralCache(store, asked, config, metrics, clock=clock)
         stack.push_async_callback(cache.close)
         certificates = PckCertificates(cache)
-        policy = RefreshPolicy(
-            every=config.refresh_every,
-            before_expiry=config.refresh_before,
-            retry=config.refresh_retry,
-            look=config.refresh_look,
-        )
         required = parse_fmspcs(config.fmspcs)
-        refresher = Refresher(cache, certificates, policy=policy, metrics=metrics, required=required)
+        refresher = Refresher(cache, certificates, config, metrics, required=required)
         readiness = Readiness(
-            cache, metrics, required=required, hindrance=lambda: "" if kept is None else kept.keeper.not_ready
+            cache, metrics, required=required, obstacle=lambda: "" if kept is None else kept.keeper.not_ready
         )
-        tokens = Tokens(config.user_token_hash, config.admin_token_hash, clock=seconds)
-        limits = BodyLimits(config.max_body, config.body_timeout, max(config.max_body, config.max_bodies))
-        bodies = Bodies(limits, folder=store.path.parent)
+        tokens = Tokens(config, clock=lambda: clock().timestamp())
+        bodies = Bodies(config, folder=store.path.parent)
         administration = Administration(cache, certificates, refresher, tokens=tokens, bodies=bodies)
         policies = PolicyPaths(cache, tokens=tokens, bodies=bodies)
         hot = HotAnswers(entries=config.memory_entries, size=config.memory)
@@ -260,7 +238,7 @@ async def serve(
 
 
 async def _follow(watch: StoreWatch, cache: CollateralCache) -> None:
-    """Notice what other processes put into the store."""
+    """Notice writes of other processes to the store."""
     while True:
         await asyncio.sleep(WATCH_STORE)
         if await cache.read(watch.changed):
@@ -284,15 +262,6 @@ def _path(config: CollateralServiceConfig) -> Path:
             advice="Name a store in a folder that can be written (--store PATH).",
         ) from error
     return path
-
-
-def _cache_limits(config: CollateralServiceConfig) -> CacheLimits:
-    return CacheLimits(
-        answer_timeout=config.answer_timeout,
-        remember_missing=config.remember_missing,
-        remember_failure=min(config.remember_missing, CacheLimits().remember_failure),
-        threads=config.upstream_threads,
-    )
 
 
 def parse_fmspcs(named: tuple[str, ...]) -> tuple[tuple[Tee, bytes], ...]:

@@ -18,15 +18,14 @@ from confcom.collateral.store.store import CollateralStore
 from confcom.errors import CollateralNotFound, ConfcomError
 from confcom.protocols.pcs import PckCaName, PckCertsRequest, Tee, Update
 from confcom.services.collateral.cache import CollateralCache, PckCertificates
+from confcom.services.collateral.service_config import CollateralServiceConfig
 from confcom.services.collateral.service_metrics import CollateralMetrics
 from confcom.services.runtime.process import Overloaded
-
-# --- Which documents the FMSPCs of a collateral service need, to be ready and to be kept fresh ------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """The documents that judge quotes of an FMSPC. `firm` says that it was configured, or that a platform has it."""
+    """The documents that judge quotes of an FMSPC. `firm`: it was configured, or a platform has it."""
 
     tee: Tee
     fmspc: bytes
@@ -34,13 +33,9 @@ class Need:
     firm: bool
 
 
-def needs_of(
-    documents: Iterable[DocumentKey],
-    platforms: Iterable[tuple[Tee, bytes, PckCaName]],
-    configured: Sequence[tuple[Tee, bytes]],
-) -> tuple[Need, ...]:
-    """What the configured FMSPCs, those of known platforms and those of TCB infos in the store need."""
-    known, present = sorted(set(platforms)), list(documents)
+def needs_in(store: CollateralStore, configured: Sequence[tuple[Tee, bytes]]) -> tuple[Need, ...]:
+    """What the configured FMSPCs, those of known platforms and those of TCB infos in the store need (blocks)."""
+    known, present = sorted(store.platforms.kinds()), store.document_keys()
     listed = {key.ca for key in present if key.ca is not None}
     firm: set[tuple[Tee, bytes, Update]] = {(tee, fmspc, "standard") for tee, fmspc, _ in known}
     firm |= {(tee, fmspc, "standard") for tee, fmspc in configured}
@@ -53,15 +48,10 @@ def needs_of(
     found = []
     for tee, fmspc, update in sorted(firm | asked, key=str):
         own: list[PckCaName] = [ca for of_tee, of, ca in known if (of_tee, of) == (tee, fmspc)]
-        # Of an FMSPC alone nobody knows the CA; servers have the platform CA.
+        # An FMSPC alone does not determine the CA; servers have the platform CA.
         cas: Sequence[PckCaName] = own or sorted(listed) or ("platform",)
         found.append(Need(tee, fmspc, _keys(tee, fmspc, cas, update), (tee, fmspc, update) in firm))
     return tuple(found)
-
-
-def needs_in(store: CollateralStore, configured: Sequence[tuple[Tee, bytes]]) -> tuple[Need, ...]:
-    """The needs of what a store holds (a call that blocks)."""
-    return needs_of(store.document_keys(), store.platforms.kinds(), configured)
 
 
 def _keys(tee: Tee, fmspc: bytes, cas: Iterable[PckCaName], update: Update) -> tuple[DocumentKey, ...]:
@@ -69,28 +59,14 @@ def _keys(tee: Tee, fmspc: bytes, cas: Iterable[PckCaName], update: Update) -> t
 
 
 _Job = tuple[object, Callable[[], Awaitable[bool]]]
-"""What is asked for, and how; whether it was renewed."""
+"""What is asked for, and the call, which returns whether it was renewed."""
 
 AT_A_TIME = 4
-"""Questions of one round at a time; clients' questions find room beside them."""
+"""Requests to upstream of one round at a time; others remain for clients."""
 
 
 GATHER = 0.5
-"""Seconds for which things that come one after the other are awaited, before what belongs to them is fetched."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RefreshPolicy:
-    """When something is due; all in seconds."""
-
-    every: float = 24 * 3600.0
-    """Since upstream last gave it: Intel may publish a new one before the old one expires."""
-    before_expiry: float = 7 * 24 * 3600.0
-    """Within this time of its expiry, it is due at every retry."""
-    retry: float = 600.0
-    """Between two tries for the same thing."""
-    look: float = 60.0
-    """Between two looks at what is due."""
+"""Seconds to wait for more new entries of the store, before their further documents are fetched."""
 
 
 @dataclass(slots=True)
@@ -114,34 +90,34 @@ class Refresher:
         self,
         cache: CollateralCache,
         certificates: PckCertificates,
-        *,
-        policy: RefreshPolicy,
+        config: CollateralServiceConfig,
         metrics: CollateralMetrics,
-        required: Sequence[tuple[Tee, bytes]] = (),
+        *,
+        required: Sequence[tuple[Tee, bytes]],
     ) -> None:
-        """`required` are FMSPCs to have everything for, even if nobody asked for them yet."""
+        """`required` are FMSPCs to have everything for before the first request."""
         self._cache = cache
         self._certificates = certificates
         self._registrations = cache.store.registrations
-        self._policy = policy
+        self._config = config
         self._metrics = metrics
         self._required = tuple(required)
         self._tried: dict[object, datetime] = {}
 
     async def run(self) -> None:
-        """Look for ever at what is due, and refresh it."""
+        """Refresh what is due, for ever."""
         while True:
             try:
                 await self.refresh_due()
-            except Exception:  # noqa: BLE001 - the next look must come, whatever was wrong with this one
+            except Exception:  # noqa: BLE001 - the next round must come, whatever failed in this one
                 structlog.get_logger().exception("collateral.refresh", outcome="aborted")
             await self._pause()
 
     async def _pause(self) -> None:
-        """Until the next look; sooner when something came, so that what belongs to it comes too."""
+        """Wait for the next round; it begins sooner when the store has grown."""
         self._cache.grown.clear()
         try:
-            async with asyncio.timeout(self._policy.look):
+            async with asyncio.timeout(self._config.refresh_look):
                 await self._cache.grown.wait()
         except TimeoutError:
             return
@@ -188,11 +164,11 @@ class Refresher:
         if isinstance(key.update, int) and version.expires < now:
             return False  # Intel renews a set while it serves it
         seen = max((sighting.last_seen for sighting in version.sightings), default=version.facts.issue_date)
-        soon = version.expires - now <= timedelta(seconds=self._policy.before_expiry)
-        return soon or now - seen >= timedelta(seconds=self._policy.every)
+        soon = version.expires - now <= timedelta(seconds=self._config.refresh_before)
+        return soon or now - seen >= timedelta(seconds=self._config.refresh_every)
 
     async def _certificates_due(self, now: datetime) -> AsyncIterator[Registration]:
-        limits: dict[State, datetime] = {"cached": now - timedelta(seconds=self._policy.every), "waiting": now}
+        limits: dict[State, datetime] = {"cached": now - timedelta(seconds=self._config.refresh_every), "waiting": now}
         for state, until in limits.items():
             pages = self._registrations.pages_due(state, until=until)
             while page := await self._cache.read(lambda pages=pages: next(pages, ())):  # type: ignore[misc]
@@ -211,7 +187,7 @@ class Refresher:
 
     def _tried_lately(self, what: object, now: datetime) -> bool:
         tried = self._tried.get(what)
-        return tried is not None and now - tried < timedelta(seconds=self._policy.retry)
+        return tried is not None and now - tried < timedelta(seconds=self._config.refresh_retry)
 
     async def _round(
         self, documents: Sequence[DocumentKey], certificates: AsyncIterator[Registration] | None, now: datetime

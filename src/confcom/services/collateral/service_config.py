@@ -27,9 +27,9 @@ class CollateralServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_
     tls_secret: str = ""
     """Instead of files: a Secret of the cluster in which the service keeps a certificate that it makes and renews."""
     tls_given: bool = False
-    """The Secret is somebody else's: take tls.crt, tls.key and ca.crt from it, and change nothing there."""
+    """The Secret is managed elsewhere: take tls.crt, tls.key and ca.crt from it, and change nothing there."""
     tls_config_map: str = "confcom-collateral-ca"
-    """ConfigMap, under ca-certificates.crt, that says which authorities the certificate may be of."""
+    """ConfigMap that publishes the authorities of the certificate, under ca-certificates.crt."""
     tls_namespace: str = "confcom-system"
     """Namespace of both and of the Service."""
     tls_service: str = "confcom-collateral"
@@ -37,7 +37,7 @@ class CollateralServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_
     tls_hosts: str = ""
     """Further names and addresses of the certificate, with commas between."""
     tls_lifetime: _Seconds = 730 * _DAY
-    """Seconds that a certificate and its authority are valid: authorities are copied to places that nobody renews."""
+    """Seconds that a certificate and its authority are valid: copies of authorities elsewhere are not renewed."""
     tls_renew_before: _Seconds = 90 * _DAY
     """Seconds before its end at which its successor is made and published."""
     tls_overlap: _Seconds = 14 * _DAY
@@ -63,7 +63,7 @@ class CollateralServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_
     upstream_proxy: str | None = None
     """URL of the proxy to upstream."""
     azure_region: str | None = None
-    """For thim: the region whose cache is asked for TDX."""
+    """For thim: the region of the cache that is asked for TDX."""
     simulated_machine: str | None = None
     """For simulated: the machine file of the platform."""
     trust_roots: tuple[str, ...] = ()
@@ -116,7 +116,7 @@ class CollateralServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_
     """Seconds that requests under way get when the service stops."""
 
     def check(self) -> None:
-        """What one field alone cannot tell; `ConfigError` says what is wrong."""
+        """Check fields against each other: `ConfigError`."""
         if self.tls_renew_before >= self.tls_lifetime or 4 * self.tls_overlap > self.tls_renew_before:
             raise ConfigError(
                 "a certificate must be renewed within its lifetime, and four overlaps before its end at the latest",
@@ -133,6 +133,6 @@ class CollateralServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_
         return tuple(name for name in (*named, *upstream, *folder) if name is not None)
 
     def names(self) -> tuple[str, ...]:
-        """What a certificate of our own making is for."""
+        """The names of a certificate that the service makes."""
         own = f"{self.tls_service}.{self.tls_namespace}.svc"
         return (own, f"{own}.cluster.local", *(word for part in self.tls_hosts.split(",") if (word := part.strip())))

@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Hashable, Mapping, MutableMapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -18,6 +17,7 @@ import structlog
 from starlette.requests import Request
 from starlette.routing import Route, Router
 
+from confcom.collateral.clock import rfc3339
 from confcom.collateral.documents import DocumentKey, key_for
 from confcom.collateral.store.pck import chain_expires
 from confcom.errors import CollateralNotFound, ConfcomError, FormatError
@@ -54,7 +54,7 @@ MAX_PARAMETERS = 32
 DISTRIBUTION_HOSTS = frozenset(
     {"api.trustedservices.intel.com", "certificates.trustedservices.intel.com", "simulated.confcom.invalid"}
 )
-"""Whose distribution points `crl?uri=` may name."""
+"""Hosts of distribution points that `crl?uri=` may name."""
 
 Handler = Callable[[Request], Awaitable[Answer]]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -107,10 +107,8 @@ class CollateralApp:
             served = parse_request(scope["path"], _query(scope))
             key = None if served is None else _remembered_as(served)
         except ConfcomError:
-            return None  # the endpoint says what is wrong
+            return None  # the endpoint reports the error
         return None if key is None else self._hot.get(key, self._now(), self._cache.generation)
-
-    # --- documents and certificates -----------------------------------------------------------------------------------
 
     async def _collateral(self, request: Request) -> Answer:
         served = parse_request(request.url.path, _query(request.scope))
@@ -149,7 +147,7 @@ class CollateralApp:
         age, until = self._freshness(found.expires.timestamp())
         headers = [("Cache-Control", f"max-age={age}")]
         if found.stale:
-            headers.append(("Warning", f'110 - "Response is Stale: it expired at {_rfc3339(found.expires)}"'))
+            headers.append(("Warning", f'110 - "Response is Stale: it expired at {rfc3339(found.expires)}"'))
             until = self._now() + STALE_FOR
         return answer_of(response, *headers), until
 
@@ -184,7 +182,7 @@ class Endpoint:
         if answer.status >= 400:
             answer = answer.without(self._secrets)
         if answer.status >= 400 and request.method not in ("GET", "HEAD"):
-            # The body may not have been read, and nobody should wait for it.
+            # The body may not have been read, and the server should not wait for it.
             answer = answer.closing()
         id_ = request_id(scope["headers"])
         self._observe(request, answer, id_, time.perf_counter() - begin, error)
@@ -230,7 +228,7 @@ class _Mistake(Refused):
 
 
 class _Missing(Exception):
-    """A document that could not be served, with the error that says why."""
+    """A document that could not be served, and the error."""
 
     def __init__(self, key: DocumentKey, error: ConfcomError) -> None:
         super().__init__(str(error))
@@ -312,7 +310,3 @@ _NAMES = frozenset(
         *("fmspcs", "tcbevaluationdatanumbers", "platforms", "platformcollateral", "refresh", "appraisalpolicy"),
     }
 )
-
-
-def _rfc3339(time: datetime) -> str:
-    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

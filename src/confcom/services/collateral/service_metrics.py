@@ -53,7 +53,7 @@ class CollateralMetrics:
         )
         self.certificate = Counter(
             f"{PREFIX}_certificate_events",
-            "Of a certificate kept in a Secret: served, told (its CA published anew), failed (the Kubernetes API).",
+            "Of a certificate kept in a Secret: served, told (its CA published), failed (the Kubernetes API).",
             ["event"],
             registry=registry,
         )
@@ -68,7 +68,7 @@ class CollateralMetrics:
             self.refreshed.labels(outcome)
 
     def watch_expiry(self, expiries: Callable[[], Iterable[tuple[DocumentKey, float]]]) -> None:
-        """Have the seconds to expiry computed whenever somebody looks."""
+        """Compute the seconds to expiry at every scrape."""
         self.registry.register(_Expiry(expiries))
 
 

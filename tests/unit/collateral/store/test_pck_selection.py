@@ -6,7 +6,7 @@ import datetime as dt
 
 import pytest
 
-from confcom.collateral.store.pck import select_pck_certificate
+from confcom.collateral.store.pck import CertificatesUnavailable, select_pck_certificate
 from confcom.formats.tcb_info import SignedTcbInfo, TcbInfo
 from confcom.protocols.pcs import PckCertificateAnswer
 from confcom.simulator.documents import PlatformTcbLevel, SimulatedTcbInfo
@@ -33,10 +33,11 @@ def certificate(of: MachineTcb, *, fmspc: bytes = FMSPC) -> PckCertificateAnswer
 
 
 def select(raw: MachineTcb, certificates: list[PckCertificateAnswer], *levels: MachineTcb) -> MachineTcb | None:
-    found = select_pck_certificate(
-        certificates, cpu_svn=bytes(raw.sgx_components), pce_svn=raw.pce_svn, tcb_info=tcb_info(*levels)
-    )
-    if found is None:
+    try:
+        found = select_pck_certificate(
+            certificates, cpu_svn=bytes(raw.sgx_components), pce_svn=raw.pce_svn, tcb_info=tcb_info(*levels)
+        )
+    except CertificatesUnavailable:
         return None
     return MachineTcb(tuple(found.tcbm[:16]), int.from_bytes(found.tcbm[16:], "little"))
 
