@@ -44,7 +44,9 @@ from confcom.services.runtime.http_server import Listener, serve_http
 from confcom.simulator.qe3 import QuotingEnclave
 from confcom.simulator.world import SimulatedWorld
 
-SECONDS = 3.0
+SECONDS = 2.0
+ROUNDS = 3
+EMPTY = "empty starlette app"
 CONNECTIONS = (1, 4, 16)
 LONG_REQUESTS = 1_000_000
 LONG_SECONDS = 3600.0
@@ -57,19 +59,26 @@ CONTEXT = multiprocessing.get_context("fork")
 
 
 def rows() -> Iterator[Row]:
-    with tempfile.TemporaryDirectory() as name, simulated_service(Path(name)) as (address, _, world):
-        with empty_app() as limit_address:
-            limits = {count: load(limit_address, "/", count) for count in CONNECTIONS}
+    with (
+        tempfile.TemporaryDirectory() as name,
+        simulated_service(Path(name)) as (address, _, world),
+        empty_app() as limit_address,
+    ):
         register(address, world)
-        paths = {"tcb": f"{V4}/tcb?fmspc={world.machine.fmspc.hex()}", "pckcert": pck_path(world)}
-        for what, path in paths.items():
+        cases = {EMPTY: (limit_address, "/")}
+        cases |= {"cached tcb": (address, f"{V4}/tcb?fmspc={world.machine.fmspc.hex()}")}
+        cases |= {"cached pckcert": (address, pck_path(world))}
+        for case in cases.values():
             for _ in range(3):  # into the store, then into memory
-                load(address, path, 1, seconds=0.2)
-            for count in CONNECTIONS:
-                (per_second, latencies), (limit, _) = load(address, path, count), limits[count]
-                note = spread(latencies, unit="µs")
-                name = f"cached {what}, {count} connections"
-                yield Row(name, per_second, beside=limit, peer="empty starlette app", note=note)
+                load(*case, 1, seconds=0.2)
+        for count in CONNECTIONS:
+            # Noise only ever slows, so the best of some rounds counts; in turns, so that it meets all alike.
+            rounds = [{what: load(*case, count) for what, case in cases.items()} for _ in range(ROUNDS)]
+            best = {what: max((found[what] for found in rounds), key=lambda outcome: outcome[0]) for what in cases}
+            limit, _ = best.pop(EMPTY)
+            for what, (per_second, latencies) in best.items():
+                name, note = f"{what}, {count} connections", spread(latencies, unit="µs")
+                yield Row(name, per_second, beside=limit, peer=EMPTY, note=note)
 
 
 # --- servers ----------------------------------------------------------------------------------------------------------

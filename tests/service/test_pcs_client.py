@@ -190,7 +190,7 @@ def test_a_body_that_is_no_document_is_malformed(server, client, key, body):
 def test_the_document_of_another_platform_is_not_taken(world, server, client):
     honest = server.answer(f"/sgx/certification/v4/tcb?fmspc={world.machine.fmspc.hex()}")
     server.always = status(200, honest.body, TCB_Info_Issuer_Chain=honest.headers[-1][1])
-    with pytest.raises(CollateralNotFound, match="whose FMSPC is"):
+    with pytest.raises(CollateralNotFound, match="that has FMSPC"):
         client.fetch_document(DocumentKey.tcb_info("sgx", b"\x01" * 6))
 
 
