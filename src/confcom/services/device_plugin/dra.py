@@ -72,7 +72,8 @@ class ClaimServer:
         self._observe = observe
         self._turns = asyncio.Lock()
         # By this process or by one before it.
-        observe(PluginEvent("claims.known", DRIVER, {"prepared": len(folder.uids())}))
+        self._prepared = set(folder.uids())
+        observe(PluginEvent("claims.known", DRIVER, {"prepared": len(self._prepared)}))
 
     @property
     def unhealthy_reason(self) -> str:
@@ -126,6 +127,7 @@ class ClaimServer:
         names = {f"{claim.uid}-{number}": one for number, one in enumerate(brought)}
         spec = dra.cdi_spec(CDI_KIND, names, {CLAIM_ANNOTATION: f"{claim.namespace}/{claim.name}"})
         await asyncio.to_thread(self._folder.write, claim.uid, spec)
+        self._prepared.add(claim.uid)
         return [
             dra.Device(
                 request_names=[device.request],
@@ -146,6 +148,7 @@ class ClaimServer:
         try:
             async with self._turns:
                 known = await asyncio.to_thread(self._folder.remove, claim.uid)
+            self._prepared.discard(claim.uid)
         except ConfcomError as error:
             reason = f"{error.code}: {error.message}"
             self._report("claim.unprepared", claim, warning=True, outcome="failed", reason=reason)
@@ -170,7 +173,7 @@ class ClaimServer:
         return {name: self._devices.why_missing(name, self._node) for name in self._names}
 
     def _report(self, name: str, claim: dra.Claim, *, warning: bool = False, **fields: object) -> None:
-        held = {"claim": f"{claim.namespace}/{claim.name}", "uid": claim.uid, "prepared": len(self._folder.uids())}
+        held = {"claim": f"{claim.namespace}/{claim.name}", "uid": claim.uid, "prepared": len(self._prepared)}
         self._observe(PluginEvent(name, DRIVER, held | fields, warning))
 
 

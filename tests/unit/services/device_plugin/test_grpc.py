@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import grpc
 import pytest
 from grpclib.const import Status
 
@@ -57,6 +58,21 @@ async def test_errors_of_a_handler_reach_the_caller_as_statuses(tmp_path: Path, 
     socket = await answering(tmp_path / "s", error)
     with pytest.raises(errors.RemoteProtocolError, match=said):
         await call(tmp_path / "s", k.PRE_START_CONTAINER, k.PreStartContainerRequest(devices_ids=["a"]), timeout=60)
+    await socket.close()
+
+
+async def test_bytes_that_are_no_request_are_an_invalid_argument(tmp_path: Path) -> None:
+    socket = await answering(tmp_path / "s", None)
+
+    def ask() -> grpc.RpcError:
+        with grpc.insecure_channel(f"unix:{tmp_path / 's'}", options=[("grpc.default_authority", "localhost")]) as peer:
+            with pytest.raises(grpc.RpcError) as refused:
+                peer.unary_unary(k.PRE_START_CONTAINER.path)(b"\x0a\x05a", timeout=60)
+            return refused.value
+
+    error = await asyncio.to_thread(ask)
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "PreStartContainerRequest" in error.details()
     await socket.close()
 
 
