@@ -300,6 +300,13 @@ def test_a_components_own_values_change_it_alone(helm: Helm, component: str) -> 
     assert container["resources"]["limits"] == earlier["resources"]["limits"] | OWN["resources"]["limits"]
 
 
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_a_components_own_values_may_be_taken_away(helm: Helm, component: str) -> None:
+    nothing = {} if component == "devicePlugin" else {"enabled": True}
+    found = by_name(rendered_by(helm, {component: nothing | dict.fromkeys(OWN)}, "--no-hooks"))
+    assert COMPONENTS[component] in found
+
+
 _CONFIGURATIONS = tuple(f"{kind}WebhookConfiguration/sgx-webhook.confcom.dev" for kind in ("Mutating", "Validating"))
 
 
@@ -395,6 +402,15 @@ def test_the_rights_of_hooks_are_what_they_do(helm: Helm) -> None:
     assert removed == {*NODE_RESOURCES, *PLUGIN_MARKS}
 
 
+def test_amounts_may_be_words_as_set_makes_them(helm: Helm) -> None:
+    found = by_name(rendered_by(helm, {}, "--set", "epc.overcommit=1.25", "--set", "epc.reserveMiB=2000000"))
+    wanted = by_name(
+        json.loads(json.dumps(render(AddonConfig(overcommit=1.25, epc_reserve_mib=2_000_000), version=VERSION)))
+    )
+    for name in ("DaemonSet/sgx-device-plugin", "ConfigMap/confcom-addon"):
+        assert found[name] == wanted[name]
+
+
 def test_the_namespace_is_part_of_the_chart_unless_the_release_is_in_it(helm: Helm) -> None:
     assert "Namespace/confcom-system" in by_name(rendered_by(helm, {}))
     assert "Namespace/confcom-system" not in by_name(rendered_by(helm, {}, "--namespace", "confcom-system"))
@@ -422,6 +438,7 @@ def test_the_chart_is_clean(helm: Helm, values: dict[str, Any]) -> None:
         ({"provisionGrants": "a/b"}, "provisionGrants"),
         ({"provisionGrants": ["one"]}, "provisionGrants"),
         ({"epc": {"overcommit": 0.5}}, "overcommit"),
+        ({"epc": {"overcommit": "0.5"}}, "overcommit"),
         ({"collateral": {"url": 'https://x/"'}}, "url"),
         ({"collateral": {"storage": {"size": "much"}}}, "size"),
         ({"collateral": {"fmspcs": ["00906ed5000g"]}}, "fmspcs"),

@@ -116,7 +116,7 @@ spec:
       {{- with $own.nodeSelector }}
       nodeSelector: {{- toYaml . | nindent 8 }}
       {{- end }}
-      affinity: {{- mustMergeOverwrite (include "confcom.sgxNodes" $root | fromYaml) (deepCopy $own.affinity) | toYaml | nindent 8 }}
+      affinity: {{- mustMergeOverwrite (include "confcom.sgxNodes" $root | fromYaml) (deepCopy ($own.affinity | default dict)) | toYaml | nindent 8 }}
       tolerations:
       {{- include "confcom.sgxTolerations" $root | nindent 6 }}
       {{- with $own.tolerations }}{{ toYaml . | nindent 6 }}{{ end }}
