@@ -143,19 +143,18 @@ def step(what: str, command: list[str], lock: int, total: int = 0, *, advice: st
     started = shown = time.monotonic()
     lines: list[str] = []
     done, doing = 0, ""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", pass_fds=(lock,)
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        lines.append(line)
-        done += line.startswith(("Collecting ", "Requirement already satisfied", "Ignoring "))
-        doing = ", installing" if line.startswith("Installing collected") else doing
-        now = time.monotonic()
-        if total and (terminal or now - shown > PROGRESS_SECONDS):
-            shown = now
-            show(f"  {what}: {done} of {total}{doing}", terminal)
-    if process.wait():
+    ) as process:
+        for line in process.stdout or ():
+            lines.append(line)
+            done += line.startswith(("Collecting ", "Requirement already satisfied", "Ignoring "))
+            doing = ", installing" if line.startswith("Installing collected") else doing
+            now = time.monotonic()
+            if total and (terminal or now - shown > PROGRESS_SECONDS):
+                shown = now
+                show(f"  {what}: {done} of {total}{doing}", terminal)
+    if process.returncode:
         print("".join(lines[-30:]), file=sys.stderr)
         fail(f"this step failed: {' '.join(command)}{advice}")
     show(f"  {what}: {time.monotonic() - started:.0f} s", terminal)

@@ -620,7 +620,7 @@ class TestEvents:
             "request_size": len(sent),
             "response_size": len(answer),
         }
-        assert 0 < event.duration < 5
+        assert 0 < event.duration < 60
 
     def test_a_refusal_says_why(self, helper: RunningHelper) -> None:
         exchange(helper.path, request(22, (1, 257)))

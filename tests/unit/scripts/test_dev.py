@@ -1,0 +1,40 @@
+"""The marks by which `./dev` knows what `.venv` holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dev
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dev, "VENV", tmp_path)
+    monkeypatch.setattr(dev, "LOCK", tmp_path / "lock")
+
+
+def test_an_interrupted_step_leaves_no_mark() -> None:
+    with dev.marked("run", "1"):
+        assert dev.mark("run") == ""
+    assert dev.mark("run") == "1"
+    with pytest.raises(SystemExit), dev.marked("run", "2"):
+        dev.fail("no network")
+    assert dev.mark("run") == ""
+
+
+def test_a_step_that_fails_shows_its_output_and_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    with dev.alone() as lock, pytest.raises(SystemExit, match="this step failed: sh -c"):
+        dev.step("trial", ["sh", "-c", "echo no such package; exit 1"], lock)
+    assert "no such package" in capsys.readouterr().err
+
+
+def test_packages_are_counted_as_pip_names_them(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dev, "PROGRESS_SECONDS", -1.0)
+    lines = r"Collecting a==1\nIgnoring b: markers\nRequirement already satisfied: c\nInstalling collected packages: a"
+    with dev.alone() as lock:
+        dev.step("packages", ["printf", lines], lock, 3)
+    said = capsys.readouterr().err
+    assert "packages: 3 of 3, installing" in said
