@@ -77,7 +77,7 @@ class Run:
 
 
 def outcome_of(error: BaseException | None) -> str:
-    """What tells outcomes apart: the error and its place, without the numbers in them."""
+    """The key of an outcome: the error and its place, without the numbers in them."""
     if error is None:
         return "accepted"
     place = f"{getattr(error, 'structure', '')}.{getattr(error, 'field', '')}{getattr(error, 'step', '')}"
@@ -92,7 +92,7 @@ def execute(target: Target, data: bytes) -> tuple[str, str]:
         target.call(data)
     except ConfcomError as expected:
         error = expected
-        # Whoever shows an error asks for these.
+        # What an error is shown with.
         _ = str(expected), expected.advice(), expected.as_dict()
     except KeyboardInterrupt:
         raise
@@ -154,7 +154,7 @@ def watchdog() -> Iterator[None]:
 
 
 def guarded(target: Target) -> Target:
-    """The target with the alarm set anew before each call."""
+    """The target, with the alarm reset before each call."""
 
     def call(data: bytes) -> object:
         signal.alarm(HANG_SECONDS)

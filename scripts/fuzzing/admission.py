@@ -1,4 +1,4 @@
-"""Reviews of pods, as whoever can reach the webhook's port may send them."""
+"""Reviews of pods, as any client of the webhook's port may send them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _ask(data: bytes, task: Task) -> dict[str, Any]:
 
 
 def pod_reviews() -> list[bytes]:
-    """Pods in several dialects, one whose wish contradicts itself, and one that is debugged."""
+    """Pods in several dialects, one with contradictory requests, and one that is debugged."""
     variable = {"name": "SGX_AESM_ADDR", "value": "1"}
     container = {"name": "a", "image": "i", "resources": {"limits": {"sgx.intel.com/epc": "10Mi", "cpu": "1"}}}
     spec = {"containers": [container], "initContainers": [{**container, "name": "b", "env": [variable]}]}

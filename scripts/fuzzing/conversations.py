@@ -21,7 +21,7 @@ from fuzzing import seeds
 
 
 def pieces(data: bytes) -> list[bytes]:
-    """The stream as it might arrive: in pieces whose sizes its first byte decides."""
+    """The stream as it might arrive: in pieces, their sizes taken from its first byte."""
     size = (data[0] if data else 0) % 7 + 1
     return [data[:size], data[size : 2 * size], data[2 * size :]]
 

@@ -1,4 +1,4 @@
-"""What tells of the use of EPC: files of /proc and the cgroups, pods of the API, pages of metrics."""
+"""Inputs about the use of EPC: files of /proc and the cgroups, pods of the API, pages of metrics."""
 
 from __future__ import annotations
 

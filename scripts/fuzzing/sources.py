@@ -31,7 +31,7 @@ _ANSWERS: tuple[Callable[[bytes], object], ...] = (
 
 
 def pcs_answer(data: bytes) -> None:
-    """A body as each of the answers that are JSON; the last refusal is the one that is told."""
+    """A body read as each JSON answer in turn; the last refusal is raised."""
     refusal: ConfcomError | None = None
     for parse in _ANSWERS:
         try:

@@ -103,7 +103,7 @@ def pck_extension(data: bytes) -> None:
 
 def tcb_info(data: bytes) -> None:
     signed = SignedTcbInfo.parse(data)
-    # Signed bytes are a piece of the document, never written anew.
+    # Signed bytes are a piece of the document, never encoded again.
     assert signed.body in data
     signed.tcb_info()
 
@@ -116,7 +116,7 @@ def qe_identity(data: bytes) -> None:
 
 def certificate(data: bytes) -> None:
     found = load_certificate(data, structure="certificate", field="")
-    # What it reads, the library reads too, and as the same.
+    # What it reads, the library reads too, to the same value.
     full = found.in_full()
     assert (full.serial_number, full.tbs_certificate_bytes) == (found.serial_number, found.signed)
     assert (full.not_valid_before_utc, full.not_valid_after_utc) == (found.not_before, found.not_after)

@@ -67,7 +67,7 @@ def _install(base: Base, site: Path, *words: str) -> None:
     shutil.rmtree(site / "bin", ignore_errors=True)
     (site / ".lock").unlink(missing_ok=True)
     for metadata in site.glob("*.dist-info"):
-        # Where it was installed from, and commands that are not in the image.
+        # The path it was installed from, and entry points that are not in the image.
         for name in ("REQUESTED", "direct_url.json", "uv_cache.json", "uv_build.json"):
             (metadata / name).unlink(missing_ok=True)
         record = metadata / "RECORD"

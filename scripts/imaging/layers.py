@@ -58,7 +58,7 @@ def _add(archive: tarfile.TarFile, path: Path, name: str, *, keep_owners: bool) 
     entry.mtime, entry.uname, entry.gname = TIMESTAMP, "", ""
     if not keep_owners:
         entry.uid = entry.gid = 0
-        # The umask of whoever built it is not part of the image.
+        # The builder's umask is not part of the image.
         entry.mode = 0o755 if entry.isdir() or entry.mode & 0o100 else 0o644
     if entry.isreg():
         with path.open("rb") as content:
