@@ -78,7 +78,7 @@ class Enforcement:
     failures: tuple[str, ...]
 
 
-class EpcSight:
+class EpcMeter:
     """Measures a node's use of EPC, and has the kernel limit containers to what they requested. Blocking.
 
     `host` is where the processes are, `node` where the devices are: another only on a simulated node.
@@ -154,7 +154,7 @@ class MetricsExporter:
         node = Host(Path(config.simulated_node), stand_ins=True) if config.simulated_node else host
         self.metrics = EpcMetrics(config.node_name)
         self._config = config
-        self._sight = EpcSight(host, node)
+        self._meter = EpcMeter(host, node)
         self._pods = NodePods(config.node_name, kubeconfig=config.kubeconfig, resource=config.resource)
         self._episodes = Episodes(tolerance=config.tolerance, patience=config.patience)
         self._reports = EpcReports(config.node_name, kubeconfig=config.kubeconfig, outcomes=self.metrics.reports)
@@ -179,15 +179,15 @@ class MetricsExporter:
 
     async def look(self) -> NodeUse:
         """One round: look, enforce, judge, report."""
-        seen = await asyncio.to_thread(self._sight.look)
+        seen = await asyncio.to_thread(self._meter.look)
         use = put_together(self._pods.pods.values(), seen, self._pods.claims)
         if self._config.enforce != "off" and self._pods.known:
-            self._enforcement = await asyncio.to_thread(self._sight.enforce, use)
+            self._enforcement = await asyncio.to_thread(self._meter.enforce, use)
             self._log_enforcement(self._enforcement)
         for episode in self._episodes.step(use.containers, self._monotonic()):
             self._begin(episode)
         self._show(use)
-        self.metrics.seen, self.metrics.sgx = seen, self._sight.sgx
+        self.metrics.seen, self.metrics.sgx = seen, self._meter.sgx
         if seen.unreadable:
             advice = "Run as root with CAP_SYS_PTRACE; AppArmor must not confine the container."
             self._warn("processes.unreadable", "the kernel does not show us every process's memory", advice=advice)
@@ -255,7 +255,7 @@ class MetricsExporter:
             return Page(503, b"the first look at the node is not done\n")
         if not self._pods.known:
             return Page(503, b"the pods of the node are not known yet\n")
-        if self._config.enforce == "on" and not self._sight.enforceable:
+        if self._config.enforce == "on" and not self._meter.enforceable:
             return Page(503, b"enforce is on, and this kernel counts no sgx_epc in the misc cgroup\n")
         if self._enforcement.failures and self._config.enforce == "on":
             return Page(503, f"{self._enforcement.failures[0]}\n".encode())
