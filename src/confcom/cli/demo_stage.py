@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from confcom.errors import ConfigError, PlatformUnavailable
 from confcom.platforms.quoting import AESM_VARIABLE
@@ -79,44 +80,35 @@ class Stage:
         """The quote helper's socket."""
         return self.run / "aesm.socket"
 
-    def start(self, *arguments: str | Path, out_of_proc: bool = False) -> subprocess.Popen[bytes]:
-        """Start Python as a process of its own, with SGX_AESM_ADDR as asked and readable in every locale."""
+    def start(
+        self, *arguments: str | Path, out_of_proc: bool = False, log: Path | None = None
+    ) -> subprocess.Popen[bytes]:
+        """Start Python as a process of its own, with SGX_AESM_ADDR as asked; standard error goes to `log` or a pipe."""
         environment = {name: value for name, value in os.environ.items() if name != AESM_VARIABLE}
         environment |= {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8", **({AESM_VARIABLE: "1"} if out_of_proc else {})}
-        process = subprocess.Popen(  # noqa: S603 - our own programs, no shell
-            [sys.executable, *map(str, arguments)],
-            cwd=self.folder,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            # So that Ctrl-C reaches us alone, and we end them in order.
-            start_new_session=True,
-        )
+        with contextlib.nullcontext(subprocess.PIPE) if log is None else log.open("wb") as errors:
+            process = subprocess.Popen(  # noqa: S603 - our own programs, no shell
+                [sys.executable, *map(str, arguments)],
+                cwd=self.folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                # So that only this process gets Ctrl-C, and ends the others in order.
+                start_new_session=True,
+            )
         self.processes.append(process)
         return process
 
     def start_helper(self) -> int:
         """Start `confcom quote-helper`, wait until it is ready, and give its process id."""
         log = self.run / "helper.log"
-        with log.open("wb") as stream:
-            command = [sys.executable, "-P", "-m", "confcom", "quote-helper"]
-            command += ["--socket", str(self.socket), "--simulated-machine", str(self.machine)]
-            process = subprocess.Popen(  # noqa: S603 - our own program, no shell
-                command,
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=stream,
-                start_new_session=True,
-            )
-        self.processes.append(process)
-        if process.stdout is None:  # pragma: no cover - it is a pipe
-            raise PlatformUnavailable("the quote helper has no output")
-        ready, _, _ = select.select([process.stdout], [], [], START_TIMEOUT)
-        if not ready or not process.stdout.readline():
-            told = log.read_text("utf-8", "replace")[-2000:].strip()
-            raise PlatformUnavailable(f"the quote helper did not start: {told or 'no output'}")
+        command = ("-P", "-m", "confcom", "quote-helper", "--socket", self.socket, "--simulated-machine", self.machine)
+        process = self.start(*command, log=log)
+        output = process.stdout
+        if output is None or not select.select([output], [], [], START_TIMEOUT)[0] or not output.readline():
+            said = log.read_text("utf-8", "replace")[-2000:].strip() or "no output"
+            raise PlatformUnavailable(f"the quote helper did not start: {said}")
         return process.pid
 
     def quotes_served(self) -> list[int]:
@@ -180,7 +172,10 @@ def open_stage(keep: Path | None) -> Iterator[Stage]:
     try:
         yield stage
     finally:
-        _clean_up(stage)
+        # A second Ctrl-C must not interrupt the cleaning up; this takes seconds at most.
+        with _on_signals(signal.SIG_IGN):
+            stage.end()
+            shutil.rmtree(stage.run, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -191,12 +186,18 @@ def interruptible() -> Iterator[None]:
         del number, frame
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
+    with _on_signals(interrupt):
+        yield
+
+
+@contextlib.contextmanager
+def _on_signals(handler: Any) -> Iterator[None]:  # noqa: ANN401 - as the module signal has them
+    before = {number: signal.signal(number, handler) for number in _SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, former in before.items():
+            signal.signal(number, former)
 
 
 def find_sample() -> Path:
@@ -209,17 +210,6 @@ def find_sample() -> Path:
         "the demonstration's sample (examples/remote_attestation) is not part of this installation",
         advice="Run the demonstration from a checkout, or install a complete wheel.",
     )
-
-
-def _clean_up(stage: Stage) -> None:
-    # A second Ctrl-C must not leave half of it behind; this takes seconds at most.
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in _SIGNALS}
-    try:
-        stage.end()
-        shutil.rmtree(stage.run, ignore_errors=True)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _kept(folder: Path) -> Path:

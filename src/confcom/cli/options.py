@@ -51,9 +51,19 @@ def trust_root_option(command: _Function) -> _Function:
 
 def kubeconfig_options(command: _Function) -> _Function:
     """`--kubeconfig` and `--context`."""
-    command = click.option("--context", metavar="NAME", help="Context of the kubeconfig.  [default: its current one]")(
-        command
-    )
-    return click.option("--kubeconfig", metavar="FILE", help="Credentials.  [default: $KUBECONFIG, ~/.kube/config]")(
-        command
-    )
+    context = click.option("--context", metavar="NAME", help="Context of the kubeconfig.  [default: its current one]")
+    file = click.option("--kubeconfig", metavar="FILE", help="Credentials.  [default: $KUBECONFIG, ~/.kube/config]")
+    return file(context(command))
+
+
+def identity_options(command: _Function) -> _Function:
+    """`--mr-enclave`, `--mr-signer`, `--isv-prod-id` and `--min-isv-svn`."""
+    number = click.IntRange(0, 0xFFFF)
+    for option in (
+        click.option("--min-isv-svn", metavar="N", type=number, help="The lowest security version."),
+        click.option("--isv-prod-id", metavar="N", type=number, help="The signer's product id."),
+        click.option("--mr-signer", metavar="HEX", multiple=True, help="Accept this signer. Repeatable."),
+        click.option("--mr-enclave", metavar="HEX", multiple=True, help="Accept this build. Repeatable."),
+    ):
+        command = option(command)
+    return command

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from confcom.cli.options import STREAM, json_option
+from confcom.cli.options import STREAM, identity_options, json_option
 from confcom.cli.outputs import print_json, printable
 from confcom.errors import ConfcomError, ConfigError
 
@@ -36,10 +36,7 @@ def inspect_token(context: click.Context, file: Path, as_json: bool) -> None:
 @click.argument("file", type=STREAM, metavar="TOKEN")
 @click.option("--keys", metavar="JWKS", type=STREAM, required=True, help="File with the issuer's keys, got over TLS.")
 @click.option("--issuer", metavar="URL", required=True, help="Who must have issued it (claim iss).")
-@click.option("--mr-enclave", metavar="HEX", multiple=True, help="Accept this build. Repeatable.")
-@click.option("--mr-signer", metavar="HEX", multiple=True, help="Accept this signer. Repeatable.")
-@click.option("--isv-prod-id", metavar="N", type=click.IntRange(0, 0xFFFF), help="The signer's product id.")
-@click.option("--min-isv-svn", metavar="N", type=click.IntRange(0, 0xFFFF), help="The lowest security version.")
+@identity_options
 @click.option("--nonce", metavar="TEXT", help="The nonce that was sent with the evidence.")
 @click.option("--report-data", metavar="HEX", help="The report data begins with these bytes.")
 @click.option("--accept-tcb", metavar="STATUS,…", default="UpToDate", help="Good enough where the token states one.")

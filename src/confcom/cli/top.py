@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from confcom.cli.daemons import needing
@@ -13,9 +15,11 @@ from confcom.cli.options import kubeconfig_options
 @click.option("--once", is_flag=True, help="Show it once, and stop. The default where the output is no terminal.")
 @click.option("--interval", metavar="SECONDS", type=click.FloatRange(min=0.5), default=3.0, show_default=True)
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="json: once, sizes in bytes.")
-@click.option("--addon-namespace", metavar="NAME", default="confcom-system", show_default=True, help="Of the add-on.")
+@click.option(
+    "--addon-namespace", "addon", metavar="NAME", default="confcom-system", show_default=True, help="Of the add-on."
+)
 @kubeconfig_options
-def top(**options: object) -> None:
+def top(**options: Any) -> None:  # noqa: ANN401 - `run` has the types
     """Show EPC (allocatable, requested, mapped, in use) and quotes per node and pod.
 
     Requests come from the API, use from the add-on's pods through the API server's proxy: a kubeconfig is all that is

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from functools import partial
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -91,44 +92,40 @@ def _quotes(count: int | None, earlier: NodeLine | PodLine | None, before: Befor
     return f"{count} ({(count - earlier.quotes) / max(before.seconds, 0.001):.1f}/s)"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TopOptions:
-    """The options of the command line, as given."""
-
-    namespace: str | None
-    addon_namespace: str
-    once: bool
-    interval: float
-    output: str
-    kubeconfig: str | None
-    context: str | None
-
-
-def run(**options: Any) -> None:  # noqa: ANN401 - TopOptions has the types
+def run(
+    *,
+    namespace: str | None,
+    addon: str,
+    once: bool,
+    interval: float,
+    output: str,
+    kubeconfig: str | None,
+    context: str | None,
+) -> None:
     """Ask the cluster and print, once or until the user stops it."""
+
+    async def work() -> None:
+        async with ClusterEpc.open(kubeconfig, context) as cluster:
+            ask = partial(overview, cluster, namespace=namespace, addon=addon)
+            if output == "json":
+                print_json(asdict(await ask()))
+            elif once or not sys.stdout.isatty():
+                Console(width=None if sys.stdout.isatty() else WIDTH).print(show(await ask()))
+            else:
+                await _live(ask, interval)
+
     with suppress(KeyboardInterrupt):  # how users leave the live view
-        asyncio.run(_run(TopOptions(**options)))
+        asyncio.run(work())
 
 
-async def _run(given: TopOptions) -> None:
-    async with ClusterEpc.open(given.kubeconfig, given.context) as cluster:
-        if given.output == "json":
-            found = await _ask(cluster, given)
-            print_json(asdict(found))
-        elif given.once or not sys.stdout.isatty():
-            Console(width=None if sys.stdout.isatty() else WIDTH).print(show(await _ask(cluster, given)))
-        else:
-            await _live(cluster, given)
-
-
-async def _live(cluster: ClusterEpc, given: TopOptions) -> None:
-    found, asked = await _ask(cluster, given), time.monotonic()
+async def _live(ask: Callable[[], Awaitable[Overview]], interval: float) -> None:
+    found, asked = await ask(), time.monotonic()
     with Live(show(found), auto_refresh=False, screen=True) as screen:
         while True:
             screen.refresh()
-            await asyncio.sleep(given.interval)
+            await asyncio.sleep(interval)
             try:
-                later = await _ask(cluster, given)
+                later = await ask()
             except ClusterError as error:
                 # Until it answers again the last figures stay, marked as old.
                 said = f"these figures are {time.monotonic() - asked:.0f} s old: {error.message}"
@@ -137,7 +134,3 @@ async def _live(cluster: ClusterEpc, given: TopOptions) -> None:
             now = time.monotonic()
             screen.update(show(later, Before(found, now - asked)))
             found, asked = later, now
-
-
-async def _ask(cluster: ClusterEpc, given: TopOptions) -> Overview:
-    return await overview(cluster, namespace=given.namespace, addon=given.addon_namespace)

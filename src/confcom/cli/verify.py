@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from confcom.cli.options import FILE, STREAM, json_option, trust_root_option
+from confcom.cli.options import FILE, STREAM, identity_options, json_option, trust_root_option
 
 _TD_OPTIONS = (
     ("--mr-td", "HEX", "TDs: accept this initial image (MRTD)."),
@@ -63,10 +63,7 @@ def _td_options(command: Callable[..., int]) -> Callable[..., int]:
     type=STREAM,
     help="Policy file (TOML, YAML or JSON); options given here replace its keys.",
 )
-@click.option("--mr-enclave", metavar="HEX", multiple=True, help="Accept this build. Repeatable.")
-@click.option("--mr-signer", metavar="HEX", multiple=True, help="Accept this signer. Repeatable.")
-@click.option("--isv-prod-id", metavar="N", type=click.IntRange(0, 0xFFFF), help="The signer's product id.")
-@click.option("--min-isv-svn", metavar="N", type=click.IntRange(0, 0xFFFF), help="The lowest security version.")
+@identity_options
 @_td_options
 @click.option("--report-data", metavar="HEX", help="The report data begins with these bytes.")
 @click.option("--held-data", metavar="FILE", type=STREAM, help="The report data begins with this file's SHA-256.")
