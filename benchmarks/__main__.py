@@ -25,6 +25,7 @@ from benchmarks import (
     kubelet,
     quote_helper,
     quote_helper_abuse,
+    quote_helper_peer,
     quote_helper_updates,
     scale,
     store_crash,
@@ -38,6 +39,7 @@ PAGE = ROOT / "docs" / "explanation" / "performance.md"
 BENCHMARKS: dict[str, Callable[[], Iterable[Row]]] = {
     "verification": verification.rows,
     "quote-helper": quote_helper.rows,
+    "quote-helper-peer": quote_helper_peer.rows,
     "quote-helper-abuse": quote_helper_abuse.rows,
     "quote-helper-updates": quote_helper_updates.rows,
     "collateral-outage": collateral_outage.rows,

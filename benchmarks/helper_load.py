@@ -21,8 +21,6 @@ from confcom.protocols.aesm import ClientConnection
 from confcom.protocols.aesm_messages import DcapRequest
 from confcom.simulator.declaration import EnclaveDeclaration
 
-SOURCE = Path(__file__).with_name("aesm_load.c")
-
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -59,11 +57,17 @@ class Stage:
         self.machine = folder / "machine.json"
         self.world = simulated_world()
         self.world.write_first(self.machine)
-        self._program = folder / "aesm_load"
+        self._program = self.build("aesm_load")
+
+    def build(self, program: str) -> Path:
+        """Compile a C program of this folder."""
         compiler = shutil.which("cc")
         if compiler is None:
-            sys.exit("bench: a C compiler (cc) is needed for the clients")
-        subprocess.run([compiler, "-O2", "-pthread", "-o", self._program, SOURCE], check=True)
+            sys.exit("bench: a C compiler (cc) is needed")
+        path = self.folder / program
+        source = Path(__file__).with_name(f"{program}.c")
+        subprocess.run([compiler, "-O2", "-pthread", "-o", path, source], check=True)
+        return path
 
     def start(
         self, *options: str, files: int | None = None, settings: Mapping[str, str] | None = None
@@ -90,16 +94,16 @@ class Stage:
         report, size = bytes(enclave.create_report(target, bytes(64))), self.world.platform.quote_size()
         key = bytes(ECDSA_P256_KEY_ID)
         return {
-            "quotes": _asked(m.GetQuoteExRequest(report=report, att_key_id=key, buf_size=size), size),
-            "quotes with QE report": _asked(
+            "quotes": asked(m.GetQuoteExRequest(report=report, att_key_id=key, buf_size=size), size),
+            "quotes with QE report": asked(
                 m.GetQuoteExRequest(
                     report=report, att_key_id=key, buf_size=size, qe_report_info=bytes(16) + bytes(target) + bytes(432)
                 ),
                 size + 960,
             ),
-            "key initialisations": _asked(m.InitQuoteExRequest(b_pub_key_id=True, att_key_id=key, buf_size=32), 512),
-            "quote sizes": _asked(m.GetQuoteSizeExRequest(att_key_id=key), 11),
-            "numbers of keys": _asked(m.GetSupportedAttKeyIdNumRequest(), 11),
+            "key initialisations": asked(m.InitQuoteExRequest(b_pub_key_id=True, att_key_id=key, buf_size=32), 512),
+            "quote sizes": asked(m.GetQuoteSizeExRequest(att_key_id=key), 11),
+            "numbers of keys": asked(m.GetSupportedAttKeyIdNumRequest(), 11),
         }
 
     def platform_rate(self) -> float:
@@ -143,13 +147,20 @@ class Stage:
         return self.end(self.begin(asked, threads, seconds), seconds)
 
 
-def _asked(request: DcapRequest, least: int) -> Asked:
+def asked(request: DcapRequest, least: int) -> Asked:
+    """A request as it goes over the wire; `least` is the size of the shortest answer that is no refusal."""
     return Asked(ClientConnection().send(request), least)
 
 
 def children(pid: int) -> list[int]:
-    """The workers of a helper."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    """The processes that a helper started, from any of its threads."""
+    lists = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for children in lists for child in children.read_text().split()]
+
+
+def used_seconds(pid: int) -> float:
+    """Processor seconds of a helper and its workers so far: unlike rates, the same on a machine with other work."""
+    return sum(processor_seconds(process) for process in (pid, *children(pid)))
 
 
 def processor_seconds(pid: int) -> float:

@@ -14,7 +14,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from benchmarks.helper_load import Load, Stage, children, processor_seconds, stop
+from benchmarks.helper_load import Load, Stage, stop, used_seconds
 from benchmarks.measure import Row, percentile, rate, show, spread
 from confcom.simulator.declaration import EnclaveDeclaration
 
@@ -25,24 +25,19 @@ THREADS = (1, 4, 16, 64)
 def rows() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name:
         stage = Stage(Path(name))
-        limit = _limit()
+        limit = signature_limit()
         direct = _direct(stage)
         yield Row("the platform called directly, one thread", len(direct) / sum(direct), note=spread(direct, unit="µs"))
         helper = stage.start()
         try:
             for kind, asked in stage.requests().items():
                 for threads in THREADS if kind in ("quotes", "quote sizes") else (1, 4):
-                    before = _used(helper.pid)
+                    before = used_seconds(helper.pid)
                     load = stage.load(asked, threads, SECONDS)
-                    used = (_used(helper.pid) - before) / len(load.latencies)
+                    used = (used_seconds(helper.pid) - before) / len(load.latencies)
                     yield _report(kind, threads, load, limit, direct, used)
         finally:
             stop(helper)
-
-
-def _used(pid: int) -> float:
-    """Processor seconds of the helper and its workers so far: unlike rates, the same on a machine with other work."""
-    return sum(processor_seconds(process) for process in (pid, *children(pid)))
 
 
 def _report(kind: str, threads: int, load: Load, limit: float, direct: list[float], used: float) -> Row:
@@ -69,7 +64,8 @@ def _direct(stage: Stage) -> list[float]:
     return durations
 
 
-def _limit() -> float:
+def signature_limit() -> float:
+    """P-256 signatures per second of one core, by the OpenSSL inside `cryptography`."""
     key = ec.generate_private_key(ec.SECP256R1())
     algorithm = ec.ECDSA(SHA256())
     return rate(lambda: key.sign(bytes(432), algorithm))

@@ -14,7 +14,6 @@ import argparse
 import multiprocessing
 import os
 import random
-import shutil
 import signal
 import socket
 import subprocess
@@ -94,7 +93,7 @@ def _each(seconds: float, ways: list[Way]) -> Iterator[Row]:
         Path(name).chmod(0o755)
         stage = Stage(Path(name))
         asked = stage.requests()["quotes"]
-        abuser, reference = (_build(stage, program) for program in ("aesm_abuse", "aesm_reference"))
+        abuser, reference = (stage.build(program) for program in ("aesm_abuse", "aesm_reference"))
         work = int(1e9 / stage.platform_rate())
         for one in [None, *ways]:
             plain = subprocess.Popen(
@@ -118,13 +117,6 @@ def _each(seconds: float, ways: list[Way]) -> Iterator[Row]:
             yield Row(
                 f"{GOOD_THREADS} good clients, {name}", load.per_second, "/s", kept.per_second, "plain C service", note
             )
-
-
-def _build(stage: Stage, program: str) -> Path:
-    path = stage.folder / program
-    source = Path(__file__).with_name(f"{program}.c")
-    subprocess.run([str(shutil.which("cc")), "-O2", "-pthread", "-o", path, source], check=True)
-    return path
 
 
 def _kept(stage: Stage, asked: Asked, program: Path, way: Way | None, seconds: float) -> Load:

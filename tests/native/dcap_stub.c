@@ -11,6 +11,7 @@
  *     crash    SIGSEGV
  *     exit     end the process
  *     sleep N  wait N milliseconds, then go on as usual
+ *     spin N   use N microseconds of the processor, then go on as usual
  *     size N   go on as usual, but say N bytes (get_quote_size), or a key id of N bytes (init_quote)
  *
  * With a socket `qe` in the folder, target info, sizes and quotes are asked there (see software_qe.py); without one
@@ -119,6 +120,13 @@ static quote3_error_t obey(const char *call, uint32_t *number) {
     if (strncmp(text, "crash", 5) == 0) { signal(SIGSEGV, SIG_DFL); raise(SIGSEGV); }
     if (strncmp(text, "exit", 4) == 0) _exit(9);
     if (strncmp(text, "lose", 4) == 0) { lost = true; return ENCLAVE_LOST; }
+    if (strncmp(text, "spin ", 5) == 0) {
+        struct timespec now;
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+        long long end = now.tv_sec * 1000000000ll + now.tv_nsec + atoi(text + 5) * 1000ll;
+        do { clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now); } while (now.tv_sec * 1000000000ll + now.tv_nsec < end);
+        return SUCCESS;
+    }
     if (strncmp(text, "sleep ", 6) == 0) { usleep((useconds_t)atoi(text + 6) * 1000); return SUCCESS; }
     if (strncmp(text, "size ", 5) == 0) { *number = (uint32_t)strtoul(text + 5, NULL, 10); return SUCCESS; }
     return (quote3_error_t)strtoul(text, NULL, 16);

@@ -59,6 +59,7 @@ class AesmBroker:
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
         self._keys: dict[bytes, AttestationKeyId] = {}
+        self._last_size = 0
 
     def plan(self, request: Request | IncompleteRequest) -> Answer | PlatformCall:
         """Check a request and answer it, unless that takes the platform. Never blocks."""
@@ -191,11 +192,14 @@ class AesmBroker:
 
     def _quote(self, request: m.GetQuoteExRequest, key_id: AttestationKeyId | None) -> Response:
         # In this order: a key that is not there (42), a buffer that is too small (3), a report that is not for us (47).
-        needed = self._platform.quote_size(key_id)
-        _check_room(request, needed)
+        # Where the last quote would fit, its size is not asked for: that would be a second call, in which Intel's
+        # library asks for the certificate again.
+        if not 0 < self._last_size <= request.buf_size:
+            _check_room(request, self._platform.quote_size(key_id))
         info = QeReportInfo.parse(request.qe_report_info) if request.qe_report_info else None
         result = self._platform.quote(Report.parse(request.report), key_id, info)
-        _check_room(request, len(result.quote))
+        self._last_size = len(result.quote)
+        _check_room(request, self._last_size)
         filled = None if result.qe_report_info is None or info is None else bytes(result.qe_report_info)
         if info is not None and filled is None:
             raise NativeError("the platform cannot make a report of its QE", native_code=QUOTE3_QE_REPORT)

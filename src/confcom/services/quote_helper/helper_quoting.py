@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 import structlog
 
@@ -23,6 +23,8 @@ Result = TypeVar("Result")
 
 TURN = 4
 """Requests that it answers before it looks for new connections again."""
+AHEAD = 2
+"""Calls that the thread has at most: the one that it makes, and the next one."""
 LEFT_AFTER = 0.02
 """Seconds of waiting after which it is worth a look whether the client still does."""
 
@@ -52,7 +54,7 @@ class Quoting(Protocol):
 
 
 class ThreadQuoting:
-    """One platform behind one thread."""
+    """One platform behind one thread, which has its next call before it is done with the present one."""
 
     def __init__(
         self, broker: AesmBroker, queue: FairQueue[PendingRequest], deliver: Deliver, *, answer_timeout: float
@@ -62,45 +64,51 @@ class ThreadQuoting:
         self._deliver = deliver
         self._answer_timeout = answer_timeout
         self._loop = asyncio.get_running_loop()
-        self._thread = WorkerThreads("platform", threads=1, max_waiting=1)
-        self._task: asyncio.Task[None] | None = None
+        self._thread = WorkerThreads("platform", threads=1, max_waiting=AHEAD)  # one more, for the warm-up
+        self._calls: set[asyncio.Task[None]] = set()
 
     @property
     def in_hand(self) -> int:
-        """One or none."""
-        return 0 if self._task is None else 1
+        """None to two."""
+        return len(self._calls)
 
     async def warm_up(self) -> None:
         """Have the attestation key made."""
         try:
-            await self._run(self._broker.warm_up)
+            await self._run(self._broker.warm_up, self._loop.time() + self._answer_timeout)
         finally:
             self.pump()
 
     def pump(self) -> None:
-        """Give the thread its next call, if it has none."""
-        if self._task is None and self._queue and not self._thread.under_way:
-            self._task = self._loop.create_task(self._perform(self._queue.pop()))
+        """Give the thread its next calls. One that nobody waits for any more holds it up as others do."""
+        while self._queue and max(len(self._calls), self._thread.under_way) < AHEAD:
+            self._calls.add(self._loop.create_task(self._perform(self._queue.pop())))
 
     def close(self) -> None:
         """End the thread after its call."""
-        if self._task is not None:
-            self._task.cancel()
+        for call in self._calls:
+            call.cancel()
         self._thread.close(0)
 
     async def _perform(self, pending: PendingRequest) -> None:
-        started = self._loop.time()
+        started = None
+
+        def call() -> Answer:
+            nonlocal started
+            started = self._loop.time()
+            return _answer(self._broker, pending)
+
         try:
-            answer = await self._run(lambda: _answer(self._broker, pending))
+            answer = await self._run(call, pending.since + self._answer_timeout)
         except PlatformBusy as error:
             answer = self._broker.refuse(pending.call.request, error)
-        self._task = None
-        self._deliver(pending, answer, self._loop.time() - started)
+        self._calls.remove(cast("asyncio.Task[None]", asyncio.current_task()))
+        self._deliver(pending, answer, None if started is None else self._loop.time() - started)
         self.pump()
 
-    async def _run(self, call: Callable[[], Result]) -> Result:
+    async def _run(self, call: Callable[[], Result], deadline: float) -> Result:
         try:
-            async with asyncio.timeout(self._answer_timeout):
+            async with asyncio.timeout_at(deadline):
                 return await self._thread.run(call)
         except TimeoutError as error:
             raise PlatformBusy(f"the platform did not answer within {self._answer_timeout:g} s") from error

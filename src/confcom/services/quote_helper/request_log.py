@@ -1,9 +1,8 @@
-"""One line per request at a price that a busy helper can pay.
+"""The log of requests: one line of JSON for each, written by a thread, with limits per peer.
 
-An event becomes its line of JSON at once, and a thread writes the lines in batches: a reader of the log that is slow,
-or gone, cannot hold up a client. Lines that find no place any more are counted, and the count is logged. So is what is
-left out: of a peer that asks very often every request is counted, but only some have a line of their own, or its flood
-would wash away what the log says of others.
+A slow or closed reader of the log does not delay clients: lines beyond `MAX_LINES` are dropped and counted, and the
+count is logged. A peer that asks very often has a line for some of its requests only, so that its flood does not
+displace the lines of other peers; the others are counted and summed up.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 
 import msgspec
@@ -37,25 +36,6 @@ _ATOMIC = 4096
 """Bytes that a pipe takes in one piece (PIPE_BUF), so that lines of other writers fall between ours."""
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
-
-
-class _Line(msgspec.Struct, omit_defaults=True, gc=False):
-    """The line of a request: what `RequestEvent.fields` says, in the shape that is written fastest."""
-
-    outcome: str
-    duration_ms: float
-    pid: int
-    uid: int
-    request_size: int
-    response_size: int
-    event: str
-    level: str
-    timestamp: datetime
-    kind: str | None = None
-    code: int | None = None
-    error: str | None = None
-    reason: str = ""
-    peer: str = ""
 
 
 class _Share:
@@ -127,7 +107,7 @@ class RequestLog:
         if len(self._lines) >= MAX_LINES:
             self._lost += 1
             return
-        self._lines.append(_request_line(event, level))
+        self._lines.append(_line("aesm.request", level, event.fields()))
 
     def _is_left_out(self, event: RequestEvent) -> bool:
         now = self._monotonic()
@@ -149,11 +129,7 @@ class RequestLog:
         with self._shares_lock:
             for peer, share in list(self._shares.items()):
                 if share.left_out:
-                    fields: dict[str, object] = {
-                        "peer": peer,
-                        "requests": share.left_out,
-                        "reason": "too many for a line each",
-                    }
+                    fields = {"peer": peer, "requests": share.left_out, "reason": "too many for a line each"}
                     self._lines.append(_line("aesm.left_out", "info", fields))
                     share.left_out = {}
                 elif share.lines + (now - share.seen) * RATE >= BURST:
@@ -193,28 +169,13 @@ class RequestLog:
     def _put(self, batch: list[bytes]) -> None:
         try:
             self._write(b"".join(batch))
-        except OSError:  # nobody can read it
+        except OSError:  # its reader is gone
             self._lost += len(batch)
 
 
-def _request_line(event: RequestEvent, level: str) -> bytes:
-    line = _Line(
-        event.outcome, round(event.duration * 1000, 3), event.pid, event.uid, event.request_size, event.response_size,
-        "aesm.request", level, _now(),
-        event.kind, event.status, event.error, event.reason, event.shown_peer,
-    )  # fmt: skip
-    return _encode(line) + b"\n"
-
-
-def _line(name: str, level: str, fields: dict[str, object]) -> bytes:
-    fields["event"] = name
-    fields["level"] = level
-    fields["timestamp"] = _now()
-    return _encode(fields) + b"\n"
-
-
-def _now() -> datetime:
-    return datetime.fromtimestamp(time.time(), UTC)
+def _line(name: str, level: str, fields: Mapping[str, object]) -> bytes:
+    timestamp = datetime.fromtimestamp(time.time(), UTC)
+    return _encode({**fields, "event": name, "level": level, "timestamp": timestamp}) + b"\n"
 
 
 def _write_to_stderr(data: bytes) -> None:

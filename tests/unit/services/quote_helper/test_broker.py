@@ -375,6 +375,16 @@ class TestGetQuoteEx:
 
         assert answer(ready, incomplete) == m.GetQuoteExResponse(UNEXPECTED)
 
+    def test_asks_for_the_size_only_where_the_last_quote_would_not_fit(
+        self, ready: AesmBroker, platform: RecordingPlatform
+    ) -> None:
+        """Intel's library asks for the certificate each time."""
+        sizes = (8192, QUOTE_SIZE, QUOTE_SIZE - 1)
+        answers = [answer(ready, m.GetQuoteExRequest(REPORT, size, KEY_ID)).status for size in sizes]
+
+        assert answers == [OK, OK, PARAMETER]
+        assert platform.asked == ["quote_size", "quote", "quote", "quote_size"]
+
 
 class TestLegacy:
     """What Intel's service answers with neither EPID nor launch plugin."""
