@@ -208,7 +208,7 @@ async def run_until(stop: asyncio.Event, *actors: Coroutine[Any, Any, None]) -> 
         for task in tasks:
             if task.done():
                 task.result()
-                raise RuntimeError(f"{task.get_coro()} ended by itself")
+                raise RuntimeError(f"{getattr(task.get_coro(), '__qualname__', 'a task')} ended by itself")
     finally:
         for task in waits:
             task.cancel()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,7 @@ import pytest
 
 from confcom.errors import ConfigError
 from confcom.services.quote_helper.helper import QuoteHelperConfig
-from confcom.services.runtime.process import load, render
+from confcom.services.runtime.process import load, render, run_until
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -95,3 +96,43 @@ def test_a_hostile_file_is_one_sentence(content: bytes, said: str, tmp_path: Pat
     file.write_bytes(content)
     with pytest.raises(ConfigError, match=said):
         load(QuoteHelperConfig, service="quote-helper", file=file, environment={}, flags={})
+
+
+async def test_tasks_run_until_the_daemon_is_stopped() -> None:
+    stop, ended = asyncio.Event(), []
+
+    async def serve(name: str) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            ended.append(name)
+
+    running = asyncio.create_task(run_until(stop, serve("a"), serve("b")))
+    await asyncio.sleep(0)
+    stop.set()
+    await running
+    assert sorted(ended) == ["a", "b"]
+
+
+async def test_a_task_that_fails_or_ends_ends_the_daemon_and_says_so() -> None:
+    ended = []
+
+    async def serve() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append("the other")
+
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise ConfigError("it cannot go on")
+
+    async def give_up() -> None:
+        await asyncio.sleep(0)
+
+    with pytest.raises(ConfigError, match="cannot go on"):
+        await run_until(asyncio.Event(), serve(), fail())
+    with pytest.raises(RuntimeError, match="give_up ended by itself"):
+        await run_until(asyncio.Event(), serve(), give_up())
+    assert ended == ["the other"] * 2
