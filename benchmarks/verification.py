@@ -1,36 +1,43 @@
-"""Verifications per second of one core: cold (everything anew) and warm (platform and collateral known by content).
+"""Verifications per second of one core, beside dcap-qvl on the same quotes in the same run.
 
-Beside dcap-qvl on the same input, and beside the limit: the ECDSA P-256 verifications that each needs, at the speed of
-the OpenSSL inside `cryptography`. A real quote is used where the folder of vectors is there, a simulated one elsewhere.
+- `new verifier`: nothing is known but certificates and documents that this process has read before;
+- `first quote of a process`: nothing is known, imports apart;
+- `new platform`: the collateral is known, the PCK certificate is not;
+- `warm`: platform and QE are known by content.
+
+Both sides take turns in blocks, in CPU time, and medians are compared: a busy machine slows both alike. Real quotes are
+used where the folder of vectors is there, simulated ones elsewhere, and for what dcap-qvl refuses of the real ones: it
+takes no TD that has a service TD, as all real quotes of version 5 do.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
+import pickle
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from multiprocessing.queues import Queue
 from pathlib import Path
+from statistics import median
 
 import dcap_qvl  # type: ignore[import-untyped]  # the package carries no types
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from benchmarks.measure import Row, percentile, rate, show
-from benchmarks.simulated import simulated_input
+from benchmarks.measure import Row, show
+from benchmarks.simulated import NOW, SEED
 from confcom.appraisal.collateral import Collateral
 from confcom.appraisal.quote import QuoteVerifier
-from confcom.collateral.bundle import load_bundle
-from confcom.pki.roots import TrustRoots
-
-COLD_VERIFICATIONS = 9
-"""Intermediate, PCK, root CRL, PCK CRL, TCB signing, TCB info, QE identity, QE report, quote."""
-WARM_VERIFICATIONS = 2
-"""QE report and quote."""
+from confcom.collateral.bundle import load_bundle, to_json
+from confcom.pki.roots import TrustRoot, TrustRoots
+from confcom.simulator.declaration import EnclaveDeclaration
+from confcom.simulator.td import td_report, td_report_1_5
+from confcom.simulator.world import SimulatedWorld
 
 REAL = {
     "SGX v3": ("real/sgx3-00A067110000-dcap_qvl-f8b81014-20250621", 1750503371),
@@ -38,8 +45,12 @@ REAL = {
 }
 """Kind → folder of the vectors, and the time to judge at (None: the one in its meta.json)."""
 
-LATENCIES = 4000
-"""Verifications that are timed one by one."""
+ROUNDS, CALLS = 60, 10
+"""Blocks of each side, and calls in a block."""
+PLATFORMS = 200
+PROCESSES = 15
+ECDSA = {"new verifier": 9, "first quote of a process": 9, "new platform": 3, "warm": 1}
+"""Signatures that each has to verify: PCK CA, PCK, two CRLs, TCB signing, TCB info, identity, QE report, quote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,102 +60,131 @@ class Input:
     name: str
     quote: bytes
     collateral: Collateral
-    collateral_json: str
-    roots: TrustRoots
+    root: bytes
     now: datetime
+
+    @property
+    def roots(self) -> TrustRoots:
+        """The root that the quote leads to, alone."""
+        return TrustRoots((TrustRoot.from_pem(self.root),))
+
+    def peer(self) -> Callable[[], object]:
+        """The verification of dcap-qvl; its object of the collateral is reused."""
+        collateral = dcap_qvl.QuoteCollateralV3.from_json(to_json(self.collateral).decode())
+        root, now = self.roots.roots[0].certificate_der, int(self.now.timestamp())
+        return lambda: dcap_qvl.verify_with_root_ca(self.quote, collateral, root, now)
 
 
 def rows() -> Iterator[Row]:
-    limit = _limit()
+    limit = 1 / median(_block(call, 50) for call in [_one_ecdsa()] * 20)
     yield Row("one ECDSA P-256 verification (OpenSSL)", limit)
-    for data in _inputs():
-        yield from _compare(data, limit)
+    for data in inputs():
+        roots, peer = data.roots, data.peer()
+        known = QuoteVerifier(roots)
+        figures = {
+            "new verifier": _beside(peer, lambda data=data, roots=roots: _cold(data, roots)),  # type: ignore[misc]
+            "first quote of a process": _first_quotes(data),
+            "warm": _beside(
+                peer,
+                lambda data=data, known=known: known.verify(data.quote, data.collateral, now=data.now),  # type: ignore[misc]
+            ),
+        }
+        for what, (ours, theirs) in figures.items():
+            yield _row(f"{what}, {data.name}", ours, theirs, limit / ECDSA[what])
+    yield _row("new platform, simulated SGX v3", *_new_platforms(), limit / ECDSA["new platform"])
 
 
-def _compare(data: Input, limit: float) -> Iterator[Row]:
-    warm_verifier = QuoteVerifier(data.roots)
-    cold = rate(lambda: QuoteVerifier(data.roots).verify(data.quote, _fresh(data.collateral), now=data.now))
-    warm = rate(lambda: warm_verifier.verify(data.quote, data.collateral, now=data.now))
-    peer_collateral = dcap_qvl.QuoteCollateralV3.from_json(data.collateral_json)
-    root, now = data.roots.roots[0].certificate_der, int(data.now.timestamp())
-    peer = rate(lambda: dcap_qvl.verify_with_root_ca(data.quote, peer_collateral, root, now))
-    for what, ours, needed in (("cold", cold, COLD_VERIFICATIONS), ("warm", warm, WARM_VERIFICATIONS)):
-        share = f"{ours * needed / limit:.0%} of {needed} ECDSA verifications"
-        yield Row(f"{what}, {data.name}", ours, beside=peer, peer="dcap-qvl, collateral reused", note=share)
-    p50, p99 = _latency(lambda: warm_verifier.verify(data.quote, data.collateral, now=data.now))
-    peer50, peer99 = _latency(lambda: dcap_qvl.verify_with_root_ca(data.quote, peer_collateral, root, now))
-    yield Row(f"warm, {data.name}, p50", p50, "µs", peer50, "dcap-qvl")
-    yield Row(f"warm, {data.name}, p99", p99, "µs", peer99, "dcap-qvl")
-    both = _processes(data, os.cpu_count() or 1)
-    yield Row(f"warm, {data.name}, {os.cpu_count()} processes", both, beside=warm, peer="one process")
+def _row(name: str, ours: float, peer: float, limit: float) -> Row:
+    share = f"{1 / ours / limit:.0%} of what ECDSA alone would allow"
+    return Row(name, 1 / ours, beside=1 / peer, peer="dcap-qvl", note=share)
 
 
-def _latency(call: Callable[[], object]) -> tuple[float, float]:
-    values = []
-    for _ in range(LATENCIES):
-        start = time.perf_counter()
+def _cold(data: Input, roots: TrustRoots) -> object:
+    # A new object, so that nothing computed on an earlier one helps.
+    return QuoteVerifier(roots).verify(data.quote, replace(data.collateral), now=data.now)
+
+
+def _beside(peer: Callable[[], object], call: Callable[[], object]) -> tuple[float, float]:
+    """CPU seconds of one call of ours and one of the peer's: medians of blocks that take turns."""
+    blocks = [(_block(call, CALLS), _block(peer, CALLS)) for _ in range(ROUNDS)]
+    return median(ours for ours, _ in blocks), median(theirs for _, theirs in blocks)
+
+
+def _block(call: Callable[[], object], count: int) -> float:
+    start = time.process_time()
+    for _ in range(count):
         call()
-        values.append((time.perf_counter() - start) * 1e6)
-    return percentile(values, 0.5), percentile(values, 0.99)
+    return (time.process_time() - start) / count
 
 
-def _processes(data: Input, count: int) -> float:
-    """Verifications per second of several processes at a time, each with a verifier of its own."""
-    context = multiprocessing.get_context("fork")
-    results: Queue[float] = context.Queue()
-
-    def work() -> None:
-        verifier = QuoteVerifier(data.roots)
-        results.put(rate(lambda: verifier.verify(data.quote, data.collateral, now=data.now)))
-
-    workers = [context.Process(target=work) for _ in range(count)]
-    for worker in workers:
-        worker.start()
-    total = sum(results.get() for _ in workers)
-    for worker in workers:
-        worker.join()
-    return total
+def _new_platforms() -> tuple[float, float]:
+    """Each of many platforms once, under collateral that the first made known, the peer in between."""
+    world = SimulatedWorld.from_seed(SEED, now=NOW, machines=PLATFORMS)
+    root, collateral = world.trust_roots.roots[0].pem, world.publish()
+    quotes = [_enclave_quote(world, number) for number in range(PLATFORMS)]
+    verifier = QuoteVerifier(world.trust_roots)
+    verifier.verify(quotes[0], collateral, now=NOW)
+    taken = []
+    for quote in quotes[1:]:
+        peer = Input("", quote, collateral, root, NOW).peer()
+        # The default arguments: the block calls at once.
+        ours = _block(lambda quote=quote: verifier.verify(quote, collateral, now=NOW), 1)  # type: ignore[misc]
+        taken.append((ours, _block(peer, 1)))
+    return median(ours for ours, _ in taken), median(theirs for _, theirs in taken)
 
 
-def _inputs() -> Iterator[Input]:
+_FIRST = """
+import pickle, sys
+from benchmarks.verification import Input, _block, _cold
+data = Input(*pickle.load(open(sys.argv[1], "rb")))
+roots, peer = data.roots, data.peer()
+print(_block(lambda: _cold(data, roots), 1), sorted(_block(peer, 1) for _ in range(21))[10])
+"""
+
+
+def _first_quotes(data: Input) -> tuple[float, float]:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(pickle.dumps((data.name, data.quote, data.collateral, data.root, data.now)))
+        file.flush()
+        command = [sys.executable, "-c", _FIRST, file.name]
+        outputs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(PROCESSES)]
+    taken: Sequence[tuple[float, ...]] = [tuple(map(float, output.stdout.split())) for output in outputs]
+    return median(one[0] for one in taken), median(one[1] for one in taken)
+
+
+def inputs() -> Iterator[Input]:
+    """One quote of each version."""
     named = os.environ.get("CONFCOM_VECTORS")
     vectors = Path(named) if named else Path(__file__).resolve().parent.parent.parent / "shared" / "vectors"
-    if not (vectors / "index.tsv").is_file():
-        yield Input("a simulated SGX v3", *simulated_input())
-        return
-    for kind, (name, at) in REAL.items():
-        folder = vectors / name
-        moment = at or json.loads((folder / "meta.json").read_text())["time"]
-        yield Input(
-            f"a real {kind}",
-            (folder / "quote.bin").read_bytes(),
-            load_bundle(folder),
-            (folder / "collateral.json").read_text(),
-            TrustRoots.intel(),
-            datetime.fromtimestamp(moment, UTC),
-        )
+    world = SimulatedWorld.from_seed(SEED, now=NOW)
+    root = world.trust_roots.roots[0].pem
+    td_collateral = world.authority.collateral(world.machine.fmspc, world.machine.pck_ca, "tdx")
+    if (vectors / "index.tsv").is_file():
+        for kind, (name, at) in REAL.items():
+            folder = vectors / name
+            now = datetime.fromtimestamp(at or json.loads((folder / "meta.json").read_text())["time"], UTC)
+            quote = (folder / "quote.bin").read_bytes()
+            yield Input(f"real {kind}", quote, load_bundle(folder), TrustRoots.intel().roots[0].pem, now)
+    else:
+        yield Input("simulated SGX v3", _enclave_quote(world, 0), world.publish(), root, NOW)
+        td = world.platform.quote_td(td_report("bench", bytes(64)))
+        yield Input("simulated TDX v4", td, td_collateral, root, NOW)
+    td = world.platform.quote_td(td_report_1_5("bench", bytes(64)))
+    yield Input("simulated TDX v5", td, td_collateral, root, NOW)
 
 
-def _fresh(collateral: Collateral) -> Collateral:
-    # A new object each time, so that nothing computed on an earlier one helps.
-    return Collateral(
-        tcb_info_issuer_chain=collateral.tcb_info_issuer_chain,
-        tcb_info=collateral.tcb_info,
-        qe_identity_issuer_chain=collateral.qe_identity_issuer_chain,
-        qe_identity=collateral.qe_identity,
-        root_ca_crl=collateral.root_ca_crl,
-        pck_crl=collateral.pck_crl,
-        pck_crl_issuer_chain=collateral.pck_crl_issuer_chain,
-        source=collateral.source,
-    )
+def _enclave_quote(world: SimulatedWorld, number: int) -> bytes:
+    machine, platform = world.machines[number], world.platforms[number]
+    enclave = machine.launch(EnclaveDeclaration.from_names("bench", "bench"))
+    return platform.quote(enclave.create_report(platform.init_quote().target_info, bytes(64))).quote
 
 
-def _limit() -> float:
+def _one_ecdsa() -> Callable[[], object]:
     key = ec.generate_private_key(ec.SECP256R1())
     algorithm = ec.ECDSA(SHA256())
     message = bytes(432)
     signature, public = key.sign(message, algorithm), key.public_key()
-    return rate(lambda: public.verify(signature, message, algorithm))
+    return lambda: public.verify(signature, message, algorithm)
 
 
 if __name__ == "__main__":

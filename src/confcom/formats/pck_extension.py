@@ -129,6 +129,21 @@ class _Wrapped:
     elements: list[_Element]
 
 
+@asn1.sequence
+class _Svn:
+    id: ObjectIdentifier
+    value: int | bytes
+
+
+@asn1.sequence
+class _Svns:
+    elements: list[_Svn]
+
+
+# As Intel writes the TCB: 16 component SVNs, PCESVN and CPUSVN, in this order.
+_TCB_ORDER = [ObjectIdentifier(f"{PCK_EXTENSION_OID}.2.{number}") for number in range(1, 19)]
+
+
 def wrapped(*parts: bytes) -> bytes:
     """A SEQUENCE of these elements (DER)."""
     # The encoder gives the length of an OCTET STRING; the tag is another.
@@ -194,12 +209,31 @@ def _integer(found: asn1.TLV, maximum: int, field: str) -> int:
 
 
 def _tcb(found: asn1.TLV) -> PckTcb:
+    known = _tcb_in_order(found)
+    if known is not None:
+        return known
     values = _elements(asn1.encode_der(found), "tcb", _TCB)
     return PckTcb(
         tuple(_integer(values[f"2.{number}"], 0xFF, _TCB[f"2.{number}"]) for number in range(1, 17)),
         _integer(values["2.17"], 0xFFFF, _TCB["2.17"]),
         _octets(values["2.18"], 16, _TCB["2.18"]),
     )
+
+
+def _tcb_in_order(found: asn1.TLV) -> PckTcb | None:
+    """The TCB as Intel writes it, read in one piece; None for other orders, and for what is malformed."""
+    try:
+        elements = asn1.decode_der(_Svns, wrapped(asn1.encode_der(found))).elements
+    except ValueError:
+        return None
+    if [element.id for element in elements] != _TCB_ORDER:
+        return None
+    *components, pce_svn, cpu_svn = (element.value for element in elements)
+    if not all(isinstance(svn, int) and 0 <= svn <= 0xFF for svn in components):
+        return None
+    if not isinstance(pce_svn, int) or not 0 <= pce_svn <= 0xFFFF or not isinstance(cpu_svn, bytes):
+        return None
+    return PckTcb(tuple(components), pce_svn, cpu_svn) if len(cpu_svn) == 16 else None  # type: ignore[arg-type]
 
 
 def _sgx_type(found: asn1.TLV) -> SgxType:

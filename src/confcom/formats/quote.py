@@ -170,6 +170,11 @@ class QuoteHeader(Record):
     user_data: Annotated[bytes, raw(20)]
 
 
+# Layouts are computed now, not with the first quote.
+for _record in (QuoteHeader, *BODY_TYPES.values()):
+    _record.size()
+
+
 @dataclass(frozen=True, slots=True)
 class QuoteVersion:
     """How one version lays out what follows the header."""

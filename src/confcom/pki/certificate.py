@@ -45,19 +45,24 @@ class PemChain:
 # Reading is no decision on trust. Only certificates and chains that verified are kept: strangers cannot fill them.
 _CERTIFICATES = Memory[Certificate](256)
 _CHAINS = Memory[PemChain](256)
+# What was read last, verified or not: the certificates of one verification stand in several of its chains.
+_RECENT = Memory[Certificate](16)
 
 
 def load_certificate(der: bytes, *, structure: str, field: str) -> Certificate:
     """Read one certificate, or find it among those that were read before; a `FormatError` if it is none."""
     if len(der) > MAX_CERTIFICATE:
         raise FormatError(f"{len(der)} bytes are over the limit {MAX_CERTIFICATE}", structure=structure, field=field)
-    known = _CERTIFICATES.get(sha256(der).digest())
+    digest = sha256(der).digest()
+    known = _CERTIFICATES.get(digest) or _RECENT.get(digest)
     if known is not None:
         return known
     try:
-        return read_certificate(der)
+        certificate = read_certificate(der)
     except UNREADABLE as error:
         raise FormatError(f"not an X.509 certificate: {der_reason(error)}", structure=structure, field=field) from error
+    _RECENT.add(digest, certificate)
+    return certificate
 
 
 def load_chain(data: bytes, *, structure: str) -> PemChain:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from hashlib import sha256
 from typing import Annotated, Any
 
@@ -42,6 +43,8 @@ _P256 = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")
 """SubjectPublicKeyInfo of a key on P-256, up to x‖y: 27 bytes."""
 _SPKI_SIZE = len(_P256) + 64
 _SEQUENCE = b"\x30"
+_FEW = 32
+"""Names, and values of extensions, that are read once: a PKI has a dozen of each."""
 _MAX_SERIAL_BITS = 160
 _FIRST_GENERALIZED_YEAR = 2050
 _VERSION_3 = 2
@@ -330,6 +333,7 @@ def _time(found: asn1.UTCTime | asn1.GeneralizedTime) -> datetime:
     return value
 
 
+@lru_cache(_FEW)
 def _common_name(name: bytes) -> tuple[str, bool]:
     """The one common name, empty when there are none or several; and whether the name has kinds of text beyond ours."""
     found, unusual = [], False
@@ -375,18 +379,11 @@ def _read_extensions(found: Sequence[_Extension]) -> tuple[Extensions, bool]:
     if (value := by_id.get(ExtensionOID.SUBJECT_KEY_IDENTIFIER)) is not None:
         values["subject_key_id"] = asn1.decode_der(bytes, value)
     if (value := by_id.get(ExtensionOID.KEY_USAGE)) is not None:
-        values["key_usage"] = _bits(asn1.decode_der(asn1.BitString, value))
+        values["key_usage"] = _bits(value)
     if (value := by_id.get(ExtensionOID.BASIC_CONSTRAINTS)) is not None:
-        constraints = asn1.decode_der(_BasicConstraints, value)
-        length = constraints.path_length
-        if length is not None and (length < 0 or not constraints.ca):
-            raise ValueError("its path length is negative, or that of no CA")
-        values |= {"is_ca": constraints.ca, "path_length": length}
+        values["is_ca"], values["path_length"] = _constraints(value)
     if (value := by_id.get(ExtensionOID.CRL_DISTRIBUTION_POINTS)) is not None:
-        try:
-            asn1.decode_der(_Points, wrapped(value))
-        except ValueError:
-            odd = True
+        odd |= not _are_points(value)
     values["sgx"] = by_id.get(_SGX_EXTENSION)
     return Extensions(**values), odd
 
@@ -404,6 +401,25 @@ def _problem(found: Sequence[_Extension]) -> str:
     return f"has a critical extension that is not known, {unknown[0].dotted_string}" if unknown else ""
 
 
+@lru_cache(_FEW)
+def _constraints(value: bytes) -> tuple[bool, int | None]:
+    found = asn1.decode_der(_BasicConstraints, value)
+    if found.path_length is not None and (found.path_length < 0 or not found.ca):
+        raise ValueError("its path length is negative, or that of no CA")
+    return found.ca, found.path_length
+
+
+@lru_cache(_FEW)
+def _are_points(value: bytes) -> bool:
+    """Whether these are CRL distribution points as Intel writes them: URIs alone."""
+    try:
+        asn1.decode_der(_Points, wrapped(value))
+    except ValueError:
+        return False
+    return True
+
+
+@lru_cache(_FEW)
 def authority_key_id(value: bytes) -> bytes | None:
     """The key identifier of an AuthorityKeyIdentifier that has nothing else, as Intel's; None for other forms."""
     try:
@@ -412,5 +428,7 @@ def authority_key_id(value: bytes) -> bytes | None:
         return None
 
 
-def _bits(found: asn1.BitString) -> int:
-    return sum(1 << bit for bit in range(8 * len(found.as_bytes())) if found.as_bytes()[bit // 8] >> 7 - bit % 8 & 1)
+@lru_cache(_FEW)
+def _bits(value: bytes) -> int:
+    data = asn1.decode_der(asn1.BitString, value).as_bytes()
+    return sum(1 << bit for bit in range(8 * len(data)) if data[bit // 8] >> 7 - bit % 8 & 1)

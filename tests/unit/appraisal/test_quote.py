@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 
@@ -329,6 +330,61 @@ def test_what_is_remembered_is_no_reason_to_take_another_signature(world, make_q
         verifier.verify(_with_chain(quote, _chain_of(quote) + b"\0" * MAX_PEM), collateral, now=now)
 
 
+def _verifications(call: Callable[[], object]) -> int:
+    """How many ECDSA signatures a call verifies."""
+    count = 0
+
+    def see(_frame: object, event: str, function: object) -> None:
+        nonlocal count
+        count += event == "c_call" and "ECPublicKey" in repr(function) and function.__name__ == "verify"  # type: ignore[attr-defined]
+
+    sys.setprofile(see)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize("tee", ["sgx", "tdx"])
+def test_each_signature_is_verified_once_and_what_is_known_not_again(now, tee: str) -> None:
+    world = SimulatedWorld.from_seed(b"seed of two machines", now=now, machines=2)
+    collateral = world.authority.collateral(world.machine.fmspc, world.machine.pck_ca, tee)
+
+    def quote_of(number: int, name: str) -> bytes:
+        machine, platform = world.machines[number], world.platforms[number]
+        if tee == "tdx":
+            return platform.quote_td(td_report(name, bytes(64)))
+        enclave = machine.launch(EnclaveDeclaration.from_names(name, "vendor"))
+        return platform.quote(enclave.create_report(platform.init_quote().target_info, bytes(64))).quote
+
+    verifier = QuoteVerifier(world.trust_roots)
+    quotes = [quote_of(0, "first"), quote_of(0, "second"), quote_of(1, "first")]
+    counts = [_verifications(lambda quote=quote: verifier.verify(quote, collateral, now=now)) for quote in quotes]
+    # PCK CA, PCK, two CRLs, TCB signing, TCB info, QE identity, QE report, quote; the quote; PCK, QE report, quote.
+    assert counts == [9, 1, 3]
+    # A new CRL of the PCK CA: its signature, and all that is said of the platform and its QE again.
+    fresh = world.authority.collateral(world.machine.fmspc, world.machine.pck_ca, tee)
+    renewed = replace(fresh, pck_crl=world.publish(now + timedelta(days=1)).pck_crl)
+    assert _verifications(lambda: verifier.verify(quotes[0], renewed, now=now + timedelta(days=1))) == 4
+
+
+def test_a_qe_report_is_known_by_its_exact_signature(world, make_quote, verifier, now) -> None:
+    quote, collateral = make_quote(), world.publish()
+    verifier.verify(quote, collateral, now=now)
+    parsed = Quote.parse(quote)
+    certification = parsed.signature.certification
+    at = quote.index(certification.qe_report_signature)
+    order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+    s = order - int.from_bytes(quote[at + 32 : at + 64], "big")
+    other = quote[: at + 32] + s.to_bytes(32, "big") + quote[at + 64 :]
+    # ECDSA has two signatures of each message: both verify, and are one entry.
+    assert _verifications(lambda: verifier.verify(other, collateral, now=now)) == 2
+    assert _verifications(lambda: verifier.verify(other, collateral, now=now)) == 1
+    (entry,) = verifier._platforms._entries.values()
+    assert len(entry.value.keys) == 1
+
+
 def _accepted_after_change(quote: bytes, offset: int, verify) -> bool:
     changed = bytearray(quote)
     changed[offset] ^= 0x01
@@ -339,8 +395,11 @@ def _accepted_after_change(quote: bytes, offset: int, verify) -> bool:
     return True
 
 
-def test_no_byte_of_a_simulated_quote_can_change(world, make_quote, verifier, now) -> None:
+@pytest.mark.parametrize("warm", [False, True])
+def test_no_byte_of_a_simulated_quote_can_change(world, make_quote, verifier, now, warm: bool) -> None:
     quote, collateral = make_quote(), world.publish()
+    if warm:
+        verifier.verify(quote, collateral, now=now)
     accepted = [
         offset
         for offset in range(len(quote))
