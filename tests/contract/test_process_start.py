@@ -79,3 +79,14 @@ def test_verifying_imports_two_libraries_and_what_a_verdict_takes() -> None:
     assert found & (SLOW - {"cryptography"}) == set()
     assert not any(name.startswith(("confcom.appraisal.inspection", "confcom.collateral.store")) for name in found)
     assert len({name for name in found if name.startswith("confcom.")}) <= 40
+
+
+def test_stores_and_folders_are_opened_without_the_http_library() -> None:
+    found = imported_by(
+        "import sys, json, confcom\n"
+        "for name in 'open_source SourceOptions fetch_for_quote CollateralStore'.split():\n"
+        "    getattr(confcom, name)\n"
+        "print(json.dumps(sorted(sys.modules)))"
+    )
+    assert "confcom.collateral.pcs_client" in found
+    assert "httpx2" not in found

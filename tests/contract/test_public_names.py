@@ -118,5 +118,19 @@ def test_every_public_name_and_the_example_need_the_extra_cli_only() -> None:
 
 
 def test_a_name_that_needs_a_further_package_says_which_to_install() -> None:
-    done = refusing(("httpx2",), "from confcom import open_source\n")
-    assert "confcom.open_source needs the package 'httpx2': install confcom[cli]" in done.stderr
+    done = refusing(("google",), "from confcom import open_quote_source\n")
+    assert "confcom.open_quote_source needs the package 'google': install confcom[cli]" in done.stderr
+
+
+def test_a_service_without_its_package_is_a_sentence() -> None:
+    done = refusing(
+        ("httpx2",),
+        "from datetime import UTC, datetime\n"
+        "from confcom import ConfigError, SourceOptions, TrustRoots, open_source\n"
+        "options = SourceOptions(roots=TrustRoots.intel(), at=datetime.now(UTC))\n"
+        "try:\n"
+        "    open_source('intel', options).__enter__()\n"
+        "except ConfigError as error:\n"
+        "    print(error, error.advice())\n",
+    )
+    assert done.stdout == "a service needs the package 'httpx2' Install confcom[cli].\n", done.stderr

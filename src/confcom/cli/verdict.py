@@ -214,7 +214,7 @@ def choose_collateral(
     if "://" not in name and not name.endswith(_STORE_ENDINGS) and name not in _SERVICES:
         yield CollateralChoice(name, roots, None, pck_chain)
         return
-    # Here, because it brings HTTP and SQLite along, which most calls do without.
+    # Here, because it brings SQLite along, which a bundle does without.
     from confcom.collateral.sources import SourceOptions, open_source
 
     with open_source(name, SourceOptions(roots=roots, at=at, ca_certificates=ca)) as source:

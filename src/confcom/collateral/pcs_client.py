@@ -15,10 +15,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
-
-import httpx2
 
 from confcom.appraisal.collateral import Collateral
 from confcom.collateral.documents import (
@@ -46,6 +44,11 @@ from confcom.protocols.pcs_answers import (
     retry_after,
     status_error,
 )
+
+if TYPE_CHECKING:
+    import httpx2
+
+# httpx2 is imported by functions: it takes longer than all other imports here, and stores and folders do without it.
 
 MAX_PCK_CERTIFICATE = 64 * 1024
 """Bytes of an answer with one PCK certificate; Intel's take 2 kB."""
@@ -92,6 +95,11 @@ class HttpExchange:
 
     def __post_init__(self) -> None:
         try:
+            import httpx2
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"a service needs the package {error.name!r}", advice="Install confcom[cli].") from error
+
+        try:
             if isinstance(self.verify_tls, Path):
                 self._tls = ssl.create_default_context(cafile=self.verify_tls)
             else:
@@ -135,6 +143,8 @@ class HttpExchange:
     ) -> HttpResponse | _Failure:
         # A thread of its own, because only so the deadline holds for a peer that drips headers or a slow resolver:
         # the library's timeouts are for single reads.
+        import httpx2
+
         client = httpx2.Client(verify=self._tls, timeout=self.limits.timeout, proxy=self.proxy, trust_env=False)
         answers: queue.SimpleQueue[HttpResponse | _Failure] = queue.SimpleQueue()
         question = _Question(pcs.describe(request), self.service, url, http, headers, limit)
@@ -161,6 +171,8 @@ class _Question:
     limit: int
 
     def ask(self, client: httpx2.Client) -> HttpResponse | _Failure:
+        import httpx2
+
         # Not compressed: a limit on the bytes that come is then a limit on the bytes that there are.
         headers = {"accept-encoding": "identity", "user-agent": "confcom", **self.headers, **dict(self.http.headers)}
         try:
@@ -186,6 +198,8 @@ class _Question:
         return _Failure(error, retryable=False)
 
     def _failed(self, error: Exception) -> _Failure:
+        import httpx2
+
         if _caused_by(error, ssl.SSLCertVerificationError):
             return _Failure(
                 CollateralUnavailable(
