@@ -172,7 +172,7 @@ class Collateral(_Read):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class VerifiedCollateral(Proof):
-    """Collateral whose every signature is good; only `verify_collateral` makes one. Ask `stale` about the time.
+    """Collateral with good signatures throughout; only `verify_collateral` makes one. Ask `stale` about the time.
 
     `pck_ca_chain` is that of the CA that issued `pck_crl`; a PCK certificate can be looked up there only if the same CA
     issued it. All of it is valid from `valid_from` to `valid_until`, both included.
@@ -285,7 +285,7 @@ def verify_collateral(
     (6) TCB Signing signed the exact bytes of the QE identity;
     (7) TCB info and QE identity have the content that they should.
 
-    What is wrong is `CollateralInvalid`, which names the document and whose step is the id of the check that failed. A
+    What is wrong is `CollateralInvalid`, which names the document, with the id of the check that failed as its step. A
     revoked PCK CA is a `RevokedError`: it speaks against the platforms that the CA certified. Signatures that are in
     `known` are not computed again.
     """
@@ -356,8 +356,8 @@ def _issuer_chains(
 def _check_not_revoked(collateral: Collateral, root_ca_crl: Crl, part: str, chain: VerifiedChain) -> None:
     """Step 3. The PCK CA speaks of the platform; a TCB signing certificate of the documents that it signed.
 
-    A root in its own CRL changes nothing, as with Intel's library: a trust anchor is not part of the path whose
-    certificates are checked for revocation (RFC 5280 §6.1). To distrust a root, take it off the roots.
+    A root in its own CRL changes nothing, as with Intel's library: a trust anchor is not part of the path
+    that is checked for revocation (RFC 5280 §6.1). To distrust a root, take it off the roots.
     """
     certificate = chain.leaf
     if not root_ca_crl.revoked(certificate.serial_number):

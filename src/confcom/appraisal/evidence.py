@@ -1,4 +1,4 @@
-"""What verification proved: a quote whose every signature leads to a trusted root."""
+"""What verification proved: a quote, every signature of which leads to a trusted root."""
 
 from __future__ import annotations
 

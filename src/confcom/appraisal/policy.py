@@ -97,7 +97,7 @@ class AnyOf:
         return tuple(check for findings in tried for check in findings)
 
 
-# --- who the enclave or TD is -----------------------------------------------------------------------------------------
+# Requirements on the identity of the enclave or TD.
 
 
 class _OfReport:
@@ -323,7 +323,7 @@ class MinIsvSvn(_OfReport):
         return self._compare(verified, found >= self.isv_svn, expected, f"security version {found}", advice)
 
 
-# --- what it says -----------------------------------------------------------------------------------------------------
+# Requirements on the report data.
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,7 +373,7 @@ class HeldData:
         )
 
 
-# --- the safe defaults ------------------------------------------------------------------------------------------------
+# The safe defaults.
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,7 +162,7 @@ def _reaches(svns: Sequence[int], level: Sequence[int]) -> bool:
     return all(map(ge, svns, level))
 
 
-# --- Why a platform is not up to date: which SVN is too low for the best level, and who can raise it ------------------
+# Why a platform is not up to date: which SVN is too low for the best level, and who can raise it.
 #
 # Source: Intel SGX PCS documentation, TCB info v3: `category` and `type` of a TCB component.
 

@@ -85,7 +85,7 @@ class AcceptAdvisories:
 
 @dataclass(frozen=True, slots=True)
 class MinTcbEvaluation:
-    """The collateral is of this TCB evaluation data number at least: nobody is judged by an old list."""
+    """The collateral has at least this TCB evaluation data number, so that no old list decides."""
 
     number: int
 

@@ -118,7 +118,7 @@ class TargetInfo(Record):
 class QeReportInfo(Record):
     """`sgx_ql_qe_report_info_t`, 960 bytes: asks the QE for a report of its own over nonce and quote.
 
-    In: `nonce` and the target info of the application enclave. Out: the same with `qe_report` filled, whose
+    In: `nonce` and the target info of the application enclave. Out: the same with `qe_report` filled; its
     report data is SHA-256(nonce ‖ quote) ‖ 32 zero bytes.
     """
 
@@ -127,7 +127,7 @@ class QeReportInfo(Record):
     qe_report: Annotated[Report, nested]
 
 
-# --- SIGSTRUCT, the signature of an enclave: who signed which code as which product, 1808 bytes -----------------------
+# SIGSTRUCT, the signature of an enclave: who signed which code as which product, 1808 bytes.
 #
 # Layout: Intel SDM vol. 3D, "Enclave Signature Structure (SIGSTRUCT)". All integers are little-endian, those of 384
 # bytes too. The signature covers bytes 0 to 127 and 900 to 1027; `appraisal.enclave_file` checks it.

@@ -106,7 +106,7 @@ def check_p256(certificate: Certificate, *, step: str = "") -> None:
         )
 
 
-# --- PEM (RFC 7468): the DER of the blocks of one label, with or without text around them -----------------------------
+# PEM (RFC 7468): the DER of the blocks of one label, with or without text around them.
 #
 # Tools write whole lines of text before and after the blocks (`openssl x509 -text`, "Bag Attributes"), blanks, other
 # line ends, a byte order mark or final NULs. None of it has a meaning, so what is read is the DER alone, and keys of

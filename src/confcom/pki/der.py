@@ -244,7 +244,7 @@ class RevocationList:
 
 
 def read_certificate(der: bytes) -> Certificate:
-    """Read a certificate; what cannot be read is one of `UNREADABLE`, whose text says why."""
+    """Read a certificate; raises one of `UNREADABLE`, with the reason as its text."""
     outer = asn1.decode_der(_Signed, der)
     found = outer.content.parse(_Certificate)
     algorithm, signature = _signature(outer, found.algorithm)
@@ -290,7 +290,7 @@ def read_certificate(der: bytes) -> Certificate:
 
 
 def read_revocation_list(der: bytes) -> RevocationList:
-    """Read a CRL; what cannot be read is one of `UNREADABLE`, whose text says why."""
+    """Read a CRL; raises one of `UNREADABLE`, with the reason as its text."""
     outer = asn1.decode_der(_Signed, der)
     found = outer.content.parse(_List)
     algorithm, signature = _signature(outer, found.algorithm)

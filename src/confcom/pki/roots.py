@@ -1,4 +1,4 @@
-"""Whom verification trusts: root keys, given as values. Intel's is built in; every other root is a simulated one.
+"""Trusted roots: keys, given as values. Intel's is built in; every other root is a simulated one.
 
 The key is pinned, not the certificate: two root certificates of the same key are in use, and a third may come.
 """
@@ -45,7 +45,7 @@ AiEA4J0lrHoMs+Xo5o/sX6O9QWxHRAvZUGOdRQ7cvqRXaqI=
 
 @dataclass(frozen=True, slots=True)
 class TrustRoot:
-    """A root certificate whose key is trusted. `public_key` is the uncompressed point, 65 bytes.
+    """A root certificate with a trusted key. `public_key` is the uncompressed point, 65 bytes.
 
     Only Intel's key stands for real hardware: a root that claims otherwise is a `ConfigError`.
     """

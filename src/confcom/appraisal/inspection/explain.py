@@ -165,7 +165,7 @@ def _decoded(data: bytes) -> tuple[bytes, str]:
     return data, "binary"
 
 
-# --- text -------------------------------------------------------------------------------------------------------------
+# Inputs that are text.
 
 
 def _text(text: bytes, size: int) -> Inspection | None:
@@ -239,7 +239,7 @@ def _keys(text: bytes) -> set[str]:
         raise _refusal(f"this looks like JSON, but is not: {error}") from error
 
 
-# --- bytes ------------------------------------------------------------------------------------------------------------
+# Inputs that are bytes.
 
 
 def _binary(content: bytes, encoding: str) -> Inspection | None:

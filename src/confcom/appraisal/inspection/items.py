@@ -19,7 +19,7 @@ class Item:
     """One thing that was found: a value, or `children`. Bytes are hexadecimal text, times RFC 3339.
 
     `offset` and `size` are bytes in the input, where the item has a place there. `listed` children are members of a
-    list, whose names do not count. Text is as found: whoever prints it makes it safe first.
+    list; names in a list do not count. Text is as found: the printer must make it safe first.
     """
 
     name: str

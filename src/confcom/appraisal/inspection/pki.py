@@ -166,7 +166,7 @@ def _sgx_extension(der: bytes) -> Item:
 
 
 def crl_items(data: bytes) -> tuple[Item, ...]:
-    """A revocation list: whose, of when, and what is on it."""
+    """A revocation list: issuer, dates and entries."""
     crl = Crl.parse(data)
     found = x509.load_der_x509_crl(bytes(crl))
     shown = [_revocation(entry) for entry in islice(found, MAX_SHOWN_REVOCATIONS)]

@@ -54,7 +54,7 @@ _REPORT_BODY: Explain = {
     "isv_ext_prod_id": "extended product id (KSS)",
     "mr_enclave": "MRENCLAVE, hash of code and data as loaded: which build",
     "mr_signer": _signer,
-    "config_id": "CONFIGID, chosen by whoever launched it (KSS)",
+    "config_id": "CONFIGID, chosen at launch (KSS)",
     "isv_prod_id": "ISVPRODID, the signer's product number",
     "isv_svn": "ISVSVN, the signer's security version of that product",
     "config_svn": "CONFIGSVN (KSS)",
@@ -220,8 +220,8 @@ _TD_BODY: Explain = {
     "td_attributes": _td_attributes,
     "xfam": "processor state that the TD may use",
     "mr_td": "MRTD, hash of the TD as it was built: which image",
-    "mr_config_id": "configuration, chosen by whoever launched it",
-    "mr_owner": "owner, chosen by whoever launched it",
+    "mr_config_id": "configuration, chosen at launch",
+    "mr_owner": "owner, chosen at launch",
     "mr_owner_config": "the owner's configuration",
     "rtmr0": "run-time measurement, by convention of the virtual firmware",
     "rtmr1": "run-time measurement, by convention of boot loader and kernel",
@@ -238,7 +238,7 @@ def td_body_items(body: TdReportBody, offset: int = 0) -> tuple[Item, ...]:
     return record_items(body, _TD_BODY, offset=offset, special={"base": td_body_items, "body": td_body_items})
 
 
-# --- Explains quotes of every version, and Open Enclave's wrappings of them -------------------------------------------
+# Quotes of every version, and Open Enclave's wrappings of them.
 
 
 _CERTIFICATION_TYPES = {
@@ -337,7 +337,7 @@ def _trailing(quote: Quote) -> tuple[Item, ...]:
         return ()
     content = "bytes, not all zero" if any(quote.trailing) else "zero bytes"
     size = len(quote.trailing)
-    return (Item("trailing", size, f"{content} after the quote, which nobody reads", quote.size, size),)
+    return (Item("trailing", size, f"{content} after the quote, not read by verifiers", quote.size, size),)
 
 
 def quote_group(name: str, data: bytes) -> Item:
