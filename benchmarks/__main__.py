@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks import (
+    attestation,
     cluster,
     collateral_outage,
     collateral_service,
@@ -50,6 +51,7 @@ BENCHMARKS: dict[str, Callable[[], Iterable[Row]]] = {
     "kubelet": kubelet.rows,
     "cluster": cluster.rows,
     "webhook": webhook.rows,
+    "attestation": attestation.rows,
     "epc-use": epc_use.rows,
     "scale": scale.rows,
 }

@@ -1,0 +1,179 @@
+"""The attestation service: appraisals per second over HTTPS, beside what their parts imply.
+
+    python -m benchmarks.attestation                       appraisals/s and p99 with 1, 4 and 16 connections
+    python -m benchmarks.attestation --requests 1000000    resident memory while so many are answered
+
+The implied rate is one verification, one signature and one empty request on the same server, one after the other, all
+measured in the same run. Client and server share the machine; each connection is a process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import Row, rate, show, spread
+from benchmarks.webhook import CONTEXT, Message, Server, load
+from confcom.appraisal.quote import QuoteVerifier
+from confcom.formats.quote import Quote
+from confcom.pki.serving_pair import make_serving_pair
+from confcom.platforms.enclave_quotes import EnclaveQuoteSource
+from confcom.services.attestation.attestation_config import AttestationServiceConfig
+from confcom.services.attestation.attestation_service import serve
+from confcom.services.attestation.signing_keys import load_keys
+from confcom.services.runtime.http_server import Listener, serve_http
+from confcom.services.runtime.process import configure_logging
+from confcom.services.runtime.tls import HeldTls
+from confcom.simulator.declaration import EnclaveDeclaration
+from confcom.simulator.world import SimulatedWorld
+from confcom.tokens import base64url
+
+CONNECTIONS = (1, 4, 16)
+ROUNDS = 3
+ANSWER = b'{"token":"' + b"x" * 2600 + b'"}'
+"""As long as a token."""
+Serve = Callable[[Path, "Queue[str]", bytes, bytes], None]
+
+
+def rows() -> Iterator[Row]:
+    with tempfile.TemporaryDirectory() as name:
+        folder, world = Path(name), make_world()
+        quote = _prepared(world, folder)
+        verification = _verification(world, quote)
+        keys = load_keys(folder / "measured", _now(), overlap=timedelta(), simulated=True).signing
+        claims = {f"claim-{number}": "x" * 60 for number in range(30)}
+        with serving(_empty, folder) as empty, serving(_service, folder) as service:
+            for kind, accept in (("RS256", ""), ("ES256", "application/eat+jwt")):
+                signature = 1 / rate(lambda: keys[kind].sign(claims, {}))  # noqa: B023
+                for count in CONNECTIONS:
+                    outcomes = [
+                        (load(empty, request(quote, ""), count), load(service, request(quote, accept), count))
+                        for _ in range(ROUNDS)
+                    ]
+                    best = max((ours for _, ours in outcomes), key=lambda outcome: outcome.per_second)
+                    bare = max(other.per_second for other, _ in outcomes)
+                    implied = 1 / (1 / bare + verification + signature)
+                    note = f"{best.cpu * 1e6:,.0f} µs of CPU each, {spread(best.latencies)}"
+                    yield Row(
+                        f"{kind}, {count} connections", best.per_second, beside=implied, peer="implied", note=note
+                    )
+
+
+def memory(requests: int) -> Iterator[Row]:
+    """Resident memory after each tenth of the requests."""
+    with tempfile.TemporaryDirectory() as name:
+        folder, world = Path(name), make_world()
+        quote = _prepared(world, folder)
+        with serving(_service, folder) as service:
+            done, step = 0, requests / 10
+            while done < requests:
+                done += len(load(service, request(quote, ""), 8).latencies)
+                if done >= step:
+                    pages = int(Path(f"/proc/{service.pid}/statm").read_text().split()[1])
+                    yield Row(f"after {done:,} requests", pages * os.sysconf("SC_PAGE_SIZE") / 2**20, "MiB resident")
+                    step += requests / 10
+
+
+def make_world() -> SimulatedWorld:
+    return SimulatedWorld.from_seed(bytes(range(32)), now=_now())
+
+
+def _prepared(world: SimulatedWorld, folder: Path) -> bytes:
+    """A quote, whose collateral is then in the folder."""
+    world.export_collateral(folder / "collateral")
+    enclave = world.machine.launch(EnclaveDeclaration.from_names("app", "us"))
+    return EnclaveQuoteSource(world.platform, enclave).quote(bytes(64)).quote
+
+
+def request(quote: bytes, accept: str) -> bytes:
+    """An attest call as it goes over the wire."""
+    body = json.dumps({"quote": base64url.encode(quote)})
+    head = f"POST /simulated/attest/SgxEnclave?api-version=2022-08-01 HTTP/1.1\r\nHost: a\r\nAccept: {accept}\r\n"
+    return f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+def _verification(world: SimulatedWorld, quote: bytes) -> float:
+    """Seconds of one bare verification of a platform that the verifier knows."""
+    verifier, collateral, now = QuoteVerifier(world.trust_roots), world.publish(_now()), _now()
+    return 1 / rate(lambda: verifier.verify(Quote.parse(quote), collateral, now=now))
+
+
+@contextmanager
+def serving(target: Serve, folder: Path) -> Iterator[Server]:
+    authority, pair = make_serving_pair(("127.0.0.1",), now=_now(), lifetime=timedelta(days=1), common_name="bench")
+    urls: Queue[str] = CONTEXT.Queue()
+    server = CONTEXT.Process(target=target, args=(folder, urls, pair.certificate, pair.key))
+    server.start()
+    try:
+        port = int(urls.get(timeout=60).removesuffix("/simulated").rpartition(":")[2])
+        yield Server(port, authority.decode(), server.pid or 0)
+    finally:
+        server.terminate()
+        server.join(20)
+
+
+def _service(folder: Path, urls: Queue[str], certificate: bytes, key: bytes) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    configure_logging(pretty=False)
+    (folder / "tls.crt").write_bytes(certificate)
+    (folder / "tls.key").write_bytes(key)
+    port = _free_port()
+    config = AttestationServiceConfig(
+        listen=f"127.0.0.1:{port}",
+        tls_certificate=str(folder / "tls.crt"),
+        tls_key=str(folder / "tls.key"),
+        store=str(folder / "attestation.sqlite"),
+        keys=str(folder / "keys"),
+        collateral=str(folder / "collateral"),
+        attest_per_minute=10**9,
+    )
+    roots = make_world().trust_roots
+    asyncio.run(serve(config, roots=roots, clock=_now, stop=asyncio.Event(), started=urls.put))
+
+
+def _empty(folder: Path, urls: Queue[str], certificate: bytes, key: bytes) -> None:
+    del folder
+    listener = Listener(address=("127.0.0.1", 0), tls=HeldTls(certificate, key))
+    asyncio.run(serve_http(_empty_application, listener, stop=asyncio.Event(), started=urls.put))
+
+
+async def _empty_application(scope: Message, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
+    del scope
+    while (await receive()).get("more_body"):
+        pass
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(ANSWER)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": ANSWER})
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        found: int = probe.getsockname()[1]
+        return found
+
+
+def _now() -> datetime:
+    return datetime.fromtimestamp(int(time.time()), UTC)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--requests", type=int, help="answer so many and print the memory")
+    options = parser.parse_args(arguments)
+    show(rows() if options.requests is None else memory(options.requests))
+
+
+if __name__ == "__main__":
+    main()
