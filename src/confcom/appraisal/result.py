@@ -117,7 +117,7 @@ def accept_quote(
 
 
 def judge(
-    evidence: bytes,
+    evidence: bytes | EvidenceFile,
     collateral: Collateral,
     *,
     verifier: QuoteVerifier,
@@ -126,13 +126,13 @@ def judge(
     grace: timedelta = timedelta(),
 ) -> AttestationResult:
     """Verify and appraise evidence in any form; what is wrong with it becomes part of the result, not an exception."""
-    checked_bytes(evidence, "evidence")
+    file = evidence if isinstance(evidence, EvidenceFile) else None
     checked_type(collateral, Collateral, "collateral", "; load_bundle(path) reads one")
     checked_policy(policy)
     checked_time(now, "now")
-    file: EvidenceFile | None = None
     try:
-        file = read_evidence(evidence)
+        if file is None:
+            file = read_evidence(checked_bytes(evidence, "evidence"))
         verified = verifier.verify(file.quote, collateral, now=now, any_tcb=True)
         checks = verified.checks + _check_custom_claims(file)
     except (FormatError, VerificationError, CollateralInvalid) as error:

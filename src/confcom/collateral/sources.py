@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Literal, NoReturn
 from urllib.parse import urlsplit
@@ -296,8 +297,11 @@ def fetch_for_quote(
 
 FRESH = timedelta(hours=1)
 """Time for which the source is not asked again."""
-MAX_PLATFORMS = 16
-"""Kinds of platforms (FMSPC, CA, TEE) to remember collateral of; a node has one."""
+MAX_PLATFORMS = 256
+"""Kinds of platforms (FMSPC, CA, TEE) whose collateral is remembered; a node has one, an attestation service many."""
+MAX_CHAINS = 4096
+"""PCK chains whose kind of platform is remembered, by digest."""
+_Kind = tuple[bytes, PckCaName, Tee]
 LIMITS = HttpLimits(timeout=3.0, deadline=4.0, retries=0)
 """A probe waits for the answer, and is repeated."""
 
@@ -311,13 +315,16 @@ class RememberedCollateral:
     def __init__(self, name: str, options: SourceOptions) -> None:
         self._name = name
         self._options = replace(options, limits=LIMITS)
-        self._known: dict[tuple[bytes, PckCaName, Tee], tuple[Collateral, datetime]] = {}
+        self._known: dict[_Kind, tuple[Collateral, datetime]] = {}
+        self._kinds: dict[bytes, _Kind] = {}
 
     def __call__(self, quote: bytes, now: datetime) -> Collateral:
         """The collateral of the platform that made the quote; `CollateralError` where there is none yet."""
-        # Of the verified certificate: quotes of one platform in other wrappings are one entry.
-        extension, ca, tee = platform_of(Quote.parse(quote), self._options.roots)
-        platform = extension.fmspc, ca, tee
+        return self.for_quote(Quote.parse(quote), now)
+
+    def for_quote(self, quote: Quote, now: datetime) -> Collateral:
+        """The same for a quote that has been read."""
+        platform = self._platform(quote)
         known = self._known.get(platform)
         if known is not None and now - known[1] < FRESH:
             return known[0]
@@ -332,5 +339,20 @@ class RememberedCollateral:
         self._known.pop(platform, None)
         self._known[platform] = (found, now)
         if len(self._known) > MAX_PLATFORMS:
-            del self._known[next(iter(self._known))]
+            self._known.pop(next(iter(self._known)), None)
         return found
+
+    def _platform(self, quote: Quote) -> _Kind:
+        """By the verified certificate: quotes of one platform in other wrappings are one entry.
+
+        A chain that was verified once names its platform for good, so its digest is remembered.
+        """
+        digest = sha256(pck_chain_of(quote, None)).digest() + quote.tee.name.encode()
+        kind = self._kinds.get(digest)
+        if kind is None:
+            extension, ca, tee = platform_of(quote, self._options.roots)
+            kind = extension.fmspc, ca, tee
+            self._kinds[digest] = kind
+            if len(self._kinds) > MAX_CHAINS:
+                self._kinds.pop(next(iter(self._kinds)), None)
+        return kind

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -78,7 +79,7 @@ class SigningKey:
     def sign(self, claims: Mapping[str, Any], header: Mapping[str, Any]) -> str:
         """A compact JWS; `alg` and `kid` join the header."""
         full = {"alg": self.algorithm, "kid": self.key_id, **header}
-        return jws.serialize_compact(full, msgspec.json.encode(claims), _key(self.private), [self.algorithm])
+        return jws.serialize_compact(full, msgspec.json.encode(claims), _signing(self.private), [self.algorithm])
 
 
 def unsecured(claims: Mapping[str, Any], header: Mapping[str, Any]) -> str:
@@ -148,3 +149,7 @@ def _key(key: object) -> RSAKey | ECKey:
     if isinstance(key, (ec.EllipticCurvePublicKey, ec.EllipticCurvePrivateKey)):
         return ECKey.import_key(key)
     raise ValueError("neither an RSA nor an elliptic-curve key")
+
+
+_signing = lru_cache(maxsize=64)(_key)
+"""Reading a private key takes as long as a P-256 signature."""

@@ -19,6 +19,7 @@ from confcom.appraisal.quote import QuoteVerifier
 from confcom.appraisal.result import judge, read_evidence
 from confcom.errors import ConfcomError
 from confcom.formats.evidence import EvidenceFile, EvidenceKind
+from confcom.formats.quote import Quote
 from confcom.services.attestation.attestation_store import AttestationStore, AuditRecord
 from confcom.services.attestation.signing_keys import SigningKeys
 from confcom.tokens import azure
@@ -85,7 +86,7 @@ class Appraiser:
         self,
         store: AttestationStore,
         verifier: QuoteVerifier,
-        collateral: Callable[[bytes, datetime], Collateral],
+        collateral: Callable[[Quote, datetime], Collateral],
         policy: Policy,
         *,
         grace: timedelta,
@@ -192,17 +193,19 @@ class Appraiser:
         if request.bind_nonce:
             check_nonce(request.nonce, self._keys().keys, now)
         azure.check_binding(evidence.quote, request)
-        collateral = self._collateral(bytes(evidence.quote), now)
-        result = judge(
-            request.evidence, collateral, verifier=self._verifier, policy=self._policy, now=now, grace=self._grace
-        )
-        if not result or result.verified is None:
-            raise Refused(result.error or ConfcomError("nothing was judged"), result.as_dict()["checks"])
+        collateral = self._collateral(evidence.quote, now)
+        verified = self._accepted(evidence, collateral, now)
         decision = evaluate_policy(policy, azure.policy_claims(evidence.quote))
         if not decision.permitted:
             raise Denied(decision, evidence)
         draft = request.draft_policy is not None
-        return Judged(request, evidence, result.verified, collateral, decision, text, draft)
+        return Judged(request, evidence, verified, collateral, decision, text, draft)
+
+    def _accepted(self, evidence: EvidenceFile, collateral: Collateral, now: datetime) -> VerifiedQuote:
+        result = judge(evidence, collateral, verifier=self._verifier, policy=self._policy, now=now, grace=self._grace)
+        if not result or result.verified is None:
+            raise Refused(result.error or ConfcomError("nothing was judged"), result.as_dict()["checks"])
+        return result.verified
 
     def _check_kind(self, evidence: EvidenceFile, kind: AttestationType) -> None:
         found = evidence.quote.tee

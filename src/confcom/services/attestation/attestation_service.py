@@ -93,7 +93,7 @@ async def serve(
         appraiser = Appraiser(
             store,
             QuoteVerifier(roots),
-            collateral,
+            collateral.for_quote,
             file.policy(accept_simulated=simulated),
             grace=file.grace,
             issuer=issuer,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -78,13 +78,15 @@ class AuditRecord:
 
 
 class AttestationStore:
-    """The store; usable from several threads. What a method returned has reached the disk."""
+    """The store; usable from several threads. Policies and signers have reached the disk when a method returns."""
 
     def __init__(self, url: str) -> None:
         try:
-            self._engine = sa.create_engine(url)
+            self._engine, self._audit = sa.create_engine(url), sa.create_engine(url)
             if self._engine.dialect.name == "sqlite":
-                event.listen(self._engine, "connect", _sqlite_settings)
+                event.listen(self._engine, "connect", _sqlite_settings("FULL"))
+                # Records outlive the process at once, and the machine with the next checkpoint.
+                event.listen(self._audit, "connect", _sqlite_settings("NORMAL"))
             _METADATA.create_all(self._engine)
         except SQLAlchemyError as error:
             raise ConfigError(
@@ -103,6 +105,7 @@ class AttestationStore:
     def close(self) -> None:
         """End the connections."""
         self._engine.dispose()
+        self._audit.dispose()
 
     def policy(self, kind: AttestationType) -> StoredPolicy | None:
         """The policy that was set; None where the default is in force."""
@@ -154,7 +157,7 @@ class AttestationStore:
             }
             for entry in entries
         ]
-        with self._transaction() as connection:
+        with self._transaction(self._audit) as connection:
             connection.execute(sa.insert(_APPRAISAL), rows)
 
     def records(self, *, before: int | None = None, kind: AttestationType | None = None, limit: int = 100) -> list[Row]:
@@ -173,9 +176,9 @@ class AttestationStore:
             return connection.execute(sa.delete(_APPRAISAL).where(_APPRAISAL.c.at < _plain(before))).rowcount
 
     @contextmanager
-    def _transaction(self) -> Iterator[sa.Connection]:
+    def _transaction(self, engine: sa.Engine | None = None) -> Iterator[sa.Connection]:
         try:
-            with self._engine.begin() as connection:
+            with (engine or self._engine).begin() as connection:
                 yield connection
         except SQLAlchemyError as error:
             raise ConfigError(f"the store cannot be used: {_reason(error)}") from error
@@ -186,11 +189,14 @@ def thumbprint(certificate: x509.Certificate) -> str:
     return certificate.fingerprint(hashes.SHA1()).hex()  # noqa: S303 - a name, no protection
 
 
-def _sqlite_settings(connection: Any, _: object) -> None:  # noqa: ANN401 - of the driver
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=FULL")
-    cursor.close()
+def _sqlite_settings(synchronous: str) -> Callable[[Any, object], None]:
+    def apply(connection: Any, _: object) -> None:  # noqa: ANN401 - of the driver
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.execute(f"PRAGMA synchronous={synchronous}")
+        cursor.close()
+
+    return apply
 
 
 def _reason(error: SQLAlchemyError) -> str:
