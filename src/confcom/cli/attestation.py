@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import click
 
-from confcom.cli.daemons import daemon
+from confcom.cli.daemons import daemon, run_until_stopped
 from confcom.cli.inputs import now, trust_roots
 
 if TYPE_CHECKING:
@@ -42,27 +43,21 @@ def attestation() -> None:
     help="Who may set policies: administrators, those with a known signature, or no one.  [default: open]",
 )
 @click.option("--policy-signer", "policy_signers", metavar="PEM", multiple=True, help="First signers of policies.")
-def serve(config: AttestationServiceConfig, debug: bool) -> None:
+def serve(config: AttestationServiceConfig) -> None:
     """Serve attestation: clients of Azure Attestation work unchanged with this URL, clients of RATS get EAR."""
-    del debug
-    import asyncio
-
     from confcom.services.attestation import attestation_service as service
-    from confcom.services.runtime.process import stop_on_signals
 
     roots = trust_roots(config.trust_roots)
     note = ", SIMULATED" if service.simulated_world(roots) else ""
-
-    async def run() -> None:
-        await service.serve(
+    run_until_stopped(
+        partial(
+            service.serve,
             config,
             roots=roots,
             clock=now,
-            stop=stop_on_signals(),
             started=lambda url: click.echo(f"attestation service: ready on {url}{note}"),
         )
-
-    asyncio.run(run())
+    )
 
 
 attestation.add_command(serve)

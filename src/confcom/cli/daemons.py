@@ -8,8 +8,9 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,13 +33,13 @@ if TYPE_CHECKING:
 
 MAX_KEY = 4096
 """Bytes of the file with upstream's key."""
-_Serve = Callable[[Any, bool], None]
+_Serve = Callable[[Any], None]
 
 
 def daemon(
     service: str, config: str, *, extras: str, name: str = "", debug: str = "Log more.", check: bool = True
 ) -> Callable[[_Serve], click.Command]:
-    """A command that reads its settings and calls the decorated function with them and with `--debug`.
+    """A command that reads its settings and calls the decorated function with them.
 
     `config` is the class of the settings as `module:class`, `extras` the extras of confcom that the daemon needs,
     `check` whether settings that contradict each other are refused even where they are only printed.
@@ -64,7 +65,7 @@ def daemon(
                     click.echo(render(settings))
                     return
                 configure_logging(verbose=debug)
-                serve(settings, debug)
+                serve(settings)
 
         variables = f"CONFCOM_{service.upper().replace('-', '_')}_…"
         text = f"Settings come from flags, from {variables} in the environment, and from a file, in this order."
@@ -89,6 +90,18 @@ def needing(what: str, extras: str) -> Iterator[None]:
         raise ConfigError(f"{what} needs the package {error.name!r}", advice=f"Install confcom[{extras}].") from error
 
 
+def run_until_stopped(serve: Callable[..., Coroutine[Any, Any, None]]) -> None:
+    """Run `serve(stop=…)` in an event loop of its own; SIGTERM and SIGINT set the event `stop`."""
+    import asyncio
+
+    from confcom.services.runtime.process import stop_on_signals
+
+    async def run() -> None:
+        await serve(stop=stop_on_signals())
+
+    asyncio.run(run())
+
+
 # The quote helper.
 
 
@@ -107,14 +120,13 @@ def needing(what: str, extras: str) -> Iterator[None]:
 @click.option("--collateral", metavar="PATH", help="What verifies its quotes: a folder, collateral.json, or URL.")
 @click.option("--collateral-ca", metavar="PEM", help="CAs of that service's TLS certificate.  [default: public ones]")
 @click.option("--trust-root", metavar="PEM", help="The root that they chain to.  [default: Intel's]")
-def quote_helper(config: QuoteHelperConfig, debug: bool) -> None:
+def quote_helper(config: QuoteHelperConfig) -> None:
     """Serve quotes to every enclave of this node, on the AESM socket that Intel's clients know."""
-    import asyncio
     import gc
 
     from confcom.services.quote_helper import helper
     from confcom.services.quote_helper.request_log import RequestLog
-    from confcom.services.runtime.process import restart_when_killed, stop_on_signals
+    from confcom.services.runtime.process import restart_when_killed
     from confcom.wiring import choose_platform, open_platform, self_test_kit
 
     restarts = restart_when_killed() if config.when_killed == "restart" else 0
@@ -133,25 +145,24 @@ def quote_helper(config: QuoteHelperConfig, debug: bool) -> None:
     )
     origin = f"platform {choice.name} ({choice.reason})"
     # On a terminal structlog writes columns; otherwise a thread of its own writes the lines.
-    log = None if sys.stderr.isatty() else RequestLog(verbose=debug)
+    log = None if sys.stderr.isatty() else RequestLog(verbose=click.get_current_context().params["debug"])
     # What exists now stays: the collector need not walk through it again during a request.
     gc.collect()
     gc.freeze()
 
-    async def run() -> None:
-        await helper.serve(
-            platform,
-            config,
-            stop=stop_on_signals(),
-            started=lambda: click.echo(f"quote helper: ready on {config.socket}, {origin}"),
-            log=log,
-            quick=choice.name == "simulated",
-            restarted=restarts > 0,
-            self_test=kit,
-        )
-
     try:
-        asyncio.run(run())
+        run_until_stopped(
+            partial(
+                helper.serve,
+                platform,
+                config,
+                started=lambda: click.echo(f"quote helper: ready on {config.socket}, {origin}"),
+                log=log,
+                quick=choice.name == "simulated",
+                restarted=restarts > 0,
+                self_test=kit,
+            )
+        )
     finally:
         if log is not None:
             log.close()
@@ -184,25 +195,17 @@ def quote_helper(config: QuoteHelperConfig, debug: bool) -> None:
 @click.option("--http", metavar="ADDRESS", help="Where /healthz, /readyz and /metrics are: HOST:PORT or unix:PATH.")
 @click.option("--host-root", metavar="DIR", help="Where this process sees the host's root.  [default: /]")
 @click.option("--wait-for-sgx", is_flag=True, default=None, help="On a node without SGX, wait instead of ending.")
-def device_plugin(config: DevicePluginConfig, debug: bool) -> None:
+def device_plugin(config: DevicePluginConfig) -> None:
     """Make the EPC of this node a resource of Kubernetes, and give containers the SGX driver's devices."""
-    del debug
-    import asyncio
-
     from confcom.services.device_plugin import plugin
-    from confcom.services.runtime.process import stop_on_signals
 
     host, origin = _open_host(config)
 
-    async def run() -> None:
-        await plugin.serve(
-            host,
-            config,
-            stop=stop_on_signals(),
-            started=lambda summary: click.echo(f"device plugin: ready, {summary}, {origin}"),
+    run_until_stopped(
+        partial(
+            plugin.serve, host, config, started=lambda summary: click.echo(f"device plugin: ready, {summary}, {origin}")
         )
-
-    asyncio.run(run())
+    )
 
 
 def _open_host(config: DevicePluginConfig) -> tuple[Host, str]:
@@ -239,18 +242,11 @@ def _open_host(config: DevicePluginConfig) -> tuple[Host, str]:
 @click.option("--patience", type=float, metavar="SECONDS", help="Excess lasts this long, then reported.  [default: 30]")
 @click.option("--enforce", type=click.Choice(["auto", "on", "off"]), help="Kernel holds the limits.  [default: auto]")
 @click.option("--events/--no-events", default=None, help="Report as events of the pods.  [default: events]")
-def metrics(config: MetricsConfig, debug: bool) -> None:
+def metrics(config: MetricsConfig) -> None:
     """Show what the containers of this node request and use of EPC, and report those that use more."""
-    del debug
-    import asyncio
-
     from confcom.services.metrics.exporter import serve
-    from confcom.services.runtime.process import stop_on_signals
 
-    async def run() -> None:
-        await serve(config, stop=stop_on_signals(), started=lambda text: click.echo(f"metrics: ready, {text}"))
-
-    asyncio.run(run())
+    run_until_stopped(partial(serve, config, started=lambda text: click.echo(f"metrics: ready, {text}")))
 
 
 # The admission webhook.
@@ -269,22 +265,14 @@ def metrics(config: MetricsConfig, debug: bool) -> None:
 @click.option("--quote-helper/--no-quote-helper", default=None, help="Whether the quote helper is enabled.")
 @click.option("--wiring", type=click.Choice(["plugin", "host-path"]), help="What brings its folder into containers.")
 @click.option("--kubeconfig", metavar="FILE", help="Credentials; else the pod's service account.")
-def webhook(config: WebhookConfig, debug: bool) -> None:
+def webhook(config: WebhookConfig) -> None:
     """Complete pods that use SGX when they are created, and refuse those that cannot work.
 
     It issues its certificate by a CA that the webhook configurations trust.
     """
-    del debug
-    import asyncio
-
-    from confcom.services.runtime.process import stop_on_signals
     from confcom.services.webhook.webhook import serve
 
-    async def run() -> None:
-        stop = stop_on_signals()
-        await serve(config, clock=now, stop=stop, started=lambda url: click.echo(f"webhook: ready on {url}"))
-
-    asyncio.run(run())
+    run_until_stopped(partial(serve, config, clock=now, started=lambda url: click.echo(f"webhook: ready on {url}")))
 
 
 # The collateral service.
@@ -312,13 +300,9 @@ def webhook(config: WebhookConfig, debug: bool) -> None:
 @click.option("--simulated-machine", metavar="FILE", help="With --upstream simulated: the platform's machine file.")
 @click.option("--trust-root", "trust_roots", metavar="PEM", multiple=True, help="Trust this root instead of Intel's.")
 @click.option("--fmspc", "fmspcs", metavar="HEX", multiple=True, help="Keep its collateral (tdx:HEX for TDX).")
-def collateral_service(config: CollateralServiceConfig, debug: bool) -> None:
+def collateral_service(config: CollateralServiceConfig) -> None:
     """Serve collateral to every node, as Intel's caching service (PCCS) does: existing clients only change a URL."""
-    del debug
-    import asyncio
-
     from confcom.services.collateral import collateral_service as service
-    from confcom.services.runtime.process import stop_on_signals
 
     config.check()
     if not config.tls_secret:
@@ -327,17 +311,16 @@ def collateral_service(config: CollateralServiceConfig, debug: bool) -> None:
         origin = "offline" if upstream is None else f"upstream {config.upstream}"
         note = ", SIMULATED" if any(root.simulated for root in roots.roots) else ""
 
-        async def run() -> None:
-            await service.serve(
+        run_until_stopped(
+            partial(
+                service.serve,
                 upstream,
                 config,
                 roots=roots,
                 clock=now,
-                stop=stop_on_signals(),
                 started=lambda url: click.echo(f"collateral service: ready on {url}, {origin}{note}"),
             )
-
-        asyncio.run(run())
+        )
 
 
 @contextmanager
