@@ -143,7 +143,7 @@ ERROR_STATUS: Mapping[type[ConfcomError], AesmStatus] = MappingProxyType(
         CollateralNotFound: AesmStatus.NO_PLATFORM_CERT_DATA,
     }
 )
-"""What a client of the helper is told for each class of error; a class that is not here counts as its base."""
+"""The status that a client of the helper gets for each class of error; other classes have that of their base."""
 
 STATUS_ERROR: Mapping[AesmStatus, type[PlatformError]] = MappingProxyType(
     {
@@ -183,9 +183,9 @@ _AESM_NUMBERS = range(1, 1 << 8)
 
 
 def status_of(error: ConfcomError) -> AesmStatus:
-    """The status that tells a client of this error.
+    """The status that a client gets for this error.
 
-    A `PlatformError` that says nothing by its class is told by its `native_code`, a `quote3_error_t` or an AESM
+    A `PlatformError` of no more special class is mapped by its `native_code`, a `quote3_error_t` or an AESM
     number (from another service behind this one).
     """
     status = next(ERROR_STATUS[kind] for kind in type(error).__mro__ if kind in ERROR_STATUS)

@@ -1,4 +1,4 @@
-"""One client of the quote helper: its socket, what it said, and what is told of it afterwards."""
+"""One connection of the quote helper: its socket, its request, its answer, and the event for log and metrics."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import _socket
 import asyncio
 import select
 import socket
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from confcom.protocols.aesm import CLOSED, NEED_DATA, Closed, NeedData, ServerConnection
 from confcom.protocols.aesm_messages import IncompleteRequest, Request, exchange_of
@@ -21,7 +22,7 @@ _NOW = socket.MSG_DONTWAIT
 
 
 class RequestEvent(NamedTuple):
-    """What is told of a request once its connection has ended; never quotes, reports or keys.
+    """One connection that has ended, for log and metrics; holds no quotes, reports or keys.
 
     `outcome` is `answered`, `refused` (with an AESM status) or `closed` (before the client had an answer). `kind` is
     None when no request was understood, `status` when none was sent. `pid` and `uid` are the peer's, as the kernel
@@ -43,7 +44,7 @@ class RequestEvent(NamedTuple):
 
     @property
     def is_silent(self) -> bool:
-        """Whether the visitor said nothing that was understood: a probe, say."""
+        """Whether the connection ended without a request, as a probe's does."""
         return self.kind is None and self.outcome == "closed"
 
     @property
@@ -71,22 +72,6 @@ class RequestEvent(NamedTuple):
         found["request_size"] = self.request_size
         found["response_size"] = self.response_size
         return found
-
-
-class Observer(Protocol):
-    """Is told what happens, for log and metrics."""
-
-    def request(self, event: RequestEvent) -> None:
-        """A connection has ended."""
-
-    def quoted(self, duration: float) -> None:
-        """The platform took so many seconds for a request."""
-
-    def over_limit(self, limit: str) -> None:
-        """A peer went over `connections`, `rate` or `waiting`."""
-
-    def turned_away(self, peer: str, count: int) -> None:
-        """So many connections of a peer were closed unread."""
 
 
 class Conversation:
@@ -187,15 +172,10 @@ class Conversation:
         )
 
 
-# --- A request that only the platform can answer, from its arrival to its answer --------------------------------------
-
-
+@dataclass(slots=True, eq=False)
 class PendingRequest:
-    """Its connection, what it asks, and since when it waits."""
+    """A request that only the platform can answer; `since` is when it was read, on the event loop's clock."""
 
-    __slots__ = ("call", "conversation", "since")
-
-    def __init__(self, conversation: Conversation, call: PlatformCall, since: float) -> None:
-        self.conversation = conversation
-        self.call = call
-        self.since = since
+    conversation: Conversation
+    call: PlatformCall
+    since: float

@@ -1,12 +1,11 @@
-"""The front of the quote helper: takes connections, reads requests, answers them or has them answered.
+"""Accepts connections, reads requests, and answers them or queues them for the platform.
 
-One process holds every connection from its first byte to its last, so that no other's end costs a client its answer,
-and so that the limits are those of the node. A request that is there when its connection is taken needs four system
-calls (accept, receive, send, close, and one to learn whose it is) and never meets the event loop; only clients that
-keep us waiting do. Nothing here blocks on a client.
+One process holds every connection from its first byte to its last, so the limits are those of the node. A request that
+has arrived when its connection is accepted takes six system calls: accept, two for the socket and its peer, receive,
+send, close. Only connections whose request has not arrived are watched. Nothing here blocks on a client.
 
-The backlog is one for all, so it is emptied with nothing but accept and a look at who connected. Then peers take
-turns: one connection of each is read before the next of any. A peer with many connections that come to nothing has
+All peers share one backlog, so it is emptied first, with accept and the peer's credentials only. Then peers take
+turns: one connection of each is read before the second of any. A peer with many connections that carry no request has
 further ones closed unread.
 """
 
@@ -27,19 +26,13 @@ from confcom.errors import PlatformBusy, ProtocolError
 from confcom.protocols.aesm import CLOSED, NEED_DATA
 from confcom.protocols.aesm_messages import GetQuoteExRequest, GetQuoteExResponse
 from confcom.services.quote_helper.broker import AesmBroker, Answer
-from confcom.services.quote_helper.connection import Conversation, Observer, PendingRequest, RequestEvent
+from confcom.services.quote_helper.connection import Conversation, PendingRequest, RequestEvent
 from confcom.services.quote_helper.helper_config import QuoteHelperConfig
+from confcom.services.quote_helper.helper_metrics import QuoteHelperMetrics
 from confcom.services.quote_helper.helper_quoting import Quoting
 from confcom.services.quote_helper.peers import GONE, MAX_REMEMBERED, FairQueue, Peer, Peers
 from confcom.services.quote_helper.self_test import ClientQuote
 from confcom.services.runtime.listener import available_descriptors
-
-# --- Takes connections from listening sockets, several at a time, and pauses when the system refuses to give any ------
-#
-# The backlog is one for all clients. While they come faster than they are taken, it is made short: a good client then
-# waits in the kernel's own queue, where each gets a place in its turn, instead of behind all that others have put in
-# the backlog.
-
 
 ACCEPT_BATCH = 16
 """Connections accepted before they are read."""
@@ -54,7 +47,10 @@ SHORT_FOR = 8
 
 
 class Acceptor:
-    """Watches listening sockets and hands over what it accepts.
+    """Accepts connections of listening sockets in batches, and pauses while the system refuses descriptors.
+
+    While connections come faster than they are accepted, the backlog is made short: a good client then waits in the
+    kernel's queue of connecting processes, which is first come, first served, instead of behind a full backlog.
 
     `welcome` gets each connection and returns whether it is to be read, `done` is called after each batch, and
     `make_room` gives so many file descriptors back when the system refuses new ones.
@@ -86,20 +82,20 @@ class Acceptor:
         return bool(self._listeners)
 
     def listen(self, listener: socket.socket) -> None:
-        """Begin to accept there."""
+        """Begin to accept."""
         listener.listen(self._backlog)
         self._listeners[listener] = None
         self._resume(listener)
 
     async def drain(self, listener: socket.socket) -> None:
-        """Accept nothing there beyond the present backlog."""
+        """Stop accepting beyond the present backlog."""
         self._listeners.pop(listener, None)
         self._loop.remove_reader(listener)
         while self.accept(listener):
             await asyncio.sleep(0)
 
     def accept(self, listener: socket.socket) -> bool:
-        """Take connections from the backlog; says whether there may be more."""
+        """Accept one batch; returns whether there may be more."""
         # What Python's own `accept` and `socket` add costs a quarter more, which a flood multiplies.
         accept, new = listener._accept, _socket.socket  # type: ignore[attr-defined]
         accepted = welcome = 0
@@ -156,7 +152,7 @@ READS = 16
 """Connections read before new ones are accepted again."""
 ARRIVALS = 256
 """Connections on which something has arrived that are looked at together."""
-TELL_THROTTLED = 10.0
+REPORT_THROTTLED = 10.0
 """Seconds between two reports in the log of which peers are throttled."""
 MOST_THROTTLED = 5
 """Peers that such a report names."""
@@ -169,11 +165,11 @@ class AesmFront:
         self,
         broker: AesmBroker,
         config: QuoteHelperConfig,
-        observer: Observer,
+        metrics: QuoteHelperMetrics,
     ) -> None:
         self._broker = broker
         self._config = config
-        self._observer = observer
+        self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._now = self._loop.time
         available = available_descriptors() - config.fd_reserve
@@ -193,8 +189,8 @@ class AesmFront:
             remembered=remembered,
         )
         self.queue: FairQueue[PendingRequest] = FairQueue()
-        # Those whose request has not arrived, in the order in which they came; of these, those that are to be read now,
-        # and those that wait for more; and those who do not take their answer.
+        # Connections whose request has not arrived, oldest first. Of these, `_turns` are to be read now, and `_watched`
+        # wait for more bytes. `_writing` wait for the client to read.
         self._silent: dict[Conversation, None] = {}
         self._turns: FairQueue[Conversation] = FairQueue()
         self._watched: dict[int, Conversation] = {}
@@ -208,7 +204,7 @@ class AesmFront:
         self._turn_due = False
         self._ended: list[RequestEvent] = []
         self._throttled: dict[str, int] = {}
-        self._tell_throttled = 0.0
+        self._report_throttled = 0.0
 
     @property
     def open(self) -> int:
@@ -216,16 +212,16 @@ class AesmFront:
         return len(self._silent) + len(self._in_hand) + len(self._writing)
 
     def start(self, quoting: Quoting) -> None:
-        """Name who answers what only the platform can, and begin to look after the deadlines."""
+        """Set what answers for the platform, and begin to enforce deadlines."""
         self._quoting = quoting
         self._tick()
 
     def listen(self, listener: socket.socket) -> None:
-        """Begin to accept there."""
+        """Begin to accept."""
         self._acceptor.listen(listener)
 
     async def drain(self, listener: socket.socket) -> None:
-        """Accept nothing there beyond the present backlog.
+        """Stop accepting beyond the present backlog.
 
         When no other listener is left, also let every conversation end within the deadline.
         """
@@ -242,7 +238,7 @@ class AesmFront:
             task.cancel()
         for conversation in [*self._silent, *self._in_hand, *self._writing.values()]:
             self._finish(conversation, "the helper stops")
-        self._tell()
+        self._flush_events()
         while self._unread:
             self._unread.popleft()[1].close()
         for watcher in (self._arrivals, self.peers.ended):
@@ -251,11 +247,11 @@ class AesmFront:
         self.peers.close()
 
     def deliver(self, pending: PendingRequest, answer: Answer, duration: float | None = None) -> None:
-        """Take the answer to a pending request and send it."""
+        """Send the answer to a pending request."""
         conversation = pending.conversation
         self._in_hand.pop(conversation, None)
         if duration is not None:
-            self._observer.quoted(duration)
+            self._metrics.quoted(duration)
         if conversation.is_closed:
             return
         try:
@@ -292,7 +288,7 @@ class AesmFront:
         conversation = Conversation(client, peer, credentials, self._config.max_request, now)
         peer.connections += 1
         if self.peers.over_connections(peer):
-            self._observer.over_limit("connections")
+            self._metrics.over_limit("connections")
             conversation.over_limit = not self._make_room_of(peer)
         self._silent[conversation] = None
         peer.silent[conversation] = None
@@ -300,7 +296,7 @@ class AesmFront:
         return True
 
     def _look_at_arrivals(self) -> None:
-        """Give a turn to those on which something has arrived."""
+        """Queue the connections that have new bytes, and read some."""
         for descriptor, _ in self._arrivals.poll(0, ARRIVALS):
             conversation = self._watched.get(descriptor)
             if conversation is not None and not conversation.has_turn:
@@ -309,11 +305,11 @@ class AesmFront:
         self._turn()
 
     def _turn(self) -> None:
-        """Read some connections, peer by peer, and begin what they ask."""
+        """Read some connections, peer by peer, and answer or queue their requests."""
         turns = self._turns
         self._in_turn = True
         if turns:
-            # Mostly the request is there already; if we were faster than the client, it is after the others' turn.
+            # Mostly the request has arrived; where it has not, reading it after the others often saves watching it.
             early = [one for one in (turns.pop() for _ in range(min(READS, len(turns)))) if not self._read(one)]
             for conversation in early:
                 if not self._advance(conversation):
@@ -324,16 +320,16 @@ class AesmFront:
             self._turn_due = True
             self._loop.call_soon(self._next_turn)
         if len(self._ended) > 1:
-            self._loop.call_soon(self._tell)
+            self._loop.call_soon(self._flush_events)
         else:  # a turn of the loop costs more than one line
-            self._tell()
+            self._flush_events()
 
     def _next_turn(self) -> None:
         self._turn_due = False
         self._turn()
 
     def _read(self, conversation: Conversation) -> bool:
-        """Read one whose turn it is; False when its request is not there and it was not asked before."""
+        """Read a connection; False when its request has not arrived and it is not watched yet."""
         conversation.has_turn = False
         if conversation.is_closed or self._advance(conversation):
             return True
@@ -353,20 +349,20 @@ class AesmFront:
             self._quoting.pump()
 
     def _give_back(self, count: int) -> None:
-        """Close so many connections: those that are not read at all, or else silent ones."""
+        """Close so many connections: of throttled peers first, then the oldest without a request."""
         if not self._unread:
             self._make_room(count)
         for _ in range(min(count, len(self._unread))):
             self._unread.popleft()[1].close()
 
     def _make_room(self, count: int) -> None:
-        """End the conversations that have waited for their request for longest."""
+        """Close the oldest connections without a request."""
         for conversation in list(itertools.islice(self._silent, count)):
             if not self._advance(conversation):
                 self._finish(conversation, "made room for another connection")
 
     def _make_room_of(self, peer: Peer) -> bool:
-        """End the oldest silent conversation of a peer; one whose request has come after all is not silent."""
+        """Close the peer's oldest connection without a request; False when all have sent theirs meanwhile."""
         for conversation in list(peer.silent):
             if not self._advance(conversation):
                 self._finish(conversation, "made room for another connection of the same peer")
@@ -374,7 +370,7 @@ class AesmFront:
         return False
 
     def _expire(self) -> None:
-        """End the conversations whose request is overdue; they are due in their order."""
+        """Close the connections past the deadline of their request."""
         due = self._loop.time() - self._config.read_timeout
         while (oldest := next(iter(self._silent), None)) is not None and oldest.started <= due:
             self._finish(oldest, "no request within the deadline")
@@ -385,12 +381,12 @@ class AesmFront:
             self._unread.popleft()[1].close()
 
     def _advance(self, conversation: Conversation) -> bool:
-        """Read on; once the request is whole, answer it or have it answered. Says whether it was."""
+        """Read on; True once the request is whole, and answered or queued, or the connection has ended."""
         try:
             request = conversation.read()
             if request is NEED_DATA:
                 return False
-            self._hear(conversation)
+            self._mark_received(conversation)
             if request is CLOSED:
                 self._finish(conversation)
                 return True
@@ -404,8 +400,8 @@ class AesmFront:
         self._enqueue(PendingRequest(conversation, plan, self._loop.time()))
         return True
 
-    def _hear(self, conversation: Conversation) -> None:
-        """Stop waiting for its request, if we do."""
+    def _mark_received(self, conversation: Conversation) -> None:
+        """Stop waiting for its request."""
         if conversation in self._silent:
             # The kernel forgets the descriptor when it is closed; what arrives until then is not looked at.
             self._watched.pop(conversation.fileno(), None)
@@ -419,13 +415,13 @@ class AesmFront:
         if conversation.over_limit:
             self._refuse(pending, f"{peer.name} has {self._config.max_connections_per_peer} connections already")
         elif not self.peers.take_token(peer):
-            self._observer.over_limit("rate")
+            self._metrics.over_limit("rate")
             self._refuse(pending, f"{peer.name} asks more than {self._config.peer_rate:g} times a second")
         else:
             in_hand = 0 if self._quoting is None else self._quoting.in_hand
             displaced = self.queue.push(peer.name, pending, limit=self._config.max_waiting - in_hand)
             if displaced is not None:
-                self._observer.over_limit("waiting")
+                self._metrics.over_limit("waiting")
                 self._refuse(displaced, f"{len(self.queue) + in_hand} requests wait for the platform already")
 
     def _refuse(self, pending: PendingRequest, reason: str) -> None:
@@ -451,27 +447,27 @@ class AesmFront:
             self._finish(conversation)
 
     def _finish(self, conversation: Conversation, reason: str = "") -> None:
-        """End a conversation in whatever state it is."""
+        """End a conversation in any state."""
         if not conversation.is_closed:
-            self._hear(conversation)
+            self._mark_received(conversation)
             self._in_hand.pop(conversation, None)
             self._end(conversation, reason)
 
     def _end(self, conversation: Conversation, reason: str = "") -> None:
-        """End one that is in none of our lists."""
-        # What is told of it waits until those beside it have their answers too.
+        """End a conversation that is in none of the lists."""
+        # Log and metrics come after the answers of the same turn.
         if not self._ended and not self._in_turn:
-            self._loop.call_soon(self._tell)
+            self._loop.call_soon(self._flush_events)
         event = conversation.close(self._now(), reason)
         self._ended.append(event)
         conversation.peer.connections -= 1
         if event.outcome == "closed":
             self.peers.take_futile(conversation.peer)
 
-    def _tell(self) -> None:
+    def _flush_events(self) -> None:
         ended, self._ended = self._ended, []
         for event in ended:
-            self._observer.request(event)
+            self._metrics.request(event)
 
     def _tick(self) -> None:
         self._ticks = self._loop.call_later(TICK, self._tick)
@@ -488,10 +484,10 @@ class AesmFront:
         self._acceptor.adapt_backlog(new=self.peers.looked_up)
         self.peers.looked_up = 0
         for peer, count in self.peers.turned_away():
-            self._observer.turned_away(peer, count)
+            self._metrics.turned_away(peer, count)
             self._throttled[peer] = self._throttled.get(peer, 0) + count
-        if self._throttled and self._loop.time() >= self._tell_throttled:
-            self._tell_throttled = self._loop.time() + TELL_THROTTLED
+        if self._throttled and self._loop.time() >= self._report_throttled:
+            self._report_throttled = self._loop.time() + REPORT_THROTTLED
             most = sorted(self._throttled.items(), key=lambda item: item[1], reverse=True)
             for peer, count in most[:MOST_THROTTLED]:
                 structlog.get_logger().warning(

@@ -1,8 +1,7 @@
 """The quote helper: serves quotes to every enclave of a node over the AESM socket.
 
-Here is its life: it makes its key, proves itself when there is a predecessor, takes the path, serves, and leaves when
-it is told to or when a successor has taken the path. What it does with connections is in `connections`, what it answers
-in `broker`.
+Owns the life cycle: make the attestation key, pass the self-test when there is a predecessor, take the path, serve, and
+leave on a signal or when a successor has taken the path. Connections are in `connections`, answers in `broker`.
 """
 
 from __future__ import annotations
@@ -32,9 +31,6 @@ from confcom.services.runtime.listener import UnixListener, is_served
 from confcom.services.runtime.process import end_task
 from confcom.services.runtime.status_page import Handler, Page, StatusPage, metrics_of
 
-# --- Whether this helper is ready, as its self-test says, and the pages that show it ----------------------------------
-
-
 FRESH = 5.0
 """Seconds for which a self-test counts as the present state."""
 LOOK = 0.5
@@ -42,7 +38,7 @@ LOOK = 0.5
 
 
 class Readiness:
-    """Runs self-tests, one at a time, and remembers the last."""
+    """Runs self-tests, one at a time, keeps the last result, and serves the status pages from it."""
 
     def __init__(self, self_test: SelfTest, front: AesmFront, metrics: QuoteHelperMetrics) -> None:
         self._self_test = self_test
@@ -59,7 +55,7 @@ class Readiness:
         self._regularly: asyncio.Task[None] | None = None
 
     def serves_at(self, path: Path | None) -> None:
-        """Say where clients find us; None: not any more, a successor serves."""
+        """Set the path at which clients reach this helper; None: a successor serves."""
         self._place = path
         self._last = None
         self._not_serving = "replaced: another helper serves"
@@ -117,7 +113,7 @@ class Readiness:
         return since >= (interval if self._last.ok else min(interval, FRESH)) or (has_quote and not self._had_quote)
 
     async def _healthz(self) -> Page:
-        """Show that the loop turns, and ask for another container when this one's devices have no driver any more."""
+        """Answers while the event loop runs; 503 when the devices are lost, so that the container is restarted."""
         lost = await asyncio.to_thread(self._self_test.lost_devices)
         if lost != self._lost_devices:
             outcome = "lost" if lost else "returned"
@@ -148,7 +144,7 @@ WARM_UP_RETRY = (1.0, 5.0, 30.0)
 WATCH = 0.25
 """Seconds between two looks at whether the path still leads to us."""
 RETURN_AFTER = 3
-"""Looks in a row at which nobody answered on the path, before a helper that was replaced comes back."""
+"""Failed connections to the path in a row, before a helper that was replaced comes back."""
 
 
 async def serve(
@@ -168,7 +164,7 @@ async def serve(
     `quick` is for a platform that takes microseconds: the event loop calls it, instead of a thread.
     A helper that was `restarted` does not take the path from another that has it meanwhile, and waits for its end.
     `started` is called once the socket stands at its path and the attestation key has been tried for the first time.
-    `log` records every connection when it ends; without one, `observe` is told. When there is a
+    `log` records every connection when it ends; without one, `observe` is called. When there is a
     predecessor (`replace`), the self-test must succeed before the path is taken: otherwise `PlatformUnavailable`.
     """
     async with AsyncExitStack() as resources:
@@ -230,7 +226,7 @@ class _Helper:
         self._listener.close()
 
     async def run(self, started: Callable[[], None], *, restarted: bool) -> None:
-        """Take the path, after a proof if somebody serves there, and serve."""
+        """Take the path, after a self-test if it is served already, and serve."""
         self._front.listen(self._listener.socket)
         if restarted and is_served(self._path):
             self._readiness.serves_at(None)
@@ -242,7 +238,7 @@ class _Helper:
                 await self._prove()
         if not self._stop.is_set():
             self._listener.take_path()
-            # Without a predecessor, clients had better find somebody who is not ready than nobody.
+            # Without a predecessor, BUSY is a better answer than a refused connection.
             await _either(self._tried, self._stop)
         if not self._stop.is_set():
             self._readiness.serves_at(self._path)
@@ -277,7 +273,7 @@ class _Helper:
             await asyncio.sleep(WARM_UP_RETRY[min(attempt, len(WARM_UP_RETRY) - 1)])
 
     async def _prove(self) -> None:
-        """Try this helper out under its temporary name; a failure that may pass is tried again for a while."""
+        """Run the self-test under the temporary name; failures that may pass are retried until the deadline."""
         logger = structlog.get_logger()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._config.proof_timeout
@@ -298,7 +294,7 @@ class _Helper:
             await asyncio.sleep(1)
 
     async def _serve(self) -> None:
-        """Serve until told to stop, or until a successor has the path for good."""
+        """Serve until `stop` is set, or until a successor keeps the path."""
         while await self._is_replaced():
             await self._retire(self._listener)
             self._readiness.serves_at(None)

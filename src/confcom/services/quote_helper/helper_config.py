@@ -13,7 +13,7 @@ class QuoteHelperConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """Settings of the quote helper; the defaults are those for production."""
 
     socket: str = "/var/run/aesmd/aesm.socket"
-    """Where clients look: Intel's and Fortanix's know no other path."""
+    """Where clients connect: Intel's and Fortanix's know no other path."""
     platform: Literal["auto", "intel", "simulated"] = "auto"
     """Who makes the quotes."""
     simulated_machine: str | None = None
@@ -34,10 +34,10 @@ class QuoteHelperConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     max_connections: Annotated[int, msgspec.Meta(ge=1)] = 1024
     """Connections at a time; fewer when the process may not open as many files."""
     max_connections_per_peer: Annotated[int, msgspec.Meta(ge=1)] = 256
-    """Connections of one pod (or user) at a time; requests on further ones are told BUSY."""
+    """Connections of one pod (or user) at a time; requests on further ones get BUSY."""
     peer_rate: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    """Requests per second that one pod (or user) may make of the platform; more are told BUSY. 0 is no limit: peers
-    take turns anyway, so that one that asks more gets no more while others wait."""
+    """Requests per second that one pod (or user) may make of the platform; further ones get BUSY. 0: no limit,
+    because peers take turns anyway."""
     peer_burst: Annotated[int, msgspec.Meta(ge=1)] = 100
     """Requests that a peer may make at once before its rate counts."""
     host_root: str = "/"
@@ -49,15 +49,15 @@ class QuoteHelperConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     read_timeout: Annotated[float, msgspec.Meta(gt=0)] = 5.0
     """Seconds from the connection to its whole request, and again for the answer to be taken."""
     answer_timeout: Annotated[float, msgspec.Meta(gt=0, lt=14)] = 13.0
-    """Seconds for the platform; then the client is told BUSY, before its own 15 s are over."""
+    """Seconds for the platform; then the client gets BUSY, before its own 15 s are over."""
     max_waiting: Annotated[int, msgspec.Meta(ge=1)] = 512
-    """Requests that may wait for the platform; one more, and who has most of them is told BUSY."""
+    """Requests that may wait for the platform. Beyond them, the peer with most waiting requests gets BUSY."""
     drain_timeout: Annotated[float, msgspec.Meta(ge=0)] = 14.0
     """Seconds that requests under way get when the helper stops."""
     http: str = ""
     """Where /healthz, /readyz and /metrics are: HOST:PORT, [ADDRESS]:PORT or unix:PATH. Empty: nowhere."""
     collateral: str | None = None
-    """Folder or collateral.json that verifies this platform's quotes, read anew for every self-test; or the URL of a
+    """Folder or collateral.json that verifies this platform's quotes, read again for every self-test; or the URL of a
     collateral service, asked once an hour. The simulated platform needs none."""
     collateral_ca: str | None = None
     """PEM file with the CAs that the TLS certificate of that service may be of. By default public ones."""

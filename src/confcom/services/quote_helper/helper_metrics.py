@@ -21,7 +21,7 @@ from confcom.services.quote_helper.self_test import SelfTestResult
 
 PREFIX = "confcom_quote_helper"
 BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Seconds; a simulated quote takes 0.05 ms, a real one some ms, one whose certificate has to be fetched seconds."""
+"""Seconds; a simulated quote takes 0.05 ms, a real one some ms, one with a certificate to fetch seconds."""
 MAX_PEERS = 512
 """Peers that are counted apart; more than a node has pods at a time, but pods come and go."""
 OTHERS = "others"
@@ -90,7 +90,7 @@ class QuoteHelperMetrics(Collector):
         )
 
     def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
-        """Add a gauge that is read when somebody asks."""
+        """Add a gauge; `value` is called for each scrape."""
         Gauge(f"{PREFIX}_{name}", text, registry=self.registry).set_function(value)
 
     def request(self, event: RequestEvent) -> None:
@@ -103,7 +103,7 @@ class QuoteHelperMetrics(Collector):
         self._observe(event)
 
     def collect(self) -> Iterator[Metric]:
-        """What the registry asks for."""
+        """All counters and histograms, for the registry."""
         requests = CounterMetricFamily(
             f"{PREFIX}_requests", "Connections that ended, by what was asked and what came of it.",
             labels=["kind", "outcome"],
@@ -147,7 +147,7 @@ class QuoteHelperMetrics(Collector):
         _count(self._throttled, peer, count)
 
     def self_tested(self, result: SelfTestResult) -> None:
-        """Show what a self-test found."""
+        """Set the gauges from a self-test."""
         self._self_test.set(1 if result.ok else 0)
         if result.verified is not None:
             self._platform(result.verified)

@@ -1,4 +1,4 @@
-"""Two ways to have the platform answer what waits for it.
+"""Two ways to have the platform answer pending requests.
 
 `QuickQuoting` is for a platform that takes microseconds, as the simulated one: the event loop makes the quote itself.
 `ThreadQuoting` is for the one platform of a real machine: a call blocks for milliseconds or seconds and must not
@@ -22,11 +22,11 @@ from confcom.services.runtime.process import Overloaded, WorkerThreads
 Result = TypeVar("Result")
 
 TURN = 4
-"""Requests that it answers before it looks for new connections again."""
+"""Requests answered before new connections are accepted."""
 AHEAD = 2
 """Calls that the thread has at most: the one that it makes, and the next one."""
 LEFT_AFTER = 0.02
-"""Seconds of waiting after which it is worth a look whether the client still does."""
+"""Seconds of waiting after which the client may have left: looked up before the quote is made."""
 
 
 class Deliver(Protocol):
@@ -80,7 +80,7 @@ class ThreadQuoting:
             self.pump()
 
     def pump(self) -> None:
-        """Give the thread its next calls. One that nobody waits for any more holds it up as others do."""
+        """Give the thread its next calls; a call that timed out still occupies it."""
         while self._queue and max(len(self._calls), self._thread.under_way) < AHEAD:
             self._calls.add(self._loop.create_task(self._perform(self._queue.pop())))
 
@@ -136,7 +136,7 @@ class QuickQuoting:
     def pump(self) -> None:
         """Answer some requests, and come back for the others."""
         queue, now = self._queue, self._loop.time
-        # All are signed before the first is sent: the processor then finds each piece of code warm.
+        # All are signed before the first is sent, which keeps the processor's caches warm.
         signed = []
         for pending in [queue.pop() for _ in range(min(TURN, len(queue)))]:
             started = now()
@@ -157,7 +157,7 @@ class QuickQuoting:
 
 
 def _answer(broker: AesmBroker, pending: PendingRequest, *, look: bool = True) -> Answer:
-    """Have the platform answer. A client that left costs no quote; `look` says whether to find out."""
+    """Have the platform answer. With `look`, a client that left gets no quote."""
     request = pending.call.request
     if look and not pending.conversation.is_wanted():
         return broker.refuse(request, PlatformBusy("the client left before its turn"))

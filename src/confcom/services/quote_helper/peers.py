@@ -1,4 +1,4 @@
-"""Who is behind a connection, and how much of the helper each of them has in use.
+"""The peers behind connections, and what each of them uses of the helper.
 
 A peer is a pod where the kernel lets us see one (through the cgroup of the connecting process), otherwise a container,
 otherwise a user id. In a container of its own the helper sees other pods' processes only with `hostPID`; without it,
@@ -34,7 +34,7 @@ FUTILE = 1024
 FUTILE_RATE = 200.0
 """So many more each second."""
 OURSELVES = "the helper itself"
-"""Its self-tests must not fail because others of its user have used up their share."""
+"""The peer of its self-tests, which must not fail when other processes of its user have used up their share."""
 GONE = "ended processes"
 """All processes that ended before they were looked up, and what those left behind that are known by their user: one
 could make as many as it likes."""
@@ -97,7 +97,7 @@ class Peers:
         self._pidfds: dict[int, bytes] = {}
         self.ended = select.epoll()
         self.looked_up = 0
-        """Processes looked up since somebody set this to 0."""
+        """Processes looked up since this was last set to 0."""
 
     def __len__(self) -> int:
         return sum(1 for peer in self._peers.values() if peer.connections)
@@ -124,13 +124,13 @@ class Peers:
         return peer
 
     def is_welcome(self, peer: Peer, now: float) -> bool:
-        """Whether one more of its connections is worth a read."""
+        """Whether one more of its connections is read."""
         if peer.name == OURSELVES:
             return True
         if peer.futile < FUTILE:
             peer.futile = min(float(FUTILE), peer.futile + (now - peer.seen) * FUTILE_RATE)
         peer.seen = now
-        # Twice as many are read and told BUSY; beyond that even the reading is too much.
+        # Up to twice the limit are read and get BUSY; further ones are closed unread.
         return peer.futile >= 1 and peer.connections < 2 * self._max_connections
 
     def take_futile(self, peer: Peer) -> bool:
@@ -162,7 +162,7 @@ class Peers:
         return found
 
     def forget(self) -> None:
-        """Drop what is not needed any more; to be called now and then."""
+        """Drop expired processes and idle peers; called regularly."""
         now = self._monotonic()
         for credentials in [one for one, process in self._processes.items() if process.until < now]:
             self._forget(credentials)
@@ -181,7 +181,7 @@ class Peers:
                 self._leave_behind(peer, credentials)
 
     def _leave_behind(self, peer: Peer, credentials: bytes) -> None:
-        # Another process holds them now, which may have made any number of such processes.
+        # Another process holds these connections now, and may have made any number of such processes.
         for conversation in [one for one in peer.silent if one.credentials == credentials]:
             del peer.silent[conversation]
             peer.connections -= 1
@@ -274,17 +274,13 @@ def _runs(pid: int) -> bool:
     return True
 
 
-# --- A bounded queue in which everybody's turn comes, however much one of them asks for -------------------------------
-
-
 Item = TypeVar("Item")
 
 
 class FairQueue(Generic[Item]):
-    """Items of many owners: the owners take turns, and each one's items stay in their order.
+    """A queue of many owners: the owners take turns, and the items of one keep their order.
 
-    When it is full, one more item displaces the newest of whoever has most in it, so an owner that fills the queue
-    pays for that itself.
+    When it is full, one more item displaces the newest of the owner that has most.
     """
 
     def __init__(self) -> None:
@@ -314,7 +310,7 @@ class FairQueue(Generic[Item]):
         return item
 
     def remove_if(self, unwanted: Callable[[Item], bool]) -> list[Item]:
-        """Take out all items that the question says yes to."""
+        """Remove and return all items for which `unwanted` is true."""
         removed: list[Item] = []
         for owner in list(self._items):
             kept = deque[Item]()

@@ -66,7 +66,7 @@ def replay(recorded: RecordedRequest, material: Material, exchange: Callable[[by
     return f"{row.name}: {complaint}" if complaint else ""
 
 
-# --- what clients need --------------------------------------------------------------------------------------------
+# What clients need.
 
 
 def _one_key(response: Response, _: Material) -> str:
@@ -142,7 +142,7 @@ def _status(response: Response) -> str:
     return "" if response.status is AesmStatus.SUCCESS else f"status {response.status.name}"
 
 
-# --- what clients send --------------------------------------------------------------------------------------------
+# What clients send.
 
 
 def _frame(number: int, *fields: bytes) -> Callable[[Material], bytes]:

@@ -1,4 +1,4 @@
-"""Whether a helper does what it is for: asks it over its own socket, as a client does, and verifies what it gives.
+"""The self-test of a helper: asks for a quote over its own socket, as a client does, and verifies it.
 
 A report must come from an enclave. On the simulated platform the machine has one. On real hardware confcom brings no
 enclave of its own; there the QE reports on itself (`self_test_report`), as soon as one client has had a quote. Before
@@ -38,16 +38,14 @@ from confcom.platforms.interface import InitializedQuote, ReportSource
 from confcom.platforms.sgx_host import DEVICES_ADVICE
 from confcom.services.quote_helper.recorded_clients import RECORDED, Material, replay
 
-# --- A small file that a daemon keeps for its successor, which only its owner may touch. Nothing here raises ----------
-#
-# A file that is not of this user alone, or longer than it can be, counts as none: another user may have put it there.
-
-
 _MODE = 0o600
 
 
 class KeptFile:
-    """The file at a path; `event` names it in the log."""
+    """A small file that a daemon keeps for its successor; `event` names it in the log. Nothing here raises.
+
+    A file that another user can write, or that is longer than `limit`, is ignored: another user may have put it there.
+    """
 
     def __init__(self, path: Path, event: str, *, limit: int) -> None:
         self._path = path
@@ -104,16 +102,15 @@ class KeptFile:
         structlog.get_logger().warning(self._event, outcome="ignored", reason=reason, file=str(self._path))
 
 
-# --- A report that a real QE accepts, so that its self-test goes all the way although this project ships  ---
+# A report that a real QE accepts, although this project ships no enclave.
 #
-# Whoever asks for a quote may ask for the QE's own report along with it, and names the enclave that it is for. When
-# that enclave is the QE itself, the result is a report with a right MAC by the QE for the QE: it can be quoted. So
-# the first report of a client that the platform accepted is enough: asked once more with it, the QE gives one of its
-# own, which is kept and serves every later self-test; the client's quote of that second time is thrown away. A new QE
-# (an update) takes no report that was made for the old one, but the old one still serves then, and makes one for the
-# new.
+# A request for a quote may ask for the QE's own report too, and names the enclave that the report is for. When that
+# enclave is the QE itself, the result is a report by the QE for the QE with a right MAC: it can be quoted. So the first
+# report of a client that the platform accepted is enough: sent once more, it makes the QE report on itself. That report
+# is kept for every later self-test; the quote that came with it is dropped. A new QE (an update) rejects reports that
+# were made for the old one, but the old one still serves then, and makes a report for the new one.
 #
-# What is quoted then says MRENCLAVE of the QE, and its report data is SHA-256(nonce ‖ quote) of the request before.
+# Such a quote has the QE's MRENCLAVE, and its report data is SHA-256(nonce ‖ quote) of the request before.
 
 
 _NONCE = 16
@@ -133,7 +130,8 @@ class SelfTestReport:
 
     def __init__(self, socket: Path) -> None:
         self._socket = socket
-        self._file = KeptReport(socket.with_name(f".{socket.name}.self-test-report"))
+        place = socket.with_name(f".{socket.name}.self-test-report")
+        self._file = KeptFile(place, "aesm.self_test_report", limit=Report.size())
         self._report: Report | None = None
 
     def quote(self, helper: AesmPlatform, target: TargetInfo, client_report: bytes | None) -> SelfQuote | None:
@@ -147,11 +145,18 @@ class SelfTestReport:
             self._report = found.report
             # Until it has taken over, the file is its predecessor's.
             if serves:
-                self._file.keep(found.report)
+                self._file.keep(bytes(found.report))
         return found
 
+    def _kept(self) -> Report | None:
+        content = self._file.read()
+        if content is not None and len(content) != Report.size():
+            self._file.ignore(f"it has not the {Report.size()} bytes of a report")
+            return None
+        return None if content is None else Report.parse(content)
+
     def _of_old(self, helper: AesmPlatform, target: TargetInfo, *, serves: bool) -> SelfQuote | None:
-        report = self._report or self._file.read()
+        report = self._report or self._kept()
         if report is None:
             return None
         try:
@@ -184,38 +189,13 @@ def _of_predecessor(predecessor: AesmPlatform, report: Report, target: TargetInf
 
 
 def _report_by_qe(helper: AesmPlatform, report: Report, target: TargetInfo) -> Report:
-    """The QE's report for `target`, made along with a quote of `report` that nobody gets."""
+    """The QE's report for `target`, made along with a quote of `report`, which is dropped."""
     nonce = secrets.token_bytes(_NONCE)
     result = helper.quote(report, qe_report_info=QeReportInfo(nonce, target, Report.parse(bytes(Report.size()))))
     made = None if result.qe_report_info is None else result.qe_report_info.qe_report
     if made is None or made.body.report_data[:32] != hashlib.sha256(nonce + result.quote).digest():
         raise NativeError("the QE's report is not about the quote that it was made with")
     return made
-
-
-class KeptReport:
-    """A report in a file of the helper's user alone. Never raises."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = KeptFile(path, "aesm.self_test_report", limit=Report.size())
-
-    def read(self) -> Report | None:
-        """The report, if there is one that this user kept."""
-        content = self._file.read()
-        if content is None:
-            return None
-        if len(content) != Report.size():
-            self._file.ignore(f"it has not the {Report.size()} bytes of a report")
-            return None
-        return Report.parse(content)
-
-    def keep(self, report: Report) -> None:
-        """Write it, unless it is there already."""
-        self._file.keep(bytes(report))
-
-    def drop(self, reason: str) -> None:
-        """Remove it and say why."""
-        self._file.drop(reason)
 
 
 QUESTIONS = {
@@ -331,7 +311,7 @@ class SelfTest:
         return SelfTestResult(tuple(findings.checks), findings.verified, findings.error)
 
     def lost_devices(self) -> str:
-        """Why the SGX devices cannot be opened, as clauses; empty when they can."""
+        """Why the SGX devices cannot be opened, as clauses; empty if they can."""
         return "; ".join(self._kit.devices()) if self._kit is not None and self._kit.devices is not None else ""
 
     def _quote(
@@ -349,18 +329,18 @@ class SelfTest:
     def _quote_on_itself(
         self, helper: AesmPlatform, initialized: InitializedQuote, last: ClientQuote | None, findings: _Findings
     ) -> tuple[Report, bytes | None]:
-        nobodys = _nobodys_report(initialized.target_info)
+        forged = _forged_report(initialized.target_info)
         refused = "a report that no enclave made is refused"
         try:
-            helper.quote(nobodys)
+            helper.quote(forged)
         except ReportRejected:
             made = self._own_report.quote(helper, initialized.target_info, None if last is None else last.report)
         else:
             findings.failed("quote", "the QE signed a report that no enclave made")
-            return nobodys, None
+            return forged, None
         if made is None:
             findings.passed("quote", f"{refused}; there is no other before the first quote for a client")
-            return nobodys, None
+            return forged, None
         _check_quote(made.quote, made.report, f"{len(made.quote)} bytes, of {made.origin}; {refused}", findings)
         return made.report, made.quote
 
@@ -398,7 +378,7 @@ def _check_quote(quote: bytes, report: Report, found: str, findings: _Findings) 
         findings.failed("quote", "the quote is about another report than the one that was sent")
 
 
-def _nobodys_report(target_info: TargetInfo) -> Report:
+def _forged_report(target_info: TargetInfo) -> Report:
     # Recognisable in a log of the QE, and with a MAC that is not right.
     return Report.parse(bytes(target_info)[:32].ljust(Report.size(), b"\0"))
 

@@ -17,7 +17,7 @@ from confcom.formats.quote import Quote
 from confcom.formats.sgx import QeReportInfo, Report, ReportBody
 from confcom.platforms.aesm_client import AesmPlatform
 from confcom.platforms.interface import Platform, QuoteResult
-from confcom.services.quote_helper.self_test import KeptReport, SelfQuote, SelfTestReport
+from confcom.services.quote_helper.self_test import KeptFile, SelfQuote, SelfTestReport
 from confcom.simulator.declaration import EnclaveDeclaration, measure
 from confcom.simulator.machine import SimulatedMachine
 from confcom.simulator.qe3 import QE3
@@ -135,11 +135,15 @@ def test_a_qe_report_about_something_else_is_a_failure(path: Path, world: Simula
         ask(SelfTestReport(path), helper, clients_report(world.machine, forger))
 
 
+def kept_file(path: Path) -> KeptFile:
+    return KeptFile(path, "aesm.self_test_report", limit=Report.size())
+
+
 class TestFile:
     def test_only_a_file_of_this_user_alone_counts(self, tmp_path: Path) -> None:
-        file = KeptReport(tmp_path / "report")
+        file = kept_file(tmp_path / "report")
         assert file.read() is None
-        report = Report.parse(bytes(range(216)) * 2)
+        report = bytes(range(216)) * 2
         file.keep(report)
         assert file.read() == report
         (tmp_path / "report").chmod(0o644)
@@ -150,20 +154,21 @@ class TestFile:
     @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
     def test_what_is_no_file_is_none(self, tmp_path: Path, make) -> None:
         make(tmp_path / "report")
-        assert KeptReport(tmp_path / "report").read() is None
+        assert kept_file(tmp_path / "report").read() is None
 
     @pytest.mark.parametrize("size", [0, 431, 433, 1 << 20])
     def test_what_is_no_report_is_none(self, tmp_path: Path, size: int) -> None:
-        (tmp_path / "report").write_bytes(bytes(size))
-        (tmp_path / "report").chmod(0o600)
-        assert KeptReport(tmp_path / "report").read() is None
+        path = tmp_path / ".s.self-test-report"
+        path.write_bytes(bytes(size))
+        path.chmod(0o600)
+        assert SelfTestReport(tmp_path / "s")._kept() is None
 
     @pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to somebody else")
     def test_what_another_user_put_there_is_none(self, tmp_path: Path) -> None:
-        file = KeptReport(tmp_path / "report")
-        file.keep(Report.parse(bytes(432)))
+        file = kept_file(tmp_path / "report")
+        file.keep(bytes(432))
         os.chown(tmp_path / "report", 65532, 65532)
         assert file.read() is None
 
     def test_a_place_where_nothing_can_be_kept_stops_nobody(self, tmp_path: Path) -> None:
-        KeptReport(tmp_path / "nowhere" / "report").keep(Report.parse(bytes(432)))
+        kept_file(tmp_path / "nowhere" / "report").keep(bytes(432))
