@@ -45,9 +45,9 @@ REAL = {
 }
 """Kind → folder of the vectors, and the time to judge at (None: the one in its meta.json)."""
 
-ROUNDS, CALLS = 60, 10
+ROUNDS, CALLS = 20, 40
 """Blocks of each side, and calls in a block."""
-PLATFORMS = 200
+PLATFORMS = 400
 PROCESSES = 15
 ECDSA = {"new verifier": 9, "first quote of a process": 9, "new platform": 3, "warm": 1}
 """Signatures that each has to verify: PCK CA, PCK, two CRLs, TCB signing, TCB info, identity, QE report, quote."""
@@ -118,19 +118,19 @@ def _block(call: Callable[[], object], count: int) -> float:
 
 
 def _new_platforms() -> tuple[float, float]:
-    """Each of many platforms once, under collateral that the first made known, the peer in between."""
+    """Each of many platforms once, under collateral that the first made known; blocks of the peer in between."""
     world = SimulatedWorld.from_seed(SEED, now=NOW, machines=PLATFORMS)
     root, collateral = world.trust_roots.roots[0].pem, world.publish()
     quotes = [_enclave_quote(world, number) for number in range(PLATFORMS)]
     verifier = QuoteVerifier(world.trust_roots)
     verifier.verify(quotes[0], collateral, now=NOW)
-    taken = []
-    for quote in quotes[1:]:
-        peer = Input("", quote, collateral, root, NOW).peer()
-        # The default arguments: the block calls at once.
-        ours = _block(lambda quote=quote: verifier.verify(quote, collateral, now=NOW), 1)  # type: ignore[misc]
-        taken.append((ours, _block(peer, 1)))
-    return median(ours for ours, _ in taken), median(theirs for _, theirs in taken)
+    new = iter(quotes[1:])
+    peer = Input("", quotes[0], collateral, root, NOW).peer()
+    blocks = [
+        (_block(lambda: verifier.verify(next(new), collateral, now=NOW), CALLS // 2), _block(peer, CALLS // 2))
+        for _ in range(PLATFORMS * 2 // CALLS - 1)
+    ]
+    return median(ours for ours, _ in blocks), median(theirs for _, theirs in blocks)
 
 
 _FIRST = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from typing import Self, TypeVar
 
 from cryptography.hazmat import asn1
@@ -71,12 +72,12 @@ class PckExtension:
         instance, configuration = found.get("6"), found.get("7")
         return cls(
             ppid=_octets(found["1"], 16, "ppid"),
-            tcb=_tcb(found["2"]),
+            tcb=_tcb(asn1.encode_der(found["2"])),
             pce_id=_octets(found["3"], 2, "pce_id"),
             fmspc=_octets(found["4"], 6, "fmspc"),
             sgx_type=_sgx_type(found["5"]),
             platform_instance_id=None if instance is None else _octets(instance, 16, "platform_instance_id"),
-            configuration=None if configuration is None else _configuration(configuration),
+            configuration=None if configuration is None else _configuration(asn1.encode_der(configuration)),
         )
 
     def __bytes__(self) -> bytes:
@@ -208,11 +209,13 @@ def _integer(found: asn1.TLV, maximum: int, field: str) -> int:
     return value
 
 
-def _tcb(found: asn1.TLV) -> PckTcb:
-    known = _tcb_in_order(found)
+@lru_cache(64)
+def _tcb(der: bytes) -> PckTcb:
+    """The TCB, SEQUENCE of 18 elements; equal machines of one site have the same."""
+    known = _tcb_in_order(der)
     if known is not None:
         return known
-    values = _elements(asn1.encode_der(found), "tcb", _TCB)
+    values = _elements(der, "tcb", _TCB)
     return PckTcb(
         tuple(_integer(values[f"2.{number}"], 0xFF, _TCB[f"2.{number}"]) for number in range(1, 17)),
         _integer(values["2.17"], 0xFFFF, _TCB["2.17"]),
@@ -220,10 +223,10 @@ def _tcb(found: asn1.TLV) -> PckTcb:
     )
 
 
-def _tcb_in_order(found: asn1.TLV) -> PckTcb | None:
+def _tcb_in_order(der: bytes) -> PckTcb | None:
     """The TCB as Intel writes it, read in one piece; None for other orders, and for what is malformed."""
     try:
-        elements = asn1.decode_der(_Svns, wrapped(asn1.encode_der(found))).elements
+        elements = asn1.decode_der(_Svns, wrapped(der)).elements
     except ValueError:
         return None
     if [element.id for element in elements] != _TCB_ORDER:
@@ -243,7 +246,8 @@ def _sgx_type(found: asn1.TLV) -> SgxType:
     return SgxType(content[0])
 
 
-def _configuration(found: asn1.TLV) -> PckConfiguration:
-    values = _elements(asn1.encode_der(found), "configuration", _FLAGS, _ALL_FLAGS)
+@lru_cache(16)
+def _configuration(der: bytes) -> PckConfiguration:
+    values = _elements(der, "configuration", _FLAGS, _ALL_FLAGS)
     dynamic, cached, *smt = (_value(values[suffix], bool, _ALL_FLAGS[suffix]) for suffix in sorted(values))
     return PckConfiguration(dynamic, cached, smt[0] if smt else None)

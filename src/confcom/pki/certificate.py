@@ -6,6 +6,7 @@ import binascii
 from codecs import BOM_UTF8
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha256
 
 from confcom.errors import CertificateError, FormatError
@@ -172,12 +173,21 @@ def _blocks(data: bytes, label: str, structure: str, limit: int) -> list[tuple[i
 
 
 def _der(block: bytes, structure: str, offset: int) -> bytes:
+    try:
+        return _decode(block) if len(block) <= MAX_PEM else _decode.__wrapped__(block)
+    except binascii.Error as error:
+        raise FormatError(f"not base64{error}", structure=structure, field="", offset=offset) from error
+
+
+@lru_cache(16)
+def _decode(block: bytes) -> bytes:
+    """The bytes of a block; the certificates of one verification stand in several of its chains."""
     text = block.translate(None, _BLANKS)
     try:
         der = binascii.a2b_base64(text, strict_mode=True)
     except binascii.Error as error:
-        raise FormatError(f"not base64: {error}", structure=structure, field="", offset=offset) from error
+        raise binascii.Error(f": {error}") from error
     # Stray bits in the last digit would be a second spelling.
     if not der or binascii.b2a_base64(der, newline=False) != text:
-        raise FormatError("not base64 of whole bytes", structure=structure, field="", offset=offset)
+        raise binascii.Error(" of whole bytes")
     return der
