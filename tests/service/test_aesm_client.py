@@ -154,7 +154,7 @@ class TestNoService:
     def test_nobody_listens(self, path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as dead:
             dead.bind(str(path))
-        self.fail(path, "nobody listens", "mount its directory")
+        self.fail(path, "no process listens on it", "mount its directory")
 
     def test_too_many_wait(self, path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as full, socket.socket(socket.AF_UNIX) as first:
