@@ -322,12 +322,17 @@ class RememberedCollateral:
         """The collateral of the platform that made the quote; `CollateralError` where there is none yet."""
         return self.for_quote(Quote.parse(quote), now)
 
+    def remembered(self, quote: Quote, now: datetime) -> Collateral | None:
+        """What is known and fresh; None where the source would have to be asked."""
+        known = self._known.get(self._platform(quote))
+        return known[0] if known is not None and now - known[1] < FRESH else None
+
     def for_quote(self, quote: Quote, now: datetime) -> Collateral:
-        """The same for a quote that has been read."""
+        """The collateral for a quote that has been read."""
+        if (fresh := self.remembered(quote, now)) is not None:
+            return fresh
         platform = self._platform(quote)
         known = self._known.get(platform)
-        if known is not None and now - known[1] < FRESH:
-            return known[0]
         try:
             # Opened each time, so that a CA file that was renewed is read again.
             with open_source(self._name, replace(self._options, at=now)) as source:

@@ -13,6 +13,7 @@ from confcom.formats.tdx import td_base
 
 PROFILE = "tag:github.com,2023:veraison/ear"
 MEDIA_TYPE = "application/eat+jwt"
+_BUILD = f"confcom {version('confcom')}"
 AFFIRMING, WARNING, CONTRAINDICATED = 2, 32, 96
 """AR4SI tiers; also the values of claims that say no more than their tier."""
 _HARDWARE = {
@@ -61,7 +62,7 @@ def ear_claims(
         "eat_profile": PROFILE,
         "iat": issued,
         "exp": expires,
-        "ear.verifier-id": {"developer": "https://confcom.dev", "build": f"confcom {version('confcom')}"},
+        "ear.verifier-id": {"developer": "https://confcom.dev", "build": _BUILD},
         "submods": {"tdx" if verified.tee is TeeType.TDX else "sgx": module},
     }
     return found if nonce is None else found | {"eat_nonce": nonce}

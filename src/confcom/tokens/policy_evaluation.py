@@ -212,7 +212,7 @@ class _Evaluation:
 
     def _matching(self, condition: Condition, named: dict[str, list[Claim]]) -> list[Claim]:
         """The claims that satisfy every comparison; what they are compared with is computed once."""
-        expected = [(each, self._value(each.expected, named).values) for each in condition.comparisons]
+        expected = [(each, self._values(each.expected, named)) for each in condition.comparisons]
         candidates = self.claims
         # Nearly every condition names a type first.
         if expected and (first := expected[0])[0].property == "type" and first[0].operator == "==":
@@ -267,6 +267,9 @@ class _Evaluation:
                 raise PolicyEvaluationError(f"valueType is {stated}, the value is of type {wrong.value_type}")
         return made
 
+    def _values(self, expression: Expression, named: dict[str, list[Claim]]) -> tuple[Value, ...]:
+        return (expression.value,) if isinstance(expression, Literal) else self._value(expression, named).values
+
     def _value(self, expression: Expression, named: dict[str, list[Claim]]) -> _Values:
         if isinstance(expression, Literal):
             return _Values((expression.value,))
@@ -285,7 +288,7 @@ class _Evaluation:
         return _Values(_FUNCTIONS[call.function](*singles), read_only)
 
     def _single(self, expression: Expression, named: dict[str, list[Claim]], what: str) -> str:
-        return _typed(_one(self._value(expression, named).values, what), str, what)
+        return _typed(_one(self._values(expression, named), what), str, what)
 
 
 def _one(values: Sequence[Value], what: str) -> Value:

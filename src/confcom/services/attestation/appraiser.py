@@ -6,20 +6,22 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
 
+from confcom.appraisal.appraise import appraise
 from confcom.appraisal.collateral import Collateral
 from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.policy import Policy
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.appraisal.result import judge, read_evidence
-from confcom.errors import ConfcomError
+from confcom.collateral.sources import RememberedCollateral
+from confcom.errors import CollateralInvalid, ConfcomError, FormatError, VerificationError
 from confcom.formats.evidence import EvidenceFile, EvidenceKind
-from confcom.formats.quote import Quote
 from confcom.services.attestation.attestation_store import AttestationStore, AuditRecord
 from confcom.services.attestation.signing_keys import SigningKeys
 from confcom.tokens import azure
@@ -42,6 +44,10 @@ POLICY_FOR = 1.0
 """Seconds that a policy of the store is used before it is read again."""
 _TRACED = 20
 """Outcomes of a dry run that have their trace."""
+
+
+class WouldBlock(Exception):
+    """The call has to go to a thread; never leaves the service."""
 
 
 class Denied(AzureError):
@@ -80,13 +86,13 @@ class Judged:
 
 
 class Appraiser:
-    """Judges evidence and signs what it found; thread-safe, and blocking: collateral may have to be fetched."""
+    """Judges evidence and signs what it found; thread-safe. It blocks where collateral has to be fetched."""
 
     def __init__(
         self,
         store: AttestationStore,
         verifier: QuoteVerifier,
-        collateral: Callable[[Quote, datetime], Collateral],
+        collateral: RememberedCollateral,
         policy: Policy,
         *,
         grace: timedelta,
@@ -107,18 +113,21 @@ class Appraiser:
         self._policies: dict[AttestationType, tuple[float, str]] = {}
 
     def appraise(
-        self, body: bytes, kind: AttestationType, caller: str, *, ear: bool = False
+        self, body: bytes, kind: AttestationType, caller: str, *, ear: bool = False, may_block: bool = True
     ) -> tuple[AuditRecord, str | ConfcomError]:
         """The record of an attest call, and its token or the reason why there is none.
 
         Raises:
             AzureError: the request cannot be read; there is nothing to record.
+            WouldBlock: collateral has to be fetched, or a policy comes with the request, and this may not block.
         """
         now = self._clock()
         request = azure.read_request(body, kind)
+        if request.draft_policy is not None and not may_block:
+            raise WouldBlock
         if ear and request.draft_policy is not None:
             raise AzureError("a draft policy is answered with an unsigned token, and EAR are signed")
-        policy_text = self._policy_text(request, kind)
+        policy_text = self._policy_text(request, kind, may_block=may_block)
         entry = AuditRecord(
             at=now,
             kind=kind,
@@ -130,7 +139,7 @@ class Appraiser:
             claims="",
         )
         try:
-            judged = self._judge(request, kind, policy_text, now)
+            judged = self._judge(request, kind, policy_text, now, may_block=may_block)
             token = self._ear(judged, now) if ear else self._azure_token(judged, now)
         except Denied as error:
             return replace(entry, verdict="denied", reason=error.message, claims=_kept(request, error.evidence)), error
@@ -167,16 +176,18 @@ class Appraiser:
         """A nonce that evidence can be bound to; nothing of it is kept."""
         return make_nonce(self._keys().signing["ES256"], self._clock(), secrets.token_bytes(16))
 
-    def _policy_text(self, request: AttestRequest, kind: AttestationType) -> str:
+    def _policy_text(self, request: AttestRequest, kind: AttestationType, *, may_block: bool) -> str:
         if request.draft_policy is not None:
             return read_policy(request.draft_policy).text or DEFAULT_POLICIES[kind]
-        return self._in_force(kind)
+        return self._in_force(kind, may_block=may_block)
 
-    def _in_force(self, kind: AttestationType) -> str:
+    def _in_force(self, kind: AttestationType, *, may_block: bool) -> str:
         """The policy of the store, which is read again every second: another replica may have set it."""
         read, text = self._policies.get(kind, (-POLICY_FOR, ""))
         seconds = time.monotonic()
         if seconds - read >= POLICY_FOR:
+            if not may_block:
+                raise WouldBlock
             stored = self._store.policy(kind)
             text = stored.text if stored else DEFAULT_POLICIES[kind]
             self._policies[kind] = seconds, text
@@ -186,14 +197,20 @@ class Appraiser:
         """Read policies from the store at the next call."""
         self._policies.clear()
 
-    def _judge(self, request: AttestRequest, kind: AttestationType, text: str, now: datetime) -> Judged:
+    def _judge(
+        self, request: AttestRequest, kind: AttestationType, text: str, now: datetime, *, may_block: bool
+    ) -> Judged:
         policy = self._parse(text)
         evidence = read_evidence(request.evidence)
         self._check_kind(evidence, kind)
         if request.bind_nonce:
             check_nonce(request.nonce, self._keys().keys, now)
         azure.check_binding(evidence.quote, request)
-        collateral = self._collateral(evidence.quote, now)
+        collateral = self._collateral.remembered(evidence.quote, now)
+        if collateral is None:
+            if not may_block:
+                raise WouldBlock
+            collateral = self._collateral.for_quote(evidence.quote, now)
         verified = self._accepted(evidence, collateral, now)
         decision = evaluate_policy(policy, azure.policy_claims(evidence.quote))
         if not decision.permitted:
@@ -202,6 +219,12 @@ class Appraiser:
         return Judged(request, evidence, verified, collateral, decision, text, draft)
 
     def _accepted(self, evidence: EvidenceFile, collateral: Collateral, now: datetime) -> VerifiedQuote:
+        """The verified quote; for evidence that is refused, everything that was checked."""
+        if evidence.custom_claims is None:
+            with suppress(FormatError, VerificationError, CollateralInvalid):
+                verified = self._verifier.verify(evidence.quote, collateral, now=now, any_tcb=True)
+                if appraise(verified, self._policy, grace=self._grace):
+                    return verified
         result = judge(evidence, collateral, verifier=self._verifier, policy=self._policy, now=now, grace=self._grace)
         if not result or result.verified is None:
             raise Refused(result.error or ConfcomError("nothing was judged"), result.as_dict()["checks"])

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import uuid
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -22,7 +23,8 @@ from starlette.routing import Mount, Route
 
 from confcom.errors import CollateralError, ConfcomError, ConfigError
 from confcom.services.attestation.administration import PolicyAdministration
-from confcom.services.attestation.appraiser import Appraiser, Denied, Refused
+from confcom.services.attestation.appraiser import Appraiser, Denied, Refused, WouldBlock
+from confcom.services.attestation.attestation_store import AuditRecord
 from confcom.services.attestation.audit import AuditWriter
 from confcom.services.attestation.signing_keys import SigningKeys
 from confcom.services.runtime.process import Overloaded, WorkerThreads
@@ -33,6 +35,8 @@ from confcom.tokens.policy_jws import read_policy
 from confcom.tokens.policy_language import PolicyTextError
 
 API_VERSIONS = ("2020-10-01", "2022-08-01", "2025-06-01")
+MAX_IN_LOOP = 32 << 10
+"""Bytes of a body that is judged in the event loop, if its platform's collateral is at hand."""
 _JSON = "application/json"
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -146,9 +150,7 @@ class AttestationApp:
             outcome = "error"
             try:
                 with self._metrics.seconds.labels(kind).time():
-                    entry, found = await self._workers.run(
-                        lambda: self._appraiser.appraise(body, kind, caller, ear=ear)
-                    )
+                    entry, found = await self._appraise(body, kind, caller, ear=ear)
                     await self._audit.record(entry)
                 if isinstance(found, ConfcomError):
                     raise found
@@ -161,6 +163,15 @@ class AttestationApp:
             return Response(found, media_type=MEDIA_TYPE) if ear else _json({"token": found})
 
         return handler
+
+    async def _appraise(
+        self, body: bytes, kind: AttestationType, caller: str, *, ear: bool
+    ) -> tuple[AuditRecord, str | ConfcomError]:
+        """In the event loop where it takes a millisecond: a thread would keep every socket waiting for its turn."""
+        if len(body) <= MAX_IN_LOOP:
+            with suppress(WouldBlock):
+                return self._appraiser.appraise(body, kind, caller, ear=ear, may_block=False)
+        return await self._workers.run(lambda: self._appraiser.appraise(body, kind, caller, ear=ear))
 
     async def _policies(self, request: Request) -> Response:
         kind = _kind(request)

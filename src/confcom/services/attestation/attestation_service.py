@@ -93,7 +93,7 @@ async def serve(
         appraiser = Appraiser(
             store,
             QuoteVerifier(roots),
-            collateral.for_quote,
+            collateral,
             file.policy(accept_simulated=simulated),
             grace=file.grace,
             issuer=issuer,
