@@ -227,6 +227,18 @@ def test_only_administrators_see_and_set_policies(service: RunningAttestation) -
     assert service.ask(f"/policies/SgxEnclave?{API}", wrap(PERMIT), method="PUT").status == 401
 
 
+def test_tokens_of_administrators_cannot_be_guessed(service: RunningAttestation) -> None:
+    path = f"/policies/SgxEnclave?{API}"
+    # A window of a minute may end in between, but not three times.
+    for _ in range(3):
+        statuses = {service.ask(path, Authorization=f"Bearer guess {number}").status for number in range(12)}
+        assert statuses <= {401, 429}
+        right = service.ask(path, Authorization=f"Bearer {TOKEN}")
+        if right.status == 429:
+            break
+    assert "wrong tokens" in right.error["message"]
+
+
 def test_policies_of_an_isolated_instance_are_signed_by_a_known_signer(tmp_path: Path, world: SimulatedWorld) -> None:
     keys = [
         SigningKey.from_pem(make_key(tmp_path, kind, NOW, simulated=True).read_bytes(), "") for kind in ("rsa", "ec")

@@ -37,6 +37,8 @@ from confcom.tokens.policy_language import PolicyTextError
 API_VERSIONS = ("2020-10-01", "2022-08-01", "2025-06-01")
 MAX_IN_LOOP = 32 << 10
 """Bytes of a body that is judged in the event loop, if its platform's collateral is at hand."""
+WRONG_TOKENS = RateLimitItemPerMinute(5)
+"""Of one address; beyond it administration waits."""
 _JSON = "application/json"
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -142,7 +144,7 @@ class AttestationApp:
 
     def _attest_call(self, kind: AttestationType) -> Handler:
         async def handler(request: Request) -> Response:
-            caller = request.client.host if request.client else ""
+            caller = _caller(request)
             if not self._limiter.hit(self._allowed, caller):
                 raise HttpRefusal(429, "TooManyRequests", f"one address may make {self._allowed} attest calls")
             body = await self._body(request)
@@ -278,9 +280,15 @@ class AttestationApp:
                 "no administrator is configured, so this path is closed",
                 advice="Set admin_token_hash to the SHA-512 of a token of your choice.",
             )
+        caller = _caller(request)
+        if not self._limiter.test(WRONG_TOKENS, "administrator", caller):
+            # The right token is refused too: otherwise its answer would tell it from the guesses.
+            raise HttpRefusal(429, "TooManyRequests", f"{WRONG_TOKENS} wrong tokens came from this address")
         kind, _, token = request.headers.get("authorization", "").partition(" ")
         found = hashlib.sha512(token.strip().encode("latin-1", "replace")).hexdigest()
         if kind.lower() != "bearer" or not hmac.compare_digest(found, self._admin.lower()):
+            if token:
+                self._limiter.hit(WRONG_TOKENS, "administrator", caller)
             raise HttpRefusal(401, "Unauthorized", "the administrator's bearer token is missing or wrong")
 
 
@@ -299,6 +307,10 @@ def _kind(request: Request) -> AttestationType:
     except ValueError:
         known = ", ".join(AttestationType)
         raise AzureError(f"the attestation type {name!r} is not served: {known} are") from None
+
+
+def _caller(request: Request) -> str:
+    return request.client.host if request.client else ""
 
 
 def _number(request: Request, name: str, *, default: int, most: int) -> int:
