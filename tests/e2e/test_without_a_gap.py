@@ -54,46 +54,20 @@ def test_an_update_of_the_add_on_keeps_what_it_does_not_mention(enabled: Addon, 
     _no_failure(load)
 
 
-KILL_SERVER = """
-import os, signal
-from pathlib import Path
-
-def parent(pid):
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-def is_helper(entry):
-    return entry.stat().st_uid == os.getuid() and b"quote-helper" in (entry / "cmdline").read_bytes()
-
-own = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and is_helper(entry)]
-os.kill(next(pid for pid in own if parent(pid) in own), signal.SIGKILL)
-"""
-
-
-@pytest.mark.promise("M10")
-@pytest.mark.complaint("linux-sgx #1022")
-def test_a_helper_that_is_killed_three_times(cluster: Kubectl, enabled: Addon, load: Load) -> None:
-    """Its container's first process starts it again, so the kubelet's pauses between restarts do not apply."""
-    name = enabled.pods("quote-helper")[0]["metadata"]["name"]
-    for _ in range(3):
-        cluster("exec", name, "-n", ADDON_NAMESPACE, "--", "python3", "-c", KILL_SERVER)
-        load.more()
-    pod = enabled.pods("quote-helper")[0]
-    assert pod["metadata"]["name"] == name
-    assert [status["restartCount"] for status in pod["status"]["containerStatuses"]] == [0]
-
-
 @pytest.mark.promise("M10")
 def test_an_update_that_cannot_prove_itself(cluster: Kubectl, enabled: Addon, load: Load) -> None:
     wrong = {"name": "CONFCOM_QUOTE_HELPER_TRUST_ROOT", "value": "/nowhere.pem"}
     path = "/spec/template/spec/containers/0/env/-"
     patch = f'[{{"op": "add", "path": "{path}", "value": {{"name": "{wrong["name"]}", "value": "{wrong["value"]}"}}}}]'
     cluster("patch", "daemonset", "sgx-quote-helper", "-n", ADDON_NAMESPACE, "--type=json", "-p", patch)
-    cluster.wait("the new helper to fail", lambda: _restarts(enabled))
-    ready = [pod for pod in enabled.pods("quote-helper") if _ready(pod)]
-    assert len(ready) == 1
-    _no_failure(load)
-    cluster("rollout", "undo", "daemonset/sgx-quote-helper", "-n", ADDON_NAMESPACE)
-    cluster.rollout("daemonset", "sgx-quote-helper")
+    try:
+        cluster.wait("the new helper to fail", lambda: _restarts(enabled))
+        ready = [pod for pod in enabled.pods("quote-helper") if _ready(pod)]
+        assert len(ready) == 1
+        _no_failure(load)
+    finally:
+        cluster("rollout", "undo", "daemonset/sgx-quote-helper", "-n", ADDON_NAMESPACE)
+        cluster.rollout("daemonset", "sgx-quote-helper")
     _no_failure(load)
 
 
@@ -166,3 +140,34 @@ def test_a_restart_of_the_kubelet(
     quote = quote_in(run(job("after", "e2e", with_aesmd(attesting(image, "0e")))))
     assert relying_party.verify(quote, "0e")["exit_code"] == 0
     assert _restarts(enabled) == 0
+
+
+KILL_SERVER = """
+import os, signal
+from pathlib import Path
+
+def parent(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+def is_helper(entry):
+    return entry.stat().st_uid == os.getuid() and b"quote-helper" in (entry / "cmdline").read_bytes()
+
+own = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and is_helper(entry)]
+os.kill(next(pid for pid in own if parent(pid) in own), signal.SIGKILL)
+"""
+
+
+@pytest.mark.promise("M10")
+@pytest.mark.complaint("linux-sgx #1022")
+def test_a_helper_that_is_killed_three_times(cluster: Kubectl, enabled: Addon, load: Load) -> None:
+    """Its container's first process starts it again, so the kubelet's pauses between restarts do not apply.
+
+    The last test of the load: quotes under way fail when their helper is killed.
+    """
+    name = enabled.pods("quote-helper")[0]["metadata"]["name"]
+    for _ in range(3):
+        cluster("exec", name, "-n", ADDON_NAMESPACE, "--", "python3", "-c", KILL_SERVER)
+        load.more()
+    pod = enabled.pods("quote-helper")[0]
+    assert pod["metadata"]["name"] == name
+    assert [status["restartCount"] for status in pod["status"]["containerStatuses"]] == [0]

@@ -346,6 +346,11 @@ async def test_amounts_of_claims_count_and_unreadable_claims_accuse_nobody(
     pod = make_pod("greedy", uid=UID, container=ONE)
     pod["spec"]["resourceClaims"] = [{"name": "epc", "resourceClaimName": "some-claim"}]
     pod["spec"]["containers"][0]["resources"] = {"claims": [{"name": "epc"}]}
+    # The claim of a pod that has finished is deleted before the pod: it keeps no other from being read.
+    finished = make_pod("before", phase="Succeeded")
+    finished["spec"]["resourceClaims"] = [{"name": "epc", "resourceClaimName": "deleted"}]
+    finished["spec"]["containers"][0]["resources"] = {"claims": [{"name": "epc"}]}
+    api.put(finished)
     api.put(pod)
     async with exporter(node, api, folder) as running:
         await running.until(lambda found: found.get(of("mapped_bytes")) == 20 * MIB)
