@@ -34,10 +34,8 @@ from confcom.services.quote_helper.peers import GONE, MAX_REMEMBERED, FairQueue,
 from confcom.services.quote_helper.self_test import ClientQuote
 from confcom.services.runtime.listener import available_descriptors
 
-ACCEPT_BATCH = 16
-"""Connections accepted before they are read."""
-MOST_CLOSED = 256
-"""Connections accepted before other work gets its turn, where most of them are closed unread."""
+ACCEPT_BATCH = 8
+"""Connections accepted before other work gets its turn: longer batches keep good clients waiting in a flood."""
 ACCEPT_PAUSE = 0.05
 """Seconds without accepting after the system refused to."""
 SHORT_BACKLOG = 8
@@ -52,13 +50,13 @@ class Acceptor:
     While connections come faster than they are accepted, the backlog is made short: a good client then waits in the
     kernel's queue of connecting processes, which is first come, first served, instead of behind a full backlog.
 
-    `welcome` gets each connection and returns whether it is to be read, `done` is called after each batch, and
+    `welcome` gets each connection, `done` is called after each batch, and
     `make_room` gives so many file descriptors back when the system refuses new ones.
     """
 
     def __init__(
         self,
-        welcome: Callable[[_socket.socket], bool],
+        welcome: Callable[[_socket.socket], None],
         done: Callable[[], None],
         make_room: Callable[[int], None],
         *,
@@ -98,8 +96,8 @@ class Acceptor:
         """Accept one batch; returns whether there may be more."""
         # What Python's own `accept` and `socket` add costs a quarter more, which a flood multiplies.
         accept, new = listener._accept, _socket.socket  # type: ignore[attr-defined]
-        accepted = welcome = 0
-        while welcome < ACCEPT_BATCH and accepted < MOST_CLOSED:
+        accepted = 0
+        while accepted < ACCEPT_BATCH:
             try:
                 client = new(_socket.AF_UNIX, _socket.SOCK_STREAM, 0, accept()[0])
             except BlockingIOError:
@@ -108,12 +106,12 @@ class Acceptor:
                 self._pause(listener, error)
                 break
             accepted += 1
-            welcome += self._welcome(client)
+            self._welcome(client)
         self._accepted += accepted
         self._batches += 1
-        self._full_batches += accepted >= ACCEPT_BATCH
+        self._full_batches += accepted == ACCEPT_BATCH
         self._done()
-        return accepted >= ACCEPT_BATCH
+        return accepted == ACCEPT_BATCH
 
     def adapt_backlog(self, *, new: int) -> None:
         """Make the backlog short or long; to be called several times a second.
@@ -267,20 +265,20 @@ class AesmFront:
             self.last_quote = ClientQuote(request.report, response.quote)
         return pending.conversation.write(answer)
 
-    def _on_connect(self, client: _socket.socket) -> bool:
-        """Begin a conversation, unless too many of its peer came to nothing; says whether it began."""
+    def _on_connect(self, client: _socket.socket) -> None:
+        """Begin a conversation, unless too many of its peer came to nothing."""
         now = self._now()
         peer, credentials = self.peers.of(client, now)
         if not self.peers.is_welcome(peer, now):
             peer.turned_away += 1
             if peer.name == GONE:
                 client.close()
-                return False
+                return
             # Closed at once, it would come back at once.
             self._unread.append((now, client))
             if len(self._unread) > MAX_UNREAD or 2 * len(self._unread) > self._descriptors:
                 self._unread.popleft()[1].close()
-            return False
+            return
         if self._unread and self.open + len(self._unread) >= self._descriptors:
             self._unread.popleft()[1].close()
         if self.open >= self._limit:
@@ -293,7 +291,6 @@ class AesmFront:
         self._silent[conversation] = None
         peer.silent[conversation] = None
         self._turns.push(peer.name, conversation)
-        return True
 
     def _look_at_arrivals(self) -> None:
         """Queue the connections that have new bytes, and read some."""

@@ -37,13 +37,8 @@ def connect(listener: socket.socket, most: int) -> int:
     return most
 
 
-def close_as_if_read(client: _socket.socket) -> bool:
-    client.close()
-    return True
-
-
 def acceptor_for(listener: socket.socket) -> Acceptor:
-    acceptor = Acceptor(close_as_if_read, lambda: None, lambda count: None, backlog=LONG)
+    acceptor = Acceptor(_socket.socket.close, lambda: None, lambda count: None, backlog=LONG)
     acceptor.listen(listener)
     return acceptor
 
@@ -86,23 +81,3 @@ async def test_a_flood_of_new_processes_leaves_it_long(listener: socket.socket) 
     empty(acceptor, listener)
 
     assert room(listener) == LONG + 1
-
-
-@pytest.mark.parametrize(("is_read", "taken"), [(True, ACCEPT_BATCH), (False, LONG)])
-async def test_what_is_closed_unread_makes_room_for_more_in_the_same_batch(
-    listener: socket.socket, is_read: bool, taken: int
-) -> None:
-    accepted = 0
-
-    def on_connect(client: _socket.socket) -> bool:
-        nonlocal accepted
-        accepted += 1
-        client.close()
-        return is_read
-
-    acceptor = Acceptor(on_connect, lambda: None, lambda count: None, backlog=LONG)
-    acceptor.listen(listener)
-    connect(listener, LONG)
-    acceptor.accept(listener)
-
-    assert accepted == taken
