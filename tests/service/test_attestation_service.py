@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from confcom.errors import ConfigError
 from confcom.formats.open_enclave import OeReportHeader, OeReportType
 from confcom.pki.roots import TrustRoots
-from confcom.services.attestation.attestation_service import simulated_world
+from confcom.services.attestation.attestation_service import KeptKeys, simulated_world
 from confcom.services.attestation.attestation_store import AttestationStore
 from confcom.services.attestation.signing_keys import load_keys, make_key
 from confcom.simulator.td import td_report
@@ -353,10 +354,10 @@ def test_policies_outlive_a_restart(tmp_path: Path, world: SimulatedWorld) -> No
 
 
 def test_a_new_key_is_published_before_it_signs(tmp_path: Path) -> None:
-    overlap = timedelta(hours=1)
-    first = load_keys(tmp_path, NOW, overlap=overlap, simulated=False)
+    overlap, now = timedelta(hours=1), datetime.fromtimestamp(time.time(), UTC)
+    first = load_keys(tmp_path, now, overlap=overlap, simulated=False)
     assert [key["kty"] for key in first.published()] == ["RSA", "EC"]
-    later = NOW + timedelta(days=1)
+    later = now + timedelta(days=1)
     make_key(tmp_path, "rsa", later, simulated=False)
     between = load_keys(tmp_path, later, overlap=overlap, simulated=False)
     assert len(between.keys) == 3
@@ -365,6 +366,43 @@ def test_a_new_key_is_published_before_it_signs(tmp_path: Path) -> None:
     assert after.signing["RS256"].key_id != first.signing["RS256"].key_id
     assert after.signing["ES256"].key_id == first.signing["ES256"].key_id
     assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("*.pem")} == {0o600}
+
+
+def test_a_key_that_was_made_long_ago_is_new_where_it_is_put(tmp_path: Path) -> None:
+    overlap, now = timedelta(hours=1), datetime.fromtimestamp(time.time(), UTC)
+    old = make_key(tmp_path, "rsa", now - timedelta(days=20), simulated=False)
+    make_key(tmp_path, "ec", now - timedelta(days=20), simulated=False)
+    newer = make_key(tmp_path, "rsa", now - timedelta(days=10), simulated=False)
+    keys = {path: SigningKey.from_pem(path.read_bytes(), "").key_id for path in (old, newer)}
+    for when, signs in ((now, old), (now + 2 * overlap, newer)):
+        assert load_keys(tmp_path, when, overlap=overlap, simulated=False).signing["RS256"].key_id == keys[signs]
+
+
+def test_a_folder_of_keys_that_became_unusable_is_reported_and_keeps_its_keys(tmp_path: Path) -> None:
+    keys = KeptKeys(tmp_path, timedelta(), simulated=True, clock=lambda: NOW)
+    published = keys().published()
+    (tmp_path / "bad.pem").write_bytes(b"no key")
+    keys.look()
+    assert "bad.pem" in keys.problem
+    assert keys().published() == published
+    (tmp_path / "bad.pem").unlink()
+    keys.look()
+    assert keys.problem == ""
+
+
+def test_readiness_says_that_a_key_cannot_be_used(
+    tmp_path: Path, world: SimulatedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("confcom.services.attestation.attestation_service.LOOK_AT_KEYS", 0.05)
+    with running_attestation(tmp_path, world) as service:
+        (tmp_path / "keys" / "bad.pem").write_bytes(b"no key")
+        deadline = time.monotonic() + 60
+        while (answer := service.ask("//readyz")).status == 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert answer.status == 503
+        assert "bad.pem" in answer.json["reason"]
+        assert service.attest(enclave_quote(world)).status == 200
 
 
 def test_the_two_worlds_share_neither_keys_nor_an_instance(tmp_path: Path, world: SimulatedWorld) -> None:

@@ -62,7 +62,7 @@ class Platform(Protocol):
         """The attestation keys that this platform can sign with."""
 
     def init_quote(self, key_id: AttestationKeyId | None = None) -> InitializedQuote:
-        """Make and certify the attestation key if need be, and say whom reports must be made for."""
+        """Make and certify the attestation key if need be; returns the target info that reports are made for."""
 
     def quote_size(self, key_id: AttestationKeyId | None = None) -> int:
         """Exact size in bytes of the quote that `quote` will return."""

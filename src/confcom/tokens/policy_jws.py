@@ -14,10 +14,7 @@ from confcom.errors import FormatError
 from confcom.tokens import base64url
 from confcom.tokens.azure import AzureError
 from confcom.tokens.jws import ReadJws, unsecured
-from confcom.tokens.policy_language import MAX_TEXT
 
-MAX_POLICY_BODY = 4 * MAX_TEXT
-"""Bytes of a request that sets a policy."""
 _ALIASES = {"RSA256": "RS256", "ECDH256": "ES256", "RS256": "RS256", "ES256": "ES256"}
 
 

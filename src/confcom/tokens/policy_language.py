@@ -42,7 +42,6 @@ FUNCTIONS = {
 }
 """Each function of version 1.2 with its number of arguments."""
 CLAIM_PROPERTIES = ("type", "value", "valueType", "issuer")
-ISSUERS = ("AttestationService", "AttestationPolicy", "CustomClaim")
 VALUE_TYPES = ("String", "Integer", "Boolean")
 _ORDERED = ("<", "<=", ">", ">=")
 

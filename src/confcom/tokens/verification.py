@@ -117,7 +117,7 @@ def verify_token(token: str, keys: KeySet, *, issuer: str, now: datetime, leeway
     checked_type(keys, KeySet, "keys")
     jws = ReadJws.parse(token)
     if jws.header.get("crit"):
-        raise TokenError(f"the token has critical headers that nobody here knows: {jws.header['crit']!r}")
+        raise TokenError(f"the token has critical headers that this verifier does not know: {jws.header['crit']!r}")
     if now - keys.fetched > keys.max_age:
         raise TokenError(
             f"the key set is of {keys.fetched:%Y-%m-%d %H:%M} UTC, older than {keys.max_age}",

@@ -68,13 +68,14 @@ class AttestationMetrics:
 
 
 class AttestationApp:
-    """The ASGI application; the API stands under `prefix`."""
+    """The ASGI application; the API stands under `prefix`. `problem` says why tokens should not be asked for."""
 
     def __init__(
         self,
         appraiser: Appraiser,
         administration: PolicyAdministration,
         keys: Callable[[], SigningKeys],
+        problem: Callable[[], str],
         workers: WorkerThreads,
         audit: AuditWriter,
         metrics: AttestationMetrics,
@@ -89,6 +90,7 @@ class AttestationApp:
         self._appraiser = appraiser
         self._administration = administration
         self._keys = keys
+        self._problem = problem
         self._workers = workers
         self._audit = audit
         self._metrics = metrics
@@ -243,20 +245,13 @@ class AttestationApp:
 
     async def _readyz(self, request: Request) -> Response:
         del request
-        reason = self._unready_reason()
+        reason = self._problem()
         state = {"ready": not reason, "simulated": self._simulated} | ({"reason": reason} if reason else {})
         return _json(state, status=503 if reason else 200)
 
-    def _unready_reason(self) -> str:
-        try:
-            self._keys()
-        except ConfigError as error:
-            return str(error)
-        return ""
-
     async def _metrics_page(self, request: Request) -> Response:
         del request
-        self._metrics.ready.set(not self._unready_reason())
+        self._metrics.ready.set(not self._problem())
         return Response(generate_latest(self._metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     async def _nothing(self, request: Request) -> Response:

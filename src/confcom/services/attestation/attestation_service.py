@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
 
+import structlog
 from cryptography import x509
 from prometheus_client import CollectorRegistry
 
@@ -34,11 +35,16 @@ SIMULATED_PREFIX = "/simulated"
 
 
 class KeptKeys:
-    """The signing keys, read again every few seconds; a folder that became unusable keeps the keys it had."""
+    """The signing keys, read again every few seconds.
+
+    A folder that became unusable keeps the keys it had, because what is published must not vanish while tokens are in
+    use; `problem` then says why, and readiness with it.
+    """
 
     def __init__(self, folder: Path, overlap: timedelta, *, simulated: bool, clock: Callable[[], datetime]) -> None:
         self._folder, self._overlap, self._simulated, self._clock = folder, overlap, simulated, clock
         self._keys = self._load()
+        self.problem = ""
 
     def __call__(self) -> SigningKeys:
         """The keys as of the last look."""
@@ -48,11 +54,17 @@ class KeptKeys:
         """Look at the folder until cancelled."""
         while True:
             await asyncio.sleep(LOOK_AT_KEYS)
-            try:
-                self._keys = await asyncio.to_thread(self._load)
-            except ConfigError:
-                # The next look may find it whole; what is published must not vanish while tokens are in use.
-                continue
+            await asyncio.to_thread(self.look)
+
+    def look(self) -> None:
+        """Read the folder again."""
+        before, self.problem = self.problem, ""
+        try:
+            self._keys = self._load()
+        except ConfigError as error:
+            self.problem = error.message
+        if self.problem != before:
+            structlog.get_logger().warning("attestation.keys", reason=self.problem or "usable again")
 
     def _load(self) -> SigningKeys:
         return load_keys(self._folder, self._clock(), overlap=self._overlap, simulated=self._simulated)
@@ -104,6 +116,7 @@ async def serve(
             appraiser,
             PolicyAdministration(store, appraiser, config.trust_model, clock),
             keys,
+            lambda: keys.problem,
             workers,
             audit,
             AttestationMetrics(CollectorRegistry()),

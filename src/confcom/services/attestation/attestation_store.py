@@ -170,11 +170,6 @@ class AttestationStore:
         with self._transaction() as connection:
             return [row._asdict() for row in connection.execute(chosen)]
 
-    def forget_records(self, before: datetime) -> int:
-        """Remove the records of before that time; returns how many."""
-        with self._transaction() as connection:
-            return connection.execute(sa.delete(_APPRAISAL).where(_APPRAISAL.c.at < _plain(before))).rowcount
-
     @contextmanager
     def _transaction(self, engine: sa.Engine | None = None) -> Iterator[sa.Connection]:
         try:

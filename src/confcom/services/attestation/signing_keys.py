@@ -1,7 +1,7 @@
 """The keys that sign tokens: PEM files of a folder, published before they sign and after they did.
 
-Every file holds a private key and its certificate. A key signs once its certificate has been published for the
-overlap; of several, the newest does. Removing a file retires its key. Nothing is signed by a key that is not
+Every file holds a private key and its certificate. A key signs once its file has been in the folder, and its
+certificate valid, for the overlap; of several, the newest certificate does. Removing a file retires its key. Nothing is signed by a key that is not
 published.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
@@ -54,6 +54,8 @@ def load_keys(folder: Path, now: datetime, *, overlap: timedelta, simulated: boo
         if not files:
             files = [make_key(folder, kind, now, simulated=simulated) for kind in ("rsa", "ec")]
         keys = [SigningKey.from_pem(_read(file), str(file)) for file in files]
+        # The time of the last change of the inode: a file that was made elsewhere, long ago, is new where it is put.
+        put = [datetime.fromtimestamp(file.stat().st_ctime, UTC) for file in files]
     except OSError as error:
         raise ConfigError(
             f"the folder of signing keys cannot be used: {folder}: {error.strerror}",
@@ -66,11 +68,13 @@ def load_keys(folder: Path, now: datetime, *, overlap: timedelta, simulated: boo
                 f"{file} is a signing key for another world: this instance judges {world}",
                 advice="Give the instance a folder of keys of its own.",
             )
+    since = {key.key_id: max(key.valid_from, time) for key, time in zip(keys, put, strict=True)}
     keys.sort(key=lambda key: key.valid_from, reverse=True)
-    return SigningKeys(tuple(keys), {name: _signing(keys, name, now, overlap) for name in ("RS256", "ES256")})
+    settled = [key for key in keys if since[key.key_id] + overlap <= now]
+    return SigningKeys(tuple(keys), {name: _signing(settled, keys, name, now) for name in ("RS256", "ES256")})
 
 
-def _signing(keys: Sequence[SigningKey], algorithm: str, now: datetime, overlap: timedelta) -> SigningKey:
+def _signing(settled: Sequence[SigningKey], keys: Sequence[SigningKey], algorithm: str, now: datetime) -> SigningKey:
     """The newest that has been published long enough; the oldest where none has."""
     usable = [key for key in keys if key.algorithm == algorithm and key.certificate.not_valid_after_utc > now]
     if not usable:
@@ -78,7 +82,7 @@ def _signing(keys: Sequence[SigningKey], algorithm: str, now: datetime, overlap:
             f"no valid {algorithm} key is among the signing keys",
             advice="Add a PEM file with a key and its certificate to the folder.",
         )
-    return next((key for key in usable if key.valid_from + overlap <= now), usable[-1])
+    return next((key for key in usable if key in settled), usable[-1])
 
 
 def make_key(folder: Path, kind: str, now: datetime, *, simulated: bool) -> Path:
