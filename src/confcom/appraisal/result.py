@@ -47,7 +47,7 @@ class AttestationResult(Proof):
     error: ConfcomError | None
     evidence: EvidenceFile | None
     appraisal: Appraisal | None
-    checks: tuple[Check, ...]
+    further: tuple[Check, ...]
     source: str
     proof: InitVar[object] = None
 
@@ -62,6 +62,11 @@ class AttestationResult(Proof):
         if self.error is not None or self.appraisal is None:
             raise self.error or ConfcomError("nothing was judged")
         return self.appraisal.require()
+
+    @property
+    def checks(self) -> tuple[Check, ...]:
+        """Every check in its order: those of verification, then `further`, those of claims and policy."""
+        return (self.verified.checks if self.verified else ()) + self.further
 
     @property
     def verified(self) -> VerifiedQuote | None:
@@ -134,7 +139,7 @@ def judge(
         if file is None:
             file = read_evidence(checked_bytes(evidence, "evidence"))
         verified = verifier.verify(file.quote, collateral, now=now, any_tcb=True)
-        checks = verified.checks + _check_custom_claims(file)
+        claims = _check_custom_claims(file)
     except (FormatError, VerificationError, CollateralInvalid) as error:
         return failed(error, evidence=file, source=collateral.source)
     appraisal = appraise(verified, policy, grace=grace)
@@ -143,7 +148,7 @@ def judge(
         error=appraisal.error(),
         evidence=file,
         appraisal=appraisal,
-        checks=checks + appraisal.findings,
+        further=claims + appraisal.findings,
         source=collateral.source,
         proof=PROOF,
     )

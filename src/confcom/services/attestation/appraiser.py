@@ -6,21 +6,19 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
 
-from confcom.appraisal.appraise import appraise
 from confcom.appraisal.collateral import Collateral
 from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.policy import Policy
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.appraisal.result import judge, read_evidence
 from confcom.collateral.sources import RememberedCollateral
-from confcom.errors import CollateralInvalid, ConfcomError, FormatError, VerificationError
+from confcom.errors import ConfcomError
 from confcom.formats.evidence import EvidenceFile, EvidenceKind
 from confcom.services.attestation.attestation_store import AttestationStore, AuditRecord
 from confcom.services.attestation.signing_keys import SigningKeys
@@ -220,11 +218,6 @@ class Appraiser:
 
     def _accepted(self, evidence: EvidenceFile, collateral: Collateral, now: datetime) -> VerifiedQuote:
         """The verified quote; for evidence that is refused, everything that was checked."""
-        if evidence.custom_claims is None:
-            with suppress(FormatError, VerificationError, CollateralInvalid):
-                verified = self._verifier.verify(evidence.quote, collateral, now=now, any_tcb=True)
-                if appraise(verified, self._policy, grace=self._grace):
-                    return verified
         result = judge(evidence, collateral, verifier=self._verifier, policy=self._policy, now=now, grace=self._grace)
         if not result or result.verified is None:
             raise Refused(result.error or ConfcomError("nothing was judged"), result.as_dict()["checks"])

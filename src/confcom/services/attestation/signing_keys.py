@@ -1,8 +1,8 @@
 """The keys that sign tokens: PEM files of a folder, published before they sign and after they did.
 
 Every file holds a private key and its certificate. A key signs once its file has been in the folder, and its
-certificate valid, for the overlap; of several, the newest certificate does. Removing a file retires its key. Nothing is signed by a key that is not
-published.
+certificate valid, for the overlap; of several, the newest certificate does. Removing a file retires its key. Nothing is
+signed by a key that is not published.
 """
 
 from __future__ import annotations
