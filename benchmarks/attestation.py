@@ -27,6 +27,7 @@ from benchmarks.measure import Row, rate, show, spread
 from benchmarks.webhook import CONTEXT, Message, Server, load
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.formats.quote import Quote
+from confcom.formats.text import encode_base64url
 from confcom.pki.serving_pair import make_serving_pair
 from confcom.platforms.enclave_quotes import EnclaveQuoteSource
 from confcom.services.attestation.attestation_config import AttestationServiceConfig
@@ -37,7 +38,6 @@ from confcom.services.runtime.process import configure_logging
 from confcom.services.runtime.tls import HeldTls
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.world import SimulatedWorld
-from confcom.tokens import base64url
 
 CONNECTIONS = (1, 4, 16)
 ROUNDS = 3
@@ -98,7 +98,7 @@ def _prepared(world: SimulatedWorld, folder: Path) -> bytes:
 
 def request(quote: bytes, accept: str) -> bytes:
     """An attest call as it goes over the wire."""
-    body = json.dumps({"quote": base64url.encode(quote)})
+    body = json.dumps({"quote": encode_base64url(quote)})
     head = f"POST /simulated/attest/SgxEnclave?api-version=2022-08-01 HTTP/1.1\r\nHost: a\r\nAccept: {accept}\r\n"
     return f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
 

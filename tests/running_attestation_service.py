@@ -15,13 +15,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from confcom.formats.text import decode_base64, encode_base64url
 from confcom.platforms.enclave_quotes import EnclaveQuoteSource
 from confcom.services.attestation.attestation_config import AttestationServiceConfig
 from confcom.services.attestation.attestation_service import serve
 from confcom.simulator.collateral_upstream import SimulatedUpstream
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.world import SimulatedWorld
-from confcom.tokens import base64url
 from running_collateral_service import Clock, running_service
 
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
@@ -51,7 +51,7 @@ class Answer:
 
 
 def claims_of(token: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(base64url.decode(token.split(".")[1]))
+    found: dict[str, Any] = json.loads(decode_base64(token.split(".")[1]))
     return found
 
 
@@ -95,7 +95,7 @@ class RunningAttestation:
 
     def attest(self, quote: bytes, kind: str = "SgxEnclave", **more: Any) -> Answer:
         field = "report" if kind == "OpenEnclave" else "quote"
-        return self.ask(f"/attest/{kind}?{API}", {field: base64url.encode(quote)} | more)
+        return self.ask(f"/attest/{kind}?{API}", {field: encode_base64url(quote)} | more)
 
     def administer(self, path: str, body: Any = None, *, method: str = "") -> Answer:
         return self.ask(f"{path}?{API}", body, method=method, Authorization=f"Bearer {TOKEN}")

@@ -17,7 +17,7 @@ import httpx2
 import msgspec
 
 from confcom.errors import ConfcomError, FormatError
-from confcom.tokens import base64url
+from confcom.formats.text import encode_base64url
 from confcom.tokens.azure import AttestationType
 from confcom.tokens.verification import KeySet, TokenPolicy, VerifiedToken, verify_token
 
@@ -61,10 +61,10 @@ class Attestation:
 
     def body(self) -> bytes:
         """The JSON of the attest call."""
-        found: dict[str, Any] = {self.kind.evidence_field: base64url.encode(self.evidence)}
+        found: dict[str, Any] = {self.kind.evidence_field: encode_base64url(self.evidence)}
         if self.runtime_data is not None:
             kind = "JSON" if self.runtime_is_json else "Binary"
-            found["runtimeData"] = {"data": base64url.encode(self.runtime_data), "dataType": kind}
+            found["runtimeData"] = {"data": encode_base64url(self.runtime_data), "dataType": kind}
         return msgspec.json.encode(found if self.nonce is None else found | {"nonce": self.nonce})
 
 

@@ -17,13 +17,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from confcom.errors import ConfigError
 from confcom.formats.open_enclave import OeReportHeader, OeReportType
+from confcom.formats.text import encode_base64url
 from confcom.pki.roots import TrustRoots
 from confcom.services.attestation.attestation_service import KeptKeys, simulated_world
 from confcom.services.attestation.attestation_store import AttestationStore
 from confcom.services.attestation.signing_keys import load_keys, make_key
 from confcom.simulator.td import td_report
 from confcom.simulator.world import SimulatedWorld
-from confcom.tokens import base64url
 from confcom.tokens.azure import policy_hash
 from confcom.tokens.jws import ReadJws, SigningKey
 from confcom.tokens.policy_jws import wrap
@@ -54,7 +54,7 @@ def service(tmp_path: Path, world: SimulatedWorld) -> Iterator[RunningAttestatio
 
 
 def _data(data: bytes, kind: str = "Binary") -> dict[str, str]:
-    return {"data": base64url.encode(data), "dataType": kind}
+    return {"data": encode_base64url(data), "dataType": kind}
 
 
 def _verified(service: RunningAttestation, token: str, algorithm: str = "RS256") -> dict[str, Any]:
@@ -73,7 +73,7 @@ def test_a_quote_becomes_a_token(service: RunningAttestation, world: SimulatedWo
     assert claims["iss"] == service.url
     assert claims["exp"] - claims["iat"] == 8 * 3600
     assert claims["nonce"] == "n"
-    assert claims["x-ms-sgx-ehd"] == claims["maa-ehd"] == base64url.encode(HELD)
+    assert claims["x-ms-sgx-ehd"] == claims["maa-ehd"] == encode_base64url(HELD)
     assert claims["sgx-mrenclave"] == claims["x-ms-sgx-mrenclave"]
     assert claims["is-debuggable"] is False
     # What Azure's tokens do not say.
@@ -191,7 +191,7 @@ def test_a_draft_policy_gives_an_unsigned_token(service: RunningAttestation, wor
 
 
 def test_ear_for_clients_of_rats(service: RunningAttestation, world: SimulatedWorld) -> None:
-    body = {"quote": base64url.encode(enclave_quote(world)), "nonce": "12345678"}
+    body = {"quote": encode_base64url(enclave_quote(world)), "nonce": "12345678"}
     answer = service.ask(f"/attest/SgxEnclave?{API}", body, Accept="application/eat+jwt")
     assert answer.headers["content-type"] == "application/eat+jwt"
     claims = _verified(service, answer.body.decode(), "ES256")
@@ -430,7 +430,7 @@ def _x5c(key: SigningKey) -> list[str]:
 
 
 def _signed(key: SigningKey) -> str:
-    return key.sign({"AttestationPolicy": base64url.encode(PERMIT.encode())}, {"x5c": _x5c(key)})
+    return key.sign({"AttestationPolicy": encode_base64url(PERMIT.encode())}, {"x5c": _x5c(key)})
 
 
 def _change(service: RunningAttestation, what: str, key: SigningKey, *, by: SigningKey) -> Any:

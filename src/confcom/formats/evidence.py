@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,7 +11,7 @@ from confcom.errors import FormatError
 from confcom.formats.arguments import checked_bytes
 from confcom.formats.open_enclave import EVIDENCE_VERSION, REPORT_VERSION, OeEvidence, OeReport, OeReportType
 from confcom.formats.quote import MAX_QUOTE, Quote, is_epid
-from confcom.formats.text import without_bom
+from confcom.formats.text import decode_base64, without_bom
 
 MAX_EVIDENCE = 4 * MAX_QUOTE
 """Bytes of a file of evidence, in any encoding."""
@@ -80,11 +78,10 @@ def decode_text(data: bytes) -> tuple[bytes, Encoding]:
     if match := _HEX.fullmatch(compact):
         return bytes.fromhex(match.group(1).decode()), Encoding.HEX
     if match := _BASE64.fullmatch(compact):
-        digits = match.group(1).translate(bytes.maketrans(b"-_", b"+/"))
         try:
-            return base64.b64decode(digits + b"=" * (-len(digits) % 4), validate=True), Encoding.BASE64
-        except binascii.Error as error:
-            raise FormatError(f"looks like base64 but is not: {error}", structure="Evidence", field="") from error
+            return decode_base64(match.group(1).decode()), Encoding.BASE64
+        except ValueError as error:
+            raise FormatError(f"looks like base64 but {error}", structure="Evidence", field="") from error
     return data, Encoding.BINARY
 
 

@@ -1,8 +1,14 @@
-"""Text in files: editors and shells, those of Windows above all, put a byte order mark before it or write UTF-16."""
+"""Bytes written as text: marks of encodings that editors and shells put before it, and base64 in its four spellings."""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import codecs
+import re
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]*={0,2}")
+_STANDARD = str.maketrans("-_", "+/")
 
 
 def without_bom(data: bytes) -> bytes:
@@ -15,3 +21,23 @@ def without_bom(data: bytes) -> bytes:
         except UnicodeError:
             return data
     return data
+
+
+def encode_base64url(data: bytes) -> str:
+    """Base64url without padding (RFC 7515, section 2)."""
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def decode_base64(text: str) -> bytes:
+    """Base64 or base64url, padded or not: tools and clients of attestation services write all four.
+
+    Raises:
+        ValueError: other characters, or a length that no bytes have.
+    """
+    if not _BASE64.fullmatch(text):
+        raise ValueError("holds characters that base64 does not have")
+    digits = text.rstrip("=").translate(_STANDARD)
+    try:
+        return base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"is not base64: {error}") from error

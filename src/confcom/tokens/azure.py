@@ -19,7 +19,7 @@ from confcom.errors import ConfcomError
 from confcom.formats.quote import Quote, TeeType
 from confcom.formats.sgx import AttributeFlags, ReportBody
 from confcom.formats.tdx import TdAttributeFlags, TdReportBody, td_base
-from confcom.tokens import base64url
+from confcom.formats.text import decode_base64, encode_base64url
 from confcom.tokens.policy_evaluation import SERVICE, Claim
 
 MAX_NONCE = 1024
@@ -162,7 +162,7 @@ def read_request(body: bytes, kind: AttestationType) -> AttestRequest:
 
 def _decoded(text: str, field: str) -> bytes:
     try:
-        return base64url.decode(text)
+        return decode_base64(text)
     except ValueError as error:
         raise AzureError(f"{field!r} {error}") from None
 
@@ -304,7 +304,7 @@ def evidence_claims(quote: Quote, request: AttestRequest, hashes: dict[str, str]
         found |= {"x-ms-attestation-type": "sgx", **sgx_claims(quote.body)}
         found |= {"x-ms-sgx-collateral": hashes, "maa-attestationcollateral": hashes}
         if request.runtime is not None and not request.runtime.is_json:
-            held = base64url.encode(request.runtime.data)
+            held = encode_base64url(request.runtime.data)
             found |= {"x-ms-sgx-ehd": held, "maa-ehd": held, "aas-ehd": held}
     else:
         found |= {"x-ms-attestation-type": "tdxvm", "eat_profile": TDX_PROFILE, "intuse": "generic"}
@@ -335,4 +335,4 @@ def appraisal_claims(verified: VerifiedQuote) -> dict[str, Any]:
 
 def policy_hash(text: str) -> str:
     """`x-ms-policy-hash`: base64url of SHA-256 over the base64url of the policy in UTF-8."""
-    return base64url.encode(hashlib.sha256(base64url.encode(text.encode()).encode()).digest())
+    return encode_base64url(hashlib.sha256(encode_base64url(text.encode()).encode()).digest())

@@ -20,7 +20,7 @@ from joserfc.jwk import ECKey, RSAKey
 from joserfc.jws import JWSRegistry
 
 from confcom.errors import ConfigError, FormatError
-from confcom.tokens import base64url
+from confcom.formats.text import decode_base64, encode_base64url
 
 MAX_TOKEN = 256 << 10
 """Characters of a compact JWS."""
@@ -60,7 +60,7 @@ class SigningKey:
     @property
     def key_id(self) -> str:
         """Base64url of SHA-256 over the certificate's DER."""
-        return base64url.encode(hashlib.sha256(_der(self.certificate)).digest())
+        return encode_base64url(hashlib.sha256(_der(self.certificate)).digest())
 
     @property
     def valid_from(self) -> datetime:
@@ -107,7 +107,7 @@ class ReadJws:
         decoded = []
         for part, field in zip(parts, ("header", "payload", "signature"), strict=True):
             try:
-                decoded.append(base64url.decode(part))
+                decoded.append(decode_base64(part))
             except ValueError as error:
                 raise FormatError(str(error), structure="JWS", field=field) from None
         return cls(_object(decoded[0], "header"), decoded[1], f"{parts[0]}.{parts[1]}".encode(), decoded[2])
@@ -136,7 +136,7 @@ def _object(data: bytes, field: str) -> dict[str, Any]:
 
 
 def _signed_part(header: Mapping[str, Any], claims: Mapping[str, Any]) -> str:
-    return ".".join(base64url.encode(msgspec.json.encode(part)) for part in (header, claims))
+    return ".".join(encode_base64url(msgspec.json.encode(part)) for part in (header, claims))
 
 
 def _der(certificate: x509.Certificate) -> bytes:

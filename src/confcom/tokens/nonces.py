@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from confcom.tokens import base64url
+from confcom.formats.text import decode_base64, encode_base64url
 from confcom.tokens.azure import AzureError
 from confcom.tokens.jws import SigningKey
 
@@ -23,7 +23,7 @@ _RANDOM, _TIME, _MAC = 16, 8, 16
 def make_nonce(key: SigningKey, now: datetime, random: bytes) -> str:
     """A nonce (54 characters) of 16 random bytes, good until `now` + `LIFE`."""
     body = random[:_RANDOM] + int((now + LIFE).timestamp()).to_bytes(_TIME)
-    return base64url.encode(body + _mac(key, body))
+    return encode_base64url(body + _mac(key, body))
 
 
 def check_nonce(nonce: str | None, keys: Sequence[SigningKey], now: datetime) -> None:
@@ -33,7 +33,7 @@ def check_nonce(nonce: str | None, keys: Sequence[SigningKey], now: datetime) ->
         AzureError: missing, of another service, or expired.
     """
     try:
-        raw = base64url.decode(nonce or "")
+        raw = decode_base64(nonce or "")
     except ValueError:
         raw = b""
     body, mac = raw[: _RANDOM + _TIME], raw[_RANDOM + _TIME :]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from cryptography import x509
 
 from confcom.errors import FormatError
-from confcom.tokens import base64url
+from confcom.formats.text import decode_base64, encode_base64url
 from confcom.tokens.azure import AzureError
 from confcom.tokens.jws import ReadJws, unsecured
 
@@ -29,7 +29,7 @@ class SentPolicy:
 
 def wrap(text: str) -> str:
     """The unsigned JWS of a policy's text."""
-    return unsecured({"AttestationPolicy": base64url.encode(text.encode())}, {})
+    return unsecured({"AttestationPolicy": encode_base64url(text.encode())}, {})
 
 
 def read_policy(body: str) -> SentPolicy:
@@ -57,7 +57,7 @@ def _text(jws: ReadJws) -> str:
         if not isinstance(held, str):
             raise AzureError("the payload of the policy lacks 'AttestationPolicy'", "InvalidOperation")
         # One of Azure's documents has the bare text here.
-        return held if held.lower().startswith("version") else base64url.decode(held).decode()
+        return held if held.lower().startswith("version") else decode_base64(held).decode()
     except ValueError as error:
         raise AzureError(f"the payload of the policy cannot be read: {error}", "InvalidOperation") from None
 
@@ -81,7 +81,7 @@ def certificate_of(jws: ReadJws) -> x509.Certificate | None:
     if not isinstance(chain, list) or not chain or not isinstance(chain[0], str):
         raise AzureError("the header of the signed policy lacks its certificate in 'x5c'", "InvalidOperation")
     try:
-        certificate = x509.load_der_x509_certificate(base64url.decode(chain[0]))
+        certificate = x509.load_der_x509_certificate(decode_base64(chain[0]))
         public = certificate.public_key()
     except ValueError as error:
         raise AzureError(f"'x5c' of the signed policy holds no certificate: {error}", "InvalidOperation") from None

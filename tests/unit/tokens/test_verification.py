@@ -14,8 +14,8 @@ from joserfc import jws
 from joserfc.jwk import RSAKey
 
 from confcom.errors import ConfcomError, FormatError
+from confcom.formats.text import encode_base64url
 from confcom.services.attestation.signing_keys import make_key
-from confcom.tokens import base64url
 from confcom.tokens.jws import SigningKey, unsecured
 from confcom.tokens.verification import KeySet, TokenError, TokenPolicy, TokenRefused, VerifiedToken, verify_token
 
@@ -83,7 +83,7 @@ def test_no_token_makes_itself_good(rsa: SigningKey, stranger: SigningKey, keys:
         "no pinned key": [stranger.sign(CLAIMS, own), rsa.sign(CLAIMS, {"kid": "other"})],
         "not of a pinned key": [
             stranger.sign(CLAIMS, own | {"kid": rsa.key_id}),
-            ".".join((signed[0], base64url.encode(other), signed[2])),
+            ".".join((signed[0], encode_base64url(other), signed[2])),
             # The public key as an HMAC secret, and an algorithm of the other kind.
             _with_header(signed, {"alg": "HS256", "kid": rsa.key_id}),
             _with_header(signed, {"alg": "ES256", "kid": rsa.key_id}),
@@ -99,7 +99,7 @@ def test_no_token_makes_itself_good(rsa: SigningKey, stranger: SigningKey, keys:
 
 
 def _with_header(signed: list[str], header: dict[str, Any]) -> str:
-    return ".".join((base64url.encode(json.dumps(header).encode()), signed[1], signed[2]))
+    return ".".join((encode_base64url(json.dumps(header).encode()), signed[1], signed[2]))
 
 
 def test_a_token_that_names_no_key_is_tried_with_the_pinned_ones(
@@ -213,7 +213,7 @@ def test_results_for_clients_of_rats(ec: SigningKey, keys: KeySet) -> None:
 
 
 @given(st.text(max_size=100) | st.lists(st.binary(max_size=30), min_size=3, max_size=3).map(
-    lambda parts: ".".join(base64url.encode(part) for part in parts)
+    lambda parts: ".".join(encode_base64url(part) for part in parts)
 ))  # fmt: skip
 def test_no_text_is_a_token_by_chance(text: str) -> None:
     with pytest.raises(ConfcomError):

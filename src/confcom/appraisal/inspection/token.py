@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import math
 import re
@@ -13,6 +11,7 @@ from typing import Any
 
 from confcom.appraisal.inspection.items import Item, group, listing
 from confcom.errors import FormatError
+from confcom.formats.text import decode_base64
 
 MAX_TOKEN = 256 * 1024
 """Bytes. Azure's take 4 to 12 kB."""
@@ -65,11 +64,10 @@ def token_items(data: bytes) -> tuple[Item, ...]:
 
 
 def _base64url(text: bytes, field: str) -> bytes:
-    digits = text.translate(bytes.maketrans(b"-_", b"+/"))
     try:
-        return base64.b64decode(digits + b"=" * (-len(digits) % 4), validate=True)
-    except binascii.Error as error:
-        raise FormatError(f"not base64url: {error}", structure="token", field=field) from error
+        return decode_base64(text.decode("latin-1"))
+    except ValueError as error:
+        raise FormatError(str(error), structure="token", field=field) from error
 
 
 def _object(text: bytes, field: str) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from confcom.errors import FormatError
+from confcom.formats.text import decode_base64, encode_base64url
 from confcom.services.attestation.appraiser import DEFAULT_POLICIES, Appraiser
 from confcom.services.attestation.attestation_store import AttestationStore, StoredPolicy, thumbprint
-from confcom.tokens import base64url
 from confcom.tokens.azure import AttestationType, AzureError
 from confcom.tokens.jws import ReadJws
 from confcom.tokens.policy_jws import SentPolicy, certificate_of, read_policy, wrap
@@ -107,7 +107,7 @@ class PolicyAdministration:
             raise AzureError("policies of a shared instance are fixed", "InvalidOperation")
 
     def _changed(self, result: str, sent: SentPolicy) -> str:
-        hashed = base64url.encode(hashlib.sha256(sent.jws.encode()).digest())
+        hashed = encode_base64url(hashlib.sha256(sent.jws.encode()).digest())
         claims: dict[str, Any] = {"x-ms-policy-result": result, "x-ms-policy-token-hash": hashed}
         if sent.signer is not None:
             claims["x-ms-policy-signer"] = _jwk(sent.signer)
@@ -139,6 +139,6 @@ def _certificate_in(jws: ReadJws) -> x509.Certificate:
         held = next((claims[name] for name in names if name in claims), None)
         if not isinstance(held, dict):
             raise AzureError("the JWT lacks the claim policyCertificate", "InvalidOperation")
-        return x509.load_der_x509_certificate(base64url.decode(held["x5c"][0]))
+        return x509.load_der_x509_certificate(decode_base64(held["x5c"][0]))
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise AzureError(f"the claim policyCertificate holds no certificate: {error}", "InvalidOperation") from None
