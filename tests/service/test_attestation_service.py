@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +16,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from certificate_api import CertificateApi
 from confcom.errors import ConfigError
 from confcom.formats.open_enclave import OeReportHeader, OeReportType
 from confcom.formats.text import encode_base64url
@@ -351,6 +353,25 @@ def test_policies_outlive_a_restart(tmp_path: Path, world: SimulatedWorld) -> No
     with running_attestation(tmp_path, world) as service:
         assert service.administer("/policies/SgxEnclave").claims["x-ms-policy"] == wrap(PERMIT)
         assert service.ask("/certs").json == before
+
+
+def test_in_a_cluster_it_keeps_its_certificate_in_a_secret(tmp_path: Path, world: SimulatedWorld) -> None:
+    served = []
+    with CertificateApi("confcom-attestation-tls", "confcom-attestation-ca") as api:
+        cluster = {
+            "insecure_http": False,
+            "tls_secret": "confcom-attestation-tls",
+            "kubeconfig": api.kubeconfig(tmp_path),
+        }
+        for _ in range(2):
+            with running_attestation(tmp_path, world, url="https://attest.example", **cluster) as service:
+                host, _, port = service.config.listen.rpartition(":")
+                served.append(ssl.get_server_certificate((host, int(port))))
+                assert service.url == "https://attest.example/simulated"
+        (leaf,) = {x509.load_pem_x509_certificate(pem.encode()) for pem in served}
+        leaf.verify_directly_issued_by(x509.load_pem_x509_certificate(api.published.encode()))
+    names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert "confcom-attestation.confcom-system.svc" in names.get_values_for_type(x509.DNSName)
 
 
 def test_a_new_key_is_published_before_it_signs(tmp_path: Path) -> None:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import base64
-import json
 import ssl
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 
-from api_stand_in import ApiStandIn
+from certificate_api import CertificateApi
 from confcom.appraisal.quote import verify_quote
 from confcom.cli.root import run
 from confcom.collateral.sources import RememberedCollateral, SourceOptions
@@ -25,67 +22,13 @@ from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.world import SimulatedWorld
 from running_collateral_service import SEED, Clock, RecordedUpstream, RunningService
 
-SECRET = "/api/v1/namespaces/confcom-system/secrets/confcom-collateral-tls"
-CONFIG_MAP = "/api/v1/namespaces/confcom-system/configmaps/confcom-collateral-ca"
 NAMES = ("confcom-collateral.confcom-system.svc", "127.0.0.1")
 DAY = timedelta(days=1)
 
 
-class CollateralApi(ApiStandIn):
-    """A Secret and a ConfigMap that the add-on made, both empty. Writes are server-side apply of their data."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.version = 1
-        self.objects: dict[str, dict[str, Any]] = {
-            SECRET: {"metadata": {"name": "confcom-collateral-tls", "resourceVersion": "1"}},
-            CONFIG_MAP: {"metadata": {"name": "confcom-collateral-ca", "resourceVersion": "1"}},
-        }
-
-    def answer(self, handler: BaseHTTPRequestHandler) -> None:
-        path = urlsplit(handler.path).path
-        wanted = json.loads(handler.rfile.read(int(handler.headers.get("Content-Length") or 0)) or b"null")
-        with self.changed:
-            code, found = (404, None) if path not in self.objects else self._written(path, wanted)
-            body = json.dumps(found or {"kind": "Status", "status": "Failure", "code": code, "message": "no"}).encode()
-        handler.send_response(code)
-        handler.send_header("Content-Type", "application/json")
-        handler.send_header("Content-Length", str(len(body)))
-        handler.end_headers()
-        handler.wfile.write(body)
-
-    def _written(self, path: str, wanted: dict[str, Any] | None) -> tuple[int, dict[str, Any] | None]:
-        found = self.objects[path]
-        if wanted is not None:
-            if wanted["metadata"].get("resourceVersion") not in (None, found["metadata"]["resourceVersion"]):
-                return 409, None
-            self.version += 1
-            found["data"] = wanted["data"]
-            found["metadata"]["resourceVersion"] = str(self.version)
-        return 200, found
-
-    @property
-    def published(self) -> str:
-        """What clients are told to trust."""
-        with self.changed:
-            found: str = self.objects[CONFIG_MAP].get("data", {}).get("ca-certificates.crt", "")
-            return found
-
-    def give(self, **data: bytes) -> None:
-        """Put a certificate into the Secret, as somebody else does."""
-        with self.changed:
-            encoded = {name.replace("_", "."): base64.b64encode(value).decode() for name, value in data.items()}
-            self.objects[SECRET]["data"] = encoded
-
-    def secret(self) -> dict[str, Any]:
-        """The Secret's data."""
-        with self.changed:
-            return dict(self.objects[SECRET].get("data", {}))
-
-
 @pytest.fixture
-def api() -> Iterator[CollateralApi]:
-    with CollateralApi() as api:
+def api() -> Iterator[CertificateApi]:
+    with CertificateApi("confcom-collateral-tls", "confcom-collateral-ca") as api:
         yield api
 
 
@@ -95,14 +38,14 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def service(api: CollateralApi, tmp_path: Path, clock: Clock) -> Iterator[RunningService]:
+def service(api: CertificateApi, tmp_path: Path, clock: Clock) -> Iterator[RunningService]:
     service = make(api, tmp_path, clock)
     service.start()
     yield service
     service.stop()
 
 
-def make(api: CollateralApi, folder: Path, clock: Clock, **settings: Any) -> RunningService:
+def make(api: CertificateApi, folder: Path, clock: Clock, **settings: Any) -> RunningService:
     world = SimulatedWorld.from_seed(SEED, now=clock.now)
     usual = {
         "insecure_http": False,
@@ -115,11 +58,11 @@ def make(api: CollateralApi, folder: Path, clock: Clock, **settings: Any) -> Run
     return RunningService(folder / "s.sqlite", upstream, world.trust_roots, clock, **usual | settings)
 
 
-def trusting(api: CollateralApi) -> ssl.SSLContext:
+def trusting(api: CertificateApi) -> ssl.SSLContext:
     return ssl.create_default_context(cadata=api.published)
 
 
-def test_clients_that_trust_what_is_published_are_served(api: CollateralApi, service: RunningService) -> None:
+def test_clients_that_trust_what_is_published_are_served(api: CertificateApi, service: RunningService) -> None:
     service.wait_until(lambda: "BEGIN CERTIFICATE" in api.published)
     assert service.url.startswith("https://")
     service.tls = trusting(api)
@@ -128,7 +71,7 @@ def test_clients_that_trust_what_is_published_are_served(api: CollateralApi, ser
     assert service.metric("certificate_events_total", event="served") == 1
 
 
-def test_a_restart_serves_the_same_certificate(api: CollateralApi, tmp_path: Path, clock: Clock) -> None:
+def test_a_restart_serves_the_same_certificate(api: CertificateApi, tmp_path: Path, clock: Clock) -> None:
     found = []
     for _ in range(2):
         service = make(api, tmp_path, clock)
@@ -140,7 +83,7 @@ def test_a_restart_serves_the_same_certificate(api: CollateralApi, tmp_path: Pat
 
 
 def test_a_successor_is_published_long_before_it_is_used(
-    api: CollateralApi, service: RunningService, clock: Clock
+    api: CertificateApi, service: RunningService, clock: Clock
 ) -> None:
     """Copies of the ConfigMap that were made at any time in between go on to work."""
     service.wait_until(lambda: bool(api.published))
@@ -156,17 +99,17 @@ def test_a_successor_is_published_long_before_it_is_used(
     assert first not in api.published
 
 
-def test_who_took_the_published_authority_away_sees_it_come_back(api: CollateralApi, service: RunningService) -> None:
+def test_who_took_the_published_authority_away_sees_it_come_back(api: CertificateApi, service: RunningService) -> None:
     service.wait_until(lambda: bool(api.published))
     before = api.published
     with api.changed:
-        api.objects[CONFIG_MAP]["data"] = {}
+        api.objects[api.config_map]["data"] = {}
     service.wait_until(lambda: api.published == before)
 
 
-def test_without_the_config_map_it_is_not_ready(api: CollateralApi, tmp_path: Path, clock: Clock) -> None:
+def test_without_the_config_map_it_is_not_ready(api: CertificateApi, tmp_path: Path, clock: Clock) -> None:
     with api.changed:
-        del api.objects[CONFIG_MAP]
+        del api.objects[api.config_map]
     service = make(api, tmp_path, clock)
     service.start()
     service.tls = ssl._create_unverified_context()
@@ -176,7 +119,7 @@ def test_without_the_config_map_it_is_not_ready(api: CollateralApi, tmp_path: Pa
 
 
 def test_a_given_certificate_is_served_followed_and_never_changed(
-    api: CollateralApi, tmp_path: Path, clock: Clock
+    api: CertificateApi, tmp_path: Path, clock: Clock
 ) -> None:
     def give() -> dict[str, Any]:
         authority, pair = make_serving_pair(NAMES, now=clock.now, lifetime=DAY, common_name="cert-manager")
@@ -204,7 +147,7 @@ def test_a_given_certificate_is_served_followed_and_never_changed(
         service.stop()
 
 
-def test_without_an_api_there_is_nothing_to_serve_with(api: CollateralApi, tmp_path: Path, clock: Clock) -> None:
+def test_without_an_api_there_is_nothing_to_serve_with(api: CertificateApi, tmp_path: Path, clock: Clock) -> None:
     with pytest.raises(ConfcomError, match="no way to the Kubernetes API"):
         make(api, tmp_path, clock, kubeconfig=str(tmp_path / "none")).start()
 
@@ -218,7 +161,7 @@ def quote(tmp_path: Path, clock: Clock) -> bytes:
 
 
 def test_our_own_clients_take_its_authority(
-    api: CollateralApi, service: RunningService, quote: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    api: CertificateApi, service: RunningService, quote: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     service.wait_until(lambda: bool(api.published))
     evidence, authority = tmp_path / "quote", tmp_path / "ca.pem"
@@ -232,7 +175,7 @@ def test_our_own_clients_take_its_authority(
 
 
 def test_a_helper_asks_once_and_outlives_the_service(
-    api: CollateralApi, service: RunningService, quote: bytes, tmp_path: Path, clock: Clock
+    api: CertificateApi, service: RunningService, quote: bytes, tmp_path: Path, clock: Clock
 ) -> None:
     service.wait_until(lambda: bool(api.published))
     authority = tmp_path / "ca.pem"

@@ -24,7 +24,6 @@ def attestation() -> None:
     "confcom.services.attestation.attestation_config:AttestationServiceConfig",
     extras="services,cli",
     name="serve",
-    check=False,
 )
 @click.option("--listen", metavar="HOST:PORT", help="Where to listen.  [default: 127.0.0.1:8443]")
 @click.option("--tls-certificate", metavar="PEM", help="Certificate chain; reloaded when it changes.")

@@ -12,8 +12,8 @@ from confcom.manifests import collateral
 from confcom.manifests.addon import render
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import Object
-from confcom.services.collateral import certificates
 from confcom.services.collateral.service_config import CollateralServiceConfig
+from confcom.services.runtime import certificates
 
 SERVICE = "https://confcom-collateral.confcom-system.svc:8081"
 

@@ -6,21 +6,21 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from confcom.services.runtime.certificates import TlsSettings
+
 _Seconds = Annotated[float, msgspec.Meta(gt=0)]
 _TokenHash = Annotated[str, msgspec.Meta(pattern="^[0-9A-Fa-f]{128}$")]
 
 
-class AttestationServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class AttestationServiceConfig(TlsSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of the attestation service; the defaults are those for production."""
 
     listen: str = "127.0.0.1:8443"
     """HOST:PORT; port 0 takes a free one."""
-    tls_certificate: str | None = None
-    """PEM chain, leaf first. A renewed file is used without a restart."""
-    tls_key: str | None = None
-    """PEM key of the certificate."""
-    insecure_http: bool = False
-    """Serve without TLS: for a first try on one machine."""
+    tls_config_map: str = "confcom-attestation-ca"
+    """ConfigMap that publishes the authorities of the certificate, under ca-certificates.crt."""
+    tls_service: str = "confcom-attestation"
+    """The Service by which clients find us; the certificate is for its name."""
     url: str | None = None
     """The URL by which clients reach the service: issuer and key address of its tokens. Default: where it listens."""
     store: str = "/var/lib/confcom/attestation.sqlite"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -24,9 +24,10 @@ from confcom.services.attestation.attestation_http import AttestationApp, Attest
 from confcom.services.attestation.attestation_store import AttestationStore
 from confcom.services.attestation.audit import AuditWriter
 from confcom.services.attestation.signing_keys import SigningKeys, load_keys
+from confcom.services.runtime.certificates import CertificateMetrics, kept_certificate
 from confcom.services.runtime.http_server import Listener, serve_http
 from confcom.services.runtime.process import WorkerThreads
-from confcom.services.runtime.tls import TlsFiles
+from confcom.services.runtime.tls import HeldTls
 
 LOOK_AT_KEYS = 5.0
 """Seconds between two looks at the folder of signing keys."""
@@ -87,9 +88,17 @@ async def serve(
         raise ConfigError(f"--url: {config.url!r} is no URL", advice="Write it as clients do: https://HOST[:PORT].")
     simulated = simulated_world(roots)
     prefix = SIMULATED_PREFIX if simulated else ""
-    listener = _listener(config)
+    registry = CollectorRegistry()
     keys = KeptKeys(Path(config.keys), timedelta(seconds=config.key_overlap), simulated=simulated, clock=clock)
-    with ExitStack() as stack:
+    async with AsyncExitStack() as stack:
+        kept = None
+        if config.tls_secret:
+            counted = CertificateMetrics(registry, "confcom_attestation")
+            keeping = kept_certificate(config, counted, service="attestation", clock=clock, stop=stop)
+            kept = await stack.enter_async_context(keeping)
+            if kept is None:
+                return
+        listener = _listener(config, None if kept is None else kept.tls)
         store = AttestationStore.at(Path(config.store))
         stack.callback(store.close)
         for name in config.policy_signers:
@@ -116,10 +125,10 @@ async def serve(
             appraiser,
             PolicyAdministration(store, appraiser, config.trust_model, clock),
             keys,
-            lambda: keys.problem,
+            lambda: keys.problem or ("" if kept is None else kept.keeper.not_ready),
             workers,
             audit,
-            AttestationMetrics(CollectorRegistry()),
+            AttestationMetrics(registry),
             issuer=issuer,
             prefix=prefix,
             admin_token_hash=config.admin_token_hash,
@@ -145,18 +154,11 @@ def simulated_world(roots: TrustRoots) -> bool:
     return kinds == {True}
 
 
-def _listener(config: AttestationServiceConfig) -> Listener:
+def _listener(config: AttestationServiceConfig, held: HeldTls | None) -> Listener:
     host, found, port = config.listen.rpartition(":")
     if not found or not port.isdigit() or int(port) > 65535:
         raise ConfigError(f"{config.listen!r} is not HOST:PORT", advice="Write it as 0.0.0.0:8443 or [::]:8443.")
-    tls = None
-    if config.tls_certificate and config.tls_key:
-        tls = TlsFiles(Path(config.tls_certificate), Path(config.tls_key))
-    elif not config.insecure_http:
-        raise ConfigError(
-            "no TLS certificate is given",
-            advice="Give --tls-certificate and --tls-key; for a first try on this machine, --insecure-http.",
-        )
+    tls = held or config.tls_files()
     return Listener(address=(host.strip("[]"), int(port)), tls=tls, max_connections=config.max_connections)
 
 

@@ -30,14 +30,14 @@ from confcom.services.collateral.admin import Administration, PolicyPaths
 from confcom.services.collateral.answers import Answer, HotAnswers, answer_of, json_answer, server_secrets
 from confcom.services.collateral.cache import CollateralCache, PckCertificates, SingleFlight, Upstream
 from confcom.services.collateral.callers import Bodies, Tokens
-from confcom.services.collateral.certificates import kept_certificate
 from confcom.services.collateral.refresh import Need, Refresher, needs_in
 from confcom.services.collateral.service_config import CollateralServiceConfig
 from confcom.services.collateral.service_http import CollateralApp, Routes
 from confcom.services.collateral.service_metrics import CollateralMetrics
+from confcom.services.runtime.certificates import kept_certificate
 from confcom.services.runtime.http_server import Listener, serve_http
 from confcom.services.runtime.process import Overloaded
-from confcom.services.runtime.tls import HeldTls, TlsFiles
+from confcom.services.runtime.tls import HeldTls
 
 LOOK_AGAIN = timedelta(seconds=30)
 """Time after which the store is read again, even without a known change."""
@@ -205,7 +205,8 @@ async def serve(
     async with AsyncExitStack() as stack:
         kept = None
         if config.tls_secret:
-            kept = await stack.enter_async_context(kept_certificate(config, metrics, clock=clock, stop=stop))
+            keeping = kept_certificate(config, metrics.certificate, service="collateral", clock=clock, stop=stop)
+            kept = await stack.enter_async_context(keeping)
             if kept is None:
                 return
         listener = listener_of(config, None if kept is None else kept.tls)
@@ -281,15 +282,9 @@ def parse_fmspcs(named: tuple[str, ...]) -> tuple[tuple[Tee, bytes], ...]:
 
 def listener_of(config: CollateralServiceConfig, held: HeldTls | None = None) -> Listener:
     """Where to listen, with a certificate that is held or one in files; plain HTTP needs to be asked for."""
-    tls = held or _tls(config)
-    if tls is None and not config.insecure_http and config.unix_socket is None:
-        raise ConfigError(
-            "no TLS certificate is given",
-            advice="Give --tls-certificate and --tls-key; for a first try on this machine, --insecure-http.",
-        )
     return Listener(
         address=_address(config.listen) if config.unix_socket is None else Path(config.unix_socket),
-        tls=tls,
+        tls=held or config.tls_files(),
         max_connections=config.max_connections,
         max_head=config.max_head,
         head_timeout=config.head_timeout,
@@ -297,16 +292,6 @@ def listener_of(config: CollateralServiceConfig, held: HeldTls | None = None) ->
         idle_timeout=config.idle_timeout,
         drain_timeout=config.drain_timeout,
     )
-
-
-def _tls(config: CollateralServiceConfig) -> TlsFiles | None:
-    if config.tls_certificate is None and config.tls_key is None:
-        return None
-    if config.tls_certificate is None or config.tls_key is None:
-        raise ConfigError("a TLS certificate and its key come together", advice="Give both, or neither.")
-    if config.insecure_http or config.unix_socket is not None:
-        raise ConfigError("TLS is configured, and plain HTTP too", advice="Leave one of them out.")
-    return TlsFiles(Path(config.tls_certificate), Path(config.tls_key))
 
 
 def _address(text: str) -> tuple[str, int]:

@@ -6,46 +6,23 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from confcom.errors import ConfigError
+from confcom.services.runtime.certificates import TlsSettings
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0)]
 _TokenHash = Annotated[str, msgspec.Meta(pattern="^[0-9A-Fa-f]{128}$")]
-_DAY = 24 * 3600.0
 
 
-class CollateralServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CollateralServiceConfig(TlsSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of the collateral service; the defaults are those for production."""
 
     listen: str = "127.0.0.1:8081"
     """HOST:PORT; port 0 takes a free one. 8081 is where Intel's clients look."""
     unix_socket: str | None = None
     """Listen at this path instead; without TLS."""
-    tls_certificate: str | None = None
-    """PEM chain, leaf first. A renewed file is used without a restart."""
-    tls_key: str | None = None
-    """PEM key of the certificate."""
-    tls_secret: str = ""
-    """Instead of files: a Secret of the cluster in which the service keeps a certificate that it makes and renews."""
-    tls_given: bool = False
-    """The Secret is managed elsewhere: take tls.crt, tls.key and ca.crt from it, and change nothing there."""
     tls_config_map: str = "confcom-collateral-ca"
     """ConfigMap that publishes the authorities of the certificate, under ca-certificates.crt."""
-    tls_namespace: str = "confcom-system"
-    """Namespace of both and of the Service."""
     tls_service: str = "confcom-collateral"
     """The Service by which clients find us; the certificate is for its name."""
-    tls_hosts: str = ""
-    """Further names and addresses of the certificate, with commas between."""
-    tls_lifetime: _Seconds = 730 * _DAY
-    """Seconds that a certificate and its authority are valid: copies of authorities elsewhere are not renewed."""
-    tls_renew_before: _Seconds = 90 * _DAY
-    """Seconds before its end at which its successor is made and published."""
-    tls_overlap: _Seconds = 14 * _DAY
-    """Seconds that a successor is published before it is used, and a predecessor after it was."""
-    tls_look_every: _Seconds = 10.0
-    """Seconds between two looks at Secret and ConfigMap."""
-    kubeconfig: str | None = None
-    """Credentials for these; else the pod's service account, or the user's own."""
     insecure_http: bool = False
     """Serve without TLS. Everything that matters is signed by Intel, but tokens can then be read on the way."""
     store: str = "/var/lib/confcom/collateral.sqlite"
@@ -115,15 +92,10 @@ class CollateralServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_
     drain_timeout: Annotated[float, msgspec.Meta(ge=1)] = 10.0
     """Seconds that requests under way get when the service stops."""
 
-    def check(self) -> None:
-        """Check fields against each other: `ConfigError`."""
-        if self.tls_renew_before >= self.tls_lifetime or 4 * self.tls_overlap > self.tls_renew_before:
-            raise ConfigError(
-                "a certificate must be renewed within its lifetime, and four overlaps before its end at the latest",
-                advice="Leave tls_lifetime, tls_renew_before and tls_overlap as they are, or shorten the last.",
-            )
-        if self.tls_secret and (self.tls_certificate or self.tls_key or self.insecure_http or self.unix_socket):
-            raise ConfigError("TLS is configured twice, or plain HTTP beside it", advice="Leave one of them out.")
+    @property
+    def is_plain(self) -> bool:
+        """Whether clients are to be served without TLS."""
+        return self.insecure_http or self.unix_socket is not None
 
     def files(self) -> tuple[str, ...]:
         """Files that the settings name."""
@@ -131,8 +103,3 @@ class CollateralServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_
         upstream = (self.upstream_key_file, self.upstream_ca, self.simulated_machine, *self.trust_roots)
         folder = () if "://" in self.upstream or "/" not in self.upstream else (self.upstream,)
         return tuple(name for name in (*named, *upstream, *folder) if name is not None)
-
-    def names(self) -> tuple[str, ...]:
-        """The names of a certificate that the service makes."""
-        own = f"{self.tls_service}.{self.tls_namespace}.svc"
-        return (own, f"{own}.cluster.local", *(word for part in self.tls_hosts.split(",") if (word := part.strip())))

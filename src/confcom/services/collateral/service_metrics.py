@@ -9,6 +9,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from confcom.collateral.documents import DocumentKey
+from confcom.services.runtime.certificates import CertificateMetrics
 
 PREFIX = "confcom_collateral_service"
 SECONDS_TO_EXPIRY = f"{PREFIX}_seconds_to_expiry"
@@ -51,15 +52,7 @@ class CollateralMetrics:
         self.last_refresh = Gauge(
             f"{PREFIX}_last_refresh_timestamp_seconds", "When the last round of refreshing ended.", registry=registry
         )
-        self.certificate = Counter(
-            f"{PREFIX}_certificate_events",
-            "Of a certificate kept in a Secret: served, told (its CA published), failed (the Kubernetes API).",
-            ["event"],
-            registry=registry,
-        )
-        self.certificate_expires = Gauge(
-            f"{PREFIX}_certificate_expiry_timestamp_seconds", "When that certificate expires.", registry=registry
-        )
+        self.certificate = CertificateMetrics(registry, PREFIX)
         self.ready = Gauge(f"{PREFIX}_ready", "1 when /readyz says ready, else 0.", registry=registry)
         # Beforehand, so that a rate has a beginning.
         for result in ("memory", "store", "upstream", "stale", "missing"):

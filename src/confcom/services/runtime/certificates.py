@@ -1,4 +1,4 @@
-"""The certificate of a collateral service in a cluster: one for all replicas, trusted by clients before it is served.
+"""The certificate of a service in a cluster: one for all replicas, trusted by clients before it is served.
 
 The replicas agree through a Secret: each write is conditional on what was read, and after a conflict the Secret is read
 again. A ConfigMap publishes the authorities to clients. No request needs the Kubernetes API: an outage of it delays the
@@ -14,25 +14,109 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple
+from pathlib import Path
+from typing import Annotated, NamedTuple
 
+import msgspec
 import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from confcom.cluster.served import PublishedCa
 from confcom.errors import ClusterError, ClusterRefused, ConfigError
 from confcom.pki.serving_pair import ServingPair, make_serving_pair
-from confcom.services.collateral.service_config import CollateralServiceConfig
-from confcom.services.collateral.service_metrics import CollateralMetrics
-from confcom.services.runtime.tls import HeldTls
+from confcom.services.runtime.tls import HeldTls, TlsFiles
 
-COMMON_NAME = "confcom collateral service"
-FIELD_MANAGER = "confcom-collateral"
 CA_KEY = "ca-certificates.crt"
 """What programs on Debian and Ubuntu read in /etc/ssl/certs, so that the ConfigMap can be mounted there."""
 MAX_TRUSTED = 8
 """Authorities that are published at a time; usually two at most."""
 EVER = datetime.min.replace(tzinfo=UTC)
 _END = b"-----END CERTIFICATE-----"
+_Seconds = Annotated[float, msgspec.Meta(gt=0)]
+_DAY = 24 * 3600.0
+
+
+class TlsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of a service over TLS: a certificate in files, or one that it keeps in its cluster."""
+
+    tls_certificate: str | None = None
+    """PEM chain, leaf first. A renewed file is used without a restart."""
+    tls_key: str | None = None
+    """PEM key of the certificate."""
+    tls_secret: str = ""
+    """Instead of files: a Secret of the cluster in which the service keeps a certificate that it makes and renews."""
+    tls_given: bool = False
+    """The Secret is managed elsewhere: take tls.crt, tls.key and ca.crt from it, and change nothing there."""
+    tls_config_map: str = ""
+    """ConfigMap that publishes the authorities of the certificate, under ca-certificates.crt."""
+    tls_namespace: str = "confcom-system"
+    """Namespace of both and of the Service."""
+    tls_service: str = ""
+    """The Service by which clients find us; the certificate is for its name."""
+    tls_hosts: str = ""
+    """Further names and addresses of the certificate, with commas between."""
+    tls_lifetime: _Seconds = 730 * _DAY
+    """Seconds that a certificate and its authority are valid: copies of authorities elsewhere are not renewed."""
+    tls_renew_before: _Seconds = 90 * _DAY
+    """Seconds before its end at which its successor is made and published."""
+    tls_overlap: _Seconds = 14 * _DAY
+    """Seconds that a successor is published before it is used, and a predecessor after it was."""
+    tls_look_every: _Seconds = 10.0
+    """Seconds between two looks at Secret and ConfigMap."""
+    kubeconfig: str | None = None
+    """Credentials for these; else the pod's service account, or the user's own."""
+    insecure_http: bool = False
+    """Serve without TLS: for a first try on one machine."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether clients are to be served without TLS."""
+        return self.insecure_http
+
+    def check(self) -> None:
+        """Check fields against each other: `ConfigError`."""
+        if self.tls_renew_before >= self.tls_lifetime or 4 * self.tls_overlap > self.tls_renew_before:
+            raise ConfigError(
+                "a certificate must be renewed within its lifetime, and four overlaps before its end at the latest",
+                advice="Leave tls_lifetime, tls_renew_before and tls_overlap as they are, or shorten the last.",
+            )
+        if self.tls_secret and (self.tls_certificate or self.tls_key or self.is_plain):
+            raise ConfigError("TLS is configured twice, or plain HTTP beside it", advice="Leave one of them out.")
+
+    def tls_files(self) -> TlsFiles | None:
+        """The files of the certificate; None where plain HTTP is asked for. Neither is a `ConfigError`."""
+        if self.tls_certificate is None and self.tls_key is None:
+            if self.is_plain:
+                return None
+            raise ConfigError(
+                "no TLS certificate is given",
+                advice="Give --tls-certificate and --tls-key; for a first try on this machine, --insecure-http.",
+            )
+        if self.tls_certificate is None or self.tls_key is None:
+            raise ConfigError("a TLS certificate and its key come together", advice="Give both, or neither.")
+        if self.is_plain:
+            raise ConfigError("TLS is configured, and plain HTTP too", advice="Leave one of them out.")
+        return TlsFiles(Path(self.tls_certificate), Path(self.tls_key))
+
+    def names(self) -> tuple[str, ...]:
+        """The names of a certificate that the service makes."""
+        own = f"{self.tls_service}.{self.tls_namespace}.svc"
+        return (own, f"{own}.cluster.local", *(word for part in self.tls_hosts.split(",") if (word := part.strip())))
+
+
+class CertificateMetrics:
+    """What is counted of a certificate that is kept in a Secret; `prefix` begins the names."""
+
+    def __init__(self, registry: CollectorRegistry, prefix: str) -> None:
+        self.events = Counter(
+            f"{prefix}_certificate_events",
+            "Of a certificate kept in a Secret: served, told (its CA published), failed (the Kubernetes API).",
+            ["event"],
+            registry=registry,
+        )
+        self.expires = Gauge(
+            f"{prefix}_certificate_expiry_timestamp_seconds", "When that certificate expires.", registry=registry
+        )
 
 
 class Holding(NamedTuple):
@@ -74,18 +158,20 @@ class Holding(NamedTuple):
 
 
 class RotationPolicy(NamedTuple):
-    """When certificates are replaced; `CollateralServiceConfig` gives the reasons."""
+    """When certificates are replaced; `TlsSettings` gives the reasons."""
 
     names: Sequence[str]
     lifetime: timedelta
     renew_before: timedelta
     overlap: timedelta
+    common_name: str
 
     @classmethod
-    def of(cls, config: CollateralServiceConfig) -> RotationPolicy:
-        """The policy of the settings."""
+    def of(cls, config: TlsSettings, service: str) -> RotationPolicy:
+        """The policy of a service's settings."""
         times = (config.tls_lifetime, config.tls_renew_before, config.tls_overlap)
-        return cls(config.names(), *(timedelta(seconds=seconds) for seconds in times))
+        lifetime, renew_before, overlap = (timedelta(seconds=seconds) for seconds in times)
+        return cls(config.names(), lifetime, renew_before, overlap, f"confcom {service} service")
 
 
 def next_holding(held: Holding, policy: RotationPolicy, *, now: datetime, bundle_in_force: bool) -> Holding:
@@ -112,7 +198,7 @@ def next_holding(held: Holding, policy: RotationPolicy, *, now: datetime, bundle
 
 
 def _make(policy: RotationPolicy, now: datetime) -> tuple[bytes, ServingPair]:
-    return make_serving_pair(policy.names, now=now, lifetime=policy.lifetime, common_name=COMMON_NAME)
+    return make_serving_pair(policy.names, now=now, lifetime=policy.lifetime, common_name=policy.common_name)
 
 
 def _time(text: bytes) -> datetime:
@@ -142,10 +228,12 @@ class CertificateKeeper:
         self,
         objects: PublishedCa,
         policy: RotationPolicy | None,
-        metrics: CollateralMetrics,
+        metrics: CertificateMetrics,
         *,
+        service: str,
         clock: Callable[[], datetime],
     ) -> None:
+        """`service` begins the names of events in the log."""
         self.not_ready = "no certificate yet"
         """Why clients would not trust the service; empty if they do."""
         self.served: ServingPair | None = None
@@ -153,6 +241,7 @@ class CertificateKeeper:
         self._objects = objects
         self._policy = policy
         self._metrics = metrics
+        self._service = service
         self._clock = clock
         self._held = Holding()
         self._tls: HeldTls | None = None
@@ -169,12 +258,12 @@ class CertificateKeeper:
             except (ClusterError, ConfigError) as error:
                 if isinstance(error, ConfigError) and self.served is None:
                     raise
-                self._metrics.certificate.labels("failed").inc()
+                self._metrics.events.labels("failed").inc()
                 if self.served is None or self.served.expires <= self._clock():
                     self._not_ready(error.message)
                 if str(error) != logged:
                     self._log.warning(
-                        "collateral.certificate", outcome="waits", reason=str(error), advice=error.advice()
+                        f"{self._service}.certificate", outcome="waits", reason=str(error), advice=error.advice()
                     )
                     logged = str(error)
             await asyncio.sleep(every)
@@ -210,7 +299,7 @@ class CertificateKeeper:
         wanted = next_holding(held, self._policy, now=self._clock(), bundle_in_force=known)
         if wanted.data() != dict(found.data):
             await self._objects.write_secret(wanted.data(), version=found.version)
-            self._log.info("collateral.secret", outcome="written", trusted=len(wanted.trusted),
+            self._log.info(f"{self._service}.secret", outcome="written", trusted=len(wanted.trusted),
                            prepared=wanted.prepared is not None)  # fmt: skip
         return wanted
 
@@ -224,9 +313,9 @@ class CertificateKeeper:
         else:
             self._tls.use(pair.certificate, pair.key)
         self.served = pair
-        self._metrics.certificate.labels("served").inc()
-        self._metrics.certificate_expires.set(pair.expires.timestamp())
-        self._log.info("collateral.certificate", outcome="served", expires=pair.expires.isoformat())
+        self._metrics.events.labels("served").inc()
+        self._metrics.expires.set(pair.expires.timestamp())
+        self._log.info(f"{self._service}.certificate", outcome="served", expires=pair.expires.isoformat())
 
     async def _publish(self) -> None:
         """Publish the authorities that are held; the service is ready once they are."""
@@ -236,13 +325,13 @@ class CertificateKeeper:
             return
         if found != self._held.bundle:
             await self._objects.publish(self._held.bundle)
-            self._metrics.certificate.labels("told").inc()
-            self._log.info("collateral.configuration", outcome="told", kind="ConfigMap", entries=[CA_KEY])
+            self._metrics.events.labels("told").inc()
+            self._log.info(f"{self._service}.configuration", outcome="told", kind="ConfigMap", entries=[CA_KEY])
         self._not_ready("")
 
     def _not_ready(self, reason: str) -> None:
         if reason != self.not_ready:
-            self._log.info("collateral.ready", ready=not reason, reason=reason)
+            self._log.info(f"{self._service}.ready", ready=not reason, reason=reason)
         self.not_ready = reason
 
 
@@ -264,15 +353,19 @@ class KeptTls(NamedTuple):
 
 @asynccontextmanager
 async def kept_certificate(
-    config: CollateralServiceConfig,
-    metrics: CollateralMetrics,
+    config: TlsSettings,
+    metrics: CertificateMetrics,
     *,
+    service: str,
     clock: Callable[[], datetime],
     stop: asyncio.Event,
 ) -> AsyncIterator[KeptTls | None]:
     """The certificate while the block runs, once there is one; None if `stop` was set before.
 
-    Credentials for the Kubernetes API that cannot be used are a `ConfigError`.
+    `service` is part of the certificate's common name, of the field manager and of events in the log.
+
+    Raises:
+        ConfigError: the credentials for the Kubernetes API cannot be used.
     """
     objects = PublishedCa(
         namespace=config.tls_namespace,
@@ -280,10 +373,10 @@ async def kept_certificate(
         config_map=config.tls_config_map,
         key=CA_KEY,
         kubeconfig=config.kubeconfig,
-        manager=FIELD_MANAGER,
+        manager=f"confcom-{service}",
     )
-    policy = None if config.tls_given else RotationPolicy.of(config)
-    keeper = CertificateKeeper(objects, policy, metrics, clock=clock)
+    policy = None if config.tls_given else RotationPolicy.of(config, service)
+    keeper = CertificateKeeper(objects, policy, metrics, service=service, clock=clock)
     keeping = asyncio.create_task(keeper.run(config.tls_look_every), name="certificate")
     try:
         tls = await _first(keeper, keeping, stop)

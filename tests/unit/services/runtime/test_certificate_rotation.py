@@ -14,12 +14,17 @@ from prometheus_client import CollectorRegistry
 from confcom.cluster.served import SecretState
 from confcom.errors import ClusterError, ClusterRefused
 from confcom.pki.serving_pair import ServingPair, make_serving_pair
-from confcom.services.collateral.certificates import CertificateKeeper, Holding, RotationPolicy, next_holding
-from confcom.services.collateral.service_metrics import CollateralMetrics
+from confcom.services.runtime.certificates import (
+    CertificateKeeper,
+    CertificateMetrics,
+    Holding,
+    RotationPolicy,
+    next_holding,
+)
 
 START = datetime(2027, 1, 1, tzinfo=UTC)
 DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)
-POLICY = RotationPolicy(("sgx-webhook.confcom-system.svc",), 90 * DAY, 30 * DAY, 10 * MINUTE)
+POLICY = RotationPolicy(("sgx-webhook.confcom-system.svc",), 90 * DAY, 30 * DAY, 10 * MINUTE, "a service")
 
 
 def advance(held: Holding, now: datetime, *, in_force: bool = True) -> Holding:
@@ -141,8 +146,8 @@ class Cluster:
         self.keepers = [self.replica() for _ in range(replicas)]
 
     def replica(self) -> CertificateKeeper:
-        metrics = CollateralMetrics(CollectorRegistry())
-        return CertificateKeeper(self.store, POLICY, metrics, clock=lambda: self.now)
+        metrics = CertificateMetrics(CollectorRegistry(), "confcom_test")
+        return CertificateKeeper(self.store, POLICY, metrics, service="test", clock=lambda: self.now)
 
     def gaps(self) -> list[int]:
         """Replicas that serve what clients do not trust."""
