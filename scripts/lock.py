@@ -1,7 +1,8 @@
 """Resolve the requirements: exact versions with hashes, for every platform.
 
 dev.txt holds every extra and the dev group. run.txt and build.txt, a part of it at the same versions, are what the
-program runs with and what installs it: in `./dev demo` and in the container image.
+program runs with and what installs it: in `./dev demo` and in the container image. browser.txt is what `./dev browser`
+adds.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def main(arguments: list[str]) -> int:
         resolve(DEV, "--all-extras", "--group", "dev", *arguments, "pyproject.toml")
         or resolve(FOLDER / "run.txt", *extras, *same, "pyproject.toml")
         or resolve(FOLDER / "build.txt", *same, "-", requirements=BUILD_TOOLS)
+        or resolve(FOLDER / "browser.txt", "--group", "browser", *same)
     )
 
 

@@ -18,6 +18,7 @@ from confcom.formats.quote import Quote
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.td import td_report_1_5
 from confcom.simulator.world import SimulatedWorld
+from report_reader import Page, assert_inert
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
 AT = "2026-06-01T12:00:00Z"
@@ -77,6 +78,19 @@ def test_json_says_the_same(verify) -> None:
     assert outcome.code == 0
     assert outcome.json["verdict"] == "accepted"
     assert outcome.json["simulated"] is True
+
+
+def test_html_says_the_same(verify, folder: Path) -> None:
+    target = folder / "report.html"
+    outcome = verify("--html", target, "--isv-prod-id", 4, "--json")
+    assert outcome.code == 5
+    assert outcome.json["verdict"] == "refused"
+    page = Page(target.read_text())
+    assert_inert(page)
+    assert "REFUSED" in page.words
+    for check in outcome.json["checks"]:
+        assert check["id"] in page.text
+    assert verify("--html", folder / "none" / "report.html").code == 2
 
 
 @pytest.mark.parametrize("encode", [bytes.hex, lambda data: base64.b64encode(data).decode()])

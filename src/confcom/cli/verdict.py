@@ -14,17 +14,15 @@ import click
 import msgspec
 
 from confcom.appraisal.collateral import PCK_CHAIN_BESIDE, Collateral
-from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.findings import Verdict
 from confcom.appraisal.policy import AllOf, HeldData, Policy, ReportData
 from confcom.appraisal.policy_file import MAX_POLICY, PolicyFile, parse_policy
 from confcom.appraisal.quote import QuoteVerifier
-from confcom.appraisal.result import AttestationResult, failed, judge, read_evidence, timestamp
-from confcom.appraisal.tcb import TcbEvaluation
+from confcom.appraisal.result import AttestationResult, failed, judge, read_evidence
 from confcom.cli.exit_codes import ExitCode, exit_code
 from confcom.cli.inputs import MAX_HELD_DATA, parse_hex, parse_time, parse_update, read_input, trust_roots
 from confcom.cli.options import STORE_VARIABLE, default_store
-from confcom.cli.outputs import print_json, printable
+from confcom.cli.outputs import print_json, printable, write_file
 from confcom.collateral.bundle import load_bundle
 from confcom.errors import (
     CollateralError,
@@ -38,11 +36,10 @@ from confcom.errors import (
 from confcom.formats.certification_data import CertificationDataType
 from confcom.formats.evidence import MAX_EVIDENCE, EvidenceFile
 from confcom.formats.quote import Quote, TeeType
-from confcom.formats.sgx import ReportBody
 from confcom.formats.tcb_info import TcbStatus
-from confcom.formats.tdx import td_base
 from confcom.pki.certificate import MAX_PEM, parse_certificates
 from confcom.pki.roots import TrustRoots
+from confcom.report.summary import Summary
 
 if TYPE_CHECKING:
     from confcom.collateral.interface import CollateralSource
@@ -65,6 +62,7 @@ def run(
     report_data: str | None,
     held_data: Path | None,
     as_json: bool,
+    html: Path | None,
     **expectations: Any,  # noqa: ANN401 - by the names of the policy file's keys; None or () where not given
 ) -> int:
     """Judge, print, and give the exit code."""
@@ -90,12 +88,19 @@ def run(
         print_json(failed(error).as_dict() | {"verdict": None})
         return exit_code(error)
     result = next(iter(results.values()))
+    sets = _sets(results) if len(results) > 1 else []
+    expected = any(file.keys_of(tee) for tee in TeeType)
+    if html is not None:
+        from confcom.report.html import Report, report_document
+
+        report = Report.of(result, now, identity_expected=expected, sets=sets)
+        write_file(html, report_document(report), "report")
     if as_json:
-        print_json(result.as_dict() | (_sets(results) if len(results) > 1 else {}))
+        print_json(result.as_dict() | ({"sets": sets} if sets else {}))
     else:
-        show(result, now, identity_expected=any(file.keys_of(tee) for tee in TeeType))
-        if len(results) > 1:
-            show_sets(_sets(results)["sets"])
+        show(Summary.of(result, now, identity_expected=expected))
+        if sets:
+            show_sets(sets)
     return exit_code(result.error) if result.error else ExitCode.OK
 
 
@@ -154,10 +159,10 @@ class _Judging:
         return results
 
 
-def _sets(results: dict[str, AttestationResult]) -> dict[str, list[dict[str, Any]]]:
+def _sets(results: dict[str, AttestationResult]) -> list[dict[str, Any]]:
     """The verdict under each set that was asked for."""
     kept = ("verdict", "tcb_status", "tcb_date", "advisory_ids", "tcb_evaluation_data_number", "error")
-    return {"sets": [{"update": name} | {k: result.as_dict()[k] for k in kept} for name, result in results.items()]}
+    return [{"update": name} | {k: result.as_dict()[k] for k in kept} for name, result in results.items()]
 
 
 # Collateral for the platform of the quote: a bundle, a store, or a service.
@@ -234,39 +239,29 @@ def _default() -> str:
 # The verdict for people: identity, authenticity, how current the platform is, what to do.
 
 
-_HEADLINES: dict[Verdict, tuple[str, str, str]] = {
-    Verdict.ACCEPTED: ("ACCEPTED", "green", "the evidence is authentic, and everything that was asked of it holds"),
-    Verdict.REFUSED: ("REFUSED", "red", "the evidence is authentic, but not acceptable"),
-    Verdict.INVALID: ("INVALID", "red", "this is not authentic evidence: trust nothing that it says"),
-    Verdict.UNDECIDED: ("UNDECIDED", "yellow", "this cannot be decided with the collateral at hand"),
-}
+_COLOURS = {Verdict.ACCEPTED: "green", Verdict.REFUSED: "red", Verdict.INVALID: "red", Verdict.UNDECIDED: "yellow"}
 
 
-def show(result: AttestationResult, now: datetime, *, identity_expected: bool) -> None:
-    """Print a result."""
-    word, colour, meaning = _HEADLINES[result.verdict]
-    if isinstance(result.error, FormatError):
-        meaning = "this is nothing that can be verified as evidence"
-    click.echo(f"{click.style(word, fg=colour, bold=True)}  {meaning}")
-    rows: list[tuple[str, str]] = []
-    if result.verified:
-        rows += _proven(result.verified, result.source)
-    elif result.evidence:
-        quote = result.evidence.quote
-        rows.append(("Claims", f"to be a quote v{quote.header.version} of {quote.tee.name}; nothing of it was proven"))
-    rows.append(("Judged", f"as of {timestamp(now)}"))
-    width = max(len(label) for label, _ in rows)
-    for label, value in rows:
+def show(summary: Summary) -> None:
+    """Print the summary of a result."""
+    word = click.style(summary.verdict.value.upper(), fg=_COLOURS[summary.verdict], bold=True)
+    click.echo(f"{word}  {summary.meaning}")
+    width = max(len(label) for label, _ in summary.rows)
+    for label, value in summary.rows:
         click.echo(f"{click.style(label.ljust(width), bold=True)}  {printable(value)}")
-    _show_problems(result)
-    if result.verdict is Verdict.ACCEPTED and not identity_expected and result.verified:
-        what, how = (
-            ("enclave", "--mr-enclave, or with --mr-signer and --isv-prod-id")
-            if result.verified.tee is TeeType.SGX
-            else ("TD", "--mr-td and --rtmr0 to --rtmr3")
-        )
-        note = f"Note: nothing was said about the identity of the {what}. Pin it with {how}."
-        click.echo(click.style(note, fg="yellow"))
+    if summary.problem or summary.problems:
+        _title("Problems" if len(summary.problems) > 1 else "Problem")
+    if summary.problem:
+        click.echo(f"  {printable(summary.problem)}")
+    if summary.advice:
+        click.echo(f"  what to do: {printable(summary.advice)}")
+    for number, check in enumerate(summary.problems, 1):
+        click.echo(f"  {number}. {check.id}: expected {printable(check.expected)}")
+        click.echo(f"     found {printable(check.found)}")
+        if check.advice:
+            click.echo(f"     what to do: {printable(check.advice)}")
+    if summary.note:
+        click.echo(click.style(summary.note, fg="yellow"))
 
 
 def show_sets(sets: list[dict[str, Any]]) -> None:
@@ -277,78 +272,6 @@ def show_sets(sets: list[dict[str, Any]]) -> None:
         status = found["tcb_status"] or "no TCB status"
         what = f"TCB evaluation {number}, {status}" if number is not None else found["error"]["message"]
         click.echo(f"  {found['update']}: {found['verdict']} ({printable(what)})")
-
-
-def _proven(verified: VerifiedQuote, source: str) -> list[tuple[str, str]]:
-    expires = timestamp(verified.collateral.earliest_expiration)
-    number = verified.tcb_evaluation_data_number
-    return [
-        *_who(verified),
-        *_genuine(verified),
-        *_platform(verified),
-        ("Says", f"report data {verified.report_data.hex()}"),
-        ("Collateral", f"TCB evaluation {number}, first expiry {expires}, from {source}"),
-    ]
-
-
-def _who(verified: VerifiedQuote) -> list[tuple[str, str]]:
-    body = verified.quote.body
-    if isinstance(body, ReportBody):
-        debug = "DEBUG ON (its memory is open to the host)" if body.attributes.debug else "debug off"
-        return [
-            ("Who", f"enclave (MRENCLAVE) {body.mr_enclave.hex()}"),
-            ("", f"signer (MRSIGNER)   {body.mr_signer.hex()}"),
-            ("", f"product {body.isv_prod_id}, security version {body.isv_svn}, {debug}"),
-        ]
-    td = td_base(body)
-    return [
-        ("Who", f"TD (MRTD) {td.mr_td.hex()}"),
-        *(("", f"RTMR{n} {value.hex()}") for n, value in enumerate((td.rtmr0, td.rtmr1, td.rtmr2, td.rtmr3))),
-        ("", f"TDX module (MRSEAM) {td.mr_seam.hex()}"),
-        ("", "DEBUG ON (its memory is open to the host)" if td.debug else "debug off"),
-    ]
-
-
-def _genuine(verified: VerifiedQuote) -> list[tuple[str, str]]:
-    if verified.simulated:
-        return [
-            ("Genuine", f"SIMULATED: signed under {verified.root.name}, which is not Intel's. No hardware protects it.")
-        ]
-    return [("Genuine", f"yes: every signature leads to {verified.root.name}")]
-
-
-def _platform(verified: VerifiedQuote) -> list[tuple[str, str]]:
-    tcb = verified.tcb
-    rows = [("Platform", f"FMSPC {verified.pck.fmspc.hex().upper()}, {_tcb(tcb)}")]
-    if tcb.launch and tcb.current:
-        rows += [("", f"TDX module at launch: {_tcb(tcb.launch)}"), ("", f"TDX module now: {_tcb(tcb.current)}")]
-    if tcb.advisory_ids:
-        rows.append(("", f"open advisories: {', '.join(tcb.advisory_ids)}"))
-    return rows
-
-
-def _tcb(tcb: TcbEvaluation) -> str:
-    if tcb.status is None:
-        return f"no TCB level of Intel's list is as low as this {tcb.missing}"
-    return f"TCB {tcb.status.value}, level of {tcb.tcb_date:%Y-%m-%d}"
-
-
-def _show_problems(result: AttestationResult) -> None:
-    wrong = [check for check in result.checks if not check.ok]
-    if result.error and not wrong:
-        _title("Problem")
-        click.echo(f"  {printable(result.error.message or result.error)}")
-        click.echo(f"  what to do: {printable(result.error.advice())}")
-        return
-    if wrong:
-        _title("Problems" if len(wrong) > 1 else "Problem")
-    if wrong and result.verified is None and result.error:
-        click.echo(f"  {printable(result.error)}")
-    for number, check in enumerate(wrong, 1):
-        click.echo(f"  {number}. {check.id}: expected {printable(check.expected)}")
-        click.echo(f"     found {printable(check.found)}")
-        if check.advice:
-            click.echo(f"     what to do: {printable(check.advice)}")
 
 
 def _title(text: str) -> None:

@@ -69,6 +69,7 @@ def _td_options(command: Callable[..., int]) -> Callable[..., int]:
 @click.option("--held-data", metavar="FILE", type=STREAM, help="The report data begins with this file's SHA-256.")
 @click.option("--accept-tcb", metavar="STATUS,…", help="TCB statuses that are good enough. Default: UpToDate.")
 @click.option("--allow-debug", is_flag=True, help="Accept debug enclaves and TDs: their memory is open.")
+@click.option("--html", metavar="FILE", type=FILE, help="Also write the report as one HTML file.")
 @json_option
 def verify(**options: Any) -> int:  # noqa: ANN401 - `run` has the types
     """Verify and appraise EVIDENCE: a quote, an Open Enclave report or Open Enclave evidence; binary, hex or base64.

@@ -1,0 +1,1 @@
+"""Verdicts and inspections for people: text, pictures and HTML."""
