@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
-SCRIPT = '<script>alert(1)</script><img src=x onerror=alert(2)>"\'&\u202e\x1b'
+SCRIPT = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u202e\x1b"
 """What evidence, its callers and its policies may hold."""
 _VOID = {"meta", "link", "input", "br", "img", "rect", "line", "path"}
 
