@@ -17,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from certificate_api import CertificateApi
+from confcom.cli.root import run
 from confcom.errors import ConfigError
 from confcom.formats.open_enclave import OeReportHeader, OeReportType
 from confcom.formats.text import encode_base64url
@@ -279,7 +280,9 @@ def test_one_address_has_a_rate(tmp_path: Path, world: SimulatedWorld) -> None:
     with running_attestation(tmp_path, world, attest_per_minute=2) as service:
         # Three windows of a minute cannot pass meanwhile, so of seven calls one is too many.
         answers = [service.attest(b"") for _ in range(7)]
-        assert "2 per 1 minute" in next(answer for answer in answers if answer.status == 429).error["message"]
+        refused = next(answer for answer in answers if answer.status == 429)
+        assert "2 attest calls in a minute" in refused.error["message"]
+        assert 0 < int(refused.headers["retry-after"]) <= 60
 
 
 def test_every_appraisal_is_recorded(service: RunningAttestation, world: SimulatedWorld) -> None:
@@ -326,6 +329,42 @@ def test_the_record_is_read_in_pages(service: RunningAttestation, world: Simulat
     for wrong in ("limit=-1", "limit=x", "limit=5000", "before=1e9"):
         assert service.ask(f"/audit?{API}&{wrong}", Authorization=f"Bearer {TOKEN}").status == 400
     assert service.ask(f"/audit?{API}").status == 401
+    service.attest(enclave_quote(world, debug=True))
+    for query, count in (("verdict=refused", 1), ("kind=TdxVm", 0), ("since=2026-11-21T09:30:00Z", 4), ("caller=x", 0)):
+        found = service.ask(f"/audit?{API}&{query}", Authorization=f"Bearer {TOKEN}")
+        assert (found.status, len(found.body.splitlines())) == (200, count), query
+    for wrong in ("since=yesterday", "until=2026-11-21T09:30:00", "kind=Tpm"):
+        assert service.ask(f"/audit?{API}&{wrong}", Authorization=f"Bearer {TOKEN}").status == 400
+
+
+def test_the_record_is_exported_while_the_service_runs(
+    service: RunningAttestation, world: SimulatedWorld, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for debug in (False, True):
+        service.attest(enclave_quote(world, debug=debug))
+    words = ["attestation", "audit", "--store", service.config.store]
+    capsys.readouterr()  # the log
+    assert run(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["verdict"] for line in lines] == ["refused", "accepted"]
+    assert run([*words, "--verdict", "accepted", "--since", "2026-11-21T09:30:00Z"]) == 0
+    assert capsys.readouterr().out.splitlines() == lines[1:]
+    assert run([*words, "--kind", "Tpm"]) == 2
+    assert "SgxEnclave" in capsys.readouterr().err
+    assert run(["attestation", "audit", "--store", f"{service.config.store}x"]) == 2
+
+
+def test_records_are_forgotten_after_the_retention_period(
+    tmp_path: Path, world: SimulatedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("confcom.services.attestation.attestation_service.FORGET_EVERY", 0.05)
+    with running_attestation(tmp_path, world, audit_days=30) as service:
+        service.attest(enclave_quote(world))
+        service.clock.now += timedelta(days=31)
+        deadline = time.monotonic() + 60
+        while service.ask(f"/audit?{API}", Authorization=f"Bearer {TOKEN}").body:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
 
 def test_a_nonce_of_the_service_is_bound_to_the_evidence(service: RunningAttestation, world: SimulatedWorld) -> None:
@@ -337,6 +376,8 @@ def test_a_nonce_of_the_service_is_bound_to_the_evidence(service: RunningAttesta
     other = service.ask(f"/nonces?{API}", b"").json["nonce"]
     assert other != nonce
     assert "does not vouch" in service.attest(quote, **(bound | {"nonce": other})).error["message"]
+    # Evidence that was seen on its way gives no second token.
+    assert "was used before" in service.attest(quote, **bound).error["message"]
     for foreign in (None, "", "n", nonce[:-2] + "AA", "A" * 54):
         assert "none of this service's" in service.attest(quote, **(bound | {"nonce": foreign})).error["message"]
     service.clock.now += timedelta(minutes=6)

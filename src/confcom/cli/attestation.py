@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from confcom.cli.daemons import daemon, run_until_stopped
-from confcom.cli.inputs import now, trust_roots
+from confcom.cli.daemons import daemon, needing, run_until_stopped
+from confcom.cli.inputs import now, parse_time, trust_roots
 
 if TYPE_CHECKING:
     from confcom.services.attestation.attestation_config import AttestationServiceConfig
@@ -60,3 +62,40 @@ def serve(config: AttestationServiceConfig) -> None:
 
 
 attestation.add_command(serve)
+
+
+@attestation.command()
+@click.option(
+    "--store",
+    metavar="PATH",
+    type=click.Path(path_type=Path),
+    default=Path("/var/lib/confcom/attestation.sqlite"),
+    show_default=True,
+    help="The store of the service, which may be running.",
+)
+@click.option("--kind", metavar="TYPE", help="SgxEnclave, OpenEnclave or TdxVm.")
+@click.option("--verdict", type=click.Choice(["accepted", "denied", "refused"]), help="What the service decided.")
+@click.option("--caller", metavar="ADDRESS", help="Who asked.")
+@click.option("--policy-hash", metavar="HASH", help="As in the token: base64url.")
+@click.option("--evidence-hash", metavar="HEX", help="SHA-256 of the evidence as it was sent.")
+@click.option("--since", metavar="RFC3339", help="Records from this time on.")
+@click.option("--until", metavar="RFC3339", help="Records from before this time.")
+def audit(store: Path, kind: str | None, since: str | None, until: str | None, **equal: str | None) -> None:
+    """Print the records of appraisals as lines of JSON, the newest first."""
+    with needing("the audit record", "tokens,cli"):
+        import msgspec
+
+        from confcom.services.attestation.attestation_store import AttestationStore, RecordFilter
+        from confcom.tokens.azure import AttestationType
+
+    if kind is not None and kind not in list(AttestationType):
+        raise click.BadParameter(f"{kind!r} is none of {', '.join(AttestationType)}", param_hint="--kind")
+    wanted = RecordFilter(
+        kind=None if kind is None else AttestationType(kind),
+        since=None if since is None else parse_time(since, "--since"),
+        until=None if until is None else parse_time(until, "--until"),
+        **equal,
+    )
+    with closing(AttestationStore.at(store, migrate=False)) as opened:
+        for row in opened.export(wanted):
+            click.echo(msgspec.json.encode(row))

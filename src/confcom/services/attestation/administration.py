@@ -40,7 +40,7 @@ class PolicyAdministration:
         stored = self._store.policy(kind)
         return self._appraiser.signed({"x-ms-policy": stored.jws if stored else wrap(DEFAULT_POLICIES[kind])})
 
-    def set(self, kind: AttestationType, body: str) -> str:
+    def set(self, kind: AttestationType, body: str, by: str) -> str:
         """Put a policy into force after it was parsed and its signer checked."""
         sent = self._checked(body)
         if not sent.text:
@@ -49,16 +49,16 @@ class PolicyAdministration:
             parse_policy(sent.text)
         except PolicyTextError as error:
             raise AzureError(error.message, "PolicyParsingError", advice=error.advice()) from error
-        self._store.set_policy(kind, StoredPolicy(sent.jws, sent.text, sent.signer), self._clock())
+        self._store.set_policy(kind, StoredPolicy(sent.jws, sent.text, sent.signer), self._clock(), by=by)
         self._appraiser.policy_changed()
         return self._changed("Updated", sent)
 
-    def reset(self, kind: AttestationType, body: str) -> str:
+    def reset(self, kind: AttestationType, body: str, by: str) -> str:
         """Return to the default."""
         sent = self._checked(body)
         if sent.text:
             raise AzureError("a reset carries an empty policy", "InvalidOperation")
-        self._store.set_policy(kind, None, self._clock())
+        self._store.set_policy(kind, None, self._clock(), by=by)
         self._appraiser.policy_changed()
         return self._changed("Removed", sent)
 
@@ -67,30 +67,21 @@ class PolicyAdministration:
         keys = [_jwk(certificate) for certificate in self._store.signers()]
         return self._appraiser.signed({"x-ms-policy-certificates": {"keys": keys}})
 
-    def change_signer(self, body: bytes, *, add: bool) -> str:
+    def change_signer(self, body: bytes, by: str, *, add: bool) -> str:
         """Add or remove a signer; the request is signed by one that is known."""
         self._refuse_shared()
         jws = _certificate_request(body)
         if certificate_of(jws) not in self._store.signers():
             raise AzureError("the request is not signed by a known policy signer", "InvalidOperation")
         certificate = _certificate_in(jws)
-        if add:
-            self._store.add_signer(certificate)
-        else:
-            if self._store.signers() == [certificate]:
-                raise AzureError("the last policy signer cannot be removed", "InvalidOperation")
-            self._store.remove_signer(certificate)
+        if not self._store.change_signer(certificate, self._clock(), accepted=add, by=by):
+            raise AzureError("the last policy signer cannot be removed", "InvalidOperation")
         return self._appraiser.signed(
             {
                 "x-ms-certificate-thumbprint": thumbprint(certificate),
                 "x-ms-policycertificates-result": "IsPresent" if add else "IsAbsent",
             }
         )
-
-    def audit(self, *, before: int | None, limit: int) -> list[dict[str, Any]]:
-        """Records of appraisals, the newest first; times in RFC 3339."""
-        rows = self._store.records(before=before, limit=limit)
-        return [row | {"at": f"{row['at']:%Y-%m-%dT%H:%M:%SZ}"} for row in rows]
 
     def _checked(self, body: str) -> SentPolicy:
         self._refuse_shared()

@@ -20,13 +20,13 @@ from confcom.appraisal.result import judge, read_evidence
 from confcom.collateral.sources import RememberedCollateral
 from confcom.errors import ConfcomError
 from confcom.formats.evidence import EvidenceFile, EvidenceKind
-from confcom.services.attestation.attestation_store import AttestationStore, AuditRecord
+from confcom.services.attestation.attestation_store import AttestationStore, AuditRecord, RecordFilter
 from confcom.services.attestation.signing_keys import SigningKeys
 from confcom.tokens import azure
 from confcom.tokens.azure import AttestationType, AttestRequest, AzureError
 from confcom.tokens.ear import ear_claims
 from confcom.tokens.jws import unsecured
-from confcom.tokens.nonces import check_nonce, make_nonce
+from confcom.tokens.nonces import LIFE, check_nonce, make_nonce
 from confcom.tokens.policy_evaluation import SERVICE, Claim, Decision, evaluate_policy
 from confcom.tokens.policy_jws import read_policy
 from confcom.tokens.policy_language import PolicyText, PolicyTextError, parse_policy
@@ -107,6 +107,7 @@ class Appraiser:
         self._issuer = issuer
         self._keys = keys
         self._clock = clock
+        self._nonce_secret = store.nonce_secret()
         self._parsed: dict[str, PolicyText] = {}
         self._policies: dict[AttestationType, tuple[float, str]] = {}
 
@@ -121,7 +122,7 @@ class Appraiser:
         """
         now = self._clock()
         request = azure.read_request(body, kind)
-        if request.draft_policy is not None and not may_block:
+        if (request.draft_policy is not None or request.bind_nonce) and not may_block:
             raise WouldBlock
         if ear and request.draft_policy is not None:
             raise AzureError("a draft policy is answered with an unsigned token, and EAR are signed")
@@ -138,6 +139,8 @@ class Appraiser:
         )
         try:
             judged = self._judge(request, kind, policy_text, now, may_block=may_block)
+            if request.bind_nonce:
+                self._use_nonce(request.nonce, now)
             token = self._ear(judged, now) if ear else self._azure_token(judged, now)
         except Denied as error:
             return replace(entry, verdict="denied", reason=error.message, claims=_kept(request, error.evidence)), error
@@ -152,7 +155,7 @@ class Appraiser:
         """
         policy = self._parse(text or DEFAULT_POLICIES[kind])
         outcomes: list[dict[str, Any]] = []
-        for row in self._store.records(kind=kind, limit=limit):
+        for row in self._store.records(RecordFilter(kind=kind), limit=limit):
             if not row["claims"]:
                 continue
             decision = evaluate_policy(policy, _read(row["claims"]))
@@ -171,8 +174,13 @@ class Appraiser:
         }
 
     def nonce(self) -> str:
-        """A nonce that evidence can be bound to; nothing of it is kept."""
-        return make_nonce(self._keys().signing["ES256"], self._clock(), secrets.token_bytes(16))
+        """A nonce that evidence can be bound to; nothing of it is kept until it is used."""
+        return make_nonce(self._nonce_secret, self._clock(), secrets.token_bytes(16))
+
+    def _use_nonce(self, nonce: str | None, now: datetime) -> None:
+        """A bound nonce gives one token: evidence that was seen on its way gives no second one."""
+        if not self._store.use_nonce(check_nonce(nonce, self._nonce_secret, now), now, now + LIFE):
+            raise AzureError("'nonce' was used before", advice="Get another one with POST /nonces, and quote over it.")
 
     def _policy_text(self, request: AttestRequest, kind: AttestationType, *, may_block: bool) -> str:
         if request.draft_policy is not None:
@@ -202,7 +210,7 @@ class Appraiser:
         evidence = read_evidence(request.evidence)
         self._check_kind(evidence, kind)
         if request.bind_nonce:
-            check_nonce(request.nonce, self._keys().keys, now)
+            check_nonce(request.nonce, self._nonce_secret, now)
         azure.check_binding(evidence.quote, request)
         collateral = self._collateral.remembered(evidence.quote, now)
         if collateral is None:

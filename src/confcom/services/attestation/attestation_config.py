@@ -24,7 +24,9 @@ class AttestationServiceConfig(TlsSettings, frozen=True, kw_only=True, forbid_un
     url: str | None = None
     """The URL by which clients reach the service: issuer and key address of its tokens. Default: where it listens."""
     store: str = "/var/lib/confcom/attestation.sqlite"
-    """Policies, signers and the audit record; made if it is not there."""
+    """Policies, signers and the audit record; made if it is not there, and migrated if an older release made it."""
+    audit_days: Annotated[int, msgspec.Meta(ge=1)] = 90
+    """Days that records of appraisals are kept. They hold addresses, and measurements that identify machines."""
     keys: str = "/var/lib/confcom/attestation-keys"
     """Folder of signing keys, one PEM file with key and certificate each. An empty one gets a first pair."""
     key_overlap: _Seconds = 3600.0

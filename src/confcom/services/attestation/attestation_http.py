@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from datetime import datetime
 from typing import Any
 
 import msgspec
 import structlog
-from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import FixedWindowRateLimiter
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
@@ -24,9 +23,9 @@ from starlette.routing import Mount, Route
 from confcom.errors import CollateralError, ConfcomError, ConfigError
 from confcom.services.attestation.administration import PolicyAdministration
 from confcom.services.attestation.appraiser import Appraiser, Denied, Refused, WouldBlock
-from confcom.services.attestation.attestation_store import AuditRecord
-from confcom.services.attestation.audit import AuditWriter
+from confcom.services.attestation.attestation_store import AuditRecord, AuditWriter, RecordFilter, Row, as_line
 from confcom.services.attestation.signing_keys import SigningKeys
+from confcom.services.runtime.allowances import Allowance, address_of
 from confcom.services.runtime.process import Overloaded, WorkerThreads
 from confcom.tokens.azure import AttestationType, AzureError
 from confcom.tokens.ear import MEDIA_TYPE
@@ -37,8 +36,8 @@ from confcom.tokens.policy_language import PolicyTextError
 API_VERSIONS = ("2020-10-01", "2022-08-01", "2025-06-01")
 MAX_IN_LOOP = 32 << 10
 """Bytes of a body that is judged in the event loop, if its platform's collateral is at hand."""
-WRONG_TOKENS = RateLimitItemPerMinute(5)
-"""Of one address; beyond it administration waits."""
+WRONG_TOKENS = 5
+"""Of one address in a minute; beyond it administration waits."""
 _JSON = "application/json"
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -49,8 +48,11 @@ class HttpRefusal(ConfcomError):
     code = "request-refused"
     default_advice = "See docs/reference/attestation-service.md for what each path takes."
 
-    def __init__(self, status: int, azure_code: str, message: str, *, advice: str | None = None) -> None:
+    def __init__(
+        self, status: int, azure_code: str, message: str, *, advice: str | None = None, retry_after: int = 0
+    ) -> None:
         super().__init__(message, advice=advice)
+        self.retry_after = retry_after
         self.status = status
         self.azure_code = azure_code
 
@@ -74,6 +76,7 @@ class AttestationApp:
         self,
         appraiser: Appraiser,
         administration: PolicyAdministration,
+        records: Callable[..., list[Row]],
         keys: Callable[[], SigningKeys],
         problem: Callable[[], str],
         workers: WorkerThreads,
@@ -89,6 +92,7 @@ class AttestationApp:
     ) -> None:
         self._appraiser = appraiser
         self._administration = administration
+        self._records_of = records
         self._keys = keys
         self._problem = problem
         self._workers = workers
@@ -97,8 +101,9 @@ class AttestationApp:
         self._issuer = issuer
         self._admin = admin_token_hash
         self._max_body = max_body
-        self._allowed = RateLimitItemPerMinute(attest_per_minute)
-        self._limiter = FixedWindowRateLimiter(MemoryStorage())
+        self._allowed = attest_per_minute
+        self._calls = Allowance(attest_per_minute, time.monotonic)
+        self._wrong_tokens = Allowance(WRONG_TOKENS, time.monotonic)
         self._simulated = simulated
         api = [
             self._route("/.well-known/openid-configuration", self._openid, versioned=False),
@@ -137,8 +142,7 @@ class AttestationApp:
             except ConfcomError as error:
                 response = _error_answer(error)
             except Overloaded:
-                response = _error_answer(HttpRefusal(503, "ServerBusy", "too many appraisals wait"))
-                response.headers["Retry-After"] = "1"
+                response = _error_answer(HttpRefusal(503, "ServerBusy", "too many appraisals wait", retry_after=1))
             response.headers["x-ms-request-id"] = str(uuid.uuid4())
             return response
 
@@ -147,8 +151,8 @@ class AttestationApp:
     def _attest_call(self, kind: AttestationType) -> Handler:
         async def handler(request: Request) -> Response:
             caller = _caller(request)
-            if not self._limiter.hit(self._allowed, caller):
-                raise HttpRefusal(429, "TooManyRequests", f"one address may make {self._allowed} attest calls")
+            _allow(self._calls, request, f"one address may make {self._allowed} attest calls in a minute")
+            self._calls.spend(address_of(request.scope))
             body = await self._body(request)
             ear = MEDIA_TYPE in request.headers.get("accept", "")
             outcome = "error"
@@ -179,17 +183,17 @@ class AttestationApp:
 
     async def _policies(self, request: Request) -> Response:
         kind = _kind(request)
-        self._require_admin(request)
+        by = self._require_admin(request)
         if request.method == "GET":
             return _json({"token": await self._workers.run(lambda: self._administration.current(kind))})
         body = (await self._body(request)).decode("utf-8", "replace")
-        return _json({"token": await self._workers.run(lambda: self._administration.set(kind, body))})
+        return _json({"token": await self._workers.run(lambda: self._administration.set(kind, body, by))})
 
     async def _reset(self, request: Request) -> Response:
         kind = _kind(request)
-        self._require_admin(request)
+        by = self._require_admin(request)
         body = (await self._body(request)).decode("utf-8", "replace")
-        return _json({"token": await self._workers.run(lambda: self._administration.reset(kind, body))})
+        return _json({"token": await self._workers.run(lambda: self._administration.reset(kind, body, by))})
 
     async def _dry_run(self, request: Request) -> Response:
         kind = _kind(request)
@@ -204,11 +208,13 @@ class AttestationApp:
 
     async def _records(self, request: Request) -> Response:
         """Records as JSON lines, the newest first; `before` continues after the last id."""
+        wanted = record_filter(request.query_params)
         self._require_admin(request)
         before = _number(request, "before", default=0, most=1 << 62) or None
         limit = _number(request, "limit", default=100, most=1000)
-        rows = await self._workers.run(lambda: self._administration.audit(before=before, limit=limit))
-        return Response(b"".join(msgspec.json.encode(row) + b"\n" for row in rows), media_type="application/x-ndjson")
+        rows = await self._workers.run(lambda: self._records_of(wanted, before=before, limit=limit))
+        lines = [msgspec.json.encode(as_line(row)) + b"\n" for row in rows]
+        return Response(b"".join(lines), media_type="application/x-ndjson")
 
     async def _certificates(self, request: Request) -> Response:
         self._require_admin(request)
@@ -216,9 +222,10 @@ class AttestationApp:
 
     def _change_signers(self, *, add: bool) -> Handler:
         async def handler(request: Request) -> Response:
-            self._require_admin(request)
+            by = self._require_admin(request)
             body = await self._body(request)
-            return _json({"token": await self._workers.run(lambda: self._administration.change_signer(body, add=add))})
+            changed = self._workers.run(lambda: self._administration.change_signer(body, by, add=add))
+            return _json({"token": await changed})
 
         return handler
 
@@ -267,7 +274,8 @@ class AttestationApp:
                 raise HttpRefusal(413, "RequestTooLarge", f"a body has at most {self._max_body} bytes")
         return bytes(body)
 
-    def _require_admin(self, request: Request) -> None:
+    def _require_admin(self, request: Request) -> str:
+        """The name of the administrator who asks, for the history of changes."""
         if self._admin is None:
             raise HttpRefusal(
                 401,
@@ -275,16 +283,15 @@ class AttestationApp:
                 "no administrator is configured, so this path is closed",
                 advice="Set admin_token_hash to the SHA-512 of a token of your choice.",
             )
-        caller = _caller(request)
-        if not self._limiter.test(WRONG_TOKENS, "administrator", caller):
-            # The right token is refused too: otherwise its answer would tell it from the guesses.
-            raise HttpRefusal(429, "TooManyRequests", f"{WRONG_TOKENS} wrong tokens came from this address")
+        # The right token is refused too: otherwise its answer would tell it from the guesses.
+        _allow(self._wrong_tokens, request, f"{WRONG_TOKENS} wrong tokens came from this address")
         kind, _, token = request.headers.get("authorization", "").partition(" ")
         found = hashlib.sha512(token.strip().encode("latin-1", "replace")).hexdigest()
         if kind.lower() != "bearer" or not hmac.compare_digest(found, self._admin.lower()):
             if token:
-                self._limiter.hit(WRONG_TOKENS, "administrator", caller)
+                self._wrong_tokens.spend(address_of(request.scope))
             raise HttpRefusal(401, "Unauthorized", "the administrator's bearer token is missing or wrong")
+        return "token"
 
 
 _CLAIMS = [
@@ -296,7 +303,10 @@ _CLAIMS = [
 
 
 def _kind(request: Request) -> AttestationType:
-    name = request.path_params["kind"]
+    return _attestation_type(request.path_params["kind"])
+
+
+def _attestation_type(name: str) -> AttestationType:
     try:
         return AttestationType(name)
     except ValueError:
@@ -306,6 +316,31 @@ def _kind(request: Request) -> AttestationType:
 
 def _caller(request: Request) -> str:
     return request.client.host if request.client else ""
+
+
+def _allow(allowance: Allowance, request: Request, reason: str) -> None:
+    if wait := allowance.wait(address_of(request.scope)):
+        raise HttpRefusal(429, "TooManyRequests", reason, retry_after=wait)
+
+
+def record_filter(parameters: Mapping[str, str]) -> RecordFilter:
+    """The records that query parameters name: kind, verdict, caller, policy_hash, evidence_hash, since, until."""
+    given = {name: parameters.get(name) or None for name in ("verdict", "caller", "policy_hash", "evidence_hash")}
+    since, until = (parameters.get(name) and _time(name, parameters[name]) for name in ("since", "until"))
+    kind = parameters.get("kind")
+    return RecordFilter(
+        kind=_attestation_type(kind) if kind else None, since=since or None, until=until or None, **given
+    )
+
+
+def _time(name: str, text: str) -> datetime:
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        found = None
+    if found is None or found.tzinfo is None:
+        raise HttpRefusal(400, "InvalidParameter", f"{name} is a time as 2026-11-21T09:30:00Z, found {text[:40]!r}")
+    return found
 
 
 def _number(request: Request, name: str, *, default: int, most: int) -> int:
@@ -351,4 +386,6 @@ def _error_answer(error: ConfcomError) -> Response:
         inner |= error.__cause__.defect.as_dict()
     answer = _json({"error": {"code": code, "message": error.message, "innererror": inner}}, status=status)
     answer.headers["x-ms-error-code"] = code
+    if isinstance(error, HttpRefusal) and error.retry_after:
+        answer.headers["Retry-After"] = str(error.retry_after)
     return answer

@@ -21,8 +21,7 @@ from confcom.services.attestation.administration import PolicyAdministration
 from confcom.services.attestation.appraiser import Appraiser
 from confcom.services.attestation.attestation_config import AttestationServiceConfig
 from confcom.services.attestation.attestation_http import AttestationApp, AttestationMetrics
-from confcom.services.attestation.attestation_store import AttestationStore
-from confcom.services.attestation.audit import AuditWriter
+from confcom.services.attestation.attestation_store import FORGOTTEN_AT_ONCE, AttestationStore, AuditWriter
 from confcom.services.attestation.signing_keys import SigningKeys, load_keys
 from confcom.services.runtime.certificates import CertificateMetrics, kept_certificate
 from confcom.services.runtime.http_server import Listener, serve_http
@@ -31,6 +30,8 @@ from confcom.services.runtime.tls import HeldTls
 
 LOOK_AT_KEYS = 5.0
 """Seconds between two looks at the folder of signing keys."""
+FORGET_EVERY = 600.0
+"""Seconds between two removals of records that are past the retention period."""
 SIMULATED_PREFIX = "/simulated"
 """The API of an instance that judges simulated evidence stands there, so that its URL and issuer say so."""
 
@@ -102,7 +103,7 @@ async def serve(
         store = AttestationStore.at(Path(config.store))
         stack.callback(store.close)
         for name in config.policy_signers:
-            store.add_signer(_signer(name))
+            store.first_signer(_signer(name), clock())
         workers = WorkerThreads("appraisal", threads=config.threads, max_waiting=config.max_waiting)
         stack.callback(workers.close)
         audit = AuditWriter(store.record)
@@ -124,6 +125,7 @@ async def serve(
         app = AttestationApp(
             appraiser,
             PolicyAdministration(store, appraiser, config.trust_model, clock),
+            store.records,
             keys,
             lambda: keys.problem or ("" if kept is None else kept.keeper.not_ready),
             workers,
@@ -136,11 +138,24 @@ async def serve(
             attest_per_minute=config.attest_per_minute,
             simulated=simulated,
         )
-        following = asyncio.create_task(keys.follow(), name="signing-keys")
+        retention = timedelta(days=config.audit_days)
+        following = [asyncio.create_task(keys.follow()), asyncio.create_task(_forget(store, retention, clock))]
         try:
             await serve_http(app, listener, stop=stop, started=lambda _: started(issuer) if started else None)
         finally:
-            following.cancel()
+            for task in following:
+                task.cancel()
+
+
+async def _forget(store: AttestationStore, retention: timedelta, clock: Callable[[], datetime]) -> None:
+    """Remove records after their retention period, until cancelled."""
+    while True:
+        try:
+            while await asyncio.to_thread(store.forget_records, clock() - retention) == FORGOTTEN_AT_ONCE:
+                pass
+        except ConfigError as error:
+            structlog.get_logger().warning("attestation.audit", outcome="not forgotten", reason=error.message)
+        await asyncio.sleep(FORGET_EVERY)
 
 
 def simulated_world(roots: TrustRoots) -> bool:

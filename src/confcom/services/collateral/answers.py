@@ -23,8 +23,7 @@ from confcom.errors import (
     VerificationError,
 )
 from confcom.protocols.pcs import HttpResponse
-from confcom.services.collateral.allowances import AskedTooOften
-from confcom.services.collateral.cache import OtherProcessor, PlatformUnknown
+from confcom.services.collateral.cache import AskedTooOften, OtherProcessor, PlatformUnknown
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"

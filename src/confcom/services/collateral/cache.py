@@ -35,9 +35,9 @@ from confcom.errors import (
     VerificationError,
 )
 from confcom.protocols.pcs import PckCertificateAnswer, PckCertRequest, PckCertsRequest, Update
-from confcom.services.collateral.allowances import Questions
 from confcom.services.collateral.service_config import CollateralServiceConfig
 from confcom.services.collateral.service_metrics import CollateralMetrics
+from confcom.services.runtime.allowances import Allowance
 from confcom.services.runtime.process import Overloaded, WorkerThreads
 
 T = TypeVar("T")
@@ -47,6 +47,29 @@ REMEMBER_FAILURE = 5.0
 """Seconds during which upstream is not asked again after a failure that may pass; `remember_missing` is for others."""
 MAX_WAITING = 256
 """Requests to upstream that wait for a thread."""
+
+
+class AskedTooOften(CollateralUnavailable):
+    """Callers without a token caused as many questions to upstream as they may. Answered with 429."""
+
+    default_advice = "Wait for a minute, or register the platform with the user token."
+
+
+class Questions:
+    """How many questions to upstream callers without a token may cause: one address, and all together."""
+
+    def __init__(self, per_address: int, total: int, clock: Callable[[], float]) -> None:
+        self._own = Allowance(per_address, clock)
+        self._all = Allowance(total, clock)
+
+    def spend(self, address: str) -> None:
+        """Count one of an address, or raise `AskedTooOften`."""
+        if self._own.wait(address):
+            raise AskedTooOften("this address caused as many questions to upstream within a minute as it may")
+        if self._all.wait(""):
+            raise AskedTooOften("callers caused as many questions to upstream within a minute as they may")
+        self._own.spend(address)
+        self._all.spend("")
 
 
 class Upstream(Protocol):

@@ -13,9 +13,9 @@ from typing import BinaryIO, Literal, cast
 
 from starlette.requests import ClientDisconnect, Request
 
-from confcom.services.collateral.allowances import Allowance, address_of
 from confcom.services.collateral.answers import Refused
 from confcom.services.collateral.service_config import CollateralServiceConfig
+from confcom.services.runtime.allowances import Allowance, address_of
 from confcom.services.runtime.http_server import BODY_RATE
 
 WRONG_TOKENS = 5

@@ -29,7 +29,6 @@ from confcom.protocols.pcs_service import (
     parse_request,
     pck_certificate_response,
 )
-from confcom.services.collateral.allowances import address_of
 from confcom.services.collateral.answers import (
     Answer,
     HotAnswers,
@@ -40,6 +39,7 @@ from confcom.services.collateral.answers import (
 )
 from confcom.services.collateral.cache import CollateralCache, PckCertificates
 from confcom.services.collateral.service_metrics import CollateralMetrics
+from confcom.services.runtime.allowances import address_of
 from confcom.services.runtime.process import Overloaded
 
 STALE_FOR = 5.0

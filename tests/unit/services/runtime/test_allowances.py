@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from confcom.services.collateral import allowances
-from confcom.services.collateral.allowances import Allowance, AskedTooOften, Questions, address_of
+from confcom.services.collateral.cache import AskedTooOften, Questions
+from confcom.services.runtime import allowances
+from confcom.services.runtime.allowances import Allowance, address_of
 
 
 class Seconds:

@@ -11,8 +11,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from confcom.errors import CollateralUnavailable
-
 WINDOW = 60.0
 """Seconds in which allowances are counted."""
 MAX_ADDRESSES = 10_000
@@ -60,26 +58,3 @@ class Allowance:
             return start, count
         self._spent.pop(address, None)
         return now, 0
-
-
-class AskedTooOften(CollateralUnavailable):
-    """Callers without a token caused as many questions to upstream as they may. Answered with 429."""
-
-    default_advice = "Wait for a minute, or register the platform with the user token."
-
-
-class Questions:
-    """How many questions to upstream callers without a token may cause: one address, and all together."""
-
-    def __init__(self, per_address: int, total: int, clock: Callable[[], float]) -> None:
-        self._own = Allowance(per_address, clock)
-        self._all = Allowance(total, clock)
-
-    def spend(self, address: str) -> None:
-        """Count one of an address, or raise `AskedTooOften`."""
-        if self._own.wait(address):
-            raise AskedTooOften("this address caused as many questions to upstream within a minute as it may")
-        if self._all.wait(""):
-            raise AskedTooOften("callers caused as many questions to upstream within a minute as they may")
-        self._own.spend(address)
-        self._all.spend("")

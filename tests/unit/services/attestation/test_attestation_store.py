@@ -1,0 +1,217 @@
+"""The attestation store: one chain of revisions, a history of changes, records with filters and an end."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from confcom.errors import ConfigError
+from confcom.services.attestation import attestation_store
+from confcom.services.attestation.attestation_store import (
+    METADATA,
+    AttestationStore,
+    AuditRecord,
+    RecordFilter,
+    StoredPolicy,
+)
+from confcom.services.attestation.signing_keys import make_key
+from confcom.tokens.azure import AttestationType
+from confcom.tokens.jws import SigningKey
+
+NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
+SGX, TDX = AttestationType.SGX_ENCLAVE, AttestationType.TDX_VM
+FIRST_RELEASE = """
+CREATE TABLE policy (kind VARCHAR(16) NOT NULL PRIMARY KEY, jws TEXT NOT NULL, text TEXT NOT NULL, signer BLOB,
+  changed DATETIME NOT NULL);
+CREATE TABLE policy_signer (thumbprint VARCHAR(40) NOT NULL PRIMARY KEY, certificate BLOB NOT NULL);
+CREATE TABLE appraisal (id INTEGER NOT NULL PRIMARY KEY, at DATETIME NOT NULL, kind VARCHAR(16) NOT NULL,
+  caller VARCHAR(64) NOT NULL, verdict VARCHAR(16) NOT NULL, reason TEXT NOT NULL, policy_hash VARCHAR(64) NOT NULL,
+  evidence_hash VARCHAR(64) NOT NULL, claims TEXT NOT NULL);
+CREATE INDEX ix_appraisal_at ON appraisal (at);
+INSERT INTO policy VALUES ('SgxEnclave', 'the jws', 'the text', NULL, '2026-11-01 00:00:00.000000');
+INSERT INTO appraisal VALUES (7, '2026-11-02 00:00:00.000000', 'SgxEnclave', '192.0.2.1', 'accepted', '', 'p', 'e', '');
+"""
+"""What releases before the chain of revisions made."""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[AttestationStore]:
+    opened = AttestationStore.at(tmp_path / "store.sqlite")
+    yield opened
+    opened.close()
+
+
+def _record(number: int, kind: AttestationType = SGX, verdict: str = "accepted") -> AuditRecord:
+    return AuditRecord(
+        at=NOW + timedelta(minutes=number),
+        kind=kind,
+        caller=f"192.0.2.{number}",
+        verdict=verdict,
+        reason="",
+        policy_hash="p",
+        evidence_hash=f"e{number}",
+        claims="",
+    )
+
+
+def test_the_revisions_make_the_tables_that_are_used(tmp_path: Path, store: AttestationStore) -> None:
+    del store
+    with sa.create_engine(f"sqlite:///{tmp_path / 'store.sqlite'}").connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, METADATA) == []
+
+
+def test_a_store_of_the_first_release_is_migrated_with_what_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "old.sqlite"
+    signer = SigningKey.from_pem(make_key(tmp_path, "ec", NOW, simulated=True).read_bytes(), "").certificate
+    with sqlite3.connect(path) as old:
+        old.executescript(FIRST_RELEASE)
+        old.execute("INSERT INTO policy_signer VALUES (?, ?)", ("t", signer.public_bytes(Encoding.DER)))
+    with pytest.raises(ConfigError, match="older schema"):
+        AttestationStore.at(path, migrate=False)
+    store = AttestationStore.at(path)
+    assert store.policy(SGX) == StoredPolicy("the jws", "the text", None)
+    assert store.signers() == [signer]
+    assert [row["id"] for row in store.records()] == [7]
+    store.close()
+    AttestationStore.at(path, migrate=False).close()
+
+
+def test_a_newer_store_is_refused(tmp_path: Path, store: AttestationStore) -> None:
+    store.close()
+    path = tmp_path / "store.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(ConfigError, match="'9999' of a newer confcom; this one knows revisions up to") as refused:
+        AttestationStore.at(path)
+    assert "newer version" in refused.value.advice()
+
+
+def test_a_database_of_another_program_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "other.sqlite"
+    with sqlite3.connect(path) as other:
+        other.execute("CREATE TABLE cookies (id INTEGER)")
+    with pytest.raises(ConfigError, match="another program: it has the table 'cookies'"):
+        AttestationStore.at(path)
+    (tmp_path / "text").write_text("no database" * 1000)
+    with pytest.raises(ConfigError, match="not a database"):
+        AttestationStore.at(tmp_path / "text")
+    with pytest.raises(ConfigError, match="there is no store"):
+        AttestationStore.at(tmp_path / "none", migrate=False)
+    assert _tables(path) == ["cookies"]
+
+
+def test_a_migration_that_fails_leaves_the_store_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "old.sqlite"
+    with sqlite3.connect(path) as old:
+        old.executescript(FIRST_RELEASE)
+        old.execute("CREATE TABLE signer_change (stands INTEGER)")  # in the way of the second revision
+    with pytest.raises(ConfigError, match="cannot be used"):
+        AttestationStore.at(path)
+    assert _tables(path) == ["appraisal", "policy", "policy_signer", "signer_change"]
+
+
+def test_replicas_that_start_at_once_migrate_once(tmp_path: Path) -> None:
+    path = tmp_path / "old.sqlite"
+    with sqlite3.connect(path) as old:
+        old.executescript(FIRST_RELEASE)
+    failures: list[Exception] = []
+
+    def start() -> None:
+        try:
+            AttestationStore.at(path).close()
+        except ConfigError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+    store = AttestationStore.at(path, migrate=False)
+    assert store.policy(SGX) is not None
+    store.close()
+
+
+def test_policies_are_a_history_and_the_newest_is_in_force(tmp_path: Path, store: AttestationStore) -> None:
+    store.set_policy(SGX, StoredPolicy("one", "1", None), NOW, by="alice")
+    store.set_policy(SGX, StoredPolicy("two", "2", None), NOW, by="bob")
+    assert store.policy(SGX) == StoredPolicy("two", "2", None)
+    assert store.policy(TDX) is None
+    store.set_policy(SGX, None, NOW, by="carol")
+    assert store.policy(SGX) is None
+    with sqlite3.connect(tmp_path / "store.sqlite") as connection:
+        rows = connection.execute("SELECT administrator, jws FROM policy_change ORDER BY id").fetchall()
+    assert rows == [("alice", "one"), ("bob", "two"), ("carol", None)]
+
+
+def test_a_first_signer_that_was_removed_stays_removed(tmp_path: Path, store: AttestationStore) -> None:
+    one, two = (
+        SigningKey.from_pem(make_key(tmp_path, kind, NOW, simulated=True).read_bytes(), "").certificate
+        for kind in ("rsa", "ec")
+    )
+    store.first_signer(one, NOW)
+    assert not store.change_signer(one, NOW, accepted=False)
+    assert store.change_signer(two, NOW, accepted=True)
+    assert store.change_signer(one, NOW, accepted=False)
+    store.first_signer(one, NOW)
+    assert store.signers() == [two]
+    assert store.change_signer(one, NOW, accepted=True)
+    assert set(store.signers()) == {one, two}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        (RecordFilter(), ["e3", "e2", "e1", "e0"]),
+        (RecordFilter(kind=TDX), ["e2"]),
+        (RecordFilter(verdict="denied"), ["e3"]),
+        (RecordFilter(caller="192.0.2.1"), ["e1"]),
+        (RecordFilter(policy_hash="q"), []),
+        (RecordFilter(evidence_hash="e0"), ["e0"]),
+        (RecordFilter(evidence_hash="e0' OR '1'='1"), []),
+        (RecordFilter(since=NOW + timedelta(minutes=1), until=NOW + timedelta(minutes=3)), ["e2", "e1"]),
+        (RecordFilter(since=(NOW + timedelta(minutes=3)).astimezone(), verdict="denied"), ["e3"]),
+    ],
+)
+def test_records_are_filtered(store: AttestationStore, wanted: RecordFilter, found: list[str]) -> None:
+    store.record([_record(0), _record(1), _record(2, TDX), _record(3, verdict="denied")])
+    assert [row["evidence_hash"] for row in store.records(wanted)] == found
+    assert [row["evidence_hash"] for row in store.export(wanted, page=1)] == found
+
+
+def test_records_end_after_their_time(store: AttestationStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attestation_store, "FORGOTTEN_AT_ONCE", 2)
+    store.record([_record(number) for number in range(5)])
+    end = NOW + timedelta(minutes=3)
+    assert [store.forget_records(end) for _ in range(3)] == [2, 1, 0]
+    assert [row["evidence_hash"] for row in store.records()] == ["e4", "e3"]
+
+
+def test_a_nonce_is_used_once_and_forgotten_when_it_is_no_longer_good(tmp_path: Path, store: AttestationStore) -> None:
+    other = AttestationStore.at(tmp_path / "store.sqlite")
+    until = NOW + timedelta(minutes=5)
+    assert store.use_nonce(b"n", NOW, until)
+    assert not other.use_nonce(b"n", NOW, until)
+    assert other.use_nonce(b"m", NOW + timedelta(minutes=6), until + timedelta(minutes=6))
+    with sqlite3.connect(tmp_path / "store.sqlite") as connection:
+        assert connection.execute("SELECT count(*) FROM used_nonce").fetchone() == (1,)
+    assert len(store.nonce_secret()) == 32
+    assert other.nonce_secret() == store.nonce_secret()
+    other.close()
+
+
+def _tables(path: Path) -> list[str]:
+    with sqlite3.connect(path) as connection:
+        rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
+        return [name for (name,) in rows]
