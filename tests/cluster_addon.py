@@ -42,6 +42,10 @@ SETTINGS = (
     "--collateral-storage=",
     "--collateral-tls-secret=",
     "--collateral-url=",
+    "--disable-attestation-service",
+    "--attestation-url=",
+    "--attestation-storage=1Gi",
+    "--attestation-tls-secret=",
     "--disable-metrics",
     "--disable-epc-enforcement",
 )

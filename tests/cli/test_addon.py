@@ -102,6 +102,8 @@ def test_manifests_are_what_is_rendered(capsys: pytest.CaptureFixture[str]) -> N
     words += ["--image", "registry/x:1", "--api-ports", "443,7443", "--quote-helper-groups", "105"]
     words += ["--api-addresses", "10.240.0.1/32,fd00::/64", "--webhook-client-ca", "api-client-ca"]
     words += ["--collateral-url", "https://pccs.example", "--collateral-fmspc", "00906ed50000"]
+    words += ["--enable-attestation-service", "--attestation-url", "https://attest.example"]
+    words += ["--attestation-storage", "fast/2Gi", "--attestation-tls-secret", "given"]
     assert run(["addon", "manifests", *words]) == ExitCode.OK
     config = AddonConfig(
         quote_helper=True,
@@ -115,6 +117,10 @@ def test_manifests_are_what_is_rendered(capsys: pytest.CaptureFixture[str]) -> N
         quote_helper_groups=(105,),
         collateral_url="https://pccs.example",
         collateral_fmspcs=("00906ed50000",),
+        attestation=True,
+        attestation_url="https://attest.example",
+        attestation_storage="fast/2Gi",
+        attestation_tls_secret="given",
     )
     assert list(yaml.safe_load_all(capsys.readouterr().out)) == render(config, version=_version())
 

@@ -27,6 +27,7 @@ from helm import CHART, helm_program
 VERSION = version("confcom")
 KUBERNETES = "1.36.0"
 HOOK = "helm.sh/hook"
+KEEP = "helm.sh/resource-policy"
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 pytestmark = pytest.mark.timeout(1800)
 
@@ -53,6 +54,9 @@ def rendered_by(helm: Helm, values: Mapping[str, Any], *more: str) -> list[dict[
     found = [one for one in yaml.safe_load_all(done.stdout) if one]
     for one in found:
         assert one["metadata"]["labels"].pop("helm.sh/chart") == f"confcom-{VERSION}"
+        if one["metadata"].get("annotations", {}).get(KEEP):
+            assert one["kind"] == "PersistentVolumeClaim"
+            del one["metadata"]["annotations"]
     return found
 
 
@@ -75,6 +79,9 @@ PATHS = {
     "collateral_fmspcs": "collateral.fmspcs",
     "collateral_tls_secret": "collateral.tlsSecret",
     "collateral_url": "collateral.url",
+    "attestation": "attestation.enabled",
+    "attestation_url": "attestation.url",
+    "attestation_tls_secret": "attestation.tlsSecret",
     "metrics": "metrics.enabled",
     "epc_enforcement": "metrics.epcEnforcement",
     "publisher": "epc.publisher",
@@ -91,7 +98,7 @@ PATHS = {
     "api_ports": "apiServer.ports",
     "api_addresses": "apiServer.addresses",
 }
-OTHER_FORMS = {"image", "collateral_storage", "node_selector", "tolerations"}
+OTHER_FORMS = {"image", "collateral_storage", "attestation_storage", "node_selector", "tolerations"}
 
 
 def _values(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,9 +112,9 @@ def _values(settings: Mapping[str, Any]) -> dict[str, Any]:
         name, _, digest = config.image.partition("@")
         _put(found, "image.repository", name)
         _put(found, "image.digest", digest)
-    if config.collateral_storage:
-        storage_class, _, size = config.collateral_storage.rpartition("/")
-        _put(found, "collateral.storage", {"size": size, "className": storage_class})
+    for service in ("collateral", "attestation"):
+        storage_class, _, size = getattr(config, f"{service}_storage").rpartition("/")
+        _put(found, f"{service}.storage", {"size": size, "className": storage_class})
     return found | {"nodeSelector": config.node_labels(), "tolerations": config.tolerated()}
 
 
@@ -136,7 +143,7 @@ def test_the_chart_is_of_this_version() -> None:
     assert chart["kubeVersion"] == f">={OLDEST}.0-0"
 
 
-EVERYTHING: dict[str, Any] = {"quote_helper": True, "collateral": True, "metrics": True}
+EVERYTHING: dict[str, Any] = {"quote_helper": True, "collateral": True, "attestation": True, "metrics": True}
 # What decides which objects there are, and what they look like.
 SHAPES: list[dict[str, Any]] = [
     {"platform": platform, "publisher": publisher} | more
@@ -160,6 +167,9 @@ DETAILS: list[dict[str, Any]] = [
     },
     {"collateral": True, "collateral_storage": "512Mi", "platform": "simulated"},
     {"collateral": True, "collateral_upstream": "thim", "collateral_url": "https://unused.example"},
+    {"attestation": True, "attestation_storage": "", "attestation_tls_secret": "given"},
+    {"attestation": True, "attestation_storage": "fast/2Gi", "attestation_url": "https://attest.example:8443/a"},
+    {"attestation": True, "attestation_url": "https://[fd00::1]", "collateral_url": "https://pccs.example:9443"},
     {"quote_helper": True, "collateral_url": "https://pccs.example:9443/sgx/certification/v4/"},
     {"quote_helper": True, "collateral_url": "https://[fd00::1]:9443/"},
     {
@@ -237,7 +247,7 @@ def test_every_container_has_the_image_of_its_parts(helm: Helm, image: dict[str,
     values = {"image": image | {"pullSecrets": ["registry-key"]}, "platform": "simulated"}
     objects = rendered_by(helm, _with_all_components(values))
     pods = list(_pods(objects))
-    assert len(pods) == 9  # five components, three Jobs and a DaemonSet of hooks
+    assert len(pods) == 10  # six components, three Jobs and a DaemonSet of hooks
     for pod in pods:
         assert pod["imagePullSecrets"] == [{"name": "registry-key"}]
         assert {one["image"] for one in (*pod["containers"], *pod.get("initContainers", ()))} == {wanted}
@@ -245,7 +255,13 @@ def test_every_container_has_the_image_of_its_parts(helm: Helm, image: dict[str,
 
 
 def _with_all_components(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {"quoteHelper": {"enabled": True}, "collateral": {"enabled": True}, "metrics": {"enabled": True}, **values}
+    return {
+        "quoteHelper": {"enabled": True},
+        "collateral": {"enabled": True},
+        "attestation": {"enabled": True},
+        "metrics": {"enabled": True},
+        **values,
+    }
 
 
 def _pods(objects: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -261,6 +277,7 @@ COMPONENTS = {
     "metrics": "DaemonSet/sgx-metrics",
     "webhook": "Deployment/sgx-webhook",
     "collateral": "Deployment/confcom-collateral",
+    "attestation": "Deployment/confcom-attestation",
 }
 OWN: dict[str, Any] = {
     "resources": {"requests": {"cpu": "1"}, "limits": {"memory": "2Gi", "cpu": "3"}},
@@ -314,9 +331,9 @@ def test_monitors_cover_every_component_that_has_metrics(helm: Helm) -> None:
     monitors = {"serviceMonitor": {"enabled": True, "interval": "9s", "labels": {"release": "prometheus"}}}
     without = by_name(rendered_by(helm, _with_all_components({})))
     found = by_name(rendered_by(helm, _with_all_components(monitors)))
-    names = {"Service/confcom-metrics", "ServiceMonitor/confcom-metrics", "ServiceMonitor/confcom-collateral"}
-    assert found.keys() - without.keys() == names
-    for name in ("ServiceMonitor/confcom-metrics", "ServiceMonitor/confcom-collateral"):
+    names = {f"ServiceMonitor/confcom-{name}" for name in ("metrics", "collateral", "attestation")}
+    assert found.keys() - without.keys() == names | {"Service/confcom-metrics"}
+    for name in names:
         assert found[name]["metadata"]["labels"]["release"] == "prometheus"
         (endpoint,) = found[name]["spec"]["endpoints"]
         assert endpoint["interval"] == "9s"
@@ -325,9 +342,17 @@ def test_monitors_cover_every_component_that_has_metrics(helm: Helm) -> None:
             one for one in found.values() if one["kind"] == "Service" and chosen <= one["metadata"]["labels"].items()
         )
         assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
-    tls = found["ServiceMonitor/confcom-collateral"]["spec"]["endpoints"][0]["tlsConfig"]
-    assert tls["ca"]["configMap"]["name"] == "confcom-collateral-ca"
-    assert "insecureSkipVerify" not in tls
+    for service in ("confcom-collateral", "confcom-attestation"):
+        tls = found[f"ServiceMonitor/{service}"]["spec"]["endpoints"][0]["tlsConfig"]
+        assert tls["ca"]["configMap"]["name"] == f"{service}-ca"
+        assert "insecureSkipVerify" not in tls
+
+
+def test_an_uninstall_leaves_the_state_of_the_attestation_service(helm: Helm) -> None:
+    values = _with_all_components({"collateral": {"enabled": True, "storage": {"size": "1Gi"}}})
+    done = helm("template", "confcom", values=values)
+    kept = {one["metadata"]["name"] for one in yaml.safe_load_all(done.stdout) if one and KEEP in json.dumps(one)}
+    assert kept == {"confcom-attestation-state"}
 
 
 def _hooks(objects: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -441,6 +466,8 @@ def test_the_chart_is_clean(helm: Helm, values: dict[str, Any]) -> None:
         ({"epc": {"overcommit": "0.5"}}, "overcommit"),
         ({"collateral": {"url": 'https://x/"'}}, "url"),
         ({"collateral": {"storage": {"size": "much"}}}, "size"),
+        ({"attestation": {"url": "http://attest.example"}}, "url"),
+        ({"attestation": {"enabled": True}, "platform": "simulated"}, "has no collateral"),
         ({"collateral": {"fmspcs": ["00906ed5000g"]}}, "fmspcs"),
         ({"webhook": {"clientCa": "A_B"}}, "clientCa"),
         ({"nodeSelector": {"a b": "c"}}, "a b"),

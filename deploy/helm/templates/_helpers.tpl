@@ -338,6 +338,30 @@ the same of the old object. Dict: whole, paths, old (CEL).
 {{- join "," $found }}
 {{- end }}
 
+{{/* The port of an operator's own PCCS, if there is one, as a list. */}}
+{{- define "confcom.collateralPorts" -}}
+{{- if and (eq .Values.platform "intel") .Values.collateral.url (not .Values.collateral.enabled) -}}
+[{{ regexFind ":[0-9]+$" (urlParse .Values.collateral.url).host | trimPrefix ":" | default "443" }}]
+{{- else }}[]{{ end }}
+{{- end }}
+
+{{/* The authority of the collateral service's certificate. With the key named, a pod waits until it is published. */}}
+{{- define "confcom.collateralCaVolume" -}}
+- name: collateral-ca
+  configMap: {name: confcom-collateral-ca, items: [{key: ca-certificates.crt, path: ca-certificates.crt}]}
+{{- end }}
+
+{{/* One pod at a time may be evicted; those that are not ready always. List: root, component, name. */}}
+{{- define "confcom.disruptionBudget" -}}
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata: {{- include "confcom.namespaced" . | nindent 2 }}
+spec:
+  maxUnavailable: 1
+  selector: {matchLabels: {{ include "confcom.selector" (index . 1) }}}
+  unhealthyPodEvictionPolicy: AlwaysAllow
+{{- end }}
+
 {{/* Where quote helpers get certification data: the collateral service, else an operator's PCCS, else an empty word. */}}
 {{- define "confcom.collateralSource" -}}
 {{- if .Values.collateral.enabled }}https://confcom-collateral.confcom-system.svc:8081

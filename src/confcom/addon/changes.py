@@ -11,12 +11,13 @@ import asyncio
 import base64
 import binascii
 from base64 import b64decode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from confcom.addon.plan import (
     HELPER_REF,
+    KEPT,
     NAMESPACE_REF,
     PLUGIN_REF,
     STATE_REF,
@@ -176,8 +177,11 @@ class Addon:
             state = latest
         self._report(f"applied {len(wanted)} objects")
         present = await self._cluster.addon_objects(NAMESPACE, OURS)
-        for ref in to_prune(present, map(Ref.of, wanted)):
+        unwanted = to_prune(present, map(Ref.of, wanted))
+        for ref in unwanted:
             await self._delete(ref)
+        if unwanted:
+            self._report_kept(present.keys() - {Ref.of(one) for one in wanted})
         await self._disown(present)
         if wait is not None:
             await Rollout(self._cluster, wanted, self._report).wait(deadline.left())
@@ -198,6 +202,8 @@ class Addon:
         if state is not None and state.enabled:
             state = await self._remember(None, deadline)
         refs = [change.ref for change in await self.removals(purge=purge)]
+        if not purge:
+            self._report_kept(await self._cluster.addon_objects(NAMESPACE, OURS))
         if purge and wait is not None and state is not None and NAMESPACE_REF in refs:
             refs = await self._clean_folders(state, refs, deadline)
         for ref in refs:
@@ -350,6 +356,10 @@ class Addon:
             if any(owner.get("manager") == FORMER_MANAGER for owner in owners):
                 nothing = {"apiVersion": ref.api_version, "kind": ref.kind, "metadata": {"name": ref.name}}
                 await self._cluster.apply(nothing, manager=FORMER_MANAGER)
+
+    def _report_kept(self, refs: Iterable[Ref]) -> None:
+        for ref in sorted(KEPT.keys() & set(refs)):
+            self._report(f"kept {ref}: {KEPT[ref]}; --purge deletes it")
 
     async def _delete(self, ref: Ref) -> None:
         """Delete an object, if it is there."""

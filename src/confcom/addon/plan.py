@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from confcom.cluster.objects import NOT_FOUND, ClusterObjects, Ref
 from confcom.errors import ClusterRefused, ConfigError
+from confcom.manifests import attestation
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.device_plugin import trial_claim
 from confcom.manifests.objects import (
@@ -42,8 +43,15 @@ STATE_REF = Ref("v1", "ConfigMap", NAMESPACE, ITSELF.name)
 NAMESPACE_REF = Ref("v1", "Namespace", "", NAMESPACE)
 PLUGIN_REF = Ref("apps/v1", "DaemonSet", NAMESPACE, DEVICE_PLUGIN.name)
 HELPER_REF = Ref("apps/v1", "DaemonSet", NAMESPACE, QUOTE_HELPER.name)
-KEPT = frozenset({WORLD_REF, STATE_REF})
-"""Kept by a disable: the settings, and the simulated world, without which earlier quotes could not be verified."""
+KEPT = {
+    STATE_REF: "the settings",
+    WORLD_REF: "the simulated world, without which earlier quotes could not be verified",
+} | {
+    Ref("v1", "PersistentVolumeClaim", NAMESPACE, attestation.claim_of(workload)): "policies, audit record and signing "
+    "keys of the attestation service"
+    for workload in (attestation.HARDWARE, attestation.SIMULATED)
+}
+"""What is deleted by a purge alone, and what it is."""
 
 
 class Change(NamedTuple):
@@ -56,7 +64,7 @@ class Change(NamedTuple):
 
 def to_prune(present: Iterable[Ref], wanted: Iterable[Ref]) -> list[Ref]:
     """Objects that exist and are not wanted, in the order of deletion: the last kinds first."""
-    keep = frozenset(wanted) | KEPT
+    keep = frozenset(wanted) | KEPT.keys()
     return [ref for ref in reversed(list(present)) if ref not in keep]
 
 

@@ -152,6 +152,12 @@ _OPTIONS = (
     click.option(
         "--collateral-url", metavar="URL", help="Instead: the PCCS that quote helpers ask; '' is the image's."
     ),
+    _switch("attestation-service", "attestation", "The attestation service.  [default: off]"),
+    click.option("--attestation-url", metavar="URL", help="URL of its clients, issuer of tokens; '' is its Service's."),
+    click.option(
+        "--attestation-storage", metavar="[CLASS/]SIZE", help="Volume of its state; '' is none.  [default: 1Gi]"
+    ),
+    click.option("--attestation-tls-secret", metavar="NAME", help="Its certificate; '' has it make one."),
     _switch("metrics", "metrics", "The exporter of EPC use.  [default: off]"),
     _switch("epc-enforcement", "epc_enforcement", "Let it limit EPC by cgroups, where the kernel can.  [default: off]"),
 )

@@ -19,7 +19,7 @@ from confcom.cli.inputs import now, read_input
 from confcom.cli.outputs import printable
 from confcom.cluster.objects import ClusterObjects
 from confcom.errors import ConfigError
-from confcom.manifests import collateral
+from confcom.manifests import attestation, collateral
 from confcom.manifests.addon import render
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.addon_state import AddonState
@@ -87,7 +87,7 @@ def _change(flags: dict[str, Any], settle: Callable[[dict[str, Any], AddonState 
 
     async def work(addon: Addon) -> AddonConfig:
         config = settle(changes, await addon.state())
-        if remark := collateral.remark(config):
+        for remark in filter(None, (collateral.remark(config), attestation.remark(config))):
             note(remark)
         if flags["dry_run"]:
             show_changes(await addon.plan(config))

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import (
-    COLLATERAL,
     DEVICE_PLUGIN,
     METRICS,
     NAMESPACE,
@@ -120,11 +119,11 @@ def own_events() -> list[Object]:
     )
 
 
-def own_data(keys: Iterable[str]) -> list[Object]:
-    """The collateral service changes `keys` of its Secret and its ConfigMap, and nothing else of these objects."""
+def own_data(workload: Workload, keys: Iterable[str]) -> list[Object]:
+    """A service changes `keys` of its Secret and its ConfigMap, and nothing else of these objects."""
     return policy(
-        "confcom-collateral-own-data.confcom.dev",
-        COLLATERAL,
+        f"{workload.name}-own-data.confcom.dev",
+        workload,
         _rule("", "secrets", "UPDATE") | {"resources": ["secrets", "configmaps"]},
         {**_kept("object", "metadata", "data"), **_kept("metadata", *_SERVERS_OWN), **_kept("data", *keys)},
         _maps("object", "metadata", "data"),

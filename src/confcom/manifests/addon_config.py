@@ -33,6 +33,7 @@ _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}")
 _HOST = r"(?:[A-Za-z0-9][A-Za-z0-9.-]{0,252}|\[[0-9A-Fa-f:.]{2,45}\])"
 _PORT = r"(?::(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
 _URL = rf"(?:https?://{_HOST}{_PORT}(?:/[A-Za-z0-9._~:/?&=%+@-]{{0,500}})?)?"
+_ISSUER = rf"(?:https://{_HOST}{_PORT}(?:/[A-Za-z0-9._~/-]{{0,200}})?)?"
 _STORAGE = r"(?:(?:[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?/)?[1-9][0-9]{0,8}[MGT]i)?"
 _OBJECT = r"(?:[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?)?"
 _CIDR = re.compile(r"[0-9A-Fa-f.:]{2,45}/[0-9]{1,3}")
@@ -75,6 +76,14 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """A Secret with tls.crt, tls.key and ca.crt for it, as cert-manager makes them. Empty: it makes its certificate."""
     collateral_url: str = ""
     """Without the collateral service: the PCCS that quote helpers ask. Empty: the one that their image names."""
+    attestation: bool = False
+    """Run the attestation service."""
+    attestation_url: str = ""
+    """The URL by which relying parties reach it, the issuer of its tokens. Empty: that of its Service."""
+    attestation_storage: str = "1Gi"
+    """A volume for its policies, audit record and signing keys: SIZE or CLASS/SIZE. Empty: the pod's own folder."""
+    attestation_tls_secret: str = ""
+    """A Secret with tls.crt, tls.key and ca.crt for it, as cert-manager makes them. Empty: it makes its certificate."""
     metrics: bool = False
     """Run the exporter of EPC use on every SGX node."""
     epc_enforcement: bool = False
@@ -139,8 +148,13 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         self.node_labels()
         self.tolerated()
 
-    def check_grants(self) -> None:
-        """Refuse grants that cannot be kept; not part of `check`, by which settings of earlier versions are read."""
+    def check_together(self) -> None:
+        """Refuse settings that do not fit together; not part of `check`, which reads settings of earlier versions."""
+        if self.attestation and self.platform == "simulated" and not self.collateral:
+            raise ConfigError(
+                "the attestation service of a simulated cluster has no collateral to verify quotes with",
+                advice="Run the collateral service too, --enable-collateral, or add --disable-attestation-service.",
+            )
         narrow = [grant for grant in self.provision_grants if not grant.endswith("/*")]
         if narrow and self.publisher == "dra":
             raise ConfigError(
@@ -158,7 +172,7 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         except msgspec.ValidationError as error:
             raise ConfigError(f"settings of the add-on: {error}") from error
         found.check()
-        found.check_grants()
+        found.check_together()
         return found
 
     def node_labels(self) -> dict[str, str]:
@@ -196,6 +210,9 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 _TEXTS = (
+    ("attestation_storage", _STORAGE, "Write SIZE or CLASS/SIZE, as in 1Gi or standard/1Gi."),
+    ("attestation_tls_secret", _OBJECT, "Write the name of a Secret in the add-on's namespace."),
+    ("attestation_url", _ISSUER, "Write https://HOST, with a port or path if clients need them."),
     ("collateral_storage", _STORAGE, "Write SIZE or CLASS/SIZE, as in 1Gi or standard/1Gi."),
     ("collateral_tls_secret", _OBJECT, "Write the name of a Secret in the add-on's namespace."),
     ("collateral_url", _URL, "Write https://HOST:PORT, without /sgx/certification."),

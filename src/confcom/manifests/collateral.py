@@ -5,29 +5,18 @@ from __future__ import annotations
 import json
 from urllib.parse import urlsplit
 
-from confcom.manifests import account_policies, objects, simulated
+from confcom.manifests import objects, simulated
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import (
-    CLUSTER_CRITICAL,
     COLLATERAL,
     ITSELF,
-    NAMESPACE,
     TMP,
-    USER,
     Object,
     asks_by_name,
-    confined,
-    container,
-    deployment,
-    http_probes,
     mount,
     namespaced_object,
-    resources,
-    service,
-    service_account,
-    settings,
-    tmp_volume,
 )
+from confcom.manifests.tls_service import CA_KEY, FOLDER, TlsService
 
 # Intel's quote provider library reads its configuration once, when it is loaded: from `QCNL_CONF_PATH`, or before that
 # variable existed from a fixed path. It takes TLS roots from the system's folder; no setting names others.
@@ -35,8 +24,6 @@ CONFIG_MAP = "confcom-quote-provider"
 CONFIG_KEY = "sgx_default_qcnl.conf"
 CONFIG_FOLDER = "/etc/confcom/quote-provider"
 OLD_PATH = f"/etc/{CONFIG_KEY}"
-CA_CONFIG_MAP = "confcom-collateral-ca"
-CA_KEY = "ca-certificates.crt"
 SYSTEM_CAS = "/etc/ssl/certs"
 """Where programs of Debian and Ubuntu, those over libcurl too, look for the authorities of TLS certificates."""
 UPSTREAM_PORTS = (objects.DNS_PORT, 80, 443, 8081)
@@ -48,7 +35,7 @@ PATH = "/sgx/certification/v4/"
 def source(config: AddonConfig) -> str:
     """URL of the service, without the interface's path; empty if only the image may name one."""
     if config.collateral:
-        return f"https://{COLLATERAL.name}.{NAMESPACE}.svc:{SERVICE_PORT}"
+        return f"https://{_service(config).host}:{SERVICE_PORT}"
     return config.collateral_url.partition("/sgx/certification")[0].rstrip("/")
 
 
@@ -88,11 +75,13 @@ def volumes(config: AddonConfig) -> list[Object]:
     if not _is_configured(config):
         return []
     found: list[Object] = [{"name": "quote-provider", "configMap": {"name": CONFIG_MAP}}]
-    if config.collateral:
-        # Because the key is named, a pod waits until the service has published its authority.
-        items = [{"key": CA_KEY, "path": CA_KEY}]
-        found.append({"name": "collateral-ca", "configMap": {"name": CA_CONFIG_MAP, "items": items}})
-    return found
+    return [*found, authority_volume(config)] if config.collateral else found
+
+
+def authority_volume(config: AddonConfig) -> Object:
+    """The authority of our own service's certificate. A pod waits until it is published, because the key is named."""
+    items = [{"key": CA_KEY, "path": CA_KEY}]
+    return {"name": "collateral-ca", "configMap": {"name": _service(config).config_map, "items": items}}
 
 
 def mounts(config: AddonConfig) -> list[Object]:
@@ -135,111 +124,45 @@ def _is_configured(config: AddonConfig) -> bool:
     return config.platform == "intel" and bool(source(config))
 
 
-PORT = SERVICE_PORT
-STORE_FOLDER = "/var/lib/confcom"
-CLAIM = "confcom-collateral-store"
-TLS_SECRET = "confcom-collateral-tls"  # noqa: S105 - a name
-SECRET_KEYS = ("tls.crt", "tls.key", "tls.since", "next.crt", "next.key", "ca.crt")
-"""What the service keeps in its Secret."""
 UPSTREAM_SECRET = "confcom-collateral-upstream"  # noqa: S105 - a name
 """The operator's, with Intel's subscription key, or the token of a PCCS, under `key`; it need not be there."""
 UPSTREAM_FOLDER = "/etc/confcom/upstream"
 
 
+def _service(config: AddonConfig) -> TlsService:
+    secret, storage = config.collateral_tls_secret, config.collateral_storage
+    return TlsService(COLLATERAL, SERVICE_PORT, secret, storage, claim="confcom-collateral-store")
+
+
 def collateral(config: AddonConfig) -> list[Object]:
-    """Every object of the service; the Deployment last, after what it uses."""
-    made = deployment(COLLATERAL, _pod(config), replicas=1)
-    if config.collateral_storage:
-        # A volume is in one place at a time: a successor would wait for it until its predecessor has gone.
-        made["spec"]["strategy"] = {"type": "Recreate"}
-    egress = () if config.platform == "simulated" else UPSTREAM_PORTS
-    return [
-        objects.opening(COLLATERAL, ingress=(PORT,), egress=egress, more=config.api_ports),
-        service_account(COLLATERAL, token=True),
-        # Without data: the service writes its certificate and its CA, and an apply leaves both alone.
-        namespaced_object("v1", "Secret", TLS_SECRET, COLLATERAL.component, type="Opaque"),
-        namespaced_object("v1", "ConfigMap", CA_CONFIG_MAP, COLLATERAL.component),
-        *account_policies.own_data((*SECRET_KEYS, CA_KEY)),
-        *_rights(config),
-        *_claim(config),
-        service(COLLATERAL, PORT, "https"),
-        made,
-    ]
-
-
-def _rights(config: AddonConfig) -> list[Object]:
-    return objects.role(
-        COLLATERAL,
-        [
-            objects.rule("", ["secrets"], ["get"], [_tls_secret(config)]),
-            objects.rule("", ["secrets"], ["patch"], [TLS_SECRET]),
-            objects.rule("", ["configmaps"], ["get", "patch"], [CA_CONFIG_MAP]),
-        ],
-    )
-
-
-def _claim(config: AddonConfig) -> list[Object]:
-    if not config.collateral_storage:
-        return []
-    storage_class, _, size = config.collateral_storage.rpartition("/")
-    spec: Object = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}}
-    if storage_class:
-        spec["storageClassName"] = storage_class
-    return [namespaced_object("v1", "PersistentVolumeClaim", CLAIM, COLLATERAL.component, spec=spec)]
-
-
-def _pod(config: AddonConfig) -> Object:
-    volumes, mounts = _volumes(config)
-    return {
-        **asks_by_name(config),
-        "automountServiceAccountToken": True,
-        "priorityClassName": CLUSTER_CRITICAL,
-        "securityContext": {"fsGroup": USER},
-        "terminationGracePeriodSeconds": 30,
-        "containers": [
-            container(
-                config,
-                COLLATERAL.component,
-                ["collateral", "serve"],
-                env=settings("collateral-service", _values(config)),
-                ports=[{"name": "https", "containerPort": PORT, "protocol": "TCP"}],
-                resources=resources("50m", "128Mi", "512Mi"),
-                securityContext=confined(),
-                volumeMounts=mounts,
-                **http_probes("https", tls=True),
-            )
-        ],
-        "volumes": volumes,
-    }
-
-
-def _volumes(config: AddonConfig) -> tuple[list[Object], list[Object]]:
-    """Volumes and mounts. A store in the pod's own folder ends with the pod, and is fetched again.
+    """Every object of the service. A store in the pod's own folder ends with the pod, and is fetched again.
 
     That folder has room for uploads beside the store.
     """
-    lasting = {"persistentVolumeClaim": {"claimName": CLAIM}}
-    store = lasting if config.collateral_storage else {"emptyDir": {"sizeLimit": "1Gi"}}
-    volumes: list[Object] = [tmp_volume(), {"name": "store", **store}]
-    mounts = [mount("tmp", TMP), mount("store", STORE_FOLDER)]
+    found = _service(config)
+    egress = () if config.platform == "simulated" else UPSTREAM_PORTS
+    pod = found.pod(
+        config,
+        ["collateral", "serve"],
+        found.settings("collateral-service", _values(config)),
+        [_upstream_volume(config)],
+        requests=("50m", "128Mi", "512Mi"),
+        more=asks_by_name(config),
+    )
+    opening = objects.opening(COLLATERAL, ingress=(SERVICE_PORT,), egress=egress, more=config.api_ports)
+    return found.objects(opening=opening, service_port=SERVICE_PORT, pod=pod)
+
+
+def _upstream_volume(config: AddonConfig) -> tuple[Object, Object | None]:
     if config.platform == "simulated":
-        return [*volumes, simulated.world_volume()], [*mounts, mount("world", simulated.WORLD_FOLDER, read_only=True)]
+        return simulated.world_volume(), mount("world", simulated.WORLD_FOLDER, read_only=True)
     key = {"secretName": UPSTREAM_SECRET, "optional": True, "defaultMode": 0o440}
-    return [*volumes, {"name": "upstream", "secret": key}], [
-        *mounts,
-        mount("upstream", UPSTREAM_FOLDER, read_only=True),
-    ]
+    return {"name": "upstream", "secret": key}, mount("upstream", UPSTREAM_FOLDER, read_only=True)
 
 
 def _values(config: AddonConfig) -> dict[str, str]:
     found = {
-        "listen": f"[::]:{PORT}",
-        "tls_secret": _tls_secret(config),
-        "tls_given": "true" if config.collateral_tls_secret else "false",
-        "tls_config_map": CA_CONFIG_MAP,
-        "tls_namespace": NAMESPACE,
-        "tls_service": COLLATERAL.name,
-        "store": f"{STORE_FOLDER}/collateral.sqlite",
+        "store": f"{FOLDER}/collateral.sqlite",
         "fmspcs": ",".join(config.collateral_fmspcs),
         "upstream": config.collateral_upstream,
     }
@@ -247,7 +170,3 @@ def _values(config: AddonConfig) -> dict[str, str]:
         world = f"{simulated.WORLD_FOLDER}/{simulated.WORLD_KEY}"
         return found | {"upstream": "simulated", "simulated_machine": world}
     return found | {"upstream_key_file": f"{UPSTREAM_FOLDER}/key", "upstream_key_optional": "true"}
-
-
-def _tls_secret(config: AddonConfig) -> str:
-    return config.collateral_tls_secret or TLS_SECRET

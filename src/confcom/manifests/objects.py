@@ -287,6 +287,21 @@ def service(workload: Workload, port: int, target: str) -> Object:
     )
 
 
+def disruption_budget(workload: Workload) -> Object:
+    """One pod at a time. Those that are not ready may always go, such as when no node is left for another one."""
+    return namespaced_object(
+        "policy/v1",
+        "PodDisruptionBudget",
+        workload.name,
+        workload.component,
+        spec={
+            "maxUnavailable": 1,
+            "selector": {"matchLabels": selector(workload.component)},
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        },
+    )
+
+
 def completed(objects: Iterable[Object], config: AddonConfig, version: str) -> list[Object]:
     """Objects with the version as a label, and in pods the Secrets to pull the image with."""
     found = []

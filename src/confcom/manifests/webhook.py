@@ -22,7 +22,6 @@ from confcom.manifests.objects import (
     mount,
     namespaced_object,
     resources,
-    selector,
     service,
     service_account,
     settings,
@@ -64,7 +63,7 @@ def webhook(config: AddonConfig, ca: WebhookCa | None) -> list[Object]:
         *([] if ca is None else [_ca_secret(ca)]),
         *objects.cluster_role(WEBHOOK, [objects.rule("", ["nodes"], ["get", "list", "watch"])]),
         service(WEBHOOK, admission.ServiceClient().port, "https"),
-        _disruption_budget(),
+        objects.disruption_budget(WEBHOOK),
         deployment(WEBHOOK, _pod(config), replicas=config.webhook_replicas),
         *_configurations(config, None if ca is None else ca.bundle),
     ]
@@ -120,21 +119,6 @@ def _values(config: AddonConfig) -> dict[str, str]:
         "quote_helper": "true" if config.quote_helper else "false",
         "wiring": "plugin",
     } | client_ca
-
-
-def _disruption_budget() -> Object:
-    """One replica at a time. Those that are not ready may always go, such as when no node is left for another one."""
-    return namespaced_object(
-        "policy/v1",
-        "PodDisruptionBudget",
-        WEBHOOK.name,
-        WEBHOOK.component,
-        spec={
-            "maxUnavailable": 1,
-            "selector": {"matchLabels": selector(WEBHOOK.component)},
-            "unhealthyPodEvictionPolicy": "AlwaysAllow",
-        },
-    )
 
 
 def _configurations(config: AddonConfig, bundle: bytes | None) -> list[Object]:

@@ -192,6 +192,24 @@ async def test_a_disable_keeps_settings_and_world_for_the_next_enable(
     assert api.objects[WORLD]["data"] == world
 
 
+async def test_the_state_of_the_attestation_service_is_kept_until_a_purge(
+    addon: Addon, api: ObjectApi, told: list[str]
+) -> None:
+    claim = ("persistentvolumeclaims", NAMESPACE, "confcom-attestation-simulated-state")
+    kept = f"kept PersistentVolumeClaim {NAMESPACE}/{claim[2]}: policies, audit record and signing keys of the"
+    await enable(addon, collateral=True, attestation=True)
+    uid = api.objects[claim]["metadata"]["resourceVersion"]
+    for leave in (lambda: update(addon, attestation=False), lambda: addon.disable(purge=False, wait=60)):
+        await enable(addon, attestation=True)
+        told.clear()
+        await leave()
+        assert not [place for place in api.objects if "attestation" in place[2] and place != claim]
+        assert api.objects[claim]["metadata"]["resourceVersion"] == uid
+        assert [line for line in told if line.startswith(kept)]
+    await addon.disable(purge=True, wait=60)
+    assert not [place for place in api.objects if "attestation" in place[2]]
+
+
 async def test_a_purge_leaves_neither_objects_nor_marks_on_nodes(addon: Addon, api: ObjectApi, told: list[str]) -> None:
     amounts = {"cpu": "2", "kubernetes.azure.com/sgx_epc_mem_in_MiB": "64"}
     labels = {"confcom.dev/sgx": "true", "confcom.dev/sgx-epc-mib": "64"}

@@ -26,7 +26,13 @@ def ref(name: str) -> Ref:
 def test_what_is_not_wanted_any_more_goes_last_kind_first() -> None:
     present = [ref("a"), ref("b"), ref("c"), WORLD_REF, STATE_REF]
     assert to_prune(present, [ref("b")]) == [ref("c"), ref("a")]
-    assert {WORLD_REF, STATE_REF} == KEPT
+
+
+def test_what_cannot_be_made_again_is_kept() -> None:
+    assert to_prune(KEPT, ()) == []
+    claims = {ref.name for ref in KEPT if ref.kind == "PersistentVolumeClaim"}
+    assert claims == {"confcom-attestation-state", "confcom-attestation-simulated-state"}
+    assert KEPT.keys() - {WORLD_REF, STATE_REF} == {ref for ref in KEPT if ref.name in claims}
 
 
 def test_what_the_server_writes_beside_is_no_change() -> None:

@@ -28,13 +28,17 @@ from confcom.manifests.objects import (
 from confcom.manifests.simulated import cleanup
 from confcom.manifests.webhook import WebhookCa
 
-EVERYTHING = AddonConfig(quote_helper=True, collateral=True, metrics=True, provision_grants=("apps/default",))
+EVERYTHING = AddonConfig(
+    quote_helper=True, collateral=True, attestation=True, metrics=True, provision_grants=("apps/default",)
+)
+CLUSTER_WIDE = {"sgx-webhook", "confcom-collateral", "confcom-attestation"}
 VARIANTS = [
     AddonConfig(
         platform=platform,
         publisher=publisher,
         quote_helper=everything,
         collateral=everything,
+        attestation=everything,
         metrics=everything,
         webhook=everything,
         provision_grants=() if not everything else ("more/*",) if publisher == "dra" else ("apps/default", "more/*"),
@@ -148,12 +152,13 @@ def test_containers_say_what_they_use_and_how_they_are(platform: Any) -> None:
         assert one["terminationMessagePolicy"] == "FallbackToLogsOnError"
 
 
-def test_webhook_and_collateral_service_would_run_in_a_restricted_namespace() -> None:
+def test_what_serves_the_cluster_would_run_in_a_restricted_namespace() -> None:
+    allowed = {"emptyDir", "secret", "configMap", "persistentVolumeClaim"}
     for name, pod in pods(rendered(EVERYTHING)):
-        if name not in ("sgx-webhook", "confcom-collateral"):
+        if name not in CLUSTER_WIDE:
             continue
         assert not pod.get("hostPID")
-        assert {next(iter(set(volume) - {"name"})) for volume in pod["volumes"]} <= {"emptyDir", "secret", "configMap"}
+        assert {next(iter(set(volume) - {"name"})) for volume in pod["volumes"]} <= allowed
         assert all(one["securityContext"]["runAsNonRoot"] for one in containers(pod))
         assert not any("hostPort" in port for one in containers(pod) for port in one["ports"])
 
@@ -161,14 +166,15 @@ def test_webhook_and_collateral_service_would_run_in_a_restricted_namespace() ->
 @pytest.mark.parametrize(
     ("publisher", "with_token"),
     [
-        ("devices", {"sgx-webhook", "sgx-metrics", "confcom-collateral"}),
-        ("auto", {"sgx-webhook", "sgx-metrics", "confcom-collateral", "sgx-device-plugin"}),
-        ("dra", {"sgx-webhook", "sgx-metrics", "confcom-collateral", "sgx-device-plugin"}),
+        ("devices", {"sgx-metrics"}),
+        ("auto", {"sgx-metrics", "sgx-device-plugin"}),
+        ("dra", {"sgx-metrics", "sgx-device-plugin"}),
     ],
 )
 def test_only_who_asks_the_api_has_a_token(publisher: Any, with_token: set[str]) -> None:
-    config = AddonConfig(quote_helper=True, collateral=True, metrics=True, publisher=publisher)
+    config = AddonConfig(quote_helper=True, collateral=True, attestation=True, metrics=True, publisher=publisher)
     objects = rendered(config)
+    with_token = with_token | CLUSTER_WIDE
     assert {name for name, pod in pods(objects) if pod["automountServiceAccountToken"]} == with_token
     accounts = [one for one in objects if one["kind"] == "ServiceAccount"]
     assert {one["metadata"]["name"] for one in accounts if one["automountServiceAccountToken"]} == with_token
@@ -199,6 +205,9 @@ def test_rights_are_these_and_no_others() -> None:
         ("Role", "confcom-collateral", "", "secrets", "confcom-collateral-tls", ("get",)),
         ("Role", "confcom-collateral", "", "secrets", "confcom-collateral-tls", ("patch",)),
         ("Role", "confcom-collateral", "", "configmaps", "confcom-collateral-ca", ("get", "patch")),
+        ("Role", "confcom-attestation", "", "secrets", "confcom-attestation-tls", ("get",)),
+        ("Role", "confcom-attestation", "", "secrets", "confcom-attestation-tls", ("patch",)),
+        ("Role", "confcom-attestation", "", "configmaps", "confcom-attestation-ca", ("get", "patch")),
     }
 
 
@@ -250,8 +259,7 @@ def test_the_quote_helpers_epc_is_its_own_however_epc_is_published(publisher: An
 def test_no_priority_of_a_tenant_is_above_a_components() -> None:
     objects = [*rendered(EVERYTHING), *cleanup(msgspec.structs.replace(EVERYTHING, platform="simulated"), version="1")]
     found = {name: pod["priorityClassName"] for name, pod in pods(objects)}
-    cluster = {"sgx-webhook", "confcom-collateral"}
-    assert found == {name: f"system-{'cluster' if name in cluster else 'node'}-critical" for name in found}
+    assert found == {name: f"system-{'cluster' if name in CLUSTER_WIDE else 'node'}-critical" for name in found}
     quota = find(objects, "ResourceQuota", "confcom-critical-pods")["spec"]["scopeSelector"]["matchExpressions"]
     assert [set(one["values"]) for one in quota] == [set(found.values())]
 
@@ -375,6 +383,10 @@ def test_an_operator_may_name_the_namespaces_that_the_webhook_is_for() -> None:
         {"collateral_url": "ftp://x"},
         {"collateral_storage": "big"},
         {"collateral_tls_secret": "A_B"},
+        {"attestation_url": "http://attest.example"},
+        {"attestation_url": "https://attest.example/?x"},
+        {"attestation_storage": "1"},
+        {"attestation_tls_secret": "A_B"},
         {"webhook_client_ca": "A_B"},
         {"api_addresses": ("10.240.0.1",)},
         {"api_addresses": ("10.240.0.1/24",)},

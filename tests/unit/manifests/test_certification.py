@@ -87,7 +87,7 @@ def test_of_our_own_service_the_helper_trusts_what_the_service_publishes_and_nob
     assert environment["CONFCOM_QUOTE_HELPER_COLLATERAL"] == SERVICE
     assert environment["CONFCOM_QUOTE_HELPER_COLLATERAL_CA"] == f"/etc/ssl/certs/{key}"
     assert CollateralServiceConfig().names()[0] in SERVICE
-    assert CollateralServiceConfig().tls_config_map == collateral.CA_CONFIG_MAP
+    assert CollateralServiceConfig().tls_config_map == volume["name"]
 
 
 def test_of_another_service_it_trusts_whom_its_image_does() -> None:

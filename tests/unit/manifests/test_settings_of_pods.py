@@ -8,13 +8,14 @@ import msgspec
 import pytest
 
 from confcom.errors import ConfigError
-from confcom.manifests import collateral, device_plugin, quote_helper, webhook
+from confcom.manifests import device_plugin, quote_helper, webhook
 from confcom.manifests.addon import render
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import (
     NAMESPACE,
 )
 from confcom.protocols import admission, epc
+from confcom.services.attestation.attestation_config import AttestationServiceConfig
 from confcom.services.collateral.collateral_service import CollateralServiceConfig, parse_fmspcs
 from confcom.services.device_plugin.plugin_config import DevicePluginConfig
 from confcom.services.metrics.exporter import MetricsConfig
@@ -28,6 +29,7 @@ DAEMONS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "webhook": ("webhook", WebhookConfig),
     "metrics": ("metrics", MetricsConfig),
     "collateral": ("collateral-service", CollateralServiceConfig),
+    "attestation": ("attestation-service", AttestationServiceConfig),
 }
 
 
@@ -37,7 +39,11 @@ def daemon_settings(config: AddonConfig, component: str) -> Any:
         if one["kind"] in ("DaemonSet", "Deployment"):
             (container,) = one["spec"]["template"]["spec"]["containers"]
             if container["name"] == component:
-                environment = {entry["name"]: entry.get("value", "node-1") for entry in container["env"]}
+                environment = {
+                    entry["name"]: entry.get("value", "node-1")
+                    for entry in container["env"]
+                    if "secretKeyRef" not in entry.get("valueFrom", {})
+                }
                 prefix = f"CONFCOM_{service.upper().replace('-', '_')}_"
                 ours = [name for name in environment if name.startswith("CONFCOM_")]
                 fields = {name.removeprefix(prefix).lower() for name in ours}
@@ -47,7 +53,15 @@ def daemon_settings(config: AddonConfig, component: str) -> Any:
 
 
 def config(platform: Any, publisher: Any = "auto", **more: Any) -> AddonConfig:
-    return AddonConfig(platform=platform, publisher=publisher, quote_helper=True, collateral=True, metrics=True, **more)
+    return AddonConfig(
+        platform=platform,
+        publisher=publisher,
+        quote_helper=True,
+        collateral=True,
+        attestation=True,
+        metrics=True,
+        **more,
+    )
 
 
 @pytest.mark.parametrize("platform", ["intel", "simulated"])
@@ -93,7 +107,7 @@ def test_the_others_take_theirs(platform: str) -> None:
     service = daemon_settings(config(platform, collateral_fmspcs=("00906ed50000", "tdx:b0c06f000000")), "collateral")
     service.check()
     assert [tee for tee, _ in parse_fmspcs(service.fmspcs)] == ["sgx", "tdx"]
-    assert service.tls_secret == collateral.TLS_SECRET
+    assert service.tls_secret == "confcom-collateral-tls"
     daemon_settings(config(platform), "metrics").check()
     found = daemon_settings(config(platform, provision_grants=("apps/one",)), "webhook")
     found.check()

@@ -1,0 +1,116 @@
+"""The attestation service, one pod that relying parties ask; its policies, audit record and keys are on a volume.
+
+An instance judges real or simulated evidence, never both: the simulated one has another name, and so another host,
+certificate and volume.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from confcom.manifests import collateral, objects, simulated
+from confcom.manifests.addon_config import AddonConfig
+from confcom.manifests.objects import (
+    Object,
+    Workload,
+    confined,
+    container,
+    mount,
+    resources,
+)
+from confcom.manifests.tls_service import CA_KEY, FOLDER, TlsService
+
+HARDWARE, SIMULATED = (
+    Workload("attestation", name) for name in ("confcom-attestation", "confcom-attestation-simulated")
+)
+PORT = 8443
+SERVICE_PORT = 443
+ADMIN_SECRET = "confcom-attestation-admin"  # noqa: S105 - a name
+"""The operator's, with the SHA-512 of the first administrator's token under `ADMIN_KEY`; it need not be there."""
+ADMIN_KEY = "token-sha512"
+COLLATERAL_CA_FOLDER = "/etc/confcom/collateral-ca"
+TRUST_FOLDER = "/trust"
+"""Where the root of a simulated world is made, in memory."""
+
+
+def claim_of(workload: Workload) -> str:
+    """The claim of the volume with policies, audit record and signing keys."""
+    return f"{workload.name}-state"
+
+
+def attestation(config: AddonConfig) -> list[Object]:
+    """Every object of the service."""
+    workload = SIMULATED if config.platform == "simulated" else HARDWARE
+    found = TlsService(
+        workload, PORT, config.attestation_tls_secret, config.attestation_storage, claim=claim_of(workload)
+    )
+    pod = found.pod(
+        config,
+        ["attestation", "serve"],
+        [*found.settings("attestation-service", _values(config, found.host)), _administrator()],
+        _volumes(config),
+        requests=("100m", "128Mi", "512Mi"),
+        more={"dnsPolicy": "ClusterFirst"} | _root(config),
+    )
+    asked = (objects.DNS_PORT, collateral.SERVICE_PORT) if config.collateral else collateral.UPSTREAM_PORTS
+    more = (*config.api_ports, *collateral.asked_ports(config))
+    opening = objects.opening(workload, ingress=(PORT,), egress=asked, more=more)
+    return [objects.disruption_budget(workload), *found.objects(opening=opening, service_port=SERVICE_PORT, pod=pod)]
+
+
+def remark(config: AddonConfig) -> str:
+    """A remark for the operator who enables the service; empty if there is none."""
+    if not config.attestation or config.attestation_storage:
+        return ""
+    return (
+        "policies, audit record and signing keys of the attestation service end with its pod: "
+        "--attestation-storage names a volume"
+    )
+
+
+def _values(config: AddonConfig, host: str) -> dict[str, str]:
+    found = {
+        "url": config.attestation_url or f"https://{host}",
+        "store": f"{FOLDER}/attestation.sqlite",
+        "keys": f"{FOLDER}/attestation-keys",
+        "collateral": collateral.source(config) or "intel",
+    }
+    if config.attestation_url:
+        found["tls_hosts"] = urlsplit(config.attestation_url).hostname or ""
+    if config.collateral:
+        found["collateral_ca"] = f"{COLLATERAL_CA_FOLDER}/{CA_KEY}"
+    if config.platform == "simulated":
+        found["trust_roots"] = f"{TRUST_FOLDER}/world/{simulated.ROOT_KEY}"
+    return found
+
+
+def _administrator() -> Object:
+    key = {"name": ADMIN_SECRET, "key": ADMIN_KEY, "optional": True}
+    return {"name": "CONFCOM_ATTESTATION_SERVICE_ADMIN_TOKEN_HASH", "valueFrom": {"secretKeyRef": key}}
+
+
+def _volumes(config: AddonConfig) -> list[tuple[Object, Object | None]]:
+    found: list[tuple[Object, Object | None]] = []
+    if config.collateral:
+        authority = mount("collateral-ca", COLLATERAL_CA_FOLDER, read_only=True)
+        found.append((collateral.authority_volume(config), authority))
+    if config.platform == "simulated":
+        folder = {"name": "trust", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}
+        found += [(folder, mount("trust", TRUST_FOLDER, read_only=True)), (simulated.world_volume(), None)]
+    return found
+
+
+def _root(config: AddonConfig) -> Object:
+    """An init container that takes the root out of the simulated world, with which quotes could be forged."""
+    if config.platform != "simulated":
+        return {}
+    world = f"{simulated.WORLD_FOLDER}/{simulated.WORLD_KEY}"
+    made = container(
+        config,
+        "root",
+        ["simulate", "collateral", world, "-o", f"{TRUST_FOLDER}/world"],
+        resources=resources("10m", "64Mi", "256Mi"),
+        securityContext=confined(),
+        volumeMounts=[mount("world", simulated.WORLD_FOLDER, read_only=True), mount("trust", TRUST_FOLDER)],
+    )
+    return {"initContainers": [made]}
