@@ -26,6 +26,7 @@ SETTINGS = (
     "--quote-helper-epc-mib=4",
     "--quote-helper-groups=",
     "--quote-helper-seccomp=runtime/default",
+    "--expected-signers=",
     f"--provision-grants={GRANTED}/*",
     "--node-selector=",
     "--toleration=",

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from aesm_wire import KEY_ID, read_response, request
+from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.wiring import create_machine_file, declare_enclave, launch_enclave, open_platform
 from running_helper import exchange
 
@@ -28,12 +29,11 @@ def make_machine(folder: Path) -> Path:
     return path
 
 
-def quote_request(machine: Path) -> tuple[bytes, bytes]:
+def quote_request(machine: Path, enclave: EnclaveDeclaration | None = None) -> tuple[bytes, bytes]:
     """A frame that asks for a quote, and the quote that any process with this machine answers."""
     platform = open_platform("simulated", machine=machine)
-    report = launch_enclave(machine, declare_enclave("load")).create_report(
-        platform.init_quote().target_info, bytes(64)
-    )
+    target = platform.init_quote().target_info
+    report = launch_enclave(machine, enclave or declare_enclave("load")).create_report(target, bytes(64))
     quote = platform.quote(report).quote
     return request(17, (1, bytes(report)), (2, KEY_ID), (4, len(quote))), quote
 

@@ -101,6 +101,7 @@ def test_manifests_are_what_is_rendered(capsys: pytest.CaptureFixture[str]) -> N
     words = ["--enable-sgxquotehelper", "--disable-webhook", "--provision-grants", "a/b,c/*", "--toleration", "x=y"]
     words += ["--image", "registry/x:1", "--api-ports", "443,7443", "--quote-helper-groups", "105"]
     words += ["--api-addresses", "10.240.0.1/32,fd00::/64", "--webhook-client-ca", "api-client-ca"]
+    words += ["--expected-signers", f"{'0' * 64},{'a' * 64}"]
     words += ["--collateral-url", "https://pccs.example", "--collateral-fmspc", "00906ed50000"]
     words += ["--enable-attestation-service", "--attestation-url", "https://attest.example"]
     words += ["--attestation-storage", "fast/2Gi", "--attestation-tls-secret", "given"]
@@ -115,6 +116,7 @@ def test_manifests_are_what_is_rendered(capsys: pytest.CaptureFixture[str]) -> N
         api_addresses=("10.240.0.1/32", "fd00::/64"),
         webhook_client_ca="api-client-ca",
         quote_helper_groups=(105,),
+        expected_signers=("0" * 64, "a" * 64),
         collateral_url="https://pccs.example",
         collateral_fmspcs=("00906ed50000",),
         attestation=True,

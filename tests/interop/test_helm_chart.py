@@ -90,6 +90,7 @@ PATHS = {
     "quote_helper_epc_mib": "quoteHelper.epcMiB",
     "quote_helper_groups": "quoteHelper.groups",
     "quote_helper_seccomp": "quoteHelper.seccompProfile",
+    "expected_signers": "quoteHelper.expectedSigners",
     "provision_grants": "provisionGrants",
     "webhook_replicas": "webhook.replicas",
     "webhook_namespaces": "webhook.namespaces",
@@ -182,6 +183,7 @@ DETAILS: list[dict[str, Any]] = [
     {"webhook_client_ca": "api-client-ca", "api_addresses": ("10.240.0.1/32", "fd00::/64")},
     {"api_ports": (443, 16443), "metrics": True, "image_pull_secrets": ("one", "two")},
     {"quote_helper": True, "quote_helper_seccomp": "localhost/confcom/quote-helper.json"},
+    {"quote_helper": True, "expected_signers": ("00" * 32, "Fe" * 32), "platform": "simulated"},
     {"quote_helper": True, "provision_grants": ("confcom-system/x", "apps/*")},
     {
         "metrics": True,

@@ -16,7 +16,7 @@ import pytest
 from aesm_wire import KEY_ID, request
 from confcom.errors import ConfigError, PlatformUnavailable
 from confcom.services.quote_helper.peers import peer_name
-from confcom.wiring import export_simulated_collateral
+from confcom.wiring import declare_enclave, export_simulated_collateral
 from helper_process import HelperProcess, eventually, get, make_machine, quote_request
 from recording_platform import RecordingPlatform
 from running_helper import exchange, running_helper
@@ -88,6 +88,41 @@ def test_metrics_tell_what_was_asked_and_how_the_platform_looks(
     assert after["confcom_quote_helper_collateral_expires_seconds"] > 0
     assert after["confcom_quote_helper_waiting"] == 0
     assert after["confcom_quote_helper_log_lines_lost_total"] == 0
+
+
+def test_the_page_names_the_enclaves_that_had_quotes_and_counts_debug_and_unexpected_ones(
+    tmp_path: Path, machine: Path
+) -> None:
+    ours, other = declare_enclave("web", "us"), declare_enclave("tool", "them", isv_svn=4, debug=True)
+    frames = [quote_request(machine, enclave)[0] for enclave in (ours, other, ours)]
+    forged = bytearray(frames[0])
+    at = forged.index(ours.mr_enclave)
+    forged[at : at + 32] = bytes(32)  # what a client merely sends, the QE refuses
+    settings = f'expected_signers = ["{ours.mr_signer.hex()}"]'
+    page = f"unix:{tmp_path / 'http'}"
+    helper = HelperProcess(tmp_path / "aesm.socket", machine, "--http", page, settings=settings).ready()
+    try:
+        first = samples(get(page, "/metrics")[1])
+        for frame in (*frames, bytes(forged)):
+            exchange(helper.path, frame)
+        assert get(page, "/readyz")[0] == 200  # its own test is a quote too
+        found = samples(get(page, "/metrics")[1])
+    finally:
+        helper.end()
+
+    prefix = "confcom_quote_helper_"
+    assert (first[f"{prefix}debug_quotes_total"], first[f"{prefix}unexpected_signer_quotes_total"]) == (0, 0)
+    assert (found[f"{prefix}debug_quotes_total"], found[f"{prefix}unexpected_signer_quotes_total"]) == (1, 1)
+    peer = peer_name(Path("/"), os.getpid(), os.getuid())
+    enclaves = {name: value for name, value in found.items() if name.startswith(f"{prefix}enclave_quotes_total")}
+    assert enclaves == {
+        f'{prefix}enclave_quotes_total{{debug="{debug}",isv_prod_id="1",isv_svn="{svn}",'
+        f'mr_enclave="{one.mr_enclave.hex()}",mr_signer="{one.mr_signer.hex()}",peer="{peer}",'
+        f'signer_expected="{expected}"}}': count
+        for one, debug, svn, expected, count in ((ours, "false", 1, "true", 2), (other, "true", 4, "false", 1))
+    }
+    (when,) = {value for name, value in found.items() if "last_quote" in name and ours.mr_enclave.hex() in name}
+    assert abs(when - time.time()) < 600
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ LOCALHOST = "localhost/"
 """Where a seccomp profile is looked for; written as Kubernetes' annotations had it."""
 
 _DNS = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
-_GRANT = re.compile(rf"{_DNS}/(?:{_DNS}(?:\.{_DNS})*|\*)")
+_GRANT = rf"{_DNS}/(?:{_DNS}(?:\.{_DNS})*|\*)"
 _SIZES = re.compile(r"[0-9]{1,15}(?:[KMGT](?:i|iB)?)?(?:,[0-9]{1,15}(?:[KMGT](?:i|iB)?)?)*")
 _LABEL_KEY = rf"(?:{_DNS}(?:\.{_DNS})*/)?[A-Za-z0-9](?:[-_.A-Za-z0-9]{{0,61}}[A-Za-z0-9])?"
 _LABEL_VALUE = r"(?:[A-Za-z0-9](?:[-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?)?"
@@ -37,7 +37,8 @@ _ISSUER = rf"(?:https://{_HOST}{_PORT}(?:/[A-Za-z0-9._~/-]{{0,200}})?)?"
 _STORAGE = r"(?:(?:[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?/)?[1-9][0-9]{0,8}[MGT]i)?"
 _OBJECT = r"(?:[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?)?"
 _CIDR = re.compile(r"[0-9A-Fa-f.:]{2,45}/[0-9]{1,3}")
-_FMSPC = re.compile(r"(?:sgx:|tdx:)?[0-9A-Fa-f]{12}")
+_FMSPC = r"(?:sgx:|tdx:)?[0-9A-Fa-f]{12}"
+_SIGNER = r"[0-9A-Fa-f]{64}"
 _NAME = r"[A-Za-z0-9_][-A-Za-z0-9_.]{0,127}"
 _PROFILE = rf"{RUNTIME_DEFAULT}|{LOCALHOST}(?:{_NAME}/)*{_NAME}"
 _UPSTREAM = re.compile(r"intel|thim|https?://[!-~]{1,500}")
@@ -101,6 +102,9 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Numbers of the groups that own the SGX devices on the nodes (`sgx_prv`), to which the quote helper belongs."""
     quote_helper_seccomp: str = RUNTIME_DEFAULT
     """Its seccomp profile: runtime/default, or localhost/PATH for one in the folder of the nodes' kubelets."""
+    expected_signers: tuple[str, ...] = ()
+    """MRSIGNERs of the enclaves that are expected on the nodes: the quote helper counts quotes of others, for an alert,
+    and gives them all the same. Empty: any."""
     provision_grants: tuple[str, ...] = ()
     """Who may hold the provisioning device: NAMESPACE/SERVICEACCOUNT, or NAMESPACE/*."""
 
@@ -133,18 +137,11 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 f"{self.simulated_epc!r} is no size of EPC", advice="Write for example 168Mi, or 64Gi,64Gi."
             )
         _check_texts(msgspec.structs.asdict(self))
-        for fmspc in self.collateral_fmspcs:
-            if _FMSPC.fullmatch(fmspc) is None:
-                raise ConfigError(f"{fmspc!r} is no FMSPC", advice="Write 12 hexadecimal digits, after tdx: for TDX.")
+        for field, pattern, wrong, advice in _LISTS:
+            for word in getattr(self, field):
+                if not word or re.fullmatch(pattern, word) is None:
+                    raise ConfigError(f"{word!r} {wrong}", advice=advice)
         _check_addresses(self.api_addresses)
-        for name in self.image_pull_secrets:
-            if not name or re.fullmatch(_OBJECT, name) is None:
-                raise ConfigError(f"{name!r} is no name of a Secret", advice="Write the name of one in confcom-system.")
-        for grant in self.provision_grants:
-            if _GRANT.fullmatch(grant) is None:
-                raise ConfigError(
-                    f"{grant!r} names no service account", advice="Write NAMESPACE/SERVICEACCOUNT, or NAMESPACE/*."
-                )
         self.node_labels()
         self.tolerated()
 
@@ -220,6 +217,13 @@ _TEXTS = (
     ("quote_helper_seccomp", _PROFILE, "Write runtime/default, or a path as in localhost/confcom/quote-helper.json."),
 )
 """Settings of one word each: field, pattern and advice."""
+_LISTS = (
+    ("collateral_fmspcs", _FMSPC, "is no FMSPC", "Write 12 hexadecimal digits, after tdx: for TDX."),
+    ("expected_signers", _SIGNER, "is no MRSIGNER", "Write its 64 hexadecimal digits."),
+    ("image_pull_secrets", _OBJECT, "is no name of a Secret", "Write the name of one in confcom-system."),
+    ("provision_grants", _GRANT, "names no service account", "Write NAMESPACE/SERVICEACCOUNT, or NAMESPACE/*."),
+)
+"""Settings of several words: field, pattern of each, what is said of a wrong one, and advice."""
 
 
 def _check_texts(settings: Mapping[str, Any]) -> None:

@@ -105,6 +105,8 @@ def _settings(config: AddonConfig) -> dict[str, str]:
         "when_killed": "restart",
         "http": f"[::]:{HTTP_PORT}",
     }
+    if config.expected_signers:
+        found["expected_signers"] = ",".join(config.expected_signers)
     if config.platform == "simulated":
         found["simulated_machine"] = GRANTED_MACHINE
     return found | collateral.verifying(config)

@@ -27,6 +27,7 @@ from confcom.protocols.aesm import CLOSED, NEED_DATA
 from confcom.protocols.aesm_messages import GetQuoteExRequest, GetQuoteExResponse
 from confcom.services.quote_helper.broker import AesmBroker, Answer
 from confcom.services.quote_helper.connection import Conversation, PendingRequest, RequestEvent
+from confcom.services.quote_helper.enclave_inventory import EnclaveInventory
 from confcom.services.quote_helper.helper_config import QuoteHelperConfig
 from confcom.services.quote_helper.helper_metrics import QuoteHelperMetrics
 from confcom.services.quote_helper.helper_quoting import Quoting
@@ -178,6 +179,7 @@ class AesmFront:
         self._ticks: asyncio.TimerHandle | None = None
         self._quoting: Quoting | None = None
         self.last_quote: ClientQuote | None = None
+        self.enclaves = EnclaveInventory(config.expected_signers)
         self.peers = Peers(
             Path(config.host_root),
             max_connections=config.max_connections_per_peer,
@@ -263,6 +265,8 @@ class AesmFront:
         request, response = pending.call.request, answer.response
         if isinstance(request, GetQuoteExRequest) and isinstance(response, GetQuoteExResponse) and response.quote:
             self.last_quote = ClientQuote(request.report, response.quote)
+            conversation = pending.conversation
+            self.enclaves.record(conversation.peer.name, response.quote, conversation.started)
         return pending.conversation.write(answer)
 
     def _on_connect(self, client: _socket.socket) -> None:

@@ -198,6 +198,7 @@ class _Helper:
         self._metrics = QuoteHelperMetrics(CollectorRegistry(), observe, log)
         self._listener = UnixListener(self._path, backlog=config.backlog, replace=config.replace)
         self._front = AesmFront(self._broker, config, self._metrics)
+        self._metrics.registry.register(self._front.enclaves)
         queue, deliver = self._front.queue, self._front.deliver
         self._quoting: Quoting = (
             QuickQuoting(self._broker, queue, deliver)

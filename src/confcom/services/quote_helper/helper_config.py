@@ -8,6 +8,9 @@ import msgspec
 
 from confcom.protocols.aesm import MAX_REQUEST
 
+Signer = Annotated[str, msgspec.Meta(pattern="^[0-9A-Fa-f]{64}$")]
+"""An MRSIGNER in hex."""
+
 
 class QuoteHelperConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of the quote helper; the defaults are those for production."""
@@ -40,6 +43,9 @@ class QuoteHelperConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     because peers take turns anyway."""
     peer_burst: Annotated[int, msgspec.Meta(ge=1)] = 100
     """Requests that a peer may make at once before its rate counts."""
+    expected_signers: tuple[Signer, ...] = ()
+    """MRSIGNERs of the enclaves that are expected here. Others get quotes too, and are counted in a metric of their
+    own. Empty: any."""
     host_root: str = "/"
     """Where the host's `proc` is, to learn the pod of a process."""
     fd_reserve: Annotated[int, msgspec.Meta(ge=16)] = 64
