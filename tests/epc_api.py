@@ -19,6 +19,7 @@ CANONICAL = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
 _EVENTS = re.compile(r"/apis/events\.k8s\.io/v1/namespaces/([^/]+)/events(?:/([^/]+))?")
 _PROXY = re.compile(r"/api/v1/namespaces/([^/]+)/pods/([^/]+)/proxy/metrics")
 _CLAIM = re.compile(r"/apis/resource\.k8s\.io/v1/namespaces/([^/]+)/resourceclaims/([^/]+)")
+_CONFIG_MAP = re.compile(r"/api/v1/namespaces/([^/]+)/configmaps/([^/]+)")
 _MICRO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}(Z|[+-]\d\d:\d\d)")
 
 
@@ -54,6 +55,7 @@ class EpcApi(ApiStandIn):
         self.nodes: dict[str, str] = {"n1": "168"}
         self.pods: dict[str, dict[str, Any]] = {}
         self.claims: dict[tuple[str, str], dict[str, Any]] = {}
+        self.config_maps: dict[tuple[str, str], dict[str, Any]] = {}
         self.events: dict[tuple[str, str], dict[str, Any]] = {}
         self.pages: dict[str, bytes] = {}
         self.forbidden: set[str] = set()
@@ -96,6 +98,8 @@ class EpcApi(ApiStandIn):
             self._event(request, method, match[1], match[2], body)
         elif match := _PROXY.fullmatch(url.path):
             self._page(request, match[2])
+        elif match := _CONFIG_MAP.fullmatch(url.path):
+            self._found(request, self.config_maps.get((match[1], match[2])))
         elif match := _CLAIM.fullmatch(url.path):
             self._found(request, self.claims.get((match[1], match[2])))
         elif url.path == "/api/v1/nodes":

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from confcom.services.collateral.service_config import CollateralServiceConfig
     from confcom.services.device_plugin.plugin_config import DevicePluginConfig
     from confcom.services.metrics.exporter import MetricsConfig
+    from confcom.services.metrics_api.metrics_api_config import MetricsApiConfig
     from confcom.services.quote_helper.helper import QuoteHelperConfig
     from confcom.services.webhook.webhook_config import WebhookConfig
 
@@ -273,6 +274,25 @@ def webhook(config: WebhookConfig) -> None:
     from confcom.services.webhook.webhook import serve
 
     run_until_stopped(partial(serve, config, clock=now, started=lambda url: click.echo(f"webhook: ready on {url}")))
+
+
+# The metrics API.
+
+
+@daemon("metrics-api", "confcom.services.metrics_api.metrics_api_config:MetricsApiConfig", extras="services,kube")
+@click.option("--listen", metavar="HOST:PORT", help="Where to serve HTTPS.  [default: [::]:8443]")
+@click.option("--http", metavar="ADDRESS", help="Where /healthz, /readyz and /metrics are: HOST:PORT or unix:PATH.")
+@click.option("--ca", metavar="DIR", help="Folder with the CA (tls.crt, tls.key) that the APIService trusts.")
+@click.option("--exporters-ca", metavar="PEM", help="The CAs of the exporters' certificates.")
+@click.option("--kubeconfig", metavar="FILE", help="Credentials; else the pod's service account.")
+def metrics_api(config: MetricsApiConfig) -> None:
+    """Answer the Kubernetes API's questions for custom metrics, so that HPA can scale on EPC and quotes.
+
+    An aggregated API server for custom.metrics.k8s.io/v1beta2. It asks the exporters of every node itself.
+    """
+    from confcom.services.metrics_api.metrics_api import serve
+
+    run_until_stopped(partial(serve, config, clock=now, started=lambda url: click.echo(f"metrics API: ready on {url}")))
 
 
 # The collateral service.

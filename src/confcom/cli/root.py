@@ -28,6 +28,7 @@ COMMANDS: CommandTable = {
     "device-plugin": ("confcom.cli.daemons", "device_plugin", "Make this node's EPC a schedulable resource."),
     "quote-helper": ("confcom.cli.daemons", "quote_helper", "Serve quotes to every enclave of this node (AESM)."),
     "metrics": ("confcom.cli.daemons", "metrics", "Show and report what this node's containers use of EPC."),
+    "metrics-api": ("confcom.cli.daemons", "metrics_api", "Answer HPA with what pods use of EPC and make of quotes."),
     "top": ("confcom.cli.top", "top", "Show EPC and quotes per node and pod of a cluster."),
     "webhook": ("confcom.cli.daemons", "webhook", "Complete or refuse pods that use SGX, when they are created."),
     "check-pods": (

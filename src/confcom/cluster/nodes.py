@@ -7,9 +7,9 @@ client is made. Only `nodes/status` of the one node is ever written.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from lightkube import AsyncClient
 from lightkube.core.resource import ApiInfo, ResourceDef
@@ -19,6 +19,7 @@ from lightkube.types import PatchType
 
 from confcom.cluster.client import cluster_errors, open_client
 from confcom.errors import ClusterError, ClusterRefused, FormatError
+from confcom.protocols.custom_metrics import ScaledPod, parse_scaled_pod
 from confcom.protocols.epc import (
     CANONICAL,
     EpcNode,
@@ -171,32 +172,82 @@ class JsonClaim(GenericNamespacedResource):
     )
 
 
-class NodePods:
-    """A node and its pods by uid, followed by a watch; `known` is true after the first complete list.
+_Pod = TypeVar("_Pod", bound=EpcPod | ScaledPod)
 
-    `claims`: bytes of EPC of the pods' ResourceClaims, by namespace and name, as far as they could be read.
+
+class Pods(Generic[_Pod]):
+    """Pods by uid, followed by a watch; `known` is true after the first complete list.
+
+    `parse` reads a Pod object; one for which it raises `FormatError` is passed over. `fields` select pods.
     """
 
-    def __init__(self, node: str, *, kubeconfig: str | None = None, resource: str = CANONICAL) -> None:
-        self.node = EpcNode(node)
-        self.pods: Mapping[str, EpcPod] = {}
-        self.claims: Mapping[tuple[str, str], int] = {}
+    def __init__(
+        self, parse: Callable[[Any], _Pod], *, kubeconfig: str | None, manager: str, fields: Mapping[str, str]
+    ) -> None:
+        self.pods: dict[str, _Pod] = {}
         self.known = False
+        self._parse = parse
         self._kubeconfig = kubeconfig
-        self._resource = resource
+        self._manager = manager
+        self._fields = dict(fields) or None
 
     async def follow(self) -> None:
         """List, then watch, for `LIFE` at most; `ClusterError` on failure."""
-        client: Any = open_client(self._kubeconfig, field_manager="confcom-metrics")
+        client: Any = open_client(self._kubeconfig, field_manager=self._manager)
         try:
             async with asyncio.timeout(LIFE):
-                with cluster_errors(f"cannot follow the pods of node {self.node.name}", advice=_PODS_ADVICE):
+                with cluster_errors("cannot follow the pods", advice=_PODS_ADVICE):
                     version = await self._list(client)
                     await self._watch(client, version)
         except TimeoutError:
             return
         finally:
             await client.close()
+
+    async def _list(self, client: Any) -> str:  # noqa: ANN401 - lightkube's signatures know its own models only
+        listed = client.list(JsonPod, namespace="*", fields=self._fields, chunk_size=CHUNK)
+        found = [pod async for document in listed if (pod := self._read(document)) is not None]
+        self.pods, self.known = {pod.uid: pod for pod in found}, True
+        return str(listed.resourceVersion)
+
+    async def _watch(self, client: Any, version: str) -> None:  # noqa: ANN401 - as above
+        seen = client.watch(
+            JsonPod, namespace="*", fields=self._fields, resource_version=version, server_timeout=SERVER_TIMEOUT
+        )
+        async with aclosing(seen):
+            async for kind, document in seen:
+                pod = self._read(document)
+                if pod is None:
+                    continue
+                if kind == "DELETED":
+                    self.pods.pop(pod.uid, None)
+                else:
+                    self.pods[pod.uid] = pod
+
+    def _read(self, document: Any) -> _Pod | None:  # noqa: ANN401 - JSON
+        try:
+            return self._parse(dict(document))
+        except FormatError:
+            return None  # a pod that cannot be read must not stop the others
+
+
+def scaled_pods(kubeconfig: str | None) -> Pods[ScaledPod]:
+    """Every pod of the cluster."""
+    return Pods(parse_scaled_pod, kubeconfig=kubeconfig, manager="confcom-metrics-api", fields={})
+
+
+class NodePods(Pods[EpcPod]):
+    """A node and its pods.
+
+    `claims`: bytes of EPC of the pods' ResourceClaims, by namespace and name, as far as they could be read.
+    """
+
+    def __init__(self, node: str, *, kubeconfig: str | None = None, resource: str = CANONICAL) -> None:
+        own = {"spec.nodeName": node}
+        super().__init__(parse_pod, kubeconfig=kubeconfig, manager="confcom-metrics", fields=own)
+        self.node = EpcNode(node)
+        self.claims: Mapping[tuple[str, str], int] = {}
+        self._resource = resource
 
     async def refresh(self) -> None:
         """Read the node and the claims of new pods; `ClusterError` on failure."""
@@ -226,34 +277,3 @@ class NodePods:
                 continue
             found[namespace, name] = parse_claim(dict(claim))
         self.claims = found
-
-    async def _list(self, client: Any) -> str:  # noqa: ANN401 - lightkube's signatures know its own models only
-        listed = client.list(JsonPod, namespace="*", fields=self._own(), chunk_size=CHUNK)
-        pods = {}
-        async for document in listed:
-            if (pod := _parse(document)) is not None:
-                pods[pod.uid] = pod
-        self.pods, self.known = pods, True
-        return str(listed.resourceVersion)
-
-    async def _watch(self, client: Any, version: str) -> None:  # noqa: ANN401 - as above
-        seen = client.watch(
-            JsonPod, namespace="*", fields=self._own(), resource_version=version, server_timeout=SERVER_TIMEOUT
-        )
-        async with aclosing(seen):
-            async for kind, document in seen:
-                pod = _parse(document)
-                if pod is None:
-                    continue
-                others = {uid: other for uid, other in self.pods.items() if uid != pod.uid}
-                self.pods = others if kind == "DELETED" else others | {pod.uid: pod}
-
-    def _own(self) -> dict[str, str]:
-        return {"spec.nodeName": self.node.name}
-
-
-def _parse(document: Any) -> EpcPod | None:  # noqa: ANN401 - JSON
-    try:
-        return parse_pod(dict(document))
-    except FormatError:
-        return None  # a pod that cannot be read must not stop the others

@@ -23,9 +23,11 @@ from confcom.devices.misc_cgroup import MiscCgroup, MiscUse, ReclaimThread, find
 from confcom.devices.processes import EnclaveDevice, count_use, find_enclave_processes
 from confcom.devices.sgx_node import SgxNode, find_sgx
 from confcom.errors import ConfcomError, ConfigError
+from confcom.protocols.custom_metrics import EXPORTERS
 from confcom.protocols.epc import CANONICAL
 from confcom.services.metrics.page import EpcMetrics, EpcReports
 from confcom.services.metrics.use import Episode, Episodes, NodeUse, Seen, put_together
+from confcom.services.runtime.issued_certificate import serve_issued_page
 from confcom.services.runtime.process import run_until
 from confcom.services.runtime.status_page import Page, StatusPage, metrics_of
 
@@ -48,6 +50,10 @@ class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     http: str = "[::]:9466"
     """Where /healthz, /readyz and /metrics are served."""
+    https: str = ""
+    """Where /metrics is served over TLS too, for the metrics API; empty for nowhere."""
+    https_ca: str = "/etc/confcom/exporters-ca"
+    """Folder with tls.crt and tls.key of the CA that issues its certificate."""
     interval: _Seconds = 10.0
     """Seconds between two looks at the processes."""
 
@@ -166,16 +172,21 @@ class MetricsExporter:
         self._log = structlog.get_logger()
         self._registry = CollectorRegistry()
         self._registry.register(self.metrics)
+        self.metrics.age = lambda: monotonic() - (self._looked or self._begun)
 
     def actors(self) -> list[Coroutine[Any, Any, None]]:
         """What looks, follows the pods, reports and serves, until cancelled."""
         pages = {"/healthz": self._healthz, "/readyz": self._readyz, "/metrics": metrics_of(self._registry)}
-        return [
+        found = [
             StatusPage(self._config.http, pages).run(),
             self._again("pods", self._pods.follow, 0.0),
             self._again("node", self._pods.refresh, NODE_INTERVAL),
             self._look_again(),
         ]
+        if self._config.https:
+            own, ca = {"/metrics": pages["/metrics"]}, Path(self._config.https_ca)
+            found.append(serve_issued_page(self._config.https, own, ca, EXPORTERS["metrics"]))
+        return found
 
     async def look(self) -> NodeUse:
         """One round: look, enforce, judge, report."""
@@ -202,9 +213,12 @@ class MetricsExporter:
         metrics.use, metrics.node, metrics.pods_known = use, self._pods.node, self._pods.known
         metrics.held = self._enforcement.held
         metrics.over = {row.labels: None for row in use.containers if row.judged and row.pod is not None}
+        now = self._monotonic()
+        metrics.over_for = dict.fromkeys(metrics.over, 0.0)
         for row in use.containers:
             if (kind := self._episodes.judge(row)) is not None:
                 metrics.over[row.labels] = kind
+                metrics.over_for[row.labels] = self._episodes.over_for(row, now)
 
     def _begin(self, episode: Episode) -> None:
         self.metrics.episodes[episode.kind] += 1

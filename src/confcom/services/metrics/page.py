@@ -49,6 +49,8 @@ class EpcMetrics(Collector):
         self.seen: Seen | None = None
         self.sgx: SgxNode | None = None
         self.over: dict[tuple[str, str, str], Kind | None] = {}
+        self.over_for: dict[tuple[str, str, str], float] = {}
+        self.age: Callable[[], float] = lambda: 0.0
         self.pods_known = False
         self.held = 0
         self.episodes: Counter[Kind] = Counter()
@@ -93,6 +95,13 @@ class EpcMetrics(Collector):
             for one in Kind:
                 over.add_metric([self.node.name, *labels, one], int(kind is one))
         yield over
+        lasting = GaugeMetricFamily(
+            f"{PREFIX}_over_limit_seconds", "Since when it has more than it requested; 0 while it has not.",
+            labels=CONTAINER,
+        )  # fmt: skip
+        for labels, seconds in self.over_for.items():
+            lasting.add_metric([self.node.name, *labels], seconds)
+        yield lasting
 
     def _node_use(self, use: NodeUse) -> Iterator[Metric]:
         if self.pods_known:
@@ -106,6 +115,7 @@ class EpcMetrics(Collector):
 
     def _pass(self, seen: Seen) -> Iterator[Metric]:
         yield self._one("pass_seconds", "What the last look took.", seen.took)
+        yield self._one("pass_age_seconds", "Since the last look, to which all figures belong.", self.age())
         yield self._one("pass_processes", "Processes that it saw.", seen.processes)
         yield self._one("pass_unreadable_processes", "Of those, processes whose maps were refused.", seen.unreadable)
         if seen.capacity is not None:

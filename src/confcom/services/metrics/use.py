@@ -195,6 +195,13 @@ class Episodes:
             return Kind.NO_REQUEST if row.counted else None
         return Kind.OVER_LIMIT if row.counted > row.requested * (1 + self._tolerance) else None
 
+    def over_for(self, row: ContainerUse, now: float) -> float:
+        """Seconds for which the container has been over its request without a break; 0 while it is within."""
+        key = _key(row)
+        state = None if key is None else self._states.get(key)
+        over = state is not None and state.kind is Kind.OVER_LIMIT and state.within_since is None
+        return now - state.since if state is not None and over else 0.0
+
     def lasts(self, row: ContainerUse) -> bool:
         """Whether the container is in an episode that was reported."""
         key = _key(row)

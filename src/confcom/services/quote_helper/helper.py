@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from confcom.errors import CollateralUnavailable, ConfcomError, PlatformBusy, PlatformUnavailable
 from confcom.platforms.interface import Platform
+from confcom.protocols.custom_metrics import EXPORTERS
 from confcom.services.quote_helper.broker import AesmBroker
 from confcom.services.quote_helper.connection import RequestEvent
 from confcom.services.quote_helper.connections import AesmFront
@@ -27,6 +28,7 @@ from confcom.services.quote_helper.helper_metrics import QuoteHelperMetrics
 from confcom.services.quote_helper.helper_quoting import QuickQuoting, Quoting, ThreadQuoting
 from confcom.services.quote_helper.request_log import RequestLog, log_request
 from confcom.services.quote_helper.self_test import SelfTest, SelfTestKit, SelfTestResult
+from confcom.services.runtime.issued_certificate import serve_issued_page
 from confcom.services.runtime.listener import UnixListener, is_served
 from confcom.services.runtime.process import end_task
 from confcom.services.runtime.status_page import Handler, Page, StatusPage, metrics_of
@@ -173,6 +175,10 @@ async def serve(
         if config.http:
             page = asyncio.create_task(StatusPage(config.http, helper.pages()).run(), name="status-page")
             resources.push_async_callback(end_task, page)
+        if config.https:
+            own = {"/metrics": helper.pages()["/metrics"]}
+            serving = serve_issued_page(config.https, own, Path(config.https_ca), EXPORTERS["quote-helper"])
+            resources.push_async_callback(end_task, asyncio.create_task(serving, name="status-page-tls"))
         await helper.run(started or (lambda: None), restarted=restarted)
 
 

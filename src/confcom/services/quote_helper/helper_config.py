@@ -62,6 +62,10 @@ class QuoteHelperConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     """Seconds that requests under way get when the helper stops."""
     http: str = ""
     """Where /healthz, /readyz and /metrics are: HOST:PORT, [ADDRESS]:PORT or unix:PATH. Empty: nowhere."""
+    https: str = ""
+    """Where /metrics is over TLS too, for the metrics API. Empty: nowhere."""
+    https_ca: str = "/etc/confcom/exporters-ca"
+    """Folder with tls.crt and tls.key of the CA that issues its certificate."""
     collateral: str | None = None
     """Folder or collateral.json that verifies this platform's quotes, read again for every self-test; or the URL of a
     collateral service, asked once an hour. The simulated platform needs none."""

@@ -256,6 +256,7 @@ class _Connection:
         self._peer = address[:2] if isinstance(address, tuple) else None
         self._reader = asyncio.StreamReader(limit=CHUNK // 2)
         self._writer: asyncio.StreamWriter | None = None
+        self._client_name: str | None = None
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=self._limits.max_head - 1)
         self._opened = False
         self._first = True
@@ -314,6 +315,7 @@ class _Connection:
             raise error.with_traceback(None) from None
         transport.set_write_buffer_limits(high=0)
         self._writer = asyncio.StreamWriter(transport, protocol, self._reader, loop)
+        self._client_name = _common_name(transport)
 
     async def _close(self) -> None:
         """End the connection so that the answer arrives: unread bytes would reset it."""
@@ -376,6 +378,7 @@ class _Connection:
             "headers": list(request.headers),
             "client": self._peer,
             "server": None,
+            "extensions": {"tls": {"client_common_name": self._client_name}},
         }
         try:
             if not any(name in (b"content-length", b"transfer-encoding") for name, _ in request.headers):
@@ -482,6 +485,13 @@ def _reason(status: int) -> bytes:
     with contextlib.suppress(ValueError):
         return HTTPStatus(status).phrase.encode()
     return b""
+
+
+def _common_name(transport: asyncio.BaseTransport) -> str | None:
+    """The common name in the client's certificate, as verified by TLS; the last one, as Go reads it."""
+    certificate = transport.get_extra_info("peercert") or {}
+    names = [value for pairs in certificate.get("subject", ()) for key, value in pairs if key == "commonName"]
+    return names[-1] if names else None
 
 
 def _client_key(address: Any) -> bytes:  # noqa: ANN401 - as the family has it

@@ -12,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 from confcom.errors import ConfigError
 from confcom.services.runtime.http_server import Listener, serve_http
+from confcom.services.runtime.tls import HeldTls
 
 MAX_CONNECTIONS = 64
 TIMEOUT = 5.0
@@ -54,10 +55,11 @@ def metrics_of(registry: CollectorRegistry) -> Handler:
 class StatusPage:
     """Serves the pages of a table from path to handler at `HOST:PORT`, `[ADDRESS]:PORT` or `unix:PATH`."""
 
-    def __init__(self, address: str, pages: Mapping[str, Handler]) -> None:
+    def __init__(self, address: str, pages: Mapping[str, Handler], tls: HeldTls | None = None) -> None:
         self._pages = pages
         self._listener = Listener(
-            address=_parse(address),
+            address=parse_address(address),
+            tls=tls,
             max_connections=MAX_CONNECTIONS,
             max_head=8 * 1024,
             head_timeout=TIMEOUT,
@@ -97,7 +99,8 @@ class StatusPage:
         await send({"type": "http.response.body", "body": page.body})
 
 
-def _parse(address: str) -> Path | tuple[str, int]:
+def parse_address(address: str) -> Path | tuple[str, int]:
+    """Read HOST:PORT, [ADDRESS]:PORT or unix:PATH; else a `ConfigError`."""
     if address.startswith("unix:") and len(address) > len("unix:"):
         return Path(address.removeprefix("unix:"))
     host, _, port = address.rpartition(":")

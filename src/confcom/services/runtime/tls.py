@@ -85,28 +85,40 @@ class HeldTls(ServerTls):
 
     def __init__(self, certificate: bytes, key: bytes) -> None:
         self._client_ca: str | None = None
+        self._pair = (certificate, key)
         super().__init__(_load_held(certificate, key))
 
     def use(self, certificate: bytes, key: bytes) -> None:
         """Use another pair (PEM) from the next connection on; `ConfigError` if it cannot be used."""
-        self._current = self._asking(_load_held(certificate, key))
+        self._current = self._asking(_load_held(certificate, key), self._client_ca)
+        self._pair = (certificate, key)
 
     def require_client(self, authority: bytes) -> None:
         """Accept only clients with a certificate of this authority (PEM) from now on; `ConfigError` if it is none."""
-        self._client_ca = authority.decode("ascii", "ignore")
-        for context in (self.context, self._current):
-            self._asking(context)
+        found = authority.decode("ascii", "ignore")
+        # Another context, because one cannot forget a former authority.
+        self._current = self._asking(_load_held(*self._pair), found)
+        self._client_ca = found
+        # The mode is that of the context with which a handshake begins.
+        _require_certificate(self.context)
 
-    def _asking(self, context: ssl.SSLContext) -> ssl.SSLContext:
-        if self._client_ca is not None:
+    def _asking(self, context: ssl.SSLContext, authority: str | None) -> ssl.SSLContext:
+        if authority is not None:
             try:
-                context.load_verify_locations(cadata=self._client_ca)
+                context.load_verify_locations(cadata=authority)
             except (ssl.SSLError, ValueError) as error:
                 raise ConfigError(
                     f"the authority of clients cannot be used: {error}", advice="Give its certificate in PEM."
                 ) from error
-            context.verify_mode = ssl.CERT_REQUIRED
+            _require_certificate(context)
         return context
+
+
+def _require_certificate(context: ssl.SSLContext) -> None:
+    context.verify_mode = ssl.CERT_REQUIRED
+    # A resumed session would not be verified again.
+    context.num_tickets = 0
+    context.options |= ssl.OP_NO_TICKET
 
 
 def _load_held(certificate: bytes, key: bytes) -> ssl.SSLContext:

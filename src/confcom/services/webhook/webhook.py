@@ -21,10 +21,10 @@ from confcom.admission.decision import AdmissionContext
 from confcom.cluster.nodes import drained, watch_nodes
 from confcom.errors import ClusterError, ConfigError
 from confcom.protocols.epc import MIB
-from confcom.services.runtime.http_server import Listener, serve_http
+from confcom.services.runtime.http_server import Listener
+from confcom.services.runtime.issued_certificate import IssuedCertificate, serve_issued
 from confcom.services.runtime.status_page import Handler, Page, StatusPage, alive, metrics_of
 from confcom.services.runtime.tls import HeldTls
-from confcom.services.webhook.issued_certificate import IssuedCertificate
 from confcom.services.webhook.webhook_config import WebhookConfig
 from confcom.services.webhook.webhook_http import WebhookApp, WebhookMetrics
 
@@ -95,33 +95,24 @@ class _Webhook:
 
     async def run(self, stop: asyncio.Event, started: Callable[[str], None] | None) -> None:
         """Serve until `stop` is set and callers have left."""
-        certificate = asyncio.create_task(self._certificate.first())
-        stopped = asyncio.create_task(stop.wait())
-        await asyncio.wait({certificate, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if not certificate.done():
-            certificate.cancel()
-            return
-        tls = certificate.result()
-        if self._client_authority is not None:
-            tls.require_client(self._client_authority)
-        listener = self._listener(tls)
-        gone = asyncio.Event()
-        leaving = asyncio.create_task(self._leave(stop, gone), name="leave")
-        try:
-            await serve_http(self._app, listener, stop=gone, started=started)
-        finally:
-            leaving.cancel()
+        await serve_issued(
+            self._app,
+            self._certificate,
+            self._listener,
+            stop=stop,
+            leave=self._leave,
+            leave_after=self._config.leave_after,
+            started=started,
+        )
 
-    async def _leave(self, stop: asyncio.Event, gone: asyncio.Event) -> None:
-        await stop.wait()
+    def _leave(self) -> None:
         self._leaving = self._app.leaving = True
         structlog.get_logger().info("webhook.leaves", seconds=self._config.leave_after)
-        await asyncio.sleep(self._config.leave_after)
-        gone.set()
 
-    def _listener(self, tls: HeldTls) -> Listener:
+    async def _listener(self, tls: HeldTls) -> Listener:
         config = self._config
+        if self._client_authority is not None:
+            tls.require_client(self._client_authority)
         return Listener(
             address=config.address(),
             tls=tls,

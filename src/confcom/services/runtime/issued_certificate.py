@@ -7,18 +7,35 @@ installer makes the CA and publishes it to the API server.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 
 from confcom.pki.serving_pair import MAX_PEM, Authority, ServingPair
+from confcom.services.runtime.http_server import Application, Listener, serve_http
+from confcom.services.runtime.process import end_task
+from confcom.services.runtime.status_page import Handler, StatusPage
 from confcom.services.runtime.tls import HeldTls
-from confcom.services.webhook.webhook_http import WebhookMetrics
 
+LIFETIME = timedelta(days=30)
+"""Of certificates of status pages."""
+LOOK_EVERY = 5.0
+"""Seconds between two reads of the CA of a status page."""
 CERTIFICATE, KEY = "tls.crt", "tls.key"
 """The CA's files, named as in Secrets of type kubernetes.io/tls."""
+
+
+class CertificateObserver(Protocol):
+    """Metrics of a certificate."""
+
+    def certificate_served(self, expires: datetime) -> None:
+        """A new certificate is in use."""
+
+    def certificate_trusted(self, trusted: bool) -> None:
+        """There is a usable CA, or there is none."""
 
 
 class IssuedCertificate:
@@ -28,7 +45,7 @@ class IssuedCertificate:
         self,
         folder: Path,
         names: Sequence[str],
-        metrics: WebhookMetrics,
+        observer: CertificateObserver | None = None,
         *,
         lifetime: timedelta,
         common_name: str,
@@ -39,7 +56,7 @@ class IssuedCertificate:
         self.served: ServingPair | None = None
         self._folder = folder
         self._names = names
-        self._metrics = metrics
+        self._observer = observer
         self._lifetime = lifetime
         self._common_name = common_name
         self._clock = clock
@@ -83,15 +100,73 @@ class IssuedCertificate:
         else:
             self._tls.use(pair.certificate, pair.key)
         self.served, self._authority = pair, authority
-        self._metrics.certificate_served(pair.expires)
+        if self._observer is not None:
+            self._observer.certificate_served(pair.expires)
         structlog.get_logger().info("certificate.served", expires=pair.expires.isoformat())
 
     def _note(self, reason: str) -> None:
         if reason != self.not_ready:
             structlog.get_logger().info("certificate.ready", ready=not reason, reason=reason)
         self.not_ready = reason
-        self._metrics.certificate_trusted(not reason)
+        if self._observer is not None:
+            self._observer.certificate_trusted(not reason)
 
 
 def _middle(pair: ServingPair) -> datetime:
     return pair.made + (pair.expires - pair.made) / 2
+
+
+async def serve_issued(
+    app: Application,
+    certificate: IssuedCertificate,
+    listener: Callable[[HeldTls], Awaitable[Listener]],
+    *,
+    stop: asyncio.Event,
+    leave: Callable[[], None],
+    leave_after: float,
+    started: Callable[[str], None] | None = None,
+) -> None:
+    """Serve behind a Service from the first certificate on, until `leave_after` seconds after `stop` is set.
+
+    `leave` is called when `stop` is set: callers shall find another replica meanwhile. `started` gets the URL.
+    """
+
+    async def prepare() -> Listener:
+        return await listener(await certificate.first())
+
+    preparing = asyncio.create_task(prepare(), name="prepare")
+    stopped = asyncio.create_task(stop.wait(), name="stop")
+    try:
+        await asyncio.wait({preparing, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not preparing.done():
+            return
+        gone = asyncio.Event()
+        leaving = asyncio.create_task(_leave(stop, gone, leave, leave_after), name="leave")
+        try:
+            await serve_http(app, preparing.result(), stop=gone, started=started)
+        finally:
+            leaving.cancel()
+    finally:
+        preparing.cancel()
+        stopped.cancel()
+
+
+async def _leave(stop: asyncio.Event, gone: asyncio.Event, leave: Callable[[], None], seconds: float) -> None:
+    await stop.wait()
+    leave()
+    await asyncio.sleep(seconds)
+    gone.set()
+
+
+async def serve_issued_page(address: str, pages: Mapping[str, Handler], folder: Path, name: str) -> None:
+    """Serve status pages over TLS until cancelled, with a certificate for `name` by the CA in `folder`."""
+    certificate = IssuedCertificate(folder, (name,), lifetime=LIFETIME, common_name=name, clock=_now)
+    renewing = asyncio.create_task(certificate.run(LOOK_EVERY), name="certificate")
+    try:
+        await StatusPage(address, pages, await certificate.first()).run()
+    finally:
+        await end_task(renewing)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)  # noqa: TID251 - services read the clock

@@ -1,0 +1,287 @@
+"""Values of pods, and of the objects above them, from the pages of the exporters and the pods of the cluster; pure.
+
+A pod is joined with the exporters of its own node only, so that a node can say nothing about pods of other nodes.
+Figures that are too old are left out here, because HPA ignores timestamps.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from confcom.errors import FormatError
+from confcom.protocols.custom_metrics import ALL, RESOURCES, MetricRequest, ScaledPod, Value
+from confcom.protocols.prometheus_text import parse_samples
+
+EPC = "confcom_epc_"
+QUOTES = "confcom_quote_helper_quotes_total"
+AGE = f"{EPC}pass_age_seconds"
+_POD = "pod "
+OTHERS = "others"
+"""The helper's label of peers beyond those that it counts apart."""
+WINDOW = 60.0
+"""Seconds over which quotes per second are counted."""
+WINDOW_MIN = 4.0
+"""Seconds between two pages of a helper that are enough for a rate."""
+MAX_NAMED = 3
+"""Nodes that a message names."""
+
+
+@dataclass(slots=True)
+class PodUse:
+    """What an exporter says of a pod: bytes, processes, and seconds. None: it says nothing of the kind."""
+
+    requested: float = 0
+    mapped: float = 0
+    in_use: float | None = None
+    processes: float = 0
+    over: float = 0
+
+    @property
+    def used(self) -> float:
+        """Bytes in EPC where the kernel counts them, else those mapped."""
+        return self.mapped if self.in_use is None else self.in_use
+
+    def add(self, name: str, value: float) -> None:
+        """Add a container's sample; seconds over the limit are those of the container that is over for longest."""
+        match name:
+            case "requested_bytes":
+                self.requested += value
+            case "mapped_bytes":
+                self.mapped += value
+            case "in_use_bytes":
+                self.in_use = (self.in_use or 0) + value
+            case "processes":
+                self.processes += value
+            case "over_limit_seconds":
+                self.over = max(self.over, value)
+
+
+_USES = tuple(f"{EPC}{name}" for name in ("requested_bytes", "mapped_bytes", "in_use_bytes", "processes",
+                                          "over_limit_seconds"))  # fmt: skip
+
+
+class EpcPage(NamedTuple):
+    """A page of the exporter of EPC use; `age` is the seconds since its last look at the node."""
+
+    age: float
+    pods: Mapping[tuple[str, str], PodUse]
+
+
+def parse_epc_page(text: str) -> EpcPage:
+    """Read the page; `FormatError` for one without the age of its figures."""
+    age: float | None = None
+    pods: dict[tuple[str, str], PodUse] = {}
+    for sample in parse_samples(text, (AGE, *_USES)):
+        if sample.name == AGE:
+            age = sample.value
+            continue
+        place = (sample.labels.get("namespace", ""), sample.labels.get("pod", ""))
+        if place not in pods:
+            pods[place] = PodUse()
+        pods[place].add(sample.name.removeprefix(EPC), sample.value)
+    if age is None or not age >= 0:
+        raise FormatError("does not say how old its figures are", structure="metrics", field=AGE)
+    return EpcPage(age, pods)
+
+
+def parse_quotes_page(text: str) -> dict[str, float]:
+    """Quotes made so far, by the uid of the pod; `others` for all peers that are not counted apart."""
+    return {
+        peer.removeprefix(_POD): sample.value
+        for sample in parse_samples(text, (QUOTES,))
+        if (peer := sample.labels.get("peer", "")).startswith(_POD) or peer == OTHERS
+    }
+
+
+@dataclass(slots=True)
+class Exporter:
+    """What is known of one exporter: its last page, when it was read (monotonic seconds), and why no newer one was."""
+
+    component: str
+    node: str
+    address: str
+    read: float | None = None
+    failure: str = "not asked yet"
+    epc: EpcPage | None = None
+    quotes: deque[tuple[float, dict[str, float]]] = field(default_factory=deque)
+
+    def age(self, now: float) -> float | None:
+        """Seconds since its figures were taken; None if there are none."""
+        if self.read is None:
+            return None
+        return now - self.read + (self.epc.age if self.epc is not None else 0.0)
+
+    def take_epc(self, page: EpcPage, now: float) -> None:
+        """Keep a page of the exporter of EPC use."""
+        self.epc, self.read, self.failure = page, now, ""
+
+    def take_quotes(self, page: dict[str, float], now: float) -> None:
+        """Keep a page of a quote helper, and those of the last `WINDOW` seconds."""
+        self.read, self.failure = now, ""
+        if self.quotes and any(page.get(peer, 0) < count for peer, count in self.quotes[-1][1].items()):
+            self.quotes.clear()  # it was started again, and counts from 0
+        self.quotes.append((now, page))
+        while now - self.quotes[0][0] > WINDOW:
+            self.quotes.popleft()
+
+    def quote_rate(self, uid: str) -> float | None:
+        """Quotes per second of a pod; None where it cannot be known."""
+        (first, before), (last, after) = self.quotes[0], self.quotes[-1]
+        if last - first < WINDOW_MIN or (uid not in after and OTHERS in after):
+            return None
+        return (after.get(uid, 0) - before.get(uid, 0)) / (last - first)
+
+
+class Refused(Exception):
+    """A request that gets no values: an HTTP status, and a sentence for the object's owner."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+def _ratio(uses: list[PodUse]) -> float | None:
+    """Of those that request EPC: a pod without a request has no ratio."""
+    asked = [use for use in uses if use.requested]
+    return sum(use.used for use in asked) / sum(use.requested for use in asked) if asked else None
+
+
+QUOTE_RATE = "sgx_quotes_per_second"
+_EPC_METRICS: Mapping[str, Callable[[list[PodUse]], float | None]] = {
+    "sgx_epc_used_bytes": lambda uses: sum(use.used for use in uses),
+    "sgx_epc_used_ratio": _ratio,
+    "sgx_enclave_processes": lambda uses: sum(use.processes for use in uses),
+    "sgx_epc_over_limit_seconds": lambda uses: max(use.over for use in uses),
+}
+"""The value of one pod, or of several, by the metric's name."""
+METRICS = (*_EPC_METRICS, QUOTE_RATE)
+_NAMES = {"metrics": "exporter of EPC use", "quote-helper": "quote helper"}
+"""What messages call the exporters."""
+
+
+class _Found(NamedTuple):
+    """A pod's figures: `what` is its use of EPC, or its quotes per second; `age` in seconds."""
+
+    name: str
+    what: PodUse | float
+    age: float
+
+
+class Figures:
+    """What is known now. `exporters` are by component and node; a node has two of them during an upgrade."""
+
+    def __init__(self, pods: Callable[[], Iterable[ScaledPod]], *, stale_after: float) -> None:
+        self.exporters: Mapping[str, Mapping[str, list[Exporter]]] = {}
+        self._pods = pods
+        self._stale_after = stale_after
+
+    def answer(self, request: MetricRequest, *, monotonic: float, now: datetime) -> list[Value]:
+        """The values that are asked for; `Refused` with the reason where there are none."""
+        if request.resource not in RESOURCES:
+            raise Refused(404, f"{request.resource[:80]} have no metrics here; there are {', '.join(RESOURCES)}")
+        if request.metric not in METRICS:
+            raise Refused(404, f"there is no metric {request.metric[:80]!r} here; there are {', '.join(METRICS)}")
+        chosen = [pod for pod in self._chosen(request) if pod.node and not pod.finished]
+        found, missing = self._look_up(request.metric, chosen, monotonic)
+        together = request.resource != "pods"
+        if missing and (together or not found):
+            # A sum without some of the pods would have HPA end others.
+            raise Refused(503, _no_fresh(missing))
+        if together:
+            values = [] if not found else [self._value(request, request.name, found, now)]
+        else:
+            values = [self._value(request, one.name, [one], now) for one in found]
+        given = [value for value in values if value is not None]
+        if not given and (chosen or together or request.name != ALL):
+            raise Refused(404, _nothing(request, len(chosen)))
+        return given
+
+    def _chosen(self, request: MetricRequest) -> Iterator[ScaledPod]:
+        for pod in self._pods():
+            if pod.namespace != request.namespace:
+                continue
+            if request.resource == "namespaces":
+                yield pod
+            elif request.resource != "pods":
+                if (request.resource, request.name) in pod.owners:
+                    yield pod
+            elif request.name in (ALL, pod.name) and all(one.matches(pod.labels) for one in request.selector):
+                yield pod
+
+    def _look_up(
+        self, metric: str, pods: Iterable[ScaledPod], monotonic: float
+    ) -> tuple[list[_Found], dict[str, list[str]]]:
+        """The figures of pods; and pods that request EPC without fresh ones, by node."""
+        component = "quote-helper" if metric == QUOTE_RATE else "metrics"
+        exporters = self.exporters.get(component, {})
+        fresh: dict[str, list[tuple[Exporter, float]]] = {}
+        found: list[_Found] = []
+        missing: dict[str, list[str]] = {}
+        for pod in pods:
+            if pod.node not in fresh:
+                fresh[pod.node] = list(self._fresh(exporters.get(pod.node, ()), monotonic))
+            if fresh[pod.node]:
+                if (one := _of_pod(pod, fresh[pod.node])) is not None:
+                    found.append(one)
+            elif pod.requests:
+                missing.setdefault(pod.node, []).append(pod.name)
+        why = {node: self._why(component, node, monotonic) for node in missing}
+        return found, {why[node]: names for node, names in missing.items()}
+
+    def _fresh(self, exporters: Iterable[Exporter], monotonic: float) -> Iterator[tuple[Exporter, float]]:
+        for exporter in exporters:
+            age = exporter.age(monotonic)
+            if age is not None and age <= self._stale_after:
+                yield exporter, age
+
+    def _why(self, component: str, node: str, monotonic: float) -> str:
+        """Why there are no fresh figures of a node."""
+        exporters, name = self.exporters.get(component, {}).get(node, []), _NAMES[component]
+        if not exporters:
+            return f"no {name} runs on node {node}"
+        exporter = exporters[0]
+        age = exporter.age(monotonic)
+        since = "never" if age is None else f"{age:.0f} s ago"
+        return f"the {name} of node {node} ({exporter.address}) last gave figures {since}: {exporter.failure or 'old'}"
+
+    def _value(self, request: MetricRequest, name: str, found: list[_Found], now: datetime) -> Value | None:
+        taken = now - timedelta(seconds=max(one.age for one in found))
+        timestamp = f"{taken:%Y-%m-%dT%H:%M:%SZ}"
+        if request.metric == QUOTE_RATE:
+            rates = [one.what for one in found if isinstance(one.what, float)]
+            return Value(name, sum(rates), timestamp, int(WINDOW))
+        value = _EPC_METRICS[request.metric]([one.what for one in found if isinstance(one.what, PodUse)])
+        return None if value is None else Value(name, value, timestamp)
+
+
+def _of_pod(pod: ScaledPod, exporters: list[tuple[Exporter, float]]) -> _Found | None:
+    """A pod's figures of its node's fresh exporters, which are all of one component; None where they have none."""
+    rates = [(rate, age) for one, age in exporters if one.quotes and (rate := one.quote_rate(pod.uid)) is not None]
+    if rates:
+        return _Found(pod.name, sum(rate for rate, _ in rates), max(age for _, age in rates))
+    uses = [(age, use) for one, age in exporters if one.epc and (use := one.epc.pods.get((pod.namespace, pod.name)))]
+    if not uses:
+        return None
+    age, use = min(uses, key=lambda pair: pair[0])
+    return _Found(pod.name, use, age)
+
+
+def _no_fresh(missing: Mapping[str, list[str]]) -> str:
+    count = sum(map(len, missing.values()))
+    reasons = list(missing)
+    more = f", and {len(reasons) - MAX_NAMED} more nodes" if len(reasons) > MAX_NAMED else ""
+    return f"no fresh figures of {count} pods: {'; '.join(reasons[:MAX_NAMED])}{more}"
+
+
+def _nothing(request: MetricRequest, pods: int) -> str:
+    what = f"{request.resource} {request.namespace}/{request.name}"[:120]
+    if not pods:
+        return f"{what}: no pod of it runs on a node"
+    if request.metric == QUOTE_RATE:
+        return f"{what}: its {pods} pods are not counted by a quote helper yet"
+    return f"{what}: none of its {pods} pods has {request.metric}: they request or use no EPC, or began a moment ago"

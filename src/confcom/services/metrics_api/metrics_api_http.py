@@ -1,0 +1,110 @@
+"""The metrics API over HTTP: an ASGI application, answered from memory, for the front proxy of the API server alone.
+
+The API server authenticates and authorises each request before it passes it on with the front proxy's certificate. So
+a client with that certificate may have every value, and nobody else any: there is no SubjectAccessReview.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from datetime import datetime
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from confcom.errors import FormatError
+from confcom.protocols import custom_metrics
+from confcom.protocols.custom_metrics import FrontProxy
+from confcom.services.metrics_api.figures import METRICS, Figures, Refused
+
+PREFIX = "confcom_metrics_api"
+BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
+"""Seconds; 5,000 pods take some 30 ms."""
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class MetricsApiMetrics:
+    """Metrics of the metrics API, in `registry`. `docs/reference/metrics-api.md` explains each."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.requests = Counter(f"{PREFIX}_requests", "Requests, by HTTP status.", ["code"], registry=registry)
+        self.seconds = Histogram(
+            f"{PREFIX}_request_seconds", "What an answer took.", buckets=BUCKETS, registry=registry
+        )
+        self.exporters = Gauge(
+            f"{PREFIX}_exporters", "Exporters in the cluster, by whether they answered the last time.",
+            ["component", "answered"], registry=registry,
+        )  # fmt: skip
+        self.oldest = Gauge(f"{PREFIX}_oldest_figures_seconds", "Age of the oldest figures.", registry=registry)
+        self.failures = Counter(
+            f"{PREFIX}_cluster_failures", "Times that the Kubernetes API did not do as asked.", ["what"],
+            registry=registry,
+        )  # fmt: skip
+        self._expires = Gauge(
+            f"{PREFIX}_certificate_expiry_timestamp_seconds", "When the certificate in use expires.", registry=registry
+        )
+        self._trusted = Gauge(f"{PREFIX}_certificate_trusted", "1 while there is a usable CA.", registry=registry)
+
+    def certificate_served(self, expires: datetime) -> None:
+        """Set when the certificate expires."""
+        self._expires.set(expires.timestamp())
+
+    def certificate_trusted(self, trusted: bool) -> None:
+        """Set whether there is a usable CA."""
+        self._trusted.set(trusted)
+
+
+class MetricsApiApp:
+    """The application. `front_proxy` may be replaced; without it nobody is answered."""
+
+    def __init__(self, figures: Figures, metrics: MetricsApiMetrics, *, clock: Callable[[], datetime]) -> None:
+        self.front_proxy: FrontProxy | None = None
+        self.leaving = False
+        """Close each connection after its answer, so that callers find another replica."""
+        self._figures = figures
+        self._metrics = metrics
+        self._clock = clock
+        self._resources = custom_metrics.resource_list(METRICS)
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        del receive  # a body is dropped by the server
+        begin = time.perf_counter()
+        try:
+            status, body = 200, self._answer(scope)
+        except Refused as refused:
+            status, body = refused.status, custom_metrics.failure(refused.status, refused.message)
+        except FormatError as error:
+            status, body = 400, custom_metrics.failure(400, str(error))
+        self._metrics.requests.labels(str(status)).inc()
+        self._metrics.seconds.observe(time.perf_counter() - begin)
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        if self.leaving:
+            headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def _answer(self, scope: MutableMapping[str, Any]) -> bytes:
+        name = scope["extensions"]["tls"]["client_common_name"]
+        if self.front_proxy is None or not self.front_proxy.accepts(name):
+            structlog.get_logger().warning("metrics_api.refused", client=scope["client"], certificate=(name or "")[:80])
+            raise Refused(401, "only the API server's front proxy is answered here: ask through the Kubernetes API")
+        if scope["method"] not in ("GET", "HEAD"):
+            raise Refused(405, "values can only be read: GET")
+        path: str = scope["path"]
+        if path == custom_metrics.PATH:
+            return self._resources
+        if path in custom_metrics.OPENAPI:
+            return custom_metrics.OPENAPI[path]
+        request = custom_metrics.parse_request(scope["raw_path"], scope["query_string"])
+        if request is None:
+            raise Refused(
+                404, f"there is nothing at {path[:200]!r}: ask {custom_metrics.PATH}/namespaces/NAMESPACE/pods/*/METRIC"
+            )
+        values = self._figures.answer(request, monotonic=time.monotonic(), now=self._clock())
+        return custom_metrics.value_list(request, values)
