@@ -31,6 +31,7 @@ _MEANINGS = {
     ExitCode.REFUSED: "authentic, but refused by policy or TCB",
     ExitCode.COLLATERAL: "collateral missing, stale, unsound or unreachable",
     ExitCode.PLATFORM: "platform: no SGX, no service, or it failed",
+    ExitCode.INTERRUPTED: "a live view (`top --watch`) that Ctrl-C ended",
 }
 
 PUBLIC_NAMES = {

@@ -6,16 +6,19 @@ import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
+from confcom.cli.exit_codes import ExitCode
 from confcom.cli.root import root
 from confcom.errors import ClusterError
 from epc_api import EpcApi, make_pod
@@ -34,6 +37,15 @@ def page(gauges: dict[str, list[tuple[dict[str, str], float]]]) -> bytes:
             child = family.labels(**labels)
             child.inc(value)
     return generate_latest(registry)
+
+
+def enclave(peer: str, build: str, **words: str) -> dict[str, str]:
+    """The labels of an enclave."""
+    return {
+        "peer": peer, "mr_enclave": build, "mr_signer": words.get("signer", "cd" * 32),
+        "isv_prod_id": words.get("product", "1"), "isv_svn": words.get("svn", "2"),
+        "debug": words.get("debug", "false"), "signer_expected": words.get("expected", ""),
+    }  # fmt: skip
 
 
 def component(name: str) -> dict[str, str]:
@@ -65,7 +77,17 @@ def api() -> Iterator[EpcApi]:
             }
         )
         api.pages["sgx-quote-helper-1"] = page(
-            {"confcom_quote_helper_quotes_total": [({"peer": f"pod {UID}"}, 7), ({"peer": "the helper itself"}, 2)]}
+            {
+                "confcom_quote_helper_quotes_total": [({"peer": f"pod {UID}"}, 7), ({"peer": "the helper itself"}, 2)],
+                "confcom_quote_helper_enclave_quotes_total": [
+                    (enclave(f"pod {UID}", "ab" * 32), 5),
+                    (enclave(f"pod {UID}", "others", signer="", product="", svn="", debug="true"), 2),
+                    (enclave("pod gone", "ee" * 32, debug="true", expected="false"), 9),
+                ],
+                "confcom_quote_helper_enclave_last_quote_timestamp_seconds": [
+                    (enclave(f"pod {UID}", "ab" * 32), 1_700_000_000.5)
+                ],
+            }
         )
         yield api
 
@@ -101,6 +123,57 @@ def test_json_has_bytes(api: EpcApi, tmp_path: Path) -> None:
     }  # fmt: skip
     assert found["nodes"][0]["allocatable"] == 168 * MIB
     assert found["missing"] == []
+
+
+def test_enclaves_by_pod_short_in_the_table_and_whole_in_json(api: EpcApi, tmp_path: Path) -> None:
+    shown = run(api, tmp_path, "--enclaves").splitlines()
+    assert shown[0].split() == ["POD", "NODE", "MRENCLAVE", "MRSIGNER", "PRODUCT", "SVN", "QUOTES", "LAST"]
+    words = [line.split() for line in shown[1:]]
+    assert words[0] == ["pod", "gone", "n1", "ee" * 8, "cd" * 8, "1", "2", "9", "-", "debug,", "signer"]
+    assert words[1][:-1] == ["default/greedy", "n1", "ab" * 8, "cd" * 8, "1", "2", "5"]
+    assert words[1][-1].endswith("d")  # days since 2023
+    assert words[2] == ["default/greedy", "n1", "others", "-", "-", "-", "2", "-", "debug"]
+
+    found = json.loads(run(api, tmp_path, "--enclaves", "-o", "json"))["enclaves"]
+    assert found[1] == {
+        "namespace": "default", "name": "greedy", "node": "n1", "mr_enclave": "ab" * 32, "mr_signer": "cd" * 32,
+        "isv_prod_id": 1, "isv_svn": 2, "debug": False, "signer_expected": None, "quotes": 5, "last": 1_700_000_000.5,
+    }  # fmt: skip
+    # In one namespace only its own pods' enclaves are shown.
+    assert "gone" not in run(api, tmp_path, "--enclaves", "-n", "default")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "shown"),
+    [("greedy", {"greedy"}), ("default/*", {"greedy", "modest"}), ("n1", {"greedy", "modest", "helper"}), ("x", set())],
+)
+def test_a_filter_by_name_namespace_or_node(api: EpcApi, tmp_path: Path, pattern: str, shown: set[str]) -> None:
+    found = json.loads(run(api, tmp_path, "-o", "json", "--filter", pattern))
+    names = {pod["name"].removeprefix("sgx-quote-").removesuffix("-1") for pod in found["pods"]}
+    assert names == shown
+    assert len(found["nodes"]) == 2  # nodes stay
+
+
+@pytest.mark.parametrize(
+    ("order", "pods", "nodes"),
+    [
+        ("name", ["sgx-quote-helper-1", "greedy", "modest"], ["n1", "n2"]),
+        ("mapped", ["greedy", "modest", "sgx-quote-helper-1"], ["n1", "n2"]),
+        ("requested", ["greedy", "modest", "sgx-quote-helper-1"], ["n1", "n2"]),
+        ("in-use", ["sgx-quote-helper-1", "greedy", "modest"], ["n1", "n2"]),  # not known of any: as they were
+        ("quotes", ["greedy", "sgx-quote-helper-1", "modest"], ["n1", "n2"]),
+    ],
+)
+def test_largest_first_and_unknown_last(
+    api: EpcApi, tmp_path: Path, order: str, pods: list[str], nodes: list[str]
+) -> None:
+    found = json.loads(run(api, tmp_path, "-o", "json", "--sort", order))
+    assert [pod["name"] for pod in found["pods"]] == pods
+    assert [node["name"] for node in found["nodes"]] == nodes
+
+
+def test_into_a_pipe_it_is_shown_once_even_with_watch(api: EpcApi, tmp_path: Path) -> None:
+    assert run(api, tmp_path, "--watch") == run(api, tmp_path, "--once")
 
 
 def test_one_namespace_shows_its_pods_and_whole_nodes(api: EpcApi, tmp_path: Path) -> None:
@@ -191,7 +264,7 @@ def test_a_cluster_that_is_away_is_an_error(api: EpcApi, tmp_path: Path) -> None
 def test_it_lives_on_a_terminal_and_shows_rates(api: EpcApi, tmp_path: Path) -> None:
     kubeconfig = api.kubeconfig(tmp_path)
     main, side = pty.openpty()
-    command = [sys.executable, "-m", "confcom", "top", "--kubeconfig", kubeconfig, "--interval", "0.5"]
+    command = [sys.executable, "-m", "confcom", "top", "--kubeconfig", kubeconfig, "--interval", "0.5", "--watch"]
     environment = os.environ | {"COLUMNS": "160", "LINES": "40", "TERM": "xterm"}
     process = subprocess.Popen(command, stdin=side, stdout=side, stderr=side, env=environment)
     os.close(side)
@@ -209,7 +282,14 @@ def test_it_lives_on_a_terminal_and_shows_rates(api: EpcApi, tmp_path: Path) -> 
             if select.select([main], [], [], 1)[0]:
                 seen += os.read(main, 65536)
         assert b"old: cannot list" in seen
+        process.send_signal(signal.SIGINT)
+        with suppress(OSError):  # the other side is closed when the program has ended
+            while piece := os.read(main, 65536):
+                seen += piece
+        assert process.wait(60) == ExitCode.INTERRUPTED
+        assert seen.rstrip().endswith((b"\x1b[?25h\x1b[?1049l", b"\x1b[?1049l\x1b[?25h"))  # cursor and screen are back
+        assert b"Traceback" not in seen
     finally:
-        process.terminate()
+        process.kill()
         process.wait()
         os.close(main)

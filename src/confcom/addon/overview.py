@@ -32,11 +32,15 @@ NODE_REQUESTED = "confcom_epc_node_requested_bytes"
 PODS_KNOWN = "confcom_epc_pods_known"
 RECLAIM = "confcom_epc_reclaim_seconds_total"
 QUOTES = "confcom_quote_helper_quotes_total"
+ENCLAVE_QUOTES = "confcom_quote_helper_enclave_quotes_total"
+ENCLAVE_LAST = "confcom_quote_helper_enclave_last_quote_timestamp_seconds"
 ITSELF = "the helper itself"
 """The peer of the helper's self-tests."""
 _WANTED = frozenset(
-    (REQUESTED, MAPPED, IN_USE, OVER, NODE_SIZE, NODE_MAPPED, NODE_IN_USE, NODE_REQUESTED, PODS_KNOWN, RECLAIM, QUOTES)
-)
+    (REQUESTED, MAPPED, IN_USE, OVER, NODE_SIZE, NODE_MAPPED, NODE_IN_USE, NODE_REQUESTED, PODS_KNOWN, RECLAIM, QUOTES,
+     ENCLAVE_QUOTES, ENCLAVE_LAST)
+)  # fmt: skip
+_ENCLAVE_LABELS = ("peer", "mr_enclave", "mr_signer", "isv_prod_id", "isv_svn", "debug", "signer_expected")
 _COMPONENT = "app.kubernetes.io/component"
 _AT_ONCE = 16
 """Pages of metrics that are fetched at a time."""
@@ -72,12 +76,34 @@ class PodLine:
 
 
 @dataclass(frozen=True, slots=True)
+class EnclaveLine:
+    """An enclave that had quotes from a node's helper, since that started: identity in hex, empty if not told apart.
+
+    `namespace` is empty for peers that are no pod of the cluster: `name` is then what the helper calls them. `last` is
+    the time of its last quote, in seconds of Unix time. `signer_expected` is None without a list of expected signers.
+    """
+
+    namespace: str
+    name: str
+    node: str
+    mr_enclave: str
+    mr_signer: str
+    isv_prod_id: int | None
+    isv_svn: int | None
+    debug: bool
+    signer_expected: bool | None
+    quotes: int
+    last: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Overview:
-    """The lines of nodes and pods, and what could not be read."""
+    """The lines of nodes, pods and enclaves, and what could not be read."""
 
     nodes: tuple[NodeLine, ...]
     pods: tuple[PodLine, ...]
     missing: tuple[str, ...] = ()
+    enclaves: tuple[EnclaveLine, ...] = ()
 
 
 @dataclass(slots=True)
@@ -109,12 +135,14 @@ async def overview(cluster: ClusterEpc, *, namespace: str | None = None, addon: 
         {name for name, size in known.items() if size is not None} | gathered.exporters.keys() | gathered.helpers.keys()
     )
     lines = [use.pod(pod) for pod in pods]
+    enclaves = use.enclaves(gathered.pods, others=namespace is None)
     return Overview(
         tuple(
             use.node(name, known.get(name), None if requested is None else requested[name]) for name in sorted(names)
         ),
         tuple(sorted((line for line in lines if _shown(line)), key=lambda line: (line.namespace, line.name))),
         tuple(gathered.missing),
+        tuple(sorted(enclaves, key=lambda line: (line.namespace, line.name, line.mr_enclave, line.node))),
     )
 
 
@@ -158,6 +186,25 @@ class _Use:
             quotes=self._quotes[f"pod {pod.uid}"] if pod.node in self._helpers else None,
             over=tuple(self._over.get(place, ())),
         )
+
+    def enclaves(self, pods: Iterable[EpcPod], *, others: bool) -> list[EnclaveLine]:
+        """What the helpers have seen of these pods, and with `others` of all their peers."""
+        known = {f"pod {pod.uid}": pod for pod in pods}
+        quotes: Counter[tuple[str, ...]] = Counter()
+        last: dict[tuple[str, ...], float] = {}
+        for node, samples in self._helpers.items():
+            for one in samples:
+                # A node has two helpers while one is replaced.
+                key = (node, *(one.labels.get(name, "") for name in _ENCLAVE_LABELS))
+                if one.name == ENCLAVE_QUOTES:
+                    quotes[key] += int(one.value)
+                elif one.name == ENCLAVE_LAST:
+                    last[key] = max(one.value, last.get(key, 0.0))
+        return [
+            _enclave(key, known.get(key[1]), count, last.get(key))
+            for key, count in quotes.items()
+            if others or key[1] in known
+        ]
 
     def node(self, name: str, allocatable: int | None, requested: int | None) -> NodeLine:
         found = self._nodes.get(name, {})
@@ -223,6 +270,19 @@ async def _ask_pods(cluster: ClusterEpc, gathered: _Gathered, pods: list[EpcPod]
     gathered.missing += failures[:_SHOWN]
     if len(failures) > _SHOWN:
         gathered.missing.append(f"and {len(failures) - _SHOWN} more like these")
+
+
+def _enclave(key: tuple[str, ...], pod: EpcPod | None, quotes: int, last: float | None) -> EnclaveLine:
+    node, peer, mr_enclave, mr_signer, product, svn, debug, expected = key
+    return EnclaveLine(
+        *("" if pod is None else pod.namespace, peer if pod is None else pod.name, node, mr_enclave, mr_signer),
+        isv_prod_id=int(product) if product.isdecimal() else None,
+        isv_svn=int(svn) if svn.isdecimal() else None,
+        debug=debug == "true",
+        signer_expected=expected == "true" if expected else None,
+        quotes=quotes,
+        last=last,
+    )
 
 
 def _for_others(one: Sample) -> int:

@@ -18,6 +18,8 @@ class ExitCode(IntEnum):
     REFUSED = 5
     COLLATERAL = 6
     PLATFORM = 7
+    INTERRUPTED = 130
+    """Of a live view that Ctrl-C ended, as shells report it; other commands that are interrupted end with 1."""
 
 
 # The first class that fits decides, so subclasses stand before what they derive from.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
 from functools import partial
 
 from rich.console import Console, Group, RenderableType
@@ -15,7 +16,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from confcom.addon.overview import NodeLine, Overview, PodLine, overview
+from confcom.addon.overview import EnclaveLine, NodeLine, Overview, PodLine, overview
+from confcom.cli.exit_codes import ExitCode
 from confcom.cli.outputs import print_json, printable
 from confcom.cluster.epc_overview import ClusterEpc
 from confcom.errors import ClusterError
@@ -23,6 +25,8 @@ from confcom.errors import ClusterError
 WIDTH = 200
 """Columns where the output is no terminal, so that nothing is cut off."""
 UNKNOWN = "-"
+DIGITS = 16
+"""Digits of a measurement in a table; JSON has all 64."""
 MIB = 1 << 20
 
 
@@ -34,14 +38,49 @@ class Before:
     seconds: float
 
 
-def show(found: Overview, before: Before | None = None) -> RenderableType:
-    """The tables of nodes and pods, then what is over and what is not known."""
+@dataclass(frozen=True, slots=True)
+class View:
+    """What is shown, and how: pods that match the glob, in the order of a column, pods or their enclaves."""
+
+    pattern: str | None = None
+    order: str = "name"
+    enclaves: bool = False
+
+    def arrange(self, found: Overview) -> Overview:
+        """The overview with the lines that are wanted, in their order."""
+        return replace(
+            found,
+            nodes=tuple(sorted(found.nodes, key=self._rank)),
+            pods=tuple(sorted(filter(self._matches, found.pods), key=self._rank)),
+            enclaves=tuple(sorted(filter(self._matches, found.enclaves), key=self._rank)),
+        )
+
+    def _matches(self, line: PodLine | EnclaveLine) -> bool:
+        names = (line.name, f"{line.namespace}/{line.name}", line.node)
+        return self.pattern is None or any(fnmatchcase(name, self.pattern) for name in names)
+
+    def _rank(self, line: NodeLine | PodLine | EnclaveLine) -> tuple[str, float]:
+        """By node, or the largest first; what is not known, or has no such column, last. Sorting keeps equal ones."""
+        if self.order in ("name", "node"):
+            return (getattr(line, "node", "") if self.order == "node" else "", 0)
+        value = getattr(line, self.order.replace("-", "_"), None)
+        return ("", math.inf if value is None else -value)
+
+
+def show(found: Overview, before: Before | None = None, *, enclaves: bool = False, now: float = 0) -> RenderableType:
+    """The tables of nodes and pods, or of enclaves as of `now`; then what is over and what is not known."""
+    if enclaves:
+        return Group(_enclaves(found, now), *_not_known(found))
     parts: list[RenderableType] = [_nodes(found, before), Text(""), _pods(found, before)]
     if any(line.over for line in found.pods):
         parts += [Text(""), *(_over(line) for line in found.pods if line.over)]
-    if found.missing:
-        parts += [Text(""), Text("not known:"), *(Text(f"  {printable(clause)}") for clause in found.missing)]
-    return Group(*parts)
+    return Group(*parts, *_not_known(found))
+
+
+def _not_known(found: Overview) -> list[Text]:
+    if not found.missing:
+        return []
+    return [Text(""), Text("not known:"), *(Text(f"  {printable(clause)}") for clause in found.missing)]
 
 
 def _nodes(found: Overview, before: Before | None) -> Table:
@@ -65,6 +104,30 @@ def _pods(found: Overview, before: Before | None) -> Table:
         name = printable(f"{line.namespace}/{line.name}")
         table.add_row(name, printable(line.node) or UNKNOWN, *map(_size, sizes), quotes, mark)
     return table
+
+
+def _enclaves(found: Overview, now: float) -> Table:
+    table = _table("POD", "NODE", "MRENCLAVE", "MRSIGNER", "PRODUCT", "SVN", "QUOTES", "LAST", "", words=4)
+    for line in found.enclaves:
+        marks = [word for word, shown in (("debug", line.debug), ("signer", line.signer_expected is False)) if shown]
+        table.add_row(
+            printable(f"{line.namespace}/{line.name}" if line.namespace else line.name),
+            printable(line.node) or UNKNOWN,
+            *(printable(word[:DIGITS]) or UNKNOWN for word in (line.mr_enclave, line.mr_signer)),
+            *(UNKNOWN if number is None else f"{number}" for number in (line.isv_prod_id, line.isv_svn, line.quotes)),
+            UNKNOWN if line.last is None else age(now - line.last),
+            Text(", ".join(marks), style="bold red"),
+        )
+    return table
+
+
+def age(seconds: float) -> str:
+    """A duration in its largest unit, as kubectl shows it: `12s`, `3m`, `5h`, `2d`."""
+    whole = max(0, int(seconds))
+    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if whole >= size:
+            return f"{whole // size}{unit}"
+    return f"{whole}s"
 
 
 def _table(*columns: str, words: int = 1) -> Table:
@@ -96,31 +159,47 @@ def run(
     *,
     namespace: str | None,
     addon: str,
-    once: bool,
+    pattern: str | None,
+    order: str,
+    enclaves: bool,
+    watch: bool | None,
     interval: float,
     output: str,
     kubeconfig: str | None,
     context: str | None,
-) -> None:
+) -> ExitCode:
     """Ask the cluster and print, once or until the user stops it."""
+    view = View(pattern, order, enclaves)
 
     async def work() -> None:
         async with ClusterEpc.open(kubeconfig, context) as cluster:
-            ask = partial(overview, cluster, namespace=namespace, addon=addon)
+            async def ask() -> Overview:
+                return view.arrange(await overview(cluster, namespace=namespace, addon=addon))
+
+            draw = partial(_draw, view)
             if output == "json":
                 print_json(asdict(await ask()))
-            elif once or not sys.stdout.isatty():
-                Console(width=None if sys.stdout.isatty() else WIDTH).print(show(await ask()))
+            elif watch is False or not sys.stdout.isatty():
+                Console(width=None if sys.stdout.isatty() else WIDTH).print(draw(await ask()))
             else:
-                await _live(ask, interval)
+                await _live(ask, draw, interval)
 
-    with suppress(KeyboardInterrupt):  # how users leave the live view
+    try:
         asyncio.run(work())
+    except KeyboardInterrupt:  # how users leave the live view
+        return ExitCode.INTERRUPTED
+    return ExitCode.OK
 
 
-async def _live(ask: Callable[[], Awaitable[Overview]], interval: float) -> None:
+def _draw(view: View, found: Overview, before: Before | None = None) -> RenderableType:
+    return show(found, before, enclaves=view.enclaves, now=time.time())
+
+
+async def _live(
+    ask: Callable[[], Awaitable[Overview]], draw: Callable[..., RenderableType], interval: float
+) -> None:
     found, asked = await ask(), time.monotonic()
-    with Live(show(found), auto_refresh=False, screen=True) as screen:
+    with Live(draw(found), auto_refresh=False, screen=True) as screen:
         while True:
             screen.refresh()
             await asyncio.sleep(interval)
@@ -129,8 +208,8 @@ async def _live(ask: Callable[[], Awaitable[Overview]], interval: float) -> None
             except ClusterError as error:
                 # Until it answers again the last figures stay, marked as old.
                 said = f"these figures are {time.monotonic() - asked:.0f} s old: {error.message}"
-                screen.update(show(replace(found, missing=(*found.missing, said))))
+                screen.update(draw(replace(found, missing=(*found.missing, said))))
                 continue
             now = time.monotonic()
-            screen.update(show(later, Before(found, now - asked)))
+            screen.update(draw(later, Before(found, now - asked)))
             found, asked = later, now
