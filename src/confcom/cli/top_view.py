@@ -173,6 +173,7 @@ def run(
 
     async def work() -> None:
         async with ClusterEpc.open(kubeconfig, context) as cluster:
+
             async def ask() -> Overview:
                 return view.arrange(await overview(cluster, namespace=namespace, addon=addon))
 
@@ -195,9 +196,7 @@ def _draw(view: View, found: Overview, before: Before | None = None) -> Renderab
     return show(found, before, enclaves=view.enclaves, now=time.time())
 
 
-async def _live(
-    ask: Callable[[], Awaitable[Overview]], draw: Callable[..., RenderableType], interval: float
-) -> None:
+async def _live(ask: Callable[[], Awaitable[Overview]], draw: Callable[..., RenderableType], interval: float) -> None:
     found, asked = await ask(), time.monotonic()
     with Live(draw(found), auto_refresh=False, screen=True) as screen:
         while True:
