@@ -7,8 +7,8 @@ import hashlib
 import http.client
 import json
 import socket
-import threading
-from collections.abc import Iterator
+import ssl
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,6 +23,7 @@ from confcom.simulator.collateral_upstream import SimulatedUpstream
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.world import SimulatedWorld
 from running_collateral_service import Clock, running_service
+from running_in_thread import RunningInThread
 
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
 TOKEN = "the administrator's"
@@ -55,35 +56,26 @@ def claims_of(token: str) -> dict[str, Any]:
     return found
 
 
-class RunningAttestation:
+class RunningAttestation(RunningInThread):
     """A service that serves until the block ends. `url` is the base URL of clients."""
 
     def __init__(self, config: AttestationServiceConfig, world: SimulatedWorld, clock: Clock) -> None:
+        super().__init__()
         self.config = config
         self.world = world
         self.clock = clock
         self.url = ""
-        self._ready = threading.Event()
-        self._failure: Exception | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-        assert self._ready.wait(120), "the service did not get ready"
-        if self._failure is not None:
-            raise self._failure
-
-    def stop(self) -> None:
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stop.set)
-            self._thread.join(120)
-        assert not self._thread.is_alive(), "the service did not stop"
+        self.tls: ssl.SSLContext | None = None
 
     def ask(self, path: str, body: Any = None, *, method: str = "", **headers: str) -> Answer:
         """One request; `path` is below the base URL, or absolute after a double slash."""
-        host, _, prefix = self.url.removeprefix("http://").partition("/")
+        host, _, prefix = self.url.partition("://")[2].partition("/")
         where = path[1:] if path.startswith("//") else f"/{prefix}{path}"
-        connection = http.client.HTTPConnection(host, timeout=120)
+        connection = (
+            http.client.HTTPConnection(host, timeout=120)
+            if self.tls is None
+            else http.client.HTTPSConnection(host, timeout=120, context=self.tls)
+        )
         content = body if body is None or isinstance(body, (bytes, str)) else json.dumps(body)
         try:
             named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -100,22 +92,11 @@ class RunningAttestation:
     def administer(self, path: str, body: Any = None, *, method: str = "") -> Answer:
         return self.ask(f"{path}?{API}", body, method=method, Authorization=f"Bearer {TOKEN}")
 
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._serve())
-        except Exception as error:  # noqa: BLE001 - raised again in start()
-            self._failure = error
-        finally:
-            self._ready.set()
+    async def serve(self, stop: asyncio.Event, started: Callable[..., None]) -> None:
+        await serve(self.config, roots=self.world.trust_roots, clock=self.clock, stop=stop, started=started)
 
-    async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
-        await serve(self.config, roots=self.world.trust_roots, clock=self.clock, stop=self._stop, started=self._started)
-
-    def _started(self, url: str) -> None:
-        self.url = url
-        self._ready.set()
+    def on_started(self, *where: str) -> None:
+        self.url = where[0]
 
 
 def make_world(**settings: Any) -> SimulatedWorld:

@@ -25,6 +25,7 @@ from confcom.pki.roots import TrustRoot, TrustRoots
 from confcom.services.collateral.collateral_service import CollateralServiceConfig, serve
 from confcom.simulator.collateral_upstream import SimulatedUpstream
 from confcom.simulator.world import SimulatedWorld
+from running_in_thread import RunningInThread
 
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
 SEED = bytes(range(32))
@@ -115,33 +116,19 @@ class Reply:
         return json.loads(self.body)
 
 
-class RunningService:
+class RunningService(RunningInThread):
     """A service that serves until `stop`. `url` is where."""
 
     def __init__(
         self, store: Path, upstream: Any, roots: TrustRoots, clock: Callable[[], datetime], **settings: Any
     ) -> None:
+        super().__init__()
         settings = {"listen": "127.0.0.1:0", "insecure_http": "tls_certificate" not in settings} | settings
         self.config = CollateralServiceConfig(store=str(store), upstream="tests", **settings)
         self.registry = CollectorRegistry()
         self.url = ""
         self.tls: ssl.SSLContext | None = None
         self._arguments = (upstream, roots, clock)
-        self._ready = threading.Event()
-        self._failure: Exception | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-        assert self._ready.wait(120), "the service did not get ready"
-        if self._failure is not None:
-            raise self._failure
-
-    def stop(self) -> None:
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stop.set)
-            self._thread.join(120)
-        assert not self._thread.is_alive(), "the service did not stop"
 
     @property
     def address(self) -> tuple[str, int]:
@@ -181,31 +168,12 @@ class RunningService:
             assert time.monotonic() < deadline, "it did not come to that"
             time.sleep(0.02)
 
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._serve())
-        except Exception as error:  # noqa: BLE001 - raised again in start()
-            self._failure = error
-        finally:
-            self._ready.set()
-
-    async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
+    async def serve(self, stop: asyncio.Event, started: Callable[..., None]) -> None:
         upstream, roots, clock = self._arguments
-        await serve(
-            upstream,
-            self.config,
-            roots=roots,
-            clock=clock,
-            stop=self._stop,
-            started=self._started,
-            registry=self.registry,
-        )
+        await serve(upstream, self.config, roots=roots, clock=clock, stop=stop, started=started, registry=self.registry)
 
-    def _started(self, url: str) -> None:
-        self.url = url
-        self._ready.set()
+    def on_started(self, *where: str) -> None:
+        self.url = where[0]
 
 
 @contextmanager

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +14,22 @@ from confcom.platforms.interface import Platform
 from confcom.services.quote_helper.connection import RequestEvent
 from confcom.services.quote_helper.helper import QuoteHelperConfig, serve
 from confcom.services.quote_helper.self_test import SelfTestKit
+from running_in_thread import RunningInThread
 
 
-class RunningHelper:
+class RunningHelper(RunningInThread):
     """A helper that serves until `stop`; `events` are what it told of its connections."""
 
     def __init__(
         self, platform: Platform, path: Path, *, self_test: SelfTestKit | None = None, **settings: Any
     ) -> None:
+        super().__init__()
         self.path = path
         self.events: list[RequestEvent] = []
         self.on_event: Callable[[RequestEvent], None] = lambda _: None
         self._config = QuoteHelperConfig(socket=str(path), **settings)
         self._platform = platform
         self._self_test = self_test
-        self._ready = threading.Event()
-        self._failure: Exception | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-        assert self._ready.wait(60), "the helper did not get ready"
-        if self._failure is not None:
-            raise self._failure
-
-    def ask_to_stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
-
-    def stop(self) -> None:
-        if self._thread.is_alive():
-            with suppress(RuntimeError):  # its loop has ended: a successor took over
-                self.ask_to_stop()
-            self._thread.join(60)
-        assert not self._thread.is_alive(), "the helper did not stop"
 
     def wait_for_events(self, count: int) -> list[RequestEvent]:
         deadline = time.monotonic() + 60
@@ -55,26 +37,16 @@ class RunningHelper:
             time.sleep(0.005)
         return self.events
 
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._serve())
-        except Exception as error:  # noqa: BLE001 - raised again in start()
-            self._failure = error
-        finally:
-            self._ready.set()
-
     def _observe(self, event: RequestEvent) -> None:
         self.events.append(event)
         self.on_event(event)
 
-    async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._stop = asyncio.Event()
+    async def serve(self, stop: asyncio.Event, started: Callable[..., None]) -> None:
         await serve(
             self._platform,
             self._config,
-            stop=self._stop,
-            started=self._ready.set,
+            stop=stop,
+            started=started,
             observe=self._observe,
             self_test=self._self_test,
         )

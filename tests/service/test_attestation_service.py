@@ -455,7 +455,7 @@ def test_a_folder_of_keys_that_became_unusable_is_reported_and_keeps_its_keys(tm
 def test_readiness_says_that_a_key_cannot_be_used(
     tmp_path: Path, world: SimulatedWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("confcom.services.attestation.attestation_service.LOOK_AT_KEYS", 0.05)
+    monkeypatch.setattr("confcom.services.attestation.attestation_service.LOOK_AT_FILES", 0.05)
     with running_attestation(tmp_path, world) as service:
         (tmp_path / "keys" / "bad.pem").write_bytes(b"no key")
         deadline = time.monotonic() + 60

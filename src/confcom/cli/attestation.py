@@ -43,6 +43,7 @@ def attestation() -> None:
     type=click.Choice(["open", "isolated", "shared"]),
     help="Who may set policies: administrators, those with a known signature, or no one.  [default: open]",
 )
+@click.option("--administrators", metavar="TOML", help="Who may read and set policies, and how they are known.")
 @click.option("--policy-signer", "policy_signers", metavar="PEM", multiple=True, help="First signers of policies.")
 def serve(config: AttestationServiceConfig) -> None:
     """Serve attestation: clients of Azure Attestation work unchanged with this URL, clients of RATS get EAR."""

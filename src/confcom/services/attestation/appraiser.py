@@ -139,7 +139,7 @@ class Appraiser:
         )
         try:
             judged = self._judge(request, kind, policy_text, now, may_block=may_block)
-            if request.bind_nonce:
+            if request.bind_nonce and not judged.draft:
                 self._use_nonce(request.nonce, now)
             token = self._ear(judged, now) if ear else self._azure_token(judged, now)
         except Denied as error:

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from confcom.services.attestation.administrators import TokenHash
 from confcom.services.runtime.certificates import TlsSettings
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0)]
-_TokenHash = Annotated[str, msgspec.Meta(pattern="^[0-9A-Fa-f]{128}$")]
 
 
 class AttestationServiceConfig(TlsSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -43,8 +43,10 @@ class AttestationServiceConfig(TlsSettings, frozen=True, kw_only=True, forbid_un
     """open: administrators set policies, signed or not. isolated: signed ones only. shared: none is set."""
     policy_signers: tuple[str, ...] = ()
     """PEM files of the first signers of policies, for isolated."""
-    admin_token_hash: _TokenHash | None = None
-    """SHA-512 of the bearer token of administrators, 128 hexadecimal digits; without it policies cannot be set."""
+    administrators: str | None = None
+    """TOML file of administrators: by bearer tokens, OIDC tokens or client certificates. Read again when it changes."""
+    admin_token_hash: TokenHash | None = None
+    """SHA-512 of the bearer token of one more administrator, 128 hexadecimal digits."""
     max_body: Annotated[int, msgspec.Meta(ge=4096)] = 1 << 20
     """Bytes of a request's body."""
     attest_per_minute: Annotated[int, msgspec.Meta(ge=1)] = 1200

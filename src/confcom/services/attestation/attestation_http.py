@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
@@ -22,6 +20,7 @@ from starlette.routing import Mount, Route
 
 from confcom.errors import CollateralError, ConfcomError, ConfigError
 from confcom.services.attestation.administration import PolicyAdministration
+from confcom.services.attestation.administrators import Administrators, NotAnAdministrator
 from confcom.services.attestation.appraiser import Appraiser, Denied, Refused, WouldBlock
 from confcom.services.attestation.attestation_store import AuditRecord, AuditWriter, RecordFilter, Row, as_line
 from confcom.services.attestation.signing_keys import SigningKeys
@@ -76,6 +75,7 @@ class AttestationApp:
         self,
         appraiser: Appraiser,
         administration: PolicyAdministration,
+        administrators: Administrators,
         records: Callable[..., list[Row]],
         keys: Callable[[], SigningKeys],
         problem: Callable[[], str],
@@ -85,7 +85,6 @@ class AttestationApp:
         *,
         issuer: str,
         prefix: str,
-        admin_token_hash: str | None,
         max_body: int,
         attest_per_minute: int,
         simulated: bool,
@@ -99,7 +98,7 @@ class AttestationApp:
         self._audit = audit
         self._metrics = metrics
         self._issuer = issuer
-        self._admin = admin_token_hash
+        self._administrators = administrators
         self._max_body = max_body
         self._allowed = attest_per_minute
         self._calls = Allowance(attest_per_minute, time.monotonic)
@@ -183,7 +182,7 @@ class AttestationApp:
 
     async def _policies(self, request: Request) -> Response:
         kind = _kind(request)
-        by = self._require_admin(request)
+        by = await self._require_admin(request, change=request.method != "GET")
         if request.method == "GET":
             return _json({"token": await self._workers.run(lambda: self._administration.current(kind))})
         body = (await self._body(request)).decode("utf-8", "replace")
@@ -191,13 +190,13 @@ class AttestationApp:
 
     async def _reset(self, request: Request) -> Response:
         kind = _kind(request)
-        by = self._require_admin(request)
+        by = await self._require_admin(request, change=True)
         body = (await self._body(request)).decode("utf-8", "replace")
         return _json({"token": await self._workers.run(lambda: self._administration.reset(kind, body, by))})
 
     async def _dry_run(self, request: Request) -> Response:
         kind = _kind(request)
-        self._require_admin(request)
+        await self._require_admin(request)
         text = read_policy((await self._body(request)).decode("utf-8", "replace")).text
         limit = _number(request, "limit", default=100, most=1000)
         return _json(await self._workers.run(lambda: self._appraiser.dry_run(kind, text, limit=limit)))
@@ -209,7 +208,7 @@ class AttestationApp:
     async def _records(self, request: Request) -> Response:
         """Records as JSON lines, the newest first; `before` continues after the last id."""
         wanted = record_filter(request.query_params)
-        self._require_admin(request)
+        await self._require_admin(request)
         before = _number(request, "before", default=0, most=1 << 62) or None
         limit = _number(request, "limit", default=100, most=1000)
         rows = await self._workers.run(lambda: self._records_of(wanted, before=before, limit=limit))
@@ -217,12 +216,12 @@ class AttestationApp:
         return Response(b"".join(lines), media_type="application/x-ndjson")
 
     async def _certificates(self, request: Request) -> Response:
-        self._require_admin(request)
+        await self._require_admin(request)
         return _json({"token": await self._workers.run(self._administration.signers)})
 
     def _change_signers(self, *, add: bool) -> Handler:
         async def handler(request: Request) -> Response:
-            by = self._require_admin(request)
+            by = await self._require_admin(request, change=True)
             body = await self._body(request)
             changed = self._workers.run(lambda: self._administration.change_signer(body, by, add=add))
             return _json({"token": await changed})
@@ -274,24 +273,20 @@ class AttestationApp:
                 raise HttpRefusal(413, "RequestTooLarge", f"a body has at most {self._max_body} bytes")
         return bytes(body)
 
-    def _require_admin(self, request: Request) -> str:
-        """The name of the administrator who asks, for the history of changes."""
-        if self._admin is None:
-            raise HttpRefusal(
-                401,
-                "Unauthorized",
-                "no administrator is configured, so this path is closed",
-                advice="Set admin_token_hash to the SHA-512 of a token of your choice.",
-            )
+    async def _require_admin(self, request: Request, *, change: bool = False) -> str:
+        """The name of the administrator who asks; to `change` something the role of a contributor is needed."""
         # The right token is refused too: otherwise its answer would tell it from the guesses.
         _allow(self._wrong_tokens, request, f"{WRONG_TOKENS} wrong tokens came from this address")
-        kind, _, token = request.headers.get("authorization", "").partition(" ")
-        found = hashlib.sha512(token.strip().encode("latin-1", "replace")).hexdigest()
-        if kind.lower() != "bearer" or not hmac.compare_digest(found, self._admin.lower()):
-            if token:
+        chain = request.scope.get("extensions", {}).get("tls", {}).get("client_cert_chain", [None])
+        try:
+            found = await self._administrators.identify(request.headers.get("authorization", ""), chain[0])
+        except NotAnAdministrator as error:
+            if error.guessed:
                 self._wrong_tokens.spend(address_of(request.scope))
-            raise HttpRefusal(401, "Unauthorized", "the administrator's bearer token is missing or wrong")
-        return "token"
+            raise HttpRefusal(401, "Unauthorized", error.message, advice=error.advice()) from error
+        if change and found.role != "contributor":
+            raise HttpRefusal(403, "Forbidden", f"{found.name!r} is a {found.role} and changes nothing")
+        return found.name
 
 
 _CLAIMS = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from confcom.collateral.sources import RememberedCollateral, SourceOptions
 from confcom.errors import ConfigError
 from confcom.pki.roots import TrustRoots
 from confcom.services.attestation.administration import PolicyAdministration
+from confcom.services.attestation.administrators import Administrators
 from confcom.services.attestation.appraiser import Appraiser
 from confcom.services.attestation.attestation_config import AttestationServiceConfig
 from confcom.services.attestation.attestation_http import AttestationApp, AttestationMetrics
@@ -26,10 +28,10 @@ from confcom.services.attestation.signing_keys import SigningKeys, load_keys
 from confcom.services.runtime.certificates import CertificateMetrics, kept_certificate
 from confcom.services.runtime.http_server import Listener, serve_http
 from confcom.services.runtime.process import WorkerThreads
-from confcom.services.runtime.tls import HeldTls
+from confcom.services.runtime.tls import HeldTls, TlsFiles
 
-LOOK_AT_KEYS = 5.0
-"""Seconds between two looks at the folder of signing keys."""
+LOOK_AT_FILES = 5.0
+"""Seconds between two looks at the signing keys and the file of administrators."""
 FORGET_EVERY = 600.0
 """Seconds between two removals of records that are past the retention period."""
 SIMULATED_PREFIX = "/simulated"
@@ -51,12 +53,6 @@ class KeptKeys:
     def __call__(self) -> SigningKeys:
         """The keys as of the last look."""
         return self._keys
-
-    async def follow(self) -> None:
-        """Look at the folder until cancelled."""
-        while True:
-            await asyncio.sleep(LOOK_AT_KEYS)
-            await asyncio.to_thread(self.look)
 
     def look(self) -> None:
         """Read the folder again."""
@@ -90,6 +86,8 @@ async def serve(
     simulated = simulated_world(roots)
     prefix = SIMULATED_PREFIX if simulated else ""
     registry = CollectorRegistry()
+    named = None if config.administrators is None else Path(config.administrators)
+    administrators = Administrators(named, config.admin_token_hash, clock=clock)
     keys = KeptKeys(Path(config.keys), timedelta(seconds=config.key_overlap), simulated=simulated, clock=clock)
     async with AsyncExitStack() as stack:
         kept = None
@@ -99,7 +97,7 @@ async def serve(
             kept = await stack.enter_async_context(keeping)
             if kept is None:
                 return
-        listener = _listener(config, None if kept is None else kept.tls)
+        listener = _listener(config, None if kept is None else kept.tls, administrators.client_ca)
         store = AttestationStore.at(Path(config.store))
         stack.callback(store.close)
         for name in config.policy_signers:
@@ -125,26 +123,37 @@ async def serve(
         app = AttestationApp(
             appraiser,
             PolicyAdministration(store, appraiser, config.trust_model, clock),
+            administrators,
             store.records,
             keys,
-            lambda: keys.problem or ("" if kept is None else kept.keeper.not_ready),
+            lambda: keys.problem or administrators.problem or ("" if kept is None else kept.keeper.not_ready),
             workers,
             audit,
             AttestationMetrics(registry),
             issuer=issuer,
             prefix=prefix,
-            admin_token_hash=config.admin_token_hash,
             max_body=config.max_body,
             attest_per_minute=config.attest_per_minute,
             simulated=simulated,
         )
         retention = timedelta(days=config.audit_days)
-        following = [asyncio.create_task(keys.follow()), asyncio.create_task(_forget(store, retention, clock))]
+        following = [
+            asyncio.create_task(_follow(keys.look, administrators.look)),
+            asyncio.create_task(_forget(store, retention, clock)),
+        ]
         try:
             await serve_http(app, listener, stop=stop, started=lambda _: started(issuer) if started else None)
         finally:
             for task in following:
                 task.cancel()
+
+
+async def _follow(*looks: Callable[[], None]) -> None:
+    """Look at the files of keys and administrators, until cancelled."""
+    while True:
+        await asyncio.sleep(LOOK_AT_FILES)
+        for look in looks:
+            await asyncio.to_thread(look)
 
 
 async def _forget(store: AttestationStore, retention: timedelta, clock: Callable[[], datetime]) -> None:
@@ -169,11 +178,15 @@ def simulated_world(roots: TrustRoots) -> bool:
     return kinds == {True}
 
 
-def _listener(config: AttestationServiceConfig, held: HeldTls | None) -> Listener:
+def _listener(config: AttestationServiceConfig, held: HeldTls | None, client_ca: Path | None) -> Listener:
     host, found, port = config.listen.rpartition(":")
     if not found or not port.isdigit() or int(port) > 65535:
         raise ConfigError(f"{config.listen!r} is not HOST:PORT", advice="Write it as 0.0.0.0:8443 or [::]:8443.")
-    tls = held or config.tls_files()
+    tls: TlsFiles | HeldTls | None = held
+    if held is None and (files := config.tls_files()) is not None:
+        tls = replace(files, client_ca=client_ca)
+    elif held is not None and client_ca is not None:
+        held.require_client(_read(client_ca), optional=True)
     return Listener(address=(host.strip("[]"), int(port)), tls=tls, max_connections=config.max_connections)
 
 
@@ -183,10 +196,17 @@ def _own_url(config: AttestationServiceConfig, listener: Listener) -> str:
     return f"{'http' if listener.tls is None else 'https'}://{config.listen}"
 
 
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}") from error
+
+
 def _signer(name: str) -> x509.Certificate:
     try:
-        return x509.load_pem_x509_certificate(Path(name).read_bytes())
-    except (OSError, ValueError) as error:
+        return x509.load_pem_x509_certificate(_read(Path(name)))
+    except ValueError as error:
         raise ConfigError(f"{name} is no certificate of a policy signer: {error}") from error
 
 

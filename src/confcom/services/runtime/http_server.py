@@ -256,13 +256,14 @@ class _Connection:
         self._peer = address[:2] if isinstance(address, tuple) else None
         self._reader = asyncio.StreamReader(limit=CHUNK // 2)
         self._writer: asyncio.StreamWriter | None = None
-        self._client_name: str | None = None
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=self._limits.max_head - 1)
         self._opened = False
         self._first = True
         self._is_head = False
         self._head: h11.Response | None = None
         self._body_until = 0.0
+        self._client: dict[str, Any] = {"client_common_name": None}
+        """Of ASGI's TLS extension."""
 
     def abort(self) -> None:
         """End the connection now. An application that still works for it notices when it reads or writes."""
@@ -315,7 +316,10 @@ class _Connection:
             raise error.with_traceback(None) from None
         transport.set_write_buffer_limits(high=0)
         self._writer = asyncio.StreamWriter(transport, protocol, self._reader, loop)
-        self._client_name = _common_name(transport)
+        secured = transport.get_extra_info("ssl_object")
+        if secured is not None and (certificate := secured.getpeercert(binary_form=True)):
+            chain = [ssl.DER_cert_to_PEM_cert(certificate)]
+            self._client = {"client_common_name": _common_name(transport), "client_cert_chain": chain}
 
     async def _close(self) -> None:
         """End the connection so that the answer arrives: unread bytes would reset it."""
@@ -378,7 +382,7 @@ class _Connection:
             "headers": list(request.headers),
             "client": self._peer,
             "server": None,
-            "extensions": {"tls": {"client_common_name": self._client_name}},
+            "extensions": {"tls": self._client},
         }
         try:
             if not any(name in (b"content-length", b"transfer-encoding") for name, _ in request.headers):

@@ -42,7 +42,7 @@ def load(
     """
     values: dict[str, Any] = {}
     if file is not None:
-        values |= _convert(kind, _read(file), f"{file}", strict=True)
+        values |= _convert(kind, read_toml(file), f"{file}", strict=True)
     prefix = f"CONFCOM_{service.upper().replace('-', '_')}_"
     named = {field.name: _worded(field, environment[f"{prefix}{field.name.upper()}"])
              for field in msgspec.structs.fields(kind) if f"{prefix}{field.name.upper()}" in environment}  # fmt: skip
@@ -61,7 +61,8 @@ def _worded(field: msgspec.structs.FieldInfo, text: str) -> object:
     return [word for part in text.split(",") if (word := part.strip())] if isinstance(field.default, tuple) else text
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_toml(file: Path) -> dict[str, Any]:
+    """A file of settings, at most `MAX_SETTINGS` bytes; `ConfigError` if it cannot be read."""
     try:
         with file.open("rb") as stream:
             content = stream.read(MAX_SETTINGS + 1)

@@ -21,15 +21,19 @@ WATCH_INTERVAL = 2.0
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """A certificate chain and its private key, both PEM."""
+    """A certificate chain and its private key, both PEM, and the authority of clients' certificates.
+
+    With an authority, a client may bring a certificate; one of another authority ends the handshake.
+    """
 
     certificate: Path
     key: Path
+    client_ca: Path | None = None
 
     def fingerprint(self) -> tuple[tuple[int, int, int], ...]:
         """What changes when a file is replaced or rewritten, through symbolic links too; empty while one is missing."""
         try:
-            found = [path.stat() for path in (self.certificate, self.key)]
+            found = [path.stat() for path in (self.certificate, self.key, self.client_ca) if path is not None]
         except OSError:
             return ()
         return tuple((status.st_ino, status.st_mtime_ns, status.st_size) for status in found)
@@ -86,6 +90,7 @@ class HeldTls(ServerTls):
     def __init__(self, certificate: bytes, key: bytes) -> None:
         self._client_ca: str | None = None
         self._pair = (certificate, key)
+        self._client_mode = ssl.CERT_REQUIRED
         super().__init__(_load_held(certificate, key))
 
     def use(self, certificate: bytes, key: bytes) -> None:
@@ -93,14 +98,18 @@ class HeldTls(ServerTls):
         self._current = self._asking(_load_held(certificate, key), self._client_ca)
         self._pair = (certificate, key)
 
-    def require_client(self, authority: bytes) -> None:
-        """Accept only clients with a certificate of this authority (PEM) from now on; `ConfigError` if it is none."""
+    def require_client(self, authority: bytes, *, optional: bool = False) -> None:
+        """Accept only clients with a certificate of this authority (PEM) from now on, or `optional` with none at all.
+
+        `ConfigError` if the authority is none.
+        """
         found = authority.decode("ascii", "ignore")
+        self._client_mode = ssl.CERT_OPTIONAL if optional else ssl.CERT_REQUIRED
         # Another context, because one cannot forget a former authority.
         self._current = self._asking(_load_held(*self._pair), found)
         self._client_ca = found
         # The mode is that of the context with which a handshake begins.
-        _require_certificate(self.context)
+        _ask_for_certificate(self.context, self._client_mode)
 
     def _asking(self, context: ssl.SSLContext, authority: str | None) -> ssl.SSLContext:
         if authority is not None:
@@ -110,12 +119,12 @@ class HeldTls(ServerTls):
                 raise ConfigError(
                     f"the authority of clients cannot be used: {error}", advice="Give its certificate in PEM."
                 ) from error
-            _require_certificate(context)
+            _ask_for_certificate(context, self._client_mode)
         return context
 
 
-def _require_certificate(context: ssl.SSLContext) -> None:
-    context.verify_mode = ssl.CERT_REQUIRED
+def _ask_for_certificate(context: ssl.SSLContext, mode: ssl.VerifyMode) -> None:
+    context.verify_mode = mode
     # A resumed session would not be verified again.
     context.num_tickets = 0
     context.options |= ssl.OP_NO_TICKET
@@ -146,6 +155,14 @@ def _load(files: TlsFiles) -> ssl.SSLContext:
             f"the TLS certificate {files.certificate} with the key {files.key} cannot be used: {error}",
             advice="Give a PEM certificate chain, leaf first, and its unencrypted private key.",
         ) from error
+    if files.client_ca is not None:
+        try:
+            context.load_verify_locations(files.client_ca)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(
+                f"the authority of clients {files.client_ca} cannot be used: {error}", advice="Give its PEM file."
+            ) from error
+        _ask_for_certificate(context, ssl.CERT_OPTIONAL)
     return context
 
 

@@ -1,0 +1,290 @@
+"""The administrators of the attestation service: a file names them, and by what they are known.
+
+An administrator is known by a bearer token (its SHA-512), by claims of an OIDC token of the one issuer that the file
+pins, or by a TLS client certificate of the authority that the file names. The file is read again when it changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import ssl
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import httpx2
+import msgspec
+import structlog
+from cryptography import x509
+
+from confcom.errors import ConfcomError, ConfigError
+from confcom.services.runtime.process import read_toml
+from confcom.tokens.verification import MAX_KEY_SET, KeySet, TokenError, verify_token
+
+KEYS_FOR = timedelta(hours=1)
+"""How long fetched keys of the issuer count."""
+ASK_AGAIN = timedelta(seconds=30)
+"""Between two fetches of the issuer's keys, whatever key ids tokens name."""
+FETCH_TIMEOUT = 10.0
+"""Seconds for each answer of the issuer."""
+TokenHash = Annotated[str, msgspec.Meta(pattern="^[0-9A-Fa-f]{128}$")]
+
+
+class Oidc(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The issuer of administrators' tokens. Paths are relative to the file of administrators."""
+
+    issuer: Annotated[str, msgspec.Meta(pattern="^https://[^/]")]
+    """Claim `iss`, and where the discovery document is: below it, at /.well-known/openid-configuration."""
+    audience: Annotated[str, msgspec.Meta(min_length=1)]
+    """Claim `aud`, or one of its values."""
+    keys: str | None = None
+    """JWKS file with the issuer's keys. Without one they are fetched from the issuer."""
+    ca: str | None = None
+    """PEM file of the authorities of the issuer's TLS certificate. Default: public ones."""
+
+
+class Administrator(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One administrator, or a group of them. Any one of the four ways identifies."""
+
+    name: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+    role: Literal["reader", "contributor"] = "reader"
+    """reader: read policies, signers and the audit record, try drafts. contributor: change them too."""
+    token_hash: TokenHash | None = None
+    """SHA-512 of a bearer token in hexadecimal digits."""
+    claims: dict[str, str] = {}
+    """Claims of an OIDC token: each has this value, or holds it in its list."""
+    certificate: Annotated[str, msgspec.Meta(pattern="^[0-9A-Fa-f]{64}$")] | None = None
+    """SHA-256 over the DER of a client certificate."""
+    certificate_name: str | None = None
+    """A DNS name, URI or e-mail address in the certificate's subjectAltName."""
+
+
+class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    administrators: list[Administrator]
+    oidc: Oidc | None = None
+    client_ca: str | None = None
+
+
+class NotAnAdministrator(ConfcomError):
+    """The caller is not known; `guessed` if it brought a token."""
+
+    code = "not-an-administrator"
+    default_advice = "Send a bearer token or a client certificate of an administrator; the service's operator has them."
+
+    def __init__(self, message: str, *, guessed: bool = False) -> None:
+        super().__init__(message)
+        self.guessed = guessed
+
+
+class Administrators:
+    """Identifies callers by the file; `problem` says why its newest version is not in force."""
+
+    def __init__(self, file: Path | None, token_hash: str | None, *, clock: Callable[[], datetime]) -> None:
+        """`token_hash` is of one more administrator, a contributor; without both, administration is closed."""
+        self._path = file
+        own = [] if token_hash is None else [Administrator(name="token", role="contributor", token_hash=token_hash)]
+        self._own, self._clock = own, clock
+        self._seen = self._fingerprint()
+        self._file = self._read()
+        self._keys: KeySet | None = None
+        self._asked: datetime | None = None
+        self._fetching = asyncio.Lock()
+        self.problem = ""
+
+    @property
+    def client_ca(self) -> Path | None:
+        """PEM file of the authority of client certificates."""
+        return self._beside(self._file.client_ca)
+
+    def look(self) -> None:
+        """Use the file if it changed and can be used."""
+        if (found := self._fingerprint()) == self._seen:
+            return
+        try:
+            self._file, self.problem = self._read(), ""
+            self._seen, self._keys, self._asked = found, None, None
+        except ConfigError as error:
+            if error.message != self.problem:
+                structlog.get_logger().warning("attestation.administrators", outcome="kept", reason=error.message)
+            self.problem = error.message
+
+    async def identify(self, authorization: str, certificate: str | None) -> Administrator:
+        """The administrator with this header `Authorization`, or this client certificate (PEM), verified by TLS.
+
+        Raises:
+            NotAnAdministrator: none has them.
+        """
+        known = [*self._own, *self._file.administrators]
+        if not known:
+            raise NotAnAdministrator("no administrator is configured, so this path is closed")
+        if certificate is not None and (found := _by_certificate(known, certificate)) is not None:
+            return found
+        scheme, _, token = authorization.partition(" ")
+        token = token.strip()
+        if scheme.lower() != "bearer" or not token:
+            raise NotAnAdministrator("the administrator's bearer token or client certificate is missing")
+        digest = hashlib.sha512(token.encode("latin-1", "replace")).hexdigest()
+        # All are compared, so that the time does not say which one is alike.
+        matching = [each for each in known if each.token_hash and hmac.compare_digest(digest, each.token_hash.lower())]
+        if matching:
+            return matching[0]
+        if self._file.oidc is None or token.count(".") != 2:
+            raise NotAnAdministrator("the administrator's bearer token is wrong", guessed=True)
+        return await self._by_oidc(self._file.oidc, token)
+
+    async def _by_oidc(self, oidc: Oidc, token: str) -> Administrator:
+        try:
+            claims = (await self._verified(oidc, token)).claims
+        except ConfcomError as error:
+            raise NotAnAdministrator(f"the bearer token: {error.message}", guessed=True) from error
+        if oidc.audience not in _values(claims, "aud"):
+            raise NotAnAdministrator(f"the bearer token is not for {oidc.audience!r} (claim aud)", guessed=True)
+        for each in self._file.administrators:
+            if each.claims and all(value in _values(claims, name) for name, value in each.claims.items()):
+                return each
+        raise NotAnAdministrator(f"{claims.get('sub')!r} of {oidc.issuer} is no administrator here", guessed=True)
+
+    async def _verified(self, oidc: Oidc, token: str) -> Any:  # noqa: ANN401 - VerifiedToken
+        now = self._clock()
+        keys = await self._keys_of(oidc, now, fresh=False)
+        try:
+            return verify_token(token, keys, issuer=oidc.issuer, now=now)
+        except TokenError:
+            # The issuer may have changed its keys.
+            again = await self._keys_of(oidc, now, fresh=True)
+            if again is keys:
+                raise
+            return verify_token(token, again, issuer=oidc.issuer, now=now)
+
+    async def _keys_of(self, oidc: Oidc, now: datetime, *, fresh: bool) -> KeySet:
+        async with self._fetching:
+            known = self._keys
+            due = known is None or (oidc.keys is None and (fresh or now - known.fetched > KEYS_FOR / 2))
+            asked = self._asked is not None and now - self._asked < ASK_AGAIN
+            if due and not (asked and (known is not None or oidc.keys is None)):
+                self._asked = now
+                try:
+                    self._keys = await asyncio.to_thread(self._fetch, oidc, now)
+                except ConfcomError as error:
+                    structlog.get_logger().warning("attestation.administrators", issuer=oidc.issuer, reason=str(error))
+                    if known is None:
+                        raise
+            if self._keys is None:
+                raise ConfigError(f"the keys of {oidc.issuer} could not be fetched", advice="Try again in a minute.")
+            return self._keys
+
+    def _fetch(self, oidc: Oidc, now: datetime) -> KeySet:
+        if (file := self._beside(oidc.keys)) is not None:
+            return KeySet.parse(_content(file), fetched=now, max_age=timedelta.max)
+        try:
+            tls = ssl.create_default_context(cafile=self._beside(oidc.ca))
+        except OSError as error:
+            raise ConfigError(f"{oidc.ca}: the CAs of the OIDC issuer cannot be used: {error}") from error
+        where = f"{oidc.issuer.rstrip('/')}/.well-known/openid-configuration"
+        with httpx2.Client(timeout=FETCH_TIMEOUT, verify=tls, trust_env=False) as client:
+            document = _discovery(_get(client, where), where)
+            if document.issuer != oidc.issuer:
+                raise ConfigError(f"{where} is of another issuer: expected {oidc.issuer!r}, found {document.issuer!r}")
+            if not document.jwks_uri.startswith("https://"):
+                raise ConfigError(f"{where}: the keys are not at an https URL: {document.jwks_uri!r}")
+            return KeySet.parse(_get(client, document.jwks_uri), fetched=now, max_age=KEYS_FOR)
+
+    def _read(self) -> _File:
+        if self._path is None:
+            return _File(administrators=[])
+        try:
+            file = msgspec.convert(read_toml(self._path), _File)
+        except msgspec.ValidationError as error:
+            raise ConfigError(
+                f"{self._path}: {error}", advice="See docs/howto/run-the-attestation-service.md."
+            ) from error
+        for each in file.administrators:
+            missing = ""
+            if not (each.token_hash or each.claims or each.certificate or each.certificate_name):
+                missing = "has neither token_hash, claims, certificate nor certificate_name"
+            elif each.claims and file.oidc is None:
+                missing = "is known by claims, and [oidc] is missing"
+            elif (each.certificate or each.certificate_name) and file.client_ca is None:
+                missing = "is known by a certificate, and client_ca is missing"
+            if missing:
+                raise ConfigError(f"{self._path}: the administrator {each.name!r} {missing}")
+        if file.oidc is not None and (keys := self._beside(file.oidc.keys)) is not None:
+            KeySet.parse(_content(keys), fetched=self._clock())
+        return file
+
+    def _fingerprint(self) -> tuple[int, int, int] | None:
+        try:
+            found = None if self._path is None else self._path.stat()
+        except OSError:
+            return None
+        return None if found is None else (found.st_ino, found.st_mtime_ns, found.st_size)
+
+    def _beside(self, name: str | None) -> Path | None:
+        return None if name is None or self._path is None else self._path.parent / name
+
+
+class _Discovery(msgspec.Struct):
+    issuer: str
+    jwks_uri: str
+
+
+_DISCOVERY = msgspec.json.Decoder(_Discovery)
+
+
+def _discovery(content: bytes, where: str) -> _Discovery:
+    try:
+        return _DISCOVERY.decode(content)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ConfigError(f"{where} is no discovery document: {error}") from None
+
+
+def _get(client: httpx2.Client, url: str) -> bytes:
+    content = b""
+    try:
+        with client.stream("GET", url) as response:
+            if response.status_code != 200:
+                raise ConfigError(f"{url} answered {response.status_code}")
+            for piece in response.iter_bytes():
+                content += piece
+                if len(content) > MAX_KEY_SET:
+                    raise ConfigError(f"{url}: the answer has over {MAX_KEY_SET} bytes")
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        raise ConfigError(f"{url}: {error}") from error
+    return content
+
+
+def _content(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(MAX_KEY_SET + 1)
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}") from error
+
+
+def _values(claims: Mapping[str, Any], name: str) -> list[object]:
+    found = claims.get(name)
+    return found if isinstance(found, list) else [found]
+
+
+def _by_certificate(known: list[Administrator], pem: str) -> Administrator | None:
+    certificate = x509.load_pem_x509_certificate(pem.encode())
+    digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
+    names = _names(certificate)
+    for each in known:
+        if each.certificate is not None and each.certificate.lower() == digest:
+            return each
+        if each.certificate_name is not None and each.certificate_name in names:
+            return each
+    return None
+
+
+def _names(certificate: x509.Certificate) -> list[str]:
+    try:
+        held = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        return []
+    kinds = (x509.DNSName, x509.UniformResourceIdentifier, x509.RFC822Name)
+    return [str(name) for kind in kinds for name in held.get_values_for_type(kind)]

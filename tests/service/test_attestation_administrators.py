@@ -1,0 +1,396 @@
+"""Administrators of the attestation service: by bearer tokens, OIDC tokens and client certificates."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import http.client
+import json
+import sqlite3
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.x509.oid import NameOID
+from joserfc import jws
+from joserfc.jwk import OctKey
+
+from confcom.errors import ConfigError
+from confcom.pki.serving_pair import Authority
+from confcom.services.attestation.administrators import ASK_AGAIN, Administrators, NotAnAdministrator
+from confcom.services.attestation.signing_keys import make_key
+from confcom.tokens.jws import SigningKey, unsecured
+from confcom.tokens.policy_jws import wrap
+from running_attestation_service import API, NOW, TOKEN, free_port, make_world, running_attestation
+from running_collateral_service import Clock
+
+DAY = timedelta(days=1)
+PERMIT = "version=1.0; authorizationrules{=> permit();}; issuancerules{};"
+POLICY = f"/policies/SgxEnclave?{API}"
+HASH = hashlib.sha512(TOKEN.encode()).hexdigest()
+
+
+def _pair(folder: Path, authority: Authority, name: str, at: datetime) -> tuple[Path, Path]:
+    pair = authority.issue(("127.0.0.1",), now=at, lifetime=DAY, common_name=name)
+    certificate, key = folder / f"{name}.crt", folder / f"{name}.key"
+    certificate.write_bytes(pair.certificate)
+    key.write_bytes(pair.key)
+    return certificate, key
+
+
+class Issuer:
+    """An OIDC issuer on loopback, over TLS; `document` and `keys` are what it serves."""
+
+    def __init__(self, folder: Path) -> None:
+        now = datetime.fromtimestamp(time.time(), UTC)
+        authority = Authority.make("issuer", now=now, lifetime=DAY)
+        self.ca = folder / "issuer-ca.pem"
+        self.ca.write_bytes(authority.certificate)
+        self.asked: list[str] = []
+        self.signing = _signing_key(folder / "one")
+        self.keys: Any = {"keys": [self.signing.jwk()]}
+        issuer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                issuer.asked.append(self.path)
+                content = json.dumps(issuer.keys if self.path == "/keys" else issuer.document).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*_pair(folder, authority, "issuer", now))
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+        self.url = f"https://127.0.0.1:{self._server.server_address[1]}"
+        self.document: Any = {"issuer": self.url, "jwks_uri": f"{self.url}/keys"}
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def token(self, at: datetime, **changes: Any) -> str:
+        issued = int(at.timestamp())
+        claims = {"iss": self.url, "aud": "confcom", "sub": "alice", "iat": issued, "exp": issued + 300} | changes
+        return self.signing.sign(claims, {"typ": "JWT"})
+
+
+def _signing_key(folder: Path) -> SigningKey:
+    folder.mkdir(exist_ok=True)
+    return SigningKey.from_pem(make_key(folder, "rsa", NOW, simulated=False).read_bytes(), "")
+
+
+@pytest.fixture
+def issuer(tmp_path: Path) -> Iterator[Issuer]:
+    running = Issuer(tmp_path)
+    yield running
+    running.close()
+
+
+def _file(folder: Path, text: str) -> Path:
+    path = folder / "administrators.toml"
+    path.write_text(text)
+    return path
+
+
+def _with_oidc(folder: Path, issuer: Issuer, more: str = "") -> Path:
+    return _file(
+        folder,
+        f"""
+        oidc = {{ issuer = "{issuer.url}", audience = "confcom", ca = "{issuer.ca.name}" {more} }}
+        [[administrators]]
+        name = "Alice"
+        role = "contributor"
+        claims = {{ sub = "alice" }}
+        [[administrators]]
+        name = "auditors"
+        claims = {{ groups = "audit", tenant = "t" }}
+        """,
+    )
+
+
+def _identify(administrators: Administrators, token: str) -> str:
+    found = asyncio.run(administrators.identify(f"Bearer {token}", None))
+    return f"{found.name} {found.role}"
+
+
+def test_the_first_administrator_is_in_a_file(tmp_path: Path) -> None:
+    file = _file(tmp_path, f'administrators = [{{ name = "first", role = "contributor", token_hash = "{HASH}" }}]')
+    with running_attestation(tmp_path, make_world(), administrators=str(file), admin_token_hash=None) as service:
+        assert service.administer("/policies/SgxEnclave", wrap(PERMIT), method="PUT").status == 200
+        refused = service.ask(POLICY, Authorization="Bearer wrong")
+        assert (refused.status, refused.error["code"]) == (401, "Unauthorized")
+        assert "bearer token of an administrator" not in refused.error["message"]
+        assert "client certificate is missing" in service.ask(POLICY).error["message"]
+
+
+def test_readers_change_nothing(tmp_path: Path) -> None:
+    file = _file(tmp_path, f'administrators = [{{ name = "auditor", token_hash = "{HASH}" }}]')
+    with running_attestation(tmp_path, make_world(), administrators=str(file), admin_token_hash=None) as service:
+        assert service.administer("/policies/SgxEnclave").status == 200
+        assert service.administer("/policies/SgxEnclave:dryRun", PERMIT).status == 200
+        assert service.administer("/audit").status == 200
+        for path, method in (
+            ("/policies/SgxEnclave", "PUT"),
+            ("/policies/SgxEnclave:reset", "POST"),
+            ("/certificates:add", "POST"),
+            ("/certificates:remove", "POST"),
+        ):
+            refused = service.administer(path, wrap(PERMIT), method=method)
+            assert (refused.status, refused.error["code"]) == (403, "Forbidden"), path
+            assert "'auditor' is a reader" in refused.error["message"]
+
+
+def test_a_change_has_the_name_of_the_administrator(tmp_path: Path, issuer: Issuer) -> None:
+    file = _with_oidc(tmp_path, issuer)
+    with running_attestation(tmp_path, make_world(), administrators=str(file)) as service:
+        put = service.ask(POLICY, PERMIT, method="PUT", Authorization=f"Bearer {issuer.token(NOW)}")
+        assert put.status == 200
+        assert service.administer("/policies/SgxEnclave:reset", "eyJhbGciOiJub25lIn0..").status == 200
+        with sqlite3.connect(service.config.store) as connection:
+            rows = connection.execute("SELECT administrator FROM policy_change ORDER BY id").fetchall()
+        assert rows == [("Alice",), ("token",)]
+
+
+def test_tokens_of_the_pinned_issuer(tmp_path: Path, issuer: Issuer) -> None:
+    administrators = Administrators(_with_oidc(tmp_path, issuer), None, clock=Clock(NOW))
+    assert _identify(administrators, issuer.token(NOW)) == "Alice contributor"
+    listed = issuer.token(NOW, sub="bob", groups=["x", "audit"], tenant="t", aud=["other", "confcom"])
+    assert _identify(administrators, listed) == "auditors reader"
+    assert issuer.asked == ["/.well-known/openid-configuration", "/keys"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"aud": "other"}, "not for 'confcom'"),
+        ({"aud": None}, "not for 'confcom'"),
+        ({"aud": {"confcom": 1}}, "not for 'confcom'"),
+        ({"iss": "https://elsewhere.example"}, "another issuer"),
+        ({"exp": 1}, "expired"),
+        ({"exp": "never"}, "no number"),
+        ({"nbf": 4102444800}, "not valid yet"),
+        ({"sub": "mallory"}, "'mallory' of https"),
+        ({"sub": "bob", "groups": ["audit"]}, "no administrator here"),
+        ({"sub": ["x"]}, "no administrator here"),
+    ],
+)
+def test_other_tokens_of_the_issuer_are_refused(
+    tmp_path: Path, issuer: Issuer, changes: dict[str, Any], message: str
+) -> None:
+    administrators = Administrators(_with_oidc(tmp_path, issuer), None, clock=Clock(NOW))
+    with pytest.raises(NotAnAdministrator, match=message) as refused:
+        _identify(administrators, issuer.token(NOW, **changes))
+    assert refused.value.guessed
+
+
+def test_no_token_makes_itself_good(tmp_path: Path, issuer: Issuer) -> None:
+    administrators = Administrators(_with_oidc(tmp_path, issuer), None, clock=Clock(NOW))
+    claims = {"iss": issuer.url, "aud": "confcom", "sub": "alice", "exp": int(NOW.timestamp()) + 60}
+    stranger = _signing_key(tmp_path / "two")
+    own = stranger.jwk()
+    forged = [
+        unsecured(claims, {"typ": "JWT"}),
+        stranger.sign(claims, {"jwk": own}),
+        stranger.sign(claims, {"jku": "https://127.0.0.1:1/keys", "kid": "x"}),
+        stranger.sign(claims, {"kid": issuer.signing.key_id}),
+        jws.serialize_compact({"alg": "HS256", "kid": issuer.signing.key_id}, json.dumps(claims), _symmetric()),
+        "a.b.c",
+        "..",
+        "x" * 100_000 + "..",
+    ]
+    for token in forged:
+        with pytest.raises(NotAnAdministrator):
+            _identify(administrators, token)
+    # Unknown key ids do not make us ask the issuer again and again.
+    assert len(issuer.asked) <= 4
+
+
+def _symmetric() -> Any:
+    return OctKey.import_key("secret" * 8)
+
+
+def test_the_issuer_may_change_its_keys(tmp_path: Path, issuer: Issuer) -> None:
+    clock = Clock(NOW)
+    administrators = Administrators(_with_oidc(tmp_path, issuer), None, clock=clock)
+    old = issuer.token(NOW)
+    assert _identify(administrators, old) == "Alice contributor"
+    issuer.signing = _signing_key(tmp_path / "next")
+    issuer.keys = {"keys": [issuer.signing.jwk()]}
+    clock.now += ASK_AGAIN
+    assert _identify(administrators, issuer.token(clock.now)) == "Alice contributor"
+    with pytest.raises(NotAnAdministrator, match="no pinned key"):
+        _identify(administrators, old)
+
+
+def test_an_issuer_out_of_reach_is_served_from_memory_for_an_hour(tmp_path: Path, issuer: Issuer) -> None:
+    clock = Clock(NOW)
+    administrators = Administrators(_with_oidc(tmp_path, issuer), None, clock=clock)
+    assert _identify(administrators, issuer.token(NOW, exp=4102444800)) == "Alice contributor"
+    issuer.close()
+    clock.now += timedelta(minutes=45)
+    assert _identify(administrators, issuer.token(clock.now)) == "Alice contributor"
+    clock.now += timedelta(minutes=30)
+    with pytest.raises(NotAnAdministrator, match="key set is of"):
+        _identify(administrators, issuer.token(clock.now))
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        ({"issuer": "https://other.example", "jwks_uri": "https://127.0.0.1/k"}, "another issuer"),
+        ({"jwks_uri": "https://127.0.0.1/k"}, "no discovery document"),
+        ([], "no discovery document"),
+        ("HTTP", "not at an https URL"),
+    ],
+)
+def test_a_discovery_document_that_is_not_the_issuers(
+    tmp_path: Path, issuer: Issuer, document: Any, message: str
+) -> None:
+    issuer.document = {"issuer": issuer.url, "jwks_uri": "http://127.0.0.1/k"} if document == "HTTP" else document
+    administrators = Administrators(_with_oidc(tmp_path, issuer), None, clock=Clock(NOW))
+    with pytest.raises(NotAnAdministrator, match=message):
+        _identify(administrators, issuer.token(NOW))
+
+
+def test_a_pinned_key_set_needs_no_network(tmp_path: Path, issuer: Issuer) -> None:
+    (tmp_path / "jwks.json").write_text(json.dumps(issuer.keys))
+    issuer.close()
+    administrators = Administrators(_with_oidc(tmp_path, issuer, ', keys = "jwks.json"'), None, clock=Clock(NOW))
+    assert _identify(administrators, issuer.token(NOW)) == "Alice contributor"
+    assert issuer.asked == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("administrators = [", "not TOML"),
+        ("", "administrators"),
+        ('administrators = [{ name = "a" }]', "'a' has neither token_hash"),
+        ('administrators = [{ name = "a", token_hash = "secret" }]', "token_hash"),
+        ('administrators = [{ name = "a", claims = { sub = "a" } }]', r"\[oidc\] is missing"),
+        ('administrators = [{ name = "a", certificate_name = "a" }]', "client_ca is missing"),
+        ('administrators = [{ name = "a", role = "owner" }]', "role"),
+        ('oidc = { issuer = "http://a.example", audience = "a" }\nadministrators = []', "issuer"),
+        ('oidc = { issuer = "https://a.example", audience = "a", keys = "none" }\nadministrators = []', "none"),
+    ],
+)
+def test_a_file_that_cannot_be_used(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as refused:
+        Administrators(_file(tmp_path, text), None, clock=Clock(NOW))
+    assert "administrators.toml" in refused.value.message or "none" in refused.value.message
+
+
+def test_a_changed_file_is_used_and_a_broken_one_is_not(tmp_path: Path) -> None:
+    file = _file(tmp_path, f'administrators = [{{ name = "one", token_hash = "{HASH}" }}]')
+    administrators = Administrators(file, None, clock=Clock(NOW))
+    file.write_text("administrators = [")
+    administrators.look()
+    assert "not TOML" in administrators.problem
+    assert _identify(administrators, TOKEN) == "one reader"
+    file.write_text("administrators = []\n# none any more\n")
+    administrators.look()
+    assert administrators.problem == ""
+    with pytest.raises(NotAnAdministrator, match="no administrator is configured"):
+        _identify(administrators, TOKEN)
+
+
+def _client(folder: Path, authority: Authority | None, name: str, at: datetime) -> tuple[Path, str]:
+    """A file with a client's key and certificate, of the authority or of itself; and the SHA-256 of its DER."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    if authority is None:
+        signer, issuer = key, subject
+    else:
+        signer = load_pem_private_key(authority.key, password=None)  # type: ignore[assignment]
+        issuer = x509.load_pem_x509_certificate(authority.certificate).subject
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(at - timedelta(minutes=5))
+        .not_valid_after(at + timedelta(hours=12))
+        .add_extension(x509.SubjectAlternativeName([x509.UniformResourceIdentifier(f"spiffe://x/{name}")]), False)
+        .sign(signer, SHA256())
+    )
+    path = folder / f"{name}.pem"
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    path.write_bytes(pem + certificate.public_bytes(Encoding.PEM))
+    return path, certificate.fingerprint(SHA256()).hex()
+
+
+def _asking(ca: Path, client: Path | None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=ca)
+    if client is not None:
+        context.load_cert_chain(client)
+    return context
+
+
+def test_client_certificates_of_the_named_authority(tmp_path: Path) -> None:
+    now = datetime.fromtimestamp(time.time(), UTC)
+    servers, clients = (Authority.make(name, now=now, lifetime=DAY) for name in ("servers", "clients"))
+    ca = tmp_path / "servers.pem"
+    ca.write_bytes(servers.certificate)
+    (tmp_path / "clients.pem").write_bytes(clients.certificate)
+    certificate, key = _pair(tmp_path, servers, "server", now)
+    (pinned, digest), (named, _), (unknown, _) = (
+        _client(tmp_path, clients, name, now) for name in ("pinned", "named", "unknown")
+    )
+    stranger, _ = _client(tmp_path, None, "stranger", now)
+    file = _file(
+        tmp_path,
+        f"""
+        client_ca = "clients.pem"
+        [[administrators]]
+        name = "by digest"
+        role = "contributor"
+        certificate = "{digest}"
+        [[administrators]]
+        name = "by name"
+        certificate_name = "spiffe://x/named"
+        """,
+    )
+    tls = {"insecure_http": False, "tls_certificate": str(certificate), "tls_key": str(key)}
+    port = free_port()
+    with running_attestation(
+        tmp_path, make_world(), administrators=str(file), listen=f"127.0.0.1:{port}", **tls
+    ) as service:
+
+        def put(client: Path | None) -> int:
+            service.tls = _asking(ca, client)
+            return service.ask(POLICY, PERMIT, method="PUT").status
+
+        assert put(pinned) == 200
+        assert put(named) == 403
+        assert put(unknown) == put(None) == 401
+        # A token still does where the certificate is no administrator's, and everybody else is served.
+        service.tls = _asking(ca, unknown)
+        assert service.administer("/policies/SgxEnclave").status == 200
+        assert service.ask("/certs").status == 200
+        with pytest.raises((ssl.SSLError, ConnectionError, http.client.HTTPException)):
+            put(stranger)
+        assert put(pinned) == 200
+
+
+def test_a_certificate_in_a_header_counts_for_nothing(tmp_path: Path) -> None:
+    file = _file(tmp_path, f'administrators = [{{ name = "one", token_hash = "{HASH}" }}]')
+    with running_attestation(tmp_path, make_world(), administrators=str(file), admin_token_hash=None) as service:
+        assert service.ask(POLICY, X_Client_Cert="-----BEGIN CERTIFICATE-----").status == 401
