@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import InitVar, dataclass, field, replace
 from datetime import datetime
+from hashlib import sha256
 from types import TracebackType
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import ClassVar, Protocol, TypeVar
 
 from confcom.appraisal.findings import Check, passed
 from confcom.errors import CollateralInvalid, FormatError, RevokedError, VerificationError
@@ -46,24 +46,18 @@ _CHAINS = {
 }
 _CRLS = {"root_ca_crl": "root CA CRL", "pck_crl": "PCK CRL"}
 T = TypeVar("T", covariant=True)
-D = TypeVar("D", SignedTcbInfo, SignedEnclaveIdentity)
-R = TypeVar("R")
 
 
 class _Parse(Protocol[T]):
     def __call__(self, data: bytes, *, structure: str) -> T: ...
 
 
-def digest_of(parts: Iterable[bytes]) -> bytes:
-    """SHA-256 (32 bytes) over the parts in order, each after its length as u64 big-endian."""
-    return hashlib.sha256(b"".join(len(part).to_bytes(8, "big") + part for part in parts)).digest()
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class CollateralContent:
     """The parts of collateral, read. How they were wrapped does not count, nor where they came from.
 
-    `statement` is the digest (32 bytes) of all that is signed, `exact` one of that and the signatures.
+    Digests, 32 bytes each: `tcb_info_digest` and `qe_identity_digest` of what is signed in these, `statement` of all
+    that is signed, `exact` of that and the signatures, `wrapping` of the parts as they came.
     """
 
     chains: Mapping[str, PemChain]
@@ -71,8 +65,27 @@ class CollateralContent:
     pck_crl: Crl
     tcb_info: SignedTcbInfo
     qe_identity: SignedEnclaveIdentity
-    statement: bytes
-    exact: bytes
+    wrapping: bytes
+    tcb_info_digest: bytes = field(init=False)
+    qe_identity_digest: bytes = field(init=False)
+    statement: bytes = field(init=False)
+    exact: bytes = field(init=False)
+    documents: tuple[TcbInfo, EnclaveIdentity] | None = field(default=None, init=False)
+    """What TCB info and QE identity say; read when their signatures are good."""
+
+    def __post_init__(self) -> None:
+        chains, crls = self.chains.values(), (self.root_ca_crl, self.pck_crl)
+        self.tcb_info_digest = sha256(self.tcb_info.body).digest()
+        self.qe_identity_digest = sha256(self.qe_identity.body).digest()
+        signed = [*[chain.statement for chain in chains], *[crl.signed_digest for crl in crls]]
+        signed += [self.tcb_info_digest, self.qe_identity_digest]
+        self.statement = sha256(b"".join(signed)).digest()
+        exact = [self.statement, *[chain.exact for chain in chains], *[sha256(crl.der).digest() for crl in crls]]
+        self.exact = sha256(b"".join([*exact, self.tcb_info.signature, self.qe_identity.signature])).digest()
+
+
+# Reading is no decision on trust. Only collateral that verified is kept: strangers cannot fill it.
+_CONTENTS: Memory[CollateralContent] = Memory(64)
 
 
 class _Read:
@@ -153,17 +166,19 @@ class Collateral(_Read):
         return self.content().exact
 
     def _read_content(self) -> CollateralContent:
+        received = [getattr(self, part) for part in _TITLES]
+        sizes = [len(part).to_bytes(8, "big") for part in received]
+        wrapping = sha256(b"".join(sizes + received)).digest()
+        known = _CONTENTS.get_wrapped(wrapping)
+        if known is not None:
+            return known
         chains = {part: self._read(part, load_chain, structure) for part, structure in _CHAINS.items()}
         crls = [self._read(part, Crl.parse, structure) for part, structure in _CRLS.items()]
         with self.blamed("tcb_info"):
             info = SignedTcbInfo.parse(self.tcb_info)
         with self.blamed("qe_identity"):
             identity = SignedEnclaveIdentity.parse(self.qe_identity)
-        signed = *(crl.signed_bytes for crl in crls), info.body, identity.body
-        statement = digest_of((*(one.statement for one in chains.values()), *signed))
-        signatures = *(crl.signature for crl in crls), info.signature, identity.signature
-        exact = digest_of((statement, *(one.exact for one in chains.values()), *signatures))
-        return CollateralContent(chains, crls[0], crls[1], info, identity, statement, exact)
+        return CollateralContent(chains, crls[0], crls[1], info, identity, wrapping)
 
     def _read(self, part: str, parse: _Parse[T], structure: str) -> T:
         with self.blamed(part):
@@ -307,12 +322,19 @@ def verify_collateral(
         pck_crl.verify_signature(pck_ca.leaf, step="collateral-pck-crl", what="the PCK CRL", known=known)
     # (5), (7)
     with blamed("tcb_info"):
-        _check_signed(content.tcb_info, tcb_signing, "collateral-tcb-info-signature", "the TCB info", known)
-        tcb_info = _read_once(content.tcb_info, SignedTcbInfo.tcb_info)
+        signer, signature, digest = tcb_signing.leaf, content.tcb_info.signature, content.tcb_info_digest
+        step = "collateral-tcb-info-signature"
+        ecdsa.verify(signer, signature, digest, step=step, what="the TCB info", known=known)
+        tcb_info = content.documents[0] if content.documents else content.tcb_info.tcb_info()
     # (6), (7)
     with blamed("qe_identity"):
-        _check_signed(content.qe_identity, qe_signing, "collateral-qe-identity-signature", "the QE identity", known)
-        qe_identity = _read_once(content.qe_identity, SignedEnclaveIdentity.enclave_identity)
+        signer, signature, digest = qe_signing.leaf, content.qe_identity.signature, content.qe_identity_digest
+        step = "collateral-qe-identity-signature"
+        ecdsa.verify(signer, signature, digest, step=step, what="the QE identity", known=known)
+        qe_identity = content.documents[1] if content.documents else content.qe_identity.enclave_identity()
+    if content.documents is None:
+        content.documents = tcb_info, qe_identity
+        _CONTENTS.add(content.statement, content, exact=content.exact, wrapping=content.wrapping)
     return VerifiedCollateral(
         tcb_info=tcb_info,
         qe_identity=qe_identity,
@@ -373,23 +395,3 @@ def _check_not_revoked(collateral: Collateral, root_ca_crl: Crl, part: str, chai
     if signer:
         raise CollateralInvalid.of(error, collateral.place(part)) from error
     raise error
-
-
-def _check_signed(
-    document: SignedTcbInfo | SignedEnclaveIdentity, signer: VerifiedChain, step: str, what: str, known: KnownSignatures
-) -> None:
-    """Steps 5 and 6."""
-    ecdsa.verify(signer.leaf, document.signature, document.body, step=step, what=what, known=known)
-
-
-def _read_once(document: D, read: Callable[[D], R]) -> R:
-    """Step 7: the content of a document with a good signature; read once per process, which decides nothing."""
-    key = hashlib.sha256(document.body).digest()
-    found: R | None = _CONTENTS.get(key)
-    if found is None:
-        found = read(document)
-        _CONTENTS.add(key, found)
-    return found
-
-
-_CONTENTS = Memory[Any](64)

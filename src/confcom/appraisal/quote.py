@@ -38,7 +38,6 @@ from confcom.appraisal.collateral import (
     SIGNATURES,
     Collateral,
     VerifiedCollateral,
-    digest_of,
     stale_windows,
     verify_collateral,
 )
@@ -133,8 +132,8 @@ class QuoteVerifier:
         self.roots = checked_type(roots, TrustRoots, "roots")
         self._cache_size = checked_int(cache_size, "cache_size", 32)
         self._signatures = KnownSignatures(SIGNATURES)
-        self._collateral = Memory[VerifiedCollateral](cache_size)
-        self._platforms = Memory[_Platform](cache_size)
+        self._collateral: Memory[VerifiedCollateral] = Memory(cache_size)
+        self._platforms: Memory[_Platform] = Memory(cache_size)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # For another process: it remembers nothing yet.
@@ -165,7 +164,8 @@ class QuoteVerifier:
         # (7) to (9) the PCK key signed the report of a QE of Intel's, which binds the attestation key
         key = _attestation_key(parsed, platform)
         # (10) the attestation key signed this quote
-        ecdsa.verify(key, parsed.signature.signature, parsed.signed_bytes, step="quote-signature", what="the quote")
+        signed = sha256(parsed.signed_bytes).digest()
+        ecdsa.verify(key, parsed.signature.signature, signed, step="quote-signature", what="the quote")
         # (11) TCB levels
         if tcb is None:
             tcb = _evaluate(parsed, platform, modules)
@@ -192,8 +192,8 @@ class QuoteVerifier:
         beside = chain_pem is collateral.pck_certificate_chain
         with _blamed_on(collateral, beside=beside):
             received = load_chain(chain_pem, structure="PCK chain")
-        statement = digest_of((content.statement, name, received.statement))
-        exact = digest_of((content.exact, received.exact))
+        statement = sha256(b"".join((content.statement, received.statement, name))).digest()
+        exact = sha256(content.exact + received.exact).digest()
         known = self._platforms.get(statement, exact, wrapping=wrapping)
         if known is not None:
             return known
@@ -343,7 +343,8 @@ def _attestation_key(quote: Quote, platform: _Platform) -> ec.EllipticCurvePubli
     if known is not None:
         return known
     # (7) the PCK key signed the QE report
-    ecdsa.verify(platform.chain.leaf, signature, report, step="qe-report-signature", what="the QE report")
+    signed = sha256(report).digest()
+    ecdsa.verify(platform.chain.leaf, signature, signed, step="qe-report-signature", what="the QE report")
     # (8) the QE report binds the attestation key. The upper half of its report data is free: Intel's QE writes zeros.
     expected, found = sha256(bound).digest(), certification.qe_report.report_data[:32]
     if expected != found:

@@ -378,7 +378,8 @@ def verify_document(document: Document, *, roots: TrustRoots) -> VerifiedDocumen
     chain = verify_chain(document.issuer_chain, roots=roots, kind="tcb-signing", step=STEP)
     # (3)
     signed = _SIGNED[document.key.kind](document.body)
-    ecdsa.verify(chain.public_key, signed.signature, signed.body, step=STEP, what=f"the {document.key}")
+    digest = hashlib.sha256(signed.body).digest()
+    ecdsa.verify(chain.public_key, signed.signature, digest, step=STEP, what=f"the {document.key}")
     return VerifiedDocument(document, facts, chain.root, _expires(facts, chain), proof=PROOF)
 
 

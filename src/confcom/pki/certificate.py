@@ -10,8 +10,7 @@ from functools import lru_cache
 from hashlib import sha256
 
 from confcom.errors import CertificateError, FormatError
-from confcom.formats.pck_extension import der_reason
-from confcom.pki.der import ECDSA_WITH_SHA256, UNREADABLE, Certificate, read_certificate
+from confcom.pki.der import ECDSA_WITH_SHA256, UNREADABLE, Certificate, der_reason, read_certificate
 from confcom.pki.memory import Memory
 
 MAX_CERTIFICATE = 16 * 1024
@@ -28,26 +27,24 @@ MAX_PEM = 32 * 1024
 class PemChain:
     """Certificates in the order of their PEM text.
 
-    Digests, 32 bytes each: `wrapping` of the text (empty without one), `exact` of the certificates, `statement` of what
-    is signed in them, whatever the order and whether a root came along.
+    Digests, 32 bytes each: `exact` of the certificates, `statement` of what is signed in them, whatever the order and
+    whether a root came along.
     """
 
     certificates: tuple[Certificate, ...]
-    wrapping: bytes = b""
     exact: bytes = field(init=False)
     statement: bytes = field(init=False)
 
     def __post_init__(self) -> None:
-        below_root = sorted(one.signed_digest for one in self.certificates if one.issuer != one.subject)
-        object.__setattr__(self, "exact", sha256(b"".join(one.digest for one in self.certificates)).digest())
+        below_root = sorted([one.signed_digest for one in self.certificates if one.issuer != one.subject])
+        object.__setattr__(self, "exact", sha256(b"".join([one.digest for one in self.certificates])).digest())
         object.__setattr__(self, "statement", sha256(b"".join(below_root)).digest())
 
 
-# Reading is no decision on trust. Only certificates and chains that verified are kept: strangers cannot fill them.
-_CERTIFICATES = Memory[Certificate](256)
-_CHAINS = Memory[PemChain](256)
+# Reading is no decision on trust. Only certificates that verified are kept: strangers cannot fill it.
+_CERTIFICATES: Memory[Certificate] = Memory(256)
 # What was read last, verified or not: the certificates of one verification stand in several of its chains.
-_RECENT = Memory[Certificate](16)
+_RECENT: Memory[Certificate] = Memory(16)
 
 
 def load_certificate(der: bytes, *, structure: str, field: str) -> Certificate:
@@ -67,28 +64,25 @@ def load_certificate(der: bytes, *, structure: str, field: str) -> Certificate:
 
 
 def load_chain(data: bytes, *, structure: str) -> PemChain:
-    """The certificates of PEM text, as `parse_certificates` finds them; read once if they verified."""
-    wrapping = sha256(data).digest()
-    known = _CHAINS.get_wrapped(wrapping)
-    return known or PemChain(load_certificates(parse_certificates(data, structure=structure), structure), wrapping)
+    """The certificates of PEM text, as `parse_certificates` finds them."""
+    return PemChain(load_certificates(parse_certificates(data, structure=structure), structure))
 
 
 def load_certificates(ders: Iterable[bytes], structure: str) -> tuple[Certificate, ...]:
     """Read each of some certificates (DER)."""
     return tuple(
-        load_certificate(der, structure=structure, field=f"certificate {number}")
-        for number, der in enumerate(ders, start=1)
+        [
+            load_certificate(der, structure=structure, field=f"certificate {number}")
+            for number, der in enumerate(ders, start=1)
+        ]
     )
 
 
-def remember(chain: PemChain, verified: Iterable[Certificate]) -> None:
-    """Keep certificates that verified, and the chain that they came in, so that they are not read again."""
-    if chain.wrapping and _CHAINS.get_wrapped(chain.wrapping) is chain:
-        return
+def remember(verified: Iterable[Certificate]) -> None:
+    """Keep certificates that verified, so that they are not read again."""
     for certificate in verified:
-        _CERTIFICATES.add(certificate.digest, certificate)
-    if chain.wrapping:
-        _CHAINS.add(chain.statement, chain, exact=chain.exact, wrapping=chain.wrapping)
+        if certificate.digest not in _CERTIFICATES:
+            _CERTIFICATES.add(certificate.digest, certificate)
 
 
 def check_p256(certificate: Certificate, *, step: str = "") -> None:
@@ -188,6 +182,6 @@ def _decode(block: bytes) -> bytes:
     except binascii.Error as error:
         raise binascii.Error(f": {error}") from error
     # Stray bits in the last digit would be a second spelling.
-    if not der or binascii.b2a_base64(der, newline=False) != text:
+    if not der or binascii.b2a_base64(der[(len(der) - 1) // 3 * 3 :], newline=False) != text[-4:]:
         raise binascii.Error(" of whole bytes")
     return der

@@ -49,8 +49,8 @@ _NAMES: dict[ChainKind, tuple[str, ...]] = {
 _ROOT_NAME = "SGX Root CA"
 _MAX_CHAIN = 3
 
-# Bits of the key usage (RFC 5280 §4.2.1.3).
-_DIGITAL_SIGNATURE, _KEY_CERT_SIGN, _CRL_SIGN = 1 << 0, 1 << 5, 1 << 6
+# Bits of the first byte of the key usage (RFC 5280 §4.2.1.3).
+_DIGITAL_SIGNATURE, _KEY_CERT_SIGN, _CRL_SIGN = 0x80, 0x04, 0x02
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ def verify_chain(
     # (5)
     extension = sgx_extension(path[0], step) if kind == "pck" else None
     ca = None if kind == "tcb-signing" else _pck_ca(path[-1], step)
-    remember(received, (*path, anchor))
+    remember((*path, anchor))
     return VerifiedChain(
         kind=kind,
         leaf=path[0],
@@ -243,7 +243,7 @@ def _check_issued(certificate: Certificate, issuer: Certificate, step: str, know
         message = f"certificate {what!r} was not issued by {by!r}: it names another issuer"
         raise CertificateError(message, step=step, expected=issuer.subject_text, found=certificate.issuer_text)
     good = is_good if known is None else known.is_good
-    if not good(issuer, certificate.signature, certificate.signed):
+    if not good(issuer, certificate.signature, certificate.signed_digest):
         raise SignatureError(
             f"signature of certificate {what!r} does not match",
             step=step,
@@ -255,16 +255,17 @@ def _check_issued(certificate: Certificate, issuer: Certificate, step: str, know
 def _extension_problem(certificate: Certificate, *, ca: bool, cas_below: int) -> str:
     """What is wrong with the extensions, empty if nothing is; `cas_below` counts the CAs under this certificate."""
     found = certificate.extensions
+    usage = found.key_usage[0] if found.key_usage else 0
     if found.problem:
         return found.problem
     if found.is_ca != ca:
         return "is not a CA" if ca else "is a CA, and a leaf must not be one"
     if ca:
-        if found.key_usage & (_KEY_CERT_SIGN | _CRL_SIGN) != _KEY_CERT_SIGN | _CRL_SIGN:
+        if usage & (_KEY_CERT_SIGN | _CRL_SIGN) != _KEY_CERT_SIGN | _CRL_SIGN:
             return "has a key that may not sign certificates and revocation lists"
         if found.path_length is not None and found.path_length < cas_below:
             return f"allows {found.path_length} CAs below it, and has {cas_below}"
-    elif found.key_usage & (_DIGITAL_SIGNATURE | _KEY_CERT_SIGN | _CRL_SIGN) != _DIGITAL_SIGNATURE:
+    elif usage & (_DIGITAL_SIGNATURE | _KEY_CERT_SIGN | _CRL_SIGN) != _DIGITAL_SIGNATURE:
         return "has a key that may not sign data, or may sign certificates or revocation lists"
     return ""
 

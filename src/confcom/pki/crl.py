@@ -8,26 +8,28 @@ from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
-from cryptography.hazmat import asn1
-from cryptography.x509 import ObjectIdentifier
-from cryptography.x509.oid import ExtensionOID
-
 from confcom.errors import FormatError, MismatchError, SignatureError
-from confcom.formats.pck_extension import der_reason
+from confcom.formats.der import INTEGER, DerError, content_of, integer, oid, oid_text
 from confcom.pki.certificate import check_p256, parse_crl
-from confcom.pki.der import ECDSA_WITH_SHA256, UNREADABLE, Certificate, RevocationList, name_text, read_revocation_list
+from confcom.pki.der import (
+    AUTHORITY_KEY_ID,
+    CRL_NUMBER,
+    ECDSA_WITH_SHA256,
+    UNREADABLE,
+    Certificate,
+    RevocationList,
+    der_reason,
+    name_text,
+    read_revocation_list,
+)
 from confcom.pki.ecdsa import KnownSignatures, is_good
-from confcom.pki.memory import Memory
 
 MAX_CRL = 8 << 20
 """Bytes as received. Intel's take 0.3 to 4 kB; a list of 100,000 revoked platforms would take 4 MB of DER."""
 
-_REQUIRED = {
-    ExtensionOID.CRL_NUMBER: "cRLNumber",
-    ExtensionOID.AUTHORITY_KEY_IDENTIFIER: "authorityKeyIdentifier",
-}
+_REQUIRED = {CRL_NUMBER: "cRLNumber", AUTHORITY_KEY_ID: "authorityKeyIdentifier"}
 # Such a list is not all that its CA revoked, whether it is marked critical or not: RFC 5280 §5.2.4, §5.2.5.
-_PARTIAL = {ExtensionOID.DELTA_CRL_INDICATOR, ExtensionOID.ISSUING_DISTRIBUTION_POINT}
+_PARTIAL = {oid("2.5.29.27"), oid("2.5.29.28")}  # deltaCRLIndicator, issuingDistributionPoint
 _HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
 
 
@@ -35,7 +37,7 @@ _HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
 class Crl:
     """A revocation list by its DER; `verify_signature` says whether its issuer made it. `issuer` is the DER of a name.
 
-    `signed_bytes` is the part that the issuer signed (tbsCertList).
+    `signed_digest` is the SHA-256 of the part that the issuer signed (tbsCertList).
     """
 
     der: bytes
@@ -43,7 +45,7 @@ class Crl:
     number: int = field(init=False, compare=False)
     this_update: datetime = field(init=False, compare=False)
     next_update: datetime = field(init=False, compare=False)
-    signed_bytes: bytes = field(init=False, repr=False, compare=False)
+    signed_digest: bytes = field(init=False, repr=False, compare=False)
     _list: RevocationList = field(init=False, repr=False, compare=False)
 
     structure: InitVar[str] = "CRL"
@@ -60,7 +62,7 @@ class Crl:
             "number": _number(found.extensions, structure),
             "this_update": found.this_update,
             "next_update": found.next_update,
-            "signed_bytes": found.signed,
+            "signed_digest": sha256(found.signed).digest(),
             "_list": found,
         }
         for name, value in values.items():
@@ -71,8 +73,7 @@ class Crl:
         """Read a CRL in PEM, hexadecimal digits of DER, or DER; malformed bytes are a `FormatError`."""
         if len(data) > MAX_CRL:
             raise FormatError(f"{len(data)} bytes are over the limit {MAX_CRL}", structure=structure, field="")
-        der = _der(data, structure)
-        return _KNOWN.get(sha256(der).digest()) or cls(der, structure=structure)
+        return cls(_der(data, structure), structure=structure)
 
     def __bytes__(self) -> bytes:
         return self.der
@@ -109,33 +110,29 @@ class Crl:
                 found=self.issuer_text,
             )
         check_p256(issuer_certificate, step=step)
-        good = is_good if known is None else known.is_good
-        if self._list.algorithm != ECDSA_WITH_SHA256 or not good(issuer_certificate, self.signature, self.signed_bytes):
+        check = is_good if known is None else known.is_good
+        good = check(issuer_certificate, self.signature, self.signed_digest)
+        if self._list.algorithm != ECDSA_WITH_SHA256 or not good:
             raise SignatureError(
                 f"signature of {what} does not match",
                 step=step,
                 expected="a signature by the key of its issuer",
                 found=self.signature.hex(),
             )
-        _KNOWN.add(sha256(self.der).digest(), self)
 
 
-# Reading is no decision on trust. Only lists that their issuers signed are kept: strangers cannot fill it.
-_KNOWN = Memory[Crl](16)
-
-
-def _number(extensions: Mapping[ObjectIdentifier, tuple[bool, bytes]], structure: str) -> int:
-    for oid, (critical, _) in extensions.items():
-        if oid in _PARTIAL:
-            raise FormatError("is a part of a list", structure=structure, field=oid.dotted_string)
-        if critical and oid not in _REQUIRED:
-            raise FormatError("is critical and not known", structure=structure, field=oid.dotted_string)
-    for oid, name in _REQUIRED.items():
-        if oid not in extensions:
+def _number(extensions: Mapping[bytes, tuple[bool, bytes]], structure: str) -> int:
+    for identifier, (critical, _) in extensions.items():
+        if identifier in _PARTIAL:
+            raise FormatError("is a part of a list", structure=structure, field=oid_text(identifier))
+        if critical and identifier not in _REQUIRED:
+            raise FormatError("is critical and not known", structure=structure, field=oid_text(identifier))
+    for identifier, name in _REQUIRED.items():
+        if identifier not in extensions:
             raise FormatError("is missing", structure=structure, field=name)
     try:
-        return asn1.decode_der(int, extensions[ExtensionOID.CRL_NUMBER][1])
-    except ValueError as error:
+        return integer(content_of(extensions[CRL_NUMBER][1], INTEGER, "cRLNumber"))
+    except DerError as error:
         raise FormatError("is not an INTEGER", structure=structure, field="cRLNumber") from error
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from hashlib import sha256
-
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
 
 from confcom.errors import SignatureError
 from confcom.pki.der import Certificate
@@ -16,7 +14,7 @@ from confcom.pki.memory import Memory
 COORDINATE_SIZE = 32
 """Bytes of x, y, r and s."""
 
-_SHA256 = ec.ECDSA(hashes.SHA256())
+_SHA256 = ec.ECDSA(Prehashed(hashes.SHA256()))
 
 
 def load_public_key(raw: bytes, *, step: str = "", what: str = "public key") -> ec.EllipticCurvePublicKey:
@@ -34,13 +32,13 @@ def load_public_key(raw: bytes, *, step: str = "", what: str = "public key") -> 
 def verify(
     key: ec.EllipticCurvePublicKey | Certificate,
     signature: bytes,
-    message: bytes,
+    digest: bytes,
     *,
     step: str,
     what: str,
     known: KnownSignatures | None = None,
 ) -> None:
-    """Check r‖s (64 bytes, big-endian) over SHA-256 of `message`; raises `SignatureError`.
+    """Check r‖s (64 bytes, big-endian) over the message with this SHA-256 (32 bytes); raises `SignatureError`.
 
     `known` remembers signatures by the keys of certificates.
     """
@@ -51,16 +49,16 @@ def verify(
     r = int.from_bytes(signature[:COORDINATE_SIZE], "big")
     s = int.from_bytes(signature[COORDINATE_SIZE:], "big")
     der = encode_dss_signature(r, s)
-    if not (is_good(key, der, message) if known is None else known.is_good(key, der, message)):
+    if not (is_good(key, der, digest) if known is None else known.is_good(key, der, digest)):
         raise SignatureError(
             f"signature of {what} does not match", step=step, expected="a signature by the key", found=signature.hex()
         )
 
 
-def is_good(key: ec.EllipticCurvePublicKey | Certificate, signature: bytes, message: bytes) -> bool:
-    """Whether the key, or that of the certificate, made the signature (DER) over SHA-256 of `message`."""
+def is_good(key: ec.EllipticCurvePublicKey | Certificate, signature: bytes, digest: bytes) -> bool:
+    """Whether the key, or that of the certificate, made the signature (DER) over the message with this SHA-256."""
     try:
-        (key.public_key if isinstance(key, Certificate) else key).verify(signature, message, _SHA256)
+        (key.public_key if isinstance(key, Certificate) else key).verify(signature, digest, _SHA256)
     except InvalidSignature:
         return False
     return True
@@ -73,16 +71,16 @@ class KnownSignatures:
     """
 
     def __init__(self, size: int) -> None:
-        self._memory = Memory[bool](size)
+        self._memory: Memory[bool] = Memory(size)
 
-    def is_good(self, key: ec.EllipticCurvePublicKey | Certificate, signature: bytes, message: bytes) -> bool:
-        """Whether the key made the signature (DER) over SHA-256 of `message`."""
+    def is_good(self, key: ec.EllipticCurvePublicKey | Certificate, signature: bytes, digest: bytes) -> bool:
+        """Whether the key made the signature (DER) over the message with this SHA-256."""
         if not isinstance(key, Certificate):
-            return is_good(key, signature, message)
-        statement = sha256(key.point + message).digest()
+            return is_good(key, signature, digest)
+        statement = key.point + digest
         if self._memory.get(statement, signature):
             return True
-        good = is_good(key, signature, message)
+        good = is_good(key, signature, digest)
         if good:
             self._memory.add(statement, good, exact=signature)
         return good

@@ -36,6 +36,9 @@ class Memory(Generic[V]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __contains__(self, statement: bytes) -> bool:
+        return statement in self._entries
+
     def get(self, statement: bytes, exact: bytes = b"", *, wrapping: bytes = b"") -> V | None:
         """What is known of these exact bytes; from now on also in this wrapping."""
         with self._lock:

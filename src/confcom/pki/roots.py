@@ -61,7 +61,7 @@ class TrustRoot:
         certificate = load_certificate(der, structure="trust root", field="certificate")
         try:
             check_p256(certificate)
-            own = is_good(certificate, certificate.signature, certificate.signed)
+            own = is_good(certificate, certificate.signature, certificate.signed_digest)
         except CertificateError:
             own = False
         if not own or certificate.issuer != certificate.subject:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
+
 import pytest
 
 import pki_builder as intel
@@ -15,7 +17,7 @@ ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 
 def _verify(signature: bytes, message: bytes = MESSAGE, raw_key: bytes = RAW_KEY) -> None:
-    ecdsa.verify(ecdsa.load_public_key(raw_key), signature, message, step="(5)", what="the QE report")
+    ecdsa.verify(ecdsa.load_public_key(raw_key), signature, sha256(message).digest(), step="(5)", what="the QE report")
 
 
 def test_a_signature_of_the_key_is_good() -> None:

@@ -16,10 +16,10 @@ from cryptography.x509.oid import ExtensionOID, SignatureAlgorithmOID
 
 from confcom.appraisal.inspection.items import Item, attempt, bytes_item, group, listing, time_item, words
 from confcom.errors import FormatError
-from confcom.formats.pck_extension import PCK_EXTENSION_OID, PckExtension, SgxType, der_reason
+from confcom.formats.pck_extension import PCK_EXTENSION_OID, PckExtension, SgxType
 from confcom.pki.certificate import MAX_CERTIFICATE
 from confcom.pki.crl import Crl
-from confcom.pki.der import UNREADABLE
+from confcom.pki.der import UNREADABLE, der_reason
 from confcom.pki.roots import INTEL_ROOT_PUBLIC_KEY
 
 MAX_SHOWN_CERTIFICATES = 16

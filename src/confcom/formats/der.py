@@ -1,0 +1,243 @@
+"""DER (X.690): elements, the values that certificates hold, and the parts of a certificate (RFC 5280 §4.1).
+
+Strict: lengths and integers in their shortest form only, tags of one byte. Nothing here is verified, and no algorithm
+is known. A `DerError` is a sentence without the name of the document, which the caller adds.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+BOOLEAN, INTEGER, BIT_STRING, OCTET_STRING, OID, ENUMERATED = 0x01, 0x02, 0x03, 0x04, 0x06, 0x0A
+UTF8_STRING, PRINTABLE_STRING, UTC_TIME, GENERALIZED_TIME = 0x0C, 0x13, 0x17, 0x18
+SEQUENCE, SET = 0x30, 0x31
+TRUE, FALSE = b"\xff", b"\0"
+BOOLEANS = {TRUE: True, FALSE: False}
+
+MAX_ELEMENTS = 64
+"""Elements of one SEQUENCE that are read. A TCB has 18; longer lists (revoked certificates) stay as they are."""
+_MAX_SIZE_OF_LENGTH = 4
+CUT_OFF = "the bytes end before the DER does: they are cut off, or no DER"
+
+Element = tuple[int, bytes, bytes]
+"""Tag, content, and both with the length between them."""
+
+
+class DerError(ValueError):
+    """Bytes that are not the DER they should be."""
+
+    @classmethod
+    def at(cls, place: str) -> DerError:
+        """The sentence for an element of another type, or too many or too few of them."""
+        return cls("the bytes are not its DER" + (f", at {place}" if place else ""))
+
+
+def elements(data: bytes) -> list[Element]:
+    """The elements that `data` is a row of."""
+    found: list[Element] = []
+    start, end = 0, len(data)
+    try:
+        while start < end:
+            tag, length, content = data[start], data[start + 1], start + 2
+            if length > 0x7F:
+                content += length & 0x7F
+                size, length = length & 0x7F, int.from_bytes(data[start + 2 : content], "big")
+                if not 0 < size <= _MAX_SIZE_OF_LENGTH or length < 0x80 or length >> 8 * (size - 1) == 0:
+                    raise DerError("the bytes are not its DER: a length is not in its shortest form")
+            stop = content + length
+            if stop > end:
+                raise DerError(CUT_OFF)
+            if tag & 0x1F == 0x1F or len(found) == MAX_ELEMENTS:
+                raise DerError("the bytes are not its DER: a tag of several bytes, or too many elements")
+            found.append((tag, data[content:stop], data[start:stop]))
+            start = stop
+    except IndexError:
+        raise DerError(CUT_OFF) from None
+    return found
+
+
+def content_of(data: bytes, tag: int, place: str) -> bytes:
+    """The content of the one element that `data` is."""
+    found = elements(data)
+    if not found:
+        raise DerError(CUT_OFF)
+    if len(found) != 1 or found[0][0] != tag:
+        raise DerError.at(place)
+    return found[0][1]
+
+
+def sequence(data: bytes, place: str, *tags: int) -> list[Element]:
+    """The members of the one SEQUENCE that `data` is; of exactly these tags, if any are given."""
+    members = elements(content_of(data, SEQUENCE, place))
+    if tags and tags != tuple([tag for tag, _, _ in members]):
+        raise DerError.at(place)
+    return members
+
+
+def write(tag: int, *contents: bytes) -> bytes:
+    """An element of these contents, one after the other."""
+    content = b"".join(contents)
+    size = len(content)
+    if size < 0x80:
+        return bytes((tag, size)) + content
+    length = size.to_bytes((size.bit_length() + 7) // 8, "big")
+    return bytes((tag, 0x80 | len(length))) + length + content
+
+
+def integer(content: bytes) -> int:
+    """The value of an INTEGER."""
+    if not content or (len(content) > 1 and content[0] in (0, 0xFF) and content[0] >> 7 == content[1] >> 7):
+        raise DerError("an integer is not in its shortest form")
+    return int.from_bytes(content, "big", signed=True)
+
+
+def write_integer(value: int) -> bytes:
+    """An INTEGER, not negative."""
+    return write(INTEGER, value.to_bytes(value.bit_length() // 8 + 1, "big"))
+
+
+def bit_string(content: bytes) -> tuple[bytes, int]:
+    """The bytes of a BIT STRING, and how many bits of the last one are unused."""
+    unused, value = content[0] if content else 8, content[1:]
+    if unused > (7 if value else 0) or (value and value[-1] & (1 << unused) - 1):
+        raise DerError("a BIT STRING has wrong unused bits")
+    return value, unused
+
+
+def time(tag: int, content: bytes) -> datetime:
+    """A time in UTC, of the two forms that RFC 5280 §4.1.2.5 allows."""
+    size = {UTC_TIME: 12, GENERALIZED_TIME: 14}.get(tag)
+    digits = content[:-1].decode("ascii", "replace")
+    if len(digits) != size or not digits.isdigit() or not content.endswith(b"Z"):
+        raise DerError("a time is not of the form YYMMDDhhmmssZ or YYYYMMDDhhmmssZ")
+    if tag == UTC_TIME:
+        digits = ("20" if digits < "50" else "19") + digits
+    try:
+        return datetime.fromisoformat(f"{digits[:8]}T{digits[8:]}Z")
+    except ValueError as error:
+        raise DerError(f"no such time: {digits}") from error
+
+
+def oid_text(content: bytes) -> str:
+    """An OBJECT IDENTIFIER as numbers with dots."""
+    if (
+        not content
+        or content[-1] & 0x80
+        or content[0] == 0x80
+        or any(byte == 0x80 and not content[index] & 0x80 for index, byte in enumerate(content[1:]))
+    ):
+        raise DerError("an object identifier is not in its shortest form")
+    numbers, number = [], 0
+    for byte in content:
+        number = number << 7 | byte & 0x7F
+        if not byte & 0x80:
+            numbers.append(number)
+            number = 0
+    first = min(numbers[0] // 40, 2)
+    return ".".join(map(str, (first, numbers[0] - 40 * first, *numbers[1:])))
+
+
+def oid(text: str) -> bytes:
+    """The content of an OBJECT IDENTIFIER, from numbers with dots."""
+    first, second, *rest = map(int, text.split("."))
+    content = bytearray()
+    for number in (40 * first + second, *rest):
+        groups = [number >> shift & 0x7F for shift in range(0, max(number.bit_length(), 1), 7)]
+        content += bytes((*(0x80 | group for group in groups[:0:-1]), groups[0]))
+    return bytes(content)
+
+
+class Signed(msgspec.Struct, frozen=True):
+    """What certificates and revocation lists have in common: the members of what is signed, and the signature.
+
+    `signed` is the signed element (tbsCertificate, tbsCertList), `tags` has one byte for each of its members.
+    `algorithm` is the content of the AlgorithmIdentifier, which stands inside and outside of what is signed.
+    """
+
+    members: list[Element]
+    tags: bytes
+    signed: bytes
+    algorithm: bytes
+    signature: bytes
+
+
+def read_signed(data: bytes) -> Signed:
+    """Read the outer layer of a certificate or a list."""
+    (_, content, signed), (_, algorithm, _), (_, bits, _) = sequence(data, "", SEQUENCE, SEQUENCE, BIT_STRING)
+    members = elements(content)
+    tags = bytes([tag for tag, _, _ in members])
+    # The first SEQUENCE inside is the algorithm too.
+    inside = tags.find(SEQUENCE)
+    if inside < 0 or members[inside][1] != algorithm:
+        raise DerError("it names two signature algorithms")
+    signature, unused = bit_string(bits)
+    # A count of unused bits is a byte that nothing signs.
+    if unused:
+        raise DerError("the signature is not whole bytes")
+    return Signed(members, tags, signed, algorithm, signature)
+
+
+class CertificateParts(msgspec.Struct, frozen=True):
+    """A certificate of version 3 in its parts. Names, times and key are whole elements.
+
+    `extensions` has, by the content of its OID, whether an extension is critical, and its value.
+    """
+
+    signed: bytes
+    serial_number: int
+    issuer: bytes
+    subject: bytes
+    not_before: Element
+    not_after: Element
+    public_key: bytes
+    algorithm: bytes
+    signature: bytes
+    extensions: dict[bytes, tuple[bool, bytes]]
+
+
+_VERSION_3 = bytes.fromhex("a003020102")
+_EXTENSIONS = b"\xa3"
+# Version, serial number, algorithm, issuer, validity, subject, key; extensions may follow, unique identifiers not.
+_MEMBERS = bytes.fromhex("a0023030303030")
+
+
+def read_certificate_parts(data: bytes) -> CertificateParts:
+    """Read a certificate of any PKI."""
+    outer = read_signed(data)
+    members = outer.members
+    if members[0][2] != _VERSION_3:
+        raise DerError("its version is not 3")
+    if outer.tags.removesuffix(_EXTENSIONS) != _MEMBERS:
+        raise DerError.at("tbsCertificate")
+    validity = elements(members[4][1])
+    if len(validity) != 2:
+        raise DerError.at("validity")
+    return CertificateParts(
+        signed=outer.signed,
+        serial_number=integer(members[1][1]),
+        issuer=members[3][2],
+        subject=members[5][2],
+        not_before=validity[0],
+        not_after=validity[1],
+        public_key=members[6][2],
+        algorithm=outer.algorithm,
+        signature=outer.signature,
+        extensions=read_extensions(members[7][1]) if len(members) > len(_MEMBERS) else {},
+    )
+
+
+def read_extensions(data: bytes) -> dict[bytes, tuple[bool, bytes]]:
+    """The extensions of a certificate or a list, by the content of their OID; one that stands twice is an error."""
+    rows = sequence(data, "extensions")
+    found = {}
+    for tag, row, _ in rows:
+        members = elements(row)
+        critical = len(members) == 3 and members[1][:2] == (BOOLEAN, TRUE)
+        if tag != SEQUENCE or len(members) != 2 + critical or members[0][0] != OID or members[-1][0] != OCTET_STRING:
+            raise DerError.at("extensions")
+        found[members[0][1]] = critical, members[-1][1]
+    if len(found) != len(rows):
+        raise DerError("it has an extension twice")
+    return found
