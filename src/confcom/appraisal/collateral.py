@@ -190,7 +190,8 @@ class VerifiedCollateral(Proof):
     """Collateral with good signatures throughout; only `verify_collateral` makes one. Ask `stale` about the time.
 
     `pck_ca_chain` is that of the CA that issued `pck_crl`; a PCK certificate can be looked up there only if the same CA
-    issued it. All of it is valid from `valid_from` to `valid_until`, both included.
+    issued it. All of it is valid from `valid_from` to `valid_until`, both included; the oldest item is of
+    `earliest_issue`.
     """
 
     made_by: ClassVar[str] = "verify_collateral"
@@ -206,6 +207,7 @@ class VerifiedCollateral(Proof):
     statement: bytes
     valid_from: datetime = field(init=False)
     valid_until: datetime = field(init=False)
+    earliest_issue: datetime = field(init=False)
     proof: InitVar[object] = None
 
     def __post_init__(self, proof: object) -> None:
@@ -215,7 +217,9 @@ class VerifiedCollateral(Proof):
         certificates = [certificate for chain in chains for certificate in chain.certificates]
         begins = [one.issue_date for one in documents] + [one.this_update for one in crls]
         ends = [one.next_update for one in (*documents, *crls)]
-        object.__setattr__(self, "valid_from", max(begins + [one.not_before for one in certificates]))
+        begins += [one.not_before for one in certificates]
+        object.__setattr__(self, "valid_from", max(begins))
+        object.__setattr__(self, "earliest_issue", min(begins))
         object.__setattr__(self, "valid_until", min(ends + [one.not_after for one in certificates]))
 
     def __repr__(self) -> str:
@@ -260,11 +264,6 @@ class VerifiedCollateral(Proof):
             passed("collateral-tcb-info-signature", f"TCB info signed by {info}", f"signed by {info}"),
             passed("collateral-qe-identity-signature", f"QE identity signed by {identity}", f"signed by {identity}"),
         )
-
-    @property
-    def earliest_issue(self) -> datetime:
-        """When the oldest item became valid."""
-        return min(window.not_before for window in self.windows)
 
     @property
     def earliest_expiration(self) -> datetime:

@@ -486,7 +486,7 @@ def with_safe_defaults(policy: Policy) -> Policy:
     if isinstance(policy, AnyOf):
         return AnyOf(*map(with_safe_defaults, policy.policies))
     replaced = _kinds(policy)
-    missing = [default for default in safe_defaults().policies if type(default) not in replaced]
+    missing = [default for default in _DEFAULTS if type(default) not in replaced]
     return AllOf(*missing, policy) if missing else policy
 
 
@@ -515,6 +515,9 @@ def _policies(policies: tuple[Policy, ...]) -> tuple[Policy, ...]:
     if not policies:
         raise ConfigError("an empty policy would accept everything", advice="Name at least one condition.")
     return tuple(map(checked_policy, policies))
+
+
+_DEFAULTS = safe_defaults().policies
 
 
 def _and(value: bytes, mask: bytes) -> bytes:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import binascii
 import codecs
-import re
+import string
 
-_BASE64 = re.compile(r"[A-Za-z0-9+/_-]*={0,2}")
-_STANDARD = str.maketrans("-_", "+/")
+_DIGITS = f"{string.ascii_letters}{string.digits}+/-_".encode()
+_STANDARD = bytes.maketrans(b"-_", b"+/")
 
 
 def without_bom(data: bytes) -> bytes:
@@ -34,10 +34,11 @@ def decode_base64(text: str) -> bytes:
     Raises:
         ValueError: other characters, or a length that no bytes have.
     """
-    if not _BASE64.fullmatch(text):
+    unpadded = text.rstrip("=")
+    digits = unpadded.encode("ascii", "replace")
+    if len(text) - len(unpadded) > 2 or digits.translate(None, _DIGITS):
         raise ValueError("holds characters that base64 does not have")
-    digits = text.rstrip("=").translate(_STANDARD)
     try:
-        return base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
+        return binascii.a2b_base64(digits.translate(_STANDARD) + b"=" * (-len(digits) % 4))
     except binascii.Error as error:
         raise ValueError(f"is not base64: {error}") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -283,6 +284,11 @@ def collateral_hashes(quote: bytes, collateral: Collateral) -> dict[str, str]:
     `quote` is the evidence as it was sent: an Open Enclave report with its header.
     """
 
+    return {**_hashes(collateral), "quotehash": hashlib.sha256(quote).hexdigest()}
+
+
+@lru_cache(maxsize=256)
+def _hashes(collateral: Collateral) -> dict[str, str]:
     def of(part: bytes) -> str:
         return hashlib.sha256(part.rstrip(b"\0") + b"\0").hexdigest()
 
@@ -290,7 +296,6 @@ def collateral_hashes(quote: bytes, collateral: Collateral) -> dict[str, str]:
         "qeidcertshash": of(collateral.qe_identity_issuer_chain),
         "qeidcrlhash": of(collateral.root_ca_crl),
         "qeidhash": of(collateral.qe_identity),
-        "quotehash": hashlib.sha256(quote).hexdigest(),
         "tcbinfocertshash": of(collateral.tcb_info_issuer_chain),
         "tcbinfocrlhash": of(collateral.root_ca_crl),
         "tcbinfohash": of(collateral.tcb_info),
@@ -333,6 +338,7 @@ def appraisal_claims(verified: VerifiedQuote) -> dict[str, Any]:
     return found | ({"attester_tcb_status": status} if verified.tee is TeeType.TDX else {})
 
 
+@lru_cache(maxsize=64)
 def policy_hash(text: str) -> str:
     """`x-ms-policy-hash`: base64url of SHA-256 over the base64url of the policy in UTF-8."""
     return encode_base64url(hashlib.sha256(encode_base64url(text.encode()).encode()).digest())

@@ -60,7 +60,7 @@ class SigningKey:
     @property
     def key_id(self) -> str:
         """Base64url of SHA-256 over the certificate's DER."""
-        return encode_base64url(hashlib.sha256(_der(self.certificate)).digest())
+        return _thumbprint(self.certificate)
 
     @property
     def valid_from(self) -> datetime:
@@ -137,6 +137,11 @@ def _object(data: bytes, field: str) -> dict[str, Any]:
 
 def _signed_part(header: Mapping[str, Any], claims: Mapping[str, Any]) -> str:
     return ".".join(encode_base64url(msgspec.json.encode(part)) for part in (header, claims))
+
+
+@lru_cache(maxsize=64)
+def _thumbprint(certificate: x509.Certificate) -> str:
+    return encode_base64url(hashlib.sha256(_der(certificate)).digest())
 
 
 def _der(certificate: x509.Certificate) -> bytes:

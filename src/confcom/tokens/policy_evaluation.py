@@ -14,13 +14,14 @@ import json
 import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import jmespath
 import jmespath.exceptions
 import jmespath.functions
 import jmespath.parser
+import msgspec
 
 from confcom.errors import ConfcomError
 from confcom.tokens.policy_language import (
@@ -53,8 +54,7 @@ SERVICE, POLICY, CUSTOM = "AttestationService", "AttestationPolicy", "CustomClai
 Value = bool | int | str
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(msgspec.Struct, frozen=True, gc=False):
     """A typed value with its issuer. A read-only claim can be compared and can feed others, but cannot be issued."""
 
     type: str
@@ -79,8 +79,7 @@ class PolicyEvaluationError(ConfcomError):
     default_advice = "Correct the rule named here; a dry run over recorded evidence shows what every rule sees."
 
 
-@dataclass(frozen=True, slots=True)
-class RuleTrace:
+class RuleTrace(msgspec.Struct, frozen=True):
     """What one rule did: `matched` counts the claims of each condition up to the first that failed."""
 
     section: str
@@ -155,9 +154,10 @@ class _Evaluation:
 
     def __init__(self, incoming: Iterable[Claim]) -> None:
         self.claims: list[Claim] = []
+        self.seen: set[tuple[type, Claim]] = set()
         self.by_type: dict[Value, list[Claim]] = {}
         self.add(incoming)
-        self.issued: list[Claim] = []
+        self.issued: dict[tuple[type, Claim], Claim] = {}
         self.properties: dict[str, Value] = {}
         self.trace: list[RuleTrace] = []
         self.permits = 0
@@ -167,10 +167,11 @@ class _Evaluation:
     def add(self, claims: Iterable[Claim]) -> None:
         """Let the rules below see these, each once."""
         for claim in claims:
-            known = self.by_type.setdefault(claim.type, [])
-            if claim not in known:
+            key = _exact(claim)
+            if key not in self.seen:
+                self.seen.add(key)
                 self.claims.append(claim)
-                known.append(claim)
+                self.by_type.setdefault(claim.type, []).append(claim)
 
     def run(self, policy: PolicyText) -> Decision:
         for section, rules in ((CONFIGURATION, policy.configuration), (AUTHORIZATION, policy.authorization)):
@@ -180,7 +181,7 @@ class _Evaluation:
         if not reason:
             for rule in policy.issuance:
                 self.rule(ISSUANCE, rule)
-        issued = () if reason else tuple(dict.fromkeys(self.issued))
+        issued = () if reason else tuple(self.issued.values())
         return Decision(not reason, reason, issued, self.properties, tuple(self.trace))
 
     def _refusal(self) -> str:
@@ -219,7 +220,9 @@ class _Evaluation:
             candidates = [claim for value in dict.fromkeys(first[1]) for claim in self.by_type.get(value, ())]
             self._spend(len(first[1]) or 1)
             del expected[0]
-        return [claim for claim in candidates if all(self._satisfies(claim, *each) for each in expected)]
+        for comparison, values in expected:
+            candidates = [claim for claim in candidates if self._satisfies(claim, comparison, values)]
+        return candidates
 
     def _satisfies(self, claim: Claim, comparison: Comparison, expected: tuple[Value, ...]) -> bool:
         self._spend(len(expected) or 1)
@@ -250,14 +253,16 @@ class _Evaluation:
         if action.verb == "issueproperty":
             self.properties.update((claim.type, claim.value) for claim in made)
         elif action.verb == "issue":
-            self.issued.extend(made)
+            self.issued.update((_exact(claim), claim) for claim in made)
         if section != CONFIGURATION:
             self.add(made)
         return made
 
     def _made(self, action: Action, named: dict[str, list[Claim]]) -> tuple[Claim, ...]:
         if action.copied is not None:
-            return tuple(replace(claim, issuer=POLICY) for claim in named.get(action.copied, ()))
+            return tuple(
+                Claim(claim.type, claim.value, POLICY, claim.read_only) for claim in named.get(action.copied, ())
+            )
         kind = self._single(action.properties["type"], named, "the type of a claim")
         value = self._value(action.properties["value"], named)
         made = tuple(Claim(kind, each, POLICY, value.read_only) for each in value.values)
@@ -289,6 +294,11 @@ class _Evaluation:
 
     def _single(self, expression: Expression, named: dict[str, list[Claim]], what: str) -> str:
         return _typed(_one(self._values(expression, named), what), str, what)
+
+
+def _exact(claim: Claim) -> tuple[type, Claim]:
+    """What tells claims apart: `True` and `1` are equal in Python, and different values of the language."""
+    return type(claim.value), claim
 
 
 def _one(values: Sequence[Value], what: str) -> Value:

@@ -51,8 +51,8 @@ class WouldBlock(Exception):
 class Denied(AzureError):
     """The policy of the attestation type refused; `trace` says what each rule saw."""
 
-    def __init__(self, decision: Decision, evidence: EvidenceFile) -> None:
-        self.evidence = evidence
+    def __init__(self, decision: Decision, seen: Sequence[Claim]) -> None:
+        self.seen = seen
         super().__init__(
             f"a policy refused: {decision.reason}",
             "PolicyEvaluationError",
@@ -78,6 +78,7 @@ class Judged:
     evidence: EvidenceFile
     verified: VerifiedQuote
     collateral: Collateral
+    seen: Sequence[Claim]
     decision: Decision
     policy: str
     draft: bool
@@ -143,10 +144,10 @@ class Appraiser:
                 self._use_nonce(request.nonce, now)
             token = self._ear(judged, now) if ear else self._azure_token(judged, now)
         except Denied as error:
-            return replace(entry, verdict="denied", reason=error.message, claims=_kept(request, error.evidence)), error
+            return replace(entry, verdict="denied", reason=error.message, claims=_kept(request, error.seen)), error
         except ConfcomError as error:
             return replace(entry, verdict="refused", reason=error.message), error
-        return replace(entry, claims=_kept(request, judged.evidence)), token
+        return replace(entry, claims=_kept(request, judged.seen)), token
 
     def dry_run(self, kind: AttestationType, text: str, *, limit: int) -> dict[str, Any]:
         """What a policy would decide on the newest recorded evidence, beside what was decided.
@@ -218,11 +219,12 @@ class Appraiser:
                 raise WouldBlock
             collateral = self._collateral.for_quote(evidence.quote, now)
         verified = self._accepted(evidence, collateral, now)
-        decision = evaluate_policy(policy, azure.policy_claims(evidence.quote))
+        seen = azure.policy_claims(evidence.quote)
+        decision = evaluate_policy(policy, seen)
         if not decision.permitted:
-            raise Denied(decision, evidence)
+            raise Denied(decision, seen)
         draft = request.draft_policy is not None
-        return Judged(request, evidence, verified, collateral, decision, text, draft)
+        return Judged(request, evidence, verified, collateral, seen, decision, text, draft)
 
     def _accepted(self, evidence: EvidenceFile, collateral: Collateral, now: datetime) -> VerifiedQuote:
         """The verified quote; for evidence that is refused, everything that was checked."""
@@ -291,11 +293,11 @@ class Appraiser:
 _RECORDED = msgspec.json.Decoder(dict[str, bool | int | str])
 
 
-def _kept(request: AttestRequest, evidence: EvidenceFile) -> str:
+def _kept(request: AttestRequest, seen: Sequence[Claim]) -> str:
     """What a policy sees of evidence, for dry runs; what a draft decided is no outcome that they compare with."""
     if request.draft_policy is not None:
         return ""
-    return msgspec.json.encode({claim.type: claim.value for claim in azure.policy_claims(evidence.quote)}).decode()
+    return msgspec.json.encode({claim.type: claim.value for claim in seen}).decode()
 
 
 def _read(text: str) -> list[Claim]:

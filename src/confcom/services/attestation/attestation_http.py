@@ -104,14 +104,16 @@ class AttestationApp:
         self._calls = Allowance(attest_per_minute, time.monotonic)
         self._wrong_tokens = Allowance(WRONG_TOKENS, time.monotonic)
         self._simulated = simulated
+        # Routes are tried one after the other: what is asked most comes first.
         api = [
+            *(self._route(f"/attest/{kind}", self._attest_call(kind), "POST") for kind in AttestationType),
             self._route("/.well-known/openid-configuration", self._openid, versioned=False),
             self._route("/certs", self._certs, versioned=False),
             self._route("/certs/", self._certs, versioned=False),
-            *(self._route(f"/attest/{kind}", self._attest_call(kind), "POST") for kind in AttestationType),
-            self._route("/policies/{kind}", self._policies, "GET", "PUT"),
+            # Before the name alone, which would take `:reset` for a part of it.
             self._route("/policies/{kind}:reset", self._reset, "POST"),
             self._route("/policies/{kind}:dryRun", self._dry_run, "POST"),
+            self._route("/policies/{kind}", self._policies, "GET", "PUT"),
             self._route("/nonces", self._nonce, "POST"),
             self._route("/audit", self._records),
             self._route("/certificates", self._certificates),
@@ -123,10 +125,8 @@ class AttestationApp:
             self._route("/readyz", self._readyz, versioned=False),
             self._route("/metrics", self._metrics_page, versioned=False),
         ]
-        # `:reset` would otherwise be taken for a part of the name.
-        api.sort(key=lambda route: ":" not in route.path)
         rest = [self._route("/{rest:path}", self._nothing, "GET", "POST", "PUT", "DELETE", versioned=False)]
-        self._app = Starlette(routes=[*own, *([Mount(prefix, routes=api)] if prefix else api), *rest])
+        self._app = Starlette(routes=[*([Mount(prefix, routes=api)] if prefix else api), *own, *rest])
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
         """Answer one request."""
