@@ -79,15 +79,18 @@ def test_it_attests_and_administers_policies(node: str, tmp_path: Path) -> None:
         assert found["issuer"] == service.url
         assert found["header"] == ["RS256", "JWT", f"{service.url}/certs"]
     assert found["sgx"]["isDebuggable"] is False
-    assert found["sgx"]["productId"] == 1
-    assert bytes(found["sgx"]["enclaveHeldData"].values()) == HELD
+    assert (found["sgx"]["productId"], found["sgx"]["svn"]) == (1, 1)
+    assert len(found["sgx"]["mrEnclave"]) == 64
+    assert base64.b64decode(found["sgx"]["held"]) == HELD
+    assert len(found["sgx"]["sgxCollateral"]["quotehash"]) == 64
+    assert len(base64.b64decode(found["sgx"]["policyHash"])) == 32
     assert found["json"] == {"keys": [{"kty": "EC"}]}
     assert found["openEnclave"]["mrEnclave"] == found["sgx"]["mrEnclave"]
     assert found["draft"] == "none"
     assert found["refused"] == [400, "InvalidParameter"]
     assert found["signers"] == 2
     assert found["policy"] == PERMIT
-    assert found["policySigner"] is True
+    assert (found["sgx"]["signed"], found["signed"]) == (False, True)
     changes = {name: found[name] for name in ("set", "added", "certificates", "removed", "reset")}
     expected = {"set": "Updated", "added": "IsPresent", "certificates": 2, "removed": "IsAbsent", "reset": "Removed"}
     assert changes == expected

@@ -283,7 +283,6 @@ def collateral_hashes(quote: bytes, collateral: Collateral) -> dict[str, str]:
 
     `quote` is the evidence as it was sent: an Open Enclave report with its header.
     """
-
     return {**_hashes(collateral), "quotehash": hashlib.sha256(quote).hexdigest()}
 
 

@@ -6,9 +6,13 @@ their certificate in `x5c` or `jwk.x5c`, and older SDKs spell the algorithms RSA
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
+from typing import Any
 
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from confcom.errors import FormatError
 from confcom.formats.text import decode_base64, encode_base64url
@@ -30,6 +34,12 @@ class SentPolicy:
 def wrap(text: str) -> str:
     """The unsigned JWS of a policy's text."""
     return unsecured({"AttestationPolicy": encode_base64url(text.encode())}, {})
+
+
+def certificate_jwk(certificate: x509.Certificate) -> dict[str, Any]:
+    """The JWK of a signer: `kty` and `x5c`, as Azure's tokens have it."""
+    kind = "EC" if isinstance(certificate.public_key(), ec.EllipticCurvePublicKey) else "RSA"
+    return {"kty": kind, "x5c": [base64.b64encode(certificate.public_bytes(Encoding.DER)).decode()]}
 
 
 def read_policy(body: str) -> SentPolicy:

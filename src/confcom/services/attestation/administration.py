@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from collections.abc import Callable
 from datetime import datetime
@@ -10,7 +9,6 @@ from typing import Any, Literal
 
 import msgspec
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from confcom.errors import FormatError
 from confcom.formats.text import decode_base64, encode_base64url
@@ -18,7 +16,7 @@ from confcom.services.attestation.appraiser import DEFAULT_POLICIES, Appraiser
 from confcom.services.attestation.attestation_store import AttestationStore, StoredPolicy, thumbprint
 from confcom.tokens.azure import AttestationType, AzureError
 from confcom.tokens.jws import ReadJws
-from confcom.tokens.policy_jws import SentPolicy, certificate_of, read_policy, wrap
+from confcom.tokens.policy_jws import SentPolicy, certificate_jwk, certificate_of, read_policy, wrap
 from confcom.tokens.policy_language import PolicyTextError, parse_policy
 
 TrustModel = Literal["open", "isolated", "shared"]
@@ -64,7 +62,7 @@ class PolicyAdministration:
 
     def signers(self) -> str:
         """The certificates whose policies are accepted, as a JWKS."""
-        keys = [_jwk(certificate) for certificate in self._store.signers()]
+        keys = [certificate_jwk(certificate) for certificate in self._store.signers()]
         return self._appraiser.signed({"x-ms-policy-certificates": {"keys": keys}})
 
     def change_signer(self, body: bytes, by: str, *, add: bool) -> str:
@@ -101,13 +99,8 @@ class PolicyAdministration:
         hashed = encode_base64url(hashlib.sha256(sent.jws.encode()).digest())
         claims: dict[str, Any] = {"x-ms-policy-result": result, "x-ms-policy-token-hash": hashed}
         if sent.signer is not None:
-            claims["x-ms-policy-signer"] = _jwk(sent.signer)
+            claims["x-ms-policy-signer"] = certificate_jwk(sent.signer)
         return self._appraiser.signed(claims)
-
-
-def _jwk(certificate: x509.Certificate) -> dict[str, Any]:
-    der = certificate.public_bytes(Encoding.DER)
-    return {"kty": "RSA", "x5c": [base64.b64encode(der).decode()]}
 
 
 def _certificate_request(body: bytes) -> ReadJws:

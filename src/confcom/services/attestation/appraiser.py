@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
+from cryptography import x509
 
 from confcom.appraisal.collateral import Collateral
 from confcom.appraisal.evidence import VerifiedQuote
@@ -28,7 +29,7 @@ from confcom.tokens.ear import ear_claims
 from confcom.tokens.jws import unsecured
 from confcom.tokens.nonces import LIFE, check_nonce, make_nonce
 from confcom.tokens.policy_evaluation import SERVICE, Claim, Decision, evaluate_policy
-from confcom.tokens.policy_jws import read_policy
+from confcom.tokens.policy_jws import certificate_jwk, read_policy
 from confcom.tokens.policy_language import PolicyText, PolicyTextError, parse_policy
 
 DEFAULT_POLICIES = {
@@ -38,6 +39,17 @@ DEFAULT_POLICIES = {
 }
 _PARSED = 64
 """Parsed policies that are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyInForce:
+    """The policy that judges a call: its text, the JWK of its signer if it is signed, and whether it is a draft."""
+
+    text: str
+    signer: dict[str, Any] | None = None
+    draft: bool = False
+
+
 POLICY_FOR = 1.0
 """Seconds that a policy of the store is used before it is read again."""
 _TRACED = 20
@@ -80,8 +92,7 @@ class Judged:
     collateral: Collateral
     seen: Sequence[Claim]
     decision: Decision
-    policy: str
-    draft: bool
+    policy: PolicyInForce
 
 
 class Appraiser:
@@ -110,7 +121,7 @@ class Appraiser:
         self._clock = clock
         self._nonce_secret = store.nonce_secret()
         self._parsed: dict[str, PolicyText] = {}
-        self._policies: dict[AttestationType, tuple[float, str]] = {}
+        self._policies: dict[AttestationType, tuple[float, PolicyInForce]] = {}
 
     def appraise(
         self, body: bytes, kind: AttestationType, caller: str, *, ear: bool = False, may_block: bool = True
@@ -127,20 +138,20 @@ class Appraiser:
             raise WouldBlock
         if ear and request.draft_policy is not None:
             raise AzureError("a draft policy is answered with an unsigned token, and EAR are signed")
-        policy_text = self._policy_text(request, kind, may_block=may_block)
+        policy = self._policy_of(request, kind, may_block=may_block)
         entry = AuditRecord(
             at=now,
             kind=kind,
             caller=caller,
             verdict="accepted",
             reason="",
-            policy_hash=azure.policy_hash(policy_text),
+            policy_hash=azure.policy_hash(policy.text),
             evidence_hash=hashlib.sha256(request.evidence).hexdigest(),
             claims="",
         )
         try:
-            judged = self._judge(request, kind, policy_text, now, may_block=may_block)
-            if request.bind_nonce and not judged.draft:
+            judged = self._judge(request, kind, policy, now, may_block=may_block)
+            if request.bind_nonce and not policy.draft:
                 self._use_nonce(request.nonce, now)
             token = self._ear(judged, now) if ear else self._azure_token(judged, now)
         except Denied as error:
@@ -183,31 +194,32 @@ class Appraiser:
         if not self._store.use_nonce(check_nonce(nonce, self._nonce_secret, now), now, now + LIFE):
             raise AzureError("'nonce' was used before", advice="Get another one with POST /nonces, and quote over it.")
 
-    def _policy_text(self, request: AttestRequest, kind: AttestationType, *, may_block: bool) -> str:
-        if request.draft_policy is not None:
-            return read_policy(request.draft_policy).text or DEFAULT_POLICIES[kind]
-        return self._in_force(kind, may_block=may_block)
+    def _policy_of(self, request: AttestRequest, kind: AttestationType, *, may_block: bool) -> PolicyInForce:
+        if request.draft_policy is None:
+            return self._in_force(kind, may_block=may_block)
+        sent = read_policy(request.draft_policy)
+        return _policy(sent.text or DEFAULT_POLICIES[kind], sent.signer, draft=True)
 
-    def _in_force(self, kind: AttestationType, *, may_block: bool) -> str:
+    def _in_force(self, kind: AttestationType, *, may_block: bool) -> PolicyInForce:
         """The policy of the store, which is read again every second: another replica may have set it."""
-        read, text = self._policies.get(kind, (-POLICY_FOR, ""))
+        read, policy = self._policies.get(kind, (-POLICY_FOR, PolicyInForce("")))
         seconds = time.monotonic()
         if seconds - read >= POLICY_FOR:
             if not may_block:
                 raise WouldBlock
             stored = self._store.policy(kind)
-            text = stored.text if stored else DEFAULT_POLICIES[kind]
-            self._policies[kind] = seconds, text
-        return text
+            policy = _policy(stored.text, stored.signer) if stored else PolicyInForce(DEFAULT_POLICIES[kind])
+            self._policies[kind] = seconds, policy
+        return policy
 
     def policy_changed(self) -> None:
         """Read policies from the store at the next call."""
         self._policies.clear()
 
     def _judge(
-        self, request: AttestRequest, kind: AttestationType, text: str, now: datetime, *, may_block: bool
+        self, request: AttestRequest, kind: AttestationType, policy: PolicyInForce, now: datetime, *, may_block: bool
     ) -> Judged:
-        policy = self._parse(text)
+        rules = self._parse(policy.text)
         evidence = read_evidence(request.evidence)
         self._check_kind(evidence, kind)
         if request.bind_nonce:
@@ -220,11 +232,10 @@ class Appraiser:
             collateral = self._collateral.for_quote(evidence.quote, now)
         verified = self._accepted(evidence, collateral, now)
         seen = azure.policy_claims(evidence.quote)
-        decision = evaluate_policy(policy, seen)
+        decision = evaluate_policy(rules, seen)
         if not decision.permitted:
             raise Denied(decision, seen)
-        draft = request.draft_policy is not None
-        return Judged(request, evidence, verified, collateral, seen, decision, text, draft)
+        return Judged(request, evidence, verified, collateral, seen, decision, policy)
 
     def _accepted(self, evidence: EvidenceFile, collateral: Collateral, now: datetime) -> VerifiedQuote:
         """The verified quote; for evidence that is refused, everything that was checked."""
@@ -256,11 +267,13 @@ class Appraiser:
         hashes = azure.collateral_hashes(judged.request.evidence, judged.collateral)
         claims = judged.decision.claims() | azure.evidence_claims(judged.evidence.quote, judged.request, hashes)
         claims |= azure.appraisal_claims(judged.verified) | self._issuer_claims(now)
-        claims["x-ms-policy-hash"] = azure.policy_hash(judged.policy)
+        claims["x-ms-policy-hash"] = azure.policy_hash(judged.policy.text)
+        if judged.policy.signer is not None:
+            claims["x-ms-policy-signer"] = judged.policy.signer
         if judged.request.nonce is not None:
             claims |= {"nonce": judged.request.nonce, "confcom-nonce-bound": judged.request.bind_nonce}
         header = {"typ": "JWT", "jku": f"{self._issuer}/certs"}
-        if judged.draft:
+        if judged.policy.draft:
             return unsecured(claims, header)
         return self._keys().signing["RS256"].sign(claims, header)
 
@@ -282,7 +295,7 @@ class Appraiser:
         claims = ear_claims(
             judged.verified,
             evidence | azure.appraisal_claims(judged.verified),
-            policy_id=azure.policy_hash(judged.policy),
+            policy_id=azure.policy_hash(judged.policy.text),
             nonce=judged.request.nonce,
             issued=issued,
             expires=issued + azure.TOKEN_LIFE,
@@ -291,6 +304,10 @@ class Appraiser:
 
 
 _RECORDED = msgspec.json.Decoder(dict[str, bool | int | str])
+
+
+def _policy(text: str, signer: x509.Certificate | None, *, draft: bool = False) -> PolicyInForce:
+    return PolicyInForce(text, None if signer is None else certificate_jwk(signer), draft)
 
 
 def _kept(request: AttestRequest, seen: Sequence[Claim]) -> str:

@@ -230,7 +230,8 @@ class AttestationApp:
 
     async def _certs(self, request: Request) -> Response:
         del request
-        return _json({"keys": self._keys().published()}, "application/jwk+json")
+        # Not application/jwk+json, which @azure/attestation asks for and does not read as JSON.
+        return _json({"keys": self._keys().published()})
 
     async def _openid(self, request: Request) -> Response:
         del request
@@ -357,8 +358,8 @@ def _check_version(request: Request) -> None:
         )
 
 
-def _json(value: object, media_type: str = _JSON, *, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(value), status_code=status, media_type=media_type)
+def _json(value: object, *, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status_code=status, media_type=_JSON)
 
 
 def _error_answer(error: ConfcomError) -> Response:
