@@ -17,15 +17,14 @@ from typing import Any
 
 import pytest
 
-from confcom.devices.declared_node import declare_node
 from confcom.errors import ConfigError
 from confcom.services.metrics.exporter import MetricsConfig, MetricsExporter
 from confcom.services.runtime.process import run_until
 from epc_api import EpcApi, make_pod
+from epc_host import UID, Node
 
 MIB = 1 << 20
 ONE, TWO = "0123456789abcdef" * 4, "fedcba9876543210" * 4
-UID = "3c9f6d2e-1b7a-4c55-9f0e-8d2a6b1c4e77"
 
 pytestmark = pytest.mark.promise("M5")
 
@@ -41,48 +40,6 @@ def folder() -> Iterator[Path]:
 def api() -> Iterator[EpcApi]:
     with EpcApi() as api:
         yield api
-
-
-class Node:
-    """A simulated node whose /proc shows the processes that the test starts, in cgroups that the test chooses."""
-
-    def __init__(self, folder: Path) -> None:
-        self.root = folder / "host"
-        (self.root / "proc").mkdir(parents=True)
-        self.simulated = folder / "node"
-        declare_node(self.simulated, (168 << 20,), b"machine")
-        self._running: list[subprocess.Popen[bytes]] = []
-
-    def hold(self, mib: int, container: str | None) -> int:
-        """Start a simulated enclave; gives its process id."""
-        command = [sys.executable, "-m", "confcom", "simulate", "hold", "--epc", f"{mib}Mi"]
-        process = subprocess.Popen(
-            [*command, "--device", str(self.simulated / "dev/sgx_enclave")], stdout=subprocess.PIPE
-        )
-        self._running.append(process)
-        assert process.stdout is not None
-        assert b"holds" in process.stdout.readline()
-        place = self.root / "proc" / str(process.pid)
-        place.mkdir()
-        for name in ("maps", "stat"):
-            (place / name).symlink_to(f"/proc/{process.pid}/{name}")
-        cgroup = "0::/system.slice/x\n" if container is None else f"0::/kubepods/pod{UID}/{container}\n"
-        (place / "cgroup").write_text(cgroup)
-        return process.pid
-
-    def end(self, pid: int) -> None:
-        for process in self._running:
-            if process.pid == pid:
-                process.terminate()
-                assert process.wait(60) == 0
-
-    def close(self) -> None:
-        for process in self._running:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
 
 
 @pytest.fixture

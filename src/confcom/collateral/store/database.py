@@ -39,6 +39,8 @@ class StoreDatabase:
         self.path = path
         self._busy_timeout = busy_timeout
         self._writing = threading.Lock()
+        self.failures = 0
+        """Transactions that failed because of SQLite or of the file's content."""
         self._idle: list[sqlite3.Connection] = []
         self._closed = False
         _remove_leftovers(path)
@@ -138,11 +140,13 @@ class StoreDatabase:
         try:
             yield
         except sqlite3.Error as error:
+            self.failures += 1
             raise self._error(error) from error
         except ConfcomError:
             raise
         except (ValueError, TypeError, OverflowError) as error:
             # A row that we did not write so.
+            self.failures += 1
             raise self._damaged(str(error)) from error
 
     def _error(self, error: sqlite3.Error) -> CollateralError:

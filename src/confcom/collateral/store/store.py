@@ -69,6 +69,11 @@ class CollateralStore:
     ) -> None:
         self.close()
 
+    @property
+    def failures(self) -> int:
+        """Reads and writes since it was opened that SQLite or the file system refused."""
+        return self._database.failures
+
     def close(self) -> None:
         """Close the file."""
         self._database.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
@@ -12,7 +12,9 @@ from typing import Any
 import msgspec
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,10 +24,18 @@ from confcom.errors import CollateralError, ConfcomError, ConfigError
 from confcom.services.attestation.administration import PolicyAdministration
 from confcom.services.attestation.administrators import Administrators, NotAnAdministrator
 from confcom.services.attestation.appraiser import Appraiser, Denied, Refused, WouldBlock
-from confcom.services.attestation.attestation_store import AuditRecord, AuditWriter, RecordFilter, Row, as_line
+from confcom.services.attestation.attestation_store import (
+    AttestationStore,
+    AuditRecord,
+    AuditWriter,
+    RecordFilter,
+    Row,
+    as_line,
+)
 from confcom.services.attestation.signing_keys import SigningKeys
 from confcom.services.runtime.allowances import Allowance, address_of
 from confcom.services.runtime.process import Overloaded, WorkerThreads
+from confcom.services.runtime.status_page import Reading
 from confcom.tokens.azure import AttestationType, AzureError
 from confcom.tokens.ear import MEDIA_TYPE
 from confcom.tokens.nonces import LIFE
@@ -56,16 +66,41 @@ class HttpRefusal(ConfcomError):
         self.azure_code = azure_code
 
 
-class AttestationMetrics:
-    """What the service counts."""
+class AttestationMetrics(Collector):
+    """What the service counts. `docs/reference/attestation-service.md` explains each."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        keys: Callable[[], SigningKeys],
+        store: AttestationStore,
+    ) -> None:
         self.registry = registry
+        self._keys = keys
+        registry.register(self)
+        registry.register(
+            Reading("confcom_attestation_store_failures", "Transactions that the store refused.",
+                    lambda: store.failures, counter=True)
+        )  # fmt: skip
         self.requests = Counter(
             "confcom_attestation_requests", "Attest calls by outcome.", ["type", "outcome"], registry=registry
         )
         self.seconds = Histogram("confcom_attestation_seconds", "Time of an attest call.", ["type"], registry=registry)
         self.ready = Gauge("confcom_attestation_ready", "Whether tokens can be signed.", registry=registry)
+        # Beforehand, so that a rate has a beginning.
+        for kind in AttestationType:
+            self.requests.labels(kind, "accepted")
+
+    def collect(self) -> Iterator[Metric]:
+        """The expiry of the keys that sign."""
+        family = GaugeMetricFamily(
+            "confcom_attestation_signing_key_expiry_timestamp_seconds",
+            "When the certificate of the key that signs expires.",
+            labels=["algorithm"],
+        )
+        for algorithm, key in self._keys().signing.items():
+            family.add_metric([algorithm], key.certificate.not_valid_after_utc.timestamp())
+        yield family
 
 
 class AttestationApp:

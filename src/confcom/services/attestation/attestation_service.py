@@ -11,7 +11,6 @@ from pathlib import Path
 
 import structlog
 from cryptography import x509
-from prometheus_client import CollectorRegistry
 
 from confcom.appraisal.policy_file import MAX_POLICY, PolicyFile, parse_policy
 from confcom.appraisal.quote import QuoteVerifier
@@ -28,7 +27,8 @@ from confcom.services.attestation.signing_keys import SigningKeys, load_keys
 from confcom.services.runtime.certificates import CertificateMetrics, kept_certificate
 from confcom.services.runtime.http_server import Listener, serve_http
 from confcom.services.runtime.process import WorkerThreads
-from confcom.services.runtime.tls import HeldTls, TlsFiles
+from confcom.services.runtime.status_page import component_registry
+from confcom.services.runtime.tls import HeldTls, ReloadingTls, ServerTls
 
 LOOK_AT_FILES = 5.0
 """Seconds between two looks at the signing keys and the file of administrators."""
@@ -85,19 +85,20 @@ async def serve(
         raise ConfigError(f"--url: {config.url!r} is no URL", advice="Write it as clients do: https://HOST[:PORT].")
     simulated = simulated_world(roots)
     prefix = SIMULATED_PREFIX if simulated else ""
-    registry = CollectorRegistry()
+    registry = component_registry("attestation")
+    certificate = CertificateMetrics(registry, "confcom_attestation")
     named = None if config.administrators is None else Path(config.administrators)
     administrators = Administrators(named, config.admin_token_hash, clock=clock)
     keys = KeptKeys(Path(config.keys), timedelta(seconds=config.key_overlap), simulated=simulated, clock=clock)
     async with AsyncExitStack() as stack:
         kept = None
         if config.tls_secret:
-            counted = CertificateMetrics(registry, "confcom_attestation")
-            keeping = kept_certificate(config, counted, service="attestation", clock=clock, stop=stop)
+            keeping = kept_certificate(config, certificate, service="attestation", clock=clock, stop=stop)
             kept = await stack.enter_async_context(keeping)
             if kept is None:
                 return
         listener = _listener(config, None if kept is None else kept.tls, administrators.client_ca)
+        certificate.served_by(listener.tls)
         store = AttestationStore.at(Path(config.store))
         stack.callback(store.close)
         for name in config.policy_signers:
@@ -129,7 +130,7 @@ async def serve(
             lambda: keys.problem or administrators.problem or ("" if kept is None else kept.keeper.not_ready),
             workers,
             audit,
-            AttestationMetrics(registry),
+            AttestationMetrics(registry, keys, store),
             issuer=issuer,
             prefix=prefix,
             max_body=config.max_body,
@@ -182,9 +183,9 @@ def _listener(config: AttestationServiceConfig, held: HeldTls | None, client_ca:
     host, found, port = config.listen.rpartition(":")
     if not found or not port.isdigit() or int(port) > 65535:
         raise ConfigError(f"{config.listen!r} is not HOST:PORT", advice="Write it as 0.0.0.0:8443 or [::]:8443.")
-    tls: TlsFiles | HeldTls | None = held
+    tls: ServerTls | None = held
     if held is None and (files := config.tls_files()) is not None:
-        tls = replace(files, client_ca=client_ca)
+        tls = ReloadingTls(replace(files, client_ca=client_ca))
     elif held is not None and client_ca is not None:
         held.require_client(_read(client_ca), optional=True)
     return Listener(address=(host.strip("[]"), int(port)), tls=tls, max_connections=config.max_connections)

@@ -152,6 +152,8 @@ class AttestationStore:
 
     def __init__(self, url: str, *, migrate: bool = True) -> None:
         """Open it, and bring an older schema to the newest revision; without `migrate` an older one is refused."""
+        self.failures = 0
+        """Transactions that the database refused."""
         try:
             self._engine, self._audit = _engine(url, "FULL"), _engine(url, "NORMAL")
             with self._change() as connection:
@@ -278,16 +280,24 @@ class AttestationStore:
 
     @contextmanager
     def _read(self) -> Iterator[sa.Connection]:
-        with _translated(), self._engine.begin() as connection:
+        with self._translated(), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
     def _change(self, engine: sa.Engine | None = None) -> Iterator[sa.Connection]:
         """A transaction that no other writer's can come between."""
-        with _translated(), (engine or self._engine).begin() as connection:
+        with self._translated(), (engine or self._engine).begin() as connection:
             if connection.dialect.name == "sqlite":
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as error:
+            self.failures += 1
+            raise ConfigError(f"the store cannot be used: {_reason(error)}") from error
 
 
 class AuditWriter:
@@ -394,14 +404,6 @@ def _bring_up_to_date(connection: sa.Connection, url: str, *, migrate: bool) -> 
             advice="Start the service once: it migrates its store.",
         )
     command.upgrade(config, "head")
-
-
-@contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except SQLAlchemyError as error:
-        raise ConfigError(f"the store cannot be used: {_reason(error)}") from error
 
 
 def _reason(error: SQLAlchemyError) -> str:

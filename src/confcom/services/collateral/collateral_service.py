@@ -37,7 +37,8 @@ from confcom.services.collateral.service_metrics import CollateralMetrics
 from confcom.services.runtime.certificates import kept_certificate
 from confcom.services.runtime.http_server import Listener, serve_http
 from confcom.services.runtime.process import Overloaded
-from confcom.services.runtime.tls import HeldTls
+from confcom.services.runtime.status_page import component_registry
+from confcom.services.runtime.tls import HeldTls, ReloadingTls
 
 LOOK_AGAIN = timedelta(seconds=30)
 """Time after which the store is read again, even without a known change."""
@@ -201,7 +202,7 @@ async def serve(
     """Serve until `stop` is set; from the store alone if offline or without `upstream`. `started` gets the URL."""
     config.check()
 
-    metrics = CollateralMetrics(registry or CollectorRegistry())
+    metrics = CollateralMetrics(registry or component_registry("collateral"))
     async with AsyncExitStack() as stack:
         kept = None
         if config.tls_secret:
@@ -210,7 +211,9 @@ async def serve(
             if kept is None:
                 return
         listener = listener_of(config, None if kept is None else kept.tls)
+        metrics.certificate.served_by(listener.tls)
         store = stack.enter_context(CollateralStore(_path(config), roots=roots))
+        metrics.watch_store(store)
         watch = StoreWatch(store.path)
         stack.callback(watch.close)
         asked = None if config.mode == "offline" else upstream
@@ -232,6 +235,7 @@ async def serve(
         app = CollateralApp(cache, certificates, hot, metrics, more=more, secrets=secrets)
         tasks = [asyncio.create_task(_follow(watch, cache), name="store-watch")]
         if asked is not None:
+            metrics.last_refresh = 0.0
             tasks.append(asyncio.create_task(refresher.run(), name="refresh"))
         for task in tasks:
             stack.push_async_callback(_end, task)
@@ -282,9 +286,10 @@ def parse_fmspcs(named: tuple[str, ...]) -> tuple[tuple[Tee, bytes], ...]:
 
 def listener_of(config: CollateralServiceConfig, held: HeldTls | None = None) -> Listener:
     """Where to listen, with a certificate that is held or one in files; plain HTTP needs to be asked for."""
+    files = config.tls_files() if held is None else None
     return Listener(
         address=_address(config.listen) if config.unix_socket is None else Path(config.unix_socket),
-        tls=held or config.tls_files(),
+        tls=held if files is None else ReloadingTls(files),
         max_connections=config.max_connections,
         max_head=config.max_head,
         head_timeout=config.head_timeout,

@@ -249,7 +249,7 @@ class Refresher:
         return after.certificate not in {answer.certificate for answer in before}
 
     def _finished(self, report: RefreshReport) -> None:
-        self._metrics.last_refresh.set(self._cache.clock().timestamp())
+        self._metrics.last_refresh = self._cache.clock().timestamp()
         structlog.get_logger().info(
             "collateral.refresh", renewed=report.renewed, unchanged=report.unchanged, failed=len(report.failures)
         )

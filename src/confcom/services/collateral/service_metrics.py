@@ -9,7 +9,9 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from confcom.collateral.documents import DocumentKey
+from confcom.collateral.store.store import CollateralStore
 from confcom.services.runtime.certificates import CertificateMetrics
+from confcom.services.runtime.status_page import Reading
 
 PREFIX = "confcom_collateral_service"
 SECONDS_TO_EXPIRY = f"{PREFIX}_seconds_to_expiry"
@@ -49,9 +51,10 @@ class CollateralMetrics:
             ["outcome"],
             registry=registry,
         )
-        self.last_refresh = Gauge(
-            f"{PREFIX}_last_refresh_timestamp_seconds", "When the last round of refreshing ended.", registry=registry
-        )
+        self.last_refresh: float | None = None
+        """When the last round of refreshing ended; 0 before the first, None if there are no rounds."""
+        self._read("last_refresh_timestamp_seconds", "When the last round of refreshing ended; 0: none has yet.",
+                   lambda: self.last_refresh)  # fmt: skip
         self.certificate = CertificateMetrics(registry, PREFIX)
         self.ready = Gauge(f"{PREFIX}_ready", "1 when /readyz says ready, else 0.", registry=registry)
         # Beforehand, so that a rate has a beginning.
@@ -59,6 +62,13 @@ class CollateralMetrics:
             self.cache.labels(result)
         for outcome in ("renewed", "unchanged", "failed"):
             self.refreshed.labels(outcome)
+
+    def watch_store(self, store: CollateralStore) -> None:
+        """Show how often the store could not be read or written."""
+        self._read("store_failures", "Reads and writes of the store that failed.", lambda: store.failures, counter=True)
+
+    def _read(self, name: str, text: str, read: Callable[[], float | None], *, counter: bool = False) -> None:
+        self.registry.register(Reading(f"{PREFIX}_{name}", text, read, counter=counter))
 
     def watch_expiry(self, expiries: Callable[[], Iterable[tuple[DocumentKey, float]]]) -> None:
         """Compute the seconds to expiry at every scrape."""

@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
-from prometheus_client import CollectorRegistry
 
 from confcom.devices.sgx_node import SgxNode
 from confcom.services.device_plugin.plugin_metrics import DevicePluginMetrics, Observer, PluginEvent
-from confcom.services.runtime.status_page import Handler, Page, alive, metrics_of
+from confcom.services.runtime.status_page import Handler, Page, alive, component_registry, metrics_of
 
 
 class Part(Protocol):
@@ -61,7 +60,7 @@ class PluginPages:
         self.absent = "the plugin has not looked at the node yet"
         self.parts: Sequence[Part] = ()
         self.waits = False
-        self._registry = CollectorRegistry()
+        self._registry = component_registry("device-plugin")
         self._metrics = DevicePluginMetrics(self._registry)
         self._observe = observe
 

@@ -31,6 +31,7 @@ def log_event(event: PluginEvent) -> None:
 
 
 PREFIX = "confcom_device_plugin"
+_CLAIM_OUTCOMES = {"prepare": ("prepared", "failed"), "unprepare": ("unprepared", "unknown", "failed")}
 
 
 class DevicePluginMetrics:
@@ -63,15 +64,18 @@ class DevicePluginMetrics:
         self._calls = counter(
             "claim_calls", "Claims that the kubelet asked to be prepared or let go.", "call", "outcome"
         )
+        for outcome in ("published", "failed"):
+            self._publications.labels(outcome)
+        for call, outcomes in _CLAIM_OUTCOMES.items():
+            for outcome in outcomes:
+                self._calls.labels(call, outcome)
         self._by_event: Mapping[str, Callable[[str, Mapping[str, Any]], None]] = {
             "epc.plan": self._plan,
             "epc.published": lambda _, fields: self._publications.labels(fields["outcome"]).inc(),
             "devices.sent": self._sent,
             "devices.health": lambda resource, fields: self._healthy.labels(resource).set(bool(fields["healthy"])),
             "devices.granted": self._grant,
-            "kubelet.registered": lambda resource, fields: self._registrations.labels(
-                resource, fields["outcome"]
-            ).inc(),
+            "kubelet.registered": self._registered,
             "claims.known": lambda _, fields: self._claims.set(fields["prepared"]),
             "claim.prepared": lambda _, fields: self._claim("prepare", fields),
             "claim.unprepared": lambda _, fields: self._claim("unprepare", fields),
@@ -97,6 +101,13 @@ class DevicePluginMetrics:
         self._devices.labels(resource).set(fields["devices"])
         self._bytes.labels(resource).set(fields["bytes"])
         self._healthy.labels(resource).set(fields["healthy"] == fields["devices"])
+
+    def _registered(self, resource: str, fields: Mapping[str, Any]) -> None:
+        self._registrations.labels(resource, fields["outcome"]).inc()
+        # Beforehand, so that the first is an increase.
+        self._losses.labels(resource)
+        for outcome in ("registered", "failed"):
+            self._registrations.labels(resource, outcome)
 
     def _claim(self, call: str, fields: Mapping[str, Any]) -> None:
         self._claims.set(fields["prepared"])

@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 import structlog
-from prometheus_client import CollectorRegistry
 
 from confcom.cluster.nodes import NodePods
 from confcom.devices.host import Host
@@ -29,7 +28,7 @@ from confcom.services.metrics.page import EpcMetrics, EpcReports
 from confcom.services.metrics.use import Episode, Episodes, NodeUse, Seen, put_together
 from confcom.services.runtime.issued_certificate import serve_issued_page
 from confcom.services.runtime.process import run_until
-from confcom.services.runtime.status_page import Page, StatusPage, metrics_of
+from confcom.services.runtime.status_page import Page, StatusPage, component_registry, metrics_of
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 
@@ -170,7 +169,7 @@ class MetricsExporter:
         self._enforcement = Enforcement(0, 0, ())
         self._logged: dict[str, str] = {}
         self._log = structlog.get_logger()
-        self._registry = CollectorRegistry()
+        self._registry = component_registry("metrics")
         self._registry.register(self.metrics)
         self.metrics.age = lambda: monotonic() - (self._looked or self._begun)
 

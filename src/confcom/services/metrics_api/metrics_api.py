@@ -26,7 +26,15 @@ from confcom.services.metrics_api.metrics_api_http import MetricsApiApp, Metrics
 from confcom.services.runtime.http_server import Listener
 from confcom.services.runtime.issued_certificate import IssuedCertificate, serve_issued
 from confcom.services.runtime.process import run_until
-from confcom.services.runtime.status_page import Handler, Page, StatusPage, alive, metrics_of, parse_address
+from confcom.services.runtime.status_page import (
+    Handler,
+    Page,
+    StatusPage,
+    alive,
+    component_registry,
+    metrics_of,
+    parse_address,
+)
 from confcom.services.runtime.tls import HeldTls
 
 FRONT_PROXY = Ref("v1", "ConfigMap", "kube-system", "extension-apiserver-authentication")
@@ -56,7 +64,7 @@ async def serve(
 
     `started` receives the URL. `ConfigError` without credentials for the Kubernetes API.
     """
-    api = _MetricsApi(config, clock, registry or CollectorRegistry(), exporter_port)
+    api = _MetricsApi(config, clock, registry or component_registry("metrics-api"), exporter_port)
     gone = asyncio.Event()
 
     async def answer() -> None:

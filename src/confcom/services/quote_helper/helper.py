@@ -15,7 +15,6 @@ from pathlib import Path
 
 import msgspec
 import structlog
-from prometheus_client import CollectorRegistry
 
 from confcom.errors import CollateralUnavailable, ConfcomError, PlatformBusy, PlatformUnavailable
 from confcom.platforms.interface import Platform
@@ -31,7 +30,7 @@ from confcom.services.quote_helper.self_test import SelfTest, SelfTestKit, SelfT
 from confcom.services.runtime.issued_certificate import serve_issued_page
 from confcom.services.runtime.listener import UnixListener, is_served
 from confcom.services.runtime.process import end_task
-from confcom.services.runtime.status_page import Handler, Page, StatusPage, metrics_of
+from confcom.services.runtime.status_page import Handler, Page, StatusPage, component_registry, metrics_of
 
 FRESH = 5.0
 """Seconds for which a self-test counts as the present state."""
@@ -60,6 +59,7 @@ class Readiness:
         """Set the path at which clients reach this helper; None: a successor serves."""
         self._place = path
         self._last = None
+        self._metrics.state = "replaced" if path is None else "serving"
         self._not_serving = "replaced: another helper serves"
 
     def close(self) -> None:
@@ -80,6 +80,11 @@ class Readiness:
             if self._last is None or self._loop.time() - self._tested > FRESH:
                 return await self._test(self._place)
             return self._last
+
+    @property
+    def ready(self) -> bool:
+        """Whether this helper serves and its last self-test succeeded."""
+        return self._place is not None and self._last is not None and self._last.ok
 
     def test_regularly(self, interval: float) -> None:
         """From now on make a self-test every `interval` seconds, and one as soon as a client has had a quote."""
@@ -201,7 +206,7 @@ class _Helper:
         self._path = Path(config.socket)
         self._tried = asyncio.Event()
         self._broker = AesmBroker(platform)
-        self._metrics = QuoteHelperMetrics(CollectorRegistry(), observe, log)
+        self._metrics = QuoteHelperMetrics(component_registry("quote-helper"), observe, log)
         self._listener = UnixListener(self._path, backlog=config.backlog, replace=config.replace)
         self._front = AesmFront(self._broker, config, self._metrics)
         self._metrics.registry.register(self._front.enclaves)
@@ -254,7 +259,9 @@ class _Helper:
         await self._retire(self._listener)
 
     def _add_gauges(self) -> None:
-        front, quoting = self._front, self._quoting
+        front, quoting, readiness = self._front, self._quoting, self._readiness
+        self._metrics.gauge("ready", "1 while this helper serves and its last self-test succeeded.",
+                            lambda: readiness.ready)  # fmt: skip
         self._metrics.gauge("connections", "Connections that are open.", lambda: front.open)
         self._metrics.gauge("waiting", "Requests that wait for the platform.", lambda: len(front.queue))
         self._metrics.gauge("in_hand", "Requests that the platform works on.", lambda: quoting.in_hand)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from functools import partial
 from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from confcom.appraisal.evidence import VerifiedQuote
@@ -18,6 +19,7 @@ from confcom.pki.certificate import load_certificate, parse_certificates
 from confcom.services.quote_helper.connection import RequestEvent
 from confcom.services.quote_helper.request_log import RequestLog
 from confcom.services.quote_helper.self_test import SelfTestResult
+from confcom.services.runtime.status_page import Reading
 
 PREFIX = "confcom_quote_helper"
 BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -30,6 +32,17 @@ QUOTES = frozenset(("GetQuote", "GetQuoteEx"))
 """Kinds of requests that are for a quote."""
 NOT_SUPPORTED = "NotSupported"
 """Stands for a platform below every level that Intel lists."""
+
+
+STATES = ("starting", "serving", "replaced")
+"""A helper that was replaced waits for its end, or until its successor fails."""
+_OF_SELF_TEST = {
+    "certification_data_age_seconds": "Since the PCK certificate in our quotes was issued.",
+    "collateral_age_seconds": "Since the oldest part of the collateral was issued.",
+    "collateral_expires_seconds": "Until the first part of the collateral expires.",
+    "tcb_evaluation_number": "The number of the set of TCB levels that the collateral is of.",
+}
+"""As of the last self-test that verified a quote; absent before."""
 
 
 class Durations:
@@ -78,16 +91,14 @@ class QuoteHelperMetrics(Collector):
             f"{PREFIX}_tcb_status", "1 for the TCB status of this platform as our verifier sees it.",
             ["status"], registry=registry,
         )  # fmt: skip
-        self._pck_age = Gauge(
-            f"{PREFIX}_certification_data_age_seconds", "Since the PCK certificate in our quotes was issued.",
-            registry=registry,
-        )  # fmt: skip
-        self._collateral_age = Gauge(
-            f"{PREFIX}_collateral_age_seconds", "Since the oldest part of the collateral was issued.", registry=registry
-        )
-        self._collateral_left = Gauge(
-            f"{PREFIX}_collateral_expires_seconds", "Until the first part of the collateral expires.", registry=registry
-        )
+        self.state = "starting"
+        """Of `STATES`."""
+        self._known: dict[str, float] = {}
+        for name, text in _OF_SELF_TEST.items():
+            registry.register(Reading(f"{PREFIX}_{name}", text, partial(self._known.get, name)))
+        # Beforehand, so that the first is an increase.
+        for limit in ("connections", "rate", "waiting"):
+            self._over_limit.labels(limit)
 
     def gauge(self, name: str, text: str, value: Callable[[], float]) -> None:
         """Add a gauge; `value` is called for each scrape."""
@@ -131,6 +142,10 @@ class QuoteHelperMetrics(Collector):
             f"{PREFIX}_log_lines_left_out", "Requests without a line of their own, because their peer had too many.",
             value=0 if self._log is None else self._log.left_out,
         )  # fmt: skip
+        states = GaugeMetricFamily(f"{PREFIX}_state", "1 for the state of this helper.", labels=["state"])
+        for state in STATES:
+            states.add_metric([state], state == self.state)
+        yield states
         yield self._request_seconds.family()
         yield self._platform_seconds.family()
 
@@ -157,11 +172,14 @@ class QuoteHelperMetrics(Collector):
         for status in (*TcbStatus, NOT_SUPPORTED):
             self._tcb.labels(str(status)).set(1 if status == found else 0)
         now, collateral = verified.verified_at, verified.collateral
-        self._collateral_age.set((now - collateral.earliest_issue).total_seconds())
-        self._collateral_left.set((collateral.earliest_expiration - now).total_seconds())
+        self._known |= {
+            "collateral_age_seconds": (now - collateral.earliest_issue).total_seconds(),
+            "collateral_expires_seconds": (collateral.earliest_expiration - now).total_seconds(),
+            "tcb_evaluation_number": verified.tcb_evaluation_data_number,
+        }
         issued = _pck_issued(verified)
         if issued is not None:
-            self._pck_age.set((now - issued).total_seconds())
+            self._known["certification_data_age_seconds"] = (now - issued).total_seconds()
 
 
 def _count(peers: dict[str, int], peer: str, count: int) -> None:

@@ -19,12 +19,13 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter
 
 from confcom.cluster.served import PublishedCa
 from confcom.errors import ClusterError, ClusterRefused, ConfigError
 from confcom.pki.serving_pair import ServingPair, make_serving_pair
-from confcom.services.runtime.tls import HeldTls, TlsFiles
+from confcom.services.runtime.status_page import Reading
+from confcom.services.runtime.tls import HeldTls, ServerTls, TlsFiles
 
 CA_KEY = "ca-certificates.crt"
 """What programs on Debian and Ubuntu read in /etc/ssl/certs, so that the ConfigMap can be mounted there."""
@@ -105,7 +106,7 @@ class TlsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class CertificateMetrics:
-    """What is counted of a certificate that is kept in a Secret; `prefix` begins the names."""
+    """What is shown of a TLS certificate; `prefix` begins the names."""
 
     def __init__(self, registry: CollectorRegistry, prefix: str) -> None:
         self.events = Counter(
@@ -114,9 +115,16 @@ class CertificateMetrics:
             ["event"],
             registry=registry,
         )
-        self.expires = Gauge(
-            f"{prefix}_certificate_expiry_timestamp_seconds", "When that certificate expires.", registry=registry
-        )
+        for event in ("served", "told", "failed"):  # beforehand, so that the first is an increase
+            self.events.labels(event)
+        self._registry = registry
+        self._prefix = prefix
+
+    def served_by(self, tls: ServerTls | None) -> None:
+        """Show when the certificate in use expires; nothing without TLS."""
+        if tls is not None:
+            name, text = f"{self._prefix}_certificate_expiry_timestamp_seconds", "When the certificate in use expires."
+            self._registry.register(Reading(name, text, lambda: tls.expires.timestamp()))
 
 
 class Holding(NamedTuple):
@@ -314,7 +322,6 @@ class CertificateKeeper:
             self._tls.use(pair.certificate, pair.key)
         self.served = pair
         self._metrics.events.labels("served").inc()
-        self._metrics.expires.set(pair.expires.timestamp())
         self._log.info(f"{self._service}.certificate", outcome="served", expires=pair.expires.isoformat())
 
     async def _publish(self) -> None:

@@ -25,7 +25,7 @@ import structlog
 
 from confcom.errors import ConfigError
 from confcom.services.runtime.listener import available_descriptors, clear_path, inode, is_served, settle
-from confcom.services.runtime.tls import HeldTls, ReloadingTls, TlsFiles
+from confcom.services.runtime.tls import ServerTls
 
 CHUNK = 64 * 1024
 """Bytes read at a time, and bytes of output that a client must take within `write_timeout`."""
@@ -56,7 +56,7 @@ class Listener:
     """Where and within which limits. `address` is HOST:PORT (port 0: any) or the path of a Unix socket."""
 
     address: tuple[str, int] | Path
-    tls: TlsFiles | HeldTls | None = None
+    tls: ServerTls | None = None
     max_connections: int = 1024
     """Beyond this, a connection of the address that has most makes room: the oldest idle one, else the oldest."""
     fd_reserve: int = 64
@@ -86,7 +86,7 @@ async def serve_http(
     started: Callable[[str], None] | None = None,
 ) -> None:
     """Serve until `stop` is set or cancelled, then let requests end. `started` gets the URL once there is a socket."""
-    tls = ReloadingTls(listener.tls) if isinstance(listener.tls, TlsFiles) else listener.tls
+    tls = listener.tls
     with contextlib.ExitStack() as cleaning:
         listening = _bind(listener, cleaning)
         listening.setblocking(False)

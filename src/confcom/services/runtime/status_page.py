@@ -1,14 +1,24 @@
-"""A daemon's HTTP listener for its health, readiness and metrics."""
+"""A daemon's HTTP listener for its health, readiness and metrics; what the metrics of all daemons have in common."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import structlog
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Info,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from confcom.errors import ConfigError
 from confcom.services.runtime.http_server import Listener, serve_http
@@ -50,6 +60,31 @@ def metrics_of(registry: CollectorRegistry) -> Handler:
         return Page(200, generate_latest(registry), CONTENT_TYPE_LATEST)
 
     return show
+
+
+def component_registry(component: str) -> CollectorRegistry:
+    """The registry of a daemon, with `confcom_build_info`."""
+    # One more series per counter, of which Prometheus makes no use.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    registry = CollectorRegistry()
+    build = Info("confcom_build", "The component that answers, and its version.", registry=registry)
+    build.info({"component": component, "version": version("confcom")})
+    return registry
+
+
+class Reading(Collector):
+    """A gauge or counter without labels that is read at each scrape.
+
+    There is no sample while `read` returns None: a 0 would be taken for a measurement.
+    """
+
+    def __init__(self, name: str, text: str, read: Callable[[], float | None], *, counter: bool = False) -> None:
+        self._family = partial(CounterMetricFamily if counter else GaugeMetricFamily, name, text)
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        """Its sample, if there is one."""
+        yield self._family(value=self._read())
 
 
 class StatusPage:

@@ -8,10 +8,12 @@ import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import structlog
+from cryptography import x509
 
 from confcom.errors import ConfigError
 
@@ -47,6 +49,11 @@ class ServerTls:
         # Called for every handshake, with or without a name in it.
         context.sni_callback = self._choose
 
+    @property
+    def expires(self) -> datetime:
+        """When the certificate in use expires."""
+        raise NotImplementedError
+
     async def watch(self) -> None:
         """Watch what the certificate comes from, until cancelled; by default there is nothing to watch."""
 
@@ -62,6 +69,12 @@ class ReloadingTls(ServerTls):
         self._files = files
         self._seen = files.fingerprint()
         super().__init__(_load(files))
+        self._expires = _expiry(files.certificate.read_bytes())
+
+    @property
+    def expires(self) -> datetime:
+        """When the certificate in use expires."""
+        return self._expires
 
     def reload(self) -> bool:
         """Use the files if they changed and fit together; returns whether they are used."""
@@ -71,6 +84,7 @@ class ReloadingTls(ServerTls):
         self._seen = found
         try:
             self._current = _load(self._files)
+            self._expires = _expiry(self._files.certificate.read_bytes())
         except ConfigError as error:
             structlog.get_logger().warning("tls.reload", outcome="failed", reason=error.message)
             return False
@@ -92,6 +106,11 @@ class HeldTls(ServerTls):
         self._pair = (certificate, key)
         self._client_mode = ssl.CERT_REQUIRED
         super().__init__(_load_held(certificate, key))
+
+    @property
+    def expires(self) -> datetime:
+        """When the certificate in use expires."""
+        return _expiry(self._pair[0])
 
     def use(self, certificate: bytes, key: bytes) -> None:
         """Use another pair (PEM) from the next connection on; `ConfigError` if it cannot be used."""
@@ -164,6 +183,10 @@ def _load(files: TlsFiles) -> ssl.SSLContext:
             ) from error
         _ask_for_certificate(context, ssl.CERT_OPTIONAL)
     return context
+
+
+def _expiry(chain: bytes) -> datetime:
+    return x509.load_pem_x509_certificate(chain).not_valid_after_utc
 
 
 def _refuse_password() -> str:

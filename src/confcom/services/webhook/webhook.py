@@ -23,7 +23,7 @@ from confcom.errors import ClusterError, ConfigError
 from confcom.protocols.epc import MIB
 from confcom.services.runtime.http_server import Listener
 from confcom.services.runtime.issued_certificate import IssuedCertificate, serve_issued
-from confcom.services.runtime.status_page import Handler, Page, StatusPage, alive, metrics_of
+from confcom.services.runtime.status_page import Handler, Page, StatusPage, alive, component_registry, metrics_of
 from confcom.services.runtime.tls import HeldTls
 from confcom.services.webhook.webhook_config import WebhookConfig
 from confcom.services.webhook.webhook_http import WebhookApp, WebhookMetrics
@@ -51,7 +51,7 @@ async def serve(
 
     `started` receives the URL. `ConfigError` without credentials for the Kubernetes API.
     """
-    webhook = _Webhook(config, clock, registry or CollectorRegistry())
+    webhook = _Webhook(config, clock, registry or component_registry("webhook"))
     async with AsyncExitStack() as stack:
         tasks = [asyncio.create_task(task, name=name) for name, task in webhook.tasks().items()]
         tasks.append(asyncio.create_task(webhook.run(stop, started), name="serve"))

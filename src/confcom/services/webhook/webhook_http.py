@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from datetime import datetime
-from typing import Any
+from typing import Any, get_args
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from confcom.admission.decision import AdmissionContext
+from confcom.admission.findings import REFUSALS, WARNINGS
 from confcom.errors import FormatError
 from confcom.protocols.admission import MAX_REVIEW, MUTATE_PATH, VALIDATE_PATH
-from confcom.services.webhook.reviews import ReviewEvent, Task, review
+from confcom.services.webhook.reviews import Outcome, ReviewEvent, Task, review
 
 PREFIX = "confcom_webhook"
 BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -44,6 +45,15 @@ class WebhookMetrics:
         self._ready = gauge("ready", "1 while there is a CA for the certificate that is served.")
         self.failures = counter("cluster_failures", "Times that the Kubernetes API did not do as asked.", "what")
         self.largest_node = gauge("largest_node_epc_mib", "MiB of EPC of the node that has most.")
+        # Beforehand, so that the first of each kind is an increase.
+        for code in REFUSALS:
+            self._refusals.labels(code)
+        for code in WARNINGS:
+            self._warnings.labels(code)
+        for task in TASKS.values():
+            for outcome in get_args(Outcome):
+                self._reviews.labels(task, outcome)
+        self.failures.labels("nodes")
 
     def observe(self, event: ReviewEvent, seconds: float) -> None:
         """Count a review."""

@@ -1,0 +1,257 @@
+"""Every daemon as a process of its own, on stand-ins of what it needs, and the metrics that its page then shows."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from aesm_wire import request
+from confcom.pki.serving_pair import Authority
+from epc_api import EpcApi, make_pod
+from epc_host import UID, Node
+from helper_process import quote_request
+from kubelet_emulator import KubeletEmulator
+from running_attestation_service import free_port
+from running_helper import exchange
+from running_metrics_api import MetricsApiStage
+from running_plugin import EPC
+from webhook_api import WebhookApi
+
+CONFCOM = [sys.executable, "-m", "confcom"]
+FMSPC = "000053494d00"
+CONTAINER = "0123456789abcdef" * 4
+Exported = dict[str, set[str]]
+"""Names of samples with the names of their labels; `UNKNOWN` for a counter that has counted nothing yet."""
+UNKNOWN = "*"
+SET_BY_SCRAPING = frozenset(("job", "instance", "node", "namespace", "pod", "container", "service", "endpoint"))
+"""Labels that Prometheus gives to what it scrapes from pods, by our monitors or the usual configuration."""
+
+
+def exported(page: bytes) -> Exported:
+    """What a page has."""
+    found: Exported = {}
+    for family in text_string_to_metric_families(page.decode()):
+        if not family.samples:
+            found.setdefault(f"{family.name}_total" if family.type == "counter" else family.name, {UNKNOWN})
+        for sample in family.samples:
+            found.setdefault(sample.name, set()).update(sample.labels)
+    return found
+
+
+@contextmanager
+def every_page(folder: Path) -> Iterator[dict[str, Callable[[], bytes]]]:
+    """Component to a call that scrapes it. `folder` has a short name, for sockets in it."""
+    with ExitStack() as stack:
+        machine = folder / "machine.json"
+        _run("simulate", "machine", "-o", str(machine))
+        _run("simulate", "collateral", str(machine), "-o", str(folder / "collateral"))
+        authority = Authority.make("tests", now=_now(), lifetime=timedelta(days=30))
+        pair = authority.issue(("127.0.0.1",), now=_now(), lifetime=timedelta(days=20), common_name="tests")
+        (folder / "tls.crt").write_bytes(pair.certificate)
+        (folder / "tls.key").write_bytes(pair.key)
+        starts = (_quote_helper, _device_plugin, _webhook, _metrics, _collateral, _attestation, _metrics_api)
+        scrapes = {}
+        for start in starts:
+            name, scrape = start(folder, machine, stack)
+            scrapes[name] = scrape
+        yield scrapes
+
+
+Started = tuple[str, Callable[[], bytes]]
+
+
+def _quote_helper(folder: Path, machine: Path, stack: ExitStack) -> Started:
+    path, page = folder / "aesm.socket", f"unix:{folder / 'helper'}"
+    options = ["--socket", str(path), "--simulated-machine", str(machine), "--http", page]
+    options += ["--collateral", str(folder / "collateral")]
+    _daemon(stack, folder, "quote-helper", *options, EXPECTED_SIGNERS="11" * 32)
+    frame, _ = quote_request(machine)
+
+    def scrape() -> bytes:
+        _eventually(lambda: get(page, "/readyz")[0] == 200)
+        exchange(path, frame)
+        exchange(path, request(22, (1, 5)))
+        return _until(lambda: get(page, "/metrics")[1], b"tcb_status{")
+
+    return "quote-helper", scrape
+
+
+def _device_plugin(folder: Path, machine: Path, stack: ExitStack) -> Started:
+    kubelet, page = KubeletEmulator(folder / "kubelet"), f"unix:{folder / 'plugin'}"
+    kubelet.start()
+    stack.callback(kubelet.stop)
+    options = ["--simulated-machine", str(machine), "--simulated-epc", "64Mi", "--plugin-dir", str(kubelet.plugin_dir)]
+    _daemon(stack, folder, "device-plugin", *options, "--simulated-node", str(folder / "sgx"), "--http", page)
+
+    def scrape() -> bytes:
+        kubelet.wait(lambda: bool(kubelet.allocatable(EPC)), 60, EPC)
+        kubelet.admit("default/app", EPC, 10)
+        return get(page, "/metrics")[1]
+
+    return "device-plugin", scrape
+
+
+def _webhook(folder: Path, machine: Path, stack: ExitStack) -> Started:
+    api, page, ca = stack.enter_context(WebhookApi()), f"unix:{folder / 'webhook'}", folder / "admission" / "ca"
+    ca.mkdir(parents=True)
+    authority = Authority.make("tests", now=_now(), lifetime=timedelta(days=30))
+    (ca / "tls.crt").write_bytes(authority.certificate)
+    (ca / "tls.key").write_bytes(authority.key)
+    port = free_port()
+    options = ["--listen", f"127.0.0.1:{port}", "--kubeconfig", api.kubeconfig(ca.parent), "--ca", str(ca)]
+    _daemon(stack, folder, "webhook", *options, "--hosts", "127.0.0.1", "--http", page)
+
+    def scrape() -> bytes:
+        _eventually(lambda: get(page, "/readyz")[0] == 200)
+        assert _https(port, "/nothing")[0] == 404
+        return get(page, "/metrics")[1]
+
+    return "webhook", scrape
+
+
+def _metrics(folder: Path, machine: Path, stack: ExitStack) -> Started:
+    """On a kernel that counts EPC in cgroups and pages it."""
+    (folder / "epc").mkdir()
+    node, api, page = Node(folder / "epc"), stack.enter_context(EpcApi()), f"unix:{folder / 'epc' / 'page'}"
+    stack.callback(node.close)
+    group = node.root / f"sys/fs/cgroup/kubepods/pod{UID}/{CONTAINER}"
+    group.mkdir(parents=True)
+    (node.root / "sys/fs/cgroup/misc.capacity").write_text("sgx_epc 176160768\n")
+    (group / "misc.current").write_text(f"sgx_epc {20 << 20}\n")
+    (group / "misc.max").write_text("sgx_epc max\n")
+    (group / "misc.events").write_text("sgx_epc.max 3\n")
+    thread = node.root / "proc" / "70"
+    thread.mkdir()
+    (thread / "stat").write_text(f"70 (ksgxd) S 2 {' '.join(['0'] * 9 + ['500'] + ['0'] * 7 + ['5'] + ['0'] * 20)}\n")
+    node.hold(20, CONTAINER)
+    api.put(make_pod("greedy", uid=UID, mib=10, container=CONTAINER))
+    file = folder / "metrics.toml"
+    file.write_text("interval = 0.1\npatience = 0.1\n")
+    options = ["--node-name", "n1", "--kubeconfig", api.kubeconfig(folder / "epc"), "--host-root", str(node.root)]
+    options += ["--simulated-node", str(node.simulated), "--http", page, "--config", str(file)]
+    _daemon(stack, folder, "metrics", *options)
+    return "metrics", lambda: _until(lambda: get(page, "/metrics")[1], b'reports_total{node="n1",outcome="created"}')
+
+
+def _collateral(folder: Path, machine: Path, stack: ExitStack) -> Started:
+    port = free_port()
+    options = ["--listen", f"127.0.0.1:{port}", "--store", str(folder / "store.sqlite"), "--fmspc", FMSPC]
+    options += ["--tls-certificate", str(folder / "tls.crt"), "--tls-key", str(folder / "tls.key")]
+    options += ["--upstream", "simulated", "--simulated-machine", str(machine)]
+    _daemon(stack, folder, "collateral", "serve", *options)
+
+    def scrape() -> bytes:
+        _eventually(lambda: _https(port, "/readyz")[0] == 200)
+        assert _https(port, f"/sgx/certification/v4/tcb?fmspc={FMSPC}")[0] == 200
+        assert _https(port, "/sgx/certification/v4/tcb?fmspc=aabbccddeeff")[0] == 404
+        return _https(port, "/metrics")[1]
+
+    return "collateral", scrape
+
+
+def _attestation(folder: Path, machine: Path, stack: ExitStack) -> Started:
+    port = free_port()
+    options = ["--listen", f"127.0.0.1:{port}", "--store", str(folder / "attestation.sqlite")]
+    options += ["--tls-certificate", str(folder / "tls.crt"), "--tls-key", str(folder / "tls.key")]
+    options += ["--keys", str(folder / "keys"), "--collateral", str(folder / "collateral")]
+    options += ["--trust-root", str(folder / "collateral" / "root_ca.pem")]
+    _daemon(stack, folder, "attestation", "serve", *options)
+
+    def scrape() -> bytes:
+        _eventually(lambda: _https(port, "/readyz")[0] == 200)
+        path = "/simulated/attest/SgxEnclave?api-version=2022-08-01"
+        assert _https(port, path, b'{"quote": "AAAA"}')[0] == 400
+        return _https(port, "/metrics")[1]
+
+    return "attestation", scrape
+
+
+def _metrics_api(folder: Path, machine: Path, stack: ExitStack) -> Started:
+    (folder / "api").mkdir()
+    api, page = stack.enter_context(EpcApi()), f"unix:{folder / 'api' / 'page'}"
+    stage = MetricsApiStage(folder / "api", api)
+    options = ["--listen", f"127.0.0.1:{free_port()}", "--kubeconfig", api.kubeconfig(folder / "api"), "--http", page]
+    settings = {"CA": str(stage.folder / "ca"), "EXPORTERS_CA": str(stage.folder / "exporters" / "ca.crt")}
+    _daemon(stack, folder, "metrics-api", *options, **settings)
+
+    def scrape() -> bytes:
+        _eventually(lambda: get(page, "/readyz")[0] == 200)
+        return get(page, "/metrics")[1]
+
+    return "metrics-api", scrape
+
+
+def _run(*arguments: str) -> None:
+    subprocess.run([*CONFCOM, *arguments], check=True, capture_output=True)
+
+
+def _daemon(stack: ExitStack, folder: Path, *arguments: str, **settings: str) -> None:
+    log = stack.enter_context((folder / f"{arguments[0]}.log").open("wb"))
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    environment |= {
+        f"CONFCOM_{arguments[0].upper().replace('-', '_')}_{name}": value for name, value in settings.items()
+    }
+    process = subprocess.Popen([*CONFCOM, *arguments], stdout=log, stderr=log, env=environment)
+    stack.callback(process.wait, 60)
+    stack.callback(process.terminate)
+
+
+def get(page: str, path: str) -> tuple[int, bytes]:
+    """The answer of a page at `unix:PATH`."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(60)
+        client.connect(page.removeprefix("unix:"))
+        connection = http.client.HTTPConnection("localhost")
+        connection.sock = client
+        connection.request("GET", path)
+        with connection.getresponse() as answer:
+            return answer.status, answer.read()
+
+
+def _https(port: int, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=60, context=context)
+    try:
+        connection.request("GET" if body is None else "POST", path, body, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def _eventually(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        with suppress(OSError):
+            if condition():
+                return
+        assert time.monotonic() < deadline, "it did not get ready"
+        time.sleep(0.1)
+
+
+def _until(scrape: Callable[[], bytes], part: bytes) -> bytes:
+    page = b""
+
+    def seen() -> bool:
+        nonlocal page
+        page = scrape()
+        return part in page
+
+    _eventually(seen)
+    return page
+
+
+def _now() -> datetime:
+    return datetime.fromtimestamp(time.time(), UTC)
