@@ -48,6 +48,7 @@ SETTINGS = (
     "--attestation-storage=1Gi",
     "--attestation-tls-secret=",
     "--disable-metrics",
+    "--disable-autoscaling",
     "--disable-epc-enforcement",
 )
 """The add-on as most tests want it; said in full, so that no test depends on what another one left."""

@@ -105,9 +105,11 @@ def test_manifests_are_what_is_rendered(capsys: pytest.CaptureFixture[str]) -> N
     words += ["--collateral-url", "https://pccs.example", "--collateral-fmspc", "00906ed50000"]
     words += ["--enable-attestation-service", "--attestation-url", "https://attest.example"]
     words += ["--attestation-storage", "fast/2Gi", "--attestation-tls-secret", "given"]
+    words += ["--enable-metrics"]
     assert run(["addon", "manifests", *words]) == ExitCode.OK
     config = AddonConfig(
         quote_helper=True,
+        metrics=True,
         webhook=False,
         provision_grants=("a/b", "c/*"),
         tolerations=("x=y",),

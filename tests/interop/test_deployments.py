@@ -15,7 +15,8 @@ import yaml
 
 from confcom.manifests.addon import render
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.webhook import WebhookCa
+from confcom.manifests.objects import IssuingCa
+from confcom.manifests.webhook import CA_SECRET
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 VERSION = version("confcom")
@@ -27,8 +28,8 @@ def by_name(objects: list[Any]) -> dict[str, Any]:
     return found
 
 
-def rendered(ca: WebhookCa | None = None, **settings: Any) -> dict[str, Any]:
-    objects = render(AddonConfig(**settings), version=VERSION, webhook_ca=ca)
+def rendered(ca: IssuingCa | None = None, **settings: Any) -> dict[str, Any]:
+    objects = render(AddonConfig(**settings), version=VERSION, cas={} if ca is None else {CA_SECRET: ca})
     return by_name(json.loads(json.dumps(objects)))
 
 
@@ -51,7 +52,7 @@ def test_the_kustomize_base_is_what_is_rendered(kubectl: str, tmp_path: Path) ->
     (base / "webhook-ca.key").write_text("key")
     built = subprocess.run([kubectl, "kustomize", str(base)], capture_output=True, text=True, timeout=60, check=True)
     found = by_name(list(yaml.safe_load_all(built.stdout.replace("caBundle: |\n", "caBundle: >\n"))))
-    ca = WebhookCa(b"certificate" * 20, b"key", b"certificate" * 20)
+    ca = IssuingCa(b"certificate" * 20, b"key", b"certificate" * 20)
     assert _in_one_line(found) == _in_one_line(rendered(ca))
 
 

@@ -18,8 +18,8 @@ import yaml
 from confcom.addon.plan import NODE_RESOURCES, OLDEST, PLUGIN_MARKS
 from confcom.manifests.addon import render
 from confcom.manifests.addon_config import AddonConfig
+from confcom.manifests.objects import IssuingCa
 from confcom.manifests.simulated import WORLD_KEY, WORLD_SECRET, cleanup, world_objects
-from confcom.manifests.webhook import WebhookCa
 from confcom.pki.serving_pair import Authority
 from confcom.wiring import world_documents
 from helm import CHART, helm_program
@@ -83,6 +83,7 @@ PATHS = {
     "attestation_url": "attestation.url",
     "attestation_tls_secret": "attestation.tlsSecret",
     "metrics": "metrics.enabled",
+    "autoscaling": "autoscaling.enabled",
     "epc_enforcement": "metrics.epcEnforcement",
     "publisher": "epc.publisher",
     "epc_reserve_mib": "epc.reserveMiB",
@@ -181,6 +182,8 @@ DETAILS: list[dict[str, Any]] = [
         "provision_grants": ("apps/*",),
     },
     {"webhook_client_ca": "api-client-ca", "api_addresses": ("10.240.0.1/32", "fd00::/64")},
+    {"metrics": True, "autoscaling": True, "quote_helper": True, "api_addresses": ("10.240.0.1/32",)},
+    {"metrics": True, "autoscaling": True, "platform": "simulated", "quote_helper": True, "webhook": False},
     {"api_ports": (443, 16443), "metrics": True, "image_pull_secrets": ("one", "two")},
     {"quote_helper": True, "quote_helper_seccomp": "localhost/confcom/quote-helper.json"},
     {"quote_helper": True, "expected_signers": ("00" * 32, "Fe" * 32), "platform": "simulated"},
@@ -196,7 +199,7 @@ DETAILS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("settings", SHAPES + DETAILS, ids=str)
 def test_the_chart_renders_the_objects_of_addon_manifests(helm: Helm, settings: dict[str, Any]) -> None:
     found = by_name(rendered_by(helm, _values(settings), "--no-hooks"))
-    objects = render(AddonConfig(**settings), version=VERSION, webhook_ca=_ca_of(found))
+    objects = render(AddonConfig(**settings), version=VERSION, cas=_cas_of(found))
     if settings.get("platform") == "simulated":
         objects += _world_of(found)
     wanted = by_name(json.loads(json.dumps(objects)))
@@ -205,14 +208,16 @@ def test_the_chart_renders_the_objects_of_addon_manifests(helm: Helm, settings: 
         assert found[name] == one
 
 
-def _ca_of(found: Objects) -> WebhookCa | None:
-    """What the chart made: a CA that can issue the webhook's certificates."""
-    if "Secret/sgx-webhook-ca" not in found:
-        return None
-    data = {name: b64decode(text) for name, text in found["Secret/sgx-webhook-ca"]["data"].items()}
-    assert Authority.parse(data["tls.crt"], data["tls.key"]) is not None
-    assert data["ca.crt"] == data["tls.crt"]
-    return WebhookCa(data["tls.crt"], data["tls.key"], data["ca.crt"])
+def _cas_of(found: Objects) -> dict[str, IssuingCa]:
+    """What the chart made, by Secret: CAs that can issue certificates."""
+    cas = {}
+    for name in ("sgx-webhook-ca", "confcom-metrics-api-ca", "confcom-exporters-ca"):
+        if f"Secret/{name}" in found:
+            data = {file: b64decode(text) for file, text in found[f"Secret/{name}"]["data"].items()}
+            assert Authority.parse(data["tls.crt"], data["tls.key"]) is not None
+            assert data["ca.crt"] == data["tls.crt"]
+            cas[name] = IssuingCa(data["tls.crt"], data["tls.key"], data["ca.crt"])
+    return cas
 
 
 def _world_of(found: Objects) -> list[dict[str, Any]]:
@@ -249,7 +254,7 @@ def test_every_container_has_the_image_of_its_parts(helm: Helm, image: dict[str,
     values = {"image": image | {"pullSecrets": ["registry-key"]}, "platform": "simulated"}
     objects = rendered_by(helm, _with_all_components(values))
     pods = list(_pods(objects))
-    assert len(pods) == 10  # six components, three Jobs and a DaemonSet of hooks
+    assert len(pods) == 11  # seven components, three Jobs and a DaemonSet of hooks
     for pod in pods:
         assert pod["imagePullSecrets"] == [{"name": "registry-key"}]
         assert {one["image"] for one in (*pod["containers"], *pod.get("initContainers", ()))} == {wanted}
@@ -262,6 +267,7 @@ def _with_all_components(values: Mapping[str, Any]) -> dict[str, Any]:
         "collateral": {"enabled": True},
         "attestation": {"enabled": True},
         "metrics": {"enabled": True},
+        "autoscaling": {"enabled": True},
         **values,
     }
 
@@ -280,6 +286,7 @@ COMPONENTS = {
     "webhook": "Deployment/sgx-webhook",
     "collateral": "Deployment/confcom-collateral",
     "attestation": "Deployment/confcom-attestation",
+    "autoscaling": "Deployment/confcom-metrics-api",
 }
 OWN: dict[str, Any] = {
     "resources": {"requests": {"cpu": "1"}, "limits": {"memory": "2Gi", "cpu": "3"}},
@@ -300,7 +307,7 @@ def test_a_components_own_values_change_it_alone(helm: Helm, component: str) -> 
     own = dict(OWN) if component == "devicePlugin" else OWN | {"enabled": True}
     before = by_name(rendered_by(helm, _with_all_components({}), "--no-hooks"))
     after = by_name(rendered_by(helm, _with_all_components({component: own}), "--no-hooks"))
-    differing = {name for name in before if before[name] != after[name]} - {"Secret/sgx-webhook-ca", *_CONFIGURATIONS}
+    differing = {name for name in before if before[name] != after[name]} - MADE_ANEW
     assert differing == {COMPONENTS[component]}
     old, new = before[COMPONENTS[component]], after[COMPONENTS[component]]
     assert new["metadata"]["labels"] == old["metadata"]["labels"] | OWN["labels"]
@@ -322,11 +329,19 @@ def test_a_components_own_values_change_it_alone(helm: Helm, component: str) -> 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_a_components_own_values_may_be_taken_away(helm: Helm, component: str) -> None:
     nothing = {} if component == "devicePlugin" else {"enabled": True}
-    found = by_name(rendered_by(helm, {component: nothing | dict.fromkeys(OWN)}, "--no-hooks"))
+    needed = {"metrics": {"enabled": True}} if component == "autoscaling" else {}
+    found = by_name(rendered_by(helm, needed | {component: nothing | dict.fromkeys(OWN)}, "--no-hooks"))
     assert COMPONENTS[component] in found
 
 
-_CONFIGURATIONS = tuple(f"{kind}WebhookConfiguration/sgx-webhook.confcom.dev" for kind in ("Mutating", "Validating"))
+MADE_ANEW = {
+    "Secret/sgx-webhook-ca",
+    "Secret/confcom-metrics-api-ca",
+    "Secret/confcom-exporters-ca",
+    "APIService/v1beta2.custom.metrics.k8s.io",
+    *(f"{kind}WebhookConfiguration/sgx-webhook.confcom.dev" for kind in ("Mutating", "Validating")),
+}
+"""CAs of their own in each rendering, and what trusts them."""
 
 
 def test_monitors_cover_every_component_that_has_metrics(helm: Helm) -> None:

@@ -367,3 +367,24 @@ spec:
 {{- if .Values.collateral.enabled }}https://confcom-collateral.confcom-system.svc:8081
 {{- else }}{{ splitList "/sgx/certification" .Values.collateral.url | first | trimSuffix "/" }}{{ end }}
 {{- end }}
+
+{{/* A CA, base64 in JSON: the one in the cluster, else a new one beside those that are trusted now. List: Secret, name, trusted. */}}
+{{- define "confcom.ca" -}}
+{{- $secret := lookup "v1" "Secret" "confcom-system" (index . 0) -}}
+{{- if and $secret $secret.data -}}
+{{- dict "certificate" (index $secret.data "tls.crt") "key" (index $secret.data "tls.key") "bundle" (index $secret.data "ca.crt") | toJson }}
+{{- else -}}
+{{- $made := genCA (index . 1) 3650 -}}
+{{- dict "certificate" ($made.Cert | b64enc) "key" ($made.Key | b64enc) "bundle" (printf "%s%s" $made.Cert (index . 2) | b64enc) | toJson }}
+{{- end }}
+{{- end }}
+
+{{/* Its Secret. List: root, component, name, the CA. */}}
+{{- define "confcom.caSecret" -}}
+{{- $ca := index . 3 -}}
+apiVersion: v1
+kind: Secret
+metadata: {{- include "confcom.namespaced" (slice . 0 3) | nindent 2 }}
+type: kubernetes.io/tls
+data: {tls.crt: {{ $ca.certificate }}, tls.key: {{ $ca.key }}, ca.crt: {{ $ca.bundle }}}
+{{- end }}

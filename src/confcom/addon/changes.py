@@ -27,27 +27,39 @@ from confcom.addon.plan import (
     change_of,
     check_cluster,
     claim_holders,
+    refuse_other_metrics,
     remains,
     removal_of,
     to_prune,
     uses,
 )
 from confcom.addon.rollout import WORKLOADS, Progress, Report, Rollout, problem_of, progress_of
-from confcom.cluster.objects import CLAIM_KIND, NODE_KIND, POD_KIND, SLICE_KIND, ClusterObjects, Object, Ref
+from confcom.cluster.objects import (
+    API_SERVICE_KIND,
+    CLAIM_KIND,
+    NODE_KIND,
+    POD_KIND,
+    SLICE_KIND,
+    ClusterObjects,
+    Object,
+    Ref,
+)
 from confcom.errors import ClusterError, ClusterRefused, ConfigError
-from confcom.manifests.addon import render
+from confcom.manifests import metrics_api
+from confcom.manifests.addon import Issuer, issuers, render
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.addon_state import AddonState, parse_state, state_object
 from confcom.manifests.objects import (
     COMPONENT,
+    METRICS_API,
     NAMESPACE,
     OURS,
     QUOTE_HELPER,
-    WEBHOOK,
+    IssuingCa,
     namespace,
 )
 from confcom.manifests.simulated import CLEANUP, WORLD_KEY, WORLD_SECRET, cleanup, world_objects
-from confcom.manifests.webhook import CA_SECRET, WebhookCa
+from confcom.manifests.webhook import CA_SECRET
 from confcom.pki.serving_pair import Authority, authorities_in, expiry_of
 from confcom.protocols.admission import CONFIGURATION
 
@@ -59,6 +71,7 @@ LOOK = 0.5
 """Seconds between two reads of an object that is being deleted."""
 PATIENCE = 120.0
 """Seconds to wait for deletions that a command depends on, where no time is given."""
+METRICS_API_REF = Ref("apps/v1", "Deployment", NAMESPACE, METRICS_API.name)
 CLEANUP_REF = Ref("apps/v1", "DaemonSet", NAMESPACE, CLEANUP.name)
 CLEANUP_PATIENCE = 60.0
 """Seconds for the pods that clean nodes."""
@@ -126,7 +139,7 @@ class Addon:
         state = await self.state()
         if state is None or not state.enabled:
             raise ConfigError(_NOT_ENABLED, advice="Enable it: confcom addon enable.")
-        present = await self._cluster.addon_objects(NAMESPACE, OURS)
+        present = await self._present()
         workloads = [found for ref, found in present.items() if ref.kind in WORKLOADS]
         pods = await self._cluster.objects(POD_KIND, namespace=NAMESPACE)
         waiting = [problem.sentence() for pod in pods if (problem := problem_of(pod)) is not None]
@@ -149,7 +162,7 @@ class Addon:
             tried = has_namespace or "namespace" not in one["metadata"]
             after = await self._cluster.apply(one, dry_run=True) if tried else one
             changes.append(change_of(before, after))
-        present = await self._cluster.addon_objects(NAMESPACE, OURS)
+        present = await self._present()
         return changes + [removal_of(present[ref]) for ref in to_prune(present, map(Ref.of, wanted))]
 
     async def change(self, settle: Settle, *, wait: float | None) -> AddonConfig:
@@ -176,7 +189,7 @@ class Addon:
             self._report("another run changed the settings meanwhile: going on with those")
             state = latest
         self._report(f"applied {len(wanted)} objects")
-        present = await self._cluster.addon_objects(NAMESPACE, OURS)
+        present = await self._present()
         unwanted = to_prune(present, map(Ref.of, wanted))
         for ref in unwanted:
             await self._delete(ref)
@@ -189,7 +202,7 @@ class Addon:
 
     async def removals(self, *, purge: bool) -> list[Change]:
         """What a disable deletes, in this order."""
-        present = await self._cluster.addon_objects(NAMESPACE, OURS)
+        present = await self._present()
         gone = list(reversed(list(present))) if purge else to_prune(present, ())
         changes = [removal_of(present[ref]) for ref in gone]
         namespace = await self._cluster.get(NAMESPACE_REF) if purge else None
@@ -203,11 +216,11 @@ class Addon:
             state = await self._remember(None, deadline)
         refs = [change.ref for change in await self.removals(purge=purge)]
         if not purge:
-            self._report_kept(await self._cluster.addon_objects(NAMESPACE, OURS))
+            self._report_kept(await self._present())
         if purge and wait is not None and state is not None and NAMESPACE_REF in refs:
             refs = await self._clean_folders(state, refs, deadline)
         for ref in refs:
-            await self._delete(ref)
+            await self._delete_before_others(ref, deadline)
             if ref == HELPER_REF and state is not None and state.config.publisher == "dra":
                 # A pod with a claim can only end while the plugin that prepared the claim is there.
                 await self._gone(ref, deadline)
@@ -270,8 +283,8 @@ class Addon:
 
     async def _wanted(self, config: AddonConfig) -> list[Object]:
         ports = await self._ports_of_api()
-        ca = await webhook_ca(self._cluster, self._now) if config.webhook else None
-        wanted = render(config, version=self._version, api_ports=ports, webhook_ca=ca)
+        cas = await issuing_cas(self._cluster, config, self._now)
+        wanted = render(config, version=self._version, api_ports=ports, cas=cas)
         if config.platform != "simulated":
             return wanted
         secret = await self._cluster.get(WORLD_REF)
@@ -322,6 +335,10 @@ class Addon:
         replaces = wait and await self._cluster.get(PLUGIN_REF) is not None
         later = [one for one in wanted if replaces and one["metadata"]["labels"][COMPONENT] == QUOTE_HELPER.component]
         for one in wanted:
+            if one["kind"] == metrics_api.API_SERVICE and wait:
+                # While what it names does not answer, no namespace can be deleted.
+                serving = [other for other in wanted if Ref.of(other) == METRICS_API_REF]
+                await Rollout(self._cluster, serving, self._report).wait(deadline.left())
             if one not in later:
                 await self._apply_one(one, deadline)
         if later:
@@ -331,15 +348,22 @@ class Addon:
             await self._apply_one(one, deadline)
 
     async def _trust_first(self, wanted: Sequence[Object], deadline: Deadline) -> None:
-        """If the webhook gets another CA, have the API server trust it before a replica can use it."""
-        secrets = [one for one in wanted if Ref.of(one) == CA_REF]
-        if not secrets or not is_another(secrets[0], await self._cluster.get(CA_REF)):
-            return
-        for one in wanted:
-            if Ref.of(one) in CONFIGURATIONS and await self._cluster.get(Ref.of(one)) is not None:
-                await self._apply_one(one, deadline)
+        """If a server gets another CA, have the API server trust it before a replica can use it."""
+        for secret in wanted:
+            trusting = TRUSTING.get(secret["metadata"]["name"], ()) if secret["kind"] == "Secret" else ()
+            if not trusting or not is_another(secret, await self._cluster.get(Ref.of(secret))):
+                continue
+            for one in wanted:
+                if Ref.of(one) in trusting and await self._cluster.get(Ref.of(one)) is not None:
+                    await self._apply_one(one, deadline)
 
     async def _apply_one(self, one: Object, deadline: Deadline) -> None:
+        if one["kind"] == metrics_api.API_SERVICE:
+            await refuse_other_metrics(self._cluster)
+            if await self._cluster.get(Ref.of(one)) is None:
+                # An apply would take over what another server registered a moment ago.
+                await self._cluster.create(one)
+                return
         applied = await self._cluster.apply(one)
         if applied["metadata"].get("deletionTimestamp"):
             # An earlier command deleted it. It ends with its pods, and what was applied ends with it.
@@ -365,6 +389,17 @@ class Addon:
         """Delete an object, if it is there."""
         if await self._cluster.delete(ref):
             self._report(f"deleted {ref}")
+
+    async def _delete_before_others(self, ref: Ref, deadline: Deadline) -> None:
+        """Delete an object; wait until an APIService is gone, before its server ends."""
+        await self._delete(ref)
+        if ref == API_SERVICE:
+            await self._gone(ref, deadline)
+
+    async def _present(self) -> dict[Ref, Object]:
+        """The add-on's objects. An APIService that leads to another server by now is that server's."""
+        found = await self._cluster.addon_objects(NAMESPACE, OURS)
+        return {ref: one for ref, one in found.items() if ref != API_SERVICE or metrics_api.is_ours(one)}
 
     async def _gone(self, ref: Ref, deadline: Deadline, *, only_if_deleted: bool = False) -> None:
         """Wait until an object is gone; `ClusterError` at the deadline.
@@ -449,16 +484,18 @@ def _content(secret: dict[str, Any]) -> bytes:
         ) from error
 
 
-# The installer makes the CA of the webhook and keeps it in a Secret. Before it expires it gets a successor, which the
-# API server trusts before replicas have its key; its predecessor stays trusted until it expires.
+# The installer makes the CAs of the webhook, the metrics API and the exporters, and keeps each in a Secret. Before one
+# expires it gets a successor, which clients trust before replicas have its key; its predecessor stays trusted until it
+# expires.
 
 
-CA_REF = Ref("v1", "Secret", NAMESPACE, CA_SECRET)
 CONFIGURATION_KINDS = ("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration")
 CONFIGURATIONS = tuple(Ref("admissionregistration.k8s.io/v1", kind, "", CONFIGURATION) for kind in CONFIGURATION_KINDS)
+API_SERVICE = Ref(API_SERVICE_KIND.api_version, metrics_api.API_SERVICE, "", metrics_api.NAME)
+TRUSTING = {CA_SECRET: CONFIGURATIONS, metrics_api.CA_SECRET: (API_SERVICE,)}
+"""Objects with a caBundle, by the Secret of its CA. The exporters' is trusted by pods that mount the Secret."""
 FORMER_MANAGER = "confcom-webhook"
 """Field manager of webhooks that made their CA themselves."""
-COMMON_NAME = "confcom admission webhook"
 LIFETIME = timedelta(days=3650)
 RENEW = timedelta(days=365)
 """A CA that ends sooner is replaced, and stays trusted until then; one that ends later and is replaced does not."""
@@ -466,33 +503,37 @@ MAX_TRUSTED = 8
 """CAs that are trusted at a time; two, in the usual course of things."""
 
 
-async def webhook_ca(cluster: ClusterObjects, now: datetime) -> WebhookCa:
-    """The CA that the cluster has, or a new one where it has none that lasts."""
-    secret = await cluster.get(CA_REF)
-    configuration = await cluster.get(CONFIGURATIONS[0])
-    entries = (configuration or {}).get("webhooks") or [{}]
-    in_force = _decoded((entries[0].get("clientConfig") or {}).get("caBundle") or "")
-    data = {name: _decoded(text) for name, text in ((secret or {}).get("data") or {}).items()}
-    return next_ca(data, in_force, now)
+async def issuing_cas(cluster: ClusterObjects, config: AddonConfig, now: datetime) -> dict[str, IssuingCa]:
+    """By Secret the CAs that the cluster has, or new ones where it has none that lasts."""
+    found = {}
+    for issuer in issuers(config):
+        secret = await cluster.get(Ref("v1", "Secret", NAMESPACE, issuer.secret))
+        trusting = TRUSTING.get(issuer.secret, ())
+        in_force = _bundle_of(await cluster.get(trusting[0])) if trusting else b""
+        data = {name: _decoded(text) for name, text in ((secret or {}).get("data") or {}).items()}
+        found[issuer.secret] = next_ca(issuer, data, in_force, now)
+    return found
 
 
-def next_ca(data: Mapping[str, bytes], in_force: bytes, now: datetime) -> WebhookCa:
-    """What the Secret with this `data` should hold, where the API server trusts `in_force`; pure but for keys."""
+def _bundle_of(trusting: Object | None) -> bytes:
+    """The caBundle of a webhook configuration, or of an APIService."""
+    found = trusting or {}
+    entries = found.get("webhooks") or [{}]
+    text = (entries[0].get("clientConfig") or found.get("spec") or {}).get("caBundle")
+    return _decoded(text or "")
+
+
+def next_ca(issuer: Issuer, data: Mapping[str, bytes], in_force: bytes, now: datetime) -> IssuingCa:
+    """What the Secret with this `data` should hold, where clients trust `in_force`; pure but for keys."""
     present = Authority.parse(data.get("tls.crt", b""), data.get("tls.key", b""))
     trusted = authorities_in(data.get("ca.crt", b""))
     if present is None or present.expires - now <= RENEW:
         trusted = (*trusted, *authorities_in(in_force))
-        present = new_authority(now)
+        present = Authority.make(issuer.common_name, now=now, lifetime=LIFETIME, names=issuer.names)
     (own,) = authorities_in(present.certificate)
     ending = [one for one in trusted if one != own and _ends_soon(one, now)]
     bundle = b"".join(dict.fromkeys((own, *ending[: MAX_TRUSTED - 1])))
-    return WebhookCa(present.certificate, present.key, bundle)
-
-
-def new_authority(now: datetime) -> Authority:
-    """A CA for the webhook's Service, and for nothing else."""
-    service = f"{WEBHOOK.name}.{NAMESPACE}.svc"
-    return Authority.make(COMMON_NAME, now=now, lifetime=LIFETIME, names=(service, f"{service}.cluster.local"))
+    return IssuingCa(present.certificate, present.key, bundle)
 
 
 def is_another(wanted: Object, present: Object | None) -> bool:

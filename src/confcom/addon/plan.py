@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import unified_diff
 from typing import Any, NamedTuple
 
-from confcom.cluster.objects import NOT_FOUND, ClusterObjects, Ref
+from confcom.cluster.objects import API_SERVICE_KIND, NOT_FOUND, ClusterObjects, Ref
 from confcom.errors import ClusterRefused, ConfigError
-from confcom.manifests import attestation
+from confcom.manifests import attestation, metrics_api
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.device_plugin import trial_claim
 from confcom.manifests.objects import (
@@ -21,6 +21,7 @@ from confcom.manifests.objects import (
 )
 from confcom.manifests.quote_helper import SOCKET_FOLDER
 from confcom.manifests.simulated import WORLD_SECRET
+from confcom.protocols.custom_metrics import GROUP
 from confcom.protocols.dra_objects import DRIVER
 from confcom.protocols.epc import (
     BOOT_ANNOTATION,
@@ -219,12 +220,30 @@ async def check_cluster(cluster: ClusterObjects, config: AddonConfig) -> None:
             f"this cluster is Kubernetes {_shown(version)}, and the add-on needs {OLDEST} or later",
             advice="Bring the cluster to a later version first; nothing was changed.",
         )
+    if config.autoscaling:
+        await refuse_other_metrics(cluster)
     if config.publisher != "dra":
         return
     if release is not None and release < OLDEST_WITH_CLAIMS:
         raise _no_claims(f"this cluster is Kubernetes {_shown(version)}")
     if not await _keeps_amounts_of_claims(cluster):
         raise _no_claims(f"this cluster, Kubernetes {_shown(version)}, has it switched off")
+
+
+async def refuse_other_metrics(cluster: ClusterObjects) -> None:
+    """`ConfigError` if another server has custom.metrics.k8s.io: HPA asks one version of it for all metrics."""
+    for one in await cluster.objects(API_SERVICE_KIND):
+        if one["spec"].get("group") != GROUP or metrics_api.is_ours(one):
+            continue
+        service = one["spec"].get("service") or {}
+        owner = f"Service {service.get('namespace')}/{service.get('name')}" if service else "the API server itself"
+        raise ConfigError(
+            f"this cluster has a server for {GROUP} already: {owner}, by APIService {one['metadata']['name']}, and HPA "
+            "would ask one of the two for all metrics",
+            advice="Leave --enable-autoscaling out, and have Prometheus scrape the exporter: give prometheus-adapter "
+            "the rules of deploy/autoscaling/prometheus-adapter-values.yaml, or use KEDA with "
+            "deploy/autoscaling/keda-scaledobject.yaml.",
+        )
 
 
 async def _keeps_amounts_of_claims(cluster: ClusterObjects) -> bool:

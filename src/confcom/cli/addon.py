@@ -160,6 +160,7 @@ _OPTIONS = (
     ),
     click.option("--attestation-tls-secret", metavar="NAME", help="Its certificate; '' has it make one."),
     _switch("metrics", "metrics", "The exporter of EPC use.  [default: off]"),
+    _switch("autoscaling", "autoscaling", "The metrics API, for HPA on EPC; with --enable-metrics.  [default: off]"),
     _switch("epc-enforcement", "epc_enforcement", "Let it limit EPC by cgroups, where the kernel can.  [default: off]"),
 )
 

@@ -20,7 +20,7 @@ from confcom.cli.outputs import printable
 from confcom.cluster.objects import ClusterObjects
 from confcom.errors import ConfigError
 from confcom.manifests import attestation, collateral
-from confcom.manifests.addon import render
+from confcom.manifests.addon import issuers, render
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.addon_state import AddonState
 from confcom.manifests.objects import MANAGER
@@ -149,8 +149,8 @@ def publish_root(simulated_world: Path, **flags: Any) -> None:  # noqa: ANN401 -
 def manifests(simulated_world: Path | None, **flags: Any) -> None:  # noqa: ANN401 - by name
     """Print every object as YAML."""
     config = AddonConfig().changed(changes_of(flags))
-    ca = next_ca({}, b"", now()) if config.webhook else None
-    objects = render(config, version=VERSION, webhook_ca=ca)
+    cas = {issuer.secret: next_ca(issuer, {}, b"", now()) for issuer in issuers(config)}
+    objects = render(config, version=VERSION, cas=cas)
     if config.platform == "simulated":
         if simulated_world is None:
             note(f"not included: Secret {WORLD_SECRET} with the key {WORLD_KEY}; name its content: --simulated-world")

@@ -37,7 +37,9 @@ def _kind(api_version: str, name: str, plural: str, *, namespaced: bool = True) 
 _ADMISSION = "admissionregistration.k8s.io/v1"
 _RBAC = "rbac.authorization.k8s.io/v1"
 
-# Kinds of the add-on's objects. They are pruned in the reverse order: webhooks first, then workloads, then rights.
+API_SERVICE_KIND = _kind("apiregistration.k8s.io/v1", "APIService", "apiservices", namespaced=False)
+# Kinds of the add-on's objects. They are pruned in the reverse order: what sends requests first, then workloads, then
+# rights.
 ADDON_KINDS: tuple[Kind, ...] = (
     _kind("v1", "ConfigMap", "configmaps"),
     _kind("v1", "Secret", "secrets"),
@@ -60,6 +62,7 @@ ADDON_KINDS: tuple[Kind, ...] = (
     _kind("apps/v1", "DaemonSet", "daemonsets"),
     _kind(_ADMISSION, "MutatingWebhookConfiguration", "mutatingwebhookconfigurations", namespaced=False),
     _kind(_ADMISSION, "ValidatingWebhookConfiguration", "validatingwebhookconfigurations", namespaced=False),
+    API_SERVICE_KIND,
 )
 NAMESPACE_KIND = _kind("v1", "Namespace", "namespaces", namespaced=False)
 NODE_KIND = _kind("v1", "Node", "nodes", namespaced=False)

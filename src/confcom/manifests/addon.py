@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
 
 import msgspec
 
-from confcom.manifests import attestation, collateral, device_plugin, metrics, quote_helper, webhook
+from confcom.manifests import attestation, collateral, device_plugin, metrics, metrics_api, quote_helper, webhook
 from confcom.manifests.addon_config import AddonConfig, image_of
 from confcom.manifests.addon_state import AddonState, state_object
-from confcom.manifests.objects import Object, completed, critical_pods, namespace, nothing_else
+from confcom.manifests.objects import IssuingCa, Object, completed, critical_pods, namespace, nothing_else
+from confcom.protocols.custom_metrics import EXPORTERS
+
+
+class Issuer(NamedTuple):
+    """A CA that the installer makes: its Secret, its name, and the DNS names that its certificates may be for."""
+
+    secret: str
+    common_name: str
+    names: tuple[str, ...]
+
+
+def issuers(config: AddonConfig) -> list[Issuer]:
+    """The CAs that these settings need."""
+    found = []
+    if config.webhook:
+        found.append(Issuer(webhook.CA_SECRET, "confcom admission webhook", webhook.names()))
+    if config.autoscaling:
+        found.append(Issuer(metrics_api.CA_SECRET, "confcom metrics API", metrics_api.names()))
+        found.append(Issuer(metrics_api.EXPORTERS_CA_SECRET, "confcom exporters", tuple(EXPORTERS.values())))
+    return found
 
 
 def render(
@@ -17,11 +39,12 @@ def render(
     *,
     version: str,
     api_ports: Iterable[int] = (),
-    webhook_ca: webhook.WebhookCa | None = None,
+    cas: Mapping[str, IssuingCa] = MappingProxyType({}),
 ) -> list[Object]:
     """Every object of the add-on, state included; the same for the same settings and version.
 
-    `api_ports` are ports of the cluster's API server, beside those of the settings.
+    `api_ports` are ports of the cluster's API server, beside those of the settings; `cas` are those of `issuers`, by
+    Secret.
     """
     config.check()
     config.check_together()
@@ -38,6 +61,7 @@ def render(
         *(collateral.collateral(settled) if settled.collateral else []),
         *(attestation.attestation(settled) if settled.attestation else []),
         *(metrics.metrics(settled) if settled.metrics else []),
-        *(webhook.webhook(settled, webhook_ca) if settled.webhook else []),
+        *(webhook.webhook(settled, cas.get(webhook.CA_SECRET)) if settled.webhook else []),
+        *(metrics_api.metrics_api(settled, cas) if settled.autoscaling else []),
     ]
     return completed(rendered, settled, version)

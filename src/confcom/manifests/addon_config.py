@@ -87,6 +87,8 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """A Secret with tls.crt, tls.key and ca.crt for it, as cert-manager makes them. Empty: it makes its certificate."""
     metrics: bool = False
     """Run the exporter of EPC use on every SGX node."""
+    autoscaling: bool = False
+    """Run the metrics API, by which HPA scales on EPC and quotes; it needs `metrics`."""
     epc_enforcement: bool = False
     """Let it hold containers to their requests where the kernel counts EPC in cgroups, to which it may then write."""
 
@@ -151,6 +153,11 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise ConfigError(
                 "the attestation service of a simulated cluster has no collateral to verify quotes with",
                 advice="Run the collateral service too, --enable-collateral, or add --disable-attestation-service.",
+            )
+        if self.autoscaling and not self.metrics:
+            raise ConfigError(
+                "autoscaling has nothing to scale on without the exporter of EPC use",
+                advice="Add --enable-metrics, or --disable-autoscaling.",
             )
         narrow = [grant for grant in self.provision_grants if not grant.endswith("/*")]
         if narrow and self.publisher == "dra":

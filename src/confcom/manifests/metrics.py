@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from confcom.manifests import account_policies, objects, simulated
+from confcom.manifests import account_policies, metrics_api, objects, simulated
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import (
     METRICS,
@@ -29,7 +29,9 @@ HOST = "/host"
 def metrics(config: AddonConfig) -> list[Object]:
     """Every object of the exporter."""
     return [
-        objects.opening(METRICS, ingress=(HTTP_PORT,), egress=config.api_ports),
+        objects.opening(
+            METRICS, ingress=(HTTP_PORT,), called=metrics_api.exporter_ports(config), egress=config.api_ports
+        ),
         service_account(METRICS, token=True),
         *account_policies.own_events(),
         *_rights(),
@@ -61,14 +63,17 @@ def _daemon_set(config: AddonConfig) -> Object:
         "automountServiceAccountToken": True,
         "priorityClassName": NODE_CRITICAL,
         "terminationGracePeriodSeconds": 10,
-        "containers": [_container(config, [*map(HostPath.mount, folders), mount("tmp", TMP)])],
-        "volumes": [*map(HostPath.volume, folders), tmp_volume()],
+        "containers": [
+            _container(config, [*map(HostPath.mount, folders), mount("tmp", TMP), *metrics_api.exporter_mounts(config)])
+        ],
+        "volumes": [*map(HostPath.volume, folders), tmp_volume(), *metrics_api.exporter_volumes(config)],
     }
     return daemon_set(METRICS, config, pod, {"maxSurge": 1, "maxUnavailable": 0})
 
 
 def _container(config: AddonConfig, mounts: list[Object]) -> Object:
     values = {"host_root": HOST, "http": f"[::]:{HTTP_PORT}", "enforce": "auto" if config.epc_enforcement else "off"}
+    values |= metrics_api.exporter_settings(config)
     if config.platform == "simulated":
         values["simulated_node"] = simulated.NODE_FOLDER
     return container(
@@ -76,7 +81,10 @@ def _container(config: AddonConfig, mounts: list[Object]) -> Object:
         METRICS.component,
         ["metrics"],
         env=[from_pod("CONFCOM_METRICS_NODE_NAME", "spec.nodeName"), *settings("metrics", values)],
-        ports=[{"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"}],
+        ports=[
+            {"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"},
+            *metrics_api.exporter_container_ports(config),
+        ],
         resources=resources("20m", "64Mi", "256Mi"),
         # To read the maps of other users' processes, which AppArmor's usual profile allows among containers only.
         securityContext=confined(user=0, add=("SYS_PTRACE",)) | {"appArmorProfile": {"type": "Unconfined"}},

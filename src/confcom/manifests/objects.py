@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from base64 import b64encode
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from confcom.manifests.addon_config import LOCALHOST, RUNTIME_DEFAULT, AddonConfig
@@ -54,6 +55,7 @@ QUOTE_HELPER = Workload("quote-helper", "sgx-quote-helper")
 WEBHOOK = Workload("webhook", "sgx-webhook")
 COLLATERAL = Workload("collateral", "confcom-collateral")
 METRICS = Workload("metrics", "sgx-metrics")
+METRICS_API = Workload("metrics-api", "confcom-metrics-api")
 ITSELF = Workload("addon", "confcom-addon")
 
 
@@ -285,6 +287,27 @@ def service(workload: Workload, port: int, target: str) -> Object:
             "ports": [{"name": target, "port": port, "targetPort": target, "protocol": "TCP"}],
         },
     )
+
+
+class IssuingCa(NamedTuple):
+    """A CA by which replicas issue their certificates, and every CA that their clients are to trust; PEM."""
+
+    certificate: bytes
+    key: bytes
+    bundle: bytes
+
+
+def ca_secrets(workload: Workload, names: Iterable[str], cas: Mapping[str, IssuingCa]) -> list[Object]:
+    """The Secrets of CAs, by their names; without those of which there is no CA, which another tool makes."""
+    found = []
+    for name in names:
+        if (ca := cas.get(name)) is not None:
+            files = {"tls.crt": ca.certificate, "tls.key": ca.key, "ca.crt": ca.bundle}
+            data = {file: b64encode(content).decode() for file, content in files.items()}
+            found.append(
+                namespaced_object("v1", "Secret", name, workload.component, type="kubernetes.io/tls", data=data)
+            )
+    return found
 
 
 def disruption_budget(workload: Workload) -> Object:

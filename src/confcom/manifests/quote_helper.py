@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from confcom.manifests import collateral
+from confcom.manifests import collateral, metrics_api
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import (
     NODE_CRITICAL,
@@ -39,7 +39,13 @@ def quote_helper(config: AddonConfig) -> list[Object]:
     """Every object of the quote helper."""
     egress = () if config.platform == "simulated" else collateral.UPSTREAM_PORTS
     return [
-        opening(QUOTE_HELPER, ingress=(HTTP_PORT,), egress=egress, more=collateral.asked_ports(config)),
+        opening(
+            QUOTE_HELPER,
+            ingress=(HTTP_PORT,),
+            called=metrics_api.exporter_ports(config),
+            egress=egress,
+            more=collateral.asked_ports(config),
+        ),
         service_account(QUOTE_HELPER, token=False),
         _daemon_set(config),
     ]
@@ -53,11 +59,12 @@ def _daemon_set(config: AddonConfig) -> Object:
         "terminationGracePeriodSeconds": DRAIN,
         # To know which pod is at the other end of a connection, so that pods take turns.
         "hostPID": True,
-        # A device in a container has the owner and the mode that it has on the host.
-        "securityContext": {"supplementalGroups": list(config.quote_helper_groups)},
+        # A device in a container has the owner and the mode that it has on the host. The group owns mounted Secrets.
+        "securityContext": {"supplementalGroups": list(config.quote_helper_groups)}
+        | ({"fsGroup": USER} if config.autoscaling else {}),
         "initContainers": [_socket_folder(config)],
         "containers": [_container(config)],
-        "volumes": [_SOCKET.volume(), tmp_volume(), *collateral.volumes(config)],
+        "volumes": [_SOCKET.volume(), tmp_volume(), *collateral.volumes(config), *metrics_api.exporter_volumes(config)],
     }
     # The successor proves itself beside the present helper and takes the socket over; only then the present one ends.
     return daemon_set(QUOTE_HELPER, config, pod, {"maxSurge": 1, "maxUnavailable": 0})
@@ -80,10 +87,18 @@ def _container(config: AddonConfig) -> Object:
         QUOTE_HELPER.component,
         ["quote-helper"],
         env=[*settings("quote-helper", _settings(config)), *collateral.environment(config)],
-        ports=[{"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"}],
+        ports=[
+            {"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"},
+            *metrics_api.exporter_container_ports(config),
+        ],
         resources=_resources(config),
         securityContext=confined(profile=config.quote_helper_seccomp),
-        volumeMounts=[_SOCKET.mount(), mount("tmp", TMP), *collateral.mounts(config)],
+        volumeMounts=[
+            _SOCKET.mount(),
+            mount("tmp", TMP),
+            *collateral.mounts(config),
+            *metrics_api.exporter_mounts(config),
+        ],
         **http_probes("http"),
     )
 
@@ -109,4 +124,4 @@ def _settings(config: AddonConfig) -> dict[str, str]:
         found["expected_signers"] = ",".join(config.expected_signers)
     if config.platform == "simulated":
         found["simulated_machine"] = GRANTED_MACHINE
-    return found | collateral.verifying(config)
+    return found | metrics_api.exporter_settings(config) | collateral.verifying(config)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
-from typing import NamedTuple
-
 from confcom.manifests import objects
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import (
@@ -13,6 +10,7 @@ from confcom.manifests.objects import (
     TMP,
     USER,
     WEBHOOK,
+    IssuingCa,
     Object,
     confined,
     container,
@@ -20,7 +18,6 @@ from confcom.manifests.objects import (
     global_object,
     http_probes,
     mount,
-    namespaced_object,
     resources,
     service,
     service_account,
@@ -37,15 +34,7 @@ HTTP_PORT = 9464
 _ADMISSION = "admissionregistration.k8s.io"
 
 
-class WebhookCa(NamedTuple):
-    """The CA by which replicas issue their certificates, and every CA that the API server is to trust; PEM."""
-
-    certificate: bytes
-    key: bytes
-    bundle: bytes
-
-
-def webhook(config: AddonConfig, ca: WebhookCa | None) -> list[Object]:
+def webhook(config: AddonConfig, ca: IssuingCa | None) -> list[Object]:
     """Every object of the webhook, its configurations last, so that it can answer by then.
 
     The installer writes the CA: a webhook that could write it could rewrite the configurations too. Without `ca` its
@@ -60,7 +49,7 @@ def webhook(config: AddonConfig, ca: WebhookCa | None) -> list[Object]:
             callers=config.api_addresses,
         ),
         service_account(WEBHOOK, token=True),
-        *([] if ca is None else [_ca_secret(ca)]),
+        *objects.ca_secrets(WEBHOOK, (CA_SECRET,), {} if ca is None else {CA_SECRET: ca}),
         *objects.cluster_role(WEBHOOK, [objects.rule("", ["nodes"], ["get", "list", "watch"])]),
         service(WEBHOOK, admission.ServiceClient().port, "https"),
         objects.disruption_budget(WEBHOOK),
@@ -69,10 +58,10 @@ def webhook(config: AddonConfig, ca: WebhookCa | None) -> list[Object]:
     ]
 
 
-def _ca_secret(ca: WebhookCa) -> Object:
-    files = {"tls.crt": ca.certificate, "tls.key": ca.key, "ca.crt": ca.bundle}
-    data = {name: b64encode(content).decode() for name, content in files.items()}
-    return namespaced_object("v1", "Secret", CA_SECRET, WEBHOOK.component, type="kubernetes.io/tls", data=data)
+def names() -> tuple[str, ...]:
+    """DNS names of the webhook."""
+    own = f"{WEBHOOK.name}.{NAMESPACE}.svc"
+    return (own, f"{own}.cluster.local")
 
 
 def _pod(config: AddonConfig) -> Object:

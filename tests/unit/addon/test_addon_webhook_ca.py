@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from cryptography import x509
 
-from confcom.addon.changes import LIFETIME, RENEW, next_ca
-from confcom.manifests.webhook import WebhookCa
+from confcom.addon import changes
+from confcom.addon.changes import LIFETIME, RENEW
+from confcom.manifests.addon import issuers
+from confcom.manifests.addon_config import AddonConfig
+from confcom.manifests.objects import IssuingCa
 from confcom.pki.serving_pair import Authority, authorities_in, make_serving_pair
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -14,7 +18,12 @@ DAY = timedelta(days=1)
 SERVICE = "sgx-webhook.confcom-system.svc"
 
 
-def data(ca: WebhookCa) -> dict[str, bytes]:
+def next_ca(data: Mapping[str, bytes], in_force: bytes, now: datetime) -> IssuingCa:
+    (issuer,) = issuers(AddonConfig())
+    return changes.next_ca(issuer, data, in_force, now)
+
+
+def data(ca: IssuingCa) -> dict[str, bytes]:
     return {"tls.crt": ca.certificate, "tls.key": ca.key, "ca.crt": ca.bundle}
 
 

@@ -210,6 +210,86 @@ async def test_the_state_of_the_attestation_service_is_kept_until_a_purge(
     assert not [place for place in api.objects if "attestation" in place[2]]
 
 
+AUTOSCALING = {"metrics": True, "autoscaling": True}
+API_SERVICE = ("apiservices", "", "v1beta2.custom.metrics.k8s.io")
+
+
+def foreign(version: str, name: str = "prometheus-adapter") -> dict[str, Any]:
+    spec = {
+        "group": "custom.metrics.k8s.io",
+        "version": version,
+        "service": {"namespace": "monitoring", "name": name, "port": 443},
+    }
+    metadata = {"name": f"{version}.custom.metrics.k8s.io"}
+    return {"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService", "metadata": metadata, "spec": spec}
+
+
+@pytest.mark.parametrize("version", ["v1beta1", "v1beta2", "v1"])
+async def test_beside_another_server_of_custom_metrics_autoscaling_is_refused(
+    addon: Addon, api: ObjectApi, version: str
+) -> None:
+    """Whatever its version: HPA asks one version for all metrics."""
+    api.put("apiservices", foreign(version))
+    with pytest.raises(ConfigError, match="Service monitoring/prometheus-adapter") as refused:
+        await enable(addon, **AUTOSCALING)
+    assert version in refused.value.message
+    for word in ("prometheus-adapter", "KEDA"):
+        assert word in refused.value.advice()
+    assert STATE not in api.objects, "nothing was changed"
+    await enable(addon, metrics=True)
+
+
+async def test_a_server_of_other_metrics_is_no_obstacle(addon: Addon, api: ObjectApi) -> None:
+    other = foreign("v1beta1", "keda")
+    other["spec"]["group"] = "external.metrics.k8s.io"
+    other["metadata"]["name"] = "v1beta1.external.metrics.k8s.io"
+    api.put("apiservices", other)
+    await enable(addon, **AUTOSCALING)
+    assert API_SERVICE in api.objects
+    await enable(addon, **AUTOSCALING)
+
+
+async def test_what_another_registers_meanwhile_is_not_taken_over(addon: Addon, api: ObjectApi) -> None:
+    def register(verb: str, place: tuple[str, str, str]) -> None:
+        if place[0] == "deployments" and API_SERVICE not in api.objects:
+            api.put("apiservices", foreign("v1beta2"))
+
+    api.before_write = register
+    with pytest.raises(ConfigError, match="monitoring/prometheus-adapter"):
+        await enable(addon, **AUTOSCALING)
+    assert api.objects[API_SERVICE]["spec"]["service"]["name"] == "prometheus-adapter"
+
+
+async def test_the_api_service_goes_before_its_server(addon: Addon, api: ObjectApi, told: list[str]) -> None:
+    """While what it names does not answer, no namespace can be deleted."""
+    server = f"deleted Deployment {NAMESPACE}/confcom-metrics-api"
+    for leave in (lambda: update(addon, autoscaling=False), lambda: addon.disable(purge=False, wait=60)):
+        await enable(addon, **AUTOSCALING)
+        told.clear()
+        await leave()
+        assert API_SERVICE not in api.objects
+        assert told.index(f"deleted APIService {API_SERVICE[2]}") < told.index(server)
+
+
+async def test_an_api_service_that_leads_elsewhere_by_now_is_left_alone(addon: Addon, api: ObjectApi) -> None:
+    await enable(addon, **AUTOSCALING)
+    taken = api.objects[API_SERVICE]
+    service = {"namespace": "monitoring", "name": "prometheus-adapter", "port": 443}
+    api.put("apiservices", taken | {"spec": taken["spec"] | {"service": service}})
+    await addon.disable(purge=True, wait=60)
+    assert [place for place in api.objects if place[0] != "nodes"] == [API_SERVICE]
+
+
+async def test_the_api_server_trusts_the_ca_of_the_metrics_api(addon: Addon, api: ObjectApi) -> None:
+    await enable(addon, **AUTOSCALING)
+    secret = api.objects["secrets", NAMESPACE, "confcom-metrics-api-ca"]["data"]
+    assert api.objects[API_SERVICE]["spec"]["caBundle"] == secret["ca.crt"]
+    exporters = api.objects["secrets", NAMESPACE, "confcom-exporters-ca"]["data"]
+    assert exporters["tls.crt"] != secret["tls.crt"]
+    await enable(addon, **AUTOSCALING)
+    assert api.objects["secrets", NAMESPACE, "confcom-metrics-api-ca"]["data"] == secret
+
+
 async def test_a_purge_leaves_neither_objects_nor_marks_on_nodes(addon: Addon, api: ObjectApi, told: list[str]) -> None:
     amounts = {"cpu": "2", "kubernetes.azure.com/sgx_epc_mem_in_MiB": "64"}
     labels = {"confcom.dev/sgx": "true", "confcom.dev/sgx-epc-mib": "64"}

@@ -16,6 +16,8 @@ from confcom.cluster.objects import ADDON_KINDS, NAMESPACE_KIND
 from confcom.errors import ConfigError
 from confcom.manifests.addon import render
 from confcom.manifests.addon_config import AddonConfig
+from confcom.manifests.metrics_api import CA_SECRET as API_CA
+from confcom.manifests.metrics_api import EXPORTERS_CA_SECRET as EXPORTERS_CA
 from confcom.manifests.objects import (
     COMPONENT,
     MANAGED_BY,
@@ -23,15 +25,20 @@ from confcom.manifests.objects import (
     OURS,
     PART_OF,
     SGX_NODE_LABELS,
+    IssuingCa,
     Object,
 )
 from confcom.manifests.simulated import cleanup
-from confcom.manifests.webhook import WebhookCa
 
 EVERYTHING = AddonConfig(
-    quote_helper=True, collateral=True, attestation=True, metrics=True, provision_grants=("apps/default",)
+    quote_helper=True,
+    collateral=True,
+    attestation=True,
+    metrics=True,
+    autoscaling=True,
+    provision_grants=("apps/default",),
 )
-CLUSTER_WIDE = {"sgx-webhook", "confcom-collateral", "confcom-attestation"}
+CLUSTER_WIDE = {"sgx-webhook", "confcom-collateral", "confcom-attestation", "confcom-metrics-api"}
 VARIANTS = [
     AddonConfig(
         platform=platform,
@@ -40,6 +47,7 @@ VARIANTS = [
         collateral=everything,
         attestation=everything,
         metrics=everything,
+        autoscaling=everything,
         webhook=everything,
         provision_grants=() if not everything else ("more/*",) if publisher == "dra" else ("apps/default", "more/*"),
     )
@@ -172,7 +180,7 @@ def test_what_serves_the_cluster_would_run_in_a_restricted_namespace() -> None:
     ],
 )
 def test_only_who_asks_the_api_has_a_token(publisher: Any, with_token: set[str]) -> None:
-    config = AddonConfig(quote_helper=True, collateral=True, attestation=True, metrics=True, publisher=publisher)
+    config = msgspec.structs.replace(EVERYTHING, provision_grants=(), publisher=publisher)
     objects = rendered(config)
     with_token = with_token | CLUSTER_WIDE
     assert {name for name, pod in pods(objects) if pod["automountServiceAccountToken"]} == with_token
@@ -201,6 +209,15 @@ def test_rights_are_these_and_no_others() -> None:
         ("ClusterRole", "confcom:sgx-metrics", "", "pods", ("list", "watch")),
         ("ClusterRole", "confcom:sgx-metrics", "events.k8s.io", "events", ("create", "get", "patch")),
         ("ClusterRole", "confcom:sgx-metrics", "resource.k8s.io", "resourceclaims", ("get",)),
+        ("ClusterRole", "confcom:confcom-metrics-api", "", "pods", ("list", "watch")),
+        (
+            "ClusterRole",
+            "confcom:confcom-metrics-api",
+            "",
+            "configmaps",
+            "extension-apiserver-authentication",
+            ("get",),
+        ),
         ("ClusterRole", "confcom:sgx-webhook", "", "nodes", ("get", "list", "watch")),
         ("Role", "confcom-collateral", "", "secrets", "confcom-collateral-tls", ("get",)),
         ("Role", "confcom-collateral", "", "secrets", "confcom-collateral-tls", ("patch",)),
@@ -332,8 +349,8 @@ def test_a_disruption_leaves_a_webhook() -> None:
 
 
 def test_the_api_server_trusts_the_ca_that_the_webhook_holds() -> None:
-    ca = WebhookCa(b"certificate", b"key", b"bundle")
-    objects = render(AddonConfig(), version="1.2.3", webhook_ca=ca)
+    ca = IssuingCa(b"certificate", b"key", b"bundle")
+    objects = render(AddonConfig(), version="1.2.3", cas={"sgx-webhook-ca": ca})
     data = find(objects, "Secret", "sgx-webhook-ca")["data"]
     assert {name: b64decode(text) for name, text in data.items()} == {
         "tls.crt": b"certificate", "tls.key": b"key", "ca.crt": b"bundle"
@@ -345,6 +362,42 @@ def test_the_api_server_trusts_the_ca_that_the_webhook_holds() -> None:
             service = entry["clientConfig"]["service"]
             (port,) = find(objects, "Service", service["name"])["spec"]["ports"]
             assert (service["namespace"], service["port"]) == (NAMESPACE, port["port"])
+
+
+def test_the_keys_of_the_metrics_api_and_of_exporters_are_apart() -> None:
+    """A node's exporter can issue exporters' certificates, and none that the API server takes for the metrics API."""
+    cas = {name: IssuingCa(name.encode(), b"key", name.encode() + b"s") for name in (API_CA, EXPORTERS_CA)}
+    objects = render(EVERYTHING, version="1.2.3", cas=cas)
+    holders = {
+        name: {
+            volume["secret"]["secretName"]
+            for volume in pod["volumes"]
+            if "secret" in volume and "items" not in volume["secret"]
+        }
+        & set(cas)
+        for name, pod in pods(objects)
+    }
+    assert {name: held for name, held in holders.items() if held} == {
+        "confcom-metrics-api": {API_CA}, "sgx-metrics": {EXPORTERS_CA}, "sgx-quote-helper": {EXPORTERS_CA}
+    }  # fmt: skip
+    spec = find(objects, "APIService", "v1beta2.custom.metrics.k8s.io")["spec"]
+    assert b64decode(spec["caBundle"]) == API_CA.encode() + b"s"
+    assert objects[-1]["kind"] == "APIService"
+    (port,) = find(objects, "Service", spec["service"]["name"])["spec"]["ports"]
+    assert spec["service"] == {"namespace": NAMESPACE, "name": "confcom-metrics-api", "port": port["port"]}
+    assert find(objects, "Deployment", "confcom-metrics-api")["spec"]["replicas"] == 2
+    assert find(objects, "PodDisruptionBudget", "confcom-metrics-api")["spec"]["maxUnavailable"] == 1
+
+
+def test_exporters_have_no_further_port_without_the_metrics_api() -> None:
+    objects = rendered(msgspec.structs.replace(EVERYTHING, autoscaling=False))
+    assert "9467" not in json.dumps(objects)
+    assert "9467" in json.dumps(rendered(EVERYTHING))
+
+
+def test_the_metrics_api_needs_the_exporter() -> None:
+    with pytest.raises(ConfigError, match="nothing to scale on"):
+        AddonConfig().changed({"autoscaling": True})
 
 
 def test_without_a_ca_no_key_is_made_up() -> None:

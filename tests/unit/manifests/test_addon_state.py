@@ -27,6 +27,7 @@ CONFIGS = some.builds(
     attestation_storage=some.sampled_from(["", "2Gi", "standard/1Gi"]),
     attestation_tls_secret=some.sampled_from(["", "given"]),
     metrics=some.booleans(),
+    autoscaling=some.booleans(),
     image_pull_secrets=some.sampled_from([(), ("a",), ("a", "b.c")]),
     publisher=some.sampled_from(["auto", "devices", "node-status", "dra"]),
     epc_reserve_mib=some.integers(0, 1 << 20),

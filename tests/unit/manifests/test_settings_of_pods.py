@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
 from confcom.errors import ConfigError
-from confcom.manifests import device_plugin, quote_helper, webhook
+from confcom.manifests import device_plugin, metrics_api, quote_helper, webhook
 from confcom.manifests.addon import render
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.objects import (
-    NAMESPACE,
-)
+from confcom.manifests.objects import METRICS, NAMESPACE, QUOTE_HELPER
 from confcom.protocols import admission, epc
+from confcom.protocols.custom_metrics import EXPORTER_PORT, EXPORTERS
 from confcom.services.attestation.attestation_config import AttestationServiceConfig
 from confcom.services.collateral.collateral_service import CollateralServiceConfig, parse_fmspcs
 from confcom.services.device_plugin.plugin_config import DevicePluginConfig
 from confcom.services.metrics.exporter import MetricsConfig
+from confcom.services.metrics_api.metrics_api_config import MetricsApiConfig
 from confcom.services.quote_helper.helper_config import QuoteHelperConfig
 from confcom.services.runtime.process import load
 from confcom.services.webhook.webhook_config import WebhookConfig
@@ -28,6 +29,7 @@ DAEMONS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "quote-helper": ("quote-helper", QuoteHelperConfig),
     "webhook": ("webhook", WebhookConfig),
     "metrics": ("metrics", MetricsConfig),
+    "metrics-api": ("metrics-api", MetricsApiConfig),
     "collateral": ("collateral-service", CollateralServiceConfig),
     "attestation": ("attestation-service", AttestationServiceConfig),
 }
@@ -60,6 +62,7 @@ def config(platform: Any, publisher: Any = "auto", **more: Any) -> AddonConfig:
         collateral=True,
         attestation=True,
         metrics=True,
+        autoscaling=True,
         **more,
     )
 
@@ -100,6 +103,20 @@ def test_the_quote_helper_takes_its_settings(platform: str) -> None:
     assert found.socket == QuoteHelperConfig().socket
     assert found.http.endswith(f":{quote_helper.HTTP_PORT}")
     assert found.drain_timeout < quote_helper.DRAIN
+
+
+def test_the_metrics_api_and_its_exporters_take_theirs() -> None:
+    found = daemon_settings(config("intel"), "metrics-api")
+    found.check()
+    assert found.names() == metrics_api.names()
+    assert found.ca == MetricsApiConfig().ca
+    for component in ("metrics", "quote-helper"):
+        exporter = daemon_settings(config("intel"), component)
+        assert exporter.https.endswith(f":{EXPORTER_PORT}")
+        assert exporter.https_ca == str(Path(found.exporters_ca).parent)
+        workload = {"metrics": METRICS, "quote-helper": QUOTE_HELPER}[component]
+        assert EXPORTERS[component] == f"{workload.name}.{NAMESPACE}.svc"
+        assert workload.component == component
 
 
 @pytest.mark.parametrize("platform", ["intel", "simulated"])

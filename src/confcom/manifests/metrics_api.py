@@ -1,0 +1,168 @@
+"""The metrics API for HPA: its Deployment, and the APIService that sends requests for custom metrics to it.
+
+Two CAs, both the installer's: one that the API server trusts, whose key the metrics API alone has, and one of the
+exporters, whose key is on every SGX node and which the metrics API alone trusts.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Mapping
+
+from confcom.manifests import objects
+from confcom.manifests.addon_config import AddonConfig
+from confcom.manifests.objects import (
+    CLUSTER_CRITICAL,
+    METRICS_API,
+    NAMESPACE,
+    TMP,
+    USER,
+    IssuingCa,
+    Object,
+    confined,
+    container,
+    http_probes,
+    mount,
+    resources,
+    settings,
+)
+from confcom.protocols import custom_metrics
+
+CA_SECRET = "confcom-metrics-api-ca"  # noqa: S105 - a name
+EXPORTERS_CA_SECRET = "confcom-exporters-ca"  # noqa: S105 - a name
+CA_FOLDER = "/etc/confcom/metrics-api-ca"
+EXPORTERS_CA_FOLDER = "/etc/confcom/exporters-ca"
+HTTPS_PORT = 8443
+HTTP_PORT = 9464
+SERVICE_PORT = 443
+API_SERVICE = "APIService"
+NAME = f"{custom_metrics.VERSION}.{custom_metrics.GROUP}"
+PRIORITY = 100
+REPLICAS = 2
+_EXPORTERS_CA = "exporters-ca"
+
+
+def metrics_api(config: AddonConfig, cas: Mapping[str, IssuingCa]) -> list[Object]:
+    """Every object of the metrics API, the APIService last, so that it can answer by then.
+
+    The installer writes APIService and CAs: an account that could write these could take over any API group.
+    """
+    ca = cas.get(CA_SECRET)
+    rules = [
+        objects.rule("", ["pods"], ["list", "watch"]),
+        objects.rule("", ["configmaps"], ["get"], ["extension-apiserver-authentication"]),
+    ]
+    return [
+        objects.opening(
+            METRICS_API,
+            ingress=(HTTP_PORT,),
+            egress=(*config.api_ports, custom_metrics.EXPORTER_PORT),
+            called=(HTTPS_PORT,),
+            callers=config.api_addresses,
+        ),
+        objects.service_account(METRICS_API, token=True),
+        *objects.ca_secrets(METRICS_API, (CA_SECRET, EXPORTERS_CA_SECRET), cas),
+        *objects.cluster_role(METRICS_API, rules),
+        objects.service(METRICS_API, SERVICE_PORT, "https"),
+        objects.disruption_budget(METRICS_API),
+        objects.deployment(METRICS_API, _pod(config), replicas=REPLICAS),
+        _api_service(None if ca is None else ca.bundle),
+    ]
+
+
+def names() -> tuple[str, ...]:
+    """DNS names of the metrics API."""
+    own = f"{METRICS_API.name}.{NAMESPACE}.svc"
+    return (own, f"{own}.cluster.local")
+
+
+def is_ours(api_service: Object) -> bool:
+    """Whether an APIService leads to our Service."""
+    service = api_service["spec"].get("service") or {}
+    return (service.get("namespace"), service.get("name")) == (NAMESPACE, METRICS_API.name)
+
+
+def exporter_settings(config: AddonConfig) -> dict[str, str]:
+    """Settings of an exporter that serves its page to the metrics API."""
+    if not config.autoscaling:
+        return {}
+    return {"https": f"[::]:{custom_metrics.EXPORTER_PORT}", "https_ca": EXPORTERS_CA_FOLDER}
+
+
+def exporter_ports(config: AddonConfig) -> tuple[int, ...]:
+    """The port of that page, if there is one."""
+    return (custom_metrics.EXPORTER_PORT,) if config.autoscaling else ()
+
+
+def exporter_container_ports(config: AddonConfig) -> list[Object]:
+    """The same as a container declares it."""
+    return [{"name": "tls", "containerPort": port, "protocol": "TCP"} for port in exporter_ports(config)]
+
+
+def exporter_volumes(config: AddonConfig) -> list[Object]:
+    """The volume of the CA by which an exporter issues its certificate."""
+    if not config.autoscaling:
+        return []
+    return [{"name": _EXPORTERS_CA, "secret": {"secretName": EXPORTERS_CA_SECRET, "defaultMode": 0o440}}]
+
+
+def exporter_mounts(config: AddonConfig) -> list[Object]:
+    """Its mount."""
+    return [mount(_EXPORTERS_CA, EXPORTERS_CA_FOLDER, read_only=True)] if config.autoscaling else []
+
+
+def _pod(config: AddonConfig) -> Object:
+    values = {
+        "listen": f"[::]:{HTTPS_PORT}",
+        "http": f"[::]:{HTTP_PORT}",
+        "namespace": NAMESPACE,
+        "service": METRICS_API.name,
+        "ca": CA_FOLDER,
+        "exporters_ca": f"{EXPORTERS_CA_FOLDER}/ca.crt",
+    }
+    # Without the key: it asks exporters, and is none.
+    public = {"secretName": EXPORTERS_CA_SECRET, "defaultMode": 0o440, "items": [{"key": "ca.crt", "path": "ca.crt"}]}
+    return {
+        "automountServiceAccountToken": True,
+        "priorityClassName": CLUSTER_CRITICAL,
+        "terminationGracePeriodSeconds": 30,
+        "containers": [
+            container(
+                config,
+                METRICS_API.component,
+                ["metrics-api"],
+                env=settings("metrics-api", values),
+                ports=[
+                    {"name": "https", "containerPort": HTTPS_PORT, "protocol": "TCP"},
+                    {"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"},
+                ],
+                resources=resources("50m", "96Mi", "384Mi"),
+                securityContext=confined(),
+                volumeMounts=[
+                    mount("tmp", TMP),
+                    mount("ca", CA_FOLDER, read_only=True),
+                    mount(_EXPORTERS_CA, EXPORTERS_CA_FOLDER, read_only=True),
+                ],
+                **http_probes("http"),
+            )
+        ],
+        "volumes": [
+            objects.tmp_volume(),
+            {"name": "ca", "secret": {"secretName": CA_SECRET, "defaultMode": 0o440}},
+            {"name": _EXPORTERS_CA, "secret": public},
+        ],
+        "securityContext": {"fsGroup": USER},
+    }
+
+
+def _api_service(bundle: bytes | None) -> Object:
+    authority = {} if bundle is None else {"caBundle": b64encode(bundle).decode()}
+    spec = {
+        "group": custom_metrics.GROUP,
+        "version": custom_metrics.VERSION,
+        "service": {"namespace": NAMESPACE, "name": METRICS_API.name, "port": SERVICE_PORT},
+        "groupPriorityMinimum": PRIORITY,
+        "versionPriority": PRIORITY,
+        **authority,
+    }
+    return objects.global_object("apiregistration.k8s.io/v1", API_SERVICE, NAME, METRICS_API.component, spec=spec)
