@@ -66,18 +66,18 @@ class PckExtension:
                 f"{len(data)} bytes are over the limit {MAX_PCK_EXTENSION}", structure=STRUCTURE, field=""
             )
         found = _elements(data, "", _PROCESSOR_CA, _PLATFORM_CA)
-        tag, sgx_type, _ = found[_id("5")]
+        tag, sgx_type, _ = found[_SGX_TYPE]
         if tag != ENUMERATED or sgx_type not in _SGX_TYPES:
             raise FormatError("is not an ENUMERATED of 0 to 2", structure=STRUCTURE, field="sgx_type")
         platform = len(found) == len(_PLATFORM_CA)
         return cls(
-            ppid=_octets(found, "1", 16, "ppid"),
-            tcb=_tcb(found[_id("2")][2]),
-            pce_id=_octets(found, "3", 2, "pce_id"),
-            fmspc=_octets(found, "4", 6, "fmspc"),
+            ppid=_octets(found[_PPID], 16, "ppid"),
+            tcb=_tcb(found[_PLATFORM_TCB][2]),
+            pce_id=_octets(found[_PCE_ID], 2, "pce_id"),
+            fmspc=_octets(found[_FMSPC], 6, "fmspc"),
             sgx_type=_SGX_TYPES[sgx_type],
-            platform_instance_id=_octets(found, "6", 16, "platform_instance_id") if platform else None,
-            configuration=_configuration(found[_id("7")][2]) if platform else None,
+            platform_instance_id=_octets(found[_INSTANCE], 16, "platform_instance_id") if platform else None,
+            configuration=_configuration(found[_CONFIGURATION][2]) if platform else None,
         )
 
     def __bytes__(self) -> bytes:
@@ -122,6 +122,7 @@ def _ids(names: Mapping[str, str]) -> dict[bytes, str]:
     return {_id(suffix): name for suffix, name in names.items()}
 
 
+_PPID, _PLATFORM_TCB, _PCE_ID, _FMSPC, _SGX_TYPE, _INSTANCE, _CONFIGURATION = map(_id, "1234567")
 _PROCESSOR_CA = _ids({"1": "ppid", "2": "tcb", "3": "pce_id", "4": "fmspc", "5": "sgx_type"})
 _PLATFORM_CA = _PROCESSOR_CA | _ids({"6": "platform_instance_id", "7": "configuration"})
 _TCB = _ids({f"2.{number}": f"tcb.sgx_components[{number - 1}]" for number in range(1, 17)})
@@ -155,8 +156,8 @@ def _elements(data: bytes, field: str, *allowed: Mapping[bytes, str]) -> dict[by
     return values
 
 
-def _octets(found: Mapping[bytes, der.Element], suffix: str, size: int, field: str) -> bytes:
-    tag, value, _ = found[_id(suffix)]
+def _octets(found: der.Element, size: int, field: str) -> bytes:
+    tag, value, _ = found
     if tag != OCTET_STRING:
         raise FormatError("is not an OCTET STRING", structure=STRUCTURE, field=field)
     if len(value) != size:
@@ -169,10 +170,11 @@ def _tcb(data: bytes) -> PckTcb:
     """The TCB, SEQUENCE of 18 elements; equal machines of one site have the same."""
     values = _elements(data, "tcb", _TCB)
     *components, pce_svn = [_svn(values[identifier], name) for identifier, name in _SVNS.items()]
-    return PckTcb(tuple(components), pce_svn, _octets(values, "2.18", 16, "tcb.cpu_svn"))
+    return PckTcb(tuple(components), pce_svn, _octets(values[_CPU_SVN], 16, "tcb.cpu_svn"))
 
 
-_SVNS = {identifier: name for identifier, name in _TCB.items() if name != "tcb.cpu_svn"}
+_CPU_SVN = _id("2.18")
+_SVNS = {identifier: name for identifier, name in _TCB.items() if identifier != _CPU_SVN}
 
 
 def _svn(found: der.Element, field: str) -> int:

@@ -41,26 +41,23 @@ class PemChain:
         object.__setattr__(self, "statement", sha256(b"".join(below_root)).digest())
 
 
-# Reading is no decision on trust. Only certificates that verified are kept: strangers cannot fill it.
+# By DER. Reading is no decision on trust. Only certificates that verified are kept: strangers cannot fill it.
 _CERTIFICATES: Memory[Certificate] = Memory(256)
 # What was read last, verified or not: the certificates of one verification stand in several of its chains.
-_RECENT: Memory[Certificate] = Memory(16)
+_read = lru_cache(16)(read_certificate)
 
 
 def load_certificate(der: bytes, *, structure: str, field: str) -> Certificate:
     """Read one certificate, or find it among those that were read before; a `FormatError` if it is none."""
     if len(der) > MAX_CERTIFICATE:
         raise FormatError(f"{len(der)} bytes are over the limit {MAX_CERTIFICATE}", structure=structure, field=field)
-    digest = sha256(der).digest()
-    known = _CERTIFICATES.get(digest) or _RECENT.get(digest)
+    known = _CERTIFICATES.get(der)
     if known is not None:
         return known
     try:
-        certificate = read_certificate(der)
+        return _read(der)
     except UNREADABLE as error:
         raise FormatError(f"not an X.509 certificate: {der_reason(error)}", structure=structure, field=field) from error
-    _RECENT.add(digest, certificate)
-    return certificate
 
 
 def load_chain(data: bytes, *, structure: str) -> PemChain:
@@ -81,8 +78,8 @@ def load_certificates(ders: Iterable[bytes], structure: str) -> tuple[Certificat
 def remember(verified: Iterable[Certificate]) -> None:
     """Keep certificates that verified, so that they are not read again."""
     for certificate in verified:
-        if certificate.digest not in _CERTIFICATES:
-            _CERTIFICATES.add(certificate.digest, certificate)
+        if certificate.der not in _CERTIFICATES:
+            _CERTIFICATES.add(certificate.der, certificate)
 
 
 def check_p256(certificate: Certificate, *, step: str = "") -> None:

@@ -24,7 +24,7 @@ class Memory(Generic[V]):
     other bytes that verify and say the same. These replace one another, and a value is given out for its `exact`
     bytes (or their digest) alone. `wrapping` is the digest of the bytes as they came: one for each entry, the latest,
     so that the usual ones need not be decoded. So variants of one genuine document neither fill the memory nor push
-    others out of it. All keys are short.
+    others out of it.
     """
 
     def __init__(self, size: int) -> None:
