@@ -55,8 +55,8 @@ ROUNDS, CALLS = 20, 40
 PLATFORMS = 400
 PROCESSES = 15
 NEEDS = {"new verifier": (9, 1), "first quote of a process": (9, 4), "new platform": (3, 2), "warm": (1, 0)}
-"""Signatures that each has to verify (PCK CA, PCK, two CRLs, TCB signing, TCB info, identity, QE report, quote), and keys
-that are new (PCK CA, PCK, TCB signing, attestation key; the root's is known with the root)."""
+"""Signatures that each has to verify (PCK CA, PCK, two CRLs, TCB signing, TCB info, identity, QE report, quote), and
+keys that are new (PCK CA, PCK, TCB signing, attestation key; the root's is known with the root)."""
 
 
 @dataclass(frozen=True, slots=True)
