@@ -1,4 +1,4 @@
-"""Writes what is generated: protobuf modules from `proto/`, reference pages and the kustomize base from the program.
+"""Writes what is generated: protobuf modules, reference pages, the kustomize base, copies of the alerts.
 
 `--check` writes nothing and exits 1 when a checked-in file differs from what the present sources give.
 """
@@ -17,12 +17,14 @@ from reference_pages import admission_page, command_line_page, errors_page, poli
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "proto"
 TARGET = ROOT / "src" / "confcom" / "protocols" / "_pb"
+RULES = ROOT / "src" / "confcom" / "manifests" / "rules.yaml"
 PAGES = {
     ROOT / "docs" / "reference" / "admission.md": admission_page,
     ROOT / "docs" / "reference" / "command-line.md": command_line_page,
     ROOT / "docs" / "reference" / "errors.md": errors_page,
     ROOT / "docs" / "reference" / "python.md": python_page,
     ROOT / "docs" / "reference" / "policy.schema.json": policy_schema_page,
+    ROOT / "deploy" / "prometheus" / "rules.yaml": RULES.read_bytes,
 }
 
 

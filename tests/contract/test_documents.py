@@ -75,7 +75,8 @@ def test_the_picture_is_small_text_and_readable_in_light_and_dark() -> None:
 
 
 def test_every_page_is_listed() -> None:
-    index = (ROOT / "docs" / "README.md").read_text() + (ROOT / "docs" / "adr" / "README.md").read_text()
+    indices = [ROOT / "docs" / folder / "README.md" for folder in ("", "adr", "runbooks")]
+    index = "".join(page.read_text() for page in indices) + "(README.md)"
     for page in sorted((ROOT / "docs").glob("*/*.md")):
         assert f"{page.name})" in index, page
 

@@ -19,7 +19,7 @@ LABEL = re.compile(r"([a-z_]+)\s*(?:=~|!~|!=|=|,|$)")
 GROUPING = re.compile(r"\b(?:by|on|ignoring|without|group_left|group_right)\s*\(([a-z_, ]*)\)")
 FILES = sorted(
     path
-    for folder in ("prometheus", "grafana", "keda")
+    for folder in ("prometheus", "grafana", "autoscaling")
     for path in (ROOT / "deploy" / folder).rglob("*")
     if path.suffix in (".yaml", ".json")
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from confcom.collateral.documents import DocumentKey
 from confcom.collateral.store.store import CollateralStore
+from confcom.errors import CollateralError, ConfcomError, FormatError, VerificationError
 from confcom.services.runtime.certificates import CertificateMetrics
 from confcom.services.runtime.status_page import Reading
 
@@ -62,6 +63,9 @@ class CollateralMetrics:
             self.cache.labels(result)
         for outcome in ("renewed", "unchanged", "failed"):
             self.refreshed.labels(outcome)
+        for kind in (CollateralError, FormatError, VerificationError):
+            for code in _codes(kind):
+                self.upstream_errors.labels(code)
 
     def watch_store(self, store: CollateralStore) -> None:
         """Show how often the store could not be read or written."""
@@ -73,6 +77,13 @@ class CollateralMetrics:
     def watch_expiry(self, expiries: Callable[[], Iterable[tuple[DocumentKey, float]]]) -> None:
         """Compute the seconds to expiry at every scrape."""
         self.registry.register(_Expiry(expiries))
+
+
+def _codes(kind: type[ConfcomError]) -> Iterator[str]:
+    """The codes of an error and of all below it."""
+    yield kind.code
+    for below in kind.__subclasses__():
+        yield from _codes(below)
 
 
 class _Expiry(Collector):
