@@ -50,6 +50,7 @@ TASKS: dict[str, tuple[str, list[list[str]]]] = {
     "bench": ("the benchmarks, each beside its limit or peer", [["python", "-m", "benchmarks"]]),
     "interop": ("clients that others wrote, built from their sources", [["python", "scripts/interop.py"]]),
     "observe": ("alerts, dashboards and systemd units, with Prometheus", [["python", "scripts/observe.py"]]),
+    "browser": ("the pages in a headless Chromium", [["python", "scripts/browser.py"]]),
     "cluster": ("a real Kubernetes here: build, up, down, wipe, status, check", [["python", "scripts/cluster.py"]]),
     "image": ("the container image, built without a registry", [["python", "scripts/image.py"]]),
     "e2e": ("the end-to-end tests on a real Kubernetes", [["python", "scripts/e2e.py"]]),

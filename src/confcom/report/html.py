@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -35,11 +35,11 @@ class Report:
     """
 
     summary: Summary
-    simulated: bool
-    checks: Sequence[Check]
-    identity: Mapping[str, Any]
-    levels: Sequence[LevelPicture]
-    line: TimeLine | None
+    simulated: bool = False
+    checks: Sequence[Check] = ()
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    levels: Sequence[LevelPicture] = ()
+    line: TimeLine | None = None
     sets: Sequence[Mapping[str, Any]] = ()
 
     @classmethod
@@ -55,10 +55,10 @@ class Report:
         summary = Summary.of(result, now, identity_expected=identity_expected)
         verified = result.verified
         if verified is None:
-            return cls(summary, False, result.checks, {}, (), None, sets)
+            return cls(summary, checks=result.checks, sets=sets)
         who = identity(verified.quote.body)
-        pictures = level_pictures(verified)
-        return cls(summary, verified.simulated, result.checks, who, pictures, time_line(verified), sets)
+        line = time_line((*verified.collateral.windows, *verified.chain.windows), verified.verified_at)
+        return cls(summary, verified.simulated, result.checks, who, level_pictures(verified), line, sets)
 
 
 @cache

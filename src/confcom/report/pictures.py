@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -162,11 +162,9 @@ _REACH = math.log1p(30 * 365)
 """The ends of the line are 30 years away."""
 
 
-def time_line(verified: VerifiedQuote) -> TimeLine:
-    """The validity of everything that the verdict rests on, the first to expire first."""
-    now = verified.verified_at
-    windows = dict.fromkeys((*verified.collateral.windows, *verified.chain.windows))
-    bars = [_bar(window, now) for window in windows]
+def time_line(windows: Iterable[Window], now: datetime) -> TimeLine:
+    """Each validity once, the first to expire first."""
+    bars = [_bar(window, now) for window in dict.fromkeys(windows)]
     bars.sort(key=lambda bar: (bar.end, bar.window.what))
     ticks = [(f"-{name}", _place(-days)) for name, days in _TICKS]
     ticks += [(f"+{name}", _place(days)) for name, days in reversed(_TICKS)]

@@ -7,9 +7,12 @@ import hashlib
 import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+from hatchling.builders.wheel import WheelBuilder
 
+import confcom
 from confcom.appraisal.findings import Check, Verdict
 from confcom.appraisal.policy import AllOf
 from confcom.appraisal.policy_file import PolicyFile
@@ -126,11 +129,28 @@ def test_a_component_that_is_too_low_is_marked_and_named() -> None:
     assert "none of the 1 levels shown is reached" in none.description
 
 
+def test_a_platform_behind_the_highest_level() -> None:
+    behind = SimulatedWorld.from_seed(b"a world of its own, whose TCB is raised", now=NOW)
+    quote = enclave(behind)
+    tcb = behind.machine.tcb
+    behind.authority.raise_tcb(tcb.with_component(2, tcb.sgx_components[2] + 3), advisory_ids=["INTEL-SA-00001"])
+    result = judged(behind, quote)
+    page = page_of(result)
+    assert "✗ REFUSED" in page.words
+    assert result.verified is not None
+    picture = level_pictures(result.verified)[0]
+    assert [level.reached for level in picture.levels] == [False, True, False]
+    assert [column.head for column in picture.low(picture.levels[0])] == ["3"]
+    assert "Platform: level 2 of 3 is reached, OutOfDate" in page.words
+    # The cell that is too low has its corner.
+    assert len(page.all("path")) == 1
+
+
 def test_the_time_line_has_every_date_in_its_order(world: SimulatedWorld) -> None:
     result = judged(world, enclave(world), late=timedelta(days=60))
     assert result.verified is not None
-    line = time_line(result.verified)
     windows = {*result.verified.collateral.windows, *result.verified.chain.windows}
+    line = time_line(windows, result.verified.verified_at)
     assert {bar.window for bar in line.bars} == windows
     assert all(0 <= bar.start <= bar.end <= 1 for bar in line.bars)
     for bar in line.bars:
@@ -190,3 +210,12 @@ def test_long_lists_are_bounded(world: SimulatedWorld) -> None:
     assert result.verified is not None
     assert all(len(picture.levels) <= MAX_LEVELS for picture in level_pictures(result.verified))
     assert {level.status for picture in level_pictures(result.verified) for level in picture.levels} <= set(TcbStatus)
+
+
+def test_the_wheel_has_the_files_of_the_pages() -> None:
+    root = Path(confcom.__file__).parents[2]
+    shipped = {Path(file.distribution_path) for file in WheelBuilder(str(root)).recurse_included_files()}
+    for folder in (FOLDER, FOLDER.parent / "services" / "attestation"):
+        files = [path for ending in ("html", "css", "js", "svg") for path in folder.rglob(f"*.{ending}")]
+        assert len(files) >= 3
+        assert {path.relative_to(root / "src") for path in files} <= shipped

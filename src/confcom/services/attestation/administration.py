@@ -38,6 +38,11 @@ class PolicyAdministration:
         stored = self._store.policy(kind)
         return self._appraiser.signed({"x-ms-policy": stored.jws if stored else wrap(DEFAULT_POLICIES[kind])})
 
+    def text(self, kind: AttestationType) -> str:
+        """The text of the policy in force."""
+        stored = self._store.policy(kind)
+        return stored.text if stored else DEFAULT_POLICIES[kind]
+
     def set(self, kind: AttestationType, body: str, by: str) -> str:
         """Put a policy into force after it was parsed and its signer checked."""
         sent = self._checked(body)

@@ -17,7 +17,7 @@ from confcom.appraisal.collateral import Collateral
 from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.policy import Policy
 from confcom.appraisal.quote import QuoteVerifier
-from confcom.appraisal.result import judge, read_evidence
+from confcom.appraisal.result import AttestationResult, failed, judge, read_evidence
 from confcom.collateral.sources import RememberedCollateral
 from confcom.errors import ConfcomError
 from confcom.formats.evidence import EvidenceFile, EvidenceKind
@@ -160,13 +160,29 @@ class Appraiser:
             return replace(entry, verdict="refused", reason=error.message), error
         return replace(entry, claims=_kept(request, judged.seen)), token
 
+    def examine(self, evidence: EvidenceFile, now: datetime) -> tuple[AttestationResult, Decision | None]:
+        """The verdict on evidence without a request, and the decision of the policy in force on what is accepted.
+
+        Nothing is signed and nothing is recorded.
+        """
+        try:
+            collateral = self._collateral.for_quote(evidence.quote, now)
+        except ConfcomError as error:
+            return failed(error, evidence=evidence), None
+        result = judge(evidence, collateral, verifier=self._verifier, policy=self._policy, now=now, grace=self._grace)
+        if not result:
+            return result, None
+        policy = self._parse(self._in_force(type_of(evidence), may_block=True).text)
+        return result, evaluate_policy(policy, azure.policy_claims(evidence.quote))
+
     def dry_run(self, kind: AttestationType, text: str, *, limit: int) -> dict[str, Any]:
         """What a policy would decide on the newest recorded evidence, beside what was decided.
 
-        `changed` counts the differences. The first of them have their trace.
+        `changed` counts the differences. Some outcomes have their trace, those that differ before the others.
         """
         policy = self._parse(text or DEFAULT_POLICIES[kind])
         outcomes: list[dict[str, Any]] = []
+        decisions: list[Decision] = []
         for row in self._store.records(RecordFilter(kind=kind), limit=limit):
             if not row["claims"]:
                 continue
@@ -174,14 +190,15 @@ class Appraiser:
             after = "accepted" if decision.permitted else "denied"
             found = {"id": row["id"], "at": f"{row['at']:%Y-%m-%dT%H:%M:%SZ}", "before": row["verdict"], "after": after}
             found |= {"evidence_hash": row["evidence_hash"], "reason": decision.reason, "claims": decision.claims()}
-            if after != row["verdict"] and len(outcomes) < _TRACED:
-                found["trace"] = [each.as_dict() for each in decision.trace]
             outcomes.append(found)
-        changed = sum(each["before"] != each["after"] for each in outcomes)
+            decisions.append(decision)
+        same = [each["before"] == each["after"] for each in outcomes]
+        for place in sorted(range(len(outcomes)), key=same.__getitem__)[:_TRACED]:
+            outcomes[place]["trace"] = [each.as_dict() for each in decisions[place].trace]
         return {
             "policy_hash": azure.policy_hash(text),
             "judged": len(outcomes),
-            "changed": changed,
+            "changed": same.count(False),
             "outcomes": outcomes,
         }
 
@@ -301,6 +318,14 @@ class Appraiser:
             expires=issued + azure.TOKEN_LIFE,
         )
         return self._keys().signing["ES256"].sign(claims | {"iss": self._issuer}, {"typ": "eat+jwt"})
+
+
+def type_of(evidence: EvidenceFile) -> AttestationType:
+    """The attestation type that takes this evidence."""
+    if evidence.quote.tee is AttestationType.TDX_VM.tee:
+        return AttestationType.TDX_VM
+    plain = evidence.kind is EvidenceKind.QUOTE
+    return AttestationType.SGX_ENCLAVE if plain else AttestationType.OPEN_ENCLAVE
 
 
 _RECORDED = msgspec.json.Decoder(dict[str, bool | int | str])

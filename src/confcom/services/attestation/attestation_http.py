@@ -185,9 +185,8 @@ class AttestationApp:
     def _attest_call(self, kind: AttestationType) -> Handler:
         async def handler(request: Request) -> Response:
             caller = _caller(request)
-            _allow(self._calls, request, f"one address may make {self._allowed} attest calls in a minute")
-            self._calls.spend(address_of(request.scope))
-            body = await self._body(request)
+            self.limit(request)
+            body = await self.body(request)
             ear = MEDIA_TYPE in request.headers.get("accept", "")
             outcome = "error"
             try:
@@ -217,22 +216,22 @@ class AttestationApp:
 
     async def _policies(self, request: Request) -> Response:
         kind = _kind(request)
-        by = await self._require_admin(request, change=request.method != "GET")
+        by = await self.require_admin(request, change=request.method != "GET")
         if request.method == "GET":
             return _json({"token": await self._workers.run(lambda: self._administration.current(kind))})
-        body = (await self._body(request)).decode("utf-8", "replace")
+        body = (await self.body(request)).decode("utf-8", "replace")
         return _json({"token": await self._workers.run(lambda: self._administration.set(kind, body, by))})
 
     async def _reset(self, request: Request) -> Response:
         kind = _kind(request)
-        by = await self._require_admin(request, change=True)
-        body = (await self._body(request)).decode("utf-8", "replace")
+        by = await self.require_admin(request, change=True)
+        body = (await self.body(request)).decode("utf-8", "replace")
         return _json({"token": await self._workers.run(lambda: self._administration.reset(kind, body, by))})
 
     async def _dry_run(self, request: Request) -> Response:
         kind = _kind(request)
-        await self._require_admin(request)
-        text = read_policy((await self._body(request)).decode("utf-8", "replace")).text
+        await self.require_admin(request)
+        text = read_policy((await self.body(request)).decode("utf-8", "replace")).text
         limit = _number(request, "limit", default=100, most=1000)
         return _json(await self._workers.run(lambda: self._appraiser.dry_run(kind, text, limit=limit)))
 
@@ -243,7 +242,7 @@ class AttestationApp:
     async def _records(self, request: Request) -> Response:
         """Records as JSON lines, the newest first; `before` continues after the last id."""
         wanted = record_filter(request.query_params)
-        await self._require_admin(request)
+        await self.require_admin(request)
         before = _number(request, "before", default=0, most=1 << 62) or None
         limit = _number(request, "limit", default=100, most=1000)
         rows = await self._workers.run(lambda: self._records_of(wanted, before=before, limit=limit))
@@ -251,13 +250,13 @@ class AttestationApp:
         return Response(b"".join(lines), media_type="application/x-ndjson")
 
     async def _certificates(self, request: Request) -> Response:
-        await self._require_admin(request)
+        await self.require_admin(request)
         return _json({"token": await self._workers.run(self._administration.signers)})
 
     def _change_signers(self, *, add: bool) -> Handler:
         async def handler(request: Request) -> Response:
-            by = await self._require_admin(request, change=True)
-            body = await self._body(request)
+            by = await self.require_admin(request, change=True)
+            body = await self.body(request)
             changed = self._workers.run(lambda: self._administration.change_signer(body, by, add=add))
             return _json({"token": await changed})
 
@@ -301,7 +300,8 @@ class AttestationApp:
         prefix = " The API of this instance, which judges SIMULATED evidence, is under /simulated." * self._simulated
         raise HttpRefusal(404, "NotFound", f"there is nothing at this path.{prefix}")
 
-    async def _body(self, request: Request) -> bytes:
+    async def body(self, request: Request) -> bytes:
+        """The body of a request, at most `max_body` bytes."""
         body = bytearray()
         async for piece in request.stream():
             body += piece
@@ -309,7 +309,12 @@ class AttestationApp:
                 raise HttpRefusal(413, "RequestTooLarge", f"a body has at most {self._max_body} bytes")
         return bytes(body)
 
-    async def _require_admin(self, request: Request, *, change: bool = False) -> str:
+    def limit(self, request: Request) -> None:
+        """Count an appraisal that an address asks for; beyond its share it is refused."""
+        _allow(self._calls, request, f"one address may make {self._allowed} attest calls in a minute")
+        self._calls.spend(address_of(request.scope))
+
+    async def require_admin(self, request: Request, *, change: bool = False) -> str:
         """The name of the administrator who asks; to `change` something the role of a contributor is needed."""
         # The right token is refused too: otherwise its answer would tell it from the guesses.
         _allow(self._wrong_tokens, request, f"{WRONG_TOKENS} wrong tokens came from this address")

@@ -23,6 +23,8 @@ from confcom.services.attestation.appraiser import Appraiser
 from confcom.services.attestation.attestation_config import AttestationServiceConfig
 from confcom.services.attestation.attestation_http import AttestationApp, AttestationMetrics
 from confcom.services.attestation.attestation_store import FORGOTTEN_AT_ONCE, AttestationStore, AuditWriter
+from confcom.services.attestation.examination import Examiner
+from confcom.services.attestation.pages import Pages
 from confcom.services.attestation.signing_keys import SigningKeys, load_keys
 from confcom.services.runtime.certificates import CertificateMetrics, kept_certificate
 from confcom.services.runtime.http_server import Listener, serve_http
@@ -121,9 +123,10 @@ async def serve(
             keys=keys,
             clock=clock,
         )
+        administration = PolicyAdministration(store, appraiser, config.trust_model, clock)
         app = AttestationApp(
             appraiser,
-            PolicyAdministration(store, appraiser, config.trust_model, clock),
+            administration,
             administrators,
             store.records,
             keys,
@@ -137,13 +140,24 @@ async def serve(
             attest_per_minute=config.attest_per_minute,
             simulated=simulated,
         )
+        pages = Pages(
+            app,
+            Examiner(appraiser, roots, issuer=issuer, keys=keys, clock=clock),
+            appraiser,
+            administration,
+            store.records,
+            workers,
+            prefix=prefix,
+            secure=issuer.startswith("https://"),
+            max_body=config.max_body,
+        )
         retention = timedelta(days=config.audit_days)
         following = [
             asyncio.create_task(_follow(keys.look, administrators.look)),
             asyncio.create_task(_forget(store, retention, clock)),
         ]
         try:
-            await serve_http(app, listener, stop=stop, started=lambda _: started(issuer) if started else None)
+            await serve_http(pages, listener, stop=stop, started=lambda _: started(issuer) if started else None)
         finally:
             for task in following:
                 task.cancel()

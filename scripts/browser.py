@@ -1,0 +1,53 @@
+"""Run the tests of the pages in a headless Chromium; installs what they need, or says what is missing.
+
+Chromium and its driver are Debian's (installed here where this is root), selenium comes from requirements/browser.txt,
+axe-core, which checks accessibility, from npm. With CONFCOM_SCREENSHOTS=FOLDER the tests leave pictures there.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "tests" / "browser"
+PACKAGES = ["chromium", "chromium-driver", "fonts-dejavu-core"]
+
+
+def missing() -> str:
+    """Install what is missing; what still is, in a sentence."""
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        if os.geteuid() or not shutil.which("apt-get"):
+            return f"install a Chromium with its driver (Debian: apt-get install {' '.join(PACKAGES)})"
+        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+        subprocess.run(["apt-get", "update", "-q"], check=False, stdout=subprocess.DEVNULL)
+        command = ["apt-get", "install", "-y", "-q", "--no-install-recommends", *PACKAGES]
+        if subprocess.run(command, check=False, stdout=subprocess.DEVNULL, env=environment).returncode:
+            return f"{' '.join(command)} failed"
+    if not importlib.util.find_spec("selenium"):
+        locked = ["--require-hashes", "--only-binary", ":all:", "-r", str(ROOT / "requirements" / "browser.txt")]
+        if subprocess.run([sys.executable, "-m", "pip", "install", "-q", *locked], check=False).returncode:
+            return "selenium cannot be installed"
+    if not (FOLDER / "node_modules" / "axe-core" / "axe.min.js").is_file():
+        if not shutil.which("npm"):
+            return "install Node.js with npm, for axe-core"
+        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+        if subprocess.run(command, check=False, cwd=FOLDER).returncode:
+            return "npm ci failed in tests/browser"
+    return ""
+
+
+def main(arguments: list[str]) -> int:
+    if reason := missing():
+        sys.exit(f"browser: {reason}")
+    environment = os.environ | {"CONFCOM_BROWSER": "1"}
+    command = [sys.executable, "-m", "pytest", "tests/browser", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

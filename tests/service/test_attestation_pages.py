@@ -1,0 +1,339 @@
+"""The pages of the attestation service, by plain HTTP: what they say, who may change what, and that text stays text."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+
+from confcom.formats.open_enclave import OeReportHeader, OeReportType
+from confcom.formats.text import encode_base64url
+from confcom.services.attestation.attestation_store import AttestationStore, AuditRecord
+from confcom.simulator.td import td_report
+from confcom.simulator.world import SimulatedWorld
+from confcom.tokens.azure import AttestationType
+from report_reader import SCRIPT, Page, assert_inert
+from running_attestation_service import (
+    NOW,
+    TOKEN,
+    Answer,
+    RunningAttestation,
+    enclave_quote,
+    make_world,
+    running_attestation,
+)
+
+PERMIT = "version=1.0;\nauthorizationrules{=> permit();};\nissuancerules{};"
+DENY = "version=1.0; authorizationrules{=> deny();};"
+
+
+@dataclass
+class Browser:
+    """Keeps cookies and fills forms, without a browser's protections."""
+
+    service: RunningAttestation
+    cookies: dict[str, str] = field(default_factory=dict)
+
+    def get(self, path: str = "") -> Answer:
+        return self.keep(self.service.ask(f"/ui{path}", Cookie=self.cookie))
+
+    def post(
+        self, path: str = "", *, twin: str | None = None, headers: dict[str, str] | None = None, **form: str
+    ) -> Answer:
+        sent = {**form, "twin": self.cookies.get("confcom-form", "") if twin is None else twin}
+        kind = {"Content-Type": "application/x-www-form-urlencoded", "Cookie": self.cookie} | (headers or {})
+        return self.keep(self.service.ask(f"/ui{path}", urlencode(sent), **kind))
+
+    @property
+    def cookie(self) -> str:
+        return "; ".join(f"{name}={value}" for name, value in self.cookies.items())
+
+    def keep(self, answer: Answer) -> Answer:
+        if set_cookie := answer.headers.get("set-cookie", ""):
+            name, _, value = set_cookie.partition(";")[0].partition("=")
+            self.cookies[name] = value
+        return answer
+
+    def judge(self, data: bytes) -> Page:
+        return page_of(self.post(evidence=base64.b64encode(data).decode()))
+
+    def sign_in(self, token: str = TOKEN) -> Answer:
+        self.get()
+        return self.post("/sign-in", token=token)
+
+
+def page_of(answer: Answer, status: int = 200) -> Page:
+    """The page, after what holds of every one."""
+    assert answer.status == status
+    policy = answer.headers["content-security-policy"]
+    assert "'unsafe" not in policy
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    page = Page(answer.body.decode())
+    assert_inert(page, scripts=1)
+    assert not page.all("style")
+    return page
+
+
+@pytest.fixture(scope="module")
+def world() -> SimulatedWorld:
+    return make_world()
+
+
+@pytest.fixture
+def service(tmp_path: Path, world: SimulatedWorld) -> Iterator[RunningAttestation]:
+    with running_attestation(tmp_path, world) as running:
+        yield running
+
+
+@pytest.fixture
+def browser(service: RunningAttestation) -> Browser:
+    return Browser(service)
+
+
+def test_the_root_leads_to_the_page_and_the_api_stays(browser: Browser) -> None:
+    answer = browser.service.ask("//")
+    assert (answer.status, answer.headers["location"]) == (303, "/simulated/ui")
+    assert "Judge evidence" in page_of(browser.get()).words
+    for name, kind in (("report.css", "text/css"), ("page.css", "text/css"), ("page.js", "text/javascript")):
+        found = browser.get(f"/{name}")
+        assert found.headers["content-type"].startswith(kind)
+        assert found.body
+    assert browser.service.ask("/certs").json["keys"]
+    assert browser.get("/nothing").status == 404
+    assert "content-security-policy" not in browser.service.ask("/uistics").headers
+
+
+def test_evidence_of_every_kind_is_judged(browser: Browser, world: SimulatedWorld) -> None:
+    quote = enclave_quote(world)
+    page = browser.judge(quote)
+    assert "✓ ACCEPTED" in page.words
+    assert "the policy of SgxEnclave permits" in page.words
+    assert "Rules of the policy" in page.words
+    assert "SIMULATED: no hardware vouches" in page.words
+    assert len(page.all("svg")) == 3
+    report = bytes(OeReportHeader(1, OeReportType.REMOTE, len(quote))) + quote
+    assert "the policy of OpenEnclave permits" in browser.judge(report).words
+    assert "the policy of TdxVm permits" in browser.judge(world.platform.quote_td(td_report("td", bytes(64)))).words
+    debug = browser.judge(enclave_quote(world, debug=True))
+    assert "✗ REFUSED" in debug.words
+    assert "DEBUG ON" in debug.words
+    forged = bytearray(quote)
+    forged[200] ^= 1
+    assert "✗ INVALID" in browser.judge(bytes(forged)).words
+    # Nothing of this is recorded.
+    assert browser.service.administer("/audit").body == b""
+
+
+def test_what_a_policy_denies_is_not_accepted(browser: Browser, world: SimulatedWorld) -> None:
+    browser.service.administer("/policies/SgxEnclave", DENY, method="PUT")
+    page = browser.judge(enclave_quote(world))
+    assert "✗ REFUSED" in page.words
+    assert "a policy of this service refuses it" in page.words
+    assert "=> deny();" in page.words
+
+
+def test_tokens_are_verified_with_the_keys_of_this_instance(
+    browser: Browser, world: SimulatedWorld, tmp_path: Path
+) -> None:
+    service = browser.service
+    token = service.attest(enclave_quote(world)).json["token"]
+    page = page_of(browser.post(evidence=token))
+    assert "✓ ACCEPTED a token of this service, authentic and in force" in page.words
+    assert "UpToDate" in page.words
+    header, claims, signature = token.split(".")
+    unsigned = encode_base64url(b'{"alg":"none"}')
+    for forged in (f"{header}.{claims}.{signature[:-8]}AAAAAAAA", f"{unsigned}.{claims}."):
+        assert "✗ INVALID" in page_of(browser.post(evidence=forged)).words
+    claimed = {"iss": "<script>alert(1)</script>", "exp": 1e308, "<img src=x onerror=alert(1)>": [SCRIPT]}
+    hostile = encode_base64url(json.dumps(claimed).encode())
+    page = page_of(browser.post(evidence=f"{header}.{hostile}.{signature}"))
+    assert "✗ INVALID" in page.words
+    assert "<script>alert(1)</script>" in page.words
+
+
+def test_certificates_are_verified_under_the_roots_of_this_instance(browser: Browser, world: SimulatedWorld) -> None:
+    chain = world.authority.pck_chain(world.machine)
+    page = page_of(browser.post(evidence=chain.decode()))
+    assert "✓ ACCEPTED" in page.words
+    assert "FMSPC 000053494D00" in page.words
+    assert "Revocation is judged with evidence" in page.words
+    stranger = SimulatedWorld.from_seed(b"another seed, another world", now=NOW)
+    other = stranger.authority.pck_chain(stranger.machine).decode()
+    page = page_of(browser.post(evidence=other))
+    assert "✗ INVALID" in page.words
+    assert "root that is not trusted" in page.words
+    browser.service.clock.now = NOW.replace(year=NOW.year + 30)
+    assert "✗ REFUSED" in page_of(browser.post(evidence=chain.decode())).words
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", SCRIPT, "\0" * 50, "A" * 5000, f"-----BEGIN CERTIFICATE-----\n{SCRIPT}\n-----END", "{}", "é" * 9],
+)
+def test_what_is_nothing_known_is_invalid_and_stays_text(browser: Browser, text: str) -> None:
+    assert "✗ INVALID" in page_of(browser.post(evidence=text)).words
+
+
+def test_forms_are_bounded(browser: Browser) -> None:
+    assert "at most" in page_of(browser.post(evidence="A" * (1 << 20)), 413).words
+    assert "over 12 fields" in page_of(browser.post(**{f"f{number}": "" for number in range(20)}), 400).words
+    page_of(browser.post(evidence="x", headers={"Content-Type": "text/plain"}), 415)
+
+
+def test_one_address_judges_so_often(tmp_path: Path, world: SimulatedWorld) -> None:
+    with running_attestation(tmp_path, world, attest_per_minute=2) as service:
+        browser = Browser(service)
+        assert [browser.post(evidence="x").status for _ in range(3)] == [200, 200, 429]
+
+
+def test_administrators_sign_in(browser: Browser) -> None:
+    for path in ("/policies", "/audit"):
+        answer = browser.get(path)
+        assert (answer.status, answer.headers["location"]) == (303, "/simulated/ui/sign-in")
+    assert "token is wrong" in page_of(browser.sign_in("wrong"), 401).words
+    assert "confcom-admin" not in browser.cookies
+    assert browser.post("/sign-in", token="x" * 4000).status == 400
+    answer = browser.sign_in()
+    assert answer.status == 303
+    kept = answer.headers["set-cookie"]
+    assert "HttpOnly" in kept
+    assert "SameSite=strict" in kept
+    assert "Max-Age" not in kept
+    assert "Policy of SgxEnclave" in page_of(browser.get("/policies")).words
+    browser.post("/sign-out")
+    assert browser.get("/policies").status == 303
+
+
+def test_wrong_tokens_are_not_guessed_here_either(browser: Browser) -> None:
+    assert [browser.sign_in(f"wrong {number}").status for number in range(6)] == [401] * 5 + [429]
+
+
+def test_cookies_are_for_tls_and_this_host_alone(tmp_path: Path, world: SimulatedWorld) -> None:
+    with running_attestation(tmp_path, world, url="https://attest.example.org") as service:
+        host = service.config.listen
+        service.url = f"http://{host}/simulated"
+        kept = Browser(service).get().headers["set-cookie"]
+    assert kept.startswith("__Host-confcom-form=")
+    assert "; Secure" in kept
+    assert "Path=/;" in kept
+
+
+def test_without_an_administrator_nobody_signs_in(tmp_path: Path, world: SimulatedWorld) -> None:
+    with running_attestation(tmp_path, world, admin_token_hash=None) as service:
+        assert "no administrator is configured" in page_of(Browser(service).sign_in(), 401).words
+
+
+def in_force(service: RunningAttestation) -> str:
+    return str(service.administer("/policies/SgxEnclave").claims["x-ms-policy"])
+
+
+def test_forged_requests_change_nothing(browser: Browser) -> None:
+    browser.sign_in()
+    before = in_force(browser.service)
+    change = {"kind": "SgxEnclave", "text": PERMIT, "action": "activate"}
+    assert browser.post("/policies", twin="", **change).status == 403
+    assert browser.post("/policies", twin="0" * 32, **change).status == 403
+    assert browser.post("/policies", **change, headers={"Sec-Fetch-Site": "cross-site"}).status == 403
+    assert browser.post("/policies", **change, headers={"Sec-Fetch-Site": "same-site"}).status == 403
+    assert browser.post("/sign-out", twin="0" * 32).status == 403
+    stranger = Browser(browser.service)
+    stranger.get()
+    assert stranger.post("/policies", **change).status == 303
+    assert in_force(browser.service) == before
+    assert browser.post("/policies", **change).status == 200
+    assert in_force(browser.service) != before
+
+
+def test_a_policy_is_tried_then_put_into_force(browser: Browser, world: SimulatedWorld) -> None:
+    for debug in (False, False, True):
+        browser.service.attest(enclave_quote(world, debug=debug))
+    browser.sign_in()
+    shown = page_of(browser.get("/policies?kind=SgxEnclave"))
+    assert "x-ms-sgx-is-debuggable" in shown.words
+    assert "Put into force" not in shown.words
+    tried = page_of(browser.post("/policies", kind="SgxEnclave", text=DENY, action="try"))
+    assert "Outcome: 2 of 2 would change" in tried.words
+    assert "accepted before, denied now (changed)" in tried.words
+    assert "=> deny();" in tried.words
+    same = page_of(browser.post("/policies", kind="SgxEnclave", text=PERMIT, action="try"))
+    assert "Outcome: 0 of 2 would change" in same.words
+    assert "=> permit();" in same.words.partition("Outcome")[2]
+    assert (
+        "is in force for SgxEnclave"
+        in page_of(
+            browser.post("/policies", kind="SgxEnclave", text=DENY.replace(";", ";\r\n"), action="activate")
+        ).words
+    )
+    assert DENY.replace(";", ";\n") in page_of(browser.get("/policies")).text
+    assert browser.service.attest(enclave_quote(world)).error["code"] == "PolicyEvaluationError"
+    page_of(browser.post("/policies", kind="SgxEnclave", text="", action="default"))
+    assert browser.service.attest(enclave_quote(world)).status == 200
+
+
+def test_a_policy_that_breaks_the_grammar_is_shown_with_its_place(browser: Browser) -> None:
+    browser.sign_in()
+    for action in ("try", "activate"):
+        text = f'version=1.0;\nauthorizationrules{{ [type=="{SCRIPT}" => permit(); }};'
+        page = page_of(browser.post("/policies", kind="SgxEnclave", text=text, action=action), 400)
+        assert "line 2, column" in page.words
+        assert "authorizationrules" in page.text
+    page = page_of(browser.post("/policies", kind=SCRIPT, text=PERMIT, action="try"), 400)
+    assert "is not served" in page.words
+
+
+def test_isolated_instances_take_signed_policies_only(tmp_path: Path, world: SimulatedWorld) -> None:
+    with running_attestation(tmp_path, world, trust_model="isolated") as service:
+        browser = Browser(service)
+        browser.sign_in()
+        answer = browser.post("/policies", kind="SgxEnclave", text=PERMIT, action="activate")
+        assert "takes signed policies only" in page_of(answer, 400).words
+
+
+def test_the_audit_list_has_filters_and_pages_and_no_stored_script(
+    browser: Browser, tmp_path: Path, world: SimulatedWorld
+) -> None:
+    service = browser.service
+    service.attest(enclave_quote(world))
+    hostile = AuditRecord(
+        at=NOW,
+        kind=AttestationType.TDX_VM,
+        caller=SCRIPT[:64],
+        verdict="refused",
+        reason=SCRIPT,
+        policy_hash=SCRIPT[:64],
+        evidence_hash="ab" * 32,
+        claims=f'{{"{"<script>"}": 1}}',
+    )
+    store = AttestationStore.at(Path(service.config.store))
+    store.record([hostile] * 60)
+    store.close()
+    browser.sign_in()
+    page = page_of(browser.get("/audit"))
+    assert "<script>alert(1)</script>" in page.words
+    [older] = [link["href"] for link in page.all("a") if (link["href"] or "").startswith("?")]
+    rest = page_of(browser.get(f"/audit{older}"))
+    assert "accepted" in rest.words.partition("newest first")[2]
+    assert not [link for link in rest.all("a") if (link["href"] or "").startswith("?")]
+
+    def listed(query: str) -> int:
+        found = page_of(browser.get(f"/audit?{query}"))
+        return len(re.findall(r"[✓✗] (?:accepted|refused)", found.words))
+
+    assert listed("verdict=accepted") == 1
+    assert listed("kind=TdxVm&verdict=refused") == 50
+    assert listed("caller=127.0.0.1&since=2026-01-01T00:00:00Z") == 1
+    assert listed("evidence_hash=" + "ab" * 32) == 50
+    assert listed("until=2020-01-01T00:00:00Z") == 0
+    assert listed("kind=&verdict=&caller=&since=") == 50
+    page = page_of(browser.get(f"/audit?{urlencode({'since': SCRIPT})}"), 400)
+    assert "since" in page.words
+    assert page_of(browser.get(f"/audit?{urlencode({'kind': SCRIPT})}"), 400)
+    assert browser.get("/audit?before=" + "9" * 40).status == 200
