@@ -19,6 +19,9 @@ from kubectl import ADDON_NAMESPACE, Kubectl
 OTHER = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "other-node"}}
 EPC = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
 STRICT = "e2e-strict"
+ATTESTATION = "confcom-attestation-simulated"
+SERVICES = ("--enable-collateral", "--enable-attestation-service", "--attestation-storage=")
+NO_SERVICES = ("--disable-collateral", "--disable-attestation-service")
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +142,7 @@ RIGHTS: dict[str, set[Right]] = {
     "sgx-quote-helper": set(),
     "sgx-webhook": NODES,
     "confcom-collateral": set(),
+    ATTESTATION: set(),
     "sgx-metrics": {
         Right("get", "", "nodes"),
         Right("list", "", "pods"),
@@ -156,32 +160,33 @@ def test_an_account_may_do_this_and_nothing_else(
     enabled: Addon, cluster: Kubectl, other_node: str, tmp_path: Path
 ) -> None:
     """Every verb of every resource, with each account's own token."""
-    assert enabled("update", "--enable-collateral", "--enable-metrics", "-o", "none").code == 0
+    assert enabled("update", *SERVICES, "--enable-metrics", "-o", "none").code == 0
     resources = resources_of(cluster)
     assert {group for _, group, _ in resources} >= {"", "apps", "rbac.authorization.k8s.io", "resource.k8s.io"}
     try:
         for name, expected in RIGHTS.items():
             with Account(cluster, name, tmp_path) as account:
                 assert account.rights(resources) == expected, name
-        with Account(cluster, "confcom-collateral", tmp_path) as collateral:
-            _write_data(collateral)
+        for name in ("confcom-collateral", ATTESTATION):
+            with Account(cluster, name, tmp_path) as service:
+                _write_data(service, name)
         (pod,) = enabled.pods("metrics")
         with Account(cluster, "sgx-metrics", tmp_path, pod=pod["metadata"]["name"]) as metrics:
             _write_events(metrics, enabled.node()["metadata"]["name"], cluster)
     finally:
-        assert enabled("update", "--disable-collateral", "--disable-metrics", "-o", "none").code == 0
+        assert enabled("update", *NO_SERVICES, "--disable-metrics", "-o", "none").code == 0
 
 
-def _write_data(collateral: Account) -> None:
+def _write_data(service: Account, name: str) -> None:
     place = f"/api/v1/namespaces/{ADDON_NAMESPACE}"
-    for path, key in ((f"{place}/secrets/confcom-collateral-tls", "ca.crt"),
-                      (f"{place}/configmaps/confcom-collateral-ca", "ca-certificates.crt")):  # fmt: skip
-        assert collateral.client.get(path).status_code == 200
-        assert collateral.write("PATCH", path, {"data": {key: "eA=="}}) == ""
+    for path, key in ((f"{place}/secrets/{name}-tls", "ca.crt"),
+                      (f"{place}/configmaps/{name}-ca", "ca-certificates.crt")):  # fmt: skip
+        assert service.client.get(path).status_code == 200
+        assert service.write("PATCH", path, {"data": {key: "eA=="}}) == ""
         for change in ({"finalizers": ["example.com/x"]}, {"labels": {"a": "b"}}, {"annotations": {"a": "b"}}):
-            assert "nothing of the metadata may change" in collateral.write("PATCH", path, {"metadata": change})
-        assert "nothing of the data may change" in collateral.write("PATCH", path, {"data": {"x": "eA=="}})
-        assert "nothing of the object may change" in collateral.write("PATCH", path, {"immutable": True})
+            assert "nothing of the metadata may change" in service.write("PATCH", path, {"metadata": change})
+        assert "nothing of the data may change" in service.write("PATCH", path, {"data": {"x": "eA=="}})
+        assert "nothing of the object may change" in service.write("PATCH", path, {"immutable": True})
 
 
 def _write_events(metrics: Account, node: str, cluster: Kubectl) -> None:
@@ -209,20 +214,20 @@ def _write_events(metrics: Account, node: str, cluster: Kubectl) -> None:
         cluster("delete", "events.events.k8s.io", "an-event", "-n", "e2e")
 
 
-def test_webhook_and_collateral_service_pass_the_strictest_pod_security(
+def test_what_serves_the_cluster_passes_the_strictest_pod_security(
     enabled: Addon, cluster: Kubectl, other_node: str
 ) -> None:
     """The API server's own judgement: their pods, tried in a namespace that enforces `restricted`."""
-    assert enabled("update", "--enable-collateral", "-o", "none").code == 0
+    assert enabled("update", *SERVICES, "-o", "none").code == 0
     restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
     cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": STRICT, "labels": restricted}})
     try:
-        assert tried(cluster, "deployment", "sgx-webhook") == ""
-        assert tried(cluster, "deployment", "confcom-collateral") == ""
+        for name in ("sgx-webhook", "confcom-collateral", ATTESTATION):
+            assert tried(cluster, "deployment", name) == ""
         assert "violates PodSecurity" in tried(cluster, "daemonset", "sgx-device-plugin")  # it does judge
     finally:
         cluster("delete", "namespace", STRICT, "--wait=false")
-        assert enabled("update", "--disable-collateral", "-o", "none").code == 0
+        assert enabled("update", *NO_SERVICES, "-o", "none").code == 0
 
 
 def tried(cluster: Kubectl, kind: str, name: str) -> str:

@@ -12,13 +12,12 @@ import pytest
 
 from cluster_addon import Addon
 from cluster_jobs import attesting, job, one_container
-from cluster_plugin import own_cluster
+from cluster_volumes import volume_by_hand
 from confcom.pki.serving_pair import make_serving_pair
 from kubectl import ADDON_NAMESPACE, Kubectl
 
 HOST = "confcom-collateral.confcom-system.svc"
 URL = f"https://{HOST}:8081"
-STORE = "/var/lib/confcom/e2e-store"
 TRUST = "/etc/confcom/trust"
 
 
@@ -95,30 +94,9 @@ def test_the_certificate_outlives_the_pod(serving: Addon, cluster: Kubectl) -> N
 @pytest.fixture
 def volume(serving: Addon, cluster: Kubectl) -> Iterator[str]:
     """A volume that an operator made, in a cluster without storage classes."""
-    home = own_cluster(cluster)
-    if home is None:
-        pytest.skip("a folder of a node is needed, which only the cluster of `./dev e2e` lets a test make")
-    (home / f"data/node{STORE}").mkdir(parents=True, exist_ok=True)
-    node = serving.node()["metadata"]["labels"]["kubernetes.io/hostname"]
-    term = {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "In", "values": [node]}]}
-    cluster.apply(
-        {
-            "apiVersion": "v1",
-            "kind": "PersistentVolume",
-            "metadata": {"name": "e2e-store"},
-            "spec": {
-                "capacity": {"storage": "1Gi"},
-                "accessModes": ["ReadWriteOnce"],
-                "persistentVolumeReclaimPolicy": "Retain",
-                "storageClassName": "made-by-hand",
-                "local": {"path": STORE},
-                "nodeAffinity": {"required": {"nodeSelectorTerms": [term]}},
-            },
-        }
-    )
-    yield "made-by-hand/512Mi"
-    assert serving("update", "--collateral-storage", "", "-o", "none").code == 0
-    cluster("delete", "persistentvolume", "e2e-store", "--wait=false")
+    with volume_by_hand(serving, cluster, "e2e-store") as found:
+        yield found
+        assert serving("update", "--collateral-storage", "", "-o", "none").code == 0
 
 
 def documents(cluster: Kubectl) -> int:
