@@ -32,7 +32,7 @@ from confcom.pki.serving_pair import make_serving_pair
 from confcom.platforms.enclave_quotes import EnclaveQuoteSource
 from confcom.services.attestation.attestation_config import AttestationServiceConfig
 from confcom.services.attestation.attestation_service import serve
-from confcom.services.attestation.signing_keys import load_keys
+from confcom.services.attestation.signing_keys import KeyFolder
 from confcom.services.runtime.http_server import Listener, serve_http
 from confcom.services.runtime.process import configure_logging
 from confcom.services.runtime.tls import HeldTls
@@ -51,7 +51,7 @@ def rows() -> Iterator[Row]:
         folder, world = Path(name), make_world()
         quote = _prepared(world, folder)
         verifier, collateral, now = QuoteVerifier(world.trust_roots), world.publish(_now()), _now()
-        keys = load_keys(folder / "measured", _now(), overlap=timedelta(), simulated=True).signing
+        keys = {key.algorithm: key for key in KeyFolder(folder / "measured", simulated=True, clock=_now).load()}
         claims = {f"claim-{number}": "x" * 60 for number in range(30)}
         with serving(_empty, folder) as empty, serving(_service, folder) as service:
             for kind, accept in (("RS256", ""), ("ES256", "application/eat+jwt")):

@@ -28,6 +28,7 @@ from running_in_thread import RunningInThread
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
 TOKEN = "the administrator's"
 API = "api-version=2022-08-01"
+Quote = Callable[[bytes], bytes]
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,11 @@ def claims_of(token: str) -> dict[str, Any]:
 class RunningAttestation(RunningInThread):
     """A service that serves until the block ends. `url` is the base URL of clients."""
 
-    def __init__(self, config: AttestationServiceConfig, world: SimulatedWorld, clock: Clock) -> None:
+    def __init__(
+        self, config: AttestationServiceConfig, world: SimulatedWorld, clock: Clock, quote: Quote | None = None
+    ) -> None:
         super().__init__()
+        self._quote = quote
         self.config = config
         self.world = world
         self.clock = clock
@@ -93,7 +97,14 @@ class RunningAttestation(RunningInThread):
         return self.ask(f"{path}?{API}", body, method=method, Authorization=f"Bearer {TOKEN}")
 
     async def serve(self, stop: asyncio.Event, started: Callable[..., None]) -> None:
-        await serve(self.config, roots=self.world.trust_roots, clock=self.clock, stop=stop, started=started)
+        await serve(
+            self.config,
+            roots=self.world.trust_roots,
+            clock=self.clock,
+            stop=stop,
+            started=started,
+            quote=self._quote,
+        )
 
     def on_started(self, *where: str) -> None:
         self.url = where[0]
@@ -117,7 +128,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_attestation(folder: Path, world: SimulatedWorld, **settings: Any) -> Iterator[RunningAttestation]:
+def running_attestation(
+    folder: Path, world: SimulatedWorld, *, quote: Quote | None = None, **settings: Any
+) -> Iterator[RunningAttestation]:
     clock = Clock(NOW)
     upstream = SimulatedUpstream(world, clock)
     with running_service(folder / "collateral.sqlite", upstream, world.trust_roots, clock) as collateral:
@@ -132,7 +145,7 @@ def running_attestation(folder: Path, world: SimulatedWorld, **settings: Any) ->
                 **settings,
             }
         )
-        service = RunningAttestation(config, world, clock)
+        service = RunningAttestation(config, world, clock, quote)
         service.start()
         try:
             yield service

@@ -7,7 +7,6 @@ import http.client
 import json
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -161,12 +160,6 @@ class RunningService(RunningInThread):
 
     def metric(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(f"confcom_collateral_service_{name}", labels) or 0.0
-
-    def wait_until(self, true: Callable[[], bool], seconds: float = 60.0) -> None:
-        deadline = time.monotonic() + seconds
-        while not true():
-            assert time.monotonic() < deadline, "it did not come to that"
-            time.sleep(0.02)
 
     async def serve(self, stop: asyncio.Event, started: Callable[..., None]) -> None:
         upstream, roots, clock = self._arguments

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -44,6 +45,13 @@ class RunningInThread:
                 self.ask_to_stop()
             self._thread.join(WAIT)
         assert not self._thread.is_alive(), "the service did not stop"
+
+    def wait_until(self, true: Callable[[], bool], seconds: float = 60.0) -> None:
+        """Return once it is true."""
+        deadline = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < deadline, "it did not come to that"
+            time.sleep(0.02)
 
     def _run(self) -> None:
         try:

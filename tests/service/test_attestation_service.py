@@ -22,9 +22,9 @@ from confcom.errors import ConfigError
 from confcom.formats.open_enclave import OeReportHeader, OeReportType
 from confcom.formats.text import encode_base64url
 from confcom.pki.roots import TrustRoots
-from confcom.services.attestation.attestation_service import KeptKeys, simulated_world
+from confcom.services.attestation.attestation_service import simulated_world
 from confcom.services.attestation.attestation_store import AttestationStore
-from confcom.services.attestation.signing_keys import load_keys, make_key
+from confcom.services.attestation.signing_keys import make_key
 from confcom.simulator.td import td_report
 from confcom.simulator.world import SimulatedWorld
 from confcom.tokens.azure import policy_hash
@@ -415,43 +415,6 @@ def test_in_a_cluster_it_keeps_its_certificate_in_a_secret(tmp_path: Path, world
     assert "confcom-attestation.confcom-system.svc" in names.get_values_for_type(x509.DNSName)
 
 
-def test_a_new_key_is_published_before_it_signs(tmp_path: Path) -> None:
-    overlap, now = timedelta(hours=1), datetime.fromtimestamp(time.time(), UTC)
-    first = load_keys(tmp_path, now, overlap=overlap, simulated=False)
-    assert [key["kty"] for key in first.published()] == ["RSA", "EC"]
-    later = now + timedelta(days=1)
-    make_key(tmp_path, "rsa", later, simulated=False)
-    between = load_keys(tmp_path, later, overlap=overlap, simulated=False)
-    assert len(between.keys) == 3
-    assert between.signing["RS256"].key_id == first.signing["RS256"].key_id
-    after = load_keys(tmp_path, later + overlap, overlap=overlap, simulated=False)
-    assert after.signing["RS256"].key_id != first.signing["RS256"].key_id
-    assert after.signing["ES256"].key_id == first.signing["ES256"].key_id
-    assert {path.stat().st_mode & 0o777 for path in tmp_path.glob("*.pem")} == {0o600}
-
-
-def test_a_key_that_was_made_long_ago_is_new_where_it_is_put(tmp_path: Path) -> None:
-    overlap, now = timedelta(hours=1), datetime.fromtimestamp(time.time(), UTC)
-    old = make_key(tmp_path, "rsa", now - timedelta(days=20), simulated=False)
-    make_key(tmp_path, "ec", now - timedelta(days=20), simulated=False)
-    newer = make_key(tmp_path, "rsa", now - timedelta(days=10), simulated=False)
-    keys = {path: SigningKey.from_pem(path.read_bytes(), "").key_id for path in (old, newer)}
-    for when, signs in ((now, old), (now + 2 * overlap, newer)):
-        assert load_keys(tmp_path, when, overlap=overlap, simulated=False).signing["RS256"].key_id == keys[signs]
-
-
-def test_a_folder_of_keys_that_became_unusable_is_reported_and_keeps_its_keys(tmp_path: Path) -> None:
-    keys = KeptKeys(tmp_path, timedelta(), simulated=True, clock=lambda: NOW)
-    published = keys().published()
-    (tmp_path / "bad.pem").write_bytes(b"no key")
-    keys.look()
-    assert "bad.pem" in keys.problem
-    assert keys().published() == published
-    (tmp_path / "bad.pem").unlink()
-    keys.look()
-    assert keys.problem == ""
-
-
 def test_readiness_says_that_a_key_cannot_be_used(
     tmp_path: Path, world: SimulatedWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -467,19 +430,35 @@ def test_readiness_says_that_a_key_cannot_be_used(
         assert service.attest(enclave_quote(world)).status == 200
 
 
-def test_the_two_worlds_share_neither_keys_nor_an_instance(tmp_path: Path, world: SimulatedWorld) -> None:
-    load_keys(tmp_path, NOW, overlap=timedelta(), simulated=True)
-    with pytest.raises(ConfigError, match="another world"):
-        load_keys(tmp_path, NOW, overlap=timedelta(), simulated=False)
+def test_keys_are_rotated_and_revoked_by_command(
+    tmp_path: Path, world: SimulatedWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("confcom.services.attestation.attestation_service.LOOK_AT_FILES", 0.05)
+    with running_attestation(tmp_path, world) as service:
+
+        def signer() -> str:
+            return str(ReadJws.parse(service.attest(enclave_quote(world)).json["token"]).header["kid"])
+
+        def published() -> list[str]:
+            return [key["kid"] for key in service.ask("/certs").json["keys"]]
+
+        first = signer()
+        service.clock.now = datetime.fromtimestamp(time.time(), UTC) + timedelta(minutes=1)
+        assert run(["attestation", "new-keys", "--simulated", service.config.keys]) == 0
+        service.wait_until(lambda: len(published()) == 4)
+        store = ["--store", service.config.store]
+        assert run(["attestation", "revoke-key", first, *store]) == 0
+        service.wait_until(lambda: first not in published())
+        assert signer() in published()
+        assert run(["attestation", "revoke-key", "unknown", *store]) == 2
+        assert "'kid' of GET /certs" in capsys.readouterr().err
+        assert run(["attestation", "new-keys", str(tmp_path / "nowhere")]) == 2
+
+
+def test_an_instance_is_of_one_world(world: SimulatedWorld) -> None:
     with pytest.raises(ConfigError, match="never both"):
         simulated_world(TrustRoots(TrustRoots.intel().roots + world.trust_roots.roots))
-
-
-@pytest.mark.parametrize("content", [b"", b"-----BEGIN", b"\0" * 70_000])
-def test_a_file_that_is_no_key_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "bad.pem").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"bad\.pem"):
-        load_keys(tmp_path, NOW, overlap=timedelta(), simulated=True)
+    assert not simulated_world(TrustRoots.intel())
 
 
 def _pem(key: SigningKey) -> bytes:

@@ -11,6 +11,7 @@ import click
 
 from confcom.cli.daemons import daemon, needing, run_until_stopped
 from confcom.cli.inputs import now, parse_time, trust_roots
+from confcom.errors import ConfigError
 
 if TYPE_CHECKING:
     from confcom.services.attestation.attestation_config import AttestationServiceConfig
@@ -33,7 +34,9 @@ def attestation() -> None:
 @click.option("--insecure-http", is_flag=True, default=None, help="Serve without TLS.")
 @click.option("--url", metavar="URL", help="URL by which clients come: issuer of tokens.  [default: from --listen]")
 @click.option("--store", metavar="PATH", help="Policies and audit.  [default: /var/lib/confcom/attestation.sqlite]")
-@click.option("--keys", metavar="DIR", help="Signing keys.  [default: /var/lib/confcom/attestation-keys]")
+@click.option("--keys", metavar="DIR-OR-URI", help="Signing keys.  [default: /var/lib/confcom/attestation-keys]")
+@click.option("--attest-keys", is_flag=True, default=None, help="Have this process's enclave vouch for the keys.")
+@click.option("--simulated-machine", "--machine", metavar="FILE", help="Have a simulated enclave vouch for them.")
 @click.option("--collateral", metavar="PATH-OR-URL", help="As of `confcom verify`.  [default: intel]")
 @click.option("--collateral-ca", metavar="PEM", help="CAs that the collateral service's TLS certificate may be of.")
 @click.option("--trust-root", "trust_roots", metavar="PEM", multiple=True, help="Trust this root instead of Intel's.")
@@ -50,6 +53,16 @@ def serve(config: AttestationServiceConfig) -> None:
     from confcom.services.attestation import attestation_service as service
 
     roots = trust_roots(config.trust_roots)
+    quote = None
+    if config.attest_keys or config.simulated_machine:
+        from confcom.cli.quote import quotes_of_this_process
+
+        if config.simulated_machine and not service.simulated_world(roots):
+            raise ConfigError(
+                "a simulated enclave cannot attest the keys of an instance that judges hardware",
+                advice="Leave out --simulated-machine, or trust the simulated root (--trust-root).",
+            )
+        quote = quotes_of_this_process(Path(config.simulated_machine) if config.simulated_machine else None)
     note = ", SIMULATED" if service.simulated_world(roots) else ""
     run_until_stopped(
         partial(
@@ -57,6 +70,7 @@ def serve(config: AttestationServiceConfig) -> None:
             config,
             roots=roots,
             clock=now,
+            quote=quote,
             started=lambda url: click.echo(f"attestation service: ready on {url}{note}"),
         )
     )
@@ -65,8 +79,7 @@ def serve(config: AttestationServiceConfig) -> None:
 attestation.add_command(serve)
 
 
-@attestation.command()
-@click.option(
+_store = click.option(
     "--store",
     metavar="PATH",
     type=click.Path(path_type=Path),
@@ -74,6 +87,45 @@ attestation.add_command(serve)
     show_default=True,
     help="The store of the service, which may be running.",
 )
+
+
+@attestation.command("new-keys")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--simulated", is_flag=True, help="For an instance that judges simulated evidence.")
+def new_keys(folder: Path, simulated: bool) -> None:
+    """Put a new RSA key and a new P-256 key into DIR, the folder of signing keys.
+
+    A running service publishes them within seconds; they sign after the overlap. Remove the old files then: their
+    keys stay published until their last tokens have expired.
+    """
+    with needing("signing keys", "services,cli"):
+        from confcom.services.attestation.signing_keys import make_pair
+
+    try:
+        for path in make_pair(folder, now(), simulated=simulated):
+            click.echo(path)
+    except OSError as error:
+        raise ConfigError(f"{folder}: {error.strerror}", advice="Name the folder of --keys.") from error
+
+
+@attestation.command("revoke-key")
+@click.argument("key_id", metavar="KEY-ID")
+@_store
+def revoke_key(key_id: str, store: Path) -> None:
+    """Take the signing key KEY-ID out of every key set for good, because it is in the wrong hands.
+
+    Running replicas follow within seconds. Relying parties learn of it when they next fetch the keys.
+    """
+    with needing("the store", "services,cli"):
+        from confcom.services.attestation.attestation_store import AttestationStore
+
+    with closing(AttestationStore.at(store, migrate=False)) as opened:
+        if not opened.revoke_key(key_id, now()):
+            raise ConfigError(f"no key {key_id!r} was published", advice="Key ids are the 'kid' of GET /certs.")
+
+
+@attestation.command()
+@_store
 @click.option("--kind", metavar="TYPE", help="SgxEnclave, OpenEnclave or TdxVm.")
 @click.option("--verdict", type=click.Choice(["accepted", "denied", "refused"]), help="What the service decided.")
 @click.option("--caller", metavar="ADDRESS", help="Who asked.")
@@ -83,7 +135,7 @@ attestation.add_command(serve)
 @click.option("--until", metavar="RFC3339", help="Records from before this time.")
 def audit(store: Path, kind: str | None, since: str | None, until: str | None, **equal: str | None) -> None:
     """Print the records of appraisals as lines of JSON, the newest first."""
-    with needing("the audit record", "tokens,cli"):
+    with needing("the audit record", "services,cli"):
         import msgspec
 
         from confcom.services.attestation.attestation_store import AttestationStore, RecordFilter

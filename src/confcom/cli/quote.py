@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -18,7 +19,7 @@ from confcom.errors import ConfigError, PlatformUnavailable
 if TYPE_CHECKING:
     from confcom.formats.sgx import QeReportInfo
     from confcom.platforms.interface import LocalEnclave, Platform
-    from confcom.platforms.quoting import RequestedMode
+    from confcom.platforms.quoting import QuoteSource, RequestedMode
 
 AESM_SOCKET = Path("/var/run/aesmd/aesm.socket")
 REPORT_DATA_SIZE = 64
@@ -34,16 +35,16 @@ _NO_ENCLAVE_ADVICE = (
 class QuoteOptions:
     """The options of the command line, as given."""
 
-    report_data: str | None
-    held_data: Path | None
-    mode: RequestedMode
-    socket: Path
-    platform: Any
-    simulated_machine: Path | None
-    enclave: Path | None
-    qe_report_nonce: str | None
-    output: Path | None
-    host: Path
+    report_data: str | None = None
+    held_data: Path | None = None
+    mode: RequestedMode = "auto"
+    socket: Path = AESM_SOCKET
+    platform: Any = "auto"
+    simulated_machine: Path | None = None
+    enclave: Path | None = None
+    qe_report_nonce: str | None = None
+    output: Path | None = None
+    host: Path = Path("/")
 
 
 @click.command()
@@ -78,10 +79,26 @@ def quote(**options: Any) -> None:  # noqa: ANN401 - click fills QuoteOptions, w
 
     Without -o the quote goes to standard output: binary, or base64 where that is a terminal.
     """
-    from confcom.platforms.quoting import QuoteMode, open_quote_source, process_mode
-
     given = QuoteOptions(**options)
     report_data, nonce = _report_data(given), _nonce(given.qe_report_nonce)
+    source, enclave = _source(given)
+    result = source.quote(report_data, nonce=nonce)
+    if result.qe_report_info is not None:
+        _check_qe_report(_present(enclave), result.qe_report_info)
+    write_output(given.output, result.quote, "quote")
+
+
+def quotes_of_this_process(machine: Path | None) -> Callable[[bytes], bytes]:
+    """What makes quotes over 64 bytes of the enclave in which this process runs, or of one on a simulated machine."""
+    given = QuoteOptions(simulated_machine=machine)
+    source, _ = _source(given)
+    return lambda report_data: source.quote(report_data).quote
+
+
+def _source(given: QuoteOptions) -> tuple[QuoteSource, LocalEnclave | None]:
+    """What makes quotes here, and the simulated enclave that it quotes; says in one line why."""
+    from confcom.platforms.quoting import QuoteMode, open_quote_source, process_mode
+
     decision = process_mode().decide(given.mode, os.environ, given.host)
     complain(f"{decision}{_enclave_in_words(given)}")
     under_gramine = decision.mode is QuoteMode.GRAMINE
@@ -99,10 +116,7 @@ def quote(**options: Any) -> None:  # noqa: ANN401 - click fills QuoteOptions, w
         host=given.host,
         simulated=enclave is not None,
     )
-    result = source.quote(report_data, nonce=nonce)
-    if result.qe_report_info is not None:
-        _check_qe_report(_present(enclave), result.qe_report_info)
-    write_output(given.output, result.quote, "quote")
+    return source, enclave
 
 
 def _report_data(given: QuoteOptions) -> bytes:

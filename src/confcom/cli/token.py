@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from confcom.cli.options import STREAM, identity_options, json_option
+from confcom.cli.options import STREAM, identity_options, json_option, trust_root_option
 from confcom.cli.outputs import print_json, printable
 from confcom.errors import ConfcomError, ConfigError
 
 if TYPE_CHECKING:
-    from confcom.tokens.verification import TokenPolicy
+    from confcom.tokens.verification import PinnedKey, TokenPolicy
 
 
 @click.group()
@@ -43,12 +43,30 @@ def inspect_token(context: click.Context, file: Path, as_json: bool) -> None:
 @click.option("--allow-debug", is_flag=True, help="Accept debug enclaves and TDs, whose memory is open.")
 @click.option("--allow-simulated", is_flag=True, help="Accept simulated evidence, for which no hardware vouches.")
 @click.option("--at", metavar="RFC3339", help="Judge as of this time. Default: now.")
+@click.option(
+    "--issuer-policy",
+    metavar="FILE",
+    type=STREAM,
+    help="Require that an enclave vouches for the signing key, and that this policy of `confcom verify` accepts it.",
+)
+@click.option("--collateral", metavar="PATH-OR-URL", help="What judges that enclave's quote, as of `confcom verify`.")
+@trust_root_option
 @json_option
-def verify(file: Path, keys: Path, issuer: str, at: str | None, as_json: bool, **expected: Any) -> int:  # noqa: ANN401
+def verify(
+    file: Path,
+    keys: Path,
+    issuer: str,
+    at: str | None,
+    as_json: bool,
+    issuer_policy: Path | None,
+    collateral: str | None,
+    trust_root: tuple[str, ...],
+    **expected: Any,  # noqa: ANN401
+) -> int:
     """Verify TOKEN with keys from a file, without a network, and check its claims.
 
     Accepted (exit 0) means: signed by a key of the file, of this issuer, in force at the time, debug off, and every
-    expectation given here met.
+    expectation given here met. With --issuer-policy also: an enclave that the policy accepts vouches for the key.
     """
     from confcom.cli.exit_codes import ExitCode, exit_code
     from confcom.cli.inputs import parse_time, read_input
@@ -63,16 +81,48 @@ def verify(file: Path, keys: Path, issuer: str, at: str | None, as_json: bool, *
         verified = verify_token(_bare(text), pinned, issuer=issuer, now=now)
         _policy(**expected).check(verified)
         claims = verified.stated
+        vouching = None
+        if issuer_policy is not None:
+            vouching = _vouching_enclave(verified.key, issuer_policy, collateral, trust_root, now)
     except ConfcomError as error:
         if not as_json:
             raise
         print_json({"accepted": False, "error": error.as_dict()})
         return exit_code(error)
     if as_json:
-        print_json({"accepted": True, "claims": dict(verified.claims), "key": verified.key.key_id})
+        enclave = {} if vouching is None else {"key_attested_by": vouching}
+        print_json({"accepted": True, "claims": dict(verified.claims), "key": verified.key.key_id} | enclave)
     else:
         _show(claims, verified.key.key_id, now)
+        if vouching is not None:
+            click.echo(printable(f"  {'key':>10} attested by the enclave {vouching.get('mr_enclave')}"))
     return ExitCode.OK
+
+
+def _vouching_enclave(
+    key: PinnedKey, policy: Path, collateral: str | None, trust_root: tuple[str, ...], now: datetime
+) -> dict[str, Any]:
+    """The identity of the enclave that vouches for the key, which the policy accepts."""
+    from confcom.appraisal.policy_file import MAX_POLICY, parse_policy
+    from confcom.appraisal.quote import QuoteVerifier
+    from confcom.appraisal.result import identity
+    from confcom.cli.inputs import parse_update, read_input, trust_roots
+    from confcom.cli.verdict import choose_collateral
+    from confcom.tokens.attested_key import check_attested_key
+
+    file = parse_policy(read_input(policy, MAX_POLICY, "policy"), name=policy.name)
+    roots = trust_roots(trust_root)
+    accepted = file.policy(accept_simulated=any(root.simulated for root in roots.roots))
+    with choose_collateral(collateral, roots, now) as chosen:
+        verified = check_attested_key(
+            key.certificate,
+            lambda quote: chosen.collateral(quote, parse_update("standard")),
+            accepted,
+            verifier=QuoteVerifier(roots),
+            now=now,
+            grace=file.grace,
+        )
+    return identity(verified.quote.body)
 
 
 def _bare(text: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from cryptography import x509
@@ -26,36 +26,64 @@ MAX_TOKEN = 256 << 10
 """Characters of a compact JWS."""
 
 
+class HeldKey(Protocol):
+    """A private key that does not leave the device that holds it."""
+
+    def public_key(self) -> rsa.RSAPublicKey | ec.EllipticCurvePublicKey:
+        """Its public half."""
+
+    def sign_jws(self, data: bytes) -> bytes:
+        """A signature of RS256, or of ES256 as R ‖ S (RFC 7518, section 3.4)."""
+
+
 @dataclass(frozen=True, slots=True)
 class SigningKey:
-    """A private key, RSA for RS256 or P-256 for ES256, and the certificate by which clients know it."""
+    """A private key, RSA for RS256 or P-256 for ES256, and the certificate by which clients know it.
 
-    private: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey
+    `attested` is a certificate of the same key in which an enclave vouches for it; `name` says where the key is.
+    """
+
+    private: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | HeldKey
     certificate: x509.Certificate
+    name: str = ""
+    attested: x509.Certificate | None = None
 
     @classmethod
     def from_pem(cls, data: bytes, name: str) -> SigningKey:
         """A private key and its certificate from one PEM file; anything else is a `ConfigError` with its name."""
         try:
-            private = load_pem_private_key(data, password=None)
+            private: Any = load_pem_private_key(data, password=None)
             certificate = x509.load_pem_x509_certificate(data)
         except (ValueError, TypeError) as error:
             raise ConfigError(
                 f"{name} is no signing key: {error}", advice="Put an unencrypted private key and its certificate there."
             ) from error
-        usable = isinstance(private, rsa.RSAPrivateKey) and private.key_size >= 2048
+        return cls.checked(private, certificate, name)
+
+    @classmethod
+    def checked(
+        cls,
+        private: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | HeldKey,
+        certificate: x509.Certificate,
+        name: str,
+    ) -> SigningKey:
+        """A key that can sign tokens with its certificate; anything else is a `ConfigError` with its name."""
+        public = private.public_key()
+        usable = isinstance(public, rsa.RSAPublicKey) and public.key_size >= 2048
         if not usable and not (
-            isinstance(private, ec.EllipticCurvePrivateKey) and isinstance(private.curve, ec.SECP256R1)
+            isinstance(public, ec.EllipticCurvePublicKey) and isinstance(public.curve, ec.SECP256R1)
         ):
             raise ConfigError(f"{name}: a signing key is RSA of 2048 bits or more, or on the curve P-256")
-        if certificate.public_key() != private.public_key():
+        if certificate.public_key() != public:
             raise ConfigError(f"{name}: the certificate is of another key")
-        return cls(private, certificate)  # type: ignore[arg-type]
+        return cls(private, certificate, name)
 
     @property
     def algorithm(self) -> str:
         """RS256 or ES256."""
-        return "RS256" if isinstance(self.private, rsa.RSAPrivateKey) else "ES256"
+        if isinstance(self.private, (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey)):
+            return "RS256" if isinstance(self.private, rsa.RSAPrivateKey) else "ES256"
+        return "RS256" if isinstance(self.private.public_key(), rsa.RSAPublicKey) else "ES256"
 
     @property
     def key_id(self) -> str:
@@ -73,12 +101,15 @@ class SigningKey:
         return (
             _key(self.private.public_key()).as_dict(private=False)
             | more
-            | {"x5c": [base64.b64encode(_der(self.certificate)).decode()]}
+            | {"x5c": [base64.b64encode(_der(self.attested or self.certificate)).decode()]}
         )
 
     def sign(self, claims: Mapping[str, Any], header: Mapping[str, Any]) -> str:
         """A compact JWS; `alg` and `kid` join the header."""
         full = {"alg": self.algorithm, "kid": self.key_id, **header}
+        if not isinstance(self.private, (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey)):
+            signed = _signed_part(full, claims)
+            return f"{signed}.{encode_base64url(self.private.sign_jws(signed.encode()))}"
         return jws.serialize_compact(full, msgspec.json.encode(claims), _signing(self.private), [self.algorithm])
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
 import msgspec
@@ -47,12 +47,12 @@ class TokenRefused(PolicyError):
 
 @dataclass(frozen=True, slots=True)
 class PinnedKey:
-    """A public key by its id; `until` is the end of its certificate, where it has one."""
+    """A public key by its id, and its certificate, where it has one."""
 
     key_id: str
     kind: str
     public: Any
-    until: datetime | None
+    certificate: x509.Certificate | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +124,8 @@ def verify_token(token: str, keys: KeySet, *, issuer: str, now: datetime, leeway
             advice="Fetch the keys again, or allow their age.",
         )
     key = _signing_key(jws, keys)
-    if key.until is not None and key.until < now:
-        raise TokenError(f"the certificate of key {key.key_id!r} ended on {key.until:%Y-%m-%d}")
+    if key.certificate is not None and (until := key.certificate.not_valid_after_utc) < now:
+        raise TokenError(f"the certificate of key {key.key_id!r} ended on {until:%Y-%m-%d}")
     claims = jws.claims()
     if claims.get("iss") != issuer:
         raise TokenError("the token is of another issuer", expected=issuer, found=str(claims.get("iss")))
@@ -263,13 +263,12 @@ def _read_key(jwk: Mapping[str, Any], where: str) -> PinnedKey | None:
         if chain := jwk.get("x5c"):
             certificate = x509.load_der_x509_certificate(base64.b64decode(chain[0], validate=True))
             public: Any = certificate.public_key()
-            until: datetime | None = certificate.not_valid_after_utc.astimezone(UTC)
         else:
-            until = None
+            certificate = None
             public = (RSAKey if kind == "RSA" else ECKey).import_key(dict(jwk)).public_key
         key_id = jwk.get("kid", "")
         if not isinstance(key_id, str):
             raise ValueError("kid is no string")
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, JoseError) as error:
         raise FormatError(f"cannot be read: {error}", structure="JWKS", field=where) from None
-    return PinnedKey(key_id, kind, public, until)
+    return PinnedKey(key_id, kind, public, certificate)

@@ -134,7 +134,8 @@ class Appraiser:
         """
         now = self._clock()
         request = azure.read_request(body, kind)
-        if (request.draft_policy is not None or request.bind_nonce) and not may_block:
+        blocks = request.draft_policy is not None or request.bind_nonce or self._keys().elsewhere
+        if blocks and not may_block:
             raise WouldBlock
         if ear and request.draft_policy is not None:
             raise AzureError("a draft policy is answered with an unsigned token, and EAR are signed")
@@ -292,13 +293,13 @@ class Appraiser:
         header = {"typ": "JWT", "jku": f"{self._issuer}/certs"}
         if judged.policy.draft:
             return unsecured(claims, header)
-        return self._keys().signing["RS256"].sign(claims, header)
+        return self._keys().of("RS256").sign(claims, header)
 
     def signed(self, claims: dict[str, Any]) -> str:
         """An answer of the policy API as a token."""
         now = self._clock()
         header = {"typ": "JWT", "jku": f"{self._issuer}/certs"}
-        return self._keys().signing["RS256"].sign(claims | self._issuer_claims(now), header)
+        return self._keys().of("RS256").sign(claims | self._issuer_claims(now), header)
 
     def _issuer_claims(self, now: datetime) -> dict[str, Any]:
         issued = int(now.timestamp())
@@ -317,7 +318,7 @@ class Appraiser:
             issued=issued,
             expires=issued + azure.TOKEN_LIFE,
         )
-        return self._keys().signing["ES256"].sign(claims | {"iss": self._issuer}, {"typ": "eat+jwt"})
+        return self._keys().of("ES256").sign(claims | {"iss": self._issuer}, {"typ": "eat+jwt"})
 
 
 def type_of(evidence: EvidenceFile) -> AttestationType:

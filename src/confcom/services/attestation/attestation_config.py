@@ -28,7 +28,12 @@ class AttestationServiceConfig(TlsSettings, frozen=True, kw_only=True, forbid_un
     audit_days: Annotated[int, msgspec.Meta(ge=1)] = 90
     """Days that records of appraisals are kept. They hold addresses, and measurements that identify machines."""
     keys: str = "/var/lib/confcom/attestation-keys"
-    """Folder of signing keys, one PEM file with key and certificate each. An empty one gets a first pair."""
+    """Folder of signing keys, one PEM file with key and certificate each; an empty one gets a first pair. Or a PKCS#11
+    URI (RFC 7512)."""
+    attest_keys: bool = False
+    """Have the enclave in which the service runs vouch for the keys: a quote over each is in its certificate."""
+    simulated_machine: str | None = None
+    """Machine file of the simulated enclave that vouches for the keys."""
     key_overlap: _Seconds = 3600.0
     """Seconds that a new key is published before it signs."""
     collateral: str = "intel"

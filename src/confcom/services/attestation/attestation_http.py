@@ -265,7 +265,7 @@ class AttestationApp:
     async def _certs(self, request: Request) -> Response:
         del request
         # Not application/jwk+json, which @azure/attestation asks for and does not read as JSON.
-        return _json({"keys": self._keys().published()})
+        return _json({"keys": self._keys().published})
 
     async def _openid(self, request: Request) -> Response:
         del request

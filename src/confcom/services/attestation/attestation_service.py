@@ -25,7 +25,7 @@ from confcom.services.attestation.attestation_http import AttestationApp, Attest
 from confcom.services.attestation.attestation_store import FORGOTTEN_AT_ONCE, AttestationStore, AuditWriter
 from confcom.services.attestation.examination import Examiner
 from confcom.services.attestation.pages import Pages
-from confcom.services.attestation.signing_keys import SigningKeys, load_keys
+from confcom.services.attestation.signing_keys import KeptKeys, KeyFolder, KeySource
 from confcom.services.runtime.certificates import CertificateMetrics, kept_certificate
 from confcom.services.runtime.http_server import Listener, serve_http
 from confcom.services.runtime.process import WorkerThreads
@@ -40,36 +40,6 @@ SIMULATED_PREFIX = "/simulated"
 """The API of an instance that judges simulated evidence stands there, so that its URL and issuer say so."""
 
 
-class KeptKeys:
-    """The signing keys, read again every few seconds.
-
-    A folder that became unusable keeps the keys it had, because what is published must not vanish while tokens are in
-    use; `problem` then says why, and readiness with it.
-    """
-
-    def __init__(self, folder: Path, overlap: timedelta, *, simulated: bool, clock: Callable[[], datetime]) -> None:
-        self._folder, self._overlap, self._simulated, self._clock = folder, overlap, simulated, clock
-        self._keys = self._load()
-        self.problem = ""
-
-    def __call__(self) -> SigningKeys:
-        """The keys as of the last look."""
-        return self._keys
-
-    def look(self) -> None:
-        """Read the folder again."""
-        before, self.problem = self.problem, ""
-        try:
-            self._keys = self._load()
-        except ConfigError as error:
-            self.problem = error.message
-        if self.problem != before:
-            structlog.get_logger().warning("attestation.keys", reason=self.problem or "usable again")
-
-    def _load(self) -> SigningKeys:
-        return load_keys(self._folder, self._clock(), overlap=self._overlap, simulated=self._simulated)
-
-
 async def serve(
     config: AttestationServiceConfig,
     *,
@@ -77,8 +47,11 @@ async def serve(
     clock: Callable[[], datetime],
     stop: asyncio.Event,
     started: Callable[[str], None] | None = None,
+    quote: Callable[[bytes], bytes] | None = None,
 ) -> None:
     """Serve until `stop` is set. `started` gets the base URL of clients once there is a socket.
+
+    `quote` makes a quote of the enclave in which this runs over 64 bytes; with it the signing keys are attested.
 
     Raises:
         ConfigError: a setting cannot be used.
@@ -91,7 +64,6 @@ async def serve(
     certificate = CertificateMetrics(registry, "confcom_attestation")
     named = None if config.administrators is None else Path(config.administrators)
     administrators = Administrators(named, config.admin_token_hash, clock=clock)
-    keys = KeptKeys(Path(config.keys), timedelta(seconds=config.key_overlap), simulated=simulated, clock=clock)
     async with AsyncExitStack() as stack:
         kept = None
         if config.tls_secret:
@@ -103,6 +75,9 @@ async def serve(
         certificate.served_by(listener.tls)
         store = AttestationStore.at(Path(config.store))
         stack.callback(store.close)
+        source = _key_source(config.keys, simulated=simulated, clock=clock)
+        overlap = timedelta(seconds=config.key_overlap)
+        keys = KeptKeys(source, store, overlap=overlap, simulated=simulated, clock=clock, quote=quote)
         for name in config.policy_signers:
             store.first_signer(_signer(name), clock())
         workers = WorkerThreads("appraisal", threads=config.threads, max_waiting=config.max_waiting)
@@ -191,6 +166,16 @@ def simulated_world(roots: TrustRoots) -> bool:
             advice="Run two instances, each with its own keys and URL.",
         )
     return kinds == {True}
+
+
+def _key_source(where: str, *, simulated: bool, clock: Callable[[], datetime]) -> KeySource:
+    if not where.startswith("pkcs11:"):
+        return KeyFolder(Path(where), simulated=simulated, clock=clock)
+    try:
+        from confcom.services.attestation.pkcs11_keys import Pkcs11Keys
+    except ImportError as error:
+        raise ConfigError("keys in a PKCS#11 token need python-pkcs11", advice="Install confcom[pkcs11].") from error
+    return Pkcs11Keys(where)
 
 
 def _listener(config: AttestationServiceConfig, held: HeldTls | None, client_ca: Path | None) -> Listener:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from confcom.tokens.azure import AttestationType
 
 BUSY_TIMEOUT = 15.0
 """Seconds that a writer waits for another process's write."""
+HELD_FOR = timedelta(minutes=1)
+"""Between two notes that a replica still has a key."""
 FORGOTTEN_AT_ONCE = 5_000
 """Records that one transaction removes."""
 
@@ -119,6 +121,16 @@ class AuditRecord:
     policy_hash: str
     evidence_hash: str
     claims: str
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedKey:
+    """A signing key in the key set: its JWK, since when, and when a replica last had it."""
+
+    jwk: str
+    published: datetime
+    held: datetime
+    revoked: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,6 +279,45 @@ class AttestationStore:
             if known is None:
                 connection.execute(sa.insert(_USED_NONCE).values(**used))
         return known is None
+
+    def publish_keys(
+        self, held: Mapping[str, str], now: datetime, *, since: datetime, renew: bool = False
+    ) -> dict[str, PublishedKey]:
+        """Publish the JWK of each key that this replica has, and give all that are published, by key id.
+
+        Published are the keys that a replica had at `since` or later, except those that were revoked. `renew` replaces
+        the JWK of a key that is published: its certificate may attest it now.
+        """
+        found = self._published(since)
+        if renew or not all(key in found and now - found[key].held < HELD_FOR for key in held):
+            with self._change() as connection:
+                known = set(connection.execute(sa.select(_SIGNING_KEY.c.key_id)).scalars())
+                for key_id, jwk in held.items():
+                    values: Row = {"held": _plain(now)} | ({"jwk": jwk} if renew or key_id not in known else {})
+                    if key_id in known:
+                        change = sa.update(_SIGNING_KEY).where(_SIGNING_KEY.c.key_id == key_id)
+                        connection.execute(change.values(**values))
+                    else:
+                        added = sa.insert(_SIGNING_KEY).values(key_id=key_id, published=_plain(now), **values)
+                        connection.execute(added)
+            found = self._published(since)
+        return {key_id: key for key_id, key in found.items() if not key.revoked}
+
+    def revoke_key(self, key_id: str, at: datetime) -> bool:
+        """Take a key out of every key set for good; False if it was never published."""
+        with self._change() as connection:
+            change = sa.update(_SIGNING_KEY).where(_SIGNING_KEY.c.key_id == key_id)
+            return connection.execute(change.values(revoked=_plain(at))).rowcount == 1
+
+    def _published(self, since: datetime) -> dict[str, PublishedKey]:
+        chosen = sa.select(_SIGNING_KEY).where(_SIGNING_KEY.c.held >= _plain(since)).order_by(_SIGNING_KEY.c.published)
+        with self._read() as connection:
+            return {
+                row.key_id: PublishedKey(
+                    row.jwk, row.published.replace(tzinfo=UTC), row.held.replace(tzinfo=UTC), row.revoked is not None
+                )
+                for row in connection.execute(chosen)
+            }
 
     def nonce_secret(self) -> bytes:
         """32 random bytes that every replica of the store shares; made at the first call."""

@@ -83,7 +83,7 @@ class Examiner:
 
     def _token(self, text: str, now: datetime) -> Report:
         """Whether it is a token of this instance that a relying party with the default policy takes."""
-        published = msgspec.json.encode({"keys": self._keys().published()})
+        published = msgspec.json.encode({"keys": self._keys().published})
         simulated = any(root.simulated for root in self._roots.roots)
         verified: VerifiedToken | None = None
         try:

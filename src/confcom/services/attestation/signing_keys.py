@@ -1,88 +1,199 @@
-"""The keys that sign tokens: PEM files of a folder, published before they sign and after they did.
+"""The keys that sign tokens: of a folder or a PKCS#11 token, published before they sign and for as long as tokens live.
 
-Every file holds a private key and its certificate. A key signs once its file has been in the folder, and its
-certificate valid, for the overlap; of several, the newest certificate does. Removing a file retires its key. Nothing is
-signed by a key that is not published.
+Every key has a certificate. A key is published in the store, which all replicas share, before it signs; of several
+the newest certificate signs, once its key has been published for the overlap. A key that was taken away stops signing
+and stays published until its last tokens have expired; one that was revoked is in no key set any more.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any, Protocol
 
+import msgspec
+import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from confcom.errors import ConfigError
+from confcom.errors import ConfcomError, ConfigError
+from confcom.services.attestation.attestation_store import AttestationStore, PublishedKey
+from confcom.tokens.attested_key import attested_certificate
+from confcom.tokens.azure import TOKEN_LIFE
 from confcom.tokens.jws import SigningKey
 
 MAX_FILE = 64 << 10
 """Bytes of a key file."""
 LIFETIME = timedelta(days=730)
 """Of a certificate that the service makes."""
+PUBLISHED_FOR = timedelta(seconds=TOKEN_LIFE) + timedelta(minutes=10)
+"""How long a key that no replica has any more stays published."""
+ALGORITHMS = ("RS256", "ES256")
 SIMULATED_NAME = "confcom attestation (SIMULATED)"
 HARDWARE_NAME = "confcom attestation"
 
 
+class KeySource(Protocol):
+    """Where signing keys are."""
+
+    def load(self) -> Sequence[SigningKey]:
+        """All keys of the source now; `ConfigError` if one cannot be used."""
+
+
 @dataclass(frozen=True, slots=True)
 class SigningKeys:
-    """The keys as of one look at the folder, newest first."""
+    """What signs, by algorithm, and the key set that is published (RFC 7517)."""
 
-    keys: tuple[SigningKey, ...]
-    signing: dict[str, SigningKey]
+    signing: Mapping[str, SigningKey]
+    published: tuple[dict[str, Any], ...]
 
-    def published(self) -> list[dict[str, object]]:
-        """The JWKS: RSA keys first, because Gramine's client gives up at another kind before its own."""
-        return [key.jwk() for key in sorted(self.keys, key=lambda key: key.algorithm != "RS256")]
-
-
-def load_keys(folder: Path, now: datetime, *, overlap: timedelta, simulated: bool) -> SigningKeys:
-    """Read the folder; an empty one gets an RSA and a P-256 key first.
-
-    Raises:
-        ConfigError: the folder or a file cannot be used, or a key is of the other world.
-    """
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        files = sorted(folder.glob("*.pem"))
-        if not files:
-            files = [make_key(folder, kind, now, simulated=simulated) for kind in ("rsa", "ec")]
-        keys = [SigningKey.from_pem(_read(file), str(file)) for file in files]
-        # The time of the last change of the inode: a file that was made elsewhere, long ago, is new where it is put.
-        put = [datetime.fromtimestamp(file.stat().st_ctime, UTC) for file in files]
-    except OSError as error:
-        raise ConfigError(
-            f"the folder of signing keys cannot be used: {folder}: {error.strerror}",
-            advice="Name a folder that can be read and written (--keys DIR).",
-        ) from error
-    for key, file in zip(keys, files, strict=True):
-        if (_common_name(key.certificate) == SIMULATED_NAME) is not simulated:
-            world = "simulated evidence" if simulated else "hardware"
+    def of(self, algorithm: str) -> SigningKey:
+        """The key that signs; `ConfigError` where there is none."""
+        try:
+            return self.signing[algorithm]
+        except KeyError:
             raise ConfigError(
-                f"{file} is a signing key for another world: this instance judges {world}",
-                advice="Give the instance a folder of keys of its own.",
+                f"no valid {algorithm} key is among the signing keys", advice="Add a key and its certificate (--keys)."
+            ) from None
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether a device signs, which may take its time."""
+        own = (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey)
+        return not all(isinstance(key.private, own) for key in self.signing.values())
+
+    @property
+    def missing(self) -> str:
+        """The algorithms without a key, as a sentence; empty where all are there."""
+        names = [name for name in ALGORITHMS if name not in self.signing]
+        return f"no valid {' and no '.join(names)} key is among the signing keys" if names else ""
+
+
+class KeptKeys:
+    """The signing keys, looked at again every few seconds.
+
+    A source that became unusable keeps the keys it had, because what is published must not vanish while tokens are in
+    use; `problem` then says why, and readiness with it.
+    """
+
+    def __init__(
+        self,
+        source: KeySource,
+        store: AttestationStore,
+        *,
+        overlap: timedelta,
+        simulated: bool,
+        clock: Callable[[], datetime],
+        quote: Callable[[bytes], bytes] | None = None,
+    ) -> None:
+        """`quote` makes quotes of this enclave over 64 bytes, for certificates that attest the keys."""
+        self._source, self._store, self._overlap = source, store, overlap
+        self._simulated, self._clock, self._quote = simulated, clock, quote
+        self._attested: dict[str, x509.Certificate] = {}
+        self._held = self._load()
+        self._keys = self._publish(renew=True)
+        self.problem = ""
+        for algorithm in ALGORITHMS:
+            self._keys.of(algorithm)
+
+    def __call__(self) -> SigningKeys:
+        """The keys as of the last look."""
+        return self._keys
+
+    def look(self) -> None:
+        """Read the source and the store again."""
+        before, problem = self.problem, ""
+        try:
+            self._held = self._load()
+        except ConfcomError as error:
+            problem = error.message
+        try:
+            self._keys = self._publish()
+        except ConfigError as error:
+            problem = problem or error.message
+        self.problem = problem or self._keys.missing
+        if self.problem != before:
+            structlog.get_logger().warning("attestation.keys", reason=self.problem or "usable again")
+
+    def _load(self) -> tuple[SigningKey, ...]:
+        keys = self._source.load()
+        for key in keys:
+            if (_common_name(key.certificate) == SIMULATED_NAME) is not self._simulated:
+                world = "simulated evidence" if self._simulated else "hardware"
+                raise ConfigError(
+                    f"{key.name} is a signing key for another world: this instance judges {world}",
+                    advice="Give the instance keys of its own.",
+                )
+        return tuple(key if self._quote is None else self._attest(key, self._quote) for key in keys)
+
+    def _attest(self, key: SigningKey, quote: Callable[[bytes], bytes]) -> SigningKey:
+        if not isinstance(key.private, (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey)):
+            raise ConfigError(
+                f"{key.name} is in a PKCS#11 token, and an enclave attests only keys that it holds",
+                advice="Leave out --attest-keys, or keep the keys in files.",
             )
-    since = {key.key_id: max(key.valid_from, time) for key, time in zip(keys, put, strict=True)}
-    keys.sort(key=lambda key: key.valid_from, reverse=True)
-    settled = [key for key in keys if since[key.key_id] + overlap <= now]
-    return SigningKeys(tuple(keys), {name: _signing(settled, keys, name, now) for name in ("RS256", "ES256")})
+        if key.key_id not in self._attested:
+            self._attested[key.key_id] = attested_certificate(key.private, key.certificate, quote)
+        return replace(key, attested=self._attested[key.key_id])
+
+    def _publish(self, *, renew: bool = False) -> SigningKeys:
+        """Publish what is held; whatever signs afterwards is in the store."""
+        now = self._clock()
+        mine = {key.key_id: msgspec.json.encode(key.jwk()).decode() for key in self._held}
+        published = self._store.publish_keys(mine, now, since=now - PUBLISHED_FOR, renew=renew)
+        # RSA first, because Gramine's client gives up at another kind before its own.
+        jwks = sorted((msgspec.json.decode(key.jwk) for key in published.values()), key=lambda jwk: jwk["kty"] != "RSA")
+        return SigningKeys(self._choose(published, now), tuple(jwks))
+
+    def _choose(self, published: Mapping[str, PublishedKey], now: datetime) -> dict[str, SigningKey]:
+        """By algorithm, the newest that has been published long enough; the first published where none has."""
+        chosen = {}
+        for algorithm in ALGORITHMS:
+            usable = [
+                key
+                for key in self._held
+                if key.algorithm == algorithm
+                and key.key_id in published
+                and key.valid_from <= now < key.certificate.not_valid_after_utc
+            ]
+            settled = [key for key in usable if published[key.key_id].published + self._overlap <= now]
+            if settled:
+                chosen[algorithm] = max(settled, key=lambda key: key.valid_from)
+            elif usable:
+                chosen[algorithm] = min(usable, key=lambda key: (published[key.key_id].published, key.valid_from))
+        return chosen
 
 
-def _signing(settled: Sequence[SigningKey], keys: Sequence[SigningKey], algorithm: str, now: datetime) -> SigningKey:
-    """The newest that has been published long enough; the oldest where none has."""
-    usable = [key for key in keys if key.algorithm == algorithm and key.certificate.not_valid_after_utc > now]
-    if not usable:
-        raise ConfigError(
-            f"no valid {algorithm} key is among the signing keys",
-            advice="Add a PEM file with a key and its certificate to the folder.",
-        )
-    return next((key for key in usable if key in settled), usable[-1])
+class KeyFolder:
+    """PEM files with a private key and its certificate each; an empty folder gets an RSA and a P-256 key."""
+
+    def __init__(self, folder: Path, *, simulated: bool, clock: Callable[[], datetime]) -> None:
+        self._folder, self._simulated, self._clock = folder, simulated, clock
+
+    def load(self) -> Sequence[SigningKey]:
+        """Read the folder."""
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files = sorted(self._folder.glob("*.pem"))
+            if not files:
+                files = make_pair(self._folder, self._clock(), simulated=self._simulated)
+            return [SigningKey.from_pem(_read(file), str(file)) for file in files]
+        except OSError as error:
+            raise ConfigError(
+                f"the folder of signing keys cannot be used: {self._folder}: {error.strerror}",
+                advice="Name a folder that can be read and written (--keys DIR).",
+            ) from error
+
+
+def make_pair(folder: Path, now: datetime, *, simulated: bool) -> list[Path]:
+    """Put a new key for each algorithm into the folder."""
+    return [make_key(folder, kind, now, simulated=simulated) for kind in ("rsa", "ec")]
 
 
 def make_key(folder: Path, kind: str, now: datetime, *, simulated: bool) -> Path:

@@ -1,0 +1,198 @@
+"""Signing keys in a PKCS#11 token: SoftHSM, where it is installed."""
+
+from __future__ import annotations
+
+import base64
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pkcs11
+import pytest
+from asn1crypto.keys import PublicKeyInfo, RSAPublicKey
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, load_der_public_key
+from cryptography.x509.oid import NameOID
+from pkcs11.exceptions import UserAlreadyLoggedIn
+from pkcs11.util.ec import encode_ec_public_key, encode_named_curve_parameters
+from pkcs11.util.rsa import encode_rsa_public_key
+
+from confcom.errors import ConfigError
+from confcom.services.attestation.pkcs11_keys import Pkcs11Keys, Pkcs11Uri
+from confcom.services.attestation.signing_keys import SIMULATED_NAME
+from confcom.simulator.world import SimulatedWorld
+from confcom.tokens.jws import ReadJws
+from running_attestation_service import API, NOW, enclave_quote, make_world, running_attestation
+
+MODULE = next((str(path) for path in Path("/usr/lib").glob("**/libsofthsm2.so")), "")
+PIN = "1234"
+needs_softhsm = pytest.mark.skipif(not MODULE, reason="SoftHSM is not installed (Debian: softhsm2)")
+
+
+class Token:
+    """A token of SoftHSM with keys that the test makes."""
+
+    def __init__(self, folder: Path) -> None:
+        subprocess.run(
+            ["softhsm2-util", "--init-token", "--free", "--label", "attestation", "--pin", PIN, "--so-pin", PIN],
+            check=True,
+            capture_output=True,
+        )
+        (folder / "pin").write_text(f"{PIN}\n")
+        self.uri = f"pkcs11:token=attestation?module-path={MODULE}&pin-source={folder / 'pin'}"
+
+    def add(self, kind: str, number: int, *, certified: bool = True) -> x509.Certificate:
+        with _session() as session:
+            identifier = bytes([number])
+            if kind == "rsa":
+                made, _ = session.generate_keypair(pkcs11.KeyType.RSA, 2048, id=identifier, label=kind, store=True)
+                public: Any = load_der_public_key(_spki_rsa(made))
+            else:
+                curve = session.create_domain_parameters(
+                    pkcs11.KeyType.EC,
+                    {pkcs11.Attribute.EC_PARAMS: encode_named_curve_parameters("secp256r1")},
+                    local=True,
+                )
+                made, _ = curve.generate_keypair(id=identifier, label=kind, store=True)
+                public = load_der_public_key(encode_ec_public_key(made))
+            name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, SIMULATED_NAME)])
+            certificate = (
+                x509.CertificateBuilder()
+                .subject_name(name)
+                .issuer_name(name)
+                .public_key(public)
+                .serial_number(number)
+                .not_valid_before(NOW - timedelta(days=2) + timedelta(hours=number))
+                .not_valid_after(NOW + timedelta(days=30))
+                .sign(ec.generate_private_key(ec.SECP256R1()), SHA256())
+            )
+            if certified:
+                session.create_object(
+                    {
+                        pkcs11.Attribute.CLASS: pkcs11.ObjectClass.CERTIFICATE,
+                        pkcs11.Attribute.CERTIFICATE_TYPE: pkcs11.CertificateType.X_509,
+                        pkcs11.Attribute.TOKEN: True,
+                        pkcs11.Attribute.ID: identifier,
+                        pkcs11.Attribute.SUBJECT: name.public_bytes(),
+                        pkcs11.Attribute.VALUE: certificate.public_bytes(Encoding.DER),
+                    }
+                )
+        return certificate
+
+
+def _session() -> Any:
+    device = pkcs11.lib(MODULE).get_token(token_label="attestation")
+    try:
+        return device.open(rw=True, user_pin=PIN)
+    except UserAlreadyLoggedIn:
+        return device.open(rw=True)
+
+
+def _spki_rsa(made: Any) -> bytes:
+    return bytes(PublicKeyInfo.wrap(RSAPublicKey.load(encode_rsa_public_key(made)), "rsa").dump())
+
+
+@pytest.fixture(scope="module")
+def token(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Token]:
+    folder = tmp_path_factory.mktemp("softhsm")
+    (folder / "tokens").mkdir()
+    (folder / "softhsm2.conf").write_text(f"directories.tokendir = {folder / 'tokens'}\nlog.level = ERROR\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOFTHSM2_CONF", str(folder / "softhsm2.conf"))
+        made = Token(folder)
+        made.add("rsa", 1)
+        made.add("ec", 2)
+        made.add("ec", 9, certified=False)  # somebody else's
+        yield made
+
+
+@pytest.fixture(scope="module")
+def world() -> SimulatedWorld:
+    return make_world()
+
+
+@needs_softhsm
+def test_tokens_are_signed_in_the_device(tmp_path: Path, token: Token, world: SimulatedWorld) -> None:
+    with running_attestation(tmp_path, world, keys=token.uri) as service:
+        keys = {jwk["kid"]: jwk for jwk in service.ask("/certs").json["keys"]}
+        assert sorted(jwk["alg"] for jwk in keys.values()) == ["ES256", "RS256"]
+        for accept, algorithm in (("", "RS256"), ("application/eat+jwt", "ES256")):
+            body = {"quote": base64.b64encode(enclave_quote(world)).decode()}
+            answer = service.ask(f"/attest/SgxEnclave?{API}", body, Accept=accept)
+            jws = ReadJws.parse(answer.body.decode() if accept else answer.json["token"])
+            jwk = keys[jws.header["kid"]]
+            certificate = x509.load_der_x509_certificate(base64.b64decode(jwk["x5c"][0]))
+            assert jws.header["alg"] == algorithm
+            assert jws.verify(certificate.public_key(), algorithm)
+        assert not (tmp_path / "keys").exists()
+
+
+@needs_softhsm
+def test_keys_in_a_device_are_rotated(
+    tmp_path: Path, token: Token, world: SimulatedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("confcom.services.attestation.attestation_service.LOOK_AT_FILES", 0.05)
+    with running_attestation(tmp_path, world, keys=token.uri) as service:
+
+        def signer() -> str:
+            return str(ReadJws.parse(service.attest(enclave_quote(world)).json["token"]).header["kid"])
+
+        first, before = signer(), len(service.ask("/certs").json["keys"])
+        token.add("rsa", 3)
+        service.wait_until(lambda: len(service.ask("/certs").json["keys"]) > before)
+        assert signer() == first
+        service.clock.now += timedelta(hours=1, minutes=1)
+        service.wait_until(lambda: signer() != first)
+        assert signer() in [jwk["kid"] for jwk in service.ask("/certs").json["keys"]]
+
+
+@needs_softhsm
+def test_what_cannot_be_opened_is_named(token: Token) -> None:
+    for changed, message in (
+        (token.uri.replace("token=attestation", "token=other"), "'other'"),
+        (token.uri.replace(MODULE, "/nowhere.so"), "cannot be used"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Pkcs11Keys(changed).load()
+
+
+@needs_softhsm
+@pytest.mark.usefixtures("token")
+def test_a_wrong_pin_is_refused() -> None:
+    """In a process of its own, because all sessions of a process share the login."""
+    uri = f"pkcs11:token=attestation?module-path={MODULE}&pin-value=wrong"
+    code = f"from confcom.services.attestation.pkcs11_keys import Pkcs11Keys; Pkcs11Keys({uri!r}).load()"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert "cannot be used: PinIncorrect" in done.stderr
+
+
+@needs_softhsm
+def test_an_enclave_attests_no_keys_that_it_does_not_hold(token: Token, tmp_path: Path, world: SimulatedWorld) -> None:
+    with (
+        pytest.raises(ConfigError, match="only keys that it holds"),
+        running_attestation(tmp_path, world, keys=token.uri, quote=lambda data: data),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("pkcs11:", "lacks 'token'"),
+        ("pkcs11:token=a", "lacks 'module-path'"),
+        ("pkcs11:object=a", "'object', which is not used"),
+        ("pkcs11:token=a?module-path=/m&pin-source=/nowhere/pin", "PIN cannot be read"),
+    ],
+)
+def test_a_uri_that_cannot_be_used(uri: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Pkcs11Uri.parse(uri)
+
+
+def test_a_uri_with_escapes() -> None:
+    assert Pkcs11Uri.parse("pkcs11:token=a%20b?module-path=/m.so&pin-value=%26") == Pkcs11Uri("a b", "/m.so", "&")
