@@ -84,13 +84,13 @@ def test_every_page_is_accessible(browser, service: RunningAttestation, world: S
     check("policies")
     paste(browser, "#text", "version=1.0; authorizationrules{=> permit();};")
     with browser.leaving():
-        browser.find("button[value=try]").click()
+        browser.find(".buttons button").click()
     browser.script("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
     assert "Outcome:" in browser.text
     check("tried")
     paste(browser, "#text", "version=1.0; authorizationrules{=> permit()};")
     with browser.leaving():
-        browser.find("button[value=try]").click()
+        browser.find(".buttons button").click()
     assert "column" in browser.text
     check("wrong-policy")
     browser.open(f"{service.url}/ui/audit")
@@ -211,7 +211,7 @@ def test_hostile_strings_run_nowhere(browser, service: RunningAttestation, world
     browser.open(f"{service.url}/ui/policies")
     paste(browser, "#text", policy % ("<script>alert(5)</script>", "<img src=x onerror=alert(6)>"))
     with browser.leaving():
-        browser.find("button[value=try]").click()
+        browser.find(".buttons button").click()
     assert "<script>alert(5)</script>" in browser.text
     # An alert that had opened would have failed every command since, and what the policy stopped is a complaint.
     assert browser.script("return document.querySelectorAll('img, script:not([src])').length") == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -238,18 +239,32 @@ def in_force(service: RunningAttestation) -> str:
 def test_forged_requests_change_nothing(browser: Browser) -> None:
     browser.sign_in()
     before = in_force(browser.service)
-    change = {"kind": "SgxEnclave", "text": PERMIT, "action": "activate"}
-    assert browser.post("/policies", twin="", **change).status == 403
-    assert browser.post("/policies", twin="0" * 32, **change).status == 403
-    assert browser.post("/policies", **change, headers={"Sec-Fetch-Site": "cross-site"}).status == 403
-    assert browser.post("/policies", **change, headers={"Sec-Fetch-Site": "same-site"}).status == 403
+    change = {"kind": "SgxEnclave", "text": PERMIT}
+    assert browser.post("/policies/activate", twin="", **change).status == 403
+    assert browser.post("/policies/activate", twin="0" * 32, **change).status == 403
+    assert browser.post("/policies/activate", **change, headers={"Sec-Fetch-Site": "cross-site"}).status == 403
+    assert browser.post("/policies/activate", **change, headers={"Sec-Fetch-Site": "same-site"}).status == 403
     assert browser.post("/sign-out", twin="0" * 32).status == 403
     stranger = Browser(browser.service)
     stranger.get()
-    assert stranger.post("/policies", **change).status == 303
+    assert stranger.post("/policies/activate", **change).status == 303
     assert in_force(browser.service) == before
-    assert browser.post("/policies", **change).status == 200
+    assert browser.post("/policies/activate", **change).status == 200
     assert in_force(browser.service) != before
+
+
+def test_readers_try_policies_and_change_none(tmp_path: Path, world: SimulatedWorld) -> None:
+    file = tmp_path / "administrators.toml"
+    digest = hashlib.sha512(b"a reader's").hexdigest()
+    file.write_text(f'[[administrators]]\nname = "reader"\nrole = "reader"\ntoken_hash = "{digest}"\n')
+    with running_attestation(tmp_path, world, administrators=str(file)) as service:
+        browser = Browser(service)
+        assert browser.sign_in("a reader's").status == 303
+        form = {"kind": "SgxEnclave", "text": PERMIT}
+        assert "Outcome: 0 of 0" in page_of(browser.post("/policies", **form)).words
+        for path in ("/policies/activate", "/policies/reset"):
+            assert "changes nothing" in page_of(browser.post(path, **form), 403).words
+        assert "No appraisal is recorded" in page_of(browser.get("/audit")).words
 
 
 def test_a_policy_is_tried_then_put_into_force(browser: Browser, world: SimulatedWorld) -> None:
@@ -259,33 +274,31 @@ def test_a_policy_is_tried_then_put_into_force(browser: Browser, world: Simulate
     shown = page_of(browser.get("/policies?kind=SgxEnclave"))
     assert "x-ms-sgx-is-debuggable" in shown.words
     assert "Put into force" not in shown.words
-    tried = page_of(browser.post("/policies", kind="SgxEnclave", text=DENY, action="try"))
+    tried = page_of(browser.post("/policies", kind="SgxEnclave", text=DENY))
     assert "Outcome: 2 of 2 would change" in tried.words
     assert "accepted before, denied now (changed)" in tried.words
     assert "=> deny();" in tried.words
-    same = page_of(browser.post("/policies", kind="SgxEnclave", text=PERMIT, action="try"))
+    same = page_of(browser.post("/policies", kind="SgxEnclave", text=PERMIT))
     assert "Outcome: 0 of 2 would change" in same.words
     assert "=> permit();" in same.words.partition("Outcome")[2]
     assert (
         "is in force for SgxEnclave"
-        in page_of(
-            browser.post("/policies", kind="SgxEnclave", text=DENY.replace(";", ";\r\n"), action="activate")
-        ).words
+        in page_of(browser.post("/policies/activate", kind="SgxEnclave", text=DENY.replace(";", ";\r\n"))).words
     )
     assert DENY.replace(";", ";\n") in page_of(browser.get("/policies")).text
     assert browser.service.attest(enclave_quote(world)).error["code"] == "PolicyEvaluationError"
-    page_of(browser.post("/policies", kind="SgxEnclave", text="", action="default"))
+    page_of(browser.post("/policies/reset", kind="SgxEnclave", text=""))
     assert browser.service.attest(enclave_quote(world)).status == 200
 
 
 def test_a_policy_that_breaks_the_grammar_is_shown_with_its_place(browser: Browser) -> None:
     browser.sign_in()
-    for action in ("try", "activate"):
+    for path in ("/policies", "/policies/activate"):
         text = f'version=1.0;\nauthorizationrules{{ [type=="{SCRIPT}" => permit(); }};'
-        page = page_of(browser.post("/policies", kind="SgxEnclave", text=text, action=action), 400)
+        page = page_of(browser.post(path, kind="SgxEnclave", text=text), 400)
         assert "line 2, column" in page.words
         assert "authorizationrules" in page.text
-    page = page_of(browser.post("/policies", kind=SCRIPT, text=PERMIT, action="try"), 400)
+    page = page_of(browser.post("/policies", kind=SCRIPT, text=PERMIT), 400)
     assert "is not served" in page.words
 
 
@@ -293,7 +306,7 @@ def test_isolated_instances_take_signed_policies_only(tmp_path: Path, world: Sim
     with running_attestation(tmp_path, world, trust_model="isolated") as service:
         browser = Browser(service)
         browser.sign_in()
-        answer = browser.post("/policies", kind="SgxEnclave", text=PERMIT, action="activate")
+        answer = browser.post("/policies/activate", kind="SgxEnclave", text=PERMIT)
         assert "takes signed policies only" in page_of(answer, 400).words
 
 

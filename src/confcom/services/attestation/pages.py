@@ -25,7 +25,7 @@ from confcom.report.html import FOLDER as REPORT
 from confcom.report.html import templates
 from confcom.services.attestation.administration import PolicyAdministration
 from confcom.services.attestation.appraiser import Appraiser
-from confcom.services.attestation.attestation_http import AttestationApp, Handler, HttpRefusal, record_filter
+from confcom.services.attestation.attestation_http import AttestationApp, HttpRefusal, record_filter
 from confcom.services.attestation.attestation_store import Row
 from confcom.services.attestation.examination import Examiner
 from confcom.services.runtime.process import Overloaded, WorkerThreads
@@ -61,6 +61,11 @@ _FILES = {
 }
 
 
+Form = Mapping[str, str]
+Handler = Callable[[Request, Form, str], Response]
+"""Answers a request with its form; the text is the name of the administrator."""
+
+
 class Pages:
     """The ASGI application: pages under `prefix`, and the API for every other path.
 
@@ -94,12 +99,16 @@ class Pages:
         self._session, self._twin = f"{host}confcom-admin", f"{host}confcom-form"
         self._templates = templates(FOLDER / "templates")
         routes = [
-            self._route("", self._judge, "GET", "POST"),
-            self._route("/sign-in", self._sign_in, "GET", "POST"),
-            self._route("/sign-out", self._sign_out, "POST"),
-            self._route("/policies", self._policies, "GET", "POST"),
-            self._route("/audit", self._audit, "GET"),
-            *(self._route(f"/{name}", self._file(name), "GET") for name in _FILES),
+            self._route("", self._empty, "GET"),
+            self._route("", self._judge, "POST", limited=True),
+            self._route("/policies", self._policy, "GET", admin=True),
+            self._route("/policies", self._try, "POST", admin=True),
+            self._route("/policies/activate", self._activate, "POST", admin=True, change=True),
+            self._route("/policies/reset", self._reset, "POST", admin=True, change=True),
+            self._route("/audit", self._audit, "GET", admin=True),
+            self._route("/sign-out", self._sign_out, "POST", checked=True),
+            Route(f"{self._base}/sign-in", self._sign_in, methods=["GET", "POST"]),
+            *(Route(f"{self._base}/{name}", _file(name)) for name in _FILES),
             Route("/", lambda _: RedirectResponse(self._base, 303, HEADERS)),
         ]
         self._pages = Starlette(routes=routes)
@@ -110,108 +119,133 @@ class Pages:
         ours = path in ("/", self._base) or path.startswith(f"{self._base}/")
         await (self._pages if ours else self._api)(scope, receive, send)
 
-    def _route(self, path: str, handler: Handler, *methods: str) -> Route:
+    def _route(
+        self,
+        path: str,
+        handler: Handler,
+        method: str,
+        *,
+        limited: bool = False,
+        checked: bool = False,
+        admin: bool = False,
+        change: bool = False,
+    ) -> Route:
+        """Reads the form, and answers in a thread: a client decides how much there is to parse and to render."""
+
         async def endpoint(request: Request) -> Response:
             try:
-                return await handler(request)
+                by = ""
+                if admin:
+                    found = await self._require_admin(request, change=change)
+                    if found is None:
+                        return RedirectResponse(f"{self._base}/sign-in", 303, HEADERS)
+                    by = found
+                if limited:
+                    self._api.limit(request)
+                body = await self._body(request) if method == "POST" else b""
+                checks = checked or (admin and method == "POST")
+                return await self._workers.run(lambda: self._answer(handler, request, body, by, checked=checks))
             except Overloaded:
                 return self._failed(request, _refusal(503, "too many requests wait"))
             except ConfcomError as error:
                 return self._failed(request, error)
 
-        return Route(self._base + path, endpoint, methods=list(methods))
+        return Route(self._base + path, endpoint, methods=[method])
 
-    def _file(self, name: str) -> Handler:
-        folder, media_type = _FILES[name]
-        content = (folder / name).read_bytes()
-
-        async def handler(request: Request) -> Response:
-            del request
-            return Response(content, media_type=media_type, headers=HEADERS)
-
-        return handler
+    def _answer(self, handler: Handler, request: Request, body: bytes, by: str, *, checked: bool) -> Response:
+        form = _fields(body)
+        if checked:
+            self._check_origin(request, form)
+        return handler(request, form, by)
 
     # What everybody may do.
 
-    async def _judge(self, request: Request) -> Response:
-        if request.method == "GET":
-            return self._page(request, "judge.html", found=None, text="")
-        self._api.limit(request)
-        text = (await self._form(request)).get("evidence", "")
-        found = await self._workers.run(lambda: self._examiner.examine(text.encode("utf-8", "replace")))
+    def _empty(self, request: Request, form: Form, by: str) -> Response:
+        del form, by
+        return self._page(request, "judge.html", found=None, text="")
+
+    def _judge(self, request: Request, form: Form, by: str) -> Response:
+        del by
+        text = form.get("evidence", "")
+        found = self._examiner.examine(text.encode("utf-8", "replace"))
         return self._page(request, "judge.html", found=found, text=text)
 
     async def _sign_in(self, request: Request) -> Response:
         if request.method == "GET":
             return self._page(request, "sign_in.html", problem="")
-        form = await self._form(request, checked=True)
-        credential = form.get("token", "").strip()
-        if len(credential) > MAX_CREDENTIAL:
-            raise _refusal(400, f"the token has over {MAX_CREDENTIAL} characters")
         try:
+            body = await self._body(request)
+            # Parsed in the event loop, so it has to be small: percent-encoding takes three characters for one.
+            form = _fields(body[: 4 * MAX_CREDENTIAL])
+            self._check_origin(request, form)
+            credential = form.get("token", "").strip()
+            if len(credential) > MAX_CREDENTIAL:
+                raise _refusal(400, f"the token has over {MAX_CREDENTIAL} characters")
             await self._api.require_admin(_authorized(request, credential))
         except ConfcomError as error:
+            if getattr(error, "status", 0) not in (401, 429):
+                return self._failed(request, error)
             return self._page(request, "sign_in.html", getattr(error, "status", 401), problem=error.message)
         answer = RedirectResponse(f"{self._base}/policies", 303, HEADERS)
         self._set_cookie(answer, self._session, encode_base64url(credential.encode()))
         return answer
 
-    async def _sign_out(self, request: Request) -> Response:
-        await self._form(request, checked=True)
+    def _sign_out(self, request: Request, form: Form, by: str) -> Response:
+        del request, form, by
         answer = RedirectResponse(self._base, 303, HEADERS)
         answer.delete_cookie(self._session, path="/", secure=self._secure, httponly=True, samesite="strict")
         return answer
 
     # What administrators may do.
 
-    async def _policies(self, request: Request) -> Response:
-        by = await self._require_admin(request)
-        if by is None:
-            return self._to_sign_in()
-        if request.method == "GET":
-            kind = _kind(request.query_params.get("kind", AttestationType.SGX_ENCLAVE))
-            text = await self._workers.run(lambda: self._administration.text(kind))
-            return self._page(request, "policies.html", kind=kind, text=text, tried=None, error=None, done="")
-        form = await self._form(request, checked=True)
+    def _policy(self, request: Request, form: Form, by: str) -> Response:
+        del form, by
+        kind = _kind(request.query_params.get("kind", AttestationType.SGX_ENCLAVE))
+        return self._policy_page(request, kind, self._administration.text(kind))
+
+    def _try(self, request: Request, form: Form, by: str) -> Response:
+        del by
+        return self._changed(
+            request, form, lambda kind, text: self._appraiser.dry_run(kind, read_policy(text).text, limit=TRIED)
+        )
+
+    def _activate(self, request: Request, form: Form, by: str) -> Response:
+        return self._changed(request, form, lambda kind, text: self._administration.set(kind, text, by))
+
+    def _reset(self, request: Request, form: Form, by: str) -> Response:
+        return self._changed(request, form, lambda kind, _: self._administration.reset(kind, EMPTY_POLICY, by))
+
+    def _changed(self, request: Request, form: Form, act: Callable[[AttestationType, str], object]) -> Response:
+        """The page after an act: the outcome of a dry run, or the policy that is in force now."""
         kind, text = _kind(form.get("kind", "")), form.get("text", "").replace("\r\n", "\n")
-        action = form.get("action", "")
-        if action in ("activate", "default"):
-            await self._require_admin(request, change=True)
         try:
-            tried, done = await self._workers.run(lambda: self._change(kind, text, action, by))
+            found = act(kind, text)
         except AzureError as error:
-            shown = _with_place(error)
-            return self._page(request, "policies.html", 400, kind=kind, text=text, tried=None, error=shown, done="")
-        return self._page(request, "policies.html", kind=kind, text=text, tried=tried, error=None, done=done)
+            return self._policy_page(request, kind, text, 400, error=_with_place(error))
+        if isinstance(found, dict):
+            return self._policy_page(request, kind, text, tried=found)
+        done = f"This policy is in force for {kind}."
+        return self._policy_page(request, kind, self._administration.text(kind), done=done)
 
-    def _change(self, kind: AttestationType, text: str, action: str, by: str) -> tuple[Mapping[str, Any] | None, str]:
-        """The outcome of a dry run, or a sentence about what was changed."""
-        if action == "activate":
-            self._administration.set(kind, text, by)
-            return None, f"This policy is in force for {kind}."
-        if action == "default":
-            self._administration.reset(kind, EMPTY_POLICY, by)
-            return None, f"The default policy is in force for {kind}."
-        return self._appraiser.dry_run(kind, read_policy(text).text, limit=TRIED), ""
+    def _policy_page(
+        self, request: Request, kind: AttestationType, text: str, status: int = 200, **found: object
+    ) -> Response:
+        shown = {"tried": None, "error": None, "done": ""} | found
+        return self._page(request, "policies.html", status, kind=kind, text=text, **shown)
 
-    async def _audit(self, request: Request) -> Response:
-        if await self._require_admin(request) is None:
-            return self._to_sign_in()
+    def _audit(self, request: Request, form: Form, by: str) -> Response:
+        del form, by
         wanted = {name: request.query_params.get(name, "").strip()[:128] for name in FILTERS}
         given = {name: value for name, value in wanted.items() if value}
         before = request.query_params.get("before", "")
         below = int(before) if before.isascii() and before.isdigit() and len(before) < 19 else None
-        error: ConfcomError | None = None
-        rows: list[Row] = []
         try:
-            chosen = record_filter(given)
-            rows = await self._workers.run(lambda: self._records(chosen, before=below, limit=LISTED + 1))
-        except ConfcomError as refused:
-            error = refused
+            rows = self._records(record_filter(given), before=below, limit=LISTED + 1)
+        except ConfcomError as error:
+            status = getattr(error, "status", 400)
+            return self._page(request, "audit.html", status, rows=[], wanted=wanted, more="", error=error)
         more = urlencode(given | {"before": rows[LISTED - 1]["id"]}) if len(rows) > LISTED else ""
-        status = 200 if error is None else getattr(error, "status", 400)
-        shown = rows[:LISTED]
-        return self._page(request, "audit.html", status, rows=shown, wanted=wanted, more=more, error=error)
+        return self._page(request, "audit.html", rows=rows[:LISTED], wanted=wanted, more=more, error=None)
 
     # Requests and answers.
 
@@ -230,25 +264,17 @@ class Pages:
                 return None
             raise
 
-    def _to_sign_in(self) -> Response:
-        return RedirectResponse(f"{self._base}/sign-in", 303, HEADERS)
-
-    async def _form(self, request: Request, *, checked: bool = False) -> dict[str, str]:
-        """The fields of a form; `checked` ones must come from a page of this instance."""
+    async def _body(self, request: Request) -> bytes:
         if request.headers.get("content-type", "").partition(";")[0] != "application/x-www-form-urlencoded":
             raise _refusal(415, "this is not the form of a page")
-        body = await self._api.body(request)
-        try:
-            fields = parse_qs(body.decode("ascii", "replace"), keep_blank_values=True, max_num_fields=MAX_FIELDS)
-        except ValueError:
-            raise _refusal(400, f"the form has over {MAX_FIELDS} fields") from None
-        form = {name: values[0] for name, values in fields.items()}
-        if checked:
-            twin = request.cookies.get(self._twin, "")
-            same_site = request.headers.get("sec-fetch-site", "same-origin") in ("same-origin", "none")
-            if not same_site or not twin or not hmac.compare_digest(twin.encode(), form.get("twin", "").encode()):
-                raise _refusal(403, "the form did not come from a page of this service, or its cookie is gone")
-        return form
+        return await self._api.body(request)
+
+    def _check_origin(self, request: Request, form: Form) -> None:
+        """Refuse a form that did not come from a page of this instance."""
+        twin = request.cookies.get(self._twin, "")
+        same_site = request.headers.get("sec-fetch-site", "same-origin") in ("same-origin", "none")
+        if not same_site or not twin or not hmac.compare_digest(twin.encode(), form.get("twin", "").encode()):
+            raise _refusal(403, "the form did not come from a page of this service, or its cookie is gone")
 
     def _page(self, request: Request, template: str, status: int = 200, **values: Any) -> Response:  # noqa: ANN401
         kept = request.cookies.get(self._twin, "")
@@ -275,6 +301,25 @@ class Pages:
 
 def _refusal(status: int, message: str) -> HttpRefusal:
     return HttpRefusal(status, "FormRefused", message, advice="Open the page again and send its form from there.")
+
+
+def _fields(body: bytes) -> Form:
+    try:
+        fields = parse_qs(body.decode("ascii", "replace"), keep_blank_values=True, max_num_fields=MAX_FIELDS)
+    except ValueError:
+        raise _refusal(400, f"the form has over {MAX_FIELDS} fields") from None
+    return {name: values[0] for name, values in fields.items()}
+
+
+def _file(name: str) -> Callable[[Request], Response]:
+    folder, media_type = _FILES[name]
+    content = (folder / name).read_bytes()
+
+    def answer(request: Request) -> Response:
+        del request
+        return Response(content, media_type=media_type, headers=HEADERS)
+
+    return answer
 
 
 EMPTY_POLICY = "eyJhbGciOiJub25lIn0.."
