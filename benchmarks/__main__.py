@@ -24,6 +24,7 @@ from benchmarks import (
     device_plugin,
     epc_use,
     kubelet,
+    metrics_api,
     quote_helper,
     quote_helper_abuse,
     quote_helper_peer,
@@ -53,6 +54,7 @@ BENCHMARKS: dict[str, Callable[[], Iterable[Row]]] = {
     "webhook": webhook.rows,
     "attestation": attestation.rows,
     "epc-use": epc_use.rows,
+    "metrics-api": metrics_api.rows,
     "scale": scale.rows,
 }
 HEAD = """# Performance

@@ -10,7 +10,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "prometheus"
-TESTS = ("tests/contract/test_alerts.py", "tests/contract/test_dashboards.py", "tests/contract/test_systemd_units.py")
+TESTS = (
+    "tests/contract/test_alerts.py",
+    "tests/contract/test_autoscaling_files.py",
+    "tests/contract/test_dashboards.py",
+    "tests/contract/test_systemd_units.py",
+)
 
 
 def prometheus(name: str) -> Path | None:

@@ -6,6 +6,7 @@ Figures that are too old are left out here, because HPA ignores timestamps.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -192,10 +193,15 @@ class Figures:
         if missing and (together or not found):
             # A sum without some of the pods would have HPA end others.
             raise Refused(503, _no_fresh(missing))
+
+        @functools.cache
+        def stamp(age: float) -> str:
+            return f"{now - timedelta(seconds=age):%Y-%m-%dT%H:%M:%SZ}"
+
         if together:
-            values = [] if not found else [self._value(request, request.name, found, now)]
+            values = [_value(request, request.name, found, stamp)] if found else []
         else:
-            values = [self._value(request, one.name, [one], now) for one in found]
+            values = [_value(request, one.name, [one], stamp) for one in found]
         given = [value for value in values if value is not None]
         if not given and (chosen or together or request.name != ALL):
             raise Refused(404, _nothing(request, len(chosen)))
@@ -249,26 +255,31 @@ class Figures:
         since = "never" if age is None else f"{age:.0f} s ago"
         return f"the {name} of node {node} ({exporter.address}) last gave figures {since}: {exporter.failure or 'old'}"
 
-    def _value(self, request: MetricRequest, name: str, found: list[_Found], now: datetime) -> Value | None:
-        taken = now - timedelta(seconds=max(one.age for one in found))
-        timestamp = f"{taken:%Y-%m-%dT%H:%M:%SZ}"
-        if request.metric == QUOTE_RATE:
-            rates = [one.what for one in found if isinstance(one.what, float)]
-            return Value(name, sum(rates), timestamp, int(WINDOW))
-        value = _EPC_METRICS[request.metric]([one.what for one in found if isinstance(one.what, PodUse)])
-        return None if value is None else Value(name, value, timestamp)
+
+def _value(request: MetricRequest, name: str, found: list[_Found], stamp: Callable[[float], str]) -> Value | None:
+    """The value of one pod, or of several together; `stamp` gives the time of an age."""
+    taken = stamp(found[0].age if len(found) == 1 else max(one.age for one in found))
+    if request.metric == QUOTE_RATE:
+        return Value(name, sum(one.what for one in found if isinstance(one.what, float)), taken, int(WINDOW))
+    value = _EPC_METRICS[request.metric]([one.what for one in found if isinstance(one.what, PodUse)])
+    return None if value is None else Value(name, value, taken)
 
 
 def _of_pod(pod: ScaledPod, exporters: list[tuple[Exporter, float]]) -> _Found | None:
-    """A pod's figures of its node's fresh exporters, which are all of one component; None where they have none."""
-    rates = [(rate, age) for one, age in exporters if one.quotes and (rate := one.quote_rate(pod.uid)) is not None]
-    if rates:
-        return _Found(pod.name, sum(rate for rate, _ in rates), max(age for _, age in rates))
-    uses = [(age, use) for one, age in exporters if one.epc and (use := one.epc.pods.get((pod.namespace, pod.name)))]
-    if not uses:
-        return None
-    age, use = min(uses, key=lambda pair: pair[0])
-    return _Found(pod.name, use, age)
+    """A pod's figures of its node's fresh exporters, which are all of one component; None where they have none.
+
+    Of two exporters of EPC use the latest look counts; quotes of two helpers are added.
+    """
+    found: _Found | None = None
+    for exporter, age in exporters:
+        if exporter.epc is not None:
+            use = exporter.epc.pods.get((pod.namespace, pod.name))
+            if use is not None and (found is None or age < found.age):
+                found = _Found(pod.name, use, age)
+        elif exporter.quotes and (rate := exporter.quote_rate(pod.uid)) is not None:
+            known = (found.what, found.age) if found is not None and isinstance(found.what, float) else (0.0, 0.0)
+            found = _Found(pod.name, known[0] + rate, max(known[1], age))
+    return found
 
 
 def _no_fresh(missing: Mapping[str, list[str]]) -> str:
