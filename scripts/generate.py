@@ -25,6 +25,7 @@ PAGES = {
     ROOT / "docs" / "reference" / "python.md": python_page,
     ROOT / "docs" / "reference" / "policy.schema.json": policy_schema_page,
     ROOT / "deploy" / "prometheus" / "rules.yaml": RULES.read_bytes,
+    ROOT / "deploy" / "helm" / "files" / "rules.yaml": RULES.read_bytes,
 }
 
 

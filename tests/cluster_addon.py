@@ -37,6 +37,8 @@ SETTINGS = (
     "--oversized=refuse",
     "--api-ports=443,6443",
     "--api-addresses=",
+    "--monitoring=auto",
+    "--monitoring-label=",
     "--disable-collateral",
     "--collateral-upstream=intel",
     "--collateral-fmspc=",

@@ -39,6 +39,8 @@ class ObjectApi(ApiStandIn):
         self.objects: dict[tuple[str, str, str], Object] = {}
         self.before_write: Callable[[str, tuple[str, str, str]], None] = lambda verb, place: None
         self.running = True
+        self.unknown = {"servicemonitors", "prometheusrules"}
+        """Kinds that the cluster does not have."""
         self._version = 0
 
     def put(self, plural: str, thing: Object) -> None:
@@ -58,6 +60,9 @@ class ObjectApi(ApiStandIn):
         found = PATH.fullmatch(parts.path)
         assert found, parts.path
         kind, namespace, name = found["kind"], found["namespace"] or "", found["name"]
+        if kind in self.unknown:
+            _send(handler, 404, _status(404, "NotFound"))
+            return
         with self.changed:
             if handler.command == "GET" and name is None:
                 labels = parse_qs(parts.query).get("labelSelector", [""])[0]

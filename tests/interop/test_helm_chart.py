@@ -83,6 +83,7 @@ PATHS = {
     "attestation_url": "attestation.url",
     "attestation_tls_secret": "attestation.tlsSecret",
     "metrics": "metrics.enabled",
+    "monitoring": "monitoring",
     "autoscaling": "autoscaling.enabled",
     "epc_enforcement": "metrics.epcEnforcement",
     "publisher": "epc.publisher",
@@ -100,7 +101,14 @@ PATHS = {
     "api_ports": "apiServer.ports",
     "api_addresses": "apiServer.addresses",
 }
-OTHER_FORMS = {"image", "collateral_storage", "attestation_storage", "node_selector", "tolerations"}
+OTHER_FORMS = {
+    "image",
+    "collateral_storage",
+    "attestation_storage",
+    "node_selector",
+    "tolerations",
+    "monitoring_labels",
+}
 
 
 def _values(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,6 +125,7 @@ def _values(settings: Mapping[str, Any]) -> dict[str, Any]:
     for service in ("collateral", "attestation"):
         storage_class, _, size = getattr(config, f"{service}_storage").rpartition("/")
         _put(found, f"{service}.storage", {"size": size, "className": storage_class})
+    _put(found, "serviceMonitor.labels", config.monitor_labels())
     return found | {"nodeSelector": config.node_labels(), "tolerations": config.tolerated()}
 
 
@@ -184,6 +193,10 @@ DETAILS: list[dict[str, Any]] = [
     {"webhook_client_ca": "api-client-ca", "api_addresses": ("10.240.0.1/32", "fd00::/64")},
     {"metrics": True, "autoscaling": True, "quote_helper": True, "api_addresses": ("10.240.0.1/32",)},
     {"metrics": True, "autoscaling": True, "platform": "simulated", "quote_helper": True, "webhook": False},
+    {"monitoring": "operator", "monitoring_labels": ("release=prometheus",), "quote_helper": True, "metrics": True},
+    {"monitoring": "operator", "collateral": True, "attestation": True, "webhook": False},
+    {"monitoring": "operator", "collateral": True, "attestation": True, "platform": "simulated"},
+    {"monitoring": "off"},
     {"api_ports": (443, 16443), "metrics": True, "image_pull_secrets": ("one", "two")},
     {"quote_helper": True, "quote_helper_seccomp": "localhost/confcom/quote-helper.json"},
     {"quote_helper": True, "expected_signers": ("00" * 32, "Fe" * 32), "platform": "simulated"},
@@ -344,25 +357,33 @@ MADE_ANEW = {
 """CAs of their own in each rendering, and what trusts them."""
 
 
-def test_monitors_cover_every_component_that_has_metrics(helm: Helm) -> None:
-    monitors = {"serviceMonitor": {"enabled": True, "interval": "9s", "labels": {"release": "prometheus"}}}
-    without = by_name(rendered_by(helm, _with_all_components({})))
-    found = by_name(rendered_by(helm, _with_all_components(monitors)))
-    names = {f"ServiceMonitor/confcom-{name}" for name in ("metrics", "collateral", "attestation")}
-    assert found.keys() - without.keys() == names | {"Service/confcom-metrics"}
-    for name in names:
-        assert found[name]["metadata"]["labels"]["release"] == "prometheus"
-        (endpoint,) = found[name]["spec"]["endpoints"]
+@pytest.mark.parametrize("settings", [{"monitoring": "operator"}, {"serviceMonitor": {"enabled": True}}], ids=str)
+def test_monitors_cover_every_component_that_has_metrics(helm: Helm, settings: dict[str, Any]) -> None:
+    more = {"serviceMonitor": settings.get("serviceMonitor", {}) | {"interval": "9s"}}
+    found = by_name(rendered_by(helm, _with_all_components(settings | more)))
+    monitors = [one for one in found.values() if one["kind"] == "ServiceMonitor"]
+    assert len(monitors) == 7
+    for one in monitors:
+        (endpoint,) = one["spec"]["endpoints"]
         assert endpoint["interval"] == "9s"
-        chosen = found[name]["spec"]["selector"]["matchLabels"].items()
-        (service,) = (
+        chosen = one["spec"]["selector"]["matchLabels"].items()
+        services = [
             one for one in found.values() if one["kind"] == "Service" and chosen <= one["metadata"]["labels"].items()
-        )
-        assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
+        ]
+        ports = [port["name"] for service in services for port in service["spec"]["ports"]]
+        assert ports.count(endpoint["port"]) == 1  # no page is scraped twice
     for service in ("confcom-collateral", "confcom-attestation"):
         tls = found[f"ServiceMonitor/{service}"]["spec"]["endpoints"][0]["tlsConfig"]
         assert tls["ca"]["configMap"]["name"] == f"{service}-ca"
         assert "insecureSkipVerify" not in tls
+
+
+@pytest.mark.parametrize("api", ["", "monitoring.coreos.com/v1/ServiceMonitor,monitoring.coreos.com/v1/PrometheusRule"])
+def test_monitors_are_there_where_the_cluster_has_the_kinds(helm: Helm, api: str) -> None:
+    found = by_name(rendered_by(helm, {}, *(["--api-versions", api] if api else [])))
+    assert ("PrometheusRule/confcom" in found) is bool(api)
+    annotations = found["Service/sgx-webhook-metrics"]["metadata"].get("annotations", {})
+    assert annotations.get("prometheus.io/scrape") == (None if api else "true")
 
 
 def test_an_uninstall_leaves_the_state_of_the_attestation_service(helm: Helm) -> None:

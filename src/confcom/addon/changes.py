@@ -37,6 +37,7 @@ from confcom.addon.rollout import WORKLOADS, Progress, Report, Rollout, problem_
 from confcom.cluster.objects import (
     API_SERVICE_KIND,
     CLAIM_KIND,
+    MONITORING_KINDS,
     NODE_KIND,
     POD_KIND,
     SLICE_KIND,
@@ -284,12 +285,23 @@ class Addon:
     async def _wanted(self, config: AddonConfig) -> list[Object]:
         ports = await self._ports_of_api()
         cas = await issuing_cas(self._cluster, config, self._now)
-        wanted = render(config, version=self._version, api_ports=ports, cas=cas)
+        operator = await self._has_operator(config)
+        wanted = render(config, version=self._version, api_ports=ports, cas=cas, prometheus_operator=operator)
         if config.platform != "simulated":
             return wanted
         secret = await self._cluster.get(WORLD_REF)
         # After namespace and state, before what needs them.
         return wanted[:2] + simulated_objects(self._now, secret=secret) + wanted[2:]
+
+    async def _has_operator(self, config: AddonConfig) -> bool:
+        """Whether the cluster has the Prometheus operator's kinds; a `ConfigError` if they are wanted and absent."""
+        lacking = [kind.name for kind in MONITORING_KINDS if not await self._cluster.knows(kind, NAMESPACE)]
+        if lacking and config.monitoring == "operator":
+            raise ConfigError(
+                f"--monitoring operator: the cluster does not know the kinds {', '.join(lacking)}",
+                advice="Install the Prometheus operator, or choose --monitoring annotations.",
+            )
+        return not lacking
 
     async def _ports_of_api(self) -> tuple[int, ...]:
         """Ports of the API server's Service and of its endpoints, for network policies; reported if not readable.

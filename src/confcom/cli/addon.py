@@ -161,6 +161,21 @@ _OPTIONS = (
     click.option("--attestation-tls-secret", metavar="NAME", help="Its certificate; '' has it make one."),
     _switch("metrics", "metrics", "The exporter of EPC use.  [default: off]"),
     _switch("autoscaling", "autoscaling", "The metrics API, for HPA on EPC; with --enable-metrics.  [default: off]"),
+    _choice(
+        "--monitoring",
+        "How Prometheus finds the components.  [default: auto]",
+        "auto",
+        "operator",
+        "annotations",
+        "off",
+    ),
+    click.option(
+        "--monitoring-label",
+        "monitoring_labels",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="By which a Prometheus selects monitors. Repeatable.",
+    ),
     _switch("epc-enforcement", "epc_enforcement", "Let it limit EPC by cgroups, where the kernel can.  [default: off]"),
 )
 

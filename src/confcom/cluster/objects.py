@@ -38,6 +38,11 @@ _ADMISSION = "admissionregistration.k8s.io/v1"
 _RBAC = "rbac.authorization.k8s.io/v1"
 
 API_SERVICE_KIND = _kind("apiregistration.k8s.io/v1", "APIService", "apiservices", namespaced=False)
+MONITORING_KINDS = (
+    _kind("monitoring.coreos.com/v1", "ServiceMonitor", "servicemonitors"),
+    _kind("monitoring.coreos.com/v1", "PrometheusRule", "prometheusrules"),
+)
+"""Those of the Prometheus operator, which a cluster may not have."""
 # Kinds of the add-on's objects. They are pruned in the reverse order: what sends requests first, then workloads, then
 # rights.
 ADDON_KINDS: tuple[Kind, ...] = (
@@ -57,6 +62,7 @@ ADDON_KINDS: tuple[Kind, ...] = (
     _kind("resource.k8s.io/v1", "DeviceClass", "deviceclasses", namespaced=False),
     _kind("resource.k8s.io/v1", "ResourceClaimTemplate", "resourceclaimtemplates"),
     _kind("v1", "Service", "services"),
+    *MONITORING_KINDS,
     _kind("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets"),
     _kind("apps/v1", "Deployment", "deployments"),
     _kind("apps/v1", "DaemonSet", "daemonsets"),
@@ -142,6 +148,18 @@ class ClusterObjects:
             if refused.status == NOT_FOUND:
                 return None
             raise
+
+    async def knows(self, kind: Kind, namespace: str) -> bool:
+        """Whether the cluster has a kind of namespaced objects."""
+        try:
+            with cluster_errors(f"cannot list {kind.name} objects"):
+                async for _ in self._client.list(kind.resource, namespace=namespace, chunk_size=1):
+                    break
+        except ClusterRefused as refused:
+            if refused.status == NOT_FOUND:
+                return False
+            raise
+        return True
 
     async def objects(
         self, kind: Kind, *, namespace: str | None = None, labels: Labels | None = None, **fields: str

@@ -8,7 +8,16 @@ from typing import NamedTuple
 
 import msgspec
 
-from confcom.manifests import attestation, collateral, device_plugin, metrics, metrics_api, quote_helper, webhook
+from confcom.manifests import (
+    attestation,
+    collateral,
+    device_plugin,
+    metrics,
+    metrics_api,
+    monitoring,
+    quote_helper,
+    webhook,
+)
 from confcom.manifests.addon_config import AddonConfig, image_of
 from confcom.manifests.addon_state import AddonState, state_object
 from confcom.manifests.objects import IssuingCa, Object, completed, critical_pods, namespace, nothing_else
@@ -40,11 +49,12 @@ def render(
     version: str,
     api_ports: Iterable[int] = (),
     cas: Mapping[str, IssuingCa] = MappingProxyType({}),
+    prometheus_operator: bool = False,
 ) -> list[Object]:
     """Every object of the add-on, state included; the same for the same settings and version.
 
     `api_ports` are ports of the cluster's API server, beside those of the settings; `cas` are those of `issuers`, by
-    Secret.
+    Secret; `prometheus_operator`: whether the cluster has the kinds of that operator.
     """
     config.check()
     config.check_together()
@@ -61,6 +71,7 @@ def render(
         *(collateral.collateral(settled) if settled.collateral else []),
         *(attestation.attestation(settled) if settled.attestation else []),
         *(metrics.metrics(settled) if settled.metrics else []),
+        *monitoring.monitoring(settled, operator=prometheus_operator),
         *(webhook.webhook(settled, cas.get(webhook.CA_SECRET)) if settled.webhook else []),
         *(metrics_api.metrics_api(settled, cas) if settled.autoscaling else []),
     ]

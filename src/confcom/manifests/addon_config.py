@@ -25,7 +25,7 @@ _GRANT = rf"{_DNS}/(?:{_DNS}(?:\.{_DNS})*|\*)"
 _SIZES = re.compile(r"[0-9]{1,15}(?:[KMGT](?:i|iB)?)?(?:,[0-9]{1,15}(?:[KMGT](?:i|iB)?)?)*")
 _LABEL_KEY = rf"(?:{_DNS}(?:\.{_DNS})*/)?[A-Za-z0-9](?:[-_.A-Za-z0-9]{{0,61}}[A-Za-z0-9])?"
 _LABEL_VALUE = r"(?:[A-Za-z0-9](?:[-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?)?"
-_NODE_LABEL = re.compile(rf"({_LABEL_KEY})=({_LABEL_VALUE})")
+_LABEL = re.compile(rf"({_LABEL_KEY})=({_LABEL_VALUE})")
 _TOLERATION = re.compile(rf"({_LABEL_KEY})(?:=({_LABEL_VALUE}))?(?::(NoSchedule|PreferNoSchedule|NoExecute))?")
 # What a registry's client takes, without saying more than that: no blanks, nothing that steers a shell or YAML.
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}")
@@ -89,6 +89,11 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Run the exporter of EPC use on every SGX node."""
     autoscaling: bool = False
     """Run the metrics API, by which HPA scales on EPC and quotes; it needs `metrics`."""
+    monitoring: Literal["auto", "operator", "annotations", "off"] = "auto"
+    """How Prometheus finds the components: monitors and alerts of its operator, or annotations; auto is the operator
+    where the cluster has its kinds."""
+    monitoring_labels: tuple[str, ...] = ()
+    """Labels, KEY=VALUE, by which a Prometheus selects monitors and alerts."""
     epc_enforcement: bool = False
     """Let it hold containers to their requests where the kernel counts EPC in cgroups, to which it may then write."""
 
@@ -145,6 +150,7 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                     raise ConfigError(f"{word!r} {wrong}", advice=advice)
         _check_addresses(self.api_addresses)
         self.node_labels()
+        self.monitor_labels()
         self.tolerated()
 
     def check_together(self) -> None:
@@ -181,13 +187,11 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def node_labels(self) -> dict[str, str]:
         """`node_selector` as a mapping."""
-        found = {}
-        for text in self.node_selector:
-            match = _NODE_LABEL.fullmatch(text)
-            if match is None:
-                raise ConfigError(f"{text!r} is no node label", advice="Write KEY=VALUE.")
-            found[match[1]] = match[2]
-        return found
+        return _labels(self.node_selector, "node label")
+
+    def monitor_labels(self) -> dict[str, str]:
+        """`monitoring_labels` as a mapping."""
+        return _labels(self.monitoring_labels, "label")
 
     def tolerated(self) -> list[dict[str, str]]:
         """`tolerations` as Kubernetes writes them."""
@@ -231,6 +235,16 @@ _LISTS = (
     ("provision_grants", _GRANT, "names no service account", "Write NAMESPACE/SERVICEACCOUNT, or NAMESPACE/*."),
 )
 """Settings of several words: field, pattern of each, what is said of a wrong one, and advice."""
+
+
+def _labels(texts: tuple[str, ...], what: str) -> dict[str, str]:
+    found = {}
+    for text in texts:
+        match = _LABEL.fullmatch(text)
+        if match is None:
+            raise ConfigError(f"{text!r} is no {what}", advice="Write KEY=VALUE.")
+        found[match[1]] = match[2]
+    return found
 
 
 def _check_texts(settings: Mapping[str, Any]) -> None:

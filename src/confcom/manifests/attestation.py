@@ -33,6 +33,11 @@ TRUST_FOLDER = "/trust"
 """Where the root of a simulated world is made, in memory."""
 
 
+def workload_of(config: AddonConfig) -> Workload:
+    """The service of these settings: one of simulated evidence has another name."""
+    return SIMULATED if config.platform == "simulated" else HARDWARE
+
+
 def claim_of(workload: Workload) -> str:
     """The claim of the volume with policies, audit record and signing keys."""
     return f"{workload.name}-state"
@@ -40,7 +45,7 @@ def claim_of(workload: Workload) -> str:
 
 def attestation(config: AddonConfig) -> list[Object]:
     """Every object of the service."""
-    workload = SIMULATED if config.platform == "simulated" else HARDWARE
+    workload = workload_of(config)
     found = TlsService(
         workload, PORT, config.attestation_tls_secret, config.attestation_storage, claim=claim_of(workload)
     )

@@ -96,6 +96,21 @@ async def test_an_enable_makes_what_is_rendered_and_a_second_one_changes_nothing
     assert versions(api) == before
 
 
+async def test_monitors_come_and_go_with_the_operator(addon: Addon, api: ObjectApi) -> None:
+    def monitors() -> list[str]:
+        return sorted(name for plural, _, name in api.objects if plural in ("servicemonitors", "prometheusrules"))
+
+    await enable(addon)
+    assert monitors() == []
+    with pytest.raises(ConfigError, match="does not know the kinds ServiceMonitor, PrometheusRule"):
+        await update(addon, monitoring="operator")
+    api.unknown.clear()
+    await update(addon)
+    assert monitors() == ["confcom", "sgx-device-plugin-metrics", "sgx-webhook-metrics"]
+    await update(addon, monitoring="annotations")
+    assert monitors() == []
+
+
 async def test_a_plan_writes_nothing(addon: Addon, api: ObjectApi) -> None:
     changes = await addon.plan(to_enable(SIMULATED, None))
     assert {change.verb for change in changes} == {"create"}
@@ -112,7 +127,7 @@ async def test_an_update_keeps_what_it_does_not_mention_and_deletes_what_is_not_
     assert found is not None
     assert (found.config.quote_helper, found.config.metrics, found.config.epc_reserve_mib) == (True, False, 3)
     assert HELPER in api.objects
-    assert not [place for place in api.objects if "metrics" in place[2]]
+    assert not [place for place in api.objects if place[2] == "sgx-metrics"]
     assert "deleted DaemonSet confcom-system/sgx-metrics" in told
 
 
