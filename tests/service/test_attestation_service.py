@@ -170,6 +170,73 @@ def test_paths_and_versions(service: RunningAttestation) -> None:
     assert document["jwks_uri"] == f"{service.url}/certs"
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/attest/SgxEnclave", 405, "MethodNotAllowed"),
+        ("POST", "/certs", 405, "MethodNotAllowed"),
+        ("DELETE", "/policies/SgxEnclave", 405, "MethodNotAllowed"),
+        ("PATCH", "/nothing", 404, "NotFound"),
+        ("POST", "/attest/Tpm", 404, "NotFound"),
+        ("GET", "//nothing", 404, "NotFound"),
+    ],
+)
+def test_every_refusal_has_the_error_body_of_the_api(
+    service: RunningAttestation, method: str, path: str, status: int, code: str
+) -> None:
+    answer = service.ask(f"{path}?{API}", method=method)
+    assert (answer.status, answer.error["code"], answer.headers["x-ms-error-code"]) == (status, code, code)
+    assert len(answer.headers["x-ms-request-id"]) == 36
+    assert answer.headers["content-type"] == "application/json"
+
+
+def test_evidence_is_judged_under_several_sets(tmp_path: Path, world: SimulatedWorld) -> None:
+    with running_attestation(tmp_path, world, update="standard, early,999") as service:
+        claims = service.attest(enclave_quote(world)).claims
+        standard, early, missing = claims["confcom-tcb-sets"]
+        assert (standard["update"], early["update"]) == ("standard", "early")
+        assert standard["verdict"] == early["verdict"] == "accepted"
+        assert standard["tcb_evaluation_data_number"] == claims["confcom-tcb-evaluation-data-number"]
+        # A set that is not to be had decides nothing.
+        assert (missing["update"], missing["verdict"]) == ("999", "undecided")
+        assert missing["error"]["code"] == "collateral-not-found"
+        body = {"quote": encode_base64url(enclave_quote(world))}
+        ear = service.ask(f"/attest/SgxEnclave?{API}", body, Accept="application/eat+jwt").body.decode()
+        module = claims_of(ear)["submods"]["sgx"]
+        assert len(module["ear.veraison.annotated-evidence"]["confcom-tcb-sets"]) == 3
+
+
+def test_the_policy_names_the_set_that_decides(service: RunningAttestation, world: SimulatedWorld) -> None:
+    number = world.authority.tcb_info().tcb_evaluation_data_number
+    found = service.ask("/tcbbaselines/SgxEnclave?api-version=2025-06-01").json["tcbBaselines"]
+    assert [(each["tcbIdentifier"], each["isSelectedTcb"]) for each in found] == [
+        ("azuredefault", True),
+        ("early", False),
+        (str(number), False),
+    ]
+    assert found[2]["tcbEvaluationDataNumber"] == number
+    assert found[2]["tcbReleaseDate"] == "2025-11-21T09:30:00Z"
+    for identifier, status in (("azuredefault", 200), (str(number), 200), ("early", 200), ("9", 503), ("x", 400)):
+        rule = f'=> issueproperty(type="x-ms-sgx-tcbidentifier", value="{identifier}");'
+        text = f"version=1.1;configurationrules{{{rule}}};authorizationrules{{=> permit();}};"
+        assert service.attest(enclave_quote(world), draftPolicyForAttestation=text).status == status
+        if status == 200:
+            assert service.administer("/policies/SgxEnclave", text, method="PUT").status == 200
+            baselines = service.ask(f"/tcbbaselines/SgxEnclave?{API}").json["tcbBaselines"]
+            assert [each["tcbIdentifier"] for each in baselines if each["isSelectedTcb"]] == [identifier]
+    assert service.ask(f"/tcbbaselines/SevSnpVm?{API}").error["code"] == "InvalidParameter"
+
+
+def test_tokens_name_the_signer_of_their_policy(tmp_path: Path, world: SimulatedWorld) -> None:
+    with running_attestation(tmp_path, world) as service:
+        assert "x-ms-policy-signer" not in service.attest(enclave_quote(world)).claims
+        for kind, name in (("rsa", "RSA"), ("ec", "EC")):
+            key = SigningKey.from_pem(make_key(tmp_path, kind, NOW, simulated=True).read_bytes(), "")
+            assert service.administer("/policies/SgxEnclave", _signed(key), method="PUT").status == 200
+            signer = service.attest(enclave_quote(world)).claims["x-ms-policy-signer"]
+            assert signer == {"kty": name, "x5c": _x5c(key)}
+
+
 def test_both_dialects_of_base64(service: RunningAttestation, world: SimulatedWorld) -> None:
     quote = enclave_quote(world)
     for text in (base64.b64encode(quote).decode(), base64.urlsafe_b64encode(quote).decode()):

@@ -73,6 +73,12 @@ class AttestationResult(Proof):
         """The authentic quote; None when it is not."""
         return None if self.appraisal is None else self.appraisal.verified
 
+    def under(self, update: str) -> dict[str, Any]:
+        """The verdict under the set `update`, for people and programs who judge under several sets."""
+        kept = ("verdict", "tcb_status", "tcb_date", "advisory_ids", "tcb_evaluation_data_number", "error")
+        found = self.as_dict()
+        return {"update": update} | {name: found[name] for name in kept}
+
     def as_dict(self) -> dict[str, Any]:
         """The JSON object of `confcom verify --json`. What was not proven is null."""
         quote = self.evidence.quote if self.evidence else None

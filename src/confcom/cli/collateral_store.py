@@ -18,7 +18,7 @@ import click
 from confcom.appraisal.collateral import verify_collateral
 from confcom.appraisal.result import read_evidence
 from confcom.cli.exit_codes import ExitCode, exit_code
-from confcom.cli.inputs import parse_duration, parse_hex, parse_time, parse_update, read_input, trust_roots
+from confcom.cli.inputs import parse_duration, parse_hex, parse_time, read_input, trust_roots
 from confcom.cli.outputs import complain, print_json, printable
 from confcom.collateral.archive import ARCHIVE_START, Exported, Imported, read_archive, write_archive
 from confcom.collateral.bundle import load_bundle, save_bundle
@@ -42,7 +42,7 @@ from confcom.formats.evidence import MAX_EVIDENCE
 from confcom.formats.pck_extension import PckExtension
 from confcom.pki.chain import verify_chain
 from confcom.pki.roots import TrustRoots
-from confcom.protocols.pcs import MAX_QE_ID, PckCaName, Tee, Update
+from confcom.protocols.pcs import MAX_QE_ID, PckCaName, Tee, Update, parse_update
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,7 +189,7 @@ def filled_store(path: Path, roots: TrustRoots) -> Iterator[CollateralStore]:
 
 def _targets(given: FetchOptions, platforms: Iterable[tuple[PckExtension, PckCaName, Tee]]) -> Iterator[_Target]:
     both: tuple[PckCaName, ...] = ("platform",) if given.output else ("platform", "processor")
-    sets = [parse_update(text.strip()) for text in given.update.split(",")]
+    sets = [parse_update(text) for text in given.update.split(",")]
     wanted: dict[tuple[bytes, PckCaName, Tee], None] = {}
     for digits in given.fmspc:
         fmspc = parse_hex(digits, "--fmspc", most=6)

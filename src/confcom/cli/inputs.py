@@ -13,7 +13,6 @@ from confcom.errors import ConfigError, FormatError
 
 if TYPE_CHECKING:
     from confcom.pki.roots import TrustRoot, TrustRoots
-    from confcom.protocols.pcs import Update
 
 MAX_ROOT = 64 * 1024
 """Bytes of a file with a root certificate."""
@@ -74,18 +73,6 @@ def parse_duration(text: str, option: str) -> timedelta:
     if match is None:
         raise ConfigError(f"{option}: {text!r} is not a duration such as 90m, 36h, 7d or 2w")
     return timedelta(seconds=int(match[1]) * _UNITS[match[2]])
-
-
-def parse_update(text: str) -> Update:
-    """A set of collateral: `standard`, `early`, or a TCB evaluation data number."""
-    named = text.lower()
-    if named == "standard":
-        return "standard"
-    if named == "early":
-        return "early"
-    if text.isascii() and text.isdigit() and len(text) <= 9:
-        return int(text)
-    raise ConfigError(f"--update: {text!r} is neither standard nor early nor a TCB evaluation data number")
 
 
 def trust_roots(names: Iterable[str]) -> TrustRoots:

@@ -20,7 +20,7 @@ from confcom.appraisal.policy_file import MAX_POLICY, PolicyFile, parse_policy
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.appraisal.result import AttestationResult, failed, judge, read_evidence
 from confcom.cli.exit_codes import ExitCode, exit_code
-from confcom.cli.inputs import MAX_HELD_DATA, parse_hex, parse_time, parse_update, read_input, trust_roots
+from confcom.cli.inputs import MAX_HELD_DATA, parse_hex, parse_time, read_input, trust_roots
 from confcom.cli.options import STORE_VARIABLE, default_store
 from confcom.cli.outputs import print_json, printable, write_file
 from confcom.collateral.bundle import load_bundle
@@ -39,11 +39,11 @@ from confcom.formats.quote import Quote, TeeType
 from confcom.formats.tcb_info import TcbStatus
 from confcom.pki.certificate import MAX_PEM, parse_certificates
 from confcom.pki.roots import TrustRoots
+from confcom.protocols.pcs import Update, parse_update
 from confcom.report.summary import Summary
 
 if TYPE_CHECKING:
     from confcom.collateral.interface import CollateralSource
-    from confcom.protocols.pcs import Update
 
 _STORE_ENDINGS = (".sqlite", ".db")
 _SERVICES = ("intel", "pccs", "thim")
@@ -75,7 +75,7 @@ def run(
             accepted.append(ReportData(parse_hex(report_data, "--report-data", most=64)))
         if held_data is not None:
             accepted.append(HeldData(read_input(held_data, MAX_HELD_DATA, "held data")))
-        updates = {text.strip(): parse_update(text.strip()) for text in update.split(",")}
+        updates = {text.strip(): parse_update(text) for text in update.split(",")}
         data = read_input(evidence, MAX_EVIDENCE, "evidence")
         chain = read_input(pck_chain, MAX_PEM, "PCK chain") if pck_chain else None
         chosen = choose_collateral(collateral, roots, now, ca=collateral_ca, pck_chain=chain)
@@ -143,26 +143,26 @@ class _Judging:
             evidence = read_evidence(self.data)
             with chosen as choice:
                 for name, update in updates.items():
-                    collateral = choice.collateral(evidence.quote, update)
-                    results[name] = judge(
-                        self.data,
-                        collateral,
-                        verifier=self.verifier,
-                        policy=self.policy,
-                        now=self.now,
-                        grace=self.file.grace,
-                    )
+                    # A set that is missing leaves the verdicts of the others.
+                    try:
+                        collateral = choice.collateral(evidence.quote, update)
+                    except CollateralError as error:
+                        results[name] = failed(error, evidence=evidence, source=source)
+                    else:
+                        results[name] = self._judged(collateral)
         except (FormatError, VerificationError, CollateralError) as error:
-            # A later set that is missing leaves the verdict of the first one.
-            missing = next((name for name in updates if name not in results), next(iter(updates)))
-            results[missing] = failed(error, evidence=evidence, source=source)
+            results[next(iter(updates))] = failed(error, evidence=evidence, source=source)
         return results
+
+    def _judged(self, collateral: Collateral) -> AttestationResult:
+        return judge(
+            self.data, collateral, verifier=self.verifier, policy=self.policy, now=self.now, grace=self.file.grace
+        )
 
 
 def _sets(results: dict[str, AttestationResult]) -> list[dict[str, Any]]:
     """The verdict under each set that was asked for."""
-    kept = ("verdict", "tcb_status", "tcb_date", "advisory_ids", "tcb_evaluation_data_number", "error")
-    return [{"update": name} | {k: result.as_dict()[k] for k in kept} for name, result in results.items()]
+    return [result.under(name) for name, result in results.items()]
 
 
 # Collateral for the platform of the quote: a bundle, a store, or a service.

@@ -442,8 +442,11 @@ class _SignedNumbers:
         body = signed_json.exact_object(found.body, data, _NUMBERS, "tcbEvaluationDataNumbers")
         return cls(body, bytes.fromhex(found.signature))
 
+    def listed(self) -> _NumbersJson:
+        return signed_json.decode_content(self.body, {1: _NumbersJson}, _NUMBERS)
+
     def numbers(self) -> _Numbers:
-        found = signed_json.decode_content(self.body, {1: _NumbersJson}, _NUMBERS)
+        found = self.listed()
         return _Numbers(
             found.id,
             signed_json.parse_date(found.issue_date, _NUMBERS, "issueDate"),
@@ -455,20 +458,33 @@ class _SignedNumbers:
 _NUMBERS = "TcbEvaluationDataNumbers"
 
 
+def evaluation_data_numbers(document: Document) -> tuple[EvaluationDataNumber, ...]:
+    """What a list of TCB evaluation data numbers holds, newest first. Its signature is not verified: it judges nothing.
+
+    Raises:
+        FormatError: another document, or a malformed one.
+    """
+    found = _SignedNumbers.parse(document.body).listed().numbers
+    return tuple(sorted(found, key=lambda entry: entry.number, reverse=True))
+
+
 class _NumbersDocument(msgspec.Struct):
     signature: HexSignature
     body: msgspec.Raw = msgspec.field(name="tcbEvaluationDataNumbers")
 
 
-class _Number(msgspec.Struct):
+class EvaluationDataNumber(msgspec.Struct, frozen=True):
+    """A set of TCB levels that Intel offers, and when the levels of the TCB recovery behind it were published."""
+
     number: U32 = msgspec.field(name="tcbEvaluationDataNumber")
+    recovery_event: Date = msgspec.field(name="tcbRecoveryEventDate", default="")
 
 
 class _NumbersJson(msgspec.Struct, rename="camel"):
     id: str
     issue_date: Date
     next_update: Date
-    numbers: list[_Number] = msgspec.field(name="tcbEvalNumbers")
+    numbers: list[EvaluationDataNumber] = msgspec.field(name="tcbEvalNumbers")
 
 
 _SIGNED: dict[DocumentKind, Callable[[bytes], Any]] = {

@@ -301,7 +301,8 @@ MAX_PLATFORMS = 256
 """Kinds of platforms (FMSPC, CA, TEE) whose collateral is remembered; a node has one, an attestation service many."""
 MAX_CHAINS = 4096
 """PCK chains whose kind of platform is remembered, by digest."""
-_Kind = tuple[bytes, PckCaName, Tee]
+PlatformKind = tuple[bytes, PckCaName, Tee]
+"""FMSPC, the CA of the PCK certificate, and what is judged."""
 LIMITS = HttpLimits(timeout=3.0, deadline=4.0, retries=0)
 """A probe waits for the answer, and is repeated."""
 
@@ -315,39 +316,44 @@ class RememberedCollateral:
     def __init__(self, name: str, options: SourceOptions) -> None:
         self._name = name
         self._options = replace(options, limits=LIMITS)
-        self._known: dict[_Kind, tuple[Collateral, datetime]] = {}
-        self._kinds: dict[bytes, _Kind] = {}
+        self._known: dict[tuple[PlatformKind, Update], tuple[Collateral, datetime]] = {}
+        self._kinds: dict[bytes, PlatformKind] = {}
 
     def __call__(self, quote: bytes, now: datetime) -> Collateral:
         """The collateral of the platform that made the quote; `CollateralError` where there is none yet."""
         return self.for_quote(Quote.parse(quote), now)
 
-    def remembered(self, quote: Quote, now: datetime) -> Collateral | None:
+    def remembered(self, quote: Quote, now: datetime, update: Update = "standard") -> Collateral | None:
         """What is known and fresh; None where the source would have to be asked."""
-        known = self._known.get(self._platform(quote))
+        known = self._known.get((self.platform(quote), update))
         return known[0] if known is not None and now - known[1] < FRESH else None
 
-    def for_quote(self, quote: Quote, now: datetime) -> Collateral:
-        """The collateral for a quote that has been read."""
-        if (fresh := self.remembered(quote, now)) is not None:
+    def for_quote(self, quote: Quote, now: datetime, update: Update = "standard") -> Collateral:
+        """The collateral for a quote that has been read, of the set `update`."""
+        if (fresh := self.remembered(quote, now, update)) is not None:
             return fresh
-        platform = self._platform(quote)
-        known = self._known.get(platform)
+        platform = self.platform(quote)
+        known = self._known.get((platform, update))
         try:
             # Opened each time, so that a CA file that was renewed is read again.
             with open_source(self._name, replace(self._options, at=now)) as source:
-                found = source.fetch(*platform)
+                found = source.fetch(*platform, update=update)
         except CollateralError:
             if known is None:
                 raise
             return known[0]
-        self._known.pop(platform, None)
-        self._known[platform] = (found, now)
+        self._known.pop((platform, update), None)
+        self._known[platform, update] = (found, now)
         if len(self._known) > MAX_PLATFORMS:
             self._known.pop(next(iter(self._known)), None)
         return found
 
-    def _platform(self, quote: Quote) -> _Kind:
+    def document(self, key: DocumentKey, now: datetime) -> Document:
+        """One document from the source; it is not remembered."""
+        with open_source(self._name, replace(self._options, at=now)) as source:
+            return source.fetch_document(key)
+
+    def platform(self, quote: Quote) -> PlatformKind:
         """By the verified certificate: quotes of one platform in other wrappings are one entry.
 
         A chain that was verified once names its platform for good, so its digest is remembered.

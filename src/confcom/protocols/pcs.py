@@ -14,7 +14,7 @@ from enum import StrEnum
 from typing import Literal
 from urllib.parse import urlencode
 
-from confcom.errors import CollateralNotFound, FormatError
+from confcom.errors import CollateralNotFound, ConfigError, FormatError
 
 Tee = Literal["sgx", "tdx"]
 PckCaName = Literal["processor", "platform"]
@@ -33,6 +33,18 @@ MAX_PLATFORM_MANIFEST = 64 * 1024
 
 INTEL_PCS = "https://api.trustedservices.intel.com"
 INTEL_ROOT_CA_CRL = "https://certificates.trustedservices.intel.com/IntelSGXRootCA.der"
+
+
+def parse_update(text: str, *, setting: str = "--update") -> Update:
+    """A set by its name: `standard`, `early`, or a TCB evaluation data number; anything else is a `ConfigError`."""
+    named = text.strip().lower()
+    if named == "standard":
+        return "standard"
+    if named == "early":
+        return "early"
+    if named.isascii() and named.isdigit() and len(named) <= 9:
+        return int(named)
+    raise ConfigError(f"{setting}: {text.strip()!r} is neither standard nor early nor a TCB evaluation data number")
 
 
 class Dialect(StrEnum):

@@ -7,6 +7,7 @@ exchanges are the reference (attestation-service.md, sections 1.3 to 1.5).
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -320,11 +321,14 @@ def evidence_claims(quote: Quote, request: AttestRequest, hashes: dict[str, str]
     return found
 
 
-def appraisal_claims(verified: VerifiedQuote) -> dict[str, Any]:
-    """What Azure's tokens do not say: TCB status, advisories, FMSPC, evaluation number and dates of the collateral."""
+def appraisal_claims(verified: VerifiedQuote, sets: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """What Azure's tokens do not say: TCB status, advisories, FMSPC, evaluation number and dates of the collateral.
+
+    `sets` are the verdicts under several sets of collateral, where the service judges under more than one.
+    """
     tcb, collateral = verified.tcb, verified.collateral
     status = tcb.status.value if tcb.status else None
-    found = {
+    found: dict[str, Any] = {
         "confcom-tcb-status": status,
         "confcom-tcb-date": int(tcb.tcb_date.timestamp()) if tcb.tcb_date else None,
         "confcom-advisory-ids": list(tcb.advisory_ids),
@@ -334,6 +338,8 @@ def appraisal_claims(verified: VerifiedQuote) -> dict[str, Any]:
         "confcom-collateral-expires": int(collateral.earliest_expiration.timestamp()),
         "confcom-simulated": verified.simulated,
     }
+    if sets:
+        found["confcom-tcb-sets"] = list(sets)
     return found | ({"attester_tcb_status": status} if verified.tee is TeeType.TDX else {})
 
 

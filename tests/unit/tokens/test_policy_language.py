@@ -91,7 +91,7 @@ REFUSED = [
     ("version=1.0;" + PERMIT * 2, 1, 46, "policy > authorizationrules", "stands twice"),
     ("version=1.0;issuancerules{};" + PERMIT, 1, 29, "policy > authorizationrules", "in the order"),
     (
-        'version=1.0;\nauthorizationrules{ => issue(type="a", value=1); };',
+        'version=1.0;\nauthorizationrules{ => issueproperty(type="a", value=1); };',
         2,
         24,
         "policy > authorizationrules",

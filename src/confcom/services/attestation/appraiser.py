@@ -18,9 +18,12 @@ from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.policy import Policy
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.appraisal.result import AttestationResult, failed, judge, read_evidence
-from confcom.collateral.sources import RememberedCollateral
-from confcom.errors import ConfcomError
+from confcom.collateral.documents import DocumentKey, DocumentKind, evaluation_data_numbers
+from confcom.collateral.sources import PlatformKind, RememberedCollateral
+from confcom.errors import CollateralError, ConfcomError, ConfigError
 from confcom.formats.evidence import EvidenceFile, EvidenceKind
+from confcom.formats.quote import Quote
+from confcom.protocols.pcs import Tee, Update, parse_update
 from confcom.services.attestation.attestation_store import AttestationStore, AuditRecord, RecordFilter
 from confcom.services.attestation.signing_keys import SigningKeys
 from confcom.tokens import azure
@@ -28,7 +31,7 @@ from confcom.tokens.azure import AttestationType, AttestRequest, AzureError
 from confcom.tokens.ear import ear_claims
 from confcom.tokens.jws import unsecured
 from confcom.tokens.nonces import LIFE, check_nonce, make_nonce
-from confcom.tokens.policy_evaluation import SERVICE, Claim, Decision, evaluate_policy
+from confcom.tokens.policy_evaluation import SERVICE, Claim, Decision, configuration, evaluate_policy
 from confcom.tokens.policy_jws import certificate_jwk, read_policy
 from confcom.tokens.policy_language import PolicyText, PolicyTextError, parse_policy
 
@@ -52,6 +55,12 @@ class PolicyInForce:
 
 POLICY_FOR = 1.0
 """Seconds that a policy of the store is used before it is read again."""
+MISSING_FOR = 60.0
+"""Seconds after which a further set of collateral that the source did not have is asked for again."""
+MAX_MISSING = 1024
+TCB_IDENTIFIER = "x-ms-sgx-tcbidentifier"
+"""The property of a policy that names the set of collateral."""
+AZURE_DEFAULT = "azuredefault"
 _TRACED = 20
 """Outcomes of a dry run that have their trace."""
 
@@ -93,6 +102,7 @@ class Judged:
     seen: Sequence[Claim]
     decision: Decision
     policy: PolicyInForce
+    sets: tuple[dict[str, Any], ...]
 
 
 class Appraiser:
@@ -106,16 +116,23 @@ class Appraiser:
         policy: Policy,
         *,
         grace: timedelta,
+        updates: Sequence[Update] = ("standard",),
         issuer: str,
         keys: Callable[[], SigningKeys],
         clock: Callable[[], datetime],
     ) -> None:
-        """`policy` is that of `confcom verify`; `issuer` the URL of clients, without a slash at its end."""
+        """`policy` is that of `confcom verify`; `issuer` the URL of clients, without a slash at its end.
+
+        Evidence is judged under each of `updates`; the first decides, unless the policy of the attestation type names
+        another (`x-ms-sgx-tcbidentifier`).
+        """
         self._store = store
         self._verifier = verifier
         self._collateral = collateral
         self._policy = policy
         self._grace = grace
+        self._updates = updates
+        self._missing: dict[tuple[PlatformKind, Update], tuple[float, CollateralError]] = {}
         self._issuer = issuer
         self._keys = keys
         self._clock = clock
@@ -166,15 +183,13 @@ class Appraiser:
 
         Nothing is signed and nothing is recorded.
         """
+        rules = self._parse(self._in_force(type_of(evidence), may_block=True).text)
         try:
-            collateral = self._collateral.for_quote(evidence.quote, now)
+            collateral = self._collateral_of(evidence.quote, self._deciding(rules), now, may_block=True)
         except ConfcomError as error:
             return failed(error, evidence=evidence), None
-        result = judge(evidence, collateral, verifier=self._verifier, policy=self._policy, now=now, grace=self._grace)
-        if not result:
-            return result, None
-        policy = self._parse(self._in_force(type_of(evidence), may_block=True).text)
-        return result, evaluate_policy(policy, azure.policy_claims(evidence.quote))
+        result = self._result(evidence, collateral, now)
+        return result, evaluate_policy(rules, azure.policy_claims(evidence.quote)) if result else None
 
     def dry_run(self, kind: AttestationType, text: str, *, limit: int) -> dict[str, Any]:
         """What a policy would decide on the newest recorded evidence, beside what was decided.
@@ -243,24 +258,77 @@ class Appraiser:
         if request.bind_nonce:
             check_nonce(request.nonce, self._nonce_secret, now)
         azure.check_binding(evidence.quote, request)
-        collateral = self._collateral.remembered(evidence.quote, now)
-        if collateral is None:
-            if not may_block:
-                raise WouldBlock
-            collateral = self._collateral.for_quote(evidence.quote, now)
-        verified = self._accepted(evidence, collateral, now)
+        decides = self._deciding(rules)
+        collateral = self._collateral_of(evidence.quote, decides, now, may_block=may_block)
+        result = self._result(evidence, collateral, now)
+        if not result or result.verified is None:
+            raise Refused(result.error or ConfcomError("nothing was judged"), result.as_dict()["checks"])
+        further = [update for update in self._updates if update != decides]
+        sets = [self._under(evidence, update, now, may_block=may_block) for update in further]
         seen = azure.policy_claims(evidence.quote)
         decision = evaluate_policy(rules, seen)
         if not decision.permitted:
             raise Denied(decision, seen)
-        return Judged(request, evidence, verified, collateral, seen, decision, policy)
+        all_sets = (result.under(str(decides)), *sets) if sets else ()
+        return Judged(request, evidence, result.verified, collateral, seen, decision, policy, all_sets)
 
-    def _accepted(self, evidence: EvidenceFile, collateral: Collateral, now: datetime) -> VerifiedQuote:
-        """The verified quote; for evidence that is refused, everything that was checked."""
-        result = judge(evidence, collateral, verifier=self._verifier, policy=self._policy, now=now, grace=self._grace)
-        if not result or result.verified is None:
-            raise Refused(result.error or ConfcomError("nothing was judged"), result.as_dict()["checks"])
-        return result.verified
+    def _deciding(self, rules: PolicyText) -> Update:
+        """The set of collateral that decides."""
+        named = configuration(rules).get(TCB_IDENTIFIER, AZURE_DEFAULT) if rules.configuration else AZURE_DEFAULT
+        if named == AZURE_DEFAULT:
+            return self._updates[0]
+        try:
+            return parse_update(str(named), setting=TCB_IDENTIFIER)
+        except ConfigError as error:
+            raise AzureError(f"the policy's {error.message}", "PolicyEvaluationError") from error
+
+    def _collateral_of(self, quote: Quote, update: Update, now: datetime, *, may_block: bool) -> Collateral:
+        collateral = self._collateral.remembered(quote, now, update)
+        if collateral is not None:
+            return collateral
+        if not may_block:
+            raise WouldBlock
+        return self._collateral.for_quote(quote, now, update)
+
+    def _result(self, evidence: EvidenceFile, collateral: Collateral, now: datetime) -> AttestationResult:
+        return judge(evidence, collateral, verifier=self._verifier, policy=self._policy, now=now, grace=self._grace)
+
+    def _under(self, evidence: EvidenceFile, update: Update, now: datetime, *, may_block: bool) -> dict[str, Any]:
+        """The verdict under a further set, which decides nothing. A set that is missing is asked for once a minute."""
+        key = self._collateral.platform(evidence.quote), update
+        asked, missing = self._missing.get(key, (-MISSING_FOR, CollateralError("not asked for yet")))
+        if time.monotonic() - asked < MISSING_FOR:
+            return failed(missing, evidence=evidence).under(str(update))
+        try:
+            collateral = self._collateral_of(evidence.quote, update, now, may_block=may_block)
+        except CollateralError as error:
+            if len(self._missing) >= MAX_MISSING:
+                self._missing.clear()
+            self._missing[key] = time.monotonic(), error
+            return failed(error, evidence=evidence).under(str(update))
+        return self._result(evidence, collateral, now).under(str(update))
+
+    def baselines(self, kind: AttestationType) -> dict[str, Any]:
+        """The sets that a policy can name as `x-ms-sgx-tcbidentifier`, and which one the policy in force names.
+
+        Raises:
+            CollateralError: the source of the collateral has no list of sets.
+        """
+        tee: Tee = "tdx" if kind is AttestationType.TDX_VM else "sgx"
+        key = DocumentKey(DocumentKind.TCB_EVALUATION_DATA_NUMBERS, tee=tee)
+        rules = self._parse(self._in_force(kind, may_block=True).text)
+        selected = str(configuration(rules).get(TCB_IDENTIFIER, AZURE_DEFAULT))
+        named = [{"tcbIdentifier": name, "isSelectedTcb": name == selected} for name in (AZURE_DEFAULT, "early")]
+        numbers = [
+            {
+                "tcbIdentifier": str(entry.number),
+                "tcbEvaluationDataNumber": entry.number,
+                "tcbReleaseDate": entry.recovery_event,
+                "isSelectedTcb": str(entry.number) == selected,
+            }
+            for entry in evaluation_data_numbers(self._collateral.document(key, self._clock()))
+        ]
+        return {"tcbBaselines": [*named, *numbers]}
 
     def _check_kind(self, evidence: EvidenceFile, kind: AttestationType) -> None:
         found = evidence.quote.tee
@@ -284,7 +352,7 @@ class Appraiser:
     def _azure_token(self, judged: Judged, now: datetime) -> str:
         hashes = azure.collateral_hashes(judged.request.evidence, judged.collateral)
         claims = judged.decision.claims() | azure.evidence_claims(judged.evidence.quote, judged.request, hashes)
-        claims |= azure.appraisal_claims(judged.verified) | self._issuer_claims(now)
+        claims |= azure.appraisal_claims(judged.verified, judged.sets) | self._issuer_claims(now)
         claims["x-ms-policy-hash"] = azure.policy_hash(judged.policy.text)
         if judged.policy.signer is not None:
             claims["x-ms-policy-signer"] = judged.policy.signer
@@ -312,7 +380,7 @@ class Appraiser:
         issued = int(now.timestamp())
         claims = ear_claims(
             judged.verified,
-            evidence | azure.appraisal_claims(judged.verified),
+            evidence | azure.appraisal_claims(judged.verified, judged.sets),
             policy_id=azure.policy_hash(judged.policy.text),
             nonce=judged.request.nonce,
             issued=issued,

@@ -40,6 +40,8 @@ class AttestationServiceConfig(TlsSettings, frozen=True, kw_only=True, forbid_un
     """intel, pccs, thim, the URL of a collateral service, a folder, a collateral.json, or a store."""
     collateral_ca: str | None = None
     """PEM file with the CAs that the TLS certificate of the collateral service may be of."""
+    update: str = "standard"
+    """Sets of collateral: standard, early, numbers. The first decides; tokens have the verdicts under all of them."""
     trust_roots: tuple[str, ...] = ()
     """PEM files of the roots to trust instead of Intel's: all of them simulated, or none."""
     policy: str | None = None

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
@@ -149,6 +151,7 @@ class AttestationApp:
             self._route("/policies/{kind}:reset", self._reset, "POST"),
             self._route("/policies/{kind}:dryRun", self._dry_run, "POST"),
             self._route("/policies/{kind}", self._policies, "GET", "PUT"),
+            self._route("/tcbbaselines/{kind}", self._baselines),
             self._route("/nonces", self._nonce, "POST"),
             self._route("/audit", self._records),
             self._route("/certificates", self._certificates),
@@ -160,8 +163,9 @@ class AttestationApp:
             self._route("/readyz", self._readyz, versioned=False),
             self._route("/metrics", self._metrics_page, versioned=False),
         ]
-        rest = [self._route("/{rest:path}", self._nothing, "GET", "POST", "PUT", "DELETE", versioned=False)]
-        self._app = Starlette(routes=[*([Mount(prefix, routes=api)] if prefix else api), *own, *rest])
+        routes = [*([Mount(prefix, routes=api)] if prefix else api), *own]
+        handlers: Any = {HTTPException: self._no_route, Exception: _internal}
+        self._app = Starlette(routes=routes, exception_handlers=handlers)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
         """Answer one request."""
@@ -177,8 +181,7 @@ class AttestationApp:
                 response = _error_answer(error)
             except Overloaded:
                 response = _error_answer(HttpRefusal(503, "ServerBusy", "too many appraisals wait", retry_after=1))
-            response.headers["x-ms-request-id"] = str(uuid.uuid4())
-            return response
+            return _marked(response)
 
         return Route(path, endpoint, methods=list(methods) or ["GET"])
 
@@ -234,6 +237,10 @@ class AttestationApp:
         text = read_policy((await self.body(request)).decode("utf-8", "replace")).text
         limit = _number(request, "limit", default=100, most=1000)
         return _json(await self._workers.run(lambda: self._appraiser.dry_run(kind, text, limit=limit)))
+
+    async def _baselines(self, request: Request) -> Response:
+        kind = _kind(request)
+        return _json(await self._workers.run(lambda: self._appraiser.baselines(kind)))
 
     async def _nonce(self, request: Request) -> Response:
         del request
@@ -295,10 +302,15 @@ class AttestationApp:
         self._metrics.ready.set(not self._problem())
         return Response(generate_latest(self._metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
-    async def _nothing(self, request: Request) -> Response:
-        del request
+    def _no_route(self, request: Request, error: HTTPException) -> Response:
+        """No path, or a path without this method."""
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            allowed = (error.headers or {}).get("Allow", "")
+            answer = _error_answer(HttpRefusal(405, "MethodNotAllowed", f"{request.method} is not one of {allowed}"))
+            answer.headers["Allow"] = allowed
+            return _marked(answer)
         prefix = " The API of this instance, which judges SIMULATED evidence, is under /simulated." * self._simulated
-        raise HttpRefusal(404, "NotFound", f"there is nothing at this path.{prefix}")
+        return _marked(_error_answer(HttpRefusal(404, "NotFound", f"there is nothing at this path.{prefix}")))
 
     async def body(self, request: Request) -> bytes:
         """The body of a request, at most `max_body` bytes."""
@@ -336,6 +348,17 @@ _CLAIMS = [
     "x-ms-sgx-product-id", "x-ms-sgx-mrsigner", "x-ms-sgx-mrenclave", "x-ms-sgx-svn", "x-ms-sgx-report-data",
     "x-ms-sgx-ehd", "x-ms-sgx-collateral", "confcom-tcb-status", "confcom-advisory-ids", "confcom-simulated",
 ]  # fmt: skip
+
+
+def _marked(response: Response) -> Response:
+    response.headers["x-ms-request-id"] = str(uuid.uuid4())
+    return response
+
+
+def _internal(request: Request, error: Exception) -> Response:
+    """A defect of the service: the error is logged where it is raised again, and stays out of the answer."""
+    del request, error
+    return _marked(_error_answer(HttpRefusal(500, "InternalError", "the service failed; its log says why")))
 
 
 def _kind(request: Request) -> AttestationType:

@@ -17,6 +17,7 @@ from confcom.appraisal.quote import QuoteVerifier
 from confcom.collateral.sources import RememberedCollateral, SourceOptions
 from confcom.errors import ConfigError
 from confcom.pki.roots import TrustRoots
+from confcom.protocols.pcs import parse_update
 from confcom.services.attestation.administration import PolicyAdministration
 from confcom.services.attestation.administrators import Administrators
 from confcom.services.attestation.appraiser import Appraiser
@@ -94,6 +95,7 @@ async def serve(
             collateral,
             file.policy(accept_simulated=simulated),
             grace=file.grace,
+            updates=tuple(dict.fromkeys(parse_update(name) for name in config.update.split(","))),
             issuer=issuer,
             keys=keys,
             clock=clock,
