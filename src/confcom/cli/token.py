@@ -106,7 +106,7 @@ def _vouching_enclave(
     from confcom.appraisal.policy_file import MAX_POLICY, parse_policy
     from confcom.appraisal.quote import QuoteVerifier
     from confcom.appraisal.result import identity
-    from confcom.cli.inputs import parse_update, read_input, trust_roots
+    from confcom.cli.inputs import read_input, trust_roots
     from confcom.cli.verdict import choose_collateral
     from confcom.tokens.attested_key import check_attested_key
 
@@ -116,7 +116,7 @@ def _vouching_enclave(
     with choose_collateral(collateral, roots, now) as chosen:
         verified = check_attested_key(
             key.certificate,
-            lambda quote: chosen.collateral(quote, parse_update("standard")),
+            lambda quote: chosen.collateral(quote, "standard"),
             accepted,
             verifier=QuoteVerifier(roots),
             now=now,
