@@ -12,12 +12,16 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+
 from api_stand_in import ApiStandIn
 from node_api import refuse, reply
 
 CANONICAL = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
 _EVENTS = re.compile(r"/apis/events\.k8s\.io/v1/namespaces/([^/]+)/events(?:/([^/]+))?")
 _PROXY = re.compile(r"/api/v1/namespaces/([^/]+)/pods/([^/]+)/proxy/metrics")
+_POD = re.compile(r"/api/v1/namespaces/([^/]+)/pods/([^/]+)")
+_POD_EVENTS = re.compile(r"/api/v1/namespaces/([^/]+)/events")
 _CLAIM = re.compile(r"/apis/resource\.k8s\.io/v1/namespaces/([^/]+)/resourceclaims/([^/]+)")
 _CONFIG_MAP = re.compile(r"/api/v1/namespaces/([^/]+)/configmaps/([^/]+)")
 _MICRO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}(Z|[+-]\d\d:\d\d)")
@@ -47,6 +51,32 @@ def make_pod(
     }
 
 
+def page(gauges: dict[str, list[tuple[dict[str, str], float]]]) -> bytes:
+    """A page of metrics as the daemons write theirs."""
+    registry = CollectorRegistry()
+    for name, samples in gauges.items():
+        kind = Counter if name.endswith("_total") else Gauge
+        family = kind(name.removesuffix("_total"), "Help.", sorted(samples[0][0]), registry=registry)
+        for labels, value in samples:
+            child = family.labels(**labels)
+            child.inc(value)
+    return generate_latest(registry)
+
+
+def enclave(peer: str, build: str, **words: str) -> dict[str, str]:
+    """The labels of an enclave."""
+    return {
+        "peer": peer, "mr_enclave": build, "mr_signer": words.get("signer", "cd" * 32),
+        "isv_prod_id": words.get("product", "1"), "isv_svn": words.get("svn", "2"),
+        "debug": words.get("debug", "false"), "signer_expected": words.get("expected", ""),
+    }  # fmt: skip
+
+
+def component(name: str) -> dict[str, str]:
+    """The labels of a component's pods."""
+    return {"app.kubernetes.io/part-of": "confcom", "app.kubernetes.io/component": name}
+
+
 class EpcApi(ApiStandIn):
     """Nodes, pods, events and the metrics pages of pods. Use as a context."""
 
@@ -54,10 +84,16 @@ class EpcApi(ApiStandIn):
         super().__init__()
         self.nodes: dict[str, str] = {"n1": "168"}
         self.pods: dict[str, dict[str, Any]] = {}
+        self.node_more: dict[str, str] = {}
+        """Further resources of every node."""
         self.claims: dict[tuple[str, str], dict[str, Any]] = {}
         self.config_maps: dict[tuple[str, str], dict[str, Any]] = {}
         self.events: dict[tuple[str, str], dict[str, Any]] = {}
         self.pages: dict[str, bytes] = {}
+        self.objects: dict[str, dict[str, Any]] = {}
+        """Further objects, by their path."""
+        self.pod_events: list[dict[str, Any]] = []
+        """Events as the core API lists them."""
         self.forbidden: set[str] = set()
         self.requests: list[str] = []
         self._version = 1
@@ -112,15 +148,44 @@ class EpcApi(ApiStandIn):
         elif url.path == "/api/v1/pods" or url.path.endswith("/pods"):
             self._pods(request, url.path, query)
         else:
-            refuse(request, 404, "no such path")
+            self._one(request, url.path, query)
+
+    def _one(self, request: BaseHTTPRequestHandler, path: str, query: dict[str, str]) -> None:
+        """A pod, its events, or one of the further objects."""
+        if match := _POD.fullmatch(path):
+            pod = self.pods.get(match[2])
+            self._found(request, pod if pod and pod["metadata"]["namespace"] == match[1] else None)
+        elif match := _POD_EVENTS.fullmatch(path):
+            self._pod_events(request, match[1], query)
+        else:
+            self._found(request, self.objects.get(path))
 
     def _node(self, name: str) -> dict[str, Any]:
         return {
             "apiVersion": "v1",
             "kind": "Node",
             "metadata": {"name": name},
-            "status": {"allocatable": {"cpu": "2"} | ({CANONICAL: self.nodes[name]} if self.nodes[name] else {})},
+            "status": {
+                "allocatable": {"cpu": "2"}
+                | self.node_more
+                | ({CANONICAL: self.nodes[name]} if self.nodes[name] else {})
+            },
         }
+
+    def _pod_events(self, request: BaseHTTPRequestHandler, namespace: str, query: dict[str, str]) -> None:
+        chosen = dict(part.split("=") for part in query["fieldSelector"].split(","))
+
+        def wanted(about: dict[str, Any]) -> bool:
+            return about["namespace"] == namespace and all(
+                about[name.removeprefix("involvedObject.")] == value for name, value in chosen.items()
+            )
+
+        items = [event for event in self.pod_events if wanted(event["involvedObject"])]
+        start, end = int(query.get("continue", 0)), int(query.get("continue", 0)) + int(query.get("limit", 500))
+        more = {"continue": str(end)} if end < len(items) else {}
+        reply(
+            request, 200, {"kind": "EventList", "metadata": {"resourceVersion": "1"} | more, "items": items[start:end]}
+        )
 
     def _pods(self, request: BaseHTTPRequestHandler, path: str, query: dict[str, str]) -> None:
         node = query.get("fieldSelector", "").partition("spec.nodeName=")[2]

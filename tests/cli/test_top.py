@@ -16,40 +16,14 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from confcom.cli.exit_codes import ExitCode
 from confcom.cli.root import root
 from confcom.errors import ClusterError
-from epc_api import EpcApi, make_pod
+from epc_api import EpcApi, component, enclave, make_pod, page
 
 MIB = 1 << 20
 UID = "3c9f6d2e-1b7a-4c55-9f0e-8d2a6b1c4e77"
-
-
-def page(gauges: dict[str, list[tuple[dict[str, str], float]]]) -> bytes:
-    """As the daemons write theirs."""
-    registry = CollectorRegistry()
-    for name, samples in gauges.items():
-        kind = Counter if name.endswith("_total") else Gauge
-        family = kind(name.removesuffix("_total"), "Help.", sorted(samples[0][0]), registry=registry)
-        for labels, value in samples:
-            child = family.labels(**labels)
-            child.inc(value)
-    return generate_latest(registry)
-
-
-def enclave(peer: str, build: str, **words: str) -> dict[str, str]:
-    """The labels of an enclave."""
-    return {
-        "peer": peer, "mr_enclave": build, "mr_signer": words.get("signer", "cd" * 32),
-        "isv_prod_id": words.get("product", "1"), "isv_svn": words.get("svn", "2"),
-        "debug": words.get("debug", "false"), "signer_expected": words.get("expected", ""),
-    }  # fmt: skip
-
-
-def component(name: str) -> dict[str, str]:
-    return {"app.kubernetes.io/part-of": "confcom", "app.kubernetes.io/component": name}
 
 
 @pytest.fixture

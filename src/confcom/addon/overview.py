@@ -34,11 +34,13 @@ RECLAIM = "confcom_epc_reclaim_seconds_total"
 QUOTES = "confcom_quote_helper_quotes_total"
 ENCLAVE_QUOTES = "confcom_quote_helper_enclave_quotes_total"
 ENCLAVE_LAST = "confcom_quote_helper_enclave_last_quote_timestamp_seconds"
+TCB = "confcom_quote_helper_tcb_status"
+SELF_TEST = "confcom_quote_helper_self_test_ok"
 ITSELF = "the helper itself"
 """The peer of the helper's self-tests."""
 _WANTED = frozenset(
     (REQUESTED, MAPPED, IN_USE, OVER, NODE_SIZE, NODE_MAPPED, NODE_IN_USE, NODE_REQUESTED, PODS_KNOWN, RECLAIM, QUOTES,
-     ENCLAVE_QUOTES, ENCLAVE_LAST)
+     ENCLAVE_QUOTES, ENCLAVE_LAST, TCB, SELF_TEST)
 )  # fmt: skip
 _ENCLAVE_LABELS = ("peer", "mr_enclave", "mr_signer", "isv_prod_id", "isv_svn", "debug", "signer_expected")
 _COMPONENT = "app.kubernetes.io/component"
@@ -50,7 +52,11 @@ _SHOWN = 3
 
 @dataclass(frozen=True, slots=True)
 class NodeLine:
-    """A node. Sizes in bytes, `quotes` since the helper started, `reclaim_seconds` since boot; None: unknown."""
+    """A node. Sizes in bytes, `quotes` since the helper started, `reclaim_seconds` since boot; None: unknown.
+
+    `offered` is what applications may request, `free` the part of it that none requests. `tcb_status` of the platform
+    and `self_test_ok` are what the quote helper reports.
+    """
 
     name: str
     allocatable: int | None
@@ -59,6 +65,10 @@ class NodeLine:
     in_use: int | None = None
     quotes: int | None = None
     reclaim_seconds: float | None = None
+    offered: int | None = None
+    free: int | None = None
+    tcb_status: str | None = None
+    self_test_ok: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,30 +126,43 @@ class _Gathered:
     listed: bool = False
 
 
-async def overview(cluster: ClusterEpc, *, namespace: str | None = None, addon: str = "confcom-system") -> Overview:
+async def overview(
+    cluster: ClusterEpc, *, namespace: str | None = None, addon: str = "confcom-system", node: str = ""
+) -> Overview:
     """Read the cluster. `namespace` limits the pods shown; `addon` is the add-on's namespace.
+
+    With `node`, use and quotes of that node alone are read, instead of those of all nodes.
 
     `ConfcomError` only if neither nodes nor pods can be read.
     """
     gathered = _Gathered()
     addon_pods = await _ask_api(cluster, gathered, namespace, addon)
-    await _ask_pods(cluster, gathered, [pod for pod in addon_pods if not pod.finished])
+    asked = [pod for pod in addon_pods if not pod.finished and node in ("", pod.node)]
+    await _ask_pods(cluster, gathered, asked)
     if EXPORTER not in {pod.labels.get(_COMPONENT) for pod in addon_pods}:
         gathered.missing.append(f"no {EXPORTER} pods in {addon}: what is mapped is not known (addon update --metrics)")
     pods = [pod for pod in gathered.pods if not pod.finished]
     use = _Use(gathered.exporters, gathered.helpers)
     # A node's requests are those of the whole cluster's pods.
     requested = _requested(pods) if namespace is None and gathered.listed else None
-    known = {node.name: node.allocatable for node in gathered.nodes}
+    applications = _requested(pod for pod in pods if pod.labels.get(_COMPONENT) != HELPER or pod.namespace != addon)
+    known = {one.name: one for one in gathered.nodes}
     names = (
-        {name for name, size in known.items() if size is not None} | gathered.exporters.keys() | gathered.helpers.keys()
+        {name for name, one in known.items() if one.allocatable is not None}
+        | gathered.exporters.keys()
+        | gathered.helpers.keys()
     )
+    nodes = [
+        use.node(
+            known.get(name, EpcNode(name)),
+            *((None, None) if requested is None else (requested[name], applications[name])),
+        )
+        for name in sorted(names)
+    ]
     lines = [use.pod(pod) for pod in pods]
     enclaves = use.enclaves(gathered.pods, others=namespace is None)
     return Overview(
-        tuple(
-            use.node(name, known.get(name), None if requested is None else requested[name]) for name in sorted(names)
-        ),
+        tuple(nodes),
         tuple(sorted((line for line in lines if _shown(line)), key=lambda line: (line.namespace, line.name))),
         tuple(gathered.missing),
         tuple(sorted(enclaves, key=lambda line: (line.namespace, line.name, line.mr_enclave, line.node))),
@@ -206,13 +229,17 @@ class _Use:
             if others or key[1] in known
         ]
 
-    def node(self, name: str, allocatable: int | None, requested: int | None) -> NodeLine:
+    def node(self, node: EpcNode, requested: int | None, applications: int | None) -> NodeLine:
+        """The line of a node; `applications` is what `requested` is without the quote helper's part."""
+        name, allocatable = node.name, node.allocatable
+        offered = None if allocatable is None else allocatable - node.helper
+        free = None if offered is None or applications is None else max(0, offered - applications)
         found = self._nodes.get(name, {})
         quotes = self._helpers.get(name)
         reported = _whole(found.get(NODE_REQUESTED))
         if reported is not None and reported > (requested or 0):
             # The node's status has the quote helper's EPC, but not what is published by claims (DRA).
-            allocatable = max(allocatable or 0, self._node_sizes[name]) or None
+            allocatable, offered, free = max(allocatable or 0, self._node_sizes[name]) or None, None, None
         known = [size for size in (requested, reported) if size is not None]
         return NodeLine(
             *(name, allocatable, max(known, default=None)),
@@ -220,6 +247,10 @@ class _Use:
             in_use=_whole(found.get(NODE_IN_USE)),
             quotes=None if quotes is None else sum(_for_others(one) for one in quotes),
             reclaim_seconds=found.get(RECLAIM),
+            offered=offered,
+            free=free,
+            tcb_status=next((one.labels.get("status") for one in quotes or () if one.name == TCB and one.value), None),
+            self_test_ok=next((bool(one.value) for one in quotes or () if one.name == SELF_TEST), None),
         )
 
 
@@ -235,7 +266,7 @@ async def _ask_api(cluster: ClusterEpc, gathered: _Gathered, namespace: str | No
         if gathered.missing:
             raise
         gathered.missing.append(error.message)
-    if namespace is None:
+    if namespace is None and gathered.listed:
         return [pod for pod in gathered.pods if pod.namespace == addon]
     try:
         return await cluster.pods(addon, {"app.kubernetes.io/part-of": "confcom"})
@@ -303,3 +334,12 @@ def _shown(line: PodLine) -> bool:
 
 def _whole(value: float | None) -> int | None:
     return None if value is None else int(value)
+
+
+def age(seconds: float) -> str:
+    """A duration in its largest unit, as kubectl shows it: `12s`, `3m`, `5h`, `2d`."""
+    whole = max(0, int(seconds))
+    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if whole >= size:
+            return f"{whole // size}{unit}"
+    return f"{whole}s"

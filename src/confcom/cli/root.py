@@ -30,6 +30,7 @@ COMMANDS: CommandTable = {
     "metrics": ("confcom.cli.daemons", "metrics", "Show and report what this node's containers use of EPC."),
     "metrics-api": ("confcom.cli.daemons", "metrics_api", "Answer HPA with what pods use of EPC and make of quotes."),
     "top": ("confcom.cli.top", "top", "Show EPC and quotes per node and pod of a cluster."),
+    "why": ("confcom.cli.why", "why", "Explain a pod: why it waits, its EPC, its quotes, and what to do."),
     "webhook": ("confcom.cli.daemons", "webhook", "Complete or refuse pods that use SGX, when they are created."),
     "check-pods": (
         "confcom.cli.check_pods",

@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from confcom.addon.overview import EnclaveLine, NodeLine, Overview, PodLine, overview
+from confcom.addon.overview import EnclaveLine, NodeLine, Overview, PodLine, age, overview
 from confcom.cli.exit_codes import ExitCode
 from confcom.cli.outputs import print_json, printable
 from confcom.cluster.epc_overview import ClusterEpc
@@ -119,15 +119,6 @@ def _enclaves(found: Overview, now: float) -> Table:
             Text(", ".join(marks), style="bold red"),
         )
     return table
-
-
-def age(seconds: float) -> str:
-    """A duration in its largest unit, as kubectl shows it: `12s`, `3m`, `5h`, `2d`."""
-    whole = max(0, int(seconds))
-    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):
-        if whole >= size:
-            return f"{whole // size}{unit}"
-    return f"{whole}s"
 
 
 def _table(*columns: str, words: int = 1) -> Table:

@@ -76,8 +76,15 @@ POD_KIND = _kind("v1", "Pod", "pods")
 EVENT_KIND = _kind("v1", "Event", "events")
 CLAIM_KIND = _kind("resource.k8s.io/v1", "ResourceClaim", "resourceclaims")
 SLICE_KIND = _kind("discovery.k8s.io/v1", "EndpointSlice", "endpointslices")
+OWNER_KINDS = (
+    _kind("apps/v1", "ReplicaSet", "replicasets"),
+    _kind("apps/v1", "StatefulSet", "statefulsets"),
+    _kind("batch/v1", "Job", "jobs"),
+    _kind("v1", "ReplicationController", "replicationcontrollers"),
+)
+"""With DaemonSet, the kinds that make pods of a template."""
 
-_OTHERS = (NAMESPACE_KIND, NODE_KIND, POD_KIND, EVENT_KIND, CLAIM_KIND, SLICE_KIND)
+_OTHERS = (NAMESPACE_KIND, NODE_KIND, POD_KIND, EVENT_KIND, CLAIM_KIND, SLICE_KIND, *OWNER_KINDS)
 _KINDS = {(kind.api_version, kind.name): kind for kind in (*ADDON_KINDS, *_OTHERS)}
 
 
@@ -95,6 +102,8 @@ NOT_FOUND = 404
 """`ClusterRefused.status` if there is no such object, kind or group."""
 MAX_LOG_LINES = 20
 """Lines read from a container's log."""
+MAX_EVENTS = 1000
+"""Events read about one object; every user who may create events can make any number."""
 
 
 class Ref(NamedTuple):
@@ -138,6 +147,11 @@ class ClusterObjects:
         """What the API server calls itself, such as `v1.36.2`; empty where it does not say."""
         return await version_of_server(self._client)
 
+    @property
+    def namespace(self) -> str:
+        """The namespace of the kubeconfig's context."""
+        return str(self._client.namespace)
+
     async def get(self, ref: Ref) -> Object | None:
         """An object; None if it, or its kind, does not exist."""
         kind = kind_of(ref.api_version, ref.kind)
@@ -162,20 +176,31 @@ class ClusterObjects:
         return True
 
     async def objects(
-        self, kind: Kind, *, namespace: str | None = None, labels: Labels | None = None, **fields: str
+        self,
+        kind: Kind,
+        *,
+        namespace: str | None = None,
+        labels: Labels | None = None,
+        most: int | None = None,
+        **fields: str,
     ) -> list[Object]:
         """Objects of a kind, in one namespace or in all; none if the cluster does not know the kind.
 
-        `fields` are field selectors, with `_` for the dot.
+        `most` is how many are read at most; `fields` are field selectors, with `_` for the dot.
         """
         where = {"namespace": namespace or "*"} if kind.namespaced else {}
         chosen = {name.replace("_", "."): value for name, value in fields.items()}
         try:
             with cluster_errors(f"cannot list {kind.name} objects"):
-                found = self._client.list(
-                    kind.resource, labels=dict(labels or {}) or None, fields=chosen or None, **where
+                listed = self._client.list(
+                    kind.resource, labels=dict(labels or {}) or None, fields=chosen or None, chunk_size=most, **where
                 )
-                return [_plain(kind, one) async for one in found]
+                found: list[Object] = []
+                async for one in listed:
+                    found.append(_plain(kind, one))
+                    if len(found) == most:
+                        break
+                return found
         except ClusterRefused as refused:
             if refused.status == NOT_FOUND:
                 return []
@@ -227,7 +252,11 @@ class ClusterObjects:
     async def events_of(self, ref: Ref) -> list[Object]:
         """Events about an object of a namespace, latest last."""
         found = await self.objects(
-            EVENT_KIND, namespace=ref.namespace, involvedObject_kind=ref.kind, involvedObject_name=ref.name
+            EVENT_KIND,
+            namespace=ref.namespace,
+            most=MAX_EVENTS,
+            involvedObject_kind=ref.kind,
+            involvedObject_name=ref.name,
         )
         return sorted(found, key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""))
 

@@ -161,10 +161,14 @@ class EpcPod:
 
 @dataclass(frozen=True, slots=True)
 class EpcNode:
-    """A node. `allocatable` is the EPC that pods may request, in bytes; None if it publishes none."""
+    """A node. `allocatable` is the EPC that pods may request, in bytes; None if it publishes none.
+
+    `helper` of it is kept for the quote helper and its successor: applications cannot request that part.
+    """
 
     name: str
     allocatable: int | None = None
+    helper: int = 0
 
 
 class _Claim(msgspec.Struct):
@@ -292,9 +296,9 @@ def parse_node(document: Any, resource: str = CANONICAL) -> EpcNode:  # noqa: AN
     form = _convert(document, _Node, "Node")
     offered = (form.status and form.status.allocatable) or {}
     units = {resource: EPC_UNITS.get(resource, MIB), HELPER_EPC: MIB}
-    sizes = [bytes_of(name, str(offered[name]), units) for name in units if name in offered]
-    known = [size for size in sizes if size is not None]
-    return EpcNode(form.metadata.name, sum(known) if known else None)
+    sizes = {name: bytes_of(name, str(offered[name]), units) for name in units if name in offered}
+    known = [size for size in sizes.values() if size is not None]
+    return EpcNode(form.metadata.name, sum(known) if known else None, sizes.get(HELPER_EPC) or 0)
 
 
 def parse_claim(document: Any) -> int:  # noqa: ANN401 - JSON

@@ -1,0 +1,74 @@
+"""`confcom why POD`: from a pod's spec to what became of it, on one page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from confcom.cli.daemons import needing
+from confcom.cli.exit_codes import ExitCode
+from confcom.cli.inputs import now
+from confcom.cli.options import kubeconfig_options
+from confcom.cli.outputs import print_json, printable
+
+if TYPE_CHECKING:
+    from confcom.addon.why import Explanation
+
+MIB = 1 << 20
+
+
+@click.command()
+@click.argument("pod", metavar="POD")
+@click.option("-n", "--namespace", metavar="NAME", help="Of the pod.  [default: the context's]")
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="json: sizes in bytes.")
+@kubeconfig_options
+def why(pod: str, namespace: str | None, output: str, kubeconfig: str | None, context: str | None) -> int:
+    """Explain a pod: NAME, or NAMESPACE/NAME.
+
+    What it requested and what the webhook made of it, why it is Pending, its devices, the mode of its quotes, the
+    quotes that it had and their TCB, its use of EPC, and what to do. A kubeconfig is all that is needed; what may not
+    be read is listed. Exit 0: no problems; 7: there are some, or there is no such pod. Also: kubectl confcom why POD.
+    """
+    with needing("the cluster", "cli,kube"):
+        import asyncio
+
+        from confcom.addon.why import explain, gather, place_of
+        from confcom.cluster.epc_overview import ClusterEpc
+        from confcom.cluster.objects import ClusterObjects
+
+        async def work() -> Explanation:
+            async with (
+                ClusterObjects.open(kubeconfig, context, "confcom-why") as objects,
+                ClusterEpc.open(kubeconfig, context) as epc,
+            ):
+                return explain(await gather(objects, epc, *place_of(pod, namespace, objects.namespace)), now())
+
+        found = asyncio.run(work())
+    if output == "json":
+        print_json(found.as_dict())
+    else:
+        _show(found)
+    return ExitCode.PLATFORM if found.problems else ExitCode.OK
+
+
+def _show(found: Explanation) -> None:
+    click.echo(f"{printable(found.headline)}\n")
+    for check in found.checks:
+        mark = click.style("ok     ", fg="green") if check.ok else click.style("PROBLEM", fg="red", bold=True)
+        click.echo(f"{mark}  {check.id:10}  {printable(check.found)}")
+        if not check.ok:
+            click.echo(f"{'':21}what to do: {printable(check.advice)}")
+    if found.nodes:
+        click.echo(f"\n{'NODE':30}  {'EPC FOR PODS':>14}  {'FREE':>14}")
+    for node in found.nodes:
+        sizes = "  ".join(f"{_size(size):>14}" for size in (node.offered, node.free))
+        click.echo(f"{printable(node.name):30}  {sizes}")
+    if found.missing:
+        click.echo("\nnot known:")
+    for clause in found.missing:
+        click.echo(f"  {printable(clause)}")
+
+
+def _size(size: int | None) -> str:
+    return "-" if size is None else f"{size / MIB:,.1f}".removesuffix(".0") + " MiB"
