@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -15,11 +17,14 @@ import pytest
 
 from aesm_wire import KEY_ID, request
 from confcom.errors import ConfigError, PlatformUnavailable
+from confcom.protocols.custom_metrics import EXPORTERS
 from confcom.services.quote_helper.peers import peer_name
 from confcom.wiring import declare_enclave, export_simulated_collateral
 from helper_process import HelperProcess, eventually, get, make_machine, quote_request
 from recording_platform import RecordingPlatform
+from running_attestation_service import free_port
 from running_helper import exchange, running_helper
+from running_metrics_api import make_ca
 
 pytestmark = pytest.mark.promise("M10")
 
@@ -235,3 +240,24 @@ def test_a_page_at_a_path_is_gone_with_its_helper(tmp_path: Path, machine: Path)
     helper.end()
 
     assert not page.exists()
+
+
+def test_the_metrics_are_served_over_tls_too_with_a_certificate_of_the_exporters_ca(machine: Path) -> None:
+    """And nothing else is there: readiness is the kubelet's business."""
+    folder = machine.parent
+    authority = make_ca(folder / "exporters", *EXPORTERS.values())
+    port = free_port()
+    settings = f'https = "127.0.0.1:{port}"\nhttps_ca = "{folder / "exporters"}"\n'
+    running = HelperProcess(folder / "tls.socket", machine, settings=settings).ready()
+    try:
+        context = ssl.create_default_context(cadata=authority.certificate.decode())
+        plain = socket.create_connection(("127.0.0.1", port), timeout=60)
+        with context.wrap_socket(plain, server_hostname=EXPORTERS["quote-helper"]) as secured:
+            connection = http.client.HTTPConnection("127.0.0.1")
+            connection.sock = secured
+            for path, status, part in (("/metrics", 200, b"confcom_quote_helper_"), ("/readyz", 404, b"")):
+                connection.request("GET", path)
+                answer = connection.getresponse()
+                assert (answer.status, part in answer.read()) == (status, True)
+    finally:
+        running.end()

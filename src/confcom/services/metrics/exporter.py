@@ -27,7 +27,7 @@ from confcom.protocols.epc import CANONICAL
 from confcom.services.metrics.page import EpcMetrics, EpcReports
 from confcom.services.metrics.use import Episode, Episodes, NodeUse, Seen, put_together
 from confcom.services.runtime.issued_certificate import serve_issued_page
-from confcom.services.runtime.process import run_until
+from confcom.services.runtime.process import repeat, run_until
 from confcom.services.runtime.status_page import Page, StatusPage, component_registry, metrics_of
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
@@ -178,8 +178,8 @@ class MetricsExporter:
         pages = {"/healthz": self._healthz, "/readyz": self._readyz, "/metrics": metrics_of(self._registry)}
         found = [
             StatusPage(self._config.http, pages).run(),
-            self._again("pods", self._pods.follow, 0.0),
-            self._again("node", self._pods.refresh, NODE_INTERVAL),
+            repeat(self._pods.follow, self._failed("pods"), pause=0.0, longest=RETRY_MAX),
+            repeat(self._pods.refresh, self._failed("node"), pause=NODE_INTERVAL, longest=RETRY_MAX),
             self._look_again(),
         ]
         if self._config.https:
@@ -233,17 +233,8 @@ class MetricsExporter:
             await self.look()
             await asyncio.sleep(self._config.interval)
 
-    async def _again(self, what: str, call: Callable[[], Coroutine[Any, Any, None]], pause: float) -> None:
-        failures = 0
-        while True:
-            try:
-                await call()
-                failures = 0
-                await asyncio.sleep(pause)
-            except ConfcomError as error:
-                self._warn(what, error.message, advice=error.advice())
-                await asyncio.sleep(min(2.0 ** min(failures, 16), RETRY_MAX))
-                failures += 1
+    def _failed(self, what: str) -> Callable[[ConfcomError], None]:
+        return lambda error: self._warn(what, error.message, advice=error.advice())
 
     def _log_enforcement(self, done: Enforcement) -> None:
         if done.changed:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from confcom.errors import FormatError
 from confcom.protocols.custom_metrics import ALL, RESOURCES, MetricRequest, ScaledPod, Value
-from confcom.protocols.prometheus_text import parse_samples
+from confcom.protocols.prometheus_text import Sample, parse_samples
 
 EPC = "confcom_epc_"
 QUOTES = "confcom_quote_helper_quotes_total"
@@ -27,6 +27,9 @@ WINDOW = 60.0
 """Seconds over which quotes per second are counted."""
 WINDOW_MIN = 4.0
 """Seconds between two pages of a helper that are enough for a rate."""
+MAX_PEERS = 4096
+"""Pods on a page; more than a node has, and than a helper counts apart."""
+MAX_VALUE = float(1 << 60)
 MAX_NAMED = 3
 """Nodes that a message names."""
 
@@ -76,26 +79,42 @@ def parse_epc_page(text: str) -> EpcPage:
     """Read the page; `FormatError` for one without the age of its figures."""
     age: float | None = None
     pods: dict[tuple[str, str], PodUse] = {}
-    for sample in parse_samples(text, (AGE, *_USES)):
+    for sample in _samples(text, (AGE, *_USES)):
         if sample.name == AGE:
             age = sample.value
             continue
         place = (sample.labels.get("namespace", ""), sample.labels.get("pod", ""))
         if place not in pods:
+            _check_count(pods)
             pods[place] = PodUse()
         pods[place].add(sample.name.removeprefix(EPC), sample.value)
-    if age is None or not age >= 0:
+    if age is None:
         raise FormatError("does not say how old its figures are", structure="metrics", field=AGE)
     return EpcPage(age, pods)
 
 
 def parse_quotes_page(text: str) -> dict[str, float]:
     """Quotes made so far, by the uid of the pod; `others` for all peers that are not counted apart."""
-    return {
-        peer.removeprefix(_POD): sample.value
-        for sample in parse_samples(text, (QUOTES,))
-        if (peer := sample.labels.get("peer", "")).startswith(_POD) or peer == OTHERS
-    }
+    found: dict[str, float] = {}
+    for sample in _samples(text, (QUOTES,)):
+        peer = sample.labels.get("peer", "")
+        if peer.startswith(_POD) or peer == OTHERS:
+            _check_count(found)
+            found[peer.removeprefix(_POD)] = sample.value
+    return found
+
+
+def _samples(text: str, names: tuple[str, ...]) -> Iterator[Sample]:
+    """Samples with values that can be added up: an exporter whose node was taken over may write any."""
+    for sample in parse_samples(text, names):
+        if not 0 <= sample.value < MAX_VALUE:
+            raise FormatError(f"{sample.value} is no amount", structure="metrics", field=sample.name)
+        yield sample
+
+
+def _check_count(found: Sized) -> None:
+    if len(found) >= MAX_PEERS:
+        raise FormatError(f"there are more than {MAX_PEERS} pods", structure="metrics", field="")
 
 
 @dataclass(slots=True)

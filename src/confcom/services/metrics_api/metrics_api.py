@@ -25,7 +25,7 @@ from confcom.services.metrics_api.metrics_api_config import MetricsApiConfig
 from confcom.services.metrics_api.metrics_api_http import MetricsApiApp, MetricsApiMetrics
 from confcom.services.runtime.http_server import Listener
 from confcom.services.runtime.issued_certificate import IssuedCertificate, serve_issued
-from confcom.services.runtime.process import run_until
+from confcom.services.runtime.process import repeat, run_until
 from confcom.services.runtime.status_page import (
     Handler,
     Page,
@@ -104,8 +104,8 @@ class _MetricsApi:
         """What runs beside the answers, until cancelled."""
         found = [
             self._certificate.run(LOOK_EVERY),
-            self._again("pods", self._pods.follow, 1.0),
-            self._again("front-proxy", self._read_front_proxy, FRONT_PROXY_EVERY),
+            repeat(self._pods.follow, self._failed("pods"), pause=1.0, longest=RETRY_MAX),
+            repeat(self._read_front_proxy, self._failed("front-proxy"), pause=FRONT_PROXY_EVERY, longest=RETRY_MAX),
             self._ask_exporters(),
         ]
         return [*found, StatusPage(self._config.http, self._pages()).run()] if self._config.http else found
@@ -154,22 +154,16 @@ class _MetricsApi:
         self._app.front_proxy, self._no_front_proxy = proxy, ""
         self._front_proxy_known.set()
 
-    async def _again(self, what: str, call: Callable[[], Coroutine[Any, Any, None]], pause: float) -> None:
-        failures = 0
-        while True:
-            try:
-                await call()
-                failures = 0
-                await asyncio.sleep(pause)
-            except ConfcomError as error:
-                if isinstance(error, ConfigError) and not self._pods.known:
-                    raise  # unusable credentials, from the start
-                self._metrics.failures.labels(what).inc()
-                structlog.get_logger().warning("metrics_api.cluster", what=what, reason=error.message)
-                if what == "front-proxy" and self._app.front_proxy is None:
-                    self._no_front_proxy = error.message
-                await asyncio.sleep(min(2.0**failures, RETRY_MAX))
-                failures = min(failures + 1, 16)
+    def _failed(self, what: str) -> Callable[[ConfcomError], None]:
+        def note(error: ConfcomError) -> None:
+            if isinstance(error, ConfigError) and not self._pods.known:
+                raise error  # unusable credentials, from the start
+            self._metrics.failures.labels(what).inc()
+            structlog.get_logger().warning("metrics_api.cluster", what=what, reason=error.message)
+            if what == "front-proxy" and self._app.front_proxy is None:
+                self._no_front_proxy = error.message
+
+        return note
 
     def _pages(self) -> dict[str, Handler]:
         return {"/healthz": alive, "/readyz": self._readyz, "/metrics": metrics_of(self._metrics.registry)}

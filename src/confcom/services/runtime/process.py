@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import msgspec
 import structlog
 
-from confcom.errors import ConfigError
+from confcom.errors import ConfcomError, ConfigError
 from confcom.formats.text import without_bom
 
 MAX_SETTINGS = 64 * 1024
@@ -214,6 +214,30 @@ async def run_until(stop: asyncio.Event, *actors: Coroutine[Any, Any, None]) -> 
         for task in waits:
             task.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
+
+
+async def repeat(
+    call: Callable[[], Coroutine[Any, Any, None]],
+    failed: Callable[[ConfcomError], None],
+    *,
+    pause: float,
+    longest: float,
+) -> None:
+    """Call again and again until cancelled, `pause` seconds after each success.
+
+    After a `ConfcomError`, which `failed` gets, the pause is 1 s, and doubles up to `longest`. What `failed` raises is
+    raised.
+    """
+    failures = 0
+    while True:
+        try:
+            await call()
+            failures = 0
+            await asyncio.sleep(pause)
+        except ConfcomError as error:
+            failed(error)
+            await asyncio.sleep(min(2.0 ** min(failures, 16), longest))
+            failures += 1
 
 
 async def end_task(task: asyncio.Task[None]) -> None:

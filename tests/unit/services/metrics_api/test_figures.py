@@ -10,6 +10,7 @@ import pytest
 from confcom.errors import FormatError
 from confcom.protocols.custom_metrics import MetricRequest, ScaledPod, parse_selector
 from confcom.services.metrics_api.figures import (
+    MAX_PEERS,
     EpcPage,
     Exporter,
     Figures,
@@ -80,7 +81,26 @@ def test_a_page_adds_containers_up() -> None:
     assert page.pods["shop", "web-2"].used == MIB, "what the kernel counts comes before what is mapped"
 
 
-@pytest.mark.parametrize("page", ["", PAGE.replace("3.5", "NaN"), PAGE.replace("3.5", "-1"), PAGE.partition("\n")[2]])
+@pytest.mark.parametrize("value", ["NaN", "-1", "+Inf", "1e30"])
+@pytest.mark.parametrize("place", ["3.5", "10485760", "12.5"])
+def test_what_is_no_amount_spoils_the_page_of_its_node_alone(place: str, value: str) -> None:
+    with pytest.raises(FormatError, match="is no amount"):
+        parse_epc_page(PAGE.replace(place, value))
+    with pytest.raises(FormatError, match="is no amount"):
+        parse_quotes_page(f'confcom_quote_helper_quotes_total{{peer="pod a"}} {value}\n')
+
+
+def test_a_page_has_no_more_pods_than_a_node() -> None:
+    lines = [f'confcom_quote_helper_quotes_total{{peer="pod {number}"}} 1' for number in range(MAX_PEERS)]
+    assert len(parse_quotes_page("\n".join(lines))) == MAX_PEERS
+    with pytest.raises(FormatError, match="more than 4096 pods"):
+        parse_quotes_page("\n".join([*lines, 'confcom_quote_helper_quotes_total{peer="pod x"} 1']))
+    mapped = [f'confcom_epc_mapped_bytes{{namespace="a",pod="{number}"}} 1' for number in range(MAX_PEERS + 1)]
+    with pytest.raises(FormatError, match="more than 4096 pods"):
+        parse_epc_page("\n".join(mapped))
+
+
+@pytest.mark.parametrize("page", ["", PAGE.partition("\n")[2]])
 def test_a_page_without_the_age_of_its_figures_counts_for_nothing(page: str) -> None:
     with pytest.raises(FormatError, match="how old"):
         parse_epc_page(page)
