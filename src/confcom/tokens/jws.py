@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -126,6 +127,7 @@ class ReadJws:
     payload: bytes
     signed: bytes
     signature: bytes
+    encoded_signature: str
 
     @classmethod
     def parse(cls, text: str) -> ReadJws:
@@ -141,7 +143,14 @@ class ReadJws:
                 decoded.append(decode_base64(part))
             except ValueError as error:
                 raise FormatError(str(error), structure="JWS", field=field) from None
-        return cls(_object(decoded[0], "header"), decoded[1], f"{parts[0]}.{parts[1]}".encode(), decoded[2])
+        return cls(_object(decoded[0], "header"), decoded[1], f"{parts[0]}.{parts[1]}".encode(), decoded[2], parts[2])
+
+    @property
+    def exact(self) -> bool:
+        """Whether each part is the one base64url of its bytes (RFC 7515, section 2): otherwise a token has twins."""
+        header, payload = self.signed.decode().split(".")
+        written = header, payload, self.encoded_signature
+        return all(encode_base64url(decode_base64(part)) == part for part in written)
 
     def claims(self) -> dict[str, Any]:
         """The payload as a JSON object, unverified; anything else is a `FormatError`."""
@@ -161,9 +170,20 @@ _OBJECT = msgspec.json.Decoder(dict[str, Any])
 
 def _object(data: bytes, field: str) -> dict[str, Any]:
     try:
-        return _OBJECT.decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+        found = _OBJECT.decode(data)
+        # msgspec keeps the last of several members of one name, other readers the first.
+        json.loads(data, object_pairs_hook=_once)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise FormatError(f"is no JSON object: {error}", structure="JWS", field=field) from None
+    return found
+
+
+def _once(members: list[tuple[str, Any]]) -> None:
+    seen: set[str] = set()
+    for name, _ in members:
+        if name in seen:
+            raise ValueError(f"{name[:40]!r} stands twice in one object")
+        seen.add(name)
 
 
 def _signed_part(header: Mapping[str, Any], claims: Mapping[str, Any]) -> str:

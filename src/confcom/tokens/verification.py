@@ -14,11 +14,13 @@ from typing import Any, ClassVar
 
 import msgspec
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, RSAKey
 
 from confcom.errors import FormatError, PolicyError, VerificationError
 from confcom.formats.arguments import checked_time, checked_type
+from confcom.formats.sgx import AttributeFlags
 from confcom.pki.proof import PROOF, Proof
 from confcom.tokens.jws import ReadJws
 
@@ -26,6 +28,10 @@ ALGORITHMS = {"RSA": ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"), "EC
 """What a key of each kind may sign with."""
 LEEWAY = timedelta(minutes=1)
 """How far clocks may differ."""
+MIN_RSA = 2048
+"""Bits."""
+LAST = 253_402_300_799
+"""Seconds since 1970 of the last time that a claim may hold: the end of the year 9999."""
 MAX_KEYS = 64
 MAX_KEY_SET = 1 << 20
 """Bytes of a key set."""
@@ -53,6 +59,8 @@ class PinnedKey:
     kind: str
     public: Any
     certificate: x509.Certificate | None
+    algorithms: tuple[str, ...]
+    """What it may sign with: the `alg` of its JWK, or what its kind can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +124,23 @@ def verify_token(token: str, keys: KeySet, *, issuer: str, now: datetime, leeway
     checked_time(now, "now")
     checked_type(keys, KeySet, "keys")
     jws = ReadJws.parse(token)
-    if jws.header.get("crit"):
-        raise TokenError(f"the token has critical headers that this verifier does not know: {jws.header['crit']!r}")
+    if not jws.exact:
+        raise TokenError("the token is not written in base64url without padding, in one way only")
+    if unknown := sorted({"crit", "b64"} & jws.header.keys()):
+        named = ", ".join(f"{name}: {str(jws.header[name])[:80]}" for name in unknown)
+        raise TokenError(f"the token has critical headers that this verifier does not know: {named}")
     if now - keys.fetched > keys.max_age:
         raise TokenError(
             f"the key set is of {keys.fetched:%Y-%m-%d %H:%M} UTC, older than {keys.max_age}",
             advice="Fetch the keys again, or allow their age.",
         )
     key = _signing_key(jws, keys)
-    if key.certificate is not None and (until := key.certificate.not_valid_after_utc) < now:
-        raise TokenError(f"the certificate of key {key.key_id!r} ended on {until:%Y-%m-%d}")
+    if key.certificate is not None:
+        since, until = key.certificate.not_valid_before_utc, key.certificate.not_valid_after_utc
+        if until < now:
+            raise TokenError(f"the certificate of key {key.key_id!r} ended on {until:%Y-%m-%d}")
+        if since > now + leeway:
+            raise TokenError(f"the certificate of key {key.key_id!r} begins on {since:%Y-%m-%d}")
     claims = jws.claims()
     if claims.get("iss") != issuer:
         raise TokenError("the token is of another issuer", expected=issuer, found=str(claims.get("iss")))
@@ -145,7 +160,9 @@ def _signing_key(jws: ReadJws, keys: KeySet) -> PinnedKey:
             advice="If the issuer changed its keys, fetch its key set again over a connection that you trust.",
         )
     for key in fitting:
-        if algorithm in ALGORITHMS[key.kind] and jws.verify(key.public, algorithm):
+        if isinstance(key.public, rsa.RSAPublicKey) and key.public.key_size < MIN_RSA:
+            raise TokenError(f"key {key.key_id!r} has {key.public.key_size} bits, and {MIN_RSA} are the least")
+        if algorithm in key.algorithms and jws.verify(key.public, algorithm):
             return key
     raise TokenError("the signature is not of a pinned key")
 
@@ -154,7 +171,9 @@ def _check_times(claims: Mapping[str, Any], now: datetime, leeway: timedelta) ->
     seconds, slack = now.timestamp(), leeway.total_seconds()
     for name in ("exp", "nbf", "iat"):
         if name in claims and (isinstance(claims[name], bool) or not isinstance(claims[name], (int, float))):
-            raise TokenError(f"the claim {name!r} is no number: {claims[name]!r}")
+            raise TokenError(f"the claim {name!r} is no number: {str(claims[name])[:80]!r}")
+        if name in claims and not 0 <= claims[name] <= LAST:
+            raise TokenError(f"the claim {name!r} is no time: {str(claims[name])[:80]}")
     if "exp" not in claims:
         raise TokenError("the token has no end (claim 'exp')")
     if claims["exp"] + slack < seconds:
@@ -207,13 +226,15 @@ class TokenPolicy:
         svn = claims.get("x-ms-sgx-svn")
         if self.min_isv_svn is not None and (type(svn) is not int or svn < self.min_isv_svn):
             raise _refused("x-ms-sgx-svn", f"at least {self.min_isv_svn}", svn)
-        if self.report_data and not str(claims.get("x-ms-sgx-report-data", "")).startswith(self.report_data.hex()):
-            raise _refused("x-ms-sgx-report-data", self.report_data.hex() + "…", claims.get("x-ms-sgx-report-data"))
+        found = claims.get("x-ms-sgx-report-data", claims.get("tdx_report_data"))
+        if self.report_data and not (isinstance(found, str) and found.startswith(self.report_data.hex())):
+            raise _refused("x-ms-sgx-report-data", self.report_data.hex() + "…", found)
 
     def _check_state(self, claims: Mapping[str, Any]) -> None:
         debug = claims.get("x-ms-sgx-is-debuggable", claims.get("tdx_td_attributes_debug"))
-        if debug is not False and not self.allow_debug:
-            raise _refused("x-ms-sgx-is-debuggable", "False", debug)
+        # Tokens about something else, such as answers about policies, have the same issuer and key.
+        if not isinstance(debug, bool) or (debug and not self.allow_debug):
+            raise _refused("x-ms-sgx-is-debuggable", "True or False" if self.allow_debug else "False", debug)
         if claims.get("confcom-simulated", False) is not False and not self.allow_simulated:
             raise _refused("confcom-simulated", "absent or False", claims["confcom-simulated"])
         status = claims.get("confcom-tcb-status", claims.get("attester_tcb_status"))
@@ -244,7 +265,46 @@ def _of_ear(claims: Mapping[str, Any]) -> dict[str, Any]:
     if module.get("ear.status") not in (2, "affirming") and not simulated:
         raise _refused("ear.status", "affirming (2)", module.get("ear.status"))
     found = dict(evidence) if isinstance(evidence, dict) else {}
+    found |= _of_trustee(found)
     return found | ({"nonce": claims["eat_nonce"]} if "eat_nonce" in claims else {})
+
+
+def _of_trustee(evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """What an EAR of Trustee says of an enclave or a TD, by the names of ours: it gives the fields of the quote in hex.
+
+    Integers are little-endian, as in the quote (claims of its verifiers for SGX and TDX).
+    """
+    try:
+        if isinstance(sgx := evidence.get("sgx"), dict):
+            body = sgx["body"]
+            number = {name: int.from_bytes(bytes.fromhex(body[name]), "little") for name in _TRUSTEE_NUMBERS}
+            return _stated_tcb(sgx) | {
+                "x-ms-attestation-type": "sgx",
+                "x-ms-sgx-is-debuggable": bool(number["attributes.flags"] & AttributeFlags.DEBUG),
+                "x-ms-sgx-mrenclave": body["mr_enclave"],
+                "x-ms-sgx-mrsigner": body["mr_signer"],
+                "x-ms-sgx-product-id": number["isv_prod_id"],
+                "x-ms-sgx-svn": number["isv_svn"],
+                "x-ms-sgx-report-data": body["report_data"],
+            }
+        if isinstance(tdx := evidence.get("tdx"), dict):
+            body = tdx["quote"]["body"]
+            return _stated_tcb(tdx) | {
+                "x-ms-attestation-type": "tdxvm",
+                "tdx_td_attributes_debug": tdx["td_attributes"]["debug"],
+                "tdx_mrtd": body["mr_td"],
+                "tdx_report_data": body["report_data"],
+            }
+    except (KeyError, TypeError, ValueError) as error:
+        raise TokenRefused(f"the evidence of the EAR cannot be read: {error!r}") from None
+    return {}
+
+
+_TRUSTEE_NUMBERS = ("attributes.flags", "isv_prod_id", "isv_svn")
+
+
+def _stated_tcb(evidence: Mapping[str, Any]) -> dict[str, Any]:
+    return {"confcom-tcb-status": evidence["tcb_status"]} if "tcb_status" in evidence else {}
 
 
 class _Jwks(msgspec.Struct):
@@ -257,8 +317,9 @@ _JWKS = msgspec.json.Decoder(_Jwks)
 def _read_key(jwk: Mapping[str, Any], where: str) -> PinnedKey | None:
     """One key; None for kinds that sign no tokens."""
     kind = jwk.get("kty")
-    if kind not in ALGORITHMS or jwk.get("use", "sig") != "sig":
+    if kind not in ALGORITHMS or jwk.get("use", "sig") != "sig" or "verify" not in jwk.get("key_ops", ("verify",)):
         return None
+    algorithms = (jwk["alg"],) if isinstance(jwk.get("alg"), str) else ALGORITHMS[kind]
     try:
         if chain := jwk.get("x5c"):
             certificate = x509.load_der_x509_certificate(base64.b64decode(chain[0], validate=True))
@@ -271,4 +332,4 @@ def _read_key(jwk: Mapping[str, Any], where: str) -> PinnedKey | None:
             raise ValueError("kid is no string")
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, JoseError) as error:
         raise FormatError(f"cannot be read: {error}", structure="JWKS", field=where) from None
-    return PinnedKey(key_id, kind, public, certificate)
+    return PinnedKey(key_id, kind, public, certificate, tuple(set(algorithms) & set(ALGORITHMS[kind])))

@@ -8,15 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec as ec_keys
+from cryptography.hazmat.primitives.asymmetric import padding
+from cryptography.hazmat.primitives.asymmetric import rsa as rsa_keys
 from hypothesis import given
 from hypothesis import strategies as st
 from joserfc import jws
-from joserfc.jwk import RSAKey
+from joserfc.errors import SecurityWarning
+from joserfc.jwk import ECKey, RSAKey
 
 from confcom.errors import ConfcomError, FormatError
 from confcom.formats.text import encode_base64url
 from confcom.services.attestation.signing_keys import make_key
-from confcom.tokens.jws import SigningKey, unsecured
+from confcom.tokens.jws import MAX_TOKEN, SigningKey, unsecured
 from confcom.tokens.verification import KeySet, TokenError, TokenPolicy, TokenRefused, VerifiedToken, verify_token
 
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
@@ -98,6 +103,116 @@ def test_no_token_makes_itself_good(rsa: SigningKey, stranger: SigningKey, keys:
                 _verify(token, keys)
 
 
+def test_critical_and_unencoded_headers_are_refused_in_every_spelling(rsa: SigningKey, keys: KeySet) -> None:
+    for header in ({"crit": []}, {"crit": None}, {"crit": ["exp"], "exp": 1}, {"b64": False}, {"b64": True}):
+        with pytest.raises(TokenError, match="critical headers"):
+            _verify(_signed(rsa, CLAIMS, header), keys)
+
+
+def _signed(key: SigningKey, claims: dict[str, Any] | bytes, header: dict[str, Any]) -> str:
+    """A token with any header, which is signed well."""
+    payload = claims if isinstance(claims, bytes) else json.dumps(claims).encode()
+    full = {"alg": "RS256", "kid": key.key_id} | header
+    text = f"{encode_base64url(json.dumps(full).encode())}.{encode_base64url(payload)}"
+    assert isinstance(key.private, rsa_keys.RSAPrivateKey)
+    return f"{text}.{encode_base64url(key.private.sign(text.encode(), padding.PKCS1v15(), hashes.SHA256()))}"
+
+
+def test_a_member_that_stands_twice_is_refused(rsa: SigningKey, keys: KeySet) -> None:
+    """Readers differ in which of the two counts."""
+    plain = json.dumps(CLAIMS).encode()
+    assert _verify(_signed(rsa, plain, {}), keys)
+    for payload in (
+        plain[:-1] + b', "x-ms-sgx-is-debuggable": false}',
+        b'{"iss": "https://evil.example", ' + plain[1:],
+        plain[:-1] + b', "x-ms-runtime": {"keys": [{"kid": 1, "kid": 2}]}}',
+    ):
+        with pytest.raises(FormatError, match="stands twice"):
+            _verify(_signed(rsa, payload, {}), keys)
+    header = encode_base64url(f'{{"alg": "none", "alg": "RS256", "kid": "{rsa.key_id}"}}'.encode())
+    with pytest.raises(FormatError, match="stands twice"):
+        _verify(".".join((header, *_signed(rsa, plain, {}).split(".")[1:])), keys)
+
+
+def test_a_token_has_no_twins(rsa: SigningKey, ec: SigningKey, keys: KeySet) -> None:
+    """Another spelling of the same bytes would be another token to whoever compares or revokes them as text."""
+    for key in (rsa, ec):
+        token = key.sign(CLAIMS, {})
+        digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+        twin = token[:-1] + digits[digits.index(token[-1]) ^ 1]
+        for other in (twin, token + "=" * (-len(token.split(".")[2]) % 4), token.replace("-", "+").replace("_", "/")):
+            if other != token:
+                with pytest.raises(TokenError):
+                    _verify(other, keys)
+
+
+@pytest.mark.parametrize(
+    "signature", [b"", b"\0" * 64, b"\xff" * 64, b"\1" * 63, b"\1" * 65, b"\0" * 31 + b"\1" + b"\0" * 32]
+)
+def test_malformed_signatures_of_p_256(ec: SigningKey, keys: KeySet, signature: bytes) -> None:
+    text = ec.sign(CLAIMS, {}).rpartition(".")[0]
+    with pytest.raises(TokenError, match=r"not signed|not of a pinned key"):
+        _verify(f"{text}.{encode_base64url(signature)}", keys)
+
+
+def test_a_signature_of_p_256_in_der_is_none(ec: SigningKey, keys: KeySet) -> None:
+    text = ec.sign(CLAIMS, {}).rpartition(".")[0]
+    assert isinstance(ec.private, ec_keys.EllipticCurvePrivateKey)
+    der = ec.private.sign(text.encode(), ec_keys.ECDSA(hashes.SHA256()))
+    with pytest.raises(TokenError, match="not of a pinned key"):
+        _verify(f"{text}.{encode_base64url(der)}", keys)
+
+
+def test_a_key_signs_with_its_own_algorithm_only(rsa: SigningKey) -> None:
+    """PSS under a key that is for RS256; a key set that does not say takes both."""
+    header = encode_base64url(json.dumps({"alg": "PS256", "kid": rsa.key_id}).encode())
+    text = f"{header}.{encode_base64url(json.dumps(CLAIMS).encode())}"
+    assert isinstance(rsa.private, rsa_keys.RSAPrivateKey)
+    signature = rsa.private.sign(text.encode(), padding.PSS(padding.MGF1(hashes.SHA256()), 32), hashes.SHA256())
+    token = f"{text}.{encode_base64url(signature)}"
+    jwk = rsa.jwk()
+    for more, good in (({"alg": "RS256"}, False), ({"alg": None}, True), ({"alg": "RSA-OAEP"}, False)):
+        keys = KeySet.parse(json.dumps({"keys": [jwk | more]}).encode(), fetched=NOW)
+        if good:
+            assert _verify(token, keys)
+        else:
+            with pytest.raises(TokenError, match="not of a pinned key"):
+                _verify(token, keys)
+    for more in ({"use": "enc"}, {"key_ops": ["encrypt"]}):
+        keys = KeySet.parse(json.dumps({"keys": [jwk | more]}).encode(), fetched=NOW)
+        with pytest.raises(TokenError, match="no pinned key"):
+            _verify(rsa.sign(CLAIMS, {}), keys)
+
+
+def test_short_keys_and_keys_of_the_future_do_not_count(rsa: SigningKey, keys: KeySet) -> None:
+    private = rsa_keys.generate_private_key(65537, 1024)
+    numbers = private.public_key().public_numbers()
+    bare = {"kty": "RSA", "kid": "k", "e": "AQAB", "n": encode_base64url(numbers.n.to_bytes(128))}
+    with pytest.warns(SecurityWarning):
+        short = KeySet.parse(json.dumps({"keys": [bare]}).encode(), fetched=NOW)
+    text = _signed(rsa, CLAIMS, {"kid": "k"}).rpartition(".")[0]
+    signature = private.sign(text.encode(), padding.PKCS1v15(), hashes.SHA256())
+    with pytest.raises(TokenError, match="1024 bits"):
+        _verify(f"{text}.{encode_base64url(signature)}", short)
+    early = NOW - timedelta(days=1)
+    claims = CLAIMS | {"iat": int(early.timestamp()), "nbf": int(early.timestamp())}
+    with pytest.raises(TokenError, match="begins on"):
+        _verify(rsa.sign(claims, {}), KeySet(keys.keys, early), now=early)
+
+
+def test_a_huge_token_is_not_read(keys: KeySet) -> None:
+    with pytest.raises(FormatError, match="are read"):
+        _verify("e30." + "A" * (MAX_TOKEN + 1) + ".AA", keys)
+
+
+def test_an_answer_about_policies_is_no_attestation(rsa: SigningKey, keys: KeySet) -> None:
+    """The service signs both with one key."""
+    answer = _verify(rsa.sign({"iss": ISSUER, **TIMES, "x-ms-policy-result": "Updated"}, {}), keys)
+    for policy in (TokenPolicy(), TokenPolicy(allow_debug=True, allow_simulated=True)):
+        with pytest.raises(TokenRefused, match="debuggable"):
+            policy.check(answer)
+
+
 def _with_header(signed: list[str], header: dict[str, Any]) -> str:
     return ".".join((encode_base64url(json.dumps(header).encode()), signed[1], signed[2]))
 
@@ -125,6 +240,9 @@ def test_a_token_that_names_no_key_is_tried_with_the_pinned_ones(
         ({"exp": TIMES["exp"] - 200}, "expired"),
         ({"exp": "never"}, "no number"),
         ({"exp": True}, "no number"),
+        ({"exp": 10**400}, "no time"),
+        ({"exp": 1e300}, "no time"),
+        ({"iat": -1}, "no time"),
         ({"nbf": TIMES["nbf"] + 100}, "not valid yet"),
         ({"iat": TIMES["iat"] + 100}, "not valid yet"),
     ],
@@ -210,6 +328,57 @@ def test_results_for_clients_of_rats(ec: SigningKey, keys: KeySet) -> None:
     for wrong in ({"sgx": module | {"ear.status": 96}}, {"a": module, "b": module}, {"sgx": 5}, {}):
         with pytest.raises(TokenRefused):
             GOOD.check(_verify(ec.sign(ear | {"submods": wrong}, {}), keys))
+
+
+TRUSTEE = {
+    "sgx": {
+        "header": {"version": "0300"},
+        "body": {
+            "attributes.flags": "0500000000000000",
+            "mr_enclave": "aa" * 32,
+            "mr_signer": "bb" * 32,
+            "isv_prod_id": "0100",
+            "isv_svn": "0700",
+            "report_data": "cc" * 64,
+        },
+        "tcb_status": "UpToDate",
+    },
+    "report_data": "cc" * 64,
+}
+
+
+def test_results_of_trustee(ec: SigningKey, stranger: SigningKey, keys: KeySet) -> None:
+    """They name no key id, bring their key along in the header, and give the fields of the quote in hex."""
+    module = {"ear.status": "affirming", "ear.veraison.annotated-evidence": TRUSTEE}
+    ear = {"iss": ISSUER, **TIMES, "submods": {"cpu0": module}, "eat_nonce": "n"}
+    header = {"alg": "ES256", "typ": "JWT", "jwk": ec.jwk()}
+    secret = ECKey.import_key(ec.private)  # type: ignore[arg-type]
+
+    def token(evidence: dict[str, Any]) -> str:
+        claims = ear | {"submods": {"cpu0": module | {"ear.veraison.annotated-evidence": evidence}}}
+        return jws.serialize_compact(header, json.dumps(claims), secret, ["ES256"])
+
+    GOOD.check(_verify(token(TRUSTEE), keys))
+    body = TRUSTEE["sgx"]["body"]  # type: ignore[index]
+    for changes in (
+        {"mr_enclave": "00" * 32},
+        {"attributes.flags": "0700000000000000"},
+        {"isv_svn": "0600"},
+        {"isv_prod_id": "0001"},
+        {"isv_svn": 7},
+        {"attributes.flags": "x"},
+    ):
+        wrong = {"sgx": TRUSTEE["sgx"] | {"body": body | changes}}  # type: ignore[operator]
+        with pytest.raises(TokenRefused):
+            GOOD.check(_verify(token(wrong), keys))
+    for evidence in ({}, {"sgx": {}}, {"sgx": 5}, {"tdx": {"quote": {}}}, {"sgx": {"body": []}}):
+        with pytest.raises(TokenRefused):
+            TokenPolicy(allow_debug=True).check(_verify(token(evidence), keys))
+    td = {"quote": {"body": {"mr_td": "dd" * 48, "report_data": "cc" * 64}}, "td_attributes": {"debug": False}}
+    TokenPolicy(report_data=b"\xcc" * 32, more={"tdx_mrtd": "dd" * 48}).check(_verify(token({"tdx": td}), keys))
+    other = KeySet.parse(json.dumps({"keys": [stranger.jwk()]}).encode(), fetched=NOW)
+    with pytest.raises(TokenError, match="not of a pinned key"):
+        _verify(token(TRUSTEE), other)
 
 
 @given(st.text(max_size=100) | st.lists(st.binary(max_size=30), min_size=3, max_size=3).map(
