@@ -21,7 +21,7 @@ EPC = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
 STRICT = "e2e-strict"
 ATTESTATION = "confcom-attestation-simulated"
 SERVICES = ("--enable-collateral", "--enable-attestation-service", "--attestation-storage=")
-NO_SERVICES = ("--disable-collateral", "--disable-attestation-service")
+NO_SERVICES = ("--disable-collateral", "--disable-attestation-service", "--disable-autoscaling")
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +150,7 @@ RIGHTS: dict[str, set[Right]] = {
         Right("get", "resource.k8s.io", "resourceclaims"),
         *(Right(verb, "events.k8s.io", "events") for verb in ("create", "get", "patch")),
     },
+    "confcom-metrics-api": {Right("list", "", "pods"), Right("watch", "", "pods")},
     "default": set(),
 }
 """Rights of each account to objects of any name. Rights to named objects are tested below."""
@@ -160,9 +161,15 @@ def test_an_account_may_do_this_and_nothing_else(
     enabled: Addon, cluster: Kubectl, other_node: str, tmp_path: Path
 ) -> None:
     """Every verb of every resource, with each account's own token."""
-    assert enabled("update", *SERVICES, "--enable-metrics", "-o", "none").code == 0
+    assert enabled("update", *SERVICES, "--enable-metrics", "--enable-autoscaling", "-o", "none").code == 0
     resources = resources_of(cluster)
-    assert {group for _, group, _ in resources} >= {"", "apps", "rbac.authorization.k8s.io", "resource.k8s.io"}
+    assert {group for _, group, _ in resources} >= {
+        "",
+        "apps",
+        "apiregistration.k8s.io",
+        "rbac.authorization.k8s.io",
+        "resource.k8s.io",
+    }
     try:
         for name, expected in RIGHTS.items():
             with Account(cluster, name, tmp_path) as account:

@@ -207,6 +207,28 @@ def _settled(cluster: Kubectl, count: int) -> list[Any] | None:
     return found if len(found) == count else None
 
 
+def test_beside_another_server_it_is_refused_and_its_owner_is_named(scaling: Addon, cluster: Kubectl) -> None:
+    """Of any version: HPA asks one version for all metrics."""
+    service = {"namespace": "monitoring", "name": "prometheus-adapter"}
+    spec = {"group": "custom.metrics.k8s.io", "version": "v1beta1", "service": service, "insecureSkipTLSVerify": True}
+    name = "v1beta1.custom.metrics.k8s.io"
+    cluster.apply(
+        {
+            "apiVersion": "apiregistration.k8s.io/v1",
+            "kind": "APIService",
+            "metadata": {"name": name},
+            "spec": spec | {"groupPriorityMinimum": 100, "versionPriority": 1},
+        }
+    )
+    try:
+        outcome = scaling("update", "--enable-autoscaling", "-o", "none")
+    finally:
+        cluster("delete", "apiservice", name)
+    assert outcome.code == 2
+    assert "Service monitoring/prometheus-adapter" in outcome.err
+    assert "KEDA" in outcome.err
+
+
 def test_only_who_may_read_metrics_is_answered(scaling: Addon, cluster: Kubectl) -> None:
     path = f"{METRICS}/metrics/sgx_epc_used_bytes"
     refused = cluster.attempt("get", "--raw", path, "--as=bob")

@@ -158,11 +158,14 @@ def test_helm_installs_tests_upgrades_and_uninstalls(
 
     running = {pod["metadata"]["uid"] for pod in bare.pods("device-plugin")}
     assert bare.pods("metrics") == []
-    values = _values(bare.image, metrics={"enabled": True, "podLabels": {"e2e": "metrics"}})
+    metrics_values = {"enabled": True, "podLabels": {"e2e": "metrics"}}
+    values = _values(bare.image, metrics=metrics_values, autoscaling={"enabled": True})
     outcome = helm("upgrade", "confcom", chart, "--wait", values=values, namespace=namespace)
     assert outcome.code == 0, outcome.err
     (metrics,) = bare.pods("metrics")
     assert metrics["metadata"]["labels"]["e2e"] == "metrics"
+    api = ("get", "--raw", "/apis/custom.metrics.k8s.io/v1beta2")
+    cluster.wait("the metrics API", lambda: "pods/sgx_epc_used_ratio" in cluster.attempt(*api).out)
     # What did not change was not restarted, and what is made once is what it was.
     assert {pod["metadata"]["uid"] for pod in bare.pods("device-plugin")} == running
     assert _made_once(cluster) == made
