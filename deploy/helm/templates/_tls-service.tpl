@@ -1,13 +1,13 @@
 {{/*
 A service over TLS, one pod with a volume: its rights, its certificate, volume, Service and Deployment.
-Dict: root, component, name; own, its values; port, where it listens; servicePort; egress; claim, of its volume.
+Dict: root, component, name; own, its values; port, where it listens; servicePort; egress; claim, of its volume, and
+claimAnnotations.
 */}}
 {{- define "confcom.tlsService" -}}
-{{- $secret := .own.tlsSecret | default (printf "%s-tls" .name) }}
 {{- $rules := printf `
 - {apiGroups: [""], resources: [secrets], verbs: [get], resourceNames: [%s]}
 - {apiGroups: [""], resources: [secrets], verbs: [patch], resourceNames: [%s-tls]}
-- {apiGroups: [""], resources: [configmaps], verbs: [get, patch], resourceNames: [%s-ca]}` $secret .name .name }}
+- {apiGroups: [""], resources: [configmaps], verbs: [get, patch], resourceNames: [%s-ca]}` (.own.tlsSecret | default (print .name "-tls")) .name .name }}
 {{ include "confcom.access" (merge (dict "ingress" (list .port) "token" true "rules" $rules) .) }}
 ---
 # Without data: the service writes its certificate here, and upgrades leave that alone.
@@ -38,20 +38,13 @@ spec:
   {{- end }}
 {{- end }}
 ---
-apiVersion: v1
-kind: Service
-metadata: {{- include "confcom.namespaced" (list .root .component .name) | nindent 2 }}
-spec:
-  selector: {{ include "confcom.selector" .component }}
-  ports: [{name: https, port: {{ .servicePort }}, targetPort: https, protocol: TCP}]
+{{ include "confcom.httpsService" (list .root .component .name .servicePort) }}
 ---
 {{- /* A volume is in one place at a time: a successor waits until its predecessor has ended. */}}
-{{- $rolling := "{type: RollingUpdate, rollingUpdate: {maxSurge: 1, maxUnavailable: 0}}" }}
-{{- $strategy := ternary $rolling "{type: Recreate}" (empty .own.storage.size) }}
-{{ include "confcom.deployment" (list .root .component .name .own 1 $strategy) }}
+{{ include "confcom.workload" (merge (dict "replicas" 1 "strategy" (ternary "" "{type: Recreate}" (empty .own.storage.size))) .) }}
 {{- end }}
 
-{{/* What its container has beside its own settings. The same dict, with prefix, of its settings' variables. */}}
+{{/* Settings of its certificate. Dict: prefix, of the variables; name; port; own. */}}
 {{- define "confcom.tlsSettings" -}}
 - {name: {{ .prefix }}_LISTEN, value: "[::]:{{ .port }}"}
 - {name: {{ .prefix }}_TLS_SECRET, value: {{ .own.tlsSecret | default (print .name "-tls") | quote }}}
@@ -61,28 +54,28 @@ spec:
 - {name: {{ .prefix }}_TLS_SERVICE, value: {{ .name }}}
 {{- end }}
 
-{{- define "confcom.tlsContainer" -}}
-ports:
-- {name: https, containerPort: {{ .port }}, protocol: TCP}
-resources: {{- toYaml .own.resources | nindent 2 }}
-securityContext: {{- include "confcom.confined" dict | nindent 2 }}
-{{ include "confcom.probes" "https" }}
+{{/* Its volume, and /tmp. Dict: claim; own. */}}
+{{- define "confcom.tlsVolumes" -}}
+- {name: tmp, at: /tmp, emptyDir: {medium: Memory, sizeLimit: 16Mi}}
+{{- if .own.storage.size }}
+- {name: store, at: /var/lib/confcom, persistentVolumeClaim: {claimName: {{ .claim }}}}
+{{- else }}
+- {name: store, at: /var/lib/confcom, emptyDir: {sizeLimit: 1Gi}}
+{{- end }}
 {{- end }}
 
-{{- define "confcom.tlsVolumes" -}}
-- {name: tmp, emptyDir: {medium: Memory, sizeLimit: 16Mi}}
-{{- if .own.storage.size }}
-- {name: store, persistentVolumeClaim: {claimName: {{ .claim }}}}
-{{- else }}
-- {name: store, emptyDir: {sizeLimit: 1Gi}}
-{{- end }}
+{{/* The authority of the collateral service's certificate. With the key named, a pod waits until it is published. */}}
+{{- define "confcom.collateralCa" -}}
+- name: collateral-ca
+  at: {{ . }}
+  readOnly: true
+  configMap: {name: confcom-collateral-ca, items: [{key: ca-certificates.crt, path: ca-certificates.crt}]}
 {{- end }}
 
 {{- define "policy.own-data" -}}
 variables:
 {{- include "confcom.policyMaps" (dict "whole" "object" "paths" (list "metadata" "data")) }}
 validations:
-{{ include "confcom.kept" (list "object" "metadata" "data") }}
-{{ include "confcom.keptMetadata" list }}
-{{ include "confcom.kept" (list "data" "tls.crt" "tls.key" "tls.since" "next.crt" "next.key" "ca.crt" "ca-certificates.crt") }}
+{{- include "confcom.kept" (list (list "object" "metadata" "data") (list "metadata")
+  (list "data" "tls.crt" "tls.key" "tls.since" "next.crt" "next.key" "ca.crt" "ca-certificates.crt")) }}
 {{- end }}

@@ -1,0 +1,60 @@
+{{/*
+An admission policy, and what puts it in force: it restricts what RBAC cannot express, such as fields, or a component's
+own node. Dict: root, component, name; rule; account, whose requests it restricts, else those of all other namespaces;
+body, variables and validations; annotations.
+*/}}
+{{- define "confcom.policy" -}}
+{{- $metadata := include "confcom.global" (list .root .component .name .annotations) -}}
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {{- $metadata | nindent 2 }}
+spec:
+  failurePolicy: Fail
+  matchConstraints:
+    resourceRules: [{{ .rule }}]
+    {{- if not .account }}
+    namespaceSelector: {matchExpressions: [{key: kubernetes.io/metadata.name, operator: NotIn, values: [confcom-system]}]}
+    {{- end }}
+  {{- with .account }}
+  matchConditions:
+  - {name: account, expression: "request.userInfo.username == 'system:serviceaccount:confcom-system:{{ . }}'"}
+  {{- end }}
+  {{- .body | nindent 2 }}
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata: {{- $metadata | nindent 2 }}
+spec: {policyName: {{ .name }}, validationActions: [Deny]}
+{{- end }}
+
+{{/* CEL: the request comes from a pod on the node that the expression names. */}}
+{{- define "confcom.ofOwnNode" -}}
+{{- $claim := "authentication.kubernetes.io/node-name" -}}
+{{ printf "'%s' in request.userInfo.extra && request.userInfo.extra['%s'] == [%s]" $claim $claim . | quote }}
+{{- end }}
+
+{{/*
+Variables of a policy: the object under a name, and maps in it under the last word of their path; with "Before" appended,
+the same of the old object. Dict: whole, paths, old (CEL).
+*/}}
+{{- define "confcom.policyMaps" -}}
+{{- range $suffix, $side := dict "" "object" "Before" (.old | default "oldObject") }}
+- {name: {{ $.whole }}{{ $suffix }}, expression: {{ printf "dyn(%s)" $side | quote }}}
+{{- range $path := $.paths }}
+- name: {{ splitList "." $path | last }}{{ $suffix }}
+  expression: {{ printf "dyn(%s.?%s.orValue({}))" $side (replace "." ".?" $path) | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Validations: of maps nothing changes but some keys. A list for each: the map's variable, then the keys. */}}
+{{- define "confcom.kept" -}}
+{{- range . }}
+{{- $name := first . }}{{ $keys := rest . }}{{ $new := printf "variables.%s" $name }}{{ $old := printf "%sBefore" $new }}
+{{- /* What the API server itself changes. */}}
+{{- if eq $name "metadata" }}{{ $keys = concat $keys (list "managedFields" "resourceVersion" "generation") }}{{ end }}
+{{- $in := printf "k in ['%s']" (join "', '" $keys) }}
+- expression: {{ printf "%s.all(k, %s || (k in %s && %s[k] == %s[k])) && %s.all(k, %s || k in %s)" $new $in $old $old $new $old $in $new | quote }}
+  message: {{ printf "nothing of the %s may change but %s" $name (join ", " $keys) }}
+{{- end }}
+{{- end }}
