@@ -39,6 +39,7 @@ PUBLIC_NAMES = {
 
 One call is `accept_quote`; a service keeps a `QuoteVerifier` and calls `judge`. Nothing here does IO or reads a clock.
 """: """accept_quote judge AttestationResult Verdict Check QuoteVerifier verify_quote VerifiedQuote appraise Appraisal
+        verify_certificate VerifiedPeer
         Quote TeeType ReportBody TcbStatus TrustRoots TrustRoot""",
     """Policies
 

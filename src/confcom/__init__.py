@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from confcom.appraisal.collateral import Collateral
     from confcom.appraisal.evidence import VerifiedQuote
     from confcom.appraisal.findings import Check, Verdict
+    from confcom.appraisal.peer import VerifiedPeer, verify_certificate
     from confcom.appraisal.policy import (
         AcceptTcb,
         AllOf,
@@ -72,6 +73,7 @@ _HOMES = {
     "confcom.appraisal.collateral": "Collateral",
     "confcom.appraisal.evidence": "VerifiedQuote",
     "confcom.appraisal.findings": "Check Verdict",
+    "confcom.appraisal.peer": "VerifiedPeer verify_certificate",
     "confcom.appraisal.policy": (
         "AcceptTcb AllOf AnyOf HeldData IsvProdId MinIsvSvn MrConfigId MrEnclave MrOwner MrOwnerConfig MrSeam "
         "MrSigner MrSignerSeam MrTd NoDebug Policy ReportData Rtmr0 Rtmr1 Rtmr2 Rtmr3 TdAttributes Xfam "
@@ -151,6 +153,7 @@ __all__ = [
     "TrustRoots",
     "Verdict",
     "VerificationError",
+    "VerifiedPeer",
     "VerifiedQuote",
     "Xfam",
     "accept_quote",
@@ -166,6 +169,7 @@ __all__ = [
     "process_mode",
     "safe_defaults",
     "save_bundle",
+    "verify_certificate",
     "verify_local_report",
     "verify_quote",
 ]

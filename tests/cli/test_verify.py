@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import hashlib
 import json
+import socket
+import ssl
+import tempfile
+import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+import attested_certificates as attested
 from confcom.cli.root import run
 from confcom.collateral.bundle import save_bundle
+from confcom.formats.attested_certificate import AttestedCertificate
 from confcom.formats.certification_data import CertificationData, CertificationDataType, PpidEncryptedRsa3072
 from confcom.formats.quote import Quote
 from confcom.simulator.declaration import EnclaveDeclaration
@@ -560,3 +569,107 @@ def test_fetching_for_a_quote_without_a_chain_says_what_verifying_says(
     # What it advises is there: `fetch` has no --pck-chain.
     assert "`confcom verify --pck-chain`" in shown
     assert "To fetch its collateral, name --fmspc and --ca" in shown
+
+
+@pytest.fixture
+def certified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """`confcom verify` for certificates: the collateral and the root of their world are given."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    attested.world().export_collateral(tmp_path / "collateral")
+
+    def call(*words: object) -> Outcome:
+        own = ["--collateral", tmp_path / "collateral", "--trust-root", tmp_path / "collateral" / "root_ca.pem"]
+        code = run(["verify", *map(str, (*words, *own, "--at", AT))])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return Outcome(code, out, err)
+
+    return call
+
+
+CERTIFICATE, _, _ = attested.every_format()["ra-tls, Gramine's"]
+ENCLAVE = AttestedCertificate.parse(CERTIFICATE).quote.body.mr_enclave.hex()
+
+
+def test_a_certificate_is_judged_for_its_key(certified, tmp_path: Path) -> None:
+    file = tmp_path / "server.der"
+    file.write_bytes(CERTIFICATE)
+    outcome = certified("--certificate", file, "--mr-enclave", ENCLAVE)
+    assert outcome.code == 0
+    digest = hashlib.sha256(AttestedCertificate.parse(CERTIFICATE).parts.public_key).hexdigest()
+    assert "ACCEPTED" in outcome.out
+    assert f"SHA-256 {digest}, bound by SHA-256 of the claims" in outcome.out
+    shown = certified("--certificate", file, "--mr-enclave", ENCLAVE, "--json").json
+    assert (shown["certificate"]["format"], shown["certificate"]["public_key_sha256"]) == ("ra-tls", digest)
+
+
+def test_a_copied_quote_in_another_certificate_is_not_authentic(certified, tmp_path: Path) -> None:
+    file = tmp_path / "server.pem"
+    thief = attested.key(2)
+    stolen = attested.Certificate((attested.dice(),), key=thief).build()
+    file.write_bytes(attested.x509.load_der_x509_certificate(stolen).public_bytes(attested.Encoding.PEM))
+    outcome = certified("--certificate", file, "--mr-enclave", ENCLAVE)
+    assert outcome.code == 4
+    assert "certificate-key" in outcome.out
+    assert "not proven to be the enclave's" in outcome.out
+
+
+def test_a_certificate_needs_an_identity_and_one_input_is_judged(certified, tmp_path: Path) -> None:
+    file = tmp_path / "server.der"
+    file.write_bytes(CERTIFICATE)
+    outcome = certified("--certificate", file)
+    assert (outcome.code, "does not say who is expected" in outcome.err) == (2, True)
+    for words in ((), (file, "--certificate", file), ("--certificate", file, "--connect", "localhost:1")):
+        outcome = certified(*words, "--mr-enclave", ENCLAVE)
+        assert (outcome.code, "one input is judged at a time" in outcome.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "address", ["localhost", "localhost:", ":443", "localhost:x", "localhost:70000", "localhost:0"]
+)
+def test_an_address_is_host_and_port(certified, address: str) -> None:
+    outcome = certified("--connect", address, "--mr-enclave", ENCLAVE)
+    assert (outcome.code, "is not HOST:PORT" in outcome.err) == (2, True)
+
+
+@contextlib.contextmanager
+def tls_server(certificate: bytes, key: object):
+    """A TLS server on the loopback that shows a certificate, and what it received after the handshake."""
+    with tempfile.NamedTemporaryFile() as pem:
+        one = attested.x509.load_der_x509_certificate(certificate)
+        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        pem.write(one.public_bytes(Encoding.PEM) + private)
+        pem.flush()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(pem.name)
+        received: list[bytes] = []
+        listener = socket.create_server(("127.0.0.1", 0))
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with contextlib.suppress(OSError), context.wrap_socket(connection, server_side=True) as tls:
+                received.append(tls.recv(1000))
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{listener.getsockname()[1]}", received
+        finally:
+            listener.close()
+            thread.join(60)
+
+
+def test_a_server_is_judged_by_the_certificate_that_it_shows(certified) -> None:
+    good = attested.Certificate((attested.dice(),)).build()
+    with tls_server(good, attested.key()) as (address, received):
+        outcome = certified("--connect", address, "--mr-enclave", ENCLAVE)
+    assert outcome.code == 0
+    assert b"".join(received) == b""
+
+
+def test_a_server_without_evidence_is_told_apart_from_none(certified) -> None:
+    with tls_server(attested.Certificate(()).build(), attested.key()) as (address, _):
+        outcome = certified("--connect", address, "--mr-enclave", ENCLAVE)
+    assert (outcome.code, "carries no evidence" in outcome.out) == (3, True)
+    outcome = certified("--connect", address, "--mr-enclave", ENCLAVE)
+    assert (outcome.code, "no TLS connection" in outcome.err) == (7, True)

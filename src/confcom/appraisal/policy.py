@@ -511,6 +511,35 @@ def checked_policy(policy: object) -> Policy:
     return policy  # type: ignore[return-value]
 
 
+def checked_identity(policy: object) -> Policy:
+    """A policy that says who is expected; a `ConfigError` for one that accepts whatever is genuine.
+
+    Conditions that others wrote count as an identity.
+    """
+    if not _names_identity(checked_policy(policy)):
+        raise ConfigError(
+            "the policy does not say who is expected: any genuine enclave would be accepted",
+            advice="Name an enclave (MRENCLAVE), its signer (MRSIGNER) and product, or a TD (MRTD).",
+        )
+    return policy  # type: ignore[return-value]
+
+
+def _names_identity(policy: Policy) -> bool:
+    match policy:
+        case AllOf():
+            return any(map(_names_identity, policy.policies))
+        case AnyOf():
+            return all(map(_names_identity, policy.policies))
+        case ReportData() | HeldData() | NoDebug() | SafeTd() | HardwareOnly():
+            return False
+        case AcceptTcb() | AcceptAdvisories() | MinTcbEvaluation():
+            return False
+        case _OfReport():
+            return isinstance(policy, (MrEnclave, MrSigner, MrTd, Rtmr0, Rtmr1, Rtmr2, Rtmr3))
+        case _:
+            return True
+
+
 def _policies(policies: tuple[Policy, ...]) -> tuple[Policy, ...]:
     if not policies:
         raise ConfigError("an empty policy would accept everything", advice="Name at least one condition.")

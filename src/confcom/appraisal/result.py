@@ -12,6 +12,7 @@ from confcom.appraisal.collateral import Collateral
 from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.findings import Check, Verdict
 from confcom.appraisal.identity_match import TDX_MODULE_STEP
+from confcom.appraisal.peer import certificate_facts, check_binding, check_certificate
 from confcom.appraisal.policy import Policy, checked_policy
 from confcom.appraisal.quote import STEPS, QuoteVerifier
 from confcom.appraisal.tcb import TcbEvaluation
@@ -24,6 +25,7 @@ from confcom.errors import (
     VerificationError,
 )
 from confcom.formats.arguments import checked_bytes, checked_time, checked_type
+from confcom.formats.attested_certificate import AttestedCertificate
 from confcom.formats.evidence import EvidenceFile
 from confcom.formats.quote import TeeType
 from confcom.formats.sgx import ReportBody
@@ -49,6 +51,7 @@ class AttestationResult(Proof):
     appraisal: Appraisal | None
     further: tuple[Check, ...]
     source: str
+    certificate: AttestedCertificate | None = None
     proof: InitVar[object] = None
 
     def __bool__(self) -> bool:
@@ -99,6 +102,7 @@ class AttestationResult(Proof):
             "report_data": None,
             "collateral": {"earliest_issue": None, "earliest_expiration": None, "source": self.source},
             **(_proven(self.verified, self.source) if self.verified else {}),
+            **({"certificate": certificate_facts(self.certificate)} if self.certificate else {}),
             "checks": [
                 {"id": c.id, "ok": c.ok, "expected": c.expected, "found": c.found, "advice": c.advice}
                 for c in self.checks
@@ -128,7 +132,7 @@ def accept_quote(
 
 
 def judge(
-    evidence: bytes | EvidenceFile,
+    evidence: bytes | EvidenceFile | AttestedCertificate,
     collateral: Collateral,
     *,
     verifier: QuoteVerifier,
@@ -136,18 +140,23 @@ def judge(
     now: datetime,
     grace: timedelta = timedelta(),
 ) -> AttestationResult:
-    """Verify and appraise evidence in any form; what is wrong with it becomes part of the result, not an exception."""
-    file = evidence if isinstance(evidence, EvidenceFile) else None
+    """Verify and appraise evidence in any form; what is wrong with it becomes part of the result, not an exception.
+
+    The evidence of a certificate must be for its key.
+    """
+    certificate = evidence if isinstance(evidence, AttestedCertificate) else None
+    file = certificate.evidence if certificate else evidence if isinstance(evidence, EvidenceFile) else None
     checked_type(collateral, Collateral, "collateral", "; load_bundle(path) reads one")
     checked_policy(policy)
     checked_time(now, "now")
     try:
         if file is None:
             file = read_evidence(checked_bytes(evidence, "evidence"))
+        own = check_certificate(certificate, now) if certificate else ()
         verified = verifier.verify(file.quote, collateral, now=now, any_tcb=True)
-        claims = _check_custom_claims(file)
+        claims = own + (check_binding(certificate) if certificate else _check_custom_claims(file))
     except (FormatError, VerificationError, CollateralInvalid) as error:
-        return failed(error, evidence=file, source=collateral.source)
+        return failed(error, evidence=file, source=collateral.source, certificate=certificate)
     appraisal = appraise(verified, policy, grace=grace)
     return AttestationResult(
         verdict=appraisal.verdict,
@@ -156,6 +165,7 @@ def judge(
         appraisal=appraisal,
         further=claims + appraisal.findings,
         source=collateral.source,
+        certificate=certificate,
         proof=PROOF,
     )
 
@@ -171,7 +181,13 @@ def read_evidence(data: bytes) -> EvidenceFile:
         raise other_than_evidence(data, error) or error from None
 
 
-def failed(error: ConfcomError, *, evidence: EvidenceFile | None = None, source: str = "") -> AttestationResult:
+def failed(
+    error: ConfcomError,
+    *,
+    evidence: EvidenceFile | None = None,
+    source: str = "",
+    certificate: AttestedCertificate | None = None,
+) -> AttestationResult:
     """The result of an error before or during verification; lists the steps that were passed before it."""
     verdict = Verdict.UNDECIDED if isinstance(error, CollateralError) else Verdict.INVALID
     checks: tuple[Check, ...] = ()
@@ -181,7 +197,7 @@ def failed(error: ConfcomError, *, evidence: EvidenceFile | None = None, source:
             passed = tuple(step for step in passed if step != TDX_MODULE_STEP)
         wrong = Check(error.step, ok=False, expected=error.expected, found=error.found, advice=error.advice())
         checks = (*(Check(step, ok=True, expected="holds", found="holds") for step in passed), wrong)
-    return AttestationResult(verdict, error, evidence, None, checks, source, proof=PROOF)
+    return AttestationResult(verdict, error, evidence, None, checks, source, certificate, proof=PROOF)
 
 
 def _check_custom_claims(file: EvidenceFile) -> tuple[Check, ...]:

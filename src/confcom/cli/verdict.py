@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,8 @@ import msgspec
 
 from confcom.appraisal.collateral import PCK_CHAIN_BESIDE, Collateral
 from confcom.appraisal.findings import Verdict
-from confcom.appraisal.policy import AllOf, HeldData, Policy, ReportData
+from confcom.appraisal.peer import MAX_ATTESTED_PEM, read_attested_certificate
+from confcom.appraisal.policy import AllOf, HeldData, Policy, ReportData, checked_identity
 from confcom.appraisal.policy_file import MAX_POLICY, PolicyFile, parse_policy
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.appraisal.result import AttestationResult, failed, judge, read_evidence
@@ -33,6 +35,7 @@ from confcom.errors import (
     FormatError,
     VerificationError,
 )
+from confcom.formats.attested_certificate import AttestedCertificate
 from confcom.formats.certification_data import CertificationDataType
 from confcom.formats.evidence import MAX_EVIDENCE, EvidenceFile
 from confcom.formats.quote import Quote, TeeType
@@ -51,7 +54,9 @@ _SERVICES = ("intel", "pccs", "thim")
 
 def run(
     *,
-    evidence: Path,
+    evidence: Path | None,
+    certificate: Path | None,
+    connect: str | None,
     collateral: str | None,
     collateral_ca: Path | None,
     pck_chain: Path | None,
@@ -76,10 +81,12 @@ def run(
         if held_data is not None:
             accepted.append(HeldData(read_input(held_data, MAX_HELD_DATA, "held data")))
         updates = {text.strip(): parse_update(text) for text in update.split(",")}
-        data = read_input(evidence, MAX_EVIDENCE, "evidence")
+        read = _reader(evidence, certificate, connect)
+        if evidence is None:
+            checked_identity(AllOf(*accepted))
         chain = read_input(pck_chain, MAX_PEM, "PCK chain") if pck_chain else None
         chosen = choose_collateral(collateral, roots, now, ca=collateral_ca, pck_chain=chain)
-        judging = _Judging(data, AllOf(*accepted), QuoteVerifier(roots), now, file)
+        judging = _Judging(read, AllOf(*accepted), QuoteVerifier(roots), now, file)
         results = judging.under(updates, chosen, collateral or "")
     except ConfcomError as error:
         if not as_json:
@@ -104,6 +111,24 @@ def run(
     return exit_code(result.error) if result.error else ExitCode.OK
 
 
+def _reader(
+    evidence: Path | None, certificate: Path | None, connect: str | None
+) -> Callable[[], EvidenceFile | AttestedCertificate]:
+    """What reads the one input that was named: evidence, a certificate with evidence, or that of a server."""
+    if [evidence, certificate, connect].count(None) != 2:
+        raise ConfigError(
+            "one input is judged at a time", advice="Name EVIDENCE, or --certificate FILE, or --connect HOST:PORT."
+        )
+    if evidence is not None:
+        return partial(read_evidence, read_input(evidence, MAX_EVIDENCE, "evidence"))
+    if certificate is not None:
+        return partial(read_attested_certificate, read_input(certificate, MAX_ATTESTED_PEM, "certificate"))
+    # Here, because TLS is needed for this alone.
+    from confcom.cli.peer_certificate import peer_certificate
+
+    return partial(read_attested_certificate, peer_certificate(connect or ""))
+
+
 def _policy_file(path: Path | None, expectations: dict[str, Any]) -> PolicyFile:
     """The policy file, with the keys replaced that the command line names."""
     file = PolicyFile() if path is None else parse_policy(read_input(path, MAX_POLICY, "policy"), name=path.name)
@@ -126,7 +151,7 @@ def _statuses(text: str | None) -> tuple[TcbStatus, ...]:
 class _Judging:
     """One piece of evidence and what is asked of it."""
 
-    data: bytes
+    read: Callable[[], EvidenceFile | AttestedCertificate]
     policy: Policy
     verifier: QuoteVerifier
     now: datetime
@@ -138,26 +163,28 @@ class _Judging:
         """The result under each set of collateral, by the name of the set."""
         results: dict[str, AttestationResult] = {}
         evidence: EvidenceFile | None = None
+        certificate: AttestedCertificate | None = None
         try:
             # Before the collateral, so that a file that is no evidence is named first.
-            evidence = read_evidence(self.data)
+            found = self.read()
+            certificate = found if isinstance(found, AttestedCertificate) else None
+            evidence = found.evidence if isinstance(found, AttestedCertificate) else found
             with chosen as choice:
                 for name, update in updates.items():
                     # A set that is missing leaves the verdicts of the others.
                     try:
                         collateral = choice.collateral(evidence.quote, update)
                     except CollateralError as error:
-                        results[name] = failed(error, evidence=evidence, source=source)
+                        results[name] = failed(error, evidence=evidence, source=source, certificate=certificate)
                     else:
-                        results[name] = self._judged(collateral)
+                        results[name] = self._judged(found, collateral)
         except (FormatError, VerificationError, CollateralError) as error:
-            results[next(iter(updates))] = failed(error, evidence=evidence, source=source)
+            failure = failed(error, evidence=evidence, source=source, certificate=certificate)
+            results[next(iter(updates))] = failure
         return results
 
-    def _judged(self, collateral: Collateral) -> AttestationResult:
-        return judge(
-            self.data, collateral, verifier=self.verifier, policy=self.policy, now=self.now, grace=self.file.grace
-        )
+    def _judged(self, found: EvidenceFile | AttestedCertificate, collateral: Collateral) -> AttestationResult:
+        return judge(found, collateral, verifier=self.verifier, policy=self.policy, now=self.now, grace=self.file.grace)
 
 
 def _sets(results: dict[str, AttestationResult]) -> list[dict[str, Any]]:

@@ -31,7 +31,18 @@ def _td_options(command: Callable[..., int]) -> Callable[..., int]:
 
 
 @click.command()
-@click.argument("evidence", type=STREAM)
+@click.argument("evidence", type=STREAM, required=False)
+@click.option(
+    "--certificate",
+    metavar="FILE",
+    type=STREAM,
+    help="Instead of EVIDENCE: a certificate (PEM or DER) with evidence for its own key, of any known format.",
+)
+@click.option(
+    "--connect",
+    metavar="HOST:PORT",
+    help="Instead of EVIDENCE: the certificate that this TLS server shows; its name is not checked.",
+)
 @click.option(
     "--collateral",
     metavar="PATH-OR-URL",
@@ -73,6 +84,8 @@ def _td_options(command: Callable[..., int]) -> Callable[..., int]:
 @json_option
 def verify(**options: Any) -> int:  # noqa: ANN401 - `run` has the types
     """Verify and appraise EVIDENCE: a quote, an Open Enclave report or Open Enclave evidence; binary, hex or base64.
+
+    With --certificate or --connect, the evidence must be for the certificate's key, and an identity must be given.
 
     Accepted (exit 0) means: authentic under the trusted root, collateral valid at the time, TCB good enough, debug
     off, and every expectation given here met. '-' reads standard input.

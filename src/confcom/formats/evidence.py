@@ -52,7 +52,11 @@ class EvidenceFile:
     @classmethod
     def parse(cls, data: bytes) -> Self:
         """Recognise and read evidence; what has no mark is read as a quote. Else `FormatError`."""
-        content, encoding = decode_text(checked_bytes(data, "evidence"))
+        return cls.of_binary(*decode_text(checked_bytes(data, "evidence")))
+
+    @classmethod
+    def of_binary(cls, content: bytes, encoding: Encoding = Encoding.BINARY) -> Self:
+        """Read evidence of which the text form, if any, is undone."""
         if is_epid(content):
             return cls(EvidenceKind.QUOTE, encoding, content, Quote.parse(content))
         match int.from_bytes(content[:4], "little"):

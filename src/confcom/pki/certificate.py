@@ -9,7 +9,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
 
-from confcom.errors import CertificateError, FormatError
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
+from cryptography.hazmat.primitives.serialization import load_der_public_key
+
+from confcom.errors import CertificateError, FormatError, SignatureError
+from confcom.formats.der import CertificateParts, elements, oid, oid_text
 from confcom.pki.der import ECDSA_WITH_SHA256, UNREADABLE, Certificate, der_reason, read_certificate
 from confcom.pki.memory import Memory
 
@@ -98,6 +104,51 @@ def check_p256(certificate: Certificate, *, step: str = "") -> None:
         )
 
 
+def check_own_signature(parts: CertificateParts, *, step: str) -> None:
+    """Check that a certificate of any PKI, in its parts, signed itself with its own key.
+
+    ECDSA, RSA (PKCS #1 v1.5) and Ed25519; parameters of the algorithm may be NULL, as mbedTLS writes them for ECDSA.
+    """
+    if parts.issuer != parts.subject:
+        raise CertificateError("the certificate is not self-signed: it names another issuer", step=step)
+    try:
+        key = load_der_public_key(parts.public_key)
+        identifier = elements(parts.algorithm)[0][1]
+        digest = _SIGNATURES.get(identifier)
+        if isinstance(key, ec.EllipticCurvePublicKey) and digest is not None and identifier in _ECDSA:
+            key.verify(parts.signature, parts.signed, ec.ECDSA(digest))
+        elif isinstance(key, rsa.RSAPublicKey) and digest is not None and identifier not in _ECDSA:
+            key.verify(parts.signature, parts.signed, padding.PKCS1v15(), digest)
+        elif isinstance(key, ed25519.Ed25519PublicKey) and identifier == _ED25519:
+            key.verify(parts.signature, parts.signed)
+        else:
+            raise CertificateError(
+                "the certificate is signed with an algorithm that is not known, or not of its key",
+                step=step,
+                expected="ECDSA, RSA (PKCS #1 v1.5) or Ed25519 by the certificate's own key",
+                found=f"{oid_text(identifier)} and {type(key).__name__}",
+            )
+    except InvalidSignature as error:
+        raise SignatureError(
+            "the certificate did not sign itself: its key or its content was changed",
+            step=step,
+            expected="a signature by the certificate's own key",
+            found=parts.signature.hex(),
+        ) from error
+    except UNREADABLE as error:
+        raise CertificateError(f"the key of the certificate cannot be read: {der_reason(error)}", step=step) from error
+
+
+_ECDSA = {
+    oid(f"1.2.840.10045.4.3.{number}"): digest for number, digest in ((2, SHA256()), (3, SHA384()), (4, SHA512()))
+}
+_RSA = {
+    oid(f"1.2.840.113549.1.1.{number}"): digest for number, digest in ((11, SHA256()), (12, SHA384()), (13, SHA512()))
+}
+_SIGNATURES: dict[bytes, SHA256 | SHA384 | SHA512] = _ECDSA | _RSA
+_ED25519 = oid("1.3.101.112")
+
+
 # PEM (RFC 7468): the DER of the blocks of one label, with or without text around them.
 #
 # Tools write whole lines of text before and after the blocks (`openssl x509 -text`, "Bag Attributes"), blanks, other
@@ -109,13 +160,15 @@ _LINE_END = b"\r\n"
 _BLANKS = b" \t" + _LINE_END
 
 
-def parse_certificates(data: bytes, *, structure: str, limit: int = MAX_CERTIFICATES) -> tuple[bytes, ...]:
+def parse_certificates(
+    data: bytes, *, structure: str, limit: int = MAX_CERTIFICATES, size: int = MAX_PEM
+) -> tuple[bytes, ...]:
     """The DER of each CERTIFICATE block, in order; whether it is a certificate is not asked here.
 
-    None at all, more than `limit`, and a NUL before the end are a `FormatError`.
+    None at all, more than `limit`, more than `size` bytes, and a NUL before the end are a `FormatError`.
     """
-    if len(data) > MAX_PEM:
-        raise FormatError(f"{len(data)} bytes are over the limit {MAX_PEM}", structure=structure, field="")
+    if len(data) > size:
+        raise FormatError(f"{len(data)} bytes are over the limit {size}", structure=structure, field="")
     return tuple(_der(block, structure, offset) for offset, block in _blocks(data, "CERTIFICATE", structure, limit))
 
 

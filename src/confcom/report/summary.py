@@ -7,9 +7,11 @@ from datetime import datetime
 
 from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.findings import Check, Verdict
+from confcom.appraisal.peer import certificate_facts
 from confcom.appraisal.result import AttestationResult, timestamp
 from confcom.appraisal.tcb import TcbEvaluation
 from confcom.errors import FormatError
+from confcom.formats.attested_certificate import AttestedCertificate
 from confcom.formats.quote import TeeType
 from confcom.formats.sgx import ReportBody
 from confcom.formats.tdx import td_base
@@ -45,6 +47,8 @@ class Summary:
         if isinstance(result.error, FormatError):
             meaning = "this is nothing that can be verified as evidence"
         rows: list[tuple[str, str]] = []
+        if result.certificate:
+            rows += _certificate(result.certificate, proven=result.verified is not None)
         if result.verified:
             rows += _proven(result.verified, result.source)
         elif result.evidence:
@@ -70,6 +74,15 @@ def _identity_note(tee: TeeType) -> str:
         else ("TD", "--mr-td and --rtmr0 to --rtmr3")
     )
     return f"Note: nothing was said about the identity of the {what}. Pin it with {how}."
+
+
+def _certificate(certificate: AttestedCertificate, *, proven: bool) -> list[tuple[str, str]]:
+    facts = certificate_facts(certificate)
+    binding = f"bound by {facts['binding']} in the report data" if proven else "not proven to be the enclave's"
+    return [
+        ("Key", f"SHA-256 {facts['public_key_sha256']}, {binding}"),
+        ("", f"certificate of format {facts['format']}, {facts['not_before']} to {facts['not_after']}"),
+    ]
 
 
 def _proven(verified: VerifiedQuote, source: str) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ import msgspec
 
 from confcom.appraisal.enclave_file import read_signed_enclave
 from confcom.appraisal.inspection import collateral, pki, quotes, token
+from confcom.appraisal.inspection.attested import attested_items
 from confcom.appraisal.inspection.items import Inspection, Item
 from confcom.errors import ConfcomError, ConfigError, FormatError
 from confcom.formats.attestation_key_id import AttestationKeyId, AttestationKeyIdList
@@ -32,8 +33,8 @@ MAX_INSPECTED = 17 << 20
 
 KNOWN = (
     "quote, Open Enclave report or evidence, SGX report or report body, target info, QE report info, TD report body, "
-    "attestation key id, signed enclave (SIGSTRUCT), certificate, revocation list, TCB info, enclave identity, "
-    "collateral.json, AESM frame, attestation token"
+    "attestation key id, signed enclave (SIGSTRUCT), certificate, also with evidence for its key, revocation list, "
+    "TCB info, enclave identity, collateral.json, AESM frame, attestation token"
 )
 
 INPUT = "input"
@@ -86,6 +87,7 @@ _EVIDENCE = "Give a quote (raw, hexadecimal or base64), an Open Enclave report o
 
 # What is no evidence, and what to do with it instead.
 _INSTEAD = {
+    "attested-certificate": "Verify it with `confcom verify --certificate FILE`.",
     "certificate": f"{_SHOWN} A root goes to --trust-root, an issuer's chain into the folder of --collateral.",
     "certificate-chain": f"{_SHOWN} An issuer's chain goes into the folder of --collateral.",
     "crl": _COLLATERAL,
@@ -199,8 +201,9 @@ def _pem(text: bytes, size: int) -> Inspection:
         case "CERTIFICATE":
             ders = pki.certificates_of_pem(text)
             if len(ders) == 1:
-                items = pki.certificate_items(ders[0])
-                return Inspection("certificate", "certificate", encoding, size, items)
+                return _certificate(ders[0], encoding, size) or Inspection(
+                    "certificate", "certificate", encoding, size, pki.certificate_items(ders[0])
+                )
             chain = (pki.chain_item("certificates", ders),)
             return Inspection("certificate-chain", f"chain of {len(ders)} certificates", encoding, size, chain)
         case "X509 CRL":
@@ -267,12 +270,22 @@ def _der(content: bytes, encoding: str) -> Inspection | None:
             return None
         raise _refusal(f"this looks like DER of {announced} bytes, but {size} are here")
     written = "DER" if encoding == "binary" else f"DER in {encoding}"
+    if attested := _certificate(content, written, size):
+        return attested
     for kind, title, explain in _DER_KINDS:
         try:
             return Inspection(kind, title, written, size, explain(content))
         except FormatError:
             continue
     raise _refusal(f"this is DER, {size} bytes, but neither a certificate nor a revocation list that can be read")
+
+
+def _certificate(content: bytes, written: str, size: int) -> Inspection | None:
+    """A certificate with evidence; other readers may not take it, such as Gramine's."""
+    items = attested_items(content)
+    if items is None:
+        return None
+    return Inspection("attested-certificate", "certificate with evidence", written, size, items)
 
 
 _DER_KINDS: tuple[tuple[str, str, Callable[[bytes], tuple[Item, ...]]], ...] = (
