@@ -47,6 +47,8 @@ class Browser:
     def post(
         self, path: str = "", *, twin: str | None = None, headers: dict[str, str] | None = None, **form: str
     ) -> Answer:
+        if not self.cookies:
+            self.get()
         sent = {**form, "twin": self.cookies.get("confcom-form", "") if twin is None else twin}
         kind = {"Content-Type": "application/x-www-form-urlencoded", "Cookie": self.cookie} | (headers or {})
         return self.keep(self.service.ask(f"/ui{path}", urlencode(sent), **kind))
@@ -149,6 +151,7 @@ def test_tokens_are_verified_with_the_keys_of_this_instance(
     page = page_of(browser.post(evidence=token))
     assert "✓ ACCEPTED a token of this service, authentic and in force" in page.words
     assert "UpToDate" in page.words
+    assert "✓ ACCEPTED" in page_of(browser.post(evidence=json.dumps({"token": token}))).words
     header, claims, signature = token.split(".")
     unsigned = encode_base64url(b'{"alg":"none"}')
     for forged in (f"{header}.{claims}.{signature[:-8]}AAAAAAAA", f"{unsigned}.{claims}."):
@@ -244,7 +247,8 @@ def test_forged_requests_change_nothing(browser: Browser) -> None:
     assert browser.post("/policies/activate", twin="0" * 32, **change).status == 403
     assert browser.post("/policies/activate", **change, headers={"Sec-Fetch-Site": "cross-site"}).status == 403
     assert browser.post("/policies/activate", **change, headers={"Sec-Fetch-Site": "same-site"}).status == 403
-    assert browser.post("/sign-out", twin="0" * 32).status == 403
+    for path in ("", "/policies", "/policies/reset", "/sign-in", "/sign-out"):
+        assert browser.post(path, twin="0" * 32, **change).status == 403
     stranger = Browser(browser.service)
     stranger.get()
     assert stranger.post("/policies/activate", **change).status == 303

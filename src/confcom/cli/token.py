@@ -70,15 +70,17 @@ def verify(
     """
     from confcom.cli.exit_codes import ExitCode, exit_code
     from confcom.cli.inputs import parse_time, read_input
-    from confcom.tokens.jws import MAX_TOKEN
+    from confcom.tokens.jws import MAX_TOKEN, token_in
     from confcom.tokens.verification import MAX_KEY_SET, KeySet, verify_token
 
     try:
         now = parse_time(at, "--at")
-        text = read_input(file, MAX_TOKEN, "token").decode("ascii", "replace").strip()
+        text = token_in(read_input(file, MAX_TOKEN, "token").decode("ascii", "replace").strip())
+        if text is None:
+            raise ConfigError("the file is JSON without a token", advice="Give the token, or the service's answer.")
         # Whether a file of keys is old, its owner knows.
         pinned = KeySet.parse(read_input(keys, MAX_KEY_SET, "key set"), fetched=now, max_age=timedelta.max)
-        verified = verify_token(_bare(text), pinned, issuer=issuer, now=now)
+        verified = verify_token(text, pinned, issuer=issuer, now=now)
         _policy(**expected).check(verified)
         claims = verified.stated
         vouching = None
@@ -123,21 +125,6 @@ def _vouching_enclave(
             grace=file.grace,
         )
     return identity(verified.quote.body)
-
-
-def _bare(text: str) -> str:
-    """The token of an answer of the service (`{"token": …}`), or the text itself."""
-    if not text.startswith("{"):
-        return text
-    import json
-
-    try:
-        found = json.loads(text).get("token")
-    except (ValueError, RecursionError, AttributeError):
-        found = None
-    if not isinstance(found, str):
-        raise ConfigError("the file is JSON without a token", advice="Give the token, or the service's answer.")
-    return found
 
 
 def _policy(

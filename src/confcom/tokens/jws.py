@@ -114,6 +114,23 @@ class SigningKey:
         return jws.serialize_compact(full, msgspec.json.encode(claims), _signing(self.private), [self.algorithm])
 
 
+def token_in(text: str) -> str | None:
+    """The token of a service's answer (`{"token": …}`), or the text itself; None for JSON without a token."""
+    if not text.startswith("{"):
+        return text
+    try:
+        return _ANSWER.decode(text).token
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+
+
+class _Answer(msgspec.Struct):
+    token: str
+
+
+_ANSWER = msgspec.json.Decoder(_Answer)
+
+
 def unsecured(claims: Mapping[str, Any], header: Mapping[str, Any]) -> str:
     """A JWS without a signature (`alg: none`), as answers to draft policies are."""
     return _signed_part({"alg": "none", **header}, claims) + "."

@@ -21,7 +21,7 @@ from joserfc.jwk import ECKey, RSAKey
 from confcom.errors import ConfcomError, FormatError
 from confcom.formats.text import encode_base64url
 from confcom.services.attestation.signing_keys import make_key
-from confcom.tokens.jws import MAX_TOKEN, SigningKey, unsecured
+from confcom.tokens.jws import MAX_TOKEN, SigningKey, token_in, unsecured
 from confcom.tokens.verification import KeySet, TokenError, TokenPolicy, TokenRefused, VerifiedToken, verify_token
 
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
@@ -387,3 +387,18 @@ def test_results_of_trustee(ec: SigningKey, stranger: SigningKey, keys: KeySet) 
 def test_no_text_is_a_token_by_chance(text: str) -> None:
     with pytest.raises(ConfcomError):
         _verify(text, KeySet((), NOW))
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a.b.c", "a.b.c"),
+        ('{"token": "a.b.c", "more": 1}', "a.b.c"),
+        ('{"error": {}}', None),
+        ('{"token": 1}', None),
+        ('{"token": ', None),
+        ('{"a":' * 100_000, None),
+    ],
+)
+def test_the_token_of_an_answer(text: str, found: str | None) -> None:
+    assert token_in(text) == found

@@ -21,6 +21,7 @@ from confcom.report.pictures import time_line
 from confcom.report.summary import Summary
 from confcom.services.attestation.appraiser import Appraiser, type_of
 from confcom.services.attestation.signing_keys import SigningKeys
+from confcom.tokens.jws import token_in
 from confcom.tokens.policy_evaluation import Decision
 from confcom.tokens.verification import KeySet, TokenPolicy, VerifiedToken, verify_token
 
@@ -59,6 +60,8 @@ class Examiner:
     def examine(self, data: bytes) -> Examination:
         """The verdict on an input in any form that `confcom inspect` knows."""
         now = self._clock()
+        if (answer := data.strip()).startswith(b"{"):
+            data = (token_in(answer.decode("utf-8", "replace")) or "").encode() or data
         try:
             found = inspect(data)
         except ConfcomError as error:

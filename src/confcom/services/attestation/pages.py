@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qs, urlencode
 
 from starlette.applications import Starlette
@@ -59,8 +59,6 @@ _FILES = {
     "page.js": (FOLDER, "text/javascript"),
     "icon.svg": (FOLDER, "image/svg+xml"),
 }
-
-
 Form = Mapping[str, str]
 Handler = Callable[[Request, Form, str], Response]
 """Answers a request with its form; the text is the name of the administrator."""
@@ -99,17 +97,17 @@ class Pages:
         self._session, self._twin = f"{host}confcom-admin", f"{host}confcom-form"
         self._templates = templates(FOLDER / "templates")
         routes = [
-            self._route("", self._empty, "GET"),
-            self._route("", self._judge, "POST", limited=True),
-            self._route("/policies", self._policy, "GET", admin=True),
-            self._route("/policies", self._try, "POST", admin=True),
-            self._route("/policies/activate", self._activate, "POST", admin=True, change=True),
-            self._route("/policies/reset", self._reset, "POST", admin=True, change=True),
-            self._route("/audit", self._audit, "GET", admin=True),
-            self._route("/sign-out", self._sign_out, "POST", checked=True),
+            self._route("GET", "", self._empty),
+            self._route("POST", "", self._judge),
+            self._route("POST", "/sign-out", self._sign_out),
+            self._route("GET", "/policies", self._policy, "reader"),
+            self._route("POST", "/policies", self._try, "reader"),
+            self._route("POST", "/policies/activate", self._activate, "contributor"),
+            self._route("POST", "/policies/reset", self._reset, "contributor"),
+            self._route("GET", "/audit", self._audit, "reader"),
             Route(f"{self._base}/sign-in", self._sign_in, methods=["GET", "POST"]),
-            *(Route(f"{self._base}/{name}", _file(name)) for name in _FILES),
-            Route("/", lambda _: RedirectResponse(self._base, 303, HEADERS)),
+            *(Route(f"{self._base}/{name}", _always(_file(name))) for name in _FILES),
+            Route("/", _always(RedirectResponse(self._base, 303, HEADERS))),
         ]
         self._pages = Starlette(routes=routes)
 
@@ -120,43 +118,28 @@ class Pages:
         await (self._pages if ours else self._api)(scope, receive, send)
 
     def _route(
-        self,
-        path: str,
-        handler: Handler,
-        method: str,
-        *,
-        limited: bool = False,
-        checked: bool = False,
-        admin: bool = False,
-        change: bool = False,
+        self, method: str, path: str, handler: Handler, role: Literal["", "reader", "contributor"] = ""
     ) -> Route:
         """Reads the form, and answers in a thread: a client decides how much there is to parse and to render."""
 
         async def endpoint(request: Request) -> Response:
             try:
-                by = ""
-                if admin:
-                    found = await self._require_admin(request, change=change)
-                    if found is None:
-                        return RedirectResponse(f"{self._base}/sign-in", 303, HEADERS)
-                    by = found
-                if limited:
+                found = await self._require_admin(request, change=role == "contributor") if role else ""
+                if found is None:
+                    return RedirectResponse(f"{self._base}/sign-in", 303, HEADERS)
+                by = found
+                if method == "GET":
+                    return await self._workers.run(lambda: handler(request, {}, by))
+                if not role:
                     self._api.limit(request)
-                body = await self._body(request) if method == "POST" else b""
-                checks = checked or (admin and method == "POST")
-                return await self._workers.run(lambda: self._answer(handler, request, body, by, checked=checks))
+                body = await self._body(request)
+                return await self._workers.run(lambda: handler(request, self._form(request, body), by))
             except Overloaded:
                 return self._failed(request, _refusal(503, "too many requests wait"))
             except ConfcomError as error:
                 return self._failed(request, error)
 
         return Route(self._base + path, endpoint, methods=[method])
-
-    def _answer(self, handler: Handler, request: Request, body: bytes, by: str, *, checked: bool) -> Response:
-        form = _fields(body)
-        if checked:
-            self._check_origin(request, form)
-        return handler(request, form, by)
 
     # What everybody may do.
 
@@ -176,8 +159,7 @@ class Pages:
         try:
             body = await self._body(request)
             # Parsed in the event loop, so it has to be small: percent-encoding takes three characters for one.
-            form = _fields(body[: 4 * MAX_CREDENTIAL])
-            self._check_origin(request, form)
+            form = self._form(request, body[: 4 * MAX_CREDENTIAL])
             credential = form.get("token", "").strip()
             if len(credential) > MAX_CREDENTIAL:
                 raise _refusal(400, f"the token has over {MAX_CREDENTIAL} characters")
@@ -269,12 +251,18 @@ class Pages:
             raise _refusal(415, "this is not the form of a page")
         return await self._api.body(request)
 
-    def _check_origin(self, request: Request, form: Form) -> None:
-        """Refuse a form that did not come from a page of this instance."""
+    def _form(self, request: Request, body: bytes) -> Form:
+        """The fields of a form that came from a page of this instance."""
+        try:
+            fields = parse_qs(body.decode("ascii", "replace"), keep_blank_values=True, max_num_fields=MAX_FIELDS)
+        except ValueError:
+            raise _refusal(400, f"the form has over {MAX_FIELDS} fields") from None
+        form = {name: values[0] for name, values in fields.items()}
         twin = request.cookies.get(self._twin, "")
         same_site = request.headers.get("sec-fetch-site", "same-origin") in ("same-origin", "none")
         if not same_site or not twin or not hmac.compare_digest(twin.encode(), form.get("twin", "").encode()):
             raise _refusal(403, "the form did not come from a page of this service, or its cookie is gone")
+        return form
 
     def _page(self, request: Request, template: str, status: int = 200, **values: Any) -> Response:  # noqa: ANN401
         kept = request.cookies.get(self._twin, "")
@@ -289,37 +277,34 @@ class Pages:
         html = self._templates.get_template(template).render(shared | values)
         answer = Response(html, status, HEADERS, media_type="text/html")
         if not kept:
-            self._set_cookie(answer, self._twin, twin)
+            # Lax, so that a link from elsewhere does not replace it under the forms of other tabs.
+            self._set_cookie(answer, self._twin, twin, "lax")
         return answer
 
     def _failed(self, request: Request, error: ConfcomError) -> Response:
         return self._page(request, "error.html", getattr(error, "status", 400), error=error)
 
-    def _set_cookie(self, answer: Response, name: str, value: str) -> None:
-        answer.set_cookie(name, value, path="/", secure=self._secure, httponly=True, samesite="strict")
+    def _set_cookie(
+        self, answer: Response, name: str, value: str, same_site: Literal["lax", "strict"] = "strict"
+    ) -> None:
+        answer.set_cookie(name, value, path="/", secure=self._secure, httponly=True, samesite=same_site)
 
 
 def _refusal(status: int, message: str) -> HttpRefusal:
     return HttpRefusal(status, "FormRefused", message, advice="Open the page again and send its form from there.")
 
 
-def _fields(body: bytes) -> Form:
-    try:
-        fields = parse_qs(body.decode("ascii", "replace"), keep_blank_values=True, max_num_fields=MAX_FIELDS)
-    except ValueError:
-        raise _refusal(400, f"the form has over {MAX_FIELDS} fields") from None
-    return {name: values[0] for name, values in fields.items()}
-
-
-def _file(name: str) -> Callable[[Request], Response]:
+def _file(name: str) -> Response:
     folder, media_type = _FILES[name]
-    content = (folder / name).read_bytes()
+    return Response((folder / name).read_bytes(), media_type=media_type, headers=HEADERS)
 
-    def answer(request: Request) -> Response:
+
+def _always(answer: Response) -> Callable[[Request], Awaitable[Response]]:
+    async def endpoint(request: Request) -> Response:
         del request
-        return Response(content, media_type=media_type, headers=HEADERS)
+        return answer
 
-    return answer
+    return endpoint
 
 
 EMPTY_POLICY = "eyJhbGciOiJub25lIn0.."
