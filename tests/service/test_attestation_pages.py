@@ -8,11 +8,15 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
+import attested_certificates as certificates
 from confcom.formats.open_enclave import OeReportHeader, OeReportType
 from confcom.formats.text import encode_base64url
 from confcom.services.attestation.attestation_store import AttestationStore, AuditRecord
@@ -176,6 +180,32 @@ def test_certificates_are_verified_under_the_roots_of_this_instance(browser: Bro
     assert "root that is not trusted" in page.words
     browser.service.clock.now = NOW.replace(year=NOW.year + 30)
     assert "✗ REFUSED" in page_of(browser.post(evidence=chain.decode())).words
+
+
+def test_a_certificate_with_evidence_shows_the_enclave_behind_its_key(browser: Browser, world: SimulatedWorld) -> None:
+    mine, other = certificates.key(1), certificates.key(2)
+    evidence = certificates.oe_report(enclave_quote(world, certificates.pem(mine)))
+    dates = {"not_before": NOW - timedelta(days=1), "not_after": NOW + timedelta(days=1)}
+    made = certificates.Certificate(((certificates.OE_REPORT, evidence),), key=mine, **dates).build()
+    armored = x509.load_der_x509_certificate(made).public_bytes(Encoding.PEM).decode()
+    for page in (browser.judge(made), page_of(browser.post(evidence=armored))):
+        assert "✓ ACCEPTED" in page.words
+        assert "certificate with evidence" in page.words
+        assert "bound by SHA-256 of the key in PEM" in page.words
+        assert "the policy of OpenEnclave permits" in page.words
+    stolen = certificates.Certificate(((certificates.OE_REPORT, evidence),), key=other, **dates).build()
+    page = browser.judge(stolen)
+    assert "✗ INVALID" in page.words
+    assert "is not for this certificate" in page.words
+    damaged = certificates.Certificate(((certificates.OE_REPORT, evidence[:100]),), key=mine, **dates).build()
+    assert "✗ INVALID" in browser.judge(damaged).words
+
+
+def test_verdicts_under_several_sets_stand_beside_the_first(tmp_path: Path, world: SimulatedWorld) -> None:
+    with running_attestation(tmp_path, world, update="standard,early") as service:
+        page = Browser(service).judge(enclave_quote(world))
+    assert "Under each set of collateral" in page.words
+    assert "earlyaccepted" in page.text
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,14 @@ def test_what_is_no_evidence(world: SimulatedWorld) -> None:
     assert not page.all("svg")
 
 
+def test_further_sets_stand_beside_the_first(world: SimulatedWorld) -> None:
+    result = judged(world, enclave(world))
+    page = page_of(result, sets=[result.under("standard"), result.under("early")])
+    number = world.publish().content().tcb_info.tcb_info().tcb_evaluation_data_number
+    assert f"standardaccepted{number}UpToDate" in page.text
+    assert f"earlyaccepted{number}UpToDate" in page.text
+
+
 def test_tds_have_the_levels_of_launch_and_now(world: SimulatedWorld) -> None:
     once = judged(world, world.platform.quote_td(td_report("td", bytes(64))))
     assert once.verified is not None

@@ -21,6 +21,7 @@ from confcom.appraisal.result import AttestationResult, failed, judge, read_evid
 from confcom.collateral.documents import DocumentKey, DocumentKind, evaluation_data_numbers
 from confcom.collateral.sources import PlatformKind, RememberedCollateral
 from confcom.errors import CollateralError, ConfcomError, ConfigError
+from confcom.formats.attested_certificate import AttestedCertificate
 from confcom.formats.evidence import EvidenceFile, EvidenceKind
 from confcom.formats.quote import Quote
 from confcom.protocols.pcs import Tee, Update, parse_update
@@ -178,18 +179,26 @@ class Appraiser:
             return replace(entry, verdict="refused", reason=error.message), error
         return replace(entry, claims=_kept(request, judged.seen)), token
 
-    def examine(self, evidence: EvidenceFile, now: datetime) -> tuple[AttestationResult, Decision | None]:
-        """The verdict on evidence without a request, and the decision of the policy in force on what is accepted.
+    def examine(
+        self, given: EvidenceFile | AttestedCertificate, now: datetime
+    ) -> tuple[AttestationResult, Sequence[dict[str, Any]], Decision | None]:
+        """The verdict on evidence without a request, nothing of which is signed or recorded.
 
-        Nothing is signed and nothing is recorded.
+        Beside it those under each set of collateral, if there are several, and on what is accepted the decision of the
+        policy in force.
         """
+        certificate = given if isinstance(given, AttestedCertificate) else None
+        evidence = given.evidence if isinstance(given, AttestedCertificate) else given
         rules = self._parse(self._in_force(type_of(evidence), may_block=True).text)
+        decides = self._deciding(rules)
         try:
-            collateral = self._collateral_of(evidence.quote, self._deciding(rules), now, may_block=True)
+            collateral = self._collateral_of(evidence.quote, decides, now, may_block=True)
         except ConfcomError as error:
-            return failed(error, evidence=evidence), None
-        result = self._result(evidence, collateral, now)
-        return result, evaluate_policy(rules, azure.policy_claims(evidence.quote)) if result else None
+            return failed(error, evidence=evidence, certificate=certificate), (), None
+        result = self._result(given, collateral, now)
+        sets = [self._under(evidence, update, now, may_block=True) for update in self._updates if update != decides]
+        decision = evaluate_policy(rules, azure.policy_claims(evidence.quote)) if result else None
+        return result, [result.under(str(decides)), *sets] if sets else (), decision
 
     def dry_run(self, kind: AttestationType, text: str, *, limit: int) -> dict[str, Any]:
         """What a policy would decide on the newest recorded evidence, beside what was decided.
@@ -290,8 +299,10 @@ class Appraiser:
             raise WouldBlock
         return self._collateral.for_quote(quote, now, update)
 
-    def _result(self, evidence: EvidenceFile, collateral: Collateral, now: datetime) -> AttestationResult:
-        return judge(evidence, collateral, verifier=self._verifier, policy=self._policy, now=now, grace=self._grace)
+    def _result(
+        self, given: EvidenceFile | AttestedCertificate, collateral: Collateral, now: datetime
+    ) -> AttestationResult:
+        return judge(given, collateral, verifier=self._verifier, policy=self._policy, now=now, grace=self._grace)
 
     def _under(self, evidence: EvidenceFile, update: Update, now: datetime, *, may_block: bool) -> dict[str, Any]:
         """The verdict under a further set, which decides nothing. A set that is missing is asked for once a minute."""

@@ -11,9 +11,11 @@ import msgspec
 from confcom.appraisal.findings import Check, Verdict
 from confcom.appraisal.inspection.explain import inspect, other_than_evidence
 from confcom.appraisal.inspection.items import Inspection, Item
+from confcom.appraisal.peer import read_attested_certificate
 from confcom.appraisal.result import failed, timestamp
 from confcom.errors import ConfcomError, FormatError, PolicyError, UntrustedRootError
-from confcom.formats.evidence import EvidenceFile
+from confcom.formats.attested_certificate import AttestedCertificate
+from confcom.formats.evidence import EvidenceFile, decode_text
 from confcom.pki.chain import ChainKind, VerifiedChain, Window, verify_chain
 from confcom.pki.roots import TrustRoots
 from confcom.report.html import Report
@@ -67,11 +69,16 @@ class Examiner:
         except ConfcomError as error:
             return Examination("unknown input", Report.of(failed(error), now, identity_expected=True))
         try:
-            evidence = EvidenceFile.parse(data)
+            given: EvidenceFile | AttestedCertificate
+            if found.kind == "attested-certificate":
+                given = read_attested_certificate(data if b"-----BEGIN" in data else decode_text(data)[0])
+                evidence = given.evidence
+            else:
+                given = evidence = EvidenceFile.parse(data)
         except FormatError as error:
             return self._other(data, found, error, now)
-        result, decision = self._appraiser.examine(evidence, now)
-        report = Report.of(result, now, identity_expected=True)
+        result, sets, decision = self._appraiser.examine(given, now)
+        report = Report.of(result, now, identity_expected=True, sets=sets)
         if decision is not None:
             report = _with_decision(report, f"the policy of {type_of(evidence)}", decision)
         return Examination(found.title, report, found.items, decision)
