@@ -167,9 +167,11 @@ def declare_enclave(
     return EnclaveDeclaration.from_names(enclave, signer, isv_prod_id=isv_prod_id, isv_svn=isv_svn, debug=debug)
 
 
-def load_declaration(path: Path) -> EnclaveDeclaration:
-    """An enclave that a TOML or JSON file declares, or a signed enclave file."""
-    return EnclaveDeclaration.load(path)
+def load_declaration(enclave: object) -> EnclaveDeclaration:
+    """An enclave that a TOML or JSON file declares, or a signed enclave file; or a mapping as in such a file."""
+    if isinstance(enclave, Path):
+        return EnclaveDeclaration.load(enclave)
+    return EnclaveDeclaration.of_document(enclave, "the declaration of an enclave")
 
 
 def launch_enclave(machine: Path, declaration: Path | EnclaveDeclaration) -> LocalEnclave:

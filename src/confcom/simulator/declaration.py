@@ -109,12 +109,15 @@ class EnclaveDeclaration:
         content = _read(path)
         if content.startswith(b"\x7fELF") or is_sigstruct(content):
             return cls.of_signed_enclave(content)
-        document = _read_document(path, content)
+        return cls.of_document(_read_document(path, content), str(path))
+
+    @classmethod
+    def of_document(cls, document: object, where: str) -> Self:
+        """The identity in the keys and values of a declaration file; a `ConfigError` names `where`."""
         try:
-            form = msgspec.convert(document, _Form)
-            return cls(**form.fields())
+            return cls(**msgspec.convert(document, _Form).fields())
         except (msgspec.ValidationError, FormatError, ValueError) as error:
-            raise ConfigError(f"{path}: {error}", advice=_ADVICE) from error
+            raise ConfigError(f"{where}: {error}", advice=_ADVICE) from error
 
     def report_body(self, cpu_svn: bytes, report_data: bytes) -> ReportBody:
         """The 384 bytes that EREPORT would MAC for this enclave."""
