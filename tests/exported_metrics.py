@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
+import json
 import os
-import socket
 import ssl
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -26,6 +28,7 @@ from running_attestation_service import free_port
 from running_helper import exchange
 from running_metrics_api import MetricsApiStage
 from running_plugin import EPC
+from sgx_pods import container, pod
 from webhook_api import WebhookApi
 
 CONFCOM = [sys.executable, "-m", "confcom"]
@@ -49,9 +52,19 @@ def exported(page: bytes) -> Exported:
     return found
 
 
+class Page(NamedTuple):
+    """A daemon's page at HOST:PORT. `scrape` gives it once all is there; `use` has the daemon do something."""
+
+    component: str
+    address: str
+    scrape: Callable[[], bytes]
+    use: Callable[[int], object] = lambda turn: None
+    https: bool = False
+
+
 @contextmanager
-def every_page(folder: Path) -> Iterator[dict[str, Callable[[], bytes]]]:
-    """Component to a call that scrapes it. `folder` has a short name, for sockets in it."""
+def every_page(folder: Path) -> Iterator[list[Page]]:
+    """The pages of all daemons. `folder` has a short name, for sockets in it."""
     with ExitStack() as stack:
         machine = folder / "machine.json"
         _run("simulate", "machine", "-o", str(machine))
@@ -61,18 +74,11 @@ def every_page(folder: Path) -> Iterator[dict[str, Callable[[], bytes]]]:
         (folder / "tls.crt").write_bytes(pair.certificate)
         (folder / "tls.key").write_bytes(pair.key)
         starts = (_quote_helper, _device_plugin, _webhook, _metrics, _collateral, _attestation, _metrics_api)
-        scrapes = {}
-        for start in starts:
-            name, scrape = start(folder, machine, stack)
-            scrapes[name] = scrape
-        yield scrapes
+        yield [start(folder, machine, stack) for start in starts]
 
 
-Started = tuple[str, Callable[[], bytes]]
-
-
-def _quote_helper(folder: Path, machine: Path, stack: ExitStack) -> Started:
-    path, page = folder / "aesm.socket", f"unix:{folder / 'helper'}"
+def _quote_helper(folder: Path, machine: Path, stack: ExitStack) -> Page:
+    path, page = folder / "aesm.socket", _address()
     options = ["--socket", str(path), "--simulated-machine", str(machine), "--http", page]
     options += ["--collateral", str(folder / "collateral")]
     _daemon(stack, folder, "quote-helper", *options, EXPECTED_SIGNERS="11" * 32)
@@ -84,11 +90,17 @@ def _quote_helper(folder: Path, machine: Path, stack: ExitStack) -> Started:
         exchange(path, request(22, (1, 5)))
         return _until(lambda: get(page, "/metrics")[1], b"tcb_status{")
 
-    return "quote-helper", scrape
+    def use(turn: int) -> None:
+        for _ in range(1 + turn % 20):
+            exchange(path, frame)
+        if turn % 7 == 0:
+            exchange(path, request(17, (1, bytes(432)), (2, b""), (4, 10)))
+
+    return Page("quote-helper", page, scrape, use)
 
 
-def _device_plugin(folder: Path, machine: Path, stack: ExitStack) -> Started:
-    kubelet, page = KubeletEmulator(folder / "kubelet"), f"unix:{folder / 'plugin'}"
+def _device_plugin(folder: Path, machine: Path, stack: ExitStack) -> Page:
+    kubelet, page = KubeletEmulator(folder / "kubelet"), _address()
     kubelet.start()
     stack.callback(kubelet.stop)
     options = ["--simulated-machine", str(machine), "--simulated-epc", "64Mi", "--plugin-dir", str(kubelet.plugin_dir)]
@@ -99,11 +111,16 @@ def _device_plugin(folder: Path, machine: Path, stack: ExitStack) -> Started:
         kubelet.admit("default/app", EPC, 10)
         return get(page, "/metrics")[1]
 
-    return "device-plugin", scrape
+    def use(turn: int) -> None:
+        if turn % 5 == 0:
+            kubelet.admit(f"default/app-{turn}", EPC, 1)
+            kubelet.remove(f"default/app-{turn}")
+
+    return Page("device-plugin", page, scrape, use)
 
 
-def _webhook(folder: Path, machine: Path, stack: ExitStack) -> Started:
-    api, page, ca = stack.enter_context(WebhookApi()), f"unix:{folder / 'webhook'}", folder / "admission" / "ca"
+def _webhook(folder: Path, machine: Path, stack: ExitStack) -> Page:
+    api, page, ca = stack.enter_context(WebhookApi()), _address(), folder / "admission" / "ca"
     ca.mkdir(parents=True)
     authority = Authority.make("tests", now=_now(), lifetime=timedelta(days=30))
     (ca / "tls.crt").write_bytes(authority.certificate)
@@ -117,13 +134,20 @@ def _webhook(folder: Path, machine: Path, stack: ExitStack) -> Started:
         assert _https(port, "/nothing")[0] == 404
         return get(page, "/metrics")[1]
 
-    return "webhook", scrape
+    def use(turn: int) -> None:
+        made = pod(container(limits={EPC: "10" if turn % 4 else "10Mi"}))
+        review = {"uid": f"u{turn}", "operation": "CREATE", "namespace": "apps", "object": made}
+        envelope = {"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": review}
+        for path in ("/mutate-pods", "/validate-pods"):
+            _https(port, path, json.dumps(envelope).encode())
+
+    return Page("webhook", page, scrape, use)
 
 
-def _metrics(folder: Path, machine: Path, stack: ExitStack) -> Started:
+def _metrics(folder: Path, machine: Path, stack: ExitStack) -> Page:
     """On a kernel that counts EPC in cgroups and pages it."""
     (folder / "epc").mkdir()
-    node, api, page = Node(folder / "epc"), stack.enter_context(EpcApi()), f"unix:{folder / 'epc' / 'page'}"
+    node, api, page = Node(folder / "epc"), stack.enter_context(EpcApi()), _address()
     stack.callback(node.close)
     group = node.root / f"sys/fs/cgroup/kubepods/pod{UID}/{CONTAINER}"
     group.mkdir(parents=True)
@@ -133,7 +157,11 @@ def _metrics(folder: Path, machine: Path, stack: ExitStack) -> Started:
     (group / "misc.events").write_text("sgx_epc.max 3\n")
     thread = node.root / "proc" / "70"
     thread.mkdir()
-    (thread / "stat").write_text(f"70 (ksgxd) S 2 {' '.join(['0'] * 9 + ['500'] + ['0'] * 7 + ['5'] + ['0'] * 20)}\n")
+
+    def ksgxd(ticks: int) -> str:
+        return f"70 (ksgxd) S 2 {' '.join(['0'] * 9 + [str(ticks)] + ['0'] * 7 + ['5'] + ['0'] * 20)}\n"
+
+    (thread / "stat").write_text(ksgxd(500))
     node.hold(20, CONTAINER)
     api.put(make_pod("greedy", uid=UID, mib=10, container=CONTAINER))
     file = folder / "metrics.toml"
@@ -141,10 +169,23 @@ def _metrics(folder: Path, machine: Path, stack: ExitStack) -> Started:
     options = ["--node-name", "n1", "--kubeconfig", api.kubeconfig(folder / "epc"), "--host-root", str(node.root)]
     options += ["--simulated-node", str(node.simulated), "--http", page, "--config", str(file)]
     _daemon(stack, folder, "metrics", *options)
-    return "metrics", lambda: _until(lambda: get(page, "/metrics")[1], b'reports_total{node="n1",outcome="created"}')
+    held: dict[int, int] = {}
+
+    def use(turn: int) -> None:
+        """Three pods more, one after another, and the reclaiming thread busy in the middle."""
+        (thread / "stat").write_text(ksgxd(500 + max(0, turn - 20) * 10))
+        if turn % 15 == 5 and len(held) < 3:
+            identifier = f"{len(held) + 1:064x}"
+            held[node.hold(8 + 6 * len(held), identifier)] = turn
+            api.put(make_pod(f"web-{len(held)}", uid=f"uid-{len(held)}", mib=16, container=identifier))
+
+    def scrape() -> bytes:
+        return _until(lambda: get(page, "/metrics")[1], b'reports_total{node="n1",outcome="created"}')
+
+    return Page("metrics", page, scrape, use)
 
 
-def _collateral(folder: Path, machine: Path, stack: ExitStack) -> Started:
+def _collateral(folder: Path, machine: Path, stack: ExitStack) -> Page:
     port = free_port()
     options = ["--listen", f"127.0.0.1:{port}", "--store", str(folder / "store.sqlite"), "--fmspc", FMSPC]
     options += ["--tls-certificate", str(folder / "tls.crt"), "--tls-key", str(folder / "tls.key")]
@@ -157,10 +198,14 @@ def _collateral(folder: Path, machine: Path, stack: ExitStack) -> Started:
         assert _https(port, "/sgx/certification/v4/tcb?fmspc=aabbccddeeff")[0] == 404
         return _https(port, "/metrics")[1]
 
-    return "collateral", scrape
+    def use(turn: int) -> None:
+        for fmspc in (FMSPC, f"aabb{turn:08x}")[: 1 + (turn % 3 == 0)]:
+            _https(port, f"/sgx/certification/v4/tcb?fmspc={fmspc}")
+
+    return Page("collateral", f"127.0.0.1:{port}", scrape, use, https=True)
 
 
-def _attestation(folder: Path, machine: Path, stack: ExitStack) -> Started:
+def _attestation(folder: Path, machine: Path, stack: ExitStack) -> Page:
     port = free_port()
     options = ["--listen", f"127.0.0.1:{port}", "--store", str(folder / "attestation.sqlite")]
     options += ["--tls-certificate", str(folder / "tls.crt"), "--tls-key", str(folder / "tls.key")]
@@ -174,12 +219,19 @@ def _attestation(folder: Path, machine: Path, stack: ExitStack) -> Started:
         assert _https(port, path, b'{"quote": "AAAA"}')[0] == 400
         return _https(port, "/metrics")[1]
 
-    return "attestation", scrape
+    quote = base64.urlsafe_b64encode(quote_request(machine)[1]).rstrip(b"=").decode()
+
+    def use(turn: int) -> None:
+        path = "/simulated/attest/SgxEnclave?api-version=2022-08-01"
+        for _ in range(1 + turn % 9):
+            _https(port, path, json.dumps({"quote": quote if turn % 6 else quote[:-40]}).encode())
+
+    return Page("attestation", f"127.0.0.1:{port}", scrape, use, https=True)
 
 
-def _metrics_api(folder: Path, machine: Path, stack: ExitStack) -> Started:
+def _metrics_api(folder: Path, machine: Path, stack: ExitStack) -> Page:
     (folder / "api").mkdir()
-    api, page = stack.enter_context(EpcApi()), f"unix:{folder / 'api' / 'page'}"
+    api, page = stack.enter_context(EpcApi()), _address()
     stage = MetricsApiStage(folder / "api", api)
     options = ["--listen", f"127.0.0.1:{free_port()}", "--kubeconfig", api.kubeconfig(folder / "api"), "--http", page]
     settings = {"CA": str(stage.folder / "ca"), "EXPORTERS_CA": str(stage.folder / "exporters" / "ca.crt")}
@@ -189,7 +241,7 @@ def _metrics_api(folder: Path, machine: Path, stack: ExitStack) -> Started:
         _eventually(lambda: get(page, "/readyz")[0] == 200)
         return get(page, "/metrics")[1]
 
-    return "metrics-api", scrape
+    return Page("metrics-api", page, scrape)
 
 
 def _run(*arguments: str) -> None:
@@ -207,16 +259,19 @@ def _daemon(stack: ExitStack, folder: Path, *arguments: str, **settings: str) ->
     stack.callback(process.terminate)
 
 
-def get(page: str, path: str) -> tuple[int, bytes]:
-    """The answer of a page at `unix:PATH`."""
-    with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(60)
-        client.connect(page.removeprefix("unix:"))
-        connection = http.client.HTTPConnection("localhost")
-        connection.sock = client
+def get(address: str, path: str) -> tuple[int, bytes]:
+    """The answer of a page at HOST:PORT."""
+    connection = http.client.HTTPConnection(address, timeout=60)
+    try:
         connection.request("GET", path)
-        with connection.getresponse() as answer:
-            return answer.status, answer.read()
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def _address() -> str:
+    return f"127.0.0.1:{free_port()}"
 
 
 def _https(port: int, path: str, body: bytes | None = None) -> tuple[int, bytes]:

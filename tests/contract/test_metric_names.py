@@ -31,10 +31,10 @@ def names() -> Exported:
     found: Exported = {}
     # A short name, for sockets in it.
     with TemporaryDirectory(prefix="m-") as folder, every_page(Path(folder)) as pages:
-        for component, scrape in pages.items():
-            page = exported(scrape())
-            assert page["confcom_build_info"] == {"component", "version"}, component
-            for name, labels in page.items():
+        for page in pages:
+            shown = exported(page.scrape())
+            assert shown["confcom_build_info"] == {"component", "version"}, page.component
+            for name, labels in shown.items():
                 found.setdefault(name, set()).update(labels)
     return found
 
