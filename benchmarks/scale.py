@@ -31,11 +31,13 @@ from benchmarks.collateral_uploads import tool_output
 from benchmarks.device_plugin import EPC, from_tests
 from benchmarks.measure import Row, growth
 from benchmarks.measure import show as print_rows
-from benchmarks.simulated import NOW, simulated_world
+from benchmarks.simulated import NOW, SEED, simulated_world
+from benchmarks.verification import enclave_quote
 from benchmarks.webhook import pod as sgx_pod
 from confcom.addon.changes import Addon
 from confcom.addon.overview import overview
 from confcom.admission.decision import AdmissionContext
+from confcom.appraisal.quote import QuoteVerifier
 from confcom.cli.top_view import show
 from confcom.cluster.epc_overview import ClusterEpc
 from confcom.cluster.objects import ClusterObjects
@@ -62,6 +64,7 @@ from confcom.services.metrics.use import Seen, put_together
 from confcom.services.webhook.reviews import review
 from confcom.simulator.collateral_upstream import SimulatedUpstream
 from confcom.simulator.qe3 import QuotingEnclave
+from confcom.simulator.world import SimulatedWorld
 
 Prepare: TypeAlias = Callable[[int], Callable[[], object]]
 Json: TypeAlias = dict[str, Any]
@@ -79,6 +82,16 @@ class Cost(NamedTuple):
     prepare: Prepare
     sizes: tuple[int, ...]
     rounds: int = 5
+
+
+def quote_judged(platforms: int) -> Callable[[], object]:
+    """A quote of each of ten platforms, of so many that the verifier knows."""
+    world = SimulatedWorld.from_seed(SEED, now=NOW, machines=platforms)
+    verifier, collateral = QuoteVerifier(world.trust_roots, cache_size=platforms), world.publish()
+    quotes = [enclave_quote(world, number) for number in range(platforms)]
+    for quote in quotes:
+        verifier.verify(quote, collateral, now=NOW)
+    return lambda: [verifier.verify(quote, collateral, now=NOW) for quote in quotes[:: platforms // 10]]
 
 
 # Device plugin and exporter: a node has 110 pods by default; sizes beyond show the curve.
@@ -402,6 +415,7 @@ def clusters(sizes: tuple[int, ...]) -> Iterator[None]:
 
 NODES = (50, 500, 5000)
 COSTS = (
+    Cost("verification: quotes judged", "platforms known", quote_judged, (20, 200, 2_000)),
     Cost("device plugin: holder of a device checked", "pods", holders_checked, (100, 1_000, 10_000)),
     Cost("device plugin: checkpoint of the kubelet read", "pods", checkpoint_read, (100, 1_000, 10_000)),
     Cost("device plugin: units of a container preferred", "units", units_preferred, (300, 3_000, 30_000)),

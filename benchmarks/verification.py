@@ -130,7 +130,7 @@ def _new_platforms() -> tuple[float, float]:
     """Each of many platforms once, under collateral that the first made known; blocks of the peer in between."""
     world = SimulatedWorld.from_seed(SEED, now=NOW, machines=PLATFORMS)
     root, collateral = world.trust_roots.roots[0].pem, world.publish()
-    quotes = [_enclave_quote(world, number) for number in range(PLATFORMS)]
+    quotes = [enclave_quote(world, number) for number in range(PLATFORMS)]
     verifier = QuoteVerifier(world.trust_roots)
     verifier.verify(quotes[0], collateral, now=NOW)
     new = iter(quotes[1:])
@@ -175,14 +175,15 @@ def inputs() -> Iterator[Input]:
             quote = (folder / "quote.bin").read_bytes()
             yield Input(f"real {kind}", quote, load_bundle(folder), TrustRoots.intel().roots[0].pem, now)
     else:
-        yield Input("simulated SGX v3", _enclave_quote(world, 0), world.publish(), root, NOW)
+        yield Input("simulated SGX v3", enclave_quote(world, 0), world.publish(), root, NOW)
         td = world.platform.quote_td(td_report("bench", bytes(64)))
         yield Input("simulated TDX v4", td, td_collateral, root, NOW)
     td = world.platform.quote_td(td_report_1_5("bench", bytes(64)))
     yield Input("simulated TDX v5", td, td_collateral, root, NOW)
 
 
-def _enclave_quote(world: SimulatedWorld, number: int) -> bytes:
+def enclave_quote(world: SimulatedWorld, number: int) -> bytes:
+    """A quote of the machine of this number."""
     machine, platform = world.machines[number], world.platforms[number]
     enclave = machine.launch(EnclaveDeclaration.from_names("bench", "bench"))
     return platform.quote(enclave.create_report(platform.init_quote().target_info, bytes(64))).quote
