@@ -5,9 +5,16 @@ from __future__ import annotations
 import base64
 import json
 import os
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import NameOID
 
 from confcom.appraisal.collateral import Collateral
 from confcom.collateral.bundle import to_json
@@ -116,6 +123,49 @@ def certification_data() -> list[bytes]:
         found += [bytes(certification.certification_data), bytes(certification)]
     ids = [number.to_bytes(2, "little") + size.to_bytes(4, "little") + bytes(size) for number, size in _PPID_SIZES]
     return [*found, *ids]
+
+
+@cache
+def attested_certificates() -> list[bytes]:
+    """Certificates with evidence for their key: interoperable RA-TLS, Gramine's, Open Enclave's; and public samples."""
+    key = ec.derive_private_key(7, ec.SECP256R1())
+    public = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    pem = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo) + b"\0"
+    claims = b"\xa1\x6bpubkey-hash\x58\x24\x82\x01\x58\x20" + sha256(public).digest()
+    quotes = [_quote_of(data) for data in (claims, public, pem)]
+    dice = (
+        b"\xd9\xea\x60\x82\x59"
+        + len(quotes[0]).to_bytes(2, "big")
+        + quotes[0]
+        + b"\x58"
+        + bytes((len(claims),))
+        + claims
+    )
+    tail = quotes[2] + pem
+    evidence = bytes(OeEvidence(OeEvidenceHeader(3, FORMAT_SGX_ECDSA.bytes, bytes(4), len(tail)), tail))
+    contents = (
+        ("2.23.133.5.4.9", dice),
+        ("0.6.9.42.840.113741.1337.6", quotes[1]),
+        ("1.3.6.1.4.1.311.105.2", evidence),
+    )
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "fuzzed")])
+    made = [
+        x509.CertificateBuilder(name, name, key.public_key(), 1, NOW - timedelta(days=1), NOW + timedelta(days=1))
+        .add_extension(x509.UnrecognizedExtension(x509.ObjectIdentifier(oid), content), critical=False)
+        .sign(key, SHA256(), ecdsa_deterministic=True)
+        .public_bytes(Encoding.DER)
+        for oid, content in contents
+    ]
+    folder = vectors()
+    samples = sorted((folder / "certificates").glob("*.pem")) if folder else []
+    return made + [parse_certificates(path.read_bytes(), structure="sample")[0] for path in samples]
+
+
+def _quote_of(data: bytes) -> bytes:
+    """A quote with the SHA-256 of the data in its report data."""
+    enclave = world().machine.launch(EnclaveDeclaration.from_names("fuzzed", "vendor"))
+    target = world().platform.init_quote().target_info
+    return world().platform.quote(enclave.create_report(target, sha256(data).digest() + bytes(32))).quote
 
 
 _PPID_SIZES = ((1, 36), (2, 276), (3, 404))

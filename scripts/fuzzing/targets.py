@@ -19,6 +19,7 @@ from rich.console import Console
 
 from confcom.appraisal.findings import Verdict
 from confcom.appraisal.inspection.explain import inspect
+from confcom.appraisal.peer import check_binding, check_certificate
 from confcom.appraisal.policy import safe_defaults
 from confcom.appraisal.policy_file import parse_policy
 from confcom.appraisal.quote import QuoteVerifier
@@ -27,6 +28,7 @@ from confcom.cli.inspect import show
 from confcom.collateral.bundle import from_json, to_json
 from confcom.errors import ConfcomError
 from confcom.formats.attestation_key_id import AttestationKeyIdList
+from confcom.formats.attested_certificate import AttestedCertificate
 from confcom.formats.certification_data import CertificationData, QeReportCertification
 from confcom.formats.codec import Record
 from confcom.formats.enclave_identity import SignedEnclaveIdentity
@@ -122,6 +124,19 @@ def certificate(data: bytes) -> None:
     assert (full.not_valid_before_utc, full.not_valid_after_utc) == (found.not_before, found.not_after)
     _ = full.extensions, found.subject_text, found.issuer_text
     check_p256(found)
+
+
+def attested_certificate(data: bytes) -> None:
+    found = AttestedCertificate.parse(data)
+    check_certificate(found, seeds.NOW)
+    check_binding(found)
+    # Its own signature covers everything else, so no other content is accepted.
+    assert found.parts.signed in {AttestedCertificate.parse(seed).parts.signed for seed in _made()}
+
+
+@cache
+def _made() -> list[bytes]:
+    return seeds.attested_certificates()
 
 
 def crl(data: bytes) -> None:
@@ -244,6 +259,7 @@ _ALL: tuple[Target, ...] = (
     Target("key-id-list", "binary", seeds.key_id_lists, key_id_list),
     Target("pck-extension", "binary", seeds.pck_extensions, pck_extension),
     Target("certificate", "binary", seeds.certificates, certificate),
+    Target("attested-certificate", "binary", seeds.attested_certificates, attested_certificate),
     Target("chain", "pem", seeds.chains, chain),
     Target("trust-root", "pem", lambda: [seeds.world().root_pem(), *seeds.chains()], trust_root),
     Target("crl", "binary", seeds.crls, crl),
