@@ -65,6 +65,9 @@ def test_every_page_is_accessible(browser, service: RunningAttestation, world: S
     browser.look(size, scheme)
 
     def check(name: str) -> None:
+        loaded = browser.script("return performance.getEntriesByType('resource').map((each) => each.name)")
+        assert loaded
+        assert all(each.startswith(f"{service.url}/ui/") for each in loaded)
         assert browser.violations() == [], name
         assert wide(browser) == [], name
         browser.screenshot(f"{name}-{size}-{scheme}")

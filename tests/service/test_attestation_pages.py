@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -233,7 +234,7 @@ def test_administrators_sign_in(browser: Browser) -> None:
         answer = browser.get(path)
         assert (answer.status, answer.headers["location"]) == (303, "/simulated/ui/sign-in")
     assert "token is wrong" in page_of(browser.sign_in("wrong"), 401).words
-    assert "confcom-admin" not in browser.cookies
+    assert not browser.cookies["confcom-admin"].strip(chr(34))
     assert browser.post("/sign-in", token="x" * 4000).status == 400
     answer = browser.sign_in()
     assert answer.status == 303
@@ -244,6 +245,24 @@ def test_administrators_sign_in(browser: Browser) -> None:
     assert "Policy of SgxEnclave" in page_of(browser.get("/policies")).words
     browser.post("/sign-out")
     assert browser.get("/policies").status == 303
+
+
+def test_a_session_that_is_over_does_not_count_as_guessing(browser: Browser) -> None:
+    browser.sign_in()
+    browser.cookies["confcom-admin"] = encode_base64url(b"a token of yesterday")
+    for _ in range(8):
+        assert browser.get("/policies").status == 303
+    assert not browser.cookies["confcom-admin"].strip('"')
+    assert browser.sign_in().status == 303
+
+
+def test_a_store_that_fails_is_the_fault_of_the_service(browser: Browser) -> None:
+    browser.sign_in()
+    store = Path(browser.service.config.store)
+    with sqlite3.connect(store) as database:
+        database.execute("ALTER TABLE appraisal RENAME TO gone")
+    page = page_of(browser.get("/audit"), 500)
+    assert "the store cannot be used" in page.words
 
 
 def test_wrong_tokens_are_not_guessed_here_either(browser: Browser) -> None:

@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from confcom.errors import ConfcomError, FormatError
+from confcom.errors import ConfcomError, ConfigError, FormatError
 from confcom.formats.text import decode_base64, encode_base64url
 from confcom.report.html import FOLDER as REPORT
 from confcom.report.html import templates
@@ -126,7 +126,7 @@ class Pages:
             try:
                 found = await self._require_admin(request, change=role == "contributor") if role else ""
                 if found is None:
-                    return RedirectResponse(f"{self._base}/sign-in", 303, HEADERS)
+                    return self._without_session("/sign-in")
                 by = found
                 if method == "GET":
                     return await self._workers.run(lambda: handler(request, {}, by))
@@ -165,18 +165,16 @@ class Pages:
                 raise _refusal(400, f"the token has over {MAX_CREDENTIAL} characters")
             await self._api.require_admin(_authorized(request, credential))
         except ConfcomError as error:
-            if getattr(error, "status", 0) not in (401, 429):
+            if _status(error) not in (401, 429):
                 return self._failed(request, error)
-            return self._page(request, "sign_in.html", getattr(error, "status", 401), problem=error.message)
+            return self._page(request, "sign_in.html", _status(error), problem=error.message)
         answer = RedirectResponse(f"{self._base}/policies", 303, HEADERS)
         self._set_cookie(answer, self._session, encode_base64url(credential.encode()))
         return answer
 
     def _sign_out(self, request: Request, form: Form, by: str) -> Response:
         del request, form, by
-        answer = RedirectResponse(self._base, 303, HEADERS)
-        answer.delete_cookie(self._session, path="/", secure=self._secure, httponly=True, samesite="strict")
-        return answer
+        return self._without_session("")
 
     # What administrators may do.
 
@@ -224,8 +222,7 @@ class Pages:
         try:
             rows = self._records(record_filter(given), before=below, limit=LISTED + 1)
         except ConfcomError as error:
-            status = getattr(error, "status", 400)
-            return self._page(request, "audit.html", status, rows=[], wanted=wanted, more="", error=error)
+            return self._page(request, "audit.html", _status(error), rows=[], wanted=wanted, more="", error=error)
         more = urlencode(given | {"before": rows[LISTED - 1]["id"]}) if len(rows) > LISTED else ""
         return self._page(request, "audit.html", rows=rows[:LISTED], wanted=wanted, more=more, error=None)
 
@@ -242,9 +239,15 @@ class Pages:
             asking = _authorized(request, credential) if credential else request
             return await self._api.require_admin(asking, change=change)
         except ConfcomError as error:
-            if getattr(error, "status", 0) == 401:
+            if _status(error) == 401:
                 return None
             raise
+
+    def _without_session(self, path: str) -> Response:
+        """The way to another page, without the cookie: one that is over would count as a guess at each page."""
+        answer = RedirectResponse(self._base + path, 303, HEADERS)
+        answer.delete_cookie(self._session, path="/", secure=self._secure, httponly=True, samesite="strict")
+        return answer
 
     async def _body(self, request: Request) -> bytes:
         if request.headers.get("content-type", "").partition(";")[0] != "application/x-www-form-urlencoded":
@@ -282,12 +285,18 @@ class Pages:
         return answer
 
     def _failed(self, request: Request, error: ConfcomError) -> Response:
-        return self._page(request, "error.html", getattr(error, "status", 400), error=error)
+        return self._page(request, "error.html", _status(error), error=error)
 
     def _set_cookie(
         self, answer: Response, name: str, value: str, same_site: Literal["lax", "strict"] = "strict"
     ) -> None:
         answer.set_cookie(name, value, path="/", secure=self._secure, httponly=True, samesite=same_site)
+
+
+def _status(error: ConfcomError) -> int:
+    if isinstance(error, HttpRefusal):
+        return error.status
+    return 500 if isinstance(error, ConfigError) else 400
 
 
 def _refusal(status: int, message: str) -> HttpRefusal:
