@@ -35,6 +35,34 @@ def from_enclave(enclave: Path, output: Path | None) -> None:
         write_file(output, policy_text(signed).encode(), "policy")
 
 
+@policy.command("try")
+@click.argument("draft", type=STREAM, metavar="POLICY")
+@click.argument("recorded", type=STREAM, metavar="EVIDENCE…", nargs=-1, required=True)
+@click.option("--current", metavar="POLICY", type=STREAM, help="Policy to compare with. Default: the service's own.")
+@json_option
+def try_policy(draft: Path, recorded: tuple[Path, ...], current: Path | None, as_json: bool) -> int:
+    """Try POLICY, text in Azure's policy language or its JWS, before it is activated: what it decides, rule by rule.
+
+    EVIDENCE is a quote, a report or evidence of Open Enclave, or the lines of `confcom attestation audit`. Evidence is
+    decided by --current too, a line of the audit record has its own verdict. Nothing of evidence is verified here: a
+    policy sees evidence that is authentic.
+    """
+    from confcom.cli.exit_codes import ExitCode
+    from confcom.cli.policy_trial import read_draft, read_recorded, show_trial
+    from confcom.tokens.azure import policy_hash
+    from confcom.tokens.policy_evaluation import dry_run
+
+    rules = read_draft(draft)
+    before = None if current is None else read_draft(current)
+    cases = [case for path in recorded for case in read_recorded(path, before)]
+    found = {"policy_hash": policy_hash(rules.text)} | dry_run(rules, cases)
+    if as_json:
+        print_json(found)
+    else:
+        show_trial(found)
+    return ExitCode.OK
+
+
 @policy.command()
 @click.argument("file", type=STREAM, metavar="POLICY")
 @click.option("-o", "--output", metavar="FILE", type=STREAM, help="Write the policy there with every known repair.")

@@ -18,6 +18,7 @@ import msgspec
 from confcom.appraisal.collateral import Collateral
 from confcom.appraisal.evidence import VerifiedQuote
 from confcom.errors import ConfcomError
+from confcom.formats.evidence import EvidenceFile, EvidenceKind
 from confcom.formats.quote import Quote, TeeType
 from confcom.formats.sgx import AttributeFlags, ReportBody
 from confcom.formats.tdx import TdAttributeFlags, TdReportBody, td_base
@@ -80,6 +81,21 @@ class AttestationType(StrEnum):
     def evidence_field(self) -> str:
         """The field of a request that holds the evidence."""
         return "report" if self is AttestationType.OPEN_ENCLAVE else "quote"
+
+
+DEFAULT_POLICIES = {
+    AttestationType.SGX_ENCLAVE: DEFAULT_POLICY,
+    AttestationType.OPEN_ENCLAVE: DEFAULT_POLICY,
+    AttestationType.TDX_VM: DEFAULT_TDX_POLICY,
+}
+
+
+def type_of(evidence: EvidenceFile) -> AttestationType:
+    """The attestation type that takes this evidence."""
+    if evidence.quote.tee is TeeType.TDX:
+        return AttestationType.TDX_VM
+    plain = evidence.kind is EvidenceKind.QUOTE
+    return AttestationType.SGX_ENCLAVE if plain else AttestationType.OPEN_ENCLAVE
 
 
 class AzureError(ConfcomError):

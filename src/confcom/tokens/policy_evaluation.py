@@ -23,7 +23,7 @@ import jmespath.functions
 import jmespath.parser
 import msgspec
 
-from confcom.errors import ConfcomError
+from confcom.errors import ConfcomError, FormatError
 from confcom.tokens.policy_language import (
     AUTHORIZATION,
     CONFIGURATION,
@@ -49,6 +49,9 @@ MAX_QUERY = 4_096
 MAX_QUERY_DEPTH = 40
 MAX_COPIES = 64
 """How many times a query may copy its data: the product of what its multi-selects list."""
+
+TRACED = 20
+"""Outcomes of a dry run that have their trace."""
 
 SERVICE, POLICY, CUSTOM = "AttestationService", "AttestationPolicy", "CustomClaim"
 Value = bool | int | str
@@ -139,6 +142,45 @@ def configuration(policy: PolicyText) -> dict[str, Value]:
     if fault := next((each.fault for each in evaluation.trace if each.fault), None):
         raise PolicyEvaluationError(f"policy, line {evaluation.trace[-1].line}: {fault}")
     return evaluation.properties
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """Evidence of the past: what names it, what was decided then, and what a policy sees of it."""
+
+    label: dict[str, Any]
+    before: str
+    claims: Sequence[Claim]
+
+
+def claims_of(recorded: str) -> list[Claim]:
+    """The claims in the record of an appraisal: a JSON object of names and values; anything else is a `FormatError`."""
+    try:
+        found = _RECORDED.decode(recorded)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise FormatError(f"are no claims: {error}", structure="audit record", field="claims") from None
+    return [Claim(name, value, SERVICE) for name, value in found.items()]
+
+
+_RECORDED = msgspec.json.Decoder(dict[str, bool | int | str])
+
+
+def dry_run(policy: PolicyText, recorded: Iterable[Recorded]) -> dict[str, Any]:
+    """What a policy decides on recorded evidence, beside what was decided: `judged`, `changed` and `outcomes`.
+
+    `changed` counts the differences. Some outcomes have their trace, those that differ before the others.
+    """
+    outcomes: list[dict[str, Any]] = []
+    decisions: list[Decision] = []
+    for each in recorded:
+        decision = evaluate_policy(policy, each.claims)
+        after = "accepted" if decision.permitted else "denied"
+        found = {"before": each.before, "after": after, "reason": decision.reason, "claims": decision.claims()}
+        outcomes.append(each.label | found)
+        decisions.append(decision)
+    same = [each["before"] == each["after"] for each in outcomes]
+    for place in sorted(range(len(outcomes)), key=same.__getitem__)[:TRACED]:
+        outcomes[place]["trace"] = [each.as_dict() for each in decisions[place].trace]
+    return {"judged": len(outcomes), "changed": same.count(False), "outcomes": outcomes}
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from typing import Any
 from lark import Lark, Token, Tree
 from lark.exceptions import UnexpectedInput, UnexpectedToken
 
-from confcom.errors import ConfcomError
+from confcom.errors import FormatError
 
 MAX_TEXT = 64 << 10
 """Characters of a policy."""
@@ -120,7 +120,7 @@ class Defect:
         return found if self.replacement is None else found | {"replacement": self.replacement}
 
 
-class PolicyTextError(ConfcomError, ValueError):
+class PolicyTextError(FormatError):
     """A policy does not follow the grammar. `defect` names the symbol, line, column and the rule that failed."""
 
     code = "policy-syntax"
@@ -130,7 +130,8 @@ class PolicyTextError(ConfcomError, ValueError):
 
     def __init__(self, defect: Defect, *, advice: str | None = None) -> None:
         where = f"line {defect.place.line}, column {defect.place.column}"
-        super().__init__(f"policy, {where} ({defect.rule}), at {defect.symbol!r}: {defect.message}", advice=advice)
+        message = f"{where} ({defect.rule}), at {defect.symbol!r}: {defect.message}"
+        super().__init__(message, structure="policy", field="", advice=advice)
         self.defect = defect
 
 

@@ -12,9 +12,9 @@ from cryptography import x509
 
 from confcom.errors import FormatError
 from confcom.formats.text import decode_base64, encode_base64url
-from confcom.services.attestation.appraiser import DEFAULT_POLICIES, Appraiser
+from confcom.services.attestation.appraiser import Appraiser
 from confcom.services.attestation.attestation_store import AttestationStore, StoredPolicy, thumbprint
-from confcom.tokens.azure import AttestationType, AzureError
+from confcom.tokens.azure import DEFAULT_POLICIES, AttestationType, AzureError
 from confcom.tokens.jws import ReadJws
 from confcom.tokens.policy_jws import SentPolicy, certificate_jwk, certificate_of, read_policy, wrap
 from confcom.tokens.policy_language import PolicyTextError, parse_policy

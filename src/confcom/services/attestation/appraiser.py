@@ -28,19 +28,22 @@ from confcom.protocols.pcs import Tee, Update, parse_update
 from confcom.services.attestation.attestation_store import AttestationStore, AuditRecord, RecordFilter
 from confcom.services.attestation.signing_keys import SigningKeys
 from confcom.tokens import azure
-from confcom.tokens.azure import AttestationType, AttestRequest, AzureError
+from confcom.tokens.azure import DEFAULT_POLICIES, AttestationType, AttestRequest, AzureError, type_of
 from confcom.tokens.ear import ear_claims
 from confcom.tokens.jws import unsecured
 from confcom.tokens.nonces import LIFE, check_nonce, make_nonce
-from confcom.tokens.policy_evaluation import SERVICE, Claim, Decision, configuration, evaluate_policy
+from confcom.tokens.policy_evaluation import (
+    Claim,
+    Decision,
+    Recorded,
+    claims_of,
+    configuration,
+    dry_run,
+    evaluate_policy,
+)
 from confcom.tokens.policy_jws import certificate_jwk, read_policy
 from confcom.tokens.policy_language import PolicyText, PolicyTextError, parse_policy
 
-DEFAULT_POLICIES = {
-    AttestationType.SGX_ENCLAVE: azure.DEFAULT_POLICY,
-    AttestationType.OPEN_ENCLAVE: azure.DEFAULT_POLICY,
-    AttestationType.TDX_VM: azure.DEFAULT_TDX_POLICY,
-}
 _PARSED = 64
 """Parsed policies that are kept."""
 
@@ -62,8 +65,6 @@ MAX_MISSING = 1024
 TCB_IDENTIFIER = "x-ms-sgx-tcbidentifier"
 """The property of a policy that names the set of collateral."""
 AZURE_DEFAULT = "azuredefault"
-_TRACED = 20
-"""Outcomes of a dry run that have their trace."""
 
 
 class WouldBlock(Exception):
@@ -201,31 +202,18 @@ class Appraiser:
         return result, [result.under(str(decides)), *sets] if sets else (), decision
 
     def dry_run(self, kind: AttestationType, text: str, *, limit: int) -> dict[str, Any]:
-        """What a policy would decide on the newest recorded evidence, beside what was decided.
-
-        `changed` counts the differences. Some outcomes have their trace, those that differ before the others.
-        """
-        policy = self._parse(text or DEFAULT_POLICIES[kind])
-        outcomes: list[dict[str, Any]] = []
-        decisions: list[Decision] = []
-        for row in self._store.records(RecordFilter(kind=kind), limit=limit):
-            if not row["claims"]:
-                continue
-            decision = evaluate_policy(policy, _read(row["claims"]))
-            after = "accepted" if decision.permitted else "denied"
-            found = {"id": row["id"], "at": f"{row['at']:%Y-%m-%dT%H:%M:%SZ}", "before": row["verdict"], "after": after}
-            found |= {"evidence_hash": row["evidence_hash"], "reason": decision.reason, "claims": decision.claims()}
-            outcomes.append(found)
-            decisions.append(decision)
-        same = [each["before"] == each["after"] for each in outcomes]
-        for place in sorted(range(len(outcomes)), key=same.__getitem__)[:_TRACED]:
-            outcomes[place]["trace"] = [each.as_dict() for each in decisions[place].trace]
-        return {
-            "policy_hash": azure.policy_hash(text),
-            "judged": len(outcomes),
-            "changed": same.count(False),
-            "outcomes": outcomes,
-        }
+        """What a policy would decide on the newest recorded evidence, beside what was decided (`dry_run`)."""
+        rows = [row for row in self._store.records(RecordFilter(kind=kind), limit=limit) if row["claims"]]
+        recorded = [
+            Recorded(
+                {"id": row["id"], "at": f"{row['at']:%Y-%m-%dT%H:%M:%SZ}", "evidence_hash": row["evidence_hash"]},
+                row["verdict"],
+                claims_of(row["claims"]),
+            )
+            for row in rows
+        ]
+        found = dry_run(self._parse(text or DEFAULT_POLICIES[kind]), recorded)
+        return {"policy_hash": azure.policy_hash(text)} | found
 
     def nonce(self) -> str:
         """A nonce that evidence can be bound to; nothing of it is kept until it is used."""
@@ -400,17 +388,6 @@ class Appraiser:
         return self._keys().of("ES256").sign(claims | {"iss": self._issuer}, {"typ": "eat+jwt"})
 
 
-def type_of(evidence: EvidenceFile) -> AttestationType:
-    """The attestation type that takes this evidence."""
-    if evidence.quote.tee is AttestationType.TDX_VM.tee:
-        return AttestationType.TDX_VM
-    plain = evidence.kind is EvidenceKind.QUOTE
-    return AttestationType.SGX_ENCLAVE if plain else AttestationType.OPEN_ENCLAVE
-
-
-_RECORDED = msgspec.json.Decoder(dict[str, bool | int | str])
-
-
 def _policy(text: str, signer: x509.Certificate | None, *, draft: bool = False) -> PolicyInForce:
     return PolicyInForce(text, None if signer is None else certificate_jwk(signer), draft)
 
@@ -420,7 +397,3 @@ def _kept(request: AttestRequest, seen: Sequence[Claim]) -> str:
     if request.draft_policy is not None:
         return ""
     return msgspec.json.encode({claim.type: claim.value for claim in seen}).decode()
-
-
-def _read(text: str) -> list[Claim]:
-    return [Claim(name, value, SERVICE) for name, value in _RECORDED.decode(text).items()]

@@ -21,8 +21,9 @@ from confcom.pki.roots import TrustRoots
 from confcom.report.html import Report
 from confcom.report.pictures import time_line
 from confcom.report.summary import Summary
-from confcom.services.attestation.appraiser import Appraiser, type_of
+from confcom.services.attestation.appraiser import Appraiser
 from confcom.services.attestation.signing_keys import SigningKeys
+from confcom.tokens.azure import type_of
 from confcom.tokens.jws import token_in
 from confcom.tokens.policy_evaluation import Decision
 from confcom.tokens.verification import KeySet, TokenPolicy, VerifiedToken, verify_token
