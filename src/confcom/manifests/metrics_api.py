@@ -1,7 +1,7 @@
 """The metrics API for HPA: its Deployment, and the APIService that sends requests for custom metrics to it.
 
-Two CAs, both the installer's: one that the API server trusts, whose key the metrics API alone has, and one of the
-exporters, whose key is on every SGX node and which the metrics API alone trusts.
+The installer makes two CAs. The API server trusts the first one; only the metrics API has its key. Only the metrics API
+trusts the second one, that of the exporters; its key is on every SGX node.
 """
 
 from __future__ import annotations

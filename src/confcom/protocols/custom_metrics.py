@@ -248,7 +248,7 @@ def _owners(references: Iterable[_Owner], labels: Mapping[str, str]) -> Iterable
 
 
 class FrontProxy(NamedTuple):
-    """Whose client certificates the API server says are its own: the CA (PEM), and common names; no names: any."""
+    """How to know the API server's front proxy: the CA of its client certificate (PEM), and common names; none: any."""
 
     authority: bytes
     names: frozenset[str]

@@ -24,8 +24,8 @@ from confcom.services.metrics_api.metrics_api_http import MetricsApiMetrics
 
 COMPONENT = "app.kubernetes.io/component"
 PART_OF = ("app.kubernetes.io/part-of", "confcom")
-AT_ONCE = 32
-"""Exporters that are asked at a time."""
+AT_ONCE = 256
+"""Exporters that are asked at a time; many, so that nodes that do not answer delay the others little."""
 MAX_CA = 64 * 1024
 """Bytes of the file with the exporters' CAs."""
 

@@ -105,7 +105,7 @@ def parse_quotes_page(text: str) -> dict[str, float]:
 
 
 def _samples(text: str, names: tuple[str, ...]) -> Iterator[Sample]:
-    """Samples with values that can be added up: an exporter whose node was taken over may write any."""
+    """Samples with amounts that can be added up. An attacker with root on a node can write any number there."""
     for sample in parse_samples(text, names):
         if not 0 <= sample.value < MAX_VALUE:
             raise FormatError(f"{sample.value} is no amount", structure="metrics", field=sample.name)

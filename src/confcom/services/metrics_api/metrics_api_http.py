@@ -1,7 +1,7 @@
 """The metrics API over HTTP: an ASGI application, answered from memory, for the front proxy of the API server alone.
 
 The API server authenticates and authorises each request before it passes it on with the front proxy's certificate. So
-a client with that certificate may have every value, and nobody else any: there is no SubjectAccessReview.
+that certificate is enough for every value, and there is no SubjectAccessReview.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class MetricsApiMetrics:
 
 
 class MetricsApiApp:
-    """The application. `front_proxy` may be replaced; without it nobody is answered."""
+    """The application. `front_proxy` may be replaced; without one every request is refused."""
 
     def __init__(self, figures: Figures, metrics: MetricsApiMetrics, *, clock: Callable[[], datetime]) -> None:
         self.front_proxy: FrontProxy | None = None
