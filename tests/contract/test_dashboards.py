@@ -7,11 +7,13 @@ import json
 import os
 import shutil
 import subprocess
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from dashboard_pictures import RECORD, pictures
 from dashboards import GRAFANA, WIDTH
 from observe import prometheus
 
@@ -59,6 +61,15 @@ def test_every_variable_of_a_query_is_there(path: Path) -> None:
     for panel in model["panels"]:
         assert panel["datasource"]["uid"] == "${datasource}"
         assert [target["refId"] for target in panel["targets"]] == list("ABCDEFGH"[: len(panel["targets"])])
+
+
+def test_the_pictures_are_of_the_dashboards_and_the_recorded_answers() -> None:
+    queries = {target["expr"] for path in FILES for panel in panels(path) for target in panel["targets"]}
+    assert queries == set(json.loads(RECORD.read_text()))
+    for path, content in pictures().items():
+        assert path.read_bytes() == content
+        assert len(content) < 64 << 10
+        ET.fromstring(content)
 
 
 def test_prometheus_reads_every_query(tmp_path: Path) -> None:
