@@ -14,12 +14,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from aesm_wire import KEY_ID, request
+from confcom.cli.root import root
 from confcom.errors import ConfigError, PlatformUnavailable
 from confcom.protocols.custom_metrics import EXPORTERS
 from confcom.services.quote_helper.peers import peer_name
 from confcom.wiring import declare_enclave, export_simulated_collateral
+from epc_api import EpcApi, component, make_pod
 from helper_process import HelperProcess, eventually, get, make_machine, quote_request
 from recording_platform import RecordingPlatform
 from running_attestation_service import free_port
@@ -128,6 +131,24 @@ def test_the_page_names_the_enclaves_that_had_quotes_and_counts_debug_and_unexpe
     }
     (when,) = {value for name, value in found.items() if "last_quote" in name and ours.mr_enclave.hex() in name}
     assert abs(when - time.time()) < 600
+
+
+def test_top_shows_what_the_page_of_a_real_helper_says(tmp_path: Path, page: str, helper: HelperProcess) -> None:
+    enclave = declare_enclave("shown", "signer", isv_svn=9, debug=True)
+    exchange(helper.path, quote_request(helper.path.with_name("machine.json"), enclave)[0])
+    get(page, "/readyz")
+    with EpcApi() as api:
+        api.put(make_pod("sgx-quote-helper-1", namespace="confcom-system", labels=component("quote-helper")))
+        api.pages["sgx-quote-helper-1"] = get(page, "/metrics")[1]
+        words = ["top", "--enclaves", "-o", "json", "--kubeconfig", api.kubeconfig(tmp_path)]
+        found = json.loads(CliRunner().invoke(root, words).output)
+    (line,) = [line for line in found["enclaves"] if line["mr_enclave"] == enclave.mr_enclave.hex()]
+    peer = peer_name(Path("/"), os.getpid(), os.getuid())
+    assert (line["name"], line["namespace"], line["node"]) == (peer, "", "n1")
+    assert (line["mr_signer"], line["isv_prod_id"], line["isv_svn"]) == (enclave.mr_signer.hex(), 1, 9)
+    assert (line["debug"], line["signer_expected"], line["quotes"]) == (True, None, 1)
+    (node,) = found["nodes"]
+    assert (node["tcb_status"], node["self_test_ok"]) == ("UpToDate", True)
 
 
 @pytest.mark.parametrize(
