@@ -196,6 +196,20 @@ def test_what_is_wrong_with_quotes_is_a_problem(
     assert [one["id"] for one in found["checks"].values() if not one["ok"]] == [check]
 
 
+def test_a_helper_that_is_being_replaced_serves(api: EpcApi, tmp_path: Path) -> None:
+    api.put(make_pod("sgx-quote-helper-2", namespace="confcom-system", labels=component("quote-helper")))
+    api.pages["sgx-quote-helper-2"] = helper_page(self_test=0)
+    api.put(stored(written(annotations=OUT_OF_PROC), node="n1", phase="Running", **READY))
+    assert answer(api, tmp_path)[1]["checks"]["helper"]["found"] == "serves on node n1"
+
+
+def test_a_node_without_a_helper(api: EpcApi, tmp_path: Path) -> None:
+    api.remove("sgx-quote-helper-1")
+    api.put(stored(written(annotations=OUT_OF_PROC), node="n1", phase="Running", **READY))
+    helper = answer(api, tmp_path)[1]["checks"]["helper"]
+    assert (helper["ok"], helper["found"]) == (False, "none answers on node n1")
+
+
 def test_a_device_mounted_by_hand(api: EpcApi, tmp_path: Path) -> None:
     mount = {"volumeMounts": [{"name": "dev", "mountPath": "/dev/sgx_enclave"}], "resources": {}}
     spec = {"volumes": [{"name": "dev", "hostPath": {"path": "/dev/sgx_enclave"}}]}
@@ -270,7 +284,8 @@ def test_a_helper_that_is_off(api: EpcApi, tmp_path: Path) -> None:
     api.remove("sgx-quote-helper-1")
     api.put(stored(written(annotations=OUT_OF_PROC), **UNSCHEDULABLE))
     _, found = answer(api, tmp_path)
-    assert found["checks"]["helper"]["found"] == "it is not enabled"
+    helper = found["checks"]["helper"]
+    assert (helper["found"], helper["advice"]) == ("it is not enabled", found["checks"]["scheduling"]["advice"])
     assert found["checks"]["scheduling"]["advice"] == "Enable it: confcom addon update --enable-sgxquotehelper"
 
 

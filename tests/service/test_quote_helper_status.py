@@ -263,6 +263,11 @@ def test_a_page_at_a_path_is_gone_with_its_helper(tmp_path: Path, machine: Path)
     assert not page.exists()
 
 
+def is_open(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
 def test_the_metrics_are_served_over_tls_too_with_a_certificate_of_the_exporters_ca(machine: Path) -> None:
     """And nothing else is there: readiness is the kubelet's business."""
     folder = machine.parent
@@ -272,6 +277,7 @@ def test_the_metrics_are_served_over_tls_too_with_a_certificate_of_the_exporters
     running = HelperProcess(folder / "tls.socket", machine, settings=settings).ready()
     try:
         context = ssl.create_default_context(cadata=authority.certificate.decode())
+        eventually("the port is open", lambda: is_open(port))  # it is opened beside the socket, not before it
         plain = socket.create_connection(("127.0.0.1", port), timeout=60)
         with context.wrap_socket(plain, server_hostname=EXPORTERS["quote-helper"]) as secured:
             connection = http.client.HTTPConnection("127.0.0.1")

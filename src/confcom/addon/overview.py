@@ -250,7 +250,8 @@ class _Use:
             offered=offered,
             free=free,
             tcb_status=next((one.labels.get("status") for one in quotes or () if one.name == TCB and one.value), None),
-            self_test_ok=next((bool(one.value) for one in quotes or () if one.name == SELF_TEST), None),
+            # While one is replaced there are two: one that has not begun to serve has passed no test.
+            self_test_ok=max((bool(one.value) for one in quotes or () if one.name == SELF_TEST), default=None),
         )
 
 

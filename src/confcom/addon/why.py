@@ -378,6 +378,7 @@ class _Subject:
             return
         if self.facts.addon is not None and not self.facts.addon.config.quote_helper:
             yield Check("helper", ok=False, expected="a quote helper", found="it is not enabled", advice=_HELPER_OFF)
+            return
         node = self._node
         if node is None or self.facts.epc.finished:
             return
@@ -388,7 +389,7 @@ class _Subject:
             if not any(clause.startswith("cannot") for clause in self.facts.overview.missing):
                 yield Check("helper", ok=False, expected="a quote helper", found=f"none answers {here}", advice=advice)
         else:
-            found = f"{'serves' if node.self_test_ok else 'fails its self-test'} {here}"
+            found = f"{'fails its self-test' if node.self_test_ok is False else 'serves'} {here}"
             yield finding("helper", node.self_test_ok is not False, "serves", found, advice)
 
     def _quotes(self) -> Iterator[Check]:
