@@ -139,6 +139,12 @@ async def test_an_exporter_is_believed_by_its_certificate_alone(stage: MetricsAp
 
         message = await eventually(refused)
         assert "n1" in message
+        first = stage.registry.get_sample_value("confcom_metrics_api_oldest_figures_seconds")
+
+        async def older() -> bool:
+            return (stage.registry.get_sample_value("confcom_metrics_api_oldest_figures_seconds") or 0) > (first or 0)
+
+        await eventually(older)
         # Of our CA, but of another component.
         stage.api.put(exporter_pod("metrics", "n1", "127.0.0.4"))
         async with stage.exporter("quote-helper", "n9", "127.0.0.4", [epc_page(web1=9 * MIB)]):

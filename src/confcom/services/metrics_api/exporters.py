@@ -85,7 +85,7 @@ class Exporters:
             component = pod.labels.get(COMPONENT, "")
             ours = pod.namespace == self._config.namespace and pod.labels.get(PART_OF[0]) == PART_OF[1]
             if ours and component in EXPORTERS and pod.node and pod.address and not pod.finished:
-                yield pod.uid, Exporter(component, pod.node, pod.address)
+                yield pod.uid, Exporter(component, pod.node, pod.address, time.monotonic())
 
     async def _connect(self) -> httpx2.AsyncClient:
         """The client, another one if the CAs have changed."""
@@ -154,7 +154,8 @@ class Exporters:
             found[exporter.component].setdefault(exporter.node, []).append(exporter)
         self._figures.exporters = found
         now = time.monotonic()
-        ages = [age for one in self._known.values() if (age := one.age(now)) is not None]
+        # One that never answered counts from when it was found: an alert looks at this.
+        ages = [now - one.since if (age := one.age(now)) is None else age for one in self._known.values()]
         self._metrics.oldest.set(max(ages, default=0.0))
         for component in EXPORTERS:
             mine = [one for one in self._known.values() if one.component == component]

@@ -119,11 +119,15 @@ def _check_count(found: Sized) -> None:
 
 @dataclass(slots=True)
 class Exporter:
-    """What is known of one exporter: its last page, when it was read (monotonic seconds), and why no newer one was."""
+    """What is known of one exporter: its last page, when it was read (monotonic seconds), and why no newer one was.
+
+    `since` is when its pod was found.
+    """
 
     component: str
     node: str
     address: str
+    since: float = 0.0
     read: float | None = None
     failure: str = "not asked yet"
     epc: EpcPage | None = None
