@@ -164,7 +164,6 @@ def test_paths_and_versions(service: RunningAttestation) -> None:
     assert "2025-06-01" in service.ask("/attest/SgxEnclave?api-version=2019-01-01", {}).error["message"]
     assert service.ask(f"/attest/SgxEnclave?{API}", b"x" * (2 << 20)).status == 413
     assert service.ask("/certs/").json == service.ask("/certs").json
-    assert service.ask("//readyz").json == {"ready": True, "simulated": True}
     document = service.ask("/.well-known/openid-configuration").json
     assert document["issuer"] == service.url
     assert document["jwks_uri"] == f"{service.url}/certs"
@@ -488,12 +487,8 @@ def test_readiness_says_that_a_key_cannot_be_used(
     monkeypatch.setattr("confcom.services.attestation.attestation_service.LOOK_AT_FILES", 0.05)
     with running_attestation(tmp_path, world) as service:
         (tmp_path / "keys" / "bad.pem").write_bytes(b"no key")
-        deadline = time.monotonic() + 60
-        while (answer := service.ask("//readyz")).status == 200:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        assert answer.status == 503
-        assert "bad.pem" in answer.json["reason"]
+        service.wait_until(lambda: "bad.pem" in service.ask("//readyz").json.get("reason", ""))
+        assert service.ask("//readyz").status == 503
         assert service.attest(enclave_quote(world)).status == 200
 
 

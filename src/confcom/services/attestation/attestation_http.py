@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime
 from http import HTTPStatus
+from importlib.resources import files
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 from starlette.applications import Starlette
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -66,6 +68,15 @@ class HttpRefusal(ConfcomError):
         self.retry_after = retry_after
         self.status = status
         self.azure_code = azure_code
+
+
+class _PlainName(StringConvertor):
+    """A part of a path without the colon that begins an action, such as `:reset`."""
+
+    regex = "[^/:]+"
+
+
+register_url_convertor("plain", _PlainName())
 
 
 class AttestationMetrics(Collector):
@@ -147,12 +158,13 @@ class AttestationApp:
             self._route("/.well-known/openid-configuration", self._openid, versioned=False),
             self._route("/certs", self._certs, versioned=False),
             self._route("/certs/", self._certs, versioned=False),
-            # Before the name alone, which would take `:reset` for a part of it.
-            self._route("/policies/{kind}:reset", self._reset, "POST"),
-            self._route("/policies/{kind}:dryRun", self._dry_run, "POST"),
-            self._route("/policies/{kind}", self._policies, "GET", "PUT"),
-            self._route("/tcbbaselines/{kind}", self._baselines),
+            self._route("/policies/{kind:plain}:reset", self._reset, "POST"),
+            self._route("/policies/{kind:plain}:dryRun", self._dry_run, "POST"),
+            self._route("/policies/{kind:plain}", self._policies, "GET", "PUT"),
+            self._route("/tcbbaselines/{kind:plain}", self._baselines),
             self._route("/nonces", self._nonce, "POST"),
+            self._route("/revoke", self._revoke, "POST", versioned=False),
+            self._route("/openapi.json", self._openapi, versioned=False),
             self._route("/audit", self._records),
             self._route("/certificates", self._certificates),
             self._route("/certificates:add", self._change_signers(add=True), "POST"),
@@ -287,6 +299,17 @@ class AttestationApp:
             }
         )
 
+    async def _revoke(self, request: Request) -> Response:
+        """RFC 7009: a token that is verified offline cannot be revoked, and the answer says so (section 2.2.1)."""
+        del request
+        reason = "tokens are verified offline and end after eight hours; revoke the signing key instead"
+        return _json({"error": "unsupported_token_type", "error_description": reason}, status=400)
+
+    async def _openapi(self, request: Request) -> Response:
+        """The description of this API, with this instance as its server."""
+        del request
+        return _json(_OPENAPI | {"servers": [{"url": self._issuer}]})
+
     async def _healthz(self, request: Request) -> Response:
         del request
         return _json({"status": "alive"})
@@ -348,6 +371,9 @@ _CLAIMS = [
     "x-ms-sgx-product-id", "x-ms-sgx-mrsigner", "x-ms-sgx-mrenclave", "x-ms-sgx-svn", "x-ms-sgx-report-data",
     "x-ms-sgx-ehd", "x-ms-sgx-collateral", "confcom-tcb-status", "confcom-advisory-ids", "confcom-simulated",
 ]  # fmt: skip
+
+
+_OPENAPI: dict[str, Any] = msgspec.json.decode(files(__package__).joinpath("openapi.json").read_bytes())
 
 
 def _marked(response: Response) -> Response:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import structlog
@@ -14,8 +14,9 @@ from cryptography import x509
 
 from confcom.appraisal.policy_file import MAX_POLICY, PolicyFile, parse_policy
 from confcom.appraisal.quote import QuoteVerifier
-from confcom.collateral.sources import RememberedCollateral, SourceOptions
-from confcom.errors import ConfigError
+from confcom.collateral.documents import DocumentKey, verify_document
+from confcom.collateral.sources import FRESH, LIMITS, RememberedCollateral, SourceOptions, open_source
+from confcom.errors import ConfcomError, ConfigError
 from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import parse_update
 from confcom.services.attestation.administration import PolicyAdministration
@@ -35,6 +36,8 @@ from confcom.services.runtime.tls import HeldTls, ReloadingTls, ServerTls
 
 LOOK_AT_FILES = 5.0
 """Seconds between two looks at the signing keys and the file of administrators."""
+LOOK_AT_COLLATERAL = 30.0
+"""Seconds between two questions to the source of collateral."""
 FORGET_EVERY = 600.0
 """Seconds between two removals of records that are past the retention period."""
 SIMULATED_PREFIX = "/simulated"
@@ -88,7 +91,9 @@ async def serve(
         issuer = (config.url or _own_url(config, listener)).rstrip("/") + prefix
         file = _policy_file(config.policy)
         ca = None if config.collateral_ca is None else Path(config.collateral_ca)
-        collateral = RememberedCollateral(config.collateral, SourceOptions(roots=roots, at=clock(), ca_certificates=ca))
+        options = SourceOptions(roots=roots, at=clock(), ca_certificates=ca)
+        collateral = RememberedCollateral(config.collateral, options)
+        state = CollateralState(config.collateral, options, file.grace, clock=clock)
         appraiser = Appraiser(
             store,
             QuoteVerifier(roots),
@@ -107,7 +112,12 @@ async def serve(
             administrators,
             store.records,
             keys,
-            lambda: keys.problem or administrators.problem or ("" if kept is None else kept.keeper.not_ready),
+            lambda: (
+                keys.problem
+                or administrators.problem
+                or ("" if kept is None else kept.keeper.not_ready)
+                or state.problem
+            ),
             workers,
             audit,
             AttestationMetrics(registry, keys, store),
@@ -130,7 +140,8 @@ async def serve(
         )
         retention = timedelta(days=config.audit_days)
         following = [
-            asyncio.create_task(_follow(keys.look, administrators.look)),
+            asyncio.create_task(_follow(LOOK_AT_FILES, keys.look, administrators.look)),
+            asyncio.create_task(_follow(LOOK_AT_COLLATERAL, state.look)),
             asyncio.create_task(_forget(store, retention, clock)),
         ]
         try:
@@ -140,12 +151,50 @@ async def serve(
                 task.cancel()
 
 
-async def _follow(*looks: Callable[[], None]) -> None:
-    """Look at the files of keys and administrators, until cancelled."""
+class CollateralState:
+    """Whether verdicts can be had: the source of collateral is asked for the QE identity, which each one needs.
+
+    Short outages change nothing, because the source's last answers serve.
+    """
+
+    def __init__(self, name: str, options: SourceOptions, grace: timedelta, *, clock: Callable[[], datetime]) -> None:
+        self._name, self._options, self._grace, self._clock = name, options, grace, clock
+        self._failure = "the source has not answered yet"
+        self._answered = self._expires = datetime.min.replace(tzinfo=UTC)
+
+    @property
+    def problem(self) -> str:
+        """Why there are no verdicts; empty where there are."""
+        now = self._clock()
+        if now - self._answered > FRESH:
+            return f"no collateral: {self._failure}"
+        if now > self._expires + self._grace:
+            return f"no valid collateral: the QE identity of {self._name} expired on {self._expires:%Y-%m-%d}"
+        return ""
+
+    def look(self) -> None:
+        """Ask the source."""
+        now, before = self._clock(), self._failure
+        try:
+            with open_source(self._name, replace(self._options, at=now, limits=LIMITS)) as source:
+                document = source.fetch_document(DocumentKey.qe_identity("sgx"))
+            self._expires = verify_document(document, roots=self._options.roots).expires
+            self._answered, self._failure = now, ""
+        except ConfcomError as error:
+            self._failure = error.message
+        if self._failure and self._failure != before:
+            structlog.get_logger().warning("attestation.collateral", reason=self._failure)
+
+
+async def _follow(interval: float, *looks: Callable[[], None]) -> None:
+    """Look at what changes outside, until cancelled."""
     while True:
-        await asyncio.sleep(LOOK_AT_FILES)
         for look in looks:
-            await asyncio.to_thread(look)
+            try:
+                await asyncio.to_thread(look)
+            except Exception:  # noqa: BLE001 - one mistake must not end all further looks
+                structlog.get_logger().exception("attestation.mistake")
+        await asyncio.sleep(interval)
 
 
 async def _forget(store: AttestationStore, retention: timedelta, clock: Callable[[], datetime]) -> None:

@@ -1,0 +1,198 @@
+"""The attestation service as operators see it: readiness, shutdown, renewed TLS, and the description of its API."""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+import time
+from datetime import UTC, datetime, timedelta
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.routing import Mount, Route
+
+from confcom.collateral.sources import SourceOptions
+from confcom.formats.text import encode_base64url
+from confcom.pki.serving_pair import Authority
+from confcom.services.attestation import attestation_service
+from confcom.services.attestation.attestation_http import AttestationApp
+from confcom.services.attestation.attestation_service import CollateralState
+from confcom.simulator.world import SimulatedWorld
+from running_attestation_service import API, NOW, RunningAttestation, enclave_quote, free_port, make_world
+from running_attestation_service import running_attestation as running
+from running_collateral_service import Clock
+
+DOCUMENT: dict[str, Any] = json.loads(files("confcom.services.attestation").joinpath("openapi.json").read_bytes())
+UNDESCRIBED = {("/certs/", "GET"), ("/openapi.json", "GET")}
+"""Gramine's spelling of /certs, and the description itself."""
+
+
+@pytest.fixture(scope="module")
+def world() -> SimulatedWorld:
+    return make_world()
+
+
+def _ready(service: RunningAttestation) -> Any:
+    return service.ask("//readyz").json
+
+
+def test_it_is_ready_when_collateral_and_keys_are_there(
+    tmp_path: Path, world: SimulatedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attestation_service, "LOOK_AT_COLLATERAL", 0.05)
+    with running(tmp_path, world) as service:
+        service.wait_until(lambda: service.ask("//readyz").status == 200)
+        assert _ready(service) == {"ready": True, "simulated": True}
+        assert service.ask("//healthz").status == 200
+    with running(tmp_path, world, collateral=f"http://127.0.0.1:{free_port()}") as service:
+        assert service.ask("//readyz").status == 503
+        service.wait_until(lambda: "not answered yet" not in _ready(service)["reason"])
+        assert _ready(service)["reason"].startswith("no collateral: ")
+        assert service.ask("//healthz").status == 200
+
+
+def test_short_outages_of_the_source_are_borne(tmp_path: Path, world: SimulatedWorld) -> None:
+    clock, folder = Clock(NOW), tmp_path / "collateral"
+    state = CollateralState(str(folder), SourceOptions(roots=world.trust_roots, at=NOW), timedelta(), clock=clock)
+    assert "not answered yet" in state.problem
+    state.look()
+    assert "there is no collateral at" in state.problem
+    world.export_collateral(folder)
+    state.look()
+    assert state.problem == ""
+    folder.rename(tmp_path / "away")
+    clock.now += timedelta(minutes=59)
+    state.look()
+    assert state.problem == ""
+    clock.now += timedelta(minutes=2)
+    assert "there is no collateral at" in state.problem
+    (tmp_path / "away").rename(folder)
+    state.look()
+    assert state.problem == ""
+
+
+def test_expired_or_foreign_collateral_is_no_collateral(tmp_path: Path, world: SimulatedWorld) -> None:
+    clock, folder = Clock(NOW), tmp_path / "collateral"
+    world.export_collateral(folder)
+    options = SourceOptions(roots=world.trust_roots, at=NOW)
+    state = CollateralState(str(folder), options, timedelta(days=5), clock=clock)
+    state.look()
+    clock.now += timedelta(days=32)
+    state.look()
+    assert state.problem == ""
+    clock.now += timedelta(days=5)
+    state.look()
+    assert "the QE identity of" in state.problem
+    other = SimulatedWorld.from_seed(bytes(32), now=NOW)
+    foreign = CollateralState(
+        str(folder), SourceOptions(roots=other.trust_roots, at=NOW), timedelta(), clock=Clock(NOW)
+    )
+    foreign.look()
+    assert foreign.problem.startswith("no collateral: ")
+
+
+def test_a_request_under_way_is_answered_before_the_end(tmp_path: Path, world: SimulatedWorld) -> None:
+    with running(tmp_path, world) as service:
+        body = json.dumps({"quote": encode_base64url(enclave_quote(world))}).encode()
+        host, _, port = service.url.removeprefix("http://").removesuffix("/simulated").partition(":")
+        with socket.create_connection((host, int(port)), timeout=120) as client:
+            head = f"POST /simulated/attest/SgxEnclave?{API} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
+            client.sendall(head.encode() + body[:100])
+            # Answered after the head was read, because requests of a connection have their turns.
+            assert service.ask("/certs").status == 200
+            service.ask_to_stop()
+            service.wait_until(lambda: _refused(host, int(port)))
+            client.sendall(body[100:])
+            answer = b""
+            while piece := client.recv(1 << 16):
+                answer += piece
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b'{"token":"' in answer
+
+
+def _refused(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=1) as client:
+            client.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+            return not client.recv(100)
+    except OSError:
+        return True
+
+
+def test_a_renewed_certificate_is_used_without_a_restart(
+    tmp_path: Path, world: SimulatedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("confcom.services.runtime.tls.WATCH_INTERVAL", 0.05)
+    now = datetime.fromtimestamp(time.time(), UTC)
+    authority = Authority.make("tests", now=now, lifetime=timedelta(days=1))
+    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+
+    def renew(name: str) -> None:
+        pair = authority.issue(("127.0.0.1",), now=now, lifetime=timedelta(hours=9), common_name=name)
+        certificate.write_bytes(pair.certificate)
+        key.write_bytes(pair.key)
+
+    renew("first")
+    port = free_port()
+    tls = {"insecure_http": False, "tls_certificate": str(certificate), "tls_key": str(key)}
+    with running(tmp_path, world, listen=f"127.0.0.1:{port}", **tls):
+        context = ssl.create_default_context(cadata=authority.certificate.decode())
+
+        def served() -> str:
+            with (
+                socket.create_connection(("127.0.0.1", port), timeout=60) as plain,
+                context.wrap_socket(plain, server_hostname="127.0.0.1") as secured,
+            ):
+                subject: Any = (secured.getpeercert() or {})["subject"]
+                return str(subject[0][0][1])
+
+        assert served() == "first"
+        renew("second")
+        deadline = time.monotonic() + 60
+        while served() != "second":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_the_description_has_every_path_and_no_other(tmp_path: Path, world: SimulatedWorld) -> None:
+    described = {(path, method.upper()) for path, methods in DOCUMENT["paths"].items() for method in methods}
+    served: set[tuple[str, str]] = set()
+    with running(tmp_path, world) as service:
+        for path, method in described:
+            answer = service.ask(path.replace("{type}", "SgxEnclave"), method=method)
+            assert answer.status not in (404, 405), (path, method)
+        assert service.ask("/openapi.json").json["servers"] == [{"url": service.url}]
+    for route in _routes():
+        path = route.path.replace("{kind:plain}", "{type}")
+        served |= {(path, method) for method in route.methods or () if method != "HEAD"}
+    assert served - UNDESCRIBED == described
+
+
+def _routes() -> list[Route]:
+    nothing: Any = None
+    app = AttestationApp(
+        *[nothing] * 9, issuer="", prefix="/x", max_body=1, attest_per_minute=1, simulated=True
+    )  # none of its parts is used
+    mount = next(route for route in app._app.routes if isinstance(route, Mount))
+    return [route for route in mount.routes if isinstance(route, Route)]
+
+
+def test_what_administrators_alone_may_do_says_so(tmp_path: Path, world: SimulatedWorld) -> None:
+    with running(tmp_path, world) as service:
+        for path, methods in DOCUMENT["paths"].items():
+            for method, operation in methods.items():
+                where = f"{path.replace('{type}', 'SgxEnclave')}?{API}"
+                answer = service.ask(where, b"" if method != "get" else None, method=method.upper())
+                assert (answer.status == 401) is ("security" in operation), path
+                assert str(answer.status) in operation["responses"], (path, answer.status)
+
+
+def test_tokens_cannot_be_revoked_and_the_endpoint_says_so(tmp_path: Path, world: SimulatedWorld) -> None:
+    with running(tmp_path, world) as service:
+        where = service.ask("/.well-known/openid-configuration").json["revocation_endpoint"]
+        assert where == f"{service.url}/revoke"
+        answer = service.ask("/revoke", b"token=x", Content_Type="application/x-www-form-urlencoded")
+        assert (answer.status, answer.json["error"]) == (400, "unsupported_token_type")
