@@ -107,8 +107,10 @@ def storage(enabled: Addon, cluster: Kubectl) -> Iterator[str]:
 def serving(enabled: Addon, cluster: Kubectl, storage: str) -> Iterator[Addon]:
     """The add-on with the service on a volume, and with an administrator."""
     hashed = hashlib.sha512(TOKEN.encode()).hexdigest()
+    file = f'[[administrators]]\nname = "first"\nrole = "contributor"\ntoken_hash = "{hashed}"\n'
     metadata = {"name": "confcom-attestation-admin", "namespace": ADDON_NAMESPACE}
-    cluster.apply({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": {"token-sha512": hashed}})
+    data = {"administrators.toml": file}
+    cluster.apply({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": data})
     start(enabled, cluster, storage)
     yield enabled
     assert enabled("update", "--disable-attestation-service", "--disable-collateral", "-o", "none").code == 0

@@ -394,3 +394,19 @@ def test_a_certificate_in_a_header_counts_for_nothing(tmp_path: Path) -> None:
     file = _file(tmp_path, f'administrators = [{{ name = "one", token_hash = "{HASH}" }}]')
     with running_attestation(tmp_path, make_world(), administrators=str(file), admin_token_hash=None) as service:
         assert service.ask(POLICY, X_Client_Cert="-----BEGIN CERTIFICATE-----").status == 401
+
+
+def test_an_optional_file_counts_once_it_is_there(tmp_path: Path) -> None:
+    file = tmp_path / "administrators.toml"
+    administrators = Administrators(file, None, clock=Clock(NOW), optional=True)
+    with pytest.raises(NotAnAdministrator, match="no administrator is configured"):
+        asyncio.run(administrators.identify(f"Bearer {TOKEN}", None))
+    _file(tmp_path, f'[[administrators]]\nname = "first"\ntoken_hash = "{HASH}"\n')
+    administrators.look()
+    assert asyncio.run(administrators.identify(f"Bearer {TOKEN}", None)).name == "first"
+    file.unlink()
+    administrators.look()
+    with pytest.raises(NotAnAdministrator, match="no administrator is configured"):
+        asyncio.run(administrators.identify(f"Bearer {TOKEN}", None))
+    with pytest.raises(ConfigError):
+        Administrators(file, None, clock=Clock(NOW))

@@ -26,8 +26,9 @@ HARDWARE, SIMULATED = (
 PORT = 8443
 SERVICE_PORT = 443
 ADMIN_SECRET = "confcom-attestation-admin"  # noqa: S105 - a name
-"""The operator's, with the SHA-512 of the first administrator's token under `ADMIN_KEY`; it need not be there."""
-ADMIN_KEY = "token-sha512"
+"""The operator's, with the file of administrators under `ADMIN_KEY`, and files that it names; it need not be there."""
+ADMIN_KEY = "administrators.toml"
+ADMIN_FOLDER = "/etc/confcom/administrators"
 COLLATERAL_CA_FOLDER = "/etc/confcom/collateral-ca"
 TRUST_FOLDER = "/trust"
 """Where the root of a simulated world is made, in memory."""
@@ -52,7 +53,7 @@ def attestation(config: AddonConfig) -> list[Object]:
     pod = found.pod(
         config,
         ["attestation", "serve"],
-        [*found.settings("attestation-service", _values(config, found.host)), _administrator()],
+        found.settings("attestation-service", _values(config, found.host)),
         _volumes(config),
         requests=("100m", "128Mi", "512Mi"),
         more={"dnsPolicy": "ClusterFirst"} | _root(config),
@@ -79,6 +80,8 @@ def _values(config: AddonConfig, host: str) -> dict[str, str]:
         "store": f"{FOLDER}/attestation.sqlite",
         "keys": f"{FOLDER}/attestation-keys",
         "collateral": collateral.source(config) or "intel",
+        "administrators": f"{ADMIN_FOLDER}/{ADMIN_KEY}",
+        "administrators_optional": "true",
     }
     if config.attestation_url:
         found["tls_hosts"] = urlsplit(config.attestation_url).hostname or ""
@@ -89,13 +92,12 @@ def _values(config: AddonConfig, host: str) -> dict[str, str]:
     return found
 
 
-def _administrator() -> Object:
-    key = {"name": ADMIN_SECRET, "key": ADMIN_KEY, "optional": True}
-    return {"name": "CONFCOM_ATTESTATION_SERVICE_ADMIN_TOKEN_HASH", "valueFrom": {"secretKeyRef": key}}
-
-
 def _volumes(config: AddonConfig) -> list[tuple[Object, Object | None]]:
-    found: list[tuple[Object, Object | None]] = []
+    secret = {"secretName": ADMIN_SECRET, "optional": True, "defaultMode": 0o440}
+    administrators = {"name": "administrators", "secret": secret}
+    found: list[tuple[Object, Object | None]] = [
+        (administrators, mount("administrators", ADMIN_FOLDER, read_only=True))
+    ]
     if config.collateral:
         authority = mount("collateral-ca", COLLATERAL_CA_FOLDER, read_only=True)
         found.append((collateral.authority_volume(config), authority))

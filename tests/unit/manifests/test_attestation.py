@@ -13,8 +13,6 @@ from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import Object
 from confcom.services.attestation.attestation_config import AttestationServiceConfig
 
-ADMIN = "CONFCOM_ATTESTATION_SERVICE_ADMIN_TOKEN_HASH"
-
 
 def rendered(**settings: Any) -> dict[tuple[str, str], Object]:
     config = AddonConfig(attestation=True, **settings)
@@ -119,7 +117,10 @@ def test_policies_keys_and_audit_are_on_the_volume_if_there_is_one() -> None:
     assert attestation.remark(AddonConfig(attestation=True)) == attestation.remark(AddonConfig()) == ""
 
 
-def test_of_the_first_administrator_the_cluster_knows_a_hash_which_need_not_be_there() -> None:
-    found = environment(pod_of(rendered()))["admin_token_hash"]
-    assert found == {"secretKeyRef": {"name": "confcom-attestation-admin", "key": "token-sha512", "optional": True}}
-    assert "admin_token_hash" in AttestationServiceConfig.__struct_fields__
+def test_administrators_are_in_a_secret_of_the_operator_which_need_not_be_there() -> None:
+    pod = pod_of(rendered())
+    (secret,) = (one for one in pod["volumes"] if "confcom-attestation-admin" in str(one))
+    assert secret["secret"]["optional"] is True
+    (folder,) = (one["mountPath"] for one in pod["containers"][0]["volumeMounts"] if one["name"] == secret["name"])
+    assert environment(pod)["administrators"] == f"{folder}/administrators.toml"
+    assert environment(pod)["administrators_optional"] == "true"

@@ -41,11 +41,7 @@ def daemon_settings(config: AddonConfig, component: str) -> Any:
         if one["kind"] in ("DaemonSet", "Deployment"):
             (container,) = one["spec"]["template"]["spec"]["containers"]
             if container["name"] == component:
-                environment = {
-                    entry["name"]: entry.get("value", "node-1")
-                    for entry in container["env"]
-                    if "secretKeyRef" not in entry.get("valueFrom", {})
-                }
+                environment = {entry["name"]: entry.get("value", "node-1") for entry in container["env"]}
                 prefix = f"CONFCOM_{service.upper().replace('-', '_')}_"
                 ours = [name for name in environment if name.startswith("CONFCOM_")]
                 fields = {name.removeprefix(prefix).lower() for name in ours}

@@ -82,9 +82,14 @@ class NotAnAdministrator(ConfcomError):
 class Administrators:
     """Identifies callers by the file; `problem` says why its newest version is not in force."""
 
-    def __init__(self, file: Path | None, token_hash: str | None, *, clock: Callable[[], datetime]) -> None:
-        """`token_hash` is of one more administrator, a contributor; without both, administration is closed."""
-        self._path = file
+    def __init__(
+        self, file: Path | None, token_hash: str | None, *, clock: Callable[[], datetime], optional: bool = False
+    ) -> None:
+        """`token_hash` is of one more administrator, a contributor; without both, administration is closed.
+
+        `optional`: whether the file may be missing.
+        """
+        self._path, self._optional = file, optional
         own = [] if token_hash is None else [Administrator(name="token", role="contributor", token_hash=token_hash)]
         self._own, self._clock = own, clock
         self._seen = self._fingerprint()
@@ -193,7 +198,7 @@ class Administrators:
             return KeySet.parse(_get(client, document.jwks_uri), fetched=now, max_age=KEYS_FOR)
 
     def _read(self) -> _File:
-        if self._path is None:
+        if self._path is None or (self._optional and not self._path.exists()):
             return _File(administrators=[])
         try:
             file = msgspec.convert(read_toml(self._path), _File)

@@ -52,6 +52,8 @@ class AttestationServiceConfig(TlsSettings, frozen=True, kw_only=True, forbid_un
     """PEM files of the first signers of policies, for isolated."""
     administrators: str | None = None
     """TOML file of administrators: by bearer tokens, OIDC tokens or client certificates. Read again when it changes."""
+    administrators_optional: bool = False
+    """Whether that file may be missing: until it appears, it names none."""
     admin_token_hash: TokenHash | None = None
     """SHA-512 of the bearer token of one more administrator, 128 hexadecimal digits."""
     max_body: Annotated[int, msgspec.Meta(ge=4096)] = 1 << 20

@@ -67,7 +67,9 @@ async def serve(
     registry = component_registry("attestation")
     certificate = CertificateMetrics(registry, "confcom_attestation")
     named = None if config.administrators is None else Path(config.administrators)
-    administrators = Administrators(named, config.admin_token_hash, clock=clock)
+    administrators = Administrators(
+        named, config.admin_token_hash, clock=clock, optional=config.administrators_optional
+    )
     async with AsyncExitStack() as stack:
         kept = None
         if config.tls_secret:
