@@ -1,30 +1,34 @@
 {{/*
 An admission policy, and what puts it in force: it restricts what RBAC cannot express, such as fields, or a component's
-own node. Dict: root, component, name; rule; account, whose requests it restricts, else those of all other namespaces;
-body, variables and validations; annotations.
+own node. Dict: root, component, name, of the account that it restricts; policy; everyone, if it restricts all other
+namespaces instead; annotations. The template policy.POLICY has rule, what is reviewed, variables and validations.
 */}}
 {{- define "confcom.policy" -}}
-{{- $metadata := include "confcom.global" (list .root .component .name .annotations) -}}
+{{- $name := printf "%s-%s.confcom.dev" .name .policy }}
+{{- $metadata := include "confcom.global" (list .root .component $name .annotations) }}
+{{- $body := include (print "policy." .policy) .root | fromYaml }}
+{{- with $body.Error }}{{ fail (printf "policy.%s: %s" $.policy .) }}{{ end -}}
 apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingAdmissionPolicy
 metadata: {{- $metadata | nindent 2 }}
 spec:
   failurePolicy: Fail
   matchConstraints:
-    resourceRules: [{{ .rule }}]
-    {{- if not .account }}
+    resourceRules: [{{ toJson $body.rule }}]
+    {{- if .everyone }}
     namespaceSelector: {matchExpressions: [{key: kubernetes.io/metadata.name, operator: NotIn, values: [confcom-system]}]}
     {{- end }}
-  {{- with .account }}
+  {{- if not .everyone }}
   matchConditions:
-  - {name: account, expression: "request.userInfo.username == 'system:serviceaccount:confcom-system:{{ . }}'"}
+  - {name: account, expression: "request.userInfo.username == 'system:serviceaccount:confcom-system:{{ .name }}'"}
   {{- end }}
-  {{- .body | nindent 2 }}
+  variables: {{- $body.variables | default list | toYaml | nindent 4 }}
+  validations: {{- $body.validations | toYaml | nindent 4 }}
 ---
 apiVersion: admissionregistration.k8s.io/v1
 kind: ValidatingAdmissionPolicyBinding
 metadata: {{- $metadata | nindent 2 }}
-spec: {policyName: {{ .name }}, validationActions: [Deny]}
+spec: {policyName: {{ $name }}, validationActions: [Deny]}
 {{- end }}
 
 {{/* CEL: the request comes from a pod on the node that the expression names. */}}

@@ -22,9 +22,7 @@ kind: ConfigMap
 metadata: {{- include "confcom.namespaced" (list .root .component (print .name "-ca")) | nindent 2 }}
 ---
 # The service changes some keys of its Secret and its ConfigMap, and nothing else of these objects.
-{{ include "confcom.policy" (dict "root" .root "component" .component "name" (print .name "-own-data.confcom.dev")
-  "rule" `{apiGroups: [""], apiVersions: [v1], operations: [UPDATE], resources: [secrets, configmaps]}`
-  "account" .name "body" (include "policy.own-data" .root)) }}
+{{ include "confcom.policy" (merge (dict "policy" "own-data") .) }}
 {{- with .own.storage.size }}
 ---
 apiVersion: v1
@@ -73,6 +71,7 @@ spec:
 {{- end }}
 
 {{- define "policy.own-data" -}}
+rule: {apiGroups: [""], apiVersions: [v1], operations: [UPDATE], resources: [secrets, configmaps]}
 variables:
 {{- include "confcom.policyMaps" (dict "whole" "object" "paths" (list "metadata" "data")) }}
 validations:

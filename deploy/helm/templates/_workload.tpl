@@ -3,8 +3,8 @@ A component's DaemonSet or Deployment. Dict: root, component, name; own, its val
 Deployment.
 
 Its pod is the template pod.COMPONENT, a pod's spec without what all have: image, pull policy, security context, probes
-at its port http, or else https, resources and variables of the values, placement. A volume there may have `at`, where the first
-container mounts it, and `readOnly`.
+at its port http, or else https, resources and variables of the values, placement. A volume there may have `at`, where
+the first container mounts it, and `readOnly`.
 */}}
 {{- define "confcom.workload" -}}
 {{- $own := .own }}
