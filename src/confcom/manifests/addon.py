@@ -20,7 +20,17 @@ from confcom.manifests import (
 )
 from confcom.manifests.addon_config import AddonConfig, image_of
 from confcom.manifests.addon_state import AddonState, state_object
-from confcom.manifests.objects import IssuingCa, Object, completed, critical_pods, namespace, nothing_else
+from confcom.manifests.objects import (
+    METRICS_API,
+    WEBHOOK,
+    IssuingCa,
+    Object,
+    completed,
+    critical_pods,
+    names_of,
+    namespace,
+    nothing_else,
+)
 from confcom.protocols.custom_metrics import EXPORTERS
 
 
@@ -36,9 +46,9 @@ def issuers(config: AddonConfig) -> list[Issuer]:
     """The CAs that these settings need."""
     found = []
     if config.webhook:
-        found.append(Issuer(webhook.CA_SECRET, "confcom admission webhook", webhook.names()))
+        found.append(Issuer(webhook.CA_SECRET, "confcom admission webhook", names_of(WEBHOOK)))
     if config.autoscaling:
-        found.append(Issuer(metrics_api.CA_SECRET, "confcom metrics API", metrics_api.names()))
+        found.append(Issuer(metrics_api.CA_SECRET, "confcom metrics API", names_of(METRICS_API)))
         found.append(Issuer(metrics_api.EXPORTERS_CA_SECRET, "confcom exporters", tuple(EXPORTERS.values())))
     return found
 

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from confcom.manifests import collateral, objects, simulated
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import (
+    Mounted,
     Object,
     Workload,
     confined,
@@ -56,8 +57,8 @@ def attestation(config: AddonConfig) -> list[Object]:
         found.settings("attestation-service", _values(config, found.host)),
         _volumes(config),
         requests=("100m", "128Mi", "512Mi"),
-        more={"dnsPolicy": "ClusterFirst"} | _root(config),
     )
+    pod |= {"dnsPolicy": "ClusterFirst", **_root(config)}
     asked = (objects.DNS_PORT, collateral.SERVICE_PORT) if config.collateral else collateral.UPSTREAM_PORTS
     more = (*config.api_ports, *collateral.asked_ports(config))
     opening = objects.opening(workload, ingress=(PORT,), egress=asked, more=more)
@@ -92,12 +93,8 @@ def _values(config: AddonConfig, host: str) -> dict[str, str]:
     return found
 
 
-def _volumes(config: AddonConfig) -> list[tuple[Object, Object | None]]:
-    secret = {"secretName": ADMIN_SECRET, "optional": True, "defaultMode": 0o440}
-    administrators = {"name": "administrators", "secret": secret}
-    found: list[tuple[Object, Object | None]] = [
-        (administrators, mount("administrators", ADMIN_FOLDER, read_only=True))
-    ]
+def _volumes(config: AddonConfig) -> list[Mounted]:
+    found = [objects.secret_volume("administrators", ADMIN_SECRET, ADMIN_FOLDER, optional=True)]
     if config.collateral:
         authority = mount("collateral-ca", COLLATERAL_CA_FOLDER, read_only=True)
         found.append((collateral.authority_volume(config), authority))

@@ -11,6 +11,7 @@ from confcom.manifests.objects import (
     COLLATERAL,
     ITSELF,
     TMP,
+    Mounted,
     Object,
     asks_by_name,
     mount,
@@ -147,17 +148,15 @@ def collateral(config: AddonConfig) -> list[Object]:
         found.settings("collateral-service", _values(config)),
         [_upstream_volume(config)],
         requests=("50m", "128Mi", "512Mi"),
-        more=asks_by_name(config),
     )
     opening = objects.opening(COLLATERAL, ingress=(SERVICE_PORT,), egress=egress, more=config.api_ports)
-    return found.objects(opening=opening, service_port=SERVICE_PORT, pod=pod)
+    return found.objects(opening=opening, service_port=SERVICE_PORT, pod=pod | asks_by_name(config))
 
 
-def _upstream_volume(config: AddonConfig) -> tuple[Object, Object | None]:
+def _upstream_volume(config: AddonConfig) -> Mounted:
     if config.platform == "simulated":
         return simulated.world_volume(), mount("world", simulated.WORLD_FOLDER, read_only=True)
-    key = {"secretName": UPSTREAM_SECRET, "optional": True, "defaultMode": 0o440}
-    return {"name": "upstream", "secret": key}, mount("upstream", UPSTREAM_FOLDER, read_only=True)
+    return objects.secret_volume("upstream", UPSTREAM_SECRET, UPSTREAM_FOLDER, optional=True)
 
 
 def _values(config: AddonConfig) -> dict[str, str]:

@@ -12,18 +12,11 @@ from collections.abc import Mapping
 from confcom.manifests import objects
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import (
-    CLUSTER_CRITICAL,
     METRICS_API,
     NAMESPACE,
-    TMP,
-    USER,
     IssuingCa,
     Object,
-    confined,
-    container,
-    http_probes,
     mount,
-    resources,
     settings,
 )
 from confcom.protocols import custom_metrics
@@ -68,12 +61,6 @@ def metrics_api(config: AddonConfig, cas: Mapping[str, IssuingCa]) -> list[Objec
         objects.deployment(METRICS_API, _pod(config), replicas=REPLICAS),
         _api_service(None if ca is None else ca.bundle),
     ]
-
-
-def names() -> tuple[str, ...]:
-    """DNS names of the metrics API."""
-    own = f"{METRICS_API.name}.{NAMESPACE}.svc"
-    return (own, f"{own}.cluster.local")
 
 
 def is_ours(api_service: Object) -> bool:
@@ -121,38 +108,19 @@ def _pod(config: AddonConfig) -> Object:
         "exporters_ca": f"{EXPORTERS_CA_FOLDER}/ca.crt",
     }
     # Without the key: it asks exporters, and is none.
-    public = {"secretName": EXPORTERS_CA_SECRET, "defaultMode": 0o440, "items": [{"key": "ca.crt", "path": "ca.crt"}]}
-    return {
-        "automountServiceAccountToken": True,
-        "priorityClassName": CLUSTER_CRITICAL,
-        "terminationGracePeriodSeconds": 30,
-        "containers": [
-            container(
-                config,
-                METRICS_API.component,
-                ["metrics-api"],
-                env=settings("metrics-api", values),
-                ports=[
-                    {"name": "https", "containerPort": HTTPS_PORT, "protocol": "TCP"},
-                    {"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"},
-                ],
-                resources=resources("50m", "96Mi", "384Mi"),
-                securityContext=confined(),
-                volumeMounts=[
-                    mount("tmp", TMP),
-                    mount("ca", CA_FOLDER, read_only=True),
-                    mount(_EXPORTERS_CA, EXPORTERS_CA_FOLDER, read_only=True),
-                ],
-                **http_probes("http"),
-            )
+    public = [{"key": "ca.crt", "path": "ca.crt"}]
+    return objects.cluster_pod(
+        config,
+        METRICS_API,
+        ["metrics-api"],
+        env=settings("metrics-api", values),
+        ports={"https": HTTPS_PORT, "http": HTTP_PORT},
+        requests=("50m", "96Mi", "384Mi"),
+        volumes=[
+            objects.secret_volume("ca", CA_SECRET, CA_FOLDER),
+            objects.secret_volume(_EXPORTERS_CA, EXPORTERS_CA_SECRET, EXPORTERS_CA_FOLDER, items=public),
         ],
-        "volumes": [
-            objects.tmp_volume(),
-            {"name": "ca", "secret": {"secretName": CA_SECRET, "defaultMode": 0o440}},
-            {"name": _EXPORTERS_CA, "secret": public},
-        ],
-        "securityContext": {"fsGroup": USER},
-    }
+    )
 
 
 def _api_service(bundle: bytes | None) -> Object:

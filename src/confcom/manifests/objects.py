@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from confcom.manifests.addon_config import LOCALHOST, RUNTIME_DEFAULT, AddonConfig
 from confcom.protocols import epc
@@ -273,6 +273,59 @@ def deployment(workload: Workload, pod: Object, *, replicas: int) -> Object:
             "template": pod_template(workload, spec),
         },
     )
+
+
+Mounted: TypeAlias = tuple[Object, Object | None]
+"""A volume with its mount in the main container, if it has one."""
+
+
+def secret_volume(name: str, secret: str, at: str, **more: Any) -> Mounted:  # noqa: ANN401 - JSON
+    """A Secret's files, readable by the group of the pod."""
+    source = {"secretName": secret, "defaultMode": 0o440, **more}
+    return {"name": name, "secret": source}, mount(name, at, read_only=True)
+
+
+def cluster_pod(
+    config: AddonConfig,
+    workload: Workload,
+    args: list[str],
+    *,
+    env: list[Object],
+    ports: dict[str, int],
+    requests: tuple[str, str, str],
+    volumes: list[Mounted],
+) -> Object:
+    """The pod of a Deployment: `volumes` beside /tmp, `requests` as of `resources`.
+
+    Probes ask the port http, or https where there is no http.
+    """
+    mounted = [(tmp_volume(), mount("tmp", TMP)), *volumes]
+    return {
+        "automountServiceAccountToken": True,
+        "priorityClassName": CLUSTER_CRITICAL,
+        "securityContext": {"fsGroup": USER},
+        "terminationGracePeriodSeconds": 30,
+        "containers": [
+            container(
+                config,
+                workload.component,
+                args,
+                env=env,
+                ports=[{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in ports.items()],
+                resources=resources(*requests),
+                securityContext=confined(),
+                volumeMounts=[place for _, place in mounted if place is not None],
+                **(http_probes("http") if "http" in ports else http_probes("https", tls=True)),
+            )
+        ],
+        "volumes": [volume for volume, _ in mounted],
+    }
+
+
+def names_of(workload: Workload) -> tuple[str, str]:
+    """DNS names of a component's Service in the cluster, the usual one first."""
+    own = f"{workload.name}.{NAMESPACE}.svc"
+    return own, f"{own}.cluster.local"
 
 
 def service(workload: Workload, port: int, target: str) -> Object:

@@ -7,23 +7,18 @@ from typing import NamedTuple
 from confcom.manifests import account_policies, objects
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import (
-    CLUSTER_CRITICAL,
     NAMESPACE,
-    TMP,
-    USER,
+    Mounted,
     Object,
     Workload,
-    confined,
-    container,
+    cluster_pod,
     deployment,
-    http_probes,
     mount,
+    names_of,
     namespaced_object,
-    resources,
     service,
     service_account,
     settings,
-    tmp_volume,
 )
 
 CA_KEY = "ca-certificates.crt"
@@ -59,7 +54,7 @@ class TlsService(NamedTuple):
     @property
     def host(self) -> str:
         """The name of the service in the cluster."""
-        return f"{self.workload.name}.{NAMESPACE}.svc"
+        return names_of(self.workload)[0]
 
     def objects(self, *, opening: Object, service_port: int, pod: Object) -> list[Object]:
         """Every object of the service; the Deployment last, after what it uses."""
@@ -84,38 +79,24 @@ class TlsService(NamedTuple):
     def pod(
         self,
         config: AddonConfig,
-        words: list[str],
+        args: list[str],
         env: list[Object],
-        volumes: list[tuple[Object, Object | None]],
+        volumes: list[Mounted],
         *,
         requests: tuple[str, str, str],
-        more: Object,
     ) -> Object:
-        """Its pod. `volumes` come with their mounts beside its own one and /tmp; `requests` are as of `resources`."""
+        """Its pod, with its own volume before `volumes`; `requests` as of `resources`."""
         lasting = {"persistentVolumeClaim": {"claimName": self.claim}}
         store = {"name": "store", **(lasting if self.storage else {"emptyDir": {"sizeLimit": "1Gi"}})}
-        all_volumes = [(tmp_volume(), mount("tmp", TMP)), (store, mount("store", FOLDER)), *volumes]
-        return {
-            "automountServiceAccountToken": True,
-            "priorityClassName": CLUSTER_CRITICAL,
-            "securityContext": {"fsGroup": USER},
-            "terminationGracePeriodSeconds": 30,
-            "containers": [
-                container(
-                    config,
-                    self.workload.component,
-                    words,
-                    env=env,
-                    ports=[{"name": "https", "containerPort": self.port, "protocol": "TCP"}],
-                    resources=resources(*requests),
-                    securityContext=confined(),
-                    volumeMounts=[mounted for _, mounted in all_volumes if mounted is not None],
-                    **http_probes("https", tls=True),
-                )
-            ],
-            "volumes": [volume for volume, _ in all_volumes],
-            **more,
-        }
+        return cluster_pod(
+            config,
+            self.workload,
+            args,
+            env=env,
+            ports={"https": self.port},
+            requests=requests,
+            volumes=[(store, mount("store", FOLDER)), *volumes],
+        )
 
     def settings(self, daemon: str, values: dict[str, str]) -> list[Object]:
         """The settings of its daemon as environment: where it listens and its certificate, then `values`."""

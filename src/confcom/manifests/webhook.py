@@ -5,24 +5,16 @@ from __future__ import annotations
 from confcom.manifests import objects
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import (
-    CLUSTER_CRITICAL,
     NAMESPACE,
-    TMP,
-    USER,
     WEBHOOK,
     IssuingCa,
     Object,
-    confined,
-    container,
     deployment,
     global_object,
-    http_probes,
     mount,
-    resources,
     service,
     service_account,
     settings,
-    tmp_volume,
 )
 from confcom.protocols import admission
 
@@ -58,41 +50,20 @@ def webhook(config: AddonConfig, ca: IssuingCa | None) -> list[Object]:
     ]
 
 
-def names() -> tuple[str, ...]:
-    """DNS names of the webhook."""
-    own = f"{WEBHOOK.name}.{NAMESPACE}.svc"
-    return (own, f"{own}.cluster.local")
-
-
 def _pod(config: AddonConfig) -> Object:
-    mounts = [mount("tmp", TMP), mount("ca", CA_FOLDER, read_only=True)]
-    volumes: list[Object] = [tmp_volume(), {"name": "ca", "secret": {"secretName": CA_SECRET, "defaultMode": 0o440}}]
+    volumes = [objects.secret_volume("ca", CA_SECRET, CA_FOLDER)]
     if config.webhook_client_ca:
-        mounts.append(mount("client-ca", CLIENT_CA_FOLDER, read_only=True))
-        volumes.append({"name": "client-ca", "configMap": {"name": config.webhook_client_ca}})
-    return {
-        "automountServiceAccountToken": True,
-        "priorityClassName": CLUSTER_CRITICAL,
-        "terminationGracePeriodSeconds": 30,
-        "containers": [
-            container(
-                config,
-                WEBHOOK.component,
-                ["webhook"],
-                env=settings("webhook", _values(config)),
-                ports=[
-                    {"name": "https", "containerPort": HTTPS_PORT, "protocol": "TCP"},
-                    {"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"},
-                ],
-                resources=resources("50m", "96Mi", "384Mi"),
-                securityContext=confined(),
-                volumeMounts=mounts,
-                **http_probes("http"),
-            )
-        ],
-        "volumes": volumes,
-        "securityContext": {"fsGroup": USER},
-    }
+        volume = {"name": "client-ca", "configMap": {"name": config.webhook_client_ca}}
+        volumes.append((volume, mount("client-ca", CLIENT_CA_FOLDER, read_only=True)))
+    return objects.cluster_pod(
+        config,
+        WEBHOOK,
+        ["webhook"],
+        env=settings("webhook", _values(config)),
+        ports={"https": HTTPS_PORT, "http": HTTP_PORT},
+        requests=("50m", "96Mi", "384Mi"),
+        volumes=volumes,
+    )
 
 
 def _values(config: AddonConfig) -> dict[str, str]:

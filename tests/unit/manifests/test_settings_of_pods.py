@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from confcom.errors import ConfigError
-from confcom.manifests import device_plugin, metrics_api, quote_helper, webhook
+from confcom.manifests import device_plugin, quote_helper, webhook
 from confcom.manifests.addon import render
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.objects import METRICS, NAMESPACE, QUOTE_HELPER
+from confcom.manifests.objects import METRICS, METRICS_API, NAMESPACE, QUOTE_HELPER, names_of
 from confcom.protocols import admission, epc
 from confcom.protocols.custom_metrics import EXPORTER_PORT, EXPORTERS
 from confcom.services.attestation.attestation_config import AttestationServiceConfig
@@ -104,7 +104,7 @@ def test_the_quote_helper_takes_its_settings(platform: str) -> None:
 def test_the_metrics_api_and_its_exporters_take_theirs() -> None:
     found = daemon_settings(config("intel"), "metrics-api")
     found.check()
-    assert found.names() == metrics_api.names()
+    assert found.names() == names_of(METRICS_API)
     assert found.ca == MetricsApiConfig().ca
     for component in ("metrics", "quote-helper"):
         exporter = daemon_settings(config("intel"), component)
