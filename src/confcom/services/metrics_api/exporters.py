@@ -49,7 +49,7 @@ class Exporters:
         self._figures = figures
         self._metrics = metrics
         self._port = port
-        self._known: dict[str, Exporter] = {}
+        self._known: dict[tuple[str, str], Exporter] = {}
         self._ca = b""
         self._client: httpx2.AsyncClient | None = None
         self._logged: dict[str, str] = {}
@@ -66,7 +66,7 @@ class Exporters:
 
     async def ask(self) -> None:
         """Ask every exporter once."""
-        self._known = {uid: self._known.get(uid, exporter) for uid, exporter in self._found()}
+        self._known = {key: self._known.get(key, exporter) for key, exporter in self._found()}
         places = asyncio.Semaphore(AT_ONCE)
         try:
             client = await self._connect()
@@ -79,13 +79,13 @@ class Exporters:
         self._publish()
         self.asked = True
 
-    def _found(self) -> Iterable[tuple[str, Exporter]]:
-        """The exporters' pods, by uid."""
+    def _found(self) -> Iterable[tuple[tuple[str, str], Exporter]]:
+        """The exporters' pods, by uid and address: a pod gets another address when its node starts again."""
         for pod in self._pods():
             component = pod.labels.get(COMPONENT, "")
             ours = pod.namespace == self._config.namespace and pod.labels.get(PART_OF[0]) == PART_OF[1]
             if ours and component in EXPORTERS and pod.node and pod.address and not pod.finished:
-                yield pod.uid, Exporter(component, pod.node, pod.address, time.monotonic())
+                yield (pod.uid, pod.address), Exporter(component, pod.node, pod.address, time.monotonic())
 
     async def _connect(self) -> httpx2.AsyncClient:
         """The client, another one if the CAs have changed."""
