@@ -15,6 +15,8 @@ from confcom.appraisal.result import AttestationResult, failed, judge
 from confcom.collateral.bundle import load_bundle
 from confcom.errors import ConfcomError, VerificationError
 from confcom.pki.roots import TrustRoot, TrustRoots
+from confcom.report.html import Report, report_document
+from report_reader import Page, assert_inert
 from vectors.expectations import Row, negative_rows, real_rows, simulated_rows
 
 pytestmark = [pytest.mark.vectors, pytest.mark.promise("M12")]
@@ -63,6 +65,23 @@ def test_every_simulated_quote_gets_the_status_of_intels_library_under_its_own_r
     rows = simulated_rows(vectors)
     assert len(rows) > 40
     assert differences(rows, folder_root) == []
+
+
+def test_every_verdict_has_its_page_with_one_level_reached_in_each_picture(vectors: Path) -> None:
+    pages = [(row, TrustRoots.intel()) for row in real_rows(vectors)]
+    pages += [(row, folder_root(row)) for row in simulated_rows(vectors)]
+    pages += [(row, negative_roots(row)) for row in negative_rows(vectors)]
+    for number, (row, roots) in enumerate(pages):
+        result = judge_row(row, roots)
+        report = Report.of(result, datetime.fromtimestamp(row.time, UTC), identity_expected=False)
+        document = report_document(report).decode()
+        assert f"{result.verdict.upper()}</h2>" in document
+        if number % 10 == 0:  # reading takes longer than rendering
+            assert_inert(Page(document))
+        if result.verified and result.verified.tcb_status:
+            reached = [sum(level.reached for level in picture.levels) for picture in report.levels]
+            assert reached == [1] * len(reached), row.folder.name
+            assert document.count("<svg ") == len(reached) + 1
 
 
 def test_no_simulated_quote_verifies_under_intels_root(vectors: Path) -> None:
