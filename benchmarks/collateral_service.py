@@ -94,7 +94,7 @@ def simulated_service(
         world.write_first(machine)
     command = [sys.executable, "-m", "confcom", "collateral", "serve", "--insecure-http", "--listen", "127.0.0.1:0"]
     command += ["--store", str(folder / "collateral.sqlite"), "--upstream", "simulated"]
-    command += ["--simulated-machine", str(machine), *options]
+    command += ["--machine", str(machine), *options]
     environment = os.environ | {
         "CONFCOM_COLLATERAL_SERVICE_ADMIN_TOKEN_HASH": hashlib.sha512(TOKEN.encode()).hexdigest(),
         "CONFCOM_COLLATERAL_SERVICE_USER_TOKEN_HASH": hashlib.sha512(TOKEN.encode()).hexdigest(),

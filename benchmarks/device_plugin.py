@@ -153,7 +153,7 @@ def _host(folder: Path, epc: str) -> list[str]:
     except PermissionError:
         machine = folder / "machine.json"
         simulated_world().write_first(machine)
-        return ["--simulated-machine", str(machine), "--simulated-epc", epc, "--simulated-node", str(root)]
+        return ["--machine", str(machine), "--simulated-epc", epc, "--simulated-node", str(root)]
     return ["--platform", "intel", "--host-root", str(root)]
 
 

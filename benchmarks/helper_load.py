@@ -75,7 +75,7 @@ class Stage:
         """Start a helper and wait until it serves."""
         environment = {f"CONFCOM_QUOTE_HELPER_{name.upper()}": value for name, value in (settings or {}).items()}
         command = [sys.executable, "-m", "confcom", "quote-helper", "--socket", str(self.path)]
-        command += ["--platform", "simulated", "--simulated-machine", str(self.machine), *options]
+        command += ["--platform", "simulated", "--machine", str(self.machine), *options]
         if files is not None:
             command = ["prlimit", f"--nofile={files}:{files}", *command]
         with (self.folder / "helper.log").open("ab") as log:

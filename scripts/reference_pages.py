@@ -19,19 +19,19 @@ from confcom import errors
 from confcom.admission.findings import REFUSALS, WARNINGS
 from confcom.appraisal.policy_file import policy_schema
 from confcom.cli.exit_codes import ExitCode, exit_code
-from confcom.cli.root import COMMANDS, root
+from confcom.cli.root import COMMANDS, root, spoken
 from confcom.pki.proof import Proof
 
 _MEANINGS = {
     ExitCode.OK: "ok; for `verify`: accepted",
-    ExitCode.UNEXPECTED: "unexpected: a mistake of ours, or interrupted",
+    ExitCode.UNEXPECTED: "unexpected: a mistake of ours, or a question without an answer",
     ExitCode.USAGE: "usage or configuration",
     ExitCode.MALFORMED: "malformed input",
     ExitCode.NOT_AUTHENTIC: "not authentic",
     ExitCode.REFUSED: "authentic, but refused by policy or TCB",
     ExitCode.COLLATERAL: "collateral missing, stale, unsound or unreachable",
     ExitCode.PLATFORM: "platform: no SGX, no service, or it failed",
-    ExitCode.INTERRUPTED: "a live view (`top --watch`) that Ctrl-C ended",
+    ExitCode.INTERRUPTED: "interrupted (Ctrl-C)",
 }
 
 PUBLIC_NAMES = {
@@ -70,7 +70,7 @@ def command_line_page() -> bytes:
     lines += ["| code | meaning |", "|---|---|"]
     lines += [f"| {code.value} | {_MEANINGS[code]} |" for code in ExitCode]
     for name, (module, attribute, summary) in COMMANDS.items():
-        command: click.Command = getattr(importlib.import_module(module), attribute)
+        command = spoken(getattr(importlib.import_module(module), attribute))
         lines += ["", f"## `confcom {name}`", "", summary]
         lines += _help(command, f"confcom {name}")
         if isinstance(command, click.Group):

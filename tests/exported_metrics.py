@@ -79,7 +79,7 @@ def every_page(folder: Path) -> Iterator[list[Page]]:
 
 def _quote_helper(folder: Path, machine: Path, stack: ExitStack) -> Page:
     path, page = folder / "aesm.socket", _address()
-    options = ["--socket", str(path), "--simulated-machine", str(machine), "--http", page]
+    options = ["--socket", str(path), "--machine", str(machine), "--http", page]
     options += ["--collateral", str(folder / "collateral")]
     _daemon(stack, folder, "quote-helper", *options, EXPECTED_SIGNERS="11" * 32)
     frame, _ = quote_request(machine)
@@ -103,7 +103,7 @@ def _device_plugin(folder: Path, machine: Path, stack: ExitStack) -> Page:
     kubelet, page = KubeletEmulator(folder / "kubelet"), _address()
     kubelet.start()
     stack.callback(kubelet.stop)
-    options = ["--simulated-machine", str(machine), "--simulated-epc", "64Mi", "--plugin-dir", str(kubelet.plugin_dir)]
+    options = ["--machine", str(machine), "--simulated-epc", "64Mi", "--plugin-dir", str(kubelet.plugin_dir)]
     _daemon(stack, folder, "device-plugin", *options, "--simulated-node", str(folder / "sgx"), "--http", page)
 
     def scrape() -> bytes:
@@ -189,7 +189,7 @@ def _collateral(folder: Path, machine: Path, stack: ExitStack) -> Page:
     port = free_port()
     options = ["--listen", f"127.0.0.1:{port}", "--store", str(folder / "store.sqlite"), "--fmspc", FMSPC]
     options += ["--tls-certificate", str(folder / "tls.crt"), "--tls-key", str(folder / "tls.key")]
-    options += ["--upstream", "simulated", "--simulated-machine", str(machine)]
+    options += ["--upstream", "simulated", "--machine", str(machine)]
     _daemon(stack, folder, "collateral", "serve", *options)
 
     def scrape() -> bytes:

@@ -44,7 +44,7 @@ class HelperProcess:
     def __init__(self, path: Path, machine: Path, *options: str, settings: str = "", **keywords: object) -> None:
         file = machine.parent / f"helper-{id(self)}.toml"
         file.write_text(settings)
-        arguments = ["--socket", str(path), "--simulated-machine", str(machine), "--config", str(file), *options]
+        arguments = ["--socket", str(path), "--machine", str(machine), "--config", str(file), *options]
         self.path = path
         self.log_file = file.with_suffix(".log")
         with self.log_file.open("wb") as log:

@@ -111,11 +111,11 @@ def a_quote(folder: Path) -> Walk:
     """The quote helper, while a client gets one quote."""
     machine, socket = str(folder / "machine.json"), str(folder / "aesm.socket")
     confcom("simulate", "machine", "-o", machine)
-    words = ["--platform", "simulated", "--simulated-machine", machine, "--socket", socket]
+    words = ["--platform", "simulated", "--machine", machine, "--socket", socket]
     with recorded(folder, "quote-helper", *words) as helper:
         assert "ready" in helper.line()
         helper.start()
-        words = ["--mode", "out-of-proc", "--simulated-machine", machine, "--socket", socket]
+        words = ["--mode", "out-of-proc", "--machine", machine, "--socket", socket]
         confcom("quote", "--report-data", "00", *words, "-o", str(folder / "quote"))
         return helper.stop()
 
@@ -124,7 +124,7 @@ def a_verdict(folder: Path) -> Walk:
     """`confcom verify`, of a simulated quote that it accepts."""
     machine, quote, collateral = (str(folder / name) for name in ("machine.json", "quote", "collateral"))
     confcom("simulate", "machine", "-o", machine)
-    confcom("quote", "--report-data", "00", "--mode", "in-proc", "--simulated-machine", machine, "-o", quote)
+    confcom("quote", "--report-data", "00", "--mode", "in-proc", "--machine", machine, "-o", quote)
     confcom("simulate", "collateral", machine, "-o", collateral)
     words = ["--collateral", collateral, "--trust-root", f"{collateral}/root_ca.pem"]
     with recorded(folder, "verify", quote, *words, from_start=True) as command:
@@ -161,7 +161,7 @@ def epc(folder: Path) -> Walk:
     kubelet.start()
     try:
         with NodeApi("worker-1") as api:
-            words = ["--simulated-machine", machine, "--simulated-epc", "256Gi,256Gi"]
+            words = ["--machine", machine, "--simulated-epc", "256Gi,256Gi"]
             words += ["--simulated-node", str(folder / "node"), "--plugin-dir", str(kubelet.plugin_dir)]
             words += ["--node-name", "worker-1", "--kubeconfig", api.kubeconfig(folder)]
             (folder / "plugin.toml").write_text(f'pod_resources_socket = "{kubelet.pod_resources_socket}"\n')

@@ -347,3 +347,9 @@ class ConfigError(ConfcomError):
 
     code = "configuration-error"
     default_advice = "See `confcom COMMAND --help`."
+
+
+class OutputError(ConfigError):
+    """Standard output, or a file that a command writes, did not take what was written."""
+
+    code = "output-failed"

@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 PlatformName = Literal["auto", "intel", "simulated"]
 
 _MACHINE_ADVICE = (
-    "A simulated platform needs the machine file that the enclaves use too: name it with --simulated-machine FILE, "
+    "A simulated platform needs the machine file that the enclaves use too: name it with --machine FILE, "
     "or make one first."
 )
 _INTEL_ADVICE = (
     "On a node with SGX, make its devices and Intel's libsgx-dcap-ql available to this process; "
-    "without SGX hardware, choose --platform simulated with --simulated-machine FILE."
+    "without SGX hardware, choose --platform simulated with --machine FILE."
 )
 
 
@@ -82,7 +82,7 @@ def open_platform(
 
 def _open_intel(machine: Path | None, host: Path, pck_memory: Path | None) -> Platform:
     if machine is not None:
-        advice = "Leave out --simulated-machine, or choose simulated."
+        advice = "Leave out --machine, or choose simulated."
         raise ConfigError("Intel's platform takes no machine file", advice=advice)
     if device_obstacles(host):
         missing = "; ".join(obstacles_to_in_proc(host))

@@ -165,7 +165,7 @@ def test_interrupted_anywhere_it_cleans_up(
     line: str, number: signal.Signals, interrupted, surroundings: dict[str, str]
 ) -> None:
     code, err, helper = interrupted(line, number)
-    assert code == ExitCode.UNEXPECTED
+    assert code == ExitCode.INTERRUPTED
     assert "interrupted" in err
     assert "Traceback" not in err
     assert left_behind(surroundings) == []

@@ -135,7 +135,7 @@ class TestSimulated:
 
     def test_a_named_machine(self, report: Report, tmp_path: Path, machine: Path) -> None:
         (tmp_path / "bare").mkdir()
-        code, told = report("--host", tmp_path / "bare", "--simulated-machine", machine)
+        code, told = report("--host", tmp_path / "bare", "--machine", machine)
         assert (code, told["simulated"], told["ok"]) == (ExitCode.OK, True, True)
         (found,) = [check["found"] for check in told["checks"] if check["id"] == "platform.simulated"]
         assert "created 2026-03-01" in found
@@ -146,7 +146,7 @@ class TestSimulated:
         self, report: Report, machine: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(machine.parent)
-        _, told = report("--simulated-machine", machine.name)
+        _, told = report("--machine", machine.name)
         (check,) = [check for check in told["checks"] if check["id"] == "platform.simulated"]
         assert check["status"] == "ok"
 
@@ -177,7 +177,7 @@ class TestSimulated:
             os.mkfifo(tmp_path / "m")
         elif content is not None:
             (tmp_path / "m").write_text(content)
-        code, told = report("--simulated-machine", tmp_path / "m")
+        code, told = report("--machine", tmp_path / "m")
         assert code == ExitCode.PLATFORM
         assert said in told["headline"]
 

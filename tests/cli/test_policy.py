@@ -25,7 +25,7 @@ def judge(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Judge:
 
     def verdict(policy: Path, enclave: Path) -> tuple[int, dict[str, object]]:
         quote = str(tmp_path / "quote.bin")
-        words = ["--simulated-machine", machine, "--enclave", str(enclave), "--report-data", "00", "-o", quote]
+        words = ["--machine", machine, "--enclave", str(enclave), "--report-data", "00", "-o", quote]
         assert run(["quote", *words]) == ExitCode.OK
         capsys.readouterr()
         root = str(collateral / "root_ca.pem")

@@ -35,7 +35,7 @@ def machine(tmp_path: Path) -> Path:
 def helper(machine: Path, tmp_path: Path) -> Iterator[Path]:
     """The real quote helper of that machine, on a socket."""
     socket = tmp_path / "aesm.socket"
-    command = [sys.executable, "-m", "confcom", "quote-helper", "--socket", socket, "--simulated-machine", machine]
+    command = [sys.executable, "-m", "confcom", "quote-helper", "--socket", socket, "--machine", machine]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         assert process.stdout is not None
         assert b"ready" in process.stdout.readline()
@@ -51,7 +51,7 @@ def lines(outcome: subprocess.CompletedProcess[bytes]) -> list[str]:
 
 @pytest.mark.promise("M8")
 def test_in_proc_without_the_variable(confcom_process: Run, machine: Path) -> None:
-    outcome = confcom_process("quote", "--simulated-machine", machine, "--report-data", DATA)
+    outcome = confcom_process("quote", "--machine", machine, "--report-data", DATA)
     assert outcome.returncode == ExitCode.OK
     assert Quote.parse(outcome.stdout).report_data == bytes.fromhex(DATA).ljust(64, b"\0")
     (line,) = lines(outcome)

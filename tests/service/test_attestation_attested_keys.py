@@ -138,7 +138,7 @@ def test_a_new_key_is_attested_too(tmp_path: Path, world: SimulatedWorld, monkey
 
 def test_a_simulated_enclave_vouches_for_no_keys_of_hardware(tmp_path: Path) -> None:
     words = ["attestation", "serve", "--insecure-http", "--store", str(tmp_path / "s"), "--keys", str(tmp_path / "k")]
-    assert run([*words, "--simulated-machine", str(tmp_path / "machine.toml")]) == 2
+    assert run([*words, "--machine", str(tmp_path / "machine.toml")]) == 2
 
 
 def test_an_enclave_that_gives_no_quote_stops_the_start(tmp_path: Path, world: SimulatedWorld) -> None:

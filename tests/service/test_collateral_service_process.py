@@ -274,7 +274,7 @@ class UnixConnection(http.client.HTTPConnection):
 def test_serves_the_simulated_authority_until_a_signal(tmp_path: Path, machine: Path, number: signal.Signals) -> None:
     path, store = tmp_path / "service.socket", tmp_path / "new" / "collateral.sqlite"
     arguments = ["--unix-socket", str(path), "--store", str(store), "--upstream", "simulated"]
-    with command(*arguments, "--simulated-machine", str(machine)) as process:
+    with command(*arguments, "--machine", str(machine)) as process:
         assert process.stdout is not None
         ready = process.stdout.readline()
         connection = UnixConnection(path)
@@ -319,7 +319,7 @@ def test_prints_the_configuration_in_force(tmp_path: Path) -> None:
         (["--tls-certificate", "c.pem", "--tls-key", "k.pem", "--insecure-http"], "plain HTTP too"),
         (["--insecure-http", "--listen", "8081"], "HOST:PORT"),
         (["--insecure-http", "--upstream", "simulated"], "machine file"),
-        (["--insecure-http", "--upstream", "simulated", "--simulated-machine", "/nowhere"], "/nowhere"),
+        (["--insecure-http", "--upstream", "simulated", "--machine", "/nowhere"], "/nowhere"),
         (["--insecure-http", "--upstream-key-file", "/nowhere"], "/nowhere"),
         (["--insecure-http", "--fmspc", "12", "--listen", "127.0.0.1:0"], "FMSPC"),
         (["--insecure-http", "--store", "/proc/nowhere/s.sqlite", "--listen", "127.0.0.1:0"], "/proc/nowhere"),

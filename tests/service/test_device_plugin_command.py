@@ -32,7 +32,7 @@ def test_it_serves_survives_restarts_without_a_leak_and_ends_on_sigterm(
 ) -> None:
     config = tmp_path / "plugin.toml"
     config.write_text("watch_interval = 0.01\nretry_initial = 0.01\nretry_max = 0.02\n")
-    command = [*CONFCOM, "device-plugin", "--simulated-machine", str(machine), "--simulated-epc", "64Mi,64Mi"]
+    command = [*CONFCOM, "device-plugin", "--machine", str(machine), "--simulated-epc", "64Mi,64Mi"]
     command += ["--simulated-node", str(tmp_path / "node"), "--plugin-dir", str(kubelet.plugin_dir)]
     with subprocess.Popen(
         [*command, "--config", str(config)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

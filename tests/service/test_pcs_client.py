@@ -273,7 +273,7 @@ def test_tls_of_a_stranger_is_refused_at_once(tls_server, naps, key):
     client = PcsClient(tls_server.url, dialect=Dialect.PCCS, limits=FAST, sleep=naps)
     with pytest.raises(CollateralUnavailable, match="not trusted") as caught:
         client.fetch_document(key)
-    assert "--ca-certificates" in caught.value.advice()
+    assert "--collateral-ca" in caught.value.advice()
     assert naps == []
     assert tls_server.requests == []
 

@@ -52,7 +52,7 @@ def helper(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serves_until_a_signal_and_leaves_nothing_behind(machine: Path, path: Path, number: signal.Signals) -> None:
-    arguments = ["--socket", str(path), "--platform", "simulated", "--simulated-machine", str(machine)]
+    arguments = ["--socket", str(path), "--platform", "simulated", "--machine", str(machine)]
     with helper(*arguments) as process:
         assert process.stdout is not None
         ready = process.stdout.readline()
@@ -81,14 +81,14 @@ def test_serves_until_a_signal_and_leaves_nothing_behind(machine: Path, path: Pa
 
 
 def test_a_machine_file_chooses_the_simulated_platform(machine: Path, path: Path) -> None:
-    with helper("--socket", str(path), "--simulated-machine", str(machine)) as process:
+    with helper("--socket", str(path), "--machine", str(machine)) as process:
         assert process.stdout is not None
 
         assert "platform simulated (the machine file" in process.stdout.readline()
 
 
 def test_a_second_helper_says_what_to_do(machine: Path, path: Path) -> None:
-    arguments = ["--socket", str(path), "--simulated-machine", str(machine)]
+    arguments = ["--socket", str(path), "--machine", str(machine)]
     with helper(*arguments) as first:
         assert first.stdout is not None
         first.stdout.readline()

@@ -27,7 +27,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 def helper(stage: Stage) -> Path:
     """The real quote helper of that machine."""
     path = stage.folder / "aesm.socket"
-    process = stage.start("-m", "confcom", "quote-helper", "--socket", path, "--simulated-machine", stage.machine)
+    process = stage.start("-m", "confcom", "quote-helper", "--socket", path, "--machine", stage.machine)
     assert process.stdout is not None
     assert "ready" in process.stdout.readline()
     return path

@@ -53,7 +53,7 @@ def folder() -> Iterator[Path]:
 def test_the_helper_command_serves_under_it(folder: Path) -> None:
     machine, socket = folder / "machine.json", folder / "aesmd" / "aesm.socket"
     create_machine_file(machine, bytes(32), datetime(2026, 11, 21, tzinfo=UTC))
-    command = [*UNDER, sys.executable, "-m", "confcom", "quote-helper", "--socket", str(socket), "--simulated-machine"]
+    command = [*UNDER, sys.executable, "-m", "confcom", "quote-helper", "--socket", str(socket), "--machine"]
     with subprocess.Popen([*command, str(machine)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         ready = process.stdout.readline()

@@ -53,7 +53,7 @@ def test_an_unknown_name_is_a_configuration_error():
 def test_simulated_needs_a_machine_file_and_says_so():
     with pytest.raises(ConfigError) as error:
         wiring.open_platform("simulated")
-    assert "--simulated-machine" in error.value.advice()
+    assert "--machine" in error.value.advice()
 
 
 def test_intel_takes_no_machine_file(machine_file):

@@ -8,11 +8,18 @@ import sys
 def main() -> None:
     """Entry point of `confcom`."""
     try:
+        from confcom.cli.outputs import check_output
         from confcom.cli.root import run
+
+        check_output()
+        code = run(sys.argv[1:])
     except ModuleNotFoundError as error:
         sys.stderr.write(
             f"confcom: the command line needs the package {error.name!r}; the bare package is the library alone.\n"
             "  what to do: install confcom[cli] for the tools, confcom[node] for the daemons.\n"
         )
-        sys.exit(2)
-    sys.exit(run(sys.argv[1:]))
+        code = 2
+    except KeyboardInterrupt:
+        sys.stderr.write("confcom: interrupted\n")
+        code = 130
+    sys.exit(code)

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from confcom.cli.lazy_group import AzGroup
 from confcom.cli.options import FILE, kubeconfig_options
+from confcom.cli.root import AzGroup
 from confcom.errors import ConfigError
 
 Command = Callable[..., Any]

@@ -16,7 +16,7 @@ from confcom.addon.changes import Addon, next_ca, simulated_objects, to_enable, 
 from confcom.cli.addon import ADDON, API_KEY, DESCRIPTION
 from confcom.cli.addon_output import print_result, profile, show_changes, shown, yaml_documents
 from confcom.cli.inputs import now, read_input
-from confcom.cli.outputs import printable
+from confcom.cli.outputs import note
 from confcom.cluster.objects import ClusterObjects
 from confcom.errors import ConfigError
 from confcom.manifests import attestation, collateral
@@ -34,11 +34,6 @@ MAX_MACHINE = 16 * 1024
 _LISTS = ("provision_grants", "api_ports", "api_addresses", "quote_helper_groups", "expected_signers")
 """Settings that are given as one word with commas."""
 _Result = TypeVar("_Result")
-
-
-def note(line: str) -> None:
-    """A line on standard error; standard output is for results."""
-    click.echo(printable(line), err=True)
 
 
 def with_addon(flags: dict[str, Any], work: Callable[[Addon], Awaitable[_Result]]) -> _Result:

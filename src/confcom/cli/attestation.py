@@ -36,7 +36,7 @@ def attestation() -> None:
 @click.option("--store", metavar="PATH", help="Policies and audit.  [default: /var/lib/confcom/attestation.sqlite]")
 @click.option("--keys", metavar="DIR-OR-URI", help="Signing keys.  [default: /var/lib/confcom/attestation-keys]")
 @click.option("--attest-keys", is_flag=True, default=None, help="Have this process's enclave vouch for the keys.")
-@click.option("--simulated-machine", "--machine", metavar="FILE", help="Have a simulated enclave vouch for them.")
+@click.option("--machine", "simulated_machine", metavar="FILE", help="Have a simulated enclave vouch for them.")
 @click.option("--collateral", metavar="PATH-OR-URL", help="As of `confcom verify`.  [default: intel]")
 @click.option("--collateral-ca", metavar="PEM", help="CAs that the collateral service's TLS certificate may be of.")
 @click.option("--update", metavar="SET,…", help="As of `confcom verify`; the first decides.  [default: standard]")
@@ -61,7 +61,7 @@ def serve(config: AttestationServiceConfig) -> None:
         if config.simulated_machine and not service.simulated_world(roots):
             raise ConfigError(
                 "a simulated enclave cannot attest the keys of an instance that judges hardware",
-                advice="Leave out --simulated-machine, or trust the simulated root (--trust-root).",
+                advice="Leave out --machine, or trust the simulated root (--trust-root).",
             )
         quote = quotes_of_this_process(Path(config.simulated_machine) if config.simulated_machine else None)
     note = ", SIMULATED" if service.simulated_world(roots) else ""

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from confcom.cli.daemons import collateral_service
-from confcom.cli.options import FILE, STREAM, json_option, store_option, trust_root_option
+from confcom.cli.options import FILE, KEY_VARIABLE, STREAM, json_option, output_options, store_option, trust_root_option
 
 
 @click.group()
@@ -43,10 +43,10 @@ def collateral() -> None:
 @store_option
 @click.option("-o", "--output", metavar="FOLDER", type=FILE, help="Write one platform's files here, not to the store.")
 @trust_root_option
-@click.option("--ca-certificates", metavar="PEM", type=FILE, help="CAs that the service's TLS certificate may be of.")
+@click.option("--collateral-ca", metavar="PEM", type=FILE, help="CAs that the service's TLS certificate may be of.")
 @click.option("--insecure-tls", is_flag=True, help="Accept any TLS certificate; Intel's signatures are checked anyway.")
 @click.option(
-    "--key", envvar="CONFCOM_PCS_KEY", help="Intel's subscription key, or the PCCS's token. Better: $CONFCOM_PCS_KEY."
+    "--key", envvar=KEY_VARIABLE, help="Intel's subscription key, or the PCCS's token. Better: $CONFCOM_PCS_KEY."
 )
 @click.option("--proxy", metavar="URL", help="Default: $HTTPS_PROXY, except for the hosts in $NO_PROXY.")
 @click.option("--azure-region", metavar="NAME", help="For thim: region of the cache, such as westeurope. TDX needs it.")
@@ -74,7 +74,7 @@ def fetch(**options: Any) -> int:  # noqa: ANN401 - the work has the types
 @click.option("--fmspc", metavar="HEX", multiple=True, help="Look at these alone. Repeatable.")
 @click.option("--at", metavar="RFC3339", help="Look as of this time. Default: now.")
 @trust_root_option
-@json_option
+@output_options
 def status(**options: Any) -> int:  # noqa: ANN401 - the work has the types
     """Show when each document in force expires, which documents are missing, and which known platforms the coming TCB
     promotion (the early set) would turn out of date, with the first component that is too low.

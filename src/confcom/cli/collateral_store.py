@@ -19,7 +19,7 @@ from confcom.appraisal.collateral import verify_collateral
 from confcom.appraisal.result import read_evidence
 from confcom.cli.exit_codes import ExitCode, exit_code
 from confcom.cli.inputs import parse_duration, parse_hex, parse_time, read_input, trust_roots
-from confcom.cli.outputs import complain, print_json, printable
+from confcom.cli.outputs import complain, note, print_json, printable
 from confcom.collateral.archive import ARCHIVE_START, Exported, Imported, read_archive, write_archive
 from confcom.collateral.bundle import load_bundle, save_bundle
 from confcom.collateral.clock import Dates, rfc3339
@@ -58,7 +58,7 @@ class FetchOptions:
     store: Path
     output: Path | None
     trust_root: tuple[str, ...]
-    ca_certificates: Path | None
+    collateral_ca: Path | None
     insecure_tls: bool
     key: str | None
     proxy: str | None
@@ -99,7 +99,7 @@ def fetch(**options: Any) -> int:  # noqa: ANN401 - FetchOptions has the types
     settings = SourceOptions(
         roots=roots,
         at=now,
-        ca_certificates=given.ca_certificates,
+        ca_certificates=given.collateral_ca,
         insecure_tls=given.insecure_tls,
         key=given.key,
         proxy=given.proxy or _proxy_of_environment(given.source),
@@ -256,12 +256,12 @@ def import_(path: Path, store: Path, trust_root: tuple[str, ...], update: str) -
             f"{imported.others} PCK certificates, registrations and appraisal policies, {imported.new_others} new"
         )
     if imported.ahead > timedelta():
-        complain(
+        note(
             f"the clock of the machine that wrote the archive was {imported.ahead.total_seconds():.0f} s ahead of this "
             "one; what it saw later than now counts as seen now"
         )
     for key, since in expired:
-        complain(f"the {key} has expired, at {rfc3339(since)}: fetch a fresh one")
+        note(f"the {key} has expired, at {rfc3339(since)}: fetch a fresh one")
 
 
 def export(output: Path, store: Path, trust_root: tuple[str, ...], platforms: bool) -> None:
@@ -282,7 +282,7 @@ def export(output: Path, store: Path, trust_root: tuple[str, ...], platforms: bo
         counts += f", {exported.certificates} PCK certificates and {exported.registrations} registrations of platforms"
     click.echo(f"{counts} in {printable(output)}", err=str(output) == "-")
     if not platforms and any(left_out):
-        complain(
+        note(
             f"left out: {left_out[0]} PCK certificates and {left_out[1]} registrations of platforms, which name "
             "machines; --platforms carries them"
         )

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from confcom.cli.inputs import now, read_input, trust_roots
-from confcom.cli.options import NO_MACHINE_ADVICE
+from confcom.cli.options import NO_MACHINE_ADVICE, check_variables, prefix_of
+from confcom.cli.outputs import is_quiet, note
 from confcom.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,14 +48,16 @@ def daemon(
     """
 
     def command(serve: _Serve) -> click.Command:
-        def run(config_file: Path | None, print_config: bool, debug: bool, **flags: Any) -> None:  # noqa: ANN401 - settings
+        def run(config_file: Path | None, print_config: bool, verbose: bool, **flags: Any) -> None:  # noqa: ANN401 - settings
             with needing(f"the {service}", extras):
                 from confcom.services.runtime.process import configure_logging, load, render
 
                 module, _, kind = config.partition(":")
                 given = {field: value or None if isinstance(value, tuple) else value for field, value in flags.items()}
+                settings_type = getattr(import_module(module), kind)
+                check_variables(os.environ, service, settings_type.__struct_fields__)
                 settings: Any = load(
-                    getattr(import_module(module), kind),
+                    settings_type,
                     service=service,
                     file=config_file,
                     environment=os.environ,
@@ -65,16 +68,17 @@ def daemon(
                 if print_config:
                     click.echo(render(settings))
                     return
-                configure_logging(verbose=debug)
+                configure_logging(verbose=verbose, quiet=is_quiet())
                 serve(settings)
 
-        variables = f"CONFCOM_{service.upper().replace('-', '_')}_…"
-        text = f"Settings come from flags, from {variables} in the environment, and from a file, in this order."
+        text = (
+            f"Settings come from flags, from {prefix_of(service)}… in the environment, and from a file, in this order."
+        )
         own = reversed(serve.__click_params__)  # type: ignore[attr-defined]  # where click.option leaves them
         shared = (
             click.Option(["--config", "config_file"], type=click.Path(path_type=Path), help="TOML file with settings."),
             click.Option(["--print-config"], is_flag=True, help="Print the settings in force as JSON, and stop."),
-            click.Option(["--debug"], is_flag=True, help=debug),
+            click.Option(["-v", "--verbose", "--debug", "verbose"], is_flag=True, help=debug),
         )
         about = f"{inspect.cleandoc(serve.__doc__ or '')}\n\n{text}"
         return click.Command(name or service, callback=run, params=[*own, *shared], help=about)
@@ -115,7 +119,7 @@ def run_until_stopped(serve: Callable[..., Coroutine[Any, Any, None]]) -> None:
 )
 @click.option("--socket", metavar="PATH", help="Where to listen.  [default: /var/run/aesmd/aesm.socket]")
 @click.option("--platform", type=click.Choice(["auto", "intel", "simulated"]), help="What makes the quotes.")
-@click.option("--simulated-machine", "--machine", metavar="FILE", help="The machine file that the enclaves use too.")
+@click.option("--machine", "simulated_machine", metavar="FILE", help="The machine file that the enclaves use too.")
 @click.option("--replace", is_flag=True, default=None, help="Take the path over from a service that still answers.")
 @click.option("--http", metavar="ADDRESS", help="Where /healthz, /readyz and /metrics are: HOST:PORT or unix:PATH.")
 @click.option("--collateral", metavar="PATH", help="What verifies its quotes: a folder, collateral.json, or URL.")
@@ -146,7 +150,8 @@ def quote_helper(config: QuoteHelperConfig) -> None:
     )
     origin = f"platform {choice.name} ({choice.reason})"
     # On a terminal structlog writes columns; otherwise a thread of its own writes the lines.
-    log = None if sys.stderr.isatty() else RequestLog(verbose=click.get_current_context().params["debug"])
+    verbose = click.get_current_context().params["verbose"]
+    log = None if sys.stderr.isatty() or is_quiet() else RequestLog(verbose=verbose)
     # What exists now stays: the collector need not walk through it again during a request.
     gc.collect()
     gc.freeze()
@@ -178,7 +183,7 @@ def quote_helper(config: QuoteHelperConfig) -> None:
 @click.option(
     "--platform", type=click.Choice(["auto", "intel", "simulated"]), help="Whether the node is real or simulated."
 )
-@click.option("--simulated-machine", "--machine", metavar="FILE", help="Machine of the enclaves on a simulated node.")
+@click.option("--machine", "simulated_machine", metavar="FILE", help="Machine of the enclaves on a simulated node.")
 @click.option("--simulated-epc", metavar="SIZE[,SIZE…]", help="EPC per simulated NUMA node.  [default: 168Mi]")
 @click.option("--simulated-node", metavar="DIR", help="Folder of the simulated node.")
 @click.option("--plugin-dir", metavar="DIR", help="The kubelet's.  [default: /var/lib/kubelet/device-plugins]")
@@ -315,9 +320,11 @@ def metrics_api(config: MetricsApiConfig) -> None:
 @click.option("--store", metavar="PATH", help="The collateral store.  [default: /var/lib/confcom/collateral.sqlite]")
 @click.option("--mode", type=click.Choice(["lazy", "offline"]), help="Ask upstream for what is missing, or do not.")
 @click.option("--upstream", metavar="NAME", help="intel, pccs, thim, a URL, a folder, or simulated.  [default: intel]")
-@click.option("--upstream-ca", metavar="PEM", help="CAs of upstream's TLS certificate.")
+@click.option("--collateral-ca", "upstream_ca", metavar="PEM", help="CAs of upstream's TLS certificate.")
 @click.option("--upstream-key-file", metavar="FILE", help="Intel's subscription key, or the PCCS's token.")
-@click.option("--simulated-machine", metavar="FILE", help="With --upstream simulated: the platform's machine file.")
+@click.option(
+    "--machine", "simulated_machine", metavar="FILE", help="With --upstream simulated: the platform's machine file."
+)
 @click.option("--trust-root", "trust_roots", metavar="PEM", multiple=True, help="Trust this root instead of Intel's.")
 @click.option("--fmspc", "fmspcs", metavar="HEX", multiple=True, help="Keep its collateral (tdx:HEX for TDX).")
 def collateral_service(config: CollateralServiceConfig) -> None:
@@ -386,6 +393,6 @@ def _key(config: CollateralServiceConfig) -> str | None:
         return None
     path = Path(config.upstream_key_file)
     if config.upstream_key_optional and not path.exists():
-        click.echo(f"collateral service: {path} is not there: upstream is asked without a key", err=True)
+        note(f"{path} is not there: upstream is asked without a key")
         return None
     return read_input(path, MAX_KEY, "upstream key").decode("ascii", "replace").strip()

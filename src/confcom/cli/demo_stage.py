@@ -103,7 +103,7 @@ class Stage:
     def start_helper(self) -> int:
         """Start `confcom quote-helper`, wait until it is ready, and give its process id."""
         log = self.run / "helper.log"
-        command = ("-P", "-m", "confcom", "quote-helper", "--socket", self.socket, "--simulated-machine", self.machine)
+        command = ("-P", "-m", "confcom", "quote-helper", "--socket", self.socket, "--machine", self.machine)
         process = self.start(*command, log=log)
         output = process.stdout
         if output is None or not select.select([output], [], [], START_TIMEOUT)[0] or not output.readline():

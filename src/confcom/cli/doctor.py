@@ -11,7 +11,7 @@ import click
 
 from confcom.cli.exit_codes import ExitCode
 from confcom.cli.inputs import parse_time, trust_roots
-from confcom.cli.options import FILE, json_option
+from confcom.cli.options import FILE, output_options
 from confcom.cli.outputs import print_json, printable
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ _ROOT = Path("/")
     help="What this process is, or would be: the quote helper needs more than its clients.",
 )
 @click.option("--socket", metavar="PATH", default="/var/run/aesmd/aesm.socket", show_default=True, help="Quote helper.")
-@click.option("--simulated-machine", metavar="FILE", type=FILE, help="Simulated machine.  [default: what the node has]")
+@click.option(
+    "--machine", "simulated_machine", metavar="FILE", type=FILE, help="Simulated machine.  [default: what the node has]"
+)
 @click.option("--collateral", metavar="PATH", type=FILE, help="Also look at this collateral (folder or file).")
 @click.option("--trust-root", metavar="PEM", multiple=True, help="Its root, if that is not Intel's. Repeatable.")
 @click.option("--at", metavar="RFC3339", help="Judge it as of this time. Default: now.")
@@ -41,7 +43,7 @@ _ROOT = Path("/")
     default=_ROOT,
     help="The root of another host, mounted here.",
 )
-@json_option
+@output_options
 def doctor(
     role: str,
     socket: str,

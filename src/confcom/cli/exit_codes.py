@@ -19,7 +19,6 @@ class ExitCode(IntEnum):
     COLLATERAL = 6
     PLATFORM = 7
     INTERRUPTED = 130
-    """Of a live view that Ctrl-C ended, as shells report it; other commands that are interrupted end with 1."""
 
 
 # The first class that fits decides, so subclasses stand before what they derive from.

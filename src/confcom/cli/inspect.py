@@ -10,7 +10,7 @@ import click
 
 from confcom.cli.exit_codes import ExitCode, exit_code
 from confcom.cli.inputs import read_input
-from confcom.cli.options import STREAM, json_option
+from confcom.cli.options import STREAM, output_options
 from confcom.cli.outputs import complain, print_json, printable
 from confcom.errors import ConfcomError, FormatError
 
@@ -31,7 +31,7 @@ _ENDLESS = 100_000
 
 @click.command("inspect")
 @click.argument("file", type=STREAM)
-@json_option
+@output_options
 def inspect(file: Path, as_json: bool) -> int:
     """Decode FILE and explain it: quote, report, certificate, revocation list, collateral, AESM frame, token.
 

@@ -1,19 +1,55 @@
-"""What commands print and the files that they write."""
+"""What commands print, and the files that they write. Every write is checked."""
 
 from __future__ import annotations
 
 import base64
+import io
 import json
+import os
+import secrets
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
-from confcom.errors import ConfcomError, ConfigError
+from confcom.errors import ConfcomError, ConfigError, OutputError
 
 WIDTH = 76
 """Characters per line of base64 on a terminal."""
+QUIET = "confcom.quiet"
+"""Key of click's context: whether notes are left out."""
+
+
+class _StandardOutput(io.FileIO):
+    """Descriptor 1. The first write that fails is an `OutputError`; what comes after it is dropped."""
+
+    _failed = False
+
+    def write(self, data: Any, /) -> int:  # noqa: ANN401 - bytes of any kind
+        if self._failed:
+            return memoryview(data).nbytes
+        try:
+            return super().write(data) or 0
+        except OSError as error:
+            self._failed = True
+            what, advice = f"cannot write to standard output: {error.strerror}", "Free space, or write elsewhere."
+            if isinstance(error, BrokenPipeError):
+                what, advice = "standard output was closed before everything was written", "Read it to its end."
+            raise OutputError(what, advice=advice) from error
+
+
+def check_output() -> None:
+    """Have every write to standard output checked from now on: a failure is an `OutputError`."""
+    if sys.stdout is None:  # closed by whoever called us: no file that is opened later may take its number
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 1)
+        encoding = "utf-8"
+    else:
+        encoding = sys.stdout.encoding
+    raw = io.BufferedWriter(_StandardOutput(1, "wb", closefd=False))
+    sys.stdout = io.TextIOWrapper(raw, encoding, errors="replace", line_buffering=os.isatty(1))
 
 
 def printable(text: object) -> str:
@@ -25,9 +61,22 @@ def complain(message: object, advice: str = "") -> None:
     """A message and its advice on standard error; of an error, its own advice."""
     if isinstance(message, ConfcomError):
         advice = advice or message.advice()
-    click.echo(f"confcom: {printable(message)}", err=True)
-    if advice:
-        click.echo(f"  what to do: {printable(advice)}", err=True)
+    with suppress(OSError):  # there is no other place to say so
+        click.echo(f"confcom: {printable(message)}", err=True)
+        if advice:
+            click.echo(f"  what to do: {printable(advice)}", err=True)
+
+
+def note(message: object) -> None:
+    """A remark on standard error that is no error; `--quiet` leaves it out."""
+    if not is_quiet():
+        complain(message)
+
+
+def is_quiet() -> bool:
+    """Whether `--quiet` was given."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.meta.get(QUIET))
 
 
 def print_json(document: Any) -> None:  # noqa: ANN401 - JSON
@@ -50,11 +99,26 @@ def write_output(path: Path | None, data: bytes, what: str) -> None:
 
 
 def write_file(path: Path, data: bytes, what: str, *, exclusive: bool = False) -> None:
-    """Write a file; with `exclusive`, an existing one is a `ConfigError` and stays."""
+    """Write a file, whole or not at all; with `exclusive`, an existing one is a `ConfigError` and stays.
+
+    What is no ordinary file (a pipe, a device) is written as it is.
+    """
     try:
-        with path.open("xb" if exclusive else "wb") as file:
-            file.write(data)
+        if path.exists() and not path.is_file():
+            with path.open("wb") as stream:
+                stream.write(data)
+            return
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            with draft.open("xb") as file:
+                file.write(data)
+            if exclusive:
+                os.link(draft, path)
+            else:
+                draft.replace(path)
+        finally:
+            draft.unlink(missing_ok=True)
     except FileExistsError as error:
         raise ConfigError(f"{path} exists already", advice="Name another file, or remove it first.") from error
     except OSError as error:
-        raise ConfigError(f"cannot write the {what} to {path}: {error.strerror}", advice="Check the path.") from error
+        raise OutputError(f"cannot write the {what} to {path}: {error.strerror}", advice="Check the path.") from error

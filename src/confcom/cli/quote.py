@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -13,21 +14,23 @@ import click
 
 from confcom.cli.inputs import MAX_HELD_DATA, parse_hex, read_input
 from confcom.cli.options import NO_MACHINE_ADVICE, STREAM
-from confcom.cli.outputs import complain, write_output
-from confcom.errors import ConfigError, PlatformUnavailable
+from confcom.cli.outputs import note, write_output
+from confcom.errors import ConfigError, PlatformBusy, PlatformUnavailable
 
 if TYPE_CHECKING:
     from confcom.formats.sgx import QeReportInfo
-    from confcom.platforms.interface import LocalEnclave, Platform
+    from confcom.platforms.interface import LocalEnclave, Platform, QuoteResult
     from confcom.platforms.quoting import QuoteSource, RequestedMode
 
 AESM_SOCKET = Path("/var/run/aesmd/aesm.socket")
 REPORT_DATA_SIZE = 64
 NONCE_SIZE = 16
+LOOK_EVERY = 0.2
+"""Seconds between two looks at whether the quote helper is there."""
 
 _NO_ENCLAVE_ADVICE = (
     'On SGX hardware, run the program under Gramine with sgx.remote_attestation = "dcap"; '
-    "elsewhere, name a simulated machine with --simulated-machine FILE (`confcom simulate machine`)."
+    "elsewhere, name a simulated machine with --machine FILE (`confcom simulate machine`)."
 )
 
 
@@ -44,6 +47,7 @@ class QuoteOptions:
     enclave: Path | None = None
     qe_report_nonce: str | None = None
     output: Path | None = None
+    wait: float = 0
     host: Path = Path("/")
 
 
@@ -59,8 +63,8 @@ class QuoteOptions:
 @click.option("--socket", metavar="PATH", type=STREAM, default=AESM_SOCKET, show_default=True, help="Quote helper.")
 @click.option("--platform", type=click.Choice(["auto", "intel", "simulated"]), default="auto", help="Default: auto.")
 @click.option(
-    "--simulated-machine",
     "--machine",
+    "simulated_machine",
     metavar="FILE",
     type=STREAM,
     help="Run a declared enclave on this machine.",
@@ -73,6 +77,13 @@ class QuoteOptions:
 )
 @click.option("--qe-report-nonce", metavar="HEX", help="16 bytes; have the QE report on the quote, and check that.")
 @click.option("-o", "--output", metavar="FILE", type=STREAM, help="Write the quote there, binary.")
+@click.option(
+    "--wait",
+    metavar="SECONDS",
+    type=click.FloatRange(0, 86400),
+    default=0,
+    help="Wait so long for a quote helper that is not there yet, or busy.  [default: not at all]",
+)
 @click.option("--host", metavar="FOLDER", type=STREAM, default=Path("/"), hidden=True, help="Where /dev is.")
 def quote(**options: Any) -> None:  # noqa: ANN401 - click fills QuoteOptions, which has the types
     """Get a quote on this machine, and say in one line which mode was chosen and why.
@@ -82,7 +93,7 @@ def quote(**options: Any) -> None:  # noqa: ANN401 - click fills QuoteOptions, w
     given = QuoteOptions(**options)
     report_data, nonce = _report_data(given), _nonce(given.qe_report_nonce)
     source, enclave = _source(given)
-    result = source.quote(report_data, nonce=nonce)
+    result = _quote(source, report_data, nonce, given.wait)
     if result.qe_report_info is not None:
         _check_qe_report(_present(enclave), result.qe_report_info)
     write_output(given.output, result.quote, "quote")
@@ -100,12 +111,12 @@ def _source(given: QuoteOptions) -> tuple[QuoteSource, LocalEnclave | None]:
     from confcom.platforms.quoting import QuoteMode, open_quote_source, process_mode
 
     decision = process_mode().decide(given.mode, os.environ, given.host)
-    complain(f"{decision}{_enclave_in_words(given)}")
+    note(f"{decision}{_enclave_in_words(given)}")
     under_gramine = decision.mode is QuoteMode.GRAMINE
     if under_gramine and (given.simulated_machine or given.enclave):
         raise ConfigError(
             "Gramine runs this process in an enclave of its own, and a simulated one was named too",
-            advice="Leave out --simulated-machine and --enclave.",
+            advice="Leave out --machine and --enclave.",
         )
     enclave = None if under_gramine else _enclave(given)
     source = open_quote_source(
@@ -117,6 +128,17 @@ def _source(given: QuoteOptions) -> tuple[QuoteSource, LocalEnclave | None]:
         simulated=enclave is not None,
     )
     return source, enclave
+
+
+def _quote(source: QuoteSource, report_data: bytes, nonce: bytes | None, wait: float) -> QuoteResult:
+    last = time.monotonic() + wait
+    while True:
+        try:
+            return source.quote(report_data, nonce=nonce)
+        except (PlatformUnavailable, PlatformBusy):
+            if time.monotonic() >= last:
+                raise
+        time.sleep(LOOK_EVERY)
 
 
 def _report_data(given: QuoteOptions) -> bytes:
@@ -159,7 +181,7 @@ def _enclave(given: QuoteOptions) -> LocalEnclave | None:
     if given.simulated_machine is not None or given.enclave is not None:
         raise ConfigError(
             "an enclave is declared, but no simulated machine runs it",
-            advice="Name the machine with --simulated-machine FILE, and leave the platform to auto.",
+            advice="Name the machine with --machine FILE, and leave the platform to auto.",
         )
     return None
 
@@ -178,4 +200,4 @@ def _present(enclave: LocalEnclave | None) -> LocalEnclave:
 
 def _check_qe_report(enclave: LocalEnclave, info: QeReportInfo) -> None:
     enclave.verify_report(info.qe_report)
-    complain(f"the QE itself reported on this quote, for nonce {info.nonce.hex()}")
+    note(f"the QE itself reported on this quote, for nonce {info.nonce.hex()}")

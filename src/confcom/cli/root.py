@@ -1,18 +1,103 @@
-"""The command group. Commands are imported when they are called, so that each needs only its own packages."""
+"""The command group: commands in their order, imported when they are called, with advice for lines of `az`."""
 
 from __future__ import annotations
 
+import importlib
 import os
+import shlex
 import sys
 import traceback
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import click
 
 from confcom.cli.exit_codes import ExitCode, exit_code
-from confcom.cli.lazy_group import CommandTable, LazyGroup
-from confcom.cli.outputs import complain
-from confcom.errors import ConfcomError
+from confcom.cli.options import check_variables
+from confcom.cli.outputs import QUIET, complain
+from confcom.errors import ConfcomError, ConfigError
+
+
+def spoken(command: click.Command) -> click.Command:
+    """Give a command, and those below it, the options that every command has: `-v` and `-q`."""
+    names = {name for parameter in command.params for name in parameter.opts}
+    if "--verbose" not in names:
+        command.params.append(_option("-v", "--verbose", "Print the traceback of an error."))
+    if "--quiet" not in names:
+        command.params.append(_option("-q", "--quiet", "Print results and errors only.", _be_quiet))
+    if isinstance(command, click.Group):
+        for below in command.commands.values():
+            spoken(below)
+    return command
+
+
+def _option(short: str, name: str, text: str, callback: Callable[..., None] | None = None) -> click.Option:
+    return click.Option([short, name], is_flag=True, expose_value=False, help=text, callback=callback)
+
+
+def _be_quiet(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        context.meta[QUIET] = True
+
+
+CommandTable = Mapping[str, tuple[str, str, str]]
+"""Name to module, attribute, and one line of help, which stands here so that `--help` imports no command."""
+
+
+class AzGroup(click.Group):
+    """Translates lines of `az aks` for the user: refuses them, and advises the same line as it is written here."""
+
+    AZ_COMMANDS: ClassVar[Mapping[str, str]] = {"enable-addons": "enable", "disable-addons": "disable"}
+    """Of `az aks` to `confcom addon`, which take the same options."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of their declaration."""
+        del ctx
+        return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command of the first word; a line of az is a `ConfigError` that advises ours."""
+        words, names = args, self.list_commands(ctx)
+        while words[:1] in (["az"], ["aks"]):
+            words = words[1:]
+        if words and words[0] in self.AZ_COMMANDS:
+            group = ["addon"] if "addon" in names else []
+            words = [*group, self.AZ_COMMANDS[words[0]], *words[1:]]
+        if words is args:
+            try:
+                return super().resolve_command(ctx, args)
+            except click.NoSuchCommand:  # click itself suggests only commands that are imported
+                raise click.NoSuchCommand(args[0], possibilities=names, ctx=ctx) from None
+        known = bool(words) and words[0] in names
+        line = shlex.join([*ctx.command_path.split(), *(words if known else ["addon", "--help"])])
+        raise ConfigError(f"{args[0]!r} is a word of az, not of confcom", advice=f"Type: {line}")
+
+
+class LazyGroup(AzGroup):
+    """Imports each command of its table when it is called."""
+
+    table: ClassVar[CommandTable]
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of the table."""
+        del ctx
+        return list(self.table)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command."""
+        del ctx
+        if cmd_name not in self.table:
+            return None
+        module, attribute, _ = self.table[cmd_name]
+        return spoken(getattr(importlib.import_module(module), attribute))
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the table without importing anything."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, self.table[name][2]) for name in self.list_commands(ctx)])
+
 
 COMMANDS: CommandTable = {
     "demo": ("confcom.cli.demo", "demo", "Show the whole system on this machine, on the simulated platform."),
@@ -44,6 +129,13 @@ COMMANDS: CommandTable = {
     "simulate": ("confcom.cli.simulate", "simulate", "Make simulated machines and export their collateral."),
 }
 
+RENAMED = {
+    "--simulated-machine": "--machine",
+    "--ca-certificates": "--collateral-ca",
+    "--upstream-ca": "--collateral-ca",
+}
+"""Options that had another name up to version 0.1; the old one works until 1.0, with a remark."""
+
 
 class _Root(LazyGroup):
     """The commands of the table."""
@@ -55,29 +147,34 @@ class _Root(LazyGroup):
     cls=_Root,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-@click.option("--verbose", is_flag=True, help="Print the traceback of an error.")
-@click.version_option(package_name="confcom")
-def root(verbose: bool) -> None:
+@click.version_option(None, "-V", "--version", package_name="confcom")
+def root() -> None:
     """Confidential computing on Kubernetes nodes with Intel SGX.
 
     Exit codes: 0 ok (verify: accepted) · 1 unexpected · 2 usage or configuration · 3 malformed input · 4 not
-    authentic · 5 refused by policy or TCB · 6 collateral missing, stale, unsound or unreachable · 7 platform.
+    authentic · 5 refused by policy or TCB · 6 collateral missing, stale, unsound or unreachable · 7 platform ·
+    130 interrupted.
     """
-    del verbose  # read in run(), which also sees errors before the group is entered
+    check_variables(os.environ)
+
+
+spoken(root)
 
 
 def run(arguments: list[str]) -> int:
     """Run a command line and return its exit code; nothing escapes as a traceback unless --verbose asks for it."""
-    verbose = "--verbose" in arguments
+    verbose = not {"-v", "--verbose"}.isdisjoint(arguments)
     try:
-        code: Any = root.main(args=arguments, prog_name="confcom", standalone_mode=False)
+        code: Any = root.main(args=_renamed(arguments), prog_name="confcom", standalone_mode=False)
+        sys.stdout.flush()
     except ConfcomError as error:
         _trace(verbose)
         complain(error)
         return exit_code(error)
-    except click.exceptions.Abort:
-        complain("interrupted")
-        return ExitCode.UNEXPECTED
+    except click.exceptions.Abort as abort:  # an interrupt, or no answer to a question
+        interrupted = isinstance(abort.__cause__ or abort.__context__, KeyboardInterrupt)
+        complain("interrupted" if interrupted else "aborted: nothing was changed")
+        return ExitCode.INTERRUPTED if interrupted else ExitCode.UNEXPECTED
     except click.ClickException as error:
         error.show()
         return ExitCode.USAGE
@@ -88,15 +185,22 @@ def run(arguments: list[str]) -> int:
             "install confcom[cli] for tools, confcom[node,services,kube] for what runs on a cluster",
         )
         return ExitCode.USAGE
-    except BrokenPipeError:
-        # The reader of our output has closed it; Python must not report that again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.OK
     except Exception as error:  # noqa: BLE001 - the outermost handler: users see a sentence, not a traceback
         _trace(verbose)
         complain(f"unexpected {type(error).__name__}: {error}", "run again with --verbose and report what it prints")
         return ExitCode.UNEXPECTED
     return int(code) if isinstance(code, int) else ExitCode.OK
+
+
+def _renamed(arguments: list[str]) -> list[str]:
+    """The arguments, with options by their present names."""
+    found = []
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if option in RENAMED:
+            complain(f"{option} is now called {RENAMED[option]}")
+        found.append(f"{RENAMED.get(option, option)}{equals}{value}")
+    return found
 
 
 def _trace(verbose: bool) -> None:

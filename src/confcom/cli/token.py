@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from confcom.cli.options import STREAM, identity_options, json_option, trust_root_option
+from confcom.cli.options import STREAM, identity_options, output_options, trust_root_option
 from confcom.cli.outputs import print_json, printable
 from confcom.errors import ConfcomError, ConfigError
 
@@ -23,7 +23,7 @@ def token() -> None:
 
 @token.command("inspect")
 @click.argument("file", type=STREAM, metavar="TOKEN")
-@json_option
+@output_options
 @click.pass_context
 def inspect_token(context: click.Context, file: Path, as_json: bool) -> None:
     """Show header and claims of TOKEN, as `confcom inspect` does. Nothing is verified."""
@@ -51,7 +51,7 @@ def inspect_token(context: click.Context, file: Path, as_json: bool) -> None:
 )
 @click.option("--collateral", metavar="PATH-OR-URL", help="What judges that enclave's quote, as of `confcom verify`.")
 @trust_root_option
-@json_option
+@output_options
 def verify(
     file: Path,
     keys: Path,

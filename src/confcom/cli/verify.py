@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from confcom.cli.options import FILE, STREAM, identity_options, json_option, trust_root_option
+from confcom.cli.options import (
+    COLLATERAL_VARIABLE,
+    FILE,
+    POLICY_VARIABLE,
+    STREAM,
+    identity_options,
+    output_options,
+    trust_root_option,
+)
 
 _TD_OPTIONS = (
     ("--mr-td", "HEX", "TDs: accept this initial image (MRTD)."),
@@ -46,7 +54,9 @@ def _td_options(command: Callable[..., int]) -> Callable[..., int]:
 @click.option(
     "--collateral",
     metavar="PATH-OR-URL",
-    help="Folder, collateral.json, store, or URL of a collateral service; also intel, pccs, thim. Default: your store.",
+    envvar=COLLATERAL_VARIABLE,
+    help="Folder, collateral.json, store, or URL of a collateral service; also intel, pccs, thim. "
+    f"Default: ${COLLATERAL_VARIABLE}, else your store.",
 )
 @click.option(
     "--collateral-ca",
@@ -72,7 +82,8 @@ def _td_options(command: Callable[..., int]) -> Callable[..., int]:
     "--policy",
     metavar="FILE",
     type=STREAM,
-    help="Policy file (TOML, YAML or JSON); options given here replace its keys.",
+    envvar=POLICY_VARIABLE,
+    help=f"Policy file (TOML, YAML or JSON); options given here replace its keys. Default: ${POLICY_VARIABLE}.",
 )
 @identity_options
 @_td_options
@@ -81,7 +92,7 @@ def _td_options(command: Callable[..., int]) -> Callable[..., int]:
 @click.option("--accept-tcb", metavar="STATUS,…", help="TCB statuses that are good enough. Default: UpToDate.")
 @click.option("--allow-debug", is_flag=True, help="Accept debug enclaves and TDs: their memory is open.")
 @click.option("--html", metavar="FILE", type=FILE, help="Also write the report as one HTML file.")
-@json_option
+@output_options
 def verify(**options: Any) -> int:  # noqa: ANN401 - `run` has the types
     """Verify and appraise EVIDENCE: a quote, an Open Enclave report or Open Enclave evidence; binary, hex or base64.
 

@@ -6,7 +6,8 @@ error can name the file; whether it is genuine is for `verify_collateral` to say
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
@@ -66,24 +67,29 @@ def load_bundle(path: Path | str) -> Collateral:
     return Collateral(**parts, source=str(path), places=places)  # type: ignore[arg-type]
 
 
-def save_bundle(collateral: Collateral, folder: Path) -> None:
-    """Write one file per part into the folder, which is made if need be; parts of an earlier bundle are replaced."""
+def save_bundle(collateral: Collateral, folder: Path, *, beside: Mapping[str, bytes] | None = None) -> None:
+    """Write one file per part into the folder, which is made if need be; parts of an earlier bundle are replaced.
+
+    `beside` are further files by name. Nothing is replaced before everything is written.
+    """
+    files = dict(beside or {})
+    for part, (names, _) in _FILES.items():
+        if (data := getattr(collateral, part)) is not None:
+            files[_name_for(data, names)] = data
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for part, (names, _) in _FILES.items():
-            _write_part(folder, names, getattr(collateral, part))
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as drafts:
+            for name, data in files.items():
+                (Path(drafts) / name).write_bytes(data)
+            for name in {name for names, _ in _FILES.values() for name in names} - files.keys():
+                (folder / name).unlink(missing_ok=True)
+            for name in files:
+                (Path(drafts) / name).replace(folder / name)
     except OSError as error:
         raise CollateralError(
             f"the collateral cannot be written to {folder}: {error.strerror}",
             advice="Name a folder that can be written.",
         ) from error
-
-
-def _write_part(folder: Path, names: tuple[str, ...], data: bytes | None) -> None:
-    for name in names:
-        (folder / name).unlink(missing_ok=True)
-    if data is not None:
-        (folder / _name_for(data, names)).write_bytes(data)
 
 
 def to_json(collateral: Collateral) -> bytes:

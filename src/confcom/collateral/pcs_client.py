@@ -204,7 +204,7 @@ class _Question:
             return _Failure(
                 CollateralUnavailable(
                     f"{self.what}: the TLS certificate of {self.service} is not trusted: {error}",
-                    advice="Name the CA that issued it (--ca-certificates FILE).",
+                    advice="Name the CA that issued it (--collateral-ca FILE).",
                 ),
                 retryable=False,
             )

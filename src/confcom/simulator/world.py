@@ -226,8 +226,4 @@ class SimulatedWorld:
 
     def export_collateral(self, folder: Path, now: datetime | None = None) -> None:
         """Write collateral as `publish` gives it, one file per part, and `root_ca.pem` beside it."""
-        save_bundle(self.publish(now), folder)
-        try:
-            (folder / ROOT_FILE).write_bytes(self.root_pem())
-        except OSError as error:
-            raise ConfigError(f"cannot write to {folder}: {error.strerror}") from error
+        save_bundle(self.publish(now), folder, beside={ROOT_FILE: self.root_pem()})

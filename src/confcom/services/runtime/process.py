@@ -85,9 +85,12 @@ def _convert(kind: type[_Config], values: Mapping[str, Any], source: str, *, str
     return {name: getattr(config, name) for name in values}
 
 
-def configure_logging(*, verbose: bool = False, pretty: bool | None = None) -> None:
-    """Set up the process's log on stderr: lines of JSON, or columns on a terminal (or as `pretty` says)."""
-    level = "debug" if verbose else "info"
+def configure_logging(*, verbose: bool = False, quiet: bool = False, pretty: bool | None = None) -> None:
+    """Set up the process's log on stderr: lines of JSON, or columns on a terminal (or as `pretty` says).
+
+    `verbose` adds debugging, `quiet` leaves warnings and errors.
+    """
+    level = "debug" if verbose else "warning" if quiet else "info"
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
