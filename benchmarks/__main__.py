@@ -30,6 +30,7 @@ from benchmarks import (
     quote_helper_peer,
     quote_helper_updates,
     scale,
+    scrape,
     store_crash,
     verification,
     webhook,
@@ -55,6 +56,7 @@ BENCHMARKS: dict[str, Callable[[], Iterable[Row]]] = {
     "attestation": attestation.rows,
     "epc-use": epc_use.rows,
     "metrics-api": metrics_api.rows,
+    "scrape": scrape.rows,
     "scale": scale.rows,
 }
 HEAD = """# Performance
