@@ -193,6 +193,7 @@ def test_a_certificate_with_evidence_shows_the_enclave_behind_its_key(browser: B
         assert "✓ ACCEPTED" in page.words
         assert "certificate with evidence" in page.words
         assert "bound by SHA-256 of the key in PEM" in page.words
+        assert "the attested certificate itself2026-11-20 09:302026-11-22 09:30valid" in page.text
         assert "the policy of OpenEnclave permits" in page.words
     stolen = certificates.Certificate(((certificates.OE_REPORT, evidence),), key=other, **dates).build()
     page = browser.judge(stolen)

@@ -20,6 +20,7 @@ from markupsafe import Markup
 
 from confcom.appraisal.findings import Check
 from confcom.appraisal.result import AttestationResult, identity
+from confcom.pki.chain import Window
 from confcom.report.pictures import LevelPicture, TimeLine, level_pictures, time_line
 from confcom.report.summary import Summary
 
@@ -57,7 +58,10 @@ class Report:
         if verified is None:
             return cls(summary, checks=result.checks, sets=sets)
         who = identity(verified.quote.body)
-        line = time_line((*verified.collateral.windows, *verified.chain.windows), verified.verified_at)
+        windows = [*verified.collateral.windows, *verified.chain.windows]
+        if own := result.certificate:
+            windows.append(Window("the attested certificate itself", own.not_before, own.not_after))
+        line = time_line(windows, verified.verified_at)
         return cls(summary, verified.simulated, result.checks, who, level_pictures(verified), line, sets)
 
 
