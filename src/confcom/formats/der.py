@@ -1,6 +1,6 @@
 """DER (X.690): elements, the values that certificates hold, and the parts of a certificate (RFC 5280 §4.1).
 
-Strict: lengths and integers in their shortest form only, tags of one byte. Nothing here is verified, and no algorithm
+Strict: lengths and integers in their shortest form only. Nothing here is verified, and no algorithm
 is known. A `DerError` is a sentence without the name of the document, which the caller adds.
 """
 
@@ -35,27 +35,32 @@ class DerError(ValueError):
 
 
 def elements(data: bytes) -> list[Element]:
-    """The elements that `data` is a row of."""
+    """The elements that `data` is a row of. A tag of several bytes begins with one that no caller knows."""
     found: list[Element] = []
     start, end = 0, len(data)
     try:
-        while start < end:
-            tag, length, content = data[start], data[start + 1], start + 2
+        for _ in range(MAX_ELEMENTS):
+            if start >= end:
+                break
+            length, content = data[start + 1], start + 2
             if length > 0x7F:
                 content += length & 0x7F
-                size, length = length & 0x7F, int.from_bytes(data[start + 2 : content], "big")
-                if not 0 < size <= _MAX_SIZE_OF_LENGTH or length < 0x80 or length >> 8 * (size - 1) == 0:
-                    raise DerError("the bytes are not its DER: a length is not in its shortest form")
+                length = _long_length(data[start + 2 : content])
             stop = content + length
-            if stop > end:
-                raise DerError(CUT_OFF)
-            if tag & 0x1F == 0x1F or len(found) == MAX_ELEMENTS:
-                raise DerError("the bytes are not its DER: a tag of several bytes, or too many elements")
-            found.append((tag, data[content:stop], data[start:stop]))
+            found.append((data[start], data[content:stop], data[start:stop]))
             start = stop
     except IndexError:
         raise DerError(CUT_OFF) from None
+    if start != end:
+        raise DerError(CUT_OFF if start > end else "the bytes are not its DER: too many elements")
     return found
+
+
+def _long_length(data: bytes) -> int:
+    length = int.from_bytes(data, "big")
+    if not 0 < len(data) <= _MAX_SIZE_OF_LENGTH or length < 0x80 or length >> 8 * (len(data) - 1) == 0:
+        raise DerError("the bytes are not its DER: a length is not in its shortest form")
+    return length
 
 
 def content_of(data: bytes, tag: int, place: str) -> bytes:
