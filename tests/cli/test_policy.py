@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,3 +82,23 @@ def test_inspect_shows_the_signer(tmp_path: Path, capsys: pytest.CaptureFixture[
     shown = json.loads(capsys.readouterr().out)
     assert (shown["kind"], shown["fields"]["isv_svn"]) == ("signed-enclave", 12)
     assert len(shown["fields"]["mr_signer"]) == 64
+
+
+def test_a_policy_of_the_enclave_in_an_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    layer, image = tmp_path / "layer.tar", tmp_path / "image.tar"
+    for name in ("app", "qe"):
+        (tmp_path / f"{name}.so").write_bytes(enclave_file(sigstruct(name)))
+    with tarfile.open(layer, "w") as archive:
+        archive.add(tmp_path / "app.so", "opt/app.so")
+        archive.add(tmp_path / "qe.so", "usr/lib/qe.so")
+    (tmp_path / "manifest.json").write_text('[{"Layers": ["layer.tar"]}]')
+    with tarfile.open(image, "w") as archive:
+        for name in ("layer.tar", "manifest.json"):
+            archive.add(tmp_path / name, name)
+    assert run(["policy", "from", str(image)]) == ExitCode.MALFORMED
+    assert "Name one with --file: /opt/app.so, /usr/lib/qe.so." in capsys.readouterr().err
+    assert run(["policy", "from", str(image), "--file", "/opt/app.so"]) == ExitCode.OK
+    of_image = capsys.readouterr().out
+    assert run(["policy", "from", str(tmp_path / "app.so")]) == ExitCode.OK
+    assert capsys.readouterr().out == of_image
+    assert run(["policy", "from", str(tmp_path / "app.so"), "--file", "x"]) == ExitCode.USAGE

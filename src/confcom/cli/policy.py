@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from confcom.cli.inputs import read_input
 from confcom.cli.options import STREAM, json_option
 from confcom.cli.outputs import print_json, printable, write_file
+from confcom.errors import ConfigError
+
+if TYPE_CHECKING:
+    from confcom.appraisal.enclave_file import SignedEnclave
 
 
 @click.group()
@@ -18,17 +25,19 @@ def policy() -> None:
 
 @policy.command("from")
 @click.argument("enclave", type=STREAM)
+@click.option("--file", "inside", metavar="PATH", help="The enclave in an image that has several.")
 @click.option("-o", "--output", metavar="FILE", type=STREAM, help="Write the policy there. Default: standard output.")
-def from_enclave(enclave: Path, output: Path | None) -> None:
-    """Write the policy that accepts exactly the signed enclave file ENCLAVE.
+def from_enclave(enclave: Path, inside: str | None, output: Path | None) -> None:
+    """Write the policy that accepts exactly the signed enclave file ENCLAVE, or that of a saved container image.
 
     Reads the SIGSTRUCT: who signed (MRSIGNER), which build (MRENCLAVE), product and security version. Its signature is
-    checked; whether you trust the signer is for you to decide. For `confcom verify --policy`.
+    checked; whether you trust the signer is for you to decide. For `confcom verify --policy`. An image is what `docker
+    save` or `podman save` write, or an archive of the OCI's layout.
     """
     # Here: cryptography is slow to load, and --help does without.
-    from confcom.appraisal.enclave_file import MAX_ENCLAVE, policy_text, read_signed_enclave
+    from confcom.appraisal.enclave_file import policy_text
 
-    signed = read_signed_enclave(read_input(enclave, MAX_ENCLAVE, "enclave"))
+    signed = _signed_enclave(enclave, inside)
     if output is None:
         click.echo(policy_text(signed), nl=False)
     else:
@@ -61,6 +70,24 @@ def try_policy(draft: Path, recorded: tuple[Path, ...], current: Path | None, as
     else:
         show_trial(found)
     return ExitCode.OK
+
+
+def _signed_enclave(enclave: Path, inside: str | None) -> SignedEnclave:
+    from confcom.appraisal.enclave_file import MAX_ENCLAVE, read_signed_enclave
+    from confcom.appraisal.image_file import is_archive, read_image_enclave
+
+    # Images are large: they are not read as a whole. What cannot be opened is explained below.
+    if str(enclave) != "-":
+        with suppress(OSError), enclave.open("rb") as stream:
+            if is_archive(stream.read(512)):
+                stream.seek(0)
+                return read_image_enclave(stream, inside)
+    data = read_input(enclave, MAX_ENCLAVE, "enclave")
+    if is_archive(data[:512]):
+        return read_image_enclave(io.BytesIO(data), inside)
+    if inside is not None:
+        raise ConfigError(f"--file names a file in an image, and {enclave} is none", advice="Leave it out.")
+    return read_signed_enclave(data)
 
 
 @policy.command()

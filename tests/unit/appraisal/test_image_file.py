@@ -1,0 +1,151 @@
+"""Signed enclaves in saved images: layers in their order, whiteouts, both forms of archive, and hostile ones."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Mapping, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from confcom.appraisal import image_file
+from confcom.appraisal.image_file import enclaves_of, is_archive, read_image_enclave
+from confcom.errors import FormatError
+from confcom.simulator.declaration import measure
+from signed_enclaves import enclave_file, sigstruct
+
+APP, OTHER = enclave_file(sigstruct("app")), enclave_file(sigstruct("other"))
+Files = Mapping[str, bytes | None]
+
+
+def tar(files: Files) -> bytes:
+    """An archive; None makes a folder."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.type = tarfile.DIRTYPE if content is None else tarfile.REGTYPE
+            member.size = len(content or b"")
+            archive.addfile(member, io.BytesIO(content or b""))
+    return made.getvalue()
+
+
+def saved(*layers: Files) -> bytes:
+    """As `docker save` writes it; the layers stand in the reverse order in the archive."""
+    names = [f"{number}/layer.tar" for number in range(len(layers))]
+    files = {name: tar(layer) for name, layer in reversed(list(zip(names, layers, strict=True)))}
+    return tar(files | {"manifest.json": json.dumps([{"Config": "x", "Layers": names}]).encode()})
+
+
+def oci(*layers: Files, platforms: Sequence[str] = ("amd64",)) -> bytes:
+    """An archive of the OCI's layout, its layers packed with gzip, with an index of platforms."""
+    blobs: dict[str, bytes] = {}
+
+    def blob(content: bytes) -> dict[str, str]:
+        digest = hashlib.sha256(content).hexdigest()
+        blobs[f"blobs/sha256/{digest}"] = content
+        return {"digest": f"sha256:{digest}"}
+
+    manifest = blob(json.dumps({"layers": [blob(gzip.compress(tar(layer))) for layer in layers]}).encode())
+    index = [manifest | {"platform": {"architecture": platform, "os": "linux"}} for platform in platforms]
+    inner = blob(json.dumps({"manifests": index}).encode())
+    return tar(blobs | {"index.json": json.dumps({"manifests": [inner]}).encode()})
+
+
+def found(image: bytes) -> dict[str, bytes]:
+    return {path: enclave.mr_enclave for path, enclave in enclaves_of(io.BytesIO(image)).items()}
+
+
+@pytest.mark.parametrize("archive", [saved, oci])
+def test_enclaves_are_found_as_the_container_sees_them(archive: object) -> None:
+    image = archive(  # type: ignore[operator]
+        {"app/one.so": APP, "app/two.so": APP, "opt/": None, "opt/a.so": APP, "usr/lib/x.so": b"\x7fELF" * 99},
+        {"./app/one.so": OTHER, "app/.wh.two.so": b"", "opt/.wh..wh..opq": b"", "opt/b.so": APP},
+        {"app/readme": b"text"},
+    )
+    assert is_archive(image[:512])
+    assert found(image) == {"app/one.so": measure("enclave other"), "opt/b.so": measure("enclave app")}
+
+
+def test_a_folder_that_is_deleted_takes_its_files_along_and_no_others() -> None:
+    image = saved({"app/x/e.so": APP, "app/xy/e.so": APP}, {"app/.wh.x": b""})
+    assert list(found(image)) == ["app/xy/e.so"]
+
+
+def test_of_several_platforms_that_of_sgx_counts() -> None:
+    image = oci({"e.so": APP}, platforms=("amd64",))
+    assert list(found(image)) == ["e.so"]
+    with pytest.raises(FormatError, match="holds 2 images for amd64"):
+        found(oci({"e.so": APP}, platforms=("amd64", "amd64")))
+
+
+def test_one_of_several_has_to_be_named() -> None:
+    image = saved({"app/one.so": APP, "lib/qe3.so": OTHER})
+    with pytest.raises(FormatError, match="has 2 signed enclaves") as caught:
+        read_image_enclave(io.BytesIO(image))
+    assert caught.value.advice() == "Name one with --file: /app/one.so, /lib/qe3.so."
+    assert read_image_enclave(io.BytesIO(image), "/app/one.so").mr_enclave == measure("enclave app")
+    with pytest.raises(FormatError, match="no signed enclave at /app") as caught:
+        read_image_enclave(io.BytesIO(image), "/app")
+    assert "/app/one.so, /lib/qe3.so" in caught.value.advice()
+
+
+def test_copies_of_one_enclave_are_one() -> None:
+    assert read_image_enclave(io.BytesIO(saved({"a.so": APP, "b.so": APP}))).mr_enclave == measure("enclave app")
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (saved({"app": b"\x7fELF"}), "has no signed enclave in it"),
+        (tar({"x": b"y"}), "is no image: it has neither manifest.json nor index.json"),
+        (tar({"manifest.json": b"{"}), "has a malformed manifest.json"),
+        (tar({"manifest.json": b"[" * 100_000}), "has a malformed manifest.json"),
+        (tar({"manifest.json": b"[]"}), "holds 0 images"),
+        (tar({"manifest.json": b'[{"Layers":["gone"]}]'}), "lacks gone, which it names"),
+        (tar({"manifest.json": b'[{"Layers":["x"]}]', "x": None}), "lacks x"),
+        (tar({"manifest.json": b'[{"Layers":["x"]}]', "x": b"\x28\xb5\x2f\xfd"}), "packed with zstd"),
+        (tar({"manifest.json": b'[{"Layers":["x"]}]', "x": b"\x1f\x8b nonsense"}), "cannot be read"),
+        (saved({"a": APP})[:2000], "cannot be read|lacks|is no image"),
+        (b"", "cannot be read"),
+    ],
+)
+def test_what_is_no_image_is_explained(image: bytes, said: str) -> None:
+    with pytest.raises(FormatError, match=said):
+        read_image_enclave(io.BytesIO(image))
+
+
+def test_a_header_that_announces_a_long_name_is_refused_before_it_is_read() -> None:
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 1 << 33
+    layer = header.tobuf(tarfile.GNU_FORMAT)
+    image = tar({"manifest.json": b'[{"Layers":["x"]}]', "x": layer})
+    with pytest.raises(FormatError, match="has a header of 8589934592 bytes"):
+        found(image)
+
+
+def test_limits_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    bomb = oci({"zeros": bytes(20 << 20)})
+    monkeypatch.setattr(image_file, "MAX_UNPACKED", 1 << 20)
+    with pytest.raises(FormatError, match="unpacks to more than"):
+        found(bomb)
+    monkeypatch.undo()
+    monkeypatch.setattr(image_file, "MAX_FILES", 3)
+    with pytest.raises(FormatError, match="has more than 3 files"):
+        found(saved({f"{number}": b"" for number in range(4)}))
+
+
+@given(some.data())
+def test_any_change_of_an_image_is_read_or_refused(data: some.DataObject) -> None:
+    image = bytearray(saved({"app/one.so": APP}))
+    for _ in range(data.draw(some.integers(1, 4))):
+        image[data.draw(some.integers(0, len(image) - 1))] = data.draw(some.integers(0, 255))
+    try:
+        found(bytes(image))
+    except FormatError:
+        return
