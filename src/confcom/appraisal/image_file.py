@@ -69,6 +69,10 @@ class _Saved(msgspec.Struct):
     Layers: list[str]
 
 
+_SAVED = msgspec.json.Decoder(list[_Saved])
+_INDEX = msgspec.json.Decoder(_Index)
+
+
 def is_archive(head: bytes) -> bool:
     """Whether a file that begins with these 512 bytes is a tar archive."""
     return head[257:262] == _MAGIC
@@ -111,7 +115,7 @@ def enclaves_of(stream: BinaryIO) -> dict[str, SignedEnclave]:
 def _layers(archive: tarfile.TarFile, members: _Members) -> list[str]:
     """Names of the layers, the lowest first."""
     if "manifest.json" in members:
-        saved = _document(archive, members, "manifest.json", list[_Saved])
+        saved = _document(archive, members, "manifest.json", _SAVED)
         if len(saved) != 1:
             raise _wrong(f"holds {len(saved)} images", "Save one image.")
         names: list[str] = saved[0].Layers
@@ -127,7 +131,7 @@ def _layers(archive: tarfile.TarFile, members: _Members) -> list[str]:
 def _manifest(archive: tarfile.TarFile, members: _Members, name: str) -> _Index:
     """The manifest behind an index; of several platforms, that of linux/amd64."""
     for _ in range(3):
-        found = _document(archive, members, name, _Index)
+        found = _document(archive, members, name, _INDEX)
         if not found.manifests:
             return found
         wanted = [one for one in found.manifests if one.platform.get("architecture", "amd64") == "amd64"]
@@ -141,12 +145,12 @@ def _blob(descriptor: _Descriptor) -> str:
     return f"blobs/{descriptor.digest.replace(':', '/')}"
 
 
-def _document(archive: tarfile.TarFile, members: _Members, name: str, kind: type[_Kind]) -> _Kind:
+def _document(archive: tarfile.TarFile, members: _Members, name: str, decoder: msgspec.json.Decoder[_Kind]) -> _Kind:
     data = _open(archive, members, name).read(MAX_DOCUMENT + 1)
     if len(data) > MAX_DOCUMENT:
         raise _wrong(f"has a document {name} of more than {MAX_DOCUMENT} bytes", _SAVE)
     try:
-        return msgspec.json.decode(data, type=kind)
+        return decoder.decode(data)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise _wrong(f"has a malformed {name}: {error}", _SAVE) from error
 
