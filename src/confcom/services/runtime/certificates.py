@@ -124,7 +124,11 @@ class CertificateMetrics:
         """Show when the certificate in use expires; nothing without TLS."""
         if tls is not None:
             name, text = f"{self._prefix}_certificate_expiry_timestamp_seconds", "When the certificate in use expires."
-            self._registry.register(Reading(name, text, lambda: tls.expires.timestamp()))
+
+            def expiry() -> float | None:
+                return None if (expires := tls.expires) is None else expires.timestamp()
+
+            self._registry.register(Reading(name, text, expiry))
 
 
 class Holding(NamedTuple):

@@ -50,8 +50,8 @@ class ServerTls:
         context.sni_callback = self._choose
 
     @property
-    def expires(self) -> datetime:
-        """When the certificate in use expires."""
+    def expires(self) -> datetime | None:
+        """When the certificate in use expires; None if its dates cannot be read."""
         raise NotImplementedError
 
     async def watch(self) -> None:
@@ -69,11 +69,11 @@ class ReloadingTls(ServerTls):
         self._files = files
         self._seen = files.fingerprint()
         super().__init__(_load(files))
-        self._expires = _expiry(files.certificate.read_bytes())
+        self._expires = _expiry(files.certificate)
 
     @property
-    def expires(self) -> datetime:
-        """When the certificate in use expires."""
+    def expires(self) -> datetime | None:
+        """When the certificate in use expires; None if its dates cannot be read."""
         return self._expires
 
     def reload(self) -> bool:
@@ -84,7 +84,7 @@ class ReloadingTls(ServerTls):
         self._seen = found
         try:
             self._current = _load(self._files)
-            self._expires = _expiry(self._files.certificate.read_bytes())
+            self._expires = _expiry(self._files.certificate)
         except ConfigError as error:
             structlog.get_logger().warning("tls.reload", outcome="failed", reason=error.message)
             return False
@@ -108,8 +108,8 @@ class HeldTls(ServerTls):
         super().__init__(_load_held(certificate, key))
 
     @property
-    def expires(self) -> datetime:
-        """When the certificate in use expires."""
+    def expires(self) -> datetime | None:
+        """When the certificate in use expires; None if its dates cannot be read."""
         return _expiry(self._pair[0])
 
     def use(self, certificate: bytes, key: bytes) -> None:
@@ -185,8 +185,13 @@ def _load(files: TlsFiles) -> ssl.SSLContext:
     return context
 
 
-def _expiry(chain: bytes) -> datetime:
-    return x509.load_pem_x509_certificate(chain).not_valid_after_utc
+def _expiry(chain: Path | bytes) -> datetime | None:
+    # OpenSSL serves certificates that this parser refuses.
+    try:
+        pem = chain if isinstance(chain, bytes) else chain.read_bytes()
+        return x509.load_pem_x509_certificate(pem).not_valid_after_utc
+    except (OSError, ValueError):
+        return None
 
 
 def _refuse_password() -> str:
