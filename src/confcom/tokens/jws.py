@@ -53,8 +53,7 @@ class SigningKey:
     def from_pem(cls, data: bytes, name: str) -> SigningKey:
         """A private key and its certificate from one PEM file; anything else is a `ConfigError` with its name."""
         try:
-            private: Any = load_pem_private_key(data, password=None)
-            certificate = x509.load_pem_x509_certificate(data)
+            private, certificate = _loaded(data)
         except (ValueError, TypeError) as error:
             raise ConfigError(
                 f"{name} is no signing key: {error}", advice="Put an unencrypted private key and its certificate there."
@@ -205,6 +204,12 @@ def _once(members: list[tuple[str, Any]]) -> None:
 
 def _signed_part(header: Mapping[str, Any], claims: Mapping[str, Any]) -> str:
     return ".".join(encode_base64url(msgspec.json.encode(part)) for part in (header, claims))
+
+
+@lru_cache(maxsize=64)
+def _loaded(data: bytes) -> tuple[Any, x509.Certificate]:
+    """Key and certificate of a PEM file. The check of an RSA key takes as long as a hundred signatures."""
+    return load_pem_private_key(data, password=None), x509.load_pem_x509_certificate(data)
 
 
 @lru_cache(maxsize=64)

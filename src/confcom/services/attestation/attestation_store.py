@@ -351,6 +351,11 @@ class AttestationStore:
             raise ConfigError(f"the store cannot be used: {_reason(error)}") from error
 
 
+HOLD = 0.005
+"""Seconds for which a record may wait for others."""
+QUIET_TURNS = 3
+
+
 class AuditWriter:
     """Records appraisals before their callers are answered: one transaction at a time, with all that came meanwhile."""
 
@@ -372,8 +377,18 @@ class AuditWriter:
         """End the thread."""
         self._thread.close()
 
+    async def _gather(self) -> None:
+        """Wait until no record joins in a few turns of the event loop: a transaction costs as much as several."""
+        loop = asyncio.get_running_loop()
+        latest, known, turns = loop.time() + HOLD, 0, 0
+        while turns < QUIET_TURNS and loop.time() < latest:
+            turns = turns + 1 if len(self._pending) == known else 0
+            known = len(self._pending)
+            await asyncio.sleep(0)
+
     async def _run(self) -> None:
         while self._pending:
+            await self._gather()
             batch, self._pending = self._pending, []
             entries = [entry for entry, _ in batch]
             outcome: Exception | None = None

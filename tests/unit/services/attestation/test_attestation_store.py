@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from confcom.services.attestation.attestation_store import (
     METADATA,
     AttestationStore,
     AuditRecord,
+    AuditWriter,
     RecordFilter,
     StoredPolicy,
 )
@@ -209,6 +211,27 @@ def test_a_nonce_is_used_once_and_forgotten_when_it_is_no_longer_good(tmp_path: 
     assert len(store.nonce_secret()) == 32
     assert other.nonce_secret() == store.nonce_secret()
     other.close()
+
+
+def test_records_that_come_together_share_a_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attestation_store, "HOLD", 60.0)
+    batches: list[list[str]] = []
+
+    async def appraisal(writer: AuditWriter, number: int) -> None:
+        # Each gets there some turns of the event loop after the one before.
+        for _ in range(2 * number):
+            await asyncio.sleep(0)
+        await writer.record(_record(number))
+        assert any(f"e{number}" in batch for batch in batches)
+
+    async def all_of_them() -> None:
+        writer = AuditWriter(lambda entries: batches.append([entry.evidence_hash for entry in entries]))
+        await asyncio.gather(*(appraisal(writer, number) for number in range(8)))
+        await appraisal(writer, 0)
+        writer.close()
+
+    asyncio.run(all_of_them())
+    assert batches == [[f"e{number}" for number in range(8)], ["e0"]]
 
 
 def _tables(path: Path) -> list[str]:
