@@ -276,7 +276,7 @@ def top_shown(nodes: int) -> Callable[[], object]:
     """`top`, with the lines as text."""
 
     async def ask() -> None:
-        async with ClusterEpc.open(kubeconfig(nodes), None) as source:
+        async with ClusterEpc.open(kubeconfig(nodes), None, "confcom-top") as source:
             found = await overview(source)
         assert len(found.nodes) == nodes
         assert len(found.pods) == nodes * 3

@@ -25,7 +25,7 @@ from confcom.admission.quote_modes import OUT_OF_PROC, Choice, mode_of, read_ann
 from confcom.admission.workloads import find_pods
 from confcom.appraisal.findings import Check, finding, passed
 from confcom.cluster.epc_overview import ClusterEpc
-from confcom.cluster.objects import OWNER_KINDS, ClusterObjects, Object, Ref
+from confcom.cluster.objects import OWNER_KINDS, Object, Ref
 from confcom.errors import ClusterError, ClusterRefused, ConfigError, FormatError
 from confcom.manifests.addon_state import AddonState, parse_state
 from confcom.manifests.objects import NAMESPACE
@@ -112,11 +112,11 @@ def place_of(word: str, namespace: str | None, default: str) -> tuple[str, str]:
     return place
 
 
-async def gather(objects: ClusterObjects, epc: ClusterEpc, namespace: str, name: str) -> Facts:
+async def gather(cluster: ClusterEpc, namespace: str, name: str) -> Facts:
     """Read all that there is to say of a pod; `ClusterRefused` if it does not exist or may not be read."""
     ref = Ref("v1", "Pod", namespace, name)
     try:
-        pod = await objects.get(ref)
+        pod = await cluster.get(ref)
     except ClusterRefused as refused:
         advice = f"Ask for the right to get pods in namespace {namespace}."
         raise ClusterRefused(refused.message, status=refused.status, reason=refused.reason, advice=advice) from refused
@@ -133,10 +133,10 @@ async def gather(objects: ClusterObjects, epc: ClusterEpc, namespace: str, name:
             return without
 
     about = parse_pod(pod)
-    addon = await read(_state(objects), None)
-    events = await read(objects.events_of(ref), [])
-    written, written_in = await read(_written(objects, pod), (None, ""))
-    found = await read(overview(epc, node=about.node), Overview((), ()))
+    addon = await read(_state(cluster), None)
+    events = await read(cluster.events_of(ref), [])
+    written, written_in = await read(_written(cluster, pod), (None, ""))
+    found = await read(overview(cluster, node=about.node), Overview((), ()))
     return Facts(
         *(pod, about, [one for one in events if (one.get("involvedObject") or {}).get("uid") == about.uid]),
         addon=addon,
@@ -148,18 +148,18 @@ async def gather(objects: ClusterObjects, epc: ClusterEpc, namespace: str, name:
     )
 
 
-async def _state(objects: ClusterObjects) -> AddonState | None:
-    settings = await objects.get(STATE_REF)
+async def _state(cluster: ClusterEpc) -> AddonState | None:
+    settings = await cluster.get(STATE_REF)
     return None if settings is None else parse_state(settings.get("data") or {})
 
 
-async def _written(objects: ClusterObjects, pod: Object) -> tuple[Json | None, str]:
+async def _written(cluster: ClusterEpc, pod: Object) -> tuple[Json | None, str]:
     """The pod of the object that owns this one, or of `kubectl apply`; and where it stands."""
     metadata = pod["metadata"]
     for owner in metadata.get("ownerReferences") or ():
         if owner.get("controller") and _OWNERS.get(owner["kind"]) == owner["apiVersion"]:
             ref = Ref(owner["apiVersion"], owner["kind"], metadata["namespace"], owner["name"])
-            holder = await objects.get(ref)
+            holder = await cluster.get(ref)
             return (None, "") if holder is None else (_first_pod(holder), f"{owner['kind']} {owner['name']}")
     applied = (metadata.get("annotations") or {}).get(LAST_APPLIED)
     if applied is None:

@@ -163,7 +163,7 @@ def run(
     view = View(pattern, order, enclaves)
 
     async def work() -> None:
-        async with ClusterEpc.open(kubeconfig, context) as cluster:
+        async with ClusterEpc.open(kubeconfig, context, "confcom-top") as cluster:
 
             async def ask() -> Overview:
                 return view.arrange(await overview(cluster, namespace=namespace, addon=addon))

@@ -35,14 +35,10 @@ def why(pod: str, namespace: str | None, output: str, kubeconfig: str | None, co
 
         from confcom.addon.why import explain, gather, place_of
         from confcom.cluster.epc_overview import ClusterEpc
-        from confcom.cluster.objects import ClusterObjects
 
         async def work() -> Explanation:
-            async with (
-                ClusterObjects.open(kubeconfig, context, "confcom-why") as objects,
-                ClusterEpc.open(kubeconfig, context) as epc,
-            ):
-                return explain(await gather(objects, epc, *place_of(pod, namespace, objects.namespace)), now())
+            async with ClusterEpc.open(kubeconfig, context, "confcom-why") as cluster:
+                return explain(await gather(cluster, *place_of(pod, namespace, cluster.namespace)), now())
 
         found = asyncio.run(work())
     if output == "json":

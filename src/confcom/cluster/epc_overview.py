@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any, Self
+from typing import Any
 
 import msgspec
-from lightkube import AsyncClient
 from lightkube.core.generic_client import BasicRequest
 
-from confcom.cluster.client import cluster_errors, open_client
+from confcom.cluster.client import cluster_errors
 from confcom.cluster.nodes import JsonPod
-from confcom.cluster.objects import NODE_KIND
+from confcom.cluster.objects import NODE_KIND, ClusterObjects
 from confcom.errors import ClusterError, ClusterRefused, FormatError
-from confcom.protocols.epc import CANONICAL, EpcNode, EpcPod, parse_node, parse_pod
+from confcom.protocols.epc import EpcNode, EpcPod, parse_node, parse_pod
 from confcom.protocols.prometheus_text import MAX_PAGE
 
 CHUNK = 500
@@ -28,29 +25,14 @@ class _Status(msgspec.Struct):
 _STATUS = msgspec.json.Decoder(_Status)
 
 
-class ClusterEpc:
-    """One cluster, with the rights of the kubeconfig's user."""
-
-    def __init__(self, client: AsyncClient, resource: str = CANONICAL) -> None:
-        # lightkube's signatures know only its own models; everything here is plain JSON.
-        self._client: Any = client
-        self._resource = resource
-
-    @classmethod
-    @asynccontextmanager
-    async def open(cls, kubeconfig: str | None, context: str | None, resource: str = CANONICAL) -> AsyncIterator[Self]:
-        """The cluster of a kubeconfig."""
-        client = open_client(kubeconfig, context=context, field_manager="confcom-top")
-        try:
-            yield cls(client, resource)
-        finally:
-            await client.close()
+class ClusterEpc(ClusterObjects):
+    """One cluster, with the rights of the kubeconfig's user: beside its objects the EPC of nodes and pods."""
 
     async def nodes(self) -> list[EpcNode]:
         """Every node."""
         with cluster_errors("cannot list the nodes", advice="Ask for the right to list nodes."):
             listed = self._client.list(NODE_KIND.resource, chunk_size=CHUNK)
-            return [parse_node(dict(document), self._resource) async for document in listed]
+            return [parse_node(dict(document)) async for document in listed]
 
     async def pods(self, namespace: str | None = None, labels: dict[str, str] | None = None) -> list[EpcPod]:
         """Pods of a namespace, or of all; malformed ones are skipped."""
