@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import time
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,14 @@ from confcom.appraisal.findings import Check
 from confcom.appraisal.policy_file import PolicyFile
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.appraisal.result import judge
+from confcom.pki.serving_pair import Authority
 from confcom.report.html import Report, report_document
 from confcom.services.attestation.attestation_store import AttestationStore, AuditRecord
 from confcom.simulator.td import td_report
 from confcom.simulator.world import SimulatedWorld
 from confcom.tokens.azure import AttestationType
 from report_reader import SCRIPT
-from running_attestation_service import NOW, TOKEN, RunningAttestation, enclave_quote
+from running_attestation_service import NOW, TOKEN, RunningAttestation, enclave_quote, running_attestation
 
 TAB, ENTER, CONTROL, SPACE = "\ue004", "\ue007", "\ue009", "\ue00d"
 LOOKS = [(size, scheme) for size in ("desktop", "phone") for scheme in ("light", "dark")]
@@ -187,6 +189,27 @@ def test_a_file_is_chosen_or_dropped(
     large.write_bytes(bytes(1 << 20))
     browser.find("#file").send_keys(str(large))
     browser.wait("document.getElementById('state').textContent.includes('too large')")
+
+
+def test_over_tls_cookies_are_of_this_host_alone(browser, tmp_path: Path, world: SimulatedWorld) -> None:
+    now = datetime.fromtimestamp(time.time(), UTC)
+    authority = Authority.make("servers", now=now, lifetime=timedelta(days=1))
+    pair = authority.issue(("127.0.0.1",), now=now, lifetime=timedelta(days=1), common_name="server")
+    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    certificate.write_bytes(pair.certificate)
+    key.write_bytes(pair.key)
+    tls = {"insecure_http": False, "tls_certificate": str(certificate), "tls_key": str(key)}
+    with running_attestation(tmp_path, world, **tls) as service:
+        assert service.url.startswith("https://")
+        sign_in(browser, service)
+        cookies = {cookie["name"]: cookie for cookie in browser.driver.get_cookies()}
+        with browser.leaving():
+            browser.find("nav button").click()
+        left = {cookie["name"] for cookie in browser.driver.get_cookies()}
+    assert set(cookies) == {"__Host-confcom-admin", "__Host-confcom-form"}
+    assert all(each["secure"] and each["httpOnly"] and each["path"] == "/" for each in cookies.values())
+    assert [cookies[name]["sameSite"] for name in sorted(cookies)] == ["Strict", "Lax"]
+    assert left == {"__Host-confcom-form"}
 
 
 def test_hostile_strings_run_nowhere(browser, service: RunningAttestation, world: SimulatedWorld) -> None:
