@@ -70,7 +70,7 @@ def _find_tdx_module(what: str, version: int, tcb_info: TcbInfo) -> TdxModuleIde
 
 
 def _mask(value: bytes, mask: bytes) -> bytes:
-    return bytes(left & right for left, right in zip(value, mask, strict=True))
+    return (int.from_bytes(value) & int.from_bytes(mask)).to_bytes(len(value))
 
 
 def _mismatch(name: str, expected: str, found: str) -> MismatchError:

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeAlias
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -92,12 +92,14 @@ STEPS = (
 
 CACHE_SIZE = 256
 """Platforms, and sets of collateral, that one verifier remembers. Only what verified is remembered."""
-_QES = 4
-"""Attestation keys of one platform that are remembered: a QE has one, until it is updated."""
-_TCBS = 16
-"""TCB evaluations of one platform that are remembered: one for each QE and TDX module."""
+_ATTESTERS = 16
+"""Attesters of one platform that are remembered: one for each attestation key of its QE and each TDX module."""
 
 _OTHER_PLATFORM = "Fetch the collateral that belongs to this platform (its TEE, FMSPC, PCE-ID and CA) and verify again."
+
+
+_Attester: TypeAlias = tuple[ec.EllipticCurvePublicKey, TcbEvaluation]
+"""The attestation key of a QE, and the TCB of what it attests."""
 
 
 @dataclass(slots=True)
@@ -108,9 +110,8 @@ class _Platform:
     collateral: VerifiedCollateral
     valid_from: datetime
     valid_until: datetime
-    # The attestation keys that steps 7 to 9 proved, by QE report and key; and what step 6 and 11 found, by SVNs.
-    keys: Memory[ec.EllipticCurvePublicKey] = field(default_factory=lambda: Memory(_QES))
-    tcbs: Memory[TcbEvaluation] = field(default_factory=lambda: Memory(_TCBS))
+    # Attestation keys that steps 7 to 9 proved, with the TCB of steps 6 and 11; by QE report, key and SVNs.
+    attesters: Memory[_Attester] = field(default_factory=lambda: Memory(_ATTESTERS))
 
     @classmethod
     def of(cls, chain: VerifiedChain, collateral: VerifiedCollateral) -> _Platform:
@@ -157,19 +158,15 @@ class QuoteVerifier:
         # (2) to (5) what the platform and its collateral decide
         platform = self._platform(pck_chain, collateral, parsed.tee)
         _check_named_platform(certification, platform.chain.extension, collateral)
-        # (6) the TDX modules are ones that Intel describes; judged (11) already, if their SVNs were met before
-        svns = _svns(parsed)
-        tcb = platform.tcbs.get(svns)
-        modules = _match_modules(parsed, platform) if tcb is None else ()
-        # (7) to (9) the PCK key signed the report of a QE of Intel's, which binds the attestation key
-        key = _attestation_key(parsed, platform)
+        # (6) to (9), (11) what the QE and the SVNs decide
+        statement, qe_signature = _statement(parsed), certification.qe_report_signature
+        known = platform.attesters.get(statement, qe_signature)
+        key, tcb = known or _attester(parsed, platform)
         # (10) the attestation key signed this quote
         signed = sha256(parsed.signed_bytes).digest()
         ecdsa.verify(key, parsed.signature.signature, signed, step="quote-signature", what="the quote")
-        # (11) TCB levels
-        if tcb is None:
-            tcb = _evaluate(parsed, platform, modules)
-            platform.tcbs.add(svns, tcb)
+        if known is None:
+            platform.attesters.add(statement, (key, tcb), exact=qe_signature)
         if not any_tcb:
             _refuse_hopeless(tcb)
         # (12) dates
@@ -332,21 +329,17 @@ def _check_not_revoked(chain: VerifiedChain, collateral: VerifiedCollateral) -> 
             )
 
 
-def _attestation_key(quote: Quote, platform: _Platform) -> ec.EllipticCurvePublicKey:
-    """Steps 7 to 9, remembered for each QE report and key of the platform."""
+def _attester(quote: Quote, platform: _Platform) -> _Attester:
+    """Steps 6 to 9 and 11, remembered for each QE report, key and set of SVNs of the platform."""
     certification, key = quote.signature.certification, quote.signature.attestation_key
-    report, signature = bytes(certification.qe_report), certification.qe_report_signature
-    bound = key + certification.qe_authentication_data
-    # The report has a fixed size, so that what follows it is no part of it.
-    statement = sha256(report + bound).digest()
-    known = platform.keys.get(statement, signature)
-    if known is not None:
-        return known
+    # (6) the TDX modules are ones that Intel describes
+    modules = _match_modules(quote, platform)
     # (7) the PCK key signed the QE report
-    signed = sha256(report).digest()
-    ecdsa.verify(platform.chain.leaf, signature, signed, step="qe-report-signature", what="the QE report")
+    signed = sha256(bytes(certification.qe_report)).digest()
+    pck, signature = platform.chain.leaf, certification.qe_report_signature
+    ecdsa.verify(pck, signature, signed, step="qe-report-signature", what="the QE report")
     # (8) the QE report binds the attestation key. The upper half of its report data is free: Intel's QE writes zeros.
-    expected, found = sha256(bound).digest(), certification.qe_report.report_data[:32]
+    expected, found = _bound(quote), certification.qe_report.report_data[:32]
     if expected != found:
         raise BindingError(
             "the quoting enclave does not vouch for the key that signed this quote",
@@ -356,9 +349,18 @@ def _attestation_key(quote: Quote, platform: _Platform) -> ec.EllipticCurvePubli
         )
     # (9) the QE is the one that Intel describes
     match_qe_identity(certification.qe_report, platform.collateral.qe_identity)
-    known = ecdsa.load_public_key(key, step="quote-signature")
-    platform.keys.add(statement, known, exact=signature)
-    return known
+    # (11) TCB levels
+    return ecdsa.load_public_key(key, step="quote-signature"), _evaluate(quote, platform, modules)
+
+
+def _bound(quote: Quote) -> bytes:
+    """What the QE report has to say of the attestation key."""
+    return sha256(quote.signature.attestation_key + quote.signature.certification.qe_authentication_data).digest()
+
+
+def _statement(quote: Quote) -> bytes:
+    """The digest of all that steps 6 to 9 and 11 look at, apart from the platform."""
+    return sha256(b"".join((bytes(quote.signature.certification.qe_report), _bound(quote), _svns(quote)))).digest()
 
 
 def _svns(quote: Quote) -> bytes:

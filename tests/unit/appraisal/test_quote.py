@@ -382,7 +382,7 @@ def test_a_qe_report_is_known_by_its_exact_signature(world, make_quote, verifier
     assert _verifications(lambda: verifier.verify(other, collateral, now=now)) == 2
     assert _verifications(lambda: verifier.verify(other, collateral, now=now)) == 1
     (entry,) = verifier._platforms._entries.values()
-    assert len(entry.value.keys) == 1
+    assert len(entry.value.attesters) == 1
 
 
 def _accepted_after_change(quote: bytes, offset: int, verify) -> bool:
