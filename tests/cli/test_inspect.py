@@ -146,6 +146,21 @@ def test_what_cannot_be_decoded_gets_one_clear_message(inspect: Inspect, content
     assert found["error"]["code"] == "malformed-input"
 
 
+def test_the_answer_of_a_service_is_the_token_in_it(inspect: Inspect) -> None:
+    bare = inspect(token({"iss": "someone"}), "--json").out
+    answer = inspect(json.dumps({"token": token({"iss": "someone"}).decode()}).encode(), "--json").out
+    assert json.loads(answer)["fields"] == json.loads(bare)["fields"]
+    assert inspect(b'{"token": 5}').code == 3
+
+
+def test_a_member_of_a_token_that_stands_twice_is_named(inspect: Inspect) -> None:
+    """Readers differ in which of the two counts."""
+    payload = base64.urlsafe_b64encode(b'{"iss": "good", "iss": "evil"}').rstrip(b"=")
+    outcome = inspect(b".".join((token({}).split(b".")[0], payload, b"AA")))
+    assert outcome.code == 3
+    assert "'iss' stands twice" in outcome.err
+
+
 def test_text_of_a_token_cannot_steer_the_terminal(inspect: Inspect) -> None:
     outcome = inspect(token({HOSTILE: HOSTILE, "[bold]": ["[link=http://x]y[/link]"]}))
     assert outcome.code == 0

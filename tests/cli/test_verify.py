@@ -442,6 +442,15 @@ def test_a_set_that_is_not_there_is_undecided_and_leaves_the_first_verdict(verif
     assert outcome.code == 0
     assert outcome.json["sets"][1]["verdict"] == "undecided"
     assert verify("--update", "99", collateral=store).code == 6
+    between = verify("--json", "--update", "standard,99,early", collateral=store).json["sets"]
+    assert [one["verdict"] for one in between] == ["accepted", "undecided", "refused"]
+
+
+def test_a_folder_is_the_set_of_its_own_number_and_of_no_other(verify) -> None:
+    number = verify("--json").json["tcb_evaluation_data_number"]
+    assert verify("--json", "--update", str(number)).json["verdict"] == "accepted"
+    other = verify("--json", "--update", f"standard,{number + 1}")
+    assert (other.code, [one["verdict"] for one in other.json["sets"]]) == (0, ["accepted", "undecided"])
 
 
 def test_the_own_store_is_asked_when_no_collateral_is_named(verify, store: Path, monkeypatch) -> None:

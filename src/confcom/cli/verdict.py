@@ -205,17 +205,18 @@ class CollateralChoice:
     pck_chain: bytes | None = None
 
     def collateral(self, quote: Quote, update: Update) -> Collateral:
-        """The collateral; a bundle is taken as it is, a store or a service is asked for this platform.
+        """The collateral; a bundle is taken as it is, but for a set by its number; others are asked for this platform.
 
         With `pck_chain` (PEM), that is the chain beside the quote; a quote with another chain is a `ConfigError`.
         """
         self._check_chain(quote)
-        if self.source is None:
+        if self.source is None and not isinstance(update, int):
             bundle = load_bundle(Path(self.name))
             return bundle if self.pck_chain is None else bundle.with_pck_chain(self.pck_chain)
-        from confcom.collateral.sources import fetch_for_quote
+        from confcom.collateral.sources import BundleSource, fetch_for_quote
 
-        return fetch_for_quote(self.source, quote, self.roots, update=update, pck_chain=self.pck_chain)
+        source = self.source or BundleSource(Path(self.name))
+        return fetch_for_quote(source, quote, self.roots, update=update, pck_chain=self.pck_chain)
 
     def _check_chain(self, quote: Quote) -> None:
         own = quote.signature.certification.certification_data

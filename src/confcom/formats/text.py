@@ -1,4 +1,4 @@
-"""Bytes written as text: marks of encodings that editors and shells put before it, and base64 in its four spellings."""
+"""Bytes written as text: byte order marks and UTF-16, base64 in its four spellings, members of JSON."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import binascii
 import codecs
 import string
+from typing import Any
 
 _DIGITS = f"{string.ascii_letters}{string.digits}+/-_".encode()
 _STANDARD = bytes.maketrans(b"-_", b"+/")
@@ -42,3 +43,17 @@ def decode_base64(text: str) -> bytes:
         return binascii.a2b_base64(digits.translate(_STANDARD) + b"=" * (-len(digits) % 4))
     except binascii.Error as error:
         raise ValueError(f"is not base64: {error}") from error
+
+
+def members_once(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object for `json.loads(object_pairs_hook=…)`, in which no member stands twice: readers differ in which counts.
+
+    Raises:
+        ValueError: a member stands twice.
+    """
+    found: dict[str, Any] = {}
+    for name, value in members:
+        if name in found:
+            raise ValueError(f"{name[:40]!r} stands twice in one object")
+        found[name] = value
+    return found

@@ -21,7 +21,7 @@ from joserfc.jwk import ECKey, RSAKey
 from joserfc.jws import JWSRegistry
 
 from confcom.errors import ConfigError, FormatError
-from confcom.formats.text import decode_base64, encode_base64url
+from confcom.formats.text import decode_base64, encode_base64url, members_once
 
 MAX_TOKEN = 256 << 10
 """Characters of a compact JWS."""
@@ -188,18 +188,10 @@ def _object(data: bytes, field: str) -> dict[str, Any]:
     try:
         found = _OBJECT.decode(data)
         # msgspec keeps the last of several members of one name, other readers the first.
-        json.loads(data, object_pairs_hook=_once)
+        json.loads(data, object_pairs_hook=members_once)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise FormatError(f"is no JSON object: {error}", structure="JWS", field=field) from None
     return found
-
-
-def _once(members: list[tuple[str, Any]]) -> None:
-    seen: set[str] = set()
-    for name, _ in members:
-        if name in seen:
-            raise ValueError(f"{name[:40]!r} stands twice in one object")
-        seen.add(name)
 
 
 def _signed_part(header: Mapping[str, Any], claims: Mapping[str, Any]) -> str:

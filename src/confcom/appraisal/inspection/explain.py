@@ -231,6 +231,9 @@ def _json(text: bytes, size: int) -> Inspection:
     if {"tcbLevels", "mrsigner"} <= keys:
         items = collateral.identity_items(SignedEnclaveIdentity(text, b"").enclave_identity())
         return found("enclave-identity", "enclave identity without its signature", items)
+    held = msgspec.json.decode(text).get("token")
+    if isinstance(held, str):
+        return found("attestation-token", "attestation token (JWT) in an answer", token.token_items(held.encode()))
     names = ", ".join(repr(key[:40]) for key in sorted(keys)[:8]) or "nothing"
     raise _refusal(f"this is a JSON object with {names} in it, which is nothing that is known here")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from confcom.appraisal.inspection.items import Item, group, listing
 from confcom.errors import FormatError
-from confcom.formats.text import decode_base64
+from confcom.formats.text import decode_base64, members_once
 
 MAX_TOKEN = 256 * 1024
 """Bytes. Azure's take 4 to 12 kB."""
@@ -72,7 +72,9 @@ def _base64url(text: bytes, field: str) -> bytes:
 
 def _object(text: bytes, field: str) -> dict[str, Any]:
     try:
-        found = json.loads(_base64url(text, field), parse_constant=_no_number, parse_float=_finite)
+        found = json.loads(
+            _base64url(text, field), parse_constant=_no_number, parse_float=_finite, object_pairs_hook=members_once
+        )
     except (ValueError, RecursionError) as error:
         if isinstance(error, FormatError):
             raise
