@@ -48,6 +48,10 @@ TASKS: dict[str, tuple[str, list[list[str]]]] = {
     "figures": ("sizes of modules, and modules on the five walks", [["python", "scripts/figures.py"]]),
     "fuzz": ("bounded fuzzing of every parser", [["python", "scripts/fuzz.py"]]),
     "bench": ("the benchmarks, each beside its limit or peer", [["python", "-m", "benchmarks"]]),
+    "soak": (
+        "the memory of the attestation service during a million calls",
+        [["python", "-m", "benchmarks.attestation", "--requests", "1000000"]],
+    ),
     "interop": ("clients that others wrote, built from their sources", [["python", "scripts/interop.py"]]),
     "observe": ("alerts, dashboards and systemd units, with Prometheus", [["python", "scripts/observe.py"]]),
     "api": ("the attestation service against its OpenAPI document", [["python", "scripts/api_document.py"]]),
