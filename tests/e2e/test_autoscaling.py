@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ NAME, NAMESPACE = "enclaves", "e2e"
 API = "/apis/custom.metrics.k8s.io/v1beta2"
 METRICS = f"{API}/namespaces/{NAMESPACE}"
 MIB = 1 << 20
+FILES = Path(__file__).resolve().parents[2] / "deploy" / "autoscaling"
 
 pytestmark = pytest.mark.promise("M14")
 
@@ -258,3 +260,8 @@ def test_quotes_per_second_are_those_of_the_pod(
 def _rate(cluster: Kubectl, name: str) -> str:
     found = _values(cluster, f"pods/{name}/sgx_quotes_per_second").get(name, "")
     return "" if found == "0" else found
+
+
+@pytest.mark.parametrize("path", sorted(FILES.glob("hpa-*.yaml")), ids=lambda path: path.stem)
+def test_the_api_server_takes_the_files_for_autoscalers(scaling: Addon, cluster: Kubectl, path: Path) -> None:
+    cluster("apply", "-n", NAMESPACE, "--dry-run=server", "--validate=strict", "-f", str(path))
