@@ -51,6 +51,7 @@ class Exporters:
         self._port = port
         self._known: dict[tuple[str, str], Exporter] = {}
         self._ca = b""
+        self._reading = asyncio.Lock()
         self._client: httpx2.AsyncClient | None = None
         self._logged: dict[str, str] = {}
 
@@ -117,11 +118,7 @@ class Exporters:
             try:
                 async with asyncio.timeout(self._config.timeout):
                     page = await self._page(client, exporter)
-                # Read in a thread; kept in the event loop, where answers are made.
-                if exporter.component == "metrics":
-                    exporter.take_epc(await asyncio.to_thread(parse_epc_page, page), time.monotonic())
-                else:
-                    exporter.take_quotes(await asyncio.to_thread(parse_quotes_page, page), time.monotonic())
+                await self._take(exporter, page)
                 reason = ""
             except TimeoutError:
                 reason = f"no answer within {self._config.timeout:g} s"
@@ -131,6 +128,16 @@ class Exporters:
                 reason = error.message
         exporter.failure = reason
         self._note(f"{exporter.component} of node {exporter.node}", reason)
+
+    async def _take(self, exporter: Exporter, page: str) -> None:
+        # Read in a thread, because a page may be large; one at a time, because threads of Python would together keep
+        # the event loop from answering. Kept in the event loop, where answers are made.
+        read = time.monotonic()
+        async with self._reading:
+            if exporter.component == "metrics":
+                exporter.take_epc(await asyncio.to_thread(parse_epc_page, page), read)
+            else:
+                exporter.take_quotes(await asyncio.to_thread(parse_quotes_page, page), read)
 
     async def _page(self, client: httpx2.AsyncClient, exporter: Exporter) -> str:
         address = f"[{exporter.address}]" if ":" in exporter.address else exporter.address
