@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import sys
 import tempfile
@@ -43,7 +44,7 @@ def record() -> None:
             page.scrape()
         folder = Path(name) / "prometheus"
         folder.mkdir()
-        with _prometheus(folder, pages) as url:
+        with running_prometheus(folder, pages) as url:
             begun = time.time()
             for turn in range(SECONDS):
                 for page in pages:
@@ -59,7 +60,8 @@ def record() -> None:
 
 
 @contextmanager
-def _prometheus(folder: Path, pages: Sequence[Any]) -> Iterator[str]:
+def running_prometheus(folder: Path, pages: Sequence[Any], rules: Sequence[Path] = ()) -> Iterator[str]:
+    """The URL of a Prometheus that scrapes these pages, with the labels that the add-on's monitors give."""
     jobs = [
         {
             "job_name": page.component, "scheme": "https" if page.https else "http",
@@ -68,11 +70,14 @@ def _prometheus(folder: Path, pages: Sequence[Any]) -> Iterator[str]:
         }
         for page in pages
     ]  # fmt: skip
-    config = {"global": {"scrape_interval": "2s", "scrape_timeout": "2s"}, "scrape_configs": jobs}
+    times = {"scrape_interval": "2s", "scrape_timeout": "2s", "evaluation_interval": "2s"}
+    config = {"global": times, "scrape_configs": jobs, "rule_files": [str(path) for path in rules]}
     (folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML
-    url = "http://127.0.0.1:19090"
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    url = f"http://{address}"
     command = [str(prometheus("prometheus")), f"--config.file={folder}/prometheus.yml"]
-    command += [f"--storage.tsdb.path={folder}/data", "--web.listen-address=127.0.0.1:19090"]
+    command += [f"--storage.tsdb.path={folder}/data", f"--web.listen-address={address}"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             deadline = time.monotonic() + 60

@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
         print(f"observe: {problem}", file=sys.stderr)
         return 1
     command = [sys.executable, "-m", "pytest", *TESTS, "--timeout", "900", *arguments]
-    environment = os.environ | {"CONFCOM_OBSERVE": "1"}
+    environment = os.environ | {"CONFCOM_TEST_OBSERVE": "1"}
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 

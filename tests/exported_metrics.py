@@ -245,7 +245,8 @@ def _metrics_api(folder: Path, machine: Path, stack: ExitStack) -> Page:
 
 
 def _run(*arguments: str) -> None:
-    subprocess.run([*CONFCOM, *arguments], check=True, capture_output=True)
+    done = subprocess.run([*CONFCOM, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def _daemon(stack: ExitStack, folder: Path, *arguments: str, **settings: str) -> None:

@@ -97,7 +97,7 @@ def queries() -> dict[str, str]:
 
 def test_prometheus_reads_every_query(tmp_path: Path) -> None:
     program = prometheus("promtool")
-    if program is None and os.environ.get("CONFCOM_OBSERVE") == "1":
+    if program is None and os.environ.get("CONFCOM_TEST_OBSERVE") == "1":
         pytest.fail("there is no promtool")
     if program is None:
         pytest.skip("there is no promtool here: ./dev observe downloads one")

@@ -22,7 +22,7 @@ from documented import ROOT
 FILES = sorted(GRAFANA.glob("*.json"))
 SCHEMA = ROOT / "tests" / "interop" / "grafana"
 BUILT = ROOT / "build" / "grafana"
-REQUIRED = os.environ.get("CONFCOM_OBSERVE") == "1"
+REQUIRED = os.environ.get("CONFCOM_TEST_OBSERVE") == "1"
 
 
 def panels(path: Path) -> list[dict[str, Any]]:
