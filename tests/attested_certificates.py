@@ -213,7 +213,13 @@ def every_format() -> dict[str, tuple[bytes, str, str]]:
             "open-enclave-report",
             "SHA-256 of the key in PEM",
         ),
-        "maa": (one(OE_REPORT, quote(pem_digest)), "open-enclave-report", "SHA-256 of the key in PEM"),
+        "maa": (
+            Certificate(
+                ((OLD_OE_REPORT, der.write(der.OCTET_STRING, quote(pem_digest))), (OLD_OE_EVIDENCE, b"\x02\x01\x01"))
+            ).build(),
+            "open-enclave-report",
+            "SHA-256 of the key in PEM",
+        ),
         "ego": (
             year_one(one(OE_REPORT, oe_report(quote(key_digest)))),
             "open-enclave-report",

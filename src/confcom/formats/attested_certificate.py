@@ -5,7 +5,8 @@
 | interoperable RA-TLS | 2.23.133.5.4.9 (DICE) | CBOR: tag 60000, array of quote and claims, byte strings both |
 | Gramine before 1.8 | 0.6.9.42.840.113741.1337.6: its tag and length are part of it twice | quote |
 | Intel's SDK before 2.22 | 1.2.840.113741.1.13.1, the OID of the PCK extension | quote |
-| Open Enclave, EGo, Azure Attestation | 1.3.6.1.4.1.311.105.1, formerly 1.2.840.113556.10.1.1 | report or quote |
+| Open Enclave, EGo | 1.3.6.1.4.1.311.105.1, formerly 1.2.840.113556.10.1.1 | report |
+| Azure Attestation | 1.2.840.113556.10.1.1 | quote in an OCTET STRING; a number under 1.2.840.113556.10.1.2 |
 | Open Enclave | 1.3.6.1.4.1.311.105.2, formerly 1.2.840.113556.10.1.2 | evidence |
 
 Sources: CCC-Attestation/interoperable-ra-tls; Gramine's `ra_tls.h`; Intel SDK's `sgx_ttls`; Open Enclave's
@@ -208,13 +209,29 @@ class AttestedCertificate:
 
 
 def evidence_extensions(parts: CertificateParts) -> list[tuple[CertificateFormat, bytes]]:
-    """The extensions that carry evidence, in their order. A PCK certificate has its own content under Intel's OID."""
+    """The extensions that carry evidence, in their order.
+
+    Two have other content elsewhere: PCK certificates a SEQUENCE under Intel's OID, Azure Attestation's a number.
+    """
     return [
         (EVIDENCE_EXTENSIONS[identifier], value)
         for identifier, (_, value) in parts.extensions.items()
-        if identifier in EVIDENCE_EXTENSIONS
-        and not (EVIDENCE_EXTENSIONS[identifier] is CertificateFormat.INTEL and value[:1] == bytes((der.SEQUENCE,)))
+        if identifier in EVIDENCE_EXTENSIONS and (EVIDENCE_EXTENSIONS[identifier], value[:1]) not in _OTHER_CONTENT
     ]
+
+
+_OTHER_CONTENT = {
+    (CertificateFormat.INTEL, bytes((der.SEQUENCE,))),
+    (CertificateFormat.OE_EVIDENCE, bytes((der.INTEGER,))),
+}
+
+
+def unwrapped(content: bytes) -> bytes:
+    """The content of an extension without the OCTET STRING that Azure Attestation puts around it."""
+    try:
+        return der.content_of(content, der.OCTET_STRING, "extension")
+    except der.DerError:
+        return content
 
 
 def _evidence(kind: CertificateFormat, content: bytes) -> EvidenceFile:
@@ -223,7 +240,7 @@ def _evidence(kind: CertificateFormat, content: bytes) -> EvidenceFile:
         raise FormatError(f"{len(content)} bytes are over the limit {MAX_QUOTE}", structure=STRUCTURE, field=kind.value)
     allowed = {CertificateFormat.OE_EVIDENCE: {EvidenceKind.OE_EVIDENCE}}
     allowed[CertificateFormat.OE_REPORT] = {EvidenceKind.OE_REPORT, EvidenceKind.QUOTE}
-    found = EvidenceFile.of_binary(content)
+    found = EvidenceFile.of_binary(unwrapped(content) if kind is CertificateFormat.OE_REPORT else content)
     if found.kind not in allowed.get(kind, {EvidenceKind.QUOTE}):
         raise FormatError(f"holds {found.kind} and should not", structure=STRUCTURE, field=kind.value)
     if any(found.quote.trailing):

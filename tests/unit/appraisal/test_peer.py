@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from datetime import UTC, datetime, timedelta
@@ -90,7 +91,8 @@ def test_report_data_beyond_the_hash_is_zero(name: str) -> None:
     parsed = AttestedCertificate.parse(certificate)
     digest = parsed.quote.report_data[:32]
     other = quote(digest + b"\1")
-    value = next(v for k, v in parsed.parts.extensions.items() if made.der.oid_text(k) in (DICE, *_LEGACY))[1]
+    values = [v for k, (_, v) in parsed.parts.extensions.items() if made.der.oid_text(k) in (DICE, *_LEGACY)]
+    value = next(one for one in values if bytes(parsed.quote) in one)
     changed = value.replace(bytes(parsed.quote), other)
     assert changed != value
     oid = next(made.der.oid_text(k) for k, v in parsed.parts.extensions.items() if v[1] == value)
@@ -394,6 +396,18 @@ def test_hostile_certificates_are_refused_without_surprises(data: st.DataObject)
 
 def replace_policy(found: AttestedCertificate) -> Policy:
     return AllOf(MrSigner((bytes(32),)), DEFAULTS) if found.quote.tee is TeeType.SGX else MrTd((bytes(48),))
+
+
+@pytest.mark.vectors
+def test_the_recorded_signing_key_of_azure_attestation_is_bound(vectors: Path) -> None:
+    answer = json.loads((vectors / "azure-attestation/exchange/get.certs.response.body.json").read_text())
+    certificates = [base64.b64decode(text) for key in answer["keys"] for text in key["x5c"]]
+    attested = [der for der in certificates if inspect(der).kind == "attested-certificate"]
+    assert len(certificates) > 1
+    found = read_attested_certificate(attested[0])
+    assert len(attested) == 1
+    assert [one.id for one in check_binding(found)] == ["certificate-binding"]
+    assert check_certificate(found, found.not_before + DAY)
 
 
 @pytest.mark.vectors

@@ -20,6 +20,7 @@ from confcom.formats.attested_certificate import (
     CertificateFormat,
     RaTlsEvidence,
     evidence_extensions,
+    unwrapped,
 )
 from confcom.formats.der import CertificateParts
 from confcom.formats.open_enclave import REPORT_VERSION, OeEvidence, OeReport
@@ -86,8 +87,11 @@ def _evidence(kind: CertificateFormat, value: bytes, parts: CertificateParts) ->
             return _ra_tls(RaTlsEvidence.parse(value), parts)
         case CertificateFormat.OE_EVIDENCE:
             return quotes.oe_evidence_items(OeEvidence.parse(value))
-        case CertificateFormat.OE_REPORT if int.from_bytes(value[:4], "little") == REPORT_VERSION:
-            return quotes.oe_report_items(OeReport.parse(value))
+        case CertificateFormat.OE_REPORT:
+            content = unwrapped(value)
+            if int.from_bytes(content[:4], "little") == REPORT_VERSION:
+                return quotes.oe_report_items(OeReport.parse(content))
+            return (quotes.quote_group("quote", content),)
         case _:
             return (quotes.quote_group("quote", value),)
 
