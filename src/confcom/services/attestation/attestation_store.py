@@ -74,6 +74,7 @@ _APPRAISAL = sa.Table(
     sa.Column("evidence_hash", sa.String(64), nullable=False, index=True),
     sa.Column("claims", sa.Text, nullable=False),
 )
+_INSERT_APPRAISAL = sa.insert(_APPRAISAL)
 _SIGNING_KEY = sa.Table(
     "signing_key",
     METADATA,
@@ -246,7 +247,7 @@ class AttestationStore:
             for entry in entries
         ]
         with self._change(self._audit) as connection:
-            connection.execute(sa.insert(_APPRAISAL), rows)
+            connection.execute(_INSERT_APPRAISAL, rows)
 
     def records(self, wanted: RecordFilter = EVERY_RECORD, *, before: int | None = None, limit: int = 100) -> list[Row]:
         """Records with an id below `before`, the newest first; `at` is UTC without a zone."""
