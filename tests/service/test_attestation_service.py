@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import ssl
 import time
 from collections.abc import Iterator
@@ -224,6 +225,20 @@ def test_the_policy_names_the_set_that_decides(service: RunningAttestation, worl
             baselines = service.ask(f"/tcbbaselines/SgxEnclave?{API}").json["tcbBaselines"]
             assert [each["tcbIdentifier"] for each in baselines if each["isSelectedTcb"]] == [identifier]
     assert service.ask(f"/tcbbaselines/SevSnpVm?{API}").error["code"] == "InvalidParameter"
+
+
+def test_the_list_of_sets_costs_its_source_little(tmp_path: Path, world: SimulatedWorld) -> None:
+    """Anybody may ask for it: the source is asked once in a while, and addresses have their share."""
+    folder = tmp_path / "bundle"
+    world.export_collateral(folder)
+    with running_attestation(tmp_path, world, collateral=str(folder), attest_per_minute=4) as service:
+        path = f"/tcbbaselines/SgxEnclave?{API}"
+        first = service.ask(path)
+        assert (first.status, first.error["code"]) == (503, "CollateralUnavailable")
+        shutil.rmtree(folder)
+        assert service.ask(path).error["message"] == first.error["message"]
+        # Three windows of a minute cannot pass meanwhile, so of so many calls one is too many.
+        assert 429 in {service.ask(path).status for _ in range(14)}
 
 
 def test_tokens_name_the_signer_of_their_policy(tmp_path: Path, world: SimulatedWorld) -> None:

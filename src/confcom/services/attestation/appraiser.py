@@ -18,7 +18,7 @@ from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.policy import Policy
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.appraisal.result import AttestationResult, failed, judge, read_evidence
-from confcom.collateral.documents import DocumentKey, DocumentKind, evaluation_data_numbers
+from confcom.collateral.documents import DocumentKey, DocumentKind, EvaluationDataNumber, evaluation_data_numbers
 from confcom.collateral.sources import PlatformKind, RememberedCollateral
 from confcom.errors import CollateralError, ConfcomError, ConfigError
 from confcom.formats.attested_certificate import AttestedCertificate
@@ -62,6 +62,8 @@ POLICY_FOR = 1.0
 MISSING_FOR = 60.0
 """Seconds after which a further set of collateral that the source did not have is asked for again."""
 MAX_MISSING = 1024
+NUMBERS_FOR = 600.0
+"""Seconds for which the list of TCB evaluation data numbers, or why there is none, is kept."""
 TCB_IDENTIFIER = "x-ms-sgx-tcbidentifier"
 """The property of a policy that names the set of collateral."""
 AZURE_DEFAULT = "azuredefault"
@@ -134,6 +136,7 @@ class Appraiser:
         self._policy = policy
         self._grace = grace
         self._updates = updates
+        self._listed: dict[Tee, tuple[float, tuple[EvaluationDataNumber, ...] | CollateralError]] = {}
         self._missing: dict[tuple[PlatformKind, Update], tuple[float, CollateralError]] = {}
         self._issuer = issuer
         self._keys = keys
@@ -314,7 +317,6 @@ class Appraiser:
             CollateralError: the source of the collateral has no list of sets.
         """
         tee: Tee = "tdx" if kind is AttestationType.TDX_VM else "sgx"
-        key = DocumentKey(DocumentKind.TCB_EVALUATION_DATA_NUMBERS, tee=tee)
         rules = self._parse(self._in_force(kind, may_block=True).text)
         selected = str(configuration(rules).get(TCB_IDENTIFIER, AZURE_DEFAULT))
         named = [{"tcbIdentifier": name, "isSelectedTcb": name == selected} for name in (AZURE_DEFAULT, "early")]
@@ -325,9 +327,23 @@ class Appraiser:
                 "tcbReleaseDate": entry.recovery_event,
                 "isSelectedTcb": str(entry.number) == selected,
             }
-            for entry in evaluation_data_numbers(self._collateral.document(key, self._clock()))
+            for entry in self._numbers(tee)
         ]
         return {"tcbBaselines": [*named, *numbers]}
+
+    def _numbers(self, tee: Tee) -> tuple[EvaluationDataNumber, ...]:
+        """The numbers that the source lists; asked for once in ten minutes, because anybody may ask us."""
+        asked, found = self._listed.get(tee, (-NUMBERS_FOR, ()))
+        if time.monotonic() - asked >= NUMBERS_FOR:
+            key = DocumentKey(DocumentKind.TCB_EVALUATION_DATA_NUMBERS, tee=tee)
+            try:
+                found = evaluation_data_numbers(self._collateral.document(key, self._clock()))
+            except CollateralError as error:
+                found = error
+            self._listed[tee] = time.monotonic(), found
+        if isinstance(found, CollateralError):
+            raise found
+        return found
 
     def _check_kind(self, evidence: EvidenceFile, kind: AttestationType) -> None:
         found = evidence.quote.tee

@@ -252,6 +252,7 @@ class AttestationApp:
 
     async def _baselines(self, request: Request) -> Response:
         kind = _kind(request)
+        self.limit(request)
         return _json(await self._workers.run(lambda: self._appraiser.baselines(kind)))
 
     async def _nonce(self, request: Request) -> Response:
