@@ -15,12 +15,13 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from confcom.cli.root import run
 from confcom.errors import ConfigError
+from confcom.formats.attested_certificate import AttestedCertificate
 from confcom.platforms.enclave_quotes import EnclaveQuoteSource
 from confcom.services.attestation.attestation_config import AttestationServiceConfig
 from confcom.services.attestation.signing_keys import make_key
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.world import SimulatedWorld
-from confcom.tokens.attested_key import OPEN_ENCLAVE_REPORT, attested_certificate, evidence_in, report_data_of
+from confcom.tokens.attested_key import OPEN_ENCLAVE_REPORT, attested_certificate, report_data_of
 from confcom.tokens.jws import SigningKey
 from running_attestation_service import NOW, RunningAttestation, enclave_quote, make_world, running_attestation
 
@@ -94,7 +95,7 @@ def test_another_enclave_is_refused(verifying: Verifying, capsys: pytest.Capture
 def test_a_key_without_a_quote_is_refused(verifying: Verifying, capsys: pytest.CaptureFixture[str]) -> None:
     bare = [{name: value for name, value in jwk.items() if name != "x5c"} for jwk in verifying.keys["keys"]]
     assert verifying.verify({"keys": bare}) == 4
-    assert "carries no quote" in capsys.readouterr().err
+    assert "no enclave vouches" in capsys.readouterr().err
 
 
 def test_a_quote_over_another_key_is_refused(
@@ -103,14 +104,14 @@ def test_a_quote_over_another_key_is_refused(
     """The quote is taken from the issuer's certificate into one of a key that the enclave never had."""
     (tmp_path / "forged").mkdir()
     own = SigningKey.from_pem(make_key(tmp_path / "forged", "rsa", NOW, simulated=True).read_bytes(), "")
-    evidence = evidence_in(_certificate(verifying.keys["keys"][0])) or b""
-    forged = attested_certificate(own.private, own.certificate, lambda _: evidence[16:])  # type: ignore[arg-type]
+    copied = AttestedCertificate.parse(base64.b64decode(verifying.keys["keys"][0]["x5c"][0])).quote
+    forged = attested_certificate(own.private, own.certificate, lambda _: bytes(copied))  # type: ignore[arg-type]
     jwk = {"kty": "RSA", "kid": own.key_id, "x5c": [base64.b64encode(forged.public_bytes(Encoding.DER)).decode()]}
     times = {"iat": int(NOW.timestamp()), "exp": int(NOW.timestamp()) + 60}
     claims = {"iss": verifying.service.url, "x-ms-sgx-is-debuggable": False, **times}
     (verifying.folder / "token").write_text(own.sign(claims, {}))
-    assert verifying.verify({"keys": [jwk]}) == 5
-    assert "report-data" in capsys.readouterr().err
+    assert verifying.verify({"keys": [jwk]}) == 4
+    assert "not for this certificate" in capsys.readouterr().err
 
 
 def test_keys_attested_in_other_forms_are_read(vectors: Path) -> None:
@@ -119,9 +120,9 @@ def test_keys_attested_in_other_forms_are_read(vectors: Path) -> None:
     found = 0
     for jwk in json.loads(path.read_text())["keys"]:
         certificate = _certificate(jwk)
-        if (evidence := evidence_in(certificate)) is not None:
-            assert evidence[:4] == bytes.fromhex("03000200")
-            assert evidence[368:400] == report_data_of(certificate.public_key())[:32]  # type: ignore[arg-type]
+        if "1.2.840.113556.10.1.1" in [each.oid.dotted_string for each in certificate.extensions]:
+            quote = AttestedCertificate.parse(certificate.public_bytes(Encoding.DER)).quote
+            assert quote.report_data == report_data_of(certificate.public_key())  # type: ignore[arg-type]
             found += 1
     assert found == 1
 
@@ -133,7 +134,8 @@ def test_a_new_key_is_attested_too(tmp_path: Path, world: SimulatedWorld, monkey
     with running_attestation(tmp_path, world, quote=lambda data: source.quote(data).quote) as service:
         make_key(tmp_path / "keys", "ec", NOW + timedelta(seconds=1), simulated=True)
         service.wait_until(lambda: len(service.ask("/certs").json["keys"]) == 3)
-        assert all(evidence_in(_certificate(jwk)) for jwk in service.ask("/certs").json["keys"])
+        for jwk in service.ask("/certs").json["keys"]:
+            AttestedCertificate.parse(base64.b64decode(jwk["x5c"][0]))
 
 
 def test_a_simulated_enclave_vouches_for_no_keys_of_hardware(tmp_path: Path) -> None:

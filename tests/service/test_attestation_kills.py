@@ -1,6 +1,6 @@
 """kill -9 of the attestation service under load: no acknowledged write is lost, no token has an unpublished key.
 
-Two kills by default. More: CONFCOM_KILLS=100 ./dev run python -m pytest -s tests/service/test_attestation_kills.py
+Two kills by default. More: ATTESTATION_KILLS=100 ./dev run python -m pytest -s tests/service/test_attestation_kills.py
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from confcom.simulator.world import SimulatedWorld
 from confcom.tokens.jws import ReadJws
 from running_attestation_service import API, TOKEN, claims_of, free_port
 
-KILLS = int(os.environ.get("CONFCOM_KILLS", "2"))
+KILLS = int(os.environ.get("ATTESTATION_KILLS", "2"))
 WAIT = 120
 POLICY = 'version=1.0;authorizationrules{{[type=="x-ms-sgx-svn", value<={}] => permit();}};issuancerules{{}};'
 
@@ -50,6 +50,7 @@ class Stage:
         self._source = EnclaveQuoteSource(world.platform, enclave)
         self._quoting = threading.Lock()
         self._port = free_port()
+        self._log = folder / "log"
         self._command = [
             sys.executable, "-m", "confcom", "attestation", "serve", "--insecure-http",
             "--listen", f"127.0.0.1:{self._port}", "--store", str(self.store), "--keys", str(self.keys),
@@ -72,12 +73,11 @@ class Stage:
         self.failures: list[str] = []
 
     def start(self) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(
-            self._command, env=self._environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        with self._log.open("wb") as log:
+            process = subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=log)
         deadline = time.monotonic() + WAIT
         while self.ask("GET", "/certs") is None:
-            assert process.poll() is None, "the service ended"
+            assert process.poll() is None, self._log.read_text()
             assert time.monotonic() < deadline, "the service did not get ready"
             time.sleep(0.02)
         return process

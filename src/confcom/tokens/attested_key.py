@@ -2,7 +2,7 @@
 
 The quote's report data begins with SHA-256 over the PEM of the public key and the NUL that ends it, as in the
 certificates of Azure Attestation and of Open Enclave. Ours have Open Enclave's newer extension with an Open Enclave
-report; Azure's, with a DER OCTET STRING of the raw quote, are read too.
+report; those of other issuers are read in every form of `formats/attested_certificate.py`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from datetime import datetime, timedelta
-from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -19,17 +18,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from confcom.appraisal.collateral import Collateral
 from confcom.appraisal.evidence import VerifiedQuote
-from confcom.appraisal.policy import AllOf, Policy, ReportData
+from confcom.appraisal.peer import verify_certificate
+from confcom.appraisal.policy import Policy
 from confcom.appraisal.quote import QuoteVerifier
-from confcom.appraisal.result import judge, read_evidence
-from confcom.errors import VerificationError
+from confcom.errors import FormatError, VerificationError
+from confcom.formats.attested_certificate import AttestedCertificate
 from confcom.formats.open_enclave import REPORT_VERSION, OeReportHeader, OeReportType
 from confcom.formats.quote import Quote
 
 OPEN_ENCLAVE_REPORT = x509.ObjectIdentifier("1.3.6.1.4.1.311.105.1")
-AZURE_QUOTE = x509.ObjectIdentifier("1.2.840.113556.10.1.1")
-_LONG_OCTET_STRING = b"\x04\x82"
-"""DER: an OCTET STRING with a length of two bytes."""
 
 
 class KeyNotAttested(VerificationError):
@@ -78,29 +75,16 @@ def check_attested_key(
 ) -> VerifiedQuote:
     """The verified quote of the enclave that vouches for the certificate's key, if the policy accepts it.
 
-    `collateral` gives what judges the quote that it gets.
+    `policy` must name an enclave or a signer. `collateral` gives what judges the quote that it gets.
 
     Raises:
-        KeyNotAttested: there is no quote in the certificate.
-        ConfcomError: the quote is not authentic, not acceptable, or over another key.
+        KeyNotAttested: the certificate carries no evidence, or there is none.
+        ConfcomError: the evidence is not authentic, not acceptable, or for another key.
     """
-    evidence = None if certificate is None else evidence_in(certificate)
-    if certificate is None or evidence is None:
-        raise KeyNotAttested("the certificate of the signing key carries no quote")
-    public: Any = certificate.public_key()
-    bound = AllOf(policy, ReportData(report_data_of(public)[:32]))
-    file = read_evidence(evidence)
-    return judge(file, collateral(file.quote), verifier=verifier, policy=bound, now=now, grace=grace).require()
-
-
-def evidence_in(certificate: x509.Certificate) -> bytes | None:
-    """The evidence in a certificate's extension, as `confcom verify` takes it; None if there is none."""
-    for oid in (OPEN_ENCLAVE_REPORT, AZURE_QUOTE):
-        try:
-            held = certificate.extensions.get_extension_for_oid(oid).value
-        except (x509.ExtensionNotFound, ValueError):
-            continue
-        value = held.value if isinstance(held, x509.UnrecognizedExtension) else b""
-        wrapped = value[:2] == _LONG_OCTET_STRING and int.from_bytes(value[2:4]) == len(value) - 4
-        return value[4:] if wrapped else value
-    return None
+    der = b"" if certificate is None else certificate.public_bytes(Encoding.DER)
+    try:
+        attested = AttestedCertificate.parse(der)
+    except FormatError as error:
+        raise KeyNotAttested(f"no enclave vouches for the signing key: {error}") from error
+    judging = collateral(attested.quote)
+    return verify_certificate(der, policy, judging, now=now, verifier=verifier, grace=grace).quote
