@@ -35,6 +35,7 @@ LIFETIME = timedelta(days=730)
 PUBLISHED_FOR = timedelta(seconds=TOKEN_LIFE) + timedelta(minutes=10)
 """How long a key that no replica has any more stays published."""
 ALGORITHMS = ("RS256", "ES256")
+_IN_MEMORY = (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey)
 SIMULATED_NAME = "confcom attestation (SIMULATED)"
 HARDWARE_NAME = "confcom attestation"
 
@@ -52,6 +53,8 @@ class SigningKeys:
 
     signing: Mapping[str, SigningKey]
     published: tuple[dict[str, Any], ...]
+    elsewhere: bool
+    """Whether a device signs, which may take its time."""
 
     def of(self, algorithm: str) -> SigningKey:
         """The key that signs; `ConfigError` where there is none."""
@@ -61,12 +64,6 @@ class SigningKeys:
             raise ConfigError(
                 f"no valid {algorithm} key is among the signing keys", advice="Add a key and its certificate (--keys)."
             ) from None
-
-    @property
-    def elsewhere(self) -> bool:
-        """Whether a device signs, which may take its time."""
-        own = (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey)
-        return not all(isinstance(key.private, own) for key in self.signing.values())
 
     @property
     def missing(self) -> str:
@@ -133,7 +130,7 @@ class KeptKeys:
         return tuple(key if self._quote is None else self._attest(key, self._quote) for key in keys)
 
     def _attest(self, key: SigningKey, quote: Callable[[bytes], bytes]) -> SigningKey:
-        if not isinstance(key.private, (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey)):
+        if not isinstance(key.private, _IN_MEMORY):
             raise ConfigError(
                 f"{key.name} is in a PKCS#11 token, and an enclave attests only keys that it holds",
                 advice="Leave out --attest-keys, or keep the keys in files.",
@@ -149,7 +146,9 @@ class KeptKeys:
         published = self._store.publish_keys(mine, now, since=now - PUBLISHED_FOR, renew=renew)
         # RSA first, because Gramine's client gives up at another kind before its own.
         jwks = sorted((msgspec.json.decode(key.jwk) for key in published.values()), key=lambda jwk: jwk["kty"] != "RSA")
-        return SigningKeys(self._choose(published, now), tuple(jwks))
+        chosen = self._choose(published, now)
+        elsewhere = any(not isinstance(key.private, _IN_MEMORY) for key in chosen.values())
+        return SigningKeys(chosen, tuple(jwks), elsewhere)
 
     def _choose(self, published: Mapping[str, PublishedKey], now: datetime) -> dict[str, SigningKey]:
         """By algorithm, the newest that has been published long enough; the first published where none has."""
