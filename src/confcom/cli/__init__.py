@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
+
+INTERRUPTED = 130
+"""As shells report it; `ExitCode` has it too, which is not imported before it is needed."""
 
 
 def main() -> None:
@@ -21,5 +25,9 @@ def main() -> None:
         code = 2
     except KeyboardInterrupt:
         sys.stderr.write("confcom: interrupted\n")
-        code = 130
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        # Where the interrupt passed through `exec`, as at imports, Python would end itself by the signal instead.
+        sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from confcom.cli.inputs import read_input
-from confcom.cli.options import STREAM, json_option
+from confcom.cli.options import STREAM, json_option, output_options
 from confcom.cli.outputs import print_json, printable, write_file
 from confcom.errors import ConfigError
 
@@ -48,7 +48,7 @@ def from_enclave(enclave: Path, inside: str | None, output: Path | None) -> None
 @click.argument("draft", type=STREAM, metavar="POLICY")
 @click.argument("recorded", type=STREAM, metavar="EVIDENCE…", nargs=-1, required=True)
 @click.option("--current", metavar="POLICY", type=STREAM, help="Policy to compare with. Default: the service's own.")
-@json_option
+@output_options
 def try_policy(draft: Path, recorded: tuple[Path, ...], current: Path | None, as_json: bool) -> int:
     """Try POLICY, text in Azure's policy language or its JWS, before it is activated: what it decides, rule by rule.
 

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
 
+import click
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -22,7 +23,7 @@ from confcom.cli.outputs import print_json, printable
 from confcom.cluster.epc_overview import ClusterEpc
 from confcom.errors import ClusterError
 
-WIDTH = 200
+ENDLESS = 100_000
 """Columns where the output is no terminal, so that nothing is cut off."""
 UNKNOWN = "-"
 DIGITS = 16
@@ -172,7 +173,7 @@ def run(
             if output == "json":
                 print_json(asdict(await ask()))
             elif watch is False or not sys.stdout.isatty():
-                Console(width=None if sys.stdout.isatty() else WIDTH).print(draw(await ask()))
+                _print(draw(await ask()))
             else:
                 await _live(ask, draw, interval)
 
@@ -181,6 +182,18 @@ def run(
     except KeyboardInterrupt:  # how users leave the live view
         return ExitCode.INTERRUPTED
     return ExitCode.OK
+
+
+def _print(tables: RenderableType) -> None:
+    """Print once; what is no terminal gets whole lines without blanks at their ends."""
+    if sys.stdout.isatty():
+        Console().print(tables)
+        return
+    console = Console(width=ENDLESS)
+    with console.capture() as written:
+        console.print(tables)
+    for line in written.get().splitlines():
+        click.echo(line.rstrip())
 
 
 def _draw(view: View, found: Overview, before: Before | None = None) -> RenderableType:

@@ -44,6 +44,8 @@ MAX_STEPS = 200_000
 MAX_CLAIMS = 2_000
 MAX_STRING = 256 << 10
 """Characters of one value."""
+MAX_MADE = 1 << 20
+"""Characters of all values that a policy makes."""
 MAX_QUERY = 4_096
 """Characters of a JMESPath query."""
 MAX_QUERY_DEPTH = 40
@@ -205,6 +207,7 @@ class _Evaluation:
         self.permits = 0
         self.denial: Rule | None = None
         self.steps = MAX_STEPS
+        self.room = MAX_MADE
 
     def add(self, claims: Iterable[Claim]) -> None:
         """Let the rules below see these, each once."""
@@ -290,6 +293,9 @@ class _Evaluation:
         made = self._made(action, named)
         if action.verb != "add" and any(claim.read_only for claim in made):
             raise PolicyEvaluationError("a read-only claim cannot be issued, nor what a function made of it")
+        self.room -= sum(len(str(claim.value)) for claim in made)
+        if self.room < 0:
+            raise PolicyEvaluationError(f"the policy makes claims of more than {MAX_MADE} characters")
         if len(self.claims) + len(made) > MAX_CLAIMS:
             raise PolicyEvaluationError(f"the policy makes more than {MAX_CLAIMS} claims")
         if action.verb == "issueproperty":

@@ -147,6 +147,15 @@ def test_claims_and_comparisons_have_limits() -> None:
     many = ",".join(str(number) for number in range(MAX_CLAIMS))
     decision = _decide(f'=> permit(); => add(type="a", value=JsonToClaimValue("[{many}]"));')
     assert "more than 2000 claims" in decision.reason
+
+
+def test_what_a_policy_makes_is_bounded_as_a_whole() -> None:
+    """Each value may be long, and all together may not."""
+    rules = "".join(f'c:[type=="long"] => add(type="t{number}", value=c.value);' for number in range(30))
+    text = f"version=1.2;authorizationrules{{=> permit(); {rules}}};issuancerules{{}};"
+    decision = evaluate_policy(parse_policy(text), [Claim("long", "x" * (64 << 10), "AttestationService")])
+    assert not decision.permitted
+    assert "more than 1048576 characters" in decision.reason
     many = ",".join(str(number) for number in range(1500))
     work = 'a:[type=="n"] && b:[type=="n", value==a.value] => permit();'
     decision = _decide(f'=> add(type="n", value=JsonToClaimValue("[{many}]"));{work}')
