@@ -1,7 +1,7 @@
 """Asks an attestation service (ours or Azure's) for a token, and believes it only after verification.
 
 `AttestationClient` blocks, `AsyncAttestationClient` awaits; they do the same. Keys are pinned by the caller, or taken
-from the service over TLS when the first token comes, and again after half an hour, so that rotated keys become known.
+from the service over TLS when the first token comes, and again after half an hour, or at a key id that is not known.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import msgspec
 from confcom.errors import ConfcomError, FormatError
 from confcom.formats.text import encode_base64url
 from confcom.tokens.azure import AttestationType
+from confcom.tokens.jws import ReadJws
 from confcom.tokens.verification import KeySet, TokenPolicy, VerifiedToken, verify_token
 
 API_VERSION = "2022-08-01"
@@ -26,6 +27,8 @@ MAX_ANSWER = 1 << 20
 """Bytes."""
 KEYS_FOR = timedelta(minutes=30)
 """How long fetched keys count; shorter than a new key of ours is published before it signs."""
+KEYS_AT_LEAST = timedelta(minutes=1)
+"""Between two fetches of keys, whatever key ids tokens name."""
 TIMEOUT = 15.0
 """Seconds for one answer."""
 
@@ -94,8 +97,14 @@ class _Client:
         message = error.get("message") or f"{self._url} answered {status}"
         raise AttestationRefused(str(message), str(error.get("code", "")), detail if isinstance(detail, dict) else {})
 
-    def _needs_keys(self, now: datetime) -> bool:
-        return self._keys is None or (not self._pinned and now - self._keys.fetched > self._keys.max_age)
+    def _needs_keys(self, token: str, now: datetime) -> bool:
+        """Whether there are no keys, old ones, or none of the id that the token names, as after a revocation."""
+        if self._keys is None or self._pinned:
+            return self._keys is None
+        age = now - self._keys.fetched
+        named = ReadJws.parse(token).header.get("kid")
+        unknown = all(key.key_id != named for key in self._keys.keys)
+        return age > self._keys.max_age or (unknown and age > KEYS_AT_LEAST)
 
     def _take_keys(self, status: int, content: bytes, now: datetime) -> None:
         if status != 200:
@@ -125,7 +134,7 @@ class AttestationClient(_Client):
         """
         with httpx2.Client(timeout=TIMEOUT, verify=self._tls) as client:
             token = self._token(*self._ask(client, "POST", self._where(attestation), attestation.body()))
-            if self._needs_keys(now):
+            if self._needs_keys(token, now):
                 self._take_keys(*self._ask(client, "GET", f"{self._url}/certs"), now)
         return self._verified(token, policy, now)
 
@@ -147,7 +156,7 @@ class AsyncAttestationClient(_Client):
         """As of `AttestationClient.attest`."""
         async with httpx2.AsyncClient(timeout=TIMEOUT, verify=self._tls) as client:
             token = self._token(*await self._ask(client, "POST", self._where(attestation), attestation.body()))
-            if self._needs_keys(now):
+            if self._needs_keys(token, now):
                 self._take_keys(*await self._ask(client, "GET", f"{self._url}/certs"), now)
         return self._verified(token, policy, now)
 

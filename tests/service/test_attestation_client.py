@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from confcom.attestation_client import (
 )
 from confcom.cli.root import run
 from confcom.formats.quote import Quote
+from confcom.services.attestation.signing_keys import make_key
 from confcom.simulator.world import SimulatedWorld
 from confcom.tokens.azure import AttestationType
 from confcom.tokens.verification import KeySet, TokenError, TokenPolicy, TokenRefused
@@ -67,6 +69,28 @@ def test_pinned_keys_count_and_no_others(service: RunningAttestation, world: Sim
     assert AttestationClient(service.url, keys=keys).attest(attestation, SIMULATED, now=NOW)
     with pytest.raises(TokenError, match="no pinned key"):
         AttestationClient(service.url, keys=KeySet((), NOW)).attest(attestation, SIMULATED, now=NOW)
+
+
+async def test_keys_are_fetched_again_at_an_unknown_id(
+    tmp_path: Path, world: SimulatedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("confcom.services.attestation.attestation_service.LOOK_AT_FILES", 0.05)
+    attestation = Attestation(evidence=enclave_quote(world))
+    with running_attestation(tmp_path, world) as service:
+        client, awaited = AttestationClient(service.url), AsyncAttestationClient(service.url)
+        first = client.attest(attestation, SIMULATED, now=NOW).key.key_id
+        await awaited.attest(attestation, SIMULATED, now=NOW)
+        # The key fell into the wrong hands: another takes its place at once.
+        later = NOW + timedelta(minutes=2)
+        service.clock.now = later
+        make_key(tmp_path / "keys", "rsa", NOW + timedelta(minutes=1), simulated=True)
+        service.wait_until(lambda: len(service.ask("/certs").json["keys"]) == 3)
+        assert run(["attestation", "revoke-key", first, "--store", service.config.store]) == 0
+        service.wait_until(lambda: len(service.ask("/certs").json["keys"]) == 2)
+        with pytest.raises(TokenError, match="no pinned key"):
+            client.attest(attestation, SIMULATED, now=NOW + timedelta(seconds=59))
+        assert client.attest(attestation, SIMULATED, now=later).key.key_id != first
+        assert (await awaited.attest(attestation, SIMULATED, now=later)).key.key_id != first
 
 
 def test_a_service_that_is_not_there(service: RunningAttestation, world: SimulatedWorld) -> None:
