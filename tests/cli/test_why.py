@@ -123,6 +123,15 @@ def test_a_pod_that_waits_for_epc_says_what_nodes_have(api: EpcApi, tmp_path: Pa
     assert found["missing"] == []
 
 
+def test_what_is_free_does_not_depend_on_the_exporters_figures_of_some_seconds_ago(api: EpcApi, tmp_path: Path) -> None:
+    known = {"confcom_epc_pods_known": [({"node": "n1"}, 1)]}
+    api.pages["sgx-metrics-1"] = page(known | {"confcom_epc_node_requested_bytes": [({"node": "n1"}, 55 * MIB)]})
+    api.put(make_pod("other", mib=25))
+    api.put(stored(written(), **UNSCHEDULABLE))
+    _, found = answer(api, tmp_path)
+    assert "no node has more free than n1: 15 MiB free of 40 MiB" in found["checks"]["scheduling"]["found"]
+
+
 def test_a_pod_larger_than_every_node(api: EpcApi, tmp_path: Path) -> None:
     api.put(stored(written({CANONICAL: "50"}), **UNSCHEDULABLE))
     _, found = answer(api, tmp_path)

@@ -239,7 +239,9 @@ class _Use:
         reported = _whole(found.get(NODE_REQUESTED))
         if reported is not None and reported > (requested or 0):
             # The node's status has the quote helper's EPC, but not what is published by claims (DRA).
-            allocatable, offered, free = max(allocatable or 0, self._node_sizes[name]) or None, None, None
+            allocatable = max(allocatable or 0, self._node_sizes[name]) or None
+            if not offered:  # else the exporter's figure is of some seconds ago
+                offered = free = None
         known = [size for size in (requested, reported) if size is not None]
         return NodeLine(
             *(name, allocatable, max(known, default=None)),
