@@ -201,6 +201,14 @@ def test_policy_and_keys_outlive_the_pod(
     assert verified(cluster, attested(cluster, run, client), tmp_path)["e2e"] == "of this test"
 
 
+def test_keys_are_rotated_from_within_the_pod(serving: Addon, cluster: Kubectl) -> None:
+    before = {key["kid"] for key in keys(cluster)}
+    words = ("confcom", "attestation", "new-keys", "/var/lib/confcom/attestation-keys", "--simulated")
+    cluster("exec", "-n", ADDON_NAMESPACE, f"deployment/{NAME}", "--", *words)
+    both = cluster.wait("the new keys", lambda: {key["kid"] for key in keys(cluster)} - before)
+    assert before | both == {key["kid"] for key in keys(cluster)}
+
+
 def test_a_disable_leaves_the_state_alone_and_says_so(serving: Addon, cluster: Kubectl, storage: str) -> None:
     published = keys(cluster)
     outcome = serving("update", "--disable-attestation-service", "-o", "none")
