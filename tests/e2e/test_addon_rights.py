@@ -11,6 +11,7 @@ import pytest
 
 from api_rights import Account, Right, resources_of
 from cluster_addon import GRANTED, Addon
+from cluster_attestation import ATTESTATION, start_attestation
 from cluster_jobs import one_container, pod
 from confcom.manifests import account_policies
 from confcom.manifests.addon_config import AddonConfig
@@ -19,8 +20,6 @@ from kubectl import ADDON_NAMESPACE, Kubectl
 OTHER = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "other-node"}}
 EPC = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
 STRICT = "e2e-strict"
-ATTESTATION = "confcom-attestation-simulated"
-SERVICES = ("--enable-collateral", "--enable-attestation-service", "--attestation-storage=")
 NO_SERVICES = ("--disable-collateral", "--disable-attestation-service", "--disable-autoscaling")
 
 
@@ -161,7 +160,7 @@ def test_an_account_may_do_this_and_nothing_else(
     enabled: Addon, cluster: Kubectl, other_node: str, tmp_path: Path
 ) -> None:
     """Every verb of every resource, with each account's own token."""
-    assert enabled("update", *SERVICES, "--enable-metrics", "--enable-autoscaling", "-o", "none").code == 0
+    start_attestation(enabled, cluster, "--attestation-storage=", "--enable-metrics", "--enable-autoscaling")
     resources = resources_of(cluster)
     assert {group for _, group, _ in resources} >= {
         "",
@@ -225,7 +224,7 @@ def test_what_serves_the_cluster_passes_the_strictest_pod_security(
     enabled: Addon, cluster: Kubectl, other_node: str
 ) -> None:
     """The API server's own judgement: their pods, tried in a namespace that enforces `restricted`."""
-    assert enabled("update", *SERVICES, "-o", "none").code == 0
+    start_attestation(enabled, cluster, "--attestation-storage=")
     restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
     cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": STRICT, "labels": restricted}})
     try:

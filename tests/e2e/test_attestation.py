@@ -18,16 +18,16 @@ from typing import Any
 import pytest
 
 from cluster_addon import Addon
+from cluster_attestation import ATTESTATION, address_of, start_attestation
 from cluster_jobs import DEVICE, job, limits, one_container
 from cluster_plugin import own_cluster
 from cluster_volumes import volume_by_hand
 from derived_image import derive
 from kubectl import ADDON_NAMESPACE, Kubectl
 
-NAME = "confcom-attestation-simulated"
-HOST = f"{NAME}.{ADDON_NAMESPACE}.svc"
+HOST = f"{ATTESTATION}.{ADDON_NAMESPACE}.svc"
 ISSUER = f"https://{HOST}/simulated"
-CLAIM = f"{NAME}-state"
+CLAIM = f"{ATTESTATION}-state"
 CLIENT = "localhost/azure-client:e2e"
 TRUST = "/etc/confcom/trust"
 TOKEN = "the first administrator's"
@@ -119,35 +119,20 @@ def serving(enabled: Addon, cluster: Kubectl, storage: str) -> Iterator[Addon]:
 
 
 def start(addon: Addon, cluster: Kubectl, storage: str) -> None:
-    """Enable the service, and let it find the collateral service: this cluster has no DNS."""
-    words = ("--enable-collateral", "--enable-attestation-service", "--attestation-storage", storage, "-o", "none")
-    outcome = addon("update", *words, "--no-wait")
-    assert outcome.code == 0, outcome.err
-    pod = {"hostAliases": [{"ip": address_of(cluster, "confcom-collateral"), "hostnames": [COLLATERAL]}]}
-    patch = json.dumps({"spec": {"template": {"spec": pod}}})
-    cluster("patch", "deployment", NAME, "-n", ADDON_NAMESPACE, "--type=strategic", "-p", patch)
-    outcome = addon("update", "-o", "none")
-    assert outcome.code == 0, outcome.err
+    """Enable the service, and copy what its clients in another namespace trust."""
+    start_attestation(addon, cluster, "--attestation-storage", storage)
     data = {}
-    for name in (f"{NAME}-ca", "confcom-simulated-root"):
+    for name in (f"{ATTESTATION}-ca", "confcom-simulated-root"):
         data |= cluster.get("configmap", name, "-n", ADDON_NAMESPACE)["data"]
     metadata = {"name": "attestation-trust", "namespace": "e2e"}
     cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data})
-
-
-COLLATERAL = f"confcom-collateral.{ADDON_NAMESPACE}.svc"
-
-
-def address_of(cluster: Kubectl, service: str) -> str:
-    found: str = cluster.get("service", service, "-n", ADDON_NAMESPACE)["spec"]["clusterIP"]
-    return found
 
 
 def attested(cluster: Kubectl, run: Callable[..., str], image: str, *words: str) -> str:
     """The token of a pod that got a quote for a file that it holds, and sent both to the service."""
     command = ("sh", "-c", SCRIPT, PROGRAM, ISSUER, f"{TRUST}/ca-certificates.crt", "/tmp/held", *words)
     spec = one_container(image, *command, resources=limits(10))
-    spec["hostAliases"] = [{"ip": address_of(cluster, NAME), "hostnames": [HOST]}]
+    spec["hostAliases"] = [{"ip": address_of(cluster, ATTESTATION), "hostnames": [HOST]}]
     spec["volumes"] = [{"name": "trust", "configMap": {"name": "attestation-trust"}}]
     spec["containers"][0]["volumeMounts"] = [{"name": "trust", "mountPath": TRUST}]
     made = job("attested", "e2e", spec, annotations={"confcom.dev/quote-mode": "out-of-proc"})
@@ -155,7 +140,9 @@ def attested(cluster: Kubectl, run: Callable[..., str], image: str, *words: str)
 
 
 def page(cluster: Kubectl, path: str) -> str:
-    return cluster("get", "--raw", f"/api/v1/namespaces/{ADDON_NAMESPACE}/services/https:{NAME}:https/proxy/{path}")
+    return cluster(
+        "get", "--raw", f"/api/v1/namespaces/{ADDON_NAMESPACE}/services/https:{ATTESTATION}:https/proxy/{path}"
+    )
 
 
 def keys(cluster: Kubectl) -> Any:
@@ -184,19 +171,19 @@ def test_a_pod_attests_itself_by_an_unmodified_client(
     assert base64.urlsafe_b64decode(claims["x-ms-sgx-ehd"] + "==") == b"held"
     assert 'confcom_attestation_requests_total{outcome="accepted",type="SgxEnclave"} 1.0' in page(cluster, "metrics")
     ready = json.loads(serving("show").out)["ready"]
-    assert ready[NAME] == "1/1"
+    assert ready[ATTESTATION] == "1/1"
 
 
 def test_policy_and_keys_outlive_the_pod(
     serving: Addon, cluster: Kubectl, run: Callable[..., str], client: str, tmp_path: Path
 ) -> None:
     before = attested(cluster, run, client, TOKEN, POLICY)
-    published, trusted = keys(cluster), cluster.get("configmap", f"{NAME}-ca", "-n", ADDON_NAMESPACE)["data"]
+    published, trusted = keys(cluster), cluster.get("configmap", f"{ATTESTATION}-ca", "-n", ADDON_NAMESPACE)["data"]
     assert verified(cluster, before, tmp_path)["e2e"] == "of this test"
     cluster("delete", "pod", "-n", ADDON_NAMESPACE, "-l", "app.kubernetes.io/component=attestation", "--wait")
-    cluster.rollout("deployment", NAME)
+    cluster.rollout("deployment", ATTESTATION)
     assert keys(cluster) == published
-    assert cluster.get("configmap", f"{NAME}-ca", "-n", ADDON_NAMESPACE)["data"] == trusted
+    assert cluster.get("configmap", f"{ATTESTATION}-ca", "-n", ADDON_NAMESPACE)["data"] == trusted
     verified(cluster, before, tmp_path)
     assert verified(cluster, attested(cluster, run, client), tmp_path)["e2e"] == "of this test"
 
@@ -204,9 +191,15 @@ def test_policy_and_keys_outlive_the_pod(
 def test_keys_are_rotated_from_within_the_pod(serving: Addon, cluster: Kubectl) -> None:
     before = {key["kid"] for key in keys(cluster)}
     words = ("confcom", "attestation", "new-keys", "/var/lib/confcom/attestation-keys", "--simulated")
-    cluster("exec", "-n", ADDON_NAMESPACE, f"deployment/{NAME}", "--", *words)
+    cluster("exec", "-n", ADDON_NAMESPACE, f"deployment/{ATTESTATION}", "--", *words)
     both = cluster.wait("the new keys", lambda: {key["kid"] for key in keys(cluster)} - before)
     assert before | both == {key["kid"] for key in keys(cluster)}
+
+
+def left(addon: Addon) -> list[str]:
+    """What the service has in the cluster, without what controllers make of it."""
+    made = ("pod/", "replicaset", "endpoint")
+    return [name for name in addon.objects() if "attestation" in name and not name.startswith(made)]
 
 
 def test_a_disable_leaves_the_state_alone_and_says_so(serving: Addon, cluster: Kubectl, storage: str) -> None:
@@ -214,10 +207,6 @@ def test_a_disable_leaves_the_state_alone_and_says_so(serving: Addon, cluster: K
     outcome = serving("update", "--disable-attestation-service", "-o", "none")
     assert outcome.code == 0, outcome.err
     assert f"kept PersistentVolumeClaim {ADDON_NAMESPACE}/{CLAIM}: policies, audit record and signing" in outcome.err
-    cluster.wait("its pod to end", lambda: not serving.pods("attestation"))
-    left = [name for name in serving.objects() if "attestation" in name]
-    assert [name for name in left if not name.startswith(("pod/", "replicaset", "endpoint"))] == [
-        f"persistentvolumeclaim/{CLAIM}"
-    ]
+    cluster.wait("all but the claim to end", lambda: left(serving) == [f"persistentvolumeclaim/{CLAIM}"])
     start(serving, cluster, storage)
     assert keys(cluster) == published
