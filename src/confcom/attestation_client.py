@@ -87,7 +87,7 @@ class _Client:
     def _token(self, status: int, content: bytes) -> str:
         try:
             answer = _ANSWER.decode(content)
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise AttestationUnavailable(f"{self._url} answered {status} with no JSON object") from None
         if status == 200 and isinstance(token := answer.get("token"), str):
             return token

@@ -151,7 +151,7 @@ def _document(archive: tarfile.TarFile, members: _Members, name: str, decoder: m
         raise _wrong(f"has a document {name} of more than {MAX_DOCUMENT} bytes", _SAVE)
     try:
         return decoder.decode(data)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _wrong(f"has a malformed {name}: {error}", _SAVE) from error
 
 

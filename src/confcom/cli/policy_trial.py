@@ -57,7 +57,7 @@ def read_recorded(path: Path, current: PolicyText | None) -> Iterator[Recorded]:
     for number, line in enumerate(data.splitlines(), 1):
         try:
             entry = _LINE.decode(line) if line.strip() else None
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             message = f"is no record of an appraisal: {error}"
             raise FormatError(message, structure=path.name, field=f"line {number}") from None
         if entry is not None and entry.claims:

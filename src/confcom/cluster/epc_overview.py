@@ -78,5 +78,5 @@ def _reason(page: bytes, status: int) -> str:
     """The message of the API server; if the pod answered, its HTTP status."""
     try:
         return _STATUS.decode(page).message or f"HTTP {status}"
-    except msgspec.DecodeError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return f"HTTP {status}"

@@ -119,7 +119,7 @@ def remembered(directory: Path, resource: str) -> Remembered:
         if path.stat().st_size > MAX_SIZE:
             return Remembered()
         found = _CHECKPOINT.decode(path.read_bytes()).Data
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return Remembered()
     holders = sum(entry.ResourceName == resource for entry in found.PodDeviceEntries or ())
     return Remembered(resource in (found.RegisteredDevices or {}), holders)

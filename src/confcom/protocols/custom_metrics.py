@@ -272,7 +272,7 @@ def parse_front_proxy(data: Mapping[str, Any]) -> FrontProxy:
         )
     try:
         names = _ALLOWED_NAMES.decode(data.get("requestheader-allowed-names") or "[]")
-    except (msgspec.DecodeError, TypeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, TypeError) as error:
         raise FormatError(
             str(error), structure="extension-apiserver-authentication", field="requestheader-allowed-names"
         ) from error

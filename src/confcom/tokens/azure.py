@@ -161,7 +161,7 @@ def read_request(body: bytes, kind: AttestationType) -> AttestRequest:
     """
     try:
         read = _BODY.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise AzureError(f"the body is not the JSON of an attest call: {error}") from None
     evidence = getattr(read, kind.evidence_field)
     if not evidence:
@@ -196,7 +196,7 @@ def _held(given: _Data | None, field: str) -> HeldData | None:
         case "json":
             try:
                 value = msgspec.json.decode(data)
-            except (msgspec.DecodeError, RecursionError) as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
                 raise AzureError(f"'{field}.data' is declared JSON and is not: {error}") from None
             if not isinstance(value, dict):
                 raise AzureError(f"'{field}.data' is declared JSON and is no object")

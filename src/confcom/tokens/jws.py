@@ -119,7 +119,7 @@ def token_in(text: str) -> str | None:
         return text
     try:
         return _ANSWER.decode(text).token
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 

@@ -158,7 +158,7 @@ def claims_of(recorded: str) -> list[Claim]:
     """The claims in the record of an appraisal: a JSON object of names and values; anything else is a `FormatError`."""
     try:
         found = _RECORDED.decode(recorded)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise FormatError(f"are no claims: {error}", structure="audit record", field="claims") from None
     return [Claim(name, value, SERVICE) for name, value in found.items()]
 

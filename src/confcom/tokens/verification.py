@@ -79,7 +79,7 @@ class KeySet:
             raise FormatError(f"{len(data)} bytes, at most {MAX_KEY_SET} are read", structure="JWKS", field="")
         try:
             given = _JWKS.decode(data)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise FormatError(f"is no key set: {error}", structure="JWKS", field="") from None
         if len(given.keys) > MAX_KEYS:
             raise FormatError(

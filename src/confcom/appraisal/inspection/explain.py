@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from urllib.parse import unquote_to_bytes
 
@@ -223,24 +224,25 @@ def _json(text: bytes, size: int) -> Inspection:
     if "enclaveIdentity" in keys:
         signed = SignedEnclaveIdentity.parse(text)
         return found("enclave-identity", "enclave identity", collateral.signed_identity_items(signed))
-    if {"tcb_info", "pck_crl"} <= keys:
+    if {"tcb_info", "pck_crl"} <= keys.keys():
         return found("collateral", "collateral of one platform", collateral.collateral_items(text))
-    if {"tcbLevels", "fmspc"} <= keys:
+    if {"tcbLevels", "fmspc"} <= keys.keys():
         items = collateral.tcb_info_items(SignedTcbInfo(text, b"").tcb_info())
         return found("tcb-info", "TCB info without its signature", items)
-    if {"tcbLevels", "mrsigner"} <= keys:
+    if {"tcbLevels", "mrsigner"} <= keys.keys():
         items = collateral.identity_items(SignedEnclaveIdentity(text, b"").enclave_identity())
         return found("enclave-identity", "enclave identity without its signature", items)
-    held = msgspec.json.decode(text).get("token")
-    if isinstance(held, str):
-        return found("attestation-token", "attestation token (JWT) in an answer", token.token_items(held.encode()))
+    if "token" in keys:
+        with suppress(msgspec.MsgspecError, UnicodeDecodeError):
+            held = msgspec.json.decode(keys["token"], type=str)
+            return found("attestation-token", "attestation token (JWT) in an answer", token.token_items(held.encode()))
     names = ", ".join(repr(key[:40]) for key in sorted(keys)[:8]) or "nothing"
     raise _refusal(f"this is a JSON object with {names} in it, which is nothing that is known here")
 
 
-def _keys(text: bytes) -> set[str]:
+def _keys(text: bytes) -> dict[str, msgspec.Raw]:
     try:
-        return set(msgspec.json.decode(text, type=dict[str, msgspec.Raw]))
+        return msgspec.json.decode(text, type=dict[str, msgspec.Raw])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _refusal(f"this looks like JSON, but is not: {error}") from error
 

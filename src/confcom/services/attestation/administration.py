@@ -117,7 +117,7 @@ def _certificate_request(body: bytes) -> ReadJws:
         if not isinstance(value, str):
             raise AzureError("the body lacks the JWT with the certificate", "InvalidOperation")
         return ReadJws.parse(value)
-    except (msgspec.DecodeError, RecursionError, FormatError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, FormatError) as error:
         raise AzureError(f"the body is no JWT with a certificate: {error}", "InvalidOperation") from None
 
 

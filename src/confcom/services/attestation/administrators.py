@@ -242,7 +242,7 @@ _DISCOVERY = msgspec.json.Decoder(_Discovery)
 def _discovery(content: bytes, where: str) -> _Discovery:
     try:
         return _DISCOVERY.decode(content)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{where} is no discovery document: {error}") from None
 
 
