@@ -28,6 +28,7 @@ from confcom.errors import BindingError, CertificateError
 from confcom.formats import der
 from confcom.formats.arguments import checked_bytes, checked_time
 from confcom.formats.attested_certificate import (
+    EVIDENCE_EXTENSIONS,
     MAX_ATTESTED_CERTIFICATE,
     STRUCTURE,
     AttestedCertificate,
@@ -45,6 +46,8 @@ KEY_STEP = "certificate-key"
 NONCE_STEP = "certificate-nonce"
 AGE_STEP = "certificate-age"
 _REPORT_DATA_SIZE = 64
+_MAY_BE_CRITICAL = {*EVIDENCE_EXTENSIONS, *(der.oid(f"2.5.29.{number}") for number in (15, 17, 19, 37))}
+"""Evidence, key usage, alternative names, basic constraints, extended key usage."""
 MAX_ATTESTED_PEM = 2 * MAX_ATTESTED_CERTIFICATE
 """Bytes of a file with an attested certificate, with text around it."""
 
@@ -113,6 +116,15 @@ def read_attested_certificate(data: bytes) -> AttestedCertificate:
 def check_certificate(certificate: AttestedCertificate, now: datetime) -> tuple[Check, ...]:
     """Step 2."""
     check_own_signature(certificate.parts, step=SIGNATURE_STEP)
+    for identifier, (critical, _) in certificate.parts.extensions.items():
+        if critical and identifier not in _MAY_BE_CRITICAL:
+            raise CertificateError(
+                "the certificate has a critical extension that is not known",
+                step=VALIDITY_STEP,
+                expected="none, as RFC 5280 demands",
+                found=der.oid_text(identifier),
+                advice="Let the peer make a certificate without it, or with the extension not critical.",
+            )
     begin, end = certificate.not_before, certificate.not_after
     expected, found = f"valid at {_text(now)}", f"{_text(begin)} to {_text(end)}"
     if not begin <= now <= end:

@@ -6,6 +6,7 @@ is known. A `DerError` is a sentence without the name of the document, which the
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 
 import msgspec
@@ -14,10 +15,14 @@ BOOLEAN, INTEGER, BIT_STRING, OCTET_STRING, OID, ENUMERATED = 0x01, 0x02, 0x03, 
 UTF8_STRING, PRINTABLE_STRING, UTC_TIME, GENERALIZED_TIME = 0x0C, 0x13, 0x17, 0x18
 SEQUENCE, SET = 0x30, 0x31
 TRUE, FALSE = b"\xff", b"\0"
+NULL = b"\x05\0"
+"""The whole element."""
 BOOLEANS = {TRUE: True, FALSE: False}
 
 MAX_ELEMENTS = 64
 """Elements of one SEQUENCE that are read. A TCB has 18; longer lists (revoked certificates) stay as they are."""
+MAX_OID = 63
+"""Bytes of an OBJECT IDENTIFIER, as `cryptography` bounds them."""
 _MAX_SIZE_OF_LENGTH = 4
 CUT_OFF = "the bytes end before the DER does: they are cut off, or no DER"
 
@@ -120,20 +125,27 @@ def time(tag: int, content: bytes) -> datetime:
     if tag == UTC_TIME:
         digits = ("20" if digits < "50" else "19") + digits
     try:
+        # Newer Pythons read the hour 24 as the next day.
+        if digits[8:10] == "24":
+            raise ValueError("an hour is at most 23")
         return datetime.fromisoformat(f"{digits[:8]}T{digits[8:]}Z")
     except ValueError as error:
         raise DerError(f"no such time: {digits}") from error
 
 
+# Groups of seven bits, of which the last one of a number has no high bit, and the first one is not zero alone.
+_OID = re.compile(rb"(?:(?!\x80)[\x80-\xff]*[\0-\x7f])+")
+
+
+def check_oid(content: bytes) -> None:
+    """Refuse an OBJECT IDENTIFIER that is not in its shortest form, or longer than any that is in use."""
+    if len(content) > MAX_OID or not _OID.fullmatch(content):
+        raise DerError(f"an object identifier is not in its shortest form, or longer than {MAX_OID} bytes")
+
+
 def oid_text(content: bytes) -> str:
     """An OBJECT IDENTIFIER as numbers with dots."""
-    if (
-        not content
-        or content[-1] & 0x80
-        or content[0] == 0x80
-        or any(byte == 0x80 and not content[index] & 0x80 for index, byte in enumerate(content[1:]))
-    ):
-        raise DerError("an object identifier is not in its shortest form")
+    check_oid(content)
     numbers, number = [], 0
     for byte in content:
         number = number << 7 | byte & 0x7F
@@ -242,6 +254,7 @@ def read_extensions(data: bytes) -> dict[bytes, tuple[bool, bytes]]:
         critical = len(members) == 3 and members[1][:2] == (BOOLEAN, TRUE)
         if tag != SEQUENCE or len(members) != 2 + critical or members[0][0] != OID or members[-1][0] != OCTET_STRING:
             raise DerError.at("extensions")
+        check_oid(members[0][1])
         found[members[0][1]] = critical, members[-1][1]
     if len(found) != len(rows):
         raise DerError("it has an extension twice")

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 
 from confcom.errors import CertificateError, FormatError, SignatureError
-from confcom.formats.der import CertificateParts, elements, oid, oid_text
+from confcom.formats.der import NULL, OID, CertificateParts, DerError, elements, oid, oid_text
 from confcom.pki.der import ECDSA_WITH_SHA256, UNREADABLE, Certificate, der_reason, read_certificate
 from confcom.pki.memory import Memory
 
@@ -113,7 +113,7 @@ def check_own_signature(parts: CertificateParts, *, step: str) -> None:
         raise CertificateError("the certificate is not self-signed: it names another issuer", step=step)
     try:
         key = load_der_public_key(parts.public_key)
-        identifier = elements(parts.algorithm)[0][1]
+        identifier = _algorithm(parts.algorithm)
         digest = _SIGNATURES.get(identifier)
         if isinstance(key, ec.EllipticCurvePublicKey) and digest is not None and identifier in _ECDSA:
             key.verify(parts.signature, parts.signed, ec.ECDSA(digest))
@@ -136,7 +136,21 @@ def check_own_signature(parts: CertificateParts, *, step: str) -> None:
             found=parts.signature.hex(),
         ) from error
     except UNREADABLE as error:
-        raise CertificateError(f"the key of the certificate cannot be read: {der_reason(error)}", step=step) from error
+        message = f"the key or the algorithm of the certificate cannot be read: {der_reason(error)}"
+        raise CertificateError(
+            message,
+            step=step,
+            expected="ECDSA, RSA (PKCS #1 v1.5) or Ed25519, without parameters or with NULL",
+            found=f"key {parts.public_key.hex()}, algorithm {parts.algorithm.hex() or 'empty'}",
+        ) from error
+
+
+def _algorithm(content: bytes) -> bytes:
+    """The OID (content) of an AlgorithmIdentifier that has no parameters, or NULL."""
+    (tag, identifier, _), *parameters = elements(content) or [(0, b"", b"")]
+    if tag != OID or [whole for _, _, whole in parameters] not in ([], [NULL]):
+        raise DerError("the signature algorithm is no object identifier, or has parameters")
+    return identifier
 
 
 _ECDSA = {

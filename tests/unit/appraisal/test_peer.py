@@ -242,6 +242,62 @@ def test_an_algorithm_of_another_key_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    "algorithm",
+    [
+        b"",
+        made.ECDSA_SHA256 + b"\x05\x01\x00",
+        made.ECDSA_SHA256 + b"\x30\x00",
+        made.ECDSA_SHA256 + b"\x05\x00\x05\x00",
+        b"\x04" + made.ECDSA_SHA256[1:],
+        made.ECDSA_SHA256[:-1],
+    ],
+)
+def test_an_algorithm_is_an_identifier_without_parameters_or_with_null(algorithm: bytes) -> None:
+    def change(members: list[bytes]) -> None:
+        members[2] = made.der.write(made.der.SEQUENCE, algorithm)
+
+    with pytest.raises(CertificateError, match="algorithm") as raised:
+        accept(made.resigned(Certificate((dice(),)).build(), change))
+    assert raised.value.expected
+    assert (algorithm.hex() or "empty") in raised.value.found
+
+
+def extended(oid: bytes, critical: bytes = b"") -> bytes:
+    """An attested certificate with one more extension, its OID given as bytes."""
+    row = made.der.write(
+        made.der.SEQUENCE, made.der.write(made.der.OID, oid), critical, made.der.write(made.der.OCTET_STRING, b"\5\0")
+    )
+
+    def change(members: list[bytes]) -> None:
+        ((_, extensions, _),) = made.der.elements(made.der.elements(members[7])[0][1])
+        members[7] = made.der.write(0xA3, made.der.write(made.der.SEQUENCE, extensions, row))
+
+    return made.resigned(Certificate((dice(),)).build(), change)
+
+
+def test_a_critical_extension_that_is_not_known_is_refused() -> None:
+    unknown, critical = bytes.fromhex("2a030405"), bytes.fromhex("0101ff")
+    assert accept(extended(unknown))
+    with pytest.raises(CertificateError, match="critical") as raised:
+        accept(extended(unknown, critical))
+    assert (raised.value.step, raised.value.found) == ("certificate-validity", "1.2.3.4.5")
+    # Name constraints are known elsewhere, and not applied here.
+    with pytest.raises(CertificateError, match="critical"):
+        accept(extended(bytes.fromhex("551d1e"), critical))
+    assert accept(extended(bytes.fromhex("551d0f"), critical))
+    assert accept(Certificate((dice(),), critical=True).build())
+
+
+@pytest.mark.parametrize("oid", [b"", b"\x2a\x80\x03", b"\x80\x2a", b"\x2a\x83", b"\x2a" * 64, b"\xff" * 40000 + b"\1"])
+def test_an_extension_with_an_identifier_of_another_spelling_is_malformed(oid: bytes) -> None:
+    hostile = extended(oid)
+    with pytest.raises(FormatError, match="object identifier"):
+        AttestedCertificate.parse(hostile)
+    with pytest.raises(FormatError):
+        inspect(hostile)
+
+
+@pytest.mark.parametrize(
     ("change", "why"),
     [({"not_after": NOW - timedelta(seconds=1)}, "expired"), ({"not_before": NOW + DAY / 2}, "not valid yet")],
 )

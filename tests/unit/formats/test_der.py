@@ -109,6 +109,7 @@ def test_times_of_both_forms() -> None:
         (der.UTC_TIME, b"261129000000+0000"),
         (der.UTC_TIME, b"261329000000Z"),
         (der.UTC_TIME, b"261129246000Z"),
+        (der.UTC_TIME, b"261129240000Z"),
         (der.UTC_TIME, b"-61129000000Z"),
         (der.UTC_TIME, "\uff12\uff161129000000Z".encode()),
         (der.GENERALIZED_TIME, b"20261129000000.5Z"),
