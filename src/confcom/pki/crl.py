@@ -27,6 +27,8 @@ from confcom.pki.ecdsa import KnownSignatures, is_good
 MAX_CRL = 8 << 20
 """Bytes as received. Intel's take 0.3 to 4 kB; a list of 100,000 revoked platforms would take 4 MB of DER."""
 
+_NUMBER_BITS = 160
+"""RFC 5280 §5.2.3."""
 _REQUIRED = {CRL_NUMBER: "cRLNumber", AUTHORITY_KEY_ID: "authorityKeyIdentifier"}
 # Such a list is not all that its CA revoked, whether it is marked critical or not: RFC 5280 §5.2.4, §5.2.5.
 _PARTIAL = {oid("2.5.29.27"), oid("2.5.29.28")}  # deltaCRLIndicator, issuingDistributionPoint
@@ -131,9 +133,12 @@ def _number(extensions: Mapping[bytes, tuple[bool, bytes]], structure: str) -> i
         if identifier not in extensions:
             raise FormatError("is missing", structure=structure, field=name)
     try:
-        return integer(content_of(extensions[CRL_NUMBER][1], INTEGER, "cRLNumber"))
+        number = integer(content_of(extensions[CRL_NUMBER][1], INTEGER, "cRLNumber"))
     except DerError as error:
         raise FormatError("is not an INTEGER", structure=structure, field="cRLNumber") from error
+    if not 0 <= number < 1 << _NUMBER_BITS:
+        raise FormatError("is negative, or longer than 20 bytes", structure=structure, field="cRLNumber")
+    return number
 
 
 def _der(data: bytes, structure: str) -> bytes:

@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 import pki_builder as intel
 from confcom.errors import FormatError, MismatchError, SignatureError
+from confcom.formats import der
 from confcom.pki.certificate import load_certificate
 from confcom.pki.crl import MAX_CRL, Crl
 
@@ -36,6 +37,18 @@ def _crl(*extensions: tuple[x509.ExtensionType, bool], number: bool = False) -> 
     for value, critical in ((x509.CRLNumber(7), number), *extensions):
         builder = builder.add_extension(value, critical)
     return builder.sign(intel.ROOT, hashes.SHA256()).public_bytes(Encoding.DER)
+
+
+def _numbered(number: bytes) -> bytes:
+    """A list with any INTEGER as its number, as the content of the DER."""
+    value = x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.20"), der.write(der.INTEGER, number))
+    builder = x509.CertificateRevocationListBuilder(intel.name(intel.ROOT_NAME), intel.ISSUE, intel.NEXT)
+    builder = builder.add_extension(AKI[0], critical=False).add_extension(value, critical=False)
+    return builder.sign(intel.ROOT, hashes.SHA256()).public_bytes(Encoding.DER)
+
+
+def test_a_number_has_up_to_20_bytes() -> None:
+    assert Crl.parse(_numbered(b"\0" + b"\xff" * 20)).number == (1 << 160) - 1
 
 
 @pytest.mark.parametrize(
@@ -91,6 +104,9 @@ def test_a_listed_serial_is_revoked() -> None:
         (intel.ROOT_CERTIFICATE.build(), ""),
         (bytes(MAX_CRL + 1), ""),
         (intel.crl(number=None), "cRLNumber"),
+        (_numbered(b"\x7f" + bytes(4000)), "cRLNumber"),
+        (_numbered(b"\x01" + bytes(20)), "cRLNumber"),
+        (_numbered(b"\xff"), "cRLNumber"),
         (intel.crl(critical=True), "2.5.29.27"),
         (_crl(AKI, (x509.DeltaCRLIndicator(1), False)), "2.5.29.27"),
         (_crl(AKI, (DISTRIBUTION_POINT, True)), "2.5.29.28"),
