@@ -12,7 +12,7 @@ import posixpath
 import tarfile
 import zlib
 from collections.abc import Iterator
-from typing import IO, Any, BinaryIO, Self, TypeVar
+from typing import IO, Any, BinaryIO, NoReturn, Self, TypeVar
 
 import msgspec
 
@@ -31,26 +31,48 @@ MAX_DOCUMENT = 4 << 20
 """Bytes of a JSON document of the image."""
 MAX_NAME = 1 << 20
 """Bytes of a header that holds a long name or attributes; tarfile reads it as a whole."""
+MAX_ENCLAVES = 256
+"""Signed enclaves of one image; each later file is compared with them."""
 MAX_NAMED = 20
 """Enclaves that an error names."""
+_GLOBAL = b"G"
 _MAGIC = b"ustar"
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
 _Kind = TypeVar("_Kind")
 _Members = dict[str, tarfile.TarInfo]
+_ALONE = "Save the image of the application alone."
 _SAVE = "Save the image with `docker save IMAGE -o FILE`, `podman save`, or `skopeo copy … oci-archive:FILE`."
 
 
 class _Member(tarfile.TarInfo):
-    """A header, refused if what it announces to be read along with it is too long."""
+    """A header, refused if it is damaged, sparse, or announces too much to be read along with it.
+
+    Layers have no sparse files: few bytes would stand for any number of zeros, or of places. Global headers become
+    entries of an unknown type: tarfile applies them to what follows, containers do not.
+    """
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         """The header in 512 bytes."""
-        member = super().frombuf(buf, encoding, errors)
+        try:
+            member = super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            # Zeros end an archive. So does a damaged header, after the first file, if it is left to tarfile.
+            if any(buf):
+                raise _wrong(f"has a damaged header: {error}", _SAVE) from error
+            raise
+        if member.type == tarfile.GNUTYPE_SPARSE:
+            raise _sparse(member.name)
         if not member.isreg() and not member.isdir() and member.size > MAX_NAME:
             raise _wrong(f"has a header of {member.size} bytes", _SAVE)
+        if member.type == tarfile.XGLTYPE:
+            member.type = _GLOBAL
         return member
+
+    def _proc_gnusparse_10(self, *_: object) -> NoReturn:
+        # Its map has no bound; the other forms keep theirs in a header, and are refused in `_bounded`.
+        raise _sparse(self.name)
 
 
 class _Descriptor(msgspec.Struct):
@@ -106,7 +128,7 @@ def enclaves_of(stream: BinaryIO) -> dict[str, SignedEnclave]:
             for name in _layers(archive, members):
                 left = _read_layer(_open(archive, members, name), found, left)
             return found
-    except (tarfile.TarError, EOFError, OSError, zlib.error, UnicodeError, ValueError) as error:
+    except (tarfile.TarError, EOFError, OSError, zlib.error, UnicodeError, ValueError, RecursionError) as error:
         if isinstance(error, FormatError):
             raise
         raise _wrong(f"cannot be read: {str(error) or type(error).__name__}", _SAVE) from error
@@ -179,13 +201,16 @@ def _read_layer(packed: IO[bytes], found: dict[str, SignedEnclave], left: int) -
                 _remove(found, folder, below, itself=False)
             elif name.startswith(_WHITEOUT):
                 _remove(found, posixpath.join(folder, name.removeprefix(_WHITEOUT)), below, itself=True)
-            else:
-                if not member.isdir():
-                    found.pop(path, None)
-                enclave = _enclave(layer, member) if member.isreg() else None
+            elif member.type != _GLOBAL:
+                linked = found.get(_plain(member.linkname)) if member.islnk() else None
+                # A file in the place of a folder takes away what the folder holds, and a folder the file.
+                _remove(found, path, set(found) if not member.isdir() else {path}, itself=True)
+                enclave = _enclave(layer, member) if member.isreg() else linked
                 if enclave is not None:
                     found[path] = enclave
                     below.discard(path)
+                if len(found) > MAX_ENCLAVES:
+                    raise _wrong(f"has more than {MAX_ENCLAVES} signed enclaves", _ALONE)
     return limited.left
 
 
@@ -200,15 +225,22 @@ class _Limited:
         data = self._stream.read(size)
         self.left -= len(data)
         if self.left < 0:
-            raise _wrong(f"unpacks to more than {MAX_UNPACKED} bytes", "Save the image of the application alone.")
+            raise _wrong(f"unpacks to more than {MAX_UNPACKED} bytes", _ALONE)
         return data
 
 
 def _bounded(archive: tarfile.TarFile, most: int) -> Iterator[tarfile.TarInfo]:
     for number, member in enumerate(archive):
         if number >= most:
-            raise _wrong(f"has more than {most} files", "Save the image of the application alone.")
+            raise _wrong(f"has more than {most} files", _ALONE)
+        if any(name.startswith("GNU.sparse.") for name in member.pax_headers):
+            raise _sparse(member.name)
+        archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all of them, with their attributes
         yield member
+
+
+def _sparse(name: str) -> FormatError:
+    return _wrong(f"has a sparse file {name[:200]!r}", _SAVE)
 
 
 def _remove(found: dict[str, SignedEnclave], path: str, below: set[str], *, itself: bool) -> None:

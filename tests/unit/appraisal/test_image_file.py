@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import tarfile
+import tracemalloc
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -129,6 +130,109 @@ def test_a_header_that_announces_a_long_name_is_refused_before_it_is_read() -> N
         found(image)
 
 
+def header(name: str, kind: bytes, size: int = 0, linkname: str = "") -> bytes:
+    """One header by itself, of any type."""
+    member = tarfile.TarInfo(name)
+    member.type, member.size, member.linkname = kind, size, linkname
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def entry(name: str, content: bytes, kind: bytes = tarfile.REGTYPE) -> bytes:
+    return header(name, kind, len(content)) + content + bytes(-len(content) % 512)
+
+
+def pax(kind: bytes = tarfile.XHDTYPE, **values: str) -> bytes:
+    """A header with records of POSIX; underlines in their names stand for dots."""
+    rows = []
+    for name, value in values.items():
+        row = f" {name.replace('_', '.')}={value}\n"
+        rows.append(next(f"{size}{row}" for size in range(len(row), 2000) if size == len(f"{size}{row}")))
+    return entry("pax", "".join(rows).encode(), kind)
+
+
+def image_of(*layers: bytes) -> bytes:
+    names = [f"{number}.tar" for number in range(len(layers))]
+    manifest = json.dumps([{"Layers": names}]).encode()
+    return tar({"manifest.json": manifest} | dict(zip(names, layers, strict=True)))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.REGTYPE, tarfile.CHRTYPE])
+def test_what_takes_the_place_of_a_folder_hides_what_is_in_it(kind: bytes) -> None:
+    below = tar({"app/e.so": APP, "apple/e.so": APP, "evil/e.so": OTHER})
+    assert list(found(image_of(below, header("app", kind, linkname="evil")))) == ["apple/e.so", "evil/e.so"]
+    assert list(found(image_of(below, tar({"app": None})))) == ["app/e.so", "apple/e.so", "evil/e.so"]
+    assert list(found(image_of(below, tar({"app/e.so": None})))) == ["apple/e.so", "evil/e.so"]
+
+
+def test_a_hard_link_is_the_file_that_it_names() -> None:
+    link = header("lib/e.so", tarfile.LNKTYPE, linkname="app/e.so")
+    both = {"app/e.so": measure("enclave app"), "lib/e.so": measure("enclave app")}
+    assert found(image_of(entry("app/e.so", APP) + link)) == both
+    assert found(image_of(tar({"app/e.so": APP}), link)) == both
+    assert found(image_of(tar({"app/e.so": APP, "lib/e.so": OTHER}), link)) == both
+    gone = header("app/e.so", tarfile.LNKTYPE, linkname="nowhere")
+    assert not found(image_of(tar({"app/e.so": APP}), gone))
+
+
+def test_a_damaged_header_is_not_the_end_of_a_layer() -> None:
+    layer = entry("a/e.so", APP) + entry("b/e.so", OTHER)
+    damaged = bytearray(layer)
+    damaged[len(entry("a/e.so", APP)) + 3] ^= 1
+    for broken in (bytes(damaged), layer[: len(entry("a/e.so", APP)) + 300]):
+        with pytest.raises(FormatError, match="has a damaged header"):
+            found(image_of(broken))
+    assert len(found(image_of(layer))) == 2
+
+
+def test_global_headers_do_not_rename_files() -> None:
+    renaming = pax(tarfile.XGLTYPE, path="a/e.so")
+    assert list(found(image_of(renaming + entry("b/e.so", APP)))) == ["b/e.so"]
+    assert list(found(image_of(tar({"pax": APP}), renaming))) == ["pax"]
+    assert list(found(image_of(pax(path="a/e.so") + entry("b/e.so", APP)))) == ["a/e.so"]
+
+
+def _old_sparse() -> bytes:
+    """GNU's own header, which announces more places in the next block, and so on."""
+    block = bytearray(header("s", tarfile.GNUTYPE_SPARSE))
+    block[482], block[483:495] = 1, b"%011o\0" % (500 << 20)
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        _old_sparse() + (b"00000000001\0" * 42 + b"\1").ljust(512, b"\0") * 100,
+        pax(GNU_sparse_major="1", GNU_sparse_minor="0", GNU_sparse_realsize="500000000") + entry("s", b"9999\n1\n1\n"),
+        pax(GNU_sparse_size="500000000", GNU_sparse_numblocks="0") + entry("s", b""),
+        pax(GNU_sparse_map="1,1", GNU_sparse_size="500000000") + entry("s", b""),
+        pax(GNU_sparse_realsize="500000000") + entry("s", b""),
+    ],
+)
+def test_sparse_files_are_refused(layer: bytes) -> None:
+    with pytest.raises(FormatError, match="has a sparse file"):
+        found(image_of(layer + entry("a/e.so", APP)))
+
+
+@pytest.mark.parametrize("kind", [pax(comment="x"), entry("././@LongLink", b"name\0", tarfile.GNUTYPE_LONGNAME)])
+def test_headers_of_headers_are_refused(kind: bytes) -> None:
+    with pytest.raises(FormatError, match="cannot be read"):
+        found(image_of(kind * 3000 + entry("a/e.so", APP)))
+
+
+def test_attributes_of_files_are_not_kept() -> None:
+    attributes = pax(comment="x" * 1900) + entry("f", b"")
+    image = image_of(attributes * 5000)
+    tracemalloc.start()
+    try:
+        found(image)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 5 << 20
+
+
 def test_limits_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = oci({"zeros": bytes(20 << 20)})
     monkeypatch.setattr(image_file, "MAX_UNPACKED", 1 << 20)
@@ -138,6 +242,11 @@ def test_limits_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_file, "MAX_FILES", 3)
     with pytest.raises(FormatError, match="has more than 3 files"):
         found(saved({f"{number}": b"" for number in range(4)}))
+    monkeypatch.undo()
+    monkeypatch.setattr(image_file, "MAX_ENCLAVES", 3)
+    with pytest.raises(FormatError, match="has more than 3 signed enclaves"):
+        found(saved({"1": APP, "2": APP}, {"3": APP, "4": APP}))
+    assert len(found(saved({"1": APP, "2": APP}, {"1": APP, "3": APP}))) == 3
 
 
 @given(some.data())
