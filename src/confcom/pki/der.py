@@ -56,6 +56,7 @@ _SPKI_SIZE = len(_P256) + 64
 _FEW = 32
 """Names, and lists of places, that are read once: a PKI has a dozen of each."""
 _MAX_SERIAL_BITS = 160
+_MAX_PATH_LENGTH = 0xFFFF_FFFF
 _FIRST_GENERALIZED_YEAR = 2050
 _KEY_ID, _FULL_NAME, _POINT_NAME, _URI = 0x80, 0xA0, 0xA0, 0x86
 
@@ -356,8 +357,8 @@ def _constraints(value: bytes) -> tuple[bool, int | None]:
     if tag != der.INTEGER or more:
         raise DerError.at("basicConstraints")
     length = der.integer(content)
-    if length < 0 or not is_ca:
-        raise DerError("its path length is negative, or that of no CA")
+    if not 0 <= length <= _MAX_PATH_LENGTH or not is_ca:
+        raise DerError("its path length is negative, absurdly long, or that of no CA")
     return is_ca, length
 
 

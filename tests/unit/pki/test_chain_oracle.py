@@ -228,6 +228,20 @@ def test_certificates_against_the_profile_get_one_verdict(change: dict, place: i
         assert ours(chain, OWN, "pck") == accepts(chain, OWN, "pck")
 
 
+@pytest.mark.parametrize("size", [1, 4, 5, 9, 20])
+def test_path_lengths_get_one_verdict(size: int) -> None:
+    length = intel.tlv(0x02, (1 << 8 * size - 2).to_bytes(size, "big"))
+    changed = signed(_grow(tbs(CA), b"\x04\x08\x30\x06\x01\x01\xff\x02\x01\x00", _constraints(length), 1), intel.ROOT)
+    verdict = ours([PCK, changed, ROOT], OWN, "pck")
+    # From five bytes on ours refuses, the library from nine.
+    assert verdict == (size < 5)
+    assert verdict == accepts([PCK, changed, ROOT], OWN, "pck") or size == 5
+
+
+def _constraints(length: bytes) -> bytes:
+    return intel.tlv(0x04, intel.tlv(0x30, b"\x01\x01\xff" + length))
+
+
 @pytest.mark.vectors
 def test_every_chain_of_the_vectors_gets_one_verdict(vectors: Path) -> None:
     roots, kinds, found = TrustRoots.intel(), ("pck", "tcb-signing", "ca"), 0
