@@ -23,6 +23,10 @@ from confcom.protocols.pcs import Update
 # (4) If none is valid at T, the one that was valid nearest to T: the verifier then reports what is stale.
 
 
+_LARGEST = (1 << 63) - 1
+"""SQLite's. A CRL may have a number of up to 20 bytes, which is then only shown in the CRL itself."""
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A version: `id` grows with each one that the store takes in; times are seconds since 1970.
@@ -120,7 +124,7 @@ def keep_version(connection: sqlite3.Connection, verified: VerifiedDocument, sig
         "INSERT OR IGNORE INTO versions "
         "(document, digest, root, body, chain, number, issue_date, next_update, expires) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (of, digest, verified.root.public_key, document.body, chain, facts.number, *times),
+        (of, digest, verified.root.public_key, document.body, chain, min(facts.number, _LARGEST), *times),
     ).rowcount
     row = connection.execute("SELECT id FROM versions WHERE document = ? AND digest = ?", (of, digest)).fetchone()
     connection.executemany(

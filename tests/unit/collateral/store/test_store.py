@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
+import pki_builder as pki
 from confcom.appraisal.collateral import verify_collateral
 from confcom.collateral.bundle import load_bundle
 from confcom.collateral.documents import Document, DocumentKey, take_apart
 from confcom.collateral.store.store import CollateralStore
 from confcom.errors import CollateralNotFound, SignatureError, UntrustedRootError
 from confcom.pki.chain import verify_chain
-from confcom.pki.roots import TrustRoots
+from confcom.pki.roots import TrustRoot, TrustRoots
 from confcom.simulator.machine import MachineTcb
 from confcom.simulator.world import SimulatedWorld
 
@@ -260,3 +261,11 @@ def test_real_collateral_goes_in_and_comes_out(path, vectors):
             kept += 1
         store.check()
     assert kept > 20
+
+
+def test_a_list_with_a_number_of_20_bytes_is_kept(tmp_path: Path) -> None:
+    roots = TrustRoots((TrustRoot.from_pem(pki.pem(pki.ROOT_CERTIFICATE)),))
+    key, lists = DocumentKey.root_ca_crl(), [pki.crl(), pki.crl(number=(1 << 159) + 1)]
+    with CollateralStore(tmp_path / "collateral.sqlite", roots=roots) as store:
+        assert store.add([Document(key, one) for one in lists], seen=pki.ISSUE, source="tests") == 2
+        assert store.document(key, at=pki.ISSUE).body == lists[1]
