@@ -6,6 +6,7 @@ Changed certificates are signed again, so that their structure alone decides.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +14,13 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import pki_builder as intel
 from chain_oracle import accepts
 from confcom.errors import ConfcomError, FormatError
+from confcom.formats import der
 from confcom.pki.certificate import parse_certificates
 from confcom.pki.chain import ChainKind, verify_chain
 from confcom.pki.roots import TrustRoot, TrustRoots
@@ -240,6 +244,54 @@ def test_path_lengths_get_one_verdict(size: int) -> None:
 
 def _constraints(length: bytes) -> bytes:
     return intel.tlv(0x04, intel.tlv(0x30, b"\x01\x01\xff" + length))
+
+
+Node = tuple[int, "bytes | list[Node]"]
+"""Tag and content, or the elements in it."""
+
+
+def _tree(content: bytes) -> list[Node]:
+    found: list[Node] = []
+    for tag, inner, _ in der.elements(content):
+        found.append((tag, _tree(inner) if tag & 0x20 or (tag == 0x04 and _is_der(inner)) else inner))
+    return found
+
+
+def _written(nodes: list[Node]) -> bytes:
+    return b"".join(der.write(tag, inner if isinstance(inner, bytes) else _written(inner)) for tag, inner in nodes)
+
+
+def _places(nodes: list[Node]) -> Iterator[tuple[list[Node], int]]:
+    for index, (_, inner) in enumerate(nodes):
+        yield nodes, index
+        if not isinstance(inner, bytes):
+            yield from _places(inner)
+
+
+TREES = [_tree(tbs(one)) for one in CHAIN]
+TAGS = st.sampled_from([0x01, 0x02, 0x03, 0x04, 0x06, 0x0C, 0x13, 0x17, 0x18, 0x1F, 0x30, 0x31, 0x80, 0x81, 0xA0, 0xA3])
+CONTENTS = st.one_of(
+    st.binary(max_size=10), st.sampled_from([b"\xff", b"\0", b"500101000000Z", b"20500101000000Z", b"20260101000000Z"])
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.integers(0, 2), st.data())
+def test_no_other_structure_is_accepted_that_the_library_refuses(place: int, data: st.DataObject) -> None:
+    nodes = deepcopy(TREES[place])
+    for _ in range(data.draw(st.integers(1, 2))):
+        members, index = data.draw(st.sampled_from(list(_places(nodes))))
+        tag, inner = members[index]
+        changed: list[list[Node]] = [[], [members[index]] * 2, [(data.draw(TAGS), inner)], [(tag, data.draw(CONTENTS))]]
+        changed += [[members[index], (data.draw(TAGS), data.draw(CONTENTS))]]
+        if isinstance(inner, bytes):
+            changed += [[(tag, data.draw(CONTENTS) + inner)], [(tag, inner + data.draw(CONTENTS))]]
+        members[index : index + 1] = data.draw(st.sampled_from(changed))
+        if not nodes or isinstance(nodes[0][1], bytes):
+            return
+    chain = [*CHAIN]
+    chain[place] = signed(_written(nodes), SIGNERS[place])
+    assert not ours(chain, OWN, "pck") or accepts(chain, OWN, "pck")
 
 
 @pytest.mark.vectors
