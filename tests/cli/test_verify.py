@@ -628,9 +628,11 @@ def test_a_certificate_needs_an_identity_and_one_input_is_judged(certified, tmp_
     file.write_bytes(CERTIFICATE)
     outcome = certified("--certificate", file)
     assert (outcome.code, "does not say who is expected" in outcome.err) == (2, True)
-    for words in ((), (file, "--certificate", file), ("--certificate", file, "--connect", "localhost:1")):
+    for words in ((file, "--certificate", file), ("--certificate", file, "--connect", "localhost:1")):
         outcome = certified(*words, "--mr-enclave", ENCLAVE)
         assert (outcome.code, "one input is judged at a time" in outcome.err) == (2, True)
+    outcome = certified("--mr-enclave", ENCLAVE)
+    assert (outcome.code, "there is nothing to judge" in outcome.err) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,26 @@ def test_an_old_name_works_and_says_the_new_one(confcom_process, quote: Path) ->
     assert "--simulated-machine is now called --machine" in outcome.stderr.decode()
 
 
+def test_a_former_name_is_explained_where_the_option_exists_alone(confcom_process) -> None:
+    outcome = confcom_process("verify", "q.bin", "--simulated-machine", "m.json")
+    assert (outcome.returncode, "is now called" in outcome.stderr.decode()) == (2, False)
+    assert "No such option '--simulated-machine'" in outcome.stderr.decode()
+
+
+def test_advice_names_the_command_that_was_called(confcom_process) -> None:
+    outcome = confcom_process("collateral", "remove", "--store", "x", "--not-seen-since", "90x")
+    assert "See `confcom collateral remove --help`." in outcome.stderr.decode()
+
+
+@pytest.mark.parametrize("words", [words for words in ALL if words], ids=" ".join)
+def test_help_is_no_wider_than_a_screen_and_lists_whole_sentences(words: tuple[str, ...]) -> None:
+    context = click.Context(ALL[words], info_name=" ".join(words), max_content_width=110, terminal_width=110)
+    lines = ALL[words].get_help(context).splitlines()
+    assert max(map(len, lines)) <= 120
+    assert not any(line.endswith("...") for line in lines[1:])
+    assert all(one.help or one.hidden for one in ALL[words].params if isinstance(one, click.Option))
+
+
 @pytest.mark.parametrize("words", [("verfy",), ("addon", "enabel"), ("simulate", "machin"), ("collateral", "stats")])
 def test_a_misspelt_command_gets_a_proposal(confcom_process, words: tuple[str, ...]) -> None:
     outcome = confcom_process(*words)

@@ -73,6 +73,7 @@ _addon = click.option(
     "--addons",
     "-a",
     "addon",
+    metavar="NAME",
     default=ADDON,
     show_default=True,
     expose_value=False,
@@ -96,7 +97,12 @@ def _waiting(what: str, dry_run: str) -> Decorator:
         click.option("--dry-run", is_flag=True, help=dry_run),
         click.option("--no-wait", is_flag=True, help=f"Do not wait until everything {what}."),
         click.option(
-            "--timeout", type=click.IntRange(1, 86400), default=300, show_default=True, help="Seconds to wait."
+            "--timeout",
+            metavar="SECONDS",
+            type=click.IntRange(1, 86400),
+            default=300,
+            show_default=True,
+            help="How long to wait.",
         ),
     )
 
@@ -147,7 +153,13 @@ _OPTIONS = (
     click.option("--api-addresses", metavar="CIDR,…", help="From which it asks the webhook.  [default: any]"),
     _switch("collateral", "collateral", "The collateral service.  [default: off]"),
     click.option("--collateral-upstream", metavar="NAME|URL", help="The source it asks.  [default: intel]"),
-    click.option("--collateral-fmspc", "collateral_fmspcs", multiple=True, metavar="HEX", help="Kept from the start."),
+    click.option(
+        "--collateral-fmspc",
+        "collateral_fmspcs",
+        multiple=True,
+        metavar="HEX",
+        help="FMSPC to keep fresh. Repeatable.",
+    ),
     click.option("--collateral-storage", metavar="[CLASS/]SIZE", help="A volume for its store; '' is none."),
     click.option("--collateral-tls-secret", metavar="NAME", help="Its certificate; '' has it make one."),
     click.option(
@@ -287,7 +299,14 @@ def manifests(**options: Any) -> None:  # noqa: ANN401 - by name
 
 
 @addon.command(short_help="For the Helm chart: clean nodes before an uninstall.")
-@click.option("--timeout", type=click.IntRange(1, 86400), default=200, show_default=True, help="Seconds to wait.")
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=click.IntRange(1, 86400),
+    default=200,
+    show_default=True,
+    help="How long to wait.",
+)
 @kubeconfig_options
 def clean_nodes(**options: Any) -> None:  # noqa: ANN401 - by name
     """End the quote helper and the device plugin, and remove what they wrote on nodes.

@@ -50,7 +50,10 @@ def attestation() -> None:
 @click.option("--administrators", metavar="TOML", help="Who may read and set policies, and how they are known.")
 @click.option("--policy-signer", "policy_signers", metavar="PEM", multiple=True, help="First signers of policies.")
 def serve(config: AttestationServiceConfig) -> None:
-    """Serve attestation: clients of Azure Attestation work unchanged with this URL, clients of RATS get EAR."""
+    """Serve attestation by the API of Azure Attestation.
+
+    Clients of Azure work unchanged with this URL, clients of RATS get EAR.
+    """
     from confcom.services.attestation import attestation_service as service
 
     roots = trust_roots(config.trust_roots)
@@ -113,9 +116,10 @@ def new_keys(folder: Path, simulated: bool) -> None:
 @click.argument("key_id", metavar="KEY-ID")
 @_store
 def revoke_key(key_id: str, store: Path) -> None:
-    """Take the signing key KEY-ID out of every key set for good, because it is in the wrong hands.
+    """Take a signing key out of every key set, for good.
 
-    Running replicas follow within seconds. Relying parties learn of it when they next fetch the keys.
+    For a key KEY-ID that is in the wrong hands. Running replicas follow within seconds. Relying parties learn of it
+    when they next fetch the keys.
     """
     with needing("the store", "services,cli"):
         from confcom.services.attestation.attestation_store import AttestationStore

@@ -42,7 +42,9 @@ def _advice(line: str) -> str | None:
 
 @click.command("check-pods")
 @click.argument("files", nargs=-1, required=True, type=FILE, metavar="FILE…")
-@click.option("--namespace", "-n", default="default", show_default=True, help="Where manifests name none.")
+@click.option(
+    "--namespace", "-n", metavar="NAME", default="default", show_default=True, help="Where manifests name none."
+)
 @click.option("--provision-grants", default="", metavar="NS/ACCOUNT,…", help="Who may hold the provisioning device.")
 @click.option("--largest-node", type=click.IntRange(0), metavar="MIB", help="EPC of the node that has most.")
 @click.option(
@@ -52,7 +54,9 @@ def _advice(line: str) -> str | None:
     show_default=True,
     help="What brings the quote helper's folder into containers.",
 )
-@click.option("--output", "-o", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option(
+    "--output", "-o", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form of the result."
+)
 def check_pods(
     files: tuple[Path, ...],
     namespace: str,

@@ -91,7 +91,13 @@ def status(**options: Any) -> int:  # noqa: ANN401 - the work has the types
 @click.argument("path", type=STREAM)
 @store_option
 @trust_root_option
-@click.option("--update", default="standard", show_default=True, help="The set that a bundle is of; archives say it.")
+@click.option(
+    "--update",
+    metavar="SET",
+    default="standard",
+    show_default=True,
+    help="The set that a bundle is of; archives say it.",
+)
 def import_(**options: Any) -> None:  # noqa: ANN401 - the work has the types
     """Verify collateral and keep it: PATH is an archive (`confcom collateral export`), a folder with one file per
     part, or a collateral.json; '-' reads an archive from standard input. A store is made only if the import succeeds.

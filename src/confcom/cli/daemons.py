@@ -328,7 +328,10 @@ def metrics_api(config: MetricsApiConfig) -> None:
 @click.option("--trust-root", "trust_roots", metavar="PEM", multiple=True, help="Trust this root instead of Intel's.")
 @click.option("--fmspc", "fmspcs", metavar="HEX", multiple=True, help="Keep its collateral (tdx:HEX for TDX).")
 def collateral_service(config: CollateralServiceConfig) -> None:
-    """Serve collateral to every node, as Intel's caching service (PCCS) does: existing clients only change a URL."""
+    """Serve collateral, as Intel's caching service (PCCS) does.
+
+    Existing clients only change a URL.
+    """
     from confcom.services.collateral import collateral_service as service
 
     config.check()

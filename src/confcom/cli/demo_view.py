@@ -84,7 +84,7 @@ class View:
         """What a quote is, the chain of trust, what was proven, and what was not."""
         self._heading("What this was")
         for label, text in _summary(self._genuine, self._arrow):
-            self._print(text, lead=f"   {label:<14}", lead_style="bold")
+            self._print(text, lead=f"   {label:<15}", lead_style="bold")
         self._console.print()
         if self.unmet:
             self._print(f"NOT as it should be: {'; '.join(self.unmet)}", style="bold red")
@@ -110,8 +110,8 @@ class View:
 
     def _print(self, text: str, *, lead: str = "", style: str = "", lead_style: str = "") -> None:
         # Wrapped here, because rich fills lines with blanks, which a pipe does not need.
-        lines = textwrap.wrap(printable(text), max(40, self._console.width - len(lead))) or [""]
-        for number, line in enumerate(lines):
+        lines = textwrap.wrap(printable(text), max(40, self._console.width - len(lead)), break_on_hyphens=False)
+        for number, line in enumerate(lines or [""]):
             shown = lead if number == 0 else " " * len(lead)
             self._console.print(Text.assemble((shown, lead_style), (line, style)), soft_wrap=True)
 

@@ -28,11 +28,12 @@ def policy() -> None:
 @click.option("--file", "inside", metavar="PATH", help="The enclave in an image that has several.")
 @click.option("-o", "--output", metavar="FILE", type=STREAM, help="Write the policy there. Default: standard output.")
 def from_enclave(enclave: Path, inside: str | None, output: Path | None) -> None:
-    """Write the policy that accepts exactly the signed enclave file ENCLAVE, or that of a saved container image.
+    """Write the policy that accepts exactly one signed enclave.
 
-    Reads the SIGSTRUCT: who signed (MRSIGNER), which build (MRENCLAVE), product and security version. Its signature is
-    checked; whether you trust the signer is for you to decide. For `confcom verify --policy`. An image is what `docker
-    save` or `podman save` write, or an archive of the OCI's layout.
+    ENCLAVE is its file, or a saved container image that holds it. Reads the SIGSTRUCT: who signed (MRSIGNER), which
+    build (MRENCLAVE), product and security version. Its signature is checked; whether you trust the signer is for you
+    to decide. For `confcom verify --policy`. An image is what `docker save` or `podman save` write, or an archive of
+    the OCI's layout.
     """
     # Here: cryptography is slow to load, and --help does without.
     from confcom.appraisal.enclave_file import policy_text
@@ -50,11 +51,11 @@ def from_enclave(enclave: Path, inside: str | None, output: Path | None) -> None
 @click.option("--current", metavar="POLICY", type=STREAM, help="Policy to compare with. Default: the service's own.")
 @output_options
 def try_policy(draft: Path, recorded: tuple[Path, ...], current: Path | None, as_json: bool) -> int:
-    """Try POLICY, text in Azure's policy language or its JWS, before it is activated: what it decides, rule by rule.
+    """Show what a policy would decide, rule by rule, before it is activated.
 
-    EVIDENCE is a quote, a report or evidence of Open Enclave, or the lines of `confcom attestation audit`. Evidence is
-    decided by --current too, a line of the audit record has its own verdict. Nothing of evidence is verified here: a
-    policy sees evidence that is authentic.
+    POLICY is text in Azure's policy language, or its JWS. EVIDENCE is a quote, a report or evidence of Open Enclave, or
+    the lines of `confcom attestation audit`. Evidence is decided by --current too, a line of the audit record has its
+    own verdict. Nothing of evidence is verified here: a policy sees evidence that is authentic.
     """
     from confcom.cli.exit_codes import ExitCode
     from confcom.cli.policy_trial import read_draft, read_recorded, show_trial
@@ -95,7 +96,10 @@ def _signed_enclave(enclave: Path, inside: str | None) -> SignedEnclave:
 @click.option("-o", "--output", metavar="FILE", type=STREAM, help="Write the policy there with every known repair.")
 @json_option
 def lint(file: Path, output: Path | None, as_json: bool) -> int:
-    """Check POLICY, text in Azure's policy language, and list every departure from the grammar with its repair."""
+    """Check a policy in Azure's policy language.
+
+    Lists every departure of the text POLICY from the grammar, with its repair.
+    """
     from confcom.cli.exit_codes import ExitCode
     from confcom.tokens.policy_language import MAX_TEXT, PolicyTextError, lint_policy, repaired
 

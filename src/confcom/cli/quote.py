@@ -61,7 +61,13 @@ class QuoteOptions:
     help="Where QE and PCE are. auto: out-of-proc where SGX_AESM_ADDR is set, to whatever value.",
 )
 @click.option("--socket", metavar="PATH", type=STREAM, default=AESM_SOCKET, show_default=True, help="Quote helper.")
-@click.option("--platform", type=click.Choice(["auto", "intel", "simulated"]), default="auto", help="Default: auto.")
+@click.option(
+    "--platform",
+    type=click.Choice(["auto", "intel", "simulated"]),
+    default="auto",
+    show_default=True,
+    help="In-proc: what makes the quote.",
+)
 @click.option(
     "--machine",
     "simulated_machine",

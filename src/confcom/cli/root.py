@@ -169,7 +169,8 @@ def run(arguments: list[str]) -> int:
         sys.stdout.flush()
     except ConfcomError as error:
         _trace(verbose)
-        complain(error)
+        words = " ".join(_command(arguments)[0])
+        complain(error, error.advice().replace("confcom COMMAND", f"confcom {words}" if words else "confcom"))
         return exit_code(error)
     except click.exceptions.Abort as abort:  # an interrupt, or no answer to a question
         interrupted = isinstance(abort.__cause__ or abort.__context__, KeyboardInterrupt)
@@ -193,14 +194,32 @@ def run(arguments: list[str]) -> int:
 
 
 def _renamed(arguments: list[str]) -> list[str]:
-    """The arguments, with options by their present names."""
+    """The arguments, with the options of their command by their present names."""
+    if RENAMED.keys().isdisjoint(argument.partition("=")[0] for argument in arguments):
+        return arguments
+    known = {name for parameter in _command(arguments)[1].params for name in parameter.opts}
     found = []
     for argument in arguments:
         option, equals, value = argument.partition("=")
-        if option in RENAMED:
+        if RENAMED.get(option) in known:
             complain(f"{option} is now called {RENAMED[option]}")
-        found.append(f"{RENAMED.get(option, option)}{equals}{value}")
+            option = RENAMED[option]
+        found.append(f"{option}{equals}{value}")
     return found
+
+
+def _command(arguments: list[str]) -> tuple[list[str], click.Command]:
+    """The command of the arguments: its words, and itself."""
+    words: list[str] = []
+    command: click.Command = root
+    for argument in arguments:
+        if not isinstance(command, click.Group):
+            break
+        below = command.get_command(click.Context(command), argument)
+        if below is not None:
+            words.append(argument)
+            command = below
+    return words, command
 
 
 def _trace(verbose: bool) -> None:

@@ -70,16 +70,21 @@ def machine(
 @click.option("--at", metavar="RFC3339", help="When it is issued; it is valid for 30 days. Default: now.")
 @click.option(
     "--tcb-status",
+    metavar="STATUS",
     type=click.Choice([status.value for status in TcbStatus]),
     default=TcbStatus.UP_TO_DATE.value,
-    help="What the authority thinks of the machine's TCB.",
+    show_default=True,
+    help="The machine's TCB, as the authority judges it: OutOfDate, SWHardeningNeeded, …",
 )
 @click.option("--advisory", metavar="ID", multiple=True, help="Advisory for that status. Repeatable.")
 @click.option("--revoke", is_flag=True, help="Revoke the machine's PCK certificate.")
 def collateral(
     machine: Path, output: Path, at: str | None, tcb_status: str, advisory: tuple[str, ...], revoke: bool
 ) -> None:
-    """Write what verifies the quotes of MACHINE: TCB info, QE identity, CRLs, issuer chains, and root_ca.pem."""
+    """Write the collateral of MACHINE.
+
+    It verifies the quotes of the machine: TCB info, QE identity, CRLs, issuer chains, and root_ca.pem.
+    """
     from confcom.wiring import export_simulated_collateral
 
     now = parse_time(at, "--at")

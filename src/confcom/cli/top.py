@@ -22,7 +22,14 @@ ORDERS = ("name", "node", "requested", "mapped", "in-use", "quotes")
     default=None,
     help="Show it until Ctrl-C (exit code 130), or once. Where the output is no terminal it is shown once.",
 )
-@click.option("--interval", metavar="SECONDS", type=click.FloatRange(min=0.5), default=3.0, show_default=True)
+@click.option(
+    "--interval",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0.5),
+    default=3.0,
+    show_default=True,
+    help="Between two looks.",
+)
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", help="json: once, sizes in bytes.")
 @click.option(
     "--addon-namespace", "addon", metavar="NAME", default="confcom-system", show_default=True, help="Of the add-on."

@@ -116,8 +116,10 @@ def _reader(
 ) -> Callable[[], EvidenceFile | AttestedCertificate]:
     """What reads the one input that was named: evidence, a certificate with evidence, or that of a server."""
     if [evidence, certificate, connect].count(None) != 2:
+        given = evidence or certificate or connect
         raise ConfigError(
-            "one input is judged at a time", advice="Name EVIDENCE, or --certificate FILE, or --connect HOST:PORT."
+            "one input is judged at a time" if given else "there is nothing to judge",
+            advice="Name EVIDENCE, or --certificate FILE, or --connect HOST:PORT.",
         )
     if evidence is not None:
         return partial(read_evidence, read_input(evidence, MAX_EVIDENCE, "evidence"))

@@ -236,7 +236,10 @@ class TokenPolicy:
         if not isinstance(debug, bool) or (debug and not self.allow_debug):
             raise _refused("x-ms-sgx-is-debuggable", "True or False" if self.allow_debug else "False", debug)
         if claims.get("confcom-simulated", False) is not False and not self.allow_simulated:
-            raise _refused("confcom-simulated", "absent or False", claims["confcom-simulated"])
+            raise TokenRefused(
+                "the token is for simulated evidence: no hardware vouches for it",
+                advice="Do not trust it; where simulated evidence is good enough, as in a test, say --allow-simulated.",
+            )
         status = claims.get("confcom-tcb-status", claims.get("attester_tcb_status"))
         if status is None and not self.require_tcb:
             return

@@ -236,6 +236,8 @@ def _json(text: bytes, size: int) -> Inspection:
         with suppress(msgspec.MsgspecError, UnicodeDecodeError):
             held = msgspec.json.decode(keys["token"], type=str)
             return found("attestation-token", "attestation token (JWT) in an answer", token.token_items(held.encode()))
+    if {"format", "seed", "sgx_components"} <= keys.keys():
+        raise _refusal("this is the machine file of a simulated platform, which is to be kept secret")
     names = ", ".join(repr(key[:40]) for key in sorted(keys)[:8]) or "nothing"
     raise _refusal(f"this is a JSON object with {names} in it, which is nothing that is known here")
 

@@ -158,9 +158,9 @@ def _sgx_extension(der: bytes) -> Item:
     if found.configuration is not None:
         configuration = found.configuration
         items += [
-            Item("dynamic_platform", configuration.dynamic_platform, "packages can be added"),
-            Item("cached_keys", configuration.cached_keys, "Intel keeps the platform's root keys"),
-            Item("smt_enabled", configuration.smt_enabled, "hyper-threading is on"),
+            Item("dynamic_platform", configuration.dynamic_platform, "whether packages can be added"),
+            Item("cached_keys", configuration.cached_keys, "whether Intel keeps the platform's root keys"),
+            Item("smt_enabled", configuration.smt_enabled, "whether hyper-threading is on"),
         ]
     return group("sgx_extension", items, "Intel's SGX extension: which platform, at which TCB")
 

@@ -444,7 +444,8 @@ def _check_version(request: Request) -> None:
         raise HttpRefusal(
             400,
             "InvalidParameter",
-            f"the query parameter api-version is {version!r}: {', '.join(API_VERSIONS)} are served",
+            f"the query parameter api-version is {'missing' if version is None else repr(version)}: "
+            f"{', '.join(API_VERSIONS)} are served",
         )
 
 

@@ -125,7 +125,8 @@ class KeptKeys:
                 world = "simulated evidence" if self._simulated else "hardware"
                 raise ConfigError(
                     f"{key.name} is a signing key for another world: this instance judges {world}",
-                    advice="Give the instance keys of its own.",
+                    advice="Give each instance a folder of its own; `confcom attestation new-keys` makes keys for "
+                    "hardware, with --simulated for simulated evidence.",
                 )
         return tuple(key if self._quote is None else self._attest(key, self._quote) for key in keys)
 

@@ -171,7 +171,7 @@ def _load(files: TlsFiles) -> ssl.SSLContext:
         context.load_cert_chain(files.certificate, files.key, password=refuse_password)
     except (OSError, ssl.SSLError, ValueError) as error:
         raise ConfigError(
-            f"the TLS certificate {files.certificate} with the key {files.key} cannot be used: {error}",
+            f"the TLS certificate {files.certificate} with the key {files.key} cannot be used: {_words(error)}",
             advice="Give a PEM certificate chain, leaf first, and its unencrypted private key.",
         ) from error
     if files.client_ca is not None:
@@ -179,10 +179,18 @@ def _load(files: TlsFiles) -> ssl.SSLContext:
             context.load_verify_locations(files.client_ca)
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(
-                f"the authority of clients {files.client_ca} cannot be used: {error}", advice="Give its PEM file."
+                f"the authority of clients {files.client_ca} cannot be used: {_words(error)}",
+                advice="Give its PEM file.",
             ) from error
         _ask_for_certificate(context, ssl.CERT_OPTIONAL)
     return context
+
+
+def _words(error: Exception) -> str:
+    # A file that cannot be read has a number before its words; OpenSSL's errors have none.
+    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError):
+        return str(error.strerror)
+    return str(error)
 
 
 def _expiry(chain: Path | bytes) -> datetime | None:
