@@ -10,6 +10,7 @@ import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -57,6 +58,55 @@ def test_every_dockerfile_is_one_and_its_commands_are_shell(block: Block) -> Non
 def test_a_mistake_in_a_dockerfile_is_noticed(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         check_build(text)
+
+
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")]
+
+
+def _commands(group: click.Group, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], click.Command]:
+    found: dict[tuple[str, ...], click.Command] = {}
+    for name in group.list_commands(context := click.Context(group)):
+        command = group.get_command(context, name)
+        assert command is not None
+        below = _commands(command, (*path, name)) if isinstance(command, click.Group) else {}
+        found |= {(*path, name): command} | below
+    return found
+
+
+def test_every_command_in_the_pages_exists_with_its_options() -> None:
+    commands = _commands(root)
+    seen = 0
+    for page in PAGES:
+        text = re.sub(r"\\\n\s*", " ", page.read_text()) if page.name != "CHANGELOG.md" else ""
+        for line in re.findall(r"(?<![\w/-])confcom ([a-z][^\n`|&;]*)", text):
+            words, path = line.split(), ()
+            while words and (*path, words[0]) in commands:
+                path = (*path, words.pop(0))
+            if not path:
+                continue
+            known = {"-h", "--help"}
+            for parameter in commands[path].params:
+                known |= {*parameter.opts, *parameter.secondary_opts}
+            named = {found[0] for word in words if (found := re.match(r"--?[a-z][a-z0-9-]*", word))}
+            assert named <= known, f"{page.relative_to(ROOT)}: confcom {line}"
+            seen += 1
+    assert seen > 100
+
+
+def test_anchors_of_links_are_headings_of_their_pages() -> None:
+    for page in PAGES:
+        for file, anchor in re.findall(r"\]\(([^)#\s:]*)#([^)\s]+)\)", page.read_text()):
+            text = (page.parent / file).read_text() if file else page.read_text()
+            headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+            known = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in known, f"{page.relative_to(ROOT)} links to {file}#{anchor}"
+
+
+def test_sentences_of_the_documentation_are_wrapped() -> None:
+    for page in [*ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md"), ROOT / "README.md", ROOT / "SECURITY.md"]:
+        text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+        wide = [line for line in text.splitlines() if len(line) > 120 and not line.startswith(("|", "    "))]
+        assert wide == [], page.relative_to(ROOT)
 
 
 def test_the_readme_is_one_screen_before_its_links() -> None:
