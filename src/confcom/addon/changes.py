@@ -516,7 +516,7 @@ MAX_TRUSTED = 8
 
 
 async def issuing_cas(cluster: ClusterObjects, config: AddonConfig, now: datetime) -> dict[str, IssuingCa]:
-    """By Secret the CAs that the cluster has, or new ones where it has none that lasts."""
+    """The CA of each Secret: the cluster's own, or a new one if it has none or that one expires soon."""
     found = {}
     for issuer in issuers(config):
         secret = await cluster.get(Ref("v1", "Secret", NAMESPACE, issuer.secret))

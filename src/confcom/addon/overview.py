@@ -87,7 +87,7 @@ class PodLine:
 
 @dataclass(frozen=True, slots=True)
 class EnclaveLine:
-    """An enclave that had quotes from a node's helper, since that started: identity in hex, empty if not told apart.
+    """An enclave with quotes from a node's helper since its start: identity in hex, empty if not counted separately.
 
     `namespace` is empty for peers that are no pod of the cluster: `name` is then what the helper calls them. `last` is
     the time of its last quote, in seconds of Unix time. `signer_expected` is None without a list of expected signers.

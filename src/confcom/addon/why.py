@@ -1,4 +1,4 @@
-"""Explains one pod: what it requested and what became of that, why it waits, its devices, its quotes, its use of EPC.
+"""Explains one pod: its requests, what the webhook changed, why it waits, its devices, its quotes, its use of EPC.
 
 `gather` reads the cluster with the rights of the user; whatever may not be read is named in `Facts.missing`. `explain`
 is pure: one `Check` per question, in the order in which things depend on each other.
@@ -166,7 +166,7 @@ async def _written(cluster: ClusterEpc, pod: Object) -> tuple[Json | None, str]:
         return None, ""
     try:
         return _first_pod(json.loads(applied)), "what was applied"
-    except (ValueError, RecursionError):  # an annotation is anybody's text
+    except (ValueError, RecursionError):  # users write annotations
         return None, ""
 
 

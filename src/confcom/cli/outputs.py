@@ -42,7 +42,7 @@ class _StandardOutput(io.FileIO):
 
 def check_output() -> None:
     """Have every write to standard output checked from now on: a failure is an `OutputError`."""
-    if sys.stdout is None:  # closed by whoever called us: no file that is opened later may take its number
+    if sys.stdout is None:  # closed by the caller: no file that is opened later may take its number
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_RDONLY), 1)
         encoding = "utf-8"
@@ -61,7 +61,7 @@ def complain(message: object, advice: str = "") -> None:
     """A message and its advice on standard error; of an error, its own advice."""
     if isinstance(message, ConfcomError):
         advice = advice or message.advice()
-    with suppress(OSError):  # there is no other place to say so
+    with suppress(OSError):  # nothing is left to report it on
         click.echo(f"confcom: {printable(message)}", err=True)
         if advice:
             click.echo(f"  what to do: {printable(advice)}", err=True)

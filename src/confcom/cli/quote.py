@@ -113,7 +113,7 @@ def quotes_of_this_process(machine: Path | None) -> Callable[[bytes], bytes]:
 
 
 def _source(given: QuoteOptions) -> tuple[QuoteSource, LocalEnclave | None]:
-    """What makes quotes here, and the simulated enclave that it quotes; says in one line why."""
+    """The source of quotes here, and the simulated enclave that it quotes; prints in one line why."""
     from confcom.platforms.quoting import QuoteMode, open_quote_source, process_mode
 
     decision = process_mode().decide(given.mode, os.environ, given.host)

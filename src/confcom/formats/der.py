@@ -31,7 +31,7 @@ Element = tuple[int, bytes, bytes]
 
 
 class DerError(ValueError):
-    """Bytes that are not the DER they should be."""
+    """The bytes are not the DER that is expected."""
 
     @classmethod
     def at(cls, place: str) -> DerError:
@@ -40,7 +40,7 @@ class DerError(ValueError):
 
 
 def elements(data: bytes) -> list[Element]:
-    """The elements that `data` is a row of. A tag of several bytes begins with one that no caller knows."""
+    """The elements in `data`, one after the other. Of a tag of several bytes the first is taken: callers know none."""
     found: list[Element] = []
     start, end = 0, len(data)
     try:
@@ -69,7 +69,7 @@ def _long_length(data: bytes) -> int:
 
 
 def content_of(data: bytes, tag: int, place: str) -> bytes:
-    """The content of the one element that `data` is."""
+    """The content of the one element in `data`."""
     found = elements(data)
     if not found:
         raise DerError(CUT_OFF)
@@ -79,7 +79,7 @@ def content_of(data: bytes, tag: int, place: str) -> bytes:
 
 
 def sequence(data: bytes, place: str, *tags: int) -> list[Element]:
-    """The members of the one SEQUENCE that `data` is; of exactly these tags, if any are given."""
+    """The members of the one SEQUENCE in `data`; exactly these tags, if any are given."""
     members = elements(content_of(data, SEQUENCE, place))
     if tags and tags != tuple([tag for tag, _, _ in members]):
         raise DerError.at(place)
@@ -190,7 +190,7 @@ def read_signed(data: bytes) -> Signed:
     if inside < 0 or members[inside][1] != algorithm:
         raise DerError("it names two signature algorithms")
     signature, unused = bit_string(bits)
-    # A count of unused bits is a byte that nothing signs.
+    # The count of unused bits is not signed.
     if unused:
         raise DerError("the signature is not whole bytes")
     return Signed(members, tags, signed, algorithm, signature)

@@ -56,7 +56,7 @@ class EvidenceFile:
 
     @classmethod
     def of_binary(cls, content: bytes, encoding: Encoding = Encoding.BINARY) -> Self:
-        """Read evidence of which the text form, if any, is undone."""
+        """Read evidence in its binary form."""
         if is_epid(content):
             return cls(EvidenceKind.QUOTE, encoding, content, Quote.parse(content))
         match int.from_bytes(content[:4], "little"):

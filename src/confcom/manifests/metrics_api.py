@@ -107,7 +107,7 @@ def _pod(config: AddonConfig) -> Object:
         "ca": CA_FOLDER,
         "exporters_ca": f"{EXPORTERS_CA_FOLDER}/ca.crt",
     }
-    # Without the key: it asks exporters, and is none.
+    # Without the key: the metrics API asks exporters and issues no certificate of theirs.
     public = [{"key": "ca.crt", "path": "ca.crt"}]
     return objects.cluster_pod(
         config,

@@ -80,7 +80,7 @@ def _over_tls(config: AddonConfig) -> list[Workload]:
 
 
 def _service(page: Page, *, annotated: bool) -> Object:
-    """Without an address of its own: only its endpoints are of use. Pods that are not ready are scraped too."""
+    """A headless Service: only its endpoints are used. Pods that are not ready are scraped too."""
     spec = {
         "clusterIP": "None",
         "publishNotReadyAddresses": True,

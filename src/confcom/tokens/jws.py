@@ -163,7 +163,7 @@ class ReadJws:
 
     @property
     def exact(self) -> bool:
-        """Whether each part is the one base64url of its bytes (RFC 7515, section 2): otherwise a token has twins."""
+        """Whether each part is the one base64url of its bytes (RFC 7515, section 2): else a token has two spellings."""
         header, payload = self.signed.decode().split(".")
         written = header, payload, self.encoded_signature
         return all(encode_base64url(decode_base64(part)) == part for part in written)

@@ -345,7 +345,7 @@ class _Evaluation:
 
 
 def _exact(claim: Claim) -> tuple[type, Claim]:
-    """What tells claims apart: `True` and `1` are equal in Python, and different values of the language."""
+    """What distinguishes claims: `True` and `1` are equal in Python, and different values of the language."""
     return type(claim.value), claim
 
 

@@ -132,7 +132,7 @@ class Administrators:
         if scheme.lower() != "bearer" or not token:
             raise NotAnAdministrator("the administrator's bearer token or client certificate is missing")
         digest = hashlib.sha512(token.encode("latin-1", "replace")).hexdigest()
-        # All are compared, so that the time does not say which one is alike.
+        # All are compared, so that the time does not reveal which one matches.
         matching = [each for each in known if each.token_hash and hmac.compare_digest(digest, each.token_hash.lower())]
         if matching:
             return matching[0]

@@ -223,7 +223,7 @@ class Appraiser:
         return make_nonce(self._nonce_secret, self._clock(), secrets.token_bytes(16))
 
     def _use_nonce(self, nonce: str | None, now: datetime) -> None:
-        """A bound nonce gives one token: evidence that was seen on its way gives no second one."""
+        """A bound nonce gives one token: captured evidence gives no second one."""
         if not self._store.use_nonce(check_nonce(nonce, self._nonce_secret, now), now, now + LIFE):
             raise AzureError("'nonce' was used before", advice="Get another one with POST /nonces, and quote over it.")
 
@@ -332,7 +332,7 @@ class Appraiser:
         return {"tcbBaselines": [*named, *numbers]}
 
     def _numbers(self, tee: Tee) -> tuple[EvaluationDataNumber, ...]:
-        """The numbers that the source lists; asked for once in ten minutes, because anybody may ask us."""
+        """The numbers that the source lists; fetched once in ten minutes, because requests for them need no sign-in."""
         asked, found = self._listed.get(tee, (-NUMBERS_FOR, ()))
         if time.monotonic() - asked >= NUMBERS_FOR:
             key = DocumentKey(DocumentKind.TCB_EVALUATION_DATA_NUMBERS, tee=tee)

@@ -352,7 +352,7 @@ class AttestationApp:
 
     async def require_admin(self, request: Request, *, change: bool = False) -> str:
         """The name of the administrator who asks; to `change` something the role of a contributor is needed."""
-        # The right token is refused too: otherwise its answer would tell it from the guesses.
+        # The right token is refused too: otherwise its answer would distinguish it from guesses.
         _allow(self._wrong_tokens, request, f"{WRONG_TOKENS} wrong tokens came from this address")
         chain = request.scope.get("extensions", {}).get("tls", {}).get("client_cert_chain", [None])
         try:

@@ -37,7 +37,7 @@ from confcom.services.runtime.tls import HeldTls, ReloadingTls, ServerTls
 LOOK_AT_FILES = 5.0
 """Seconds between two looks at the signing keys and the file of administrators."""
 LOOK_AT_COLLATERAL = 30.0
-"""Seconds between two questions to the source of collateral."""
+"""Seconds between two requests to the source of collateral."""
 FORGET_EVERY = 600.0
 """Seconds between two removals of records that are past the retention period."""
 SIMULATED_PREFIX = "/simulated"
@@ -154,7 +154,7 @@ async def serve(
 
 
 class CollateralState:
-    """Whether verdicts can be had: the source of collateral is asked for the QE identity, which each one needs.
+    """Whether evidence can be judged: the source of collateral is asked for the QE identity, which each one needs.
 
     Short outages change nothing, because the source's last answers serve.
     """
@@ -189,7 +189,7 @@ class CollateralState:
 
 
 async def _follow(interval: float, *looks: Callable[[], None]) -> None:
-    """Look at what changes outside, until cancelled."""
+    """Call each of `looks` every `interval` seconds, until cancelled: keys, administrators, collateral."""
     while True:
         for look in looks:
             try:

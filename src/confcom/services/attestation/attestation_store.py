@@ -337,7 +337,7 @@ class AttestationStore:
 
     @contextmanager
     def _change(self, engine: sa.Engine | None = None) -> Iterator[sa.Connection]:
-        """A transaction that no other writer's can come between."""
+        """A transaction that excludes other writers."""
         with self._translated(), (engine or self._engine).begin() as connection:
             if connection.dialect.name == "sqlite":
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -367,7 +367,7 @@ class AuditWriter:
         self._writing: asyncio.Task[None] | None = None
 
     async def record(self, entry: AuditRecord) -> None:
-        """Return once the record is kept; what keeps it from that is raised for every record of its transaction."""
+        """Return once the record is committed; an error of its transaction is raised for every record in it."""
         kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._pending.append((entry, kept))
         if self._writing is None or self._writing.done():

@@ -43,7 +43,7 @@ class Examination:
 
 
 class Examiner:
-    """Examines what a person brings. It blocks where collateral has to be fetched; nothing is recorded."""
+    """Examines an input of the page. Blocks while collateral is fetched; records nothing."""
 
     def __init__(
         self,

@@ -141,7 +141,7 @@ class Pages:
 
         return Route(self._base + path, endpoint, methods=[method])
 
-    # What everybody may do.
+    # Pages without sign-in.
 
     def _empty(self, request: Request, form: Form, by: str) -> Response:
         del form, by
@@ -176,7 +176,7 @@ class Pages:
         del request, form, by
         return self._without_session("")
 
-    # What administrators may do.
+    # Pages of administrators.
 
     def _policy(self, request: Request, form: Form, by: str) -> Response:
         del form, by

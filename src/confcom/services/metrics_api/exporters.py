@@ -155,7 +155,7 @@ class Exporters:
         return page.decode("utf-8", "replace")
 
     def _publish(self) -> None:
-        """Give what is known to those who answer."""
+        """Publish the figures to the HTTP application."""
         found: dict[str, dict[str, list[Exporter]]] = {component: {} for component in EXPORTERS}
         for exporter in self._known.values():
             found[exporter.component].setdefault(exporter.node, []).append(exporter)

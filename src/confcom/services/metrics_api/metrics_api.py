@@ -129,7 +129,7 @@ class _MetricsApi:
         self._app.leaving = True
 
     async def _listener(self, tls: HeldTls) -> Listener:
-        """Once it is known whom to answer."""
+        """The listener; waits until the front proxy's CA is known."""
         await self._front_proxy_known.wait()
         if self._app.front_proxy is not None:
             tls.require_client(self._app.front_proxy.authority)

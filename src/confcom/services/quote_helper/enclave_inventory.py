@@ -21,7 +21,7 @@ from confcom.services.quote_helper.peers import OURSELVES
 
 PREFIX = "confcom_quote_helper"
 MAX_PER_PEER = 8
-"""Enclaves of one peer that are told apart; all further ones are counted together, as `OTHERS`."""
+"""Enclaves of one peer that are counted separately; all further ones are counted together, as `OTHERS`."""
 MAX_ENCLAVES = 512
 """Entries of all peers. Beyond them the peer that has had no quote for longest is dropped."""
 OTHERS = "others"
@@ -143,7 +143,7 @@ class EnclaveInventory(Collector):
 
 
 def _others(enclave: _Enclave) -> _Enclave:
-    """What an enclave that is not told apart is counted as: by what decides on an alert."""
+    """The labels of an enclave that is not counted separately: those that alerts use."""
     return _Enclave(OTHERS, "", "", "", enclave.debug, enclave.signer_expected)
 
 
