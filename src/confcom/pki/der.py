@@ -38,8 +38,10 @@ UNREADABLE = (
 
 
 def der_reason(error: Exception) -> str:
-    """Why DER is unreadable: the error's sentence, or one instead of the inner state of `cryptography`'s parser."""
+    """Why DER or PEM is unreadable, without the addresses and the inner state that `cryptography` names."""
     text = str(error)
+    if "Unable to load PEM" in text:
+        return "no PEM stands there"
     if "ParseError" not in text:
         return text
     if "ShortData" in text:

@@ -22,6 +22,7 @@ from joserfc.jws import JWSRegistry
 
 from confcom.errors import ConfigError, FormatError
 from confcom.formats.text import decode_base64, encode_base64url, members_once
+from confcom.pki.der import der_reason
 
 MAX_TOKEN = 256 << 10
 """Characters of a compact JWS."""
@@ -56,7 +57,8 @@ class SigningKey:
             private, certificate = _loaded(data)
         except (ValueError, TypeError) as error:
             raise ConfigError(
-                f"{name} is no signing key: {error}", advice="Put an unencrypted private key and its certificate there."
+                f"{name} is no signing key: {der_reason(error)}",
+                advice="Put an unencrypted private key and its certificate there.",
             ) from error
         return cls.checked(private, certificate, name)
 

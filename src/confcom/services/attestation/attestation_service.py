@@ -17,6 +17,7 @@ from confcom.appraisal.quote import QuoteVerifier
 from confcom.collateral.documents import DocumentKey, verify_document
 from confcom.collateral.sources import FRESH, LIMITS, RememberedCollateral, SourceOptions, open_source
 from confcom.errors import ConfcomError, ConfigError
+from confcom.pki.der import der_reason
 from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import parse_update
 from confcom.services.attestation.administration import PolicyAdministration
@@ -260,7 +261,10 @@ def _signer(name: str) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(_read(Path(name)))
     except ValueError as error:
-        raise ConfigError(f"{name} is no certificate of a policy signer: {error}") from error
+        raise ConfigError(
+            f"{name} is no certificate of a policy signer: {der_reason(error)}",
+            advice="Name a PEM file with one certificate.",
+        ) from error
 
 
 def _policy_file(name: str | None) -> PolicyFile:

@@ -190,7 +190,7 @@ def _words(error: Exception) -> str:
     # A file that cannot be read has a number before its words; OpenSSL's errors have none.
     if isinstance(error, OSError) and not isinstance(error, ssl.SSLError):
         return str(error.strerror)
-    return str(error)
+    return "no PEM stands in one of them" if "PEM lib" in str(error) else str(error)
 
 
 def _expiry(chain: Path | bytes) -> datetime | None:
