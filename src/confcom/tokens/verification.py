@@ -237,8 +237,8 @@ class TokenPolicy:
             raise _refused("x-ms-sgx-is-debuggable", "True or False" if self.allow_debug else "False", debug)
         if claims.get("confcom-simulated", False) is not False and not self.allow_simulated:
             raise TokenRefused(
-                "the token is for simulated evidence: no hardware vouches for it",
-                advice="Do not trust it; where simulated evidence is good enough, as in a test, say --allow-simulated.",
+                f"the claim 'confcom-simulated' is {claims['confcom-simulated']!r}: the evidence is simulated",
+                advice="Do not trust it: no hardware vouches for it. A test may allow it, with --allow-simulated.",
             )
         status = claims.get("confcom-tcb-status", claims.get("attester_tcb_status"))
         if status is None and not self.require_tcb:
