@@ -21,6 +21,7 @@ import jmespath
 import jmespath.exceptions
 import jmespath.functions
 import jmespath.parser
+import jmespath.visitor
 import msgspec
 
 from confcom.errors import ConfcomError, FormatError
@@ -40,7 +41,7 @@ from confcom.tokens.policy_language import (
 )
 
 MAX_STEPS = 200_000
-"""Comparisons of one claim with one value, in one evaluation."""
+"""Steps of one evaluation: each comparison of a claim with a value, and what functions read and make, by its size."""
 MAX_CLAIMS = 2_000
 MAX_STRING = 256 << 10
 """Characters of one value."""
@@ -280,7 +281,7 @@ class _Evaluation:
     def _spend(self, steps: int) -> None:
         self.steps -= steps
         if self.steps < 0:
-            raise PolicyEvaluationError(f"the policy takes more than {MAX_STEPS} comparisons")
+            raise PolicyEvaluationError(f"the policy takes more than {MAX_STEPS} steps of comparisons and functions")
 
     def _apply(self, section: str, rule: Rule, named: dict[str, list[Claim]]) -> tuple[Claim, ...]:
         action = rule.action
@@ -338,6 +339,9 @@ class _Evaluation:
             self._spend(sum(len(each.values) for each in arguments))
             return _Values((_SET_FUNCTIONS[call.function](*(each.values for each in arguments)),))
         singles = [_one(each.values, f"an argument of {call.function}") for each in arguments]
+        self._spend(sum(len(each) // 64 for each in singles if isinstance(each, str)))
+        if call.function == "JmesPath":
+            return _Values(_jmespath(self._spend, *singles), read_only)
         return _Values(_FUNCTIONS[call.function](*singles), read_only)
 
     def _single(self, expression: Expression, named: dict[str, list[Claim]], what: str) -> str:
@@ -443,34 +447,66 @@ def _json(text: str, function: str) -> object:
         raise PolicyEvaluationError(f"{function} was given text that is not JSON: {reason}") from None
 
 
+Spend = Callable[[int], None]
+"""Counts steps; raises when they are used up."""
+
+
 class _Functions(jmespath.functions.Functions):
-    """The one function that Microsoft's policies use beside JMESPath's own."""
+    """JMESPath's functions with the one that Microsoft's policies use beside them. Each call is charged by its size."""
+
+    def __init__(self, spend: Spend, whole: int) -> None:
+        """`whole` are the steps for a look at all of the document, which comparisons and `to_string` may take."""
+        self._spend, self._whole = spend, whole
+
+    def call_function(self, function_name: str, resolved_args: Any) -> Any:  # noqa: ANN401 - JSON values
+        sizes = [len(each) for each in resolved_args if isinstance(each, (str, list, dict))]
+        # The glue stands once for each element.
+        made = sizes[0] * sizes[1] // 64 if function_name == "join" and len(sizes) == 2 else 0
+        self._spend(self._whole + sum(sizes) // 8 + made)
+        found = super().call_function(function_name, resolved_args)
+        # to_string doubles the escapes of what it is given, and is given that again.
+        self._spend(len(found) // 64 if isinstance(found, str) else 0)
+        return found
 
     @jmespath.functions.signature({"types": ["string", "null"]}, {"types": ["string", "null"]})
     def _func_equals_ignore_case(self, one: str | None, other: str | None) -> bool:
         return one is not None and other is not None and one.casefold() == other.casefold()
 
 
-_OPTIONS = jmespath.Options(custom_functions=_Functions())
+class _Interpreter(jmespath.visitor.TreeInterpreter):
+    """Counts each part of a query as often as it is evaluated: `map(&…, @)` and filters do that for every element."""
+
+    def __init__(self, spend: Spend, whole: int) -> None:
+        super().__init__(jmespath.Options(custom_functions=_Functions(spend, whole)))
+        self._spend, self._whole = spend, whole
+
+    def visit(self, node: Any, *args: Any, **more: Any) -> Any:  # noqa: ANN401 - JSON values
+        self._spend(1 + (self._whole if node["type"] == "comparator" else 0))
+        found = super().visit(node, *args, **more)
+        self._spend(len(found) // 8 if isinstance(found, list) else 0)
+        return found
 
 
-def _jmespath(text: Value, given: Value) -> tuple[Value, ...]:
+def _jmespath(spend: Spend, text: Value, given: Value) -> tuple[Value, ...]:
     """The result as JSON text, strings in their quotes."""
-    document = _json(_typed(text, str, "the first argument of JmesPath"), "JmesPath")
+    written = _typed(text, str, "the first argument of JmesPath")
+    document = _json(written, "JmesPath")
     query = _typed(given, str, "the query of JmesPath")
     try:
-        found = _compiled(query).search(document, options=_OPTIONS)
+        parsed = _compiled(query)
+        spend(len(query))
+        found = _Interpreter(spend, len(written) // 2048).visit(parsed, document)
         written = json.dumps(found, separators=(",", ":"), ensure_ascii=False)
     except (jmespath.exceptions.JMESPathError, ValueError, TypeError, RecursionError) as error:
-        reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error).splitlines()[0][:200]
         raise PolicyEvaluationError(f"JmesPath cannot evaluate {query[:80]!r}: {reason}") from None
     if len(written) > MAX_STRING:
         raise PolicyEvaluationError(f"JmesPath gives {len(written)} characters, at most {MAX_STRING} are kept")
     return (written,)
 
 
-def _compiled(query: str) -> jmespath.parser.ParsedResult:
-    """A query within its limits: its length, its brackets before it is parsed, its multi-selects after."""
+def _compiled(query: str) -> Any:  # noqa: ANN401 - a node of jmespath
+    """The tree of a query within its limits: its length, its brackets before it is parsed, its multi-selects after."""
     if len(query) > MAX_QUERY:
         raise ValueError(f"a query has at most {MAX_QUERY} characters, found {len(query)}")
     depth = deepest = 0
@@ -480,8 +516,8 @@ def _compiled(query: str) -> jmespath.parser.ParsedResult:
     if deepest > MAX_QUERY_DEPTH:
         raise ValueError(f"a query nests at most {MAX_QUERY_DEPTH} brackets")
     # Not jmespath.compile, which keeps queries of strangers in a cache of the process.
-    parsed = jmespath.parser.Parser().parse(query)
-    copies, nodes = 1, [parsed.parsed]
+    parsed: Any = jmespath.parser.Parser().parse(query).parsed
+    copies, nodes = 1, [parsed]
     while nodes:
         node = nodes.pop()
         nodes.extend(node["children"])
@@ -493,7 +529,6 @@ def _compiled(query: str) -> jmespath.parser.ParsedResult:
 
 
 _FUNCTIONS: dict[str, Callable[..., tuple[Value, ...]]] = {
-    "JmesPath": _jmespath,
     "JsonToClaimValue": _json_to_claim_value,
     "AppendString": _append,
     "NegateBool": _negate,

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from confcom.tokens.policy_evaluation import (
     MAX_CLAIMS,
+    MAX_STEPS,
     Claim,
     Decision,
     PolicyEvaluationError,
@@ -160,6 +161,35 @@ def test_what_a_policy_makes_is_bounded_as_a_whole() -> None:
     work = 'a:[type=="n"] && b:[type=="n", value==a.value] => permit();'
     decision = _decide(f'=> add(type="n", value=JsonToClaimValue("[{many}]"));{work}')
     assert "comparisons" in decision.reason
+
+
+ONES = json.dumps([1] * 3000)
+
+
+@pytest.mark.parametrize(
+    ("document", "query"),
+    [
+        (ONES, "map(&not_null(@, " + ",".join("@" * 300) + "), @) | length(@)"),
+        (ONES, " || ".join(["[?@ == `2`]"] * 35)),
+        (json.dumps(["\""]), "|".join(["[to_string(@)]"] * 24) + "|length(@[0])"),
+        (json.dumps(["x" * 5000, *[""] * 5000]), "length(join(@[0], @))"),
+    ],
+)
+def test_what_queries_do_counts_as_work(document: str, query: str) -> None:
+    """A draft comes from anybody, and a short query may read its document thousands of times or double it."""
+    calls = ", ".join(["value != JmesPath(d.value, q.value)"] * 3)
+    text = f'version=1.2;authorizationrules{{d:[type=="d"] && q:[type=="q"] && [{calls}] => permit();}};'
+    decision = evaluate_policy(parse_policy(text), [Claim("d", document), Claim("q", query)])
+    assert f"more than {MAX_STEPS} steps" in decision.reason
+
+
+def test_a_query_may_filter_a_long_event_log() -> None:
+    log = json.dumps([{"type": f"EV_{number}", "pcr": number % 8, "digest": "00" * 70} for number in range(500)])
+    query = "[?type == 'EV_7' && pcr == `7`].digest | length(@)"
+    rule = 'd:[type=="d"] && q:[type=="q"] => issue(type="n", value=JsonToClaimValue(JmesPath(d.value, q.value)));'
+    text = f"version=1.2;authorizationrules{{=> permit();}};issuancerules{{{rule}}};"
+    decision = evaluate_policy(parse_policy(text), [Claim("d", log), Claim("q", query)])
+    assert decision.claims() == {"n": 1}
 
 
 def test_the_trace_says_what_every_rule_saw() -> None:
