@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import structlog
+from structlog.tracebacks import ExceptionDictTransformer
 
 from confcom.errors import ConfcomError, ConfigError
 from confcom.formats.text import without_bom
@@ -88,7 +89,8 @@ def _convert(kind: type[_Config], values: Mapping[str, Any], source: str, *, str
 def configure_logging(*, verbose: bool = False, quiet: bool = False, pretty: bool | None = None) -> None:
     """Set up the process's log on stderr: lines of JSON, or columns on a terminal (or as `pretty` says).
 
-    `verbose` adds debugging, `quiet` leaves warnings and errors.
+    `verbose` adds debugging, `quiet` leaves warnings and errors. Tracebacks come without local variables, which hold
+    requests with their tokens.
     """
     level = "debug" if verbose else "warning" if quiet else "info"
     shared: list[Any] = [
@@ -97,12 +99,12 @@ def configure_logging(*, verbose: bool = False, quiet: bool = False, pretty: boo
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if pretty if pretty is not None else sys.stderr.isatty():
-        processors = [*shared, structlog.dev.ConsoleRenderer()]
+        processors = [*shared, structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         factory: Any = structlog.PrintLoggerFactory(sys.stderr)
     else:
         processors = [
             *shared,
-            structlog.processors.dict_tracebacks,
+            structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
             structlog.processors.JSONRenderer(serializer=_json),
         ]
         factory = structlog.BytesLoggerFactory(sys.stderr.buffer)

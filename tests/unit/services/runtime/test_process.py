@@ -7,10 +7,11 @@ from typing import Annotated
 
 import msgspec
 import pytest
+import structlog
 
 from confcom.errors import ConfigError
 from confcom.services.quote_helper.helper import QuoteHelperConfig
-from confcom.services.runtime.process import load, render, run_until
+from confcom.services.runtime.process import configure_logging, load, render, run_until
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -136,3 +137,27 @@ async def test_a_task_that_fails_or_ends_ends_the_daemon_and_says_so() -> None:
     with pytest.raises(RuntimeError, match="give_up ended by itself"):
         await run_until(asyncio.Event(), serve(), give_up())
     assert ended == ["the other"] * 2
+
+
+@pytest.mark.parametrize("pretty", [True, False])
+def test_logs_of_mistakes_hold_no_local_variables(
+    pretty: bool, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """The variables of a request's frames hold its headers, and with them tokens."""
+
+    def fail(authorization: str) -> None:
+        raise ValueError(f"{len(authorization)} characters")
+
+    kept = structlog.get_config()
+    try:
+        configure_logging(pretty=pretty)
+        try:
+            fail("Bearer " + "secret")
+        except ValueError:
+            structlog.get_logger().exception("mistake")
+    finally:
+        structlog.configure(**kept)
+    written = capfdbinary.readouterr().err
+    assert b"13 characters" in written
+    assert b"test_process.py" in written
+    assert b"Bearer secret" not in written
