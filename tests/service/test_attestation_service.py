@@ -31,10 +31,12 @@ from confcom.simulator.world import SimulatedWorld
 from confcom.tokens.azure import policy_hash
 from confcom.tokens.jws import ReadJws, SigningKey
 from confcom.tokens.policy_jws import wrap
+from confcom.tokens.policy_language import MAX_TEXT
 from running_attestation_service import (
     API,
     NOW,
     TOKEN,
+    Answer,
     RunningAttestation,
     claims_of,
     enclave_quote,
@@ -274,6 +276,26 @@ def test_a_draft_policy_gives_an_unsigned_token(service: RunningAttestation, wor
     assert service.attest(quote).claims["is-debuggable"] is False
 
 
+def test_a_draft_that_nothing_can_read_is_refused_before_it_costs_anything(
+    service: RunningAttestation, world: SimulatedWorld
+) -> None:
+    quote = enclave_quote(world)
+    long = "version=1.0;" + "x" * MAX_TEXT
+    for draft in (long, wrap(long)):
+        refused = service.attest(quote, draftPolicyForAttestation=draft)
+        assert (refused.status, refused.error["code"]) == (400, "PolicyParsingError")
+        assert f"{len(long)} characters, at most {MAX_TEXT}" in refused.error["message"]
+    p256, unknown = bytes.fromhex("06082a8648ce3d030107"), bytes.fromhex("06082a8648ce3d030102")
+    key = make_key(Path(service.config.keys), "ec", NOW, simulated=True)
+    der = SigningKey.from_pem(key.read_bytes(), "").certificate.public_bytes(Encoding.DER).replace(p256, unknown)
+    header = json.dumps({"alg": "ES256", "x5c": [base64.b64encode(der).decode()]}).encode()
+    signed = f"{encode_base64url(header)}.{wrap(PERMIT).split('.')[1]}.AAAA"
+    refused = service.attest(quote, draftPolicyForAttestation=signed)
+    assert (refused.status, refused.error["code"]) == (400, "InvalidOperation")
+    assert "no usable certificate" in refused.error["message"]
+    assert service.administer("/audit").body == b""
+
+
 def test_ear_for_clients_of_rats(service: RunningAttestation, world: SimulatedWorld) -> None:
     body = {"quote": encode_base64url(enclave_quote(world)), "nonce": "12345678"}
     answer = service.ask(f"/attest/SgxEnclave?{API}", body, Accept="application/eat+jwt")
@@ -414,7 +436,8 @@ def test_the_record_is_read_in_pages(service: RunningAttestation, world: Simulat
     for query, count in (("verdict=refused", 1), ("kind=TdxVm", 0), ("since=2026-11-21T09:30:00Z", 4), ("caller=x", 0)):
         found = service.ask(f"/audit?{API}&{query}", Authorization=f"Bearer {TOKEN}")
         assert (found.status, len(found.body.splitlines())) == (200, count), query
-    for wrong in ("since=yesterday", "until=2026-11-21T09:30:00", "kind=Tpm"):
+    out_of_range = ("since=9999-12-31T23:59:59-14:00", "until=0001-01-01T00:00:00%2B14:00")
+    for wrong in ("since=yesterday", "until=2026-11-21T09:30:00", "kind=Tpm", *out_of_range):
         assert service.ask(f"/audit?{API}&{wrong}", Authorization=f"Bearer {TOKEN}").status == 400
 
 
@@ -466,6 +489,22 @@ def test_a_nonce_of_the_service_is_bound_to_the_evidence(service: RunningAttesta
     # Without binding a nonce travels through, as Azure's does.
     plain = service.attest(enclave_quote(world), nonce="n").claims
     assert (plain["nonce"], plain["confcom-nonce-bound"]) == ("n", False)
+
+
+def test_a_nonce_is_used_once_among_replicas_with_different_clocks(
+    service: RunningAttestation, world: SimulatedWorld
+) -> None:
+    def use(nonce: str) -> Answer:
+        quote = enclave_quote(world, nonce.encode())
+        return service.attest(quote, nonce=nonce, bindNonce=True)
+
+    service.clock.now = NOW + timedelta(minutes=4)
+    ahead = service.ask(f"/nonces?{API}", b"").json["nonce"]
+    service.clock.now = NOW
+    assert use(ahead).status == 200
+    service.clock.now = NOW + timedelta(minutes=6)
+    assert use(service.ask(f"/nonces?{API}", b"").json["nonce"]).status == 200
+    assert "used before" in use(ahead).error["message"]
 
 
 def test_policies_outlive_a_restart(tmp_path: Path, world: SimulatedWorld) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -18,6 +19,7 @@ from confcom.errors import FormatError
 from confcom.formats.text import decode_base64, encode_base64url
 from confcom.tokens.azure import AzureError
 from confcom.tokens.jws import ReadJws, unsecured
+from confcom.tokens.policy_language import MAX_TEXT
 
 _ALIASES = {"RSA256": "RS256", "ECDH256": "ES256", "RS256": "RS256", "ES256": "ES256"}
 
@@ -46,17 +48,24 @@ def read_policy(body: str) -> SentPolicy:
     """Read what a client sent as a policy: a JWS, or the bare text.
 
     Raises:
-        AzureError: not a JWS that holds a policy, or signed by another key than its certificate's.
+        AzureError: not a JWS that holds a policy, too long, or signed by another key than its certificate's.
     """
     sent = body.strip().strip('"')
-    if sent.lower().lstrip("\ufeff").startswith("version"):
+    if sent[:40].lower().lstrip("\ufeff").startswith("version"):
+        _check_length(sent)
         return SentPolicy(wrap(sent), sent, None)
     try:
         jws = ReadJws.parse(sent)
         text = _text(jws)
     except FormatError as error:
         raise AzureError(f"the policy is no JWS: {error}", "InvalidOperation") from None
+    _check_length(text)
     return SentPolicy(sent, text, certificate_of(jws))
+
+
+def _check_length(text: str) -> None:
+    if len(text) > MAX_TEXT:
+        raise AzureError(f"the policy has {len(text)} characters, at most {MAX_TEXT} are read", "PolicyParsingError")
 
 
 def _text(jws: ReadJws) -> str:
@@ -93,8 +102,8 @@ def certificate_of(jws: ReadJws) -> x509.Certificate | None:
     try:
         certificate = x509.load_der_x509_certificate(decode_base64(chain[0]))
         public = certificate.public_key()
-    except ValueError as error:
-        raise AzureError(f"'x5c' of the signed policy holds no certificate: {error}", "InvalidOperation") from None
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise AzureError(f"'x5c' of the policy holds no usable certificate: {error}", "InvalidOperation") from None
     if not jws.verify(public, algorithm):
         raise AzureError("the signature of the policy is not of the key in 'x5c'", "InvalidOperation")
     return certificate

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import msgspec
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import rsa
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, RSAKey
@@ -319,11 +320,11 @@ _JWKS = msgspec.json.Decoder(_Jwks)
 
 def _read_key(jwk: Mapping[str, Any], where: str) -> PinnedKey | None:
     """One key; None for kinds that sign no tokens."""
-    kind = jwk.get("kty")
-    if kind not in ALGORITHMS or jwk.get("use", "sig") != "sig" or "verify" not in jwk.get("key_ops", ("verify",)):
-        return None
-    algorithms = (jwk["alg"],) if isinstance(jwk.get("alg"), str) else ALGORITHMS[kind]
     try:
+        kind = jwk.get("kty")
+        if kind not in ALGORITHMS or jwk.get("use", "sig") != "sig" or "verify" not in jwk.get("key_ops", ("verify",)):
+            return None
+        algorithms = (jwk["alg"],) if isinstance(jwk.get("alg"), str) else ALGORITHMS[kind]
         if chain := jwk.get("x5c"):
             certificate = x509.load_der_x509_certificate(base64.b64decode(chain[0], validate=True))
             public: Any = certificate.public_key()
@@ -333,6 +334,6 @@ def _read_key(jwk: Mapping[str, Any], where: str) -> PinnedKey | None:
         key_id = jwk.get("kid", "")
         if not isinstance(key_id, str):
             raise ValueError("kid is no string")
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, JoseError) as error:
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, JoseError, UnsupportedAlgorithm) as error:
         raise FormatError(f"cannot be read: {error}", structure="JWKS", field=where) from None
     return PinnedKey(key_id, kind, public, certificate, tuple(set(algorithms) & set(ALGORITHMS[kind])))

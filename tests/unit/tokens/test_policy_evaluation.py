@@ -171,7 +171,7 @@ ONES = json.dumps([1] * 3000)
     [
         (ONES, "map(&not_null(@, " + ",".join("@" * 300) + "), @) | length(@)"),
         (ONES, " || ".join(["[?@ == `2`]"] * 35)),
-        (json.dumps(["\""]), "|".join(["[to_string(@)]"] * 24) + "|length(@[0])"),
+        (json.dumps(['"']), "|".join(["[to_string(@)]"] * 24) + "|length(@[0])"),
         (json.dumps(["x" * 5000, *[""] * 5000]), "length(join(@[0], @))"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -182,6 +183,17 @@ def test_a_key_signs_with_its_own_algorithm_only(rsa: SigningKey) -> None:
         keys = KeySet.parse(json.dumps({"keys": [jwk | more]}).encode(), fetched=NOW)
         with pytest.raises(TokenError, match="no pinned key"):
             _verify(rsa.sign(CLAIMS, {}), keys)
+
+
+@pytest.mark.parametrize("more", [{"kty": ["RSA"]}, {"key_ops": 5}, {"x5c": 5}, {"x5c": ["curve"]}])
+def test_a_key_that_cannot_be_read_is_named(tmp_path: Path, more: dict[str, Any]) -> None:
+    key = SigningKey.from_pem(make_key(tmp_path, "ec", NOW, simulated=False).read_bytes(), "")
+    if more == {"x5c": ["curve"]}:
+        p256, unknown = bytes.fromhex("06082a8648ce3d030107"), bytes.fromhex("06082a8648ce3d030102")
+        der = base64.b64decode(key.jwk()["x5c"][0]).replace(p256, unknown)
+        more = {"x5c": [base64.b64encode(der).decode()]}
+    with pytest.raises(FormatError, match=r"keys\[0\]"):
+        KeySet.parse(json.dumps({"keys": [key.jwk() | more]}).encode(), fetched=NOW)
 
 
 def test_short_keys_and_keys_of_the_future_do_not_count(rsa: SigningKey, keys: KeySet) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 
 from confcom.errors import FormatError
 from confcom.formats.text import decode_base64, encode_base64url
@@ -128,6 +129,8 @@ def _certificate_in(jws: ReadJws) -> x509.Certificate:
         held = next((claims[name] for name in names if name in claims), None)
         if not isinstance(held, dict):
             raise AzureError("the JWT lacks the claim policyCertificate", "InvalidOperation")
-        return x509.load_der_x509_certificate(decode_base64(held["x5c"][0]))
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise AzureError(f"the claim policyCertificate holds no certificate: {error}", "InvalidOperation") from None
+        certificate = x509.load_der_x509_certificate(decode_base64(held["x5c"][0]))
+        certificate.public_key()  # one that cannot be read signs nothing, and would break the list of signers
+        return certificate
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, UnsupportedAlgorithm) as error:
+        raise AzureError(f"policyCertificate holds no usable certificate: {error}", "InvalidOperation") from None

@@ -215,7 +215,7 @@ class Appraiser:
             )
             for row in rows
         ]
-        found = dry_run(self._parse(text or DEFAULT_POLICIES[kind]), recorded)
+        found = dry_run(self._parse(text or DEFAULT_POLICIES[kind], keep=False), recorded)
         return {"policy_hash": azure.policy_hash(text)} | found
 
     def nonce(self) -> str:
@@ -224,7 +224,8 @@ class Appraiser:
 
     def _use_nonce(self, nonce: str | None, now: datetime) -> None:
         """A bound nonce gives one token: captured evidence gives no second one."""
-        if not self._store.use_nonce(check_nonce(nonce, self._nonce_secret, now), now, now + LIFE):
+        # Kept for twice its life: the clocks of the replicas that make, use and forget it may differ.
+        if not self._store.use_nonce(check_nonce(nonce, self._nonce_secret, now), now, now + 2 * LIFE):
             raise AzureError("'nonce' was used before", advice="Get another one with POST /nonces, and quote over it.")
 
     def _policy_of(self, request: AttestRequest, kind: AttestationType, *, may_block: bool) -> PolicyInForce:
@@ -252,7 +253,7 @@ class Appraiser:
     def _judge(
         self, request: AttestRequest, kind: AttestationType, policy: PolicyInForce, now: datetime, *, may_block: bool
     ) -> Judged:
-        rules = self._parse(policy.text)
+        rules = self._parse(policy.text, keep=not policy.draft)
         evidence = read_evidence(request.evidence)
         self._check_kind(evidence, kind)
         if request.bind_nonce:
@@ -353,16 +354,19 @@ class Appraiser:
             wanted = "an Open Enclave report or evidence" if kind is AttestationType.OPEN_ENCLAVE else "a raw quote"
             raise AzureError(f"/attest/{kind} takes {wanted}, this is {evidence.kind.value}")
 
-    def _parse(self, text: str) -> PolicyText:
-        if text not in self._parsed:
+    def _parse(self, text: str, *, keep: bool = True) -> PolicyText:
+        """Drafts are not kept: they would displace the policies in force, which the event loop then had to parse."""
+        found = self._parsed.get(text)
+        if found is None:
             try:
-                policy = parse_policy(text)
+                found = parse_policy(text)
             except PolicyTextError as error:
                 raise AzureError(error.message, "PolicyParsingError", advice=error.advice()) from error
-            if len(self._parsed) >= _PARSED:
-                self._parsed.pop(next(iter(self._parsed)), None)
-            self._parsed[text] = policy
-        return self._parsed[text]
+            if keep:
+                if len(self._parsed) >= _PARSED:
+                    self._parsed.pop(next(iter(self._parsed)), None)
+                self._parsed[text] = found
+        return found
 
     def _azure_token(self, judged: Judged, now: datetime) -> str:
         hashes = azure.collateral_hashes(judged.request.evidence, judged.collateral)

@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
-from datetime import datetime
+from datetime import UTC, datetime
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Any
@@ -420,13 +420,12 @@ def record_filter(parameters: Mapping[str, str]) -> RecordFilter:
 
 
 def _time(name: str, text: str) -> datetime:
-    try:
+    # Near the years 1 and 9999 the same time in UTC may be out of range.
+    with suppress(ValueError, OverflowError):
         found = datetime.fromisoformat(text)
-    except ValueError:
-        found = None
-    if found is None or found.tzinfo is None:
-        raise HttpRefusal(400, "InvalidParameter", f"{name} is a time as 2026-11-21T09:30:00Z, found {text[:40]!r}")
-    return found
+        if found.tzinfo is not None:
+            return found.astimezone(UTC)
+    raise HttpRefusal(400, "InvalidParameter", f"{name} is a time as 2026-11-21T09:30:00Z, found {text[:40]!r}")
 
 
 def _number(request: Request, name: str, *, default: int, most: int) -> int:
