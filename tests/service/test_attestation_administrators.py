@@ -27,7 +27,12 @@ from joserfc.jwk import OctKey
 
 from confcom.errors import ConfigError
 from confcom.pki.serving_pair import Authority
-from confcom.services.attestation.administrators import ASK_AGAIN, Administrators, NotAnAdministrator
+from confcom.services.attestation.administrators import (
+    ASK_AGAIN,
+    Administrators,
+    IssuerUnavailable,
+    NotAnAdministrator,
+)
 from confcom.services.attestation.signing_keys import make_key
 from confcom.tokens.jws import SigningKey, unsecured
 from confcom.tokens.policy_jws import wrap
@@ -57,6 +62,9 @@ class Issuer:
         self.ca = folder / "issuer-ca.pem"
         self.ca.write_bytes(authority.certificate)
         self.asked: list[str] = []
+        self.go_on = threading.Event()
+        self.go_on.set()
+        self.piece, self.pause = 1 << 20, 0.0
         self.signing = _signing_key(folder / "one")
         self.keys: Any = {"keys": [self.signing.jwk()]}
         issuer = self
@@ -64,11 +72,14 @@ class Issuer:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 issuer.asked.append(self.path)
+                issuer.go_on.wait(60)
                 content = json.dumps(issuer.keys if self.path == "/keys" else issuer.document).encode()
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(content)))
                 self.end_headers()
-                self.wfile.write(content)
+                for start in range(0, len(content), issuer.piece):
+                    self.wfile.write(content[start : start + issuer.piece])
+                    time.sleep(issuer.pause)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -126,7 +137,7 @@ def _with_oidc(folder: Path, issuer: Issuer, more: str = "") -> Path:
 
 
 def _identify(administrators: Administrators, token: str) -> str:
-    found = asyncio.run(administrators.identify(f"Bearer {token}", None))
+    found = asyncio.run(administrators.by_token(f"Bearer {token}"))
     return f"{found.name} {found.role}"
 
 
@@ -247,7 +258,7 @@ def test_an_issuer_out_of_reach_is_served_from_memory_for_an_hour(tmp_path: Path
     clock.now += timedelta(minutes=45)
     assert _identify(administrators, issuer.token(clock.now)) == "Alice contributor"
     clock.now += timedelta(minutes=30)
-    with pytest.raises(NotAnAdministrator, match="key set is of"):
+    with pytest.raises(NotAnAdministrator, match="could not be fetched"):
         _identify(administrators, issuer.token(clock.now))
 
 
@@ -287,6 +298,7 @@ def test_a_pinned_key_set_needs_no_network(tmp_path: Path, issuer: Issuer) -> No
         ('administrators = [{ name = "a", claims = { sub = "a" } }]', r"\[oidc\] is missing"),
         ('administrators = [{ name = "a", certificate_name = "a" }]', "client_ca is missing"),
         ('administrators = [{ name = "a", role = "owner" }]', "role"),
+        ('client_ca = "c"\nadministrators = [{ name = "a", certificate_name = "" }]', "certificate_name"),
         ('oidc = { issuer = "http://a.example", audience = "a" }\nadministrators = []', "issuer"),
         ('oidc = { issuer = "https://a.example", audience = "a", keys = "none" }\nadministrators = []', "none"),
     ],
@@ -309,6 +321,79 @@ def test_a_changed_file_is_used_and_a_broken_one_is_not(tmp_path: Path) -> None:
     assert administrators.problem == ""
     with pytest.raises(NotAnAdministrator, match="no administrator is configured"):
         _identify(administrators, TOKEN)
+
+
+def test_a_broken_version_that_is_taken_back_leaves_no_problem(tmp_path: Path) -> None:
+    file = _file(tmp_path, f'administrators = [{{ name = "one", token_hash = "{HASH}" }}]')
+    administrators = Administrators(file, None, clock=Clock(NOW))
+    kept = file.rename(tmp_path / "kept.toml")
+    administrators.look()
+    assert "No such file" in administrators.problem
+    kept.rename(file)
+    administrators.look()
+    assert administrators.problem == ""
+
+
+def test_a_changed_key_set_is_used_and_a_broken_one_is_not(tmp_path: Path, issuer: Issuer) -> None:
+    jwks = tmp_path / "jwks.json"
+    jwks.write_text(json.dumps(issuer.keys))
+    administrators = Administrators(_with_oidc(tmp_path, issuer, ', keys = "jwks.json"'), None, clock=Clock(NOW))
+    administrators.look()
+    old = issuer.token(NOW)
+    assert _identify(administrators, old) == "Alice contributor"
+    jwks.write_text("{}")
+    administrators.look()
+    assert "jwks.json: JWKS" in administrators.problem
+    assert _identify(administrators, old) == "Alice contributor"
+    issuer.signing = _signing_key(tmp_path / "next")
+    jwks.write_text(json.dumps({"keys": [issuer.signing.jwk()]}))
+    administrators.look()
+    assert administrators.problem == ""
+    assert _identify(administrators, issuer.token(NOW)) == "Alice contributor"
+    with pytest.raises(NotAnAdministrator, match="no pinned key"):
+        _identify(administrators, old)
+
+
+def test_keys_that_arrive_after_the_file_changed_are_not_the_new_issuers(tmp_path: Path, issuer: Issuer) -> None:
+    """Otherwise an issuer that an administrator takes out could sign for the one that takes its place."""
+    administrators = Administrators(_with_oidc(tmp_path, issuer), None, clock=Clock(NOW))
+    old = issuer.token(NOW)
+    (tmp_path / "jwks.json").write_text(json.dumps({"keys": [_signing_key(tmp_path / "next").jwk()]}))
+    issuer.go_on.clear()
+
+    async def change_in_between() -> None:
+        asking = asyncio.create_task(administrators.by_token(f"Bearer {old}"))
+        while not issuer.asked:
+            await asyncio.sleep(0.01)
+        _with_oidc(tmp_path, issuer, ', keys = "jwks.json"')
+        administrators.look()
+        issuer.go_on.set()
+        assert (await asking).name == "Alice"
+        with pytest.raises(NotAnAdministrator, match="no pinned key"):
+            await administrators.by_token(f"Bearer {old}")
+
+    asyncio.run(change_in_between())
+
+
+def test_an_issuer_that_answers_by_drips_is_given_up(
+    tmp_path: Path, issuer: Issuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("confcom.services.attestation.administrators.FETCH_TIMEOUT", 1.0)
+    issuer.piece, issuer.pause = 1, 0.2
+    administrators = Administrators(_with_oidc(tmp_path, issuer), None, clock=Clock(NOW))
+    with pytest.raises(IssuerUnavailable, match="did not answer within 1 seconds"):
+        _identify(administrators, issuer.token(NOW))
+
+
+def test_an_issuer_out_of_reach_makes_no_guesses_of_its_tokens(tmp_path: Path, issuer: Issuer) -> None:
+    file = _with_oidc(tmp_path, issuer)
+    with running_attestation(tmp_path, make_world(), administrators=str(file)) as service:
+        issuer.close()
+        for _ in range(7):
+            refused = service.ask(POLICY, Authorization=f"Bearer {issuer.token(NOW)}")
+            assert (refused.status, refused.error["code"]) == (503, "IssuerUnavailable")
+            assert refused.headers["retry-after"] == "30"
+        assert service.administer("/policies/SgxEnclave").status == 200
 
 
 def _client(folder: Path, authority: Authority | None, name: str, at: datetime) -> tuple[Path, str]:
@@ -388,6 +473,11 @@ def test_client_certificates_of_the_named_authority(tmp_path: Path) -> None:
         with pytest.raises((ssl.SSLError, ConnectionError, http.client.HTTPException)):
             put(stranger)
         assert put(pinned) == 200
+        # Guesses from the same address close it to tokens, and a certificate is no guess.
+        service.tls = _asking(ca, None)
+        assert [service.ask(POLICY, Authorization="Bearer wrong").status for _ in range(6)] == [401] * 5 + [429]
+        assert service.administer("/policies/SgxEnclave").status == 429
+        assert put(pinned) == 200
 
 
 def test_a_certificate_in_a_header_counts_for_nothing(tmp_path: Path) -> None:
@@ -400,13 +490,13 @@ def test_an_optional_file_counts_once_it_is_there(tmp_path: Path) -> None:
     file = tmp_path / "administrators.toml"
     administrators = Administrators(file, None, clock=Clock(NOW), optional=True)
     with pytest.raises(NotAnAdministrator, match="no administrator is configured"):
-        asyncio.run(administrators.identify(f"Bearer {TOKEN}", None))
+        _identify(administrators, TOKEN)
     _file(tmp_path, f'[[administrators]]\nname = "first"\ntoken_hash = "{HASH}"\n')
     administrators.look()
-    assert asyncio.run(administrators.identify(f"Bearer {TOKEN}", None)).name == "first"
+    assert _identify(administrators, TOKEN) == "first reader"
     file.unlink()
     administrators.look()
     with pytest.raises(NotAnAdministrator, match="no administrator is configured"):
-        asyncio.run(administrators.identify(f"Bearer {TOKEN}", None))
+        _identify(administrators, TOKEN)
     with pytest.raises(ConfigError):
         Administrators(file, None, clock=Clock(NOW))

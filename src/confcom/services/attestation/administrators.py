@@ -20,7 +20,7 @@ import msgspec
 import structlog
 from cryptography import x509
 
-from confcom.errors import ConfcomError, ConfigError
+from confcom.errors import ConfcomError, ConfigError, FormatError
 from confcom.services.runtime.process import read_toml
 from confcom.tokens.verification import MAX_KEY_SET, KeySet, TokenError, verify_token
 
@@ -29,7 +29,7 @@ KEYS_FOR = timedelta(hours=1)
 ASK_AGAIN = timedelta(seconds=30)
 """Between two fetches of the issuer's keys, whatever key ids tokens name."""
 FETCH_TIMEOUT = 10.0
-"""Seconds for each answer of the issuer."""
+"""Seconds for all answers of the issuer together."""
 TokenHash = Annotated[str, msgspec.Meta(pattern="^[0-9A-Fa-f]{128}$")]
 
 
@@ -58,7 +58,7 @@ class Administrator(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Claims of an OIDC token: each has this value, or holds it in its list."""
     certificate: Annotated[str, msgspec.Meta(pattern="^[0-9A-Fa-f]{64}$")] | None = None
     """SHA-256 over the DER of a client certificate."""
-    certificate_name: str | None = None
+    certificate_name: Annotated[str, msgspec.Meta(min_length=1)] | None = None
     """A DNS name, URI or e-mail address in the certificate's subjectAltName."""
 
 
@@ -79,6 +79,13 @@ class NotAnAdministrator(ConfcomError):
         self.guessed = guessed
 
 
+class IssuerUnavailable(NotAnAdministrator):
+    """An OIDC token cannot be judged now, because the keys of its issuer are not to be had."""
+
+    code = "issuer-unavailable"
+    default_advice = "Try again in a minute, or use another way to identify; the service's log says what failed."
+
+
 class Administrators:
     """Identifies callers by the file; `problem` says why its newest version is not in force."""
 
@@ -92,10 +99,14 @@ class Administrators:
         self._path, self._optional = file, optional
         own = [] if token_hash is None else [Administrator(name="token", role="contributor", token_hash=token_hash)]
         self._own, self._clock = own, clock
+        self._file = _File(administrators=[])
         self._seen = self._fingerprint()
         self._file = self._read()
+        self._issuer: Oidc | None = None
+        """Of which the following three are: a changed file has another, even if it is equal."""
         self._keys: KeySet | None = None
         self._asked: datetime | None = None
+        self._failure = ""
         self._fetching = asyncio.Lock()
         self.problem = ""
 
@@ -105,28 +116,33 @@ class Administrators:
         return self._beside(self._file.client_ca)
 
     def look(self) -> None:
-        """Use the file if it changed and can be used."""
+        """Use the file if it changed, or the key set that it names, and can be used."""
         if (found := self._fingerprint()) == self._seen:
+            self.problem = ""  # a version that could not be used is gone again
             return
         try:
             self._file, self.problem = self._read(), ""
-            self._seen, self._keys, self._asked = found, None, None
-        except ConfigError as error:
+            self._seen = found
+        except ConfcomError as error:
             if error.message != self.problem:
                 structlog.get_logger().warning("attestation.administrators", outcome="kept", reason=error.message)
             self.problem = error.message
 
-    async def identify(self, authorization: str, certificate: str | None) -> Administrator:
-        """The administrator with this header `Authorization`, or this client certificate (PEM), verified by TLS.
+    def by_certificate(self, certificate: str | None) -> Administrator | None:
+        """The administrator with this client certificate (PEM), which TLS verified."""
+        return None if certificate is None else _by_certificate(self._file.administrators, certificate)
+
+    async def by_token(self, authorization: str) -> Administrator:
+        """The administrator with the bearer token of this header `Authorization`.
 
         Raises:
-            NotAnAdministrator: none has them.
+            IssuerUnavailable: whether the token is good cannot be said now.
+            NotAnAdministrator: none has it.
         """
-        known = [*self._own, *self._file.administrators]
+        file = self._file
+        known = [*self._own, *file.administrators]
         if not known:
             raise NotAnAdministrator("no administrator is configured, so this path is closed")
-        if certificate is not None and (found := _by_certificate(known, certificate)) is not None:
-            return found
         scheme, _, token = authorization.partition(" ")
         token = token.strip()
         if scheme.lower() != "bearer" or not token:
@@ -136,18 +152,20 @@ class Administrators:
         matching = [each for each in known if each.token_hash and hmac.compare_digest(digest, each.token_hash.lower())]
         if matching:
             return matching[0]
-        if self._file.oidc is None or token.count(".") != 2:
+        if file.oidc is None or token.count(".") != 2:
             raise NotAnAdministrator("the administrator's bearer token is wrong", guessed=True)
-        return await self._by_oidc(self._file.oidc, token)
+        return await self._by_oidc(file.oidc, file.administrators, token)
 
-    async def _by_oidc(self, oidc: Oidc, token: str) -> Administrator:
+    async def _by_oidc(self, oidc: Oidc, administrators: list[Administrator], token: str) -> Administrator:
         try:
             claims = (await self._verified(oidc, token)).claims
+        except IssuerUnavailable:
+            raise
         except ConfcomError as error:
             raise NotAnAdministrator(f"the bearer token: {error.message}", guessed=True) from error
         if oidc.audience not in _values(claims, "aud"):
             raise NotAnAdministrator(f"the bearer token is not for {oidc.audience!r} (claim aud)", guessed=True)
-        for each in self._file.administrators:
+        for each in administrators:
             if each.claims and all(value in _values(claims, name) for name, value in each.claims.items()):
                 return each
         raise NotAnAdministrator(f"{claims.get('sub')!r} of {oidc.issuer} is no administrator here", guessed=True)
@@ -166,36 +184,43 @@ class Administrators:
 
     async def _keys_of(self, oidc: Oidc, now: datetime, *, fresh: bool) -> KeySet:
         async with self._fetching:
+            if self._issuer is not oidc:
+                self._issuer, self._keys, self._asked, self._failure = oidc, None, None, ""
             known = self._keys
             due = known is None or (oidc.keys is None and (fresh or now - known.fetched > KEYS_FOR / 2))
             asked = self._asked is not None and now - self._asked < ASK_AGAIN
             if due and not (asked and (known is not None or oidc.keys is None)):
                 self._asked = now
                 try:
-                    self._keys = await asyncio.to_thread(self._fetch, oidc, now)
+                    self._keys = await self._fetch(oidc, now)
                 except ConfcomError as error:
                     structlog.get_logger().warning("attestation.administrators", issuer=oidc.issuer, reason=str(error))
-                    if known is None:
-                        raise
-            if self._keys is None:
-                raise ConfigError(f"the keys of {oidc.issuer} could not be fetched", advice="Try again in a minute.")
+                    self._failure = error.message
+            if self._keys is None or now - self._keys.fetched > self._keys.max_age:
+                raise IssuerUnavailable(f"the keys of {oidc.issuer} could not be fetched: {self._failure}")
             return self._keys
 
-    def _fetch(self, oidc: Oidc, now: datetime) -> KeySet:
+    async def _fetch(self, oidc: Oidc, now: datetime) -> KeySet:
         if (file := self._beside(oidc.keys)) is not None:
-            return KeySet.parse(_content(file), fetched=now, max_age=timedelta.max)
+            return _key_file(file, now)
         try:
-            tls = ssl.create_default_context(cafile=self._beside(oidc.ca))
+            tls = await asyncio.to_thread(ssl.create_default_context, cafile=self._beside(oidc.ca))
         except OSError as error:
             raise ConfigError(f"{oidc.ca}: the CAs of the OIDC issuer cannot be used: {error}") from error
         where = f"{oidc.issuer.rstrip('/')}/.well-known/openid-configuration"
-        with httpx2.Client(timeout=FETCH_TIMEOUT, verify=tls, trust_env=False) as client:
-            document = _discovery(_get(client, where), where)
-            if document.issuer != oidc.issuer:
-                raise ConfigError(f"{where} is of another issuer: expected {oidc.issuer!r}, found {document.issuer!r}")
-            if not document.jwks_uri.startswith("https://"):
-                raise ConfigError(f"{where}: the keys are not at an https URL: {document.jwks_uri!r}")
-            return KeySet.parse(_get(client, document.jwks_uri), fetched=now, max_age=KEYS_FOR)
+        try:
+            # The client's own limit is for each step, of which a slow answer has any number.
+            async with asyncio.timeout(FETCH_TIMEOUT), httpx2.AsyncClient(verify=tls, trust_env=False) as client:
+                document = _discovery(await _get(client, where), where)
+                if document.issuer != oidc.issuer:
+                    raise ConfigError(
+                        f"{where} is of another issuer: expected {oidc.issuer!r}, found {document.issuer!r}"
+                    )
+                if not document.jwks_uri.startswith("https://"):
+                    raise ConfigError(f"{where}: the keys are not at an https URL: {document.jwks_uri!r}")
+                return KeySet.parse(await _get(client, document.jwks_uri), fetched=now, max_age=KEYS_FOR)
+        except TimeoutError:
+            raise ConfigError(f"{oidc.issuer} did not answer within {FETCH_TIMEOUT:g} seconds") from None
 
     def _read(self) -> _File:
         if self._path is None or (self._optional and not self._path.exists()):
@@ -217,15 +242,13 @@ class Administrators:
             if missing:
                 raise ConfigError(f"{self._path}: the administrator {each.name!r} {missing}")
         if file.oidc is not None and (keys := self._beside(file.oidc.keys)) is not None:
-            KeySet.parse(_content(keys), fetched=self._clock())
+            _key_file(keys, self._clock())
         return file
 
-    def _fingerprint(self) -> tuple[int, int, int] | None:
-        try:
-            found = None if self._path is None else self._path.stat()
-        except OSError:
-            return None
-        return None if found is None else (found.st_ino, found.st_mtime_ns, found.st_size)
+    def _fingerprint(self) -> list[tuple[int, int, int] | None]:
+        """Of the file, and of the key set that the version in force names."""
+        oidc = self._file.oidc
+        return [_fingerprint(file) for file in (self._path, None if oidc is None else self._beside(oidc.keys))]
 
     def _beside(self, name: str | None) -> Path | None:
         return None if name is None or self._path is None else self._path.parent / name
@@ -246,19 +269,38 @@ def _discovery(content: bytes, where: str) -> _Discovery:
         raise ConfigError(f"{where} is no discovery document: {error}") from None
 
 
-def _get(client: httpx2.Client, url: str) -> bytes:
-    content = b""
+async def _get(client: httpx2.AsyncClient, url: str) -> bytes:
+    content = bytearray()
     try:
-        with client.stream("GET", url) as response:
+        # Not compressed: a few bytes could stand for gigabytes.
+        async with client.stream("GET", url, headers={"accept-encoding": "identity"}) as response:
             if response.status_code != 200:
                 raise ConfigError(f"{url} answered {response.status_code}")
-            for piece in response.iter_bytes():
+            if response.headers.get("content-encoding", "identity").lower() != "identity":
+                raise ConfigError(f"{url}: the answer is compressed, though that was not asked for")
+            async for piece in response.aiter_raw():
                 content += piece
                 if len(content) > MAX_KEY_SET:
                     raise ConfigError(f"{url}: the answer has over {MAX_KEY_SET} bytes")
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise ConfigError(f"{url}: {error}") from error
-    return content
+        raise ConfigError(f"{url}: {str(error) or type(error).__name__}") from error
+    return bytes(content)
+
+
+def _fingerprint(file: Path | None) -> tuple[int, int, int] | None:
+    try:
+        found = None if file is None else file.stat()
+    except OSError:
+        return None
+    return None if found is None else (found.st_ino, found.st_mtime_ns, found.st_size)
+
+
+def _key_file(file: Path, now: datetime) -> KeySet:
+    """A key set of any age."""
+    try:
+        return KeySet.parse(_content(file), fetched=now, max_age=timedelta.max)
+    except FormatError as error:
+        raise ConfigError(f"{file}: {error.message}") from error
 
 
 def _content(file: Path) -> bytes:
@@ -275,9 +317,8 @@ def _values(claims: Mapping[str, Any], name: str) -> list[object]:
 
 
 def _by_certificate(known: list[Administrator], pem: str) -> Administrator | None:
-    certificate = x509.load_pem_x509_certificate(pem.encode())
     digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
-    names = _names(certificate)
+    names = _names(pem)
     for each in known:
         if each.certificate is not None and each.certificate.lower() == digest:
             return each
@@ -286,9 +327,10 @@ def _by_certificate(known: list[Administrator], pem: str) -> Administrator | Non
     return None
 
 
-def _names(certificate: x509.Certificate) -> list[str]:
+def _names(pem: str) -> list[str]:
     try:
-        held = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        extensions = x509.load_pem_x509_certificate(pem.encode()).extensions
+        held = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (x509.ExtensionNotFound, ValueError):
         return []
     kinds = (x509.DNSName, x509.UniformResourceIdentifier, x509.RFC822Name)

@@ -26,7 +26,13 @@ from starlette.routing import Mount, Route
 
 from confcom.errors import CollateralError, ConfcomError, ConfigError
 from confcom.services.attestation.administration import PolicyAdministration
-from confcom.services.attestation.administrators import Administrators, NotAnAdministrator
+from confcom.services.attestation.administrators import (
+    ASK_AGAIN,
+    Administrator,
+    Administrators,
+    IssuerUnavailable,
+    NotAnAdministrator,
+)
 from confcom.services.attestation.appraiser import Appraiser, Denied, Refused, WouldBlock
 from confcom.services.attestation.attestation_store import (
     AttestationStore,
@@ -352,18 +358,26 @@ class AttestationApp:
 
     async def require_admin(self, request: Request, *, change: bool = False) -> str:
         """The name of the administrator who asks; to `change` something the role of a contributor is needed."""
+        chain = request.scope.get("extensions", {}).get("tls", {}).get("client_cert_chain", [None])
+        found = self._administrators.by_certificate(chain[0]) or await self._by_token(request)
+        if change and found.role != "contributor":
+            raise HttpRefusal(403, "Forbidden", f"{found.name!r} is a {found.role} and changes nothing")
+        return found.name
+
+    async def _by_token(self, request: Request) -> Administrator:
         # The right token is refused too: otherwise its answer would distinguish it from guesses.
         _allow(self._wrong_tokens, request, f"{WRONG_TOKENS} wrong tokens came from this address")
-        chain = request.scope.get("extensions", {}).get("tls", {}).get("client_cert_chain", [None])
         try:
-            found = await self._administrators.identify(request.headers.get("authorization", ""), chain[0])
+            return await self._administrators.by_token(request.headers.get("authorization", ""))
+        except IssuerUnavailable as error:
+            again = int(ASK_AGAIN.total_seconds())
+            raise HttpRefusal(
+                503, "IssuerUnavailable", error.message, advice=error.advice(), retry_after=again
+            ) from error
         except NotAnAdministrator as error:
             if error.guessed:
                 self._wrong_tokens.spend(address_of(request.scope))
             raise HttpRefusal(401, "Unauthorized", error.message, advice=error.advice()) from error
-        if change and found.role != "contributor":
-            raise HttpRefusal(403, "Forbidden", f"{found.name!r} is a {found.role} and changes nothing")
-        return found.name
 
 
 _CLAIMS = [

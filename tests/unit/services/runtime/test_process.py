@@ -140,9 +140,7 @@ async def test_a_task_that_fails_or_ends_ends_the_daemon_and_says_so() -> None:
 
 
 @pytest.mark.parametrize("pretty", [True, False])
-def test_logs_of_mistakes_hold_no_local_variables(
-    pretty: bool, capfdbinary: pytest.CaptureFixture[bytes]
-) -> None:
+def test_logs_of_mistakes_hold_no_local_variables(pretty: bool, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     """The variables of a request's frames hold its headers, and with them tokens."""
 
     def fail(authorization: str) -> None:
