@@ -119,6 +119,11 @@ def test_the_root_leads_to_the_page_and_the_api_stays(browser: Browser) -> None:
     assert "content-security-policy" not in browser.service.ask("/uistics").headers
 
 
+def test_a_slash_at_the_end_leads_to_no_other_host(browser: Browser) -> None:
+    page_of(browser.service.ask("/ui/", Host="other.example"))
+    page_of(browser.service.ask("/ui/sign-in/", Host="other.example"))
+
+
 def test_evidence_of_every_kind_is_judged(browser: Browser, world: SimulatedWorld) -> None:
     quote = enclave_quote(world)
     page = browser.judge(quote)

@@ -115,6 +115,9 @@ class Pages:
         """Answer one request."""
         path = scope.get("path", "")
         ours = path in ("/", self._base) or path.startswith(f"{self._base}/")
+        if ours and path != "/":
+            # Not by Starlette's redirection, which goes to whatever host and scheme the request names.
+            scope = {**scope, "path": path.rstrip("/")}
         await (self._pages if ours else self._api)(scope, receive, send)
 
     def _route(

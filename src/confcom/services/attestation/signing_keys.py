@@ -8,6 +8,7 @@ and stays published until its last tokens have expired; one that was revoked is 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -171,18 +172,28 @@ class KeptKeys:
 
 
 class KeyFolder:
-    """PEM files with a private key and its certificate each; an empty folder gets an RSA and a P-256 key."""
+    """PEM files with a private key and its certificate each; an empty folder gets an RSA and a P-256 key at first.
+
+    One that is empty later is a volume that went away: keys made then would sign before any client knows them.
+    """
 
     def __init__(self, folder: Path, *, simulated: bool, clock: Callable[[], datetime]) -> None:
         self._folder, self._simulated, self._clock = folder, simulated, clock
+        self._seen = False
 
     def load(self) -> Sequence[SigningKey]:
         """Read the folder."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             files = sorted(self._folder.glob("*.pem"))
+            if not files and self._seen:
+                raise ConfigError(
+                    f"the folder of signing keys is empty: {self._folder}",
+                    advice="Put its keys back, or start the service again to have it make new ones.",
+                )
             if not files:
                 files = make_pair(self._folder, self._clock(), simulated=self._simulated)
+            self._seen = True
             return [SigningKey.from_pem(_read(file), str(file)) for file in files]
         except OSError as error:
             raise ConfigError(
@@ -217,13 +228,13 @@ def make_key(folder: Path, kind: str, now: datetime, *, simulated: bool) -> Path
         Encoding.PEM
     )
     target = folder / f"{now:%Y%m%dT%H%M%SZ}-{kind}.pem"
-    part = target.with_suffix(".part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    # Of its own name and of mode 0600: replicas that share the folder may make their first keys in the same second.
+    descriptor, part = tempfile.mkstemp(".part", dir=folder)
     with os.fdopen(descriptor, "wb") as stream:
         stream.write(pem)
         stream.flush()
         os.fsync(stream.fileno())
-    part.rename(target)
+    Path(part).rename(target)
     return target
 
 

@@ -109,6 +109,25 @@ def test_a_key_taken_away_before_the_next_one_settled_leaves_no_gap(replica: Rep
     assert replica.signs() in replica.published()
 
 
+def test_replicas_that_make_keys_in_the_same_second_do_not_write_into_each_others(tmp_path: Path) -> None:
+    others = tmp_path / f"{NOW:%Y%m%dT%H%M%SZ}-ec.part"
+    others.write_text("half a key")
+    made = make_key(tmp_path, "ec", NOW, simulated=False)
+    assert others.read_text() == "half a key"
+    assert (made.stat().st_mode & 0o777, sorted(tmp_path.iterdir())) == (0o600, sorted([made, others]))
+
+
+def test_a_folder_that_lost_its_keys_gets_no_others(replica: Replica) -> None:
+    first, published = replica.signs(), replica.published()
+    away = replica.folder.rename(replica.folder.parent / "away")
+    replica.after(timedelta(days=1))
+    assert replica.keys.problem == f"the folder of signing keys is empty: {replica.folder}"
+    assert (replica.signs(), replica.published()) == (first, published)
+    replica.folder.rmdir()
+    away.rename(replica.folder)
+    assert replica.after(timedelta(minutes=1)).keys.problem == ""
+
+
 def test_a_revoked_key_neither_signs_nor_is_published(replica: Replica, store: AttestationStore) -> None:
     first = replica.signs()
     make_key(replica.folder, "rsa", NOW + timedelta(seconds=1), simulated=False)
