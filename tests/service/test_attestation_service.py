@@ -28,7 +28,7 @@ from confcom.services.attestation.attestation_store import AttestationStore
 from confcom.services.attestation.signing_keys import make_key
 from confcom.simulator.td import td_report
 from confcom.simulator.world import SimulatedWorld
-from confcom.tokens.azure import policy_hash
+from confcom.tokens.azure import DEFAULT_POLICY, policy_hash
 from confcom.tokens.jws import ReadJws, SigningKey
 from confcom.tokens.policy_jws import wrap
 from confcom.tokens.policy_language import MAX_TEXT
@@ -305,6 +305,7 @@ def test_ear_for_clients_of_rats(service: RunningAttestation, world: SimulatedWo
     # Nothing simulated is genuine hardware.
     assert (module["ear.status"], module["ear.trustworthiness-vector"]["hardware"]) == (96, 97)
     assert claims["eat_nonce"] == "12345678"
+    assert module["ear.veraison.annotated-evidence"]["confcom-nonce-bound"] is False
     assert claims["iss"] == service.url
 
 
@@ -413,6 +414,9 @@ def test_a_draft_is_tried_on_recorded_evidence_before_it_is_set(
     assert tried["outcomes"][0]["trace"][0]["matched"] == [0]
     same = service.administer("/policies/SgxEnclave:dryRun", PERMIT).json
     assert (same["judged"], same["changed"]) == (2, 0)
+    # No policy stands for the default, as where one is reset.
+    empty = service.administer("/policies/SgxEnclave:dryRun", "eyJhbGciOiJub25lIn0..").json
+    assert (empty["judged"], empty["policy_hash"]) == (2, policy_hash(DEFAULT_POLICY))
     broken = service.administer("/policies/SgxEnclave:dryRun", "version=1.0;")
     assert broken.error["code"] == "PolicyParsingError"
     # Nothing of it was set.

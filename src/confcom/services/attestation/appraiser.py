@@ -67,6 +67,8 @@ NUMBERS_FOR = 600.0
 TCB_IDENTIFIER = "x-ms-sgx-tcbidentifier"
 """The property of a policy that names the set of collateral."""
 AZURE_DEFAULT = "azuredefault"
+NONCE_BOUND = "confcom-nonce-bound"
+"""The claim whether the quote vouches for the nonce; without it a nonce says that the token is fresh, and no more."""
 
 
 class WouldBlock(Exception):
@@ -215,7 +217,8 @@ class Appraiser:
             )
             for row in rows
         ]
-        found = dry_run(self._parse(text or DEFAULT_POLICIES[kind], keep=False), recorded)
+        text = text or DEFAULT_POLICIES[kind]
+        found = dry_run(self._parse(text, keep=False), recorded)
         return {"policy_hash": azure.policy_hash(text)} | found
 
     def nonce(self) -> str:
@@ -376,7 +379,7 @@ class Appraiser:
         if judged.policy.signer is not None:
             claims["x-ms-policy-signer"] = judged.policy.signer
         if judged.request.nonce is not None:
-            claims |= {"nonce": judged.request.nonce, "confcom-nonce-bound": judged.request.bind_nonce}
+            claims |= {"nonce": judged.request.nonce, NONCE_BOUND: judged.request.bind_nonce}
         header = {"typ": "JWT", "jku": f"{self._issuer}/certs"}
         if judged.policy.draft:
             return unsecured(claims, header)
@@ -396,6 +399,8 @@ class Appraiser:
     def _ear(self, judged: Judged, now: datetime) -> str:
         hashes = azure.collateral_hashes(judged.request.evidence, judged.collateral)
         evidence = azure.evidence_claims(judged.evidence.quote, judged.request, hashes)
+        if judged.request.nonce is not None:
+            evidence[NONCE_BOUND] = judged.request.bind_nonce
         issued = int(now.timestamp())
         claims = ear_claims(
             judged.verified,
