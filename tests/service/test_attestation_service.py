@@ -424,6 +424,17 @@ def test_a_draft_is_tried_on_recorded_evidence_before_it_is_set(
     assert service.ask(f"/policies/SgxEnclave:dryRun?{API}", PERMIT).status == 401
 
 
+def test_a_dry_run_holds_no_thread_for_long(
+    service: RunningAttestation, world: SimulatedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        service.attest(enclave_quote(world))
+    monkeypatch.setattr("confcom.services.attestation.appraiser.DRY_RUN_FOR", -1.0)
+    refused = service.administer("/policies/SgxEnclave:dryRun", PERMIT)
+    assert refused.status == 400
+    assert "given up after -1 seconds and 0 of 2 records" in refused.error["message"]
+
+
 def test_the_record_is_read_in_pages(service: RunningAttestation, world: SimulatedWorld) -> None:
     for _ in range(3):
         service.attest(enclave_quote(world))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -64,6 +64,8 @@ MISSING_FOR = 60.0
 MAX_MISSING = 1024
 NUMBERS_FOR = 600.0
 """Seconds for which the list of TCB evaluation data numbers, or why there is none, is kept."""
+DRY_RUN_FOR = 10.0
+"""Seconds of a dry run, which holds one of the threads that appraise."""
 TCB_IDENTIFIER = "x-ms-sgx-tcbidentifier"
 """The property of a policy that names the set of collateral."""
 AZURE_DEFAULT = "azuredefault"
@@ -207,18 +209,28 @@ class Appraiser:
         return result, [result.under(str(decides)), *sets] if sets else (), decision
 
     def dry_run(self, kind: AttestationType, text: str, *, limit: int) -> dict[str, Any]:
-        """What a policy would decide on the newest recorded evidence, beside what was decided (`dry_run`)."""
-        rows = [row for row in self._store.records(RecordFilter(kind=kind), limit=limit) if row["claims"]]
-        recorded = [
-            Recorded(
-                {"id": row["id"], "at": f"{row['at']:%Y-%m-%dT%H:%M:%SZ}", "evidence_hash": row["evidence_hash"]},
-                row["verdict"],
-                claims_of(row["claims"]),
-            )
-            for row in rows
-        ]
+        """What a policy would decide on the newest recorded evidence, beside what was decided (`dry_run`).
+
+        Raises:
+            AzureError: the policy breaks the grammar, or takes over `DRY_RUN_FOR` seconds.
+        """
         text = text or DEFAULT_POLICIES[kind]
-        found = dry_run(self._parse(text, keep=False), recorded)
+        rules = self._parse(text, keep=False)
+        rows = [row for row in self._store.records(RecordFilter(kind=kind), limit=limit) if row["claims"]]
+        until = time.monotonic() + DRY_RUN_FOR
+
+        def recorded() -> Iterator[Recorded]:
+            for done, row in enumerate(rows):
+                if time.monotonic() > until:
+                    raise AzureError(
+                        f"the dry run was given up after {DRY_RUN_FOR:g} seconds and {done} of {len(rows)} records",
+                        advice="Try the policy on fewer records (limit), or with confcom policy try.",
+                    )
+                at = f"{row['at']:%Y-%m-%dT%H:%M:%SZ}"
+                label = {"id": row["id"], "at": at, "evidence_hash": row["evidence_hash"]}
+                yield Recorded(label, row["verdict"], claims_of(row["claims"]))
+
+        found = dry_run(rules, recorded())
         return {"policy_hash": azure.policy_hash(text)} | found
 
     def nonce(self) -> str:
