@@ -473,6 +473,9 @@ def test_client_certificates_of_the_named_authority(tmp_path: Path) -> None:
         with pytest.raises((ssl.SSLError, ConnectionError, http.client.HTTPException)):
             put(stranger)
         assert put(pinned) == 200
+        reset, empty = f"/policies/SgxEnclave:reset?{API}", "eyJhbGciOiJub25lIn0.."
+        for site, status in (("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)):
+            assert service.ask(reset, empty, Sec_Fetch_Site=site).status == status
         # Guesses from the same address close it to tokens, and a certificate is no guess.
         service.tls = _asking(ca, None)
         assert [service.ask(POLICY, Authorization="Bearer wrong").status for _ in range(6)] == [401] * 5 + [429]
