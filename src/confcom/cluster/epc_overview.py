@@ -8,8 +8,7 @@ import msgspec
 from lightkube.core.generic_client import BasicRequest
 
 from confcom.cluster.client import cluster_errors
-from confcom.cluster.nodes import JsonPod
-from confcom.cluster.objects import NODE_KIND, ClusterObjects
+from confcom.cluster.objects import NODE_KIND, POD_KIND, ClusterObjects
 from confcom.errors import ClusterError, ClusterRefused, FormatError
 from confcom.protocols.epc import EpcNode, EpcPod, parse_node, parse_pod
 from confcom.protocols.prometheus_text import MAX_PAGE
@@ -38,7 +37,7 @@ class ClusterEpc(ClusterObjects):
         """Pods of a namespace, or of all; malformed ones are skipped."""
         found = []
         with cluster_errors("cannot list the pods", advice="Ask for the right to list pods."):
-            listed = self._client.list(JsonPod, namespace=namespace or "*", labels=labels, chunk_size=CHUNK)
+            listed = self._client.list(POD_KIND.resource, namespace=namespace or "*", labels=labels, chunk_size=CHUNK)
             async for document in listed:
                 try:
                     found.append(parse_pod(dict(document)))

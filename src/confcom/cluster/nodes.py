@@ -12,12 +12,11 @@ from contextlib import aclosing
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from lightkube import AsyncClient
-from lightkube.core.resource import ApiInfo, ResourceDef
-from lightkube.generic_resource import GenericNamespacedResource
 from lightkube.resources.core_v1 import Node
 from lightkube.types import PatchType
 
 from confcom.cluster.client import cluster_errors, open_client
+from confcom.cluster.objects import CLAIM_KIND, POD_KIND
 from confcom.errors import ClusterError, ClusterRefused, FormatError
 from confcom.protocols.custom_metrics import ScaledPod, parse_scaled_pod
 from confcom.protocols.epc import (
@@ -154,24 +153,6 @@ _NOT_FOUND = 404
 _PODS_ADVICE = "The service account needs list and watch on pods, get on nodes, and get on resourceclaims."
 
 
-class JsonPod(GenericNamespacedResource):
-    """A pod as plain JSON, which is much cheaper than lightkube's model."""
-
-    _api_info = ApiInfo(
-        resource=ResourceDef("", "v1", "Pod"),
-        plural="pods",
-        verbs=["get", "list", "watch", "global_list", "global_watch"],
-    )
-
-
-class JsonClaim(GenericNamespacedResource):
-    """A ResourceClaim as plain JSON."""
-
-    _api_info = ApiInfo(
-        resource=ResourceDef("resource.k8s.io", "v1", "ResourceClaim"), plural="resourceclaims", verbs=["get"]
-    )
-
-
 _Pod = TypeVar("_Pod", bound=EpcPod | ScaledPod)
 
 
@@ -205,14 +186,18 @@ class Pods(Generic[_Pod]):
             await client.close()
 
     async def _list(self, client: Any) -> str:  # noqa: ANN401 - lightkube's signatures know its own models only
-        listed = client.list(JsonPod, namespace="*", fields=self._fields, chunk_size=CHUNK)
+        listed = client.list(POD_KIND.resource, namespace="*", fields=self._fields, chunk_size=CHUNK)
         found = [pod async for document in listed if (pod := self._read(document)) is not None]
         self.pods, self.known = {pod.uid: pod for pod in found}, True
         return str(listed.resourceVersion)
 
     async def _watch(self, client: Any, version: str) -> None:  # noqa: ANN401 - as above
         seen = client.watch(
-            JsonPod, namespace="*", fields=self._fields, resource_version=version, server_timeout=SERVER_TIMEOUT
+            POD_KIND.resource,
+            namespace="*",
+            fields=self._fields,
+            resource_version=version,
+            server_timeout=SERVER_TIMEOUT,
         )
         async with aclosing(seen):
             async for kind, document in seen:
@@ -269,7 +254,7 @@ class NodePods(Pods[EpcPod]):
         for namespace, name in dict.fromkeys(claim for claim in wanted if claim not in found):
             try:
                 with cluster_errors(f"cannot read the claim {namespace}/{name}", advice=_PODS_ADVICE):
-                    claim = await client.get(JsonClaim, name, namespace=namespace)
+                    claim = await client.get(CLAIM_KIND.resource, name, namespace=namespace)
             except ClusterRefused as refused:
                 # A claim from a template goes when its pod has finished; the pod may stay for days.
                 if refused.status != _NOT_FOUND:

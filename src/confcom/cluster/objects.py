@@ -1,4 +1,7 @@
-"""Reads, lists, applies and deletes objects of a cluster as plain JSON, so that no field is lost."""
+"""Reads, lists, applies and deletes objects of a cluster as plain JSON.
+
+So no field is lost, fields that lightkube does not know do not fail, and it is much cheaper than lightkube's models.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from lightkube.types import CascadeType, PatchType
 from confcom.cluster.client import cluster_errors, open_client, version_of_server
 from confcom.errors import ClusterRefused
 
-_VERBS = ["delete", "get", "global_list", "list", "patch", "post"]
+_VERBS = ["delete", "get", "global_list", "global_watch", "list", "patch", "post", "put", "watch"]
 
 
 class Kind(NamedTuple):
@@ -76,6 +79,7 @@ POD_KIND = _kind("v1", "Pod", "pods")
 EVENT_KIND = _kind("v1", "Event", "events")
 CLAIM_KIND = _kind("resource.k8s.io/v1", "ResourceClaim", "resourceclaims")
 SLICE_KIND = _kind("discovery.k8s.io/v1", "EndpointSlice", "endpointslices")
+RESOURCE_SLICE_KIND = _kind("resource.k8s.io/v1", "ResourceSlice", "resourceslices", namespaced=False)
 OWNER_KINDS = (
     _kind("apps/v1", "ReplicaSet", "replicasets"),
     _kind("apps/v1", "StatefulSet", "statefulsets"),

@@ -11,12 +11,10 @@ from contextlib import aclosing
 from typing import Any
 
 from lightkube import AsyncClient
-from lightkube.core.resource import ApiInfo, ResourceDef
-from lightkube.generic_resource import GenericGlobalResource
 from lightkube.resources.core_v1 import Node
 
 from confcom.cluster.client import cluster_errors, open_client
-from confcom.cluster.nodes import JsonClaim
+from confcom.cluster.objects import CLAIM_KIND, RESOURCE_SLICE_KIND
 from confcom.errors import ClusterError, ClusterRefused
 
 FIELD_MANAGER = "confcom-device-plugin"
@@ -26,16 +24,7 @@ _ADVICE = (
     "This needs Kubernetes 1.36 or later. The plugin's service account needs get on nodes and resourceclaims, and "
     "list, watch, create, update and delete on resourceslices."
 )
-
-
-class JsonSlice(GenericGlobalResource):
-    """A ResourceSlice as plain JSON: fields that lightkube does not know must not fail."""
-
-    _api_info = ApiInfo(
-        resource=ResourceDef("resource.k8s.io", "v1", "ResourceSlice"),
-        plural="resourceslices",
-        verbs=["list", "watch", "post", "put", "delete"],
-    )
+_SLICE = RESOURCE_SLICE_KIND.resource
 
 
 class KubeResourceSlices:
@@ -53,11 +42,11 @@ class KubeResourceSlices:
         self._client = client = open_client(self._kubeconfig, field_manager=FIELD_MANAGER)
         try:
             with cluster_errors(f"cannot watch the resource slices of node {self.node}", advice=_ADVICE):
-                listed: Any = client.list(JsonSlice, fields=dict(self._fields))
+                listed: Any = client.list(_SLICE, fields=dict(self._fields))
                 present = {found["metadata"]["name"]: dict(found) async for found in listed}
                 yield present
                 seen: Any = client.watch(
-                    JsonSlice,
+                    _SLICE,
                     fields=dict(self._fields),
                     server_timeout=SERVER_TIMEOUT,
                     resource_version=listed.resourceVersion,
@@ -83,7 +72,7 @@ class KubeResourceSlices:
         metadata = dict(wanted["metadata"])
         if present is not None:
             metadata["resourceVersion"] = present["metadata"]["resourceVersion"]
-        draft: Any = JsonSlice.from_dict({**wanted, "metadata": metadata})
+        draft: Any = _SLICE.from_dict({**wanted, "metadata": metadata})
         with cluster_errors(f"cannot write the resource slice {metadata['name']}", advice=_ADVICE):
             client = self._open()
             written = await (client.create(draft) if present is None else client.replace(draft))
@@ -93,7 +82,7 @@ class KubeResourceSlices:
         """Delete a slice; it need not exist."""
         try:
             with cluster_errors(f"cannot delete the resource slice {name}", advice=_ADVICE):
-                await self._open().delete(JsonSlice, name)
+                await self._open().delete(_SLICE, name)
         except ClusterRefused as refused:
             if refused.status != 404:
                 raise
@@ -122,6 +111,6 @@ class KubeResourceClaims:
         client = open_client(self._kubeconfig, field_manager=FIELD_MANAGER)
         try:
             with cluster_errors(f"cannot read the claim {namespace}/{name}", advice=_ADVICE):
-                return dict(await client.get(JsonClaim, name, namespace=namespace))
+                return dict(await client.get(CLAIM_KIND.resource, name, namespace=namespace))
         finally:
             await client.close()
