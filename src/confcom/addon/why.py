@@ -31,7 +31,7 @@ from confcom.manifests.addon_state import AddonState, parse_state
 from confcom.manifests.objects import NAMESPACE
 from confcom.protocols.admission import AESM_VARIABLE, SGX_RESOURCES
 from confcom.protocols.aesm import FOLDER
-from confcom.protocols.epc import CANONICAL, ENCLAVE, HELPER, MIB, PROVISION, EpcPod, parse_pod
+from confcom.protocols.epc import CANONICAL, ENCLAVE, HELPER, PROVISION, EpcPod, in_mib, parse_pod
 
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 """Annotation in which `kubectl apply` keeps the manifest as its author wrote it."""
@@ -257,8 +257,8 @@ class _Subject:
             yield finding("addon", addon is not None and addon.enabled, "enabled", found, _ENABLE)
 
     def _requests(self) -> Check:
-        parts = [f"{one.name} {_mib(one.requested)}" for one in self.facts.epc.containers if one.requested]
-        found = f"{_mib(self.facts.epc.requested)} of EPC on one node ({', '.join(parts)})" if parts else "no EPC"
+        parts = [f"{one.name} {in_mib(one.requested)}" for one in self.facts.epc.containers if one.requested]
+        found = f"{in_mib(self.facts.epc.requested)} of EPC on one node ({', '.join(parts)})" if parts else "no EPC"
         claims = sorted({name for one in self.facts.epc.containers for name in one.claims})
         return passed("requests", "", found + (f"; claims {', '.join(claims)}" if claims else ""))
 
@@ -316,8 +316,8 @@ class _Subject:
         best = max(with_epc, key=lambda one: one.free or 0)
         if (best.free or 0) >= wanted:
             return ""
-        free = f"{_mib(best.free)} free of {_mib(best.offered)}"
-        return f"it needs {_mib(wanted)} of EPC, and no node has more free than {best.name}: {free}"
+        free = f"{in_mib(best.free or 0)} free of {in_mib(best.offered or 0)}"
+        return f"it needs {in_mib(wanted)} of EPC, and no node has more free than {best.name}: {free}"
 
     def _way_out(self, message: str) -> str:
         wanted = self.facts.epc.requested
@@ -327,7 +327,7 @@ class _Subject:
         if wanted and self.facts.overview.nodes and not sizes:
             return "Label the SGX nodes: kubectl label node NAME confcom.dev/sgx=true. Then: confcom addon show"
         if wanted and sizes and wanted > max(sizes):
-            return f"Lower the limits to what one node has, {_mib(max(sizes))} at most, or add a larger node."
+            return f"Lower the limits to what one node has, {in_mib(max(sizes))} at most, or add a larger node."
         if self._room():
             return (
                 "Wait until other pods end, end some (confcom top --sort requested), lower the limits, or add an SGX "
@@ -434,7 +434,7 @@ class _Subject:
         found = []
         if line is not None and line.mapped is not None:
             used = line.mapped if line.in_use is None else line.in_use
-            found.append(f"{_mib(used)} {'mapped' if line.in_use is None else 'in use'} of {_mib(line.requested)}")
+            found.append(f"{in_mib(used)} {'mapped' if line.in_use is None else 'in use'} of {in_mib(line.requested)}")
         if line is not None and line.over:
             found.append(f"over now: {', '.join(line.over)}")
         for one in episodes[-MAX_SHOWN:]:
@@ -506,7 +506,3 @@ def _time_of(event: Mapping[str, Any]) -> str:
 def _latest(events: Sequence[Mapping[str, Any]], *reasons: str) -> str:
     found = [str(one.get("message") or "") for one in events if one.get("reason") in reasons]
     return found[-1] if found else ""
-
-
-def _mib(size: int | None) -> str:
-    return f"{(size or 0) / MIB:,.1f}".removesuffix(".0") + " MiB"

@@ -22,13 +22,13 @@ from confcom.cli.exit_codes import ExitCode
 from confcom.cli.outputs import print_json, printable
 from confcom.cluster.epc_overview import ClusterEpc
 from confcom.errors import ClusterError
+from confcom.protocols.epc import in_mib
 
 ENDLESS = 100_000
 """Columns where the output is no terminal, so that nothing is cut off."""
 UNKNOWN = "-"
 DIGITS = 16
 """Digits of a measurement in a table; JSON has all 64."""
-MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +134,7 @@ def _over(line: PodLine) -> Text:
 
 
 def _size(size: int | None) -> str:
-    if size is None:
-        return UNKNOWN
-    return f"{size / MIB:,.1f}".removesuffix(".0") + " MiB"
+    return UNKNOWN if size is None else in_mib(size)
 
 
 def _quotes(count: int | None, earlier: NodeLine | PodLine | None, before: Before | None) -> str:

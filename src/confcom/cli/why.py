@@ -15,8 +15,6 @@ from confcom.cli.outputs import print_json, printable
 if TYPE_CHECKING:
     from confcom.addon.why import Explanation
 
-MIB = 1 << 20
-
 
 @click.command()
 @click.argument("pod", metavar="POD")
@@ -49,6 +47,8 @@ def why(pod: str, namespace: str | None, output: str, kubeconfig: str | None, co
 
 
 def _show(found: Explanation) -> None:
+    from confcom.protocols.epc import in_mib
+
     click.echo(f"{printable(found.headline)}\n")
     for check in found.checks:
         mark = click.style("ok     ", fg="green") if check.ok else click.style("PROBLEM", fg="red", bold=True)
@@ -58,13 +58,9 @@ def _show(found: Explanation) -> None:
     if found.nodes:
         click.echo(f"\n{'NODE':30}  {'EPC FOR PODS':>14}  {'FREE':>14}")
     for node in found.nodes:
-        sizes = "  ".join(f"{_size(size):>14}" for size in (node.offered, node.free))
+        sizes = "  ".join(f"{'-' if size is None else in_mib(size):>14}" for size in (node.offered, node.free))
         click.echo(f"{printable(node.name):30}  {sizes}")
     if found.missing:
         click.echo("\nnot known:")
     for clause in found.missing:
         click.echo(f"  {printable(clause)}")
-
-
-def _size(size: int | None) -> str:
-    return "-" if size is None else f"{size / MIB:,.1f}".removesuffix(".0") + " MiB"

@@ -27,6 +27,11 @@ _QUANTITY = re.compile(
 )
 
 
+def in_mib(size: float) -> str:
+    """A size in bytes for people: `1,024.5 MiB`."""
+    return f"{size / MIB:,.1f}".removesuffix(".0") + " MiB"
+
+
 def parse_quantity(text: str) -> Fraction:
     """A Kubernetes Quantity, such as `1k` for 1000 or `512Gi`; `FormatError` for anything else."""
     match = _QUANTITY.fullmatch(text)

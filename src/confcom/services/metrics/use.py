@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from confcom.devices.misc_cgroup import MiscUse
 from confcom.devices.processes import CgroupOwner, EnclaveUse
-from confcom.protocols.epc import CANONICAL, MIB, EpcContainer, EpcPod
+from confcom.protocols.epc import CANONICAL, MIB, EpcContainer, EpcPod, in_mib
 
 NONE = EnclaveUse(0, 0, 0)
 
@@ -232,7 +232,7 @@ def explain(episode: Episode, *, node: str, exact: bool) -> str:
     """What happened, with figures, and what to do, in two or three sentences."""
     row = episode.row
     what = "in EPC" if exact else "of enclave memory mapped"
-    has = f"Container {row.container} has {_mib(row.counted)} {what}"
+    has = f"Container {row.container} has {in_mib(row.counted)} {what}"
     if episode.kind is Kind.NO_REQUEST:
         return (
             f"{has} on node {node} and requests no EPC, so the scheduler does not count it. "
@@ -241,8 +241,8 @@ def explain(episode: Episode, *, node: str, exact: bool) -> str:
     size = _whole_mib(row.counted)
     raised = f"capacity epc of its claim to {size}Mi" if _claims(episode) else f"limit {CANONICAL} to {size}"
     return (
-        f"{has} on node {node} and requested {_mib(row.requested or 0)}. All enclaves of the node share its EPC: more "
-        f"than was requested slows all of them down. Raise the {raised}, or make the enclave smaller."
+        f"{has} on node {node} and requested {in_mib(row.requested or 0)}. All enclaves of the node share its EPC: "
+        f"more than was requested slows all of them down. Raise the {raised}, or make the enclave smaller."
     )
 
 
@@ -255,10 +255,6 @@ def _claims(episode: Episode) -> bool:
 
 def _key(row: ContainerUse) -> tuple[str, str] | None:
     return (row.pod.uid, row.id) if row.pod is not None and row.id else None
-
-
-def _mib(size: int) -> str:
-    return f"{size / MIB:.1f}".removesuffix(".0") + " MiB"
 
 
 def _whole_mib(size: int) -> int:
