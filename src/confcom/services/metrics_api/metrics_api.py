@@ -7,10 +7,9 @@ server: `exporters` reads the nodes, `figures` answers, `metrics_api_http` has t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable
-from datetime import datetime, timedelta
+from collections.abc import Callable, Iterable
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -24,27 +23,15 @@ from confcom.services.metrics_api.figures import Figures
 from confcom.services.metrics_api.metrics_api_config import MetricsApiConfig
 from confcom.services.metrics_api.metrics_api_http import MetricsApiApp, MetricsApiMetrics
 from confcom.services.runtime.http_server import Listener
-from confcom.services.runtime.issued_certificate import IssuedCertificate, serve_issued
-from confcom.services.runtime.process import repeat, run_until
-from confcom.services.runtime.status_page import (
-    Handler,
-    Page,
-    StatusPage,
-    alive,
-    component_registry,
-    metrics_of,
-    parse_address,
-)
+from confcom.services.runtime.issued_certificate import IssuedCertificate, IssuedServer
+from confcom.services.runtime.process import repeat
+from confcom.services.runtime.status_page import component_registry, parse_address
 from confcom.services.runtime.tls import HeldTls
 
 FRONT_PROXY = Ref("v1", "ConfigMap", "kube-system", "extension-apiserver-authentication")
 """Where the API server publishes its front proxy's CA."""
 FRONT_PROXY_EVERY = 60.0
 """Seconds between two reads of it."""
-LOOK_EVERY = 5.0
-"""Seconds between two reads of the CA of our own certificate."""
-LIFETIME = timedelta(days=30)
-"""Of the certificate; after half of it another one is issued."""
 RETRY_MAX = 30.0
 """Most seconds between two attempts to reach the API; the first is 1, and it doubles."""
 IDLE = 150.0
@@ -65,14 +52,7 @@ async def serve(
     `started` receives the URL. `ConfigError` without credentials for the Kubernetes API.
     """
     api = _MetricsApi(config, clock, registry or component_registry("metrics-api"), exporter_port)
-    gone = asyncio.Event()
-
-    async def answer() -> None:
-        await api.run(stop, started)
-        gone.set()
-        await asyncio.Event().wait()
-
-    await run_until(gone, answer(), *api.actors())
+    await api.run(stop, started)
 
 
 class _MetricsApi:
@@ -92,7 +72,6 @@ class _MetricsApi:
             Path(config.ca),
             config.names(),
             self._metrics,
-            lifetime=LIFETIME,
             common_name="confcom metrics API",
             clock=clock,
         )
@@ -100,33 +79,28 @@ class _MetricsApi:
         self._no_front_proxy = "the front proxy's CA has not been read yet"
         self._tls: HeldTls | None = None
 
-    def actors(self) -> list[Coroutine[Any, Any, None]]:
-        """What runs beside the answers, until cancelled."""
-        found = [
-            self._certificate.run(LOOK_EVERY),
+    async def run(self, stop: asyncio.Event, started: Callable[[str], None] | None) -> None:
+        """Answer until `stop` is set and callers have left."""
+        server = IssuedServer(
+            service="metrics_api",
+            app=self._app,
+            certificate=self._certificate,
+            listener=self._listener,
+            not_ready=self._not_ready,
+            registry=self._metrics.registry,
+            http=self._config.http,
+            leave_after=self._config.leave_after,
+        )
+        await server.run(
             repeat(self._pods.follow, self._failed("pods"), pause=1.0, longest=RETRY_MAX),
             repeat(self._read_front_proxy, self._failed("front-proxy"), pause=FRONT_PROXY_EVERY, longest=RETRY_MAX),
             self._ask_exporters(),
-        ]
-        return [*found, StatusPage(self._config.http, self._pages()).run()] if self._config.http else found
-
-    async def run(self, stop: asyncio.Event, started: Callable[[str], None] | None) -> None:
-        """Answer until `stop` is set and callers have left."""
-        await serve_issued(
-            self._app,
-            self._certificate,
-            self._listener,
             stop=stop,
-            leave=self._leave,
-            leave_after=self._config.leave_after,
             started=started,
         )
 
     def _all_pods(self) -> Iterable[ScaledPod]:
         return self._pods.pods.values()
-
-    def _leave(self) -> None:
-        self._app.leaving = True
 
     async def _listener(self, tls: HeldTls) -> Listener:
         """The listener; waits until the front proxy's CA is known."""
@@ -165,11 +139,7 @@ class _MetricsApi:
 
         return note
 
-    def _pages(self) -> dict[str, Handler]:
-        return {"/healthz": alive, "/readyz": self._readyz, "/metrics": metrics_of(self._metrics.registry)}
-
-    async def _readyz(self) -> Page:
-        reason = "leaving: told to stop" if self._app.leaving else self._certificate.not_ready or self._no_front_proxy
-        if not reason and not self._exporters.asked:
-            reason = "the exporters have not been asked yet" if self._pods.known else "the pods are not known yet"
-        return Page(503, f"{reason}\n".encode()) if reason else Page(200, b"ok\n")
+    def _not_ready(self) -> str:
+        if self._no_front_proxy or self._exporters.asked:
+            return self._no_front_proxy
+        return "the exporters have not been asked yet" if self._pods.known else "the pods are not known yet"

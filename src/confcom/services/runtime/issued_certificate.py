@@ -7,23 +7,24 @@ installer makes the CA and publishes it to the API server.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
+from prometheus_client import CollectorRegistry
 
 from confcom.pki.serving_pair import MAX_PEM, Authority, ServingPair
-from confcom.services.runtime.http_server import Application, Listener, serve_http
-from confcom.services.runtime.process import end_task
-from confcom.services.runtime.status_page import Handler, StatusPage
+from confcom.services.runtime.http_server import Listener, serve_http
+from confcom.services.runtime.process import end_task, run_until
+from confcom.services.runtime.status_page import Handler, Page, StatusPage, alive, metrics_of
 from confcom.services.runtime.tls import HeldTls
 
 LIFETIME = timedelta(days=30)
-"""Of certificates of status pages."""
 LOOK_EVERY = 5.0
-"""Seconds between two reads of the CA of a status page."""
+"""Seconds between two reads of the CA."""
 CERTIFICATE, KEY = "tls.crt", "tls.key"
 """The CA's files, named as in Secrets of type kubernetes.io/tls."""
 
@@ -47,7 +48,7 @@ class IssuedCertificate:
         names: Sequence[str],
         observer: CertificateObserver | None = None,
         *,
-        lifetime: timedelta,
+        lifetime: timedelta = LIFETIME,
         common_name: str,
         clock: Callable[[], datetime],
     ) -> None:
@@ -64,7 +65,7 @@ class IssuedCertificate:
         self._tls: HeldTls | None = None
         self._first: asyncio.Future[HeldTls] = asyncio.get_running_loop().create_future()
 
-    async def run(self, every: float) -> None:
+    async def run(self, every: float = LOOK_EVERY) -> None:
         """Read the CA every `every` seconds, until cancelled."""
         while True:
             self.look()
@@ -116,52 +117,74 @@ def _middle(pair: ServingPair) -> datetime:
     return pair.made + (pair.expires - pair.made) / 2
 
 
-async def serve_issued(
-    app: Application,
-    certificate: IssuedCertificate,
-    listener: Callable[[HeldTls], Awaitable[Listener]],
-    *,
-    stop: asyncio.Event,
-    leave: Callable[[], None],
-    leave_after: float,
-    started: Callable[[str], None] | None = None,
-) -> None:
-    """Serve behind a Service from the first certificate on, until `leave_after` seconds after `stop` is set.
+class LeavingApp(Protocol):
+    """An ASGI application; while `leaving` it closes each connection after its answer."""
 
-    `leave` is called when `stop` is set: callers shall find another replica meanwhile. `started` gets the URL.
+    leaving: bool
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - as ASGI has them
+        """Answer one request."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IssuedServer:
+    """One replica of a server behind a Service, and its status pages at `http`, if that is not empty.
+
+    `listener` may wait until there can be answers. `not_ready` gives reasons beside those of the certificate. `service`
+    begins the event of leaving in the log.
     """
 
-    async def prepare() -> Listener:
-        return await listener(await certificate.first())
+    service: str
+    app: LeavingApp
+    certificate: IssuedCertificate
+    listener: Callable[[HeldTls], Awaitable[Listener]]
+    not_ready: Callable[[], str]
+    registry: CollectorRegistry
+    http: str
+    leave_after: float
+    look_every: float = LOOK_EVERY
 
-    preparing = asyncio.create_task(prepare(), name="prepare")
-    stopped = asyncio.create_task(stop.wait(), name="stop")
-    try:
-        await asyncio.wait({preparing, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if not preparing.done():
-            return
-        gone = asyncio.Event()
-        leaving = asyncio.create_task(_leave(stop, gone, leave, leave_after), name="leave")
-        try:
-            await serve_http(app, preparing.result(), stop=gone, started=started)
-        finally:
-            leaving.cancel()
-    finally:
-        preparing.cancel()
-        stopped.cancel()
+    async def run(
+        self, *beside: Coroutine[Any, Any, None], stop: asyncio.Event, started: Callable[[str], None] | None
+    ) -> None:
+        """Serve from the first certificate on, until `leave_after` seconds after `stop` is set.
 
+        Callers shall find another replica meanwhile. `beside` runs for as long. `started` gets the URL.
+        """
+        serving, gone, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-async def _leave(stop: asyncio.Event, gone: asyncio.Event, leave: Callable[[], None], seconds: float) -> None:
-    await stop.wait()
-    leave()
-    await asyncio.sleep(seconds)
-    gone.set()
+        async def answer() -> None:
+            listener = await self.listener(await self.certificate.first())
+            serving.set()
+            await serve_http(self.app, listener, stop=gone, started=started)
+            ended.set()
+
+        async def leave() -> None:
+            await stop.wait()
+            if not serving.is_set():
+                ended.set()
+                return
+            self.app.leaving = True
+            structlog.get_logger().info(f"{self.service}.leaves", seconds=self.leave_after)
+            await asyncio.sleep(self.leave_after)
+            gone.set()
+            await ended.wait()
+
+        actors = [answer(), leave(), self.certificate.run(self.look_every), *beside]
+        if self.http:
+            pages = {"/healthz": alive, "/readyz": self._readyz, "/metrics": metrics_of(self.registry)}
+            actors.append(StatusPage(self.http, pages).run())
+        await run_until(ended, *actors)
+
+    async def _readyz(self) -> Page:
+        reason = "leaving: told to stop" if self.app.leaving else self.certificate.not_ready or self.not_ready()
+        return Page(503, f"{reason}\n".encode()) if reason else Page(200, b"ok\n")
 
 
 async def serve_issued_page(address: str, pages: Mapping[str, Handler], folder: Path, name: str) -> None:
     """Serve status pages over TLS until cancelled, with a certificate for `name` by the CA in `folder`."""
-    certificate = IssuedCertificate(folder, (name,), lifetime=LIFETIME, common_name=name, clock=_now)
-    renewing = asyncio.create_task(certificate.run(LOOK_EVERY), name="certificate")
+    certificate = IssuedCertificate(folder, (name,), common_name=name, clock=_now)
+    renewing = asyncio.create_task(certificate.run(), name="certificate")
     try:
         await StatusPage(address, pages, await certificate.first()).run()
     finally:

@@ -203,9 +203,9 @@ def _stop_with_parent(ends: int) -> None:
 
 
 async def run_until(stop: asyncio.Event, *actors: Coroutine[Any, Any, None]) -> None:
-    """Run coroutines that never end by themselves until `stop` is set; then cancel them and wait for their ends.
+    """Run coroutines that do not end by themselves until `stop` is set; then cancel them and wait for their ends.
 
-    The first that fails ends all, and its error is raised; `RuntimeError` for one that ended without an error.
+    The first that fails ends all, and its error is raised; `RuntimeError` for one that ended before without an error.
     """
     tasks = [asyncio.create_task(actor) for actor in actors]
     waits: list[asyncio.Task[Any]] = [*tasks, asyncio.create_task(stop.wait())]
@@ -214,7 +214,8 @@ async def run_until(stop: asyncio.Event, *actors: Coroutine[Any, Any, None]) -> 
         for task in tasks:
             if task.done():
                 task.result()
-                raise RuntimeError(f"{getattr(task.get_coro(), '__qualname__', 'a task')} ended by itself")
+                if not stop.is_set():
+                    raise RuntimeError(f"{getattr(task.get_coro(), '__qualname__', 'a task')} ended by itself")
     finally:
         for task in waits:
             task.cancel()
@@ -230,17 +231,19 @@ async def repeat(
 ) -> None:
     """Call again and again until cancelled, `pause` seconds after each success.
 
-    After a `ConfcomError`, which `failed` gets, the pause is 1 s, and doubles up to `longest`. What `failed` raises is
-    raised.
+    After a `ConfcomError`, which `failed` gets, the pause is 1 s, and doubles up to `longest` until a call succeeds or
+    lasts longer than that. What `failed` raises is raised.
     """
     failures = 0
     while True:
+        begun = time.monotonic()
         try:
             await call()
             failures = 0
             await asyncio.sleep(pause)
         except ConfcomError as error:
             failed(error)
+            failures = 0 if time.monotonic() - begun > longest else failures
             await asyncio.sleep(min(2.0 ** min(failures, 16), longest))
             failures += 1
 

@@ -8,22 +8,21 @@ SIGTERM it first closes each caller's connection after the next answer, so that 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry
 
 from confcom.admission.decision import AdmissionContext
 from confcom.cluster.nodes import drained, watch_nodes
-from confcom.errors import ClusterError, ConfigError
+from confcom.errors import ConfcomError, ConfigError
 from confcom.protocols.epc import MIB
 from confcom.services.runtime.http_server import Listener
-from confcom.services.runtime.issued_certificate import IssuedCertificate, serve_issued
-from confcom.services.runtime.status_page import Handler, Page, StatusPage, alive, component_registry, metrics_of
+from confcom.services.runtime.issued_certificate import IssuedCertificate, IssuedServer
+from confcom.services.runtime.process import repeat
+from confcom.services.runtime.status_page import component_registry
 from confcom.services.runtime.tls import HeldTls
 from confcom.services.webhook.webhook_config import WebhookConfig
 from confcom.services.webhook.webhook_http import WebhookApp, WebhookMetrics
@@ -35,8 +34,8 @@ MAX_AUTHORITY = 64 * 1024
 """Bytes of the file with the authority of clients."""
 OUTPUT_MEMORY = 16 << 20
 """Bytes of answers that callers have not read yet."""
-WATCH_AGAIN = (1.0, 5.0, 30.0)
-"""Seconds until the nodes are watched again after a failure; the last one repeats."""
+RETRY_MAX = 30.0
+"""Most seconds between two attempts to watch the nodes; the first is 1, and it doubles."""
 
 
 async def serve(
@@ -51,15 +50,7 @@ async def serve(
 
     `started` receives the URL. `ConfigError` without credentials for the Kubernetes API.
     """
-    webhook = _Webhook(config, clock, registry or component_registry("webhook"))
-    async with AsyncExitStack() as stack:
-        tasks = [asyncio.create_task(task, name=name) for name, task in webhook.tasks().items()]
-        tasks.append(asyncio.create_task(webhook.run(stop, started), name="serve"))
-        for task in tasks:
-            stack.push_async_callback(_end, task)
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
+    await _Webhook(config, clock, registry or component_registry("webhook")).run(stop, started)
 
 
 class _Webhook:
@@ -72,7 +63,6 @@ class _Webhook:
         self._client_authority = _read_authority(config.client_ca)
         self._drained = False
         self._metrics = WebhookMetrics(registry)
-        self._leaving = False
         self._certificate = IssuedCertificate(
             Path(config.ca),
             config.names(),
@@ -83,31 +73,21 @@ class _Webhook:
         )
         self._app = WebhookApp(self._context_of, self._metrics, body_memory=config.body_memory)
 
-    def tasks(self) -> dict[str, Coroutine[Any, Any, None]]:
-        """Tasks beside the reviews, by name."""
-        found: dict[str, Coroutine[Any, Any, None]] = {
-            "certificate": self._certificate.run(self._config.look_every),
-            "nodes": self._follow_nodes(),
-        }
-        if self._config.http:
-            found["status-page"] = StatusPage(self._config.http, self._pages()).run()
-        return found
-
     async def run(self, stop: asyncio.Event, started: Callable[[str], None] | None) -> None:
         """Serve until `stop` is set and callers have left."""
-        await serve_issued(
-            self._app,
-            self._certificate,
-            self._listener,
-            stop=stop,
-            leave=self._leave,
+        server = IssuedServer(
+            service="webhook",
+            app=self._app,
+            certificate=self._certificate,
+            listener=self._listener,
+            not_ready=self._not_ready,
+            registry=self._metrics.registry,
+            http=self._config.http,
             leave_after=self._config.leave_after,
-            started=started,
+            look_every=self._config.look_every,
         )
-
-    def _leave(self) -> None:
-        self._leaving = self._app.leaving = True
-        structlog.get_logger().info("webhook.leaves", seconds=self._config.leave_after)
+        nodes = repeat(self._watch_nodes, self._nodes_failed, pause=0.0, longest=RETRY_MAX)
+        await server.run(nodes, stop=stop, started=started)
 
     async def _listener(self, tls: HeldTls) -> Listener:
         config = self._config
@@ -133,33 +113,22 @@ class _Webhook:
             wiring=self._config.wiring,
         )
 
-    async def _follow_nodes(self) -> None:
+    async def _watch_nodes(self) -> None:
         """Keep the size of the largest node; while the API cannot be read, the last size counts."""
-        failures = 0
-        while True:
-            try:
-                async for nodes in watch_nodes(self._config.kubeconfig):
-                    failures = 0
-                    self._drained = drained(nodes.values())
-                    self._largest_node = max((node.epc for node in nodes.values()), default=0) // MIB
-                    self._metrics.largest_node.set(self._largest_node)
-            except (ClusterError, ConfigError) as error:
-                if isinstance(error, ConfigError) and self._largest_node is None:
-                    raise  # unusable credentials, from the start
-                self._metrics.failures.labels("nodes").inc()
-                structlog.get_logger().warning("webhook.nodes", outcome="waits", reason=str(error))
-                await asyncio.sleep(WATCH_AGAIN[min(failures, len(WATCH_AGAIN) - 1)])
-                failures += 1
+        async for nodes in watch_nodes(self._config.kubeconfig):
+            self._drained = drained(nodes.values())
+            self._largest_node = max((node.epc for node in nodes.values()), default=0) // MIB
+            self._metrics.largest_node.set(self._largest_node)
 
-    def _pages(self) -> dict[str, Handler]:
-        return {"/healthz": alive, "/readyz": self._readyz, "/metrics": metrics_of(self._metrics.registry)}
+    def _nodes_failed(self, error: ConfcomError) -> None:
+        if isinstance(error, ConfigError) and self._largest_node is None:
+            raise error  # unusable credentials, from the start
+        self._metrics.failures.labels("nodes").inc()
+        structlog.get_logger().warning("webhook.nodes", outcome="waits", reason=str(error))
 
-    async def _readyz(self) -> Page:
-        reason = "leaving: told to stop" if self._leaving else self._certificate.not_ready
-        if not reason and self._drained:
-            # The disruption budget lets unready pods be evicted: without that the last node could not be drained.
-            reason = "every node is being drained, so no other replica can take over"
-        return Page(503, f"{reason}\n".encode()) if reason else Page(200, b"ok\n")
+    def _not_ready(self) -> str:
+        # The disruption budget lets unready pods be evicted: without that the last node could not be drained.
+        return "every node is being drained, so no other replica can take over" if self._drained else ""
 
 
 def _read_authority(path: str | None) -> bytes | None:
@@ -171,9 +140,3 @@ def _read_authority(path: str | None) -> bytes | None:
             return file.read(MAX_AUTHORITY)
     except OSError as error:
         raise ConfigError(f"cannot read the authority of clients {path}: {error.strerror}") from error
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with suppress(asyncio.CancelledError, Exception):  # what ended it has been raised already
-        await task

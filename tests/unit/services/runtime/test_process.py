@@ -3,14 +3,16 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated
 
 import msgspec
 import pytest
 import structlog
 
-from confcom.errors import ConfigError
+from confcom.errors import ClusterError, ConfcomError, ConfigError
 from confcom.services.quote_helper.helper import QuoteHelperConfig
+from confcom.services.runtime import process
 from confcom.services.runtime.process import configure_logging, load, render, run_until
 
 
@@ -159,3 +161,29 @@ def test_logs_of_mistakes_hold_no_local_variables(pretty: bool, capfdbinary: pyt
     assert b"13 characters" in written
     assert b"test_process.py" in written
     assert b"Bearer secret" not in written
+
+
+async def test_pauses_between_failures_double_and_begin_again_after_a_call_that_lasted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pauses: list[float] = []
+    lasted, now = [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 31.0, 0.0], 0.0
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    async def call() -> None:
+        nonlocal now
+        now += lasted[len(pauses)]
+        raise ClusterError("away")
+
+    def failed(error: ConfcomError) -> None:
+        if len(pauses) == len(lasted) - 1:
+            raise error
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr(process, "time", SimpleNamespace(monotonic=lambda: now))
+    with pytest.raises(ClusterError):
+        await process.repeat(call, failed, pause=5.0, longest=30.0)
+
+    assert pauses == [1, 2, 4, 8, 16, 30, 1]
