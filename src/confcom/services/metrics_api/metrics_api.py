@@ -69,12 +69,9 @@ class _MetricsApi:
         self._exporters = Exporters(config, self._all_pods, self._figures, self._metrics, port=exporter_port)
         self._app = MetricsApiApp(self._figures, self._metrics, clock=clock)
         self._certificate = IssuedCertificate(
-            Path(config.ca),
-            config.names(),
-            self._metrics,
-            common_name="confcom metrics API",
-            clock=clock,
+            Path(config.ca), config.names(), common_name="confcom metrics API", clock=clock
         )
+        self._metrics.show_certificate(self._certificate)
         self._front_proxy_known = asyncio.Event()
         self._no_front_proxy = "the front proxy's CA has not been read yet"
         self._tls: HeldTls | None = None

@@ -18,6 +18,8 @@ from confcom.errors import FormatError
 from confcom.protocols import custom_metrics
 from confcom.protocols.custom_metrics import FrontProxy
 from confcom.services.metrics_api.figures import METRICS, Figures, Refused
+from confcom.services.runtime.issued_certificate import IssuedCertificate
+from confcom.services.runtime.status_page import Reading
 
 PREFIX = "confcom_metrics_api"
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -45,18 +47,14 @@ class MetricsApiMetrics:
             f"{PREFIX}_cluster_failures", "Times that the Kubernetes API did not do as asked.", ["what"],
             registry=registry,
         )  # fmt: skip
-        self._expires = Gauge(
-            f"{PREFIX}_certificate_expiry_timestamp_seconds", "When the certificate in use expires.", registry=registry
-        )
-        self._trusted = Gauge(f"{PREFIX}_certificate_trusted", "1 while there is a usable CA.", registry=registry)
 
-    def certificate_served(self, expires: datetime) -> None:
-        """Set when the certificate expires."""
-        self._expires.set(expires.timestamp())
-
-    def certificate_trusted(self, trusted: bool) -> None:
-        """Set whether there is a usable CA."""
-        self._trusted.set(trusted)
+    def show_certificate(self, certificate: IssuedCertificate) -> None:
+        """Show the certificate that this replica issued for itself."""
+        for name, text, read in (
+            ("expiry_timestamp_seconds", "When the certificate in use expires.", certificate.expiry),
+            ("trusted", "1 while there is a usable CA.", lambda: not certificate.not_ready),
+        ):
+            self.registry.register(Reading(f"{PREFIX}_certificate_{name}", text, read))
 
 
 class MetricsApiApp:

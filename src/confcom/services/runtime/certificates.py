@@ -25,7 +25,7 @@ from confcom.cluster.served import PublishedCa
 from confcom.errors import ClusterError, ClusterRefused, ConfigError
 from confcom.pki.serving_pair import ServingPair, make_serving_pair
 from confcom.services.runtime.status_page import Reading
-from confcom.services.runtime.tls import HeldTls, ServerTls, TlsFiles
+from confcom.services.runtime.tls import HeldTls, OwnCertificate, ServerTls, TlsFiles
 
 CA_KEY = "ca-certificates.crt"
 """What programs on Debian and Ubuntu read in /etc/ssl/certs, so that the ConfigMap can be mounted there."""
@@ -230,7 +230,7 @@ ATTEMPTS = 5
 """Writes of the Secret in one round before a conflict is an error."""
 
 
-class CertificateKeeper:
+class CertificateKeeper(OwnCertificate):
     """What is served, and whether clients trust it.
 
     Without a policy the Secret is managed elsewhere: its content is served and published, and never changed.
@@ -246,18 +246,13 @@ class CertificateKeeper:
         clock: Callable[[], datetime],
     ) -> None:
         """`service` begins the names of events in the log."""
-        self.not_ready = "no certificate yet"
-        """Why clients would not trust the service; empty if they do."""
-        self.served: ServingPair | None = None
-        """The certificate of new connections."""
+        super().__init__()
         self._objects = objects
         self._policy = policy
         self._metrics = metrics
         self._service = service
         self._clock = clock
         self._held = Holding()
-        self._tls: HeldTls | None = None
-        self._first: asyncio.Future[HeldTls] = asyncio.get_running_loop().create_future()
         self._log = structlog.get_logger()
 
     async def run(self, every: float) -> None:
@@ -279,10 +274,6 @@ class CertificateKeeper:
                     )
                     logged = str(error)
             await asyncio.sleep(every)
-
-    async def first(self) -> HeldTls:
-        """Wait for the first certificate."""
-        return await asyncio.shield(self._first)
 
     async def look(self) -> None:
         """Reconcile Secret, ConfigMap and the served certificate, once."""
@@ -319,12 +310,7 @@ class CertificateKeeper:
         pair = self._held.current
         if pair is None or pair == self.served:
             return
-        if self._tls is None:
-            self._tls = HeldTls(pair.certificate, pair.key)
-            self._first.set_result(self._tls)
-        else:
-            self._tls.use(pair.certificate, pair.key)
-        self.served = pair
+        self._use(pair)
         self._metrics.events.labels("served").inc()
         self._log.info(f"{self._service}.certificate", outcome="served", expires=pair.expires.isoformat())
 

@@ -20,7 +20,7 @@ from confcom.pki.serving_pair import MAX_PEM, Authority, ServingPair
 from confcom.services.runtime.http_server import Listener, serve_http
 from confcom.services.runtime.process import end_task, run_until
 from confcom.services.runtime.status_page import Handler, Page, StatusPage, alive, metrics_of
-from confcom.services.runtime.tls import HeldTls
+from confcom.services.runtime.tls import HeldTls, OwnCertificate
 
 LIFETIME = timedelta(days=30)
 LOOK_EVERY = 5.0
@@ -29,51 +29,33 @@ CERTIFICATE, KEY = "tls.crt", "tls.key"
 """The CA's files, named as in Secrets of type kubernetes.io/tls."""
 
 
-class CertificateObserver(Protocol):
-    """Metrics of a certificate."""
-
-    def certificate_served(self, expires: datetime) -> None:
-        """A new certificate is in use."""
-
-    def certificate_trusted(self, trusted: bool) -> None:
-        """There is a usable CA, or there is none."""
-
-
-class IssuedCertificate:
+class IssuedCertificate(OwnCertificate):
     """The certificate in use: replaced after half of its lifetime, and when the folder holds another CA."""
 
     def __init__(
         self,
         folder: Path,
         names: Sequence[str],
-        observer: CertificateObserver | None = None,
         *,
         lifetime: timedelta = LIFETIME,
         common_name: str,
         clock: Callable[[], datetime],
     ) -> None:
-        self.not_ready = "no certificate yet"
-        """Why no trusted certificate is served; empty if one is."""
-        self.served: ServingPair | None = None
+        super().__init__()
+        self.changes = 0
+        """Certificates that were taken into use."""
         self._folder = folder
         self._names = names
-        self._observer = observer
         self._lifetime = lifetime
         self._common_name = common_name
         self._clock = clock
         self._authority: Authority | None = None
-        self._tls: HeldTls | None = None
-        self._first: asyncio.Future[HeldTls] = asyncio.get_running_loop().create_future()
 
     async def run(self, every: float = LOOK_EVERY) -> None:
         """Read the CA every `every` seconds, until cancelled."""
         while True:
             self.look()
             await asyncio.sleep(every)
-
-    async def first(self) -> HeldTls:
-        """Wait for the first certificate."""
-        return await asyncio.shield(self._first)
 
     def look(self) -> None:
         """Read the CA, and issue a certificate if one is due. Without a CA the present certificate stays."""
@@ -95,22 +77,15 @@ class IssuedCertificate:
 
     def _serve(self, authority: Authority, now: datetime) -> None:
         pair = authority.issue(self._names, now=now, lifetime=self._lifetime, common_name=self._common_name)
-        if self._tls is None:
-            self._tls = HeldTls(pair.certificate, pair.key)
-            self._first.set_result(self._tls)
-        else:
-            self._tls.use(pair.certificate, pair.key)
-        self.served, self._authority = pair, authority
-        if self._observer is not None:
-            self._observer.certificate_served(pair.expires)
+        self._use(pair)
+        self._authority = authority
+        self.changes += 1
         structlog.get_logger().info("certificate.served", expires=pair.expires.isoformat())
 
     def _note(self, reason: str) -> None:
         if reason != self.not_ready:
             structlog.get_logger().info("certificate.ready", ready=not reason, reason=reason)
         self.not_ready = reason
-        if self._observer is not None:
-            self._observer.certificate_trusted(not reason)
 
 
 def _middle(pair: ServingPair) -> datetime:

@@ -16,6 +16,7 @@ import structlog
 from cryptography import x509
 
 from confcom.errors import ConfigError
+from confcom.pki.serving_pair import ServingPair
 
 WATCH_INTERVAL = 2.0
 """Seconds between two looks at the files."""
@@ -140,6 +141,34 @@ class HeldTls(ServerTls):
                 ) from error
             _ask_for_certificate(context, self._client_mode)
         return context
+
+
+class OwnCertificate:
+    """A certificate that a server makes or keeps itself, and replaces."""
+
+    def __init__(self) -> None:
+        self.not_ready = "no certificate yet"
+        """Why clients would not trust the server; empty if they do."""
+        self.served: ServingPair | None = None
+        """The certificate of new connections."""
+        self._tls: HeldTls | None = None
+        self._first: asyncio.Future[HeldTls] = asyncio.get_running_loop().create_future()
+
+    async def first(self) -> HeldTls:
+        """Wait for the first certificate."""
+        return await asyncio.shield(self._first)
+
+    def expiry(self) -> float | None:
+        """When the certificate in use expires, in Unix seconds; None before the first."""
+        return None if self.served is None else self.served.expires.timestamp()
+
+    def _use(self, pair: ServingPair) -> None:
+        if self._tls is None:
+            self._tls = HeldTls(pair.certificate, pair.key)
+            self._first.set_result(self._tls)
+        else:
+            self._tls.use(pair.certificate, pair.key)
+        self.served = pair
 
 
 def _ask_for_certificate(context: ssl.SSLContext, mode: ssl.VerifyMode) -> None:

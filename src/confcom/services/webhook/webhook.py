@@ -66,11 +66,11 @@ class _Webhook:
         self._certificate = IssuedCertificate(
             Path(config.ca),
             config.names(),
-            self._metrics,
             lifetime=timedelta(seconds=config.lifetime),
             common_name=COMMON_NAME,
             clock=clock,
         )
+        self._metrics.show_certificate(self._certificate)
         self._app = WebhookApp(self._context_of, self._metrics, body_memory=config.body_memory)
 
     async def run(self, stop: asyncio.Event, started: Callable[[str], None] | None) -> None:

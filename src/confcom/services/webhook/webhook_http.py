@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from datetime import datetime
 from typing import Any, get_args
 
 import structlog
@@ -14,6 +13,8 @@ from confcom.admission.decision import AdmissionContext
 from confcom.admission.findings import REFUSALS, WARNINGS
 from confcom.errors import FormatError
 from confcom.protocols.admission import MAX_REVIEW, MUTATE_PATH, VALIDATE_PATH
+from confcom.services.runtime.issued_certificate import IssuedCertificate
+from confcom.services.runtime.status_page import Reading
 from confcom.services.webhook.reviews import Outcome, ReviewEvent, Task, review
 
 PREFIX = "confcom_webhook"
@@ -40,9 +41,6 @@ class WebhookMetrics:
         self._seconds = Histogram(
             f"{PREFIX}_review_seconds", "From the body to the answer.", buckets=BUCKETS, registry=registry
         )
-        self._expires = gauge("certificate_expiry_timestamp_seconds", "When the certificate in use expires.")
-        self._rotations = counter("certificate_changes", "Times that this replica took another certificate into use.")
-        self._ready = gauge("ready", "1 while there is a CA for the certificate that is served.")
         self.failures = counter("cluster_failures", "Times that the Kubernetes API did not do as asked.", "what")
         self.largest_node = gauge("largest_node_epc_mib", "MiB of EPC of the node that has most.")
         # Beforehand, so that the first of each kind is an increase.
@@ -64,14 +62,17 @@ class WebhookMetrics:
         for code in event.warnings:
             self._warnings.labels(code).inc()
 
-    def certificate_served(self, expires: datetime) -> None:
-        """Count a new certificate."""
-        self._rotations.inc()
-        self._expires.set(expires.timestamp())
-
-    def certificate_trusted(self, trusted: bool) -> None:
-        """Set whether there is a usable CA."""
-        self._ready.set(trusted)
+    def show_certificate(self, certificate: IssuedCertificate) -> None:
+        """Show the certificate that this replica issued for itself."""
+        for name, text, read in (
+            ("certificate_expiry_timestamp_seconds", "When the certificate in use expires.", certificate.expiry),
+            ("ready", "1 while there is a CA for the certificate that is served.", lambda: not certificate.not_ready),
+        ):
+            self.registry.register(Reading(f"{PREFIX}_{name}", text, read))
+        changes = "Times that this replica took another certificate into use."
+        self.registry.register(
+            Reading(f"{PREFIX}_certificate_changes", changes, lambda: certificate.changes, counter=True)
+        )
 
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
