@@ -1,67 +1,39 @@
 """Explains one pod: its requests, what the webhook changed, why it waits, its devices, its quotes, its use of EPC.
 
-`gather` reads the cluster with the rights of the user; whatever may not be read is named in `Facts.missing`. `explain`
-is pure: one `Check` per question, in the order in which things depend on each other.
+Pure: one `Check` per question about `Facts`, in the order in which things depend on each other.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any
 
-from confcom.addon.overview import EnclaveLine, NodeLine, Overview, PodLine, age, overview
-from confcom.addon.plan import STATE_REF
+from confcom.addon.overview import EnclaveLine, NodeLine, age
+from confcom.addon.pod_facts import Facts
 from confcom.addon.rollout import problem_of
 from confcom.admission.aesm_wiring import mounts_folder
-from confcom.admission.decision import AdmissionContext, Decision, decide_pod
+from confcom.admission.decision import AdmissionContext, decide_pod
 from confcom.admission.epc_amounts import read_request
 from confcom.admission.findings import Findings
-from confcom.admission.pod_json import Container, Grants, Json, containers_of, json_object
-from confcom.admission.quote_modes import OUT_OF_PROC, Choice, mode_of, read_annotations, sets_variable
-from confcom.admission.workloads import find_pods
+from confcom.admission.pod_json import Container, Grants, containers_of, json_object
+from confcom.admission.quote_modes import OUT_OF_PROC, mode_of, read_annotations, sets_variable
 from confcom.appraisal.findings import Check, finding, passed
-from confcom.cluster.epc_overview import ClusterEpc
-from confcom.cluster.objects import OWNER_KINDS, Object, Ref
-from confcom.errors import ClusterError, ClusterRefused, ConfigError, FormatError
-from confcom.manifests.addon_state import AddonState, parse_state
+from confcom.errors import FormatError
 from confcom.manifests.objects import NAMESPACE
 from confcom.protocols.admission import AESM_VARIABLE, SGX_RESOURCES
 from confcom.protocols.aesm import FOLDER
-from confcom.protocols.epc import CANONICAL, ENCLAVE, HELPER, PROVISION, EpcPod, in_mib, parse_pod
+from confcom.protocols.epc import CANONICAL, ENCLAVE, HELPER, PROVISION, in_mib
 
-LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
-"""Annotation in which `kubectl apply` keeps the manifest as its author wrote it."""
 MAX_SHOWN = 5
 """Events, nodes or enclaves that a sentence names."""
-_NAME = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?")
-_OWNERS = {kind.name: kind.api_version for kind in OWNER_KINDS} | {"DaemonSet": "apps/v1"}
 _OVER = ("EpcOverLimit", "EpcNotRequested")
 """Reasons of the exporter's events."""
-_Part = TypeVar("_Part")
 _MISTAKES = ("unknown-resource", "variable-without-epc", "epc-uncounted", "socket-mounted", "folder-empty")
 """Warnings of the webhook about pods that will not work; devices by hand and the helper have checks of their own."""
 _ENABLE = "Enable it: confcom addon enable --enable-sgxquotehelper --enable-metrics"
 _HELPER_OFF = "Enable it: confcom addon update --enable-sgxquotehelper"
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What the cluster says of a pod. None is unknown; `missing` says why."""
-
-    pod: Json
-    epc: EpcPod
-    events: Sequence[Object] = ()
-    addon: AddonState | None = None
-    addon_known: bool = True
-    written: Json | None = None
-    """The pod as its author wrote it, from the object that owns it or from `LAST_APPLIED`."""
-    written_in: str = ""
-    overview: Overview = field(default_factory=lambda: Overview((), ()))
-    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +57,7 @@ class Explanation:
 
     def as_dict(self) -> dict[str, Any]:
         """For machines: sizes in bytes; `ok` if there are no problems."""
-        found = {"ok": not self.problems, "headline": self.headline} | asdict(self)
-        return found | {"checks": [asdict(check) for check in self.checks]}
+        return {"ok": not self.problems, "headline": self.headline} | asdict(self)
 
     @property
     def headline(self) -> str:
@@ -95,86 +66,6 @@ class Explanation:
         if self.problems:
             return f"{subject}; {self.problems[0].id}: {self.problems[0].found}"
         return f"{subject}; {'no problems' if self.uses_sgx else 'it uses no SGX'}"
-
-
-def place_of(word: str, namespace: str | None, default: str) -> tuple[str, str]:
-    """Namespace and name of `NAME`, `pod/NAME` or `NAMESPACE/NAME`; `ConfigError` for anything else."""
-    before, slash, name = word.rpartition("/")
-    if slash and before not in ("pod", "pods"):
-        if namespace not in (None, before):
-            raise ConfigError(f"{word} is of another namespace than -n {namespace}", advice="Leave one of them out.")
-        namespace = before
-    place = (namespace or default, name)
-    for what, text in zip(("namespace", "pod"), place, strict=True):
-        if _NAME.fullmatch(text) is None:
-            advice = "Write NAME, or NAMESPACE/NAME as `confcom top` shows it."
-            raise ConfigError(f"{text!r} is no name of a {what}", advice=advice)
-    return place
-
-
-async def gather(cluster: ClusterEpc, namespace: str, name: str) -> Facts:
-    """Read all that there is to say of a pod; `ClusterRefused` if it does not exist or may not be read."""
-    ref = Ref("v1", "Pod", namespace, name)
-    try:
-        pod = await cluster.get(ref)
-    except ClusterRefused as refused:
-        advice = f"Ask for the right to get pods in namespace {namespace}."
-        raise ClusterRefused(refused.message, status=refused.status, reason=refused.reason, advice=advice) from refused
-    if pod is None:
-        advice = f"See which there are: kubectl get pods -n {namespace}. For another namespace: -n NAMESPACE."
-        raise ClusterRefused(f"there is no pod {namespace}/{name}", status=404, reason="NotFound", advice=advice)
-    missing: list[str] = []
-
-    async def read(part: Awaitable[_Part], without: _Part) -> _Part:
-        try:
-            return await part
-        except (ClusterError, ConfigError) as error:
-            missing.append(error.message)
-            return without
-
-    about = parse_pod(pod)
-    addon = await read(_state(cluster), None)
-    events = await read(cluster.events_of(ref), [])
-    written, written_in = await read(_written(cluster, pod), (None, ""))
-    found = await read(overview(cluster, node=about.node), Overview((), ()))
-    return Facts(
-        *(pod, about, [one for one in events if (one.get("involvedObject") or {}).get("uid") == about.uid]),
-        addon=addon,
-        addon_known=not any(str(STATE_REF) in clause for clause in missing),
-        written=written,
-        written_in=written_in,
-        overview=found,
-        missing=(*missing, *found.missing),
-    )
-
-
-async def _state(cluster: ClusterEpc) -> AddonState | None:
-    settings = await cluster.get(STATE_REF)
-    return None if settings is None else parse_state(settings.get("data") or {})
-
-
-async def _written(cluster: ClusterEpc, pod: Object) -> tuple[Json | None, str]:
-    """The pod of the object that owns this one, or of `kubectl apply`; and where it stands."""
-    metadata = pod["metadata"]
-    for owner in metadata.get("ownerReferences") or ():
-        if owner.get("controller") and _OWNERS.get(owner["kind"]) == owner["apiVersion"]:
-            ref = Ref(owner["apiVersion"], owner["kind"], metadata["namespace"], owner["name"])
-            holder = await cluster.get(ref)
-            return (None, "") if holder is None else (_first_pod(holder), f"{owner['kind']} {owner['name']}")
-    applied = (metadata.get("annotations") or {}).get(LAST_APPLIED)
-    if applied is None:
-        return None, ""
-    try:
-        return _first_pod(json.loads(applied)), "what was applied"
-    except (ValueError, RecursionError):  # users write annotations
-        return None, ""
-
-
-def _first_pod(manifest: object) -> Json | None:
-    try:
-        return next((one.pod for one in find_pods(manifest)), None) if isinstance(manifest, dict) else None
-    except FormatError:
-        return None
 
 
 def explain(facts: Facts, now: datetime) -> Explanation:
@@ -190,65 +81,49 @@ def explain(facts: Facts, now: datetime) -> Explanation:
     )
 
 
-@dataclass(slots=True)
 class _Subject:
     """A pod with what follows from its spec."""
 
-    facts: Facts
-    now: datetime
-    containers: list[Container] = field(init=False)
-    decision: Decision = field(init=False)
-    choices: dict[str, Choice] = field(init=False)
-    limits: dict[str, Mapping[str, object]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        pod = self.facts.pod
-        self.containers = list(containers_of(pod, "initContainers", "containers"))
-        config = None if self.facts.addon is None else self.facts.addon.config
+    def __init__(self, facts: Facts, now: datetime) -> None:
+        self.facts, self.now = facts, now
+        self.pod, self.epc, self.overview = facts.pod, facts.epc, facts.overview
+        self.containers = list(containers_of(self.pod, "initContainers", "containers"))
+        self.config = None if facts.addon is None else facts.addon.config
         context = AdmissionContext(
-            namespace=self.facts.epc.namespace,
-            grants=Grants() if config is None else Grants(frozenset(config.provision_grants)),
-            helper=config is None or config.quote_helper,
+            namespace=self.epc.namespace,
+            grants=Grants() if self.config is None else Grants(frozenset(self.config.provision_grants)),
+            helper=self.config is None or self.config.quote_helper,
         )
-        self.decision = decide_pod(pod, context)
+        self.decision = decide_pod(self.pod, context)
         unread = Findings()
-        annotated = read_annotations(pod, [one.name for one in self.containers], unread)
+        annotated = read_annotations(self.pod, [one.name for one in self.containers], unread)
         chosen = {one.name: mode_of(one, read_request(one, unread), annotated, unread) for one in self.containers}
         self.choices = {name: choice for name, choice in chosen.items() if choice is not None}
+        self.asks_helper = any(choice.mode == OUT_OF_PROC for choice in self.choices.values())
         self.limits = {one.name: _sgx_amounts(one) for one in self.containers}
-
-    @property
-    def phase(self) -> str:
-        if self.facts.pod["metadata"].get("deletionTimestamp"):
-            return "Terminating"
-        return str((self.facts.pod.get("status") or {}).get("phase") or "Pending")
-
-    @property
-    def uses_sgx(self) -> bool:
-        stated = any(self.limits.values()) or self.choices or self.decision.warnings or self.decision.refusals
-        return bool(stated or self._line is not None)
-
-    @property
-    def enclaves(self) -> tuple[EnclaveLine, ...]:
-        pod = self.facts.epc
-        names = ((pod.namespace, pod.name), ("", f"pod {pod.uid}"))
-        return tuple(one for one in self.facts.overview.enclaves if (one.namespace, one.name) in names)
+        place = (self.epc.namespace, self.epc.name)
+        self.line = next((one for one in self.overview.pods if (one.namespace, one.name) == place), None)
+        self.node = next((one for one in self.overview.nodes if one.name == self.epc.node), None)
+        known_as = (place, ("", f"pod {self.epc.uid}"))
+        self.enclaves = tuple(one for one in self.overview.enclaves if (one.namespace, one.name) in known_as)
+        ruled = self.decision.warnings or self.decision.refusals
+        self.uses_sgx = bool(any(self.limits.values()) or self.choices or ruled or self.line)
+        self.where = f", on node {self.epc.node}" if self.epc.node else ""
+        deleted, status = self.pod["metadata"].get("deletionTimestamp"), self.pod.get("status") or {}
+        self.phase = "Terminating" if deleted else str(status.get("phase") or "Pending")
 
     def checks(self) -> Iterator[Check]:
-        if self.uses_sgx:
-            yield from self._addon()
+        yield from self._addon() if self.uses_sgx else ()
         yield self._requests()
         if self.uses_sgx:
             yield from self._translated()
             yield from self._admission()
-        yield from self._scheduling() if not self.facts.epc.node else ()
+        yield from self._scheduling()
         yield self._runs()
         if self.uses_sgx:
             yield self._devices()
-            yield from self._mode()
-            yield from self._helper()
-            yield from self._quotes()
-            yield from self._use()
+            for answers in (self._mode, self._helper, self._quotes, self._use):
+                yield from answers()
 
     def _addon(self) -> Iterator[Check]:
         if self.facts.addon_known:
@@ -257,9 +132,9 @@ class _Subject:
             yield finding("addon", addon is not None and addon.enabled, "enabled", found, _ENABLE)
 
     def _requests(self) -> Check:
-        parts = [f"{one.name} {in_mib(one.requested)}" for one in self.facts.epc.containers if one.requested]
-        found = f"{in_mib(self.facts.epc.requested)} of EPC on one node ({', '.join(parts)})" if parts else "no EPC"
-        claims = sorted({name for one in self.facts.epc.containers for name in one.claims})
+        parts = [f"{one.name} {in_mib(one.requested)}" for one in self.epc.containers if one.requested]
+        found = f"{in_mib(self.epc.requested)} of EPC on one node ({', '.join(parts)})" if parts else "no EPC"
+        claims = sorted({name for one in self.epc.containers for name in one.claims})
         return passed("requests", "", found + (f"; claims {', '.join(claims)}" if claims else ""))
 
     def _translated(self) -> Iterator[Check]:
@@ -276,37 +151,36 @@ class _Subject:
 
     def _admission(self) -> Iterator[Check]:
         """Whether the webhook has completed the pod: it changes nothing of a pod that it has seen."""
-        if self.facts.epc.namespace == NAMESPACE:
+        if self.epc.namespace == NAMESPACE:
             return
         wrong = (*self.decision.refusals, *(one for one in self.decision.warnings if one.code in _MISTAKES))
         if wrong:
             found = " ".join(one.sentence for one in wrong)
-            yield Check("admission", ok=False, expected="accepted", found=found, advice="Change the pod as it says.")
-        elif self.decision.pod != self.facts.pod:
-            yield Check(
+            yield _problem("admission", "accepted", found, "Change the pod as it says.")
+        elif self.decision.pod != self.pod:
+            yield _problem(
                 "admission",
-                ok=False,
-                expected="completed by the webhook",
-                found="the SGX webhook did not complete this pod: it lacks devices or variables",
-                advice="Delete it and create it again while the webhook runs (confcom addon show). A pod made before "
+                "completed by the webhook",
+                "the SGX webhook did not complete this pod: it lacks devices or variables",
+                "Delete it and create it again while the webhook runs (confcom addon show). A pod made before "
                 "the add-on was enabled, or in a namespace that the webhook does not serve, stays as it is.",
             )
 
     def _scheduling(self) -> Iterator[Check]:
-        if self.facts.epc.finished:
+        if self.epc.finished or self.epc.node:
             return
-        conditions = (self.facts.pod.get("status") or {}).get("conditions") or []
+        conditions = (self.pod.get("status") or {}).get("conditions") or []
         said: Mapping[str, Any] = next((one for one in conditions if one.get("type") == "PodScheduled"), {})
         message = str(said.get("message") or _latest(self.facts.events, "FailedScheduling") or "")
         short = self._room()
         found = " ".join((short or message or "the scheduler has not looked at it yet").split())
         if short and message:
             found += f" (the scheduler: {' '.join(message.split())})"
-        yield Check("scheduling", ok=False, expected="a node", found=found, advice=self._way_out(message))
+        yield _problem("scheduling", "a node", found, self._way_out(message))
 
     def _room(self) -> str:
         """What nodes lack for the pod's EPC, empty if one has room or it is not known."""
-        wanted, nodes = self.facts.epc.requested, self.facts.overview.nodes
+        wanted, nodes = self.epc.requested, self.overview.nodes
         with_epc = [one for one in nodes if one.allocatable]
         if not wanted or any(one.free is None for one in with_epc):
             return ""
@@ -320,11 +194,11 @@ class _Subject:
         return f"it needs {in_mib(wanted)} of EPC, and no node has more free than {best.name}: {free}"
 
     def _way_out(self, message: str) -> str:
-        wanted = self.facts.epc.requested
-        sizes = [one.offered for one in self.facts.overview.nodes if one.offered]
-        if HELPER in message or (self.facts.addon and not self.facts.addon.config.quote_helper and self._asks_helper):
+        wanted = self.epc.requested
+        sizes = [one.offered for one in self.overview.nodes if one.offered]
+        if HELPER in message or (self.config and not self.config.quote_helper and self.asks_helper):
             return _HELPER_OFF
-        if wanted and self.facts.overview.nodes and not sizes:
+        if wanted and self.overview.nodes and not sizes:
             return "Label the SGX nodes: kubectl label node NAME confcom.dev/sgx=true. Then: confcom addon show"
         if wanted and sizes and wanted > max(sizes):
             return f"Lower the limits to what one node has, {in_mib(max(sizes))} at most, or add a larger node."
@@ -336,24 +210,24 @@ class _Subject:
         return "Change what the scheduler names: taints, selectors, or other resources of the nodes."
 
     def _runs(self) -> Check:
-        problem = problem_of(self.facts.pod, self.facts.events)
-        if self.phase == "Succeeded" or problem is None or (not self.facts.epc.node and self.phase == "Pending"):
-            return passed("runs", "", f"{self.phase}{self._where}{self._age}")
+        problem = problem_of(self.pod, self.facts.events)
+        if self.phase == "Succeeded" or problem is None or (not self.epc.node and self.phase == "Pending"):
+            return passed("runs", "", f"{self.phase}{self.where}{self._age}")
         words = ": ".join(word for word in (problem.reason, problem.message) if word)
         waits = problem.reason in ("NotReady", "Pending")
-        advice = f"See kubectl describe pod {self.facts.epc.name} -n {self.facts.epc.namespace}, and its log."
+        advice = f"See kubectl describe pod {self.epc.name} -n {self.epc.namespace}, and its log."
         if problem.reason == "UnexpectedAdmissionError":
             advice = "The kubelet had no device for it, as while its plugin is replaced: delete the pod."
         elif "aesmd" in problem.message and problem.reason == "FailedMount":
             advice = _HELPER_OFF
-        return finding("runs", waits, "running", f"{words}{self._where}{self._age}", advice)
+        return finding("runs", waits, "running", f"{words}{self.where}{self._age}", advice)
 
     def _devices(self) -> Check:
         by_hand = [one.sentence for one in self.decision.warnings if one.code.endswith("by-hand")]
         privileged = [one.sentence for one in self.decision.warnings if one.code == "privileged"]
         if found := by_hand + privileged:
-            return Check("devices", ok=False, expected="from the device plugin", found=" ".join(found),
-                         advice="Remove it from the pod, and state a limit of EPC instead.")  # fmt: skip
+            advice = "Remove it from the pod, and state a limit of EPC instead."
+            return _problem("devices", "from the device plugin", " ".join(found), advice)
         names = {ENCLAVE: "enclave", PROVISION: "provision"}
         given = [
             f"{name}: {' and '.join(shown)}"
@@ -369,32 +243,28 @@ class _Subject:
         if found:
             yield passed("mode", "", "; ".join(found))
 
-    @property
-    def _asks_helper(self) -> bool:
-        return any(choice.mode == OUT_OF_PROC for choice in self.choices.values())
-
     def _helper(self) -> Iterator[Check]:
-        if not self._asks_helper:
+        if not self.asks_helper:
             return
-        if self.facts.addon is not None and not self.facts.addon.config.quote_helper:
-            yield Check("helper", ok=False, expected="a quote helper", found="it is not enabled", advice=_HELPER_OFF)
+        if self.config is not None and not self.config.quote_helper:
+            yield _problem("helper", "a quote helper", "it is not enabled", _HELPER_OFF)
             return
-        node = self._node
-        if node is None or self.facts.epc.finished:
+        node = self.node
+        if node is None or self.epc.finished:
             return
-        here = f"on node {self.facts.epc.node}"
+        here = f"on node {self.epc.node}"
         advice = f"kubectl -n {NAMESPACE} get pods -o wide; confcom addon show; its log says more."
         if node.quotes is None:
             # What could not be read is no statement about the helper.
-            if not any(clause.startswith("cannot") for clause in self.facts.overview.missing):
-                yield Check("helper", ok=False, expected="a quote helper", found=f"none answers {here}", advice=advice)
+            if not any(clause.startswith("cannot") for clause in self.overview.missing):
+                yield _problem("helper", "a quote helper", f"none answers {here}", advice)
         else:
             found = f"{'fails its self-test' if node.self_test_ok is False else 'serves'} {here}"
             yield finding("helper", node.self_test_ok is not False, "serves", found, advice)
 
     def _quotes(self) -> Iterator[Check]:
-        node = self._node
-        if node is not None and node.quotes is not None and (self._asks_helper or self.enclaves):
+        node = self.node
+        if node is not None and node.quotes is not None and (self.asks_helper or self.enclaves):
             yield self._had_quotes()
         if node is not None and node.tcb_status is not None:
             bad = node.tcb_status.startswith("OutOfDate") or node.tcb_status in ("Revoked", "NotSupported")
@@ -427,7 +297,7 @@ class _Subject:
 
     def _use(self) -> Iterator[Check]:
         """What it uses of EPC, against what it requested, now and in the exporter's events."""
-        line = self._line
+        line = self.line
         episodes = [one for one in self.facts.events if one.get("reason") in _OVER]
         if line is None and not episodes:
             return
@@ -446,21 +316,8 @@ class _Subject:
         yield finding("use", not (line is not None and line.over), "within the limits", "; ".join(found), advice)
 
     @property
-    def _node(self) -> NodeLine | None:
-        return next((one for one in self.facts.overview.nodes if one.name == self.facts.epc.node), None)
-
-    @property
-    def _line(self) -> PodLine | None:
-        place = (self.facts.epc.namespace, self.facts.epc.name)
-        return next((one for one in self.facts.overview.pods if (one.namespace, one.name) == place), None)
-
-    @property
-    def _where(self) -> str:
-        return f", on node {self.facts.epc.node}" if self.facts.epc.node else ""
-
-    @property
     def _age(self) -> str:
-        made = self._since(str(self.facts.pod["metadata"].get("creationTimestamp") or ""))
+        made = self._since(str(self.pod["metadata"].get("creationTimestamp") or ""))
         return f", made {made} ago" if made else ""
 
     def _since(self, time: str) -> str:
@@ -468,6 +325,10 @@ class _Subject:
             return age((self.now - datetime.fromisoformat(time)).total_seconds())
         except (ValueError, TypeError):
             return "some time" if time else ""
+
+
+def _problem(identifier: str, expected: str, found: str, advice: str) -> Check:
+    return Check(identifier, ok=False, expected=expected, found=found, advice=advice)
 
 
 def _sgx_amounts(container: Container) -> Mapping[str, object]:
@@ -489,13 +350,9 @@ def _change(before: Container | None, after: Container) -> str:
         made.append(f"variable {AESM_VARIABLE}")
     if before is not None and mounts_folder(after) and not mounts_folder(before):
         made.append(f"mount {FOLDER}")
-    if not made and not gone:
-        return ""
-    return (
-        f"{after.name}: {', '.join(gone)} became {', '.join(made)}"
-        if gone
-        else f"{after.name}: added {', '.join(made)}"
-    )
+    if gone:
+        return f"{after.name}: {', '.join(gone)} became {', '.join(made)}"
+    return f"{after.name}: added {', '.join(made)}" if made else ""
 
 
 def _time_of(event: Mapping[str, Any]) -> str:

@@ -31,7 +31,8 @@ def why(pod: str, namespace: str | None, output: str, kubeconfig: str | None, co
     with needing("the cluster", "cli,kube"):
         import asyncio
 
-        from confcom.addon.why import explain, gather, place_of
+        from confcom.addon.pod_facts import gather, place_of
+        from confcom.addon.why import explain
         from confcom.cluster.epc_overview import ClusterEpc
 
         async def work() -> Explanation:
