@@ -248,7 +248,7 @@ def test_an_address_that_is_taken_is_waited_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("address", ["nowhere", ":80", "host:99999", "unix:"])
 def test_a_wrong_address_is_explained(tmp_path: Path, address: str) -> None:
     with (
-        pytest.raises(ConfigError, match="is no address"),
+        pytest.raises(ConfigError, match="is not HOST:PORT"),
         running_helper(RecordingPlatform(), tmp_path / "aesm.socket", http=address),
     ):
         pass

@@ -243,6 +243,7 @@ def test_who_is_told_to_stop_leaves_in_good_order(api: WebhookApi, replica: Call
     [
         ({"CONFCOM_WEBHOOK_PROVISION_GRANTS": "nobody"}, "'nobody' is no grant"),
         ({"CONFCOM_WEBHOOK_LISTEN": "8443"}, "is not HOST:PORT"),
+        ({"CONFCOM_WEBHOOK_LISTEN": f"[::]:{'9' * 5000}"}, "is not HOST:PORT"),
         ({"CONFCOM_WEBHOOK_KUBECONFIG": "/nonexistent"}, "no way to the Kubernetes API"),
     ],
 )

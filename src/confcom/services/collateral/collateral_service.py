@@ -37,7 +37,7 @@ from confcom.services.collateral.service_metrics import CollateralMetrics
 from confcom.services.runtime.certificates import kept_certificate
 from confcom.services.runtime.http_server import Listener, serve_http
 from confcom.services.runtime.process import Overloaded
-from confcom.services.runtime.status_page import component_registry
+from confcom.services.runtime.status_page import component_registry, parse_tcp_address
 from confcom.services.runtime.tls import HeldTls, ReloadingTls
 
 LOOK_AGAIN = timedelta(seconds=30)
@@ -288,7 +288,7 @@ def listener_of(config: CollateralServiceConfig, held: HeldTls | None = None) ->
     """Where to listen, with a certificate that is held or one in files; plain HTTP needs to be asked for."""
     files = config.tls_files() if held is None else None
     return Listener(
-        address=_address(config.listen) if config.unix_socket is None else Path(config.unix_socket),
+        address=parse_tcp_address(config.listen) if config.unix_socket is None else Path(config.unix_socket),
         tls=held if files is None else ReloadingTls(files),
         max_connections=config.max_connections,
         max_head=config.max_head,
@@ -297,10 +297,3 @@ def listener_of(config: CollateralServiceConfig, held: HeldTls | None = None) ->
         idle_timeout=config.idle_timeout,
         drain_timeout=config.drain_timeout,
     )
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, found, port = text.rpartition(":")
-    if not found or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"{text!r} is not HOST:PORT", advice="Write it as 0.0.0.0:8081 or [::]:8081.")
-    return host.strip("[]"), int(port)

@@ -21,13 +21,12 @@ from confcom.protocols.prometheus_text import MAX_PAGE
 from confcom.services.metrics_api.figures import Exporter, Figures, parse_epc_page, parse_quotes_page
 from confcom.services.metrics_api.metrics_api_config import MetricsApiConfig
 from confcom.services.metrics_api.metrics_api_http import MetricsApiMetrics
+from confcom.services.runtime.tls import read_authorities
 
 COMPONENT = "app.kubernetes.io/component"
 PART_OF = ("app.kubernetes.io/part-of", "confcom")
 AT_ONCE = 256
 """Exporters that are asked at a time; many, so that nodes that do not answer delay the others little."""
-MAX_CA = 64 * 1024
-"""Bytes of the file with the exporters' CAs."""
 
 
 class Exporters:
@@ -90,7 +89,7 @@ class Exporters:
 
     async def _connect(self) -> httpx2.AsyncClient:
         """The client, another one if the CAs have changed."""
-        found = await asyncio.to_thread(self._read_ca)
+        found = await asyncio.to_thread(read_authorities, Path(self._config.exporters_ca), "the exporters' CA")
         if self._client is None or found != self._ca:
             try:
                 context = ssl.create_default_context(cadata=found.decode("ascii", "ignore"))
@@ -104,14 +103,6 @@ class Exporters:
             )
             self._ca = found
         return self._client
-
-    def _read_ca(self) -> bytes:
-        path = Path(self._config.exporters_ca)
-        try:
-            with path.open("rb") as file:
-                return file.read(MAX_CA)
-        except OSError as error:
-            raise ConfigError(f"cannot read the exporters' CA {path}: {error.strerror}") from error
 
     async def _ask(self, client: httpx2.AsyncClient, exporter: Exporter, places: asyncio.Semaphore) -> None:
         async with places:

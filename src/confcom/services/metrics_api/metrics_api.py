@@ -25,7 +25,7 @@ from confcom.services.metrics_api.metrics_api_http import MetricsApiApp, Metrics
 from confcom.services.runtime.http_server import Listener
 from confcom.services.runtime.issued_certificate import IssuedCertificate, IssuedServer
 from confcom.services.runtime.process import repeat
-from confcom.services.runtime.status_page import component_registry, parse_address
+from confcom.services.runtime.status_page import component_registry, parse_tcp_address
 from confcom.services.runtime.tls import HeldTls
 
 FRONT_PROXY = Ref("v1", "ConfigMap", "kube-system", "extension-apiserver-authentication")
@@ -105,7 +105,7 @@ class _MetricsApi:
         if self._app.front_proxy is not None:
             tls.require_client(self._app.front_proxy.authority)
         self._tls = tls
-        address = parse_address(self._config.listen)
+        address = parse_tcp_address(self._config.listen)
         return Listener(address=address, tls=tls, max_connections=self._config.max_connections, idle_timeout=IDLE)
 
     async def _ask_exporters(self) -> None:

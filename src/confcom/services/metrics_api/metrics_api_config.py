@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 
 from confcom.protocols.custom_metrics import NAMESPACE, SERVICE
-from confcom.services.runtime.status_page import parse_address
+from confcom.services.runtime.status_page import parse_address, parse_tcp_address
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
 
@@ -43,7 +43,7 @@ class MetricsApiConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
     def check(self) -> None:
         """`ConfigError` if an address is wrong."""
-        parse_address(self.listen)
+        parse_tcp_address(self.listen)
         if self.http:
             parse_address(self.http)
 

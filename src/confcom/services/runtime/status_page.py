@@ -138,9 +138,15 @@ def parse_address(address: str) -> Path | tuple[str, int]:
     """Read HOST:PORT, [ADDRESS]:PORT or unix:PATH; else a `ConfigError`."""
     if address.startswith("unix:") and len(address) > len("unix:"):
         return Path(address.removeprefix("unix:"))
+    return parse_tcp_address(address)
+
+
+def parse_tcp_address(address: str) -> tuple[str, int]:
+    """Read HOST:PORT or [ADDRESS]:PORT; else a `ConfigError`."""
     host, _, port = address.rpartition(":")
-    if not port.isdecimal() or int(port) > 0xFFFF or not host:
+    if not (host and port.isdecimal() and len(port) <= 5 and int(port) <= 0xFFFF):
         raise ConfigError(
-            f"{address!r} is no address for HTTP", advice="Use HOST:PORT, [ADDRESS]:PORT for IPv6, or unix:PATH."
+            f"{address[:80]!r} is not HOST:PORT",
+            advice="Write it as 0.0.0.0:8443 or [::]:8443. Health and metrics may also be at unix:PATH.",
         )
     return host.strip("[]"), int(port)

@@ -20,6 +20,7 @@ from confcom.pki.serving_pair import ServingPair
 
 WATCH_INTERVAL = 2.0
 """Seconds between two looks at the files."""
+MAX_AUTHORITIES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +170,15 @@ class OwnCertificate:
         else:
             self._tls.use(pair.certificate, pair.key)
         self.served = pair
+
+
+def read_authorities(path: Path, what: str) -> bytes:
+    """A PEM file of certificates, at most `MAX_AUTHORITIES` bytes of it; `ConfigError` names `what` it is."""
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_AUTHORITIES)
+    except OSError as error:
+        raise ConfigError(f"cannot read {what} {path}: {error.strerror}") from error
 
 
 def _ask_for_certificate(context: ssl.SSLContext, mode: ssl.VerifyMode) -> None:

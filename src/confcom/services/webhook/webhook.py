@@ -22,16 +22,14 @@ from confcom.protocols.epc import MIB
 from confcom.services.runtime.http_server import Listener
 from confcom.services.runtime.issued_certificate import IssuedCertificate, IssuedServer
 from confcom.services.runtime.process import repeat
-from confcom.services.runtime.status_page import component_registry
-from confcom.services.runtime.tls import HeldTls
+from confcom.services.runtime.status_page import component_registry, parse_tcp_address
+from confcom.services.runtime.tls import HeldTls, read_authorities
 from confcom.services.webhook.webhook_config import WebhookConfig
 from confcom.services.webhook.webhook_http import WebhookApp, WebhookMetrics
 
 __all__ = ["WebhookConfig", "serve"]
 
 COMMON_NAME = "confcom admission webhook"
-MAX_AUTHORITY = 64 * 1024
-"""Bytes of the file with the authority of clients."""
 OUTPUT_MEMORY = 16 << 20
 """Bytes of answers that callers have not read yet."""
 RETRY_MAX = 30.0
@@ -60,7 +58,9 @@ class _Webhook:
         self._config = config
         self._grants = config.grants()
         self._largest_node: int | None = None
-        self._client_authority = _read_authority(config.client_ca)
+        self._client_authority: bytes | None = None
+        if config.client_ca is not None:
+            self._client_authority = read_authorities(Path(config.client_ca), "the authority of clients")
         self._drained = False
         self._metrics = WebhookMetrics(registry)
         self._certificate = IssuedCertificate(
@@ -94,7 +94,7 @@ class _Webhook:
         if self._client_authority is not None:
             tls.require_client(self._client_authority)
         return Listener(
-            address=config.address(),
+            address=parse_tcp_address(config.listen),
             tls=tls,
             max_connections=config.max_connections,
             body_timeout=config.body_timeout,
@@ -129,14 +129,3 @@ class _Webhook:
     def _not_ready(self) -> str:
         # The disruption budget lets unready pods be evicted: without that the last node could not be drained.
         return "every node is being drained, so no other replica can take over" if self._drained else ""
-
-
-def _read_authority(path: str | None) -> bytes | None:
-    """The authority of clients, PEM; None if any client may ask."""
-    if path is None:
-        return None
-    try:
-        with Path(path).open("rb") as file:
-            return file.read(MAX_AUTHORITY)
-    except OSError as error:
-        raise ConfigError(f"cannot read the authority of clients {path}: {error.strerror}") from error

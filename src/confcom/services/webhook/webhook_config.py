@@ -12,6 +12,7 @@ from confcom.admission.aesm_wiring import Wiring
 from confcom.admission.pod_json import Grants
 from confcom.errors import ConfigError
 from confcom.protocols.admission import NAMESPACE, SERVICE
+from confcom.services.runtime.status_page import parse_tcp_address
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0)]
 _DNS = re.compile(
@@ -74,7 +75,7 @@ class WebhookConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         for name in self.names():
             if not _is_host(name):
                 raise ConfigError(f"{name[:80]!r} is neither a name nor an address", advice="Correct --hosts.")
-        self.address()
+        parse_tcp_address(self.listen)
 
     def grants(self) -> Grants:
         """Who may hold the provisioning device."""
@@ -84,13 +85,6 @@ class WebhookConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         """Names and addresses of the certificate."""
         own = f"{self.service}.{self.namespace}.svc"
         return (own, f"{own}.cluster.local", *(word for part in self.hosts.split(",") if (word := part.strip())))
-
-    def address(self) -> tuple[str, int]:
-        """Where to listen for HTTPS."""
-        host, found, port = self.listen.rpartition(":")
-        if not found or not port.isdecimal() or int(port) > 0xFFFF:
-            raise ConfigError(f"{self.listen[:80]!r} is not HOST:PORT", advice="Write it as 0.0.0.0:8443 or [::]:8443.")
-        return host.strip("[]"), int(port)
 
 
 def _is_host(name: str) -> bool:
