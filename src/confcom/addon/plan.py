@@ -8,8 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import unified_diff
 from typing import Any, NamedTuple
 
-from confcom.cluster.objects import API_SERVICE_KIND, NOT_FOUND, ClusterObjects, Ref
-from confcom.errors import ClusterRefused, ConfigError
+from confcom.cluster.client import missing_ok
+from confcom.cluster.objects import API_SERVICE_KIND, ClusterObjects, Ref
+from confcom.errors import ConfigError
 from confcom.manifests import attestation, metrics_api
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.device_plugin import trial_claim
@@ -248,13 +249,10 @@ async def refuse_other_metrics(cluster: ClusterObjects) -> None:
 
 async def _keeps_amounts_of_claims(cluster: ClusterObjects) -> bool:
     """Whether the server keeps the amount of a claim: it silently drops fields of a feature gate that is off."""
-    try:
+    with missing_ok():
         kept = await cluster.apply(trial_claim(), dry_run=True)
-    except ClusterRefused as refused:
-        if refused.status == NOT_FOUND:
-            return False
-        raise
-    return all("capacity" in request["exactly"] for request in kept["spec"]["spec"]["devices"]["requests"][:1])
+        return all("capacity" in request["exactly"] for request in kept["spec"]["spec"]["devices"]["requests"][:1])
+    return False
 
 
 def _no_claims(found: str) -> ConfigError:

@@ -21,6 +21,7 @@ from lightkube.core.exceptions import ConfigError as LightkubeConfigError
 
 from confcom.errors import ClusterError, ClusterRefused, ConfigError
 
+_NOT_FOUND = 404
 _ADVICE = "Name a kubeconfig with --kubeconfig or $KUBECONFIG; a pod needs a service account instead."
 
 
@@ -85,6 +86,16 @@ def cluster_errors(what: str, *, advice: str | None = None) -> Iterator[None]:
         raise _kind(code)(f"{what}: the server answers with HTTP {code}", status=code, advice=advice) from error
     except (httpx2.HTTPError, LoadResourceError) as error:
         raise ClusterError(f"{what}: {str(error) or type(error).__name__}", advice=advice) from error
+
+
+@contextmanager
+def missing_ok() -> Iterator[None]:
+    """Go on after the block where the API knows no such object, kind or group. Stands before `cluster_errors`."""
+    try:
+        yield
+    except ClusterRefused as refused:
+        if refused.status != _NOT_FOUND:
+            raise
 
 
 def _kind(status: int | None) -> type[ClusterError]:

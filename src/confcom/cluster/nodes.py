@@ -15,9 +15,9 @@ from lightkube import AsyncClient
 from lightkube.resources.core_v1 import Node
 from lightkube.types import PatchType
 
-from confcom.cluster.client import cluster_errors, open_client
+from confcom.cluster.client import cluster_errors, missing_ok, open_client
 from confcom.cluster.objects import CLAIM_KIND, POD_KIND
-from confcom.errors import ClusterError, ClusterRefused, FormatError
+from confcom.errors import ClusterError, FormatError
 from confcom.protocols.custom_metrics import ScaledPod, parse_scaled_pod
 from confcom.protocols.epc import (
     CANONICAL,
@@ -149,7 +149,6 @@ CHUNK = 200
 MAX_CLAIMS = 1024
 """Most claims of one node that are read."""
 
-_NOT_FOUND = 404
 _PODS_ADVICE = "The service account needs list and watch on pods, get on nodes, and get on resourceclaims."
 
 
@@ -252,13 +251,8 @@ class NodePods(Pods[EpcPod]):
         ]
         found = {claim: size for claim in wanted if (size := self.claims.get(claim))}
         for namespace, name in dict.fromkeys(claim for claim in wanted if claim not in found):
-            try:
-                with cluster_errors(f"cannot read the claim {namespace}/{name}", advice=_PODS_ADVICE):
-                    claim = await client.get(CLAIM_KIND.resource, name, namespace=namespace)
-            except ClusterRefused as refused:
-                # A claim from a template goes when its pod has finished; the pod may stay for days.
-                if refused.status != _NOT_FOUND:
-                    raise
-                continue
-            found[namespace, name] = parse_claim(dict(claim))
+            # A claim from a template goes when its pod has finished; the pod may stay for days.
+            with missing_ok(), cluster_errors(f"cannot read the claim {namespace}/{name}", advice=_PODS_ADVICE):
+                claim = await client.get(CLAIM_KIND.resource, name, namespace=namespace)
+                found[namespace, name] = parse_claim(dict(claim))
         self.claims = found

@@ -15,8 +15,7 @@ from lightkube.generic_resource import GenericGlobalResource, GenericNamespacedR
 from lightkube.resources.core_v1 import Node
 from lightkube.types import CascadeType, PatchType
 
-from confcom.cluster.client import cluster_errors, open_client, version_of_server
-from confcom.errors import ClusterRefused
+from confcom.cluster.client import cluster_errors, missing_ok, open_client, version_of_server
 
 _VERBS = ["delete", "get", "global_list", "global_watch", "list", "patch", "post", "put", "watch"]
 
@@ -102,8 +101,6 @@ Object = dict[str, Any]
 Labels = Mapping[str, str | tuple[str, ...]]
 """A selection by labels: each has its value, or one of its values."""
 
-NOT_FOUND = 404
-"""`ClusterRefused.status` if there is no such object, kind or group."""
 MAX_LOG_LINES = 20
 """Lines read from a container's log."""
 MAX_EVENTS = 1000
@@ -159,25 +156,17 @@ class ClusterObjects:
     async def get(self, ref: Ref) -> Object | None:
         """An object; None if it, or its kind, does not exist."""
         kind = kind_of(ref.api_version, ref.kind)
-        try:
-            with cluster_errors(f"cannot read {ref}"):
-                return _plain(kind, await self._client.get(kind.resource, ref.name, **_place(ref)))
-        except ClusterRefused as refused:
-            if refused.status == NOT_FOUND:
-                return None
-            raise
+        with missing_ok(), cluster_errors(f"cannot read {ref}"):
+            return _plain(kind, await self._client.get(kind.resource, ref.name, **_place(ref)))
+        return None
 
     async def knows(self, kind: Kind, namespace: str) -> bool:
         """Whether the cluster has a kind of namespaced objects."""
-        try:
-            with cluster_errors(f"cannot list {kind.name} objects"):
-                async for _ in self._client.list(kind.resource, namespace=namespace, chunk_size=1):
-                    break
-        except ClusterRefused as refused:
-            if refused.status == NOT_FOUND:
-                return False
-            raise
-        return True
+        with missing_ok(), cluster_errors(f"cannot list {kind.name} objects"):
+            async for _ in self._client.list(kind.resource, namespace=namespace, chunk_size=1):
+                break
+            return True
+        return False
 
     async def objects(
         self,
@@ -194,21 +183,17 @@ class ClusterObjects:
         """
         where = {"namespace": namespace or "*"} if kind.namespaced else {}
         chosen = {name.replace("_", "."): value for name, value in fields.items()}
-        try:
-            with cluster_errors(f"cannot list {kind.name} objects"):
-                listed = self._client.list(
-                    kind.resource, labels=dict(labels or {}) or None, fields=chosen or None, chunk_size=most, **where
-                )
-                found: list[Object] = []
-                async for one in listed:
-                    found.append(_plain(kind, one))
-                    if len(found) == most:
-                        break
-                return found
-        except ClusterRefused as refused:
-            if refused.status == NOT_FOUND:
-                return []
-            raise
+        with missing_ok(), cluster_errors(f"cannot list {kind.name} objects"):
+            listed = self._client.list(
+                kind.resource, labels=dict(labels or {}) or None, fields=chosen or None, chunk_size=most, **where
+            )
+            found: list[Object] = []
+            async for one in listed:
+                found.append(_plain(kind, one))
+                if len(found) == most:
+                    break
+            return found
+        return []
 
     async def addon_objects(self, namespace: str, labels: Labels) -> dict[Ref, Object]:
         """Objects with these labels, in the namespace and cluster-wide, in the order of `ADDON_KINDS`."""
@@ -244,14 +229,10 @@ class ClusterObjects:
     async def delete(self, ref: Ref) -> bool:
         """Delete an object after its dependents; False if there was none."""
         kind = kind_of(ref.api_version, ref.kind)
-        try:
-            with cluster_errors(f"cannot delete {ref}"):
-                await self._client.delete(kind.resource, ref.name, cascade=CascadeType.FOREGROUND, **_place(ref))
-        except ClusterRefused as refused:
-            if refused.status == NOT_FOUND:
-                return False
-            raise
-        return True
+        with missing_ok(), cluster_errors(f"cannot delete {ref}"):
+            await self._client.delete(kind.resource, ref.name, cascade=CascadeType.FOREGROUND, **_place(ref))
+            return True
+        return False
 
     async def events_of(self, ref: Ref) -> list[Object]:
         """Events about an object of a namespace, latest last."""

@@ -13,9 +13,9 @@ from typing import Any
 from lightkube import AsyncClient
 from lightkube.resources.core_v1 import Node
 
-from confcom.cluster.client import cluster_errors, open_client
+from confcom.cluster.client import cluster_errors, missing_ok, open_client
 from confcom.cluster.objects import CLAIM_KIND, RESOURCE_SLICE_KIND
-from confcom.errors import ClusterError, ClusterRefused
+from confcom.errors import ClusterError
 
 FIELD_MANAGER = "confcom-device-plugin"
 SERVER_TIMEOUT = 300
@@ -80,12 +80,8 @@ class KubeResourceSlices:
 
     async def delete(self, name: str) -> None:
         """Delete a slice; it need not exist."""
-        try:
-            with cluster_errors(f"cannot delete the resource slice {name}", advice=_ADVICE):
-                await self._open().delete(_SLICE, name)
-        except ClusterRefused as refused:
-            if refused.status != 404:
-                raise
+        with missing_ok(), cluster_errors(f"cannot delete the resource slice {name}", advice=_ADVICE):
+            await self._open().delete(_SLICE, name)
 
     async def close(self) -> None:
         """End the connections."""
