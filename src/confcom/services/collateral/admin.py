@@ -34,7 +34,6 @@ from confcom.services.collateral.answers import (
     TEXT,
     Answer,
     Refused,
-    Send,
     answer_of,
     error_answer,
     json_answer,
@@ -44,6 +43,7 @@ from confcom.services.collateral.cache import CollateralCache, PckCertificates
 from confcom.services.collateral.callers import Bodies, Tokens
 from confcom.services.collateral.refresh import Refresher, RefreshReport
 from confcom.services.collateral.service_http import Routes
+from confcom.services.runtime.http_server import Send
 
 REGISTRATION = "platform registration"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, MutableMapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from confcom.errors import (
 )
 from confcom.protocols.pcs import HttpResponse
 from confcom.services.collateral.cache import AskedTooOften, OtherProcessor, PlatformUnknown
+from confcom.services.runtime.http_server import Send
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
@@ -105,10 +106,6 @@ def server_secrets(names: Iterable[str]) -> re.Pattern[bytes]:
     """What no answer may show of the server: these names of files, every other absolute path, credentials of a URL."""
     known = sorted((name.encode() for name in names if name), key=len, reverse=True)
     return re.compile(b"|".join([*map(re.escape, known), _PATH, _CREDENTIALS]))
-
-
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-"""ASGI's `send`."""
 
 
 @dataclass(slots=True)

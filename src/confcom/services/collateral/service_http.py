@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Awaitable, Callable, Hashable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import replace
-from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import structlog
@@ -40,6 +39,7 @@ from confcom.services.collateral.answers import (
 from confcom.services.collateral.cache import CollateralCache, PckCertificates
 from confcom.services.collateral.service_metrics import CollateralMetrics
 from confcom.services.runtime.allowances import address_of
+from confcom.services.runtime.http_server import Message, Receive, Send
 from confcom.services.runtime.process import Overloaded
 
 STALE_FOR = 5.0
@@ -57,8 +57,6 @@ DISTRIBUTION_HOSTS = frozenset(
 """Hosts of distribution points that `crl?uri=` may name."""
 
 Handler = Callable[[Request], Awaitable[Answer]]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Routes = Mapping[str, Mapping[str, Handler]]
 """Path → method → handler."""
 
@@ -85,7 +83,7 @@ class CollateralApp:
         routes = [Route(path, Endpoint(handlers, metrics, secrets)) for path, handlers in more.items()]
         self._router = Router([*routes, Route("/{path:path}", rest)], redirect_slashes=False, default=rest)
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             return
@@ -102,7 +100,7 @@ class CollateralApp:
     def _now(self) -> float:
         return self._cache.clock().timestamp()
 
-    def _from_memory(self, scope: MutableMapping[str, Any]) -> Answer | None:
+    def _from_memory(self, scope: Message) -> Answer | None:
         try:
             served = parse_request(scope["path"], _query(scope))
             key = None if served is None else _remembered_as(served)
@@ -169,7 +167,7 @@ class Endpoint:
         self._secrets = secrets
         self._log = structlog.get_logger()
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
         request, begin = Request(scope, receive), time.perf_counter()
         error: ConfcomError | None = None
@@ -251,7 +249,7 @@ def _wants_text(request: Request) -> bool:
     return "text/plain" in accepted and "json" not in accepted
 
 
-def _query(scope: MutableMapping[str, Any]) -> dict[str, str]:
+def _query(scope: Message) -> dict[str, str]:
     """The decoded parameters; one given twice is refused, since two readers would take another one."""
     raw: bytes = scope["query_string"]
     if len(raw) > MAX_QUERY:

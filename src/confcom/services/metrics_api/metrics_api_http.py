@@ -7,9 +7,8 @@ that certificate is enough for every value, and there is no SubjectAccessReview.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from datetime import datetime
-from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -18,15 +17,13 @@ from confcom.errors import FormatError
 from confcom.protocols import custom_metrics
 from confcom.protocols.custom_metrics import FrontProxy
 from confcom.services.metrics_api.figures import METRICS, Figures, Refused
+from confcom.services.runtime.http_server import Message, Receive, Send
 from confcom.services.runtime.issued_certificate import IssuedCertificate
-from confcom.services.runtime.status_page import Reading
+from confcom.services.runtime.status_page import JSON, Page, Reading
 
 PREFIX = "confcom_metrics_api"
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 """Seconds; 5,000 pods take some 30 ms."""
-
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 class MetricsApiMetrics:
@@ -69,7 +66,7 @@ class MetricsApiApp:
         self._clock = clock
         self._resources = custom_metrics.resource_list(METRICS)
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
         del receive  # a body is dropped by the server
         begin = time.perf_counter()
@@ -81,13 +78,9 @@ class MetricsApiApp:
             status, body = 400, custom_metrics.failure(400, str(error))
         self._metrics.requests.labels(str(status)).inc()
         self._metrics.seconds.observe(time.perf_counter() - begin)
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        if self.leaving:
-            headers.append((b"connection", b"close"))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await Page(status, body, JSON).send(send, close=self.leaving)
 
-    def _answer(self, scope: MutableMapping[str, Any]) -> bytes:
+    def _answer(self, scope: Message) -> bytes:
         name = scope["extensions"]["tls"]["client_common_name"]
         if self.front_proxy is None or not self.front_proxy.accepts(name):
             structlog.get_logger().warning("metrics_api.refused", client=scope["client"], certificate=(name or "")[:80])

@@ -12,7 +12,7 @@ import contextlib
 import errno
 import socket
 import ssl
-from collections.abc import Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
@@ -48,6 +48,9 @@ TINY = 1024
 V4_MAPPED = bytes(10) + b"\xff\xff"
 
 Message = MutableMapping[str, Any]
+"""An ASGI event, or the scope of a request."""
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
 Application = Callable[..., Any]
 
 

@@ -17,7 +17,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from confcom.pki.serving_pair import MAX_PEM, Authority, ServingPair
-from confcom.services.runtime.http_server import Listener, serve_http
+from confcom.services.runtime.http_server import Listener, Message, Receive, Send, serve_http
 from confcom.services.runtime.process import end_task, run_until
 from confcom.services.runtime.status_page import Handler, Page, StatusPage, alive, metrics_of
 from confcom.services.runtime.tls import HeldTls, OwnCertificate
@@ -97,7 +97,7 @@ class LeavingApp(Protocol):
 
     leaving: bool
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - as ASGI has them
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import structlog
 from prometheus_client import (
@@ -21,7 +21,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from confcom.errors import ConfigError
-from confcom.services.runtime.http_server import Listener, serve_http
+from confcom.services.runtime.http_server import Listener, Message, Receive, Send, serve_http
 from confcom.services.runtime.tls import HeldTls
 
 MAX_CONNECTIONS = 64
@@ -35,6 +35,7 @@ RETRY = 0.5
 """Seconds between attempts to listen while a predecessor still holds the address."""
 
 TEXT = "text/plain; charset=utf-8"
+JSON = "application/json"
 
 
 class Page(NamedTuple):
@@ -43,6 +44,15 @@ class Page(NamedTuple):
     status: int
     body: bytes
     content_type: str = TEXT
+
+    async def send(self, send: Send, *, close: bool = False) -> None:
+        """Send it as ASGI has it; with `close` nothing follows on its connection."""
+        length = str(len(self.body)).encode()
+        headers = [(b"content-type", self.content_type.encode()), (b"content-length", length)]
+        if close:
+            headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body})
 
 
 Handler = Callable[[], Awaitable[Page]]
@@ -116,12 +126,7 @@ class StatusPage:
                     logged = error.message
                 await asyncio.sleep(RETRY)
 
-    async def _answer(
-        self,
-        scope: MutableMapping[str, Any],
-        _receive: Callable[[], Awaitable[Any]],
-        send: Callable[[MutableMapping[str, Any]], Awaitable[None]],
-    ) -> None:
+    async def _answer(self, scope: Message, _receive: Receive, send: Send) -> None:
         handler = self._pages.get(scope["path"])
         if scope["method"] not in ("GET", "HEAD"):
             page = Page(405, b"only GET and HEAD\n")
@@ -129,9 +134,7 @@ class StatusPage:
             page = Page(404, f"there are {', '.join(self._pages)}\n".encode())
         else:
             page = await handler()
-        headers = [(b"content-type", page.content_type.encode()), (b"content-length", b"%d" % len(page.body))]
-        await send({"type": "http.response.start", "status": page.status, "headers": headers})
-        await send({"type": "http.response.body", "body": page.body})
+        await page.send(send)
 
 
 def parse_address(address: str) -> Path | tuple[str, int]:

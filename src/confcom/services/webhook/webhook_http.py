@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any, get_args
+from collections.abc import Callable, Mapping
+from typing import get_args
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -13,8 +13,9 @@ from confcom.admission.decision import AdmissionContext
 from confcom.admission.findings import REFUSALS, WARNINGS
 from confcom.errors import FormatError
 from confcom.protocols.admission import MAX_REVIEW, MUTATE_PATH, VALIDATE_PATH
+from confcom.services.runtime.http_server import Message, Receive, Send
 from confcom.services.runtime.issued_certificate import IssuedCertificate
-from confcom.services.runtime.status_page import Reading
+from confcom.services.runtime.status_page import JSON, Page, Reading
 from confcom.services.webhook.reviews import Outcome, ReviewEvent, Task, review
 
 PREFIX = "confcom_webhook"
@@ -75,14 +76,7 @@ class WebhookMetrics:
         )
 
 
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Headers = tuple[tuple[bytes, bytes], ...]
-
 TASKS: Mapping[str, Task] = {MUTATE_PATH: "mutate", VALIDATE_PATH: "validate"}
-JSON: Headers = ((b"content-type", b"application/json"),)
-TEXT: Headers = ((b"content-type", b"text/plain; charset=utf-8"),)
-CLOSE = (b"connection", b"close")
 
 
 class _Rejected(Exception):
@@ -110,7 +104,7 @@ class WebhookApp:
         self._bodies = _Bodies(body_memory)
         self._log = structlog.get_logger()
 
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             return
@@ -128,7 +122,7 @@ class WebhookApp:
         else:
             seconds = time.perf_counter() - begin
             self._observe(event, seconds)
-            await self._send(send, 200, answer, JSON)
+            await Page(200, answer, JSON).send(send, close=self.leaving)
 
     def _observe(self, event: ReviewEvent, seconds: float) -> None:
         self._metrics.observe(event, seconds)
@@ -138,14 +132,7 @@ class WebhookApp:
         self._metrics.rejected.labels(str(status)).inc()
         self._log.warning("admission.rejected", status=status, reason=message[:200])
         # The body may not have been read, so nothing else can follow on this connection.
-        await self._send(send, status, f"{message[:500]}\n".encode(), (*TEXT, CLOSE))
-
-    async def _send(self, send: Send, status: int, body: bytes, headers: Headers) -> None:
-        if self.leaving:
-            headers = (*headers, CLOSE)
-        length = (b"content-length", str(len(body)).encode())
-        await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
-        await send({"type": "http.response.body", "body": body})
+        await Page(status, f"{message[:500]}\n".encode()).send(send, close=True)
 
 
 class _Bodies:
@@ -189,7 +176,7 @@ class _Bodies:
             body.clear()
 
 
-def _task(scope: MutableMapping[str, Any]) -> Task:
+def _task(scope: Message) -> Task:
     found = TASKS.get(scope["path"])
     if found is None:
         raise _Rejected(404, f"there are {' and '.join(TASKS)}")
