@@ -86,8 +86,8 @@ def run(
             checked_identity(AllOf(*accepted))
         chain = read_input(pck_chain, MAX_PEM, "PCK chain") if pck_chain else None
         chosen = choose_collateral(collateral, roots, now, ca=collateral_ca, pck_chain=chain)
-        judging = _Judging(read, AllOf(*accepted), QuoteVerifier(roots), now, file)
-        results = judging.under(updates, chosen, collateral or "")
+        judged = partial(judge, verifier=QuoteVerifier(roots), policy=AllOf(*accepted), now=now, grace=file.grace)
+        results = _under_each(updates, read, judged, chosen, collateral or "")
     except ConfcomError as error:
         if not as_json:
             raise
@@ -95,7 +95,7 @@ def run(
         print_json(failed(error).as_dict() | {"verdict": None})
         return exit_code(error)
     result = next(iter(results.values()))
-    sets = _sets(results) if len(results) > 1 else []
+    sets = [one.under(name) for name, one in results.items()] if len(results) > 1 else []
     expected = any(file.keys_of(tee) for tee in TeeType)
     if html is not None:
         from confcom.report.html import Report, report_document
@@ -149,49 +149,34 @@ def _statuses(text: str | None) -> tuple[TcbStatus, ...]:
         raise ConfigError(f"--accept-tcb: {error}; known are {', '.join(TcbStatus)}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class _Judging:
-    """One piece of evidence and what is asked of it."""
-
-    read: Callable[[], EvidenceFile | AttestedCertificate]
-    policy: Policy
-    verifier: QuoteVerifier
-    now: datetime
-    file: PolicyFile
-
-    def under(
-        self, updates: dict[str, Update], chosen: AbstractContextManager[CollateralChoice], source: str
-    ) -> dict[str, AttestationResult]:
-        """The result under each set of collateral, by the name of the set."""
-        results: dict[str, AttestationResult] = {}
-        evidence: EvidenceFile | None = None
-        certificate: AttestedCertificate | None = None
-        try:
-            # Before the collateral, so that a file that is no evidence is named first.
-            found = self.read()
-            certificate = found if isinstance(found, AttestedCertificate) else None
-            evidence = found.evidence if isinstance(found, AttestedCertificate) else found
-            with chosen as choice:
-                for name, update in updates.items():
-                    # A set that is missing leaves the verdicts of the others.
-                    try:
-                        collateral = choice.collateral(evidence.quote, update)
-                    except CollateralError as error:
-                        results[name] = failed(error, evidence=evidence, source=source, certificate=certificate)
-                    else:
-                        results[name] = self._judged(found, collateral)
-        except (FormatError, VerificationError, CollateralError) as error:
-            failure = failed(error, evidence=evidence, source=source, certificate=certificate)
-            results[next(iter(updates))] = failure
-        return results
-
-    def _judged(self, found: EvidenceFile | AttestedCertificate, collateral: Collateral) -> AttestationResult:
-        return judge(found, collateral, verifier=self.verifier, policy=self.policy, now=self.now, grace=self.file.grace)
-
-
-def _sets(results: dict[str, AttestationResult]) -> list[dict[str, Any]]:
-    """The verdict under each set that was asked for."""
-    return [result.under(name) for name, result in results.items()]
+def _under_each(
+    updates: dict[str, Update],
+    read: Callable[[], EvidenceFile | AttestedCertificate],
+    judged: Callable[[EvidenceFile | AttestedCertificate, Collateral], AttestationResult],
+    chosen: AbstractContextManager[CollateralChoice],
+    source: str,
+) -> dict[str, AttestationResult]:
+    """The result under each set of collateral, by the name of the set."""
+    results: dict[str, AttestationResult] = {}
+    fail = partial(failed, source=source)
+    try:
+        # Before the collateral, so that a file that is no evidence is named first.
+        found = read()
+        certificate = found if isinstance(found, AttestedCertificate) else None
+        evidence = found.evidence if isinstance(found, AttestedCertificate) else found
+        fail = partial(fail, evidence=evidence, certificate=certificate)
+        with chosen as choice:
+            for name, update in updates.items():
+                # A set that is missing leaves the verdicts of the others.
+                try:
+                    collateral = choice.collateral(evidence.quote, update)
+                except CollateralError as error:
+                    results[name] = fail(error)
+                else:
+                    results[name] = judged(found, collateral)
+    except (FormatError, VerificationError, CollateralError) as error:
+        results[next(iter(updates))] = fail(error)
+    return results
 
 
 # Collateral for the platform of the quote: a bundle, a store, or a service.
