@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from lightkube import AsyncClient
@@ -112,8 +112,8 @@ async def watch_nodes(kubeconfig: str | None) -> AsyncIterator[Mapping[str, Node
     EPC is read from the capacity: allocatable EPC is 0 while a device plugin restarts.
     """
     found: dict[str, NodeState] = {}
-    client: Any = open_client(kubeconfig, field_manager="confcom-webhook")
-    try:
+    client: Any
+    async with open_client(kubeconfig, field_manager="confcom-webhook") as client:
         with cluster_errors("cannot watch the nodes", advice=_STATUS_ADVICE):
             listed = client.list(Node, chunk_size=500)
             async for node in listed:
@@ -127,8 +127,6 @@ async def watch_nodes(kubeconfig: str | None) -> AsyncIterator[Mapping[str, Node
                         found[node.metadata.name] = _state(node)
                     if found.get(node.metadata.name) != before:
                         yield dict(found)
-    finally:
-        await client.close()
 
 
 def _state(node: Any) -> NodeState:  # noqa: ANN401 - lightkube's model of a node
@@ -173,16 +171,11 @@ class Pods(Generic[_Pod]):
 
     async def follow(self) -> None:
         """List, then watch, for `LIFE` at most; `ClusterError` on failure."""
-        client: Any = open_client(self._kubeconfig, field_manager=self._manager)
-        try:
-            async with asyncio.timeout(LIFE):
+        with suppress(TimeoutError):
+            async with open_client(self._kubeconfig, field_manager=self._manager) as client, asyncio.timeout(LIFE):
                 with cluster_errors("cannot follow the pods", advice=_PODS_ADVICE):
                     version = await self._list(client)
                     await self._watch(client, version)
-        except TimeoutError:
-            return
-        finally:
-            await client.close()
 
     async def _list(self, client: Any) -> str:  # noqa: ANN401 - lightkube's signatures know its own models only
         listed = client.list(POD_KIND.resource, namespace="*", fields=self._fields, chunk_size=CHUNK)
@@ -235,15 +228,13 @@ class NodePods(Pods[EpcPod]):
 
     async def refresh(self) -> None:
         """Read the node and the claims of new pods; `ClusterError` on failure."""
-        client: Any = open_client(self._kubeconfig, field_manager="confcom-metrics")
-        try:
+        client: Any
+        async with open_client(self._kubeconfig, field_manager="confcom-metrics") as client:
             with cluster_errors(f"cannot read node {self.node.name}", advice=_PODS_ADVICE):
                 found = await client.get(Node, self.node.name)
             status = {"allocatable": found.status and found.status.allocatable}
             self.node = parse_node({"metadata": {"name": self.node.name}, "status": status}, self._resource)
             await self._read_claims(client)
-        finally:
-            await client.close()
 
     async def _read_claims(self, client: Any) -> None:  # noqa: ANN401 - lightkube's signatures know its own models only
         wanted = [(pod.namespace, name) for pod in self.pods.values() for one in pod.containers for name in one.claims][

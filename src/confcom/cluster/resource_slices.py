@@ -104,9 +104,6 @@ class KubeResourceClaims:
 
     async def get(self, namespace: str, name: str) -> Mapping[str, Any]:
         """A claim as JSON."""
-        client = open_client(self._kubeconfig, field_manager=FIELD_MANAGER)
-        try:
+        async with open_client(self._kubeconfig, field_manager=FIELD_MANAGER) as client:
             with cluster_errors(f"cannot read the claim {namespace}/{name}", advice=_ADVICE):
                 return dict(await client.get(CLAIM_KIND.resource, name, namespace=namespace))
-        finally:
-            await client.close()

@@ -186,8 +186,8 @@ class EpcReports:
 
     async def _write(self, episodes: list[Episode]) -> None:
         """Write and remove from the list, one by one; at an error its episode moves to the end."""
-        client: Any = open_client(self._kubeconfig, field_manager="confcom-metrics")
-        try:
+        client: Any
+        async with open_client(self._kubeconfig, field_manager="confcom-metrics") as client:
             while episodes:
                 episode = episodes.pop(0)
                 try:
@@ -195,8 +195,6 @@ class EpcReports:
                 except ConfcomError:
                     episodes.append(episode)
                     raise
-        finally:
-            await client.close()
 
     async def _report(self, client: Any, episode: Episode) -> str:  # noqa: ANN401 - of lightkube
         now = datetime.now(UTC)  # noqa: TID251 - services read the clock
