@@ -28,9 +28,9 @@ from confcom.pki.serving_pair import Authority
 from confcom.protocols.custom_metrics import EXPORTERS, PATH
 from confcom.services.metrics_api.metrics_api import serve
 from confcom.services.metrics_api.metrics_api_config import MetricsApiConfig
+from confcom.services.runtime.http_server import Page
 from confcom.services.runtime.issued_certificate import serve_issued_page
 from confcom.services.runtime.process import end_task
-from confcom.services.runtime.status_page import Page
 from epc_api import EpcApi, make_pod
 
 NAME = "confcom-metrics-api.confcom-system.svc"

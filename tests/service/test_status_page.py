@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from confcom.services.runtime.status_page import MAX_CONNECTIONS, Page, StatusPage
+from confcom.services.runtime.http_server import Page
+from confcom.services.runtime.status_page import MAX_CONNECTIONS, StatusPage
 
 
 async def _healthz() -> Page:

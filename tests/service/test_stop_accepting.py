@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from confcom.services.runtime.http_server import Listener, serve_http
-from confcom.services.runtime.status_page import Page, StatusPage
+from confcom.services.runtime.http_server import Listener, Page, serve_http
+from confcom.services.runtime.status_page import StatusPage
 
 Stop = Callable[[], Awaitable[object]]
 

@@ -9,7 +9,8 @@ import msgspec
 
 from confcom.devices.sgx_node import SgxNode
 from confcom.services.device_plugin.plugin_metrics import DevicePluginMetrics, Observer, PluginEvent
-from confcom.services.runtime.status_page import Handler, Page, alive, component_registry, metrics_of
+from confcom.services.runtime.http_server import Page
+from confcom.services.runtime.status_page import Handler, alive, component_registry, metrics_of
 
 
 class Part(Protocol):

@@ -27,10 +27,11 @@ from confcom.services.quote_helper.helper_metrics import QuoteHelperMetrics
 from confcom.services.quote_helper.helper_quoting import QuickQuoting, Quoting, ThreadQuoting
 from confcom.services.quote_helper.request_log import RequestLog, log_request
 from confcom.services.quote_helper.self_test import SelfTest, SelfTestKit, SelfTestResult
+from confcom.services.runtime.http_server import Page
 from confcom.services.runtime.issued_certificate import serve_issued_page
 from confcom.services.runtime.listener import UnixListener, is_served
 from confcom.services.runtime.process import end_task
-from confcom.services.runtime.status_page import Handler, Page, StatusPage, component_registry, metrics_of
+from confcom.services.runtime.status_page import Handler, StatusPage, component_registry, metrics_of
 
 FRESH = 5.0
 """Seconds for which a self-test counts as the present state."""

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from email.utils import formatdate
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import h11
 import structlog
 
 from confcom.errors import ConfigError
-from confcom.services.runtime.listener import available_descriptors, clear_path, inode, is_served, settle
+from confcom.services.runtime.listener import available_descriptors, clear_path, inode, is_served, remove_own, settle
 from confcom.services.runtime.tls import ServerTls
 
 CHUNK = 64 * 1024
@@ -51,6 +51,28 @@ Message = MutableMapping[str, Any]
 """An ASGI event, or the scope of a request."""
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+
+TEXT = "text/plain; charset=utf-8"
+JSON = "application/json"
+
+
+class Page(NamedTuple):
+    """An answer."""
+
+    status: int
+    body: bytes
+    content_type: str = TEXT
+
+    async def send(self, send: Send, *, close: bool = False) -> None:
+        """Send it as ASGI has it; with `close` nothing follows on its connection."""
+        length = str(len(self.body)).encode()
+        headers = [(b"content-type", self.content_type.encode()), (b"content-length", length)]
+        if close:
+            headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body})
+
+
 Application = Callable[..., Any]
 
 
@@ -566,15 +588,8 @@ def _bind_unix(path: Path, backlog: int, cleaning: contextlib.ExitStack) -> sock
             f"cannot listen at {path}: {error.strerror or error}",
             advice="Name a path in a folder that can be written, where nothing else listens.",
         ) from error
-    cleaning.callback(_remove_own, path, inode(path))
+    cleaning.callback(remove_own, path, inode(path))
     return bound
-
-
-def _remove_own(path: Path, own: tuple[int, int] | None) -> None:
-    """Remove the socket, unless a successor's stands at its path by now."""
-    with contextlib.suppress(OSError):
-        if inode(path) == own:
-            path.unlink()
 
 
 def _url(bound: socket.socket, listener: Listener) -> str:

@@ -17,9 +17,9 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from confcom.pki.serving_pair import MAX_PEM, Authority, ServingPair
-from confcom.services.runtime.http_server import Listener, Message, Receive, Send, serve_http
+from confcom.services.runtime.http_server import Listener, Message, Page, Receive, Send, serve_http
 from confcom.services.runtime.process import end_task, run_until
-from confcom.services.runtime.status_page import Handler, Page, StatusPage, alive, metrics_of
+from confcom.services.runtime.status_page import Handler, StatusPage, alive, metrics_of
 from confcom.services.runtime.tls import HeldTls, OwnCertificate
 
 LIFETIME = timedelta(days=30)

@@ -74,9 +74,7 @@ class UnixListener:
 
     def remove_path(self) -> None:
         """Remove the path, if it is still its own; connections in the backlog stay."""
-        with suppress(OSError):
-            if inode(self.place) == self._inode:
-                self.place.unlink()
+        remove_own(self.place, self._inode)
 
     def close(self) -> None:
         """Stop listening."""
@@ -201,6 +199,13 @@ def inode(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def remove_own(path: Path, own: tuple[int, int] | None) -> None:
+    """Remove the socket of that inode, unless a successor's stands at its path by now."""
+    with suppress(OSError):
+        if inode(path) == own:
+            path.unlink()
 
 
 def _cannot_listen(path: Path, error: OSError) -> PlatformUnavailable:

@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
 
 import structlog
 from prometheus_client import (
@@ -21,7 +20,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from confcom.errors import ConfigError
-from confcom.services.runtime.http_server import Listener, Message, Receive, Send, serve_http
+from confcom.services.runtime.http_server import Listener, Message, Page, Receive, Send, serve_http
 from confcom.services.runtime.tls import HeldTls
 
 MAX_CONNECTIONS = 64
@@ -33,27 +32,6 @@ DRAIN = 1.0
 """Seconds that an answer gets when the daemon stops."""
 RETRY = 0.5
 """Seconds between attempts to listen while a predecessor still holds the address."""
-
-TEXT = "text/plain; charset=utf-8"
-JSON = "application/json"
-
-
-class Page(NamedTuple):
-    """An answer."""
-
-    status: int
-    body: bytes
-    content_type: str = TEXT
-
-    async def send(self, send: Send, *, close: bool = False) -> None:
-        """Send it as ASGI has it; with `close` nothing follows on its connection."""
-        length = str(len(self.body)).encode()
-        headers = [(b"content-type", self.content_type.encode()), (b"content-length", length)]
-        if close:
-            headers.append((b"connection", b"close"))
-        await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        await send({"type": "http.response.body", "body": self.body})
-
 
 Handler = Callable[[], Awaitable[Page]]
 
