@@ -636,7 +636,8 @@ def test_a_certificate_needs_an_identity_and_one_input_is_judged(certified, tmp_
 
 
 @pytest.mark.parametrize(
-    "address", ["localhost", "localhost:", ":443", "localhost:x", "localhost:70000", "localhost:0"]
+    "address",
+    ["localhost", "localhost:", ":443", "localhost:x", "localhost:70000", "localhost:0", "localhost:" + "9" * 5000],
 )
 def test_an_address_is_host_and_port(certified, address: str) -> None:
     outcome = certified("--connect", address, "--mr-enclave", ENCLAVE)

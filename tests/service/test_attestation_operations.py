@@ -114,6 +114,7 @@ def test_a_request_under_way_is_answered_before_the_end(tmp_path: Path, world: S
 
 
 def _refused(host: str, port: int) -> bool:
+    """Whether a newcomer gets no answer. A slow machine may end this early, which the test above bears."""
     try:
         with socket.create_connection((host, port), timeout=1) as client:
             client.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")

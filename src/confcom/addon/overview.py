@@ -306,12 +306,17 @@ async def _ask_pods(cluster: ClusterEpc, gathered: _Gathered, pods: list[EpcPod]
         gathered.missing.append(f"and {len(failures) - _SHOWN} more like these")
 
 
+def _small(text: str) -> int | None:
+    """A number of 16 bits in a label; None for any other text, which a node can write."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 5 else None
+
+
 def _enclave(key: tuple[str, ...], pod: EpcPod | None, quotes: int, last: float | None) -> EnclaveLine:
     node, peer, mr_enclave, mr_signer, product, svn, debug, expected = key
     return EnclaveLine(
         *("" if pod is None else pod.namespace, peer if pod is None else pod.name, node, mr_enclave, mr_signer),
-        isv_prod_id=int(product) if product.isdecimal() else None,
-        isv_svn=int(svn) if svn.isdecimal() else None,
+        isv_prod_id=_small(product),
+        isv_svn=_small(svn),
         debug=debug == "true",
         signer_expected=expected == "true" if expected else None,
         quotes=quotes,

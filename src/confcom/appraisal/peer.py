@@ -148,7 +148,7 @@ def check_binding(certificate: AttestedCertificate) -> tuple[Check, ...]:
             step=BINDING_STEP,
             expected="; or ".join(f"{digest.hex()} ({name}), then zeros" for name, digest in rules),
             found=report_data.hex(),
-            advice="Somebody else's quote was copied, or the certificate was made in a way that is not known here.",
+            advice="The quote was copied from another certificate, or the generator uses an unknown format.",
         )
     key = certificate.parts.public_key
     found = passed(BINDING_STEP, f"{certificate.format}: {rule}", report_data.hex())

@@ -1,4 +1,4 @@
-"""Files and values of the command line: bounded reads, and errors that name the option that is wrong."""
+"""Files, values and peers of the command line: bounded reads, and errors that name the option that is wrong."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from confcom.errors import ConfigError, FormatError
+from confcom.errors import ConfigError, FormatError, PlatformUnavailable
 
 if TYPE_CHECKING:
     from confcom.pki.roots import TrustRoot, TrustRoots
@@ -18,6 +18,8 @@ MAX_ROOT = 64 * 1024
 """Bytes of a file with a root certificate."""
 MAX_HELD_DATA = 16 * 1024 * 1024
 """Bytes of held data that are hashed."""
+HANDSHAKE_TIMEOUT = 10.0
+"""Seconds for connection and TLS handshake together, whatever the server does."""
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -41,6 +43,38 @@ def read_input(path: Path, limit: int, what: str) -> bytes:
     if len(data) > limit:
         raise ConfigError(f"the {what} file {path} is larger than {limit} bytes", advice="Name the right file.")
     return data
+
+
+def read_peer_certificate(address: str) -> bytes:
+    """The DER of the certificate that a TLS server at HOST:PORT shows. Nothing is sent but the handshake.
+
+    It is not verified here: the evidence in it will be.
+    """
+    import asyncio
+    import ssl
+
+    from confcom.formats.arguments import parse_tcp_address
+
+    async def shown() -> bytes:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        _, writer = await asyncio.open_connection(*place, ssl=context)
+        try:
+            der: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        finally:
+            writer.transport.abort()
+        return der
+
+    place = parse_tcp_address(address, least=1, advice="Write --connect server.example.org:8443.")
+    advice = "Check the address, and that the server speaks TLS there."
+    try:
+        return asyncio.run(asyncio.wait_for(shown(), HANDSHAKE_TIMEOUT))
+    except TimeoutError as error:
+        message = f"{address} did not finish a TLS handshake in {HANDSHAKE_TIMEOUT:g} s"
+        raise PlatformUnavailable(message, advice=advice) from error
+    except (OSError, UnicodeError) as error:  # the latter for a name that cannot be one
+        reason = getattr(error, "strerror", None) or str(error)
+        raise PlatformUnavailable(f"no TLS connection to {address}: {reason}", advice=advice) from error
 
 
 def parse_hex(text: str, option: str, *, most: int) -> bytes:

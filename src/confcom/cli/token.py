@@ -40,7 +40,7 @@ def inspect_token(context: click.Context, file: Path, as_json: bool) -> None:
 @click.option("--nonce", metavar="TEXT", help="The nonce that was sent with the evidence.")
 @click.option("--report-data", metavar="HEX", help="The report data begins with these bytes.")
 @click.option("--accept-tcb", metavar="STATUS,…", default="UpToDate", help="Good enough where the token states one.")
-@click.option("--allow-debug", is_flag=True, help="Accept debug enclaves and TDs, whose memory is open.")
+@click.option("--allow-debug", is_flag=True, help="Accept debug enclaves and TDs: their memory is open.")
 @click.option("--allow-simulated", is_flag=True, help="Accept simulated evidence, for which no hardware vouches.")
 @click.option("--at", metavar="RFC3339", help="Judge as of this time. Default: now.")
 @click.option(

@@ -22,7 +22,7 @@ from confcom.appraisal.policy_file import MAX_POLICY, PolicyFile, parse_policy
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.appraisal.result import AttestationResult, failed, judge, read_evidence
 from confcom.cli.exit_codes import ExitCode, exit_code
-from confcom.cli.inputs import MAX_HELD_DATA, parse_hex, parse_time, read_input, trust_roots
+from confcom.cli.inputs import MAX_HELD_DATA, parse_hex, parse_time, read_input, read_peer_certificate, trust_roots
 from confcom.cli.options import STORE_VARIABLE, default_store
 from confcom.cli.outputs import print_json, printable, write_file
 from confcom.collateral.bundle import load_bundle
@@ -125,10 +125,7 @@ def _reader(
         return partial(read_evidence, read_input(evidence, MAX_EVIDENCE, "evidence"))
     if certificate is not None:
         return partial(read_attested_certificate, read_input(certificate, MAX_ATTESTED_PEM, "certificate"))
-    # Here, because TLS is needed for this alone.
-    from confcom.cli.peer_certificate import peer_certificate
-
-    return partial(read_attested_certificate, peer_certificate(connect or ""))
+    return partial(read_attested_certificate, read_peer_certificate(connect or ""))
 
 
 def _policy_file(path: Path | None, expectations: dict[str, Any]) -> PolicyFile:

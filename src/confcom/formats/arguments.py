@@ -1,7 +1,8 @@
 """Arguments of the public functions: a value of another type is a `TypeError`, one out of range a `ConfigError`.
 
 Each says in a sentence what was expected and what was given. Python would fail later and elsewhere, or not at all: a
-hexadecimal string equals no hash, `True` is a version number, and a time without a zone is ambiguous.
+hexadecimal string equals no hash, `True` is a version number, and a time without a zone is ambiguous. Addresses in
+settings and options are read here too.
 """
 
 from __future__ import annotations
@@ -58,3 +59,13 @@ def checked_time(value: object, name: str) -> datetime:
     if time.utcoffset() is None:
         raise ConfigError(f"{name}: {time.isoformat()} has no time zone", advice="Give one, as datetime.now(UTC) does.")
     return time
+
+
+def parse_tcp_address(
+    address: str, *, least: int = 0, advice: str = "Write it as 0.0.0.0:8443 or [::]:8443."
+) -> tuple[str, int]:
+    """Read HOST:PORT or [ADDRESS]:PORT, the port from `least` to 65535; else a `ConfigError` with this advice."""
+    host, _, port = address.rpartition(":")
+    if not (host and port.isascii() and port.isdecimal() and len(port) <= 5 and least <= int(port) <= 0xFFFF):
+        raise ConfigError(f"{address[:80]!r} is not HOST:PORT", advice=advice)
+    return host.strip("[]"), int(port)

@@ -103,7 +103,7 @@ class Administrators:
         self._seen = self._fingerprint()
         self._file = self._read()
         self._issuer: Oidc | None = None
-        """Of which the following three are: a changed file has another, even if it is equal."""
+        """The issuer that the three fields below belong to, by identity: a file that is read again makes another."""
         self._keys: KeySet | None = None
         self._asked: datetime | None = None
         self._failure = ""

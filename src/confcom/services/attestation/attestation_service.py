@@ -17,6 +17,7 @@ from confcom.appraisal.quote import QuoteVerifier
 from confcom.collateral.documents import DocumentKey, verify_document
 from confcom.collateral.sources import FRESH, LIMITS, RememberedCollateral, SourceOptions, open_source
 from confcom.errors import ConfcomError, ConfigError
+from confcom.formats.arguments import parse_tcp_address
 from confcom.pki.der import der_reason
 from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import parse_update
@@ -33,7 +34,7 @@ from confcom.services.runtime.certificates import CertificateMetrics, kept_certi
 from confcom.services.runtime.http_server import Listener, serve_http
 from confcom.services.runtime.process import WorkerThreads
 from confcom.services.runtime.status_page import component_registry
-from confcom.services.runtime.tls import HeldTls, ReloadingTls, ServerTls
+from confcom.services.runtime.tls import HeldTls, ReloadingTls, ServerTls, read_authorities
 
 LOOK_AT_FILES = 5.0
 """Seconds between two looks at the signing keys and the file of administrators."""
@@ -233,15 +234,12 @@ def _key_source(where: str, *, simulated: bool, clock: Callable[[], datetime]) -
 
 
 def _listener(config: AttestationServiceConfig, held: HeldTls | None, client_ca: Path | None) -> Listener:
-    host, found, port = config.listen.rpartition(":")
-    if not found or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"{config.listen!r} is not HOST:PORT", advice="Write it as 0.0.0.0:8443 or [::]:8443.")
     tls: ServerTls | None = held
     if held is None and (files := config.tls_files()) is not None:
         tls = ReloadingTls(replace(files, client_ca=client_ca))
     elif held is not None and client_ca is not None:
-        held.require_client(_read(client_ca), optional=True)
-    return Listener(address=(host.strip("[]"), int(port)), tls=tls, max_connections=config.max_connections)
+        held.require_client(read_authorities(client_ca, "the CA of client certificates"), optional=True)
+    return Listener(address=parse_tcp_address(config.listen), tls=tls, max_connections=config.max_connections)
 
 
 def _own_url(config: AttestationServiceConfig, listener: Listener) -> str:

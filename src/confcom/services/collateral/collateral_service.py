@@ -24,6 +24,7 @@ from confcom.collateral.documents import DocumentKey
 from confcom.collateral.store.database import StoreWatch
 from confcom.collateral.store.store import CollateralStore
 from confcom.errors import ConfcomError, ConfigError
+from confcom.formats.arguments import parse_tcp_address
 from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import HttpResponse, Tee
 from confcom.services.collateral.admin import Administration, PolicyPaths
@@ -37,7 +38,7 @@ from confcom.services.collateral.service_metrics import CollateralMetrics
 from confcom.services.runtime.certificates import kept_certificate
 from confcom.services.runtime.http_server import Listener, serve_http
 from confcom.services.runtime.process import Overloaded
-from confcom.services.runtime.status_page import component_registry, parse_tcp_address
+from confcom.services.runtime.status_page import component_registry
 from confcom.services.runtime.tls import HeldTls, ReloadingTls
 
 LOOK_AGAIN = timedelta(seconds=30)

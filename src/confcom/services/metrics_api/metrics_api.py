@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from confcom.cluster.nodes import scaled_pods
 from confcom.cluster.objects import ClusterObjects, Ref
 from confcom.errors import ClusterError, ConfcomError, ConfigError
+from confcom.formats.arguments import parse_tcp_address
 from confcom.protocols.custom_metrics import EXPORTER_PORT, ScaledPod, parse_front_proxy
 from confcom.services.metrics_api.exporters import Exporters
 from confcom.services.metrics_api.figures import Figures
@@ -25,7 +26,7 @@ from confcom.services.metrics_api.metrics_api_http import MetricsApiApp, Metrics
 from confcom.services.runtime.http_server import Listener
 from confcom.services.runtime.issued_certificate import IssuedCertificate, IssuedServer
 from confcom.services.runtime.process import repeat
-from confcom.services.runtime.status_page import component_registry, parse_tcp_address
+from confcom.services.runtime.status_page import component_registry
 from confcom.services.runtime.tls import HeldTls
 
 FRONT_PROXY = Ref("v1", "ConfigMap", "kube-system", "extension-apiserver-authentication")

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import msgspec
 
+from confcom.formats.arguments import parse_tcp_address
 from confcom.protocols.custom_metrics import NAMESPACE, SERVICE
-from confcom.services.runtime.status_page import parse_address, parse_tcp_address
+from confcom.services.runtime.status_page import parse_address
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0, le=3600)]
 

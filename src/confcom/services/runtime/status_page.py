@@ -20,6 +20,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from confcom.errors import ConfigError
+from confcom.formats.arguments import parse_tcp_address
 from confcom.services.runtime.http_server import Listener, Message, Page, Receive, Send, serve_http
 from confcom.services.runtime.tls import HeldTls
 
@@ -119,15 +120,4 @@ def parse_address(address: str) -> Path | tuple[str, int]:
     """Read HOST:PORT, [ADDRESS]:PORT or unix:PATH; else a `ConfigError`."""
     if address.startswith("unix:") and len(address) > len("unix:"):
         return Path(address.removeprefix("unix:"))
-    return parse_tcp_address(address)
-
-
-def parse_tcp_address(address: str) -> tuple[str, int]:
-    """Read HOST:PORT or [ADDRESS]:PORT; else a `ConfigError`."""
-    host, _, port = address.rpartition(":")
-    if not (host and port.isdecimal() and len(port) <= 5 and int(port) <= 0xFFFF):
-        raise ConfigError(
-            f"{address[:80]!r} is not HOST:PORT",
-            advice="Write it as 0.0.0.0:8443 or [::]:8443. Health and metrics may also be at unix:PATH.",
-        )
-    return host.strip("[]"), int(port)
+    return parse_tcp_address(address, advice="Write it as 0.0.0.0:9464, [::]:9464 or unix:PATH.")

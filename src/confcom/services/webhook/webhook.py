@@ -18,11 +18,12 @@ from prometheus_client import CollectorRegistry
 from confcom.admission.decision import AdmissionContext
 from confcom.cluster.nodes import drained, watch_nodes
 from confcom.errors import ConfcomError, ConfigError
+from confcom.formats.arguments import parse_tcp_address
 from confcom.protocols.epc import MIB
 from confcom.services.runtime.http_server import Listener
 from confcom.services.runtime.issued_certificate import IssuedCertificate, IssuedServer
 from confcom.services.runtime.process import repeat
-from confcom.services.runtime.status_page import component_registry, parse_tcp_address
+from confcom.services.runtime.status_page import component_registry
 from confcom.services.runtime.tls import HeldTls, read_authorities
 from confcom.services.webhook.webhook_config import WebhookConfig
 from confcom.services.webhook.webhook_http import WebhookApp, WebhookMetrics

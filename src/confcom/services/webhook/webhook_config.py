@@ -11,8 +11,8 @@ import msgspec
 from confcom.admission.aesm_wiring import Wiring
 from confcom.admission.pod_json import Grants
 from confcom.errors import ConfigError
+from confcom.formats.arguments import parse_tcp_address
 from confcom.protocols.admission import NAMESPACE, SERVICE
-from confcom.services.runtime.status_page import parse_tcp_address
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0)]
 _DNS = re.compile(

@@ -8,7 +8,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """What was in force becomes the first change, of an administrator whose name was not kept."""
+    """Turn the policies in force into the first changes. Earlier stores kept no administrator, so the name is empty."""
     op.create_table(
         "policy_change",
         sa.Column("id", sa.Integer, primary_key=True),

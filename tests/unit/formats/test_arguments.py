@@ -1,0 +1,59 @@
+"""Addresses in settings and options: read, or refused with a sentence, whatever the text is."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from confcom.errors import ConfigError
+from confcom.formats.arguments import parse_tcp_address
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("0.0.0.0:8443", ("0.0.0.0", 8443)),
+        ("[::]:65535", ("::", 65535)),
+        ("::1:80", ("::1", 80)),
+        ("server.example.org:0", ("server.example.org", 0)),
+    ],
+)
+def test_host_and_port(text: str, place: tuple[str, int]) -> None:
+    assert parse_tcp_address(text) == place
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "8443",
+        "host",
+        "host:",
+        ":1",
+        "host:x",
+        "host:65536",
+        "host:-1",
+        "host:\uff18",
+        "host:\u00b2",
+        "host:" + "9" * 5000,
+    ],
+)
+def test_other_text_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not HOST:PORT"):
+        parse_tcp_address(text)
+
+
+def test_a_peer_has_a_port() -> None:
+    with pytest.raises(ConfigError, match="'host:0' is not HOST:PORT"):
+        parse_tcp_address("host:0", least=1)
+
+
+@given(st.text())
+def test_any_text_is_read_or_refused(text: str) -> None:
+    try:
+        host, port = parse_tcp_address(text)
+    except ConfigError:
+        return
+    assert host or text.startswith(("[", "]"))
+    assert 0 <= port <= 65535
