@@ -1,8 +1,8 @@
 """Resolve the requirements: exact versions with hashes, for every platform.
 
 dev.txt holds every extra and the dev group. run.txt and build.txt, a part of it at the same versions, are what the
-program runs with and what installs it: in `./dev demo` and in the container image. browser.txt and api.txt are what
-`./dev browser` and `./dev api` add.
+program runs with and what installs it: in `./dev demo` and in the container image. browser.txt, api.txt and site.txt
+are what `./dev browser`, `./dev api` and `./dev site` add.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def main(arguments: list[str]) -> int:
         or resolve(FOLDER / "build.txt", *same, "-", requirements=BUILD_TOOLS)
         or resolve(FOLDER / "browser.txt", "--group", "browser", *same)
         or resolve(FOLDER / "api.txt", "--group", "api", *same)
+        or resolve(FOLDER / "site.txt", "--group", "site", *same)
     )
 
 

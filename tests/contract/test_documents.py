@@ -124,13 +124,6 @@ def test_the_picture_is_small_text_and_readable_in_light_and_dark() -> None:
     assert {"quote helper", "device plugin", "relying party", "collateral service", "evidence"} <= set(words)
 
 
-def test_every_page_is_listed() -> None:
-    indices = [ROOT / "docs" / folder / "README.md" for folder in ("", "adr", "runbooks")]
-    index = "".join(page.read_text() for page in indices) + "(README.md)"
-    for page in sorted((ROOT / "docs").glob("*/*.md")):
-        assert f"{page.name})" in index, page
-
-
 def test_the_tutorial_runs_as_written(tmp_path: Path) -> None:
     """Its commands in their order; what it says of a verdict is what comes."""
     page = (ROOT / "docs" / "tutorial" / "first-ten-minutes.md").read_text()
