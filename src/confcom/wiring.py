@@ -29,6 +29,7 @@ from confcom.simulator.report_scheme import report_scheme as scheme_named
 from confcom.simulator.world import SimulatedWorld
 
 if TYPE_CHECKING:
+    from confcom.platforms.quoting import ModeDecision, QuoteSource
     from confcom.services.quote_helper.self_test import SelfTestKit
 
 PlatformName = Literal["auto", "intel", "simulated"]
@@ -183,6 +184,70 @@ def launch_enclave(machine: Path, declaration: Path | EnclaveDeclaration) -> Loc
     if isinstance(declaration, Path):
         declaration = load_declaration(declaration)
     return open_machine(machine).launch(declaration)
+
+
+_NO_ENCLAVE_ADVICE = (
+    'On SGX hardware, run the program under Gramine with sgx.remote_attestation = "dcap"; '
+    "elsewhere, name a simulated machine with --machine FILE (`confcom simulate machine`)."
+)
+
+
+def own_quotes(
+    decision: ModeDecision,
+    *,
+    machine: Path | None,
+    enclave: Path | None = None,
+    platform: PlatformName = "auto",
+    socket: Path | None = None,
+    host: Path = Path("/"),
+) -> tuple[QuoteSource, LocalEnclave | None]:
+    """The source of quotes of the enclave in which this process runs, or of a simulated one, which is returned too.
+
+    Without `enclave` (its declaration, or a signed enclave file) a simulated machine runs a demo enclave. A process in
+    no enclave is `PlatformUnavailable`.
+    """
+    # Here, because they need packages that most platforms do without.
+    from confcom.platforms.aesm_client import DEFAULT_SOCKET
+    from confcom.platforms.quoting import QuoteMode, open_quote_source
+
+    if decision.mode is QuoteMode.GRAMINE:
+        if machine or enclave:
+            raise ConfigError(
+                "Gramine runs this process in an enclave of its own, and a simulated one was named too",
+                advice="Leave out --machine and --enclave.",
+            )
+        simulated = None
+    else:
+        simulated = _simulated_enclave(platform, machine, enclave)
+
+    def present() -> LocalEnclave:
+        if simulated is None:
+            raise PlatformUnavailable("there is no enclave in this process to quote", advice=_NO_ENCLAVE_ADVICE)
+        return simulated
+
+    source = open_quote_source(
+        decision,
+        enclave=present,
+        in_proc=lambda: open_platform(platform, machine=machine, host=host),
+        socket=socket or DEFAULT_SOCKET,
+        host=host,
+        simulated=simulated is not None,
+    )
+    return source, simulated
+
+
+def _simulated_enclave(platform: PlatformName, machine: Path | None, enclave: Path | None) -> LocalEnclave | None:
+    """The simulated enclave; None on hardware, where only the process itself could be one."""
+    if choose_platform(platform, machine=machine).name == "simulated":
+        if machine is None:
+            raise ConfigError("a simulated platform needs a machine file", advice=_MACHINE_ADVICE)
+        return launch_enclave(machine, enclave or declare_enclave("demo enclave", "demo signer"))
+    if machine is not None or enclave is not None:
+        raise ConfigError(
+            "an enclave is declared, but no simulated machine runs it",
+            advice="Name the machine with --machine FILE, and leave the platform to auto.",
+        )
+    return None
 
 
 def export_simulated_collateral(

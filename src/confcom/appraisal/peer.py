@@ -96,6 +96,23 @@ def verify_certificate(
     checked_time(now, "now")
     found = read_attested_certificate(checked_bytes(certificate, "certificate"))
     verifier = QuoteVerifier(TrustRoots.intel()) if verifier is None else verifier
+    return verify_attested(
+        found, policy, collateral, now=now, verifier=verifier, nonce=nonce, max_age=max_age, grace=grace
+    )
+
+
+def verify_attested(
+    found: AttestedCertificate,
+    policy: Policy,
+    collateral: Collateral,
+    *,
+    now: datetime,
+    verifier: QuoteVerifier,
+    nonce: bytes | None,
+    max_age: timedelta | None,
+    grace: timedelta,
+) -> VerifiedPeer:
+    """`verify_certificate` of a certificate that was read, for callers that choose the collateral by its quote."""
     check_certificate(found, now)
     verified = verifier.verify(found.quote, collateral, now=now, any_tcb=True)
     check_binding(found)

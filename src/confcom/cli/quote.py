@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from confcom.cli.inputs import MAX_HELD_DATA, parse_hex, read_input
-from confcom.cli.options import NO_MACHINE_ADVICE, STREAM
+from confcom.cli.options import STREAM
 from confcom.cli.outputs import note, write_output
 from confcom.errors import ConfigError, PlatformBusy, PlatformUnavailable
 
 if TYPE_CHECKING:
     from confcom.formats.sgx import QeReportInfo
-    from confcom.platforms.interface import LocalEnclave, Platform, QuoteResult
+    from confcom.platforms.interface import LocalEnclave, QuoteResult
     from confcom.platforms.quoting import QuoteSource, RequestedMode
 
 AESM_SOCKET = Path("/var/run/aesmd/aesm.socket")
@@ -27,11 +27,6 @@ REPORT_DATA_SIZE = 64
 NONCE_SIZE = 16
 LOOK_EVERY = 0.2
 """Seconds between two looks at whether the quote helper is there."""
-
-_NO_ENCLAVE_ADVICE = (
-    'On SGX hardware, run the program under Gramine with sgx.remote_attestation = "dcap"; '
-    "elsewhere, name a simulated machine with --machine FILE (`confcom simulate machine`)."
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +96,9 @@ def quote(**options: Any) -> None:  # noqa: ANN401 - click fills QuoteOptions, w
     source, enclave = _source(given)
     result = _quote(source, report_data, nonce, given.wait)
     if result.qe_report_info is not None:
-        _check_qe_report(_present(enclave), result.qe_report_info)
+        if enclave is None:
+            raise PlatformUnavailable("there is no enclave in this process to check the QE's report")
+        _check_qe_report(enclave, result.qe_report_info)
     write_output(given.output, result.quote, "quote")
 
 
@@ -114,26 +111,20 @@ def quotes_of_this_process(machine: Path | None) -> Callable[[bytes], bytes]:
 
 def _source(given: QuoteOptions) -> tuple[QuoteSource, LocalEnclave | None]:
     """The source of quotes here, and the simulated enclave that it quotes; prints in one line why."""
-    from confcom.platforms.quoting import QuoteMode, open_quote_source, process_mode
+    # Here, because they bring the simulator along, and --help does without.
+    from confcom.platforms.quoting import process_mode
+    from confcom.wiring import own_quotes
 
     decision = process_mode().decide(given.mode, os.environ, given.host)
     note(f"{decision}{_enclave_in_words(given)}")
-    under_gramine = decision.mode is QuoteMode.GRAMINE
-    if under_gramine and (given.simulated_machine or given.enclave):
-        raise ConfigError(
-            "Gramine runs this process in an enclave of its own, and a simulated one was named too",
-            advice="Leave out --machine and --enclave.",
-        )
-    enclave = None if under_gramine else _enclave(given)
-    source = open_quote_source(
+    return own_quotes(
         decision,
-        enclave=lambda: _present(enclave),
-        in_proc=lambda: _platform(given),
+        platform=given.platform,
+        machine=given.simulated_machine,
+        enclave=given.enclave,
         socket=given.socket,
         host=given.host,
-        simulated=enclave is not None,
     )
-    return source, enclave
 
 
 def _quote(source: QuoteSource, report_data: bytes, nonce: bytes | None, wait: float) -> QuoteResult:
@@ -172,36 +163,6 @@ def _enclave_in_words(given: QuoteOptions) -> str:
     if given.simulated_machine is None:
         return ""
     return f"; SIMULATED machine {given.simulated_machine}, {given.enclave or 'a demo enclave'}"
-
-
-def _enclave(given: QuoteOptions) -> LocalEnclave | None:
-    """The simulated enclave; None on hardware, where only the process itself could be one."""
-    # Here, because it brings the simulator along, and --help does without.
-    from confcom.wiring import choose_platform, declare_enclave, launch_enclave
-
-    choice = choose_platform(given.platform, machine=given.simulated_machine)
-    if choice.name == "simulated":
-        if given.simulated_machine is None:
-            raise ConfigError("a simulated platform needs a machine file", advice=NO_MACHINE_ADVICE)
-        return launch_enclave(given.simulated_machine, given.enclave or declare_enclave("demo enclave", "demo signer"))
-    if given.simulated_machine is not None or given.enclave is not None:
-        raise ConfigError(
-            "an enclave is declared, but no simulated machine runs it",
-            advice="Name the machine with --machine FILE, and leave the platform to auto.",
-        )
-    return None
-
-
-def _platform(given: QuoteOptions) -> Platform:
-    from confcom.wiring import open_platform
-
-    return open_platform(given.platform, machine=given.simulated_machine, host=given.host)
-
-
-def _present(enclave: LocalEnclave | None) -> LocalEnclave:
-    if enclave is None:
-        raise PlatformUnavailable("there is no enclave in this process to quote", advice=_NO_ENCLAVE_ADVICE)
-    return enclave
 
 
 def _check_qe_report(enclave: LocalEnclave, info: QeReportInfo) -> None:

@@ -33,6 +33,7 @@ from confcom.errors import (
     CollateralInvalid,
     CollateralNotFound,
     CollateralUnavailable,
+    ConfcomError,
     ConfigError,
     FormatError,
     VerificationError,
@@ -318,6 +319,7 @@ class RememberedCollateral:
         self._options = replace(options, limits=LIMITS)
         self._known: dict[tuple[PlatformKind, Update], tuple[Collateral, datetime]] = {}
         self._kinds: dict[bytes, PlatformKind] = {}
+        self._missed: dict[PlatformKind, None] = {}
 
     def __call__(self, quote: bytes, now: datetime) -> Collateral:
         """The collateral of the platform that made the quote; `CollateralError` where there is none yet."""
@@ -328,6 +330,39 @@ class RememberedCollateral:
         known = self._known.get((self.platform(quote), update))
         return known[0] if known is not None and now - known[1] < FRESH else None
 
+    def held(self, quote: Quote) -> Collateral:
+        """What is known, however old, without asking the source: for a TLS handshake, which must not wait.
+
+        `CollateralNotFound` where there is none; the next `refresh` asks for it.
+        """
+        platform = self.platform(quote)
+        known = self._known.get((platform, "standard"))
+        if known is not None:
+            return known[0]
+        self._missed[platform] = None
+        if len(self._missed) > MAX_PLATFORMS:
+            self._missed.pop(next(iter(self._missed)), None)
+        fmspc, ca, tee = platform
+        raise CollateralNotFound(
+            f"{tee.upper()} collateral of FMSPC {fmspc.hex()} ({ca}) is not in memory",
+            advice="Call refresh() of the collateral, outside of the event loop, and connect again.",
+        )
+
+    def refresh(self, now: datetime) -> None:
+        """Ask for what `held` missed, and again for what is older than an hour. Blocks; for a thread or a timer.
+
+        Raises the last error, after everything was asked for.
+        """
+        old = [kind for (kind, update), (_, at) in [*self._known.items()] if update == "standard" and now - at >= FRESH]
+        failed: ConfcomError | None = None
+        for platform in dict.fromkeys([*self._missed, *old]):
+            try:
+                self._ask(platform, now, "standard")
+            except ConfcomError as error:
+                failed = error
+        if failed is not None:
+            raise failed
+
     def for_quote(self, quote: Quote, now: datetime, update: Update = "standard") -> Collateral:
         """The collateral for a quote that has been read, of the set `update`."""
         if (fresh := self.remembered(quote, now, update)) is not None:
@@ -335,13 +370,17 @@ class RememberedCollateral:
         platform = self.platform(quote)
         known = self._known.get((platform, update))
         try:
-            # Opened each time, so that a CA file that was renewed is read again.
-            with open_source(self._name, replace(self._options, at=now)) as source:
-                found = source.fetch(*platform, update=update)
+            return self._ask(platform, now, update)
         except CollateralError:
             if known is None:
                 raise
             return known[0]
+
+    def _ask(self, platform: PlatformKind, now: datetime, update: Update) -> Collateral:
+        # Opened each time, so that a CA file that was renewed is read again.
+        with open_source(self._name, replace(self._options, at=now)) as source:
+            found = source.fetch(*platform, update=update)
+        self._missed.pop(platform, None)
         self._known.pop((platform, update), None)
         self._known[platform, update] = (found, now)
         if len(self._known) > MAX_PLATFORMS:

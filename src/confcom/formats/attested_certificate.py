@@ -36,6 +36,7 @@ MAX_NONCE = 1024
 STRUCTURE = "attested certificate"
 
 DICE_EVIDENCE = "2.23.133.5.4.9"
+GRAMINE_EVIDENCE = "0.6.9.42.840.113741.1337.6"
 _RA_TLS_TAG = 60000
 _HASHES = {1: ("sha256", 32), 7: ("sha384", 48), 8: ("sha512", 64)}
 """Names and sizes by the numbers of IANA's registry of named information hash algorithms."""
@@ -55,7 +56,7 @@ EVIDENCE_EXTENSIONS = {
     der.oid(text): kind
     for text, kind in (
         (DICE_EVIDENCE, CertificateFormat.RA_TLS),
-        ("0.6.9.42.840.113741.1337.6", CertificateFormat.GRAMINE),
+        (GRAMINE_EVIDENCE, CertificateFormat.GRAMINE),
         (PCK_EXTENSION_OID, CertificateFormat.INTEL),
         ("1.3.6.1.4.1.311.105.1", CertificateFormat.OE_REPORT),
         ("1.2.840.113556.10.1.1", CertificateFormat.OE_REPORT),
@@ -148,6 +149,35 @@ def _head(cursor: Cursor, major: int, field: str) -> int:
     if value < (24 if size == 1 else 1 << 4 * size):
         raise cursor.error("has a length that is not in its shortest form", field, start)
     return value
+
+
+def write_claims(key_hash: bytes, nonce: bytes | None = None) -> bytes:
+    """The claims over a key: the SHA-256 of its SubjectPublicKeyInfo, and a nonce of at most 1,024 bytes.
+
+    A quote vouches for them by their SHA-256 in its report data.
+    """
+    found = {"pubkey-hash": _item(4, 2) + _item(0, 1) + _bytes(key_hash)}
+    if nonce is not None:
+        found["nonce"] = nonce
+    pairs = (_item(3, len(name)) + name.encode() + _bytes(value) for name, value in found.items())
+    return _item(5, len(found)) + b"".join(pairs)
+
+
+def write_ra_tls(quote: bytes, claims: bytes) -> bytes:
+    """The content of the DICE extension, as `RaTlsEvidence.parse` reads it."""
+    return _item(6, _RA_TLS_TAG) + _item(4, 2) + _bytes(quote) + _bytes(claims)
+
+
+def _bytes(data: bytes) -> bytes:
+    return _item(2, len(data)) + data
+
+
+def _item(major: int, argument: int) -> bytes:
+    """The head of a CBOR item (RFC 8949 §3), in its shortest form; arguments below 2³²."""
+    if argument < 24:
+        return bytes((major << 5 | argument,))
+    size = 1 if argument < 1 << 8 else 2 if argument < 1 << 16 else 4
+    return bytes((major << 5 | 23 + size.bit_length(),)) + argument.to_bytes(size, "big")
 
 
 @dataclass(frozen=True, slots=True)
