@@ -2,7 +2,8 @@
 
 First every way of abuse alone, in processes of their own and of another user, beside a plain C service that meets the
 same (`--each SECONDS`, 3 by default, `--way NAME` for one): answers per second that two good clients keep with either.
-The bar is half of what the plain one keeps, and 200.
+The bar is half of what the plain one keeps, and 200. All processes of one way have one share of the processor, as a pod
+has, where the kernel shares it by session.
 
 Then all at once at a low limit of open files (`--seconds`, 600 is the whole run). The bar is: every good request
 answered, memory flat, files and processor back to where they were.
@@ -122,17 +123,16 @@ def _each(seconds: float, ways: list[Way]) -> Iterator[Row]:
 def _kept(stage: Stage, asked: Asked, program: Path, way: Way | None, seconds: float) -> Load:
     frame = stage.folder / "frame"
     frame.write_bytes(asked.frame)
-    abusers = []
+    abuser = None
     if way is not None:
-        command = [str(program), str(stage.path), str(frame), way.name, str(way.user)]
-        abusers = [subprocess.Popen(command) for _ in range(way.processes)]
+        abuser = subprocess.Popen([program, stage.path, frame, way.name, str(way.user), str(way.processes)])
     time.sleep(0.5)
     clients = stage.begin(asked, GOOD_THREADS, seconds)
     time.sleep(seconds)
     # Without its abusers even a service that they hold up lets the clients go.
-    for abuser in abusers:
+    if abuser is not None:
         assert abuser.poll() is None, f"{way} ended"
-        abuser.kill()
+        os.killpg(abuser.pid, signal.SIGKILL)
         abuser.wait()
     clients.send_signal(signal.SIGTERM)
     return stage.end(clients, seconds)
