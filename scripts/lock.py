@@ -1,8 +1,8 @@
 """Resolve the requirements: exact versions with hashes, for every platform.
 
 dev.txt holds every extra and the dev group. run.txt and build.txt, a part of it at the same versions, are what the
-program runs with and what installs it: in `./dev demo` and in the container image. browser.txt, api.txt and site.txt
-are what `./dev browser`, `./dev api` and `./dev site` add.
+program runs with and what installs it: in `./dev demo` and in the container image. browser.txt, api.txt, site.txt and
+release.txt are what `./dev browser`, `./dev api`, `./dev site` and `./dev release` add.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def main(arguments: list[str]) -> int:
         or resolve(FOLDER / "browser.txt", "--group", "browser", *same)
         or resolve(FOLDER / "api.txt", "--group", "api", *same)
         or resolve(FOLDER / "site.txt", "--group", "site", *same)
+        or resolve(FOLDER / "release.txt", "--group", "release", *same)
     )
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -251,3 +253,13 @@ def test_a_daemon_refuses_a_misspelt_variable(confcom_process) -> None:
 
 def test_every_command_is_in_the_table() -> None:
     assert {words[0] for words in ALL if words} == set(COMMANDS)
+
+
+@pytest.mark.parametrize("words", [("-V", "-v"), ("-vV",), ("--verbose", "--version"), ("-q", "--version", "-v")])
+def test_the_version_says_what_it_was_built_from(confcom_process, words: tuple[str, ...]) -> None:
+    outcome = confcom_process(*words)
+    assert outcome.returncode == 0
+    first, commit, *more = outcome.stdout.decode().splitlines()
+    assert first == f"confcom {version('confcom')}"
+    assert re.fullmatch(r"commit ([0-9a-f]{40} of \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ.*|unknown: .*)", commit)
+    assert f"  cryptography {version('cryptography')}" in more

@@ -153,3 +153,18 @@ def test_the_tutorial_runs_as_written(tmp_path: Path) -> None:
     assert verdicts == [(4, "INVALID"), (0, "ACCEPTED")]
     assert [command for command, code, _ in said if code not in (0, 4)] == []
     assert "out-of-proc" in said[-1][2]
+
+
+def test_the_threat_model_covers_every_daemon_and_names_tests_that_are_there() -> None:
+    page = (ROOT / "SECURITY.md").read_text()
+    headings = [heading.lower().replace(" ", "_") for heading in re.findall(r"^### (.*)$", page, re.MULTILINE)]
+    daemons = [path.parent.name for path in ROOT.glob("src/confcom/services/*/__init__.py")]
+    for daemon in {*daemons} - {"runtime"}:
+        assert any(daemon in heading for heading in headings), daemon
+    model = page.partition("## Threat model")[2].partition("## Safe defaults")[0]
+    rows = [row for row in model.splitlines() if row.startswith("| ") and not row.startswith("| attacker")]
+    assert len(rows) > 25
+    for row in rows:
+        assert re.search(r"`[^`]+` *(, .*)?\|$", row), f"no test or page shows it: {row}"
+    for place in re.findall(r"`((?:tests|docs|requirements|\.github)/[^`]+)`", page):
+        assert (ROOT / place).exists(), place

@@ -129,6 +129,8 @@ COMMANDS: CommandTable = {
     "simulate": ("confcom.cli.simulate", "simulate", "Make simulated machines and export their collateral."),
 }
 
+_VERBOSE = "confcom.verbose"
+
 RENAMED = {
     "--simulated-machine": "--machine",
     "--ca-certificates": "--collateral-ca",
@@ -143,11 +145,44 @@ class _Root(LazyGroup):
     table = COMMANDS
 
 
+def _print_version(context: click.Context, _: click.Parameter, value: bool) -> None:
+    """The version; with `--verbose`, which is eager and so was seen before, also what it was built from."""
+    if not value or context.resilient_parsing:
+        return
+    if context.meta.get(_VERBOSE):
+        from confcom.cli.build_info import build_info
+
+        click.echo(build_info())
+    else:
+        from importlib.metadata import version
+
+        click.echo(f"confcom, version {version('confcom')}")
+    context.exit()
+
+
+def _be_verbose(context: click.Context, _: click.Parameter, value: bool) -> None:
+    context.meta[_VERBOSE] = value
+
+
 @click.group(
     cls=_Root,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-@click.version_option(None, "-V", "--version", package_name="confcom")
+@click.option(
+    *("-V", "--version"),
+    is_flag=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Show the version; with -v also the commit it was built from, and the versions of what it uses.",
+)
+@click.option(
+    *("-v", "--verbose"),
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_be_verbose,
+    help="Print the traceback of an error.",
+)
 def root() -> None:
     """Confidential computing on Kubernetes nodes with Intel SGX.
 
