@@ -25,6 +25,7 @@ from benchmarks import (
     epc_use,
     kubelet,
     metrics_api,
+    process_start,
     quote_helper,
     quote_helper_abuse,
     quote_helper_peer,
@@ -41,6 +42,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "explanation" / "performance.md"
 BENCHMARKS: dict[str, Callable[[], Iterable[Row]]] = {
     "verification": verification.rows,
+    "process-start": process_start.rows,
     "quote-helper": quote_helper.rows,
     "quote-helper-peer": quote_helper_peer.rows,
     "quote-helper-abuse": quote_helper_abuse.rows,
