@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "requirements"
 DEV = FOLDER / "dev.txt"
-RUN_EXTRAS = ("node", "services", "kube", "cli")
+RUN_EXTRAS = ("node", "services", "kube", "cli", "postgres")
 BUILD_TOOLS = "hatchling\neditables"
 
 

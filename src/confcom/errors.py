@@ -353,3 +353,23 @@ class OutputError(ConfigError):
     """Standard output, or a file that a command writes, did not take what was written."""
 
     code = "output-failed"
+
+
+class DatabaseError(ConfigError):
+    """The database of a service refused: rights, space, schema. Subclasses say where trying again helps."""
+
+    code = "database-error"
+    default_advice = "Check the address of the database (--store), and what its role or this user may do."
+
+
+class DatabaseUnavailable(DatabaseError):
+    """The database is busy or does not answer; the same request may succeed later."""
+
+    code = "database-unavailable"
+
+
+class DatabaseDamaged(DatabaseError):
+    """The database holds what was not written so: a damaged disk or file."""
+
+    code = "database-damaged"
+    default_advice = "Stop the service, keep a copy of the database, and restore the last backup."

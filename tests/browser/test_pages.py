@@ -213,7 +213,7 @@ def test_over_tls_cookies_are_of_this_host_alone(browser, tmp_path: Path, world:
 
 
 def test_hostile_strings_run_nowhere(browser, service: RunningAttestation, world: SimulatedWorld) -> None:
-    store = AttestationStore.at(Path(service.config.store))
+    store = AttestationStore.open(Path(service.config.store))
     claims = f'{{"x-ms-attestation-type": "sgx", "{"<script>alert(3)</script>"}": "<img src=x onerror=alert(4)>"}}'
     record = AuditRecord(
         at=NOW,

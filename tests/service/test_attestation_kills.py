@@ -122,7 +122,7 @@ class Stage:
 
     def check_records(self) -> None:
         """Every acknowledged write is in the store."""
-        store = AttestationStore.at(self.store, migrate=False)
+        store = AttestationStore.open(self.store, made=False)
         kept = {row["evidence_hash"] for row in store.export()}
         store.close()
         assert set(self.evidence) <= kept, "an appraisal is not in the record"

@@ -384,7 +384,7 @@ def test_the_audit_list_has_filters_and_pages_and_no_stored_script(
         evidence_hash="ab" * 32,
         claims=f'{{"{"<script>"}": 1}}',
     )
-    store = AttestationStore.at(Path(service.config.store))
+    store = AttestationStore.open(Path(service.config.store))
     store.record([hostile] * 60)
     store.close()
     browser.sign_in()

@@ -393,7 +393,7 @@ def test_every_appraisal_is_recorded(service: RunningAttestation, world: Simulat
     service.attest(enclave_quote(world))
     service.attest(enclave_quote(world, debug=True))
     service.attest(enclave_quote(world), draftPolicyForAttestation="version=1.0;authorizationrules{};")
-    store = AttestationStore.at(Path(service.config.store))
+    store = AttestationStore.open(Path(service.config.store))
     records = store.records()
     assert [record["verdict"] for record in records] == ["denied", "refused", "accepted"]
     assert {record["caller"] for record in records} == {"127.0.0.1"}

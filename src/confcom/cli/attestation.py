@@ -124,7 +124,7 @@ def revoke_key(key_id: str, store: Path) -> None:
     with needing("the store", "services,cli"):
         from confcom.services.attestation.attestation_store import AttestationStore
 
-    with closing(AttestationStore.at(store, migrate=False)) as opened:
+    with closing(AttestationStore.open(store, made=False)) as opened:
         if not opened.revoke_key(key_id, now()):
             raise ConfigError(f"no key {key_id!r} was published", advice="Key ids are the 'kid' of GET /certs.")
 
@@ -154,6 +154,6 @@ def audit(store: Path, kind: str | None, since: str | None, until: str | None, *
         until=None if until is None else parse_time(until, "--until"),
         **equal,
     )
-    with closing(AttestationStore.at(store, migrate=False)) as opened:
+    with closing(AttestationStore.open(store, made=False)) as opened:
         for row in opened.export(wanted):
             click.echo(msgspec.json.encode(row))

@@ -115,12 +115,12 @@ def test_failures_of_the_stores_are_counted(tmp_path: Path) -> None:
         with pytest.raises(CollateralError):
             store.document_keys()
         assert store.failures == 1
-    attestation = AttestationStore.at(tmp_path / "attestation.sqlite")
-    assert attestation.failures == 0
+    attestation = AttestationStore.open(tmp_path / "attestation.sqlite")
+    assert attestation.database.failures == 0
     _drop_tables(tmp_path / "attestation.sqlite")
     with pytest.raises(ConfigError):
         attestation.policy(AttestationType.SGX_ENCLAVE)
-    assert attestation.failures == 1
+    assert attestation.database.failures == 1
     attestation.close()
 
 

@@ -99,7 +99,7 @@ class AttestationMetrics(Collector):
         registry.register(self)
         registry.register(
             Reading("confcom_attestation_store_failures", "Transactions that the store refused.",
-                    lambda: store.failures, counter=True)
+                    lambda: store.database.failures, counter=True)
         )  # fmt: skip
         self.requests = Counter(
             "confcom_attestation_requests", "Attest calls by outcome.", ["type", "outcome"], registry=registry

@@ -81,7 +81,7 @@ async def serve(
                 return
         listener = _listener(config, None if kept is None else kept.tls, administrators.client_ca)
         certificate.served_by(listener.tls)
-        store = AttestationStore.at(Path(config.store))
+        store = AttestationStore.open(Path(config.store))
         stack.callback(store.close)
         source = _key_source(config.keys, simulated=simulated, clock=clock)
         overlap = timedelta(seconds=config.key_overlap)

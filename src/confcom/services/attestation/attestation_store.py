@@ -9,41 +9,38 @@ import asyncio
 import hashlib
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
-from sqlalchemy import event
-from sqlalchemy.exc import SQLAlchemyError
 
+from confcom.database.changes import announce
+from confcom.database.engine import Database, DatabaseAddress
+from confcom.database.revisions import Chain
 from confcom.errors import ConfigError
 from confcom.services.runtime.process import WorkerThreads
 from confcom.tokens.azure import AttestationType
 
-BUSY_TIMEOUT = 15.0
-"""Seconds that a writer waits for another process's write."""
 HELD_FOR = timedelta(minutes=1)
 """Between two notes that a replica still has a key."""
 FORGOTTEN_AT_ONCE = 5_000
 """Records that one transaction removes."""
+POLICIES, KEYS = "attestation.policies", "attestation.keys"
+"""Topics of announcements to other replicas."""
 
 Row = dict[str, Any]
+_ID = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 METADATA = sa.MetaData()
 """The tables after the newest revision; `migrations` makes them."""
 _POLICY_CHANGE = sa.Table(
     "policy_change",
     METADATA,
-    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("id", _ID, primary_key=True),
     sa.Column("at", sa.DateTime, nullable=False),
     sa.Column("administrator", sa.String(256), nullable=False),
     sa.Column("kind", sa.String(16), nullable=False, index=True),
@@ -54,7 +51,7 @@ _POLICY_CHANGE = sa.Table(
 _SIGNER_CHANGE = sa.Table(
     "signer_change",
     METADATA,
-    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("id", _ID, primary_key=True),
     sa.Column("at", sa.DateTime, nullable=False),
     sa.Column("administrator", sa.String(256), nullable=False),
     sa.Column("thumbprint", sa.String(40), nullable=False, index=True),
@@ -64,7 +61,7 @@ _SIGNER_CHANGE = sa.Table(
 _APPRAISAL = sa.Table(
     "appraisal",
     METADATA,
-    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("id", _ID, primary_key=True),
     sa.Column("at", sa.DateTime, nullable=False, index=True),
     sa.Column("kind", sa.String(16), nullable=False),
     sa.Column("caller", sa.String(64), nullable=False),
@@ -160,43 +157,55 @@ class RecordFilter:
 EVERY_RECORD = RecordFilter()
 
 
+CHAIN = Chain(
+    service="attestation",
+    versions="confcom.services.attestation:migrations/versions",
+    first_table="appraisal",
+)
+
+
 class AttestationStore:
     """The store; usable from several threads and processes. Changes have reached the disk when a method returns."""
 
-    def __init__(self, url: str, *, migrate: bool = True) -> None:
-        """Open it, and bring an older schema to the newest revision; without `migrate` an older one is refused."""
-        self.failures = 0
-        """Transactions that the database refused."""
-        try:
-            self._engine, self._audit = _engine(url, "FULL"), _engine(url, "NORMAL")
-            with self._change() as connection:
-                _bring_up_to_date(connection, url, migrate=migrate)
-        except SQLAlchemyError as error:
-            raise ConfigError(
-                f"the store cannot be opened: {url}: {_reason(error)}", advice="Name another one with --store."
-            ) from error
+    def __init__(self, database: Database) -> None:
+        """Of a database with the newest schema."""
+        self.database = database
 
     @classmethod
-    def at(cls, path: Path, *, migrate: bool = True) -> AttestationStore:
-        """A store in an SQLite file, made with its folder if it is not there; without `migrate` it has to be there."""
+    def open(cls, where: str | Path, *, made: bool = True) -> AttestationStore:
+        """The store at a path or in PostgreSQL.
+
+        An SQLite file is made with its folder if it is not there, and brought to the newest schema; without `made` it
+        has to be there and have it, as a database in PostgreSQL always has.
+
+        Raises:
+            ConfigError: there is no such store; it has another schema; `DatabaseError`: it cannot be used.
+        """
+        database = Database(DatabaseAddress.parse(where))
         try:
-            if migrate:
+            path = database.address.path
+            if made and path is not None:
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            elif not path.exists():
+                CHAIN.upgrade(database)
+            elif path is not None and not path.exists():
                 raise ConfigError(f"there is no store at {path}", advice="Name the store of the service (--store).")
+            else:
+                CHAIN.check(database)
         except OSError as error:
-            raise ConfigError(f"the folder of the store cannot be made: {path.parent}: {error.strerror}") from error
-        return cls(f"sqlite:///{path}", migrate=migrate)
+            raise ConfigError(f"the folder of the store cannot be made: {error.filename}: {error.strerror}") from error
+        except BaseException:
+            database.close()
+            raise
+        return cls(database)
 
     def close(self) -> None:
         """End the connections."""
-        self._engine.dispose()
-        self._audit.dispose()
+        self.database.close()
 
     def policy(self, kind: AttestationType) -> StoredPolicy | None:
         """The policy that was set; None where the default is in force."""
         newest = sa.select(_POLICY_CHANGE).where(_POLICY_CHANGE.c.kind == kind.value)
-        with self._read() as connection:
+        with self.database.read() as connection:
             row = connection.execute(newest.order_by(_POLICY_CHANGE.c.id.desc()).limit(1)).one_or_none()
         if row is None or row.jws is None:
             return None
@@ -208,24 +217,25 @@ class AttestationStore:
         if policy is not None:
             signer = policy.signer.public_bytes(Encoding.DER) if policy.signer else None
             values |= {"jws": policy.jws, "text": policy.text, "signer": signer}
-        with self._change() as connection:
+        with self.database.write() as connection:
             connection.execute(sa.insert(_POLICY_CHANGE).values(**values))
+            announce(connection, POLICIES)
 
     def signers(self) -> list[x509.Certificate]:
         """Certificates of the keys that may sign policies."""
-        with self._read() as connection:
+        with self.database.read() as connection:
             return _accepted(connection)
 
     def first_signer(self, certificate: x509.Certificate, at: datetime) -> None:
         """Accept a signer of the configuration, unless administrators have added or removed it before."""
-        with self._change() as connection:
+        with self.database.write("signers") as connection:
             seen = sa.select(_SIGNER_CHANGE.c.id).where(_SIGNER_CHANGE.c.thumbprint == thumbprint(certificate)).limit(1)
             if connection.execute(seen).first() is None:
                 connection.execute(sa.insert(_SIGNER_CHANGE).values(_signer_change(certificate, at, "", accepted=True)))
 
     def change_signer(self, certificate: x509.Certificate, at: datetime, *, accepted: bool, by: str = "") -> bool:
         """Accept policies that this certificate's key signed, or no longer; False, and no change, for the last one."""
-        with self._change() as connection:
+        with self.database.write("signers") as connection:
             if not accepted and _accepted(connection) == [certificate]:
                 return False
             connection.execute(sa.insert(_SIGNER_CHANGE).values(_signer_change(certificate, at, by, accepted=accepted)))
@@ -246,7 +256,7 @@ class AttestationStore:
             }
             for entry in entries
         ]
-        with self._change(self._audit) as connection:
+        with self.database.write(flushed=False) as connection:
             connection.execute(_INSERT_APPRAISAL, rows)
 
     def records(self, wanted: RecordFilter = EVERY_RECORD, *, before: int | None = None, limit: int = 100) -> list[Row]:
@@ -254,7 +264,7 @@ class AttestationStore:
         chosen = sa.select(_APPRAISAL).where(*wanted.conditions()).order_by(_APPRAISAL.c.id.desc()).limit(limit)
         if before is not None:
             chosen = chosen.where(_APPRAISAL.c.id < before)
-        with self._read() as connection:
+        with self.database.read() as connection:
             return [row._asdict() for row in connection.execute(chosen)]
 
     def export(self, wanted: RecordFilter = EVERY_RECORD, *, page: int = 1000) -> Iterator[Row]:
@@ -267,19 +277,20 @@ class AttestationStore:
     def forget_records(self, before: datetime) -> int:
         """Remove the oldest records from before that time, up to `FORGOTTEN_AT_ONCE`; how many there were."""
         oldest = sa.select(_APPRAISAL.c.id).where(_APPRAISAL.c.at < _plain(before)).order_by(_APPRAISAL.c.id)
-        with self._change(self._audit) as connection:
+        with self.database.write(flushed=False) as connection:
             chosen = _APPRAISAL.c.id.in_(oldest.limit(FORGOTTEN_AT_ONCE).scalar_subquery())
             return int(connection.execute(sa.delete(_APPRAISAL).where(chosen)).rowcount)
 
     def use_nonce(self, nonce: bytes, now: datetime, until: datetime) -> bool:
         """Whether the nonce, which is good until `until`, is used for the first time; it then is used up."""
         used = {"digest": hashlib.sha256(nonce).hexdigest(), "until": _plain(until)}
-        with self._change() as connection:
-            connection.execute(sa.delete(_USED_NONCE).where(_USED_NONCE.c.until < _plain(now)))
-            known = connection.execute(sa.select(_USED_NONCE).where(_USED_NONCE.c.digest == used["digest"])).first()
-            if known is None:
-                connection.execute(sa.insert(_USED_NONCE).values(**used))
-        return known is None
+        ended = sa.select(_USED_NONCE.c.digest).where(_USED_NONCE.c.until < _plain(now)).limit(FORGOTTEN_AT_ONCE)
+        with self.database.write() as connection:
+            # Replicas that forget at the same time leave each other's rows alone.
+            ended = ended.with_for_update(skip_locked=True)
+            connection.execute(sa.delete(_USED_NONCE).where(_USED_NONCE.c.digest.in_(ended.scalar_subquery())))
+            added = self.database.insert(connection, _USED_NONCE).values(**used).on_conflict_do_nothing()
+            return connection.execute(added.returning(_USED_NONCE.c.digest)).first() is not None
 
     def publish_keys(
         self, held: Mapping[str, str], now: datetime, *, since: datetime, renew: bool = False
@@ -291,7 +302,7 @@ class AttestationStore:
         """
         found = self._published(since)
         if renew or not all(key in found and now - found[key].held < HELD_FOR for key in held):
-            with self._change() as connection:
+            with self.database.write("signing keys") as connection:
                 known = set(connection.execute(sa.select(_SIGNING_KEY.c.key_id)).scalars())
                 for key_id, jwk in held.items():
                     values: Row = {"held": _plain(now)} | ({"jwk": jwk} if renew or key_id not in known else {})
@@ -301,18 +312,20 @@ class AttestationStore:
                     else:
                         added = sa.insert(_SIGNING_KEY).values(key_id=key_id, published=_plain(now), **values)
                         connection.execute(added)
+                announce(connection, KEYS)
             found = self._published(since)
         return {key_id: key for key_id, key in found.items() if not key.revoked}
 
     def revoke_key(self, key_id: str, at: datetime) -> bool:
         """Take a key out of every key set for good; False if it was never published."""
-        with self._change() as connection:
+        with self.database.write("signing keys") as connection:
+            announce(connection, KEYS)
             change = sa.update(_SIGNING_KEY).where(_SIGNING_KEY.c.key_id == key_id)
             return connection.execute(change.values(revoked=_plain(at))).rowcount == 1
 
     def _published(self, since: datetime) -> dict[str, PublishedKey]:
         chosen = sa.select(_SIGNING_KEY).where(_SIGNING_KEY.c.held >= _plain(since)).order_by(_SIGNING_KEY.c.published)
-        with self._read() as connection:
+        with self.database.read() as connection:
             return {
                 row.key_id: PublishedKey(
                     row.jwk, row.published.replace(tzinfo=UTC), row.held.replace(tzinfo=UTC), row.revoked is not None
@@ -322,34 +335,10 @@ class AttestationStore:
 
     def nonce_secret(self) -> bytes:
         """32 random bytes that every replica of the store shares; made at the first call."""
-        kept = sa.select(_SECRET.c.value).where(_SECRET.c.name == "nonce")
-        with self._change() as connection:
-            found = connection.execute(kept).scalar_one_or_none()
-            if found is None:
-                found = secrets.token_bytes(32)
-                connection.execute(sa.insert(_SECRET).values(name="nonce", value=found))
-        return bytes(found)
-
-    @contextmanager
-    def _read(self) -> Iterator[sa.Connection]:
-        with self._translated(), self._engine.begin() as connection:
-            yield connection
-
-    @contextmanager
-    def _change(self, engine: sa.Engine | None = None) -> Iterator[sa.Connection]:
-        """A transaction that excludes other writers."""
-        with self._translated(), (engine or self._engine).begin() as connection:
-            if connection.dialect.name == "sqlite":
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            yield connection
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except SQLAlchemyError as error:
-            self.failures += 1
-            raise ConfigError(f"the store cannot be used: {_reason(error)}") from error
+        new = {"name": "nonce", "value": secrets.token_bytes(32)}
+        with self.database.write() as connection:
+            connection.execute(self.database.insert(connection, _SECRET).values(**new).on_conflict_do_nothing())
+            return bytes(connection.execute(sa.select(_SECRET.c.value)).scalar_one())
 
 
 HOLD = 0.005
@@ -427,54 +416,6 @@ def _signer_change(certificate: x509.Certificate, at: datetime, by: str, *, acce
     der = certificate.public_bytes(Encoding.DER)
     named = {"administrator": by[:256], "thumbprint": thumbprint(certificate), "certificate": der}
     return {"at": _plain(at), "accepted": accepted, **named}
-
-
-def _engine(url: str, synchronous: str) -> sa.Engine:
-    """FULL keeps what was committed through a power failure; NORMAL since the last checkpoint."""
-    engine = sa.create_engine(url)
-    if engine.dialect.name == "sqlite":
-
-        def settings(connection: Any, _: object) -> None:  # noqa: ANN401 - of the driver
-            cursor = connection.cursor()
-            cursor.execute(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT * 1000)}")
-            cursor.execute("PRAGMA journal_mode=WAL")
-            cursor.execute(f"PRAGMA synchronous={synchronous}")
-            cursor.close()
-
-        event.listen(engine, "connect", settings)
-    return engine
-
-
-def _bring_up_to_date(connection: sa.Connection, url: str, *, migrate: bool) -> None:
-    """Run the revisions that the store lacks, in the transaction of the connection."""
-    config = Config(attributes={"connection": connection})
-    config.set_main_option("script_location", "confcom.services.attestation:migrations")
-    script = ScriptDirectory.from_config(config)
-    found, newest = MigrationContext.configure(connection).get_current_revision(), script.get_current_head()
-    if found == newest:
-        return
-    known = {revision.revision for revision in script.walk_revisions()}
-    if found is not None and found not in known:
-        raise ConfigError(
-            f"{url} has the schema revision {found!r} of a newer confcom; this one knows revisions up to {newest!r}",
-            advice="Run the newer version, or name another store with --store.",
-        )
-    tables = set(sa.inspect(connection).get_table_names())
-    if found is None and tables and "appraisal" not in tables:
-        raise ConfigError(
-            f"{url} is the database of another program: it has the table {min(tables)!r}",
-            advice="Name another store with --store.",
-        )
-    if not migrate:
-        raise ConfigError(
-            f"{url} has an older schema (revision {found}), this confcom reads {newest!r}",
-            advice="Start the service once: it migrates its store.",
-        )
-    command.upgrade(config, "head")
-
-
-def _reason(error: SQLAlchemyError) -> str:
-    return str(getattr(error, "orig", None) or error).splitlines()[0]
 
 
 def _plain(time: datetime) -> datetime:

@@ -15,9 +15,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from confcom.database.engine import Database, DatabaseAddress
 from confcom.errors import ConfigError
 from confcom.services.attestation import attestation_store
 from confcom.services.attestation.attestation_store import (
+    CHAIN,
     METADATA,
     AttestationStore,
     AuditRecord,
@@ -46,10 +48,18 @@ INSERT INTO appraisal VALUES (7, '2026-11-02 00:00:00.000000', 'SgxEnclave', '19
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[AttestationStore]:
-    opened = AttestationStore.at(tmp_path / "store.sqlite")
+def store(database_address: str) -> Iterator[AttestationStore]:
+    opened = opened_store(database_address)
     yield opened
     opened.close()
+
+
+def opened_store(address: str | Path) -> AttestationStore:
+    """With the newest schema, which in PostgreSQL a command makes."""
+    database = Database(DatabaseAddress.parse(address))
+    CHAIN.upgrade(database)
+    database.close()
+    return AttestationStore.open(address)
 
 
 def _record(number: int, kind: AttestationType = SGX, verdict: str = "accepted") -> AuditRecord:
@@ -65,9 +75,8 @@ def _record(number: int, kind: AttestationType = SGX, verdict: str = "accepted")
     )
 
 
-def test_the_revisions_make_the_tables_that_are_used(tmp_path: Path, store: AttestationStore) -> None:
-    del store
-    with sa.create_engine(f"sqlite:///{tmp_path / 'store.sqlite'}").connect() as connection:
+def test_the_revisions_make_the_tables_that_are_used(store: AttestationStore) -> None:
+    with store.database.read() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, METADATA) == []
 
@@ -79,22 +88,20 @@ def test_a_store_of_the_first_release_is_migrated_with_what_it_holds(tmp_path: P
         old.executescript(FIRST_RELEASE)
         old.execute("INSERT INTO policy_signer VALUES (?, ?)", ("t", signer.public_bytes(Encoding.DER)))
     with pytest.raises(ConfigError, match="older schema"):
-        AttestationStore.at(path, migrate=False)
-    store = AttestationStore.at(path)
+        AttestationStore.open(path, made=False)
+    store = AttestationStore.open(path)
     assert store.policy(SGX) == StoredPolicy("the jws", "the text", None)
     assert store.signers() == [signer]
     assert [row["id"] for row in store.records()] == [7]
     store.close()
-    AttestationStore.at(path, migrate=False).close()
+    AttestationStore.open(path, made=False).close()
 
 
-def test_a_newer_store_is_refused(tmp_path: Path, store: AttestationStore) -> None:
-    store.close()
-    path = tmp_path / "store.sqlite"
-    with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+def test_a_newer_store_is_refused(database_address: str, store: AttestationStore) -> None:
+    with store.database.write() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(ConfigError, match="'9999' of a newer confcom; this one knows revisions up to") as refused:
-        AttestationStore.at(path)
+        AttestationStore.open(database_address)
     assert "newer version" in refused.value.advice()
 
 
@@ -103,12 +110,12 @@ def test_a_database_of_another_program_is_left_alone(tmp_path: Path) -> None:
     with sqlite3.connect(path) as other:
         other.execute("CREATE TABLE cookies (id INTEGER)")
     with pytest.raises(ConfigError, match="another program: it has the table 'cookies'"):
-        AttestationStore.at(path)
+        AttestationStore.open(path)
     (tmp_path / "text").write_text("no database" * 1000)
     with pytest.raises(ConfigError, match="not a database"):
-        AttestationStore.at(tmp_path / "text")
+        AttestationStore.open(tmp_path / "text")
     with pytest.raises(ConfigError, match="there is no store"):
-        AttestationStore.at(tmp_path / "none", migrate=False)
+        AttestationStore.open(tmp_path / "none", made=False)
     assert _tables(path) == ["cookies"]
 
 
@@ -118,7 +125,7 @@ def test_a_migration_that_fails_leaves_the_store_as_it_was(tmp_path: Path) -> No
         old.executescript(FIRST_RELEASE)
         old.execute("CREATE TABLE signer_change (stands INTEGER)")  # in the way of the second revision
     with pytest.raises(ConfigError, match="cannot be used"):
-        AttestationStore.at(path)
+        AttestationStore.open(path)
     assert _tables(path) == ["appraisal", "policy", "policy_signer", "signer_change"]
 
 
@@ -130,7 +137,7 @@ def test_replicas_that_start_at_once_migrate_once(tmp_path: Path) -> None:
 
     def start() -> None:
         try:
-            AttestationStore.at(path).close()
+            AttestationStore.open(path).close()
         except ConfigError as error:
             failures.append(error)
 
@@ -140,20 +147,20 @@ def test_replicas_that_start_at_once_migrate_once(tmp_path: Path) -> None:
     for thread in threads:
         thread.join(60)
     assert failures == []
-    store = AttestationStore.at(path, migrate=False)
+    store = AttestationStore.open(path, made=False)
     assert store.policy(SGX) is not None
     store.close()
 
 
-def test_policies_are_a_history_and_the_newest_is_in_force(tmp_path: Path, store: AttestationStore) -> None:
+def test_policies_are_a_history_and_the_newest_is_in_force(store: AttestationStore) -> None:
     store.set_policy(SGX, StoredPolicy("one", "1", None), NOW, by="alice")
     store.set_policy(SGX, StoredPolicy("two", "2", None), NOW, by="bob")
     assert store.policy(SGX) == StoredPolicy("two", "2", None)
     assert store.policy(TDX) is None
     store.set_policy(SGX, None, NOW, by="carol")
     assert store.policy(SGX) is None
-    with sqlite3.connect(tmp_path / "store.sqlite") as connection:
-        rows = connection.execute("SELECT administrator, jws FROM policy_change ORDER BY id").fetchall()
+    with store.database.read() as connection:
+        rows = connection.execute(sa.text("SELECT administrator, jws FROM policy_change ORDER BY id")).all()
     assert rows == [("alice", "one"), ("bob", "two"), ("carol", None)]
 
 
@@ -200,14 +207,16 @@ def test_records_end_after_their_time(store: AttestationStore, monkeypatch: pyte
     assert [row["evidence_hash"] for row in store.records()] == ["e4", "e3"]
 
 
-def test_a_nonce_is_used_once_and_forgotten_when_it_is_no_longer_good(tmp_path: Path, store: AttestationStore) -> None:
-    other = AttestationStore.at(tmp_path / "store.sqlite")
+def test_a_nonce_is_used_once_and_forgotten_when_it_is_no_longer_good(
+    database_address: str, store: AttestationStore
+) -> None:
+    other = AttestationStore.open(database_address)
     until = NOW + timedelta(minutes=5)
     assert store.use_nonce(b"n", NOW, until)
     assert not other.use_nonce(b"n", NOW, until)
     assert other.use_nonce(b"m", NOW + timedelta(minutes=6), until + timedelta(minutes=6))
-    with sqlite3.connect(tmp_path / "store.sqlite") as connection:
-        assert connection.execute("SELECT count(*) FROM used_nonce").fetchone() == (1,)
+    with store.database.read() as connection:
+        assert connection.execute(sa.text("SELECT count(*) FROM used_nonce")).scalar() == 1
     assert len(store.nonce_secret()) == 32
     assert other.nonce_secret() == store.nonce_secret()
     other.close()

@@ -42,7 +42,7 @@ class Replica:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[AttestationStore]:
-    opened = AttestationStore.at(tmp_path / "store.sqlite")
+    opened = AttestationStore.open(tmp_path / "store.sqlite")
     yield opened
     opened.close()
 
@@ -149,7 +149,7 @@ def test_a_revoked_key_neither_signs_nor_is_published(replica: Replica, store: A
 
 
 def test_replicas_publish_each_others_keys(tmp_path: Path, store: AttestationStore, replica: Replica) -> None:
-    other_store = AttestationStore.at(tmp_path / "store.sqlite")
+    other_store = AttestationStore.open(tmp_path / "store.sqlite")
     other = Replica(tmp_path / "other", other_store, replica.clock)
     replica.after(timedelta(seconds=5))
     assert set(replica.published()) == set(other.published())

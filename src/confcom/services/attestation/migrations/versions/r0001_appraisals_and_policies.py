@@ -29,7 +29,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "appraisal",
-        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
         sa.Column("at", sa.DateTime, nullable=False, index=True),
         sa.Column("kind", sa.String(16), nullable=False),
         sa.Column("caller", sa.String(64), nullable=False),

@@ -11,7 +11,7 @@ def upgrade() -> None:
     """Turn the policies in force into the first changes. Earlier stores kept no administrator, so the name is empty."""
     op.create_table(
         "policy_change",
-        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
         sa.Column("at", sa.DateTime, nullable=False),
         sa.Column("administrator", sa.String(256), nullable=False),
         sa.Column("kind", sa.String(16), nullable=False, index=True),
@@ -26,7 +26,7 @@ def upgrade() -> None:
     op.drop_table("policy")
     op.create_table(
         "signer_change",
-        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
         sa.Column("at", sa.DateTime, nullable=False),
         sa.Column("administrator", sa.String(256), nullable=False),
         sa.Column("thumbprint", sa.String(40), nullable=False, index=True),

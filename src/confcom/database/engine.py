@@ -1,0 +1,273 @@
+"""Where a service keeps its data: the address, transactions, and what failures mean, for SQLite and PostgreSQL.
+
+Statements are SQLAlchemy Core and the same on both. A transaction that returned is on the disk. Every wait ends: for a
+connection, for another writer, for an answer. After a failure the next transaction uses a new connection.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from ssl import get_default_verify_paths
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from confcom.errors import ConfigError, DatabaseDamaged, DatabaseError, DatabaseUnavailable
+
+BUSY_TIMEOUT = 10.0
+"""Seconds that a transaction waits for a connection of the pool, or for another writer."""
+CONNECTIONS = 10
+"""The most connections of one `Database`; one more listens for changes."""
+_NOT_IN_URL = ("hostaddr", "password", "service", "sslpassword", "user")
+_RIGHTS = "Check the path or the role, its permissions (SQLite's folder must be writable too), and the space there."
+_LATER = "Try again in a moment."
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseAddress:
+    """A path of an SQLite file, or the URL of a PostgreSQL database. As text it has no password."""
+
+    url: sa.URL
+
+    @classmethod
+    def parse(cls, text: str | Path) -> DatabaseAddress:
+        """A path, or `postgresql://USER[:PASSWORD]@HOST[:PORT]/DATABASE[?PARAMETER=VALUE…]` with libpq's parameters.
+
+        Except on this machine the server is known by its certificate (`sslmode=verify-full`): its name, and an
+        authority of `sslrootcert`, of PGSSLROOTCERT, or of the system.
+
+        Raises:
+            ConfigError: it is no such URL, or its connection would not be protected.
+        """
+        if not str(text).startswith(("postgresql:", "postgres:")):
+            return cls(sa.URL.create("sqlite", database=str(text)))
+        try:
+            url = sa.make_url(str(text)).set(drivername="postgresql+psycopg")
+        except (SQLAlchemyError, ValueError):
+            raise ConfigError(  # without the text, which may have a password in it
+                "the URL of the database cannot be read",
+                advice="Write postgresql://USER@HOST:PORT/DATABASE; percent-encode special characters of a password.",
+            ) from None
+        return cls(_protected(url))
+
+    @property
+    def path(self) -> Path | None:
+        """The SQLite file; None for PostgreSQL."""
+        return Path(str(self.url.database)) if self.url.drivername == "sqlite" else None
+
+    def __str__(self) -> str:
+        """The path, or the URL without password and parameters."""
+        if self.path is not None:
+            return str(self.path)
+        hosts = ",".join(_hosts(self.url))
+        user = f"{self.url.username}@" if self.url.username else ""
+        port = f":{self.url.port}" if self.url.port else ""
+        return f"postgresql://{user}{hosts}{port}/{self.url.database or ''}"
+
+    __repr__ = __str__
+
+
+class Database:
+    """Transactions of one database; usable from several threads. Nothing is opened before the first transaction."""
+
+    def __init__(self, address: DatabaseAddress, *, busy_timeout: float = BUSY_TIMEOUT) -> None:
+        """`busy_timeout`: see `BUSY_TIMEOUT`."""
+        self.address = address
+        self.failures = 0
+        """Transactions that the database refused or did not answer."""
+        self._busy_timeout = busy_timeout
+        self._writing = threading.Lock()
+        if address.path is None:
+            try:
+                from confcom.database.postgresql import engine
+            except ImportError as error:
+                raise ConfigError("PostgreSQL needs psycopg", advice="Install confcom[postgres].") from error
+            self.engine = engine(address.url, connections=CONNECTIONS, busy_timeout=busy_timeout)
+        else:
+            self.engine = sa.create_engine(address.url, max_overflow=CONNECTIONS, pool_timeout=busy_timeout)
+            event.listen(self.engine, "connect", self._prepare)
+
+    @property
+    def shared(self) -> bool:
+        """Whether replicas on other machines may write too (PostgreSQL)."""
+        return self.address.path is None
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """A connection with one consistent view; `DatabaseError` if there is none."""
+        with self._translated(), self.engine.connect() as connection:
+            if self.shared:
+                connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            else:
+                connection.exec_driver_sql("BEGIN")
+            yield connection
+
+    @contextmanager
+    def write(self, alone: str = "", *, flushed: bool = True) -> Iterator[sa.Connection]:
+        """A connection in a transaction: all of it is kept when the block ends well, none of it otherwise.
+
+        Transactions with the same `alone` exclude each other, on every replica; SQLite's always do. `flushed=False`
+        spares SQLite the wait for the disk: a power failure may then undo it, the end of a process does not.
+        """
+        with self._translated(), self._turn(), self.engine.connect() as connection:
+            if not self.shared:
+                connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if flushed else 'NORMAL'}")
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            elif alone:
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_lock_of(alone))))
+            yield connection
+            connection.commit()
+
+    @staticmethod
+    def insert(connection: sa.Connection, table: sa.Table) -> postgresql.Insert:
+        """An insert with `on_conflict_do_nothing` and `on_conflict_do_update`, which both engines have."""
+        found: Any = postgresql if connection.dialect.name == "postgresql" else sqlite
+        return found.insert(table)  # type: ignore[no-any-return]
+
+    def check(self) -> None:
+        """Read the whole SQLite file and compare tables with indexes; `DatabaseDamaged`. PostgreSQL checks itself."""
+        if self.shared:
+            return
+        with self.read() as connection:
+            found = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalar()
+            broken = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
+        if found != "ok" or broken is not None:
+            raise DatabaseDamaged(f"the database {self.address} is damaged: {found}")
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.engine.dispose()
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One writer at a time in this process: SQLite's own way to wait for another is to look again and again."""
+        if self.shared:
+            yield
+            return
+        if not self._writing.acquire(timeout=self._busy_timeout):
+            raise DatabaseUnavailable(f"the database {self.address} is busy with another write", advice=_LATER)
+        try:
+            yield
+        finally:
+            self._writing.release()
+
+    def _prepare(self, connection: sqlite3.Connection, _: object) -> None:
+        connection.isolation_level = None  # transactions begin where this module says so
+        for setting in (
+            f"busy_timeout={int(self._busy_timeout * 1000)}", "journal_mode=WAL", "foreign_keys=ON",
+            "trusted_schema=OFF",
+        ):  # fmt: skip
+            connection.execute(f"PRAGMA {setting}")
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except SQLAlchemyError as error:
+            self.failures += 1
+            raise database_error(error, self.address) from error
+        except DatabaseError:
+            self.failures += 1
+            raise
+
+
+def database_error(error: SQLAlchemyError, address: DatabaseAddress) -> DatabaseError:
+    """The error of ours: unavailable (busy, unreachable), damaged, or without rights, space or schema."""
+    cause = getattr(error, "orig", None)
+    reason = (str(cause or error).strip() or type(error).__name__).splitlines()[0]
+    code = getattr(cause, "sqlite_errorcode", None)
+    kind = _sqlite_fault(code & 0xFF) if code is not None else _postgresql_fault(error)
+    if kind == "busy":
+        return DatabaseUnavailable(f"the database {address} is busy: {reason}", advice=_LATER)
+    if kind == "unreachable":
+        return DatabaseUnavailable(
+            f"the database {address} does not answer: {reason}",
+            advice="Check that the server runs, and its address, credentials and certificate. Connections are made "
+            "again by themselves.",
+        )
+    if kind == "damaged":
+        return DatabaseDamaged(f"the database {address} is damaged: {reason}")
+    return DatabaseError(f"the database {address} cannot be used: {reason}", advice=_RIGHTS)
+
+
+def _sqlite_fault(code: int) -> str:
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return "busy"
+    return "damaged" if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) else "refused"
+
+
+_SQLSTATES: Mapping[str, str] = {
+    "08": "unreachable",  # connection exceptions
+    "57P": "unreachable",  # the server stops or starts
+    "40": "busy",  # serialization failures, deadlocks
+    "55P03": "busy",  # a lock was not to be had in time
+    "57014": "busy",  # a statement took too long
+    "533": "busy",  # too many connections
+    "XX001": "damaged",
+    "XX002": "damaged",
+}
+"""Beginnings of SQLSTATE (PostgreSQL, appendix A)."""
+
+
+def _postgresql_fault(error: SQLAlchemyError) -> str:
+    if isinstance(error, PoolTimeout):
+        return "busy"
+    state = getattr(getattr(error, "orig", None), "sqlstate", None)
+    if state is None:  # libpq's own: no connection, or it broke
+        return "unreachable" if isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError)) else "refused"
+    return next((kind for start, kind in _SQLSTATES.items() if state.startswith(start)), "refused")
+
+
+def _lock_of(name: str) -> sa.ColumnElement[int]:
+    return sa.func.hashtextextended(f"confcom {name}", 0)
+
+
+def _protected(url: sa.URL) -> sa.URL:
+    if refused := [name for name in _NOT_IN_URL if name in url.query]:
+        raise ConfigError(
+            f"the URL of the database has the parameter {refused[0]!r}",
+            advice="Name the host, the user and the password before the path: postgresql://USER:PASSWORD@HOST/DATABASE.",
+        )
+    if not (hosts := _hosts(url)):
+        raise ConfigError("the URL of the database names no host", advice="Write postgresql://USER@HOST/DATABASE.")
+    if all(map(_on_this_machine, hosts)):
+        return url
+    if url.query.get("sslmode", "verify-full") != "verify-full":
+        raise ConfigError(
+            f"the URL of the database has sslmode={url.query['sslmode']}, which lets another server take its place",
+            advice="Leave sslmode out (verify-full), and name the server's authority with sslrootcert=FILE.",
+        )
+    return url.update_query_dict({"sslmode": "verify-full", "gssencmode": "disable"} | _authority(url))
+
+
+def _authority(url: sa.URL) -> dict[str, str]:
+    import os
+
+    if "sslrootcert" in url.query or "PGSSLROOTCERT" in os.environ:
+        return {}
+    paths = get_default_verify_paths()
+    return {"sslrootcert": paths.cafile or paths.openssl_cafile}
+
+
+def _hosts(url: sa.URL) -> list[str]:
+    """Libpq takes several, to try one after the other."""
+    given = url.query.get("host", ())
+    return [url.host] if url.host else [given] if isinstance(given, str) else list(given)
+
+
+def _on_this_machine(host: str) -> bool:
+    if host.startswith("/") or host == "localhost":
+        return True
+    with suppress(ValueError):
+        return ip_address(host).is_loopback
+    return False

@@ -1,0 +1,1 @@
+"""Alembic's entry point for every chain of revisions."""

@@ -1,0 +1,87 @@
+"""The schema of a service's database: a chain of revisions, each run once, by one process at a time.
+
+An SQLite file is brought up to date by the service that opens it. In PostgreSQL a command does so, with a role that
+may change the schema; services have a role that may not, and refuse another revision.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from confcom.database.engine import Database
+from confcom.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """The revisions of one service."""
+
+    service: str
+    """As on the command line: `confcom SERVICE migrate`."""
+    versions: str
+    """Package with one module per revision, as PACKAGE:FOLDER."""
+    first_table: str
+    """A table that stores from before the chain have too; a database with other tables alone is another program's."""
+    version_table: str = "alembic_version"
+
+    def upgrade(self, database: Database) -> str:
+        """Run the revisions that the database lacks, all or none; the revision before, empty for a new database.
+
+        Raises:
+            ConfigError: the database is a newer confcom's or another program's.
+            DatabaseError: it cannot be used.
+        """
+        with database.write(f"schema of {self.service}") as connection:
+            found = self._found(database, connection)
+            if found != self.newest:
+                command.upgrade(self._config(connection), "head")
+        return found
+
+    def check(self, database: Database) -> None:
+        """Refuse another revision than the newest with a `ConfigError`."""
+        with database.read() as connection:
+            found = self._found(database, connection)
+        if found != self.newest:
+            how = f"Run `confcom {self.service} migrate` with a role that may change the schema."
+            raise ConfigError(
+                f"{database.address} has an older schema ({found or 'without a revision'}), this confcom uses "
+                f"{self.newest!r}",
+                advice=how if database.shared else "Start the service once: it migrates its store.",
+            )
+
+    @property
+    def newest(self) -> str:
+        """The revision that this confcom uses."""
+        return str(ScriptDirectory.from_config(self._config()).get_current_head())
+
+    def _found(self, database: Database, connection: sa.Connection) -> str:
+        opts = {"version_table": self.version_table}
+        found = MigrationContext.configure(connection, opts=opts).get_current_revision()
+        script = ScriptDirectory.from_config(self._config())
+        if found is not None and found not in {each.revision for each in script.walk_revisions()}:
+            raise ConfigError(
+                f"{database.address} has the schema revision {found!r} of a newer confcom; this one knows revisions "
+                f"up to {self.newest!r}",
+                advice="Run the newer version, or name another database with --store.",
+            )
+        tables = set(sa.inspect(connection).get_table_names())
+        if found is None and tables and self.first_table not in tables:
+            raise ConfigError(
+                f"{database.address} is the database of another program: it has the table {min(tables)!r}",
+                advice="Name another database with --store.",
+            )
+        return found or ""
+
+    def _config(self, connection: sa.Connection | None = None) -> Config:
+        configure = {"connection": connection, "version_table": self.version_table}
+        config = Config(attributes={"configure": configure})
+        config.set_main_option("script_location", "confcom.database:migrations")
+        config.set_main_option("version_locations", self.versions)
+        config.set_main_option("path_separator", "newline")
+        return config

@@ -1,0 +1,236 @@
+"""What both engines promise: transactions, exclusion, waits that end, errors of ours, changes that are told."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from confcom.database.changes import Leases, Watch, announce, lease_table
+from confcom.database.engine import Database, DatabaseAddress
+from confcom.errors import ConfigError, DatabaseDamaged, DatabaseError, DatabaseUnavailable
+
+NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
+WAIT = 60
+METADATA = sa.MetaData()
+NUMBERS = sa.Table("numbers", METADATA, sa.Column("number", sa.Integer, primary_key=True))
+LEASE = lease_table(METADATA)
+
+
+@pytest.fixture
+def database(database_address: str) -> Iterator[Database]:
+    opened = Database(DatabaseAddress.parse(database_address), busy_timeout=0.3)
+    with opened.write("tables") as connection:
+        METADATA.create_all(connection)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def other(database: Database) -> Iterator[Database]:
+    """Another process's view of the same database."""
+    opened = Database(database.address, busy_timeout=0.3)
+    yield opened
+    opened.close()
+
+
+def numbers(database: Database) -> list[int]:
+    with database.read() as connection:
+        return list(connection.execute(sa.select(NUMBERS.c.number).order_by(NUMBERS.c.number)).scalars())
+
+
+def test_a_write_is_kept_whole_or_not_at_all(database: Database, other: Database) -> None:
+    with database.write() as connection:
+        connection.execute(sa.insert(NUMBERS), [{"number": 1}, {"number": 2}])
+    with pytest.raises(DatabaseError), database.write() as connection:
+        connection.execute(sa.insert(NUMBERS), [{"number": 3}, {"number": 1}])
+    assert numbers(other) == [1, 2]
+    assert database.failures == 1
+
+
+def test_a_read_has_one_view(database: Database, other: Database) -> None:
+    with database.read() as connection:
+        assert connection.execute(sa.select(NUMBERS)).all() == []
+        with other.write() as writing:
+            writing.execute(sa.insert(NUMBERS), {"number": 1})
+        assert connection.execute(sa.select(NUMBERS)).all() == []
+    assert numbers(database) == [1]
+
+
+def test_a_read_changes_nothing(database: Database) -> None:
+    if database.shared:
+        with pytest.raises(DatabaseError, match="read-only"), database.read() as connection:
+            connection.execute(sa.insert(NUMBERS), {"number": 1})
+    else:
+        with database.read() as connection:
+            connection.execute(sa.insert(NUMBERS), {"number": 1})
+    assert numbers(database) == []
+
+
+def test_writers_that_exclude_each_other_wait_and_then_give_up(database: Database, other: Database) -> None:
+    with database.write("the same") as connection:
+        connection.execute(sa.insert(NUMBERS), {"number": 1})
+        with pytest.raises(DatabaseUnavailable, match="busy") as refused, other.write("the same"):
+            pytest.fail("two at a time")
+    assert other.failures == 1
+    assert refused.value.advice() == "Try again in a moment."
+    with other.write("the same") as connection:
+        connection.execute(sa.insert(NUMBERS), {"number": 2})
+    assert numbers(database) == [1, 2]
+
+
+def test_an_error_does_not_cling_to_the_connection(database: Database) -> None:
+    for _ in range(20):
+        with pytest.raises(DatabaseError), database.write() as connection:
+            connection.execute(sa.text("SELECT nothing FROM nowhere"))
+    assert numbers(database) == []
+
+
+def test_another_one_has_a_lease_when_it_was_given_back_or_ran_out(database: Database, other: Database) -> None:
+    mine, theirs = Leases(database, LEASE, "me"), Leases(other, LEASE, "they")
+    minute = timedelta(minutes=1)
+    assert mine.take("round", NOW, minute)
+    assert not theirs.take("round", NOW + minute / 2, minute)
+    assert theirs.take("another", NOW, minute)
+    assert mine.take("round", NOW + minute / 2, minute)
+    theirs.release("round")
+    assert not theirs.take("round", NOW + minute, minute)
+    assert theirs.take("round", NOW + 1.5 * minute, minute)
+    theirs.release("round")
+    assert mine.take("round", NOW + 1.5 * minute, minute)
+
+
+def test_a_watch_hears_of_changes_by_others(database: Database, other: Database) -> None:
+    heard: queue.Queue[str] = queue.Queue()
+    watch = Watch(database, heard.put)
+    try:
+        assert heard.get(timeout=WAIT) == ""  # what was before
+        with other.write() as connection:
+            connection.execute(sa.insert(NUMBERS), {"number": 1})
+            announce(connection, "numbers")
+        assert heard.get(timeout=WAIT) == ("numbers" if database.shared else "")
+        assert numbers(database) == [1]
+    finally:
+        watch.close()
+
+
+def test_a_watch_looks_by_itself_and_survives_mistakes(database: Database) -> None:
+    calls: queue.Queue[str] = queue.Queue()
+
+    def changed(topic: str) -> None:
+        calls.put(topic)
+        raise ValueError("a mistake")
+
+    watch = Watch(database, changed, poll=0.1)
+    try:
+        assert [calls.get(timeout=WAIT) for _ in range(3)] == ["", "", ""]
+    finally:
+        watch.close()
+
+
+def test_threads_share_a_database(database: Database) -> None:
+    failures: list[Exception] = []
+
+    def add(number: int) -> None:
+        try:
+            with database.write("numbers") as connection:
+                newest = connection.execute(sa.select(sa.func.max(NUMBERS.c.number))).scalar() or 0
+                connection.execute(sa.insert(NUMBERS), {"number": newest + 1})
+        except DatabaseUnavailable:
+            add(number)
+        except Exception as error:  # noqa: BLE001 - for the test
+            failures.append(error)
+
+    threads = [threading.Thread(target=add, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT)
+    assert failures == []
+    assert numbers(database) == list(range(1, 17))
+
+
+def test_files_that_are_no_database_or_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no database" * 1000)
+    with pytest.raises(DatabaseDamaged, match="not a database"), Database(_at(tmp_path / "text")).read():
+        pass
+    missing = Database(_at(tmp_path / "no" / "file"))
+    with pytest.raises(DatabaseError, match="unable to open") as refused, missing.read():
+        pass
+    assert "permissions" in refused.value.advice()
+
+
+def test_a_damaged_file_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    database = Database(_at(path))
+    with database.write() as connection:
+        METADATA.create_all(connection)
+        connection.execute(sa.insert(NUMBERS), [{"number": number} for number in range(5000)])
+    database.check()
+    database.close()
+    content = bytearray(path.read_bytes())
+    content[8192:12288] = bytes(4096)
+    path.write_bytes(content)
+    with pytest.raises(DatabaseDamaged, match="is damaged"):
+        Database(_at(path)).check()
+
+
+def test_a_server_that_is_not_there() -> None:
+    pytest.importorskip("psycopg")
+    database = Database(DatabaseAddress.parse("postgresql://me:secret@127.0.0.1:1/store"))
+    with pytest.raises(DatabaseUnavailable, match="does not answer") as refused, database.read():
+        pass
+    assert "secret" not in str(refused.value)
+    assert "postgresql://me@127.0.0.1:1/store" in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "more"),
+    [
+        ("/var/lib/confcom/a%20?b.sqlite", "/var/lib/confcom/a%20?b.sqlite", {}),
+        ("postgresql://u:p%40w@localhost/db", "postgresql://u@localhost/db", {}),
+        ("postgres://u:pw@[::1]:5433/db", "postgresql://u@::1:5433/db", {}),
+        ("postgresql://u@/db?host=/run/postgresql", "postgresql://u@/run/postgresql/db", {}),
+        ("postgresql://u:pw@db.example/db", "postgresql://u@db.example/db", {"sslmode": "verify-full"}),
+        (
+            "postgresql://u:pw@db.example:5433/db?sslmode=verify-full&sslrootcert=/ca.pem",
+            "postgresql://u@db.example:5433/db",
+            {"sslmode": "verify-full", "sslrootcert": "/ca.pem"},
+        ),
+    ],
+)
+def test_addresses(text: str, shown: str, more: dict[str, str]) -> None:
+    address = DatabaseAddress.parse(text)
+    assert (str(address), repr(address)) == (shown, shown)
+    assert more.items() <= dict(address.url.query).items()
+    if "db.example" in text:
+        assert address.url.query["sslrootcert"]
+        assert address.url.query["gssencmode"] == "disable"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("postgresql://u:secret@db:port/db", "cannot be read"),
+        ("postgresql:u:secret", "cannot be read"),
+        ("postgresql:///db", "names no host"),
+        ("postgresql://u:secret@db/db?sslmode=require", "sslmode=require"),
+        ("postgresql://u:secret@db/db?sslmode=disable", "sslmode=disable"),
+        ("postgresql://u@localhost/db?password=secret", "parameter 'password'"),
+        ("postgresql://u@localhost/db?hostaddr=192.0.2.1", "parameter 'hostaddr'"),
+        ("postgresql://u@/db?host=localhost&host=db&sslmode=prefer", "sslmode=prefer"),
+    ],
+)
+def test_addresses_that_are_refused(text: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason) as refused:
+        DatabaseAddress.parse(text)
+    assert "secret" not in f"{refused.value.message} {refused.value.advice()}"
+
+
+def _at(path: Path) -> DatabaseAddress:
+    return DatabaseAddress.parse(path)
