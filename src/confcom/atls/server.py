@@ -1,0 +1,146 @@
+"""The server's side: an `ssl.SSLContext` that shows an issuer's certificate, and one of its own to those who ask."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterable
+from typing import Self
+
+from confcom.atls.client import PresentingContext, nonce_of_name
+from confcom.atls.issuer import IssuedCertificate, Issuer
+from confcom.errors import ConfcomError, ConfigError
+
+FRESH_PER_SECOND = 10.0
+WAIT = 2.0
+"""Seconds that a handshake waits for its quote."""
+AT_A_TIME = 2
+"""Quotes for handshakes that may be in work, or stuck, at a time."""
+
+_log = logging.getLogger("confcom.atls")
+
+
+class ServerContext(PresentingContext):
+    """An `ssl.SSLContext` for servers: it shows the issuer's current certificate. TLS 1.3 only, without tickets.
+
+    A client of ours that asks for fresh evidence (`ClientContext(…, fresh=True)`) gets a certificate with its nonce:
+    at most `fresh_per_second` (0: none), each at most `WAIT` seconds, else the handshake is refused. The thread that
+    makes the handshake waits for the quote; an event loop stands still meanwhile.
+
+    What is set for certificates of clients (`verify_mode`, `load_verify_locations`) has its usual meaning: ordinary
+    certificates of an authority work. The standard library's servers cannot take self-signed ones, attested or not.
+    """
+
+    def __new__(cls, issuer: Issuer, **_: object) -> Self:  # noqa: ARG004
+        """Make the context of the standard library."""
+        return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
+
+    def __init__(self, issuer: Issuer, *, fresh_per_second: float = FRESH_PER_SECOND) -> None:
+        if fresh_per_second < 0:
+            raise ConfigError(f"fresh_per_second: {fresh_per_second} is negative")
+        self._protocols: list[str] = []
+        self._rate, self._saved, self._counted = fresh_per_second, fresh_per_second, time.monotonic()
+        self._free = threading.BoundedSemaphore(AT_A_TIME)
+        self._count = threading.Lock()
+        _end_resumption(self)
+        self._present(issuer)
+        self._own: Issuer = issuer
+        self.sni_callback = self._on_name
+
+    def set_alpn_protocols(self, alpn_protocols: Iterable[str]) -> None:
+        """As the standard library's."""
+        self._protocols = list(alpn_protocols)
+        super().set_alpn_protocols(self._protocols)
+
+    def wrap_socket(
+        self,
+        sock: socket.socket,
+        server_side: bool = False,
+        do_handshake_on_connect: bool = True,
+        suppress_ragged_eofs: bool = True,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLSocket:
+        """As the standard library's, for servers only."""
+        self._check_use(server_side, server_hostname, session)
+        return super().wrap_socket(sock, True, do_handshake_on_connect, suppress_ragged_eofs)
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        """As the standard library's, for servers only."""
+        self._check_use(server_side, server_hostname, session)
+        return super().wrap_bio(incoming, outgoing, True)
+
+    def _check_use(self, server_side: bool, *others: object) -> None:
+        if not server_side or any(others):
+            raise ConfigError("a ServerContext only serves", advice="Use ClientContext(policy, …) for clients.")
+        self._check_version()
+
+    def _on_name(self, connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> int | None:
+        """Called by OpenSSL with the name that the client sent, or None; a number is the alert to end with."""
+        nonce = nonce_of_name(name)
+        if nonce is None:
+            return None
+        made = self._fresh(nonce)
+        if made is None:
+            return ssl.AlertDescription.ALERT_DESCRIPTION_INTERNAL_ERROR
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        _end_resumption(context)
+        if self._protocols:
+            context.set_alpn_protocols(self._protocols)
+        if anchors := self.get_ca_certs(binary_form=True):
+            context.load_verify_locations(cadata=b"".join(anchors))
+        made.load_into(context)
+        connection.context = context
+        return None
+
+    def _fresh(self, nonce: bytes) -> IssuedCertificate | None:
+        """The certificate for a nonce; None where there are too many requests, or no quote in time."""
+        if not self._take():
+            _log.warning("fresh evidence refused: more than %g requests in a second", self._rate)
+            return None
+        if not self._free.acquire(blocking=False):
+            _log.warning("fresh evidence refused: %d quotes are in work", AT_A_TIME)
+            return None
+        made: list[IssuedCertificate] = []
+
+        def work() -> None:
+            try:
+                made.append(self._own.fresh(nonce))
+            except ConfcomError as error:
+                _log.warning("no fresh evidence (%s): %s", error.code, error)
+            finally:
+                self._free.release()
+
+        thread = threading.Thread(target=work, name="confcom-atls-quote", daemon=True)
+        thread.start()
+        thread.join(WAIT)
+        if thread.is_alive():
+            _log.warning("no fresh evidence within %g s", WAIT)
+        return made[0] if made else None
+
+    def _take(self) -> bool:
+        """Spend one of the requests that the rate allows; unused ones of one second are saved."""
+        with self._count:
+            now = time.monotonic()
+            self._saved = min(max(self._rate, 1.0), self._saved + (now - self._counted) * self._rate)
+            self._counted = now
+            if self._rate == 0 or self._saved < 1:
+                return False
+            self._saved -= 1
+            return True
+
+
+def _end_resumption(context: ssl.SSLContext) -> None:
+    context.options |= ssl.OP_NO_TICKET
+    context.num_tickets = 0
