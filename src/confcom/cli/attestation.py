@@ -33,7 +33,9 @@ def attestation() -> None:
 @click.option("--tls-key", metavar="PEM", help="Its key.")
 @click.option("--insecure-http", is_flag=True, default=None, help="Serve without TLS.")
 @click.option("--url", metavar="URL", help="URL by which clients come: issuer of tokens.  [default: from --listen]")
-@click.option("--store", metavar="PATH", help="Policies and audit.  [default: /var/lib/confcom/attestation.sqlite]")
+@click.option(
+    "--store", metavar="PATH-OR-URL", help="Policies and audit.  [default: /var/lib/confcom/attestation.sqlite]"
+)
 @click.option("--keys", metavar="DIR-OR-URI", help="Signing keys.  [default: /var/lib/confcom/attestation-keys]")
 @click.option("--attest-keys", is_flag=True, default=None, help="Have this process's enclave vouch for the keys.")
 @click.option("--machine", "simulated_machine", metavar="FILE", help="Have a simulated enclave vouch for them.")
@@ -85,12 +87,30 @@ attestation.add_command(serve)
 
 _store = click.option(
     "--store",
-    metavar="PATH",
-    type=click.Path(path_type=Path),
-    default=Path("/var/lib/confcom/attestation.sqlite"),
+    metavar="PATH-OR-URL",
+    envvar="CONFCOM_ATTESTATION_SERVICE_STORE",
+    show_envvar=True,
+    default="/var/lib/confcom/attestation.sqlite",
     show_default=True,
-    help="The store of the service, which may be running.",
+    help="The store of the service, which may be running: a file, or postgresql://USER[:PASSWORD]@HOST/DATABASE.",
 )
+
+
+@attestation.command()
+@_store
+@click.option("--from", "source", metavar="PATH", type=click.Path(path_type=Path), help="Copy this SQLite file too.")
+@click.option("--role", metavar="NAME", help="Role of PostgreSQL as which the service runs; it gets its rights.")
+def migrate(store: str, source: Path | None, role: str | None) -> None:
+    """Bring the schema of a store up to date, and copy a store of SQLite into one of PostgreSQL.
+
+    In PostgreSQL this needs a role that may change the schema; the service does not. Stop the service before it is
+    copied. An interrupted command can be run again.
+    """
+    with needing("the store", "services,cli,postgres"):
+        from confcom.cli.databases import migrate_database
+        from confcom.services.attestation.attestation_store import CHAIN
+
+    migrate_database(CHAIN, store, source, role)
 
 
 @attestation.command("new-keys")
@@ -115,7 +135,7 @@ def new_keys(folder: Path, simulated: bool) -> None:
 @attestation.command("revoke-key")
 @click.argument("key_id", metavar="KEY-ID")
 @_store
-def revoke_key(key_id: str, store: Path) -> None:
+def revoke_key(key_id: str, store: str) -> None:
     """Take a signing key out of every key set, for good.
 
     For a key KEY-ID that is in the wrong hands. Running replicas follow within seconds. Relying parties learn of it
@@ -138,7 +158,7 @@ def revoke_key(key_id: str, store: Path) -> None:
 @click.option("--evidence-hash", metavar="HEX", help="SHA-256 of the evidence as it was sent.")
 @click.option("--since", metavar="RFC3339", help="Records from this time on.")
 @click.option("--until", metavar="RFC3339", help="Records from before this time.")
-def audit(store: Path, kind: str | None, since: str | None, until: str | None, **equal: str | None) -> None:
+def audit(store: str, kind: str | None, since: str | None, until: str | None, **equal: str | None) -> None:
     """Print the records of appraisals as lines of JSON, the newest first."""
     with needing("the audit record", "services,cli"):
         import msgspec

@@ -6,6 +6,7 @@ notifications are lost while a connection is down.
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 import threading
 from collections.abc import Callable
@@ -110,9 +111,8 @@ class Leases:
     They save work and decide nothing: clocks of replicas may differ, so what is done under one may be done twice.
     """
 
-    def __init__(self, database: Database, table: sa.Table, holder: str) -> None:
-        """`holder` names this process, at most 64 characters."""
-        self._database, self._table, self._holder = database, table, holder
+    def __init__(self, database: Database, table: sa.Table) -> None:
+        self._database, self._table, self._holder = database, table, secrets.token_hex(16)
 
     def take(self, name: str, now: datetime, lasting: timedelta) -> bool:
         """Whether this holder has the lease now, until `lasting` from `now`; one that it had is prolonged."""

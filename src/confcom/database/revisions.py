@@ -6,6 +6,7 @@ may change the schema; services have a role that may not, and refuse another rev
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -28,6 +29,12 @@ class Chain:
     """Package with one module per revision, as PACKAGE:FOLDER."""
     first_table: str
     """A table that stores from before the chain have too; a database with other tables alone is another program's."""
+    metadata: sa.MetaData
+    """The tables after the newest revision."""
+    rights: Mapping[str, str]
+    """By table, what the role of the service may do in PostgreSQL. What it may not UPDATE or DELETE is a history."""
+    functions: tuple[str, ...] = ()
+    """Functions that it may call."""
     version_table: str = "alembic_version"
 
     def upgrade(self, database: Database) -> str:
@@ -42,6 +49,21 @@ class Chain:
             if found != self.newest:
                 command.upgrade(self._config(connection), "head")
         return found
+
+    def grant(self, database: Database, role: str) -> None:
+        """Let a role of PostgreSQL serve: use the tables by `rights`, and not change the schema."""
+        with database.write(f"schema of {self.service}") as connection:
+            quote = connection.dialect.identifier_preparer.quote
+            schema, role = quote(str(connection.execute(sa.select(sa.func.current_schema())).scalar())), quote(role)
+            rights = [
+                f"USAGE ON SCHEMA {schema}",
+                f"USAGE ON ALL SEQUENCES IN SCHEMA {schema}",
+                f"SELECT ON {schema}.{quote(self.version_table)}",
+                *(f"{allowed} ON {schema}.{quote(table)}" for table, allowed in self.rights.items()),
+                *(f"EXECUTE ON FUNCTION {schema}.{quote(name)}" for name in self.functions),
+            ]
+            for right in rights:
+                connection.exec_driver_sql(f"GRANT {right} TO {role}")
 
     def check(self, database: Database) -> None:
         """Refuse another revision than the newest with a `ConfigError`."""

@@ -92,7 +92,7 @@ def test_an_error_does_not_cling_to_the_connection(database: Database) -> None:
 
 
 def test_another_one_has_a_lease_when_it_was_given_back_or_ran_out(database: Database, other: Database) -> None:
-    mine, theirs = Leases(database, LEASE, "me"), Leases(other, LEASE, "they")
+    mine, theirs = Leases(database, LEASE), Leases(other, LEASE)
     minute = timedelta(minutes=1)
     assert mine.take("round", NOW, minute)
     assert not theirs.take("round", NOW + minute / 2, minute)

@@ -24,7 +24,8 @@ class AttestationServiceConfig(TlsSettings, frozen=True, kw_only=True, forbid_un
     url: str | None = None
     """The URL by which clients reach the service: issuer and key address of its tokens. Default: where it listens."""
     store: str = "/var/lib/confcom/attestation.sqlite"
-    """Policies, signers and the audit record; made if it is not there, and migrated if an older release made it."""
+    """Policies, signers and the audit record: an SQLite file, made if it is not there and migrated if an older release
+    made it; or postgresql://USER[:PASSWORD]@HOST/DATABASE, which replicas share and `attestation migrate` prepares."""
     audit_days: Annotated[int, msgspec.Meta(ge=1)] = 90
     """Days that records of appraisals are kept. They hold addresses, and measurements that identify machines."""
     keys: str = "/var/lib/confcom/attestation-keys"

@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 
-from confcom.errors import CollateralError, ConfcomError, ConfigError
+from confcom.errors import CollateralError, ConfcomError, ConfigError, DatabaseUnavailable
 from confcom.services.attestation.administration import PolicyAdministration
 from confcom.services.attestation.administrators import (
     ASK_AGAIN,
@@ -478,7 +478,7 @@ def _error_answer(error: ConfcomError) -> Response:
     elif isinstance(cause, CollateralError):
         status, code = 503, "CollateralUnavailable"
     elif isinstance(error, ConfigError):
-        status, code = 500, "InternalError"
+        status, code = (503, "StoreUnavailable") if isinstance(error, DatabaseUnavailable) else (500, "InternalError")
         structlog.get_logger().error("attestation.failed", reason=error.message)
     inner: dict[str, Any] = dict(cause.as_dict())
     if isinstance(error, Refused):
@@ -489,6 +489,6 @@ def _error_answer(error: ConfcomError) -> Response:
         inner |= error.__cause__.defect.as_dict()
     answer = _json({"error": {"code": code, "message": error.message, "innererror": inner}}, status=status)
     answer.headers["x-ms-error-code"] = code
-    if isinstance(error, HttpRefusal) and error.retry_after:
-        answer.headers["Retry-After"] = str(error.retry_after)
+    if retry_after := getattr(error, "retry_after", 1 if isinstance(error, DatabaseUnavailable) else 0):
+        answer.headers["Retry-After"] = str(retry_after)
     return answer

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -16,6 +17,7 @@ from confcom.appraisal.policy_file import MAX_POLICY, PolicyFile, parse_policy
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.collateral.documents import DocumentKey, verify_document
 from confcom.collateral.sources import FRESH, LIMITS, RememberedCollateral, SourceOptions, open_source
+from confcom.database.changes import Watch
 from confcom.errors import ConfcomError, ConfigError
 from confcom.formats.arguments import parse_tcp_address
 from confcom.pki.der import der_reason
@@ -26,10 +28,16 @@ from confcom.services.attestation.administrators import Administrators
 from confcom.services.attestation.appraiser import Appraiser
 from confcom.services.attestation.attestation_config import AttestationServiceConfig
 from confcom.services.attestation.attestation_http import AttestationApp, AttestationMetrics
-from confcom.services.attestation.attestation_store import FORGOTTEN_AT_ONCE, AttestationStore, AuditWriter
+from confcom.services.attestation.attestation_store import (
+    FORGOTTEN_AT_ONCE,
+    KEYS,
+    POLICIES,
+    AttestationStore,
+    AuditWriter,
+)
 from confcom.services.attestation.examination import Examiner
 from confcom.services.attestation.pages import Pages
-from confcom.services.attestation.signing_keys import KeptKeys, KeyFolder, KeySource
+from confcom.services.attestation.signing_keys import RENEWING, KeptKeys, KeyFolder, KeySource
 from confcom.services.runtime.certificates import CertificateMetrics, kept_certificate
 from confcom.services.runtime.http_server import Listener, serve_http
 from confcom.services.runtime.process import WorkerThreads
@@ -81,9 +89,9 @@ async def serve(
                 return
         listener = _listener(config, None if kept is None else kept.tls, administrators.client_ca)
         certificate.served_by(listener.tls)
-        store = AttestationStore.open(Path(config.store))
+        store = AttestationStore.open(config.store)
         stack.callback(store.close)
-        source = _key_source(config.keys, simulated=simulated, clock=clock)
+        source = _key_source(config.keys, store, simulated=simulated, clock=clock)
         overlap = timedelta(seconds=config.key_overlap)
         keys = KeptKeys(source, store, overlap=overlap, simulated=simulated, clock=clock, quote=quote)
         for name in config.policy_signers:
@@ -142,6 +150,9 @@ async def serve(
             secure=issuer.startswith("https://"),
             max_body=config.max_body,
         )
+        if store.database.shared:
+            watch = Watch(store.database, partial(_changed, keys, appraiser))
+            stack.callback(watch.close)
         retention = timedelta(days=config.audit_days)
         following = [
             asyncio.create_task(_follow(LOOK_AT_FILES, keys.look, administrators.look)),
@@ -190,6 +201,14 @@ class CollateralState:
             structlog.get_logger().warning("attestation.collateral", reason=self._failure)
 
 
+def _changed(keys: KeptKeys, appraiser: Appraiser, topic: str) -> None:
+    """Another replica changed the store, or may have ("")."""
+    if topic in ("", POLICIES):
+        appraiser.policy_changed()
+    if topic in ("", KEYS):
+        keys.look()
+
+
 async def _follow(interval: float, *looks: Callable[[], None]) -> None:
     """Call each of `looks` every `interval` seconds, until cancelled: keys, administrators, collateral."""
     while True:
@@ -223,9 +242,10 @@ def simulated_world(roots: TrustRoots) -> bool:
     return kinds == {True}
 
 
-def _key_source(where: str, *, simulated: bool, clock: Callable[[], datetime]) -> KeySource:
+def _key_source(where: str, store: AttestationStore, *, simulated: bool, clock: Callable[[], datetime]) -> KeySource:
     if not where.startswith("pkcs11:"):
-        return KeyFolder(Path(where), simulated=simulated, clock=clock)
+        alone = lambda: store.leases.take("signing keys", clock(), RENEWING)  # noqa: E731
+        return KeyFolder(Path(where), simulated=simulated, clock=clock, alone=alone)
     try:
         from confcom.services.attestation.pkcs11_keys import Pkcs11Keys
     except ImportError as error:

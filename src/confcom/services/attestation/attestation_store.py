@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from confcom.database.changes import announce
+from confcom.database.changes import Leases, announce, lease_table
 from confcom.database.engine import Database, DatabaseAddress
 from confcom.database.revisions import Chain
 from confcom.errors import ConfigError
@@ -72,14 +72,19 @@ _APPRAISAL = sa.Table(
     sa.Column("claims", sa.Text, nullable=False),
 )
 _INSERT_APPRAISAL = sa.insert(_APPRAISAL)
-_SIGNING_KEY = sa.Table(
-    "signing_key",
+_KEY_CHANGE = sa.Table(
+    "key_change",
+    METADATA,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("at", sa.DateTime, nullable=False),
+    sa.Column("key_id", sa.String(64), nullable=False, index=True),
+    sa.Column("jwk", sa.Text),  # NULL: revoked
+)
+_KEY_HELD = sa.Table(
+    "key_held",
     METADATA,
     sa.Column("key_id", sa.String(64), primary_key=True),
-    sa.Column("jwk", sa.Text, nullable=False),
-    sa.Column("published", sa.DateTime, nullable=False),
-    sa.Column("held", sa.DateTime, nullable=False),
-    sa.Column("revoked", sa.DateTime),
+    sa.Column("held", sa.DateTime, nullable=False, index=True),
 )
 _USED_NONCE = sa.Table(
     "used_nonce",
@@ -93,6 +98,7 @@ _SECRET = sa.Table(
     sa.Column("name", sa.String(32), primary_key=True),
     sa.Column("value", sa.LargeBinary, nullable=False),
 )
+_LEASE = lease_table(METADATA)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +167,18 @@ CHAIN = Chain(
     service="attestation",
     versions="confcom.services.attestation:migrations/versions",
     first_table="appraisal",
+    metadata=METADATA,
+    rights={
+        "policy_change": "SELECT, INSERT",
+        "signer_change": "SELECT, INSERT",
+        "appraisal": "SELECT, INSERT",  # old ones are removed by a function
+        "key_change": "SELECT, INSERT",
+        "key_held": "SELECT, INSERT, UPDATE",
+        "used_nonce": "SELECT, INSERT, UPDATE, DELETE",
+        "secret": "SELECT, INSERT",
+        "lease": "SELECT, INSERT, UPDATE, DELETE",
+    },
+    functions=("forget_appraisals",),
 )
 
 
@@ -170,6 +188,7 @@ class AttestationStore:
     def __init__(self, database: Database) -> None:
         """Of a database with the newest schema."""
         self.database = database
+        self.leases = Leases(database, _LEASE)
 
     @classmethod
     def open(cls, where: str | Path, *, made: bool = True) -> AttestationStore:
@@ -249,7 +268,7 @@ class AttestationStore:
                 "kind": entry.kind.value,
                 "caller": entry.caller[:64],
                 "verdict": entry.verdict,
-                "reason": entry.reason[:4096],
+                "reason": entry.reason[:4096].replace("\0", "\ufffd"),  # which PostgreSQL does not take
                 "policy_hash": entry.policy_hash,
                 "evidence_hash": entry.evidence_hash,
                 "claims": entry.claims,
@@ -276,8 +295,11 @@ class AttestationStore:
 
     def forget_records(self, before: datetime) -> int:
         """Remove the oldest records from before that time, up to `FORGOTTEN_AT_ONCE`; how many there were."""
-        oldest = sa.select(_APPRAISAL.c.id).where(_APPRAISAL.c.at < _plain(before)).order_by(_APPRAISAL.c.id)
         with self.database.write(flushed=False) as connection:
+            if self.database.shared:
+                forget = sa.func.forget_appraisals(_plain(before), FORGOTTEN_AT_ONCE)
+                return int(connection.execute(sa.select(forget)).scalar_one())
+            oldest = sa.select(_APPRAISAL.c.id).where(_APPRAISAL.c.at < _plain(before)).order_by(_APPRAISAL.c.id)
             chosen = _APPRAISAL.c.id.in_(oldest.limit(FORGOTTEN_AT_ONCE).scalar_subquery())
             return int(connection.execute(sa.delete(_APPRAISAL).where(chosen)).rowcount)
 
@@ -303,15 +325,15 @@ class AttestationStore:
         found = self._published(since)
         if renew or not all(key in found and now - found[key].held < HELD_FOR for key in held):
             with self.database.write("signing keys") as connection:
-                known = set(connection.execute(sa.select(_SIGNING_KEY.c.key_id)).scalars())
+                known = _keys(connection, _KEY_CHANGE.c.key_id.in_(held))
                 for key_id, jwk in held.items():
-                    values: Row = {"held": _plain(now)} | ({"jwk": jwk} if renew or key_id not in known else {})
-                    if key_id in known:
-                        change = sa.update(_SIGNING_KEY).where(_SIGNING_KEY.c.key_id == key_id)
-                        connection.execute(change.values(**values))
-                    else:
-                        added = sa.insert(_SIGNING_KEY).values(key_id=key_id, published=_plain(now), **values)
+                    if key_id not in known or (renew and not known[key_id].revoked and known[key_id].jwk != jwk):
+                        added = sa.insert(_KEY_CHANGE).values(key_id=key_id, at=_plain(now), jwk=jwk)
                         connection.execute(added)
+                    seen = self.database.insert(connection, _KEY_HELD).values(key_id=key_id, held=_plain(now))
+                    connection.execute(
+                        seen.on_conflict_do_update(index_elements=["key_id"], set_={"held": _plain(now)})
+                    )
                 announce(connection, KEYS)
             found = self._published(since)
         return {key_id: key for key_id, key in found.items() if not key.revoked}
@@ -319,19 +341,15 @@ class AttestationStore:
     def revoke_key(self, key_id: str, at: datetime) -> bool:
         """Take a key out of every key set for good; False if it was never published."""
         with self.database.write("signing keys") as connection:
-            announce(connection, KEYS)
-            change = sa.update(_SIGNING_KEY).where(_SIGNING_KEY.c.key_id == key_id)
-            return connection.execute(change.values(revoked=_plain(at))).rowcount == 1
+            known = _keys(connection, _KEY_CHANGE.c.key_id == key_id)
+            if key_id in known and not known[key_id].revoked:
+                connection.execute(sa.insert(_KEY_CHANGE).values(key_id=key_id, at=_plain(at)))
+                announce(connection, KEYS)
+        return key_id in known
 
     def _published(self, since: datetime) -> dict[str, PublishedKey]:
-        chosen = sa.select(_SIGNING_KEY).where(_SIGNING_KEY.c.held >= _plain(since)).order_by(_SIGNING_KEY.c.published)
         with self.database.read() as connection:
-            return {
-                row.key_id: PublishedKey(
-                    row.jwk, row.published.replace(tzinfo=UTC), row.held.replace(tzinfo=UTC), row.revoked is not None
-                )
-                for row in connection.execute(chosen)
-            }
+            return _keys(connection, _KEY_HELD.c.held >= _plain(since))
 
     def nonce_secret(self) -> bytes:
         """32 random bytes that every replica of the store shares; made at the first call."""
@@ -410,6 +428,19 @@ def _accepted(connection: sa.Connection) -> list[x509.Certificate]:
     chosen = sa.select(_SIGNER_CHANGE.c.certificate).where(_SIGNER_CHANGE.c.id.in_(newest), _SIGNER_CHANGE.c.accepted)
     rows = connection.execute(chosen.order_by(_SIGNER_CHANGE.c.thumbprint))
     return [x509.load_der_x509_certificate(row.certificate) for row in rows]
+
+
+def _keys(connection: sa.Connection, chosen: sa.ColumnElement[bool]) -> dict[str, PublishedKey]:
+    """By key id, in the order in which they were published; the newest JWK counts, and a revocation for good."""
+    both = sa.outerjoin(_KEY_CHANGE, _KEY_HELD, _KEY_CHANGE.c.key_id == _KEY_HELD.c.key_id)
+    changes = sa.select(_KEY_CHANGE, _KEY_HELD.c.held).select_from(both).where(chosen).order_by(_KEY_CHANGE.c.id)
+    found: dict[str, PublishedKey] = {}
+    for row in connection.execute(changes):
+        at, held = row.at.replace(tzinfo=UTC), (row.held or row.at).replace(tzinfo=UTC)
+        key = found.get(row.key_id) or PublishedKey(row.jwk, at, held, revoked=False)
+        revoked = key.revoked or row.jwk is None
+        found[row.key_id] = replace(key, jwk=key.jwk if revoked else row.jwk, revoked=revoked)
+    return found
 
 
 def _signer_change(certificate: x509.Certificate, at: datetime, by: str, *, accepted: bool) -> Row:

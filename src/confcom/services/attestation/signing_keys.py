@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -23,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from confcom.errors import ConfcomError, ConfigError
+from confcom.errors import ConfcomError, ConfigError, DatabaseUnavailable
 from confcom.services.attestation.attestation_store import AttestationStore, PublishedKey
 from confcom.tokens.attested_key import attested_certificate
 from confcom.tokens.azure import TOKEN_LIFE
@@ -33,8 +36,14 @@ MAX_FILE = 64 << 10
 """Bytes of a key file."""
 LIFETIME = timedelta(days=730)
 """Of a certificate that the service makes."""
+RENEW_BEFORE = timedelta(days=60)
+"""How long before its end a key that the service made gets a successor."""
+RENEWING = timedelta(minutes=10)
+"""For how long one replica alone may make successors, which the others see in the folder by then."""
 PUBLISHED_FOR = timedelta(seconds=TOKEN_LIFE) + timedelta(minutes=10)
 """How long a key that no replica has any more stays published."""
+MAX_AGE = 30.0
+"""Seconds after which keys no longer sign, unless the store has said again which are revoked."""
 ALGORITHMS = ("RS256", "ES256")
 _IN_MEMORY = (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey)
 SIMULATED_NAME = "confcom attestation (SIMULATED)"
@@ -56,9 +65,15 @@ class SigningKeys:
     published: tuple[dict[str, Any], ...]
     elsewhere: bool
     """Whether a device signs, which may take its time."""
+    as_of: float = 0.0
+    """Monotonic time at which the store was read: what others revoked before is not among them."""
 
     def of(self, algorithm: str) -> SigningKey:
-        """The key that signs; `ConfigError` where there is none."""
+        """The key that signs; `ConfigError` where there is none, `DatabaseUnavailable` where it may be revoked."""
+        if (age := time.monotonic() - self.as_of) > MAX_AGE:
+            raise DatabaseUnavailable(
+                f"the store of the signing keys has not answered for {age:.0f} seconds: one may have been revoked"
+            )
         try:
             return self.signing[algorithm]
         except KeyError:
@@ -96,6 +111,7 @@ class KeptKeys:
         self._attested: dict[str, x509.Certificate] = {}
         self._held = self._load()
         self._keys = self._publish(renew=True)
+        self._looking = threading.Lock()
         self.problem = ""
         for algorithm in ALGORITHMS:
             self._keys.of(algorithm)
@@ -106,6 +122,10 @@ class KeptKeys:
 
     def look(self) -> None:
         """Read the source and the store again."""
+        with self._looking:  # what an earlier look read never replaces what a later one did
+            self._look()
+
+    def _look(self) -> None:
         before, problem = self.problem, ""
         try:
             self._held = self._load()
@@ -143,14 +163,14 @@ class KeptKeys:
 
     def _publish(self, *, renew: bool = False) -> SigningKeys:
         """Publish what is held; whatever signs afterwards is in the store."""
-        now = self._clock()
+        now, as_of = self._clock(), time.monotonic()
         mine = {key.key_id: msgspec.json.encode(key.jwk()).decode() for key in self._held}
         published = self._store.publish_keys(mine, now, since=now - PUBLISHED_FOR, renew=renew)
         # RSA first, because Gramine's client gives up at another kind before its own.
         jwks = sorted((msgspec.json.decode(key.jwk) for key in published.values()), key=lambda jwk: jwk["kty"] != "RSA")
         chosen = self._choose(published, now)
         elsewhere = any(not isinstance(key.private, _IN_MEMORY) for key in chosen.values())
-        return SigningKeys(chosen, tuple(jwks), elsewhere)
+        return SigningKeys(chosen, tuple(jwks), elsewhere, as_of)
 
     def _choose(self, published: Mapping[str, PublishedKey], now: datetime) -> dict[str, SigningKey]:
         """By algorithm, the newest that has been published long enough; the first published where none has."""
@@ -174,11 +194,21 @@ class KeptKeys:
 class KeyFolder:
     """PEM files with a private key and its certificate each; an empty folder gets an RSA and a P-256 key at first.
 
-    One that is empty later is a volume that went away: keys made then would sign before any client knows them.
+    One that is empty later is a volume that went away: keys made then would sign before any client knows them. Keys
+    that were made here get successors before their certificates end.
     """
 
-    def __init__(self, folder: Path, *, simulated: bool, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        simulated: bool,
+        clock: Callable[[], datetime],
+        alone: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`alone`: whether this replica, and no other one of the folder, may make keys now."""
         self._folder, self._simulated, self._clock = folder, simulated, clock
+        self._alone = alone
         self._seen = False
 
     def load(self) -> Sequence[SigningKey]:
@@ -194,12 +224,29 @@ class KeyFolder:
             if not files:
                 files = make_pair(self._folder, self._clock(), simulated=self._simulated)
             self._seen = True
-            return [SigningKey.from_pem(_read(file), str(file)) for file in files]
+            return self._with_successors([SigningKey.from_pem(_read(file), str(file)) for file in files])
         except OSError as error:
             raise ConfigError(
                 f"the folder of signing keys cannot be used: {self._folder}: {error.strerror}",
                 advice="Name a folder that can be read and written (--keys DIR).",
             ) from error
+
+    def _with_successors(self, keys: list[SigningKey]) -> list[SigningKey]:
+        now = self._clock()
+        for algorithm, kind in zip(ALGORITHMS, ("rsa", "ec"), strict=True):
+            ends = [
+                (key.certificate.not_valid_after_utc, _common_name(key.certificate))
+                for key in keys
+                if key.algorithm == algorithm
+            ]
+            last, name = max(ends, default=(None, ""))
+            made_here = name in (SIMULATED_NAME, HARDWARE_NAME)
+            if last is None or not made_here or last - now > RENEW_BEFORE or not self._alone():
+                continue
+            with suppress(OSError):  # a folder that can only be read is renewed by whoever fills it
+                file = make_key(self._folder, kind, now, simulated=self._simulated)
+                keys.append(SigningKey.from_pem(_read(file), str(file)))
+        return keys
 
 
 def make_pair(folder: Path, now: datetime, *, simulated: bool) -> list[Path]:

@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import queue
+import re
 import signal
 import sys
 import threading
@@ -53,8 +54,9 @@ def load(
 
 
 def render(config: msgspec.Struct) -> str:
-    """The configuration as indented JSON."""
-    return msgspec.json.format(msgspec.json.encode(config), indent=2).decode()
+    """The configuration as indented JSON, without passwords in URLs."""
+    text = msgspec.json.format(msgspec.json.encode(config), indent=2).decode()
+    return re.sub(r'("[a-z+]+://[^:@/"]*):[^/"]*@', r"\1:***@", text)
 
 
 def _worded(field: msgspec.structs.FieldInfo, text: str) -> object:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from confcom.errors import ConfigError
+from confcom.errors import ConfigError, DatabaseUnavailable
+from confcom.services.attestation import signing_keys
 from confcom.services.attestation.attestation_store import AttestationStore
-from confcom.services.attestation.signing_keys import KeptKeys, KeyFolder, make_key, make_pair
+from confcom.services.attestation.signing_keys import (
+    LIFETIME,
+    RENEW_BEFORE,
+    RENEWING,
+    KeptKeys,
+    KeyFolder,
+    make_key,
+    make_pair,
+)
 from running_collateral_service import Clock
 
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
@@ -22,10 +32,18 @@ TOKENS = timedelta(hours=8)
 class Replica:
     """The keys of a service with a folder of its own, over a store."""
 
-    def __init__(self, folder: Path, store: AttestationStore, clock: Clock, *, simulated: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        store: AttestationStore,
+        clock: Clock,
+        *,
+        simulated: bool = False,
+        alone: Callable[[], bool] = lambda: True,
+    ) -> None:
         self.folder = folder
         self.clock = clock
-        source = KeyFolder(folder, simulated=simulated, clock=clock)
+        source = KeyFolder(folder, simulated=simulated, clock=clock, alone=alone)
         self.keys = KeptKeys(source, store, overlap=OVERLAP, simulated=simulated, clock=clock)
 
     def after(self, time: timedelta) -> Replica:
@@ -196,3 +214,42 @@ def test_a_file_that_is_no_key_is_named(tmp_path: Path, store: AttestationStore,
     reason = "has more than 65536 bytes" if len(content) > 65536 else "is no signing key: no PEM stands there"
     with pytest.raises(ConfigError, match=rf"bad\.pem {reason}$"):
         Replica(tmp_path / "keys", store, Clock(NOW))
+
+
+def test_keys_sign_no_longer_when_the_store_has_been_away(
+    replica: Replica, store: AttestationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signing = replica.signs()
+    monkeypatch.setattr(signing_keys, "MAX_AGE", 0.0)
+    with pytest.raises(DatabaseUnavailable, match="may have been revoked"):
+        replica.signs()
+    assert signing in replica.published()  # tokens that were signed are verified all the same
+    monkeypatch.undo()
+    assert replica.after(timedelta()).signs() == signing
+
+
+def test_one_replica_makes_the_successors_of_keys_that_end(tmp_path: Path, store: AttestationStore) -> None:
+    clock = Clock(NOW)
+    other = AttestationStore.open(tmp_path / "store.sqlite")
+    one, two = (
+        Replica(tmp_path / "keys", each, clock, alone=partial(each.leases.take, "keys", clock.now, RENEWING))
+        for each in (store, other)
+    )
+    first = one.signs()
+    clock.now += LIFETIME - RENEW_BEFORE - timedelta(hours=1)
+    assert len(one.after(timedelta()).published()) == 2
+    clock.now += timedelta(hours=1)
+    one.keys.look()
+    two.keys.look()
+    assert len(one.published()) == len(two.after(timedelta()).published()) == 4
+    assert one.signs() == first
+    assert one.after(OVERLAP).signs() == two.after(timedelta()).signs() != first
+    other.close()
+
+
+def test_a_replica_that_may_not_make_keys_makes_none(tmp_path: Path, store: AttestationStore) -> None:
+    clock = Clock(NOW)
+    replica = Replica(tmp_path / "keys", store, clock, alone=lambda: False)
+    clock.now += LIFETIME - timedelta(days=1)
+    assert len(replica.after(timedelta()).published()) == 2
+    assert replica.keys.problem == ""
