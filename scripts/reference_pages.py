@@ -62,6 +62,19 @@ These are the families. `confcom.errors` holds every error, [errors.md](errors.m
         ExitCode exit_code""",
 }
 """Title and introduction of a section to its names, in the order of the page."""
+PUBLIC_MODULES = {
+    "confcom.attestation_client": """Tokens
+
+These names are importable from `confcom.attestation_client`, which needs `confcom[cli]`. How to use them:
+[run the attestation service](../howto/run-the-attestation-service.md#verify-a-token).
+""",
+    "confcom.secret_client": """Secrets
+
+Importable from `confcom.secret_client`, which needs `confcom[cli]`. How to use it:
+[release a secret](../howto/release-a-secret.md).
+""",
+}
+"""Public modules beside `confcom` to title and introduction of their section; `__all__` has their names."""
 
 
 def command_line_page() -> bytes:
@@ -128,7 +141,7 @@ def python_page() -> bytes:
         "Written by `./dev generate` from the docstrings.",
         "",
         "These names are importable from `confcom`; each is loaded when it is first used. They and `confcom.errors`",
-        "are the public interface; other modules may change. How to use them:",
+        "and the modules at the end of the page are the public interface; other modules may change. How to use them:",
         "[verify a quote](../howto/verify-a-quote.md#in-python),",
         "[get collateral](../howto/get-collateral.md#in-python), [get a quote](../howto/get-a-quote.md#in-python).",
     ]
@@ -136,6 +149,11 @@ def python_page() -> bytes:
         lines += ["", *f"## {title}".splitlines()]
         for name in names.split():
             lines += ["", f"### `{name}`", "", *_described(name, getattr(confcom, name))]
+    for module, title in PUBLIC_MODULES.items():
+        found = importlib.import_module(module)
+        lines += ["", *f"## {title}".splitlines()]
+        for name in found.__all__:
+            lines += ["", f"### `{name}`", "", *_described(name, getattr(found, name))]
     return ("\n".join(lines) + "\n").encode()
 
 

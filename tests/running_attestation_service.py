@@ -110,14 +110,18 @@ class RunningAttestation(RunningInThread):
         self.url = where[0]
 
 
-def make_world(**settings: Any) -> SimulatedWorld:
-    return SimulatedWorld.from_seed(bytes(range(32)), now=NOW, **settings)
+def make_world(now: datetime = NOW, **settings: Any) -> SimulatedWorld:
+    return SimulatedWorld.from_seed(bytes(range(32)), now=now, **settings)
 
 
 def enclave_quote(world: SimulatedWorld, held: bytes = b"", *, debug: bool = False) -> bytes:
-    declaration = EnclaveDeclaration.from_names("app", "us", debug=debug)
-    data = hashlib.sha256(held).digest() + bytes(32) if held else bytes(64)
-    return EnclaveQuoteSource(world.platform, world.machine.launch(declaration)).quote(data).quote
+    return quote_over(world, debug=debug)(hashlib.sha256(held).digest() + bytes(32) if held else bytes(64))
+
+
+def quote_over(world: SimulatedWorld, *, debug: bool = False) -> Quote:
+    """Makes quotes of one enclave over 64 bytes of report data."""
+    enclave = world.machine.launch(EnclaveDeclaration.from_names("app", "us", debug=debug))
+    return lambda data: EnclaveQuoteSource(world.platform, enclave).quote(data).quote
 
 
 def free_port() -> int:
@@ -129,9 +133,9 @@ def free_port() -> int:
 
 @contextmanager
 def running_attestation(
-    folder: Path, world: SimulatedWorld, *, quote: Quote | None = None, **settings: Any
+    folder: Path, world: SimulatedWorld, *, now: datetime = NOW, quote: Quote | None = None, **settings: Any
 ) -> Iterator[RunningAttestation]:
-    clock = Clock(NOW)
+    clock = Clock(now)
     upstream = SimulatedUpstream(world, clock)
     with running_service(folder / "collateral.sqlite", upstream, world.trust_roots, clock) as collateral:
         config = AttestationServiceConfig(

@@ -6,7 +6,8 @@ from the service over TLS when the first token comes, and again after half an ho
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -17,10 +18,20 @@ import httpx2
 import msgspec
 
 from confcom.errors import ConfcomError, FormatError
+from confcom.formats.evidence import EvidenceFile
 from confcom.formats.text import encode_base64url
-from confcom.tokens.azure import AttestationType
+from confcom.tokens import login
+from confcom.tokens.azure import AttestationType, type_of
 from confcom.tokens.jws import ReadJws
 from confcom.tokens.verification import KeySet, TokenPolicy, VerifiedToken, verify_token
+
+__all__ = [
+    "AsyncAttestationClient",
+    "Attestation",
+    "AttestationClient",
+    "AttestationRefused",
+    "AttestationUnavailable",
+]
 
 API_VERSION = "2022-08-01"
 MAX_ANSWER = 1 << 20
@@ -61,6 +72,8 @@ class Attestation:
     runtime_data: bytes | None = None
     runtime_is_json: bool = False
     nonce: str | None = None
+    login_for: str | None = None
+    """The audience of a login token, with `nonce` bound; `AttestationClient.login_token` fills both in."""
 
     def body(self) -> bytes:
         """The JSON of the attest call."""
@@ -68,7 +81,11 @@ class Attestation:
         if self.runtime_data is not None:
             kind = "JSON" if self.runtime_is_json else "Binary"
             found["runtimeData"] = {"data": encode_base64url(self.runtime_data), "dataType": kind}
-        return msgspec.json.encode(found if self.nonce is None else found | {"nonce": self.nonce})
+        if self.nonce is not None:
+            found["nonce"] = self.nonce
+        if self.login_for is not None:
+            found |= {"bindNonce": True, "loginFor": self.login_for}
+        return msgspec.json.encode(found)
 
 
 class _Client:
@@ -85,12 +102,16 @@ class _Client:
         return f"{self._url}/attest/{attestation.kind}?api-version={API_VERSION}"
 
     def _token(self, status: int, content: bytes) -> str:
+        return self._member("token", status, content)
+
+    def _member(self, name: str, status: int, content: bytes) -> str:
+        """A member of an answer, which is text."""
         try:
             answer = _ANSWER.decode(content)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise AttestationUnavailable(f"{self._url} answered {status} with no JSON object") from None
-        if status == 200 and isinstance(token := answer.get("token"), str):
-            return token
+        if status == 200 and isinstance(found := answer.get(name), str):
+            return found
         error = answer.get("error")
         error = error if isinstance(error, dict) else {}
         detail = error.get("innererror")
@@ -137,6 +158,31 @@ class AttestationClient(_Client):
             if self._needs_keys(token, now):
                 self._take_keys(*self._ask(client, "GET", f"{self._url}/certs"), now)
         return self._verified(token, policy, now)
+
+    def login_token(self, audience: str, quote: Callable[[bytes], bytes]) -> str:
+        """A token that logs this enclave in where `audience` is expected (Vault, OpenBao), for five minutes.
+
+        `quote` gives a quote over 64 bytes of report data. The answer is encrypted to a key that does not leave this
+        call, and the token proves nothing to its holder: who is logged in to verifies it.
+
+        Raises:
+            AttestationRefused: the service refused the evidence.
+            AttestationUnavailable: the service cannot be reached, or its answer is none.
+        """
+        private, runtime = login.new_key()
+        with httpx2.Client(timeout=TIMEOUT, verify=self._tls) as client:
+            status, content = self._ask(client, "POST", f"{self._url}/nonces?api-version={API_VERSION}")
+            nonce = self._member("nonce", status, content)
+            evidence = quote(hashlib.sha256(nonce.encode() + runtime).digest() + bytes(32))
+            attestation = Attestation(
+                evidence=evidence, kind=type_of(EvidenceFile.parse(evidence)),
+                runtime_data=runtime, runtime_is_json=True, nonce=nonce, login_for=audience,
+            )  # fmt: skip
+            sealed = self._token(*self._ask(client, "POST", self._where(attestation), attestation.body()))
+        try:
+            return login.unseal(sealed, private)
+        except ValueError as error:
+            raise AttestationUnavailable(f"{self._url}: {error}") from None
 
     def _ask(self, client: httpx2.Client, method: str, url: str, body: bytes | None = None) -> tuple[int, bytes]:
         answer = _Bounded(url)

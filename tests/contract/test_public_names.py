@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -55,8 +56,10 @@ def imported(source: str) -> Iterator[str]:
 
 def is_public(name: str) -> bool:
     module, _, member = name.partition(" ")
-    return (module == "confcom" and member in confcom.__all__) or (
-        module == "confcom.errors" and hasattr(errors, member) and not member.startswith("_")
+    return (
+        (module == "confcom" and member in confcom.__all__)
+        or (module in reference_pages.PUBLIC_MODULES and member in importlib.import_module(module).__all__)
+        or (module == "confcom.errors" and hasattr(errors, member) and not member.startswith("_"))
     )
 
 

@@ -133,6 +133,8 @@ class AttestRequest:
     nonce: str | None = None
     bind_nonce: bool = False
     """Ours, not Azure's: the report data vouches for a nonce that the service gave, before the runtime data."""
+    login_for: str | None = None
+    """Ours: the audience of a login token (`tokens.login`), which is asked for in place of Azure's."""
 
 
 class _Data(msgspec.Struct):
@@ -148,6 +150,7 @@ class _Body(msgspec.Struct):
     draftPolicyForAttestation: str | None = None  # noqa: N815
     nonce: str | None = None
     bindNonce: bool = False  # noqa: N815
+    loginFor: str | None = None  # noqa: N815
 
 
 _BODY = msgspec.json.Decoder(_Body)
@@ -175,6 +178,7 @@ def read_request(body: bytes, kind: AttestationType) -> AttestRequest:
         read.draftPolicyForAttestation or None,
         read.nonce,
         read.bindNonce,
+        read.loginFor,
     )
 
 

@@ -27,7 +27,7 @@ from confcom.formats.quote import Quote
 from confcom.protocols.pcs import Tee, Update, parse_update
 from confcom.services.attestation.attestation_store import AttestationStore, AuditRecord, RecordFilter
 from confcom.services.attestation.signing_keys import SigningKeys
-from confcom.tokens import azure
+from confcom.tokens import azure, login
 from confcom.tokens.azure import DEFAULT_POLICIES, AttestationType, AttestRequest, AzureError, type_of
 from confcom.tokens.ear import ear_claims
 from confcom.tokens.jws import unsecured
@@ -165,6 +165,8 @@ class Appraiser:
             raise WouldBlock
         if ear and request.draft_policy is not None:
             raise AzureError("a draft policy is answered with an unsigned token, and EAR are signed")
+        if request.login_for is not None:
+            login.check_request(request)
         policy = self._policy_of(request, kind, may_block=may_block)
         entry = AuditRecord(
             at=now,
@@ -180,7 +182,7 @@ class Appraiser:
             judged = self._judge(request, kind, policy, now, may_block=may_block)
             if request.bind_nonce and not policy.draft:
                 self._use_nonce(request.nonce, now)
-            token = self._ear(judged, now) if ear else self._azure_token(judged, now)
+            token = self._token(judged, now, ear=ear)
         except Denied as error:
             return replace(entry, verdict="denied", reason=error.message, claims=_kept(request, error.seen)), error
         except ConfcomError as error:
@@ -382,6 +384,22 @@ class Appraiser:
                     self._parsed.pop(next(iter(self._parsed)), None)
                 self._parsed[text] = found
         return found
+
+    def _token(self, judged: Judged, now: datetime, *, ear: bool) -> str:
+        if judged.request.login_for is not None:
+            return self._login_token(judged, judged.request.login_for, now)
+        return self._ear(judged, now) if ear else self._azure_token(judged, now)
+
+    def _login_token(self, judged: Judged, audience: str, now: datetime) -> str:
+        claims = login.login_claims(
+            judged.verified,
+            judged.decision.claims(),
+            issuer=self._issuer,
+            audience=audience,
+            now=int(now.timestamp()),
+        )
+        claims |= {"jti": secrets.token_hex(16), "policy-hash": azure.policy_hash(judged.policy.text)}
+        return login.seal(self._keys().of("RS256").sign(claims, {"typ": "JWT"}), judged.request)
 
     def _azure_token(self, judged: Judged, now: datetime) -> str:
         hashes = azure.collateral_hashes(judged.request.evidence, judged.collateral)

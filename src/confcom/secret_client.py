@@ -1,0 +1,83 @@
+"""Reads a secret from Vault or OpenBao as the enclave that its policy names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from ssl import create_default_context
+from typing import Any
+
+import httpx2
+import msgspec
+
+from confcom.attestation_client import AttestationClient, AttestationRefused, AttestationUnavailable
+from confcom.errors import ConfigError
+
+__all__ = ["read_secret"]
+
+TIMEOUT = 15.0
+"""Seconds for one answer."""
+MAX_ANSWER = 1 << 20
+"""Bytes."""
+_ANSWER = msgspec.json.Decoder(dict[str, Any])
+
+
+def read_secret(
+    path: str,
+    *,
+    server: str,
+    role: str,
+    attestation: AttestationClient,
+    quote: Callable[[bytes], bytes],
+    ca: Path | None = None,
+    mount: str = "jwt",
+) -> dict[str, Any]:
+    """The `data` of the secret at `path` (of KV version 2: `secret/data/NAME`, and the values are in its own `data`).
+
+    The enclave itself has to call this: token and secret are in the memory of the caller, and TLS ends there.
+
+    `server` is the https URL of the server, and `ca` has the authorities of its certificate. `role` is one of its JWT
+    method, mounted at `auth/<mount>`, and the audience of the token. `quote` gives a quote over 64 bytes.
+
+    Raises:
+        AttestationRefused: the attestation service refused the evidence, or the server the login or the secret.
+        AttestationUnavailable: one of them cannot be reached.
+        ConfigError: the URL is not https.
+    """
+    if not server.startswith("https://"):
+        raise ConfigError(f"secrets are read over https, found {server!r}", advice="Name the server's https URL.")
+    base = f"{server.rstrip('/')}/v1"
+    token = attestation.login_token(role, quote)
+    with httpx2.Client(timeout=TIMEOUT, verify=create_default_context(cafile=ca), trust_env=False) as client:
+        body = msgspec.json.encode({"role": role, "jwt": token})
+        login = _ask(client, "POST", f"{base}/auth/{mount}/login", body=body)
+        try:
+            held = login["auth"]["client_token"]
+        except (KeyError, TypeError):
+            raise AttestationUnavailable(f"{server}: the answer to the login has no client_token") from None
+        data = _ask(client, "GET", f"{base}/{path.strip('/')}", token=str(held)).get("data")
+    if not isinstance(data, dict):
+        raise AttestationUnavailable(f"{server}: the answer for {path} has no data")
+    return data
+
+
+def _ask(client: httpx2.Client, method: str, url: str, *, body: bytes = b"", token: str = "") -> dict[str, Any]:
+    content = bytearray()
+    headers = {"X-Vault-Token": token} if token else {"Content-Type": "application/json"}
+    try:
+        with client.stream(method, url, content=body, headers=headers) as response:
+            for piece in response.iter_bytes():
+                content += piece
+                if len(content) > MAX_ANSWER:
+                    raise AttestationUnavailable(f"{url}: the answer has over {MAX_ANSWER} bytes")
+    except httpx2.HTTPError as error:
+        raise AttestationUnavailable(f"{url}: {error}") from error
+    try:
+        answer = _ANSWER.decode(content)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        answer = {}
+    if response.status_code == httpx2.codes.OK:
+        return answer
+    reasons = answer.get("errors")
+    said = "; ".join(map(str, reasons)) if isinstance(reasons, list) and reasons else "no reason"
+    raise AttestationRefused(f"{url} answered {response.status_code}: {said[:500]}", "", {})
