@@ -395,7 +395,35 @@ def test_a_policy_file_is_applied(verify, folder: Path) -> None:
     policy.write_text("nonsense = 1\n")
     assert verify("--policy", policy).code == 2
     policy.write_bytes(b"isv_prod_id = 3 # \xff")
-    assert verify("--json", "--policy", policy).json["error"]["message"] == "the policy file is not UTF-8 (byte 18)"
+    message = verify("--json", "--policy", policy).json["error"]["message"]
+    assert message == f"the policy file {policy} is not UTF-8 (byte 18)"
+    policy.write_text('accept_tcb = ["UptoDate"]\n')
+    message = verify("--json", "--policy", policy).json["error"]["message"]
+    assert message.startswith(f"the policy file {policy} is not valid")
+    assert message.endswith("did you mean 'UpToDate'?")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--mr-enclave", "12"), "--mr-enclave: expected 32 bytes (64 hexadecimal digits), found 1"),
+        (("--mr-td", "zz"), "--mr-td: 'zz' is not hexadecimal"),
+        (("--td-attributes", f"{0:016x}/1"), "mask of --td-attributes: '1' is not hexadecimal"),
+        (
+            ("--mr-enclave", "0" * 64, "--mr-td", "0" * 96),
+            "--mr-enclave belong to SGX enclaves, --mr-td to TDs: no evidence has both",
+        ),
+    ],
+)
+def test_errors_name_the_option_that_is_wrong(verify, options: tuple[str, ...], message: str) -> None:
+    assert verify("--json", *options).json["error"]["message"] == message
+
+
+def test_errors_tell_keys_of_the_file_from_options(verify, folder: Path) -> None:
+    policy = folder / "policy.toml"
+    policy.write_text(f'mr_td = ["{"0" * 96}"]\n')
+    found = verify("--json", "--policy", policy, "--mr-enclave", "0" * 64).json["error"]["message"]
+    assert found == "--mr-enclave belong to SGX enclaves, mr_td to TDs: no evidence has both"
 
 
 def test_held_data_is_compared_by_its_hash(verify, folder: Path) -> None:

@@ -409,3 +409,46 @@ def test_the_audit_list_has_filters_and_pages_and_no_stored_script(
     assert "since" in page.words
     assert page_of(browser.get(f"/audit?{urlencode({'kind': SCRIPT})}"), 400)
     assert browser.get("/audit?before=" + "9" * 40).status == 200
+
+
+def test_what_is_no_page_and_what_fails_are_answered_by_a_page(
+    tmp_path: Path, world: SimulatedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_attestation(tmp_path, world) as service:
+        browser = Browser(service)
+
+        def shown(answer: Answer, status: int, text: str) -> Answer:
+            assert (answer.status, answer.headers["content-type"]) == (status, "text/html; charset=utf-8")
+            assert "default-src 'none'" in answer.headers["content-security-policy"]
+            assert text in answer.body.decode()
+            return answer
+
+        shown(browser.get("/nowhere"), 404, "there is no page here")
+        shown(browser.get("/page.css/more"), 404, "there is no page here")
+        for path in ("/policies/reset", "/sign-out"):
+            assert shown(browser.get(path), 405, "this page takes POST, not GET").headers["allow"] == "POST"
+        shown(browser.post("/audit", a="b"), 405, "not POST")
+        shown(browser.post("/page.js", a="b"), 405, "not POST")
+
+        def broken(*_: object) -> None:
+            raise RuntimeError("a secret of the service")
+
+        monkeypatch.setattr("confcom.services.attestation.examination.inspect", broken)
+        answer = shown(browser.post(evidence="x"), 500, "the service failed; its log says why")
+        assert "secret" not in answer.body.decode()
+
+
+def test_what_fails_in_the_api_has_its_error_body(
+    tmp_path: Path, world: SimulatedWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a secret of the service")
+
+    with running_attestation(tmp_path, world) as service:
+        monkeypatch.setattr("confcom.services.attestation.appraiser.Appraiser.appraise", broken)
+        monkeypatch.setattr("confcom.services.attestation.appraiser.Appraiser.nonce", broken)
+        for answer in (service.attest(enclave_quote(world)), service.ask("/nonces?api-version=2022-08-01", "")):
+            assert (answer.status, answer.error["code"]) == (500, "InternalError")
+            assert "secret" not in answer.body.decode()
+            assert answer.headers["x-ms-request-id"]
+    assert capsys.readouterr().out.count("attestation.mistake") == 2

@@ -579,6 +579,7 @@ def test_keys_are_rotated_and_revoked_by_command(
         service.wait_until(lambda: len(published()) == 4)
         store = ["--store", service.config.store]
         assert run(["attestation", "revoke-key", first, *store]) == 0
+        assert f"revoked {first}: in no key set within seconds" in capsys.readouterr().out
         service.wait_until(lambda: first not in published())
         assert signer() in published()
         assert run(["attestation", "revoke-key", "unknown", *store]) == 2

@@ -99,6 +99,8 @@ def appraise(verified: VerifiedQuote, policy: Policy, *, grace: timedelta = time
 
 def _freshness(verified: VerifiedQuote, grace: timedelta) -> tuple[Check, ...]:
     """One finding for each cause: collateral that expired, certificates of the quote that did, a clock that is slow."""
+    if not verified.stale:
+        return (Check(FRESHNESS, ok=True, expected="valid now", found="valid"),)
     now, source = verified.verified_at, verified.collateral.source
     early = [window for window in verified.stale if now < window.not_before]
     expired = [window for window in verified.stale if window not in early]
@@ -115,7 +117,7 @@ def _freshness(verified: VerifiedQuote, grace: timedelta) -> tuple[Check, ...]:
     if early:
         starts = ", ".join(f"{window.what} from {_time(window.not_before)}" for window in early)
         found.append(finding(FRESHNESS, False, expected, f"not valid yet: {starts}", _EARLY_ADVICE))
-    return tuple(found) or (Check(FRESHNESS, ok=True, expected="valid now", found="valid"),)
+    return tuple(found)
 
 
 def _time(time: datetime | None) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Annotated, Any
 
@@ -40,7 +40,7 @@ from confcom.appraisal.policy import (
     safe_defaults,
 )
 from confcom.errors import ConfigError
-from confcom.formats.arguments import checked_bytes
+from confcom.formats.arguments import checked_bytes, explain_settings
 from confcom.formats.quote import TeeType
 from confcom.formats.signed_json import prepare
 from confcom.formats.tcb_info import TcbStatus
@@ -101,21 +101,26 @@ class PolicyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     ] = 0
     allow_debug: Annotated[bool, _about("Accept debug enclaves and debug TDs: their memory is open.")] = False
 
-    def policy(self, *, accept_simulated: bool = False) -> AllOf:
+    def policy(self, *, accept_simulated: bool = False, options: Collection[str] = ()) -> AllOf:
         """The policy values that the file stands for, on top of the safe defaults.
 
-        Keys of enclaves beside keys of TDs are a `ConfigError`: no evidence could fulfil both.
+        Keys of enclaves beside keys of TDs are a `ConfigError`: no evidence could fulfil both. Errors name the keys
+        among `options` as options of the command line.
         """
+
+        def named(key: str) -> str:
+            return f"--{key.replace('_', '-')}" if key in options else key
+
         policies: list[Policy] = [
             safe_defaults(accept_tcb=self.accept_tcb, allow_debug=self.allow_debug, accept_simulated=accept_simulated)
         ]
         if self.keys_of(TeeType.SGX) and self.keys_of(TeeType.TDX):
             raise ConfigError(
-                f"{', '.join(self.keys_of(TeeType.SGX))} belong to SGX enclaves, "
-                f"{', '.join(self.keys_of(TeeType.TDX))} to TDs: no evidence has both",
+                f"{', '.join(map(named, self.keys_of(TeeType.SGX)))} belong to SGX enclaves, "
+                f"{', '.join(map(named, self.keys_of(TeeType.TDX)))} to TDs: no evidence has both",
                 advice="Write one policy for each kind of evidence.",
             )
-        policies += [_IDENTITY[name](name, getattr(self, name)) for name in self._given(_IDENTITY)]
+        policies += [_IDENTITY[name](named(name), getattr(self, name)) for name in self._given(_IDENTITY)]
         if self.accept_advisories is not UNSET:
             ends = {name: datetime.combine(day, time(), UTC) for name, day in self.accept_advisories.items()}
             policies.append(AcceptAdvisories(ends))
@@ -141,19 +146,22 @@ prepare(PolicyFile)
 
 def parse_policy(data: bytes, *, name: str = "policy.toml") -> PolicyFile:
     """Read a policy file; its name's ending tells the form. `ConfigError` names the key that is wrong."""
+    what = f"the policy file {name}"
     if len(checked_bytes(data, "policy file")) > MAX_POLICY:
-        raise ConfigError(f"the policy file has {len(data)} bytes, more than {MAX_POLICY}", advice=_ADVICE)
+        raise ConfigError(f"{what} has {len(data)} bytes, more than {MAX_POLICY}", advice=_ADVICE)
     try:
         table = _reader(name)(without_bom(data))
         if not table:
-            raise ConfigError("the policy file is empty: it would say nothing", advice=_ADVICE)
+            raise ConfigError(f"{what} is empty: it would say nothing", advice=_ADVICE)
         return msgspec.convert(table, PolicyFile)
     except ImportError as error:
         raise ConfigError("YAML needs the package pyyaml", advice="Install confcom[cli], or write TOML.") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"the policy file is not UTF-8 (byte {error.start})", advice=_ADVICE) from error
+        raise ConfigError(f"{what} is not UTF-8 (byte {error.start})", advice=_ADVICE) from error
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{what} is not valid: {explain_settings(error, PolicyFile)}", advice=_ADVICE) from error
     except (ValueError, msgspec.MsgspecError, RecursionError) as error:
-        raise ConfigError(f"the policy file is not valid: {error}", advice=_ADVICE) from error
+        raise ConfigError(f"{what} is not valid: {error}", advice=_ADVICE) from error
 
 
 def policy_schema() -> dict[str, Any]:

@@ -147,6 +147,7 @@ def revoke_key(key_id: str, store: str) -> None:
     with closing(AttestationStore.open(store, made=False)) as opened:
         if not opened.revoke_key(key_id, now()):
             raise ConfigError(f"no key {key_id!r} was published", advice="Key ids are the 'kid' of GET /certs.")
+    click.echo(f"revoked {key_id}: in no key set within seconds; relying parties keep the keys that they have fetched")
 
 
 @attestation.command()

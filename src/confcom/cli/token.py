@@ -112,7 +112,7 @@ def _vouching_enclave(
     from confcom.cli.verdict import choose_collateral
     from confcom.tokens.attested_key import check_attested_key
 
-    file = parse_policy(read_input(policy, MAX_POLICY, "policy"), name=policy.name)
+    file = parse_policy(read_input(policy, MAX_POLICY, "policy"), name=str(policy))
     roots = trust_roots(trust_root)
     accepted = file.policy(accept_simulated=any(root.simulated for root in roots.roots))
     with choose_collateral(collateral, roots, now) as chosen:

@@ -73,9 +73,11 @@ def run(
     """Judge, print, and give the exit code."""
     try:
         now = parse_time(at, "--at")
-        file = _policy_file(policy, expectations)
+        given = _given(expectations)
+        file = msgspec.structs.replace(PolicyFile() if policy is None else _policy_file(policy), **given)
         roots = trust_roots(trust_root)
-        accepted: list[Policy] = [file.policy(accept_simulated=any(root.simulated for root in roots.roots))]
+        simulated = any(root.simulated for root in roots.roots)
+        accepted: list[Policy] = [file.policy(accept_simulated=simulated, options=given)]
         if report_data is not None:
             accepted.append(ReportData(parse_hex(report_data, "--report-data", most=64)))
         if held_data is not None:
@@ -128,13 +130,15 @@ def _reader(
     return partial(read_attested_certificate, read_peer_certificate(connect or ""))
 
 
-def _policy_file(path: Path | None, expectations: dict[str, Any]) -> PolicyFile:
-    """The policy file, with the keys replaced that the command line names."""
-    file = PolicyFile() if path is None else parse_policy(read_input(path, MAX_POLICY, "policy"), name=path.name)
+def _policy_file(path: Path) -> PolicyFile:
+    return parse_policy(read_input(path, MAX_POLICY, "policy"), name=str(path))
+
+
+def _given(expectations: dict[str, Any]) -> dict[str, Any]:
+    """The keys of the policy file that the command line names, which replace those of the file."""
     named = expectations | {"accept_tcb": _statuses(expectations["accept_tcb"])}
     # 0 is a product id and a security version, so a plain test for truth would drop it.
-    given = {key: value for key, value in named.items() if value not in (None, ()) and value is not False}
-    return msgspec.structs.replace(file, **given)
+    return {key: value for key, value in named.items() if value not in (None, ()) and value is not False}
 
 
 def _statuses(text: str | None) -> tuple[TcbStatus, ...]:

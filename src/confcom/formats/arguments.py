@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import TypeVar
 
+import msgspec
+
 from confcom.errors import ConfigError
 
 T = TypeVar("T")
@@ -69,3 +71,43 @@ def parse_tcp_address(
     if not (host and port.isascii() and port.isdecimal() and len(port) <= 5 and least <= int(port) <= 0xFFFF):
         raise ConfigError(f"{address[:80]!r} is not HOST:PORT", advice=advice)
     return host.strip("[]"), int(port)
+
+
+def explain_settings(error: msgspec.ValidationError, kind: type) -> str:
+    """What is wrong with settings of this type; for a name or value that is not known, those that are, and the nearest.
+
+    `kind` is the msgspec structure into which they were read.
+    """
+    import difflib  # here: settings are nearly always right
+    import re
+
+    message = str(error)
+    found = re.fullmatch(
+        r"(?:Invalid enum value|Object contains unknown field) ['`](.*?)['`](?: - at `\$(.*)`)?", message, re.DOTALL
+    )
+    if found is None:
+        return message
+    known = _known(msgspec.inspect.type_info(kind), re.findall(r"\.(\w+)|\[[^]]*\]", found[2] or ""))
+    near = difflib.get_close_matches(found[1], known, 1, 0.5)
+    if near and message.startswith("Object"):
+        return f"{message}; did you mean {near[0]!r}?"
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{message}; known are {', '.join(known)}{hint}" if known else message
+
+
+def _known(found: msgspec.inspect.Type, path: list[str]) -> list[str]:
+    """The fields or values of the type at a path: names of fields, empty for the element of a list or mapping."""
+    if isinstance(found, msgspec.inspect.Metadata):
+        return _known(found.type, path)
+    if isinstance(found, msgspec.inspect.UnionType):
+        return next((known for each in found.types if (known := _known(each, path))), [])
+    if isinstance(found, msgspec.inspect.StructType):
+        fields = {field.encode_name: field.type for field in found.fields}
+        return _known(fields[path[0]], path[1:]) if path and path[0] in fields else [] if path else list(fields)
+    if path and isinstance(found, msgspec.inspect.DictType):
+        return _known(found.value_type, path[1:])
+    if path and isinstance(found, (msgspec.inspect.ListType, msgspec.inspect.VarTupleType)):
+        return _known(found.item_type, path[1:])
+    if isinstance(found, msgspec.inspect.LiteralType):
+        return [str(value) for value in found.values]
+    return [str(each.value) for each in found.cls] if isinstance(found, msgspec.inspect.EnumType) else []

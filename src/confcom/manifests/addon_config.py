@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 
 from confcom.errors import ConfigError
+from confcom.formats.arguments import explain_settings
 
 DEFAULT_IMAGE = "confcom/confcom"
 """Repository of the released images; the tag is the version."""
@@ -180,7 +181,7 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             # Not strict: numbers in a list come as words.
             found = msgspec.convert(msgspec.structs.asdict(self) | dict(changes), AddonConfig, strict=False)
         except msgspec.ValidationError as error:
-            raise ConfigError(f"settings of the add-on: {error}") from error
+            raise ConfigError(f"settings of the add-on: {explain_settings(error, AddonConfig)}") from error
         found.check()
         found.check_together()
         return found

@@ -15,7 +15,6 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
-from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, RSAKey
 from joserfc.jws import JWSRegistry
@@ -108,11 +107,13 @@ class SigningKey:
 
     def sign(self, claims: Mapping[str, Any], header: Mapping[str, Any]) -> str:
         """A compact JWS; `alg` and `kid` join the header."""
-        full = {"alg": self.algorithm, "kid": self.key_id, **header}
-        if not isinstance(self.private, (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey)):
-            signed = _signed_part(full, claims)
-            return f"{signed}.{encode_base64url(self.private.sign_jws(signed.encode()))}"
-        return jws.serialize_compact(full, msgspec.json.encode(claims), _signing(self.private), [self.algorithm])
+        algorithm = self.algorithm
+        signed = _signed_part({"alg": algorithm, "kid": self.key_id, **header}, claims)
+        if isinstance(self.private, (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey)):
+            signature = JWSRegistry.algorithms[algorithm].sign(signed.encode(), _signing(self.private))
+        else:
+            signature = self.private.sign_jws(signed.encode())
+        return f"{signed}.{encode_base64url(signature)}"
 
 
 def token_in(text: str) -> str | None:

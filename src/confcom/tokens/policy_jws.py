@@ -7,11 +7,12 @@ their certificate in `x5c` or `jwk.x5c`, and older SDKs spell the algorithms RSA
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -21,6 +22,8 @@ from confcom.tokens.azure import AzureError
 from confcom.tokens.jws import ReadJws, unsecured
 from confcom.tokens.policy_language import MAX_TEXT
 
+MAX_CHAIN = 8
+"""Certificates from a signer to its root."""
 _ALIASES = {"RSA256": "RS256", "ECDH256": "ES256", "RS256": "RS256", "ES256": "ES256"}
 
 
@@ -85,7 +88,7 @@ def certificate_of(jws: ReadJws) -> x509.Certificate | None:
     """The certificate of the key that signed; None where nothing is signed.
 
     Raises:
-        AzureError: the signature is not of the key in the header's `x5c` or `jwk.x5c`.
+        AzureError: the signature is not of the key in the header's `x5c` or `jwk.x5c`, or its chain is not valid.
     """
     named = jws.header.get("alg")
     if named == "none":
@@ -96,14 +99,82 @@ def certificate_of(jws: ReadJws) -> x509.Certificate | None:
     if algorithm is None:
         raise AzureError(f"a policy is signed with RS256 or ES256, found {named!r}", "InvalidOperation")
     jwk = jws.header.get("jwk")
-    chain = jws.header.get("x5c") or (jwk.get("x5c") if isinstance(jwk, dict) else None)
-    if not isinstance(chain, list) or not chain or not isinstance(chain[0], str):
-        raise AzureError("the header of the signed policy lacks its certificate in 'x5c'", "InvalidOperation")
-    try:
-        certificate = x509.load_der_x509_certificate(decode_base64(chain[0]))
-        public = certificate.public_key()
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise AzureError(f"'x5c' of the policy holds no usable certificate: {error}", "InvalidOperation") from None
-    if not jws.verify(public, algorithm):
+    certificate = signer_of(jws.header.get("x5c") or (jwk.get("x5c") if isinstance(jwk, dict) else None), "the policy")
+    if not jws.verify(certificate.public_key(), algorithm):
         raise AzureError("the signature of the policy is not of the key in 'x5c'", "InvalidOperation")
     return certificate
+
+
+def signer_of(x5c: object, what: str) -> x509.Certificate:
+    """The first certificate of `x5c`: that of a policy signer, whose chain follows up to its root.
+
+    Raises:
+        AzureError: `x5c` holds no certificates, or no valid chain (`check_signer_chain`).
+    """
+    if not isinstance(x5c, list) or not x5c or not all(isinstance(each, str) for each in x5c):
+        raise AzureError(f"{what} lacks the certificate of its signer in 'x5c'", "InvalidOperation")
+    if len(x5c) > MAX_CHAIN:
+        raise AzureError(f"'x5c' of {what} has {len(x5c)} certificates, at most {MAX_CHAIN} are read")
+    try:
+        chain = [x509.load_der_x509_certificate(decode_base64(each)) for each in x5c]
+        for certificate in chain:
+            certificate.public_key()  # one that cannot be read signs nothing, and would break the list of signers
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise AzureError(f"'x5c' of {what} holds no usable certificate: {error}", "InvalidOperation") from None
+    check_signer_chain(chain)
+    return chain[0]
+
+
+def check_signer_chain(chain: Sequence[x509.Certificate]) -> None:
+    """A chain from a policy signer to its root, which may be the signer itself, by the rules of Azure Attestation.
+
+    Each certificate is issued by the next, and the root by itself; issuers and the root are CAs (basicConstraints), as
+    far up as their path length allows; keyUsage, where present, lets the signer sign and issuers issue.
+
+    Raises:
+        AzureError: InvalidParameter, with the certificate and what is wrong with it.
+    """
+    try:
+        for depth, certificate in enumerate(chain):
+            issuer = chain[min(depth + 1, len(chain) - 1)]
+            if reason := _wrong(certificate, issuer, depth):
+                raise AzureError(
+                    f"the certificate {_name(certificate.subject)} of a policy signer {reason}", advice=_CHAIN
+                )
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise AzureError(f"a certificate of a policy signer cannot be read: {error}", advice=_CHAIN) from None
+
+
+_CHAIN = "Sign with a self-signed CA certificate, or send its whole chain in x5c: the signer first, the root last."
+
+
+def _wrong(certificate: x509.Certificate, issuer: x509.Certificate, depth: int) -> str:
+    """What is wrong with a certificate that stands `depth` places above the signer; empty if nothing is."""
+    usage, constraints = _extension(certificate, x509.KeyUsage), _extension(certificate, x509.BasicConstraints)
+    wanted = "keyCertSign" if depth else "digitalSignature"
+    if usage is not None and not (usage.key_cert_sign if depth else usage.digital_signature):
+        return f"lacks {wanted} in its keyUsage"
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return f"is of the issuer {_name(certificate.issuer)}, which is not the next certificate of its chain"
+    if depth or certificate is issuer:
+        if constraints is None or not constraints.ca:
+            return "is no CA: its basicConstraints are missing, or say CA:FALSE"
+        if constraints.path_length is not None and depth - 1 > constraints.path_length:
+            return f"has {depth - 1} CAs below it, and its path length is {constraints.path_length}"
+    return ""
+
+
+def _name(name: x509.Name) -> str:
+    return repr(name.rfc4514_string()[:80])
+
+
+_Extension = TypeVar("_Extension", bound=x509.ExtensionType)
+
+
+def _extension(certificate: x509.Certificate, kind: type[_Extension]) -> _Extension | None:
+    try:
+        return certificate.extensions.get_extension_for_class(kind).value
+    except x509.ExtensionNotFound:
+        return None

@@ -1,13 +1,17 @@
-"""Addresses in settings and options: read, or refused with a sentence, whatever the text is."""
+"""Addresses and names in settings and options: read, or refused with a sentence, whatever the text is."""
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from confcom.errors import ConfigError
-from confcom.formats.arguments import parse_tcp_address
+from confcom.formats.arguments import explain_settings, parse_tcp_address
+from confcom.formats.tcb_info import TcbStatus
 
 
 @pytest.mark.parametrize(
@@ -57,3 +61,32 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         return
     assert host or text.startswith(("[", "]"))
     assert 0 <= port <= 65535
+
+
+class _Inner(msgspec.Struct, forbid_unknown_fields=True):
+    level: Literal["low", "high"] = "low"
+    kinds: dict[str, list[TcbStatus]] = {}
+
+
+class _Settings(msgspec.Struct, forbid_unknown_fields=True):
+    parts: tuple[_Inner, ...] = ()
+    one: _Inner | None = None
+    number: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
+@pytest.mark.parametrize(
+    ("read", "expected"),
+    [
+        ({"parts": [{}, {"level": "hihg"}]}, "`$.parts[1].level`; known are high, low; did you mean 'high'?"),
+        ({"one": {"level": "?"}}, "`$.one.level`; known are high, low"),
+        ({"one": {"kinds": {"a": ["Revokd"]}}}, "Revoked; did you mean 'Revoked'?"),
+        ({"one": {"levle": "low"}}, "`$.one`; did you mean 'level'?"),
+        ({"other": 1}, "known are parts, one, number"),
+        ({"number": -1}, "Expected `int` >= 0 - at `$.number`"),
+        ({"one": {"level": "a' - at `$.number`"}}, "known are high, low"),
+    ],
+)
+def test_settings_that_are_not_known_are_listed_with_the_nearest(read: object, expected: str) -> None:
+    with pytest.raises(msgspec.ValidationError) as caught:
+        msgspec.convert(read, _Settings)
+    assert expected in explain_settings(caught.value, _Settings)

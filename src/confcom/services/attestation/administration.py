@@ -9,15 +9,14 @@ from typing import Any, Literal
 
 import msgspec
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 
 from confcom.errors import FormatError
-from confcom.formats.text import decode_base64, encode_base64url
+from confcom.formats.text import encode_base64url
 from confcom.services.attestation.appraiser import Appraiser
 from confcom.services.attestation.attestation_store import AttestationStore, StoredPolicy, thumbprint
 from confcom.tokens.azure import DEFAULT_POLICIES, AttestationType, AzureError
 from confcom.tokens.jws import ReadJws
-from confcom.tokens.policy_jws import SentPolicy, certificate_jwk, certificate_of, read_policy, wrap
+from confcom.tokens.policy_jws import SentPolicy, certificate_jwk, certificate_of, read_policy, signer_of, wrap
 from confcom.tokens.policy_language import PolicyTextError, parse_policy
 
 TrustModel = Literal["open", "isolated", "shared"]
@@ -125,12 +124,10 @@ def _certificate_request(body: bytes) -> ReadJws:
 def _certificate_in(jws: ReadJws) -> x509.Certificate:
     try:
         claims = jws.claims()
-        names = ("policyCertificate", "maa-policyCertificate", "x-ms-policyCertificate")
-        held = next((claims[name] for name in names if name in claims), None)
-        if not isinstance(held, dict):
-            raise AzureError("the JWT lacks the claim policyCertificate", "InvalidOperation")
-        certificate = x509.load_der_x509_certificate(decode_base64(held["x5c"][0]))
-        certificate.public_key()  # one that cannot be read signs nothing, and would break the list of signers
-        return certificate
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, UnsupportedAlgorithm) as error:
-        raise AzureError(f"policyCertificate holds no usable certificate: {error}", "InvalidOperation") from None
+    except FormatError as error:
+        raise AzureError(f"the payload of the JWT cannot be read: {error}", "InvalidOperation") from None
+    names = ("policyCertificate", "maa-policyCertificate", "x-ms-policyCertificate")
+    held = next((claims[name] for name in names if name in claims), None)
+    if not isinstance(held, dict):
+        raise AzureError("the JWT lacks the claim policyCertificate", "InvalidOperation")
+    return signer_of(held.get("x5c"), "policyCertificate")

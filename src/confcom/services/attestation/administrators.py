@@ -21,6 +21,7 @@ import structlog
 from cryptography import x509
 
 from confcom.errors import ConfcomError, ConfigError, FormatError
+from confcom.formats.arguments import explain_settings
 from confcom.services.runtime.process import read_toml
 from confcom.tokens.verification import MAX_KEY_SET, KeySet, TokenError, verify_token
 
@@ -229,7 +230,8 @@ class Administrators:
             file = msgspec.convert(read_toml(self._path), _File)
         except msgspec.ValidationError as error:
             raise ConfigError(
-                f"{self._path}: {error}", advice="See docs/howto/run-the-attestation-service.md."
+                f"{self._path}: {explain_settings(error, _File)}",
+                advice="See docs/howto/run-the-attestation-service.md.",
             ) from error
         for each in file.administrators:
             missing = ""

@@ -53,6 +53,8 @@ from confcom.tokens.policy_jws import read_policy
 from confcom.tokens.policy_language import PolicyTextError
 
 API_VERSIONS = ("2020-10-01", "2022-08-01", "2025-06-01")
+_PLAIN_VERSIONS = frozenset(f"api-version={version}".encode() for version in API_VERSIONS)
+"""The query strings that clients send."""
 MAX_IN_LOOP = 32 << 10
 """Bytes of a body that is judged in the event loop, if its platform's collateral is at hand."""
 WRONG_TOKENS = 5
@@ -74,6 +76,12 @@ class HttpRefusal(ConfcomError):
         self.retry_after = retry_after
         self.status = status
         self.azure_code = azure_code
+
+
+def internal_error() -> HttpRefusal:
+    """What a client gets for a mistake of the service, which the log explains."""
+    advice = "Report it to the operator with the time of the request."
+    return HttpRefusal(500, "InternalError", "the service failed; its log says why", advice=advice)
 
 
 class _PlainName(StringConvertor):
@@ -158,9 +166,11 @@ class AttestationApp:
         self._calls = Allowance(attest_per_minute, time.monotonic)
         self._wrong_tokens = Allowance(WRONG_TOKENS, time.monotonic)
         self._simulated = simulated
-        # Routes are tried one after the other: what is asked most comes first.
+        attest = {f"/attest/{kind}": self._endpoint(self._attest_call(kind)) for kind in AttestationType}
+        self._attest = {prefix + path: endpoint for path, endpoint in attest.items()}
+        """What is asked most is not routed, which takes as long as a signature of P-256."""
         api = [
-            *(self._route(f"/attest/{kind}", self._attest_call(kind), "POST") for kind in AttestationType),
+            *(Route(path, endpoint, methods=["POST"]) for path, endpoint in attest.items()),
             self._route("/.well-known/openid-configuration", self._openid, versioned=False),
             self._route("/certs", self._certs, versioned=False),
             self._route("/certs/", self._certs, versioned=False),
@@ -182,14 +192,24 @@ class AttestationApp:
             self._route("/metrics", self._metrics_page, versioned=False),
         ]
         routes = [*([Mount(prefix, routes=api)] if prefix else api), *own]
-        handlers: Any = {HTTPException: self._no_route, Exception: _internal}
+        handlers: Any = {HTTPException: self._no_route}
         self._app = Starlette(routes=routes, exception_handlers=handlers)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
         """Answer one request."""
-        await self._app(scope, receive, send)
+        endpoint = self._attest.get(scope["path"]) if scope["method"] == "POST" else None
+        if endpoint is None:
+            await self._app(scope, receive, send)
+        else:
+            answer = await endpoint(Request(scope, receive))
+            await answer(scope, receive, send)
 
     def _route(self, path: str, handler: Handler, *methods: str, versioned: bool = True) -> Route:
+        return Route(path, self._endpoint(handler, versioned=versioned), methods=list(methods) or ["GET"])
+
+    def _endpoint(self, handler: Handler, *, versioned: bool = True) -> Handler:
+        """Every failure of the handler becomes an answer; those that should not have been are logged."""
+
         async def endpoint(request: Request) -> Response:
             try:
                 if versioned:
@@ -199,9 +219,12 @@ class AttestationApp:
                 response = _error_answer(error)
             except Overloaded:
                 response = _error_answer(HttpRefusal(503, "ServerBusy", "too many appraisals wait", retry_after=1))
+            except Exception:  # noqa: BLE001 - a mistake of ours must not leave a client without an answer
+                structlog.get_logger().exception("attestation.mistake", path=request.scope["path"][:100])
+                response = _error_answer(internal_error())
             return _marked(response)
 
-        return Route(path, endpoint, methods=list(methods) or ["GET"])
+        return endpoint
 
     def _attest_call(self, kind: AttestationType) -> Handler:
         async def handler(request: Request) -> Response:
@@ -344,11 +367,15 @@ class AttestationApp:
 
     async def body(self, request: Request) -> bytes:
         """The body of a request, at most `max_body` bytes."""
-        body = bytearray()
-        async for piece in request.stream():
-            body += piece
+        body, more = bytearray(), True
+        while more:
+            event = await request.receive()
+            if event["type"] == "http.disconnect":
+                raise HttpRefusal(400, "InvalidParameter", "the request ended before its body")
+            body += event.get("body", b"")
             if len(body) > self._max_body:
                 raise HttpRefusal(413, "RequestTooLarge", f"a body has at most {self._max_body} bytes")
+            more = event.get("more_body", False)
         return bytes(body)
 
     def limit(self, request: Request) -> None:
@@ -397,12 +424,6 @@ _OPENAPI: dict[str, Any] = msgspec.json.decode(files(__package__).joinpath("open
 def _marked(response: Response) -> Response:
     response.headers["x-ms-request-id"] = str(uuid.uuid4())
     return response
-
-
-def _internal(request: Request, error: Exception) -> Response:
-    """A defect of the service: the error is logged where it is raised again, and stays out of the answer."""
-    del request, error
-    return _marked(_error_answer(HttpRefusal(500, "InternalError", "the service failed; its log says why")))
 
 
 def _kind(request: Request) -> AttestationType:
@@ -455,6 +476,8 @@ def _number(request: Request, name: str, *, default: int, most: int) -> int:
 
 
 def _check_version(request: Request) -> None:
+    if request.scope["query_string"] in _PLAIN_VERSIONS:
+        return
     version = request.query_params.get("api-version")
     if version not in API_VERSIONS:
         raise HttpRefusal(

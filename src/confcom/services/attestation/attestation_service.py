@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -43,6 +44,8 @@ from confcom.services.runtime.http_server import Listener, serve_http
 from confcom.services.runtime.process import WorkerThreads
 from confcom.services.runtime.status_page import component_registry
 from confcom.services.runtime.tls import HeldTls, ReloadingTls, ServerTls, read_authorities
+from confcom.tokens.azure import AzureError
+from confcom.tokens.policy_jws import check_signer_chain
 
 LOOK_AT_FILES = 5.0
 """Seconds between two looks at the signing keys and the file of administrators."""
@@ -159,6 +162,8 @@ async def serve(
             asyncio.create_task(_follow(LOOK_AT_COLLATERAL, state.look)),
             asyncio.create_task(_forget(store, retention, clock)),
         ]
+        gc.collect()
+        gc.freeze()  # what lives as long as the process need not be looked at in every full collection
         try:
             await serve_http(pages, listener, stop=stop, started=lambda _: started(issuer) if started else None)
         finally:
@@ -276,13 +281,18 @@ def _read(file: Path) -> bytes:
 
 
 def _signer(name: str) -> x509.Certificate:
+    """The first certificate of a PEM file, with its chain behind it."""
     try:
-        return x509.load_pem_x509_certificate(_read(Path(name)))
+        chain = x509.load_pem_x509_certificates(_read(Path(name)))
+        check_signer_chain(chain)
     except ValueError as error:
         raise ConfigError(
             f"{name} is no certificate of a policy signer: {der_reason(error)}",
-            advice="Name a PEM file with one certificate.",
+            advice="Name a PEM file with its certificate, and those of its issuers up to the root.",
         ) from error
+    except AzureError as error:
+        raise ConfigError(f"{name}: {error.message}", advice=error.advice()) from error
+    return chain[0]
 
 
 def _policy_file(name: str | None) -> PolicyFile:
@@ -293,4 +303,4 @@ def _policy_file(name: str | None) -> PolicyFile:
             data = stream.read(MAX_POLICY + 1)
     except OSError as error:
         raise ConfigError(f"{name}: {error.strerror}") from error
-    return parse_policy(data, name=Path(name).name)
+    return parse_policy(data, name=name)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from urllib.parse import parse_qs, urlencode
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
@@ -25,7 +26,7 @@ from confcom.report.html import FOLDER as REPORT
 from confcom.report.html import templates
 from confcom.services.attestation.administration import PolicyAdministration
 from confcom.services.attestation.appraiser import Appraiser
-from confcom.services.attestation.attestation_http import AttestationApp, HttpRefusal, record_filter
+from confcom.services.attestation.attestation_http import AttestationApp, HttpRefusal, internal_error, record_filter
 from confcom.services.attestation.attestation_store import Row
 from confcom.services.attestation.examination import Examiner
 from confcom.services.runtime.process import Overloaded, WorkerThreads
@@ -109,7 +110,8 @@ class Pages:
             *(Route(f"{self._base}/{name}", _always(_file(name))) for name in _FILES),
             Route("/", _always(RedirectResponse(self._base, 303, HEADERS))),
         ]
-        self._pages = Starlette(routes=routes)
+        handlers: Any = {HTTPException: self._no_page, Exception: self._mistaken}
+        self._pages = Starlette(routes=routes, exception_handlers=handlers)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
         """Answer one request."""
@@ -289,6 +291,21 @@ class Pages:
 
     def _failed(self, request: Request, error: ConfcomError) -> Response:
         return self._page(request, "error.html", _status(error), error=error)
+
+    def _no_page(self, request: Request, error: HTTPException) -> Response:
+        """No path, or a path without this method."""
+        allowed = (error.headers or {}).get("Allow")
+        message = f"this page takes {allowed}, not {request.method[:16]}" if allowed else "there is no page here"
+        advice = f"Go to {self._base}, where the pages begin."
+        answer = self._failed(request, HttpRefusal(error.status_code, "NoPage", message, advice=advice))
+        if allowed:
+            answer.headers["Allow"] = allowed
+        return answer
+
+    def _mistaken(self, request: Request, error: Exception) -> Response:
+        """A mistake of ours; the server logs it, because Starlette raises it again."""
+        del error
+        return self._failed(request, internal_error())
 
     def _set_cookie(
         self, answer: Response, name: str, value: str, same_site: Literal["lax", "strict"] = "strict"

@@ -9,6 +9,7 @@ import ipaddress
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 WINDOW = 60.0
@@ -19,7 +20,11 @@ MAX_ADDRESSES = 10_000
 
 def address_of(scope: Mapping[str, Any]) -> str:
     """The caller's address; of an IPv6 address its network of 64 bits, which one machine can fill alone."""
-    host = scope["client"][0] if scope.get("client") else ""
+    return _network(scope["client"][0] if scope.get("client") else "")
+
+
+@lru_cache(maxsize=1024)
+def _network(host: str) -> str:
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:

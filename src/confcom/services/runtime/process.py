@@ -22,6 +22,7 @@ import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
 from confcom.errors import ConfcomError, ConfigError
+from confcom.formats.arguments import explain_settings
 from confcom.formats.text import without_bom
 
 MAX_SETTINGS = 64 * 1024
@@ -84,7 +85,7 @@ def _convert(kind: type[_Config], values: Mapping[str, Any], source: str, *, str
     try:
         config = msgspec.convert(dict(values), kind, strict=strict)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{source}: {error}") from error
+        raise ConfigError(f"{source}: {explain_settings(error, kind)}") from error
     return {name: getattr(config, name) for name in values}
 
 

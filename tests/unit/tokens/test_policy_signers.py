@@ -1,0 +1,125 @@
+"""The certificates with which policies are signed: chains to a root that is a CA, as Azure Attestation wants them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+
+from confcom.formats.text import encode_base64url
+from confcom.tokens.azure import AzureError
+from confcom.tokens.jws import SigningKey
+from confcom.tokens.policy_jws import MAX_CHAIN, check_signer_chain, read_policy
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+def key(name: str) -> ec.EllipticCurvePrivateKey:
+    return ec.derive_private_key(int.from_bytes(hashlib.sha256(name.encode()).digest(), "big") >> 1, ec.SECP256R1())
+
+
+def certificate(
+    name: str, issuer: str = "", *, ca: bool | None = None, path_length: int | None = None, usage: str = ""
+) -> x509.Certificate:
+    """A certificate of `name`, issued by itself unless an issuer is named; `usage` is the one that keyUsage has."""
+
+    def named(text: str) -> x509.Name:
+        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(named(name))
+        .issuer_name(named(issuer or name))
+        .public_key(key(name).public_key())
+        .serial_number(1)
+        .not_valid_before(NOW)
+        .not_valid_after(NOW + timedelta(days=1))
+    )
+    if ca is not None:
+        builder = builder.add_extension(x509.BasicConstraints(ca=ca, path_length=path_length), critical=True)
+    if usage:
+        names = ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement",
+                 "key_cert_sign", "crl_sign", "encipher_only", "decipher_only")  # fmt: skip
+        builder = builder.add_extension(x509.KeyUsage(**{each: each == usage for each in names}), critical=True)
+    return builder.sign(key(issuer or name), SHA256())
+
+
+ROOT = certificate("root", ca=True, usage="key_cert_sign")
+CHAIN = (certificate("signer", "middle", usage="digital_signature"), certificate("middle", "root", ca=True), ROOT)
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        [certificate("signer", ca=True)],
+        [certificate("signer", ca=True, path_length=0, usage="digital_signature")],
+        [certificate("signer", "root"), ROOT],
+        [certificate("signer", "root", ca=False), ROOT],
+        [certificate("signer", "root", ca=True), ROOT],
+        CHAIN,
+        [*CHAIN[:2], certificate("root", ca=True, path_length=1)],
+    ],
+)
+def test_chains_to_a_root_that_is_a_ca_are_accepted(chain: Sequence[x509.Certificate]) -> None:
+    check_signer_chain(chain)
+
+
+@pytest.mark.parametrize(
+    ("chain", "reason"),
+    [
+        ([certificate("signer")], "'CN=signer' of a policy signer is no CA"),
+        ([certificate("signer", ca=False)], "'CN=signer' of a policy signer is no CA"),
+        ([certificate("signer", "root"), certificate("root")], "'CN=root' of a policy signer is no CA"),
+        ([CHAIN[0], certificate("middle", "root"), ROOT], "'CN=middle' of a policy signer is no CA"),
+        ([certificate("signer", ca=True, usage="key_cert_sign")], "lacks digitalSignature in its keyUsage"),
+        ([certificate("signer", "root"), certificate("root", ca=True, usage="crl_sign")], "lacks keyCertSign"),
+        ([*CHAIN[:2], certificate("root", ca=True, path_length=0)], "has 1 CAs below it, and its path length is 0"),
+        ([certificate("signer", "root", ca=True)], "is of the issuer 'CN=root', which is not the next"),
+        (CHAIN[:2], "is of the issuer 'CN=root', which is not the next"),
+        ([CHAIN[0], ROOT], "is of the issuer 'CN=middle', which is not the next"),
+        ([ROOT, *CHAIN[:2]], "lacks digitalSignature"),
+        ([certificate("signer", "other", ca=True), certificate("other", "root", ca=True), ROOT][::2], "'CN=other'"),
+    ],
+)
+def test_other_chains_are_an_invalid_parameter_that_names_the_certificate(
+    chain: Sequence[x509.Certificate], reason: str
+) -> None:
+    with pytest.raises(AzureError) as caught:
+        check_signer_chain(chain)
+    assert reason in caught.value.message
+    assert caught.value.azure_code == "InvalidParameter"
+
+
+def test_an_issuer_of_the_right_name_and_another_key_is_no_issuer() -> None:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "root")])
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key("thief").public_key())
+    builder = builder.serial_number(1).not_valid_before(NOW).not_valid_after(NOW + timedelta(days=1))
+    thief = builder.add_extension(x509.BasicConstraints(True, None), critical=True).sign(key("thief"), SHA256())
+    with pytest.raises(AzureError, match="not the next certificate"):
+        check_signer_chain([certificate("signer", "root"), thief])
+
+
+def signed_policy(chain: Sequence[x509.Certificate]) -> str:
+    x5c = [base64.b64encode(each.public_bytes(Encoding.DER)).decode() for each in chain]
+    signer = SigningKey(key("signer"), chain[0])
+    return signer.sign({"AttestationPolicy": encode_base64url(b"version=1.0;")}, {"x5c": x5c})
+
+
+def test_signed_policies_bring_the_chain_of_their_signer() -> None:
+    assert read_policy(signed_policy(CHAIN)).signer == CHAIN[0]
+    for chain, reason in (
+        ([certificate("signer")], "no CA"),
+        (CHAIN[:1], "not the next certificate"),
+        ([CHAIN[0]] * (MAX_CHAIN + 1), f"{MAX_CHAIN + 1} certificates, at most {MAX_CHAIN}"),
+    ):
+        with pytest.raises(AzureError, match=reason) as caught:
+            read_policy(signed_policy(chain))
+        assert caught.value.azure_code == "InvalidParameter"
