@@ -17,6 +17,7 @@ from pathlib import Path
 
 from benchmarks import (
     attestation,
+    attested_tls,
     cluster,
     collateral_outage,
     collateral_service,
@@ -56,6 +57,7 @@ BENCHMARKS: dict[str, Callable[[], Iterable[Row]]] = {
     "cluster": cluster.rows,
     "webhook": webhook.rows,
     "attestation": attestation.rows,
+    "attested-tls": attested_tls.rows,
     "epc-use": epc_use.rows,
     "metrics-api": metrics_api.rows,
     "scrape": scrape.rows,

@@ -1,7 +1,11 @@
-"""Run the tests against clients that others wrote, built from their own sources (needs cargo)."""
+"""Run the tests against programs that others wrote, built from their own sources (needs cargo) or from the registry.
+
+The TLS libraries of requirements/interop.txt are installed here, if they are not.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -11,6 +15,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(arguments: list[str]) -> int:
+    if not all(map(importlib.util.find_spec, ("aiohttp", "httpx", "OpenSSL", "uvloop", "websockets"))):
+        locked = ["--require-hashes", "--only-binary", ":all:", "-r", str(ROOT / "requirements" / "interop.txt")]
+        if subprocess.run([sys.executable, "-m", "pip", "install", "-q", *locked], check=False).returncode:
+            sys.exit("interop: the libraries of requirements/interop.txt cannot be installed")
     environment = os.environ | {"CONFCOM_INTEROP": "1"}
     command = [sys.executable, "-m", "pytest", "tests/interop", "--timeout", "900", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode

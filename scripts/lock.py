@@ -37,6 +37,7 @@ def main(arguments: list[str]) -> int:
         or resolve(FOLDER / "run.txt", *extras, *same, "pyproject.toml")
         or resolve(FOLDER / "build.txt", *same, "-", requirements=BUILD_TOOLS)
         or resolve(FOLDER / "browser.txt", "--group", "browser", *same)
+        or resolve(FOLDER / "interop.txt", "--group", "interop", *same)
         or resolve(FOLDER / "api.txt", "--group", "api", *same)
         or resolve(FOLDER / "site.txt", "--group", "site", *same)
         or resolve(FOLDER / "release.txt", "--group", "release", *same)

@@ -49,7 +49,8 @@ A policy is a value. The safe defaults apply unless a policy replaces them.
     """Collateral
 
 `load_bundle` and `CollateralStore` need no further package; `open_source` asks services and needs `confcom[cli]`.
-""": "Collateral load_bundle save_bundle open_source SourceOptions CollateralSource fetch_for_quote CollateralStore",
+""": """Collateral load_bundle save_bundle open_source SourceOptions CollateralSource fetch_for_quote CollateralStore
+        RememberedCollateral""",
     """Quotes of this machine
 
 These need `confcom[cli]`.
@@ -72,6 +73,11 @@ These names are importable from `confcom.attestation_client`, which needs `confc
 
 Importable from `confcom.secret_client`, which needs `confcom[cli]`. How to use it:
 [release a secret](../howto/release-a-secret.md).
+""",
+    "confcom.atls": """Attested TLS
+
+Importable from `confcom.atls`, which needs no extra, but for AESM and collateral services `confcom[cli]`. How to use
+them: [attested TLS](../howto/attested-tls.md).
 """,
 }
 """Public modules beside `confcom` to title and introduction of their section; `__all__` has their names."""
@@ -203,7 +209,8 @@ def _signature(name: str, value: Callable[..., object]) -> str | None:
     )
     if unmade:
         return None
-    signature = inspect.signature(value)
+    # What a class of the standard library reads in __new__ is here for __init__.
+    signature = inspect.signature(value.__init__ if "__new__" in vars(value) else value)
     returned = "" if isinstance(value, type) else f" -> {_annotation(signature.return_annotation)}"
     parameters = _parameters(signature)
     line = f"{name}({', '.join(parameters)}){returned}"

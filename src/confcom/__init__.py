@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from confcom.cli.exit_codes import ExitCode, exit_code
     from confcom.collateral.bundle import load_bundle, save_bundle
     from confcom.collateral.interface import CollateralSource
-    from confcom.collateral.sources import SourceOptions, fetch_for_quote, open_source
+    from confcom.collateral.sources import RememberedCollateral, SourceOptions, fetch_for_quote, open_source
     from confcom.collateral.store.store import CollateralStore
     from confcom.errors import (
         CollateralError,
@@ -84,7 +84,7 @@ _HOMES = {
     "confcom.cli.exit_codes": "ExitCode exit_code",
     "confcom.collateral.bundle": "load_bundle save_bundle",
     "confcom.collateral.interface": "CollateralSource",
-    "confcom.collateral.sources": "SourceOptions fetch_for_quote open_source",
+    "confcom.collateral.sources": "RememberedCollateral SourceOptions fetch_for_quote open_source",
     "confcom.collateral.store.store": "CollateralStore",
     "confcom.errors": (
         "CollateralError ConfcomError ConfigError FormatError PlatformError PolicyError ProtocolError VerificationError"
@@ -138,6 +138,7 @@ __all__ = [
     "QuoteResult",
     "QuoteSource",
     "QuoteVerifier",
+    "RememberedCollateral",
     "ReportBody",
     "ReportData",
     "Rtmr0",

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,8 @@ def test_documents_import_public_names_only() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["confcom.formats.quote Quote", "confcom.cli", "confcom nonsense", "confcom.errors Any_"]
+    "name",
+    ["confcom.formats.quote Quote", "confcom.cli", "confcom nonsense", "confcom.errors Any_", "confcom.atls Memory"],
 )
 def test_a_private_name_is_noticed(name: str) -> None:
     assert not is_public(name)
@@ -117,6 +119,13 @@ def test_every_public_name_and_the_example_need_the_extra_cli_only() -> None:
     example = str(EXAMPLES[0].parent)
     names = "import confcom\n[getattr(confcom, name) for name in confcom.__all__]\n"
     done = refusing(ONLY_CLI, f"{names}sys.path[:0] = [{example!r}]\nimport peer\n")
+    assert done.returncode == 0, done.stderr
+
+
+def test_attested_tls_needs_the_bare_package_only() -> None:
+    needed = ("cryptography", "msgspec", "cffi", "_cffi_backend", "typing_extensions")
+    others = tuple({name.partition(".")[0] for name in packages_distributions()} - {*needed, "confcom"})
+    done = refusing(others, "from confcom.atls import ClientContext, Issuer, ServerContext, https_opener\n")
     assert done.returncode == 0, done.stderr
 
 

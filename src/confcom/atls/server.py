@@ -8,7 +8,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterable
-from typing import Self
+from typing import NoReturn, Self
 
 from confcom.atls.client import PresentingContext, nonce_of_name
 from confcom.atls.issuer import IssuedCertificate, Issuer
@@ -49,6 +49,10 @@ class ServerContext(PresentingContext):
         self._present(issuer)
         self._own: Issuer = issuer
         self.sni_callback = self._on_name
+
+    def load_cert_chain(self, *_: object, **__: object) -> NoReturn:
+        """Always a `ConfigError`: the issuer's certificate is the one to show."""
+        raise ConfigError("a ServerContext shows its issuer's certificate and no other")
 
     def set_alpn_protocols(self, alpn_protocols: Iterable[str]) -> None:
         """As the standard library's."""
