@@ -62,7 +62,8 @@ TASKS: dict[str, tuple[str, list[list[str]]]] = {
     "image": ("the container image, built without a registry", [["python", "scripts/image.py"]]),
     "e2e": ("the end-to-end tests on a real Kubernetes", [["python", "scripts/e2e.py"]]),
     "lock": ("resolve the requirements", [["python", "scripts/lock.py"]]),
-    "release": ("sdist, wheel, chart and checksums of a tag", [["python", "scripts/release.py"]]),
+    "release": ("everything that is published, made of a tag", [["python", "scripts/release.py"]]),
+    "publish": ("check and upload what release made", [["python", "scripts/publish.py"]]),
     "run": ("any command inside the environment", [[]]),
 }
 WITHOUT_TOOLS = (["demo"], ["run", "confcom"], ["run", "bash"])

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from imaging.application import confcom_layer, dependencies_key, dependencies_layer
+from imaging.application import build_wheel, confcom_layer, dependencies_key, dependencies_layer
 from imaging.base import USER, provide_base
 from imaging.layers import Layer, digest_of
 from imaging.oci import Settings, write_image
@@ -35,6 +35,15 @@ SETTINGS = Settings(
 def make(folder: Path, name: str) -> tuple[Path, str]:
     """Make the image's archive in a folder that is also the cache; the archive and the image's digest."""
     folder.mkdir(parents=True, exist_ok=True)
+    archive = folder / "confcom.tar"
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        layers = make_layers(folder, Path(work), build_wheel(Path(work)))
+        digest = write_image(archive, name, layers, SETTINGS)
+    return archive, digest
+
+
+def make_layers(folder: Path, work: Path, wheel: Path) -> list[Layer]:
+    """Base, dependencies and confcom; the first two are kept in the folder, the third is made in `work`."""
     base = provide_base(folder)
     kept = folder / f"dependencies-{dependencies_key(base)}.tar"
     if not kept.exists():
@@ -44,13 +53,10 @@ def make(folder: Path, name: str) -> tuple[Path, str]:
         dependencies_layer(base, fresh)
         fresh.rename(kept)
     dependencies = Layer(kept, digest_of(kept), kept.stat().st_size)
-    with tempfile.TemporaryDirectory(dir=folder) as work:
-        application = confcom_layer(base, Path(work) / "confcom.tar")
-        archive = folder / "confcom.tar"
-        digest = write_image(archive, name, [base.layer, dependencies, application], SETTINGS)
-        for what, layer in (("base", base.layer), ("dependencies", dependencies), ("confcom", application)):
-            print(f"image: {what:12} {layer.size / 2**20:6.1f} MiB  {layer.digest}")
-    return archive, digest
+    application = confcom_layer(base, work / "confcom.tar", wheel)
+    for what, layer in (("base", base.layer), ("dependencies", dependencies), ("confcom", application)):
+        print(f"image: {what:12} {layer.size / 2**20:6.1f} MiB  {layer.digest}")
+    return [base.layer, dependencies, application]
 
 
 def load(archive: Path) -> None:

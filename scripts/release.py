@@ -1,13 +1,13 @@
-"""From a tag to what is published: sdist, wheel, Helm chart and their checksums, the same bytes for the same tag.
+"""From a commit to what is published, the same bytes each time; RELEASING.md says what there is.
 
-Everything is made from what git has at that tag; files of the working tree do not count.
+Everything is made from what git has at that commit; files of the working tree do not count. What is downloaded is
+kept, so that a later run needs no network.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
-import hashlib
+import importlib.util
 import io
 import os
 import re
@@ -18,8 +18,11 @@ import tempfile
 import tomllib
 from pathlib import Path
 
+from testcluster.home import default_home
+
 ROOT = Path(__file__).resolve().parent.parent
-CHART = Path("deploy") / "helm"
+CHART_FILE = Path("deploy") / "helm" / "Chart.yaml"
+PROJECT = "pyproject.toml"
 
 
 def git(*words: str) -> bytes:
@@ -31,47 +34,89 @@ def git(*words: str) -> bytes:
 
 def version_of(tree: Path) -> str:
     """The version on which project, chart and change log agree."""
-    version: str = tomllib.loads((tree / "pyproject.toml").read_text())["project"]["version"]
-    chart = (tree / CHART / "Chart.yaml").read_text()
+    version: str = tomllib.loads((tree / PROJECT).read_text())["project"]["version"]
+    chart = (tree / CHART_FILE).read_text()
     for key in ("version", "appVersion"):
         if not re.search(rf'^{key}: "?{re.escape(version)}"?$', chart, re.MULTILINE):
-            sys.exit(f"release: {CHART}/Chart.yaml: {key} is not {version}, the version of pyproject.toml")
+            sys.exit(f"release: {CHART_FILE}: {key} is not {version}, the version of pyproject.toml")
     if not re.search(rf"^## {re.escape(version)}\b", (tree / "CHANGELOG.md").read_text(), re.MULTILINE):
         sys.exit(f"release: CHANGELOG.md has no section for {version}: write what changed for users")
     return version
 
 
-def chart_package(tree: Path, mtime: int) -> bytes:
-    """The chart as `helm package` lays it out: everything below a folder with the chart's name."""
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for path in sorted(path for path in (tree / CHART).rglob("*") if path.is_file()):
-            entry = tarfile.TarInfo(f"confcom/{path.relative_to(tree / CHART)}")
-            content = path.read_bytes()
-            entry.size, entry.mtime, entry.mode = len(content), mtime, 0o644
-            archive.addfile(entry, io.BytesIO(content))
-    return gzip.compress(packed.getvalue(), mtime=mtime)
+def make(reference: str, target: Path, *, tagged: bool, intel: Path | None = None) -> None:
+    """Make all artifacts of a commit, and what is said about them, in an empty folder."""
+    import release_artifacts as artifacts
+    import release_statements as statements
 
-
-def make(reference: str, target: Path, *, tagged: bool) -> list[Path]:
-    """Make all artifacts of a commit in an empty folder."""
     commit = git("rev-parse", "--verify", f"{reference}^{{commit}}").decode().strip()
-    mtime = int(git("show", "-s", "--format=%ct", commit))
+    date = int(git("show", "-s", "--format=%ct", commit))
+    kept = default_home().path / "images"
+    kept.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder)
+        tree, target = Path(folder) / "tree", target.resolve()
         with tarfile.open(fileobj=io.BytesIO(git("archive", commit))) as archive:
             archive.extractall(tree, filter="data")
-        version = version_of(tree)
-        if tagged and reference != f"v{version}":
-            sys.exit(f"release: the tag is {reference}, the version v{version}: they must be the same")
-        environment = os.environ | {"SOURCE_DATE_EPOCH": str(mtime)}
-        build = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-t", "wheel"]
-        subprocess.run([*build, "-d", str(target.resolve())], cwd=tree, env=environment, check=True)
-        (target / f"confcom-chart-{version}.tgz").write_bytes(chart_package(tree, mtime))
-    made = sorted(target.iterdir())
-    sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in made]
-    (target / "SHA256SUMS").write_text("".join(sums))
-    return [*made, target / "SHA256SUMS"]
+        source = artifacts.Source(tree, version_of(tree), commit, date, kept)
+        if tagged and reference != f"v{source.version}":
+            sys.exit(f"release: the tag is {reference}, the version v{source.version}: they must be the same")
+        work = [Path(folder) / name for name in ("wheels", "images", "shell", "site", "bundle")]
+        for path in work:
+            path.mkdir()
+        artifacts.packages(source, target)
+        artifacts.wheels(source, target, work[0])
+        artifacts.images(source, target, work[1], intel)
+        artifacts.deployments(source, target)
+        artifacts.shell_files(source, target, work[2])
+        artifacts.site(source, target, work[3])
+        inside = statements.sboms(source, target)
+        inside[statements.PROVENANCE] = statements.provenance(source, target)
+        artifacts.bundle(source, target, work[4], inside)
+        for name, content in statements.sboms(source, target).items():
+            (target / name).write_bytes(content)
+        (target / statements.PROVENANCE).write_bytes(statements.provenance(source, target))
+    (target / statements.SUMS).write_bytes(artifacts.checksums(target))
+    statements.check(target)
+
+
+def prepare(version: str) -> None:
+    """Write a version into project, chart, change log and generated files."""
+    if not re.fullmatch(r"\d+\.\d+\.\d+", version):
+        sys.exit(f"release: {version!r} is no version: write it like 1.2.3")
+    for path, pattern in ((ROOT / PROJECT, '^version = ".*"$'), (ROOT / CHART_FILE, "^(version|appVersion): .*$")):
+        lines = re.compile(pattern, re.MULTILINE)
+        path.write_text(lines.sub(lambda found: re.sub(r'\d[^"\s]*', version, found[0]), path.read_text()))
+    for words in (["towncrier", "build", "--yes", "--version", version], ["./dev", "generate"]):
+        if subprocess.run(words, cwd=ROOT, check=False).returncode:
+            sys.exit(f"release: {' '.join(words)} failed")
+    # A section that was begun by hand goes on below the heading of the release.
+    begun = rf"(\nNo significant changes\.\n)?\n\n## {re.escape(version)} — unreleased\n"
+    log = ROOT / "CHANGELOG.md"
+    log.write_text(re.sub(begun, "", log.read_text()))
+
+
+def twice(reference: str, *, tagged: bool, intel: Path | None) -> None:
+    """Make a release two times and compare the bytes."""
+    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
+        folders = [Path(one), Path(two)]
+        for folder, mask in zip(folders, (0o022, 0o077), strict=True):
+            before = os.umask(mask)
+            make(reference, folder, tagged=tagged, intel=intel)
+            os.umask(before)
+        first, second = ((folder / "SHA256SUMS").read_text().splitlines() for folder in folders)
+        if first != second:
+            sys.exit("release: two runs differ:\n" + "\n".join(sorted(set(first) ^ set(second))))
+        print(f"release: {len(first)} files, the same bytes twice")
+
+
+def install_tools() -> None:
+    """The packages of requirements/release.txt and site.txt, where they are not installed."""
+    for name, module in (("release.txt", "cyclonedx_py"), ("site.txt", "zensical")):
+        if importlib.util.find_spec(module):
+            continue
+        locked = ["--require-hashes", "--only-binary", ":all:", "-r", str(ROOT / "requirements" / name)]
+        if subprocess.run([sys.executable, "-m", "pip", "install", "-q", *locked], check=False).returncode:
+            sys.exit(f"release: the packages of requirements/{name} cannot be installed")
 
 
 def main(arguments: list[str]) -> int:
@@ -79,13 +124,35 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="./dev release", description=__doc__)
     parser.add_argument("tag", nargs="?", help="v and the version, e.g. v0.1.0; without it, a trial of HEAD")
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "dist", metavar="DIR", help="default: dist")
+    parser.add_argument("--sign", type=Path, metavar="KEY", help="sign SHA256SUMS with this SSH key")
+    parser.add_argument("--intel", type=Path, metavar="DIR", help="also the image with Intel's packages of this folder")
+    parser.add_argument("--twice", action="store_true", help="make everything two times, compare, keep nothing")
+    parser.add_argument("--try", dest="tried", type=Path, metavar="DIR", help="only try a release on a bare machine")
+    parser.add_argument("--prepare", metavar="VERSION", help="only write the version and the change log")
     options = parser.parse_args(arguments)
+    install_tools()
+    if options.prepare:
+        prepare(options.prepare)
+        return 0
+    if options.tried:
+        environment = os.environ | {"CONFCOM_RELEASE": str(options.tried.resolve())}
+        command = [sys.executable, "-m", "pytest", "-s", "tests/release"]
+        return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    reference, tagged = options.tag or "HEAD", options.tag is not None
+    if options.twice:
+        twice(reference, tagged=tagged, intel=options.intel)
+        return 0
     target: Path = options.output
     target.mkdir(parents=True, exist_ok=True)
     if any(target.iterdir()):
         parser.error(f"{target} is not empty: remove what is in it, or name another folder with -o")
-    for path in make(options.tag or "HEAD", target, tagged=options.tag is not None):
-        print(path)
+    make(reference, target, tagged=tagged, intel=options.intel)
+    if options.sign:
+        import release_statements
+
+        release_statements.sign(target, options.sign)
+    for path in sorted(target.iterdir()):
+        print(f"{path.stat().st_size / 2**20:8.2f} MiB  {path}")
     return 0
 
 

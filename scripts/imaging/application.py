@@ -33,13 +33,11 @@ def dependencies_layer(base: Base, target: Path) -> Layer:
     return _layer(base, target, install)
 
 
-def confcom_layer(base: Base, target: Path) -> Layer:
-    """The wheel of this checkout and its command."""
+def confcom_layer(base: Base, target: Path, wheel: Path) -> Layer:
+    """The wheel of confcom, and its command."""
 
     def install(site: Path, root: Path) -> None:
-        with tempfile.TemporaryDirectory() as name:
-            build_wheel(Path(name))
-            _install(base, site, "--no-index", "--find-links", name, "confcom")
+        _install(base, site, "--no-index", str(wheel))
         program = root / "usr" / "local" / "bin" / "confcom"
         program.parent.mkdir(parents=True)
         program.write_bytes(COMMAND.read_bytes())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
+import shutil
 import stat
 import tarfile
 from collections.abc import Iterator
@@ -16,11 +18,27 @@ TIMESTAMP = 1767225600
 
 @dataclass(frozen=True)
 class Layer:
-    """An uncompressed layer on disk."""
+    """A layer on disk; `content` is the digest of its tar where the file is that, compressed, and else empty."""
 
     path: Path
     digest: str
     size: int
+    content: str = ""
+
+
+def compressed(layer: Layer, folder: Path) -> Layer:
+    """The same layer compressed by gzip, from the folder if it is there."""
+    target = folder / f"{layer.digest.replace(':', '-')}.tar.gz"
+    if not target.exists():
+        fresh = target.with_suffix(".new")
+        with (
+            layer.path.open("rb") as source,
+            fresh.open("wb") as raw,
+            gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed,
+        ):
+            shutil.copyfileobj(source, packed, 2**20)
+        fresh.replace(target)
+    return Layer(target, digest_of(target), target.stat().st_size, layer.digest)
 
 
 def layer_of_tree(root: Path, target: Path, *, keep_owners: bool = False) -> Layer:

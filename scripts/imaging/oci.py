@@ -38,7 +38,7 @@ def write_image(target: Path, name: str, layers: Sequence[Layer], settings: Sett
         | {
             "created": _CREATED,
             "config": settings.encoded(),
-            "rootfs": {"type": "layers", "diff_ids": [layer.digest for layer in layers]},
+            "rootfs": {"type": "layers", "diff_ids": [layer.content or layer.digest for layer in layers]},
         }
     )
     manifest = _encode(
@@ -46,7 +46,10 @@ def write_image(target: Path, name: str, layers: Sequence[Layer], settings: Sett
             "schemaVersion": 2,
             "mediaType": f"{_PREFIX}.manifest.v1+json",
             "config": _descriptor(f"{_PREFIX}.config.v1+json", _digest(config), len(config)),
-            "layers": [_descriptor(f"{_PREFIX}.layer.v1.tar", layer.digest, layer.size) for layer in layers],
+            "layers": [
+                _descriptor(f"{_PREFIX}.layer.v1.tar{'+gzip' if layer.content else ''}", layer.digest, layer.size)
+                for layer in layers
+            ],
         }
     )
     fresh = target.with_suffix(".new")

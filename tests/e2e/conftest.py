@@ -30,7 +30,12 @@ FIRST = ("test_large_node.py", "test_node_status.py")
 """They want a kubelet that does not know EPC as devices: it refuses pods for five minutes after it did."""
 
 
-LONG = ("test_addon_failures.py", "test_addon_states.py", "test_helm_and_kustomize.py")
+LONG = (
+    "test_addon_failures.py",
+    "test_addon_states.py",
+    "test_helm_and_kustomize.py",
+    "test_install_in_five_minutes.py",
+)
 """Each takes the add-on away and brings it back, a quarter of an hour together; `./dev e2e --thorough` runs them."""
 
 

@@ -45,14 +45,15 @@ def test_two_builds_are_the_same_bytes(cluster: Kubectl, tmp_path: Path) -> None
     home = own_cluster(cluster)
     if home is None:
         pytest.skip("the image of this cluster was not built here")
-    from imaging.application import confcom_layer
+    from imaging.application import build_wheel, confcom_layer
     from imaging.base import provide_base
 
     base = provide_base(home / "images")
     digests = []
     for number, mask in enumerate((0o022, 0o077)):
         before = os.umask(mask)
-        digests.append(confcom_layer(base, tmp_path / f"{number}.tar").digest)
+        wheel = build_wheel(tmp_path / str(number))
+        digests.append(confcom_layer(base, tmp_path / f"{number}.tar", wheel).digest)
         os.umask(before)
     assert digests[0] == digests[1]
 
