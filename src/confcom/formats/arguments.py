@@ -82,13 +82,12 @@ def explain_settings(error: msgspec.ValidationError, kind: type) -> str:
     import re
 
     message = str(error)
-    found = re.fullmatch(
-        r"(?:Invalid enum value|Object contains unknown field) ['`](.*?)['`](?: - at `\$(.*)`)?", message, re.DOTALL
-    )
+    quoted = r"(?:Invalid enum value|Object contains unknown field) (['\"`])(.*)\1"
+    found = re.fullmatch(rf"{quoted} - at `\$([^`]*)`", message, re.DOTALL) or re.fullmatch(f"{quoted}()", message)
     if found is None:
         return message
-    known = _known(msgspec.inspect.type_info(kind), re.findall(r"\.(\w+)|\[[^]]*\]", found[2] or ""))
-    near = difflib.get_close_matches(found[1], known, 1, 0.5)
+    known = _known(msgspec.inspect.type_info(kind), re.findall(r"\.(\w+)|\[[^]]*\]", found[3]))
+    near = difflib.get_close_matches(found[2], known, 1)
     if near and message.startswith("Object"):
         return f"{message}; did you mean {near[0]!r}?"
     hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -81,7 +81,7 @@ class _Settings(msgspec.Struct, forbid_unknown_fields=True):
         ({"one": {"level": "?"}}, "`$.one.level`; known are high, low"),
         ({"one": {"kinds": {"a": ["Revokd"]}}}, "Revoked; did you mean 'Revoked'?"),
         ({"one": {"levle": "low"}}, "`$.one`; did you mean 'level'?"),
-        ({"other": 1}, "known are parts, one, number"),
+        ({"zzz": 1}, "known are parts, one, number"),
         ({"number": -1}, "Expected `int` >= 0 - at `$.number`"),
         ({"one": {"level": "a' - at `$.number`"}}, "known are high, low"),
     ],
