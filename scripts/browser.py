@@ -18,7 +18,7 @@ FOLDER = ROOT / "tests" / "browser"
 PACKAGES = ["chromium", "chromium-driver", "fonts-dejavu-core"]
 
 
-def missing() -> str:
+def missing(*, lighthouse: bool = False) -> str:
     """Install what is missing; what still is, in a sentence."""
     if not (shutil.which("chromium") and shutil.which("chromedriver")):
         if os.geteuid() or not shutil.which("apt-get"):
@@ -32,10 +32,11 @@ def missing() -> str:
         locked = ["--require-hashes", "--only-binary", ":all:", "-r", str(ROOT / "requirements" / "browser.txt")]
         if subprocess.run([sys.executable, "-m", "pip", "install", "-q", *locked], check=False).returncode:
             return "selenium cannot be installed"
-    if not (FOLDER / "node_modules" / "axe-core" / "axe.min.js").is_file():
+    package = "lighthouse" if lighthouse else "axe-core"
+    if not (FOLDER / "node_modules" / package / "package.json").is_file():
         if not shutil.which("npm"):
-            return "install Node.js with npm, for axe-core"
-        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+            return f"install Node.js with npm, for {package}"
+        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", *([] if lighthouse else ["--omit=dev"])]
         if subprocess.run(command, check=False, cwd=FOLDER).returncode:
             return "npm ci failed in tests/browser"
     return ""

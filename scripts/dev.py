@@ -57,6 +57,7 @@ TASKS: dict[str, tuple[str, list[list[str]]]] = {
     "api": ("the attestation service against its OpenAPI document", [["python", "scripts/api_document.py"]]),
     "site": ("the documentation site, built and checked", [["python", "scripts/documentation_site.py"]]),
     "postgres": ("the stores of the services on PostgreSQL", [["python", "scripts/postgres.py"]]),
+    "lighthouse": ("scores and weight of the site's pages", [["python", "scripts/lighthouse.py"]]),
     "browser": ("the pages in a headless Chromium", [["python", "scripts/browser.py"]]),
     "cluster": ("a real Kubernetes here: build, up, down, wipe, status, check", [["python", "scripts/cluster.py"]]),
     "image": ("the container image, built without a registry", [["python", "scripts/image.py"]]),

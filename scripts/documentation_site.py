@@ -24,6 +24,7 @@ from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
 INDEX = Path("docs") / "README.md"
+THEME = ROOT / "scripts" / "site_theme"
 SETTINGS = """\
 site_name: confcom
 site_description: Attestation for Intel SGX on Kubernetes
@@ -33,7 +34,8 @@ use_directory_urls: false
 theme:
   name: material
   font: false
-  features: [navigation.tabs, navigation.top, content.code.copy, search.highlight, toc.follow]
+  custom_dir: theme
+  features: [navigation.tabs, navigation.prune, navigation.top, content.code.copy, search.highlight, toc.follow]
   palette:
     - {media: "(prefers-color-scheme: light)", scheme: default, toggle: {icon: lucide/sun, name: Use dark colours}}
     - {media: "(prefers-color-scheme: dark)", scheme: slate, toggle: {icon: lucide/moon, name: Use light colours}}
@@ -45,7 +47,6 @@ markdown_extensions:
   - pymdownx.superfences
 extra: {generator: false, version: {provider: mike}}
 """
-
 Navigation = list[dict[str, "str | Navigation"]]
 
 
@@ -118,10 +119,11 @@ def copy_sources(target: Path) -> None:
 
 
 def build(target: Path) -> None:
-    """The site in a folder, which is made anew."""
+    """Replace a folder by the site."""
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         copy_sources(work / "pages")
+        shutil.copytree(THEME, work / "theme")
         (work / "mkdocs.yml").write_text(f"{SETTINGS}nav: {json.dumps(navigation())}\n")
         command = [sys.executable, "-m", "zensical", "build", "--config-file", "mkdocs.yml"]
         done = subprocess.run(
