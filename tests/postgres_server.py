@@ -15,11 +15,17 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from running_attestation_service import free_port
 
@@ -76,6 +82,24 @@ class OwnServer(PostgresServer):
             shutil.chown(folder, "postgres", "postgres")
         made = [str(program("initdb")), "-D", str(self._data), "-U", OWNER, "-A", "trust", "-E", "UTF8", "--no-locale"]
         subprocess.run([*self._run_as, *made, "-N"], check=True, stdout=subprocess.DEVNULL, cwd=folder)
+        self._certify()
+
+    def _certify(self) -> None:
+        """Make a certificate for `localhost`, which is its own authority."""
+        key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "db")])
+        begin = datetime.fromtimestamp(time.time(), UTC) - timedelta(days=1)
+        made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        made = made.serial_number(1).not_valid_before(begin).not_valid_after(begin + timedelta(days=9))
+        made = made.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        made = made.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        self.authority = self._folder / "server.crt"
+        self.authority.write_bytes(made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+        private = self._folder / "server.key"
+        private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        private.chmod(0o600)
+        if os.geteuid() == 0:
+            shutil.chown(private, "postgres", "postgres")
+        self.settings |= {"ssl": "on", "ssl_cert_file": str(self.authority), "ssl_key_file": str(private)}
 
     @property
     def folder(self) -> Path:

@@ -6,6 +6,7 @@ connection, for another writer, for an answer. After a failure the next transact
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
@@ -251,12 +252,9 @@ def _protected(url: sa.URL) -> sa.URL:
 
 
 def _authority(url: sa.URL) -> dict[str, str]:
-    import os
-
     if "sslrootcert" in url.query or "PGSSLROOTCERT" in os.environ:
         return {}
-    paths = get_default_verify_paths()
-    return {"sslrootcert": paths.cafile or paths.openssl_cafile}
+    return {"sslrootcert": get_default_verify_paths().cafile or "/etc/ssl/certs/ca-certificates.crt"}
 
 
 def _hosts(url: sa.URL) -> list[str]:

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from confcom.database import engine
 from confcom.database.changes import Leases, Watch, announce, lease_table
 from confcom.database.engine import Database, DatabaseAddress
 from confcom.errors import ConfigError, DatabaseDamaged, DatabaseError, DatabaseUnavailable
+from postgres_server import OwnServer, PostgresServer
 
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
 WAIT = 60
@@ -189,6 +191,26 @@ def test_a_server_that_is_not_there() -> None:
     assert "postgresql://me@127.0.0.1:1/store" in refused.value.message
 
 
+@pytest.mark.postgres
+def test_a_server_is_known_by_its_certificate(postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not isinstance(postgres, OwnServer):
+        pytest.skip("the certificate of a server that CONFCOM_TEST_POSTGRES names is not known here")
+    # As for a server elsewhere: no host counts as this machine.
+    monkeypatch.setattr(engine, "_on_this_machine", lambda _: False)
+    monkeypatch.setenv("PGSSLROOTCERT", str(postgres.authority))
+    named = postgres.of("postgres").replace("127.0.0.1", "localhost")
+    database = Database(DatabaseAddress.parse(named))
+    with database.read() as connection:
+        used = connection.execute(sa.text("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"))
+        assert used.scalar() is True
+    database.close()
+    with pytest.raises(DatabaseUnavailable, match=r"127\.0\.0\.1"), Database(_at(postgres.of("postgres"))).read():
+        pass  # the certificate is for another name
+    monkeypatch.delenv("PGSSLROOTCERT")
+    with pytest.raises(DatabaseUnavailable, match="certificate"), Database(_at(named)).read():
+        pass  # no authority of the system made it
+
+
 @pytest.mark.parametrize(
     ("text", "shown", "more"),
     [
@@ -232,5 +254,5 @@ def test_addresses_that_are_refused(text: str, reason: str) -> None:
     assert "secret" not in f"{refused.value.message} {refused.value.advice()}"
 
 
-def _at(path: Path) -> DatabaseAddress:
+def _at(path: str | Path) -> DatabaseAddress:
     return DatabaseAddress.parse(path)
