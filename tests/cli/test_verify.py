@@ -8,6 +8,7 @@ import hashlib
 import json
 import socket
 import ssl
+import struct
 import tempfile
 import threading
 from dataclasses import replace
@@ -282,6 +283,19 @@ def test_what_is_something_else_is_named_with_what_to_run(verify, folder: Path, 
     assert outcome.code == 3
     assert is_ in outcome.json["error"]["message"]
     assert run in outcome.json["error"]["advice"]
+
+
+@pytest.mark.parametrize("more", [0, 700], ids=["whole", "in a longer buffer"])
+def test_a_fake_quote_of_the_simulation_mode_is_named(verify, tmp_path, more) -> None:
+    """The layout of Intel's quoting_sim.cpp: EPID's, version 2, filled with 0xEE."""
+    signature = bytes.fromhex("ee") * 696
+    head = struct.pack("<HH4sHHI", 2, 1, b"\0\0\x0b\x6c", 0xEF, 0xEF, 0xEFEFEFEF) + bytes(32 + 384)
+    quote = tmp_path / "fake.bin"
+    quote.write_bytes(head + len(signature).to_bytes(4, "little") + signature + bytes(more))
+    outcome = verify("--json", evidence=quote)
+    assert "a fake of Intel's library for the simulation mode (-lsgx_quote_ex_sim)" in outcome.json["error"]["message"]
+    assert "LD_PRELOAD=libsgx_quote_ex.so.1" in outcome.json["error"]["advice"]
+    assert run(["inspect", str(quote)]) == 3
 
 
 def test_an_epid_quote_is_named(verify) -> None:

@@ -311,6 +311,12 @@ def mode_findings(subject: Subject) -> Iterator[Finding]:
         variable = f"{AESM_VARIABLE} is set to {value!r}; only its presence counts"
     yield Finding("mode.variable", Level.OK, variable)
     yield _gramine(subject)
+    fake = _find(subject, ("libsgx_quote_ex_sim.so",))
+    if fake is not None:
+        yield Finding(
+            "mode.simulation-library", Level.WARNING, f"{fake}: a program that is linked with it makes fake quotes",
+            "Link with -lsgx_quote_ex, or preload it: LD_PRELOAD=libsgx_quote_ex.so.1. Then the quote helper is asked.",
+        )  # fmt: skip
     yield Finding("mode.application", Level.OK, str(subject.decision))
 
 

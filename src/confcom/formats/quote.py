@@ -146,6 +146,8 @@ HEADER_SIZE = 48
 _EPID_VERSIONS = (1, 2)
 _EPID_HEAD = 436
 """Bytes of `sgx_quote_t` up to its signature: header, report body, size of the signature."""
+_SIMULATED_EPID = bytes.fromhex("ef00ef00efefefef")
+"""Bytes 8 to 15 (`qe_svn`, `pce_svn`, `xeid`) of what `-lsgx_quote_ex_sim` makes (Intel SDK, `quoting_sim.cpp`)."""
 MAX_QUOTE = 128 * 1024
 """Bytes, with trailing padding. Real quotes take about 5 kB, padded ones 8 kB."""
 
@@ -249,7 +251,12 @@ class Quote:
 
 
 def is_epid(data: bytes) -> bool:
-    """Whether these bytes are an EPID quote (`sgx_quote_t`): version 1 or 2, its signature up to the end."""
+    """Whether these bytes are an EPID quote (`sgx_quote_t`): version 1 or 2, its signature up to the end.
+
+    Those of Intel's simulated library are recognised in buffers that are longer too.
+    """
+    if data[:2] == b"\2\0" and data[8:16] == _SIMULATED_EPID:
+        return True
     version, kind = int.from_bytes(data[:2], "little"), int.from_bytes(data[2:4], "little")
     size = int.from_bytes(data[_EPID_HEAD - 4 : _EPID_HEAD], "little")
     return version in _EPID_VERSIONS and kind in (0, 1) and size > 0 and len(data) == _EPID_HEAD + size
@@ -276,6 +283,15 @@ def _header_error(header: QuoteHeader) -> FormatError:
     def refuse(field: str, offset: int, message: str) -> FormatError:
         return FormatError(message, structure="Quote", field=f"header.{field}", offset=offset)
 
+    if header.version == 2 and bytes(header)[8:16] == _SIMULATED_EPID:
+        return FormatError(
+            "this quote is a fake of Intel's library for the simulation mode (-lsgx_quote_ex_sim), which signs nothing",
+            structure="Quote",
+            field="header.version",
+            offset=0,
+            advice="Link with -lsgx_quote_ex, or preload it (LD_PRELOAD=libsgx_quote_ex.so.1): then the quote helper "
+            "makes the quote, and on a simulated platform it takes reports of the simulation mode.",
+        )
     if header.version in _EPID_VERSIONS:
         return FormatError(
             f"version {header.version} is an EPID quote, which only Intel's attestation service (IAS) could verify",

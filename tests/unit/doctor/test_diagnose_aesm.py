@@ -56,6 +56,13 @@ class TestMode:
         assert finding.level is Level.WARNING
         assert "sgx.remote_attestation" in finding.advice
 
+    def test_the_library_that_makes_fake_quotes(self, host: Path) -> None:
+        assert "mode.simulation-library" not in mode(host)
+        write(host, "opt/intel/sgxsdk/sdk_libs/libsgx_quote_ex_sim.so", "")
+        finding = mode(host, LD_LIBRARY_PATH="/opt/intel/sgxsdk/sdk_libs")["mode.simulation-library"]
+        assert finding.level is Level.WARNING
+        assert "LD_PRELOAD=libsgx_quote_ex.so.1" in finding.advice
+
 
 class TestSocket:
     def test_a_helper_that_answers(self, host: Path) -> None:
