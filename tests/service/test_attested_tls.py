@@ -36,6 +36,7 @@ from confcom.collateral.bundle import save_bundle
 from confcom.collateral.sources import RememberedCollateral, SourceOptions
 from confcom.errors import ConfigError, PlatformBusy, PlatformError, PlatformUnavailable
 from confcom.formats.attested_certificate import AttestedCertificate
+from confcom.platforms.gramine import GramineQuoteSource
 
 DAY = timedelta(days=1)
 
@@ -398,7 +399,7 @@ def test_a_client_without_a_name_gets_no_fresh_evidence() -> None:
 
 def test_fresh_quotes_are_limited(caplog: pytest.LogCaptureFixture) -> None:
     context = ServerContext(issuer(), fresh_per_second=2)
-    taken = [context._take() for _ in range(20)]
+    taken = [context._requests.spend(1) for _ in range(20)]
     assert taken[:2] == [True, True]
     assert taken.count(True) < 20
     with listening(ServerContext(issuer(), fresh_per_second=0)) as port, pytest.raises(ssl.SSLError):
@@ -438,6 +439,28 @@ def test_a_stuck_platform_stops_neither_server_nor_loop(
             assert f"{module.AT_A_TIME} quotes are in work" in caplog.text
     finally:
         source.let_go.set()
+
+
+async def test_quotes_stop_an_event_loop_for_a_bounded_time(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever asks for fresh evidence again and again, of a platform that answers late or never."""
+    source = Stuck()
+    server = await asyncio.start_server(
+        lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=ServerContext(Issuer(source), fresh_per_second=1000)
+    )
+    port = server.sockets[0].getsockname()[1]
+    try:
+        async with server:
+            for _ in range(4):
+                with pytest.raises(OSError):  # noqa: PT011 - the alert, or a closed connection
+                    await asyncio.open_connection("127.0.0.1", port, ssl=client(fresh=True))
+            _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client())
+            writer.close()
+    finally:
+        source.let_go.set()
+    waits = [float(line.split()[-2]) for line in caplog.messages if line.startswith("no fresh evidence within")]
+    assert waits
+    assert max(waits) <= 0.2
+    assert "quotes stopped the event loop" in caplog.text or "quotes are in work" in caplog.text
 
 
 # The server and its issuer
@@ -590,6 +613,27 @@ def test_gramines_legacy_certificates_on_request() -> None:
             assert attested_peer(connection).certificate.format == "gramine-legacy"
         with client(fresh=True).wrap_socket(connected(port)) as connection:
             assert attested_peer(connection).certificate.format == "ra-tls"  # the older one has no nonce
+
+
+def test_under_gramine_the_process_attests_itself(tmp_path: Path) -> None:
+    """With a stand-in for Gramine's pseudo-files, over the quotes of a simulated enclave."""
+    folder = tmp_path / "dev" / "attestation"
+    folder.mkdir(parents=True)
+    for name in ("user_report_data", "quote"):
+        os.mkfifo(folder / name)
+
+    def gramine() -> None:
+        with (folder / "user_report_data").open("rb") as file:
+            data = file.read(64)
+        with (folder / "quote").open("wb") as file:
+            file.write(quotes().quote(data).quote)
+
+    thread = threading.Thread(target=gramine, daemon=True)
+    thread.start()
+    with listening(ServerContext(Issuer(GramineQuoteSource(tmp_path)))) as port:
+        with client().wrap_socket(connected(port)) as connection:
+            assert attested_peer(connection).quote.simulated
+    thread.join(HANG)
 
 
 def test_certificates_are_what_standard_tools_read() -> None:

@@ -22,7 +22,7 @@ from confcom.appraisal.peer import VerifiedPeer, read_attested_certificate, veri
 from confcom.appraisal.policy import Policy, checked_identity
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.atls.issuer import IssuedCertificate, Issuer, utc_now
-from confcom.errors import ConfcomError, ConfigError, PlatformUnavailable, RemoteProtocolError, VerificationError
+from confcom.errors import ConfcomError, ConfigError, PlatformUnavailable, VerificationError
 from confcom.formats.attested_certificate import AttestedCertificate
 from confcom.pki.memory import Memory
 from confcom.pki.roots import TrustRoots
@@ -34,7 +34,7 @@ NONCE_SIZE = 32
 _SUFFIX = ".invalid"
 STEP = "attested-tls"
 TIMEOUT = 10.0
-"""Seconds for connection and handshake of `fetch_and_pin` together."""
+"""Seconds of `fetch_and_pin`."""
 _READ = 16 * 1024
 _KNOWN = 64
 """Accepted certificates that a context remembers."""
@@ -412,7 +412,8 @@ def fetch_and_pin(
     """Attest a server and return its certificate, for libraries that take a root certificate and no context (grpcio).
 
     Its key is pinned: when the server renews its certificate, connections fail until it is fetched again. Raises
-    `NotAttested`; `PlatformUnavailable` where there is no TLS server. `timeout`, in seconds, is for all of it.
+    `NotAttested`; `PlatformUnavailable` where there is no TLS server. `timeout`, in seconds, is for connecting to each
+    address of the host, and for connection and handshake together.
     """
     end = time.monotonic() + timeout
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -443,7 +444,7 @@ def _shake_hands(
             stream.settimeout(_left(end))
             received = stream.recv(_READ)
             if not received:
-                raise RemoteProtocolError("the server ended the connection during the handshake") from None
+                raise ConnectionResetError("the server ended the connection during the handshake") from None
             incoming.write(received)
         else:
             stream.settimeout(_left(end))

@@ -168,10 +168,10 @@ class Issuer:
             return self._present
 
     def _renew(self, old: IssuedCertificate) -> None:
+        self._not_before_retry = self._clock() + RETRY
         try:
             self._replace(old)
         except ConfcomError as error:
-            self._not_before_retry = self._clock() + RETRY
             _log.warning(
                 "the attested certificate cannot be renewed and ends at %s (%s): %s", old.not_after, error.code, error
             )

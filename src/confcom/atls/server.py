@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -20,6 +21,9 @@ WAIT = 2.0
 AT_A_TIME = 2
 """Quotes for handshakes that may be in work, or stuck, at a time."""
 
+LOOP_SHARE = 0.1
+"""Of the time of an event loop, what it may stand still for quotes; twice that of a second is saved."""
+
 _log = logging.getLogger("confcom.atls")
 
 
@@ -27,8 +31,8 @@ class ServerContext(PresentingContext):
     """An `ssl.SSLContext` for servers: it shows the issuer's current certificate. TLS 1.3 only, without tickets.
 
     A client of ours that asks for fresh evidence (`ClientContext(…, fresh=True)`) gets a certificate with its nonce:
-    at most `fresh_per_second` (0: none), each at most `WAIT` seconds, else the handshake is refused. The thread that
-    makes the handshake waits for the quote; an event loop stands still meanwhile.
+    at most `fresh_per_second` (0: none), else the handshake is refused. The thread that makes the handshake waits for
+    the quote, at most two seconds; an event loop stands still meanwhile, for at most a tenth of its time.
 
     What is set for certificates of clients (`verify_mode`, `load_verify_locations`) has its usual meaning: ordinary
     certificates of an authority work. The standard library's servers cannot take self-signed ones, attested or not.
@@ -42,9 +46,9 @@ class ServerContext(PresentingContext):
         if fresh_per_second < 0:
             raise ConfigError(f"fresh_per_second: {fresh_per_second} is negative")
         self._protocols: list[str] = []
-        self._rate, self._saved, self._counted = fresh_per_second, fresh_per_second, time.monotonic()
+        self._requests = _Budget(fresh_per_second, max(fresh_per_second, 1.0) if fresh_per_second else 0.0)
+        self._loop_time = _Budget(LOOP_SHARE, LOOP_SHARE * 2)
         self._free = threading.BoundedSemaphore(AT_A_TIME)
-        self._count = threading.Lock()
         _end_resumption(self)
         self._present(issuer)
         self._own: Issuer = issuer
@@ -110,8 +114,13 @@ class ServerContext(PresentingContext):
 
     def _fresh(self, nonce: bytes) -> IssuedCertificate | None:
         """The certificate for a nonce; None where there are too many requests, or no quote in time."""
-        if not self._take():
-            _log.warning("fresh evidence refused: more than %g requests in a second", self._rate)
+        if not self._requests.spend(1):
+            _log.warning("fresh evidence refused: more than %g requests in a second", self._requests.rate)
+            return None
+        blocks_loop = _in_event_loop()
+        wait = min(WAIT, self._loop_time.left()) if blocks_loop else WAIT
+        if wait <= 0:
+            _log.warning("fresh evidence refused: quotes stopped the event loop for %g of its time", LOOP_SHARE)
             return None
         if not self._free.acquire(blocking=False):
             _log.warning("fresh evidence refused: %d quotes are in work", AT_A_TIME)
@@ -126,23 +135,44 @@ class ServerContext(PresentingContext):
             finally:
                 self._free.release()
 
-        thread = threading.Thread(target=work, name="confcom-atls-quote", daemon=True)
+        thread, started = threading.Thread(target=work, name="confcom-atls-quote", daemon=True), time.monotonic()
         thread.start()
-        thread.join(WAIT)
+        thread.join(wait)
+        if blocks_loop:
+            self._loop_time.spend(time.monotonic() - started)
         if thread.is_alive():
-            _log.warning("no fresh evidence within %g s", WAIT)
+            _log.warning("no fresh evidence within %.3g s", wait)
         return made[0] if made else None
 
-    def _take(self) -> bool:
-        """Spend one of the requests that the rate allows; unused ones of one second are saved."""
-        with self._count:
+
+class _Budget:
+    """So much per second of something; what is not used is saved up to `most`."""
+
+    def __init__(self, rate: float, most: float) -> None:
+        self.rate = rate
+        self._most, self._saved, self._counted = most, most, time.monotonic()
+        self._lock = threading.Lock()
+
+    def left(self) -> float:
+        """What can be spent now."""
+        with self._lock:
             now = time.monotonic()
-            self._saved = min(max(self._rate, 1.0), self._saved + (now - self._counted) * self._rate)
+            self._saved = min(self._most, self._saved + (now - self._counted) * self.rate)
             self._counted = now
-            if self._rate == 0 or self._saved < 1:
-                return False
-            self._saved -= 1
-            return True
+            return self._saved
+
+    def spend(self, amount: float) -> bool:
+        """Spend it; whether it was there. Time that has passed is spent in any case."""
+        enough = self.left() >= amount
+        with self._lock:
+            self._saved = max(self._saved - amount, 0.0)
+        return enough
+
+
+def _in_event_loop() -> bool:
+    """Whether an asyncio event loop runs in this thread."""
+    asyncio = sys.modules.get("asyncio")
+    return asyncio is not None and asyncio._get_running_loop() is not None
 
 
 def _end_resumption(context: ssl.SSLContext) -> None:
