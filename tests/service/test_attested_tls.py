@@ -630,9 +630,9 @@ def test_under_gramine_the_process_attests_itself(tmp_path: Path) -> None:
 
     thread = threading.Thread(target=gramine, daemon=True)
     thread.start()
-    with listening(ServerContext(Issuer(GramineQuoteSource(tmp_path)))) as port:
-        with client().wrap_socket(connected(port)) as connection:
-            assert attested_peer(connection).quote.simulated
+    context = ServerContext(Issuer(GramineQuoteSource(tmp_path)))
+    with listening(context) as port, client().wrap_socket(connected(port)) as connection:
+        assert attested_peer(connection).quote.simulated
     thread.join(HANG)
 
 
