@@ -19,7 +19,8 @@ def migrate_database(chain: Chain, store: str, source: Path | None, role: str | 
         if role is not None and not target.shared:
             raise ConfigError("--role is a role of PostgreSQL", advice="Leave it out: files have permissions instead.")
         before = chain.upgrade(target)
-        click.echo(f"{target.address}: schema {chain.newest}" + (f", was {before}" if before != chain.newest else ""))
+        was = "" if before == chain.newest else f", was {before}" if before else ", new"
+        click.echo(f"{target.address}: schema {chain.newest}{was}")
         if source is not None:
             _copy(chain, source, target)
         if role is not None:

@@ -72,8 +72,8 @@ class Chain:
         if found != self.newest:
             how = f"Run `confcom {self.service} migrate` with a role that may change the schema."
             raise ConfigError(
-                f"{database.address} has an older schema ({found or 'without a revision'}), this confcom uses "
-                f"{self.newest!r}",
+                f"{database.address} has {f'the older schema {found!r}' if found else 'no schema, or an early one'}; "
+                f"this confcom uses {self.newest!r}",
                 advice=how if database.shared else "Start the service once: it migrates its store.",
             )
 
