@@ -7,8 +7,9 @@ library. The SVNs of the platform come from its PCK certificate, never from a re
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from operator import ge
 
 from confcom.formats.enclave_identity import EnclaveIdentity
@@ -56,7 +57,8 @@ _PARTS: dict[TcbStatus, frozenset[str]] = {
 _WHOLE = {parts: status for status, parts in _PARTS.items()}
 
 
-def converge(statuses: Sequence[TcbStatus]) -> TcbStatus:
+@lru_cache(64)
+def converge(*statuses: TcbStatus) -> TcbStatus:
     """The status of platform, QE and TDX module together (Intel's convergence table)."""
     if TcbStatus.REVOKED in statuses:
         return TcbStatus.REVOKED
@@ -121,11 +123,13 @@ def relaunch(launch: TcbEvaluation, current: TcbEvaluation) -> TcbEvaluation:
     both = launch, current
     status = _relaunch_status(launch.status, current.status)
     dates = [one.tcb_date for one in both if one.tcb_date is not None]
-    return replace(
-        launch,
+    return TcbEvaluation(
         status=status,
         tcb_date=None if status is None else min(dates, default=None),
-        advisory_ids=() if status is None else tuple(sorted({name for one in both for name in one.advisory_ids})),
+        advisory_ids=() if status is None else _together([one.advisory_ids for one in both]),
+        platform=launch.platform,
+        qe=launch.qe,
+        tdx_module=launch.tdx_module,
         launch=launch,
         current=current,
     )
@@ -149,13 +153,17 @@ def _combine(platform: TcbLevel | None, qe: IsvSvnLevel | None, module: IsvSvnLe
         return TcbEvaluation(None, None, (), platform, qe, module)
     levels = (platform, qe) if module is None else (platform, qe, module)
     return TcbEvaluation(
-        status=converge([level.tcb_status for level in levels]),
-        tcb_date=min(level.tcb_date for level in levels),
-        advisory_ids=tuple(sorted({advisory for level in levels for advisory in level.advisory_ids})),
+        status=converge(*[level.tcb_status for level in levels]),
+        tcb_date=min([level.tcb_date for level in levels]),
+        advisory_ids=_together([level.advisory_ids for level in levels]),
         platform=platform,
         qe=qe,
         tdx_module=module,
     )
+
+
+def _together(advisories: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    return tuple(sorted(set().union(*advisories)))
 
 
 def _reaches(svns: Sequence[int], level: Sequence[int]) -> bool:

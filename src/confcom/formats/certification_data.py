@@ -5,6 +5,7 @@ Layout: Intel SGX ECDSA QuoteLibReference, "QE Certification Data"; type u16, si
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Annotated, Self
@@ -29,6 +30,10 @@ class CertificationDataType(IntEnum):
     PLATFORM_MANIFEST = 7
 
 
+_ENTRY = struct.Struct("<HI")
+"""Type and size of an entry."""
+_QE_REPORT = struct.Struct("<384s64sH")
+"""Report, signature over it, and size of the authentication data."""
 _TYPES = {kind.value: kind for kind in CertificationDataType}
 
 PPID_TYPES = frozenset(
@@ -82,10 +87,9 @@ class CertificationData:
     def read(cls, cursor: Cursor, field: str) -> Self:
         """Read an entry where the cursor stands."""
         start = cursor.offset
-        number = cursor.u16(f"{field}.type")
+        number, size = cursor.unpack(_ENTRY, f"{field}.type", f"{field}.size")
         if number not in _TYPES:
             raise cursor.error(f"unknown type {number}, expected 1 to 7", f"{field}.type", start)
-        size = cursor.u32(f"{field}.size")
         if size > MAX_CERTIFICATION_DATA:
             raise cursor.error(f"{size} is over the limit {MAX_CERTIFICATION_DATA}", f"{field}.size", start + 2)
         return cls(_TYPES[number], cursor.take(size, f"{field}.data"))
@@ -134,10 +138,12 @@ class QeReportCertification:
     @classmethod
     def read(cls, cursor: Cursor) -> Self:
         """Read QE report, signature, authentication data and certification data where the cursor stands."""
-        qe_report = ReportBody.parse(cursor.take(ReportBody.size(), "qe_report"))
-        signature = cursor.take(64, "qe_report_signature")
-        authentication = cursor.take(cursor.u16("qe_authentication_data.size"), "qe_authentication_data")
-        return cls(qe_report, signature, authentication, CertificationData.read(cursor, "certification_data"))
+        report, signature, size = cursor.unpack(
+            _QE_REPORT, "qe_report", "qe_report_signature", "qe_authentication_data.size"
+        )
+        authentication = cursor.take(size, "qe_authentication_data")
+        entry = CertificationData.read(cursor, "certification_data")
+        return cls(ReportBody.parse(report), signature, authentication, entry)
 
     def __bytes__(self) -> bytes:
         return b"".join(

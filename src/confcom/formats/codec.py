@@ -6,7 +6,9 @@ Layouts of variable length are read by ordinary functions with a `Cursor`, which
 
 from __future__ import annotations
 
+import re
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Self, get_args, get_origin, get_type_hints
 
@@ -60,8 +62,8 @@ class Record:
             values: list[Any] = list(layout.struct.unpack(self._raw))
             for index, record in layout.records:
                 values[index] = record.parse(values[index])
-            for field, value in zip(layout.names, values, strict=True):
-                object.__setattr__(self, field, value)
+            for set_field, value in zip(layout.setters, values, strict=True):
+                set_field(self, value)
             return getattr(self, name)
 
     def __bytes__(self) -> bytes:
@@ -94,6 +96,7 @@ class _Layout:
 
     struct: struct.Struct
     names: tuple[str, ...]
+    setters: tuple[Callable[[Any, Any], None], ...]
     records: tuple[tuple[int, type[Record]], ...]
     byte_sizes: tuple[tuple[int, int], ...]
 
@@ -126,7 +129,9 @@ def _compile(record: type[Record]) -> _Layout:
             codes.append(code)
         if codes[-1].endswith("s"):
             byte_sizes.append((index, int(codes[-1][:-1])))
-    return _Layout(struct.Struct("".join(codes)), tuple(layouts), tuple(records), tuple(byte_sizes))
+    # The slots' own: a frozen dataclass lets nothing else set a field.
+    setters = tuple(getattr(record, name).__set__ for name in layouts)
+    return _Layout(struct.Struct("".join(codes)), tuple(layouts), setters, tuple(records), tuple(byte_sizes))
 
 
 def _fields(record: type[Record]) -> dict[str, tuple[Any, str]]:
@@ -143,6 +148,9 @@ def _fields(record: type[Record]) -> dict[str, tuple[Any, str]]:
 
 # Compiled at first use: annotations of nested records are resolvable only then.
 _LAYOUTS: dict[type[Record], _Layout] = {}
+
+
+_CODES = re.compile(r"\d*[A-Za-z]")
 
 
 class Cursor:
@@ -167,6 +175,15 @@ class Cursor:
             raise self.error(f"needs {size} bytes, {self.remaining} are left", field)
         self.offset = end
         return self.data[start:end]
+
+    def unpack(self, layout: struct.Struct, *fields: str) -> tuple[Any, ...]:
+        """Read fields that follow one another; a shortage names the first that is not whole."""
+        start, end = self.offset, self.offset + layout.size
+        if end > len(self.data):
+            for code, field in zip(_CODES.findall(layout.format), fields, strict=True):
+                self.take(struct.calcsize(f"<{code}"), field)
+        self.offset = end
+        return layout.unpack_from(self.data, start)
 
     def u16(self, field: str) -> int:
         """Read a little-endian unsigned 16-bit integer."""

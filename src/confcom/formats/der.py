@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
+from functools import lru_cache
 
 import msgspec
 
@@ -70,12 +71,18 @@ def _long_length(data: bytes) -> int:
 
 def content_of(data: bytes, tag: int, place: str) -> bytes:
     """The content of the one element in `data`."""
-    found = elements(data)
-    if not found:
+    size = len(data)
+    if size < 2:
         raise DerError(CUT_OFF)
-    if len(found) != 1 or found[0][0] != tag:
+    length, start = data[1], 2
+    if length > 0x7F:
+        start += length & 0x7F
+        length = _long_length(data[2:start])
+    if start + length > size:
+        raise DerError(CUT_OFF)
+    if start + length < size or data[0] != tag:
         raise DerError.at(place)
-    return found[0][1]
+    return data[start:]
 
 
 def sequence(data: bytes, place: str, *tags: int) -> list[Element]:
@@ -250,12 +257,25 @@ def read_extensions(data: bytes) -> dict[bytes, tuple[bool, bytes]]:
     rows = sequence(data, "extensions")
     found = {}
     for tag, row, _ in rows:
-        members = elements(row)
-        critical = len(members) == 3 and members[1][:2] == (BOOLEAN, TRUE)
-        if tag != SEQUENCE or len(members) != 2 + critical or members[0][0] != OID or members[-1][0] != OCTET_STRING:
+        if tag != SEQUENCE:
             raise DerError.at("extensions")
-        check_oid(members[0][1])
-        found[members[0][1]] = critical, members[-1][1]
+        identifier, extension = _extension(row) if len(row) <= _SHORT else _extension.__wrapped__(row)
+        found[identifier] = extension
     if len(found) != len(rows):
         raise DerError("it has an extension twice")
     return found
+
+
+_SHORT = 128
+"""Bytes of an extension that is remembered: all certificates of a CA have most of theirs in common."""
+
+
+@lru_cache(64)
+def _extension(row: bytes) -> tuple[bytes, tuple[bool, bytes]]:
+    """The content of the OID; whether the extension is critical, and its value."""
+    members = elements(row)
+    critical = len(members) == 3 and members[1][:2] == (BOOLEAN, TRUE)
+    if len(members) != 2 + critical or members[0][0] != OID or members[-1][0] != OCTET_STRING:
+        raise DerError.at("extensions")
+    check_oid(members[0][1])
+    return members[0][1], (critical, members[-1][1])

@@ -138,14 +138,11 @@ def _element(suffix: str, value: bytes) -> bytes:
 def _elements(data: bytes, field: str, *allowed: Mapping[bytes, str]) -> dict[bytes, der.Element]:
     """The values by OID: those of one of the sets (name by OID), each once, in any order."""
     try:
-        rows = der.sequence(data, field or "the extension")
-        members = [der.elements(row) for _, row, _ in rows]
-        if any(len(row) != 2 or row[0][0] != OID for row in members) or any(tag != SEQUENCE for tag, _, _ in rows):
-            raise der.DerError.at(field or "the extension")
+        rows = der.sequence(data, "")
+        values = dict([_element_of(tag, row) for tag, row, _ in rows])
     except der.DerError as error:
         message = f"not the DER of an SGX extension: {error}"
         raise FormatError(message, structure=STRUCTURE, field=field) from error
-    values = {identifier: value for (_, identifier, _), value in members}
     for identifier, name in allowed[0].items():
         if identifier not in values:
             message = f"OID {der.oid_text(identifier)} is missing"
@@ -154,6 +151,15 @@ def _elements(data: bytes, field: str, *allowed: Mapping[bytes, str]) -> dict[by
         counts = " or ".join(str(len(names)) for names in allowed)
         raise FormatError(f"has {len(rows)} elements, expected {counts}", structure=STRUCTURE, field=field)
     return values
+
+
+@lru_cache(64)
+def _element_of(tag: int, row: bytes) -> tuple[bytes, der.Element]:
+    """The OID and the value of one element; platforms of one kind have most of theirs in common."""
+    members = der.elements(row)
+    if tag != SEQUENCE or len(members) != 2 or members[0][0] != OID:
+        raise der.DerError.at("an element of the extension")
+    return members[0][1], members[1]
 
 
 def _octets(found: der.Element, size: int, field: str) -> bytes:

@@ -43,6 +43,9 @@ class QuoteSignature:
     certification: QeReportCertification
 
 
+_SIGNATURE = struct.Struct("<64s64s")
+"""How every signature section begins."""
+
 # Version 3 (SGX only): body at 48, signature section at 436, the QE report flat inside it.
 
 # Types 6 and 7 belong to versions 4 and 5.
@@ -57,8 +60,7 @@ def _read_body_v3(cursor: Cursor, tee_type: int) -> ReportBody | TdReportBody:
 
 def _read_signature_v3(cursor: Cursor) -> QuoteSignature:
     """Read the signature section, to its end."""
-    signature = cursor.take(64, "signature")
-    attestation_key = cursor.take(64, "attestation_key")
+    signature, attestation_key = cursor.unpack(_SIGNATURE, "signature", "attestation_key")
     certification = QeReportCertification.read(cursor)
     cursor.finish("signature_data")
     entry = certification.certification_data
@@ -85,8 +87,7 @@ def _read_body_v4(cursor: Cursor, tee_type: int) -> ReportBody | TdReportBody:
 
 def _read_signature_v4(cursor: Cursor) -> QuoteSignature:
     """Read the signature section of versions 4 and 5, to its end."""
-    signature = cursor.take(64, "signature")
-    attestation_key = cursor.take(64, "attestation_key")
+    signature, attestation_key = cursor.unpack(_SIGNATURE, "signature", "attestation_key")
     outer_at = cursor.offset
     outer = CertificationData.read(cursor, "certification_data")
     cursor.finish("signature_data")

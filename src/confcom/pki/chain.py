@@ -221,15 +221,16 @@ def _check_path(
     """Step 3, up to the included root, or else to the trusted one that issued the path."""
     issuers = (*path[1:], anchor)
     # A root that came from outside must at least have signed itself.
-    if all(anchor != root.certificate for root in roots.roots):
+    if anchor.der not in [root.certificate_der for root in roots.roots]:
         _check_issued(anchor, anchor, step, known)
     for certificate, issuer in zip(path, issuers, strict=True):
         # PCK certificates are as many as platforms: what is remembered of one is remembered with its platform.
         leaf_of_platform = kind == "pck" and certificate is path[0]
         _check_issued(certificate, issuer, step, None if leaf_of_platform else known)
-    if max(one.not_before for one in (*path, anchor)) > min(one.not_after for one in (*path, anchor)):
+    whole = [*path, anchor]
+    if max([one.not_before for one in whole]) > min([one.not_after for one in whole]):
         raise CertificateError(f"the certificates of the {_WORDS[kind]} chain were never valid together", step=step)
-    for below, certificate in enumerate((*path, anchor)):
+    for below, certificate in enumerate(whole):
         wrong = _extension_problem(certificate, ca=below > 0 or kind == "ca", cas_below=below - 1)
         if wrong:
             raise CertificateError(

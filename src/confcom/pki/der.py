@@ -50,6 +50,7 @@ def der_reason(error: Exception) -> str:
     return str(DerError.at(places[-1])) if places else "the bytes are not its DER"
 
 
+P256 = ec.SECP256R1()
 ECDSA_WITH_SHA256 = bytes.fromhex("06082a8648ce3d040302")
 """Content of the AlgorithmIdentifier of every signature of the profile, 10 bytes: an OID, no parameters."""
 _P256 = bytes.fromhex("3059301306072a8648ce3d020106082a8648ce3d03010703420004")
@@ -134,7 +135,7 @@ class Certificate:
     def public_key(self) -> ec.EllipticCurvePublicKey:
         """The key of a certificate with a `point`; made once, because its first use costs as much as it does."""
         if self._key is None:
-            key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), self.point)
+            key = ec.EllipticCurvePublicKey.from_encoded_point(P256, self.point)
             object.__setattr__(self, "_key", key)
         return self._key  # type: ignore[return-value]
 

@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
 
 from confcom.errors import SignatureError
-from confcom.pki.der import Certificate
+from confcom.pki.der import P256, Certificate
 from confcom.pki.memory import Memory
 
 COORDINATE_SIZE = 32
@@ -22,7 +22,7 @@ def load_public_key(raw: bytes, *, step: str = "", what: str = "public key") -> 
     if len(raw) != 2 * COORDINATE_SIZE:
         raise SignatureError(f"{what} is not 64 bytes", step=step, expected="64 bytes", found=f"{len(raw)} bytes")
     try:
-        return ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), b"\x04" + raw)
+        return ec.EllipticCurvePublicKey.from_encoded_point(P256, b"\x04" + raw)
     except ValueError as error:
         raise SignatureError(
             f"{what} is not a point on P-256", step=step, expected="a point on the curve", found=raw.hex()

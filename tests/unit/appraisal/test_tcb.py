@@ -25,11 +25,11 @@ OLD, OLD_CONF, REVOKED = TcbStatus.OUT_OF_DATE, TcbStatus.OUT_OF_DATE_CONFIGURAT
     [(UP, OLD), (SW, OLD), (CONF, OLD_CONF), (CONF_SW, OLD_CONF), (OLD, OLD), (OLD_CONF, OLD_CONF)],
 )
 def test_convergence_follows_intels_table(platform: TcbStatus, with_old_qe: TcbStatus) -> None:
-    assert converge([platform, UP]) is platform
-    assert converge([platform, OLD]) is with_old_qe
-    assert converge([platform, UP, OLD]) is with_old_qe
-    assert converge([platform, REVOKED]) is REVOKED
-    assert converge([REVOKED, platform]) is REVOKED
+    assert converge(platform, UP) is platform
+    assert converge(platform, OLD) is with_old_qe
+    assert converge(platform, UP, OLD) is with_old_qe
+    assert converge(platform, REVOKED) is REVOKED
+    assert converge(REVOKED, platform) is REVOKED
 
 
 DAY = datetime(2026, 1, 1, tzinfo=UTC)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import pytest
 
 from confcom.errors import FormatError
@@ -25,6 +27,15 @@ def test_a_shortage_names_structure_field_and_offset_and_reads_nothing(read, siz
         read(cursor, "length")
     assert (caught.value.structure, caught.value.field, caught.value.offset) == ("Thing", "length", 5)
     assert cursor.take(1, "byte") == b"!"
+
+
+@pytest.mark.parametrize(("size", "field", "needs", "left"), [(0, "a", 2, 0), (5, "b", 4, 3), (9, "c", 4, 3)])
+def test_fields_that_follow_one_another_are_read_at_once(size: int, field: str, needs: int, left: int) -> None:
+    layout = struct.Struct("<HI4s")
+    assert Cursor(b"x" + bytes.fromhex("0100 02000000 61626364"), "Thing", 1).unpack(layout, *"abc") == (1, 2, b"abcd")
+    with pytest.raises(FormatError, match=f"needs {needs} bytes, {left} are left") as caught:
+        Cursor(bytes(1 + size), "Thing", 1).unpack(layout, *"abc")
+    assert (caught.value.field, caught.value.offset) == (field, 1 + size - left)
 
 
 def test_bytes_that_no_field_accounts_for_are_refused() -> None:
