@@ -15,7 +15,7 @@ from cryptography import x509
 from attested_tls import HANG, SECRET, accepts, client, issuer, refusal, served, web_server, world
 from confcom.appraisal.peer import verify_certificate
 from confcom.appraisal.quote import QuoteVerifier
-from confcom.atls import ClientContext, NotAttested, ServerContext, attested_peer, https_only
+from confcom.atls import ClientContext, NotAttested, ServerContext, attested_peer, https_only, serve_fresh
 from confcom.atls.issuer import utc_now
 from confcom.errors import ConfcomError
 
@@ -186,6 +186,26 @@ def test_uvloop_both_sides(fresh: bool) -> None:
         server.close()
         await server.wait_closed()
         assert SECRET not in received
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run())
+
+
+def test_uvloop_serves_fresh_evidence() -> None:
+    async def run() -> None:
+        async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(await reader.read(100))
+            await writer.drain()
+            writer.close()
+
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            protocol = lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader(), echo)  # noqa: E731
+            serving = asyncio.create_task(serve_fresh(listener, protocol, ServerContext(issuer())))
+            reader, writer = await asyncio.open_connection(*listener.getsockname(), ssl=client(fresh=True))
+            writer.write(SECRET)
+            assert await reader.read() == SECRET
+            writer.close()
+            serving.cancel()
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(run())

@@ -14,7 +14,7 @@ import ssl
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -29,8 +29,9 @@ import attested_certificates as made
 from attested_tls import HANG, SECRET, accepts, client, declared, issuer, quotes, refusal, served, world
 from confcom.appraisal.policy import NoDebug
 from confcom.appraisal.quote import QuoteVerifier
-from confcom.atls import ClientContext, Issuer, NotAttested, ServerContext, attested_peer, fetch_and_pin
+from confcom.atls import ClientContext, Issuer, NotAttested, ServerContext, attested_peer, fetch_and_pin, serve_fresh
 from confcom.atls.client import name_of_nonce, nonce_of_name
+from confcom.atls.event_loop import server_name
 from confcom.atls.issuer import utc_now
 from confcom.collateral.bundle import save_bundle
 from confcom.collateral.sources import RememberedCollateral, SourceOptions
@@ -461,6 +462,92 @@ async def test_quotes_stop_an_event_loop_for_a_bounded_time(caplog: pytest.LogCa
     assert waits
     assert max(waits) <= 0.2
     assert "quotes stopped the event loop" in caplog.text or "quotes are in work" in caplog.text
+
+
+@contextlib.asynccontextmanager
+async def serving_fresh(context: ServerContext) -> AsyncIterator[int]:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            writer.write(await reader.read(100))
+            await writer.drain()
+        writer.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        serving = asyncio.create_task(
+            serve_fresh(listener, lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader(), echo), context)
+        )
+        yield listener.getsockname()[1]
+        serving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+
+
+async def test_an_event_loop_goes_on_while_a_quote_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    from confcom.atls import server as module
+
+    monkeypatch.setattr(module, "WAIT", float(HANG))
+    source = Stuck()
+    async with serving_fresh(ServerContext(Issuer(source))) as port:
+        asking = asyncio.create_task(asyncio.open_connection("127.0.0.1", port, ssl=client(fresh=True)))
+        while source.asked < 2:
+            await asyncio.sleep(0.01)
+        # The quote is in work and does not come; others are served.
+        for _ in range(3):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client())
+            writer.write(SECRET)
+            assert await reader.read() == SECRET
+            writer.close()
+        source.let_go.set()
+        _, writer = await asking
+        assert attested_peer(writer).certificate.ra_tls.nonce  # type: ignore[union-attr]
+        writer.close()
+
+
+async def test_hostile_clients_do_not_stop_a_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections that say nothing, a byte, nonsense, or half of a first message, and then leave or stay."""
+    from confcom.atls import event_loop
+
+    monkeypatch.setattr(event_loop, "DEADLINE", 0.5)
+    half = hello_of(name_of_nonce(bytes(32)))[:100]
+    async with serving_fresh(ServerContext(issuer())) as port:
+        staying = [connected(port) for _ in range(event_loop.MAX_PENDING + 5)]
+        for number, one in enumerate(staying):
+            one.sendall((b"", b"\x16", b"GET / HTTP/1.1\r\n", half)[number % 4])
+        for sent in (b"", b"\x16", b"\x16\x03\x01\xff\xff", bytes(100), half):
+            with connected(port) as leaving:
+                leaving.sendall(sent)
+        # The deadline ends those who stay.
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client(fresh=True))
+        writer.write(SECRET)
+        assert await reader.read() == SECRET
+        writer.close()
+        for one in staying:
+            one.close()
+
+
+def hello_of(name: str | None) -> bytes:
+    """The first message of OpenSSL as a client."""
+    context, outgoing = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ssl.MemoryBIO()
+    context.check_hostname = False
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=name).do_handshake()
+    return outgoing.read()
+
+
+@pytest.mark.parametrize("name", ["server.example.org", name_of_nonce(bytes(32)), None, "10.0.0.1"])
+def test_the_name_in_a_first_message(name: str | None) -> None:
+    expected = None if name == "10.0.0.1" else name
+    assert server_name(hello_of(name)) == expected
+
+
+def test_a_first_message_that_is_none_has_no_name() -> None:
+    hello = hello_of("server.example.org")
+    for end in range(len(hello)):
+        assert server_name(hello[:end]) in (None, "server.example.org")
+    for place in range(len(hello)):
+        changed = bytearray(hello)
+        changed[place] ^= 0xFF
+        assert server_name(bytes(changed)) is None or server_name(bytes(changed))
 
 
 # The server and its issuer

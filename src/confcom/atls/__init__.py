@@ -7,6 +7,7 @@ docs/howto/attested-tls.md shows them with each library, docs/explanation/attest
 from __future__ import annotations
 
 from confcom.atls.client import ClientContext, NotAttested, PinnedPeer, attested_peer, fetch_and_pin
+from confcom.atls.event_loop import serve_fresh
 from confcom.atls.issuer import IssuedCertificate, Issuer
 from confcom.atls.libraries import https_only, https_opener, https_session
 from confcom.atls.server import ServerContext
@@ -23,4 +24,5 @@ __all__ = [
     "https_only",
     "https_opener",
     "https_session",
+    "serve_fresh",
 ]

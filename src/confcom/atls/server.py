@@ -21,6 +21,8 @@ WAIT = 2.0
 AT_A_TIME = 2
 """Quotes for handshakes that may be in work, or stuck, at a time."""
 
+MAX_PREPARED = 128
+"""Certificates that wait for their handshake."""
 LOOP_SHARE = 0.1
 """Of the time of an event loop, what it may stand still for quotes; twice that of a second is saved."""
 
@@ -32,7 +34,8 @@ class ServerContext(PresentingContext):
 
     A client of ours that asks for fresh evidence (`ClientContext(…, fresh=True)`) gets a certificate with its nonce:
     at most `fresh_per_second` (0: none), else the handshake is refused. The thread that makes the handshake waits for
-    the quote, at most two seconds; an event loop stands still meanwhile, for at most a tenth of its time.
+    the quote, at most two seconds; an event loop stands still meanwhile, for at most a tenth of its time, unless
+    `serve_fresh` accepts its connections.
 
     What is set for certificates of clients (`verify_mode`, `load_verify_locations`) has its usual meaning: ordinary
     certificates of an authority work. The standard library's servers cannot take self-signed ones, attested or not.
@@ -48,6 +51,7 @@ class ServerContext(PresentingContext):
         self._protocols: list[str] = []
         self._requests = _Budget(fresh_per_second, max(fresh_per_second, 1.0) if fresh_per_second else 0.0)
         self._loop_time = _Budget(LOOP_SHARE, LOOP_SHARE * 2)
+        self._prepared: dict[bytes, IssuedCertificate | None] = {}
         self._free = threading.BoundedSemaphore(AT_A_TIME)
         _end_resumption(self)
         self._present(issuer)
@@ -98,7 +102,7 @@ class ServerContext(PresentingContext):
         nonce = nonce_of_name(name)
         if nonce is None:
             return None
-        made = self._fresh(nonce)
+        made = self._prepared.pop(nonce) if nonce in self._prepared else self._fresh(nonce)
         if made is None:
             return ssl.AlertDescription.ALERT_DESCRIPTION_INTERNAL_ERROR
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -112,6 +116,12 @@ class ServerContext(PresentingContext):
         connection.context = context
         return None
 
+    def prepare(self, nonce: bytes) -> None:
+        """Make the certificate for a nonce before its handshake begins. Blocks as long as a quote; for a thread."""
+        self._prepared[nonce] = self._fresh(nonce)
+        if len(self._prepared) > MAX_PREPARED:
+            self._prepared.pop(next(iter(self._prepared)), None)
+
     def _fresh(self, nonce: bytes) -> IssuedCertificate | None:
         """The certificate for a nonce; None where there are too many requests, or no quote in time."""
         if not self._requests.spend(1):
@@ -122,7 +132,10 @@ class ServerContext(PresentingContext):
         if wait <= 0:
             _log.warning("fresh evidence refused: quotes stopped the event loop for %g of its time", LOOP_SHARE)
             return None
-        if not self._free.acquire(blocking=False):
+        started = time.monotonic()
+        if not self._free.acquire(timeout=wait):
+            if blocks_loop:
+                self._loop_time.spend(wait)
             _log.warning("fresh evidence refused: %d quotes are in work", AT_A_TIME)
             return None
         made: list[IssuedCertificate] = []
@@ -135,9 +148,9 @@ class ServerContext(PresentingContext):
             finally:
                 self._free.release()
 
-        thread, started = threading.Thread(target=work, name="confcom-atls-quote", daemon=True), time.monotonic()
+        thread = threading.Thread(target=work, name="confcom-atls-quote", daemon=True)
         thread.start()
-        thread.join(wait)
+        thread.join(max(started + wait - time.monotonic(), 0))
         if blocks_loop:
             self._loop_time.spend(time.monotonic() - started)
         if thread.is_alive():
