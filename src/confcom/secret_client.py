@@ -51,11 +51,11 @@ def read_secret(
     with httpx2.Client(timeout=TIMEOUT, verify=create_default_context(cafile=ca), trust_env=False) as client:
         body = msgspec.json.encode({"role": role, "jwt": token})
         login = _ask(client, "POST", f"{base}/auth/{mount}/login", body=body)
-        try:
-            held = login["auth"]["client_token"]
-        except (KeyError, TypeError):
-            raise AttestationUnavailable(f"{server}: the answer to the login has no client_token") from None
-        data = _ask(client, "GET", f"{base}/{path.strip('/')}", token=str(held)).get("data")
+        auth = login.get("auth")
+        held = auth.get("client_token") if isinstance(auth, dict) else None
+        if not isinstance(held, str) or not (held.isascii() and held.isprintable()):
+            raise AttestationUnavailable(f"{server}: the answer to the login has no client_token")
+        data = _ask(client, "GET", f"{base}/{path.strip('/')}", token=held).get("data")
     if not isinstance(data, dict):
         raise AttestationUnavailable(f"{server}: the answer for {path} has no data")
     return data
