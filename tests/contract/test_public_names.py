@@ -116,7 +116,7 @@ def refusing(packages: tuple[str, ...], program: str) -> subprocess.CompletedPro
 
 
 def test_every_public_name_and_the_example_need_the_extra_cli_only() -> None:
-    example = str(EXAMPLES[0].parent)
+    example = str(ROOT / "examples" / "remote_attestation")
     names = "import confcom\n[getattr(confcom, name) for name in confcom.__all__]\n"
     done = refusing(ONLY_CLI, f"{names}sys.path[:0] = [{example!r}]\nimport peer\n")
     assert done.returncode == 0, done.stderr
