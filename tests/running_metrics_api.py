@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from confcom.services.metrics_api.metrics_api import serve
 from confcom.services.metrics_api.metrics_api_config import MetricsApiConfig
 from confcom.services.runtime.http_server import Page
 from confcom.services.runtime.issued_certificate import serve_issued_page
-from confcom.services.runtime.process import end_task
+from confcom.services.runtime.process import background
 from epc_api import EpcApi, make_pod
 
 NAME = "confcom-metrics-api.confcom-system.svc"
@@ -127,13 +128,11 @@ class MetricsApiStage:
             return Page(200, page[-1].encode())
 
         self.api.put(exporter_pod(component, node, address))
-        serving = asyncio.create_task(
-            serve_issued_page(f"{address}:{self.port}", {"/metrics": show}, self.folder / ca, EXPORTERS[component])
+        serve = partial(
+            serve_issued_page, f"{address}:{self.port}", {"/metrics": show}, self.folder / ca, EXPORTERS[component]
         )
-        try:
+        async with background("page", serve):
             yield
-        finally:
-            await end_task(serving)
 
     @asynccontextmanager
     async def running(self, **settings: Any) -> AsyncIterator[None]:

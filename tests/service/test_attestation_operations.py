@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import socket
+import sqlite3
 import ssl
 import time
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from starlette.routing import Mount, Route
 
 from confcom.collateral.sources import SourceOptions
@@ -20,6 +23,7 @@ from confcom.pki.serving_pair import Authority
 from confcom.services.attestation import attestation_service
 from confcom.services.attestation.attestation_http import AttestationApp
 from confcom.services.attestation.attestation_service import CollateralState
+from confcom.services.attestation.attestation_store import AttestationStore
 from confcom.simulator.world import SimulatedWorld
 from running_attestation_service import API, NOW, RunningAttestation, enclave_quote, free_port, make_world
 from running_attestation_service import running_attestation as running
@@ -197,3 +201,45 @@ def test_tokens_cannot_be_revoked_and_the_endpoint_says_so(tmp_path: Path, world
         assert where == f"{service.url}/revoke"
         answer = service.ask("/revoke", b"token=x", Content_Type="application/x-www-form-urlencoded")
         assert (answer.status, answer.json["error"]) == (400, "unsupported_token_type")
+
+
+def test_garbage_of_one_address_is_counted_and_not_all_of_it_recorded(
+    tmp_path: Path, world: SimulatedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("confcom.services.attestation.attestation_http.REFUSED_RECORDED", 3)
+    with running(tmp_path, world) as service:
+        for number in range(5):
+            answer = service.attest(bytes([number]) * 500)
+            assert (answer.status, answer.error["code"]) == (400, "InvalidParameter")
+        assert service.attest(enclave_quote(world)).status == 200
+        lines = service.ask("//metrics").body.decode().splitlines()
+        assert "confcom_attestation_unrecorded_total 2.0" in lines
+        with closing(AttestationStore.open(service.config.store, made=False)) as store:
+            assert [row["verdict"] for row in store.records()] == ["accepted", *["refused"] * 3]
+
+
+def test_without_its_store_the_service_gives_no_token_and_says_so_once(
+    tmp_path: Path, world: SimulatedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("confcom.services.attestation.attestation_http.CALM", 0.0)
+    with structlog.testing.capture_logs() as logged, running(tmp_path, world) as service:
+
+        def events() -> list[str]:
+            return [
+                line["event"] for line in logged if line["event"].startswith(("attestation.failed", "attestation.rec"))
+            ]
+
+        def rename(old: str, new: str) -> None:
+            with closing(sqlite3.connect(service.config.store)) as other:
+                other.execute(f"ALTER TABLE {old} RENAME TO {new}")
+
+        assert service.attest(enclave_quote(world)).status == 200
+        rename("appraisal", "gone")
+        for _ in range(3):
+            answer = service.attest(enclave_quote(world))
+            assert (answer.status, answer.error["code"]) == (503, "StoreUnavailable")
+            assert "no such table" in answer.error["message"]
+        assert events() == ["attestation.failed"]
+        rename("gone", "appraisal")
+        assert [service.attest(enclave_quote(world)).status for _ in range(2)] == [200, 200]
+        assert events() == ["attestation.failed", "attestation.recovered"]

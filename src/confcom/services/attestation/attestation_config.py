@@ -28,6 +28,8 @@ class AttestationServiceConfig(TlsSettings, frozen=True, kw_only=True, forbid_un
     made it; or postgresql://USER[:PASSWORD]@HOST/DATABASE, which replicas share and `attestation migrate` prepares."""
     audit_days: Annotated[int, msgspec.Meta(ge=1)] = 90
     """Days that records of appraisals are kept. They hold addresses, and measurements that identify machines."""
+    audit_records: Annotated[int, msgspec.Meta(ge=1000)] = 500_000
+    """Records of appraisals that are kept, the newest; 500,000 take about 600 MB. Looked at once a minute."""
     keys: str = "/var/lib/confcom/attestation-keys"
     """Folder of signing keys, one PEM file with key and certificate each; an empty one gets a first pair. Or a PKCS#11
     URI (RFC 7512)."""

@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 
-from confcom.errors import CollateralError, ConfcomError, ConfigError, DatabaseUnavailable
+from confcom.errors import CollateralError, ConfcomError, ConfigError, DatabaseError, DatabaseUnavailable
 from confcom.services.attestation.administration import PolicyAdministration
 from confcom.services.attestation.administrators import (
     ASK_AGAIN,
@@ -59,6 +59,10 @@ MAX_IN_LOOP = 32 << 10
 """Bytes of a body that is judged in the event loop, if its platform's collateral is at hand."""
 WRONG_TOKENS = 5
 """Of one address in a minute; beyond it administration waits."""
+REFUSED_RECORDED = 60
+"""Refused appraisals of one address in a minute that are recorded; further ones are counted: garbage costs nothing."""
+CALM = 10.0
+"""Seconds without a failure of the service after which it has recovered."""
 _JSON = "application/json"
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -111,6 +115,9 @@ class AttestationMetrics(Collector):
         )  # fmt: skip
         self.requests = Counter(
             "confcom_attestation_requests", "Attest calls by outcome.", ["type", "outcome"], registry=registry
+        )
+        self.unrecorded = Counter(
+            "confcom_attestation_unrecorded", "Refused appraisals beyond those that are recorded.", registry=registry
         )
         self.seconds = Histogram("confcom_attestation_seconds", "Time of an attest call.", ["type"], registry=registry)
         self.ready = Gauge("confcom_attestation_ready", "Whether tokens can be signed.", registry=registry)
@@ -165,6 +172,8 @@ class AttestationApp:
         self._allowed = attest_per_minute
         self._calls = Allowance(attest_per_minute, time.monotonic)
         self._wrong_tokens = Allowance(WRONG_TOKENS, time.monotonic)
+        self._refused = Allowance(REFUSED_RECORDED, time.monotonic)
+        self._failed_at: float | None = None
         self._simulated = simulated
         attest = {f"/attest/{kind}": self._endpoint(self._attest_call(kind)) for kind in AttestationType}
         self._attest = {prefix + path: endpoint for path, endpoint in attest.items()}
@@ -217,6 +226,8 @@ class AttestationApp:
                 response = await handler(request)
             except ConfcomError as error:
                 response = _error_answer(error)
+                if isinstance(error, ConfigError):
+                    self._failed(error)
             except Overloaded:
                 response = _error_answer(HttpRefusal(503, "ServerBusy", "too many appraisals wait", retry_after=1))
             except Exception:  # noqa: BLE001 - a mistake of ours must not leave a client without an answer
@@ -236,10 +247,11 @@ class AttestationApp:
             try:
                 with self._metrics.seconds.labels(kind).time():
                     entry, found = await self._appraise(body, kind, caller, ear=ear)
-                    await self._audit.record(entry)
+                    await self._record(entry, address_of(request.scope))
                 if isinstance(found, ConfcomError):
                     raise found
                 outcome = "accepted"
+                self._worked()
             except AzureError as error:
                 outcome = error.azure_code
                 raise
@@ -257,6 +269,26 @@ class AttestationApp:
             with suppress(WouldBlock):
                 return self._appraiser.appraise(body, kind, caller, ear=ear, may_block=False)
         return await self._workers.run(lambda: self._appraiser.appraise(body, kind, caller, ear=ear))
+
+    async def _record(self, entry: AuditRecord, address: str) -> None:
+        """Return once the record is committed: what cannot be recorded gives no token."""
+        if entry.verdict == "refused":
+            if self._refused.wait(address):
+                self._metrics.unrecorded.inc()
+                return
+            self._refused.spend(address)
+        await self._audit.record(entry)
+
+    def _failed(self, error: ConfigError) -> None:
+        """A failure of the service, such as of its store: the log has a line when they begin, and when they end."""
+        if self._failed_at is None:
+            structlog.get_logger().error("attestation.failed", reason=error.message)
+        self._failed_at = time.monotonic()
+
+    def _worked(self) -> None:
+        if self._failed_at is not None and time.monotonic() - self._failed_at >= CALM:
+            structlog.get_logger().info("attestation.recovered")
+            self._failed_at = None
 
     async def _policies(self, request: Request) -> Response:
         kind = _kind(request)
@@ -501,8 +533,7 @@ def _error_answer(error: ConfcomError) -> Response:
     elif isinstance(cause, CollateralError):
         status, code = 503, "CollateralUnavailable"
     elif isinstance(error, ConfigError):
-        status, code = (503, "StoreUnavailable") if isinstance(error, DatabaseUnavailable) else (500, "InternalError")
-        structlog.get_logger().error("attestation.failed", reason=error.message)
+        status, code = (503, "StoreUnavailable") if isinstance(error, DatabaseError) else (500, "InternalError")
     inner: dict[str, Any] = dict(cause.as_dict())
     if isinstance(error, Refused):
         inner["checks"] = error.checks

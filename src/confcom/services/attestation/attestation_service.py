@@ -41,7 +41,7 @@ from confcom.services.attestation.pages import Pages
 from confcom.services.attestation.signing_keys import RENEWING, KeptKeys, KeyFolder, KeySource
 from confcom.services.runtime.certificates import CertificateMetrics, kept_certificate
 from confcom.services.runtime.http_server import Listener, serve_http
-from confcom.services.runtime.process import WorkerThreads
+from confcom.services.runtime.process import WorkerThreads, background
 from confcom.services.runtime.status_page import component_registry
 from confcom.services.runtime.tls import HeldTls, ReloadingTls, ServerTls, read_authorities
 from confcom.tokens.azure import AzureError
@@ -51,8 +51,8 @@ LOOK_AT_FILES = 5.0
 """Seconds between two looks at the signing keys and the file of administrators."""
 LOOK_AT_COLLATERAL = 30.0
 """Seconds between two requests to the source of collateral."""
-FORGET_EVERY = 600.0
-"""Seconds between two removals of records that are past the retention period."""
+FORGET_EVERY = 60.0
+"""Seconds between two removals of records that are past their retention period, or too many."""
 SIMULATED_PREFIX = "/simulated"
 """The API of an instance that judges simulated evidence stands there, so that its URL and issuer say so."""
 
@@ -156,19 +156,16 @@ async def serve(
         if store.database.shared:
             watch = Watch(store.database, partial(_changed, keys, appraiser))
             stack.callback(watch.close)
-        retention = timedelta(days=config.audit_days)
-        following = [
-            asyncio.create_task(_follow(LOOK_AT_FILES, keys.look, administrators.look)),
-            asyncio.create_task(_follow(LOOK_AT_COLLATERAL, state.look)),
-            asyncio.create_task(_forget(store, retention, clock)),
-        ]
+        forget = partial(_forget, store, config.audit_records, timedelta(days=config.audit_days), clock)
+        for interval, *looks in (
+            (LOOK_AT_FILES, keys.look, administrators.look),
+            (LOOK_AT_COLLATERAL, state.look),
+            (FORGET_EVERY, forget),
+        ):
+            await stack.enter_async_context(background("looks", partial(_follow, interval, *looks)))
         gc.collect()
         gc.freeze()  # what lives as long as the process need not be looked at in every full collection
-        try:
-            await serve_http(pages, listener, stop=stop, started=lambda _: started(issuer) if started else None)
-        finally:
-            for task in following:
-                task.cancel()
+        await serve_http(pages, listener, stop=stop, started=lambda _: started(issuer) if started else None)
 
 
 class CollateralState:
@@ -215,25 +212,29 @@ def _changed(keys: KeptKeys, appraiser: Appraiser, topic: str) -> None:
 
 
 async def _follow(interval: float, *looks: Callable[[], None]) -> None:
-    """Call each of `looks` every `interval` seconds, until cancelled: keys, administrators, collateral."""
+    """Call each of `looks` every `interval` seconds, until cancelled: keys, administrators, collateral, old records.
+
+    A failure is logged when it begins, or changes, and ends no further looks.
+    """
+    failing: dict[Callable[[], None], str] = {}
     while True:
         for look in looks:
             try:
                 await asyncio.to_thread(look)
-            except Exception:  # noqa: BLE001 - one mistake must not end all further looks
-                structlog.get_logger().exception("attestation.mistake")
+                failing.pop(look, None)
+            except Exception as error:  # noqa: BLE001 - one mistake must not end all further looks
+                if failing.get(look) != str(error):
+                    log = structlog.get_logger()
+                    write = log.warning if isinstance(error, ConfcomError) else log.exception
+                    write("attestation.look", reason=str(error))
+                failing[look] = str(error)
         await asyncio.sleep(interval)
 
 
-async def _forget(store: AttestationStore, retention: timedelta, clock: Callable[[], datetime]) -> None:
-    """Remove records after their retention period, until cancelled."""
-    while True:
-        try:
-            while await asyncio.to_thread(store.forget_records, clock() - retention) == FORGOTTEN_AT_ONCE:
-                pass
-        except ConfigError as error:
-            structlog.get_logger().warning("attestation.audit", outcome="not forgotten", reason=error.message)
-        await asyncio.sleep(FORGET_EVERY)
+def _forget(store: AttestationStore, most: int, retention: timedelta, clock: Callable[[], datetime]) -> None:
+    """Remove the records that are past their retention period, or too many."""
+    while store.forget_records(clock() - retention, most) == FORGOTTEN_AT_ONCE:
+        pass
 
 
 def simulated_world(roots: TrustRoots) -> bool:

@@ -293,14 +293,21 @@ class AttestationStore:
             yield from map(as_line, rows)
             before = rows[-1]["id"]
 
-    def forget_records(self, before: datetime) -> int:
-        """Remove the oldest records from before that time, up to `FORGOTTEN_AT_ONCE`; how many there were."""
+    def forget_records(self, before: datetime, most: int = 1 << 62) -> int:
+        """Remove oldest records: those from before that time, and those beyond the newest `most`.
+
+        At most `FORGOTTEN_AT_ONCE` in one call; it returns how many there were.
+        """
+        newest = sa.select(sa.func.max(_APPRAISAL.c.id)).scalar_subquery()
         with self.database.write(flushed=False) as connection:
             if self.database.shared:
-                forget = sa.func.forget_appraisals(_plain(before), FORGOTTEN_AT_ONCE)
+                beyond = sa.select(_APPRAISAL.c.at).where(_APPRAISAL.c.id <= newest - most)
+                last = connection.execute(beyond.order_by(_APPRAISAL.c.id.desc()).limit(1)).scalar_one_or_none()
+                forget = sa.func.forget_appraisals(max(filter(None, (_plain(before), last))), FORGOTTEN_AT_ONCE)
                 return int(connection.execute(sa.select(forget)).scalar_one())
-            oldest = sa.select(_APPRAISAL.c.id).where(_APPRAISAL.c.at < _plain(before)).order_by(_APPRAISAL.c.id)
-            chosen = _APPRAISAL.c.id.in_(oldest.limit(FORGOTTEN_AT_ONCE).scalar_subquery())
+            old = (_APPRAISAL.c.at < _plain(before)) | (_APPRAISAL.c.id <= newest - most)
+            oldest = sa.select(_APPRAISAL.c.id).where(old).order_by(_APPRAISAL.c.id).limit(FORGOTTEN_AT_ONCE)
+            chosen = _APPRAISAL.c.id.in_(oldest.scalar_subquery())
             return int(connection.execute(sa.delete(_APPRAISAL).where(chosen)).rowcount)
 
     def use_nonce(self, nonce: bytes, now: datetime, until: datetime) -> bool:

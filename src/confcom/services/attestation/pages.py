@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from confcom.errors import ConfcomError, ConfigError, DatabaseUnavailable, FormatError
+from confcom.errors import ConfcomError, ConfigError, DatabaseError, FormatError
 from confcom.formats.text import decode_base64, encode_base64url
 from confcom.report.html import FOLDER as REPORT
 from confcom.report.html import templates
@@ -316,7 +316,7 @@ class Pages:
 def _status(error: ConfcomError) -> int:
     if isinstance(error, HttpRefusal):
         return error.status
-    if isinstance(error, DatabaseUnavailable):
+    if isinstance(error, DatabaseError):
         return 503
     return 500 if isinstance(error, ConfigError) else 400
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import structlog
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
@@ -37,7 +37,7 @@ from confcom.services.collateral.service_http import CollateralApp, Routes
 from confcom.services.collateral.service_metrics import CollateralMetrics
 from confcom.services.runtime.certificates import kept_certificate
 from confcom.services.runtime.http_server import Listener, serve_http
-from confcom.services.runtime.process import Overloaded
+from confcom.services.runtime.process import Overloaded, background
 from confcom.services.runtime.status_page import component_registry
 from confcom.services.runtime.tls import HeldTls, ReloadingTls
 
@@ -234,12 +234,10 @@ async def serve(
         more = {**administration.routes(), **policies.routes(), **readiness.routes()}
         secrets = server_secrets(config.files())
         app = CollateralApp(cache, certificates, hot, metrics, more=more, secrets=secrets)
-        tasks = [asyncio.create_task(_follow(watch, cache), name="store-watch")]
+        await stack.enter_async_context(background("store-watch", partial(_follow, watch, cache)))
         if asked is not None:
             metrics.last_refresh = 0.0
-            tasks.append(asyncio.create_task(refresher.run(), name="refresh"))
-        for task in tasks:
-            stack.push_async_callback(_end, task)
+            await stack.enter_async_context(background("refresh", refresher.run))
         await serve_http(app, listener, stop=stop, started=started)
 
 
@@ -249,13 +247,6 @@ async def _follow(watch: StoreWatch, cache: CollateralCache) -> None:
         await asyncio.sleep(WATCH_STORE)
         if await cache.read(watch.changed):
             cache.store_changed()
-
-
-async def _end(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    (outcome,) = await asyncio.gather(task, return_exceptions=True)
-    if isinstance(outcome, Exception):
-        structlog.get_logger().error("collateral.task", task=task.get_name(), reason=str(outcome))
 
 
 def _path(config: CollateralServiceConfig) -> Path:

@@ -42,7 +42,7 @@ from confcom.services.device_plugin.plugin_config import DevicePluginConfig
 from confcom.services.device_plugin.plugin_metrics import Observer, PluginEvent, log_event
 from confcom.services.device_plugin.registration import RegistryRegistration, SocketRegistration
 from confcom.services.device_plugin.resource_server import ResourceServer
-from confcom.services.runtime.process import end_task, run_until
+from confcom.services.runtime.process import background, run_until
 from confcom.services.runtime.status_page import StatusPage
 
 SETTLE = 2.0
@@ -91,8 +91,8 @@ async def serve(
     pages = PluginPages(observe)
     async with AsyncExitStack() as resources:
         if config.http:
-            page = asyncio.create_task(StatusPage(config.http, pages.table()).run(), name="status-page")
-            resources.push_async_callback(end_task, page)
+            page = StatusPage(config.http, pages.table())
+            await resources.enter_async_context(background("status-page", page.run))
         node = await _find_node(host, config, stop, pages)
         if node is None:
             return

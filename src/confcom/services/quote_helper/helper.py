@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -30,7 +31,7 @@ from confcom.services.quote_helper.self_test import SelfTest, SelfTestKit, SelfT
 from confcom.services.runtime.http_server import Page
 from confcom.services.runtime.issued_certificate import serve_issued_page
 from confcom.services.runtime.listener import UnixListener, is_served
-from confcom.services.runtime.process import end_task
+from confcom.services.runtime.process import background, keep_running
 from confcom.services.runtime.status_page import Handler, StatusPage, component_registry, metrics_of
 
 FRESH = 5.0
@@ -90,7 +91,7 @@ class Readiness:
     def test_regularly(self, interval: float) -> None:
         """From now on make a self-test every `interval` seconds, and one as soon as a client has had a quote."""
         if self._regularly is None:
-            self._regularly = asyncio.create_task(self._test_regularly(interval), name="self-test")
+            self._regularly = asyncio.create_task(keep_running("self-test", partial(self._test_regularly, interval)))
 
     def pages(self) -> dict[str, Handler]:
         """/healthz, /readyz and /metrics."""
@@ -179,12 +180,12 @@ async def serve(
         helper = _Helper(platform, config, stop, observe, log, self_test, quick=quick)
         resources.callback(helper.close)
         if config.http:
-            page = asyncio.create_task(StatusPage(config.http, helper.pages()).run(), name="status-page")
-            resources.push_async_callback(end_task, page)
+            page = StatusPage(config.http, helper.pages())
+            await resources.enter_async_context(background("status-page", page.run))
         if config.https:
             own = {"/metrics": helper.pages()["/metrics"]}
-            serving = serve_issued_page(config.https, own, Path(config.https_ca), EXPORTERS["quote-helper"])
-            resources.push_async_callback(end_task, asyncio.create_task(serving, name="status-page-tls"))
+            serve_own = partial(serve_issued_page, config.https, own, Path(config.https_ca), EXPORTERS["quote-helper"])
+            await resources.enter_async_context(background("status-page-tls", serve_own))
         await helper.run(started or (lambda: None), restarted=restarted)
 
 
@@ -218,7 +219,7 @@ class _Helper:
             else ThreadQuoting(self._broker, queue, deliver, answer_timeout=config.answer_timeout)
         )
         self._front.start(self._quoting)
-        self._warming = asyncio.create_task(self._warm_up(), name="warm-up")
+        self._warming = asyncio.create_task(keep_running("warm-up", self._warm_up))
         self._readiness = Readiness(SelfTest(self_test, self._path, now=_now), self._front, self._metrics)
         if self_test is not None and self_test.enclave is None:
             # Not for the page alone: the QE's report on itself must be there when a successor needs it.

@@ -273,6 +273,8 @@ class CertificateKeeper(OwnCertificate):
                         f"{self._service}.certificate", outcome="waits", reason=str(error), advice=error.advice()
                     )
                     logged = str(error)
+            except Exception:  # noqa: BLE001 - the next look must come, whatever failed in this one
+                self._log.exception(f"{self._service}.certificate", outcome="aborted")
             await asyncio.sleep(every)
 
     async def look(self) -> None:

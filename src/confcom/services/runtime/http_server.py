@@ -25,6 +25,7 @@ import structlog
 
 from confcom.errors import ConfigError
 from confcom.services.runtime.listener import available_descriptors, clear_path, inode, is_served, remove_own, settle
+from confcom.services.runtime.process import background
 from confcom.services.runtime.tls import ServerTls
 
 CHUNK = 64 * 1024
@@ -112,12 +113,11 @@ async def serve_http(
 ) -> None:
     """Serve until `stop` is set or cancelled, then let requests end. `started` gets the URL once there is a socket."""
     tls = listener.tls
-    with contextlib.ExitStack() as cleaning:
+    async with contextlib.AsyncExitStack() as cleaning:
         listening = _bind(listener, cleaning)
         listening.setblocking(False)
         if tls is not None:
-            watching = asyncio.create_task(tls.watch(), name="tls-watch")
-            cleaning.callback(watching.cancel)
+            await cleaning.enter_async_context(background("tls-watch", tls.watch))
         server = _Server(app, listener, listening, None if tls is None else tls.context)
         server.start()
         try:
@@ -533,7 +533,7 @@ def _client_key(address: Any) -> bytes:  # noqa: ANN401 - as the family has it
     return packed[12:] if packed.startswith(V4_MAPPED) else packed[:8]
 
 
-def _bind(listener: Listener, cleaning: contextlib.ExitStack) -> socket.socket:
+def _bind(listener: Listener, cleaning: contextlib.AsyncExitStack) -> socket.socket:
     """A bound socket, closed with the stack."""
     if isinstance(listener.address, Path):
         return _bind_unix(listener.address, listener.backlog, cleaning)
@@ -574,7 +574,7 @@ def _open_socket(host: str, port: int) -> socket.socket:
     return bound
 
 
-def _bind_unix(path: Path, backlog: int, cleaning: contextlib.ExitStack) -> socket.socket:
+def _bind_unix(path: Path, backlog: int, cleaning: contextlib.AsyncExitStack) -> socket.socket:
     bound = cleaning.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
     try:
         clear_path(path)

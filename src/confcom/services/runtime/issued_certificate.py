@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from confcom.pki.serving_pair import MAX_PEM, Authority, ServingPair
 from confcom.services.runtime.http_server import Listener, Message, Page, Receive, Send, serve_http
-from confcom.services.runtime.process import end_task, run_until
+from confcom.services.runtime.process import background, run_until
 from confcom.services.runtime.status_page import Handler, StatusPage, alive, metrics_of
 from confcom.services.runtime.tls import HeldTls, OwnCertificate
 
@@ -159,11 +159,8 @@ class IssuedServer:
 async def serve_issued_page(address: str, pages: Mapping[str, Handler], folder: Path, name: str) -> None:
     """Serve status pages over TLS until cancelled, with a certificate for `name` by the CA in `folder`."""
     certificate = IssuedCertificate(folder, (name,), common_name=name, clock=_now)
-    renewing = asyncio.create_task(certificate.run(), name="certificate")
-    try:
+    async with background("certificate", certificate.run):
         await StatusPage(address, pages, await certificate.first()).run()
-    finally:
-        await end_task(renewing)
 
 
 def _now() -> datetime:

@@ -12,8 +12,8 @@ import sys
 import threading
 import time
 import tomllib
-from collections.abc import Callable, Coroutine, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -126,7 +126,7 @@ AT_ONCE = 5
 """Restarts without a pause; after that they are 1 s apart, 2 s, 4 s and so on."""
 LONGEST_PAUSE = 30.0
 FORGIVEN_AFTER = 60.0
-"""Seconds of life after which a process's earlier deaths no longer count."""
+"""Seconds of life after which earlier deaths of a process or failures of a task no longer count."""
 _PASSED_ON = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
 
 
@@ -182,7 +182,7 @@ def restart_when_killed() -> int:
 
 
 def restart_pause(deaths: int) -> float:
-    """Seconds before the next start, after so many deaths in a row."""
+    """Seconds before the next start, after so many deaths or failures in a row."""
     return 0.0 if deaths <= AT_ONCE else min(2.0 ** min(deaths - AT_ONCE - 1, 5), LONGEST_PAUSE)
 
 
@@ -251,11 +251,32 @@ async def repeat(
             failures += 1
 
 
-async def end_task(task: asyncio.Task[None]) -> None:
-    """Cancel a task and wait for its end; an error that ended it before is raised."""
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
+async def keep_running(name: str, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a coroutine function until it returns; a failure is logged at once, and it runs again (`restart_pause`)."""
+    failures = 0
+    while True:
+        begun = time.monotonic()
+        try:
+            await run()
+        except Exception:  # noqa: BLE001 - any failure: the daemon goes on, and so has its task to
+            failures = 1 if time.monotonic() - begun >= FORGIVEN_AFTER else failures + 1
+            pause = restart_pause(failures)
+            structlog.get_logger().exception("process.task", task=name, restart_in=pause)
+            await asyncio.sleep(pause)
+        else:
+            return
+
+
+@asynccontextmanager
+async def background(name: str, run: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Keep a coroutine function running beside the block (`keep_running`)."""
+    task = asyncio.create_task(keep_running(name, run), name=name)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 T = TypeVar("T")

@@ -247,3 +247,13 @@ def _tables(path: Path) -> list[str]:
     with sqlite3.connect(path) as connection:
         rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
         return [name for (name,) in rows]
+
+
+def test_the_newest_records_are_kept(store: AttestationStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attestation_store, "FORGOTTEN_AT_ONCE", 4)
+    store.record([_record(number) for number in range(10)])
+    long_ago = NOW - timedelta(days=1)
+    assert store.forget_records(long_ago, 10) == 0
+    assert [store.forget_records(long_ago, 3) for _ in range(3)] == [4, 3, 0]
+    assert [row["evidence_hash"] for row in store.records()] == ["e9", "e8", "e7"]
+    assert store.forget_records(long_ago) == 0

@@ -13,7 +13,7 @@ import structlog
 from confcom.errors import ClusterError, ConfcomError, ConfigError
 from confcom.services.quote_helper.helper import QuoteHelperConfig
 from confcom.services.runtime import process
-from confcom.services.runtime.process import configure_logging, load, render, run_until
+from confcom.services.runtime.process import background, configure_logging, load, render, run_until
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -187,3 +187,36 @@ async def test_pauses_between_failures_double_and_begin_again_after_a_call_that_
         await process.repeat(call, failed, pause=5.0, longest=30.0)
 
     assert pauses == [1, 2, 4, 8, 16, 30, 1]
+
+
+async def test_a_task_that_fails_is_logged_at_once_and_runs_again() -> None:
+    runs, well = 0, asyncio.Event()
+
+    async def fails_thrice() -> None:
+        nonlocal runs
+        runs += 1
+        if runs <= 3:
+            raise ValueError(f"failure {runs}")
+        well.set()
+        await asyncio.Event().wait()
+
+    with structlog.testing.capture_logs() as logged:
+        async with background("watch", fails_thrice):
+            await asyncio.wait_for(well.wait(), 60)
+            assert [(line["event"], line["task"], line["restart_in"]) for line in logged] == [
+                ("process.task", "watch", 0.0)
+            ] * 3
+    assert runs == 4
+
+
+async def test_a_task_that_returns_is_not_run_again_and_one_that_hangs_ends_with_the_block() -> None:
+    runs = 0
+
+    async def returns() -> None:
+        nonlocal runs
+        runs += 1
+
+    async with background("once", returns), background("hangs", asyncio.Event().wait):  # type: ignore[arg-type]
+        for _ in range(5):
+            await asyncio.sleep(0)
+    assert runs == 1
