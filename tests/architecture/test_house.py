@@ -91,11 +91,13 @@ def test_the_library_needs_nothing_but_its_two_dependencies() -> None:
         "import sys\n"
         "class Refuse:\n"
         "    def find_spec(self, name, *rest):\n"
-        "        if name.split('.')[0] in {'click', 'rich', 'google', 'structlog', 'grpclib', 'httpx2', 'starlette'}:\n"
+        "        if name.split('.')[0] in {'click', 'rich', 'google', 'structlog', 'grpclib', 'httpx2', 'starlette',"
+        " 'sqlalchemy'}:\n"
         "            raise ModuleNotFoundError(name)\n"
         "sys.meta_path.insert(0, Refuse())\n"
         "import confcom\n"
-        "beyond = {'confcom.platforms.intel.dcap', 'confcom.platforms.quoting', 'confcom.wiring'}\n"
+        "beyond = {'confcom.platforms.intel.dcap', 'confcom.platforms.quoting', 'confcom.wiring', "
+        "'confcom.collateral.store.store'}\n"
         "[getattr(confcom, name) for name in confcom.__all__ if confcom._HOME_OF[name] not in beyond]\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

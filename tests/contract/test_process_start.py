@@ -12,7 +12,7 @@ from confcom.cli.root import COMMANDS
 
 SLOW = {
     "asyncio", "cryptography", "google", "grpclib", "h11", "httpx2", "lightkube", "prometheus_client", "rich",
-    "sqlite3", "ssl", "starlette", "structlog", "urllib.request", "yaml",
+    "sqlalchemy", "sqlite3", "ssl", "starlette", "structlog", "urllib.request", "yaml",
 }  # fmt: skip
 """Modules that take 10 to 200 ms each."""
 
@@ -90,3 +90,13 @@ def test_stores_and_folders_are_opened_without_the_http_library() -> None:
     )
     assert "confcom.collateral.pcs_client" in found
     assert "httpx2" not in found
+    assert "alembic" not in found  # a store that is up to date is opened without it
+
+
+def test_verifying_with_a_service_and_the_helper_bring_no_store_along() -> None:
+    found = imported_by(
+        "import sys, json\n"
+        "import confcom.collateral.sources, confcom.cli.verdict, confcom.services.quote_helper.helper\n"
+        "print(json.dumps(sorted(sys.modules)))"
+    )
+    assert found & {"sqlalchemy", "sqlite3", "alembic", "psycopg"} == set()

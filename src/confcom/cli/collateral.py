@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
 
-from confcom.cli.daemons import collateral_service
+from confcom.cli.daemons import collateral_service, needing
 from confcom.cli.options import FILE, KEY_VARIABLE, STREAM, json_option, output_options, store_option, trust_root_option
 
 
@@ -139,6 +140,23 @@ def remove(**options: Any) -> None:  # noqa: ANN401 - the work has the types
     from confcom.cli.collateral_store import remove
 
     remove(**options)
+
+
+@collateral.command(short_help="Bring a store's schema up to date; copy SQLite to PostgreSQL.")
+@store_option
+@click.option("--from", "source", metavar="PATH", type=FILE, help="Copy this SQLite file too.")
+@click.option("--role", metavar="NAME", help="Role of PostgreSQL as which the service runs; it gets its rights.")
+def migrate(store: str, source: Path | None, role: str | None) -> None:
+    """Bring the schema of a store up to date, and copy a store of SQLite into one of PostgreSQL.
+
+    In PostgreSQL this needs a role that may change the schema; the service does not. Stop the service before its
+    store is copied. An interrupted command can be run again.
+    """
+    with needing("the store", "services,cli,postgres"):
+        from confcom.cli.databases import migrate_database
+        from confcom.collateral.store.migrations import CHAIN
+
+    migrate_database(CHAIN, store, source, role)
 
 
 collateral.add_command(collateral_service, "serve")

@@ -29,6 +29,7 @@ from confcom.collateral.sources import SourceOptions, open_source, platform_of
 from confcom.collateral.store.database import unfinished_store
 from confcom.collateral.store.status import MissingDocument, PlatformStatus, StoreStatus, as_dict, store_status
 from confcom.collateral.store.store import CollateralStore
+from confcom.database.engine import DatabaseAddress
 from confcom.errors import (
     CollateralInvalid,
     CollateralNotFound,
@@ -55,7 +56,7 @@ class FetchOptions:
     quote: tuple[Path, ...]
     source: str
     update: str
-    store: Path
+    store: str
     output: Path | None
     trust_root: tuple[str, ...]
     collateral_ca: Path | None
@@ -162,8 +163,13 @@ def _proxy_of_environment(source: str) -> str | None:
 
 
 @contextmanager
-def filled_store(path: Path, roots: TrustRoots) -> Iterator[CollateralStore]:
-    """The store at a path, to be filled. A new one, and its folder, are there only if the block ends well."""
+def filled_store(store: str, roots: TrustRoots) -> Iterator[CollateralStore]:
+    """A store to be filled. A new file, and its folder, are there only if the block ends well."""
+    path = DatabaseAddress.parse(store).path
+    if path is None:
+        with CollateralStore(store, roots=roots) as opened:
+            yield opened
+        return
     missing = [folder for folder in path.absolute().parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -171,11 +177,11 @@ def filled_store(path: Path, roots: TrustRoots) -> Iterator[CollateralStore]:
         raise ConfigError(f"--store: cannot make the folder {path.parent}: {error.strerror}") from error
     try:
         if path.exists():
-            with CollateralStore(path, roots=roots) as store:
-                yield store
+            with CollateralStore(path, roots=roots) as opened:
+                yield opened
             return
-        with unfinished_store(path) as temporary, CollateralStore(temporary, roots=roots) as store:
-            yield store
+        with unfinished_store(path) as temporary, CollateralStore(temporary, roots=roots) as opened:
+            yield opened
     except BaseException as error:
         for folder in missing:
             with suppress(OSError):
@@ -185,6 +191,11 @@ def filled_store(path: Path, roots: TrustRoots) -> Iterator[CollateralStore]:
                 f"another process made {path} meanwhile", advice="Run the command again."
             ) from error
         raise
+
+
+def _named(store: str) -> str:
+    """For people: a URL has no password."""
+    return printable(DatabaseAddress.parse(store))
 
 
 def _targets(given: FetchOptions, platforms: Iterable[tuple[PckExtension, PckCaName, Tee]]) -> Iterator[_Target]:
@@ -222,7 +233,7 @@ def _show(given: FetchOptions, fetched: _Fetched, now: datetime) -> None:
     for key, fact in facts.items():
         late = "  (in the past)" if fact.next_update < now else ""
         click.echo(f"{key!s:<60} number {fact.number:<6} until {rfc3339(fact.next_update)}{late}")
-    where = f"in {given.output}" if given.output is not None else f"{fetched.new} new versions in {given.store}"
+    where = f"in {given.output}" if given.output is not None else f"{fetched.new} new versions in {_named(given.store)}"
     if facts:
         click.echo(printable(where))
     for error in fetched.errors:
@@ -232,7 +243,7 @@ def _show(given: FetchOptions, fetched: _Fetched, now: datetime) -> None:
 # Import and export carry a store over an air gap, in one file.
 
 
-def import_(path: Path, store: Path, trust_root: tuple[str, ...], update: str) -> None:
+def import_(path: Path, store: str, trust_root: tuple[str, ...], update: str) -> None:
     """Verify an archive or a bundle, keep it, and say what was new."""
     now, roots, set_ = parse_time(None, ""), trust_roots(trust_root), parse_update(update)
     if str(path) == "-" or _is_archive(path):
@@ -250,7 +261,7 @@ def import_(path: Path, store: Path, trust_root: tuple[str, ...], update: str) -
             new = opened.add(documents, seen=now, source=str(path))
             imported = Imported(len(documents), new, keys={document.key for document in documents})
             expired = _expired(opened, imported.keys, now)
-    click.echo(f"{imported.documents} documents verified, {imported.new} new in {printable(store)}")
+    click.echo(f"{imported.documents} documents verified, {imported.new} new in {_named(store)}")
     if imported.others:
         click.echo(
             f"{imported.others} PCK certificates, registrations and appraisal policies, {imported.new_others} new"
@@ -264,13 +275,13 @@ def import_(path: Path, store: Path, trust_root: tuple[str, ...], update: str) -
         note(f"the {key} has expired, at {rfc3339(since)}: fetch a fresh one")
 
 
-def export(output: Path, store: Path, trust_root: tuple[str, ...], platforms: bool) -> None:
+def export(output: Path, store: str, trust_root: tuple[str, ...], platforms: bool) -> None:
     """Write the archive, and say what is in it and what was left out."""
     with CollateralStore(store, roots=trust_roots(trust_root), create=False) as opened:
         left_out = opened.platforms.count_certificates(), opened.registrations.count_all()
         if not opened.document_keys() and not (platforms and any(left_out)):
             raise CollateralNotFound(
-                f"{store} holds no documents of a trusted root, so there is nothing to export",
+                f"{_named(store)} holds no documents of a trusted root, so there is nothing to export",
                 advice="Fill it with `confcom collateral fetch`, or name its root with --trust-root.",
             )
         if str(output) == "-":
@@ -337,7 +348,7 @@ def _expired(store: CollateralStore, keys: Iterable[DocumentKey], now: datetime)
 
 
 def status(
-    store: Path,
+    store: str,
     min_validity: str,
     fail_on_promotion: bool,
     fmspc: tuple[str, ...],
@@ -415,7 +426,7 @@ def _span(seconds: int) -> str:
 
 
 def remove(
-    store: Path, trust_root: tuple[str, ...], qe_id: str | None, platform: str | None, not_seen_since: str | None
+    store: str, trust_root: tuple[str, ...], qe_id: str | None, platform: str | None, not_seen_since: str | None
 ) -> None:
     """Remove platforms by QE_ID, by id, or by when they were last seen."""
     if [qe_id, platform, not_seen_since].count(None) != 2:
@@ -431,9 +442,9 @@ def remove(
             removed = opened.platforms.remove_unseen(since or parse_time(None, ""))
     if not removed and since is None:
         raise CollateralNotFound(
-            f"{printable(store)} knows no such platform", advice="List them: confcom collateral status --json."
+            f"{_named(store)} knows no such platform", advice="List them: confcom collateral status --json."
         )
-    click.echo(f"{removed} platforms removed from {printable(store)}")
+    click.echo(f"{removed} platforms removed from {_named(store)}")
 
 
 def _time(text: str) -> datetime:

@@ -357,8 +357,7 @@ def collateral_service(config: CollateralServiceConfig) -> None:
 def _upstream(config: CollateralServiceConfig) -> Iterator[tuple[Upstream | None, TrustRoots]]:
     """The source of missing documents, and the roots that its answers may lead to."""
     from confcom.collateral.pcs_client import HttpLimits
-    from confcom.collateral.sources import SourceOptions, open_source
-    from confcom.collateral.store.database import is_store_file
+    from confcom.collateral.sources import SourceOptions, is_store, open_source
 
     roots = trust_roots(config.trust_roots)
     if config.upstream == "simulated":
@@ -373,7 +372,7 @@ def _upstream(config: CollateralServiceConfig) -> Iterator[tuple[Upstream | None
     if config.mode == "offline":
         yield None, roots
         return
-    if is_store_file(Path(config.upstream)):
+    if is_store(config.upstream):
         advice = "Serve it: --store PATH --mode offline."
         raise ConfigError(f"{config.upstream} is a store, not a source", advice=advice)
     timeout = config.upstream_timeout

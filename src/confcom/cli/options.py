@@ -75,14 +75,14 @@ def output_options(command: _Function) -> _Function:
 
 
 def store_option(command: _Function) -> _Function:
-    """`--store PATH`."""
+    """`--store STORE`."""
     return click.option(
         "--store",
-        metavar="PATH",
-        type=FILE,
-        default=default_store,
+        metavar="STORE",
+        default=lambda: str(default_store()),
         envvar=STORE_VARIABLE,
-        help=f"The collateral store. Default: ${STORE_VARIABLE}, else ~/.local/share/confcom/collateral.sqlite.",
+        help="The collateral store: a path, or postgresql://USER@HOST/DATABASE. "
+        f"Default: ${STORE_VARIABLE}, else ~/.local/share/confcom/collateral.sqlite.",
     )(command)
 
 

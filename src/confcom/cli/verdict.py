@@ -243,9 +243,9 @@ def choose_collateral(
 
 
 def _default() -> str:
-    store = Path(os.environ.get(STORE_VARIABLE) or default_store())
-    if store.is_file():
-        return str(store)
+    store = os.environ.get(STORE_VARIABLE) or str(default_store())
+    if "://" in store or Path(store).is_file():
+        return store
     raise CollateralNotFound(
         "no collateral was given, and there is no store of your own",
         advice="Name it with --collateral (docs/howto/get-collateral.md), or fill a store: confcom collateral fetch.",

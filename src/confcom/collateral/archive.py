@@ -8,7 +8,6 @@ machines, are in it only if that is asked for.
 from __future__ import annotations
 
 import base64
-import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -16,6 +15,7 @@ from functools import partial
 from typing import Annotated, BinaryIO, Literal, TypeVar
 
 import msgspec
+import sqlalchemy as sa
 
 from confcom.collateral.clock import Dates, at_most
 from confcom.collateral.documents import Document, DocumentKey, DocumentKind, VerifiedDocument, verify_document
@@ -45,8 +45,10 @@ from confcom.protocols.pcs import (
 QeId = Annotated[str, msgspec.Meta(pattern=rf"\A(?:[0-9a-f]{{2}}){{1,{MAX_QE_ID}}}\Z")]
 _Svn = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 _Pem = Annotated[str, msgspec.Meta(max_length=MAX_PEM)]
+_Source = Annotated[str, msgspec.Meta(max_length=1024, pattern=r"\A[^\0]*\Z")]
+"""PostgreSQL keeps no text with a zero character."""
 
-Keep = Callable[[sqlite3.Connection], bool]
+Keep = Callable[[sa.Connection], bool]
 """Keeps what a line holds in the transaction that is open; whether it is new."""
 
 
@@ -60,7 +62,7 @@ class _Pck(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, tag="pck-ce
     pce_id: Hex2
     certificate: _Pem
     issuer_chain: _Pem
-    source: Annotated[str, msgspec.Meta(max_length=1024)]
+    source: _Source
     first_seen: datetime
     last_seen: datetime
     raw_tcbs: Annotated[list[_RawTcb], msgspec.Meta(max_length=1000)]
@@ -203,7 +205,7 @@ class _Header(msgspec.Struct, forbid_unknown_fields=True):
 
 class _Seen(msgspec.Struct, forbid_unknown_fields=True):
     served_as: Annotated[str, msgspec.Meta(pattern=r"\A(|standard|early|[0-9]{1,9})\Z")]
-    source: Annotated[str, msgspec.Meta(max_length=1024)]
+    source: _Source
     first_seen: datetime
     last_seen: datetime
 

@@ -22,7 +22,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from confcom.collateral.documents import Document, DocumentKey, DocumentKind, missing_document, verify_document
-from confcom.collateral.store.pck import CertificatesUnavailable, select_pck_certificate
+from confcom.collateral.pck_rules import CertificatesUnavailable, select_pck_certificate
 from confcom.collateral.store.platforms import (
     PlatformTcb,
     PlatformUpdate,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 from urllib.parse import urlsplit
 
 from confcom.appraisal.collateral import PCK_CHAIN_BESIDE, Collateral
@@ -26,8 +26,6 @@ from confcom.collateral.documents import (
 )
 from confcom.collateral.interface import CollateralSource
 from confcom.collateral.pcs_client import DEFAULT_LIMITS, HttpLimits, PcsClient
-from confcom.collateral.store.database import is_store_file
-from confcom.collateral.store.store import CollateralStore
 from confcom.errors import (
     CollateralError,
     CollateralInvalid,
@@ -43,6 +41,9 @@ from confcom.formats.quote import Quote, TeeType
 from confcom.pki.chain import verify_chain
 from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import Dialect, PckCaName, PckCertificateAnswer, PckCertRequest, Tee, Update
+
+if TYPE_CHECKING:
+    from confcom.collateral.store.store import CollateralStore
 
 IMDS = "http://169.254.169.254/metadata/THIM"
 GLOBAL_CACHE = "https://global.acccache.azure.net"
@@ -184,6 +185,21 @@ class SourceOptions:
     limits: HttpLimits = DEFAULT_LIMITS
 
 
+SQLITE_MAGIC = b"SQLite format 3\0"
+"""What an SQLite file begins with."""
+
+
+def is_store(name: str) -> bool:
+    """Whether a name stands for a store: the URL of a PostgreSQL database, or an SQLite file."""
+    if name.startswith(("postgresql:", "postgres:")):
+        return True
+    try:
+        with Path(name).open("rb") as file:
+            return file.read(len(SQLITE_MAGIC)) == SQLITE_MAGIC
+    except (OSError, ValueError):
+        return False
+
+
 class StoreSource:
     """A `CollateralSource` over a store, as of one time."""
 
@@ -205,18 +221,25 @@ class StoreSource:
 def open_source(name: str, options: SourceOptions) -> Iterator[CollateralSource]:
     """The source that a name stands for, while the block runs.
 
-    `intel`, `pccs` (at its default address), `thim`, the URL of a PCS or PCCS, the path of a store, of a folder or of
-    a `collateral.json`. Names of services give a source that refuses when `offline` is set.
+    `intel`, `pccs` (at its default address), `thim`, the URL of a PCS or PCCS, a store (its path, or the URL of its
+    PostgreSQL database), the path of a folder or of a `collateral.json`. Names of services give a source that refuses
+    when `offline` is set.
     """
+    if is_store(name):
+        # Here, because it takes longer to import than a quote to verify.
+        try:
+            from confcom.collateral.store.store import CollateralStore
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"a store needs the package {error.name!r}", advice="Install confcom[store].") from error
+
+        with CollateralStore(name, roots=options.roots, create=False) as store:
+            yield StoreSource(store, options.at)
+        return
     url = {"intel": "https://api.trustedservices.intel.com", "pccs": DEFAULT_PCCS}.get(name, name)
     if name == "thim" or "://" in url:
         yield OfflineSource() if options.offline else _service(url, options)
         return
     path = Path(name)
-    if is_store_file(path):
-        with CollateralStore(path, roots=options.roots, create=False) as store:
-            yield StoreSource(store, options.at)
-        return
     if not path.exists():
         raise CollateralNotFound(
             f"there is no collateral at {name}",

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import sqlalchemy as sa
-import structlog
 
 from confcom.database.engine import Database
 
@@ -54,7 +53,7 @@ class Watch:
             try:
                 follow()
             except Exception as error:  # noqa: BLE001 - of the driver, of `changed`: the watch goes on
-                structlog.get_logger().warning("database.watch", reason=str(error).partition("\n")[0])
+                _warn(error)
                 self._call("")
                 self._stop.wait(_RETRY)
 
@@ -62,7 +61,7 @@ class Watch:
         try:
             self._changed(topic)
         except Exception as error:  # noqa: BLE001 - one mistake must not end the watch
-            structlog.get_logger().warning("database.watch", topic=topic, reason=str(error).partition("\n")[0])
+            _warn(error, topic=topic)
 
     def _follow_server(self) -> None:
         from confcom.database.postgresql import connect
@@ -92,6 +91,12 @@ class Watch:
                 waited += LOOK_AT_FILE
         finally:
             connection.close()
+
+
+def _warn(error: Exception, **more: str) -> None:
+    import structlog  # daemons have it; what only opens a store does not
+
+    structlog.get_logger().warning("database.watch", reason=str(error).partition("\n")[0], **more)
 
 
 def lease_table(metadata: sa.MetaData) -> sa.Table:

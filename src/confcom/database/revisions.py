@@ -6,6 +6,7 @@ may change the schema; services have a role that may not, and refuse another rev
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ from alembic.script import ScriptDirectory
 
 from confcom.database.engine import Database
 from confcom.errors import ConfigError
+
+_UPGRADING = threading.Lock()
+"""Alembic's context belongs to the process: two upgrades at a time would mix up their connections."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +48,7 @@ class Chain:
             ConfigError: the database is a newer confcom's or another program's.
             DatabaseError: it cannot be used.
         """
-        with database.write(f"schema of {self.service}") as connection:
+        with _UPGRADING, database.write(f"schema of {self.service}") as connection:
             found = self._found(database, connection)
             if found != self.newest:
                 command.upgrade(self._config(connection), "head")

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from confcom.collateral.store.migrations import CHAIN
 from confcom.collateral.store.store import CollateralStore
+from confcom.database.engine import Database, DatabaseAddress
 from confcom.simulator.world import SimulatedWorld
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -30,6 +32,16 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(path: Path, world: SimulatedWorld) -> Iterator[CollateralStore]:
-    with CollateralStore(path, roots=world.trust_roots) as opened:
+def address(database_address: str) -> str:
+    """Of a new store, on each engine; in PostgreSQL a command makes the tables."""
+    database = Database(DatabaseAddress.parse(database_address))
+    if database.shared:
+        CHAIN.upgrade(database)
+    database.close()
+    return database_address
+
+
+@pytest.fixture
+def store(address: str, world: SimulatedWorld) -> Iterator[CollateralStore]:
+    with CollateralStore(address, roots=world.trust_roots) as opened:
         yield opened

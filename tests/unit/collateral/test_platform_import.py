@@ -8,8 +8,8 @@ from urllib.parse import quote
 import pytest
 
 from confcom.collateral.documents import keys_for
+from confcom.collateral.pck_rules import CertificatesUnavailable
 from confcom.collateral.platform_collateral import PlatformCollateral, Taken, take_platform_collateral
-from confcom.collateral.store.pck import CertificatesUnavailable
 from confcom.collateral.store.platforms import PlatformTcb
 from confcom.errors import MismatchError
 from confcom.simulator.machine import MachineTcb

@@ -49,10 +49,10 @@ def test_offline_no_service_is_asked(world, now, name):
         assert isinstance(source, OfflineSource)
 
 
-def test_a_store_answers_as_of_the_time(store, path, world, now, options):
+def test_a_store_answers_as_of_the_time(store, address, world, now, options):
     published = world.publish()
     store.add(take_apart(published, fmspc=world.machine.fmspc, ca="platform", tee="sgx"), seen=now, source="x")
-    with open_source(str(path), options) as source:
+    with open_source(address, options) as source:
         assert isinstance(source, StoreSource)
         assert source.fetch(world.machine.fmspc, "platform", "sgx").digest() == published.digest()
         assert source.fetch_document(DocumentKey.root_ca_crl()).body == published.root_ca_crl

@@ -111,7 +111,7 @@ def test_failures_of_the_stores_are_counted(tmp_path: Path) -> None:
     with CollateralStore(tmp_path / "collateral.sqlite", roots=make_world().trust_roots) as store:
         assert store.document_keys() == ()
         assert store.failures == 0
-        _drop_tables(store.path)
+        _drop_tables(tmp_path / "collateral.sqlite")
         with pytest.raises(CollateralError):
             store.document_keys()
         assert store.failures == 1

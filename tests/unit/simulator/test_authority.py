@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 from cryptography import x509
 
-from confcom.collateral.store.pck import select_pck_certificate
+from confcom.collateral.pck_rules import select_pck_certificate
 from confcom.errors import CollateralNotFound, ConfigError
 from confcom.formats.pck_extension import PCK_EXTENSION_OID, PckExtension, SgxType
 from confcom.formats.tcb_info import SignedTcbInfo

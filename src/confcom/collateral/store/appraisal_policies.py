@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import sqlite3
 
 import msgspec
+import sqlalchemy as sa
 
 from confcom.collateral.store.database import StoreDatabase
+from confcom.collateral.store.schema import APPRAISAL_POLICIES
+from confcom.database.engine import Database
 from confcom.errors import CollateralUnavailable, FormatError
 
 MAX_POLICIES = 10_000
@@ -41,13 +43,16 @@ class AppraisalPolicies:
         id_ = hashlib.sha384(policy.encode()).hexdigest()
         with self._database.write() as connection:
             if default:
-                connection.execute("UPDATE appraisal_policies SET is_default = 0 WHERE fmspc = ?", (fmspc.hex(),))
-            connection.execute(
-                "INSERT INTO appraisal_policies VALUES (?, ?, ?, ?) "
-                "ON CONFLICT DO UPDATE SET is_default = excluded.is_default",
-                (id_, fmspc.hex(), default, policy),
+                connection.execute(sa.update(APPRAISAL_POLICIES).where(*_defaults(fmspc)).values(is_default=0))
+            added = Database.insert(connection, APPRAISAL_POLICIES)
+            kept = added.on_conflict_do_update(
+                index_elements=[_C.id, _C.fmspc], set_={"is_default": added.excluded.is_default}
             )
-            if connection.execute("SELECT count(*) FROM appraisal_policies").fetchone()[0] > MAX_POLICIES:
+            connection.execute(kept, _row(id_, fmspc, policy, default=default))
+            if (
+                connection.execute(sa.select(sa.func.count()).select_from(APPRAISAL_POLICIES)).scalar_one()
+                > MAX_POLICIES
+            ):
                 raise CollateralUnavailable(
                     f"the store holds {MAX_POLICIES} appraisal policies already", advice="Use a store for each fleet."
                 )
@@ -56,24 +61,34 @@ class AppraisalPolicies:
     def all(self) -> tuple[tuple[bytes, bool, str], ...]:
         """Every policy: its FMSPC (6 bytes), whether it is the default, and its text."""
         with self._database.read() as connection:
-            rows = connection.execute("SELECT fmspc, is_default, policy FROM appraisal_policies ORDER BY id, fmspc")
+            rows = connection.execute(sa.select(_C.fmspc, _C.is_default, _C.policy).order_by(_C.id, _C.fmspc))
             return tuple((bytes.fromhex(fmspc), bool(default), policy) for fmspc, default, policy in rows)
 
-    def restore(self, connection: sqlite3.Connection, policy: str, *, fmspc: bytes, default: bool) -> bool:
+    def restore(self, connection: sa.Connection, policy: str, *, fmspc: bytes, default: bool) -> bool:
         """Keep a policy of another store; whether it is new. The default that an FMSPC has stays its default."""
-        own = "SELECT 1 FROM appraisal_policies WHERE fmspc = ? AND is_default = 1"
-        default = default and connection.execute(own, (fmspc.hex(),)).fetchone() is None
+        default = default and connection.execute(sa.select(_C.id).where(*_defaults(fmspc))).first() is None
         id_ = hashlib.sha384(policy.encode()).hexdigest()
-        sql = "INSERT OR IGNORE INTO appraisal_policies VALUES (?, ?, ?, ?)"
-        return connection.execute(sql, (id_, fmspc.hex(), default, policy)).rowcount == 1
+        if connection.execute(sa.select(_C.id).where(_C.id == id_, _C.fmspc == fmspc.hex())).first() is not None:
+            return False
+        connection.execute(sa.insert(APPRAISAL_POLICIES), _row(id_, fmspc, policy, default=default))
+        return True
 
     def default(self, fmspc: bytes) -> str | None:
         """The default policy of an FMSPC (6 bytes), None where there is none."""
         with self._database.read() as connection:
-            row = connection.execute(
-                "SELECT policy FROM appraisal_policies WHERE fmspc = ? AND is_default = 1", (fmspc.hex(),)
-            ).fetchone()
-            return None if row is None else str(row[0])
+            found = connection.execute(sa.select(_C.policy).where(*_defaults(fmspc))).scalar()
+            return None if found is None else str(found)
+
+
+_C = APPRAISAL_POLICIES.c
+
+
+def _defaults(fmspc: bytes) -> tuple[sa.ColumnElement[bool], ...]:
+    return _C.fmspc == fmspc.hex(), _C.is_default == 1
+
+
+def _row(id_: str, fmspc: bytes, policy: str, *, default: bool) -> dict[str, str | int]:
+    return {"id": id_, "fmspc": fmspc.hex(), "is_default": int(default), "policy": policy}
 
 
 def platform_class(policy: str) -> str:
@@ -81,6 +96,8 @@ def platform_class(policy: str) -> str:
     parts = policy.split(".")
     if len(parts) != 3:
         raise FormatError("is not a JWT of three parts", structure=STRUCTURE, field="policy")
+    if "\0" in policy:
+        raise FormatError("has a zero character", structure=STRUCTURE, field="policy")  # PostgreSQL keeps none
     try:
         payload = base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4))
         entries = _POLICY.decode(_PAYLOAD.decode(payload).policy_payload)

@@ -7,14 +7,26 @@ keeps only its SHA-256. The certificates themselves contain it, so the store's f
 from __future__ import annotations
 
 import hashlib
-import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
 
 from confcom.collateral.store.database import StoreDatabase
-from confcom.collateral.store.registrations import Registration, put_registration
+from confcom.collateral.store.registrations import Registration, put_registration, uncount
 from confcom.collateral.store.rows import keep_chain, seconds, time_of
+from confcom.collateral.store.schema import (
+    CHAINS,
+    FORMER_REGISTRATIONS,
+    PCK_CERTIFICATES,
+    PCK_CLAIMS,
+    PLATFORM_TCBS,
+    PLATFORMS,
+    REGISTRATIONS,
+)
+from confcom.database.engine import Database
 from confcom.errors import MismatchError
 from confcom.formats.pck_extension import PckExtension, PckTcb
 from confcom.pki.certificate import load_certificate, parse_certificates
@@ -26,16 +38,6 @@ STEP = "pck-certificate"
 
 REMOVED_AT_A_TIME = 100
 """Platforms that are removed in one transaction."""
-
-_UNSEEN = """
-    SELECT qe_id, pce_id FROM (
-        SELECT qe_id, pce_id, last_seen FROM registrations
-        UNION ALL SELECT qe_id, pce_id, last_seen FROM pck_certificates AS c WHERE NOT EXISTS
-            (SELECT 1 FROM registrations AS r WHERE r.qe_id = c.qe_id AND r.pce_id = c.pce_id)
-    ) GROUP BY qe_id, pce_id HAVING max(last_seen) < ?
-"""
-_RAW_TCBS = "SELECT cpu_svn, pce_svn FROM platform_tcbs WHERE qe_id = ? AND pce_id = ? AND certificate = ?"
-_ASKED = "SELECT coalesce(max(last_seen), 0) FROM registrations WHERE qe_id = ? AND pce_id = ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,17 +119,13 @@ class PlatformRegistry:
     def known(self) -> tuple[KnownPlatform, ...]:
         """Every platform seen, in the order of first sight."""
         with self._database.read() as connection:
-            rows = connection.execute(
-                "SELECT id, tee, fmspc, ca, sgx_components, pce_svn, cpu_svn, first_seen, last_seen "
-                "FROM platforms ORDER BY first_seen, id, tee"
-            ).fetchall()
-            return tuple(_platform(row) for row in rows)
+            return tuple(_platform(row) for row in connection.execute(_KNOWN))
 
     def kinds(self) -> tuple[tuple[Tee, bytes, PckCaName], ...]:
         """The kinds of platforms that were seen: TEE, FMSPC (6 bytes) and CA."""
         with self._database.read() as connection:
-            rows = connection.execute("SELECT DISTINCT tee, fmspc, ca FROM platforms").fetchall()
-            return tuple(("tdx" if tee == "tdx" else "sgx", bytes.fromhex(fmspc), _ca(ca)) for tee, fmspc, ca in rows)
+            rows = connection.execute(_KINDS)
+            return tuple((_tee(tee), bytes.fromhex(fmspc), _ca(ca)) for tee, fmspc, ca in rows)
 
     def verify(self, answer: PckCertificateAnswer, pce_id: bytes) -> VerifiedPck:
         """Verify a PCK certificate with its chain, for a platform of this PCE-ID (2 bytes)."""
@@ -164,168 +162,169 @@ class PlatformRegistry:
 
     def saw(self, platform: PlatformTcb, answer: PckCertificateAnswer, *, seen: datetime) -> None:
         """Note that a platform, which has this certificate in the store, asked for it."""
+        qe_id, pce_id, at = platform.qe_id.hex(), platform.pce_id.hex(), seconds(seen)
         with self._database.write() as connection:
-            connection.execute(
-                "UPDATE registrations SET last_seen = max(last_seen, ?) WHERE qe_id = ? AND pce_id = ?",
-                (seconds(seen), platform.qe_id.hex(), platform.pce_id.hex()),
-            )
-            id_ = _id_of(answer.certificate)
-            connection.execute("UPDATE platforms SET last_seen = max(last_seen, ?) WHERE id = ?", (seconds(seen), id_))
+            asking = sa.update(REGISTRATIONS).where(REGISTRATIONS.c.qe_id == qe_id, REGISTRATIONS.c.pce_id == pce_id)
+            connection.execute(asking.where(REGISTRATIONS.c.last_seen < at).values(last_seen=at))
+            of = sa.select(PLATFORMS.c.number).where(PLATFORMS.c.id == _id_of(answer.certificate), _IS_CURRENT)
+            current = connection.execute(of).scalars().all()
+            met = sa.update(PLATFORMS).where(PLATFORMS.c.number.in_(current), PLATFORMS.c.last_seen < at)
+            connection.execute(met.values(last_seen=at))
 
     def remove(self, qe_id: bytes) -> int:
         """Remove the platforms of a QE_ID: certificates, registrations, and sightings; gives their number.
 
         A platform has one QE_ID for each PCE-ID, which is always 0000 so far.
         """
+        of = [sa.select(table.c.pce_id).where(table.c.qe_id == qe_id.hex()) for table in _OF_PLATFORM]
         with self._database.write() as connection:
-            found = connection.execute(
-                "SELECT pce_id FROM registrations WHERE qe_id = :qe_id UNION "
-                "SELECT pce_id FROM pck_certificates WHERE qe_id = :qe_id UNION "
-                "SELECT pce_id FROM pck_claims WHERE qe_id = :qe_id",
-                {"qe_id": qe_id.hex()},
-            ).fetchall()
-            for (pce_id,) in found:
+            found = connection.execute(sa.union(*of)).scalars().all()
+            for pce_id in found:
                 _remove(connection, qe_id.hex(), pce_id)
             return len(found)
 
     def remove_known(self, id_: str) -> int:
         """Remove the platform of an id, with its certificates and registrations; gives 1, or 0 if there is none."""
         with self._database.write() as connection:
-            if connection.execute("SELECT 1 FROM platforms WHERE id = ?", (id_,)).fetchone() is None:
+            if connection.execute(sa.select(PLATFORMS.c.id).where(PLATFORMS.c.id == id_)).first() is None:
                 return 0
-            # No column leads from a PPID to certificates: all are looked through.
-            platforms = connection.execute(
-                "SELECT qe_id, pce_id, certificate FROM pck_certificates GROUP BY qe_id, pce_id"
-            ).fetchall()
-            for qe_id, pce_id, certificate in platforms:
+            # No column leads from a PPID to certificates: one of each platform is looked at.
+            columns = PCK_CERTIFICATES.c
+            one = sa.select(sa.func.min(columns.id)).group_by(columns.qe_id, columns.pce_id)
+            platforms = sa.select(columns.qe_id, columns.pce_id, columns.certificate).where(columns.id.in_(one))
+            for qe_id, pce_id, certificate in connection.execute(platforms).all():
                 if _id_of(certificate) == id_:
                     _remove(connection, qe_id, pce_id)
-            connection.execute("DELETE FROM pck_claims WHERE processor = ?", (id_,))
-            connection.execute("DELETE FROM platforms WHERE id = ?", (id_,))
+            connection.execute(sa.delete(PCK_CLAIMS).where(PCK_CLAIMS.c.processor == id_))
+            connection.execute(sa.delete(PLATFORMS).where(PLATFORMS.c.id == id_))
             return 1
 
     def remove_unseen(self, since: datetime) -> int:
         """Remove every platform that has neither asked nor been seen since; gives their number."""
+        before = seconds(since)
         with self._database.read() as connection:
-            unseen = connection.execute(_UNSEEN, (seconds(since),)).fetchall()
+            unseen = connection.execute(_UNSEEN, {"since": before}).all()
         removed = 0
         for start in range(0, len(unseen), REMOVED_AT_A_TIME):
             # In pieces, so that other writers get their turn. A platform that asks meanwhile stays.
             with self._database.write() as connection:
                 for qe_id, pce_id in unseen[start : start + REMOVED_AT_A_TIME]:
-                    asked = connection.execute(_ASKED, (qe_id, pce_id)).fetchone()[0]
-                    if asked < seconds(since):
+                    asked = connection.execute(_ASKED, {"qe_id": qe_id, "pce_id": pce_id}).scalar_one()
+                    if asked < before:
                         _remove(connection, qe_id, pce_id)
                         removed += 1
+        gone = sa.select(PLATFORMS.c.id, PLATFORMS.c.tee).group_by(PLATFORMS.c.id, PLATFORMS.c.tee)
+        gone = gone.having(sa.func.max(PLATFORMS.c.last_seen) < before)
         with self._database.write() as connection:
-            connection.execute("DELETE FROM pck_claims WHERE last_seen < ?", (seconds(since),))
+            connection.execute(sa.delete(PCK_CLAIMS).where(PCK_CLAIMS.c.last_seen < before))
             # Those known by their quotes alone.
-            sql = "DELETE FROM platforms WHERE last_seen < ?"
-            return removed + connection.execute(sql, (seconds(since),)).rowcount
+            removed += connection.execute(sa.select(sa.func.count()).select_from(gone.subquery())).scalar_one()
+            connection.execute(sa.delete(PLATFORMS).where(sa.tuple_(PLATFORMS.c.id, PLATFORMS.c.tee).in_(gone)))
+        return removed
 
     def last_asked(self, platform: PlatformTcb) -> datetime:
         """When a platform asked last; 1970 if it never did."""
         with self._database.read() as connection:
-            asked = connection.execute(_ASKED, (platform.qe_id.hex(), platform.pce_id.hex())).fetchone()[0]
-            return time_of(asked)
+            own = {"qe_id": platform.qe_id.hex(), "pce_id": platform.pce_id.hex()}
+            return time_of(connection.execute(_ASKED, own).scalar_one())
 
     def pck_certificate(self, platform: PlatformTcb) -> PckCertificateAnswer | None:
         """The certificate that was last kept for exactly this raw TCB."""
         with self._database.read() as connection:
-            rows = connection.execute(
-                "SELECT c.certificate, h.pem, c.tcbm, c.fmspc, c.ca, c.root FROM platform_tcbs t "
-                "JOIN pck_certificates c ON c.id = t.certificate JOIN chains h ON h.id = c.chain "
-                "WHERE t.qe_id = ? AND t.pce_id = ? AND t.cpu_svn = ? AND t.pce_svn = ?",
-                (platform.qe_id.hex(), platform.pce_id.hex(), platform.cpu_svn.hex(), platform.pce_svn),
-            ).fetchall()
-            return next(iter(self._answers(rows)), None)
+            rows = connection.execute(_CHOSEN, _raw_key(platform))
+            return next(self._answers(rows), None)
 
     def pck_certificates(self, qe_id: bytes, pce_id: bytes) -> tuple[PckCertificateAnswer, ...]:
         """Every certificate kept for a platform, the one seen last at the front: what a selection chooses from."""
         with self._database.read() as connection:
-            rows = connection.execute(
-                "SELECT c.certificate, h.pem, c.tcbm, c.fmspc, c.ca, c.root FROM pck_certificates c "
-                "JOIN chains h ON h.id = c.chain WHERE c.qe_id = ? AND c.pce_id = ? "
-                "ORDER BY c.last_seen DESC, c.id DESC",
-                (qe_id.hex(), pce_id.hex()),
-            ).fetchall()
+            rows = connection.execute(_OF_QE_ID, {"qe_id": qe_id.hex(), "pce_id": pce_id.hex()})
             return tuple(self._answers(rows))
 
     def count_certificates(self) -> int:
         """How many PCK certificates there are, of whatever root."""
         with self._database.read() as connection:
-            return int(connection.execute("SELECT count(*) FROM pck_certificates").fetchone()[0])
+            return int(connection.execute(sa.select(sa.func.count()).select_from(PCK_CERTIFICATES)).scalar_one())
 
     def stored_certificates(self) -> Iterator[StoredPck]:
         """Every certificate, read in pieces."""
         last = -1
         while True:
             with self._database.read() as connection:
-                rows = connection.execute(
-                    "SELECT c.id, c.qe_id, c.pce_id, c.source, c.first_seen, c.last_seen, "
-                    "c.certificate, h.pem, c.tcbm, c.fmspc, c.ca, c.root FROM pck_certificates c "
-                    "JOIN chains h ON h.id = c.chain WHERE c.id > ? ORDER BY c.id LIMIT 200",
-                    (last,),
-                ).fetchall()
-                pieces = [(row, connection.execute(_RAW_TCBS, (row[1], row[2], row[0])).fetchall()) for row in rows]
+                rows = connection.execute(_PAGE, {"after": last}).all()
+                pieces = [(row, connection.execute(_RAW_TCBS, {"certificate": row.id}).all()) for row in rows]
             for row, raw in pieces:
-                last, qe_id, pce_id, source, first_seen, last_seen = row[:6]
-                times = (time_of(first_seen), time_of(last_seen))
+                last = row.id
+                times = (time_of(row.first_seen), time_of(row.last_seen))
                 tcbs = tuple((bytes.fromhex(cpu_svn), pce_svn) for cpu_svn, pce_svn in raw)
-                for answer in self._answers([row[6:]]):
-                    yield StoredPck(bytes.fromhex(qe_id), bytes.fromhex(pce_id), answer, source, *times, tcbs)
+                for answer in self._answers([row[:6]]):
+                    yield StoredPck(
+                        bytes.fromhex(row.qe_id), bytes.fromhex(row.pce_id), answer, row.source, *times, tcbs
+                    )
             if not rows:
                 return
 
-    def _answers(self, rows: Iterable[tuple[bytes, bytes, bytes, str, str, bytes]]) -> Iterator[PckCertificateAnswer]:
+    def _answers(self, rows: Iterable[Sequence[Any]]) -> Iterator[PckCertificateAnswer]:
         for certificate, chain, tcbm, fmspc, ca, root in rows:
             if self._roots.with_public_key(root) is not None:
                 yield PckCertificateAnswer(certificate, chain, tcbm, bytes.fromhex(fmspc), _ca(ca))
 
 
 def keep_pck(
-    connection: sqlite3.Connection, platform: PlatformTcb, verified: VerifiedPck, *, seen: datetime, source: str
+    connection: sa.Connection, platform: PlatformTcb, verified: VerifiedPck, *, seen: datetime, source: str
 ) -> None:
     """Keep a certificate for a raw TCB in the transaction that is open."""
     certificate = _keep_certificate(connection, platform, verified.answer, verified.root, seconds(seen), source)
-    connection.execute(
-        "INSERT INTO platform_tcbs VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET certificate = excluded.certificate",
-        (platform.qe_id.hex(), platform.pce_id.hex(), platform.cpu_svn.hex(), platform.pce_svn, certificate),
-    )
+    _choose(connection, platform, certificate, seconds(seen))
     _observe(connection, verified.extension, seconds(seen), "sgx")
 
 
-def restore_pck(connection: sqlite3.Connection, stored: StoredPck, verified: VerifiedPck) -> bool:
+def restore_pck(connection: sa.Connection, stored: StoredPck, verified: VerifiedPck) -> bool:
     """Keep a certificate of another store in the transaction that is open; whether it is new.
 
     A raw TCB that has a certificate here keeps it.
     """
-    own = (stored.qe_id.hex(), stored.pce_id.hex())
     digest = hashlib.sha256(verified.answer.certificate).digest()
-    known = "SELECT 1 FROM pck_certificates WHERE qe_id = ? AND pce_id = ? AND digest = ?"
-    new = connection.execute(known, (*own, digest)).fetchone() is None
+    own = {"qe_id": stored.qe_id.hex(), "pce_id": stored.pce_id.hex()}
+    known = sa.select(PCK_CERTIFICATES.c.id).where(*_own(PCK_CERTIFICATES), PCK_CERTIFICATES.c.digest == digest)
+    new = connection.execute(known, own).first() is None
     platform = own_tcb(stored.qe_id, stored.pce_id, verified.answer)
     for seen in (stored.first_seen, stored.last_seen):
         certificate = _keep_certificate(
             connection, platform, verified.answer, verified.root, seconds(seen), stored.source
         )
         _observe(connection, verified.extension, seconds(seen), "sgx")
-    connection.executemany(
-        "INSERT OR IGNORE INTO platform_tcbs VALUES (?, ?, ?, ?, ?)",
-        [(*own, cpu_svn.hex(), pce_svn, certificate) for cpu_svn, pce_svn in stored.raw_tcbs],
-    )
+    for cpu_svn, pce_svn in stored.raw_tcbs:
+        raw = PlatformTcb(stored.qe_id, stored.pce_id, cpu_svn, pce_svn)
+        if connection.execute(sa.select(_CHOICE), _raw_key(raw)).scalar() is None:
+            _choose(connection, raw, certificate, seconds(stored.first_seen))
     return new
 
 
-def _remove(connection: sqlite3.Connection, qe_id: str, pce_id: str) -> None:
-    own = (qe_id, pce_id)
-    rows = connection.execute("SELECT certificate FROM pck_certificates WHERE qe_id = ? AND pce_id = ?", own)
-    ids = {_id_of(certificate) for (certificate,) in rows.fetchall()}
-    claimed = connection.execute("SELECT DISTINCT processor FROM pck_claims WHERE qe_id = ? AND pce_id = ?", own)
-    ids |= {processor for (processor,) in claimed.fetchall()}
-    for table in ("platform_tcbs", "pck_certificates", "registrations", "pck_claims"):
-        connection.execute(f"DELETE FROM {table} WHERE qe_id = ? AND pce_id = ?", own)  # noqa: S608
-    connection.executemany("DELETE FROM platforms WHERE id = ?", [(id_,) for id_ in ids])
+def _choose(connection: sa.Connection, platform: PlatformTcb, certificate: int, since: int) -> None:
+    key = _raw_key(platform)
+    if connection.execute(sa.select(_CHOICE), key).scalar() != certificate:
+        values = {name.removeprefix("raw_"): value for name, value in key.items()}
+        connection.execute(sa.insert(PLATFORM_TCBS), values | {"certificate": certificate, "since": since})
+
+
+def _raw_key(platform: PlatformTcb) -> dict[str, str | int]:
+    return {
+        "raw_qe_id": platform.qe_id.hex(),
+        "raw_pce_id": platform.pce_id.hex(),
+        "raw_cpu_svn": platform.cpu_svn.hex(),
+        "raw_pce_svn": platform.pce_svn,
+    }
+
+
+def _remove(connection: sa.Connection, qe_id: str, pce_id: str) -> None:
+    own = {"qe_id": qe_id, "pce_id": pce_id}
+    certificates = connection.execute(sa.select(PCK_CERTIFICATES.c.certificate).where(*_own(PCK_CERTIFICATES)), own)
+    ids = {_id_of(certificate) for certificate in certificates.scalars()}
+    ids |= set(connection.execute(sa.select(PCK_CLAIMS.c.processor).where(*_own(PCK_CLAIMS)), own).scalars())
+    uncount(connection, qe_id, pce_id)
+    for table in _OF_PLATFORM:
+        connection.execute(sa.delete(table).where(*_own(table)), own)
+    connection.execute(sa.delete(PLATFORMS).where(PLATFORMS.c.id.in_(ids)))
 
 
 def _id_of(certificate: bytes) -> str:
@@ -345,66 +344,173 @@ def _whole_chain(answer: PckCertificateAnswer) -> list[bytes]:
 
 
 def _keep_certificate(
-    connection: sqlite3.Connection,
-    platform: PlatformTcb,
-    answer: PckCertificateAnswer,
-    root: bytes,
-    seen: int,
-    source: str,
+    connection: sa.Connection, platform: PlatformTcb, answer: PckCertificateAnswer, root: bytes, seen: int, source: str
 ) -> int:
-    chain = keep_chain(connection, answer.issuer_chain)
-    digest = hashlib.sha256(answer.certificate).digest()
-    qe_id, pce_id = platform.qe_id.hex(), platform.pce_id.hex()
-    fmspc = (answer.fmspc or b"").hex()
-    row = connection.execute(
-        "INSERT INTO pck_certificates (qe_id, pce_id, tcbm, digest, root, certificate, chain, fmspc, ca, source, "
-        "first_seen, last_seen) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "
-        "ON CONFLICT DO UPDATE SET chain = excluded.chain, source = excluded.source, "
-        "first_seen = min(first_seen, excluded.first_seen), last_seen = max(last_seen, excluded.last_seen) "
-        "RETURNING id",
-        (qe_id, pce_id, answer.tcbm, digest, root, answer.certificate, chain, fmspc, answer.ca, source, seen, seen),
-    ).fetchone()
-    return int(row[0])
+    added = Database.insert(connection, PCK_CERTIFICATES)
+    new, old = added.excluded, PCK_CERTIFICATES.c
+    kept = added.on_conflict_do_update(
+        index_elements=[old.qe_id, old.pce_id, old.digest],
+        set_={
+            "chain": new.chain,
+            "source": new.source,
+            "first_seen": sa.case((new.first_seen < old.first_seen, new.first_seen), else_=old.first_seen),
+            "last_seen": sa.case((new.last_seen > old.last_seen, new.last_seen), else_=old.last_seen),
+        },
+    )
+    values = {
+        "qe_id": platform.qe_id.hex(),
+        "pce_id": platform.pce_id.hex(),
+        "tcbm": answer.tcbm,
+        "digest": hashlib.sha256(answer.certificate).digest(),
+        "root": root,
+        "certificate": answer.certificate,
+        "chain": keep_chain(connection, answer.issuer_chain),
+        "fmspc": (answer.fmspc or b"").hex(),
+        "ca": answer.ca,
+        "source": source,
+        "first_seen": seen,
+        "last_seen": seen,
+    }
+    return int(connection.execute(kept.returning(old.id), values).scalar_one())
 
 
-def _observe(connection: sqlite3.Connection, extension: PckExtension, seen: int, tee: Tee) -> None:
+def _observe(connection: sa.Connection, extension: PckExtension, seen: int, tee: Tee) -> None:
+    """Widen the times of the TCB at which a platform was met last, or append another one.
+
+    What is older than that and another TCB is appended too, and is not current.
+    """
     # Only the Platform CA writes an instance id into its certificates.
     ca = "processor" if extension.platform_instance_id is None else "platform"
-    tcb = extension.tcb
-    connection.execute(
-        "INSERT INTO platforms VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
-        "fmspc = iif(excluded.last_seen >= last_seen, excluded.fmspc, fmspc), "
-        "ca = iif(excluded.last_seen >= last_seen, excluded.ca, ca), "
-        "sgx_components = iif(excluded.last_seen >= last_seen, excluded.sgx_components, sgx_components), "
-        "pce_svn = iif(excluded.last_seen >= last_seen, excluded.pce_svn, pce_svn), "
-        "cpu_svn = iif(excluded.last_seen >= last_seen, excluded.cpu_svn, cpu_svn), "
-        "first_seen = min(first_seen, excluded.first_seen), last_seen = max(last_seen, excluded.last_seen)",
-        (
-            platform_id(extension),
-            tee,
-            extension.fmspc.hex(),
-            ca,
-            bytes(tcb.sgx_components),
-            tcb.pce_svn,
-            tcb.cpu_svn,
-            seen,
-            seen,
-        ),
-    )
+    tcb, id_ = extension.tcb, platform_id(extension)
+    facts = (extension.fmspc.hex(), ca, bytes(tcb.sgx_components), tcb.pce_svn, tcb.cpu_svn)
+    met = connection.execute(_MET, {"of": id_, "kind": tee}).all()
+    same = next((row for row in met if tuple(row[3:8]) == facts), None)
+    if same is not None and (same is met[0] or seen <= same.last_seen):
+        times = {"first_seen": min(seen, same.first_seen), "last_seen": max(seen, same.last_seen)}
+        if times != {"first_seen": same.first_seen, "last_seen": same.last_seen}:
+            connection.execute(sa.update(PLATFORMS).where(PLATFORMS.c.number == same.number).values(**times))
+        return
+    values = dict(zip(_FACTS, facts, strict=True)) | {"id": id_, "tee": tee, "first_seen": seen, "last_seen": seen}
+    connection.execute(sa.insert(PLATFORMS), values)
 
 
-def _platform(row: tuple[str, str, str, str, bytes, int, bytes, int, int]) -> KnownPlatform:
-    id_, tee, fmspc, ca, components, pce_svn, cpu_svn, first, last = row
+def _platform(row: Any) -> KnownPlatform:  # noqa: ANN401 - of `_KNOWN`
     return KnownPlatform(
-        id=id_,
-        tee="tdx" if tee == "tdx" else "sgx",
-        fmspc=bytes.fromhex(fmspc),
-        ca=_ca(ca),
-        tcb=PckTcb(tuple(components), pce_svn, cpu_svn),
-        first_seen=time_of(first),
-        last_seen=time_of(last),
+        id=row.id,
+        tee=_tee(row.tee),
+        fmspc=bytes.fromhex(row.fmspc),
+        ca=_ca(row.ca),
+        tcb=PckTcb(tuple(row.sgx_components), row.pce_svn, row.cpu_svn),
+        first_seen=time_of(row.since),
+        last_seen=time_of(row.last_seen),
     )
 
 
 def _ca(text: str) -> PckCaName:
     return "processor" if text == "processor" else "platform"
+
+
+def _tee(text: str) -> Tee:
+    return "tdx" if text == "tdx" else "sgx"
+
+
+_CERTIFICATE = (
+    PCK_CERTIFICATES.c.certificate,
+    CHAINS.c.pem,
+    PCK_CERTIFICATES.c.tcbm,
+    PCK_CERTIFICATES.c.fmspc,
+    PCK_CERTIFICATES.c.ca,
+    PCK_CERTIFICATES.c.root,
+)
+_OF_PLATFORM = (PLATFORM_TCBS, PCK_CERTIFICATES, REGISTRATIONS, FORMER_REGISTRATIONS, PCK_CLAIMS)
+"""Tables with the QE_ID and PCE-ID of a platform, in the order in which rows may be removed."""
+
+
+def _own(table: sa.Table) -> list[sa.ColumnElement[bool]]:
+    return [table.c.qe_id == sa.bindparam("qe_id"), table.c.pce_id == sa.bindparam("pce_id")]
+
+
+_RAW_KEY = [PLATFORM_TCBS.c[name] == sa.bindparam(f"raw_{name}") for name in ("qe_id", "pce_id", "cpu_svn", "pce_svn")]
+_CHOICE = (
+    sa.select(PLATFORM_TCBS.c.certificate).where(*_RAW_KEY).order_by(PLATFORM_TCBS.c.id.desc()).limit(1)
+).scalar_subquery()
+_WITH_CHAIN = PCK_CERTIFICATES.join(CHAINS, CHAINS.c.id == PCK_CERTIFICATES.c.chain)
+_CHOSEN = sa.select(*_CERTIFICATE).select_from(_WITH_CHAIN).where(PCK_CERTIFICATES.c.id == _CHOICE)
+_OF_QE_ID = (
+    sa.select(*_CERTIFICATE)
+    .select_from(_WITH_CHAIN)
+    .where(*_own(PCK_CERTIFICATES))
+    .order_by(PCK_CERTIFICATES.c.last_seen.desc(), PCK_CERTIFICATES.c.id.desc())
+)
+_PAGE = (
+    sa.select(
+        *_CERTIFICATE,
+        PCK_CERTIFICATES.c.id,
+        PCK_CERTIFICATES.c.qe_id,
+        PCK_CERTIFICATES.c.pce_id,
+        PCK_CERTIFICATES.c.source,
+        PCK_CERTIFICATES.c.first_seen,
+        PCK_CERTIFICATES.c.last_seen,
+    )
+    .select_from(_WITH_CHAIN)
+    .where(PCK_CERTIFICATES.c.id > sa.bindparam("after"))
+    .order_by(PCK_CERTIFICATES.c.id)
+    .limit(200)
+)
+_LATER = PLATFORM_TCBS.alias()
+_RAW_TCBS = (
+    sa.select(PLATFORM_TCBS.c.cpu_svn, PLATFORM_TCBS.c.pce_svn)
+    .join(PCK_CERTIFICATES, PCK_CERTIFICATES.c.id == PLATFORM_TCBS.c.certificate)
+    .where(
+        PCK_CERTIFICATES.c.id == sa.bindparam("certificate"),
+        # By the platform, which has an index.
+        PLATFORM_TCBS.c.qe_id == PCK_CERTIFICATES.c.qe_id,
+        PLATFORM_TCBS.c.pce_id == PCK_CERTIFICATES.c.pce_id,
+        ~sa.exists().where(
+            *(_LATER.c[name] == PLATFORM_TCBS.c[name] for name in ("qe_id", "pce_id", "cpu_svn", "pce_svn")),
+            _LATER.c.id > PLATFORM_TCBS.c.id,
+        ),
+    )
+    .order_by(PLATFORM_TCBS.c.cpu_svn, PLATFORM_TCBS.c.pce_svn)
+)
+_ASKED = sa.select(sa.func.coalesce(sa.func.max(REGISTRATIONS.c.last_seen), 0)).where(*_own(REGISTRATIONS))
+_REGISTERED = sa.exists().where(
+    REGISTRATIONS.c.qe_id == PCK_CERTIFICATES.c.qe_id, REGISTRATIONS.c.pce_id == PCK_CERTIFICATES.c.pce_id
+)
+_SEEN = sa.union_all(
+    sa.select(REGISTRATIONS.c.qe_id, REGISTRATIONS.c.pce_id, REGISTRATIONS.c.last_seen),
+    sa.select(PCK_CERTIFICATES.c.qe_id, PCK_CERTIFICATES.c.pce_id, PCK_CERTIFICATES.c.last_seen).where(~_REGISTERED),
+).subquery()
+_UNSEEN = (
+    sa.select(_SEEN.c.qe_id, _SEEN.c.pce_id)
+    .group_by(_SEEN.c.qe_id, _SEEN.c.pce_id)
+    .having(sa.func.max(_SEEN.c.last_seen) < sa.bindparam("since"))
+)
+
+_FACTS = ("fmspc", "ca", "sgx_components", "pce_svn", "cpu_svn")
+_NEWER = PLATFORMS.alias()
+_IS_CURRENT = ~sa.exists().where(
+    _NEWER.c.id == PLATFORMS.c.id,
+    _NEWER.c.tee == PLATFORMS.c.tee,
+    (_NEWER.c.last_seen > PLATFORMS.c.last_seen)
+    | ((_NEWER.c.last_seen == PLATFORMS.c.last_seen) & (_NEWER.c.number > PLATFORMS.c.number)),
+)
+_FIRST_SEEN = (
+    sa.select(sa.func.min(_NEWER.c.first_seen))
+    .where(_NEWER.c.id == PLATFORMS.c.id, _NEWER.c.tee == PLATFORMS.c.tee)
+    .scalar_subquery()
+    .label("since")
+)
+_KNOWN = (
+    sa.select(
+        PLATFORMS.c.id, PLATFORMS.c.tee, *(PLATFORMS.c[name] for name in _FACTS), _FIRST_SEEN, PLATFORMS.c.last_seen
+    )
+    .where(_IS_CURRENT)
+    .order_by(sa.literal_column("since"), PLATFORMS.c.id, PLATFORMS.c.tee)
+)
+_KINDS = sa.select(PLATFORMS.c.tee, PLATFORMS.c.fmspc, PLATFORMS.c.ca).where(_IS_CURRENT).distinct()
+_MET = (
+    sa.select(PLATFORMS)
+    .where(PLATFORMS.c.id == sa.bindparam("of"), PLATFORMS.c.tee == sa.bindparam("kind"))
+    .order_by(PLATFORMS.c.last_seen.desc(), PLATFORMS.c.number.desc())
+)

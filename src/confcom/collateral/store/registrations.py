@@ -7,14 +7,16 @@ platforms are registered.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
+
+import sqlalchemy as sa
 
 from confcom.collateral.store.database import StoreDatabase
 from confcom.collateral.store.rows import seconds, time_of
+from confcom.collateral.store.schema import FORMER_REGISTRATIONS, REGISTRATION_COUNTS, REGISTRATIONS
 from confcom.errors import CollateralUnavailable
 from confcom.protocols.pcs import PckCertRequest, PckCertsRequest
 
@@ -26,8 +28,6 @@ PAGE = 200
 
 State = Literal["waiting", "unavailable", "cached"]
 """Asked for and not had yet; asked for, and Intel has none for it; in the store."""
-
-_COLUMNS = "qe_id, pce_id, cpu_svn, pce_svn, encrypted_ppid, platform_manifest, fmspc, state, since, last_seen"
 
 
 class Place(NamedTuple):
@@ -61,6 +61,17 @@ class Registration:
         return Place(self.fmspc.hex(), qe_id, pce_id, cpu_svn, pce_svn)
 
 
+@dataclass(frozen=True, slots=True)
+class Former:
+    """What a registration of a raw TCB was, from `since` on. `platform_manifest`: the one that was replaced, if any."""
+
+    cpu_svn: bytes
+    pce_svn: int
+    state: State
+    since: datetime
+    platform_manifest: bytes | None
+
+
 class Registrations:
     """The registrations in a store. Safe to use from several threads and processes."""
 
@@ -74,7 +85,21 @@ class Registrations:
 
     def of_platform(self, qe_id: bytes, pce_id: bytes) -> tuple[Registration, ...]:
         """The registrations of one platform, the latest at the front."""
-        return self._select("WHERE qe_id = ? AND pce_id = ? ORDER BY since DESC", (qe_id.hex(), pce_id.hex()))
+        of = (_C.qe_id == qe_id.hex(), _C.pce_id == pce_id.hex())
+        return self._select(sa.select(REGISTRATIONS).where(*of).order_by(_C.since.desc()))
+
+    def former(self, qe_id: bytes, pce_id: bytes) -> tuple[Former, ...]:
+        """What registrations of one platform were before, the oldest first."""
+        columns = FORMER_REGISTRATIONS.c
+        chosen = sa.select(columns.cpu_svn, columns.pce_svn, columns.state, columns.since, columns.platform_manifest)
+        of = (columns.qe_id == qe_id.hex(), columns.pce_id == pce_id.hex())
+        with self._database.read() as connection:
+            return tuple(
+                Former(bytes.fromhex(cpu_svn), pce_svn, state, time_of(since), manifest)
+                for cpu_svn, pce_svn, state, since, manifest in connection.execute(
+                    chosen.where(*of).order_by(columns.id)
+                )
+            )
 
     def page(
         self, state: State, *, fmspcs: Sequence[bytes] = (), after: Place | None = None, limit: int = PAGE
@@ -82,30 +107,23 @@ class Registrations:
         """The registrations in a state that come after a place, of these FMSPCs; of all where none is named."""
         start = after or Place()
         if not fmspcs:
-            return self._select(f"{_AFTER} LIMIT ?", (state, *start, limit))
+            return self._select(_after(state, start).limit(limit))
         found: list[Registration] = []
         for fmspc in sorted({fmspc.hex() for fmspc in fmspcs}):
             if fmspc >= start.fmspc and len(found) < limit:
                 begin = start if fmspc == start.fmspc else Place(fmspc)
-                rest = _AFTER.replace("WHERE", "WHERE fmspc = ? AND")
-                found += self._select(f"{rest} LIMIT ?", (fmspc, state, *begin, limit - len(found)))
+                found += self._select(_after(state, begin).where(_C.fmspc == fmspc).limit(limit - len(found)))
         return tuple(found)
 
     def pages_due(self, state: State, *, until: datetime, limit: int = PAGE) -> Iterator[tuple[Registration, ...]]:
         """The registrations in a state whose `since` is not after `until`, the earliest first, in pages."""
-        after = (-1, 0)
-        while True:
-            with self._database.read() as connection:
-                rows = connection.execute(
-                    f"SELECT rowid, {_COLUMNS} FROM registrations WHERE state = ? AND since <= ? "  # noqa: S608
-                    "AND (since, rowid) > (?, ?) ORDER BY since, rowid LIMIT ?",
-                    (state, seconds(until), *after, limit),
-                ).fetchall()
-                page = tuple(_registration(row[1:]) for row in rows)
-            if not page:
-                return
+        order = sa.tuple_(_C.since, *_KEY)
+        due = sa.select(REGISTRATIONS).where(_C.state == state, _C.since <= seconds(until))
+        due = due.order_by(_C.since, *_KEY).limit(limit)
+        after: tuple[int | str, ...] = (-1, *Place()[1:])
+        while page := self._select(due.where(order > sa.tuple_(*after))):
             yield page
-            after = (seconds(page[-1].since), rows[-1][0])
+            after = (seconds(page[-1].since), *page[-1].place[1:])
 
     def all(self, state: State) -> Iterator[Registration]:
         """All registrations in a state, read in pages."""
@@ -118,63 +136,85 @@ class Registrations:
         """How many registrations are in a state."""
         with self._database.read() as connection:
             if not fmspcs:
-                return _count(connection, "WHERE state = ?", (state,))
-            return sum(
-                connection.execute(
-                    "SELECT count(*) FROM registrations WHERE state = ? AND fmspc = ?", (state, fmspc.hex())
-                ).fetchone()[0]
-                for fmspc in set(fmspcs)
-            )
+                return _count(connection, REGISTRATION_COUNTS.c.state == state)
+            counted = sa.select(sa.func.count()).where(_C.state == state, _C.fmspc.in_({one.hex() for one in fmspcs}))
+            return int(connection.execute(counted).scalar_one())
 
     def count_all(self) -> int:
         """How many registrations there are."""
         with self._database.read() as connection:
-            return _count(connection, "", ())
+            return _count(connection)
 
-    def _select(self, rest: str, values: tuple[str | int, ...]) -> tuple[Registration, ...]:
+    def _select(self, chosen: sa.Select[Any]) -> tuple[Registration, ...]:
         with self._database.read() as connection:
-            # `rest` is written here, and only its values come from outside.
-            rows = connection.execute(f"SELECT {_COLUMNS} FROM registrations {rest}", values)  # noqa: S608
-            return tuple(_registration(row) for row in rows)
+            return tuple(_registration(*row) for row in connection.execute(chosen))
 
 
-_AFTER = (
-    "WHERE state = ? AND (fmspc, qe_id, pce_id, cpu_svn, pce_svn) > (?, ?, ?, ?, ?) "
-    "ORDER BY fmspc, qe_id, pce_id, cpu_svn, pce_svn"
+_C = REGISTRATIONS.c
+_KEY = (_C.qe_id, _C.pce_id, _C.cpu_svn, _C.pce_svn)
+_ONE = sa.select(_C.state, _C.since, _C.platform_manifest, _C.last_seen).where(
+    *(column == sa.bindparam(f"of_{column.name}") for column in _KEY)
 )
 
 
-def put_registration(connection: sqlite3.Connection, registration: Registration) -> None:
-    """Keep a registration in the transaction that is open."""
+def _after(state: State, place: Place) -> sa.Select[Any]:
+    listed = (_C.fmspc, *_KEY)
+    return sa.select(REGISTRATIONS).where(_C.state == state, sa.tuple_(*listed) > sa.tuple_(*place)).order_by(*listed)
+
+
+def put_registration(connection: sa.Connection, registration: Registration) -> None:
+    """Keep a registration in the transaction that is open; what it was before goes to the former ones."""
     request, since = registration.request, seconds(registration.since)
     last_seen = since if registration.last_seen is None else seconds(registration.last_seen)
-    connection.execute(
-        f"INSERT INTO registrations ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "  # noqa: S608
-        "encrypted_ppid = coalesce(excluded.encrypted_ppid, encrypted_ppid), "
-        "platform_manifest = coalesce(excluded.platform_manifest, platform_manifest), "
-        "fmspc = iif(excluded.fmspc = '', fmspc, excluded.fmspc), "
-        "state = excluded.state, since = excluded.since, last_seen = max(last_seen, excluded.last_seen)",
-        (
-            *_key(request),
-            request.encrypted_ppid,
-            request.platform_manifest,
-            registration.fmspc.hex(),
-            registration.state,
-            since,
-            last_seen,
-        ),
-    )
-    if _count(connection, "", ()) > MAX_REGISTRATIONS:
+    values: dict[str, Any] = {
+        "encrypted_ppid": request.encrypted_ppid,
+        "platform_manifest": request.platform_manifest,
+        "fmspc": registration.fmspc.hex() or None,
+    }
+    values = {name: value for name, value in values.items() if value is not None}
+    values |= {"state": registration.state, "since": since}
+    key = _key(request)
+    of = {f"of_{column.name}": value for column, value in zip(_KEY, key, strict=True)}
+    own = {column.name: value for column, value in zip(_KEY, key, strict=True)}
+    found = connection.execute(_ONE, of).first()
+    if found is None:
+        connection.execute(sa.insert(REGISTRATIONS), {"fmspc": "", "last_seen": last_seen} | own | values)
+        _add(connection, registration.state, 1)
+    else:
+        manifest = values.get("platform_manifest", found.platform_manifest)
+        replaced = found.platform_manifest if manifest != found.platform_manifest else None
+        if found.state != registration.state or replaced is not None:
+            former = own | {"state": found.state, "since": found.since, "platform_manifest": replaced}
+            connection.execute(sa.insert(FORMER_REGISTRATIONS), former)
+            _add(connection, found.state, -1)
+            _add(connection, registration.state, 1)
+        values |= {"last_seen": max(found.last_seen, last_seen)}
+        where = [column == value for column, value in zip(_KEY, key, strict=True)]
+        connection.execute(sa.update(REGISTRATIONS).where(*where).values(**values))
+    if _count(connection) > MAX_REGISTRATIONS:
         raise CollateralUnavailable(
             f"{MAX_REGISTRATIONS} platforms are registered already",
             advice="Remove those that are gone (`confcom collateral remove`), or use a store for each fleet.",
         )
 
 
-def restore_registration(connection: sqlite3.Connection, registration: Registration) -> bool:
+def uncount(connection: sa.Connection, qe_id: str, pce_id: str) -> None:
+    """Take the registrations of a platform, which are removed in this transaction, out of the counts."""
+    of = sa.select(_C.state, sa.func.count()).where(_C.qe_id == qe_id, _C.pce_id == pce_id).group_by(_C.state)
+    for state, removed in connection.execute(of).all():
+        _add(connection, state, -removed)
+
+
+def _add(connection: sa.Connection, state: str, change: int) -> None:
+    counts = REGISTRATION_COUNTS.c
+    changed = sa.update(REGISTRATION_COUNTS).where(counts.state == state)
+    connection.execute(changed.values(registered=counts.registered + change))
+
+
+def restore_registration(connection: sa.Connection, registration: Registration) -> bool:
     """Keep a registration of another store, unless there is one of the same raw TCB; whether it is new."""
-    known = "SELECT 1 FROM registrations WHERE qe_id = ? AND pce_id = ? AND cpu_svn = ? AND pce_svn = ?"
-    if connection.execute(known, _key(registration.request)).fetchone() is not None:
+    of = {f"of_{column.name}": value for column, value in zip(_KEY, _key(registration.request), strict=True)}
+    if connection.execute(_ONE, of).first() is not None:
         return False
     put_registration(connection, registration)
     return True
@@ -187,15 +227,23 @@ def _key(request: PckCertRequest | PckCertsRequest) -> tuple[str, str, str, int]
     return qe_id, pce_id, request.cpu_svn.hex(), request.pce_svn
 
 
-def _count(connection: sqlite3.Connection, rest: str, values: tuple[str, ...]) -> int:
-    row = connection.execute(f"SELECT sum(registered) FROM registration_counts {rest}", values).fetchone()  # noqa: S608
-    return int(row[0])
+def _count(connection: sa.Connection, *of: sa.ColumnElement[bool]) -> int:
+    counted = sa.select(sa.func.sum(REGISTRATION_COUNTS.c.registered)).where(*of)
+    return int(connection.execute(counted).scalar_one())
 
 
 def _registration(
-    row: tuple[str, str, str, int, bytes | None, bytes | None, str, State, int, int],
+    qe_id: str,
+    pce_id: str,
+    cpu_svn: str,
+    pce_svn: int,
+    encrypted_ppid: bytes | None,
+    manifest: bytes | None,
+    fmspc: str,
+    state: State,
+    since: int,
+    last_seen: int,
 ) -> Registration:
-    qe_id, pce_id, cpu_svn, pce_svn, encrypted_ppid, manifest, fmspc, state, since, last_seen = row
     request: PckCertRequest | PckCertsRequest
     if cpu_svn:
         request = PckCertRequest(

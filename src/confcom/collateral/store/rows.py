@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
 
 from confcom.collateral.documents import Document, DocumentFacts, DocumentKey, DocumentKind, VerifiedDocument
+from confcom.collateral.store.schema import CHAINS, DOCUMENTS, SIGHTINGS, VERSIONS
+from confcom.database.engine import Database
 from confcom.errors import CollateralError
 from confcom.protocols.pcs import Update
 
@@ -24,7 +28,7 @@ from confcom.protocols.pcs import Update
 
 
 _LARGEST = (1 << 63) - 1
-"""SQLite's. A CRL may have a number of up to 20 bytes, which is then only shown in the CRL itself."""
+"""Both engines'. A CRL may have a number of up to 20 bytes, which is then only shown in the CRL itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,105 +115,131 @@ def served_as(document: VerifiedDocument) -> str:
     return "" if update is None else str(update)
 
 
-def keep_version(connection: sqlite3.Connection, verified: VerifiedDocument, sightings: Sequence[Sighting]) -> bool:
+def keep_version(connection: sa.Connection, verified: VerifiedDocument, sightings: Sequence[Sighting]) -> bool:
     """Keep a version and when it was seen; whether it is new."""
     document, facts = verified.document, verified.facts
-    connection.execute(
-        "INSERT OR IGNORE INTO documents (kind, tee, fmspc, ca) VALUES (?, ?, ?, ?)", _columns(document.key)
-    )
-    of, digest = _document_id(connection, document.key), document.digest()
-    chain = keep_chain(connection, document.issuer_chain) if document.issuer_chain else None
-    times = (seconds(facts.issue_date), seconds(facts.next_update), seconds(verified.expires))
-    new = connection.execute(
-        "INSERT OR IGNORE INTO versions "
-        "(document, digest, root, body, chain, number, issue_date, next_update, expires) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (of, digest, verified.root.public_key, document.body, chain, min(facts.number, _LARGEST), *times),
-    ).rowcount
-    row = connection.execute("SELECT id FROM versions WHERE document = ? AND digest = ?", (of, digest)).fetchone()
-    connection.executemany(
-        "INSERT INTO sightings VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET "
-        "first_seen = min(first_seen, excluded.first_seen), last_seen = max(last_seen, excluded.last_seen)",
-        [
-            (row[0], seen.served_as, seen.source, seconds(seen.first_seen), seconds(seen.last_seen))
-            for seen in sightings
-        ],
-    )
-    return new == 1
+    columns = _columns(document.key)
+    connection.execute(Database.insert(connection, DOCUMENTS).on_conflict_do_nothing(), columns)
+    of, digest = connection.execute(_DOCUMENT_ID, columns).scalar_one(), document.digest()
+    values = {
+        "document": of,
+        "digest": digest,
+        "root": verified.root.public_key,
+        "body": document.body,
+        "chain": keep_chain(connection, document.issuer_chain) if document.issuer_chain else None,
+        "number": min(facts.number, _LARGEST),
+        "issue_date": seconds(facts.issue_date),
+        "next_update": seconds(facts.next_update),
+        "expires": seconds(verified.expires),
+    }
+    known = sa.select(VERSIONS.c.id).where(VERSIONS.c.document == of, VERSIONS.c.digest == digest)
+    found = connection.execute(known).scalar()
+    version = found or connection.execute(sa.insert(VERSIONS).returning(VERSIONS.c.id), values).scalar_one()
+    seen = {(one.served_as, seconds(at), one.source) for one in sightings for at in (one.first_seen, one.last_seen)}
+    rows = [{"version": version, "served_as": label, "seen": at, "source": source} for label, at, source in seen]
+    if rows:
+        connection.execute(Database.insert(connection, SIGHTINGS).on_conflict_do_nothing(), rows)
+    return found is None
 
 
-def keep_chain(connection: sqlite3.Connection, pem: bytes) -> int:
+def keep_chain(connection: sa.Connection, pem: bytes) -> int:
     """The id of a chain, which is stored once however many documents came with it."""
     digest = hashlib.sha256(pem).digest()
-    connection.execute("INSERT OR IGNORE INTO chains (digest, pem) VALUES (?, ?)", (digest, pem))
-    return int(connection.execute("SELECT id FROM chains WHERE digest = ?", (digest,)).fetchone()[0])
+    known = connection.execute(_CHAIN_ID, {"digest": digest}).scalar()
+    if known is None:
+        known = connection.execute(
+            sa.insert(CHAINS).returning(CHAINS.c.id), {"digest": digest, "pem": pem}
+        ).scalar_one()
+    return int(known)
 
 
-def id_in_force(connection: sqlite3.Connection, key: DocumentKey, at: datetime, root: bytes) -> int | None:
+def id_in_force(connection: sa.Connection, key: DocumentKey, at: datetime, root: bytes) -> int | None:
     """The id of the version that was in force at `at`; None where there is none of the set."""
     label = "" if key.update is None else str(key.update)
-    rows = connection.execute(
-        "SELECT id, number, issue_date, next_update, "
-        "(SELECT min(first_seen) FROM sightings WHERE version = versions.id AND served_as = ?) "
-        "FROM versions WHERE document = ? AND root = ?",
-        (label, _document_id(connection, key), root),
-    )
+    rows = connection.execute(_CANDIDATES, _columns(key) | {"label": label, "root": root})
     chosen = choose([Candidate(*row) for row in rows], at=seconds(at), update=key.update)
     return None if chosen is None else chosen.id
 
 
-def document_in_force(connection: sqlite3.Connection, key: DocumentKey, at: datetime, root: bytes) -> Document | None:
+def document_in_force(connection: sa.Connection, key: DocumentKey, at: datetime, root: bytes) -> Document | None:
     """The version that was in force at `at`, with its bytes."""
     version = id_in_force(connection, key, at, root)
     return None if version is None else load_document(connection, version, key)
 
 
 def versions_of(
-    connection: sqlite3.Connection, key: DocumentKey, root: bytes, *, only: int | None = None
+    connection: sa.Connection, key: DocumentKey, root: bytes, *, only: int | None = None
 ) -> Iterator[StoredVersion]:
     """The versions that were served as the key's set, or have its number; latest issue first. `only`: one id."""
-    rows = connection.execute(
-        "SELECT id, digest, issue_date, next_update, number, expires FROM versions "
-        "WHERE document = ? AND root = ? AND id = coalesce(?, id) ORDER BY issue_date DESC, id DESC",
-        (_document_id(connection, key), root, only),
-    ).fetchall()
-    for version, digest, issue, update, number, expires in rows:
-        seen = connection.execute(
-            "SELECT served_as, source, first_seen, last_seen FROM sightings WHERE version = ? "
-            "ORDER BY first_seen, served_as, source",
-            (version,),
-        ).fetchall()
+    chosen = _VERSIONS if only is None else _VERSIONS.where(VERSIONS.c.id == only)
+    for version, digest, issue, update, number, expires in connection.execute(chosen, _columns(key) | {"root": root}):
+        seen = connection.execute(_SIGHTINGS, {"of": version})
         sightings = tuple(Sighting(label, source, time_of(first), time_of(last)) for label, source, first, last in seen)
         if _is_of(key, number, sightings):
             facts = DocumentFacts(time_of(issue), time_of(update), number)
             yield StoredVersion(version, key, digest, facts, time_of(expires), sightings)
 
 
-def load_document(connection: sqlite3.Connection, version: int, key: DocumentKey) -> Document:
+def load_document(connection: sa.Connection, version: int, key: DocumentKey) -> Document:
     """The bytes of a version, compared with the digest that they were stored under."""
-    row = connection.execute(
-        "SELECT body, coalesce(pem, x''), versions.digest FROM versions LEFT JOIN chains ON chains.id = chain "
-        "WHERE versions.id = ?",
-        (version,),
-    ).fetchone()
+    row = connection.execute(_BODY, {"version": version}).first()
     if row is None:
         raise CollateralError(f"version {version} of the {key} is not in the store")
-    document = Document(key, row[0], row[1])
-    if document.digest() != row[2]:
-        # SQLite has no checksums of its own; the database layer calls this damage.
+    document = Document(key, row.body, row.pem or b"")
+    if document.digest() != row.digest:
+        # The engines have no checksums of their own; the database layer calls this damage.
         raise ValueError(f"the bytes of version {version} of the {key} have changed")
     return document
 
 
-def all_keys(connection: sqlite3.Connection, root: bytes) -> list[DocumentKey]:
+def all_keys(connection: sa.Connection, root: bytes) -> list[DocumentKey]:
     """Every document, once for each set that it was served as."""
-    rows = connection.execute(
-        "SELECT DISTINCT d.kind, d.tee, d.fmspc, d.ca, s.served_as FROM documents d "
-        "JOIN versions v ON v.document = d.id JOIN sightings s ON s.version = v.id WHERE v.root = ? "
-        "ORDER BY d.kind, d.tee, d.fmspc, d.ca, s.served_as DESC",
-        (root,),
-    ).fetchall()
-    return [_key(row) for row in rows]
+    return [_key(*row) for row in connection.execute(_KEYS, {"root": root})]
+
+
+_OF_KEY = [DOCUMENTS.c[name] == sa.bindparam(name) for name in ("kind", "tee", "fmspc", "ca")]
+_DOCUMENT_ID = sa.select(DOCUMENTS.c.id).where(*_OF_KEY)
+_CHAIN_ID = sa.select(CHAINS.c.id).where(CHAINS.c.digest == sa.bindparam("digest"))
+_OF_DOCUMENT = (VERSIONS.c.document == _DOCUMENT_ID.scalar_subquery(), VERSIONS.c.root == sa.bindparam("root"))
+_FIRST_SEEN = sa.select(sa.func.min(SIGHTINGS.c.seen)).where(
+    SIGHTINGS.c.version == VERSIONS.c.id, SIGHTINGS.c.served_as == sa.bindparam("label")
+)
+_CANDIDATES = sa.select(
+    VERSIONS.c.id, VERSIONS.c.number, VERSIONS.c.issue_date, VERSIONS.c.next_update, _FIRST_SEEN.scalar_subquery()
+).where(*_OF_DOCUMENT)
+_VERSIONS = (
+    sa.select(
+        VERSIONS.c.id,
+        VERSIONS.c.digest,
+        VERSIONS.c.issue_date,
+        VERSIONS.c.next_update,
+        VERSIONS.c.number,
+        VERSIONS.c.expires,
+    )
+    .where(*_OF_DOCUMENT)
+    .order_by(VERSIONS.c.issue_date.desc(), VERSIONS.c.id.desc())
+)
+_FIRST, _LAST = sa.func.min(SIGHTINGS.c.seen), sa.func.max(SIGHTINGS.c.seen)
+_SIGHTINGS = (
+    sa.select(SIGHTINGS.c.served_as, SIGHTINGS.c.source, _FIRST, _LAST)
+    .where(SIGHTINGS.c.version == sa.bindparam("of"))
+    .group_by(SIGHTINGS.c.served_as, SIGHTINGS.c.source)
+    .order_by(_FIRST, SIGHTINGS.c.served_as, SIGHTINGS.c.source)
+)
+_BODY = (
+    sa.select(VERSIONS.c.body, CHAINS.c.pem, VERSIONS.c.digest)
+    .join_from(VERSIONS, CHAINS, CHAINS.c.id == VERSIONS.c.chain, isouter=True)
+    .where(VERSIONS.c.id == sa.bindparam("version"))
+)
+_NAMES = (DOCUMENTS.c.kind, DOCUMENTS.c.tee, DOCUMENTS.c.fmspc, DOCUMENTS.c.ca, SIGHTINGS.c.served_as)
+_KEYS = (
+    sa.select(*_NAMES)
+    .distinct()
+    .join_from(DOCUMENTS, VERSIONS, VERSIONS.c.document == DOCUMENTS.c.id)
+    .join(SIGHTINGS, SIGHTINGS.c.version == VERSIONS.c.id)
+    .where(VERSIONS.c.root == sa.bindparam("root"))
+    .order_by(*_NAMES[:4], SIGHTINGS.c.served_as.desc())
+)
 
 
 def seconds(time: datetime) -> int:
@@ -225,25 +255,17 @@ def time_of(since_1970: int) -> datetime:
         raise ValueError(f"{since_1970} is no time") from error
 
 
-def _document_id(connection: sqlite3.Connection, key: DocumentKey) -> int | None:
-    row = connection.execute(
-        "SELECT id FROM documents WHERE kind = ? AND tee = ? AND fmspc = ? AND ca = ?", _columns(key)
-    ).fetchone()
-    return None if row is None else int(row[0])
-
-
 def _is_of(key: DocumentKey, number: int, sightings: Sequence[Sighting]) -> bool:
     if isinstance(key.update, int):
         return number == key.update
     return key.update is None or any(sighting.served_as == key.update for sighting in sightings)
 
 
-def _columns(key: DocumentKey) -> tuple[str, str, str, str]:
-    return key.kind.value, key.tee or "", (key.fmspc or b"").hex(), key.ca or ""
+def _columns(key: DocumentKey) -> dict[str, Any]:
+    return {"kind": key.kind.value, "tee": key.tee or "", "fmspc": (key.fmspc or b"").hex(), "ca": key.ca or ""}
 
 
-def _key(row: tuple[str, str, str, str, str]) -> DocumentKey:
-    kind, tee, fmspc, ca, label = row
+def _key(kind: str, tee: str, fmspc: str, ca: str, label: str) -> DocumentKey:
     update: Update | None = None
     if label:
         update = "standard" if label == "standard" else "early" if label == "early" else int(label)
@@ -254,176 +276,3 @@ def _key(row: tuple[str, str, str, str, str]) -> DocumentKey:
         ca=None if not ca else "processor" if ca == "processor" else "platform",
         update=update,
     )
-
-
-# The tables, as the list of migration steps (docs/reference/collateral-store.md). Times are seconds since 1970 in UTC.
-# A released step is never changed: the next one is appended.
-
-APPLICATION_ID = 0x43434F4C
-"""`PRAGMA application_id`, "CCOL": marks a store among SQLite files."""
-
-MIGRATIONS: tuple[str, ...] = (
-    """
-    CREATE TABLE chains (
-        id INTEGER PRIMARY KEY,
-        digest BLOB NOT NULL UNIQUE,
-        pem BLOB NOT NULL
-    ) STRICT;
-
-    -- What Intel publishes, whatever the set: '' stands for a field that the kind does not have.
-    CREATE TABLE documents (
-        id INTEGER PRIMARY KEY,
-        kind TEXT NOT NULL,
-        tee TEXT NOT NULL,
-        fmspc TEXT NOT NULL,
-        ca TEXT NOT NULL,
-        UNIQUE (kind, tee, fmspc, ca)
-    ) STRICT;
-
-    -- Every version ever seen. `root` is the public key that the signature leads to.
-    CREATE TABLE versions (
-        id INTEGER PRIMARY KEY,
-        document INTEGER NOT NULL REFERENCES documents (id),
-        digest BLOB NOT NULL,
-        root BLOB NOT NULL,
-        body BLOB NOT NULL,
-        chain INTEGER REFERENCES chains (id),
-        number INTEGER NOT NULL,
-        issue_date INTEGER NOT NULL,
-        next_update INTEGER NOT NULL,
-        expires INTEGER NOT NULL,
-        UNIQUE (document, digest)
-    ) STRICT;
-
-    -- All that the choice of a version looks at, so that it reads no bodies.
-    CREATE INDEX versions_to_choose_from ON versions (document, root, issue_date, next_update, number);
-
-    -- When and where a version was served as which set: 'standard', 'early', a number; '' for documents without sets.
-    CREATE TABLE sightings (
-        version INTEGER NOT NULL REFERENCES versions (id),
-        served_as TEXT NOT NULL,
-        source TEXT NOT NULL,
-        first_seen INTEGER NOT NULL,
-        last_seen INTEGER NOT NULL,
-        PRIMARY KEY (version, served_as, source)
-    ) STRICT, WITHOUT ROWID;
-
-    CREATE TABLE pck_certificates (
-        id INTEGER PRIMARY KEY,
-        qe_id TEXT NOT NULL,
-        pce_id TEXT NOT NULL,
-        tcbm BLOB NOT NULL,
-        digest BLOB NOT NULL,
-        root BLOB NOT NULL,
-        certificate BLOB NOT NULL,
-        chain INTEGER NOT NULL REFERENCES chains (id),
-        fmspc TEXT NOT NULL,
-        ca TEXT NOT NULL,
-        source TEXT NOT NULL,
-        first_seen INTEGER NOT NULL,
-        last_seen INTEGER NOT NULL,
-        UNIQUE (qe_id, pce_id, digest)
-    ) STRICT;
-
-    -- Which certificate a platform's raw TCB leads to.
-    CREATE TABLE platform_tcbs (
-        qe_id TEXT NOT NULL,
-        pce_id TEXT NOT NULL,
-        cpu_svn TEXT NOT NULL,
-        pce_svn INTEGER NOT NULL,
-        certificate INTEGER NOT NULL REFERENCES pck_certificates (id),
-        PRIMARY KEY (qe_id, pce_id, cpu_svn, pce_svn)
-    ) STRICT, WITHOUT ROWID;
-
-    -- Platforms met, at their latest TCB. `id` is SHA-256 of the PPID, which itself is not kept.
-    CREATE TABLE platforms (
-        id TEXT NOT NULL,
-        tee TEXT NOT NULL,
-        fmspc TEXT NOT NULL,
-        ca TEXT NOT NULL,
-        sgx_components BLOB NOT NULL,
-        pce_svn INTEGER NOT NULL,
-        cpu_svn BLOB NOT NULL,
-        first_seen INTEGER NOT NULL,
-        last_seen INTEGER NOT NULL,
-        PRIMARY KEY (id, tee)
-    ) STRICT, WITHOUT ROWID;
-    """,
-    """
-    -- Platforms that asked a collateral service. Its former version made this table by itself.
-    CREATE TABLE IF NOT EXISTS registrations (
-        qe_id TEXT NOT NULL,
-        pce_id TEXT NOT NULL,
-        cpu_svn TEXT NOT NULL,
-        pce_svn INTEGER NOT NULL,
-        encrypted_ppid BLOB,
-        platform_manifest BLOB,
-        fmspc TEXT NOT NULL,
-        state TEXT NOT NULL,
-        since INTEGER NOT NULL,
-        PRIMARY KEY (qe_id, pce_id, cpu_svn, pce_svn)
-    ) STRICT;
-
-    -- When the platform itself asked last; `since` is when its state was set, by a refresh too.
-    ALTER TABLE registrations ADD COLUMN last_seen INTEGER NOT NULL DEFAULT 0;
-    UPDATE registrations SET last_seen = since;
-    -- Zeros are what Intel's provider library sends for none.
-    UPDATE registrations SET encrypted_ppid = NULL WHERE encrypted_ppid = zeroblob(384);
-
-    CREATE INDEX registrations_listed ON registrations (state, fmspc, qe_id, pce_id, cpu_svn, pce_svn);
-    CREATE INDEX registrations_due ON registrations (state, since);
-    CREATE INDEX registrations_seen ON registrations (qe_id, pce_id, last_seen);
-
-    -- Rows by state, so that none must be counted.
-    CREATE TABLE registration_counts (state TEXT PRIMARY KEY, registered INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-    INSERT INTO registration_counts VALUES ('waiting', 0), ('unavailable', 0), ('cached', 0);
-    UPDATE registration_counts SET registered =
-        (SELECT count(*) FROM registrations WHERE registrations.state = registration_counts.state);
-    CREATE TRIGGER registration_added AFTER INSERT ON registrations BEGIN
-        UPDATE registration_counts SET registered = registered + 1 WHERE state = new.state;
-    END;
-    CREATE TRIGGER registration_removed AFTER DELETE ON registrations BEGIN
-        UPDATE registration_counts SET registered = registered - 1 WHERE state = old.state;
-    END;
-    CREATE TRIGGER registration_moved AFTER UPDATE OF state ON registrations WHEN old.state <> new.state BEGIN
-        UPDATE registration_counts SET registered = registered - 1 WHERE state = old.state;
-        UPDATE registration_counts SET registered = registered + 1 WHERE state = new.state;
-    END;
-    """,
-    """
-    -- What callers without a token asked for: it holds for their address alone. `processor` is SHA-256 of the PPID.
-    CREATE TABLE pck_claims (
-        qe_id TEXT NOT NULL,
-        pce_id TEXT NOT NULL,
-        cpu_svn TEXT NOT NULL,
-        pce_svn INTEGER NOT NULL,
-        caller TEXT NOT NULL,
-        processor TEXT NOT NULL,
-        encrypted_ppid BLOB,
-        tcbm BLOB NOT NULL,
-        root BLOB NOT NULL,
-        certificate BLOB NOT NULL,
-        chain INTEGER NOT NULL REFERENCES chains (id),
-        fmspc TEXT NOT NULL,
-        ca TEXT NOT NULL,
-        first_seen INTEGER NOT NULL,
-        last_seen INTEGER NOT NULL,
-        PRIMARY KEY (qe_id, pce_id, cpu_svn, pce_svn, caller, processor)
-    ) STRICT;
-
-    CREATE INDEX pck_claims_of_caller ON pck_claims (caller, last_seen);
-    CREATE INDEX pck_claims_seen ON pck_claims (last_seen);
-    CREATE INDEX pck_claims_of_processor ON pck_claims (processor);
-    """,
-    """
-    CREATE TABLE appraisal_policies (
-        id TEXT NOT NULL,
-        fmspc TEXT NOT NULL,
-        is_default INTEGER NOT NULL,
-        policy TEXT NOT NULL,
-        PRIMARY KEY (id, fmspc)
-    ) STRICT, WITHOUT ROWID;
-
-    CREATE UNIQUE INDEX appraisal_policies_default ON appraisal_policies (fmspc) WHERE is_default = 1;
-    """,
-)

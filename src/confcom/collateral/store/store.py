@@ -1,17 +1,18 @@
-"""CollateralStore: every version of every document, with a memory of when it was seen, in one SQLite file.
+"""CollateralStore: every version of every document, with a memory of when it was seen, in SQLite or PostgreSQL.
 
 `add` verifies each document under the roots that the store was opened with, and only what leads to those roots is read.
-Its users verify it once more (`verify_collateral`), so that the file need not be trusted.
+Its users verify it once more (`verify_collateral`), so that the database need not be trusted.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+import sqlalchemy as sa
 
 from confcom.appraisal.collateral import Collateral
 from confcom.collateral.documents import (
@@ -24,7 +25,7 @@ from confcom.collateral.documents import (
     verify_document,
 )
 from confcom.collateral.store.appraisal_policies import AppraisalPolicies
-from confcom.collateral.store.database import BUSY_TIMEOUT, StoreDatabase
+from confcom.collateral.store.database import StoreDatabase
 from confcom.collateral.store.pck import PckClaims
 from confcom.collateral.store.platforms import PlatformRegistry
 from confcom.collateral.store.registrations import Registrations
@@ -39,6 +40,7 @@ from confcom.collateral.store.rows import (
     served_as,
     versions_of,
 )
+from confcom.database.engine import BUSY_TIMEOUT, Database
 from confcom.errors import CollateralNotFound
 from confcom.formats.pck_extension import PckExtension
 from confcom.pki.roots import TrustRoots
@@ -46,16 +48,20 @@ from confcom.protocols.pcs import PckCaName, Tee, Update
 
 
 class CollateralStore:
-    """The store at a path. Safe to use from several threads and processes; a context manager that closes it."""
+    """A store. Safe to use from several threads and processes; a context manager that closes it."""
 
     def __init__(
-        self, path: Path, *, roots: TrustRoots, create: bool = True, busy_timeout: float = BUSY_TIMEOUT
+        self, store: Path | str, *, roots: TrustRoots, create: bool = True, busy_timeout: float = BUSY_TIMEOUT
     ) -> None:
-        """Open the store, and make it if it is not there. Every failure is a `CollateralError` with advice."""
-        self.path = path
+        """Open the store, and make an SQLite file that is not there. Failures are `CollateralError`s with advice.
+
+        `store` is a path, or the URL of a PostgreSQL database; what is no such URL is a `ConfigError`.
+        """
+        self._database = StoreDatabase(store, create=create, busy_timeout=busy_timeout)
         self.roots = roots
-        self.source = f"store {path}"
-        self._database = StoreDatabase(path, create=create, busy_timeout=busy_timeout)
+        self.address = self._database.database.address
+        """The path, or the URL without the password."""
+        self.source = f"store {self.address}"
         self.platforms = PlatformRegistry(self._database, roots)
         self.registrations = Registrations(self._database)
         self.claims = PckClaims(self._database, roots)
@@ -71,11 +77,20 @@ class CollateralStore:
 
     @property
     def failures(self) -> int:
-        """Reads and writes since it was opened that SQLite or the file system refused."""
+        """Reads and writes since it was opened that the engine or the file system refused."""
         return self._database.failures
 
+    @property
+    def database(self) -> Database:
+        """What a `Watch` and `Leases` are made for."""
+        return self._database.database
+
+    def changes(self) -> int:
+        """How many transactions have written, of every process: what was read holds while this stays the same."""
+        return self._database.changes()
+
     def close(self) -> None:
-        """Close the file."""
+        """Close its connections."""
         self._database.close()
 
     def check(self) -> None:
@@ -102,7 +117,7 @@ class CollateralStore:
         with self._database.write() as connection:
             return sum(keep_version(connection, document, sightings) for document, sightings in documents)
 
-    def write(self, writers: Iterable[Callable[[sqlite3.Connection], bool]]) -> int:
+    def write(self, writers: Iterable[Callable[[sa.Connection], bool]]) -> int:
         """Run calls that write in one transaction; gives how many said that what they wrote is new."""
         with self._database.write() as connection:
             return sum(writer(connection) for writer in writers)
@@ -130,7 +145,7 @@ class CollateralStore:
             raise CollateralNotFound(
                 f"{self.source} has no {', no '.join(missing)}",
                 advice=f"Fetch it: confcom collateral fetch --fmspc {fmspc.hex()} --ca {ca} --tee {tee} "
-                f"--update {update} --store {self.path}",
+                f"--update {update} --store {self.address}",
             )
         documents = [document for document in found if document is not None]
         return assemble(documents, source=self.source)

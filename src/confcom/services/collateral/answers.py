@@ -13,7 +13,7 @@ import msgspec
 from prometheus_client import Counter
 
 from confcom.collateral.documents import DocumentKey
-from confcom.collateral.store.pck import CertificatesUnavailable
+from confcom.collateral.pck_rules import CertificatesUnavailable
 from confcom.errors import (
     CollateralError,
     CollateralNotFound,

@@ -15,14 +15,14 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from confcom.collateral.documents import Document, DocumentKey, DocumentKind, keys_for, verify_document
-from confcom.collateral.platform_collateral import tcb_info_to_select_by
-from confcom.collateral.store.pck import (
+from confcom.collateral.pck_rules import (
     CertificatesUnavailable,
     require_raw_tcb,
     require_same_platform,
     require_stated,
     select_pck_certificate,
 )
+from confcom.collateral.platform_collateral import tcb_info_to_select_by
 from confcom.collateral.store.platforms import PlatformTcb, PlatformUpdate, own_tcb, require_one_processor
 from confcom.collateral.store.registrations import Registration
 from confcom.collateral.store.store import CollateralStore
@@ -145,6 +145,8 @@ class CollateralCache:
         self.clock = clock
         self.generation = 0
         """Grows whenever the store may have changed."""
+        self.confirmed = time.monotonic()
+        """When the store was asked last whether it changed, in seconds of the monotonic clock."""
         self.grown = asyncio.Event()
         """Set at the same time, for the refresher."""
         self._metrics = metrics

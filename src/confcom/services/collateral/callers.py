@@ -65,8 +65,8 @@ class Tokens:
 class Bodies:
     """Reads request bodies; counts the bytes of all that are read or worked on."""
 
-    def __init__(self, config: CollateralServiceConfig, *, folder: Path) -> None:
-        """Large bodies are kept in files of the folder."""
+    def __init__(self, config: CollateralServiceConfig, *, folder: Path | None) -> None:
+        """Large bodies are kept in files of the folder; None: the one for temporary files."""
         self._size, self._seconds = config.max_body, config.body_timeout
         self._total = max(config.max_body, config.max_bodies)
         self._folder = folder
@@ -154,4 +154,4 @@ def _too_large(limit: int) -> Refused:
 
 
 def _no_room(error: OSError) -> Refused:
-    return Refused(503, f"the body cannot be kept beside the store: {error.strerror}", advice="Make room on its disk.")
+    return Refused(503, f"the body cannot be kept in a file: {error.strerror}", advice="Make room on its disk.")

@@ -7,11 +7,11 @@ of the process, with readiness; `cache` has what is served, `service_http` how, 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from starlette.requests import Request
 
 from confcom.collateral.clock import Dates, rfc3339
 from confcom.collateral.documents import DocumentKey
-from confcom.collateral.store.database import StoreWatch
 from confcom.collateral.store.store import CollateralStore
-from confcom.errors import ConfcomError, ConfigError
+from confcom.database.changes import Watch
+from confcom.database.engine import DatabaseAddress
+from confcom.errors import CollateralError, ConfcomError, ConfigError
 from confcom.formats.arguments import parse_tcp_address
 from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import HttpResponse, Tee
@@ -186,9 +187,6 @@ class Readiness:
 
 __all__ = ["CollateralServiceConfig", "serve"]
 
-WATCH_STORE = 1.0
-"""Seconds between two looks at whether another process wrote to the store."""
-
 
 async def serve(
     upstream: Upstream | None,
@@ -213,13 +211,12 @@ async def serve(
                 return
         listener = listener_of(config, None if kept is None else kept.tls)
         metrics.certificate.served_by(listener.tls)
-        store = stack.enter_context(CollateralStore(_path(config), roots=roots))
+        store = stack.enter_context(CollateralStore(_prepared(config.store), roots=roots))
         metrics.watch_store(store)
-        watch = StoreWatch(store.path)
-        stack.callback(watch.close)
         asked = None if config.mode == "offline" else upstream
         cache = CollateralCache(store, asked, config, metrics, clock=clock)
         stack.push_async_callback(cache.close)
+        stack.callback(Watch(store.database, _Follower(cache).look).close)
         certificates = PckCertificates(cache)
         required = parse_fmspcs(config.fmspcs)
         refresher = Refresher(cache, certificates, config, metrics, required=required)
@@ -227,30 +224,52 @@ async def serve(
             cache, metrics, required=required, obstacle=lambda: "" if kept is None else kept.keeper.not_ready
         )
         tokens = Tokens(config, clock=lambda: clock().timestamp())
-        bodies = Bodies(config, folder=store.path.parent)
+        file = store.address.path
+        bodies = Bodies(config, folder=None if file is None else file.parent)
         administration = Administration(cache, certificates, refresher, tokens=tokens, bodies=bodies)
         policies = PolicyPaths(cache, tokens=tokens, bodies=bodies)
         hot = HotAnswers(entries=config.memory_entries, size=config.memory)
         more = {**administration.routes(), **policies.routes(), **readiness.routes()}
         secrets = server_secrets(config.files())
         app = CollateralApp(cache, certificates, hot, metrics, more=more, secrets=secrets)
-        await stack.enter_async_context(background("store-watch", partial(_follow, watch, cache)))
         if asked is not None:
             metrics.last_refresh = 0.0
             await stack.enter_async_context(background("refresh", refresher.run))
         await serve_http(app, listener, stop=stop, started=started)
 
 
-async def _follow(watch: StoreWatch, cache: CollateralCache) -> None:
-    """Notice writes of other processes to the store."""
-    while True:
-        await asyncio.sleep(WATCH_STORE)
-        if await cache.read(watch.changed):
-            cache.store_changed()
+class _Follower:
+    """Compares the store's count of changes with the last one; called in the thread of a `Watch`."""
+
+    def __init__(self, cache: CollateralCache) -> None:
+        self._cache = cache
+        self._loop = asyncio.get_running_loop()
+        self._known: int | None = None
+
+    def look(self, topic: str) -> None:
+        """Have what is in memory read again, if another process wrote or the store does not answer."""
+        del topic
+        asked = time.monotonic()
+        try:
+            found = self._cache.store.changes()
+        except CollateralError:
+            found = None
+        changed, self._known = found is None or found != self._known, found
+        self._loop.call_soon_threadsafe(self._note, asked, changed, found is not None)
+
+    def _note(self, asked: float, changed: bool, answered: bool) -> None:
+        if answered:
+            self._cache.confirmed = asked
+        if changed:
+            self._cache.store_changed()
 
 
-def _path(config: CollateralServiceConfig) -> Path:
-    path = Path(config.store).expanduser()
+def _prepared(store: str) -> str:
+    """The store's address; the folder of a file is made."""
+    address = DatabaseAddress.parse(store)
+    if address.path is None:
+        return store
+    path = address.path.expanduser()
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     except OSError as error:
@@ -258,7 +277,7 @@ def _path(config: CollateralServiceConfig) -> Path:
             f"the folder of the store cannot be made: {path.parent}: {error.strerror}",
             advice="Name a store in a folder that can be written (--store PATH).",
         ) from error
-    return path
+    return str(path)
 
 
 def parse_fmspcs(named: tuple[str, ...]) -> tuple[tuple[Tee, bytes], ...]:

@@ -26,7 +26,7 @@ class CollateralServiceConfig(TlsSettings, frozen=True, kw_only=True, forbid_unk
     insecure_http: bool = False
     """Serve without TLS. Everything that matters is signed by Intel, but tokens can then be read on the way."""
     store: str = "/var/lib/confcom/collateral.sqlite"
-    """The collateral store; it is made if it is not there."""
+    """The collateral store: a file, made if it is not there, or the URL of a PostgreSQL database."""
     mode: Literal["lazy", "offline"] = "lazy"
     """lazy asks upstream for what is missing; offline serves the store alone."""
     upstream: str = "intel"

@@ -18,7 +18,7 @@ from starlette.routing import Route, Router
 
 from confcom.collateral.clock import rfc3339
 from confcom.collateral.documents import DocumentKey, key_for
-from confcom.collateral.store.pck import chain_expires
+from confcom.collateral.pck_rules import chain_expires
 from confcom.errors import CollateralNotFound, ConfcomError, FormatError
 from confcom.protocols import pcs
 from confcom.protocols.pcs_service import (
@@ -44,6 +44,8 @@ from confcom.services.runtime.process import Overloaded
 
 STALE_FOR = 5.0
 """Seconds that a stale answer is repeated from memory before upstream may be asked again."""
+CONFIRMED_FOR = 30.0
+"""Seconds that answers are given from memory after the store was last asked whether another replica changed it."""
 MEMORY_FOR = 3600.0
 """Seconds that a PCK certificate stays in memory."""
 MAX_AGE = 24 * 3600
@@ -101,6 +103,8 @@ class CollateralApp:
         return self._cache.clock().timestamp()
 
     def _from_memory(self, scope: Message) -> Answer | None:
+        if time.monotonic() - self._cache.confirmed > CONFIRMED_FOR:
+            return None
         try:
             served = parse_request(scope["path"], _query(scope))
             key = None if served is None else _remembered_as(served)

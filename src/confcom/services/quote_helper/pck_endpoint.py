@@ -35,8 +35,8 @@ from urllib.request import getproxies, proxy_bypass
 import msgspec
 import structlog
 
+from confcom.collateral.pck_rules import require_same_platform
 from confcom.collateral.pcs_client import MAX_PCK_CERTIFICATE, HttpExchange, HttpLimits
-from confcom.collateral.store.pck import require_same_platform
 from confcom.errors import CollateralError, CollateralUnavailable, ConfcomError, FormatError
 from confcom.formats.qcnl import MAX_QCNL, QcnlFile
 from confcom.pki.certificate import parse_certificates

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from confcom.collateral.documents import DocumentKey, take_apart
-from confcom.collateral.store.database import StoreDatabase, is_store_file, unfinished_store
-from confcom.collateral.store.rows import APPLICATION_ID, MIGRATIONS
+from confcom.collateral.sources import is_store
+from confcom.collateral.store.database import StoreDatabase, unfinished_store
+from confcom.collateral.store.schema import APPLICATION_ID, NEWEST
 from confcom.collateral.store.status import store_status
 from confcom.collateral.store.store import CollateralStore
 from confcom.errors import CollateralError, CollateralNotFound, CollateralUnavailable, ConfcomError
@@ -43,7 +44,7 @@ def test_a_store_is_made_only_when_that_was_asked_for(path):
         StoreDatabase(path, create=False)
     assert not path.exists()
     StoreDatabase(path, create=True).close()
-    assert is_store_file(path)
+    assert is_store(str(path))
 
 
 def test_a_folder_that_cannot_hold_it_is_named(tmp_path):
@@ -79,7 +80,8 @@ def test_another_database_is_left_alone(path):
 
 def test_a_store_of_the_future_is_left_alone(filled):
     future = sqlite3.connect(filled)
-    future.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    future.execute("UPDATE alembic_version SET version_num = '9999'")
+    future.commit()
     future.close()
     with pytest.raises(CollateralError, match="newer confcom"):
         StoreDatabase(filled, create=True)
@@ -91,8 +93,8 @@ def test_a_store_of_the_past_is_brought_up_to_date(path):
     old.close()
     database = StoreDatabase(path, create=False)
     with database.read() as connection:
-        assert connection.execute("PRAGMA user_version").fetchone()[0] == len(MIGRATIONS)
-        assert connection.execute("SELECT count(*) FROM versions").fetchone()[0] == 0
+        assert connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == NEWEST
+        assert connection.exec_driver_sql("SELECT count(*) FROM versions").scalar() == 0
     database.close()
 
 
@@ -171,31 +173,31 @@ def test_a_failed_write_leaves_nothing_behind(path):
 
     def fail() -> None:
         with database.write() as connection:
-            connection.execute("INSERT INTO chains (digest, pem) VALUES (x'00', x'00')")
+            connection.exec_driver_sql("INSERT INTO chains (digest, pem) VALUES (x'00', x'00')")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         fail()
     with database.read() as connection:
-        assert connection.execute("SELECT count(*) FROM chains").fetchone()[0] == 0
+        assert connection.exec_driver_sql("SELECT count(*) FROM chains").scalar() == 0
     database.close()
 
 
 def test_a_read_sees_one_moment(path):
     database = StoreDatabase(path, create=True)
     with database.read() as connection:
-        assert connection.execute("SELECT count(*) FROM chains").fetchone()[0] == 0
+        assert connection.exec_driver_sql("SELECT count(*) FROM chains").scalar() == 0
 
         def write() -> None:
             with database.write() as other:
-                other.execute("INSERT INTO chains (digest, pem) VALUES (x'00', x'00')")
+                other.exec_driver_sql("INSERT INTO chains (digest, pem) VALUES (x'00', x'00')")
 
         thread = threading.Thread(target=write)
         thread.start()
         thread.join()
-        assert connection.execute("SELECT count(*) FROM chains").fetchone()[0] == 0
+        assert connection.exec_driver_sql("SELECT count(*) FROM chains").scalar() == 0
     with database.read() as connection:
-        assert connection.execute("SELECT count(*) FROM chains").fetchone()[0] == 1
+        assert connection.exec_driver_sql("SELECT count(*) FROM chains").scalar() == 1
     database.close()
 
 
@@ -208,10 +210,10 @@ def test_a_store_without_permission_is_named(filled, world, now):
 
 def test_only_sqlite_files_look_like_a_store(tmp_path, filled):
     (tmp_path / "text").write_text("hello")
-    assert is_store_file(filled)
-    assert not is_store_file(tmp_path / "text")
-    assert not is_store_file(tmp_path)
-    assert not is_store_file(tmp_path / "missing")
+    assert is_store(str(filled))
+    assert not is_store(str(tmp_path / "text"))
+    assert not is_store(str(tmp_path))
+    assert not is_store(str(tmp_path / "missing"))
 
 
 def test_a_killed_process_leaves_nothing_for_long(path, world):

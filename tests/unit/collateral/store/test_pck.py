@@ -21,8 +21,8 @@ def world() -> SimulatedWorld:
 
 
 @pytest.fixture
-def store(tmp_path, world):
-    with CollateralStore(tmp_path / "s.sqlite", roots=world.trust_roots) as store:
+def store(address, world):
+    with CollateralStore(address, roots=world.trust_roots) as store:
         yield store
 
 

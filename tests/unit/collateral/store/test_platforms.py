@@ -70,7 +70,7 @@ def test_a_new_certificate_for_the_same_tcb_replaces_the_old_one(world, store, r
     assert (platform.first_seen, platform.last_seen) == (now, now + DAY)
 
 
-def test_nothing_unverified_is_kept(path, store, raw, answer, now):
+def test_nothing_unverified_is_kept(address, store, raw, answer, now):
     end = len(answer.certificate) - 60
     forged = answer.certificate[:end] + b"A" + answer.certificate[end + 1 :]
     for wrong in (
@@ -86,7 +86,7 @@ def test_nothing_unverified_is_kept(path, store, raw, answer, now):
         store.platforms.add_pck_certificate(replace(raw, pce_id=b"\x01\x00"), answer, seen=now, source="pcs")
     assert store.platforms.known() == ()
     store.platforms.add_pck_certificate(raw, answer, seen=now, source="pcs")
-    with CollateralStore(path, roots=TrustRoots.intel()) as intel_only:
+    with CollateralStore(address, roots=TrustRoots.intel()) as intel_only:
         assert intel_only.platforms.pck_certificate(raw) is None
         with pytest.raises(UntrustedRootError):
             intel_only.platforms.add_pck_certificate(raw, answer, seen=now, source="pcs")
@@ -112,7 +112,8 @@ def test_the_ca_follows_from_the_certificate(store, extension, now):
     ]
 
 
-def test_the_registry_does_not_keep_the_ppid(store, path, extension, now):
+def test_the_registry_does_not_keep_the_ppid(path, world, extension, now):
+    store = CollateralStore(path, roots=world.trust_roots)
     store.observe_platform(extension, seen=now)
     assert extension.ppid.hex() not in store.platforms.known()[0].id
     store.close()

@@ -9,11 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event
 
 from confcom.collateral.store import registrations
-from confcom.collateral.store.database import StoreDatabase
 from confcom.collateral.store.registrations import Place, Registration, Registrations
-from confcom.collateral.store.rows import APPLICATION_ID, MIGRATIONS
 from confcom.collateral.store.store import CollateralStore
 from confcom.errors import CollateralUnavailable
 from confcom.pki.roots import TrustRoots
@@ -24,13 +23,8 @@ REQUEST = PckCertRequest(cpu_svn=bytes(range(16)), pce_svn=258, pce_id=bytes(2),
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "collateral.sqlite"
-
-
-@pytest.fixture
-def register(path: Path) -> Iterator[Registrations]:
-    with CollateralStore(path, roots=TrustRoots.intel()) as store:
+def register(address: str) -> Iterator[Registrations]:
+    with CollateralStore(address, roots=TrustRoots.intel()) as store:
         yield store.registrations
 
 
@@ -42,13 +36,13 @@ def waiting(register: Registrations) -> tuple[Registration, ...]:
     return register.page("waiting")
 
 
-def test_keeps_a_registration_over_a_restart(path: Path, register: Registrations) -> None:
+def test_keeps_a_registration_over_a_restart(address: str, register: Registrations) -> None:
     entry = Registration(replace(REQUEST, encrypted_ppid=b"\x01" * 384, platform_manifest=b"m"), "waiting", NOW)
     alone = Registration(PckCertsRequest(bytes(2), None, b"manifest", qe_id=b"\xcd" * 16), "waiting", NOW)
     register.put(entry)
     register.put(alone)
 
-    with CollateralStore(path, roots=TrustRoots.intel()) as again:
+    with CollateralStore(address, roots=TrustRoots.intel()) as again:
         assert waiting(again.registrations) == (seen(entry), seen(alone))
         assert again.registrations.of_platform(b"\xab" * 16, bytes(2)) == (seen(entry),)
 
@@ -123,15 +117,21 @@ def steps(register: Registrations, call: Callable[[], object]) -> int:
         nonlocal taken
         taken += 1
 
-    with register._database.read() as connection:
-        pass
-    connection.set_progress_handler(step, 1)
+    def watch(connection: sqlite3.Connection, _: object, __: object) -> None:
+        connection.set_progress_handler(step, 1)
+
+    engine = register._database.database.engine
+    event.listen(engine, "checkout", watch)
     call()
-    connection.set_progress_handler(None, 0)
+    event.remove(engine, "checkout", watch)
+    with register._database.read() as connection:
+        connection.connection.driver_connection.set_progress_handler(None, 0)  # type: ignore[union-attr]
     return taken
 
 
-def test_no_call_takes_longer_because_many_are_registered(register: Registrations) -> None:
+def test_no_call_takes_longer_because_many_are_registered(path: Path) -> None:
+    store = CollateralStore(path, roots=TrustRoots.intel())
+    register = store.registrations
     calls: dict[str, Callable[[Registrations], object]] = {
         "put": lambda register: register.put(Registration(replace(REQUEST, qe_id=b"\x77" * 16), "waiting", NOW)),
         "of platform": lambda register: register.of_platform(b"\xab" * 16, bytes(2)),
@@ -154,38 +154,4 @@ def test_no_call_takes_longer_because_many_are_registered(register: Registration
 
     assert min(few.values()) > 0
     assert {name: many[name] for name in calls if many[name] > few[name] + 30} == {}
-
-
-def test_a_store_of_the_former_version_keeps_its_registrations(path: Path) -> None:
-    """Version 1, with the table that the service added to it."""
-    old = sqlite3.connect(path)
-    old.executescript(
-        MIGRATIONS[0]
-        + """
-        CREATE TABLE registrations (
-            qe_id TEXT NOT NULL, pce_id TEXT NOT NULL, cpu_svn TEXT NOT NULL, pce_svn INTEGER NOT NULL,
-            encrypted_ppid BLOB, platform_manifest BLOB, fmspc TEXT NOT NULL, state TEXT NOT NULL,
-            since INTEGER NOT NULL, PRIMARY KEY (qe_id, pce_id, cpu_svn, pce_svn)
-        ) STRICT;
-        """
-    )
-    for number, (ppid, state) in enumerate([(bytes(384), "waiting"), (b"\x01" * 384, "cached"), (None, "cached")]):
-        row = ("ab" * 16, "0000", "00" * 16, number, ppid, b"m", "00" * 6, state, int(NOW.timestamp()))
-        old.execute("INSERT INTO registrations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
-    old.executescript(f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 1; PRAGMA journal_mode = WAL;")
-    old.close()
-
-    with CollateralStore(path, roots=TrustRoots.intel(), create=False) as store:
-        found = store.registrations.of_platform(b"\xab" * 16, bytes(2))
-        assert sorted((entry.request.pce_svn, entry.request.encrypted_ppid) for entry in found) == [  # type: ignore[union-attr]
-            (0, None),
-            (1, b"\x01" * 384),
-            (2, None),
-        ]
-        assert {entry.last_seen for entry in found} == {NOW}
-        assert [store.registrations.count(state) for state in ("waiting", "unavailable", "cached")] == [1, 0, 2]
-        store.check()
-    database = StoreDatabase(path, create=False)
-    with database.read() as connection:
-        assert connection.execute("PRAGMA user_version").fetchone()[0] == len(MIGRATIONS)
-    database.close()
+    store.close()

@@ -112,24 +112,24 @@ def test_one_bad_document_keeps_all_of_its_company_out(store, world, now):
     assert store.document_keys() == ()
 
 
-def test_only_what_leads_to_the_roots_goes_in_or_comes_out(path, store, world, now):
+def test_only_what_leads_to_the_roots_goes_in_or_comes_out(address, store, world, now):
     stranger = SimulatedWorld.from_seed(b"another world's seed", now=now)
     with pytest.raises(UntrustedRootError):
         keep(store, stranger, now)
     keep(store, world, now)
-    with CollateralStore(path, roots=TrustRoots.intel()) as intel_only:
+    with CollateralStore(address, roots=TrustRoots.intel()) as intel_only:
         assert intel_only.document_keys() == ()
         assert intel_only.history(DocumentKey.root_ca_crl()) == ()
         with pytest.raises(CollateralNotFound):
             in_force(intel_only, world, now)
 
 
-def test_the_parts_of_two_roots_are_never_mixed(path, world, now):
+def test_the_parts_of_two_roots_are_never_mixed(address, world, now):
     other = SimulatedWorld.from_seed(b"another world's seed", now=now + DAY)
     fmspc = b"\x01\x02\x03\x04\x05\x06"
     other.authority.add_tcb_info(fmspc)
     both = TrustRoots((*world.trust_roots.roots, *other.trust_roots.roots))
-    with CollateralStore(path, roots=both) as store:
+    with CollateralStore(address, roots=both) as store:
         keep(store, world, now)
         collateral = other.pcs.fetch(fmspc, "platform", "sgx")
         store.add(take_apart(collateral, fmspc=fmspc, ca="platform", tee="sgx"), seen=now, source="o")
@@ -169,12 +169,12 @@ def test_documents_are_listed_once_for_each_set(store, world, now):
     assert store.in_force(DocumentKey.tcb_info("sgx", fmspc, 18), at=now) is None
 
 
-def test_readers_and_writers_do_not_wait_for_each_other(path, store, world, now):
+def test_readers_and_writers_do_not_wait_for_each_other(address, store, world, now):
     keep(store, world, now)
     failures = []
 
     def write() -> None:
-        with CollateralStore(path, roots=world.trust_roots) as mine:
+        with CollateralStore(address, roots=world.trust_roots) as mine:
             for second in range(20):
                 mine.add(documents(world), seen=now + timedelta(seconds=second), source=threading.current_thread().name)
 
@@ -222,7 +222,7 @@ def test_five_kills_lose_nothing_that_was_acknowledged(tmp_path):
         env=os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'src'}"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -230,24 +230,30 @@ def test_five_kills_lose_nothing_that_was_acknowledged(tmp_path):
     assert "0 lost, 0 torn" in done.stdout
 
 
-def test_the_file_belongs_to_its_owner(store, path):
+def test_the_file_belongs_to_its_owner(path, world):
+    CollateralStore(path, roots=world.trust_roots).close()
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-def test_an_acknowledged_write_is_synced(store, path):
-    with store._database.read() as connection:
-        assert connection.execute("PRAGMA synchronous").fetchone()[0] == 2
-        assert connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+def test_an_acknowledged_write_is_synced(path, world):
+    store = CollateralStore(path, roots=world.trust_roots)
+    with store._database.write() as connection:
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
     raw = sqlite3.connect(path)
-    tables = raw.execute("SELECT name, strict FROM pragma_table_list WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")
+    tables = raw.execute(
+        "SELECT name, strict FROM pragma_table_list WHERE type = 'table' AND name NOT LIKE 'sqlite_%' "
+        "AND name NOT IN ('alembic_version', 'lease')"
+    )
     assert {strict for _, strict in tables} == {1}
     raw.close()
+    store.close()
 
 
-def test_real_collateral_goes_in_and_comes_out(path, vectors):
+def test_real_collateral_goes_in_and_comes_out(address, vectors):
     intel = TrustRoots.intel()
     kept = 0
-    with CollateralStore(path, roots=intel) as store:
+    with CollateralStore(address, roots=intel) as store:
         for folder in sorted((vectors / "real").glob("*/collateral.json"))[::4]:
             collateral = load_bundle(folder.parent)
             verified = verify_collateral(collateral, roots=intel)
@@ -263,9 +269,9 @@ def test_real_collateral_goes_in_and_comes_out(path, vectors):
     assert kept > 20
 
 
-def test_a_list_with_a_number_of_20_bytes_is_kept(tmp_path: Path) -> None:
+def test_a_list_with_a_number_of_20_bytes_is_kept(address: str) -> None:
     roots = TrustRoots((TrustRoot.from_pem(pki.pem(pki.ROOT_CERTIFICATE)),))
     key, lists = DocumentKey.root_ca_crl(), [pki.crl(), pki.crl(number=(1 << 159) + 1)]
-    with CollateralStore(tmp_path / "collateral.sqlite", roots=roots) as store:
+    with CollateralStore(address, roots=roots) as store:
         assert store.add([Document(key, one) for one in lists], seen=pki.ISSUE, source="tests") == 2
         assert store.document(key, at=pki.ISSUE).body == lists[1]

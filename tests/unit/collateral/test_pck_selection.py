@@ -6,7 +6,7 @@ import datetime as dt
 
 import pytest
 
-from confcom.collateral.store.pck import CertificatesUnavailable, select_pck_certificate
+from confcom.collateral.pck_rules import CertificatesUnavailable, select_pck_certificate
 from confcom.formats.tcb_info import SignedTcbInfo, TcbInfo
 from confcom.protocols.pcs import PckCertificateAnswer
 from confcom.simulator.documents import PlatformTcbLevel, SimulatedTcbInfo

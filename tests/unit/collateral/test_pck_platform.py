@@ -6,7 +6,7 @@ import datetime as dt
 
 import pytest
 
-from confcom.collateral.store.pck import require_same_platform
+from confcom.collateral.pck_rules import require_same_platform
 from confcom.errors import MismatchError, UntrustedRootError
 from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import PckCertificateAnswer

@@ -1,0 +1,198 @@
+"""The chain of revisions: what it makes on both engines, and how stores from before it are taken over."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import secrets
+import sqlite3
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+
+from confcom.cli.root import run
+from confcom.collateral.archive import write_archive
+from confcom.collateral.documents import DocumentKey, take_apart
+from confcom.collateral.store.database import StoreDatabase
+from confcom.collateral.store.migrations import CHAIN
+from confcom.collateral.store.platforms import PlatformTcb
+from confcom.collateral.store.registrations import Registration
+from confcom.collateral.store.schema import APPLICATION_ID, METADATA, NEWEST
+from confcom.collateral.store.store import CollateralStore
+from confcom.errors import CollateralError
+from confcom.pki.roots import TrustRoots
+from confcom.protocols.pcs import PckCertRequest, PckCertsRequest
+from postgres_server import PostgresServer
+
+NOW, DAY = datetime(2026, 6, 1, 12, tzinfo=UTC), timedelta(days=1)
+FORMER = gzip.decompress((Path(__file__).parent / "store_before_revisions.sql.gz").read_bytes()).decode()
+"""A store with each kind of row, dumped by the last confcom before the revisions (`user_version` 4)."""
+OLDEST = """
+CREATE TABLE documents (id INTEGER PRIMARY KEY, kind TEXT NOT NULL, tee TEXT NOT NULL, fmspc TEXT NOT NULL,
+  ca TEXT NOT NULL, UNIQUE (kind, tee, fmspc, ca)) STRICT;
+CREATE TABLE sightings (version INTEGER, served_as TEXT, source TEXT, first_seen INTEGER, last_seen INTEGER);
+CREATE TABLE pck_certificates (id INTEGER PRIMARY KEY, qe_id TEXT, pce_id TEXT, first_seen INTEGER);
+CREATE TABLE platform_tcbs (qe_id TEXT, pce_id TEXT, cpu_svn TEXT, pce_svn INTEGER, certificate INTEGER);
+CREATE TABLE platforms (id TEXT, tee TEXT, fmspc TEXT, ca TEXT, sgx_components BLOB, pce_svn INTEGER, cpu_svn BLOB,
+  first_seen INTEGER, last_seen INTEGER);
+CREATE TABLE registrations (
+    qe_id TEXT NOT NULL, pce_id TEXT NOT NULL, cpu_svn TEXT NOT NULL, pce_svn INTEGER NOT NULL,
+    encrypted_ppid BLOB, platform_manifest BLOB, fmspc TEXT NOT NULL, state TEXT NOT NULL,
+    since INTEGER NOT NULL, PRIMARY KEY (qe_id, pce_id, cpu_svn, pce_svn)
+) STRICT;
+"""
+"""As far as it matters, version 1, with the table that the service added to it."""
+
+
+@pytest.fixture
+def former(path: Path) -> Path:
+    return made(path, FORMER, 4)
+
+
+def made(path: Path, script: str, version: int) -> Path:
+    old = sqlite3.connect(path)
+    old.executescript(script)
+    old.executescript(
+        f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {version}; PRAGMA journal_mode = WAL;"
+    )
+    old.close()
+    return path
+
+
+def test_the_newest_revision_is_the_one_that_opening_expects() -> None:
+    assert CHAIN.newest == NEWEST
+
+
+def test_the_chain_makes_the_tables_that_the_store_uses(address: str) -> None:
+    assert differences(StoreDatabase(address, create=True)) == []
+
+
+def test_a_store_that_was_taken_over_has_the_same_tables(former: Path) -> None:
+    assert differences(StoreDatabase(former, create=False)) == []
+
+
+def differences(database: StoreDatabase) -> list[Any]:
+    with database.read() as connection:
+        found = compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), METADATA)
+    database.close()
+    # SQLite's numbering keys hold no NULL, whether they say so or not.
+    return [one for one in found if not (isinstance(one, list) and one[0][0] == "modify_nullable")]
+
+
+def test_nothing_of_a_former_store_is_lost(former: Path, world: Any) -> None:
+    fmspc = world.machine.fmspc
+    with CollateralStore(former, roots=world.trust_roots, create=False) as store:
+        store.check()
+        digests = [
+            hashlib.sha256(store.collateral(fmspc, "platform", "sgx", at=NOW + days * DAY).tcb_info).hexdigest()[:16]
+            for days in (0, 4, 6)
+        ]
+        assert digests == ["e9254553469789ab", "e9254553469789ab", "8832289a8390687b"]
+        _, version = store.history(DocumentKey.tcb_info("sgx", fmspc))
+        seen = {(one.served_as, one.source, one.first_seen, one.last_seen) for one in version.sightings}
+        assert seen == {("standard", "pcs", NOW, NOW + 3 * DAY), ("standard", "pccs", NOW + DAY, NOW + DAY)}
+        raw = PlatformTcb(b"\xaa" * 16, bytes(2), b"\x07" * 16, 11)
+        newer, older = store.platforms.pck_certificates(raw.qe_id, raw.pce_id)
+        assert store.platforms.pck_certificate(raw) == newer != older
+        known = {(one.tee, one.first_seen, one.last_seen) for one in store.platforms.known()}
+        assert known == {("sgx", NOW, NOW + DAY), ("tdx", NOW + 2 * DAY, NOW + 2 * DAY)}
+        registered = [store.registrations.page(state) for state in ("cached", "waiting", "unavailable")]
+        assert [[one.request.qe_id for one in page] for page in registered] == [
+            [b"\xaa" * 16],
+            [b"\xcd" * 16],
+            [b"\xee" * 16],
+        ]
+        assert isinstance(registered[0][0].request, PckCertRequest)
+        assert registered[0][0].request.encrypted_ppid == b"\x01" * 384
+        assert isinstance(registered[1][0].request, PckCertsRequest)
+        assert [store.registrations.count(state) for state in ("cached", "waiting", "unavailable")] == [1, 1, 1]
+        claim = store.claims.of_caller("192.0.2.1", PlatformTcb(b"\xbb" * 16, bytes(2), b"\x07" * 16, 11), None)
+        assert claim is not None
+        assert claim.encrypted_ppid == b"\x02" * 384
+        assert store.policies.default(fmspc) == store.policies.all()[0][2]
+    with CollateralStore(former, roots=world.trust_roots, create=False) as again:
+        assert len(again.platforms.known()) == 2
+
+
+def test_the_former_confcom_refuses_a_store_that_was_taken_over(former: Path, world: Any) -> None:
+    CollateralStore(former, roots=world.trust_roots).close()
+    raw = sqlite3.connect(former)
+    assert raw.execute("PRAGMA user_version").fetchone()[0] > 4
+    raw.close()
+
+
+def test_a_store_of_the_first_version_keeps_its_registrations(path: Path) -> None:
+    made(path, OLDEST, 1)
+    old = sqlite3.connect(path)
+    for number, (ppid, state) in enumerate([(bytes(384), "waiting"), (b"\x01" * 384, "cached"), (None, "cached")]):
+        row = ("ab" * 16, "0000", "00" * 16, number, ppid, b"m", "00" * 6, state, int(NOW.timestamp()))
+        old.execute("INSERT INTO registrations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+    old.commit()
+    old.close()
+
+    with CollateralStore(path, roots=TrustRoots.intel(), create=False) as store:
+        found = store.registrations.of_platform(b"\xab" * 16, bytes(2))
+        ppids = [(entry.request.pce_svn, entry.request.encrypted_ppid) for entry in found]  # type: ignore[union-attr]
+        assert sorted(ppids) == [(0, None), (1, b"\x01" * 384), (2, None)]
+        assert {entry.last_seen for entry in found} == {NOW}
+        assert [store.registrations.count(state) for state in ("waiting", "unavailable", "cached")] == [1, 0, 2]
+        store.check()
+
+
+@pytest.mark.postgres
+def test_a_file_is_copied_to_a_server_with_all_that_it_holds(
+    former: Path, world: Any, postgres: PostgresServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with CollateralStore(former, roots=world.trust_roots) as store:
+        archive = archived(store)
+        before = (store.platforms.known(), store.changes(), store.registrations.count_all())
+    with postgres.database() as name:
+        words = ["collateral", "migrate", "--store", postgres.of(name), "--from", str(former)]
+        assert run(words) == 0
+        assert "sightings: 16 rows copied and compared" in capsys.readouterr().out
+        # What an interrupted copy leaves is completed.
+        postgres.execute("DELETE FROM sightings WHERE served_as = ''", name)
+        postgres.execute("DELETE FROM registrations WHERE state = 'cached'", name)
+        assert run(words) == 0
+        with CollateralStore(postgres.of(name), roots=world.trust_roots) as copied:
+            assert archived(copied) == archive
+            assert (copied.platforms.known(), copied.changes(), copied.registrations.count_all()) == before
+            raw = PlatformTcb(b"\xbb" * 16, bytes(2), b"\x07" * 16, 11)
+            assert copied.claims.of_caller("192.0.2.1", raw, b"\x02" * 384) is not None
+            # Numbers go on after those that were copied.
+            kept = copied.platforms.pck_certificates(b"\xaa" * 16, bytes(2))
+            copied.platforms.add_pck_certificate(raw, kept[0], seen=NOW, source="pcs")
+            copied.observe_platform(copied.platforms.verify(kept[0], bytes(2)).extension, seen=NOW + 9 * DAY)
+
+
+@pytest.mark.postgres
+def test_the_role_of_the_service_may_serve_and_not_lose_history(world: Any, postgres: PostgresServer) -> None:
+    role = f"serves_{secrets.token_hex(4)}"
+    postgres.execute(f"CREATE ROLE {role} LOGIN")
+    with postgres.database() as name:
+        assert run(["collateral", "migrate", "--store", postgres.of(name), "--role", role]) == 0
+        with CollateralStore(postgres.of(name, role=role), roots=world.trust_roots) as store:
+            fmspc = world.machine.fmspc
+            documents = take_apart(world.publish(), fmspc=fmspc, ca="platform", tee="sgx")
+            assert store.add(documents, seen=NOW, source="pcs") == 4
+            assert store.collateral(fmspc, "platform", "sgx", at=NOW)
+            request = PckCertRequest(bytes(16), 1, bytes(2), b"\xaa" * 16)
+            store.registrations.put(Registration(request, "waiting", NOW))
+            store.registrations.put(Registration(request, "cached", NOW))
+            assert store.platforms.remove(b"\xaa" * 16) == 1
+            for sql in ("DELETE FROM sightings", "UPDATE versions SET number = 1", "DROP TABLE lease"):
+                with pytest.raises(CollateralError, match=r"permission|owner"):
+                    store.write([lambda connection, sql=sql: bool(connection.exec_driver_sql(sql))])  # type: ignore[misc]
+        postgres.execute(f"DROP OWNED BY {role}", name)
+    postgres.execute(f"DROP ROLE {role}")
+
+
+def archived(store: CollateralStore) -> bytes:
+    file = io.BytesIO()
+    write_archive(store, file, platforms=True)
+    return file.getvalue()
