@@ -77,6 +77,7 @@ def test_verifying_imports_two_libraries_and_what_a_verdict_takes() -> None:
         "print(json.dumps(sorted(sys.modules)))"
     )
     assert found & (SLOW - {"cryptography"}) == set()
+    assert "cryptography.hazmat.primitives.serialization" not in found
     assert not any(name.startswith(("confcom.appraisal.inspection", "confcom.collateral.store")) for name in found)
     assert len({name for name in found if name.startswith("confcom.")}) <= 40
 

@@ -17,7 +17,6 @@ from typing import Any
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_der_public_key
 from cryptography.x509.oid import NameOID
 
 from confcom.formats import der
@@ -213,7 +212,7 @@ def read_certificate(data: bytes) -> Certificate:
     if on_p256:
         _ = certificate.public_key
     else:
-        load_der_public_key(key)
+        certificate.in_full().public_key()
     if unusual or odd:
         full = certificate.in_full()
         names = full.subject.get_attributes_for_oid(NameOID.COMMON_NAME)

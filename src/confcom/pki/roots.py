@@ -9,8 +9,6 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from cryptography.hazmat.primitives.serialization import Encoding
-
 from confcom.errors import CertificateError, ConfigError
 from confcom.formats.arguments import checked_bytes, checked_type
 from confcom.pki.certificate import check_p256, load_certificate, parse_certificates
@@ -81,6 +79,9 @@ class TrustRoot:
     @property
     def pem(self) -> bytes:
         """The certificate in PEM."""
+        # Here, because it takes a twelfth of all that verifying quotes imports.
+        from cryptography.hazmat.primitives.serialization import Encoding
+
         return self.certificate.in_full().public_bytes(Encoding.PEM)
 
     @classmethod
