@@ -56,6 +56,11 @@ A policy is a value. The safe defaults apply unless a policy replaces them.
 These need `confcom[cli]`.
 """: """process_mode open_quote_source QuoteSource QuoteResult Platform open_platform IntelDcapPlatform LocalEnclave
         launch_enclave verify_local_report TargetInfo""",
+    """Certificates of attested pods
+
+`request_certificate` asks the certificate signer of a cluster, and needs `confcom[kube]`
+([attested-certificates-for-pods.md](../howto/attested-certificates-for-pods.md)).
+""": "request_certificate",
     """Errors and exit codes
 
 These are the families. `confcom.errors` holds every error, [errors.md](errors.md) their codes and advice.

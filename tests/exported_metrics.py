@@ -19,6 +19,7 @@ from typing import NamedTuple
 from prometheus_client.parser import text_string_to_metric_families
 
 from aesm_wire import request
+from certificate_requests_api import CertificateRequestsApi
 from confcom.pki.serving_pair import Authority
 from epc_api import EpcApi, make_pod
 from epc_host import UID, Node
@@ -73,7 +74,10 @@ def every_page(folder: Path) -> Iterator[list[Page]]:
         pair = authority.issue(("127.0.0.1",), now=_now(), lifetime=timedelta(days=20), common_name="tests")
         (folder / "tls.crt").write_bytes(pair.certificate)
         (folder / "tls.key").write_bytes(pair.key)
-        starts = (_quote_helper, _device_plugin, _webhook, _metrics, _collateral, _attestation, _metrics_api)
+        starts = (
+            _quote_helper, _device_plugin, _webhook, _metrics, _collateral, _attestation, _metrics_api,
+            _certificate_signer,
+        )  # fmt: skip
         yield [start(folder, machine, stack) for start in starts]
 
 
@@ -97,6 +101,23 @@ def _quote_helper(folder: Path, machine: Path, stack: ExitStack) -> Page:
             exchange(path, request(17, (1, bytes(432)), (2, b""), (4, 10)))
 
     return Page("quote-helper", page, scrape, use)
+
+
+def _certificate_signer(folder: Path, machine: Path, stack: ExitStack) -> Page:
+    api, page, own = stack.enter_context(CertificateRequestsApi()), _address(), folder / "signer"
+    own.mkdir()
+    api.put_signer()
+    (own / "apps.toml").write_text(f'mr_signer = ["{"11" * 32}"]\n')
+    options = ["--policies", str(own), "--collateral", str(folder / "collateral"), "--http", page]
+    options += ["--trust-root", str(folder / "collateral" / "root_ca.pem"), "--kubeconfig", api.kubeconfig(own)]
+    _daemon(stack, folder, "certificate-signer", *options)
+
+    def scrape() -> bytes:
+        _eventually(lambda: get(page, "/readyz")[0] == 200)
+        api.ask(own, "apps")
+        return _until(lambda: get(page, "/metrics")[1], b'outcome="nonce"')
+
+    return Page("certificate-signer", page, scrape, lambda turn: api.ask(own, "apps", f"pod{turn}"))
 
 
 def _device_plugin(folder: Path, machine: Path, stack: ExitStack) -> Page:

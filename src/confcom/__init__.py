@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from confcom.pki.roots import TrustRoot, TrustRoots
     from confcom.platforms.intel.dcap import IntelDcapPlatform
     from confcom.platforms.interface import LocalEnclave, Platform, QuoteResult, verify_local_report
+    from confcom.platforms.pod_certificate import request_certificate
     from confcom.platforms.quoting import QuoteSource, open_quote_source, process_mode
     from confcom.wiring import launch_enclave, open_platform
 
@@ -95,6 +96,7 @@ _HOMES = {
     "confcom.pki.roots": "TrustRoot TrustRoots",
     "confcom.platforms.intel.dcap": "IntelDcapPlatform",
     "confcom.platforms.interface": "LocalEnclave Platform QuoteResult verify_local_report",
+    "confcom.platforms.pod_certificate": "request_certificate",
     "confcom.platforms.quoting": "QuoteSource open_quote_source process_mode",
     "confcom.wiring": "launch_enclave open_platform",
 }
@@ -168,6 +170,7 @@ __all__ = [
     "open_quote_source",
     "open_source",
     "process_mode",
+    "request_certificate",
     "safe_defaults",
     "save_bundle",
     "verify_certificate",

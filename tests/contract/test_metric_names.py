@@ -26,6 +26,7 @@ FILES = sorted(
 COMPONENTS = (
     "confcom_build_", "confcom_quote_helper_", "confcom_device_plugin_", "confcom_webhook_", "confcom_epc_",
     "confcom_collateral_service_", "confcom_attestation_", "confcom_metrics_api_",
+    "confcom_certificate_signer_",
 )  # fmt: skip
 """What the names of all metrics begin with, by component."""
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

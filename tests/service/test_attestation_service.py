@@ -22,8 +22,7 @@ from confcom.cli.root import run
 from confcom.errors import ConfigError
 from confcom.formats.open_enclave import OeReportHeader, OeReportType
 from confcom.formats.text import encode_base64url
-from confcom.pki.roots import TrustRoots
-from confcom.services.attestation.attestation_service import simulated_world
+from confcom.pki.roots import TrustRoots, simulated_world
 from confcom.services.attestation.attestation_store import AttestationStore
 from confcom.services.attestation.signing_keys import make_key
 from confcom.simulator.td import td_report

@@ -32,6 +32,7 @@ from confcom.formats.attested_certificate import (
     MAX_ATTESTED_CERTIFICATE,
     STRUCTURE,
     AttestedCertificate,
+    AttestedRequest,
     CertificateFormat,
 )
 from confcom.formats.quote import TeeType
@@ -44,6 +45,9 @@ VALIDITY_STEP = "certificate-validity"
 BINDING_STEP = "certificate-binding"
 KEY_STEP = "certificate-key"
 NONCE_STEP = "certificate-nonce"
+PURPOSE_STEP = "certificate-purpose"
+PURPOSE_CLAIM = "purpose"
+"""The claim by which evidence of one use is told from that of others."""
 AGE_STEP = "certificate-age"
 _REPORT_DATA_SIZE = 64
 _MAY_BE_CRITICAL = {*EVIDENCE_EXTENSIONS, *(der.oid(f"2.5.29.{number}") for number in (15, 17, 19, 37))}
@@ -69,8 +73,7 @@ class VerifiedPeer(Proof):
     @property
     def public_key(self) -> bytes:
         """The key that the evidence vouches for: SubjectPublicKeyInfo, DER."""
-        key: bytes = self.certificate.parts.public_key
-        return key
+        return self.certificate.public_key
 
 
 def verify_certificate(
@@ -130,6 +133,37 @@ def verify_attested(
     return VerifiedPeer(found, quote, binding_of(found), proof=PROOF)
 
 
+def verify_request(
+    request: AttestedRequest,
+    policy: Policy,
+    collateral: Collateral,
+    *,
+    now: datetime,
+    verifier: QuoteVerifier,
+    nonce: bytes,
+    purpose: bytes,
+    grace: timedelta = timedelta(),
+) -> VerifiedQuote:
+    """Verify and appraise a request for a certificate; raises as `verify_certificate` does.
+
+    The enclave must have claimed `nonce`, and `purpose` under `PURPOSE_CLAIM`: evidence for other uses does not count.
+    """
+    checked_identity(policy)
+    check_own_signature(request.parts, step=SIGNATURE_STEP)
+    verified = verifier.verify(request.quote, collateral, now=now, any_tcb=True)
+    check_binding(request)
+    _check_nonce(request, nonce)
+    found = request.ra_tls.further.get(PURPOSE_CLAIM)
+    if found != purpose:
+        raise BindingError(
+            f"the evidence was made for another purpose: the claim {PURPOSE_CLAIM!r} is wrong",
+            step=PURPOSE_STEP,
+            expected=purpose.decode(),
+            found="none" if found is None else found[:64].decode(errors="replace"),
+        )
+    return appraise(verified, policy, grace=grace).require()
+
+
 def read_attested_certificate(data: bytes) -> AttestedCertificate:
     """Read an attested certificate, DER or one PEM block."""
     if data.startswith(bytes((der.SEQUENCE,))):
@@ -167,19 +201,20 @@ def _check_validity(certificate: AttestedCertificate, now: datetime) -> Check:
     return passed(VALIDITY_STEP, expected, found)
 
 
-def check_binding(certificate: AttestedCertificate) -> tuple[Check, ...]:
+def check_binding(certificate: AttestedCertificate | AttestedRequest) -> tuple[Check, ...]:
     """Steps 4 and 5."""
     report_data, rules = certificate.quote.report_data, list(_rules(certificate))
     rule = binding_of(certificate)
     if not rule:
+        what = "certificate" if isinstance(certificate, AttestedCertificate) else "request"
         raise BindingError(
-            f"the evidence ({certificate.format}) is not for this certificate: its report data is another hash",
+            f"the evidence ({certificate.format}) is not for this {what}: its report data is another hash",
             step=BINDING_STEP,
             expected="; or ".join(f"{digest.hex()} ({name}), then zeros" for name, digest in rules),
             found=report_data.hex(),
             advice="The quote was copied from another certificate, or the generator uses an unknown format.",
         )
-    key = certificate.parts.public_key
+    key = certificate.public_key
     found = passed(BINDING_STEP, f"{certificate.format}: {rule}", report_data.hex())
     ra_tls, claims = certificate.ra_tls, certificate.evidence.custom_claims
     if ra_tls is not None:
@@ -199,7 +234,7 @@ def check_binding(certificate: AttestedCertificate) -> tuple[Check, ...]:
     return found, passed(KEY_STEP, what, digest.hex())
 
 
-def binding_of(certificate: AttestedCertificate) -> str:
+def binding_of(certificate: AttestedCertificate | AttestedRequest) -> str:
     """The rule by which the report data binds the key or the claims; empty when it does neither.
 
     All 64 bytes count: a hash, and then zeros. Generators leave the rest zero, and some verifiers never look there.
@@ -208,8 +243,8 @@ def binding_of(certificate: AttestedCertificate) -> str:
     return next((n for n, digest in _rules(certificate) if digest.ljust(_REPORT_DATA_SIZE, b"\0") == report_data), "")
 
 
-def _rules(certificate: AttestedCertificate) -> Iterator[tuple[str, bytes]]:
-    key, kind = certificate.parts.public_key, certificate.format
+def _rules(certificate: AttestedCertificate | AttestedRequest) -> Iterator[tuple[str, bytes]]:
+    key, kind = certificate.public_key, certificate.format
     if certificate.ra_tls is not None:
         yield "SHA-256 of the claims", hashlib.sha256(certificate.ra_tls.claims).digest()
         if certificate.quote.tee is TeeType.TDX:  # as Intel's generator does, against the text
@@ -230,7 +265,7 @@ def _pem(key: bytes) -> bytes:
     return b"-----BEGIN PUBLIC KEY-----\n" + lines + b"-----END PUBLIC KEY-----\n\0"
 
 
-def _check_nonce(certificate: AttestedCertificate, nonce: bytes | None) -> None:
+def _check_nonce(certificate: AttestedCertificate | AttestedRequest, nonce: bytes | None) -> None:
     if nonce is None:
         return
     found = None if certificate.ra_tls is None else certificate.ra_tls.nonce
@@ -259,7 +294,7 @@ def certificate_facts(certificate: AttestedCertificate) -> dict[str, Any]:
     return {
         "format": certificate.format.value,
         "binding": binding_of(certificate) or None,
-        "public_key_sha256": hashlib.sha256(certificate.parts.public_key).hexdigest(),
+        "public_key_sha256": hashlib.sha256(certificate.public_key).hexdigest(),
         "not_before": _text(certificate.not_before),
         "not_after": _text(certificate.not_after),
         "nonce": certificate.ra_tls.nonce.hex() if certificate.ra_tls and certificate.ra_tls.nonce else None,

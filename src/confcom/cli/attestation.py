@@ -56,6 +56,7 @@ def serve(config: AttestationServiceConfig) -> None:
 
     Clients of Azure work unchanged with this URL, clients of RATS get EAR.
     """
+    from confcom.pki.roots import simulated_world
     from confcom.services.attestation import attestation_service as service
 
     roots = trust_roots(config.trust_roots)
@@ -63,13 +64,13 @@ def serve(config: AttestationServiceConfig) -> None:
     if config.attest_keys or config.simulated_machine:
         from confcom.cli.quote import quotes_of_this_process
 
-        if config.simulated_machine and not service.simulated_world(roots):
+        if config.simulated_machine and not simulated_world(roots):
             raise ConfigError(
                 "a simulated enclave cannot attest the keys of an instance that judges hardware",
                 advice="Leave out --machine, or trust the simulated root (--trust-root).",
             )
         quote = quotes_of_this_process(Path(config.simulated_machine) if config.simulated_machine else None)
-    note = ", SIMULATED" if service.simulated_world(roots) else ""
+    note = ", SIMULATED" if simulated_world(roots) else ""
     run_until_stopped(
         partial(
             service.serve,

@@ -25,6 +25,7 @@ from confcom.errors import ConfigError
 if TYPE_CHECKING:
     from confcom.devices.host import Host
     from confcom.pki.roots import TrustRoots
+    from confcom.services.certificate_signer.signer_config import CertificateSignerConfig
     from confcom.services.collateral.cache import Upstream
     from confcom.services.collateral.service_config import CollateralServiceConfig
     from confcom.services.device_plugin.plugin_config import DevicePluginConfig
@@ -298,6 +299,43 @@ def metrics_api(config: MetricsApiConfig) -> None:
     from confcom.services.metrics_api.metrics_api import serve
 
     run_until_stopped(partial(serve, config, clock=now, started=lambda url: click.echo(f"metrics API: ready on {url}")))
+
+
+# The certificate signer.
+
+
+@daemon(
+    "certificate-signer",
+    "confcom.services.certificate_signer.signer_config:CertificateSignerConfig",
+    extras="services,cli,kube",
+)
+@click.option("--policies", metavar="DIR", help="NAMESPACE.ACCOUNT.toml each.  [default: see the reference]")
+@click.option("--trust-domain", metavar="NAME", help="Of the names spiffe://….  [default: cluster.local]")
+@click.option("--lifetime", type=float, metavar="SECONDS", help="Of a certificate, at most.  [default: 86400]")
+@click.option("--collateral", metavar="PATH-OR-URL", help="As of `confcom verify`.  [default: intel]")
+@click.option("--collateral-ca", metavar="PEM", help="CAs that the collateral service's TLS certificate may be of.")
+@click.option("--trust-root", "trust_roots", metavar="PEM", multiple=True, help="Trust this root instead of Intel's.")
+@click.option("--http", metavar="ADDRESS", help="Where /healthz, /readyz and /metrics are: HOST:PORT or unix:PATH.")
+@click.option("--kubeconfig", metavar="FILE", help="Credentials; else the pod's service account.")
+def certificate_signer(config: CertificateSignerConfig) -> None:
+    """Sign Kubernetes' certificate requests of pods with evidence that meets their policy.
+
+    The signer's name is confcom.dev/attested. Requests for other signers are left alone.
+    """
+    from confcom.pki.roots import simulated_world
+    from confcom.services.certificate_signer.certificate_signer import serve
+
+    roots = trust_roots(config.trust_roots)
+    mark = ", SIMULATED" if simulated_world(roots) else ""
+    run_until_stopped(
+        partial(
+            serve,
+            config,
+            roots=roots,
+            clock=now,
+            started=lambda name: click.echo(f"certificate signer: ready for {name}{mark}"),
+        )
+    )
 
 
 # The collateral service.

@@ -28,7 +28,8 @@ KEY_VARIABLE = "CONFCOM_PCS_KEY"
 _ALL = "CONFCOM_"
 _TOOLS = (STORE_VARIABLE, COLLATERAL_VARIABLE, POLICY_VARIABLE, KEY_VARIABLE)
 DAEMONS = (
-    "attestation-service", "collateral-service", "device-plugin", "metrics", "metrics-api", "quote-helper", "webhook",
+    "attestation-service", "certificate-signer", "collateral-service", "device-plugin", "metrics", "metrics-api",
+    "quote-helper", "webhook",
 )  # fmt: skip
 _OF_TESTS = (
     "CONFCOM_VECTORS", "CONFCOM_INTEROP", "CONFCOM_E2E_", "CONFCOM_PCCS_ADMIN", "CONFCOM_AZURE_CLIENT", "CONFCOM_TEST_",

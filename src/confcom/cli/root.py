@@ -124,6 +124,8 @@ COMMANDS: CommandTable = {
     ),
     "collateral": ("confcom.cli.collateral", "collateral", "Fill, inspect and carry the collateral store."),
     "attestation": ("confcom.cli.attestation", "attestation", "Judge evidence and sign tokens (Azure's API, EAR)."),
+    "certificate": ("confcom.cli.certificate", "certificate", "Get a certificate for an attested pod, and renew it."),
+    "certificate-signer": ("confcom.cli.daemons", "certificate_signer", "Sign certificates of attested pods."),
     "token": ("confcom.cli.token", "token", "Look at attestation tokens, and verify them."),
     "doctor": ("confcom.cli.doctor", "doctor", "Find out why something does not work here, and what to do."),
     "simulate": ("confcom.cli.simulate", "simulate", "Make simulated machines and export their collateral."),

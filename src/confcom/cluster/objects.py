@@ -76,6 +76,7 @@ NAMESPACE_KIND = _kind("v1", "Namespace", "namespaces", namespaced=False)
 NODE_KIND = _kind("v1", "Node", "nodes", namespaced=False)
 POD_KIND = _kind("v1", "Pod", "pods")
 EVENT_KIND = _kind("v1", "Event", "events")
+CSR_KIND = _kind("certificates.k8s.io/v1", "CertificateSigningRequest", "certificatesigningrequests", namespaced=False)
 CLAIM_KIND = _kind("resource.k8s.io/v1", "ResourceClaim", "resourceclaims")
 SLICE_KIND = _kind("discovery.k8s.io/v1", "EndpointSlice", "endpointslices")
 RESOURCE_SLICE_KIND = _kind("resource.k8s.io/v1", "ResourceSlice", "resourceslices", namespaced=False)
@@ -87,7 +88,7 @@ OWNER_KINDS = (
 )
 """With DaemonSet, the kinds that make pods of a template."""
 
-_OTHERS = (NAMESPACE_KIND, NODE_KIND, POD_KIND, EVENT_KIND, CLAIM_KIND, SLICE_KIND, *OWNER_KINDS)
+_OTHERS = (NAMESPACE_KIND, NODE_KIND, POD_KIND, EVENT_KIND, CSR_KIND, CLAIM_KIND, SLICE_KIND, *OWNER_KINDS)
 _KINDS = {(kind.api_version, kind.name): kind for kind in (*ADDON_KINDS, *_OTHERS)}
 
 

@@ -23,7 +23,10 @@ _ADVICE = "The service account needs create, get and patch on events in the grou
 
 @dataclass(frozen=True, slots=True)
 class PodEvent:
-    """An event about a container. `key` distinguishes events with the same reason in one pod."""
+    """An event about a container, or about the pod where none is named.
+
+    `key` distinguishes events with the same reason in one pod.
+    """
 
     namespace: str
     pod: str
@@ -77,7 +80,7 @@ def _document(event: PodEvent, now: datetime, controller: str, instance: str) ->
             namespace=event.namespace,
             name=event.pod,
             uid=event.uid,
-            fieldPath=f"spec.containers{{{event.container}}}",
+            fieldPath=f"spec.containers{{{event.container}}}" if event.container else None,
         ),
         reportingController=controller,
         reportingInstance=instance,

@@ -1,4 +1,4 @@
-"""Certificates that carry evidence for their own key (attested TLS), in the formats that are in use.
+"""Certificates that carry evidence for their own key (attested TLS), in the formats that are in use; requests for one.
 
 | format | extension | content |
 |---|---|---|
@@ -10,7 +10,8 @@
 | Open Enclave | 1.3.6.1.4.1.311.105.2, formerly 1.2.840.113556.10.1.2 | evidence |
 
 Sources: CCC-Attestation/interoperable-ra-tls; Gramine's `ra_tls.h`; Intel SDK's `sgx_ttls`; Open Enclave's
-`attest_plugin` and `tls_cert`. Nothing is verified here: which hash binds the key is in `appraisal/peer.py`.
+`attest_plugin` and `tls_cert`. A certification request (PKCS #10) carries interoperable RA-TLS alone, as an extension
+that it asks for. Nothing is verified here: which hash binds the key is in `appraisal/peer.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Self
 from confcom.errors import FormatError
 from confcom.formats import der
 from confcom.formats.codec import Cursor
-from confcom.formats.der import CertificateParts
+from confcom.formats.der import CertificateParts, RequestParts
 from confcom.formats.evidence import EvidenceFile, EvidenceKind
 from confcom.formats.pck_extension import PCK_EXTENSION_OID
 from confcom.formats.quote import MAX_QUOTE, Quote
@@ -151,12 +152,12 @@ def _head(cursor: Cursor, major: int, field: str) -> int:
     return value
 
 
-def write_claims(key_hash: bytes, nonce: bytes | None = None) -> bytes:
-    """The claims over a key: the SHA-256 of its SubjectPublicKeyInfo, and a nonce of at most 1,024 bytes.
+def write_claims(key_hash: bytes, nonce: bytes | None = None, **further: bytes) -> bytes:
+    """The claims over a key: the SHA-256 of its SubjectPublicKeyInfo, a nonce of at most 1,024 bytes, and `further`.
 
     A quote vouches for them by their SHA-256 in its report data.
     """
-    found = {"pubkey-hash": _item(4, 2) + _item(0, 1) + _bytes(key_hash)}
+    found = {"pubkey-hash": _item(4, 2) + _item(0, 1) + _bytes(key_hash)} | further
     if nonce is not None:
         found["nonce"] = nonce
     pairs = (_item(3, len(name)) + name.encode() + _bytes(value) for name, value in found.items())
@@ -234,8 +235,44 @@ class AttestedCertificate:
         """The quote in the evidence."""
         return self.evidence.quote
 
+    @property
+    def public_key(self) -> bytes:
+        """The key: SubjectPublicKeyInfo, DER."""
+        found: bytes = self.parts.public_key
+        return found
+
     def __bytes__(self) -> bytes:
         return self.der
+
+
+@dataclass(frozen=True, slots=True)
+class AttestedRequest:
+    """A certification request with evidence for its key, as interoperable RA-TLS."""
+
+    parts: RequestParts
+    ra_tls: RaTlsEvidence
+    evidence: EvidenceFile
+    format: CertificateFormat = CertificateFormat.RA_TLS
+
+    @classmethod
+    def of(cls, parts: RequestParts) -> Self | None:
+        """Read the evidence among the extensions that are asked for; None if there is none."""
+        _, value = parts.extensions.get(der.oid(DICE_EVIDENCE), (False, None))
+        if value is None:
+            return None
+        ra_tls = RaTlsEvidence.parse(value)
+        return cls(parts, ra_tls, _evidence(CertificateFormat.RA_TLS, ra_tls.quote))
+
+    @property
+    def quote(self) -> Quote:
+        """The quote in the evidence."""
+        return self.evidence.quote
+
+    @property
+    def public_key(self) -> bytes:
+        """The key: SubjectPublicKeyInfo, DER."""
+        found: bytes = self.parts.public_key
+        return found
 
 
 def evidence_extensions(parts: CertificateParts) -> list[tuple[CertificateFormat, bytes]]:

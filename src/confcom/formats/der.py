@@ -173,6 +173,9 @@ def oid(text: str) -> bytes:
     return bytes(content)
 
 
+_EXTENSION_REQUEST = oid("1.2.840.113549.1.9.14")
+
+
 class Signed(msgspec.Struct, frozen=True):
     """What certificates and revocation lists have in common: the members of what is signed, and the signature.
 
@@ -250,6 +253,44 @@ def read_certificate_parts(data: bytes) -> CertificateParts:
         signature=outer.signature,
         extensions=read_extensions(members[7][1]) if len(members) > len(_MEMBERS) else {},
     )
+
+
+class RequestParts(msgspec.Struct, frozen=True):
+    """A certification request (PKCS #10, RFC 2986) in its parts. The key is a whole element.
+
+    `extensions` are those that it asks for, as those of a certificate.
+    """
+
+    signed: bytes
+    public_key: bytes
+    algorithm: bytes
+    signature: bytes
+    extensions: dict[bytes, tuple[bool, bytes]]
+
+
+# Version, subject, key, attributes.
+_REQUEST_MEMBERS = bytes.fromhex("023030a0")
+_VERSION_1 = bytes.fromhex("020100")
+
+
+def read_request_parts(data: bytes) -> RequestParts:
+    """Read a certification request; attributes other than the request for extensions are left alone."""
+    (_, content, signed), (_, algorithm, _), (_, bits, _) = sequence(data, "", SEQUENCE, SEQUENCE, BIT_STRING)
+    members = elements(content)
+    if bytes([tag for tag, _, _ in members]) != _REQUEST_MEMBERS or members[0][2] != _VERSION_1:
+        raise DerError.at("certificationRequestInfo")
+    signature, unused = bit_string(bits)
+    if unused:
+        raise DerError("the signature is not whole bytes")
+    requested = []
+    for _, _, attribute in elements(members[3][1]):
+        (_, kind, _), (_, values, _) = sequence(attribute, "attributes", OID, SET)
+        if kind == _EXTENSION_REQUEST:
+            requested.append(values)
+    if len(requested) > 1:
+        raise DerError("it asks for extensions twice")
+    extensions = read_extensions(requested[0]) if requested else {}
+    return RequestParts(signed, members[2][2], algorithm, signature, extensions)
 
 
 def read_extensions(data: bytes) -> dict[bytes, tuple[bool, bytes]]:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
 
 from confcom.errors import CertificateError, FormatError, SignatureError
-from confcom.formats.der import NULL, OID, CertificateParts, DerError, elements, oid, oid_text
+from confcom.formats.der import NULL, OID, CertificateParts, DerError, RequestParts, elements, oid, oid_text
 from confcom.pki.der import ECDSA_WITH_SHA256, UNREADABLE, Certificate, der_reason, read_certificate
 from confcom.pki.memory import Memory
 
@@ -103,15 +103,16 @@ def check_p256(certificate: Certificate, *, step: str = "") -> None:
         )
 
 
-def check_own_signature(parts: CertificateParts, *, step: str) -> None:
-    """Check that a certificate of any PKI, in its parts, signed itself with its own key.
+def check_own_signature(parts: CertificateParts | RequestParts, *, step: str) -> None:
+    """Check that a certificate of any PKI, or a request for one, is signed with its own key.
 
     ECDSA, RSA (PKCS #1 v1.5) and Ed25519; parameters of the algorithm may be NULL, as mbedTLS writes them for ECDSA.
     """
     # Here, because it takes a twelfth of all that verifying quotes imports.
     from cryptography.hazmat.primitives.serialization import load_der_public_key
 
-    if parts.issuer != parts.subject:
+    what = "certificate" if isinstance(parts, CertificateParts) else "request"
+    if isinstance(parts, CertificateParts) and parts.issuer != parts.subject:
         raise CertificateError("the certificate is not self-signed: it names another issuer", step=step)
     try:
         key = load_der_public_key(parts.public_key)
@@ -125,20 +126,20 @@ def check_own_signature(parts: CertificateParts, *, step: str) -> None:
             key.verify(parts.signature, parts.signed)
         else:
             raise CertificateError(
-                "the certificate is signed with an algorithm that is not known, or not of its key",
+                f"the {what} is signed with an algorithm that is not known, or not of its key",
                 step=step,
-                expected="ECDSA, RSA (PKCS #1 v1.5) or Ed25519 by the certificate's own key",
+                expected=f"ECDSA, RSA (PKCS #1 v1.5) or Ed25519 by the {what}'s own key",
                 found=f"{oid_text(identifier)} and {type(key).__name__}",
             )
     except InvalidSignature as error:
         raise SignatureError(
-            "the certificate did not sign itself: its key or its content was changed",
+            f"the {what} did not sign itself: its key or its content was changed",
             step=step,
-            expected="a signature by the certificate's own key",
+            expected=f"a signature by the {what}'s own key",
             found=parts.signature.hex(),
         ) from error
     except UNREADABLE as error:
-        message = f"the key or the algorithm of the certificate cannot be read: {der_reason(error)}"
+        message = f"the key or the algorithm of the {what} cannot be read: {der_reason(error)}"
         raise CertificateError(
             message,
             step=step,

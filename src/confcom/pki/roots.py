@@ -123,3 +123,14 @@ class TrustRoots:
     def with_public_key(self, public_key: bytes) -> TrustRoot | None:
         """The root of that key (65 bytes), None when it is not trusted."""
         return next((root for root in self.roots if root.public_key == public_key), None)
+
+
+def simulated_world(roots: TrustRoots) -> bool:
+    """Whether every root is simulated; an instance of both worlds is a `ConfigError`."""
+    kinds = {root.simulated for root in roots.roots}
+    if len(kinds) > 1:
+        raise ConfigError(
+            "an instance judges real or simulated evidence, never both",
+            advice="Run two instances, each with its own keys and URL.",
+        )
+    return kinds == {True}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -55,10 +56,13 @@ class ServingPair:
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """A CA of a server's certificates: its certificate and its key, both PEM."""
+    """A CA: its certificate and its key, both PEM, with what has been read of them."""
 
     certificate: bytes
     key: bytes
+    names: frozenset[str]
+    """DNS names below which its certificates may have names; empty: any."""
+    made: datetime
     expires: datetime
 
     @classmethod
@@ -67,7 +71,19 @@ class Authority:
         found = _certificate_of(certificate, key, x509.BasicConstraints)
         if found is None or not found.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
             return None
-        return cls(certificate, key, found.not_valid_after_utc)
+        return cls._of(found, certificate, key)
+
+    @classmethod
+    def _of(cls, found: x509.Certificate, certificate: bytes, key: bytes) -> Self:
+        names: frozenset[str] = frozenset()
+        with suppress(x509.ExtensionNotFound):
+            allowed = found.extensions.get_extension_for_class(x509.NameConstraints).value.permitted_subtrees or ()
+            names = frozenset(str(name.value) for name in allowed)
+        return cls(certificate, key, names, found.not_valid_before_utc + BACKDATE, found.not_valid_after_utc)
+
+    def is_issued_by(self, authority: bytes) -> bool:
+        """Whether it is this CA (PEM): it signed itself."""
+        return self.certificate.strip() == authority.strip()
 
     @classmethod
     def make(cls, common_name: str, *, now: datetime, lifetime: timedelta, names: Sequence[str] = ()) -> Self:
@@ -84,8 +100,8 @@ class Authority:
         if names:
             allowed = x509.NameConstraints([x509.DNSName(one) for one in names], excluded_subtrees=None)
             builder = builder.add_extension(allowed, critical=True)
-        certificate = builder.sign(key, SHA256()).public_bytes(Encoding.PEM)
-        return cls(certificate, _private(key), now + lifetime)
+        made = builder.sign(key, SHA256())
+        return cls._of(made, made.public_bytes(Encoding.PEM), _private(key))
 
     def issue(self, names: Sequence[str], *, now: datetime, lifetime: timedelta, common_name: str) -> ServingPair:
         """A server's certificate that ends `lifetime` after `now`, or with the CA."""
@@ -99,7 +115,7 @@ class Authority:
             .add_extension(key_usage(authority=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
             .add_extension(x509.SubjectAlternativeName([general_name(name) for name in names]), critical=False)
-            .add_extension(_key_id(own), critical=False)
+            .add_extension(authority_key_id(own), critical=False)
             .sign(signer, SHA256())
         )
         return ServingPair(
@@ -109,6 +125,10 @@ class Authority:
             made=leaf.not_valid_before_utc + BACKDATE,
             expires=leaf.not_valid_after_utc,
         )
+
+
+Pair: TypeAlias = ServingPair | Authority
+"""What a server keeps in its Secret and replaces in time."""
 
 
 def make_serving_pair(
@@ -149,7 +169,7 @@ def _private(key: EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-def _key_id(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
+def authority_key_id(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
     """As the issuer calls its key: others than we make may have another way to name it."""
     try:
         found = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value

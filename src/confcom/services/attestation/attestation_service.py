@@ -22,7 +22,7 @@ from confcom.database.changes import Watch
 from confcom.errors import ConfcomError, ConfigError
 from confcom.formats.arguments import parse_tcp_address
 from confcom.pki.der import der_reason
-from confcom.pki.roots import TrustRoots
+from confcom.pki.roots import TrustRoots, simulated_world
 from confcom.protocols.pcs import parse_update
 from confcom.services.attestation.administration import PolicyAdministration
 from confcom.services.attestation.administrators import Administrators
@@ -235,17 +235,6 @@ def _forget(store: AttestationStore, most: int, retention: timedelta, clock: Cal
     """Remove the records that are past their retention period, or too many."""
     while store.forget_records(clock() - retention, most) == FORGOTTEN_AT_ONCE:
         pass
-
-
-def simulated_world(roots: TrustRoots) -> bool:
-    """Whether every root is simulated; an instance of both worlds is a `ConfigError`."""
-    kinds = {root.simulated for root in roots.roots}
-    if len(kinds) > 1:
-        raise ConfigError(
-            "an instance judges real or simulated evidence, never both",
-            advice="Run two instances, each with its own keys and URL.",
-        )
-    return kinds == {True}
 
 
 def _key_source(where: str, store: AttestationStore, *, simulated: bool, clock: Callable[[], datetime]) -> KeySource:

@@ -5,7 +5,8 @@ again. A ConfigMap publishes the authorities to clients. No request needs the Ku
 next rotation alone.
 
 A successor is first made and published, then used, and its predecessor stays published for a while, so that no client
-meets a certificate whose authority it does not know. The keys of the authorities are never kept.
+meets a certificate whose authority it does not know. The keys of the authorities are never kept, except by a service
+that signs certificates for others.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from prometheus_client import CollectorRegistry, Counter
 
 from confcom.cluster.served import PublishedCa
 from confcom.errors import ClusterError, ClusterRefused, ConfigError
-from confcom.pki.serving_pair import ServingPair, make_serving_pair
+from confcom.pki.serving_pair import Authority, Pair, ServingPair, make_serving_pair
 from confcom.services.runtime.status_page import Reading
 from confcom.services.runtime.tls import HeldTls, OwnCertificate, ServerTls, TlsFiles
 
@@ -135,18 +136,18 @@ class Holding(NamedTuple):
     """What the Secret holds: authorities (PEM each, latest first), the pair in use, and the one that comes next."""
 
     trusted: tuple[bytes, ...] = ()
-    current: ServingPair | None = None
-    prepared: ServingPair | None = None
+    current: Pair | None = None
+    prepared: Pair | None = None
     since: datetime = EVER
     """When the pair was taken into use."""
 
     @classmethod
-    def parse(cls, data: Mapping[str, bytes]) -> Holding:
+    def parse(cls, data: Mapping[str, bytes], kind: type[Pair] = ServingPair) -> Holding:
         """Read the Secret's data; what is broken counts as missing."""
         authorities = data.get("ca.crt", b"").split(_END)[:MAX_TRUSTED]
         trusted = tuple(text.strip() + b"\n" + _END + b"\n" for text in authorities if text.strip())
-        current = ServingPair.parse(data.get("tls.crt", b""), data.get("tls.key", b""))
-        prepared = ServingPair.parse(data.get("next.crt", b""), data.get("next.key", b""))
+        current = kind.parse(data.get("tls.crt", b""), data.get("tls.key", b""))
+        prepared = kind.parse(data.get("next.crt", b""), data.get("next.key", b""))
         return cls(_normal(trusted), current, prepared, _time(data.get("tls.since", b"")))
 
     def data(self) -> dict[str, bytes]:
@@ -164,7 +165,7 @@ class Holding(NamedTuple):
         """All trusted authorities, as they are published."""
         return b"".join(self.trusted)
 
-    def trusts(self, pair: ServingPair) -> bool:
+    def trusts(self, pair: Pair) -> bool:
         """Whether one of the authorities signed the pair."""
         return any(pair.is_issued_by(authority) for authority in self.trusted)
 
@@ -177,6 +178,8 @@ class RotationPolicy(NamedTuple):
     renew_before: timedelta
     overlap: timedelta
     common_name: str
+    kind: type[Pair] = ServingPair
+    """Authority: the CA is kept itself, with its key, for a service that signs."""
 
     @classmethod
     def of(cls, config: TlsSettings, service: str) -> RotationPolicy:
@@ -209,7 +212,10 @@ def next_holding(held: Holding, policy: RotationPolicy, *, now: datetime, bundle
     return held
 
 
-def _make(policy: RotationPolicy, now: datetime) -> tuple[bytes, ServingPair]:
+def _make(policy: RotationPolicy, now: datetime) -> tuple[bytes, Pair]:
+    if policy.kind is Authority:
+        made = Authority.make(policy.common_name, now=now, lifetime=policy.lifetime, names=policy.names)
+        return made.certificate, made
     return make_serving_pair(policy.names, now=now, lifetime=policy.lifetime, common_name=policy.common_name)
 
 
@@ -255,6 +261,11 @@ class CertificateKeeper(OwnCertificate):
         self._held = Holding()
         self._log = structlog.get_logger()
 
+    @property
+    def bundle(self) -> bytes:
+        """All authorities that clients are to trust, PEM after PEM."""
+        return self._held.bundle
+
     async def run(self, every: float) -> None:
         """Repeat `look`. Unusable credentials end it, but only before there is a certificate."""
         logged = ""
@@ -294,9 +305,9 @@ class CertificateKeeper(OwnCertificate):
     async def _agree(self, *, bundle_in_force: bool) -> Holding:
         """What the Secret holds, after what was due has been written to it."""
         found = await self._objects.secret()
-        held = Holding.parse(found.data)
         if self._policy is None:
-            return _as_given(held)
+            return _as_given(Holding.parse(found.data))
+        held = Holding.parse(found.data, self._policy.kind)
         if held.current is None and self._held.current is not None:
             held = self._held  # the Secret was emptied: restore what is served
         # What was seen published is the former bundle; a newer one of another replica has to be seen first.

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import structlog
 from prometheus_client import CollectorRegistry
 
-from confcom.pki.serving_pair import MAX_PEM, Authority, ServingPair
+from confcom.pki.serving_pair import MAX_PEM, Authority, Pair
 from confcom.services.runtime.http_server import Listener, Message, Page, Receive, Send, serve_http
 from confcom.services.runtime.process import background, run_until
 from confcom.services.runtime.status_page import Handler, StatusPage, alive, metrics_of
@@ -88,7 +88,7 @@ class IssuedCertificate(OwnCertificate):
         self.not_ready = reason
 
 
-def _middle(pair: ServingPair) -> datetime:
+def _middle(pair: Pair) -> datetime:
     return pair.made + (pair.expires - pair.made) / 2
 
 

@@ -16,7 +16,7 @@ import structlog
 from cryptography import x509
 
 from confcom.errors import ConfigError
-from confcom.pki.serving_pair import ServingPair
+from confcom.pki.serving_pair import Pair
 
 WATCH_INTERVAL = 2.0
 """Seconds between two looks at the files."""
@@ -150,7 +150,7 @@ class OwnCertificate:
     def __init__(self) -> None:
         self.not_ready = "no certificate yet"
         """Why clients would not trust the server; empty if they do."""
-        self.served: ServingPair | None = None
+        self.served: Pair | None = None
         """The certificate of new connections."""
         self._tls: HeldTls | None = None
         self._first: asyncio.Future[HeldTls] = asyncio.get_running_loop().create_future()
@@ -163,7 +163,7 @@ class OwnCertificate:
         """When the certificate in use expires, in Unix seconds; None before the first."""
         return None if self.served is None else self.served.expires.timestamp()
 
-    def _use(self, pair: ServingPair) -> None:
+    def _use(self, pair: Pair) -> None:
         if self._tls is None:
             self._tls = HeldTls(pair.certificate, pair.key)
             self._first.set_result(self._tls)

@@ -1,0 +1,103 @@
+"""`confcom certificate`: get a certificate from the certificate signer into files, for a simulated enclave."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from confcom.cli.daemons import needing
+from confcom.cli.inputs import now, parse_duration
+from confcom.cli.options import FILE
+from confcom.cli.outputs import complain, note, write_file
+from confcom.errors import ConfcomError
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from confcom.platforms.pod_certificate import PodCertificate
+
+USAGES = {"server": "server auth", "client": "client auth"}
+FIRST_RETRY, RETRY_MAX = 5.0, 300.0
+"""Seconds between two attempts to renew; they double."""
+UMASK = 0o027
+"""The key is for its owner and for the pod's group."""
+
+
+@click.command()
+@click.option("--machine", metavar="FILE", type=FILE, required=True, help="The simulated machine of the enclave.")
+@click.option("--enclave", metavar="FILE", type=FILE, help="Its declaration, or a signed enclave file.")
+@click.option("-o", "--output", "folder", metavar="DIR", type=FILE, required=True, help="Where the files are written.")
+@click.option("--usage", "usages", type=click.Choice([*USAGES]), multiple=True, help="What it is for.  [default: both]")
+@click.option("--lifetime", metavar="DURATION", help="Such as 1h; the signer may allow less.  [default: the signer's]")
+@click.option(
+    "--timeout", metavar="SECONDS", type=click.FloatRange(1, 3600), default=120.0, show_default=True,
+    help="For one certificate.",
+)  # fmt: skip
+@click.option("--keep", is_flag=True, help="Stay, and renew it after two thirds of its life.")
+@click.option("--kubeconfig", metavar="FILE", help="Credentials; else the pod's service account.")
+def certificate(
+    machine: Path,
+    enclave: Path | None,
+    folder: Path,
+    usages: tuple[str, ...],
+    lifetime: str | None,
+    timeout: float,
+    keep: bool,
+    kubeconfig: str | None,
+) -> None:
+    """Get a certificate for this pod's service account: tls.crt, tls.key and ca.crt in DIR.
+
+    For simulated enclaves alone. The key is in a file, so a server that uses it is no enclave. A real enclave calls
+    confcom.request_certificate itself, and keeps the key in its memory.
+    """
+    import asyncio
+
+    with needing("the command certificate", "cli,kube"):
+        from confcom.platforms.pod_certificate import request_certificate
+        from confcom.platforms.quoting import process_mode
+        from confcom.services.runtime.process import stop_on_signals
+        from confcom.wiring import own_quotes
+
+    quotes, _ = own_quotes(process_mode().decide("auto", os.environ), machine=machine, enclave=enclave)
+    life = None if lifetime is None else parse_duration(lifetime, "--lifetime")
+    os.umask(UMASK)
+
+    def renew() -> PodCertificate:
+        found = request_certificate(
+            quotes,
+            usages=[USAGES[usage] for usage in usages or USAGES],
+            lifetime=life,
+            timeout=timeout,
+            kubeconfig=kubeconfig,
+        )
+        for name, content in (("ca.crt", found.authorities), ("tls.key", found.key), ("tls.crt", found.certificate)):
+            write_file(folder / name, content, name)
+        note(f"certificate in {folder}, SIMULATED; to be renewed at {found.renew_at:%Y-%m-%dT%H:%M:%SZ}")
+        return found
+
+    async def stay(found: PodCertificate) -> None:
+        stop, pause = stop_on_signals(), FIRST_RETRY
+        wait = (found.renew_at - now()).total_seconds()
+        while not await _set_within(stop, wait):
+            try:
+                wait, pause = ((await asyncio.to_thread(renew)).renew_at - now()).total_seconds(), FIRST_RETRY
+            except ConfcomError as error:
+                complain(error)
+                wait, pause = pause, min(2 * pause, RETRY_MAX)
+
+    first = renew()
+    if keep:
+        asyncio.run(stay(first))
+
+
+async def _set_within(event: asyncio.Event, seconds: float) -> bool:
+    import asyncio
+
+    try:
+        async with asyncio.timeout(max(seconds, 0.0)):
+            return await event.wait()
+    except TimeoutError:
+        return False

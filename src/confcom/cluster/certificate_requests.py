@@ -1,0 +1,226 @@
+"""CertificateSigningRequests of the Kubernetes API: followed and answered by a signer, made and read by a requester."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing, suppress
+from datetime import datetime
+from itertools import islice
+from typing import Any
+
+from lightkube.core.resource import ApiInfo, GlobalSubResource, ResourceDef
+from lightkube.generic_resource import Generic
+
+from confcom.cluster.client import cluster_errors, missing_ok, open_client
+from confcom.cluster.nodes import CHUNK, LIFE, SERVER_TIMEOUT
+from confcom.cluster.objects import CSR_KIND
+from confcom.cluster.pod_events import PodEvent, report
+from confcom.cluster.served import CLIENT_LIFETIME
+from confcom.protocols.certificate_requests import (
+    DENIED,
+    EVENTS_CONTROLLER,
+    FAILED,
+    GROUP,
+    PLURAL,
+    SIGNER,
+    VERSION,
+    Requester,
+)
+
+MAX_PENDING = 16_384
+"""Requests without a decision that are remembered; the others are found when the list is read again."""
+MAX_OF_ONE = 256
+"""Those of one requester."""
+_ADVICE = (
+    "The signer's service account needs get, list and watch on certificatesigningrequests, update on their approval "
+    f"and status, and approve and sign on signers for {SIGNER}."
+)
+_DEFINITION = ResourceDef(GROUP, VERSION, CSR_KIND.name)
+
+
+def _sub_resource(action: str) -> Any:  # noqa: ANN401 - a class that lightkube understands
+    info = ApiInfo(
+        resource=_DEFINITION, parent=_DEFINITION, plural=PLURAL, verbs=["get", "patch", "put"], action=action
+    )
+    return type(action.title(), (GlobalSubResource, Generic), {"_api_info": info})
+
+
+_APPROVAL, _STATUS = _sub_resource("approval"), _sub_resource("status")
+
+
+class PendingRequests:
+    """The requests for our signer that wait for a decision, by requester and name."""
+
+    def __init__(self, kubeconfig: str | None) -> None:
+        self.known = False
+        """Whether the whole list has been read."""
+        self.changed = asyncio.Event()
+        """Set whenever a request is added."""
+        self._kubeconfig = kubeconfig
+        self._requesters: dict[str, str] = {}
+        self._queues: dict[str, dict[str, None]] = {}
+        self._taken: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._requesters) + len(self._taken)
+
+    def add(self, name: str, requester: str) -> None:
+        """Remember a request; not while it is taken, and no more of one requester than `MAX_OF_ONE`."""
+        queue = self._queues.get(requester, {})
+        full = len(queue) >= MAX_OF_ONE or len(self._requesters) >= MAX_PENDING
+        if name in self._taken or name in self._requesters or full:
+            return
+        self._requesters[name] = requester
+        self._queues.setdefault(requester, queue)[name] = None
+        self.changed.set()
+
+    def take(self) -> tuple[str, str] | None:
+        """A request and its requester, until `release`; None if there is none.
+
+        The requester is chosen by chance, so that one with many requests does not delay the others; and one of its
+        oldest requests, so that replicas seldom work on the same one.
+        """
+        if not self._queues:
+            return None
+        requester = random.choice([*self._queues])  # noqa: S311 - no secret
+        name = random.choice([*islice(self._queues[requester], 16)])  # noqa: S311 - as above
+        self._remove(name)
+        self._taken.add(name)
+        return name, requester
+
+    def release(self, name: str) -> None:
+        """The request is decided, or is to be added again."""
+        self._taken.discard(name)
+
+    def _remove(self, name: str) -> None:
+        requester = self._requesters.pop(name, None)
+        if requester is not None:
+            queue = self._queues[requester]
+            del queue[name]
+            if not queue:
+                del self._queues[requester]
+
+    async def follow(self) -> None:
+        """List, then watch, for `LIFE` at most; `ClusterError` on failure."""
+        chosen = {"spec.signerName": SIGNER}
+        client: Any
+        with suppress(TimeoutError):
+            async with open_client(self._kubeconfig, field_manager="confcom-certificate-signer") as client:
+                async with asyncio.timeout(LIFE):
+                    with cluster_errors("cannot follow the certificate requests", advice=_ADVICE):
+                        listed = client.list(CSR_KIND.resource, fields=chosen, chunk_size=CHUNK)
+                        async for document in listed:
+                            self._see("ADDED", document)
+                        self.known = True
+                        seen = client.watch(
+                            CSR_KIND.resource,
+                            fields=chosen,
+                            resource_version=listed.resourceVersion,
+                            server_timeout=SERVER_TIMEOUT,
+                        )
+                        async with aclosing(seen):
+                            async for kind, document in seen:
+                                self._see(kind, document)
+
+    def _see(self, kind: str, document: Mapping[str, Any]) -> None:
+        """Note a request without a decision. A condition by hand, `Approved`, is none yet."""
+        name, spec, status = document["metadata"]["name"], document["spec"], document.get("status") or {}
+        types = {one.get("type") for one in status.get("conditions") or ()}
+        if kind == "DELETED" or status.get("certificate") or types & {DENIED, FAILED}:
+            self._remove(name)
+        else:
+            self.add(name, str(spec.get("username", "")))
+
+
+class CertificateRequests:
+    """Reads and writes single requests; the client is opened again before its token expires.
+
+    Failures are `ClusterError`, refusals of the API server `ClusterRefused`: with status 409 where another replica was
+    first, or where a name is taken.
+    """
+
+    def __init__(self, kubeconfig: str | None, manager: str) -> None:
+        self._kubeconfig = kubeconfig
+        self._manager = manager
+        self._client: Any = None
+        self._opened = 0.0
+
+    async def close(self) -> None:
+        """End the connections."""
+        if self._client is not None:
+            client, self._client = self._client, None
+            await client.close()
+
+    async def get(self, name: str) -> dict[str, Any] | None:
+        """A request; None if there is none of that name."""
+        client = await self._open()
+        with missing_ok(), cluster_errors(f"cannot read the certificate request {name}"):
+            return dict(await client.get(CSR_KIND.resource, name))
+        return None
+
+    async def create(self, name: str, request: bytes, usages: Sequence[str], lifetime: int | None) -> None:
+        """Make a request for our signer; `request` is PEM, `lifetime` in seconds."""
+        spec: dict[str, Any] = {"signerName": SIGNER, "request": b64encode(request).decode(), "usages": [*usages]}
+        if lifetime is not None:
+            spec["expirationSeconds"] = lifetime
+        wanted = {
+            "apiVersion": CSR_KIND.api_version,
+            "kind": CSR_KIND.name,
+            "metadata": {"name": name},
+            "spec": spec,
+        }
+        advice = "The account needs the ClusterRole confcom-certificate-requester: an administrator binds it."
+        client = await self._open()
+        with cluster_errors(f"cannot make the certificate request {name}", advice=advice):
+            await client.create(CSR_KIND.resource(wanted))
+
+    async def decide(self, document: Mapping[str, Any], condition: Mapping[str, str]) -> dict[str, Any]:
+        """Approve or deny the request; refused with 409 if it has changed since it was read. Gives the new one."""
+        return await self._write(_APPROVAL, document, {"conditions": [*_conditions(document), dict(condition)]})
+
+    async def fail(self, document: Mapping[str, Any], condition: Mapping[str, str]) -> None:
+        """Say that an approved request gets no certificate."""
+        await self._write(_STATUS, document, {"conditions": [*_conditions(document), dict(condition)]})
+
+    async def issue(self, document: Mapping[str, Any], chain: bytes) -> None:
+        """Give the certificate (PEM)."""
+        conditions = _conditions(document)
+        await self._write(_STATUS, document, {"conditions": conditions, "certificate": b64encode(chain).decode()})
+
+    async def report(self, requester: Requester, reason: str, note: str, now: datetime, *, instance: str) -> None:
+        """Write an event about a pod that gets no certificate."""
+        event = PodEvent(
+            namespace=requester.namespace,
+            pod=requester.pod,
+            uid=requester.pod_uid,
+            container="",
+            reason="CertificateDenied",
+            note=note,
+            action="Sign",
+            key=reason,
+        )
+        await report(await self._open(), event, now, controller=EVENTS_CONTROLLER, instance=instance)
+
+    async def _write(self, part: Any, document: Mapping[str, Any], status: object) -> dict[str, Any]:  # noqa: ANN401
+        name = document["metadata"]["name"]
+        wanted = dict(document) | {"apiVersion": CSR_KIND.api_version, "kind": CSR_KIND.name, "status": status}
+        client = await self._open()
+        with cluster_errors(f"cannot write the certificate request {name}", advice=_ADVICE):
+            return dict(await client.replace(part(wanted)))
+
+    async def _open(self) -> Any:  # noqa: ANN401 - lightkube's signatures know its own models only
+        now = time.monotonic()
+        if self._client is None or now - self._opened > CLIENT_LIFETIME:
+            former, self._client = self._client, open_client(self._kubeconfig, field_manager=self._manager)
+            self._opened = now
+            if former is not None:
+                await former.close()
+        return self._client
+
+
+def _conditions(document: Mapping[str, Any]) -> list[Any]:
+    return list((document.get("status") or {}).get("conditions") or ())

@@ -1,0 +1,1 @@
+"""The signer of certificates for attested pods."""

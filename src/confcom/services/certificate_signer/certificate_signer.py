@@ -1,0 +1,300 @@
+"""The certificate signer: gives attested pods ordinary TLS certificates, through Kubernetes' own signing requests.
+
+This module has its life cycle, and writes decisions to the API. `decisions` decides. Replicas need no leader: each
+write names the version of the request that was read, so that the second one is refused by the API server, and nonces
+need no memory (`protocols/certificate_requests.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from confcom.appraisal.quote import QuoteVerifier
+from confcom.cluster.certificate_requests import CertificateRequests, PendingRequests
+from confcom.cluster.served import PublishedCa
+from confcom.collateral.sources import RememberedCollateral, SourceOptions
+from confcom.errors import ClusterError, ClusterRefused, CollateralError, ConfcomError, ConfigError, FormatError
+from confcom.pki.roots import TrustRoots, simulated_world
+from confcom.pki.serving_pair import Authority, Pair
+from confcom.protocols.certificate_requests import (
+    APPROVED,
+    DENIED,
+    FAILED,
+    NONCE_ISSUED,
+    SIGNER,
+    SigningRequest,
+    condition,
+)
+from confcom.services.certificate_signer.decisions import Decisions, Denial, Grant, PodPolicies
+from confcom.services.certificate_signer.signer_config import CertificateSignerConfig
+from confcom.services.runtime.allowances import Allowance
+from confcom.services.runtime.certificates import CA_KEY, CertificateKeeper, CertificateMetrics
+from confcom.services.runtime.http_server import Page
+from confcom.services.runtime.process import WorkerThreads, repeat, run_until
+from confcom.services.runtime.status_page import Reading, StatusPage, alive, component_registry, metrics_of
+
+MANAGER = "confcom-certificate-signer"
+PREFIX = "confcom_certificate_signer"
+RETRY_MAX = 30.0
+"""Most seconds between two attempts to reach the API; the first is 1, and it doubles."""
+WAIT = 5.0
+"""Seconds before a request is looked at again that could not be decided, such as without collateral."""
+BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+CONFLICT = 409
+
+
+async def serve(
+    config: CertificateSignerConfig,
+    *,
+    roots: TrustRoots,
+    clock: Callable[[], datetime],
+    stop: asyncio.Event,
+    started: Callable[[str], None] | None = None,
+    registry: CollectorRegistry | None = None,
+) -> None:
+    """Sign until `stop` is set. `started` receives the signer's name once there is a CA.
+
+    `ConfigError` without credentials for the Kubernetes API.
+    """
+    await _Signer(config, roots, clock, registry or component_registry("certificate-signer")).run(stop, started)
+
+
+class SignerMetrics:
+    """Metrics of the signer, in `registry`. `docs/reference/certificate-signer.md` explains each."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.decisions = Counter(
+            f"{PREFIX}_decisions", "Requests that were decided: signed, nonce, denied, or left waiting.",
+            ["outcome", "reason"], registry=registry,
+        )  # fmt: skip
+        self.seconds = Histogram(
+            f"{PREFIX}_decision_seconds", "What a decision took, without writing it.", buckets=BUCKETS,
+            registry=registry,
+        )  # fmt: skip
+        self.failures = Counter(
+            f"{PREFIX}_cluster_failures", "Times that the Kubernetes API did not do as asked.", ["what"],
+            registry=registry,
+        )  # fmt: skip
+
+
+class AuthorityKeeper(CertificateKeeper):
+    """Keeps the CA in its Secret, rotates it, and publishes its certificates."""
+
+    def _use(self, pair: Pair) -> None:
+        self.served = pair
+
+    @property
+    def authority(self) -> Authority | None:
+        """The CA that signs now; None before there is one."""
+        return self.served if isinstance(self.served, Authority) else None
+
+
+class _Signer:
+    """One replica."""
+
+    def __init__(
+        self,
+        config: CertificateSignerConfig,
+        roots: TrustRoots,
+        clock: Callable[[], datetime],
+        registry: CollectorRegistry,
+    ) -> None:
+        config.check()
+        self._config = config
+        self._clock = clock
+        self._metrics = SignerMetrics(registry)
+        self._log = structlog.get_logger()
+        simulated = simulated_world(roots)
+        self._common_name = f"confcom attested pods{', SIMULATED' if simulated else ''}"
+        ca = None if config.collateral_ca is None else Path(config.collateral_ca)
+        collateral = RememberedCollateral(config.collateral, SourceOptions(roots=roots, at=clock(), ca_certificates=ca))
+        self._decisions = Decisions(
+            PodPolicies(Path(config.policies), simulated=simulated),
+            QuoteVerifier(roots),
+            collateral.for_quote,
+            trust_domain=config.trust_domain,
+            lifetime=timedelta(seconds=config.lifetime),
+            simulated=simulated,
+        )
+        self._pending = PendingRequests(config.kubeconfig)
+        self._allowance = Allowance(config.requests_per_minute, time.monotonic)
+        self._threads = WorkerThreads("decision", threads=config.threads, max_waiting=config.threads)
+        self._instance = socket.gethostname()
+        registry.register(Reading(f"{PREFIX}_pending", "Requests without a decision.", self._count))
+
+    def _count(self) -> float | None:
+        return float(len(self._pending)) if self._pending.known else None
+
+    async def run(self, stop: asyncio.Event, started: Callable[[str], None] | None) -> None:
+        """Sign until `stop` is set."""
+        config = self._config
+        shared = CertificateMetrics(self._metrics.registry, PREFIX)
+        objects = PublishedCa(
+            namespace=config.namespace,
+            secret=config.secret,
+            config_map=config.config_map,
+            key=CA_KEY,
+            kubeconfig=config.kubeconfig,
+            manager=MANAGER,
+        )
+        self._keeper = AuthorityKeeper(
+            objects, config.rotation(self._common_name), shared, service="certificate_signer", clock=self._clock
+        )
+        expiry = Reading(f"{PREFIX}_ca_expiry_timestamp_seconds", "When the CA expires.", self._keeper.expiry)
+        self._metrics.registry.register(expiry)
+        clients = [CertificateRequests(config.kubeconfig, MANAGER) for _ in range(config.threads)]
+        actors = [
+            self._keeper.run(config.ca_look_every),
+            repeat(self._pending.follow, self._failed, pause=1.0, longest=RETRY_MAX),
+            *(self._work(client, started if client is clients[0] else None) for client in clients),
+        ]
+        if config.http:
+            pages = {"/healthz": alive, "/readyz": self._readyz, "/metrics": metrics_of(self._metrics.registry)}
+            actors.append(StatusPage(config.http, pages).run())
+        try:
+            await run_until(stop, *actors)
+        finally:
+            self._threads.close()
+            for client in clients:
+                await client.close()
+            await objects.close()
+
+    async def _readyz(self) -> Page:
+        reason = self._keeper.not_ready or ("" if self._pending.known else "the requests have not been read yet")
+        return Page(503, f"{reason}\n".encode()) if reason else Page(200, b"ok\n")
+
+    def _failed(self, error: ConfcomError) -> None:
+        if isinstance(error, ConfigError) and not self._pending.known:
+            raise error  # unusable credentials, from the start
+        self._metrics.failures.labels("follow").inc()
+        self._log.warning("certificate_signer.cluster", what="follow", reason=error.message)
+
+    async def _work(self, client: CertificateRequests, started: Callable[[str], None] | None) -> None:
+        """Decide on one request after the other."""
+        while self._keeper.authority is None or self._keeper.not_ready:
+            await asyncio.sleep(0.05)
+        if started is not None:
+            started(SIGNER)
+        while True:
+            taken = self._pending.take()
+            if taken is None:
+                self._pending.changed.clear()
+                await self._pending.changed.wait()
+                continue
+            again = True
+            try:
+                again = not await self._process(client, taken[0])
+            except ConfcomError as error:
+                # 409: it has changed meanwhile, such as by another replica.
+                if not (isinstance(error, ClusterRefused) and error.status == CONFLICT):
+                    self._metrics.failures.labels("request").inc()
+                    self._log.warning("certificate_signer.request", request=taken[0], reason=error.message)
+            finally:
+                self._pending.release(taken[0])
+            if again:
+                asyncio.get_running_loop().call_later(WAIT, self._pending.add, *taken)
+
+    async def _process(self, client: CertificateRequests, name: str) -> bool:
+        """Decide on a request as it is now; False if that has to wait."""
+        document = await client.get(name)
+        if document is None:
+            return True
+        request = SigningRequest.parse(document)
+        authority = self._keeper.authority
+        if request.is_decided or request.signer != SIGNER:
+            return True
+        if authority is None:
+            return False
+        begun = time.perf_counter()
+        try:
+            self._spend(request)
+            decide = partial(
+                self._decisions.decide, request, authority, now=self._clock(), random=secrets.token_bytes(16)
+            )
+            grant = await self._threads.run(decide)
+        except Denial as denial:
+            self._metrics.seconds.observe(time.perf_counter() - begun)
+            await self._deny(client, request, document, denial)
+            return True
+        except CollateralError as error:
+            self._metrics.decisions.labels("waits", error.code).inc()
+            self._record(request, "waits", error.code, {"why": error.message})
+            return False
+        self._metrics.seconds.observe(time.perf_counter() - begun)
+        await self._issue(client, request, document, grant)
+        return True
+
+    def _spend(self, request: SigningRequest) -> None:
+        """Count the request against its pod's allowance."""
+        try:
+            pod = request.requester().pod_uid
+        except FormatError:
+            return  # the decision says why
+        if wait := self._allowance.wait(pod):
+            raise Denial(
+                "TooManyRequests",
+                f"The pod made more than {self._config.requests_per_minute} requests in a minute. Wait {wait} s.",
+            )
+        self._allowance.spend(pod)
+
+    async def _issue(
+        self, client: CertificateRequests, request: SigningRequest, document: dict[str, object], grant: Grant
+    ) -> None:
+        if APPROVED not in request.conditions:
+            text = f"The evidence meets the policy {grant.facts['policy']}."
+            document = await client.decide(document, condition(APPROVED, "EvidenceAccepted", text))
+        # With all authorities, the one that signed first: a requester learns of the next one before it signs.
+        await client.issue(document, grant.issued.pem + self._keeper.bundle)
+        self._metrics.decisions.labels("signed", "EvidenceAccepted").inc()
+        self._record(request, "signed", "EvidenceAccepted", grant.facts)
+
+    async def _deny(
+        self, client: CertificateRequests, request: SigningRequest, document: dict[str, object], denial: Denial
+    ) -> None:
+        if APPROVED in request.conditions:  # by hand
+            await client.fail(document, condition(FAILED, denial.reason, denial.message))
+        else:
+            await client.decide(document, condition(DENIED, denial.reason, denial.message))
+        outcome = "nonce" if denial.reason == NONCE_ISSUED else "denied"
+        self._metrics.decisions.labels(outcome, denial.reason).inc()
+        self._record(request, outcome, denial.reason, {"why": denial.message} if outcome == "denied" else {})
+        if outcome == "denied":
+            await self._report(client, request, denial)
+
+    async def _report(self, client: CertificateRequests, request: SigningRequest, denial: Denial) -> None:
+        """Write an event about the pod; without one the request itself still says why."""
+        try:
+            requester, note = request.requester(), f"{request.name}: {denial.reason}: {denial.message}"
+            await client.report(requester, denial.reason, note, self._clock(), instance=self._instance)
+        except FormatError:
+            return
+        except ClusterError as error:
+            self._metrics.failures.labels("event").inc()
+            self._log.warning("certificate_signer.event", request=request.name, reason=error.message)
+
+    def _record(self, request: SigningRequest, outcome: str, reason: str, facts: dict[str, object]) -> None:
+        """The audit line of a decision."""
+        try:
+            requester = request.requester()._asdict()
+        except FormatError:
+            requester = {"username": str(request.spec.get("username", ""))[:253]}
+        self._log.info(
+            "certificate_signer.decision",
+            outcome=outcome,
+            reason=reason,
+            request=request.name,
+            request_uid=request.uid,
+            **requester,
+            **facts,
+        )
