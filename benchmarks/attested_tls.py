@@ -1,7 +1,8 @@
 """Handshakes of attested TLS beside plain TLS 1.3 on the same stack: `ssl` of the standard library over loopback.
 
 Servers run in a process of their own; the client's handshakes take turns, one of each kind, so that a busy machine
-slows all alike. Plain TLS verifies a P-256 certificate of a CA and its name. The kinds of attested handshakes:
+slows all alike. Verification alone is measured by processor time. Plain TLS verifies a P-256 certificate of a CA and
+its name. The kinds of attested handshakes:
 
 - `certificate known`: the same server again;
 - `platform known`: a certificate that is new, on a platform whose collateral and quoting enclave are known;
@@ -24,7 +25,7 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from benchmarks.measure import Row, number, percentile, rate, show, spread
+from benchmarks.measure import Row, cpu_seconds, number, percentile, rate, show, spread
 from confcom.appraisal.policy import AllOf, MrEnclave, safe_defaults
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.atls import ClientContext, Issuer, ServerContext
@@ -74,6 +75,18 @@ def rows() -> Iterator[Row]:
                 figures = _handshake(port, context())
                 if turn >= 5:
                     taken[kind].append(figures)
+        with socket.create_connection(("127.0.0.1", attested_port), WAIT) as stream:
+            connection = known.wrap_socket(stream)
+            alone = {
+                "certificate known": cpu_seconds(lambda: known.verify_peer(connection)),
+                "platform known": cpu_seconds(lambda: platform_known().verify_peer(connection)),
+                "cold": cpu_seconds(lambda: attested().verify_peer(connection)),
+            }
+            connection.close()
+    for kind, seconds in alone.items():
+        aim = AIM if "known" in kind else None
+        note = "processor, the best of ten rounds"
+        yield Row(f"verification alone, {kind}", seconds * 1e3, "ms", aim, "aim", note)
     yield from _figures(taken)
     issuer = Issuer(EnclaveQuoteSource(world.platform, world.machine.launch(ENCLAVE)))
     yield Row("certificates issued, one thread", rate(lambda: issuer.fresh(bytes(32))), note="quotes are simulated")

@@ -30,6 +30,10 @@ from confcom.pki.roots import TrustRoots
 if TYPE_CHECKING:
     from confcom.collateral.sources import RememberedCollateral
 
+    _Object = ssl.SSLObject
+else:
+    _Object = object
+
 NONCE_SIZE = 32
 _SUFFIX = ".invalid"
 STEP = "attested-tls"
@@ -71,90 +75,60 @@ def _session_refused() -> ConfigError:
     )
 
 
-class _AttestedSocket(ssl.SSLSocket):
-    """A socket that reads and writes after the verification alone."""
+class _Verifying(_Object):
+    """Verifies at the end of the handshake; reads and writes after that alone."""
 
     attested: VerifiedPeer | None = None
 
-    def do_handshake(self, block: bool = False) -> None:
-        super().do_handshake(block)
-        _attest(self)
+    def do_handshake(self, *block: bool, **named: bool) -> None:
+        super().do_handshake(*block, **named)
+        if self.attested is None:
+            if not isinstance(self.context, ClientContext):
+                raise NotAttested(ConfigError("the connection was given another context, which verifies nothing"))
+            self.attested = self.context.verify_peer(self)
 
-    def read(self, len: int = 1024, buffer: Any = None) -> Any:  # noqa: A002, ANN401 - as the standard library's
-        _check_attested(self)
-        return super().read(len, buffer)
+    def read(self, *given: Any, **named: Any) -> Any:  # noqa: ANN401 - as the standard library's
+        self._check_attested()
+        return super().read(*given, **named)
 
     def write(self, data: Any) -> int:  # noqa: ANN401 - as the standard library's
-        _check_attested(self)
+        self._check_attested()
         return super().write(data)
+
+    def _check_attested(self) -> None:
+        if self.attested is None:
+            advice = "Call do_handshake() to the end first."
+            raise NotAttested(VerificationError("the handshake is not over, or was refused", step=STEP, advice=advice))
+
+    @property
+    def session(self) -> ssl.SSLSession | None:
+        return super().session
+
+    @session.setter
+    def session(self, _: object) -> None:
+        raise _session_refused()
+
+
+class _AttestedObject(_Verifying, ssl.SSLObject):
+    """For libraries that move the bytes themselves: asyncio and what is built on it."""
+
+
+class _AttestedSocket(_Verifying, ssl.SSLSocket):  # type: ignore[misc, override]  # one implementation for both
+    """Of a socket, `recv` and `sendall` come here too, through `read` and `send`."""
 
     def send(self, data: Any, flags: int = 0) -> int:  # noqa: ANN401 - as the standard library's
-        _check_attested(self)
+        self._check_attested()
         return super().send(data, flags)
 
-    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:  # noqa: ANN401 - as the standard library's
-        _check_attested(self)
+    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:  # noqa: ANN401 - as above
+        self._check_attested()
         return super().sendfile(file, offset, count)
-
-    @property
-    def session(self) -> ssl.SSLSession | None:
-        return super().session
-
-    @session.setter
-    def session(self, _: object) -> None:
-        raise _session_refused()
-
-
-class _AttestedObject(ssl.SSLObject):
-    """The same for libraries that move the bytes themselves (asyncio and what is built on it)."""
-
-    attested: VerifiedPeer | None = None
-
-    def do_handshake(self) -> None:
-        super().do_handshake()
-        _attest(self)
-
-    def read(self, len: int = 1024, buffer: Any = None) -> Any:  # noqa: A002, ANN401 - as the standard library's
-        _check_attested(self)
-        return super().read(len, buffer)
-
-    def write(self, data: Any) -> int:  # noqa: ANN401 - as the standard library's
-        _check_attested(self)
-        return super().write(data)
-
-    @property
-    def session(self) -> ssl.SSLSession | None:
-        return super().session
-
-    @session.setter
-    def session(self, _: object) -> None:
-        raise _session_refused()
-
-
-_Connection = _AttestedSocket | _AttestedObject
-
-
-def _attest(connection: _Connection) -> None:
-    """Verify the peer of a finished handshake, once."""
-    if connection.attested is None:
-        context = connection.context
-        if not isinstance(context, ClientContext):
-            raise NotAttested(ConfigError("the connection was given another context, which verifies nothing"))
-        connection.attested = context.verify_peer(connection)
-
-
-def _check_attested(connection: _Connection) -> None:
-    if connection.attested is None:
-        raise NotAttested(
-            VerificationError(
-                "the handshake is not over, or was refused", step=STEP, advice="Call do_handshake() to the end first."
-            )
-        )
 
 
 class PresentingContext(ssl.SSLContext):
     """A context that shows an issuer's current certificate in every handshake."""
 
+    _serves: bool
     _issuer: Issuer | None
     _shown: IssuedCertificate | None = None
 
@@ -182,6 +156,45 @@ class PresentingContext(ssl.SSLContext):
             self._show_current()
             return super()._wrap_bio(*args, **options)  # type: ignore[misc]
 
+    def wrap_socket(
+        self,
+        sock: socket.socket,
+        server_side: bool = False,
+        do_handshake_on_connect: bool = True,
+        suppress_ragged_eofs: bool = True,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLSocket:
+        """As the standard library's, on the context's own side, without `session`, TLS 1.3 alone."""
+        name = self._check_use(server_side, server_hostname, session)
+        return super().wrap_socket(
+            sock, server_side, do_handshake_on_connect, suppress_ragged_eofs, server_hostname=name
+        )
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        """As the standard library's, on the context's own side, without `session`, TLS 1.3 alone."""
+        name = self._check_use(server_side, server_hostname, session)
+        return super().wrap_bio(incoming, outgoing, server_side, server_hostname=name)
+
+    def _check_use(self, server_side: bool, name: str | bytes | None, session: object) -> str | bytes | None:
+        """Refuse what the context is not for; the server's name to send."""
+        if server_side is not self._serves:
+            raise ConfigError(
+                f"a {type(self).__name__} cannot {'serve' if server_side else 'connect'}",
+                advice="Use ServerContext(issuer) for servers, ClientContext(policy, …) for clients.",
+            )
+        if session is not None:
+            raise _session_refused()
+        self._check_version()
+        return name
+
     def _check_version(self) -> None:
         if self.minimum_version is not ssl.TLSVersion.TLSv1_3:
             raise ConfigError(
@@ -205,6 +218,7 @@ class ClientContext(PresentingContext):
     changed; `verify_mode` reads `CERT_REQUIRED`, so that libraries do not warn of servers that were not verified.
     """
 
+    _serves = False
     sslsocket_class = _AttestedSocket
     sslobject_class = _AttestedObject
 
@@ -256,42 +270,8 @@ class ClientContext(PresentingContext):
     def check_hostname(self, _: object) -> None:
         pass
 
-    def wrap_socket(
-        self,
-        sock: socket.socket,
-        server_side: bool = False,
-        do_handshake_on_connect: bool = True,
-        suppress_ragged_eofs: bool = True,
-        server_hostname: str | bytes | None = None,
-        session: ssl.SSLSession | None = None,
-    ) -> ssl.SSLSocket:
-        """As the standard library's; refuses `server_side`, `session` and other versions than TLS 1.3."""
-        return super().wrap_socket(
-            sock,
-            do_handshake_on_connect=do_handshake_on_connect,
-            suppress_ragged_eofs=suppress_ragged_eofs,
-            server_hostname=self._name_for(server_hostname, server_side, session),
-        )
-
-    def wrap_bio(
-        self,
-        incoming: ssl.MemoryBIO,
-        outgoing: ssl.MemoryBIO,
-        server_side: bool = False,
-        server_hostname: str | bytes | None = None,
-        session: ssl.SSLSession | None = None,
-    ) -> ssl.SSLObject:
-        """As the standard library's; refuses `server_side`, `session` and other versions than TLS 1.3."""
-        name = self._name_for(server_hostname, server_side, session)
-        return super().wrap_bio(incoming, outgoing, server_hostname=name)
-
-    def _name_for(self, name: str | bytes | None, server_side: bool, session: object) -> str | bytes | None:
-        """The name to send: in fresh mode a nonce of this connection's own."""
-        if server_side:
-            raise ConfigError("a ClientContext cannot serve", advice="Use ServerContext(issuer) for servers.")
-        if session is not None:
-            raise _session_refused()
-        self._check_version()
+    def _check_use(self, server_side: bool, name: str | bytes | None, session: object) -> str | bytes | None:
+        name = super()._check_use(server_side, name, session)
         return name_of_nonce(secrets.token_bytes(NONCE_SIZE)) if self._fresh else name
 
     def verify_peer(self, connection: ssl.SSLSocket | ssl.SSLObject) -> VerifiedPeer:
@@ -372,7 +352,7 @@ def attested_peer(connection: object) -> VerifiedPeer:
     queue, seen = [connection], set[int]()
     while queue and len(seen) < _MAX_STEPS:
         found = queue.pop(0)
-        if isinstance(found, _Connection):
+        if isinstance(found, _Verifying):
             if found.attested is not None:
                 return found.attested
         elif found is not None and id(found) not in seen:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import socket
 import ssl
 import sys
 import threading
@@ -41,6 +40,8 @@ class ServerContext(PresentingContext):
     certificates of an authority work. The standard library's servers cannot take self-signed ones, attested or not.
     """
 
+    _serves = True
+
     def __new__(cls, issuer: Issuer, **_: object) -> Self:  # noqa: ARG004
         """Make the context of the standard library."""
         return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
@@ -66,36 +67,6 @@ class ServerContext(PresentingContext):
         """As the standard library's."""
         self._protocols = list(alpn_protocols)
         super().set_alpn_protocols(self._protocols)
-
-    def wrap_socket(
-        self,
-        sock: socket.socket,
-        server_side: bool = False,
-        do_handshake_on_connect: bool = True,
-        suppress_ragged_eofs: bool = True,
-        server_hostname: str | bytes | None = None,
-        session: ssl.SSLSession | None = None,
-    ) -> ssl.SSLSocket:
-        """As the standard library's, for servers only."""
-        self._check_use(server_side, server_hostname, session)
-        return super().wrap_socket(sock, True, do_handshake_on_connect, suppress_ragged_eofs)
-
-    def wrap_bio(
-        self,
-        incoming: ssl.MemoryBIO,
-        outgoing: ssl.MemoryBIO,
-        server_side: bool = False,
-        server_hostname: str | bytes | None = None,
-        session: ssl.SSLSession | None = None,
-    ) -> ssl.SSLObject:
-        """As the standard library's, for servers only."""
-        self._check_use(server_side, server_hostname, session)
-        return super().wrap_bio(incoming, outgoing, True)
-
-    def _check_use(self, server_side: bool, *others: object) -> None:
-        if not server_side or any(others):
-            raise ConfigError("a ServerContext only serves", advice="Use ClientContext(policy, …) for clients.")
-        self._check_version()
 
     def _on_name(self, connection: ssl.SSLSocket | ssl.SSLObject, name: str | None, _: ssl.SSLContext) -> int | None:
         """Called by OpenSSL with the name that the client sent, or None; a number is the alert to end with."""
