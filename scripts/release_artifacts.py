@@ -142,7 +142,7 @@ def images(source: Source, target: Path, work: Path, intel: Path | None) -> None
     more = layer_of_tree(work / "root", work / "examples.tar")
     _write_image(source, target, "confcom-examples-image", [*layers, more], replace(SETTINGS, entrypoint=("python3",)))
     if intel is not None:
-        more = layer_of_tree(_unpacked(intel, work / "intel"), work / "intel.tar")
+        more = layer_of_tree(intel_files(intel, work / "intel"), work / "intel.tar")
         _write_image(source, target, "confcom-intel-image", [*layers, more], SETTINGS)
 
 
@@ -155,12 +155,13 @@ def _write_image(source: Source, target: Path, artifact: str, layers: list[Layer
     write_image(target / f"{artifact}-{source.version}.tar", name, small, replace(settings, labels=labels))
 
 
-def _unpacked(packages: Path, target: Path) -> Path:
+def intel_files(packages: Path, target: Path) -> Path:
     """Intel's libraries, enclaves and provider's configuration, as `deploy/Containerfile.intel` takes them."""
     found = sorted(packages.glob("*.deb"))
     if not found:
         sys.exit(f"release: {packages} holds no Debian packages; deploy/Containerfile.intel names those of Intel")
     everything = target / "everything"
+    everything.mkdir(parents=True)
     for package in found:
         subprocess.run(["dpkg-deb", "--extract", str(package), str(everything)], check=True)
     image = target / "image"

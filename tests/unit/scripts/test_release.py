@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from publish import commands, notes_of
-from release_artifacts import chart_package, checksums, packed
+from release_artifacts import chart_package, checksums, intel_files, packed
 
 from release import version_of
 
@@ -26,6 +26,7 @@ FILES = {
     "deploy/helm/Chart.yaml": 'name: confcom\nversion: 1.2.3\nappVersion: "1.2.3"\n',
     "deploy/helm/templates/a.yaml": "a: 1\n",
 }
+CONTROL = "Package: {}\nVersion: 1\nArchitecture: amd64\nMaintainer: nobody <n@example.org>\nDescription: x\n"
 
 
 @pytest.fixture
@@ -243,3 +244,42 @@ def test_hosted_runs_call_commands_of_this_checkout_alone() -> None:
             found = re.fullmatch(r"(?:sudo --preserve-env=PATH )?(?:bash (\.ci/run)|\./dev (\S+)( .*)?)", line)
             assert found, f"{path.name}: {line}"
             assert os.access(ROOT / found[1], os.X_OK) if found[1] else found[2] in tasks
+
+
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb")
+def test_intels_packages_become_what_the_image_adds(tmp_path: Path) -> None:
+    files = {
+        "libsgx-dcap-ql": "usr/lib/x86_64-linux-gnu/libsgx_dcap_ql.so.1",
+        "libsgx-dcap-default-qpl": "usr/lib/x86_64-linux-gnu/libdcap_quoteprov.so.1",
+        "settings": "etc/sgx_default_qcnl.conf",
+    }
+    (tmp_path / "packages").mkdir()
+    with pytest.raises(SystemExit, match="holds no Debian packages"):
+        intel_files(tmp_path / "packages", tmp_path / "none")
+    for name, file in files.items():
+        for path, text in ((file, name), ("DEBIAN/control", CONTROL.format(name)), ("usr/share/doc/x", "not taken")):
+            (tmp_path / name / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / path).write_text(text)
+        command = ["dpkg-deb", "--build", str(tmp_path / name), str(tmp_path / "packages")]
+        subprocess.run(command, check=True, capture_output=True)
+    found = intel_files(tmp_path / "packages", tmp_path / "work")
+    assert {str(path.relative_to(found)) for path in found.rglob("*") if path.is_file()} == {
+        *files.values(),
+        "usr/lib/x86_64-linux-gnu/libdcap_quoteprov.so",
+    }
+    link = found / "usr/lib/x86_64-linux-gnu/libdcap_quoteprov.so"
+    assert link.read_text() == "libsgx-dcap-default-qpl"
+
+
+def test_the_bot_watches_folders_that_are_there() -> None:
+    files = {"pip": "pyproject.toml", "docker": "Containerfile", "gomod": "go.mod", "npm": "package.json"}
+    files |= {"cargo": "Cargo.toml", "github-actions": ".github/workflows/*.yml"}
+    watched = set()
+    for update in yaml.safe_load((ROOT / ".github" / "dependabot.yml").read_text())["updates"]:
+        for folder in update.get("directories") or [update["directory"]]:
+            found = list(ROOT.glob(f"{folder.strip('/')}/{files[update['package-ecosystem']]}".lstrip("/")))
+            assert found, update
+            watched |= set(found)
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    manifests = {ROOT / name for name in tracked if name.rpartition("/")[2] in ("go.mod", "package.json", "Cargo.toml")}
+    assert manifests <= watched
