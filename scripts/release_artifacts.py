@@ -116,7 +116,8 @@ def wheels(source: Source, target: Path, work: Path) -> None:
     kept = source.kept / f"wheels-{key.hexdigest()[:16]}"
     if not kept.is_dir():
         fresh = source.kept / "wheels.new"
-        shutil.rmtree(fresh, ignore_errors=True)
+        for old in source.kept.glob("wheels*"):
+            shutil.rmtree(old)
         platforms = [word for name in PLATFORMS for word in ("--platform", name)]
         command = ["-m", "pip", "-q", "--disable-pip-version-check", "download", "--no-deps", "--require-hashes"]
         command += ["--only-binary", ":all:", "--dest", str(fresh), *platforms, "--implementation", "cp"]
@@ -150,7 +151,7 @@ def _write_image(source: Source, target: Path, artifact: str, layers: list[Layer
     title = IMAGES[artifact]
     opencontainers = {"title": title, "version": source.version, "revision": source.commit}
     labels = settings.labels | {f"org.opencontainers.image.{key}": value for key, value in opencontainers.items()}
-    small = [compressed(layer, source.kept) for layer in layers]
+    small = [compressed(layer) for layer in layers]
     name = f"docker.io/confcom/{title}:{source.version}"
     write_image(target / f"{artifact}-{source.version}.tar", name, small, replace(settings, labels=labels))
 

@@ -26,9 +26,9 @@ class Layer:
     content: str = ""
 
 
-def compressed(layer: Layer, folder: Path) -> Layer:
-    """The same layer compressed by gzip, from the folder if it is there."""
-    target = folder / f"{layer.digest.replace(':', '-')}.tar.gz"
+def compressed(layer: Layer) -> Layer:
+    """The same layer compressed by gzip, in a file beside it that is kept as long as the layer is."""
+    target = layer.path.with_name(f"{layer.path.name}.gz")
     if not target.exists():
         fresh = target.with_suffix(".new")
         with (

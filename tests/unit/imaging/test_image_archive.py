@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from imaging import base
 from imaging.base import UNUSED_PACKAGES
-from imaging.layers import Layer, layer_of_tree
+from imaging.layers import Layer, compressed, layer_of_tree
 from imaging.oci import Settings, write_image
 
 FILES = {"usr/bin/tool": "#!/bin/sh\n", "usr/lib/a.py": "a = 1\n", "usr/lib/z.py": "z = 1\n"}
@@ -103,3 +104,20 @@ def test_what_debian_did_not_sign_is_not_taken(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(subprocess.CalledProcessError):
         base.provide_base(tmp_path / "images")
     assert f"--force-check-gpg --keyring={keyring} " in seen.read_text()
+
+
+def test_a_compressed_layer_is_the_same_content(tmp_path: Path) -> None:
+    plain = layer(tmp_path / "one", names=list(FILES))
+    small = compressed(plain)
+    write_image(tmp_path / "image.tar", "localhost/x:1", [small], Settings(entrypoint=("x",)))
+    with tarfile.open(tmp_path / "image.tar") as archive:
+        names = [name for name in archive.getnames() if name.startswith("blobs/")]
+        blobs = {name: archive.extractfile(name).read() for name in names}
+    manifest = next(json.loads(blob) for blob in blobs.values() if b'"schemaVersion"' in blob)
+    (described,) = manifest["layers"]
+    assert described["mediaType"] == "application/vnd.oci.image.layer.v1.tar+gzip"
+    packed = blobs[f"blobs/{described['digest'].replace(':', '/')}"]
+    assert (len(packed), gzip.decompress(packed)) == (described["size"], plain.path.read_bytes())
+    config = json.loads(blobs[f"blobs/{manifest['config']['digest'].replace(':', '/')}"])
+    assert config["rootfs"]["diff_ids"] == [plain.digest]
+    assert compressed(plain) == small
