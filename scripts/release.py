@@ -135,7 +135,7 @@ def main(arguments: list[str]) -> int:
         prepare(options.prepare)
         return 0
     if options.tried:
-        environment = os.environ | {"CONFCOM_RELEASE": str(options.tried.resolve())}
+        environment = os.environ | {"CONFCOM_E2E_RELEASE": str(options.tried.resolve())}
         command = [sys.executable, "-m", "pytest", "-s", "tests/release"]
         return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
     reference, tagged = options.tag or "HEAD", options.tag is not None

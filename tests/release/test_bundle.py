@@ -19,7 +19,7 @@ import pytest
 from testcluster.home import default_home
 
 ROOT = Path(__file__).resolve().parents[2]
-RELEASE = os.environ.get("CONFCOM_RELEASE", "")
+RELEASE = os.environ.get("CONFCOM_E2E_RELEASE", "")
 pytestmark = [
     pytest.mark.skipif(not RELEASE, reason="needs a release: `./dev release --try FOLDER` runs it"),
     pytest.mark.timeout(1200),
