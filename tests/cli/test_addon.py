@@ -105,6 +105,8 @@ def test_manifests_are_what_is_rendered(capsys: pytest.CaptureFixture[str]) -> N
     words += ["--collateral-url", "https://pccs.example", "--collateral-fmspc", "00906ed50000"]
     words += ["--enable-attestation-service", "--attestation-url", "https://attest.example"]
     words += ["--attestation-storage", "fast/2Gi", "--attestation-tls-secret", "given"]
+    words += ["--attestation-administrators", "ops", "--attestation-pin-secret", "hsm-pin"]
+    words += ["--attestation-keys", "pkcs11:token=t?module-path=/x.so"]
     words += ["--enable-metrics"]
     assert run(["addon", "manifests", *words]) == ExitCode.OK
     config = AddonConfig(
@@ -125,6 +127,9 @@ def test_manifests_are_what_is_rendered(capsys: pytest.CaptureFixture[str]) -> N
         attestation_url="https://attest.example",
         attestation_storage="fast/2Gi",
         attestation_tls_secret="given",
+        attestation_administrators="ops",
+        attestation_keys="pkcs11:token=t?module-path=/x.so",
+        attestation_pin_secret="hsm-pin",
     )
     assert list(yaml.safe_load_all(capsys.readouterr().out)) == render(config, version=_version())
 

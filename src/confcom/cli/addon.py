@@ -171,6 +171,13 @@ _OPTIONS = (
         "--attestation-storage", metavar="[CLASS/]SIZE", help="Volume of its state; '' is none.  [default: 1Gi]"
     ),
     click.option("--attestation-tls-secret", metavar="NAME", help="Its certificate; '' has it make one."),
+    click.option(
+        "--attestation-administrators",
+        metavar="NAME",
+        help="Secret with administrators.toml and the files it names.  [default: confcom-attestation-admin]",
+    ),
+    click.option("--attestation-keys", metavar="URI", help="PKCS#11 token of its keys; '' is files on the volume."),
+    click.option("--attestation-pin-secret", metavar="NAME", help="Secret with the PIN of that token (key pin)."),
     _switch("metrics", "metrics", "The exporter of EPC use.  [default: off]"),
     _switch("autoscaling", "autoscaling", "The metrics API, for HPA on EPC; with --enable-metrics.  [default: off]"),
     _choice(

@@ -35,6 +35,7 @@ _HOST = r"(?:[A-Za-z0-9][A-Za-z0-9.-]{0,252}|\[[0-9A-Fa-f:.]{2,45}\])"
 _PORT = r"(?::(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
 _URL = rf"(?:https?://{_HOST}{_PORT}(?:/[A-Za-z0-9._~:/?&=%+@-]{{0,500}})?)?"
 _ISSUER = rf"(?:https://{_HOST}{_PORT}(?:/[A-Za-z0-9._~/-]{{0,200}})?)?"
+_PKCS11 = r"(?:pkcs11:token=[A-Za-z0-9._~%-]{1,128}\?module-path=/[A-Za-z0-9._~%/-]{1,255})?"
 _STORAGE = r"(?:(?:[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?/)?[1-9][0-9]{0,8}[MGT]i)?"
 _OBJECT = r"(?:[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?)?"
 _CIDR = re.compile(r"[0-9A-Fa-f.:]{2,45}/[0-9]{1,3}")
@@ -86,6 +87,14 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """A volume for its policies, audit record and signing keys: SIZE or CLASS/SIZE. Empty: the pod's own folder."""
     attestation_tls_secret: str = ""
     """A Secret with tls.crt, tls.key and ca.crt for it, as cert-manager makes them. Empty: it makes its certificate."""
+    attestation_administrators: str = ""
+    """The Secret with administrators.toml, and with the keys and authorities that it names (OIDC, client certificates).
+    Empty: confcom-attestation-admin. It need not be there: until then no policy can be read or set."""
+    attestation_keys: str = ""
+    """PKCS#11 URI of a token with its signing keys, without a PIN; the image has the module. Empty: files on the
+    volume."""
+    attestation_pin_secret: str = ""
+    """The Secret whose `pin` is the PIN of that token's user."""
     metrics: bool = False
     """Run the exporter of EPC use on every SGX node."""
     autoscaling: bool = False
@@ -161,6 +170,11 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 "the attestation service of a simulated cluster has no collateral to verify quotes with",
                 advice="Run the collateral service too, --enable-collateral, or add --disable-attestation-service.",
             )
+        if bool(self.attestation_keys) is not bool(self.attestation_pin_secret):
+            raise ConfigError(
+                "the attestation service's keys in a PKCS#11 token and the Secret with its PIN belong together",
+                advice="Give both, --attestation-keys URI and --attestation-pin-secret NAME, or neither ('').",
+            )
         if self.autoscaling and not self.metrics:
             raise ConfigError(
                 "autoscaling has nothing to scale on without the exporter of EPC use",
@@ -219,6 +233,9 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 _TEXTS = (
+    ("attestation_administrators", _OBJECT, "Write the name of a Secret in the add-on's namespace."),
+    ("attestation_keys", _PKCS11, "Write pkcs11:token=NAME?module-path=/PATH/IN/THE/IMAGE; the PIN is in a Secret."),
+    ("attestation_pin_secret", _OBJECT, "Write the name of a Secret in the add-on's namespace."),
     ("attestation_storage", _STORAGE, "Write SIZE or CLASS/SIZE, as in 1Gi or standard/1Gi."),
     ("attestation_tls_secret", _OBJECT, "Write the name of a Secret in the add-on's namespace."),
     ("attestation_url", _ISSUER, "Write https://HOST, with a port or path if clients need them."),

@@ -27,9 +27,12 @@ HARDWARE, SIMULATED = (
 PORT = 8443
 SERVICE_PORT = 443
 ADMIN_SECRET = "confcom-attestation-admin"  # noqa: S105 - a name
-"""The operator's, with the file of administrators under `ADMIN_KEY`, and files that it names; it need not be there."""
+"""The operator's, unless the settings name another: with the file of administrators under `ADMIN_KEY`, and the files
+that it names. It need not be there."""
 ADMIN_KEY = "administrators.toml"
 ADMIN_FOLDER = "/etc/confcom/administrators"
+PIN_FOLDER = "/etc/confcom/pin"
+PIN_KEY = "pin"
 COLLATERAL_CA_FOLDER = "/etc/confcom/collateral-ca"
 TRUST_FOLDER = "/trust"
 """Where the root of a simulated world is made, in memory."""
@@ -79,7 +82,7 @@ def _values(config: AddonConfig, host: str) -> dict[str, str]:
     found = {
         "url": config.attestation_url or f"https://{host}",
         "store": f"{FOLDER}/attestation.sqlite",
-        "keys": f"{FOLDER}/attestation-keys",
+        "keys": _keys(config),
         "collateral": collateral.source(config) or "intel",
         "administrators": f"{ADMIN_FOLDER}/{ADMIN_KEY}",
         "administrators_optional": "true",
@@ -93,8 +96,17 @@ def _values(config: AddonConfig, host: str) -> dict[str, str]:
     return found
 
 
+def _keys(config: AddonConfig) -> str:
+    if not config.attestation_keys:
+        return f"{FOLDER}/attestation-keys"
+    return f"{config.attestation_keys}&pin-source={PIN_FOLDER}/{PIN_KEY}"
+
+
 def _volumes(config: AddonConfig) -> list[Mounted]:
-    found = [objects.secret_volume("administrators", ADMIN_SECRET, ADMIN_FOLDER, optional=True)]
+    administrators = config.attestation_administrators or ADMIN_SECRET
+    found = [objects.secret_volume("administrators", administrators, ADMIN_FOLDER, optional=True)]
+    if config.attestation_keys:
+        found.append(objects.secret_volume("pin", config.attestation_pin_secret, PIN_FOLDER))
     if config.collateral:
         authority = mount("collateral-ca", COLLATERAL_CA_FOLDER, read_only=True)
         found.append((collateral.authority_volume(config), authority))

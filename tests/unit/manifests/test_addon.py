@@ -440,6 +440,11 @@ def test_an_operator_may_name_the_namespaces_that_the_webhook_is_for() -> None:
         {"attestation_url": "https://attest.example/?x"},
         {"attestation_storage": "1"},
         {"attestation_tls_secret": "A_B"},
+        {"attestation_administrators": "A_B"},
+        {"attestation_pin_secret": "a/b"},
+        {"attestation_keys": "pkcs11:token=a?module-path=/x.so&pin-value=1234"},
+        {"attestation_keys": "pkcs11:token=a?module-path=x.so"},
+        {"attestation_keys": "pkcs11:token=a b?module-path=/x.so"},
         {"webhook_client_ca": "A_B"},
         {"api_addresses": ("10.240.0.1",)},
         {"api_addresses": ("10.240.0.1/24",)},
@@ -494,3 +499,29 @@ def test_nothing_belongs_to_one_cloud_or_region() -> None:
     assert set(re.findall(r'"image": "([^"]+)"', text)) == {config.image}
     for word in ("azurecr", "mcr.microsoft", "docker.io", "trustedservices", "169.254.169.254"):
         assert word not in text
+
+
+@pytest.mark.parametrize(
+    "alone", [{"attestation_keys": "pkcs11:token=a?module-path=/x.so"}, {"attestation_pin_secret": "p"}]
+)
+def test_keys_in_a_token_come_with_the_secret_of_their_pin(alone: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="belong together"):
+        AddonConfig().changed(alone)
+
+
+def test_keys_in_a_token_are_named_with_the_file_of_their_pin() -> None:
+    keys = {"attestation_keys": "pkcs11:token=a?module-path=/x.so", "attestation_pin_secret": "hsm"}
+    found = render(AddonConfig().changed({"attestation": True, **keys}), version="1")
+    pod = next(each for each in found if each["kind"] == "Deployment" and "attestation" in each["metadata"]["name"])
+    spec = pod["spec"]["template"]["spec"]
+    container = spec["containers"][0]
+    settings = {each["name"]: each.get("value") for each in container["env"]}
+    uri = settings["CONFCOM_ATTESTATION_SERVICE_KEYS"]
+    assert uri == "pkcs11:token=a?module-path=/x.so&pin-source=/etc/confcom/pin/pin"
+    assert {"name": "pin", "mountPath": "/etc/confcom/pin", "readOnly": True}.items() <= next(
+        each for each in container["volumeMounts"] if each["name"] == "pin"
+    ).items()
+    assert next(each["secret"] for each in spec["volumes"] if each["name"] == "pin") == {
+        "secretName": "hsm",
+        "defaultMode": 0o440,
+    }
