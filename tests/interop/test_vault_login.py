@@ -89,7 +89,7 @@ def service(tmp_path: Path, world: SimulatedWorld) -> Iterator[RunningAttestatio
 
 
 def test_an_enclave_reads_its_secret(vault: Vault, service: RunningAttestation, world: SimulatedWorld) -> None:
-    signer = Quote.parse(enclave_quote(world)).body.mr_signer.hex()
+    body = Quote.parse(enclave_quote(world)).body
     vault.write("sys/mounts/secret", {"type": "kv", "options": {"version": "2"}})
     vault.write("sys/policies/acl/payroll", {"policy": POLICY})
     vault.write("secret/data/payroll", {"data": PASSWORD})
@@ -108,7 +108,8 @@ def test_an_enclave_reads_its_secret(vault: Vault, service: RunningAttestation, 
             quote=quote_over(world), ca=vault.ca, **changes,
         )  # fmt: skip
 
-    right: dict[str, Any] = {"mrsigner": signer, "tcb-status": "UpToDate", "debug": False, "product-id": 0}
+    right: dict[str, Any] = {"mrsigner": body.mr_signer.hex(), "tcb-status": "UpToDate", "debug": False}
+    right |= {"product-id": body.isv_prod_id, "svn": body.isv_svn}
     role(**right)
     assert read()["data"] == PASSWORD
     for wrong in ({"mrsigner": "00" * 32}, {"debug": True}, {"tcb-status": "OutOfDate"}, {"product-id": 7}):

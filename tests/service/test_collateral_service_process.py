@@ -219,8 +219,9 @@ def test_an_answer_on_a_kept_connection_does_not_wait_for_acknowledgements(tmp_p
             times.append(time.monotonic() - begin)
         connection.close()
 
-    # The kernel delays an acknowledgement by 40 ms, and a body held back for it comes no sooner.
-    assert sorted(times)[5] < 0.03
+    # The kernel delays an acknowledgement by 40 ms, and a body held back for it comes no sooner. A busy machine may
+    # delay any one, and the first ones are acknowledged at once in any case.
+    assert min(times[5:]) < 0.03
 
 
 def test_when_connections_run_out_the_longest_silent_one_makes_room(tmp_path: Path) -> None:

@@ -14,10 +14,36 @@ import (
 	kv "github.com/hashicorp/vault-plugin-secrets-kv"
 	api "github.com/hashicorp/vault/http"
 	"github.com/hashicorp/vault/internalshared/configutil"
+	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/hashicorp/vault/sdk/physical/inmem"
 	"github.com/hashicorp/vault/vault"
 )
+
+// The two plugins of this server.
+type builtins struct{}
+
+func (builtins) Contains(name string, kind consts.PluginType) bool {
+	return name == "jwt" && kind == consts.PluginTypeCredential || name == "kv" && kind == consts.PluginTypeSecrets
+}
+
+func (b builtins) Get(name string, kind consts.PluginType) (func() (interface{}, error), bool) {
+	factory := map[string]logical.Factory{"jwt": jwt.Factory, "kv": kv.Factory}[name]
+	return func() (interface{}, error) { return factory, nil }, b.Contains(name, kind)
+}
+
+func (b builtins) Keys(kind consts.PluginType) []string {
+	if kind == consts.PluginTypeCredential {
+		return []string{"jwt"}
+	}
+	return []string{"kv"}
+}
+
+func (b builtins) DeprecationStatus(name string, kind consts.PluginType) (consts.DeprecationStatus, bool) {
+	return consts.Supported, b.Contains(name, kind)
+}
+
+func (builtins) IsBuiltinEntPlugin(string, consts.PluginType) bool { return false }
 
 func main() {
 	if err := serve(os.Args[1], os.Args[2]); err != nil {
@@ -38,6 +64,7 @@ func serve(certificate, key string) error {
 		DisableMlock:       true,
 		CredentialBackends: map[string]logical.Factory{"jwt": jwt.Factory},
 		LogicalBackends:    map[string]logical.Factory{"kv": kv.Factory},
+		BuiltinRegistry:    builtins{},
 	})
 	if err != nil {
 		return err
