@@ -29,7 +29,16 @@ import attested_certificates as made
 from attested_tls import HANG, SECRET, accepts, client, declared, issuer, quotes, refusal, served, world
 from confcom.appraisal.policy import NoDebug
 from confcom.appraisal.quote import QuoteVerifier
-from confcom.atls import ClientContext, Issuer, NotAttested, ServerContext, attested_peer, fetch_and_pin, serve_fresh
+from confcom.atls import (
+    ClientContext,
+    Issuer,
+    NotAttested,
+    ServerContext,
+    attested_peer,
+    fetch_and_pin,
+    load_pair,
+    serve_fresh,
+)
 from confcom.atls.client import name_of_nonce, nonce_of_name
 from confcom.atls.event_loop import server_name
 from confcom.atls.issuer import utc_now
@@ -755,7 +764,7 @@ def test_an_enclave_in_debug_mode_is_refused() -> None:
         client().wrap_socket(connected(port))
 
 
-def test_clients_with_ordinary_certificates_are_checked_as_usual(tmp_path: Path) -> None:
+def test_clients_with_ordinary_certificates_are_checked_as_usual() -> None:
     """And attested ones are not taken: the standard library's servers know no self-signed client certificates."""
     from confcom.pki.serving_pair import Authority
 
@@ -766,20 +775,30 @@ def test_clients_with_ordinary_certificates_are_checked_as_usual(tmp_path: Path)
     name = x509.load_pem_x509_certificate(authority.certificate).subject.rfc4514_string().removeprefix("CN=")
     now, signer = utc_now(), load_pem_private_key(authority.key, None)
     leaf = made.Certificate((), subject="client", issuer=name, signer=signer, not_before=now - DAY, not_after=now + DAY)
-    path = tmp_path / "client.pem"
+    certificate = ssl.DER_cert_to_PEM_cert(leaf.build()).encode()
     key = made.key().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    path.write_bytes(ssl.DER_cert_to_PEM_cert(leaf.build()).encode() + key)
     theirs: list[bytes] = []
     with listening(context, received=theirs) as port:
         for fresh in (False, True):
             for named in (client(fresh=fresh), client(fresh=fresh, issuer=issuer()), client(fresh=fresh)):
                 if named._issuer is None:
-                    named.load_cert_chain(path)
+                    load_pair(named, certificate, key)
                 # In TLS 1.3 a client learns of its refusal after its own handshake, when it reads.
                 with contextlib.suppress(OSError), named.wrap_socket(connected(port)) as connection:
                     connection.sendall(b"x")
                     connection.recv(1)
     assert theirs == [b"x"] * 4
+
+
+def test_a_pair_that_is_none_is_refused() -> None:
+    current = issuer().current()
+    certificate = ssl.DER_cert_to_PEM_cert(current.der).encode()
+    key = made.key().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    for pair in ((certificate, key), (b"", key), (certificate, b"no key")):
+        with pytest.raises(ConfigError, match="certificate and key cannot be used"):
+            load_pair(client(), *pair)
+    with pytest.raises(ConfigError, match="no other"):
+        load_pair(ServerContext(issuer()), certificate, key)
 
 
 # Deadlines

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from confcom.atls.client import ClientContext, NotAttested, PinnedPeer, attested_peer, fetch_and_pin
 from confcom.atls.event_loop import serve_fresh
-from confcom.atls.issuer import IssuedCertificate, Issuer
+from confcom.atls.issuer import IssuedCertificate, Issuer, load_pair
 from confcom.atls.libraries import https_only, https_opener, https_session
 from confcom.atls.server import ServerContext
 
@@ -24,5 +24,6 @@ __all__ = [
     "https_only",
     "https_opener",
     "https_session",
+    "load_pair",
     "serve_fresh",
 ]

@@ -16,14 +16,22 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from confcom.appraisal.peer import check_binding
@@ -74,12 +82,27 @@ class IssuedCertificate:
 
     def load_into(self, context: ssl.SSLContext) -> None:
         """Let a context of the standard library show this certificate in handshakes from now on."""
-        password = secrets.token_hex(32)
-        locked = BestAvailableEncryption(password.encode())
         pem = ssl.DER_cert_to_PEM_cert(self.der).encode()
-        with _file_in_memory(pem + self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, locked)) as path:
-            # The base class's: contexts of ours refuse other certificates.
-            ssl.SSLContext.load_cert_chain(context, path, password=password)
+        # The base class's: contexts of ours refuse other certificates.
+        _load(partial(ssl.SSLContext.load_cert_chain, context), pem, self.key)
+
+
+def load_pair(context: ssl.SSLContext, certificate: bytes, key: bytes) -> None:
+    """Let a context show a certificate with its chain and use its key, PEM both, which are in memory and stay there.
+
+    The standard library reads files alone. A pair that is none is a `ConfigError`.
+    """
+    try:
+        _load(context.load_cert_chain, certificate, load_pem_private_key(key, None))
+    except (ValueError, TypeError, UnsupportedAlgorithm, ssl.SSLError) as error:
+        raise ConfigError(f"certificate and key cannot be used: {error}") from error
+
+
+def _load(load: Callable[..., None], certificate: bytes, key: Any) -> None:  # noqa: ANN401 - of any kind of key
+    password = secrets.token_hex(32)
+    locked = BestAvailableEncryption(password.encode())
+    with _file_in_memory(certificate + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, locked)) as path:
+        load(path, password=password)
 
 
 class Issuer:
