@@ -12,13 +12,14 @@ import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import sqlalchemy as sa
 
 from confcom.collateral.sources import SQLITE_MAGIC
-from confcom.collateral.store.schema import APPLICATION_ID, CHANGES, NEWEST
-from confcom.database.changes import announce
+from confcom.collateral.store.schema import APPLICATION_ID, CHANGES, LEASES, NEWEST
+from confcom.database.changes import Leases, announce
 from confcom.database.engine import BUSY_TIMEOUT, Database, DatabaseAddress
 from confcom.errors import (
     CollateralError,
@@ -44,12 +45,17 @@ _PERMISSIONS = "Check the path, its permissions (the folder must be writable too
 _RESTORE = "Stop the services and restore the last backup of the database."
 
 
+class StoreUnavailable(CollateralUnavailable):
+    """The store is busy or its server does not answer; the source of collateral is not to blame."""
+
+
 class StoreDatabase:
     """Transactions of one store; safe to use from several threads and processes. Times out, never hangs."""
 
     def __init__(self, store: Path | str, *, create: bool, busy_timeout: float = BUSY_TIMEOUT) -> None:
         """`store`: a path, or the URL of a PostgreSQL database, which `confcom collateral migrate` has prepared."""
         self.database = Database(DatabaseAddress.parse(store), busy_timeout=busy_timeout)
+        self._leases = Leases(self.database, LEASES)
         self._damaged_rows = 0
         path = self.database.address.path
         try:
@@ -88,6 +94,19 @@ class StoreDatabase:
         """How many transactions have written so far, of every process."""
         with self.read() as connection:
             return int(connection.execute(sa.select(CHANGES.c.number)).scalar_one())
+
+    def take_lease(self, name: str, now: datetime, lasting: timedelta) -> bool:
+        """Whether this process may do for all replicas what the lease is for; of a file always."""
+        if not self.shared:
+            return True
+        with self._translated():
+            return self._leases.take(name, now, lasting)
+
+    def release_lease(self, name: str) -> None:
+        """Let another replica have it at once."""
+        if self.shared:
+            with self._translated():
+                self._leases.release(name)
 
     def check(self) -> None:
         """Read the whole file and compare its tables with their indexes; damage is a `CollateralError`."""
@@ -147,7 +166,7 @@ class StoreDatabase:
             raise self._damaged(_engines_reason(error)) from error
         except DatabaseUnavailable as error:
             busy = f"another process is writing the collateral store {self.database.address} and did not finish in time"
-            raise CollateralUnavailable(error.message if self.shared else busy, advice=error.advice()) from error
+            raise StoreUnavailable(error.message if self.shared else busy, advice=error.advice()) from error
         except ConfigError as error:
             code = getattr(getattr(error.__cause__, "orig", None), "sqlite_errorcode", None)
             if code is not None and code & 0xFF not in _REFUSALS:

@@ -7,7 +7,7 @@ Its users verify it once more (`verify_collateral`), so that the database need n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -82,8 +82,16 @@ class CollateralStore:
 
     @property
     def database(self) -> Database:
-        """What a `Watch` and `Leases` are made for."""
+        """What a `Watch` is made for."""
         return self._database.database
+
+    def take_lease(self, name: str, now: datetime, lasting: timedelta) -> bool:
+        """Whether this process may do for all replicas what the lease is for; of a file always."""
+        return self._database.take_lease(name, now, lasting)
+
+    def release_lease(self, name: str) -> None:
+        """Let another replica have it at once."""
+        self._database.release_lease(name)
 
     def changes(self) -> int:
         """How many transactions have written, of every process: what was read holds while this stays the same."""

@@ -14,6 +14,7 @@ from prometheus_client import Counter
 
 from confcom.collateral.documents import DocumentKey
 from confcom.collateral.pck_rules import CertificatesUnavailable
+from confcom.collateral.store.database import StoreUnavailable
 from confcom.errors import (
     CollateralError,
     CollateralNotFound,
@@ -56,6 +57,7 @@ STATUSES: tuple[tuple[type[ConfcomError], int], ...] = (
     (CertificatesUnavailable, 462),
     (OtherProcessor, 460),
     (CollateralNotFound, 404),
+    (StoreUnavailable, 503),
     (CollateralUnavailable, 502),
     (VerificationError, 460),
     (FormatError, 400),

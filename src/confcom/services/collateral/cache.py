@@ -9,9 +9,11 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from hashlib import sha256
 from typing import Any, Protocol, TypeVar
 
 from confcom.collateral.documents import Document, DocumentKey, DocumentKind, keys_for, verify_document
@@ -45,6 +47,10 @@ MAX_REMEMBERED_FAILURES = 4096
 """Remembered failures; clients choose what they ask for, so the number is bounded."""
 REMEMBER_FAILURE = 5.0
 """Seconds during which upstream is not asked again after a failure that may pass; `remember_missing` is for others."""
+LEASE = timedelta(seconds=25)
+"""Time for which a replica may ask upstream for something that the others wait for; one that died loses it then."""
+LOOK_AT_LEASE = 0.2
+"""Seconds between two looks at whether another replica has brought what is waited for."""
 MAX_WAITING = 256
 """Requests to upstream that wait for a thread."""
 
@@ -200,7 +206,7 @@ class CollateralCache:
             self._metrics.cache.labels("store").inc()
             return stored
         try:
-            fetched = await self.once(key, lambda: self.fetch(key), caller=caller)
+            fetched = await self.once(key, lambda: self._fetch_for_all(key), caller=caller)
         except (CollateralError, Overloaded):
             self._metrics.cache.labels("missing" if stored is None else "stale").inc()
             if stored is None:
@@ -211,6 +217,27 @@ class CollateralCache:
             self._remember(key, CollateralNotFound(f"{self.source} has only an expired {key}"))
         self._metrics.cache.labels("upstream").inc()
         return fetched
+
+    async def _fetch_for_all(self, key: DocumentKey) -> Served:
+        def brought() -> Served | None:
+            found = self.stored(key, self.clock())
+            return None if found is None or found.stale else found
+
+        return await self.for_all(str(key), brought, lambda: self.fetch(key))
+
+    async def for_all(
+        self, name: str, brought: Callable[[], T | None], start: Callable[[], Coroutine[Any, Any, T]]
+    ) -> T:
+        """Run `start` while no other replica does. What one has `brought` meanwhile (a call that blocks) is taken."""
+        while not await self.read(lambda: self.store.take_lease(name, self.clock(), LEASE)):
+            await asyncio.sleep(LOOK_AT_LEASE)
+            if (found := await self.read(brought)) is not None:
+                return found
+        try:
+            return await start()
+        finally:
+            with suppress(CollateralError, Overloaded):  # it ends by itself
+                await self.read(lambda: self.store.release_lease(name))
 
     def stored(self, key: DocumentKey, now: datetime) -> Served | None:
         """The version in force in the store (a call that blocks)."""
@@ -391,7 +418,13 @@ class PckCertificates:
         if self._cache.upstream is not None:
             try:
                 return await self._cache.once(
-                    ("pck", request, caller), lambda: self.fetch(request, caller=caller), caller=caller
+                    ("pck", request, caller),
+                    lambda: self._cache.for_all(
+                        f"pck {sha256(repr(platform).encode()).hexdigest()}",
+                        lambda: self._kept(platform, request.encrypted_ppid, caller),
+                        lambda: self.fetch(request, caller=caller),
+                    ),
+                    caller=caller,
                 )
             except (CollateralError, Overloaded) as error:
                 failure = error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -65,6 +65,9 @@ AT_A_TIME = 4
 """Requests to upstream of one round at a time; others remain for clients."""
 
 
+LEADS = timedelta(minutes=2)
+"""Time for which one replica refreshes for all; another takes over when it ended."""
+
 GATHER = 0.5
 """Seconds to wait for more new entries of the store, before their further documents are fetched."""
 
@@ -103,15 +106,25 @@ class Refresher:
         self._metrics = metrics
         self._required = tuple(required)
         self._tried: dict[object, datetime] = {}
+        self._led = datetime.min.replace(tzinfo=UTC)
 
     async def run(self) -> None:
         """Refresh what is due, for ever."""
         while True:
             try:
-                await self.refresh_due()
+                if await self._leads():
+                    await self.refresh_due()
+            except ConfcomError as error:
+                structlog.get_logger().warning("collateral.refresh", outcome="aborted", reason=error.message)
             except Exception:  # noqa: BLE001 - the next round must come, whatever failed in this one
                 structlog.get_logger().exception("collateral.refresh", outcome="aborted")
             await self._pause()
+
+    async def _leads(self) -> bool:
+        """Whether this replica refreshes for all; the lease is prolonged."""
+        now = self._cache.clock()
+        self._led = now
+        return await self._cache.read(lambda: self._cache.store.take_lease("refresh", now, LEADS))
 
     async def _pause(self) -> None:
         """Wait for the next round; it begins sooner when the store has grown."""
@@ -207,6 +220,8 @@ class Refresher:
         return report
 
     async def _attempt_all(self, jobs: Sequence[_Job], report: RefreshReport, now: datetime) -> None:
+        if self._cache.clock() - self._led > LEADS / 4:
+            await self._leads()
         for what, _ in jobs:
             self._tried[what] = now
         await asyncio.gather(*(self._attempt(str(what), call, report) for what, call in jobs))

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+from datetime import timedelta
+
 import pytest
 
+from confcom.appraisal.collateral import verify_collateral
+from confcom.collateral.bundle import load_bundle
+from confcom.collateral.documents import take_apart
+from confcom.collateral.store.migrations import CHAIN
 from confcom.collateral.store.rows import Candidate, choose
+from confcom.collateral.store.store import CollateralStore
+from confcom.database.engine import Database, DatabaseAddress
+from confcom.pki.chain import verify_chain
+from confcom.pki.roots import TrustRoots
 
 DAY = 86400
 MONTH = 30 * DAY
@@ -86,3 +97,31 @@ def test_without_a_valid_version_the_nearest_is_given():
 def test_lists_go_by_their_issue_not_by_their_number(order):
     lists = [version(1, 9, 0, 0), version(2, 3, 10, 10)][::order]
     assert at(lists, 15, update=None) == 2
+
+
+@pytest.mark.postgres
+def test_both_engines_answer_the_same_as_of_every_vectors_date(path, vectors, postgres) -> None:
+    intel = TrustRoots.intel()
+    with postgres.database() as name:
+        with closing(Database(DatabaseAddress.parse(postgres.of(name)))) as database:
+            CHAIN.upgrade(database)
+        with CollateralStore(path, roots=intel) as file, CollateralStore(postgres.of(name), roots=intel) as server:
+            for folder in sorted((vectors / "real").glob("*/collateral.json")):
+                collateral = load_bundle(folder.parent)
+                verified = verify_collateral(collateral, roots=intel)
+                ca = verify_chain(collateral.pck_crl_issuer_chain, roots=intel, kind="ca", step="test").ca
+                tee = "tdx" if verified.tcb_info.id == "TDX" else "sgx"
+                parts = take_apart(collateral, fmspc=verified.tcb_info.fmspc, ca=ca, tee=tee)
+                for store in (file, server):
+                    store.add(parts, seen=verified.earliest_issue, source="vectors")
+            keys = file.document_keys()
+            dates = {version.facts.issue_date + timedelta(days=1) for key in keys for version in file.history(key)}
+            assert len(dates) > 20
+            assert keys == server.document_keys()
+            answers = [
+                [(version.digest, version.expires) for key in keys if (version := store.in_force(key, at=at))]
+                for store in (file, server)
+                for at in sorted(dates)
+            ]
+            assert answers[: len(dates)] == answers[len(dates) :]
+            assert [file.history(key) for key in keys] == [server.history(key) for key in keys]
