@@ -23,6 +23,8 @@ from testcluster.home import default_home
 ROOT = Path(__file__).resolve().parent.parent
 CHART_FILE = Path("deploy") / "helm" / "Chart.yaml"
 PROJECT = "pyproject.toml"
+VERSION_IN_PAGES = re.compile(r"(confcom(?:-[a-z-]+)?[:-])\d+\.\d+\.\d+")
+"""Names of images (`confcom/confcom:0.1.0`) and of files of a release (`confcom-bundle-0.1.0.tar`)."""
 
 
 def git(*words: str) -> bytes:
@@ -79,13 +81,23 @@ def make(reference: str, target: Path, *, tagged: bool, intel: Path | None = Non
     statements.check(target)
 
 
+def pages_with_versions(root: Path) -> list[Path]:
+    """What users copy commands and manifests from."""
+    found = [root / "README.md", *(root / "docs").rglob("*.md"), *(root / "examples").rglob("*.yaml")]
+    return [path for path in found if VERSION_IN_PAGES.search(path.read_text())]
+
+
 def prepare(version: str) -> None:
     """Write a version into project, chart, change log and generated files."""
     if not re.fullmatch(r"\d+\.\d+\.\d+", version):
         sys.exit(f"release: {version!r} is no version: write it like 1.2.3")
-    for path, pattern in ((ROOT / PROJECT, '^version = ".*"$'), (ROOT / CHART_FILE, "^(version|appVersion): .*$")):
-        lines = re.compile(pattern, re.MULTILINE)
-        path.write_text(lines.sub(lambda found: re.sub(r'\d[^"\s]*', version, found[0]), path.read_text()))
+    for path, pattern in (
+        (ROOT / PROJECT, r'(^version = ")[^"]*'),
+        (ROOT / CHART_FILE, r"(^(?:version|appVersion): ).*"),
+    ):
+        path.write_text(re.sub(pattern, rf"\g<1>{version}", path.read_text(), flags=re.MULTILINE))
+    for path in pages_with_versions(ROOT):
+        path.write_text(VERSION_IN_PAGES.sub(rf"\g<1>{version}", path.read_text()))
     for words in (["towncrier", "build", "--yes", "--version", version], ["./dev", "generate"]):
         if subprocess.run(words, cwd=ROOT, check=False).returncode:
             sys.exit(f"release: {' '.join(words)} failed")
@@ -151,6 +163,8 @@ def main(arguments: list[str]) -> int:
         import release_statements
 
         release_statements.sign(target, options.sign)
+    if not options.intel:
+        print("release: without the image that has Intel's libraries; --intel FOLDER makes it of Intel's packages")
     for path in sorted(target.iterdir()):
         print(f"{path.stat().st_size / 2**20:8.2f} MiB  {path}")
     return 0

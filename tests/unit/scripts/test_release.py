@@ -17,7 +17,7 @@ import yaml
 from publish import commands, notes_of
 from release_artifacts import chart_package, checksums, intel_files, packed
 
-from release import version_of
+from release import VERSION_IN_PAGES, pages_with_versions, version_of
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = {
@@ -39,6 +39,15 @@ def tree(tmp_path: Path) -> Path:
 
 def test_one_version_everywhere_is_the_version(tree: Path) -> None:
     assert version_of(tree) == "1.2.3"
+
+
+def test_what_users_copy_names_this_version() -> None:
+    version = version_of(ROOT)
+    pages = pages_with_versions(ROOT)
+    assert {"README.md", "install-in-five-minutes.md", "attest.yaml"} <= {path.name for path in pages}
+    for path in pages:
+        named = {found[0].removeprefix(found[1]) for found in VERSION_IN_PAGES.finditer(path.read_text())}
+        assert named == {version}, path
 
 
 @pytest.mark.parametrize(
