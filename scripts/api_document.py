@@ -6,7 +6,6 @@ schemathesis comes from requirements/api.txt. The service judges simulated evide
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -14,16 +13,15 @@ import tempfile
 from importlib import import_module
 from pathlib import Path
 
+from locked import provide
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 
 def main(arguments: list[str]) -> int:
     """Serve, run, and give schemathesis' exit code."""
-    if not importlib.util.find_spec("schemathesis"):
-        locked = ["--require-hashes", "--only-binary", ":all:", "-r", str(ROOT / "requirements" / "api.txt")]
-        if subprocess.run([sys.executable, "-m", "pip", "install", "-q", *locked], check=False).returncode:
-            sys.exit("api: schemathesis cannot be installed")
+    provide("api", "schemathesis")
     from confcom.services.runtime.process import configure_logging
 
     tests = import_module("running_attestation_service")

@@ -6,12 +6,13 @@ axe-core, which checks accessibility, from npm. With CONFCOM_SCREENSHOTS=FOLDER 
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from locked import provide
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "tests" / "browser"
@@ -28,10 +29,7 @@ def missing(*, lighthouse: bool = False) -> str:
         command = ["apt-get", "install", "-y", "-q", "--no-install-recommends", *PACKAGES]
         if subprocess.run(command, check=False, stdout=subprocess.DEVNULL, env=environment).returncode:
             return f"{' '.join(command)} failed"
-    if not importlib.util.find_spec("selenium"):
-        locked = ["--require-hashes", "--only-binary", ":all:", "-r", str(ROOT / "requirements" / "browser.txt")]
-        if subprocess.run([sys.executable, "-m", "pip", "install", "-q", *locked], check=False).returncode:
-            return "selenium cannot be installed"
+    provide("browser", "selenium")
     package = "lighthouse" if lighthouse else "axe-core"
     if not (FOLDER / "node_modules" / package / "package.json").is_file():
         if not shutil.which("npm"):

@@ -8,7 +8,6 @@ another host.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import re
@@ -21,6 +20,8 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+from locked import provide
 
 ROOT = Path(__file__).resolve().parent.parent
 INDEX = Path("docs") / "README.md"
@@ -203,10 +204,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="./dev site", description="Build the documentation site, and check it.")
     parser.add_argument("folder", nargs="?", type=Path, default=ROOT / "build" / "site", help="default: build/site")
     folder: Path = parser.parse_args(arguments).folder.resolve()
-    if not importlib.util.find_spec("zensical"):
-        locked = ["--require-hashes", "--only-binary", ":all:", "-r", str(ROOT / "requirements" / "site.txt")]
-        if subprocess.run([sys.executable, "-m", "pip", "install", "-q", *locked], check=False).returncode:
-            sys.exit("site: the packages of requirements/site.txt cannot be installed")
+    provide("site", "zensical")
     version: str = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     build(folder / version)
     list_versions(folder, version)

@@ -14,6 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from locked import provide
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -46,9 +48,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--signers", type=Path, metavar="FILE", help="the signature must be by a key of this file")
     parser.add_argument("--dry-run", action="store_true", help="only check, and print what would be run")
     options = parser.parse_args(arguments)
-    from release import install_tools
-
-    install_tools()
+    provide("release", "cyclonedx_py")
     from release_statements import check
 
     version = check(options.folder, options.signers)

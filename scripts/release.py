@@ -7,7 +7,6 @@ kept, so that a later run needs no network.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import io
 import os
 import re
@@ -18,6 +17,7 @@ import tempfile
 import tomllib
 from pathlib import Path
 
+from locked import provide
 from testcluster.home import default_home
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,16 +121,6 @@ def twice(reference: str, *, tagged: bool, intel: Path | None) -> None:
         print(f"release: {len(first)} files, the same bytes twice")
 
 
-def install_tools() -> None:
-    """The packages of requirements/release.txt and site.txt, where they are not installed."""
-    for name, module in (("release.txt", "cyclonedx_py"), ("site.txt", "zensical")):
-        if importlib.util.find_spec(module):
-            continue
-        locked = ["--require-hashes", "--only-binary", ":all:", "-r", str(ROOT / "requirements" / name)]
-        if subprocess.run([sys.executable, "-m", "pip", "install", "-q", *locked], check=False).returncode:
-            sys.exit(f"release: the packages of requirements/{name} cannot be installed")
-
-
 def main(arguments: list[str]) -> int:
     """Make them, and say what is there."""
     parser = argparse.ArgumentParser(prog="./dev release", description=__doc__)
@@ -142,7 +132,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--try", dest="tried", type=Path, metavar="DIR", help="only try a release on a bare machine")
     parser.add_argument("--prepare", metavar="VERSION", help="only write the version and the change log")
     options = parser.parse_args(arguments)
-    install_tools()
+    provide("release", "cyclonedx_py")
+    provide("site", "zensical")
     if options.prepare:
         prepare(options.prepare)
         return 0
