@@ -17,7 +17,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from multiprocessing.queues import Queue
 from pathlib import Path
@@ -25,19 +25,36 @@ from typing import Any
 
 from benchmarks.measure import Row, cpu_seconds, show, spread
 from benchmarks.webhook import CONTEXT, Message, Outcome, Server, load
+from confcom.appraisal.appraise import appraise
+from confcom.appraisal.policy_file import PolicyFile
 from confcom.appraisal.quote import QuoteVerifier
+from confcom.formats.evidence import EvidenceFile
 from confcom.formats.quote import Quote
 from confcom.formats.text import encode_base64url
 from confcom.pki.serving_pair import make_serving_pair
 from confcom.platforms.enclave_quotes import EnclaveQuoteSource
 from confcom.services.attestation.attestation_config import AttestationServiceConfig
 from confcom.services.attestation.attestation_service import serve
+from confcom.services.attestation.attestation_store import AttestationStore, AuditRecord
 from confcom.services.attestation.signing_keys import KeyFolder
 from confcom.services.runtime.http_server import Listener, serve_http
 from confcom.services.runtime.process import configure_logging
 from confcom.services.runtime.tls import HeldTls
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.world import SimulatedWorld
+from confcom.tokens.azure import (
+    DEFAULT_POLICY,
+    AttestationType,
+    appraisal_claims,
+    collateral_hashes,
+    evidence_claims,
+    policy_claims,
+    policy_hash,
+    read_request,
+)
+from confcom.tokens.ear import ear_claims
+from confcom.tokens.policy_evaluation import evaluate_policy
+from confcom.tokens.policy_language import parse_policy
 
 CONNECTIONS = (1, 4, 16)
 ROUNDS = 3
@@ -66,6 +83,45 @@ def rows() -> Iterator[Row]:
                             + cpu_seconds(lambda: keys[kind].sign(claims, {}))  # noqa: B023
                         ]
                     yield from _compared(f"{kind}, {count} connections", bare, ours, min(parts))
+        yield from _stages(folder, world, quote)
+
+
+def _stages(folder: Path, world: SimulatedWorld, quote: bytes) -> Iterator[Row]:
+    """CPU of the parts of an attest call, each called again and again; HTTP, TLS and task switches are the rest."""
+    kind, now, policy = AttestationType.SGX_ENCLAVE, _now(), PolicyFile().policy(accept_simulated=True)
+    body = request(quote, "").partition(b"\r\n\r\n")[2]
+    keys = {key.algorithm: key for key in KeyFolder(folder / "measured", simulated=True, clock=_now).load()}
+    verifier, collateral = QuoteVerifier(world.trust_roots), world.publish(now)
+    given, evidence, rules = read_request(body, kind), EvidenceFile.parse(quote), parse_policy(DEFAULT_POLICY)
+    verified = verifier.verify(evidence.quote, collateral, now=now)
+    seen = policy_claims(evidence.quote)
+    decision = evaluate_policy(rules, seen)
+
+    def claims() -> dict[str, Any]:
+        hashes = collateral_hashes(quote, collateral)
+        return decision.claims() | evidence_claims(evidence.quote, given, hashes) | appraisal_claims(verified)
+
+    stated = claims()
+    record = AuditRecord(now, kind, "127.0.0.1", "accepted", "", policy_hash(DEFAULT_POLICY), "0" * 64,
+                         json.dumps({claim.type: claim.value for claim in seen}))  # fmt: skip
+    with closing(AttestationStore.open(folder / "measured.sqlite")) as store:
+        stages: dict[str, Callable[[], object]] = {
+            "read the request": lambda: read_request(body, kind),
+            "read the quote": lambda: EvidenceFile.parse(quote),
+            "verify it": lambda: verifier.verify(evidence.quote, collateral, now=now),
+            "apply the policy of confcom verify": lambda: appraise(verified, policy),
+            "evaluate the policy of the type": lambda: evaluate_policy(rules, policy_claims(evidence.quote)),
+            "make the claims": claims,
+            "make the claims of an EAR": lambda: ear_claims(
+                verified, stated, policy_id="", nonce=None, issued=0, expires=0
+            ),
+            "sign with RS256": lambda: keys["RS256"].sign(stated, {"typ": "JWT"}),
+            "sign with ES256": lambda: keys["ES256"].sign(stated, {"typ": "eat+jwt"}),
+            "record one appraisal": lambda: store.record([record]),
+            "record 16 appraisals": lambda: store.record([record] * 16),
+        }
+        for name, call in stages.items():
+            yield Row(f"stage: {name}", cpu_seconds(call) * 1e6, "µs of CPU")
 
 
 def _compared(name: str, bare: list[Outcome], ours: list[Outcome], parts: float) -> Iterator[Row]:

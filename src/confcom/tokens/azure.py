@@ -29,6 +29,14 @@ MAX_NONCE = 1024
 """Characters."""
 TOKEN_LIFE = 8 * 3600
 """Seconds; fixed, as in every recorded token."""
+PSW_VERSIONS = {
+    10: ("2.9", "2.7.101.2"),
+    11: ("2.13.3", "2.13.100.2"),
+    12: ("2.13.3", "2.13.100.2"),
+    13: ("2.17", "2.16"),
+}
+"""By TCB evaluation data number, the oldest platform software of SGX on Linux and Windows that satisfies it, as far as
+Azure's documentation ("custom TCB baseline enforcement") names them."""
 TDX_PROFILE = "https://aka.ms/maa-eat-profile-tdxvm"
 DEFAULT_POLICY = """version= 1.1;
 configurationrules{
@@ -297,6 +305,12 @@ def policy_claims(quote: Quote) -> list[Claim]:
     else:
         named, older = tdx_claims(quote.body) | {"x-ms-attestation-type": "tdxvm"}, {}
     return [Claim(name, value, SERVICE) for name, value in (named | older).items()]
+
+
+def psw_versions(number: int) -> dict[str, str]:
+    """The fields of a TCB baseline that name platform software, where they are known (`PSW_VERSIONS`)."""
+    names = ("minimumPswLinuxVersion", "minimumPswWindowsVersion")
+    return dict(zip(names, PSW_VERSIONS.get(number, ()), strict=False))
 
 
 def collateral_hashes(quote: bytes, collateral: Collateral) -> dict[str, str]:

@@ -345,6 +345,7 @@ class Appraiser:
                 "tcbReleaseDate": entry.recovery_event,
                 "isSelectedTcb": str(entry.number) == selected,
             }
+            | (azure.psw_versions(entry.number) if tee == "sgx" else {})
             for entry in self._numbers(tee)
         ]
         return {"tcbBaselines": [*named, *numbers]}
