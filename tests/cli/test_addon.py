@@ -107,6 +107,7 @@ def test_manifests_are_what_is_rendered(capsys: pytest.CaptureFixture[str]) -> N
     words += ["--attestation-storage", "fast/2Gi", "--attestation-tls-secret", "given"]
     words += ["--attestation-administrators", "ops", "--attestation-pin-secret", "hsm-pin"]
     words += ["--attestation-keys", "pkcs11:token=t?module-path=/x.so"]
+    words += ["--attestation-database", "db", "--attestation-database-port", "6432", "--attestation-replicas", "3"]
     words += ["--enable-metrics"]
     assert run(["addon", "manifests", *words]) == ExitCode.OK
     config = AddonConfig(
@@ -130,6 +131,9 @@ def test_manifests_are_what_is_rendered(capsys: pytest.CaptureFixture[str]) -> N
         attestation_administrators="ops",
         attestation_keys="pkcs11:token=t?module-path=/x.so",
         attestation_pin_secret="hsm-pin",
+        attestation_database="db",
+        attestation_database_port=6432,
+        attestation_replicas=3,
     )
     assert list(yaml.safe_load_all(capsys.readouterr().out)) == render(config, version=_version())
 

@@ -55,6 +55,8 @@ spec:
   ingress:
   {{- range .ingress }}
   - ports: {{ include "confcom.ports" (list .) }}
+  {{- else }}
+  {{- if not .called }} []{{ end }}
   {{- end }}
   {{- with .called }}
   - ports: {{ include "confcom.ports" (list .) }}

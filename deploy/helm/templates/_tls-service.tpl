@@ -1,7 +1,7 @@
 {{/*
 A service over TLS, one pod with a volume: its rights, its certificate, volume, Service and Deployment.
 Dict: root, component, name; own, its values; port, where it listens; servicePort; egress; claim, of its volume, and
-claimAnnotations.
+claimAnnotations. With a database it has no volume and may have several pods.
 */}}
 {{- define "confcom.tlsService" -}}
 {{- $rules := printf `
@@ -23,7 +23,7 @@ metadata: {{- include "confcom.namespaced" (list .root .component (print .name "
 ---
 # The service changes some keys of its Secret and its ConfigMap, and nothing else of these objects.
 {{ include "confcom.policy" (merge (dict "policy" "own-data") .) }}
-{{- with .own.storage.size }}
+{{- with include "confcom.volumeSize" .own }}
 ---
 apiVersion: v1
 kind: PersistentVolumeClaim
@@ -39,7 +39,66 @@ spec:
 {{ include "confcom.httpsService" (list .root .component .name .servicePort) }}
 ---
 {{- /* A volume is in one place at a time: a successor waits until its predecessor has ended. */}}
-{{ include "confcom.workload" (merge (dict "replicas" 1 "strategy" (ternary "" "{type: Recreate}" (empty .own.storage.size))) .) }}
+{{- $replicas := ternary (.own.replicas | default 1) 1 (ne "" ((.own.database).secret | default "")) }}
+{{ include "confcom.workload" (merge (dict "replicas" $replicas "strategy" (ternary "" "{type: Recreate}" (empty (include "confcom.volumeSize" .own)))) .) }}
+{{- end }}
+
+{{/* The size of the volume of these values; empty: there is none, as with a database. */}}
+{{- define "confcom.volumeSize" -}}
+{{- if not (.database).secret }}{{ .storage.size }}{{ end }}
+{{- end }}
+
+{{/* Where its database is. Dict: prefix, of the variables; own; key, of the Secret. */}}
+{{- define "confcom.databaseSettings" -}}
+- name: {{ .prefix }}_STORE
+  valueFrom: {secretKeyRef: {name: {{ .own.database.secret | quote }}, key: {{ .key }}}}
+- {name: PGSSLROOTCERT, value: /etc/confcom/database/ca.crt}
+{{- end }}
+
+{{/* The authority of the database's certificate, of this Secret. */}}
+{{- define "confcom.databaseVolume" -}}
+- name: database
+  at: /etc/confcom/database
+  readOnly: true
+  secret: {secretName: {{ . | quote }}, defaultMode: 0440, items: [{key: ca.crt, path: ca.crt}]}
+{{- end }}
+
+{{/*
+A Job that brings the schema of the database to the newest revision; its name changes with what it runs.
+Dict: root, component, name, prefix, own; command.
+*/}}
+{{- define "confcom.migration" -}}
+{{- $component := print .component "-migration" }}
+{{- $name := print .name "-migration" }}
+{{- $secrets := concat (list (include "confcom.image" .root) .own.database.secret) .root.Values.image.pullSecrets }}
+{{- $volume := include "confcom.databaseVolume" .own.database.secret | fromYamlArray | first -}}
+{{ include "confcom.access" (dict "root" .root "component" $component "name" $name "token" false
+  "egress" (list (list 53 .own.database.port))) }}
+---
+apiVersion: batch/v1
+kind: Job
+metadata: {{- include "confcom.namespaced" (list .root $component (printf "%s-%s" $name (join "\n" $secrets | sha256sum | trunc 8))) | nindent 2 }}
+spec:
+  backoffLimit: 20
+  template:
+    metadata: {labels: {{ include "confcom.podLabels" $component | fromYaml | toJson }}}
+    spec:
+      {{- include "confcom.everyPod" (list .root $name "system-cluster-critical") | replace "dnsPolicy: Default" "dnsPolicy: ClusterFirst" | nindent 6 }}
+      restartPolicy: OnFailure
+      securityContext: {fsGroup: 65532}
+      nodeSelector: {kubernetes.io/os: linux, kubernetes.io/arch: amd64}
+      tolerations: [{key: CriticalAddonsOnly, operator: Exists}]
+      containers:
+      - name: task
+        {{- include "confcom.container" .root | nindent 8 }}
+        args: [{{ .command }}, migrate, --role, $(ROLE)]
+        env:
+        {{- include "confcom.databaseSettings" (merge (dict "key" "owner-url") .) | nindent 8 }}
+        - name: ROLE
+          valueFrom: {secretKeyRef: {name: {{ .own.database.secret | quote }}, key: role}}
+        resources: {requests: {cpu: 20m, memory: 64Mi}, limits: {memory: 256Mi}}
+        volumeMounts: [{name: database, mountPath: /etc/confcom/database, readOnly: true, recursiveReadOnly: IfPossible}]
+      volumes: [{{ omit $volume "at" "readOnly" | toJson }}]
 {{- end }}
 
 {{/* Settings of its certificate. Dict: prefix, of the variables; name; port; own. */}}
@@ -55,7 +114,7 @@ spec:
 {{/* Its volume, and /tmp. Dict: claim; own. */}}
 {{- define "confcom.tlsVolumes" -}}
 - {name: tmp, at: /tmp, emptyDir: {medium: Memory, sizeLimit: 16Mi}}
-{{- if .own.storage.size }}
+{{- if include "confcom.volumeSize" .own }}
 - {name: store, at: /var/lib/confcom, persistentVolumeClaim: {claimName: {{ .claim }}}}
 {{- else }}
 - {name: store, at: /var/lib/confcom, emptyDir: {sizeLimit: 1Gi}}

@@ -178,6 +178,9 @@ _OPTIONS = (
     ),
     click.option("--attestation-keys", metavar="URI", help="PKCS#11 token of its keys; '' is files on the volume."),
     click.option("--attestation-pin-secret", metavar="NAME", help="Secret with the PIN of that token (key pin)."),
+    click.option("--attestation-database", metavar="NAME", help="Secret of a PostgreSQL for it; '' is its volume."),
+    click.option("--attestation-database-port", type=int, metavar="PORT", help="Its port.  [default: 5432]"),
+    click.option("--attestation-replicas", type=int, metavar="N", help="Pods over that PostgreSQL.  [default: 2]"),
     _switch("metrics", "metrics", "The exporter of EPC use.  [default: off]"),
     _switch("autoscaling", "autoscaling", "The metrics API, for HPA on EPC; with --enable-metrics.  [default: off]"),
     _choice(

@@ -95,6 +95,13 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     volume."""
     attestation_pin_secret: str = ""
     """The Secret whose `pin` is the PIN of that token's user."""
+    attestation_database: str = ""
+    """A Secret with `url`, `owner-url`, `role` and `ca.crt` of a PostgreSQL for policies and audit record, instead of
+    the volume; signing keys are then in a Secret too. Empty: an SQLite file on the volume, and one pod."""
+    attestation_database_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 5432
+    """The port of that PostgreSQL, for the network policies."""
+    attestation_replicas: Annotated[int, msgspec.Meta(ge=1, le=16)] = 2
+    """Pods over that PostgreSQL."""
     metrics: bool = False
     """Run the exporter of EPC use on every SGX node."""
     autoscaling: bool = False
@@ -236,6 +243,7 @@ _TEXTS = (
     ("attestation_administrators", _OBJECT, "Write the name of a Secret in the add-on's namespace."),
     ("attestation_keys", _PKCS11, "Write pkcs11:token=NAME?module-path=/PATH/IN/THE/IMAGE; the PIN is in a Secret."),
     ("attestation_pin_secret", _OBJECT, "Write the name of a Secret in the add-on's namespace."),
+    ("attestation_database", _OBJECT, "Write the name of a Secret in the add-on's namespace."),
     ("attestation_storage", _STORAGE, "Write SIZE or CLASS/SIZE, as in 1Gi or standard/1Gi."),
     ("attestation_tls_secret", _OBJECT, "Write the name of a Secret in the add-on's namespace."),
     ("attestation_url", _ISSUER, "Write https://HOST, with a port or path if clients need them."),

@@ -19,7 +19,7 @@ from confcom.manifests.objects import (
     mount,
     resources,
 )
-from confcom.manifests.tls_service import CA_KEY, FOLDER, TlsService
+from confcom.manifests.tls_service import CA_KEY, FOLDER, SharedDatabase, TlsService
 
 HARDWARE, SIMULATED = (
     Workload("attestation", name) for name in ("confcom-attestation", "confcom-attestation-simulated")
@@ -33,6 +33,9 @@ ADMIN_KEY = "administrators.toml"
 ADMIN_FOLDER = "/etc/confcom/administrators"
 PIN_FOLDER = "/etc/confcom/pin"
 PIN_KEY = "pin"
+KEYS_FOLDER = "/etc/confcom/attestation-keys"
+"""With a database: the operator's Secret with the signing keys, which all pods have."""
+DAEMON = "attestation-service"
 COLLATERAL_CA_FOLDER = "/etc/confcom/collateral-ca"
 TRUST_FOLDER = "/trust"
 """Where the root of a simulated world is made, in memory."""
@@ -51,26 +54,41 @@ def claim_of(workload: Workload) -> str:
 def attestation(config: AddonConfig) -> list[Object]:
     """Every object of the service."""
     workload = workload_of(config)
+    database = _database(config)
     found = TlsService(
-        workload, PORT, config.attestation_tls_secret, config.attestation_storage, claim=claim_of(workload)
+        workload,
+        PORT,
+        config.attestation_tls_secret,
+        config.attestation_storage,
+        claim=claim_of(workload),
+        database=database,
     )
+    shared = [] if database is None else database.settings(DAEMON)
     pod = found.pod(
         config,
         ["attestation", "serve"],
-        found.settings("attestation-service", _values(config, found.host)),
-        _volumes(config),
+        found.settings(DAEMON, _values(config, found.host)) + shared,
+        _volumes(config, workload, database),
         requests=("100m", "128Mi", "512Mi"),
     )
     pod |= {"dnsPolicy": "ClusterFirst", **_root(config)}
     asked = (objects.DNS_PORT, collateral.SERVICE_PORT) if config.collateral else collateral.UPSTREAM_PORTS
-    more = (*config.api_ports, *collateral.asked_ports(config))
+    more = (*config.api_ports, *collateral.asked_ports(config), *(() if database is None else (database.port,)))
     opening = objects.opening(workload, ingress=(PORT,), egress=asked, more=more)
-    return [objects.disruption_budget(workload), *found.objects(opening=opening, service_port=SERVICE_PORT, pod=pod)]
+    migration = [] if database is None else database.migration(config, workload, "attestation", DAEMON)
+    made = found.objects(opening=opening, service_port=SERVICE_PORT, pod=pod)
+    return [objects.disruption_budget(workload), *migration, *made]
+
+
+def _database(config: AddonConfig) -> SharedDatabase | None:
+    if not config.attestation_database:
+        return None
+    return SharedDatabase(config.attestation_database, config.attestation_database_port, config.attestation_replicas)
 
 
 def remark(config: AddonConfig) -> str:
     """A remark for the operator who enables the service; empty if there is none."""
-    if not config.attestation or config.attestation_storage:
+    if not config.attestation or config.attestation_storage or config.attestation_database:
         return ""
     return (
         "policies, audit record and signing keys of the attestation service end with its pod: "
@@ -81,7 +99,7 @@ def remark(config: AddonConfig) -> str:
 def _values(config: AddonConfig, host: str) -> dict[str, str]:
     found = {
         "url": config.attestation_url or f"https://{host}",
-        "store": f"{FOLDER}/attestation.sqlite",
+        **({} if config.attestation_database else {"store": f"{FOLDER}/attestation.sqlite"}),
         "keys": _keys(config),
         "collateral": collateral.source(config) or "intel",
         "administrators": f"{ADMIN_FOLDER}/{ADMIN_KEY}",
@@ -97,16 +115,20 @@ def _values(config: AddonConfig, host: str) -> dict[str, str]:
 
 
 def _keys(config: AddonConfig) -> str:
-    if not config.attestation_keys:
-        return f"{FOLDER}/attestation-keys"
-    return f"{config.attestation_keys}&pin-source={PIN_FOLDER}/{PIN_KEY}"
+    if config.attestation_keys:
+        return f"{config.attestation_keys}&pin-source={PIN_FOLDER}/{PIN_KEY}"
+    return KEYS_FOLDER if config.attestation_database else f"{FOLDER}/attestation-keys"
 
 
-def _volumes(config: AddonConfig) -> list[Mounted]:
+def _volumes(config: AddonConfig, workload: Workload, database: SharedDatabase | None) -> list[Mounted]:
     administrators = config.attestation_administrators or ADMIN_SECRET
     found = [objects.secret_volume("administrators", administrators, ADMIN_FOLDER, optional=True)]
     if config.attestation_keys:
         found.append(objects.secret_volume("pin", config.attestation_pin_secret, PIN_FOLDER))
+    elif database is not None:
+        found.append(objects.secret_volume("keys", f"{workload.name}-keys", KEYS_FOLDER))
+    if database is not None:
+        found.append(database.volume())
     if config.collateral:
         authority = mount("collateral-ca", COLLATERAL_CA_FOLDER, read_only=True)
         found.append((collateral.authority_volume(config), authority))

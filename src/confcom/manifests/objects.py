@@ -385,7 +385,7 @@ def completed(objects: Iterable[Object], config: AddonConfig, version: str) -> l
         metadata = one["metadata"]
         labelled = metadata["labels"] | {VERSION: version.replace("+", "_")[:63]}
         found.append(one | {"metadata": metadata | {"labels": labelled}})
-        if config.image_pull_secrets and one["kind"] in ("DaemonSet", "Deployment"):
+        if config.image_pull_secrets and one["kind"] in ("DaemonSet", "Deployment", "Job"):
             secrets = [{"name": name} for name in config.image_pull_secrets]
             one["spec"]["template"]["spec"]["imagePullSecrets"] = secrets
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import NamedTuple
 
 from confcom.manifests import account_policies, objects
@@ -28,6 +29,74 @@ FOLDER = "/var/lib/confcom"
 """Where its volume is."""
 
 
+DATABASE_FOLDER = "/etc/confcom/database"
+"""Where the authority of a PostgreSQL is."""
+
+
+class SharedDatabase(NamedTuple):
+    """A PostgreSQL that an operator brings: the Secret of its addresses, its port, and the pods that use it.
+
+    The Secret has `url`, for the role that serves, which `role` names; `owner-url`, for the one that changes the
+    schema; and `ca.crt`, the authority of the server's certificate.
+    """
+
+    secret: str
+    port: int
+    replicas: int
+
+    def settings(self, daemon: str, key: str = "url") -> list[Object]:
+        """The address, for a daemon's `store`, and the authority."""
+        address = {"name": objects.settings(daemon, {"store": ""})[0]["name"], "valueFrom": self._value(key)}
+        return [address, {"name": "PGSSLROOTCERT", "value": f"{DATABASE_FOLDER}/ca.crt"}]
+
+    def volume(self) -> Mounted:
+        """The authority's file."""
+        items = [{"key": "ca.crt", "path": "ca.crt"}]
+        return objects.secret_volume("database", self.secret, DATABASE_FOLDER, items=items)
+
+    def migration(self, config: AddonConfig, workload: Workload, command: str, daemon: str) -> list[Object]:
+        """A Job that brings the schema to the newest revision; its name changes with what it runs."""
+        own = Workload(f"{workload.component}-migration", f"{workload.name}-migration")
+        runs = "\n".join((config.image, self.secret, *config.image_pull_secrets))
+        volume, place = self.volume()
+        task = objects.container(
+            config,
+            "task",
+            [command, "migrate", "--role", "$(ROLE)"],
+            env=[*self.settings(daemon, "owner-url"), {"name": "ROLE", "valueFrom": self._value("role")}],
+            resources=objects.resources("20m", "64Mi", "256Mi"),
+            securityContext=objects.confined(),
+            volumeMounts=[place],
+        )
+        spec = {
+            "serviceAccountName": own.name,
+            "priorityClassName": objects.CLUSTER_CRITICAL,
+            "dnsPolicy": "ClusterFirst",
+            "enableServiceLinks": False,
+            "restartPolicy": "OnFailure",
+            "securityContext": {"fsGroup": objects.USER},
+            "nodeSelector": {"kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64"},
+            "tolerations": [{"key": "CriticalAddonsOnly", "operator": "Exists"}],
+            "containers": [task],
+            "volumes": [volume],
+        }
+        job = namespaced_object(
+            "batch/v1",
+            "Job",
+            f"{own.name}-{sha256(runs.encode()).hexdigest()[:8]}",
+            own.component,
+            spec={"backoffLimit": 20, "template": objects.pod_template(own, spec)},
+        )
+        return [
+            objects.opening(own, egress=(objects.DNS_PORT, self.port)),
+            service_account(own, token=False),
+            job,
+        ]
+
+    def _value(self, key: str) -> Object:
+        return {"secretKeyRef": {"name": self.secret, "key": key}}
+
+
 class TlsService(NamedTuple):
     """A service that listens at `port`, and what an operator decided about it.
 
@@ -40,6 +109,8 @@ class TlsService(NamedTuple):
     secret: str
     storage: str
     claim: str
+    database: SharedDatabase | None = None
+    """Instead of the volume."""
 
     @property
     def own_secret(self) -> str:
@@ -59,8 +130,8 @@ class TlsService(NamedTuple):
     def objects(self, *, opening: Object, service_port: int, pod: Object) -> list[Object]:
         """Every object of the service; the Deployment last, after what it uses."""
         workload = self.workload
-        made = deployment(workload, pod, replicas=1)
-        if self.storage:
+        made = deployment(workload, pod, replicas=1 if self.database is None else self.database.replicas)
+        if self._volume_size:
             # A volume is in one place at a time: a successor would wait for it until its predecessor has gone.
             made["spec"]["strategy"] = {"type": "Recreate"}
         return [
@@ -87,7 +158,7 @@ class TlsService(NamedTuple):
     ) -> Object:
         """Its pod, with its own volume before `volumes`; `requests` as of `resources`."""
         lasting = {"persistentVolumeClaim": {"claimName": self.claim}}
-        store = {"name": "store", **(lasting if self.storage else {"emptyDir": {"sizeLimit": "1Gi"}})}
+        store = {"name": "store", **(lasting if self._volume_size else {"emptyDir": {"sizeLimit": "1Gi"}})}
         return cluster_pod(
             config,
             self.workload,
@@ -110,6 +181,10 @@ class TlsService(NamedTuple):
         }
         return settings(daemon, own | values)
 
+    @property
+    def _volume_size(self) -> str:
+        return self.storage if self.database is None else ""
+
     def _rights(self) -> list[Object]:
         return objects.role(
             self.workload,
@@ -121,9 +196,9 @@ class TlsService(NamedTuple):
         )
 
     def _claim(self) -> list[Object]:
-        if not self.storage:
+        if not self._volume_size:
             return []
-        storage_class, _, size = self.storage.rpartition("/")
+        storage_class, _, size = self._volume_size.rpartition("/")
         spec: Object = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": size}}}
         if storage_class:
             spec["storageClassName"] = storage_class

@@ -445,6 +445,7 @@ def test_an_operator_may_name_the_namespaces_that_the_webhook_is_for() -> None:
         {"attestation_keys": "pkcs11:token=a?module-path=/x.so&pin-value=1234"},
         {"attestation_keys": "pkcs11:token=a?module-path=x.so"},
         {"attestation_keys": "pkcs11:token=a b?module-path=/x.so"},
+        {"attestation_database": "A_B"},
         {"webhook_client_ca": "A_B"},
         {"api_addresses": ("10.240.0.1",)},
         {"api_addresses": ("10.240.0.1/24",)},
