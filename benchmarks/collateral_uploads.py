@@ -9,7 +9,6 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import sqlite3
 import tempfile
 import threading
 import time
@@ -19,6 +18,8 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
+
+import sqlalchemy as sa
 
 from benchmarks.collateral_service import TOKEN, V4, Connection, get, simulated_service
 from benchmarks.measure import Row, percentile, show, spread
@@ -137,7 +138,7 @@ def registrations(queued: int) -> float:
     return REGISTERED / took
 
 
-def _queue(connection: sqlite3.Connection, *, number: int, now: datetime) -> bool:
+def _queue(connection: sa.Connection, *, number: int, now: datetime) -> bool:
     request = PckCertRequest(bytes(16), 1, bytes(2), number.to_bytes(16, "big"), b"\x01" * 384)
     put_registration(connection, Registration(request, "waiting", now))
     return True
