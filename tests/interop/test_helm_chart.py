@@ -191,6 +191,12 @@ DETAILS: list[dict[str, Any]] = [
         "attestation_keys": "pkcs11:token=attest%20ation?module-path=/usr/lib/softhsm/libsofthsm2.so",
         "attestation_pin_secret": "hsm-pin",
     },
+    {
+        "attestation": True,
+        "attestation_keys": "pkcs11:token=t?module-path=/x.so",
+        "attestation_pin_secret": "hsm-pin",
+        "attestation_database": "db",
+    },
     {"attestation": True, "attestation_storage": "fast/2Gi", "attestation_url": "https://attest.example:8443/a"},
     {"attestation": True, "attestation_database": "db", "attestation_url": "https://attest.example"},
     {
