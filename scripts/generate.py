@@ -1,4 +1,4 @@
-"""Writes what is generated: protobuf modules, reference pages, the kustomize base, dashboards, copies of the alerts.
+"""Writes what is generated: protobuf modules, reference pages, JSON schemas, the kustomize base, dashboards, alerts.
 
 `--check` writes nothing and exits 1 when a checked-in file differs from what the present sources give.
 """
@@ -13,6 +13,8 @@ from pathlib import Path
 from dashboards import GRAFANA, dashboard_files
 from grpc_tools import protoc  # type: ignore[import-untyped]  # the package carries no types
 from kustomize_base import KUSTOMIZE, kustomize_files
+from output_schemas import FOLDER as SCHEMAS
+from output_schemas import schema_files
 from reference_pages import admission_page, command_line_page, errors_page, policy_schema_page, python_page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,12 +45,13 @@ def protobuf_modules() -> dict[Path, bytes]:
 def current() -> dict[Path, bytes]:
     """Path to content of what is checked in."""
     pages = (page for page in PAGES if page.exists())
-    found = [*TARGET.glob("*_pb2*.py*"), *pages, *KUSTOMIZE.glob("*"), *GRAFANA.glob("*.json")]
+    found = [*TARGET.glob("*_pb2*.py*"), *pages, *KUSTOMIZE.glob("*"), *GRAFANA.glob("*.json"), *SCHEMAS.glob("*.json")]
     return {path: path.read_bytes() for path in found if path.is_file()}
 
 
 def main(arguments: list[str]) -> int:
-    wanted = protobuf_modules() | {path: page() for path, page in PAGES.items()} | kustomize_files() | dashboard_files()
+    wanted = protobuf_modules() | {path: page() for path, page in PAGES.items()}
+    wanted |= kustomize_files() | dashboard_files() | schema_files()
     found = current()
     stale = sorted(path for path in wanted.keys() | found.keys() if wanted.get(path) != found.get(path))
     if arguments == ["--check"]:

@@ -7,8 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
+
+from printed_outputs import check_printed
 
 Outcome = subprocess.CompletedProcess[bytes]
 
@@ -23,7 +27,7 @@ def confcom_process(tmp_path: Path) -> Callable[..., Outcome]:
     """Run `confcom` in an empty folder, with SGX_AESM_ADDR only where a test sets it."""
 
     def run(*arguments: str | Path, **variables: str) -> Outcome:
-        return subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "confcom", *map(str, arguments)],
             cwd=tmp_path,
             env=environment(variables),
@@ -31,5 +35,20 @@ def confcom_process(tmp_path: Path) -> Callable[..., Outcome]:
             timeout=60,
             check=False,
         )
+        check_printed([str(word) for word in arguments], done.stdout.decode(errors="replace"))
+        return done
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def printed_json_follows_its_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test of a command that prints JSON holds it to the schema in docs/reference/schemas."""
+    invoke = CliRunner.invoke
+
+    def checked(self: CliRunner, command: Any, args: Any = None, **named: Any) -> Any:
+        result = invoke(self, command, args, **named)
+        check_printed([str(word) for word in args or ()], result.stdout)
+        return result
+
+    monkeypatch.setattr(CliRunner, "invoke", checked)
