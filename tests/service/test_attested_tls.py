@@ -582,15 +582,22 @@ def test_a_server_speaks_tls_1_3_alone_and_gives_no_ticket() -> None:
 
 
 def test_a_resumed_session_is_refused(tmp_path: Path) -> None:
-    """A server of others that resumes: the context never offers it a session, so each handshake shows evidence."""
+    """Of a server that resumes: the context offers it no session, and accepts no resumed connection."""
     current = issuer().current()
+    usual = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    usual.check_hostname, usual.verify_mode = False, ssl.CERT_NONE
     with listening(plain_server(current.der, current.key, tmp_path)) as port:
-        context = client()
-        for _ in range(3):
+        for context in (client(), client(), usual):
             with context.wrap_socket(connected(port)) as connection:
                 connection.sendall(b"x")
                 connection.recv(1)
                 assert not connection.session_reused
+                known = connection.session
+        with usual.wrap_socket(connected(port), session=known) as connection:
+            assert connection.session_reused
+            assert connection.getpeercert(binary_form=True) == current.der
+            with pytest.raises(NotAttested, match="showed no evidence of its own"):
+                client().verify_peer(connection)
 
 
 def test_certificates_are_short_and_renewed_after_two_thirds() -> None:

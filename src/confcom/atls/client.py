@@ -1,7 +1,7 @@
 """The client's side: an `ssl.SSLContext` that accepts a server by its evidence, inside the handshake.
 
-The standard library calls `do_handshake` of the context's own socket class, so whoever uses the context cannot forget
-the verification; until it succeeded, reading and writing are refused, although OpenSSL would make the handshake then.
+The standard library calls `do_handshake` of the context's own socket class, so a program cannot forget the
+verification. Until it succeeded, reading and writing are refused: OpenSSL would make the handshake by itself then.
 """
 
 from __future__ import annotations
@@ -114,15 +114,11 @@ class _AttestedObject(_Verifying, ssl.SSLObject):
 
 
 class _AttestedSocket(_Verifying, ssl.SSLSocket):  # type: ignore[misc, override]  # one implementation for both
-    """Of a socket, `recv` and `sendall` come here too, through `read` and `send`."""
+    """Of a socket, `recv`, `sendall` and `sendfile` come here too, through `read` and `send`."""
 
     def send(self, data: Any, flags: int = 0) -> int:  # noqa: ANN401 - as the standard library's
         self._check_attested()
         return super().send(data, flags)
-
-    def sendfile(self, file: Any, offset: int = 0, count: int | None = None) -> int:  # noqa: ANN401 - as above
-        self._check_attested()
-        return super().sendfile(file, offset, count)
 
 
 class PresentingContext(ssl.SSLContext):
@@ -185,7 +181,7 @@ class PresentingContext(ssl.SSLContext):
 
     def _check_use(self, server_side: bool, name: str | bytes | None, session: object) -> str | bytes | None:
         """Refuse what the context is not for; the server's name to send."""
-        if server_side is not self._serves:
+        if bool(server_side) is not self._serves:
             raise ConfigError(
                 f"a {type(self).__name__} cannot {'serve' if server_side else 'connect'}",
                 advice="Use ServerContext(issuer) for servers, ClientContext(policy, …) for clients.",
