@@ -48,6 +48,9 @@ def sboms(source: Source, folder: Path) -> dict[str, bytes]:
             parts.append(
                 {"type": "container", "name": "confcom/confcom", "version": source.version, "bom-ref": "image"}
             )
+        if path.name.startswith("confcom-site"):
+            used = {"name": "zensical", "version": version("zensical")}
+            parts.append({"type": "library", "purl": f"pkg:pypi/zensical@{used['version']}", "bom-ref": "site", **used})
         if path.name.startswith("confcom-bundle"):
             parts = [*locked["components"], *debian]
         found[f"{path.name}.cdx.json"] = encoded(locked | {"metadata": _subject(path, source), "components": parts})

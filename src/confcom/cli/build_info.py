@@ -33,7 +33,8 @@ def stamp(tree: Path) -> dict[str, str | bool]:
 
 
 def _git(tree: Path, *words: str) -> str:
-    command = ["git", "-C", str(tree), *words]
+    # The checkout, the code of which runs here anyway, may be another user's: sudo, containers.
+    command = ["git", "-c", f"safe.directory={tree}", "-C", str(tree), *words]
     try:
         done = subprocess.run(  # noqa: S603 - fixed words, no shell
             command, capture_output=True, text=True, check=False, timeout=_GIT_SECONDS
