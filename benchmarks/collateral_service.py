@@ -81,7 +81,7 @@ def rows() -> Iterator[Row]:
                 yield Row(name, per_second, beside=limit, peer=EMPTY, note=note)
 
 
-# --- servers ----------------------------------------------------------------------------------------------------------
+# Servers.
 
 
 @contextmanager
@@ -139,7 +139,7 @@ def _serve_empty(urls: Queue[str]) -> None:
     asyncio.run(serve_http(app, Listener(address=("127.0.0.1", 0)), stop=asyncio.Event(), started=urls.put))
 
 
-# --- load -------------------------------------------------------------------------------------------------------------
+# Load.
 
 
 class Connection:
@@ -218,7 +218,7 @@ def pck_path(world: SimulatedWorld, pce_svn: int | None = None) -> str:
     return f"{V4}/pckcert?qeid={qe_id.hex()}&cpusvn={machine.tcb.cpu_svn.hex()}&pcesvn={svn.hex()}&pceid=0000"
 
 
-# --- a million requests -----------------------------------------------------------------------------------------------
+# A million requests.
 
 
 def long(requests: int, seconds: float) -> Iterator[Row]:
@@ -265,7 +265,7 @@ def _memory(requests: int, pid: int, elapsed: float) -> Row:
     return Row(f"resident after {requests:,} requests", resident, "MiB", note=f"{elapsed:,.0f} s")
 
 
-# --- a hundred kills --------------------------------------------------------------------------------------------------
+# A hundred kills.
 
 
 def kill(times: int) -> Iterator[Row]:

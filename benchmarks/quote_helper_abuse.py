@@ -205,7 +205,7 @@ def _costs(pid: int, calm: State, states: list[State]) -> Iterator[Row]:
     yield Row("open files afterwards", open_files(pid), "", calm[1], "before", note)
 
 
-# --- the abuses -------------------------------------------------------------------------------------------------------
+# The abuses, each in a process of its own.
 
 
 def _abuse(abuse: Callable[[str, bytes], None], path: str, frame: bytes, stopped: object) -> None:

@@ -112,7 +112,7 @@ def review(thing: dict[str, Any]) -> bytes:
     return head.encode() + b"Content-Type: application/json\r\n\r\n" + body
 
 
-# --- servers ----------------------------------------------------------------------------------------------------------
+# Servers.
 
 
 class Server(NamedTuple):
@@ -168,7 +168,7 @@ async def _empty(
     await send({"type": "http.response.body", "body": answer})
 
 
-# --- load -------------------------------------------------------------------------------------------------------------
+# Load.
 
 
 class Outcome(NamedTuple):
@@ -219,7 +219,7 @@ def _answer(connection: ssl.SSLSocket) -> bytes:
     return answer
 
 
-# --- a real API server ------------------------------------------------------------------------------------------------
+# A real API server.
 
 
 async def on_cluster(kubeconfig: str) -> None:

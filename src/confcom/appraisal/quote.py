@@ -386,11 +386,14 @@ def _evaluate(quote: Quote, platform: _Platform, modules: Sequence[TdxModuleIden
     pck, qe_isv_svn = platform.chain.extension.tcb, quote.signature.certification.qe_report.isv_svn
     if isinstance(quote.body, ReportBody):
         return evaluate_sgx(pck, qe_isv_svn, info, identity)
-    launch = evaluate_tdx(pck, qe_isv_svn, td_base(quote.body).tee_tcb_svn, info, identity, modules[0])
+    launch_svn = td_base(quote.body).tee_tcb_svn
+    launch = evaluate_tdx(pck, qe_isv_svn, launch_svn, info, identity, modules[0])
     if isinstance(quote.body, TdReportBody10):
         return launch
     # The module may have been updated under the running TD: judge the one that runs now too.
-    return relaunch(launch, evaluate_tdx(pck, qe_isv_svn, quote.body.tee_tcb_svn2, info, identity, modules[1]))
+    svn = quote.body.tee_tcb_svn2
+    same = svn == launch_svn
+    return relaunch(launch, launch if same else evaluate_tdx(pck, qe_isv_svn, svn, info, identity, modules[1]))
 
 
 def _refuse_hopeless(tcb: TcbEvaluation) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 import msgspec
@@ -188,11 +187,10 @@ def _sorted_levels(levels: Sequence[TcbLevel], structure: str) -> tuple[TcbLevel
         raise FormatError("is empty", structure=structure, field="tcbLevels")
     # The first level that is low enough is the platform's, so the order is part of the meaning; Intel's library
     # sorts as well, and refuses a TCB that is listed twice, because its status would depend on the order.
-    ordered = sorted(levels, key=_tcb_of, reverse=True)
-    for higher, lower in pairwise(ordered):
-        if _tcb_of(higher) == _tcb_of(lower):
-            raise FormatError("lists one TCB twice", structure=structure, field="tcbLevels")
-    return tuple(ordered)
+    by_tcb = {_tcb_of(level): level for level in levels}
+    if len(by_tcb) != len(levels):
+        raise FormatError("lists one TCB twice", structure=structure, field="tcbLevels")
+    return tuple([by_tcb[tcb] for tcb in sorted(by_tcb, reverse=True)])
 
 
 def _tcb_of(level: TcbLevel) -> tuple[tuple[int, ...], int, tuple[int, ...]]:

@@ -203,7 +203,7 @@ def test_a_wrong_policy_file_is_a_configuration_error(text: str) -> None:
         parse_policy(text.encode("latin-1")).policy()
 
 
-# --- TDs --------------------------------------------------------------------------------------------------------------
+# TDs.
 
 TD_FIELDS = [
     # (policy, offset in the body, key of the policy file): dcap.md, section 1.3
@@ -294,7 +294,7 @@ def test_no_advice_about_a_td_names_what_only_enclaves_have(verified_td) -> None
     assert "TD without its debug attribute" in advice
 
 
-# --- arguments --------------------------------------------------------------------------------------------------------
+# Arguments.
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def test_a_value_out_of_range_is_a_configuration_error(make, says: str) -> None:
         make()
 
 
-# --- the safe defaults ------------------------------------------------------------------------------------------------
+# The safe defaults.
 
 
 def appraised(policy, verified) -> list[str]:
