@@ -116,11 +116,26 @@ def test_the_readme_is_one_screen_before_its_links() -> None:
     assert "![Data flow on a node and to the relying party](docs/data-flow.svg)" in first
 
 
-def test_the_picture_is_small_text_and_readable_in_light_and_dark() -> None:
-    data = (ROOT / "docs" / "data-flow.svg").read_text()
+PICTURES = [ROOT / "docs" / "data-flow.svg", *sorted((ROOT / "docs" / "explanation").glob("*.svg"))]
+
+
+@pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: picture.stem)
+def test_pictures_are_small_text_readable_in_light_and_dark_and_to_screen_readers(picture: Path) -> None:
+    data = picture.read_text()
     assert len(data) < 8000
     assert "prefers-color-scheme: dark" in data
-    words = [element.text for element in ET.fromstring(data).iter() if element.tag.endswith("}text")]
+    found = ET.fromstring(data)
+    title, description, *_ = found
+    assert found.get("role") == "img"
+    assert found.get("aria-labelledby", "").split() == [title.get("id"), description.get("id")]
+    assert title.text
+    assert len(description.text or "") > 80
+    assert any(f"({picture.name})" in text or f"/{picture.name})" in text for text in map(Path.read_text, PAGES))
+
+
+def test_the_picture_of_the_readme_names_the_parts() -> None:
+    found = ET.parse(ROOT / "docs" / "data-flow.svg")
+    words = [element.text for element in found.iter() if element.tag.endswith("}text")]
     assert {"quote helper", "device plugin", "relying party", "collateral service", "evidence"} <= set(words)
 
 
