@@ -63,10 +63,11 @@ class CertificateRequestsApi(ObjectApi):
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         path = urlsplit(handler.path).path
         if path.startswith("/apis/events.k8s.io/"):
-            length = int(handler.headers.get("Content-Length") or 0)
+            # Read before the lock is taken: the client may run in the loop of a test that waits for the lock.
+            event = json.loads(handler.rfile.read(int(handler.headers.get("Content-Length") or 0)))
             with self.changed:
-                self.events.append(json.loads(handler.rfile.read(length)))
-            _send(handler, 201, self.events[-1])
+                self.events.append(event)
+            _send(handler, 201, event)
         elif path.startswith(BASE):
             self._answer_request(handler, path.removeprefix(BASE).strip("/"))
         else:
