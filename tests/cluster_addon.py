@@ -46,6 +46,7 @@ SETTINGS = (
     "--collateral-tls-secret=",
     "--collateral-url=",
     "--disable-attestation-service",
+    "--disable-attested-certificates",
     "--attestation-url=",
     "--attestation-storage=1Gi",
     "--attestation-tls-secret=",

@@ -88,6 +88,7 @@ PATHS = {
     "attestation_database": "attestation.database.secret",
     "attestation_database_port": "attestation.database.port",
     "attestation_replicas": "attestation.replicas",
+    "attested_certificates": "attestedCertificates.enabled",
     "metrics": "metrics.enabled",
     "monitoring": "monitoring",
     "autoscaling": "autoscaling.enabled",
@@ -160,7 +161,9 @@ def test_the_chart_is_of_this_version() -> None:
     assert chart["kubeVersion"] == f">={OLDEST}.0-0"
 
 
-EVERYTHING: dict[str, Any] = {"quote_helper": True, "collateral": True, "attestation": True, "metrics": True}
+EVERYTHING: dict[str, Any] = {
+    "quote_helper": True, "collateral": True, "attestation": True, "attested_certificates": True, "metrics": True,
+}  # fmt: skip
 # What decides which objects there are, and what they look like.
 SHAPES: list[dict[str, Any]] = [
     {"platform": platform, "publisher": publisher} | more
@@ -226,6 +229,8 @@ DETAILS: list[dict[str, Any]] = [
     {"monitoring": "operator", "collateral": True, "attestation": True, "webhook": False},
     {"monitoring": "operator", "collateral": True, "attestation": True, "platform": "simulated"},
     {"monitoring": "off"},
+    {"attested_certificates": True, "collateral_url": "https://pccs.example:9443"},
+    {"attested_certificates": True, "collateral": True, "platform": "simulated", "monitoring": "operator"},
     {"api_ports": (443, 16443), "metrics": True, "image_pull_secrets": ("one", "two")},
     {"quote_helper": True, "quote_helper_seccomp": "localhost/confcom/quote-helper.json"},
     {"quote_helper": True, "expected_signers": ("00" * 32, "Fe" * 32), "platform": "simulated"},
@@ -304,7 +309,7 @@ def test_every_container_has_the_image_of_its_parts(helm: Helm, image: dict[str,
     values = {"image": image | {"pullSecrets": ["registry-key"]}, "platform": "simulated"}
     objects = rendered_by(helm, _with_all_components(values))
     pods = list(_pods(objects))
-    assert len(pods) == 11  # seven components, three Jobs and a DaemonSet of hooks
+    assert len(pods) == 12  # eight components, three Jobs and a DaemonSet of hooks
     for pod in pods:
         assert pod["imagePullSecrets"] == [{"name": "registry-key"}]
         assert {one["image"] for one in (*pod["containers"], *pod.get("initContainers", ()))} == {wanted}
@@ -316,6 +321,7 @@ def _with_all_components(values: Mapping[str, Any]) -> dict[str, Any]:
         "quoteHelper": {"enabled": True},
         "collateral": {"enabled": True},
         "attestation": {"enabled": True},
+        "attestedCertificates": {"enabled": True},
         "metrics": {"enabled": True},
         "autoscaling": {"enabled": True},
         **values,
@@ -336,6 +342,7 @@ COMPONENTS = {
     "webhook": "Deployment/sgx-webhook",
     "collateral": "Deployment/confcom-collateral",
     "attestation": "Deployment/confcom-attestation",
+    "attestedCertificates": "Deployment/confcom-certificate-signer",
     "autoscaling": "Deployment/confcom-metrics-api",
 }
 OWN: dict[str, Any] = {
@@ -399,7 +406,7 @@ def test_monitors_cover_every_component_that_has_metrics(helm: Helm, settings: d
     more = {"serviceMonitor": settings.get("serviceMonitor", {}) | {"interval": "9s"}}
     found = by_name(rendered_by(helm, _with_all_components(settings | more)))
     monitors = [one for one in found.values() if one["kind"] == "ServiceMonitor"]
-    assert len(monitors) == 7
+    assert len(monitors) == 8
     for one in monitors:
         (endpoint,) = one["spec"]["endpoints"]
         assert endpoint["interval"] == "9s"

@@ -181,6 +181,7 @@ _OPTIONS = (
     click.option("--attestation-database", metavar="NAME", help="Secret of a PostgreSQL for it; '' is its volume."),
     click.option("--attestation-database-port", type=int, metavar="PORT", help="Its port.  [default: 5432]"),
     click.option("--attestation-replicas", type=int, metavar="N", help="Pods over that PostgreSQL.  [default: 2]"),
+    _switch("attested-certificates", "attested_certificates", "The certificate signer for pods.  [default: off]"),
     _switch("metrics", "metrics", "The exporter of EPC use.  [default: off]"),
     _switch("autoscaling", "autoscaling", "The metrics API, for HPA on EPC; with --enable-metrics.  [default: off]"),
     _choice(

@@ -98,20 +98,30 @@ def own_slices() -> list[Object]:
 
 
 def own_events() -> list[Object]:
-    """The exporter of EPC use writes events of its own about pods, and counts on in those alone."""
-    created = "request.operation == 'CREATE'"
+    """The exporter of EPC use writes events of its own about pods of its node, and counts on in those alone."""
+    node = {_of_own_node("object.reportingInstance"): "the metrics component reports as its own node only"}
+    return _events("sgx-metrics-own-events.confcom.dev", METRICS, EVENTS_CONTROLLER, node)
+
+
+def own_pod_events(workload: Workload, controller: str) -> list[Object]:
+    """A component writes events of its own controller about pods, and counts on in those alone."""
+    return _events(f"{workload.name}-own-pod-events.confcom.dev", workload, controller, {})
+
+
+def _events(name: str, workload: Workload, controller: str, more: dict[str, str]) -> list[Object]:
+    created, who = "request.operation == 'CREATE'", f"the {workload.component} component"
     controllers = ("object", f"({created} ? object : oldObject)")
-    own = " && ".join(f"{one}.reportingController == '{EVENTS_CONTROLLER}'" for one in controllers)
+    own = " && ".join(f"{one}.reportingController == '{controller}'" for one in controllers)
     bare = "size(object.metadata.?ownerReferences.orValue([])) + size(object.metadata.?finalizers.orValue([])) == 0"
     return policy(
-        "sgx-metrics-own-events.confcom.dev",
-        METRICS,
+        name,
+        workload,
         _rule("events.k8s.io", "events", "CREATE", "UPDATE"),
         {
-            own: f"the metrics component writes events of the controller {EVENTS_CONTROLLER} only",
-            _of_own_node("object.reportingInstance"): "the metrics component reports as its own node only",
-            "object.regarding.kind == 'Pod'": "the metrics component writes events about pods only",
-            bare: "the metrics component's events have no owners and no finalizers",
+            own: f"{who} writes events of the controller {controller} only",
+            **more,
+            "object.regarding.kind == 'Pod'": f"{who} writes events about pods only",
+            bare: f"{who}'s events have no owners and no finalizers",
             **_kept("event", "metadata", "series"),
             **_kept("metadata", *_SERVERS_OWN),
         },

@@ -10,6 +10,7 @@ import msgspec
 
 from confcom.manifests import (
     attestation,
+    certificate_signer,
     collateral,
     device_plugin,
     metrics,
@@ -80,6 +81,7 @@ def render(
         *(quote_helper.quote_helper(settled) if settled.quote_helper else []),
         *(collateral.collateral(settled) if settled.collateral else []),
         *(attestation.attestation(settled) if settled.attestation else []),
+        *(certificate_signer.certificate_signer(settled) if settled.attested_certificates else []),
         *(metrics.metrics(settled) if settled.metrics else []),
         *monitoring.monitoring(settled, operator=prometheus_operator),
         *(webhook.webhook(settled, cas.get(webhook.CA_SECRET)) if settled.webhook else []),

@@ -102,6 +102,8 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The port of that PostgreSQL, for the network policies."""
     attestation_replicas: Annotated[int, msgspec.Meta(ge=1, le=16)] = 2
     """Pods over that PostgreSQL."""
+    attested_certificates: bool = False
+    """Run the certificate signer, which gives attested pods ordinary TLS certificates."""
     metrics: bool = False
     """Run the exporter of EPC use on every SGX node."""
     autoscaling: bool = False
@@ -172,16 +174,20 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def check_together(self) -> None:
         """Refuse settings that do not fit together; not part of `check`, which reads settings of earlier versions."""
-        if self.attestation and self.platform == "simulated" and not self.collateral:
-            raise ConfigError(
-                "the attestation service of a simulated cluster has no collateral to verify quotes with",
-                advice="Run the collateral service too, --enable-collateral, or add --disable-attestation-service.",
-            )
         if bool(self.attestation_keys) is not bool(self.attestation_pin_secret):
             raise ConfigError(
                 "the attestation service's keys in a PKCS#11 token and the Secret with its PIN belong together",
                 advice="Give both, --attestation-keys URI and --attestation-pin-secret NAME, or neither ('').",
             )
+        for enabled, what, switch in (
+            (self.attestation, "attestation service", "attestation-service"),
+            (self.attested_certificates, "certificate signer", "attested-certificates"),
+        ):
+            if enabled and self.platform == "simulated" and not self.collateral:
+                raise ConfigError(
+                    f"the {what} of a simulated cluster has no collateral to verify quotes with",
+                    advice=f"Run the collateral service too, --enable-collateral, or add --disable-{switch}.",
+                )
         if self.autoscaling and not self.metrics:
             raise ConfigError(
                 "autoscaling has nothing to scale on without the exporter of EPC use",

@@ -14,10 +14,7 @@ from confcom.manifests.objects import (
     Mounted,
     Object,
     Workload,
-    confined,
-    container,
     mount,
-    resources,
 )
 from confcom.manifests.tls_service import CA_KEY, FOLDER, SharedDatabase, TlsService
 
@@ -37,8 +34,6 @@ KEYS_FOLDER = "/etc/confcom/attestation-keys"
 """With a database: the operator's Secret with the signing keys, which all pods have."""
 DAEMON = "attestation-service"
 COLLATERAL_CA_FOLDER = "/etc/confcom/collateral-ca"
-TRUST_FOLDER = "/trust"
-"""Where the root of a simulated world is made, in memory."""
 
 
 def workload_of(config: AddonConfig) -> Workload:
@@ -71,7 +66,7 @@ def attestation(config: AddonConfig) -> list[Object]:
         _volumes(config, workload, database),
         requests=("100m", "128Mi", "512Mi"),
     )
-    pod |= {"dnsPolicy": "ClusterFirst", **_root(config)}
+    pod |= {"dnsPolicy": "ClusterFirst", **simulated.trust_container(config)}
     asked = (objects.DNS_PORT, collateral.SERVICE_PORT) if config.collateral else collateral.UPSTREAM_PORTS
     more = (*config.api_ports, *collateral.asked_ports(config), *(() if database is None else (database.port,)))
     opening = objects.opening(workload, ingress=(PORT,), egress=asked, more=more)
@@ -110,7 +105,7 @@ def _values(config: AddonConfig, host: str) -> dict[str, str]:
     if config.collateral:
         found["collateral_ca"] = f"{COLLATERAL_CA_FOLDER}/{CA_KEY}"
     if config.platform == "simulated":
-        found["trust_roots"] = f"{TRUST_FOLDER}/world/{simulated.ROOT_KEY}"
+        found["trust_roots"] = simulated.TRUSTED_ROOT
     return found
 
 
@@ -132,23 +127,4 @@ def _volumes(config: AddonConfig, workload: Workload, database: SharedDatabase |
     if config.collateral:
         authority = mount("collateral-ca", COLLATERAL_CA_FOLDER, read_only=True)
         found.append((collateral.authority_volume(config), authority))
-    if config.platform == "simulated":
-        folder = {"name": "trust", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}
-        found += [(folder, mount("trust", TRUST_FOLDER, read_only=True)), (simulated.world_volume(), None)]
-    return found
-
-
-def _root(config: AddonConfig) -> Object:
-    """An init container that takes the root out of the simulated world, with which quotes could be forged."""
-    if config.platform != "simulated":
-        return {}
-    world = f"{simulated.WORLD_FOLDER}/{simulated.WORLD_KEY}"
-    made = container(
-        config,
-        "root",
-        ["simulate", "collateral", world, "-o", f"{TRUST_FOLDER}/world"],
-        resources=resources("10m", "64Mi", "256Mi"),
-        securityContext=confined(),
-        volumeMounts=[mount("world", simulated.WORLD_FOLDER, read_only=True), mount("trust", TRUST_FOLDER)],
-    )
-    return {"initContainers": [made]}
+    return found + simulated.trust_volumes(config)

@@ -10,7 +10,15 @@ from importlib.resources import files
 from typing import NamedTuple
 
 from confcom.formats.yaml_text import read_yaml
-from confcom.manifests import attestation, device_plugin, metrics, metrics_api, quote_helper, webhook
+from confcom.manifests import (
+    attestation,
+    certificate_signer,
+    device_plugin,
+    metrics,
+    metrics_api,
+    quote_helper,
+    webhook,
+)
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import (
     COLLATERAL,
@@ -70,6 +78,8 @@ def _pages(config: AddonConfig) -> list[Page]:
     found += [Page(QUOTE_HELPER, quote_helper.HTTP_PORT)] if config.quote_helper else []
     found += [Page(METRICS, metrics.HTTP_PORT, named=True)] if config.metrics else []
     found += [Page(WEBHOOK, webhook.HTTP_PORT)] if config.webhook else []
+    if config.attested_certificates:
+        found.append(Page(certificate_signer.workload_of(config), certificate_signer.HTTP_PORT))
     return found + ([Page(METRICS_API, metrics_api.HTTP_PORT)] if config.autoscaling else [])
 
 

@@ -421,7 +421,7 @@ def critical_pods() -> Object:
 
 # Roles: a component without one may do nothing at the Kubernetes API.
 
-_API = "rbac.authorization.k8s.io"
+RBAC = "rbac.authorization.k8s.io"
 
 
 def rule(group: str, resources: list[str], verbs: list[str], names: list[str] | None = None) -> Object:
@@ -434,13 +434,13 @@ def cluster_role(workload: Workload, rules: list[Object]) -> list[Object]:
     """A role in the whole cluster for a component's account."""
     name = f"confcom:{workload.name}"
     return [
-        global_object(f"{_API}/v1", "ClusterRole", name, workload.component, rules=rules),
+        global_object(f"{RBAC}/v1", "ClusterRole", name, workload.component, rules=rules),
         global_object(
-            f"{_API}/v1",
+            f"{RBAC}/v1",
             "ClusterRoleBinding",
             name,
             workload.component,
-            roleRef={"apiGroup": _API, "kind": "ClusterRole", "name": name},
+            roleRef={"apiGroup": RBAC, "kind": "ClusterRole", "name": name},
             subjects=[_subject(workload)],
         ),
     ]
@@ -449,13 +449,13 @@ def cluster_role(workload: Workload, rules: list[Object]) -> list[Object]:
 def role(workload: Workload, rules: list[Object]) -> list[Object]:
     """A role in the add-on's namespace for a component's account."""
     return [
-        namespaced_object(f"{_API}/v1", "Role", workload.name, workload.component, rules=rules),
+        namespaced_object(f"{RBAC}/v1", "Role", workload.name, workload.component, rules=rules),
         namespaced_object(
-            f"{_API}/v1",
+            f"{RBAC}/v1",
             "RoleBinding",
             workload.name,
             workload.component,
-            roleRef={"apiGroup": _API, "kind": "Role", "name": workload.name},
+            roleRef={"apiGroup": RBAC, "kind": "Role", "name": workload.name},
             subjects=[_subject(workload)],
         ),
     ]

@@ -11,6 +11,7 @@ from confcom.manifests.objects import (
     ITSELF,
     NODE_CRITICAL,
     HostPath,
+    Mounted,
     Object,
     Workload,
     completed,
@@ -49,6 +50,34 @@ def world_objects(machine_file: bytes, root: bytes) -> list[Object]:
 def world_volume() -> Object:
     """The world's machine file."""
     return {"name": "world", "secret": {"secretName": WORLD_SECRET, "defaultMode": 0o440}}
+
+
+TRUST_FOLDER = "/trust"
+"""Where the root of the world is made for a service that judges its evidence, in memory."""
+TRUSTED_ROOT = f"{TRUST_FOLDER}/world/{ROOT_KEY}"
+
+
+def trust_volumes(config: AddonConfig) -> list[Mounted]:
+    """The root for a service that judges evidence; none on the platform of Intel."""
+    if config.platform != "simulated":
+        return []
+    folder = {"name": "trust", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}
+    return [(folder, mount("trust", TRUST_FOLDER, read_only=True)), (world_volume(), None)]
+
+
+def trust_container(config: AddonConfig) -> Object:
+    """An init container that takes the root out of the simulated world, with which quotes could be forged."""
+    if config.platform != "simulated":
+        return {}
+    made = container(
+        config,
+        "root",
+        ["simulate", "collateral", f"{WORLD_FOLDER}/{WORLD_KEY}", "-o", f"{TRUST_FOLDER}/world"],
+        resources=resources("10m", "64Mi", "256Mi"),
+        securityContext=confined(),
+        volumeMounts=[mount("world", WORLD_FOLDER, read_only=True), mount("trust", TRUST_FOLDER)],
+    )
+    return {"initContainers": [made]}
 
 
 def machine_volume() -> Object:

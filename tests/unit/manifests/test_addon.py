@@ -34,11 +34,15 @@ EVERYTHING = AddonConfig(
     quote_helper=True,
     collateral=True,
     attestation=True,
+    attested_certificates=True,
     metrics=True,
     autoscaling=True,
     provision_grants=("apps/default",),
 )
-CLUSTER_WIDE = {"sgx-webhook", "confcom-collateral", "confcom-attestation", "confcom-metrics-api"}
+CLUSTER_WIDE = {
+    "sgx-webhook", "confcom-collateral", "confcom-attestation", "confcom-certificate-signer", "confcom-metrics-api",
+}  # fmt: skip
+SIGNER, CERTIFICATES = "confcom:confcom-certificate-signer", "certificates.k8s.io"
 VARIANTS = [
     AddonConfig(
         platform=platform,
@@ -46,6 +50,7 @@ VARIANTS = [
         quote_helper=everything,
         collateral=everything,
         attestation=everything,
+        attested_certificates=everything,
         metrics=everything,
         autoscaling=everything,
         webhook=everything,
@@ -225,6 +230,21 @@ def test_rights_are_these_and_no_others() -> None:
         ("Role", "confcom-attestation", "", "secrets", "confcom-attestation-tls", ("get",)),
         ("Role", "confcom-attestation", "", "secrets", "confcom-attestation-tls", ("patch",)),
         ("Role", "confcom-attestation", "", "configmaps", "confcom-attestation-ca", ("get", "patch")),
+        ("ClusterRole", SIGNER, CERTIFICATES, "certificatesigningrequests", ("get", "list", "watch")),
+        ("ClusterRole", SIGNER, CERTIFICATES, "certificatesigningrequests/approval", ("update",)),
+        ("ClusterRole", SIGNER, CERTIFICATES, "certificatesigningrequests/status", ("update",)),
+        ("ClusterRole", SIGNER, CERTIFICATES, "signers", "confcom.dev/attested", ("approve", "sign")),
+        ("ClusterRole", SIGNER, "events.k8s.io", "events", ("create", "get", "patch")),
+        ("Role", "confcom-certificate-signer", "", "secrets", "confcom-certificate-signer-ca", ("get", "patch")),
+        ("Role", "confcom-certificate-signer", "", "configmaps", "confcom-attested-pods-ca", ("get", "patch")),
+        # Of the pods to whose accounts people bind it.
+        (
+            "ClusterRole",
+            "confcom-certificate-requester",
+            CERTIFICATES,
+            "certificatesigningrequests",
+            ("create", "get"),
+        ),
     }
 
 

@@ -32,6 +32,7 @@ CONFIGS = some.builds(
     attestation_database=some.sampled_from(["", "given"]),
     attestation_database_port=some.integers(1, 65535),
     attestation_replicas=some.integers(1, 16),
+    attested_certificates=some.booleans(),
     metrics=some.booleans(),
     autoscaling=some.booleans(),
     image_pull_secrets=some.sampled_from([(), ("a",), ("a", "b.c")]),

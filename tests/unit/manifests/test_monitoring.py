@@ -12,7 +12,7 @@ from confcom.manifests.addon_config import AddonConfig
 
 EVERYTHING = AddonConfig(
     quote_helper=True, metrics=True, autoscaling=True, collateral=True, attestation=True,
-    monitoring_labels=("release=prometheus",),
+    attested_certificates=True, monitoring_labels=("release=prometheus",),
 )  # fmt: skip
 
 
@@ -27,6 +27,7 @@ def test_every_page_has_a_monitor_that_selects_its_pods_and_port() -> None:
     assert set(monitors) == {
         "sgx-device-plugin-metrics", "sgx-quote-helper-metrics", "sgx-metrics", "sgx-webhook-metrics",
         "confcom-metrics-api-metrics", "confcom-collateral", "confcom-attestation",
+        "confcom-certificate-signer-metrics",
     }  # fmt: skip
     for name, monitor in monitors.items():
         assert monitor["metadata"]["labels"]["release"] == "prometheus"

@@ -16,6 +16,7 @@ from confcom.manifests.objects import METRICS, METRICS_API, NAMESPACE, QUOTE_HEL
 from confcom.protocols import admission, epc
 from confcom.protocols.custom_metrics import EXPORTER_PORT, EXPORTERS
 from confcom.services.attestation.attestation_config import AttestationServiceConfig
+from confcom.services.certificate_signer.signer_config import CertificateSignerConfig
 from confcom.services.collateral.collateral_service import CollateralServiceConfig, parse_fmspcs
 from confcom.services.device_plugin.plugin_config import DevicePluginConfig
 from confcom.services.metrics.exporter import MetricsConfig
@@ -32,6 +33,7 @@ DAEMONS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "metrics-api": ("metrics-api", MetricsApiConfig),
     "collateral": ("collateral-service", CollateralServiceConfig),
     "attestation": ("attestation-service", AttestationServiceConfig),
+    "certificate-signer": ("certificate-signer", CertificateSignerConfig),
 }
 
 
@@ -57,6 +59,7 @@ def config(platform: Any, publisher: Any = "auto", **more: Any) -> AddonConfig:
         quote_helper=True,
         collateral=True,
         attestation=True,
+        attested_certificates=True,
         metrics=True,
         autoscaling=True,
         **more,
@@ -158,3 +161,13 @@ def test_the_plugins_folders_are_the_kubelets() -> None:
     assert defaults.pod_resources_socket.startswith(f"{device_plugin.KUBELET}/pod-resources/")
     assert defaults.registry_dir == f"{device_plugin.KUBELET}/plugins_registry"
     assert defaults.cdi_dir == device_plugin.CDI
+
+
+@pytest.mark.parametrize("platform", ["intel", "simulated"])
+def test_the_certificate_signer_takes_its_settings(platform: str) -> None:
+    found = daemon_settings(config(platform), "certificate-signer")
+    found.check()
+    marked = "-simulated" if platform == "simulated" else ""
+    assert found.secret == f"confcom-certificate-signer{marked}-ca"
+    assert found.config_map == f"confcom-attested-pods-ca{marked}"
+    assert bool(found.trust_roots) == (platform == "simulated")
