@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from documentation_site import defects, list_versions, listed, navigation, pages
+from documentation_site import ROOT, defects, links, list_versions, listed, navigation, pages
 
 
 def test_every_page_is_in_the_list_of_one_reader() -> None:
@@ -19,6 +19,12 @@ def test_every_page_is_in_the_list_of_one_reader() -> None:
 def test_the_navigation_has_a_section_for_each_reader() -> None:
     titles = [title for section in navigation() for title in section]
     assert titles == ["Start", "Operators", "Application developers", "Relying parties", "Contributors"]
+
+
+def test_links_lead_to_files_that_are_there() -> None:
+    found = {page: target for page in pages() for _, target in links((ROOT / page).read_text(), page.parent)
+             if not (ROOT / target).exists()}  # fmt: skip
+    assert found == {}
 
 
 def test_defects_of_a_built_site_are_found(tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -89,6 +91,45 @@ def test_every_command_in_the_pages_exists_with_its_options() -> None:
                 known |= {*parameter.opts, *parameter.secondary_opts}
             named = {found[0] for word in words if (found := re.match(r"--?[a-z][a-z0-9-]*", word))}
             assert named <= known, f"{page.relative_to(ROOT)}: confcom {line}"
+            seen += 1
+    assert seen > 100
+
+
+def called(text: str) -> Iterator[list[str]]:
+    """The words of each `confcom …` in the code blocks of a page, without what the shell does with them."""
+    for block in re.findall(r"(?ms)^ *```sh\n(.*?)^ *```|((?:^ {4,}\S[^\n]*\n)+)", re.sub(r"\\\n\s*", " ", text)):
+        for line in "".join(block).splitlines():
+            for part in re.split(r"\||&&|;|\$\(", re.sub(r"\$\(\w+\)", "X", line)):
+                found = re.match(r"\s*(?:\$ )?(?:[A-Z_]+=\S+ )*(?:\./dev run |kubectl )?confcom ([a-z].*)", part)
+                if found:
+                    command = re.sub(r"\s(?:[12]?>>?|&|<).*|\s#.*|\).*", "", f"{found[1]} ")
+                    yield shlex.split(command)
+
+
+def test_every_command_line_in_the_pages_parses() -> None:
+    """Options have their values, and there are neither too many nor too few arguments."""
+    commands = _commands(root)
+    seen = 0
+    for page in PAGES:
+        for words in called(page.read_text()) if page.name != "CHANGELOG.md" else ():
+            path: tuple[str, ...] = ()
+            rest = list(words)
+            while rest and (*path, rest[0]) in commands:
+                path = (*path, rest.pop(0))
+            if not path or isinstance(commands[path], click.Group) or "…" in rest:
+                continue
+            place = f"{page.relative_to(ROOT)}: confcom {' '.join(words)}"
+            context = click.Context(commands[path], info_name=" ".join(path))
+            try:
+                values, left, _ = commands[path].make_parser(context).parse_args(rest)
+            except click.UsageError as error:
+                raise AssertionError(f"{place}: {error.format_message()}") from None
+            assert not left, f"{place}: too many arguments: {left}"
+            for one in commands[path].params:
+                if isinstance(one, click.Argument) and one.required:
+                    assert values.get(one.name or "") not in (None, (), click.core.UNSET), (
+                        f"{place}: {one.name} is missing"
+                    )
             seen += 1
     assert seen > 100
 
