@@ -236,9 +236,9 @@ class ClientContext(PresentingContext):
     ) -> None:
         self._policy = checked_identity(policy)
         if not isinstance(collateral, Collateral) and not hasattr(collateral, "held"):
-            raise ConfigError(
-                f"collateral: expected Collateral or RememberedCollateral, found {type(collateral).__name__}",
-                advice="load_bundle(path) reads one.",
+            found = type(collateral).__name__
+            raise TypeError(
+                f"collateral: expected Collateral or RememberedCollateral, found {found}; load_bundle(path) reads one"
             )
         self._collateral = collateral
         self._verifier = QuoteVerifier(TrustRoots.intel()) if verifier is None else verifier

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from confcom.atls.client import nonce_of_name
 from confcom.atls.server import ServerContext
-from confcom.errors import FormatError
+from confcom.errors import ConfcomError, FormatError
 from confcom.formats.codec import Cursor
 
 MAX_HELLO = 5 + 16 * 1024
@@ -71,6 +71,9 @@ async def _begin(stream: socket.socket, protocol: Callable[[], asyncio.BaseProto
             await asyncio.get_running_loop().connect_accepted_socket(protocol, stream, ssl=context)
     except (OSError, TimeoutError):
         stream.close()  # the client left, or refused us
+    except ConfcomError as error:
+        stream.close()
+        _log.warning("a connection was not served (%s): %s", error.code, error)
     except BaseException:
         stream.close()
         raise

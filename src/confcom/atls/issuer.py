@@ -124,9 +124,9 @@ class Issuer:
     ) -> None:
         if not MIN_LIFE <= life <= MAX_LIFE:
             raise ConfigError(f"the life of a certificate is {MIN_LIFE} to {MAX_LIFE}, found {life}")
-        if not names or isinstance(names, str):
-            raise ConfigError("names: expected a sequence of DNS names and addresses, at least one")
-        self._quotes, self._names, self._life, self._legacy = quotes, tuple(names), life, gramine_legacy
+        if not callable(getattr(quotes, "quote", None)):
+            raise TypeError(f"quotes: expected a QuoteSource, found {type(quotes).__name__}")
+        self._quotes, self._names, self._life, self._legacy = quotes, _checked_names(names), life, gramine_legacy
         self._clock = clock
         self._present: IssuedCertificate | None = None
         self._lock = threading.Lock()
@@ -212,7 +212,7 @@ class Issuer:
         else:
             claims = write_claims(digest, nonce)
             oid, evidence = DICE_EVIDENCE, write_ra_tls(self._quote(sha256(claims).digest()), claims)
-        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, self._names[0][:64])])
+        name = _subject(self._names)
         usages = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
         der = (
             x509.CertificateBuilder()
@@ -243,6 +243,22 @@ class Issuer:
                 "SIMULATED: this process is in no enclave, nothing protects the key of its certificate, and clients "
                 "refuse it unless they trust the simulated root"
             )
+
+
+def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Names that a certificate can carry; a `ConfigError` for others."""
+    found = () if isinstance(names, str) else tuple(names)
+    try:
+        _subject(found)
+        for one in found:
+            general_name(one)
+    except (ValueError, TypeError, IndexError) as error:
+        raise ConfigError(f"names: expected DNS names (ASCII) and addresses, at least one, found {names!r}") from error
+    return found
+
+
+def _subject(names: tuple[str, ...]) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0][:64])])
 
 
 def _checked(der: bytes) -> bool:

@@ -7,12 +7,14 @@ import ssl
 import sys
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import NoReturn, Self
 
 from confcom.atls.client import PresentingContext, nonce_of_name
 from confcom.atls.issuer import IssuedCertificate, Issuer
 from confcom.errors import ConfcomError, ConfigError
+from confcom.formats.arguments import checked_type
 
 FRESH_PER_SECOND = 10.0
 WAIT = 2.0
@@ -47,12 +49,13 @@ class ServerContext(PresentingContext):
         return super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
 
     def __init__(self, issuer: Issuer, *, fresh_per_second: float = FRESH_PER_SECOND) -> None:
+        checked_type(issuer, Issuer, "issuer")
         if fresh_per_second < 0:
             raise ConfigError(f"fresh_per_second: {fresh_per_second} is negative")
         self._protocols: list[str] = []
         self._requests = _Budget(fresh_per_second, max(fresh_per_second, 1.0) if fresh_per_second else 0.0)
         self._loop_time = _Budget(LOOP_SHARE, LOOP_SHARE * 2)
-        self._prepared: dict[bytes, IssuedCertificate | None] = {}
+        self._prepared: OrderedDict[bytes, tuple[IssuedCertificate | None]] = OrderedDict()
         self._free = threading.BoundedSemaphore(AT_A_TIME)
         _end_resumption(self)
         self._present(issuer)
@@ -73,7 +76,8 @@ class ServerContext(PresentingContext):
         nonce = nonce_of_name(name)
         if nonce is None:
             return None
-        made = self._prepared.pop(nonce) if nonce in self._prepared else self._fresh(nonce)
+        prepared = self._prepared.pop(nonce, None)
+        made = self._fresh(nonce) if prepared is None else prepared[0]
         if made is None:
             return ssl.AlertDescription.ALERT_DESCRIPTION_INTERNAL_ERROR
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -89,9 +93,9 @@ class ServerContext(PresentingContext):
 
     def prepare(self, nonce: bytes) -> None:
         """Make the certificate for a nonce before its handshake begins. Blocks as long as a quote; for a thread."""
-        self._prepared[nonce] = self._fresh(nonce)
+        self._prepared[nonce] = (self._fresh(nonce),)
         if len(self._prepared) > MAX_PREPARED:
-            self._prepared.pop(next(iter(self._prepared)), None)
+            self._prepared.popitem(last=False)
 
     def _fresh(self, nonce: bytes) -> IssuedCertificate | None:
         """The certificate for a nonce; None where there are too many requests, or no quote in time."""
