@@ -243,7 +243,7 @@ def _running(cluster: Cluster) -> int:
 
 
 def _check(cluster: Cluster) -> None:
-    """Nobody lost anything by the restart."""
+    """Every pod still runs, and none was restarted."""
     pods = cluster.get("pods", "-n", NAMESPACE)["items"]
     assert _running(cluster) == HOLDERS
     assert not any(status["restartCount"] for pod in pods for status in pod["status"]["containerStatuses"])

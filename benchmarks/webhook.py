@@ -146,7 +146,7 @@ def serving(name: str) -> Iterator[Server]:
 
 
 def _serve(name: str, certificate: bytes, key: bytes, urls: Queue[str]) -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the log is written, and nobody reads it
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the log is written, and not read
     configure_logging(pretty=False)
     app: Any = _empty
     if name == "webhook":
@@ -225,7 +225,7 @@ def _answer(connection: ssl.SSLSocket) -> bytes:
 async def on_cluster(kubeconfig: str) -> None:
     """Ordinary pods are created with dryRun, one after the other, with the configurations and without them, in turns.
 
-    Nobody serves the webhook: what is measured is the API server, which evaluates the conditions and asks nobody. Each
+    The webhook has no server: what is measured is the API server, which evaluates the conditions and calls none. Each
     turn has a second half without it, under another name: how far two equal things differ is what can be measured.
     """
     client: Client = open_client(kubeconfig)
@@ -341,7 +341,7 @@ async def _until(seen: Callable[[], Awaitable[bool]]) -> None:
             await asyncio.sleep(0.3)
             return
         await asyncio.sleep(0.1)
-    raise ClusterError("the API server does not do as it was told")
+    raise ClusterError("the API server does not apply the configuration")
 
 
 def command_line(arguments: list[str]) -> int:

@@ -25,7 +25,7 @@ class Check:
 
 
 def finding(identifier: str, ok: object, expected: str, found: str, advice: str) -> Check:
-    """A check whose advice counts only when it is not ok."""
+    """A check; its advice counts only when it is not ok."""
     return Check(identifier, ok=bool(ok), expected=expected, found=found, advice="" if ok else advice)
 
 

@@ -47,7 +47,7 @@ KEY_STEP = "certificate-key"
 NONCE_STEP = "certificate-nonce"
 PURPOSE_STEP = "certificate-purpose"
 PURPOSE_CLAIM = "purpose"
-"""The claim by which evidence of one use is told from that of others."""
+"""The claim that separates evidence of one use from that of others."""
 AGE_STEP = "certificate-age"
 _REPORT_DATA_SIZE = 64
 _MAY_BE_CRITICAL = {*EVIDENCE_EXTENSIONS, *(der.oid(f"2.5.29.{number}") for number in (15, 17, 19, 37))}

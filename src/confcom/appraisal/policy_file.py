@@ -145,7 +145,7 @@ prepare(PolicyFile)
 
 
 def parse_policy(data: bytes, *, name: str = "policy.toml") -> PolicyFile:
-    """Read a policy file; its name's ending tells the form. `ConfigError` names the key that is wrong."""
+    """Read a policy file; its name's ending gives the form. `ConfigError` names the key that is wrong."""
     what = f"the policy file {name}"
     if len(checked_bytes(data, "policy file")) > MAX_POLICY:
         raise ConfigError(f"{what} has {len(data)} bytes, more than {MAX_POLICY}", advice=_ADVICE)

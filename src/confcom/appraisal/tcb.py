@@ -85,7 +85,7 @@ def match_platform(pck: PckTcb, tee_tcb_svn: bytes | None, tcb_info: TcbInfo) ->
 
 
 def match_isv_svn(isv_svn: int, levels: Sequence[IsvSvnLevel]) -> IsvSvnLevel | None:
-    """The highest level whose ISVSVN the enclave reaches; `levels` are sorted descending."""
+    """The highest level with an ISVSVN that the enclave reaches; `levels` are sorted descending."""
     return next((level for level in levels if level.isv_svn <= isv_svn), None)
 
 

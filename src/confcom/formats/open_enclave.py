@@ -2,7 +2,7 @@
 
 Layouts: `openenclave/internal/report.h` (`oe_report_header_t`, 16 bytes), `openenclave/attestation/sgx/evidence.h` and
 `attestation_header` (32 bytes as compiled: 4 bytes of padding after the UUID); little-endian. In evidence of format
-SGX_ECDSA the quote is followed by the custom claims buffer, whose SHA-256 stands in the first half of the report data.
+SGX_ECDSA the quote is followed by the custom claims buffer; its SHA-256 stands in the first half of the report data.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""YAML as Kubernetes' reader has it, from anybody: bounded, without aliases that multiply, no key twice.
+"""YAML as Kubernetes' reader has it, from untrusted sources: bounded, without aliases that multiply, no key twice.
 
 Its values are those of JSON. What differs from PyYAML's: `y` and `n` are truth values, dates and `1:30` are text, `1e3`
 is a number, keys are text, and tags of other types are refused.

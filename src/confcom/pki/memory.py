@@ -20,7 +20,7 @@ class _Entry(Generic[V]):
 class Memory(Generic[V]):
     """Values by what they are about; the least recently used goes first. Safe to use from several threads.
 
-    `statement` is the digest of what was signed, without the signatures: ECDSA has two of each, so anybody can make
+    `statement` is the digest of what was signed, without the signatures: ECDSA has two of each, so any client can make
     other bytes that verify and say the same. These replace one another, and a value is given out for its `exact`
     bytes (or their digest) alone. `wrapping` is the digest of the bytes as they came: one for each entry, the latest,
     so that the usual ones need not be decoded. So variants of one genuine document neither fill the memory nor push

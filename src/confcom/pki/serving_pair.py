@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 BACKDATE = timedelta(hours=1)
-"""How far a certificate reaches back, for peers whose clocks are behind."""
+"""How far a certificate reaches back, for peers with clocks that are behind."""
 MAX_PEM = 64 * 1024
 _BEGIN, _END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
 
@@ -89,7 +89,7 @@ class Authority:
     def make(cls, common_name: str, *, now: datetime, lifetime: timedelta, names: Sequence[str] = ()) -> Self:
         """A new one, valid until `lifetime` after `now`, and for the DNS `names` only if there are any."""
         key, serial = generate_private_key(SECP256R1()), x509.random_serial_number()
-        # With a number, because verifiers tell CAs by their names, and several are trusted at a time.
+        # With a number, because verifiers distinguish CAs by their names, and several are trusted at a time.
         name = _name(f"{common_name} CA {serial:x}"[:64])
         builder = (
             _builder(name, name, key, now, now + lifetime, serial)
