@@ -108,6 +108,7 @@ def test_manifests_are_what_is_rendered(capsys: pytest.CaptureFixture[str]) -> N
     words += ["--attestation-administrators", "ops", "--attestation-pin-secret", "hsm-pin"]
     words += ["--attestation-keys", "pkcs11:token=t?module-path=/x.so"]
     words += ["--attestation-database", "db", "--attestation-database-port", "6432", "--attestation-replicas", "3"]
+    words += ["--collateral-database", "db", "--collateral-database-port", "5433", "--collateral-replicas", "4"]
     words += ["--enable-metrics"]
     assert run(["addon", "manifests", *words]) == ExitCode.OK
     config = AddonConfig(
@@ -123,6 +124,9 @@ def test_manifests_are_what_is_rendered(capsys: pytest.CaptureFixture[str]) -> N
         quote_helper_groups=(105,),
         expected_signers=("0" * 64, "a" * 64),
         collateral_url="https://pccs.example",
+        collateral_database="db",
+        collateral_database_port=5433,
+        collateral_replicas=4,
         collateral_fmspcs=("00906ed50000",),
         attestation=True,
         attestation_url="https://attest.example",

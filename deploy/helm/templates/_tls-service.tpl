@@ -48,9 +48,9 @@ spec:
 {{- if not (.database).secret }}{{ .storage.size }}{{ end }}
 {{- end }}
 
-{{/* Where its database is. Dict: prefix, of the variables; own; key, of the Secret. */}}
+{{/* Where its database is. Dict: variable, with the address; own; key, of the Secret. */}}
 {{- define "confcom.databaseSettings" -}}
-- name: {{ .prefix }}_STORE
+- name: {{ .variable }}
   valueFrom: {secretKeyRef: {name: {{ .own.database.secret | quote }}, key: {{ .key }}}}
 - {name: PGSSLROOTCERT, value: /etc/confcom/database/ca.crt}
 {{- end }}
@@ -65,7 +65,7 @@ spec:
 
 {{/*
 A Job that brings the schema of the database to the newest revision; its name changes with what it runs.
-Dict: root, component, name, prefix, own; command.
+Dict: root, component, name, own; variable, with the address for `confcom COMPONENT migrate`.
 */}}
 {{- define "confcom.migration" -}}
 {{- $component := print .component "-migration" }}
@@ -91,7 +91,7 @@ spec:
       containers:
       - name: task
         {{- include "confcom.container" .root | nindent 8 }}
-        args: [{{ .command }}, migrate, --role, $(ROLE)]
+        args: [{{ .component }}, migrate, --role, $(ROLE)]
         env:
         {{- include "confcom.databaseSettings" (merge (dict "key" "owner-url") .) | nindent 8 }}
         - name: ROLE

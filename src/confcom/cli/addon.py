@@ -162,6 +162,9 @@ _OPTIONS = (
     ),
     click.option("--collateral-storage", metavar="[CLASS/]SIZE", help="A volume for its store; '' is none."),
     click.option("--collateral-tls-secret", metavar="NAME", help="Its certificate; '' has it make one."),
+    click.option("--collateral-database", metavar="NAME", help="Secret of a PostgreSQL for it; '' is its volume."),
+    click.option("--collateral-database-port", type=int, metavar="PORT", help="Its port.  [default: 5432]"),
+    click.option("--collateral-replicas", type=int, metavar="N", help="Pods over that PostgreSQL.  [default: 2]"),
     click.option(
         "--collateral-url", metavar="URL", help="Instead: the PCCS that quote helpers ask; '' is the image's."
     ),

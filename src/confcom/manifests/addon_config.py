@@ -77,6 +77,13 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """A volume that keeps its store: SIZE of the default storage class, or CLASS/SIZE. Empty: the pod's own folder."""
     collateral_tls_secret: str = ""
     """A Secret with tls.crt, tls.key and ca.crt for it, as cert-manager makes them. Empty: it makes its certificate."""
+    collateral_database: str = ""
+    """A Secret with `url`, `owner-url`, `role` and `ca.crt` of a PostgreSQL for its store, instead of the volume.
+    Empty: an SQLite file, and one pod."""
+    collateral_database_port: Annotated[int, msgspec.Meta(ge=1, le=65535)] = 5432
+    """The port of that PostgreSQL, for the network policies."""
+    collateral_replicas: Annotated[int, msgspec.Meta(ge=1, le=16)] = 2
+    """Pods over that PostgreSQL."""
     collateral_url: str = ""
     """Without the collateral service: the PCCS that quote helpers ask. Empty: the one that their image names."""
     attestation: bool = False
@@ -253,6 +260,7 @@ _TEXTS = (
     ("attestation_storage", _STORAGE, "Write SIZE or CLASS/SIZE, as in 1Gi or standard/1Gi."),
     ("attestation_tls_secret", _OBJECT, "Write the name of a Secret in the add-on's namespace."),
     ("attestation_url", _ISSUER, "Write https://HOST, with a port or path if clients need them."),
+    ("collateral_database", _OBJECT, "Write the name of a Secret in the add-on's namespace."),
     ("collateral_storage", _STORAGE, "Write SIZE or CLASS/SIZE, as in 1Gi or standard/1Gi."),
     ("collateral_tls_secret", _OBJECT, "Write the name of a Secret in the add-on's namespace."),
     ("collateral_url", _URL, "Write https://HOST:PORT, without /sgx/certification."),

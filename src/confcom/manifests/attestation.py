@@ -32,7 +32,7 @@ PIN_FOLDER = "/etc/confcom/pin"
 PIN_KEY = "pin"
 KEYS_FOLDER = "/etc/confcom/attestation-keys"
 """With a database: the operator's Secret with the signing keys, which all pods have."""
-DAEMON = "attestation-service"
+STORE_VARIABLE = "CONFCOM_ATTESTATION_SERVICE_STORE"
 COLLATERAL_CA_FOLDER = "/etc/confcom/collateral-ca"
 
 
@@ -58,11 +58,11 @@ def attestation(config: AddonConfig) -> list[Object]:
         claim=claim_of(workload),
         database=database,
     )
-    shared = [] if database is None else database.settings(DAEMON)
+    shared = [] if database is None else database.settings(STORE_VARIABLE)
     pod = found.pod(
         config,
         ["attestation", "serve"],
-        found.settings(DAEMON, _values(config, found.host)) + shared,
+        found.settings("attestation-service", _values(config, found.host)) + shared,
         _volumes(config, workload, database),
         requests=("100m", "128Mi", "512Mi"),
     )
@@ -70,7 +70,7 @@ def attestation(config: AddonConfig) -> list[Object]:
     asked = (objects.DNS_PORT, collateral.SERVICE_PORT) if config.collateral else collateral.UPSTREAM_PORTS
     more = (*config.api_ports, *collateral.asked_ports(config), *(() if database is None else (database.port,)))
     opening = objects.opening(workload, ingress=(PORT,), egress=asked, more=more)
-    migration = [] if database is None else database.migration(config, workload, "attestation", DAEMON)
+    migration = [] if database is None else database.migration(config, workload, STORE_VARIABLE)
     made = found.objects(opening=opening, service_port=SERVICE_PORT, pod=pod)
     return [objects.disruption_budget(workload), *migration, *made]
 

@@ -17,7 +17,7 @@ from confcom.manifests.objects import (
     mount,
     namespaced_object,
 )
-from confcom.manifests.tls_service import CA_KEY, FOLDER, TlsService
+from confcom.manifests.tls_service import CA_KEY, FOLDER, SharedDatabase, TlsService
 
 # Intel's quote provider library reads its configuration once, when it is loaded: from `QCNL_CONF_PATH`, or before that
 # variable existed from a fixed path. It takes TLS roots from the system's folder; no setting names others.
@@ -131,8 +131,11 @@ UPSTREAM_FOLDER = "/etc/confcom/upstream"
 
 
 def _service(config: AddonConfig) -> TlsService:
-    secret, storage = config.collateral_tls_secret, config.collateral_storage
-    return TlsService(COLLATERAL, SERVICE_PORT, secret, storage, claim="confcom-collateral-store")
+    secret, storage, database = config.collateral_tls_secret, config.collateral_storage, None
+    if config.collateral_database:
+        port, replicas = config.collateral_database_port, config.collateral_replicas
+        database = SharedDatabase(config.collateral_database, port, replicas)
+    return TlsService(COLLATERAL, SERVICE_PORT, secret, storage, claim="confcom-collateral-store", database=database)
 
 
 def collateral(config: AddonConfig) -> list[Object]:
@@ -141,16 +144,19 @@ def collateral(config: AddonConfig) -> list[Object]:
     That folder has room for uploads beside the store.
     """
     found = _service(config)
-    egress = () if config.platform == "simulated" else UPSTREAM_PORTS
-    pod = found.pod(
-        config,
-        ["collateral", "serve"],
-        found.settings("collateral-service", _values(config)),
-        [_upstream_volume(config)],
-        requests=("50m", "128Mi", "512Mi"),
-    )
-    opening = objects.opening(COLLATERAL, ingress=(SERVICE_PORT,), egress=egress, more=config.api_ports)
-    return found.objects(opening=opening, service_port=SERVICE_PORT, pod=pod | asks_by_name(config))
+    egress: tuple[int, ...] = () if config.platform == "simulated" else UPSTREAM_PORTS
+    env, volumes = found.settings("collateral-service", _values(config)), [_upstream_volume(config)]
+    more, placed = config.api_ports, asks_by_name(config)
+    shared = []
+    if (database := found.database) is not None:
+        env += database.settings("CONFCOM_COLLATERAL_SERVICE_STORE")
+        volumes.append(database.volume())
+        egress, more, placed = egress or (objects.DNS_PORT,), (*more, database.port), {"dnsPolicy": "ClusterFirst"}
+        migration = database.migration(config, COLLATERAL, "CONFCOM_COLLATERAL_STORE")
+        shared = [objects.disruption_budget(COLLATERAL), *migration]
+    pod = found.pod(config, ["collateral", "serve"], env, volumes, requests=("50m", "128Mi", "512Mi"))
+    opening = objects.opening(COLLATERAL, ingress=(SERVICE_PORT,), egress=egress, more=more)
+    return [*shared, *found.objects(opening=opening, service_port=SERVICE_PORT, pod=pod | placed)]
 
 
 def _upstream_volume(config: AddonConfig) -> Mounted:
@@ -161,7 +167,7 @@ def _upstream_volume(config: AddonConfig) -> Mounted:
 
 def _values(config: AddonConfig) -> dict[str, str]:
     found = {
-        "store": f"{FOLDER}/collateral.sqlite",
+        **({} if config.collateral_database else {"store": f"{FOLDER}/collateral.sqlite"}),
         "fmspcs": ",".join(config.collateral_fmspcs),
         "upstream": config.collateral_upstream,
     }

@@ -44,9 +44,9 @@ class SharedDatabase(NamedTuple):
     port: int
     replicas: int
 
-    def settings(self, daemon: str, key: str = "url") -> list[Object]:
-        """The address, for a daemon's `store`, and the authority."""
-        address = {"name": objects.settings(daemon, {"store": ""})[0]["name"], "valueFrom": self._value(key)}
+    def settings(self, variable: str, key: str = "url") -> list[Object]:
+        """The address in this environment variable, and the authority."""
+        address = {"name": variable, "valueFrom": self._value(key)}
         return [address, {"name": "PGSSLROOTCERT", "value": f"{DATABASE_FOLDER}/ca.crt"}]
 
     def volume(self) -> Mounted:
@@ -54,16 +54,19 @@ class SharedDatabase(NamedTuple):
         items = [{"key": "ca.crt", "path": "ca.crt"}]
         return objects.secret_volume("database", self.secret, DATABASE_FOLDER, items=items)
 
-    def migration(self, config: AddonConfig, workload: Workload, command: str, daemon: str) -> list[Object]:
-        """A Job that brings the schema to the newest revision; its name changes with what it runs."""
+    def migration(self, config: AddonConfig, workload: Workload, variable: str) -> list[Object]:
+        """A Job that brings the schema to the newest revision; its name changes with what it runs.
+
+        The command `confcom COMPONENT migrate` reads the address from `variable`.
+        """
         own = Workload(f"{workload.component}-migration", f"{workload.name}-migration")
         runs = "\n".join((config.image, self.secret, *config.image_pull_secrets))
         volume, place = self.volume()
         task = objects.container(
             config,
             "task",
-            [command, "migrate", "--role", "$(ROLE)"],
-            env=[*self.settings(daemon, "owner-url"), {"name": "ROLE", "valueFrom": self._value("role")}],
+            [workload.component, "migrate", "--role", "$(ROLE)"],
+            env=[*self.settings(variable, "owner-url"), {"name": "ROLE", "valueFrom": self._value("role")}],
             resources=objects.resources("20m", "64Mi", "256Mi"),
             securityContext=objects.confined(),
             volumeMounts=[place],

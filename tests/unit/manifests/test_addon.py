@@ -456,6 +456,7 @@ def test_an_operator_may_name_the_namespaces_that_the_webhook_is_for() -> None:
         {"collateral_url": "ftp://x"},
         {"collateral_storage": "big"},
         {"collateral_tls_secret": "A_B"},
+        {"collateral_database": "A_B"},
         {"attestation_url": "http://attest.example"},
         {"attestation_url": "https://attest.example/?x"},
         {"attestation_storage": "1"},

@@ -241,7 +241,9 @@ class KeyFolder:
             ]
             last, name = max(ends, default=(None, ""))
             made_here = name in (SIMULATED_NAME, HARDWARE_NAME)
-            if last is None or not made_here or last - now > RENEW_BEFORE or not self._alone():
+            if last is None or not made_here or last - now > RENEW_BEFORE:
+                continue
+            if not os.access(self._folder, os.W_OK) or not self._alone():
                 continue
             with suppress(OSError):  # a folder that can only be read is renewed by whoever fills it
                 file = make_key(self._folder, kind, now, simulated=self._simulated)
