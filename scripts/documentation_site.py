@@ -67,9 +67,9 @@ def links(text: str, folder: Path) -> Iterator[tuple[str, Path]]:
 def navigation() -> Navigation:
     """The sections of docs/README.md, one per reader: each page once, where it stands first."""
     seen = {INDEX, Path("README.md")}
-    found: Navigation = [{"Start": [{"confcom": "README.md"}, {"All pages": str(INDEX)}]}]
+    found: Navigation = [{"Introduction": [{"confcom": "README.md"}, {"All pages": str(INDEX)}]}]
     introduction, *sections = re.split(r"^## ", (ROOT / INDEX).read_text(), flags=re.MULTILINE)
-    found[0]["Start"] += _entries(introduction, INDEX.parent, seen)  # type: ignore[operator]
+    found[0]["Introduction"] += _entries(introduction, INDEX.parent, seen)  # type: ignore[operator]
     for section in sections:
         title, _, body = section.partition("\n")
         rows = re.findall(r"^\| ([^|`]+) \| (.*) \|$", body, re.MULTILINE)

@@ -90,14 +90,14 @@ def main(arguments: list[str]) -> int:
     if code := documentation_site.main([str(folder)]):
         return code
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    handler = partial(CompressingHandler, directory=str(folder / version))
+    handler = partial(CompressingHandler, directory=str(folder))
     failed = False
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         print(f"{'page':44} {'as':8} {'  '.join(CATEGORIES)}  bytes", flush=True)
         for page in arguments or PAGES:
             for desktop in (False, True):
-                url = f"http://127.0.0.1:{server.server_port}/{page}"
+                url = f"http://127.0.0.1:{server.server_port}/{version}/{page}"
                 points, weight, weak = measure(url, desktop=desktop)
                 shown = "  ".join(f"{points[name]:{len(name)}}" for name in CATEGORIES)
                 print(f"{page:44} {'desktop' if desktop else 'phone':8} {shown}  {weight}", flush=True)

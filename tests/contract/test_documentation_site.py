@@ -18,7 +18,7 @@ def test_every_page_is_in_the_list_of_one_reader() -> None:
 
 def test_the_navigation_has_a_section_for_each_reader() -> None:
     titles = [title for section in navigation() for title in section]
-    assert titles == ["Start", "Operators", "Application developers", "Relying parties", "Contributors"]
+    assert titles == ["Introduction", "Operators", "Application developers", "Relying parties", "Contributors"]
 
 
 def test_links_lead_to_files_that_are_there() -> None:
