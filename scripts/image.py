@@ -16,7 +16,7 @@ from imaging.base import USER, provide_base
 from imaging.layers import Layer, digest_of
 from imaging.oci import Settings, write_image
 from testcluster.home import default_home
-from testcluster.machine import install_packages, reason_against_image
+from testcluster.machine import IMAGE_TOOLS, install_packages, reason_against_image
 
 NAME = "localhost/confcom:dev"
 SETTINGS = Settings(
@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> int:
     if reason := reason_against_image():
         print(f"image: not possible on this machine: {reason}", file=sys.stderr)
         return 1
-    install_packages(("debootstrap", "gpgv"))
+    install_packages(IMAGE_TOOLS)
     archive, digest = make(default_home().path / "images", options.name)
     print(f"image: {options.name} {digest} in {archive} ({archive.stat().st_size / 2**20:.0f} MiB)")
     if options.load:

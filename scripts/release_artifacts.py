@@ -20,7 +20,7 @@ from pathlib import Path
 from image import SETTINGS, make_layers
 from imaging.layers import Layer, compressed, layer_of_tree
 from imaging.oci import Settings, write_image
-from testcluster.machine import install_packages, reason_against_image
+from testcluster.machine import IMAGE_TOOLS, install_packages, reason_against_image
 
 CHART = Path("deploy") / "helm"
 KUSTOMIZE = Path("deploy") / "kustomize"
@@ -136,7 +136,7 @@ def images(source: Source, target: Path, work: Path, intel: Path | None) -> None
     """The images as OCI archives, with compressed layers."""
     if reason := reason_against_image():
         sys.exit(f"release: images cannot be made on this machine: {reason}")
-    install_packages(("debootstrap", "gpgv"))
+    install_packages(IMAGE_TOOLS)
     layers = make_layers(source.kept, work, next(target.glob("confcom-*.whl")))
     _write_image(source, target, "confcom-image", layers, SETTINGS)
     shutil.copytree(source.tree / "examples", work / "root" / "examples")

@@ -29,14 +29,19 @@ _PACKAGES = {
     "debootstrap": "debootstrap",
     "gpgv": "gpgv",
     "ptp": "containernetworking-plugins",
+    "/usr/share/keyrings/debian-archive-keyring.gpg": "debian-archive-keyring",
 }
-"""Tool to Debian package."""
+"""Tool or file to Debian package."""
+IMAGE_TOOLS = ("debootstrap", "gpgv", "/usr/share/keyrings/debian-archive-keyring.gpg")
+"""What makes the image's base; Ubuntu's debootstrap comes without Debian's keys."""
 _API_PORT = int(os.environ.get("KUBE_PORT") or 6443)
 
 
 def absent_packages(tools: Iterable[str] = tuple(_PACKAGES)) -> list[str]:
     """Debian packages that have to be installed for these tools."""
-    return sorted({_PACKAGES[tool] for tool in tools if shutil.which(tool, path=PATH) is None})
+    return sorted(
+        {_PACKAGES[tool] for tool in tools if not (Path("/", tool).is_file() or shutil.which(tool, path=PATH))}
+    )
 
 
 def install_packages(tools: Iterable[str] = tuple(_PACKAGES)) -> None:
