@@ -37,6 +37,13 @@ def fail(message: str) -> None:
     sys.exit(f"install: {message}")
 
 
+def check_machine() -> None:
+    """Refuse a machine that the wheels and images are not for."""
+    if not (3, 11) <= sys.version_info[:2] <= (3, 14) or (sys.platform, os.uname().machine) != ("linux", "x86_64"):
+        found = f"Python {sys.version.split()[0]}, {sys.platform} on {os.uname().machine}"
+        fail(f"the bundle is for Python 3.11 to 3.14 on Linux on x86-64, and this is {found}")
+
+
 def compare() -> None:
     """Compare every file of the folder with SHA256SUMS, which names all of them."""
     sums = HERE / "SHA256SUMS"
@@ -57,9 +64,6 @@ def compare() -> None:
 
 def install_command(prefix: Path) -> None:
     """An environment of its own below the prefix, with links to its programs, completions and man pages."""
-    if not (3, 11) <= sys.version_info[:2] <= (3, 14) or (sys.platform, os.uname().machine) != ("linux", "x86_64"):
-        found = f"Python {sys.version.split()[0]}, {sys.platform} on {os.uname().machine}"
-        fail(f"the wheels are for Python 3.11 to 3.14 on Linux on x86-64, and this is {found}")
     environment = prefix / "lib" / "confcom"
     wheels = HERE / "wheels"
     pip = next(wheels.glob("pip-*.whl"))
@@ -102,6 +106,7 @@ def main() -> None:
     parser.add_argument("--prefix", type=Path, default=Path.home() / ".local", help="default: ~/.local")
     parser.add_argument("--engine", choices=ENGINES, help="default: the first of these that is there")
     options = parser.parse_args()
+    check_machine()
     compare()
     if options.what == "images":
         load_images(options.engine)
