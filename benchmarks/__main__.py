@@ -18,6 +18,7 @@ from pathlib import Path
 from benchmarks import (
     attestation,
     attested_tls,
+    certificate_signer,
     cluster,
     collateral_outage,
     collateral_service,
@@ -58,6 +59,7 @@ BENCHMARKS: dict[str, Callable[[], Iterable[Row]]] = {
     "webhook": webhook.rows,
     "attestation": attestation.rows,
     "attested-tls": attested_tls.rows,
+    "certificate-signer": certificate_signer.rows,
     "epc-use": epc_use.rows,
     "metrics-api": metrics_api.rows,
     "scrape": scrape.rows,

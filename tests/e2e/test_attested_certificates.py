@@ -54,7 +54,7 @@ def signing(enabled: Addon, cluster: Kubectl) -> Iterator[Addon]:
 
 def asking(name: str, image: str, script: str) -> Any:
     spec = one_container(image, "sh", "-c", script, resources=limits(10))
-    return job(name, "e2e", spec, annotations={"confcom.dev/quote-mode": "in-proc"})
+    return job(name, "e2e", spec, annotations={"confcom.dev/quote-mode": "out-of-proc"})
 
 
 def test_a_pod_gets_a_certificate_and_another_enclave_a_reason(

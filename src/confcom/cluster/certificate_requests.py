@@ -31,10 +31,10 @@ from confcom.protocols.certificate_requests import (
     Requester,
 )
 
-MAX_PENDING = 16_384
+MAX_PENDING = 65_536
 """Requests without a decision that are remembered; the others are found when the list is read again."""
-MAX_OF_ONE = 256
-"""Those of one requester."""
+MAX_OF_ONE = 8_192
+"""Those of one requester; more than the pods of an account that start at a time."""
 _ADVICE = (
     "The signer's service account needs get, list and watch on certificatesigningrequests, update on their approval "
     f"and status, and approve and sign on signers for {SIGNER}."
