@@ -349,6 +349,8 @@ class Platform(TypedDict):
     standard: Standing
     early: Standing
     falls_behind: bool
+    to_restart: bool
+    promotion_expected: str | None
     shortfall: Shortfall | None
 
 
@@ -362,6 +364,7 @@ class CollateralStatus(TypedDict):
     clock_problem: str | None
     missing: list[MissingDocument]
     falling_behind: list[str]
+    to_restart: list[str]
     documents: list[StoredDocument]
     platforms: list[Platform]
 

@@ -84,7 +84,7 @@ def test_a_pck_certificate_is_read_from_json(service, world, base, header) -> No
     chain = answer["pckCert"] + unquote(answer["sgx-Pck-Certificate-Issuer-Chain"])
     assert chain.encode() == world.authority.pck_chain(world.machine)
     assert answer["sgx-Tcbm"] == tcb.cpu_svn.hex() + "0d00"
-    assert answer["cacheMaxAge"] == "86400"
+    assert 0.8 * 86400 <= int(answer["cacheMaxAge"]) <= 86400
 
 
 @pytest.mark.parametrize("version", ["v2", "v3", "v4"])
@@ -98,7 +98,7 @@ def test_every_document_of_a_verification_has_its_chain_and_an_age(service, worl
         ("qe_identity", f"{version}/qe/identity?{JSON}", "sgx-enclave-identity-issuer-chain"),
     ):
         status, headers, body = send(service, target)
-        assert (status, headers["cache-control"]) == (200, "max-age=86400")
+        assert (status, lives_a_day(headers)) == (200, True)
         parts |= {name: body, f"{name}_issuer_chain": unquote(headers[header]).encode()}
 
     assert parts["pck_crl"].startswith(b"-----BEGIN X509 CRL-----\n")
@@ -122,10 +122,16 @@ def test_revocation_information_comes_as_der(service) -> None:
     assert (status, body[:1]) == (200, b"\x30")
 
 
+def lives_a_day(headers: dict[str, str]) -> bool:
+    """Less some by chance."""
+    name, _, age = headers["cache-control"].partition("=")
+    return name == "max-age" and 0.8 * 86400 <= int(age) <= 86400
+
+
 @pytest.mark.parametrize("path", ["pckcrl?ca=platform&clientid=production_client", "rootcacrl?clientid=x"])
 def test_tdx_lists_have_a_chain_and_an_age(service, path) -> None:
     status, headers, _ = send(service, f"v4/{path}")
-    assert (status, headers["cache-control"]) == (200, "max-age=86400")
+    assert (status, lives_a_day(headers)) == (200, True)
     assert "sgx-pck-crl-issuer-chain" in headers
 
 

@@ -24,6 +24,7 @@ from confcom.protocols.pcs import PckCertRequest
 from confcom.protocols.pcs_answers import PckCertificateEntry
 from confcom.simulator.collateral_upstream import SimulatedUpstream
 from confcom.simulator.machine import FMSPC as FMSPC_BYTES
+from confcom.simulator.machine import MachineTcb
 from confcom.simulator.qe3 import QuotingEnclave
 from confcom.simulator.world import SimulatedWorld
 from running_collateral_service import (
@@ -282,7 +283,12 @@ def test_selects_a_certificate_for_a_tcb_that_none_is_exactly_for(
     lowered = service.ask(pck_path(world, cpu_svn=bytes(16)))
 
     assert (updated.status, updated.body) == (200, known.body)
+    assert (updated.header("Warning") or "").startswith("199 ")
+    ages = [int((one.header("Cache-Control") or "").removeprefix("private, max-age=")) for one in (known, updated)]
+    assert ages[1] <= 600 < ages[0]
+    assert known.header("Warning") is None
     assert lowered.status == 502
+    assert service.metric("pck_fallbacks_total") == 1
 
 
 def test_an_unknown_platform_and_a_tcb_without_certificate_have_their_own_statuses(
@@ -548,6 +554,36 @@ class ListingUpstream(RecordedUpstream):
     def fetch_pck_certificates(self, request: Any) -> Any:
         entries, chain = super().fetch_pck_certificates(request)
         return (PckCertificateEntry(bytes(18), None), *entries), chain
+
+
+class UpdatedUpstream(RecordedUpstream):
+    """Lists the certificate of a TCB that the machine has after its next update."""
+
+    def fetch_pck_certificates(self, request: Any) -> Any:
+        machine = self.world.machine
+        before = machine.tcb
+        machine.tcb = MachineTcb((before.sgx_components[0] + 1, *before.sgx_components[1:]), before.pce_svn)
+        try:
+            return super().fetch_pck_certificates(request)
+        finally:
+            machine.tcb = before
+
+
+def test_a_platform_that_registers_with_its_manifest_has_its_certificates_for_tcbs_to_come(
+    store: Path, world: SimulatedWorld, clock: Clock
+) -> None:
+    upstream = UpdatedUpstream(world, clock)
+    body = registration(world) | {"platform_manifest": "AB" * 100}
+    with running_service(store, upstream, world.trust_roots, clock, **HASHES) as service:
+        assert service.ask(f"{V4}/platforms", method="POST", headers={"user-token": USER}, body=body).status == 200
+        upstream.down = True
+        before = service.ask(pck_path(world))
+        components = list(world.machine.tcb.sgx_components)
+        components[0] += 1
+        after = service.ask(pck_path(world, cpu_svn=bytes(components)))
+    assert (before.status, after.status) == (200, 200)
+    assert before.body != after.body
+    assert after.header("Warning") is None
 
 
 def test_a_manifest_alone_suffices_to_register(store: Path, world: SimulatedWorld, clock: Clock) -> None:

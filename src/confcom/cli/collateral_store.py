@@ -397,7 +397,8 @@ def _judged(platform: PlatformStatus) -> str:
     then = _set("early", platform.early_number, platform.early_status)
     words = f"{now}, {then}"
     if platform.falls_behind:
-        words += "  FALLS BEHIND with the coming set"
+        about = "" if platform.promotion is None else f", about {platform.promotion:%Y-%m-%d}"
+        words += f"  FALLS BEHIND with the coming set{about}"
     if platform.shortfall is not None and (platform.falls_behind or platform.out_of_date):
         words += f"\n  {printable(platform.shortfall.sentence())}"
     return words

@@ -56,6 +56,8 @@ class StoreDatabase:
         """`store`: a path, or the URL of a PostgreSQL database, which `confcom collateral migrate` has prepared."""
         self.database = Database(DatabaseAddress.parse(store), busy_timeout=busy_timeout)
         self._leases = Leases(self.database, LEASES)
+        self.written = 0
+        """Transactions of this object that have written."""
         self._damaged_rows = 0
         path = self.database.address.path
         try:
@@ -89,6 +91,7 @@ class StoreDatabase:
             yield connection
             connection.execute(_COUNT_CHANGE)
             announce(connection, TOPIC)
+        self.written += 1
 
     def changes(self) -> int:
         """How many transactions have written so far, of every process."""

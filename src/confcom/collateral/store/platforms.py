@@ -121,6 +121,11 @@ class PlatformRegistry:
         with self._database.read() as connection:
             return tuple(_platform(row) for row in connection.execute(_KNOWN))
 
+    def by_tcb(self) -> tuple[tuple[KnownPlatform, int], ...]:
+        """One platform of each TCB, TEE, FMSPC and CA, and how many there are of it."""
+        with self._database.read() as connection:
+            return tuple((_platform(row), row.platforms) for row in connection.execute(_BY_TCB))
+
     def kinds(self) -> tuple[tuple[Tee, bytes, PckCaName], ...]:
         """The kinds of platforms that were seen: TEE, FMSPC (6 bytes) and CA."""
         with self._database.read() as connection:
@@ -507,6 +512,18 @@ _KNOWN = (
     )
     .where(_IS_CURRENT)
     .order_by(sa.literal_column("since"), PLATFORMS.c.id, PLATFORMS.c.tee)
+)
+_ALIKE = (PLATFORMS.c.tee, *(PLATFORMS.c[name] for name in _FACTS))
+_BY_TCB = (
+    sa.select(
+        *_ALIKE,
+        sa.func.min(PLATFORMS.c.id).label("id"),
+        sa.func.min(PLATFORMS.c.first_seen).label("since"),
+        sa.func.max(PLATFORMS.c.last_seen).label("last_seen"),
+        sa.func.count().label("platforms"),
+    )
+    .where(_IS_CURRENT)
+    .group_by(*_ALIKE)
 )
 _KINDS = sa.select(PLATFORMS.c.tee, PLATFORMS.c.fmspc, PLATFORMS.c.ca).where(_IS_CURRENT).distinct()
 _MET = (

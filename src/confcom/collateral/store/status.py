@@ -12,6 +12,7 @@ from confcom.collateral.clock import Dates, rfc3339
 from confcom.collateral.documents import DocumentKey, DocumentKind
 from confcom.collateral.store.platforms import KnownPlatform
 from confcom.collateral.store.store import CollateralStore
+from confcom.formats.pck_extension import PckTcb
 from confcom.formats.tcb_info import SignedTcbInfo, TcbInfo, TcbStatus
 from confcom.protocols.pcs import Tee
 
@@ -48,7 +49,8 @@ class PlatformStatus:
 
     A status None means: there is no such TCB info (its number is None too), or no level that low. `shortfall` is the
     first component that is too low, under the coming set if that judges worse. Of a TD's TCB only what the platform
-    contributes is known here; its TDX module is judged with its quotes.
+    contributes is known here; its TDX module is judged with its quotes. `promotion` is when Intel may be expected to
+    make the coming set the standard one.
     """
 
     platform: KnownPlatform
@@ -57,6 +59,12 @@ class PlatformStatus:
     early_number: int | None
     early_status: TcbStatus | None
     shortfall: Shortfall | None
+    promotion: datetime | None = None
+
+    @property
+    def to_restart(self) -> bool:
+        """Whether it has not come back with the TCB that the newest set asks for: BIOS, microcode, then a restart."""
+        return self.out_of_date or self.falls_behind
 
     @property
     def out_of_date(self) -> bool:
@@ -100,6 +108,10 @@ class StoreStatus:
         return tuple(platform for platform in self.platforms if platform.falls_behind)
 
 
+PROMOTION = timedelta(weeks=6)
+"""Time from the day on which Intel serves a set as `early` until it is the standard one (fleet.md §2.4)."""
+
+
 def store_status(store: CollateralStore, now: datetime, *, fmspcs: frozenset[bytes] = frozenset()) -> StoreStatus:
     """The status of every document in force at `now` and of every platform seen; with `fmspcs`, of theirs alone."""
     keys = [key for key in store.document_keys() if key.fmspc is None or not fmspcs or key.fmspc in fmspcs]
@@ -111,6 +123,16 @@ def store_status(store: CollateralStore, now: datetime, *, fmspcs: frozenset[byt
         missing=tuple(dict.fromkeys(_missing(set(keys), platforms, fmspcs))),
         platforms=tuple(_platform(known, infos) for known in platforms),
     )
+
+
+def fleet_counts(store: CollateralStore, now: datetime) -> dict[str, int]:
+    """How many platforms are `current`, `falls_behind` or `out_of_date`; each TCB is judged once."""
+    infos, counts = _TcbInfos(store, now), dict.fromkeys(("current", "falls_behind", "out_of_date"), 0)
+    for known, platforms in store.platforms.by_tcb():
+        found = _platform(known, infos)
+        state = "out_of_date" if found.out_of_date else "falls_behind" if found.falls_behind else "current"
+        counts[state] += platforms
+    return counts
 
 
 def as_dict(status: StoreStatus, *, min_validity: timedelta, clock: bool = True) -> dict[str, Any]:
@@ -126,6 +148,7 @@ def as_dict(status: StoreStatus, *, min_validity: timedelta, clock: bool = True)
         "clock_problem": (clock and status.clock_problem) or None,
         "missing": [_missing_dict(entry) for entry in status.missing],
         "falling_behind": [entry.platform.id for entry in status.falling_behind],
+        "to_restart": [entry.platform.id for entry in status.platforms if entry.to_restart],
         "documents": [_document_dict(document) for document in status.documents],
         "platforms": [_platform_dict(entry) for entry in status.platforms],
     }
@@ -174,41 +197,77 @@ def _needs(
         yield fmspc, "sgx", {DocumentKey.tcb_info("sgx", fmspc), DocumentKey.qe_identity("sgx"), *any_crl}
 
 
+@dataclass(frozen=True, slots=True)
+class _Judgement:
+    """What the two sets say of a TCB."""
+
+    standard_number: int | None
+    standard_status: TcbStatus | None
+    early_number: int | None
+    early_status: TcbStatus | None
+    shortfall: Shortfall | None
+    promotion: datetime | None
+
+
 class _TcbInfos:
-    """TCB infos in force, read once each."""
+    """TCB infos in force, read once each, and what they say of the TCBs of a fleet, judged once each."""
 
     def __init__(self, store: CollateralStore, now: datetime) -> None:
         self._store = store
         self._now = now
         self._found: dict[DocumentKey, TcbInfo | None] = {}
+        self._promotions: dict[DocumentKey, datetime | None] = {}
+        self._judged: dict[tuple[Tee, bytes, PckTcb], _Judgement] = {}
 
-    def get(self, key: DocumentKey) -> TcbInfo | None:
+    def judge(self, tee: Tee, fmspc: bytes, tcb: PckTcb) -> _Judgement:
+        """The status of a TCB now and under the coming set."""
+        key = (tee, fmspc, tcb)
+        if key not in self._judged:
+            self._judged[key] = self._judge(tee, fmspc, tcb)
+        return self._judged[key]
+
+    def _judge(self, tee: Tee, fmspc: bytes, tcb: PckTcb) -> _Judgement:
+        early_key = DocumentKey.tcb_info(tee, fmspc, "early")
+        standard, early = self._get(DocumentKey.tcb_info(tee, fmspc, "standard")), self._get(early_key)
+        now, then = _status(tcb, standard), _status(tcb, early)
+        decisive = early if early is not None and (standard is None or then in _OLD) else standard
+        lacking = () if decisive is None else shortfalls(tcb, None, decisive)
+        numbers = [None if info is None else info.tcb_evaluation_data_number for info in (standard, early)]
+        coming = early is not None and numbers[0] != numbers[1]
+        promotion = self._promotion(early_key, numbers[1]) if coming else None
+        return _Judgement(numbers[0], now, numbers[1], then, next(iter(lacking), None), promotion)
+
+    def _get(self, key: DocumentKey) -> TcbInfo | None:
         if key not in self._found:
             version = self._store.in_force(key, at=self._now)
             body = None if version is None else self._store.load(version).body
             self._found[key] = None if body is None else SignedTcbInfo.parse(body).tcb_info()
         return self._found[key]
 
+    def _promotion(self, key: DocumentKey, number: int | None) -> datetime | None:
+        if key not in self._promotions:
+            versions = (version for version in self._store.history(key) if version.facts.number == number)
+            seen = [one.first_seen for version in versions for one in version.sightings if one.served_as == "early"]
+            self._promotions[key] = min(seen) + PROMOTION if seen else None
+        return self._promotions[key]
+
+
+def _status(tcb: PckTcb, info: TcbInfo | None) -> TcbStatus | None:
+    level = None if info is None else match_platform(tcb, None, info)
+    return None if level is None else level.tcb_status
+
 
 def _platform(known: KnownPlatform, infos: _TcbInfos) -> PlatformStatus:
-    standard = infos.get(DocumentKey.tcb_info(known.tee, known.fmspc, "standard"))
-    early = infos.get(DocumentKey.tcb_info(known.tee, known.fmspc, "early"))
-    now, then = _status(known, standard), _status(known, early)
-    decisive = early if early is not None and (standard is None or then in _OLD) else standard
-    lacking = () if decisive is None else shortfalls(known.tcb, None, decisive)
+    found = infos.judge(known.tee, known.fmspc, known.tcb)
     return PlatformStatus(
         platform=known,
-        standard_number=None if standard is None else standard.tcb_evaluation_data_number,
-        standard_status=now,
-        early_number=None if early is None else early.tcb_evaluation_data_number,
-        early_status=then,
-        shortfall=next(iter(lacking), None),
+        standard_number=found.standard_number,
+        standard_status=found.standard_status,
+        early_number=found.early_number,
+        early_status=found.early_status,
+        shortfall=found.shortfall,
+        promotion=found.promotion,
     )
-
-
-def _status(known: KnownPlatform, info: TcbInfo | None) -> TcbStatus | None:
-    level = None if info is None else match_platform(known.tcb, None, info)
-    return None if level is None else level.tcb_status
 
 
 def _missing_dict(entry: MissingDocument) -> dict[str, Any]:
@@ -238,6 +297,8 @@ def _platform_dict(entry: PlatformStatus) -> dict[str, Any]:
         "standard": {"number": entry.standard_number, "tcb_status": entry.standard_status},
         "early": {"number": entry.early_number, "tcb_status": entry.early_status},
         "falls_behind": entry.falls_behind,
+        "to_restart": entry.to_restart,
+        "promotion_expected": None if entry.promotion is None else rfc3339(entry.promotion),
         "shortfall": None
         if lacking is None
         else {

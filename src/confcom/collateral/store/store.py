@@ -97,6 +97,10 @@ class CollateralStore:
         """How many transactions have written, of every process: what was read holds while this stays the same."""
         return self._database.changes()
 
+    def foreign_changes(self) -> int:
+        """The same without those of this object; in the middle of one that is its own, it may count too."""
+        return self._database.changes() - self._database.written
+
     def close(self) -> None:
         """Close its connections."""
         self._database.close()

@@ -16,6 +16,8 @@ from functools import partial
 from hashlib import sha256
 from typing import Any, Protocol, TypeVar
 
+import structlog
+
 from confcom.collateral.documents import Document, DocumentKey, DocumentKind, keys_for, verify_document
 from confcom.collateral.pck_rules import (
     CertificatesUnavailable,
@@ -25,7 +27,13 @@ from confcom.collateral.pck_rules import (
     select_pck_certificate,
 )
 from confcom.collateral.platform_collateral import tcb_info_to_select_by
-from confcom.collateral.store.platforms import PlatformTcb, PlatformUpdate, own_tcb, require_one_processor
+from confcom.collateral.store.platforms import (
+    PlatformTcb,
+    PlatformUpdate,
+    VerifiedPck,
+    own_tcb,
+    require_one_processor,
+)
 from confcom.collateral.store.registrations import Registration
 from confcom.collateral.store.store import CollateralStore
 from confcom.errors import (
@@ -327,6 +335,13 @@ class CollateralCache:
         if len(self._failures) > MAX_REMEMBERED_FAILURES:
             self._failures.popitem(last=False)
 
+    def note_fallback(self, platform: PlatformTcb, reason: str) -> None:
+        """Count and log that a platform gets a certificate that is not for its raw TCB."""
+        self._metrics.fallbacks.inc()
+        structlog.get_logger().warning(
+            "collateral.pck_fallback", qe_id=platform.qe_id.hex(), cpu_svn=platform.cpu_svn.hex(), reason=reason
+        )
+
     def forget_failures(self) -> None:
         """Ask upstream again for everything."""
         self._failures.clear()
@@ -391,6 +406,8 @@ class FoundPck:
 
     answer: PckCertificateAnswer
     lasting: bool = True
+    fallback: str = ""
+    """Why it was chosen among the platform's old certificates, instead of one that upstream has for its raw TCB."""
 
 
 class PckCertificates:
@@ -433,7 +450,12 @@ class PckCertificates:
             selected = await self._cache.read(lambda: self._selected(platform, caller))
         except CollateralNotFound as missing:
             raise failure or missing from None
-        return FoundPck(selected, lasting=False)
+        # It is not kept for this raw TCB: the next request asks upstream again.
+        if failure is None:
+            return FoundPck(selected, lasting=False)
+        reason = str(failure) or "upstream did not answer in time"
+        self._cache.note_fallback(platform, reason)
+        return FoundPck(selected, lasting=False, fallback=reason)
 
     def _kept(self, platform: PlatformTcb, encrypted_ppid: bytes | None, caller: str) -> FoundPck | None:
         kept, now = self._store.platforms.pck_certificate(platform), self._cache.clock()
@@ -520,15 +542,25 @@ class PckCertificates:
     def _keep_all(
         self, request: PckCertsRequest, answers: Sequence[PckCertificateAnswer], *, asked: bool
     ) -> PckCertificateAnswer:
+        now = self._cache.clock()
+        return self._keep_set(request, answers, lambda kept: _cached(request, kept, now, asked=asked))[0].answer
+
+    def _keep_set(
+        self,
+        request: PckCertsRequest,
+        answers: Sequence[PckCertificateAnswer],
+        registered: Callable[[PckCertificateAnswer], Registration] | None = None,
+    ) -> list[VerifiedPck]:
+        """Verify certificates of one platform and keep each for its own TCB, with the registration of the platform."""
         now, platforms = self._cache.clock(), self._store.platforms
         found = [platforms.verify(answer, request.pce_id) for answer in answers]
         for answer, verified in zip(answers, found, strict=True):
             require_stated(answer, verified.answer)
         require_one_processor(found)
         own = tuple((own_tcb(_qe_id(request), request.pce_id, one.answer), one) for one in found)
-        registration = _cached(request, found[0].answer, now, asked=asked)
-        platforms.keep([PlatformUpdate(own, (registration,))], seen=now, source=self._cache.source)
-        return found[0].answer
+        registrations = () if registered is None else (registered(found[0].answer),)
+        platforms.keep([PlatformUpdate(own, registrations)], seen=now, source=self._cache.source)
+        return found
 
     async def register(
         self, request: PckCertRequest | PckCertsRequest, updates: Sequence[Update] = ("standard",)
@@ -546,6 +578,8 @@ class PckCertificates:
                 answer = await self.fetch_all(request)
             else:
                 answer = (await self.fetch(request, trusted=True)).answer
+                if request.platform_manifest is not None:
+                    await self._fetch_set(request)
         except CollateralError as error:
             missing = isinstance(error, CollateralNotFound)
             state = Registration(request, "unavailable" if missing else "waiting", now)
@@ -554,6 +588,15 @@ class PckCertificates:
         for update in updates:
             for key in keys_for(answer.fmspc or b"", answer.ca or "platform", "sgx", update):
                 await self._cache.document(key)
+
+    async def _fetch_set(self, request: PckCertRequest) -> None:
+        """Keep what the manifest gets for other TCBs too; upstream may lack it, or not list certificates."""
+        whole = PckCertsRequest(request.pce_id, request.encrypted_ppid, request.platform_manifest, qe_id=request.qe_id)
+        try:
+            answers = await self._cache.ask_pck_certificates(whole)
+            await self._cache.keep(lambda: self._keep_set(whole, answers))
+        except (CollateralError, Overloaded) as error:
+            structlog.get_logger().info("collateral.pck_set", qe_id=_qe_id(whole).hex(), reason=str(error))
 
     def _enqueue(self, request: PckCertRequest | PckCertsRequest) -> None:
         if isinstance(request, PckCertsRequest):

@@ -21,6 +21,7 @@ from starlette.requests import Request
 
 from confcom.collateral.clock import Dates, rfc3339
 from confcom.collateral.documents import DocumentKey
+from confcom.collateral.store.status import fleet_counts
 from confcom.collateral.store.store import CollateralStore
 from confcom.database.changes import Watch
 from confcom.database.engine import DatabaseAddress
@@ -53,6 +54,7 @@ class Inventory:
     expires: dict[DocumentKey, datetime]
     dates: Dates | None
     needs: tuple[Need, ...]
+    fleet: dict[str, int]
     seen: datetime
     generation: int
 
@@ -127,6 +129,8 @@ class Readiness:
             inventory = await self._look()
         except (ConfcomError, Overloaded) as error:
             return {"ready": False, "reason": f"the store cannot be read: {error}"}
+        for tcb, count in inventory.fleet.items():
+            self._metrics.platforms.labels(tcb).set(count)
         gaps = self.gaps(inventory)
         reason = self._reason(inventory, gaps)
         state: dict[str, Any] = {"ready": not reason}
@@ -174,7 +178,8 @@ class Readiness:
             versions = {key: version for key, version in found if version is not None}
             expires = {key: version.expires for key, version in versions.items()}
             dates = Dates.of((version.facts.issue_date, version.expires) for version in versions.values())
-            return Inventory(expires, dates, needs_in(store, self._required), now, generation)
+            fleet = fleet_counts(store, now)
+            return Inventory(expires, dates, needs_in(store, self._required), fleet, now, generation)
 
         return await self._cache.read(look)
 
@@ -251,7 +256,7 @@ class _Follower:
         del topic
         asked = time.monotonic()
         try:
-            found = self._cache.store.changes()
+            found = self._cache.store.foreign_changes()
         except CollateralError:
             found = None
         changed, self._known = found is None or found != self._known, found

@@ -6,6 +6,7 @@ goes through starlette.
 
 from __future__ import annotations
 
+import random
 import re
 import time
 from collections.abc import Awaitable, Callable, Hashable, Mapping
@@ -44,6 +45,13 @@ from confcom.services.runtime.process import Overloaded
 
 STALE_FOR = 5.0
 """Seconds that a stale answer is repeated from memory before upstream may be asked again."""
+FALLBACK_AGE = 600
+"""Seconds that clients may keep a certificate that is not for their raw TCB: upstream may have a better one soon."""
+_FALLBACK = '199 - "Chosen among old certificates: upstream gave none for this raw TCB"'
+EARLIER = 0.2
+"""Largest part of an age that is taken off by chance, so that nodes which started together do not ask together."""
+DOCUMENT_FOR = 60.0
+"""Seconds that a document stays in memory; it then gets another age."""
 CONFIRMED_FOR = 30.0
 """Seconds that answers are given from memory after the store was last asked whether another replica changed it."""
 MEMORY_FOR = 3600.0
@@ -123,7 +131,10 @@ class CollateralApp:
                 age, until = self._freshness(chain_expires(found.answer).timestamp())
                 response = pck_certificate_response(served, found.answer, request_id="", max_age=age)
                 # It identifies a machine, so shared caches do not keep it.
-                answer = answer_of(response, ("Cache-Control", f"private, max-age={age}"))
+                headers = [("Cache-Control", f"private, max-age={age}")]
+                if found.fallback:
+                    headers = [("Cache-Control", f"private, max-age={min(age, FALLBACK_AGE)}"), ("Warning", _FALLBACK)]
+                answer = answer_of(response, *headers)
                 until = min(until, self._now() + MEMORY_FOR) if found.lasting else 0.0
             case pcs.PckCertsRequest() | pcs.FmspcsRequest():
                 raise Refused(
@@ -147,6 +158,7 @@ class CollateralApp:
         document = pcs.Answer(found.document.body, found.issuer_chain)
         response = document_response(served, document, request_id="")
         age, until = self._freshness(found.expires.timestamp())
+        until = min(until, self._now() + DOCUMENT_FOR)
         headers = [("Cache-Control", f"max-age={age}")]
         if found.stale:
             headers.append(("Warning", f'110 - "Response is Stale: it expired at {rfc3339(found.expires)}"'))
@@ -158,7 +170,8 @@ class CollateralApp:
 
         Both together end before it expires. The age is never 0: Intel's library takes that for none given.
         """
-        age = max(1, min(MAX_AGE, int((expires - self._now()) / 2)))
+        longest = max(1.0, min(MAX_AGE, (expires - self._now()) / 2))
+        age = max(1, int(longest * (1 - EARLIER * random.random())))  # noqa: S311 - no secret
         return age, expires - age
 
 

@@ -52,6 +52,17 @@ class CollateralMetrics:
             ["outcome"],
             registry=registry,
         )
+        self.fallbacks = Counter(
+            f"{PREFIX}_pck_fallbacks",
+            "PCK certificates chosen among old ones, because upstream gave none for the platform's raw TCB.",
+            registry=registry,
+        )
+        self.platforms = Gauge(
+            f"{PREFIX}_platforms",
+            "Platforms by their TCB: current, falls_behind (the coming set makes them OutOfDate), out_of_date.",
+            ["tcb"],
+            registry=registry,
+        )
         self.last_refresh: float | None = None
         """When the last round of refreshing ended; 0 before the first, None if there are no rounds."""
         self._read("last_refresh_timestamp_seconds", "When the last round of refreshing ended; 0: none has yet.",

@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 
 from confcom.collateral.documents import DocumentKey, keys_for, take_apart
-from confcom.collateral.store.status import MissingDocument, as_dict, store_status
+from confcom.collateral.store.status import MissingDocument, as_dict, fleet_counts, store_status
 from confcom.formats.tcb_info import TcbStatus
 from confcom.pki.chain import verify_chain
 from confcom.simulator.machine import MachineTcb
@@ -137,6 +137,26 @@ def test_a_coming_promotion_names_the_platform_and_the_component(store, world, n
     assert platform.shortfall.name == "SGX component 3"
     svn = world.machine.tcb.sgx_components[2]
     assert (platform.shortfall.found, platform.shortfall.needed) == (svn, svn + 1)
+    assert platform.promotion == now + timedelta(weeks=6)
+    found = as_dict(store_status(store, now + DAY), min_validity=DAY)
+    assert found["to_restart"] == [platform.platform.id]
+    assert found["platforms"][0]["promotion_expected"] == "2026-07-13T12:00:00Z"
+    assert fleet_counts(store, now) == {"current": 0, "falls_behind": 1, "out_of_date": 0}
+
+
+def test_a_platform_that_came_back_with_the_new_tcb_is_restarted(store, world, now):
+    keep(store, world, now)
+    meet(store, world, now)
+    promote(world, component=2)
+    keep(store, world, now, update="early")
+    (platform,) = store_status(store, now).platforms
+    assert platform.to_restart
+    tcb = world.machine.tcb
+    world.machine.tcb = MachineTcb(tuple(min(svn + 1, 255) for svn in tcb.sgx_components), tcb.pce_svn)
+    meet(store, world, now + DAY)
+    (platform,) = store_status(store, now + DAY).platforms
+    assert not platform.to_restart
+    assert fleet_counts(store, now + DAY) == {"current": 1, "falls_behind": 0, "out_of_date": 0}
 
 
 def test_a_platform_that_is_good_enough_does_not_fall_behind(store, world, now):
