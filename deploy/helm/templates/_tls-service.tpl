@@ -84,6 +84,7 @@ spec:
     metadata: {labels: {{ include "confcom.podLabels" $component | fromYaml | toJson }}}
     spec:
       {{- include "confcom.everyPod" (list .root $name "system-cluster-critical") | replace "dnsPolicy: Default" "dnsPolicy: ClusterFirst" | nindent 6 }}
+      automountServiceAccountToken: false
       restartPolicy: OnFailure
       securityContext: {fsGroup: 65532}
       nodeSelector: {kubernetes.io/os: linux, kubernetes.io/arch: amd64}

@@ -39,6 +39,7 @@ def _kind(api_version: str, name: str, plural: str, *, namespaced: bool = True) 
 _ADMISSION = "admissionregistration.k8s.io/v1"
 _RBAC = "rbac.authorization.k8s.io/v1"
 
+JOB_KIND = _kind("batch/v1", "Job", "jobs")
 API_SERVICE_KIND = _kind("apiregistration.k8s.io/v1", "APIService", "apiservices", namespaced=False)
 MONITORING_KINDS = (
     _kind("monitoring.coreos.com/v1", "ServiceMonitor", "servicemonitors"),
@@ -66,6 +67,7 @@ ADDON_KINDS: tuple[Kind, ...] = (
     _kind("v1", "Service", "services"),
     *MONITORING_KINDS,
     _kind("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets"),
+    JOB_KIND,
     _kind("apps/v1", "Deployment", "deployments"),
     _kind("apps/v1", "DaemonSet", "daemonsets"),
     _kind(_ADMISSION, "MutatingWebhookConfiguration", "mutatingwebhookconfigurations", namespaced=False),
@@ -83,7 +85,7 @@ RESOURCE_SLICE_KIND = _kind("resource.k8s.io/v1", "ResourceSlice", "resourceslic
 OWNER_KINDS = (
     _kind("apps/v1", "ReplicaSet", "replicasets"),
     _kind("apps/v1", "StatefulSet", "statefulsets"),
-    _kind("batch/v1", "Job", "jobs"),
+    JOB_KIND,
     _kind("v1", "ReplicationController", "replicationcontrollers"),
 )
 """With DaemonSet, the kinds that make pods of a template."""

@@ -73,6 +73,7 @@ class SharedDatabase(NamedTuple):
         )
         spec = {
             "serviceAccountName": own.name,
+            "automountServiceAccountToken": False,
             "priorityClassName": objects.CLUSTER_CRITICAL,
             "dnsPolicy": "ClusterFirst",
             "enableServiceLinks": False,

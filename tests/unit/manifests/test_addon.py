@@ -60,6 +60,7 @@ VARIANTS = [
         ("intel", "simulated"), ("auto", "devices", "node-status", "dra"), (True, False)
     )
 ]
+VARIANTS.append(AddonConfig(collateral=True, attestation=True, collateral_database="db", attestation_database="db"))
 
 
 def rendered(config: AddonConfig) -> list[Object]:
@@ -73,8 +74,9 @@ def find(objects: list[Object], kind: str, name: str) -> Any:
 
 def pods(objects: list[Object]) -> Iterator[tuple[str, Any]]:
     for one in objects:
-        if one["kind"] in ("DaemonSet", "Deployment"):
-            yield one["metadata"]["name"], one["spec"]["template"]["spec"]
+        if one["kind"] in ("DaemonSet", "Deployment", "Job"):
+            pod = one["spec"]["template"]["spec"]
+            yield pod["serviceAccountName"], pod  # the component's name; a Job has a longer one
 
 
 def containers(pod: Any) -> list[Any]:
@@ -318,7 +320,7 @@ def test_everything_that_is_not_opened_is_closed(config: AddonConfig) -> None:
     }
     opened = {one["metadata"]["name"]: one["spec"] for one in policies}
     for name, pod in pods(objects):
-        ports = {port["containerPort"] for one in pod["containers"] for port in one["ports"]}
+        ports = {port["containerPort"] for one in pod["containers"] for port in one.get("ports", ())}
         assert {port["port"] for rule in opened[name]["ingress"] for port in rule["ports"]} == ports
         assert bool(opened[name]["egress"]) == (
             pod["automountServiceAccountToken"] or pod["dnsPolicy"] == "ClusterFirst"
