@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from imaging.layers import Layer, digest_of, layer_of_tree
+from imaging.layers import TIMESTAMP, Layer, digest_of, layer_of_tree
 
 SUITE = "trixie"
 PACKAGES = ("python3", "ca-certificates")
@@ -101,6 +101,7 @@ def _make(home: Path) -> None:
         _purge(root)
         _trust(root)
         _strip(root)
+        _date_accounts(root)
         with (root / "etc" / "passwd").open("a") as accounts, (root / "etc" / "group").open("a") as groups:
             accounts.write(_ACCOUNT)
             groups.write(_GROUP)
@@ -128,6 +129,13 @@ def _trust(root: Path) -> None:
     for name, target in {"certs": "/etc/ssl/certs", "cert.pem": "/etc/ssl/certs/ca-certificates.crt"}.items():
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(target)
+
+
+def _date_accounts(root: Path) -> None:
+    """The day on which each password was set is that of the layer, and not that of the build."""
+    path, day = root / "etc" / "shadow", str(TIMESTAMP // 86400)
+    rows = [line.split(":") for line in path.read_text().splitlines()]
+    path.write_text("".join(":".join([*row[:2], day, *row[3:]]) + "\n" for row in rows))
 
 
 def _strip(root: Path) -> None:

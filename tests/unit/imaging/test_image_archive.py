@@ -121,3 +121,13 @@ def test_a_compressed_layer_is_the_same_content(tmp_path: Path) -> None:
     config = json.loads(blobs[f"blobs/{manifest['config']['digest'].replace(':', '/')}"])
     assert config["rootfs"]["diff_ids"] == [plain.digest]
     assert compressed(plain) == small
+
+
+def test_accounts_carry_no_day_of_the_build(tmp_path: Path) -> None:
+    texts = []
+    for day in ("20787", "20788"):
+        (tmp_path / "etc").mkdir(exist_ok=True)
+        (tmp_path / "etc" / "shadow").write_text(f"root:*:{day}:0:99999:7:::\ndaemon:*:{day}:0:99999:7:::\n")
+        base._date_accounts(tmp_path)
+        texts.append((tmp_path / "etc" / "shadow").read_text())
+    assert texts[0] == texts[1] == "root:*:20454:0:99999:7:::\ndaemon:*:20454:0:99999:7:::\n"
