@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import cycle
 from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
@@ -140,8 +141,11 @@ def memory(requests: int) -> Iterator[Row]:
         quote = _prepared(world, folder)
         with serving(_service, folder) as service:
             done, step = 0, requests / 10
-            while done < requests:
-                done += len(load(service, request(quote, ""), 8).latencies)
+            # In turns: a token for Azure's clients takes an RSA signature, an EAR does not.
+            for accept in cycle(("application/eat+jwt", "")):
+                if done >= requests:
+                    break
+                done += len(load(service, request(quote, accept), 4, 20.0).latencies)
                 if done >= step:
                     pages = int(Path(f"/proc/{service.pid}/statm").read_text().split()[1])
                     yield Row(f"after {done:,} requests", pages * os.sysconf("SC_PAGE_SIZE") / 2**20, "MiB resident")

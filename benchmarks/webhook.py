@@ -180,10 +180,10 @@ class Outcome(NamedTuple):
     latencies: list[float]
 
 
-def load(server: Server, request: bytes, connections: int) -> Outcome:
-    """So many connections, each of which asks again as soon as it has its answer."""
+def load(server: Server, request: bytes, connections: int, seconds: float = SECONDS) -> Outcome:
+    """So many connections, each of which asks again as soon as it has its answer, for so many seconds."""
     results: Queue[list[float]] = CONTEXT.Queue()
-    arguments = (server.port, server.authority, request, results)
+    arguments = (server.port, server.authority, request, seconds, results)
     clients = [CONTEXT.Process(target=_client, args=arguments) for _ in range(connections)]
     start, cpu = time.perf_counter(), server.cpu()
     for client in clients:
@@ -195,12 +195,12 @@ def load(server: Server, request: bytes, connections: int) -> Outcome:
     return Outcome(len(latencies) / elapsed, cpu / len(latencies), latencies)
 
 
-def _client(port: int, authority: str, request: bytes, results: Queue[list[float]]) -> None:
+def _client(port: int, authority: str, request: bytes, seconds: float, results: Queue[list[float]]) -> None:
     context, latencies = ssl.create_default_context(cadata=authority), []
     plain = socket.create_connection(("127.0.0.1", port), timeout=30)
     plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with context.wrap_socket(plain, server_hostname="127.0.0.1") as connection:
-        end = time.perf_counter() + SECONDS
+        end = time.perf_counter() + seconds
         while (begin := time.perf_counter()) < end:
             connection.sendall(request)
             if not _answer(connection).startswith(b"HTTP/1.1 200"):

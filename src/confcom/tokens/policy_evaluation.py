@@ -199,8 +199,7 @@ class _Evaluation:
 
     def __init__(self, incoming: Iterable[Claim]) -> None:
         self.claims: list[Claim] = []
-        self.seen: set[tuple[type, Claim]] = set()
-        self.by_type: dict[Value, list[Claim]] = {}
+        self.by_type: dict[Value, dict[tuple[Any, ...], Claim]] = {}
         self.add(incoming)
         self.issued: dict[tuple[type, Claim], Claim] = {}
         self.properties: dict[str, Value] = {}
@@ -213,11 +212,11 @@ class _Evaluation:
     def add(self, claims: Iterable[Claim]) -> None:
         """Let the rules below see these, each once."""
         for claim in claims:
-            key = _exact(claim)
-            if key not in self.seen:
-                self.seen.add(key)
+            known = self.by_type.setdefault(claim.type, {})
+            key = type(claim.value), claim.value, claim.issuer, claim.read_only  # `True` and `1` are equal in Python
+            if key not in known:
+                known[key] = claim
                 self.claims.append(claim)
-                self.by_type.setdefault(claim.type, []).append(claim)
 
     def run(self, policy: PolicyText) -> Decision:
         for section, rules in ((CONFIGURATION, policy.configuration), (AUTHORIZATION, policy.authorization)):
@@ -259,14 +258,15 @@ class _Evaluation:
 
     def _matching(self, condition: Condition, named: dict[str, list[Claim]]) -> list[Claim]:
         """The claims that satisfy every comparison; what they are compared with is computed once."""
-        expected = [(each, self._values(each.expected, named)) for each in condition.comparisons]
-        candidates = self.claims
+        candidates, comparisons = self.claims, condition.comparisons
         # Nearly every condition names a type first.
-        if expected and (first := expected[0])[0].property == "type" and first[0].operator == "==":
-            candidates = [claim for value in dict.fromkeys(first[1]) for claim in self.by_type.get(value, ())]
-            self._spend(len(first[1]) or 1)
-            del expected[0]
-        for comparison, values in expected:
+        if comparisons and (first := comparisons[0]).property == "type" and first.operator == "==":
+            types = self._values(first.expected, named)
+            candidates = [claim for each in dict.fromkeys(types) for claim in self.by_type.get(each, {}).values()]
+            self._spend(len(types) or 1)
+            comparisons = comparisons[1:]
+        for comparison in comparisons:
+            values = self._values(comparison.expected, named)
             candidates = [claim for claim in candidates if self._satisfies(claim, comparison, values)]
         return candidates
 
