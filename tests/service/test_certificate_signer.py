@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import sys
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
@@ -27,7 +28,7 @@ from confcom.errors import ClusterRefused
 from confcom.formats.text import decode_base64
 from confcom.platforms.pod_certificate import PodCertificate, make_evidence, signing_request
 from confcom.protocols.certificate_requests import SIGNER, name_for, nonce_of
-from running_certificate_signer import SignerStage, enclave, policy_of
+from running_certificate_signer import SignerStage, enclave, policy_of, world
 
 USAGES = ("server auth", "client auth")
 
@@ -289,3 +290,33 @@ async def test_the_ca_outlives_the_signer_and_is_rotated_with_overlap(stage: Sig
     assert during.authorities == stage.published()
     leaf(during).verify_directly_issued_by(x509.load_pem_x509_certificate(before.authorities))
     assert stage.secret()["next.key"] != stage.secret()["tls.key"]
+
+
+async def test_the_command_writes_files_for_a_simulated_pod(stage: SignerStage) -> None:
+    machine, enclave_file, made = stage.folder / "machine.json", stage.folder / "enclave.toml", stage.folder / "made"
+    world().write_first(machine)
+    enclave_file.write_text('enclave = "web"\nsigner = "vendor"\nisv_prod_id = 3\nisv_svn = 2\n')
+    made.mkdir()
+    words = [
+        "certificate",
+        "--machine",
+        str(machine),
+        "--enclave",
+        str(enclave_file),
+        "-o",
+        str(made),
+        "--usage",
+        "server",
+    ]
+    command = [sys.executable, "-m", "confcom", *words, "--lifetime", "1h", "--kubeconfig", stage.requester()]
+    async with stage.running():
+        done = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+        _, said = await done.communicate()
+    assert done.returncode == 0, said
+    assert b"SIMULATED" in said
+    found = PodCertificate(*((made / name).read_bytes() for name in ("tls.crt", "ca.crt", "tls.key")))
+    context(ssl.Purpose.CLIENT_AUTH, found, stage.folder, "written")
+    assert (made / "tls.key").stat().st_mode & 0o777 == 0o640
+    life = leaf(found).not_valid_after_utc - leaf(found).not_valid_before_utc
+    assert found.renew_at == leaf(found).not_valid_before_utc + life * 2 / 3
+    assert found.authorities == stage.published()
