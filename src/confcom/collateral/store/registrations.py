@@ -206,9 +206,14 @@ def uncount(connection: sa.Connection, qe_id: str, pce_id: str) -> None:
 
 
 def _add(connection: sa.Connection, state: str, change: int) -> None:
-    counts = REGISTRATION_COUNTS.c
-    changed = sa.update(REGISTRATION_COUNTS).where(counts.state == state)
-    connection.execute(changed.values(registered=counts.registered + change))
+    connection.execute(_COUNTED, {"of": state, "change": change})
+
+
+_COUNTED = (
+    sa.update(REGISTRATION_COUNTS)
+    .where(REGISTRATION_COUNTS.c.state == sa.bindparam("of"))
+    .values(registered=REGISTRATION_COUNTS.c.registered + sa.bindparam("change"))
+)
 
 
 def restore_registration(connection: sa.Connection, registration: Registration) -> bool:

@@ -171,8 +171,9 @@ def versions_of(
     connection: sa.Connection, key: DocumentKey, root: bytes, *, only: int | None = None
 ) -> Iterator[StoredVersion]:
     """The versions that were served as the key's set, or have its number; latest issue first. `only`: one id."""
-    chosen = _VERSIONS if only is None else _VERSIONS.where(VERSIONS.c.id == only)
-    for version, digest, issue, update, number, expires in connection.execute(chosen, _columns(key) | {"root": root}):
+    chosen, of = (_VERSIONS, {}) if only is None else (_VERSION, {"only": only})
+    rows = connection.execute(chosen, _columns(key) | {"root": root} | of)
+    for version, digest, issue, update, number, expires in rows:
         seen = connection.execute(_SIGHTINGS, {"of": version})
         sightings = tuple(Sighting(label, source, time_of(first), time_of(last)) for label, source, first, last in seen)
         if _is_of(key, number, sightings):
@@ -219,6 +220,7 @@ _VERSIONS = (
     .where(*_OF_DOCUMENT)
     .order_by(VERSIONS.c.issue_date.desc(), VERSIONS.c.id.desc())
 )
+_VERSION = _VERSIONS.where(VERSIONS.c.id == sa.bindparam("only"))
 _FIRST, _LAST = sa.func.min(SIGHTINGS.c.seen), sa.func.max(SIGHTINGS.c.seen)
 _SIGHTINGS = (
     sa.select(SIGHTINGS.c.served_as, SIGHTINGS.c.source, _FIRST, _LAST)
