@@ -187,8 +187,8 @@ def test_the_role_of_the_service_has_no_right_that_it_does_not_need(tmp_path: Pa
         kept = served.execute("SELECT count(*) FROM appraisal")[0][0]
         assert kept > 0
         # Retention goes through a function, which leaves what happened in the last day.
-        assert served.execute("SELECT forget_appraisals('9999-01-01', 100000)") == [(0,)]
+        assert served.execute("SELECT forget_appraisals('9999-01-01', 1000000, 100000)") == [(0,)]
         postgres.execute("UPDATE appraisal SET at = at - interval '2 days' WHERE id % 2 = 0", name)
-        gone = served.execute("SELECT forget_appraisals('9999-01-01', 100000)")[0][0]
+        gone = served.execute("SELECT forget_appraisals('9999-01-01', 1000000, 100000)")[0][0]
         assert served.execute("SELECT count(*) FROM appraisal") == [(kept - gone,)]
         assert gone > 0

@@ -301,9 +301,7 @@ class AttestationStore:
         newest = sa.select(sa.func.max(_APPRAISAL.c.id)).scalar_subquery()
         with self.database.write(flushed=False) as connection:
             if self.database.shared:
-                beyond = sa.select(_APPRAISAL.c.at).where(_APPRAISAL.c.id <= newest - most)
-                last = connection.execute(beyond.order_by(_APPRAISAL.c.id.desc()).limit(1)).scalar_one_or_none()
-                forget = sa.func.forget_appraisals(max(filter(None, (_plain(before), last))), FORGOTTEN_AT_ONCE)
+                forget = sa.func.forget_appraisals(_plain(before), newest - most, FORGOTTEN_AT_ONCE)
                 return int(connection.execute(sa.select(forget)).scalar_one())
             old = (_APPRAISAL.c.at < _plain(before)) | (_APPRAISAL.c.id <= newest - most)
             oldest = sa.select(_APPRAISAL.c.id).where(old).order_by(_APPRAISAL.c.id).limit(FORGOTTEN_AT_ONCE)

@@ -7,12 +7,13 @@ revision = "0003"
 down_revision = "0002"
 
 _FORGET = """
-CREATE FUNCTION {schema}.forget_appraisals(before timestamp, most integer) RETURNS bigint
+CREATE FUNCTION {schema}.forget_appraisals(before timestamp, beyond bigint, most integer) RETURNS bigint
 LANGUAGE sql SECURITY DEFINER SET search_path = {schema}, pg_temp AS $$
   WITH gone AS (
     DELETE FROM {schema}.appraisal WHERE id IN (
       SELECT id FROM {schema}.appraisal
-      WHERE at < least(before, now() AT TIME ZONE 'UTC' - interval '1 day') ORDER BY id LIMIT most
+      WHERE (at < before OR id <= beyond) AND at < now() AT TIME ZONE 'UTC' - interval '1 day'
+      ORDER BY id LIMIT most
     ) RETURNING 1
   ) SELECT count(*) FROM gone
 $$
