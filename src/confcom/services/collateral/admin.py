@@ -39,8 +39,9 @@ from confcom.services.collateral.answers import (
     json_answer,
     text_answer,
 )
-from confcom.services.collateral.cache import CollateralCache, PckCertificates
+from confcom.services.collateral.cache import CollateralCache
 from confcom.services.collateral.callers import Bodies, Tokens
+from confcom.services.collateral.pck_certificates import PckCertificates
 from confcom.services.collateral.refresh import Refresher, RefreshReport
 from confcom.services.collateral.service_http import Routes
 from confcom.services.runtime.http_server import Send

@@ -24,7 +24,8 @@ from confcom.errors import (
     VerificationError,
 )
 from confcom.protocols.pcs import HttpResponse
-from confcom.services.collateral.cache import AskedTooOften, OtherProcessor, PlatformUnknown
+from confcom.services.collateral.cache import AskedTooOften
+from confcom.services.collateral.pck_certificates import OtherProcessor, PlatformUnknown
 from confcom.services.runtime.http_server import Send
 
 JSON = "application/json"

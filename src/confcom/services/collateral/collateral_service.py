@@ -31,8 +31,9 @@ from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import HttpResponse, Tee
 from confcom.services.collateral.admin import Administration, PolicyPaths
 from confcom.services.collateral.answers import Answer, HotAnswers, answer_of, json_answer, server_secrets
-from confcom.services.collateral.cache import CollateralCache, PckCertificates, SingleFlight, Upstream
+from confcom.services.collateral.cache import CollateralCache, SingleFlight, Upstream
 from confcom.services.collateral.callers import Bodies, Tokens
+from confcom.services.collateral.pck_certificates import PckCertificates
 from confcom.services.collateral.refresh import Need, Refresher, needs_in
 from confcom.services.collateral.service_config import CollateralServiceConfig
 from confcom.services.collateral.service_http import CollateralApp, Routes

@@ -17,7 +17,8 @@ from confcom.collateral.store.rows import StoredVersion
 from confcom.collateral.store.store import CollateralStore
 from confcom.errors import CollateralNotFound, ConfcomError
 from confcom.protocols.pcs import PckCaName, PckCertsRequest, Tee, Update
-from confcom.services.collateral.cache import CollateralCache, PckCertificates
+from confcom.services.collateral.cache import CollateralCache
+from confcom.services.collateral.pck_certificates import PckCertificates
 from confcom.services.collateral.service_config import CollateralServiceConfig
 from confcom.services.collateral.service_metrics import CollateralMetrics
 from confcom.services.runtime.process import Overloaded

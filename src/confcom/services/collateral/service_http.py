@@ -37,7 +37,8 @@ from confcom.services.collateral.answers import (
     error_answer,
     request_id,
 )
-from confcom.services.collateral.cache import CollateralCache, PckCertificates
+from confcom.services.collateral.cache import CollateralCache
+from confcom.services.collateral.pck_certificates import PckCertificates
 from confcom.services.collateral.service_metrics import CollateralMetrics
 from confcom.services.runtime.allowances import address_of
 from confcom.services.runtime.http_server import Message, Receive, Send
