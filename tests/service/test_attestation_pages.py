@@ -267,8 +267,8 @@ def test_a_store_that_fails_is_the_fault_of_the_service(browser: Browser) -> Non
     store = Path(browser.service.config.store)
     with sqlite3.connect(store) as database:
         database.execute("ALTER TABLE appraisal RENAME TO gone")
-    page = page_of(browser.get("/audit"), 500)
-    assert "the store cannot be used" in page.words
+    page = page_of(browser.get("/audit"), 503)
+    assert "cannot be used: no such table" in page.words
 
 
 def test_wrong_tokens_are_not_guessed_here_either(browser: Browser) -> None:
@@ -451,4 +451,5 @@ def test_what_fails_in_the_api_has_its_error_body(
             assert (answer.status, answer.error["code"]) == (500, "InternalError")
             assert "secret" not in answer.body.decode()
             assert answer.headers["x-ms-request-id"]
-    assert capsys.readouterr().out.count("attestation.mistake") == 2
+    # On which of them the log is depends on whether a daemon has set it up in this process.
+    assert "".join(capsys.readouterr()).count("attestation.mistake") == 2

@@ -346,6 +346,7 @@ def test_only_objects_of_the_own_node_are_written(tmp_path: Path, kubelet: DraEm
     assert paths <= {
         f"GET {SLICES}",
         f"POST {SLICES}",
+        f"PUT {SLICES}/{NODE}-{DRIVER}",  # where its first list was of before the wipe
         f"GET /api/v1/nodes/{NODE}",
         "GET /api/v1/nodes",
         f"PATCH /api/v1/nodes/{NODE}/status",

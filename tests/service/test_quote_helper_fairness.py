@@ -43,8 +43,8 @@ def ask():
         asked = True
         begin = time.monotonic()
         with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)  # before the time limit: with one, a full backlog is an error at once
             client.settimeout(60)
-            client.connect(path)
             client.sendall(frame)
             answer = b""
             while piece := client.recv(1 << 20):
