@@ -1,5 +1,5 @@
-"""A web service in an enclave. Its database's password is released to it because of what it is, and the only service
-that it asks is one that proves to be the same program. README.md has the commands.
+"""A web service in an enclave. It gets its database's password by attestation, and asks another instance only after
+that has proved to be the same program. README.md has the commands.
 
 GET /stock/NAME answers with the number in its own database, plus that of its peer if it has one.
 """
@@ -61,7 +61,7 @@ def arguments() -> argparse.Namespace:
 
 
 class Service(ThreadingHTTPServer):
-    """Serves HTTPS; whoever connects can verify which enclave has the key."""
+    """Serves HTTPS; clients can verify which enclave has the key."""
 
     daemon_threads = True
 
@@ -97,7 +97,7 @@ class Service(ThreadingHTTPServer):
 
 
 def opener(options: argparse.Namespace) -> OpenerDirector:
-    """Asks nobody but the same program, of the same signer."""
+    """Connects to the same program of the same signer only."""
     roots = TrustRoots.intel()
     if options.machine is not None:
         roots = TrustRoots((TrustRoot.from_pem((options.collateral / "root_ca.pem").read_bytes()),))
@@ -113,7 +113,7 @@ class Handler(BaseHTTPRequestHandler):
     timeout = 10
 
     def do_GET(self) -> None:
-        """Answer with the number, or say that the peer is not to be trusted."""
+        """Answer with the number; 502 where the peer does not answer or is not accepted."""
         with self.server.open_database() as database:
             found = database.execute(QUERY, [self.path.removeprefix("/stock/")]).fetchone()
         number, status = found[0] if found else 0, 200

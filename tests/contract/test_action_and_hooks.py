@@ -120,7 +120,7 @@ def test_the_action_installs_itself_and_verifies(sample: Path, tmp_path: Path) -
     [
         ({"evidence": "q.bin", "collateral": "col"}, 4, "invalid", "root-untrusted"),
         ({"evidence": "policy.toml", "collateral": "col"}, 3, "invalid", "malformed-input"),
-        ({"evidence": "nothing", "collateral": "col"}, 2, "None", "nothing"),
+        ({"evidence": "nothing", "collateral": "col"}, 2, "", "nothing"),
         ({"policies": "*.policy\n"}, 0, None, "with blank.policy"),
         ({"policies": "*.policy\n*.txt"}, 3, None, "bad.policy.txt"),
         ({"policies": "no*.policy"}, 1, None, "no match"),
