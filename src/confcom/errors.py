@@ -356,7 +356,7 @@ class OutputError(ConfigError):
 
 
 class DatabaseError(ConfigError):
-    """The database of a service refused: rights, space, schema. Subclasses say where trying again helps."""
+    """The database refused a request of the service: it lacks rights, space or the schema."""
 
     code = "database-error"
     default_advice = "Check the address of the database (--store), and what its role or this user may do."
@@ -369,7 +369,7 @@ class DatabaseUnavailable(DatabaseError):
 
 
 class DatabaseDamaged(DatabaseError):
-    """The database holds what was not written so: a damaged disk or file."""
+    """The database holds data that no confcom wrote: a damaged disk or file."""
 
     code = "database-damaged"
     default_advice = "Stop the service, keep a copy of the database, and restore the last backup."

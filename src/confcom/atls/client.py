@@ -188,15 +188,12 @@ class PresentingContext(ssl.SSLContext):
             )
         if session is not None:
             raise _session_refused()
-        self._check_version()
-        return name
-
-    def _check_version(self) -> None:
         if self.minimum_version is not ssl.TLSVersion.TLSv1_3:
             raise ConfigError(
                 "attested TLS is TLS 1.3 only: in earlier versions a handshake can be repeated or resumed unseen",
                 advice="Leave minimum_version and maximum_version of the context alone.",
             )
+        return name
 
 
 class ClientContext(PresentingContext):

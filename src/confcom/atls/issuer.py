@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 MAX_LIFE = timedelta(hours=24)
 MIN_LIFE = timedelta(minutes=10)
 BACKDATE = timedelta(minutes=5)
-"""How far a certificate reaches back, for peers whose clocks are behind."""
+"""How far a certificate reaches back, for peers with clocks that are behind."""
 RETRY = timedelta(seconds=30)
 """Between two attempts at renewing, while the present certificate is still valid."""
 DEFAULT_NAME = "attested.invalid"

@@ -11,6 +11,7 @@ import click
 
 from confcom.cli.daemons import daemon, needing, run_until_stopped
 from confcom.cli.inputs import now, parse_time, trust_roots
+from confcom.cli.options import FILE
 from confcom.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -93,19 +94,19 @@ _store = click.option(
     show_envvar=True,
     default="/var/lib/confcom/attestation.sqlite",
     show_default=True,
-    help="The store of the service, which may be running: a file, or postgresql://USER[:PASSWORD]@HOST/DATABASE.",
+    help="The store of the service: a path, or postgresql://USER@HOST/DATABASE.",
 )
 
 
-@attestation.command()
+@attestation.command(short_help="Bring a store's schema up to date; copy SQLite to PostgreSQL.")
 @_store
-@click.option("--from", "source", metavar="PATH", type=click.Path(path_type=Path), help="Copy this SQLite file too.")
-@click.option("--role", metavar="NAME", help="Role of PostgreSQL as which the service runs; it gets its rights.")
+@click.option("--from", "source", metavar="PATH", type=FILE, help="Copy the rows of this SQLite file into it.")
+@click.option("--role", metavar="NAME", help="Give this role of PostgreSQL the rights that the service needs.")
 def migrate(store: str, source: Path | None, role: str | None) -> None:
-    """Bring the schema of a store up to date, and copy a store of SQLite into one of PostgreSQL.
+    """Bring the schema of a store up to date; with --from, copy an SQLite file into it.
 
-    In PostgreSQL this needs a role that may change the schema; the service does not. Stop the service before it is
-    copied. An interrupted command can be run again.
+    In PostgreSQL the command needs a role that may change the schema; the service does not. Stop the service before
+    its file is copied. After an interruption, run the same command again.
     """
     with needing("the store", "services,cli,postgres"):
         from confcom.cli.databases import migrate_database
@@ -161,7 +162,7 @@ def revoke_key(key_id: str, store: str) -> None:
 @click.option("--since", metavar="RFC3339", help="Records from this time on.")
 @click.option("--until", metavar="RFC3339", help="Records from before this time.")
 def audit(store: str, kind: str | None, since: str | None, until: str | None, **equal: str | None) -> None:
-    """Print the records of appraisals as lines of JSON, the newest first."""
+    """Print the records of appraisals as lines of JSON, the newest first. The service may be running."""
     with needing("the audit record", "services,cli"):
         import msgspec
 

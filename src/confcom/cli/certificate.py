@@ -28,15 +28,15 @@ UMASK = 0o027
 
 @click.command()
 @click.option("--machine", metavar="FILE", type=FILE, required=True, help="The simulated machine of the enclave.")
-@click.option("--enclave", metavar="FILE", type=FILE, help="Its declaration, or a signed enclave file.")
+@click.option("--enclave", metavar="FILE", type=FILE, help="Its declaration, or a signed file.  [default: a demo's]")
 @click.option("-o", "--output", "folder", metavar="DIR", type=FILE, required=True, help="Where the files are written.")
-@click.option("--usage", "usages", type=click.Choice([*USAGES]), multiple=True, help="What it is for.  [default: both]")
+@click.option("--usage", "usages", type=click.Choice([*USAGES]), multiple=True, help="Repeatable.  [default: both]")
 @click.option("--lifetime", metavar="DURATION", help="Such as 1h; the signer may allow less.  [default: the signer's]")
 @click.option(
     "--timeout", metavar="SECONDS", type=click.FloatRange(1, 3600), default=120.0, show_default=True,
-    help="For one certificate.",
+    help="How long to wait for a certificate.",
 )  # fmt: skip
-@click.option("--keep", is_flag=True, help="Stay, and renew it after two thirds of its life.")
+@click.option("--keep", is_flag=True, help="Keep running, and renew it after two thirds of its life.")
 @click.option("--kubeconfig", metavar="FILE", help="Credentials; else the pod's service account.")
 def certificate(
     machine: Path,
@@ -50,7 +50,7 @@ def certificate(
 ) -> None:
     """Get a certificate for this pod's service account: tls.crt, tls.key and ca.crt in DIR.
 
-    For simulated enclaves alone. The key is in a file, so a server that uses it is no enclave. A real enclave calls
+    For simulated enclaves only: the key is in a file, so a server that uses it is in no enclave. A real enclave calls
     confcom.request_certificate itself, and keeps the key in its memory.
     """
     import asyncio

@@ -144,13 +144,13 @@ def remove(**options: Any) -> None:  # noqa: ANN401 - the work has the types
 
 @collateral.command(short_help="Bring a store's schema up to date; copy SQLite to PostgreSQL.")
 @store_option
-@click.option("--from", "source", metavar="PATH", type=FILE, help="Copy this SQLite file too.")
-@click.option("--role", metavar="NAME", help="Role of PostgreSQL as which the service runs; it gets its rights.")
+@click.option("--from", "source", metavar="PATH", type=FILE, help="Copy the rows of this SQLite file into it.")
+@click.option("--role", metavar="NAME", help="Give this role of PostgreSQL the rights that the service needs.")
 def migrate(store: str, source: Path | None, role: str | None) -> None:
-    """Bring the schema of a store up to date, and copy a store of SQLite into one of PostgreSQL.
+    """Bring the schema of a store up to date; with --from, copy an SQLite file into it.
 
-    In PostgreSQL this needs a role that may change the schema; the service does not. Stop the service before its
-    store is copied. An interrupted command can be run again.
+    In PostgreSQL the command needs a role that may change the schema; the service does not. Stop the service before
+    its file is copied. After an interruption, run the same command again.
     """
     with needing("the store", "services,cli,postgres"):
         from confcom.cli.databases import migrate_database

@@ -309,9 +309,11 @@ def metrics_api(config: MetricsApiConfig) -> None:
     "confcom.services.certificate_signer.signer_config:CertificateSignerConfig",
     extras="services,cli,kube",
 )
-@click.option("--policies", metavar="DIR", help="NAMESPACE.ACCOUNT.toml each.  [default: see the reference]")
-@click.option("--trust-domain", metavar="NAME", help="Of the names spiffe://….  [default: cluster.local]")
-@click.option("--lifetime", type=float, metavar="SECONDS", help="Of a certificate, at most.  [default: 86400]")
+@click.option(
+    "--policies", metavar="DIR", help="With NAMESPACE.ACCOUNT.toml.  [default: /etc/confcom/certificate-policies]"
+)
+@click.option("--trust-domain", metavar="NAME", help="In SPIFFE names, spiffe://NAME/….  [default: cluster.local]")
+@click.option("--lifetime", type=float, metavar="SECONDS", help="Longest life of a certificate.  [default: 86400]")
 @click.option("--collateral", metavar="PATH-OR-URL", help="As of `confcom verify`.  [default: intel]")
 @click.option("--collateral-ca", metavar="PEM", help="CAs that the collateral service's TLS certificate may be of.")
 @click.option("--trust-root", "trust_roots", metavar="PEM", multiple=True, help="Trust this root instead of Intel's.")
@@ -355,7 +357,9 @@ def certificate_signer(config: CertificateSignerConfig) -> None:
 @click.option("--tls-key", metavar="PEM", help="Its key.")
 @click.option("--tls-secret", metavar="NAME", help="In a cluster: the Secret of a certificate that the service makes.")
 @click.option("--insecure-http", is_flag=True, default=None, help="Serve without TLS.")
-@click.option("--store", metavar="PATH", help="The collateral store.  [default: /var/lib/confcom/collateral.sqlite]")
+@click.option(
+    "--store", metavar="PATH-OR-URL", help="The collateral store.  [default: /var/lib/confcom/collateral.sqlite]"
+)
 @click.option("--mode", type=click.Choice(["lazy", "offline"]), help="Ask upstream for what is missing, or do not.")
 @click.option("--upstream", metavar="NAME", help="intel, pccs, thim, a URL, a folder, or simulated.  [default: intel]")
 @click.option("--collateral-ca", "upstream_ca", metavar="PEM", help="CAs of upstream's TLS certificate.")

@@ -76,10 +76,10 @@ def output_options(command: _Function) -> _Function:
 
 
 def store_option(command: _Function) -> _Function:
-    """`--store STORE`."""
+    """`--store PATH-OR-URL`."""
     return click.option(
         "--store",
-        metavar="STORE",
+        metavar="PATH-OR-URL",
         default=lambda: str(default_store()),
         envvar=STORE_VARIABLE,
         help="The collateral store: a path, or postgresql://USER@HOST/DATABASE. "

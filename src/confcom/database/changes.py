@@ -1,4 +1,4 @@
-"""What replicas owe each other: word of changes, and leases, so that one of them does what need not be done twice.
+"""Announcements of changes between replicas, and leases for work that one replica does for all.
 
 What a process keeps in memory is read again when another one announced a change, and after `POLL` seconds in any case:
 notifications are lost while a connection is down.
@@ -25,7 +25,7 @@ _RETRY = 1.0
 
 
 def announce(connection: sa.Connection, topic: str) -> None:
-    """Have every `Watch` of the database hear of the change that this transaction makes, once it is committed.
+    """Announce the change that this transaction makes to every `Watch` of the database, once it is committed.
 
     `topic` has fewer than 8,000 bytes. SQLite needs no announcement: its file counts transactions.
     """

@@ -1,4 +1,4 @@
-"""Moves what a service keeps from one database to another: counted, compared, and to be repeated after an end."""
+"""Copies the tables of a service from one database to another, and compares every row; can be repeated."""
 
 from __future__ import annotations
 

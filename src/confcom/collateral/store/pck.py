@@ -83,7 +83,7 @@ class PckClaims:
             ).returning(_C.number)
             number = connection.execute(sa.select(sa.func.coalesce(sa.func.max(_C.number), 0) + 1)).scalar_one()
             chain = keep_chain(connection, answer.issuer_chain)
-            own = _key(platform) | {"caller": caller, "chain": chain, "first_seen": now, "number": number}
+            own = platform.columns() | {"caller": caller, "chain": chain, "first_seen": now, "number": number}
             got = connection.execute(kept, own | values).scalar_one()
             _keep_latest(connection, MAX_OF_CALLER, _C.caller == caller)
             if got == number and number % _part(MAX_CLAIMS) == 0:  # counting them all takes a while
@@ -91,7 +91,7 @@ class PckClaims:
 
     def of_caller(self, caller: str, platform: PlatformTcb, encrypted_ppid: bytes | None) -> PckClaim | None:
         """What an address claimed for exactly this raw TCB with this encrypted PPID; None means its first processor."""
-        of = [PCK_CLAIMS.c[name] == value for name, value in (_key(platform) | {"caller": caller}).items()]
+        of = [_C[name] == value for name, value in (platform.columns() | {"caller": caller}).items()]
         with self._database.read() as connection:
             found = self._claims(connection, _CLAIMS.where(*of))
             if encrypted_ppid is not None:
@@ -143,15 +143,6 @@ class PckClaims:
 
 def _of(platform: PlatformTcb) -> list[sa.ColumnElement[bool]]:
     return [_C.qe_id == platform.qe_id.hex(), _C.pce_id == platform.pce_id.hex()]
-
-
-def _key(platform: PlatformTcb) -> dict[str, str | int]:
-    return {
-        "qe_id": platform.qe_id.hex(),
-        "pce_id": platform.pce_id.hex(),
-        "cpu_svn": platform.cpu_svn.hex(),
-        "pce_svn": platform.pce_svn,
-    }
 
 
 def _keep_latest(connection: sa.Connection, limit: int, *of: sa.ColumnElement[bool]) -> None:

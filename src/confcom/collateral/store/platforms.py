@@ -49,6 +49,15 @@ class PlatformTcb:
     cpu_svn: bytes
     pce_svn: int
 
+    def columns(self) -> dict[str, str | int]:
+        """Its values in the tables."""
+        return {
+            "qe_id": self.qe_id.hex(),
+            "pce_id": self.pce_id.hex(),
+            "cpu_svn": self.cpu_svn.hex(),
+            "pce_svn": self.pce_svn,
+        }
+
 
 def require_one_processor(found: Iterable[VerifiedPck]) -> None:
     """Refuse certificates of several processors: `MismatchError`."""
@@ -306,19 +315,13 @@ def restore_pck(connection: sa.Connection, stored: StoredPck, verified: Verified
 
 
 def _choose(connection: sa.Connection, platform: PlatformTcb, certificate: int, since: int) -> None:
-    key = _raw_key(platform)
-    if connection.execute(sa.select(_CHOICE), key).scalar() != certificate:
-        values = {name.removeprefix("raw_"): value for name, value in key.items()}
-        connection.execute(sa.insert(PLATFORM_TCBS), values | {"certificate": certificate, "since": since})
+    if connection.execute(sa.select(_CHOICE), _raw_key(platform)).scalar() != certificate:
+        values = platform.columns() | {"certificate": certificate, "since": since}
+        connection.execute(sa.insert(PLATFORM_TCBS), values)
 
 
 def _raw_key(platform: PlatformTcb) -> dict[str, str | int]:
-    return {
-        "raw_qe_id": platform.qe_id.hex(),
-        "raw_pce_id": platform.pce_id.hex(),
-        "raw_cpu_svn": platform.cpu_svn.hex(),
-        "raw_pce_svn": platform.pce_svn,
-    }
+    return {f"raw_{name}": value for name, value in platform.columns().items()}
 
 
 def _remove(connection: sa.Connection, qe_id: str, pce_id: str) -> None:

@@ -152,9 +152,8 @@ class Registrations:
 
 _C = REGISTRATIONS.c
 _KEY = (_C.qe_id, _C.pce_id, _C.cpu_svn, _C.pce_svn)
-_ONE = sa.select(_C.state, _C.since, _C.platform_manifest, _C.last_seen).where(
-    *(column == sa.bindparam(f"of_{column.name}") for column in _KEY)
-)
+_IS = [column == sa.bindparam(f"of_{column.name}") for column in _KEY]
+_ONE = sa.select(_C.state, _C.since, _C.platform_manifest, _C.last_seen).where(*_IS)
 
 
 def _after(state: State, place: Place) -> sa.Select[Any]:
@@ -173,9 +172,7 @@ def put_registration(connection: sa.Connection, registration: Registration) -> N
     }
     values = {name: value for name, value in values.items() if value is not None}
     values |= {"state": registration.state, "since": since}
-    key = _key(request)
-    of = {f"of_{column.name}": value for column, value in zip(_KEY, key, strict=True)}
-    own = {column.name: value for column, value in zip(_KEY, key, strict=True)}
+    own, of = {column.name: value for column, value in zip(_KEY, _key(request), strict=True)}, _of(request)
     found = connection.execute(_ONE, of).first()
     if found is None:
         connection.execute(sa.insert(REGISTRATIONS), {"fmspc": "", "last_seen": last_seen} | own | values)
@@ -189,8 +186,7 @@ def put_registration(connection: sa.Connection, registration: Registration) -> N
             _add(connection, found.state, -1)
             _add(connection, registration.state, 1)
         values |= {"last_seen": max(found.last_seen, last_seen)}
-        where = [column == value for column, value in zip(_KEY, key, strict=True)]
-        connection.execute(sa.update(REGISTRATIONS).where(*where).values(**values))
+        connection.execute(sa.update(REGISTRATIONS).where(*_IS).values(**values), of)
     if _count(connection) > MAX_REGISTRATIONS:
         raise CollateralUnavailable(
             f"{MAX_REGISTRATIONS} platforms are registered already",
@@ -218,8 +214,7 @@ _COUNTED = (
 
 def restore_registration(connection: sa.Connection, registration: Registration) -> bool:
     """Keep a registration of another store, unless there is one of the same raw TCB; whether it is new."""
-    of = {f"of_{column.name}": value for column, value in zip(_KEY, _key(registration.request), strict=True)}
-    if connection.execute(_ONE, of).first() is not None:
+    if connection.execute(_ONE, _of(registration.request)).first() is not None:
         return False
     put_registration(connection, registration)
     return True
@@ -230,6 +225,10 @@ def _key(request: PckCertRequest | PckCertsRequest) -> tuple[str, str, str, int]
     if isinstance(request, PckCertsRequest):
         return qe_id, pce_id, "", 0
     return qe_id, pce_id, request.cpu_svn.hex(), request.pce_svn
+
+
+def _of(request: PckCertRequest | PckCertsRequest) -> dict[str, object]:
+    return {f"of_{column.name}": value for column, value in zip(_KEY, _key(request), strict=True)}
 
 
 def _count(connection: sa.Connection, *of: sa.ColumnElement[bool]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -59,7 +59,7 @@ class PlatformStatus:
     early_number: int | None
     early_status: TcbStatus | None
     shortfall: Shortfall | None
-    promotion: datetime | None = None
+    promotion: datetime | None
 
     @property
     def to_restart(self) -> bool:
@@ -121,7 +121,7 @@ def store_status(store: CollateralStore, now: datetime, *, fmspcs: frozenset[byt
         now=now,
         documents=tuple(_documents(store, keys, now)),
         missing=tuple(dict.fromkeys(_missing(set(keys), platforms, fmspcs))),
-        platforms=tuple(_platform(known, infos) for known in platforms),
+        platforms=tuple(map(infos.judge, platforms)),
     )
 
 
@@ -129,7 +129,7 @@ def fleet_counts(store: CollateralStore, now: datetime) -> dict[str, int]:
     """How many platforms are `current`, `falls_behind` or `out_of_date`; each TCB is judged once."""
     infos, counts = _TcbInfos(store, now), dict.fromkeys(("current", "falls_behind", "out_of_date"), 0)
     for known, platforms in store.platforms.by_tcb():
-        found = _platform(known, infos)
+        found = infos.judge(known)
         state = "out_of_date" if found.out_of_date else "falls_behind" if found.falls_behind else "current"
         counts[state] += platforms
     return counts
@@ -197,18 +197,6 @@ def _needs(
         yield fmspc, "sgx", {DocumentKey.tcb_info("sgx", fmspc), DocumentKey.qe_identity("sgx"), *any_crl}
 
 
-@dataclass(frozen=True, slots=True)
-class _Judgement:
-    """What the two sets say of a TCB."""
-
-    standard_number: int | None
-    standard_status: TcbStatus | None
-    early_number: int | None
-    early_status: TcbStatus | None
-    shortfall: Shortfall | None
-    promotion: datetime | None
-
-
 class _TcbInfos:
     """TCB infos in force, read once each, and what they say of the TCBs of a fleet, judged once each."""
 
@@ -217,25 +205,25 @@ class _TcbInfos:
         self._now = now
         self._found: dict[DocumentKey, TcbInfo | None] = {}
         self._promotions: dict[DocumentKey, datetime | None] = {}
-        self._judged: dict[tuple[Tee, bytes, PckTcb], _Judgement] = {}
+        self._judged: dict[tuple[Tee, bytes, PckTcb], PlatformStatus] = {}
 
-    def judge(self, tee: Tee, fmspc: bytes, tcb: PckTcb) -> _Judgement:
-        """The status of a TCB now and under the coming set."""
-        key = (tee, fmspc, tcb)
+    def judge(self, known: KnownPlatform) -> PlatformStatus:
+        """The status of a platform now and under the coming set."""
+        key = (known.tee, known.fmspc, known.tcb)
         if key not in self._judged:
-            self._judged[key] = self._judge(tee, fmspc, tcb)
-        return self._judged[key]
+            self._judged[key] = self._judge(known)
+        return replace(self._judged[key], platform=known)
 
-    def _judge(self, tee: Tee, fmspc: bytes, tcb: PckTcb) -> _Judgement:
-        early_key = DocumentKey.tcb_info(tee, fmspc, "early")
-        standard, early = self._get(DocumentKey.tcb_info(tee, fmspc, "standard")), self._get(early_key)
+    def _judge(self, known: KnownPlatform) -> PlatformStatus:
+        tcb, early_key = known.tcb, DocumentKey.tcb_info(known.tee, known.fmspc, "early")
+        standard, early = self._get(DocumentKey.tcb_info(known.tee, known.fmspc, "standard")), self._get(early_key)
         now, then = _status(tcb, standard), _status(tcb, early)
         decisive = early if early is not None and (standard is None or then in _OLD) else standard
         lacking = () if decisive is None else shortfalls(tcb, None, decisive)
         numbers = [None if info is None else info.tcb_evaluation_data_number for info in (standard, early)]
         coming = early is not None and numbers[0] != numbers[1]
         promotion = self._promotion(early_key, numbers[1]) if coming else None
-        return _Judgement(numbers[0], now, numbers[1], then, next(iter(lacking), None), promotion)
+        return PlatformStatus(known, numbers[0], now, numbers[1], then, next(iter(lacking), None), promotion)
 
     def _get(self, key: DocumentKey) -> TcbInfo | None:
         if key not in self._found:
@@ -255,19 +243,6 @@ class _TcbInfos:
 def _status(tcb: PckTcb, info: TcbInfo | None) -> TcbStatus | None:
     level = None if info is None else match_platform(tcb, None, info)
     return None if level is None else level.tcb_status
-
-
-def _platform(known: KnownPlatform, infos: _TcbInfos) -> PlatformStatus:
-    found = infos.judge(known.tee, known.fmspc, known.tcb)
-    return PlatformStatus(
-        platform=known,
-        standard_number=found.standard_number,
-        standard_status=found.standard_status,
-        early_number=found.early_number,
-        early_status=found.early_status,
-        shortfall=found.shortfall,
-        promotion=found.promotion,
-    )
 
 
 def _missing_dict(entry: MissingDocument) -> dict[str, Any]:

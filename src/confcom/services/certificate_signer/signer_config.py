@@ -17,7 +17,7 @@ _Seconds = Annotated[float, msgspec.Meta(gt=0)]
 _DAY = 24 * 3600.0
 _TRUST_DOMAIN = re.compile(r"[a-z0-9](?:[-a-z0-9._]{0,253}[a-z0-9])?")
 DNS_SUFFIXES = ("svc", "svc.cluster.local")
-"""The CA may certify names of Services alone: whoever steals it can be no other host."""
+"""The CA may certify names of Services alone: a stolen CA can impersonate no other host."""
 
 
 class CertificateSignerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
