@@ -21,6 +21,7 @@ from confcom.errors import ConfigError
 
 _UPGRADING = threading.Lock()
 """Alembic's context belongs to the process: two upgrades at a time would mix up their connections."""
+_VERSION_TABLE = "alembic_version"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,14 +33,14 @@ class Chain:
     versions: str
     """Package with one module per revision, as PACKAGE:FOLDER."""
     first_table: str
-    """A table that stores from before the chain have too; a database with other tables alone is another program's."""
+    """A table that stores from before the chain have too; a database with other tables alone belongs to another
+    program or service."""
     metadata: sa.MetaData
     """The tables after the newest revision."""
     rights: Mapping[str, str]
     """By table, what the role of the service may do in PostgreSQL. What it may not UPDATE or DELETE is a history."""
     functions: tuple[str, ...] = ()
     """Functions that it may call."""
-    version_table: str = "alembic_version"
 
     def upgrade(self, database: Database) -> str:
         """Run the revisions that the database lacks, all or none; the revision before, empty for a new database.
@@ -62,7 +63,7 @@ class Chain:
             rights = [
                 f"USAGE ON SCHEMA {schema}",
                 f"USAGE ON ALL SEQUENCES IN SCHEMA {schema}",
-                f"SELECT ON {schema}.{quote(self.version_table)}",
+                f"SELECT ON {schema}.{_VERSION_TABLE}",
                 *(f"{allowed} ON {schema}.{quote(table)}" for table, allowed in self.rights.items()),
                 *(f"EXECUTE ON FUNCTION {schema}.{quote(name)}" for name in self.functions),
             ]
@@ -87,8 +88,13 @@ class Chain:
         return str(ScriptDirectory.from_config(self._config()).get_current_head())
 
     def _found(self, database: Database, connection: sa.Connection) -> str:
-        opts = {"version_table": self.version_table}
-        found = MigrationContext.configure(connection, opts=opts).get_current_revision()
+        tables = set(sa.inspect(connection).get_table_names()) - {_VERSION_TABLE}
+        if tables and self.first_table not in tables:
+            raise ConfigError(
+                f"{database.address} is a database of another program or service: it has the table {min(tables)!r}",
+                advice="Name another database with --store.",
+            )
+        found = MigrationContext.configure(connection).get_current_revision()
         script = ScriptDirectory.from_config(self._config())
         if found is not None and found not in {each.revision for each in script.walk_revisions()}:
             raise ConfigError(
@@ -96,17 +102,10 @@ class Chain:
                 f"up to {self.newest!r}",
                 advice="Run the newer version, or name another database with --store.",
             )
-        tables = set(sa.inspect(connection).get_table_names())
-        if found is None and tables and self.first_table not in tables:
-            raise ConfigError(
-                f"{database.address} is the database of another program: it has the table {min(tables)!r}",
-                advice="Name another database with --store.",
-            )
         return found or ""
 
     def _config(self, connection: sa.Connection | None = None) -> Config:
-        configure = {"connection": connection, "version_table": self.version_table}
-        config = Config(attributes={"configure": configure})
+        config = Config(attributes={"connection": connection})
         config.set_main_option("script_location", "confcom.database:migrations")
         config.set_main_option("version_locations", self.versions)
         config.set_main_option("path_separator", "newline")

@@ -34,7 +34,6 @@ from confcom.errors import (
 
 TOPIC = "collateral"
 """Of the announcements of changes, and the lock of writers."""
-_VERSION_TABLE = "alembic_version"
 _DAMAGED = (
     "Move the file and its -wal and -shm away, import the last export (`confcom collateral import`) and fetch again "
     "(`confcom collateral fetch`). PCK certificates and registrations of platforms are in an export made with "
@@ -148,9 +147,8 @@ class StoreDatabase:
 
     def _check_schema(self) -> None:
         with self.read() as connection:
-            stated = sa.inspect(connection).has_table(_VERSION_TABLE)
-            sql = f"SELECT version_num FROM {_VERSION_TABLE}"  # noqa: S608 - a name of ours
-            found = connection.exec_driver_sql(sql).scalar() if stated else None
+            stated = sa.inspect(connection).has_table("alembic_version")
+            found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() if stated else None
         if found == NEWEST:
             return
         # Here, because it takes longer to import than a store to open.

@@ -15,8 +15,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from confcom.collateral.store.store import CollateralStore
 from confcom.database.engine import Database, DatabaseAddress
 from confcom.errors import ConfigError
+from confcom.pki.roots import TrustRoots
 from confcom.services.attestation import attestation_store
 from confcom.services.attestation.attestation_store import (
     CHAIN,
@@ -109,8 +111,12 @@ def test_a_database_of_another_program_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "other.sqlite"
     with sqlite3.connect(path) as other:
         other.execute("CREATE TABLE cookies (id INTEGER)")
-    with pytest.raises(ConfigError, match="another program: it has the table 'cookies'"):
+    with pytest.raises(ConfigError, match="another program or service: it has the table 'cookies'"):
         AttestationStore.open(path)
+    with CollateralStore(tmp_path / "collateral.sqlite", roots=TrustRoots.intel()):
+        pass  # its revision is one that this chain has too
+    with pytest.raises(ConfigError, match="another program or service: it has the table 'appraisal_policies'"):
+        AttestationStore.open(tmp_path / "collateral.sqlite")
     (tmp_path / "text").write_text("no database" * 1000)
     with pytest.raises(ConfigError, match="not a database"):
         AttestationStore.open(tmp_path / "text")
