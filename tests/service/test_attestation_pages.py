@@ -439,7 +439,7 @@ def test_what_is_no_page_and_what_fails_are_answered_by_a_page(
 
 
 def test_what_fails_in_the_api_has_its_error_body(
-    tmp_path: Path, world: SimulatedWorld, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, world: SimulatedWorld, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("a secret of the service")
@@ -452,4 +452,4 @@ def test_what_fails_in_the_api_has_its_error_body(
             assert "secret" not in answer.body.decode()
             assert answer.headers["x-ms-request-id"]
     # On which of them the log is depends on whether a daemon has set it up in this process.
-    assert "".join(capsys.readouterr()).count("attestation.mistake") == 2
+    assert "".join(capfd.readouterr()).count("attestation.mistake") == 2

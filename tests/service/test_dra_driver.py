@@ -294,7 +294,7 @@ def test_a_kubelet_that_watches_no_health_is_enough(tmp_path: Path, sockets: Pat
     kubelet = DraEmulator(sockets)
     kubelet.health_wanted = False
     kubelet.start()
-    with driver(tmp_path, kubelet, api, register_timeout=0.2) as plugin:
+    with driver(tmp_path, kubelet, api, register_timeout=1) as plugin:
         kubelet.wait(lambda: DRIVER in kubelet.drivers)
         wait_until(lambda: plugin.started)
         kubelet.prepare(DRIVER, claim(api, 1, result("10Mi")))
@@ -302,6 +302,7 @@ def test_a_kubelet_that_watches_no_health_is_enough(tmp_path: Path, sockets: Pat
             kubelet.restart()
             kubelet.wait(lambda: DRIVER in kubelet.drivers)
             kubelet.prepare(DRIVER, claim(api, 10 + number, result("10Mi")))
+        time.sleep(1.5)  # longer than the kubelet has time to ask
         assert kubelet.registrations[DRIVER] == 4
     kubelet.stop()
 
@@ -311,7 +312,9 @@ def test_an_api_server_without_shared_devices_gets_no_slice(
 ) -> None:
     api.sharing = False
     with driver(tmp_path, kubelet, api) as plugin:
-        reason = plugin.wait_event("epc.published", of=DRIVER)["reason"]
+        # Before the kubelet has said who holds EPC, an empty slice is published.
+        wait_until(lambda: any("reason" in fields for fields in plugin.fields("epc.published", DRIVER)))
+        reason = next(fields["reason"] for fields in plugin.fields("epc.published", DRIVER) if "reason" in fields)
         assert PlatformUnavailable.code in reason
         assert "a claim would get a whole NUMA node" in reason
         api.wait(lambda: not api.slices)
