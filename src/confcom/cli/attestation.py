@@ -41,7 +41,7 @@ def attestation() -> None:
 @click.option("--attest-keys", is_flag=True, default=None, help="Have this process's enclave vouch for the keys.")
 @click.option("--machine", "simulated_machine", metavar="FILE", help="Have a simulated enclave vouch for them.")
 @click.option("--collateral", metavar="PATH-OR-URL", help="As of `confcom verify`.  [default: intel]")
-@click.option("--collateral-ca", metavar="PEM", help="CAs that the collateral service's TLS certificate may be of.")
+@click.option("--collateral-ca", metavar="PEM", help="CAs of the collateral service's TLS certificate.")
 @click.option("--update", metavar="SET,…", help="As of `confcom verify`; the first decides.  [default: standard]")
 @click.option("--trust-root", "trust_roots", metavar="PEM", multiple=True, help="Trust this root instead of Intel's.")
 @click.option("--policy", metavar="FILE", help="Policy file of `confcom verify`, applied first.")

@@ -44,7 +44,7 @@ def collateral() -> None:
 @store_option
 @click.option("-o", "--output", metavar="FOLDER", type=FILE, help="Write one platform's files here, not to the store.")
 @trust_root_option
-@click.option("--collateral-ca", metavar="PEM", type=FILE, help="CAs that the service's TLS certificate may be of.")
+@click.option("--collateral-ca", metavar="PEM", type=FILE, help="CAs of the service's TLS certificate.")
 @click.option("--insecure-tls", is_flag=True, help="Accept any TLS certificate; Intel's signatures are checked anyway.")
 @click.option(
     "--key", envvar=KEY_VARIABLE, help="Intel's subscription key, or the PCCS's token. Better: $CONFCOM_PCS_KEY."

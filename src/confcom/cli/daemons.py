@@ -315,7 +315,7 @@ def metrics_api(config: MetricsApiConfig) -> None:
 @click.option("--trust-domain", metavar="NAME", help="In SPIFFE names, spiffe://NAME/….  [default: cluster.local]")
 @click.option("--lifetime", type=float, metavar="SECONDS", help="Longest life of a certificate.  [default: 86400]")
 @click.option("--collateral", metavar="PATH-OR-URL", help="As of `confcom verify`.  [default: intel]")
-@click.option("--collateral-ca", metavar="PEM", help="CAs that the collateral service's TLS certificate may be of.")
+@click.option("--collateral-ca", metavar="PEM", help="CAs of the collateral service's TLS certificate.")
 @click.option("--trust-root", "trust_roots", metavar="PEM", multiple=True, help="Trust this root instead of Intel's.")
 @click.option("--http", metavar="ADDRESS", help="Where /healthz, /readyz and /metrics are: HOST:PORT or unix:PATH.")
 @click.option("--kubeconfig", metavar="FILE", help="Credentials; else the pod's service account.")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from confcom.appraisal.inspection.items import Inspection, Item
 
-WARNING = "decoded, not verified: use confcom verify"
+WARNING = "decoded, not verified: use confcom {}"
 MAX_SHOWN = 64
 """Members of one list that are shown, and levels of nesting."""
 MAX_TEXT = 2000
@@ -66,7 +66,8 @@ def show(inspection: Inspection, console: Console | None = None) -> None:
     if console is None:
         # In a file or a pipe every item stays on one line, so that a search finds whole hashes.
         console = Console(highlight=False, width=None if sys.stdout.isatty() else _ENDLESS)
-    console.print(Text(WARNING, style="yellow"))
+    verify = "token verify" if inspection.kind == "attestation-token" else "verify"
+    console.print(Text(WARNING.format(verify), style="yellow"))
     title = Text(printable(inspection.title), style="bold")
     title.append(f"  {inspection.size} bytes, {printable(inspection.encoding)}", style="dim")
     tree = Tree(title, guide_style="dim")

@@ -62,7 +62,7 @@ def _td_options(command: Callable[..., int]) -> Callable[..., int]:
     "--collateral-ca",
     metavar="PEM",
     type=FILE,
-    help="CAs that the TLS certificate of a collateral service may be of. Default: public ones.",
+    help="CAs of a collateral service's TLS certificate. Default: public ones.",
 )
 @click.option(
     "--pck-chain",
