@@ -36,6 +36,8 @@ class CertificateRequestsApi(ObjectApi):
         self.events: list[Object] = []
         self.writes: list[tuple[str, str]] = []
         """Part and name of each write of a request that was accepted."""
+        self.asked: list[str] = []
+        """Method, path and query of each call about requests."""
         self._changes: list[tuple[str, Object]] = []
         self._versions = itertools.count(1)
         self._uids = itertools.count(1)
@@ -69,6 +71,7 @@ class CertificateRequestsApi(ObjectApi):
                 self.events.append(event)
             _send(handler, 201, event)
         elif path.startswith(BASE):
+            self.asked.append(f"{handler.command} {handler.path.removeprefix(BASE)}")
             self._answer_request(handler, path.removeprefix(BASE).strip("/"))
         else:
             super().answer(handler)

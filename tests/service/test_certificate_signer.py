@@ -261,17 +261,33 @@ async def test_replicas_sign_each_request_once(stage: SignerStage) -> None:
 
 async def test_without_collateral_requests_wait(stage: SignerStage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("confcom.services.certificate_signer.certificate_signer.WAIT", 0.1)
-    place = stage.folder / "later"
-    async with stage.running(collateral=str(place)):
+    place, waits = stage.folder / "later", {"outcome": "waits", "reason": "collateral-not-found"}
+    # That a request is looked at again does not count against its pod.
+    async with stage.running(collateral=str(place), requests_per_minute=2):
         asked = asyncio.create_task(stage.certificate(stage.requester()))
-        await eventually(
-            lambda: stage.registry.get_sample_value(
-                "confcom_certificate_signer_decisions_total", {"outcome": "waits", "reason": "collateral-not-found"}
-            )
-        )
+        counted = "confcom_certificate_signer_decisions_total"
+        await eventually(lambda: asked.done() or (stage.registry.get_sample_value(counted, waits) or 0) > 2)
         assert not asked.done()
         (stage.folder / "collateral").rename(place)
         assert leaf(await asked)
+
+
+async def test_a_request_that_cannot_be_handled_stops_no_other(stage: SignerStage) -> None:
+    """The API server takes names of anything but "/" and "%": in a URL, "?" would make a list of a single request."""
+    stage.requester()
+    text = b64encode(signing_request(ec.generate_private_key(ec.SECP256R1()))).decode()
+    spec = stage.api.accounts.popitem()[1] | {"signerName": SIGNER, "request": text, "usages": [*USAGES]}
+    for name in ("?", "?watch=true&x", "#", "a b", "\n", "é", "x" * 254):
+        stage.api.add(name, spec)
+    stage.api.add("without-sense", spec | {"extra": {"authentication.kubernetes.io/pod-name": 5}})
+    async with stage.running(threads=1):
+        with capture_logs() as logs:
+            await eventually(lambda: [one for one in logs if one.get("request") == "without-sense"])
+            assert await stage.certificate(stage.requester(pod="web-2"))
+    assert not [one for one in logs if str(one.get("request", "")).strip("?#\n é").startswith(("watch", "a b", "xxx"))]
+    lists = [one for one in stage.api.asked if one.startswith("GET ") and not one.startswith("GET /")]
+    assert all("fieldSelector=spec.signerName" in one.replace("%3D", "=") for one in lists)
+    assert any(one.startswith("GET ?") and "limit=8" in one for one in lists)  # of 1.5 MiB each, at most
 
 
 async def test_the_ca_outlives_the_signer_and_is_rotated_with_overlap(stage: SignerStage) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from lightkube.core.resource import ApiInfo, GlobalSubResource, ResourceDef
 from lightkube.generic_resource import Generic
 
 from confcom.cluster.client import cluster_errors, missing_ok, open_client
-from confcom.cluster.nodes import CHUNK, LIFE, SERVER_TIMEOUT
+from confcom.cluster.nodes import LIFE, SERVER_TIMEOUT
 from confcom.cluster.objects import CSR_KIND
 from confcom.cluster.pod_events import PodEvent, report
 from confcom.cluster.served import CLIENT_LIFETIME
@@ -35,6 +36,11 @@ MAX_PENDING = 65_536
 """Requests without a decision that are remembered; the others are found when the list is read again."""
 MAX_OF_ONE = 8_192
 """Those of one requester; more than the pods of an account that start at a time."""
+CHUNK = 8
+"""Requests of one answer to a list: the API server keeps up to 1.5 MiB of each."""
+_NAME = re.compile(r"[A-Za-z0-9][-A-Za-z0-9._:@]{0,252}")
+"""Names of requests that are answered. The API server lets them hold anything but "/" and "%", of any length: `?…`
+would make a request for the list out of one for a single object."""
 _ADVICE = (
     "The signer's service account needs get, list and watch on certificatesigningrequests, update on their approval "
     f"and status, and approve and sign on signers for {SIGNER}."
@@ -129,6 +135,8 @@ class PendingRequests:
     def _see(self, kind: str, document: Mapping[str, Any]) -> None:
         """Note a request without a decision. A condition by hand, `Approved`, is none yet."""
         name, spec, status = document["metadata"]["name"], document["spec"], document.get("status") or {}
+        if not _NAME.fullmatch(name):
+            return
         types = {one.get("type") for one in status.get("conditions") or ()}
         if kind == "DELETED" or status.get("certificate") or types & {DENIED, FAILED}:
             self._remove(name)

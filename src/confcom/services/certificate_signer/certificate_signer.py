@@ -20,7 +20,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from confcom.appraisal.quote import QuoteVerifier
-from confcom.cluster.certificate_requests import CertificateRequests, PendingRequests
+from confcom.cluster.certificate_requests import MAX_PENDING, CertificateRequests, PendingRequests
 from confcom.cluster.served import PublishedCa
 from confcom.collateral.sources import RememberedCollateral, SourceOptions
 from confcom.errors import ClusterError, ClusterRefused, CollateralError, ConfcomError, ConfigError, FormatError
@@ -131,6 +131,8 @@ class _Signer:
         self._allowance = Allowance(config.requests_per_minute, time.monotonic)
         self._threads = WorkerThreads("decision", threads=config.threads, max_waiting=config.threads)
         self._instance = socket.gethostname()
+        self._again: set[str] = set()
+        """Names of requests that were counted and are looked at again."""
         registry.register(Reading(f"{PREFIX}_pending", "Requests without a decision.", self._count))
 
     def _count(self) -> float | None:
@@ -192,16 +194,23 @@ class _Signer:
                 self._pending.changed.clear()
                 await self._pending.changed.wait()
                 continue
-            again = True
+            again = False
             try:
                 again = not await self._process(client, taken[0])
             except ConfcomError as error:
+                again = True
                 # 409: it has changed meanwhile, such as by another replica.
                 if not (isinstance(error, ClusterRefused) and error.status == CONFLICT):
                     self._metrics.failures.labels("request").inc()
                     self._log.warning("certificate_signer.request", request=taken[0], reason=error.message)
+            except Exception:  # noqa: BLE001 - a mistake of ours with one request must not end all others
+                self._metrics.failures.labels("request").inc()
+                self._log.exception("certificate_signer.request", request=taken[0])
             finally:
                 self._pending.release(taken[0])
+            self._again.discard(taken[0])
+            if again and len(self._again) < MAX_PENDING:
+                self._again.add(taken[0])
             if again:
                 asyncio.get_running_loop().call_later(WAIT, self._pending.add, *taken)
 
@@ -236,7 +245,9 @@ class _Signer:
         return True
 
     def _spend(self, request: SigningRequest) -> None:
-        """Count the request against its pod's allowance."""
+        """Count the request against its pod's allowance, once: that it has to wait is no fault of the pod."""
+        if request.name in self._again:
+            return
         try:
             pod = request.requester().pod_uid
         except FormatError:
