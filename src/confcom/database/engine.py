@@ -258,9 +258,9 @@ def _authority(url: sa.URL) -> dict[str, str]:
 
 
 def _hosts(url: sa.URL) -> list[str]:
-    """Libpq takes several, to try one after the other."""
-    given = url.query.get("host", ())
-    return [url.host] if url.host else [given] if isinstance(given, str) else list(given)
+    """Libpq takes several, to try one after the other; those of the parameter `host` in the place of the URL's."""
+    given = url.query.get("host") or url.host or ()
+    return [host for text in ([given] if isinstance(given, str) else given) for host in text.split(",")]
 
 
 def _on_this_machine(host: str) -> bool:

@@ -219,6 +219,10 @@ def test_a_server_is_known_by_its_certificate(postgres: PostgresServer, monkeypa
         ("postgres://u:pw@[::1]:5433/db", "postgresql://u@::1:5433/db", {}),
         ("postgresql://u@/db?host=/run/postgresql", "postgresql://u@/run/postgresql/db", {}),
         ("postgresql://u:pw@db.example/db", "postgresql://u@db.example/db", {"sslmode": "verify-full"}),
+        # Libpq connects to the host of the parameter, and to each of a list.
+        ("postgresql://u@localhost/db?host=far", "postgresql://u@far/db", {"sslmode": "verify-full"}),
+        ("postgresql://u@/db?host=/run/pg,far", "postgresql://u@/run/pg,far/db", {"sslmode": "verify-full"}),
+        ("postgresql://u@/db?host=/run/pg,localhost", "postgresql://u@/run/pg,localhost/db", {}),
         (
             "postgresql://u:pw@db.example:5433/db?sslmode=verify-full&sslrootcert=/ca.pem",
             "postgresql://u@db.example:5433/db",
