@@ -536,6 +536,21 @@ async def test_hostile_clients_do_not_stop_a_loop(monkeypatch: pytest.MonkeyPatc
             writer.close()
 
 
+async def test_those_who_stay_silent_make_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    from confcom.atls import event_loop
+
+    monkeypatch.setattr(event_loop, "DEADLINE", 10.0 * HANG)
+    with contextlib.ExitStack() as staying:
+        async with serving_fresh(ServerContext(issuer())) as port, asyncio.timeout(HANG):
+            silent = [staying.enter_context(connected(port)) for _ in range(event_loop.MAX_PENDING)]
+            _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client())
+            writer.close()
+            assert silent[0].recv(1) == b""  # the one that came first
+            silent[-1].setblocking(False)
+            with pytest.raises(BlockingIOError):
+                silent[-1].recv(1)
+
+
 def hello_of(name: str | None) -> bytes:
     """The first message of OpenSSL as a client."""
     context, outgoing = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ssl.MemoryBIO()

@@ -22,7 +22,7 @@ MAX_HELLO = 5 + 16 * 1024
 DEADLINE = 10.0
 """Seconds from the connection to the end of the handshake."""
 MAX_PENDING = 100
-"""Connections before the end of their handshake; further ones wait in the listener's queue."""
+"""Connections before the end of their handshake; a further one ends the one that has been there longest."""
 _LOOK_AGAIN = 0.02
 
 _log = logging.getLogger("confcom.atls")
@@ -36,16 +36,19 @@ async def serve_fresh(
     As `loop.create_server(protocol, sock=listener, ssl=context)`, but quotes for clients that ask for fresh evidence
     are made in threads meanwhile. Connections that were handed to their protocol stay when this is cancelled.
     """
-    loop, slots, tasks = asyncio.get_running_loop(), asyncio.Semaphore(MAX_PENDING), set[asyncio.Task[None]]()
+    loop, tasks = asyncio.get_running_loop(), dict[asyncio.Task[None], None]()
     listener.setblocking(False)
     try:
         while True:
-            await slots.acquire()
             stream, _ = await _accept(listener)
+            if len(tasks) >= MAX_PENDING:
+                oldest = next(iter(tasks))
+                del tasks[oldest]
+                oldest.cancel()
             task = loop.create_task(_begin(stream, protocol, context))
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-            task.add_done_callback(lambda _: slots.release())
+            tasks[task] = None
+            task.add_done_callback(lambda done: tasks.pop(done, None))
+            await asyncio.sleep(0)  # one that is ended before it began closes nothing
     finally:
         for task in tasks:
             task.cancel()
