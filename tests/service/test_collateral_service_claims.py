@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from confcom.collateral.documents import DocumentKey
+from confcom.collateral.store.schema import PLATFORMS
 from confcom.collateral.store.store import CollateralStore
 from confcom.errors import CollateralNotFound
 from confcom.protocols.pcs import PckCertificateAnswer
+from confcom.services.collateral import pck_certificates
 from confcom.simulator.machine import FMSPC as FMSPC_BYTES
 from confcom.simulator.machine import MachineTcb, SimulatedMachine
 from confcom.simulator.qe3 import QuotingEnclave
@@ -164,6 +167,29 @@ def test_of_a_registered_platform_no_stranger_says_anything(store, upstream, wor
     assert all(is_of(reply, world, VICTIM) for reply in replies)
     questions = [item for item in upstream.asked[asked:] if not isinstance(item, DocumentKey)]
     assert {item.encrypted_ppid for item in questions} == {ppid(VICTIM)}  # type: ignore[attr-defined]
+
+
+def test_strangers_make_the_store_grow_no_further(store, upstream, world, monkeypatch) -> None:
+    """Any raw TCB can be named without a token."""
+    monkeypatch.setattr(pck_certificates, "MAX_RAW_TCBS", 4)
+    machine = world.machines[VICTIM]
+    with serving(store, upstream, world) as service:
+        ask = Asking(service, world)
+        ask.register(ppid(VICTIM))
+        replies = [ask(cpu_svn=b"\xff" * 15 + bytes([0x80 + number])) for number in range(8)]
+        own = ask()
+    assert all(is_of(reply, world, VICTIM) for reply in [*replies, own])
+    with CollateralStore(store, roots=world.trust_roots) as opened:
+        assert opened.registrations.count_all() == 4
+    other = store.with_name("claims.sqlite")
+    low, high = machine.tcb, MachineTcb((machine.tcb.sgx_components[0] + 1, *machine.tcb.sgx_components[1:]), 13)
+    with serving(other, upstream, world) as service:
+        ask = Asking(service, world)
+        for number in range(8):
+            machine.tcb = (low, high)[number % 2]
+            assert ask(ppid(VICTIM), cpu_svn=b"\xff" * 15 + bytes([0x80 + number])).status == 200
+    with CollateralStore(other, roots=world.trust_roots) as opened, opened.database.read() as connection:
+        assert connection.execute(sa.select(sa.func.count()).select_from(PLATFORMS)).scalar() == 2
 
 
 def test_a_registration_puts_a_strangers_claim_right(store, upstream, world) -> None:

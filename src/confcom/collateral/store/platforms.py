@@ -120,10 +120,13 @@ class PlatformRegistry:
         self._database = database
         self._roots = roots
 
-    def observe(self, extension: PckExtension, *, seen: datetime, tee: Tee = "sgx") -> None:
-        """Remember a platform at the TCB of its PCK certificate; an older sighting does not replace a newer one."""
+    def observe(self, extension: PckExtension, *, seen: datetime, tee: Tee = "sgx", claimed: bool = False) -> None:
+        """Remember a platform at the TCB of its PCK certificate; an older sighting does not replace a newer one.
+
+        `claimed`: a caller without a token said so. Of each TCB that is claimed again and again there is one row.
+        """
         with self._database.write() as connection:
-            _observe(connection, extension, seconds(seen), tee)
+            _observe(connection, extension, seconds(seen), tee, claimed=claimed)
 
     def known(self) -> tuple[KnownPlatform, ...]:
         """Every platform seen, in the order of first sight."""
@@ -382,18 +385,20 @@ def _keep_certificate(
     return int(connection.execute(kept.returning(old.id), values).scalar_one())
 
 
-def _observe(connection: sa.Connection, extension: PckExtension, seen: int, tee: Tee) -> None:
+def _observe(connection: sa.Connection, extension: PckExtension, seen: int, tee: Tee, *, claimed: bool = False) -> None:
     """Widen the times of the TCB at which a platform was met last, or append another one.
 
-    What is older than that and another TCB is appended too, and is not current.
+    What is older than that and another TCB is appended too, and is not current. One that is `claimed` and was met
+    before is not appended.
     """
     # Only the Platform CA writes an instance id into its certificates.
     ca = "processor" if extension.platform_instance_id is None else "platform"
     tcb, id_ = extension.tcb, platform_id(extension)
     facts = (extension.fmspc.hex(), ca, bytes(tcb.sgx_components), tcb.pce_svn, tcb.cpu_svn)
-    met = connection.execute(_MET, {"of": id_, "kind": tee}).all()
-    same = next((row for row in met if tuple(row[3:8]) == facts), None)
-    if same is not None and (same is met[0] or seen <= same.last_seen):
+    newest = connection.execute(_MET, {"of": id_, "kind": tee}).first()
+    alike = [PLATFORMS.c[name] == value for name, value in zip(_FACTS, facts, strict=True)]
+    same = connection.execute(_MET.where(*alike), {"of": id_, "kind": tee}).first()
+    if same is not None and newest is not None and (same.number == newest.number or seen <= same.last_seen or claimed):
         times = {"first_seen": min(seen, same.first_seen), "last_seen": max(seen, same.last_seen)}
         if times != {"first_seen": same.first_seen, "last_seen": same.last_seen}:
             connection.execute(sa.update(PLATFORMS).where(PLATFORMS.c.number == same.number).values(**times))
@@ -533,4 +538,5 @@ _MET = (
     sa.select(PLATFORMS)
     .where(PLATFORMS.c.id == sa.bindparam("of"), PLATFORMS.c.tee == sa.bindparam("kind"))
     .order_by(PLATFORMS.c.last_seen.desc(), PLATFORMS.c.number.desc())
+    .limit(1)
 )

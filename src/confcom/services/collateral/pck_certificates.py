@@ -42,6 +42,8 @@ CLAIM_AGAIN = timedelta(days=1)
 """Age from which upstream is asked again for what a caller without a token claimed."""
 NOTE_AGAIN = timedelta(days=1)
 """Time from one noted request of a platform to the next: requests need no token, so writes are bounded."""
+MAX_RAW_TCBS = 64
+"""Raw TCBs of one platform that are kept for callers without a token, who can name any; a machine has a few."""
 
 
 class PlatformUnknown(CollateralNotFound):
@@ -131,7 +133,7 @@ class PckCertificates:
         answer = await self._cache.ask_pck_certificate(complete)
 
         def keep() -> FoundPck:
-            return self._keep(complete, answer, trusted=trusted, asked=asked, claimed_by=caller if claimed else None)
+            return self._keep(complete, answer, trusted=trusted, asked=asked, caller=caller, claimed=claimed)
 
         return await self._cache.keep(keep)
 
@@ -161,7 +163,8 @@ class PckCertificates:
         *,
         trusted: bool,
         asked: bool,
-        claimed_by: str | None,
+        caller: str | None,
+        claimed: bool,
     ) -> FoundPck:
         platform, now = platform_of(request), self._cache.clock()
         verified = self._store.platforms.verify(answer, platform.pce_id)
@@ -173,9 +176,11 @@ class PckCertificates:
                 require_same_platform(others[0], answer, roots=self._store.roots)
             except MismatchError as error:
                 raise OtherProcessor(error.message, advice=error.advice()) from error
-        if claimed_by is not None and not others:
-            self._store.claims.put(claimed_by, platform, request.encrypted_ppid, verified, seen=now)
-            self._store.observe_platform(verified.extension, seen=now)
+        if caller is not None and claimed and not others:
+            self._store.claims.put(caller, platform, request.encrypted_ppid, verified, seen=now)
+            self._store.platforms.observe(verified.extension, seen=now, claimed=True)
+            return FoundPck(verified.answer, lasting=False)
+        if caller is not None and len(self._registrations.of_platform(platform.qe_id, platform.pce_id)) >= MAX_RAW_TCBS:
             return FoundPck(verified.answer, lasting=False)
         kept = self._store.platforms.add_pck_certificate(platform, answer, seen=now, source=self._cache.source)
         self._registrations.put(_cached(request, kept, now, asked=asked))
