@@ -98,6 +98,14 @@ def test_expired_or_foreign_collateral_is_no_collateral(tmp_path: Path, world: S
     assert foreign.problem.startswith("no collateral: ")
 
 
+def test_readiness_shows_no_password(world: SimulatedWorld) -> None:
+    options = SourceOptions(roots=world.trust_roots, at=NOW)
+    state = CollateralState("http://me:secret@127.0.0.1:1", options, timedelta(), clock=Clock(NOW))
+    state.look()
+    assert "http://127.0.0.1:1 " in f"{state.problem} "
+    assert "secret" not in state.problem
+
+
 def test_a_request_under_way_is_answered_before_the_end(tmp_path: Path, world: SimulatedWorld) -> None:
     with running(tmp_path, world) as service:
         body = json.dumps({"quote": encode_base64url(enclave_quote(world))}).encode()

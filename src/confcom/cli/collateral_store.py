@@ -25,7 +25,7 @@ from confcom.collateral.bundle import load_bundle, save_bundle
 from confcom.collateral.clock import Dates, rfc3339
 from confcom.collateral.documents import Document, DocumentKey, assemble, keys_for, read_document, take_apart
 from confcom.collateral.interface import CollateralSource
-from confcom.collateral.sources import SourceOptions, open_source, platform_of
+from confcom.collateral.sources import SourceOptions, open_source, platform_of, source_name
 from confcom.collateral.store.database import unfinished_store
 from confcom.collateral.store.status import MissingDocument, PlatformStatus, StoreStatus, as_dict, store_status
 from confcom.collateral.store.store import CollateralStore
@@ -107,20 +107,21 @@ def fetch(**options: Any) -> int:  # noqa: ANN401 - FetchOptions has the types
         azure_region=given.azure_region,
     )
     with ExitStack() as stack:
+        name = source_name(given.source)
         source = stack.enter_context(open_source(given.source, settings))
         store: CollateralStore | None = None
         for target in targets:
             try:
-                documents = _fetch_one(source, target, fetched, given.source, roots, now)
+                documents = _fetch_one(source, target, fetched, name, roots, now)
             except ConfcomError as error:
                 if error not in fetched.errors:
                     fetched.errors.append(error)
                 continue
             if given.output is not None:
-                save_bundle(assemble(documents, source=given.source), given.output)
+                save_bundle(assemble(documents, source=name), given.output)
             else:
                 store = store or stack.enter_context(filled_store(given.store, roots))
-                fetched.new += store.add(documents, seen=now, source=given.source)
+                fetched.new += store.add(documents, seen=now, source=name)
         if store is not None:
             for extension, _, tee in platforms:
                 store.observe_platform(extension, seen=now, tee=tee)
@@ -220,7 +221,7 @@ def _show(given: FetchOptions, fetched: _Fetched, now: datetime) -> None:
     if given.as_json:
         print_json(
             {
-                "source": given.source,
+                "source": source_name(given.source),
                 "documents": [
                     {"document": str(key), "number": fact.number, "until": rfc3339(fact.next_update)}
                     for key, fact in facts.items()

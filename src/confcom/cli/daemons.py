@@ -374,13 +374,14 @@ def collateral_service(config: CollateralServiceConfig) -> None:
 
     Existing clients only change a URL.
     """
+    from confcom.collateral.sources import source_name
     from confcom.services.collateral import collateral_service as service
 
     config.check()
     if not config.tls_secret:
         service.listener_of(config)
     with _upstream(config) as (upstream, roots):
-        origin = "offline" if upstream is None else f"upstream {config.upstream}"
+        origin = "offline" if upstream is None else f"upstream {source_name(config.upstream)}"
         note = ", SIMULATED" if any(root.simulated for root in roots.roots) else ""
 
         run_until_stopped(
@@ -399,7 +400,7 @@ def collateral_service(config: CollateralServiceConfig) -> None:
 def _upstream(config: CollateralServiceConfig) -> Iterator[tuple[Upstream | None, TrustRoots]]:
     """The source of missing documents, and the roots that its answers may lead to."""
     from confcom.collateral.pcs_client import HttpLimits
-    from confcom.collateral.sources import SourceOptions, is_store, open_source
+    from confcom.collateral.sources import SourceOptions, is_store, open_source, source_name
 
     roots = trust_roots(config.trust_roots)
     if config.upstream == "simulated":
@@ -416,7 +417,7 @@ def _upstream(config: CollateralServiceConfig) -> Iterator[tuple[Upstream | None
         return
     if is_store(config.upstream):
         advice = "Serve it: --store PATH --mode offline."
-        raise ConfigError(f"{config.upstream} is a store, not a source", advice=advice)
+        raise ConfigError(f"{source_name(config.upstream)} is a store, not a source", advice=advice)
     timeout = config.upstream_timeout
     options = SourceOptions(
         roots=roots,

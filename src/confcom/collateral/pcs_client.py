@@ -245,12 +245,13 @@ class PcsClient:
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
             raise ConfigError(f"{base_url!r} is not the URL of a collateral service", advice="Write https://HOST:PORT.")
         self.base_url = base_url.rstrip("/")
-        self.source = self.base_url
+        self.source = self.base_url.replace(parts.netloc, parts.netloc.rpartition("@")[2], 1)
+        """Its URL without user and password."""
         self.api = Api(dialect, api_version)
         self._key = key
         self._root_ca_crl_url = root_ca_crl_url
         self._http = HttpExchange(
-            service=self.base_url, verify_tls=verify_tls, limits=limits, proxy=proxy, sleep=sleep, chance=chance
+            service=self.source, verify_tls=verify_tls, limits=limits, proxy=proxy, sleep=sleep, chance=chance
         )
 
     def fetch(self, fmspc: bytes, ca: PckCaName, tee: Tee, *, update: Update = "standard") -> Collateral:

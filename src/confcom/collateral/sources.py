@@ -200,6 +200,17 @@ def is_store(name: str) -> bool:
         return False
 
 
+def source_name(name: str) -> str:
+    """What a source is called in messages, records and pages: its name without the user and password of a URL."""
+    if name.startswith(("postgresql:", "postgres:")):
+        from confcom.database.engine import DatabaseAddress  # here, as where a store is opened
+
+        return str(DatabaseAddress.parse(name))
+    scheme, found, rest = name.partition("://")
+    place, slash, path = rest.partition("/")
+    return f"{scheme}://{place.rpartition('@')[2]}{slash}{path}" if found else name
+
+
 class StoreSource:
     """A `CollateralSource` over a store, as of one time."""
 

@@ -6,8 +6,16 @@ import pytest
 
 from confcom.collateral.documents import DocumentKey, take_apart
 from confcom.collateral.pcs_client import PcsClient
-from confcom.collateral.sources import AzureThim, BundleSource, OfflineSource, SourceOptions, StoreSource, open_source
-from confcom.errors import CollateralNotFound, ConfigError
+from confcom.collateral.sources import (
+    AzureThim,
+    BundleSource,
+    OfflineSource,
+    SourceOptions,
+    StoreSource,
+    open_source,
+    source_name,
+)
+from confcom.errors import CollateralNotFound, CollateralUnavailable, ConfigError
 from confcom.protocols.pcs import Api, Dialect
 
 
@@ -36,6 +44,27 @@ def test_names_and_urls_of_services(options, name, base, api):
         assert isinstance(source, PcsClient)
         assert source.api == api
         assert base is None or source.base_url == base
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("intel", "intel"),
+        ("a@b/collateral.json", "a@b/collateral.json"),
+        ("https://me:secret@pccs.example:8081/x@y", "https://pccs.example:8081/x@y"),
+        ("postgresql://me:secret@db.example/store?sslcert=secret", "postgresql://me@db.example/store"),
+    ],
+)
+def test_a_password_is_no_part_of_a_sources_name(name, shown):
+    assert source_name(name) == shown
+
+
+def test_a_service_is_named_without_its_password(options):
+    with open_source("http://me:secret@127.0.0.1:1/x", options) as source:
+        assert source.source == "http://127.0.0.1:1/x"
+        with pytest.raises(CollateralUnavailable) as refused:
+            source.fetch_document(DocumentKey.root_ca_crl())
+    assert "secret" not in f"{refused.value} {refused.value.advice()}"
 
 
 def test_azure_by_name(options):

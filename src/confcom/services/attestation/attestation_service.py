@@ -17,7 +17,7 @@ from cryptography import x509
 from confcom.appraisal.policy_file import MAX_POLICY, PolicyFile, parse_policy
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.collateral.documents import DocumentKey, verify_document
-from confcom.collateral.sources import FRESH, LIMITS, RememberedCollateral, SourceOptions, open_source
+from confcom.collateral.sources import FRESH, LIMITS, RememberedCollateral, SourceOptions, open_source, source_name
 from confcom.database.changes import Watch
 from confcom.errors import ConfcomError, ConfigError
 from confcom.formats.arguments import parse_tcp_address
@@ -186,7 +186,8 @@ class CollateralState:
         if now - self._answered > FRESH:
             return f"no collateral: {self._failure}"
         if now > self._expires + self._grace:
-            return f"no valid collateral: the QE identity of {self._name} expired on {self._expires:%Y-%m-%d}"
+            source = source_name(self._name)
+            return f"no valid collateral: the QE identity of {source} expired on {self._expires:%Y-%m-%d}"
         return ""
 
     def look(self) -> None:

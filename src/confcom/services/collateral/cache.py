@@ -18,9 +18,8 @@ from typing import Any, Protocol, TypeVar
 import structlog
 
 from confcom.collateral.documents import Document, DocumentKey, DocumentKind, verify_document
-from confcom.collateral.store.platforms import (
-    PlatformTcb,
-)
+from confcom.collateral.sources import source_name
+from confcom.collateral.store.platforms import PlatformTcb
 from confcom.collateral.store.store import CollateralStore
 from confcom.errors import (
     CollateralError,
@@ -140,7 +139,7 @@ class CollateralCache:
         """Without an upstream the cache is offline: what is not in the store is not there."""
         self.store = store
         self.upstream = upstream
-        self.source = config.upstream
+        self.source = source_name(config.upstream)
         self.clock = clock
         self.generation = 0
         """Grows whenever the store may have changed."""
