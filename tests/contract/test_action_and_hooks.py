@@ -30,6 +30,9 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sample")
     texts = {
         "good.policy": "version= 1.0;\nauthorizationrules\n{\n\t=> permit();\n};\n",
+        "::error::lint": "version= 1.0;\nauthorizationrules\n{\n\t=> permit();\n};\n",
+        "::warning::pod": "kind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a, image: b, resources: "
+        "{limits: {sgx.intel.com/epc: 10Mi}}}]}\n",
         "with blank.policy": "version= 1.0;\nauthorizationrules\n{\n\t=> permit();\n};\n",
         "bad.policy.txt": "version= 1.0;\nauthorizationrules\n{\n",
         "pods/good.yaml": "kind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a, image: b, resources: "
@@ -121,7 +124,10 @@ def test_the_action_installs_itself_and_verifies(sample: Path, tmp_path: Path) -
         ({"evidence": "q.bin", "collateral": "col"}, 4, "invalid", "root-untrusted"),
         ({"evidence": "policy.toml", "collateral": "col"}, 3, "invalid", "malformed-input"),
         ({"evidence": "nothing", "collateral": "col"}, 2, "", "nothing"),
+        ({"evidence": "q.bin", "arguments": "--nonsense"}, 2, "", "No such option"),
         ({"policies": "*.policy\n"}, 0, None, "with blank.policy"),
+        ({"policies": "::error::*"}, 0, None, "::error::lint"),
+        ({"pods": "::warning::*"}, 0, None, "::warning::pod"),
         ({"policies": "*.policy\n*.txt"}, 3, None, "bad.policy.txt"),
         ({"policies": "no*.policy"}, 1, None, "no match"),
         ({"pods": "pods/*.yaml"}, 0, None, "completed"),
@@ -135,6 +141,8 @@ def test_the_action_fails_with_the_commands_exit_code(
     found, printed, outputs = run_action(sample, tmp_path / "r", **inputs)
     assert (found, outputs.get("verdict")) == (code, verdict), printed
     assert said in printed
+    assert "Traceback" not in printed
+    assert not [line for line in printed.splitlines() if line.lstrip().startswith("::")], "a command of the runner"
     assert not (sample / "ran").exists()
 
 
