@@ -284,6 +284,11 @@ def test_a_draft_that_nothing_can_read_is_refused_before_it_costs_anything(
         refused = service.attest(quote, draftPolicyForAttestation=draft)
         assert (refused.status, refused.error["code"]) == (400, "PolicyParsingError")
         assert f"{len(long)} characters, at most {MAX_TEXT}" in refused.error["message"]
+    zero = PERMIT.replace("=>", '[type=="\0"] =>')
+    for draft in (zero, wrap(zero)):
+        refused = service.attest(quote, draftPolicyForAttestation=draft)
+        assert (refused.status, refused.error["code"]) == (400, "PolicyParsingError")
+        assert "a zero character" in refused.error["message"]
     p256, unknown = bytes.fromhex("06082a8648ce3d030107"), bytes.fromhex("06082a8648ce3d030102")
     key = make_key(Path(service.config.keys), "ec", NOW, simulated=True)
     der = SigningKey.from_pem(key.read_bytes(), "").certificate.public_bytes(Encoding.DER).replace(p256, unknown)
@@ -451,7 +456,7 @@ def test_the_record_is_read_in_pages(service: RunningAttestation, world: Simulat
         found = service.ask(f"/audit?{API}&{query}", Authorization=f"Bearer {TOKEN}")
         assert (found.status, len(found.body.splitlines())) == (200, count), query
     out_of_range = ("since=9999-12-31T23:59:59-14:00", "until=0001-01-01T00:00:00%2B14:00")
-    for wrong in ("since=yesterday", "until=2026-11-21T09:30:00", "kind=Tpm", *out_of_range):
+    for wrong in ("since=yesterday", "until=2026-11-21T09:30:00", "kind=Tpm", "caller=a%00", *out_of_range):
         assert service.ask(f"/audit?{API}&{wrong}", Authorization=f"Bearer {TOKEN}").status == 400
 
 

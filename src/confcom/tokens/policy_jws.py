@@ -55,18 +55,20 @@ def read_policy(body: str) -> SentPolicy:
     """
     sent = body.strip().strip('"')
     if sent[:40].lower().lstrip("\ufeff").startswith("version"):
-        _check_length(sent)
+        _check_text(sent)
         return SentPolicy(wrap(sent), sent, None)
     try:
         jws = ReadJws.parse(sent)
         text = _text(jws)
     except FormatError as error:
         raise AzureError(f"the policy is no JWS: {error}", "InvalidOperation") from None
-    _check_length(text)
+    _check_text(text)
     return SentPolicy(sent, text, certificate_of(jws))
 
 
-def _check_length(text: str) -> None:
+def _check_text(text: str) -> None:
+    if "\0" in text:
+        raise AzureError("the policy has a zero character, which no database keeps in a text", "PolicyParsingError")
     if len(text) > MAX_TEXT:
         raise AzureError(f"the policy has {len(text)} characters, at most {MAX_TEXT} are read", "PolicyParsingError")
 

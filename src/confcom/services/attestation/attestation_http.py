@@ -482,6 +482,8 @@ def _allow(allowance: Allowance, request: Request, reason: str) -> None:
 def record_filter(parameters: Mapping[str, str]) -> RecordFilter:
     """The records that query parameters name: kind, verdict, caller, policy_hash, evidence_hash, since, until."""
     given = {name: parameters.get(name) or None for name in ("verdict", "caller", "policy_hash", "evidence_hash")}
+    if wrong := [name for name, value in given.items() if value is not None and not value.isprintable()]:
+        raise HttpRefusal(400, "InvalidParameter", f"the query parameter {wrong[0]} has characters of no record")
     since, until = (parameters.get(name) and _time(name, parameters[name]) for name in ("since", "until"))
     kind = parameters.get("kind")
     return RecordFilter(
