@@ -209,6 +209,7 @@ def test_a_report_that_the_qe_does_not_take_any_more_is_dropped_and_said_so(node
     with capture_logs() as log:
         serving(node, release(node))
         eventually("it is dropped", lambda: not kept.exists())
+        eventually("it is said", lambda: any(event["event"] == "aesm.self_test_report" for event in log))
     said = [event for event in log if event["event"] == "aesm.self_test_report"]
     assert [event["outcome"] for event in said] == ["dropped"]
     assert "another one than before" in str(said[0]["reason"])

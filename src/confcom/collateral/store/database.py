@@ -247,17 +247,20 @@ def _locked_file(path: Path) -> tuple[int, Path]:
 
 def _remove_leftovers(path: Path) -> None:
     """Remove unfinished stores of killed processes. A running process holds the lock of its own."""
-    with suppress(OSError):
-        for entry in os.scandir(path.parent):
+    with suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
             if entry.name.startswith(f".{path.name}.") and entry.name.endswith(UNFINISHED):
-                descriptor = os.open(entry.path, os.O_RDWR | os.O_NOFOLLOW)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    _remove(Path(entry.path))
-                except BlockingIOError:
-                    continue
-                finally:
-                    os.close(descriptor)
+                _remove_unlocked(Path(entry.path))
+
+
+def _remove_unlocked(path: Path) -> None:
+    with suppress(OSError):  # another process may remove it at the same time
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(path)
+        finally:
+            os.close(descriptor)
 
 
 def _remove(path: Path) -> None:
