@@ -50,7 +50,9 @@ def test_only_the_api_server_is_answered(
     stranger = one_container(image, "python3", "-c", ASK, address)
     assert run(job("stranger", "e2e", stranger)).split() == ["answered", "400"]
     enabled.enable(f"--webhook-client-ca={authority}")
-    assert run(job("stranger", "e2e", stranger)).startswith("refused")
+    # The replica before answers until the node sends it nothing any more.
+    answers = (run(job("stranger", "e2e", stranger)) for _ in range(10))
+    assert any(answer.startswith("refused") for answer in answers)
     # If the webhook did not answer the API server, the API server would refuse the pod.
     limits_of_intel = {"sgx.intel.com/epc": "10Mi", "sgx.intel.com/enclave": "1"}
     asked = pod("asked", "e2e", one_container(image, "true", resources={"limits": limits_of_intel}))
