@@ -1,7 +1,7 @@
 """Asks an attestation service (ours or Azure's) for a token, and believes it only after verification.
 
-`AttestationClient` blocks, `AsyncAttestationClient` awaits; they do the same. Keys are pinned by the caller, or taken
-from the service over TLS when the first token comes, and again after half an hour, or at a key id that is not known.
+`AttestationClient` blocks, and gets login tokens too; `AsyncAttestationClient` awaits. Keys are pinned by the caller,
+or taken from the service over TLS when the first token comes, and again after half an hour, or at an unknown key id.
 """
 
 from __future__ import annotations
@@ -154,16 +154,16 @@ class AttestationClient(_Client):
             TokenError, TokenRefused: the token is not authentic, or says something else than expected.
         """
         with httpx2.Client(timeout=TIMEOUT, verify=self._tls) as client:
-            token = self._token(*self._ask(client, "POST", self._where(attestation), attestation.body()))
+            token = self._token(*ask(client, "POST", self._where(attestation), attestation.body()))
             if self._needs_keys(token, now):
-                self._take_keys(*self._ask(client, "GET", f"{self._url}/certs"), now)
+                self._take_keys(*ask(client, "GET", f"{self._url}/certs"), now)
         return self._verified(token, policy, now)
 
     def login_token(self, audience: str, quote: Callable[[bytes], bytes]) -> str:
         """A token that logs this enclave in where `audience` is expected (Vault, OpenBao), for five minutes.
 
         `quote` gives a quote over 64 bytes of report data. The answer is encrypted to a key that does not leave this
-        call, and the token proves nothing to its holder: who is logged in to verifies it.
+        call. The token is not verified here: the server that it is shown to does that.
 
         Raises:
             AttestationRefused: the service refused the evidence.
@@ -171,28 +171,18 @@ class AttestationClient(_Client):
         """
         private, runtime = login.new_key()
         with httpx2.Client(timeout=TIMEOUT, verify=self._tls) as client:
-            status, content = self._ask(client, "POST", f"{self._url}/nonces?api-version={API_VERSION}")
+            status, content = ask(client, "POST", f"{self._url}/nonces?api-version={API_VERSION}")
             nonce = self._member("nonce", status, content)
             evidence = quote(hashlib.sha256(nonce.encode() + runtime).digest() + bytes(32))
             attestation = Attestation(
                 evidence=evidence, kind=type_of(EvidenceFile.parse(evidence)),
                 runtime_data=runtime, runtime_is_json=True, nonce=nonce, login_for=audience,
             )  # fmt: skip
-            sealed = self._token(*self._ask(client, "POST", self._where(attestation), attestation.body()))
+            sealed = self._token(*ask(client, "POST", self._where(attestation), attestation.body()))
         try:
             return login.unseal(sealed, private)
         except ValueError as error:
             raise AttestationUnavailable(f"{self._url}: {error}") from None
-
-    def _ask(self, client: httpx2.Client, method: str, url: str, body: bytes | None = None) -> tuple[int, bytes]:
-        answer = _Bounded(url)
-        try:
-            with client.stream(method, url, content=body, headers=_HEADERS) as response:
-                for piece in response.iter_bytes():
-                    answer.take(piece)
-                return response.status_code, bytes(answer)
-        except httpx2.HTTPError as error:
-            raise AttestationUnavailable(f"{url}: {error}") from error
 
 
 class AsyncAttestationClient(_Client):
@@ -217,6 +207,20 @@ class AsyncAttestationClient(_Client):
                 return response.status_code, bytes(answer)
         except httpx2.HTTPError as error:
             raise AttestationUnavailable(f"{url}: {error}") from error
+
+
+def ask(
+    client: httpx2.Client, method: str, url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+) -> tuple[int, bytes]:
+    """Status and body of an answer of at most `MAX_ANSWER` bytes; `AttestationUnavailable` if there is none."""
+    answer = _Bounded(url)
+    try:
+        with client.stream(method, url, content=body, headers=_HEADERS if headers is None else headers) as response:
+            for piece in response.iter_bytes():
+                answer.take(piece)
+            return response.status_code, bytes(answer)
+    except httpx2.HTTPError as error:
+        raise AttestationUnavailable(f"{url}: {error}") from error
 
 
 _HEADERS = {"Content-Type": "application/json", "Accept": "application/json"}

@@ -10,15 +10,11 @@ from typing import Any
 import httpx2
 import msgspec
 
-from confcom.attestation_client import AttestationClient, AttestationRefused, AttestationUnavailable
+from confcom.attestation_client import TIMEOUT, AttestationClient, AttestationRefused, AttestationUnavailable, ask
 from confcom.errors import ConfigError
 
 __all__ = ["read_secret"]
 
-TIMEOUT = 15.0
-"""Seconds for one answer."""
-MAX_ANSWER = 1 << 20
-"""Bytes."""
 _ANSWER = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -62,22 +58,14 @@ def read_secret(
 
 
 def _ask(client: httpx2.Client, method: str, url: str, *, body: bytes = b"", token: str = "") -> dict[str, Any]:
-    content = bytearray()
     headers = {"X-Vault-Token": token} if token else {"Content-Type": "application/json"}
-    try:
-        with client.stream(method, url, content=body, headers=headers) as response:
-            for piece in response.iter_bytes():
-                content += piece
-                if len(content) > MAX_ANSWER:
-                    raise AttestationUnavailable(f"{url}: the answer has over {MAX_ANSWER} bytes")
-    except httpx2.HTTPError as error:
-        raise AttestationUnavailable(f"{url}: {error}") from error
+    status, content = ask(client, method, url, body, headers)
     try:
         answer = _ANSWER.decode(content)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         answer = {}
-    if response.status_code == httpx2.codes.OK:
+    if status == httpx2.codes.OK:
         return answer
     reasons = answer.get("errors")
     said = "; ".join(map(str, reasons)) if isinstance(reasons, list) and reasons else "no reason"
-    raise AttestationRefused(f"{url} answered {response.status_code}: {said[:500]}", "", {})
+    raise AttestationRefused(f"{url} answered {status}: {said[:500]}", "", {})

@@ -156,10 +156,11 @@ def test_another_key_is_refused(service: RunningAttestation, world: SimulatedWor
 def test_a_policy_adds_claims_and_replaces_none(service: RunningAttestation, world: SimulatedWorld) -> None:
     policy = """version= 1.1; authorizationrules{ => permit(); };
     issuancerules{ c:[type=="x-ms-sgx-svn", value>=0] => issue(type="patched", value="yes");
-                   => issue(type="mrsigner", value="forged"); };"""
+                   => issue(type="mrsigner", value="forged"); => issue(type="rtmr0", value="forged"); };"""
     service.administer("/policies/SgxEnclave", wrap(policy), method="PUT")
     claims = verified(service, AttestationClient(service.url).login_token(AUDIENCE, quote_over(world)))
     assert claims["patched"] == "yes"
+    assert "rtmr0" not in claims
     assert claims["mrsigner"] == Quote.parse(enclave_quote(world)).body.mr_signer.hex()
 
 

@@ -337,7 +337,7 @@ _MAX_STEPS = 64
 
 
 def attested_peer(connection: object) -> VerifiedPeer:
-    """The verified peer behind a socket, an asyncio transport or stream, or a response whose connection is still open.
+    """The verified peer behind a socket, an asyncio transport or stream, or a response that is still being read.
 
     `ConfigError` where no attested connection can be reached: it is over (read responses as streams), or none of a
     `ClientContext`.

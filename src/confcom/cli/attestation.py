@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from confcom.cli.daemons import daemon, needing, run_until_stopped
+from confcom.cli.databases import migrate_command
 from confcom.cli.inputs import now, parse_time, trust_roots
-from confcom.cli.options import FILE
 from confcom.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -98,21 +98,7 @@ _store = click.option(
 )
 
 
-@attestation.command(short_help="Bring a store's schema up to date; copy SQLite to PostgreSQL.")
-@_store
-@click.option("--from", "source", metavar="PATH", type=FILE, help="Copy the rows of this SQLite file into it.")
-@click.option("--role", metavar="NAME", help="Give this role of PostgreSQL the rights that the service needs.")
-def migrate(store: str, source: Path | None, role: str | None) -> None:
-    """Bring the schema of a store up to date; with --from, copy an SQLite file into it.
-
-    In PostgreSQL the command needs a role that may change the schema; the service does not. Stop the service before
-    its file is copied. After an interruption, run the same command again.
-    """
-    with needing("the store", "services,cli,postgres"):
-        from confcom.cli.databases import migrate_database
-        from confcom.services.attestation.attestation_store import CHAIN
-
-    migrate_database(CHAIN, store, source, role)
+attestation.add_command(migrate_command(_store, "confcom.services.attestation.attestation_store"))
 
 
 @attestation.command("new-keys")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from confcom.cli.daemons import collateral_service, needing
+from confcom.cli.daemons import collateral_service
+from confcom.cli.databases import migrate_command
 from confcom.cli.options import FILE, KEY_VARIABLE, STREAM, json_option, output_options, store_option, trust_root_option
 
 
@@ -142,21 +142,7 @@ def remove(**options: Any) -> None:  # noqa: ANN401 - the work has the types
     remove(**options)
 
 
-@collateral.command(short_help="Bring a store's schema up to date; copy SQLite to PostgreSQL.")
-@store_option
-@click.option("--from", "source", metavar="PATH", type=FILE, help="Copy the rows of this SQLite file into it.")
-@click.option("--role", metavar="NAME", help="Give this role of PostgreSQL the rights that the service needs.")
-def migrate(store: str, source: Path | None, role: str | None) -> None:
-    """Bring the schema of a store up to date; with --from, copy an SQLite file into it.
-
-    In PostgreSQL the command needs a role that may change the schema; the service does not. Stop the service before
-    its file is copied. After an interruption, run the same command again.
-    """
-    with needing("the store", "services,cli,postgres"):
-        from confcom.cli.databases import migrate_database
-        from confcom.collateral.store.migrations import CHAIN
-
-    migrate_database(CHAIN, store, source, role)
+collateral.add_command(migrate_command(store_option, "confcom.collateral.store.migrations"))
 
 
 collateral.add_command(collateral_service, "serve")

@@ -111,7 +111,7 @@ def select_pck_certificate(
 
     (1) each certificate belongs to the highest level of the TCB info that its own TCB reaches, or to none;
     (2) certificates of a higher level come first, and within a level the higher TCB;
-    (3) the first one whose TCB the platform reaches in all components and the PCESVN is taken.
+    (3) the first one is taken of which the platform reaches the TCB, in all components and the PCESVN.
 
     All are of one platform, as the caller knows; those of another FMSPC than the TCB info's are passed over. If the
     platform reaches none of them: `CertificatesUnavailable`.

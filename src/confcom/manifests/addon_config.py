@@ -101,7 +101,7 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """PKCS#11 URI of a token with its signing keys, without a PIN; the image has the module. Empty: files on the
     volume."""
     attestation_pin_secret: str = ""
-    """The Secret whose `pin` is the PIN of that token's user."""
+    """The Secret with the PIN of that token's user under the key `pin`."""
     attestation_database: str = ""
     """A Secret with `url`, `owner-url`, `role` and `ca.crt` of a PostgreSQL for policies and audit record, instead of
     the volume; signing keys are then in a Secret too. Empty: an SQLite file on the volume, and one pod."""

@@ -31,6 +31,7 @@ from confcom.protocols.certificate_requests import (
     FAILED,
     NONCE_EXPIRED,
     NONCE_ISSUED,
+    NONCE_UNKNOWN,
     SERVER_AUTH,
     SIGNER,
     SigningRequest,
@@ -124,7 +125,8 @@ async def _request(
             private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
             return PodCertificate(leaf, b"".join(authorities), private)
         refused = found.conditions.get(DENIED) or found.conditions.get(FAILED) or refused
-        if refused[0] != NONCE_EXPIRED:
+        # Unknown: the CA has changed in between, and with it the secret of nonces.
+        if refused[0] not in (NONCE_EXPIRED, NONCE_UNKNOWN):
             raise _refused(found)
     raise ClusterRefused(f"the certificate signer refused: {refused[1]}", reason=refused[0])
 

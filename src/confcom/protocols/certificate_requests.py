@@ -28,7 +28,7 @@ EVENTS_CONTROLLER = "confcom.dev/certificate-signer"
 GROUP, VERSION, PLURAL = "certificates.k8s.io", "v1", "certificatesigningrequests"
 APPROVED, DENIED, FAILED = "Approved", "Denied", "Failed"
 NONCE_ISSUED = "NonceIssued"
-NONCE_EXPIRED = "NonceExpired"
+NONCE_EXPIRED, NONCE_UNKNOWN = "NonceExpired", "NonceUnknown"
 SERVER_AUTH, CLIENT_AUTH = "server auth", "client auth"
 USAGES = frozenset((SERVER_AUTH, CLIENT_AUTH, "digital signature", "key encipherment"))
 """Usages of a request; the latter two are what every TLS certificate has."""

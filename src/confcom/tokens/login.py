@@ -1,7 +1,7 @@
 """Tokens by which an enclave logs in to Vault or OpenBao (JWT method): flat claims, one audience, minutes of life.
 
-Whoever shows such a token is let in, and quotes pass through programs outside the enclave. So the token is encrypted to
-a key that the quote vouches for (JWE, RFC 7516: ECDH-ES on P-256, A256GCM); only the enclave can read it.
+A login token is a bearer token, and quotes pass through programs outside the enclave. So the token is encrypted to a
+key that the quote vouches for (JWE, RFC 7516: ECDH-ES on P-256, A256GCM), and only the enclave can read it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,10 @@ LIFE = 300
 """Seconds."""
 MAX_AUDIENCE = 256
 """Characters."""
+_OURS = {
+    "iss", "aud", "sub", "iat", "nbf", "exp", "jti", "tee", "debug", "tcb-status", "fmspc", "simulated", "policy-hash",
+    "mrenclave", "mrsigner", "product-id", "svn", "mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3",
+}  # fmt: skip
 _ALGORITHMS = ["ECDH-ES", "A256GCM"]
 _HEADER = {"alg": "ECDH-ES", "enc": "A256GCM", "cty": "JWT"}
 
@@ -56,7 +60,7 @@ def check_request(request: AttestRequest) -> None:
 def login_claims(
     verified: VerifiedQuote, issued: dict[str, Any], *, issuer: str, audience: str, now: int
 ) -> dict[str, Any]:
-    """The claims; those that the policy issued join them under their names, without replacing one of ours.
+    """The claims; those that the policy issued join them, but for names of ours, of the other kind of TEE too.
 
     Vault compares for equality and copies only text into its metadata, so measurements are hex and nothing is nested.
     """
@@ -76,7 +80,7 @@ def login_claims(
         who = {"sub": f"tdx:{td.mr_td.hex()}", "tee": "tdx", "mrtd": td.mr_td.hex(), "debug": td.debug}
         who |= {f"rtmr{number}": getattr(td, f"rtmr{number}").hex() for number in range(4)}
     status = verified.tcb_status
-    return issued | who | {
+    return {name: value for name, value in issued.items() if name not in _OURS} | who | {
         "iss": issuer,
         "aud": audience,
         "iat": now,

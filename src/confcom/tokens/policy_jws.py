@@ -108,7 +108,7 @@ def certificate_of(jws: ReadJws) -> x509.Certificate | None:
 
 
 def signer_of(x5c: object, what: str) -> x509.Certificate:
-    """The first certificate of `x5c`: that of a policy signer, whose chain follows up to its root.
+    """The first certificate of `x5c`, the policy signer's; its chain up to the root follows it there.
 
     Raises:
         AzureError: `x5c` holds no certificates, or no valid chain (`check_signer_chain`).

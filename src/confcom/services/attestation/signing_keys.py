@@ -245,7 +245,7 @@ class KeyFolder:
                 continue
             if not os.access(self._folder, os.W_OK) or not self._alone():
                 continue
-            with suppress(OSError):  # a folder that can only be read is renewed by whoever fills it
+            with suppress(OSError):  # keys of a read-only folder are renewed where they come from
                 file = make_key(self._folder, kind, now, simulated=self._simulated)
                 keys.append(SigningKey.from_pem(_read(file), str(file)))
         return keys

@@ -30,6 +30,7 @@ from confcom.protocols.certificate_requests import (
     CLIENT_AUTH,
     NONCE_EXPIRED,
     NONCE_ISSUED,
+    NONCE_UNKNOWN,
     SERVER_AUTH,
     SIGNER,
     USAGES,
@@ -223,7 +224,7 @@ def _check_usages(request: SigningRequest) -> None:
 def _check_nonce(name: str, nonce: bytes, state: str) -> None:
     if state == "unknown":
         why = "another pod, another key or another signer" if nonce else "nothing: the evidence has no nonce"
-        raise Denial("NonceUnknown", f"The nonce in the evidence was made for {why}. {_AGAIN}")
+        raise Denial(NONCE_UNKNOWN, f"The nonce in the evidence was made for {why}. {_AGAIN}")
     if state == "expired":
         raise Denial(NONCE_EXPIRED, f"The nonce in the evidence expired: it is good for {LIFE}. {_AGAIN}")
     if name != name_for(nonce):

@@ -5,8 +5,8 @@ again. A ConfigMap publishes the authorities to clients. No request needs the Ku
 next rotation alone.
 
 A successor is first made and published, then used, and its predecessor stays published for a while, so that no client
-meets a certificate whose authority it does not know. The keys of the authorities are never kept, except by a service
-that signs certificates for others.
+meets a certificate of an authority that it does not know. Only a service that signs certificates for others keeps the
+keys of its authorities.
 """
 
 from __future__ import annotations
