@@ -89,6 +89,28 @@ async def running(**limits: Any) -> AsyncIterator[Running]:
         await serving
 
 
+async def test_a_replica_that_was_told_to_stop_still_answers_and_ends_each_connection() -> None:
+    app, stop = Application(), asyncio.Event()
+    started = asyncio.get_running_loop().create_future()
+    listener = Listener(address=("127.0.0.1", 0), leave_after=3600)
+    serving = asyncio.create_task(serve_http(app, listener, stop=stop, started=started.set_result))
+    server = Running(app, int((await started).rpartition(":")[2]))
+    async with asyncio.timeout(HANG):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(GET % 5)
+        assert b"connection" not in (await reader.readuntil(b"\r\n\r\n")).lower()
+        assert await reader.readexactly(5)
+        stop.set()
+        await asyncio.sleep(0)
+        writer.write(GET % 5)
+        assert b"connection: close" in (await reader.read()).lower()  # up to the end of the connection
+        writer.close()
+        assert (await server.ask()).startswith(b"HTTP/1.1 200")
+        assert not serving.done()
+        serving.cancel()
+        await asyncio.wait([serving])
+
+
 async def is_closed(client: socket.socket) -> None:
     """Wait until the server has ended a connection."""
     loop = asyncio.get_running_loop()

@@ -218,16 +218,6 @@ async def test_a_certificate_changes_under_load_without_a_failure() -> None:
         assert len(seen) == 3
 
 
-async def test_who_leaves_asks_callers_to_go_and_still_answers() -> None:
-    async with running() as webhook, webhook.client() as client:
-        assert "connection" not in (await client.post("/mutate-pods", json=review_of(pod()))).headers
-        webhook.app.leaving = True
-        answer = await client.post("/mutate-pods", json=review_of(pod()))
-        assert answer.headers["connection"] == "close"
-        assert answer.json()["response"]["allowed"]
-        assert (await client.post("/mutate-pods", json=review_of(pod()))).status_code == 200
-
-
 def client_pair(folder: Path) -> tuple[bytes, Path]:
     """An authority (PEM), and a file with a client certificate of its and the key."""
     keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]

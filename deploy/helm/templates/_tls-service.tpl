@@ -102,7 +102,7 @@ spec:
       volumes: [{{ omit $volume "at" "readOnly" | toJson }}]
 {{- end }}
 
-{{/* Settings of its certificate. Dict: prefix, of the variables; name; port; own. */}}
+{{/* Settings of its certificate; how long a pod that has a successor answers after SIGTERM. Dict: prefix, of the variables; name; port; own. */}}
 {{- define "confcom.tlsSettings" -}}
 - {name: {{ .prefix }}_LISTEN, value: "[::]:{{ .port }}"}
 - {name: {{ .prefix }}_TLS_SECRET, value: {{ .own.tlsSecret | default (print .name "-tls") | quote }}}
@@ -110,6 +110,9 @@ spec:
 - {name: {{ .prefix }}_TLS_CONFIG_MAP, value: {{ .name }}-ca}
 - {name: {{ .prefix }}_TLS_NAMESPACE, value: confcom-system}
 - {name: {{ .prefix }}_TLS_SERVICE, value: {{ .name }}}
+{{- if not (include "confcom.volumeSize" .own) }}
+- {name: {{ .prefix }}_LEAVE_AFTER, value: "6"}
+{{- end }}
 {{- end }}
 
 {{/* Its volume, and /tmp. Dict: claim; own. */}}

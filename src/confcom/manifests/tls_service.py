@@ -31,6 +31,8 @@ FOLDER = "/var/lib/confcom"
 
 DATABASE_FOLDER = "/etc/confcom/database"
 """Where the authority of a PostgreSQL is."""
+LEAVE_AFTER = 6
+"""Seconds for which a pod that has a successor still answers after SIGTERM: nodes need some to send it nothing more."""
 
 
 class SharedDatabase(NamedTuple):
@@ -182,6 +184,7 @@ class TlsService(NamedTuple):
             "tls_config_map": self.config_map,
             "tls_namespace": NAMESPACE,
             "tls_service": self.workload.name,
+            **({} if self._volume_size else {"leave_after": str(LEAVE_AFTER)}),
         }
         return settings(daemon, own | values)
 

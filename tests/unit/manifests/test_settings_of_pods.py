@@ -13,6 +13,7 @@ from confcom.manifests import device_plugin, quote_helper, webhook
 from confcom.manifests.addon import render
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import METRICS, METRICS_API, NAMESPACE, QUOTE_HELPER, names_of
+from confcom.manifests.tls_service import LEAVE_AFTER
 from confcom.protocols import admission, epc
 from confcom.protocols.custom_metrics import EXPORTER_PORT, EXPORTERS
 from confcom.services.attestation.attestation_config import AttestationServiceConfig
@@ -124,6 +125,14 @@ def test_the_others_take_theirs(platform: str) -> None:
     service.check()
     assert [tee for tee, _ in parse_fmspcs(service.fmspcs)] == ["sgx", "tdx"]
     assert service.tls_secret == "confcom-collateral-tls"
+    for component in ("collateral", "attestation"):
+        # A volume is in one place at a time: where there is one, no other pod answers, and leaving only takes time.
+        for volume in ("1Gi", ""):
+            stored = config(platform, collateral_storage=volume, attestation_storage=volume)
+            assert daemon_settings(stored, component).leave_after == (0 if volume else LEAVE_AFTER)
+        shared = config(platform, collateral_database="db", attestation_database="db")
+        assert daemon_settings(shared, component).leave_after == LEAVE_AFTER
+    assert LEAVE_AFTER + service.drain_timeout < 30
     daemon_settings(config(platform), "metrics").check()
     found = daemon_settings(config(platform, provision_grants=("apps/one",)), "webhook")
     found.check()

@@ -69,3 +69,5 @@ class AttestationServiceConfig(TlsSettings, frozen=True, kw_only=True, forbid_un
     """Appraisals that may wait; beyond it the answer is 503."""
     max_connections: Annotated[int, msgspec.Meta(ge=1)] = 1024
     """Connections at a time."""
+    leave_after: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Seconds for which a replica still answers after SIGTERM, so that callers find another one first."""

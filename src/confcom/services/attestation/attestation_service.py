@@ -255,7 +255,12 @@ def _listener(config: AttestationServiceConfig, held: HeldTls | None, client_ca:
         tls = ReloadingTls(replace(files, client_ca=client_ca))
     elif held is not None and client_ca is not None:
         held.require_client(read_authorities(client_ca, "the CA of client certificates"), optional=True)
-    return Listener(address=parse_tcp_address(config.listen), tls=tls, max_connections=config.max_connections)
+    return Listener(
+        address=parse_tcp_address(config.listen),
+        tls=tls,
+        max_connections=config.max_connections,
+        leave_after=config.leave_after,
+    )
 
 
 def _own_url(config: AttestationServiceConfig, listener: Listener) -> str:

@@ -312,5 +312,6 @@ def listener_of(config: CollateralServiceConfig, held: HeldTls | None = None) ->
         head_timeout=config.head_timeout,
         body_timeout=config.body_timeout,
         idle_timeout=config.idle_timeout,
+        leave_after=config.leave_after,
         drain_timeout=config.drain_timeout,
     )

@@ -89,6 +89,8 @@ class CollateralServiceConfig(TlsSettings, frozen=True, kw_only=True, forbid_unk
     """Seconds for a request's body; a long one has a second more for each 256 KiB that came."""
     idle_timeout: Annotated[float, msgspec.Meta(ge=1)] = 30.0
     """Seconds that a connection may stay without a request."""
+    leave_after: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Seconds for which a replica still answers after SIGTERM, so that callers find another one first."""
     drain_timeout: Annotated[float, msgspec.Meta(ge=1)] = 10.0
     """Seconds that requests under way get when the service stops."""
 

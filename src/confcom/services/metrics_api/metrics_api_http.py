@@ -59,8 +59,6 @@ class MetricsApiApp:
 
     def __init__(self, figures: Figures, metrics: MetricsApiMetrics, *, clock: Callable[[], datetime]) -> None:
         self.front_proxy: FrontProxy | None = None
-        self.leaving = False
-        """Close each connection after its answer, so that callers find another replica."""
         self._figures = figures
         self._metrics = metrics
         self._clock = clock
@@ -78,7 +76,7 @@ class MetricsApiApp:
             status, body = 400, custom_metrics.failure(400, str(error))
         self._metrics.requests.labels(str(status)).inc()
         self._metrics.seconds.observe(time.perf_counter() - begin)
-        await Page(status, body, JSON).send(send, close=self.leaving)
+        await Page(status, body, JSON).send(send)
 
     def _answer(self, scope: Message) -> bytes:
         name = scope["extensions"]["tls"]["client_common_name"]

@@ -99,6 +99,8 @@ class Listener:
     """Seconds in which a client must take the next 64 KiB of an answer."""
     output_memory: int = 64 << 20
     """Bytes of answers that clients have not taken yet. Beyond this, the one that waits for longest is aborted."""
+    leave_after: float = 0.0
+    """Seconds for which a replica still answers after it was told to stop, so that callers find another one first."""
     drain_timeout: float = 10.0
     """Seconds that requests under way get when the server stops."""
     backlog: int = 1024
@@ -111,7 +113,10 @@ async def serve_http(
     stop: asyncio.Event,
     started: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve until `stop` is set or cancelled, then let requests end. `started` gets the URL once there is a socket."""
+    """Serve until `stop` is set or cancelled, then let requests end. `started` gets the URL once there is a socket.
+
+    From `stop` on each connection ends after its answer; new ones are accepted for `leave_after` seconds.
+    """
     tls = listener.tls
     async with contextlib.AsyncExitStack() as cleaning:
         listening = _bind(listener, cleaning)
@@ -124,6 +129,8 @@ async def serve_http(
             if started is not None:
                 started(_url(listening, listener))
             await stop.wait()
+            server.leaving = True
+            await asyncio.sleep(listener.leave_after)
         finally:
             await server.close()
 
@@ -137,7 +144,7 @@ class _Server:
         self.app = app
         self.listener = listener
         self.tls = tls
-        self.closing = False
+        self.closing = self.leaving = False
         self.clients: dict[bytes, _Client] = {}
         self.unread: dict[_Connection, int] = {}
         """Bytes of answers that connections have not taken yet; the one that waits for longest is first."""
@@ -158,7 +165,7 @@ class _Server:
     async def close(self) -> None:
         """Stop accepting; end idle connections now and the others after their request, or at the deadline."""
         self._loop.remove_reader(self._listening.fileno())
-        self.closing = True
+        self.closing = self.leaving = True
         await settle()
         for connection in [one for client in self.clients.values() for one in client.waiting]:
             if not connection.asked:
@@ -376,7 +383,7 @@ class _Connection:
             return False
         self._http.start_next_cycle()
         self._server.expect(self, client_acts=True)
-        return not self._server.closing
+        return not self._server.leaving
 
     async def _next_request(self) -> h11.Request | None:
         """The head of the next request; None if the client has ended the connection."""
@@ -457,7 +464,7 @@ class _Connection:
         """ASGI's `send`. It raises `OSError` once the client has gone, or does not read."""
         if message["type"] == "http.response.start":
             headers = [*message["headers"], (b"date", formatdate(usegmt=True).encode())]
-            if self._server.closing or not self._has_whole_request():
+            if self._server.leaving or not self._has_whole_request():
                 headers.append((b"connection", b"close"))
             self._head = h11.Response(status_code=message["status"], headers=headers, reason=_reason(message["status"]))
             return

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry
 
 from confcom.pki.serving_pair import MAX_PEM, Authority, Pair
-from confcom.services.runtime.http_server import Listener, Message, Page, Receive, Send, serve_http
+from confcom.services.runtime.http_server import Application, Listener, Page, serve_http
 from confcom.services.runtime.process import background, run_until
 from confcom.services.runtime.status_page import Handler, StatusPage, alive, metrics_of
 from confcom.services.runtime.tls import HeldTls, OwnCertificate
@@ -92,15 +92,6 @@ def _middle(pair: Pair) -> datetime:
     return pair.made + (pair.expires - pair.made) / 2
 
 
-class LeavingApp(Protocol):
-    """An ASGI application; while `leaving` it closes each connection after its answer."""
-
-    leaving: bool
-
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IssuedServer:
     """One replica of a server behind a Service, and its status pages at `http`, if that is not empty.
@@ -110,7 +101,7 @@ class IssuedServer:
     """
 
     service: str
-    app: LeavingApp
+    app: Application
     certificate: IssuedCertificate
     listener: Callable[[HeldTls], Awaitable[Listener]]
     not_ready: Callable[[], str]
@@ -124,36 +115,32 @@ class IssuedServer:
     ) -> None:
         """Serve from the first certificate on, until `leave_after` seconds after `stop` is set.
 
-        Callers shall find another replica meanwhile. `beside` runs for as long. `started` gets the URL.
+        `beside` runs for as long. `started` gets the URL.
         """
-        serving, gone, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        serving, ended = asyncio.Event(), asyncio.Event()
 
         async def answer() -> None:
             listener = await self.listener(await self.certificate.first())
             serving.set()
-            await serve_http(self.app, listener, stop=gone, started=started)
+            await serve_http(self.app, replace(listener, leave_after=self.leave_after), stop=stop, started=started)
             ended.set()
 
         async def leave() -> None:
             await stop.wait()
-            if not serving.is_set():
-                ended.set()
-                return
-            self.app.leaving = True
-            structlog.get_logger().info(f"{self.service}.leaves", seconds=self.leave_after)
-            await asyncio.sleep(self.leave_after)
-            gone.set()
-            await ended.wait()
+            if serving.is_set():
+                structlog.get_logger().info(f"{self.service}.leaves", seconds=self.leave_after)
+                await ended.wait()
+            ended.set()
+
+        async def readyz() -> Page:
+            reason = "leaving: told to stop" if stop.is_set() else self.certificate.not_ready or self.not_ready()
+            return Page(503, f"{reason}\n".encode()) if reason else Page(200, b"ok\n")
 
         actors = [answer(), leave(), self.certificate.run(self.look_every), *beside]
         if self.http:
-            pages = {"/healthz": alive, "/readyz": self._readyz, "/metrics": metrics_of(self.registry)}
+            pages = {"/healthz": alive, "/readyz": readyz, "/metrics": metrics_of(self.registry)}
             actors.append(StatusPage(self.http, pages).run())
         await run_until(ended, *actors)
-
-    async def _readyz(self) -> Page:
-        reason = "leaving: told to stop" if self.app.leaving else self.certificate.not_ready or self.not_ready()
-        return Page(503, f"{reason}\n".encode()) if reason else Page(200, b"ok\n")
 
 
 async def serve_issued_page(address: str, pages: Mapping[str, Handler], folder: Path, name: str) -> None:

@@ -97,8 +97,6 @@ class WebhookApp:
         *,
         body_memory: int = 8 * MAX_REVIEW,
     ) -> None:
-        self.leaving = False
-        """Whether connections close after the next answer, so that callers open one to another replica."""
         self._context_of = context_of
         self._metrics = metrics
         self._bodies = _Bodies(body_memory)
@@ -122,7 +120,7 @@ class WebhookApp:
         else:
             seconds = time.perf_counter() - begin
             self._observe(event, seconds)
-            await Page(200, answer, JSON).send(send, close=self.leaving)
+            await Page(200, answer, JSON).send(send)
 
     def _observe(self, event: ReviewEvent, seconds: float) -> None:
         self._metrics.observe(event, seconds)
