@@ -10,7 +10,7 @@ import ssl
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -38,6 +38,8 @@ class JwtLoginServer:
     roles: dict[str, dict[str, Any]] = field(default_factory=dict)
     secrets: dict[str, dict[str, Any]] = field(default_factory=dict)
     answer: tuple[int, bytes] | None = None
+    drips: bool = False
+    """Whether an answer is begun and never ended, with a byte now and then."""
 
     def respond(self, path: str, body: bytes, token: str | None) -> tuple[int, bytes]:
         if self.answer is not None:
@@ -79,6 +81,13 @@ def jwt_login_server(folder: Path, issuer: str, clock: Any) -> Iterator[JwtLogin
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if found.drips:
+                with suppress(OSError):
+                    self.wfile.write(b"HTTP/1.1 200 OK\r\nX-More: ")
+                    while found.drips:
+                        self.wfile.write(b"a")
+                        time.sleep(0.02)
+                return
             status, content = found.respond(self.path, body, self.headers.get("X-Vault-Token"))
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))

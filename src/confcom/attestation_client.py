@@ -6,7 +6,10 @@ or taken from the service over TLS when the first token comes, and again after h
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import queue
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -41,7 +44,7 @@ KEYS_FOR = timedelta(minutes=30)
 KEYS_AT_LEAST = timedelta(minutes=1)
 """Between two fetches of keys, whatever key ids tokens name."""
 TIMEOUT = 15.0
-"""Seconds for one answer."""
+"""Seconds for one whole answer, however steadily it drips."""
 
 
 class AttestationRefused(ConfcomError):
@@ -201,26 +204,49 @@ class AsyncAttestationClient(_Client):
     ) -> tuple[int, bytes]:
         answer = _Bounded(url)
         try:
-            async with client.stream(method, url, content=body, headers=_HEADERS) as response:
+            async with asyncio.timeout(TIMEOUT), client.stream(method, url, content=body, headers=_HEADERS) as response:
                 async for piece in response.aiter_bytes():
                     answer.take(piece)
                 return response.status_code, bytes(answer)
         except httpx2.HTTPError as error:
             raise AttestationUnavailable(f"{url}: {error}") from error
+        except TimeoutError:
+            raise _too_slow(url) from None
 
 
 def ask(
     client: httpx2.Client, method: str, url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
 ) -> tuple[int, bytes]:
-    """Status and body of an answer of at most `MAX_ANSWER` bytes; `AttestationUnavailable` if there is none."""
-    answer = _Bounded(url)
+    """Status and body of an answer of at most `MAX_ANSWER` bytes, within `TIMEOUT`; else `AttestationUnavailable`."""
+    answers: queue.SimpleQueue[tuple[int, bytes] | BaseException] = queue.SimpleQueue()
+
+    def work() -> None:
+        answer = _Bounded(url)
+        try:
+            with client.stream(method, url, content=body, headers=_HEADERS if headers is None else headers) as response:
+                for piece in response.iter_bytes():
+                    answer.take(piece)
+                answers.put((response.status_code, bytes(answer)))
+        except BaseException as error:  # noqa: BLE001 - raised by the caller's thread
+            answers.put(error)
+
+    # A thread of its own, because only so the deadline holds for a server that drips: the library's timeouts are for
+    # single reads.
+    threading.Thread(target=work, name="confcom-attestation", daemon=True).start()
     try:
-        with client.stream(method, url, content=body, headers=_HEADERS if headers is None else headers) as response:
-            for piece in response.iter_bytes():
-                answer.take(piece)
-            return response.status_code, bytes(answer)
-    except httpx2.HTTPError as error:
-        raise AttestationUnavailable(f"{url}: {error}") from error
+        found = answers.get(timeout=TIMEOUT)
+    except queue.Empty:
+        client.close()
+        raise _too_slow(url) from None
+    if isinstance(found, httpx2.HTTPError):
+        raise AttestationUnavailable(f"{url}: {found}") from found
+    if isinstance(found, BaseException):
+        raise found
+    return found
+
+
+def _too_slow(url: str) -> AttestationUnavailable:
+    return AttestationUnavailable(f"{url}: the answer was not whole within {TIMEOUT:g} s")
 
 
 _HEADERS = {"Content-Type": "application/json", "Accept": "application/json"}

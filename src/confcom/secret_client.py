@@ -33,7 +33,8 @@ def read_secret(
     The enclave itself has to call this: token and secret are in the memory of the caller, and TLS ends there.
 
     `server` is the https URL of the server, and `ca` has the authorities of its certificate. `role` is one of its JWT
-    method, mounted at `auth/<mount>`, and the audience of the token. `quote` gives a quote over 64 bytes.
+    method, mounted at `auth/<mount>`, and the audience of the token. `quote` gives a quote over 64 bytes. Each
+    of the four answers must be whole within 15 seconds.
 
     Raises:
         AttestationRefused: the attestation service refused the evidence, or the server the login or the secret.

@@ -27,6 +27,7 @@ GROUPS = yaml.safe_load(RULES.read_text())["groups"]
 ALERTS: dict[str, dict[str, Any]] = {rule["alert"]: rule for group in GROUPS for rule in group["rules"]}
 QH, CS, EPC, WH = "confcom_quote_helper", "confcom_collateral_service", "confcom_epc", "confcom_webhook"
 DP, ATT, API = "confcom_device_plugin", "confcom_attestation", "confcom_metrics_api"
+CERT = "confcom_certificate_signer"
 NODE = {"node": "n1"}
 DAY = 86400
 TCB_INFO = 'kind="tcb-info",tee="sgx",fmspc="00606a000000",ca=""'
@@ -181,6 +182,23 @@ CASES = [
     Case("ConfcomMetricsApiCertificate", {f'{API}_certificate_expiry_timestamp_seconds{{pod="m"}}': f"{10 * DAY}x100"},
          {f'{API}_certificate_expiry_timestamp_seconds{{pod="m"}}': f"{50 * DAY}x100"}, {"pod": "m"},
          "The certificate of metrics API m expires in 9d 22h 30m 0s; it is usually renewed halfway.", 90),
+    Case("ConfcomSignerNotReady", {f"{EPC}_pods_known": "1x60"},
+         {f'{CERT}_ready{{pod="a"}}': "0x60", f'{CERT}_ready{{pod="b"}}': "1x60"}, {},
+         "No certificate signer is ready, so attested pods get no certificates, and those they have are not renewed."),
+    _sums("ConfcomSignerWaits", f"{CERT}_decisions_total", 'outcome="waits",reason="collateral-not-found"',
+          "Requests for certificates wait: no collateral (collateral-not-found).", {"reason": "collateral-not-found"}),
+    _sums("ConfcomSignerWaits", f"{CERT}_cluster_failures_total", 'what="request"',
+          "Requests for certificates wait: the Kubernetes API does not do as asked (request).", {"what": "request"}),
+    Case("ConfcomSignerCaExpires", {f"{CERT}_ca_expiry_timestamp_seconds": f"{50 * DAY}x100"},
+         {f"{CERT}_ca_expiry_timestamp_seconds": f"{70 * DAY}x100"}, {},
+         "The CA of attested pods expires in 49d 22h 30m 0s; its successor usually signs 76 days before.", 90),
+    # The first one after the start counts.
+    Case("ConfcomCertificateRefused", {f'{CERT}_decisions_total{{outcome="denied",reason="EvidenceRefused"}}': "0x20 1x60"},
+         {f'{CERT}_decisions_total{{outcome="denied",reason="EvidenceRefused"}}': "1x80",
+          f'{CERT}_decisions_total{{outcome="nonce",reason="NonceIssued"}}': "0+1x80"}, {},
+         "A pod showed evidence that its policy does not accept, and got no certificate."),
+    _sums("ConfcomCertificatePolicyUnusable", f"{CERT}_decisions_total", 'outcome="denied",reason="PolicyUnusable"',
+          "A policy of the certificate signer cannot be used, so its pods get no certificates.", {}),
 ]  # fmt: skip
 
 
@@ -243,7 +261,7 @@ def test_daemons_that_are_well_raise_no_alert() -> None:
 
 
 def test_every_alert_has_a_case_and_a_page() -> None:
-    assert sorted(case.alert for case in CASES) == sorted(ALERTS)
+    assert {case.alert for case in CASES} == set(ALERTS)
     index = (ROOT / "docs" / "runbooks" / "README.md").read_text()
     pages = sorted(page.stem for page in (ROOT / "docs" / "runbooks").glob("Confcom*.md"))
     assert pages == sorted(ALERTS)

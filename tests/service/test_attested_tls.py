@@ -408,13 +408,35 @@ def test_a_client_without_a_name_gets_no_fresh_evidence() -> None:
 
 
 def test_fresh_quotes_are_limited(caplog: pytest.LogCaptureFixture) -> None:
-    context = ServerContext(issuer(), fresh_per_second=2)
-    taken = [context._requests.spend(1) for _ in range(20)]
-    assert taken[:2] == [True, True]
-    assert taken.count(True) < 20
-    with listening(ServerContext(issuer(), fresh_per_second=0)) as port, pytest.raises(ssl.SSLError):
-        client(fresh=True).wrap_socket(connected(port))
-    assert "fresh evidence refused" in caplog.text
+    """One peer leaves the others theirs, and many peers together get no more than eight."""
+
+    def asked_from(number: int) -> str:
+        with socket.create_connection(("127.0.0.1", port), HANG, (f"127.0.0.{number}", 0)) as stream:
+            caplog.clear()
+            with contextlib.suppress(ssl.SSLError), client(fresh=True).wrap_socket(stream):
+                return "answered"
+        return caplog.messages[0]
+
+    with listening(ServerContext(issuer(), fresh_per_second=1e-6)) as port:
+        assert asked_from(1) == "answered"
+        assert asked_from(1) == "fresh evidence refused: more than 1e-06 requests of one peer in a second"
+        assert [asked_from(number) for number in range(2, 9)] == ["answered"] * 7
+        assert asked_from(9) == "fresh evidence refused: more than 8e-06 requests of all peers in a second"
+    with listening(ServerContext(issuer(), fresh_per_second=0)) as port:
+        assert "refused" in asked_from(1)
+
+
+async def test_peers_are_counted_on_an_event_loop_too_in_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("confcom.atls.server.MAX_PEERS", 3)
+    context = ServerContext(issuer(), fresh_per_second=1e-6)
+    async with serving_fresh(context) as port:
+        for number in (1, 2, 3, 4):
+            options = {"local_addr": (f"127.0.0.{number}", 0), "ssl": client(fresh=True)}
+            _, writer = await asyncio.open_connection("127.0.0.1", port, **options)
+            writer.close()
+        with pytest.raises(OSError):  # noqa: PT011 - the alert, or the end of the connection
+            await asyncio.open_connection("127.0.0.1", port, **options)
+    assert [*context._peers] == ["127.0.0.2", "127.0.0.3", "127.0.0.4"]
 
 
 class Stuck:

@@ -246,6 +246,8 @@ async def test_one_pod_has_an_allowance(stage: SignerStage) -> None:
             await create(credentials, name, request)
         reasons = [(await stage.denied(name))[0] for name in names]
         assert sorted(reasons) == ["NonceIssued"] * 4 + ["TooManyRequests"] * 4
+        (event,) = stage.api.events  # one in a minute, however many requests are denied
+        assert "TooManyRequests: The pod made more than 4 requests in a minute" in event["note"]
         await stage.certificate(stage.requester(pod="web-2"))
 
 

@@ -8,13 +8,27 @@ from typing import Any
 
 import pytest
 
-from confcom.attestation_client import AttestationClient, AttestationRefused, AttestationUnavailable
+from confcom.attestation_client import (
+    AsyncAttestationClient,
+    Attestation,
+    AttestationClient,
+    AttestationRefused,
+    AttestationUnavailable,
+)
 from confcom.errors import ConfigError
 from confcom.formats.quote import Quote
 from confcom.secret_client import read_secret
 from confcom.simulator.world import SimulatedWorld
+from confcom.tokens.verification import TokenPolicy
 from jwt_login_server import JwtLoginServer, jwt_login_server
-from running_attestation_service import RunningAttestation, enclave_quote, make_world, quote_over, running_attestation
+from running_attestation_service import (
+    NOW,
+    RunningAttestation,
+    enclave_quote,
+    make_world,
+    quote_over,
+    running_attestation,
+)
 
 PASSWORD = {"password": "correct horse"}
 
@@ -99,3 +113,19 @@ def test_a_strange_answer_is_an_error_with_its_reason(
     server.answer = answer
     with pytest.raises(error, match=reason):
         read(server, service, world)
+
+
+async def test_a_server_that_drips_is_left(
+    server: JwtLoginServer, service: RunningAttestation, world: SimulatedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each byte comes in time, and the answer never ends."""
+    monkeypatch.setattr("confcom.attestation_client.TIMEOUT", 0.5)
+    server.drips = True
+    try:
+        with pytest.raises(AttestationUnavailable, match=r"nonces.*: the answer was not whole within 0\.5 s"):
+            read(server, service, world, attestation=AttestationClient(server.url, ca=server.ca))
+        evidence = Attestation(evidence=enclave_quote(world))
+        with pytest.raises(AttestationUnavailable, match=r"attest.*: the answer was not whole within 0\.5 s"):
+            await AsyncAttestationClient(server.url, ca=server.ca).attest(evidence, TokenPolicy(), now=NOW)
+    finally:
+        server.drips = False

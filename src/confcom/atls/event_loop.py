@@ -70,7 +70,7 @@ async def _begin(stream: socket.socket, protocol: Callable[[], asyncio.BaseProto
         async with asyncio.timeout(DEADLINE):
             nonce = nonce_of_name(server_name(await _first_record(stream)))
             if nonce is not None:
-                await asyncio.to_thread(context.prepare, nonce)
+                await asyncio.to_thread(context.prepare, nonce, stream)
             await asyncio.get_running_loop().connect_accepted_socket(protocol, stream, ssl=context)
     except (OSError, TimeoutError):
         stream.close()  # the client left, or refused us

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import ssl
 import sys
 import threading
@@ -15,8 +16,13 @@ from confcom.atls.client import PresentingContext, nonce_of_name
 from confcom.atls.issuer import IssuedCertificate, Issuer
 from confcom.errors import ConfcomError, ConfigError
 from confcom.formats.arguments import checked_type
+from confcom.services.runtime.allowances import address_of
 
 FRESH_PER_SECOND = 10.0
+TOGETHER = 8
+"""Times the quotes of one peer, how many all peers together get."""
+MAX_PEERS = 1024
+"""Addresses of peers that are counted at a time; the one that asked least recently makes room."""
 WAIT = 2.0
 """Seconds that a handshake waits for its quote."""
 AT_A_TIME = 2
@@ -34,9 +40,9 @@ class ServerContext(PresentingContext):
     """An `ssl.SSLContext` for servers: it shows the issuer's current certificate. TLS 1.3 only, without tickets.
 
     A client of ours that asks for fresh evidence (`ClientContext(…, fresh=True)`) gets a certificate with its nonce:
-    at most `fresh_per_second` (0: none), else the handshake is refused. The thread that makes the handshake waits for
-    the quote, at most two seconds; an event loop stands still meanwhile, for at most a tenth of its time, unless
-    `serve_fresh` accepts its connections.
+    at most `fresh_per_second` (0: none) for one address of peers, and eight times that for all; else the handshake is
+    refused. The thread that makes the handshake waits for the quote, at most two seconds; an event loop stands still
+    meanwhile, for at most a tenth of its time, and knows no addresses, unless `serve_fresh` accepts its connections.
 
     What is set for certificates of clients (`verify_mode`, `load_verify_locations`) has its usual meaning: ordinary
     certificates of an authority work. The standard library's servers cannot take self-signed ones, attested or not.
@@ -53,7 +59,10 @@ class ServerContext(PresentingContext):
         if fresh_per_second < 0:
             raise ConfigError(f"fresh_per_second: {fresh_per_second} is negative")
         self._protocols: list[str] = []
-        self._requests = _Budget(fresh_per_second, max(fresh_per_second, 1.0) if fresh_per_second else 0.0)
+        self._rate = fresh_per_second
+        self._requests = _quotes(fresh_per_second, TOGETHER)
+        self._peers: OrderedDict[str, _Budget] = OrderedDict()
+        self._counting = threading.Lock()
         self._loop_time = _Budget(LOOP_SHARE, LOOP_SHARE * 2)
         self._prepared: OrderedDict[bytes, tuple[IssuedCertificate | None]] = OrderedDict()
         self._free = threading.BoundedSemaphore(AT_A_TIME)
@@ -77,7 +86,7 @@ class ServerContext(PresentingContext):
         if nonce is None:
             return None
         prepared = self._prepared.pop(nonce, None)
-        made = self._fresh(nonce) if prepared is None else prepared[0]
+        made = self._fresh(nonce, _peer(connection)) if prepared is None else prepared[0]
         if made is None:
             return ssl.AlertDescription.ALERT_DESCRIPTION_INTERNAL_ERROR
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -91,16 +100,28 @@ class ServerContext(PresentingContext):
         connection.context = context
         return None
 
-    def prepare(self, nonce: bytes) -> None:
+    def prepare(self, nonce: bytes, stream: socket.socket) -> None:
         """Make the certificate for a nonce before its handshake begins. Blocks as long as a quote; for a thread."""
-        self._prepared[nonce] = (self._fresh(nonce),)
+        self._prepared[nonce] = (self._fresh(nonce, _peer(stream)),)
         if len(self._prepared) > MAX_PREPARED:
             self._prepared.popitem(last=False)
 
-    def _fresh(self, nonce: bytes) -> IssuedCertificate | None:
+    def _may_ask(self, peer: str) -> bool:
+        """Whether the peer, and then all of them, asked for no more quotes than they get."""
+        with self._counting:
+            own = self._peers.setdefault(peer, _quotes(self._rate))
+            self._peers.move_to_end(peer)
+            if len(self._peers) > MAX_PEERS:
+                self._peers.popitem(last=False)
+        for budget, whose in ((own, "one peer"), (self._requests, "all peers")):
+            if not budget.spend(1):
+                _log.warning("fresh evidence refused: more than %g requests of %s in a second", budget.rate, whose)
+                return False
+        return True
+
+    def _fresh(self, nonce: bytes, peer: str) -> IssuedCertificate | None:
         """The certificate for a nonce; None where there are too many requests, or no quote in time."""
-        if not self._requests.spend(1):
-            _log.warning("fresh evidence refused: more than %g requests in a second", self._requests.rate)
+        if not self._may_ask(peer):
             return None
         blocks_loop = _in_event_loop()
         wait = min(WAIT, self._loop_time.left()) if blocks_loop else WAIT
@@ -155,6 +176,20 @@ class _Budget:
         with self._lock:
             self._saved = max(self._saved - amount, 0.0)
         return enough
+
+
+def _quotes(rate: float, peers: int = 1) -> _Budget:
+    """So many quotes in a second for each of the peers, and one at once where that is fewer; 0: none."""
+    return _Budget(peers * rate, peers * max(rate, 1.0) if rate else 0.0)
+
+
+def _peer(connection: socket.socket | ssl.SSLObject) -> str:
+    """The peer's address, of IPv6 its network; empty where it is not known, as below an event loop."""
+    try:
+        address = connection.getpeername() if isinstance(connection, socket.socket) else ()
+    except OSError:
+        address = ()
+    return address_of({"client": address})
 
 
 def _in_event_loop() -> bool:

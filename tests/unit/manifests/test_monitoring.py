@@ -59,7 +59,7 @@ def test_alerts_are_those_of_the_components_that_run() -> None:
     assert set(groups(AddonConfig(collateral=True))) == {
         "confcom-device-plugin", "confcom-webhook", "confcom-collateral", "confcom-services"
     }  # fmt: skip
-    assert len(groups(EVERYTHING)) == 8
+    assert len(groups(EVERYTHING)) == 9
 
 
 @pytest.mark.parametrize(

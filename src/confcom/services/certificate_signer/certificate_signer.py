@@ -78,6 +78,8 @@ class SignerMetrics:
             f"{PREFIX}_decisions", "Requests that were decided: signed, nonce, denied, or left waiting.",
             ["outcome", "reason"], registry=registry,
         )  # fmt: skip
+        for reason in ("EvidenceRefused", "PolicyUnusable"):  # beforehand, so that the first is an increase
+            self.decisions.labels("denied", reason)
         self.seconds = Histogram(
             f"{PREFIX}_decision_seconds", "What a decision took, without writing it.", buckets=BUCKETS,
             registry=registry,
@@ -129,6 +131,7 @@ class _Signer:
         )
         self._pending = PendingRequests(config.kubeconfig)
         self._allowance = Allowance(config.requests_per_minute, time.monotonic)
+        self._events = Allowance(1, time.monotonic)
         self._threads = WorkerThreads("decision", threads=config.threads, max_waiting=config.threads)
         self._instance = socket.gethostname()
         self._again: set[str] = set()
@@ -155,6 +158,8 @@ class _Signer:
         )
         expiry = Reading(f"{PREFIX}_ca_expiry_timestamp_seconds", "When the CA expires.", self._keeper.expiry)
         self._metrics.registry.register(expiry)
+        text = "1 while there is a published CA and the requests are followed."
+        self._metrics.registry.register(Reading(f"{PREFIX}_ready", text, lambda: float(not self._not_ready())))
         clients = [CertificateRequests(config.kubeconfig, MANAGER) for _ in range(config.threads)]
         actors = [
             self._keeper.run(config.ca_look_every),
@@ -172,8 +177,11 @@ class _Signer:
                 await client.close()
             await objects.close()
 
+    def _not_ready(self) -> str:
+        return self._keeper.not_ready or ("" if self._pending.known else "the requests have not been read yet")
+
     async def _readyz(self) -> Page:
-        reason = self._keeper.not_ready or ("" if self._pending.known else "the requests have not been read yet")
+        reason = self._not_ready()
         return Page(503, f"{reason}\n".encode()) if reason else Page(200, b"ok\n")
 
     def _failed(self, error: ConfcomError) -> None:
@@ -284,9 +292,13 @@ class _Signer:
             await self._report(client, request, denial)
 
     async def _report(self, client: CertificateRequests, request: SigningRequest, denial: Denial) -> None:
-        """Write an event about the pod; without one the request itself still says why."""
+        """Write an event about the pod, one in a minute for each reason; each request itself says why as well."""
         try:
             requester, note = request.requester(), f"{request.name}: {denial.reason}: {denial.message}"
+            counted = f"{requester.pod_uid} {denial.reason}"
+            if self._events.wait(counted):
+                return
+            self._events.spend(counted)
             await client.report(requester, denial.reason, note, self._clock(), instance=self._instance)
         except FormatError:
             return
