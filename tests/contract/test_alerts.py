@@ -193,7 +193,8 @@ CASES = [
          {f"{CERT}_ca_expiry_timestamp_seconds": f"{70 * DAY}x100"}, {},
          "The CA of attested pods expires in 49d 22h 30m 0s; its successor usually signs 76 days before.", 90),
     # The first one after the start counts.
-    Case("ConfcomCertificateRefused", {f'{CERT}_decisions_total{{outcome="denied",reason="EvidenceRefused"}}': "0x20 1x60"},
+    Case("ConfcomCertificateRefused",
+         {f'{CERT}_decisions_total{{outcome="denied",reason="EvidenceRefused"}}': "0x20 1x60"},
          {f'{CERT}_decisions_total{{outcome="denied",reason="EvidenceRefused"}}': "1x80",
           f'{CERT}_decisions_total{{outcome="nonce",reason="NonceIssued"}}': "0+1x80"}, {},
          "A pod showed evidence that its policy does not accept, and got no certificate."),
