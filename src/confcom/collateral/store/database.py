@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from confcom.collateral.sources import SQLITE_MAGIC
 from confcom.collateral.store.schema import APPLICATION_ID, CHANGES, LEASES, NEWEST
 from confcom.database.changes import Leases, announce
-from confcom.database.engine import BUSY_TIMEOUT, Database, DatabaseAddress
+from confcom.database.engine import BUSY_TIMEOUT, Database, DatabaseAddress, LookUp, Query, engines_error
 from confcom.errors import (
     CollateralError,
     CollateralNotFound,
@@ -84,6 +84,12 @@ class StoreDatabase:
             yield connection
 
     @contextmanager
+    def look_ups(self) -> Iterator[LookUp]:
+        """A function for the few rows of a query, each of its own moment: faster than `read`."""
+        with self._translated(), self.database.look_ups() as look_up:
+            yield look_up
+
+    @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """A connection in a transaction: all of it is kept when the block ends well, none of it otherwise."""
         with self._translated(), self.database.write(TOPIC) as connection:
@@ -94,8 +100,9 @@ class StoreDatabase:
 
     def changes(self) -> int:
         """How many transactions have written so far, of every process."""
-        with self.read() as connection:
-            return int(connection.execute(sa.select(CHANGES.c.number)).scalar_one())
+        with self.look_ups() as look_up:
+            ((number,),) = look_up(_CHANGES, {})
+            return int(number)
 
     def take_lease(self, name: str, now: datetime, lasting: timedelta) -> bool:
         """Whether this process may do for all replicas what the lease is for; of a file always."""
@@ -169,7 +176,7 @@ class StoreDatabase:
             busy = f"another process is writing the collateral store {self.database.address} and did not finish in time"
             raise StoreUnavailable(error.message if self.shared else busy, advice=error.advice()) from error
         except ConfigError as error:
-            code = getattr(getattr(error.__cause__, "orig", None), "sqlite_errorcode", None)
+            code = getattr(engines_error(error.__cause__), "sqlite_errorcode", None)
             if code is not None and code & 0xFF not in _REFUSALS:
                 # A table that is not there, or a value of another type: not written by us.
                 raise self._damaged(_engines_reason(error)) from error
@@ -190,10 +197,11 @@ class StoreDatabase:
 
 def _engines_reason(error: ConfcomError) -> str:
     """What the engine said."""
-    found = getattr(error.__cause__, "orig", None)
+    found = engines_error(error.__cause__)
     return error.message.rpartition(" is damaged: ")[2] if found is None else str(found)
 
 
+_CHANGES = Query(sa.select(CHANGES.c.number))
 _COUNT_CHANGE = sa.update(CHANGES).values(number=CHANGES.c.number + 1)
 
 

@@ -26,7 +26,7 @@ from confcom.collateral.store.schema import (
     PLATFORMS,
     REGISTRATIONS,
 )
-from confcom.database.engine import Database
+from confcom.database.engine import Database, Query
 from confcom.errors import MismatchError
 from confcom.formats.pck_extension import PckExtension, PckTcb
 from confcom.pki.certificate import load_certificate, parse_certificates
@@ -241,21 +241,19 @@ class PlatformRegistry:
 
     def last_asked(self, platform: PlatformTcb) -> datetime:
         """When a platform asked last; 1970 if it never did."""
-        with self._database.read() as connection:
-            own = {"qe_id": platform.qe_id.hex(), "pce_id": platform.pce_id.hex()}
-            return time_of(connection.execute(_ASKED, own).scalar_one())
+        with self._database.look_ups() as look_up:
+            ((asked,),) = look_up(_LAST_ASKED, {"qe_id": platform.qe_id.hex(), "pce_id": platform.pce_id.hex()})
+            return time_of(asked)
 
     def pck_certificate(self, platform: PlatformTcb) -> PckCertificateAnswer | None:
         """The certificate that was last kept for exactly this raw TCB."""
-        with self._database.read() as connection:
-            rows = connection.execute(_CHOSEN, _raw_key(platform))
-            return next(self._answers(rows), None)
+        with self._database.look_ups() as look_up:
+            return next(self._answers(look_up(_CHOSEN, _raw_key(platform))), None)
 
     def pck_certificates(self, qe_id: bytes, pce_id: bytes) -> tuple[PckCertificateAnswer, ...]:
         """Every certificate kept for a platform, the one seen last at the front: what a selection chooses from."""
-        with self._database.read() as connection:
-            rows = connection.execute(_OF_QE_ID, {"qe_id": qe_id.hex(), "pce_id": pce_id.hex()})
-            return tuple(self._answers(rows))
+        with self._database.look_ups() as look_up:
+            return tuple(self._answers(look_up(_OF_QE_ID, {"qe_id": qe_id.hex(), "pce_id": pce_id.hex()})))
 
     def count_certificates(self) -> int:
         """How many PCK certificates there are, of whatever root."""
@@ -448,8 +446,8 @@ _CHOICE = (
     sa.select(PLATFORM_TCBS.c.certificate).where(*_RAW_KEY).order_by(PLATFORM_TCBS.c.id.desc()).limit(1)
 ).scalar_subquery()
 _WITH_CHAIN = PCK_CERTIFICATES.join(CHAINS, CHAINS.c.id == PCK_CERTIFICATES.c.chain)
-_CHOSEN = sa.select(*_CERTIFICATE).select_from(_WITH_CHAIN).where(PCK_CERTIFICATES.c.id == _CHOICE)
-_OF_QE_ID = (
+_CHOSEN = Query(sa.select(*_CERTIFICATE).select_from(_WITH_CHAIN).where(PCK_CERTIFICATES.c.id == _CHOICE))
+_OF_QE_ID = Query(
     sa.select(*_CERTIFICATE)
     .select_from(_WITH_CHAIN)
     .where(*_own(PCK_CERTIFICATES))
@@ -487,6 +485,7 @@ _RAW_TCBS = (
     .order_by(PLATFORM_TCBS.c.cpu_svn, PLATFORM_TCBS.c.pce_svn)
 )
 _ASKED = sa.select(sa.func.coalesce(sa.func.max(REGISTRATIONS.c.last_seen), 0)).where(*_own(REGISTRATIONS))
+_LAST_ASKED = Query(_ASKED)
 _REGISTERED = sa.exists().where(
     REGISTRATIONS.c.qe_id == PCK_CERTIFICATES.c.qe_id, REGISTRATIONS.c.pce_id == PCK_CERTIFICATES.c.pce_id
 )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
 
 from confcom.collateral.documents import Document, DocumentFacts, DocumentKey, DocumentKind, VerifiedDocument
 from confcom.collateral.store.schema import CHAINS, DOCUMENTS, SIGHTINGS, VERSIONS
-from confcom.database.engine import Database
+from confcom.database.engine import Database, LookUp, Query
 from confcom.errors import CollateralError
 from confcom.protocols.pcs import Update
 
@@ -153,44 +154,51 @@ def keep_chain(connection: sa.Connection, pem: bytes) -> int:
     return int(known)
 
 
-def id_in_force(connection: sa.Connection, key: DocumentKey, at: datetime, root: bytes) -> int | None:
-    """The id of the version that was in force at `at`; None where there is none of the set."""
-    label = "" if key.update is None else str(key.update)
-    rows = connection.execute(_CANDIDATES, _columns(key) | {"label": label, "root": root})
-    chosen = choose([Candidate(*row) for row in rows], at=seconds(at), update=key.update)
-    return None if chosen is None else chosen.id
+def ids_in_force(look_up: LookUp, keys: Sequence[DocumentKey], at: datetime, root: bytes) -> list[int | None]:
+    """Per key the id of the version that was in force at `at`, None where there is none of the set; of one moment."""
+    values: dict[str, Any] = {"root": root}
+    for place, key in enumerate(keys):
+        named = _columns(key) | {"label": "" if key.update is None else str(key.update)}
+        values |= {f"{name}{place}": value for name, value in named.items()}
+    found: list[list[Candidate]] = [[] for _ in keys]
+    for place, *row in look_up(_candidates(len(keys)), values):
+        found[place].append(Candidate(*row))
+    chosen = [choose(of_key, at=seconds(at), update=key.update) for key, of_key in zip(keys, found, strict=True)]
+    return [None if one is None else one.id for one in chosen]
 
 
-def document_in_force(connection: sa.Connection, key: DocumentKey, at: datetime, root: bytes) -> Document | None:
-    """The version that was in force at `at`, with its bytes."""
-    version = id_in_force(connection, key, at, root)
-    return None if version is None else load_document(connection, version, key)
+def version_of(look_up: LookUp, key: DocumentKey, version: int) -> StoredVersion:
+    """A version by its id, with every time that it was seen."""
+    ((*row,),) = look_up(_VERSION, {"version": version})
+    return _stored(key, row, look_up(_SEEN, {"of": version}))
 
 
-def versions_of(
-    connection: sa.Connection, key: DocumentKey, root: bytes, *, only: int | None = None
-) -> Iterator[StoredVersion]:
-    """The versions that were served as the key's set, or have its number; latest issue first. `only`: one id."""
-    chosen, of = (_VERSIONS, {}) if only is None else (_VERSION, {"only": only})
-    rows = connection.execute(chosen, _columns(key) | {"root": root} | of)
-    for version, digest, issue, update, number, expires in rows:
-        seen = connection.execute(_SIGHTINGS, {"of": version})
-        sightings = tuple(Sighting(label, source, time_of(first), time_of(last)) for label, source, first, last in seen)
-        if _is_of(key, number, sightings):
-            facts = DocumentFacts(time_of(issue), time_of(update), number)
-            yield StoredVersion(version, key, digest, facts, time_of(expires), sightings)
+def versions_of(connection: sa.Connection, key: DocumentKey, root: bytes) -> Iterator[StoredVersion]:
+    """The versions that were served as the key's set, or have its number; latest issue first."""
+    for row in connection.execute(_VERSIONS, _columns(key) | {"root": root}):
+        found = _stored(key, row, connection.execute(_SIGHTINGS, {"of": row.id}))
+        if _is_of(key, found):
+            yield found
 
 
-def load_document(connection: sa.Connection, version: int, key: DocumentKey) -> Document:
-    """The bytes of a version, compared with the digest that they were stored under."""
-    row = connection.execute(_BODY, {"version": version}).first()
-    if row is None:
+def _stored(key: DocumentKey, row: Sequence[Any], seen: Iterable[Sequence[Any]]) -> StoredVersion:
+    version, digest, issue, update, number, expires = row
+    sightings = tuple(Sighting(label, source, time_of(first), time_of(last)) for label, source, first, last in seen)
+    facts = DocumentFacts(time_of(issue), time_of(update), number)
+    return StoredVersion(version, key, digest, facts, time_of(expires), sightings)
+
+
+def load_document(look_up: LookUp, version: int, key: DocumentKey) -> tuple[Document, datetime]:
+    """The bytes of a version, compared with the digest that they were stored under, and when it expires."""
+    found = look_up(_BODY, {"version": version})
+    if not found:
         raise CollateralError(f"version {version} of the {key} is not in the store")
-    document = Document(key, row.body, row.pem or b"")
-    if document.digest() != row.digest:
+    ((body, pem, digest, expires),) = found
+    document = Document(key, body, pem or b"")
+    if document.digest() != digest:
         # The engines have no checksums of their own; the database layer calls this damage.
         raise ValueError(f"the bytes of version {version} of the {key} have changed")
-    return document
+    return document, time_of(expires)
 
 
 def all_keys(connection: sa.Connection, root: bytes) -> list[DocumentKey]:
@@ -198,29 +206,45 @@ def all_keys(connection: sa.Connection, root: bytes) -> list[DocumentKey]:
     return [_key(*row) for row in connection.execute(_KEYS, {"root": root})]
 
 
-_OF_KEY = [DOCUMENTS.c[name] == sa.bindparam(name) for name in ("kind", "tee", "fmspc", "ca")]
+_KEY = ("kind", "tee", "fmspc", "ca")
+_OF_KEY = [DOCUMENTS.c[name] == sa.bindparam(name) for name in _KEY]
 _DOCUMENT_ID = sa.select(DOCUMENTS.c.id).where(*_OF_KEY)
 _CHAIN_ID = sa.select(CHAINS.c.id).where(CHAINS.c.digest == sa.bindparam("digest"))
-_OF_DOCUMENT = (VERSIONS.c.document == _DOCUMENT_ID.scalar_subquery(), VERSIONS.c.root == sa.bindparam("root"))
-_FIRST_SEEN = sa.select(sa.func.min(SIGHTINGS.c.seen)).where(
-    SIGHTINGS.c.version == VERSIONS.c.id, SIGHTINGS.c.served_as == sa.bindparam("label")
+_FACTS = (
+    VERSIONS.c.id,
+    VERSIONS.c.digest,
+    VERSIONS.c.issue_date,
+    VERSIONS.c.next_update,
+    VERSIONS.c.number,
+    VERSIONS.c.expires,
 )
-_CANDIDATES = sa.select(
-    VERSIONS.c.id, VERSIONS.c.number, VERSIONS.c.issue_date, VERSIONS.c.next_update, _FIRST_SEEN.scalar_subquery()
-).where(*_OF_DOCUMENT)
 _VERSIONS = (
-    sa.select(
-        VERSIONS.c.id,
-        VERSIONS.c.digest,
-        VERSIONS.c.issue_date,
-        VERSIONS.c.next_update,
-        VERSIONS.c.number,
-        VERSIONS.c.expires,
-    )
-    .where(*_OF_DOCUMENT)
+    sa.select(*_FACTS)
+    .where(VERSIONS.c.document == _DOCUMENT_ID.scalar_subquery(), VERSIONS.c.root == sa.bindparam("root"))
     .order_by(VERSIONS.c.issue_date.desc(), VERSIONS.c.id.desc())
 )
-_VERSION = _VERSIONS.where(VERSIONS.c.id == sa.bindparam("only"))
+_VERSION = Query(sa.select(*_FACTS).where(VERSIONS.c.id == sa.bindparam("version")))
+
+
+@cache
+def _candidates(keys: int) -> Query:
+    """The candidates of so many keys, each with the place of its key; parameters have the place behind their names."""
+
+    def of(place: int) -> sa.Select[Any]:
+        first_seen = sa.select(sa.func.min(SIGHTINGS.c.seen)).where(
+            SIGHTINGS.c.version == VERSIONS.c.id, SIGHTINGS.c.served_as == sa.bindparam(f"label{place}")
+        )
+        own = [DOCUMENTS.c[name] == sa.bindparam(f"{name}{place}") for name in _KEY]
+        return (
+            sa.select(sa.literal_column(str(place)), VERSIONS.c.id, VERSIONS.c.number, VERSIONS.c.issue_date)
+            .add_columns(VERSIONS.c.next_update, first_seen.scalar_subquery())
+            .join_from(DOCUMENTS, VERSIONS, VERSIONS.c.document == DOCUMENTS.c.id)
+            .where(*own, VERSIONS.c.root == sa.bindparam("root"))
+        )
+
+    return Query(sa.union_all(*map(of, range(keys))))
+
+
 _FIRST, _LAST = sa.func.min(SIGHTINGS.c.seen), sa.func.max(SIGHTINGS.c.seen)
 _SIGHTINGS = (
     sa.select(SIGHTINGS.c.served_as, SIGHTINGS.c.source, _FIRST, _LAST)
@@ -228,12 +252,13 @@ _SIGHTINGS = (
     .group_by(SIGHTINGS.c.served_as, SIGHTINGS.c.source)
     .order_by(_FIRST, SIGHTINGS.c.served_as, SIGHTINGS.c.source)
 )
-_BODY = (
-    sa.select(VERSIONS.c.body, CHAINS.c.pem, VERSIONS.c.digest)
+_SEEN = Query(_SIGHTINGS)
+_BODY = Query(
+    sa.select(VERSIONS.c.body, CHAINS.c.pem, VERSIONS.c.digest, VERSIONS.c.expires)
     .join_from(VERSIONS, CHAINS, CHAINS.c.id == VERSIONS.c.chain, isouter=True)
     .where(VERSIONS.c.id == sa.bindparam("version"))
 )
-_NAMES = (DOCUMENTS.c.kind, DOCUMENTS.c.tee, DOCUMENTS.c.fmspc, DOCUMENTS.c.ca, SIGHTINGS.c.served_as)
+_NAMES = (*(DOCUMENTS.c[name] for name in _KEY), SIGHTINGS.c.served_as)
 _KEYS = (
     sa.select(*_NAMES)
     .distinct()
@@ -257,10 +282,10 @@ def time_of(since_1970: int) -> datetime:
         raise ValueError(f"{since_1970} is no time") from error
 
 
-def _is_of(key: DocumentKey, number: int, sightings: Sequence[Sighting]) -> bool:
+def _is_of(key: DocumentKey, version: StoredVersion) -> bool:
     if isinstance(key.update, int):
-        return number == key.update
-    return key.update is None or any(sighting.served_as == key.update for sighting in sightings)
+        return version.facts.number == key.update
+    return key.update is None or any(sighting.served_as == key.update for sighting in version.sightings)
 
 
 def _columns(key: DocumentKey) -> dict[str, Any]:

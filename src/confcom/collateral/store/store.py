@@ -33,14 +33,14 @@ from confcom.collateral.store.rows import (
     Sighting,
     StoredVersion,
     all_keys,
-    document_in_force,
-    id_in_force,
+    ids_in_force,
     keep_version,
     load_document,
     served_as,
+    version_of,
     versions_of,
 )
-from confcom.database.engine import BUSY_TIMEOUT, Database
+from confcom.database.engine import BUSY_TIMEOUT, Database, LookUp
 from confcom.errors import CollateralNotFound
 from confcom.formats.pck_extension import PckExtension
 from confcom.pki.roots import TrustRoots
@@ -146,39 +146,45 @@ class CollateralStore:
         Where no version of a document was valid at `at`, the nearest one is given: judged as of `at`, it is stale.
         """
         keys = keys_for(fmspc, ca, tee, update)
-        with self._database.read() as connection:
+        with self._database.look_ups() as look_up:
             # All four of one root: that of the TCB info.
             for root in self._root_keys:
-                found = [document_in_force(connection, key, at, root) for key in keys]
+                found = ids_in_force(look_up, keys, at, root)
                 if found[0] is not None:
                     break
-        missing = [str(key) for key, document in zip(keys, found, strict=True) if document is None]
+            pairs = zip(keys, found, strict=True)
+            documents = [load_document(look_up, one, key)[0] for key, one in pairs if one is not None]
+        missing = [str(key) for key, version in zip(keys, found, strict=True) if version is None]
         if missing:
             raise CollateralNotFound(
                 f"{self.source} has no {', no '.join(missing)}",
                 advice=f"Fetch it: confcom collateral fetch --fmspc {fmspc.hex()} --ca {ca} --tee {tee} "
                 f"--update {update} --store {self.address}",
             )
-        documents = [document for document in found if document is not None]
         return assemble(documents, source=self.source)
 
     def document(self, key: DocumentKey, *, at: datetime) -> Document:
         """The version of one document that was in force at `at`, of the first root that has it."""
-        with self._database.read() as connection:
-            for root in self._root_keys:
-                document = document_in_force(connection, key, at, root)
-                if document is not None:
-                    return document
-        raise missing_document(key, self.source)
+        found = self.document_until(key, at=at)
+        if found is None:
+            raise missing_document(key, self.source)
+        return found[0]
+
+    def document_until(self, key: DocumentKey, *, at: datetime) -> tuple[Document, datetime] | None:
+        """The same with the time when it expires; None where there is none."""
+        with self._database.look_ups() as look_up:
+            version = self._id_in_force(look_up, key, at)
+            return None if version is None else load_document(look_up, version, key)
 
     def in_force(self, key: DocumentKey, *, at: datetime) -> StoredVersion | None:
         """The version that `document` would give, without its bytes; None where there is none."""
-        with self._database.read() as connection:
-            for root in self._root_keys:
-                chosen = id_in_force(connection, key, at, root)
-                if chosen is not None:
-                    return next(versions_of(connection, key, root, only=chosen), None)
-        return None
+        with self._database.look_ups() as look_up:
+            version = self._id_in_force(look_up, key, at)
+            return None if version is None else version_of(look_up, key, version)
+
+    def _id_in_force(self, look_up: LookUp, key: DocumentKey, at: datetime) -> int | None:
+        found = (ids_in_force(look_up, [key], at, root)[0] for root in self._root_keys)
+        return next((version for version in found if version is not None), None)
 
     def history(self, key: DocumentKey) -> tuple[StoredVersion, ...]:
         """Every version of a document that was served as the key's set, or has its number; the latest issue first."""
@@ -187,8 +193,8 @@ class CollateralStore:
 
     def load(self, version: StoredVersion) -> Document:
         """The bytes of a version."""
-        with self._database.read() as connection:
-            return load_document(connection, version.id, version.key)
+        with self._database.look_ups() as look_up:
+            return load_document(look_up, version.id, version.key)[0]
 
     def document_keys(self) -> tuple[DocumentKey, ...]:
         """Every document in the store, once for each set that it was ever served as."""

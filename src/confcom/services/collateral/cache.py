@@ -233,14 +233,14 @@ class CollateralCache:
 
     def stored(self, key: DocumentKey, now: datetime) -> Served | None:
         """The version in force in the store (a call that blocks)."""
-        version = self.store.in_force(key, at=now)
-        if version is None:
+        found = self.store.document_until(key, at=now)
+        if found is None:
             return None
-        document = self.store.load(version)
+        document, expires = found
         chain = document.issuer_chain
         if key.kind is DocumentKind.ROOT_CA_CRL:
             chain = verify_document(document, roots=self.store.roots).root.pem
-        return Served(document, version.expires, chain, stale=version.expires < now)
+        return Served(document, expires, chain, stale=expires < now)
 
     async def fetch(self, key: DocumentKey) -> Served:
         """Ask upstream, verify, keep, and give what is then in force: an older answer does not replace a newer one."""
