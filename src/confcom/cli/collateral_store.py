@@ -19,7 +19,7 @@ from confcom.appraisal.collateral import verify_collateral
 from confcom.appraisal.result import read_evidence
 from confcom.cli.exit_codes import ExitCode, exit_code
 from confcom.cli.inputs import parse_duration, parse_hex, parse_time, read_input, trust_roots
-from confcom.cli.outputs import complain, note, print_json, printable
+from confcom.cli.outputs import complain, note, print_json, print_pieces, printable
 from confcom.collateral.archive import ARCHIVE_START, Exported, Imported, read_archive, write_archive
 from confcom.collateral.bundle import load_bundle, save_bundle
 from confcom.collateral.clock import Dates, rfc3339
@@ -27,7 +27,7 @@ from confcom.collateral.documents import Document, DocumentKey, assemble, keys_f
 from confcom.collateral.interface import CollateralSource
 from confcom.collateral.sources import SourceOptions, open_source, platform_of, source_name
 from confcom.collateral.store.database import unfinished_store
-from confcom.collateral.store.status import MissingDocument, PlatformStatus, StoreStatus, as_dict, store_status
+from confcom.collateral.store.status import MissingDocument, PlatformStatus, StoreStatus, status_json, store_status
 from confcom.collateral.store.store import CollateralStore
 from confcom.database.engine import DatabaseAddress
 from confcom.errors import (
@@ -364,7 +364,7 @@ def status(
     with CollateralStore(store, roots=trust_roots(trust_root), create=False) as opened:
         found = store_status(opened, now, fmspcs=fmspcs)
     if as_json:
-        print_json(as_dict(found, min_validity=threshold, clock=at is None))
+        print_pieces(status_json(found, min_validity=threshold, clock=at is None))
     else:
         _show_status(found, threshold, clock=at is None)
     alarms = [found.expiring(threshold), found.missing, found.not_yet_valid]
@@ -383,14 +383,18 @@ def _show_status(found: StoreStatus, threshold: timedelta, *, clock: bool) -> No
         click.echo(f"{left:>14}  {document.key!s:<60} number {document.number}{low}")
     for entry in found.missing:
         click.echo(f"{'missing':>14}  {_missing(entry)}")
-    for platform in found.platforms:
-        click.echo(f"platform {platform.platform.id[:16]}  FMSPC {platform.platform.fmspc.hex()}  {_judged(platform)}")
+    print_pieces(line for platforms in found.platforms for line in _platform_lines(platforms))
 
 
 def _missing(entry: MissingDocument) -> str:
     if entry.key is None or entry.fmspc is None:
         return "every TCB info: fetch that of your platforms (confcom collateral fetch --quote FILE, or --fmspc HEX)"
     return f"{entry.key} (for {entry.tee.upper()} quotes of FMSPC {entry.fmspc.hex()})"
+
+
+def _platform_lines(platforms: PlatformStatus) -> Iterator[str]:
+    rest = f"  FMSPC {platforms.group.fmspc.hex()}  {_judged(platforms)}\n"
+    return (f"platform {id_[:16]}{rest}" for id_, _ in platforms.group.seen)
 
 
 def _judged(platform: PlatformStatus) -> str:

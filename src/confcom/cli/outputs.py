@@ -8,7 +8,9 @@ import json
 import os
 import secrets
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,13 @@ def print_json(document: Any) -> None:  # noqa: ANN401 - JSON
     """Print a document as indented JSON."""
     # JSON escapes every control character but this one.
     click.echo(json.dumps(document, indent=2).replace("\x7f", "\\u007f"))
+
+
+def print_pieces(pieces: Iterable[str]) -> None:
+    """Print what is too long to be in memory at once."""
+    rest = iter(pieces)
+    while some := "".join(islice(rest, 1000)):
+        click.echo(some, nl=False)
 
 
 def write_output(path: Path | None, data: bytes, what: str) -> None:

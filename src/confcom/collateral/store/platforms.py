@@ -36,6 +36,8 @@ from confcom.protocols.pcs import PckCaName, PckCertificateAnswer, Tee
 
 STEP = "pck-certificate"
 
+PAGE = 1000
+"""Platforms that are read at a time."""
 REMOVED_AT_A_TIME = 100
 """Platforms that are removed in one transaction."""
 
@@ -113,6 +115,20 @@ class KnownPlatform:
     last_seen: datetime
 
 
+@dataclass(frozen=True, slots=True)
+class PlatformGroup:
+    """Platforms at the same latest TCB, of one TEE, FMSPC and CA: what is said of one is true of all.
+
+    `seen` has the id of each, and when it was seen last (seconds since 1970).
+    """
+
+    tee: Tee
+    fmspc: bytes
+    ca: PckCaName
+    tcb: PckTcb
+    seen: list[tuple[str, int]]
+
+
 class PlatformRegistry:
     """The part of a `CollateralStore` that knows platforms."""
 
@@ -133,10 +149,19 @@ class PlatformRegistry:
         with self._database.read() as connection:
             return tuple(_platform(row) for row in connection.execute(_KNOWN))
 
-    def by_tcb(self) -> tuple[tuple[KnownPlatform, int], ...]:
-        """One platform of each TCB, TEE, FMSPC and CA, and how many there are of it."""
+    def groups(self) -> tuple[PlatformGroup, ...]:
+        """Every platform seen, in groups."""
+        found: dict[tuple[Any, ...], PlatformGroup] = {}
         with self._database.read() as connection:
-            return tuple((_platform(row), row.platforms) for row in connection.execute(_BY_TCB))
+            rows = connection.execution_options(yield_per=PAGE).execute(_CURRENT)
+            for id_, last_seen, *facts in rows:
+                group = found.get(key := tuple(facts))
+                if group is None:
+                    tee, fmspc, ca, components, pce_svn, cpu_svn = facts
+                    tcb = PckTcb(tuple(components), pce_svn, cpu_svn)
+                    group = found[key] = PlatformGroup(_tee(tee), bytes.fromhex(fmspc), _ca(ca), tcb, [])
+                group.seen.append((id_, last_seen))
+        return tuple(found.values())
 
     def kinds(self) -> tuple[tuple[Tee, bytes, PckCaName], ...]:
         """The kinds of platforms that were seen: TEE, FMSPC (6 bytes) and CA."""
@@ -520,17 +545,10 @@ _KNOWN = (
     .where(_IS_CURRENT)
     .order_by(sa.literal_column("since"), PLATFORMS.c.id, PLATFORMS.c.tee)
 )
-_ALIKE = (PLATFORMS.c.tee, *(PLATFORMS.c[name] for name in _FACTS))
-_BY_TCB = (
-    sa.select(
-        *_ALIKE,
-        sa.func.min(PLATFORMS.c.id).label("id"),
-        sa.func.min(PLATFORMS.c.first_seen).label("since"),
-        sa.func.max(PLATFORMS.c.last_seen).label("last_seen"),
-        sa.func.count().label("platforms"),
-    )
+_CURRENT = (
+    sa.select(PLATFORMS.c.id, PLATFORMS.c.last_seen, PLATFORMS.c.tee, *(PLATFORMS.c[name] for name in _FACTS))
     .where(_IS_CURRENT)
-    .group_by(*_ALIKE)
+    .order_by(PLATFORMS.c.number)
 )
 _KINDS = sa.select(PLATFORMS.c.tee, PLATFORMS.c.fmspc, PLATFORMS.c.ca).where(_IS_CURRENT).distinct()
 _MET = (

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
+import textwrap
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from confcom.appraisal.tcb import Shortfall, match_platform, shortfalls
 from confcom.collateral.clock import Dates, rfc3339
 from confcom.collateral.documents import DocumentKey, DocumentKind
-from confcom.collateral.store.platforms import KnownPlatform
+from confcom.collateral.store.platforms import PlatformGroup
+from confcom.collateral.store.rows import time_of
 from confcom.collateral.store.store import CollateralStore
 from confcom.formats.pck_extension import PckTcb
 from confcom.formats.tcb_info import SignedTcbInfo, TcbInfo, TcbStatus
@@ -45,7 +49,7 @@ class MissingDocument:
 
 @dataclass(frozen=True, slots=True)
 class PlatformStatus:
-    """A platform that was seen, under the set in force and under the coming one.
+    """Platforms that were seen at one TCB, under the set in force and under the coming one.
 
     A status None means: there is no such TCB info (its number is None too), or no level that low. `shortfall` is the
     first component that is too low, under the coming set if that judges worse. Of a TD's TCB only what the platform
@@ -53,7 +57,7 @@ class PlatformStatus:
     make the coming set the standard one.
     """
 
-    platform: KnownPlatform
+    group: PlatformGroup
     standard_number: int | None
     standard_status: TcbStatus | None
     early_number: int | None
@@ -63,17 +67,17 @@ class PlatformStatus:
 
     @property
     def to_restart(self) -> bool:
-        """Whether it has not come back with the TCB that the newest set asks for: BIOS, microcode, then a restart."""
+        """Whether they have yet to come back with the TCB that the newest set asks for: BIOS, microcode, a restart."""
         return self.out_of_date or self.falls_behind
 
     @property
     def out_of_date(self) -> bool:
-        """Whether it is out of date already."""
+        """Whether they are out of date already."""
         return self.standard_number is not None and self.standard_status in _OLD
 
     @property
     def falls_behind(self) -> bool:
-        """Whether the coming promotion makes it out of date."""
+        """Whether the coming promotion makes them out of date."""
         coming = self.early_number is not None and self.early_status in _OLD
         return coming and not self.out_of_date and self.early_number != self.standard_number
 
@@ -115,7 +119,7 @@ PROMOTION = timedelta(weeks=6)
 def store_status(store: CollateralStore, now: datetime, *, fmspcs: frozenset[bytes] = frozenset()) -> StoreStatus:
     """The status of every document in force at `now` and of every platform seen; with `fmspcs`, of theirs alone."""
     keys = [key for key in store.document_keys() if key.fmspc is None or not fmspcs or key.fmspc in fmspcs]
-    platforms = [known for known in store.platforms.known() if not fmspcs or known.fmspc in fmspcs]
+    platforms = [group for group in store.platforms.groups() if not fmspcs or group.fmspc in fmspcs]
     infos = _TcbInfos(store, now)
     return StoreStatus(
         now=now,
@@ -126,32 +130,44 @@ def store_status(store: CollateralStore, now: datetime, *, fmspcs: frozenset[byt
 
 
 def fleet_counts(store: CollateralStore, now: datetime) -> dict[str, int]:
-    """How many platforms are `current`, `falls_behind` or `out_of_date`; each TCB is judged once."""
+    """How many platforms are `current`, `falls_behind` or `out_of_date`."""
     infos, counts = _TcbInfos(store, now), dict.fromkeys(("current", "falls_behind", "out_of_date"), 0)
-    for known, platforms in store.platforms.by_tcb():
-        found = infos.judge(known)
+    for found in map(infos.judge, store.platforms.groups()):
         state = "out_of_date" if found.out_of_date else "falls_behind" if found.falls_behind else "current"
-        counts[state] += platforms
+        counts[state] += len(found.group.seen)
     return counts
 
 
-def as_dict(status: StoreStatus, *, min_validity: timedelta, clock: bool = True) -> dict[str, Any]:
-    """The status for machines: times in RFC 3339, bytes in hexadecimal digits.
+def status_json(status: StoreStatus, *, min_validity: timedelta, clock: bool = True) -> Iterator[str]:
+    """The status for machines, in pieces of JSON: times in RFC 3339, bytes in hexadecimal digits.
 
-    `clock`: `now` is the time of this machine's clock.
+    `clock`: `now` is the time of this machine's clock. A fleet is not held in memory as JSON: it would be hundreds of
+    megabytes.
     """
-    return {
+    head = {
         "now": rfc3339(status.now),
         "min_validity_seconds": int(min_validity.total_seconds()),
         "expiring": [_document_dict(document) for document in status.expiring(min_validity)],
         "not_yet_valid": [_document_dict(document) for document in status.not_yet_valid],
         "clock_problem": (clock and status.clock_problem) or None,
         "missing": [_missing_dict(entry) for entry in status.missing],
-        "falling_behind": [entry.platform.id for entry in status.falling_behind],
-        "to_restart": [entry.platform.id for entry in status.platforms if entry.to_restart],
+        "falling_behind": _ids(status.falling_behind),
+        "to_restart": _ids(entry for entry in status.platforms if entry.to_restart),
         "documents": [_document_dict(document) for document in status.documents],
-        "platforms": [_platform_dict(entry) for entry in status.platforms],
     }
+    yield json.dumps(head, indent=2).removesuffix("\n}") + ',\n  "platforms": ['
+    separator = "\n"
+    for entry in status.platforms:
+        about = textwrap.indent(json.dumps(_platforms_dict(entry), indent=2), " " * 4)
+        before, between, after = re.split(f"{_ID}|{_LAST_SEEN}", about)
+        for id_, last_seen in entry.group.seen:
+            yield f"{separator}{before}{id_}{between}{rfc3339(time_of(last_seen))}{after}"
+            separator = ",\n"
+    yield "\n  ]\n}\n" if status.platforms else "]\n}\n"
+
+
+def _ids(entries: Iterable[PlatformStatus]) -> list[str]:
+    return [id_ for entry in entries for id_, _ in entry.group.seen]
 
 
 def _documents(store: CollateralStore, keys: Iterable[DocumentKey], now: datetime) -> Iterator[DocumentStatus]:
@@ -168,7 +184,7 @@ def _documents(store: CollateralStore, keys: Iterable[DocumentKey], now: datetim
 
 
 def _missing(
-    keys: set[DocumentKey], platforms: Iterable[KnownPlatform], fmspcs: frozenset[bytes]
+    keys: set[DocumentKey], platforms: Iterable[PlatformGroup], fmspcs: frozenset[bytes]
 ) -> Iterator[MissingDocument]:
     needs = sorted(_needs(keys, platforms, fmspcs), key=lambda need: need[:2])
     for fmspc, tee, needed in needs:
@@ -179,7 +195,7 @@ def _missing(
 
 
 def _needs(
-    keys: set[DocumentKey], platforms: Iterable[KnownPlatform], fmspcs: frozenset[bytes]
+    keys: set[DocumentKey], platforms: Iterable[PlatformGroup], fmspcs: frozenset[bytes]
 ) -> Iterator[tuple[bytes, Tee, set[DocumentKey]]]:
     # Which CA certified the platforms of a FMSPC is known only when one was seen; before, any list has to do.
     any_crl = set() if any(key.kind is DocumentKind.PCK_CRL for key in keys) else {DocumentKey.pck_crl("platform")}
@@ -198,23 +214,16 @@ def _needs(
 
 
 class _TcbInfos:
-    """TCB infos in force, read once each, and what they say of the TCBs of a fleet, judged once each."""
+    """TCB infos in force, read once each, and what they say of the TCBs of a fleet."""
 
     def __init__(self, store: CollateralStore, now: datetime) -> None:
         self._store = store
         self._now = now
         self._found: dict[DocumentKey, TcbInfo | None] = {}
         self._promotions: dict[DocumentKey, datetime | None] = {}
-        self._judged: dict[tuple[Tee, bytes, PckTcb], PlatformStatus] = {}
 
-    def judge(self, known: KnownPlatform) -> PlatformStatus:
-        """The status of a platform now and under the coming set."""
-        key = (known.tee, known.fmspc, known.tcb)
-        if key not in self._judged:
-            self._judged[key] = self._judge(known)
-        return replace(self._judged[key], platform=known)
-
-    def _judge(self, known: KnownPlatform) -> PlatformStatus:
+    def judge(self, known: PlatformGroup) -> PlatformStatus:
+        """The status of platforms now and under the coming set."""
         tcb, early_key = known.tcb, DocumentKey.tcb_info(known.tee, known.fmspc, "early")
         standard, early = self._get(DocumentKey.tcb_info(known.tee, known.fmspc, "standard")), self._get(early_key)
         now, then = _status(tcb, standard), _status(tcb, early)
@@ -261,14 +270,18 @@ def _document_dict(document: DocumentStatus) -> dict[str, Any]:
     }
 
 
-def _platform_dict(entry: PlatformStatus) -> dict[str, Any]:
-    known, lacking = entry.platform, entry.shortfall
+_ID, _LAST_SEEN = "@ID@", "@LAST SEEN@"
+"""Where each platform's own values go into the JSON of its group."""
+
+
+def _platforms_dict(entry: PlatformStatus) -> dict[str, Any]:
+    known, lacking = entry.group, entry.shortfall
     return {
-        "id": known.id,
+        "id": _ID,
         "tee": known.tee,
         "fmspc": known.fmspc.hex(),
         "ca": known.ca,
-        "last_seen": rfc3339(known.last_seen),
+        "last_seen": _LAST_SEEN,
         "standard": {"number": entry.standard_number, "tcb_status": entry.standard_status},
         "early": {"number": entry.early_number, "tcb_status": entry.early_status},
         "falls_behind": entry.falls_behind,

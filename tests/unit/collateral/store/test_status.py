@@ -9,12 +9,16 @@ from datetime import timedelta
 import pytest
 
 from confcom.collateral.documents import DocumentKey, keys_for, take_apart
-from confcom.collateral.store.status import MissingDocument, as_dict, fleet_counts, store_status
+from confcom.collateral.store.status import MissingDocument, fleet_counts, status_json, store_status
 from confcom.formats.tcb_info import TcbStatus
 from confcom.pki.chain import verify_chain
 from confcom.simulator.machine import MachineTcb
 
 DAY = timedelta(days=1)
+
+
+def printed(status, **how):
+    return json.loads("".join(status_json(status, **how)))
 
 
 def keep(store, world, now, update="standard", parts=slice(None)):
@@ -37,7 +41,7 @@ def promote(world, component: int = 2) -> None:
 def test_an_empty_store_lacks_every_tcb_info(store, world, now):
     status = store_status(store, now)
     assert (status.documents, status.missing, status.platforms) == ((), (MissingDocument(None, None, "sgx"),), ())
-    found = as_dict(status, min_validity=DAY)["missing"]
+    found = printed(status, min_validity=DAY)["missing"]
     assert found == [{"kind": "tcb-info", "tee": None, "fmspc": None, "ca": None, "update": None, "for_fmspc": None}]
     keep(store, world, now, parts=slice(1, 4))  # an identity and lists judge nothing by themselves
     assert store_status(store, now).missing == status.missing
@@ -59,8 +63,8 @@ def test_a_wrong_clock_is_named(store, world, now, year, words):
     assert status.clock_problem.endswith(words)
     assert f"{year}-06-01T12:00:00Z" in status.clock_problem
     assert len(status.not_yet_valid) == (4 if year == 1990 else 0)
-    assert as_dict(status, min_validity=DAY)["clock_problem"] == status.clock_problem
-    assert as_dict(status, min_validity=DAY, clock=False)["clock_problem"] is None
+    assert printed(status, min_validity=DAY)["clock_problem"] == status.clock_problem
+    assert printed(status, min_validity=DAY, clock=False)["clock_problem"] is None
 
 
 def test_a_clock_within_the_life_of_collateral_is_no_problem(store, world, now):
@@ -138,8 +142,8 @@ def test_a_coming_promotion_names_the_platform_and_the_component(store, world, n
     svn = world.machine.tcb.sgx_components[2]
     assert (platform.shortfall.found, platform.shortfall.needed) == (svn, svn + 1)
     assert platform.promotion == now + timedelta(weeks=6)
-    found = as_dict(store_status(store, now + DAY), min_validity=DAY)
-    assert found["to_restart"] == [platform.platform.id]
+    found = printed(store_status(store, now + DAY), min_validity=DAY)
+    assert found["to_restart"] == [platform.group.seen[0][0]]
     assert found["platforms"][0]["promotion_expected"] == "2026-07-13T12:00:00Z"
     assert fleet_counts(store, now) == {"current": 0, "falls_behind": 1, "out_of_date": 0}
 
@@ -212,11 +216,33 @@ def test_machines_read_the_same(store, world, now, early):
     if early:
         promote(world)
         keep(store, world, now, update="early")
-    found = as_dict(store_status(store, now), min_validity=30 * DAY)
-    assert json.loads(json.dumps(found)) == found
+    found = printed(store_status(store, now), min_validity=30 * DAY)
     assert found["now"] == "2026-06-01T12:00:00Z"
     assert len(found["expiring"]) == (5 if early else 3)
     assert len(found["falling_behind"]) == early
     platform = found["platforms"][0]
     assert platform["early"] == {"number": 18 if early else None, "tcb_status": "OutOfDate" if early else None}
     assert (platform["shortfall"] is not None) == early
+
+
+def test_platforms_at_one_tcb_are_judged_together_and_each_is_listed(store, world, now):
+    keep(store, world, now)
+    promote(world)
+    keep(store, world, now, update="early")
+    assert printed(store_status(store, now), min_validity=DAY)["platforms"] == []
+    for number in range(5):
+        meet(store, world, now + number * DAY, ppid=bytes([number]) * 16, fmspc=bytes([number // 4]) + bytes(5))
+    status = store_status(store, now + 5 * DAY)
+    assert [(group.group.fmspc[0], len(group.group.seen)) for group in status.platforms] == [(0, 4), (1, 1)]
+    found = printed(status, min_validity=DAY)["platforms"]
+    assert len({one["id"] for one in found}) == 5
+    assert [one["last_seen"] for one in found] == [f"2026-06-0{day}T12:00:00Z" for day in range(1, 6)]
+    assert [one["fmspc"] for one in found] == ["000000000000"] * 4 + ["010000000000"]
+    meet(store, world, now + 6 * DAY, ppid=bytes(16), fmspc=bytes(6), tcb=replace(meeting_tcb(world), pce_svn=99))
+    assert [len(group.group.seen) for group in store_status(store, now + 6 * DAY).platforms] == [3, 1, 1]
+
+
+def meeting_tcb(world):
+    return verify_chain(
+        world.authority.pck_chain(world.machine), roots=world.trust_roots, kind="pck", step="test"
+    ).extension.tcb
