@@ -171,7 +171,7 @@ class CollateralStore:
         return found[0]
 
     def document_until(self, key: DocumentKey, *, at: datetime) -> tuple[Document, datetime] | None:
-        """The same with the time when it expires; None where there is none."""
+        """What `document` gives, and when it expires; None where there is none."""
         with self._database.look_ups() as look_up:
             version = self._id_in_force(look_up, key, at)
             return None if version is None else load_document(look_up, version, key)
