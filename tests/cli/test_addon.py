@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from confcom.cli.addon import addon
 from confcom.cli.addon_output import print_result
 from confcom.cli.exit_codes import ExitCode
 from confcom.cli.root import run
@@ -89,12 +90,23 @@ def test_a_command_line_of_az_is_taken_with_a_note(kubeconfig: str, capsys: pyte
     assert "--name and --resource-group are az's" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "words", [["--webhook-replicas", "0"], ["--overcommit", "0.5"], ["--image", "a b"], ["--provision-grants", "x"]]
-)
-def test_a_setting_that_makes_no_sense(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["addon", "manifests", *words]) == ExitCode.USAGE
-    assert "Traceback" not in capsys.readouterr().err
+@pytest.mark.parametrize("command", ["enable", "manifests"])
+def test_a_wrong_value_is_named_with_its_option(
+    command: str, kubeconfig: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before a cluster is asked; the message has no names of the program's own."""
+    kinds = {"integer": "-1", "float": "0.5", "text": "?"}
+    options = [param for param in addon.commands[command].params if param.name in AddonConfig.__struct_fields__
+               and param.type.name in kinds]  # fmt: skip
+    assert len(options) > 30
+    target = ["--kubeconfig", kubeconfig] if command == "enable" else []
+    for param in options:
+        option = param.opts[0]
+        assert run(["addon", command, *target, f"{option}={kinds[param.type.name]}"]) == ExitCode.USAGE, option
+        said = capsys.readouterr().err
+        assert said.startswith(f"confcom: {option}: "), said
+        assert "$" not in said
+        assert option == f"--{param.name}" or param.name not in said
 
 
 def test_manifests_are_what_is_rendered(capsys: pytest.CaptureFixture[str]) -> None:

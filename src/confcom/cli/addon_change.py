@@ -16,6 +16,7 @@ from confcom.addon.changes import Addon, next_ca, simulated_objects, to_enable, 
 from confcom.cli.addon import ADDON, API_KEY, DESCRIPTION
 from confcom.cli.addon_output import print_result, profile, show_changes, shown, yaml_documents
 from confcom.cli.inputs import now, read_input
+from confcom.cli.options import option_of
 from confcom.cli.outputs import note
 from confcom.cluster.objects import ClusterObjects
 from confcom.errors import ConfigError
@@ -52,7 +53,10 @@ def with_addon(flags: dict[str, Any], work: Callable[[Addon], Awaitable[_Result]
 
 
 def changes_of(flags: dict[str, Any]) -> dict[str, Any]:
-    """Take the settings that were given out of a command's options; an empty word clears a list."""
+    """Take the settings that were given out of a command's options; an empty word clears a list.
+
+    A wrong one is a `ConfigError` that names its option.
+    """
     found: dict[str, Any] = {}
     for field in AddonConfig.__struct_fields__:
         value = flags.pop(field, None)
@@ -60,6 +64,7 @@ def changes_of(flags: dict[str, Any]) -> dict[str, Any]:
             found[field] = [word for word in value if word]
         elif value is not None and value != ():
             found[field] = _words(value) if field in _LISTS else value
+    AddonConfig.read(found, option_of)
     return found
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from confcom.cli.inputs import now, read_input, trust_roots
-from confcom.cli.options import NO_MACHINE_ADVICE, check_variables, prefix_of
+from confcom.cli.options import NO_MACHINE_ADVICE, check_variables, option_of, prefix_of
 from confcom.cli.outputs import is_quiet, note
 from confcom.errors import ConfigError
 
@@ -63,6 +63,7 @@ def daemon(
                     file=config_file,
                     environment=os.environ,
                     flags=given,
+                    option=option_of,
                 )
                 if check:
                     settings.check()

@@ -47,6 +47,12 @@ def default_store() -> Path:
     return Path.home() / ".local" / "share" / "confcom" / "collateral.sqlite"
 
 
+def option_of(parameter: str) -> str:
+    """The option of the running command that sets a parameter, as in `--trust-root`."""
+    found = next(each for each in click.get_current_context().command.params if each.name == parameter)
+    return found.opts[0]
+
+
 def json_option(command: _Function) -> _Function:
     """`--json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")(command)

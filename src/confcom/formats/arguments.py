@@ -7,7 +7,7 @@ settings and options are read here too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import TypeVar
 
@@ -73,25 +73,28 @@ def parse_tcp_address(
     return host.strip("[]"), int(port)
 
 
-def explain_settings(error: msgspec.ValidationError, kind: type) -> str:
-    """What is wrong with settings of this type; for a name or value that is not known, those that are, and the nearest.
+def explain_settings(error: msgspec.ValidationError, kind: type, named: Callable[[str], str] = str) -> str:
+    """What is wrong with settings of this type, after its place, as in `parts[1].level: Expected …`.
 
-    `kind` is the msgspec structure into which they were read.
+    A name or value that is not known comes with those that are, and the nearest. `kind` is the msgspec structure into
+    which they were read; `named` makes of a field what its writer calls it, such as an option or a variable.
     """
     import difflib  # here: settings are nearly always right
     import re
 
-    message = str(error)
-    quoted = r"(?:Invalid enum value|Object contains unknown field) (['\"`])(.*)\1"
-    found = re.fullmatch(rf"{quoted} - at `\$([^`]*)`", message, re.DOTALL) or re.fullmatch(f"{quoted}()", message)
-    if found is None:
-        return message
-    known = _known(msgspec.inspect.type_info(kind), re.findall(r"\.(\w+)|\[[^]]*\]", found[3]))
-    near = difflib.get_close_matches(found[2], known, 1)
-    if near and message.startswith("Object"):
-        return f"{message}; did you mean {near[0]!r}?"
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{message}; known are {', '.join(known)}{hint}" if known else message
+    found = re.fullmatch(r"(.*) - at `\$(?:\.(\w+))?([^`]*)`", str(error), re.DOTALL)
+    message, field, rest = found.groups() if found else (str(error), None, "")
+    place = (named(field) if field else "") + rest
+    unknown = re.fullmatch(r"(?:Invalid enum value|Object contains unknown field) (['\"`])(.*)\1", message, re.DOTALL)
+    if unknown is not None:
+        path = re.findall(r"\.(\w+)|\[[^]]*\]", f".{field}{rest}" if field else rest)
+        known = _known(msgspec.inspect.type_info(kind), path)
+        near = difflib.get_close_matches(unknown[2], known, 1)
+        if known and not (near and message.startswith("Object")):
+            message += f"; known are {', '.join(known)}"
+        if near:
+            message += f"; did you mean {near[0]!r}?"
+    return f"{place}: {message}" if place else message
 
 
 def _known(found: msgspec.inspect.Type, path: list[str]) -> list[str]:

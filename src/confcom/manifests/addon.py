@@ -68,7 +68,6 @@ def render(
     Secret; `prometheus_operator`: whether the cluster has the kinds of that operator.
     """
     config.check()
-    config.check_together()
     ports = tuple(dict.fromkeys((*config.api_ports, *api_ports)))
     settled = msgspec.structs.replace(config, image=image_of(config, version), api_ports=ports)
     rendered = [

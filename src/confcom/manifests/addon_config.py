@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
@@ -15,7 +15,7 @@ from confcom.formats.arguments import explain_settings
 DEFAULT_IMAGE = "confcom/confcom"
 """Repository of the released images; the tag is the version."""
 MAX_SIZES = 256
-"""Characters of the sizes of a simulated node's EPC; the plugin reads them."""
+"""Characters of the sizes of a simulated node's EPC."""
 
 RUNTIME_DEFAULT = "runtime/default"
 LOCALHOST = "localhost/"
@@ -23,13 +23,13 @@ LOCALHOST = "localhost/"
 
 _DNS = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
 _GRANT = rf"{_DNS}/(?:{_DNS}(?:\.{_DNS})*|\*)"
-_SIZES = re.compile(r"[0-9]{1,15}(?:[KMGT](?:i|iB)?)?(?:,[0-9]{1,15}(?:[KMGT](?:i|iB)?)?)*")
+_SIZE = r"[0-9]{1,15}(?:[KMGT](?:i|iB)?)?"
 _LABEL_KEY = rf"(?:{_DNS}(?:\.{_DNS})*/)?[A-Za-z0-9](?:[-_.A-Za-z0-9]{{0,61}}[A-Za-z0-9])?"
 _LABEL_VALUE = r"(?:[A-Za-z0-9](?:[-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?)?"
-_LABEL = re.compile(rf"({_LABEL_KEY})=({_LABEL_VALUE})")
-_TOLERATION = re.compile(rf"({_LABEL_KEY})(?:=({_LABEL_VALUE}))?(?::(NoSchedule|PreferNoSchedule|NoExecute))?")
+_LABEL = rf"{_LABEL_KEY}={_LABEL_VALUE}"
+_TOLERATION = rf"({_LABEL_KEY})(?:=({_LABEL_VALUE}))?(?::(NoSchedule|PreferNoSchedule|NoExecute))?"
 # What a registry's client takes, without saying more than that: no blanks, nothing that steers a shell or YAML.
-_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511}")
+_IMAGE = r"(?:[A-Za-z0-9][A-Za-z0-9._/:@-]{0,511})?"
 # It becomes part of JSON and YAML: no quotes, no backslashes.
 _HOST = r"(?:[A-Za-z0-9][A-Za-z0-9.-]{0,252}|\[[0-9A-Fa-f:.]{2,45}\])"
 _PORT = r"(?::(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
@@ -37,13 +37,15 @@ _URL = rf"(?:https?://{_HOST}{_PORT}(?:/[A-Za-z0-9._~:/?&=%+@-]{{0,500}})?)?"
 _ISSUER = rf"(?:https://{_HOST}{_PORT}(?:/[A-Za-z0-9._~/-]{{0,200}})?)?"
 _PKCS11 = r"(?:pkcs11:token=[A-Za-z0-9._~%-]{1,128}\?module-path=/[A-Za-z0-9._~%/-]{1,255})?"
 _STORAGE = r"(?:(?:[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?/)?[1-9][0-9]{0,8}[MGT]i)?"
-_OBJECT = r"(?:[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?)?"
-_CIDR = re.compile(r"[0-9A-Fa-f.:]{2,45}/[0-9]{1,3}")
+_NAMED = r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?"
+_OBJECT = rf"(?:{_NAMED})?"
+# `ipaddress` reads masks and zones too, which Kubernetes does not.
+_CIDR = r"[0-9A-Fa-f.:]{2,45}/[0-9]{1,3}"
 _FMSPC = r"(?:sgx:|tdx:)?[0-9A-Fa-f]{12}"
 _SIGNER = r"[0-9A-Fa-f]{64}"
 _NAME = r"[A-Za-z0-9_][-A-Za-z0-9_.]{0,127}"
 _PROFILE = rf"{RUNTIME_DEFAULT}|{LOCALHOST}(?:{_NAME}/)*{_NAME}"
-_UPSTREAM = re.compile(r"intel|thim|https?://[!-~]{1,500}")
+_UPSTREAM = r"intel|thim|https?://[!-~]{1,500}"
 
 Gid: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=(1 << 31) - 1)]
 Port: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=65535)]
@@ -159,28 +161,36 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     api_addresses: tuple[str, ...] = ()
     """CIDRs from which the API server reaches the webhook, which the network policy admits alone. Empty: any source."""
 
-    def check(self) -> None:
-        """Check what types do not express; a `ConfigError` names the wrong value."""
-        if self.image and _IMAGE.fullmatch(self.image) is None:
-            raise ConfigError(f"{self.image!r} is no image", advice="Write REGISTRY/NAME:TAG, without blanks.")
-        if _UPSTREAM.fullmatch(self.collateral_upstream) is None:
-            raise ConfigError(f"{self.collateral_upstream!r} is no upstream", advice="Write intel, thim, or a URL.")
-        if len(self.simulated_epc) > MAX_SIZES or _SIZES.fullmatch(self.simulated_epc) is None:
-            raise ConfigError(
-                f"{self.simulated_epc!r} is no size of EPC", advice="Write for example 168Mi, or 64Gi,64Gi."
-            )
-        _check_texts(msgspec.structs.asdict(self))
-        for field, pattern, wrong, advice in _LISTS:
-            for word in getattr(self, field):
-                if not word or re.fullmatch(pattern, word) is None:
-                    raise ConfigError(f"{word!r} {wrong}", advice=advice)
-        _check_addresses(self.api_addresses)
-        self.node_labels()
-        self.monitor_labels()
-        self.tolerated()
+    @classmethod
+    def read(cls, values: Mapping[str, Any], named: Callable[[str], str] = str) -> AddonConfig:
+        """Settings by field, the rest as they are by default; words are read as numbers and switches where one belongs.
 
-    def check_together(self) -> None:
-        """Refuse settings that do not fit together; not part of `check`, which reads settings of earlier versions."""
+        A `ConfigError` says what is wrong with which value; `named` makes of a field what its writer calls it.
+        """
+        for field, pattern, wrong, advice in _PATTERNS:  # first: the errors of types show less
+            given = values.get(field, ())
+            for text in given if isinstance(given, (list, tuple)) else [given]:
+                if isinstance(text, str) and re.fullmatch(pattern, text) is None:
+                    raise ConfigError(f"{named(field)}: {text!r} {wrong}", advice=advice)
+        try:
+            found = msgspec.convert(dict(values), cls, strict=False)
+        except msgspec.ValidationError as error:
+            raise ConfigError(explain_settings(error, cls, named)) from error
+        for cidr in found.api_addresses:
+            try:
+                ipaddress.ip_network(cidr)
+            except ValueError as error:
+                raise ConfigError(
+                    f"{named('api_addresses')}: {cidr!r} is no CIDR: {error}", advice=_CIDR_ADVICE
+                ) from error
+        return found
+
+    def check(self) -> None:
+        """Refuse wrong values as `read` does, and settings that do not fit together.
+
+        `read` takes the latter too: earlier versions may have written them.
+        """
+        AddonConfig.read(msgspec.structs.asdict(self))
         if bool(self.attestation_keys) is not bool(self.attestation_pin_secret):
             raise ConfigError(
                 "the attestation service's keys in a PKCS#11 token and the Secret with its PIN belong together",
@@ -210,23 +220,17 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def changed(self, changes: Mapping[str, Any]) -> AddonConfig:
         """The same settings with some changed; `ConfigError` names what makes no sense."""
-        _check_texts(changes)  # first: the errors of types show a pattern, which does not help
-        try:
-            # Not strict: numbers in a list come as words.
-            found = msgspec.convert(msgspec.structs.asdict(self) | dict(changes), AddonConfig, strict=False)
-        except msgspec.ValidationError as error:
-            raise ConfigError(f"settings of the add-on: {explain_settings(error, AddonConfig)}") from error
+        found = AddonConfig.read(msgspec.structs.asdict(self) | dict(changes))
         found.check()
-        found.check_together()
         return found
 
     def node_labels(self) -> dict[str, str]:
         """`node_selector` as a mapping."""
-        return _labels(self.node_selector, "node label")
+        return dict(text.split("=") for text in self.node_selector)
 
     def monitor_labels(self) -> dict[str, str]:
         """`monitoring_labels` as a mapping."""
-        return _labels(self.monitoring_labels, "label")
+        return dict(text.split("=") for text in self.monitoring_labels)
 
     def tolerated(self) -> list[dict[str, str]]:
         """`tolerations` as Kubernetes writes them."""
@@ -235,13 +239,7 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             if text == "*":
                 found.append({"operator": "Exists"})
                 continue
-            match = _TOLERATION.fullmatch(text)
-            if match is None:
-                raise ConfigError(
-                    f"{text!r} is no taint",
-                    advice="Write KEY, KEY=VALUE or KEY=VALUE:EFFECT, with NoSchedule, PreferNoSchedule or NoExecute.",
-                )
-            key, value, effect = match.groups()
+            key, value, effect = re.fullmatch(_TOLERATION, text).groups()  # type: ignore[union-attr] - `read` saw to it
             toleration = {"key": key} | ({"operator": "Exists"} if value is None else {"value": value})
             found.append(toleration if effect is None else toleration | {"effect": effect})
         return found
@@ -252,58 +250,45 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return tuple(dict.fromkeys(grant.split("/")[0] for grant in self.provision_grants))
 
 
-_TEXTS = (
-    ("attestation_administrators", _OBJECT, "Write the name of a Secret in the add-on's namespace."),
-    ("attestation_keys", _PKCS11, "Write pkcs11:token=NAME?module-path=/PATH/IN/THE/IMAGE; the PIN is in a Secret."),
-    ("attestation_pin_secret", _OBJECT, "Write the name of a Secret in the add-on's namespace."),
-    ("attestation_database", _OBJECT, "Write the name of a Secret in the add-on's namespace."),
-    ("attestation_storage", _STORAGE, "Write SIZE or CLASS/SIZE, as in 1Gi or standard/1Gi."),
-    ("attestation_tls_secret", _OBJECT, "Write the name of a Secret in the add-on's namespace."),
-    ("attestation_url", _ISSUER, "Write https://HOST, with a port or path if clients need them."),
-    ("collateral_database", _OBJECT, "Write the name of a Secret in the add-on's namespace."),
-    ("collateral_storage", _STORAGE, "Write SIZE or CLASS/SIZE, as in 1Gi or standard/1Gi."),
-    ("collateral_tls_secret", _OBJECT, "Write the name of a Secret in the add-on's namespace."),
-    ("collateral_url", _URL, "Write https://HOST:PORT, without /sgx/certification."),
-    ("webhook_client_ca", _OBJECT, "Write the name of a ConfigMap in the add-on's namespace."),
-    ("quote_helper_seccomp", _PROFILE, "Write runtime/default, or a path as in localhost/confcom/quote-helper.json."),
-)
-"""Settings of one word each: field, pattern and advice."""
-_LISTS = (
+_CIDR_ADVICE = "Write ADDRESS/BITS, as in 10.240.0.4/32 or 10.240.0.0/24."
+_SECRET = (_OBJECT, "is no name of a Secret", "Write the name of a Secret in the add-on's namespace.")
+_VOLUME = (_STORAGE, "is no volume", "Write SIZE or CLASS/SIZE, as in 1Gi or standard/1Gi.")
+_KEY_VALUE = (_LABEL, "is no label", "Write KEY=VALUE.")
+_PATTERNS = (
+    ("image", _IMAGE, "is no image", "Write REGISTRY/NAME:TAG, without blanks."),
+    ("image_pull_secrets", _NAMED, *_SECRET[1:]),
+    ("simulated_epc", rf"(?=.{{1,{MAX_SIZES}}}\Z){_SIZE}(?:,{_SIZE})*", "is no size of EPC",
+     "Write for example 168Mi, or 64Gi,64Gi."),
+    ("collateral_upstream", _UPSTREAM, "is no upstream", "Write intel, thim, or a URL."),
     ("collateral_fmspcs", _FMSPC, "is no FMSPC", "Write 12 hexadecimal digits, after tdx: for TDX."),
+    ("collateral_storage", *_VOLUME),
+    ("collateral_tls_secret", *_SECRET),
+    ("collateral_database", *_SECRET),
+    ("collateral_url", _URL, "is no URL of a PCCS", "Write https://HOST:PORT, without /sgx/certification."),
+    ("attestation_url", _ISSUER, "is no URL of an issuer",
+     "Write https://HOST, with a port or path if clients need them."),
+    ("attestation_storage", *_VOLUME),
+    ("attestation_tls_secret", *_SECRET),
+    ("attestation_administrators", *_SECRET),
+    ("attestation_keys", _PKCS11, "is no URI of a PKCS#11 token",
+     "Write pkcs11:token=NAME?module-path=/PATH/IN/THE/IMAGE; the PIN is in a Secret."),
+    ("attestation_pin_secret", *_SECRET),
+    ("attestation_database", *_SECRET),
+    ("monitoring_labels", *_KEY_VALUE),
+    ("quote_helper_seccomp", _PROFILE, "is no seccomp profile",
+     "Write runtime/default, or a path as in localhost/confcom/quote-helper.json."),
+    ("quote_helper_groups", r"[0-9]{1,10}", "is no number of a group",
+     "Write numbers with commas between, as in 105,106."),
     ("expected_signers", _SIGNER, "is no MRSIGNER", "Write its 64 hexadecimal digits."),
-    ("image_pull_secrets", _OBJECT, "is no name of a Secret", "Write the name of one in confcom-system."),
     ("provision_grants", _GRANT, "names no service account", "Write NAMESPACE/SERVICEACCOUNT, or NAMESPACE/*."),
-)
-"""Settings of several words: field, pattern of each, what is said of a wrong one, and advice."""
-
-
-def _labels(texts: tuple[str, ...], what: str) -> dict[str, str]:
-    found = {}
-    for text in texts:
-        match = _LABEL.fullmatch(text)
-        if match is None:
-            raise ConfigError(f"{text!r} is no {what}", advice="Write KEY=VALUE.")
-        found[match[1]] = match[2]
-    return found
-
-
-def _check_texts(settings: Mapping[str, Any]) -> None:
-    for name, pattern, advice in _TEXTS:
-        text = settings.get(name)
-        if isinstance(text, str) and re.fullmatch(pattern, text) is None:
-            raise ConfigError(f"{text!r} is no {name}", advice=advice)
-
-
-def _check_addresses(cidrs: tuple[str, ...]) -> None:
-    for cidr in cidrs:
-        advice = "Write ADDRESS/BITS, as in 10.240.0.4/32 or 10.240.0.0/24."
-        # The module reads masks and zones too, which Kubernetes does not.
-        if _CIDR.fullmatch(cidr) is None:
-            raise ConfigError(f"{cidr!r} is no CIDR", advice=advice)
-        try:
-            ipaddress.ip_network(cidr)
-        except ValueError as error:
-            raise ConfigError(f"{cidr!r} is no CIDR: {error}", advice=advice) from error
+    ("node_selector", *_KEY_VALUE),
+    ("tolerations", rf"\*|{_TOLERATION}", "is no taint",
+     "Write KEY, KEY=VALUE or KEY=VALUE:EFFECT, with NoSchedule, PreferNoSchedule or NoExecute."),
+    ("webhook_client_ca", _OBJECT, "is no name of a ConfigMap", "Write the name of one in the add-on's namespace."),
+    ("api_ports", r"[1-9][0-9]{0,4}", "is no port", "Write numbers with commas between, as in 443,6443."),
+    ("api_addresses", _CIDR, "is no CIDR", _CIDR_ADVICE),
+)  # fmt: skip
+"""Settings of text: field, pattern of it or of each of its words, what is said of a wrong one, and advice."""
 
 
 def image_of(config: AddonConfig, version: str) -> str:

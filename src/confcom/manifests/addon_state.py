@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import msgspec
-
 from confcom.errors import ConfigError
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import ADDON, ITSELF, NAMESPACE, Object, completed, namespaced_object, number
@@ -51,9 +49,8 @@ def parse_state(data: Mapping[str, str]) -> AddonState:
         if text is not None:
             known[field] = _parse(field, text)
     try:
-        config = msgspec.convert(known, AddonConfig, strict=False)
-        config.check()
-    except (msgspec.ValidationError, ConfigError) as error:
+        config = AddonConfig.read(known, key_of)
+    except ConfigError as error:
         raise ConfigError(f"ConfigMap {NAMESPACE}/{STATE_CONFIG_MAP}: {error}", advice=_ADVICE) from error
     return AddonState(values.get(_ENABLED, "").lower() == "true", values.get(_VERSION, ""), config)
 

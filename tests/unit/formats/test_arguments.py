@@ -77,16 +77,29 @@ class _Settings(msgspec.Struct, forbid_unknown_fields=True):
 @pytest.mark.parametrize(
     ("read", "expected"),
     [
-        ({"parts": [{}, {"level": "hihg"}]}, "`$.parts[1].level`; known are high, low; did you mean 'high'?"),
-        ({"one": {"level": "?"}}, "`$.one.level`; known are high, low"),
+        (
+            {"parts": [{}, {"level": "hihg"}]},
+            "parts[1].level: Invalid enum value 'hihg'; known are high, low; did you mean 'high'?",
+        ),
+        ({"one": {"level": "?"}}, "one.level: Invalid enum value '?'; known are high, low"),
         ({"one": {"kinds": {"a": ["Revokd"]}}}, "Revoked; did you mean 'Revoked'?"),
-        ({"one": {"levle": "low"}}, "`$.one`; did you mean 'level'?"),
+        ({"one": {"levle": "low"}}, "one: Object contains unknown field `levle`; did you mean 'level'?"),
         ({"zzz": 1}, "known are parts, one, number"),
-        ({"number": -1}, "Expected `int` >= 0 - at `$.number`"),
-        ({"one": {"level": "a' - at `$.number`"}}, "known are high, low"),
+        ({"number": -1}, "number: Expected `int` >= 0"),
+        ({"one": {"level": "a' - at `$.number`"}}, "one.level: Invalid enum value"),
+        ({"parts": [{}, 3]}, "parts[1]: Expected `object`, got `int`"),
     ],
 )
 def test_settings_that_are_not_known_are_listed_with_the_nearest(read: object, expected: str) -> None:
     with pytest.raises(msgspec.ValidationError) as caught:
         msgspec.convert(read, _Settings)
     assert expected in explain_settings(caught.value, _Settings)
+    assert "`$" not in explain_settings(caught.value, _Settings).replace("`$.number`", "")
+
+
+def test_a_setting_has_the_name_that_its_writer_knows() -> None:
+    with pytest.raises(msgspec.ValidationError) as caught:
+        msgspec.convert({"parts": [{"level": "none"}]}, _Settings)
+    found = explain_settings(caught.value, _Settings, lambda field: f"CONFCOM_X_{field.upper()}")
+    assert found.startswith("CONFCOM_X_PARTS[0].level: ")
+    assert found.endswith("known are high, low")

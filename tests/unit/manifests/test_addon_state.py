@@ -81,12 +81,13 @@ def test_settings_of_a_later_version_do_not_stop_this_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "data",
-    [{"overcommit": "much"}, {HELPER_KEY: "perhaps"}, {"webhookReplicas": "0"}, {"apiPorts": "0"}, {"image": "a b"}],
-)
-def test_a_wrong_value_is_named_with_its_place(data: dict[str, str]) -> None:
-    with pytest.raises(ConfigError, match="ConfigMap confcom-system/confcom-addon"):
-        parse_state(data)
+    ("key", "text"),
+    [("overcommit", "much"), (HELPER_KEY, "perhaps"), ("webhookReplicas", "0"), ("apiPorts", "0"), ("image", "a b"),
+     ("attestationStorage", "1Gb"), ("epcReserveMiB", "-1")],
+)  # fmt: skip
+def test_a_wrong_value_is_named_with_its_place(key: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=f"^ConfigMap confcom-system/confcom-addon: {key}(\\[0\\])?: "):
+        parse_state({key.upper(): text})
 
 
 def test_every_setting_has_a_key_of_its_own() -> None:

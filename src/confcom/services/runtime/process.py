@@ -37,20 +37,27 @@ def load(
     file: Path | None = None,
     environment: Mapping[str, str],
     flags: Mapping[str, Any],
+    option: Callable[[str], str] = str,
 ) -> _Config:
     """Make the configuration of a service: defaults < file < environment < flags.
 
     `file` is TOML with the fields at top level. `environment` is searched for `CONFCOM_<SERVICE>_<FIELD>`. A flag that
-    is None was not given. Unknown names and wrong values are a `ConfigError` that names them.
+    is None was not given; `option` gives the name of a field's flag. Unknown names and wrong values are a `ConfigError`
+    that names them where they were written.
     """
     values: dict[str, Any] = {}
     if file is not None:
-        values |= _convert(kind, read_toml(file), f"{file}", strict=True)
-    prefix = f"CONFCOM_{service.upper().replace('-', '_')}_"
-    named = {field.name: _worded(field, environment[f"{prefix}{field.name.upper()}"])
-             for field in msgspec.structs.fields(kind) if f"{prefix}{field.name.upper()}" in environment}  # fmt: skip
-    values |= _convert(kind, named, f"environment {prefix}…", strict=False)
-    values |= _convert(kind, {name: value for name, value in flags.items() if value is not None}, "flags", strict=True)
+        values |= _convert(kind, read_toml(file), f"{file}: ", str, strict=True)
+
+    def variable(field: str) -> str:
+        return f"CONFCOM_{service}_{field}".upper().replace("-", "_")
+
+    named = {field.name: _worded(field, environment[variable(field.name)])
+             for field in msgspec.structs.fields(kind) if variable(field.name) in environment}  # fmt: skip
+    values |= _convert(kind, named, "", variable, strict=False)
+    values |= _convert(
+        kind, {name: value for name, value in flags.items() if value is not None}, "", option, strict=True
+    )
     return kind(**values)
 
 
@@ -80,12 +87,14 @@ def read_toml(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file} is not TOML: {error}") from error
 
 
-def _convert(kind: type[_Config], values: Mapping[str, Any], source: str, *, strict: bool) -> dict[str, Any]:
+def _convert(
+    kind: type[_Config], values: Mapping[str, Any], source: str, named: Callable[[str], str], *, strict: bool
+) -> dict[str, Any]:
     # Each source is checked by itself, so that a mistake is reported where it was made.
     try:
         config = msgspec.convert(dict(values), kind, strict=strict)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"{source}: {explain_settings(error, kind)}") from error
+        raise ConfigError(f"{source}{explain_settings(error, kind, named)}") from error
     return {name: getattr(config, name) for name in values}
 
 
