@@ -239,7 +239,7 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             if text == "*":
                 found.append({"operator": "Exists"})
                 continue
-            key, value, effect = re.fullmatch(_TOLERATION, text).groups()  # type: ignore[union-attr] - `read` saw to it
+            key, value, effect = re.fullmatch(_TOLERATION, text).groups()  # type: ignore[union-attr]  # checked by `read`
             toleration = {"key": key} | ({"operator": "Exists"} if value is None else {"value": value})
             found.append(toleration if effect is None else toleration | {"effect": effect})
         return found

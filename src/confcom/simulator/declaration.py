@@ -23,6 +23,7 @@ import msgspec
 
 from confcom.appraisal.enclave_file import MAX_ENCLAVE, read_signed_enclave
 from confcom.errors import ConfigError, FormatError
+from confcom.formats.arguments import explain_settings
 from confcom.formats.sgx import AttributeFlags, Attributes, ReportBody, is_sigstruct
 from confcom.formats.text import without_bom
 
@@ -116,7 +117,9 @@ class EnclaveDeclaration:
         """The identity in the keys and values of a declaration file; a `ConfigError` names `where`."""
         try:
             return cls(**msgspec.convert(document, _Form).fields())
-        except (msgspec.ValidationError, FormatError, ValueError) as error:
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"{where}: {explain_settings(error, _Form)}", advice=_ADVICE) from error
+        except (FormatError, ValueError) as error:
             raise ConfigError(f"{where}: {error}", advice=_ADVICE) from error
 
     def report_body(self, cpu_svn: bytes, report_data: bytes) -> ReportBody:
