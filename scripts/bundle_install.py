@@ -70,9 +70,11 @@ def install_command(prefix: Path) -> None:
     try:
         venv.EnvBuilder(clear=True, symlinks=True, with_pip=False).create(environment)
         python = environment / "bin" / "python"
-        command = [str(python), str(pip / "pip"), "install", "--quiet", "--no-index", "--no-cache-dir"]
+        command = [str(python), "-I", str(pip / "pip"), "install", "--quiet", "--no-index", "--no-cache-dir"]
         command += ["--disable-pip-version-check", "--find-links", str(wheels), EXTRAS]
-        if subprocess.run(command, check=False).returncode:
+        # What pip is told elsewhere (pip.conf of the machine and of the user, variables) is not about this folder.
+        own = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
+        if subprocess.run(command, check=False, env=own | {"PIP_CONFIG_FILE": os.devnull}).returncode:
             fail(f"pip could not install {EXTRAS} from {wheels}")
         for name in PROGRAMS:
             link = prefix / "bin" / name

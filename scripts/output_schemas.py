@@ -159,12 +159,15 @@ class Inspect(TypedDict):
 
 
 class Defect(TypedDict):
-    """A departure from the grammar of Azure's policy language, and its repair where there is one."""
+    """A departure from the grammar of Azure's policy language, and its repair where there is one.
 
-    symbol: str
-    line: int
-    column: int
-    rule: str
+    What is wrong with a policy file has a message alone.
+    """
+
+    symbol: NotRequired[str]
+    line: NotRequired[int]
+    column: NotRequired[int]
+    rule: NotRequired[str]
     message: str
     replacement: NotRequired[str]
 

@@ -27,6 +27,13 @@ VERSION_IN_PAGES = re.compile(r"(confcom(?:-[a-z-]+)?[:-])\d+\.\d+\.\d+")
 """Names of images (`confcom/confcom:0.1.0`) and of files of a release (`confcom-bundle-0.1.0.tar`)."""
 
 
+BUILDERS = (
+    ("one", 0o022, {"TZ": "UTC", "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8"}),
+    ("another folder", 0o077, {"TZ": "Pacific/Kiritimati", "LANG": "tr_TR.UTF-8", "LC_ALL": "C"}),
+)
+"""Folder, umask and variables of each of the two builds that `--twice` compares."""
+
+
 def git(*words: str) -> bytes:
     done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, check=False)
     if done.returncode:
@@ -107,18 +114,21 @@ def prepare(version: str) -> None:
     log.write_text(re.sub(begun, "", log.read_text()))
 
 
-def twice(reference: str, *, tagged: bool, intel: Path | None) -> None:
-    """Make a release two times and compare the bytes."""
-    with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as two:
-        folders = [Path(one), Path(two)]
-        for folder, mask in zip(folders, (0o022, 0o077), strict=True):
-            before = os.umask(mask)
-            make(reference, folder, tagged=tagged, intel=intel)
-            os.umask(before)
-        first, second = ((folder / "SHA256SUMS").read_text().splitlines() for folder in folders)
-        if first != second:
-            sys.exit("release: two runs differ:\n" + "\n".join(sorted(set(first) ^ set(second))))
-        print(f"release: {len(first)} files, the same bytes twice")
+def twice(words: list[str]) -> None:
+    """Make a release two times, as two users would on machines with other settings, and compare the bytes."""
+    with tempfile.TemporaryDirectory() as temporary:
+        found = []
+        for name, umask, variables in BUILDERS:
+            folder = Path(temporary) / name
+            folder.mkdir()
+            command = [sys.executable, __file__, *words, "-o", str(folder / "made")]
+            environment = os.environ | variables | {"TMPDIR": str(folder)}
+            if subprocess.run(command, check=False, cwd=folder, env=environment, umask=umask).returncode:
+                sys.exit("release: no release could be made to compare")
+            found.append((folder / "made" / "SHA256SUMS").read_text().splitlines())
+        if found[0] != found[1]:
+            sys.exit("release: two runs differ:\n" + "\n".join(sorted(set(found[0]) ^ set(found[1]))))
+        print(f"release: {len(found[0])} files, the same bytes twice")
 
 
 def main(arguments: list[str]) -> int:
@@ -143,7 +153,7 @@ def main(arguments: list[str]) -> int:
         return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
     reference, tagged = options.tag or "HEAD", options.tag is not None
     if options.twice:
-        twice(reference, tagged=tagged, intel=options.intel)
+        twice([word for word in arguments if word != "--twice"])
         return 0
     target: Path = options.output
     target.mkdir(parents=True, exist_ok=True)

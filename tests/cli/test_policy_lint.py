@@ -37,3 +37,37 @@ def test_the_report_for_machines(tmp_path: Path, capsys: pytest.CaptureFixture[s
     found = json.loads(capsys.readouterr().out)
     assert found["ok"] is False
     assert (found["defects"][0]["line"], found["defects"][0]["column"]) == (1, 13)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "code", "said"),
+    [
+        ("a.toml", "min_isv_svn = 3\n", 0, "the policy file can be used"),
+        ("a.yaml", "min_isv_svn: 3\n", 0, "can be used"),
+        ("a.toml", "", 3, "is empty"),
+        ("a.toml", "allow_degub = true\n", 3, "did you mean 'allow_debug'?"),
+        ("a.toml", "min_isv_svn = 70000\n", 3, "min_isv_svn: Expected `int` <= 65535"),
+        ("a.yml", "mr_signer: [xy]\n", 3, "mr_signer[0]: "),
+        ("a.json", '{"isv_prod_id": 1, "isv_prod_id": 2}', 3, "given twice"),
+        ("a.json", "version= 1.0;", 3, "is not valid"),
+        ("a.toml", f"isv_prod_id = 1\nmr_td = ['{'00' * 48}']\n", 3, "no evidence has both"),
+        ("a.toml", f"#{'x' * 65536}", 2, "65536"),
+    ],
+)
+def test_a_policy_file_is_read_as_verify_reads_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, text: str, code: int, said: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    assert run(["policy", "lint", str(tmp_path / name)]) == code
+    printed = capsys.readouterr()
+    assert said in printed.out + printed.err
+    if code != 2:
+        assert run(["policy", "lint", str(tmp_path / name), "--json"]) == code
+        assert json.loads(capsys.readouterr().out)["ok"] is (code == 0)
+
+
+def test_a_policy_file_has_no_known_repairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.toml").write_text("min_isv_svn = 3\n")
+    assert run(["policy", "lint", str(tmp_path / "a.toml"), "-o", str(tmp_path / "b.toml")]) == 2
+    assert "is a policy file" in capsys.readouterr().err
+    assert not (tmp_path / "b.toml").exists()

@@ -40,6 +40,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "pods/deep/bad.yml": "kind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a, image: b, resources: "
         "{limits: {sgx.intel.com/epc: 10}}}]}\n",
         "policy.toml": "accept_tcb = ['UpToDate']\n",
+        "deploy/debug.policy.toml": "accept_tcb = ['UpToDate']\nallow_degub = true\n",
     }
     for name, text in texts.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -129,6 +130,8 @@ def test_the_action_installs_itself_and_verifies(sample: Path, tmp_path: Path) -
         ({"policies": "::error::*"}, 0, None, "::error::lint"),
         ({"pods": "::warning::*"}, 0, None, "::warning::pod"),
         ({"policies": "*.policy\n*.txt"}, 3, None, "bad.policy.txt"),
+        ({"policies": "policy.toml\n*.policy"}, 0, None, "the policy file can be used"),
+        ({"policies": "**/*.toml"}, 3, None, "did you mean 'allow_debug'?"),
         ({"policies": "no*.policy"}, 1, None, "no match"),
         ({"pods": "pods/*.yaml"}, 0, None, "completed"),
         ({"pods": "pods/**/*.y*ml"}, 5, None, "refused"),
@@ -172,6 +175,8 @@ def test_hooks_of_pre_commit_pass_and_fail(sample: Path, tmp_path: Path) -> None
     assert run("confcom-policy-lint", "good.policy", "with blank.policy", "policy.toml")[0] == 0
     code, printed = run("confcom-policy-lint", "good.policy", "bad.policy.txt", files="bad")
     assert (code, "exit code: 3" in printed) == (1, True), printed
+    code, printed = run("confcom-policy-lint", "policy.toml", "deploy/debug.policy.toml")
+    assert (code, "did you mean 'allow_debug'?" in printed) == (1, True), printed
     assert run("confcom-check-pods", "pods/good.yaml")[0] == 0
     code, printed = run("confcom-check-pods", "pods/good.yaml", "pods/deep/bad.yml")
     assert (code, "exit code: 5" in printed) == (1, True), printed

@@ -50,6 +50,8 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     made = {
         "bad.txt": "version= 1.0;\nauthorizationrules\n{\n",
         "good.txt": "version= 1.0;\nauthorizationrules\n{\n\t=> permit();\n};\n",
+        "good.toml": "min_isv_svn = 3\n",
+        "bad.toml": "min_isv_svn = -3\n",
         "pod.yaml": "kind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: a, image: b, resources: {limits: "
         "{sgx.intel.com/epc: 10Mi}}}, {name: b, image: b, resources: {limits: {sgx.intel.com/epc: 10}}}]}\n",
         "junk": "junk",
@@ -71,6 +73,8 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "inspect junk --json",
         "policy lint bad.txt --json",
         "policy lint good.txt --json",
+        "policy lint good.toml --json",
+        "policy lint bad.toml --json",
         "policy try good.txt q.bin -o json",
         "check-pods pod.yaml -o json",
         "collateral fetch --source col --quote q.bin --store s.db --trust-root col/root_ca.pem --json",

@@ -96,13 +96,23 @@ def _signed_enclave(enclave: Path, inside: str | None) -> SignedEnclave:
 @click.option("-o", "--output", metavar="FILE", type=STREAM, help="Write the policy there with every known repair.")
 @json_option
 def lint(file: Path, output: Path | None, as_json: bool) -> int:
-    """Check a policy in Azure's policy language.
+    """Check a policy file, or a policy in Azure's policy language.
 
-    Lists every departure of the text POLICY from the grammar, with its repair.
+    POLICY is a file for `confcom verify --policy` if its name ends in .toml, .yaml, .yml or .json: what is wrong with
+    it is named. Any other is text in Azure's language: every departure from the grammar is listed, with its repair.
     """
     from confcom.cli.exit_codes import ExitCode
     from confcom.tokens.policy_language import MAX_TEXT, PolicyTextError, lint_policy, repaired
 
+    if file.suffix in (".toml", ".yaml", ".yml", ".json"):
+        if output is not None:
+            raise ConfigError(f"-o repairs text in Azure's policy language, and {file} is a policy file")
+        wrong = _wrong_in_file(file)
+        if as_json:
+            print_json({"ok": not wrong, "defects": [{"message": wrong}] if wrong else []})
+        else:
+            click.echo(printable(wrong or "the policy file can be used"))
+        return ExitCode.MALFORMED if wrong else ExitCode.OK
     text = read_input(file, 4 * MAX_TEXT, "policy").decode("utf-8", "replace")
     try:
         _, found = lint_policy(text)
@@ -119,3 +129,15 @@ def lint(file: Path, output: Path | None, as_json: bool) -> int:
             click.echo(printable(f"{where} ({defect.rule}), at {defect.symbol!r}: {defect.message}{repair}"))
         click.echo(f"{len(found)} to correct" if found else "the policy follows the grammar")
     return ExitCode.MALFORMED if found else ExitCode.OK
+
+
+def _wrong_in_file(file: Path) -> str:
+    """What is wrong with a file for `confcom verify --policy`, empty for nothing."""
+    from confcom.appraisal.policy_file import MAX_POLICY, parse_policy
+
+    data = read_input(file, MAX_POLICY, "policy")
+    try:
+        parse_policy(data, name=str(file)).policy()
+    except ConfigError as error:
+        return error.message
+    return ""

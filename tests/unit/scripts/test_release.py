@@ -10,8 +10,10 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
+import pip
 import pytest
 import yaml
 from publish import commands, notes_of
@@ -191,9 +193,11 @@ def unpacked(tmp_path: Path) -> Path:
     return folder
 
 
-def install(folder: Path, *words: str, path: str = "/usr/bin:/bin") -> subprocess.CompletedProcess[str]:
+def install(
+    folder: Path, *words: str, path: str = "/usr/bin:/bin", **variables: str
+) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-I", str(folder / "install"), "--prefix", str(folder.parent / "prefix"), *words]
-    environment = {"PATH": path, "HOME": str(folder.parent)}
+    environment = {"PATH": path, "HOME": str(folder.parent)} | variables
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
@@ -214,6 +218,40 @@ def test_the_installer_uses_nothing_that_was_altered(unpacked: Path, change: obj
     assert done.stdout == ""
     assert re.fullmatch(rf"install: \S+/{said}: .*\n", done.stderr)
     assert not (unpacked.parent / "prefix").exists()
+
+
+def test_what_pip_is_told_elsewhere_is_not_for_the_installer(unpacked: Path, tmp_path: Path) -> None:
+    """A pip.conf and variables that would install elsewhere, from elsewhere, or not at all."""
+    wheels = unpacked / "wheels"
+    (wheels / "a.whl").unlink()
+    source = Path(pip.__file__).parent
+    with zipfile.ZipFile(wheels / "pip-1-py3-none-any.whl", "w") as archive:
+        for path in source.rglob("*.p[ey]*"):
+            archive.write(path, path.relative_to(source.parent))
+    with zipfile.ZipFile(wheels / "confcom-1-py3-none-any.whl", "w") as archive:
+        about = "confcom-1.dist-info"
+        archive.writestr("confcom.py", "def main():\n    print('installed')\n")
+        archive.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: confcom\nVersion: 1\n")
+        archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{about}/entry_points.txt", "[console_scripts]\nconfcom = confcom:main\n")
+        archive.writestr(f"{about}/RECORD", "")
+    (unpacked / "shell").mkdir()
+    (unpacked / "SHA256SUMS").write_bytes(checksums(unpacked))
+    told = tmp_path / "pip.conf"
+    told.write_text(f"[install]\ntarget = {tmp_path}/elsewhere\nrequire-hashes = true\n")
+    (tmp_path / ".config" / "pip").mkdir(parents=True)
+    shutil.copy(told, tmp_path / ".config" / "pip" / "pip.conf")
+    variables = {
+        "PIP_CONFIG_FILE": str(told),
+        "PIP_NO_BINARY": ":all:",
+        "PIP_DRY_RUN": "1",
+        "PYTHONPATH": str(tmp_path),
+    }
+    done = install(unpacked, **variables)
+    assert done.returncode == 0, done.stderr
+    program = unpacked.parent / "prefix" / "bin" / "confcom"
+    assert subprocess.run([program], capture_output=True, text=True, check=False).stdout == "installed\n"
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_images_go_to_the_engine_that_is_there(unpacked: Path, tmp_path: Path) -> None:
