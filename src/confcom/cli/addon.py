@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -48,6 +47,8 @@ def _check_addon(ctx: click.Context, parameter: click.Parameter, value: str) -> 
         raise ConfigError("Please pick only 1 addon.", advice=f"This command knows one: {ADDON}.")
     if value.lower() in (name.lower() for name in (ADDON, API_KEY)):
         return ADDON
+    import difflib  # here: the name is nearly always right
+
     close = difflib.get_close_matches(value.lower(), [ADDON], n=1, cutoff=0.4)
     meant = f" Did you mean {close}?" if close else ""
     raise ConfigError(

@@ -6,7 +6,6 @@ What Kubernetes sets for a Service that is called `confcom-…` is neither: it i
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -141,6 +140,8 @@ def check_variables(environment: Collection[str], daemon: str = "", settings: Co
             continue
         prefix = max((one for one in prefixes if name.startswith(one)), key=len, default="")
         if prefix == own or not (prefix or name.startswith(_OF_TESTS)):
+            import difflib  # here: settings are nearly always right
+
             advice = "Unset it."
             words = {one.removeprefix(_ALL): one for one in (*known, *prefixes) if one != prefix}
             for close in difflib.get_close_matches(name.removeprefix(_ALL), words, n=1):

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import os
-import secrets
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
@@ -117,7 +116,7 @@ def write_file(path: Path, data: bytes, what: str, *, exclusive: bool = False) -
             with path.open("wb") as stream:
                 stream.write(data)
             return
-        draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        draft = path.with_name(f".{path.name}.{os.urandom(4).hex()}")
         try:
             with draft.open("xb") as file:
                 file.write(data)

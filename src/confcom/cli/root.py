@@ -6,7 +6,6 @@ import importlib
 import os
 import shlex
 import sys
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -261,4 +260,6 @@ def _command(arguments: list[str]) -> tuple[list[str], click.Command]:
 
 def _trace(verbose: bool) -> None:
     if verbose:
+        import traceback
+
         traceback.print_exc()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import secrets
+import os
 import signal
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def machine(
         create_named_machine_file(output, world, name)
         click.echo(f"simulated machine {printable(name)}: {printable(output)}")
         return
-    chosen = secrets.token_bytes(SEED_SIZE) if seed is None else parse_hex(seed, "--seed", most=64)
+    chosen = os.urandom(SEED_SIZE) if seed is None else parse_hex(seed, "--seed", most=64)
     create_machine_file(output, chosen, parse_time(at, "--at"), report_scheme=report_scheme)
     click.echo(f"simulated machine: {printable(output)} (keep it secret: who reads it can forge its quotes)")
 

@@ -6,7 +6,6 @@ error can name the file; whether it is genuine is for `verify_collateral` to say
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
@@ -72,6 +71,8 @@ def save_bundle(collateral: Collateral, folder: Path, *, beside: Mapping[str, by
 
     `beside` are further files by name. Nothing is replaced before everything is written.
     """
+    import tempfile  # here: reading a bundle does without
+
     files = dict(beside or {})
     for part, (names, _) in _FILES.items():
         if (data := getattr(collateral, part)) is not None:
