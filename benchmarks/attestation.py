@@ -67,18 +67,18 @@ Serve = Callable[[Path, "Queue[str]", bytes, bytes], None]
 def rows() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder, world = Path(name), make_world()
-        quote = _prepared(world, folder)
+        quote = prepared(world, folder)
         verifier, collateral, now = QuoteVerifier(world.trust_roots), world.publish(_now()), _now()
         keys = {key.algorithm: key for key in KeyFolder(folder / "measured", simulated=True, clock=_now).load()}
         claims = {f"claim-{number}": "x" * 60 for number in range(30)}
-        with serving(_empty, folder) as empty, serving(_service, folder) as service:
+        with serving(_empty, folder) as empty, serving(service, folder) as running:
             for kind, accept in (("RS256", ""), ("ES256", "application/eat+jwt")):
                 for count in CONNECTIONS:
                     # In turns, so that what else the machine does meets all alike.
                     bare, ours, parts = [], [], []
                     for _ in range(ROUNDS):
-                        bare.append(load(empty, request(quote, ""), count))
-                        ours.append(load(service, request(quote, accept), count))
+                        bare.append(load([empty], request(quote, ""), count))
+                        ours.append(load([running], request(quote, accept), count))
                         parts += [
                             cpu_seconds(lambda: verifier.verify(Quote.parse(quote), collateral, now=now))
                             + cpu_seconds(lambda: keys[kind].sign(claims, {}))  # noqa: B023
@@ -138,16 +138,16 @@ def memory(requests: int) -> Iterator[Row]:
     """Resident memory after each tenth of the requests."""
     with tempfile.TemporaryDirectory() as name:
         folder, world = Path(name), make_world()
-        quote = _prepared(world, folder)
-        with serving(_service, folder) as service:
+        quote = prepared(world, folder)
+        with serving(service, folder) as running:
             done, step = 0, requests / 10
             # In turns: a token for Azure's clients takes an RSA signature, an EAR does not.
             for accept in cycle(("application/eat+jwt", "")):
                 if done >= requests:
                     break
-                done += len(load(service, request(quote, accept), 4, 20.0).latencies)
+                done += len(load([running], request(quote, accept), 4, 20.0).latencies)
                 if done >= step:
-                    pages = int(Path(f"/proc/{service.pid}/statm").read_text().split()[1])
+                    pages = int(Path(f"/proc/{running.pid}/statm").read_text().split()[1])
                     yield Row(f"after {done:,} requests", pages * os.sysconf("SC_PAGE_SIZE") / 2**20, "MiB resident")
                     step += requests / 10
 
@@ -156,7 +156,7 @@ def make_world() -> SimulatedWorld:
     return SimulatedWorld.from_seed(bytes(range(32)), now=_now())
 
 
-def _prepared(world: SimulatedWorld, folder: Path) -> bytes:
+def prepared(world: SimulatedWorld, folder: Path) -> bytes:
     """A quote, whose collateral is then in the folder."""
     world.export_collateral(folder / "collateral")
     enclave = world.machine.launch(EnclaveDeclaration.from_names("app", "us"))
@@ -184,17 +184,19 @@ def serving(target: Serve, folder: Path) -> Iterator[Server]:
         server.join(20)
 
 
-def _service(folder: Path, urls: Queue[str], certificate: bytes, key: bytes) -> None:
+def service(folder: Path, urls: Queue[str], certificate: bytes, key: bytes, *, store: str = "") -> None:
+    """The attestation service over a store, by default an SQLite file in the folder."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     configure_logging(pretty=False)
-    (folder / "tls.crt").write_bytes(certificate)
-    (folder / "tls.key").write_bytes(key)
+    files = folder / f"tls-{os.getpid()}.crt", folder / f"tls-{os.getpid()}.key"
+    for file, content in zip(files, (certificate, key), strict=True):
+        file.write_bytes(content)
     port = _free_port()
     config = AttestationServiceConfig(
         listen=f"127.0.0.1:{port}",
-        tls_certificate=str(folder / "tls.crt"),
-        tls_key=str(folder / "tls.key"),
-        store=str(folder / "attestation.sqlite"),
+        tls_certificate=str(files[0]),
+        tls_key=str(files[1]),
+        store=store or str(folder / "attestation.sqlite"),
         keys=str(folder / "keys"),
         collateral=str(folder / "collateral"),
         attest_per_minute=10**9,

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.queues import Queue
 from multiprocessing.sharedctypes import Synchronized
@@ -56,6 +56,7 @@ WRITES = 150
 TOKEN = "benchmark"
 V4 = "/sgx/certification/v4"
 CONTEXT = multiprocessing.get_context("fork")
+NO_SETTINGS: Mapping[str, str] = {}
 
 
 def rows() -> Iterator[Row]:
@@ -86,26 +87,25 @@ def rows() -> Iterator[Row]:
 
 @contextmanager
 def simulated_service(
-    folder: Path, *options: str
+    folder: Path, *options: str, settings: Mapping[str, str] = NO_SETTINGS
 ) -> Iterator[tuple[tuple[str, int], subprocess.Popen[str], SimulatedWorld]]:
-    """`confcom collateral serve` with the simulated authority behind it, on a free port."""
+    """`confcom collateral serve` with the simulated authority behind it, on a free port; `settings` by field."""
     world, machine = simulated_world(), folder / "machine.json"
     if not machine.exists():
         world.write_first(machine)
-    command = [sys.executable, "-m", "confcom", "collateral", "serve", "--insecure-http", "--listen", "127.0.0.1:0"]
-    command += ["--store", str(folder / "collateral.sqlite"), "--upstream", "simulated"]
-    command += ["--machine", str(machine), *options]
-    environment = os.environ | {
-        "CONFCOM_COLLATERAL_SERVICE_ADMIN_TOKEN_HASH": hashlib.sha512(TOKEN.encode()).hexdigest(),
-        "CONFCOM_COLLATERAL_SERVICE_USER_TOKEN_HASH": hashlib.sha512(TOKEN.encode()).hexdigest(),
+    command = [sys.executable, "-m", "confcom", "collateral", "serve", "--listen", "127.0.0.1:0", *options]
+    hashed = hashlib.sha512(TOKEN.encode()).hexdigest()
+    given = {
+        "store": str(folder / "collateral.sqlite"), "upstream": "simulated", "simulated_machine": str(machine),
+        "admin_token_hash": hashed, "user_token_hash": hashed, "insecure_http": str("tls_key" not in settings).lower(),
         # All clients are one address here, and what upstream is asked is not what is measured.
-        "CONFCOM_COLLATERAL_SERVICE_QUESTIONS_PER_ADDRESS": "1000000",
-        "CONFCOM_COLLATERAL_SERVICE_QUESTIONS": "1000000",
-    }
+        "questions_per_address": "1000000", "questions": "1000000",
+    } | dict(settings)  # fmt: skip
+    environment = os.environ | {f"CONFCOM_COLLATERAL_SERVICE_{name.upper()}": given[name] for name in given}
     service = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
     try:
         assert service.stdout is not None
-        ready = re.search(r"http://([\d.]+):(\d+)", service.stdout.readline())
+        ready = re.search(r"https?://([\d.]+):(\d+)", service.stdout.readline())
         if ready is None:
             sys.exit("bench: the collateral service did not start")
         yield (ready[1], int(ready[2])), service, world

@@ -22,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from multiprocessing.queues import Queue
@@ -73,7 +73,7 @@ def rows() -> Iterator[Row]:
             cases |= {f"a pod that is {what}": (webhook, body) for what, body in bodies.items()}
             # Noise only ever slows, so the best of some rounds counts; in turns, so that it meets all alike.
             rounds = [
-                {name: load(server, body, count) for name, (server, body) in cases.items()} for _ in range(ROUNDS)
+                {name: load([server], body, count) for name, (server, body) in cases.items()} for _ in range(ROUNDS)
             ]
             limit = 0.0
             for name in cases:
@@ -180,16 +180,19 @@ class Outcome(NamedTuple):
     latencies: list[float]
 
 
-def load(server: Server, request: bytes, connections: int, seconds: float = SECONDS) -> Outcome:
-    """So many connections, each of which asks again as soon as it has its answer, for so many seconds."""
+def load(servers: Sequence[Server], request: bytes, connections: int, seconds: float = SECONDS) -> Outcome:
+    """So many connections, to each server in turn; each asks again as soon as it has its answer, for so long."""
     results: Queue[list[float]] = CONTEXT.Queue()
-    arguments = (server.port, server.authority, request, seconds, results)
-    clients = [CONTEXT.Process(target=_client, args=arguments) for _ in range(connections)]
-    start, cpu = time.perf_counter(), server.cpu()
+    clients = []
+    for number in range(connections):
+        server = servers[number % len(servers)]
+        arguments = (server.port, server.authority, request, seconds, results)
+        clients.append(CONTEXT.Process(target=_client, args=arguments))
+    start, cpu = time.perf_counter(), sum(server.cpu() for server in servers)
     for client in clients:
         client.start()
-    latencies = [value for _ in clients for value in results.get()]
-    elapsed, cpu = time.perf_counter() - start, server.cpu() - cpu
+    latencies = [value for _ in clients for value in results.get(timeout=seconds + 60)]
+    elapsed, cpu = time.perf_counter() - start, sum(server.cpu() for server in servers) - cpu
     for client in clients:
         client.join()
     return Outcome(len(latencies) / elapsed, cpu / len(latencies), latencies)
