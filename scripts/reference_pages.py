@@ -17,7 +17,7 @@ import click
 import confcom
 from confcom import errors
 from confcom.admission.findings import REFUSALS, WARNINGS
-from confcom.appraisal.policy_file import policy_schema
+from confcom.appraisal.policy_file import PolicyFile, policy_schema
 from confcom.cli.exit_codes import ExitCode, exit_code
 from confcom.cli.root import COMMANDS, root, spoken
 from confcom.pki.proof import Proof
@@ -39,13 +39,14 @@ PUBLIC_NAMES = {
 
 One call is `accept_quote`; a service keeps a `QuoteVerifier` and calls `judge`. Nothing here does IO or reads a clock.
 """: """accept_quote judge AttestationResult Verdict Check QuoteVerifier verify_quote VerifiedQuote appraise Appraisal
-        verify_certificate VerifiedPeer
+        verify_certificate VerifiedPeer load_trust_roots
         Quote TeeType ReportBody TcbStatus TrustRoots TrustRoot""",
     """Policies
 
 A policy is a value. The safe defaults apply unless a policy replaces them.
-""": """Policy AllOf AnyOf safe_defaults AcceptTcb NoDebug MrEnclave MrSigner IsvProdId MinIsvSvn ReportData HeldData
-        MrTd Rtmr0 Rtmr1 Rtmr2 Rtmr3 MrSeam MrSignerSeam MrConfigId MrOwner MrOwnerConfig TdAttributes Xfam""",
+""": """load_policy PolicyFile Policy AllOf AnyOf safe_defaults AcceptTcb NoDebug MrEnclave MrSigner IsvProdId
+        MinIsvSvn ReportData HeldData MrTd Rtmr0 Rtmr1 Rtmr2 Rtmr3 MrSeam MrSignerSeam MrConfigId MrOwner MrOwnerConfig
+        TdAttributes Xfam""",
     """Collateral
 
 `load_bundle` and `CollateralStore` need no further package; `open_source` asks services and needs `confcom[cli]`.
@@ -54,8 +55,8 @@ A policy is a value. The safe defaults apply unless a policy replaces them.
     """Quotes of this machine
 
 These need `confcom[cli]`.
-""": """process_mode open_quote_source QuoteSource QuoteResult Platform open_platform IntelDcapPlatform LocalEnclave
-        launch_enclave verify_local_report TargetInfo""",
+""": """own_quote_source process_mode open_quote_source QuoteSource QuoteResult Platform open_platform
+        IntelDcapPlatform LocalEnclave launch_enclave verify_local_report TargetInfo""",
     """Certificates of attested pods
 
 `request_certificate` asks the certificate signer of a cluster, and needs `confcom[kube]`
@@ -208,9 +209,9 @@ def _member(name: str, member: object) -> str | None:
 
 
 def _signature(name: str, value: Callable[..., object]) -> str | None:
-    """The call; None for what callers do not construct: protocols, enumerations, proven values, errors."""
+    """The call; None for what callers do not construct: protocols, enumerations, proven values, errors, files."""
     unmade = isinstance(value, type) and (
-        issubclass(value, (Enum, Proof, BaseException)) or getattr(value, "_is_protocol", False)
+        issubclass(value, (Enum, Proof, BaseException, PolicyFile)) or getattr(value, "_is_protocol", False)
     )
     if unmade:
         return None

@@ -1,4 +1,4 @@
-"""The sample of `examples/remote_attestation` as real processes, for the tests that start it."""
+"""The program of `examples/remote_attestation` as real processes, for the tests that start it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 
 from confcom.wiring import create_machine_file, declare_enclave, export_simulated_collateral
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "remote_attestation"
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+EXAMPLE = EXAMPLES / "remote_attestation"
 NOW = datetime.now(UTC)  # noqa: TID251 - the sample judges as of the present
 SIGNER = declare_enclave("", "Contoso").mr_signer.hex()
 
@@ -53,9 +54,10 @@ class Stage:
 
     def peer(self, name: str, where: str, *options: str | Path, **variables: str) -> subprocess.Popen[str]:
         """One side with the sample's usual options; later ones replace them."""
-        usual = ["--machine", self.machine, "--collateral", "collateral", "--trust-root", "collateral/root_ca.pem"]
-        usual += ["--signer", SIGNER, "--product", "1", "--min-svn", "2", "--timeout", "10", "--name", name]
-        usual += [where, "unix:meet", "--message", f"greetings from {name}"]
+        enclave = EXAMPLE / f"enclave_{name.lower()}.toml"
+        usual = ["--machine", self.machine, "--enclave", enclave]
+        usual += ["--collateral", "collateral", "--trust-root", "collateral/root_ca.pem"]
+        usual += ["--policy", EXAMPLE / "policy.toml", "--timeout", "60", "--name", name, where, "unix:meet"]
         return self.start(EXAMPLE / "peer.py", *usual, *options, **variables)
 
     def declare(self, name: str, **fields: object) -> Path:
@@ -81,6 +83,6 @@ def finish(process: subprocess.Popen[str]) -> Ended:
 
 def both(stage: Stage, *options: str | Path, **variables: str) -> tuple[Ended, Ended]:
     """The two sides of the sample with the same further options, to their ends."""
-    a = stage.peer("A", "--listen", "--enclave", EXAMPLE / "enclave_a.toml", *options, **variables)
-    b = stage.peer("B", "--connect", "--enclave", EXAMPLE / "enclave_b.toml", *options, **variables)
+    a = stage.peer("A", "--listen", *options, **variables)
+    b = stage.peer("B", "--connect", *options, **variables)
     return finish(a), finish(b)

@@ -1,246 +1,148 @@
-"""One of two enclaves that attest each other over a socket and then exchange an encrypted message.
+"""One of two enclaves that attest each other and then exchange encrypted messages.
 
-Start one with --listen and one with --connect; README.md beside this file has the commands. What is said on the wire
-is in handshake.py, what counts as proof in evidence.py, how bytes travel in connection.py.
+README.md has the commands, and what is said in which order. Both sides make a key for this conversation alone, and
+each quote is over both keys: a recorded quote does not fit, and only the quoted enclaves can read the messages.
 """
 
-from __future__ import annotations
-
 import argparse
-import io
+import asyncio
+import hashlib
 import os
-import secrets
 import sys
+from asyncio import StreamReader, StreamWriter
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from connection import Connection, Frame, accept, connect, listen
-from evidence import AcceptedPeer, Attestation, ExpectedPeer, LocalAttestation, RemoteAttestation
-from handshake import NO_TARGET, NONCE_SIZE, Handshake, Hello, Kind, Role, SecureChannel, split_evidence
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from confcom import (
-    ConfcomError,
-    ConfigError,
-    FormatError,
-    LocalEnclave,
-    PolicyError,
-    TcbStatus,
-    TrustRoot,
-    TrustRoots,
-    VerificationError,
-    exit_code,
-    launch_enclave,
-    load_bundle,
-    open_platform,
-    open_quote_source,
-    process_mode,
-)
-from confcom.errors import ReportRejected
+import confcom
+from confcom.errors import RemoteProtocolError
 
-HERE = Path(__file__).resolve().parent
-JUDGEMENTS = (FormatError, VerificationError, PolicyError, ReportRejected)
-"""Errors that say something about the peer's evidence; all others say that something did not work."""
-
-AESM_SOCKET = Path("/var/run/aesmd/aesm.socket")
-MAX_ROOT = 64 * 1024
-"""Bytes of a root certificate's file."""
+PROTOCOL = b"confcom sample 2"
+LIMIT = 64 * 1024  # bytes of a quote, and of an encrypted message
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description="Attest a peer, be attested by it, and exchange encrypted messages.")
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--listen", metavar="ADDRESS", help="wait for the peer at unix:PATH or HOST:PORT")
-    where.add_argument("--connect", metavar="ADDRESS", help="go to the peer at unix:PATH or HOST:PORT")
-    parser.add_argument("--name", default="peer", help="what to call this side in its output")
-    us = parser.add_argument_group("this side")
-    us.add_argument("--machine", type=Path, metavar="FILE", help="simulated machine (`confcom simulate machine`)")
-    us.add_argument("--enclave", type=Path, metavar="FILE", default=HERE / "enclave_a.toml", help="declared enclave")
-    us.add_argument("--socket", type=Path, metavar="PATH", default=AESM_SOCKET, help="the quote helper's socket")
-    them = parser.add_argument_group("the peer to accept")
-    them.add_argument("--signer", required=True, metavar="HEX", help="MRSIGNER, 64 hex digits")
-    them.add_argument("--product", required=True, type=int, metavar="N", help="ISVPRODID")
-    them.add_argument("--min-svn", required=True, type=int, metavar="N", help="lowest ISVSVN")
-    them.add_argument("--collateral", metavar="FOLDER", type=Path, help="Intel's (or the simulation's) endorsements")
-    them.add_argument("--trust-root", metavar="PEM", type=Path, help="trust this root instead of Intel's")
-    them.add_argument("--accept-tcb", metavar="STATUS,…", default="UpToDate", help="default: UpToDate")
-    parser.add_argument("--local", action="store_true", help="both enclaves are on one machine: reports, no quotes")
-    parser.add_argument("--message", default="hello", help="what to tell the peer, encrypted")
-    parser.add_argument("--timeout", type=float, default=10.0, metavar="SECONDS", help="for each wait; default 10")
+    where.add_argument("--listen", type=address, metavar="ADDRESS", help="be called at unix:PATH or HOST:PORT")
+    where.add_argument("--connect", type=address, metavar="ADDRESS", help="call the peer at unix:PATH or HOST:PORT")
+    parser.add_argument("--policy", type=Path, required=True, metavar="FILE", help="which peer to accept")
+    parser.add_argument("--collateral", type=Path, required=True, metavar="FOLDER", help="to verify its quote with")
+    parser.add_argument("--trust-root", type=Path, metavar="PEM", help="trust this root in place of Intel's")
+    parser.add_argument("--machine", type=Path, metavar="FILE", help="simulated machine")
+    parser.add_argument("--enclave", type=Path, metavar="FILE", help="what its enclave declares")
+    parser.add_argument("--socket", type=Path, metavar="PATH", help="of the quote helper, if not the usual one")
+    parser.add_argument("--name", default="peer", help="of this side, in its output")
+    parser.add_argument("--timeout", type=float, default=20, metavar="SECONDS", help="for all of it; default 20")
     return parser.parse_args()
 
 
+def address(text: str) -> tuple[str] | tuple[str, int]:
+    """A path, or host and port."""
+    if text.startswith("unix:"):
+        return (text.removeprefix("unix:"),)
+    host, port = text.rsplit(":", 1)
+    return host, int(port)
+
+
 class Peer:
-    """Our side of the conversation."""
+    """Makes quotes of this side, and accepts those of the expected peer."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self._options = options
-        self._expected = expected_peer(options)
-        self._enclave: LocalEnclave | None = None
-        if options.machine is not None:
-            self._enclave = launch_enclave(options.machine, options.enclave)
-            self.say(f"enclave {options.enclave.name} on the SIMULATED machine {options.machine.name}")
-        self._kind = Kind.LOCAL if options.local else Kind.REMOTE
-        self._remote = None if options.local else self._open_remote()
+        self.name, self.listen, self.connect = options.name, options.listen, options.connect
+        self.quotes = confcom.own_quote_source(machine=options.machine, enclave=options.enclave, socket=options.socket)
+        print(f"{self.name}: {confcom.process_mode().decide('auto', os.environ)}", flush=True)
+        roots = confcom.load_trust_roots(options.trust_root) if options.trust_root else confcom.TrustRoots.intel()
+        self.verifier, self.collateral = confcom.QuoteVerifier(roots), confcom.load_bundle(options.collateral)
+        policy = confcom.load_policy(options.policy)
+        # Naming another root than Intel's is what accepts a simulated platform.
+        self.expected, self.grace = policy.policy(accept_simulated=options.trust_root is not None), policy.grace
 
-    def say(self, line: str) -> None:
-        """Print a line; what comes from the peer is escaped, as it may try to steer the terminal."""
-        shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
-        print(f"{self._options.name}: {shown}", flush=True)
-
-    def run(self) -> None:
-        """Meet the peer and talk."""
-        address, timeout = self._options.listen or self._options.connect, self._options.timeout
-        if self._options.connect:
-            with connect(address, timeout) as stream:
-                self._converse(Connection(stream, timeout), Role.INITIATOR)
-            return
-        with listen(address, timeout) as listener:
-            self.say(f"waiting at {address}")
-            with accept(listener) as stream:
-                self._converse(Connection(stream, timeout), Role.RESPONDER)
-
-    def _converse(self, connection: Connection, role: Role) -> None:
+    async def converse(self) -> None:
+        """Meet the peer, attest each other, exchange messages; the first thing that is wrong ends it."""
+        role, other = (b"called", b"caller") if self.listen else (b"caller", b"called")
+        reader, writer = await meet(self.listen, self.connect)
+        key = X25519PrivateKey.generate()
+        mine = PROTOCOL + key.public_key().public_bytes_raw()
+        writer.write(mine)
+        theirs = await reader.readexactly(len(mine))
+        if not theirs.startswith(PROTOCOL):
+            raise RemoteProtocolError("the peer speaks another protocol")
+        said = mine + theirs if role == b"caller" else theirs + mine
+        for turn in (b"caller", b"called"):  # the called side shows no quote before it has accepted the caller
+            report_data = hashlib.sha256(said + turn).digest() + bytes(32)
+            if turn == role:
+                send(writer, self.quotes.quote(report_data).quote)
+                print(f"{self.name}: sent a quote over the public keys of both", flush=True)
+            else:
+                self.accept(await receive(reader), report_data)
         try:
-            channel = self._attest(connection, role)
-            self._exchange_messages(connection, role, channel)
-        except ConfcomError as error:
-            connection.refuse(error.code)
-            raise
+            shared = key.exchange(X25519PublicKey.from_public_bytes(theirs[len(PROTOCOL) :]))
+            # One key for each direction and for one message, so the nonce may be zero.
+            ours, its = (ChaCha20Poly1305(HKDF(SHA256(), 32, None, said + one).derive(shared)) for one in (role, other))
+            send(writer, ours.encrypt(bytes(12), f"hello from {self.name}".encode(), None))
+            message = its.decrypt(bytes(12), await receive(reader), None)
+        except (ValueError, InvalidTag) as error:
+            raise confcom.VerificationError("the peer's message does not decrypt") from error
+        print(f"{self.name}: received, encrypted: {message.decode(errors='replace')!a}", flush=True)
 
-    def _attest(self, connection: Connection, role: Role) -> SecureChannel:
-        target = self._enclave.target_info if self._enclave and self._kind is Kind.LOCAL else NO_TARGET
-        handshake = Handshake(Hello(role, self._kind, secrets.token_bytes(NONCE_SIZE), target))
-        if role is Role.INITIATOR:
-            connection.send(Frame.HELLO, bytes(handshake.mine))
-            theirs = handshake.hear_hello(connection.receive(Frame.HELLO))
-        else:
-            theirs = handshake.hear_hello(connection.receive(Frame.HELLO))
-            connection.send(Frame.HELLO, bytes(handshake.mine))
-        attestation = self._remote or self._open_local(theirs)
-        if role is Role.INITIATOR:
-            self._send_evidence(connection, handshake, attestation)
-            peer_key = self._judge_peer(connection, handshake, attestation)
-        else:
-            # The one who was called does not say who it is before it knows who calls.
-            peer_key = self._judge_peer(connection, handshake, attestation)
-            self._send_evidence(connection, handshake, attestation)
-        return handshake.keys(peer_key)
-
-    def _send_evidence(self, connection: Connection, handshake: Handshake, attestation: Attestation) -> None:
-        evidence = attestation.make(handshake.report_data())
-        connection.send(Frame.EVIDENCE, handshake.evidence_payload(evidence))
-        what = "a report for the peer" if self._kind is Kind.LOCAL else "a quote"
-        self.say(f"sent {what} over its nonce and our public key, {len(evidence)} bytes")
-
-    def _judge_peer(self, connection: Connection, handshake: Handshake, attestation: Attestation) -> bytes:
-        payload = connection.receive(Frame.EVIDENCE)
-        peer_key, evidence = split_evidence(payload)
-        accepted = attestation.judge(evidence, handshake.peer_report_data(peer_key))
-        handshake.hear_evidence(payload)
-        self.say(f"accepted the peer: {describe(accepted)}")
-        return peer_key
-
-    def _exchange_messages(self, connection: Connection, role: Role, channel: SecureChannel) -> None:
-        ours = channel.seal(self._options.message.encode())
-        if role is Role.INITIATOR:
-            connection.send(Frame.MESSAGE, ours)
-        message = channel.open(connection.receive(Frame.MESSAGE))
-        if role is Role.RESPONDER:
-            connection.send(Frame.MESSAGE, ours)
-        self.say(f"received, encrypted: {message.decode(errors='replace')!r}")
-
-    def _open_local(self, theirs: Hello) -> Attestation:
-        if self._enclave is None:
-            raise ConfigError("local attestation needs an enclave here", advice="Name a simulated one with --machine.")
-        return LocalAttestation(self._enclave, self._expected, theirs.target_info)
-
-    def _open_remote(self) -> Attestation:
-        options = self._options
-        decision = process_mode().decide("auto", os.environ)
-        self.say(str(decision))
-        source = open_quote_source(
-            decision,
-            enclave=self._own_enclave,
-            in_proc=lambda: open_platform("auto", machine=options.machine),
-            socket=options.socket,
-            simulated=options.machine is not None,
-        )
-        if options.collateral is None:
-            raise ConfigError("a quote cannot be verified without collateral", advice="Name it with --collateral.")
-        return RemoteAttestation(
-            source,
-            self._expected,
-            roots=trust_roots(options.trust_root),
-            collateral=load_bundle(options.collateral),
-            accept_tcb=tcb_statuses(options.accept_tcb),
-        )
-
-    def _own_enclave(self) -> LocalEnclave:
-        if self._enclave is None:
-            raise ConfigError(
-                "this process is in no enclave",
-                advice="On SGX hardware, run it under Gramine; elsewhere, name a simulated machine with --machine.",
-            )
-        return self._enclave
+    def accept(self, quote: bytes, report_data: bytes) -> None:
+        """Accept the peer by its quote for this conversation; `ConfcomError` says why not."""
+        policy = confcom.AllOf(self.expected, confcom.ReportData(report_data))
+        now = datetime.now(UTC)  # noqa: TID251 - a program may read the clock; the library is told the time
+        result = confcom.judge(quote, self.collateral, verifier=self.verifier, policy=policy, now=now, grace=self.grace)
+        print(f"{self.name}: accepted the peer: {result.require()}", flush=True)
 
 
-def describe(peer: AcceptedPeer) -> str:
-    """One line about a peer: who it is, and what proves it."""
-    body = peer.body
-    debug = "debug ON" if body.attributes.debug else "debug off"
-    enclave, signer = f"{body.mr_enclave.hex()[:16]}...", f"{body.mr_signer.hex()[:16]}..."
-    return (
-        f"enclave {enclave} of signer {signer}, product {body.isv_prod_id}, "
-        f"security version {body.isv_svn}, {debug}; {peer.proof}"
-    )
+async def meet(listen: tuple[Any, ...] | None, connect: tuple[Any, ...]) -> tuple[StreamReader, StreamWriter]:
+    """Streams to the peer, which may come later."""
+    while not listen:
+        try:
+            return await (asyncio.open_connection if connect[1:] else asyncio.open_unix_connection)(*connect)
+        except (FileNotFoundError, ConnectionRefusedError):
+            await asyncio.sleep(0.05)
+    came: asyncio.Queue[tuple[StreamReader, StreamWriter]] = asyncio.Queue()
+    serve = asyncio.start_server if listen[1:] else asyncio.start_unix_server
+    server = await serve(lambda *streams: came.put_nowait(streams), *listen)
+    streams = await came.get()
+    server.close()  # to everybody else
+    return streams
 
 
-def expected_peer(options: argparse.Namespace) -> ExpectedPeer:
-    """What the command line says about the peer."""
-    try:
-        signer = bytes.fromhex(options.signer)
-    except ValueError:
-        signer = b""
-    if len(signer) != 32:
-        raise ConfigError("--signer is no MRSIGNER", advice="Give its 64 hex digits.")
-    return ExpectedPeer(signer, options.product, options.min_svn)
+def send(writer: StreamWriter, payload: bytes) -> None:
+    """Send it behind its length, four bytes."""
+    writer.write(len(payload).to_bytes(4, "big") + payload)
 
 
-def trust_roots(path: Path | None) -> TrustRoots:
-    """Intel's root, or the one of that file in its place."""
-    if path is None:
-        return TrustRoots.intel()
-    try:
-        with path.open("rb") as file:
-            return TrustRoots((TrustRoot.from_pem(file.read(MAX_ROOT)),))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-
-
-def tcb_statuses(names: str) -> frozenset[TcbStatus]:
-    """The TCB statuses of a list with commas."""
-    try:
-        return frozenset(TcbStatus(name.strip()) for name in names.split(","))
-    except ValueError as error:
-        raise ConfigError(f"--accept-tcb: {error}", advice=f"Known are {', '.join(TcbStatus)}.") from error
+async def receive(reader: StreamReader) -> bytes:
+    """What the peer sent, within the limit."""
+    length = int.from_bytes(await reader.readexactly(4), "big")
+    if length > LIMIT:
+        raise RemoteProtocolError(f"the peer announced {length} bytes, the limit is {LIMIT}")
+    return await reader.readexactly(length)
 
 
 def main() -> int:
     """Run one side; the exit code is that of the `confcom` commands."""
     options = arguments()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a peer may write in letters that our terminal lacks
     try:
-        Peer(options).run()
-    except ConfcomError as error:
-        word = "REFUSED" if isinstance(error, JUDGEMENTS) else "failed"
-        print(f"{options.name}: {word} ({error.code}): {error}", file=sys.stderr)
-        print(f"  what to do: {error.advice()}", file=sys.stderr)
-        return exit_code(error)
+        asyncio.run(asyncio.wait_for(Peer(options).converse(), options.timeout))
+    except confcom.ConfcomError as error:
+        print(f"{options.name}: {error.code}: {error}\n  what to do: {error.advice()}", file=sys.stderr)
+        return confcom.exit_code(error)
+    except (EOFError, OSError) as error:
+        where = ":".join(map(str, options.listen or options.connect))
+        print(f"{options.name}: no conversation at {where}: {str(error) or 'it took too long'}", file=sys.stderr)
+        return confcom.ExitCode.PLATFORM
     except KeyboardInterrupt:
-        print(f"{options.name}: interrupted", file=sys.stderr)
-        return 1
+        return confcom.ExitCode.INTERRUPTED
     return 0
 
 

@@ -42,10 +42,11 @@ if TYPE_CHECKING:
         Xfam,
         safe_defaults,
     )
+    from confcom.appraisal.policy_file import PolicyFile
     from confcom.appraisal.quote import QuoteVerifier, verify_quote
     from confcom.appraisal.result import AttestationResult, accept_quote, judge
     from confcom.cli.exit_codes import ExitCode, exit_code
-    from confcom.collateral.bundle import load_bundle, save_bundle
+    from confcom.collateral.bundle import load_bundle, load_policy, load_trust_roots, save_bundle
     from confcom.collateral.interface import CollateralSource
     from confcom.collateral.sources import RememberedCollateral, SourceOptions, fetch_for_quote, open_source
     from confcom.collateral.store.store import CollateralStore
@@ -67,7 +68,7 @@ if TYPE_CHECKING:
     from confcom.platforms.interface import LocalEnclave, Platform, QuoteResult, verify_local_report
     from confcom.platforms.pod_certificate import request_certificate
     from confcom.platforms.quoting import QuoteSource, open_quote_source, process_mode
-    from confcom.wiring import launch_enclave, open_platform
+    from confcom.wiring import launch_enclave, open_platform, own_quote_source
 
 _HOMES = {
     "confcom.appraisal.appraise": "Appraisal appraise",
@@ -80,10 +81,11 @@ _HOMES = {
         "MrSigner MrSignerSeam MrTd NoDebug Policy ReportData Rtmr0 Rtmr1 Rtmr2 Rtmr3 TdAttributes Xfam "
         "safe_defaults"
     ),
+    "confcom.appraisal.policy_file": "PolicyFile",
     "confcom.appraisal.quote": "QuoteVerifier verify_quote",
     "confcom.appraisal.result": "AttestationResult accept_quote judge",
     "confcom.cli.exit_codes": "ExitCode exit_code",
-    "confcom.collateral.bundle": "load_bundle save_bundle",
+    "confcom.collateral.bundle": "load_bundle load_policy load_trust_roots save_bundle",
     "confcom.collateral.interface": "CollateralSource",
     "confcom.collateral.sources": "RememberedCollateral SourceOptions fetch_for_quote open_source",
     "confcom.collateral.store.store": "CollateralStore",
@@ -98,7 +100,7 @@ _HOMES = {
     "confcom.platforms.interface": "LocalEnclave Platform QuoteResult verify_local_report",
     "confcom.platforms.pod_certificate": "request_certificate",
     "confcom.platforms.quoting": "QuoteSource open_quote_source process_mode",
-    "confcom.wiring": "launch_enclave open_platform",
+    "confcom.wiring": "launch_enclave open_platform own_quote_source",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
@@ -135,6 +137,7 @@ __all__ = [
     "PlatformError",
     "Policy",
     "PolicyError",
+    "PolicyFile",
     "ProtocolError",
     "Quote",
     "QuoteResult",
@@ -166,9 +169,12 @@ __all__ = [
     "judge",
     "launch_enclave",
     "load_bundle",
+    "load_policy",
+    "load_trust_roots",
     "open_platform",
     "open_quote_source",
     "open_source",
+    "own_quote_source",
     "process_mode",
     "request_certificate",
     "safe_defaults",

@@ -44,14 +44,13 @@ class SimulatedEvidence:
 
         A file's policy needs nothing for that: the simulated root is accepted here, in tests.
         """
-        from confcom.appraisal.policy_file import MAX_POLICY, parse_policy
         from confcom.appraisal.quote import QuoteVerifier
         from confcom.appraisal.result import judge
+        from confcom.collateral.bundle import load_policy
 
         grace = timedelta()
         if isinstance(policy, (str, Path)):
-            with Path(policy).open("rb") as stream:
-                file = parse_policy(stream.read(MAX_POLICY + 1), name=str(policy))
+            file = load_policy(policy)
             policy, grace = file.policy(accept_simulated=True), file.grace
         verifier = QuoteVerifier(self.trust_roots)
         return judge(self.quote, self.collateral, verifier=verifier, policy=policy, now=self.now, grace=grace)

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from confcom.appraisal.collateral import Collateral
-from confcom.collateral.bundle import load_bundle
+from confcom.collateral.bundle import load_bundle, load_trust_roots
 from confcom.errors import ConfigError, PlatformUnavailable
-from confcom.pki.roots import TrustRoot, TrustRoots
+from confcom.pki.roots import TrustRoots
 from confcom.platforms.intel.dcap import library_folder
 from confcom.platforms.intel.platform import IntelWorkerPlatform
 from confcom.platforms.interface import LocalEnclave, Platform
@@ -188,8 +188,31 @@ def launch_enclave(machine: Path, declaration: Path | EnclaveDeclaration) -> Loc
 
 _NO_ENCLAVE_ADVICE = (
     'On SGX hardware, run the program under Gramine with sgx.remote_attestation = "dcap"; '
-    "elsewhere, name a simulated machine with --machine FILE (`confcom simulate machine`)."
+    "elsewhere, name a simulated machine: --machine FILE, machine=FILE in Python (`confcom simulate machine`)."
 )
+
+
+def own_quote_source(
+    *, machine: Path | str | None = None, enclave: Path | str | None = None, socket: Path | str | None = None
+) -> QuoteSource:
+    """The quotes of the enclave of this process (Gramine), or of a simulated one on the machine of the file `machine`.
+
+    `enclave` is a file with what the simulated enclave declares, or a signed enclave file. `socket` is the quote
+    helper's, where it is not the usual one. `process_mode().decision` is then the mode and its reason.
+    `PlatformUnavailable` where this process is in no enclave.
+    """
+    # Here, because they need packages that most platforms do without.
+    from confcom.platforms.quoting import QuoteMode, process_mode
+
+    decision = process_mode().decide("auto", os.environ)
+    if decision.mode is not QuoteMode.GRAMINE and machine is None:
+        raise PlatformUnavailable("this process is in no enclave and cannot attest itself", advice=_NO_ENCLAVE_ADVICE)
+    source, _ = own_quotes(decision, machine=_path(machine), enclave=_path(enclave), socket=_path(socket))
+    return source
+
+
+def _path(name: Path | str | None) -> Path | None:
+    return None if name is None else Path(name)
 
 
 def own_quotes(
@@ -278,9 +301,6 @@ def simulated_upstream(path: Path, clock: Callable[[], datetime]) -> SimulatedUp
 
 # The quote helper's self-test.
 
-MAX_ROOT = 64 * 1024
-"""Bytes of a file with a root certificate."""
-
 
 def self_test_kit(
     choice: Choice,
@@ -295,7 +315,7 @@ def self_test_kit(
     # Here, because the daemon needs packages that `confcom quote` does without.
     from confcom.services.quote_helper.self_test import SelfTestKit
 
-    roots = None if trust_root is None else _roots(Path(trust_root))
+    roots = None if trust_root is None else load_trust_roots(trust_root)
     if choice.name == "simulated" and machine is not None:
         world = SimulatedWorld.load(machine)
         enclave = world.machine.launch(EnclaveDeclaration.from_names("confcom self-test", "confcom"))
@@ -320,11 +340,3 @@ def _collateral(name: str | None, ca: str | None, roots: TrustRoots) -> Callable
     authorities = None if ca is None else Path(ca)
     options = SourceOptions(roots=roots, at=datetime.min.replace(tzinfo=UTC), ca_certificates=authorities)
     return RememberedCollateral(name, options)
-
-
-def _roots(path: Path) -> TrustRoots:
-    try:
-        with path.open("rb") as file:
-            return TrustRoots((TrustRoot.from_pem(file.read(MAX_ROOT)),))
-    except OSError as error:
-        raise ConfigError(f"the trust root {path} cannot be read: {error.strerror}") from error

@@ -47,8 +47,10 @@ def python_of(page: Path) -> Iterator[str]:
 
 
 def imported(source: str) -> Iterator[str]:
-    """What of confcom a program imports, as `module name`."""
+    """What of confcom a program imports, or uses as `confcom.name`: each as `module name`."""
     for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "confcom":
+            yield f"confcom {node.attr}"
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "confcom":
             yield from (f"{node.module} {name.name}" for name in node.names)
         elif isinstance(node, ast.Import):
@@ -58,7 +60,8 @@ def imported(source: str) -> Iterator[str]:
 def is_public(name: str) -> bool:
     module, _, member = name.partition(" ")
     return (
-        (module == "confcom" and member in confcom.__all__)
+        name == "confcom"
+        or (module == "confcom" and member in confcom.__all__)
         or (module in reference_pages.PUBLIC_MODULES and member in importlib.import_module(module).__all__)
         or (module == "confcom.errors" and hasattr(errors, member) and not member.startswith("_"))
     )
@@ -66,7 +69,19 @@ def is_public(name: str) -> bool:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_examples_import_public_names_only(path: Path) -> None:
-    assert [name for name in imported(path.read_text()) if not is_public(name)] == []
+    names = list(imported(path.read_text()))
+    assert names
+    assert [name for name in names if not is_public(name)] == []
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in EXAMPLES}), ids=lambda path: path.name)
+def test_an_example_has_at_most_150_lines_of_python(folder: Path) -> None:
+    assert sum(len(path.read_text().splitlines()) for path in folder.rglob("*.py")) <= 150
+
+
+def test_a_private_name_of_the_package_is_noticed_where_it_is_used() -> None:
+    names = imported("import confcom\nconfcom.wiring.x()\nprint(confcom.judge)")
+    assert [name for name in names if not is_public(name)] == ["confcom wiring"]
 
 
 def test_documents_import_public_names_only() -> None:
@@ -116,9 +131,9 @@ def refusing(packages: tuple[str, ...], program: str) -> subprocess.CompletedPro
 
 
 def test_every_public_name_and_the_example_need_the_extra_cli_only() -> None:
-    example = str(ROOT / "examples" / "remote_attestation")
+    examples = [str(ROOT / "examples" / name) for name in ("remote_attestation", "local_attestation")]
     names = "import confcom\n[getattr(confcom, name) for name in confcom.__all__]\n"
-    done = refusing(ONLY_CLI, f"{names}sys.path[:0] = [{example!r}]\nimport peer\n")
+    done = refusing(ONLY_CLI, f"{names}sys.path[:0] = {examples!r}\nimport peer, neighbours\n")
     assert done.returncode == 0, done.stderr
 
 

@@ -39,6 +39,7 @@ from confcom import (
     PlatformError,
     Policy,
     PolicyError,
+    PolicyFile,
     ProtocolError,
     Quote,
     QuoteResult,
@@ -68,9 +69,12 @@ from confcom import (
     judge,
     launch_enclave,
     load_bundle,
+    load_policy,
+    load_trust_roots,
     open_platform,
     open_quote_source,
     open_source,
+    own_quote_source,
     process_mode,
     safe_defaults,
     save_bundle,
@@ -131,8 +135,17 @@ def attester(report_data: bytes) -> bytes:
     intel: QuoteSource = open_quote_source(decision, enclave=lambda: enclave, in_proc=IntelDcapPlatform.open_in_proc)
     target: TargetInfo = enclave.target_info
     body: ReportBody = verify_local_report(enclave, enclave.create_report(target, report_data), report_data)
-    result: QuoteResult = (source if body.isv_svn else intel).quote(report_data)
+    own: QuoteSource = own_quote_source(machine="machine.json", enclave=Path("enclave.toml"))
+    result: QuoteResult = (source if body.isv_svn else own if body.isv_prod_id else intel).quote(report_data)
     return result.quote
+
+
+def files(collateral: Collateral, evidence: bytes, now: datetime) -> VerifiedQuote:
+    """With what a relying party has in files."""
+    file: PolicyFile = load_policy("policy.toml")
+    verifier = QuoteVerifier(load_trust_roots("root_ca.pem", Path("other.pem")))
+    policy: Policy = file.policy(accept_simulated=True)
+    return accept_quote(evidence, collateral, policy, now=now, verifier=verifier, grace=file.grace)
 
 
 def outcome(result: AttestationResult) -> tuple[ExitCode, str]:

@@ -11,7 +11,9 @@ from confcom.appraisal.findings import Check, passed
 from confcom.appraisal.tcb import TcbEvaluation
 from confcom.formats.pck_extension import PckExtension
 from confcom.formats.quote import Quote, TeeType
+from confcom.formats.sgx import ReportBody
 from confcom.formats.tcb_info import TcbStatus
+from confcom.formats.tdx import td_base
 from confcom.pki.chain import VerifiedChain, Window
 from confcom.pki.proof import Proof
 from confcom.pki.roots import TrustRoot
@@ -45,8 +47,13 @@ class VerifiedQuote(Proof):
     def __repr__(self) -> str:
         status = self.tcb_status.value if self.tcb_status else "not supported"
         marks = (", simulated" if self.simulated else "") + (", stale collateral" if self.stale else "")
-        version = self.quote.header.version
-        return f"<VerifiedQuote {self.tee.name} v{version}, FMSPC {self.pck.fmspc.hex()}, TCB {status}{marks}>"
+        body = self.quote.body
+        if isinstance(body, ReportBody):
+            who = f"enclave {body.mr_enclave.hex()[:16]}..., product {body.isv_prod_id}, version {body.isv_svn}"
+        else:
+            who = f"TD {td_base(body).mr_td.hex()[:16]}..."
+        form = f"{self.tee.name} v{self.quote.header.version}"
+        return f"<VerifiedQuote {form}, {who}, FMSPC {self.pck.fmspc.hex()}, TCB {status}{marks}>"
 
     @property
     def pck(self) -> PckExtension:

@@ -36,7 +36,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from confcom.appraisal.peer import check_binding
 from confcom.appraisal.quote import pck_chain_of
-from confcom.errors import ConfcomError, ConfigError, PlatformError, PlatformUnavailable
+from confcom.errors import ConfcomError, ConfigError, PlatformError
 from confcom.formats.attested_certificate import (
     DICE_EVIDENCE,
     GRAMINE_EVIDENCE,
@@ -148,19 +148,11 @@ class Issuer:
         `enclave` declares the simulated enclave. `PlatformUnavailable` where this process is in no enclave.
         """
         # Here, because they need packages that clients do without.
-        from confcom.platforms.quoting import QuoteMode, process_mode
-        from confcom.wiring import own_quotes
+        from confcom.platforms.quoting import process_mode
+        from confcom.wiring import own_quote_source
 
-        decision = process_mode().decide("auto", os.environ)
-        _log.info("%s", decision)
-        if decision.mode is not QuoteMode.GRAMINE and machine is None:
-            raise PlatformUnavailable(
-                "this process is in no enclave and cannot attest itself",
-                advice='Run it under Gramine with sgx.remote_attestation = "dcap"; without SGX hardware, name a '
-                "simulated machine (machine=…, made by `confcom simulate machine`).",
-            )
-        declared = None if enclave is None else Path(enclave)
-        quotes, _ = own_quotes(decision, machine=None if machine is None else Path(machine), enclave=declared)
+        quotes = own_quote_source(machine=machine, enclave=enclave)
+        _log.info("%s", process_mode().decision)
         return cls(quotes, names=names, life=life, gramine_legacy=gramine_legacy)
 
     def current(self) -> IssuedCertificate:

@@ -57,11 +57,10 @@ def certificate(
 
     with needing("the command certificate", "cli,kube"):
         from confcom.platforms.pod_certificate import request_certificate
-        from confcom.platforms.quoting import process_mode
         from confcom.services.runtime.process import stop_on_signals
-        from confcom.wiring import own_quotes
+        from confcom.wiring import own_quote_source
 
-    quotes, _ = own_quotes(process_mode().decide("auto", os.environ), machine=machine, enclave=enclave)
+    quotes = own_quote_source(machine=machine, enclave=enclave)
     life = None if lifetime is None else parse_duration(lifetime, "--lifetime")
     os.umask(UMASK)
 

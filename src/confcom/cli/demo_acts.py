@@ -6,7 +6,7 @@ import secrets
 import time
 from pathlib import Path
 
-from confcom.cli.demo_refusals import MIN_SVN, PRODUCT, SIGNER, Witness
+from confcom.cli.demo_refusals import SIGNER, Witness
 from confcom.cli.demo_stage import PeerOutcome, Stage, interruptible, open_stage
 from confcom.cli.demo_view import View
 from confcom.cli.exit_codes import ExitCode
@@ -50,10 +50,10 @@ def _build(stage: Stage, view: View) -> None:
 def _attest_out_of_proc(stage: Stage, view: View) -> None:
     view.act(
         "Two enclaves attest each other, with quotes from the quote helper (out-of-proc)",
-        "Two processes run examples/remote_attestation with SGX_AESM_ADDR set. Each sends the other a nonce, gets a "
-        "quote over the other's nonce and its own public key, and checks the other's.",
+        "Two processes run examples/remote_attestation with SGX_AESM_ADDR set. Each makes a key, gets a quote over its "
+        "own and the other's public key, and checks the other's quote.",
     )
-    peers = stage.meet(_expectations(), out_of_proc=True)
+    peers = stage.meet(out_of_proc=True)
     view.peers(*peers)
     view.step("both accepted each other, and each read the other's encrypted message", met=_met(*peers))
     view.step("each said that it works out-of-proc, and why", met=_said("quotes out-of-proc", *peers))
@@ -68,7 +68,7 @@ def _attest_in_proc(stage: Stage, view: View) -> None:
         "The same program without SGX_AESM_ADDR: each process brings its own quoting enclave.",
     )
     before = len(stage.quotes_served())
-    peers = stage.meet(_expectations())
+    peers = stage.meet()
     view.peers(*peers)
     view.step("both accepted each other, and each read the other's encrypted message", met=_met(*peers))
     view.step("each said that it works in-proc, and why", met=_said("quotes in-proc", *peers))
@@ -78,12 +78,14 @@ def _attest_in_proc(stage: Stage, view: View) -> None:
 def _attest_locally(stage: Stage, view: View) -> None:
     view.act(
         "Neighbours on one machine (local attestation)",
-        "Enclaves of one machine need no quote: the processor itself makes reports that only the neighbour can check.",
+        "examples/local_attestation: enclaves of one machine need no quote, because the processor itself makes reports "
+        "that only the neighbour can check.",
     )
-    peers = stage.meet(("--local", *_expectations()))
-    view.peers(*peers)
-    view.step("both accepted each other, and each read the other's encrypted message", met=_met(*peers))
-    view.step("no quote was made", met=not any("a quote" in peer.out for peer in peers))
+    before = len(stage.quotes_served())
+    neighbours = stage.be_neighbours(declare_enclave("", SIGNER).mr_signer.hex())
+    view.peers(neighbours)
+    view.step("both accepted each other", met=neighbours.code == 0 and neighbours.out.count("accepted") == 2)
+    view.step("no quote was made", met=len(stage.quotes_served()) == before)
 
 
 def _refuse(stage: Stage, witness: Witness, view: View) -> None:
@@ -97,15 +99,10 @@ def _refuse(stage: Stage, witness: Witness, view: View) -> None:
         view.trial(trial, trial.hold(collateral, now()))
 
 
-def _expectations() -> tuple[str, ...]:
-    signer = declare_enclave("", SIGNER).mr_signer.hex()
-    return ("--signer", signer, "--product", str(PRODUCT), "--min-svn", str(MIN_SVN))
-
-
 def _met(*peers: PeerOutcome) -> bool:
     """Whether each ended well and printed what the other had to say."""
-    greetings = {"A": "Greetings from B", "B": "Greetings from A"}
-    return all(peer.code == 0 and f"received, encrypted: '{greetings[peer.name]}" in peer.out for peer in peers)
+    greetings = {"A": "hello from B", "B": "hello from A"}
+    return all(peer.code == 0 and f"received, encrypted: '{greetings[peer.name]}'" in peer.out for peer in peers)
 
 
 def _said(words: str, *peers: PeerOutcome) -> bool:

@@ -16,10 +16,11 @@ from confcom.appraisal.findings import Verdict
 from confcom.appraisal.policy import AllOf, IsvProdId, MinIsvSvn, MrSigner, Policy, ReportData, safe_defaults
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.appraisal.result import AttestationResult, judge
+from confcom.collateral.bundle import load_trust_roots
 from confcom.errors import PlatformError
 from confcom.formats.quote import Quote
 from confcom.formats.sgx import ReportBody
-from confcom.pki.roots import TrustRoot, TrustRoots
+from confcom.pki.roots import TrustRoots
 from confcom.platforms.aesm_client import AesmPlatform
 from confcom.platforms.enclave_quotes import EnclaveQuoteSource
 from confcom.wiring import declare_enclave, open_machine
@@ -58,7 +59,7 @@ class Witness:
     def __init__(self, machine: Path, socket: Path, root: Path) -> None:
         self._machine = open_machine(machine)
         self._platform = AesmPlatform(socket, simulated=True)
-        self.roots = TrustRoots((TrustRoot.from_pem(root.read_bytes()),))
+        self.roots = load_trust_roots(root)
         self.challenge = _report_data()
 
     @property

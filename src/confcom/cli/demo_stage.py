@@ -23,7 +23,7 @@ from typing import Any
 from confcom.errors import ConfigError, PlatformUnavailable
 from confcom.platforms.quoting import AESM_VARIABLE
 
-SAMPLE = "remote_attestation"
+SAMPLES = ("remote_attestation/peer.py", "local_attestation/neighbours.py")
 MAX_SOCKET_PATH = 60
 """Bytes of a temporary folder's name that leave enough for a socket in it; the kernel takes 107 in all."""
 START_TIMEOUT = 20.0
@@ -57,7 +57,7 @@ class Stage:
 
     folder: Path
     run: Path
-    sample: Path
+    examples: Path
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -128,21 +128,24 @@ class Stage:
             time.sleep(0.01)
         return served
 
-    def meet(self, options: tuple[str, ...], *, out_of_proc: bool = False) -> tuple[PeerOutcome, PeerOutcome]:
-        """Run the sample's two peers as two processes, and wait until they end."""
+    def meet(self, *, out_of_proc: bool = False) -> tuple[PeerOutcome, PeerOutcome]:
+        """Run two peers of examples/remote_attestation as two processes, and wait until they end."""
+        sample = self.examples / "remote_attestation"
         usual = ["--machine", "machine.json", "--socket", str(self.socket), "--collateral", "collateral"]
-        usual += ["--trust-root", str(self.root), *options, "--timeout", str(PEER_TIMEOUT / 2)]
-        sides = {
-            "A": ("--listen", "enclave_a.toml", "Greetings from A: only B can read this."),
-            "B": ("--connect", "enclave_b.toml", "Greetings from B: only A can read this."),
-        }
+        usual += ["--trust-root", str(self.root), "--policy", str(sample / "policy.toml")]
+        usual += ["--timeout", str(PEER_TIMEOUT / 2)]
         running = {}
-        for name, (where, enclave, message) in sides.items():
-            own = ["--name", name, where, f"unix:{self.run / 'meet'}", "--enclave", str(self.sample / enclave)]
-            own += ["--message", message]
-            running[name] = self.start(self.sample / "peer.py", *usual, *own, out_of_proc=out_of_proc)
+        for name, where, enclave in (("A", "--listen", "enclave_a.toml"), ("B", "--connect", "enclave_b.toml")):
+            own = ["--name", name, where, f"unix:{self.run / 'meet'}", "--enclave", str(sample / enclave)]
+            running[name] = self.start(sample / "peer.py", *usual, *own, out_of_proc=out_of_proc)
         a, b = (_finish(name, process) for name, process in running.items())
         return a, b
+
+    def be_neighbours(self, signer: str) -> PeerOutcome:
+        """Run examples/local_attestation, two enclaves in one process."""
+        enclaves = (self.examples / "remote_attestation" / name for name in ("enclave_a.toml", "enclave_b.toml"))
+        program = self.examples / "local_attestation" / "neighbours.py"
+        return _finish("", self.start(program, "--machine", "machine.json", "--signer", signer, *enclaves))
 
     def end(self) -> None:
         """Terminate every process, the last one first; kill those that do not end in time."""
@@ -163,12 +166,12 @@ class Stage:
 @contextlib.contextmanager
 def open_stage(keep: Path | None) -> Iterator[Stage]:
     """A stage; its processes end and its folder is removed with the block, except the folder `keep`."""
-    sample = find_sample()
+    examples = find_examples()
     kept = _kept(keep) if keep is not None else None
     # Under a long TMPDIR there is no place for a socket's name.
     long = len(os.fsencode(tempfile.gettempdir())) > MAX_SOCKET_PATH
     run = Path(tempfile.mkdtemp(prefix="confcom-demo-", dir="/tmp" if long else None))  # noqa: S108
-    stage = Stage(folder=kept or run, run=run, sample=sample)
+    stage = Stage(folder=kept or run, run=run, examples=examples)
     try:
         yield stage
     finally:
@@ -200,14 +203,14 @@ def _on_signals(handler: Any) -> Iterator[None]:  # noqa: ANN401 - as the module
             signal.signal(number, former)
 
 
-def find_sample() -> Path:
-    """The sample's folder: beside the installed package, else in the checkout."""
+def find_examples() -> Path:
+    """The folder of the examples: beside the installed package, else in the checkout."""
     package = Path(__file__).resolve().parent.parent
-    for folder in (package / "_examples" / SAMPLE, package.parent.parent / "examples" / SAMPLE):
-        if (folder / "peer.py").is_file():
+    for folder in (package / "_examples", package.parent.parent / "examples"):
+        if all((folder / name).is_file() for name in SAMPLES):
             return folder
     raise ConfigError(
-        "the demonstration's sample (examples/remote_attestation) is not part of this installation",
+        f"the examples that the demonstration runs ({' and '.join(SAMPLES)}) are not part of this installation",
         advice="Run the demonstration from a checkout, or install a complete wheel.",
     )
 

@@ -160,7 +160,7 @@ def _chain(genuine: VerifiedQuote, arrow: str) -> str:
         "its quoting enclave",
         "that one's attestation key",
         f"the quote{enclave}",
-        "its public key and the other's nonce",
+        "the public keys of both",
         "the encrypted channel",
     )
     return f" {arrow} ".join(links) + ". Each link is a signature or a hash that the verifier checked."

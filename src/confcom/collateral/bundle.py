@@ -1,25 +1,38 @@
-"""Collateral in files: a folder with one file per part, or one `collateral.json` in dcap-qvl's form (dcap.md §3.4).
+"""What a relying party has in files: collateral, the roots that it trusts, and its policy.
 
-A folder never adds trust: a root certificate in it is ignored. What is read here is checked for its form, so that an
-error can name the file; whether it is genuine is for `verify_collateral` to say.
+Collateral is a folder with one file per part, or one `collateral.json` in dcap-qvl's form (dcap.md §3.4). A folder
+never adds trust: a root certificate in it is ignored. What is read here is checked for its form, so that an error can
+name the file; whether it is genuine is for `verify_collateral` to say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
 import msgspec
 
 from confcom.appraisal.collateral import Collateral
-from confcom.errors import CollateralError, CollateralInvalid, CollateralNotFound, ConfcomError, FormatError
+from confcom.errors import (
+    CollateralError,
+    CollateralInvalid,
+    CollateralNotFound,
+    ConfcomError,
+    ConfigError,
+    FormatError,
+)
 from confcom.formats.enclave_identity import SignedEnclaveIdentity
 from confcom.formats.signed_json import MAX_SIGNED_JSON, check_json
 from confcom.formats.tcb_info import SignedTcbInfo
 from confcom.formats.text import without_bom
 from confcom.pki.certificate import MAX_PEM, parse_certificates
 from confcom.pki.crl import MAX_CRL, Crl
+from confcom.pki.roots import TrustRoot, TrustRoots
+
+if TYPE_CHECKING:
+    from confcom.appraisal.policy_file import PolicyFile
 
 BUNDLE_JSON = "collateral.json"
 
@@ -64,6 +77,39 @@ def load_bundle(path: Path | str) -> Collateral:
     parts = {part: found[1] if found else None for part, found in files.items()}
     places = {part: found[0] for part, found in files.items() if found}
     return Collateral(**parts, source=str(path), places=places)  # type: ignore[arg-type]
+
+
+def load_trust_roots(*paths: Path | str) -> TrustRoots:
+    """Trust the roots in these files, each of one certificate in PEM, and no other; a `ConfigError` names the file."""
+    roots = []
+    for path in paths:
+        data = _read_settings(path, MAX_PEM)
+        try:
+            roots.append(TrustRoot.from_pem(data))
+        except (FormatError, ConfigError) as error:
+            advice = "Name a file with one root certificate in PEM."
+            raise ConfigError(f"the trust root {path}: {error.message}", advice=advice) from error
+    return TrustRoots(tuple(roots))
+
+
+def load_policy(path: Path | str) -> PolicyFile:
+    """Read a policy file (docs/reference/policy-file.md); a `ConfigError` names what is wrong.
+
+    Of the result, `policy()` is what `accept_quote` and `judge` take, and `grace` their argument of that name.
+    """
+    # Here, because most who read collateral have no policy.
+    from confcom.appraisal.policy_file import MAX_POLICY, parse_policy
+
+    return parse_policy(_read_settings(path, MAX_POLICY), name=str(path))
+
+
+def _read_settings(path: Path | str, limit: int) -> bytes:
+    """At most one byte more than the limit."""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(limit + 1)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def save_bundle(collateral: Collateral, folder: Path, *, beside: Mapping[str, bytes] | None = None) -> None:
