@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 import random
 import re
 import resource
@@ -173,6 +174,7 @@ def report(finding: Finding) -> None:
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="./dev fuzz", description="Bounded fuzzing of every parser.")
     parser.add_argument("--seconds", type=float, default=5.0, help="per target (default 5)")
+    parser.add_argument("--executions", type=int, help="per target, however long they take, instead of --seconds")
     parser.add_argument("--seed", type=int, default=1, help="another one gives other inputs (default 1)")
     parser.add_argument("--target", action="append", choices=list(TARGETS), help="only this one; repeatable")
     parser.add_argument("--reproduce", type=Path, metavar="FILE", help="run the one --target on this input")
@@ -193,7 +195,8 @@ def main(arguments: list[str]) -> int:
     found = False
     with watchdog():
         for name in given.target or TARGETS:
-            run = fuzz(guarded(TARGETS[name]), seed=given.seed, seconds=given.seconds)
+            seconds = math.inf if given.executions else given.seconds
+            run = fuzz(guarded(TARGETS[name]), seed=given.seed, seconds=seconds, executions=given.executions)
             print(run, flush=True)
             for finding in run.findings:
                 found = True

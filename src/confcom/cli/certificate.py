@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 USAGES = {"server": "server auth", "client": "client auth"}
 FIRST_RETRY, RETRY_MAX = 5.0, 300.0
 """Seconds between two attempts to renew; they double."""
+SHORTEST = 10.0
+"""Seconds between two certificates, however short they live or wrong a clock is: a pod has an allowance of requests."""
 UMASK = 0o027
 """The key is for its owner and for the pod's group."""
 
@@ -77,12 +79,15 @@ def certificate(
         note(f"certificate in {folder}, SIMULATED; to be renewed at {found.renew_at:%Y-%m-%dT%H:%M:%SZ}")
         return found
 
+    def left(found: PodCertificate) -> float:
+        return max((found.renew_at - now()).total_seconds(), SHORTEST)
+
     async def stay(found: PodCertificate) -> None:
         stop, pause = stop_on_signals(), FIRST_RETRY
-        wait = (found.renew_at - now()).total_seconds()
+        wait = left(found)
         while not await _set_within(stop, wait):
             try:
-                wait, pause = ((await asyncio.to_thread(renew)).renew_at - now()).total_seconds(), FIRST_RETRY
+                wait, pause = left(await asyncio.to_thread(renew)), FIRST_RETRY
             except ConfcomError as error:
                 complain(error)
                 wait, pause = pause, min(2 * pause, RETRY_MAX)
@@ -96,7 +101,7 @@ async def _set_within(event: asyncio.Event, seconds: float) -> bool:
     import asyncio
 
     try:
-        async with asyncio.timeout(max(seconds, 0.0)):
+        async with asyncio.timeout(seconds):
             return await event.wait()
     except TimeoutError:
         return False
