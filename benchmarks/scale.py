@@ -217,7 +217,8 @@ def fleet_exported(platforms: int) -> Callable[[], object]:
 def needs_listed(platforms: int) -> Callable[[], object]:
     """Which documents the service needs for its platforms, and a page of these, as it looks every minute."""
     store, _ = _fleet(platforms)
-    return lambda: (needs_in(store, ()), store.registrations.page("cached"), store.registrations.count("cached"))
+    register = store.registrations
+    return lambda: (needs_in(store, (), {"standard"}), register.page("cached"), register.count("cached"))
 
 
 class _Store(CollateralStore):

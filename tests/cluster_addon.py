@@ -42,6 +42,7 @@ SETTINGS = (
     "--disable-collateral",
     "--collateral-upstream=intel",
     "--collateral-fmspc=",
+    "--collateral-tcb-set=",
     "--collateral-storage=",
     "--collateral-tls-secret=",
     "--collateral-database=",

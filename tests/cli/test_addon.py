@@ -115,6 +115,7 @@ def test_manifests_are_what_is_rendered(capsys: pytest.CaptureFixture[str]) -> N
     words += ["--api-addresses", "10.240.0.1/32,fd00::/64", "--webhook-client-ca", "api-client-ca"]
     words += ["--expected-signers", f"{'0' * 64},{'a' * 64}"]
     words += ["--collateral-url", "https://pccs.example", "--collateral-fmspc", "00906ed50000"]
+    words += ["--collateral-tcb-set", "19", "--collateral-tcb-set", "canary=early"]
     words += ["--enable-attestation-service", "--attestation-url", "https://attest.example"]
     words += ["--attestation-storage", "fast/2Gi", "--attestation-tls-secret", "given"]
     words += ["--attestation-administrators", "ops", "--attestation-pin-secret", "hsm-pin"]
@@ -140,6 +141,7 @@ def test_manifests_are_what_is_rendered(capsys: pytest.CaptureFixture[str]) -> N
         collateral_database_port=5433,
         collateral_replicas=4,
         collateral_fmspcs=("00906ed50000",),
+        collateral_tcb_sets=("19", "canary=early"),
         attestation=True,
         attestation_url="https://attest.example",
         attestation_storage="fast/2Gi",

@@ -161,6 +161,13 @@ _OPTIONS = (
         metavar="HEX",
         help="FMSPC to keep fresh. Repeatable.",
     ),
+    click.option(
+        "--collateral-tcb-set",
+        "collateral_tcb_sets",
+        multiple=True,
+        metavar="[GROUP=]SET",
+        help="Pin what its clients get: early or a number. Repeatable.",
+    ),
     click.option("--collateral-storage", metavar="[CLASS/]SIZE", help="A volume for its store; '' is none."),
     click.option("--collateral-tls-secret", metavar="NAME", help="Its certificate; '' has it make one."),
     click.option("--collateral-database", metavar="NAME", help="Secret with its PostgreSQL's address; '' is none."),

@@ -370,6 +370,13 @@ def certificate_signer(config: CertificateSignerConfig) -> None:
 )
 @click.option("--trust-root", "trust_roots", metavar="PEM", multiple=True, help="Trust this root instead of Intel's.")
 @click.option("--fmspc", "fmspcs", metavar="HEX", multiple=True, help="Keep its collateral (tdx:HEX for TDX).")
+@click.option(
+    "--tcb-set",
+    "tcb_sets",
+    metavar="[GROUP=]SET",
+    multiple=True,
+    help="Pin what clients get: early or a number; of a group below /group/GROUP.",
+)
 def collateral_service(config: CollateralServiceConfig) -> None:
     """Serve collateral, as Intel's caching service (PCCS) does.
 

@@ -42,6 +42,7 @@ _OBJECT = rf"(?:{_NAMED})?"
 # `ipaddress` reads masks and zones too, which Kubernetes does not.
 _CIDR = r"[0-9A-Fa-f.:]{2,45}/[0-9]{1,3}"
 _FMSPC = r"(?:sgx:|tdx:)?[0-9A-Fa-f]{12}"
+_TCB_SET = r"(?:[a-z0-9][a-z0-9-]{0,62}=)?(?:standard|early|[1-9][0-9]{0,8})"
 _SIGNER = r"[0-9A-Fa-f]{64}"
 _NAME = r"[A-Za-z0-9_][-A-Za-z0-9_.]{0,127}"
 _PROFILE = rf"{RUNTIME_DEFAULT}|{LOCALHOST}(?:{_NAME}/)*{_NAME}"
@@ -75,6 +76,8 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Where it fetches collateral: intel, thim, or the URL of a PCS or PCCS. Unused on the simulated platform."""
     collateral_fmspcs: tuple[str, ...] = ()
     """Kinds of platforms, FMSPC or tdx:FMSPC, that it has everything for before it is asked."""
+    collateral_tcb_sets: tuple[str, ...] = ()
+    """What its clients get as the standard set: early or a TCB evaluation data number, and per group GROUP=SET."""
     collateral_storage: str = ""
     """A volume that keeps its store: SIZE of the default storage class, or CLASS/SIZE. Empty: the pod's own folder."""
     collateral_tls_secret: str = ""
@@ -261,6 +264,7 @@ _PATTERNS = (
      "Write for example 168Mi, or 64Gi,64Gi."),
     ("collateral_upstream", _UPSTREAM, "is no upstream", "Write intel, thim, or a URL."),
     ("collateral_fmspcs", _FMSPC, "is no FMSPC", "Write 12 hexadecimal digits, after tdx: for TDX."),
+    ("collateral_tcb_sets", _TCB_SET, "is no set", "Write standard, early or a number, after GROUP= for a group."),
     ("collateral_storage", *_VOLUME),
     ("collateral_tls_secret", *_SECRET),
     ("collateral_database", *_SECRET),

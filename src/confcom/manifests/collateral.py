@@ -169,6 +169,7 @@ def _values(config: AddonConfig) -> dict[str, str]:
     found = {
         **({} if config.collateral_database else {"store": f"{FOLDER}/collateral.sqlite"}),
         "fmspcs": ",".join(config.collateral_fmspcs),
+        **({"tcb_sets": ",".join(config.collateral_tcb_sets)} if config.collateral_tcb_sets else {}),
         "upstream": config.collateral_upstream,
     }
     if config.platform == "simulated":

@@ -42,9 +42,14 @@ def parse_update(text: str, *, setting: str = "--update") -> Update:
         return "standard"
     if named == "early":
         return "early"
-    if named.isascii() and named.isdigit() and len(named) <= 9:
-        return int(named)
+    if (number := evaluation_data_number(named)) is not None:
+        return number
     raise ConfigError(f"{setting}: {text.strip()!r} is neither standard nor early nor a TCB evaluation data number")
+
+
+def evaluation_data_number(text: str) -> int | None:
+    """A TCB evaluation data number from its digits, nine at most; Intel's count from 1, and are below 100 so far."""
+    return (int(text) or None) if text.isascii() and text.isdigit() and len(text) <= 9 else None
 
 
 class Dialect(StrEnum):

@@ -154,9 +154,10 @@ def _update(query: Mapping[str, str]) -> Update:
     if update is not None and number is not None:
         raise FormatError("excludes update", structure=STRUCTURE, field="tcbEvaluationDataNumber")
     if number is not None:
-        if not (number.isascii() and number.isdigit() and len(number) <= 9):
-            raise FormatError("is not a number", structure=STRUCTURE, field="tcbEvaluationDataNumber")
-        return int(number)
+        found = pcs.evaluation_data_number(number)
+        if found is None:
+            raise FormatError("is no number of 1 to 999999999", structure=STRUCTURE, field="tcbEvaluationDataNumber")
+        return found
     match None if update is None else update.lower():
         case None | "standard":
             return "standard"

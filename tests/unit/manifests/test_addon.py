@@ -476,6 +476,9 @@ def test_an_operator_may_name_the_namespaces_that_the_webhook_is_for() -> None:
         {"api_addresses": ("fe80::1%eth0/128",)},
         {"api_addresses": ("10.0.0.0/33",)},
         {"collateral_fmspcs": ("00",)},
+        {"collateral_tcb_sets": ("0",)},
+        {"collateral_tcb_sets": ("Canary=early",)},
+        {"collateral_tcb_sets": ("late",)},
     ],
 )
 def test_settings_that_make_no_sense_are_named(settings: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ CONFIGS = some.builds(
     webhook=some.booleans(),
     collateral=some.booleans(),
     collateral_fmspcs=some.sampled_from([(), ("00906ed50000",), ("00906ed50000", "tdx:b0c06f000000")]),
+    collateral_tcb_sets=some.sampled_from([(), ("19",), ("standard", "canary=early")]),
     collateral_storage=some.sampled_from(["", "1Gi", "standard/1Gi"]),
     collateral_tls_secret=some.sampled_from(["", "given"]),
     collateral_database=some.sampled_from(["", "given"]),

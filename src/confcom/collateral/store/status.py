@@ -18,7 +18,7 @@ from confcom.collateral.store.rows import time_of
 from confcom.collateral.store.store import CollateralStore
 from confcom.formats.pck_extension import PckTcb
 from confcom.formats.tcb_info import SignedTcbInfo, TcbInfo, TcbStatus
-from confcom.protocols.pcs import Tee
+from confcom.protocols.pcs import Tee, Update
 
 _OLD = (TcbStatus.OUT_OF_DATE, TcbStatus.OUT_OF_DATE_CONFIGURATION_NEEDED, TcbStatus.REVOKED, None)
 
@@ -129,9 +129,9 @@ def store_status(store: CollateralStore, now: datetime, *, fmspcs: frozenset[byt
     )
 
 
-def fleet_counts(store: CollateralStore, now: datetime) -> dict[str, int]:
-    """How many platforms are `current`, `falls_behind` or `out_of_date`."""
-    infos, counts = _TcbInfos(store, now), dict.fromkeys(("current", "falls_behind", "out_of_date"), 0)
+def fleet_counts(store: CollateralStore, now: datetime, *, served: Update = "standard") -> dict[str, int]:
+    """How many platforms are `current`, `falls_behind` or `out_of_date` by the set that is served."""
+    infos, counts = _TcbInfos(store, now, served), dict.fromkeys(("current", "falls_behind", "out_of_date"), 0)
     for found in map(infos.judge, store.platforms.groups()):
         state = "out_of_date" if found.out_of_date else "falls_behind" if found.falls_behind else "current"
         counts[state] += len(found.group.seen)
@@ -216,7 +216,8 @@ def _needs(
 class _TcbInfos:
     """TCB infos in force, read once each, and what they say of the TCBs of a fleet."""
 
-    def __init__(self, store: CollateralStore, now: datetime) -> None:
+    def __init__(self, store: CollateralStore, now: datetime, served: Update = "standard") -> None:
+        self._served = served
         self._store = store
         self._now = now
         self._found: dict[DocumentKey, TcbInfo | None] = {}
@@ -225,7 +226,7 @@ class _TcbInfos:
     def judge(self, known: PlatformGroup) -> PlatformStatus:
         """The status of platforms now and under the coming set."""
         tcb, early_key = known.tcb, DocumentKey.tcb_info(known.tee, known.fmspc, "early")
-        standard, early = self._get(DocumentKey.tcb_info(known.tee, known.fmspc, "standard")), self._get(early_key)
+        standard, early = self._get(DocumentKey.tcb_info(known.tee, known.fmspc, self._served)), self._get(early_key)
         now, then = _status(tcb, standard), _status(tcb, early)
         decisive = early if early is not None and (standard is None or then in _OLD) else standard
         lacking = () if decisive is None else shortfalls(tcb, None, decisive)

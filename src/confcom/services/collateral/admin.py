@@ -43,7 +43,7 @@ from confcom.services.collateral.cache import CollateralCache
 from confcom.services.collateral.callers import Bodies, Tokens
 from confcom.services.collateral.pck_certificates import PckCertificates
 from confcom.services.collateral.refresh import Refresher, RefreshReport
-from confcom.services.collateral.service_http import Routes
+from confcom.services.collateral.service_http import SET, Routes
 from confcom.services.runtime.http_server import Send
 
 REGISTRATION = "platform registration"
@@ -88,7 +88,8 @@ class Administration:
     async def register(self, request: Request) -> Answer:
         """Take a platform in: its certificate and collateral are fetched now, or it is queued (offline)."""
         self._tokens.require(request, "user")
-        updates = _updates(request.query_params.get("update", "standard"))
+        named = _updates(request.query_params.get("update", "standard"))
+        updates = [request.scope[SET] if update == "standard" else update for update in named]
         async with self._bodies.read(request, limit=MAX_REGISTRATION) as body:
             platform = _decode(body)
         await self._certificates.register(_request(platform), updates)

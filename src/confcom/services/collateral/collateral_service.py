@@ -35,7 +35,7 @@ from confcom.services.collateral.cache import CollateralCache, SingleFlight, Ups
 from confcom.services.collateral.callers import Bodies, Tokens
 from confcom.services.collateral.pck_certificates import PckCertificates
 from confcom.services.collateral.refresh import Need, Refresher, needs_in
-from confcom.services.collateral.service_config import CollateralServiceConfig
+from confcom.services.collateral.service_config import CollateralServiceConfig, TcbSets
 from confcom.services.collateral.service_http import CollateralApp, Routes
 from confcom.services.collateral.service_metrics import CollateralMetrics
 from confcom.services.runtime.certificates import kept_certificate
@@ -84,13 +84,16 @@ class Readiness:
         metrics: CollateralMetrics,
         *,
         required: Sequence[tuple[Tee, bytes]] = (),
+        sets: TcbSets,
         obstacle: Callable[[], str] = lambda: "",
     ) -> None:
         """`required` are the FMSPCs to be ready for, besides those of the known platforms and those asked for.
 
-        `obstacle` is what else prevents clients from being served; empty if nothing does.
+        `sets` are what clients get; platforms are judged by the default. `obstacle` is what else prevents clients from
+        being served; empty if nothing does.
         """
         self._obstacle = obstacle
+        self._sets = sets
         self._cache = cache
         self._metrics = metrics
         self._required = tuple(required)
@@ -179,8 +182,9 @@ class Readiness:
             versions = {key: version for key, version in found if version is not None}
             expires = {key: version.expires for key, version in versions.items()}
             dates = Dates.of((version.facts.issue_date, version.expires) for version in versions.values())
-            fleet = fleet_counts(store, now)
-            return Inventory(expires, dates, needs_in(store, self._required), fleet, now, generation)
+            fleet = fleet_counts(store, now, served=self._sets.default)
+            needs = needs_in(store, self._required, self._sets.served)
+            return Inventory(expires, dates, needs, fleet, now, generation)
 
         return await self._cache.read(look)
 
@@ -224,10 +228,10 @@ async def serve(
         stack.push_async_callback(cache.close)
         stack.callback(Watch(store.database, _Follower(cache).look).close)
         certificates = PckCertificates(cache)
-        required = parse_fmspcs(config.fmspcs)
-        refresher = Refresher(cache, certificates, config, metrics, required=required)
+        required, sets = parse_fmspcs(config.fmspcs), TcbSets.parse(config.tcb_sets)
+        refresher = Refresher(cache, certificates, config, metrics, required=required, served=sets.served)
         readiness = Readiness(
-            cache, metrics, required=required, obstacle=lambda: "" if kept is None else kept.keeper.not_ready
+            cache, metrics, required=required, sets=sets, obstacle=lambda: "" if kept is None else kept.keeper.not_ready
         )
         tokens = Tokens(config, clock=lambda: clock().timestamp())
         file = store.address.path
@@ -237,7 +241,7 @@ async def serve(
         hot = HotAnswers(entries=config.memory_entries, size=config.memory)
         more = {**administration.routes(), **policies.routes(), **readiness.routes()}
         secrets = server_secrets(config.files())
-        app = CollateralApp(cache, certificates, hot, metrics, more=more, secrets=secrets)
+        app = CollateralApp(cache, certificates, hot, metrics, more=more, secrets=secrets, sets=sets)
         if asked is not None:
             metrics.last_refresh = 0.0
             await stack.enter_async_context(background("refresh", refresher.run))

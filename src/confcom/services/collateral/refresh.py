@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -34,20 +34,25 @@ class Need:
     firm: bool
 
 
-def needs_in(store: CollateralStore, configured: Sequence[tuple[Tee, bytes]]) -> tuple[Need, ...]:
-    """What the configured FMSPCs, those of known platforms and those of TCB infos in the store need (blocks)."""
+STAGED: frozenset[Update] = frozenset({"standard", "early"})
+"""Sets that are kept for every FMSPC that is configured or known, whether they are served or not: what they say of the
+platforms is known before they are served."""
+
+
+def needs_in(store: CollateralStore, configured: Sequence[tuple[Tee, bytes]], sets: Set[Update]) -> tuple[Need, ...]:
+    """What the configured FMSPCs, those of known platforms and those in the store need of these sets (blocks)."""
     known, present = sorted(store.platforms.kinds()), store.document_keys()
     listed = {key.ca for key in present if key.ca is not None}
-    firm: set[tuple[Tee, bytes, Update]] = {(tee, fmspc, "standard") for tee, fmspc, _ in known}
-    firm |= {(tee, fmspc, "standard") for tee, fmspc in configured}
+    kinds = {(tee, fmspc) for tee, fmspc, _ in known} | set(configured)
+    firm: set[tuple[Tee, bytes, Update]] = {(*kind, update) for kind in kinds for update in sets}
+    # Of other FMSPCs only what was asked for: Intel takes numbered sets off its service one day.
     asked: set[tuple[Tee, bytes, Update]] = {
-        (key.tee or "sgx", key.fmspc or b"", "standard" if key.update is None else key.update)
+        (key.tee or "sgx", key.fmspc or b"", key.update)
         for key in present
-        # Intel takes numbered sets off its service one day: what was asked for once need not stay fresh.
-        if key.kind is DocumentKind.TCB_INFO and not isinstance(key.update, int)
+        if key.kind is DocumentKind.TCB_INFO and key.update is not None and key.update in sets
     }
     found = []
-    for tee, fmspc, update in sorted(firm | asked, key=str):
+    for tee, fmspc, update in sorted(firm | asked, key=lambda entry: (entry[2] == "early", str(entry))):
         own: list[PckCaName] = [ca for of_tee, of, ca in known if (of_tee, of) == (tee, fmspc)]
         # An FMSPC alone does not determine the CA; servers have the platform CA.
         cas: Sequence[PckCaName] = own or sorted(listed) or ("platform",)
@@ -98,8 +103,10 @@ class Refresher:
         metrics: CollateralMetrics,
         *,
         required: Sequence[tuple[Tee, bytes]],
+        served: Set[Update],
     ) -> None:
-        """`required` are FMSPCs to have everything for before the first request."""
+        """`required` are FMSPCs to have everything for before the first request, `served` the sets of clients."""
+        self._served = served
         self._cache = cache
         self._certificates = certificates
         self._registrations = cache.store.registrations
@@ -166,7 +173,7 @@ class Refresher:
 
     def _versions(self, now: datetime) -> dict[DocumentKey, StoredVersion | None]:
         store = self._cache.store
-        needed = (key for need in needs_in(store, self._required) for key in need.keys)
+        needed = (key for need in needs_in(store, self._required, STAGED | self._served) for key in need.keys)
         found = dict.fromkeys((*store.document_keys(), *needed))
         return {key: store.in_force(key, at=now) for key in found}
 
@@ -175,7 +182,7 @@ class Refresher:
             return False
         if version is None:
             return True
-        if isinstance(key.update, int) and version.expires < now:
+        if isinstance(key.update, int) and key.update not in self._served and version.expires < now:
             return False  # Intel renews a set while it serves it
         seen = max((sighting.last_seen for sighting in version.sightings), default=version.facts.issue_date)
         soon = version.expires - now <= timedelta(seconds=self._config.refresh_before)
@@ -248,9 +255,9 @@ class Refresher:
         try:
             after = await self._cache.refresh(key)
         except CollateralNotFound:
-            if isinstance(key.update, int) and before is not None:
-                return False  # Intel takes old sets off its service; the store keeps them
-            raise
+            if key.update is None or key.update in self._served:
+                raise
+            return False  # Intel takes old sets off its service, and other sources have no early ones
         return before is None or before.document.digest() != after.document.digest()
 
     async def _certificate(self, entry: Registration) -> bool:

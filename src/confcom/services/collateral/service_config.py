@@ -2,14 +2,49 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import msgspec
 
+from confcom.errors import ConfigError
+from confcom.protocols.pcs import Update, parse_update
 from confcom.services.runtime.certificates import TlsSettings
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0)]
 _TokenHash = Annotated[str, msgspec.Meta(pattern="^[0-9A-Fa-f]{128}$")]
+
+
+@dataclass(frozen=True, slots=True)
+class TcbSets:
+    """Which set clients get that name none, or `standard`: `default`, and in each group its own."""
+
+    default: Update
+    groups: Mapping[str, Update]
+
+    @classmethod
+    def parse(cls, named: Iterable[str]) -> TcbSets:
+        """From SET and GROUP=SET; the standard set by default. Anything else is a `ConfigError`."""
+        sets: dict[str, Update] = {}
+        for text in named:
+            group, found, update = text.rpartition("=")
+            if group in sets or (found and not _GROUP.fullmatch(group)):
+                raise ConfigError(
+                    f"tcb_sets: {text!r} names a set twice, or no group",
+                    advice="Write SET once, and GROUP=SET with up to 63 lower-case letters, digits and dashes.",
+                )
+            sets[group] = parse_update(update, setting="tcb_sets")
+        return cls(sets.pop("", "standard"), sets)
+
+    @property
+    def served(self) -> frozenset[Update]:
+        """Every set that is served to some clients."""
+        return frozenset({self.default, *self.groups.values()})
+
+
+_GROUP = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
 class CollateralServiceConfig(TlsSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,6 +82,9 @@ class CollateralServiceConfig(TlsSettings, frozen=True, kw_only=True, forbid_unk
     """PEM files of the roots to trust instead of Intel's; the word intel adds Intel's."""
     fmspcs: tuple[str, ...] = ()
     """Kinds of platforms to keep collateral for, as FMSPC or tdx:FMSPC; /readyz speaks of these."""
+    tcb_sets: tuple[str, ...] = ()
+    """What `standard` is to clients: standard (Intel's own), early, or a TCB evaluation data number; with GROUP= before
+    it, to those that ask below /group/GROUP."""
     user_token_hash: _TokenHash | None = None
     """SHA-512 of the token for POST platforms, 128 hexadecimal digits."""
     admin_token_hash: _TokenHash | None = None
@@ -93,6 +131,11 @@ class CollateralServiceConfig(TlsSettings, frozen=True, kw_only=True, forbid_unk
     """Seconds for which a replica still answers after SIGTERM, so that callers find another one first."""
     drain_timeout: Annotated[float, msgspec.Meta(ge=1)] = 10.0
     """Seconds that requests under way get when the service stops."""
+
+    def check(self) -> None:
+        """Check fields against each other, and the sets: `ConfigError`."""
+        super().check()
+        TcbSets.parse(self.tcb_sets)
 
     @property
     def is_plain(self) -> bool:

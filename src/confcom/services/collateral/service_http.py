@@ -39,6 +39,7 @@ from confcom.services.collateral.answers import (
 )
 from confcom.services.collateral.cache import CollateralCache
 from confcom.services.collateral.pck_certificates import PckCertificates
+from confcom.services.collateral.service_config import TcbSets
 from confcom.services.collateral.service_metrics import CollateralMetrics
 from confcom.services.runtime.allowances import address_of
 from confcom.services.runtime.http_server import Message, Receive, Send
@@ -67,6 +68,11 @@ DISTRIBUTION_HOSTS = frozenset(
 )
 """Hosts of distribution points that `crl?uri=` may name."""
 
+GROUP = "/group/"
+"""What a group's name is behind, in front of every path."""
+SET = "confcom.set"
+"""Key of a request's scope: the set that `standard` stands for."""
+
 Handler = Callable[[Request], Awaitable[Answer]]
 Routes = Mapping[str, Mapping[str, Handler]]
 """Path → method → handler."""
@@ -84,7 +90,9 @@ class CollateralApp:
         *,
         more: Routes,
         secrets: re.Pattern[bytes],
+        sets: TcbSets = TcbSets("standard", {}),  # noqa: B008 - frozen
     ) -> None:
+        self._sets = sets
         self._cache = cache
         self._certificates = certificates
         self._hot = hot
@@ -98,6 +106,7 @@ class CollateralApp:
         """Answer one request."""
         if scope["type"] != "http":
             return
+        self._place(scope)
         if scope["method"] == "GET":
             answer = self._from_memory(scope)
             if answer is not None:
@@ -108,6 +117,14 @@ class CollateralApp:
                 return
         await self._router(scope, receive, send)
 
+    def _place(self, scope: Message) -> None:
+        """Note a request's set, and leave its path without the name of the group."""
+        scope[SET] = self._sets.default
+        if scope["path"].startswith(GROUP):
+            name, found, rest = scope["path"].removeprefix(GROUP).partition("/")
+            if found and name in self._sets.groups:
+                scope.update({"path": f"/{rest}", SET: self._sets.groups[name]})
+
     def _now(self) -> float:
         return self._cache.clock().timestamp()
 
@@ -115,15 +132,17 @@ class CollateralApp:
         if time.monotonic() - self._cache.confirmed > CONFIRMED_FOR:
             return None
         try:
-            served = parse_request(scope["path"], _query(scope))
+            served = _served(scope)
             key = None if served is None else _remembered_as(served)
         except ConfcomError:
             return None  # the endpoint reports the error
         return None if key is None else self._hot.get(key, self._now(), self._cache.generation)
 
     async def _collateral(self, request: Request) -> Answer:
-        served = parse_request(request.url.path, _query(request.scope))
+        served = _served(request.scope)
         if served is None:
+            if request.scope["path"].startswith(GROUP):
+                raise Refused(404, "there is no such group of clients", advice="Name it in the setting tcb_sets.")
             raise Refused(404, "there is nothing at this path", advice=_SEE_REFERENCE)
         generation = self._cache.generation
         match served.request:
@@ -265,6 +284,14 @@ def _failure(failure: Exception, request: Request) -> tuple[ConfcomError, Answer
 def _wants_text(request: Request) -> bool:
     accepted = request.headers.get("accept", "*/*").lower()
     return "text/plain" in accepted and "json" not in accepted
+
+
+def _served(scope: Message) -> ServedRequest | None:
+    """The request; `standard` is the set of its clients. None at a path that is not served."""
+    served = parse_request(scope["path"], _query(scope))
+    if served is not None and getattr(served.request, "update", None) == "standard" != scope[SET]:
+        return replace(served, request=replace(served.request, update=scope[SET]))
+    return served
 
 
 def _query(scope: Message) -> dict[str, str]:

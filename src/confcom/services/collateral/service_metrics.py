@@ -59,7 +59,7 @@ class CollateralMetrics:
         )
         self.platforms = Gauge(
             f"{PREFIX}_platforms",
-            "Platforms by their TCB: current, falls_behind (the coming set makes them OutOfDate), out_of_date.",
+            "Platforms by the served set: current, falls_behind (the early set makes them OutOfDate), out_of_date.",
             ["tcb"],
             registry=registry,
         )

@@ -148,6 +148,26 @@ def test_a_coming_promotion_names_the_platform_and_the_component(store, world, n
     assert fleet_counts(store, now) == {"current": 0, "falls_behind": 1, "out_of_date": 0}
 
 
+def test_a_fleet_is_judged_by_the_set_that_is_served(store, world, now):
+    keep(store, world, now)
+    meet(store, world, now)
+    promote(world, component=2)
+    keep(store, world, now)  # Intel's standard set is 18
+    states = {served: fleet_counts(store, now, served=served) for served in ("standard", "early", 17, 18, 99)}
+    keep(store, world, now, update="early")
+    both = {served: fleet_counts(store, now, served=served) for served in ("standard", "early", 17)}
+
+    def state(counts):
+        return [name for name, number in counts.items() if number]
+
+    assert {name: state(counts) for name, counts in states.items()} == {
+        "standard": ["out_of_date"], 18: ["out_of_date"], 17: ["current"], "early": ["current"], 99: ["current"],
+    }  # fmt: skip
+    assert {name: state(counts) for name, counts in both.items()} == {
+        "standard": ["out_of_date"], "early": ["out_of_date"], 17: ["falls_behind"],
+    }  # fmt: skip
+
+
 def test_a_platform_that_came_back_with_the_new_tcb_is_restarted(store, world, now):
     keep(store, world, now)
     meet(store, world, now)
