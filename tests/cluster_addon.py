@@ -51,6 +51,7 @@ SETTINGS = (
     "--collateral-url=",
     "--disable-attestation-service",
     "--disable-attested-certificates",
+    "--approve-for=",
     "--attestation-url=",
     "--attestation-storage=1Gi",
     "--attestation-tls-secret=",

@@ -118,8 +118,8 @@ def _decide(document: dict[str, Any]) -> tuple[SigningRequest, Grant]:
     try:
         return request, _decisions().decide(request, _authority(), now=seeds.NOW, random=bytes(16))
     except Denial as denial:
-        if denial.reason not in _reasons():
-            raise AssertionError(f"undocumented: {denial.reason}") from denial
+        if denial.reason not in _reasons() or not denial.message.isprintable():
+            raise AssertionError(f"undocumented, or not for terminals: {denial.reason} {denial.message!r}") from denial
         raise Refused(f"{denial.reason}: {denial.message}", advice="-") from denial
 
 
@@ -143,7 +143,7 @@ def _signed() -> bytes:
 def request(data: bytes) -> None:
     """A request in DER: its own signature covers everything."""
     _, grant = _decide(_object(_pem(data)))
-    assert grant.issued.pem
+    assert grant.issued is not None
     attested = AttestedRequest.of(der.read_request_parts(data))
     assert attested is not None
     assert attested.ra_tls == RaTlsEvidence.parse(_good())
@@ -172,7 +172,9 @@ def quoted_claims(data: bytes) -> None:
 
 
 def objects() -> list[bytes]:
-    return [json.dumps(_object(signing_request(KEY, *more))).encode() for more in ((), (_good(),))]
+    made = [_object(signing_request(KEY, *more)) for more in ((), (_good(),), (_good(),))]
+    made[-1]["spec"]["expirationSeconds"] = 3600
+    return [json.dumps(one).encode() for one in made]
 
 
 def api_object(data: bytes) -> None:

@@ -17,19 +17,20 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from certificate_requests_api import CertificateRequestsApi
 from confcom.cluster.certificate_requests import CertificateRequests
-from confcom.errors import ClusterRefused
+from confcom.errors import ClusterError, ClusterRefused, ConfigError
 from confcom.formats.text import decode_base64
+from confcom.pki.serving_pair import Authority
 from confcom.platforms.pod_certificate import PodCertificate, make_evidence, signing_request
 from confcom.protocols.certificate_requests import SIGNER, name_for, nonce_of
 from confcom.services.certificate_signer import decisions
-from running_certificate_signer import SignerStage, enclave, policy_of, world
+from running_certificate_signer import SignerStage, enclave, now, policy_of, world
 
 USAGES = ("server auth", "client auth")
 
@@ -328,6 +329,62 @@ async def test_the_ca_outlives_the_signer_and_is_rotated_with_overlap(stage: Sig
     assert during.authorities == stage.published()
     leaf(during).verify_directly_issued_by(x509.load_pem_x509_certificate(before.authorities))
     assert stage.secret()["next.key"] != stage.secret()["tls.key"]
+
+
+OTHER = "clusterissuers.cert-manager.io/simulated"
+
+
+async def test_requests_to_other_signers_are_approved_and_signed_by_them(stage: SignerStage) -> None:
+    """A signer that copies what the request says, once it is approved, as cert-manager does."""
+    authority = Authority.make("other", now=now(), lifetime=timedelta(days=30))
+    other = x509.load_pem_x509_certificate(authority.certificate)
+
+    def approved() -> list[dict[str, Any]]:
+        found = [one for one in stage.api.requests.values() if one["spec"]["signerName"] == OTHER]
+        return [
+            one for one in found
+            if any(condition["type"] == "Approved" for condition in one["status"].get("conditions", ()))
+        ]  # fmt: skip
+
+    async with stage.running(approve_for=(OTHER,)):
+        asked = asyncio.create_task(stage.certificate(stage.requester(), signer=OTHER, trust_domain="cluster.local"))
+        await eventually(lambda: asked.done() or approved())
+        assert not asked.done(), asked.exception()
+        (found,) = approved()
+        request = x509.load_pem_x509_csr(decode_base64(found["spec"]["request"]))
+        names = request.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        end = now() + timedelta(seconds=found["spec"]["expirationSeconds"])
+        builder = x509.CertificateBuilder(other.subject, request.subject, request.public_key(), 7, now(), end)
+        key: Any = load_pem_private_key(authority.key, None)
+        made = builder.add_extension(names.value, names.critical).sign(key, SHA256()).public_bytes(Encoding.PEM)
+        chain = b64encode(made + authority.certificate).decode()
+        stage.api.requests[found["metadata"]["name"]]["status"]["certificate"] = chain
+        issued = await asked
+        unsolicited = stage.requester(pod="web-2")
+        with pytest.raises(ClusterRefused, match="EvidenceRefused"):
+            await stage.certificate(unsolicited, enclave("other"), signer=OTHER)
+    assert issued.certificate == made + authority.certificate
+    assert issued.authorities == b""
+    names = leaf(issued).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    assert names.value.get_values_for_type(x509.DNSName)[0] == "web.shop.svc"
+    assert {part for part, _ in stage.api.writes} == {"approval"}
+    assert stage.registry.get_sample_value(
+        "confcom_certificate_signer_decisions_total", {"outcome": "approved", "reason": "EvidenceAccepted"}
+    ) == 1  # fmt: skip
+
+
+async def test_requests_to_signers_that_are_not_named_are_left_alone(stage: SignerStage) -> None:
+    async with stage.running(approve_for=(OTHER,)):
+        with pytest.raises(ClusterError, match="no certificate within"):
+            await stage.certificate(stage.requester(), signer="clusterissuers.cert-manager.io/simulated-else", timeout=2.0)
+        assert await stage.certificate(stage.requester(pod="web-2"))
+    assert not [one for one in stage.api.requests.values() if "-else" in one["spec"]["signerName"] and one["status"]]
+
+
+async def test_no_other_signer_signs_for_simulated_enclaves_unmarked(stage: SignerStage) -> None:
+    with pytest.raises(ConfigError, match="would sign for simulated enclaves"):
+        async with stage.running(approve_for=("clusterissuers.cert-manager.io/ca",)):
+            pass
 
 
 async def test_the_command_writes_files_for_a_simulated_pod(stage: SignerStage) -> None:

@@ -192,6 +192,7 @@ _OPTIONS = (
     click.option("--attestation-database", metavar="NAME", help="Secret with its PostgreSQL's address; '' is none."),
     click.option("--attestation-database-port", type=int, metavar="PORT", help="Of the PostgreSQL.  [default: 5432]"),
     click.option("--attestation-replicas", type=int, metavar="N", help="Its pods, with a PostgreSQL.  [default: 2]"),
+    click.option("--approve-for", metavar="SIGNER,…", help="It approves for them too, such as cert-manager's issuers."),
     _switch("attested-certificates", "attested_certificates", "The signer of pods' certificates.  [default: off]"),
     _switch("metrics", "metrics", "The exporter of EPC use.  [default: off]"),
     _switch("autoscaling", "autoscaling", "The metrics API, for HPA on EPC; with --enable-metrics.  [default: off]"),

@@ -32,7 +32,7 @@ MAX_SHOWN = 20
 """Pods that are named one by one."""
 MAX_MACHINE = 16 * 1024
 """Bytes of a machine file."""
-_LISTS = ("provision_grants", "api_ports", "api_addresses", "quote_helper_groups", "expected_signers")
+_LISTS = ("provision_grants", "api_ports", "api_addresses", "quote_helper_groups", "expected_signers", "approve_for")
 """Settings that are given as one word with commas."""
 _Result = TypeVar("_Result")
 

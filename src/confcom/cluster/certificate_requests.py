@@ -7,7 +7,7 @@ import random
 import re
 import time
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import aclosing, suppress
 from datetime import datetime
 from itertools import islice
@@ -22,6 +22,7 @@ from confcom.cluster.objects import CSR_KIND
 from confcom.cluster.pod_events import PodEvent, report
 from confcom.cluster.served import CLIENT_LIFETIME
 from confcom.protocols.certificate_requests import (
+    APPROVED,
     DENIED,
     EVENTS_CONTROLLER,
     FAILED,
@@ -43,7 +44,7 @@ _NAME = re.compile(r"[A-Za-z0-9][-A-Za-z0-9._:@]{0,252}")
 would make a request for the list out of one for a single object."""
 _ADVICE = (
     "The signer's service account needs get, list and watch on certificatesigningrequests, update on their approval "
-    f"and status, and approve and sign on signers for {SIGNER}."
+    f"and status, and approve and sign on signers for {SIGNER}, approve for those of approve_for."
 )
 _DEFINITION = ResourceDef(GROUP, VERSION, CSR_KIND.name)
 
@@ -59,17 +60,21 @@ _APPROVAL, _STATUS = _sub_resource("approval"), _sub_resource("status")
 
 
 class PendingRequests:
-    """The requests for our signer that wait for a decision, by requester and name."""
+    """The requests for some signers that wait for a decision of ours, by requester and name."""
 
-    def __init__(self, kubeconfig: str | None) -> None:
-        self.known = False
-        """Whether the whole list has been read."""
+    def __init__(self, kubeconfig: str | None, signers: Collection[str]) -> None:
+        self._unread = set(signers)
         self.changed = asyncio.Event()
         """Set whenever a request is added."""
         self._kubeconfig = kubeconfig
         self._requesters: dict[str, str] = {}
         self._queues: dict[str, dict[str, None]] = {}
         self._taken: set[str] = set()
+
+    @property
+    def known(self) -> bool:
+        """Whether the whole list has been read."""
+        return not self._unread
 
     def __len__(self) -> int:
         return len(self._requesters) + len(self._taken)
@@ -110,9 +115,9 @@ class PendingRequests:
             if not queue:
                 del self._queues[requester]
 
-    async def follow(self) -> None:
+    async def follow(self, signer: str) -> None:
         """List, then watch, for `LIFE` at most; `ClusterError` on failure."""
-        chosen = {"spec.signerName": SIGNER}
+        chosen = {"spec.signerName": signer}
         client: Any
         with suppress(TimeoutError):
             async with open_client(self._kubeconfig, field_manager="confcom-certificate-signer") as client:
@@ -121,7 +126,7 @@ class PendingRequests:
                         listed = client.list(CSR_KIND.resource, fields=chosen, chunk_size=CHUNK)
                         async for document in listed:
                             self._see("ADDED", document)
-                        self.known = True
+                        self._unread.discard(signer)
                         seen = client.watch(
                             CSR_KIND.resource,
                             fields=chosen,
@@ -133,12 +138,13 @@ class PendingRequests:
                                 self._see(kind, document)
 
     def _see(self, kind: str, document: Mapping[str, Any]) -> None:
-        """Note a request without a decision. A condition by hand, `Approved`, is none yet."""
+        """Note a request without a decision. `Approved`, by hand, is none where we sign."""
         name, spec, status = document["metadata"]["name"], document["spec"], document.get("status") or {}
         if not _NAME.fullmatch(name):
             return
         types = {one.get("type") for one in status.get("conditions") or ()}
-        if kind == "DELETED" or status.get("certificate") or types & {DENIED, FAILED}:
+        decided = {DENIED, FAILED} if spec.get("signerName") == SIGNER else {DENIED, FAILED, APPROVED}
+        if kind == "DELETED" or status.get("certificate") or types & decided:
             self._remove(name)
         else:
             self.add(name, str(spec.get("username", "")))
@@ -170,9 +176,11 @@ class CertificateRequests:
             return dict(await client.get(CSR_KIND.resource, name))
         return None
 
-    async def create(self, name: str, request: bytes, usages: Sequence[str], lifetime: int | None) -> None:
-        """Make a request for our signer; `request` is PEM, `lifetime` in seconds."""
-        spec: dict[str, Any] = {"signerName": SIGNER, "request": b64encode(request).decode(), "usages": [*usages]}
+    async def create(
+        self, name: str, request: bytes, usages: Sequence[str], lifetime: int | None, *, signer: str = SIGNER
+    ) -> None:
+        """Make a request for a signer, else ours; `request` is PEM, `lifetime` in seconds."""
+        spec: dict[str, Any] = {"signerName": signer, "request": b64encode(request).decode(), "usages": [*usages]}
         if lifetime is not None:
             spec["expirationSeconds"] = lifetime
         wanted = {

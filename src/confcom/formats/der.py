@@ -256,12 +256,13 @@ def read_certificate_parts(data: bytes) -> CertificateParts:
 
 
 class RequestParts(msgspec.Struct, frozen=True):
-    """A certification request (PKCS #10, RFC 2986) in its parts. The key is a whole element.
+    """A certification request (PKCS #10, RFC 2986) in its parts. Subject and key are whole elements.
 
     `extensions` are those that it asks for, as those of a certificate.
     """
 
     signed: bytes
+    subject: bytes
     public_key: bytes
     algorithm: bytes
     signature: bytes
@@ -290,7 +291,7 @@ def read_request_parts(data: bytes) -> RequestParts:
     if len(requested) > 1:
         raise DerError("it asks for extensions twice")
     extensions = read_extensions(requested[0]) if requested else {}
-    return RequestParts(signed, members[2][2], algorithm, signature, extensions)
+    return RequestParts(signed, members[1][2], members[2][2], algorithm, signature, extensions)
 
 
 def read_extensions(data: bytes) -> dict[bytes, tuple[bool, bytes]]:

@@ -11,6 +11,7 @@ import msgspec
 
 from confcom.errors import ConfigError
 from confcom.formats.arguments import explain_settings
+from confcom.protocols.certificate_requests import SIGNER_NAME
 
 DEFAULT_IMAGE = "confcom/confcom"
 """Repository of the released images; the tag is the version."""
@@ -116,6 +117,8 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Pods over that PostgreSQL."""
     attested_certificates: bool = False
     """Run the certificate signer, which gives attested pods ordinary TLS certificates."""
+    approve_for: tuple[str, ...] = ()
+    """Signers whose requests it approves after the same checks: clusterissuers.cert-manager.io/NAME."""
     metrics: bool = False
     """Run the exporter of EPC use on every SGX node."""
     autoscaling: bool = False
@@ -283,6 +286,8 @@ _PATTERNS = (
      "Write runtime/default, or a path as in localhost/confcom/quote-helper.json."),
     ("quote_helper_groups", r"[0-9]{1,10}", "is no number of a group",
      "Write numbers with commas between, as in 105,106."),
+    ("approve_for", SIGNER_NAME.pattern, "is no signer of certificate requests",
+     "Write it as clusterissuers.cert-manager.io/NAME."),
     ("expected_signers", _SIGNER, "is no MRSIGNER", "Write its 64 hexadecimal digits."),
     ("provision_grants", _GRANT, "names no service account", "Write NAMESPACE/SERVICEACCOUNT, or NAMESPACE/*."),
     ("node_selector", *_KEY_VALUE),

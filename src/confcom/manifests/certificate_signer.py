@@ -40,6 +40,7 @@ def certificate_signer(config: AddonConfig) -> list[Object]:
         objects.rule(GROUP, [PLURAL], ["get", "list", "watch"]),
         objects.rule(GROUP, [f"{PLURAL}/approval", f"{PLURAL}/status"], ["update"]),
         objects.rule(GROUP, ["signers"], ["approve", "sign"], [SIGNER]),
+        *([objects.rule(GROUP, ["signers"], ["approve"], [*config.approve_for])] if config.approve_for else []),
         objects.rule("events.k8s.io", ["events"], ["create", "get", "patch"]),
     ]
     own = [
@@ -87,6 +88,8 @@ def _pod(config: AddonConfig, workload: Workload) -> Object:
         values["collateral_ca"] = f"{attestation.COLLATERAL_CA_FOLDER}/{CA_KEY}"
         authority = mount("collateral-ca", attestation.COLLATERAL_CA_FOLDER, read_only=True)
         volumes.append((collateral.authority_volume(config), authority))
+    if config.approve_for:
+        values["approve_for"] = ",".join(config.approve_for)
     if config.platform == "simulated":
         values["trust_roots"] = simulated.TRUSTED_ROOT
     return objects.cluster_pod(

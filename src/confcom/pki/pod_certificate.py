@@ -77,7 +77,6 @@ def issue(authority: Authority, wanted: CertifiedPod, *, now: datetime, lifetime
         x509.NameAttribute(NameOID.ORGANIZATION_NAME, wanted.organization),
         x509.NameAttribute(NameOID.SERIAL_NUMBER, wanted.pod_uid[:64]),
     )
-    names = [*map(x509.DNSName, wanted.dns_names), x509.UniformResourceIdentifier(wanted.uri)]
     usages = [
         usage
         for usage, asked in ((ExtendedKeyUsageOID.SERVER_AUTH, wanted.server),
@@ -96,12 +95,17 @@ def issue(authority: Authority, wanted: CertifiedPod, *, now: datetime, lifetime
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(key_usage(authority=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(alternative_names(wanted.uri, wanted.dns_names), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         .add_extension(authority_key_id(own), critical=False)
         .sign(signer, SHA256())
     )
     return IssuedCertificate(made.public_bytes(Encoding.PEM), serial, made.not_valid_after_utc)
+
+
+def alternative_names(uri: str, dns_names: Sequence[str]) -> x509.SubjectAlternativeName:
+    """The extension with a pod's names, of which there is one encoding alone."""
+    return x509.SubjectAlternativeName([*map(x509.DNSName, dns_names), x509.UniformResourceIdentifier(uri)])
 
 
 @lru_cache(4)

@@ -23,6 +23,7 @@ from confcom.appraisal.peer import PURPOSE_CLAIM
 from confcom.errors import ClusterError, ClusterRefused, FormatError
 from confcom.formats.attested_certificate import DICE_EVIDENCE, write_claims, write_ra_tls
 from confcom.formats.text import decode_base64
+from confcom.pki.pod_certificate import alternative_names
 from confcom.pki.serving_pair import authorities_in
 from confcom.protocols.certificate_requests import (
     APPROVED,
@@ -46,6 +47,8 @@ if TYPE_CHECKING:
 MANAGER = "confcom-pod-certificate"
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
 """Seconds between two reads of a request that waits."""
+LIFETIME = timedelta(days=1)
+"""Of certificates of other signers, which have defaults of months."""
 ATTEMPTS = 3
 """Nonces that are asked for: one expires if the quote takes minutes."""
 REPORT_DATA_SIZE = 64
@@ -53,7 +56,11 @@ REPORT_DATA_SIZE = 64
 
 @dataclass(frozen=True, slots=True)
 class PodCertificate:
-    """A certificate and the CAs by which peers are to be verified, PEM both, and its key, which is kept in memory."""
+    """A certificate and the CAs by which peers are to be verified, PEM both, and its key, which is kept in memory.
+
+    Of another signer than ours, the certificate has its chain after it, and the CAs are empty: that signer publishes
+    them.
+    """
 
     certificate: bytes
     authorities: bytes
@@ -74,11 +81,16 @@ def request_certificate(
     lifetime: timedelta | None = None,
     timeout: float = 120.0,
     kubeconfig: str | None = None,
+    signer: str = SIGNER,
+    trust_domain: str = "cluster.local",
 ) -> PodCertificate:
     """Make a key on P-256 and get a certificate for it; blocks, so an asyncio program calls it in a thread.
 
     The names in the certificate are those of the pod's service account. The credentials are the pod's own token, or
     those of `kubeconfig`. `timeout` is in seconds. Call it again after `renew_at`: each certificate gets another key.
+
+    `signer` may be another one that the certificate signer approves for, such as clusterissuers.cert-manager.io/NAME.
+    `trust_domain` is then the certificate signer's setting, and `lifetime` by default 24 hours.
 
     Raises:
         ClusterRefused: the signer denied the request, or the account may make none; the message says why.
@@ -91,7 +103,7 @@ def request_certificate(
         requests = CertificateRequests(kubeconfig, MANAGER)
         try:
             async with asyncio.timeout(timeout):
-                return await _request(requests, quotes, usages, lifetime)
+                return await _request(requests, quotes, usages, lifetime, signer, trust_domain)
         except TimeoutError as error:
             raise ClusterError(
                 f"there was no certificate within {timeout:g} s",
@@ -104,31 +116,49 @@ def request_certificate(
 
 
 async def _request(
-    requests: CertificateRequests, quotes: QuoteSource, usages: Sequence[str], lifetime: timedelta | None
+    requests: CertificateRequests,
+    quotes: QuoteSource,
+    usages: Sequence[str],
+    lifetime: timedelta | None,
+    signer: str,
+    trust_domain: str,
 ) -> PodCertificate:
-    key = ec.generate_private_key(ec.SECP256R1())
-    seconds = None if lifetime is None else int(lifetime.total_seconds())
+    key, ours = ec.generate_private_key(ec.SECP256R1()), signer == SIGNER
+    life = LIFETIME if lifetime is None and not ours else lifetime
+    seconds = None if life is None else int(life.total_seconds())
     plain, refused = signing_request(key), ("", "")
     for _ in range(ATTEMPTS):
         first = f"confcom-{secrets.token_hex(16)}"
-        await requests.create(first, plain, usages, seconds)
+        await requests.create(first, plain, usages, seconds, signer=signer)
         asked = await _decided(requests, first)
         reason, message = asked.conditions.get(DENIED, ("", ""))
         if reason != NONCE_ISSUED:
             raise _refused(asked)
         nonce = _nonce(message)
-        evidence = await asyncio.to_thread(make_evidence, quotes, key, nonce)
-        await requests.create(name_for(nonce), signing_request(key, evidence), usages, seconds)
+        evidence = await asyncio.to_thread(make_evidence, quotes, key, nonce, signer)
+        names = None if ours else _names(asked, usages, trust_domain)
+        await requests.create(name_for(nonce), signing_request(key, evidence, names), usages, seconds, signer=signer)
         found = await _decided(requests, name_for(nonce))
         if found.certificate:
-            leaf, *authorities = authorities_in(found.certificate)
             private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+            if not ours:
+                return PodCertificate(found.certificate, b"", private)
+            leaf, *authorities = authorities_in(found.certificate)
             return PodCertificate(leaf, b"".join(authorities), private)
         refused = found.conditions.get(DENIED) or found.conditions.get(FAILED) or refused
         # Unknown: the CA has changed in between, and with it the secret of nonces.
         if refused[0] not in (NONCE_EXPIRED, NONCE_UNKNOWN):
             raise _refused(found)
     raise ClusterRefused(f"the certificate signer refused: {refused[1]}", reason=refused[0])
+
+
+def _names(asked: SigningRequest, usages: Sequence[str], trust_domain: str) -> x509.SubjectAlternativeName:
+    """The names that another signer copies: those that the API server vouches for."""
+    try:
+        pod = asked.requester()
+    except FormatError as error:
+        raise ClusterRefused(f"this is no pod: {error.message}", advice=error.advice()) from error
+    return alternative_names(pod.uri(trust_domain), pod.dns_names() if SERVER_AUTH in usages else ())
 
 
 def _nonce(message: str) -> bytes:
@@ -166,18 +196,24 @@ def _refused(request: SigningRequest) -> ClusterRefused:
     )
 
 
-def make_evidence(quotes: QuoteSource, key: ec.EllipticCurvePrivateKey, nonce: bytes) -> bytes:
-    """Evidence that the key is this enclave's, for this nonce and for certificates alone, as interoperable RA-TLS."""
+def make_evidence(quotes: QuoteSource, key: ec.EllipticCurvePrivateKey, nonce: bytes, signer: str = SIGNER) -> bytes:
+    """Evidence that the key is this enclave's, for this nonce and this signer alone, as interoperable RA-TLS."""
     public = key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    claims = write_claims(hashlib.sha256(public).digest(), nonce, **{PURPOSE_CLAIM: SIGNER.encode()})
+    claims = write_claims(hashlib.sha256(public).digest(), nonce, **{PURPOSE_CLAIM: signer.encode()})
     report_data = hashlib.sha256(claims).digest().ljust(REPORT_DATA_SIZE, b"\0")
     return write_ra_tls(quotes.quote(report_data).quote, claims)
 
 
-def signing_request(key: ec.EllipticCurvePrivateKey, evidence: bytes | None = None) -> bytes:
-    """A certification request in PEM, without any name; with evidence as an extension that it asks for."""
+def signing_request(
+    key: ec.EllipticCurvePrivateKey,
+    evidence: bytes | None = None,
+    names: x509.SubjectAlternativeName | None = None,
+) -> bytes:
+    """A certification request in PEM, with an empty subject; evidence and names are extensions that it asks for."""
     builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
     if evidence is not None:
         extension = x509.UnrecognizedExtension(x509.ObjectIdentifier(DICE_EVIDENCE), evidence)
         builder = builder.add_extension(extension, critical=False)
+    if names is not None:
+        builder = builder.add_extension(names, critical=True)  # the subject is empty
     return builder.sign(key, SHA256()).public_bytes(Encoding.PEM)

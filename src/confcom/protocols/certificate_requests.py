@@ -23,6 +23,7 @@ from confcom.errors import FormatError
 
 SIGNER = "confcom.dev/attested"
 """The signer's name; also the purpose that the evidence must claim."""
+SIGNER_NAME = re.compile(r"[a-z0-9][-a-z0-9.]*\.[-a-z0-9.]*[a-z0-9]/[A-Za-z0-9][-A-Za-z0-9._:]{0,252}")
 EVENTS_CONTROLLER = "confcom.dev/certificate-signer"
 """The reporting controller of the events about pods that get no certificate."""
 GROUP, VERSION, PLURAL = "certificates.k8s.io", "v1", "certificatesigningrequests"
@@ -88,6 +89,7 @@ class SigningRequest:
     """Reason and message of each, by its type."""
     certificate: bytes
     """PEM; empty until it is issued."""
+    annotations: Mapping[str, Any]
     spec: Mapping[str, Any]
 
     @classmethod
@@ -108,6 +110,7 @@ class SigningRequest:
                     str(one["type"]): (str(one.get("reason", "")), str(one.get("message", ""))) for one in conditions
                 },
                 certificate=_decoded(status.get("certificate") or ""),
+                annotations=metadata.get("annotations") or {},
                 spec=spec,
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:

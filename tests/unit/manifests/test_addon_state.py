@@ -50,6 +50,7 @@ CONFIGS = some.builds(
     webhook_replicas=some.integers(1, 16),
     quote_helper_groups=some.sampled_from([(), (0,), (105, 4242)]),
     quote_helper_seccomp=some.sampled_from(["runtime/default", "localhost/a/b.json"]),
+    approve_for=some.sampled_from([(), ("clusterissuers.cert-manager.io/ca",)]),
     expected_signers=some.sampled_from([(), ("00" * 32,), ("00" * 32, "fE" * 32)]),
     api_ports=some.sampled_from([(), (443,), (1, 65535)]),
     api_addresses=some.sampled_from([(), ("10.240.0.1/32", "fd00::/64")]),

@@ -75,7 +75,7 @@ class SignerMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
         self.decisions = Counter(
-            f"{PREFIX}_decisions", "Requests that were decided: signed, nonce, denied, or left waiting.",
+            f"{PREFIX}_decisions", "Requests that were decided: signed, approved, nonce, denied, or left waiting.",
             ["outcome", "reason"], registry=registry,
         )  # fmt: skip
         for reason in ("EvidenceRefused", "PolicyUnusable"):  # beforehand, so that the first is an increase
@@ -118,6 +118,8 @@ class _Signer:
         self._metrics = SignerMetrics(registry)
         self._log = structlog.get_logger()
         simulated = simulated_world(roots)
+        if simulated:
+            config.check_simulated()
         self._common_name = f"confcom attested pods{', SIMULATED' if simulated else ''}"
         ca = None if config.collateral_ca is None else Path(config.collateral_ca)
         collateral = RememberedCollateral(config.collateral, SourceOptions(roots=roots, at=clock(), ca_certificates=ca))
@@ -129,7 +131,8 @@ class _Signer:
             lifetime=timedelta(seconds=config.lifetime),
             simulated=simulated,
         )
-        self._pending = PendingRequests(config.kubeconfig)
+        self._signers = (SIGNER, *config.approve_for)
+        self._pending = PendingRequests(config.kubeconfig, self._signers)
         self._allowance = Allowance(config.requests_per_minute, time.monotonic)
         self._events = Allowance(1, time.monotonic)
         self._threads = WorkerThreads("decision", threads=config.threads, max_waiting=config.threads)
@@ -163,7 +166,10 @@ class _Signer:
         clients = [CertificateRequests(config.kubeconfig, MANAGER) for _ in range(config.threads)]
         actors = [
             self._keeper.run(config.ca_look_every),
-            repeat(self._pending.follow, self._failed, pause=1.0, longest=RETRY_MAX),
+            *(
+                repeat(partial(self._pending.follow, signer), self._failed, pause=1.0, longest=RETRY_MAX)
+                for signer in self._signers
+            ),
             *(self._work(client, started if client is clients[0] else None) for client in clients),
         ]
         if config.http:
@@ -229,8 +235,10 @@ class _Signer:
             return True
         request = SigningRequest.parse(document)
         authority = self._keeper.authority
-        if request.is_decided or request.signer != SIGNER:
+        if request.is_decided or request.signer not in self._signers:
             return True
+        if request.signer != SIGNER and APPROVED in request.conditions:
+            return True  # by hand, or by another replica: its signer signs
         if authority is None:
             return False
         begun = time.perf_counter()
@@ -273,10 +281,12 @@ class _Signer:
         if APPROVED not in request.conditions:
             text = f"The evidence meets the policy {grant.facts['policy']}."
             document = await client.decide(document, condition(APPROVED, "EvidenceAccepted", text))
-        # With all authorities, the one that signed first: a requester learns of the next one before it signs.
-        await client.issue(document, grant.issued.pem + self._keeper.bundle)
-        self._metrics.decisions.labels("signed", "EvidenceAccepted").inc()
-        self._record(request, "signed", "EvidenceAccepted", grant.facts)
+        outcome = "approved" if grant.issued is None else "signed"
+        if grant.issued is not None:
+            # With all authorities: a requester learns of the next one before it signs.
+            await client.issue(document, grant.issued.pem + self._keeper.bundle)
+        self._metrics.decisions.labels(outcome, "EvidenceAccepted").inc()
+        self._record(request, outcome, "EvidenceAccepted", grant.facts | {"signer": request.signer})
 
     async def _deny(
         self, client: CertificateRequests, request: SigningRequest, document: dict[str, object], denial: Denial

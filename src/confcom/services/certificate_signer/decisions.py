@@ -2,6 +2,9 @@
 
 Nothing is believed but what the API server writes (the requester), what the request's own key signed, and what the
 enclave claims. Approval by hand does not help a request: evidence is looked at before each signature.
+
+Requests to another signer, such as cert-manager's, are approved instead. That one copies what a request says, so a
+request has to say exactly what our certificate would, and nothing else.
 """
 
 from __future__ import annotations
@@ -21,10 +24,10 @@ from confcom.appraisal.quote import QuoteVerifier
 from confcom.appraisal.result import identity
 from confcom.errors import CollateralError, ConfcomError, FormatError
 from confcom.formats import der
-from confcom.formats.attested_certificate import AttestedRequest
+from confcom.formats.attested_certificate import DICE_EVIDENCE, AttestedRequest
 from confcom.formats.quote import Quote
 from confcom.pki.certificate import check_own_signature
-from confcom.pki.pod_certificate import CertifiedPod, IssuedCertificate, check_key, issue
+from confcom.pki.pod_certificate import CertifiedPod, IssuedCertificate, alternative_names, check_key, issue
 from confcom.pki.serving_pair import Authority
 from confcom.protocols.certificate_requests import (
     CLIENT_AUTH,
@@ -43,6 +46,8 @@ from confcom.tokens.nonces import LIFE, make_nonce, state_of_nonce
 
 _AUDITED = ("mr_enclave", "mr_signer", "isv_prod_id", "isv_svn", "mr_td", "debug")
 _AGAIN = "Make a request without evidence for another one."
+_ALTERNATIVE_NAMES, _EVIDENCE = der.oid("2.5.29.17"), der.oid(DICE_EVIDENCE)
+_EMPTY_NAME = bytes.fromhex("3000")
 
 
 class Denial(Exception):
@@ -56,9 +61,9 @@ class Denial(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """A certificate, and what the audit record says of the enclave that gets it."""
+    """A certificate, and what the audit record says of the enclave that gets it; without one it is an approval."""
 
-    issued: IssuedCertificate
+    issued: IssuedCertificate | None
     facts: dict[str, object]
 
 
@@ -130,7 +135,7 @@ class Decisions:
         self._organization = f"{SIGNER} (SIMULATED)" if simulated else SIGNER
 
     def decide(self, request: SigningRequest, authority: Authority, *, now: datetime, random: bytes) -> Grant:
-        """A certificate of this CA; `random` has 16 bytes for a nonce.
+        """A certificate of this CA, or the approval for another signer's; `random` has 16 bytes for a nonce.
 
         Raises:
             Denial: it gets none, or a nonce first.
@@ -168,7 +173,7 @@ class Decisions:
                 now=now,
                 verifier=self._verifier,
                 nonce=nonce,
-                purpose=SIGNER.encode(),
+                purpose=request.signer.encode(),
                 grace=grace,
             )
         except CollateralError:
@@ -176,7 +181,6 @@ class Decisions:
         except ConfcomError as error:
             why = f"{error.message} ({error.code}, policy {name}). {error.advice()}"
             raise Denial("EvidenceRefused", why) from error
-        asked = self._lifetime if request.lifetime is None else timedelta(seconds=request.lifetime)
         wanted = CertifiedPod(
             public_key=parts.public_key,
             organization=self._organization,
@@ -186,19 +190,20 @@ class Decisions:
             server=SERVER_AUTH in request.usages,
             client=CLIENT_AUTH in request.usages,
         )
-        issued = issue(authority, wanted, now=now, lifetime=min(asked, self._lifetime))
-        return Grant(
-            issued,
-            {
-                "serial": f"{issued.serial_number:x}",
-                "expires": issued.expires.isoformat(),
-                "uri": wanted.uri,
-                "dns_names": list(wanted.dns_names),
-                "key_sha256": hashlib.sha256(parts.public_key).hexdigest(),
-                "policy": name,
-                "identity": {name: value for name, value in identity(verified.quote.body).items() if name in _AUDITED},
-            },
-        )
+        facts: dict[str, object] = {
+            "uri": wanted.uri,
+            "dns_names": list(wanted.dns_names),
+            "key_sha256": hashlib.sha256(parts.public_key).hexdigest(),
+            "policy": name,
+            "identity": {name: value for name, value in identity(verified.quote.body).items() if name in _AUDITED},
+        }
+        if request.signer != SIGNER:
+            _check_content(request, parts, wanted, self._lifetime)
+            return Grant(None, facts)
+        most = int(self._lifetime.total_seconds())
+        asked = most if request.lifetime is None else max(min(request.lifetime, most), 0)
+        issued = issue(authority, wanted, now=now, lifetime=timedelta(seconds=asked))
+        return Grant(issued, {"serial": f"{issued.serial_number:x}", "expires": issued.expires.isoformat()} | facts)
 
 
 def nonce_secret(authority: Authority) -> bytes:
@@ -219,6 +224,24 @@ def _check_usages(request: SigningRequest) -> None:
             f"spec.usages may be {', '.join(sorted(USAGES))}, and one of them 'client auth' or 'server auth'; found "
             f"{', '.join(sorted(request.usages)) or 'none'}.",
         )
+
+
+def _check_content(request: SigningRequest, parts: der.RequestParts, wanted: CertifiedPod, lifetime: timedelta) -> None:
+    """Whether a signer that signs what the request says would sign what ours does; else a `Denial`."""
+    asked = {identifier: value for identifier, (_, value) in parts.extensions.items()}
+    names = alternative_names(wanted.uri, wanted.dns_names).public_bytes()
+    if parts.subject != _EMPTY_NAME or asked.pop(_EVIDENCE, None) is None or asked != {_ALTERNATIVE_NAMES: names}:
+        expected = ", ".join((*wanted.dns_names, wanted.uri))
+        raise Denial(
+            "ContentNotAllowed",
+            f"{request.signer} signs what the request says: it must have an empty subject, the evidence, the "
+            f"alternative names {expected} in this order, and nothing else.",
+        )
+    if request.annotations:
+        raise Denial("ContentNotAllowed", f"The request must have no annotations: {request.signer} may read them.")
+    if request.lifetime is None or request.lifetime > lifetime.total_seconds():
+        most = f"{lifetime.total_seconds():.0f}"
+        raise Denial("ContentNotAllowed", f"spec.expirationSeconds must be there, and at most {most}.")
 
 
 def _check_nonce(name: str, nonce: bytes, state: str) -> None:

@@ -10,6 +10,7 @@ import msgspec
 
 from confcom.errors import ConfigError
 from confcom.pki.serving_pair import Authority
+from confcom.protocols.certificate_requests import SIGNER, SIGNER_NAME
 from confcom.services.runtime.certificates import RotationPolicy
 from confcom.services.runtime.status_page import parse_address
 
@@ -30,6 +31,9 @@ class CertificateSignerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_
     accounts. An account without one gets no certificate."""
     trust_domain: str = "cluster.local"
     """The first part of the names spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICEACCOUNT."""
+    approve_for: tuple[str, ...] = ()
+    """Signers whose requests are approved after the same checks, and signed by them: for cert-manager's,
+    clusterissuers.cert-manager.io/NAME."""
     lifetime: Annotated[float, msgspec.Meta(ge=600, le=7 * _DAY)] = _DAY
     """Seconds that a certificate is valid at most; a request may ask for less."""
     collateral: str = "intel"
@@ -65,6 +69,12 @@ class CertificateSignerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_
         """Check fields against each other: `ConfigError`."""
         if self.http:
             parse_address(self.http)
+        for name in self.approve_for:
+            if not SIGNER_NAME.fullmatch(name) or name == SIGNER:
+                raise ConfigError(
+                    f"approve_for: {name!r} is no signer of certificate requests",
+                    advice="Name another signer than ours, as clusterissuers.cert-manager.io/NAME.",
+                )
         if not _TRUST_DOMAIN.fullmatch(self.trust_domain):
             raise ConfigError(f"{self.trust_domain!r} is no trust domain", advice="Write it as cluster.local.")
         if self.ca_renew_before >= self.ca_lifetime or 4 * self.ca_overlap > self.ca_renew_before:
@@ -77,6 +87,15 @@ class CertificateSignerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_
                 "certificates would outlive the CA that signed them: ca_overlap is less than lifetime",
                 advice="Shorten lifetime, or lengthen ca_overlap.",
             )
+
+    def check_simulated(self) -> None:
+        """Other signers do not mark certificates of simulated enclaves as ours does: `ConfigError` unless named so."""
+        for name in self.approve_for:
+            if "simulated" not in name:
+                raise ConfigError(
+                    f"approve_for: {name} would sign for simulated enclaves, and its certificates do not say so",
+                    advice="Use a signer for simulated enclaves alone, with the word simulated in its name.",
+                )
 
     def rotation(self, common_name: str) -> RotationPolicy:
         """When the CA is replaced."""

@@ -306,3 +306,80 @@ def test_requests_for_extensions_are_read_once() -> None:
     found = der.read_request_parts(made)
     assert found.extensions == {der.oid(DICE_EVIDENCE): (False, b"evidence")}
     assert der.read_request_parts(x509.load_pem_x509_csr(plain(KEY)).public_bytes(Encoding.DER)).extensions == {}
+
+
+# Another signer signs what a request says.
+
+OTHER = "clusterissuers.cert-manager.io/ca"
+NAMES = ("web.shop.svc", "web.shop.svc.cluster.local", "spiffe://cluster.local/ns/shop/sa/web")
+
+
+def named(*names: str) -> x509.SubjectAlternativeName:
+    return x509.SubjectAlternativeName(
+        [x509.UniformResourceIdentifier(name) if "://" in name else x509.DNSName(name) for name in names]
+    )
+
+
+def to_other(
+    decisions: Decisions,
+    names: x509.SubjectAlternativeName | None = named(*NAMES),  # noqa: B008 - constant
+    *,
+    purpose: str = OTHER,
+    subject: str = "",
+    more: x509.ExtensionType | None = None,
+    annotations: dict[str, str] | None = None,
+    **spec: Any,
+) -> SigningRequest:
+    """A request to another signer, with good evidence."""
+    given = nonce(decisions)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, subject)] if subject else [])
+    evidence = make_evidence(enclave(), KEY, given, purpose)
+    content = x509.UnrecognizedExtension(x509.ObjectIdentifier(DICE_EVIDENCE), evidence)
+    builder = x509.CertificateSigningRequestBuilder().subject_name(name).add_extension(content, critical=False)
+    for extension in filter(None, (names, more)):
+        builder = builder.add_extension(extension, critical=True)
+    text = b64encode(builder.sign(KEY, SHA256()).public_bytes(Encoding.PEM)).decode()
+    spec = {"signerName": OTHER, "usages": ["server auth"], "request": text, "expirationSeconds": 3600} | ACCOUNT | spec
+    metadata = {"name": name_for(given), "uid": "u", "resourceVersion": "1", "annotations": annotations}
+    return SigningRequest.parse({"metadata": metadata, "spec": spec})
+
+
+def test_a_request_to_another_signer_is_approved_and_not_signed(decisions: Decisions) -> None:
+    grant = decide(decisions, to_other(decisions))
+    assert grant.issued is None
+    assert grant.facts["uri"] == NAMES[2]
+    client = decide(decisions, to_other(decisions, named(NAMES[2]), usages=["client auth"]))
+    assert client.facts["dns_names"] == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"names": None},
+        {"names": named(*NAMES, "bank.example")},
+        {"names": named("bank.example")},
+        {"names": named(NAMES[0], NAMES[2])},
+        {"names": named(*reversed(NAMES))},
+        {"names": named(NAMES[0], *NAMES)},
+        {"names": named(*NAMES[:2], "spiffe://cluster.local/ns/shop/sa/db")},
+        {"names": named(*NAMES), "usages": ["client auth"]},
+        {"subject": "bank.example"},
+        {"more": x509.BasicConstraints(ca=True, path_length=None)},
+        {"more": x509.NameConstraints([x509.DNSName("example")], None)},
+        {"more": x509.ExtendedKeyUsage([x509.OID_CODE_SIGNING])},
+        {"annotations": {"experimental.cert-manager.io/request-is-ca": "true"}},
+        {"annotations": {"experimental.cert-manager.io/request-duration": "87600h"}},
+        {"annotations": {"any": ""}},
+        {"expirationSeconds": None},
+        {"expirationSeconds": 86401},
+    ],
+)
+def test_what_another_signer_would_copy_is_checked(decisions: Decisions, wrong: dict[str, Any]) -> None:
+    assert denied(decisions, to_other(decisions, **wrong))[0] == "ContentNotAllowed"
+
+
+def test_evidence_is_for_one_signer(decisions: Decisions) -> None:
+    assert denied(decisions, to_other(decisions, purpose=SIGNER))[0] == "EvidenceRefused"
+    given = nonce(decisions)
+    ours = request(signing_request(KEY, make_evidence(enclave(), KEY, given, OTHER)), name_for(given))
+    assert denied(decisions, ours)[0] == "EvidenceRefused"
