@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(arguments: list[str]) -> int:
-    provide("interop", "aiohttp", "envoy", "httpx", "OpenSSL", "uvloop", "websockets")
+    provide("interop", "aiohttp", "envoy", "httpx", "uvloop", "websockets")
     environment = os.environ | {"CONFCOM_INTEROP": "1"}
     command = [sys.executable, "-m", "pytest", "tests/interop", "--timeout", "900", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode

@@ -10,6 +10,7 @@ from confcom.atls.client import ClientContext, NotAttested, PinnedPeer, attested
 from confcom.atls.event_loop import serve_fresh
 from confcom.atls.issuer import IssuedCertificate, Issuer, load_pair
 from confcom.atls.libraries import https_only, https_opener, https_session
+from confcom.atls.secret_provisioning import serve_secret
 from confcom.atls.server import ServerContext
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "https_session",
     "load_pair",
     "serve_fresh",
+    "serve_secret",
 ]

@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from confcom.atls.client import nonce_of_name
 from confcom.atls.server import ServerContext
@@ -22,7 +23,9 @@ MAX_HELLO = 5 + 16 * 1024
 DEADLINE = 10.0
 """Seconds from the connection to the end of the handshake."""
 MAX_PENDING = 100
-"""Connections before the end of their handshake; a further one ends the one that has been there longest."""
+"""Connections before the end of their handshake."""
+PATIENCE = 2.0
+"""Seconds that a connection may take while others wait for its place."""
 _LOOK_AGAIN = 0.02
 
 _log = logging.getLogger("confcom.atls")
@@ -36,19 +39,30 @@ async def serve_fresh(
     As `loop.create_server(protocol, sock=listener, ssl=context)`, but quotes for clients that ask for fresh evidence
     are made in threads meanwhile. Connections that were handed to their protocol stay when this is cancelled.
     """
-    loop, tasks = asyncio.get_running_loop(), dict[asyncio.Task[None], None]()
+    await serve_each(listener, lambda stream: _begin(stream, protocol, context))
+
+
+async def serve_each(listener: socket.socket, serve: Callable[[socket.socket], Coroutine[Any, Any, None]]) -> None:
+    """Run `serve` for the connections of a listening socket until cancelled, about `MAX_PENDING` at a time.
+
+    Beyond that others wait until one ends, or end the oldest when that is `PATIENCE` old.
+    """
+    loop, tasks = asyncio.get_running_loop(), dict[asyncio.Task[None], float]()
     listener.setblocking(False)
     try:
         while True:
             stream, _ = await _accept(listener)
-            if len(tasks) >= MAX_PENDING:
-                oldest = next(iter(tasks))
-                del tasks[oldest]
-                oldest.cancel()
-            task = loop.create_task(_begin(stream, protocol, context))
-            tasks[task] = None
+            task = loop.create_task(serve(stream))
+            tasks[task] = loop.time()
             task.add_done_callback(lambda done: tasks.pop(done, None))
             await asyncio.sleep(0)  # one that is ended before it began closes nothing
+            if len(tasks) > MAX_PENDING:
+                oldest, began = next(iter(tasks.items()))
+                left = max(began + PATIENCE - loop.time(), 0)
+                await asyncio.wait(tasks, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                if len(tasks) > MAX_PENDING:
+                    tasks.pop(oldest, None)
+                    oldest.cancel()
     finally:
         for task in tasks:
             task.cancel()
