@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from attested_certificates import DICE, GRAMINE, Certificate, key, ra_tls, sha256, spki, standard_claims
 from attested_certificates import with_null_parameters as as_mbedtls_writes
-from attested_tls import HANG, accepts, issuer, quotes, world
+from attested_tls import HANG, accepts, declared, issuer, quotes, world
 from confcom import RememberedCollateral, SourceOptions
 from confcom.appraisal.policy import safe_defaults
 from confcom.appraisal.quote import QuoteVerifier
@@ -106,8 +106,8 @@ async def test_an_accepted_client_gets_the_secret(make: Any, caplog: pytest.LogC
     async with serving() as port:
         assert await ask(port, make()) == GIVEN
     [line] = [one for one in caplog.messages if one.startswith("secret given")]
-    assert "127.0.0.1: enclave" in line
-    assert "TCB UpToDate, simulated" in line
+    assert line.startswith("secret given to 127.0.0.1: <VerifiedPeer ")
+    assert f"enclave {declared().mr_enclave.hex()[:16]}" in line
     assert PASSWORD.decode()[:-1] not in caplog.text
 
 
@@ -239,6 +239,7 @@ async def test_the_program_of_the_page_refuses_what_intel_did_not_make(tmp_path:
     [program] = re.findall(r"^```python\n(# serve_secret.py\n.*?)^```", page, re.MULTILINE | re.DOTALL)
     for name, content in zip(("tls.crt", "tls.key", "secret"), (*pair()[1:], PASSWORD), strict=True):
         (tmp_path / name).write_bytes(content)
+    (tmp_path / "policy.toml").write_text(f'mr_enclave = ["{declared().mr_enclave.hex()}"]')
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     assert "4433" in program

@@ -31,7 +31,6 @@ from confcom.errors import ConfcomError, ConfigError, FormatError
 from confcom.formats.arguments import checked_bytes
 from confcom.formats.attested_certificate import AttestedCertificate
 from confcom.formats.quote import Quote
-from confcom.formats.sgx import ReportBody
 from confcom.pki.roots import TrustRoots
 
 if TYPE_CHECKING:
@@ -130,9 +129,7 @@ class _Server:
             stream.setblocking(False)
             async with asyncio.timeout(DEADLINE):
                 peer = await self._exchange(_Tls(SSL.Connection(self.context), stream))
-            body = peer.quote.quote.body
-            who = f"enclave {body.mr_enclave.hex()}" if isinstance(body, ReportBody) else "a TD"
-            _log.info("secret given to %s: %s, %r", client, who, peer)
+            _log.info("secret given to %s: %r", client, peer)
         except ConfcomError as error:
             _log.warning("no secret for %s (%s): %s", client, error.code, error)
         except TimeoutError:
