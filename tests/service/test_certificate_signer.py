@@ -252,6 +252,18 @@ async def test_one_pod_has_an_allowance(stage: SignerStage) -> None:
         await stage.certificate(stage.requester(pod="web-2"))
 
 
+async def test_a_pod_with_a_thousand_requests_delays_no_other_pod_of_its_account(stage: SignerStage) -> None:
+    stage.requester(pod="flood")
+    text = b64encode(signing_request(ec.generate_private_key(ec.SECP256R1()))).decode()
+    spec = stage.api.accounts.popitem()[1] | {"signerName": SIGNER, "request": text, "usages": [*USAGES]}
+    for number in range(1000):
+        stage.api.add(f"r{number}", spec)
+    async with stage.running(threads=1):
+        assert await stage.certificate(stage.requester(pod="web-2"))
+        decided = [name for _, name in stage.api.writes if name.startswith("r")]
+    assert len(decided) < 500
+
+
 async def test_replicas_sign_each_request_once(stage: SignerStage) -> None:
     async with AsyncExitStack() as stack:
         for number in range(2):
@@ -378,7 +390,8 @@ async def test_requests_to_signers_that_are_not_named_are_left_alone(stage: Sign
         with pytest.raises(ClusterError, match="no certificate within"):
             await stage.certificate(stage.requester(), signer="clusterissuers.cert-manager.io/simulated-else", timeout=2.0)
         assert await stage.certificate(stage.requester(pod="web-2"))
-    assert not [one for one in stage.api.requests.values() if "-else" in one["spec"]["signerName"] and one["status"]]
+    requests = stage.api.requests.values()
+    assert not [one for one in requests if one["spec"]["signerName"].endswith("-else") and one["status"]]
 
 
 async def test_no_other_signer_signs_for_simulated_enclaves_unmarked(stage: SignerStage) -> None:

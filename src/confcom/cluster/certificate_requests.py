@@ -28,6 +28,7 @@ from confcom.protocols.certificate_requests import (
     FAILED,
     GROUP,
     PLURAL,
+    POD_UID,
     SIGNER,
     VERSION,
     Requester,
@@ -35,10 +36,12 @@ from confcom.protocols.certificate_requests import (
 
 MAX_PENDING = 65_536
 """Requests without a decision that are remembered; the others are found when the list is read again."""
-MAX_OF_ONE = 8_192
-"""Those of one requester; more than the pods of an account that start at a time."""
+MAX_OF_ONE = 64
+"""Those of one pod, which has one or two at a time."""
 CHUNK = 8
 """Requests of one answer to a list: the API server keeps up to 1.5 MiB of each."""
+_Requester = tuple[str, str]
+"""Account, and pod's uid as it is in the request."""
 _NAME = re.compile(r"[A-Za-z0-9][-A-Za-z0-9._:@]{0,252}")
 """Names of requests that are answered. The API server lets them hold anything but "/" and "%", of any length: `?…`
 would make a request for the list out of one for a single object."""
@@ -67,8 +70,9 @@ class PendingRequests:
         self.changed = asyncio.Event()
         """Set whenever a request is added."""
         self._kubeconfig = kubeconfig
-        self._requesters: dict[str, str] = {}
-        self._queues: dict[str, dict[str, None]] = {}
+        self._requesters: dict[str, _Requester] = {}
+        self._queues: dict[str, dict[str, dict[str, None]]] = {}
+        """Names by account and pod, the oldest first."""
         self._taken: set[str] = set()
 
     @property
@@ -79,26 +83,28 @@ class PendingRequests:
     def __len__(self) -> int:
         return len(self._requesters) + len(self._taken)
 
-    def add(self, name: str, requester: str) -> None:
-        """Remember a request; not while it is taken, and no more of one requester than `MAX_OF_ONE`."""
-        queue = self._queues.get(requester, {})
-        full = len(queue) >= MAX_OF_ONE or len(self._requesters) >= MAX_PENDING
-        if name in self._taken or name in self._requesters or full:
+    def add(self, name: str, requester: _Requester) -> None:
+        """Remember a request; not while it is taken, and no more of one pod than `MAX_OF_ONE`."""
+        account, pod = requester
+        queued = len(self._queues.get(account, {}).get(pod, ()))
+        if name in self._taken or name in self._requesters or queued >= MAX_OF_ONE or len(self) >= MAX_PENDING:
             return
         self._requesters[name] = requester
-        self._queues.setdefault(requester, queue)[name] = None
+        self._queues.setdefault(account, {}).setdefault(pod, {})[name] = None
         self.changed.set()
 
-    def take(self) -> tuple[str, str] | None:
+    def take(self) -> tuple[str, _Requester] | None:
         """A request and its requester, until `release`; None if there is none.
 
-        The requester is chosen by chance, so that one with many requests does not delay the others; and one of its
-        oldest requests, so that replicas seldom work on the same one.
+        The account is chosen by chance, and then its pod, so that one with many requests does not delay the others; and
+        one of its oldest requests, so that replicas seldom work on the same one.
         """
         if not self._queues:
             return None
-        requester = random.choice([*self._queues])  # noqa: S311 - no secret
-        name = random.choice([*islice(self._queues[requester], 16)])  # noqa: S311 - as above
+        pods = self._queues[random.choice([*self._queues])]  # noqa: S311 - no secret
+        queue = pods[random.choice([*pods])]  # noqa: S311 - as above
+        name = random.choice([*islice(queue, 16)])  # noqa: S311 - as above
+        requester = self._requesters[name]
         self._remove(name)
         self._taken.add(name)
         return name, requester
@@ -110,10 +116,13 @@ class PendingRequests:
     def _remove(self, name: str) -> None:
         requester = self._requesters.pop(name, None)
         if requester is not None:
-            queue = self._queues[requester]
-            del queue[name]
-            if not queue:
-                del self._queues[requester]
+            account, pod = requester
+            pods = self._queues[account]
+            del pods[pod][name]
+            if not pods[pod]:
+                del pods[pod]
+            if not pods:
+                del self._queues[account]
 
     async def follow(self, signer: str) -> None:
         """List, then watch, for `LIFE` at most; `ClusterError` on failure."""
@@ -147,7 +156,8 @@ class PendingRequests:
         if kind == "DELETED" or status.get("certificate") or types & decided:
             self._remove(name)
         else:
-            self.add(name, str(spec.get("username", "")))
+            extra = spec.get("extra") or {}
+            self.add(name, (str(spec.get("username", "")), str(extra.get(POD_UID, ""))))
 
 
 class CertificateRequests:

@@ -45,7 +45,7 @@ _ACCOUNT = re.compile(
 _LABEL = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 _NONCE = re.compile(r"\bnonce=([A-Za-z0-9_-]{16,128})")
 _POD = "authentication.kubernetes.io/pod-name"
-_POD_UID = "authentication.kubernetes.io/pod-uid"
+POD_UID = "authentication.kubernetes.io/pod-uid"
 _NODE = "authentication.kubernetes.io/node-name"
 _PEM = re.compile(rb"\s*-----BEGIN CERTIFICATE REQUEST-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE REQUEST-----\s*")
 
@@ -138,7 +138,7 @@ class SigningRequest:
         extra = self.spec.get("extra") or {}
         groups = self.spec.get("groups") or ()
         account = _ACCOUNT.fullmatch(str(self.spec.get("username", "")))
-        pod, uid = (list(extra.get(key) or []) for key in (_POD, _POD_UID))
+        pod, uid = (list(extra.get(key) or []) for key in (_POD, POD_UID))
         if account is None or {"system:serviceaccounts", f"system:serviceaccounts:{account[1]}"}.difference(groups):
             raise _error("is no service account", "spec.username")
         if len(pod) != 1 or len(uid) != 1:
