@@ -388,7 +388,9 @@ async def test_requests_to_other_signers_are_approved_and_signed_by_them(stage: 
 async def test_requests_to_signers_that_are_not_named_are_left_alone(stage: SignerStage) -> None:
     async with stage.running(approve_for=(OTHER,)):
         with pytest.raises(ClusterError, match="no certificate within"):
-            await stage.certificate(stage.requester(), signer="clusterissuers.cert-manager.io/simulated-else", timeout=2.0)
+            await stage.certificate(
+                stage.requester(), signer="clusterissuers.cert-manager.io/simulated-else", timeout=2.0
+            )
         assert await stage.certificate(stage.requester(pod="web-2"))
     requests = stage.api.requests.values()
     assert not [one for one in requests if one["spec"]["signerName"].endswith("-else") and one["status"]]
