@@ -11,13 +11,13 @@ import ssl
 import struct
 import tempfile
 import threading
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from msgspec import structs
 
 import attested_certificates as attested
 from confcom.cli.root import run
@@ -568,9 +568,9 @@ def named(folder: Path) -> Path:
         CertificationDataType.PPID_ENCRYPTED_RSA_3072,
         bytes(PpidEncryptedRsa3072(bytes(384), tcb.cpu_svn, tcb.pce_svn, 0)),
     )
-    certification = replace(quote.signature.certification, certification_data=entry)
+    certification = structs.replace(quote.signature.certification, certification_data=entry)
     (folder / "named.bin").write_bytes(
-        bytes(replace(quote, signature=replace(quote.signature, certification=certification)))
+        bytes(structs.replace(quote, signature=structs.replace(quote.signature, certification=certification)))
     )
     (folder / "pck.pem").write_bytes(world.authority.pck_chain(world.machine))
     return folder / "named.bin"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
+import msgspec
 
-@dataclass(frozen=True, slots=True)
-class Check:
+
+class Check(msgspec.Struct, frozen=True):
     """One question and its answer.
 
     `id` is stable and kebab-case, `expected` and `found` are text for people, `advice` says what to do when the

@@ -7,18 +7,18 @@ library. The SVNs of the platform come from its PCK certificate, never from a re
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from operator import ge
+
+import msgspec
 
 from confcom.formats.enclave_identity import EnclaveIdentity
 from confcom.formats.pck_extension import PckTcb
 from confcom.formats.tcb_info import IsvSvnLevel, TcbComponent, TcbInfo, TcbLevel, TcbStatus, TdxModuleIdentity
 
 
-@dataclass(frozen=True, slots=True)
-class TcbEvaluation:
+class TcbEvaluation(msgspec.Struct, frozen=True):
     """The converged result. `status` is None when no level of the platform, QE or module matches (TCB_NOT_SUPPORTED).
 
     `tcb_date` is the oldest date of the levels that matched, `advisory_ids` the union of theirs, sorted. A TD of TDX
@@ -184,8 +184,7 @@ _DEFAULT_ADVICE = "update BIOS and microcode"
 _BEST = (TcbStatus.UP_TO_DATE, TcbStatus.SW_HARDENING_NEEDED, TcbStatus.CONFIGURATION_NEEDED)
 
 
-@dataclass(frozen=True, slots=True)
-class Shortfall:
+class Shortfall(msgspec.Struct, frozen=True):
     """One SVN below what a level needs; `name` has Intel's words, as `SGX component 3 (OS/VMM, TXT SINIT)`."""
 
     name: str

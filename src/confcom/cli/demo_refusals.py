@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 from cryptography.hazmat.primitives.hashes import SHA256
+from msgspec import structs
 
 from confcom.appraisal.collateral import Collateral
 from confcom.appraisal.findings import Verdict
@@ -130,7 +131,7 @@ def _report_data() -> bytes:
 def with_other_version(evidence: bytes) -> bytes:
     """The quote with another ISVSVN in its signed part."""
     quote = Quote.parse(evidence)
-    return bytes(replace(quote, body=replace(_enclave(quote), isv_svn=9)))
+    return bytes(structs.replace(quote, body=replace(_enclave(quote), isv_svn=9)))
 
 
 def signed_by_another_key(evidence: bytes) -> bytes:
@@ -139,12 +140,12 @@ def signed_by_another_key(evidence: bytes) -> bytes:
     key = ec.generate_private_key(ec.SECP256R1())
     numbers = key.public_key().public_numbers()
     r, s = utils.decode_dss_signature(key.sign(quote.signed_bytes, ec.ECDSA(SHA256())))
-    forged = replace(
+    forged = structs.replace(
         quote.signature,
         signature=r.to_bytes(32, "big") + s.to_bytes(32, "big"),
         attestation_key=numbers.x.to_bytes(32, "big") + numbers.y.to_bytes(32, "big"),
     )
-    return bytes(replace(quote, signature=forged))
+    return bytes(structs.replace(quote, signature=forged))
 
 
 def _enclave(quote: Quote) -> ReportBody:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Annotated, Self
 
+import msgspec
+
 from confcom.errors import FormatError
 from confcom.formats.codec import U16, Cursor, Record, raw
 from confcom.formats.sgx import ReportBody
@@ -76,8 +78,7 @@ class PpidEncryptedRsa3072(Record):
     pce_id: Annotated[int, U16]
 
 
-@dataclass(frozen=True, slots=True)
-class CertificationData:
+class CertificationData(msgspec.Struct, frozen=True):
     """One entry: its type and its bytes, uninterpreted."""
 
     type: CertificationDataType
@@ -118,8 +119,7 @@ class CertificationData:
                 raise FormatError(f"type {self.type} holds no PPID", structure="CertificationData", field="type")
 
 
-@dataclass(frozen=True, slots=True)
-class QeReportCertification:
+class QeReportCertification(msgspec.Struct, frozen=True):
     """Type 6, the outer entry of quotes v4 and v5: the QE's report, its signature, and the inner entry."""
 
     qe_report: ReportBody

@@ -7,6 +7,8 @@ is known. A `DerError` is a sentence without the name of the document, which the
 from __future__ import annotations
 
 import re
+import struct
+from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
 
@@ -91,6 +93,37 @@ def sequence(data: bytes, place: str, *tags: int) -> list[Element]:
     if tags and tags != tuple([tag for tag, _, _ in members]):
         raise DerError.at(place)
     return members
+
+
+class Frame(msgspec.Struct, frozen=True):
+    """DER that was read, without the values in which documents of its kind differ.
+
+    What has the same frame has the same elements, of the same sizes at the same places: what was found of the rest of
+    the first document holds for it too, and only the values have to be read.
+    """
+
+    _layout: struct.Struct
+    _rest: tuple[bytes, ...]
+
+    @classmethod
+    def of(cls, data: bytes, values: Sequence[bytes]) -> Frame | None:
+        """The frame around the values, in their order; None if one of them stands at two places, or at none."""
+        sizes, end = [], 0
+        for value in values:
+            start = data.find(value)
+            if start < end or data.find(value, start + 1) >= 0:
+                return None
+            sizes += [start - end, len(value)]
+            end = start + len(value)
+        layout = struct.Struct("".join([f"{size}s" for size in (*sizes, len(data) - end)]))
+        return cls(layout, layout.unpack(data)[::2])
+
+    def values(self, data: bytes) -> tuple[bytes, ...] | None:
+        """The values in another document; None if it has another frame."""
+        if len(data) != self._layout.size:
+            return None
+        parts = self._layout.unpack(data)
+        return parts[1::2] if parts[::2] == self._rest else None
 
 
 def write(tag: int, *contents: bytes) -> bytes:

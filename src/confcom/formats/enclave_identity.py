@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Self
@@ -25,8 +24,7 @@ class EnclaveIdentityId(StrEnum):
     QAE = "QAE"
 
 
-@dataclass(frozen=True, slots=True)
-class EnclaveIdentity:
+class EnclaveIdentity(msgspec.Struct, frozen=True):
     """The content of an enclave identity, version 2.
 
     `misc_select` and its mask are 4 bytes, `attributes` and their mask 16 bytes, all in memory order; `mr_signer`
@@ -47,8 +45,7 @@ class EnclaveIdentity:
     tcb_levels: tuple[IsvSvnLevel, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class SignedEnclaveIdentity:
+class SignedEnclaveIdentity(msgspec.Struct, frozen=True):
     """An enclave identity as received: the exact bytes that are signed, and the signature r‖s (64 bytes)."""
 
     body: bytes

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
+
+import msgspec
 
 from confcom.errors import FormatError
 from confcom.formats.arguments import checked_bytes
@@ -39,8 +40,7 @@ class Encoding(StrEnum):
     BASE64 = "base64"
 
 
-@dataclass(frozen=True, slots=True)
-class EvidenceFile:
+class EvidenceFile(msgspec.Struct, frozen=True):
     """A quote with what came around it; `custom_claims` is the buffer that its report data must hash to, or None."""
 
     kind: EvidenceKind

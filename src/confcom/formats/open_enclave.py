@@ -12,6 +12,8 @@ from enum import IntEnum
 from typing import Annotated, Self
 from uuid import UUID
 
+import msgspec
+
 from confcom.errors import FormatError
 from confcom.formats.codec import U32, U64, Cursor, Record, raw
 
@@ -64,8 +66,7 @@ class OeEvidenceHeader(Record):
         return UUID(bytes=self.format_id)
 
 
-@dataclass(frozen=True, slots=True)
-class OeReport:
+class OeReport(msgspec.Struct, frozen=True):
     """An Open Enclave report: header and, for a remote report, a quote."""
 
     header: OeReportHeader
@@ -88,8 +89,7 @@ class OeReport:
         return bytes(self.header) + self.report
 
 
-@dataclass(frozen=True, slots=True)
-class OeEvidence:
+class OeEvidence(msgspec.Struct, frozen=True):
     """Open Enclave evidence: header, then (for the SGX formats) a quote and the custom claims buffer."""
 
     header: OeEvidenceHeader
@@ -126,8 +126,7 @@ class OeEvidence:
         return quote, cursor.rest()
 
 
-@dataclass(frozen=True, slots=True)
-class OeCustomClaims:
+class OeCustomClaims(msgspec.Struct, frozen=True):
     """The serialised custom claims: names and values, in order."""
 
     claims: tuple[tuple[str, bytes], ...]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
 from typing import Self
+
+import msgspec
 
 from confcom.errors import FormatError
 from confcom.formats import der
@@ -28,8 +29,7 @@ class SgxType(IntEnum):
     SCALABLE_WITH_INTEGRITY = 2
 
 
-@dataclass(frozen=True, slots=True)
-class PckTcb:
+class PckTcb(msgspec.Struct, frozen=True):
     """The TCB that the certificate stands for: 16 component SVNs (0 to 255), PCESVN (u16), CPUSVN (16 bytes)."""
 
     sgx_components: tuple[int, ...]
@@ -37,8 +37,7 @@ class PckTcb:
     cpu_svn: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class PckConfiguration:
+class PckConfiguration(msgspec.Struct, frozen=True):
     """How a multi-package platform is set up; only certificates of the Platform CA say so."""
 
     dynamic_platform: bool
@@ -46,8 +45,7 @@ class PckConfiguration:
     smt_enabled: bool | None
 
 
-@dataclass(frozen=True, slots=True)
-class PckExtension:
+class PckExtension(msgspec.Struct, frozen=True):
     """The extension's value. `ppid` 16 bytes, `pce_id` 2 and `fmspc` 6 bytes as in the DER, instance id 16 bytes."""
 
     ppid: bytes
@@ -65,6 +63,23 @@ class PckExtension:
             raise FormatError(
                 f"{len(data)} bytes are over the limit {MAX_PCK_EXTENSION}", structure=STRUCTURE, field=""
             )
+        kind = data[_TCB_PLACE]
+        if kind in _MODELS:
+            model, bytes_of_model = _MODELS[kind]
+            frame = _frame_of(bytes_of_model, model.ppid, model.platform_instance_id)
+            values = frame.values(data) if frame else None
+            if values is not None:
+                ppid, *instance = values
+                shared = model.tcb, model.pce_id, model.fmspc, model.sgx_type
+                return cls(ppid, *shared, instance[0] if instance else None, model.configuration)
+        extension = cls._read(data)
+        if len(_MODELS) == _KINDS:
+            _MODELS.clear()
+        _MODELS[kind] = extension, data
+        return extension
+
+    @classmethod
+    def _read(cls, data: bytes) -> Self:
         found = _elements(data, "", _PROCESSOR_CA, _PLATFORM_CA)
         tag, sgx_type, _ = found[_SGX_TYPE]
         if tag != ENUMERATED or sgx_type not in _SGX_TYPES:
@@ -105,6 +120,18 @@ class PckExtension:
             written = (_element(f"7.{number}", der.write(BOOLEAN, flag)) for number, flag in enumerate(known, start=1))
             elements.append(_element("7", der.write(SEQUENCE, *written)))
         return der.write(SEQUENCE, *elements)
+
+
+# Extensions of platforms of one kind, at one TCB, differ in PPID and instance ID alone.
+_KINDS = 64
+_MODELS: dict[bytes, tuple[PckExtension, bytes]] = {}
+_TCB_PLACE = slice(36, 400)
+"""Where Intel writes the SVNs."""
+
+
+@lru_cache(_KINDS)
+def _frame_of(data: bytes, ppid: bytes, instance: bytes | None) -> der.Frame | None:
+    return der.Frame.of(data, (ppid,) if instance is None else (ppid, instance))
 
 
 # Every element is SEQUENCE { OBJECT IDENTIFIER, value }. Intel writes them in the order of their numbers.
@@ -153,9 +180,8 @@ def _elements(data: bytes, field: str, *allowed: Mapping[bytes, str]) -> dict[by
     return values
 
 
-@lru_cache(64)
 def _element_of(tag: int, row: bytes) -> tuple[bytes, der.Element]:
-    """The OID and the value of one element; platforms of one kind have most of theirs in common."""
+    """The OID and the value of one element."""
     members = der.elements(row)
     if tag != SEQUENCE or len(members) != 2 or members[0][0] != OID:
         raise der.DerError.at("an element of the extension")
@@ -171,9 +197,8 @@ def _octets(found: der.Element, size: int, field: str) -> bytes:
     return value
 
 
-@lru_cache(64)
 def _tcb(data: bytes) -> PckTcb:
-    """The TCB, SEQUENCE of 18 elements; equal machines of one site have the same."""
+    """The TCB, SEQUENCE of 18 elements."""
     values = _elements(data, "tcb", _TCB)
     *components, pce_svn = [_svn(values[identifier], name) for identifier, name in _SVNS.items()]
     return PckTcb(tuple(components), pce_svn, _octets(values[_CPU_SVN], 16, "tcb.cpu_svn"))
@@ -195,7 +220,6 @@ def _svn(found: der.Element, field: str) -> int:
     return value
 
 
-@lru_cache(16)
 def _configuration(data: bytes) -> PckConfiguration:
     values = _elements(data, "configuration", _FLAGS, _ALL_FLAGS)
     dynamic, cached, *smt = [_flag(values[identifier], _ALL_FLAGS[identifier]) for identifier in sorted(values)]

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Annotated, Self
 
+import msgspec
+
 from confcom.errors import FormatError
 from confcom.formats.arguments import checked_bytes
 from confcom.formats.certification_data import CertificationData, CertificationDataType, QeReportCertification
@@ -30,8 +32,7 @@ class TeeType(IntEnum):
     TDX = 0x81
 
 
-@dataclass(frozen=True, slots=True)
-class QuoteSignature:
+class QuoteSignature(msgspec.Struct, frozen=True):
     """The signature section: the same content in every version, only nested differently.
 
     `signature` is r‖s over the signed bytes by `attestation_key` (x‖y); `certification` holds the QE report that
@@ -178,8 +179,7 @@ for _record in (QuoteHeader, *BODY_TYPES.values()):
     _record.size()
 
 
-@dataclass(frozen=True, slots=True)
-class QuoteVersion:
+class QuoteVersion(msgspec.Struct, frozen=True):
     """How one version lays out what follows the header."""
 
     read_body: Callable[[Cursor, int], ReportBody | TdReportBody]
@@ -195,8 +195,7 @@ QUOTE_VERSIONS: dict[int, QuoteVersion] = {
 }
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Quote:
+class Quote(msgspec.Struct, frozen=True):
     """A quote of any version."""
 
     header: QuoteHeader

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
@@ -200,8 +199,7 @@ def _tcb_of(level: TcbLevel) -> tuple[tuple[int, ...], int, tuple[int, ...]]:
 STRUCTURE = "TcbInfo"
 
 
-@dataclass(frozen=True, slots=True)
-class TdxModule:
+class TdxModule(msgspec.Struct, frozen=True):
     """The TDX module of major version 0: MRSIGNERSEAM 48 bytes, SEAMATTRIBUTES and their mask 8 bytes each."""
 
     mr_signer: bytes
@@ -209,8 +207,7 @@ class TdxModule:
     attributes_mask: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class TdxModuleIdentity:
+class TdxModuleIdentity(msgspec.Struct, frozen=True):
     """A TDX module of a later major version, `TDX_01` and on, with levels of its own, highest first."""
 
     id: str
@@ -220,8 +217,7 @@ class TdxModuleIdentity:
     tcb_levels: tuple[IsvSvnLevel, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TcbInfo:
+class TcbInfo(msgspec.Struct, frozen=True):
     """The content of a TCB info, version 2 or 3. `fmspc` 6 bytes, `pce_id` 2 bytes; levels sorted highest first."""
 
     id: Literal["SGX", "TDX"]
@@ -237,8 +233,7 @@ class TcbInfo:
     tcb_levels: tuple[TcbLevel, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class SignedTcbInfo:
+class SignedTcbInfo(msgspec.Struct, frozen=True):
     """TCB info as received: the exact bytes that are signed, and the signature r‖s (64 bytes)."""
 
     body: bytes

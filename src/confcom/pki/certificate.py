@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
 
 from confcom.errors import CertificateError, FormatError, SignatureError
 from confcom.formats.der import NULL, OID, CertificateParts, DerError, RequestParts, elements, oid, oid_text
-from confcom.pki.der import ECDSA_WITH_SHA256, UNREADABLE, Certificate, der_reason, read_certificate
+from confcom.pki.der import ECDSA_WITH_SHA256, UNREADABLE, Certificate, CertificateFrame, der_reason, read_certificate
 from confcom.pki.memory import Memory
 
 MAX_CERTIFICATE = 16 * 1024
@@ -48,8 +48,18 @@ class PemChain:
 
 # By DER. Reading is no decision on trust. Only certificates that verified are kept: strangers cannot fill it.
 _CERTIFICATES: Memory[Certificate] = Memory(256)
-# What was read last, verified or not: the certificates of one verification stand in several of its chains.
-_read = lru_cache(16)(read_certificate)
+# PCK certificates that verified, by the sizes at their begin, of which those of one issuer have a few.
+_MODELS: Memory[Certificate] = Memory(64)
+_SIZES = 8
+_frame_of = lru_cache(64)(CertificateFrame.of)
+
+
+@lru_cache(16)
+def _read(der: bytes) -> Certificate:
+    """A certificate. What was read last is kept: those of one verification stand in several of its chains."""
+    model = _MODELS.get(der[:_SIZES])
+    frame = None if model is None else _frame_of(model)
+    return (frame and frame.read(der)) or read_certificate(der)
 
 
 def load_certificate(der: bytes, *, structure: str, field: str) -> Certificate:
@@ -85,6 +95,10 @@ def remember(verified: Iterable[Certificate]) -> None:
     for certificate in verified:
         if certificate.der not in _CERTIFICATES:
             _CERTIFICATES.add(certificate.der, certificate)
+            sizes = certificate.der[:_SIZES]
+            model = None if certificate.extensions.sgx is None else _MODELS.get(sizes)
+            if certificate.extensions.sgx is not None and (model is None or model.issuer != certificate.issuer):
+                _MODELS.add(sizes, certificate)
 
 
 def check_p256(certificate: Certificate, *, step: str = "") -> None:
@@ -173,6 +187,8 @@ _ED25519 = oid("1.3.101.112")
 # caches are made of the DER. A damaged marker is no text, and within a block white space is the only freedom.
 
 
+_BEGIN, _END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
+_NEXT = b"\n" + _BEGIN
 _LINE_END = b"\r\n"
 _BLANKS = b" \t" + _LINE_END
 
@@ -186,7 +202,20 @@ def parse_certificates(
     """
     if len(data) > size:
         raise FormatError(f"{len(data)} bytes are over the limit {size}", structure=structure, field="")
+    first, _, others = data.partition(_END)
+    if limit == MAX_CERTIFICATES and first.startswith(_BEGIN) and others.startswith(_NEXT) and len(data) <= MAX_PEM:
+        try:
+            return _decode.__wrapped__(first[len(_BEGIN) :]), *_ders_of_issuers(others)
+        except (FormatError, binascii.Error):
+            pass  # read as a whole, the text says what is wrong, and where
     return tuple(_der(block, structure, offset) for offset, block in _blocks(data, "CERTIFICATE", structure, limit))
+
+
+@lru_cache(16)
+def _ders_of_issuers(text: bytes) -> tuple[bytes, ...]:
+    """The DER of the blocks after the first one, which the chains of many platforms have in common."""
+    blocks = _blocks(text, "CERTIFICATE", "", MAX_CERTIFICATES - 1)
+    return tuple([_der(block, "", offset) for offset, block in blocks])
 
 
 def parse_crl(data: bytes, *, structure: str) -> bytes:

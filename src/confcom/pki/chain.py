@@ -12,6 +12,7 @@ from dataclasses import InitVar, dataclass, field
 from datetime import datetime
 from typing import ClassVar, Literal
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from confcom.errors import CertificateError, SignatureError, UntrustedRootError
@@ -23,8 +24,7 @@ from confcom.pki.proof import PROOF, Proof
 from confcom.pki.roots import TrustRoot, TrustRoots
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(msgspec.Struct, frozen=True):
     """The validity of one item, both ends included; times are UTC. `not_after` None means that no end is stated."""
 
     what: str

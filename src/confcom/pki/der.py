@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any
 
+import msgspec
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from msgspec.structs import force_setattr
 
 from confcom.formats import der
 from confcom.formats.der import DerError
@@ -84,8 +85,7 @@ _SHORT_NAMES = {
 _PRINTABLE = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789 '()+,-./:=?")
 
 
-@dataclass(frozen=True, slots=True)
-class Extensions:
+class Extensions(msgspec.Struct, frozen=True):
     """What the extensions of the profile say; None for one that is not there.
 
     `key_usage` is the first byte of the BIT STRING, empty without bits. `problem` says what no
@@ -101,8 +101,7 @@ class Extensions:
     sgx: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Certificate:
+class Certificate(msgspec.Struct, frozen=True, eq=False):
     """A certificate, read in all its parts. Two are equal when their DER is.
 
     `signed` is what the issuer signed (tbsCertificate), `issuer` and `subject` the DER of the names, `point` the key
@@ -111,21 +110,30 @@ class Certificate:
     """
 
     der: bytes
-    signed: bytes = field(compare=False, repr=False)
-    serial_number: int = field(compare=False)
-    issuer: bytes = field(compare=False, repr=False)
-    subject: bytes = field(compare=False, repr=False)
-    common_name: str = field(compare=False)
-    not_before: datetime = field(compare=False)
-    not_after: datetime = field(compare=False)
-    point: bytes = field(compare=False, repr=False)
-    algorithm: bytes = field(compare=False, repr=False)
-    signature: bytes = field(compare=False, repr=False)
-    digest: bytes = field(compare=False, repr=False)
-    signed_digest: bytes = field(compare=False, repr=False)
-    extensions: Extensions = field(compare=False, repr=False)
-    _key: ec.EllipticCurvePublicKey | None = field(default=None, init=False, compare=False, repr=False)
-    _sgx: PckExtension | None = field(default=None, init=False, compare=False, repr=False)
+    signed: bytes
+    serial_number: int
+    issuer: bytes
+    subject: bytes
+    common_name: str
+    not_before: datetime
+    not_after: datetime
+    point: bytes
+    algorithm: bytes
+    signature: bytes
+    digest: bytes
+    signed_digest: bytes
+    extensions: Extensions
+    _key: ec.EllipticCurvePublicKey | None = None
+    _sgx: PckExtension | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Certificate) and self.der == other.der
+
+    def __hash__(self) -> int:
+        return hash(self.der)
+
+    def __repr__(self) -> str:
+        return f"<Certificate {self.common_name!r}, serial number {self.serial_number:x}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return read_certificate, (self.der,)
@@ -135,14 +143,14 @@ class Certificate:
         """The key of a certificate with a `point`; made once, because its first use costs as much as it does."""
         if self._key is None:
             key = ec.EllipticCurvePublicKey.from_encoded_point(P256, self.point)
-            object.__setattr__(self, "_key", key)
+            force_setattr(self, "_key", key)
         return self._key  # type: ignore[return-value]
 
     @property
     def sgx_extension(self) -> PckExtension | None:
         """Intel's SGX extension, read once; None if there is none."""
         if self._sgx is None and self.extensions.sgx is not None:
-            object.__setattr__(self, "_sgx", PckExtension.parse(self.extensions.sgx))
+            force_setattr(self, "_sgx", PckExtension.parse(self.extensions.sgx))
         return self._sgx
 
     @property
@@ -165,8 +173,7 @@ class Certificate:
         return x509.load_der_x509_certificate(self.der)
 
 
-@dataclass(frozen=True, slots=True)
-class RevocationList:
+class RevocationList(msgspec.Struct, frozen=True):
     """A CRL. `signed` is what the issuer signed (tbsCertList), `issuer` the DER of the name.
 
     `entries` looks serial numbers up: a list may have 100,000, which stay in the DER.
@@ -194,12 +201,12 @@ def read_certificate(data: bytes) -> Certificate:
     certificate = Certificate(
         der=data,
         signed=found.signed,
-        serial_number=found.serial_number,
+        serial_number=_serial_number(found.serial_number),
         issuer=found.issuer,
         subject=found.subject,
         common_name=common_name,
-        not_before=_time(found.not_before),
-        not_after=_time(found.not_after),
+        not_before=_time(*found.not_before[:2]),
+        not_after=_time(*found.not_after[:2]),
         point=key[-65:] if on_p256 else b"",
         algorithm=found.algorithm,
         signature=found.signature,
@@ -207,8 +214,6 @@ def read_certificate(data: bytes) -> Certificate:
         signed_digest=sha256(found.signed).digest(),
         extensions=extensions,
     )
-    if found.serial_number < 0 or found.serial_number.bit_length() > _MAX_SERIAL_BITS:
-        raise DerError("its serial number is negative, or longer than 20 bytes")
     if on_p256:
         _ = certificate.public_key
     else:
@@ -216,9 +221,74 @@ def read_certificate(data: bytes) -> Certificate:
     if unusual or odd:
         full = certificate.in_full()
         names = full.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-        object.__setattr__(certificate, "common_name", str(names[0].value) if len(names) == 1 else "")
+        force_setattr(certificate, "common_name", str(names[0].value) if len(names) == 1 else "")
         _ = full.extensions, full.issuer
     return certificate
+
+
+class CertificateFrame(msgspec.Struct, frozen=True):
+    """What PCK certificates of one CA have in common: another one is read by its differences from the `first`."""
+
+    first: Certificate
+    _frame: der.Frame
+    _times: tuple[int, int]
+    _signed: slice
+
+    @classmethod
+    def of(cls, first: Certificate) -> CertificateFrame | None:
+        """The frame of a certificate; None if it is no PCK certificate as Intel's are."""
+        found = der.read_certificate_parts(first.der)
+        extensions, odd = _read_extensions(found.extensions)
+        unusual = _common_name(found.subject)[1] or _common_name(found.issuer)[1]
+        key_id, sgx = extensions.subject_key_id, extensions.sgx
+        if odd or unusual or not first.point or key_id is None or sgx is None:
+            return None
+        serial = der.write_integer(found.serial_number)[2:]
+        times = found.not_before, found.not_after
+        values = serial, times[0][1], times[1][1], first.point[1:], key_id, sgx, found.signature
+        frame = der.Frame.of(first.der, values)
+        if frame is None:
+            return None
+        start = len(first.der) - len(der.content_of(first.der, der.SEQUENCE, ""))
+        return cls(first, frame, (times[0][0], times[1][0]), slice(start, start + len(found.signed)))
+
+    def read(self, data: bytes) -> Certificate | None:
+        """A certificate of the same frame, as `read_certificate` reads it; None for others, and for wrong values."""
+        values = self._frame.values(data)
+        if values is None:
+            return None
+        serial, begin, end, xy, key_id, sgx, signature = values
+        first, signed = self.first, data[self._signed]
+        known = first.extensions
+        try:
+            certificate = Certificate(
+                der=data,
+                signed=signed,
+                serial_number=_serial_number(der.integer(serial)),
+                issuer=first.issuer,
+                subject=first.subject,
+                common_name=first.common_name,
+                not_before=_time(self._times[0], begin),
+                not_after=_time(self._times[1], end),
+                point=b"\x04" + xy,
+                algorithm=first.algorithm,
+                signature=signature,
+                digest=sha256(data).digest(),
+                signed_digest=sha256(signed).digest(),
+                extensions=Extensions(
+                    known.problem,
+                    known.authority_key_id,
+                    key_id,
+                    known.key_usage,
+                    known.is_ca,
+                    known.path_length,
+                    sgx,
+                ),
+            )
+            _ = certificate.public_key
+        except ValueError:
+            return None
+        return certificate
 
 
 def read_revocation_list(data: bytes) -> RevocationList:
@@ -239,8 +309,8 @@ def read_revocation_list(data: bytes) -> RevocationList:
         entries=entries,
         signed=outer.signed,
         issuer=issuer,
-        this_update=_time(times[0]),
-        next_update=_time(times[1]) if len(times) > 1 else None,
+        this_update=_time(*times[0][:2]),
+        next_update=_time(*times[1][:2]) if len(times) > 1 else None,
         algorithm=outer.algorithm,
         signature=outer.signature,
         extensions=extensions,
@@ -251,10 +321,16 @@ def read_revocation_list(data: bytes) -> RevocationList:
 _LIST = re.compile(rb"(?P<version>\x02?)\x30\x30(?P<times>[\x17\x18]{1,2})\x30?(?P<extensions>\xa0?)")
 
 
-def _time(found: der.Element) -> datetime:
-    value = der.time(found[0], found[1])
+def _serial_number(number: int) -> int:
+    if number < 0 or number.bit_length() > _MAX_SERIAL_BITS:
+        raise DerError("its serial number is negative, or longer than 20 bytes")
+    return number
+
+
+def _time(tag: int, content: bytes) -> datetime:
+    value = der.time(tag, content)
     # RFC 5280 §4.1.2.5: one spelling for each time.
-    if found[0] == der.GENERALIZED_TIME and value.year < _FIRST_GENERALIZED_YEAR:
+    if tag == der.GENERALIZED_TIME and value.year < _FIRST_GENERALIZED_YEAR:
         raise DerError(f"it writes a time before {_FIRST_GENERALIZED_YEAR} as GeneralizedTime")
     return value
 

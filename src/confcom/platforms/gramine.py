@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import threading
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec import structs
 
 from confcom.errors import ConfigError, PlatformError, PlatformUnavailable
 from confcom.formats.quote import MAX_QUOTE, Quote
@@ -59,7 +60,7 @@ class GramineQuoteSource:
                 retryable=True,
                 advice="Something else in this process uses /dev/attestation too: let only one place do so.",
             )
-        return QuoteResult(bytes(replace(quote, trailing=b"")))
+        return QuoteResult(bytes(structs.replace(quote, trailing=b"")))
 
     def _write(self, name: str, content: bytes) -> None:
         path = self._folder / name

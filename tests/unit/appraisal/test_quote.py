@@ -11,6 +11,7 @@ from datetime import timedelta
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+from msgspec import structs
 
 import pki_builder as intel
 from confcom.appraisal.evidence import VerifiedQuote
@@ -115,15 +116,15 @@ def test_revocation_counts_for_a_platform_that_was_verified_before(world, make_q
 
 def test_an_attestation_key_that_the_qe_does_not_vouch_for_is_refused(world, make_quote, verifier, now) -> None:
     quote = Quote.parse(make_quote())
-    other = replace(quote.signature, attestation_key=quote.signature.attestation_key[::-1])
+    other = structs.replace(quote.signature, attestation_key=quote.signature.attestation_key[::-1])
     with pytest.raises(BindingError) as refused:
-        verifier.verify(replace(quote, signature=other), world.publish(), now=now)
+        verifier.verify(structs.replace(quote, signature=other), world.publish(), now=now)
     assert refused.value.step == "attestation-key-binding"
 
 
 def test_a_changed_body_is_refused_at_the_quotes_signature(world, make_quote, verifier, now) -> None:
     quote = Quote.parse(make_quote())
-    forged = replace(quote, body=replace(quote.body, isv_svn=99))
+    forged = structs.replace(quote, body=replace(quote.body, isv_svn=99))
     with pytest.raises(SignatureError) as refused:
         verifier.verify(forged, world.publish(), now=now)
     assert refused.value.step == "quote-signature"
@@ -132,8 +133,8 @@ def test_a_changed_body_is_refused_at_the_quotes_signature(world, make_quote, ve
 def _certified_by(quote: bytes, kind: int, data: bytes) -> bytes:
     parsed = Quote.parse(quote)
     entry = CertificationData(CertificationDataType(kind), data)
-    certification = replace(parsed.signature.certification, certification_data=entry)
-    return bytes(replace(parsed, signature=replace(parsed.signature, certification=certification)))
+    certification = structs.replace(parsed.signature.certification, certification_data=entry)
+    return bytes(structs.replace(parsed, signature=structs.replace(parsed.signature, certification=certification)))
 
 
 def _named(world, kind: int, **changes: object) -> bytes:
@@ -249,9 +250,9 @@ def test_the_cache_stays_bounded(world, make_quote, now) -> None:
 
 def _with_chain(quote: bytes, chain: bytes) -> bytes:
     parsed = Quote.parse(quote)
-    data = replace(parsed.signature.certification.certification_data, data=chain)
-    certification = replace(parsed.signature.certification, certification_data=data)
-    return bytes(replace(parsed, signature=replace(parsed.signature, certification=certification)))
+    data = structs.replace(parsed.signature.certification.certification_data, data=chain)
+    certification = structs.replace(parsed.signature.certification, certification_data=data)
+    return bytes(structs.replace(parsed, signature=structs.replace(parsed.signature, certification=certification)))
 
 
 def _chain_of(quote: bytes) -> bytes:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from msgspec import structs
 
 from confcom.appraisal.tcb import TcbEvaluation, converge, match_isv_svn, match_platform, relaunch
 from confcom.formats.pck_extension import PckTcb
@@ -139,9 +139,9 @@ def test_a_td_that_outlived_a_module_update_is_advised_to_relaunch(
 
 
 def test_both_modules_count_for_advisories_and_the_date_and_stay_apart() -> None:
-    launch = replace(evaluation(OLD), advisory_ids=("INTEL-SA-00001", "INTEL-SA-00002"))
-    current = replace(evaluation(UP), advisory_ids=("INTEL-SA-00002", "INTEL-SA-00003"))
-    current = replace(current, tcb_date=DAY - timedelta(days=9))
+    launch = structs.replace(evaluation(OLD), advisory_ids=("INTEL-SA-00001", "INTEL-SA-00002"))
+    current = structs.replace(evaluation(UP), advisory_ids=("INTEL-SA-00002", "INTEL-SA-00003"))
+    current = structs.replace(current, tcb_date=DAY - timedelta(days=9))
     both = relaunch(launch, current)
     assert both.advisory_ids == ("INTEL-SA-00001", "INTEL-SA-00002", "INTEL-SA-00003")
     assert both.tcb_date == DAY - timedelta(days=9)

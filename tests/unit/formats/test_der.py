@@ -14,6 +14,19 @@ from confcom.formats import der
 from confcom.formats.der import DerError
 
 
+def test_a_frame_gives_the_values_of_documents_that_differ_in_nothing_else() -> None:
+    frame = der.Frame.of(b"name=ab, key=xyz.", [b"ab", b"xyz"])
+    assert frame is not None
+    assert frame.values(b"name=cd, key=123.") == (b"cd", b"123")
+    for other in (b"", b"name=cd, kez=123.", b"name=cd, key=123!", b"name=cd, key=123..", b"Name=cd, key=123."):
+        assert frame.values(other) is None
+
+
+@pytest.mark.parametrize("values", [[b"a"], [b"xyz", b"ab"], [b""], [b"ab", b"no"], [b"ab", b"b, k"]])
+def test_there_is_no_frame_around_values_that_have_not_one_place_each(values: list[bytes]) -> None:
+    assert der.Frame.of(b"name=ab, key=xyz.", values) is None
+
+
 @pytest.mark.parametrize("size", [0, 1, 127, 128, 255, 256, 65535, 65536, 1 << 16])
 def test_what_is_written_is_read(size: int) -> None:
     content = bytes(size)

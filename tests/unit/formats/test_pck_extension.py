@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import pytest
 from cryptography import x509
+from msgspec import structs
 
 import pki_builder as intel
 from confcom.errors import FormatError
@@ -36,8 +36,26 @@ def test_a_certificate_of_the_processor_ca() -> None:
 
 def test_a_platform_may_be_silent_on_smt() -> None:
     found = PckExtension.parse(intel.sgx_extension())
-    quiet = replace(found, configuration=replace(found.configuration, smt_enabled=None))
+    quiet = structs.replace(found, configuration=structs.replace(found.configuration, smt_enabled=None))
     assert PckExtension.parse(bytes(quiet)) == quiet
+
+
+@pytest.mark.parametrize("platform", [True, False])
+def test_what_is_read_by_an_earlier_extension_is_what_its_bytes_say(platform: bool) -> None:
+    whole = intel.sgx_extension(platform=platform)
+    first, read = PckExtension.parse(whole), 0
+    for offset in range(len(whole)):
+        for change in (0x01, 0x40, 0x80, 0xFF):
+            changed = bytearray(whole)
+            changed[offset] ^= change
+            assert PckExtension.parse(whole) == first
+            try:
+                found = PckExtension.parse(bytes(changed))
+            except FormatError:
+                continue
+            assert bytes(found) == bytes(changed), offset
+            read += 1
+    assert read > 4 * 32
 
 
 def _with(suffix: str, old: bytes, new: bytes, *, as_suffix: str | None = None) -> bytes:
@@ -120,7 +138,7 @@ def test_an_element_twice_or_unknown_is_refused(extra: str) -> None:
 def test_six_elements_are_neither_ca() -> None:
     seven = PckExtension.parse(intel.sgx_extension())
     with pytest.raises(FormatError, match="5 or 7"):
-        PckExtension.parse(bytes(replace(seven, configuration=None)))
+        PckExtension.parse(bytes(structs.replace(seven, configuration=None)))
 
 
 @pytest.mark.parametrize("data", [b"", b"junk", b"\x30\x03\x02\x01\x01", bytes(40), intel.sgx_extension()[:-1]])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
-from dataclasses import replace
+import dataclasses
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from confcom.errors import FormatError
 from confcom.formats.certification_data import CertificationDataType
@@ -82,7 +83,7 @@ def test_padding_behind_a_quote_is_kept_apart(shape: str) -> None:
     quote = Quote.parse(data + bytes(70))
     assert (quote.trailing, quote.size) == (bytes(70), len(data))
     assert bytes(quote) == data + bytes(70)
-    assert replace(quote, trailing=b"") == Quote.parse(data)
+    assert structs.replace(quote, trailing=b"") == Quote.parse(data)
 
 
 def test_the_offsets_of_a_real_version_3_quote() -> None:
@@ -186,7 +187,7 @@ def test_every_real_and_simulated_quote_is_read_and_written_back(vectors: Path) 
         data = file.read_bytes()
         quote = Quote.parse(data)
         assert bytes(quote) == data, file
-        assert bytes(replace(quote, header=replace(quote.header))) == data, file
+        assert bytes(structs.replace(quote, header=dataclasses.replace(quote.header))) == data, file
         versions.add((quote.header.version, quote.tee))
     assert versions == {(3, TeeType.SGX), (4, TeeType.TDX), (5, TeeType.TDX)}
 

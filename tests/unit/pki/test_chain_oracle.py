@@ -23,6 +23,7 @@ from confcom.errors import ConfcomError, FormatError
 from confcom.formats import der
 from confcom.pki.certificate import parse_certificates
 from confcom.pki.chain import ChainKind, verify_chain
+from confcom.pki.der import UNREADABLE, Certificate, CertificateFrame, read_certificate
 from confcom.pki.roots import TrustRoot, TrustRoots
 
 OWN = TrustRoots((TrustRoot.from_pem(intel.pem(intel.ROOT_CERTIFICATE)),))
@@ -77,6 +78,74 @@ def test_every_byte_changed_and_not_signed_again_is_refused(place: int) -> None:
         chain = [*CHAIN]
         chain[place] = bytes(changed)
         assert not ours(chain, OWN, "pck"), offset
+
+
+# As Intel's: with a serial number that stands nowhere else in it.
+FIRST = replace(intel.PCK_CERTIFICATE, serial=int.from_bytes(b"\x5a" * 10 + bytes(range(9)), "big")).build()
+
+
+def _content(certificate: Certificate | None) -> list[object]:
+    assert certificate is not None
+    own = {"_key", "_sgx"}
+    return [getattr(certificate, name) for name in certificate.__struct_fields__ if name not in own]
+
+
+def _in_full(data: bytes) -> Certificate | None:
+    try:
+        return read_certificate(data)
+    except UNREADABLE:
+        return None
+
+
+@pytest.mark.parametrize("change", [lambda byte: byte ^ 1, lambda byte: byte ^ 0x80, lambda byte: (byte + 2) & 0xFF])
+def test_a_certificate_of_a_known_frame_is_what_the_whole_reader_finds(change) -> None:
+    frame = CertificateFrame.of(read_certificate(FIRST))
+    assert frame is not None
+    read = 0
+    for offset in range(len(FIRST)):
+        changed = bytearray(FIRST)
+        changed[offset] = change(changed[offset])
+        found = frame.read(bytes(changed))
+        if found is not None:
+            read += 1
+            assert _content(found) == _content(_in_full(bytes(changed))), offset
+            assert found.public_key == read_certificate(bytes(changed)).public_key
+    # Serial number, key identifier, dates, the SGX extension and the signature; of keys most are on no curve.
+    assert read > 600
+
+
+def test_another_platforms_certificate_is_read_by_its_frame_and_other_kinds_are_not() -> None:
+    frame = CertificateFrame.of(read_certificate(FIRST))
+    assert frame is not None
+    serial = int.from_bytes(b"\x11" * 19, "big")
+    other = intel.PCK_CERTIFICATE
+    later = replace(other, serial=serial, key=intel.STRANGER, begin=other.begin.replace(day=2))
+    for attempt in range(40):
+        # Signatures take 70 to 72 bytes.
+        data = replace(later, serial=serial + attempt).build()
+        if (found := frame.read(data)) is not None:
+            assert _content(found) == _content(read_certificate(data))
+            break
+    else:
+        pytest.fail("no signature was of the same size")
+    for stranger in (intel.PLATFORM_CERTIFICATE, replace(other, subject="Intel SGX PCK Certificat2"), other):
+        assert frame.read(stranger.build()) is None
+    assert CertificateFrame.of(read_certificate(CA)) is None
+    assert CertificateFrame.of(read_certificate(PCK)) is None  # its serial number, 4, stands at many places
+
+
+def test_a_certificate_read_by_the_frame_of_another_gets_the_verdict_of_the_library() -> None:
+    assert ours([FIRST, CA, ROOT], OWN, "pck")
+    content, accepted = tbs(FIRST), 0
+    form = content.index(intel.point(intel.PCK))
+    for offset in range(len(content)):
+        changed = bytearray(content)
+        changed[offset] ^= 1 << offset % 8
+        chain = [signed(bytes(changed), intel.PLATFORM_CA), CA, ROOT]
+        verdict = ours(chain, OWN, "pck")
+        assert verdict == accepts(chain, OWN, "pck") or (not verdict and offset == form), offset
+        accepted += verdict
+    assert 0 < accepted < len(content)
 
 
 def _tricks() -> Iterator[tuple[str, bytes]]:

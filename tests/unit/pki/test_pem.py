@@ -10,6 +10,8 @@ from urllib.parse import quote
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import pki_builder as intel
 from confcom.errors import FormatError
@@ -100,6 +102,28 @@ def test_what_is_damaged_or_ambiguous_is_malformed(data: bytes) -> None:
     with pytest.raises(FormatError) as caught:
         parse_certificates(data, structure="PCK chain")
     assert caught.value.structure == "PCK chain"
+
+
+BREAKS = st.sampled_from(
+    [b"\n", b"\r\n", b"\r", b" ", b"\0", b"=", b"-", b"\xef\xbb\xbf", b"A", b"-----BEGIN%20", b"-----"]
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, len(CHAIN)), st.integers(0, 3), BREAKS), max_size=3), st.integers(1, 3))
+def test_a_line_before_the_chain_changes_nothing(edits: list[tuple[int, int, bytes]], copies: int) -> None:
+    data = CHAIN * copies
+    for at, removed, added in edits:
+        data = data[:at] + added + data[at + removed :]
+    if not data.startswith((b"\xef", b"\0")):
+        assert _outcome(data) == _outcome(b"\n" + data)
+
+
+def _outcome(data: bytes) -> object:
+    try:
+        return parse_certificates(data, structure="chain")
+    except FormatError as error:
+        return re.sub(r"\d+", "", str(error))
 
 
 def test_a_percent_encoded_chain_is_named() -> None:

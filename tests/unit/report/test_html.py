@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from hatchling.builders.wheel import WheelBuilder
+from msgspec import structs
 
 import confcom
 from confcom.appraisal.findings import Check, Verdict
@@ -183,7 +184,7 @@ def test_hostile_text_stays_text_everywhere(world: SimulatedWorld, verdict: Verd
     column, level = Column(SCRIPT, SCRIPT, 1), Level(SCRIPT, NOW, (SCRIPT,), (2,), True)
     line = report.line
     assert line is not None
-    bars = tuple(replace(bar, window=replace(bar.window, what=SCRIPT)) for bar in line.bars)
+    bars = tuple(replace(bar, window=structs.replace(bar.window, what=SCRIPT)) for bar in line.bars)
     stated = {"tcb_evaluation_data_number": None, "tcb_status": None, "error": {"message": SCRIPT}}
     sets = [{"update": SCRIPT, "verdict": SCRIPT} | stated]
     hostile = replace(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from msgspec import structs
 
 from confcom.collateral.store import platforms
 from confcom.collateral.store.platforms import PlatformTcb
@@ -93,7 +94,7 @@ def test_nothing_unverified_is_kept(address, store, raw, answer, now):
 
 
 def test_an_older_sighting_does_not_undo_a_newer_one(store, extension, now):
-    newer = replace(extension, tcb=replace(extension.tcb, pce_svn=extension.tcb.pce_svn + 1))
+    newer = structs.replace(extension, tcb=structs.replace(extension.tcb, pce_svn=extension.tcb.pce_svn + 1))
     store.observe_platform(newer, seen=now)
     store.observe_platform(extension, seen=now - DAY)
     (platform,) = store.platforms.known()
@@ -103,7 +104,7 @@ def test_an_older_sighting_does_not_undo_a_newer_one(store, extension, now):
 
 
 def test_the_ca_follows_from_the_certificate(store, extension, now):
-    desktop = replace(extension, ppid=b"\x01" * 16, platform_instance_id=None, configuration=None)
+    desktop = structs.replace(extension, ppid=b"\x01" * 16, platform_instance_id=None, configuration=None)
     store.observe_platform(desktop, seen=now, tee="sgx")
     store.observe_platform(extension, seen=now + DAY, tee="tdx")
     assert [(platform.ca, platform.tee) for platform in store.platforms.known()] == [
@@ -152,7 +153,7 @@ def test_only_those_that_have_not_asked_since_are_removed(store, world, raw, ans
         seen = now + timedelta(days=number)
         store.registrations.put(Registration(request, "waiting", now, last_seen=seen))
     store.platforms.add_pck_certificate(raw, answer, seen=now, source="pcs")
-    store.observe_platform(replace(extension, ppid=b"\x09" * 16), seen=now)
+    store.observe_platform(structs.replace(extension, ppid=b"\x09" * 16), seen=now)
     # QE_IDs 0 to 4 asked last after 5 to 9 days; two more were met at `now` and never asked.
     assert store.platforms.remove_unseen(now) == 0
     assert store.platforms.remove_unseen(now + timedelta(days=8)) == 3 + 1 + 1

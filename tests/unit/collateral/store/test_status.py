@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from msgspec import structs
 
 from confcom.collateral.documents import DocumentKey, keys_for, take_apart
 from confcom.collateral.store.status import MissingDocument, fleet_counts, status_json, store_status
@@ -29,7 +29,7 @@ def keep(store, world, now, update="standard", parts=slice(None)):
 
 def meet(store, world, now, **changes):
     chain = verify_chain(world.authority.pck_chain(world.machine), roots=world.trust_roots, kind="pck", step="test")
-    store.observe_platform(replace(chain.extension, **changes), seen=now)
+    store.observe_platform(structs.replace(chain.extension, **changes), seen=now)
 
 
 def promote(world, component: int = 2) -> None:
@@ -258,7 +258,9 @@ def test_platforms_at_one_tcb_are_judged_together_and_each_is_listed(store, worl
     assert len({one["id"] for one in found}) == 5
     assert [one["last_seen"] for one in found] == [f"2026-06-0{day}T12:00:00Z" for day in range(1, 6)]
     assert [one["fmspc"] for one in found] == ["000000000000"] * 4 + ["010000000000"]
-    meet(store, world, now + 6 * DAY, ppid=bytes(16), fmspc=bytes(6), tcb=replace(meeting_tcb(world), pce_svn=99))
+    meet(
+        store, world, now + 6 * DAY, ppid=bytes(16), fmspc=bytes(6), tcb=structs.replace(meeting_tcb(world), pce_svn=99)
+    )
     assert [len(group.group.seen) for group in store_status(store, now + 6 * DAY).platforms] == [3, 1, 1]
 
 
