@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 import confcom
 from confcom import errors
@@ -218,6 +219,11 @@ def _signature(name: str, value: Callable[..., object]) -> str | None:
     # What a class of the standard library reads in __new__ is here for __init__.
     signature = inspect.signature(value.__init__ if "__new__" in vars(value) else value)
     returned = "" if isinstance(value, type) else f" -> {_annotation(signature.return_annotation)}"
+    if isinstance(value, type) and issubclass(value, msgspec.Struct):
+        # `msgspec` gives the types themselves, the class has them as they were written.
+        written = inspect.get_annotations(value)
+        named = [one.replace(annotation=written[key]) for key, one in signature.parameters.items()]
+        signature = signature.replace(parameters=named)
     parameters = _parameters(signature)
     line = f"{name}({', '.join(parameters)}){returned}"
     if len(line) <= 110:

@@ -10,7 +10,7 @@ from confcom.formats.enclave_identity import EnclaveIdentity, EnclaveIdentityId
 from confcom.formats.quote import TeeType
 from confcom.formats.sgx import ReportBody
 from confcom.formats.tcb_info import TcbInfo, TdxModuleIdentity
-from confcom.formats.tdx import TdReportBody, TdReportBody10, td_base
+from confcom.formats.tdx import TdReportBody, TdReportBody10, TdReportBody15
 
 QE_IDENTITY_STEP = "qe-identity"
 TDX_MODULE_STEP = "tdx-module-identity"
@@ -19,22 +19,30 @@ IDENTITY_OF = {TeeType.SGX: EnclaveIdentityId.QE, TeeType.TDX: EnclaveIdentityId
 """Which identity describes the quoting enclave of a kind of evidence."""
 
 
+# One verification asks for few of the fields.
+_MISC_SELECT, _ATTRIBUTES, _MR_SIGNER, _ISV_PROD_ID = (
+    ReportBody.place(name) for name in ("misc_select", "attributes", "mr_signer", "isv_prod_id")
+)
+_TEE_TCB_SVN, _MR_SIGNER_SEAM, _SEAM_ATTRIBUTES = (
+    TdReportBody10.place(name) for name in ("tee_tcb_svn", "mr_signer_seam", "seam_attributes")
+)
+_TEE_TCB_SVN2 = TdReportBody15.place("tee_tcb_svn2")
+
+
 def match_qe_identity(report: ReportBody, identity: EnclaveIdentity) -> None:
     """Raise `MismatchError` naming the first field of the QE report that the identity does not allow."""
+    raw = bytes(report)
     comparisons = (
-        (
-            "MISCSELECT",
-            identity.misc_select,
-            _mask(report.misc_select.to_bytes(4, "little"), identity.misc_select_mask),
-        ),
-        ("ATTRIBUTES", identity.attributes, _mask(bytes(report.attributes), identity.attributes_mask)),
-        ("MRSIGNER", identity.mr_signer, report.mr_signer),
+        ("MISCSELECT", identity.misc_select, _mask(raw[_MISC_SELECT], identity.misc_select_mask)),
+        ("ATTRIBUTES", identity.attributes, _mask(raw[_ATTRIBUTES], identity.attributes_mask)),
+        ("MRSIGNER", identity.mr_signer, raw[_MR_SIGNER]),
     )
     for name, expected, found in comparisons:
         if expected != found:
             raise _mismatch(name, expected.hex(), found.hex())
-    if identity.isv_prod_id != report.isv_prod_id:
-        raise _mismatch("ISVPRODID", str(identity.isv_prod_id), str(report.isv_prod_id))
+    isv_prod_id = int.from_bytes(raw[_ISV_PROD_ID], "little")
+    if identity.isv_prod_id != isv_prod_id:
+        raise _mismatch("ISVPRODID", str(identity.isv_prod_id), str(isv_prod_id))
 
 
 def match_tdx_modules(body: TdReportBody, tcb_info: TcbInfo) -> tuple[TdxModuleIdentity | None, ...]:
@@ -43,18 +51,19 @@ def match_tdx_modules(body: TdReportBody, tcb_info: TcbInfo) -> tuple[TdxModuleI
     None for version 0, which has no TCB levels of its own. MRSIGNERSEAM and SEAMATTRIBUTES are those of the launch;
     every byte of SEAMATTRIBUTES must be zero, whatever a mask may allow.
     """
-    td = td_base(body)
-    launch = _find_tdx_module("TDX module", td.module_version, tcb_info)
+    raw = bytes(body)
+    signer, attributes = raw[_MR_SIGNER_SEAM], raw[_SEAM_ATTRIBUTES]
+    launch = _find_tdx_module("TDX module", raw[_TEE_TCB_SVN][1], tcb_info)
     expected = launch or tcb_info.tdx_module
     if expected is None:
         raise _module_mismatch("TDX module", "version", "a tdxModule in the TCB info", "0")
-    if td.mr_signer_seam != expected.mr_signer:
-        raise _module_mismatch("TDX module", "MRSIGNERSEAM", expected.mr_signer.hex(), td.mr_signer_seam.hex())
-    if td.seam_attributes != expected.attributes or any(td.seam_attributes):
-        raise _module_mismatch("TDX module", "SEAMATTRIBUTES", expected.attributes.hex(), td.seam_attributes.hex())
+    if signer != expected.mr_signer:
+        raise _module_mismatch("TDX module", "MRSIGNERSEAM", expected.mr_signer.hex(), signer.hex())
+    if attributes != expected.attributes or any(attributes):
+        raise _module_mismatch("TDX module", "SEAMATTRIBUTES", expected.attributes.hex(), attributes.hex())
     if isinstance(body, TdReportBody10):
         return (launch,)
-    return launch, _find_tdx_module("TDX module that runs now", body.tee_tcb_svn2[1], tcb_info)
+    return launch, _find_tdx_module("TDX module that runs now", raw[_TEE_TCB_SVN2][1], tcb_info)
 
 
 def _find_tdx_module(what: str, version: int, tcb_info: TcbInfo) -> TdxModuleIdentity | None:

@@ -63,7 +63,7 @@ from confcom.formats.pck_extension import PckExtension
 from confcom.formats.quote import Quote, TeeType
 from confcom.formats.sgx import ReportBody
 from confcom.formats.tcb_info import TcbStatus, TdxModuleIdentity
-from confcom.formats.tdx import TdReportBody10, td_base
+from confcom.formats.tdx import TdReportBody10, TdReportBody15
 from confcom.pki import ecdsa
 from confcom.pki.certificate import load_chain
 from confcom.pki.chain import VerifiedChain, Window, verify_chain
@@ -339,7 +339,7 @@ def _attester(quote: Quote, platform: _Platform) -> _Attester:
     pck, signature = platform.chain.leaf, certification.qe_report_signature
     ecdsa.verify(pck, signature, signed, step="qe-report-signature", what="the QE report")
     # (8) the QE report binds the attestation key. The upper half of its report data is free: Intel's QE writes zeros.
-    expected, found = _bound(quote), certification.qe_report.report_data[:32]
+    expected, found = _bound(quote), bytes(certification.qe_report)[_REPORT_DATA][:32]
     if expected != found:
         raise BindingError(
             "the quoting enclave does not vouch for the key that signed this quote",
@@ -358,19 +358,23 @@ def _bound(quote: Quote) -> bytes:
     return sha256(quote.signature.attestation_key + quote.signature.certification.qe_authentication_data).digest()
 
 
+_ISV_SVN, _REPORT_DATA = ReportBody.place("isv_svn"), ReportBody.place("report_data")
+_LAUNCH_SVN, _SEAM = TdReportBody10.place("tee_tcb_svn"), TdReportBody10.place("mr_signer_seam", "seam_attributes")
+_PRESENT_SVN = TdReportBody15.place("tee_tcb_svn2")
+
+
 def _statement(quote: Quote) -> bytes:
     """The digest of all that steps 6 to 9 and 11 look at, apart from the platform."""
     return sha256(b"".join((bytes(quote.signature.certification.qe_report), _bound(quote), _svns(quote)))).digest()
 
 
 def _svns(quote: Quote) -> bytes:
-    """All of a quote that the steps 6 and 11 look at, by its layout; shorter for TDX 1.0 than for 1.5."""
-    isv_svn = bytes(quote.signature.certification.qe_report)[258:260]
+    """All of a quote that the steps 6 and 11 look at; shorter for TDX 1.0 than for 1.5."""
+    isv_svn = bytes(quote.signature.certification.qe_report)[_ISV_SVN]
     if isinstance(quote.body, ReportBody):
         return isv_svn
-    # TEE_TCB_SVN, MRSIGNERSEAM and SEAMATTRIBUTES of the launch; TEE_TCB_SVN_2 of the module that runs now.
     body = bytes(quote.body)
-    return b"".join((isv_svn, body[:16], body[64:120], body[584:600]))
+    return b"".join((isv_svn, body[_LAUNCH_SVN], body[_SEAM], body[_PRESENT_SVN]))
 
 
 def _match_modules(quote: Quote, platform: _Platform) -> Sequence[TdxModuleIdentity | None]:
@@ -383,15 +387,17 @@ def _match_modules(quote: Quote, platform: _Platform) -> Sequence[TdxModuleIdent
 def _evaluate(quote: Quote, platform: _Platform, modules: Sequence[TdxModuleIdentity | None]) -> TcbEvaluation:
     """Step 11; `modules` are those of `match_tdx_modules`."""
     info, identity = platform.collateral.tcb_info, platform.collateral.qe_identity
-    pck, qe_isv_svn = platform.chain.extension.tcb, quote.signature.certification.qe_report.isv_svn
+    pck, report = platform.chain.extension.tcb, bytes(quote.signature.certification.qe_report)
+    qe_isv_svn = int.from_bytes(report[_ISV_SVN], "little")
     if isinstance(quote.body, ReportBody):
         return evaluate_sgx(pck, qe_isv_svn, info, identity)
-    launch_svn = td_base(quote.body).tee_tcb_svn
+    body = bytes(quote.body)
+    launch_svn = body[_LAUNCH_SVN]
     launch = evaluate_tdx(pck, qe_isv_svn, launch_svn, info, identity, modules[0])
     if isinstance(quote.body, TdReportBody10):
         return launch
     # The module may have been updated under the running TD: judge the one that runs now too.
-    svn = quote.body.tee_tcb_svn2
+    svn = body[_PRESENT_SVN]
     same = svn == launch_svn
     return relaunch(launch, launch if same else evaluate_tdx(pck, qe_isv_svn, svn, info, identity, modules[1]))
 

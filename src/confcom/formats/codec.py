@@ -38,6 +38,14 @@ class Record:
         return _layout(cls).struct.size
 
     @classmethod
+    def place(cls, first: str, last: str = "") -> slice:
+        """Where the fields from `first` to `last` stand, for readers that need few fields of many values."""
+        layout = _layout(cls)
+        sizes = [struct.calcsize(f"<{code}") for code in _CODES.findall(layout.struct.format)]
+        start, end = layout.names.index(first), layout.names.index(last or first) + 1
+        return slice(sum(sizes[:start]), sum(sizes[:end]))
+
+    @classmethod
     def check_size(cls, data: bytes) -> None:
         """Raise what `parse` would; there is nothing else that it could mind."""
         if len(data) != cls.size():

@@ -95,6 +95,24 @@ def sequence(data: bytes, place: str, *tags: int) -> list[Element]:
     return members
 
 
+def identified(content: bytes, place: str) -> tuple[bytes, Element]:
+    """What an OBJECT IDENTIFIER (its content) names, where these two are the content of a SEQUENCE."""
+    size = len(content)
+    if 3 < size <= _SHORTEST and content[0] == OID:
+        # Both lengths are one byte, as nearly always.
+        value = 2 + content[1]
+        if value + 1 < size and content[value + 1] == size - value - 2:
+            return content[2:value], (content[value], content[value + 2 :], content[value:])
+    members = elements(content)
+    if len(members) != 2 or members[0][0] != OID:
+        raise DerError.at(place)
+    return members[0][1], members[1]
+
+
+_SHORTEST = 0x81
+"""Bytes of two elements, of which the first has one byte at least: up to here their lengths are one byte each."""
+
+
 class Frame(msgspec.Struct, frozen=True):
     """DER that was read, without the values in which documents of its kind differ.
 

@@ -162,11 +162,16 @@ def _element(suffix: str, value: bytes) -> bytes:
     return der.write(SEQUENCE, der.write(OID, _id(suffix)), value)
 
 
+_AN_ELEMENT = "an element of the extension"
+
+
 def _elements(data: bytes, field: str, *allowed: Mapping[bytes, str]) -> dict[bytes, der.Element]:
     """The values by OID: those of one of the sets (name by OID), each once, in any order."""
     try:
         rows = der.sequence(data, "")
-        values = dict([_element_of(tag, row) for tag, row, _ in rows])
+        values = dict([der.identified(row, _AN_ELEMENT) for _, row, _ in rows])
+        if {tag for tag, _, _ in rows} - {SEQUENCE}:
+            raise der.DerError.at(_AN_ELEMENT)
     except der.DerError as error:
         message = f"not the DER of an SGX extension: {error}"
         raise FormatError(message, structure=STRUCTURE, field=field) from error
@@ -178,14 +183,6 @@ def _elements(data: bytes, field: str, *allowed: Mapping[bytes, str]) -> dict[by
         counts = " or ".join(str(len(names)) for names in allowed)
         raise FormatError(f"has {len(rows)} elements, expected {counts}", structure=STRUCTURE, field=field)
     return values
-
-
-def _element_of(tag: int, row: bytes) -> tuple[bytes, der.Element]:
-    """The OID and the value of one element."""
-    members = der.elements(row)
-    if tag != SEQUENCE or len(members) != 2 or members[0][0] != OID:
-        raise der.DerError.at("an element of the extension")
-    return members[0][1], members[1]
 
 
 def _octets(found: der.Element, size: int, field: str) -> bytes:

@@ -53,9 +53,9 @@ _SIGNATURE = struct.Struct("<64s64s")
 _LAST_TYPE = CertificationDataType.PCK_CERTIFICATE_CHAIN
 
 
-def _read_body_v3(cursor: Cursor, tee_type: int) -> ReportBody | TdReportBody:
+def _read_body_v3(cursor: Cursor, tee: TeeType) -> ReportBody | TdReportBody:
     """Read the 384-byte report body."""
-    del tee_type  # the header check leaves SGX only
+    del tee  # the header check leaves SGX only
     return ReportBody.parse(cursor.take(ReportBody.size(), "body"))
 
 
@@ -79,9 +79,9 @@ def _write_signature_v3(signature: QuoteSignature) -> bytes:
 # Version 4 (SGX and TDX): the QE report moves into certification data of type 6.
 
 
-def _read_body_v4(cursor: Cursor, tee_type: int) -> ReportBody | TdReportBody:
+def _read_body_v4(cursor: Cursor, tee: TeeType) -> ReportBody | TdReportBody:
     """Read the report body: 384 bytes for SGX, 584 for TDX."""
-    if tee_type == TeeType.SGX:
+    if tee is TeeType.SGX:
         return ReportBody.parse(cursor.take(ReportBody.size(), "body"))
     return TdReportBody10.parse(cursor.take(TdReportBody10.size(), "body"))
 
@@ -122,15 +122,15 @@ BODY_TYPES: dict[int, type[ReportBody] | type[TdReportBody10] | type[TdReportBod
 _NUMBERS: dict[type, int] = {kind: number for number, kind in BODY_TYPES.items()}
 
 
-def _read_body_v5(cursor: Cursor, tee_type: int) -> ReportBody | TdReportBody:
+def _read_body_v5(cursor: Cursor, tee: TeeType) -> ReportBody | TdReportBody:
     """Read descriptor and body: type and size must belong together, and to the header's TEE."""
     start = cursor.offset
     number = cursor.u16("body.type")
     kind = BODY_TYPES.get(number)
     if kind is None:
         raise cursor.error(f"unknown body type {number}, expected 1 to 4", "body.type", start)
-    if (kind is ReportBody) != (tee_type == TeeType.SGX):
-        raise cursor.error(f"body type {number} does not fit TEE type {tee_type:#x}", "body.type", start)
+    if (kind is ReportBody) != (tee is TeeType.SGX):
+        raise cursor.error(f"body type {number} does not fit TEE type {tee:#x}", "body.type", start)
     size = cursor.u32("body.size")
     if size != kind.size():
         raise cursor.error(f"body type {number} has {kind.size()} bytes, found {size}", "body.size", start + 2)
@@ -177,12 +177,13 @@ class QuoteHeader(Record):
 # Layouts are computed now, not with the first quote.
 for _record in (QuoteHeader, *BODY_TYPES.values()):
     _record.size()
+_VERSION = QuoteHeader.place("version")
 
 
 class QuoteVersion(msgspec.Struct, frozen=True):
     """How one version lays out what follows the header."""
 
-    read_body: Callable[[Cursor, int], ReportBody | TdReportBody]
+    read_body: Callable[[Cursor, TeeType], ReportBody | TdReportBody]
     write_body: Callable[[ReportBody | TdReportBody], bytes]
     read_signature: Callable[[Cursor], QuoteSignature]
     write_signature: Callable[[QuoteSignature], bytes]
@@ -210,8 +211,8 @@ class Quote(msgspec.Struct, frozen=True):
             raise FormatError(f"{len(data)} bytes are over the limit {MAX_QUOTE}", structure="Quote", field="")
         cursor = Cursor(data, "Quote")
         header = QuoteHeader.parse(cursor.take(HEADER_SIZE, "header"))
-        version = _check_header(header)
-        body = version.read_body(cursor, header.tee_type)
+        version, tee = _check_header(header)
+        body = version.read_body(cursor, tee)
         size = cursor.u32("signature_data.size")
         start = cursor.offset
         cursor.take(size, "signature_data")
@@ -227,7 +228,7 @@ class Quote(msgspec.Struct, frozen=True):
 
     @property
     def _version(self) -> QuoteVersion:
-        return QUOTE_VERSIONS[self.header.version]
+        return QUOTE_VERSIONS[int.from_bytes(bytes(self.header)[_VERSION], "little")]
 
     @property
     def signed_bytes(self) -> bytes:
@@ -264,18 +265,18 @@ def is_epid(data: bytes) -> bool:
 
 # Version, key type and TEE as they begin a header, for those that go together.
 _LAYOUTS = {
-    struct.pack("<HHI", number, AttestationKeyType.ECDSA_P256, tee): layout
+    struct.pack("<HHI", number, AttestationKeyType.ECDSA_P256, tee): (layout, tee)
     for number, layout in QUOTE_VERSIONS.items()
     for tee in TeeType
     if number > 3 or tee is TeeType.SGX
 }
 
 
-def _check_header(header: QuoteHeader) -> QuoteVersion:
+def _check_header(header: QuoteHeader) -> tuple[QuoteVersion, TeeType]:
     raw_header = bytes(header)
-    layout = _LAYOUTS.get(raw_header[:8])
-    if layout is not None and raw_header[12:28] == INTEL_QE_VENDOR_ID:
-        return layout
+    known = _LAYOUTS.get(raw_header[:8])
+    if known is not None and raw_header[12:28] == INTEL_QE_VENDOR_ID:
+        return known
     raise _header_error(header)
 
 

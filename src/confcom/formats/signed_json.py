@@ -70,15 +70,27 @@ def decode(data: bytes, kind: type[T], structure: str) -> T:
 
 def decode_content(body: bytes, kinds: Mapping[int, type[T]], structure: str) -> T:
     """Read the content of a signed object by its version; it must have one meaning (`check_json`)."""
-    version = decode(body, _Version, structure).version
-    if version not in kinds:
-        known = " and ".join(map(str, kinds))
-        raise FormatError(f"is {version}, known is {known}", structure=structure, field="version")
-    found = decode(body, kinds[version], structure)
+    found = _newest(body, kinds, structure)
+    if found is None:
+        version = decode(body, _Version, structure).version
+        if version not in kinds:
+            known = " and ".join(map(str, kinds))
+            raise FormatError(f"is {version}, known is {known}", structure=structure, field="version")
+        found = decode(body, kinds[version], structure)
     # What Intel writes is what `msgspec` writes of the same content: each key once, in the order of the struct.
     if _ENCODER.encode(found) != body:
         check_json(body, structure)
     return found
+
+
+def _newest(body: bytes, kinds: Mapping[int, type[T]], structure: str) -> T | None:
+    """The content if it is of the newest version, as it nearly always is: so it is read once."""
+    newest = max(kinds)
+    try:
+        found = decode(body, kinds[newest], structure)
+    except FormatError:
+        return None
+    return found if found.version == newest else None  # type: ignore[attr-defined]
 
 
 class _Version(msgspec.Struct):

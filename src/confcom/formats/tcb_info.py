@@ -14,7 +14,8 @@ from confcom.formats import signed_json
 from confcom.formats.signed_json import U8, U16, U32, Date, Hex2, Hex6, Hex8, Hex48, HexSignature
 
 # TCB infos of version 2 and 3, enclave identities and TDX module identities share the levels (dcap.md §3.2, §3.3).
-# Values are structs of `msgspec`, which take a sixth of the time of dataclasses to make.
+# Values are structs of `msgspec`, which take a sixth of the time of dataclasses to make. There are hundreds; none is a
+# part of a circle, so the garbage collector need not look at them (`gc=False`).
 
 
 class TcbStatus(StrEnum):
@@ -41,7 +42,7 @@ _PLATFORM_STATUSES = frozenset(TcbStatus) - {
 }
 
 
-class TcbComponent(msgspec.Struct, frozen=True, omit_defaults=True):
+class TcbComponent(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """One of the 16 components of a level: its SVN and, in version 3, what it is and who updates it."""
 
     svn: U8
@@ -49,7 +50,7 @@ class TcbComponent(msgspec.Struct, frozen=True, omit_defaults=True):
     type: str | None = None
 
 
-class TcbLevel(msgspec.Struct, frozen=True):
+class TcbLevel(msgspec.Struct, frozen=True, gc=False):
     """One level of the platform's TCB. `tdx_components` are there for id TDX alone."""
 
     sgx_components: tuple[int, ...]
@@ -62,7 +63,7 @@ class TcbLevel(msgspec.Struct, frozen=True):
     tdx_component_details: tuple[TcbComponent, ...] | None = None
 
 
-class IsvSvnLevel(msgspec.Struct, frozen=True):
+class IsvSvnLevel(msgspec.Struct, frozen=True, gc=False):
     """One level of an enclave or of a TDX module, known by its ISVSVN alone."""
 
     isv_svn: int
@@ -71,7 +72,7 @@ class IsvSvnLevel(msgspec.Struct, frozen=True):
     advisory_ids: tuple[str, ...]
 
 
-class _IsvSvn(msgspec.Struct):
+class _IsvSvn(msgspec.Struct, gc=False):
     isvsvn: U16
 
 
@@ -80,13 +81,13 @@ _FLAT_COMPONENTS = tuple(f"sgxtcbcomp{number:02d}svn" for number in range(1, 17)
 _FlatTcb: Any = msgspec.defstruct("_FlatTcb", [*((name, U8) for name in _FLAT_COMPONENTS), ("pcesvn", U16)])
 
 
-class _ListedTcb(msgspec.Struct, omit_defaults=True):
+class _ListedTcb(msgspec.Struct, gc=False, omit_defaults=True):
     sgxtcbcomponents: _Sixteen
     pcesvn: U16
     tdxtcbcomponents: _Sixteen | None = None
 
 
-class _Level(msgspec.Struct, kw_only=True, omit_defaults=True):
+class _Level(msgspec.Struct, kw_only=True, gc=False, omit_defaults=True):
     """What every kind of level says about itself, in the order of Intel's JSON; `tcb` comes first."""
 
     tcb: Any

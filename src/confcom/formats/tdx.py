@@ -48,11 +48,6 @@ class TdReportBody10(Record):
         """Whether the TD's memory can be read and written by its host."""
         return bool(self.td_attributes & TdAttributeFlags.DEBUG)
 
-    @property
-    def module_version(self) -> int:
-        """Major version of the TDX module (TEE_TCB_SVN[1])."""
-        return self.tee_tcb_svn[1]
-
 
 @dataclass(frozen=True, slots=True)
 class TdReportBody15(Record):

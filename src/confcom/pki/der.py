@@ -356,11 +356,11 @@ def _attributes(name: bytes) -> list[list[tuple[bytes, int, bytes, bytes]]]:
     parts = []
     for tag, part, _ in der.sequence(name, "name"):
         attributes = []
-        for _, _, whole in der.elements(part):
-            (id_tag, kind, _), *values = der.sequence(whole, "name")
-            if id_tag != der.OID or len(values) != 1:
+        for kind_of, content, _ in der.elements(part):
+            if kind_of != der.SEQUENCE:
                 raise DerError.at("name")
-            attributes.append((kind, *values[0]))
+            kind, value = der.identified(content, "name")
+            attributes.append((kind, *value))
         if tag != der.SET or not attributes:
             raise DerError.at("name")
         parts.append(attributes)

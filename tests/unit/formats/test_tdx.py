@@ -92,7 +92,3 @@ def test_the_documented_attribute_bits(bit: int, name: str) -> None:
     body = TdReportBody10.parse(bytes(data))
     assert TdAttributeFlags(body.td_attributes) is TdAttributeFlags[name]
     assert body.debug == (name == "DEBUG")
-
-
-def test_the_module_version_is_the_second_byte_of_the_tee_tcb_svn() -> None:
-    assert TdReportBody10.parse(bytes([5, 7, 9]) + bytes(581)).module_version == 7
