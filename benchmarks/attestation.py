@@ -51,10 +51,11 @@ from confcom.tokens.azure import (
     evidence_claims,
     policy_claims,
     policy_hash,
+    quote_claims,
     read_request,
 )
 from confcom.tokens.ear import ear_claims
-from confcom.tokens.policy_evaluation import evaluate_policy
+from confcom.tokens.policy_evaluation import Decisions
 from confcom.tokens.policy_language import parse_policy
 
 CONNECTIONS = (1, 4, 16)
@@ -93,25 +94,29 @@ def _stages(folder: Path, world: SimulatedWorld, quote: bytes) -> Iterator[Row]:
     body = request(quote, "").partition(b"\r\n\r\n")[2]
     keys = {key.algorithm: key for key in KeyFolder(folder / "measured", simulated=True, clock=_now).load()}
     verifier, collateral = QuoteVerifier(world.trust_roots), world.publish(now)
-    given, evidence, rules = read_request(body, kind), EvidenceFile.parse(quote), parse_policy(DEFAULT_POLICY)
+    given, evidence, rules = (
+        read_request(body, kind),
+        EvidenceFile.parse(quote),
+        Decisions(parse_policy(DEFAULT_POLICY)),
+    )
     verified = verifier.verify(evidence.quote, collateral, now=now)
-    seen = policy_claims(evidence.quote)
-    decision = evaluate_policy(rules, seen)
+    seen = policy_claims(quote_claims(evidence.quote))
+    decision = rules.on(seen)
 
     def claims() -> dict[str, Any]:
-        hashes = collateral_hashes(quote, collateral)
-        return decision.claims() | evidence_claims(evidence.quote, given, hashes) | appraisal_claims(verified)
+        named, hashes = quote_claims(evidence.quote), collateral_hashes(collateral)
+        return decision.claims() | evidence_claims(named, given, hashes, "0" * 64) | appraisal_claims(verified)
 
     stated = claims()
     record = AuditRecord(now, kind, "127.0.0.1", "accepted", "", policy_hash(DEFAULT_POLICY), "0" * 64,
-                         json.dumps({claim.type: claim.value for claim in seen}))  # fmt: skip
+                         json.dumps(seen))  # fmt: skip
     with closing(AttestationStore.open(folder / "measured.sqlite")) as store:
         stages: dict[str, Callable[[], object]] = {
             "read the request": lambda: read_request(body, kind),
             "read the quote": lambda: EvidenceFile.parse(quote),
             "verify it": lambda: verifier.verify(evidence.quote, collateral, now=now),
             "apply the policy of confcom verify": lambda: appraise(verified, policy),
-            "evaluate the policy of the type": lambda: evaluate_policy(rules, policy_claims(evidence.quote)),
+            "evaluate the policy of the type": lambda: rules.on(policy_claims(quote_claims(evidence.quote))),
             "make the claims": claims,
             "make the claims of an EAR": lambda: ear_claims(
                 verified, stated, policy_id="", nonce=None, issued=0, expires=0

@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 import structlog
+from prometheus_client import CollectorRegistry
 from starlette.routing import Mount, Route
 
 from confcom.collateral.sources import SourceOptions
 from confcom.formats.text import encode_base64url
 from confcom.pki.serving_pair import Authority
 from confcom.services.attestation import attestation_service
-from confcom.services.attestation.attestation_http import AttestationApp
+from confcom.services.attestation.attestation_http import AttestationApp, AttestationMetrics
 from confcom.services.attestation.attestation_service import CollateralState
 from confcom.services.attestation.attestation_store import AttestationStore
 from confcom.simulator.world import SimulatedWorld
@@ -187,8 +188,14 @@ def test_the_description_has_every_path_and_no_other(tmp_path: Path, world: Simu
 def _routes() -> list[Route]:
     nothing: Any = None
     app = AttestationApp(
-        *[nothing] * 9, issuer="", prefix="/x", max_body=1, attest_per_minute=1, simulated=True
-    )  # none of its parts is used
+        *[nothing] * 8,
+        AttestationMetrics(CollectorRegistry(), nothing, nothing),
+        issuer="",
+        prefix="/x",
+        max_body=1,
+        attest_per_minute=1,
+        simulated=True,
+    )  # of its parts the metrics alone are used
     mount = next(route for route in app._app.routes if isinstance(route, Mount))
     return [route for route in mount.routes if isinstance(route, Route)]
 

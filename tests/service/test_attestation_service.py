@@ -586,8 +586,11 @@ def test_keys_are_rotated_and_revoked_by_command(
         assert f"revoked {first}: in no key set within seconds" in capsys.readouterr().out
         service.wait_until(lambda: first not in published())
         assert signer() in published()
-        assert run(["attestation", "revoke-key", "unknown", *store]) == 2
-        assert "'kid' of GET /certs" in capsys.readouterr().err
+        for unknown in ("unknown", "-5HmhMw16", "--5Hm"):
+            assert run(["attestation", "revoke-key", unknown, *store]) == 2
+            said = capsys.readouterr().err
+            assert f"no key '{unknown}' was published" in said
+            assert "'kid' of GET /certs" in said
         assert run(["attestation", "new-keys", str(tmp_path / "nowhere")]) == 2
 
 

@@ -16,9 +16,10 @@ from confcom.tokens.azure import (
     evidence_claims,
     policy_claims,
     policy_hash,
+    quote_claims,
     read_request,
 )
-from confcom.tokens.policy_evaluation import evaluate_policy
+from confcom.tokens.policy_evaluation import Decisions
 from confcom.tokens.policy_language import parse_policy
 
 OF_THE_ISSUER = {"iss", "jti", "iat", "nbf", "exp", "x-ms-policy-hash", "x-ms-policy-signer"}
@@ -51,10 +52,11 @@ def _claims(path: Path, token: dict[str, Any]) -> dict[str, Any]:
     check_binding(file.quote, request)
     recorded = token["claims"]["x-ms-sgx-collateral"]
     # The collateral of 2021 is gone: its hashes are Azure's, that of the quote is ours.
-    hashes = {name: recorded[name] for name in COLLATERAL} | {"quotehash": sha256(request.evidence).hexdigest()}
+    hashes = {name: recorded[name] for name in COLLATERAL}
+    named = quote_claims(file.quote)
     policy = TWINS if "is-debuggable" in token["claims"] else PERMIT
-    decision = evaluate_policy(parse_policy(policy), policy_claims(file.quote))
+    decision = Decisions(parse_policy(policy)).on(policy_claims(named))
     assert decision.permitted
     if policy is PERMIT:
         assert token["claims"]["x-ms-policy-hash"] == policy_hash(PERMIT)
-    return evidence_claims(file.quote, request, hashes) | decision.claims()
+    return evidence_claims(named, request, hashes, sha256(request.evidence).hexdigest()) | decision.claims()

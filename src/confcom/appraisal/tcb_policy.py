@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import chain
 
@@ -26,6 +26,7 @@ class AcceptTcb:
     """Which TCB statuses are good enough; Revoked can never be named."""
 
     statuses: frozenset[TcbStatus]
+    _names: str = field(init=False, repr=False, compare=False)
 
     def __init__(self, statuses: Iterable[TcbStatus]) -> None:
         try:
@@ -38,20 +39,22 @@ class AcceptTcb:
         if not accepted <= ACCEPTABLE:
             raise ConfigError("a revoked TCB is never acceptable", advice="Take Revoked out of the accepted statuses.")
         object.__setattr__(self, "statuses", accepted)
+        object.__setattr__(self, "_names", " or ".join(wanted.value for wanted in TcbStatus if wanted in accepted))
 
     def check(self, verified: VerifiedQuote) -> tuple[Check, ...]:
         """One finding, of TDX 1.5 another for the module that runs now; when not ok, one more for every SVN too low."""
-        names = " or ".join(wanted.value for wanted in TcbStatus if wanted in self.statuses)
         tcb, status = verified.tcb, verified.tcb_status
-        checks = [finding("tcb-status", status in self.statuses, names, _describe(tcb), _advice(status, verified.tee))]
+        checks = [self._judge("tcb-status", status in self.statuses, tcb, verified.tee)]
         # The converged status is the launch's, unless it says what became of the TD: then it speaks of both.
         if tcb.current and tcb.launch and status is tcb.launch.status:
-            now = tcb.current.status
-            ok = now in (*self.statuses, TcbStatus.UP_TO_DATE)
-            checks.append(finding("tcb-status-current", ok, names, _describe(tcb.current), _advice(now, verified.tee)))
+            ok = tcb.current.status in (*self.statuses, TcbStatus.UP_TO_DATE)
+            checks.append(self._judge("tcb-status-current", ok, tcb.current, verified.tee))
         if all(check.ok for check in checks):
             return tuple(checks)
         return (*checks, *_explain(verified), *_explain_levels(verified))
+
+    def _judge(self, identifier: str, ok: bool, tcb: TcbEvaluation, tee: TeeType) -> Check:
+        return Check(identifier, ok, self._names, _describe(tcb), "" if ok else _advice(tcb.status, tee))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +121,7 @@ def _tee_tcb_svns(verified: VerifiedQuote) -> tuple[bytes | None, ...]:
 def _describe(tcb: TcbEvaluation) -> str:
     if tcb.status is None:
         return f"no TCB level of Intel's list is as low as this {tcb.missing}"
-    found = f"{tcb.status.value}, level of {tcb.tcb_date:%Y-%m-%d}"
+    found = f"{tcb.status.value}, level of {tcb.tcb_date and tcb.tcb_date.date()}"
     return f"{found}, advisories {', '.join(tcb.advisory_ids)}" if tcb.advisory_ids else found
 
 

@@ -120,7 +120,8 @@ def new_keys(folder: Path, simulated: bool) -> None:
         raise ConfigError(f"{folder}: {error.strerror}", advice="Name the folder of --keys.") from error
 
 
-@attestation.command("revoke-key")
+# A key id may begin with "-" and have any letter behind it.
+@attestation.command("revoke-key", context_settings={"ignore_unknown_options": True, "help_option_names": ["--help"]})
 @click.argument("key_id", metavar="KEY-ID")
 @_store
 def revoke_key(key_id: str, store: str) -> None:

@@ -16,8 +16,8 @@ from confcom.appraisal.result import read_evidence
 from confcom.cli.inputs import read_input
 from confcom.cli.outputs import printable
 from confcom.errors import FormatError
-from confcom.tokens.azure import DEFAULT_POLICIES, policy_claims, type_of
-from confcom.tokens.policy_evaluation import Recorded, claims_of, evaluate_policy
+from confcom.tokens.azure import DEFAULT_POLICIES, policy_claims, quote_claims, type_of
+from confcom.tokens.policy_evaluation import Recorded, claims_of, evaluate_policy, service_claims
 from confcom.tokens.policy_jws import read_policy
 from confcom.tokens.policy_language import MAX_TEXT, PolicyText, parse_policy
 
@@ -50,7 +50,7 @@ def read_recorded(path: Path, current: PolicyText | None) -> Iterator[Recorded]:
     if not data.lstrip().startswith(b"{"):
         evidence = read_evidence(data)
         rules = current or parse_policy(DEFAULT_POLICIES[type_of(evidence)])
-        claims = policy_claims(evidence.quote)
+        claims = service_claims(policy_claims(quote_claims(evidence.quote)))
         before = "accepted" if evaluate_policy(rules, claims).permitted else "denied"
         yield Recorded({"evidence": str(path)}, before, claims)
         return

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -29,6 +30,13 @@ BUSY_TIMEOUT = 10.0
 """Seconds that a transaction waits for a connection of the pool, or for another writer."""
 CONNECTIONS = 10
 """The most connections of one `Database`; one more listens for changes."""
+IN_THREADS = 2, 256
+"""Of so many calls of `Database.insert_at_once`, how many leave the work to a thread: one moves SQLite's log into the
+database, and the one after it begins a new log; both wait for the disk."""
+SLOW = 0.05
+"""Seconds of an insert after which the disk counts as slow."""
+SLOW_FOR = 1.0
+"""Seconds for which a slow disk is left to threads."""
 _NOT_IN_URL = ("hostaddr", "password", "service", "sslpassword", "user")
 _RIGHTS = "Check the path or the role, its permissions (SQLite's folder must be writable too), and the space there."
 _LATER = "Try again in a moment."
@@ -110,6 +118,8 @@ class Database:
         """Transactions that the database refused or did not answer."""
         self._busy_timeout = busy_timeout
         self._writing = threading.Lock()
+        self._at_once: sqlite3.Connection | None = None
+        self._inserts, self._slow_until = 0, 0.0
         if self.shared:
             try:
                 from confcom.database.postgresql import engine
@@ -165,6 +175,47 @@ class Database:
             yield connection
             connection.commit()
 
+    def insert_at_once(self, insert: str, rows: Sequence[Sequence[Any]]) -> bool:
+        """Commit rows as `write(flushed=False)` does, from an event loop: SQLite takes some microseconds for it.
+
+        False where it would wait, or failed: nothing is kept then, and the caller has a thread write the rows. One
+        thread may call this.
+        """
+        if self.shared or time.monotonic() < self._slow_until:
+            return False
+        in_threads, of = IN_THREADS
+        self._inserts = (self._inserts + 1) % of
+        if self._inserts < in_threads or not self._writing.acquire(blocking=False):
+            return False
+        begun = time.monotonic()
+        try:
+            if self._at_once is None:
+                self._at_once = self._open_at_once()
+            self._at_once.execute("BEGIN IMMEDIATE")
+            self._at_once.executemany(insert, rows)
+            self._at_once.execute("COMMIT")
+        except Exception:  # noqa: BLE001 - the thread's attempt has the error, in words of ours
+            self._close_at_once()
+            return False
+        finally:
+            self._writing.release()
+            if (ended := time.monotonic()) - begun > SLOW:
+                self._slow_until = ended + SLOW_FOR
+        return True
+
+    def _open_at_once(self) -> sqlite3.Connection:
+        """A connection that waits neither for another process that writes nor for the disk."""
+        opened = sqlite3.connect(str(self.address.path), isolation_level=None, check_same_thread=False)
+        self._prepare(opened, None)
+        for setting in "busy_timeout=0", "synchronous=NORMAL", "wal_autocheckpoint=0":
+            opened.execute(f"PRAGMA {setting}")
+        return opened
+
+    def _close_at_once(self) -> None:
+        if self._at_once is not None:
+            self._at_once.close()
+            self._at_once = None
+
     @staticmethod
     def insert(connection: sa.Connection, table: sa.Table) -> postgresql.Insert:
         """An insert with `on_conflict_do_nothing` and `on_conflict_do_update`, which both engines have."""
@@ -183,6 +234,7 @@ class Database:
 
     def close(self) -> None:
         """Close the connections."""
+        self._close_at_once()
         self.engine.dispose()
 
     @contextmanager

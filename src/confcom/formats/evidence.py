@@ -76,6 +76,8 @@ def decode_text(data: bytes) -> tuple[bytes, Encoding]:
     if len(data) > MAX_EVIDENCE:
         raise FormatError(f"{len(data)} bytes are over the limit {MAX_EVIDENCE}", structure="Evidence", field="")
     data = without_bom(data)
+    if b"\0" in data[:8]:  # as in the header of every quote, and in no text
+        return data, Encoding.BINARY
     compact = b"".join(data.split())
     if len(compact) < _MIN_TEXT:
         return data, Encoding.BINARY

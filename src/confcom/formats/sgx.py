@@ -27,6 +27,10 @@ class AttributeFlags(IntFlag):
     AEXNOTIFY = 1 << 10
 
 
+_DEBUG = AttributeFlags.DEBUG.value
+"""The operators of an enumeration's member take microseconds."""
+
+
 @dataclass(frozen=True, slots=True)
 class Attributes(Record):
     """ATTRIBUTES, 16 bytes: flags and the extended features (XFRM) of an enclave."""
@@ -37,7 +41,7 @@ class Attributes(Record):
     @property
     def debug(self) -> bool:
         """Whether the enclave's memory can be read and written from outside."""
-        return bool(self.flags & AttributeFlags.DEBUG)
+        return bool(self.flags & _DEBUG)
 
     @property
     def flag_names(self) -> tuple[str, ...]:

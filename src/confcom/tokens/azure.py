@@ -7,7 +7,7 @@ exchanges are the reference (attestation-service.md, sections 1.3 to 1.5).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -23,7 +23,6 @@ from confcom.formats.quote import Quote, TeeType
 from confcom.formats.sgx import AttributeFlags, ReportBody
 from confcom.formats.tdx import TdAttributeFlags, TdReportBody, td_base
 from confcom.formats.text import decode_base64, encode_base64url
-from confcom.tokens.policy_evaluation import SERVICE, Claim
 
 MAX_NONCE = 1024
 """Characters."""
@@ -70,6 +69,17 @@ _TD_FLAGS = {
     "perfmon": TdAttributeFlags.PERFMON,
     "protection_keys": TdAttributeFlags.PKS,
     "septve_disable": TdAttributeFlags.SEPT_VE_DISABLE,
+}
+
+
+_KSS = AttributeFlags.KSS.value
+_OLDER_NAMES = {
+    "$is-debuggable": "x-ms-sgx-is-debuggable",
+    "$product-id": "x-ms-sgx-product-id",
+    "$sgx-mrsigner": "x-ms-sgx-mrsigner",
+    "$sgx-mrenclave": "x-ms-sgx-mrenclave",
+    "$svn": "x-ms-sgx-svn",
+    "$tee": "x-ms-attestation-type",
 }
 
 
@@ -130,8 +140,7 @@ class HeldData:
         return self.json is not None
 
 
-@dataclass(frozen=True, slots=True)
-class AttestRequest:
+class AttestRequest(msgspec.Struct, frozen=True):
     """The body of an attest call, decoded; nothing of it is verified."""
 
     evidence: bytes
@@ -260,7 +269,7 @@ def sgx_claims(body: ReportBody) -> dict[str, Any]:
         "x-ms-sgx-report-data": body.report_data.hex(),
         "x-ms-sgx-svn": body.isv_svn,
     }
-    if body.attributes.flags & AttributeFlags.KSS:
+    if body.attributes.flags & _KSS:
         found |= {
             "x-ms-sgx-config-id": body.config_id.hex(),
             "x-ms-sgx-config-svn": body.config_svn,
@@ -290,21 +299,16 @@ def tdx_claims(body: TdReportBody) -> dict[str, Any]:
     }
 
 
-def policy_claims(quote: Quote) -> list[Claim]:
-    """The claims of evidence that a policy sees, with the older names that begin with `$`."""
+def quote_claims(quote: Quote) -> dict[str, Any]:
+    """What a token says of an enclave or TD, and a policy sees of it."""
     if isinstance(quote.body, ReportBody):
-        named = sgx_claims(quote.body) | {"x-ms-attestation-type": "sgx"}
-        older = {
-            "$is-debuggable": named["x-ms-sgx-is-debuggable"],
-            "$product-id": named["x-ms-sgx-product-id"],
-            "$sgx-mrsigner": named["x-ms-sgx-mrsigner"],
-            "$sgx-mrenclave": named["x-ms-sgx-mrenclave"],
-            "$svn": named["x-ms-sgx-svn"],
-            "$tee": "sgx",
-        }
-    else:
-        named, older = tdx_claims(quote.body) | {"x-ms-attestation-type": "tdxvm"}, {}
-    return [Claim(name, value, SERVICE) for name, value in (named | older).items()]
+        return sgx_claims(quote.body) | {"x-ms-attestation-type": "sgx"}
+    return tdx_claims(quote.body) | {"x-ms-attestation-type": "tdxvm"}
+
+
+def policy_claims(named: Mapping[str, Any]) -> dict[str, Any]:
+    """What a policy sees: the claims of `quote_claims`, of an enclave with the older names that begin with `$` too."""
+    return {**named, **{older: named[name] for older, name in _OLDER_NAMES.items() if name in named}}
 
 
 def psw_versions(number: int) -> dict[str, str]:
@@ -313,16 +317,10 @@ def psw_versions(number: int) -> dict[str, str]:
     return dict(zip(names, PSW_VERSIONS.get(number, ()), strict=False))
 
 
-def collateral_hashes(quote: bytes, collateral: Collateral) -> dict[str, str]:
-    """SHA-256 in hex of the evidence and of what judged it, over NUL-terminated buffers as Azure's library has them.
-
-    `quote` is the evidence as it was sent: an Open Enclave report with its header.
-    """
-    return {**_hashes(collateral), "quotehash": hashlib.sha256(quote).hexdigest()}
-
-
 @lru_cache(maxsize=256)
-def _hashes(collateral: Collateral) -> dict[str, str]:
+def collateral_hashes(collateral: Collateral) -> dict[str, str]:
+    """SHA-256 in hex of what judges evidence, over NUL-terminated buffers as Azure's library has them."""
+
     def of(part: bytes) -> str:
         return hashlib.sha256(part.rstrip(b"\0") + b"\0").hexdigest()
 
@@ -336,18 +334,23 @@ def _hashes(collateral: Collateral) -> dict[str, str]:
     }
 
 
-def evidence_claims(quote: Quote, request: AttestRequest, hashes: dict[str, str]) -> dict[str, Any]:
-    """The claims that come from the evidence alone, as Azure gives them; the issuer's and the policy's join them."""
-    found: dict[str, Any] = {"x-ms-ver": "1.0"}
-    if isinstance(quote.body, ReportBody):
-        found |= {"x-ms-attestation-type": "sgx", **sgx_claims(quote.body)}
-        found |= {"x-ms-sgx-collateral": hashes, "maa-attestationcollateral": hashes}
+def evidence_claims(
+    named: Mapping[str, Any], request: AttestRequest, collateral: Mapping[str, str], evidence_hash: str
+) -> dict[str, Any]:
+    """The claims that come from the evidence alone, as Azure gives them; the issuer's and the policy's join them.
+
+    `named` are those of `quote_claims`, `collateral` those of `collateral_hashes`; `evidence_hash` is the SHA-256 in
+    hex of the evidence as it was sent: an Open Enclave report with its header.
+    """
+    found: dict[str, Any] = {"x-ms-ver": "1.0", **named}
+    if named["x-ms-attestation-type"] == "sgx":
+        hashes = {**collateral, "quotehash": evidence_hash}
+        found["x-ms-sgx-collateral"] = found["maa-attestationcollateral"] = hashes
         if request.runtime is not None and not request.runtime.is_json:
             held = encode_base64url(request.runtime.data)
             found |= {"x-ms-sgx-ehd": held, "maa-ehd": held, "aas-ehd": held}
     else:
-        found |= {"x-ms-attestation-type": "tdxvm", "eat_profile": TDX_PROFILE, "intuse": "generic"}
-        found |= tdx_claims(quote.body)
+        found |= {"eat_profile": TDX_PROFILE, "intuse": "generic"}
     if request.runtime is not None and request.runtime.is_json:
         found["x-ms-runtime"] = request.runtime.json
     if request.init_time is not None and request.init_time.is_json:

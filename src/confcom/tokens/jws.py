@@ -6,14 +6,16 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, Protocol
 
 import msgspec
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, RSAKey
@@ -25,6 +27,8 @@ from confcom.pki.der import der_reason
 
 MAX_TOKEN = 256 << 10
 """Characters of a compact JWS."""
+_SHA256 = hashes.SHA256()
+_ECDSA = ec.ECDSA(_SHA256)
 
 
 class HeldKey(Protocol):
@@ -48,6 +52,15 @@ class SigningKey:
     certificate: x509.Certificate
     name: str = ""
     attested: x509.Certificate | None = None
+    algorithm: str = field(init=False)
+    """RS256 or ES256."""
+    key_id: str = field(init=False)
+    """Base64url of SHA-256 over the certificate's DER."""
+
+    def __post_init__(self) -> None:
+        is_rsa = isinstance(self.private.public_key(), rsa.RSAPublicKey)
+        object.__setattr__(self, "algorithm", "RS256" if is_rsa else "ES256")
+        object.__setattr__(self, "key_id", encode_base64url(hashlib.sha256(_der(self.certificate)).digest()))
 
     @classmethod
     def from_pem(cls, data: bytes, name: str) -> SigningKey:
@@ -80,18 +93,6 @@ class SigningKey:
         return cls(private, certificate, name)
 
     @property
-    def algorithm(self) -> str:
-        """RS256 or ES256."""
-        if isinstance(self.private, (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey)):
-            return "RS256" if isinstance(self.private, rsa.RSAPrivateKey) else "ES256"
-        return "RS256" if isinstance(self.private.public_key(), rsa.RSAPublicKey) else "ES256"
-
-    @property
-    def key_id(self) -> str:
-        """Base64url of SHA-256 over the certificate's DER."""
-        return _thumbprint(self.certificate)
-
-    @property
     def valid_from(self) -> datetime:
         """When the certificate begins."""
         return self.certificate.not_valid_before_utc
@@ -107,13 +108,16 @@ class SigningKey:
 
     def sign(self, claims: Mapping[str, Any], header: Mapping[str, Any]) -> str:
         """A compact JWS; `alg` and `kid` join the header."""
-        algorithm = self.algorithm
-        signed = _signed_part({"alg": algorithm, "kid": self.key_id, **header}, claims)
-        if isinstance(self.private, (rsa.RSAPrivateKey, ec.EllipticCurvePrivateKey)):
-            signature = JWSRegistry.algorithms[algorithm].sign(signed.encode(), _signing(self.private))
-        else:
-            signature = self.private.sign_jws(signed.encode())
-        return f"{signed}.{encode_base64url(signature)}"
+        signed = _signed_part({"alg": self.algorithm, "kid": self.key_id, **header}, claims)
+        return f"{signed}.{encode_base64url(self._signature(signed.encode()))}"
+
+    def _signature(self, data: bytes) -> bytes:
+        # By cryptography itself: joserfc takes half as long as a P-256 signature to find its key again.
+        if isinstance(self.private, rsa.RSAPrivateKey):
+            return self.private.sign(data, padding.PKCS1v15(), _SHA256)
+        if isinstance(self.private, ec.EllipticCurvePrivateKey):
+            return b"".join(part.to_bytes(32, "big") for part in decode_dss_signature(self.private.sign(data, _ECDSA)))
+        return self.private.sign_jws(data)
 
 
 def token_in(text: str) -> str | None:
@@ -157,11 +161,11 @@ class ReadJws:
         if len(parts) != 3:
             raise FormatError(f"has {len(parts)} parts between dots, not 3", structure="JWS", field="")
         decoded = []
-        for part, field in zip(parts, ("header", "payload", "signature"), strict=True):
+        for part, name in zip(parts, ("header", "payload", "signature"), strict=True):
             try:
                 decoded.append(decode_base64(part))
             except ValueError as error:
-                raise FormatError(str(error), structure="JWS", field=field) from None
+                raise FormatError(str(error), structure="JWS", field=name) from None
         return cls(_object(decoded[0], "header"), decoded[1], f"{parts[0]}.{parts[1]}".encode(), decoded[2], parts[2])
 
     @property
@@ -207,22 +211,13 @@ def _loaded(data: bytes) -> tuple[Any, x509.Certificate]:
     return load_pem_private_key(data, password=None), x509.load_pem_x509_certificate(data)
 
 
-@lru_cache(maxsize=64)
-def _thumbprint(certificate: x509.Certificate) -> str:
-    return encode_base64url(hashlib.sha256(_der(certificate)).digest())
-
-
 def _der(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(Encoding.DER)
 
 
 def _key(key: object) -> RSAKey | ECKey:
-    if isinstance(key, (rsa.RSAPublicKey, rsa.RSAPrivateKey)):
+    if isinstance(key, rsa.RSAPublicKey):
         return RSAKey.import_key(key)
-    if isinstance(key, (ec.EllipticCurvePublicKey, ec.EllipticCurvePrivateKey)):
+    if isinstance(key, ec.EllipticCurvePublicKey):
         return ECKey.import_key(key)
     raise ValueError("neither an RSA nor an elliptic-curve key")
-
-
-_signing = lru_cache(maxsize=64)(_key)
-"""Reading a private key takes as long as a P-256 signature."""

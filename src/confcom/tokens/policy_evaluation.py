@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import operator
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -53,6 +53,8 @@ MAX_QUERY_DEPTH = 40
 MAX_COPIES = 64
 """How many times a query may copy its data: the product of what its multi-selects list."""
 
+KEPT = 64
+"""Decisions of a policy that are kept."""
 TRACED = 20
 """Outcomes of a dry run that have their trace."""
 
@@ -133,6 +135,51 @@ def evaluate_policy(policy: PolicyText, incoming: Iterable[Claim]) -> Decision:
     return _Evaluation(incoming).run(policy)
 
 
+class Decisions:
+    """The decisions of a policy over what the service says of evidence; usable from several threads.
+
+    A decision is kept by the claims that the policy can look at: evidence of one enclave differs in its report data
+    alone, which few policies read.
+    """
+
+    def __init__(self, policy: PolicyText) -> None:
+        self.policy = policy
+        self._types = _types_read(policy)
+        self._kept: dict[tuple[Value | None, ...], Decision] = {}
+
+    def on(self, named: Mapping[str, Value]) -> Decision:
+        """The decision on claims, by their types; their issuer is the service."""
+        if self._types is None:
+            return evaluate_policy(self.policy, service_claims(named))
+        # Of each name the type of the value is fixed, so that `True` stands for no other number.
+        read = len(named), *map(named.get, self._types)
+        decision = self._kept.get(read)
+        if decision is None:
+            decision = evaluate_policy(self.policy, service_claims(named))
+            if len(self._kept) >= KEPT:
+                self._kept.pop(next(iter(self._kept)), None)
+            self._kept[read] = decision
+        return decision
+
+
+def service_claims(named: Mapping[str, Value]) -> list[Claim]:
+    """The claims of the service that have these types and values."""
+    return [Claim(name, value, SERVICE) for name, value in named.items()]
+
+
+def _types_read(policy: PolicyText) -> tuple[str, ...] | None:
+    """The types of the claims that the policy's conditions name; None if one looks at claims of any type."""
+    found: dict[str, None] = {}
+    for rule in (*policy.configuration, *policy.authorization, *policy.issuance):
+        for condition in rule.conditions:
+            match condition.comparisons:
+                case (Comparison("type", "==", Literal(str(kind))), *_):
+                    found[kind] = None
+                case _:
+                    return None
+    return tuple(found)
+
+
 def configuration(policy: PolicyText) -> dict[str, Value]:
     """The properties of `configurationrules`, which are needed before evidence is verified: no claim is seen.
 
@@ -161,7 +208,7 @@ def claims_of(recorded: str) -> list[Claim]:
         found = _RECORDED.decode(recorded)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise FormatError(f"are no claims: {error}", structure="audit record", field="claims") from None
-    return [Claim(name, value, SERVICE) for name, value in found.items()]
+    return service_claims(found)
 
 
 _RECORDED = msgspec.json.Decoder(dict[str, bool | int | str])

@@ -55,6 +55,55 @@ def test_a_write_is_kept_whole_or_not_at_all(database: Database, other: Database
     assert database.failures == 1
 
 
+INSERT = "INSERT INTO numbers (number) VALUES (?)"
+
+
+def test_rows_are_inserted_at_once_where_nothing_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "IN_THREADS", (0, 256))
+    database = Database(DatabaseAddress.parse(tmp_path / "numbers.sqlite"), busy_timeout=0.3)
+    other = Database(database.address)
+    with database.write() as connection:
+        METADATA.create_all(connection)
+    assert database.insert_at_once(INSERT, [(1,), (2,)])
+    assert numbers(other) == [1, 2]
+    # All of them or none.
+    assert not database.insert_at_once(INSERT, [(3,), (1,)])
+    assert numbers(other) == [1, 2]
+    assert database.insert_at_once(INSERT, [(3,)])
+    # Neither another process that writes nor another thread of this one is waited for.
+    for writer in (other, database):
+        with writer.write():
+            assert not database.insert_at_once(INSERT, [(4,)])
+    assert database.insert_at_once(INSERT, [(4,)])
+    # What no database takes is for the thread to explain.
+    assert not database.insert_at_once(INSERT, [("\ud800",)])
+    # A disk that was slow is left alone for a while.
+    monkeypatch.setattr(engine, "SLOW", -1.0)
+    assert database.insert_at_once(INSERT, [(5,)])
+    assert not database.insert_at_once(INSERT, [(6,)])
+    assert numbers(other) == [1, 2, 3, 4, 5]
+    database.close()
+    other.close()
+
+
+def test_the_log_of_inserts_does_not_grow_without_end(tmp_path: Path) -> None:
+    database = Database(DatabaseAddress.parse(tmp_path / "numbers.sqlite"))
+    with database.write() as connection:
+        METADATA.create_all(connection)
+    for number in range(3000):
+        if not database.insert_at_once(INSERT, [(number,)]):
+            with database.write(flushed=False) as connection:
+                connection.execute(sa.insert(NUMBERS), [{"number": number}])
+    assert (tmp_path / "numbers.sqlite-wal").stat().st_size < 1500 * 4200
+    assert numbers(database) == list(range(3000))
+    database.close()
+
+
+def test_replicas_of_a_server_insert_in_threads(database: Database) -> None:
+    if database.shared:
+        assert not database.insert_at_once(INSERT, [(1,)])
+
+
 def test_a_read_has_one_view(database: Database, other: Database) -> None:
     with database.read() as connection:
         assert connection.execute(sa.select(NUMBERS)).all() == []

@@ -9,13 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from confcom.tokens.policy_evaluation import (
+    KEPT,
     MAX_CLAIMS,
     MAX_STEPS,
     Claim,
     Decision,
+    Decisions,
     PolicyEvaluationError,
     configuration,
     evaluate_policy,
+    service_claims,
 )
 from confcom.tokens.policy_language import parse_policy
 
@@ -33,6 +36,46 @@ EVIDENCE = (
 def _decide(authorization: str = "=> permit();", issuance: str = "", version: str = "1.2") -> Decision:
     text = f"version={version};authorizationrules{{{authorization}}};issuancerules{{{issuance}}};"
     return evaluate_policy(parse_policy(text), EVIDENCE)
+
+
+SGX = {"debug": False, "svn": 7, "report-data": "00"}
+
+
+def test_a_decision_is_kept_for_all_evidence_that_the_policy_cannot_distinguish() -> None:
+    text = """version=1.2;authorizationrules{[type=="debug", value==false] => permit();};
+issuancerules{c:[type=="svn"] => issue(type="svn", value=c.value); ![type=="x"] => issue(type="y", value=1);};"""
+    decisions = Decisions(parse_policy(text))
+    first = decisions.on(SGX)
+    assert first.claims() == {"svn": 7, "y": 1}
+    assert decisions.on(SGX | {"report-data": "01"}) is first
+    assert decisions.on(SGX | {"svn": 8}).claims() == {"svn": 8, "y": 1}
+    assert decisions.on(SGX | {"x": ""}).claims() == {"svn": 7}
+    assert not decisions.on(SGX | {"debug": True}).permitted
+    assert decisions.on(SGX) is first
+    for number in range(2 * KEPT):
+        assert decisions.on(SGX | {"svn": number}).claims()["svn"] == number
+    assert len(decisions._kept) == KEPT
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        '[issuer=="AttestationService"]',
+        '[value=="00"]',
+        '[value=="00", type=="report-data"]',
+        '[type!="debug"]',
+        'a:[type=="debug"] && c:[type==a.type]',
+        'a:[type=="debug"] && c:[value!=a.value]',
+        'c:[type=="report-data"]',
+    ],
+)
+def test_a_policy_that_reads_the_report_data_decides_each_time(condition: str) -> None:
+    rule = condition if "c:" in condition else f"c:{condition}"
+    text = f"version=1.2;authorizationrules{{=> permit();}};issuancerules{{{rule} => issue(claim=c);}};"
+    decisions = Decisions(parse_policy(text))
+    for data in ("00", "01", "00", "02"):
+        claims = SGX | {"report-data": data}
+        assert decisions.on(claims) == evaluate_policy(decisions.policy, service_claims(claims))
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
 from cryptography import x509
+from msgspec.structs import replace
 
 from confcom.appraisal.collateral import Collateral
 from confcom.appraisal.evidence import VerifiedQuote
@@ -32,15 +33,7 @@ from confcom.tokens.azure import DEFAULT_POLICIES, AttestationType, AttestReques
 from confcom.tokens.ear import ear_claims
 from confcom.tokens.jws import unsecured
 from confcom.tokens.nonces import LIFE, check_nonce, make_nonce
-from confcom.tokens.policy_evaluation import (
-    Claim,
-    Decision,
-    Recorded,
-    claims_of,
-    configuration,
-    dry_run,
-    evaluate_policy,
-)
+from confcom.tokens.policy_evaluation import Decision, Decisions, Recorded, claims_of, configuration, dry_run
 from confcom.tokens.policy_jws import certificate_jwk, read_policy
 from confcom.tokens.policy_language import PolicyText, PolicyTextError, parse_policy
 
@@ -80,7 +73,7 @@ class WouldBlock(Exception):
 class Denied(AzureError):
     """The policy of the attestation type refused; `trace` says what each rule saw."""
 
-    def __init__(self, decision: Decision, seen: Sequence[Claim]) -> None:
+    def __init__(self, decision: Decision, seen: Mapping[str, Any]) -> None:
         self.seen = seen
         super().__init__(
             f"a policy refused: {decision.reason}",
@@ -99,15 +92,14 @@ class Refused(AzureError):
         self.checks = list(checks)
 
 
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """What an appraisal established."""
+class Judged(msgspec.Struct, frozen=True):
+    """What an appraisal established. `named` are the claims of the quote, `seen` those that the policy sees."""
 
     request: AttestRequest
-    evidence: EvidenceFile
     verified: VerifiedQuote
     collateral: Collateral
-    seen: Sequence[Claim]
+    named: Mapping[str, Any]
+    seen: Mapping[str, Any]
     decision: Decision
     policy: PolicyInForce
     sets: tuple[dict[str, Any], ...]
@@ -146,7 +138,7 @@ class Appraiser:
         self._keys = keys
         self._clock = clock
         self._nonce_secret = store.nonce_secret()
-        self._parsed: dict[str, PolicyText] = {}
+        self._parsed: dict[str, Decisions] = {}
         self._policies: dict[AttestationType, tuple[float, PolicyInForce]] = {}
 
     def appraise(
@@ -182,7 +174,7 @@ class Appraiser:
             judged = self._judge(request, kind, policy, now, may_block=may_block)
             if request.bind_nonce and not policy.draft:
                 self._use_nonce(request.nonce, now)
-            token = self._token(judged, now, ear=ear)
+            token = self._token(judged, entry, ear=ear)
         except Denied as error:
             return replace(entry, verdict="denied", reason=error.message, claims=_kept(request, error.seen)), error
         except ConfcomError as error:
@@ -200,14 +192,14 @@ class Appraiser:
         certificate = given if isinstance(given, AttestedCertificate) else None
         evidence = given.evidence if isinstance(given, AttestedCertificate) else given
         rules = self._parse(self._in_force(type_of(evidence), may_block=True).text)
-        decides = self._deciding(rules)
+        decides = self._deciding(rules.policy)
         try:
             collateral = self._collateral_of(evidence.quote, decides, now, may_block=True)
         except ConfcomError as error:
             return failed(error, evidence=evidence, certificate=certificate), (), None
         result = self._result(given, collateral, now)
         sets = [self._under(evidence, update, now, may_block=True) for update in self._updates if update != decides]
-        decision = evaluate_policy(rules, azure.policy_claims(evidence.quote)) if result else None
+        decision = rules.on(azure.policy_claims(azure.quote_claims(evidence.quote))) if result else None
         return result, [result.under(str(decides)), *sets] if sets else (), decision
 
     def dry_run(self, kind: AttestationType, text: str, *, limit: int) -> dict[str, Any]:
@@ -217,7 +209,7 @@ class Appraiser:
             AzureError: the policy breaks the grammar, or takes over `DRY_RUN_FOR` seconds.
         """
         text = text or DEFAULT_POLICIES[kind]
-        rules = self._parse(text, keep=False)
+        rules = self._parse(text, keep=False).policy
         rows = [row for row in self._store.records(RecordFilter(kind=kind), limit=limit) if row["claims"]]
         until = time.monotonic() + DRY_RUN_FOR
 
@@ -276,19 +268,20 @@ class Appraiser:
         if request.bind_nonce:
             check_nonce(request.nonce, self._nonce_secret, now)
         azure.check_binding(evidence.quote, request)
-        decides = self._deciding(rules)
+        decides = self._deciding(rules.policy)
         collateral = self._collateral_of(evidence.quote, decides, now, may_block=may_block)
         result = self._result(evidence, collateral, now)
         if not result or result.verified is None:
             raise Refused(result.error or ConfcomError("nothing was judged"), result.as_dict()["checks"])
         further = [update for update in self._updates if update != decides]
         sets = [self._under(evidence, update, now, may_block=may_block) for update in further]
-        seen = azure.policy_claims(evidence.quote)
-        decision = evaluate_policy(rules, seen)
+        named = azure.quote_claims(evidence.quote)
+        seen = azure.policy_claims(named)
+        decision = rules.on(seen)
         if not decision.permitted:
             raise Denied(decision, seen)
         all_sets = (result.under(str(decides)), *sets) if sets else ()
-        return Judged(request, evidence, result.verified, collateral, seen, decision, policy, all_sets)
+        return Judged(request, result.verified, collateral, named, seen, decision, policy, all_sets)
 
     def _deciding(self, rules: PolicyText) -> Update:
         """The set of collateral that decides."""
@@ -335,7 +328,7 @@ class Appraiser:
             CollateralError: the source of the collateral has no list of sets.
         """
         tee: Tee = "tdx" if kind is AttestationType.TDX_VM else "sgx"
-        rules = self._parse(self._in_force(kind, may_block=True).text)
+        rules = self._parse(self._in_force(kind, may_block=True).text).policy
         selected = str(configuration(rules).get(TCB_IDENTIFIER, AZURE_DEFAULT))
         named = [{"tcbIdentifier": name, "isSelectedTcb": name == selected} for name in (AZURE_DEFAULT, "early")]
         numbers = [
@@ -372,12 +365,15 @@ class Appraiser:
             wanted = "an Open Enclave report or evidence" if kind is AttestationType.OPEN_ENCLAVE else "a raw quote"
             raise AzureError(f"/attest/{kind} takes {wanted}, this is {evidence.kind.value}")
 
-    def _parse(self, text: str, *, keep: bool = True) -> PolicyText:
-        """Drafts are not kept: they would displace the policies in force, which the event loop then had to parse."""
+    def _parse(self, text: str, *, keep: bool = True) -> Decisions:
+        """A policy with its decisions.
+
+        Drafts are not kept: they would displace the policies in force, which the event loop then had to parse.
+        """
         found = self._parsed.get(text)
         if found is None:
             try:
-                found = parse_policy(text)
+                found = Decisions(parse_policy(text))
             except PolicyTextError as error:
                 raise AzureError(error.message, "PolicyParsingError", advice=error.advice()) from error
             if keep:
@@ -386,10 +382,15 @@ class Appraiser:
                 self._parsed[text] = found
         return found
 
-    def _token(self, judged: Judged, now: datetime, *, ear: bool) -> str:
+    def _token(self, judged: Judged, entry: AuditRecord, *, ear: bool) -> str:
         if judged.request.login_for is not None:
-            return self._login_token(judged, judged.request.login_for, now)
-        return self._ear(judged, now) if ear else self._azure_token(judged, now)
+            return self._login_token(judged, judged.request.login_for, entry.at)
+        hashes = azure.collateral_hashes(judged.collateral)
+        evidence = azure.evidence_claims(judged.named, judged.request, hashes, entry.evidence_hash)
+        evidence |= azure.appraisal_claims(judged.verified, judged.sets)
+        if judged.request.nonce is not None:
+            evidence[NONCE_BOUND] = judged.request.bind_nonce
+        return self._ear(judged, evidence, entry) if ear else self._azure_token(judged, evidence, entry)
 
     def _login_token(self, judged: Judged, audience: str, now: datetime) -> str:
         claims = login.login_claims(
@@ -402,15 +403,13 @@ class Appraiser:
         claims |= {"jti": secrets.token_hex(16), "policy-hash": azure.policy_hash(judged.policy.text)}
         return login.seal(self._keys().of("RS256").sign(claims, {"typ": "JWT"}), judged.request)
 
-    def _azure_token(self, judged: Judged, now: datetime) -> str:
-        hashes = azure.collateral_hashes(judged.request.evidence, judged.collateral)
-        claims = judged.decision.claims() | azure.evidence_claims(judged.evidence.quote, judged.request, hashes)
-        claims |= azure.appraisal_claims(judged.verified, judged.sets) | self._issuer_claims(now)
-        claims["x-ms-policy-hash"] = azure.policy_hash(judged.policy.text)
+    def _azure_token(self, judged: Judged, evidence: dict[str, Any], entry: AuditRecord) -> str:
+        claims = judged.decision.claims() | evidence | self._issuer_claims(entry.at)
+        claims["x-ms-policy-hash"] = entry.policy_hash
         if judged.policy.signer is not None:
             claims["x-ms-policy-signer"] = judged.policy.signer
         if judged.request.nonce is not None:
-            claims |= {"nonce": judged.request.nonce, NONCE_BOUND: judged.request.bind_nonce}
+            claims["nonce"] = judged.request.nonce
         header = {"typ": "JWT", "jku": f"{self._issuer}/certs"}
         if judged.policy.draft:
             return unsecured(claims, header)
@@ -427,29 +426,26 @@ class Appraiser:
         times = {"iat": issued, "nbf": issued, "exp": issued + azure.TOKEN_LIFE}
         return {"iss": self._issuer, "jti": secrets.token_hex(32), **times}
 
-    def _ear(self, judged: Judged, now: datetime) -> str:
-        hashes = azure.collateral_hashes(judged.request.evidence, judged.collateral)
-        evidence = azure.evidence_claims(judged.evidence.quote, judged.request, hashes)
-        if judged.request.nonce is not None:
-            evidence[NONCE_BOUND] = judged.request.bind_nonce
-        issued = int(now.timestamp())
+    def _ear(self, judged: Judged, evidence: dict[str, Any], entry: AuditRecord) -> str:
+        issued = int(entry.at.timestamp())
         claims = ear_claims(
             judged.verified,
-            evidence | azure.appraisal_claims(judged.verified, judged.sets),
-            policy_id=azure.policy_hash(judged.policy.text),
+            evidence,
+            policy_id=entry.policy_hash,
             nonce=judged.request.nonce,
             issued=issued,
             expires=issued + azure.TOKEN_LIFE,
         )
-        return self._keys().of("ES256").sign(claims | {"iss": self._issuer}, {"typ": "eat+jwt"})
+        claims["iss"] = self._issuer
+        return self._keys().of("ES256").sign(claims, {"typ": "eat+jwt"})
 
 
 def _policy(text: str, signer: x509.Certificate | None, *, draft: bool = False) -> PolicyInForce:
     return PolicyInForce(text, None if signer is None else certificate_jwk(signer), draft)
 
 
-def _kept(request: AttestRequest, seen: Sequence[Claim]) -> str:
+def _kept(request: AttestRequest, seen: Mapping[str, Any]) -> str:
     """What a policy sees of evidence, for dry runs; what a draft decided is no outcome that they compare with."""
     if request.draft_policy is not None:
         return ""
-    return msgspec.json.encode({claim.type: claim.value for claim in seen}).decode()
+    return msgspec.json.encode(seen).decode()

@@ -36,7 +36,6 @@ from confcom.services.attestation.administrators import (
 from confcom.services.attestation.appraiser import Appraiser, Denied, Refused, WouldBlock
 from confcom.services.attestation.attestation_store import (
     AttestationStore,
-    AuditRecord,
     AuditWriter,
     RecordFilter,
     Row,
@@ -44,6 +43,7 @@ from confcom.services.attestation.attestation_store import (
 )
 from confcom.services.attestation.signing_keys import SigningKeys
 from confcom.services.runtime.allowances import Allowance, address_of
+from confcom.services.runtime.http_server import Message, Receive, Send
 from confcom.services.runtime.process import Overloaded, WorkerThreads
 from confcom.services.runtime.status_page import Reading
 from confcom.tokens.azure import AttestationType, AzureError
@@ -64,6 +64,7 @@ REFUSED_RECORDED = 60
 CALM = 10.0
 """Seconds without a failure of the service after which it has recovered."""
 _JSON = "application/json"
+_EAR = MEDIA_TYPE.encode()
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -165,21 +166,21 @@ class AttestationApp:
         self._problem = problem
         self._workers = workers
         self._audit = audit
-        self._metrics = metrics
+        self.metrics = metrics
         self._issuer = issuer
         self._administrators = administrators
         self._max_body = max_body
         self._allowed = attest_per_minute
-        self._calls = Allowance(attest_per_minute, time.monotonic)
+        self._appraisals = Allowance(attest_per_minute, time.monotonic)
         self._wrong_tokens = Allowance(WRONG_TOKENS, time.monotonic)
         self._refused = Allowance(REFUSED_RECORDED, time.monotonic)
         self._failed_at: float | None = None
         self._simulated = simulated
-        attest = {f"/attest/{kind}": self._endpoint(self._attest_call(kind)) for kind in AttestationType}
-        self._attest = {prefix + path: endpoint for path, endpoint in attest.items()}
+        calls = {f"/attest/{kind}": _AttestCall(self, kind) for kind in AttestationType}
+        self._calls = {prefix + path: call for path, call in calls.items()}
         """What is asked most is not routed, which takes as long as a signature of P-256."""
         api = [
-            *(Route(path, endpoint, methods=["POST"]) for path, endpoint in attest.items()),
+            *(Route(path, call, methods=["POST"]) for path, call in calls.items()),
             self._route("/.well-known/openid-configuration", self._openid, versioned=False),
             self._route("/certs", self._certs, versioned=False),
             self._route("/certs/", self._certs, versioned=False),
@@ -206,12 +207,8 @@ class AttestationApp:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
         """Answer one request."""
-        endpoint = self._attest.get(scope["path"]) if scope["method"] == "POST" else None
-        if endpoint is None:
-            await self._app(scope, receive, send)
-        else:
-            answer = await endpoint(Request(scope, receive))
-            await answer(scope, receive, send)
+        call = self._calls.get(scope["path"]) if scope["method"] == "POST" else None
+        await (self._app if call is None else call)(scope, receive, send)
 
     def _route(self, path: str, handler: Handler, *methods: str, versioned: bool = True) -> Route:
         return Route(path, self._endpoint(handler, versioned=versioned), methods=list(methods) or ["GET"])
@@ -222,62 +219,53 @@ class AttestationApp:
         async def endpoint(request: Request) -> Response:
             try:
                 if versioned:
-                    _check_version(request)
+                    _check_version(request.scope)
                 response = await handler(request)
-            except ConfcomError as error:
-                response = _error_answer(error)
-                if isinstance(error, ConfigError):
-                    self._failed(error)
-            except Overloaded:
-                response = _error_answer(HttpRefusal(503, "ServerBusy", "too many appraisals wait", retry_after=1))
-            except Exception:  # noqa: BLE001 - a mistake of ours must not leave a client without an answer
-                structlog.get_logger().exception("attestation.mistake", path=request.scope["path"][:100])
-                response = _error_answer(internal_error())
+            except Exception as error:  # noqa: BLE001 - a mistake of ours must not leave a client without an answer
+                response = self.failure(error, request.scope)
             return _marked(response)
 
         return endpoint
 
-    def _attest_call(self, kind: AttestationType) -> Handler:
-        async def handler(request: Request) -> Response:
-            caller = _caller(request)
-            self.limit(request)
-            body = await self.body(request)
-            ear = MEDIA_TYPE in request.headers.get("accept", "")
-            outcome = "error"
-            try:
-                with self._metrics.seconds.labels(kind).time():
-                    entry, found = await self._appraise(body, kind, caller, ear=ear)
-                    await self._record(entry, address_of(request.scope))
-                if isinstance(found, ConfcomError):
-                    raise found
-                outcome = "accepted"
-                self._worked()
-            except AzureError as error:
-                outcome = error.azure_code
-                raise
-            finally:
-                self._metrics.requests.labels(kind, outcome).inc()
-            return Response(found, media_type=MEDIA_TYPE) if ear else _json({"token": found})
+    def failure(self, error: Exception, scope: Message) -> Response:
+        """The answer to a request that failed; a failure of the service, or a mistake of ours, is logged."""
+        if isinstance(error, Overloaded):
+            error = HttpRefusal(503, "ServerBusy", "too many appraisals wait", retry_after=1)
+        if not isinstance(error, ConfcomError):
+            structlog.get_logger().error("attestation.mistake", path=scope["path"][:100], exc_info=error)
+            error = internal_error()
+        elif isinstance(error, ConfigError):
+            self._failed(error)
+        return _error_answer(error)
 
-        return handler
+    async def appraise(self, body: bytes, kind: AttestationType, scope: Message, *, ear: bool) -> str:
+        """The token for an attest call, once the record of it is committed; `ConfcomError` where there is none.
 
-    async def _appraise(
-        self, body: bytes, kind: AttestationType, caller: str, *, ear: bool
-    ) -> tuple[AuditRecord, str | ConfcomError]:
-        """In the event loop where it takes a millisecond: a thread would keep every socket waiting for its turn."""
-        if len(body) <= MAX_IN_LOOP:
-            with suppress(WouldBlock):
-                return self._appraiser.appraise(body, kind, caller, ear=ear, may_block=False)
-        return await self._workers.run(lambda: self._appraiser.appraise(body, kind, caller, ear=ear))
+        In the event loop where it takes a millisecond: a thread would keep every socket waiting for its turn.
+        """
+        caller = scope["client"][0] if scope.get("client") else ""
+        try:
+            if len(body) > MAX_IN_LOOP:
+                raise WouldBlock
+            entry, found = self._appraiser.appraise(body, kind, caller, ear=ear, may_block=False)
+        except WouldBlock:
+            entry, found = await self._workers.run(lambda: self._appraiser.appraise(body, kind, caller, ear=ear))
+        if entry.verdict != "refused" or self._is_recorded(scope):
+            await self._audit.record(entry)
+        if isinstance(found, ConfcomError):
+            raise found
+        if self._failed_at is not None:
+            self._worked(self._failed_at)
+        return found
 
-    async def _record(self, entry: AuditRecord, address: str) -> None:
-        """Return once the record is committed: what cannot be recorded gives no token."""
-        if entry.verdict == "refused":
-            if self._refused.wait(address):
-                self._metrics.unrecorded.inc()
-                return
-            self._refused.spend(address)
-        await self._audit.record(entry)
+    def _is_recorded(self, scope: Message) -> bool:
+        """Whether this refusal of the address is within those that are recorded; others are counted."""
+        address = address_of(scope)
+        if self._refused.wait(address):
+            self.metrics.unrecorded.inc()
+            return False
+        self._refused.spend(address)
+        return True
 
     def _failed(self, error: ConfigError) -> None:
         """A failure of the service, such as of its store: the log has a line when they begin, and when they end."""
@@ -285,8 +273,8 @@ class AttestationApp:
             structlog.get_logger().error("attestation.failed", reason=error.message)
         self._failed_at = time.monotonic()
 
-    def _worked(self) -> None:
-        if self._failed_at is not None and time.monotonic() - self._failed_at >= CALM:
+    def _worked(self, failed_at: float) -> None:
+        if time.monotonic() - failed_at >= CALM:
             structlog.get_logger().info("attestation.recovered")
             self._failed_at = None
 
@@ -295,25 +283,25 @@ class AttestationApp:
         by = await self.require_admin(request, change=request.method != "GET")
         if request.method == "GET":
             return _json({"token": await self._workers.run(lambda: self._administration.current(kind))})
-        body = (await self.body(request)).decode("utf-8", "replace")
+        body = (await self.body(request.receive)).decode("utf-8", "replace")
         return _json({"token": await self._workers.run(lambda: self._administration.set(kind, body, by))})
 
     async def _reset(self, request: Request) -> Response:
         kind = _kind(request)
         by = await self.require_admin(request, change=True)
-        body = (await self.body(request)).decode("utf-8", "replace")
+        body = (await self.body(request.receive)).decode("utf-8", "replace")
         return _json({"token": await self._workers.run(lambda: self._administration.reset(kind, body, by))})
 
     async def _dry_run(self, request: Request) -> Response:
         kind = _kind(request)
         await self.require_admin(request)
-        text = read_policy((await self.body(request)).decode("utf-8", "replace")).text
+        text = read_policy((await self.body(request.receive)).decode("utf-8", "replace")).text
         limit = _number(request, "limit", default=100, most=1000)
         return _json(await self._workers.run(lambda: self._appraiser.dry_run(kind, text, limit=limit)))
 
     async def _baselines(self, request: Request) -> Response:
         kind = _kind(request)
-        self.limit(request)
+        self.limit(request.scope)
         return _json(await self._workers.run(lambda: self._appraiser.baselines(kind)))
 
     async def _nonce(self, request: Request) -> Response:
@@ -337,7 +325,7 @@ class AttestationApp:
     def _change_signers(self, *, add: bool) -> Handler:
         async def handler(request: Request) -> Response:
             by = await self.require_admin(request, change=True)
-            body = await self.body(request)
+            body = await self.body(request.receive)
             changed = self._workers.run(lambda: self._administration.change_signer(body, by, add=add))
             return _json({"token": await changed})
 
@@ -384,8 +372,8 @@ class AttestationApp:
 
     async def _metrics_page(self, request: Request) -> Response:
         del request
-        self._metrics.ready.set(not self._problem())
-        return Response(generate_latest(self._metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        self.metrics.ready.set(not self._problem())
+        return Response(generate_latest(self.metrics.registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     def _no_route(self, request: Request, error: HTTPException) -> Response:
         """No path, or a path without this method."""
@@ -397,11 +385,11 @@ class AttestationApp:
         prefix = " The API of this instance, which judges SIMULATED evidence, is under /simulated." * self._simulated
         return _marked(_error_answer(HttpRefusal(404, "NotFound", f"there is nothing at this path.{prefix}")))
 
-    async def body(self, request: Request) -> bytes:
+    async def body(self, receive: Receive) -> bytes:
         """The body of a request, at most `max_body` bytes."""
         body, more = bytearray(), True
         while more:
-            event = await request.receive()
+            event = await receive()
             if event["type"] == "http.disconnect":
                 raise HttpRefusal(400, "InvalidParameter", "the request ended before its body")
             body += event.get("body", b"")
@@ -410,10 +398,11 @@ class AttestationApp:
             more = event.get("more_body", False)
         return bytes(body)
 
-    def limit(self, request: Request) -> None:
+    def limit(self, scope: Message) -> None:
         """Count an appraisal that an address asks for; beyond its share it is refused."""
-        _allow(self._calls, request, f"one address may make {self._allowed} attest calls in a minute")
-        self._calls.spend(address_of(request.scope))
+        address = address_of(scope)
+        _allow(self._appraisals, address, f"one address may make {self._allowed} attest calls in a minute")
+        self._appraisals.spend(address)
 
     async def require_admin(self, request: Request, *, change: bool = False) -> str:
         """The name of the administrator who asks; to `change` something the role of a contributor is needed."""
@@ -428,7 +417,8 @@ class AttestationApp:
 
     async def _by_token(self, request: Request) -> Administrator:
         # The right token is refused too: otherwise its answer would distinguish it from guesses.
-        _allow(self._wrong_tokens, request, f"{WRONG_TOKENS} wrong tokens came from this address")
+        address = address_of(request.scope)
+        _allow(self._wrong_tokens, address, f"{WRONG_TOKENS} wrong tokens came from this address")
         try:
             return await self._administrators.by_token(request.headers.get("authorization", ""))
         except IssuerUnavailable as error:
@@ -438,8 +428,56 @@ class AttestationApp:
             ) from error
         except NotAnAdministrator as error:
             if error.guessed:
-                self._wrong_tokens.spend(address_of(request.scope))
+                self._wrong_tokens.spend(address)
             raise HttpRefusal(401, "Unauthorized", error.message, advice=error.advice()) from error
+
+
+class _AttestCall:
+    """`POST /attest/{type}` as an ASGI application: a framework's request and answer take as long as their parsing."""
+
+    def __init__(self, app: AttestationApp, kind: AttestationType) -> None:
+        self._app, self._kind = app, kind
+        self._seconds = app.metrics.seconds.labels(kind)
+        self._accepted = app.metrics.requests.labels(kind, "accepted")
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one call."""
+        try:
+            _check_version(scope)
+            self._app.limit(scope)
+            body = await self._app.body(receive)
+            accepted = next((value for name, value in scope["headers"] if name == b"accept"), b"")
+            ear = _EAR in accepted
+            token = await self._token(body, scope, ear=ear)
+        except Exception as error:  # noqa: BLE001 - a mistake of ours must not leave a client without an answer
+            await _marked(self._app.failure(error, scope))(scope, receive, send)
+            return
+        answer = token.encode() if ear else msgspec.json.encode({"token": token})
+        headers = [
+            (b"content-type", _EAR if ear else _JSON.encode()),
+            (b"content-length", b"%d" % len(answer)),
+            (b"x-ms-request-id", str(uuid.uuid4()).encode()),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": answer})
+
+    async def _token(self, body: bytes, scope: Message, *, ear: bool) -> str:
+        """The token, counted and timed with what became of the call."""
+        begun, outcome = time.perf_counter(), "error"
+        try:
+            token = await self._app.appraise(body, self._kind, scope, ear=ear)
+        except AzureError as error:
+            outcome = error.azure_code
+            raise
+        else:
+            outcome = "accepted"
+            return token
+        finally:
+            self._seconds.observe(time.perf_counter() - begun)
+            counted = (
+                self._accepted if outcome == "accepted" else self._app.metrics.requests.labels(self._kind, outcome)
+            )
+            counted.inc()
 
 
 _CLAIMS = [
@@ -470,12 +508,8 @@ def _attestation_type(name: str) -> AttestationType:
         raise AzureError(f"the attestation type {name!r} is not served: {known} are") from None
 
 
-def _caller(request: Request) -> str:
-    return request.client.host if request.client else ""
-
-
-def _allow(allowance: Allowance, request: Request, reason: str) -> None:
-    if wait := allowance.wait(address_of(request.scope)):
+def _allow(allowance: Allowance, address: str, reason: str) -> None:
+    if wait := allowance.wait(address):
         raise HttpRefusal(429, "TooManyRequests", reason, retry_after=wait)
 
 
@@ -509,10 +543,10 @@ def _number(request: Request, name: str, *, default: int, most: int) -> int:
     return int(text)
 
 
-def _check_version(request: Request) -> None:
-    if request.scope["query_string"] in _PLAIN_VERSIONS:
+def _check_version(scope: Message) -> None:
+    if scope["query_string"] in _PLAIN_VERSIONS:
         return
-    version = request.query_params.get("api-version")
+    version = Request(scope).query_params.get("api-version")
     if version not in API_VERSIONS:
         raise HttpRefusal(
             400,

@@ -101,7 +101,7 @@ async def serve(
             store.first_signer(_signer(name), clock())
         workers = WorkerThreads("appraisal", threads=config.threads, max_waiting=config.max_waiting)
         stack.callback(workers.close)
-        audit = AuditWriter(store.record)
+        audit = AuditWriter(store)
         stack.callback(audit.close)
         issuer = (config.url or _own_url(config, listener)).rstrip("/") + prefix
         file = _policy_file(config.policy)

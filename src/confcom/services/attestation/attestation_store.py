@@ -8,16 +8,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
+from sqlalchemy.dialects import sqlite
 
 from confcom.database.changes import Leases, announce, lease_table
 from confcom.database.engine import Database, DatabaseAddress
@@ -72,6 +74,8 @@ _APPRAISAL = sa.Table(
     sa.Column("claims", sa.Text, nullable=False),
 )
 _INSERT_APPRAISAL = sa.insert(_APPRAISAL)
+_RECORDED = ("at", "kind", "caller", "verdict", "reason", "policy_hash", "evidence_hash", "claims")
+_INSERT_AT_ONCE = str(_INSERT_APPRAISAL.compile(dialect=sqlite.dialect(), column_keys=_RECORDED))
 _KEY_CHANGE = sa.Table(
     "key_change",
     METADATA,
@@ -110,8 +114,7 @@ class StoredPolicy:
     signer: x509.Certificate | None
 
 
-@dataclass(frozen=True, slots=True)
-class AuditRecord:
+class AuditRecord(msgspec.Struct, frozen=True):
     """One appraisal: who asked, what was judged by which policy, and the outcome. Hashes are SHA-256.
 
     `claims` is the JSON of what the policy saw, empty where the evidence did not get that far.
@@ -262,21 +265,15 @@ class AttestationStore:
 
     def record(self, entries: Sequence[AuditRecord]) -> None:
         """Keep the records of appraisals, in one transaction."""
-        rows = [
-            {
-                "at": _plain(entry.at),
-                "kind": entry.kind.value,
-                "caller": entry.caller[:64],
-                "verdict": entry.verdict,
-                "reason": entry.reason[:4096].replace("\0", "\ufffd"),  # which PostgreSQL does not take
-                "policy_hash": entry.policy_hash,
-                "evidence_hash": entry.evidence_hash,
-                "claims": entry.claims,
-            }
-            for entry in entries
-        ]
+        rows = [dict(zip(_RECORDED, (_plain(entry.at), *_columns(entry)), strict=True)) for entry in entries]
         with self.database.write(flushed=False) as connection:
             connection.execute(_INSERT_APPRAISAL, rows)
+
+    def record_at_once(self, entries: Sequence[AuditRecord]) -> bool:
+        """The same from an event loop; False, and nothing is kept, where it would wait (`insert_at_once`)."""
+        # The time as SQLAlchemy writes it.
+        rows = [(_plain(entry.at).isoformat(" ", "microseconds"), *_columns(entry)) for entry in entries]
+        return self.database.insert_at_once(_INSERT_AT_ONCE, rows)
 
     def records(self, wanted: RecordFilter = EVERY_RECORD, *, before: int | None = None, limit: int = 100) -> list[Row]:
         """Records with an id below `before`, the newest first; `at` is UTC without a zone."""
@@ -364,58 +361,76 @@ class AttestationStore:
             return bytes(connection.execute(sa.select(_SECRET.c.value)).scalar_one())
 
 
-HOLD = 0.005
-"""Seconds for which a record may wait for others."""
-QUIET_TURNS = 3
-
-
 class AuditWriter:
     """Records appraisals before their callers are answered: one transaction at a time, with all that came meanwhile."""
 
-    def __init__(self, write: Callable[[Sequence[AuditRecord]], None]) -> None:
-        self._write = write
+    def __init__(self, store: AttestationStore) -> None:
+        self._store = store
         self._thread = WorkerThreads("audit", threads=1, max_waiting=1)
         self._pending: list[tuple[AuditRecord, asyncio.Future[None]]] = []
+        self._busy = False
+        """Whether a transaction is under way, or comes in this turn of the event loop."""
         self._writing: asyncio.Task[None] | None = None
 
     async def record(self, entry: AuditRecord) -> None:
         """Return once the record is committed; an error of its transaction is raised for every record in it."""
-        kept: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        kept: asyncio.Future[None] = loop.create_future()
         self._pending.append((entry, kept))
-        if self._writing is None or self._writing.done():
-            self._writing = asyncio.create_task(self._run())
+        if not self._busy:
+            self._busy = True
+            loop.call_soon(self._write)
         await kept
 
     def close(self) -> None:
         """End the thread."""
         self._thread.close()
 
-    async def _gather(self) -> None:
-        """Wait until no record joins in a few turns of the event loop: a transaction costs as much as several."""
-        loop = asyncio.get_running_loop()
-        latest, known, turns = loop.time() + HOLD, 0, 0
-        while turns < QUIET_TURNS and loop.time() < latest:
-            turns = turns + 1 if len(self._pending) == known else 0
-            known = len(self._pending)
-            await asyncio.sleep(0)
+    def _write(self) -> None:
+        """Write what came in this turn of the event loop: here if nothing waits then, else in the thread."""
+        if self._store.record_at_once([entry for entry, _ in self._pending]):
+            self._busy = False
+            _settle(self._take(), None)
+        else:
+            self._writing = asyncio.create_task(self._write_in_thread())
 
-    async def _run(self) -> None:
-        while self._pending:
-            await self._gather()
-            batch, self._pending = self._pending, []
+    async def _write_in_thread(self) -> None:
+        while batch := self._take():
             entries = [entry for entry, _ in batch]
             outcome: Exception | None = None
             try:
-                await self._thread.run(lambda entries=entries: self._write(entries))  # type: ignore[misc]
+                await self._thread.run(lambda entries=entries: self._store.record(entries))  # type: ignore[misc]
             except Exception as error:  # noqa: BLE001 - raised again by every waiting call
                 outcome = error
-            for _, kept in batch:
-                if kept.done():
-                    continue
-                if outcome is None:
-                    kept.set_result(None)
-                else:
-                    kept.set_exception(outcome)
+            _settle(batch, outcome)
+        self._busy = False
+
+    def _take(self) -> list[tuple[AuditRecord, asyncio.Future[None]]]:
+        batch, self._pending = self._pending, []
+        return batch
+
+
+def _settle(batch: list[tuple[AuditRecord, asyncio.Future[None]]], outcome: Exception | None) -> None:
+    for _, kept in batch:
+        if kept.done():
+            continue
+        if outcome is None:
+            kept.set_result(None)
+        else:
+            kept.set_exception(outcome)
+
+
+def _columns(entry: AuditRecord) -> tuple[str, ...]:
+    """What a record holds beside its time."""
+    return (
+        entry.kind.value,
+        entry.caller[:64],
+        entry.verdict,
+        entry.reason[:4096].replace("\0", "\ufffd"),  # which PostgreSQL does not take
+        entry.policy_hash,
+        entry.evidence_hash,
+        entry.claims,
+    )
 
 
 def as_line(row: Row) -> Row:

@@ -136,7 +136,7 @@ class Pages:
                 if method == "GET":
                     return await self._workers.run(lambda: handler(request, {}, by))
                 if not role:
-                    self._api.limit(request)
+                    self._api.limit(request.scope)
                 body = await self._body(request)
                 return await self._workers.run(lambda: handler(request, self._form(request, body), by))
             except Overloaded:
@@ -257,7 +257,7 @@ class Pages:
     async def _body(self, request: Request) -> bytes:
         if request.headers.get("content-type", "").partition(";")[0] != "application/x-www-form-urlencoded":
             raise _refusal(415, "this is not the form of a page")
-        return await self._api.body(request)
+        return await self._api.body(request.receive)
 
     def _form(self, request: Request, body: bytes) -> Form:
         """The fields of a form that came from a page of this instance."""

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from confcom.collateral.store.store import CollateralStore
 from confcom.database.engine import Database, DatabaseAddress
-from confcom.errors import ConfigError
+from confcom.errors import ConfigError, DatabaseError
 from confcom.pki.roots import TrustRoots
 from confcom.services.attestation import attestation_store
 from confcom.services.attestation.attestation_store import (
@@ -228,25 +228,54 @@ def test_a_nonce_is_used_once_and_forgotten_when_it_is_no_longer_good(
     other.close()
 
 
-def test_records_that_come_together_share_a_transaction(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attestation_store, "HOLD", 60.0)
-    batches: list[list[str]] = []
+def test_records_are_committed_before_their_callers_are_answered(database_address: str) -> None:
+    store, other = opened_store(database_address), AttestationStore.open(database_address)
+    writer = AuditWriter(store)
 
-    async def appraisal(writer: AuditWriter, number: int) -> None:
-        # Each gets there some turns of the event loop after the one before.
-        for _ in range(2 * number):
-            await asyncio.sleep(0)
+    async def appraisal(number: int) -> None:
         await writer.record(_record(number))
-        assert any(f"e{number}" in batch for batch in batches)
+        assert f"e{number}" in [row["evidence_hash"] for row in other.records(limit=1000)]
 
     async def all_of_them() -> None:
-        writer = AuditWriter(lambda entries: batches.append([entry.evidence_hash for entry in entries]))
-        await asyncio.gather(*(appraisal(writer, number) for number in range(8)))
-        await appraisal(writer, 0)
-        writer.close()
+        await appraisal(0)
+        await asyncio.gather(*map(appraisal, range(1, 9)))
+        # While another process writes they wait, in a thread, and share what comes next.
+        with other.database.write():
+            waiting = asyncio.gather(*map(appraisal, range(9, 17)))
+            await asyncio.sleep(0.05)
+            if not store.database.shared:
+                assert not waiting.done()
+        await waiting
+        for number in range(17, 300):
+            await writer.record(_record(number % 60))
 
     asyncio.run(all_of_them())
-    assert batches == [[f"e{number}" for number in range(8)], ["e0"]]
+    assert len(store.records(limit=1000)) == 300
+    assert {row["at"] for row in store.records(limit=1000)} == {
+        (NOW + timedelta(minutes=n)).replace(tzinfo=None) for n in range(60)
+    }
+    for one in (writer, store, other):
+        one.close()
+
+
+def test_what_cannot_be_recorded_fails_for_each_that_waits(tmp_path: Path) -> None:
+    store = opened_store(tmp_path / "a.sqlite")
+    writer = AuditWriter(store)
+
+    async def all_of_them() -> list[object]:
+        with sqlite3.connect(tmp_path / "a.sqlite") as broken:
+            broken.execute("ALTER TABLE appraisal RENAME TO away")
+        failed = await asyncio.gather(*(writer.record(_record(n)) for n in range(3)), return_exceptions=True)
+        with sqlite3.connect(tmp_path / "a.sqlite") as mended:
+            mended.execute("ALTER TABLE away RENAME TO appraisal")
+        await writer.record(_record(3))
+        return list(failed)
+
+    failed = asyncio.run(all_of_them())
+    assert [type(error) for error in failed] == [DatabaseError] * 3
+    assert [row["evidence_hash"] for row in store.records()] == ["e3"]
+    writer.close()
+    store.close()
 
 
 def _tables(path: Path) -> list[str]:
