@@ -254,7 +254,7 @@ def _fleet(platforms: int) -> tuple[CollateralStore, PlatformTcb]:
         request = replace(first, qe_id=number.to_bytes(16, "big"))
         raw = PlatformTcb(request.qe_id or b"", request.pce_id, request.cpu_svn, request.pce_svn)
         registration = Registration(request, "cached", NOW, world.machine.fmspc)
-        updates.append(PlatformUpdate(((raw, verified),), (registration,)))
+        updates.append(PlatformUpdate(((raw, verified),), (registration,), verified))
     store.platforms.keep(updates, seen=NOW, source="benchmark")
     return store, raw
 

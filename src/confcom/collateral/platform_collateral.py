@@ -27,6 +27,7 @@ from confcom.collateral.store.platforms import (
     PlatformTcb,
     PlatformUpdate,
     VerifiedPck,
+    highest,
     own_tcb,
     require_one_processor,
 )
@@ -427,13 +428,14 @@ class _Selection:
         require_one_processor(new.values())
         # At its own TCB too, so that it can be selected for any that is as high.
         kept = [(own_tcb(platform.qe_id, platform.pce_id, one.answer), one) for one in new.values()]
-        fmspc = next(iter(new.values())).extension.fmspc
+        fmspc, chosen = next(iter(new.values())).extension.fmspc, []
         for request in platform.requests:
             if isinstance(request, PckCertRequest):
                 raw = PlatformTcb(platform.qe_id, platform.pce_id, request.cpu_svn, request.pce_svn)
-                kept.append((raw, self._best(raw, fmspc, new)))
+                chosen.append((raw, self._best(raw, fmspc, new)))
         registrations = (Registration(request, "cached", self._now, fmspc) for request in platform.requests)
-        return PlatformUpdate(tuple(kept), tuple(registrations))
+        met = highest(one for _, one in chosen or kept)
+        return PlatformUpdate((*kept, *chosen), tuple(registrations), met)
 
     def _best(self, raw: PlatformTcb, fmspc: bytes, new: dict[bytes, VerifiedPck]) -> VerifiedPck:
         if fmspc not in self._tcb_infos:

@@ -81,6 +81,11 @@ class VerifiedPck:
     root: bytes
 
 
+def highest(found: Iterable[VerifiedPck]) -> VerifiedPck:
+    """The certificate of the highest TCB: Intel gives a platform certificates up to the TCB that it registered with."""
+    return max(found, key=lambda one: (one.extension.tcb.sgx_components, one.extension.tcb.pce_svn))
+
+
 @dataclass(frozen=True, slots=True)
 class StoredPck:
     """A PCK certificate as it is stored. `raw_tcbs`: those that it is served for, as CPUSVN (16 bytes) and PCESVN."""
@@ -96,10 +101,14 @@ class StoredPck:
 
 @dataclass(frozen=True, slots=True)
 class PlatformUpdate:
-    """New certificates of a platform, each for a raw TCB, and what the platform asked for."""
+    """New certificates of a platform, each for a raw TCB, and what the platform asked for.
+
+    `met` is the certificate of the TCB that the platform has now; None leaves what is known of it.
+    """
 
     certificates: tuple[tuple[PlatformTcb, VerifiedPck], ...]
     registrations: tuple[Registration, ...]
+    met: VerifiedPck | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,23 +191,27 @@ class PlatformRegistry:
         return VerifiedPck(kept, extension, chain.root.public_key)
 
     def add_pck_certificate(
-        self, platform: PlatformTcb, answer: PckCertificateAnswer, *, seen: datetime, source: str
+        self, platform: PlatformTcb, answer: PckCertificateAnswer, *, seen: datetime, source: str, asked: bool = True
     ) -> PckCertificateAnswer:
         """Verify a PCK certificate with its chain and keep it for the platform's raw TCB.
 
-        Gives the answer as it was kept: TCBm, FMSPC and CA are those of the certificate itself.
+        `asked`: the platform itself asked, so that it was seen. Gives the answer as it was kept: TCBm, FMSPC and CA are
+        those of the certificate itself.
         """
         verified = self.verify(answer, platform.pce_id)
         with self._database.write() as connection:
-            keep_pck(connection, platform, verified, seen=seen, source=source)
+            _keep_pck(connection, platform, verified, seen=seen, source=source)
+            _observe(connection, verified.extension, seconds(seen), "sgx", asked=asked)
         return verified.answer
 
-    def keep(self, platforms: Iterable[PlatformUpdate], *, seen: datetime, source: str) -> None:
+    def keep(self, platforms: Iterable[PlatformUpdate], *, seen: datetime, source: str, asked: bool = True) -> None:
         """Keep what there is of some platforms, all or none."""
         with self._database.write() as connection:
             for platform in platforms:
                 for raw, verified in platform.certificates:
-                    keep_pck(connection, raw, verified, seen=seen, source=source)
+                    _keep_pck(connection, raw, verified, seen=seen, source=source)
+                if platform.met is not None:
+                    _observe(connection, platform.met.extension, seconds(seen), "sgx", asked=asked)
                 for registration in platform.registrations:
                     put_registration(connection, registration)
 
@@ -309,13 +322,12 @@ class PlatformRegistry:
                 yield PckCertificateAnswer(certificate, chain, tcbm, bytes.fromhex(fmspc), _ca(ca))
 
 
-def keep_pck(
+def _keep_pck(
     connection: sa.Connection, platform: PlatformTcb, verified: VerifiedPck, *, seen: datetime, source: str
 ) -> None:
     """Keep a certificate for a raw TCB in the transaction that is open."""
     certificate = _keep_certificate(connection, platform, verified.answer, verified.root, seconds(seen), source)
     _choose(connection, platform, certificate, seconds(seen))
-    _observe(connection, verified.extension, seconds(seen), "sgx")
 
 
 def restore_pck(connection: sa.Connection, stored: StoredPck, verified: VerifiedPck) -> bool:
@@ -408,17 +420,28 @@ def _keep_certificate(
     return int(connection.execute(kept.returning(old.id), values).scalar_one())
 
 
-def _observe(connection: sa.Connection, extension: PckExtension, seen: int, tee: Tee, *, claimed: bool = False) -> None:
+def _observe(
+    connection: sa.Connection,
+    extension: PckExtension,
+    seen: int,
+    tee: Tee,
+    *,
+    claimed: bool = False,
+    asked: bool = True,
+) -> None:
     """Widen the times of the TCB at which a platform was met last, or append another one.
 
     What is older than that and another TCB is appended too, and is not current. One that is `claimed` and was met
-    before is not appended.
+    before is not appended, nor a lower one of the same second: it is of a set of certificates. Where the platform did
+    not ask itself, it counts as seen when it was seen last.
     """
     # Only the Platform CA writes an instance id into its certificates.
     ca = "processor" if extension.platform_instance_id is None else "platform"
     tcb, id_ = extension.tcb, platform_id(extension)
     facts = (extension.fmspc.hex(), ca, bytes(tcb.sgx_components), tcb.pce_svn, tcb.cpu_svn)
     newest = connection.execute(_MET, {"of": id_, "kind": tee}).first()
+    if newest is not None and not asked:
+        seen = newest.last_seen
     alike = [PLATFORMS.c[name] == value for name, value in zip(_FACTS, facts, strict=True)]
     same = connection.execute(_MET.where(*alike), {"of": id_, "kind": tee}).first()
     if same is not None and newest is not None and (same.number == newest.number or seen <= same.last_seen or claimed):
@@ -426,8 +449,15 @@ def _observe(connection: sa.Connection, extension: PckExtension, seen: int, tee:
         if times != {"first_seen": same.first_seen, "last_seen": same.last_seen}:
             connection.execute(sa.update(PLATFORMS).where(PLATFORMS.c.number == same.number).values(**times))
         return
+    if newest is not None and seen == newest.last_seen and _is_lower(tcb, newest):
+        return
     values = dict(zip(_FACTS, facts, strict=True)) | {"id": id_, "tee": tee, "first_seen": seen, "last_seen": seen}
     connection.execute(sa.insert(PLATFORMS), values)
+
+
+def _is_lower(tcb: PckTcb, than: Any) -> bool:  # noqa: ANN401 - of `_MET`
+    pairs = zip(tcb.sgx_components, than.sgx_components, strict=True)
+    return tcb.pce_svn <= than.pce_svn and all(mine <= theirs for mine, theirs in pairs)
 
 
 def _platform(row: Any) -> KnownPlatform:  # noqa: ANN401 - of `_KNOWN`

@@ -23,6 +23,11 @@ from confcom.protocols.pcs import PckCertRequest, PckCertsRequest
 MAX_REGISTRATIONS = 1_000_000
 """Rows; the largest fleets have 100,000 machines with a handful of raw TCBs each."""
 
+MAX_FORMER_MANIFESTS = 64
+"""Replaced manifests of one platform; a machine makes one when its keys are made, some times in its life."""
+FORMER_AGAIN = 24 * 3600
+"""Seconds within which a state that a registration had again is one entry among the former ones."""
+
 PAGE = 200
 """Registrations read at a time; each has a manifest of some 17 kB at most."""
 
@@ -181,8 +186,7 @@ def put_registration(connection: sa.Connection, registration: Registration) -> N
         manifest = values.get("platform_manifest", found.platform_manifest)
         replaced = found.platform_manifest if manifest != found.platform_manifest else None
         if found.state != registration.state or replaced is not None:
-            former = own | {"state": found.state, "since": found.since, "platform_manifest": replaced}
-            connection.execute(sa.insert(FORMER_REGISTRATIONS), former)
+            _keep_former(connection, own | {"state": found.state, "since": found.since, "platform_manifest": replaced})
             _add(connection, found.state, -1)
             _add(connection, registration.state, 1)
         values |= {"last_seen": max(found.last_seen, last_seen)}
@@ -192,6 +196,28 @@ def put_registration(connection: sa.Connection, registration: Registration) -> N
             f"{MAX_REGISTRATIONS} platforms are registered already",
             advice="Remove those that are gone (`confcom collateral remove`), or use a store for each fleet.",
         )
+
+
+def _keep_former(connection: sa.Connection, former: dict[str, Any]) -> None:
+    """Append what a registration was. What is equal is there once, so that callers cannot make it grow at will."""
+    columns = FORMER_REGISTRATIONS.c
+    platform = [columns[name] == former[name] for name in ("qe_id", "pce_id")]
+    same = [columns[name] == former[name] for name in ("cpu_svn", "pce_svn")]
+    same.append(columns.platform_manifest.is_not_distinct_from(former["platform_manifest"]))
+    if former["platform_manifest"] is None:
+        since = former["since"]
+        same += [columns.state == former["state"], columns.since.between(since - FORMER_AGAIN, since + FORMER_AGAIN)]
+    if connection.execute(sa.select(columns.id).where(*platform, *same).limit(1)).first() is not None:
+        return
+    if former["platform_manifest"] is not None:
+        manifests = sa.select(sa.func.count()).where(*platform, columns.platform_manifest.is_not(None))
+        if connection.execute(manifests).scalar_one() >= MAX_FORMER_MANIFESTS:
+            raise CollateralUnavailable(
+                f"the platform with QE_ID {former['qe_id']} was registered with {MAX_FORMER_MANIFESTS} other manifests "
+                "already",
+                advice="Remove it (`confcom collateral remove --qe-id`), and register it again.",
+            )
+    connection.execute(sa.insert(FORMER_REGISTRATIONS), former)
 
 
 def uncount(connection: sa.Connection, qe_id: str, pce_id: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -21,7 +21,7 @@ from confcom.collateral.platform_collateral import tcb_info_to_select_by
 from confcom.collateral.store.platforms import (
     PlatformTcb,
     PlatformUpdate,
-    VerifiedPck,
+    highest,
     own_tcb,
     require_one_processor,
 )
@@ -182,42 +182,39 @@ class PckCertificates:
             return FoundPck(verified.answer, lasting=False)
         if caller is not None and len(self._registrations.of_platform(platform.qe_id, platform.pce_id)) >= MAX_RAW_TCBS:
             return FoundPck(verified.answer, lasting=False)
-        kept = self._store.platforms.add_pck_certificate(platform, answer, seen=now, source=self._cache.source)
+        source = self._cache.source
+        kept = self._store.platforms.add_pck_certificate(platform, answer, seen=now, source=source, asked=asked)
         self._registrations.put(_cached(request, kept, now, asked=asked))
         return FoundPck(kept)
 
     async def fetch_all(self, request: PckCertsRequest, *, asked: bool = True) -> PckCertificateAnswer:
         """Ask upstream for all certificates of a platform that gave its manifest, and keep each for its own TCB.
 
-        Gives one of them. They may replace certificates of another processor: the platform was registered.
+        Gives that of the highest TCB. They may replace certificates of another processor: the platform was registered.
         """
         answers = await self._cache.ask_pck_certificates(request)
         if not answers:
             raise CertificatesUnavailable(f"{self._cache.source} has no PCK certificate for any TCB of this platform")
-        return await self._cache.keep(lambda: self._keep_all(request, answers, asked=asked))
-
-    def _keep_all(
-        self, request: PckCertsRequest, answers: Sequence[PckCertificateAnswer], *, asked: bool
-    ) -> PckCertificateAnswer:
-        now = self._cache.clock()
-        return self._keep_set(request, answers, lambda kept: _cached(request, kept, now, asked=asked))[0].answer
+        return await self._cache.keep(lambda: self._keep_set(request, answers, alone=True, asked=asked))
 
     def _keep_set(
-        self,
-        request: PckCertsRequest,
-        answers: Sequence[PckCertificateAnswer],
-        registered: Callable[[PckCertificateAnswer], Registration] | None = None,
-    ) -> list[VerifiedPck]:
-        """Verify certificates of one platform and keep each for its own TCB, with the registration of the platform."""
+        self, request: PckCertsRequest, answers: Sequence[PckCertificateAnswer], *, alone: bool, asked: bool
+    ) -> PckCertificateAnswer:
+        """Verify certificates of one platform, and keep each for its own TCB; gives the one of the highest TCB.
+
+        `alone`: the platform is known by its manifest, and not by a raw TCB. The highest TCB is then taken for its own.
+        """
         now, platforms = self._cache.clock(), self._store.platforms
         found = [platforms.verify(answer, request.pce_id) for answer in answers]
         for answer, verified in zip(answers, found, strict=True):
             require_stated(answer, verified.answer)
         require_one_processor(found)
         own = tuple((own_tcb(_qe_id(request), request.pce_id, one.answer), one) for one in found)
-        registrations = () if registered is None else (registered(found[0].answer),)
-        platforms.keep([PlatformUpdate(own, registrations)], seen=now, source=self._cache.source)
-        return found
+        best = highest(found)
+        registrations = (_cached(request, best.answer, now, asked=asked),) if alone else ()
+        update = PlatformUpdate(own, registrations, best if alone else None)
+        platforms.keep([update], seen=now, source=self._cache.source, asked=asked)
+        return best.answer
 
     async def register(
         self, request: PckCertRequest | PckCertsRequest, updates: Sequence[Update] = ("standard",)
@@ -251,7 +248,7 @@ class PckCertificates:
         whole = PckCertsRequest(request.pce_id, request.encrypted_ppid, request.platform_manifest, qe_id=request.qe_id)
         try:
             answers = await self._cache.ask_pck_certificates(whole)
-            await self._cache.keep(lambda: self._keep_set(whole, answers))
+            await self._cache.keep(lambda: self._keep_set(whole, answers, alone=False, asked=True))
         except (CollateralError, Overloaded) as error:
             structlog.get_logger().info("collateral.pck_set", qe_id=_qe_id(whole).hex(), reason=str(error))
 

@@ -9,7 +9,7 @@ import pytest
 from msgspec import structs
 
 from confcom.collateral.store import platforms
-from confcom.collateral.store.platforms import PlatformTcb
+from confcom.collateral.store.platforms import PlatformTcb, PlatformUpdate, highest, own_tcb
 from confcom.collateral.store.registrations import Registration
 from confcom.collateral.store.store import CollateralStore
 from confcom.errors import FormatError, MismatchError, UntrustedRootError, VerificationError
@@ -54,6 +54,51 @@ def test_a_certificate_is_found_for_exactly_its_raw_tcb(store, raw, answer, exte
         assert store.platforms.pck_certificate(other) is None
     assert store.platforms.pck_certificates(QE_ID, bytes(2)) == (kept,)
     assert store.platforms.pck_certificates(b"\x01", bytes(2)) == ()
+
+
+def certificates(world, *steps: int) -> list[PckCertificateAnswer]:
+    """Of the machine at TCBs that are so many steps above its own."""
+    tcb, found = world.machine.tcb, []
+    for step in steps:
+        world.machine.tcb = MachineTcb((tcb.sgx_components[0] + step, *tcb.sgx_components[1:]), tcb.pce_svn)
+        leaf, _, chain = world.authority.pck_chain(world.machine).partition(b"-----END CERTIFICATE-----\n")
+        found.append(PckCertificateAnswer(leaf + b"-----END CERTIFICATE-----\n", chain, bytes(18)))
+    world.machine.tcb = tcb
+    return found
+
+
+def states(store) -> list[tuple[int, str]]:
+    """The first component of each TCB at which platforms were met, and when the last time was."""
+    with store._database.read() as connection:
+        rows = connection.exec_driver_sql("SELECT sgx_components, last_seen FROM platforms ORDER BY number")
+        return [(bytes(row[0])[0], row[1]) for row in rows]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_a_set_of_certificates_is_one_sighting_at_its_highest_tcb(world, store, raw, now, order):
+    answers = certificates(world, *order)
+    found = [store.platforms.verify(answer, bytes(2)) for answer in answers]
+    own = tuple((own_tcb(QE_ID, bytes(2), one.answer), one) for one in found)
+    base, at = world.machine.tcb.sgx_components[0], int(now.timestamp())
+    for day in range(3):
+        update = PlatformUpdate(own, (), highest(found))
+        store.platforms.keep([update], seen=now + day * DAY, source="pcs", asked=day == 0)
+    # A refresh is no sighting.
+    assert states(store) == [(base + 2, at)]
+    assert store.platforms.count_certificates() == 3
+    store.platforms.keep([PlatformUpdate(own, (), None)], seen=now + 3 * DAY, source="pcs")
+    assert states(store) == [(base + 2, at)]
+
+
+def test_a_refresh_brings_a_platform_to_its_new_tcb_and_does_not_count_as_seen(world, store, raw, now):
+    old, new = certificates(world, 0, 1)
+    base, at = world.machine.tcb.sgx_components[0], int(now.timestamp())
+    store.platforms.add_pck_certificate(raw, old, seen=now, source="pcs")
+    for day in (1, 2):
+        store.platforms.add_pck_certificate(raw, new, seen=now + day * DAY, source="pcs", asked=False)
+    assert states(store) == [(base, at), (base + 1, at)]
+    (platform,) = store.platforms.known()
+    assert (platform.tcb.sgx_components[0], platform.last_seen) == (base + 1, now)
 
 
 def test_a_new_certificate_for_the_same_tcb_replaces_the_old_one(world, store, raw, answer, now):

@@ -88,6 +88,34 @@ def test_there_is_an_end_to_what_is_taken_in(register: Registrations, monkeypatc
     register.put(Registration(replace(REQUEST, pce_svn=2), "cached", NOW))  # one that is there is no new one
 
 
+def test_callers_cannot_make_the_history_of_a_registration_grow_at_will(
+    register: Registrations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registrations, "MAX_FORMER_MANIFESTS", 3)
+
+    def put(state: registrations.State, manifest: bytes, at: dt.timedelta) -> None:
+        register.put(Registration(replace(REQUEST, platform_manifest=manifest), state, NOW + at))
+
+    def history() -> list[tuple[str, bytes | None]]:
+        return [(one.state, one.platform_manifest) for one in register.former(b"\xab" * 16, bytes(2))]
+
+    minute, day = dt.timedelta(minutes=1), dt.timedelta(days=1)
+    for turn in range(40):
+        put("waiting" if turn % 2 else "cached", b"a", turn * minute)
+    assert history() == [("cached", None), ("waiting", None)]
+    put("cached", b"a", 2 * day)
+    put("waiting", b"a", 4 * day)
+    assert history() == [("cached", None), ("waiting", None), ("cached", None)]  # of another day
+    for turn in range(40):
+        put("waiting", b"b" if turn % 2 else b"c", 5 * day + turn * minute)
+    assert history()[3:] == [("waiting", b"a"), ("waiting", b"c"), ("waiting", b"b")]
+    put("waiting", b"d", 6 * day)  # b is kept already
+    with pytest.raises(CollateralUnavailable, match="3 other manifests"):
+        put("waiting", b"e", 6 * day)
+    assert waiting(register)[0].request.platform_manifest == b"d"
+    put("cached", b"d", 6 * day)  # no other manifest
+
+
 def test_lists_come_in_pages_that_hold_everything_once(register: Registrations) -> None:
     fmspcs = (bytes(6), b"\xff" * 6, b"\x01" * 6)
     for number in range(25):
