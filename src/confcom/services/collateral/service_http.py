@@ -6,6 +6,7 @@ goes through starlette.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import re
 import time
@@ -56,6 +57,8 @@ DOCUMENT_FOR = 60.0
 """Seconds that a document stays in memory; it then gets another age."""
 CONFIRMED_FOR = 30.0
 """Seconds that answers are given from memory after the store was last asked whether another replica changed it."""
+ANSWERED_WITHIN = 45.0
+"""Seconds after which a client gets 503: upstream has 20 of them, a silent server of the store the rest."""
 MEMORY_FOR = 3600.0
 """Seconds that a PCK certificate stays in memory."""
 MAX_AGE = 24 * 3600
@@ -139,6 +142,13 @@ class CollateralApp:
         return None if key is None else self._hot.get(key, self._now(), self._cache.generation)
 
     async def _collateral(self, request: Request) -> Answer:
+        try:
+            async with asyncio.timeout(ANSWERED_WITHIN):
+                return await self._find(request)
+        except TimeoutError:
+            raise Overloaded from None
+
+    async def _find(self, request: Request) -> Answer:
         served = _served(request.scope)
         if served is None:
             if request.scope["path"].startswith(GROUP):
