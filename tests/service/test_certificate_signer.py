@@ -32,6 +32,7 @@ from confcom.protocols.certificate_requests import SIGNER, name_for, nonce_of
 from confcom.services.certificate_signer import decisions
 from running_certificate_signer import SignerStage, enclave, now, policy_of, world
 
+ENCLAVE = 'enclave = "web"\nsigner = "vendor"\nisv_prod_id = 3\nisv_svn = 2\n'
 USAGES = ("server auth", "client auth")
 
 
@@ -405,7 +406,7 @@ async def test_no_other_signer_signs_for_simulated_enclaves_unmarked(stage: Sign
 async def test_the_command_writes_files_for_a_simulated_pod(stage: SignerStage) -> None:
     machine, enclave_file, made = stage.folder / "machine.json", stage.folder / "enclave.toml", stage.folder / "made"
     world().write_first(machine)
-    enclave_file.write_text('enclave = "web"\nsigner = "vendor"\nisv_prod_id = 3\nisv_svn = 2\n')
+    enclave_file.write_text(ENCLAVE)
     made.mkdir()
     words = [
         "certificate",
@@ -418,7 +419,8 @@ async def test_the_command_writes_files_for_a_simulated_pod(stage: SignerStage) 
         "--usage",
         "server",
     ]
-    command = [sys.executable, "-m", "confcom", *words, "--lifetime", "1h", "--kubeconfig", stage.requester()]
+    words += ["--kubeconfig", stage.requester(), "--lifetime"]
+    command = [sys.executable, "-m", "confcom", *words, "1h"]
     async with stage.running():
         done = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
         _, said = await done.communicate()
@@ -430,3 +432,29 @@ async def test_the_command_writes_files_for_a_simulated_pod(stage: SignerStage) 
     life = leaf(found).not_valid_after_utc - leaf(found).not_valid_before_utc
     assert found.renew_at == leaf(found).not_valid_before_utc + life * 2 / 3
     assert found.authorities == stage.published()
+
+
+async def test_the_command_keeps_a_certificate_and_renews_it(stage: SignerStage) -> None:
+    """Of two minutes and the five that it reaches back, two thirds are over at once: the next comes in ten seconds."""
+    machine, enclave_file, made = stage.folder / "machine.json", stage.folder / "enclave.toml", stage.folder / "made"
+    world().write_first(machine)
+    enclave_file.write_text(ENCLAVE)
+    made.mkdir()
+    words = ["--machine", machine, "--enclave", enclave_file, "-o", made, "--lifetime", "2m", "--keep"]
+    words += ["--kubeconfig", stage.requester()]
+    keeping = await asyncio.create_subprocess_exec(sys.executable, "-m", "confcom", "certificate", *map(str, words))
+    shown: set[bytes] = set()
+
+    def renewed() -> bool:
+        assert keeping.returncode is None
+        if (made / "tls.crt").exists() and (made / "tls.crt").read_bytes() not in shown:
+            # The last of the three files: when it changes, what is beside it belongs to it.
+            found = PodCertificate(*((made / name).read_bytes() for name in ("tls.crt", "ca.crt", "tls.key")))
+            context(ssl.Purpose.CLIENT_AUTH, found, stage.folder, "kept")
+            shown.add(found.certificate)
+        return len(shown) > 1
+
+    async with stage.running():
+        await eventually(renewed)
+        keeping.terminate()
+        assert await keeping.wait() == 0

@@ -113,9 +113,9 @@ class ServerContext(PresentingContext):
             self._peers.move_to_end(peer)
             if len(self._peers) > MAX_PEERS:
                 self._peers.popitem(last=False)
-        for budget, whose in ((own, "one peer"), (self._requests, "all peers")):
+        for budget, peers in ((own, "one peer"), (self._requests, "all peers")):
             if not budget.spend(1):
-                _log.warning("fresh evidence refused: more than %g requests of %s in a second", budget.rate, whose)
+                _log.warning("fresh evidence refused: more than %g requests of %s in a second", budget.rate, peers)
                 return False
         return True
 

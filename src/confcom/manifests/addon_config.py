@@ -118,7 +118,7 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     attested_certificates: bool = False
     """Run the certificate signer, which gives attested pods ordinary TLS certificates."""
     approve_for: tuple[str, ...] = ()
-    """Signers whose requests it approves after the same checks: clusterissuers.cert-manager.io/NAME."""
+    """Other signers for which it approves requests, after the same checks: clusterissuers.cert-manager.io/NAME."""
     metrics: bool = False
     """Run the exporter of EPC use on every SGX node."""
     autoscaling: bool = False

@@ -42,6 +42,7 @@ _STRUCTURE = "CertificateSigningRequest"
 _ACCOUNT = re.compile(
     r"system:serviceaccount:([a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?):([a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?)"
 )
+_WORD = re.compile(r"[A-Za-z0-9][-A-Za-z0-9.]{0,252}")
 _LABEL = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 _NONCE = re.compile(r"\bnonce=([A-Za-z0-9_-]{16,128})")
 _POD = "authentication.kubernetes.io/pod-name"
@@ -78,7 +79,6 @@ class SigningRequest:
 
     name: str
     uid: str
-    version: str
     signer: str
     request: bytes
     """PEM."""
@@ -101,7 +101,6 @@ class SigningRequest:
             return cls(
                 name=str(metadata["name"]),
                 uid=str(metadata["uid"]),
-                version=str(metadata["resourceVersion"]),
                 signer=str(spec["signerName"]),
                 request=_decoded(spec["request"]),
                 usages=frozenset(map(str, spec.get("usages") or ())),
@@ -143,8 +142,10 @@ class SigningRequest:
             raise _error("is no service account", "spec.username")
         if len(pod) != 1 or len(uid) != 1:
             raise _error("names no pod: the requester's token is not bound to one", "spec.extra")
-        node = next(iter(extra.get(_NODE) or ()), "")
-        return Requester(account[1], account[2], str(pod[0]), str(uid[0]), str(node))
+        words = [str(word) for word in (*pod, *uid, *list(extra.get(_NODE) or ())[:1])]
+        if not all(map(_WORD.fullmatch, words)):
+            raise _error("has a pod, a uid or a node that are no names", "spec.extra")
+        return Requester(account[1], account[2], *words, *[""] * (3 - len(words)))
 
 
 def name_for(nonce: bytes) -> str:

@@ -32,7 +32,7 @@ class CertificateSignerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_
     trust_domain: str = "cluster.local"
     """The first part of the names spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICEACCOUNT."""
     approve_for: tuple[str, ...] = ()
-    """Signers whose requests are approved after the same checks, and signed by them: for cert-manager's,
+    """Other signers for which requests are approved, after the same checks: of cert-manager,
     clusterissuers.cert-manager.io/NAME."""
     lifetime: Annotated[float, msgspec.Meta(ge=600, le=7 * _DAY)] = _DAY
     """Seconds that a certificate is valid at most; a request may ask for less."""

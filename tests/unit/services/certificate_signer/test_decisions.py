@@ -190,6 +190,7 @@ def test_other_usages_are_denied(decisions: Decisions, usages: list[str]) -> Non
         {"extra": None},
         {"extra": {"authentication.kubernetes.io/pod-name": ["a"]}},
         {"extra": {key: ["a", "b"] for key in ACCOUNT["extra"]}},
+        *({"extra": {key: [word] for key in ACCOUNT["extra"]}} for word in ("", "\ud800", "a\n", "\x1b[2J", "a" * 254)),
     ],
 )
 def test_only_pods_are_served(decisions: Decisions, account: dict[str, Any]) -> None:
