@@ -21,7 +21,6 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 import confcom
-from confcom.errors import RemoteProtocolError
 
 PROTOCOL = b"confcom sample 2"
 LIMIT = 64 * 1024  # bytes of a quote, and of an encrypted message
@@ -74,7 +73,7 @@ class Peer:
         writer.write(mine)
         theirs = await reader.readexactly(len(mine))
         if not theirs.startswith(PROTOCOL):
-            raise RemoteProtocolError("the peer speaks another protocol")
+            raise confcom.ProtocolError("the peer speaks another protocol")
         said = mine + theirs if role == b"caller" else theirs + mine
         for turn in (b"caller", b"called"):  # the called side shows no quote before it has accepted the caller
             report_data = hashlib.sha256(said + turn).digest() + bytes(32)
@@ -125,7 +124,7 @@ async def receive(reader: StreamReader) -> bytes:
     """What the peer sent, within the limit."""
     length = int.from_bytes(await reader.readexactly(4), "big")
     if length > LIMIT:
-        raise RemoteProtocolError(f"the peer announced {length} bytes, the limit is {LIMIT}")
+        raise confcom.ProtocolError(f"the peer announced {length} bytes, the limit is {LIMIT}")
     return await reader.readexactly(length)
 
 
@@ -139,7 +138,8 @@ def main() -> int:
         return confcom.exit_code(error)
     except (EOFError, OSError) as error:
         where = ":".join(map(str, options.listen or options.connect))
-        print(f"{options.name}: no conversation at {where}: {str(error) or 'it took too long'}", file=sys.stderr)
+        reason = "the peer ended it" if isinstance(error, EOFError) else str(error) or "it took too long"
+        print(f"{options.name}: no conversation at {where}: {reason}", file=sys.stderr)
         return confcom.ExitCode.PLATFORM
     except KeyboardInterrupt:
         return confcom.ExitCode.INTERRUPTED

@@ -53,15 +53,15 @@ class SignedEnclave:
         return self.sigstruct.attributes.debug and self.sigstruct.attribute_mask.debug
 
 
-def read_signed_enclave(data: bytes) -> SignedEnclave:
-    """The SIGSTRUCT of an enclave file of any framework.
+def read_signed_enclave(data: bytes, *, name: str = "enclave file") -> SignedEnclave:
+    """The SIGSTRUCT of an enclave file of any framework; `name` is the file's in errors.
 
     `FormatError` when there is none, or when there are several different ones; `SignatureError` when what is there
     was not signed with the key that it names.
     """
     places = list(find_sigstructs(data))
     if not places:
-        raise _refusal("holds no SIGSTRUCT: this is no enclave, or one that was not signed")
+        raise _refusal(name, "holds no SIGSTRUCT: this is no enclave, or one that was not signed")
     # From the last to the first: of equal ones the first place counts.
     sound = {bytes(found): SignedEnclave(found, at) for at, found in reversed(places) if _is_signed(found)}
     if not sound:
@@ -75,7 +75,8 @@ def read_signed_enclave(data: bytes) -> SignedEnclave:
         )
     if len(sound) > 1:
         builds = ", ".join(sorted(enclave.mr_enclave.hex() for enclave in sound.values()))
-        raise _refusal(f"holds {len(sound)} different signed enclaves (MRENCLAVE {builds})", "Name one enclave's file.")
+        message = f"holds {len(sound)} different signed enclaves (MRENCLAVE {builds})"
+        raise _refusal(name, message, "Name one enclave's file.")
     return next(iter(sound.values()))
 
 
@@ -114,5 +115,5 @@ def _is_signed(found: SigStruct) -> bool:
     return True
 
 
-def _refusal(message: str, advice: str = _ADVICE) -> FormatError:
-    return FormatError(message, structure="enclave file", field="", advice=advice)
+def _refusal(name: str, message: str, advice: str = _ADVICE) -> FormatError:
+    return FormatError(message, structure=name, field="", advice=advice)

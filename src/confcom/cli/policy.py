@@ -88,7 +88,7 @@ def _signed_enclave(enclave: Path, inside: str | None) -> SignedEnclave:
         return read_image_enclave(io.BytesIO(data), inside)
     if inside is not None:
         raise ConfigError(f"--file names a file in an image, and {enclave} is none", advice="Leave it out.")
-    return read_signed_enclave(data)
+    return read_signed_enclave(data, name=f"the enclave file {'on standard input' if str(enclave) == '-' else enclave}")
 
 
 @policy.command()

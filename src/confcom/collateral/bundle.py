@@ -16,7 +16,6 @@ import msgspec
 
 from confcom.appraisal.collateral import Collateral
 from confcom.errors import (
-    CollateralError,
     CollateralInvalid,
     CollateralNotFound,
     ConfcomError,
@@ -133,7 +132,7 @@ def save_bundle(collateral: Collateral, folder: Path, *, beside: Mapping[str, by
             for name in files:
                 (Path(drafts) / name).replace(folder / name)
     except OSError as error:
-        raise CollateralError(
+        raise ConfigError(
             f"the collateral cannot be written to {folder}: {error.strerror}",
             advice="Name a folder that can be written.",
         ) from error

@@ -41,7 +41,7 @@ def read_yaml(text: str, *, source: str, advise: Callable[[str], str | None] = l
         mark = getattr(error, "problem_mark", None)
         problem = str(getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML")
         if mark is None:
-            raise FormatError(problem, structure=source, field="") from error
+            raise FormatError(f"is no text: {problem}", structure=source, field="") from error
         line = text[text.rfind("\n", 0, mark.pointer) + 1 :].partition("\n")[0]
         message = f"line {mark.line + 1}: {problem}: {line.strip()[:80]!r}"
         raise FormatError(message, structure=source, field="", advice=advise(line)) from error

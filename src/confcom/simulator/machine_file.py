@@ -92,10 +92,12 @@ class MachineFile:
                 content = file.read(MAX_MACHINE_FILE + 1)
         except OSError as error:
             raise ConfigError(f"cannot read the machine file {path}: {error.strerror}", advice=_ADVICE) from error
+        where = f"machine file {path}"
+        if not content:
+            raise FormatError("is empty", structure=where, field="", advice=_ADVICE)
         try:
             return cls.parse(content)
         except FormatError as error:
-            where = f"machine file {path}"
             raise FormatError(error.message, structure=where, field="", advice=error.advice()) from None
 
     def named(self, name: str) -> Self:

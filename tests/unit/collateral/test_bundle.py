@@ -23,7 +23,7 @@ from confcom.collateral.documents import (
     keys_for,
     request_for,
 )
-from confcom.errors import CollateralError, CollateralInvalid, CollateralNotFound, FormatError
+from confcom.errors import CollateralInvalid, CollateralNotFound, ConfigError, FormatError
 from confcom.pki.certificate import MAX_PEM
 from confcom.pki.crl import Crl
 from confcom.pki.roots import TrustRoot, TrustRoots
@@ -137,7 +137,7 @@ def test_a_file_over_its_limit_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(CollateralError, match="cannot be written"):
+    with pytest.raises(ConfigError, match="cannot be written"):
         save_bundle(intel.collateral(), tmp_path / "file")
 
 
