@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
+import socket
 import ssl
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -35,6 +38,7 @@ class JwtLoginServer:
     ca: Path
     issuer: str
     clock: Any
+    keys: Callable[[], Any]
     roles: dict[str, dict[str, Any]] = field(default_factory=dict)
     secrets: dict[str, dict[str, Any]] = field(default_factory=dict)
     answer: tuple[int, bytes] | None = None
@@ -54,8 +58,7 @@ class JwtLoginServer:
     def _login(self, body: dict[str, str]) -> tuple[int, bytes]:
         bound = self.roles[body["role"]]
         try:
-            with urllib.request.urlopen(f"{self.issuer}/certs", timeout=60) as keys:
-                known = KeySet.import_key_set(json.load(keys))
+            known = KeySet.import_key_set(self.keys())
             claims = jwt.decode(body["jwt"], known, algorithms=["RS256"]).claims
             now = int(self.clock().timestamp())
             rules = {"iss": {"value": self.issuer}, "aud": {"value": body["role"]}}
@@ -71,9 +74,26 @@ class JwtLoginServer:
 
 
 @contextmanager
-def jwt_login_server(folder: Path, issuer: str, clock: Any) -> Iterator[JwtLoginServer]:
+def jwt_login_server(
+    folder: Path,
+    issuer: str,
+    clock: Any,
+    *,
+    keys: Callable[[], Any] | None = None,
+    address: str = "127.0.0.1",
+    network: str = "",
+) -> Iterator[JwtLoginServer]:
+    """The server at an address of this machine, or of the network namespace `network`.
+
+    `keys` gives the issuer's key set, where this process cannot ask the issuer.
+    """
+
+    def ask_issuer() -> Any:
+        with urllib.request.urlopen(f"{issuer}/certs", timeout=60) as answer:
+            return json.load(answer)
+
     now = datetime.fromtimestamp(time.time(), UTC)
-    ca, pair = make_serving_pair(("127.0.0.1",), now=now, lifetime=timedelta(days=1), common_name="secrets")
+    ca, pair = make_serving_pair((address,), now=now, lifetime=timedelta(days=1), common_name="secrets")
     paths = {name: folder / name for name in ("secrets-ca.crt", "secrets.crt", "secrets.key")}
     for path, content in zip(paths.values(), (ca, pair.certificate, pair.key), strict=True):
         path.write_bytes(content)
@@ -99,13 +119,29 @@ def jwt_login_server(folder: Path, issuer: str, clock: Any) -> Iterator[JwtLogin
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with ThreadingHTTPServer((address, 0), Handler, bind_and_activate=False) as server:
+        listening = Thread(target=_listen, args=(server, network))
+        listening.start()
+        listening.join()
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(paths["secrets.crt"], paths["secrets.key"])
         server.socket = context.wrap_socket(server.socket, server_side=True)
-        found = JwtLoginServer(f"https://127.0.0.1:{server.server_port}", paths["secrets-ca.crt"], issuer, clock)
+        url = f"https://{address}:{server.server_port}"
+        found = JwtLoginServer(url, paths["secrets-ca.crt"], issuer, clock, keys or ask_issuer)
         thread = Thread(target=server.serve_forever)
         thread.start()
         yield found
         server.shutdown()
         thread.join()
+
+
+def _listen(server: ThreadingHTTPServer, network: str) -> None:
+    """Bind its socket, which stays in the network namespace of the thread that made it."""
+    if network:
+        space = os.open(f"/run/netns/{network}", os.O_RDONLY)
+        assert ctypes.CDLL(None, use_errno=True).setns(space, 0) == 0, os.strerror(ctypes.get_errno())
+        os.close(space)
+        server.socket.close()
+        server.socket = socket.socket(server.address_family, server.socket_type)
+    server.server_bind()
+    server.server_activate()

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -31,6 +32,7 @@ from running_attestation_service import free_port
 
 NAMED = os.environ.get("CONFCOM_TEST_POSTGRES", "")
 WAIT = 120
+LOOPBACK = "127.0.0.1"
 OWNER = "confcom_owner"
 
 
@@ -65,32 +67,43 @@ class PostgresServer:
 
 
 class OwnServer(PostgresServer):
-    """A server that this process starts; it ends with it."""
+    """A server that this process starts; it ends with it.
 
-    def __init__(self, folder: Path) -> None:
-        self.port = free_port()
-        super().__init__(f"postgresql://{OWNER}@127.0.0.1:{self.port}/postgres")
+    At another `address` than that of this machine, in the network namespace `network`, clients need TLS and a password;
+    this process then uses its socket.
+    """
+
+    def __init__(self, folder: Path, *, address: str = LOOPBACK, network: str = "") -> None:
+        self.port, self.address = free_port(), address
+        here = f"{OWNER}@{LOOPBACK}:{self.port}/postgres"
+        by_socket = f"{OWNER}@/postgres?host={folder}&port={self.port}"
+        super().__init__(f"postgresql://{by_socket if network else here}")
         self._folder, self._data = folder, folder / "data"
         self._process: subprocess.Popen[bytes] | None = None
         self.settings: dict[str, str] = {
-            "listen_addresses": "127.0.0.1", "port": str(self.port), "unix_socket_directories": str(folder),
+            "listen_addresses": address, "port": str(self.port), "unix_socket_directories": str(folder),
             "fsync": "off", "max_connections": "60",
         }  # fmt: skip
         as_user = ["--reuid", "postgres", "--regid", "postgres", "--clear-groups"] if os.geteuid() == 0 else []
-        self._run_as = ["setpriv", *as_user, "--pdeathsig", "TERM"]
+        within = ["nsenter", f"--net=/run/netns/{network}", "--"] if network else []
+        self._run_as = [*within, "setpriv", *as_user, "--pdeathsig", "TERM"]
         if as_user:
             shutil.chown(folder, "postgres", "postgres")
         made = [str(program("initdb")), "-D", str(self._data), "-U", OWNER, "-A", "trust", "-E", "UTF8", "--no-locale"]
         subprocess.run([*self._run_as, *made, "-N"], check=True, stdout=subprocess.DEVNULL, cwd=folder)
+        with (self._data / "pg_hba.conf").open("a") as rules:
+            rules.write("hostssl all all all scram-sha-256\n")
         self._certify()
 
     def _certify(self) -> None:
-        """Make a certificate for `localhost`, which is its own authority."""
+        """Make a certificate for `localhost`, or for the address elsewhere, which is its own authority."""
         key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "db")])
         begin = datetime.fromtimestamp(time.time(), UTC) - timedelta(days=1)
         made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
         made = made.serial_number(1).not_valid_before(begin).not_valid_after(begin + timedelta(days=9))
-        made = made.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        here = self.address == LOOPBACK
+        known_as = x509.DNSName("localhost") if here else x509.IPAddress(ip_address(self.address))
+        made = made.add_extension(x509.SubjectAlternativeName([known_as]), critical=False)
         made = made.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         self.authority = self._folder / "server.crt"
         self.authority.write_bytes(made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))

@@ -7,7 +7,6 @@ GET /stock/NAME answers with the number in its own database, plus that of its pe
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,21 +16,14 @@ from urllib.request import OpenerDirector
 import psycopg
 
 from confcom import (
-    AllOf,
     ConfcomError,
-    IsvProdId,
-    MinIsvSvn,
-    MrSigner,
     QuoteVerifier,
-    TrustRoot,
     TrustRoots,
     exit_code,
-    launch_enclave,
     load_bundle,
-    open_platform,
-    open_quote_source,
-    process_mode,
-    safe_defaults,
+    load_policy,
+    load_trust_roots,
+    own_quote_source,
 )
 from confcom.atls import ClientContext, Issuer, ServerContext, https_opener
 from confcom.attestation_client import AttestationClient
@@ -50,14 +42,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--attestation", required=True, metavar="URL", help="the attestation service")
     parser.add_argument("--ca", type=Path, metavar="PEM", help="of the certificates of both")
     parser.add_argument("--peer", metavar="URL", help="another instance, https")
-    parser.add_argument("--signer", metavar="HEX", help="MRSIGNER of that instance")
+    parser.add_argument("--policy", type=Path, metavar="FILE", help="what to accept as that instance")
     parser.add_argument("--collateral", type=Path, metavar="FOLDER", help="to verify it with")
-    parser.add_argument(
-        "--machine", type=Path, metavar="FILE", help="simulated machine; on a simulated node its device"
-    )
+    parser.add_argument("--trust-root", type=Path, metavar="PEM", help="trust this root in place of Intel's")
+    parser.add_argument("--machine", type=Path, metavar="FILE", help="simulated machine; on a node the device")
     parser.add_argument("--enclave", type=Path, metavar="FILE", help="what the simulated enclave declares")
-    parser.add_argument("--socket", type=Path, default=Path("/var/run/aesmd/aesm.socket"), metavar="PATH")
-    return parser.parse_args()
+    parser.add_argument("--socket", type=Path, metavar="PATH", help="of the quote helper, if not the usual one")
+    options = parser.parse_args()
+    if options.peer and not (options.policy and options.collateral):
+        parser.error("--peer needs --policy and --collateral: an instance that is not verified is not asked")
+    return options
 
 
 class Service(ThreadingHTTPServer):
@@ -66,13 +60,7 @@ class Service(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, options: argparse.Namespace) -> None:
-        quotes = open_quote_source(
-            process_mode().decide("auto", os.environ),
-            enclave=lambda: launch_enclave(options.machine, options.enclave),
-            in_proc=lambda: open_platform("auto", machine=options.machine),
-            socket=options.socket,
-            simulated=options.machine is not None,
-        )
+        quotes = own_quote_source(machine=options.machine, enclave=options.enclave, socket=options.socket)
         secret = read_secret(
             "secret/data/stock",
             server=options.secrets,
@@ -97,13 +85,13 @@ class Service(ThreadingHTTPServer):
 
 
 def opener(options: argparse.Namespace) -> OpenerDirector:
-    """Connects to the same program of the same signer only."""
-    roots = TrustRoots.intel()
-    if options.machine is not None:
-        roots = TrustRoots((TrustRoot.from_pem((options.collateral / "root_ca.pem").read_bytes()),))
-    expected = MrSigner((bytes.fromhex(options.signer),)), IsvProdId(1), MinIsvSvn(1)
-    policy = AllOf(*expected, safe_defaults(accept_simulated=options.machine is not None))
-    return https_opener(ClientContext(policy, load_bundle(options.collateral), verifier=QuoteVerifier(roots)))
+    """Connects to what the policy accepts, and to nothing else."""
+    roots = load_trust_roots(options.trust_root) if options.trust_root else TrustRoots.intel()
+    # Naming another root than Intel's is what accepts a simulated platform.
+    file, simulated = load_policy(options.policy), options.trust_root is not None
+    collateral, verifier = load_bundle(options.collateral), QuoteVerifier(roots)
+    policy = file.policy(accept_simulated=simulated)
+    return https_opener(ClientContext(policy, collateral, verifier=verifier, grace=file.grace))
 
 
 class Handler(BaseHTTPRequestHandler):

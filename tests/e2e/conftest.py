@@ -33,6 +33,7 @@ FIRST = ("test_large_node.py", "test_node_status.py")
 LONG = (
     "test_addon_failures.py",
     "test_addon_states.py",
+    "test_attested_service.py",
     "test_helm_and_kustomize.py",
     "test_install_in_five_minutes.py",
 )
@@ -46,7 +47,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if FOLDER not in item.path.parents:
             continue
         item.add_marker(pytest.mark.e2e)
-        item.add_marker(pytest.mark.timeout(420))
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(420))
         if not KUBECONFIG:
             reason = "needs a cluster: `./dev e2e` starts one, CONFCOM_E2E_KUBECONFIG names another"
             item.add_marker(pytest.mark.skip(reason=reason))

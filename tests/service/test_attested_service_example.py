@@ -35,7 +35,7 @@ class Stage:
     secrets: JwtLoginServer
     processes: list[subprocess.Popen[str]]
 
-    def start(self, name: str, *options: str, signer: str = "Contoso") -> tuple[subprocess.Popen[str], str]:
+    def start(self, name: str, *options: str | Path, signer: str = "Contoso") -> tuple[subprocess.Popen[str], str]:
         declared = self.folder / f"{name}.toml"
         declared.write_text(f'enclave = "{name}"\nsigner = "{signer}"\nisv_prod_id = 1\nisv_svn = 1\n')
         address = f"127.0.0.1:{free_port()}"
@@ -44,7 +44,7 @@ class Stage:
         self.processes.append(process)
         return process, f"https://{address}"
 
-    def serve(self, name: str, *options: str, **more: str) -> str:
+    def serve(self, name: str, *options: str | Path, **more: str) -> str:
         process, url = self.start(name, *options, **more)
         assert process.stdout is not None
         assert "the database's password was released" in process.stdout.readline()
@@ -94,7 +94,10 @@ def stage(tmp_path: Path, postgres: PostgresServer) -> Iterator[Stage]:
 
 
 def test_it_reads_its_password_and_asks_an_attested_peer(stage: Stage) -> None:
-    expected = ["--signer", SIGNER, "--collateral", str(stage.folder / "collateral")]
+    (stage.folder / "policy.toml").write_text(f'mr_signer = ["{SIGNER}"]\nisv_prod_id = 1\nmin_isv_svn = 1\n')
+    collateral = stage.folder / "collateral"
+    expected = ["--policy", stage.folder / "policy.toml", "--collateral", collateral]
+    expected += ["--trust-root", collateral / "root_ca.pem"]
     store = stage.serve("store")
     assert stage.ask(f"{store}/stock/apples") == "3\n"
     assert stage.ask(f"{store}/stock/pears") == "0\n"
