@@ -72,6 +72,7 @@ def test_a_program_that_nobody_signed(command: list[str], tmp_path: Path, capsys
     assert run([*command, str(path)]) == ExitCode.MALFORMED
     said = capsys.readouterr().err
     assert "no SIGSTRUCT" in said
+    assert command == ["inspect"] or str(path) in said
     assert "Traceback" not in said
 
 

@@ -103,10 +103,16 @@ def test_the_seed_is_not_shown():
     assert repr(SEED) not in repr(FILE)
 
 
-@pytest.mark.parametrize("content", [b"no JSON", b"{}", bytes(FILE).replace(b"platform", b"other")])
-def test_a_wrong_file_is_named(content, tmp_path):
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        *((one, "MachineFile") for one in (b"no JSON", b"{}", bytes(FILE).replace(b"platform", b"other"))),
+    ],
+)
+def test_a_wrong_file_is_named(content, words, tmp_path):
     path = tmp_path / "machine.json"
     path.write_bytes(content)
-    with pytest.raises(FormatError, match=r"^machine file .*/machine\.json: MachineFile") as error:
+    with pytest.raises(FormatError, match=rf"^machine file .*/machine\.json: {words}") as error:
         MachineFile.read(path)
     assert "Make a new machine file" in error.value.advice()
