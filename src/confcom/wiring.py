@@ -128,7 +128,7 @@ def simulated_world(seed: bytes, now: datetime, *, machines: int = 1) -> Simulat
 
 
 def create_machine_file(path: Path, seed: bytes, now: datetime, *, report_scheme: str = "hardware") -> None:
-    """Write a new machine file, mode 0600; `report_scheme` may be `sdk-simulation` for enclaves of SGX_MODE=SIM."""
+    """Write a new machine file, mode 0600; with `sdk-simulation` its own enclaves report as those of SGX_MODE=SIM."""
     scheme_named(report_scheme)
     SimulatedWorld.from_seed(seed, now=now, report_scheme=report_scheme).write_first(path)
 
@@ -152,7 +152,7 @@ def describe_machine(data: bytes) -> str:
     found = MachineFile.parse(data)
     reports = "takes reports of enclaves of SGX_MODE=SIM only"
     if found.report_scheme == HARDWARE.name:
-        reports = "takes no reports of enclaves of SGX_MODE=SIM (they need --report-scheme sdk-simulation)"
+        reports = "takes reports of enclaves of SGX_MODE=SIM too"
     return f"created {found.created:%Y-%m-%d}; {reports}"
 
 

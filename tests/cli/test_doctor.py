@@ -139,7 +139,7 @@ class TestSimulated:
         assert (code, told["simulated"], told["ok"]) == (ExitCode.OK, True, True)
         (found,) = [check["found"] for check in told["checks"] if check["id"] == "platform.simulated"]
         assert "created 2026-03-01" in found
-        assert "--report-scheme sdk-simulation" in found
+        assert "takes reports of enclaves of SGX_MODE=SIM too" in found
         assert "0000" not in found
 
     def test_a_machine_named_from_the_working_folder(

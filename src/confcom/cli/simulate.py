@@ -38,7 +38,7 @@ def simulate() -> None:
     "--report-scheme",
     type=click.Choice(["hardware", "sdk-simulation"]),
     default="hardware",
-    help="sdk-simulation takes reports of enclaves that Intel's SDK built with SGX_MODE=SIM.",
+    help="sdk-simulation is for enclaves of SGX_MODE=SIM alone; a machine takes those in any case.",
 )
 @click.option("--world", metavar="FILE", type=FILE, help="Make a machine of this machine file's world; needs --name.")
 @click.option("--name", metavar="NAME", help="Which one: the same name, say a node's, is the same machine every time.")

@@ -77,12 +77,12 @@ class Platform(Protocol):
 
 
 def sdk_simulation_refused() -> ReportRejected:
-    """Why a platform that takes reports of hardware refuses `Report.is_of_sdk_simulation`."""
+    """Why a platform on hardware refuses `Report.is_of_sdk_simulation`."""
     return ReportRejected(
-        "the report is of an enclave in simulation mode of Intel's SDK (SGX_MODE=SIM), which only a simulated machine "
-        "made with --report-scheme sdk-simulation takes",
-        advice="Build the enclave with SGX_MODE=HW; or, without SGX hardware, give the quote helper such a machine: "
-        "confcom simulate machine --report-scheme sdk-simulation -o FILE",
+        "the report is of an enclave in simulation mode of Intel's SDK (SGX_MODE=SIM): "
+        "only simulated machines take those",
+        advice="Build the enclave with SGX_MODE=HW; or ask the quote helper of a simulated machine: "
+        "confcom quote-helper --platform simulated",
     )
 
 

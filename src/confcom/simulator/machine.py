@@ -16,7 +16,7 @@ from confcom.formats.sgx import AttributeFlags, Report, ReportBody, TargetInfo
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.keys import aes_cmac, check_seed, derive_bytes
 from confcom.simulator.processor import KeyRequest, Processor
-from confcom.simulator.report_scheme import HARDWARE, ReportScheme
+from confcom.simulator.report_scheme import HARDWARE, SDK_SIMULATION, ReportScheme
 
 UNABLE_TO_GENERATE_QE_REPORT = 0xE017
 """`quote3_error_t` that Intel's QE returns when EREPORT faults."""
@@ -89,6 +89,10 @@ class SimulatedMachine:
         self.ppid = derive_bytes(seed, f"machine {index}: PPID", 16)
         self.platform_instance_id = derive_bytes(seed, f"machine {index}: platform instance id", 16)
 
+    def scheme_of(self, report: Report) -> ReportScheme:
+        """How a report is to be checked, and its enclave to be answered."""
+        return SDK_SIMULATION if report.is_of_sdk_simulation else self.report_scheme
+
     def launch(self, declaration: EnclaveDeclaration) -> SimulatedEnclave:
         """Start an enclave of that identity."""
         return SimulatedEnclave(self, declaration)
@@ -108,10 +112,11 @@ class SimulatedEnclave:
         """Whom others must name to report to this enclave."""
         return TargetInfo.of(self.declaration.report_body(bytes(16), bytes(64)))
 
-    def create_report(self, target_info: TargetInfo, report_data: bytes, *, cpu_svn: bytes | None = None) -> Report:
+    def create_report(self, target_info: TargetInfo, report_data: bytes, *, like: Report | None = None) -> Report:
         """EREPORT for the target over exactly 64 bytes; a target that is no initialized enclave faults.
 
-        `cpu_svn` is the CPUSVN that the target checks with, where the report scheme lets each process have its own.
+        With `like`, a report of the target, it is made in the same way and at the same CPUSVN, so that the target can
+        check it.
         """
         if len(report_data) != 64:
             raise FormatError(f"is 64 bytes, found {len(report_data)}", structure="Report", field="report_data")
@@ -122,8 +127,9 @@ class SimulatedEnclave:
                 advice="Ask the target enclave for its target info and pass it on unchanged.",
             )
         processor, scheme = self._machine.processor, self._machine.report_scheme
-        if cpu_svn is None:
-            cpu_svn = scheme.cpu_svn(self._machine.tcb.cpu_svn)
+        cpu_svn = scheme.cpu_svn(self._machine.tcb.cpu_svn)
+        if like is not None:
+            scheme, cpu_svn = self._machine.scheme_of(like), like.body.cpu_svn
         body = self.declaration.report_body(cpu_svn, report_data)
         key_id = scheme.key_id(processor)
         key = scheme.report_key(processor, target_info, key_id, cpu_svn)
@@ -131,8 +137,8 @@ class SimulatedEnclave:
 
     def verify_report(self, report: Report) -> None:
         """Check that a report was made for this enclave, on this machine, at its present TCB."""
-        self._machine.report_scheme.check_origin(report, self._machine.tcb.cpu_svn)
-        expected = aes_cmac(self._report_key(report.key_id, report.body.cpu_svn), bytes(report.body))
+        self._machine.scheme_of(report).check_origin(report, self._machine.tcb.cpu_svn)
+        expected = aes_cmac(self._report_key(report), bytes(report.body))
         if not hmac.compare_digest(expected, report.mac):
             raise ReportRejected("the report's MAC is wrong: it was altered, or made elsewhere or for another enclave")
 
@@ -144,10 +150,11 @@ class SimulatedEnclave:
     def _identity(self) -> ReportBody:
         return self.declaration.report_body(self._machine.tcb.cpu_svn, bytes(64))
 
-    def _report_key(self, key_id: bytes, cpu_svn: bytes) -> bytes:
-        # All reports of one machine share key id and CPUSVN, so remembering one key is enough.
-        if self._key_inputs != (key_id, cpu_svn):
+    def _report_key(self, report: Report) -> bytes:
+        # The reports of a machine's own enclaves share key id and CPUSVN, so remembering one key is enough.
+        inputs = report.key_id, report.body.cpu_svn
+        if self._key_inputs != inputs:
             machine = self._machine
-            self._key = machine.report_scheme.report_key(machine.processor, self.target_info, key_id, cpu_svn)
-            self._key_inputs = (key_id, cpu_svn)
+            self._key = machine.scheme_of(report).report_key(machine.processor, self.target_info, *inputs)
+            self._key_inputs = inputs
         return self._key

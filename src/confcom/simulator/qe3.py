@@ -73,11 +73,11 @@ class QuotingEnclave:
         signed = self._before_body + bytes(report.body)
         return b"".join((signed, self._before_signature, sign_raw(self._key, signed), self._after_signature))
 
-    def report_on(self, quote: bytes, info: QeReportInfo, cpu_svn: bytes) -> QeReportInfo:
-        """The QE's own report over nonce and quote, for the enclave that asked; `cpu_svn` is that of its report."""
+    def report_on(self, quote: bytes, info: QeReportInfo, report: Report) -> QeReportInfo:
+        """The QE's own report over nonce and quote, for the enclave that asked with `report`."""
         binding = hashlib.sha256(info.nonce + quote).digest()
-        report = self._enclave.create_report(info.app_enclave_target_info, binding + bytes(32), cpu_svn=cpu_svn)
-        return replace(info, qe_report=report)
+        made = self._enclave.create_report(info.app_enclave_target_info, binding + bytes(32), like=report)
+        return replace(info, qe_report=made)
 
 
 def certify(

@@ -1,7 +1,7 @@
 """How a report's MAC is keyed: as on hardware, or as Intel's SDK does it in simulation mode.
 
-The SDK's simulation mode uses public constants, so that anyone can make such a report: a machine takes them only if it
-was started for them, and then takes no others.
+The SDK's simulation mode uses public constants, so that anyone can make such a report. Every simulated machine takes
+them, and its QE answers their enclaves in the same way. Its own enclaves report in the way that the machine file says.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Annotated, Protocol
 from confcom.errors import ConfigError, ReportRejected
 from confcom.formats.codec import U16, U32, Record, nested, raw
 from confcom.formats.sgx import SDK_SIMULATION_KEY_ID, Attributes, Report, TargetInfo
-from confcom.platforms.interface import sdk_simulation_refused
 from confcom.simulator.keys import aes_cmac
 from confcom.simulator.processor import KeyName, Processor
 
@@ -56,8 +55,6 @@ class HardwareReportScheme:
 
     def check_origin(self, report: Report, machine_cpu_svn: bytes) -> None:
         """Takes the machine's present CPUSVN only: a microcode update changes the report key."""
-        if report.is_of_sdk_simulation:
-            raise sdk_simulation_refused()
         if report.body.cpu_svn != machine_cpu_svn:
             raise ReportRejected("the report was made at another CPUSVN than the machine's present one")
 
@@ -130,7 +127,8 @@ class SdkSimulationReportScheme:
 
 
 HARDWARE: ReportScheme = HardwareReportScheme()
-REPORT_SCHEMES: dict[str, ReportScheme] = {scheme.name: scheme for scheme in (HARDWARE, SdkSimulationReportScheme())}
+SDK_SIMULATION: ReportScheme = SdkSimulationReportScheme()
+REPORT_SCHEMES = {scheme.name: scheme for scheme in (HARDWARE, SDK_SIMULATION)}
 
 
 def report_scheme(name: str) -> ReportScheme:

@@ -115,7 +115,7 @@ class SimulatedPlatform:
         quote = qe.quote(report)
         if qe_report_info is None:
             return QuoteResult(quote)
-        return QuoteResult(quote, qe.report_on(quote, qe_report_info, report.body.cpu_svn))
+        return QuoteResult(quote, qe.report_on(quote, qe_report_info, report))
 
     def quote_td(self, body: TdReportBody) -> bytes:
         """A quote of a TD on this machine, by its TD QE (see `confcom.simulator.td`)."""

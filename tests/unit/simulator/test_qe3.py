@@ -92,7 +92,7 @@ def test_the_qes_own_report_binds_nonce_and_quote_for_the_enclave_that_asked(mac
     enclave = machine.launch(declaration)
     quote = qe.quote(report)
     asked = QeReportInfo(b"N" * 16, enclave.target_info, Report.parse(bytes(432)))
-    answered = qe.report_on(quote, asked, report.body.cpu_svn)
+    answered = qe.report_on(quote, asked, report)
     assert bytes(answered)[:528] == bytes(asked)[:528]
     enclave.verify_report(answered.qe_report)
     assert answered.qe_report.body.report_data == hashlib.sha256(b"N" * 16 + quote).digest() + bytes(32)
@@ -103,7 +103,7 @@ def test_the_qes_own_report_binds_nonce_and_quote_for_the_enclave_that_asked(mac
 
 def test_no_report_of_the_qe_for_a_target_that_cannot_be(qe, report):
     with pytest.raises(NativeError) as error:
-        qe.report_on(b"", QeReportInfo(bytes(16), TargetInfo.parse(bytes(512)), report), bytes(16))
+        qe.report_on(b"", QeReportInfo(bytes(16), TargetInfo.parse(bytes(512)), report), report)
     assert error.value.native_code == 0xE017
 
 
