@@ -85,9 +85,13 @@ def certificate(
     async def stay(found: PodCertificate) -> None:
         stop, pause = stop_on_signals(), FIRST_RETRY
         wait = left(found)
-        while not await _set_within(stop, wait):
+        while not await _set_within(stop, min(wait, RETRY_MAX)):
+            if wait > RETRY_MAX:  # in steps, because the machine may have slept, or its clock was set
+                wait = left(found)
+                continue
             try:
-                wait, pause = left(await asyncio.to_thread(renew)), FIRST_RETRY
+                found = await asyncio.to_thread(renew)
+                wait, pause = left(found), FIRST_RETRY
             except ConfcomError as error:
                 complain(error)
                 wait, pause = pause, min(2 * pause, RETRY_MAX)
