@@ -523,7 +523,7 @@ def test_offline_a_registration_is_queued_and_reading_the_queue_keeps_it(
         ({"qe_id": ""}, "qe_id"),
         ({"cpu_svn": "zz" * 16}, "cpu_svn"),
         ({"pce_id": None}, "pce_id"),
-        ({"enc_ppid": "00"}, "encrypted_ppid"),
+        ({"enc_ppid": "00"}, "enc_ppid"),
         ({"enc_ppid": None}, "enc_ppid"),
         ({"enc_ppid": "00" * 384}, "enc_ppid"),
         ({"cpu_svn": ""}, "cpu_svn"),

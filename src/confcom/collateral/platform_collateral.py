@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -222,14 +223,18 @@ class _Identity(msgspec.Struct):
     pce_id: str
 
 
+_QeId = Annotated[str, msgspec.Meta(min_length=2, max_length=2 * MAX_QE_ID)]
+_PceId = Annotated[str, msgspec.Meta(min_length=4, max_length=4)]
+
+
 class PlatformForm(msgspec.Struct):
     """A platform as Intel's retrieval tool writes it; numbers are little-endian hexadecimal digits."""
 
-    qe_id: Annotated[str, msgspec.Meta(min_length=2, max_length=2 * MAX_QE_ID)]
-    pce_id: Annotated[str, msgspec.Meta(min_length=4, max_length=4)]
-    cpu_svn: Annotated[str, msgspec.Meta(max_length=32)] | None = None
-    pce_svn: Annotated[str, msgspec.Meta(max_length=4)] | None = None
-    enc_ppid: Annotated[str, msgspec.Meta(max_length=2 * ENCRYPTED_PPID_SIZE)] | None = None
+    qe_id: _QeId
+    pce_id: _PceId
+    cpu_svn: Annotated[str, msgspec.Meta(pattern="^(?:.{32})?$")] | None = None
+    pce_svn: Annotated[str, msgspec.Meta(pattern="^(?:.{4})?$")] | None = None
+    enc_ppid: Annotated[str, msgspec.Meta(pattern=f"^(?:.{{{2 * ENCRYPTED_PPID_SIZE}}})?$")] | None = None
     platform_manifest: Annotated[str, msgspec.Meta(max_length=2 * MAX_PLATFORM_MANIFEST)] | None = None
 
     def request(self, structure: str) -> PckCertRequest | PckCertsRequest | None:
@@ -253,8 +258,8 @@ class _Cert(msgspec.Struct):
 
 
 class _PckCerts(msgspec.Struct):
-    qe_id: str
-    pce_id: str
+    qe_id: _QeId
+    pce_id: _PceId
     certs: list[_Cert]
 
 
@@ -329,11 +334,12 @@ def _text(raw: msgspec.Raw | None, name: str) -> str:
 
 
 def unhex(text: str, structure: str, field: str) -> bytes:
-    """Bytes from hexadecimal digits of any number; else a `FormatError`."""
-    try:
-        return bytes.fromhex(text)
-    except ValueError as error:
-        raise FormatError("is not hexadecimal digits", structure=structure, field=field) from error
+    """Bytes from hexadecimal digits of any number, without blanks between; else a `FormatError`."""
+    with suppress(ValueError):
+        found = bytes.fromhex(text)
+        if 2 * len(found) == len(text):
+            return found
+    raise FormatError("is not hexadecimal digits", structure=structure, field=field)
 
 
 SOURCE = "platformcollateral"

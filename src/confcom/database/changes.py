@@ -113,7 +113,8 @@ def lease_table(metadata: sa.MetaData) -> sa.Table:
 class Leases:
     """Leases with a deadline: one holder of a name at a time, across replicas; one that died loses it by itself.
 
-    They save work and decide nothing: clocks of replicas may differ, so what is done under one may be done twice.
+    They save work and decide nothing: clocks of replicas may differ, so what is done under one may be done twice. A
+    lease that would last more than twice as long as one that is taken now was taken by a clock that was wrong.
     """
 
     def __init__(self, database: Database, table: sa.Table) -> None:
@@ -121,13 +122,14 @@ class Leases:
 
     def take(self, name: str, now: datetime, lasting: timedelta) -> bool:
         """Whether this holder has the lease now, until `lasting` from `now`; one that it had is prolonged."""
-        table, until = self._table, (now + lasting).astimezone(UTC).replace(tzinfo=None)
+        table, now = self._table, now.astimezone(UTC).replace(tzinfo=None)
+        until = now + lasting
         with self._database.write() as connection:
             made = self._database.insert(connection, table).values(name=name, holder=self._holder, until=until)
             taken = made.on_conflict_do_update(
                 index_elements=[table.c.name],
                 set_={"holder": self._holder, "until": until},
-                where=(table.c.holder == self._holder) | (table.c.until <= now.astimezone(UTC).replace(tzinfo=None)),
+                where=(table.c.holder == self._holder) | (table.c.until <= now) | (table.c.until > now + 2 * lasting),
             )
             return connection.execute(taken.returning(table.c.name)).first() is not None
 

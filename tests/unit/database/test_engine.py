@@ -142,6 +142,15 @@ def test_an_error_does_not_cling_to_the_connection(database: Database) -> None:
     assert numbers(database) == []
 
 
+def test_a_lease_that_was_taken_by_a_clock_that_was_ahead_is_soon_free(database: Database, other: Database) -> None:
+    ours, theirs, lasting = Leases(database, LEASE), Leases(other, LEASE), timedelta(seconds=30)
+    assert ours.take("round", NOW + timedelta(seconds=20), lasting)
+    assert not theirs.take("round", NOW, lasting)  # clocks differ a little
+    assert ours.take("round", NOW + timedelta(hours=1), lasting)
+    assert theirs.take("round", NOW, lasting)
+    assert not ours.take("round", NOW, lasting)
+
+
 def test_another_one_has_a_lease_when_it_was_given_back_or_ran_out(database: Database, other: Database) -> None:
     mine, theirs = Leases(database, LEASE), Leases(other, LEASE)
     minute = timedelta(minutes=1)

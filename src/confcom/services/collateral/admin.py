@@ -25,7 +25,7 @@ from confcom.collateral.platform_collateral import (
 from confcom.collateral.store.appraisal_policies import STRUCTURE
 from confcom.collateral.store.registrations import PAGE, Place, Registration, State
 from confcom.errors import CollateralNotFound, FormatError
-from confcom.protocols.pcs import HttpResponse, PckCertRequest, PckCertsRequest, Update
+from confcom.protocols.pcs import MAX_QE_ID, HttpResponse, PckCertRequest, PckCertsRequest, Update
 from confcom.protocols.pcs_answers import hex_field
 from confcom.services.collateral.answers import (
     JSON,
@@ -138,9 +138,11 @@ class Administration:
             raise FormatError("is needed, or not_seen_since, and not both", structure="PCS request", field="qeid")
         if qe_id is not None:
             named = unhex(qe_id, REGISTRATION, "qeid")
+            if not 1 <= len(named) <= MAX_QE_ID:
+                raise FormatError(f"is 1 to {MAX_QE_ID} bytes", structure="PCS request", field="qeid")
             removed = await self._cache.read(lambda: platforms.remove(named))
             if not removed:
-                raise CollateralNotFound(f"there is no platform with QE_ID {named.hex()[:260]}")
+                raise CollateralNotFound(f"there is no platform with QE_ID {named.hex()}")
         else:
             time = _time(since or "")
             removed = await self._cache.read(lambda: platforms.remove_unseen(time))

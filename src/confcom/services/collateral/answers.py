@@ -201,8 +201,8 @@ def error_answer(
 
 
 def _header_text(text: str) -> str:
-    """Text that fits a header: printable ASCII, bounded."""
-    return "".join(char if " " <= char <= "~" else "?" for char in text)[:300]
+    """Text that fits a header: printable ASCII, bounded, without blanks at its ends."""
+    return "".join(char if " " <= char <= "~" else "?" for char in text)[:300].strip()
 
 
 class HotAnswers:

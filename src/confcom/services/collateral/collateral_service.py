@@ -170,7 +170,8 @@ class Readiness:
 
     async def _look(self) -> Inventory:
         known, now = self._inventory, self._cache.clock()
-        if known is None or known.generation != self._cache.generation or now - known.seen > LOOK_AGAIN:
+        fresh = known is not None and timedelta() <= now - known.seen <= LOOK_AGAIN  # clocks are set back, too
+        if known is None or known.generation != self._cache.generation or not fresh:
             known = self._inventory = await self._flight.run("inventory", self._take)
         return known
 

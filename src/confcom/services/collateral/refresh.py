@@ -184,7 +184,8 @@ class Refresher:
             return True
         if isinstance(key.update, int) and key.update not in self._served and version.expires < now:
             return False  # Intel renews a set while it serves it
-        seen = max((sighting.last_seen for sighting in version.sightings), default=version.facts.issue_date)
+        times = (sighting.last_seen for sighting in version.sightings)
+        seen = max((time for time in times if time <= now), default=version.facts.issue_date)
         soon = version.expires - now <= timedelta(seconds=self._config.refresh_before)
         return soon or now - seen >= timedelta(seconds=self._config.refresh_every)
 
@@ -208,7 +209,8 @@ class Refresher:
 
     def _tried_lately(self, what: object, now: datetime) -> bool:
         tried = self._tried.get(what)
-        return tried is not None and now - tried < timedelta(seconds=self._config.refresh_retry)
+        # What was tried later than now, was tried before the clock was set back.
+        return tried is not None and timedelta() <= now - tried < timedelta(seconds=self._config.refresh_retry)
 
     async def _round(
         self, documents: Sequence[DocumentKey], certificates: AsyncIterator[Registration] | None, now: datetime
