@@ -112,7 +112,7 @@ class SigningRequest:
                 annotations=metadata.get("annotations") or {},
                 spec=spec,
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise FormatError(f"it lacks what every request has: {error!r}", structure=_STRUCTURE, field="") from error
 
     @property
@@ -134,18 +134,23 @@ class SigningRequest:
 
     def requester(self) -> Requester:
         """The pod that made the request; `FormatError` if no pod did."""
-        extra = self.spec.get("extra") or {}
-        groups = self.spec.get("groups") or ()
         account = _ACCOUNT.fullmatch(str(self.spec.get("username", "")))
-        pod, uid = (list(extra.get(key) or []) for key in (_POD, POD_UID))
-        if account is None or {"system:serviceaccounts", f"system:serviceaccounts:{account[1]}"}.difference(groups):
-            raise _error("is no service account", "spec.username")
+        no_account = _error("is no service account", "spec.username")
+        if account is None:
+            raise no_account
+        extra, groups = self.spec.get("extra") or {}, self.spec.get("groups") or ()
+        try:
+            missing = {"system:serviceaccounts", f"system:serviceaccounts:{account[1]}"}.difference(groups)
+            pod, uid, node = (list(map(str, extra.get(key) or ())) for key in (_POD, POD_UID, _NODE))
+        except (TypeError, AttributeError) as error:
+            raise _error("is none of an API server", "spec.extra") from error
+        if missing:
+            raise no_account
         if len(pod) != 1 or len(uid) != 1:
             raise _error("names no pod: the requester's token is not bound to one", "spec.extra")
-        words = [str(word) for word in (*pod, *uid, *list(extra.get(_NODE) or ())[:1])]
-        if not all(map(_WORD.fullmatch, words)):
+        if not all(map(_WORD.fullmatch, (*pod, *uid, *node))):
             raise _error("has a pod, a uid or a node that are no names", "spec.extra")
-        return Requester(account[1], account[2], *words, *[""] * (3 - len(words)))
+        return Requester(account[1], account[2], pod[0], uid[0], node[0] if node else "")
 
 
 def name_for(nonce: bytes) -> str:

@@ -190,6 +190,9 @@ def test_other_usages_are_denied(decisions: Decisions, usages: list[str]) -> Non
         {"extra": None},
         {"extra": {"authentication.kubernetes.io/pod-name": ["a"]}},
         {"extra": {key: ["a", "b"] for key in ACCOUNT["extra"]}},
+        {"extra": []},
+        {"extra": dict.fromkeys(ACCOUNT["extra"], 5)},
+        {"groups": 5},
         *({"extra": {key: [word] for key in ACCOUNT["extra"]}} for word in ("", "\ud800", "a\n", "\x1b[2J", "a" * 254)),
     ],
 )
