@@ -23,7 +23,7 @@ from joserfc.jws import JWSRegistry
 
 from confcom.errors import ConfigError, FormatError
 from confcom.formats.text import decode_base64, encode_base64url, members_once
-from confcom.pki.der import der_reason
+from confcom.pki.der import UNREADABLE, der_reason
 
 MAX_TOKEN = 256 << 10
 """Characters of a compact JWS."""
@@ -67,7 +67,7 @@ class SigningKey:
         """A private key and its certificate from one PEM file; anything else is a `ConfigError` with its name."""
         try:
             private, certificate = _loaded(data)
-        except (ValueError, TypeError) as error:
+        except UNREADABLE as error:
             raise ConfigError(
                 f"{name} is no signing key: {der_reason(error)}",
                 advice="Put an unencrypted private key and its certificate there.",
@@ -184,7 +184,7 @@ class ReadJws:
         try:
             key, model = _key(public), JWSRegistry.algorithms[algorithm]
             return key.key_type == model.key_type and model.verify(self.signed, self.signature, key)
-        except (ValueError, JoseError):
+        except (ValueError, KeyError, JoseError):  # KeyError: of a curve that JOSE has no name for
             return False
 
 

@@ -45,6 +45,8 @@ MAX_STEPS = 200_000
 MAX_CLAIMS = 2_000
 MAX_STRING = 256 << 10
 """Characters of one value."""
+LARGEST = (1 << 63) - 1
+"""The greatest integer of the language; the least is one further from zero."""
 MAX_MADE = 1 << 20
 """Characters of all values that a policy makes."""
 MAX_QUERY = 4_096
@@ -477,10 +479,25 @@ def _json_to_claim_value(text: Value) -> tuple[Value, ...]:
 def _primitive(found: object, what: str) -> tuple[Value, ...]:
     if found is None:
         return ()
-    if isinstance(found, (bool, int, str)):
+    if isinstance(found, str):
+        return (found,)
+    if isinstance(found, int):
+        if not -LARGEST - 1 <= found <= LARGEST:
+            raise PolicyEvaluationError(f"{what} converts integers of 64 bits, found one of {found.bit_length()}")
         return (found,)
     kind = "a fraction" if isinstance(found, float) else "an object" if isinstance(found, dict) else "an array"
     raise PolicyEvaluationError(f"{what} converts strings, integers, booleans and null, found {kind}")
+
+
+def _encodable(text: str, what: str) -> str:
+    """The text, which UTF-8 can write: JSON can name half of a surrogate pair, and no token could hold that."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PolicyEvaluationError(
+            f"half of a surrogate pair is in the text of {what}: {text[error.start]!r}"
+        ) from None
+    return text
 
 
 def _json(text: str, function: str) -> object:
@@ -488,7 +505,10 @@ def _json(text: str, function: str) -> object:
         raise ValueError(f"{constant} is no JSON")
 
     try:
-        return json.loads(text, parse_constant=refuse)
+        found: object = json.loads(text, parse_constant=refuse)
+        if "\\u" in text:
+            _encodable(json.dumps(found, ensure_ascii=False), function)
+        return found
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)
         raise PolicyEvaluationError(f"{function} was given text that is not JSON: {reason}") from None
@@ -543,13 +563,16 @@ def _jmespath(spend: Spend, text: Value, given: Value) -> tuple[Value, ...]:
         parsed = _compiled(query)
         spend(len(query))
         found = _Interpreter(spend, len(written) // 2048).visit(parsed, document)
-        written = json.dumps(found, separators=(",", ":"), ensure_ascii=False)
-    except (jmespath.exceptions.JMESPathError, ValueError, TypeError, RecursionError) as error:
-        reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error).splitlines()[0][:200]
+        written = json.dumps(found, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except PolicyEvaluationError:
+        raise  # of `spend`
+    except Exception as error:  # noqa: BLE001 - functions of jmespath fail with errors of Python: ceil(`1e999`)
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else f"{error}".partition("\n")[0][:200]
+        reason = reason.encode("utf-8", "backslashreplace").decode()  # it quotes what the query states
         raise PolicyEvaluationError(f"JmesPath cannot evaluate {query[:80]!r}: {reason}") from None
     if len(written) > MAX_STRING:
         raise PolicyEvaluationError(f"JmesPath gives {len(written)} characters, at most {MAX_STRING} are kept")
-    return (written,)
+    return (_encodable(written, "JmesPath"),)
 
 
 def _compiled(query: str) -> Any:  # noqa: ANN401 - a node of jmespath

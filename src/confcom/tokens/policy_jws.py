@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from confcom.errors import FormatError
 from confcom.formats.text import decode_base64, encode_base64url
+from confcom.pki.der import UNREADABLE, der_reason
 from confcom.tokens.azure import AzureError
 from confcom.tokens.jws import ReadJws, unsecured
 from confcom.tokens.policy_language import MAX_TEXT
@@ -121,8 +122,9 @@ def signer_of(x5c: object, what: str) -> x509.Certificate:
         chain = [x509.load_der_x509_certificate(decode_base64(each)) for each in x5c]
         for certificate in chain:
             certificate.public_key()  # one that cannot be read signs nothing, and would break the list of signers
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise AzureError(f"'x5c' of {what} holds no usable certificate: {error}", "InvalidOperation") from None
+    except UNREADABLE as error:
+        reason = der_reason(error)
+        raise AzureError(f"'x5c' of {what} holds no usable certificate: {reason}", "InvalidOperation") from None
     check_signer_chain(chain)
     return chain[0]
 
@@ -143,8 +145,9 @@ def check_signer_chain(chain: Sequence[x509.Certificate]) -> None:
                 raise AzureError(
                     f"the certificate {_name(certificate.subject)} of a policy signer {reason}", advice=_CHAIN
                 )
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise AzureError(f"a certificate of a policy signer cannot be read: {error}", advice=_CHAIN) from None
+    except UNREADABLE as error:
+        reason = der_reason(error)
+        raise AzureError(f"a certificate of a policy signer cannot be read: {reason}", advice=_CHAIN) from None
 
 
 _CHAIN = "Sign with a self-signed CA certificate, or send its whole chain in x5c: the signer first, the root last."

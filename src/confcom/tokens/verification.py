@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import msgspec
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import rsa
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, RSAKey
@@ -22,6 +21,7 @@ from joserfc.jwk import ECKey, RSAKey
 from confcom.errors import FormatError, PolicyError, VerificationError
 from confcom.formats.arguments import checked_time, checked_type
 from confcom.formats.sgx import AttributeFlags
+from confcom.pki.der import UNREADABLE, der_reason
 from confcom.pki.proof import PROOF, Proof
 from confcom.tokens.jws import ReadJws
 
@@ -334,6 +334,6 @@ def _read_key(jwk: Mapping[str, Any], where: str) -> PinnedKey | None:
         key_id = jwk.get("kid", "")
         if not isinstance(key_id, str):
             raise ValueError("kid is no string")
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, JoseError, UnsupportedAlgorithm) as error:
-        raise FormatError(f"cannot be read: {error}", structure="JWKS", field=where) from None
+    except (*UNREADABLE, KeyError, IndexError, AttributeError, JoseError) as error:
+        raise FormatError(f"cannot be read: {der_reason(error)}", structure="JWKS", field=where) from None
     return PinnedKey(key_id, kind, public, certificate, tuple(set(algorithms) & set(ALGORITHMS[kind])))

@@ -38,6 +38,31 @@ def _decide(authorization: str = "=> permit();", issuance: str = "", version: st
     return evaluate_policy(parse_policy(text), EVIDENCE)
 
 
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        (r'JsonToClaimValue("\"\\ud800\"")', r"half of a surrogate pair is in the text of JsonToClaimValue: '\ud800'"),
+        (r'JmesPath("{\"a\":\"\\udfff\"}","abs(a)")', r"half of a surrogate pair is in the text of JmesPath: '\udfff'"),
+        (r'JmesPath("1","`\"\\ud800\"`")', r"half of a surrogate pair is in the text of JmesPath: '\ud800'"),
+        (r'JmesPath("1","abs(`\"\\ud800\"`)")', r"invalid type for value: \ud800"),
+        ('JmesPath("1","ceil(`1e999`)")', "cannot convert float infinity to integer"),
+        (r'JmesPath("{\"a\":1e999}","a")', "Out of range float values"),
+        ('JsonToClaimValue("9223372036854775808")', "integers of 64 bits, found one of 64"),
+    ],
+)
+def test_what_no_token_can_hold_is_a_fault_of_its_rule(value: str, fault: str) -> None:
+    decision = _decide(issuance=f'=> issue(type="a", value={value}); => issue(type="b", value=1);')
+    assert decision.claims() == {"b": 1}
+    assert fault in decision.trace[-2].fault
+    json.dumps([each.as_dict() for each in decision.trace], ensure_ascii=False).encode()
+
+
+def test_values_at_the_ends_of_what_tokens_hold_are_issued() -> None:
+    written = '[-9223372036854775808,9223372036854775807,\\"\\\\ud83d\\\\ude00\\"]'
+    decision = _decide(issuance=f'=> issue(type="a", value=JsonToClaimValue("{written}"));')
+    assert decision.claims() == {"a": [-(1 << 63), (1 << 63) - 1, "\U0001f600"]}
+
+
 SGX = {"debug": False, "svn": 7, "report-data": "00"}
 
 

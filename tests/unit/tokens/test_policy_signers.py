@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -14,10 +15,12 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from confcom.errors import FormatError
 from confcom.formats.text import encode_base64url
 from confcom.tokens.azure import AzureError
 from confcom.tokens.jws import SigningKey
 from confcom.tokens.policy_jws import MAX_CHAIN, check_signer_chain, read_policy
+from confcom.tokens.verification import KeySet, TokenError, verify_token
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 
@@ -123,3 +126,45 @@ def test_signed_policies_bring_the_chain_of_their_signer() -> None:
         with pytest.raises(AzureError, match=reason) as caught:
             read_policy(signed_policy(chain))
         assert caught.value.azure_code == "InvalidParameter"
+
+
+def _der(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(Encoding.DER)
+
+
+def _of_a_curve_without_a_name() -> bytes:
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "brainpool")])
+    private = ec.generate_private_key(ec.BrainpoolP256R1())
+    built = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(private.public_key())
+    built = built.serial_number(1).not_valid_before(NOW).not_valid_after(NOW + timedelta(days=1))
+    return _der(built.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True).sign(
+        private, SHA256()
+    ))  # fmt: skip
+
+
+def _verify(token: str, jwks: bytes) -> None:
+    verify_token(token, KeySet.parse(jwks, fetched=NOW, max_age=timedelta(days=1)), issuer="i", now=NOW)
+
+
+VERSION = bytes.fromhex("a003020102")
+HOSTILE = {
+    "a version that X.509 does not have": _der(ROOT).replace(VERSION, bytes.fromhex("a003020104")),
+    "an extension twice": _der(ROOT).replace(bytes.fromhex("0603551d0f"), bytes.fromhex("0603551d13")),
+    "a curve that JOSE does not name": _of_a_curve_without_a_name(),
+    "cut off": _der(ROOT)[:-5],
+}
+
+
+@pytest.mark.parametrize("der", HOSTILE.values(), ids=HOSTILE)
+def test_a_certificate_that_cannot_be_used_is_refused_and_no_failure_of_the_service(der: bytes) -> None:
+    assert der != _der(ROOT)
+    x5c = {"x5c": [base64.b64encode(der).decode()]}
+    text = {"AttestationPolicy": encode_base64url(b"version=1.0;authorizationrules{=>permit();};")}
+    signed = SigningKey(key("root"), ROOT).sign(text, x5c)
+    with pytest.raises(AzureError) as refused:
+        read_policy(signed)
+    assert refused.value.azure_code in ("InvalidOperation", "InvalidParameter")
+    # In a key set that others publish it is an error of ours too.
+    jwks = json.dumps({"keys": [{"kty": "EC", "kid": "a"} | x5c]}).encode()
+    with pytest.raises((FormatError, TokenError)):
+        _verify(SigningKey(key("other"), ROOT).sign({"iss": "i"}, {"kid": "a"}), jwks)

@@ -22,6 +22,7 @@ from cryptography import x509
 
 from confcom.errors import ConfcomError, ConfigError, FormatError
 from confcom.formats.arguments import explain_settings
+from confcom.pki.der import UNREADABLE
 from confcom.services.runtime.process import read_toml
 from confcom.tokens.verification import MAX_KEY_SET, KeySet, TokenError, verify_token
 
@@ -333,7 +334,7 @@ def _names(pem: str) -> list[str]:
     try:
         extensions = x509.load_pem_x509_certificate(pem.encode()).extensions
         held = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError):
+    except (x509.ExtensionNotFound, *UNREADABLE):
         return []
     kinds = (x509.DNSName, x509.UniformResourceIdentifier, x509.RFC822Name)
     return [str(name) for kind in kinds for name in held.get_values_for_type(kind)]

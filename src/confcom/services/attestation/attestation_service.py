@@ -21,7 +21,7 @@ from confcom.collateral.sources import FRESH, LIMITS, RememberedCollateral, Sour
 from confcom.database.changes import Watch
 from confcom.errors import ConfcomError, ConfigError
 from confcom.formats.arguments import parse_tcp_address
-from confcom.pki.der import der_reason
+from confcom.pki.der import UNREADABLE, der_reason
 from confcom.pki.roots import TrustRoots, simulated_world
 from confcom.protocols.pcs import parse_update
 from confcom.services.attestation.administration import PolicyAdministration
@@ -281,7 +281,7 @@ def _signer(name: str) -> x509.Certificate:
     try:
         chain = x509.load_pem_x509_certificates(_read(Path(name)))
         check_signer_chain(chain)
-    except ValueError as error:
+    except UNREADABLE as error:
         raise ConfigError(
             f"{name} is no certificate of a policy signer: {der_reason(error)}",
             advice="Name a PEM file with its certificate, and those of its issuers up to the root.",
