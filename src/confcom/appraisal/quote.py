@@ -26,12 +26,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from hashlib import sha256
 from typing import Any, TypeAlias
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from confcom.appraisal.collateral import (
@@ -102,8 +102,7 @@ _Attester: TypeAlias = tuple[ec.EllipticCurvePublicKey, TcbEvaluation]
 """The attestation key of a QE, and the TCB of what it attests."""
 
 
-@dataclass(slots=True)
-class _Platform:
+class _Platform(msgspec.Struct):
     """What steps 2 to 5 proved of one PCK chain under one set of collateral, and what is known of its QEs since."""
 
     chain: VerifiedChain
@@ -111,13 +110,14 @@ class _Platform:
     valid_from: datetime
     valid_until: datetime
     # Attestation keys that steps 7 to 9 proved, with the TCB of steps 6 and 11; by QE report, key and SVNs.
-    attesters: Memory[_Attester] = field(default_factory=lambda: Memory(_ATTESTERS))
+    attesters: Memory[_Attester]
 
     @classmethod
     def of(cls, chain: VerifiedChain, collateral: VerifiedCollateral) -> _Platform:
         begins = [certificate.not_before for certificate in chain.certificates]
         ends = [certificate.not_after for certificate in chain.certificates]
-        return cls(chain, collateral, max(collateral.valid_from, *begins), min(collateral.valid_until, *ends))
+        begin, end = max(collateral.valid_from, *begins), min(collateral.valid_until, *ends)
+        return cls(chain, collateral, begin, end, Memory(_ATTESTERS))
 
     def stale(self, now: datetime) -> tuple[Window, ...]:
         """Step 12."""

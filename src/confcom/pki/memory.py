@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
 from threading import Lock
 from typing import Generic, TypeVar
+
+import msgspec
 
 V = TypeVar("V")
 
 
-@dataclass(slots=True)
-class _Entry(Generic[V]):
+class _Entry(msgspec.Struct, Generic[V]):
     value: V
     exact: bytes
     wrapping: bytes
@@ -64,7 +64,8 @@ class Memory(Generic[V]):
     def add(self, statement: bytes, value: V, *, exact: bytes = b"", wrapping: bytes = b"") -> None:
         """Keep a value, in the place of what was known of the same statement."""
         with self._lock:
-            self._forget(statement)
+            if statement in self._entries:
+                self._forget(statement)
             self._entries[statement] = _Entry(value, exact, wrapping)
             if wrapping:
                 self._by_wrapping[wrapping] = statement
@@ -72,5 +73,4 @@ class Memory(Generic[V]):
                 self._forget(next(iter(self._entries)))
 
     def _forget(self, statement: bytes) -> None:
-        if entry := self._entries.pop(statement, None):
-            self._by_wrapping.pop(entry.wrapping, None)
+        self._by_wrapping.pop(self._entries.pop(statement).wrapping, None)
