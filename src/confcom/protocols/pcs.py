@@ -14,6 +14,8 @@ from enum import StrEnum
 from typing import Literal
 from urllib.parse import urlencode
 
+import msgspec
+
 from confcom.errors import CollateralNotFound, ConfigError, FormatError
 
 Tee = Literal["sgx", "tdx"]
@@ -60,8 +62,7 @@ class Dialect(StrEnum):
     THIM = "thim"
 
 
-@dataclass(frozen=True, slots=True)
-class Api:
+class Api(msgspec.Struct, frozen=True):
     """A dialect and the version in its paths. PCS v3 is switched off (410); PCCSes still serve it."""
 
     dialect: Dialect
@@ -83,8 +84,7 @@ FMSPC = "SGX-FMSPC"
 CA_TYPE = "SGX-PCK-Certificate-CA-Type"
 
 
-@dataclass(frozen=True, slots=True)
-class TcbInfoRequest:
+class TcbInfoRequest(msgspec.Struct, frozen=True):
     """TCB info of one FMSPC (6 bytes)."""
 
     tee: Tee
@@ -95,8 +95,7 @@ class TcbInfoRequest:
         _size(self.fmspc, 6, "fmspc")
 
 
-@dataclass(frozen=True, slots=True)
-class EnclaveIdentityRequest:
+class EnclaveIdentityRequest(msgspec.Struct, frozen=True):
     """Identity of the QE (SGX or TDX), the QvE or the QAE (SGX alone)."""
 
     tee: Tee
@@ -108,21 +107,18 @@ class EnclaveIdentityRequest:
             raise FormatError("TDX has an identity of the QE alone", structure="PCS request", field="enclave")
 
 
-@dataclass(frozen=True, slots=True)
-class PckCrlRequest:
+class PckCrlRequest(msgspec.Struct, frozen=True):
     """Revocation list of one PCK CA. `encoding` None leaves it to the service: PEM from PCS, hexadecimal from PCCS."""
 
     ca: PckCaName
     encoding: Literal["pem", "der"] | None = "der"
 
 
-@dataclass(frozen=True, slots=True)
-class RootCaCrlRequest:
+class RootCaCrlRequest(msgspec.Struct, frozen=True):
     """Revocation list of the root. Intel serves it at another host, so PCS has no path for it."""
 
 
-@dataclass(frozen=True, slots=True)
-class CrlRequest:
+class CrlRequest(msgspec.Struct, frozen=True):
     """The revocation list of a distribution point, `crl?uri=` (PCCS) or `pckcrl?uri=` (THIM).
 
     THIM gives DER to clients of its first interface, PEM to those of later ones.
@@ -174,15 +170,13 @@ class PckCertsRequest:
         _platform(self)
 
 
-@dataclass(frozen=True, slots=True)
-class TcbEvaluationDataNumbersRequest:
+class TcbEvaluationDataNumbersRequest(msgspec.Struct, frozen=True):
     """Which sets there are."""
 
     tee: Tee
 
 
-@dataclass(frozen=True, slots=True)
-class FmspcsRequest:
+class FmspcsRequest(msgspec.Struct, frozen=True):
     """Which FMSPCs there are."""
 
     platform: Literal["all", "client", "E3", "E5"] = "all"
@@ -222,8 +216,7 @@ def describe(request: Request) -> str:
             return f"FMSPCs ({platform})"
 
 
-@dataclass(frozen=True, slots=True)
-class HttpRequest:
+class HttpRequest(msgspec.Struct, frozen=True):
     """`path` begins with a slash and is appended to the service's base; `url` instead of it is another host's."""
 
     path: str
@@ -239,8 +232,7 @@ class HttpRequest:
         return f"{self.path}?{urlencode(self.query)}" if self.query else self.path
 
 
-@dataclass(frozen=True, slots=True)
-class HttpResponse:
+class HttpResponse(msgspec.Struct, frozen=True):
     """Headers keep the case in which they are written; `header` finds them in any."""
 
     status: int
@@ -253,8 +245,7 @@ class HttpResponse:
         return next((value for found, value in self.headers if found.lower() == wanted), None)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """A document as received, with the PEM chain of its issuer (empty where the service gives none)."""
 
     body: bytes
