@@ -205,7 +205,7 @@ def parse_certificates(
     first, _, others = data.partition(_END)
     if limit == MAX_CERTIFICATES and first.startswith(_BEGIN) and others.startswith(_NEXT) and len(data) <= MAX_PEM:
         try:
-            return _decode.__wrapped__(first[len(_BEGIN) :]), *_ders_of_issuers(others)
+            return _decode(first[len(_BEGIN) :]), *_ders_of_issuers(others)
         except (FormatError, binascii.Error):
             pass  # read as a whole, the text says what is wrong, and where
     return tuple(_der(block, structure, offset) for offset, block in _blocks(data, "CERTIFICATE", structure, limit))
@@ -264,14 +264,12 @@ def _blocks(data: bytes, label: str, structure: str, limit: int) -> list[tuple[i
 
 def _der(block: bytes, structure: str, offset: int) -> bytes:
     try:
-        return _decode(block) if len(block) <= MAX_PEM else _decode.__wrapped__(block)
+        return _decode(block)
     except binascii.Error as error:
         raise FormatError(f"not base64{error}", structure=structure, field="", offset=offset) from error
 
 
-@lru_cache(16)
 def _decode(block: bytes) -> bytes:
-    """The bytes of a block; the certificates of one verification stand in several of its chains."""
     text = block.translate(None, _BLANKS)
     try:
         der = binascii.a2b_base64(text, strict_mode=True)
