@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from imaging.base import provide_base
 from release_artifacts import IMAGES, Source, checksums
 
 PROVENANCE = "provenance.json"
@@ -36,7 +37,7 @@ def encoded(value: object) -> bytes:
 def sboms(source: Source, folder: Path) -> dict[str, bytes]:
     """An SBOM for each artifact of a folder, by its file name."""
     locked = _locked_packages(source)
-    debian = _debian_packages(source.kept)
+    debian = _debian_packages(provide_base(source.kept).root)
     found = {}
     for path in sorted(folder.iterdir()):
         parts: list[Sbom] = []
@@ -88,18 +89,17 @@ def _locked_packages(source: Source) -> Sbom:
     return found
 
 
-def _debian_packages(kept: Path) -> list[Sbom]:
+def _debian_packages(root: Path) -> list[Sbom]:
     """What Debian's package manager lists in the base of the images."""
     found = []
-    for status in kept.glob("base-*/root/var/lib/dpkg/status"):
-        for paragraph in status.read_text().split("\n\n"):
-            fields = dict(re.findall(r"^(Package|Version|Architecture): (.*)$", paragraph, re.MULTILINE))
-            if "ok installed" not in paragraph or len(fields) != len(("Package", "Version", "Architecture")):
-                continue
-            place = f"{fields['Package']}@{fields['Version']}?arch={fields['Architecture']}"
-            purl = f"pkg:deb/debian/{place.replace('+', '%2B').replace(':', '%3A')}&distro=debian-13"
-            part = {"type": "library", "name": fields["Package"], "version": fields["Version"], "purl": purl}
-            found.append(part | {"bom-ref": f"deb-{fields['Package']}-{fields['Architecture']}"})
+    for paragraph in (root / "var" / "lib" / "dpkg" / "status").read_text().split("\n\n"):
+        fields = dict(re.findall(r"^(Package|Version|Architecture): (.*)$", paragraph, re.MULTILINE))
+        if "ok installed" not in paragraph or len(fields) != len(("Package", "Version", "Architecture")):
+            continue
+        place = f"{fields['Package']}@{fields['Version']}?arch={fields['Architecture']}"
+        purl = f"pkg:deb/debian/{place.replace('+', '%2B').replace(':', '%3A')}&distro=debian-13"
+        part = {"type": "library", "name": fields["Package"], "version": fields["Version"], "purl": purl}
+        found.append(part | {"bom-ref": f"deb-{fields['Package']}-{fields['Architecture']}"})
     return found
 
 
@@ -108,9 +108,8 @@ def provenance(source: Source, folder: Path) -> bytes:
     inputs = [{"uri": f"git+{source.commit}", "digest": {"gitCommit": source.commit}}]
     locks = sorted((source.tree / "requirements").glob("*.txt"))
     inputs += [{"uri": f"requirements/{path.name}", "digest": {"sha256": sha256(path)}} for path in locks]
-    bases = sorted(source.kept.glob("base-*/layer.tar"))
-    inputs += [{"uri": "deb.debian.org/debian trixie, the images' first layer", "digest": {"sha256": sha256(base)}}
-               for base in bases]  # fmt: skip
+    base = provide_base(source.kept).layer.digest.removeprefix("sha256:")
+    inputs.append({"uri": "deb.debian.org/debian trixie, the images' first layer", "digest": {"sha256": base}})
     tools = {"python": platform.python_version(), "zlib": zlib.ZLIB_RUNTIME_VERSION, "hatchling": version("hatchling")}
     subjects = [{"name": path.name, "digest": {"sha256": sha256(path)}} for path in _artifacts(folder)]
     statement = {

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from imaging.base import provide_base
 from testcluster.home import default_home
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +32,7 @@ Bare = Callable[[str], "subprocess.CompletedProcess[str]"]
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Bare:
     """Run a shell script there as an ordinary user, in their home, which keeps what scripts leave."""
-    base = next((default_home().path / "images").glob("base-*/root"))
+    base = provide_base(default_home().path / "images").root
     machine = tmp_path_factory.mktemp("bare") / "machine"
     subprocess.run(["cp", "-a", str(base), str(machine)], check=True)
     home = machine / "home" / "user"
