@@ -8,6 +8,7 @@ another host.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -36,7 +37,7 @@ theme:
   name: material
   font: false
   custom_dir: theme
-  features: [navigation.tabs, navigation.prune, navigation.top, content.code.copy, search.highlight, toc.follow]
+  features: [navigation.tabs, navigation.prune, navigation.top, search.highlight, toc.follow]
   palette:
     - {media: "(prefers-color-scheme: light)", scheme: default, toggle: {icon: lucide/sun, name: Use dark colours}}
     - {media: "(prefers-color-scheme: dark)", scheme: slate, toggle: {icon: lucide/moon, name: Use light colours}}
@@ -48,6 +49,10 @@ markdown_extensions:
   - pymdownx.superfences
 extra: {generator: false, version: {provider: mike}}
 """
+COPY = """\
+<pre id="{0}"><nav class="md-code__nav" role="presentation"><button class="md-code__button" title="Copy to clipboard" \
+data-clipboard-target="#{0} > code" data-md-type="copy"></button></nav>"""
+"""What the theme's script and style expect around code."""
 Navigation = list[dict[str, "str | Navigation"]]
 
 
@@ -134,6 +139,21 @@ def build(target: Path) -> None:
             sys.exit(f"site: {' '.join(command[1:])}:\n{done.stdout}")
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(work / "site", target)
+    for page in target.rglob("*.html"):
+        page.write_text(finished(page.read_text()))
+
+
+def finished(html: str) -> str:
+    """A page with copy buttons, and without empty headings of tables.
+
+    The theme's script would add the buttons one by one in the browser, with a layout of the page for each.
+    """
+    numbers = itertools.count()
+
+    def with_button(_: re.Match[str]) -> str:
+        return COPY.format(f"code-{next(numbers)}")
+
+    return re.sub("<pre>(?=<span></span><code>)", with_button, html).replace("<th></th>", "<td></td>")
 
 
 def list_versions(folder: Path, newest: str) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
-from documentation_site import ROOT, defects, links, list_versions, listed, navigation, pages
+from documentation_site import ROOT, defects, finished, links, list_versions, listed, navigation, pages
 
 
 def test_every_page_is_in_the_list_of_one_reader() -> None:
@@ -48,6 +49,16 @@ def test_defects_of_a_built_site_are_found(tmp_path: Path) -> None:
         "x.css loads https://example.com/y.css from another host",
         "x.css loads //example.com/z.png from another host",
     ]
+
+
+def test_code_has_a_button_that_copies_it_and_tables_no_empty_headings() -> None:
+    code = "<pre><span></span><code>a</code></pre>"
+    page = finished(f"{code}<table><tr><th></th><th>b</th></tr></table>{code}<pre>c</pre>")
+    targets = re.findall(r'data-clipboard-target="#([^ "]+) > code"', page)
+    assert targets == re.findall(r'<pre id="([^"]+)"', page)
+    assert len(set(targets)) == 2
+    assert page.endswith("<pre>c</pre>")
+    assert "<tr><td></td><th>b</th></tr>" in page
 
 
 def test_the_newest_version_is_the_first_and_the_start(tmp_path: Path) -> None:
