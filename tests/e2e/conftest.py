@@ -34,6 +34,7 @@ LONG = (
     "test_addon_failures.py",
     "test_addon_states.py",
     "test_attested_service.py",
+    "test_come_from_others.py",
     "test_helm_and_kustomize.py",
     "test_install_in_five_minutes.py",
 )
