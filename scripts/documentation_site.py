@@ -50,8 +50,8 @@ markdown_extensions:
 extra: {generator: false, version: {provider: mike}}
 """
 COPY = """\
-<pre id="{0}"><nav class="md-code__nav" role="presentation"><button class="md-code__button" title="Copy to clipboard" \
-data-clipboard-target="#{0} > code" data-md-type="copy"></button></nav>"""
+<pre><nav class="md-code__nav" role="presentation"><button class="md-code__button" title="Copy to clipboard" \
+data-clipboard-target="#{0}" data-md-type="copy"></button></nav><span></span><code id="{0}">"""
 """What the theme's script and style expect around code."""
 Navigation = list[dict[str, "str | Navigation"]]
 
@@ -153,7 +153,7 @@ def finished(html: str) -> str:
     def with_button(_: re.Match[str]) -> str:
         return COPY.format(f"code-{next(numbers)}")
 
-    return re.sub("<pre>(?=<span></span><code>)", with_button, html).replace("<th></th>", "<td></td>")
+    return re.sub("<pre><span></span><code>", with_button, html).replace("<th></th>", "<td></td>")
 
 
 def list_versions(folder: Path, newest: str) -> None:

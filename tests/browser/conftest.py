@@ -95,6 +95,10 @@ class Chromium:
                 return
         raise AssertionError(f"no Tab leads to {wanted!r}: {seen}")
 
+    def settle(self) -> None:
+        """Wait until two frames were drawn: what scripts of a page put off to the next one is done then."""
+        self.driver.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+
     def violations(self) -> list[str]:
         """What axe-core finds, each with the first element."""
         found = self.driver.execute_async_script(

@@ -51,6 +51,8 @@ def test_every_page_is_accessible_fits_and_is_light(browser, site: tuple[Path, s
         browser.look(size, scheme)
         browser.open(f"{url}/{name}")
         browser.wait(f"document.body.dataset.mdColorScheme === '{SCHEMES[scheme]}'")
+        browser.wait("document.querySelector('.md-version__current') !== null")
+        browser.settle()
         defects = browser.violations() + browser.complaints()
         defects += [f"loads {each}" for each in browser.script(LOADED) if not each.startswith(url.rpartition("/")[0])]
         defects += ["scrolls sideways"] if browser.script(TOO_WIDE) else []

@@ -54,8 +54,8 @@ def test_defects_of_a_built_site_are_found(tmp_path: Path) -> None:
 def test_code_has_a_button_that_copies_it_and_tables_no_empty_headings() -> None:
     code = "<pre><span></span><code>a</code></pre>"
     page = finished(f"{code}<table><tr><th></th><th>b</th></tr></table>{code}<pre>c</pre>")
-    targets = re.findall(r'data-clipboard-target="#([^ "]+) > code"', page)
-    assert targets == re.findall(r'<pre id="([^"]+)"', page)
+    targets = re.findall(r'data-clipboard-target="#([^ "]+)"', page)
+    assert targets == re.findall(r'<code id="([^"]+)"', page)
     assert len(set(targets)) == 2
     assert page.endswith("<pre>c</pre>")
     assert "<tr><td></td><th>b</th></tr>" in page
