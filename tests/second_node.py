@@ -100,6 +100,7 @@ def second_node(home: Path, cluster: Kubectl) -> Iterator[str]:
         for process in reversed(running):
             process.terminate()
             process.wait(60)
+        _run("nsenter", f"--net={space}", "ip", "address", "del", f"{_ADDRESS}/24", "dev", "node0")
         subprocess.run(["sh", "-c", _CGROUP_AWAY, NODE], check=False)
         shutil.rmtree(path, ignore_errors=True)
 
