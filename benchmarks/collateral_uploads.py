@@ -80,7 +80,8 @@ def tool_output(world: SimulatedWorld, count: int) -> bytes:
         "SGX-Enclave-Identity-Issuer-Chain": quote(identity.issuer_chain),
     }
     collaterals = {
-        "pck_certs": [{"qe_id": name, "pce_id": "0000", "certs": certs} for name in names],
+        "version": 4,
+        "pck_certs": [{"qe_id": name, "pce_id": "0000", "enc_ppid": "", "certs": certs} for name in names],
         "tcbinfos": [{"fmspc": machine.fmspc.hex(), "sgx_tcbinfo": json.loads(tcb.body)}],
         "pckcacrl": {"platformCrl": crl.body.hex()},
         "qeidentity": identity.body.decode(),

@@ -1,7 +1,7 @@
 """The collateral and the attestation service on SQLite, on PostgreSQL with one and two replicas, and Intel's PCCS.
 
     ./dev bench engines
-    CONFCOM_PCCS=FOLDER ./dev bench engines      beside Intel's service (benchmarks/pccs.py)
+    PCCS_SOURCE=FOLDER ./dev bench engines      beside Intel's service (benchmarks/pccs.py)
 
 All speak HTTPS with the same certificate, and take turns in one run. PostgreSQL is Debian's, started here. Servers,
 database and clients share the machine, so two replicas have no more processors than one.

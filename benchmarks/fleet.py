@@ -159,7 +159,7 @@ def _upload(world: SimulatedWorld, numbers: range) -> bytes:
         answer, qe_id = _certificate(world, number, 0), f"{number + 1:032x}"
         platforms.append(platform | {"qe_id": qe_id})
         certificate = certs | {"tcbm": answer.tcbm.hex(), "cert": quote(answer.certificate)}
-        found.append({"qe_id": qe_id, "pce_id": "0000", "certs": [certificate]})
+        found.append({"qe_id": qe_id, "pce_id": "0000", "enc_ppid": "", "certs": [certificate]})
     whole["platforms"], whole["collaterals"]["pck_certs"] = platforms, found
     return json.dumps(whole).encode()
 

@@ -1,4 +1,4 @@
-"""Intel's caching service (PCCS) as a peer, built from its source; CONFCOM_PCCS names the folder `service` of that.
+"""Intel's caching service (PCCS) as a peer, built from its source; PCCS_SOURCE names the folder `service` of that.
 
 It needs Node with npm. Its SQLite is compiled here, because the compiled one comes from a host that not every machine
 reaches; that takes some minutes, and none where the folder has been built already (`npm ci` and its `sqlite3`).
@@ -28,9 +28,9 @@ WAIT = 60
 @contextmanager
 def pccs(authority: bytes, certificate: bytes, key: bytes) -> Iterator[Server | str]:
     """The service, offline over its own SQLite, on a free port; or why it is not there."""
-    source = os.environ.get("CONFCOM_PCCS", "")
+    source = os.environ.get("PCCS_SOURCE", "")
     if not source:
-        yield "CONFCOM_PCCS names no folder with its source"
+        yield "PCCS_SOURCE names no folder with its source"
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "service"
