@@ -37,8 +37,9 @@ LONG = (
     "test_come_from_others.py",
     "test_helm_and_kustomize.py",
     "test_install_in_five_minutes.py",
+    "test_replicas.py",
 )
-"""Each takes the add-on away and brings it back, a quarter of an hour together; `./dev e2e --thorough` runs them."""
+"""Most take the add-on away and bring it back, twenty minutes together; `./dev e2e --thorough` runs them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
