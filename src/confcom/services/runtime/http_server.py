@@ -40,10 +40,8 @@ GRACE = 1.0
 """Seconds for which a connection that waits for its client is kept before those at work, if others have to go."""
 LINGER = 1.0
 """Seconds for which the rest of a request is read and dropped, so that the client gets the answer before the end."""
-
 BODY_RATE = 256 * 1024
 """Bytes of a request's body that give it another second."""
-
 TINY = 1024
 """Bytes; after a smaller piece of a body others have a turn."""
 V4_MAPPED = bytes(10) + b"\xff\xff"
@@ -64,12 +62,10 @@ class Page(NamedTuple):
     body: bytes
     content_type: str = TEXT
 
-    async def send(self, send: Send, *, close: bool = False) -> None:
-        """Send it as ASGI has it; with `close` nothing follows on its connection."""
+    async def send(self, send: Send) -> None:
+        """Send it as ASGI has it."""
         length = str(len(self.body)).encode()
         headers = [(b"content-type", self.content_type.encode()), (b"content-length", length)]
-        if close:
-            headers.append((b"connection", b"close"))
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         await send({"type": "http.response.body", "body": self.body})
 
@@ -100,7 +96,7 @@ class Listener:
     output_memory: int = 64 << 20
     """Bytes of answers that clients have not taken yet. Beyond this, the one that waits for longest is aborted."""
     leave_after: float = 0.0
-    """Seconds for which a replica still answers after it was told to stop, so that callers find another one first."""
+    """Seconds for which it still answers after `stop`, and ends each connection: callers find another replica."""
     drain_timeout: float = 10.0
     """Seconds that requests under way get when the server stops."""
     backlog: int = 1024
@@ -113,10 +109,7 @@ async def serve_http(
     stop: asyncio.Event,
     started: Callable[[str], None] | None = None,
 ) -> None:
-    """Serve until `stop` is set or cancelled, then let requests end. `started` gets the URL once there is a socket.
-
-    From `stop` on each connection ends after its answer; new ones are accepted for `leave_after` seconds.
-    """
+    """Serve until `stop` is set or cancelled, then let requests end. `started` gets the URL once there is a socket."""
     tls = listener.tls
     async with contextlib.AsyncExitStack() as cleaning:
         listening = _bind(listener, cleaning)

@@ -129,8 +129,7 @@ class WebhookApp:
     async def _reject(self, send: Send, status: int, message: str) -> None:
         self._metrics.rejected.labels(str(status)).inc()
         self._log.warning("admission.rejected", status=status, reason=message[:200])
-        # The body may not have been read, so nothing else can follow on this connection.
-        await Page(status, f"{message[:500]}\n".encode()).send(send, close=True)
+        await Page(status, f"{message[:500]}\n".encode()).send(send)
 
 
 class _Bodies:
