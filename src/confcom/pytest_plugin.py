@@ -8,7 +8,7 @@ fixture is used.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -34,9 +34,9 @@ _ADVISORY = "SIMULATED-SA-00002"
 class SimulatedEvidence:
     """A quote with the collateral that judges it, the root that both are of, and the time to judge at."""
 
-    quote: bytes
-    collateral: Collateral
-    trust_roots: TrustRoots
+    quote: bytes = field(repr=False)
+    collateral: Collateral = field(repr=False)
+    trust_roots: TrustRoots = field(repr=False)
     now: datetime
 
     def judge(self, policy: str | Path | Policy) -> AttestationResult:
@@ -126,9 +126,17 @@ def confcom_report_data() -> bytes:
 def confcom_evidence(confcom_enclave: Any, confcom_report_data: bytes) -> Callable[[str], SimulatedEvidence]:  # noqa: ANN401 - as above
     """Makes the evidence of a world by its name."""
     from confcom.cli.inputs import now
+    from confcom.errors import ConfcomError
 
     today = now()  # policies have dates
-    return lambda name: make_evidence(name, confcom_enclave, confcom_report_data, today)
+
+    def evidence(name: str) -> SimulatedEvidence:
+        try:
+            return make_evidence(name, confcom_enclave, confcom_report_data, today)
+        except ConfcomError as error:
+            pytest.fail(f"{error}\nwhat to do: {error.advice()}", pytrace=False)
+
+    return evidence
 
 
 @pytest.fixture

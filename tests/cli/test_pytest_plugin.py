@@ -34,6 +34,12 @@ def test_the_example_of_the_page(tmp_path: Path) -> None:
     lax = _pytest(tmp_path)
     failed = set(re.findall(r"FAILED .*\[(\w+)\]", lax.stdout))
     assert failed == {"debug", "wrong_signer"}, lax.stdout
+    # An enclave file that cannot be used is one sentence and what to do, without our source.
+    (tmp_path / "app.signed.so").write_bytes(enclave_file(sigstruct())[:2000])
+    cut = _pytest(tmp_path).stdout
+    assert "the enclave file app.signed.so: ends inside its SIGSTRUCT, which begins at byte 1025" in cut
+    assert "what to do: Copy the whole file again." in cut
+    assert "enclave_file.py" not in cut
 
 
 def _pytest(folder: Path) -> subprocess.CompletedProcess[str]:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 from confcom.errors import FormatError, SignatureError
-from confcom.formats.sgx import SigStruct, find_sigstructs
+from confcom.formats.sgx import HEADER, HEADER2, SigStruct, find_sigstructs
 
 MAX_ENCLAVE = 512 << 20
 """Bytes of a signed enclave file."""
@@ -61,13 +61,16 @@ def read_signed_enclave(data: bytes, *, name: str = "enclave file") -> SignedEnc
     """
     places = list(find_sigstructs(data))
     if not places:
+        at = data.rfind(HEADER)
+        if at >= 0 and len(data) < at + SigStruct.size() and HEADER2.startswith(data[at + 24 : at + 40]):
+            raise _refusal(name, f"ends inside its SIGSTRUCT, which begins at byte {at}", "Copy the whole file again.")
         raise _refusal(name, "holds no SIGSTRUCT: this is no enclave, or one that was not signed")
     # From the last to the first: of equal ones the first place counts.
     sound = {bytes(found): SignedEnclave(found, at) for at, found in reversed(places) if _is_signed(found)}
     if not sound:
         at = places[0][0]
         raise SignatureError(
-            f"the SIGSTRUCT at byte {at} was not signed with the key that it names: no processor starts this enclave",
+            f"{name}: the SIGSTRUCT at byte {at} was not signed with the key that it names: no processor starts it",
             step="sigstruct-signature",
             expected="a signature by the key in the SIGSTRUCT",
             found="another signature",

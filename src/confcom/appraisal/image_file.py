@@ -105,25 +105,34 @@ def read_image_enclave(stream: BinaryIO, path: str | None = None) -> SignedEncla
 
     `FormatError` if the archive is no image, has no such enclave, or has several and none is named.
     """
-    found = enclaves_of(stream)
+    everything = enclaves_of(stream)
+    found = {name: one for name, one in everything.items() if isinstance(one, SignedEnclave)}
     if path is not None:
-        enclave = found.get(_plain(path))
+        enclave = everything.get(_plain(path))
+        if isinstance(enclave, SignatureError):
+            raise enclave
         if enclave is None:
             raise _wrong(f"has no signed enclave at {path}", f"There are: {_names(found)}.")
         return enclave
     if not found:
+        for refused in everything.values():
+            if isinstance(refused, SignatureError):
+                raise refused
         raise _wrong("has no signed enclave in it", "Name the image of the application, as it is deployed.")
     if len({enclave.mr_enclave for enclave in found.values()}) > 1:
         raise _wrong(f"has {len(found)} signed enclaves", f"Name one with --file: {_names(found)}.")
     return next(iter(found.values()))
 
 
-def enclaves_of(stream: BinaryIO) -> dict[str, SignedEnclave]:
-    """Every file of the image that is a signed enclave, by its path without the first slash; `stream` can seek."""
+def enclaves_of(stream: BinaryIO) -> dict[str, SignedEnclave | SignatureError]:
+    """Every file of the image that is a signed enclave, by its path without the first slash; `stream` can seek.
+
+    Those with a wrong signature are errors.
+    """
     try:
         with tarfile.open(fileobj=stream, mode="r:", tarinfo=_Member) as archive:
             members = {member.name.removeprefix("./"): member for member in _bounded(archive, MAX_PARTS)}
-            found: dict[str, SignedEnclave] = {}
+            found: dict[str, SignedEnclave | SignatureError] = {}
             left = MAX_UNPACKED
             for name in _layers(archive, members):
                 left = _read_layer(_open(archive, members, name), found, left)
@@ -185,7 +194,7 @@ def _open(archive: tarfile.TarFile, members: _Members, name: str) -> IO[bytes]:
     return opened
 
 
-def _read_layer(packed: IO[bytes], found: dict[str, SignedEnclave], left: int) -> int:
+def _read_layer(packed: IO[bytes], found: dict[str, SignedEnclave | SignatureError], left: int) -> int:
     """Put the enclaves of a layer over those of the layers below it; returns what may still be unpacked, in bytes."""
     head = packed.read(4)
     packed.seek(0)
@@ -243,14 +252,14 @@ def _sparse(name: str) -> FormatError:
     return _wrong(f"has a sparse file {name[:200]!r}", _SAVE)
 
 
-def _remove(found: dict[str, SignedEnclave], path: str, below: set[str], *, itself: bool) -> None:
+def _remove(found: dict[str, Any], path: str, below: set[str], *, itself: bool) -> None:
     """Forget what lower layers have at a path and under it."""
     for one in below:
         if (itself and one == path) or one.startswith(f"{path}/" if path else ""):
             found.pop(one, None)
 
 
-def _enclave(layer: tarfile.TarFile, member: tarfile.TarInfo) -> SignedEnclave | None:
+def _enclave(layer: tarfile.TarFile, member: tarfile.TarInfo) -> SignedEnclave | SignatureError | None:
     if not len(HEADER) <= member.size <= MAX_ENCLAVE:
         return None
     opened = layer.extractfile(member)
@@ -258,8 +267,10 @@ def _enclave(layer: tarfile.TarFile, member: tarfile.TarInfo) -> SignedEnclave |
     if HEADER not in data:
         return None
     try:
-        return read_signed_enclave(data)
-    except (FormatError, SignatureError):
+        return read_signed_enclave(data, name=f"/{_plain(member.name)} of the image")
+    except SignatureError as error:
+        return error
+    except FormatError:
         return None  # signs its own enclaves, such as a signing tool, or is none
 
 

@@ -85,9 +85,9 @@ class EnclaveDeclaration:
         )
 
     @classmethod
-    def of_signed_enclave(cls, data: bytes) -> Self:
+    def of_signed_enclave(cls, data: bytes, *, name: str) -> Self:
         """The identity that EINIT gives the enclave of a signed file: nothing of it is loaded or run."""
-        signed = read_signed_enclave(data)
+        signed = read_signed_enclave(data, name=name)
         body = signed.sigstruct
         return cls(
             mr_enclave=signed.mr_enclave,
@@ -109,7 +109,7 @@ class EnclaveDeclaration:
         """
         content = _read(path)
         if content.startswith(b"\x7fELF") or is_sigstruct(content):
-            return cls.of_signed_enclave(content)
+            return cls.of_signed_enclave(content, name=f"the enclave file {path}")
         return cls.of_document(_read_document(path, content), str(path))
 
     @classmethod

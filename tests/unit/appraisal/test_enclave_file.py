@@ -10,7 +10,7 @@ import pytest
 from confcom.appraisal.enclave_file import SDK_SAMPLE_SIGNER, SignedEnclave, policy_text, read_signed_enclave
 from confcom.appraisal.policy_file import parse_policy
 from confcom.errors import FormatError, SignatureError
-from confcom.formats.sgx import SigStruct
+from confcom.formats.sgx import HEADER, SigStruct
 from signed_enclaves import enclave_file, signing_key, sigstruct
 
 
@@ -33,10 +33,16 @@ def test_every_authenticated_byte_counts() -> None:
             read_signed_enclave(bytes(changed))
 
 
-@pytest.mark.parametrize("data", [b"", b"\x7fELF" + bytes(4000), bytes(1808), bytes(sigstruct())[:1807]])
+@pytest.mark.parametrize("data", [b"", b"\x7fELF" + bytes(4000), bytes(1808), HEADER + bytes(1800), HEADER + bytes(30)])
 def test_a_file_without_a_signature_is_called_so(data: bytes) -> None:
     with pytest.raises(FormatError, match="holds no SIGSTRUCT"):
         read_signed_enclave(data)
+
+
+@pytest.mark.parametrize("more", [24, 40, 900, 1807])
+def test_a_file_that_was_cut_off_is_called_so(more: int) -> None:
+    with pytest.raises(FormatError, match="ends inside its SIGSTRUCT, which begins at byte 1025"):
+        read_signed_enclave(enclave_file(sigstruct())[: 1025 + more])
 
 
 def test_the_key_that_it_names_must_have_signed() -> None:

@@ -9,6 +9,7 @@ import json
 import tarfile
 import tracemalloc
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ from hypothesis import strategies as some
 
 from confcom.appraisal import image_file
 from confcom.appraisal.image_file import enclaves_of, is_archive, read_image_enclave
-from confcom.errors import FormatError
+from confcom.errors import FormatError, SignatureError
 from confcom.simulator.declaration import measure
 from signed_enclaves import enclave_file, sigstruct
 
@@ -59,7 +60,11 @@ def oci(*layers: Files, platforms: Sequence[str] = ("amd64",)) -> bytes:
 
 
 def found(image: bytes) -> dict[str, bytes]:
-    return {path: enclave.mr_enclave for path, enclave in enclaves_of(io.BytesIO(image)).items()}
+    return {
+        path: enclave.mr_enclave
+        for path, enclave in enclaves_of(io.BytesIO(image)).items()
+        if not isinstance(enclave, SignatureError)
+    }
 
 
 @pytest.mark.parametrize("archive", [saved, oci])
@@ -94,6 +99,18 @@ def test_one_of_several_has_to_be_named() -> None:
     with pytest.raises(FormatError, match="no signed enclave at /app") as caught:
         read_image_enclave(io.BytesIO(image), "/app")
     assert "/app/one.so, /lib/qe3.so" in caught.value.advice()
+
+
+def test_an_enclave_with_a_wrong_signature_is_called_so() -> None:
+    forged = enclave_file(replace(sigstruct("app"), isv_svn=9))
+    for path in (None, "app/app.so"):
+        with pytest.raises(SignatureError, match=r"^/app/app\.so of the image: the SIGSTRUCT at byte 1025 was not"):
+            read_image_enclave(io.BytesIO(saved({"app/app.so": forged})), path)
+    sound = {"app/app.so": forged, "app/other.so": enclave_file(sigstruct("other"))}
+    assert read_image_enclave(io.BytesIO(saved(sound))).mr_enclave == sigstruct("other").enclave_hash
+    # A later layer that has the right file in its place.
+    mended = saved({"app/app.so": forged}, {"app/app.so": enclave_file(sigstruct("app"))})
+    assert read_image_enclave(io.BytesIO(mended)).sigstruct.isv_svn == 3
 
 
 def test_copies_of_one_enclave_are_one() -> None:
