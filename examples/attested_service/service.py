@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from http.client import HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.error import URLError
 from urllib.request import OpenerDirector
 
 import psycopg
 
 from confcom import (
     ConfcomError,
+    ExitCode,
     QuoteVerifier,
     TrustRoots,
     exit_code,
@@ -36,7 +37,7 @@ MAX_ANSWER = 20
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--listen", default="0.0.0.0:8443", metavar="HOST:PORT")
+    parser.add_argument("--listen", type=address, default="0.0.0.0:8443", metavar="HOST:PORT")
     parser.add_argument("--database", required=True, metavar="DSN", help="of PostgreSQL, without a password")
     parser.add_argument("--secrets", required=True, metavar="URL", help="Vault or OpenBao")
     parser.add_argument("--attestation", required=True, metavar="URL", help="the attestation service")
@@ -52,6 +53,12 @@ def arguments() -> argparse.Namespace:
     if options.peer and not (options.policy and options.collateral):
         parser.error("--peer needs --policy and --collateral: an instance that is not verified is not asked")
     return options
+
+
+def address(text: str) -> tuple[str, int]:
+    """Host and port."""
+    host, port = text.rsplit(":", 1)
+    return host, int(port)
 
 
 class Service(ThreadingHTTPServer):
@@ -73,8 +80,7 @@ class Service(ThreadingHTTPServer):
         with self.open_database():
             print("attested: the database's password was released", flush=True)
         self.peer, self.opener = options.peer, opener(options) if options.peer else None
-        host, _, port = options.listen.rpartition(":")
-        super().__init__((host, int(port)), Handler)
+        super().__init__(options.listen, Handler)
         # The handshake is made by the thread of the connection, which a slow client may hold up.
         context = ServerContext(Issuer(quotes))
         self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
@@ -101,20 +107,25 @@ class Handler(BaseHTTPRequestHandler):
     timeout = 10
 
     def do_GET(self) -> None:
-        """Answer with the number; 502 where the peer does not answer or is not accepted."""
-        with self.server.open_database() as database:
-            found = database.execute(QUERY, [self.path.removeprefix("/stock/")]).fetchone()
-        number, status = found[0] if found else 0, 200
-        if self.server.opener is not None:
-            try:
-                with self.server.opener.open(self.server.peer + self.path, timeout=10) as answer:
-                    number += int(answer.read(MAX_ANSWER))
-            except (URLError, ValueError) as error:
-                self.log_error("the peer: %s", error)
-                status = 502
+        """Answer with the number; 502 where the peer does not answer or is not accepted, 503 without the database."""
+        status = 200
+        try:
+            with self.server.open_database() as database:
+                found = database.execute(QUERY, [self.path.removeprefix("/stock/")]).fetchone()
+            number = found[0] if found else 0
+            if self.server.opener is not None:
+                with self.server.opener.open(self.server.peer + self.path, timeout=10) as theirs:
+                    number += int(theirs.read(MAX_ANSWER))
+            answer = str(number)
+        except psycopg.Error as error:
+            self.log_error("the database: %s", error)
+            status, answer = 503, "the database does not answer"
+        except (OSError, HTTPException, ValueError) as error:
+            self.log_error("the peer: %s", error)
+            status, answer = 502, "the peer did not answer as expected"
         self.send_response(status)
         self.end_headers()
-        self.wfile.write(f"{number}\n".encode() if status == 200 else b"the peer did not answer as expected\n")
+        self.wfile.write(f"{answer}\n".encode())
 
 
 def main() -> int:
@@ -124,6 +135,11 @@ def main() -> int:
     except ConfcomError as error:
         print(f"{error}\n  what to do: {error.advice()}", file=sys.stderr)
         return exit_code(error)
+    except (OSError, psycopg.Error) as error:
+        print(f"cannot serve: {error}", file=sys.stderr)
+        return ExitCode.UNEXPECTED
+    except KeyboardInterrupt:
+        return ExitCode.INTERRUPTED
     return 0
 
 

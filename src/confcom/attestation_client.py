@@ -20,7 +20,7 @@ from typing import Any
 import httpx2
 import msgspec
 
-from confcom.errors import ConfcomError, FormatError
+from confcom.errors import ConfigError, FormatError, PlatformError, PolicyError
 from confcom.formats.evidence import EvidenceFile
 from confcom.formats.text import encode_base64url
 from confcom.tokens import login
@@ -47,7 +47,18 @@ TIMEOUT = 15.0
 """Seconds for one whole answer, however steadily it drips."""
 
 
-class AttestationRefused(ConfcomError):
+def tls_context(ca: Path | None) -> SSLContext:
+    """For servers with certificates of the authorities in a PEM file; without one, of those of the system."""
+    try:
+        return create_default_context(cafile=ca)
+    except OSError as error:
+        raise ConfigError(
+            f"the file of CA certificates {ca} cannot be used: {error.strerror or error}",
+            advice="Name a PEM file with the CA that issued the service's certificate.",
+        ) from error
+
+
+class AttestationRefused(PolicyError):
     """The service gave no token: `azure_code` and `detail` are those of its answer."""
 
     code = "attestation-refused"
@@ -59,7 +70,7 @@ class AttestationRefused(ConfcomError):
         self.detail = detail
 
 
-class AttestationUnavailable(ConfcomError):
+class AttestationUnavailable(PlatformError):
     """The service cannot be reached, or its answer is none."""
 
     code = "attestation-unavailable"
@@ -99,7 +110,7 @@ class _Client:
         self._url = url.rstrip("/")
         self._pinned = keys is not None
         self._keys = keys
-        self._tls: SSLContext = create_default_context(cafile=ca)
+        self._tls = tls_context(ca)
 
     def _where(self, attestation: Attestation) -> str:
         return f"{self._url}/attest/{attestation.kind}?api-version={API_VERSION}"

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from ssl import create_default_context
 from typing import Any
 
 import httpx2
 import msgspec
 
-from confcom.attestation_client import TIMEOUT, AttestationClient, AttestationRefused, AttestationUnavailable, ask
+from confcom.attestation_client import (
+    TIMEOUT,
+    AttestationClient,
+    AttestationRefused,
+    AttestationUnavailable,
+    ask,
+    tls_context,
+)
 from confcom.errors import ConfigError
 
 __all__ = ["read_secret"]
@@ -39,13 +45,13 @@ def read_secret(
     Raises:
         AttestationRefused: the attestation service refused the evidence, or the server the login or the secret.
         AttestationUnavailable: one of them cannot be reached.
-        ConfigError: the URL is not https.
+        ConfigError: the URL is not https, or the file of authorities cannot be used.
     """
     if not server.startswith("https://"):
         raise ConfigError(f"secrets are read over https, found {server!r}", advice="Name the server's https URL.")
     base = f"{server.rstrip('/')}/v1"
     token = attestation.login_token(role, quote)
-    with httpx2.Client(timeout=TIMEOUT, verify=create_default_context(cafile=ca), trust_env=False) as client:
+    with httpx2.Client(timeout=TIMEOUT, verify=tls_context(ca), trust_env=False) as client:
         body = msgspec.json.encode({"role": role, "jwt": token})
         login = _ask(client, "POST", f"{base}/auth/{mount}/login", body=body)
         auth = login.get("auth")

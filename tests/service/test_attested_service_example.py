@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -117,3 +118,39 @@ def test_another_enclave_gets_no_password(stage: Stage) -> None:
     assert process.returncode != 0
     assert "claim 'mrsigner' does not match" in err
     assert "correct horse" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--listen", "nonsense"], 2, "--listen"),
+        (["--peer", "https://127.0.0.1:1"], 2, "--peer needs --policy and --collateral"),
+        (["--peer", "https://127.0.0.1:1", "--policy", "/dev/null", "--collateral", "."], 2, "/dev/null"),
+        (["--ca", "nowhere.pem"], 2, "nowhere.pem cannot be used"),
+        (["--ca", "/dev/null"], 2, "/dev/null cannot be used"),
+        (["--machine", "/dev/null"], 3, "machine file /dev/null: is empty"),
+        (["--database", "postgresql://stock@127.0.0.1:1/stock"], 1, "cannot serve: connection failed"),
+        (["--secrets", "https://127.0.0.1:1"], 7, "127.0.0.1:1"),
+        (["--listen", "203.0.113.1:1"], 1, "cannot serve"),
+    ],
+)
+def test_what_cannot_work_is_a_sentence(options: list[str], code: int, words: str, stage: Stage) -> None:
+    process, _ = stage.start("store", *options)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, words in err) == (code, True), err
+    assert "Traceback" not in err
+    assert "correct horse" not in out + err
+
+
+def test_it_outlives_its_database_and_ends_with_ctrl_c(stage: Stage, postgres: PostgresServer) -> None:
+    url = stage.serve("store")
+    assert stage.ask(f"{url}/stock/apples") == "3\n"
+    postgres.execute("ALTER ROLE stock NOLOGIN")
+    with pytest.raises(HTTPError, match="503"):
+        stage.ask(f"{url}/stock/apples")
+    postgres.execute("ALTER ROLE stock LOGIN")
+    assert stage.ask(f"{url}/stock/apples") == "3\n"
+    stage.processes[-1].send_signal(signal.SIGINT)
+    _, err = stage.processes[-1].communicate(timeout=60)
+    assert stage.processes[-1].returncode == 130
+    assert "Traceback" not in err
