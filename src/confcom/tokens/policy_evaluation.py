@@ -45,8 +45,6 @@ MAX_STEPS = 200_000
 MAX_CLAIMS = 2_000
 MAX_STRING = 256 << 10
 """Characters of one value."""
-LARGEST = (1 << 63) - 1
-"""The greatest integer of the language; the least is one further from zero."""
 MAX_MADE = 1 << 20
 """Characters of all values that a policy makes."""
 MAX_QUERY = 4_096
@@ -54,12 +52,10 @@ MAX_QUERY = 4_096
 MAX_QUERY_DEPTH = 40
 MAX_COPIES = 64
 """How many times a query may copy its data: the product of what its multi-selects list."""
-
 KEPT = 64
 """Decisions of a policy that are kept."""
 TRACED = 20
 """Outcomes of a dry run that have their trace."""
-
 SERVICE, POLICY, CUSTOM = "AttestationService", "AttestationPolicy", "CustomClaim"
 Value = bool | int | str
 
@@ -482,7 +478,7 @@ def _primitive(found: object, what: str) -> tuple[Value, ...]:
     if isinstance(found, str):
         return (found,)
     if isinstance(found, int):
-        if not -LARGEST - 1 <= found <= LARGEST:
+        if not -(1 << 63) <= found < 1 << 63:
             raise PolicyEvaluationError(f"{what} converts integers of 64 bits, found one of {found.bit_length()}")
         return (found,)
     kind = "a fraction" if isinstance(found, float) else "an object" if isinstance(found, dict) else "an array"
@@ -494,9 +490,8 @@ def _encodable(text: str, what: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise PolicyEvaluationError(
-            f"half of a surrogate pair is in the text of {what}: {text[error.start]!r}"
-        ) from None
+        fault = f"half of a surrogate pair is in the text of {what}: {text[error.start]!r}"
+        raise PolicyEvaluationError(fault) from None
     return text
 
 
@@ -564,9 +559,9 @@ def _jmespath(spend: Spend, text: Value, given: Value) -> tuple[Value, ...]:
         spend(len(query))
         found = _Interpreter(spend, len(written) // 2048).visit(parsed, document)
         written = json.dumps(found, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    except PolicyEvaluationError:
-        raise  # of `spend`
-    except Exception as error:  # noqa: BLE001 - functions of jmespath fail with errors of Python: ceil(`1e999`)
+    except Exception as error:  # functions of jmespath fail with errors of Python: ceil(`1e999`)
+        if isinstance(error, PolicyEvaluationError):
+            raise  # of `spend`
         reason = "it is nested too deep" if isinstance(error, RecursionError) else f"{error}".partition("\n")[0][:200]
         reason = reason.encode("utf-8", "backslashreplace").decode()  # it quotes what the query states
         raise PolicyEvaluationError(f"JmesPath cannot evaluate {query[:80]!r}: {reason}") from None

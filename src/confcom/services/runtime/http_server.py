@@ -45,6 +45,7 @@ BODY_RATE = 256 * 1024
 TINY = 1024
 """Bytes; after a smaller piece of a body others have a turn."""
 V4_MAPPED = bytes(10) + b"\xff\xff"
+_REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 Message = MutableMapping[str, Any]
 """An ASGI event, or the scope of a request."""
@@ -424,9 +425,7 @@ class _Connection:
     async def _refuse(self, status: int, message: str) -> None:
         """Answer without the application, and end the connection; nothing if an answer has begun."""
         if self._http.our_state is h11.IDLE or self._http.our_state is h11.SEND_RESPONSE:
-            headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
-            await self._send({"type": "http.response.start", "status": status, "headers": headers})
-            await self._send({"type": "http.response.body", "body": f"{message}\n".encode()})
+            await Page(status, f"{message}\n".encode()).send(self._send, close=True)
 
     async def _receive(self) -> Message:
         """ASGI's `receive`. After the body it says `http.disconnect`: no application here waits for its client."""
@@ -459,7 +458,9 @@ class _Connection:
             headers = [*message["headers"], (b"date", formatdate(usegmt=True).encode())]
             if self._server.leaving or not self._has_whole_request():
                 headers.append((b"connection", b"close"))
-            self._head = h11.Response(status_code=message["status"], headers=headers, reason=_reason(message["status"]))
+            self._head = h11.Response(
+                status_code=message["status"], headers=headers, reason=_REASONS.get(message["status"], b"")
+            )
             return
         data = b""
         if self._head is not None:
@@ -508,12 +509,6 @@ class _Connection:
         if self._writer is None:
             raise _Gone
         return self._writer
-
-
-def _reason(status: int) -> bytes:
-    with contextlib.suppress(ValueError):
-        return HTTPStatus(status).phrase.encode()
-    return b""
 
 
 def _common_name(transport: asyncio.BaseTransport) -> str | None:
