@@ -56,7 +56,8 @@ class Denial(Exception):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
-        self.message = message
+        # Words of a request are shown in terminals.
+        self.message = "".join(one if one.isprintable() else "?" for one in message)
 
 
 @dataclass(frozen=True, slots=True)
