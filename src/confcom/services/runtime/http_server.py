@@ -425,7 +425,9 @@ class _Connection:
     async def _refuse(self, status: int, message: str) -> None:
         """Answer without the application, and end the connection; nothing if an answer has begun."""
         if self._http.our_state is h11.IDLE or self._http.our_state is h11.SEND_RESPONSE:
-            await Page(status, f"{message}\n".encode()).send(self._send, close=True)
+            headers = [(b"content-type", TEXT.encode()), (b"connection", b"close")]
+            await self._send({"type": "http.response.start", "status": status, "headers": headers})
+            await self._send({"type": "http.response.body", "body": f"{message}\n".encode()})
 
     async def _receive(self) -> Message:
         """ASGI's `receive`. After the body it says `http.disconnect`: no application here waits for its client."""
