@@ -30,11 +30,12 @@ class TcbSets:
         sets: dict[str, Update] = {}
         for text in named:
             group, found, update = text.rpartition("=")
-            if group in sets or (found and not _GROUP.fullmatch(group)):
-                raise ConfigError(
-                    f"tcb_sets: {text!r} names a set twice, or no group",
-                    advice="Write SET once, and GROUP=SET with up to 63 lower-case letters, digits and dashes.",
-                )
+            if found and not _GROUP.fullmatch(group):
+                advice = "Write GROUP=SET; a name has up to 63 lower-case letters, digits and dashes."
+                raise ConfigError(f"tcb_sets: {group[:80]!r} is no name of a group", advice=advice)
+            if group in sets:
+                of = f"of the group {group}" if group else "of clients without a group"
+                raise ConfigError(f"tcb_sets: the set {of} is given twice", advice="Leave one of them out.")
             sets[group] = parse_update(update, setting="tcb_sets")
         return cls(sets.pop("", "standard"), sets)
 
