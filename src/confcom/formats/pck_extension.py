@@ -64,8 +64,9 @@ class PckExtension(msgspec.Struct, frozen=True):
                 f"{len(data)} bytes are over the limit {MAX_PCK_EXTENSION}", structure=STRUCTURE, field=""
             )
         kind = data[_TCB_PLACE]
-        if kind in _MODELS:
-            model, bytes_of_model = _MODELS[kind]
+        known = _MODELS.get(kind)
+        if known is not None:
+            model, bytes_of_model = known
             frame = _frame_of(bytes_of_model, model.ppid, model.platform_instance_id)
             values = frame.values(data) if frame else None
             if values is not None:
@@ -73,7 +74,7 @@ class PckExtension(msgspec.Struct, frozen=True):
                 shared = model.tcb, model.pce_id, model.fmspc, model.sgx_type
                 return cls(ppid, *shared, instance[0] if instance else None, model.configuration)
         extension = cls._read(data)
-        if len(_MODELS) == _KINDS:
+        if len(_MODELS) >= _KINDS:
             _MODELS.clear()
         _MODELS[kind] = extension, data
         return extension

@@ -95,10 +95,10 @@ def remember(verified: Iterable[Certificate]) -> None:
     for certificate in verified:
         if certificate.der not in _CERTIFICATES:
             _CERTIFICATES.add(certificate.der, certificate)
-            sizes = certificate.der[:_SIZES]
-            model = None if certificate.extensions.sgx is None else _MODELS.get(sizes)
-            if certificate.extensions.sgx is not None and (model is None or model.issuer != certificate.issuer):
-                _MODELS.add(sizes, certificate)
+            if certificate.extensions.sgx is not None:
+                model = _MODELS.get(certificate.der[:_SIZES])
+                if model is None or model.issuer != certificate.issuer:
+                    _MODELS.add(certificate.der[:_SIZES], certificate)
 
 
 def check_p256(certificate: Certificate, *, step: str = "") -> None:

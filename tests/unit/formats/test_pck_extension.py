@@ -11,6 +11,7 @@ from msgspec import structs
 
 import pki_builder as intel
 from confcom.errors import FormatError
+from confcom.formats import pck_extension
 from confcom.formats.pck_extension import MAX_PCK_EXTENSION, PCK_EXTENSION_OID, PckConfiguration, PckExtension, SgxType
 
 
@@ -159,3 +160,9 @@ def test_every_real_certificate_is_written_again_to_the_same_bytes(vectors: Path
         assert found.tcb.cpu_svn == bytes(found.tcb.sgx_components), path
         seen.add(found.sgx_type)
     assert seen == set(SgxType)
+
+
+def test_extensions_of_any_number_of_kinds_are_read_and_few_are_kept() -> None:
+    for pce_svn in range(200):
+        assert PckExtension.parse(intel.sgx_extension(pce_svn=pce_svn)).tcb.pce_svn == pce_svn
+    assert len(pck_extension._MODELS) <= 64
