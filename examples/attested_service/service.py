@@ -135,7 +135,7 @@ def main() -> int:
     except ConfcomError as error:
         print(f"{error}\n  what to do: {error.advice()}", file=sys.stderr)
         return exit_code(error)
-    except (OSError, psycopg.Error) as error:
+    except (OSError, OverflowError, psycopg.Error) as error:
         print(f"cannot serve: {error}", file=sys.stderr)
         return ExitCode.UNEXPECTED
     except KeyboardInterrupt:

@@ -136,7 +136,7 @@ def main() -> int:
     except confcom.ConfcomError as error:
         print(f"{options.name}: {error.code}: {error}\n  what to do: {error.advice()}", file=sys.stderr)
         return confcom.exit_code(error)
-    except (EOFError, OSError) as error:
+    except (EOFError, OSError, OverflowError) as error:
         where = ":".join(map(str, options.listen or options.connect))
         reason = "the peer ended it" if isinstance(error, EOFError) else str(error) or "it took too long"
         print(f"{options.name}: no conversation at {where}: {reason}", file=sys.stderr)

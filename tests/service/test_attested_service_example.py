@@ -124,6 +124,7 @@ def test_another_enclave_gets_no_password(stage: Stage) -> None:
     ("options", "code", "words"),
     [
         (["--listen", "nonsense"], 2, "--listen"),
+        (["--listen", "127.0.0.1:99999"], 1, "cannot serve: bind(): port must be"),
         (["--peer", "https://127.0.0.1:1"], 2, "--peer needs --policy and --collateral"),
         (["--peer", "https://127.0.0.1:1", "--policy", "/dev/null", "--collateral", "."], 2, "/dev/null"),
         (["--ca", "nowhere.pem"], 2, "nowhere.pem cannot be used"),

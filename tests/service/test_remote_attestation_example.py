@@ -166,6 +166,7 @@ def test_stale_collateral_decides_nothing_unless_the_policy_gives_it_grace(stage
         (["--machine", "nowhere.json"], ExitCode.USAGE),
         (["--enclave", "machine.json"], ExitCode.USAGE),
         (["--listen", "no-address"], ExitCode.USAGE),
+        (["--listen", "127.0.0.1:99999"], ExitCode.PLATFORM),
         (["--listen", "unix:nowhere/meet"], ExitCode.PLATFORM),
         (["--listen", "unix:machine.json"], ExitCode.PLATFORM),
     ],
