@@ -84,7 +84,8 @@ FMSPC = "SGX-FMSPC"
 CA_TYPE = "SGX-PCK-Certificate-CA-Type"
 
 
-class TcbInfoRequest(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class TcbInfoRequest:
     """TCB info of one FMSPC (6 bytes)."""
 
     tee: Tee
@@ -95,7 +96,8 @@ class TcbInfoRequest(msgspec.Struct, frozen=True):
         _size(self.fmspc, 6, "fmspc")
 
 
-class EnclaveIdentityRequest(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class EnclaveIdentityRequest:
     """Identity of the QE (SGX or TDX), the QvE or the QAE (SGX alone)."""
 
     tee: Tee
