@@ -1,6 +1,6 @@
 """Gramine's own client of secret provisioning, its quotes from the quote helper of a simulated platform.
 
-No registry has Gramine. `CONFCOM_GRAMINE` names its library where it is not Debian's place of Gramine's packages.
+No registry has Gramine. `GRAMINE_LIBRARY` names its library where it is not Debian's place of Gramine's packages.
 `/dev/attestation` exists in Gramine's enclaves alone: gramine/attestation.c stands in for it. What makes the
 certificate and speaks TLS and the protocol is Gramine's.
 """
@@ -34,7 +34,7 @@ from running_helper import running_helper
 
 pytestmark = [pytest.mark.interop, pytest.mark.timeout(600)]
 
-LIBRARY = Path(os.environ.get("CONFCOM_GRAMINE", "/usr/lib/x86_64-linux-gnu/libsecret_prov_attest.so"))
+LIBRARY = Path(os.environ.get("GRAMINE_LIBRARY", "/usr/lib/x86_64-linux-gnu/libsecret_prov_attest.so"))
 PRINT = "import os; print(os.environ['SECRET_PROVISION_SECRET_STRING'])"
 
 
@@ -43,7 +43,7 @@ def preloaded(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The libraries to preload."""
     compiler = shutil.which("cc")
     if compiler is None or not LIBRARY.exists():
-        missing = "a C compiler" if compiler is None else f"{LIBRARY}: build or install Gramine, set CONFCOM_GRAMINE"
+        missing = "a C compiler" if compiler is None else f"{LIBRARY}: build or install Gramine, set GRAMINE_LIBRARY"
         pytest.skip(f"there is no {missing}")
     built = tmp_path_factory.mktemp("gramine") / "attestation.so"
     source = Path(__file__).parent / "gramine" / "attestation.c"
