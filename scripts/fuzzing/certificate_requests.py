@@ -115,6 +115,8 @@ def _object(request: bytes) -> dict[str, Any]:
 
 def _decide(document: dict[str, Any]) -> tuple[SigningRequest, Grant]:
     request = SigningRequest.parse(document)
+    if request.signer != SIGNER:
+        raise Refused("left alone: it is for another signer", advice="-")
     try:
         return request, _decisions().decide(request, _authority(), now=seeds.NOW, random=bytes(16))
     except Denial as denial:
