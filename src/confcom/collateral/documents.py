@@ -482,6 +482,7 @@ class EvaluationDataNumber(msgspec.Struct, frozen=True):
 
 class _NumbersJson(msgspec.Struct, rename="camel"):
     id: str
+    version: int
     issue_date: Date
     next_update: Date
     numbers: list[EvaluationDataNumber] = msgspec.field(name="tcbEvalNumbers")

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
 
@@ -44,6 +44,14 @@ U32 = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF_FFFF)]
 T = TypeVar("T")
 
 
+class Versioned(Protocol):
+    """The content of a signed object; without the attribute it could not be told from another version."""
+
+    version: int
+
+
+V = TypeVar("V", bound=Versioned)
+
 _DECODERS: dict[type[Any], msgspec.json.Decoder[Any]] = {}
 _ENCODER = msgspec.json.Encoder()
 
@@ -68,7 +76,7 @@ def decode(data: bytes, kind: type[T], structure: str) -> T:
     return found
 
 
-def decode_content(body: bytes, kinds: Mapping[int, type[T]], structure: str) -> T:
+def decode_content(body: bytes, kinds: Mapping[int, type[V]], structure: str) -> V:
     """Read the content of a signed object by its version; it must have one meaning (`check_json`)."""
     found = _newest(body, kinds, structure)
     if found is None:
@@ -83,14 +91,14 @@ def decode_content(body: bytes, kinds: Mapping[int, type[T]], structure: str) ->
     return found
 
 
-def _newest(body: bytes, kinds: Mapping[int, type[T]], structure: str) -> T | None:
+def _newest(body: bytes, kinds: Mapping[int, type[V]], structure: str) -> V | None:
     """The content if it is of the newest version, as it nearly always is: so it is read once."""
     newest = max(kinds)
     try:
         found = decode(body, kinds[newest], structure)
     except FormatError:
         return None
-    return found if found.version == newest else None  # type: ignore[attr-defined]
+    return found if found.version == newest else None
 
 
 class _Version(msgspec.Struct):

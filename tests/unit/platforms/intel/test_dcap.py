@@ -140,7 +140,7 @@ def test_a_rejected_report(platform: IntelDcapPlatform, stub: Stub) -> None:
     stub.always("get_quote", "e015")
     with pytest.raises(ReportRejected, match="0xe015"):
         platform.quote(REPORT)
-    with pytest.raises(ReportRejected, match="made with --report-scheme sdk-simulation"):
+    with pytest.raises(ReportRejected, match="only simulated machines take those"):
         platform.quote(replace(REPORT, key_id=b"\xff\x00" * 8 + bytes(16)))
 
 
