@@ -210,6 +210,8 @@ def running(cluster: Kubectl, namespace: str, count: int = 2) -> dict[str, str]:
 
     def look() -> dict[str, str]:
         pods = cluster.items("pods", "-n", namespace, "-l", "app=app")
+        # One that was placed while the plugins changed places may have been rejected, and another one was made.
+        pods = [pod for pod in pods if pod["status"]["phase"] != "Failed"]
         found = {pod["metadata"]["uid"]: pod["spec"].get("nodeName", "") for pod in pods
                  if pod["status"]["phase"] == "Running" and "deletionTimestamp" not in pod["metadata"]
                  and not any(each["restartCount"] for each in pod["status"]["containerStatuses"])}  # fmt: skip
