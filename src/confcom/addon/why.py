@@ -6,9 +6,11 @@ Pure: one `Check` per question about `Facts`, in the order in which things depen
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
+
+import msgspec
 
 from confcom.addon.overview import EnclaveLine, NodeLine, age
 from confcom.addon.pod_facts import Facts
@@ -57,7 +59,7 @@ class Explanation:
 
     def as_dict(self) -> dict[str, Any]:
         """For machines: sizes in bytes; `ok` if there are no problems."""
-        return {"ok": not self.problems, "headline": self.headline} | asdict(self)
+        return {"ok": not self.problems, "headline": self.headline, **msgspec.to_builtins(self)}
 
     @property
     def headline(self) -> str:

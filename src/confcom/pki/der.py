@@ -129,6 +129,9 @@ class Certificate(msgspec.Struct, frozen=True, eq=False):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Certificate) and self.der == other.der
 
+    def __ne__(self, other: object) -> bool:
+        return not self == other  # else msgspec's, for which any two objects differ
+
     def __hash__(self) -> int:
         return hash(self.der)
 

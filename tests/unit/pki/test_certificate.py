@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -11,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 import pki_builder as intel
 from confcom.errors import CertificateError, FormatError
 from confcom.pki.certificate import MAX_CERTIFICATE, check_p256, load_certificate
+from confcom.pki.der import read_certificate
 
 
 def _load(der: bytes):
@@ -22,6 +25,16 @@ def test_a_certificate_of_the_profile() -> None:
     assert certificate.common_name == intel.PCK_NAME
     assert certificate.point == intel.point(intel.PCK)
     check_p256(certificate)
+
+
+def test_certificates_are_equal_when_their_der_is_however_they_came() -> None:
+    der = intel.PCK_CERTIFICATE.build()
+    certificate, stranger = read_certificate(der), read_certificate(intel.PLATFORM_CERTIFICATE.build())
+    for same in (read_certificate(der), copy.copy(certificate), copy.deepcopy(certificate),
+                 pickle.loads(pickle.dumps(certificate))):  # fmt: skip
+        assert (same == certificate, same != certificate, hash(same) == hash(certificate)) == (True, False, True)
+    assert (stranger == certificate, stranger != certificate) == (False, True)
+    assert (certificate == der, certificate != der) == (False, True)
 
 
 @pytest.mark.parametrize("der", [b"", b"\x30\x00", bytes(MAX_CERTIFICATE + 1), intel.PCK_CERTIFICATE.build() + b"\0"])
