@@ -310,6 +310,7 @@ class RequestParts(msgspec.Struct, frozen=True):
     """A certification request (PKCS #10, RFC 2986) in its parts. Subject and key are whole elements.
 
     `extensions` are those that it asks for, as those of a certificate.
+    `only_extensions`: it has no other attribute, of which some services take names too.
     """
 
     signed: bytes
@@ -318,6 +319,7 @@ class RequestParts(msgspec.Struct, frozen=True):
     algorithm: bytes
     signature: bytes
     extensions: dict[bytes, tuple[bool, bytes]]
+    only_extensions: bool
 
 
 # Version, subject, key, attributes.
@@ -334,15 +336,16 @@ def read_request_parts(data: bytes) -> RequestParts:
     signature, unused = bit_string(bits)
     if unused:
         raise DerError("the signature is not whole bytes")
-    requested = []
-    for _, _, attribute in elements(members[3][1]):
+    requested, attributes = [], elements(members[3][1])
+    for _, _, attribute in attributes:
         (_, kind, _), (_, values, _) = sequence(attribute, "attributes", OID, SET)
         if kind == _EXTENSION_REQUEST:
             requested.append(values)
     if len(requested) > 1:
         raise DerError("it asks for extensions twice")
     extensions = read_extensions(requested[0]) if requested else {}
-    return RequestParts(signed, members[1][2], members[2][2], algorithm, signature, extensions)
+    subject, key, only = members[1][2], members[2][2], len(attributes) == len(requested)
+    return RequestParts(signed, subject, key, algorithm, signature, extensions, only)
 
 
 def read_extensions(data: bytes) -> dict[bytes, tuple[bool, bytes]]:

@@ -11,7 +11,7 @@ import msgspec
 
 from confcom.errors import ConfigError
 from confcom.formats.arguments import explain_settings
-from confcom.protocols.certificate_requests import SIGNER_NAME
+from confcom.protocols.certificate_requests import SIGNER_NAME, check_other_signers
 
 DEFAULT_IMAGE = "confcom/confcom"
 """Repository of the released images; the tag is the version."""
@@ -211,6 +211,13 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                     f"the {what} of a simulated cluster has no collateral to verify quotes with",
                     advice=f"Run the collateral service too, --enable-collateral, or add --disable-{switch}.",
                 )
+        check_other_signers(self.approve_for, simulated=self.platform == "simulated")
+        groups = [text.rpartition("=")[0] for text in self.collateral_tcb_sets]
+        if len(set(groups)) < len(groups):
+            raise ConfigError(
+                f"collateral_tcb_sets: {', '.join(self.collateral_tcb_sets)} gives the same clients two sets",
+                advice="Give one set without a group, and one for each GROUP=.",
+            )
         if self.autoscaling and not self.metrics:
             raise ConfigError(
                 "autoscaling has nothing to scale on without the exporter of EPC use",

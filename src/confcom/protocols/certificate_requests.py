@@ -15,11 +15,11 @@ from __future__ import annotations
 import re
 from base64 import b64decode
 from binascii import Error as Base64Error
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from confcom.errors import FormatError
+from confcom.errors import ConfigError, FormatError
 
 SIGNER = "confcom.dev/attested"
 """The signer's name; also the purpose that the evidence must claim."""
@@ -39,6 +39,7 @@ MAX_MESSAGE = 2048
 """Characters of a condition's message."""
 
 _STRUCTURE = "CertificateSigningRequest"
+_KUBERNETES = re.compile(r"(?:.*\.)?(?:kubernetes|k8s)\.io/.*")
 _ACCOUNT = re.compile(
     r"system:serviceaccount:([a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?):([a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?)"
 )
@@ -151,6 +152,30 @@ class SigningRequest:
         if not all(map(_WORD.fullmatch, (*pod, *uid, *node))):
             raise _error("has a pod, a uid or a node that are no names", "spec.extra")
         return Requester(account[1], account[2], pod[0], uid[0], node[0] if node else "")
+
+
+def check_other_signers(names: Iterable[str], *, simulated: bool) -> None:
+    """Refuse signers for which no requests may be approved (the setting `approve_for`): a `ConfigError`.
+
+    Those of Kubernetes make identities of the cluster itself. Others than ours do not mark certificates of `simulated`
+    enclaves, so their names must.
+    """
+    for name in names:
+        if not SIGNER_NAME.fullmatch(name) or name == SIGNER:
+            raise ConfigError(
+                f"approve_for: {name!r} is no signer of certificate requests",
+                advice="Name another signer than ours, as clusterissuers.cert-manager.io/NAME.",
+            )
+        if _KUBERNETES.fullmatch(name):
+            raise ConfigError(
+                f"approve_for: {name} is a signer of Kubernetes itself: its certificates are trusted by the cluster",
+                advice="Name one that signs for attested pods alone, as clusterissuers.cert-manager.io/NAME.",
+            )
+        if simulated and "simulated" not in name:
+            raise ConfigError(
+                f"approve_for: {name} would sign for simulated enclaves, and its certificates do not say so",
+                advice="Use a signer for simulated enclaves alone, with the word simulated in its name.",
+            )
 
 
 def name_for(nonce: bytes) -> str:

@@ -491,6 +491,13 @@ def test_settings_that_make_no_sense_are_named(settings: dict[str, Any]) -> None
         assert caught.value.advice().startswith("Write ")
 
 
+@pytest.mark.parametrize("sets", [("early", "17"), ("17", "17"), ("a=early", "19", "a=18")])
+def test_clients_get_one_set(sets: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="the same clients two sets"):
+        AddonConfig().changed({"collateral_tcb_sets": sets})
+    assert AddonConfig().changed({"collateral_tcb_sets": ("17", "a=early", "b=early")})
+
+
 def test_labels_say_whose_everything_is() -> None:
     assert OURS == {PART_OF: "confcom", MANAGED_BY: ("confcom-addon", "Helm")}
 

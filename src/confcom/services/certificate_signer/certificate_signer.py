@@ -33,6 +33,7 @@ from confcom.protocols.certificate_requests import (
     NONCE_ISSUED,
     SIGNER,
     SigningRequest,
+    check_other_signers,
     condition,
 )
 from confcom.services.certificate_signer.decisions import Decisions, Denial, Grant, PodPolicies
@@ -118,8 +119,7 @@ class _Signer:
         self._metrics = SignerMetrics(registry)
         self._log = structlog.get_logger()
         simulated = simulated_world(roots)
-        if simulated:
-            config.check_simulated()
+        check_other_signers(config.approve_for, simulated=simulated)
         self._common_name = f"confcom attested pods{', SIMULATED' if simulated else ''}"
         ca = None if config.collateral_ca is None else Path(config.collateral_ca)
         collateral = RememberedCollateral(config.collateral, SourceOptions(roots=roots, at=clock(), ca_certificates=ca))

@@ -231,7 +231,8 @@ def _check_content(request: SigningRequest, parts: der.RequestParts, wanted: Cer
     """Whether a signer that signs what the request says would sign what ours does; else a `Denial`."""
     asked = {identifier: value for identifier, (_, value) in parts.extensions.items()}
     names = alternative_names(wanted.uri, wanted.dns_names).public_bytes()
-    if parts.subject != _EMPTY_NAME or asked.pop(_EVIDENCE, None) is None or asked != {_ALTERNATIVE_NAMES: names}:
+    alone = parts.only_extensions and parts.subject == _EMPTY_NAME
+    if not alone or asked.pop(_EVIDENCE, None) is None or asked != {_ALTERNATIVE_NAMES: names}:
         expected = ", ".join((*wanted.dns_names, wanted.uri))
         raise Denial(
             "ContentNotAllowed",

@@ -10,7 +10,7 @@ import msgspec
 
 from confcom.errors import ConfigError
 from confcom.pki.serving_pair import Authority
-from confcom.protocols.certificate_requests import SIGNER, SIGNER_NAME
+from confcom.protocols.certificate_requests import check_other_signers
 from confcom.services.runtime.certificates import RotationPolicy
 from confcom.services.runtime.status_page import parse_address
 
@@ -69,12 +69,7 @@ class CertificateSignerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_
         """Check fields against each other: `ConfigError`."""
         if self.http:
             parse_address(self.http)
-        for name in self.approve_for:
-            if not SIGNER_NAME.fullmatch(name) or name == SIGNER:
-                raise ConfigError(
-                    f"approve_for: {name!r} is no signer of certificate requests",
-                    advice="Name another signer than ours, as clusterissuers.cert-manager.io/NAME.",
-                )
+        check_other_signers(self.approve_for, simulated=False)
         if not _TRUST_DOMAIN.fullmatch(self.trust_domain):
             raise ConfigError(f"{self.trust_domain!r} is no trust domain", advice="Write it as cluster.local.")
         if self.ca_renew_before >= self.ca_lifetime or 4 * self.ca_overlap > self.ca_renew_before:
@@ -87,15 +82,6 @@ class CertificateSignerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_
                 "certificates would outlive the CA that signed them: ca_overlap is less than lifetime",
                 advice="Shorten lifetime, or lengthen ca_overlap.",
             )
-
-    def check_simulated(self) -> None:
-        """Other signers do not mark certificates of simulated enclaves as ours does: `ConfigError` unless named so."""
-        for name in self.approve_for:
-            if "simulated" not in name:
-                raise ConfigError(
-                    f"approve_for: {name} would sign for simulated enclaves, and its certificates do not say so",
-                    advice="Use a signer for simulated enclaves alone, with the word simulated in its name.",
-                )
 
     def rotation(self, common_name: str) -> RotationPolicy:
         """When the CA is replaced."""

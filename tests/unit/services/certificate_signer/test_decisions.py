@@ -18,15 +18,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from confcom.appraisal.quote import QuoteVerifier
-from confcom.errors import CollateralNotFound
+from confcom.errors import CollateralNotFound, ConfigError
 from confcom.formats import der
 from confcom.formats.attested_certificate import DICE_EVIDENCE, write_claims, write_ra_tls
 from confcom.formats.text import decode_base64
+from confcom.manifests.addon_config import AddonConfig
 from confcom.pki.roots import TrustRoots
 from confcom.pki.serving_pair import Authority
 from confcom.platforms.pod_certificate import make_evidence, signing_request
 from confcom.protocols.certificate_requests import MAX_REQUEST, SIGNER, SigningRequest, name_for, nonce_of
 from confcom.services.certificate_signer.decisions import Decisions, Denial, Grant, PodPolicies
+from confcom.services.certificate_signer.signer_config import CertificateSignerConfig
 from running_certificate_signer import enclave, now, policy_of, world
 
 NOW = now()
@@ -339,6 +341,7 @@ def to_other(
     purpose: str = OTHER,
     subject: str = "",
     more: x509.ExtensionType | None = None,
+    attribute: str | None = None,
     annotations: dict[str, str] | None = None,
     **spec: Any,
 ) -> SigningRequest:
@@ -350,6 +353,8 @@ def to_other(
     builder = x509.CertificateSigningRequestBuilder().subject_name(name).add_extension(content, critical=False)
     for extension in filter(None, (names, more)):
         builder = builder.add_extension(extension, critical=True)
+    if attribute is not None:
+        builder = builder.add_attribute(x509.ObjectIdentifier(attribute), b"bank.example")
     text = b64encode(builder.sign(KEY, SHA256()).public_bytes(Encoding.PEM)).decode()
     spec = {"signerName": OTHER, "usages": ["server auth"], "request": text, "expirationSeconds": 3600} | ACCOUNT | spec
     metadata = {"name": name_for(given), "uid": "u", "resourceVersion": "1", "annotations": annotations}
@@ -379,6 +384,8 @@ def test_a_request_to_another_signer_is_approved_and_not_signed(decisions: Decis
         {"more": x509.BasicConstraints(ca=True, path_length=None)},
         {"more": x509.NameConstraints([x509.DNSName("example")], None)},
         {"more": x509.ExtendedKeyUsage([x509.OID_CODE_SIGNING])},
+        {"attribute": "1.3.6.1.4.1.311.2.1.14"},  # Microsoft's request for extensions, which some services take too
+        {"attribute": "1.2.840.113549.1.9.7"},  # a password for the service
         {"annotations": {"experimental.cert-manager.io/request-is-ca": "true"}},
         {"annotations": {"experimental.cert-manager.io/request-duration": "87600h"}},
         {"annotations": {"any": ""}},
@@ -388,6 +395,35 @@ def test_a_request_to_another_signer_is_approved_and_not_signed(decisions: Decis
 )
 def test_what_another_signer_would_copy_is_checked(decisions: Decisions, wrong: dict[str, Any]) -> None:
     assert denied(decisions, to_other(decisions, **wrong))[0] == "ContentNotAllowed"
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("confcom.dev/attested", "is no signer"),
+        ("*", "is no signer"),
+        ("clusterissuers.cert-manager.io/*", "is no signer"),
+        ("kubernetes.io/kube-apiserver-client", "signer of Kubernetes itself"),
+        ("kubernetes.io/legacy-unknown", "signer of Kubernetes itself"),
+        ("a.kubernetes.io/b", "signer of Kubernetes itself"),
+        ("node.k8s.io/b", "signer of Kubernetes itself"),
+    ],
+)
+def test_no_signer_of_the_clusters_own_identities_is_approved_for(name: str, why: str) -> None:
+    for take in (
+        lambda: CertificateSignerConfig(approve_for=(OTHER, name)).check(),
+        lambda: AddonConfig().changed({"approve_for": (OTHER, name)}),
+    ):
+        with pytest.raises(ConfigError, match=why):
+            take()
+    CertificateSignerConfig(approve_for=("notkubernetes.io/kubernetes.io", OTHER)).check()
+
+
+def test_the_addon_refuses_an_unmarked_signer_for_simulated_enclaves() -> None:
+    simulated = AddonConfig().changed({"platform": "simulated"})
+    with pytest.raises(ConfigError, match="would sign for simulated enclaves"):
+        simulated.changed({"approve_for": (OTHER,)})
+    assert simulated.changed({"approve_for": (f"{OTHER}-simulated",)}).approve_for
 
 
 def test_evidence_is_for_one_signer(decisions: Decisions) -> None:
