@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import re
 import socket
 import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from functools import cache
@@ -198,6 +200,27 @@ async def test_collateral_is_asked_for_when_the_quote_is_for_the_key(
     save_bundle(world().publish(), tmp_path / "bundle")
     async with serving(collateral=RememberedCollateral(str(tmp_path / "bundle"), options)) as port:
         assert await ask(port, shown()) == GIVEN
+
+
+async def test_a_source_that_hangs_takes_one_thread(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(secret_provisioning, "DEADLINE", 2.0)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+    save_bundle(world().publish(), tmp_path)
+    part = tmp_path / "qe_identity.json"
+    part.unlink()
+    os.mkfifo(part)  # there is no end to reading it
+    source = RememberedCollateral(str(tmp_path), SourceOptions(roots=world().trust_roots, at=utc_now()))
+    try:
+        async with serving(collateral=source) as port:
+            for _ in range(3):
+                assert await ask(port, shown()) == b""
+            assert sum("not done within" in one for one in caplog.messages) == 3
+            assert await ask(port, shown(quoted=key(2))) == b""
+            assert "(binding-mismatch)" in caplog.messages[-1]
+    finally:
+        os.close(os.open(part, os.O_RDWR))  # ends what reads
 
 
 def parameters(**changed: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ take self-signed certificates of clients.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 import socket
 from collections.abc import Callable
@@ -77,7 +78,12 @@ async def serve_secret(
         raise ConfigError(f"secret: expected 1 to {MAX_SECRET} bytes, found {len(secret)}")
     context = _context(checked_bytes(certificate, "certificate"), checked_bytes(key, "key"))
     verifier = QuoteVerifier(TrustRoots.intel()) if verifier is None else verifier
-    await serve_each(listener, _Server(context, secret, policy, collateral, verifier, grace).serve)
+    # Of its own: a source that hangs must not take the threads that read and verify certificates.
+    asking = concurrent.futures.ThreadPoolExecutor(1)
+    try:
+        await serve_each(listener, _Server(context, secret, policy, collateral, verifier, grace, asking).serve)
+    finally:
+        asking.shutdown(wait=False, cancel_futures=True)
 
 
 def _context(certificate: bytes, key: bytes) -> SSL.Context:
@@ -112,12 +118,12 @@ def _context(certificate: bytes, key: bytes) -> SSL.Context:
 @dataclass(frozen=True, slots=True)
 class _Server:
     context: SSL.Context
-    secret: bytes
+    secret: bytes = field(repr=False)
     policy: Policy
     collateral: Collateral | RememberedCollateral
     verifier: QuoteVerifier
     grace: timedelta
-    asking: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+    asking: concurrent.futures.Executor
 
     async def serve(self, stream: socket.socket) -> None:
         """Serve one connection and close it."""
@@ -125,7 +131,8 @@ class _Server:
 
         client = "a client"
         try:
-            client = str(stream.getpeername()[0])
+            if address := stream.getpeername():  # not of a Unix socket
+                client = str(address[0])
             stream.setblocking(False)
             async with asyncio.timeout(DEADLINE):
                 peer = await self._exchange(_Tls(SSL.Connection(self.context), stream))
@@ -167,8 +174,7 @@ class _Server:
     async def _ask(self, source: RememberedCollateral, quote: Quote, now: datetime) -> Collateral:
         known = await asyncio.to_thread(source.remembered, quote, now)
         if known is None:
-            async with self.asking:
-                known = await asyncio.to_thread(source.for_quote, quote, now)
+            known = await asyncio.get_running_loop().run_in_executor(self.asking, source.for_quote, quote, now)
         return known
 
 
