@@ -22,6 +22,7 @@ from confcom.collateral.store.registrations import Registration, put_registratio
 from confcom.collateral.store.store import CollateralStore
 from confcom.protocols.pcs import PckCertRequest
 from confcom.protocols.pcs_answers import PckCertificateEntry
+from confcom.services.collateral import service_http
 from confcom.simulator.collateral_upstream import SimulatedUpstream
 from confcom.simulator.machine import FMSPC as FMSPC_BYTES
 from confcom.simulator.machine import MachineTcb
@@ -182,6 +183,19 @@ def test_what_expired_is_served_with_a_warning_while_nothing_newer_can_be_had(
     assert (stale.status, stale.body) == (200, fresh.body)
     assert (stale.header("Warning") or "").startswith('110 - "Response is Stale: it expired at 2026-12-20')
     assert service.ask(TCB_PATH).body != fresh.body
+
+
+def test_what_expired_is_served_after_the_time_that_upstream_has_however_long(
+    store: Path, upstream: RecordedUpstream, world: SimulatedWorld, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_http, "STORE_WITHIN", 3.0)
+    with running_service(store, upstream, world.trust_roots, clock, answer_timeout=4.0) as service:
+        fresh = service.ask(TCB_PATH)
+        clock.now += timedelta(days=60)
+        upstream.gate.clear()
+        stale = service.ask(TCB_PATH)
+        upstream.gate.set()
+    assert (stale.status, stale.body) == (200, fresh.body)
 
 
 def test_an_upstream_with_expired_documents_is_not_asked_at_every_request(store: Path) -> None:

@@ -186,7 +186,8 @@ def put_registration(connection: sa.Connection, registration: Registration) -> N
         manifest = values.get("platform_manifest", found.platform_manifest)
         replaced = found.platform_manifest if manifest != found.platform_manifest else None
         if found.state != registration.state or replaced is not None:
-            _keep_former(connection, own | {"state": found.state, "since": found.since, "platform_manifest": replaced})
+            former = own | {"state": found.state, "since": found.since, "platform_manifest": replaced}
+            _keep_former(connection, former, proven=registration.state == "cached")
             _add(connection, found.state, -1)
             _add(connection, registration.state, 1)
         values |= {"last_seen": max(found.last_seen, last_seen)}
@@ -198,8 +199,12 @@ def put_registration(connection: sa.Connection, registration: Registration) -> N
         )
 
 
-def _keep_former(connection: sa.Connection, former: dict[str, Any]) -> None:
-    """Append what a registration was. What is equal is there once, so that callers cannot make it grow at will."""
+def _keep_former(connection: sa.Connection, former: dict[str, Any], *, proven: bool) -> None:
+    """Append what a registration was. What is equal is there once, so that callers cannot make it grow at will.
+
+    `proven`: there are certificates for what the registration is now. It may replace a manifest without any although
+    no more is kept, so that callers with the user token cannot keep a platform out by manifests that they make up.
+    """
     columns = FORMER_REGISTRATIONS.c
     platform = [columns[name] == former[name] for name in ("qe_id", "pce_id")]
     same = [columns[name] == former[name] for name in ("cpu_svn", "pce_svn")]
@@ -212,6 +217,8 @@ def _keep_former(connection: sa.Connection, former: dict[str, Any]) -> None:
     if former["platform_manifest"] is not None:
         manifests = sa.select(sa.func.count()).where(*platform, columns.platform_manifest.is_not(None))
         if connection.execute(manifests).scalar_one() >= MAX_FORMER_MANIFESTS:
+            if proven and former["state"] != "cached":
+                return
             raise CollateralUnavailable(
                 f"the platform with QE_ID {former['qe_id']} was registered with {MAX_FORMER_MANIFESTS} other manifests "
                 "already",

@@ -143,6 +143,7 @@ class CollateralCache:
         self.clock = clock
         self.generation = 0
         """Grows whenever the store may have changed."""
+        self.answer_timeout = config.answer_timeout
         self.confirmed = time.monotonic()
         """When the store was asked last whether it changed, in seconds of the monotonic clock."""
         self.grown = asyncio.Event()
@@ -294,7 +295,7 @@ class CollateralCache:
         if caller is not None and self.upstream is not None and not self._flights.runs(key):
             self._questions.spend(caller)
         try:
-            async with asyncio.timeout(self._config.answer_timeout):
+            async with asyncio.timeout(self.answer_timeout):
                 return await self._flights.run(key, start)
         except TimeoutError:
             raise Overloaded from None

@@ -57,8 +57,8 @@ DOCUMENT_FOR = 60.0
 """Seconds that a document stays in memory; it then gets another age."""
 CONFIRMED_FOR = 30.0
 """Seconds that answers are given from memory after the store was last asked whether another replica changed it."""
-ANSWERED_WITHIN = 45.0
-"""Seconds after which a client gets 503: upstream has 20 of them, a silent server of the store the rest."""
+STORE_WITHIN = 25.0
+"""Seconds beside those for upstream after which a client gets 503: the server of the store is silent."""
 MEMORY_FOR = 3600.0
 """Seconds that a PCK certificate stays in memory."""
 MAX_AGE = 24 * 3600
@@ -143,7 +143,7 @@ class CollateralApp:
 
     async def _collateral(self, request: Request) -> Answer:
         try:
-            async with asyncio.timeout(ANSWERED_WITHIN):
+            async with asyncio.timeout(self._cache.answer_timeout + STORE_WITHIN):
                 return await self._find(request)
         except TimeoutError:
             raise Overloaded from None

@@ -113,7 +113,12 @@ def test_callers_cannot_make_the_history_of_a_registration_grow_at_will(
     with pytest.raises(CollateralUnavailable, match="3 other manifests"):
         put("waiting", b"e", 6 * day)
     assert waiting(register)[0].request.platform_manifest == b"d"
-    put("cached", b"d", 6 * day)  # no other manifest
+    put("cached", b"f", 6 * day)  # upstream has certificates for it: those made up do not keep it out
+    assert register.page("cached")[0].request.platform_manifest == b"f"
+    assert len(history()) == 6
+    with pytest.raises(CollateralUnavailable, match="3 other manifests"):
+        put("cached", b"g", 6 * day)  # but what had certificates stays
+    put("cached", b"f", 6 * day)  # no other manifest
 
 
 def test_lists_come_in_pages_that_hold_everything_once(register: Registrations) -> None:
