@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 
 WAIT = 120
 """Seconds: against hanging only."""
@@ -69,3 +69,21 @@ class RunningInThread:
     def _started(self, *where: str) -> None:
         self.on_started(*where)
         self._ready.set()
+
+
+@asynccontextmanager
+async def leaving(service: RunningInThread) -> AsyncIterator[None]:
+    """The service in this event loop, told to stop; the block is what happens before it ends."""
+    stop, ready = asyncio.Event(), asyncio.Event()
+
+    def started(*where: str) -> None:
+        service.on_started(*where)
+        ready.set()
+
+    serving = asyncio.create_task(service.serve(stop, started))
+    async with asyncio.timeout(WAIT):
+        await ready.wait()
+        stop.set()
+        yield
+    serving.cancel()
+    await asyncio.wait([serving])

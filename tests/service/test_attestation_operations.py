@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import json
 import socket
 import sqlite3
@@ -22,6 +24,7 @@ from confcom.collateral.sources import SourceOptions
 from confcom.formats.text import encode_base64url
 from confcom.pki.serving_pair import Authority
 from confcom.services.attestation import attestation_service
+from confcom.services.attestation.attestation_config import AttestationServiceConfig
 from confcom.services.attestation.attestation_http import AttestationApp, AttestationMetrics
 from confcom.services.attestation.attestation_service import CollateralState
 from confcom.services.attestation.attestation_store import AttestationStore
@@ -29,6 +32,7 @@ from confcom.simulator.world import SimulatedWorld
 from running_attestation_service import API, NOW, RunningAttestation, enclave_quote, free_port, make_world
 from running_attestation_service import running_attestation as running
 from running_collateral_service import Clock
+from running_in_thread import leaving
 
 DOCUMENT: dict[str, Any] = json.loads(files("confcom.services.attestation").joinpath("openapi.json").read_bytes())
 UNDESCRIBED = {("/certs/", "GET"), ("/openapi.json", "GET")}
@@ -57,6 +61,24 @@ def test_it_is_ready_when_collateral_and_keys_are_there(
         service.wait_until(lambda: "not answered yet" not in _ready(service)["reason"])
         assert _ready(service)["reason"].startswith("no collateral: ")
         assert service.ask("//healthz").status == 200
+
+
+async def test_a_replica_that_leaves_says_so_and_still_answers(tmp_path: Path, world: SimulatedWorld) -> None:
+    config = AttestationServiceConfig(
+        listen=f"127.0.0.1:{free_port()}",
+        insecure_http=True,
+        store=str(tmp_path / "attestation.sqlite"),
+        keys=str(tmp_path / "keys"),
+        collateral=f"http://127.0.0.1:{free_port()}",
+        admin_token_hash=hashlib.sha512(b"a").hexdigest(),
+        leave_after=3600,
+    )
+    service = RunningAttestation(config, world, Clock(NOW))
+    async with leaving(service):
+        page = await asyncio.to_thread(service.ask, "//readyz")
+        assert (page.status, page.json["reason"]) == (503, "leaving: told to stop")
+        keys = await asyncio.to_thread(service.ask, "/certs")
+        assert (keys.status, keys.headers["connection"]) == (200, "close")
 
 
 def test_short_outages_of_the_source_are_borne(tmp_path: Path, world: SimulatedWorld) -> None:

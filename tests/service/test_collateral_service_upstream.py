@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import socket
@@ -42,6 +43,7 @@ from running_collateral_service import (
     RunningService,
     running_service,
 )
+from running_in_thread import leaving
 
 V4 = "/sgx/certification/v4"
 TCB_PATH = f"{V4}/tcb?fmspc={FMSPC}"
@@ -996,6 +998,17 @@ def test_what_belongs_to_a_tcb_info_is_fetched_before_anybody_asks(
 
 
 # --- readiness --------------------------------------------------------------------------------------------------------
+
+
+async def test_a_replica_that_leaves_is_not_ready_and_still_answers(
+    store: Path, upstream: RecordedUpstream, world: SimulatedWorld, clock: Clock
+) -> None:
+    service = RunningService(store, upstream, world.trust_roots, clock, leave_after=3600)
+    async with leaving(service):
+        page = await asyncio.to_thread(service.ask, "/readyz")
+        assert (page.status, page.json["reason"]) == (503, "leaving: told to stop")
+        answer = await asyncio.to_thread(service.ask, TCB_PATH)
+        assert (answer.status, answer.header("connection")) == (200, "close")
 
 
 def test_readiness_names_the_fmspc_that_lacks_fresh_collateral(

@@ -111,6 +111,39 @@ async def test_a_replica_that_was_told_to_stop_still_answers_and_ends_each_conne
         await asyncio.wait([serving])
 
 
+async def test_an_answer_that_did_not_end_its_connection_is_followed_by_one_that_does() -> None:
+    """The replica was told to stop while it answered: a client that sends its next request loses nothing."""
+    begun, stop = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        headers = [(b"content-length", b"2")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"o", "more_body": True})
+        if not begun.is_set():
+            begun.set()
+            await stop.wait()
+            await asyncio.sleep(0)  # the server has noticed
+        await send({"type": "http.response.body", "body": b"k"})
+
+    started = asyncio.get_running_loop().create_future()
+    listener = Listener(address=("127.0.0.1", 0), leave_after=3600)
+    serving = asyncio.create_task(serve_http(app, listener, stop=stop, started=started.set_result))
+    async with asyncio.timeout(HANG):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int((await started).rpartition(":")[2]))
+        writer.write(GET % 0)
+        await begun.wait()
+        stop.set()
+        assert b"connection" not in (await reader.readuntil(b"\r\n\r\n")).lower()
+        assert await reader.readexactly(2) == b"ok"
+        writer.write(GET % 0)
+        last = await reader.read()  # up to the end of the connection
+        assert b"connection: close" in last.lower()
+        assert last.endswith(b"\r\n\r\nok")
+        writer.close()
+        serving.cancel()
+        await asyncio.wait([serving])
+
+
 async def is_closed(client: socket.socket) -> None:
     """Wait until the server has ended a connection."""
     loop = asyncio.get_running_loop()

@@ -155,7 +155,7 @@ class Decisions:
         if decision is None:
             decision = evaluate_policy(self.policy, service_claims(named))
             if len(self._kept) >= KEPT:
-                self._kept.pop(next(iter(self._kept)), None)
+                self._kept.clear()  # not the oldest: another thread may change what is looked through
             self._kept[read] = decision
         return decision
 

@@ -378,7 +378,7 @@ class Appraiser:
                 raise AzureError(error.message, "PolicyParsingError", advice=error.advice()) from error
             if keep:
                 if len(self._parsed) >= _PARSED:
-                    self._parsed.pop(next(iter(self._parsed)), None)
+                    self._parsed.clear()
                 self._parsed[text] = found
         return found
 

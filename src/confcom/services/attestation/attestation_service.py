@@ -128,7 +128,8 @@ async def serve(
             store.records,
             keys,
             lambda: (
-                keys.problem
+                ("leaving: told to stop" if stop.is_set() else "")
+                or keys.problem
                 or administrators.problem
                 or ("" if kept is None else kept.keeper.not_ready)
                 or state.problem

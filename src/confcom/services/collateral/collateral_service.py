@@ -144,7 +144,7 @@ class Readiness:
 
     def _reason(self, inventory: Inventory, gaps: Sequence[Gap]) -> str:
         if reason := self._obstacle():
-            return f"clients do not trust the certificate yet: {reason}"
+            return reason
         if self._cache.upstream is None and not inventory.expires:
             return "the store is empty, and this service is offline: import collateral"
         if inventory.dates is not None and (reason := inventory.dates.clock_problem(self._cache.clock())):
@@ -231,9 +231,14 @@ async def serve(
         certificates = PckCertificates(cache)
         required, sets = parse_fmspcs(config.fmspcs), TcbSets.parse(config.tcb_sets)
         refresher = Refresher(cache, certificates, config, metrics, required=required, served=sets.served)
-        readiness = Readiness(
-            cache, metrics, required=required, sets=sets, obstacle=lambda: "" if kept is None else kept.keeper.not_ready
-        )
+
+        def obstacle() -> str:
+            if stop.is_set():
+                return "leaving: told to stop"
+            reason = "" if kept is None else kept.keeper.not_ready
+            return f"clients do not trust the certificate yet: {reason}" if reason else ""
+
+        readiness = Readiness(cache, metrics, required=required, sets=sets, obstacle=obstacle)
         tokens = Tokens(config, clock=lambda: clock().timestamp())
         file = store.address.path
         bodies = Bodies(config, folder=None if file is None else file.parent)

@@ -377,7 +377,7 @@ class _Connection:
             return False
         self._http.start_next_cycle()
         self._server.expect(self, client_acts=True)
-        return not self._server.leaving
+        return not self._server.closing
 
     async def _next_request(self) -> h11.Request | None:
         """The head of the next request; None if the client has ended the connection."""
