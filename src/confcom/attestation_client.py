@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import queue
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -23,6 +21,7 @@ import msgspec
 from confcom.errors import ConfigError, FormatError, PlatformError, PolicyError
 from confcom.formats.evidence import EvidenceFile
 from confcom.formats.text import encode_base64url
+from confcom.http_deadline import within
 from confcom.tokens import login
 from confcom.tokens.azure import AttestationType, type_of
 from confcom.tokens.jws import ReadJws
@@ -229,31 +228,21 @@ def ask(
     client: httpx2.Client, method: str, url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
 ) -> tuple[int, bytes]:
     """Status and body of an answer of at most `MAX_ANSWER` bytes, within `TIMEOUT`; else `AttestationUnavailable`."""
-    answers: queue.SimpleQueue[tuple[int, bytes] | BaseException] = queue.SimpleQueue()
 
-    def work() -> None:
+    def exchange(extensions: dict[str, Any]) -> tuple[int, bytes]:
         answer = _Bounded(url)
-        try:
-            with client.stream(method, url, content=body, headers=_HEADERS if headers is None else headers) as response:
-                for piece in response.iter_bytes():
-                    answer.take(piece)
-                answers.put((response.status_code, bytes(answer)))
-        except BaseException as error:  # noqa: BLE001 - raised by the caller's thread
-            answers.put(error)
+        sent = {**(_HEADERS if headers is None else headers), "Connection": "close"}
+        with client.stream(method, url, content=body, headers=sent, extensions=extensions) as response:
+            for piece in response.iter_bytes():
+                answer.take(piece)
+            return response.status_code, bytes(answer)
 
-    # A thread of its own, because only so the deadline holds for a server that drips: the library's timeouts are for
-    # single reads.
-    threading.Thread(target=work, name="confcom-attestation", daemon=True).start()
     try:
-        found = answers.get(timeout=TIMEOUT)
-    except queue.Empty:
-        client.close()
+        return within(TIMEOUT, exchange)
+    except httpx2.HTTPError as error:
+        raise AttestationUnavailable(f"{url}: {error}") from error
+    except TimeoutError:
         raise _too_slow(url) from None
-    if isinstance(found, httpx2.HTTPError):
-        raise AttestationUnavailable(f"{url}: {found}") from found
-    if isinstance(found, BaseException):
-        raise found
-    return found
 
 
 def _too_slow(url: str) -> AttestationUnavailable:

@@ -20,6 +20,7 @@ from confcom.collateral.sources import AzureThim
 from confcom.errors import CollateralNotFound, CollateralUnavailable, ConfigError, FormatError
 from confcom.protocols.pcs import Dialect, PckCertRequest
 from confcom.simulator.world import SimulatedWorld
+from late_server import late_server
 from pcs_server import PcsServer, cut_off, drip, endless, silent, status
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -153,6 +154,15 @@ def test_a_service_that_is_slow_does_not_hold_anybody_up(server, naps, key, beha
     server.always = behaviour
     with pytest.raises(CollateralUnavailable, match=r"in time|in 0\.4 s"):
         client.fetch_document(key)
+
+
+def test_an_answer_that_comes_too_late_is_read_from_no_other_connection(tmp_path, naps, key):
+    limits = HttpLimits(timeout=60, deadline=1, retries=0)
+    with late_server(tmp_path) as server:
+        client = PcsClient(server.url, dialect=Dialect.PCCS, limits=limits, sleep=naps, verify_tls=server.ca)
+        with pytest.raises(CollateralUnavailable, match="did not finish its answer in 1 s"):
+            client.fetch_document(key)
+        server.check_other_connections()
 
 
 def test_a_body_without_end_is_refused_at_the_limit(server, client, naps, key):

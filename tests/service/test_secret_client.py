@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 from confcom.attestation_client import (
@@ -14,6 +15,8 @@ from confcom.attestation_client import (
     AttestationClient,
     AttestationRefused,
     AttestationUnavailable,
+    ask,
+    tls_context,
 )
 from confcom.errors import ConfigError
 from confcom.formats.quote import Quote
@@ -21,6 +24,7 @@ from confcom.secret_client import read_secret
 from confcom.simulator.world import SimulatedWorld
 from confcom.tokens.verification import TokenPolicy
 from jwt_login_server import JwtLoginServer, jwt_login_server
+from late_server import late_server
 from running_attestation_service import (
     NOW,
     RunningAttestation,
@@ -113,6 +117,19 @@ def test_a_strange_answer_is_an_error_with_its_reason(
     server.answer = answer
     with pytest.raises(error, match=reason):
         read(server, service, world)
+
+
+def test_an_answer_that_comes_too_late_is_read_from_no_other_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("confcom.attestation_client.TIMEOUT", 1)
+    with (
+        late_server(tmp_path) as server,
+        httpx2.Client(timeout=60, verify=tls_context(server.ca)) as client,
+    ):
+        with pytest.raises(AttestationUnavailable, match="the answer was not whole within 1 s"):
+            ask(client, "GET", server.url)
+        server.check_other_connections()
 
 
 async def test_a_server_that_drips_is_left(

@@ -7,15 +7,13 @@ only failures that can pass are asked again. Nothing of what comes is trusted: i
 
 from __future__ import annotations
 
-import queue
 import random
 import ssl
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from confcom.appraisal.collateral import Collateral
@@ -141,22 +139,16 @@ class HttpExchange:
     def _exchange(
         self, request: pcs.Request, url: str, http: HttpRequest, headers: dict[str, str], limit: int
     ) -> HttpResponse | _Failure:
-        # A thread of its own, because only so the deadline holds for a peer that drips headers or a slow resolver:
-        # the library's timeouts are for single reads.
         import httpx2
 
-        client = httpx2.Client(verify=self._tls, timeout=self.limits.timeout, proxy=self.proxy, trust_env=False)
-        answers: queue.SimpleQueue[HttpResponse | _Failure] = queue.SimpleQueue()
+        from confcom.http_deadline import within
+
         question = _Question(pcs.describe(request), self.service, url, http, headers, limit)
-        threading.Thread(
-            target=lambda: answers.put(question.ask(client)), name="collateral-request", daemon=True
-        ).start()
-        try:
-            return answers.get(timeout=self.limits.deadline)
-        except queue.Empty:
-            return _Failure(question.unavailable(f"did not finish its answer in {self.limits.deadline:g} s"), True)
-        finally:
-            client.close()
+        with httpx2.Client(verify=self._tls, timeout=self.limits.timeout, proxy=self.proxy, trust_env=False) as client:
+            try:
+                return within(self.limits.deadline, lambda extensions: question.ask(client, extensions))
+            except TimeoutError:
+                return _Failure(question.unavailable(f"did not finish its answer in {self.limits.deadline:g} s"), True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,14 +162,19 @@ class _Question:
     headers: dict[str, str]
     limit: int
 
-    def ask(self, client: httpx2.Client) -> HttpResponse | _Failure:
+    def ask(self, client: httpx2.Client, extensions: dict[str, Any]) -> HttpResponse | _Failure:
         import httpx2
 
         # Not compressed: a limit on the bytes that come is then a limit on the bytes that there are.
         headers = {"accept-encoding": "identity", "user-agent": "confcom", **self.headers, **dict(self.http.headers)}
         try:
             with client.stream(
-                self.http.method, self.url, headers=headers, content=self.http.body or None, follow_redirects=False
+                self.http.method,
+                self.url,
+                headers=headers,
+                content=self.http.body or None,
+                follow_redirects=False,
+                extensions=extensions,
             ) as response:
                 return self._read(response)
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, RuntimeError, ValueError) as error:

@@ -1,0 +1,56 @@
+"""A deadline for a whole HTTP exchange: the HTTP library's timeouts are for single reads, and a server can drip."""
+
+from __future__ import annotations
+
+import queue
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+ENDING = 1.0
+"""Seconds for the thread of an exchange to end after its connection was shut down."""
+
+
+def within(seconds: float, ask: Callable[[dict[str, Any]], T]) -> T:
+    """What `ask` returns or raises; `TimeoutError` after `seconds`.
+
+    `ask` runs in a thread of its own. It gets the `extensions` for its one request, which goes over a new connection.
+    The deadline shuts that connection down, which ends the thread. Closed from here, the connection would give its
+    file descriptor to another one, and OpenSSL in the thread would read and write there.
+    """
+    answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+    late = threading.Event()
+    streams: list[Any] = []
+
+    def shut_down() -> None:
+        for stream in streams:
+            with suppress(OSError):
+                stream.get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+
+    def trace(event: str, details: Mapping[str, Any]) -> None:
+        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+            streams.append(details["return_value"])
+            if late.is_set():
+                shut_down()
+
+    def work() -> None:
+        try:
+            answers.put((ask({"trace": trace}), None))
+        except BaseException as error:  # noqa: BLE001 - raised by the caller's thread
+            answers.put((None, error))
+
+    thread = threading.Thread(target=work, name="http-exchange", daemon=True)
+    thread.start()
+    try:
+        found, failure = answers.get(timeout=seconds)
+    except queue.Empty:
+        late.set()
+        shut_down()
+        thread.join(ENDING)
+        raise TimeoutError from None
+    if failure is not None:
+        raise failure
+    return found  # type: ignore[return-value]
