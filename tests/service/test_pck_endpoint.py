@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import structlog
+from msgspec import structs
 
 from confcom.errors import NativeError, PlatformError
 from confcom.formats.qcnl import QcnlFile
@@ -214,11 +215,11 @@ class TestMemory:
         wrong = honest_answer(world, NOW)
         match how:
             case "html":
-                wrong = replace(wrong, body=b"<html>")
+                wrong = structs.replace(wrong, body=b"<html>")
             case "cut":
-                wrong = replace(wrong, body=wrong.body[:900])
+                wrong = structs.replace(wrong, body=wrong.body[:900])
             case "no chain":
-                wrong = replace(wrong, headers=tuple(item for item in wrong.headers if "Chain" not in item[0]))
+                wrong = structs.replace(wrong, headers=tuple(item for item in wrong.headers if "Chain" not in item[0]))
             case "another machine":
                 wrong = honest_answer(SimulatedWorld((MachineFile(bytes(32), NOW, index=1),)), NOW)
             case _:
