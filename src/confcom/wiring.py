@@ -25,7 +25,6 @@ from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.machine import SimulatedMachine
 from confcom.simulator.machine_file import MachineFile
 from confcom.simulator.report_scheme import HARDWARE
-from confcom.simulator.report_scheme import report_scheme as scheme_named
 from confcom.simulator.world import SimulatedWorld
 
 if TYPE_CHECKING:
@@ -127,10 +126,9 @@ def simulated_world(seed: bytes, now: datetime, *, machines: int = 1) -> Simulat
     return SimulatedWorld.from_seed(seed, now=now, machines=machines)
 
 
-def create_machine_file(path: Path, seed: bytes, now: datetime, *, report_scheme: str = "hardware") -> None:
-    """Write a new machine file, mode 0600; with `sdk-simulation` its own enclaves report as those of SGX_MODE=SIM."""
-    scheme_named(report_scheme)
-    SimulatedWorld.from_seed(seed, now=now, report_scheme=report_scheme).write_first(path)
+def create_machine_file(path: Path, seed: bytes, now: datetime) -> None:
+    """Write a new machine file, mode 0600."""
+    SimulatedWorld.from_seed(seed, now=now).write_first(path)
 
 
 def create_named_machine_file(path: Path, world: Path, name: str) -> None:

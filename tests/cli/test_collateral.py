@@ -126,7 +126,7 @@ def test_fetch_takes_the_platform_from_a_quote_and_remembers_it(call, server, st
     assert call("fetch", "--quote", quote, "--source", server.url).code == 0
     assert not any("processor" in path for path, _ in server.requests)
     with opened(store, world) as found:
-        (platform,) = found.platforms.known()
+        (platform,) = found.platforms.groups()
     assert platform.fmspc == world.machine.fmspc
 
 

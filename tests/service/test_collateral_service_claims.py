@@ -282,7 +282,7 @@ def test_what_comes_with_a_certificate_is_held_to_it(store, world, change) -> No
         ask = Asking(service, world)
         replies = [ask(ppid(VICTIM)), ask.register(ppid(VICTIM))]
     with CollateralStore(store, roots=world.trust_roots) as kept:
-        assert kept.platforms.known() == ()
+        assert kept.platforms.groups() == ()
 
     assert [reply.status for reply in replies] == [502, 502]
     assert "another than the certificate's" in replies[0].json["message"]
@@ -297,7 +297,7 @@ def test_a_certificate_for_a_tcb_that_is_not_reached_is_refused(store, upstream,
         path = f"{V4}/pckcert?qeid={ask.qe_id}&cpusvn={raw.hex()}&pceid=0000&encrypted_ppid={ppid(VICTIM).hex()}"
         reply = service.ask(f"{path}&pcesvn={'0c00' if number is None else '0d00'}")
     with CollateralStore(store, roots=world.trust_roots) as kept:
-        assert kept.platforms.known() == ()
+        assert kept.platforms.groups() == ()
 
     assert reply.status == 502
     assert "for a TCB that the platform does not reach" in reply.json["message"]

@@ -640,7 +640,7 @@ def test_a_list_of_certificates_is_held_to_what_it_says(
     with running_service(store, Wrong(world, clock), world.trust_roots, clock, **HASHES) as service:
         reply = service.ask(f"{V4}/platforms", method="POST", headers={"user-token": USER}, body=body)
     with CollateralStore(store, roots=world.trust_roots) as kept:
-        assert kept.platforms.known() == ()
+        assert kept.platforms.groups() == ()
 
     assert reply.status == 502
 
@@ -709,7 +709,7 @@ def test_platforms_can_be_removed(service: RunningService, store: Path, world: S
     removed = remove(service, f"qeid={qe_id(world).hex()}")
     listed = service.ask(f"{V4}/platforms?source=[]", headers={"admin-token": ADMIN})
     with CollateralStore(store, roots=world.trust_roots) as kept:
-        assert kept.platforms.known() == ()
+        assert kept.platforms.groups() == ()
         assert kept.platforms.pck_certificates(qe_id(world), bytes(2)) == ()
 
     assert {reply.status for reply in wrong} == {400}
@@ -797,7 +797,7 @@ def test_collateral_that_is_not_authentic_is_not_taken_in(store: Path, world: Si
         nonsense = put(service, b'{"collaterals": []}')
         with CollateralStore(store, roots=world.trust_roots) as kept:
             assert kept.document_keys() == ()
-            assert kept.platforms.known() == ()
+            assert kept.platforms.groups() == ()
 
     assert (other_root.status, other_root.json["code"]) == (460, "root-untrusted")
     assert other_root.json["kept"] == {"documents": 0, "platforms": 0, "certificates": 0}
@@ -812,7 +812,7 @@ def test_documents_of_an_upload_are_judged_one_by_one(store: Path, world: Simula
         other_key = put(service, tool_output(world, tcbinfos=forgery))
         with CollateralStore(store, roots=world.trust_roots) as kept:
             keys = set(kept.document_keys())
-            platforms = kept.platforms.known()
+            platforms = kept.platforms.groups()
         malformed = put(service, tool_output(world, rootcacrl="zz"))
         ready = service.ask("/readyz")
 

@@ -122,15 +122,6 @@ def test_an_enclave_and_the_platform_share_a_machine_by_its_file(machine_file):
     assert quote[306:308] == b"\4\0"
 
 
-def test_a_machine_may_be_made_for_reports_of_the_sdks_simulation(tmp_path):
-    path = tmp_path / "sdk.json"
-    wiring.create_machine_file(path, SEED, NOW, report_scheme="sdk-simulation")
-    assert wiring.open_machine(path).report_scheme.name == "sdk-simulation"
-    with pytest.raises(ConfigError, match="scheme"):
-        wiring.create_machine_file(tmp_path / "other.json", SEED, NOW, report_scheme="none")
-    assert not (tmp_path / "other.json").exists()
-
-
 def test_a_declaration_comes_from_a_file_too(tmp_path):
     path = tmp_path / "enclave.toml"
     path.write_text('enclave = "shop"\nsigner = "Contoso"\nisv_prod_id = 1\nisv_svn = 1\n')

@@ -34,17 +34,9 @@ def simulate() -> None:
 @_OUTPUT
 @click.option("--seed", metavar="HEX", help="16 to 64 bytes: the same seed and time make the same machine.")
 @click.option("--at", metavar="RFC3339", help="When its certificates begin. Default: now.")
-@click.option(
-    "--report-scheme",
-    type=click.Choice(["hardware", "sdk-simulation"]),
-    default="hardware",
-    help="sdk-simulation is for enclaves of SGX_MODE=SIM alone; a machine takes those in any case.",
-)
 @click.option("--world", metavar="FILE", type=FILE, help="Make a machine of this machine file's world; needs --name.")
 @click.option("--name", metavar="NAME", help="Which one: the same name, say a node's, is the same machine every time.")
-def machine(
-    output: Path, seed: str | None, at: str | None, report_scheme: str, world: Path | None, name: str | None
-) -> None:
+def machine(output: Path, seed: str | None, at: str | None, world: Path | None, name: str | None) -> None:
     """Make a machine file. Processes with the same file are on the same machine.
 
     With --world and --name, what was in the output file is replaced: that machine can always be made again.
@@ -60,7 +52,7 @@ def machine(
         click.echo(f"simulated machine {printable(name)}: {printable(output)}")
         return
     chosen = os.urandom(SEED_SIZE) if seed is None else parse_hex(seed, "--seed", most=64)
-    create_machine_file(output, chosen, parse_time(at, "--at"), report_scheme=report_scheme)
+    create_machine_file(output, chosen, parse_time(at, "--at"))
     click.echo(f"simulated machine: {printable(output)} (keep it secret: who reads it can forge its quotes)")
 
 

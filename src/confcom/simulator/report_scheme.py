@@ -121,8 +121,7 @@ class SdkSimulationReportScheme:
             raise ReportRejected(
                 "the report was not made in simulation mode of Intel's SDK (SGX_MODE=SIM), and this simulated machine "
                 "takes no others",
-                advice="Give helper and enclave a machine file that `confcom simulate machine` made without "
-                "--report-scheme sdk-simulation.",
+                advice="Give helper and enclave a new machine file: confcom simulate machine -o FILE",
             )
 
 

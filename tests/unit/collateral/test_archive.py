@@ -231,7 +231,7 @@ def carried(store: CollateralStore) -> tuple[object, ...]:
         list(found.stored_certificates()),
         [list(store.registrations.all(state)) for state in ("waiting", "unavailable", "cached")],
         store.policies.all(),
-        found.known(),
+        found.groups(),
     )
 
 
@@ -284,4 +284,4 @@ def test_a_platform_that_is_not_as_it_should_be_is_refused(peopled, other, later
     entries[index] = {"platform": "pck-certificate"} | change(entries[index])
     with pytest.raises(error):
         read(other, joined(entries), later)
-    assert other.platforms.known() == ()
+    assert other.platforms.groups() == ()

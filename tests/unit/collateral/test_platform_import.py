@@ -89,5 +89,5 @@ def test_a_platform_of_two_processors_or_of_none_is_refused_whole(store, world, 
     assert (qe_id, type(error)) == (QE_ID.hex(), MismatchError)
     ((_, error),) = take(store, world, now).refused_platforms
     assert type(error) is CertificatesUnavailable
-    assert (store.platforms.known(), store.registrations.count_all()) == ((), 0)
+    assert (store.platforms.groups(), store.registrations.count_all()) == ((), 0)
     assert taken.documents == 4

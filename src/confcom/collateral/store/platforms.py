@@ -112,23 +112,11 @@ class PlatformUpdate:
 
 
 @dataclass(frozen=True, slots=True)
-class KnownPlatform:
-    """A platform that was seen, at its latest TCB. `id` is the SHA-256 of its PPID in hexadecimal digits."""
-
-    id: str
-    tee: Tee
-    fmspc: bytes
-    ca: PckCaName
-    tcb: PckTcb
-    first_seen: datetime
-    last_seen: datetime
-
-
-@dataclass(frozen=True, slots=True)
 class PlatformGroup:
-    """Platforms at the same latest TCB, of one TEE, FMSPC and CA: what is said of one is true of all.
+    """Platforms at the same latest TCB, of one TEE, FMSPC and CA, which are judged alike.
 
-    `seen` has the id of each, and when it was seen last (seconds since 1970).
+    `seen` has the id of each (SHA-256 of its PPID in hexadecimal digits), and when it was seen last (seconds since
+    1970).
     """
 
     tee: Tee
@@ -152,11 +140,6 @@ class PlatformRegistry:
         """
         with self._database.write() as connection:
             _observe(connection, extension, seconds(seen), tee, claimed=claimed)
-
-    def known(self) -> tuple[KnownPlatform, ...]:
-        """Every platform seen, in the order of first sight."""
-        with self._database.read() as connection:
-            return tuple(_platform(row) for row in connection.execute(_KNOWN))
 
     def groups(self) -> tuple[PlatformGroup, ...]:
         """Every platform seen, in groups."""
@@ -432,8 +415,8 @@ def _observe(
     """Widen the times of the TCB at which a platform was met last, or append another one.
 
     What is older than that and another TCB is appended too, and is not current. One that is `claimed` and was met
-    before is not appended, nor a lower one of the same second: it is of a set of certificates. Where the platform did
-    not ask itself, it counts as seen when it was seen last.
+    before is not appended, nor a lower one of the same second, which belongs to the same set of certificates. If the
+    platform did not ask itself (`asked`), the time of its last sighting stays.
     """
     # Only the Platform CA writes an instance id into its certificates.
     ca = "processor" if extension.platform_instance_id is None else "platform"
@@ -458,18 +441,6 @@ def _observe(
 def _is_lower(tcb: PckTcb, than: Any) -> bool:  # noqa: ANN401 - of `_MET`
     pairs = zip(tcb.sgx_components, than.sgx_components, strict=True)
     return tcb.pce_svn <= than.pce_svn and all(mine <= theirs for mine, theirs in pairs)
-
-
-def _platform(row: Any) -> KnownPlatform:  # noqa: ANN401 - of `_KNOWN`
-    return KnownPlatform(
-        id=row.id,
-        tee=_tee(row.tee),
-        fmspc=bytes.fromhex(row.fmspc),
-        ca=_ca(row.ca),
-        tcb=PckTcb(tuple(row.sgx_components), row.pce_svn, row.cpu_svn),
-        first_seen=time_of(row.since),
-        last_seen=time_of(row.last_seen),
-    )
 
 
 def _ca(text: str) -> PckCaName:
@@ -561,19 +532,6 @@ _IS_CURRENT = ~sa.exists().where(
     _NEWER.c.tee == PLATFORMS.c.tee,
     (_NEWER.c.last_seen > PLATFORMS.c.last_seen)
     | ((_NEWER.c.last_seen == PLATFORMS.c.last_seen) & (_NEWER.c.number > PLATFORMS.c.number)),
-)
-_FIRST_SEEN = (
-    sa.select(sa.func.min(_NEWER.c.first_seen))
-    .where(_NEWER.c.id == PLATFORMS.c.id, _NEWER.c.tee == PLATFORMS.c.tee)
-    .scalar_subquery()
-    .label("since")
-)
-_KNOWN = (
-    sa.select(
-        PLATFORMS.c.id, PLATFORMS.c.tee, *(PLATFORMS.c[name] for name in _FACTS), _FIRST_SEEN, PLATFORMS.c.last_seen
-    )
-    .where(_IS_CURRENT)
-    .order_by(sa.literal_column("since"), PLATFORMS.c.id, PLATFORMS.c.tee)
 )
 _CURRENT = (
     sa.select(PLATFORMS.c.id, PLATFORMS.c.last_seen, PLATFORMS.c.tee, *(PLATFORMS.c[name] for name in _FACTS))

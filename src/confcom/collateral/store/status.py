@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -158,10 +157,10 @@ def status_json(status: StoreStatus, *, min_validity: timedelta, clock: bool = T
     yield json.dumps(head, indent=2).removesuffix("\n}") + ',\n  "platforms": ['
     separator = "\n"
     for entry in status.platforms:
-        about = textwrap.indent(json.dumps(_platforms_dict(entry), indent=2), " " * 4)
-        before, between, after = re.split(f"{_ID}|{_LAST_SEEN}", about)
+        shared = textwrap.indent(json.dumps(_group_dict(entry), indent=2), " " * 4).removeprefix("    {\n")
         for id_, last_seen in entry.group.seen:
-            yield f"{separator}{before}{id_}{between}{rfc3339(time_of(last_seen))}{after}"
+            own = f'      "id": "{id_}",\n      "last_seen": "{rfc3339(time_of(last_seen))}",\n'
+            yield f"{separator}    {{\n{own}{shared}"
             separator = ",\n"
     yield "\n  ]\n}\n" if status.platforms else "]\n}\n"
 
@@ -271,18 +270,13 @@ def _document_dict(document: DocumentStatus) -> dict[str, Any]:
     }
 
 
-_ID, _LAST_SEEN = "@ID@", "@LAST SEEN@"
-"""Where each platform's own values go into the JSON of its group."""
-
-
-def _platforms_dict(entry: PlatformStatus) -> dict[str, Any]:
-    known, lacking = entry.group, entry.shortfall
+def _group_dict(entry: PlatformStatus) -> dict[str, Any]:
+    """What is the same for every platform of a group."""
+    group, lacking = entry.group, entry.shortfall
     return {
-        "id": _ID,
-        "tee": known.tee,
-        "fmspc": known.fmspc.hex(),
-        "ca": known.ca,
-        "last_seen": _LAST_SEEN,
+        "tee": group.tee,
+        "fmspc": group.fmspc.hex(),
+        "ca": group.ca,
         "standard": {"number": entry.standard_number, "tcb_status": entry.standard_status},
         "early": {"number": entry.early_number, "tcb_status": entry.early_status},
         "falls_behind": entry.falls_behind,

@@ -97,8 +97,8 @@ def test_a_refresh_brings_a_platform_to_its_new_tcb_and_does_not_count_as_seen(w
     for day in (1, 2):
         store.platforms.add_pck_certificate(raw, new, seen=now + day * DAY, source="pcs", asked=False)
     assert states(store) == [(base, at), (base + 1, at)]
-    (platform,) = store.platforms.known()
-    assert (platform.tcb.sgx_components[0], platform.last_seen) == (base + 1, now)
+    (group,) = store.platforms.groups()
+    assert (group.tcb.sgx_components[0], [seen for _, seen in group.seen]) == (base + 1, [at])
 
 
 def test_a_new_certificate_for_the_same_tcb_replaces_the_old_one(world, store, raw, answer, now):
@@ -111,9 +111,9 @@ def test_a_new_certificate_for_the_same_tcb_replaces_the_old_one(world, store, r
     new = store.platforms.add_pck_certificate(raw, newer, seen=now + DAY, source="pcs")
     assert store.platforms.pck_certificate(raw) == new != old
     assert store.platforms.pck_certificates(QE_ID, bytes(2)) == (new, old)
-    (platform,) = store.platforms.known()
-    assert platform.tcb.sgx_components == better.sgx_components
-    assert (platform.first_seen, platform.last_seen) == (now, now + DAY)
+    (group,) = store.platforms.groups()
+    assert group.tcb.sgx_components == better.sgx_components
+    assert [seen for _, seen in group.seen] == [int((now + DAY).timestamp())]
 
 
 def test_nothing_unverified_is_kept(address, store, raw, answer, now):
@@ -130,7 +130,7 @@ def test_nothing_unverified_is_kept(address, store, raw, answer, now):
             store.platforms.add_pck_certificate(raw, wrong, seen=now, source="pcs")
     with pytest.raises(MismatchError, match="another PCE"):
         store.platforms.add_pck_certificate(replace(raw, pce_id=b"\x01\x00"), answer, seen=now, source="pcs")
-    assert store.platforms.known() == ()
+    assert store.platforms.groups() == ()
     store.platforms.add_pck_certificate(raw, answer, seen=now, source="pcs")
     with CollateralStore(address, roots=TrustRoots.intel()) as intel_only:
         assert intel_only.platforms.pck_certificate(raw) is None
@@ -142,17 +142,16 @@ def test_an_older_sighting_does_not_undo_a_newer_one(store, extension, now):
     newer = structs.replace(extension, tcb=structs.replace(extension.tcb, pce_svn=extension.tcb.pce_svn + 1))
     store.observe_platform(newer, seen=now)
     store.observe_platform(extension, seen=now - DAY)
-    (platform,) = store.platforms.known()
-    assert platform.tcb == newer.tcb
-    assert (platform.first_seen, platform.last_seen) == (now - DAY, now)
-    assert (platform.fmspc, platform.ca, platform.tee) == (extension.fmspc, "platform", "sgx")
+    (group,) = store.platforms.groups()
+    assert (group.tcb, [seen for _, seen in group.seen]) == (newer.tcb, [int(now.timestamp())])
+    assert (group.fmspc, group.ca, group.tee) == (extension.fmspc, "platform", "sgx")
 
 
 def test_the_ca_follows_from_the_certificate(store, extension, now):
     desktop = structs.replace(extension, ppid=b"\x01" * 16, platform_instance_id=None, configuration=None)
     store.observe_platform(desktop, seen=now, tee="sgx")
     store.observe_platform(extension, seen=now + DAY, tee="tdx")
-    assert [(platform.ca, platform.tee) for platform in store.platforms.known()] == [
+    assert [(group.ca, group.tee) for group in store.platforms.groups()] == [
         ("processor", "sgx"),
         ("platform", "tdx"),
     ]
@@ -161,7 +160,7 @@ def test_the_ca_follows_from_the_certificate(store, extension, now):
 def test_the_registry_does_not_keep_the_ppid(path, world, extension, now):
     store = CollateralStore(path, roots=world.trust_roots)
     store.observe_platform(extension, seen=now)
-    assert extension.ppid.hex() not in store.platforms.known()[0].id
+    assert extension.ppid.hex() not in store.platforms.groups()[0].seen[0][0]
     store.close()
     assert extension.ppid not in path.read_bytes()
 
@@ -175,7 +174,7 @@ def test_a_removed_platform_leaves_nothing_and_the_others_alone(store, world, ra
     assert store.platforms.remove(raw.qe_id) == 1
     assert store.platforms.pck_certificate(raw) is None
     assert store.platforms.pck_certificates(raw.qe_id, raw.pce_id) == ()
-    assert store.platforms.known() == ()
+    assert store.platforms.groups() == ()
     assert store.registrations.count("waiting") == 1
     assert store.platforms.remove(other.qe_id) == 1
     assert store.registrations.count("waiting") == 0
@@ -184,11 +183,11 @@ def test_a_removed_platform_leaves_nothing_and_the_others_alone(store, world, ra
 
 def test_a_platform_is_removed_by_its_id_with_its_certificates(store, raw, answer, now):
     store.platforms.add_pck_certificate(raw, answer, seen=now, source="pcs")
-    (known,) = store.platforms.known()
+    ((id_, _),) = store.platforms.groups()[0].seen
     assert store.platforms.remove_known("00" * 32) == 0
-    assert store.platforms.remove_known(known.id) == 1
+    assert store.platforms.remove_known(id_) == 1
     assert store.platforms.pck_certificate(raw) is None
-    assert store.platforms.known() == ()
+    assert store.platforms.groups() == ()
 
 
 def test_only_those_that_have_not_asked_since_are_removed(store, world, raw, answer, extension, now, monkeypatch):
@@ -203,7 +202,7 @@ def test_only_those_that_have_not_asked_since_are_removed(store, world, raw, ans
     assert store.platforms.remove_unseen(now) == 0
     assert store.platforms.remove_unseen(now + timedelta(days=8)) == 3 + 1 + 1
     assert {entry.request.qe_id for entry in store.registrations.page("waiting")} == {b"\x03" * 16, b"\x04" * 16}
-    assert store.platforms.known() == ()
+    assert store.platforms.groups() == ()
 
 
 def test_who_asks_is_seen(store, raw, answer, now):
@@ -213,5 +212,5 @@ def test_who_asks_is_seen(store, raw, answer, now):
     later = now + timedelta(days=3)
     store.platforms.saw(raw, answer, seen=later)
     assert store.platforms.last_asked(raw) == later
-    assert store.platforms.known()[0].last_seen == later
+    assert store.platforms.groups()[0].seen[0][1] == int(later.timestamp())
     assert store.platforms.remove_unseen(later) == 0

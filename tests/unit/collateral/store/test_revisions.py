@@ -99,8 +99,10 @@ def test_nothing_of_a_former_store_is_lost(former: Path, world: Any) -> None:
         raw = PlatformTcb(b"\xaa" * 16, bytes(2), b"\x07" * 16, 11)
         newer, older = store.platforms.pck_certificates(raw.qe_id, raw.pce_id)
         assert store.platforms.pck_certificate(raw) == newer != older
-        known = {(one.tee, one.first_seen, one.last_seen) for one in store.platforms.known()}
-        assert known == {("sgx", NOW, NOW + DAY), ("tdx", NOW + 2 * DAY, NOW + 2 * DAY)}
+        with store._database.read() as connection:
+            rows = connection.exec_driver_sql("SELECT tee, min(first_seen), max(last_seen) FROM platforms GROUP BY tee")
+            times = {(tee, first - int(NOW.timestamp()), last - int(NOW.timestamp())) for tee, first, last in rows}
+        assert times == {("sgx", 0, 86400), ("tdx", 2 * 86400, 2 * 86400)}
         registered = [store.registrations.page(state) for state in ("cached", "waiting", "unavailable")]
         assert [[one.request.qe_id for one in page] for page in registered] == [
             [b"\xaa" * 16],
@@ -116,7 +118,7 @@ def test_nothing_of_a_former_store_is_lost(former: Path, world: Any) -> None:
         assert claim.encrypted_ppid == b"\x02" * 384
         assert store.policies.default(fmspc) == store.policies.all()[0][2]
     with CollateralStore(former, roots=world.trust_roots, create=False) as again:
-        assert len(again.platforms.known()) == 2
+        assert len(again.platforms.groups()) == 2
 
 
 def test_the_former_confcom_refuses_a_store_that_was_taken_over(former: Path, world: Any) -> None:
@@ -150,7 +152,7 @@ def test_a_file_is_copied_to_a_server_with_all_that_it_holds(
 ) -> None:
     with CollateralStore(former, roots=world.trust_roots) as store:
         archive = archived(store)
-        before = (store.platforms.known(), store.changes(), store.registrations.count_all())
+        before = (store.platforms.groups(), store.changes(), store.registrations.count_all())
     with postgres.database() as name:
         words = ["collateral", "migrate", "--store", postgres.of(name), "--from", str(former)]
         assert run(words) == 0
@@ -161,7 +163,7 @@ def test_a_file_is_copied_to_a_server_with_all_that_it_holds(
         assert run(words) == 0
         with CollateralStore(postgres.of(name), roots=world.trust_roots) as copied:
             assert archived(copied) == archive
-            assert (copied.platforms.known(), copied.changes(), copied.registrations.count_all()) == before
+            assert (copied.platforms.groups(), copied.changes(), copied.registrations.count_all()) == before
             raw = PlatformTcb(b"\xbb" * 16, bytes(2), b"\x07" * 16, 11)
             assert copied.claims.of_caller("192.0.2.1", raw, b"\x02" * 384) is not None
             # Numbers go on after those that were copied.
