@@ -7,7 +7,6 @@ each quote is over both keys: a recorded quote does not fit, and only the quoted
 import argparse
 import asyncio
 import hashlib
-import os
 import sys
 from asyncio import StreamReader, StreamWriter
 from datetime import UTC, datetime
@@ -57,7 +56,7 @@ class Peer:
     def __init__(self, options: argparse.Namespace) -> None:
         self.name, self.listen, self.connect = options.name, options.listen, options.connect
         self.quotes = confcom.own_quote_source(machine=options.machine, enclave=options.enclave, socket=options.socket)
-        print(f"{self.name}: {confcom.process_mode().decide('auto', os.environ)}", flush=True)
+        print(f"{self.name}: {confcom.process_mode().decision}", flush=True)
         roots = confcom.load_trust_roots(options.trust_root) if options.trust_root else confcom.TrustRoots.intel()
         self.verifier, self.collateral = confcom.QuoteVerifier(roots), confcom.load_bundle(options.collateral)
         policy = confcom.load_policy(options.policy)

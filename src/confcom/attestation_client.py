@@ -43,7 +43,7 @@ KEYS_FOR = timedelta(minutes=30)
 KEYS_AT_LEAST = timedelta(minutes=1)
 """Between two fetches of keys, whatever key ids tokens name."""
 TIMEOUT = 15.0
-"""Seconds for one whole answer, however steadily it drips."""
+"""Seconds within which a whole answer must arrive."""
 
 
 def tls_context(ca: Path | None) -> SSLContext:

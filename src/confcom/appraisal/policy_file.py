@@ -211,8 +211,6 @@ _IDENTITY: dict[str, Callable[[str, Any], Policy]] = {
     "td_attributes": _masked(TdAttributes),
     "xfam": _masked(Xfam),
 }
-IDENTITY_KEYS = tuple(_IDENTITY)
-"""The keys that say who an enclave or a TD should be."""
 
 
 def _reader(name: str) -> Callable[[bytes], Any]:

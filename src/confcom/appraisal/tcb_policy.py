@@ -45,7 +45,7 @@ class AcceptTcb:
         """One finding, of TDX 1.5 another for the module that runs now; when not ok, one more for every SVN too low."""
         tcb, status = verified.tcb, verified.tcb_status
         checks = [self._judge("tcb-status", status in self.statuses, tcb, verified.tee)]
-        # The converged status is the launch's, unless it says what became of the TD: then it speaks of both.
+        # A converged status that differs from the launch's covers the current module too.
         if tcb.current and tcb.launch and status is tcb.launch.status:
             ok = tcb.current.status in (*self.statuses, TcbStatus.UP_TO_DATE)
             checks.append(self._judge("tcb-status-current", ok, tcb.current, verified.tee))

@@ -25,7 +25,7 @@ DEADLINE = 10.0
 MAX_PENDING = 100
 """Connections before the end of their handshake."""
 PATIENCE = 2.0
-"""Seconds that a connection may take while others wait for its place."""
+"""Seconds after which a connection is ended if others wait for its place."""
 _LOOK_AGAIN = 0.02
 
 _log = logging.getLogger("confcom.atls")
@@ -55,7 +55,7 @@ async def serve_each(listener: socket.socket, serve: Callable[[socket.socket], C
             task = loop.create_task(serve(stream))
             tasks[task] = loop.time()
             task.add_done_callback(lambda done: tasks.pop(done, None))
-            await asyncio.sleep(0)  # one that is ended before it began closes nothing
+            await asyncio.sleep(0)  # starts the task: one that is cancelled before does not close its socket
             if len(tasks) > MAX_PENDING:
                 oldest, began = next(iter(tasks.items()))
                 left = max(began + PATIENCE - loop.time(), 0)

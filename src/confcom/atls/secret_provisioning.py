@@ -203,14 +203,14 @@ class _Tls:
         return crypto.dump_certificate(crypto.FILETYPE_ASN1, found)
 
     async def receive(self, size: int) -> bytes:
-        """So many bytes."""
+        """Receive exactly `size` bytes."""
         received = bytearray()
         while len(received) < size:
             received += await self._run(partial(self._connection.recv, size - len(received)))
         return bytes(received)
 
     async def send(self, data: bytes) -> None:
-        """Send and say that nothing follows."""
+        """Send, and end the TLS connection (close_notify)."""
         await self._run(partial(self._connection.sendall, data))
         await self._run(self._connection.shutdown)
 
@@ -228,7 +228,7 @@ class _Tls:
             else:
                 await self._flush()
                 return done
-            await asyncio.sleep(0)  # what has arrived is received without a pause
+            await asyncio.sleep(0)  # `sock_recv` does not yield while there is data
             received = await asyncio.get_running_loop().sock_recv(self._stream, _READ)
             if not received:
                 raise ConnectionResetError(_LEFT)
@@ -246,7 +246,7 @@ class _Tls:
 
 
 def _reason(error: Exception) -> str:
-    """The reason of an error; of OpenSSL's, which has a list of them, the last."""
+    """The reason of an error; the last one of OpenSSL's list."""
     found = error.args[0] if error.args else None
     if isinstance(found, list) and found:
         return str(found[-1][-1])

@@ -19,8 +19,8 @@ from confcom.formats.arguments import checked_type
 from confcom.services.runtime.allowances import address_of
 
 FRESH_PER_SECOND = 10.0
-TOGETHER = 8
-"""Times the quotes of one peer, how many all peers together get."""
+ALL_PEERS = 8
+"""The limit for all peers together, as a multiple of that for one."""
 MAX_PEERS = 1024
 """Addresses of peers that are counted at a time; the one that asked least recently makes room."""
 WAIT = 2.0
@@ -60,9 +60,9 @@ class ServerContext(PresentingContext):
             raise ConfigError(f"fresh_per_second: {fresh_per_second} is negative")
         self._protocols: list[str] = []
         self._rate = fresh_per_second
-        self._requests = _quotes(fresh_per_second, TOGETHER)
+        self._requests = _quotes(fresh_per_second, ALL_PEERS)
         self._peers: OrderedDict[str, _Budget] = OrderedDict()
-        self._counting = threading.Lock()
+        self._peers_lock = threading.Lock()
         self._loop_time = _Budget(LOOP_SHARE, LOOP_SHARE * 2)
         self._prepared: OrderedDict[bytes, tuple[IssuedCertificate | None]] = OrderedDict()
         self._free = threading.BoundedSemaphore(AT_A_TIME)
@@ -107,8 +107,8 @@ class ServerContext(PresentingContext):
             self._prepared.popitem(last=False)
 
     def _may_ask(self, peer: str) -> bool:
-        """Whether the peer, and then all of them, asked for no more quotes than they get."""
-        with self._counting:
+        """Count a request; False beyond the limit of the peer, or that of all peers."""
+        with self._peers_lock:
             own = self._peers.setdefault(peer, _quotes(self._rate))
             self._peers.move_to_end(peer)
             if len(self._peers) > MAX_PEERS:
@@ -179,7 +179,7 @@ class _Budget:
 
 
 def _quotes(rate: float, peers: int = 1) -> _Budget:
-    """So many quotes in a second for each of the peers, and one at once where that is fewer; 0: none."""
+    """`rate` quotes a second for each of the peers, with a burst of one at least; a rate of 0 allows none."""
     return _Budget(peers * rate, peers * max(rate, 1.0) if rate else 0.0)
 
 

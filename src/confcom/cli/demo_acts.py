@@ -82,7 +82,7 @@ def _attest_locally(stage: Stage, view: View) -> None:
         "that only the neighbour can check.",
     )
     before = len(stage.quotes_served())
-    neighbours = stage.be_neighbours(declare_enclave("", SIGNER).mr_signer.hex())
+    neighbours = stage.attest_locally(declare_enclave("", SIGNER).mr_signer.hex())
     view.peers(neighbours)
     view.step("both accepted each other", met=neighbours.code == 0 and neighbours.out.count("accepted") == 2)
     view.step("no quote was made", met=len(stage.quotes_served()) == before)

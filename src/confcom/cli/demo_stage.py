@@ -141,7 +141,7 @@ class Stage:
         a, b = (_finish(name, process) for name, process in running.items())
         return a, b
 
-    def be_neighbours(self, signer: str) -> PeerOutcome:
+    def attest_locally(self, signer: str) -> PeerOutcome:
         """Run examples/local_attestation, two enclaves in one process."""
         enclaves = (self.examples / "remote_attestation" / name for name in ("enclave_a.toml", "enclave_b.toml"))
         program = self.examples / "local_attestation" / "neighbours.py"

@@ -147,7 +147,7 @@ class PendingRequests:
                                 self._see(kind, document)
 
     def _see(self, kind: str, document: Mapping[str, Any]) -> None:
-        """Note a request without a decision. `Approved`, by hand, is none where we sign."""
+        """Note a request without a decision. `Approved` is none for our own signer: it may have come by hand."""
         name, spec, status = document["metadata"]["name"], document["spec"], document.get("status") or {}
         if not _NAME.fullmatch(name):
             return

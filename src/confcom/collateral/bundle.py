@@ -103,7 +103,7 @@ def load_policy(path: Path | str) -> PolicyFile:
 
 
 def _read_settings(path: Path | str, limit: int) -> bytes:
-    """At most one byte more than the limit."""
+    """The content of a file, at most one byte more than `limit`, which the parsers then refuse."""
     try:
         with Path(path).open("rb") as file:
             return file.read(limit + 1)

@@ -30,9 +30,11 @@ BUSY_TIMEOUT = 10.0
 """Seconds that a transaction waits for a connection of the pool, or for another writer."""
 CONNECTIONS = 10
 """The most connections of one `Database`; one more listens for changes."""
-IN_THREADS = 2, 256
-"""Of so many calls of `Database.insert_at_once`, how many leave the work to a thread: one moves SQLite's log into the
-database, and the one after it begins a new log; both wait for the disk."""
+CYCLE = 256
+"""Calls of `Database.insert_at_once`, after which SQLite's log is moved into the database."""
+IN_THREADS = 2
+"""Calls of a cycle that are left to a thread, because they wait for the disk: one moves the log, the next begins a new
+one."""
 SLOW = 0.05
 """Seconds of an insert after which the disk counts as slow."""
 SLOW_FOR = 1.0
@@ -183,9 +185,8 @@ class Database:
         """
         if self.shared or time.monotonic() < self._slow_until:
             return False
-        in_threads, of = IN_THREADS
-        self._inserts = (self._inserts + 1) % of
-        if self._inserts < in_threads or not self._writing.acquire(blocking=False):
+        self._inserts = (self._inserts + 1) % CYCLE
+        if self._inserts < IN_THREADS or not self._writing.acquire(blocking=False):
             return False
         begun = time.monotonic()
         try:

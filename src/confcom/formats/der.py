@@ -96,9 +96,9 @@ def sequence(data: bytes, place: str, *tags: int) -> list[Element]:
 
 
 def identified(content: bytes, place: str) -> tuple[bytes, Element]:
-    """What an OBJECT IDENTIFIER (its content) names, where these two are the content of a SEQUENCE."""
+    """The content of the identifier, and the value, of the content of SEQUENCE { OBJECT IDENTIFIER, value }."""
     size = len(content)
-    if 3 < size <= _SHORTEST and content[0] == OID:
+    if 3 < size <= _SHORT_FORM and content[0] == OID:
         # Both lengths are one byte, as nearly always.
         value = 2 + content[1]
         if value + 1 < size and content[value + 1] == size - value - 2:
@@ -109,8 +109,8 @@ def identified(content: bytes, place: str) -> tuple[bytes, Element]:
     return members[0][1], members[1]
 
 
-_SHORTEST = 0x81
-"""Bytes of two elements, of which the first has one byte at least: up to here their lengths are one byte each."""
+_SHORT_FORM = 0x81
+"""Bytes of two elements that surely write their lengths in one byte each, if the first has one byte at least."""
 
 
 class Frame(msgspec.Struct, frozen=True):

@@ -28,7 +28,7 @@ class AttributeFlags(IntFlag):
 
 
 _DEBUG = AttributeFlags.DEBUG.value
-"""The operators of an enumeration's member take microseconds."""
+"""A plain number: operators of members of an enumeration take microseconds."""
 
 
 @dataclass(frozen=True, slots=True)

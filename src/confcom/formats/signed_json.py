@@ -20,9 +20,6 @@ from confcom.errors import FormatError
 MAX_SIGNED_JSON = 1 << 20
 """Bytes. Real documents take 1 to 15 kB; the limit bounds what a hostile source can make us parse."""
 
-SIGNATURE_SIZE = 64
-"""Bytes of r‖s."""
-
 # JSON has no bytes, so they come as hexadecimal digits of either case, which Intel mixes.
 Hex2 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-Fa-f]{4}\Z")]
 Hex4 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-Fa-f]{8}\Z")]
@@ -45,7 +42,7 @@ T = TypeVar("T")
 
 
 class Versioned(Protocol):
-    """The content of a signed object; without the attribute it could not be told from another version."""
+    """The content of a signed object, which states its version."""
 
     version: int
 

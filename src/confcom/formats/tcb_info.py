@@ -14,8 +14,8 @@ from confcom.formats import signed_json
 from confcom.formats.signed_json import U8, U16, U32, Date, Hex2, Hex6, Hex8, Hex48, HexSignature
 
 # TCB infos of version 2 and 3, enclave identities and TDX module identities share the levels (dcap.md §3.2, §3.3).
-# Values are structs of `msgspec`, which take a sixth of the time of dataclasses to make. There are hundreds; none is a
-# part of a circle, so the garbage collector need not look at them (`gc=False`).
+# Values are structs of `msgspec`, which take a sixth of the time of dataclasses to make. There are hundreds; none is
+# part of a reference cycle, so the garbage collector need not look at them (`gc=False`).
 
 
 class TcbStatus(StrEnum):

@@ -173,7 +173,7 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
         A `ConfigError` says what is wrong with which value; `named` makes of a field what its writer calls it.
         """
-        for field, pattern, wrong, advice in _PATTERNS:  # first: the errors of types show less
+        for field, pattern, wrong, advice in _PATTERNS:  # before the types, because their errors say less
             given = values.get(field, ())
             for text in given if isinstance(given, (list, tuple)) else [given]:
                 if isinstance(text, str) and re.fullmatch(pattern, text) is None:

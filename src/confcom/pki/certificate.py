@@ -48,7 +48,7 @@ class PemChain:
 
 # By DER. Reading is no decision on trust. Only certificates that verified are kept: strangers cannot fill it.
 _CERTIFICATES: Memory[Certificate] = Memory(256)
-# PCK certificates that verified, by the sizes at their begin, of which those of one issuer have a few.
+# PCK certificates that verified, by their first bytes: the sizes, of which certificates of one issuer have a few.
 _MODELS: Memory[Certificate] = Memory(64)
 _SIZES = 8
 _frame_of = lru_cache(64)(CertificateFrame.of)

@@ -144,7 +144,7 @@ class SigningRequest:
             missing = {"system:serviceaccounts", f"system:serviceaccounts:{account[1]}"}.difference(groups)
             pod, uid, node = (list(map(str, extra.get(key) or ())) for key in (_POD, POD_UID, _NODE))
         except (TypeError, AttributeError) as error:
-            raise _error("is none of an API server", "spec.extra") from error
+            raise _error("is not what an API server writes", "spec.extra") from error
         if missing:
             raise no_account
         if len(pod) != 1 or len(uid) != 1:

@@ -149,7 +149,7 @@ class Decisions:
         """The decision on claims, by their types; their issuer is the service."""
         if self._types is None:
             return evaluate_policy(self.policy, service_claims(named))
-        # Of each name the type of the value is fixed, so that `True` stands for no other number.
+        # The values of one claim have one type, so `True` and 1 do not get the same key.
         read = len(named), *map(named.get, self._types)
         decision = self._kept.get(read)
         if decision is None:

@@ -59,7 +59,7 @@ INSERT = "INSERT INTO numbers (number) VALUES (?)"
 
 
 def test_rows_are_inserted_at_once_where_nothing_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "IN_THREADS", (0, 256))
+    monkeypatch.setattr(engine, "IN_THREADS", 0)
     database = Database(DatabaseAddress.parse(tmp_path / "numbers.sqlite"), busy_timeout=0.3)
     other = Database(database.address)
     with database.write() as connection:

@@ -433,7 +433,7 @@ class AttestationApp:
 
 
 class _AttestCall:
-    """`POST /attest/{type}` as an ASGI application: a framework's request and answer take as long as their parsing."""
+    """`POST /attest/{type}` as an ASGI application: starlette's requests and responses take much longer."""
 
     def __init__(self, app: AttestationApp, kind: AttestationType) -> None:
         self._app, self._kind = app, kind
@@ -462,7 +462,7 @@ class _AttestCall:
         await send({"type": "http.response.body", "body": answer})
 
     async def _token(self, body: bytes, scope: Message, *, ear: bool) -> str:
-        """The token, counted and timed with what became of the call."""
+        """The token; counts and times the call by its outcome."""
         begun, outcome = time.perf_counter(), "error"
         try:
             token = await self._app.appraise(body, self._kind, scope, ear=ear)

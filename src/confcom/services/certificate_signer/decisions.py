@@ -149,15 +149,7 @@ class Decisions:
                 "NotAPod", f"{error.message}. Pods make requests, each with the token of its own service account."
             ) from error
         _check_usages(request)
-        try:
-            parts = der.read_request_parts(request.der())
-            check_key(parts.public_key)
-            check_own_signature(parts, step="request-signature")
-            attested = AttestedRequest.of(parts)
-        except der.DerError as error:
-            raise Denial("MalformedRequest", f"spec.request is no certification request: {error}.") from error
-        except ConfcomError as error:
-            raise Denial("MalformedRequest", f"{error.message}. {error.advice()}") from error
+        parts, attested = _read_request(request)
         name, policy, grace = self._policies.of(requester)
         secret, context = nonce_secret(authority), nonce_context(requester, parts.public_key)
         if attested is None:
@@ -166,11 +158,10 @@ class Decisions:
         nonce = attested.ra_tls.nonce or b""
         _check_nonce(request.name, nonce, state_of_nonce(nonce, secret, now, context))
         try:
-            collateral = self._collateral(attested.quote, now)
             verified = verify_request(
                 attested,
                 policy,
-                collateral,
+                self._collateral(attested.quote, now),
                 now=now,
                 verifier=self._verifier,
                 nonce=nonce,
@@ -216,6 +207,19 @@ def nonce_context(requester: Requester, public_key: bytes) -> bytes:
     """What a nonce is for: this pod and this key."""
     words = (requester.namespace, requester.account, requester.pod_uid)
     return b"\0".join(word.encode() for word in words) + b"\0" + hashlib.sha256(public_key).digest()
+
+
+def _read_request(request: SigningRequest) -> tuple[der.RequestParts, AttestedRequest | None]:
+    """The certification request, signed by its own key, and the evidence in it; else a `Denial`."""
+    try:
+        parts = der.read_request_parts(request.der())
+        check_key(parts.public_key)
+        check_own_signature(parts, step="request-signature")
+        return parts, AttestedRequest.of(parts)
+    except der.DerError as error:
+        raise Denial("MalformedRequest", f"spec.request is no certification request: {error}.") from error
+    except ConfcomError as error:
+        raise Denial("MalformedRequest", f"{error.message}. {error.advice()}") from error
 
 
 def _check_usages(request: SigningRequest) -> None:

@@ -209,7 +209,7 @@ class Refresher:
 
     def _tried_lately(self, what: object, now: datetime) -> bool:
         tried = self._tried.get(what)
-        # What was tried later than now, was tried before the clock was set back.
+        # A time later than now is from before the clock was set back.
         return tried is not None and timedelta() <= now - tried < timedelta(seconds=self._config.refresh_retry)
 
     async def _round(

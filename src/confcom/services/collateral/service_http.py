@@ -72,7 +72,7 @@ DISTRIBUTION_HOSTS = frozenset(
 """Hosts of distribution points that `crl?uri=` may name."""
 
 GROUP = "/group/"
-"""What a group's name is behind, in front of every path."""
+"""Prefix of the paths of a group: /group/NAME/…"""
 SET = "confcom.set"
 """Key of a request's scope: the set that `standard` stands for."""
 
@@ -93,7 +93,7 @@ class CollateralApp:
         *,
         more: Routes,
         secrets: re.Pattern[bytes],
-        sets: TcbSets = TcbSets("standard", {}),  # noqa: B008 - frozen
+        sets: TcbSets,
     ) -> None:
         self._sets = sets
         self._cache = cache
