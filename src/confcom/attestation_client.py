@@ -47,7 +47,7 @@ TIMEOUT = 15.0
 
 
 def tls_context(ca: Path | None) -> SSLContext:
-    """For servers with certificates of the authorities in a PEM file; without one, of those of the system."""
+    """Verifies servers by the authorities in a PEM file; without a file, by those of the system."""
     try:
         return create_default_context(cafile=ca)
     except OSError as error:

@@ -114,10 +114,10 @@ _SHORT_FORM = 0x81
 
 
 class Frame(msgspec.Struct, frozen=True):
-    """DER that was read, without the values in which documents of its kind differ.
+    """The bytes of a document around the values in which documents of its kind differ.
 
-    What has the same frame has the same elements, of the same sizes at the same places: what was found of the rest of
-    the first document holds for it too, and only the values have to be read.
+    A document with the same frame has the same elements, of the same sizes at the same places: what was checked of the
+    first document's frame holds for it too, and only the values have to be read.
     """
 
     _layout: struct.Struct
