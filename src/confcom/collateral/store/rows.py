@@ -228,7 +228,7 @@ _VERSION = Query(sa.select(*_FACTS).where(VERSIONS.c.id == sa.bindparam("version
 
 @cache
 def _candidates(keys: int) -> Query:
-    """The candidates for so many documents. Rows begin with the place of their document, parameters' names end with it."""
+    """The candidates for so many documents. Rows begin with the place of their document, parameters end with it."""
 
     def of(place: int) -> sa.Select[Any]:
         first_seen = sa.select(sa.func.min(SIGHTINGS.c.seen)).where(
