@@ -123,7 +123,7 @@ def test_prints_the_configuration_in_force(tmp_path: Path) -> None:
     ("arguments", "environment", "why"),
     [
         (["--config", "/nowhere.toml"], {}, "/nowhere.toml"),
-        ([], {"CONFCOM_QUOTE_HELPER_BACKLOG": "1"}, "backlog"),
+        ([], {"CONFCOM_QUOTE_HELPER_BACKLOG": "1"}, "CONFCOM_QUOTE_HELPER_BACKLOG: Expected `int` >= 128"),
         (["--platform", "imaginary"], {}, "imaginary"),
         (["--platform", "simulated"], {}, "machine file"),
     ],
