@@ -11,6 +11,7 @@ import hmac
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from hashlib import sha256
+from itertools import chain
 from typing import ClassVar, Protocol
 
 from confcom.appraisal.evidence import VerifiedQuote
@@ -76,7 +77,7 @@ class AllOf:
 
     def check(self, verified: VerifiedQuote) -> tuple[Check, ...]:
         """The findings of all."""
-        return tuple(check for policy in self.policies for check in policy.check(verified))
+        return tuple(chain.from_iterable(policy.check(verified) for policy in self.policies))
 
 
 @dataclass(frozen=True, slots=True)
@@ -496,7 +497,7 @@ def _kinds(policy: Policy) -> frozenset[type]:
         case _SafeDefaults():
             return frozenset({HardwareOnly, NoDebug, AcceptTcb, SafeTd})
         case AllOf():
-            return frozenset[type]().union(*map(_kinds, policy.policies))
+            return frozenset(chain.from_iterable(map(_kinds, policy.policies)))
         case AnyOf():
             return frozenset.intersection(*map(_kinds, policy.policies))
         case _:
