@@ -385,9 +385,12 @@ class _Connection:
         if event is h11.NEED_DATA:
             async with asyncio.timeout(limits.head_timeout if self._first else limits.idle_timeout):
                 await self._read(limits.max_head)
+            event = self._http.next_event()
+        if event is h11.NEED_DATA:
             async with asyncio.timeout(limits.head_timeout):
-                while (event := self._http.next_event()) is h11.NEED_DATA:
+                while event is h11.NEED_DATA:
                     await self._read(limits.max_head - len(self._http.trailing_data[0]))
+                    event = self._http.next_event()
         self._first = False
         return event if isinstance(event, h11.Request) else None
 
@@ -433,14 +436,14 @@ class _Connection:
         """ASGI's `receive`. After the body it says `http.disconnect`: no application here waits for its client."""
         http = self._http
         try:
-            event: object = None if http.their_state is h11.SEND_BODY else h11.PAUSED
-            async with asyncio.timeout_at(self._body_until):
-                while event is None or event is h11.NEED_DATA:
-                    if event is h11.NEED_DATA:
+            event: object = http.next_event() if http.their_state is h11.SEND_BODY else h11.PAUSED
+            if event is h11.NEED_DATA:  # else there is nothing to wait for, and a timeout costs several microseconds
+                async with asyncio.timeout_at(self._body_until):
+                    while event is h11.NEED_DATA:
                         if http.they_are_waiting_for_100_continue:
                             await self._write(http.send(h11.InformationalResponse(status_code=100, headers=[])), 0)
                         await self._read(CHUNK)
-                    event = http.next_event()
+                        event = http.next_event()
         except (TimeoutError, OSError, h11.RemoteProtocolError):
             self.abort()
             event = h11.PAUSED
