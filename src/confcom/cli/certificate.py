@@ -16,6 +16,7 @@ from confcom.errors import ConfcomError
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from confcom.platforms.pod_certificate import PodCertificate
 
@@ -59,7 +60,6 @@ def certificate(
 
     with needing("the command certificate", "cli,kube"):
         from confcom.platforms.pod_certificate import request_certificate
-        from confcom.services.runtime.process import stop_on_signals
         from confcom.wiring import own_quote_source
 
     quotes = own_quote_source(machine=machine, enclave=enclave)
@@ -79,26 +79,33 @@ def certificate(
         note(f"certificate in {folder}, SIMULATED; to be renewed at {found.renew_at:%Y-%m-%dT%H:%M:%SZ}")
         return found
 
-    def left(found: PodCertificate) -> float:
-        return max((found.renew_at - now()).total_seconds(), SHORTEST)
-
-    async def stay(found: PodCertificate) -> None:
-        stop, pause = stop_on_signals(), FIRST_RETRY
-        wait = left(found)
-        while not await _set_within(stop, min(wait, RETRY_MAX)):
-            if wait > RETRY_MAX:  # in steps, because the machine may have slept, or its clock was set
-                wait = left(found)
-                continue
-            try:
-                found = await asyncio.to_thread(renew)
-                wait, pause = left(found), FIRST_RETRY
-            except ConfcomError as error:
-                complain(error)
-                wait, pause = pause, min(2 * pause, RETRY_MAX)
-
     first = renew()
     if keep:
-        asyncio.run(stay(first))
+        asyncio.run(_keep_renewed(first, renew))
+
+
+async def _keep_renewed(found: PodCertificate, renew: Callable[[], PodCertificate]) -> None:
+    """Renew a certificate in time, and try again after failures, until a signal ends the process."""
+    import asyncio
+
+    with needing("the option --keep", "cli,node"):
+        from confcom.services.runtime.process import stop_on_signals
+
+    def left() -> float:
+        return max((found.renew_at - now()).total_seconds(), SHORTEST)
+
+    stop, pause = stop_on_signals(), FIRST_RETRY
+    wait = left()
+    while not await _set_within(stop, min(wait, RETRY_MAX)):
+        if wait > RETRY_MAX:  # in steps, because the machine may have slept, or its clock was set
+            wait = left()
+            continue
+        try:
+            found = await asyncio.to_thread(renew)
+            wait, pause = left(), FIRST_RETRY
+        except ConfcomError as error:
+            complain(error)
+            wait, pause = pause, min(2 * pause, RETRY_MAX)
 
 
 async def _set_within(event: asyncio.Event, seconds: float) -> bool:

@@ -40,7 +40,7 @@ from confcom.services.attestation.examination import Examiner
 from confcom.services.attestation.pages import Pages
 from confcom.services.attestation.signing_keys import RENEWING, KeptKeys, KeyFolder, KeySource
 from confcom.services.runtime.certificates import CertificateMetrics, kept_certificate
-from confcom.services.runtime.http_server import Listener, serve_http
+from confcom.services.runtime.http_server import LEAVING, Listener, serve_http
 from confcom.services.runtime.process import WorkerThreads, background
 from confcom.services.runtime.status_page import component_registry
 from confcom.services.runtime.tls import HeldTls, ReloadingTls, ServerTls, read_authorities
@@ -128,7 +128,7 @@ async def serve(
             store.records,
             keys,
             lambda: (
-                ("leaving: told to stop" if stop.is_set() else "")
+                (LEAVING if stop.is_set() else "")
                 or keys.problem
                 or administrators.problem
                 or ("" if kept is None else kept.keeper.not_ready)

@@ -39,7 +39,7 @@ from confcom.services.collateral.service_config import CollateralServiceConfig, 
 from confcom.services.collateral.service_http import CollateralApp, Routes
 from confcom.services.collateral.service_metrics import CollateralMetrics
 from confcom.services.runtime.certificates import kept_certificate
-from confcom.services.runtime.http_server import Listener, serve_http
+from confcom.services.runtime.http_server import LEAVING, Listener, serve_http
 from confcom.services.runtime.process import Overloaded, background
 from confcom.services.runtime.status_page import component_registry
 from confcom.services.runtime.tls import HeldTls, ReloadingTls
@@ -234,7 +234,7 @@ async def serve(
 
         def obstacle() -> str:
             if stop.is_set():
-                return "leaving: told to stop"
+                return LEAVING
             reason = "" if kept is None else kept.keeper.not_ready
             return f"clients do not trust the certificate yet: {reason}" if reason else ""
 

@@ -17,7 +17,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from confcom.pki.serving_pair import MAX_PEM, Authority, Pair
-from confcom.services.runtime.http_server import Application, Listener, Page, serve_http
+from confcom.services.runtime.http_server import LEAVING, Application, Listener, Page, serve_http
 from confcom.services.runtime.process import background, run_until
 from confcom.services.runtime.status_page import Handler, StatusPage, alive, metrics_of
 from confcom.services.runtime.tls import HeldTls, OwnCertificate
@@ -133,7 +133,7 @@ class IssuedServer:
             ended.set()
 
         async def readyz() -> Page:
-            reason = "leaving: told to stop" if stop.is_set() else self.certificate.not_ready or self.not_ready()
+            reason = LEAVING if stop.is_set() else self.certificate.not_ready or self.not_ready()
             return Page(503, f"{reason}\n".encode()) if reason else Page(200, b"ok\n")
 
         actors = [answer(), leave(), self.certificate.run(self.look_every), *beside]
