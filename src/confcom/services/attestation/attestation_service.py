@@ -40,9 +40,9 @@ from confcom.services.attestation.examination import Examiner
 from confcom.services.attestation.pages import Pages
 from confcom.services.attestation.signing_keys import RENEWING, KeptKeys, KeyFolder, KeySource
 from confcom.services.runtime.certificates import CertificateMetrics, kept_certificate
-from confcom.services.runtime.http_server import LEAVING, Listener, serve_http
+from confcom.services.runtime.http_server import Listener, serve_http
 from confcom.services.runtime.process import WorkerThreads, background
-from confcom.services.runtime.status_page import component_registry
+from confcom.services.runtime.status_page import LEAVING, component_registry
 from confcom.services.runtime.tls import HeldTls, ReloadingTls, ServerTls, read_authorities
 from confcom.tokens.azure import AzureError
 from confcom.tokens.policy_jws import check_signer_chain

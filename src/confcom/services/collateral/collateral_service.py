@@ -39,9 +39,9 @@ from confcom.services.collateral.service_config import CollateralServiceConfig, 
 from confcom.services.collateral.service_http import CollateralApp, Routes
 from confcom.services.collateral.service_metrics import CollateralMetrics
 from confcom.services.runtime.certificates import kept_certificate
-from confcom.services.runtime.http_server import LEAVING, Listener, serve_http
+from confcom.services.runtime.http_server import Listener, serve_http
 from confcom.services.runtime.process import Overloaded, background
-from confcom.services.runtime.status_page import component_registry
+from confcom.services.runtime.status_page import LEAVING, component_registry
 from confcom.services.runtime.tls import HeldTls, ReloadingTls
 
 LOOK_AGAIN = timedelta(seconds=30)

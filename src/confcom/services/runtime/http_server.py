@@ -44,8 +44,6 @@ BODY_RATE = 256 * 1024
 """Bytes of a request's body that give it another second."""
 TINY = 1024
 """Bytes; after a smaller piece of a body others have a turn."""
-LEAVING = "leaving: told to stop"
-"""Why a server is not ready during `Listener.leave_after`."""
 V4_MAPPED = bytes(10) + b"\xff\xff"
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 

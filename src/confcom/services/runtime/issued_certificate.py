@@ -17,9 +17,9 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from confcom.pki.serving_pair import MAX_PEM, Authority, Pair
-from confcom.services.runtime.http_server import LEAVING, Application, Listener, Page, serve_http
+from confcom.services.runtime.http_server import Application, Listener, Page, serve_http
 from confcom.services.runtime.process import background, run_until
-from confcom.services.runtime.status_page import Handler, StatusPage, alive, metrics_of
+from confcom.services.runtime.status_page import LEAVING, Handler, StatusPage, alive, metrics_of
 from confcom.services.runtime.tls import HeldTls, OwnCertificate
 
 LIFETIME = timedelta(days=30)

@@ -33,6 +33,8 @@ DRAIN = 1.0
 """Seconds that an answer gets when the daemon stops."""
 RETRY = 0.5
 """Seconds between attempts to listen while a predecessor still holds the address."""
+LEAVING = "leaving: told to stop"
+"""Why a replica that still answers is not ready (`Listener.leave_after`)."""
 
 Handler = Callable[[], Awaitable[Page]]
 
