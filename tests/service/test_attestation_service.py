@@ -179,6 +179,9 @@ def test_paths_and_versions(service: RunningAttestation) -> None:
         ("DELETE", "/policies/SgxEnclave", 405, "MethodNotAllowed"),
         ("PATCH", "/nothing", 404, "NotFound"),
         ("POST", "/attest/Tpm", 404, "NotFound"),
+        ("POST", "/attest/SgxEnclave/", 404, "NotFound"),
+        ("GET", "/policies/SgxEnclave/", 404, "NotFound"),
+        ("GET", "//readyz/", 404, "NotFound"),
         ("GET", "//nothing", 404, "NotFound"),
     ],
 )

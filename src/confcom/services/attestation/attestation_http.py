@@ -22,7 +22,7 @@ from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Mount, Route
+from starlette.routing import Mount, Route, Router
 
 from confcom.errors import CollateralError, ConfcomError, ConfigError, DatabaseError, DatabaseUnavailable
 from confcom.services.attestation.administration import PolicyAdministration
@@ -201,9 +201,11 @@ class AttestationApp:
             self._route("/readyz", self._readyz, versioned=False),
             self._route("/metrics", self._metrics_page, versioned=False),
         ]
-        routes = [*([Mount(prefix, routes=api)] if prefix else api), *own]
+        # Without redirections of paths with a further slash: they go to the host and scheme that the request names.
+        routes = [*([Mount(prefix, Router(api, redirect_slashes=False))] if prefix else api), *own]
         handlers: Any = {HTTPException: self._no_route}
         self._app = Starlette(routes=routes, exception_handlers=handlers)
+        self._app.router.redirect_slashes = False
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
         """Answer one request."""
