@@ -292,6 +292,31 @@ async def test_a_body_is_read_whole_and_in_pieces() -> None:
             writer.close()
 
 
+POST = b"POST / HTTP/1.1\r\nHost: a\r\n"
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        ("head_timeout", b""),
+        ("head_timeout", b"GET /5 HTTP/1.1\r\nHost"),
+        ("idle_timeout", GET % 5),
+        ("idle_timeout", GET % 5 + b"GET /5 HTTP/1.1\r\nHost"),
+        ("body_timeout", POST + b"Content-Length: 9\r\n\r\n"),
+        ("body_timeout", POST + b"Content-Length: 9\r\n\r\nhalf"),
+        ("body_timeout", POST + b"Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"),
+    ],
+)
+async def test_a_client_that_stops_is_cut_off_by_the_limit_of_its_step(limit: str, said: bytes) -> None:
+    limits = dict.fromkeys(("head_timeout", "idle_timeout", "body_timeout"), 100.0 * HANG) | {limit: 0.05}
+    async with running(**limits) as server, asyncio.timeout(HANG):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(said)
+        with suppress(ConnectionResetError):
+            await reader.read()  # up to the end of the connection
+        writer.close()
+
+
 def test_an_address_counts_as_one_whichever_way_it_is_written() -> None:
     assert _client_key(("::ffff:10.0.0.1", 1, 0, 0)) == _client_key(("10.0.0.1", 2))
     assert _client_key(("2001:db8::1", 1, 0, 0)) == _client_key(("2001:db8::ffff", 2, 0, 0))
