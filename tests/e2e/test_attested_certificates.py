@@ -101,15 +101,15 @@ def test_a_request_to_another_signer_is_approved_for_the_names_of_its_pod(
 ) -> None:
     """The test signs, as cert-manager would: what the request says, once it is approved."""
     assert signing("show").code == 0
+    before = {one["metadata"]["name"] for one in cluster.items("csr")}
     thing = job("other-signer", "e2e", one_container(image, "python3", "-c", ASK_OTHER, resources=limits(10)))
     thing["spec"]["template"]["metadata"]["annotations"]["confcom.dev/quote-mode"] = "out-of-proc"
     made(thing)
 
     def approved() -> Any:
         of_signer = [one for one in cluster.items("csr") if one["spec"]["signerName"] == OTHER]
-        conditions = {one["metadata"]["name"]: one["status"].get("conditions", ()) for one in of_signer}
-        chosen = [name for name, found in conditions.items() if any(one["type"] == "Approved" for one in found)]
-        return next((one for one in of_signer if one["metadata"]["name"] in chosen), None)
+        new = [one for one in of_signer if one["metadata"]["name"] not in before]
+        return next((one for one in new if "Approved" in str(one["status"].get("conditions"))), None)
 
     found = cluster.wait("an approval", approved)
     request = x509.load_pem_x509_csr(base64.b64decode(found["spec"]["request"]))
