@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -351,9 +352,10 @@ class RememberedCollateral:
     def __init__(self, name: str, options: SourceOptions) -> None:
         self._name = name
         self._options = replace(options, limits=LIMITS)
-        self._known: dict[tuple[PlatformKind, Update], tuple[Collateral, datetime]] = {}
-        self._kinds: dict[bytes, PlatformKind] = {}
-        self._missed: dict[PlatformKind, None] = {}
+        # Several threads ask: `popitem` takes the oldest out in one step.
+        self._known: OrderedDict[tuple[PlatformKind, Update], tuple[Collateral, datetime]] = OrderedDict()
+        self._kinds: OrderedDict[bytes, PlatformKind] = OrderedDict()
+        self._missed: OrderedDict[PlatformKind, None] = OrderedDict()
 
     def __call__(self, quote: bytes, now: datetime) -> Collateral:
         """The collateral of the platform that made the quote; `CollateralError` where there is none yet."""
@@ -375,7 +377,7 @@ class RememberedCollateral:
             return known[0]
         self._missed[platform] = None
         if len(self._missed) > MAX_PLATFORMS:
-            self._missed.pop(next(iter(self._missed)), None)
+            self._missed.popitem(last=False)
         fmspc, ca, tee = platform
         raise CollateralNotFound(
             f"{tee.upper()} collateral of FMSPC {fmspc.hex()} ({ca}) is not in memory",
@@ -418,7 +420,7 @@ class RememberedCollateral:
         self._known.pop((platform, update), None)
         self._known[platform, update] = (found, now)
         if len(self._known) > MAX_PLATFORMS:
-            self._known.pop(next(iter(self._known)), None)
+            self._known.popitem(last=False)
         return found
 
     def document(self, key: DocumentKey, now: datetime) -> Document:
@@ -438,5 +440,5 @@ class RememberedCollateral:
             kind = extension.fmspc, ca, tee
             self._kinds[digest] = kind
             if len(self._kinds) > MAX_CHAINS:
-                self._kinds.pop(next(iter(self._kinds)), None)
+                self._kinds.popitem(last=False)
         return kind

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+from typing import Any
+
 import pytest
 
+from confcom.collateral import sources
 from confcom.collateral.documents import DocumentKey, take_apart
 from confcom.collateral.pcs_client import PcsClient
 from confcom.collateral.sources import (
     AzureThim,
     BundleSource,
     OfflineSource,
+    PlatformKind,
+    RememberedCollateral,
     SourceOptions,
     StoreSource,
     open_source,
@@ -103,3 +110,34 @@ def test_what_is_nothing_is_named(tmp_path, options):
 def test_a_url_that_cannot_be_asked_is_a_configuration_error(options, name):
     with pytest.raises(ConfigError), open_source(name, options):
         pass
+
+
+class OfPlatforms(RememberedCollateral):
+    """Its quotes are the platforms themselves."""
+
+    def platform(self, quote: Any) -> PlatformKind:
+        return quote
+
+
+def test_threads_that_ask_for_unknown_platforms_do_not_disturb_each_other(options, monkeypatch) -> None:
+    monkeypatch.setattr(sources, "MAX_PLATFORMS", 2)
+    remembered, refused = OfPlatforms("pccs", options), []
+    interval = sys.getswitchinterval()
+
+    def ask(thread: int) -> None:
+        for number in range(2000):
+            try:
+                remembered.held((bytes([0, 0, thread, 0, *number.to_bytes(2)]), "platform", "sgx"))
+            except CollateralNotFound:
+                refused.append(number)
+
+    threads = [threading.Thread(target=ask, args=(thread,)) for thread in range(8)]
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(refused) == 8 * 2000
