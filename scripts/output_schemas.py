@@ -7,6 +7,7 @@ inspection, the claims of a token, the patch of a pod.
 from __future__ import annotations
 
 import json
+from inspect import cleandoc
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypeAlias, TypedDict, get_type_hints
 
@@ -159,10 +160,7 @@ class Inspect(TypedDict):
 
 
 class Defect(TypedDict):
-    """A departure from the grammar of Azure's policy language, and its repair where there is one.
-
-    What is wrong with a policy file has a message alone.
-    """
+    """A departure from Azure's grammar, with its repair if there is one; of a policy file the message alone."""
 
     symbol: NotRequired[str]
     line: NotRequired[int]
@@ -449,6 +447,8 @@ def schema(shape: Any) -> dict[str, Any]:  # noqa: ANN401 - any type that msgspe
         either = [{"$ref": "#/$defs/SgxIdentity"}, {"$ref": "#/$defs/TdxIdentity"}, {"type": "null"}]
         found["$defs"]["Verify"]["properties"]["identity"] = {"anyOf": either}
     for each in found.get("$defs", {}).values():
+        if "description" in each:
+            each["description"] = cleandoc(each["description"])
         if "properties" in each:
             printed = {name for name, value in each["properties"].items() if "default" in value}
             each["required"] = [name for name in each["properties"] if name in {*each["required"], *printed}]

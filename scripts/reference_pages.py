@@ -252,7 +252,7 @@ def _annotation(annotation: object) -> str:
 
 def _default(value: object) -> str:
     if isinstance(value, tuple):
-        return f"({', '.join(map(_default, value))},)"
+        return f"({', '.join(map(_default, value))}{',' if len(value) == 1 else ''})"
     if isinstance(value, Enum):
         return str(value)
     if isinstance(value, Path):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -94,15 +93,8 @@ def test_a_clock_that_was_ahead_does_not_end_refreshing(tmp_path: Path) -> None:
     upstream, clock = Counted(), Clock(BUILT_NOW + timedelta(days=15))
     settings = {"fmspcs": (BUILT_FMSPC,), "refresh_look": 0.1}
     with running_service(tmp_path / "s", upstream, BUILT_ROOTS, clock, **settings) as service:
-
-        def until(reached: Callable[[], bool]) -> None:
-            end = time.monotonic() + 120
-            while not reached():
-                assert time.monotonic() < end, service.ask("/readyz").body
-                time.sleep(0.05)
-
         # All are stored before the clock changes: what is stored after it has been seen at the later reading.
-        until(lambda: service.ask("/readyz").json["documents"] == 6)
+        service.wait_until(lambda: service.ask("/readyz").json["documents"] == 6)
         asked = upstream.asked
         clock.now -= timedelta(days=10)
-        until(lambda: upstream.asked >= asked + 6)
+        service.wait_until(lambda: upstream.asked >= asked + 6)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,13 +31,6 @@ def number(service: RunningService, path: str) -> int:
     assert reply.status == 200, reply.body
     (body,) = (value for name, value in json.loads(reply.body).items() if name != "signature")
     return int(body["tcbEvaluationDataNumber"])
-
-
-def until(found: Callable[[], bool]) -> None:
-    end = time.monotonic() + 120
-    while not found():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.05)
 
 
 class Sets(BuiltUpstream):
@@ -86,8 +77,8 @@ def test_a_pin_that_is_moved_is_in_force_at_once(tmp_path: Path) -> None:
 def test_every_set_that_is_served_and_the_coming_one_are_there_before_they_are_asked_for(tmp_path: Path) -> None:
     settings = {"tcb_sets": ("19", "frozen=18"), "fmspcs": (BUILT_FMSPC,)}
     with running_service(tmp_path / "s", BuiltUpstream(), BUILT_ROOTS, Clock(BUILT_NOW), **settings) as service:
-        until(lambda: service.ask("/readyz").status == 200)
-        until(lambda: service.metric("refresh_total", outcome="renewed") == 2 + 4 * 2)
+        service.wait_until(lambda: service.ask("/readyz").status == 200)
+        service.wait_until(lambda: service.metric("refresh_total", outcome="renewed") == 2 + 4 * 2)
     with CollateralStore(tmp_path / "s", roots=BUILT_ROOTS, create=False) as store:
         kept = {key.update for key in store.document_keys() if key.fmspc == bytes.fromhex(BUILT_FMSPC)}
     assert kept == {"standard", "early", 18, 19}
@@ -96,7 +87,7 @@ def test_every_set_that_is_served_and_the_coming_one_are_there_before_they_are_a
 def test_a_set_that_is_served_and_missing_is_named(tmp_path: Path) -> None:
     settings = {"tcb_sets": ("frozen=18",), "fmspcs": (BUILT_FMSPC,)}
     with running_service(tmp_path / "s", Sets(18), BUILT_ROOTS, Clock(BUILT_NOW), **settings) as service:
-        until(lambda: service.metric("refresh_total", outcome="failed") >= 2)
+        service.wait_until(lambda: service.metric("refresh_total", outcome="failed") >= 2)
         lacking = {gap["document"] for gap in service.ask("/readyz").json["lacking"]}
         assert lacking == {f"SGX TCB info of FMSPC {BUILT_FMSPC} (set 18)", "QE identity (set 18)"}
         assert number(service, TCB) == 20
@@ -106,8 +97,8 @@ def test_a_set_that_is_served_and_missing_is_named(tmp_path: Path) -> None:
 def test_a_source_without_early_sets_is_no_fault(tmp_path: Path) -> None:
     settings = {"fmspcs": (BUILT_FMSPC,)}
     with running_service(tmp_path / "s", Sets("early"), BUILT_ROOTS, Clock(BUILT_NOW), **settings) as service:
-        until(lambda: service.metric("refresh_total", outcome="unchanged") >= 2)
-        until(lambda: service.ask("/readyz").status == 200)
+        service.wait_until(lambda: service.metric("refresh_total", outcome="unchanged") >= 2)
+        service.wait_until(lambda: service.ask("/readyz").status == 200)
         assert service.metric("refresh_total", outcome="failed") == 0
 
 

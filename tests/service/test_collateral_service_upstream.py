@@ -190,8 +190,8 @@ def test_what_expired_is_served_with_a_warning_while_nothing_newer_can_be_had(
 def test_what_expired_is_served_after_the_time_that_upstream_has_however_long(
     store: Path, upstream: RecordedUpstream, world: SimulatedWorld, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_http, "STORE_WITHIN", 3.0)
-    with running_service(store, upstream, world.trust_roots, clock, answer_timeout=4.0) as service:
+    monkeypatch.setattr(service_http, "STORE_WITHIN", 8.0)
+    with running_service(store, upstream, world.trust_roots, clock, answer_timeout=9.0) as service:
         fresh = service.ask(TCB_PATH)
         clock.now += timedelta(days=60)
         upstream.gate.clear()

@@ -89,7 +89,7 @@ class DatabaseAddress:
 
 
 class Query:
-    """A SELECT whose text is made once for each engine, for `Database.look_ups`."""
+    """A SELECT for `Database.look_ups`; compiled once for each engine."""
 
     def __init__(self, select: sa.Select[Any] | sa.CompoundSelect[Any]) -> None:
         self._select = select
