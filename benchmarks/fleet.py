@@ -38,7 +38,7 @@ from confcom.collateral.store.status import fleet_counts, store_status
 from confcom.collateral.store.store import CollateralStore
 from confcom.protocols.pcs import PckCertificateAnswer
 from confcom.protocols.pcs_service import parse_request, pck_certificate_response
-from confcom.services.runtime.http_server import Listener, Message, serve_http
+from confcom.services.runtime.http_server import Listener, Message, Page, serve_http
 from confcom.simulator.certificates import pem
 from confcom.simulator.machine import SimulatedMachine
 from confcom.simulator.world import SimulatedWorld
@@ -189,6 +189,9 @@ def _serve(urls: Queue[str]) -> None:
     async def answer(scope: Message, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
         del receive
         query = dict(parse_qsl(scope["query_string"].decode()))
+        if "qeid" not in query:  # the early set, which the services look for by themselves
+            await Page(404, b"").send(send)
+            return
         served = parse_request(scope["path"], query)
         assert served is not None
         found = _certificate(world, int(query["qeid"], 16) - 1, 1)

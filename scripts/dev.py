@@ -18,6 +18,7 @@ import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -71,7 +72,7 @@ WITHOUT_TOOLS = (["demo"], ["run", "confcom"], ["run", "bash"])
 """What a user runs; everything else needs the development tools."""
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     sys.exit(f"dev: {message}")
 
 
@@ -219,20 +220,24 @@ def main(arguments: list[str]) -> int:
         "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "VIRTUAL_ENV": str(VENV),
     }
-    commands = TASKS[arguments[0]][1]
-    for index, command in enumerate(commands):
-        extra = arguments[1:] if index == len(commands) - 1 else []
-        words = [*command, *extra]
-        program = BIN / words[0]
-        code = subprocess.run(
-            [str(program) if program.exists() else words[0], *words[1:]],
-            cwd=ROOT,
-            env=environment,
-            check=False,
-        ).returncode
+    *first, last = TASKS[arguments[0]][1]
+    for command in first:
+        code = subprocess.run(_command(command), cwd=ROOT, env=environment, check=False).returncode
         if code:
             return code
-    return 0
+    # It takes the place of this process, so it gets signals itself, and ends in order on Ctrl-C.
+    os.chdir(ROOT)
+    words = _command([*last, *arguments[1:]])
+    try:
+        os.execvpe(words[0], words, environment)
+    except OSError as error:
+        fail(f"{words[0]}: {error.strerror}")
+
+
+def _command(words: list[str]) -> list[str]:
+    """The words, with the program of the development environment if it has one of that name."""
+    program = BIN / words[0]
+    return [str(program) if program.exists() else words[0], *words[1:]]
 
 
 if __name__ == "__main__":

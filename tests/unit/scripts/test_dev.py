@@ -1,7 +1,9 @@
-"""The marks by which `./dev` knows what `.venv` holds."""
+"""How `./dev` sets up `.venv` and runs commands in it."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import dev
@@ -38,3 +40,10 @@ def test_packages_are_counted_as_pip_names_them(
         dev.step("packages", ["printf", lines], lock, 3)
     said = capsys.readouterr().err
     assert "packages: 3 of 3, installing" in said
+
+
+def test_a_command_takes_the_place_of_dev_and_gets_its_signals() -> None:
+    words = [sys.executable, "scripts/dev.py", "run", sys.executable, "-c", "import os; print(os.getpid())"]
+    with subprocess.Popen(words, cwd=dev.ROOT, stdout=subprocess.PIPE, text=True) as process:
+        said, _ = process.communicate(timeout=600)
+    assert (process.returncode, said.split()[-1:]) == (0, [str(process.pid)])
