@@ -29,15 +29,13 @@ from confcom.collateral.bundle import from_json, to_json
 from confcom.errors import ConfcomError
 from confcom.formats.attestation_key_id import AttestationKeyIdList
 from confcom.formats.attested_certificate import AttestedCertificate
-from confcom.formats.certification_data import CertificationData, QeReportCertification
 from confcom.formats.codec import Record
-from confcom.formats.enclave_identity import SignedEnclaveIdentity
 from confcom.formats.evidence import EvidenceFile
 from confcom.formats.open_enclave import OeCustomClaims, OeEvidence, OeReport
 from confcom.formats.pck_extension import PckExtension
-from confcom.formats.quote import Quote
+from confcom.formats.quote import CertificationData, QeReportCertification, Quote
 from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
-from confcom.formats.tcb_info import SignedTcbInfo
+from confcom.formats.tcb_info import SignedEnclaveIdentity, SignedTcbInfo
 from confcom.pki.certificate import check_p256, load_certificate, parse_certificates
 from confcom.pki.chain import ChainKind, verify_chain
 from confcom.pki.crl import Crl

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from confcom.appraisal.appraise import Appraisal, appraise
     from confcom.appraisal.collateral import Collateral
-    from confcom.appraisal.evidence import VerifiedQuote
     from confcom.appraisal.findings import Check, Verdict
     from confcom.appraisal.peer import VerifiedPeer, verify_certificate
     from confcom.appraisal.policy import (
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
         safe_defaults,
     )
     from confcom.appraisal.policy_file import PolicyFile
-    from confcom.appraisal.quote import QuoteVerifier, verify_quote
+    from confcom.appraisal.quote import QuoteVerifier, VerifiedQuote, verify_quote
     from confcom.appraisal.result import AttestationResult, accept_quote, judge
     from confcom.cli.exit_codes import ExitCode, exit_code
     from confcom.collateral.bundle import load_bundle, load_policy, load_trust_roots, save_bundle
@@ -73,7 +72,6 @@ if TYPE_CHECKING:
 _HOMES = {
     "confcom.appraisal.appraise": "Appraisal appraise",
     "confcom.appraisal.collateral": "Collateral",
-    "confcom.appraisal.evidence": "VerifiedQuote",
     "confcom.appraisal.findings": "Check Verdict",
     "confcom.appraisal.peer": "VerifiedPeer verify_certificate",
     "confcom.appraisal.policy": (
@@ -82,7 +80,7 @@ _HOMES = {
         "safe_defaults"
     ),
     "confcom.appraisal.policy_file": "PolicyFile",
-    "confcom.appraisal.quote": "QuoteVerifier verify_quote",
+    "confcom.appraisal.quote": "QuoteVerifier VerifiedQuote verify_quote",
     "confcom.appraisal.result": "AttestationResult accept_quote judge",
     "confcom.cli.exit_codes": "ExitCode exit_code",
     "confcom.collateral.bundle": "load_bundle load_policy load_trust_roots save_bundle",

@@ -23,8 +23,7 @@ import attested_certificates as attested
 from confcom.cli.root import run
 from confcom.collateral.bundle import save_bundle
 from confcom.formats.attested_certificate import AttestedCertificate
-from confcom.formats.certification_data import CertificationData, CertificationDataType, PpidEncryptedRsa3072
-from confcom.formats.quote import Quote
+from confcom.formats.quote import CertificationData, CertificationDataType, PpidEncryptedRsa3072, Quote
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.td import td_report_1_5
 from confcom.simulator.world import SimulatedWorld

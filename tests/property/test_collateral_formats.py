@@ -15,9 +15,8 @@ from confcom.appraisal.collateral import verify_collateral
 from confcom.collateral.documents import key_for
 from confcom.collateral.store.appraisal_policies import platform_class
 from confcom.errors import ConfcomError, FormatError
-from confcom.formats.enclave_identity import SignedEnclaveIdentity
 from confcom.formats.pck_extension import PckConfiguration, PckExtension, PckTcb, SgxType
-from confcom.formats.tcb_info import SignedTcbInfo
+from confcom.formats.tcb_info import SignedEnclaveIdentity, SignedTcbInfo
 from confcom.pki.certificate import MAX_PEM, parse_certificates
 from confcom.pki.crl import Crl
 from confcom.pki.roots import TrustRoot, TrustRoots

@@ -13,18 +13,22 @@ from hypothesis import strategies as st
 from confcom.errors import FormatError
 from confcom.formats import open_enclave
 from confcom.formats.attestation_key_id import AttestationKeyId, AttestationKeyIdList
-from confcom.formats.certification_data import (
+from confcom.formats.codec import U8, U16, U32, U64, Record, nested
+from confcom.formats.evidence import EvidenceFile
+from confcom.formats.open_enclave import OeCustomClaims, OeEvidence, OeEvidenceHeader, OeReport, OeReportHeader
+from confcom.formats.quote import (
+    INTEL_QE_VENDOR_ID,
     CertificationData,
     CertificationDataType,
     PpidCleartext,
     PpidEncryptedRsa2048,
     PpidEncryptedRsa3072,
     QeReportCertification,
+    Quote,
+    QuoteHeader,
+    QuoteSignature,
+    TeeType,
 )
-from confcom.formats.codec import U8, U16, U32, U64, Record, nested
-from confcom.formats.evidence import EvidenceFile
-from confcom.formats.open_enclave import OeCustomClaims, OeEvidence, OeEvidenceHeader, OeReport, OeReportHeader
-from confcom.formats.quote import INTEL_QE_VENDOR_ID, Quote, QuoteHeader, QuoteSignature, TeeType
 from confcom.formats.sgx import QeReportInfo, Report, ReportBody, TargetInfo
 from confcom.formats.tdx import TdReportBody10, TdReportBody15, TdReportBody15Ex
 

@@ -6,9 +6,9 @@ from dataclasses import InitVar, dataclass
 from datetime import datetime, timedelta
 from typing import ClassVar
 
-from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.findings import Check, Verdict, finding
 from confcom.appraisal.policy import Policy, checked_policy, with_safe_defaults
+from confcom.appraisal.quote import VerifiedQuote
 from confcom.errors import (
     ConfcomError,
     ConfigError,

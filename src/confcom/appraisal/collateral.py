@@ -12,8 +12,7 @@ from typing import ClassVar, Protocol, TypeVar
 from confcom.appraisal.findings import Check, passed
 from confcom.errors import CollateralInvalid, FormatError, RevokedError, VerificationError
 from confcom.formats.arguments import checked_bytes, checked_time, checked_type
-from confcom.formats.enclave_identity import EnclaveIdentity, SignedEnclaveIdentity
-from confcom.formats.tcb_info import SignedTcbInfo, TcbInfo
+from confcom.formats.tcb_info import EnclaveIdentity, SignedEnclaveIdentity, SignedTcbInfo, TcbInfo
 from confcom.pki import ecdsa
 from confcom.pki.certificate import PemChain, load_chain
 from confcom.pki.chain import ChainKind, VerifiedChain, Window, verify_chain

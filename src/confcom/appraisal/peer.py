@@ -20,10 +20,9 @@ from typing import Any, ClassVar
 
 from confcom.appraisal.appraise import appraise
 from confcom.appraisal.collateral import Collateral
-from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.findings import Check, passed
 from confcom.appraisal.policy import Policy, checked_identity
-from confcom.appraisal.quote import QuoteVerifier
+from confcom.appraisal.quote import QuoteVerifier, VerifiedQuote
 from confcom.errors import BindingError, CertificateError
 from confcom.formats import der
 from confcom.formats.arguments import checked_bytes, checked_time

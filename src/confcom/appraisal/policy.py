@@ -14,8 +14,8 @@ from hashlib import sha256
 from itertools import chain
 from typing import ClassVar, Protocol
 
-from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.findings import Check, finding
+from confcom.appraisal.quote import VerifiedQuote
 from confcom.appraisal.tcb_policy import AcceptAdvisories, AcceptTcb, MinTcbEvaluation
 from confcom.errors import ConfigError
 from confcom.formats.arguments import checked_bytes, checked_int, checked_type, checked_values

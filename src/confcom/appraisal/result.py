@@ -9,13 +9,11 @@ from typing import Any, ClassVar
 
 from confcom.appraisal.appraise import Appraisal, appraise
 from confcom.appraisal.collateral import Collateral
-from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.findings import Check, Verdict
-from confcom.appraisal.identity_match import TDX_MODULE_STEP
 from confcom.appraisal.peer import certificate_facts, check_binding, check_certificate
 from confcom.appraisal.policy import Policy, checked_policy
-from confcom.appraisal.quote import STEPS, QuoteVerifier
-from confcom.appraisal.tcb import TcbEvaluation
+from confcom.appraisal.quote import STEPS, QuoteVerifier, VerifiedQuote
+from confcom.appraisal.tcb import TDX_MODULE_STEP, TcbEvaluation
 from confcom.errors import (
     BindingError,
     CollateralError,

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import chain
 
-from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.findings import Check, finding
+from confcom.appraisal.quote import VerifiedQuote
 from confcom.appraisal.tcb import TcbEvaluation, shortfalls
 from confcom.errors import ConfigError
 from confcom.formats.arguments import checked_int, checked_time, checked_values

@@ -10,7 +10,7 @@ import textwrap
 from rich.console import Console
 from rich.text import Text
 
-from confcom.appraisal.evidence import VerifiedQuote
+from confcom.appraisal.quote import VerifiedQuote
 from confcom.appraisal.result import AttestationResult
 from confcom.cli.demo_refusals import MIN_SVN, PRODUCT, Trial, Witness
 from confcom.cli.demo_stage import PeerOutcome, Stage

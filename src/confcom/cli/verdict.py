@@ -36,9 +36,8 @@ from confcom.errors import (
     VerificationError,
 )
 from confcom.formats.attested_certificate import AttestedCertificate
-from confcom.formats.certification_data import CertificationDataType
 from confcom.formats.evidence import MAX_EVIDENCE, EvidenceFile
-from confcom.formats.quote import Quote, TeeType
+from confcom.formats.quote import CertificationDataType, Quote, TeeType
 from confcom.formats.tcb_info import TcbStatus
 from confcom.pki.certificate import MAX_PEM, parse_certificates
 from confcom.pki.roots import TrustRoots

@@ -22,9 +22,8 @@ from confcom.errors import (
     ConfigError,
     FormatError,
 )
-from confcom.formats.enclave_identity import SignedEnclaveIdentity
 from confcom.formats.signed_json import MAX_SIGNED_JSON, check_json
-from confcom.formats.tcb_info import SignedTcbInfo
+from confcom.formats.tcb_info import SignedEnclaveIdentity, SignedTcbInfo
 from confcom.formats.text import without_bom
 from confcom.pki.certificate import MAX_PEM, parse_certificates
 from confcom.pki.crl import MAX_CRL, Crl

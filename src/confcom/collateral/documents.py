@@ -26,9 +26,8 @@ from confcom.errors import (
     UntrustedRootError,
 )
 from confcom.formats import signed_json
-from confcom.formats.enclave_identity import EnclaveIdentity, SignedEnclaveIdentity
 from confcom.formats.signed_json import U32, Date, HexSignature
-from confcom.formats.tcb_info import SignedTcbInfo, TcbInfo
+from confcom.formats.tcb_info import EnclaveIdentity, SignedEnclaveIdentity, SignedTcbInfo, TcbInfo
 from confcom.pki import ecdsa
 from confcom.pki.chain import VerifiedChain, verify_chain
 from confcom.pki.crl import Crl

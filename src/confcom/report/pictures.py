@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from confcom.appraisal.evidence import VerifiedQuote
+from confcom.appraisal.quote import VerifiedQuote
 from confcom.appraisal.tcb import TcbEvaluation
 from confcom.formats.sgx import ReportBody
 from confcom.formats.tcb_info import IsvSvnLevel, TcbComponent, TcbLevel

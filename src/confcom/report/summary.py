@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.findings import Check, Verdict
 from confcom.appraisal.peer import certificate_facts
+from confcom.appraisal.quote import VerifiedQuote
 from confcom.appraisal.result import AttestationResult, timestamp
 from confcom.appraisal.tcb import TcbEvaluation
 from confcom.errors import FormatError

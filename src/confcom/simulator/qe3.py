@@ -12,8 +12,17 @@ from dataclasses import replace
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 from confcom.formats.attestation_key_id import INTEL_QE3_MR_SIGNER
-from confcom.formats.certification_data import CertificationData, CertificationDataType, QeReportCertification
-from confcom.formats.quote import INTEL_QE_VENDOR_ID, AttestationKeyType, Quote, QuoteHeader, QuoteSignature, TeeType
+from confcom.formats.quote import (
+    INTEL_QE_VENDOR_ID,
+    AttestationKeyType,
+    CertificationData,
+    CertificationDataType,
+    QeReportCertification,
+    Quote,
+    QuoteHeader,
+    QuoteSignature,
+    TeeType,
+)
 from confcom.formats.sgx import AttributeFlags, Attributes, QeReportInfo, Report, TargetInfo
 from confcom.simulator.declaration import XFRM_AVX512, EnclaveDeclaration, measure
 from confcom.simulator.keys import aes_cmac, derive_p256_key, raw_public_key, sign_raw

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from confcom.appraisal.collateral import Collateral
-from confcom.appraisal.evidence import VerifiedQuote
+from confcom.appraisal.quote import VerifiedQuote
 from confcom.errors import ConfcomError
 from confcom.formats.evidence import EvidenceFile, EvidenceKind
 from confcom.formats.quote import Quote, TeeType

@@ -14,7 +14,7 @@ from joserfc import jwe
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 
-from confcom.appraisal.evidence import VerifiedQuote
+from confcom.appraisal.quote import VerifiedQuote
 from confcom.formats.sgx import ReportBody
 from confcom.formats.tdx import td_base
 from confcom.tokens.azure import AttestRequest, AzureError

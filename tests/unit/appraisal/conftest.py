@@ -8,8 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from confcom.appraisal.evidence import VerifiedQuote
-from confcom.appraisal.quote import QuoteVerifier
+from confcom.appraisal.quote import QuoteVerifier, VerifiedQuote
 from confcom.formats.quote import Quote
 from confcom.pki.proof import PROOF
 from confcom.simulator.declaration import EnclaveDeclaration

@@ -14,8 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from msgspec import structs
 
 import pki_builder as intel
-from confcom.appraisal.evidence import VerifiedQuote
-from confcom.appraisal.quote import QuoteVerifier, verify_quote
+from confcom.appraisal.quote import QuoteVerifier, VerifiedQuote, verify_quote
 from confcom.errors import (
     BindingError,
     CollateralInvalid,
@@ -25,14 +24,14 @@ from confcom.errors import (
     SignatureError,
     UntrustedRootError,
 )
-from confcom.formats.certification_data import (
+from confcom.formats.quote import (
     CertificationData,
     CertificationDataType,
     PpidCleartext,
     PpidEncryptedRsa2048,
     PpidEncryptedRsa3072,
+    Quote,
 )
-from confcom.formats.quote import Quote
 from confcom.formats.tcb_info import TcbStatus
 from confcom.pki.certificate import MAX_PEM, parse_certificates
 from confcom.pki.crl import Crl

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from confcom.errors import FormatError
-from confcom.formats.certification_data import (
+from confcom.formats.codec import Record
+from confcom.formats.quote import (
     MAX_CERTIFICATION_DATA,
     CertificationData,
     CertificationDataType,
@@ -14,7 +15,6 @@ from confcom.formats.certification_data import (
     PpidEncryptedRsa3072,
     QeReportCertification,
 )
-from confcom.formats.codec import Record
 from made_quotes import QE_AUTHENTICATION_DATA, QE_REPORT, QE_REPORT_SIGNATURE, entry, qe_part
 from record_layout import check_complete, check_field, distinct
 

@@ -9,7 +9,7 @@ import pytest
 
 import pki_builder as intel
 from confcom.errors import FormatError
-from confcom.formats.enclave_identity import EnclaveIdentity, EnclaveIdentityId, SignedEnclaveIdentity
+from confcom.formats.tcb_info import EnclaveIdentity, EnclaveIdentityId, SignedEnclaveIdentity
 
 
 def _read(document: dict) -> EnclaveIdentity:

@@ -10,8 +10,7 @@ import pytest
 from msgspec import structs
 
 from confcom.errors import FormatError
-from confcom.formats.certification_data import CertificationDataType
-from confcom.formats.quote import HEADER_SIZE, MAX_QUOTE, Quote, QuoteHeader, TeeType
+from confcom.formats.quote import HEADER_SIZE, MAX_QUOTE, CertificationDataType, Quote, QuoteHeader, TeeType
 from made_quotes import (
     ATTESTATION_KEY,
     BODY_SIZES,

@@ -11,8 +11,7 @@ import pytest
 import pki_builder as intel
 from confcom.errors import FormatError
 from confcom.formats import signed_json
-from confcom.formats.enclave_identity import SignedEnclaveIdentity
-from confcom.formats.tcb_info import SignedTcbInfo
+from confcom.formats.tcb_info import SignedEnclaveIdentity, SignedTcbInfo
 
 
 class _Inner(msgspec.Struct):

@@ -6,8 +6,7 @@ from datetime import timedelta
 import pytest
 
 from confcom.errors import ConfigError
-from confcom.formats.enclave_identity import SignedEnclaveIdentity
-from confcom.formats.tcb_info import SignedTcbInfo
+from confcom.formats.tcb_info import SignedEnclaveIdentity, SignedTcbInfo
 
 
 def test_tcb_info_is_compact_json_that_our_own_reader_understands(world, now):

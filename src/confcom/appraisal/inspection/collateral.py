@@ -9,9 +9,17 @@ import msgspec
 from confcom.appraisal.inspection.items import Item, attempt, bytes_item, group, listing, time_item, words
 from confcom.appraisal.inspection.pki import certificates_of_pem, chain_item, crl_items
 from confcom.errors import FormatError
-from confcom.formats.enclave_identity import EnclaveIdentity, EnclaveIdentityId, SignedEnclaveIdentity
 from confcom.formats.sgx import Attributes
-from confcom.formats.tcb_info import IsvSvnLevel, SignedTcbInfo, TcbInfo, TcbLevel, TcbStatus
+from confcom.formats.tcb_info import (
+    EnclaveIdentity,
+    EnclaveIdentityId,
+    IsvSvnLevel,
+    SignedEnclaveIdentity,
+    SignedTcbInfo,
+    TcbInfo,
+    TcbLevel,
+    TcbStatus,
+)
 
 _STATUSES = {
     TcbStatus.UP_TO_DATE: "nothing is left to do",

@@ -20,12 +20,11 @@ from confcom.appraisal.inspection.attested import attested_items
 from confcom.appraisal.inspection.items import Inspection, Item
 from confcom.errors import ConfcomError, ConfigError, FormatError
 from confcom.formats.attestation_key_id import AttestationKeyId, AttestationKeyIdList
-from confcom.formats.enclave_identity import SignedEnclaveIdentity
 from confcom.formats.evidence import MAX_EVIDENCE, decode_text
 from confcom.formats.open_enclave import EVIDENCE_VERSION, REPORT_VERSION, OeEvidence, OeReport
 from confcom.formats.quote import INTEL_QE_VENDOR_ID, QUOTE_VERSIONS, Quote, is_epid
 from confcom.formats.sgx import QeReportInfo, Report, ReportBody, TargetInfo, find_sigstructs, is_sigstruct
-from confcom.formats.tcb_info import SignedTcbInfo
+from confcom.formats.tcb_info import SignedEnclaveIdentity, SignedTcbInfo
 from confcom.formats.tdx import TdReportBody10, TdReportBody15, TdReportBody15Ex
 from confcom.formats.text import without_bom
 

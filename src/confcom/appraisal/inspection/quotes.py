@@ -26,7 +26,6 @@ from confcom.formats.attestation_key_id import (
     AttestationKeyIdList,
     QlAttestationKeyId,
 )
-from confcom.formats.certification_data import CertificationData, CertificationDataType
 from confcom.formats.open_enclave import (
     FORMAT_LOCAL_ATTESTATION,
     FORMAT_NAMES,
@@ -35,7 +34,7 @@ from confcom.formats.open_enclave import (
     OeReport,
     OeReportType,
 )
-from confcom.formats.quote import HEADER_SIZE, Quote
+from confcom.formats.quote import HEADER_SIZE, CertificationData, CertificationDataType, Quote
 from confcom.formats.sgx import Attributes, QeReportInfo, Report, ReportBody, TargetInfo
 from confcom.formats.tdx import TdAttributeFlags, TdReportBody
 

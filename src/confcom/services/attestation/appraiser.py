@@ -15,9 +15,8 @@ from cryptography import x509
 from msgspec.structs import replace
 
 from confcom.appraisal.collateral import Collateral
-from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.policy import Policy
-from confcom.appraisal.quote import QuoteVerifier
+from confcom.appraisal.quote import QuoteVerifier, VerifiedQuote
 from confcom.appraisal.result import AttestationResult, failed, judge, read_evidence
 from confcom.collateral.documents import DocumentKey, DocumentKind, EvaluationDataNumber, evaluation_data_numbers
 from confcom.collateral.sources import PlatformKind, RememberedCollateral

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from confcom.appraisal.evidence import VerifiedQuote
+from confcom.appraisal.quote import VerifiedQuote
 from confcom.errors import ConfcomError
 from confcom.formats.tcb_info import TcbStatus
 from confcom.pki.certificate import load_certificate, parse_certificates

@@ -20,9 +20,8 @@ from pathlib import Path
 import structlog
 
 from confcom.appraisal.collateral import Collateral
-from confcom.appraisal.evidence import VerifiedQuote
 from confcom.appraisal.findings import Check
-from confcom.appraisal.quote import QuoteVerifier
+from confcom.appraisal.quote import QuoteVerifier, VerifiedQuote
 from confcom.errors import (
     ConfcomError,
     NativeError,
