@@ -28,9 +28,9 @@ from typing import Any
 
 from benchmarks.measure import Row, show
 from benchmarks.simulated import simulated_world
-from confcom.devices.epc import DEFAULT_UNIT_LIMIT
-from confcom.devices.node_status import CHECKPOINT
+from confcom.devices.sgx_node import DEFAULT_UNIT_LIMIT
 from confcom.protocols.dra_objects import API_VERSION, EPC_CLASS, device_class
+from confcom.services.device_plugin.epc_in_node_status import CHECKPOINT
 
 EPC = "kubernetes.azure.com/sgx_epc_mem_in_MiB"
 ENCLAVE = "sgx.intel.com/enclave"

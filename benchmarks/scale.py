@@ -49,10 +49,9 @@ from confcom.collateral.store.registrations import Registration
 from confcom.collateral.store.rows import Sighting, served_as
 from confcom.collateral.store.status import store_status
 from confcom.collateral.store.store import CollateralStore
-from confcom.devices.epc import EpcSection, plan_pool, prefer_one_node
-from confcom.devices.node_status import CHECKPOINT, remembered
 from confcom.devices.processes import CgroupOwner, EnclaveProcess, count_use
 from confcom.devices.resources import check_holder
+from confcom.devices.sgx_node import EpcSection, plan_pool, prefer_one_node
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.addon_state import AddonState, state_object
 from confcom.pki.proof import PROOF
@@ -60,6 +59,7 @@ from confcom.protocols.epc import parse_pod
 from confcom.protocols.kubelet import ListPodResourcesResponse, holders, parse
 from confcom.protocols.pcs import PckCertRequest
 from confcom.services.collateral.refresh import needs_in
+from confcom.services.device_plugin.epc_in_node_status import CHECKPOINT, remembered
 from confcom.services.metrics.use import Seen, put_together
 from confcom.services.webhook.reviews import review
 from confcom.simulator.collateral_upstream import SimulatedUpstream

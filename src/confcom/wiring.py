@@ -154,6 +154,11 @@ def describe_machine(data: bytes) -> str:
     return f"created {found.created:%Y-%m-%d}; {reports}"
 
 
+def read_machine_file(path: Path) -> bytes:
+    """The content of a machine file; `ConfigError` if it cannot be read, `FormatError` if it is malformed."""
+    return bytes(MachineFile.read(path))
+
+
 def open_machine(path: Path) -> SimulatedMachine:
     """The machine of a machine file."""
     return MachineFile.read(path).machine()

@@ -228,12 +228,12 @@ def _open_host(config: DevicePluginConfig) -> tuple[Host, str]:
         raise ConfigError("a simulated node needs a machine file", advice=NO_MACHINE_ADVICE)
     # Here, because a real node needs none of these.
     from confcom.devices.declared_node import declare_node, parse_epc_sizes
-    from confcom.wiring import open_machine
+    from confcom.wiring import read_machine_file
 
-    machine = Path(config.simulated_machine)
-    open_machine(machine)  # a malformed file fails here, not in every container
+    # A malformed file fails here, not in every container.
+    machine = read_machine_file(Path(config.simulated_machine))
     sizes = parse_epc_sizes(config.simulated_epc)
-    return declare_node(Path(config.simulated_node), sizes, machine.read_bytes()), "SIMULATED node"
+    return declare_node(Path(config.simulated_node), sizes, machine), "SIMULATED node"
 
 
 # The exporter of EPC use.

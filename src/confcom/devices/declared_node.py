@@ -17,9 +17,8 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
-from confcom.devices.epc import MIB
 from confcom.devices.host import Host
-from confcom.devices.sgx_node import ENCLAVE_PATHS, PROVISION_PATHS
+from confcom.devices.sgx_node import ENCLAVE_PATHS, MIB, PROVISION_PATHS
 from confcom.errors import ConfigError
 
 MAX_NUMA_NODES = 64

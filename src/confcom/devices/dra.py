@@ -14,10 +14,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from confcom.devices.epc import MIB, EpcPool, PoolSection
 from confcom.devices.host import Host
-from confcom.devices.resources import ANY_NAMESPACE, SIZE_VARIABLE
-from confcom.devices.sgx_node import SgxNode, allocation
+from confcom.devices.resources import ANY_NAMESPACE, SIZE_VARIABLE, allocation
+from confcom.devices.sgx_node import MIB, EpcPool, PoolSection, SgxNode
 from confcom.errors import PlatformUnavailable, PolicyError, RemoteProtocolError
 from confcom.protocols.dra_objects import (
     EPC_CAPACITY,

@@ -1,6 +1,8 @@
 """What the kubelet hands out as devices of extended resources, and what a container gets with them.
 
-EPC in units of 1 MiB, slots of the enclave and the provisioning device, and the way to the node's quote helper.
+EPC in units of 1 MiB, slots of the enclave and the provisioning device, and the way to the node's quote helper. A
+container gets a device under every path that programs know, each made from the one true device: a runtime can pass
+neither directories nor symlinks.
 """
 
 from __future__ import annotations
@@ -13,9 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from confcom.devices.epc import EpcPool, numa_node_of, plan_pool, prefer_one_node
 from confcom.devices.host import Host
-from confcom.devices.sgx_node import SgxNode, allocation
+from confcom.devices.sgx_node import DriverDevice, EpcPool, SgxNode, numa_node_of, plan_pool, prefer_one_node
 from confcom.errors import PlatformUnavailable, PolicyError
 from confcom.protocols.aesm import FOLDER, SOCKET, VARIABLE
 from confcom.protocols.epc import CANONICAL, ENCLAVE, HELPER, HELPER_EPC, PROVISION
@@ -70,6 +71,24 @@ class DeviceResource:
         """As many devices, named after the endpoint."""
         ids = (f"{self.endpoint}-{number}" for number in range(count))
         return Inventory(list_devices(ids, healthy=not reason), node, reason)
+
+
+def allocation(
+    host: Host, *devices: DriverDevice, environment: Mapping[str, str] | None = None
+) -> ContainerAllocateResponse:
+    """What a container gets: each device under all its names, and variables.
+
+    A stand-in is no device: it comes as a file, read-only.
+    """
+    found = ContainerAllocateResponse(envs=environment)
+    for device in devices:
+        path = host.outside(device.file.path)
+        for alias in device.aliases:
+            if device.file.is_stand_in:
+                found.mounts.add(host_path=path, container_path=alias, read_only=True)
+            else:
+                found.devices.add(host_path=path, container_path=alias, permissions="rw")
+    return found
 
 
 @dataclass(slots=True)

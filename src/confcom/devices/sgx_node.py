@@ -1,20 +1,27 @@
-"""What a node offers for SGX, found in one look, and how a container gets the driver's devices.
+"""What a node offers for SGX, found in one look: the driver's devices and EPC; and the pool that the EPC makes.
 
-The in-kernel driver and DCAP 1.41 have /dev/sgx_enclave; DCAP 1.33 has /dev/sgx/enclave; udev links one to the other. A
-container gets both paths, each made from the one true device: a runtime can pass neither directories nor symlinks.
+The in-kernel driver and DCAP 1.41 have /dev/sgx_enclave; DCAP 1.33 has /dev/sgx/enclave; udev links one to the other.
+Sizes of EPC come from sysfs (Linux 5.17 and later), else from CPUID, read from the kernel's file /dev/cpu/0/cpuid
+(module `cpuid`, root), which knows no NUMA nodes. `missing` says why a host has no EPC that could be counted.
+
+The pool is the only place that turns bytes of EPC into units. Each unit's id is four characters of a fixed alphabet:
+the NUMA node, then the unit's number there. So an id means the same after every restart, and the kubelet's books stay
+right.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+import struct
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Literal, TypeAlias
 
-from confcom.devices.epc import EpcSections, find_epc
 from confcom.devices.host import DeviceFile, Host
-from confcom.errors import PlatformUnavailable
-from confcom.protocols.kubelet import ContainerAllocateResponse
+from confcom.errors import ConfigError, PlatformUnavailable
+from confcom.protocols.kubelet import MAX_MESSAGE, list_and_watch_size
 
 ENCLAVE_PATHS = ("/dev/sgx_enclave", "/dev/sgx/enclave")
 PROVISION_PATHS = ("/dev/sgx_provision", "/dev/sgx/provision")
@@ -22,6 +29,88 @@ LEGACY_PATH = "/dev/isgx"
 DeviceKind: TypeAlias = Literal["enclave", "provision"]
 
 _FLAGS = re.compile(r"^flags\s*:(.*)$", re.MULTILINE)
+
+NODES = "/sys/devices/system/node"
+CPUID = "/dev/cpu/0/cpuid"
+MIB = 1 << 20
+
+_EPC_LEAF = 0x12
+_FIRST_SECTION = 2
+_MAX_SECTIONS = 8
+"""As many as Linux uses."""
+_IN_PLACE = 0xFFFF_F000
+_HIGH = 0xF_FFFF
+_NODE = re.compile(r"node([0-9]{1,4})")
+_MAX_DIGITS = 19
+
+
+@dataclass(frozen=True, slots=True)
+class EpcSection:
+    """EPC of one NUMA node, or of an unknown one (None). `size` in bytes."""
+
+    numa_node: int | None
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class EpcSections:
+    """All EPC of a host. `numa_nodes` counts the host's nodes, with EPC or without."""
+
+    sections: tuple[EpcSection, ...]
+    source: Literal["sysfs", "cpuid", "none"]
+    numa_nodes: int = 1
+    missing: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return sum(section.size for section in self.sections)
+
+
+def find_epc(host: Host) -> EpcSections:
+    """Look in sysfs, then in CPUID."""
+    nodes = sorted(int(match[1]) for name in host.names(NODES) if (match := _NODE.fullmatch(name)))
+    found = [(node, _number(host.read(f"{NODES}/node{node}/x86/sgx_total_bytes"))) for node in nodes]
+    count = max(1, len(nodes))
+    if any(size is not None for _, size in found):
+        sections = tuple(EpcSection(node, size) for node, size in found if size)
+        missing = "" if sections else f"the kernel counts no EPC: every {NODES}/node*/x86/sgx_total_bytes is 0"
+        return EpcSections(sections, "sysfs", count, missing)
+    sizes = _cpuid_sections(host)
+    if sizes:
+        return EpcSections(tuple(EpcSection(None, size) for size in sizes), "cpuid", count)
+    why = "not available" if sizes is None else "names no EPC section"
+    return EpcSections((), "none", count, f"{NODES}/node*/x86/sgx_total_bytes is not there, and {CPUID} {why}")
+
+
+def epc_section_size(registers: bytes) -> int:
+    """Bytes of the EPC section that sub-leaf n ≥ 2 of CPUID leaf 0x12 describes, 0 where the list ends.
+
+    `registers` are EAX, EBX, ECX, EDX, 16 bytes little-endian. Intel SDM volume 3D, CPUID leaf 12H.
+    """
+    eax, _, ecx, edx = struct.unpack("<4I", registers)
+    if eax & 0xF != 1:
+        return 0
+    size: int = (ecx & _IN_PLACE) | ((edx & _HIGH) << 32)
+    return size
+
+
+def _cpuid_sections(host: Host) -> list[int] | None:
+    sizes: list[int] = []
+    for subleaf in range(_FIRST_SECTION, _FIRST_SECTION + _MAX_SECTIONS):
+        registers = host.read_at(CPUID, 16, subleaf << 32 | _EPC_LEAF)
+        if registers is None or len(registers) != 16:
+            return sizes or None
+        size = epc_section_size(registers)
+        if not size:
+            break
+        sizes.append(size)
+    return sizes
+
+
+def _number(text: str | None) -> int | None:
+    digits = "" if text is None else text.strip()
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= _MAX_DIGITS else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,19 +217,147 @@ def find_sgx(host: Host) -> SgxNode:
     return SgxNode(find_epc(host), find_driver(host))
 
 
-def allocation(
-    host: Host, *devices: DriverDevice, environment: Mapping[str, str] | None = None
-) -> ContainerAllocateResponse:
-    """What a container gets: each device under all its names, and variables.
+# The pool of units, and how it is published.
 
-    A stand-in is no device: it comes as a file, read-only.
+ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz-_"
+ID_LENGTH = 4
+MAX_UNITS_PER_NODE = 64**3
+_NOWHERE = 63
+"""The first character's value for EPC of an unknown node; nodes from 63 on count as unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSection:
+    """EPC of one NUMA node: what is there, and what of it may be requested, in MiB."""
+
+    numa_node: int | None
+    true_mib: int
+    units: int
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """One id per unit, in order."""
+        if self.units > MAX_UNITS_PER_NODE:
+            raise ConfigError(
+                f"{self.units} units of one NUMA node are more than ids of {ID_LENGTH} characters can name"
+            )
+        head = ALPHABET[_NOWHERE if self.numa_node is None else self.numa_node]
+        return tuple(
+            head + ALPHABET[number >> 12] + ALPHABET[number >> 6 & 63] + ALPHABET[number & 63]
+            for number in range(self.units)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class EpcPool:
+    """All sections. `reserve_mib` was subtracted before the overcommit ratio was applied."""
+
+    sections: tuple[PoolSection, ...]
+    reserve_mib: int = 0
+    overcommit: float = 1.0
+
+    @property
+    def true_mib(self) -> int:
+        """MiB that the node has."""
+        return sum(section.true_mib for section in self.sections)
+
+    @property
+    def units(self) -> int:
+        """MiB that may be requested."""
+        return sum(section.units for section in self.sections)
+
+    def without(self, held: Mapping[int | None, int]) -> EpcPool:
+        """The pool less the units per NUMA node that pods hold by another publisher."""
+        left = [replace(one, units=max(0, one.units - held.get(one.numa_node, 0))) for one in self.sections]
+        return replace(self, sections=tuple(left))
+
+
+def numa_node_of(unit: str) -> int | None:
+    """The NUMA node that a unit's id names; None for EPC of an unknown node."""
+    number = ALPHABET.index(unit[:1])
+    return None if number == _NOWHERE else number
+
+
+def plan_pool(found: Iterable[EpcSection], *, reserve_mib: int = 0, overcommit: float = 1.0) -> EpcPool:
+    """Take the reserve from the first node that has it, then the next; the rest times the ratio, rounded down."""
+    per_node: Counter[int | None] = Counter()
+    for section in found:
+        known = section.numa_node is not None and section.numa_node < _NOWHERE
+        per_node[section.numa_node if known else None] += section.size
+    ratio = Fraction(str(overcommit))
+    sections, owed = [], reserve_mib
+    for node, size in per_node.items():
+        true_mib = size // MIB
+        held = min(owed, true_mib)
+        owed -= held
+        sections.append(PoolSection(node, true_mib, int((true_mib - held) * ratio)))
+    return EpcPool(tuple(sections), reserve_mib, overcommit)
+
+
+def prefer_one_node(available: Sequence[str], must_include: Sequence[str], size: int) -> tuple[str, ...]:
+    """Which `size` of the available ids a container should get: from one NUMA node if one has enough.
+
+    Of several such nodes the one that `must_include` is from, then the fullest, which leaves the large holes for large
+    requests. If none has enough, as few nodes as possible. Fewer than `size` come back only if there are fewer.
     """
-    found = ContainerAllocateResponse(envs=environment)
-    for device in devices:
-        path = host.outside(device.file.path)
-        for alias in device.aliases:
-            if device.file.is_stand_in:
-                found.mounts.add(host_path=path, container_path=alias, read_only=True)
-            else:
-                found.devices.add(host_path=path, container_path=alias, permissions="rw")
-    return found
+    chosen = dict.fromkeys(must_include)
+    free: dict[str, list[str]] = {}
+    for unit in sorted(set(available) - chosen.keys()):
+        free.setdefault(unit[:1], []).append(unit)
+    started = {unit[:1] for unit in chosen}
+    while len(chosen) < size and free:
+        missing = size - len(chosen)
+        node = min(free, key=lambda name: _cost(name in started, len(free[name]), missing, name))
+        chosen |= dict.fromkeys(free.pop(node)[:missing])
+    return tuple(chosen)
+
+
+def _cost(started: bool, free: int, missing: int, name: str) -> tuple[bool, bool, int, str]:
+    enough = free >= missing
+    return (not enough, not started, free if enough else -free, name)
+
+
+DEFAULT_UNIT_LIMIT = 3072
+"""Devices of 1 MiB up to which `auto` publishes devices.
+
+Measured on kubelet 1.36 (docs/explanation/epc.md): after its restart it spends 70 to 120 ns per device and allocated
+device before it admits pods again. 3072 units, all in use, stay under 2 s on a busy machine of 2 cores; 16384 take half
+a minute. The limit of a message comes much later.
+"""
+MAX_UNIT_LIMIT = 180_000
+"""Units of which a message stays under the kubelet's limit, NUMA nodes included."""
+
+PublisherName: TypeAlias = Literal["auto", "devices", "node-status", "dra"]
+
+
+@dataclass(frozen=True, slots=True)
+class PublisherChoice:
+    """How EPC is published, and why, as a clause for the log."""
+
+    name: Literal["devices", "node-status", "dra"]
+    reason: str
+
+
+def choose_publisher(
+    pool: EpcPool, *, wanted: PublisherName = "auto", unit_limit: int = DEFAULT_UNIT_LIMIT, topology: bool = False
+) -> PublisherChoice:
+    """Resolve `auto` by the size; `ConfigError` if devices were asked for and the kubelet could not take them."""
+    size = list_and_watch_size(pool.units, ID_LENGTH, topology=topology)
+    match wanted:
+        case "node-status" | "dra":
+            return PublisherChoice(wanted, "it was asked for by name")
+        case "devices" if size > MAX_MESSAGE:
+            raise ConfigError(
+                f"{pool.units} devices of 1 MiB make a message of {size} bytes, and the kubelet takes {MAX_MESSAGE}",
+                advice="Choose publisher node-status (or auto) for a node of this size.",
+            )
+        case "devices":
+            return PublisherChoice("devices", f"it was asked for by name; {_figures(pool.units, size)}")
+        case "auto" if pool.units <= unit_limit:
+            return PublisherChoice("devices", f"{_figures(pool.units, size)}, within the limit of {unit_limit} units")
+        case _:
+            return PublisherChoice("node-status", f"{pool.units} units are more than the limit of {unit_limit}")
+
+
+def _figures(units: int, size: int) -> str:
+    return f"{units} devices of 1 MiB, a message of {size} bytes"

@@ -7,9 +7,18 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from confcom.devices.epc import CPUID, MIB, EpcSections, find_epc
 from confcom.devices.host import DeviceFile, Host
-from confcom.devices.sgx_node import ENCLAVE_PATHS, LEGACY_PATH, PROVISION_PATHS, find_cpu_flags, find_driver
+from confcom.devices.sgx_node import (
+    CPUID,
+    ENCLAVE_PATHS,
+    LEGACY_PATH,
+    MIB,
+    PROVISION_PATHS,
+    EpcSections,
+    find_cpu_flags,
+    find_driver,
+    find_epc,
+)
 from confcom.doctor.checks import Finding, Level, Role, Subject
 from confcom.errors import ConfcomError
 from confcom.platforms.sgx_host import device_obstacle

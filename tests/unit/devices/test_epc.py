@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from confcom.devices.epc import ALPHABET, EpcPool, EpcSection, PoolSection, plan_pool, prefer_one_node
+from confcom.devices.sgx_node import ALPHABET, EpcPool, EpcSection, PoolSection, plan_pool, prefer_one_node
 from confcom.errors import ConfigError
 
 MIB = 1 << 20

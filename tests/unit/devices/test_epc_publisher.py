@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from confcom.devices.epc import ID_LENGTH, MAX_UNIT_LIMIT, EpcPool, PoolSection, choose_publisher
+from confcom.devices.sgx_node import ID_LENGTH, MAX_UNIT_LIMIT, EpcPool, PoolSection, choose_publisher
 from confcom.errors import ConfigError
 from confcom.protocols.kubelet import MAX_MESSAGE, list_and_watch_size
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from confcom.devices.epc import EpcSection, epc_section_size, find_epc
 from confcom.devices.host import Host
+from confcom.devices.sgx_node import EpcSection, epc_section_size, find_epc
 
 
 def sysfs(root: Path, *sizes: str | None) -> None:

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from confcom.devices.epc import EpcSections
 from confcom.devices.resources import HelperSlots
-from confcom.devices.sgx_node import SgxDriver, SgxNode
+from confcom.devices.sgx_node import EpcSections, SgxDriver, SgxNode
 from confcom.errors import PlatformUnavailable
 from confcom.protocols.kubelet import ContainerAllocateResponse, Mount
 

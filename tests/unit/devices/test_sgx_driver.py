@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from confcom.devices.host import DeviceFile, Host
-from confcom.devices.sgx_node import ENCLAVE_PATHS, DriverDevice, allocation, find_cpu_flags, find_driver
+from confcom.devices.resources import allocation
+from confcom.devices.sgx_node import ENCLAVE_PATHS, DriverDevice, find_cpu_flags, find_driver
 from confcom.protocols.kubelet import ContainerAllocateResponse, DeviceSpec, Mount
 
 

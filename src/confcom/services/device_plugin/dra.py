@@ -13,9 +13,8 @@ from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from confcom.devices.dra import CdiFolder, DraDevices
-from confcom.devices.epc import numa_node_of
 from confcom.devices.resources import EpcUnits
-from confcom.devices.sgx_node import SgxNode
+from confcom.devices.sgx_node import SgxNode, numa_node_of
 from confcom.errors import ConfcomError, PlatformUnavailable, RemoteProtocolError
 from confcom.protocols import kubelet_dra as dra
 from confcom.protocols.dra_objects import (
@@ -30,10 +29,10 @@ from confcom.protocols.dra_objects import (
 )
 from confcom.protocols.kubelet import PluginInfo
 from confcom.services.device_plugin.grpc import Handlers, held_devices
+from confcom.services.device_plugin.kubelet_plugin import KubeletStreams
 from confcom.services.device_plugin.plugin_config import DevicePluginConfig
 from confcom.services.device_plugin.plugin_metrics import Observer, PluginEvent
-from confcom.services.device_plugin.resource_server import KubeletStreams
-from confcom.services.runtime.reconciler import Reconciler
+from confcom.services.runtime.process import Reconciler
 
 if TYPE_CHECKING:
     from confcom.cluster.resource_slices import KubeResourceClaims, KubeResourceSlices

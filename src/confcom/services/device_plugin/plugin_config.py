@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from confcom.devices.epc import DEFAULT_UNIT_LIMIT, MAX_UNIT_LIMIT, PublisherName
 from confcom.devices.resources import PATIENCE
+from confcom.devices.sgx_node import DEFAULT_UNIT_LIMIT, MAX_UNIT_LIMIT, PublisherName
 from confcom.errors import ConfigError
 from confcom.protocols.epc import CANONICAL, ENCLAVE, HELPER, HELPER_EPC, PROVISION
 

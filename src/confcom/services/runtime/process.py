@@ -12,16 +12,16 @@ import sys
 import threading
 import time
 import tomllib
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
-from confcom.errors import ConfcomError, ConfigError
+from confcom.errors import ClusterError, ConfcomError, ConfigError
 from confcom.formats.arguments import explain_settings
 from confcom.formats.text import without_bom
 
@@ -240,11 +240,12 @@ async def repeat(
     *,
     pause: float,
     longest: float,
+    first: float = 1.0,
 ) -> None:
     """Call again and again until cancelled, `pause` seconds after each success.
 
-    After a `ConfcomError`, which `failed` gets, the pause is 1 s, and doubles up to `longest` until a call succeeds or
-    lasts longer than that. What `failed` raises is raised.
+    After a `ConfcomError`, which `failed` gets, the pause is `first`, and doubles up to `longest` until a call succeeds
+    or lasts longer than that. What `failed` raises is raised.
     """
     failures = 0
     while True:
@@ -256,7 +257,7 @@ async def repeat(
         except ConfcomError as error:
             failed(error)
             failures = 0 if time.monotonic() - begun > longest else failures
-            await asyncio.sleep(min(2.0 ** min(failures, 16), longest))
+            await asyncio.sleep(min(first * 2.0 ** min(failures, 16), longest))
             failures += 1
 
 
@@ -286,6 +287,79 @@ async def background(name: str, run: Callable[[], Coroutine[Any, Any, None]]) ->
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+
+
+WATCH_LIFE = 600.0
+"""Seconds after which an object of the Kubernetes API is read and watched again."""
+RETRY_MAX = 30.0
+"""Most seconds between two attempts to watch it after failures."""
+
+State = TypeVar("State")
+
+
+class Reconciler(Generic[State]):
+    """Keeps an object of the Kubernetes API as it should be: hands every state that `watch` shows to `repair`.
+
+    `repair` says whether it wrote something. `settle`: least seconds between two writes, the backoff between
+    conflicting writers, and before the second attempt to watch. `failed` gets the reason of each failed attempt.
+    """
+
+    def __init__(
+        self,
+        watch: Callable[[], AsyncGenerator[State, None]],
+        repair: Callable[[State], Awaitable[bool]],
+        failed: Callable[[str], None],
+        *,
+        settle: float,
+    ) -> None:
+        self.unhealthy_reason = "the API has not shown it yet"
+        """Why the object may differ from what it should be, as a clause; empty when it does not."""
+        self._show = watch
+        self._repair = repair
+        self._failed = failed
+        self._settle = settle
+        self._state: State | None = None
+        self._wake = asyncio.Event()
+
+    def wake(self) -> None:
+        """Have the last state repaired again: what it should be has changed."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Watch and repair until cancelled; failed attempts are repeated."""
+        await repeat(self._follow, self._lost, first=self._settle, pause=0.0, longest=RETRY_MAX)
+
+    def _lost(self, error: ConfcomError) -> None:
+        self.unhealthy_reason = f"{error.code}: {error.message}"
+        self._failed(self.unhealthy_reason)
+
+    async def _follow(self) -> None:
+        self._state = None
+        try:
+            async with asyncio.timeout(WATCH_LIFE), asyncio.TaskGroup() as group:
+                repairing = group.create_task(self._repair_all(), name="repair")
+                async with aclosing(self._show()) as states:
+                    async for state in states:
+                        self._state = state
+                        self._wake.set()
+                repairing.cancel()
+        except TimeoutError:
+            return
+        except BaseExceptionGroup as group_error:
+            # One cause is enough: the other task was only cancelled because of it.
+            raise group_error.exceptions[0] from None
+        if self._state is None:
+            raise ClusterError("it is not in the API")
+
+    async def _repair_all(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if self._state is not None:
+                wrote = await self._repair(self._state)
+                self.unhealthy_reason = ""
+                if wrote:
+                    await asyncio.sleep(self._settle)
 
 
 T = TypeVar("T")

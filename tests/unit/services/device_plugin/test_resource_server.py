@@ -10,8 +10,8 @@ from confcom.devices.resources import EpcUnits
 from confcom.devices.sgx_node import find_sgx
 from confcom.errors import ConfigError
 from confcom.protocols import kubelet as k
+from confcom.services.device_plugin.kubelet_plugin import ResourceServer
 from confcom.services.device_plugin.plugin_metrics import PluginEvent
-from confcom.services.device_plugin.resource_server import ResourceServer
 
 
 def server_of(folder: Path, mib: int, events: list[PluginEvent]) -> ResourceServer:
