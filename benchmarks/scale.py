@@ -52,8 +52,8 @@ from confcom.collateral.store.store import CollateralStore
 from confcom.devices.processes import CgroupOwner, EnclaveProcess, count_use
 from confcom.devices.resources import check_holder
 from confcom.devices.sgx_node import EpcSection, plan_pool, prefer_one_node
+from confcom.manifests.addon import AddonState, state_object
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.addon_state import AddonState, state_object
 from confcom.pki.proof import PROOF
 from confcom.protocols.epc import parse_pod
 from confcom.protocols.kubelet import ListPodResourcesResponse, holders, parse

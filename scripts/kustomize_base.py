@@ -6,7 +6,7 @@ import json
 from importlib.metadata import version
 from pathlib import Path
 
-from confcom.cli.addon_output import yaml_documents
+from confcom.cli.addon_change import yaml_documents
 from confcom.manifests.addon import render
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import NAMESPACE, WEBHOOK, labels

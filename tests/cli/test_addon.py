@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from confcom.cli.addon import addon
-from confcom.cli.addon_output import print_result
+from confcom.cli.addon_change import print_result
 from confcom.cli.exit_codes import ExitCode
 from confcom.cli.root import run
 from confcom.manifests.addon import render

@@ -14,8 +14,8 @@ from confcom.admission.decision import AdmissionContext, decide_pod
 from confcom.cli.exit_codes import ExitCode
 from confcom.cli.root import root
 from confcom.errors import ClusterError, ClusterRefused, ConfigError
+from confcom.manifests.addon import AddonState, state_object
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.addon_state import AddonState, state_object
 from epc_api import CANONICAL, EpcApi, component, enclave, make_pod, page
 
 MIB = 1 << 20

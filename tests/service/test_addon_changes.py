@@ -16,8 +16,8 @@ from confcom.cli import root as main
 from confcom.cli.exit_codes import ExitCode
 from confcom.cluster.objects import ClusterObjects
 from confcom.errors import ClusterError
+from confcom.manifests.addon import AddonState, parse_state, state_object
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.addon_state import AddonState, parse_state, state_object
 from confcom.manifests.objects import namespace
 from object_api import GUARD, ObjectApi
 

@@ -47,9 +47,8 @@ from confcom.cluster.objects import (
 )
 from confcom.errors import ClusterError, ClusterRefused, ConfigError
 from confcom.manifests import metrics_api
-from confcom.manifests.addon import Issuer, issuers, render
+from confcom.manifests.addon import AddonState, Issuer, issuers, parse_state, render, state_object
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.addon_state import AddonState, parse_state, state_object
 from confcom.manifests.objects import (
     COMPONENT,
     METRICS_API,

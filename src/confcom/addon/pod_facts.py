@@ -18,7 +18,7 @@ from confcom.admission.workloads import find_pods
 from confcom.cluster.epc_overview import ClusterEpc
 from confcom.cluster.objects import OWNER_KINDS, Object, Ref
 from confcom.errors import ClusterError, ClusterRefused, ConfigError, FormatError
-from confcom.manifests.addon_state import AddonState, parse_state
+from confcom.manifests.addon import AddonState, parse_state
 from confcom.protocols.epc import EpcPod, parse_pod
 
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"

@@ -1,13 +1,17 @@
-"""The add-on as Kubernetes objects, in an order in which they can be created one after another."""
+"""The add-on as Kubernetes objects, in an order in which they can be created one after another; and its memory.
+
+The memory is a ConfigMap with the settings as flat strings, as `az aks` shows add-ons. Its keys compare without case.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
+from confcom.errors import ConfigError
 from confcom.manifests import (
     attestation,
     certificate_signer,
@@ -20,9 +24,11 @@ from confcom.manifests import (
     webhook,
 )
 from confcom.manifests.addon_config import AddonConfig, image_of
-from confcom.manifests.addon_state import AddonState, state_object
 from confcom.manifests.objects import (
+    ADDON,
+    ITSELF,
     METRICS_API,
+    NAMESPACE,
     WEBHOOK,
     IssuingCa,
     Object,
@@ -30,7 +36,9 @@ from confcom.manifests.objects import (
     critical_pods,
     names_of,
     namespace,
+    namespaced_object,
     nothing_else,
+    number,
 )
 from confcom.protocols.custom_metrics import EXPORTERS
 
@@ -87,3 +95,87 @@ def render(
         *(metrics_api.metrics_api(settled, cas) if settled.autoscaling else []),
     ]
     return completed(rendered, settled, version)
+
+
+# What a cluster remembers of the add-on.
+
+API_KEY = "ACCSGXDevicePlugin"
+"""What AKS calls the add-on in a cluster's profile."""
+HELPER_KEY = "ACCSGXQuoteHelperEnabled"
+STATE_CONFIG_MAP = ITSELF.name
+
+_ENABLED = "enabled"
+_VERSION = "version"
+_ADVICE = f"Correct it with `kubectl -n {NAMESPACE} edit configmap {STATE_CONFIG_MAP}`, or purge and enable it again."
+
+
+class AddonState(NamedTuple):
+    """What a cluster remembers of the add-on; `version` is that of the program which wrote it."""
+
+    enabled: bool
+    version: str
+    config: AddonConfig
+
+
+def flat_settings(config: AddonConfig) -> dict[str, str]:
+    """Every setting as a string, lists with commas."""
+    return {key_of(field): _flat(getattr(config, field)) for field in config.__struct_fields__}
+
+
+def state_object(state: AddonState) -> Object:
+    """The ConfigMap."""
+    about = {"name": ADDON, "apiKey": API_KEY, _ENABLED: _flat(state.enabled), _VERSION: state.version}
+    made = namespaced_object("v1", "ConfigMap", STATE_CONFIG_MAP, ITSELF.component)
+    (found,) = completed([made], state.config, state.version)
+    return found | {"data": about | flat_settings(state.config)}
+
+
+def parse_state(data: Mapping[str, str]) -> AddonState:
+    """Read the ConfigMap; what a later version may have written beside is left out, and a wrong value is named."""
+    values = {key.lower(): value for key, value in data.items()}
+    known: dict[str, Any] = {}
+    for field in AddonConfig.__struct_fields__:
+        text = values.get(key_of(field).lower())
+        if text is not None:
+            known[field] = _parse(field, text)
+    try:
+        config = AddonConfig.read(known, key_of)
+    except ConfigError as error:
+        raise ConfigError(f"ConfigMap {NAMESPACE}/{STATE_CONFIG_MAP}: {error}", advice=_ADVICE) from error
+    return AddonState(values.get(_ENABLED, "").lower() == "true", values.get(_VERSION, ""), config)
+
+
+def key_of(field: str) -> str:
+    """The key of a field: AKS' own for the quote helper, else the field's name in Kubernetes' way of writing."""
+    if field == "quote_helper":
+        return HELPER_KEY
+    if _is_switch(field):
+        return f"{_camel(field)}Enabled"
+    return _camel(field)
+
+
+def _camel(field: str) -> str:
+    first, *rest = field.split("_")
+    return first + "".join("MiB" if word == "mib" else word.capitalize() for word in rest)
+
+
+def _is_switch(field: str) -> bool:
+    return isinstance(getattr(_DEFAULTS, field), bool)
+
+
+def _flat(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return number(value)
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _parse(field: str, text: str) -> object:
+    default = getattr(_DEFAULTS, field)
+    if isinstance(default, tuple):
+        return [word for part in text.split(",") if (word := part.strip())]
+    return text.strip().lower() if isinstance(default, bool) else text
+
+
+_DEFAULTS = AddonConfig()

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from confcom.errors import ConfigError
+from confcom.manifests.addon import API_KEY, HELPER_KEY, AddonState, flat_settings, parse_state, state_object
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.addon_state import API_KEY, HELPER_KEY, AddonState, flat_settings, parse_state, state_object
 
 CONFIGS = some.builds(
     AddonConfig,
