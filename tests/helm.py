@@ -1,18 +1,28 @@
-"""The Helm program: that of the machine, else one built once per checkout from the Go module in tests/interop."""
+"""The Helm program, that of the machine or one built once per checkout from tests/interop; what it renders."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 CHART = ROOT / "deploy" / "helm"
 MODULE = ROOT / "tests" / "interop" / "helm"
 BUILT = ROOT / "build" / "helm"
+KUBERNETES = "1.36.0"
+KEEP = "helm.sh/resource-policy"
+
+Objects = dict[str, dict[str, Any]]
+Helm = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def helm_program(*, required: bool) -> str:
@@ -45,3 +55,62 @@ def _build() -> str:
         return f"Helm cannot be built: {built.stderr}"
     made.rename(BUILT)
     return ""
+
+
+def helm_command() -> Helm:
+    """A function that runs `helm WORD … CHART … -f VALUES`."""
+    program = helm_program(required=os.environ.get("CONFCOM_INTEROP") == "1")
+
+    def run(*words: str, values: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:
+        command = [program, words[0], *words[1:2], str(CHART), "--kube-version", KUBERNETES, "-f", "-", *words[2:]]
+        given = json.dumps(values)
+        return subprocess.run(command, input=given, capture_output=True, text=True, timeout=120, check=False)
+
+    return run
+
+
+def rendered_by(helm: Helm, values: Mapping[str, Any], *more: str) -> list[dict[str, Any]]:
+    """Every object; Helm's own label, which all have, is taken off."""
+    done = helm("template", "confcom", *more, values=values)
+    assert done.returncode == 0, done.stderr
+    found = [one for one in yaml.load_all(done.stdout, yaml.CSafeLoader) if one]
+    for one in found:
+        assert one["metadata"]["labels"].pop("helm.sh/chart") == f"confcom-{version('confcom')}"
+        if one["metadata"].get("annotations", {}).get(KEEP):
+            assert one["kind"] == "PersistentVolumeClaim"
+            del one["metadata"]["annotations"]
+    return found
+
+
+def by_name(objects: list[dict[str, Any]]) -> Objects:
+    """Objects by KIND/NAME."""
+    found = {f"{one['kind']}/{one['metadata']['name']}": one for one in objects}
+    assert len(found) == len(objects)
+    return found
+
+
+def with_all_components(values: Mapping[str, Any]) -> dict[str, Any]:
+    """These values, with every component that they do not name enabled."""
+    names = ("quoteHelper", "collateral", "attestation", "attestedCertificates", "metrics", "autoscaling")
+    return {name: {"enabled": True} for name in names} | dict(values)
+
+
+COMPONENTS = {
+    "devicePlugin": "DaemonSet/sgx-device-plugin",
+    "quoteHelper": "DaemonSet/sgx-quote-helper",
+    "metrics": "DaemonSet/sgx-metrics",
+    "webhook": "Deployment/sgx-webhook",
+    "collateral": "Deployment/confcom-collateral",
+    "attestation": "Deployment/confcom-attestation",
+    "attestedCertificates": "Deployment/confcom-certificate-signer",
+    "autoscaling": "Deployment/confcom-metrics-api",
+}
+"""Section of the values to its workload."""
+MADE_ANEW = {
+    "Secret/sgx-webhook-ca",
+    "Secret/confcom-metrics-api-ca",
+    "Secret/confcom-exporters-ca",
+    "APIService/v1beta2.custom.metrics.k8s.io",
+    *(f"{kind}WebhookConfiguration/sgx-webhook.confcom.dev" for kind in ("Mutating", "Validating")),
+}
+"""CAs of their own in each rendering, and what trusts them."""

@@ -70,7 +70,7 @@ Dict: root, component, name, own; variable, with the address for `confcom COMPON
 {{- define "confcom.migration" -}}
 {{- $component := print .component "-migration" }}
 {{- $name := print .name "-migration" }}
-{{- $secrets := concat (list (include "confcom.image" .root) .own.database.secret) .root.Values.image.pullSecrets }}
+{{- $secrets := concat (list (include "confcom.image" .root) .own.database.secret) (.root.Values.image.pullSecrets | default list) }}
 {{- $volume := include "confcom.databaseVolume" .own.database.secret | fromYamlArray | first -}}
 {{ include "confcom.access" (dict "root" .root "component" $component "name" $name "token" false
   "egress" (list (list 53 .own.database.port))) }}

@@ -16,8 +16,11 @@ the first container mounts it, and `readOnly`.
 {{- $main := first $pod.containers }}
 {{- $_ := include "confcom.complete" (list $.root $main) }}
 {{- if $main.ports }}
+{{- $names := list }}{{ range $own.extraEnv }}{{ $names = append $names .name }}{{ end }}
 {{- $_ := set $main "resources" (mustMergeOverwrite (deepCopy ($own.resources | default dict)) ($main.resources | default dict)) }}
-{{- $_ := set $main "env" (concat ($main.env | default list) ($own.extraEnv | default list)) }}
+{{- $env := list }}
+{{- range $main.env }}{{ if not (has .name $names) }}{{ $env = append $env . }}{{ end }}{{ end }}
+{{- $_ := set $main "env" (concat $env ($own.extraEnv | default list)) }}
 {{- $port := "https" }}
 {{- range $main.ports }}{{ if eq .name "http" }}{{ $port = "http" }}{{ end }}{{ end }}
 {{- range $name, $probe := include "confcom.probes" $port | fromYaml }}{{ $_ := set $main $name $probe }}{{ end }}
@@ -120,7 +123,7 @@ nodeAffinity:
 {{/* What every pod has. List: root, service account, priority class. */}}
 {{- define "confcom.everyPod" }}
 serviceAccountName: {{ index . 1 }}
-priorityClassName: {{ index . 2 }}
+priorityClassName: {{ index . 2 | default "" | quote }}
 dnsPolicy: Default
 enableServiceLinks: false
 {{- with (index . 0).Values.image.pullSecrets }}
