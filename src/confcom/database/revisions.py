@@ -56,7 +56,7 @@ class Chain:
         return found
 
     def grant(self, database: Database, role: str) -> None:
-        """Let a role of PostgreSQL serve: use the tables by `rights`, and not change the schema."""
+        """Let a role of PostgreSQL serve: use the tables by `rights` alone, and not change the schema."""
         with database.write(f"schema of {self.service}") as connection:
             quote = connection.dialect.identifier_preparer.quote
             schema, role = quote(str(connection.execute(sa.select(sa.func.current_schema())).scalar())), quote(role)
@@ -67,6 +67,7 @@ class Chain:
                 *(f"{allowed} ON {schema}.{quote(table)}" for table, allowed in self.rights.items()),
                 *(f"EXECUTE ON FUNCTION {schema}.{quote(name)}" for name in self.functions),
             ]
+            connection.exec_driver_sql(f"REVOKE ALL ON ALL TABLES IN SCHEMA {schema} FROM {role}")
             for right in rights:
                 connection.exec_driver_sql(f"GRANT {right} TO {role}")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -19,9 +19,11 @@ from confcom.collateral.store.registrations import Registration, put_registratio
 from confcom.collateral.store.rows import keep_chain, seconds, time_of
 from confcom.collateral.store.schema import (
     CHAINS,
+    CURRENT_PLATFORMS,
     FORMER_REGISTRATIONS,
     PCK_CERTIFICATES,
     PCK_CLAIMS,
+    PLATFORM_SIGHTINGS,
     PLATFORM_TCBS,
     PLATFORMS,
     REGISTRATIONS,
@@ -40,6 +42,9 @@ PAGE = 1000
 """Platforms that are read at a time."""
 REMOVED_AT_A_TIME = 100
 """Platforms that are removed in one transaction."""
+LATEST = datetime.max.replace(tzinfo=UTC)
+SIGHTED_AGAIN = 7 * 24 * 3600
+"""Seconds in which a platform that stays at its TCB has one sighting: 100,000 platforms add 5 million rows a year."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,18 +146,23 @@ class PlatformRegistry:
         with self._database.write() as connection:
             _observe(connection, extension, seconds(seen), tee, claimed=claimed)
 
-    def groups(self) -> tuple[PlatformGroup, ...]:
-        """Every platform seen, in groups."""
+    def groups(self, at: datetime = LATEST) -> tuple[PlatformGroup, ...]:
+        """Every platform, in groups, at the TCB at which it was met last by then.
+
+        One that was met only later is at the TCB of its first sighting. What is older than its last sighting is known
+        to a week (`SIGHTED_AGAIN`).
+        """
         found: dict[tuple[Any, ...], PlatformGroup] = {}
         with self._database.read() as connection:
-            rows = connection.execution_options(yield_per=PAGE).execute(_CURRENT)
-            for id_, last_seen, *facts in rows:
-                group = found.get(key := tuple(facts))
-                if group is None:
-                    tee, fmspc, ca, components, pce_svn, cpu_svn = facts
-                    tcb = PckTcb(tuple(components), pce_svn, cpu_svn)
-                    group = found[key] = PlatformGroup(_tee(tee), bytes.fromhex(fmspc), _ca(ca), tcb, [])
-                group.seen.append((id_, last_seen))
+            for query in (_CURRENT, _AS_OF):
+                rows = connection.execution_options(yield_per=PAGE).execute(query, {"at": seconds(at)})
+                for id_, last_seen, *facts in rows:
+                    group = found.get(key := tuple(facts))
+                    if group is None:
+                        tee, fmspc, ca, components, pce_svn, cpu_svn = facts
+                        tcb = PckTcb(tuple(components), pce_svn, cpu_svn)
+                        group = found[key] = PlatformGroup(_tee(tee), bytes.fromhex(fmspc), _ca(ca), tcb, [])
+                    group.seen.append((id_, last_seen))
         return tuple(found.values())
 
     def kinds(self) -> tuple[tuple[Tee, bytes, PckCaName], ...]:
@@ -204,10 +214,10 @@ class PlatformRegistry:
         with self._database.write() as connection:
             asking = sa.update(REGISTRATIONS).where(REGISTRATIONS.c.qe_id == qe_id, REGISTRATIONS.c.pce_id == pce_id)
             connection.execute(asking.where(REGISTRATIONS.c.last_seen < at).values(last_seen=at))
-            of = sa.select(PLATFORMS.c.number).where(PLATFORMS.c.id == _id_of(answer.certificate), _IS_CURRENT)
-            current = connection.execute(of).scalars().all()
-            met = sa.update(PLATFORMS).where(PLATFORMS.c.number.in_(current), PLATFORMS.c.last_seen < at)
-            connection.execute(met.values(last_seen=at))
+            met = (CURRENT_PLATFORMS.c.id == _id_of(answer.certificate), CURRENT_PLATFORMS.c.last_seen < at)
+            for number in connection.execute(sa.select(CURRENT_PLATFORMS.c.platform).where(*met)).scalars().all():
+                _sight(connection, number, at, SIGHTED_AGAIN)
+            connection.execute(sa.update(CURRENT_PLATFORMS).where(*met).values(last_seen=at))
 
     def remove(self, qe_id: bytes) -> int:
         """Remove the platforms of a QE_ID: certificates, registrations, and sightings; gives their number.
@@ -224,7 +234,7 @@ class PlatformRegistry:
     def remove_known(self, id_: str) -> int:
         """Remove the platform of an id, with its certificates and registrations; gives 1, or 0 if there is none."""
         with self._database.write() as connection:
-            if connection.execute(sa.select(PLATFORMS.c.id).where(PLATFORMS.c.id == id_)).first() is None:
+            if not _forget(connection, CURRENT_PLATFORMS.c.id == id_):
                 return 0
             # No column leads from a PPID to certificates: one of each platform is looked at.
             columns = PCK_CERTIFICATES.c
@@ -234,7 +244,6 @@ class PlatformRegistry:
                 if _id_of(certificate) == id_:
                     _remove(connection, qe_id, pce_id)
             connection.execute(sa.delete(PCK_CLAIMS).where(PCK_CLAIMS.c.processor == id_))
-            connection.execute(sa.delete(PLATFORMS).where(PLATFORMS.c.id == id_))
             return 1
 
     def remove_unseen(self, since: datetime) -> int:
@@ -251,14 +260,10 @@ class PlatformRegistry:
                     if asked < before:
                         _remove(connection, qe_id, pce_id)
                         removed += 1
-        gone = sa.select(PLATFORMS.c.id, PLATFORMS.c.tee).group_by(PLATFORMS.c.id, PLATFORMS.c.tee)
-        gone = gone.having(sa.func.max(PLATFORMS.c.last_seen) < before)
         with self._database.write() as connection:
             connection.execute(sa.delete(PCK_CLAIMS).where(PCK_CLAIMS.c.last_seen < before))
             # Those known by their quotes alone.
-            removed += connection.execute(sa.select(sa.func.count()).select_from(gone.subquery())).scalar_one()
-            connection.execute(sa.delete(PLATFORMS).where(sa.tuple_(PLATFORMS.c.id, PLATFORMS.c.tee).in_(gone)))
-        return removed
+            return removed + _forget(connection, CURRENT_PLATFORMS.c.last_seen < before)
 
     def last_asked(self, platform: PlatformTcb) -> datetime:
         """When a platform asked last; 1970 if it never did."""
@@ -353,7 +358,18 @@ def _remove(connection: sa.Connection, qe_id: str, pce_id: str) -> None:
     uncount(connection, qe_id, pce_id)
     for table in _OF_PLATFORM:
         connection.execute(sa.delete(table).where(*_own(table)), own)
-    connection.execute(sa.delete(PLATFORMS).where(PLATFORMS.c.id.in_(ids)))
+    _forget(connection, CURRENT_PLATFORMS.c.id.in_(ids))
+
+
+def _forget(connection: sa.Connection, gone: sa.ColumnElement[bool]) -> int:
+    """Remove the sightings of platforms for which this condition on the current ones holds; gives their number."""
+    of = sa.tuple_(PLATFORMS.c.id, PLATFORMS.c.tee).in_(
+        sa.select(CURRENT_PLATFORMS.c.id, CURRENT_PLATFORMS.c.tee).where(gone)
+    )
+    sighted = PLATFORM_SIGHTINGS.c.platform.in_(sa.select(PLATFORMS.c.number).where(of))
+    connection.execute(sa.delete(PLATFORM_SIGHTINGS).where(sighted))
+    connection.execute(sa.delete(PLATFORMS).where(of))
+    return int(connection.execute(sa.delete(CURRENT_PLATFORMS).where(gone)).rowcount)
 
 
 def _id_of(certificate: bytes) -> str:
@@ -412,30 +428,42 @@ def _observe(
     claimed: bool = False,
     asked: bool = True,
 ) -> None:
-    """Widen the times of the TCB at which a platform was met last, or append another one.
+    """Append a sighting; the TCB of the latest one is the current TCB.
 
-    What is older than that and another TCB is appended too, and is not current. One that is `claimed` and was met
-    before is not appended, nor a lower one of the same second, which belongs to the same set of certificates. If the
-    platform did not ask itself (`asked`), the time of its last sighting stays.
+    A lower TCB of the same second belongs to the same set of certificates and is none. If the platform did not ask
+    itself (`asked`), the time of its last sighting stays. Of a TCB that is `claimed` one sighting a week is kept, so
+    that callers cannot make the store grow at will.
     """
     # Only the Platform CA writes an instance id into its certificates.
     ca = "processor" if extension.platform_instance_id is None else "platform"
-    tcb, id_ = extension.tcb, platform_id(extension)
+    tcb, of = extension.tcb, {"id": platform_id(extension), "tee": tee}
     facts = (extension.fmspc.hex(), ca, bytes(tcb.sgx_components), tcb.pce_svn, tcb.cpu_svn)
-    newest = connection.execute(_MET, {"of": id_, "kind": tee}).first()
-    if newest is not None and not asked:
-        seen = newest.last_seen
-    alike = [PLATFORMS.c[name] == value for name, value in zip(_FACTS, facts, strict=True)]
-    same = connection.execute(_MET.where(*alike), {"of": id_, "kind": tee}).first()
-    if same is not None and newest is not None and (same.number == newest.number or seen <= same.last_seen or claimed):
-        times = {"first_seen": min(seen, same.first_seen), "last_seen": max(seen, same.last_seen)}
-        if times != {"first_seen": same.first_seen, "last_seen": same.last_seen}:
-            connection.execute(sa.update(PLATFORMS).where(PLATFORMS.c.number == same.number).values(**times))
+    values = of | dict(zip(_FACTS, facts, strict=True))
+    current = connection.execute(_MET, {f"of_{name}": value for name, value in of.items()}).first()
+    if current is not None and not asked:
+        seen = current.last_seen
+    number = connection.execute(_NUMBER, {f"of_{name}": value for name, value in values.items()}).scalar()
+    changes = current is None or number != current.number
+    if changes and current is not None and seen == current.last_seen and _is_lower(tcb, current):
         return
-    if newest is not None and seen == newest.last_seen and _is_lower(tcb, newest):
-        return
-    values = dict(zip(_FACTS, facts, strict=True)) | {"id": id_, "tee": tee, "first_seen": seen, "last_seen": seen}
-    connection.execute(sa.insert(PLATFORMS), values)
+    if number is None:
+        number = connection.execute(sa.insert(PLATFORMS).returning(PLATFORMS.c.number), values).scalar_one()
+    newest = current is None or seen >= current.last_seen
+    if changes and newest and current is not None and not claimed:
+        _sight(connection, current.number, current.last_seen, 1)
+    _sight(connection, number, seen, 1 if changes and newest and not claimed else SIGHTED_AGAIN)
+    if newest:
+        added = Database.insert(connection, CURRENT_PLATFORMS)
+        new = {"platform": number, "last_seen": seen}
+        connection.execute(added.on_conflict_do_update(index_elements=["id", "tee"], set_=new), of | new)
+
+
+def _sight(connection: sa.Connection, number: int, seen: int, within: int) -> None:
+    """Append a sighting at a TCB, unless there is one `within` so many seconds before it."""
+    own, at = PLATFORM_SIGHTINGS.c, {"platform": number, "seen": seen}
+    lately = sa.select(own.seen).where(own.platform == number, own.seen > seen - within, own.seen <= seen).limit(1)
+    if connection.execute(lately).first() is None:
+        connection.execute(sa.insert(PLATFORM_SIGHTINGS), at)
 
 
 def _is_lower(tcb: PckTcb, than: Any) -> bool:  # noqa: ANN401 - of `_MET`
@@ -526,22 +554,47 @@ _UNSEEN = (
 )
 
 _FACTS = ("fmspc", "ca", "sgx_components", "pce_svn", "cpu_svn")
-_NEWER = PLATFORMS.alias()
-_IS_CURRENT = ~sa.exists().where(
-    _NEWER.c.id == PLATFORMS.c.id,
-    _NEWER.c.tee == PLATFORMS.c.tee,
-    (_NEWER.c.last_seen > PLATFORMS.c.last_seen)
-    | ((_NEWER.c.last_seen == PLATFORMS.c.last_seen) & (_NEWER.c.number > PLATFORMS.c.number)),
-)
+_AT: sa.ColumnElement[int] = sa.bindparam("at")
+_SHOWN = (PLATFORMS.c.tee, *(PLATFORMS.c[name] for name in _FACTS))
 _CURRENT = (
-    sa.select(PLATFORMS.c.id, PLATFORMS.c.last_seen, PLATFORMS.c.tee, *(PLATFORMS.c[name] for name in _FACTS))
-    .where(_IS_CURRENT)
+    sa.select(PLATFORMS.c.id, CURRENT_PLATFORMS.c.last_seen, *_SHOWN)
+    .join(CURRENT_PLATFORMS, CURRENT_PLATFORMS.c.platform == PLATFORMS.c.number)
+    .where(CURRENT_PLATFORMS.c.last_seen <= _AT)
     .order_by(PLATFORMS.c.number)
 )
-_KINDS = sa.select(PLATFORMS.c.tee, PLATFORMS.c.fmspc, PLATFORMS.c.ca).where(_IS_CURRENT).distinct()
+
+
+def _sighted(which: sa.Function[int], *of: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
+    return sa.select(which).where(PLATFORM_SIGHTINGS.c.platform == PLATFORMS.c.number, *of).scalar_subquery()
+
+
+_SEEN_AT = PLATFORM_SIGHTINGS.c.seen
+_THEN = (
+    sa.select(
+        PLATFORMS,
+        sa.func.coalesce(_sighted(sa.func.max(_SEEN_AT), _SEEN_AT <= _AT), _sighted(sa.func.min(_SEEN_AT))).label(
+            "seen"
+        ),
+    )
+    .join(CURRENT_PLATFORMS, (CURRENT_PLATFORMS.c.id == PLATFORMS.c.id) & (CURRENT_PLATFORMS.c.tee == PLATFORMS.c.tee))
+    .where(CURRENT_PLATFORMS.c.last_seen > _AT)
+    .subquery()
+)
+"""When platforms that were met since were met at each of their TCBs: last by then, else first."""
+_NEAREST = sa.case((_THEN.c.seen <= _AT, -_THEN.c.seen), else_=_THEN.c.seen)
+_PLACE = sa.func.row_number().over(partition_by=(_THEN.c.id, _THEN.c.tee), order_by=(_NEAREST, _THEN.c.number.desc()))
+_RANKED = sa.select(_THEN, _PLACE.label("place")).subquery()
+_AS_OF = (
+    sa.select(_RANKED.c.id, _RANKED.c.seen, _RANKED.c.tee, *(_RANKED.c[name] for name in _FACTS))
+    .where(_RANKED.c.place == 1)
+    .order_by(_RANKED.c.number)
+)
+_KINDS = sa.select(PLATFORMS.c.tee, PLATFORMS.c.fmspc, PLATFORMS.c.ca).distinct()
 _MET = (
-    sa.select(PLATFORMS)
-    .where(PLATFORMS.c.id == sa.bindparam("of"), PLATFORMS.c.tee == sa.bindparam("kind"))
-    .order_by(PLATFORMS.c.last_seen.desc(), PLATFORMS.c.number.desc())
-    .limit(1)
+    sa.select(PLATFORMS, CURRENT_PLATFORMS.c.last_seen)
+    .join(CURRENT_PLATFORMS, CURRENT_PLATFORMS.c.platform == PLATFORMS.c.number)
+    .where(*(CURRENT_PLATFORMS.c[name] == sa.bindparam(f"of_{name}") for name in ("id", "tee")))
+)
+_NUMBER = sa.select(PLATFORMS.c.number).where(
+    *(PLATFORMS.c[name] == sa.bindparam(f"of_{name}") for name in ("id", "tee", *_FACTS))
 )

@@ -12,7 +12,7 @@ from confcom.database.changes import lease_table
 APPLICATION_ID = 0x43434F4C
 """`PRAGMA application_id` of SQLite files, "CCOL": marks a store among them."""
 
-NEWEST = "0001"
+NEWEST = "0002"
 """The revision that this confcom uses: the head of the chain, which opening a store need not import."""
 
 METADATA = sa.MetaData()
@@ -107,10 +107,28 @@ PLATFORMS = _table(
     _blob("sgx_components"),
     _whole("pce_svn"),
     _blob("cpu_svn"),
-    *map(_whole, ("first_seen", "last_seen")),
-    sa.Index("platforms_latest", "id", "tee", "last_seen", "number"),
+    sa.Index("platforms_of_id", "id", "tee"),
 )
-"""Each TCB at which a platform was met; the one seen last is current. `id` is the SHA-256 of the PPID."""
+"""Each TCB at which a platform was met. `id` is the SHA-256 of the PPID."""
+
+PLATFORM_SIGHTINGS = _table(
+    "platform_sightings",
+    sa.Column("platform", WHOLE, sa.ForeignKey("platforms.number"), primary_key=True, autoincrement=False),
+    _whole("seen", key=True),
+    rows=False,
+)
+"""When platforms were met at a TCB: first and last before another one, and at most one a week between."""
+
+CURRENT_PLATFORMS = _table(
+    "current_platforms",
+    _text("id", key=True),
+    _text("tee", key=True),
+    _whole("platform"),
+    _whole("last_seen"),
+    rows=False,
+)
+"""The view of the two, kept by writers because no query is as fast: the TCB at which a platform was met last, and when.
+"""
 
 REGISTRATIONS = _table(
     "registrations",

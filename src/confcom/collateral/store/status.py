@@ -118,7 +118,7 @@ PROMOTION = timedelta(weeks=6)
 def store_status(store: CollateralStore, now: datetime, *, fmspcs: frozenset[bytes] = frozenset()) -> StoreStatus:
     """The status of every document in force at `now` and of every platform seen; with `fmspcs`, of theirs alone."""
     keys = [key for key in store.document_keys() if key.fmspc is None or not fmspcs or key.fmspc in fmspcs]
-    platforms = [group for group in store.platforms.groups() if not fmspcs or group.fmspc in fmspcs]
+    platforms = [group for group in store.platforms.groups(now) if not fmspcs or group.fmspc in fmspcs]
     infos = _TcbInfos(store, now)
     return StoreStatus(
         now=now,

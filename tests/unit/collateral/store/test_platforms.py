@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from msgspec import structs
@@ -68,9 +69,10 @@ def certificates(world, *steps: int) -> list[PckCertificateAnswer]:
 
 
 def states(store) -> list[tuple[int, str]]:
-    """The first component of each TCB at which platforms were met, and when the last time was."""
+    """The first component of each TCB at which platforms were met, and when, in this order."""
+    query = "SELECT sgx_components, seen FROM platforms JOIN platform_sightings ON platform = number ORDER BY 2, number"
     with store._database.read() as connection:
-        rows = connection.exec_driver_sql("SELECT sgx_components, last_seen FROM platforms ORDER BY number")
+        rows = connection.exec_driver_sql(query)
         return [(bytes(row[0])[0], row[1]) for row in rows]
 
 
@@ -114,6 +116,56 @@ def test_a_new_certificate_for_the_same_tcb_replaces_the_old_one(world, store, r
     (group,) = store.platforms.groups()
     assert group.tcb.sgx_components == better.sgx_components
     assert [seen for _, seen in group.seen] == [int((now + DAY).timestamp())]
+
+
+def at_step(extension, step: int):
+    tcb = structs.replace(extension.tcb, pce_svn=extension.tcb.pce_svn + step)
+    return structs.replace(extension, tcb=tcb)
+
+
+def steps(store, extension, at) -> list[int]:
+    """By how much each platform is above the TCB of the certificate, as of a time."""
+    return sorted(group.tcb.pce_svn - extension.tcb.pce_svn for group in store.platforms.groups(at) for _ in group.seen)
+
+
+def test_a_platform_is_at_the_tcb_that_it_had_at_the_time(store, extension, now):
+    other = structs.replace(extension, ppid=b"\x05" * 16)
+    for day, step in ((0, 0), (10, 1), (20, 0), (30, 2)):
+        store.observe_platform(at_step(extension, step), seen=now + day * DAY)
+    store.observe_platform(other, seen=now + 15 * DAY)
+    found = {day: steps(store, extension, now + day * DAY) for day in (-5, 0, 9, 10, 19, 20, 29, 30, 300)}
+    assert found == {-5: [0, 0], 0: [0, 0], 9: [0, 0], 10: [0, 1], 19: [0, 1], 20: [0, 0], 29: [0, 0], 30: [0, 2],
+                     300: [0, 2]}  # fmt: skip
+
+
+def test_whenever_it_was_met_the_history_says_at_which_tcb(store, extension, now):
+    chance, at, met = random.Random(17), now, []
+    for _ in range(60):
+        at += timedelta(seconds=chance.choice((1, 3600, 86400, 6 * 86400, 30 * 86400)))
+        met.append((at, chance.choice((0, 0, 0, 1, 2))))
+        store.observe_platform(at_step(extension, met[-1][1]), seen=at)
+        (group,) = store.platforms.groups()
+        assert [seen for _, seen in group.seen] == [int(at.timestamp())]
+    assert [steps(store, extension, at) for at, _ in met] == [[step] for _, step in met]
+    assert [steps(store, extension, at - timedelta(seconds=1)) for at, _ in met[1:]] == [[step] for _, step in met[:-1]]
+
+
+def test_a_platform_that_stays_adds_a_row_a_week_and_one_when_it_leaves(store, raw, extension, answer, now):
+    store.platforms.add_pck_certificate(raw, answer, seen=now, source="pcs")
+    for day in range(1, 31):
+        store.platforms.saw(raw, answer, seen=now + day * DAY)
+    begin, first = int(now.timestamp()), extension.tcb.sgx_components[0]
+    assert states(store) == [(first, begin + day * 86400) for day in (0, 7, 14, 21, 28)]
+    assert store.platforms.groups()[0].seen[0][1] == begin + 30 * 86400
+    store.observe_platform(at_step(extension, 1), seen=now + 31 * DAY)
+    assert states(store)[5:] == [(first, begin + day * 86400) for day in (30, 31)]
+
+
+def test_claims_add_a_row_a_week_for_each_tcb(store, extension, now):
+    for turn in range(80):
+        store.platforms.observe(at_step(extension, turn % 2), seen=now + turn * timedelta(hours=9), claimed=True)
+    assert len(states(store)) == 2 * 4  # each comes every 18 hours, so it counts again after 180
+    assert steps(store, extension, datetime.max.replace(tzinfo=UTC)) == [1]
 
 
 def test_nothing_unverified_is_kept(address, store, raw, answer, now):
@@ -175,6 +227,7 @@ def test_a_removed_platform_leaves_nothing_and_the_others_alone(store, world, ra
     assert store.platforms.pck_certificate(raw) is None
     assert store.platforms.pck_certificates(raw.qe_id, raw.pce_id) == ()
     assert store.platforms.groups() == ()
+    assert states(store) == []
     assert store.registrations.count("waiting") == 1
     assert store.platforms.remove(other.qe_id) == 1
     assert store.registrations.count("waiting") == 0

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
@@ -24,6 +26,7 @@ from confcom.collateral.store.platforms import PlatformTcb
 from confcom.collateral.store.registrations import Registration
 from confcom.collateral.store.schema import APPLICATION_ID, METADATA, NEWEST
 from confcom.collateral.store.store import CollateralStore
+from confcom.database.engine import Database, DatabaseAddress
 from confcom.errors import CollateralError
 from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import PckCertRequest, PckCertsRequest
@@ -100,7 +103,10 @@ def test_nothing_of_a_former_store_is_lost(former: Path, world: Any) -> None:
         newer, older = store.platforms.pck_certificates(raw.qe_id, raw.pce_id)
         assert store.platforms.pck_certificate(raw) == newer != older
         with store._database.read() as connection:
-            rows = connection.exec_driver_sql("SELECT tee, min(first_seen), max(last_seen) FROM platforms GROUP BY tee")
+            rows = connection.exec_driver_sql(
+                "SELECT tee, min(seen), max(seen) FROM platform_sightings JOIN platforms ON number = platform"
+                " GROUP BY tee"
+            )
             times = {(tee, first - int(NOW.timestamp()), last - int(NOW.timestamp())) for tee, first, last in rows}
         assert times == {("sgx", 0, 86400), ("tdx", 2 * 86400, 2 * 86400)}
         registered = [store.registrations.page(state) for state in ("cached", "waiting", "unavailable")]
@@ -119,6 +125,42 @@ def test_nothing_of_a_former_store_is_lost(former: Path, world: Any) -> None:
         assert store.policies.default(fmspc) == store.policies.all()[0][2]
     with CollateralStore(former, roots=world.trust_roots, create=False) as again:
         assert len(again.platforms.groups()) == 2
+
+
+def test_intervals_become_sightings(database_address: str, world: Any) -> None:
+    met = [("a", "sgx", 9, 0, 5), ("a", "sgx", 10, 6, 8), ("a", "sgx", 9, 9, 12), ("a", "tdx", 9, 3, 3),
+           ("b", "sgx", 9, 4, 7), ("b", "sgx", 8, 2, 2)]  # fmt: skip
+    database = Database(DatabaseAddress.parse(database_address))
+    with database.write() as connection:
+        command.upgrade(CHAIN._config(connection), "0001")
+        for id_, tee, pce_svn, first, last in met:
+            connection.execute(
+                sa.text(
+                    "INSERT INTO platforms (id, tee, fmspc, ca, sgx_components, pce_svn, cpu_svn, first_seen,"
+                    " last_seen) VALUES (:id, :tee, '00606a000000', 'platform', :svns, :pce_svn, :svns, :first, :last)"
+                ),
+                {"id": id_, "tee": tee, "svns": b"\x01" * 16, "pce_svn": pce_svn, "first": first, "last": last},
+            )
+    assert CHAIN.upgrade(database) == "0001"
+    database.close()
+    with CollateralStore(database_address, roots=world.trust_roots) as store:
+        store.check()
+        with store.database.read() as connection:
+            rows = connection.exec_driver_sql(
+                "SELECT id, tee, pce_svn, seen FROM platform_sightings JOIN platforms ON number = platform"
+            )
+            found = sorted(tuple(row) for row in rows)
+        ends = {(id_, tee, pce_svn, seen) for id_, tee, pce_svn, *times in met for seen in times}
+        assert found == sorted(ends)
+        now = {(id_, group.tee, group.tcb.pce_svn, at) for group in store.platforms.groups() for id_, at in group.seen}
+        assert now == {("a", "sgx", 9, 12), ("a", "tdx", 9, 3), ("b", "sgx", 9, 7)}
+        then = {
+            (id_, group.tee, group.tcb.pce_svn)
+            for group in store.platforms.groups(datetime.fromtimestamp(6, UTC))
+            for id_, _ in group.seen
+        }
+        assert then == {("a", "sgx", 10), ("a", "tdx", 9), ("b", "sgx", 9)}
+        assert store.platforms.remove_known("a") == 1
 
 
 def test_the_former_confcom_refuses_a_store_that_was_taken_over(former: Path, world: Any) -> None:
@@ -177,7 +219,10 @@ def test_the_role_of_the_service_may_serve_and_not_lose_history(world: Any, post
     role = f"serves_{secrets.token_hex(4)}"
     postgres.execute(f"CREATE ROLE {role} LOGIN")
     with postgres.database() as name:
-        assert run(["collateral", "migrate", "--store", postgres.of(name), "--role", role]) == 0
+        migrate = ["collateral", "migrate", "--store", postgres.of(name), "--role", role]
+        assert run(migrate) == 0
+        postgres.execute(f"GRANT UPDATE ON platforms TO {role}", name)  # as an earlier confcom did
+        assert run(migrate) == 0
         with CollateralStore(postgres.of(name, role=role), roots=world.trust_roots) as store:
             fmspc = world.machine.fmspc
             documents = take_apart(world.publish(), fmspc=fmspc, ca="platform", tee="sgx")
@@ -187,7 +232,10 @@ def test_the_role_of_the_service_may_serve_and_not_lose_history(world: Any, post
             store.registrations.put(Registration(request, "waiting", NOW))
             store.registrations.put(Registration(request, "cached", NOW))
             assert store.platforms.remove(b"\xaa" * 16) == 1
-            for sql in ("DELETE FROM sightings", "UPDATE versions SET number = 1", "DROP TABLE lease"):
+            for sql in (
+                "DELETE FROM sightings", "UPDATE versions SET number = 1", "DROP TABLE lease",
+                "UPDATE platforms SET pce_svn = 1", "UPDATE platform_sightings SET seen = 1",
+            ):  # fmt: skip
                 with pytest.raises(CollateralError, match=r"permission|owner"):
                     store.write([lambda connection, sql=sql: bool(connection.exec_driver_sql(sql))])  # type: ignore[misc]
         postgres.execute(f"DROP OWNED BY {role}", name)
