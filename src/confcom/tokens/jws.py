@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
@@ -28,7 +28,7 @@ from confcom.pki.der import UNREADABLE, der_reason
 MAX_TOKEN = 256 << 10
 """Characters of a compact JWS."""
 _SHA256 = hashes.SHA256()
-_ECDSA = ec.ECDSA(_SHA256)
+_ECDSA, _PKCS1 = ec.ECDSA(_SHA256), padding.PKCS1v15()
 
 
 class HeldKey(Protocol):
@@ -56,11 +56,13 @@ class SigningKey:
     """RS256 or ES256."""
     key_id: str = field(init=False)
     """Base64url of SHA-256 over the certificate's DER."""
+    _sign: Callable[[bytes], bytes] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         is_rsa = isinstance(self.private.public_key(), rsa.RSAPublicKey)
         object.__setattr__(self, "algorithm", "RS256" if is_rsa else "ES256")
         object.__setattr__(self, "key_id", encode_base64url(hashlib.sha256(_der(self.certificate)).digest()))
+        object.__setattr__(self, "_sign", _signature_of(self.private))
 
     @classmethod
     def from_pem(cls, data: bytes, name: str) -> SigningKey:
@@ -109,15 +111,7 @@ class SigningKey:
     def sign(self, claims: Mapping[str, Any], header: Mapping[str, Any]) -> str:
         """A compact JWS; `alg` and `kid` join the header."""
         signed = _signed_part({"alg": self.algorithm, "kid": self.key_id, **header}, claims)
-        return f"{signed}.{encode_base64url(self._signature(signed.encode()))}"
-
-    def _signature(self, data: bytes) -> bytes:
-        # By cryptography itself: joserfc takes half as long as a P-256 signature to find its key again.
-        if isinstance(self.private, rsa.RSAPrivateKey):
-            return self.private.sign(data, padding.PKCS1v15(), _SHA256)
-        if isinstance(self.private, ec.EllipticCurvePrivateKey):
-            return b"".join(part.to_bytes(32, "big") for part in decode_dss_signature(self.private.sign(data, _ECDSA)))
-        return self.private.sign_jws(data)
+        return f"{signed}.{encode_base64url(self._sign(signed.encode()))}"
 
 
 def token_in(text: str) -> str | None:
@@ -199,6 +193,20 @@ def _object(data: bytes, field: str) -> dict[str, Any]:
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise FormatError(f"is no JSON object: {error}", structure="JWS", field=field) from None
     return found
+
+
+def _signature_of(private: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | HeldKey) -> Callable[[bytes], bytes]:
+    """What signs with the key: cryptography itself, because joserfc looks for its key again at every signature."""
+    if isinstance(private, rsa.RSAPrivateKey):
+        return lambda data: private.sign(data, _PKCS1, _SHA256)
+    if isinstance(private, ec.EllipticCurvePrivateKey):
+
+        def raw(data: bytes) -> bytes:
+            r, s = decode_dss_signature(private.sign(data, _ECDSA))
+            return r.to_bytes(32, "big") + s.to_bytes(32, "big")
+
+        return raw
+    return private.sign_jws
 
 
 def _signed_part(header: Mapping[str, Any], claims: Mapping[str, Any]) -> str:

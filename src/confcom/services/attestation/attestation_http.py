@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache, partial
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Any
@@ -240,10 +241,11 @@ class AttestationApp:
             self._failed(error)
         return _error_answer(error)
 
-    async def appraise(self, body: bytes, kind: AttestationType, scope: Message, *, ear: bool) -> str:
-        """The token for an attest call, once the record of it is committed; `ConfcomError` where there is none.
+    async def appraise(self, body: bytes, kind: AttestationType, scope: Message, *, ear: bool) -> str | ConfcomError:
+        """The token for an attest call, or the reason why there is none, once the record of it is committed.
 
-        In the event loop where it takes a millisecond: a thread would keep every socket waiting for its turn.
+        In the event loop where it takes a millisecond: a thread would keep every socket waiting for its turn. The
+        reason is not raised again: with its traceback it would hold this call's frame, and be freed late.
         """
         caller = scope["client"][0] if scope.get("client") else ""
         try:
@@ -254,19 +256,15 @@ class AttestationApp:
             entry, found = await self._workers.run(lambda: self._appraiser.appraise(body, kind, caller, ear=ear))
         if entry.verdict != "refused" or self._is_recorded(scope):
             await self._audit.record(entry)
-        if isinstance(found, ConfcomError):
-            raise found
-        if self._failed_at is not None:
+        if self._failed_at is not None and isinstance(found, str):
             self._worked(self._failed_at)
         return found
 
     def _is_recorded(self, scope: Message) -> bool:
         """Whether this refusal of the address is within those that are recorded; others are counted."""
-        address = address_of(scope)
-        if self._refused.wait(address):
+        if self._refused.spend(address_of(scope)):
             self.metrics.unrecorded.inc()
             return False
-        self._refused.spend(address)
         return True
 
     def _failed(self, error: ConfigError) -> None:
@@ -402,9 +400,9 @@ class AttestationApp:
 
     def limit(self, scope: Message) -> None:
         """Count an appraisal that an address asks for; beyond its share it is refused."""
-        address = address_of(scope)
-        _allow(self._appraisals, address, f"one address may make {self._allowed} attest calls in a minute")
-        self._appraisals.spend(address)
+        if wait := self._appraisals.spend(address_of(scope)):
+            reason = f"one address may make {self._allowed} attest calls in a minute"
+            raise HttpRefusal(429, "TooManyRequests", reason, retry_after=wait)
 
     async def require_admin(self, request: Request, *, change: bool = False) -> str:
         """The name of the administrator who asks; to `change` something the role of a contributor is needed."""
@@ -420,7 +418,9 @@ class AttestationApp:
     async def _by_token(self, request: Request) -> Administrator:
         # The right token is refused too: otherwise its answer would distinguish it from guesses.
         address = address_of(request.scope)
-        _allow(self._wrong_tokens, address, f"{WRONG_TOKENS} wrong tokens came from this address")
+        if wait := self._wrong_tokens.wait(address):
+            reason = f"{WRONG_TOKENS} wrong tokens came from this address"
+            raise HttpRefusal(429, "TooManyRequests", reason, retry_after=wait)
         try:
             return await self._administrators.by_token(request.headers.get("authorization", ""))
         except IssuerUnavailable as error:
@@ -440,6 +440,7 @@ class _AttestCall:
     def __init__(self, app: AttestationApp, kind: AttestationType) -> None:
         self._app, self._kind = app, kind
         self._seconds = app.metrics.seconds.labels(kind)
+        self._count = cache(partial(app.metrics.requests.labels, kind))
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one call."""
@@ -447,13 +448,15 @@ class _AttestCall:
             _check_version(scope)
             self._app.limit(scope)
             body = await self._app.body(receive)
-            accepted = next((value for name, value in scope["headers"] if name == b"accept"), b"")
-            ear = _EAR in accepted
-            token = await self._token(body, scope, ear=ear)
+            ear = any(name == b"accept" and _EAR in value for name, value in scope["headers"])
+            found = await self._timed(body, scope, ear=ear)
         except Exception as error:  # noqa: BLE001 - a mistake of ours must not leave a client without an answer
             await _marked(self._app.failure(error, scope))(scope, receive, send)
             return
-        answer = token.encode() if ear else msgspec.json.encode({"token": token})
+        if not isinstance(found, str):
+            await _marked(self._app.failure(found, scope))(scope, receive, send)
+            return
+        answer = found.encode() if ear else msgspec.json.encode({"token": found})
         headers = [
             (b"content-type", _EAR if ear else _JSON.encode()),
             (b"content-length", b"%d" % len(answer)),
@@ -462,19 +465,19 @@ class _AttestCall:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": answer})
 
-    async def _token(self, body: bytes, scope: Message, *, ear: bool) -> str:
-        """The token; counts and times the call by its outcome."""
+    async def _timed(self, body: bytes, scope: Message, *, ear: bool) -> str | ConfcomError:
+        """The token, or why there is none; counts and times the call by its outcome."""
         begun, outcome = time.perf_counter(), "error"
         try:
-            token = await self._app.appraise(body, self._kind, scope, ear=ear)
-            outcome = "accepted"
+            found = await self._app.appraise(body, self._kind, scope, ear=ear)
+            outcome = "accepted" if isinstance(found, str) else getattr(found, "azure_code", outcome)
         except AzureError as error:
             outcome = error.azure_code
             raise
         finally:
             self._seconds.observe(time.perf_counter() - begun)
-            self._app.metrics.requests.labels(self._kind, outcome).inc()
-        return token
+            self._count(outcome).inc()
+        return found
 
 
 _CLAIMS = [
@@ -503,11 +506,6 @@ def _attestation_type(name: str) -> AttestationType:
     except ValueError:
         known = ", ".join(AttestationType)
         raise AzureError(f"the attestation type {name!r} is not served: {known} are") from None
-
-
-def _allow(allowance: Allowance, address: str, reason: str) -> None:
-    if wait := allowance.wait(address):
-        raise HttpRefusal(429, "TooManyRequests", reason, retry_after=wait)
 
 
 def record_filter(parameters: Mapping[str, str]) -> RecordFilter:

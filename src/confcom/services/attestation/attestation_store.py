@@ -372,15 +372,15 @@ class AuditWriter:
         """Whether a transaction is under way, or comes in this turn of the event loop."""
         self._writing: asyncio.Task[None] | None = None
 
-    async def record(self, entry: AuditRecord) -> None:
-        """Return once the record is committed; an error of its transaction is raised for every record in it."""
+    def record(self, entry: AuditRecord) -> asyncio.Future[None]:
+        """Done once the record is committed; an error of its transaction is raised for every record in it."""
         loop = asyncio.get_running_loop()
         kept: asyncio.Future[None] = loop.create_future()
         self._pending.append((entry, kept))
         if not self._busy:
             self._busy = True
             loop.call_soon(self._write)
-        await kept
+        return kept
 
     def close(self) -> None:
         """End the thread."""

@@ -268,12 +268,11 @@ class _Signer:
             pod = request.requester().pod_uid
         except FormatError:
             return  # the decision says why
-        if wait := self._allowance.wait(pod):
+        if wait := self._allowance.spend(pod):
             raise Denial(
                 "TooManyRequests",
                 f"The pod made more than {self._config.requests_per_minute} requests in a minute. Wait {wait} s.",
             )
-        self._allowance.spend(pod)
 
     async def _issue(
         self, client: CertificateRequests, request: SigningRequest, document: dict[str, object], grant: Grant

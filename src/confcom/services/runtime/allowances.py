@@ -44,22 +44,26 @@ class Allowance:
         self._clock = clock
         self._spent: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
-    def spend(self, address: str) -> None:
-        """Count one."""
-        start, count = self._window(address)
+    def spend(self, address: str) -> int:
+        """Count one; where none is left nothing is counted, and it returns the seconds until there is."""
+        now, start, count = self._window(address)
+        if count >= self._limit:
+            return math.ceil(start + WINDOW - now)
         self._spent[address] = (start, count + 1)
         if len(self._spent) > MAX_ADDRESSES:
             self._spent.popitem(last=False)
+        return 0
 
     def wait(self, address: str) -> int:
         """Seconds until the address may go on; 0 if it may now."""
-        start, count = self._window(address)
-        return math.ceil(start + WINDOW - self._clock()) if count >= self._limit else 0
+        now, start, count = self._window(address)
+        return math.ceil(start + WINDOW - now) if count >= self._limit else 0
 
-    def _window(self, address: str) -> tuple[float, int]:
+    def _window(self, address: str) -> tuple[float, float, int]:
+        """Now, when the address's window began, and what it has spent in it."""
         now = self._clock()
         start, count = self._spent.get(address, (now, 0))
         if 0 <= now - start < WINDOW:
-            return start, count
+            return now, start, count
         self._spent.pop(address, None)
-        return now, 0
+        return now, now, 0
