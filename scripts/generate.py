@@ -1,4 +1,4 @@
-"""Writes what is generated: protobuf modules, reference pages, JSON schemas, the kustomize base, dashboards, alerts.
+"""Writes what is generated: protobuf modules, reference pages, JSON schemas, what `deploy` takes from `src`.
 
 `--check` writes nothing and exits 1 when a checked-in file differs from what the present sources give.
 """
@@ -10,6 +10,7 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
+from chart_files import FILES, chart_files
 from dashboards import GRAFANA, dashboard_files
 from grpc_tools import protoc  # type: ignore[import-untyped]  # the package carries no types
 from kustomize_base import KUSTOMIZE, kustomize_files
@@ -28,7 +29,6 @@ PAGES = {
     ROOT / "docs" / "reference" / "python.md": python_page,
     ROOT / "docs" / "reference" / "policy.schema.json": policy_schema_page,
     ROOT / "deploy" / "prometheus" / "rules.yaml": RULES.read_bytes,
-    ROOT / "deploy" / "helm" / "files" / "rules.yaml": RULES.read_bytes,
 }
 
 
@@ -45,13 +45,14 @@ def protobuf_modules() -> dict[Path, bytes]:
 def current() -> dict[Path, bytes]:
     """Path to content of what is checked in."""
     pages = (page for page in PAGES if page.exists())
-    found = [*TARGET.glob("*_pb2*.py*"), *pages, *KUSTOMIZE.glob("*"), *GRAFANA.glob("*.json"), *SCHEMAS.glob("*.json")]
+    found = [*TARGET.glob("*_pb2*.py*"), *pages, *(path for folder in (KUSTOMIZE, FILES) for path in folder.glob("*"))]
+    found += [*GRAFANA.glob("*.json"), *SCHEMAS.glob("*.json")]
     return {path: path.read_bytes() for path in found if path.is_file()}
 
 
 def main(arguments: list[str]) -> int:
     wanted = protobuf_modules() | {path: page() for path, page in PAGES.items()}
-    wanted |= kustomize_files() | dashboard_files() | schema_files()
+    wanted |= kustomize_files() | dashboard_files() | chart_files() | schema_files()
     found = current()
     stale = sorted(path for path in wanted.keys() | found.keys() if wanted.get(path) != found.get(path))
     if arguments == ["--check"]:

@@ -132,12 +132,3 @@ spec:
   readOnly: true
   configMap: {name: confcom-collateral-ca, items: [{key: ca-certificates.crt, path: ca-certificates.crt}]}
 {{- end }}
-
-{{- define "policy.own-data" -}}
-rule: {apiGroups: [""], apiVersions: [v1], operations: [UPDATE], resources: [secrets, configmaps]}
-variables:
-{{- include "confcom.policyMaps" (dict "whole" "object" "paths" (list "metadata" "data")) }}
-validations:
-{{- include "confcom.kept" (list (list "object" "metadata" "data") (list "metadata")
-  (list "data" "tls.crt" "tls.key" "tls.since" "next.crt" "next.key" "ca.crt" "ca-certificates.crt")) }}
-{{- end }}

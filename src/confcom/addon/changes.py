@@ -50,6 +50,7 @@ from confcom.manifests import metrics_api
 from confcom.manifests.addon import AddonState, Issuer, issuers, parse_state, render, state_object
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import (
+    CLEANUP,
     COMPONENT,
     METRICS_API,
     NAMESPACE,
@@ -58,7 +59,7 @@ from confcom.manifests.objects import (
     IssuingCa,
     namespace,
 )
-from confcom.manifests.simulated import CLEANUP, WORLD_KEY, WORLD_SECRET, cleanup, world_objects
+from confcom.manifests.simulated import WORLD_KEY, WORLD_SECRET, cleanup, world_objects
 from confcom.manifests.webhook import CA_SECRET
 from confcom.pki.serving_pair import Authority, authorities_in, expiry_of
 from confcom.protocols.admission import CONFIGURATION

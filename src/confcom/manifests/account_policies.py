@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import (
+    CLEANUP,
     DEVICE_PLUGIN,
     METRICS,
     NAMESPACE,
@@ -29,6 +30,7 @@ _ADMISSION = "admissionregistration.k8s.io"
 _NODE_CLAIM = "authentication.kubernetes.io/node-name"
 _SERVERS_OWN = ("managedFields", "resourceVersion", "generation")
 """Metadata that the API server writes with each change."""
+_NODE_MAPS = ("metadata", "metadata.labels", "metadata.annotations", "status", "status.capacity", "status.allocatable")
 
 
 def own_node(config: AddonConfig) -> list[Object]:
@@ -57,16 +59,33 @@ def own_node(config: AddonConfig) -> list[Object]:
             " && ".join(map(_bounded, ("capacity", "allocatable"))): f"{CANONICAL} is no more than "
             f"{TRUE_SIZE_LABEL} times the overcommit ratio",
         },
-        _maps(
-            "node",
-            "metadata",
-            "metadata.labels",
-            "metadata.annotations",
-            "status",
-            "status.capacity",
-            "status.allocatable",
-        )
-        | _sizes(config),
+        _maps("node", *_NODE_MAPS) | _sizes(config),
+    )
+
+
+def own_marks(resources: Iterable[str]) -> list[Object]:
+    """The Job before an uninstall by Helm removes marks and `resources` from nodes; the rest of them stays."""
+    names = tuple(resources)
+    removed: dict[str, str] = {}
+    for part, keys in (
+        ("labels", (TRUE_SIZE_LABEL, OVERCOMMIT_LABEL)),
+        ("annotations", (BOOT_ANNOTATION,)),
+        ("capacity", names),
+        ("allocatable", names),
+    ):
+        gone = f"![{', '.join(map(repr, keys))}].exists(k, k in variables.{part})"
+        removed |= _kept(part, *keys) | {gone: f"the cleanup removes {', '.join(keys)}"}
+    return policy(
+        f"{CLEANUP.name}-own-marks.confcom.dev",
+        CLEANUP,
+        _rule("", "nodes/status", "UPDATE"),
+        {
+            **_kept("node", "metadata", "status"),
+            **_kept("metadata", "labels", "annotations", *_SERVERS_OWN),
+            **_kept("status", "capacity", "allocatable"),
+            **removed,
+        },
+        _maps("node", *_NODE_MAPS),
     )
 
 

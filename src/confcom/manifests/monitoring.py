@@ -123,14 +123,19 @@ def _monitor(config: AddonConfig, workload: Workload, name: str, endpoint: Objec
     return _labelled(config, namespaced_object(API, "ServiceMonitor", name, workload.component, spec=spec))
 
 
+def alert_groups() -> list[Object]:
+    """Every alert, in groups named `confcom-COMPONENT`."""
+    (rules,) = read_yaml(files("confcom.manifests").joinpath("rules.yaml").read_text(), source="rules.yaml")
+    found: list[Object] = rules["groups"]
+    return found
+
+
 def _rules(config: AddonConfig, workloads: list[Workload]) -> Object:
     """The alerts on the components that run."""
-    text = files("confcom.manifests").joinpath("rules.yaml").read_text()
-    (rules,) = read_yaml(text, source="rules.yaml")
     names = {f"confcom-{workload.component}" for workload in workloads}
     if {COLLATERAL.component, "attestation"} & {workload.component for workload in workloads}:
         names.add("confcom-services")
-    groups = [group for group in rules["groups"] if group["name"] in names]
+    groups = [group for group in alert_groups() if group["name"] in names]
     found = namespaced_object(API, "PrometheusRule", "confcom", ITSELF.component, spec={"groups": groups})
     return _labelled(config, found)
 

@@ -57,6 +57,7 @@ COLLATERAL = Workload("collateral", "confcom-collateral")
 METRICS = Workload("metrics", "sgx-metrics")
 METRICS_API = Workload("metrics-api", "confcom-metrics-api")
 ITSELF = Workload("addon", "confcom-addon")
+CLEANUP = Workload(ITSELF.component, "confcom-cleanup")
 
 
 def labels(component: str) -> dict[str, str]:

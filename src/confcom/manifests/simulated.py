@@ -8,12 +8,12 @@ import msgspec
 
 from confcom.manifests.addon_config import AddonConfig, image_of
 from confcom.manifests.objects import (
+    CLEANUP,
     ITSELF,
     NODE_CRITICAL,
     HostPath,
     Mounted,
     Object,
-    Workload,
     completed,
     confined,
     container,
@@ -99,7 +99,6 @@ def machine_container(config: AddonConfig) -> Object:
     )
 
 
-CLEANUP = Workload(ITSELF.component, "confcom-cleanup")
 _FOLDER, _, _NODE = NODE_FOLDER.rpartition("/")
 
 
