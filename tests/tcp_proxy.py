@@ -14,6 +14,8 @@ class TcpProxy:
 
     def __init__(self, target: int) -> None:
         self.port = free_port()
+        self.asked = 0
+        """Pieces that came from clients: of those that wait for each answer, the number of exchanges."""
         self._target = target
         self._open = threading.Event()
         self._open.set()
@@ -61,6 +63,7 @@ class TcpProxy:
     def _pump(self, source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
+                self.asked += source.getsockname()[1] == self.port
                 self._open.wait()
                 target.sendall(data)
         for end in (source, target):

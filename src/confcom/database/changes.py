@@ -11,6 +11,7 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -30,7 +31,12 @@ def announce(connection: sa.Connection, topic: str) -> None:
     `topic` has fewer than 8,000 bytes. SQLite needs no announcement: its file counts transactions.
     """
     if connection.dialect.name == "postgresql":
-        connection.execute(sa.select(sa.func.pg_notify(_CHANNEL, topic)))
+        connection.execute(sa.select(announcement(topic)))
+
+
+def announcement(topic: str) -> sa.ColumnElement[Any]:
+    """The same in a statement for PostgreSQL, as one of its columns."""
+    return sa.func.pg_notify(_CHANNEL, topic)
 
 
 class Watch:

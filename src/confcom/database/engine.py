@@ -42,6 +42,8 @@ SLOW_FOR = 1.0
 _NOT_IN_URL = ("hostaddr", "password", "service", "sslpassword", "user")
 _RIGHTS = "Check the path or the role, its permissions (SQLite's folder must be writable too), and the space there."
 _LATER = "Try again in a moment."
+_ONE_VIEW = " ISOLATION LEVEL REPEATABLE READ READ ONLY"
+_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('confcom {}', 0))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,35 +133,31 @@ class Database:
         else:
             self.engine = sa.create_engine(address.url, max_overflow=CONNECTIONS, pool_timeout=busy_timeout)
             event.listen(self.engine, "connect", self._prepare)
-        self._asking = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._drivers_error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """A connection with one consistent view; `DatabaseError` if there is none."""
         with self._translated(), self.engine.connect() as connection:
-            if self.shared:
-                connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-            else:
-                connection.exec_driver_sql("BEGIN")
+            connection.exec_driver_sql(f"BEGIN{_ONE_VIEW if self.shared else ''}")
             yield connection
+            if self.shared:
+                connection.commit()  # at a rollback psycopg has the server forget what was prepared
 
     @contextmanager
     def look_ups(self) -> Iterator[LookUp]:
         """A function for the few rows of a query, each of its own moment; `DatabaseError` if there are none to be had.
 
-        Several times faster than `read`: SQLite's driver is used directly, PostgreSQL is asked once.
+        Several times faster than `read`: the driver is used directly, and PostgreSQL is asked once for each query.
         """
         dialect = self.engine.dialect
-        with self._translated():
-            if self.shared:
-                with self._asking.connect() as connection:
-                    yield lambda query, values: [
-                        tuple(row) for row in connection.exec_driver_sql(*query.of(dialect, values))
-                    ]
-                return
-            with closing(self.engine.raw_connection()) as pooled:
-                own: sqlite3.Connection = pooled.driver_connection  # type: ignore[assignment]
+        with self._translated(), closing(self.engine.raw_connection()) as pooled:
+            own: Any = pooled.driver_connection
+            try:
                 yield lambda query, values: own.execute(*query.of(dialect, values)).fetchall()
+            except self._drivers_error as error:
+                pooled.invalidate(error)
+                raise
 
     @contextmanager
     def write(self, alone: str = "", *, flushed: bool = True) -> Iterator[sa.Connection]:
@@ -172,8 +170,8 @@ class Database:
             if not self.shared:
                 connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if flushed else 'NORMAL'}")
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
-            elif alone:
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_lock_of(alone))))
+            else:
+                connection.exec_driver_sql(f"BEGIN; {_LOCK.format(alone)}" if alone else "BEGIN")
             yield connection
             connection.commit()
 
@@ -263,7 +261,7 @@ class Database:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (SQLAlchemyError, sqlite3.Error) as error:
+        except (SQLAlchemyError, self._drivers_error) as error:
             self.failures += 1
             raise database_error(error, self.address) from error
         except DatabaseError:
@@ -272,7 +270,7 @@ class Database:
 
 
 def engines_error(error: BaseException | None) -> BaseException | None:
-    """The driver's own exception behind one of SQLAlchemy's."""
+    """The driver's own exception: `error`, or the one behind an exception of SQLAlchemy's."""
     return getattr(error, "orig", None) or error
 
 
@@ -317,14 +315,12 @@ _SQLSTATES: Mapping[str, str] = {
 def _postgresql_fault(error: Exception) -> str:
     if isinstance(error, PoolTimeout):
         return "busy"
-    state = getattr(getattr(error, "orig", None), "sqlstate", None)
+    cause = engines_error(error)
+    state = getattr(cause, "sqlstate", None)
     if state is None:  # libpq's own: no connection, or it broke
-        return "unreachable" if isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError)) else "refused"
+        kinds = {kind.__name__ for kind in type(cause).__mro__}
+        return "unreachable" if kinds & {"OperationalError", "InterfaceError"} else "refused"
     return next((kind for start, kind in _SQLSTATES.items() if state.startswith(start)), "refused")
-
-
-def _lock_of(name: str) -> sa.ColumnElement[int]:
-    return sa.func.hashtextextended(f"confcom {name}", 0)
 
 
 def _protected(url: sa.URL) -> sa.URL:

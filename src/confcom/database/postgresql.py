@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import time
 from collections.abc import Generator, Mapping
 from typing import Any
@@ -42,7 +43,11 @@ def connect(url: sa.URL, **more: Any) -> Connection:  # noqa: ANN401 - psycopg's
 
 
 def engine(url: sa.URL, *, connections: int, busy_timeout: float) -> sa.Engine:
-    """A pool of at most `connections`, each tried before use: a server that was restarted is noticed there."""
+    """A pool of at most `connections`, in autocommit: transactions begin where `Database` says so.
+
+    Before use the server is asked whether it is there only if something came from it meanwhile, as when it ended the
+    connection.
+    """
     made = sa.create_engine(
         url, pool_size=connections, max_overflow=0, pool_timeout=busy_timeout, pool_pre_ping=True, pool_use_lifo=True
     )
@@ -59,9 +64,17 @@ def engine(url: sa.URL, *, connections: int, busy_timeout: float) -> sa.Engine:
             f"SET statement_timeout = {int(STATEMENT_TIMEOUT * 1000)}; SET lock_timeout = {int(busy_timeout * 1000)}; "
             f"SET idle_in_transaction_session_timeout = {int(ANSWER_TIMEOUT * 1000)}"
         )
-        connection.autocommit = False
 
+    ask = made.dialect.do_ping
+    made.dialect.do_ping = lambda dbapi_connection: not _came(dbapi_connection) or ask(dbapi_connection)  # type: ignore[method-assign]
     return made
+
+
+def _came(connection: Any) -> bool:  # noqa: ANN401 - SQLAlchemy's name for a `Connection`
+    """Whether a connection that waits for no answer has something to read: a last message, a notice, or its end."""
+    watch = select.poll()
+    watch.register(connection.pgconn.socket, select.POLLIN)
+    return bool(watch.poll(0))
 
 
 def _settings(parameters: Mapping[str, Any]) -> dict[str, Any]:

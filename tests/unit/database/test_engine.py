@@ -13,9 +13,10 @@ import sqlalchemy as sa
 
 from confcom.database import engine
 from confcom.database.changes import Leases, Watch, announce, lease_table
-from confcom.database.engine import Database, DatabaseAddress
+from confcom.database.engine import Database, DatabaseAddress, Query
 from confcom.errors import ConfigError, DatabaseDamaged, DatabaseError, DatabaseUnavailable
 from postgres_server import OwnServer, PostgresServer
+from tcp_proxy import TcpProxy
 
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
 WAIT = 60
@@ -267,6 +268,79 @@ def test_a_server_is_known_by_its_certificate(postgres: PostgresServer, monkeypa
     monkeypatch.delenv("PGSSLROOTCERT")
     with pytest.raises(DatabaseUnavailable, match="certificate"), Database(_at(named)).read():
         pass  # no authority of the system made it
+
+
+@pytest.fixture
+def proxied(database: Database, postgres: PostgresServer) -> Iterator[tuple[Database, TcpProxy]]:
+    """A database of the server of the tests, through a proxy."""
+    if not isinstance(postgres, OwnServer):
+        pytest.skip("the server is not behind the test's proxy")
+    proxy, port = TcpProxy(postgres.port), f":{postgres.port}/"
+    address = database.address.url.render_as_string(hide_password=False).replace("+psycopg", "")
+    opened = Database(_at(address.replace(port, f":{proxy.port}/")))
+    yield opened, proxy
+    opened.close()
+    proxy.close()
+
+
+NUMBER = Query(sa.select(NUMBERS.c.number).where(NUMBERS.c.number == sa.bindparam("wanted")))
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("database_address", ["postgresql"], indirect=True)
+def test_a_server_is_asked_once_for_what_goes_together(proxied: tuple[Database, TcpProxy]) -> None:
+    database, proxy = proxied
+
+    def look_up() -> None:
+        with database.look_ups() as ask:
+            assert ask(NUMBER, {"wanted": 0}) == []
+
+    def read() -> None:
+        assert numbers(database) == []
+
+    def write() -> None:
+        with database.write("together") as connection:
+            connection.execute(sa.delete(NUMBERS))
+
+    for call, exchanges in ((look_up, 1), (read, 3), (write, 3)):
+        for _ in range(10):
+            call()  # psycopg prepares a statement when it comes again and again
+        begun = proxy.asked
+        call()
+        assert proxy.asked - begun == exchanges, call
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("database_address", ["postgresql"], indirect=True)
+def test_connections_that_the_server_ended_are_not_used_again(proxied: tuple[Database, TcpProxy]) -> None:
+    database, proxy = proxied
+    with database.read(), database.read():
+        assert numbers(database) == []
+    for _ in range(3):
+        proxy.cut()
+        with database.look_ups() as ask:
+            assert ask(NUMBER, {"wanted": 0}) == []
+        assert numbers(database) == []
+    assert database.failures == 0
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("database_address", ["postgresql"], indirect=True)
+def test_a_look_up_that_breaks_is_an_error_of_ours(proxied: tuple[Database, TcpProxy]) -> None:
+    database, proxy = proxied
+
+    def interrupted() -> None:
+        with database.look_ups() as ask:
+            proxy.cut()
+            ask(NUMBER, {"wanted": 0})
+
+    with pytest.raises(DatabaseUnavailable, match="does not answer"):
+        interrupted()
+    wrong = Query(sa.select(sa.literal_column("1 / 0")))
+    with pytest.raises(DatabaseError, match="cannot be used"), database.look_ups() as ask:
+        ask(wrong, {})
+    assert numbers(database) == []
+    assert database.failures == 2
 
 
 @pytest.mark.parametrize(

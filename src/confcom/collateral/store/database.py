@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from confcom.collateral.sources import SQLITE_MAGIC
 from confcom.collateral.store.schema import APPLICATION_ID, CHANGES, LEASES, NEWEST
-from confcom.database.changes import Leases, announce
+from confcom.database.changes import Leases, announcement
 from confcom.database.engine import BUSY_TIMEOUT, Database, DatabaseAddress, LookUp, Query, engines_error
 from confcom.errors import (
     CollateralError,
@@ -94,8 +94,7 @@ class StoreDatabase:
         """A connection in a transaction: all of it is kept when the block ends well, none of it otherwise."""
         with self._translated(), self.database.write(TOPIC) as connection:
             yield connection
-            connection.execute(_COUNT_CHANGE)
-            announce(connection, TOPIC)
+            connection.execute(_COUNT_AND_ANNOUNCE if self.shared else _COUNT_CHANGE)
         self.written += 1
 
     def changes(self) -> int:
@@ -203,6 +202,7 @@ def _engines_reason(error: ConfcomError) -> str:
 
 _CHANGES = Query(sa.select(CHANGES.c.number))
 _COUNT_CHANGE = sa.update(CHANGES).values(number=CHANGES.c.number + 1)
+_COUNT_AND_ANNOUNCE = _COUNT_CHANGE.returning(announcement(TOPIC))
 
 
 UNFINISHED = ".new"

@@ -265,16 +265,19 @@ class PlatformRegistry:
             # Those known by their quotes alone.
             return removed + _forget(connection, CURRENT_PLATFORMS.c.last_seen < before)
 
-    def last_asked(self, platform: PlatformTcb) -> datetime:
-        """When a platform asked last; 1970 if it never did."""
-        with self._database.look_ups() as look_up:
-            ((asked,),) = look_up(_LAST_ASKED, {"qe_id": platform.qe_id.hex(), "pce_id": platform.pce_id.hex()})
-            return time_of(asked)
-
     def pck_certificate(self, platform: PlatformTcb) -> PckCertificateAnswer | None:
         """The certificate that was last kept for exactly this raw TCB."""
+        found = self.asked_for(platform)
+        return None if found is None else found[0]
+
+    def asked_for(self, platform: PlatformTcb) -> tuple[PckCertificateAnswer, datetime] | None:
+        """The same, and when the platform asked last, with whatever raw TCB; 1970 if it never did."""
+        own = {"qe_id": platform.qe_id.hex(), "pce_id": platform.pce_id.hex()}
         with self._database.look_ups() as look_up:
-            return next(self._answers(look_up(_CHOSEN, _raw_key(platform))), None)
+            for *row, asked in look_up(_CHOSEN, _raw_key(platform) | own):
+                for answer in self._answers([row]):
+                    return answer, time_of(asked)
+        return None
 
     def pck_certificates(self, qe_id: bytes, pce_id: bytes) -> tuple[PckCertificateAnswer, ...]:
         """Every certificate kept for a platform, the one seen last at the front: what a selection chooses from."""
@@ -500,7 +503,6 @@ _CHOICE = (
     sa.select(PLATFORM_TCBS.c.certificate).where(*_RAW_KEY).order_by(PLATFORM_TCBS.c.id.desc()).limit(1)
 ).scalar_subquery()
 _WITH_CHAIN = PCK_CERTIFICATES.join(CHAINS, CHAINS.c.id == PCK_CERTIFICATES.c.chain)
-_CHOSEN = Query(sa.select(*_CERTIFICATE).select_from(_WITH_CHAIN).where(PCK_CERTIFICATES.c.id == _CHOICE))
 _OF_QE_ID = Query(
     sa.select(*_CERTIFICATE)
     .select_from(_WITH_CHAIN)
@@ -539,7 +541,9 @@ _RAW_TCBS = (
     .order_by(PLATFORM_TCBS.c.cpu_svn, PLATFORM_TCBS.c.pce_svn)
 )
 _ASKED = sa.select(sa.func.coalesce(sa.func.max(REGISTRATIONS.c.last_seen), 0)).where(*_own(REGISTRATIONS))
-_LAST_ASKED = Query(_ASKED)
+_CHOSEN = Query(
+    sa.select(*_CERTIFICATE, _ASKED.scalar_subquery()).select_from(_WITH_CHAIN).where(PCK_CERTIFICATES.c.id == _CHOICE)
+)
 _REGISTERED = sa.exists().where(
     REGISTRATIONS.c.qe_id == PCK_CERTIFICATES.c.qe_id, REGISTRATIONS.c.pce_id == PCK_CERTIFICATES.c.pce_id
 )

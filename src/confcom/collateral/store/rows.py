@@ -156,15 +156,39 @@ def keep_chain(connection: sa.Connection, pem: bytes) -> int:
 
 def ids_in_force(look_up: LookUp, keys: Sequence[DocumentKey], at: datetime, root: bytes) -> list[int | None]:
     """Per key the id of the version that was in force at `at`, None where there is none of the set; of one moment."""
-    values: dict[str, Any] = {"root": root}
+    return [None if one is None else one.id for one, _ in _in_force(look_up, keys, at, root, likely=False)]
+
+
+def documents_in_force(
+    look_up: LookUp, keys: Sequence[DocumentKey], at: datetime, root: bytes
+) -> list[tuple[Document, datetime] | None]:
+    """Per key the version that was in force at `at`, and when it expires; None as above."""
+    return [
+        None if one is None else _document(key, one.id, *content) if content else load_document(look_up, one.id, key)
+        for key, (one, content) in zip(keys, _in_force(look_up, keys, at, root, likely=True), strict=True)
+    ]
+
+
+def _in_force(
+    look_up: LookUp, keys: Sequence[DocumentKey], at: datetime, root: bytes, *, likely: bool
+) -> list[tuple[Candidate | None, Sequence[Any]]]:
+    """Per key what was in force, and its content as `_BODY` has it where that is the one which was issued last.
+
+    So one query mostly finds a document, and does not read the content of others; none without `likely`.
+    """
+    values: dict[str, Any] = {"root": root, "issued_by": seconds(at) if likely else -1}
     for place, key in enumerate(keys):
-        named = _columns(key) | {"label": "" if key.update is None else str(key.update)}
+        number = key.update if isinstance(key.update, int) else -1
+        named = _columns(key) | {"label": "" if key.update is None else str(key.update), "number": number}
         values |= {f"{name}{place}": value for name, value in named.items()}
     found: list[list[Candidate]] = [[] for _ in keys]
-    for place, *row in look_up(_candidates(len(keys)), values):
-        found[place].append(Candidate(*row))
+    contents: dict[int, Sequence[Any]] = {}
+    for place, id_, number, issued, until, seen, *content in look_up(_candidates(len(keys)), values):
+        found[place].append(Candidate(id_, number, issued, until, seen))
+        if content[0] is not None:
+            contents[id_] = content
     chosen = [choose(of_key, at=seconds(at), update=key.update) for key, of_key in zip(keys, found, strict=True)]
-    return [None if one is None else one.id for one in chosen]
+    return [(one, () if one is None else contents.get(one.id, ())) for one in chosen]
 
 
 def version_of(look_up: LookUp, key: DocumentKey, version: int) -> StoredVersion:
@@ -193,7 +217,12 @@ def load_document(look_up: LookUp, version: int, key: DocumentKey) -> tuple[Docu
     found = look_up(_BODY, {"version": version})
     if not found:
         raise CollateralError(f"version {version} of the {key} is not in the store")
-    ((body, pem, digest, expires),) = found
+    return _document(key, version, *found[0])
+
+
+def _document(
+    key: DocumentKey, version: int, body: bytes, pem: bytes | None, digest: bytes, expires: int
+) -> tuple[Document, datetime]:
     document = Document(key, body, pem or b"")
     if document.digest() != digest:
         # The engines have no checksums of their own; the database layer calls this damage.
@@ -229,17 +258,31 @@ _VERSION = Query(sa.select(*_FACTS).where(VERSIONS.c.id == sa.bindparam("version
 @cache
 def _candidates(keys: int) -> Query:
     """The candidates for so many documents. Rows begin with the place of their document, parameters end with it."""
+    other, likely = VERSIONS.alias(), VERSIONS.alias()
 
     def of(place: int) -> sa.Select[Any]:
-        first_seen = sa.select(sa.func.min(SIGHTINGS.c.seen)).where(
-            SIGHTINGS.c.version == VERSIONS.c.id, SIGHTINGS.c.served_as == sa.bindparam(f"label{place}")
-        )
+        def seen_as(version: sa.ColumnElement[int]) -> Sequence[sa.ColumnElement[bool]]:
+            return SIGHTINGS.c.version == version, SIGHTINGS.c.served_as == sa.bindparam(f"label{place}")
+
+        first_seen = sa.select(sa.func.min(SIGHTINGS.c.seen)).where(*seen_as(VERSIONS.c.id))
+        of_set = (other.c.number == sa.bindparam(f"number{place}")) | sa.exists().where(*seen_as(other.c.id))
         own = [DOCUMENTS.c[name] == sa.bindparam(f"{name}{place}") for name in _KEY]
+        document = sa.select(DOCUMENTS.c.id).where(*own).scalar_subquery()
+        latest = (
+            sa.select(other.c.id)
+            .where(other.c.document == document, other.c.root == sa.bindparam("root"), of_set)
+            .where(other.c.issue_date <= sa.bindparam("issued_by"))
+            .order_by(other.c.issue_date.desc(), other.c.id.desc())
+            .limit(1)
+            .scalar_subquery()
+        )
         return (
             sa.select(sa.literal_column(str(place)), VERSIONS.c.id, VERSIONS.c.number, VERSIONS.c.issue_date)
             .add_columns(VERSIONS.c.next_update, first_seen.scalar_subquery())
-            .join_from(DOCUMENTS, VERSIONS, VERSIONS.c.document == DOCUMENTS.c.id)
-            .where(*own, VERSIONS.c.root == sa.bindparam("root"))
+            .add_columns(likely.c.body, CHAINS.c.pem, likely.c.digest, likely.c.expires)
+            .join_from(VERSIONS, likely, (likely.c.id == VERSIONS.c.id) & (VERSIONS.c.id == latest), isouter=True)
+            .join(CHAINS, CHAINS.c.id == likely.c.chain, isouter=True)
+            .where(VERSIONS.c.document == document, VERSIONS.c.root == sa.bindparam("root"))
         )
 
     return Query(sa.union_all(*map(of, range(keys))))

@@ -33,6 +33,7 @@ from confcom.collateral.store.rows import (
     Sighting,
     StoredVersion,
     all_keys,
+    documents_in_force,
     ids_in_force,
     keep_version,
     load_document,
@@ -40,7 +41,7 @@ from confcom.collateral.store.rows import (
     version_of,
     versions_of,
 )
-from confcom.database.engine import BUSY_TIMEOUT, Database, LookUp
+from confcom.database.engine import BUSY_TIMEOUT, Database
 from confcom.errors import CollateralNotFound
 from confcom.formats.pck_extension import PckExtension
 from confcom.pki.roots import TrustRoots
@@ -149,19 +150,17 @@ class CollateralStore:
         with self._database.look_ups() as look_up:
             # All four of one root: that of the TCB info.
             for root in self._root_keys:
-                found = ids_in_force(look_up, keys, at, root)
+                found = documents_in_force(look_up, keys, at, root)
                 if found[0] is not None:
                     break
-            pairs = zip(keys, found, strict=True)
-            documents = [load_document(look_up, one, key)[0] for key, one in pairs if one is not None]
-        missing = [str(key) for key, version in zip(keys, found, strict=True) if version is None]
+        missing = [str(key) for key, one in zip(keys, found, strict=True) if one is None]
         if missing:
             raise CollateralNotFound(
                 f"{self.source} has no {', no '.join(missing)}",
                 advice=f"Fetch it: confcom collateral fetch --fmspc {fmspc.hex()} --ca {ca} --tee {tee} "
                 f"--update {update} --store {self.address}",
             )
-        return assemble(documents, source=self.source)
+        return assemble([one[0] for one in found if one is not None], source=self.source)
 
     def document(self, key: DocumentKey, *, at: datetime) -> Document:
         """The version of one document that was in force at `at`, of the first root that has it."""
@@ -173,18 +172,15 @@ class CollateralStore:
     def document_until(self, key: DocumentKey, *, at: datetime) -> tuple[Document, datetime] | None:
         """What `document` gives, and when it expires; None where there is none."""
         with self._database.look_ups() as look_up:
-            version = self._id_in_force(look_up, key, at)
-            return None if version is None else load_document(look_up, version, key)
+            found = (documents_in_force(look_up, [key], at, root)[0] for root in self._root_keys)
+            return next((document for document in found if document is not None), None)
 
     def in_force(self, key: DocumentKey, *, at: datetime) -> StoredVersion | None:
         """The version that `document` would give, without its bytes; None where there is none."""
         with self._database.look_ups() as look_up:
-            version = self._id_in_force(look_up, key, at)
+            found = (ids_in_force(look_up, [key], at, root)[0] for root in self._root_keys)
+            version = next((version for version in found if version is not None), None)
             return None if version is None else version_of(look_up, key, version)
-
-    def _id_in_force(self, look_up: LookUp, key: DocumentKey, at: datetime) -> int | None:
-        found = (ids_in_force(look_up, [key], at, root)[0] for root in self._root_keys)
-        return next((version for version in found if version is not None), None)
 
     def history(self, key: DocumentKey) -> tuple[StoredVersion, ...]:
         """Every version of a document that was served as the key's set, or has its number; the latest issue first."""

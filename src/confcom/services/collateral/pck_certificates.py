@@ -112,13 +112,14 @@ class PckCertificates:
         return FoundPck(selected, lasting=False, fallback=reason)
 
     def _kept(self, platform: PlatformTcb, encrypted_ppid: bytes | None, caller: str) -> FoundPck | None:
-        kept, now = self._store.platforms.pck_certificate(platform), self._cache.clock()
-        if kept is None:
+        found, now = self._store.platforms.asked_for(platform), self._cache.clock()
+        if found is None:
             claim = self._store.claims.of_caller(caller, platform, encrypted_ppid)
             if claim is None or now - claim.last_seen >= CLAIM_AGAIN:
                 return None
             return FoundPck(claim.answer, lasting=False)
-        if now - self._store.platforms.last_asked(platform) >= NOTE_AGAIN:
+        kept, last_asked = found
+        if now - last_asked >= NOTE_AGAIN:
             self._store.platforms.saw(platform, kept, seen=now)
         return FoundPck(kept)
 

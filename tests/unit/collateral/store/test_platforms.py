@@ -264,6 +264,6 @@ def test_who_asks_is_seen(store, raw, answer, now):
     store.registrations.put(Registration(request, "cached", now))
     later = now + timedelta(days=3)
     store.platforms.saw(raw, answer, seen=later)
-    assert store.platforms.last_asked(raw) == later
+    assert store.platforms.asked_for(raw)[1] == later
     assert store.platforms.groups()[0].seen[0][1] == int(later.timestamp())
     assert store.platforms.remove_unseen(later) == 0
