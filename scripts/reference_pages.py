@@ -32,7 +32,7 @@ _MEANINGS = {
     ExitCode.REFUSED: "authentic, but refused by policy or TCB",
     ExitCode.COLLATERAL: "collateral missing, stale, unsound or unreachable",
     ExitCode.PLATFORM: "platform: no SGX, no service, or it failed",
-    ExitCode.INTERRUPTED: "interrupted (Ctrl-C); a daemon finishes what it has begun and ends with 0",
+    ExitCode.INTERRUPTED: "interrupted (Ctrl-C); a daemon finishes what it has begun and ends with 0; again: at once",
 }
 
 PUBLIC_NAMES = {

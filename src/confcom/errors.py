@@ -343,10 +343,21 @@ class ClusterRefused(ClusterError):
 
 
 class ConfigError(ConfcomError):
-    """Options, environment or a configuration file contradict each other or are incomplete."""
+    """Options, environment or a configuration file contradict each other or are incomplete.
+
+    `setting` is the field that is wrong, with which the message begins.
+    """
 
     code = "configuration-error"
     default_advice = "See `confcom COMMAND --help`."
+
+    def __init__(self, message: str, *, setting: str = "", advice: str | None = None) -> None:
+        super().__init__(f"{setting}: {message}" if setting else message, advice=advice)
+        self.setting = setting
+
+    def given_by(self, place: str) -> ConfigError:
+        """The same error, which begins with the place where the setting was given, such as an option."""
+        return ConfigError(self.message.removeprefix(f"{self.setting}: "), setting=place, advice=self._advice)
 
 
 class OutputError(ConfigError):

@@ -18,7 +18,7 @@ import pytest
 from confcom.cli.exit_codes import ExitCode
 from confcom.cli.options import check_variables
 from confcom.cli.outputs import write_file
-from confcom.cli.root import COMMANDS, root
+from confcom.cli.root import COMMANDS, root, run
 from confcom.errors import ConfigError, OutputError
 
 CONFCOM = [sys.executable, "-m", "confcom"]
@@ -249,6 +249,56 @@ def test_a_daemon_refuses_a_misspelt_variable(confcom_process) -> None:
     outcome = confcom_process("quote-helper", "--print-config", CONFCOM_QUOTE_HELPER_SOKET="x")
     assert outcome.returncode == ExitCode.USAGE
     assert "CONFCOM_QUOTE_HELPER_SOCKET" in outcome.stderr.decode()
+
+
+TWICE = ("g=early", "g=17")
+SERVE = ("collateral", "serve", "--insecure-http")
+SIGNER = "CONFCOM_CERTIFICATE_SIGNER_APPROVE_FOR"
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "said"),
+    [
+        (
+            (*SERVE, "--tcb-set", TWICE[0], "--tcb-set", TWICE[1]),
+            {},
+            "--tcb-set: the set of the group g is given twice",
+        ),
+        ((*SERVE, "--tcb-set", "late"), {}, "--tcb-set: 'late' is neither"),
+        (SERVE, {"CONFCOM_COLLATERAL_SERVICE_TCB_SETS": ",".join(TWICE)}, "CONFCOM_COLLATERAL_SERVICE_TCB_SETS: the"),
+        ((*SERVE, "--config", "own.toml"), {}, "own.toml: tcb_sets: the set of the group g is given twice"),
+        (
+            ("certificate-signer",),
+            {SIGNER: "kubernetes.io/kubelet-serving"},
+            f"{SIGNER}: kubernetes.io/kubelet-serving",
+        ),
+        (("device-plugin", "--provision-limit", "1"), {}, "--provision-namespaces: names no namespace"),
+        (
+            ("addon", "manifests", "--collateral-tcb-set", "early", "--collateral-tcb-set", "17"),
+            {},
+            "--collateral-tcb-set: early, 17 gives the same clients two sets",
+        ),
+        (
+            ("addon", "manifests", "--approve-for", "kubernetes.io/kubelet-serving"),
+            {},
+            "--approve-for: kubernetes.io/kubelet-serving is a signer of Kubernetes itself",
+        ),
+    ],
+)
+def test_a_rule_over_several_values_names_the_setting_as_it_was_given(
+    words: tuple[str, ...],
+    environment: dict[str, str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    Path("own.toml").write_text(f"tcb_sets = {json.dumps(TWICE)}")
+    assert run(list(words)) == ExitCode.USAGE
+    assert f"confcom: {said}" in capsys.readouterr().err
 
 
 def test_every_command_is_in_the_table() -> None:

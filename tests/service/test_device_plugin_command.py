@@ -87,7 +87,7 @@ def test_print_config_shows_what_is_in_force() -> None:
         (("--platform", "simulated"), 2, "a simulated node needs a machine file"),
         (("--platform", "intel", "--machine", "m.json"), 2, "takes no machine file"),
         (("--resource", "sgx.intel.com/epc"), 2, "counts bytes"),
-        (("--provision-limit", "1"), 2, "provision_namespaces is empty"),
+        (("--provision-limit", "1"), 2, "--provision-namespaces: names no namespace"),
         (("--host-root", "/nonexistent"), 7, "this node offers no SGX"),
     ],
 )

@@ -22,7 +22,7 @@ from confcom.addon.changes import Addon, Shown, next_ca, simulated_objects, to_e
 from confcom.addon.plan import Change
 from confcom.cli.addon import DESCRIPTION
 from confcom.cli.inputs import now, read_input
-from confcom.cli.options import option_of
+from confcom.cli.options import given_by, option_of
 from confcom.cli.outputs import note, print_json, printable
 from confcom.cluster.objects import ClusterObjects
 from confcom.errors import ConfigError
@@ -54,7 +54,8 @@ def with_addon(flags: dict[str, Any], work: Callable[[Addon], Awaitable[_Result]
         async with ClusterObjects.open(kubeconfig, context, MANAGER) as cluster:
             return await work(Addon(cluster, version=VERSION, now=now(), report=note))
 
-    return asyncio.run(run())
+    with given_by(option_of):
+        return asyncio.run(run())
 
 
 def changes_of(flags: dict[str, Any]) -> dict[str, Any]:
@@ -153,7 +154,8 @@ def publish_root(simulated_world: Path, **flags: Any) -> None:  # noqa: ANN401 -
 
 def manifests(simulated_world: Path | None, **flags: Any) -> None:  # noqa: ANN401 - by name
     """Print every object as YAML."""
-    config = AddonConfig().changed(changes_of(flags))
+    with given_by(option_of):
+        config = AddonConfig().changed(changes_of(flags))
     cas = {issuer.secret: next_ca(issuer, {}, b"", now()) for issuer in issuers(config)}
     objects = render(config, version=VERSION, cas=cas)
     if config.platform == "simulated":

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from confcom.cli.inputs import now, read_input, trust_roots
-from confcom.cli.options import NO_MACHINE_ADVICE, check_variables, option_of, prefix_of
+from confcom.cli.options import NO_MACHINE_ADVICE, check_variables, given_by, option_of, prefix_of
 from confcom.cli.outputs import is_quiet, note
 from confcom.errors import ConfigError
 
@@ -57,7 +57,8 @@ def daemon(
                 given = {field: value or None if isinstance(value, tuple) else value for field, value in flags.items()}
                 settings_type = getattr(import_module(module), kind)
                 check_variables(os.environ, service, settings_type.__struct_fields__)
-                settings: Any = load(
+                settings: Any
+                settings, place = load(
                     settings_type,
                     service=service,
                     file=config_file,
@@ -65,13 +66,14 @@ def daemon(
                     flags=given,
                     option=option_of,
                 )
-                if check:
-                    settings.check()
-                if print_config:
-                    click.echo(render(settings))
-                    return
-                configure_logging(verbose=verbose, quiet=is_quiet())
-                serve(settings)
+                with given_by(place):
+                    if check:
+                        settings.check()
+                    if print_config:
+                        click.echo(render(settings))
+                        return
+                    configure_logging(verbose=verbose, quiet=is_quiet())
+                    serve(settings)
 
         text = (
             f"Settings come from flags, from {prefix_of(service)}… in the environment, and from a file, in this order."

@@ -7,7 +7,8 @@ What Kubernetes sets for a Service that is called `confcom-…` is neither: it i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,9 +48,20 @@ def default_store() -> Path:
 
 
 def option_of(parameter: str) -> str:
-    """The option of the running command that sets a parameter, as in `--trust-root`."""
-    found = next(each for each in click.get_current_context().command.params if each.name == parameter)
-    return found.opts[0]
+    """The option of the running command that sets a parameter, as in `--trust-root`; its name if there is none."""
+    parameters = click.get_current_context().command.params
+    return next((each.opts[0] for each in parameters if each.name == parameter), parameter)
+
+
+@contextmanager
+def given_by(place: Callable[[str], str]) -> Iterator[None]:
+    """Within the block, an error about a setting names the place where it was given."""
+    try:
+        yield
+    except ConfigError as error:
+        if not error.setting:
+            raise
+        raise error.given_by(place(error.setting)) from error
 
 
 def json_option(command: _Function) -> _Function:

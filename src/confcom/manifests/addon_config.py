@@ -215,7 +215,8 @@ class AddonConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         groups = [text.rpartition("=")[0] for text in self.collateral_tcb_sets]
         if len(set(groups)) < len(groups):
             raise ConfigError(
-                f"collateral_tcb_sets: {', '.join(self.collateral_tcb_sets)} gives the same clients two sets",
+                f"{', '.join(self.collateral_tcb_sets)} gives the same clients two sets",
+                setting="collateral_tcb_sets",
                 advice="Give one set without a group, and one for each GROUP=.",
             )
         if self.autoscaling and not self.metrics:

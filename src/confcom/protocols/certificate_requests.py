@@ -163,17 +163,20 @@ def check_other_signers(names: Iterable[str], *, simulated: bool) -> None:
     for name in names:
         if not SIGNER_NAME.fullmatch(name) or name == SIGNER:
             raise ConfigError(
-                f"approve_for: {name!r} is no signer of certificate requests",
+                f"{name!r} is no signer of certificate requests",
+                setting="approve_for",
                 advice="Name another signer than ours, as clusterissuers.cert-manager.io/NAME.",
             )
         if _KUBERNETES.fullmatch(name):
             raise ConfigError(
-                f"approve_for: {name} is a signer of Kubernetes itself: its certificates are trusted by the cluster",
+                f"{name} is a signer of Kubernetes itself: its certificates are trusted by the cluster",
+                setting="approve_for",
                 advice="Name one that signs for attested pods alone, as clusterissuers.cert-manager.io/NAME.",
             )
         if simulated and "simulated" not in name:
             raise ConfigError(
-                f"approve_for: {name} would sign for simulated enclaves, and its certificates do not say so",
+                f"{name} would sign for simulated enclaves, and its certificates do not say so",
+                setting="approve_for",
                 advice="Use a signer for simulated enclaves alone, with the word simulated in its name.",
             )
 

@@ -46,7 +46,9 @@ def parse_update(text: str, *, setting: str = "--update") -> Update:
         return "early"
     if (number := evaluation_data_number(named)) is not None:
         return number
-    raise ConfigError(f"{setting}: {text.strip()!r} is neither standard nor early nor a TCB evaluation data number")
+    raise ConfigError(
+        f"{text.strip()!r} is neither standard nor early nor a TCB evaluation data number", setting=setting
+    )
 
 
 def evaluation_data_number(text: str) -> int | None:

@@ -115,7 +115,7 @@ async def serve(
             collateral,
             file.policy(accept_simulated=simulated),
             grace=file.grace,
-            updates=tuple(dict.fromkeys(parse_update(name) for name in config.update.split(","))),
+            updates=tuple(dict.fromkeys(parse_update(name, setting="update") for name in config.update.split(","))),
             issuer=issuer,
             keys=keys,
             clock=clock,

@@ -32,10 +32,10 @@ class TcbSets:
             group, found, update = text.rpartition("=")
             if found and not _GROUP.fullmatch(group):
                 advice = "Write GROUP=SET; a name has up to 63 lower-case letters, digits and dashes."
-                raise ConfigError(f"tcb_sets: {group[:80]!r} is no name of a group", advice=advice)
+                raise ConfigError(f"{group[:80]!r} is no name of a group", setting="tcb_sets", advice=advice)
             if group in sets:
                 of = f"of the group {group}" if group else "of clients without a group"
-                raise ConfigError(f"tcb_sets: the set {of} is given twice", advice="Leave one of them out.")
+                raise ConfigError(f"the set {of} is given twice", setting="tcb_sets", advice="Leave one of them out.")
             sets[group] = parse_update(update, setting="tcb_sets")
         return cls(sets.pop("", "standard"), sets)
 

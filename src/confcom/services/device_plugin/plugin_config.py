@@ -125,7 +125,8 @@ class DevicePluginConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
             )
         if self.provision_limit and not self.namespaces:
             raise ConfigError(
-                "provision_limit is set, but provision_namespaces is empty",
+                "names no namespace, but pods may hold the provisioning device (provision_limit)",
+                setting="provision_namespaces",
                 advice="Name the namespaces whose pods may hold the provisioning device.",
             )
 

@@ -38,27 +38,33 @@ def load(
     environment: Mapping[str, str],
     flags: Mapping[str, Any],
     option: Callable[[str], str] = str,
-) -> _Config:
-    """Make the configuration of a service: defaults < file < environment < flags.
+) -> tuple[_Config, Callable[[str], str]]:
+    """Make the configuration of a service (defaults < file < environment < flags), and what says where a field is from.
 
     `file` is TOML with the fields at top level. `environment` is searched for `CONFCOM_<SERVICE>_<FIELD>`. A flag that
     is None was not given; `option` gives the name of a field's flag. Unknown names and wrong values are a `ConfigError`
     that names them where they were written.
     """
-    values: dict[str, Any] = {}
-    if file is not None:
-        values |= _convert(kind, read_toml(file), f"{file}: ", str, strict=True)
+    written = {} if file is None else _convert(kind, read_toml(file), f"{file}: ", str, strict=True)
 
     def variable(field: str) -> str:
         return f"CONFCOM_{service}_{field}".upper().replace("-", "_")
 
+    fields = msgspec.structs.fields(kind)
     named = {field.name: _worded(field, environment[variable(field.name)])
-             for field in msgspec.structs.fields(kind) if variable(field.name) in environment}  # fmt: skip
-    values |= _convert(kind, named, "", variable, strict=False)
-    values |= _convert(
-        kind, {name: value for name, value in flags.items() if value is not None}, "", option, strict=True
-    )
-    return kind(**values)
+             for field in fields if variable(field.name) in environment}  # fmt: skip
+    named = _convert(kind, named, "", variable, strict=False)
+    given = {name: value for name, value in flags.items() if value is not None}
+    given = _convert(kind, given, "", option, strict=True)
+
+    def place(field: str) -> str:
+        if field in named and field not in given:
+            return variable(field)
+        if field in written and field not in given:
+            return f"{file}: {field}"
+        return option(field)
+
+    return kind(**written | named | given), place
 
 
 def render(config: msgspec.Struct) -> str:
@@ -136,15 +142,34 @@ AT_ONCE = 5
 LONGEST_PAUSE = 30.0
 FORGIVEN_AFTER = 60.0
 """Seconds of life after which earlier deaths of a process or failures of a task no longer count."""
-_PASSED_ON = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
+SAME_REQUEST = 0.25
+"""Seconds in which several signals are one request to stop: `timeout`, systemd and a parent send one each."""
+_STOPS = (signal.SIGTERM, signal.SIGINT)
+_PASSED_ON = frozenset((*_STOPS, signal.SIGHUP))
+_SI_KERNEL = 0x80
+"""`si_code` of a terminal's signal, which every process of the foreground has got."""
 
 
 def stop_on_signals() -> asyncio.Event:
-    """An event that SIGTERM and SIGINT set, in the running loop. Only a process's entry point calls this."""
+    """An event that SIGTERM and SIGINT set, in the running loop. Only a process's entry point calls this.
+
+    A further signal, from `SAME_REQUEST` on, ends the process at once, even while its event loop is busy.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+
+    def asked() -> None:
+        if not stop.is_set():
+            stop.set()
+            loop.call_later(SAME_REQUEST, end_at_next)
+
+    def end_at_next() -> None:
+        for number in _STOPS:
+            loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
+
+    for number in _STOPS:
+        loop.add_signal_handler(number, asked)
     return stop
 
 
@@ -171,10 +196,10 @@ def restart_when_killed() -> int:
             return restarts
         os.close(ends)
         while (status := _reap(child)) is None:
-            number = signal.sigwaitinfo(signals).si_signo
-            if number != signal.SIGCHLD:
-                stopping = stopping or number in (signal.SIGTERM, signal.SIGINT)
-                os.kill(child, number)
+            found = signal.sigwaitinfo(signals)
+            stopping = stopping or found.si_signo in _STOPS
+            if found.si_signo != signal.SIGCHLD and found.si_code != _SI_KERNEL:
+                os.kill(child, found.si_signo)
         os.close(held)
         code = os.waitstatus_to_exitcode(status)
         if code >= 0 or stopping:
@@ -184,8 +209,8 @@ def restart_when_killed() -> int:
         logger.warning("process.restart", reason=f"killed by {signal.Signals(-code).name}", restart_in=pause)
         end = time.monotonic() + pause
         while (left := end - time.monotonic()) > 0:
-            found = signal.sigtimedwait(signals, left)
-            if found is not None and found.si_signo in (signal.SIGTERM, signal.SIGINT):
+            asked = signal.sigtimedwait(signals, left)
+            if asked is not None and asked.si_signo in _STOPS:
                 raise SystemExit(0)
         restarts += 1
 

@@ -18,8 +18,8 @@ def test_the_defaults_are_sound_and_deny_provisioning() -> None:
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"provision_limit": 1}, "provision_namespaces is empty"),
-        ({"provision_limit": 1, "provision_namespaces": " , "}, "provision_namespaces is empty"),
+        ({"provision_limit": 1}, "provision_namespaces: names no namespace"),
+        ({"provision_limit": 1, "provision_namespaces": " , "}, "provision_namespaces: names no namespace"),
         ({"resource": "sgx.intel.com/epc"}, "counts bytes"),
         ({"resource": "sgx.intel.com/enclave"}, "the same name"),
         ({"resource": "epc"}, "no name that the kubelet takes"),

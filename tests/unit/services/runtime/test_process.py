@@ -2,6 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated
@@ -15,6 +21,9 @@ from confcom.services.quote_helper.helper import QuoteHelperConfig
 from confcom.services.runtime import process
 from confcom.services.runtime.process import background, configure_logging, load, render, run_until
 
+GUARD = 60.0
+"""Seconds after which a test hangs."""
+
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     socket: str = "default"
@@ -27,7 +36,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 def config(tmp_path: Path, *, file: str = "", environment: dict[str, str] | None = None, **flags: object) -> Config:
     path = tmp_path / "helper.toml"
     path.write_text(file)
-    return load(Config, service="quote-helper", file=path, environment=environment or {}, flags=flags)
+    return load(Config, service="quote-helper", file=path, environment=environment or {}, flags=flags)[0]
 
 
 def test_each_source_overrides_the_one_before(tmp_path: Path) -> None:
@@ -63,6 +72,17 @@ def test_a_mistake_is_reported_where_it_was_made(
 ) -> None:
     with pytest.raises(ConfigError, match=where):
         config(tmp_path, file=file, environment=environment, **flags)
+
+
+def test_a_field_is_known_by_the_source_that_counts(tmp_path: Path) -> None:
+    file = tmp_path / "helper.toml"
+    file.write_text("limit = 20\nshare = 0.2\nsocket = 'here'")
+    environment = {"CONFCOM_QUOTE_HELPER_LIMIT": "30", "CONFCOM_QUOTE_HELPER_SHARE": "0.3"}
+    _, place = load(
+        Config, service="quote-helper", file=file, environment=environment, flags={"limit": 4}, option="--{}".format
+    )
+    found = [place(field) for field in ("limit", "share", "socket", "replace")]
+    assert found == ["--limit", "CONFCOM_QUOTE_HELPER_SHARE", f"{file}: socket", "--replace"]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -220,3 +240,66 @@ async def test_a_task_that_returns_is_not_run_again_and_one_that_hangs_ends_with
         for _ in range(5):
             await asyncio.sleep(0)
     assert runs == 1
+
+
+STOPS_SLOWLY = """
+import asyncio
+from confcom.services.runtime.process import stop_on_signals
+
+async def main():
+    stop = stop_on_signals()
+    print("ready", flush=True)
+    await stop.wait()
+    print("stops", flush=True)
+    HOW
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    "how", ["await asyncio.Event().wait()", "await asyncio.sleep(1); import time; time.sleep(600)"]
+)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_further_signal_ends_a_daemon_that_stops_slowly(number: int, how: str) -> None:
+    program = [sys.executable, "-c", STOPS_SLOWLY.replace("HOW", how)]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as daemon:
+        assert daemon.stdout is not None
+        assert daemon.stdout.readline() == "ready\n"
+        daemon.send_signal(number)
+        assert daemon.stdout.readline() == "stops\n"
+        deadline = time.monotonic() + GUARD
+        while daemon.poll() is None:
+            assert time.monotonic() < deadline, "it goes on"
+            daemon.send_signal(number)
+            time.sleep(0.1)
+    assert daemon.returncode == -number
+
+
+IN_FRONT = """
+import os, signal
+numbers = {signal.SIGINT, signal.SIGTERM}
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+from confcom.services.runtime.process import restart_when_killed
+restart_when_killed()
+signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+print("ready", flush=True)
+first = signal.sigwait(numbers)
+os.kill(os.getppid(), signal.SIGTERM)
+print(first, signal.sigwait(numbers), sorted(signal.sigpending()), flush=True)
+"""
+
+
+def test_ctrl_c_reaches_the_process_behind_another_once() -> None:
+    """The terminal asks both: what the first passed on would be the second request, which ends at once."""
+    ours, theirs = pty.openpty()
+    start = "import os, sys, fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); exec(sys.argv[1])"
+    with subprocess.Popen(
+        [sys.executable, "-c", start, IN_FRONT], stdin=theirs, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as front:
+        assert front.stdout is not None
+        assert front.stdout.readline() == "ready\n"
+        os.write(ours, b"\x03")
+        assert front.stdout.readline() == f"{signal.SIGINT:d} {signal.SIGTERM:d} []\n"
+    os.close(ours)
+    os.close(theirs)
