@@ -21,16 +21,18 @@ from certificate_api import CertificateApi
 from confcom.cli.root import run
 from confcom.errors import ConfigError
 from confcom.formats.open_enclave import OeReportHeader, OeReportType
+from confcom.formats.sgx import ReportBody
 from confcom.formats.text import encode_base64url
 from confcom.pki.roots import TrustRoots, simulated_world
-from confcom.services.attestation.attestation_store import AttestationStore
+from confcom.services.attestation.appraiser import NONCE_BOUND
+from confcom.services.attestation.attestation_store import AttestationStore, StoredPolicy
 from confcom.services.attestation.signing_keys import make_key
 from confcom.simulator.td import td_report
 from confcom.simulator.world import SimulatedWorld
-from confcom.tokens.azure import DEFAULT_POLICY, policy_hash
+from confcom.tokens.azure import DEFAULT_POLICY, AttestationType, policy_hash, sgx_claims
 from confcom.tokens.jws import ReadJws, SigningKey
 from confcom.tokens.policy_jws import wrap
-from confcom.tokens.policy_language import MAX_TEXT
+from confcom.tokens.policy_language import MAX_TEXT, is_reserved
 from running_attestation_service import (
     API,
     NOW,
@@ -429,6 +431,52 @@ def test_a_draft_is_tried_on_recorded_evidence_before_it_is_set(
     # Nothing of it was set.
     assert service.attest(enclave_quote(world)).status == 200
     assert service.ask(f"/policies/SgxEnclave:dryRun?{API}", PERMIT).status == 401
+
+
+def test_every_claim_of_the_service_is_reserved(
+    service: RunningAttestation, world: SimulatedWorld, tmp_path: Path
+) -> None:
+    key = SigningKey.from_pem(make_key(tmp_path, "ec", NOW, simulated=True).read_bytes(), "")
+    assert service.administer("/policies/SgxEnclave", _signed(key), method="PUT").status == 200
+    nonce = service.ask(f"/nonces?{API}", b"").json["nonce"]
+    bound = {"nonce": nonce, "bindNonce": True}
+    td = world.platform.quote_td(td_report("td", bytes(64)))
+    tokens = [
+        service.attest(enclave_quote(world, HELD), runtimeData=_data(HELD), nonce="n"),
+        service.attest(enclave_quote(world, HELD), runtimeData=_data(HELD, "JSON")),
+        service.attest(enclave_quote(world, nonce.encode() + HELD), runtimeData=_data(HELD), **bound),
+        service.attest(td, "TdxVm"),
+    ]
+    names = {name for token in tokens for name in token.claims}
+    assert {"nonce", NONCE_BOUND, "x-ms-policy-signer", "x-ms-sgx-ehd", "x-ms-runtime", "tdx_mrtd"} <= names
+    assert [name for name in names if not is_reserved(name)] == []
+    assert [name for name in sgx_claims(ReportBody.parse(bytes(48) + b"\xff" * 336)) if not is_reserved(name)] == []
+
+
+def test_no_policy_speaks_for_the_service(service: RunningAttestation, world: SimulatedWorld) -> None:
+    forging = """version=1.0;
+authorizationrules{=> permit();};
+issuancerules{=> issue(type="own", value="free");
+  => issue(type="nonce", value="forged"); => issue(type="confcom-nonce-bound", value=true);};"""
+    for refused in (
+        service.administer("/policies/SgxEnclave", wrap(forging), method="PUT"),
+        service.administer("/policies/SgxEnclave:dryRun", forging),
+        service.attest(enclave_quote(world), draftPolicyForAttestation=forging),
+    ):
+        assert (refused.status, refused.error["code"]) == (400, "PolicyParsingError")
+        inner = refused.error["innererror"]
+        assert (inner["line"], inner["column"], inner["symbol"]) == (4, 17, '"nonce"')
+    # One that an older version took stays in force, and these rules have no effect.
+    store = AttestationStore.open(Path(service.config.store))
+    store.set_policy(AttestationType.SGX_ENCLAVE, StoredPolicy(wrap(forging), forging, None), NOW)
+    store.close()
+    for _ in range(100):
+        claims = service.attest(enclave_quote(world)).claims
+        if "own" in claims:
+            break
+        time.sleep(0.1)
+    assert claims["own"] == "free"
+    assert not {"nonce", NONCE_BOUND} & claims.keys()
 
 
 def test_a_dry_run_holds_no_thread_for_long(

@@ -38,6 +38,7 @@ from confcom.tokens.policy_language import (
     Member,
     PolicyText,
     Rule,
+    is_reserved,
 )
 
 MAX_STEPS = 200_000
@@ -52,8 +53,8 @@ MAX_QUERY = 4_096
 MAX_QUERY_DEPTH = 40
 MAX_COPIES = 64
 """How many times a query may copy its data: the product of what its multi-selects list."""
-KEPT = 64
-"""Decisions of a policy that are kept."""
+KEPT = 1 << 20
+"""Bytes, about, of the decisions of a policy that are kept."""
 TRACED = 20
 """Outcomes of a dry run that have their trace."""
 SERVICE, POLICY, CUSTOM = "AttestationService", "AttestationPolicy", "CustomClaim"
@@ -144,6 +145,7 @@ class Decisions:
         self.policy = policy
         self._types = _types_read(policy)
         self._kept: dict[tuple[Value | None, ...], Decision] = {}
+        self._size = 0
 
     def on(self, named: Mapping[str, Value]) -> Decision:
         """The decision on claims, by their types; their issuer is the service."""
@@ -154,9 +156,12 @@ class Decisions:
         decision = self._kept.get(read)
         if decision is None:
             decision = evaluate_policy(self.policy, service_claims(named))
-            if len(self._kept) >= KEPT:
-                self._kept.clear()  # not the oldest: another thread may change what is looked through
-            self._kept[read] = decision
+            made = sum(len(str(claim.value)) for rule in decision.trace for claim in rule.claims)
+            size = made + 64 * len(read) + 256 * len(decision.trace)
+            if self._size + size > KEPT:
+                self._kept, self._size = {}, 0
+            if size <= KEPT:
+                self._kept[read], self._size = decision, self._size + size
         return decision
 
 
@@ -339,6 +344,8 @@ class _Evaluation:
         made = self._made(action, named)
         if action.verb != "add" and any(claim.read_only for claim in made):
             raise PolicyEvaluationError("a read-only claim cannot be issued, nor what a function made of it")
+        if action.verb == "issue" and (ours := [claim.type for claim in made if is_reserved(claim.type)]):
+            raise PolicyEvaluationError(f"the service alone states {ours[0]!r}: no policy issues it")
         self.room -= sum(len(str(claim.value)) for claim in made)
         if self.room < 0:
             raise PolicyEvaluationError(f"the policy makes claims of more than {MAX_MADE} characters")
@@ -347,7 +354,8 @@ class _Evaluation:
         if action.verb == "issueproperty":
             self.properties.update((claim.type, claim.value) for claim in made)
         elif action.verb == "issue":
-            self.issued.update((_exact(claim), claim) for claim in made)
+            # With the type: `True` and `1` are equal in Python, and different values of the language.
+            self.issued.update(((type(claim.value), claim), claim) for claim in made)
         if section != CONFIGURATION:
             self.add(made)
         return made
@@ -393,11 +401,6 @@ class _Evaluation:
         return _typed(_one(self._values(expression, named), what), str, what)
 
 
-def _exact(claim: Claim) -> tuple[type, Claim]:
-    """What distinguishes claims: `True` and `1` are equal in Python, and different values of the language."""
-    return type(claim.value), claim
-
-
 def _one(values: Sequence[Value], what: str) -> Value:
     if len(values) != 1:
         raise PolicyEvaluationError(f"{what} is one value, found {len(values)}")
@@ -435,15 +438,12 @@ def _typed_set(values: Sequence[Value]) -> set[tuple[type, Value]]:
     return {(type(value), value) for value in values}
 
 
-def _is_subset(one: Sequence[Value], other: Sequence[Value]) -> bool:
-    return _typed_set(one) <= _typed_set(other)
-
-
-def _contains_only(found: Sequence[Value], wanted: Sequence[Value]) -> bool:
-    return _typed_set(found) == {(type(value), value) for value in (_one(wanted, "the value of ContainsOnlyValue"),)}
-
-
-_SET_FUNCTIONS: dict[str, Callable[..., bool]] = {"IsSubsetOf": _is_subset, "ContainsOnlyValue": _contains_only}
+_SET_FUNCTIONS: dict[str, Callable[..., bool]] = {
+    "IsSubsetOf": lambda one, other: _typed_set(one) <= _typed_set(other),
+    "ContainsOnlyValue": lambda found, wanted: (
+        _typed_set(found) == _typed_set([_one(wanted, "the value of ContainsOnlyValue")])
+    ),
+}
 
 
 def _append(one: Value, other: Value) -> tuple[Value, ...]:
@@ -452,10 +452,6 @@ def _append(one: Value, other: Value) -> tuple[Value, ...]:
     if len(appended) > MAX_STRING:
         raise PolicyEvaluationError(f"AppendString makes {len(appended)} characters, at most {MAX_STRING} are kept")
     return (appended,)
-
-
-def _negate(value: Value) -> tuple[Value, ...]:
-    return (not _typed(value, bool, "the argument of NegateBool"),)
 
 
 _BARE_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
@@ -596,5 +592,5 @@ def _compiled(query: str) -> Any:  # noqa: ANN401 - a node of jmespath
 _FUNCTIONS: dict[str, Callable[..., tuple[Value, ...]]] = {
     "JsonToClaimValue": _json_to_claim_value,
     "AppendString": _append,
-    "NegateBool": _negate,
+    "NegateBool": lambda value: (not _typed(value, bool, "the argument of NegateBool"),),
 }

@@ -44,6 +44,13 @@ FUNCTIONS = {
 CLAIM_PROPERTIES = ("type", "value", "valueType", "issuer")
 VALUE_TYPES = ("String", "Integer", "Boolean")
 _ORDERED = ("<", "<=", ">", ">=")
+RESERVED = frozenset((
+    "attester_tcb_status", "cnf", "dbgstat", "exp", "fmspc", "iat", "intuse", "iss", "jti", "nbf", "nonce",
+    "policy-hash", "policy_hash", "policy_signer", "rp_data", "simulated", "submods", "tcb-status", "ver",
+))  # fmt: skip
+RESERVED_PREFIXES = ("aas-", "confcom-", "ear.", "eat_", "maa-", "tdx_", "x-ms-")
+"""With `RESERVED` the claims by which the service speaks: those of JWT, EAT and EAR, Azure's with their older names,
+ours and those of login tokens. The older names that Azure's default policy issues are free, such as `sgx-mrsigner`."""
 
 _GRAMMAR = r"""
 start: version section*
@@ -100,13 +107,17 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Defect:
-    """One departure from the grammar. `replacement` takes the place of the text, where a repair is certain."""
+    """One departure from the grammar. `replacement` takes the place of the text, where a repair is certain.
+
+    A policy with one that is `harmless` can be evaluated: the rule has no effect.
+    """
 
     symbol: str
     place: Place
     rule: str
     message: str
     replacement: str | None = None
+    harmless: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """The defect for machines: `symbol`, `line`, `column`, `rule`, `message`, and `replacement` where known."""
@@ -209,16 +220,22 @@ class PolicyText:
     text: str = field(repr=False)
 
 
-def parse_policy(text: str) -> PolicyText:
-    """Read a policy strictly.
+def parse_policy(text: str, *, in_force: bool = False) -> PolicyText:
+    """Read a policy strictly. One `in_force` may have harmless defects: an older version took it.
 
     Raises:
-        PolicyTextError: the first departure from the grammar.
+        PolicyTextError: the first departure from the grammar, or the first rule that issues a reserved claim.
     """
     policy, defects = lint_policy(text)
-    if defects:
-        raise PolicyTextError(defects[0])
+    for defect in defects:
+        if not (in_force and defect.harmless):
+            raise PolicyTextError(defect)
     return policy
+
+
+def is_reserved(claim: str) -> bool:
+    """Whether the service alone states this claim."""
+    return claim in RESERVED or claim.startswith(RESERVED_PREFIXES)
 
 
 def lint_policy(text: str) -> tuple[PolicyText, tuple[Defect, ...]]:
@@ -431,6 +448,8 @@ class _Reader:
                 copied = value
             else:
                 properties[key] = self._expression(value)
+                if verb == "issue" and key == "type":
+                    self._check_issued(value, properties[key])
         self._check_claim(name, verb, properties, copied)
         return Action(verb, properties, copied)
 
@@ -451,6 +470,11 @@ class _Reader:
         if getattr(value, "data", "") != "bare":
             raise self._error(name, "claim= takes an identifier of this rule")
         return "claim", self._known(value.children[0])
+
+    def _check_issued(self, written: Node, kind: Expression) -> None:
+        if isinstance(kind, Literal) and isinstance(kind.value, str) and is_reserved(kind.value):
+            message = "the service alone states this claim; issue it under another name"
+            self._slip(written.meta, message, None, harmless=True)
 
     def _check_claim(self, name: Token, verb: str, properties: dict[str, Expression], copied: str | None) -> None:
         if copied is not None:
@@ -543,10 +567,10 @@ class _Reader:
     def _path(self) -> str:
         return f"policy > {self.section}"
 
-    def _slip(self, token: Node, message: str, replacement: str) -> None:
+    def _slip(self, token: Node, message: str, replacement: str | None, *, harmless: bool = False) -> None:
         place = _place(token)
         symbol = self.text[place.start : place.end][:40]
-        self.defects.append(Defect(symbol, place, self._path, message, replacement))
+        self.defects.append(Defect(symbol, place, self._path, message, replacement, harmless))
 
     def _error(self, token: Node, message: str) -> PolicyTextError:
         place = _place(token)

@@ -59,6 +59,20 @@ def test_what_no_token_can_hold_is_a_fault_of_its_rule(value: str, fault: str) -
     json.dumps([each.as_dict() for each in decision.trace], ensure_ascii=False).encode()
 
 
+@pytest.mark.parametrize(
+    "rules",
+    [
+        '=> add(type="nonce", value="forged"); c:[type=="nonce"] => issue(claim=c);',
+        '=> add(type="a", value="iss"); c:[type=="a"] => issue(type=c.value, value=1);',
+        '=> issue(type=AppendString("confcom-", "nonce-bound"), value=true);',
+    ],
+)
+def test_a_name_of_the_service_that_a_policy_computes_is_a_fault_of_its_rule(rules: str) -> None:
+    decision = _decide(issuance=f'{rules} => issue(type="b", value=1);')
+    assert decision.claims() == {"b": 1}
+    assert "the service alone states" in decision.trace[-2].fault
+
+
 def test_values_at_the_ends_of_what_tokens_hold_are_issued() -> None:
     written = '[-9223372036854775808,9223372036854775807,\\"\\\\ud83d\\\\ude00\\"]'
     decision = _decide(issuance=f'=> issue(type="a", value=JsonToClaimValue("{written}"));')
@@ -79,9 +93,25 @@ issuancerules{c:[type=="svn"] => issue(type="svn", value=c.value); ![type=="x"] 
     assert decisions.on(SGX | {"x": ""}).claims() == {"svn": 7}
     assert not decisions.on(SGX | {"debug": True}).permitted
     assert decisions.on(SGX) is first
-    for number in range(2 * KEPT):
-        assert decisions.on(SGX | {"svn": number}).claims()["svn"] == number
-    assert len(decisions._kept) <= KEPT
+
+
+def test_kept_decisions_are_bounded_by_their_size() -> None:
+    """A policy may make a megabyte of claims of what it reads, and has thousands of rules."""
+    text = """version=1.2;authorizationrules{=> permit();};
+issuancerules{c:[type=="data"] => issue(type="a", value=c.value);
+c:[type=="data"] => issue(type="b", value=c.value);};"""
+    decisions = Decisions(parse_policy(text))
+    for number in range(300):
+        data = f"{number:08}" * 2_000
+        assert decisions.on({"data": data}).claims() == {"a": data, "b": data}
+    assert 10 < len(decisions._kept) < KEPT / 32_000
+    assert decisions.on({"data": data}) is decisions.on({"data": data})
+    large = {"data": "x" * (KEPT // 2)}
+    assert decisions.on(large) is not decisions.on(large)
+    many = Decisions(parse_policy(f"version=1.2;authorizationrules{{{'=> permit();' * 2_000}}};"))
+    for number in range(20):
+        many.on({str(place): "" for place in range(number)})
+    assert len(many._kept) <= 2
 
 
 def test_threads_decide_by_one_policy() -> None:
@@ -98,7 +128,7 @@ def test_threads_decide_by_one_policy() -> None:
             assert all(threads.map(decide, range(4)))
     finally:
         sys.setswitchinterval(interval)
-    assert len(decisions._kept) <= KEPT + 4
+    assert len(decisions._kept) <= KEPT / 256 + 4
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,31 @@ def test_what_breaks_the_grammar_is_refused_at_its_place(
         assert set(defect.as_dict()) == {"symbol", "line", "column", "rule", "message"}
 
 
+@pytest.mark.parametrize(
+    "name", ["nonce", "iss", "exp", "confcom-nonce-bound", "x-ms-sgx-ehd", "x-ms-policy-signer", "tdx_rtmr0", "cnf"]
+)
+def test_a_claim_of_the_service_is_issued_by_no_policy(name: str) -> None:
+    text = _issue(f'\n c:[type=="a"] => issue(value=c.value, type="{name}"); => issue(type="b", value=1);')
+    with pytest.raises(PolicyTextError, match="the service alone states this claim") as refused:
+        parse_policy(text)
+    defect = refused.value.defect
+    assert (defect.symbol, defect.place.line, defect.place.column) == (f'"{name}"', 2, 45)
+    assert defect.rule == "policy > issuancerules"
+    policy, (listed,) = lint_policy(text)
+    assert (listed, repaired(text, [listed])) == (defect, text)
+    # One that was set before this was refused still decides.
+    assert parse_policy(text, in_force=True) == policy
+    with pytest.raises(PolicyTextError, match="==") as other:
+        parse_policy(text.replace('type=="a"', 'type="a"'), in_force=True)
+    assert other.value.defect.symbol == "="
+
+
+def test_names_that_azures_default_policy_issues_are_free() -> None:
+    for name in ("is-debuggable", "sgx-mrsigner", "sgx-mrenclave", "product-id", "svn", "tee", "aud", "mrsigner", "n"):
+        parse_policy(_issue(f'=> issue(type="{name}", value=1);'))
+    parse_policy(_issue('=> add(type="nonce", value=1); c:[type=="nonce"] => issue(type="a", value=c.value);'))
+
+
 _WORDS = (
     'version = 1.2 ; authorizationrules issuancerules { } => permit ( ) deny add issue type value , == "a" c : [ ] ! '
     "&& c.value 1 true JmesPath claim “b” //"

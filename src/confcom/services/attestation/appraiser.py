@@ -36,8 +36,8 @@ from confcom.tokens.policy_evaluation import Decision, Decisions, Recorded, clai
 from confcom.tokens.policy_jws import certificate_jwk, read_policy
 from confcom.tokens.policy_language import PolicyText, PolicyTextError, parse_policy
 
-_PARSED = 64
-"""Parsed policies that are kept."""
+_PARSED = 8
+"""Parsed policies that are kept: one of each type is in force, and the last ones may come back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,7 +372,7 @@ class Appraiser:
         found = self._parsed.get(text)
         if found is None:
             try:
-                found = Decisions(parse_policy(text))
+                found = Decisions(parse_policy(text, in_force=keep))
             except PolicyTextError as error:
                 raise AzureError(error.message, "PolicyParsingError", advice=error.advice()) from error
             if keep:
