@@ -18,7 +18,7 @@ from confcom.pki.certificate import PemChain, load_chain
 from confcom.pki.chain import ChainKind, VerifiedChain, Window, verify_chain
 from confcom.pki.crl import Crl
 from confcom.pki.der import Certificate
-from confcom.pki.ecdsa import KnownSignatures
+from confcom.pki.ecdsa import Known
 from confcom.pki.memory import Memory
 from confcom.pki.proof import PROOF, Proof
 from confcom.pki.roots import TrustRoot, TrustRoots
@@ -35,7 +35,7 @@ _TITLES = {
     "qe_identity": "QE identity",
 }
 SIGNATURES = 64
-"""Signatures over certificates of CAs, CRLs and signed JSON that one verifier remembers: six to nine per collateral."""
+"""Signatures by CAs and TCB signing keys, and issuers of chains, that one verifier remembers: nine per collateral."""
 PCK_CHAIN_BESIDE = "the PCK chain beside the quote"
 """The name of a chain that was given with the quote, and not in a folder of collateral."""
 _CHAINS = {
@@ -213,13 +213,12 @@ class VerifiedCollateral(Proof):
         Proof.__post_init__(self, proof)
         documents, crls = (self.tcb_info, self.qe_identity), (self.pck_crl, self.root_ca_crl)
         chains = self.pck_ca_chain, self.tcb_signing, self.qe_signing
-        certificates = [certificate for chain in chains for certificate in chain.certificates]
-        begins = [one.issue_date for one in documents] + [one.this_update for one in crls]
-        ends = [one.next_update for one in (*documents, *crls)]
-        begins += [one.not_before for one in certificates]
-        object.__setattr__(self, "valid_from", max(begins))
-        object.__setattr__(self, "earliest_issue", min(begins))
-        object.__setattr__(self, "valid_until", min(ends + [one.not_after for one in certificates]))
+        issued = [one.issue_date for one in documents] + [one.this_update for one in crls]
+        issued += [certificate.not_before for chain in chains for certificate in chain.certificates]
+        ends = [one.next_update for one in (*documents, *crls)] + [one.valid_until for one in chains]
+        object.__setattr__(self, "valid_from", max(issued))
+        object.__setattr__(self, "earliest_issue", min(issued))
+        object.__setattr__(self, "valid_until", min(ends))
 
     def __repr__(self) -> str:
         end = f"{self.earliest_expiration:%Y-%m-%d}"
@@ -286,7 +285,7 @@ def stale_windows(windows: Iterable[Window], now: datetime) -> tuple[Window, ...
 
 
 def verify_collateral(
-    collateral: Collateral, *, roots: TrustRoots, known: KnownSignatures | None = None
+    collateral: Collateral, *, roots: TrustRoots, known: Known | None = None
 ) -> VerifiedCollateral:
     """Verify every signature of the collateral, whatever the time.
 
@@ -303,7 +302,7 @@ def verify_collateral(
     `known` are not computed again.
     """
     content, blamed = collateral.content(), collateral.blamed
-    known = KnownSignatures(SIGNATURES) if known is None else known
+    known = Memory(SIGNATURES) if known is None else known
     # (1)
     pck_ca, tcb_signing, qe_signing = _issuer_chains(collateral, roots, known)
     root_ca_crl, pck_crl = content.root_ca_crl, content.pck_crl
@@ -348,7 +347,7 @@ def verify_collateral(
 
 
 def _issuer_chains(
-    collateral: Collateral, roots: TrustRoots, known: KnownSignatures
+    collateral: Collateral, roots: TrustRoots, known: Known
 ) -> tuple[VerifiedChain, VerifiedChain, VerifiedChain]:
     step, chains = "collateral-issuer-chains", collateral.content().chains
 

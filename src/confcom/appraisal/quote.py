@@ -76,7 +76,7 @@ from confcom.formats.tdx import TdReportBody10, TdReportBody15, td_base
 from confcom.pki import ecdsa
 from confcom.pki.certificate import load_chain
 from confcom.pki.chain import VerifiedChain, Window, verify_chain
-from confcom.pki.ecdsa import KnownSignatures
+from confcom.pki.ecdsa import Known
 from confcom.pki.memory import Memory
 from confcom.pki.proof import PROOF, Proof
 from confcom.pki.roots import TrustRoot, TrustRoots
@@ -104,6 +104,10 @@ CACHE_SIZE = 256
 _ATTESTERS = 16
 """Attesters of one platform that are remembered: one for each attestation key of its QE and each TDX module."""
 
+# Members of enumerations are looked up once: Python 3.11 calls a function for each access.
+_REVOKED, _PCK_CHAIN = TcbStatus.REVOKED, CertificationDataType.PCK_CERTIFICATE_CHAIN
+_TEE_NAMES = {tee: tee.name for tee in TeeType}
+
 _OTHER_PLATFORM = "Fetch the collateral that belongs to this platform (its TEE, FMSPC, PCE-ID and CA) and verify again."
 
 
@@ -123,9 +127,8 @@ class _Platform(msgspec.Struct):
 
     @classmethod
     def of(cls, chain: VerifiedChain, collateral: VerifiedCollateral) -> _Platform:
-        begins = [certificate.not_before for certificate in chain.certificates]
-        ends = [certificate.not_after for certificate in chain.certificates]
-        begin, end = max(collateral.valid_from, *begins), min(collateral.valid_until, *ends)
+        begin = max(collateral.valid_from, chain.valid_from)
+        end = min(collateral.valid_until, chain.valid_until)
         return cls(chain, collateral, begin, end, Memory(_ATTESTERS))
 
     def stale(self, now: datetime) -> tuple[Window, ...]:
@@ -246,9 +249,10 @@ class QuoteVerifier:
     def __init__(self, roots: TrustRoots, *, cache_size: int = CACHE_SIZE) -> None:
         self.roots = checked_type(roots, TrustRoots, "roots")
         self._cache_size = checked_int(cache_size, "cache_size", 32)
-        self._signatures = KnownSignatures(SIGNATURES)
+        self._signatures = Memory(SIGNATURES)
         self._collateral: Memory[VerifiedCollateral] = Memory(cache_size)
         self._platforms: Memory[_Platform] = Memory(cache_size)
+        self._tcbs: Memory[TcbEvaluation] = Memory(cache_size)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # For another process: it remembers nothing yet.
@@ -275,12 +279,15 @@ class QuoteVerifier:
         # (6) to (9), (11) what the QE and the SVNs decide
         statement, qe_signature = _statement(parsed), certification.qe_report_signature
         known = platform.attesters.get(statement, qe_signature)
-        key, tcb = known or _attester(parsed, platform)
+        judged = b"" if known else _judged(parsed, platform)
+        key, tcb = known or _attester(parsed, platform, self._tcbs.get(judged))
         # (10) the attestation key signed this quote
         signed = sha256(parsed.signed_bytes).digest()
         ecdsa.verify(key, parsed.signature.signature, signed, step="quote-signature", what="the quote")
         if known is None:
             platform.attesters.add(statement, (key, tcb), exact=qe_signature)
+            if judged not in self._tcbs:
+                self._tcbs.add(judged, tcb)
         if not any_tcb:
             _refuse_hopeless(tcb)
         # (12) dates
@@ -295,16 +302,15 @@ class QuoteVerifier:
         )
 
     def _platform(self, chain_pem: bytes, collateral: Collateral, tee: TeeType) -> _Platform:
-        content, name = collateral.content(), tee.name.encode()
-        wrapping = sha256(b"".join((content.exact, name, chain_pem))).digest()
+        content, of_tee = collateral.content(), bytes((tee,))
+        wrapping = content.exact + of_tee + sha256(chain_pem).digest()
         known = self._platforms.get_wrapped(wrapping)
         if known is not None:
             return known
         beside = chain_pem is collateral.pck_certificate_chain
         with _blamed_on(collateral, beside=beside):
             received = load_chain(chain_pem, structure="PCK chain")
-        statement = sha256(b"".join((content.statement, received.statement, name))).digest()
-        exact = sha256(content.exact + received.exact).digest()
+        statement, exact = content.statement + of_tee + received.statement, content.exact + received.exact
         known = self._platforms.get(statement, exact, wrapping=wrapping)
         if known is not None:
             return known
@@ -342,7 +348,7 @@ def pck_chain_of(quote: Quote, beside: bytes | None) -> bytes:
     without a chain beside, are a `FormatError`.
     """
     kind = quote.signature.certification.certification_data.type
-    if kind is CertificationDataType.PCK_CERTIFICATE_CHAIN:
+    if kind is _PCK_CHAIN:
         return quote.signature.certification.certification_data.data
     if kind in PPID_TYPES and beside is not None:
         return beside
@@ -367,7 +373,7 @@ def _check_named_platform(certification: QeReportCertification, pck: PckExtensio
 
     A quote names the raw TCB, or that of its certificate: CPUSVN as the QE reports it, or as the certificate says.
     """
-    if certification.certification_data.type is CertificationDataType.PCK_CERTIFICATE_CHAIN:
+    if certification.certification_data.type is _PCK_CHAIN:
         return
     named = certification.certification_data.ppid()
     cpu_svns = pck.tcb.cpu_svn, certification.qe_report.cpu_svn
@@ -418,7 +424,7 @@ def _check_fit(chain: VerifiedChain, collateral: VerifiedCollateral, tee: TeeTyp
     # (5) the TCB info is this platform's
     info, pck = collateral.tcb_info, chain.extension
     step = "tcb-info-match"
-    if tee.name != info.id:
+    if _TEE_NAMES[tee] != info.id:
         raise refuse("tcb_info", step, "TEE", tee.name, info.id)
     if pck.fmspc != info.fmspc:
         raise refuse("tcb_info", step, "FMSPC", pck.fmspc.hex(), info.fmspc.hex())
@@ -443,11 +449,14 @@ def _check_not_revoked(chain: VerifiedChain, collateral: VerifiedCollateral) -> 
             )
 
 
-def _attester(quote: Quote, platform: _Platform) -> _Attester:
-    """Steps 6 to 9 and 11, remembered for each QE report, key and set of SVNs of the platform."""
+def _attester(quote: Quote, platform: _Platform, tcb: TcbEvaluation | None) -> _Attester:
+    """Steps 6 to 9 and 11, remembered for each QE report, key and set of SVNs of the platform.
+
+    `tcb` is the TCB of all that is `_judged`, if the same was judged before.
+    """
     certification, key = quote.signature.certification, quote.signature.attestation_key
     # (6) the TDX modules are ones that Intel describes
-    modules = _match_modules(quote, platform)
+    modules = _match_modules(quote, platform) if tcb is None else ()
     # (7) the PCK key signed the QE report
     signed = sha256(bytes(certification.qe_report)).digest()
     pck, signature = platform.chain.leaf, certification.qe_report_signature
@@ -461,10 +470,12 @@ def _attester(quote: Quote, platform: _Platform) -> _Attester:
             expected=expected.hex(),
             found=found.hex(),
         )
-    # (9) the QE is the one that Intel describes
-    match_qe_identity(certification.qe_report, platform.collateral.qe_identity)
-    # (11) TCB levels
-    return ecdsa.load_public_key(key, step="quote-signature"), _evaluate(quote, platform, modules)
+    if tcb is None:
+        # (9) the QE is the one that Intel describes
+        match_qe_identity(certification.qe_report, platform.collateral.qe_identity)
+        # (11) TCB levels
+        tcb = _evaluate(quote, platform, modules)
+    return ecdsa.load_public_key(key, step="quote-signature"), tcb
 
 
 def _bound(quote: Quote) -> bytes:
@@ -472,14 +483,22 @@ def _bound(quote: Quote) -> bytes:
     return sha256(quote.signature.attestation_key + quote.signature.certification.qe_authentication_data).digest()
 
 
+_QE_IDENTITY = ReportBody.place("misc_select", "isv_svn")
 _ISV_SVN, _REPORT_DATA = ReportBody.place("isv_svn"), ReportBody.place("report_data")
 _LAUNCH_SVN, _SEAM = TdReportBody10.place("tee_tcb_svn"), TdReportBody10.place("mr_signer_seam", "seam_attributes")
 _PRESENT_SVN = TdReportBody15.place("tee_tcb_svn2")
 
 
 def _statement(quote: Quote) -> bytes:
-    """The digest of all that steps 6 to 9 and 11 look at, apart from the platform."""
-    return sha256(b"".join((bytes(quote.signature.certification.qe_report), _bound(quote), _svns(quote)))).digest()
+    """All that steps 6 to 9 and 11 look at, apart from the platform."""
+    return b"".join((bytes(quote.signature.certification.qe_report), _bound(quote), _svns(quote)))
+
+
+def _judged(quote: Quote, platform: _Platform) -> bytes:
+    """All that steps 6, 9 and 11 look at, which platforms of one kind with the same QE have in common."""
+    pck, report = platform.chain.extension.tcb, bytes(quote.signature.certification.qe_report)
+    tcb = bytes(pck.sgx_components) + pck.pce_svn.to_bytes(2)
+    return b"".join((platform.collateral.statement, tcb, report[_QE_IDENTITY], _svns(quote)))
 
 
 def _svns(quote: Quote) -> bytes:
@@ -519,5 +538,5 @@ def _evaluate(quote: Quote, platform: _Platform, modules: Sequence[TdxModuleIden
 def _refuse_hopeless(tcb: TcbEvaluation) -> None:
     if tcb.status is None:
         raise TcbNotSupportedError(f"authentic, but no TCB level of Intel's list is as low as this {tcb.missing}")
-    if tcb.status is TcbStatus.REVOKED:
+    if tcb.status is _REVOKED:
         raise TcbRevokedError(f"authentic, but Intel revoked this TCB (level of {tcb.tcb_date:%Y-%m-%d})")

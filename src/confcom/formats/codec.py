@@ -60,6 +60,13 @@ class Record:
         object.__setattr__(value, "_raw", bytes(data))
         return value
 
+    @classmethod
+    def read(cls, cursor: Cursor, field: str) -> Self:
+        """Read the struct where the cursor stands."""
+        value = cls.__new__(cls)
+        object.__setattr__(value, "_raw", cursor.take((_LAYOUTS.get(cls) or _layout(cls)).struct.size, field))
+        return value
+
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - the type of the field
@@ -164,30 +171,37 @@ _CODES = re.compile(r"\d*[A-Za-z]")
 class Cursor:
     """Reads little-endian integers and byte strings; any shortage is a `FormatError` with its offset."""
 
-    __slots__ = ("data", "offset", "structure")
+    __slots__ = ("data", "end", "offset", "structure")
 
-    def __init__(self, data: bytes, structure: str, offset: int = 0) -> None:
+    def __init__(self, data: bytes, structure: str, offset: int = 0, end: int | None = None) -> None:
         self.data = data
         self.structure = structure
         self.offset = offset
+        self.end = len(data) if end is None else end
 
     @property
     def remaining(self) -> int:
         """How many bytes are left."""
-        return len(self.data) - self.offset
+        return self.end - self.offset
 
     def take(self, size: int, field: str) -> bytes:
         """Read exactly `size` bytes."""
         start, end = self.offset, self.offset + size
-        if end > len(self.data):
+        if end > self.end:
             raise self.error(f"needs {size} bytes, {self.remaining} are left", field)
         self.offset = end
         return self.data[start:end]
 
+    def part(self, size: int, field: str) -> Cursor:
+        """A cursor over the next `size` bytes alone; this one goes on behind them."""
+        start = self.offset
+        self.take(size, field)
+        return Cursor(self.data, self.structure, start, self.offset)
+
     def unpack(self, layout: struct.Struct, *fields: str) -> tuple[Any, ...]:
         """Read fields that follow one another; a shortage names the first that is not whole."""
         start, end = self.offset, self.offset + layout.size
-        if end > len(self.data):
+        if end > self.end:
             for code, field in zip(_CODES.findall(layout.format), fields, strict=True):
                 self.take(struct.calcsize(f"<{code}"), field)
         self.offset = end

@@ -174,21 +174,25 @@ def bit_string(content: bytes) -> tuple[bytes, int]:
     return value, unused
 
 
+_TIMES = {UTC_TIME: 13, GENERALIZED_TIME: 15}
+"""Bytes of each form."""
+
+
 def time(tag: int, content: bytes) -> datetime:
     """A time in UTC, of the two forms that RFC 5280 §4.1.2.5 allows."""
-    size = {UTC_TIME: 12, GENERALIZED_TIME: 14}.get(tag)
-    digits = content[:-1].decode("ascii", "replace")
-    if len(digits) != size or not digits.isdigit() or not content.endswith(b"Z"):
+    digits = content[:-1]
+    if len(content) != _TIMES.get(tag) or not digits.isdigit() or content[-1:] != b"Z":
         raise DerError("a time is not of the form YYMMDDhhmmssZ or YYYYMMDDhhmmssZ")
+    text = digits.decode()
     if tag == UTC_TIME:
-        digits = ("20" if digits < "50" else "19") + digits
+        text = ("20" if text < "50" else "19") + text
     try:
         # Newer Pythons read the hour 24 as the next day.
-        if digits[8:10] == "24":
+        if text[8:10] == "24":
             raise ValueError("an hour is at most 23")
-        return datetime.fromisoformat(f"{digits[:8]}T{digits[8:]}Z")
+        return datetime.fromisoformat(f"{text[:8]}T{text[8:]}Z")
     except ValueError as error:
-        raise DerError(f"no such time: {digits}") from error
+        raise DerError(f"no such time: {text}") from error
 
 
 # Groups of seven bits, of which the last one of a number has no high bit, and the first one is not zero alone.

@@ -34,6 +34,9 @@ class TeeType(IntEnum):
     TDX = 0x81
 
 
+# Members of enumerations are looked up once: Python 3.11 calls a function for each access.
+_SGX, _TDX = TeeType
+
 MAX_CERTIFICATION_DATA = 64 * 1024
 """Bytes. Real chains take 3.5 to 3.7 kB, Intel's libraries stop at 12,294; room is left for platform manifests."""
 
@@ -103,21 +106,22 @@ class CertificationData(msgspec.Struct, frozen=True):
     data: bytes
 
     @classmethod
-    def read(cls, cursor: Cursor, field: str) -> Self:
+    def read(cls, cursor: Cursor) -> Self:
         """Read an entry where the cursor stands."""
         start = cursor.offset
-        number, size = cursor.unpack(_ENTRY, f"{field}.type", f"{field}.size")
+        number, size = cursor.unpack(_ENTRY, "certification_data.type", "certification_data.size")
         if number not in _TYPES:
-            raise cursor.error(f"unknown type {number}, expected 1 to 7", f"{field}.type", start)
+            raise cursor.error(f"unknown type {number}, expected 1 to 7", "certification_data.type", start)
         if size > MAX_CERTIFICATION_DATA:
-            raise cursor.error(f"{size} is over the limit {MAX_CERTIFICATION_DATA}", f"{field}.size", start + 2)
-        return cls(_TYPES[number], cursor.take(size, f"{field}.data"))
+            message = f"{size} is over the limit {MAX_CERTIFICATION_DATA}"
+            raise cursor.error(message, "certification_data.size", start + 2)
+        return cls(_TYPES[number], cursor.take(size, "certification_data.data"))
 
     @classmethod
     def parse(cls, data: bytes) -> Self:
         """Read an entry that takes all of `data`."""
         cursor = Cursor(data, "CertificationData")
-        entry = cls.read(cursor, "entry")
+        entry = cls.read(cursor)
         cursor.finish()
         return entry
 
@@ -160,7 +164,7 @@ class QeReportCertification(msgspec.Struct, frozen=True):
             _QE_REPORT, "qe_report", "qe_report_signature", "qe_authentication_data.size"
         )
         authentication = cursor.take(size, "qe_authentication_data")
-        entry = CertificationData.read(cursor, "certification_data")
+        entry = CertificationData.read(cursor)
         return cls(ReportBody.parse(report), signature, authentication, entry)
 
     def __bytes__(self) -> bytes:
@@ -193,13 +197,13 @@ _SIGNATURE = struct.Struct("<64s64s")
 # Version 3 (SGX only): body at 48, signature section at 436, the QE report flat inside it.
 
 # Types 6 and 7 belong to versions 4 and 5.
-_LAST_TYPE = CertificationDataType.PCK_CERTIFICATE_CHAIN
+_LAST_TYPE, _OUTER_TYPE = CertificationDataType.PCK_CERTIFICATE_CHAIN, CertificationDataType.QE_REPORT
 
 
 def _read_body_v3(cursor: Cursor, tee: TeeType) -> ReportBody | TdReportBody:
     """Read the 384-byte report body."""
     del tee  # the header check leaves SGX only
-    return ReportBody.parse(cursor.take(ReportBody.size(), "body"))
+    return ReportBody.read(cursor, "body")
 
 
 def _read_signature_v3(cursor: Cursor) -> QuoteSignature:
@@ -224,24 +228,22 @@ def _write_signature_v3(signature: QuoteSignature) -> bytes:
 
 def _read_body_v4(cursor: Cursor, tee: TeeType) -> ReportBody | TdReportBody:
     """Read the report body: 384 bytes for SGX, 584 for TDX."""
-    if tee is TeeType.SGX:
-        return ReportBody.parse(cursor.take(ReportBody.size(), "body"))
-    return TdReportBody10.parse(cursor.take(TdReportBody10.size(), "body"))
+    return (ReportBody if tee is _SGX else TdReportBody10).read(cursor, "body")
 
 
 def _read_signature_v4(cursor: Cursor) -> QuoteSignature:
     """Read the signature section of versions 4 and 5, to its end."""
     signature, attestation_key = cursor.unpack(_SIGNATURE, "signature", "attestation_key")
     outer_at = cursor.offset
-    outer = CertificationData.read(cursor, "certification_data")
+    outer = CertificationData.read(cursor)
     cursor.finish("signature_data")
-    if outer.type != CertificationDataType.QE_REPORT:
+    if outer.type is not _OUTER_TYPE:
         raise cursor.error(f"the outer type must be 6, is {outer.type}", "certification_data.type", outer_at)
-    inner = Cursor(cursor.data, "Quote", outer_at + 6)
+    inner = Cursor(cursor.data, "Quote", outer_at + 6, cursor.offset)
     certification = QeReportCertification.read(inner)
     inner.finish("certification_data")
     entry = certification.certification_data
-    if entry.type == CertificationDataType.QE_REPORT:
+    if entry.type is _OUTER_TYPE:
         at = inner.offset - len(bytes(entry))
         raise inner.error("type 6 cannot stand inside type 6", "certification_data.certification_data.type", at)
     return QuoteSignature(signature, attestation_key, certification)
@@ -272,12 +274,12 @@ def _read_body_v5(cursor: Cursor, tee: TeeType) -> ReportBody | TdReportBody:
     kind = BODY_TYPES.get(number)
     if kind is None:
         raise cursor.error(f"unknown body type {number}, expected 1 to 4", "body.type", start)
-    if (kind is ReportBody) != (tee is TeeType.SGX):
+    if (kind is ReportBody) != (tee is _SGX):
         raise cursor.error(f"body type {number} does not fit TEE type {tee:#x}", "body.type", start)
     size = cursor.u32("body.size")
     if size != kind.size():
         raise cursor.error(f"body type {number} has {kind.size()} bytes, found {size}", "body.size", start + 2)
-    return kind.parse(cursor.take(size, "body"))
+    return kind.read(cursor, "body")
 
 
 def _write_body_v5(body: ReportBody | TdReportBody) -> bytes:
@@ -353,14 +355,11 @@ class Quote(msgspec.Struct, frozen=True):
         if len(checked_bytes(data, "quote")) > MAX_QUOTE:
             raise FormatError(f"{len(data)} bytes are over the limit {MAX_QUOTE}", structure="Quote", field="")
         cursor = Cursor(data, "Quote")
-        header = QuoteHeader.parse(cursor.take(HEADER_SIZE, "header"))
+        header = QuoteHeader.read(cursor, "header")
         version, tee = _check_header(header)
         body = version.read_body(cursor, tee)
-        size = cursor.u32("signature_data.size")
-        start = cursor.offset
-        cursor.take(size, "signature_data")
-        signature = version.read_signature(Cursor(data[: cursor.offset], "Quote", start))
-        return cls(header, body, signature, cursor.rest())
+        section = cursor.part(cursor.u32("signature_data.size"), "signature_data")
+        return cls(header, body, version.read_signature(section), cursor.rest())
 
     def __repr__(self) -> str:
         return f"<Quote {self.tee.name} v{self.header.version}, report data {self.report_data.hex()}>"
@@ -386,7 +385,7 @@ class Quote(msgspec.Struct, frozen=True):
     @property
     def tee(self) -> TeeType:
         """SGX or TDX."""
-        return TeeType.SGX if isinstance(self.body, ReportBody) else TeeType.TDX
+        return _SGX if isinstance(self.body, ReportBody) else _TDX
 
     @property
     def report_data(self) -> bytes:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import binascii
 from codecs import BOM_UTF8
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
 
+import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384, SHA512
@@ -28,8 +28,7 @@ MAX_PEM = 32 * 1024
 """Bytes of a chain. Intel's take less than 4 kB, with the text of `openssl x509 -text` 16 kB; longer is hostile."""
 
 
-@dataclass(frozen=True, slots=True)
-class PemChain:
+class PemChain(msgspec.Struct, frozen=True):
     """Certificates in the order of their PEM text.
 
     Digests, 32 bytes each: `exact` of the certificates, `statement` of what is signed in them, whatever the order and
@@ -37,13 +36,15 @@ class PemChain:
     """
 
     certificates: tuple[Certificate, ...]
-    exact: bytes = field(init=False)
-    statement: bytes = field(init=False)
+    exact: bytes
+    statement: bytes
 
-    def __post_init__(self) -> None:
-        below_root = sorted([one.signed_digest for one in self.certificates if one.issuer != one.subject])
-        object.__setattr__(self, "exact", sha256(b"".join([one.digest for one in self.certificates])).digest())
-        object.__setattr__(self, "statement", sha256(b"".join(below_root)).digest())
+    @classmethod
+    def of(cls, certificates: tuple[Certificate, ...]) -> PemChain:
+        """The chain with its digests. What is signed and the signature are all that certificates can differ in."""
+        exact = [part for one in certificates for part in (one.signed_digest, one.signature)]
+        below_root = sorted([one.signed_digest for one in certificates if not one.self_issued])
+        return cls(certificates, sha256(b"".join(exact)).digest(), sha256(b"".join(below_root)).digest())
 
 
 # By DER. Reading is no decision on trust. Only certificates that verified are kept: strangers cannot fill it.
@@ -77,7 +78,20 @@ def load_certificate(der: bytes, *, structure: str, field: str) -> Certificate:
 
 def load_chain(data: bytes, *, structure: str) -> PemChain:
     """The certificates of PEM text, as `parse_certificates` finds them."""
-    return PemChain(load_certificates(parse_certificates(data, structure=structure), structure))
+    first, _, others = data.partition(_END)
+    if first.startswith(_BEGIN) and others.startswith(_NEXT) and len(data) <= MAX_PEM:
+        try:
+            leaf = load_certificate(_decode(first[len(_BEGIN) :]), structure="", field="")
+            return PemChain.of((leaf, *_issuers(others)))
+        except (FormatError, binascii.Error):
+            pass  # read as a whole, the text says what is wrong, and where
+    return PemChain.of(load_certificates(parse_certificates(data, structure=structure), structure))
+
+
+@lru_cache(16)
+def _issuers(text: bytes) -> tuple[Certificate, ...]:
+    """The certificates after the first one, which the chains of many platforms have in common."""
+    return load_certificates(parse_certificates(text, structure="", limit=MAX_CERTIFICATES - 1), "")
 
 
 def load_certificates(ders: Iterable[bytes], structure: str) -> tuple[Certificate, ...]:
@@ -202,20 +216,7 @@ def parse_certificates(
     """
     if len(data) > size:
         raise FormatError(f"{len(data)} bytes are over the limit {size}", structure=structure, field="")
-    first, _, others = data.partition(_END)
-    if limit == MAX_CERTIFICATES and first.startswith(_BEGIN) and others.startswith(_NEXT) and len(data) <= MAX_PEM:
-        try:
-            return _decode(first[len(_BEGIN) :]), *_ders_of_issuers(others)
-        except (FormatError, binascii.Error):
-            pass  # read as a whole, the text says what is wrong, and where
-    return tuple(_der(block, structure, offset) for offset, block in _blocks(data, "CERTIFICATE", structure, limit))
-
-
-@lru_cache(16)
-def _ders_of_issuers(text: bytes) -> tuple[bytes, ...]:
-    """The DER of the blocks after the first one, which the chains of many platforms have in common."""
-    blocks = _blocks(text, "CERTIFICATE", "", MAX_CERTIFICATES - 1)
-    return tuple([_der(block, "", offset) for offset, block in blocks])
+    return tuple([_der(block, structure, offset) for offset, block in _blocks(data, "CERTIFICATE", structure, limit)])
 
 
 def parse_crl(data: bytes, *, structure: str) -> bytes:

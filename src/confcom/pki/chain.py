@@ -19,7 +19,7 @@ from confcom.errors import CertificateError, SignatureError, UntrustedRootError
 from confcom.formats.pck_extension import PckExtension
 from confcom.pki.certificate import PemChain, check_p256, load_certificates, load_chain, remember
 from confcom.pki.der import Certificate
-from confcom.pki.ecdsa import KnownSignatures, is_good
+from confcom.pki.ecdsa import Known, is_good
 from confcom.pki.proof import PROOF, Proof
 from confcom.pki.roots import TrustRoot, TrustRoots
 
@@ -40,13 +40,13 @@ ChainKind = Literal["pck", "tcb-signing", "ca"]
 _WORDS: dict[ChainKind, str] = {"pck": "PCK", "tcb-signing": "TCB signing", "ca": "PCK CA"}
 PckCa = Literal["processor", "platform"]
 
-# What the common names of a chain contain, from the leaf up to below the root. Its length is part of the profile.
-_NAMES: dict[ChainKind, tuple[str, ...]] = {
-    "pck": ("SGX PCK Certificate", "CA"),
-    "tcb-signing": ("SGX TCB Signing",),
-    "ca": ("CA",),
-}
 _ROOT_NAME = "SGX Root CA"
+# What the common names of a chain contain, from the leaf up to the root. Its length is part of the profile.
+_NAMES: dict[ChainKind, tuple[str, ...]] = {
+    "pck": ("SGX PCK Certificate", "CA", _ROOT_NAME),
+    "tcb-signing": ("SGX TCB Signing", _ROOT_NAME),
+    "ca": ("CA", _ROOT_NAME),
+}
 _MAX_CHAIN = 3
 
 # Bits of the first byte of the key usage (RFC 5280 §4.2.1.3).
@@ -57,7 +57,8 @@ _DIGITAL_SIGNATURE, _KEY_CERT_SIGN, _CRL_SIGN = 0x80, 0x04, 0x02
 class VerifiedChain(Proof):
     """A chain that ends at a trusted root; only `verify_chain` makes one. Expiry is not judged here: see `windows`.
 
-    `anchor` is the certificate at its end: one of the key of `root`.
+    `anchor` is the certificate at its end: one of the key of `root`. All are valid from `valid_from` to `valid_until`,
+    both included.
     """
 
     made_by: ClassVar[str] = "verify_chain"
@@ -67,6 +68,8 @@ class VerifiedChain(Proof):
     intermediates: tuple[Certificate, ...]
     anchor: Certificate
     root: TrustRoot
+    valid_from: datetime
+    valid_until: datetime
     _extension: PckExtension | None = field(default=None, repr=False)
     _ca: PckCa | None = field(default=None, repr=False)
     proof: InitVar[object] = None
@@ -107,7 +110,7 @@ def verify_chain(
     roots: TrustRoots,
     kind: ChainKind,
     step: str,
-    known: KnownSignatures | None = None,
+    known: Known | None = None,
 ) -> VerifiedChain:
     """Verify a chain, given as PEM, read or not, or as the DER of its certificates, up to one of the roots.
 
@@ -122,12 +125,20 @@ def verify_chain(
     """
     # (1)
     received = _load(certificates, f"{_WORDS[kind]} chain")
-    path, included_root = _arrange([*received.certificates[: _MAX_CHAIN + 1]], kind, step)
+    path, included_root = _arrange([*received.certificates], kind, step)
+    issuers = path[1:] if included_root is None else [*path[1:], included_root]
+    # Steps 2 and 3 depend on bytes alone: issuers that passed in these places need not pass again, only the leaf.
+    statement = b"".join([kind.encode(), *[one.signed_digest for one in issuers]])
+    signatures = b"".join([one.signature for one in issuers])
+    passed = known is not None and included_root is not None and known.get(statement, signatures) is True
     # (2)
-    _check_profile(path, included_root, kind, step)
+    _check_profile(path[:1] if passed else [path[0], *issuers], kind, step)
     # (3)
     anchor = included_root or _issuing_root(path[-1], roots, step)
-    _check_path(path, anchor, roots, kind, step, known)
+    if not passed:
+        _check_anchor(anchor, roots, step, known)
+    whole = [*path, anchor]
+    valid_from, valid_until = _check_path(whole, path[:1] if passed else whole, kind, step, known)
     # (4)
     root = roots.with_public_key(anchor.point)
     if root is None:
@@ -140,13 +151,17 @@ def verify_chain(
     # (5)
     extension = sgx_extension(path[0], step) if kind == "pck" else None
     ca = None if kind == "tcb-signing" else _pck_ca(path[-1], step)
-    remember((*path, anchor))
+    remember(path[:1] if passed else whole)
+    if known is not None and not passed:
+        known.add(statement, True, exact=signatures)
     return VerifiedChain(
         kind=kind,
         leaf=path[0],
         intermediates=tuple(path[1:]),
         anchor=anchor,
         root=root,
+        valid_from=valid_from,
+        valid_until=valid_until,
         _extension=extension,
         _ca=ca,
         proof=PROOF,
@@ -158,16 +173,16 @@ def _load(certificates: bytes | Sequence[bytes] | PemChain, structure: str) -> P
         return load_chain(certificates, structure=structure)
     if isinstance(certificates, PemChain):
         return certificates
-    return PemChain(load_certificates(certificates[: _MAX_CHAIN + 1], structure))
+    return PemChain.of(load_certificates(certificates[: _MAX_CHAIN + 1], structure))
 
 
 def _arrange(found: list[Certificate], kind: ChainKind, step: str) -> tuple[list[Certificate], Certificate | None]:
     """The path from the leaf to below the root, and the root if it came along."""
-    if found and _self_issued(found[0]):
+    if found and found[0].self_issued:
         found.reverse()
-    root = found.pop() if found and _self_issued(found[-1]) else None
-    expected = len(_NAMES[kind])
-    if len(found) != expected or any(_self_issued(certificate) for certificate in found):
+    root = found.pop() if found and found[-1].self_issued else None
+    expected = len(_NAMES[kind]) - 1
+    if len(found) != expected or [one for one in found if one.self_issued]:
         raise CertificateError(
             f"the {_WORDS[kind]} chain has other certificates than it should",
             step=step,
@@ -177,15 +192,8 @@ def _arrange(found: list[Certificate], kind: ChainKind, step: str) -> tuple[list
     return found, root
 
 
-def _self_issued(certificate: Certificate) -> bool:
-    return certificate.subject == certificate.issuer
-
-
-def _check_profile(path: list[Certificate], root: Certificate | None, kind: ChainKind, step: str) -> None:
-    names = [*zip(path, _NAMES[kind], strict=True)]
-    if root is not None:
-        names.append((root, _ROOT_NAME))
-    for certificate, expected in names:
+def _check_profile(certificates: list[Certificate], kind: ChainKind, step: str) -> None:
+    for certificate, expected in zip(certificates, _NAMES[kind], strict=False):
         if expected not in certificate.common_name:
             raise CertificateError(
                 f"a certificate of the {_WORDS[kind]} chain has another name than it should",
@@ -210,41 +218,38 @@ def _issuing_root(top: Certificate, roots: TrustRoots, step: str) -> Certificate
     )
 
 
-def _check_path(
-    path: list[Certificate],
-    anchor: Certificate,
-    roots: TrustRoots,
-    kind: ChainKind,
-    step: str,
-    known: KnownSignatures | None,
-) -> None:
-    """Step 3, up to the included root, or else to the trusted one that issued the path."""
-    issuers = (*path[1:], anchor)
-    # A root that came from outside must at least have signed itself.
+def _check_anchor(anchor: Certificate, roots: TrustRoots, step: str, known: Known | None) -> None:
+    """A root that came from outside must at least have signed itself."""
     if anchor.der not in [root.certificate_der for root in roots.roots]:
         _check_issued(anchor, anchor, step, known)
-    for certificate, issuer in zip(path, issuers, strict=True):
+
+
+def _check_path(
+    whole: list[Certificate], new: list[Certificate], kind: ChainKind, step: str, known: Known | None
+) -> tuple[datetime, datetime]:
+    """Step 3 for the `new` ones, from the leaf up, of all certificates with the anchor; when all are valid."""
+    for certificate, issuer in zip(new, whole[1:], strict=False):
         # PCK certificates are as many as platforms: what is remembered of one is remembered with its platform.
-        leaf_of_platform = kind == "pck" and certificate is path[0]
+        leaf_of_platform = kind == "pck" and certificate is whole[0]
         _check_issued(certificate, issuer, step, None if leaf_of_platform else known)
-    whole = [*path, anchor]
-    if max([one.not_before for one in whole]) > min([one.not_after for one in whole]):
+    begin, end = max([one.not_before for one in whole]), min([one.not_after for one in whole])
+    if begin > end:
         raise CertificateError(f"the certificates of the {_WORDS[kind]} chain were never valid together", step=step)
-    for below, certificate in enumerate(whole):
+    for below, certificate in enumerate(new):
         wrong = _extension_problem(certificate, ca=below > 0 or kind == "ca", cas_below=below - 1)
         if wrong:
             raise CertificateError(
                 f"certificate {certificate.common_name!r} of the {_WORDS[kind]} chain {wrong}", step=step
             )
+    return begin, end
 
 
-def _check_issued(certificate: Certificate, issuer: Certificate, step: str, known: KnownSignatures | None) -> None:
+def _check_issued(certificate: Certificate, issuer: Certificate, step: str, known: Known | None) -> None:
     what, by = certificate.common_name, issuer.common_name
     if certificate.issuer != issuer.subject:
         message = f"certificate {what!r} was not issued by {by!r}: it names another issuer"
         raise CertificateError(message, step=step, expected=issuer.subject_text, found=certificate.issuer_text)
-    good = is_good if known is None else known.is_good
-    if not good(issuer, certificate.signature, certificate.signed_digest):
+    if not is_good(issuer, certificate.signature, certificate.signed_digest, known):
         raise SignatureError(
             f"signature of certificate {what!r} does not match",
             step=step,

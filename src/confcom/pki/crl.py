@@ -22,7 +22,7 @@ from confcom.pki.der import (
     name_text,
     read_revocation_list,
 )
-from confcom.pki.ecdsa import KnownSignatures, is_good
+from confcom.pki.ecdsa import Known, is_good
 
 MAX_CRL = 8 << 20
 """Bytes as received. Intel's take 0.3 to 4 kB; a list of 100,000 revoked platforms would take 4 MB of DER."""
@@ -98,7 +98,7 @@ class Crl:
         return self._list.entries.get_revoked_certificate_by_serial_number(serial) is not None
 
     def verify_signature(
-        self, issuer_certificate: Certificate, *, step: str, what: str, known: KnownSignatures | None = None
+        self, issuer_certificate: Certificate, *, step: str, what: str, known: Known | None = None
     ) -> None:
         """Check that the certificate's subject issued this list and its key signed it.
 
@@ -112,8 +112,7 @@ class Crl:
                 found=self.issuer_text,
             )
         check_p256(issuer_certificate, step=step)
-        check = is_good if known is None else known.is_good
-        good = check(issuer_certificate, self.signature, self.signed_digest)
+        good = is_good(issuer_certificate, self.signature, self.signed_digest, known)
         if self._list.algorithm != ECDSA_WITH_SHA256 or not good:
             raise SignatureError(
                 f"signature of {what} does not match",

@@ -105,8 +105,8 @@ class Certificate(msgspec.Struct, frozen=True, eq=False):
     """A certificate, read in all its parts. Two are equal when their DER is.
 
     `signed` is what the issuer signed (tbsCertificate), `issuer` and `subject` the DER of the names, `point` the key
-    as 04 ‖ x ‖ y (65 bytes; empty if it is not on P-256), `signature` the DER of an ECDSA signature; `digest` and
-    `signed_digest` are SHA-256 of the DER and of what is signed.
+    as 04 ‖ x ‖ y (65 bytes; empty if it is not on P-256), `signature` the DER of an ECDSA signature, `signed_digest`
+    the SHA-256 of what is signed; `self_issued`: issuer and subject are the same.
     """
 
     der: bytes
@@ -120,8 +120,8 @@ class Certificate(msgspec.Struct, frozen=True, eq=False):
     point: bytes
     algorithm: bytes
     signature: bytes
-    digest: bytes
     signed_digest: bytes
+    self_issued: bool
     extensions: Extensions
     _key: ec.EllipticCurvePublicKey | None = None
     _sgx: PckExtension | None = None
@@ -196,7 +196,8 @@ def read_certificate(data: bytes) -> Certificate:
     """Read a certificate; raises one of `UNREADABLE`, with the reason as its text."""
     found = der.read_certificate_parts(data)
     common_name, unusual = _common_name(found.subject)
-    if found.issuer != found.subject:
+    self_issued = found.issuer == found.subject
+    if not self_issued:
         unusual |= _common_name(found.issuer)[1]
     extensions, odd = _read_extensions(found.extensions)
     key = found.public_key
@@ -213,8 +214,8 @@ def read_certificate(data: bytes) -> Certificate:
         point=key[-65:] if on_p256 else b"",
         algorithm=found.algorithm,
         signature=found.signature,
-        digest=sha256(data).digest(),
         signed_digest=sha256(found.signed).digest(),
+        self_issued=self_issued,
         extensions=extensions,
     )
     if on_p256:
@@ -276,8 +277,8 @@ class CertificateFrame(msgspec.Struct, frozen=True):
                 point=b"\x04" + xy,
                 algorithm=first.algorithm,
                 signature=signature,
-                digest=sha256(data).digest(),
                 signed_digest=sha256(signed).digest(),
+                self_issued=first.self_issued,
                 extensions=Extensions(
                     known.problem,
                     known.authority_key_id,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -13,6 +15,12 @@ from confcom.pki.memory import Memory
 
 COORDINATE_SIZE = 32
 """Bytes of x, y, r and s."""
+
+Known: TypeAlias = Memory[bool]
+"""What was good: a question about exact bytes, asked once. Signatures by key and digest of what is signed; issuers.
+
+Who is trusted, what is revoked and what has expired is not remembered here, so it is judged each time.
+"""
 
 _SHA256 = ec.ECDSA(Prehashed(hashes.SHA256()))
 
@@ -36,12 +44,9 @@ def verify(
     *,
     step: str,
     what: str,
-    known: KnownSignatures | None = None,
+    known: Known | None = None,
 ) -> None:
-    """Check r‖s (64 bytes, big-endian) over the message with this SHA-256 (32 bytes); raises `SignatureError`.
-
-    `known` remembers signatures by the keys of certificates.
-    """
+    """Check r‖s (64 bytes, big-endian) over the message with this SHA-256 (32 bytes); raises `SignatureError`."""
     if len(signature) != 2 * COORDINATE_SIZE:
         raise SignatureError(
             f"signature of {what} is not 64 bytes", step=step, expected="64 bytes", found=f"{len(signature)} bytes"
@@ -49,38 +54,28 @@ def verify(
     r = int.from_bytes(signature[:COORDINATE_SIZE], "big")
     s = int.from_bytes(signature[COORDINATE_SIZE:], "big")
     der = encode_dss_signature(r, s)
-    if not (is_good(key, der, digest) if known is None else known.is_good(key, der, digest)):
+    if not is_good(key, der, digest, known):
         raise SignatureError(
             f"signature of {what} does not match", step=step, expected="a signature by the key", found=signature.hex()
         )
 
 
-def is_good(key: ec.EllipticCurvePublicKey | Certificate, signature: bytes, digest: bytes) -> bool:
-    """Whether the key, or that of the certificate, made the signature (DER) over the message with this SHA-256."""
+def is_good(
+    key: ec.EllipticCurvePublicKey | Certificate, signature: bytes, digest: bytes, known: Known | None = None
+) -> bool:
+    """Whether the key, or that of the certificate, made the signature (DER) over the message with this SHA-256.
+
+    Signatures by keys of certificates are looked up in `known`, and kept there if they are good.
+    """
+    statement = b""
+    if isinstance(key, Certificate):
+        statement, key = key.point + digest, key.public_key
+    if known is not None and known.get(statement, signature):
+        return True
     try:
-        (key.public_key if isinstance(key, Certificate) else key).verify(signature, digest, _SHA256)
+        key.verify(signature, digest, _SHA256)
     except InvalidSignature:
         return False
+    if known is not None and statement:
+        known.add(statement, True, exact=signature)
     return True
-
-
-class KnownSignatures:
-    """Signatures by keys of certificates that were good: a question about exact bytes, asked once.
-
-    Who is trusted, what is revoked and what has expired is not remembered here, so it is judged each time.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._memory: Memory[bool] = Memory(size)
-
-    def is_good(self, key: ec.EllipticCurvePublicKey | Certificate, signature: bytes, digest: bytes) -> bool:
-        """Whether the key made the signature (DER) over the message with this SHA-256."""
-        if not isinstance(key, Certificate):
-            return is_good(key, signature, digest)
-        statement = key.point + digest
-        if self._memory.get(statement, signature):
-            return True
-        good = is_good(key, signature, digest)
-        if good:
-            self._memory.add(statement, good, exact=signature)
-        return good

@@ -122,7 +122,10 @@ class TrustRoots:
 
     def with_public_key(self, public_key: bytes) -> TrustRoot | None:
         """The root of that key (65 bytes), None when it is not trusted."""
-        return next((root for root in self.roots if root.public_key == public_key), None)
+        for root in self.roots:
+            if root.public_key == public_key:
+                return root
+        return None
 
 
 def simulated_world(roots: TrustRoots) -> bool:

@@ -38,8 +38,9 @@ from confcom.pki.crl import Crl
 from confcom.pki.roots import TrustRoots
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.machine import PckCa, SimulatedMachine
-from confcom.simulator.td import td_report
-from confcom.simulator.world import SimulatedWorld
+from confcom.simulator.qe3 import QE3
+from confcom.simulator.td import TDX_1_5, quote_td, td_report, td_report_1_5
+from confcom.simulator.world import SimulatedPlatform, SimulatedWorld
 
 
 def test_a_genuine_quote_is_authentic_and_says_that_it_is_simulated(world, make_quote, verifier, now) -> None:
@@ -305,7 +306,7 @@ def test_variants_of_one_genuine_quote_are_one_entry_and_push_nothing_out(world,
         verifier.verify(variant, collateral, now=now)
     assert victim in verifier._platforms._entries
     assert len(verifier._platforms) == 2
-    assert {len(key) for memory in (verifier._platforms, verifier._collateral) for key in memory._entries} == {32}
+    assert {len(key) for memory in (verifier._platforms, verifier._collateral) for key in memory._entries} == {32, 65}
 
 
 def test_variants_of_one_collateral_are_one_entry(world, make_quote, now) -> None:
@@ -367,6 +368,43 @@ def test_each_signature_is_verified_once_and_what_is_known_not_again(now, tee: s
     fresh = world.authority.collateral(world.machine.fmspc, world.machine.pck_ca, tee)
     renewed = replace(fresh, pck_crl=world.publish(now + timedelta(days=1)).pck_crl)
     assert _verifications(lambda: verifier.verify(quotes[0], renewed, now=now + timedelta(days=1))) == 4
+
+
+def _quotes_of_many_kinds(world: SimulatedWorld, tee: str) -> Iterator[bytes]:
+    """Of platforms at three TCBs, by quoting enclaves of three kinds, of TDs of several modules."""
+    for number, machine in enumerate(world.machines):
+        machine.tcb = [machine.tcb, machine.tcb.with_component(1, 3), replace(machine.tcb, pce_svn=2)][number]
+        chain = world.authority.pck_chain(machine)
+        if tee == "tdx":
+            for svn in (TDX_1_5, bytes(16), b"\5\1" + bytes(14), b"\0\1" + bytes(14)):
+                yield quote_td(machine, chain, td_report("td", bytes(64), svn))
+                yield quote_td(machine, chain, td_report_1_5("td", bytes(64), TDX_1_5, svn))
+            yield quote_td(machine, chain, replace(td_report("td", bytes(64)), mr_signer_seam=b"\1" * 48))
+            continue
+        for qe in (QE3, replace(QE3, isv_svn=1), replace(QE3, mr_signer=bytes(32)), replace(QE3, isv_prod_id=7)):
+            own = SimulatedPlatform(machine, world.authority, qe)
+            report = machine.launch(EnclaveDeclaration.from_names("app", "vendor"))
+            yield own.quote(report.create_report(own.init_quote().target_info, bytes(64))).quote
+
+
+@pytest.mark.parametrize("tee", ["sgx", "tdx"])
+def test_what_is_known_of_other_platforms_changes_no_verdict(now, tee: str) -> None:
+    world = SimulatedWorld.from_seed(b"seed of three machines", now=now, machines=3)
+    quotes = list(_quotes_of_many_kinds(world, tee))
+    collateral = world.authority.collateral(world.machine.fmspc, world.machine.pck_ca, tee)
+
+    def verdict(verifier: QuoteVerifier, quote: bytes) -> object:
+        try:
+            return verifier.verify(quote, collateral, now=now, any_tcb=True).tcb
+        except ConfcomError as error:
+            return str(error)
+
+    alone = [verdict(QuoteVerifier(world.trust_roots), quote) for quote in quotes]
+    assert len(set(map(str, alone))) >= 4
+    for order in (quotes, quotes[::-1]):
+        verifier, expected = QuoteVerifier(world.trust_roots), dict(zip(quotes, alone, strict=True))
+        for quote in order:
+            assert verdict(verifier, quote) == expected[quote]
 
 
 def test_a_qe_report_is_known_by_its_exact_signature(world, make_quote, verifier, now) -> None:

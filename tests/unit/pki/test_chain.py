@@ -11,8 +11,10 @@ import pytest
 from cryptography import x509
 
 import pki_builder as intel
-from confcom.errors import CertificateError, FormatError, SignatureError, UntrustedRootError
+from confcom.errors import CertificateError, ConfcomError, FormatError, SignatureError, UntrustedRootError
 from confcom.pki.chain import ChainKind, VerifiedChain, verify_chain
+from confcom.pki.ecdsa import Known
+from confcom.pki.memory import Memory
 from confcom.pki.roots import TrustRoot, TrustRoots
 
 OWN = TrustRoots((TrustRoot.from_pem(intel.pem(intel.ROOT_CERTIFICATE)),))
@@ -131,6 +133,53 @@ def test_a_wrong_signature_is_called_so(chain: tuple[intel.Certificate, ...]) ->
     with pytest.raises(SignatureError) as caught:
         _verify(*chain)
     assert caught.value.step == "(3)"
+
+
+@pytest.mark.parametrize(
+    "leaf",
+    [
+        PCK,
+        replace(PCK, serial=5),
+        replace(PCK, signer=intel.STRANGER),
+        replace(PCK, issuer="Intel SGX PCK Processor CA"),
+        replace(PCK, subject="Intel SGX Certificate"),
+        replace(PCK, begin=intel.START.replace(year=2001), end=intel.START.replace(year=2002)),
+        replace(PCK, sgx=None),
+        replace(PCK, without=(x509.KeyUsage,)),
+        replace(PCK, without=(x509.BasicConstraints,)),
+        CA,
+    ],
+)
+def test_a_leaf_below_known_issuers_is_judged_as_below_new_ones(leaf: intel.Certificate) -> None:
+    def verdict(known: Known | None) -> str:
+        try:
+            return repr(verify_chain(intel.pem(leaf, CA, ROOT), roots=OWN, kind="pck", step="(3)", known=known))
+        except ConfcomError as error:
+            return f"{type(error).__name__} {error}"
+
+    known = Memory[bool](8)
+    verify_chain(intel.pem(PCK, CA, ROOT), roots=OWN, kind="pck", step="(3)", known=known)
+    assert verdict(known) == verdict(None)
+
+
+@pytest.mark.parametrize(
+    "issuers",
+    [
+        (replace(CA, signer=intel.STRANGER), ROOT),
+        (replace(CA, serial=77), replace(ROOT, signer=intel.STRANGER)),
+        (replace(CA, path_length=None), intel.STRANGER_ROOT),
+        (ROOT, CA),
+    ],
+)
+def test_issuers_are_known_by_their_exact_bytes_and_places(issuers: tuple[intel.Certificate, ...]) -> None:
+    known = Memory[bool](8)
+    for kind, chain in (("pck", (PCK, CA, ROOT)), ("ca", (CA, ROOT)), ("tcb-signing", (SIGNING, ROOT))):
+        verify_chain(intel.pem(*chain), roots=OWN, kind=kind, step="(3)", known=known)
+    with pytest.raises(ConfcomError):
+        verify_chain(intel.pem(PCK, *issuers), roots=OWN, kind="pck", step="(3)", known=known)
+    # For a verifier with other roots what is known of their signatures is no reason to trust them.
+    with pytest.raises(UntrustedRootError):
+        verify_chain(intel.pem(PCK, CA, ROOT), roots=TrustRoots.intel(), kind="pck", step="(3)", known=known)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pki_builder as intel
 from confcom.errors import FormatError
 from confcom.pki.certificate import load_certificate, load_chain
 from confcom.pki.chain import verify_chain
-from confcom.pki.ecdsa import KnownSignatures
+from confcom.pki.ecdsa import is_good
 from confcom.pki.memory import Memory
 from confcom.pki.roots import TrustRoot, TrustRoots
 
@@ -54,13 +54,13 @@ def test_an_entry_has_one_wrapping_the_latest() -> None:
 def test_only_the_exact_signature_of_an_issuer_is_known() -> None:
     issuer = load_certificate(intel.PLATFORM_CERTIFICATE.build(), structure="CA", field="")
     leaf = load_certificate(intel.PCK_CERTIFICATE.build(), structure="PCK", field="")
-    known = KnownSignatures(4)
+    known = Memory[bool](4)
     for _ in range(2):
-        assert known.is_good(issuer, leaf.signature, leaf.signed_digest)
-        assert not known.is_good(issuer, leaf.signature, sha256(leaf.signed + b"\0").digest())
-        assert not known.is_good(issuer, leaf.signature[:-1] + bytes([leaf.signature[-1] ^ 1]), leaf.signed_digest)
-        assert not known.is_good(leaf, leaf.signature, leaf.signed_digest)
-    assert len(known._memory) == 1
+        assert is_good(issuer, leaf.signature, leaf.signed_digest, known)
+        assert not is_good(issuer, leaf.signature, sha256(leaf.signed + b"\0").digest(), known)
+        assert not is_good(issuer, leaf.signature[:-1] + bytes([leaf.signature[-1] ^ 1]), leaf.signed_digest, known)
+        assert not is_good(leaf, leaf.signature, leaf.signed_digest, known)
+    assert len(known) == 1
 
 
 def test_strangers_cannot_push_out_what_was_verified() -> None:
@@ -75,6 +75,6 @@ def test_strangers_cannot_push_out_what_was_verified() -> None:
 
 def test_what_is_known_is_no_reason_to_take_other_bytes() -> None:
     der = intel.PCK_CERTIFICATE.build()
-    assert load_certificate(der, structure="PCK", field="").digest == sha256(der).digest()
+    assert load_certificate(der, structure="PCK", field="").der == der
     with pytest.raises(FormatError):
         load_certificate(der + b"\0", structure="PCK", field="")
