@@ -249,7 +249,7 @@ class QuoteVerifier:
     def __init__(self, roots: TrustRoots, *, cache_size: int = CACHE_SIZE) -> None:
         self.roots = checked_type(roots, TrustRoots, "roots")
         self._cache_size = checked_int(cache_size, "cache_size", 32)
-        self._signatures = Memory(SIGNATURES)
+        self._signatures: Known = Memory(SIGNATURES)
         self._collateral: Memory[VerifiedCollateral] = Memory(cache_size)
         self._platforms: Memory[_Platform] = Memory(cache_size)
         self._tcbs: Memory[TcbEvaluation] = Memory(cache_size)
