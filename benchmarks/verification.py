@@ -52,7 +52,7 @@ REAL = {
 
 ROUNDS, CALLS = 20, 40
 """Blocks of each side, and calls in a block."""
-PLATFORMS = 400
+PLATFORMS = 800
 PROCESSES = 15
 NEEDS = {"new verifier": (9, 1), "first quote of a process": (9, 4), "new platform": (3, 2), "warm": (1, 0)}
 """Signatures that each has to verify (PCK CA, PCK, two CRLs, TCB signing, TCB info, identity, QE report, quote), and
@@ -140,8 +140,8 @@ def _new_platforms() -> tuple[float, float]:
     new = iter(quotes[1:])
     peer = Input("", quotes[0], collateral, root, NOW).peer()
     blocks = [
-        (_block(lambda: verifier.verify(next(new), collateral, now=NOW), CALLS // 2), _block(peer, CALLS // 2))
-        for _ in range(PLATFORMS * 2 // CALLS - 1)
+        (_block(lambda: verifier.verify(next(new), collateral, now=NOW), CALLS), _block(peer, CALLS))
+        for _ in range(PLATFORMS // CALLS - 1)
     ]
     return median(ours for ours, _ in blocks), median(theirs for _, theirs in blocks)
 

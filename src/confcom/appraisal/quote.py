@@ -25,7 +25,6 @@ one entry: variants of one genuine quote neither fill the memory nor push others
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import InitVar, dataclass
 from datetime import datetime
 from functools import partial
@@ -59,6 +58,7 @@ from confcom.errors import (
     RevokedError,
     TcbNotSupportedError,
     TcbRevokedError,
+    VerificationError,
 )
 from confcom.formats.arguments import checked_int, checked_time, checked_type
 from confcom.formats.pck_extension import PckExtension
@@ -277,10 +277,12 @@ class QuoteVerifier:
         platform = self._platform(pck_chain, collateral, parsed.tee)
         _check_named_platform(certification, platform.chain.extension, collateral)
         # (6) to (9), (11) what the QE and the SVNs decide
-        statement, qe_signature = _statement(parsed), certification.qe_report_signature
+        report, qe_signature = bytes(certification.qe_report), certification.qe_report_signature
+        bound, svns = _bound(parsed), _svns(parsed, report)
+        statement = b"".join((report, bound, svns))
         known = platform.attesters.get(statement, qe_signature)
-        judged = b"" if known else _judged(parsed, platform)
-        key, tcb = known or _attester(parsed, platform, self._tcbs.get(judged))
+        judged = b"" if known else _judged(platform, report, svns)
+        key, tcb = known or _attester(parsed, platform, report, bound, self._tcbs.get(judged))
         # (10) the attestation key signed this quote
         signed = sha256(parsed.signed_bytes).digest()
         ecdsa.verify(key, parsed.signature.signature, signed, step="quote-signature", what="the quote")
@@ -307,31 +309,29 @@ class QuoteVerifier:
         known = self._platforms.get_wrapped(wrapping)
         if known is not None:
             return known
-        beside = chain_pem is collateral.pck_certificate_chain
-        with _blamed_on(collateral, beside=beside):
+        try:
             received = load_chain(chain_pem, structure="PCK chain")
-        statement, exact = content.statement + of_tee + received.statement, content.exact + received.exact
-        known = self._platforms.get(statement, exact, wrapping=wrapping)
-        if known is not None:
-            return known
-        # (2) to a trusted root
-        with _blamed_on(collateral, beside=beside):
+            statement, exact = content.statement + of_tee + received.statement, content.exact + received.exact
+            known = self._platforms.get(statement, exact, wrapping=wrapping)
+            if known is not None:
+                return known
+            # (2) to a trusted root
             chain = verify_chain(received, roots=self.roots, kind="pck", step="pck-chain", known=self._signatures)
+        except (FormatError, VerificationError) as error:
+            # A chain that came beside the quote is a document of the collateral; the quote's own is evidence.
+            if chain_pem is collateral.pck_certificate_chain:
+                raise CollateralInvalid.of(error, collateral.place("pck_certificate_chain")) from error
+            raise
         # (3) under the same roots
-        verified = self._verified_collateral(collateral)
+        verified = self._collateral.get(content.statement, content.exact)
+        if verified is None:
+            verified = verify_collateral(collateral, roots=self.roots, known=self._signatures)
+            self._collateral.add(content.statement, verified, exact=content.exact)
         # (4) and (5) they belong together
         _check_fit(chain, verified, tee, collateral)
         platform = _Platform.of(chain, verified)
         self._platforms.add(statement, platform, exact=exact, wrapping=wrapping)
         return platform
-
-    def _verified_collateral(self, collateral: Collateral) -> VerifiedCollateral:
-        content = collateral.content()
-        verified = self._collateral.get(content.statement, content.exact)
-        if verified is None:
-            verified = verify_collateral(collateral, roots=self.roots, known=self._signatures)
-            self._collateral.add(content.statement, verified, exact=content.exact)
-        return verified
 
 
 def verify_quote(
@@ -361,11 +361,6 @@ def pck_chain_of(quote: Quote, beside: bytes | None) -> bytes:
             "collateral). To fetch its collateral, name --fmspc and --ca, which `confcom inspect` of the chain shows"
         )
     raise FormatError(message, structure="Quote", field="certification_data.type", advice=f"{advice}.")
-
-
-def _blamed_on(collateral: Collateral, *, beside: bool) -> AbstractContextManager[None]:
-    """A chain that came beside the quote is a document of the collateral; the quote's own is evidence."""
-    return collateral.blamed("pck_certificate_chain") if beside else nullcontext()
 
 
 def _check_named_platform(certification: QeReportCertification, pck: PckExtension, collateral: Collateral) -> None:
@@ -449,25 +444,26 @@ def _check_not_revoked(chain: VerifiedChain, collateral: VerifiedCollateral) -> 
             )
 
 
-def _attester(quote: Quote, platform: _Platform, tcb: TcbEvaluation | None) -> _Attester:
+def _attester(
+    quote: Quote, platform: _Platform, report: bytes, bound: bytes, tcb: TcbEvaluation | None
+) -> _Attester:
     """Steps 6 to 9 and 11, remembered for each QE report, key and set of SVNs of the platform.
 
-    `tcb` is the TCB of all that is `_judged`, if the same was judged before.
+    `report` is the QE's, `bound` what it has to say; `tcb` is the TCB of all that is `_judged`, if it is known.
     """
     certification, key = quote.signature.certification, quote.signature.attestation_key
     # (6) the TDX modules are ones that Intel describes
     modules = _match_modules(quote, platform) if tcb is None else ()
     # (7) the PCK key signed the QE report
-    signed = sha256(bytes(certification.qe_report)).digest()
-    pck, signature = platform.chain.leaf, certification.qe_report_signature
-    ecdsa.verify(pck, signature, signed, step="qe-report-signature", what="the QE report")
+    signed, signature = sha256(report).digest(), certification.qe_report_signature
+    ecdsa.verify(platform.chain.leaf, signature, signed, step="qe-report-signature", what="the QE report")
     # (8) the QE report binds the attestation key. The upper half of its report data is free: Intel's QE writes zeros.
-    expected, found = _bound(quote), bytes(certification.qe_report)[_REPORT_DATA][:32]
-    if expected != found:
+    found = report[_REPORT_DATA][:32]
+    if found != bound:
         raise BindingError(
             "the quoting enclave does not vouch for the key that signed this quote",
             step="attestation-key-binding",
-            expected=expected.hex(),
+            expected=bound.hex(),
             found=found.hex(),
         )
     if tcb is None:
@@ -489,21 +485,16 @@ _LAUNCH_SVN, _SEAM = TdReportBody10.place("tee_tcb_svn"), TdReportBody10.place("
 _PRESENT_SVN = TdReportBody15.place("tee_tcb_svn2")
 
 
-def _statement(quote: Quote) -> bytes:
-    """All that steps 6 to 9 and 11 look at, apart from the platform."""
-    return b"".join((bytes(quote.signature.certification.qe_report), _bound(quote), _svns(quote)))
-
-
-def _judged(quote: Quote, platform: _Platform) -> bytes:
+def _judged(platform: _Platform, report: bytes, svns: bytes) -> bytes:
     """All that steps 6, 9 and 11 look at, which platforms of one kind with the same QE have in common."""
-    pck, report = platform.chain.extension.tcb, bytes(quote.signature.certification.qe_report)
+    pck = platform.chain.extension.tcb
     tcb = bytes(pck.sgx_components) + pck.pce_svn.to_bytes(2)
-    return b"".join((platform.collateral.statement, tcb, report[_QE_IDENTITY], _svns(quote)))
+    return b"".join((platform.collateral.statement, tcb, report[_QE_IDENTITY], svns))
 
 
-def _svns(quote: Quote) -> bytes:
-    """All of a quote that the steps 6 and 11 look at; shorter for TDX 1.0 than for 1.5."""
-    isv_svn = bytes(quote.signature.certification.qe_report)[_ISV_SVN]
+def _svns(quote: Quote, report: bytes) -> bytes:
+    """All of a quote and its QE report that the steps 6 and 11 look at; shorter for TDX 1.0 than for 1.5."""
+    isv_svn = report[_ISV_SVN]
     if isinstance(quote.body, ReportBody):
         return isv_svn
     body = bytes(quote.body)

@@ -221,11 +221,12 @@ class Cursor:
 
     def rest(self) -> bytes:
         """Read everything that is left."""
-        return self.take(self.remaining, "rest")
+        start, self.offset = self.offset, self.end
+        return self.data[start : self.end]
 
     def finish(self, field: str = "end") -> None:
         """Refuse bytes that no field accounts for."""
-        if self.remaining:
+        if self.offset != self.end:
             raise self.error(f"{self.remaining} bytes too many", field)
 
     def error(self, message: str, field: str, offset: int | None = None) -> FormatError:

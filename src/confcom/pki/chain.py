@@ -278,9 +278,10 @@ def _extension_problem(certificate: Certificate, *, ca: bool, cas_below: int) ->
 
 def sgx_extension(leaf: Certificate, step: str) -> PckExtension:
     """Intel's SGX extension of a PCK certificate, which says nothing about the certificate's signature."""
-    if leaf.sgx_extension is None:
+    extension = leaf.sgx_extension
+    if extension is None:
         raise CertificateError("the PCK certificate has no SGX extension", step=step)
-    return leaf.sgx_extension
+    return extension
 
 
 def _pck_ca(certificate: Certificate, step: str) -> PckCa:
