@@ -284,9 +284,7 @@ def stale_windows(windows: Iterable[Window], now: datetime) -> tuple[Window, ...
     return tuple(window for window in windows if not window.contains(now))
 
 
-def verify_collateral(
-    collateral: Collateral, *, roots: TrustRoots, known: Known | None = None
-) -> VerifiedCollateral:
+def verify_collateral(collateral: Collateral, *, roots: TrustRoots, known: Known | None = None) -> VerifiedCollateral:
     """Verify every signature of the collateral, whatever the time.
 
     (1) the three issuer chains (PCK CRL, TCB info, QE identity) lead to trusted roots, and to one and the same;

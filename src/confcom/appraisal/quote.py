@@ -444,9 +444,7 @@ def _check_not_revoked(chain: VerifiedChain, collateral: VerifiedCollateral) -> 
             )
 
 
-def _attester(
-    quote: Quote, platform: _Platform, report: bytes, bound: bytes, tcb: TcbEvaluation | None
-) -> _Attester:
+def _attester(quote: Quote, platform: _Platform, report: bytes, bound: bytes, tcb: TcbEvaluation | None) -> _Attester:
     """Steps 6 to 9 and 11, remembered for each QE report, key and set of SVNs of the platform.
 
     `report` is the QE's, `bound` what it has to say; `tcb` is the TCB of all that is `_judged`, if it is known.
