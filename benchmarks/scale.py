@@ -39,7 +39,7 @@ from confcom.addon.overview import overview
 from confcom.admission.decision import AdmissionContext
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.cli.top_view import show
-from confcom.cluster.epc_overview import ClusterEpc
+from confcom.cluster.nodes import ClusterEpc
 from confcom.cluster.objects import ClusterObjects
 from confcom.collateral.archive import write_archive
 from confcom.collateral.documents import DocumentFacts, DocumentKey, VerifiedDocument, take_apart, verify_document

@@ -17,7 +17,7 @@ from confcom.protocols.epc import EpcNode, EpcPod
 from confcom.protocols.prometheus_text import Sample, parse_samples
 
 if TYPE_CHECKING:
-    from confcom.cluster.epc_overview import ClusterEpc
+    from confcom.cluster.nodes import ClusterEpc
 
 EXPORTER, HELPER = "metrics", "quote-helper"
 """Components of the add-on that measure use."""

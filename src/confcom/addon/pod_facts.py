@@ -15,7 +15,7 @@ from confcom.addon.overview import Overview, overview
 from confcom.addon.plan import STATE_REF
 from confcom.admission.pod_json import Json
 from confcom.admission.workloads import find_pods
-from confcom.cluster.epc_overview import ClusterEpc
+from confcom.cluster.nodes import ClusterEpc
 from confcom.cluster.objects import OWNER_KINDS, Object, Ref
 from confcom.errors import ClusterError, ClusterRefused, ConfigError, FormatError
 from confcom.manifests.addon import AddonState, parse_state

@@ -15,12 +15,11 @@ import msgspec
 from confcom.addon.overview import EnclaveLine, NodeLine, age
 from confcom.addon.pod_facts import Facts
 from confcom.addon.rollout import problem_of
-from confcom.admission.aesm_wiring import mounts_folder
 from confcom.admission.decision import AdmissionContext, decide_pod
 from confcom.admission.epc_amounts import read_request
 from confcom.admission.findings import Findings
 from confcom.admission.pod_json import Container, Grants, containers_of, json_object
-from confcom.admission.quote_modes import OUT_OF_PROC, mode_of, read_annotations, sets_variable
+from confcom.admission.quote_modes import OUT_OF_PROC, mode_of, mounts_folder, read_annotations, sets_variable
 from confcom.appraisal.findings import Check, finding, passed
 from confcom.errors import FormatError
 from confcom.manifests.objects import NAMESPACE

@@ -10,17 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from confcom.admission.aesm_wiring import (
-    FolderVolume,
-    Wiring,
-    find_volume,
-    mounts_folder,
-    warn_of_socket,
-    with_mount,
-    with_variable,
-    with_volume,
+from confcom.admission.epc_amounts import (
+    SgxRequest,
+    check_devices,
+    check_places,
+    normalize,
+    pod_epc,
+    read_request,
+    without_defaults,
 )
-from confcom.admission.epc_amounts import SgxRequest, normalize, pod_epc, read_request, without_defaults
 from confcom.admission.findings import Finding, Findings
 from confcom.admission.pod_json import (
     NO_GRANTS,
@@ -35,8 +33,22 @@ from confcom.admission.pod_json import (
     with_containers,
     with_label,
 )
-from confcom.admission.quote_modes import IN_PROC, OUT_OF_PROC, Annotated, Choice, mode_of, read_annotations
-from confcom.admission.uncounted import check_devices, check_places
+from confcom.admission.quote_modes import (
+    IN_PROC,
+    OUT_OF_PROC,
+    Annotated,
+    Choice,
+    FolderVolume,
+    Wiring,
+    find_volume,
+    mode_of,
+    mounts_folder,
+    read_annotations,
+    warn_of_socket,
+    with_mount,
+    with_variable,
+    with_volume,
+)
 from confcom.protocols.admission import LABEL, LABEL_VALUE
 
 DEFAULT_ACCOUNT = "default"

@@ -7,10 +7,9 @@ from itertools import islice
 from typing import NamedTuple
 
 from confcom.admission.decision import AdmissionContext, Decision, decide_pod
-from confcom.admission.epc_amounts import check_thousands
+from confcom.admission.epc_amounts import Stray, check_thousands, report_stray, stray_amounts
 from confcom.admission.findings import MAX_FINDINGS, Finding, Findings
 from confcom.admission.pod_json import Json, containers_of, json_object, json_objects, json_text
-from confcom.admission.uncounted import Stray, report, stray_amounts
 
 TEMPLATES: Mapping[str, tuple[str, ...]] = {
     "Pod": (),
@@ -62,7 +61,7 @@ def check_pod(pod: Json, context: AdmissionContext, around: Sequence[Stray] = ()
     """The webhook's decision, with refusals of what the API server would not parse."""
     mistakes = Findings()
     for stray in around:
-        report(stray, mistakes)
+        report_stray(stray, mistakes)
     for container in containers_of(pod, "initContainers", "containers"):
         check_thousands(container, mistakes)
         for variable in json_objects(container.body, "env", container.where):

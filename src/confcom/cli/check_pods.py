@@ -16,8 +16,8 @@ from confcom.cli.outputs import print_json, printable
 from confcom.errors import ConfigError
 
 if TYPE_CHECKING:
-    from confcom.admission.aesm_wiring import Wiring
     from confcom.admission.decision import Decision
+    from confcom.admission.quote_modes import Wiring
     from confcom.admission.workloads import FoundPod
 
 MAX_MANIFEST = 4 << 20

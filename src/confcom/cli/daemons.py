@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from confcom.services.metrics.exporter import MetricsConfig
     from confcom.services.metrics_api.metrics_api_config import MetricsApiConfig
     from confcom.services.quote_helper.helper import QuoteHelperConfig
-    from confcom.services.webhook.webhook_config import WebhookConfig
+    from confcom.services.webhook.webhook import WebhookConfig
 
 MAX_KEY = 4096
 """Bytes of the file with upstream's key."""
@@ -262,7 +262,7 @@ def metrics(config: MetricsConfig) -> None:
 # The admission webhook.
 
 
-@daemon("webhook", "confcom.services.webhook.webhook_config:WebhookConfig", extras="services,kube")
+@daemon("webhook", "confcom.services.webhook.webhook:WebhookConfig", extras="services,kube")
 @click.option("--listen", metavar="HOST:PORT", help="HTTPS for the API server.  [default: [::]:8443]")
 @click.option("--http", metavar="ADDRESS", help="Where /healthz, /readyz and /metrics are.  [default: [::]:9464]")
 @click.option("--namespace", metavar="NAME", help="Of the Service.  [default: confcom-system]")

@@ -20,7 +20,7 @@ from rich.text import Text
 from confcom.addon.overview import EnclaveLine, NodeLine, Overview, PodLine, age, overview
 from confcom.cli.exit_codes import ExitCode
 from confcom.cli.outputs import print_json, printable
-from confcom.cluster.epc_overview import ClusterEpc
+from confcom.cluster.nodes import ClusterEpc
 from confcom.errors import ClusterError
 from confcom.protocols.epc import in_mib
 

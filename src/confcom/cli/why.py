@@ -33,7 +33,7 @@ def why(pod: str, namespace: str | None, output: str, kubeconfig: str | None, co
 
         from confcom.addon.pod_facts import gather, place_of
         from confcom.addon.why import explain
-        from confcom.cluster.epc_overview import ClusterEpc
+        from confcom.cluster.nodes import ClusterEpc
 
         async def work() -> Explanation:
             async with ClusterEpc.open(kubeconfig, context, "confcom-why") as cluster:

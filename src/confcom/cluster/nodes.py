@@ -1,4 +1,4 @@
-"""The Node object of this node in the Kubernetes API, and what the API says of nodes and their pods.
+"""Nodes and their pods in the Kubernetes API: the node of a daemon, all of them as they change, EPC of a whole cluster.
 
 A client lasts as long as one watch, because the token of a service account is replaced every hour and is read when the
 client is made. Only `nodes/status` of the one node is ever written.
@@ -11,13 +11,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, M
 from contextlib import aclosing, suppress
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import msgspec
 from lightkube import AsyncClient
+from lightkube.core.generic_client import BasicRequest
 from lightkube.resources.core_v1 import Node
 from lightkube.types import PatchType
 
 from confcom.cluster.client import cluster_errors, missing_ok, open_client
-from confcom.cluster.objects import CLAIM_KIND, POD_KIND
-from confcom.errors import ClusterError, FormatError
+from confcom.cluster.objects import CLAIM_KIND, NODE_KIND, POD_KIND, ClusterObjects
+from confcom.errors import ClusterError, ClusterRefused, FormatError
 from confcom.protocols.custom_metrics import ScaledPod, parse_scaled_pod
 from confcom.protocols.epc import (
     CANONICAL,
@@ -29,6 +31,7 @@ from confcom.protocols.epc import (
     parse_pod,
     requested_epc,
 )
+from confcom.protocols.prometheus_text import MAX_PAGE
 
 FIELD_MANAGER = "confcom-device-plugin"
 SERVER_TIMEOUT = 300
@@ -247,3 +250,73 @@ class NodePods(Pods[EpcPod]):
                 claim = await client.get(CLAIM_KIND.resource, name, namespace=namespace)
                 found[namespace, name] = parse_claim(dict(claim))
         self.claims = found
+
+
+# The whole cluster, for `confcom top` and `confcom why`.
+
+MANY = 500
+"""Objects per answer."""
+
+
+class _Answer(msgspec.Struct):
+    message: str = ""
+
+
+_ANSWER = msgspec.json.Decoder(_Answer)
+
+
+class ClusterEpc(ClusterObjects):
+    """One cluster, with the rights of the kubeconfig's user: beside its objects the EPC of nodes and pods."""
+
+    async def nodes(self) -> list[EpcNode]:
+        """Every node."""
+        with cluster_errors("cannot list the nodes", advice="Ask for the right to list nodes."):
+            listed = self._client.list(NODE_KIND.resource, chunk_size=MANY)
+            return [parse_node(dict(document)) async for document in listed]
+
+    async def pods(self, namespace: str | None = None, labels: dict[str, str] | None = None) -> list[EpcPod]:
+        """Pods of a namespace, or of all; malformed ones are skipped."""
+        found = []
+        with cluster_errors("cannot list the pods", advice="Ask for the right to list pods."):
+            listed = self._client.list(POD_KIND.resource, namespace=namespace or "*", labels=labels, chunk_size=MANY)
+            async for document in listed:
+                try:
+                    found.append(parse_pod(dict(document)))
+                except FormatError:
+                    continue
+        return found
+
+    async def metrics(self, pod: EpcPod) -> str:
+        """The metrics page of a pod, at the first port that it declares."""
+        path = f"api/v1/namespaces/{pod.namespace}/pods/{pod.name}/proxy/metrics"
+        advice = f"Ask for the right to get pods/proxy in namespace {pod.namespace}."
+        with cluster_errors(f"cannot read the metrics of pod {pod}", advice=advice):
+            # lightkube has no proxy requests, but its inner client sends any path.
+            inner = self._client._client
+            response = await inner.send(inner.build_adapter_request(BasicRequest("GET", path)), stream=True)
+            try:
+                page = await _read(response, f"the metrics of pod {pod}")
+            finally:
+                await response.aclose()
+        if not response.is_success:
+            kind = ClusterRefused if response.status_code < 500 else ClusterError
+            message = f"cannot read the metrics of pod {pod}: {_reason(page, response.status_code)}"
+            raise kind(message, status=response.status_code, advice=advice)
+        return page.decode("utf-8", "replace")
+
+
+async def _read(response: Any, what: str) -> bytes:  # noqa: ANN401 - of lightkube's HTTP client
+    page = bytearray()
+    async for piece in response.aiter_bytes():
+        page += piece
+        if len(page) > MAX_PAGE:
+            raise ClusterError(f"{what} are over {MAX_PAGE} bytes")
+    return bytes(page)
+
+
+def _reason(page: bytes, status: int) -> str:
+    """The message of the API server; if the pod answered, its HTTP status."""
+    try:
+        return _ANSWER.decode(page).message or f"HTTP {status}"
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return f"HTTP {status}"

@@ -24,7 +24,7 @@ from confcom.services.metrics.exporter import MetricsConfig
 from confcom.services.metrics_api.metrics_api_config import MetricsApiConfig
 from confcom.services.quote_helper.helper_config import QuoteHelperConfig
 from confcom.services.runtime.process import load
-from confcom.services.webhook.webhook_config import WebhookConfig
+from confcom.services.webhook.webhook import WebhookConfig
 
 DAEMONS: dict[str, tuple[str, type[msgspec.Struct]]] = {
     "device-plugin": ("device-plugin", DevicePluginConfig),
@@ -49,7 +49,7 @@ def daemon_settings(config: AddonConfig, component: str) -> Any:
                 ours = [name for name in environment if name.startswith("CONFCOM_")]
                 fields = {name.removeprefix(prefix).lower() for name in ours}
                 assert fields <= set(kind.__struct_fields__), "a setting that nobody reads"
-                return load(kind, service=service, environment=environment, flags={})
+                return load(kind, service=service, environment=environment, flags={})[0]
     raise AssertionError(component)
 
 
