@@ -1,7 +1,7 @@
 /* Load for the quote helper: threads that connect, send one frame, read to the end of the stream, again and again, as
  * real clients do. Usage: aesm_load SOCKET THREADS SECONDS FRAME-FILE LEAST; SIGTERM ends it early. Writes the nanoseconds of
- * every answered request as unsigned 32-bit numbers in host order to standard output, "answered failed" to standard
- * error. An answer counts when it is one whole frame of at least LEAST bytes: a refusal is shorter. */
+ * every answered request as unsigned 32-bit numbers in host order to standard output, "answered failed nanoseconds" to
+ * standard error: the time until the last answer, which is later than SECONDS. An answer counts when it is one whole frame of at least LEAST bytes: a refusal is shorter. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>
@@ -91,7 +91,8 @@ int main(int argc, char **argv)
     frame_size = fread(frame, 1, sizeof frame, file);
     address.sun_family = AF_UNIX;
     strcpy(address.sun_path, argv[1]);
-    until = now() + (uint64_t)(atof(argv[3]) * 1e9);
+    uint64_t begin = now();
+    until = begin + (uint64_t)(atof(argv[3]) * 1e9);
     signal(SIGTERM, stop);
     pthread_t *ids = calloc((size_t)threads, sizeof *ids);
     struct result *results = calloc((size_t)threads, sizeof *results);
@@ -101,13 +102,15 @@ int main(int argc, char **argv)
         pthread_create(&ids[i], NULL, run, &results[i]);
     }
     size_t answered = 0, failed = 0;
-    for (int i = 0; i < threads; i++) {
+    for (int i = 0; i < threads; i++)
         pthread_join(ids[i], NULL);
+    uint64_t took = now() - begin;
+    for (int i = 0; i < threads; i++) {
         size_t kept = results[i].answered < results[i].room ? results[i].answered : results[i].room;
         fwrite(results[i].samples, sizeof(uint32_t), kept, stdout);
         answered += results[i].answered;
         failed += results[i].failed;
     }
-    fprintf(stderr, "%zu %zu\n", answered, failed);
+    fprintf(stderr, "%zu %zu %llu\n", answered, failed, (unsigned long long)took);
     return 0;
 }

@@ -121,13 +121,13 @@ class Stage:
         command = [str(self._program), str(self.path), str(threads), str(seconds), str(frame), str(asked.least)]
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
-    def end(self, clients: subprocess.Popen[bytes], seconds: float) -> Load:
+    def end(self, clients: subprocess.Popen[bytes]) -> Load:
         """Wait for the clients' own end."""
         output, told = clients.communicate()
         latencies = sorted(value / 1e9 for value in array.array("I", output))
-        answered, failed = map(int, told.split())
+        answered, failed, nanoseconds = map(int, told.split())
         assert answered == len(latencies)
-        return Load(seconds, latencies, failed)
+        return Load(nanoseconds / 1e9, latencies, failed)
 
     def is_answered(self, asked: Asked) -> bool:
         """Whether one request gets its answer."""
@@ -144,7 +144,7 @@ class Stage:
 
     def load(self, asked: Asked, threads: int, seconds: float) -> Load:
         """Ask for so many seconds."""
-        return self.end(self.begin(asked, threads, seconds), seconds)
+        return self.end(self.begin(asked, threads, seconds))
 
 
 def asked(request: DcapRequest, least: int) -> Asked:

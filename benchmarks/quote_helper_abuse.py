@@ -135,7 +135,7 @@ def _kept(stage: Stage, asked: Asked, program: Path, way: Way | None, seconds: f
         os.killpg(abuser.pid, signal.SIGKILL)
         abuser.wait()
     clients.send_signal(signal.SIGTERM)
-    return stage.end(clients, seconds)
+    return stage.end(clients)
 
 
 def _all_at_once(seconds: float) -> Iterator[Row]:
@@ -158,7 +158,7 @@ def _all_at_once(seconds: float) -> Iterator[Row]:
                 abuser.start()
             clients = stage.begin(asked, GOOD_THREADS, seconds)
             states = _watch(helper.pid, seconds)
-            during = stage.end(clients, seconds)
+            during = stage.end(clients)
             stop_abuse.set()
             for abuser in abusers:
                 abuser.join(10)

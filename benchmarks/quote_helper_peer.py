@@ -1,10 +1,10 @@
-"""The quote helper beside a plain C service, in turns of one run: quotes per second, p99, processor time per quote.
+"""The quote helper beside other AESM servers, in turns of one run: quotes per second, p99, processor time per quote.
 
-First with a QE in software: ours is the simulated platform, the peer's spins for one P-256 signature of this machine.
-Then with a QE that takes as long as one in hardware (`QE_SECONDS`, processor time, spun in both): ours is behind
+The peers are Intel's own server code, where AESM_SOURCE names its source (`aesm_intel`), and a plain C service.
+
+First with a QE in software: ours is the simulated platform, the peers spin for one P-256 signature of this machine.
+Then with a QE that takes as long as one in hardware (`QE_SECONDS`, processor time, spun in all): ours is behind
 Intel's platform with the stand-in for Intel's library, in a process of its own as on hardware.
-
-`--peer PROGRAM` names another peer, called as `aesm_reference`: PROGRAM SOCKET ANSWER-SIZE NANOSECONDS.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
+from benchmarks.aesm_intel import build_intel_server
 from benchmarks.helper_load import Asked, Load, Stage, asked, used_seconds
 from benchmarks.measure import Row, number, show
 from benchmarks.quote_helper import signature_limit
@@ -28,6 +29,9 @@ from confcom.protocols.aesm_messages import GetQuoteExRequest
 from confcom.services.quote_helper.helper import QuoteHelperConfig, serve
 from confcom.services.quote_helper.request_log import RequestLog
 
+OURS = "ours"
+Turn = tuple[Load, float]
+"""What the clients of one turn saw, and the server's processor seconds per quote."""
 ROOT = Path(__file__).resolve().parent.parent
 QE_SECONDS = 0.0035
 """3 to 4 ms were measured for a quote over a socket to hardware (attestation-rs, pull request 30)."""
@@ -35,58 +39,68 @@ STAND_IN_QUOTE = 4700
 """Bytes of the stand-in's quotes."""
 ROUNDS = 6
 SECONDS = 0.5
+"""Of one turn with a QE in software; with the other one, three times as long."""
 CLIENTS = (1, 4, 16, 64)
 
 
-def rows(peer: str = "") -> Iterator[Row]:
+def rows() -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name:
         stage = Stage(Path(name))
-        program = peer or str(stage.build("aesm_reference"))
+        programs = {"C service": stage.build("aesm_reference")}
+        intel = build_intel_server(stage.folder)
+        if isinstance(intel, Path):
+            programs = {"Intel's server": intel, **programs}
+        else:
+            print(f"  without Intel's server: {intel}")
         quotes = stage.requests()["quotes"]
         work = 1 / signature_limit()
         ours = stage.start()
-        yield from _beside(stage, ours, quotes, program, work, "QE in software")
+        yield from _beside(stage, ours, quotes, programs, work, "QE in software", SECONDS)
         request = GetQuoteExRequest(bytes(432), STAND_IN_QUOTE, bytes(ECDSA_P256_KEY_ID))
         quotes = asked(request, STAND_IN_QUOTE)
         ours = _start_on_stand_in(stage)
-        yield from _beside(stage, ours, quotes, program, QE_SECONDS, f"QE of {QE_SECONDS * 1e3:g} ms")
+        qe = f"QE of {QE_SECONDS * 1e3:g} ms"
+        yield from _beside(stage, ours, quotes, programs, QE_SECONDS, qe, 3 * SECONDS)
 
 
 def _beside(
     stage: Stage,
     ours: subprocess.Popen[str],
     quotes: Asked,
-    program: str,
+    programs: dict[str, Path],
     work: float,
     qe: str,
+    seconds: float,
 ) -> Iterator[Row]:
-    sockets = {"ours": stage.path, "peer": stage.folder / "peer.socket"}
-    command = [program, str(sockets["peer"]), str(quotes.least + 14), str(int(work * 1e9))]
-    peer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert peer.stdout is not None
-    assert "ready" in peer.stdout.readline()
-    processes = {"ours": ours, "peer": peer}
+    places = {OURS: stage.path}
+    processes = {OURS: ours}
+    for name, program in programs.items():
+        places[name] = stage.folder / f"{program.name}.socket"
+        command = [str(program), str(places[name]), str(quotes.least + 14), str(int(work * 1e9))]
+        processes[name] = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        _wait_until_ready(processes[name])
     try:
         for threads in CLIENTS:
-            loads: dict[str, list[tuple[Load, float]]] = {"ours": [], "peer": []}
+            turns: dict[str, list[Turn]] = {name: [] for name in processes}
             for _ in range(ROUNDS):
                 for name, process in processes.items():
-                    stage.path = sockets[name]
+                    stage.path = places[name]
                     before = used_seconds(process.pid)
-                    load = stage.load(quotes, threads, SECONDS)
-                    loads[name].append((load, (used_seconds(process.pid) - before) / max(1, len(load.latencies))))
-            yield _row(f"quotes, {qe}, {threads} clients", loads["ours"], loads["peer"])
+                    load = stage.load(quotes, threads, seconds)
+                    turns[name].append((load, (used_seconds(process.pid) - before) / max(1, len(load.latencies))))
+            for name in programs:
+                yield _row(f"quotes, {qe}, {threads} clients", turns[OURS], turns[name], name)
     finally:
-        stage.path = sockets["ours"]
+        stage.path = places[OURS]
         for process in processes.values():
             process.terminate()
             process.wait()
 
 
-def _row(name: str, ours: list[tuple[Load, float]], peer: list[tuple[Load, float]]) -> Row:
+def _row(name: str, ours: list[Turn], others: list[Turn], peer: str) -> Row:
     # The best third: what else runs on the machine only ever slows.
     figures = []
-    for turns in (ours, peer):
+    for turns in (ours, others):
         best = sorted(turns, key=lambda turn: turn[0].per_second, reverse=True)[: max(1, ROUNDS // 3)]
         tail = median(load.at(0.99) for load, _ in best)
         figures.append((median(load.per_second for load, _ in best), tail, median(used for _, used in turns)))
@@ -94,7 +108,12 @@ def _row(name: str, ours: list[tuple[Load, float]], peer: list[tuple[Load, float
     failed = sum(load.failed for load, _ in ours)
     note = f"p99 {tail * 1e6:,.0f} beside {other_tail * 1e6:,.0f} µs, ratio {tail / other_tail:.2f}; "
     note += f"processor {number(used * 1e6)} beside {number(other_used * 1e6)} µs each; {failed} failed"
-    return Row(name, per_second, beside=other, peer="C service", note=note)
+    return Row(name, per_second, beside=other, peer=peer, note=note)
+
+
+def _wait_until_ready(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    assert "ready" in process.stdout.readline()
 
 
 def _start_on_stand_in(stage: Stage) -> subprocess.Popen[str]:
@@ -110,8 +129,7 @@ def _start_on_stand_in(stage: Stage) -> subprocess.Popen[str]:
         [sys.executable, "-m", "benchmarks.quote_helper_peer", "--serve", str(stage.path), str(libraries)],
         stdout=subprocess.PIPE, text=True, env=os.environ | {"DCAP_STUB": str(stub.folder)},
     )  # fmt: skip
-    assert helper.stdout is not None
-    assert "ready" in helper.stdout.readline()
+    _wait_until_ready(helper)
     return helper
 
 
@@ -130,10 +148,9 @@ def _serve(socket: str, libraries: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--peer", default="")
     parser.add_argument("--serve", nargs=2)
     arguments = parser.parse_args()
     if arguments.serve:
         _serve(arguments.serve[0], Path(arguments.serve[1]))
     else:
-        show(rows(arguments.peer))
+        show(rows())

@@ -50,7 +50,7 @@ def _under_load(stage: Stage, name: str, helper: Helper, act: Callable[[Helper],
     helper = act(helper)
     elapsed = time.monotonic() - begin
     clients.send_signal(signal.SIGTERM)
-    load = stage.end(clients, elapsed)
+    load = stage.end(clients)
     note = f"of {len(load.latencies) + load.failed:,} in {elapsed:,.0f} s, {THREADS} clients; {spread(load.latencies)}"
     return helper, Row(f"requests failed, {name}", load.failed, "", note=note)
 

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import pytest
 from aesm_wire import KEY_ID, read_response, request
 from confcom import errors
 from confcom.appraisal.quote import verify_quote
+from confcom.formats.quote import Quote
 from confcom.platforms.aesm_client import AesmPlatform
 from confcom.platforms.enclave_quotes import EnclaveQuoteSource
 from confcom.platforms.intel.platform import IntelWorkerPlatform, WorkerLimits
@@ -138,6 +140,29 @@ def test_kills_under_load_fail_no_request(path: Path, platform: IntelWorkerPlatf
     finally:
         killer.join()
     assert platform.replaced >= 4
+
+
+def test_clients_at_once_get_their_own_quotes_while_workers_are_killed(
+    path: Path, platform: IntelWorkerPlatform, enclave: SimulatedEnclave
+) -> None:
+    ended = threading.Event()
+
+    def ask(number: int) -> int:
+        source, data, asked = EnclaveQuoteSource(AesmPlatform(path, simulated=True), enclave), bytes([number]) * 64, 0
+        while not ended.is_set():
+            assert Quote.parse(source.quote(data).quote).body.report_data == data
+            asked += 1
+        return asked
+
+    with ThreadPoolExecutor(4) as clients:
+        asked = [clients.submit(ask, number) for number in range(4)]
+        for _ in range(3):
+            time.sleep(0.4)
+            if (pid := platform.worker_pid) is not None:
+                os.kill(pid, signal.SIGKILL)
+        ended.set()
+    assert all(one.result() for one in asked)
+    assert platform.replaced >= 2
 
 
 def test_another_tcb_asks_the_client_for_a_new_report(

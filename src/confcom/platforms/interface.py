@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from confcom.errors import BindingError, ReportRejected
 from confcom.formats.attestation_key_id import AttestationKeyId
@@ -74,6 +74,27 @@ class Platform(Protocol):
         qe_report_info: QeReportInfo | None = None,
     ) -> QuoteResult:
         """Check the report's MAC and sign it into a quote."""
+
+
+@runtime_checkable
+class QuotesAhead(Protocol):
+    """What a `Platform` may offer besides: quotes that an event loop asks for without waiting, some ahead.
+
+    Answers come in the order of the requests. No other call may be made while requests have no answer, except after
+    `end_quote` has given None: then none of them will get one, and `quote` makes good for each.
+    """
+
+    def begin_quote(self, report: bytes, key_id: bytes, qe_report_info: bytes | None) -> int:
+        """Ask for a quote. Gives the descriptor that becomes readable with the answer, -1 where `quote` must be called.
+
+        Report (432 bytes), key id (256) and QE report info (960) have their sizes.
+        """
+
+    def end_quote(self) -> QuoteResult | None:
+        """The answer to the first request, once it is readable; raises what `quote` would.
+
+        None when there will be none, and also when it is called before the answer is there.
+        """
 
 
 def sdk_simulation_refused() -> ReportRejected:

@@ -41,6 +41,8 @@ from confcom.platforms.sgx_host import QUOTE_LIBRARY, device_obstacles, find_lib
 
 
 SUCCESS = 0
+INVALID_PARAMETER = 0xE002
+"""Also for a buffer that is too small."""
 ENCLAVE_LOST = 0xE014
 """The QE is gone (sleep, migration of the machine); the library never loads it again."""
 
@@ -82,7 +84,7 @@ _UPDATE = "Use libraries and enclaves of one DCAP release together."
 QUOTE3_ERRORS: Mapping[int, Quote3Error] = MappingProxyType(
     {
         0xE001: Quote3Error("ERROR_UNEXPECTED", "an unexpected error", _LOG),
-        0xE002: Quote3Error("ERROR_INVALID_PARAMETER", "an argument is not acceptable"),
+        INVALID_PARAMETER: Quote3Error("ERROR_INVALID_PARAMETER", "an argument is not acceptable"),
         0xE003: Quote3Error("ERROR_OUT_OF_MEMORY", "there is not enough memory", retryable=True),
         0xE004: Quote3Error("ERROR_ECDSA_ID_MISMATCH", "the stored key belongs to another platform", _KEY_STORE),
         0xE005: Quote3Error("PATHNAME_BUFFER_OVERFLOW_ERROR", "the path of an enclave file is too long"),
@@ -243,6 +245,7 @@ class IntelDcapPlatform:
 
     def __init__(self, functions: dict[str, Callable[..., int]]) -> None:
         self._functions = functions
+        self._last_size = 0
 
     @classmethod
     def load(cls, folder: Path | None = None) -> IntelDcapPlatform:
@@ -296,20 +299,35 @@ class IntelDcapPlatform:
         qe_report_info: QeReportInfo | None = None,
     ) -> QuoteResult:
         """Have the QE check the report's MAC and sign it into a quote."""
-        size = self.quote_size(key_id)
-        quote = ctypes.create_string_buffer(size)
-        info = _in(qe_report_info)
+        arguments = (_in(report), _in(key_id), info := _in(qe_report_info))
         try:
-            self._call("sgx_ql_get_quote", _in(report), _in(key_id), info, quote, size)
+            quote = self._quote(arguments, key_id)
         except ReportRejected as error:
             if report.is_of_sdk_simulation:
                 raise sdk_simulation_refused() from error
             raise
         filled = QeReportInfo.parse(info.raw) if qe_report_info is not None else None
         try:
-            return QuoteResult(without_padding(quote.raw), filled)
+            return QuoteResult(without_padding(quote), filled)
         except FormatError as error:
             raise NativeError(f"sgx_ql_get_quote: what came back is no quote: {error}") from error
+
+    def _quote(self, arguments: tuple[_Buffer, ...], key_id: AttestationKeyId | None) -> bytes:
+        """A quote in a buffer that may be longer; the size is asked for where the last one does not do."""
+        # It changes with the PCK certificate alone, and asking for it makes the library fetch that once more.
+        if self._last_size:
+            try:
+                return self._fill(arguments, self._last_size)
+            except PlatformError as error:
+                if error.native_code != INVALID_PARAMETER:
+                    raise
+        self._last_size = self.quote_size(key_id)
+        return self._fill(arguments, self._last_size)
+
+    def _fill(self, arguments: tuple[_Buffer, ...], size: int) -> bytes:
+        quote = ctypes.create_string_buffer(size)
+        self._call("sgx_ql_get_quote", *arguments, quote, size)
+        return quote.raw
 
     def _call(self, name: str, *arguments: object) -> None:
         status = self._functions[name](*arguments)

@@ -46,6 +46,11 @@ class WorkerPool:
         """The worker that gets the next request, if there is one."""
         return self._present
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether there is a spare, unless none is wanted."""
+        return self._spare is not None or not self._wants_spare
+
     def ready(self, deadline: float) -> WorkerProcess:
         """The present worker or a new one, its libraries loaded; raises what kept it from that, or `WorkerLost`."""
         with self._lock:
@@ -158,6 +163,7 @@ class IntelWorkerPlatform:
         self._pause_until = 0.0
         self._devices = devices
         self._devices_lost = False
+        self._begun = 0  # quotes that were begun and have not been ended
         self._finalizer = weakref.finalize(self, _close, self._pool, surroundings)
 
     @property
@@ -213,8 +219,29 @@ class IntelWorkerPlatform:
     ) -> QuoteResult:
         """Have the QE check the report's MAC and sign it into a quote."""
         answer = self._call(m.MakeQuote(bytes(report), _bytes(key_id), _bytes(qe_report_info)), m.Quoted)
-        filled = None if answer.qe_report_info is None else _record(QeReportInfo, answer.qe_report_info)
-        return QuoteResult(answer.quote, filled)
+        return _result(answer)
+
+    def begin_quote(self, report: bytes, key_id: bytes, qe_report_info: bytes | None) -> int:
+        """Send a request for a quote to the worker, if it has the key and nothing is wrong; see `QuotesAhead`."""
+        worker = self._pool.present
+        if worker is None or worker is not self._key_holder or not self._pool.is_complete:
+            return -1
+        if self._devices_lost or self._last_failure is not None:
+            return -1
+        watched = worker.send(m.MakeQuote(report, key_id, qe_report_info))
+        self._begun += watched >= 0
+        return watched
+
+    def end_quote(self) -> QuoteResult | None:
+        """The answer to the first request that has none; None when its worker is lost."""
+        answer = None if self._key_holder is None or not self._begun else self._key_holder.receive()
+        if isinstance(answer, m.Failed) and answer.native_code not in RESTART_STATES:
+            self._begun -= 1
+            raise self._explained(answer.error())
+        if not isinstance(answer, m.Quoted):
+            return None
+        self._begun -= 1
+        return _result(answer)
 
     def _call(self, request: m.WorkerRequest, kind: type[_Answer]) -> _Answer:
         if self._devices_lost and not self._devices():
@@ -224,9 +251,15 @@ class IntelWorkerPlatform:
         try:
             return self._call_worker(request, kind)
         except PlatformError as error:
-            if obstacles := self.device_obstacles():
-                raise PlatformUnavailable("; ".join(obstacles), retryable=True, advice=DEVICES_ADVICE) from error
-            raise
+            if (explained := self._explained(error)) is error:
+                raise
+            raise explained from error
+
+    def _explained(self, error: PlatformError) -> PlatformError:
+        """The error, or what its cause is when the devices are lost."""
+        if obstacles := self.device_obstacles():
+            return PlatformUnavailable("; ".join(obstacles), retryable=True, advice=DEVICES_ADVICE)
+        return error
 
     def _call_worker(self, request: m.WorkerRequest, kind: type[_Answer]) -> _Answer:
         if self._last_failure is not None and self._monotonic() < self._pause_until:
@@ -252,6 +285,11 @@ class IntelWorkerPlatform:
     def _ask(self, request: m.WorkerRequest, deadline: float) -> m.WorkerAnswer:
         """Ask, and ask another worker when this one is lost or has lost its enclaves."""
         tries = lost = 0
+        if self._begun:
+            # The present worker did not answer a request that was begun, most likely this one: its first try.
+            self._pool.replace()
+            tries, self._begun = 1, 0
+            deadline -= self._limits.attempt_timeout
         while True:
             try:
                 answer = self._ask_once(request, deadline, is_last=tries + 1 == MAX_TRIES)
@@ -301,6 +339,11 @@ def _record(kind: type[_Record], data: bytes) -> _Record:
         return kind.parse(data)
     except FormatError as error:
         raise NativeError(f"the worker answered nonsense: {error}") from error
+
+
+def _result(answer: m.Quoted) -> QuoteResult:
+    filled = None if answer.qe_report_info is None else _record(QeReportInfo, answer.qe_report_info)
+    return QuoteResult(answer.quote, filled)
 
 
 def _bytes(record: AttestationKeyId | QeReportInfo | None) -> bytes | None:

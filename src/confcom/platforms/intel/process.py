@@ -237,6 +237,22 @@ class WorkerProcess:
             raise self._lost(idle=True) from error
         return self._receive(deadline)
 
+    def send(self, request: WorkerRequest) -> int:
+        """Send a request without waiting. Gives the descriptor to watch for its answer, -1 when it was not sent."""
+        try:
+            self._channel.setblocking(False)
+            self._channel.send(pack(request))
+        except OSError:
+            return -1
+        return self._channel.fileno()
+
+    def receive(self) -> WorkerAnswer | None:
+        """The answer that has arrived, without waiting; None when there is none that can be read."""
+        try:
+            return parse_answer(self._channel.recv(MAX_MESSAGE))
+        except (OSError, FormatError):
+            return None
+
     def close(self) -> int | None:
         """End the process at once and forget it; its exit status, or None if it is stuck in the kernel."""
         if not self.is_ours:

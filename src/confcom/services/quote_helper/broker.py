@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from confcom.errors import ConfcomError, FormatError, NativeError, PlatformUnavailable, UnsupportedKeyId
 from confcom.formats.attestation_key_id import (
@@ -20,7 +20,7 @@ from confcom.formats.attestation_key_id import (
     QlAttestationKeyId,
 )
 from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
-from confcom.platforms.interface import Platform
+from confcom.platforms.interface import Platform, QuoteResult, QuotesAhead
 from confcom.protocols import aesm_messages as m
 from confcom.protocols.aesm_messages import IncompleteRequest, LegacyRequest, Request, Response, exchange_of, refusal
 from confcom.protocols.aesm_status import QUOTE3_QE_REPORT, AesmStatus, status_of
@@ -58,6 +58,7 @@ class AesmBroker:
 
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
+        self._ahead = platform if isinstance(platform, QuotesAhead) else None
         self._keys: dict[bytes, AttestationKeyId] = {}
         self._last_size = 0
 
@@ -80,6 +81,23 @@ class AesmBroker:
                     return plan
                 call = plan
             return Answer(self._perform(call))
+        except ConfcomError as error:
+            return self.refuse(call.request, error)
+
+    def begin(self, call: PlatformCall) -> int:
+        """Begin a platform call without blocking, as `QuotesAhead.begin_quote`; -1 where only `perform` makes it."""
+        request = call.request
+        if self._ahead is None or call.key_id is None or not isinstance(request, m.GetQuoteExRequest):
+            return -1
+        if not 0 < self._last_size <= request.buf_size:
+            return -1
+        return self._ahead.begin_quote(request.report, bytes(call.key_id), request.qe_report_info or None)
+
+    def end(self, call: PlatformCall) -> Answer | None:
+        """The answer to the first call that was begun; None when it must be performed after all."""
+        try:
+            result = None if self._ahead is None else self._ahead.end_quote()
+            return None if result is None else Answer(self._quoted(cast("m.GetQuoteExRequest", call.request), result))
         except ConfcomError as error:
             return self.refuse(call.request, error)
 
@@ -197,12 +215,16 @@ class AesmBroker:
         if not 0 < self._last_size <= request.buf_size:
             _check_room(request, self._platform.quote_size(key_id))
         info = QeReportInfo.parse(request.qe_report_info) if request.qe_report_info else None
-        result = self._platform.quote(Report.parse(request.report), key_id, info)
+        return self._quoted(request, self._platform.quote(Report.parse(request.report), key_id, info))
+
+    def _quoted(self, request: m.GetQuoteExRequest, result: QuoteResult) -> Response:
         self._last_size = len(result.quote)
         _check_room(request, self._last_size)
-        filled = None if result.qe_report_info is None or info is None else bytes(result.qe_report_info)
-        if info is not None and filled is None:
-            raise NativeError("the platform cannot make a report of its QE", native_code=QUOTE3_QE_REPORT)
+        filled = None
+        if request.qe_report_info:
+            if result.qe_report_info is None:
+                raise NativeError("the platform cannot make a report of its QE", native_code=QUOTE3_QE_REPORT)
+            filled = bytes(result.qe_report_info)
         padded = result.quote.ljust(min(request.buf_size, PAD_LIMIT), b"\0")
         return m.GetQuoteExResponse(_OK, quote=padded, qe_report_info=filled)
 

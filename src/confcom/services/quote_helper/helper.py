@@ -25,7 +25,7 @@ from confcom.services.quote_helper.connection import RequestEvent
 from confcom.services.quote_helper.connections import AesmFront
 from confcom.services.quote_helper.helper_config import QuoteHelperConfig
 from confcom.services.quote_helper.helper_metrics import QuoteHelperMetrics
-from confcom.services.quote_helper.helper_quoting import QuickQuoting, Quoting, ThreadQuoting
+from confcom.services.quote_helper.helper_quoting import AheadQuoting, QuickQuoting, Quoting
 from confcom.services.quote_helper.request_log import RequestLog, log_request
 from confcom.services.quote_helper.self_test import SelfTest, SelfTestKit, SelfTestResult
 from confcom.services.runtime.http_server import Page
@@ -216,7 +216,7 @@ class _Helper:
         self._quoting: Quoting = (
             QuickQuoting(self._broker, queue, deliver)
             if quick
-            else ThreadQuoting(self._broker, queue, deliver, answer_timeout=config.answer_timeout)
+            else AheadQuoting(self._broker, queue, deliver, answer_timeout=config.answer_timeout)
         )
         self._front.start(self._quoting)
         self._warming = asyncio.create_task(keep_running("warm-up", self._warm_up))

@@ -1,20 +1,22 @@
 """Two ways to have the platform answer pending requests.
 
 `QuickQuoting` is for a platform that takes microseconds, as the simulated one: the event loop makes the quote itself.
-`ThreadQuoting` is for the one platform of a real machine: a call blocks for milliseconds or seconds and must not
-overlap with another.
+`AheadQuoting` is for the one platform of a real machine: a call takes milliseconds or seconds and must not overlap with
+another.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, TypeVar, cast
 
 import structlog
 
 from confcom.errors import PlatformBusy, PlatformError
-from confcom.services.quote_helper.broker import AesmBroker, Answer
+from confcom.services.quote_helper.broker import AesmBroker, Answer, PlatformCall
 from confcom.services.quote_helper.connection import PendingRequest
 from confcom.services.quote_helper.peers import FairQueue
 from confcom.services.runtime.process import Overloaded, WorkerThreads
@@ -24,7 +26,9 @@ Result = TypeVar("Result")
 TURN = 4
 """Requests answered before new connections are accepted."""
 AHEAD = 2
-"""Calls that the thread has at most: the one that it makes, and the next one."""
+"""Calls that the platform has at most: the one that it makes, and the next one."""
+HANGS_AFTER = 6.0
+"""Seconds for one quote that was begun; it takes milliseconds, so a process without answer hangs."""
 LEFT_AFTER = 0.02
 """Seconds of waiting after which the client may have left: looked up before the quote is made."""
 
@@ -53,8 +57,21 @@ class Quoting(Protocol):
         """Stop; in-flight requests are dropped."""
 
 
-class ThreadQuoting:
-    """One platform behind one thread, which has its next call before it is done with the present one."""
+@dataclass(slots=True, eq=False)
+class Begun:
+    """A request that a process of the platform has. Without `pending` its client was told BUSY meanwhile."""
+
+    call: PlatformCall
+    pending: PendingRequest | None
+    at: float
+
+
+class AheadQuoting:
+    """One platform, which has its next call before it is done with the present one.
+
+    Where the platform offers it, the event loop sends requests for quotes to the platform's own process, and reads the
+    answers. All other calls, and quotes for which that process gave no answer, are a thread's.
+    """
 
     def __init__(
         self, broker: AesmBroker, queue: FairQueue[PendingRequest], deliver: Deliver, *, answer_timeout: float
@@ -66,11 +83,14 @@ class ThreadQuoting:
         self._loop = asyncio.get_running_loop()
         self._thread = WorkerThreads("platform", threads=1, max_waiting=AHEAD)  # one more, for the warm-up
         self._calls: set[asyncio.Task[None]] = set()
+        self._begun: deque[Begun] = deque()
+        self._again: deque[PendingRequest] = deque()
+        self._watched = -1
 
     @property
     def in_hand(self) -> int:
         """None to two."""
-        return len(self._calls)
+        return len(self._calls) + len(self._begun) + len(self._again)
 
     async def warm_up(self) -> None:
         """Have the attestation key made."""
@@ -80,15 +100,72 @@ class ThreadQuoting:
             self.pump()
 
     def pump(self) -> None:
-        """Give the thread its next calls; a call that timed out still occupies it."""
-        while self._queue and max(len(self._calls), self._thread.under_way) < AHEAD:
-            self._calls.add(self._loop.create_task(self._perform(self._queue.pop())))
+        """Give the platform its next calls; a call that timed out still occupies it."""
+        if self._begun:
+            self._look_at_deadlines()
+        while self._queue and not self._again and self._begin(self._queue.peek()):
+            pass
+        while not self._begun and max(len(self._calls), self._thread.under_way) < AHEAD:
+            pending = self._again.popleft() if self._again else self._queue.pop() if self._queue else None
+            if pending is None:
+                return
+            self._calls.add(self._loop.create_task(self._perform(pending)))
 
     def close(self) -> None:
         """End the thread after its call."""
+        self._watch(-1)
         for call in self._calls:
             call.cancel()
         self._thread.close(0)
+
+    def _begin(self, pending: PendingRequest) -> bool:
+        """Whether the first request of the queue has been sent to the platform, or its client left."""
+        if self._calls or self._thread.under_way or len(self._begun) >= AHEAD:
+            return False
+        now = self._loop.time()
+        if now - pending.since > LEFT_AFTER and not pending.conversation.is_wanted():
+            self._queue.pop()
+            self._deliver(pending, _left(self._broker, pending))
+            return True
+        watched = self._broker.begin(pending.call)
+        if watched < 0:
+            return False
+        self._begun.append(Begun(pending.call, self._queue.pop(), now))
+        if watched != self._watched:
+            self._watch(watched)
+        return True
+
+    def _watch(self, descriptor: int) -> None:
+        if self._watched >= 0:
+            self._loop.remove_reader(self._watched)
+        self._watched = descriptor
+        if descriptor >= 0:
+            self._loop.add_reader(descriptor, self._end)
+
+    def _end(self) -> None:
+        """Deliver the answer to the first request that was begun; without one, have all of them performed again."""
+        answer = self._broker.end(self._begun[0].call) if self._begun else None
+        if answer is None:
+            # Before the thread replaces the process, and with it the descriptor.
+            self._watch(-1)
+            self._again.extend(begun.pending for begun in self._begun if begun.pending is not None)
+            self._begun.clear()
+        else:
+            now, begun = self._loop.time(), self._begun.popleft()
+            if self._begun:
+                self._begun[0].at = now
+            if begun.pending is not None:
+                self._deliver(begun.pending, answer, now - begun.at)
+        self.pump()
+
+    def _look_at_deadlines(self) -> None:
+        now = self._loop.time()
+        for begun in self._begun:
+            if begun.pending is not None and begun.pending.since + self._answer_timeout <= now:
+                self._deliver(begun.pending, self._broker.refuse(begun.call.request, self._late()))
+                begun.pending = None
+        if now - self._begun[0].at > HANGS_AFTER:
+            self._end()
 
     async def _perform(self, pending: PendingRequest) -> None:
         started = None
@@ -111,9 +188,12 @@ class ThreadQuoting:
             async with asyncio.timeout_at(deadline):
                 return await self._thread.run(call)
         except TimeoutError as error:
-            raise PlatformBusy(f"the platform did not answer within {self._answer_timeout:g} s") from error
+            raise self._late() from error
         except Overloaded:
             raise PlatformBusy("an earlier request holds the platform") from None
+
+    def _late(self) -> PlatformBusy:
+        return PlatformBusy(f"the platform did not answer within {self._answer_timeout:g} s")
 
 
 class QuickQuoting:
@@ -156,11 +236,15 @@ class QuickQuoting:
         self.pump()
 
 
+def _left(broker: AesmBroker, pending: PendingRequest) -> Answer:
+    return broker.refuse(pending.call.request, PlatformBusy("the client left before its turn"))
+
+
 def _answer(broker: AesmBroker, pending: PendingRequest, *, look: bool = True) -> Answer:
     """Have the platform answer. With `look`, a client that left gets no quote."""
     request = pending.call.request
     if look and not pending.conversation.is_wanted():
-        return broker.refuse(request, PlatformBusy("the client left before its turn"))
+        return _left(broker, pending)
     try:
         return broker.perform(pending.call)
     except Exception as error:  # noqa: BLE001 - a mistake of ours must not leave the client without an answer

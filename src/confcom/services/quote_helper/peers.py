@@ -301,6 +301,10 @@ class FairQueue(Generic[Item]):
         self._append(owner, item)
         return displaced
 
+    def peek(self) -> Item:
+        """The item that `pop` would take."""
+        return self._items[next(iter(self._items))][0]
+
     def pop(self) -> Item:
         """Take the next item; its owner goes behind all others."""
         owner = next(iter(self._items))

@@ -135,6 +135,20 @@ def test_an_error_of_each_function_is_told_with_its_number(
     assert error.value.native_code == 0xE012
 
 
+def test_the_size_is_asked_for_when_the_last_one_is_too_small(platform: IntelDcapPlatform, stub: Stub) -> None:
+    platform.init_quote()
+    stub.once("get_quote_size", "size 5000")
+    assert len(platform.quote(REPORT).quote) == 4700
+    stub.always("get_quote_size", "e012")
+    assert len(platform.quote(REPORT).quote) == 4700  # without a second request for the certificate
+    stub.once("get_quote", "e002")
+    with pytest.raises(NativeError, match="sgx_ql_get_quote_size"):
+        platform.quote(REPORT)
+    stub.relent()
+    stub.once("get_quote", "e002")
+    assert len(platform.quote(REPORT).quote) == 4700
+
+
 def test_a_rejected_report(platform: IntelDcapPlatform, stub: Stub) -> None:
     platform.init_quote()
     stub.always("get_quote", "e015")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -224,6 +225,99 @@ class TestReplacement:
             ended.set()
             killer.join()
         assert platform.replaced >= 9
+
+
+OTHER = Report.parse(bytes(range(1, 217)) * 2)
+KEY = bytes(ECDSA_P256_KEY_ID)
+
+
+class TestQuotesAhead:
+    """Requests that are begun are answered in their order, or not at all and then made good for."""
+
+    def begin(self, platform: IntelWorkerPlatform, *reports: Report) -> int:
+        (descriptor,) = {platform.begin_quote(bytes(report), KEY, None) for report in reports}
+        assert descriptor >= 0
+        return descriptor
+
+    def end(self, platform: IntelWorkerPlatform, descriptor: int) -> bytes | None:
+        assert select.select([descriptor], [], [], 60)[0]
+        result = platform.end_quote()
+        return None if result is None else result.quote[48:432]
+
+    def test_answers_come_in_the_order_of_the_requests(self, platform: IntelWorkerPlatform) -> None:
+        platform.init_quote()
+        descriptor = self.begin(platform, REPORT, OTHER)
+        assert self.end(platform, descriptor) == bytes(REPORT.body)
+        self.begin(platform, REPORT)
+        assert self.end(platform, descriptor) == bytes(OTHER.body)
+        assert self.end(platform, descriptor) == bytes(REPORT.body)
+        assert is_quote(platform.quote(REPORT).quote)
+        assert platform.replaced == 0
+
+    def test_the_qe_report_comes_along(self, platform: IntelWorkerPlatform) -> None:
+        platform.init_quote()
+        descriptor = platform.begin_quote(bytes(REPORT), KEY, bytes(INFO))
+        assert select.select([descriptor], [], [], 60)[0]
+        result = platform.end_quote()
+        assert result is not None
+        assert result.qe_report_info is not None
+        assert bytes(result.qe_report_info) == bytes(INFO)[:528] + b"\x77" * 432
+
+    def test_without_a_key_or_a_spare_nothing_is_begun(
+        self, opened: Callable[[WorkerLimits], IntelWorkerPlatform]
+    ) -> None:
+        platform = opened(WorkerLimits())
+        assert platform.begin_quote(bytes(REPORT), KEY, None) == -1
+        platform.start()
+        assert platform.begin_quote(bytes(REPORT), KEY, None) == -1
+        platform.init_quote()
+        self.end(platform, self.begin(platform, REPORT))
+
+    def test_a_refusal_is_the_answer_to_its_request_alone(self, platform: IntelWorkerPlatform, stub: Stub) -> None:
+        platform.init_quote()
+        stub.once("get_quote", "e015")
+        descriptor = self.begin(platform, REPORT, OTHER)
+        with pytest.raises(ReportRejected):
+            self.end(platform, descriptor)
+        assert self.end(platform, descriptor) == bytes(OTHER.body)
+        assert platform.replaced == 0
+
+    @pytest.mark.parametrize("what", ["crash", "exit", "lose", "e014"])
+    def test_no_request_gets_the_answer_to_another_after_a_failure(
+        self, platform: IntelWorkerPlatform, stub: Stub, what: str
+    ) -> None:
+        platform.init_quote()
+        stub.once("get_quote", what)
+        assert self.end(platform, self.begin(platform, REPORT, OTHER)) is None
+        assert platform.quote(REPORT).quote[48:432] == bytes(REPORT.body)
+        assert platform.quote(OTHER).quote[48:432] == bytes(OTHER.body)
+        assert platform.replaced == 1
+
+    def test_an_answer_that_does_not_come_is_none(self, platform: IntelWorkerPlatform, stub: Stub) -> None:
+        platform.init_quote()
+        stub.once("get_quote", "hang")
+        self.begin(platform, REPORT)
+        while stub.pending("get_quote"):
+            time.sleep(0.001)
+        assert platform.end_quote() is None
+        assert is_quote(platform.quote(REPORT).quote)
+        assert platform.replaced == 1
+
+    def test_the_try_that_was_begun_counts(self, platform: IntelWorkerPlatform, stub: Stub) -> None:
+        platform.init_quote()
+        stub.always("get_quote", "crash")
+        assert self.end(platform, self.begin(platform, REPORT)) is None
+        with pytest.raises(PlatformUnavailable, match="SIGSEGV"):
+            platform.quote(REPORT)
+        assert platform.replaced == 2
+
+    def test_a_worker_that_was_killed_answers_nothing(self, platform: IntelWorkerPlatform) -> None:
+        platform.init_quote()
+        assert platform.worker_pid is not None
+        os.kill(platform.worker_pid, signal.SIGKILL)
+        descriptor = platform.begin_quote(bytes(REPORT), KEY, None)
+        assert descriptor == -1 or self.end(platform, descriptor) is None
+        assert is_quote(platform.quote(REPORT).quote)
 
 
 class TestFailure:

@@ -1,11 +1,12 @@
-"""The platform's thread has its next call at hand, and no call is answered after its client gave up."""
+"""The platform has its next call at hand, and no call is answered after its client gave up."""
 
 from __future__ import annotations
 
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 
 import pytest
 
@@ -13,13 +14,13 @@ from aesm_wire import KEY_ID
 from confcom.formats.attestation_key_id import AttestationKeyId
 from confcom.formats.sgx import QeReportInfo, Report
 from confcom.platforms.interface import QuoteResult
-from confcom.protocols.aesm_messages import GetQuoteExRequest
+from confcom.protocols.aesm_messages import GetQuoteExRequest, GetQuoteExResponse, GetQuoteSizeExRequest
 from confcom.protocols.aesm_status import AesmStatus
 from confcom.services.quote_helper.broker import AesmBroker, Answer, PlatformCall
 from confcom.services.quote_helper.connection import Conversation, PendingRequest
-from confcom.services.quote_helper.helper_quoting import ThreadQuoting
+from confcom.services.quote_helper.helper_quoting import AheadQuoting
 from confcom.services.quote_helper.peers import FairQueue, Peer
-from recording_platform import RecordingPlatform
+from recording_platform import RecordingPlatform, quote_over
 
 REQUEST = GetQuoteExRequest(bytes(432), 8192, KEY_ID)
 
@@ -64,7 +65,7 @@ async def test_the_thread_makes_the_next_call_while_the_loop_is_busy(
     answers: list[Answer] = []
     queue: FairQueue[PendingRequest] = FairQueue()
     loop = asyncio.get_running_loop()
-    quoting = ThreadQuoting(broker, queue, lambda one, answer, duration=None: answers.append(answer), answer_timeout=60)
+    quoting = AheadQuoting(broker, queue, lambda one, answer, duration=None: answers.append(answer), answer_timeout=60)
     for _ in range(3):
         queue.push("uid 1", pending(broker, ends[0], loop.time()))
     quoting.pump()
@@ -85,7 +86,7 @@ async def test_the_time_in_the_queue_counts(ends: tuple[socket.socket, socket.so
     broker = AesmBroker(platform)
     answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
     queue: FairQueue[PendingRequest] = FairQueue()
-    quoting = ThreadQuoting(
+    quoting = AheadQuoting(
         broker, queue, lambda one, answer, duration=None: answered.set_result(answer), answer_timeout=1000
     )
     queue.push("uid 1", pending(broker, ends[0], asyncio.get_running_loop().time() - 1000))
@@ -95,3 +96,132 @@ async def test_the_time_in_the_queue_counts(ends: tuple[socket.socket, socket.so
     quoting.close()
 
     assert answer.response.status is AesmStatus.BUSY
+
+
+class AheadPlatform(RecordingPlatform):
+    """Takes requests ahead; the test answers them."""
+
+    def __init__(self) -> None:
+        super().__init__(initialized=True)
+        self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.ours.setblocking(False)
+        self.begun: list[bytes] = []
+
+    def begin_quote(self, report: bytes, key_id: bytes, qe_report_info: bytes | None) -> int:
+        self.begun.append(report)
+        return self.ours.fileno()
+
+    def end_quote(self) -> QuoteResult | None:
+        try:
+            if self.ours.recv(1) != b"+":
+                return None
+        except BlockingIOError:
+            return None
+        return QuoteResult(quote_over(Report.parse(self.begun.pop(0))))
+
+
+@dataclass
+class Stage:
+    """Quoting over a platform that takes requests ahead, the queue before it and what it delivered."""
+
+    platform: AheadPlatform
+    queue: FairQueue[PendingRequest]
+    quoting: AheadQuoting
+    answers: list[tuple[PendingRequest, Answer]]
+    client: socket.socket
+    broker: AesmBroker
+
+    def ask(self, number: int, since: float = 0.0) -> PendingRequest:
+        """Queue a request over a report of such bytes and have it begun."""
+        request = GetQuoteExRequest(bytes([number]) * 432, 8192, KEY_ID)
+        plan = self.broker.plan(request)
+        assert isinstance(plan, PlatformCall)
+        began = since or asyncio.get_running_loop().time()
+        asked = PendingRequest(Conversation(self.client, Peer("uid 1", 1, 0), bytes(12), 4096, began), plan, began)
+        self.queue.push("uid 1", asked)
+        self.quoting.pump()
+        return asked
+
+    async def answered(self, count: int) -> list[bytes]:
+        """Wait for so many answers; the first byte of the report in each, or the status of a refusal."""
+        while len(self.answers) < count:
+            await asyncio.sleep(0.001)
+        return [_shown(answer) for _, answer in self.answers]
+
+
+def _shown(answer: Answer) -> bytes:
+    response = answer.response
+    quote = response.quote if isinstance(response, GetQuoteExResponse) else None
+    return quote[48:49] if quote else bytes([response.status])
+
+
+@pytest.fixture
+async def stage(ends: tuple[socket.socket, socket.socket]) -> AsyncIterator[Stage]:
+    platform, queue, answers = AheadPlatform(), FairQueue[PendingRequest](), []  # type: ignore[var-annotated]
+    broker = AesmBroker(platform)
+    quoting = AheadQuoting(broker, queue, lambda one, answer, duration=None: answers.append((one, answer)),
+                           answer_timeout=100)  # fmt: skip
+    made = Stage(platform, queue, quoting, answers, ends[0], broker)
+    made.broker.warm_up()
+    made.ask(0)  # in the thread: the size of a quote is not known yet
+    assert await made.answered(1) == [b"\0"]
+    assert platform.begun == []
+    yield made
+    quoting.close()
+    platform.ours.close()
+    platform.theirs.close()
+
+
+async def test_two_requests_are_at_the_platform_and_the_rest_waits_its_turn(stage: Stage) -> None:
+    for number in (1, 2, 3):
+        stage.ask(number)
+    assert (stage.quoting.in_hand, len(stage.queue)) == (2, 1)
+    stage.platform.theirs.send(b"+")
+    assert await stage.answered(2) == [b"\0", b"\1"]
+    assert (stage.quoting.in_hand, len(stage.queue)) == (2, 0)
+    stage.platform.theirs.send(b"+")
+    stage.platform.theirs.send(b"+")
+    assert await stage.answered(4) == [b"\0", b"\1", b"\2", b"\3"]
+    assert stage.platform.asked.count("quote") == 1  # the first one alone
+
+
+async def test_nothing_is_begun_beside_a_call_of_the_thread(stage: Stage) -> None:
+    """Both read answers from one process."""
+    plan = stage.broker.plan(GetQuoteSizeExRequest(KEY_ID))
+    assert isinstance(plan, PlatformCall)
+    now = asyncio.get_running_loop().time()
+    size = PendingRequest(Conversation(stage.client, Peer("uid 1", 1, 0), bytes(12), 4096, now), plan, now)
+    stage.queue.push("uid 1", size)
+    stage.quoting.pump()
+    stage.ask(1)
+    assert stage.platform.begun == []
+    await stage.answered(2)
+    assert stage.answers[1][0] is size
+
+
+async def test_what_was_begun_in_vain_is_performed_before_the_rest(stage: Stage) -> None:
+    for number in (1, 2, 3):
+        stage.ask(number)
+    stage.platform.theirs.send(b"-")
+    assert await stage.answered(4) == [b"\0", b"\1", b"\2", b"\3"]
+    assert stage.platform.asked.count("quote") == 4
+
+
+async def test_a_request_without_answer_in_its_time_is_busy_once(stage: Stage) -> None:
+    late = stage.ask(1, since=asyncio.get_running_loop().time() - 99.9)
+    stage.ask(2)
+    while len(stage.answers) < 2:
+        await asyncio.sleep(0.05)
+        stage.quoting.pump()
+    assert stage.answers[1][0] is late
+    assert stage.answers[1][1].response.status is AesmStatus.BUSY
+    stage.platform.theirs.send(b"+")
+    stage.platform.theirs.send(b"+")
+    assert await stage.answered(3) == [b"\0", bytes([AesmStatus.BUSY]), b"\2"]
+
+
+async def test_a_client_that_left_has_no_quote_made(stage: Stage, ends: tuple[socket.socket, socket.socket]) -> None:
+    ends[1].close()
+    stage.ask(1, since=asyncio.get_running_loop().time() - 1)
+    assert await stage.answered(2) == [b"\0", bytes([AesmStatus.BUSY])]
+    assert stage.platform.begun == []
