@@ -19,6 +19,7 @@ import httpx2
 import msgspec
 
 from confcom.errors import ConfigError, FormatError, PlatformError, PolicyError
+from confcom.formats.arguments import parse_http_url
 from confcom.formats.evidence import EvidenceFile
 from confcom.formats.text import encode_base64url
 from confcom.http_deadline import within
@@ -106,6 +107,7 @@ class _Client:
 
     def __init__(self, url: str, *, keys: KeySet | None = None, ca: Path | None = None) -> None:
         """`url` is the base URL and the issuer; `ca` a PEM file of the authorities of its TLS certificate."""
+        parse_http_url(url, "an attestation service", advice="Write https://HOST[:PORT].")
         self._url = url.rstrip("/")
         self._pinned = keys is not None
         self._keys = keys

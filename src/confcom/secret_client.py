@@ -18,6 +18,7 @@ from confcom.attestation_client import (
     tls_context,
 )
 from confcom.errors import ConfigError
+from confcom.formats.arguments import parse_http_url
 
 __all__ = ["read_secret"]
 
@@ -47,7 +48,7 @@ def read_secret(
         AttestationUnavailable: one of them cannot be reached.
         ConfigError: the URL is not https, or the file of authorities cannot be used.
     """
-    if not server.startswith("https://"):
+    if parse_http_url(server, "a server of secrets").scheme != "https":
         raise ConfigError(f"secrets are read over https, found {server!r}", advice="Name the server's https URL.")
     base = f"{server.rstrip('/')}/v1"
     token = attestation.login_token(role, quote)

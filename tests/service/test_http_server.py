@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from confcom.errors import ConfigError
 from confcom.pki.serving_pair import make_serving_pair
 from confcom.services.runtime.http_server import Listener, _client_key, serve_http
 from confcom.services.runtime.tls import HeldTls
@@ -87,6 +88,12 @@ async def running(**limits: Any) -> AsyncIterator[Running]:
             client.close()
         stop.set()
         await serving
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".example", "\udcff"])
+async def test_a_name_that_cannot_be_one_is_an_address_to_correct(host: str) -> None:
+    with pytest.raises(ConfigError, match="cannot listen on"):
+        await serve_http(Application(), Listener(address=(host, 0)), stop=asyncio.Event())
 
 
 async def test_a_replica_that_was_told_to_stop_still_answers_and_ends_each_connection() -> None:

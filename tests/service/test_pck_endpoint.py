@@ -335,6 +335,14 @@ class TestServer:
         assert _get(endpoint, f"{endpoint.url}pckcert?{query}").startswith(b"HTTP/1.1 400")
         assert service.asked == []
 
+    @pytest.mark.parametrize("target", [b"http://[", b"/\xff", b"//[x", b"*", b"%"])
+    def test_a_target_that_is_none_is_no_mistake_of_ours(self, endpoint: PckEndpoint, target: bytes) -> None:
+        address = ("127.0.0.1", urlsplit(endpoint.url).port)
+        with structlog.testing.capture_logs() as log, socket.create_connection(address, 60) as client:
+            client.sendall(b"GET %s HTTP/1.1\r\n\r\n" % target)
+            assert client.recv(100).startswith(b"HTTP/1.1 404")
+        assert log == []
+
     def test_connections_that_say_nothing_give_way(self, endpoint: PckEndpoint, world: SimulatedWorld) -> None:
         identity = platform_identity(world)
         query = f"qeid={(identity.qe_id or b'').hex()}&cpusvn={identity.cpu_svn.hex()}&pcesvn=0d00&pceid=0000"
@@ -365,6 +373,8 @@ class TestServer:
             (None, "No such file"),
             ("PCCS_URL=https://x", "line 1, column 1"),
             ('{"pccs_url": "x"}', "names no pccs_url"),
+            ('{"pccs_url": "https://[::1"}', "names no pccs_url"),
+            ('{"pccs_url": "https://x:99999"}', "names no pccs_url"),
             ('{"pccs_url": "https://x/", "local_cache_only": true}', "local_cache_only"),
         ],
     )

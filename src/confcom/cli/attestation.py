@@ -12,6 +12,7 @@ import click
 from confcom.cli.daemons import daemon, needing, run_until_stopped
 from confcom.cli.databases import migrate_command
 from confcom.cli.inputs import now, parse_time, trust_roots
+from confcom.cli.options import FILE
 from confcom.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ attestation.add_command(migrate_command(_store, "confcom.services.attestation.at
 
 
 @attestation.command("new-keys")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=FILE)
 @click.option("--simulated", is_flag=True, help="For an instance that judges simulated evidence.")
 def new_keys(folder: Path, simulated: bool) -> None:
     """Put a new RSA key and a new P-256 key into DIR, the folder of signing keys.

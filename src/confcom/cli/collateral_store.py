@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import click
@@ -39,6 +38,7 @@ from confcom.errors import (
     FormatError,
     VerificationError,
 )
+from confcom.formats.arguments import parse_http_url
 from confcom.formats.evidence import MAX_EVIDENCE
 from confcom.formats.pck_extension import PckExtension
 from confcom.pki.chain import verify_chain
@@ -157,7 +157,7 @@ def _fetch_document(source: CollateralSource, key: DocumentKey, fetched: _Fetche
 
 
 def _proxy_of_environment(source: str) -> str | None:
-    host = urlsplit(source).hostname if "://" in source else source
+    host = parse_http_url(source, "a collateral service").hostname if "://" in source else source
     if host is None or host in {"pccs", "localhost", "127.0.0.1", "::1"} or proxy_bypass(host):
         return None
     return getproxies().get("https")

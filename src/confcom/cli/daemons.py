@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from confcom.cli.inputs import now, read_input, trust_roots
-from confcom.cli.options import NO_MACHINE_ADVICE, check_variables, given_by, option_of, prefix_of
+from confcom.cli.options import FILE, NO_MACHINE_ADVICE, check_variables, given_by, option_of, prefix_of
 from confcom.cli.outputs import is_quiet, note
 from confcom.errors import ConfigError
 
@@ -80,7 +80,7 @@ def daemon(
         )
         own = reversed(serve.__click_params__)  # type: ignore[attr-defined]  # where click.option leaves them
         shared = (
-            click.Option(["--config", "config_file"], type=click.Path(path_type=Path), help="TOML file with settings."),
+            click.Option(["--config", "config_file"], type=FILE, help="TOML file with settings."),
             click.Option(["--print-config"], is_flag=True, help="Print the settings in force as JSON, and stop."),
             click.Option(["-v", "--verbose", "--debug", "verbose"], is_flag=True, help=debug),
         )

@@ -20,6 +20,8 @@ MAX_HELD_DATA = 16 * 1024 * 1024
 """Bytes of held data that are hashed."""
 HANDSHAKE_TIMEOUT = 10.0
 """Seconds for connection and TLS handshake together, whatever the server does."""
+MAX_DURATION = timedelta(days=36525)
+"""So that it can be added to the present and taken from it."""
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -94,19 +96,23 @@ def parse_time(text: str | None, option: str) -> datetime:
         return now()
     try:
         time = datetime.fromisoformat(text)
-    except ValueError as error:
+        found = time.astimezone(UTC)
+    except (ValueError, OverflowError) as error:  # the latter where the year in UTC would be 0 or 10000
         raise ConfigError(f"{option}: {text!r} is not a time such as 2026-03-01T12:00:00Z") from error
     if time.tzinfo is None:
         raise ConfigError(f"{option}: {text!r} has no time zone; write 2026-03-01T12:00:00Z for UTC")
-    return time.astimezone(UTC)
+    return found
 
 
 def parse_duration(text: str, option: str) -> timedelta:
-    """A duration such as `90m`, `36h` or `7d`."""
+    """A duration such as `90m`, `36h` or `7d`, of at most 100 years."""
     match = re.fullmatch(r"([0-9]{1,6})([smhdw])", text)
     if match is None:
         raise ConfigError(f"{option}: {text!r} is not a duration such as 90m, 36h, 7d or 2w")
-    return timedelta(seconds=int(match[1]) * _UNITS[match[2]])
+    found = timedelta(seconds=int(match[1]) * _UNITS[match[2]])
+    if found > MAX_DURATION:
+        raise ConfigError(f"{option}: {text} is longer than 100 years")
+    return found
 
 
 def trust_roots(names: Iterable[str]) -> TrustRoots:

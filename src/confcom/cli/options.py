@@ -18,8 +18,18 @@ from confcom.errors import ConfigError
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-FILE = click.Path(path_type=Path)
-STREAM = click.Path(path_type=Path, allow_dash=True)
+
+class _Name(click.Path):
+    """A path. An empty one, as of a shell's variable that is not set, would be the current folder."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+        if value == "":
+            self.fail("the name is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FILE = _Name(path_type=Path)
+STREAM = _Name(path_type=Path, allow_dash=True)
 
 STORE_VARIABLE = "CONFCOM_COLLATERAL_STORE"
 COLLATERAL_VARIABLE = "CONFCOM_COLLATERAL"
@@ -43,8 +53,14 @@ NO_MACHINE_ADVICE = "Make one with `confcom simulate machine -o FILE`, and name 
 
 
 def default_store() -> Path:
-    """The user's own collateral store."""
-    return Path.home() / ".local" / "share" / "confcom" / "collateral.sqlite"
+    """The user's own collateral store; a `ConfigError` for a user without a home, as many containers have."""
+    try:
+        return Path.home() / ".local" / "share" / "confcom" / "collateral.sqlite"
+    except RuntimeError as error:
+        raise ConfigError(
+            "this user has no home folder, in which a collateral store of its own would be",
+            advice=f"Name a store ({STORE_VARIABLE}, or an option of the command), or set HOME.",
+        ) from error
 
 
 def option_of(parameter: str) -> str:

@@ -43,12 +43,15 @@ class _StandardOutput(io.FileIO):
 
 def check_output() -> None:
     """Have every write to standard output checked from now on: a failure is an `OutputError`."""
-    if sys.stdout is None:  # closed by the caller: no file that is opened later may take its number
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 1)
-        encoding = "utf-8"
-    else:
-        encoding = sys.stdout.encoding
+    for number, stream in enumerate((sys.stdin, sys.stdout, sys.stderr)):
+        if stream is None:  # closed by the caller: no file that is opened later may take its number
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY if number == 2 else os.O_RDONLY), number)
+    if sys.stderr is None:
+        sys.stderr = io.TextIOWrapper(
+            io.FileIO(2, "wb", closefd=False), "utf-8", "backslashreplace", write_through=True
+        )
+    encoding = "utf-8" if sys.stdout is None else sys.stdout.encoding
     raw = io.BufferedWriter(_StandardOutput(1, "wb", closefd=False))
     sys.stdout = io.TextIOWrapper(raw, encoding, errors="replace", line_buffering=os.isatty(1))
 

@@ -5,23 +5,32 @@ lightkube (extra `kube`) is imported in this package alone.
 
 from __future__ import annotations
 
+import json
+import os
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 from urllib.request import getproxies
 
 import httpx2
+import msgspec
 from lightkube import AsyncClient, KubeConfig
 from lightkube.config.client_adapter import AsyncClient as AsyncConnection
 from lightkube.config.client_adapter import ConnectionParams, verify_cluster
-from lightkube.config.kubeconfig import SingleConfig
+from lightkube.config.kubeconfig import DEFAULT_KUBECONFIG, SingleConfig
+from lightkube.config.models import NameValue, User
 from lightkube.core.exceptions import ApiError, LoadResourceError
 from lightkube.core.exceptions import ConfigError as LightkubeConfigError
 
-from confcom.errors import ClusterError, ClusterRefused, ConfigError
+from confcom.errors import ClusterError, ClusterRefused, ConfcomError, ConfigError
+from confcom.formats.arguments import parse_http_url
 
 _NOT_FOUND = 404
+_UNREADABLE = (msgspec.MsgspecError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
+"""What lightkube passes on of an answer that is no object of the API (a proxy's page), and of a credential plugin."""
+_PLUGIN = "client.authentication.k8s.io"
 _ADVICE = "Name a kubeconfig with --kubeconfig or $KUBECONFIG; a pod needs a service account instead."
 
 
@@ -33,12 +42,41 @@ def open_client(
     The token of a service account is read once, here, and expires: long-running callers open a new client now and then.
     """
     try:
-        config = KubeConfig.from_env() if kubeconfig is None else KubeConfig.from_file(kubeconfig)
-        chosen = config.get(context_name=context)
+        chosen = _read(kubeconfig).get(context_name=context)
+        if chosen is not None:
+            parse_http_url(chosen.cluster.server, "an API server")
+            _adopt_plugin(chosen.user)
         return AsyncClient(config=chosen, field_manager=field_manager, transport=_transport(chosen))
-    except (LightkubeConfigError, OSError, KeyError) as error:
-        # KeyError: a context that names a cluster or user which the file does not have.
+    except ConfcomError:
+        raise
+    except (LightkubeConfigError, OSError) as error:
         raise ConfigError(f"no way to the Kubernetes API: {error}", advice=_ADVICE) from error
+    except Exception as error:  # lightkube passes on what YAML, msgspec, ssl and a missing name raise
+        what = f"there is no {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+        message = f"no way to the Kubernetes API: the kubeconfig cannot be used: {what}"
+        raise ConfigError(message, advice=_ADVICE) from error
+
+
+def _read(kubeconfig: str | None) -> KubeConfig:
+    if kubeconfig is not None:
+        return KubeConfig.from_file(kubeconfig)
+    with suppress(LightkubeConfigError):
+        return KubeConfig.from_service_account()
+    listed = [file for file in os.environ.get("KUBECONFIG", "").split(os.pathsep) if file] or [DEFAULT_KUBECONFIG]
+    # kubectl merges the files of a list, and passes over those that do not exist.
+    found = [file for file in listed if Path(file).is_file()] or listed
+    if len(found) > 1:
+        raise ConfigError(f"$KUBECONFIG lists {len(found)} files, and one is read", advice=_ADVICE)
+    return KubeConfig.from_file(found[0])
+
+
+def _adopt_plugin(user: User | None) -> None:
+    """Have lightkube run a credential plugin of version v1, the answer of which is that of v1beta1."""
+    if user is None or user.exec is None or user.exec.apiVersion != f"{_PLUGIN}/v1":
+        return
+    told = {"apiVersion": user.exec.apiVersion, "kind": "ExecCredential", "spec": {"interactive": False}}
+    user.exec.env = [*(user.exec.env or ()), NameValue("KUBERNETES_EXEC_INFO", json.dumps(told))]
+    user.exec.apiVersion = f"{_PLUGIN}/v1beta1"
 
 
 async def version_of_server(client: AsyncClient) -> str:
@@ -72,7 +110,7 @@ def _transport(config: SingleConfig | None) -> httpx2.AsyncHTTPTransport | None:
 
 @contextmanager
 def cluster_errors(what: str, *, advice: str | None = None) -> Iterator[None]:
-    """Turn failures of the API into `ClusterRefused` (the server said no) or `ClusterError` (it did not answer)."""
+    """Turn failures of the API into `ClusterRefused` (the server said no) or `ClusterError` (no answer of its kind)."""
     try:
         yield
     except ApiError as error:
@@ -84,8 +122,13 @@ def cluster_errors(what: str, *, advice: str | None = None) -> Iterator[None]:
         # A proxy, or the API server for an unknown group, answers in plain text.
         code = error.response.status_code
         raise _kind(code)(f"{what}: the server answers with HTTP {code}", status=code, advice=advice) from error
+    except LightkubeConfigError as error:  # a credential plugin, or the file of a token
+        raise ClusterError(f"{what}: no credentials: {error}", advice=advice) from error
     except (httpx2.HTTPError, LoadResourceError) as error:
         raise ClusterError(f"{what}: {str(error) or type(error).__name__}", advice=advice) from error
+    except _UNREADABLE as error:
+        message = f"{what}: the server, or a credential plugin, gave no such answer: {type(error).__name__}: {error}"
+        raise ClusterError(message, advice=advice) from error
 
 
 @contextmanager

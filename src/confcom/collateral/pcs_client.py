@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
 
 from confcom.appraisal.collateral import Collateral
 from confcom.collateral.documents import (
@@ -27,6 +26,7 @@ from confcom.collateral.documents import (
     request_for,
 )
 from confcom.errors import CollateralError, CollateralUnavailable, ConfcomError, ConfigError, FormatError
+from confcom.formats.arguments import parse_http_url
 from confcom.formats.signed_json import MAX_SIGNED_JSON
 from confcom.pki.crl import MAX_CRL
 from confcom.protocols import pcs
@@ -238,9 +238,9 @@ class PcsClient:
 
         `root_ca_crl_url` replaces Intel's distribution point of the root CA CRL, which PCS has no path for.
         """
-        parts = urlsplit(base_url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment:
-            raise ConfigError(f"{base_url!r} is not the URL of a collateral service", advice="Write https://HOST:PORT.")
+        parts = parse_http_url(base_url, "a collateral service")
+        if parts.query or parts.fragment:
+            raise ConfigError("the URL of a collateral service has no ? and no #", advice="Write https://HOST:PORT.")
         self.base_url = base_url.rstrip("/")
         self.source = self.base_url.replace(parts.netloc, parts.netloc.rpartition("@")[2], 1)
         """Its URL without user and password."""

@@ -12,7 +12,6 @@ from datetime import datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn
-from urllib.parse import urlsplit
 
 from confcom.appraisal.collateral import PCK_CHAIN_BESIDE, Collateral
 from confcom.appraisal.quote import pck_chain_of
@@ -37,6 +36,7 @@ from confcom.errors import (
     FormatError,
     VerificationError,
 )
+from confcom.formats.arguments import parse_http_url
 from confcom.formats.pck_extension import PckExtension
 from confcom.formats.quote import Quote, TeeType
 from confcom.pki.chain import verify_chain
@@ -264,7 +264,7 @@ def _service(url: str, options: SourceOptions) -> CollateralSource:
     if url == "thim":
         return AzureThim(region=options.azure_region, limits=options.limits, proxy=options.proxy)
     base, version = _base_and_version(url)
-    host = (urlsplit(base).hostname or "").lower()
+    host = (parse_http_url(base, "a collateral service").hostname or "").lower()
     verify: bool | Path = options.ca_certificates if options.ca_certificates is not None else not options.insecure_tls
     return PcsClient(
         base,

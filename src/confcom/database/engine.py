@@ -62,6 +62,8 @@ class DatabaseAddress:
         Raises:
             ConfigError: it is no such URL, or its connection would not be protected.
         """
+        if str(text) in ("", ":memory:"):  # SQLite would keep it in memory, and another one for each thread
+            raise ConfigError(f"{str(text)!r} is no name of a file for a store", advice="Name a path.")
         if not str(text).startswith(("postgresql:", "postgres:")):
             return cls(sa.URL.create("sqlite", database=str(text)))
         try:

@@ -139,11 +139,11 @@ def service_findings(subject: Subject) -> Iterator[Finding]:
 def _service(host: str, port: int) -> Finding:
     try:
         socket.create_connection((host, port), CONNECT_TIMEOUT).close()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter for a name that cannot be one
         return Finding(
             "qpl.service",
             Level.WARNING,
-            f"{host}:{port} cannot be reached: {error.strerror or error}",
+            f"{host}:{port} cannot be reached: {getattr(error, 'strerror', None) or error}",
             "A new attestation key cannot be certified without it: start it (`confcom collateral serve`), correct "
             "pccs_url, or let this process through (DNS, network policy).",
         )

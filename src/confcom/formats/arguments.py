@@ -7,9 +7,13 @@ settings and options are read here too.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import datetime
+from ipaddress import ip_address
 from typing import TypeVar
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
@@ -68,9 +72,30 @@ def parse_tcp_address(
 ) -> tuple[str, int]:
     """Read HOST:PORT or [ADDRESS]:PORT, the port from `least` to 65535; else a `ConfigError` with this advice."""
     host, _, port = address.rpartition(":")
-    if not (host and port.isascii() and port.isdecimal() and len(port) <= 5 and least <= int(port) <= 0xFFFF):
+    bare = host[1:-1] if host[:1] == "[" and host[-1:] == "]" else host
+    known = port.isascii() and port.isdecimal() and len(port) <= 5 and least <= int(port) <= 0xFFFF
+    if not (known and _is_host(bare)):
         raise ConfigError(f"{address[:80]!r} is not HOST:PORT", advice=advice)
-    return host.strip("[]"), int(port)
+    return bare, int(port)
+
+
+def _is_host(text: str) -> bool:
+    """Whether it can be a name or an address; a colon (or `[`) is of an IPv6 address alone."""
+    if ":" not in text:
+        return text != "" and not any(char.isspace() or char in "[]/@" for char in text)
+    with suppress(ValueError):
+        return ip_address(text).version == 6
+    return False
+
+
+def parse_http_url(url: str, what: str, *, advice: str = "Write https://HOST:PORT.") -> SplitResult:
+    """Split an http or https URL, which names a host and no port that cannot be; else a `ConfigError`."""
+    with suppress(ValueError):
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return parts
+    shown = re.sub("//[^/]*@", "//", url)  # without the user and password
+    raise ConfigError(f"{shown[:200]!r} is not the URL of {what}", advice=advice)
 
 
 def explain_settings(error: msgspec.ValidationError, kind: type, named: Callable[[str], str] = str) -> str:
@@ -80,7 +105,6 @@ def explain_settings(error: msgspec.ValidationError, kind: type, named: Callable
     which they were read; `named` makes of a field what its writer calls it, such as an option or a variable.
     """
     import difflib  # here: settings are nearly always right
-    import re
 
     found = re.fullmatch(r"(.*) - at `\$(?:\.(\w+))?([^`]*)`", str(error), re.DOTALL)
     message, field, rest = found.groups() if found else (str(error), None, "")

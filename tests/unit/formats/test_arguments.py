@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from confcom.errors import ConfigError
-from confcom.formats.arguments import explain_settings, parse_tcp_address
+from confcom.formats.arguments import explain_settings, parse_http_url, parse_tcp_address
 from confcom.formats.tcb_info import TcbStatus
 
 
@@ -21,6 +21,7 @@ from confcom.formats.tcb_info import TcbStatus
         ("[::]:65535", ("::", 65535)),
         ("::1:80", ("::1", 80)),
         ("server.example.org:0", ("server.example.org", 0)),
+        ("[fe80::1%eth0]:1", ("fe80::1%eth0", 1)),
     ],
 )
 def test_host_and_port(text: str, place: tuple[str, int]) -> None:
@@ -41,6 +42,14 @@ def test_host_and_port(text: str, place: tuple[str, int]) -> None:
         "host:\uff18",
         "host:\u00b2",
         "host:" + "9" * 5000,
+        "127.0.0.1:1:2",
+        "http://host:1",
+        "user:password@host:1",
+        "[host:1",
+        "[]:1",
+        "[::1:1",
+        "a b:1",
+        "host/path:1",
     ],
 )
 def test_other_text_is_refused(text: str) -> None:
@@ -59,8 +68,23 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         host, port = parse_tcp_address(text)
     except ConfigError:
         return
-    assert host or text.startswith(("[", "]"))
+    assert host
     assert 0 <= port <= 65535
+
+
+@pytest.mark.parametrize("url", ["https://h", "http://[::1]:1/p?q", "HTTPS://u:p@h:65535/"])
+def test_a_url_names_a_host(url: str) -> None:
+    assert parse_http_url(url, "a service").hostname in ("h", "::1")
+
+
+@given(st.text() | st.text(alphabet="[]:/@?#%1h", max_size=20).map("https://".__add__))
+def test_any_url_is_read_or_refused(text: str) -> None:
+    try:
+        parts = parse_http_url(text, "a service")
+    except ConfigError:
+        return
+    assert parts.hostname
+    assert parts.port != 0
 
 
 class _Inner(msgspec.Struct, forbid_unknown_fields=True):

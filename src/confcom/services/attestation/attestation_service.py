@@ -20,7 +20,7 @@ from confcom.collateral.documents import DocumentKey, verify_document
 from confcom.collateral.sources import FRESH, LIMITS, RememberedCollateral, SourceOptions, open_source, source_name
 from confcom.database.changes import Watch
 from confcom.errors import ConfcomError, ConfigError
-from confcom.formats.arguments import parse_tcp_address
+from confcom.formats.arguments import parse_http_url, parse_tcp_address
 from confcom.pki.der import UNREADABLE, der_reason
 from confcom.pki.roots import TrustRoots, simulated_world
 from confcom.protocols.pcs import parse_update
@@ -73,8 +73,8 @@ async def serve(
     Raises:
         ConfigError: a setting cannot be used.
     """
-    if config.url is not None and not config.url.startswith(("https://", "http://")):
-        raise ConfigError(f"--url: {config.url!r} is no URL", advice="Write it as clients do: https://HOST[:PORT].")
+    if config.url is not None:
+        parse_http_url(config.url, "this service (--url)", advice="Write it as clients do: https://HOST[:PORT].")
     simulated = simulated_world(roots)
     prefix = SIMULATED_PREFIX if simulated else ""
     registry = component_registry("attestation")

@@ -285,12 +285,12 @@ def _prepared(store: str) -> str:
     address = DatabaseAddress.parse(store)
     if address.path is None:
         return store
-    path = address.path.expanduser()
     try:
+        path = address.path.expanduser()
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter for ~ of a user without a home
         raise ConfigError(
-            f"the folder of the store cannot be made: {path.parent}: {error.strerror}",
+            f"the folder of the store {store} cannot be made: {getattr(error, 'strerror', error)}",
             advice="Name a store in a folder that can be written (--store PATH).",
         ) from error
     return str(path)

@@ -15,7 +15,7 @@ Signer = Annotated[str, msgspec.Meta(pattern="^[0-9A-Fa-f]{64}$")]
 class QuoteHelperConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of the quote helper; the defaults are those for production."""
 
-    socket: str = "/var/run/aesmd/aesm.socket"
+    socket: Annotated[str, msgspec.Meta(pattern="[^/.]")] = "/var/run/aesmd/aesm.socket"
     """Where clients connect: Intel's and Fortanix's know no other path."""
     platform: Literal["auto", "intel", "simulated"] = "auto"
     """Who makes the quotes."""

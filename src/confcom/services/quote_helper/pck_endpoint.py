@@ -37,7 +37,8 @@ import structlog
 
 from confcom.collateral.pck_rules import require_same_platform
 from confcom.collateral.pcs_client import MAX_PCK_CERTIFICATE, HttpExchange, HttpLimits
-from confcom.errors import CollateralError, CollateralUnavailable, ConfcomError, FormatError
+from confcom.errors import CollateralError, CollateralUnavailable, ConfcomError, ConfigError, FormatError
+from confcom.formats.arguments import parse_http_url
 from confcom.formats.qcnl import MAX_QCNL, QcnlFile
 from confcom.pki.certificate import parse_certificates
 from confcom.pki.chain import verify_chain
@@ -111,7 +112,7 @@ class ProviderServices:
         options = (file.value("custom_request_options") or {}).get("get_cert")
         options = options if isinstance(options, dict) else {}
         return cls(
-            tuple(url for url in urls if url and urlsplit(url).scheme in ("http", "https")),
+            tuple(url for url in urls if url and _is_http(url)),
             file.value("use_secure_cert") is not False,
             _texts(options.get("params")),
             _texts(options.get("headers")),
@@ -397,11 +398,12 @@ class PckEndpoint:
         line = head.split(b"\r\n", 1)[0].split(b" ")
         if len(line) != 3 or line[0] != b"GET" or not line[2].startswith(b"HTTP/1."):
             return HttpResponse(400)
-        parts = urlsplit(line[1].decode("latin-1"))
-        if not hmac.compare_digest(parts.path.encode(), f"/{self._secret}/pckcert".encode()):
+        path, _, query = line[1].partition(b"?")
+        if not hmac.compare_digest(path, f"/{self._secret}/pckcert".encode()):
             return HttpResponse(404)
         try:
-            served = parse_request("/sgx/certification/v4/pckcert", dict(parse_qsl(parts.query, max_num_fields=32)))
+            fields = parse_qsl(query.decode("latin-1"), max_num_fields=32)
+            served = parse_request("/sgx/certification/v4/pckcert", dict(fields))
         except ValueError:
             return HttpResponse(400)
         if served is None or not isinstance(served.request, PckCertRequest):
@@ -482,6 +484,14 @@ def _no_proxy(environ: Mapping[str, str]) -> dict[str, str]:
     """Keep the provider from asking us through a proxy: libcurl takes those of the environment for loopback too."""
     names = [name for name in ("no_proxy", "NO_PROXY") if environ.get(name)] or ["no_proxy"]
     return {name: ",".join(filter(None, (environ.get(name, ""), "127.0.0.1"))) for name in names}
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parse_http_url(url, "a collateral service")
+    except ConfigError:
+        return False
+    return True
 
 
 def _proxy(url: str) -> str | None:

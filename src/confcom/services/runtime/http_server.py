@@ -541,10 +541,9 @@ def _bind(listener: Listener, cleaning: contextlib.AsyncExitStack) -> socket.soc
     try:
         bound = cleaning.enter_context(_open_socket(host, port))
         bound.listen(listener.backlog)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot listen on {host}:{port}: {error.strerror or error}", advice="Name another address with --listen."
-        ) from error
+    except (OSError, UnicodeError) as error:  # the latter for a name that cannot be one
+        message = f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}"
+        raise ConfigError(message, advice="Name another address with --listen.") from error
     return bound
 
 

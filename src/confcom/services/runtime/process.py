@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import json
 import os
 import queue
 import re
@@ -69,7 +70,7 @@ def load(
 
 def render(config: msgspec.Struct) -> str:
     """The configuration as indented JSON, without passwords in URLs."""
-    text = msgspec.json.format(msgspec.json.encode(config), indent=2).decode()
+    text = json.dumps(msgspec.to_builtins(config), indent=2)  # msgspec's refuses names of files that are no UTF-8
     return re.sub(r'("[a-z+]+://[^:@/"]*):[^/"]*@', r"\1:***@", text)
 
 
@@ -134,7 +135,10 @@ def configure_logging(*, verbose: bool = False, quiet: bool = False, pretty: boo
 
 
 def _json(event: object, **_: object) -> bytes:
-    return msgspec.json.encode(event, enc_hook=str)
+    try:
+        return msgspec.json.encode(event, enc_hook=str)
+    except UnicodeEncodeError:  # the name of a file that is no UTF-8
+        return json.dumps(event, default=str).encode()
 
 
 AT_ONCE = 5
