@@ -10,11 +10,10 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 from locked import provide
+from pytest_child import ROOT, run_pytest
 
-ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "tests" / "browser"
 PACKAGES = ["chromium", "chromium-driver", "fonts-dejavu-core"]
 
@@ -44,8 +43,7 @@ def main(arguments: list[str]) -> int:
     if reason := missing():
         sys.exit(f"browser: {reason}")
     environment = os.environ | {"CONFCOM_BROWSER": "1"}
-    command = [sys.executable, "-m", "pytest", "tests/browser", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    return run_pytest("tests/browser", *arguments, environment=environment)
 
 
 if __name__ == "__main__":

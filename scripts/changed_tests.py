@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from pytest_child import ROOT, run_pytest
+
 QUICK = ("tests/unit", "tests/property", "tests/architecture")
 BRANCHES = ("upstream/main", "origin/main", "main")
 
@@ -59,8 +59,7 @@ def main(words: list[str]) -> int:
         print("check: no unit test has to do with what changed")
         return 0
     print(f"check: {len(chosen)} of {len(tests)} files of unit tests", flush=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "worksteal", *chosen, *words]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode
+    return run_pytest("-q", "-n", "2", "--dist", "worksteal", *chosen, *words)
 
 
 if __name__ == "__main__":

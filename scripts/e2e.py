@@ -14,7 +14,8 @@ import sys
 import cluster
 import image
 import pytest
-from testcluster.home import ROOT, Home, default_home
+from pytest_child import run_pytest
+from testcluster.home import Home, default_home
 from testcluster.machine import reason_against, reason_against_image
 
 
@@ -39,12 +40,12 @@ def run(home: Home, words: list[str], *, again: bool) -> int:
     given = os.environ.get("CONFCOM_E2E_KUBECONFIG")
     environment = os.environ | ({} if given else prepare(home))
     cache = f"cache_dir={home.path / 'pytest-cache'}"
-    command = [sys.executable, "-m", "pytest", "tests/e2e", "-o", cache, "--durations=10", *words]
-    code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    command = ["tests/e2e", "-o", cache, "--durations=10", *words]
+    code = run_pytest(*command, environment=environment)
     if code != pytest.ExitCode.TESTS_FAILED or not again:
         return code
     print("e2e: the tests named above failed; once more, those alone", flush=True)
-    return subprocess.run([*command, "--last-failed"], cwd=ROOT, env=environment, check=False).returncode
+    return run_pytest(*command, "--last-failed", environment=environment)
 
 
 def main(arguments: list[str]) -> int:

@@ -6,20 +6,16 @@ The TLS libraries and Envoy of requirements/interop.txt are installed here, if t
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-from pathlib import Path
 
 from locked import provide
-
-ROOT = Path(__file__).resolve().parent.parent
+from pytest_child import run_pytest
 
 
 def main(arguments: list[str]) -> int:
     provide("interop", "aiohttp", "envoy", "httpx", "uvloop", "websockets")
     environment = os.environ | {"CONFCOM_INTEROP": "1"}
-    command = [sys.executable, "-m", "pytest", "tests/interop", "--timeout", "900", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    return run_pytest("tests/interop", "--timeout", "900", *arguments, environment=environment)
 
 
 if __name__ == "__main__":

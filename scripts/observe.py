@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from pytest_child import ROOT, run_pytest
+
 FOLDER = ROOT / "build" / "prometheus"
 TESTS = (
     "tests/contract/test_alerts.py",
@@ -42,9 +43,8 @@ def main(arguments: list[str]) -> int:
     if prometheus("promtool") is None and (problem := download()):
         print(f"observe: {problem}", file=sys.stderr)
         return 1
-    command = [sys.executable, "-m", "pytest", *TESTS, "--timeout", "900", *arguments]
     environment = os.environ | {"CONFCOM_TEST_OBSERVE": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    return run_pytest(*TESTS, "--timeout", "900", *arguments, environment=environment)
 
 
 if __name__ == "__main__":

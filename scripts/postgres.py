@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from pytest_child import run_pytest
 
 
 def missing() -> str:
@@ -32,8 +32,7 @@ def main(arguments: list[str]) -> int:
     if not named and (reason := missing()):
         sys.exit(f"postgres: {reason}")
     environment = os.environ | {"CONFCOM_TEST_POSTGRES": named or "start"}
-    command = [sys.executable, "-m", "pytest", "-m", "postgres", "--timeout", "900", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    return run_pytest("-m", "postgres", "--timeout", "900", *arguments, environment=environment)
 
 
 if __name__ == "__main__":

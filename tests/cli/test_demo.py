@@ -9,12 +9,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from confcom.cli import demo_refusals
+from confcom.cli.demo_stage import open_stage
 from confcom.cli.exit_codes import ExitCode
 from confcom.cli.root import run
 
@@ -171,6 +174,26 @@ def test_interrupted_anywhere_it_cleans_up(
     assert "Traceback" not in err
     assert left_behind(surroundings) == []
     assert helper == 0 or not alive(helper)
+
+
+def test_killed_it_leaves_no_process_and_the_next_one_removes_its_folder(
+    interrupted, surroundings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    surroundings["TMPDIR"] = tempfile.mkdtemp(prefix="t", dir="/tmp")  # a test's own has a name that is too long
+    _, _, helper = interrupted("2. Two enclaves", signal.SIGKILL)
+    end = time.monotonic() + 60
+    while alive(helper) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not alive(helper)
+    (folder,) = Path(surroundings["TMPDIR"]).iterdir()
+    monkeypatch.setattr(tempfile, "tempdir", surroundings["TMPDIR"])
+    os.utime(folder, (0, 0))
+    with open_stage(None) as stage:
+        assert list(folder.parent.iterdir()) == [stage.run]
+        os.utime(stage.run, (0, 0))
+        with open_stage(None) as other:  # beside one that runs
+            assert set(folder.parent.iterdir()) == {stage.run, other.run}
+    folder.parent.rmdir()
 
 
 def test_its_reader_may_leave_early(surroundings: dict[str, str]) -> None:

@@ -6,6 +6,7 @@ Everything that is started here ends here, however the demonstration ends.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -30,6 +31,10 @@ START_TIMEOUT = 20.0
 """Seconds for the helper to be ready."""
 PEER_TIMEOUT = 20.0
 """Seconds for one meeting of the peers."""
+PREFIX = "confcom-demo-"
+"""Of the temporary folders' names."""
+ABANDONED = 60.0
+"""Seconds for which a folder that is not locked has to be unchanged before it counts as left behind."""
 END_TIMEOUT = 3.0
 """Seconds for a process to end when it is asked to."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -59,6 +64,8 @@ class Stage:
     run: Path
     examples: Path
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    held: list[int] = field(default_factory=list)
+    """Ends of pipes; the processes end when they are closed."""
 
     @property
     def machine(self) -> Path:
@@ -86,6 +93,8 @@ class Stage:
         """Start Python as a process of its own, with SGX_AESM_ADDR as asked; standard error goes to `log` or a pipe."""
         environment = {name: value for name, value in os.environ.items() if name != AESM_VARIABLE}
         environment |= {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8", **({AESM_VARIABLE: "1"} if out_of_proc else {})}
+        ends, held = os.pipe()
+        self.held.append(held)
         with contextlib.nullcontext(subprocess.PIPE) if log is None else log.open("wb") as errors:
             process = subprocess.Popen(  # noqa: S603 - our own programs, no shell
                 [sys.executable, *map(str, arguments)],
@@ -96,7 +105,13 @@ class Stage:
                 stderr=errors,
                 # So that only this process gets Ctrl-C, and ends the others in order.
                 start_new_session=True,
+                pass_fds=(ends,),
             )
+        # The kernel sends the child SIGTERM when the other end is closed: when this process exits, or is killed.
+        fcntl.fcntl(ends, fcntl.F_SETOWN, process.pid)
+        fcntl.fcntl(ends, fcntl.F_SETSIG, signal.SIGTERM)
+        fcntl.fcntl(ends, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+        os.close(ends)
         self.processes.append(process)
         return process
 
@@ -161,6 +176,8 @@ class Stage:
             for stream in (process.stdout, process.stderr):
                 if stream is not None:
                     stream.close()
+        for held in self.held:
+            os.close(held)
 
 
 @contextlib.contextmanager
@@ -170,7 +187,11 @@ def open_stage(keep: Path | None) -> Iterator[Stage]:
     kept = _kept(keep) if keep is not None else None
     # Under a long TMPDIR there is no place for a socket's name.
     long = len(os.fsencode(tempfile.gettempdir())) > MAX_SOCKET_PATH
-    run = Path(tempfile.mkdtemp(prefix="confcom-demo-", dir="/tmp" if long else None))  # noqa: S108
+    temporary = Path("/tmp" if long else tempfile.gettempdir())  # noqa: S108
+    _remove_remains(temporary)
+    run = Path(tempfile.mkdtemp(prefix=PREFIX, dir=temporary))
+    lock = os.open(run, os.O_DIRECTORY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
     stage = Stage(folder=kept or run, run=run, examples=examples)
     try:
         yield stage
@@ -179,6 +200,21 @@ def open_stage(keep: Path | None) -> Iterator[Stage]:
         with _on_signals(signal.SIG_IGN):
             stage.end()
             shutil.rmtree(stage.run, ignore_errors=True)
+            os.close(lock)
+
+
+def _remove_remains(temporary: Path) -> None:
+    """Remove the folders of demonstrations that were killed: of this user, not locked, and unchanged for a while."""
+    for folder in temporary.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder, os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                status = os.fstat(descriptor)
+                if status.st_uid == os.geteuid() and time.time() - status.st_mtime > ABANDONED:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder, ignore_errors=True)
+            finally:
+                os.close(descriptor)
 
 
 @contextlib.contextmanager

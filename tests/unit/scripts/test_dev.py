@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import dev
@@ -47,3 +50,31 @@ def test_a_command_takes_the_place_of_dev_and_gets_its_signals() -> None:
     with subprocess.Popen(words, cwd=dev.ROOT, stdout=subprocess.PIPE, text=True) as process:
         said, _ = process.communicate(timeout=600)
     assert (process.returncode, said.split()[-1:]) == (0, [str(process.pid)])
+
+
+def test_ctrl_c_leaves_tests_the_time_to_stop_what_they_started(tmp_path: Path) -> None:
+    """More than the quarter of a second after which `subprocess.run` kills."""
+    (tmp_path / "test_it.py").write_text(
+        "import pathlib, pytest, time\n"
+        "@pytest.fixture\n"
+        "def server():\n"
+        "    yield\n"
+        "    time.sleep(2)\n"
+        f"    pathlib.Path({str(tmp_path / 'stopped')!r}).touch()\n"
+        "def test_it(server):\n"
+        f"    pathlib.Path({str(tmp_path / 'begun')!r}).touch()\n"
+        "    time.sleep(600)\n"
+    )
+    words = ["-p", "no:cacheprovider", "--rootdir", str(tmp_path), "-c", "/dev/null", str(tmp_path)]
+    program = "import sys; sys.path.insert(0, 'scripts'); from pytest_child import run_pytest; "
+    program += f"sys.exit(run_pytest(*{words!r}))"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=dev.ROOT, start_new_session=True, stdout=subprocess.PIPE, text=True
+    ) as process:
+        end = time.monotonic() + 600
+        while not (tmp_path / "begun").exists() and time.monotonic() < end:
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        said, _ = process.communicate(timeout=600)
+    assert (tmp_path / "stopped").exists(), said
+    assert process.returncode == pytest.ExitCode.INTERRUPTED
