@@ -38,6 +38,36 @@ namespace: confcom-system
 {{- end }}
 
 {{/*
+A component: what it may reach and do, its Service and disruption budget, and its DaemonSet or Deployment.
+Dict: that of confcom.access and of confcom.workload; servicePort, if it has a Service; budget, whether one pod at a time
+may be evicted, and those that are not ready always.
+*/}}
+{{- define "confcom.component" -}}
+{{ include "confcom.access" . }}
+{{- with .servicePort }}
+---
+apiVersion: v1
+kind: Service
+metadata: {{- include "confcom.namespaced" (list $.root $.component $.name) | nindent 2 }}
+spec:
+  selector: {{ include "confcom.selector" $.component }}
+  ports: [{name: https, port: {{ . }}, targetPort: https, protocol: TCP}]
+{{- end }}
+{{- if .budget }}
+---
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata: {{- include "confcom.namespaced" (list .root .component .name) | nindent 2 }}
+spec:
+  maxUnavailable: 1
+  selector: {matchLabels: {{ include "confcom.selector" .component }}}
+  unhealthyPodEvictionPolicy: AlwaysAllow
+{{- end }}
+---
+{{ include "confcom.workload" . }}
+{{- end }}
+
+{{/*
 What a component may reach and do: network policy, service account, roles and their bindings. Dict: root, component,
 name; ingress, ports that are open to all; called, a port that is open to the API server's addresses alone, where these
 are given; egress, lists of ports; token, whether its pods may ask the API; rules in the namespace and clusterRules, in
@@ -97,37 +127,26 @@ subjects:
 
 {{/* TCP ports of a network policy; beside 53 the same of UDP. */}}
 {{- define "confcom.ports" -}}
-{{- $found := list }}
-{{- range . }}{{ $found = append $found (dict "port" (int .) "protocol" "TCP") }}{{ end }}
-{{- if has 53 . }}{{ $found = append $found (dict "port" 53 "protocol" "UDP") }}{{ end }}
-{{- toJson $found }}
+{{- $tcp := list }}{{ $udp := list }}
+{{- range . }}
+{{- $tcp = append $tcp (dict "port" (int .) "protocol" "TCP") }}
+{{- if eq (int .) 53 }}{{ $udp = list (dict "port" 53 "protocol" "UDP") }}{{ end }}
 {{- end }}
-
-{{/* List: root, component, name, the Service's port. */}}
-{{- define "confcom.httpsService" -}}
-apiVersion: v1
-kind: Service
-metadata: {{- include "confcom.namespaced" (slice . 0 3) | nindent 2 }}
-spec:
-  selector: {{ include "confcom.selector" (index . 1) }}
-  ports: [{name: https, port: {{ index . 3 }}, targetPort: https, protocol: TCP}]
-{{- end }}
-
-{{/* One pod at a time may be evicted; those that are not ready always. List: root, component, name. */}}
-{{- define "confcom.disruptionBudget" -}}
-apiVersion: policy/v1
-kind: PodDisruptionBudget
-metadata: {{- include "confcom.namespaced" . | nindent 2 }}
-spec:
-  maxUnavailable: 1
-  selector: {matchLabels: {{ include "confcom.selector" (index . 1) }}}
-  unhealthyPodEvictionPolicy: AlwaysAllow
+{{- concat $tcp $udp | toJson }}
 {{- end }}
 
 {{/* Where quote helpers get certification data: the collateral service, else an operator's PCCS, else an empty word. */}}
 {{- define "confcom.collateralSource" -}}
 {{- if .Values.collateral.enabled }}https://confcom-collateral.confcom-system.svc:8081
 {{- else }}{{ splitList "/sgx/certification" .Values.collateral.url | first | trimSuffix "/" }}{{ end }}
+{{- end }}
+
+{{/* The authority of the collateral service's certificate, as a volume. A pod waits for it, because the key is named. */}}
+{{- define "confcom.collateralCa" }}
+- name: collateral-ca
+  at: {{ . }}
+  readOnly: true
+  configMap: {name: confcom-collateral-ca, items: [{key: ca-certificates.crt, path: ca-certificates.crt}]}
 {{- end }}
 
 {{/* The port of an operator's own PCCS, if there is one, as a list. */}}

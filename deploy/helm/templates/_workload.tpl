@@ -120,11 +120,11 @@ nodeAffinity:
 {{- with .Values.tolerations }}{{ toYaml . | nindent 0 }}{{ end }}
 {{- end }}
 
-{{/* What every pod has. List: root, service account, priority class. */}}
+{{/* What every pod has. List: root, service account, priority class; DNS policy, if it asks by names of the cluster. */}}
 {{- define "confcom.everyPod" }}
 serviceAccountName: {{ index . 1 }}
 priorityClassName: {{ index . 2 | default "" | quote }}
-dnsPolicy: Default
+dnsPolicy: {{ index (append . "Default") 3 }}
 enableServiceLinks: false
 {{- with (index . 0).Values.image.pullSecrets }}
 imagePullSecrets: {{- range . }}

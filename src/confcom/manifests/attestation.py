@@ -8,15 +8,10 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from confcom.manifests import collateral, objects, simulated
+from confcom.manifests import collateral, objects
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.objects import (
-    Mounted,
-    Object,
-    Workload,
-    mount,
-)
-from confcom.manifests.tls_service import CA_KEY, FOLDER, SharedDatabase, TlsService
+from confcom.manifests.objects import Mounted, Object, Workload
+from confcom.manifests.tls_service import FOLDER, SharedDatabase, TlsService
 
 HARDWARE, SIMULATED = (
     Workload("attestation", name) for name in ("confcom-attestation", "confcom-attestation-simulated")
@@ -32,8 +27,6 @@ PIN_FOLDER = "/etc/confcom/pin"
 PIN_KEY = "pin"
 KEYS_FOLDER = "/etc/confcom/attestation-keys"
 """With a database: the operator's Secret with the signing keys, which all pods have."""
-STORE_VARIABLE = "CONFCOM_ATTESTATION_SERVICE_STORE"
-COLLATERAL_CA_FOLDER = "/etc/confcom/collateral-ca"
 
 
 def workload_of(config: AddonConfig) -> Workload:
@@ -49,30 +42,25 @@ def claim_of(workload: Workload) -> str:
 def attestation(config: AddonConfig) -> list[Object]:
     """Every object of the service."""
     workload = workload_of(config)
-    database = _database(config)
-    found = TlsService(
-        workload,
-        PORT,
-        config.attestation_tls_secret,
-        config.attestation_storage,
-        claim=claim_of(workload),
-        database=database,
-    )
-    shared = [] if database is None else database.settings(STORE_VARIABLE)
+    secret, storage, claim = config.attestation_tls_secret, config.attestation_storage, claim_of(workload)
+    found = TlsService(workload, PORT, secret, storage, claim, _database(config))
+    judging = collateral.judging(config)
     pod = found.pod(
         config,
-        ["attestation", "serve"],
-        found.settings("attestation-service", _values(config, found.host)) + shared,
-        _volumes(config, workload, database),
-        requests=("100m", "128Mi", "512Mi"),
+        _values(config, found.host) | judging.settings,
+        [*_volumes(config, workload), *judging.volumes],
+        requests=objects.resources("100m", "128Mi", "512Mi"),
+        **judging.pod,
     )
-    pod |= {"dnsPolicy": "ClusterFirst", **simulated.trust_container(config)}
-    asked = (objects.DNS_PORT, collateral.SERVICE_PORT) if config.collateral else collateral.UPSTREAM_PORTS
-    more = (*config.api_ports, *collateral.asked_ports(config), *(() if database is None else (database.port,)))
-    opening = objects.opening(workload, ingress=(PORT,), egress=asked, more=more)
-    migration = [] if database is None else database.migration(config, workload, STORE_VARIABLE)
-    made = found.objects(opening=opening, service_port=SERVICE_PORT, pod=pod)
-    return [objects.disruption_budget(workload), *migration, *made]
+    made = found.objects(
+        config,
+        pod,
+        service_port=SERVICE_PORT,
+        egress=judging.egress,
+        more_egress=judging.more_egress,
+        migrates="CONFCOM_ATTESTATION_SERVICE_STORE",
+    )
+    return [objects.disruption_budget(workload), *made]
 
 
 def _database(config: AddonConfig) -> SharedDatabase | None:
@@ -94,18 +82,12 @@ def remark(config: AddonConfig) -> str:
 def _values(config: AddonConfig, host: str) -> dict[str, str]:
     found = {
         "url": config.attestation_url or f"https://{host}",
-        **({} if config.attestation_database else {"store": f"{FOLDER}/attestation.sqlite"}),
         "keys": _keys(config),
-        "collateral": collateral.source(config) or "intel",
         "administrators": f"{ADMIN_FOLDER}/{ADMIN_KEY}",
         "administrators_optional": "true",
     }
     if config.attestation_url:
         found["tls_hosts"] = urlsplit(config.attestation_url).hostname or ""
-    if config.collateral:
-        found["collateral_ca"] = f"{COLLATERAL_CA_FOLDER}/{CA_KEY}"
-    if config.platform == "simulated":
-        found["trust_roots"] = simulated.TRUSTED_ROOT
     return found
 
 
@@ -115,16 +97,11 @@ def _keys(config: AddonConfig) -> str:
     return KEYS_FOLDER if config.attestation_database else f"{FOLDER}/attestation-keys"
 
 
-def _volumes(config: AddonConfig, workload: Workload, database: SharedDatabase | None) -> list[Mounted]:
+def _volumes(config: AddonConfig, workload: Workload) -> list[Mounted]:
     administrators = config.attestation_administrators or ADMIN_SECRET
     found = [objects.secret_volume("administrators", administrators, ADMIN_FOLDER, optional=True)]
     if config.attestation_keys:
         found.append(objects.secret_volume("pin", config.attestation_pin_secret, PIN_FOLDER))
-    elif database is not None:
+    elif config.attestation_database:
         found.append(objects.secret_volume("keys", f"{workload.name}-keys", KEYS_FOLDER))
-    if database is not None:
-        found.append(database.volume())
-    if config.collateral:
-        authority = mount("collateral-ca", COLLATERAL_CA_FOLDER, read_only=True)
-        found.append((collateral.authority_volume(config), authority))
-    return found + simulated.trust_volumes(config)
+    return found

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from confcom.manifests import objects, simulated
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.objects import (
-    COLLATERAL,
-    ITSELF,
-    TMP,
-    Mounted,
-    Object,
-    asks_by_name,
-    mount,
-    namespaced_object,
-)
-from confcom.manifests.tls_service import CA_KEY, FOLDER, SharedDatabase, TlsService
+from confcom.manifests.objects import COLLATERAL, ITSELF, TMP, Mounted, Object, asks_by_name, mount
+from confcom.manifests.tls_service import CA_KEY, SharedDatabase, TlsService
 
 # Intel's quote provider library reads its configuration once, when it is loaded: from `QCNL_CONF_PATH`, or before that
 # variable existed from a fixed path. It takes TLS roots from the system's folder; no setting names others.
@@ -30,6 +22,7 @@ SYSTEM_CAS = "/etc/ssl/certs"
 UPSTREAM_PORTS = (objects.DNS_PORT, 80, 443, 8081)
 """Ports of Intel's service, of a cloud's cache (Azure's for a node is at port 80), and of a PCCS."""
 SERVICE_PORT = 8081
+COLLATERAL_CA_FOLDER = "/etc/confcom/collateral-ca"
 PATH = "/sgx/certification/v4/"
 
 
@@ -51,7 +44,7 @@ def quote_provider(config: AddonConfig) -> list[Object]:
     """The library's configuration as a ConfigMap, for the quote helper and for applications that quote in-proc."""
     if not _is_configured(config):
         return []
-    found = namespaced_object("v1", "ConfigMap", CONFIG_MAP, ITSELF.component)
+    found = objects.namespaced_object("v1", "ConfigMap", CONFIG_MAP, ITSELF.component)
     return [found | {"data": {CONFIG_KEY: qcnl_conf(source(config))}}]
 
 
@@ -71,29 +64,46 @@ def qcnl_conf(base: str) -> str:
     return json.dumps(values, indent=2) + "\n"
 
 
-def volumes(config: AddonConfig) -> list[Object]:
-    """The configuration, and the authority of our own service, which replaces the image's authorities."""
+def volumes(config: AddonConfig) -> list[Mounted]:
+    """The configuration where the library looks for it, and the authority of our own service instead of the image's."""
     if not _is_configured(config):
         return []
-    found: list[Object] = [{"name": "quote-provider", "configMap": {"name": CONFIG_MAP}}]
-    return [*found, authority_volume(config)] if config.collateral else found
+    provider, mounts = objects.volume("quote-provider", CONFIG_FOLDER, configMap={"name": CONFIG_MAP})
+    old = {"name": "quote-provider", "mountPath": OLD_PATH, "subPath": CONFIG_KEY, "readOnly": True}
+    return [(provider, [*mounts, old]), *_authority(config, SYSTEM_CAS)]
 
 
-def authority_volume(config: AddonConfig) -> Object:
+def _authority(config: AddonConfig, at: str) -> list[Mounted]:
     """The authority of our own service's certificate. A pod waits until it is published, because the key is named."""
-    items = [{"key": CA_KEY, "path": CA_KEY}]
-    return {"name": "collateral-ca", "configMap": {"name": _service(config).config_map, "items": items}}
-
-
-def mounts(config: AddonConfig) -> list[Object]:
-    """Mounts at the paths where the library looks."""
-    if not _is_configured(config):
+    if not config.collateral:
         return []
-    found = [
-        mount("quote-provider", CONFIG_FOLDER, read_only=True),
-        {"name": "quote-provider", "mountPath": OLD_PATH, "subPath": CONFIG_KEY, "readOnly": True},
-    ]
-    return [*found, mount("collateral-ca", SYSTEM_CAS, read_only=True)] if config.collateral else found
+    items = [{"key": CA_KEY, "path": CA_KEY}]
+    return [objects.volume("collateral-ca", at, configMap={"name": _service(config).config_map, "items": items})]
+
+
+class Judging(NamedTuple):
+    """What a service that judges quotes needs besides: settings, volumes, parts of its pod, and ports that it asks."""
+
+    settings: dict[str, str]
+    volumes: list[Mounted]
+    pod: Object
+    egress: tuple[int, ...]
+    more_egress: tuple[int, ...]
+
+
+def judging(config: AddonConfig) -> Judging:
+    """That of these settings: where collateral comes from, and on the simulated platform the root of the world."""
+    values = {"collateral": source(config) or "intel"}
+    pod: Object = {"dnsPolicy": "ClusterFirst"}
+    volumes = _authority(config, COLLATERAL_CA_FOLDER)
+    if config.collateral:
+        values["collateral_ca"] = f"{COLLATERAL_CA_FOLDER}/{CA_KEY}"
+    if config.platform == "simulated":
+        values["trust_roots"] = simulated.TRUSTED_ROOT
+        volumes += simulated.trust_volumes()
+        pod["initContainers"] = [simulated.trust_container(config)]
+    egress = (objects.DNS_PORT, SERVICE_PORT) if config.collateral else UPSTREAM_PORTS
+    return Judging(values, volumes, pod, egress, (*config.api_ports, *asked_ports(config)))
 
 
 def environment(config: AddonConfig) -> list[Object]:
@@ -145,29 +155,31 @@ def collateral(config: AddonConfig) -> list[Object]:
     """
     found = _service(config)
     egress: tuple[int, ...] = () if config.platform == "simulated" else UPSTREAM_PORTS
-    env, volumes = found.settings("collateral-service", _values(config)), [_upstream_volume(config)]
-    more, placed = config.api_ports, asks_by_name(config)
-    shared = []
-    if (database := found.database) is not None:
-        env += database.settings("CONFCOM_COLLATERAL_SERVICE_STORE")
-        volumes.append(database.volume())
-        egress, more, placed = egress or (objects.DNS_PORT,), (*more, database.port), {"dnsPolicy": "ClusterFirst"}
-        migration = database.migration(config, COLLATERAL, "CONFCOM_COLLATERAL_STORE")
-        shared = [objects.disruption_budget(COLLATERAL), *migration]
-    pod = found.pod(config, ["collateral", "serve"], env, volumes, requests=("50m", "128Mi", "512Mi"))
-    opening = objects.opening(COLLATERAL, ingress=(SERVICE_PORT,), egress=egress, more=more)
-    return [*shared, *found.objects(opening=opening, service_port=SERVICE_PORT, pod=pod | placed)]
+    placed, budget = asks_by_name(config), []
+    if found.database is not None:
+        egress, placed = egress or (objects.DNS_PORT,), {"dnsPolicy": "ClusterFirst"}
+        budget = [objects.disruption_budget(COLLATERAL)]
+    requests = objects.resources("50m", "128Mi", "512Mi")
+    pod = found.pod(config, _values(config), [_upstream_volume(config)], requests=requests, **placed)
+    made = found.objects(
+        config,
+        pod,
+        service_port=SERVICE_PORT,
+        egress=egress,
+        more_egress=config.api_ports,
+        migrates="CONFCOM_COLLATERAL_STORE",
+    )
+    return [*budget, *made]
 
 
 def _upstream_volume(config: AddonConfig) -> Mounted:
     if config.platform == "simulated":
-        return simulated.world_volume(), mount("world", simulated.WORLD_FOLDER, read_only=True)
+        return simulated.world_volume(), [mount("world", simulated.WORLD_FOLDER, read_only=True)]
     return objects.secret_volume("upstream", UPSTREAM_SECRET, UPSTREAM_FOLDER, optional=True)
 
 
 def _values(config: AddonConfig) -> dict[str, str]:
     found = {
-        **({} if config.collateral_database else {"store": f"{FOLDER}/collateral.sqlite"}),
         "fmspcs": ",".join(config.collateral_fmspcs),
         **({"tcb_sets": ",".join(config.collateral_tcb_sets)} if config.collateral_tcb_sets else {}),
         "upstream": config.collateral_upstream,

@@ -4,23 +4,7 @@ from __future__ import annotations
 
 from confcom.manifests import account_policies, objects, simulated
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.objects import (
-    DEVICE_PLUGIN,
-    NODE_CRITICAL,
-    HostPath,
-    Object,
-    confined,
-    container,
-    daemon_set,
-    from_pod,
-    http_probes,
-    labels,
-    mount,
-    number,
-    resources,
-    service_account,
-    settings,
-)
+from confcom.manifests.objects import DEVICE_PLUGIN, Mounted, Object, host_path, rule
 from confcom.protocols import aesm, dra_objects
 
 # Publisher `dra`: device classes, and rights to write slices.
@@ -35,15 +19,15 @@ def device_classes() -> list[Object]:
         dra_objects.device_class(dra_objects.PROVISION_CLASS, "provision"),
     ]
     for one in found:
-        one["metadata"]["labels"] = labels(DEVICE_PLUGIN.component)
+        one["metadata"]["labels"] = objects.labels(DEVICE_PLUGIN.component)
     return found
 
 
 def slice_rules() -> list[Object]:
     """What the driver may do with slices and claims; the policy below narrows it down to its own node."""
     return [
-        objects.rule(_GROUP, ["resourceslices"], ["get", "list", "watch", "create", "update", "delete"]),
-        objects.rule(_GROUP, ["resourceclaims"], ["get"]),
+        rule(_GROUP, ["resourceslices"], ["get", "list", "watch", "create", "update", "delete"]),
+        rule(_GROUP, ["resourceclaims"], ["get"]),
     ]
 
 
@@ -72,8 +56,9 @@ def device_plugin(config: AddonConfig) -> list[Object]:
     return [
         objects.opening(DEVICE_PLUGIN, ingress=(HTTP_PORT,), egress=egress),
         *_rights(config),
-        service_account(DEVICE_PLUGIN, token=_needs_api(config)),
-        _daemon_set(config),
+        objects.service_account(DEVICE_PLUGIN, token=_needs_api(config)),
+        # The successor has its image and looks at the node before its turn comes, which is when the present one ends.
+        objects.daemon_set(DEVICE_PLUGIN, config, _pod(config)),
     ]
 
 
@@ -82,7 +67,7 @@ def _rights(config: AddonConfig) -> list[Object]:
     reserved = account_policies.reserved(config)
     if config.publisher == "devices":
         return reserved
-    rules = [objects.rule("", ["nodes"], ["get", "list", "watch"]), objects.rule("", ["nodes/status"], ["patch"])]
+    rules = [rule("", ["nodes"], ["get", "list", "watch"]), rule("", ["nodes/status"], ["patch"])]
     # With claims too: amounts that another publisher left in the node's status would be given out twice.
     found = [*reserved, *account_policies.own_node(config)]
     if config.publisher == "dra":
@@ -96,62 +81,51 @@ def _needs_api(config: AddonConfig) -> bool:
     return config.publisher != "devices"
 
 
-def _daemon_set(config: AddonConfig) -> Object:
-    folders = _folders(config)
-    mounts, volumes = [*map(HostPath.mount, folders)], [*map(HostPath.volume, folders)]
+def _pod(config: AddonConfig) -> Object:
+    volumes = _folders(config)
+    init = []
     if config.platform == "simulated":
-        mounts.append(mount("machine", simulated.MACHINE_FOLDER))
-        volumes += [simulated.world_volume(), simulated.machine_volume()]
-    pod: Object = {
-        "automountServiceAccountToken": _needs_api(config),
-        "priorityClassName": NODE_CRITICAL,
-        "terminationGracePeriodSeconds": 10,
-        "initContainers": [simulated.machine_container(config)] if config.platform == "simulated" else [],
-        "containers": [_container(config, mounts)],
-        "volumes": volumes,
-    }
-    # The successor has its image and looks at the node before its turn comes, which is when the present one ends.
-    return daemon_set(DEVICE_PLUGIN, config, pod, {"maxSurge": 1, "maxUnavailable": 0})
+        volumes += [(simulated.world_volume(), []), simulated.machine_volume()]
+        init.append(simulated.machine_container(config))
+    return objects.pod(
+        config,
+        DEVICE_PLUGIN,
+        ["device-plugin"],
+        env=[
+            objects.from_pod("CONFCOM_DEVICE_PLUGIN_NODE_NAME", "spec.nodeName"),
+            *objects.settings("device-plugin", _settings(config)),
+        ],
+        ports={"http": HTTP_PORT},
+        requests=objects.resources("20m", "64Mi", "256Mi"),
+        security=objects.confined(user=0),
+        volumes=volumes,
+        automountServiceAccountToken=_needs_api(config),
+        terminationGracePeriodSeconds=10,
+        initContainers=init,
+    )
 
 
-def _folders(config: AddonConfig) -> list[HostPath]:
+def _folders(config: AddonConfig) -> list[Mounted]:
     """The kubelet's sockets, the container runtime's device files, and what shows the node's hardware.
 
     Devices are seen, not used: a container without devices of its own cannot open any.
     """
     made = "DirectoryOrCreate"
-    found = [HostPath("device-plugins", f"{KUBELET}/device-plugins", made, read_only=False)]
+    found = [host_path("device-plugins", f"{KUBELET}/device-plugins", made, read_only=False)]
     if config.publisher == "dra":
-        found.append(HostPath("registry", f"{KUBELET}/plugins_registry", made, read_only=False))
-        found.append(HostPath("cdi", CDI, made, read_only=False))
-    found.append(HostPath("pod-resources", f"{KUBELET}/pod-resources", made))
+        found.append(host_path("registry", f"{KUBELET}/plugins_registry", made, read_only=False))
+        found.append(host_path("cdi", CDI, made, read_only=False))
+    found.append(host_path("pod-resources", f"{KUBELET}/pod-resources", made))
     if config.quote_helper:
-        found.append(HostPath("helper-folder", aesm.FOLDER, made))
+        found.append(host_path("helper-folder", aesm.FOLDER, made))
     if config.platform == "simulated":
-        return [*found, simulated.NODE._replace(read_only=False)]
+        return [*found, simulated.node_folder(read_only=False)]
     return [
         *found,
-        HostPath("dev", "/dev", at=f"{HOST}/dev"),
-        HostPath("sys", "/sys/devices/system/node", at=f"{HOST}/sys/devices/system/node"),
-        HostPath("cpuinfo", "/proc/cpuinfo", "File", at=f"{HOST}/proc/cpuinfo"),
+        host_path("dev", "/dev", at=f"{HOST}/dev"),
+        host_path("sys", "/sys/devices/system/node", at=f"{HOST}/sys/devices/system/node"),
+        host_path("cpuinfo", "/proc/cpuinfo", "File", at=f"{HOST}/proc/cpuinfo"),
     ]
-
-
-def _container(config: AddonConfig, mounts: list[Object]) -> Object:
-    return container(
-        config,
-        DEVICE_PLUGIN.component,
-        ["device-plugin"],
-        env=[
-            from_pod("CONFCOM_DEVICE_PLUGIN_NODE_NAME", "spec.nodeName"),
-            *settings("device-plugin", _settings(config)),
-        ],
-        ports=[{"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"}],
-        resources=resources("20m", "64Mi", "256Mi"),
-        securityContext=confined(user=0),
-        volumeMounts=mounts,
-        **http_probes("http"),
-    )
 
 
 def _settings(config: AddonConfig) -> dict[str, str]:
@@ -159,7 +133,7 @@ def _settings(config: AddonConfig) -> dict[str, str]:
         "platform": config.platform,
         "publisher": config.publisher,
         "reserve_mib": str(config.epc_reserve_mib),
-        "overcommit": number(config.overcommit),
+        "overcommit": objects.number(config.overcommit),
         "wait_for_sgx": "true",
         "http": f"[::]:{HTTP_PORT}",
     }

@@ -8,17 +8,11 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from confcom.manifests import objects
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.objects import (
-    METRICS_API,
-    NAMESPACE,
-    IssuingCa,
-    Object,
-    mount,
-    settings,
-)
+from confcom.manifests.objects import METRICS_API, NAMESPACE, IssuingCa, Mounted, Object
 from confcom.protocols import custom_metrics
 
 CA_SECRET = "confcom-metrics-api-ca"  # noqa: S105 - a name
@@ -69,33 +63,23 @@ def is_ours(api_service: Object) -> bool:
     return (service.get("namespace"), service.get("name")) == (NAMESPACE, METRICS_API.name)
 
 
-def exporter_settings(config: AddonConfig) -> dict[str, str]:
-    """Settings of an exporter that serves its page to the metrics API."""
+class Exporter(NamedTuple):
+    """What an exporter needs to serve its page to the metrics API: settings, port, and the CA of its certificate."""
+
+    settings: dict[str, str]
+    ports: dict[str, int]
+    volumes: list[Mounted]
+
+
+def exporter(config: AddonConfig) -> Exporter:
+    """That of these settings; without autoscaling nothing."""
     if not config.autoscaling:
-        return {}
-    return {"https": f"[::]:{custom_metrics.EXPORTER_PORT}", "https_ca": EXPORTERS_CA_FOLDER}
-
-
-def exporter_ports(config: AddonConfig) -> tuple[int, ...]:
-    """The port of that page, if there is one."""
-    return (custom_metrics.EXPORTER_PORT,) if config.autoscaling else ()
-
-
-def exporter_container_ports(config: AddonConfig) -> list[Object]:
-    """The same as a container declares it."""
-    return [{"name": "tls", "containerPort": port, "protocol": "TCP"} for port in exporter_ports(config)]
-
-
-def exporter_volumes(config: AddonConfig) -> list[Object]:
-    """The volume of the CA by which an exporter issues its certificate."""
-    if not config.autoscaling:
-        return []
-    return [{"name": _EXPORTERS_CA, "secret": {"secretName": EXPORTERS_CA_SECRET, "defaultMode": 0o440}}]
-
-
-def exporter_mounts(config: AddonConfig) -> list[Object]:
-    """Its mount."""
-    return [mount(_EXPORTERS_CA, EXPORTERS_CA_FOLDER, read_only=True)] if config.autoscaling else []
+        return Exporter({}, {}, [])
+    return Exporter(
+        {"https": f"[::]:{custom_metrics.EXPORTER_PORT}", "https_ca": EXPORTERS_CA_FOLDER},
+        {"tls": custom_metrics.EXPORTER_PORT},
+        [objects.secret_volume(_EXPORTERS_CA, EXPORTERS_CA_SECRET, EXPORTERS_CA_FOLDER)],
+    )
 
 
 def _pod(config: AddonConfig) -> Object:
@@ -109,14 +93,15 @@ def _pod(config: AddonConfig) -> Object:
     }
     # Without the key: the metrics API asks exporters and issues no certificate of theirs.
     public = [{"key": "ca.crt", "path": "ca.crt"}]
-    return objects.cluster_pod(
+    return objects.pod(
         config,
         METRICS_API,
         ["metrics-api"],
-        env=settings("metrics-api", values),
+        env=objects.settings("metrics-api", values),
         ports={"https": HTTPS_PORT, "http": HTTP_PORT},
-        requests=("50m", "96Mi", "384Mi"),
+        requests=objects.resources("50m", "96Mi", "384Mi"),
         volumes=[
+            objects.tmp(),
             objects.secret_volume("ca", CA_SECRET, CA_FOLDER),
             objects.secret_volume(_EXPORTERS_CA, EXPORTERS_CA_SECRET, EXPORTERS_CA_FOLDER, items=public),
         ],

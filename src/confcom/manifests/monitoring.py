@@ -16,25 +16,12 @@ from confcom.manifests import (
     device_plugin,
     metrics,
     metrics_api,
+    objects,
     quote_helper,
     webhook,
 )
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.objects import (
-    COLLATERAL,
-    COMPONENT,
-    DEVICE_PLUGIN,
-    ITSELF,
-    METRICS,
-    METRICS_API,
-    NAMESPACE,
-    QUOTE_HELPER,
-    WEBHOOK,
-    Object,
-    Workload,
-    namespaced_object,
-    selector,
-)
+from confcom.manifests.objects import COLLATERAL, COMPONENT, NAMESPACE, Object, Workload, namespaced_object, selector
 from confcom.manifests.tls_service import CA_KEY
 
 API = "monitoring.coreos.com/v1"
@@ -74,13 +61,13 @@ def monitoring(config: AddonConfig, *, operator: bool) -> list[Object]:
 
 
 def _pages(config: AddonConfig) -> list[Page]:
-    found = [Page(DEVICE_PLUGIN, device_plugin.HTTP_PORT)]
-    found += [Page(QUOTE_HELPER, quote_helper.HTTP_PORT)] if config.quote_helper else []
-    found += [Page(METRICS, metrics.HTTP_PORT, named=True)] if config.metrics else []
-    found += [Page(WEBHOOK, webhook.HTTP_PORT)] if config.webhook else []
+    found = [Page(objects.DEVICE_PLUGIN, device_plugin.HTTP_PORT)]
+    found += [Page(objects.QUOTE_HELPER, quote_helper.HTTP_PORT)] if config.quote_helper else []
+    found += [Page(objects.METRICS, metrics.HTTP_PORT, named=True)] if config.metrics else []
+    found += [Page(objects.WEBHOOK, webhook.HTTP_PORT)] if config.webhook else []
     if config.attested_certificates:
         found.append(Page(certificate_signer.workload_of(config), certificate_signer.HTTP_PORT))
-    return found + ([Page(METRICS_API, metrics_api.HTTP_PORT)] if config.autoscaling else [])
+    return found + ([Page(objects.METRICS_API, metrics_api.HTTP_PORT)] if config.autoscaling else [])
 
 
 def _over_tls(config: AddonConfig) -> list[Workload]:
@@ -136,7 +123,7 @@ def _rules(config: AddonConfig, workloads: list[Workload]) -> Object:
     if {COLLATERAL.component, "attestation"} & {workload.component for workload in workloads}:
         names.add("confcom-services")
     groups = [group for group in alert_groups() if group["name"] in names]
-    found = namespaced_object(API, "PrometheusRule", "confcom", ITSELF.component, spec={"groups": groups})
+    found = namespaced_object(API, "PrometheusRule", "confcom", objects.ITSELF.component, spec={"groups": groups})
     return _labelled(config, found)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from confcom.manifests.addon_config import LOCALHOST, RUNTIME_DEFAULT, AddonConfig
@@ -35,6 +35,7 @@ SGX_NODE_LABELS = (
 NODE_CRITICAL, CLUSTER_CRITICAL = CRITICAL = ("system-node-critical", "system-cluster-critical")
 """Priorities above all that users can make. What serves a node has the first, what serves the cluster the second."""
 
+ANY_NODE = {"kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64"}
 USER = 65532
 """The user and group of the image."""
 TMP = "/tmp"  # noqa: S108 - the path in a container, where an empty folder in memory is mounted
@@ -96,7 +97,7 @@ def service_account(workload: Workload, *, token: bool) -> Object:
 
 def sgx_nodes(config: AddonConfig) -> Object:
     """The affinity to SGX nodes: those with any of `SGX_NODE_LABELS`."""
-    always = {"kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64"} | config.node_labels()
+    always = ANY_NODE | config.node_labels()
     common = [{"key": key, "operator": "In", "values": [value]} for key, value in always.items()]
     terms = [
         {"matchExpressions": [{"key": label, "operator": "In", "values": ["true"]}, *common]}
@@ -111,16 +112,15 @@ def tolerations(config: AddonConfig) -> list[Object]:
     return [*usual, {"key": "CriticalAddonsOnly", "operator": "Exists"}, *config.tolerated()]
 
 
-def seccomp(profile: str) -> Object:
-    """A seccomp profile, `runtime/default` or `localhost/PATH`, as a security context has it."""
-    if profile.startswith(LOCALHOST):
-        return {"type": "Localhost", "localhostProfile": profile.removeprefix(LOCALHOST)}
-    return {"type": "RuntimeDefault"}
-
-
 def confined(*, user: int = USER, add: tuple[str, ...] = (), profile: str = RUNTIME_DEFAULT) -> Object:
-    """A container's security context: only the capabilities in `add`, a read-only root file system, no escalation."""
+    """A container's security context: only the capabilities in `add`, a read-only root file system, no escalation.
+
+    `profile` is of seccomp: `runtime/default` or `localhost/PATH`.
+    """
     capabilities: Object = {"drop": ["ALL"]} | ({"add": list(add)} if add else {})
+    seccomp = {"type": "RuntimeDefault"}
+    if profile.startswith(LOCALHOST):
+        seccomp = {"type": "Localhost", "localhostProfile": profile.removeprefix(LOCALHOST)}
     return {
         "allowPrivilegeEscalation": False,
         "capabilities": capabilities,
@@ -129,7 +129,7 @@ def confined(*, user: int = USER, add: tuple[str, ...] = (), profile: str = RUNT
         "runAsGroup": user,
         "runAsNonRoot": user != 0,
         "runAsUser": user,
-        "seccompProfile": seccomp(profile),
+        "seccompProfile": seccomp,
     }
 
 
@@ -164,19 +164,17 @@ def resources(cpu: str, memory: str, memory_limit: str, **devices: str) -> Objec
     }
 
 
-def http_probes(port: str, *, tls: bool = False) -> Object:
-    """Probes at /healthz and /readyz of a port; a start may take two minutes. The kubelet accepts any certificate."""
-    scheme = {"scheme": "HTTPS"} if tls else {}
-    live = {"path": "/healthz", "port": port, **scheme}
+def _probes(port: str, **scheme: str) -> Object:
+    """At /healthz and /readyz of a port; a start may take two minutes. The kubelet accepts any certificate."""
+
+    def probe(path: str, period: int, failures: int) -> Object:
+        asked = {"path": path, "port": port, **scheme}
+        return {"httpGet": asked, "periodSeconds": period, "failureThreshold": failures, "timeoutSeconds": 5}
+
     return {
-        "startupProbe": {"httpGet": live, "periodSeconds": 2, "failureThreshold": 60, "timeoutSeconds": 5},
-        "livenessProbe": {"httpGet": live, "periodSeconds": 20, "failureThreshold": 3, "timeoutSeconds": 5},
-        "readinessProbe": {
-            "httpGet": {"path": "/readyz", "port": port, **scheme},
-            "periodSeconds": 5,
-            "failureThreshold": 3,
-            "timeoutSeconds": 5,
-        },
+        "startupProbe": probe("/healthz", 2, 60),
+        "livenessProbe": probe("/healthz", 20, 3),
+        "readinessProbe": probe("/readyz", 5, 3),
     }
 
 
@@ -185,22 +183,8 @@ def number(value: float) -> str:
     return str(int(value)) if value.is_integer() else repr(value)
 
 
-class HostPath(NamedTuple):
-    """A path of the host as a volume; `at` is where the container has it, by default the same path."""
-
-    name: str
-    path: str
-    kind: str = "Directory"
-    at: str = ""
-    read_only: bool = True
-
-    def volume(self) -> Object:
-        """The volume."""
-        return {"name": self.name, "hostPath": {"path": self.path, "type": self.kind}}
-
-    def mount(self) -> Object:
-        """Its mount."""
-        return mount(self.name, self.at or self.path, read_only=self.read_only)
+Mounted: TypeAlias = tuple[Object, list[Object]]
+"""A volume, and where the main container has it."""
 
 
 def mount(name: str, path: str, *, read_only: bool = False) -> Object:
@@ -209,39 +193,76 @@ def mount(name: str, path: str, *, read_only: bool = False) -> Object:
     return found | ({"readOnly": True, "recursiveReadOnly": "IfPossible"} if read_only else {})
 
 
+def volume(name: str, at: str, *, read_only: bool = True, **source: Any) -> Mounted:  # noqa: ANN401 - JSON
+    """A volume, mounted at one place."""
+    return {"name": name, **source}, [mount(name, at, read_only=read_only)]
+
+
+def host_path(name: str, path: str, kind: str = "Directory", *, at: str = "", read_only: bool = True) -> Mounted:
+    """A path of the host; `at` is where the container has it, by default the same path."""
+    return volume(name, at or path, read_only=read_only, hostPath={"path": path, "type": kind})
+
+
+def secret_volume(name: str, secret: str, at: str, **more: Any) -> Mounted:  # noqa: ANN401 - JSON
+    """A Secret's files, readable by the group of the pod."""
+    return volume(name, at, secret={"secretName": secret, "defaultMode": 0o440, **more})
+
+
+def memory_folder(name: str, size: str) -> Object:
+    """An empty folder in memory."""
+    return {"name": name, "emptyDir": {"medium": "Memory", "sizeLimit": size}}
+
+
+def tmp() -> Mounted:
+    """A small folder for temporary files, beside the read-only root file system."""
+    return memory_folder("tmp", "16Mi"), [mount("tmp", TMP)]
+
+
 def asks_by_name(config: AddonConfig) -> Object:
     """Cluster DNS, for pods that reach services by name; on simulated nodes none does."""
     return {} if config.platform == "simulated" else {"dnsPolicy": "ClusterFirst"}
 
 
-def tmp_volume() -> Object:
-    """A small folder for temporary files, beside the read-only root file system."""
-    return {"name": "tmp", "emptyDir": {"medium": "Memory", "sizeLimit": "16Mi"}}
+def pod(
+    config: AddonConfig,
+    workload: Workload,
+    args: list[str],
+    *,
+    env: list[Object],
+    ports: dict[str, int],
+    requests: Object,
+    volumes: list[Mounted],
+    security: Object | None = None,
+    **body: Any,  # noqa: ANN401 - JSON
+) -> Object:
+    """The pod of a component: its container, with probes at the port http, or https where there is no http."""
+    main = container(
+        config,
+        workload.component,
+        args,
+        env=env,
+        ports=[{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in ports.items()],
+        resources=requests,
+        securityContext=security or confined(),
+        volumeMounts=[place for _, mounts in volumes for place in mounts],
+        **(_probes("http") if "http" in ports else _probes("https", scheme="HTTPS")),
+    )
+    return {"containers": [main], "volumes": [one for one, _ in volumes], **body}
 
 
-def daemon_set(workload: Workload, config: AddonConfig, pod: Object, strategy: Object) -> Object:
-    """A component on every SGX node."""
+def daemon_set(workload: Workload, config: AddonConfig, pod: Object) -> Object:
+    """A component on every SGX node. A successor starts beside each pod, which ends once that is ready."""
     spec = {
         "serviceAccountName": workload.name,
+        "priorityClassName": NODE_CRITICAL,
         "affinity": sgx_nodes(config),
         "tolerations": tolerations(config),
         "dnsPolicy": "Default",
         "enableServiceLinks": False,
         **pod,
     }
-    return namespaced_object(
-        "apps/v1",
-        "DaemonSet",
-        workload.name,
-        workload.component,
-        spec={
-            "selector": {"matchLabels": selector(workload.component)},
-            "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": strategy},
-            "minReadySeconds": 2,
-            "revisionHistoryLimit": 3,
-            "template": pod_template(workload, spec),
-        },
-    )
+    more = {"updateStrategy": _rolling(maxSurge=1, maxUnavailable=0), "minReadySeconds": 2}
+    return _controller("DaemonSet", workload, spec, **more)
 
 
 def deployment(workload: Workload, pod: Object, *, replicas: int) -> Object:
@@ -254,73 +275,32 @@ def deployment(workload: Workload, pod: Object, *, replicas: int) -> Object:
     }
     spec = {
         "serviceAccountName": workload.name,
-        "nodeSelector": {"kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64"},
+        "automountServiceAccountToken": True,
+        "priorityClassName": CLUSTER_CRITICAL,
+        "securityContext": {"fsGroup": USER},
+        "terminationGracePeriodSeconds": 30,
+        "nodeSelector": ANY_NODE,
         "tolerations": [{"key": "CriticalAddonsOnly", "operator": "Exists"}],
         "topologySpreadConstraints": [spread],
         "dnsPolicy": "Default",
         "enableServiceLinks": False,
         **pod,
     }
-    return namespaced_object(
-        "apps/v1",
-        "Deployment",
-        workload.name,
-        workload.component,
-        spec={
-            "replicas": replicas,
-            "selector": {"matchLabels": selector(workload.component)},
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-            "revisionHistoryLimit": 3,
-            "template": pod_template(workload, spec),
-        },
-    )
+    return _controller("Deployment", workload, spec, replicas=replicas, strategy=_rolling(maxSurge=1, maxUnavailable=0))
 
 
-Mounted: TypeAlias = tuple[Object, Object | None]
-"""A volume with its mount in the main container, if it has one."""
+def _rolling(**limits: int) -> Object:
+    return {"type": "RollingUpdate", "rollingUpdate": limits}
 
 
-def secret_volume(name: str, secret: str, at: str, **more: Any) -> Mounted:  # noqa: ANN401 - JSON
-    """A Secret's files, readable by the group of the pod."""
-    source = {"secretName": secret, "defaultMode": 0o440, **more}
-    return {"name": name, "secret": source}, mount(name, at, read_only=True)
-
-
-def cluster_pod(
-    config: AddonConfig,
-    workload: Workload,
-    args: list[str],
-    *,
-    env: list[Object],
-    ports: dict[str, int],
-    requests: tuple[str, str, str],
-    volumes: list[Mounted],
-) -> Object:
-    """The pod of a Deployment: `volumes` beside /tmp, `requests` as of `resources`.
-
-    Probes ask the port http, or https where there is no http.
-    """
-    mounted = [(tmp_volume(), mount("tmp", TMP)), *volumes]
-    return {
-        "automountServiceAccountToken": True,
-        "priorityClassName": CLUSTER_CRITICAL,
-        "securityContext": {"fsGroup": USER},
-        "terminationGracePeriodSeconds": 30,
-        "containers": [
-            container(
-                config,
-                workload.component,
-                args,
-                env=env,
-                ports=[{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in ports.items()],
-                resources=resources(*requests),
-                securityContext=confined(),
-                volumeMounts=[place for _, place in mounted if place is not None],
-                **(http_probes("http") if "http" in ports else http_probes("https", tls=True)),
-            )
-        ],
-        "volumes": [volume for volume, _ in mounted],
+def _controller(kind: str, workload: Workload, pod: Object, **more: Any) -> Object:  # noqa: ANN401 - JSON
+    spec = {
+        "selector": {"matchLabels": selector(workload.component)},
+        "revisionHistoryLimit": 3,
+        "template": pod_template(workload, pod),
+        **more,
     }
+    return namespaced_object("apps/v1", kind, workload.name, workload.component, spec=spec)
 
 
 def names_of(workload: Workload) -> tuple[str, str]:
@@ -433,37 +413,21 @@ def rule(group: str, resources: list[str], verbs: list[str], names: list[str] | 
 
 def cluster_role(workload: Workload, rules: list[Object]) -> list[Object]:
     """A role in the whole cluster for a component's account."""
-    name = f"confcom:{workload.name}"
-    return [
-        global_object(f"{RBAC}/v1", "ClusterRole", name, workload.component, rules=rules),
-        global_object(
-            f"{RBAC}/v1",
-            "ClusterRoleBinding",
-            name,
-            workload.component,
-            roleRef={"apiGroup": RBAC, "kind": "ClusterRole", "name": name},
-            subjects=[_subject(workload)],
-        ),
-    ]
+    return _bound(global_object, "ClusterRole", f"confcom:{workload.name}", workload, rules)
 
 
 def role(workload: Workload, rules: list[Object]) -> list[Object]:
     """A role in the add-on's namespace for a component's account."""
+    return _bound(namespaced_object, "Role", workload.name, workload, rules)
+
+
+def _bound(make: Callable[..., Object], kind: str, name: str, workload: Workload, rules: list[Object]) -> list[Object]:
+    subject = {"kind": "ServiceAccount", "name": workload.name, "namespace": NAMESPACE}
+    reference = {"apiGroup": RBAC, "kind": kind, "name": name}
     return [
-        namespaced_object(f"{RBAC}/v1", "Role", workload.name, workload.component, rules=rules),
-        namespaced_object(
-            f"{RBAC}/v1",
-            "RoleBinding",
-            workload.name,
-            workload.component,
-            roleRef={"apiGroup": RBAC, "kind": "Role", "name": workload.name},
-            subjects=[_subject(workload)],
-        ),
+        make(f"{RBAC}/v1", kind, name, workload.component, rules=rules),
+        make(f"{RBAC}/v1", f"{kind}Binding", name, workload.component, roleRef=reference, subjects=[subject]),
     ]
-
-
-def _subject(workload: Workload) -> Object:
-    return {"kind": "ServiceAccount", "name": workload.name, "namespace": NAMESPACE}
 
 
 # Network policies: all traffic of the namespace is closed except for what a component needs. The API server and the

@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-from confcom.manifests import collateral, metrics_api
+from confcom.manifests import collateral, metrics_api, objects
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.objects import (
-    NODE_CRITICAL,
-    QUOTE_HELPER,
-    TMP,
-    USER,
-    HostPath,
-    Object,
-    asks_by_name,
-    confined,
-    container,
-    daemon_set,
-    http_probes,
-    mount,
-    opening,
-    resources,
-    service_account,
-    settings,
-    tmp_volume,
-)
+from confcom.manifests.objects import QUOTE_HELPER, USER, Object, asks_by_name, confined
 from confcom.protocols import aesm
 from confcom.protocols.epc import HELPER_EPC
 
 SOCKET_FOLDER = aesm.FOLDER
-_SOCKET = HostPath("aesmd-socket", SOCKET_FOLDER, "DirectoryOrCreate", read_only=False)
 HTTP_PORT = 9464
 DRAIN = 30
 """Seconds for the requests under way when a helper ends; clients give up after 15."""
@@ -38,77 +19,55 @@ GRANTED_MACHINE = "/dev/sgx_enclave"
 def quote_helper(config: AddonConfig) -> list[Object]:
     """Every object of the quote helper."""
     egress = () if config.platform == "simulated" else collateral.UPSTREAM_PORTS
+    exporter = metrics_api.exporter(config)
     return [
-        opening(
+        objects.opening(
             QUOTE_HELPER,
             ingress=(HTTP_PORT,),
-            called=metrics_api.exporter_ports(config),
+            called=tuple(exporter.ports.values()),
             egress=egress,
             more=collateral.asked_ports(config),
         ),
-        service_account(QUOTE_HELPER, token=False),
-        _daemon_set(config),
+        objects.service_account(QUOTE_HELPER, token=False),
+        # The successor proves itself beside the present helper and takes the socket over; then the present one ends.
+        objects.daemon_set(QUOTE_HELPER, config, _pod(config, exporter)),
     ]
 
 
-def _daemon_set(config: AddonConfig) -> Object:
-    pod: Object = {
-        **asks_by_name(config),
-        "automountServiceAccountToken": False,
-        "priorityClassName": NODE_CRITICAL,
-        "terminationGracePeriodSeconds": DRAIN,
-        # To know which pod is at the other end of a connection, so that pods take turns.
-        "hostPID": True,
-        # A device in a container has the owner and the mode that it has on the host. The group owns mounted Secrets.
-        "securityContext": {"supplementalGroups": list(config.quote_helper_groups)}
-        | ({"fsGroup": USER} if config.autoscaling else {}),
-        "initContainers": [_socket_folder(config)],
-        "containers": [_container(config)],
-        "volumes": [_SOCKET.volume(), tmp_volume(), *collateral.volumes(config), *metrics_api.exporter_volumes(config)],
-    }
-    # The successor proves itself beside the present helper and takes the socket over; only then the present one ends.
-    return daemon_set(QUOTE_HELPER, config, pod, {"maxSurge": 1, "maxUnavailable": 0})
-
-
-def _socket_folder(config: AddonConfig) -> Object:
-    """The kubelet makes the folder as root; the helper, who is not root, must be able to write there."""
-    found = container(config, "socket-folder", [f"{USER}:{USER}", SOCKET_FOLDER])
-    return found | {
+def _pod(config: AddonConfig, exporter: metrics_api.Exporter) -> Object:
+    socket = objects.host_path("aesmd-socket", SOCKET_FOLDER, "DirectoryOrCreate", read_only=False)
+    # The kubelet makes the folder as root; the helper, which is not root, must be able to write there.
+    folder = objects.container(config, "socket-folder", [f"{USER}:{USER}", SOCKET_FOLDER]) | {
         "command": ["chown"],
-        "resources": resources("10m", "16Mi", "64Mi"),
+        "resources": objects.resources("10m", "16Mi", "64Mi"),
         "securityContext": confined(user=0, add=("CHOWN",)),
-        "volumeMounts": [_SOCKET.mount()],
+        "volumeMounts": socket[1],
     }
-
-
-def _container(config: AddonConfig) -> Object:
-    return container(
+    # EPC for QE and PCE, with both devices, from the device plugin: without it the helper stays Pending. It is a part
+    # of its own, however EPC is published to applications, with room for a successor.
+    epc = {HELPER_EPC: str(config.quote_helper_epc_mib)}
+    return objects.pod(
         config,
-        QUOTE_HELPER.component,
+        QUOTE_HELPER,
         ["quote-helper"],
-        env=[*settings("quote-helper", _settings(config)), *collateral.environment(config)],
-        ports=[
-            {"name": "http", "containerPort": HTTP_PORT, "protocol": "TCP"},
-            *metrics_api.exporter_container_ports(config),
+        env=[
+            *objects.settings("quote-helper", _settings(config) | exporter.settings | collateral.verifying(config)),
+            *collateral.environment(config),
         ],
-        resources=_resources(config),
-        securityContext=confined(profile=config.quote_helper_seccomp),
-        volumeMounts=[
-            _SOCKET.mount(),
-            mount("tmp", TMP),
-            *collateral.mounts(config),
-            *metrics_api.exporter_mounts(config),
-        ],
-        **http_probes("http"),
+        ports={"http": HTTP_PORT, **exporter.ports},
+        requests=objects.resources("50m", "128Mi", "1Gi", **epc),
+        security=confined(profile=config.quote_helper_seccomp),
+        volumes=[socket, objects.tmp(), *collateral.volumes(config), *exporter.volumes],
+        **asks_by_name(config),
+        automountServiceAccountToken=False,
+        terminationGracePeriodSeconds=DRAIN,
+        # To know which pod is at the other end of a connection, so that pods take turns.
+        hostPID=True,
+        # A device in a container has the owner and the mode that it has on the host. The group owns mounted Secrets.
+        securityContext={"supplementalGroups": list(config.quote_helper_groups)}
+        | ({"fsGroup": USER} if config.autoscaling else {}),
+        initContainers=[folder],
     )
-
-
-def _resources(config: AddonConfig) -> Object:
-    """EPC for QE and PCE, with both devices, from the device plugin: without it the helper stays Pending.
-
-    It is a part of its own, however EPC is published to applications, with room for a successor.
-    """
-    return resources("50m", "128Mi", "1Gi", **{HELPER_EPC: str(config.quote_helper_epc_mib)})
 
 
 def _settings(config: AddonConfig) -> dict[str, str]:
@@ -124,4 +83,4 @@ def _settings(config: AddonConfig) -> dict[str, str]:
         found["expected_signers"] = ",".join(config.expected_signers)
     if config.platform == "simulated":
         found["simulated_machine"] = GRANTED_MACHINE
-    return found | metrics_api.exporter_settings(config) | collateral.verifying(config)
+    return found

@@ -6,24 +6,9 @@ import base64
 
 import msgspec
 
+from confcom.manifests import objects
 from confcom.manifests.addon_config import AddonConfig, image_of
-from confcom.manifests.objects import (
-    CLEANUP,
-    ITSELF,
-    NODE_CRITICAL,
-    HostPath,
-    Mounted,
-    Object,
-    completed,
-    confined,
-    container,
-    daemon_set,
-    from_pod,
-    mount,
-    namespaced_object,
-    resources,
-    service_account,
-)
+from confcom.manifests.objects import CLEANUP, ITSELF, Mounted, Object, mount, namespaced_object
 
 WORLD_SECRET = "confcom-simulated-world"  # noqa: S105 - a name
 WORLD_KEY = "machine.json"
@@ -32,7 +17,6 @@ ROOT_KEY = "root_ca.pem"
 
 NODE_FOLDER = "/var/lib/confcom/simulated-node"
 """The simulated node's hardware as files. The kubelet mounts them into containers, so the path is also the host's."""
-NODE = HostPath("simulated-node", NODE_FOLDER, "DirectoryOrCreate")
 WORLD_FOLDER = "/world"
 MACHINE_FOLDER = "/machine"
 MACHINE_FILE = f"{MACHINE_FOLDER}/machine.json"
@@ -47,9 +31,29 @@ def world_objects(machine_file: bytes, root: bytes) -> list[Object]:
     return [secret, published]
 
 
+def node_folder(*, read_only: bool) -> Mounted:
+    """The folder of the node's hardware."""
+    return objects.host_path("simulated-node", NODE_FOLDER, "DirectoryOrCreate", read_only=read_only)
+
+
 def world_volume() -> Object:
     """The world's machine file."""
     return {"name": "world", "secret": {"secretName": WORLD_SECRET, "defaultMode": 0o440}}
+
+
+def machine_volume() -> Mounted:
+    """Where the node's own machine file is made, in memory."""
+    return objects.memory_folder("machine", "1Mi"), [mount("machine", MACHINE_FOLDER)]
+
+
+def machine_container(config: AddonConfig) -> Object:
+    """Init container that makes the node's machine from the world and the node's name: the same at every start."""
+    words = ["simulate", "machine", "--world", f"{WORLD_FOLDER}/{WORLD_KEY}", "--name", "$(NODE_NAME)"]
+    made = _of_world(config, "machine", [*words, "-o", MACHINE_FILE], mount("machine", MACHINE_FOLDER))
+    return made | {
+        "env": [objects.from_pod("NODE_NAME", "spec.nodeName")],
+        "securityContext": objects.confined(user=0),
+    }
 
 
 TRUST_FOLDER = "/trust"
@@ -57,45 +61,26 @@ TRUST_FOLDER = "/trust"
 TRUSTED_ROOT = f"{TRUST_FOLDER}/world/{ROOT_KEY}"
 
 
-def trust_volumes(config: AddonConfig) -> list[Mounted]:
-    """The root for a service that judges evidence; none on the platform of Intel."""
-    if config.platform != "simulated":
-        return []
-    folder = {"name": "trust", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}
-    return [(folder, mount("trust", TRUST_FOLDER, read_only=True)), (world_volume(), None)]
+def trust_volumes() -> list[Mounted]:
+    """The root for a service that judges evidence."""
+    folder = objects.memory_folder("trust", "1Mi")
+    return [(folder, [mount("trust", TRUST_FOLDER, read_only=True)]), (world_volume(), [])]
 
 
 def trust_container(config: AddonConfig) -> Object:
     """An init container that takes the root out of the simulated world, with which quotes could be forged."""
-    if config.platform != "simulated":
-        return {}
-    made = container(
+    words = ["simulate", "collateral", f"{WORLD_FOLDER}/{WORLD_KEY}", "-o", f"{TRUST_FOLDER}/world"]
+    return _of_world(config, "root", words, mount("trust", TRUST_FOLDER))
+
+
+def _of_world(config: AddonConfig, name: str, words: list[str], target: Object) -> Object:
+    return objects.container(
         config,
-        "root",
-        ["simulate", "collateral", f"{WORLD_FOLDER}/{WORLD_KEY}", "-o", f"{TRUST_FOLDER}/world"],
-        resources=resources("10m", "64Mi", "256Mi"),
-        securityContext=confined(),
-        volumeMounts=[mount("world", WORLD_FOLDER, read_only=True), mount("trust", TRUST_FOLDER)],
-    )
-    return {"initContainers": [made]}
-
-
-def machine_volume() -> Object:
-    """Where the node's own machine file is made, in memory."""
-    return {"name": "machine", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}
-
-
-def machine_container(config: AddonConfig) -> Object:
-    """Init container that makes the node's machine from the world and the node's name: the same at every start."""
-    words = ["simulate", "machine", "--world", f"{WORLD_FOLDER}/{WORLD_KEY}", "--name", "$(NODE_NAME)"]
-    return container(
-        config,
-        "machine",
-        [*words, "-o", MACHINE_FILE],
-        env=[from_pod("NODE_NAME", "spec.nodeName")],
-        resources=resources("10m", "64Mi", "256Mi"),
-        securityContext=confined(user=0),
-        volumeMounts=[mount("world", WORLD_FOLDER, read_only=True), mount("machine", MACHINE_FOLDER)],
+        name,
+        words,
+        resources=objects.resources("10m", "64Mi", "256Mi"),
+        securityContext=objects.confined(),
+        volumeMounts=[mount("world", WORLD_FOLDER, read_only=True), target],
     )
 
 
@@ -109,27 +94,18 @@ def cleanup(config: AddonConfig, *, version: str) -> list[Object]:
     """
     if config.platform != "simulated":
         return []
-    folder = HostPath("confcom", _FOLDER, "DirectoryOrCreate", read_only=False)
+    volume, mounts = objects.host_path("confcom", _FOLDER, "DirectoryOrCreate", read_only=False)
     settled = msgspec.structs.replace(config, image=image_of(config, version))
-    words = container(settled, "remove", ["-rf", f"{_FOLDER}/{_NODE}"])
-    remove = words | {
-        "command": ["rm"],
-        "resources": resources("10m", "16Mi", "64Mi"),
-        "securityContext": confined(user=0),
-        "volumeMounts": [folder.mount()],
-    }
-    stay = container(settled, "done", ["3600"]) | {
-        "command": ["sleep"],
-        "resources": resources("10m", "16Mi", "64Mi"),
-        "securityContext": confined(),
-    }
+    small = objects.resources("10m", "16Mi", "64Mi")
+    remove = objects.container(settled, "remove", ["-rf", f"{_FOLDER}/{_NODE}"], command=["rm"], resources=small)
+    stay = objects.container(settled, "done", ["3600"], command=["sleep"], resources=small)
     pod: Object = {
         "automountServiceAccountToken": False,
-        "priorityClassName": NODE_CRITICAL,
         "terminationGracePeriodSeconds": 0,
-        "initContainers": [remove],
-        "containers": [stay],
-        "volumes": [folder.volume()],
+        "initContainers": [remove | {"securityContext": objects.confined(user=0), "volumeMounts": mounts}],
+        "containers": [stay | {"securityContext": objects.confined()}],
+        "volumes": [volume],
     }
-    made = daemon_set(CLEANUP, settled, pod, {"maxUnavailable": "100%", "maxSurge": 0})
-    return completed([made, service_account(CLEANUP, token=False)], settled, version)
+    made = objects.daemon_set(CLEANUP, settled, pod)
+    made["spec"]["updateStrategy"]["rollingUpdate"] = {"maxUnavailable": "100%", "maxSurge": 0}
+    return objects.completed([made, objects.service_account(CLEANUP, token=False)], settled, version)

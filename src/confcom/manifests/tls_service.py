@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 from hashlib import sha256
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from confcom.manifests import account_policies, objects
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.objects import (
-    NAMESPACE,
-    Mounted,
-    Object,
-    Workload,
-    cluster_pod,
-    deployment,
-    mount,
-    names_of,
-    namespaced_object,
-    service,
-    service_account,
-    settings,
-)
+from confcom.manifests.objects import ANY_NODE, NAMESPACE, Mounted, Object, Workload, namespaced_object
 
 CA_KEY = "ca-certificates.crt"
 SECRET_KEYS = ("tls.crt", "tls.key", "tls.since", "next.crt", "next.key", "ca.crt")
@@ -63,7 +50,7 @@ class SharedDatabase(NamedTuple):
         """
         own = Workload(f"{workload.component}-migration", f"{workload.name}-migration")
         runs = "\n".join((config.image, self.secret, *config.image_pull_secrets))
-        volume, place = self.volume()
+        volume, mounts = self.volume()
         task = objects.container(
             config,
             "task",
@@ -71,7 +58,7 @@ class SharedDatabase(NamedTuple):
             env=[*self.settings(variable, "owner-url"), {"name": "ROLE", "valueFrom": self._value("role")}],
             resources=objects.resources("20m", "64Mi", "256Mi"),
             securityContext=objects.confined(),
-            volumeMounts=[place],
+            volumeMounts=mounts,
         )
         spec = {
             "serviceAccountName": own.name,
@@ -81,7 +68,7 @@ class SharedDatabase(NamedTuple):
             "enableServiceLinks": False,
             "restartPolicy": "OnFailure",
             "securityContext": {"fsGroup": objects.USER},
-            "nodeSelector": {"kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64"},
+            "nodeSelector": ANY_NODE,
             "tolerations": [{"key": "CriticalAddonsOnly", "operator": "Exists"}],
             "containers": [task],
             "volumes": [volume],
@@ -95,7 +82,7 @@ class SharedDatabase(NamedTuple):
         )
         return [
             objects.opening(own, egress=(objects.DNS_PORT, self.port)),
-            service_account(own, token=False),
+            objects.service_account(own, token=False),
             job,
         ]
 
@@ -131,52 +118,71 @@ class TlsService(NamedTuple):
     @property
     def host(self) -> str:
         """The name of the service in the cluster."""
-        return names_of(self.workload)[0]
+        return objects.names_of(self.workload)[0]
 
-    def objects(self, *, opening: Object, service_port: int, pod: Object) -> list[Object]:
-        """Every object of the service; the Deployment last, after what it uses."""
-        workload = self.workload
-        made = deployment(workload, pod, replicas=1 if self.database is None else self.database.replicas)
+    def objects(
+        self,
+        config: AddonConfig,
+        pod: Object,
+        *,
+        service_port: int,
+        egress: tuple[int, ...],
+        more_egress: tuple[int, ...],
+        migrates: str,
+    ) -> list[Object]:
+        """Every object of the service; the Deployment last, after what it uses.
+
+        `migrates` is the variable with the database's address for the command that changes its schema.
+        """
+        workload, shared, replicas = self.workload, [], 1
+        if self.database is not None:
+            more_egress, replicas = (*more_egress, self.database.port), self.database.replicas
+            shared = self.database.migration(config, workload, migrates)
+        made = objects.deployment(workload, pod, replicas=replicas)
         if self._volume_size:
             # A volume is in one place at a time: a successor would wait for it until its predecessor has gone.
             made["spec"]["strategy"] = {"type": "Recreate"}
         return [
-            opening,
-            service_account(workload, token=True),
+            *shared,
+            objects.opening(workload, ingress=(self.port,), egress=egress, more=more_egress),
+            objects.service_account(workload, token=True),
             # Without data: the service writes its certificate and its CA, and an apply leaves both alone.
             namespaced_object("v1", "Secret", self.own_secret, workload.component, type="Opaque"),
             namespaced_object("v1", "ConfigMap", self.config_map, workload.component),
             *account_policies.own_data(workload, (*SECRET_KEYS, CA_KEY)),
             *self._rights(),
             *self._claim(),
-            service(workload, service_port, "https"),
+            objects.service(workload, service_port, "https"),
             made,
         ]
 
     def pod(
         self,
         config: AddonConfig,
-        args: list[str],
-        env: list[Object],
+        values: dict[str, str],
         volumes: list[Mounted],
         *,
-        requests: tuple[str, str, str],
+        requests: Object,
+        **body: Any,  # noqa: ANN401 - JSON
     ) -> Object:
-        """Its pod, with its own volume before `volumes`; `requests` as of `resources`."""
-        lasting = {"persistentVolumeClaim": {"claimName": self.claim}}
-        store = {"name": "store", **(lasting if self._volume_size else {"emptyDir": {"sizeLimit": "1Gi"}})}
-        return cluster_pod(
+        """Its pod; `values` are settings of its daemon, beside those of its certificate and its store."""
+        store: Object = {"emptyDir": {"sizeLimit": "1Gi"}}
+        if self._volume_size:
+            store = {"persistentVolumeClaim": {"claimName": self.claim}}
+        own = [objects.tmp(), objects.volume("store", FOLDER, read_only=False, **store)]
+        component = self.workload.component
+        return objects.pod(
             config,
             self.workload,
-            args,
-            env=env,
+            [component, "serve"],
+            env=self._settings(f"{component}-service", values),
             ports={"https": self.port},
             requests=requests,
-            volumes=[(store, mount("store", FOLDER)), *volumes],
+            volumes=[*own, *([] if self.database is None else [self.database.volume()]), *volumes],
+            **body,
         )
 
-    def settings(self, daemon: str, values: dict[str, str]) -> list[Object]:
-        """The settings of its daemon as environment: where it listens and its certificate, then `values`."""
+    def _settings(self, daemon: str, values: dict[str, str]) -> list[Object]:
         own = {
             "listen": f"[::]:{self.port}",
             "tls_secret": self.secret or self.own_secret,
@@ -186,7 +192,10 @@ class TlsService(NamedTuple):
             "tls_service": self.workload.name,
             **({} if self._volume_size else {"leave_after": str(LEAVE_AFTER)}),
         }
-        return settings(daemon, own | values)
+        store = objects.settings(daemon, {"store": f"{FOLDER}/{self.workload.component}.sqlite"})
+        if self.database is not None:
+            store = self.database.settings(store[0]["name"])
+        return [*objects.settings(daemon, own | values), *store]
 
     @property
     def _volume_size(self) -> str:

@@ -4,18 +4,7 @@ from __future__ import annotations
 
 from confcom.manifests import objects
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.objects import (
-    NAMESPACE,
-    WEBHOOK,
-    IssuingCa,
-    Object,
-    deployment,
-    global_object,
-    mount,
-    service,
-    service_account,
-    settings,
-)
+from confcom.manifests.objects import NAMESPACE, WEBHOOK, IssuingCa, Object, global_object
 from confcom.protocols import admission
 
 CA_SECRET = "sgx-webhook-ca"  # noqa: S105 - a name
@@ -40,35 +29,18 @@ def webhook(config: AddonConfig, ca: IssuingCa | None) -> list[Object]:
             called=(HTTPS_PORT,),
             callers=config.api_addresses,
         ),
-        service_account(WEBHOOK, token=True),
+        objects.service_account(WEBHOOK, token=True),
         *objects.ca_secrets(WEBHOOK, (CA_SECRET,), {} if ca is None else {CA_SECRET: ca}),
         *objects.cluster_role(WEBHOOK, [objects.rule("", ["nodes"], ["get", "list", "watch"])]),
-        service(WEBHOOK, admission.ServiceClient().port, "https"),
+        objects.service(WEBHOOK, admission.ServiceClient().port, "https"),
         objects.disruption_budget(WEBHOOK),
-        deployment(WEBHOOK, _pod(config), replicas=config.webhook_replicas),
+        objects.deployment(WEBHOOK, _pod(config), replicas=config.webhook_replicas),
         *_configurations(config, None if ca is None else ca.bundle),
     ]
 
 
 def _pod(config: AddonConfig) -> Object:
-    volumes = [objects.secret_volume("ca", CA_SECRET, CA_FOLDER)]
-    if config.webhook_client_ca:
-        volume = {"name": "client-ca", "configMap": {"name": config.webhook_client_ca}}
-        volumes.append((volume, mount("client-ca", CLIENT_CA_FOLDER, read_only=True)))
-    return objects.cluster_pod(
-        config,
-        WEBHOOK,
-        ["webhook"],
-        env=settings("webhook", _values(config)),
-        ports={"https": HTTPS_PORT, "http": HTTP_PORT},
-        requests=("50m", "96Mi", "384Mi"),
-        volumes=volumes,
-    )
-
-
-def _values(config: AddonConfig) -> dict[str, str]:
-    client_ca = {"client_ca": f"{CLIENT_CA_FOLDER}/ca.crt"} if config.webhook_client_ca else {}
-    return {
+    values = {
         "listen": f"[::]:{HTTPS_PORT}",
         "http": f"[::]:{HTTP_PORT}",
         "namespace": NAMESPACE,
@@ -78,7 +50,20 @@ def _values(config: AddonConfig) -> dict[str, str]:
         "oversized": config.oversized,
         "quote_helper": "true" if config.quote_helper else "false",
         "wiring": "plugin",
-    } | client_ca
+    }
+    volumes = [objects.tmp(), objects.secret_volume("ca", CA_SECRET, CA_FOLDER)]
+    if config.webhook_client_ca:
+        values["client_ca"] = f"{CLIENT_CA_FOLDER}/ca.crt"
+        volumes.append(objects.volume("client-ca", CLIENT_CA_FOLDER, configMap={"name": config.webhook_client_ca}))
+    return objects.pod(
+        config,
+        WEBHOOK,
+        ["webhook"],
+        env=objects.settings("webhook", values),
+        ports={"https": HTTPS_PORT, "http": HTTP_PORT},
+        requests=objects.resources("50m", "96Mi", "384Mi"),
+        volumes=volumes,
+    )
 
 
 def _configurations(config: AddonConfig, bundle: bytes | None) -> list[Object]:
