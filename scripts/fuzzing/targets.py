@@ -9,7 +9,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -26,7 +27,7 @@ from confcom.appraisal.quote import QuoteVerifier
 from confcom.appraisal.result import judge
 from confcom.cli.inspect import show
 from confcom.collateral.bundle import from_json, to_json
-from confcom.errors import ConfcomError
+from confcom.errors import ConfcomError, FormatError
 from confcom.formats.attestation_key_id import AttestationKeyIdList
 from confcom.formats.attested_certificate import AttestedCertificate
 from confcom.formats.codec import Record
@@ -36,9 +37,11 @@ from confcom.formats.pck_extension import PckExtension
 from confcom.formats.quote import CertificationData, QeReportCertification, Quote
 from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
 from confcom.formats.tcb_info import SignedEnclaveIdentity, SignedTcbInfo
-from confcom.pki.certificate import check_p256, load_certificate, parse_certificates
-from confcom.pki.chain import ChainKind, verify_chain
+from confcom.pki.certificate import check_p256, load_certificate, load_chain, parse_certificates
+from confcom.pki.chain import ChainKind, VerifiedChain, verify_chain
 from confcom.pki.crl import Crl
+from confcom.pki.ecdsa import Known
+from confcom.pki.memory import Memory
 from confcom.pki.roots import INTEL_SGX_ROOT_CA, TrustRoot, TrustRoots
 from confcom.simulator.machine_file import MachineFile
 from fuzzing import admission, certificate_requests, conversations, epc_use, seeds, sources
@@ -155,17 +158,35 @@ _CHAIN_KINDS: tuple[ChainKind, ...] = ("pck", "tcb-signing", "ca")
 
 def chain(data: bytes) -> None:
     ders = parse_certificates(data, structure="chain")
-    first: ConfcomError | None = None
-    for kind in _CHAIN_KINDS:
-        try:
-            found = verify_chain(ders, roots=roots(), kind=kind, step="fuzz")
-        except ConfcomError as error:
-            first = first or error
-        else:
-            assert found.leaf.der in known_certificates()
-            return
-    if first:
-        raise first
+    with suppress(FormatError):
+        assert tuple(one.der for one in load_chain(data, structure="chain").certificates) == ders
+    outcomes = [_outcome(ders, kind) for kind in _CHAIN_KINDS]
+    # What is known of genuine chains changes no verdict.
+    assert [*map(repr, outcomes)] == [repr(_outcome(ders, kind, known())) for kind in _CHAIN_KINDS]
+    for one in outcomes:
+        assert isinstance(one, ConfcomError) or one.leaf.der in known_certificates()
+    errors = [one for one in outcomes if isinstance(one, ConfcomError)]
+    if len(errors) == len(outcomes):
+        raise errors[0]
+
+
+def _outcome(ders: Sequence[bytes], kind: ChainKind, known: Known | None = None) -> VerifiedChain | ConfcomError:
+    try:
+        return verify_chain(ders, roots=roots(), kind=kind, step="fuzz", known=known)
+    except ConfcomError as error:
+        return error
+
+
+@cache
+def known() -> Known:
+    """What a verifier knows after the genuine chains."""
+    memory: Known = Memory(64)
+    for pem in seeds.chains():
+        for kind in _CHAIN_KINDS:
+            with suppress(ConfcomError):
+                verify_chain(pem, roots=roots(), kind=kind, step="fuzz", known=memory)
+    assert len(memory)
+    return memory
 
 
 @cache

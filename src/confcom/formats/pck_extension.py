@@ -208,6 +208,8 @@ _SVNS = {identifier: name for identifier, name in _TCB.items() if identifier != 
 
 def _svn(found: der.Element, field: str) -> int:
     tag, content, _ = found
+    if tag == INTEGER and len(content) == 1 and content[0] < 0x80:
+        return content[0]
     maximum = 0xFFFF if field == "tcb.pce_svn" else 0xFF
     try:
         value = der.integer(content) if tag == INTEGER else -1

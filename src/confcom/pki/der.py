@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache
 from hashlib import sha256
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 from cryptography import x509
@@ -344,8 +344,7 @@ def _common_name(name: bytes) -> tuple[str, bool]:
     """The one common name, empty when there are none or several; and whether the name has kinds of text beyond ours."""
     found, unusual = [], False
     for rows in _attributes(name):
-        for kind, tag, value, _ in rows:
-            text = _text(tag, value)
+        for kind, text, _ in rows:
             if text is None or kind not in _SHORT_NAMES or len(rows) > 1:
                 unusual = True
             elif not text:
@@ -355,20 +354,27 @@ def _common_name(name: bytes) -> tuple[str, bool]:
     return found[0] if len(found) == 1 and not unusual else "", unusual
 
 
-def _attributes(name: bytes) -> list[list[tuple[bytes, int, bytes, bytes]]]:
-    """The attributes of each part of a name: the content of the OID; tag, content and whole of the value."""
-    parts = []
-    for tag, part, _ in der.sequence(name, "name"):
-        attributes = []
-        for kind_of, content, _ in der.elements(part):
-            if kind_of != der.SEQUENCE:
-                raise DerError.at("name")
-            kind, value = der.identified(content, "name")
-            attributes.append((kind, *value))
-        if tag != der.SET or not attributes:
+_Attribute: TypeAlias = tuple[bytes, str | None, bytes]
+"""The content of the OID; the text of the value, None for other kinds; the whole value."""
+
+
+def _attributes(name: bytes) -> list[list[_Attribute]]:
+    """The attributes of each part of a name."""
+    return [_part(part) for _, _, part in der.sequence(name, "name")]
+
+
+@lru_cache(_FEW)
+def _part(part: bytes) -> list[_Attribute]:
+    """The attributes of a part of a name; most parts stand in every name of a PKI."""
+    attributes = []
+    for tag, content, _ in der.elements(der.content_of(part, der.SET, "name")):
+        if tag != der.SEQUENCE:
             raise DerError.at("name")
-        parts.append(attributes)
-    return parts
+        kind, (kind_of_text, value, whole) = der.identified(content, "name")
+        attributes.append((kind, _text(kind_of_text, value), whole))
+    if not attributes:
+        raise DerError.at("name")
+    return attributes
 
 
 def _text(tag: int, value: bytes) -> str | None:
@@ -387,8 +393,8 @@ def name_text(name: bytes) -> str:
     return ",".join("+".join(_attribute_text(*one) for one in part) for part in reversed(_attributes(name)))
 
 
-def _attribute_text(kind: bytes, tag: int, value: bytes, whole: bytes) -> str:
-    text, name = _text(tag, value), _SHORT_NAMES.get(kind) or der.oid_text(kind)
+def _attribute_text(kind: bytes, text: str | None, whole: bytes) -> str:
+    name = _SHORT_NAMES.get(kind) or der.oid_text(kind)
     if text is None:
         return f"{name}=#{whole.hex()}"
     # RFC 4514 §2.4.
