@@ -36,9 +36,7 @@ IN_THREADS = 2
 """Calls of a cycle that are left to a thread, because they wait for the disk: one moves the log, the next begins a new
 one."""
 SLOW = 0.05
-"""Seconds of an insert after which the disk counts as slow."""
-SLOW_FOR = 1.0
-"""Seconds for which a slow disk is left to threads."""
+"""Seconds of an insert after which the disk counts as slow: only threads write, until one of them is faster."""
 _NOT_IN_URL = ("hostaddr", "password", "service", "sslpassword", "user")
 _RIGHTS = "Check the path or the role, its permissions (SQLite's folder must be writable too), and the space there."
 _LATER = "Try again in a moment."
@@ -125,7 +123,7 @@ class Database:
         self._busy_timeout = busy_timeout
         self._writing = threading.Lock()
         self._at_once: sqlite3.Connection | None = None
-        self._inserts, self._slow_until = 0, 0.0
+        self._inserts, self._slow = 0, False
         if self.shared:
             try:
                 from confcom.database.postgresql import engine
@@ -162,20 +160,23 @@ class Database:
                 raise
 
     @contextmanager
-    def write(self, alone: str = "", *, flushed: bool = True) -> Iterator[sa.Connection]:
+    def write(self, alone: str = "", *, flushed: bool = True, single: bool = False) -> Iterator[sa.Connection]:
         """A connection in a transaction: all of it is kept when the block ends well, none of it otherwise.
 
         Transactions with the same `alone` exclude each other, on every replica; SQLite's always do. `flushed=False`
-        spares SQLite the wait for the disk: a power failure may then undo it, the end of a process does not.
+        spares SQLite the wait for the disk: a power failure may then undo it, the end of a process does not. A `single`
+        statement is a transaction of its own, for which PostgreSQL is asked once.
         """
+        begun = time.monotonic()
         with self._translated(), self._turn(), self.engine.connect() as connection:
             if not self.shared:
                 connection.exec_driver_sql(f"PRAGMA synchronous={'FULL' if flushed else 'NORMAL'}")
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
-            else:
+            elif not single:
                 connection.exec_driver_sql(f"BEGIN; {_LOCK.format(alone)}" if alone else "BEGIN")
             yield connection
             connection.commit()
+        self._slow = self._slow and time.monotonic() - begun > SLOW
 
     def insert_at_once(self, insert: str, rows: Sequence[Sequence[Any]]) -> bool:
         """Commit rows as `write(flushed=False)` does, from an event loop: SQLite takes some microseconds for it.
@@ -183,7 +184,7 @@ class Database:
         False where it would wait, or failed: nothing is kept then, and the caller has a thread write the rows. One
         thread may call this.
         """
-        if self.shared or time.monotonic() < self._slow_until:
+        if self.shared or self._slow:
             return False
         self._inserts = (self._inserts + 1) % CYCLE
         if self._inserts < IN_THREADS or not self._writing.acquire(blocking=False):
@@ -200,8 +201,7 @@ class Database:
             return False
         finally:
             self._writing.release()
-            if (ended := time.monotonic()) - begun > SLOW:
-                self._slow_until = ended + SLOW_FOR
+            self._slow = time.monotonic() - begun > SLOW
         return True
 
     def _open_at_once(self) -> sqlite3.Connection:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -47,6 +48,14 @@ def numbers(database: Database) -> list[int]:
         return list(connection.execute(sa.select(NUMBERS.c.number).order_by(NUMBERS.c.number)).scalars())
 
 
+def test_a_single_statement_is_kept_whole_or_not_at_all(database: Database, other: Database) -> None:
+    for values, kept in (("(1), (2)", [1, 2]), ("(3), (1)", [1, 2]), ("(3)", [1, 2, 3])):
+        with suppress(DatabaseError), database.write(single=True) as connection:
+            connection.exec_driver_sql(f"INSERT INTO numbers (number) VALUES {values}")
+        assert numbers(other) == kept
+    assert database.failures == 1
+
+
 def test_a_write_is_kept_whole_or_not_at_all(database: Database, other: Database) -> None:
     with database.write() as connection:
         connection.execute(sa.insert(NUMBERS), [{"number": 1}, {"number": 2}])
@@ -78,11 +87,19 @@ def test_rows_are_inserted_at_once_where_nothing_waits(tmp_path: Path, monkeypat
     assert database.insert_at_once(INSERT, [(4,)])
     # What no database takes is for the thread to explain.
     assert not database.insert_at_once(INSERT, [("\ud800",)])
-    # A disk that was slow is left alone for a while.
+    # A disk that was slow is left to threads until one of them finds it fast again.
     monkeypatch.setattr(engine, "SLOW", -1.0)
     assert database.insert_at_once(INSERT, [(5,)])
-    assert not database.insert_at_once(INSERT, [(6,)])
-    assert numbers(other) == [1, 2, 3, 4, 5]
+    for number in (6, 7):
+        assert not database.insert_at_once(INSERT, [(9,)])
+        with database.write(flushed=False) as connection:
+            connection.execute(sa.insert(NUMBERS), {"number": number})
+    monkeypatch.setattr(engine, "SLOW", 60.0)
+    assert not database.insert_at_once(INSERT, [(9,)])
+    with database.write(flushed=False) as connection:
+        connection.execute(sa.insert(NUMBERS), {"number": 8})
+    assert database.insert_at_once(INSERT, [(9,)])
+    assert numbers(other) == list(range(1, 10))
     database.close()
     other.close()
 

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from cryptography.hazmat.primitives.serialization import Encoding
+from msgspec.structs import replace
 
 from confcom.collateral.store.store import CollateralStore
 from confcom.database.engine import Database, DatabaseAddress
@@ -203,6 +204,17 @@ def test_records_are_filtered(store: AttestationStore, wanted: RecordFilter, fou
     store.record([_record(0), _record(1), _record(2, TDX), _record(3, verdict="denied")])
     assert [row["evidence_hash"] for row in store.records(wanted)] == found
     assert [row["evidence_hash"] for row in store.export(wanted, page=1)] == found
+
+
+def test_a_record_keeps_its_text(store: AttestationStore) -> None:
+    texts = ["", "100 % %s :x ?", "'; --", '"\\ \\u0000 {}', "null", "\n\t\x7f", "\u2028 é \U0001f600", "x" * 4096]
+    at = NOW + timedelta(microseconds=123_456)
+    given = [replace(_record(number), at=at, reason=text, claims=text) for number, text in enumerate(texts)]
+    store.record([*given, replace(_record(0), reason="a\0b")])
+    last, *kept = store.records()
+    assert last["reason"] == "a\ufffdb"
+    assert [(row["reason"], row["claims"]) for row in reversed(kept)] == [(text, text) for text in texts]
+    assert {row["at"] for row in kept} == {at.replace(tzinfo=None)}
 
 
 def test_records_end_after_their_time(store: AttestationStore, monkeypatch: pytest.MonkeyPatch) -> None:
