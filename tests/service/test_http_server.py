@@ -324,6 +324,30 @@ async def test_a_client_that_stops_is_cut_off_by_the_limit_of_its_step(limit: st
         writer.close()
 
 
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", b"400"),
+        (
+            POST.replace(b"1.1", b"1.0") + b"Transfer-Encoding: chunked\r\nConnection: keep-alive\r\n\r\n0\r\n\r\n",
+            b"400",
+        ),
+        (b"GET /5 HTTP/2.0\r\nHost: a\r\n\r\n", b"505"),
+        (b"PRI * HTTP/2.0\r\n\r\n", b"505"),
+    ],
+)
+async def test_a_request_that_a_proxy_reads_otherwise_ends_its_connection(head: bytes, status: bytes) -> None:
+    async with running() as server, asyncio.timeout(HANG):
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(head + GET % 6)  # smuggled
+        writer.write_eof()
+        answer = await reader.read()  # up to the end of the connection
+        assert answer.startswith(b"HTTP/1.1 " + status)
+        assert answer.count(b"HTTP/1.1") == 1 + (b"only HTTP/1.1" in answer)
+        assert server.app.asked == []
+        writer.close()
+
+
 def test_an_address_counts_as_one_whichever_way_it_is_written() -> None:
     assert _client_key(("::ffff:10.0.0.1", 1, 0, 0)) == _client_key(("10.0.0.1", 2))
     assert _client_key(("2001:db8::1", 1, 0, 0)) == _client_key(("2001:db8::ffff", 2, 0, 0))

@@ -24,7 +24,7 @@ import h11
 import structlog
 
 from confcom.errors import ConfigError
-from confcom.services.runtime.listener import available_descriptors, clear_path, inode, is_served, remove_own, settle
+from confcom.services.runtime.listener import available_descriptors, bind_unix, settle
 from confcom.services.runtime.process import background
 from confcom.services.runtime.tls import ServerTls
 
@@ -370,6 +370,9 @@ class _Connection:
             return False
         if request is None:
             return False
+        if fault := _framing_fault(request):
+            await self._refuse(*fault)
+            return False
         self.asked = True
         await self._answer(request)
         self.asked = False
@@ -516,6 +519,16 @@ class _Connection:
         return self._writer
 
 
+def _framing_fault(request: h11.Request) -> tuple[int, str] | None:
+    """Status and reason where a proxy before us may have found other requests in these bytes (RFC 9112, 2.3, 6.1)."""
+    names = {name for name, _ in request.headers}
+    if request.http_version not in (b"1.0", b"1.1"):
+        return 505, "only HTTP/1.1 is spoken here"
+    if b"transfer-encoding" in names and (b"content-length" in names or request.http_version == b"1.0"):
+        return 400, "Transfer-Encoding is not taken beside Content-Length, nor in HTTP/1.0"
+    return None
+
+
 def _common_name(transport: asyncio.BaseTransport) -> str | None:
     """The common name in the client's certificate, as verified by TLS; the last one, as Go reads it."""
     certificate = transport.get_extra_info("peercert") or {}
@@ -536,7 +549,7 @@ def _client_key(address: Any) -> bytes:  # noqa: ANN401 - as the family has it
 def _bind(listener: Listener, cleaning: contextlib.AsyncExitStack) -> socket.socket:
     """A bound socket, closed with the stack."""
     if isinstance(listener.address, Path):
-        return _bind_unix(listener.address, listener.backlog, cleaning)
+        return bind_unix(listener.address, listener.backlog, cleaning)
     host, port = listener.address
     try:
         bound = cleaning.enter_context(_open_socket(host, port))
@@ -570,24 +583,6 @@ def _open_socket(host: str, port: int) -> socket.socket:
     except OSError:
         bound.close()
         raise
-    return bound
-
-
-def _bind_unix(path: Path, backlog: int, cleaning: contextlib.AsyncExitStack) -> socket.socket:
-    bound = cleaning.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-    try:
-        clear_path(path)
-        if not is_served(path):
-            path.unlink(missing_ok=True)
-        bound.bind(str(path))
-        path.chmod(0o666)  # what it serves is public, and what changes something needs a token
-        bound.listen(backlog)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot listen at {path}: {error.strerror or error}",
-            advice="Name a path in a folder that can be written, where nothing else listens.",
-        ) from error
-    cleaning.callback(remove_own, path, inode(path))
     return bound
 
 

@@ -10,7 +10,7 @@ import secrets
 import socket
 import stat
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -223,6 +223,25 @@ def _directory_advice(directory: Path) -> str:
         f"{uid}. The kubelet makes a hostPath directory as root: let an init container that runs as root do "
         f"`chown {uid} {directory}` (as Intel's aesmd does when it starts), or name another path with --socket."
     )
+
+
+def bind_unix(path: Path, backlog: int, cleaning: AsyncExitStack) -> socket.socket:
+    """A socket that listens at a path, in the place of one that was left there; closed and removed with the stack."""
+    bound = cleaning.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+    try:
+        clear_path(path)
+        if not is_served(path):
+            path.unlink(missing_ok=True)
+        bound.bind(str(path))
+        path.chmod(0o666)  # what it serves is public, and what changes something needs a token
+        bound.listen(backlog)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen at {path}: {error.strerror or error}",
+            advice="Name a path in a folder that can be written, where nothing else listens.",
+        ) from error
+    cleaning.callback(remove_own, path, inode(path))
+    return bound
 
 
 TURNS = 4
