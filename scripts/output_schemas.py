@@ -330,6 +330,12 @@ class Standing(TypedDict):
     tcb_status: str | None
 
 
+class ServedStanding(Standing):
+    """The same under the set that clients of a group get."""
+
+    state: Literal["current", "falls_behind", "out_of_date"]
+
+
 class Shortfall(TypedDict):
     """What a platform lacks for the coming TCB levels."""
 
@@ -349,6 +355,7 @@ class Platform(TypedDict):
     last_seen: str
     standard: Standing
     early: Standing
+    served: dict[str, ServedStanding]
     falls_behind: bool
     to_restart: bool
     promotion_expected: str | None
@@ -360,6 +367,7 @@ class CollateralStatus(TypedDict):
 
     now: str
     min_validity_seconds: int
+    sets: dict[str, str]
     expiring: list[StoredDocument]
     not_yet_valid: list[StoredDocument]
     clock_problem: str | None

@@ -10,7 +10,7 @@ import pytest
 from confcom.collateral.documents import Document, DocumentKey
 from confcom.collateral.store.store import CollateralStore
 from confcom.errors import CollateralNotFound, ConfigError
-from confcom.services.collateral.service_config import TcbSets
+from confcom.protocols.pcs import TcbSets
 from running_collateral_service import (
     BUILT_FMSPC,
     BUILT_NOW,
@@ -84,14 +84,69 @@ def test_every_set_that_is_served_and_the_coming_one_are_there_before_they_are_a
     assert kept == {"standard", "early", 18, 19}
 
 
-def test_a_set_that_is_served_and_missing_is_named(tmp_path: Path) -> None:
+def test_a_set_that_is_gone_is_refused_to_its_group_alone(tmp_path: Path) -> None:
     settings = {"tcb_sets": ("frozen=18",), "fmspcs": (BUILT_FMSPC,)}
     with running_service(tmp_path / "s", Sets(18), BUILT_ROOTS, Clock(BUILT_NOW), **settings) as service:
         service.wait_until(lambda: service.metric("refresh_total", outcome="failed") >= 2)
-        lacking = {gap["document"] for gap in service.ask("/readyz").json["lacking"]}
-        assert lacking == {f"SGX TCB info of FMSPC {BUILT_FMSPC} (set 18)", "QE identity (set 18)"}
+        ready = service.ask("/readyz")
+        assert (ready.status, ready.json["sets"]) == (200, {"": "standard", "frozen": "18"})
+        assert ready.json["warning"] == (
+            f"fresh collateral is lacking for FMSPC {BUILT_FMSPC} (sgx) by set 18, "
+            "to which clients of the group frozen are pinned"
+        )
+        lacking = {gap["document"]: gap["groups"] for gap in ready.json["lacking"]}
+        assert lacking == {
+            f"SGX TCB info of FMSPC {BUILT_FMSPC} (set 18)": ["frozen"], "QE identity (set 18)": ["frozen"],
+        }  # fmt: skip
+        service.ask("/metrics")
+        assert service.metric("ready") == 1
+        assert service.metric("lacking", group="frozen", tee="sgx", fmspc=BUILT_FMSPC) == 2
+        assert service.metric("tcb_set", group="frozen", set="18") == 1
+        assert service.metric("tcb_set", group="", set="standard") == 1
+        assert number(service, TCB) == number(service, f"/group/frozen{TCB}&update=early") - 1 == 20
+        refused = service.ask("/group/frozen" + TCB)
+        assert refused.status == 404
+        assert refused.json["message"].startswith(
+            "clients of the group frozen are pinned to set 18, which is not to be"
+        )
+        assert "move the pin (--tcb-set frozen=SET)" in refused.json["advice"]
+        assert refused.json["missing"]["update"] == "18"
+
+
+def test_a_pin_of_all_clients_that_is_gone_is_no_readiness(tmp_path: Path) -> None:
+    settings = {"tcb_sets": ("18",), "fmspcs": (BUILT_FMSPC,)}
+    with running_service(tmp_path / "s", Sets(18), BUILT_ROOTS, Clock(BUILT_NOW), **settings) as service:
+        service.wait_until(lambda: service.metric("refresh_total", outcome="failed") >= 2)
+        ready = service.ask("/readyz")
+        assert (ready.status, "warning" in ready.json) == (503, False)
+        assert "clients of clients" not in ready.json["reason"]
+        assert "to which clients without a group are pinned" in ready.json["reason"]
+        refused = service.ask(TCB).json
+        assert refused["message"].startswith("clients without a group are pinned to set 18")
+        assert "(--tcb-set SET)" in refused["advice"]
+
+
+def test_a_set_that_is_kept_from_when_it_was_the_standard_one_is_served(tmp_path: Path) -> None:
+    settings = {"fmspcs": (BUILT_FMSPC,)}
+    with running_service(tmp_path / "s", BuiltUpstream(), BUILT_ROOTS, Clock(BUILT_NOW), **settings) as service:
+        service.wait_until(lambda: number(service, TCB) == 20 == number(service, f"{TCB}&update=standard"))
+        assert service.ask(f"{PATH}/qe/identity").status == service.ask(f"{PATH}/pckcrl?ca=platform").status == 200
+        assert service.ask(f"{PATH}/rootcacrl").status == 200
+    settings["tcb_sets"] = ("20",)
+    with running_service(tmp_path / "s", Sets(20), BUILT_ROOTS, Clock(BUILT_NOW), **settings) as service:
+        assert service.ask("/readyz").json["lacking"] == []
         assert number(service, TCB) == 20
-        assert service.ask("/group/frozen" + TCB).status == 404
+
+
+def test_one_fmspc_without_collateral_does_not_take_the_service_from_others(tmp_path: Path) -> None:
+    settings = {"fmspcs": (BUILT_FMSPC, "0123456789ab")}
+    with running_service(tmp_path / "s", BuiltUpstream(), BUILT_ROOTS, Clock(BUILT_NOW), **settings) as service:
+        service.wait_until(lambda: service.metric("refresh_total", outcome="failed") >= 1)
+        ready = service.ask("/readyz")
+        assert ready.status == 200
+        assert ready.json["warning"] == "fresh collateral is lacking for FMSPC 0123456789ab (sgx)"
+        assert service.metric("lacking", group="", tee="sgx", fmspc="0123456789ab") >= 1
+        assert number(service, TCB) == 20
 
 
 def test_a_source_without_early_sets_is_no_fault(tmp_path: Path) -> None:

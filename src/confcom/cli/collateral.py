@@ -73,12 +73,21 @@ def fetch(**options: Any) -> int:  # noqa: ANN401 - the work has the types
 )
 @click.option("--fail-on-promotion", is_flag=True, help="Exit 6 also when the early set makes a platform OutOfDate.")
 @click.option("--fmspc", metavar="HEX", multiple=True, help="Look at these alone. Repeatable.")
+@click.option(
+    "--tcb-set",
+    "tcb_sets",
+    metavar="[GROUP=]SET",
+    multiple=True,
+    envvar="CONFCOM_COLLATERAL_SERVICE_TCB_SETS",
+    help="What the service is pinned to, as with `serve`. Default: what $CONFCOM_COLLATERAL_SERVICE_TCB_SETS says.",
+)
 @click.option("--at", metavar="RFC3339", help="Look as of this time. Default: now.")
 @trust_root_option
 @output_options
 def status(**options: Any) -> int:  # noqa: ANN401 - the work has the types
     """Show when each document in force expires, which documents are missing, and which known platforms the coming TCB
-    promotion (the early set) would turn out of date, with the first component that is too low.
+    promotion (the early set) would turn out of date, with the first component that is too low. With --tcb-set the
+    platforms are judged by what the clients of that service get.
 
     Exit 6 when a document has less time left than --min-validity, when one is missing (of an empty store all are), or
     when the clock is wrong; 0 otherwise.

@@ -26,7 +26,14 @@ from confcom.collateral.documents import Document, DocumentKey, assemble, keys_f
 from confcom.collateral.interface import CollateralSource
 from confcom.collateral.sources import SourceOptions, open_source, platform_of, source_name
 from confcom.collateral.store.database import unfinished_store
-from confcom.collateral.store.status import MissingDocument, PlatformStatus, StoreStatus, status_json, store_status
+from confcom.collateral.store.status import (
+    Judged,
+    MissingDocument,
+    PlatformStatus,
+    StoreStatus,
+    status_json,
+    store_status,
+)
 from confcom.collateral.store.store import CollateralStore
 from confcom.database.engine import DatabaseAddress
 from confcom.errors import (
@@ -43,7 +50,7 @@ from confcom.formats.evidence import MAX_EVIDENCE
 from confcom.formats.pck_extension import PckExtension
 from confcom.pki.chain import verify_chain
 from confcom.pki.roots import TrustRoots
-from confcom.protocols.pcs import MAX_QE_ID, PckCaName, Tee, Update, parse_update
+from confcom.protocols.pcs import MAX_QE_ID, PckCaName, TcbSets, Tee, Update, clients_of, parse_update
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -353,6 +360,7 @@ def status(
     min_validity: str,
     fail_on_promotion: bool,
     fmspc: tuple[str, ...],
+    tcb_sets: tuple[str, ...],
     at: str | None,
     trust_root: tuple[str, ...],
     as_json: bool,
@@ -361,8 +369,11 @@ def status(
     threshold = parse_duration(min_validity, "--min-validity")
     fmspcs = frozenset(parse_hex(digits, "--fmspc", most=6) for digits in fmspc)
     now = parse_time(at, "--at")
+    # In the environment of a service they stand with commas between.
+    words = (word.strip() for text in tcb_sets for word in text.split(","))
+    sets = TcbSets.parse(filter(None, words), setting="--tcb-set")
     with CollateralStore(store, roots=trust_roots(trust_root), create=False) as opened:
-        found = store_status(opened, now, fmspcs=fmspcs)
+        found = store_status(opened, now, fmspcs=fmspcs, sets=sets)
     if as_json:
         print_pieces(status_json(found, min_validity=threshold, clock=at is None))
     else:
@@ -383,7 +394,10 @@ def _show_status(found: StoreStatus, threshold: timedelta, *, clock: bool) -> No
         click.echo(f"{left:>14}  {document.key!s:<60} number {document.number}{low}")
     for entry in found.missing:
         click.echo(f"{'missing':>14}  {_missing(entry)}")
-    print_pieces(line for platforms in found.platforms for line in _platform_lines(platforms))
+    if found.platforms:
+        pinned = "; ".join(f"{clients_of(group)}: {update}" for group, update in found.sets.by_group.items())
+        click.echo(f"sets that clients get (--tcb-set says what a service is pinned to): {pinned}")
+    print_pieces(line for platforms in found.platforms for line in _platform_lines(platforms, found.sets))
 
 
 def _missing(entry: MissingDocument) -> str:
@@ -392,27 +406,33 @@ def _missing(entry: MissingDocument) -> str:
     return f"{entry.key} (for {entry.tee.upper()} quotes of FMSPC {entry.fmspc.hex()})"
 
 
-def _platform_lines(platforms: PlatformStatus) -> Iterator[str]:
-    rest = f"  FMSPC {platforms.group.fmspc.hex()}  {_judged(platforms)}\n"
+def _platform_lines(platforms: PlatformStatus, sets: TcbSets) -> Iterator[str]:
+    rest = f"  FMSPC {platforms.group.fmspc.hex()}  {_judged(platforms, sets)}\n"
     return (f"platform {id_[:16]}{rest}" for id_, _ in platforms.group.seen)
 
 
-def _judged(platform: PlatformStatus) -> str:
-    now = _set("standard", platform.standard_number, platform.standard_status)
-    then = _set("early", platform.early_number, platform.early_status)
-    words = f"{now}, {then}"
-    if platform.falls_behind:
-        about = "" if platform.promotion is None else f", about {platform.promotion:%Y-%m-%d}"
-        words += f"  FALLS BEHIND with the coming set{about}"
-    if platform.shortfall is not None and (platform.falls_behind or platform.out_of_date):
-        words += f"\n  {printable(platform.shortfall.sentence())}"
-    return words
+def _judged(platform: PlatformStatus, sets: TcbSets) -> str:
+    words = f"{_set('standard', platform.standard)}, {_set('early', platform.early)}"
+    behind = ""
+    for group, update in sets.by_group.items():
+        if group or update != "standard":
+            words += f", {_set(f'group {group}' if group else 'without a group', platform.served[group])}"
+        if platform.state_of(group) == "falls_behind":
+            behind += "  FALLS BEHIND with the coming set"
+            behind += f" (group {group})" if group else ""
+            if isinstance(update, int):
+                behind += f", when the pin on set {update} is moved"
+            elif platform.promotion is not None:
+                behind += f", about {platform.promotion:%Y-%m-%d}"
+    if platform.shortfall is not None and platform.to_restart:
+        behind += f"\n  {printable(platform.shortfall.sentence())}"
+    return words + behind
 
 
-def _set(name: str, number: int | None, status_then: str | None) -> str:
-    if number is None:
+def _set(name: str, judged: Judged) -> str:
+    if judged.number is None:
         return f"{name}: no TCB info"
-    return f"{name} ({number}): {status_then or 'below every level'}"
+    return f"{name} ({judged.number}): {judged.status or 'below every level'}"
 
 
 def _left(seconds: int) -> str:

@@ -9,7 +9,9 @@ Source: dcap.md §7 (Intel PCS v3 and v4, Intel PCCS, Azure THIM).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 from urllib.parse import urlencode
@@ -54,6 +56,50 @@ def parse_update(text: str, *, setting: str = "--update") -> Update:
 def evaluation_data_number(text: str) -> int | None:
     """A TCB evaluation data number from its digits, nine at most; Intel's count from 1, and are below 100 so far."""
     return (int(text) or None) if text.isascii() and text.isdigit() and len(text) <= 9 else None
+
+
+@dataclass(frozen=True, slots=True)
+class TcbSets:
+    """Which set clients of a caching service get that name none, or `standard`: `default`, and in each group its own.
+
+    `groups` has the set of each group by its name.
+    """
+
+    default: Update = "standard"
+    groups: Mapping[str, Update] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, named: Iterable[str], *, setting: str = "tcb_sets") -> TcbSets:
+        """From SET and GROUP=SET; the standard set by default. Anything else is a `ConfigError`."""
+        sets: dict[str, Update] = {}
+        for text in named:
+            group, found, update = text.rpartition("=")
+            if found and not _GROUP.fullmatch(group):
+                advice = "Write GROUP=SET; a name has up to 63 lower-case letters, digits and dashes."
+                raise ConfigError(f"{group[:80]!r} is no name of a group", setting=setting, advice=advice)
+            if group in sets:
+                of = f"the set of {clients_of(group)}"
+                raise ConfigError(f"{of} is given twice", setting=setting, advice="Leave one of them out.")
+            sets[group] = parse_update(update, setting=setting)
+        return cls(sets.pop("", "standard"), sets)
+
+    @property
+    def by_group(self) -> dict[str, Update]:
+        """All sets by the name of the group, which is empty for clients without one."""
+        return {"": self.default, **self.groups}
+
+    @property
+    def served(self) -> frozenset[Update]:
+        """Every set that is served to some clients."""
+        return frozenset(self.by_group.values())
+
+
+_GROUP = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+
+def clients_of(group: str) -> str:
+    """The words for the clients of a group, which is empty for those without one."""
+    return f"clients of the group {group}" if group else "clients without a group"
 
 
 class Dialect(StrEnum):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,9 +15,8 @@ from confcom.collateral.documents import DocumentKey, DocumentKind
 from confcom.collateral.store.platforms import PlatformGroup
 from confcom.collateral.store.rows import time_of
 from confcom.collateral.store.store import CollateralStore
-from confcom.formats.pck_extension import PckTcb
 from confcom.formats.tcb_info import SignedTcbInfo, TcbInfo, TcbStatus
-from confcom.protocols.pcs import Tee, Update
+from confcom.protocols.pcs import TcbSets, Tee, Update
 
 _OLD = (TcbStatus.OUT_OF_DATE, TcbStatus.OUT_OF_DATE_CONFIGURATION_NEEDED, TcbStatus.REVOKED, None)
 
@@ -47,20 +46,33 @@ class MissingDocument:
 
 
 @dataclass(frozen=True, slots=True)
-class PlatformStatus:
-    """Platforms that were seen at one TCB, under the set in force and under the coming one.
+class Judged:
+    """What a set says of a TCB. A status None means: there is no such TCB info (its number is None too), or no level
+    that low.
+    """
 
-    A status None means: there is no such TCB info (its number is None too), or no level that low. `shortfall` is the
-    first component that is too low, under the coming set if that judges worse. Of a TD's TCB only what the platform
-    contributes is known here; its TDX module is judged with its quotes. `promotion` is when Intel may be expected to
-    make the coming set the standard one.
+    number: int | None
+    status: TcbStatus | None
+
+    @property
+    def out_of_date(self) -> bool:
+        """Whether such platforms are refused, or only accepted by policies for old ones."""
+        return self.number is not None and self.status in _OLD
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformStatus:
+    """Platforms that were seen at one TCB: under Intel's sets, and under those that clients get (`served`, by group).
+
+    `shortfall` is the first component that is too low, under the coming set if that judges worse. Of a TD's TCB only
+    what the platform contributes is known here; its TDX module is judged with its quotes. `promotion` is when Intel may
+    be expected to make the coming set the standard one.
     """
 
     group: PlatformGroup
-    standard_number: int | None
-    standard_status: TcbStatus | None
-    early_number: int | None
-    early_status: TcbStatus | None
+    standard: Judged
+    early: Judged
+    served: Mapping[str, Judged]
     shortfall: Shortfall | None
     promotion: datetime | None
 
@@ -71,21 +83,28 @@ class PlatformStatus:
 
     @property
     def out_of_date(self) -> bool:
-        """Whether they are out of date already."""
-        return self.standard_number is not None and self.standard_status in _OLD
+        """Whether they are out of date already, for some clients."""
+        return any(judged.out_of_date for judged in self.served.values())
 
     @property
     def falls_behind(self) -> bool:
-        """Whether the coming promotion makes them out of date."""
-        coming = self.early_number is not None and self.early_status in _OLD
-        return coming and not self.out_of_date and self.early_number != self.standard_number
+        """Whether the coming set makes them out of date for some clients."""
+        return any(self.state_of(clients) == "falls_behind" for clients in self.served)
+
+    def state_of(self, clients: str) -> str:
+        """`current`, `falls_behind` or `out_of_date` for clients of a group."""
+        judged = self.served[clients]
+        if judged.out_of_date:
+            return "out_of_date"
+        return "falls_behind" if self.early.out_of_date and self.early.number != judged.number else "current"
 
 
 @dataclass(frozen=True, slots=True)
 class StoreStatus:
-    """The state of a store at a time."""
+    """The state of a store at a time, for clients that get `sets`."""
 
     now: datetime
+    sets: TcbSets
     documents: tuple[DocumentStatus, ...]
     missing: tuple[MissingDocument, ...]
     platforms: tuple[PlatformStatus, ...]
@@ -107,33 +126,47 @@ class StoreStatus:
 
     @property
     def falling_behind(self) -> tuple[PlatformStatus, ...]:
-        """The platforms that the coming promotion makes out of date."""
+        """The platforms that the coming set makes out of date."""
         return tuple(platform for platform in self.platforms if platform.falls_behind)
 
 
+STANDARD = TcbSets()
+"""Intel's standard set for all clients."""
 PROMOTION = timedelta(weeks=6)
 """Time from the day on which Intel serves a set as `early` until it is the standard one (fleet.md §2.4)."""
 
 
-def store_status(store: CollateralStore, now: datetime, *, fmspcs: frozenset[bytes] = frozenset()) -> StoreStatus:
-    """The status of every document in force at `now` and of every platform seen; with `fmspcs`, of theirs alone."""
+def store_status(
+    store: CollateralStore, now: datetime, *, fmspcs: frozenset[bytes] = frozenset(), sets: TcbSets = STANDARD
+) -> StoreStatus:
+    """The status of every document in force at `now` and of every platform seen; with `fmspcs`, of theirs alone.
+
+    `sets` are what the clients of a service get.
+    """
     keys = [key for key in store.document_keys() if key.fmspc is None or not fmspcs or key.fmspc in fmspcs]
-    platforms = [group for group in store.platforms.groups(now) if not fmspcs or group.fmspc in fmspcs]
-    infos = _TcbInfos(store, now)
+    platforms = [group for group in store.platforms.groups() if not fmspcs or group.fmspc in fmspcs]
+    infos = _TcbInfos(store, now, sets)
+
+    def has(key: DocumentKey | None) -> bool:
+        """Of a number, which may have been served by its name alone."""
+        return key is not None and isinstance(key.update, int) and store.in_force(key, at=now) is not None
+
     return StoreStatus(
         now=now,
+        sets=sets,
         documents=tuple(_documents(store, keys, now)),
-        missing=tuple(dict.fromkeys(_missing(set(keys), platforms, fmspcs))),
+        missing=tuple(dict.fromkeys(one for one in _missing(set(keys), platforms, fmspcs, sets) if not has(one.key))),
         platforms=tuple(map(infos.judge, platforms)),
     )
 
 
-def fleet_counts(store: CollateralStore, now: datetime, *, served: Update = "standard") -> dict[str, int]:
-    """How many platforms are `current`, `falls_behind` or `out_of_date` by the set that is served."""
-    infos, counts = _TcbInfos(store, now, served), dict.fromkeys(("current", "falls_behind", "out_of_date"), 0)
+def fleet_counts(store: CollateralStore, now: datetime, sets: TcbSets = STANDARD) -> dict[tuple[str, str], int]:
+    """How many platforms are `current`, `falls_behind` or `out_of_date`, for the clients of each group."""
+    infos, states = _TcbInfos(store, now, sets), ("current", "falls_behind", "out_of_date")
+    counts = {(clients, state): 0 for clients in sets.by_group for state in states}
     for found in map(infos.judge, store.platforms.groups()):
-        state = "out_of_date" if found.out_of_date else "falls_behind" if found.falls_behind else "current"
-        counts[state] += len(found.group.seen)
+        for clients in found.served:
+            counts[clients, found.state_of(clients)] += len(found.group.seen)
     return counts
 
 
@@ -146,6 +179,7 @@ def status_json(status: StoreStatus, *, min_validity: timedelta, clock: bool = T
     head = {
         "now": rfc3339(status.now),
         "min_validity_seconds": int(min_validity.total_seconds()),
+        "sets": {clients: str(update) for clients, update in status.sets.by_group.items()},
         "expiring": [_document_dict(document) for document in status.expiring(min_validity)],
         "not_yet_valid": [_document_dict(document) for document in status.not_yet_valid],
         "clock_problem": (clock and status.clock_problem) or None,
@@ -183,9 +217,9 @@ def _documents(store: CollateralStore, keys: Iterable[DocumentKey], now: datetim
 
 
 def _missing(
-    keys: set[DocumentKey], platforms: Iterable[PlatformGroup], fmspcs: frozenset[bytes]
+    keys: set[DocumentKey], platforms: Iterable[PlatformGroup], fmspcs: frozenset[bytes], sets: TcbSets
 ) -> Iterator[MissingDocument]:
-    needs = sorted(_needs(keys, platforms, fmspcs), key=lambda need: need[:2])
+    needs = sorted(_needs(keys, platforms, fmspcs, sets), key=lambda need: need[:2])
     for fmspc, tee, needed in needs:
         for key in sorted({*needed, DocumentKey.root_ca_crl()} - keys, key=str):
             yield MissingDocument(key, fmspc, tee)
@@ -194,7 +228,7 @@ def _missing(
 
 
 def _needs(
-    keys: set[DocumentKey], platforms: Iterable[PlatformGroup], fmspcs: frozenset[bytes]
+    keys: set[DocumentKey], platforms: Iterable[PlatformGroup], fmspcs: frozenset[bytes], sets: TcbSets
 ) -> Iterator[tuple[bytes, Tee, set[DocumentKey]]]:
     # Which CA certified the platforms of a FMSPC is known only when one was seen; before, any list has to do.
     any_crl = set() if any(key.kind is DocumentKind.PCK_CRL for key in keys) else {DocumentKey.pck_crl("platform")}
@@ -206,17 +240,22 @@ def _needs(
             yield key.fmspc, key.tee, {DocumentKey(DocumentKind.QE_IDENTITY, tee=key.tee, update=key.update), *any_crl}
     for known in platforms:
         named.add(known.fmspc)
-        needed = {DocumentKey.tcb_info(known.tee, known.fmspc), DocumentKey.qe_identity(known.tee)}
-        yield known.fmspc, known.tee, {*needed, DocumentKey.pck_crl(known.ca)}
+        yield known.fmspc, known.tee, {*_of_sets(known.tee, known.fmspc, sets), DocumentKey.pck_crl(known.ca)}
     for fmspc in fmspcs - named:
-        yield fmspc, "sgx", {DocumentKey.tcb_info("sgx", fmspc), DocumentKey.qe_identity("sgx"), *any_crl}
+        yield fmspc, "sgx", {*_of_sets("sgx", fmspc, sets), *any_crl}
+
+
+def _of_sets(tee: Tee, fmspc: bytes, sets: TcbSets) -> Iterator[DocumentKey]:
+    for update in sets.served:
+        yield DocumentKey.tcb_info(tee, fmspc, update)
+        yield DocumentKey.qe_identity(tee, update)
 
 
 class _TcbInfos:
     """TCB infos in force, read once each, and what they say of the TCBs of a fleet."""
 
-    def __init__(self, store: CollateralStore, now: datetime, served: Update = "standard") -> None:
-        self._served = served
+    def __init__(self, store: CollateralStore, now: datetime, sets: TcbSets) -> None:
+        self._sets = sets
         self._store = store
         self._now = now
         self._found: dict[DocumentKey, TcbInfo | None] = {}
@@ -224,15 +263,23 @@ class _TcbInfos:
 
     def judge(self, known: PlatformGroup) -> PlatformStatus:
         """The status of platforms now and under the coming set."""
-        tcb, early_key = known.tcb, DocumentKey.tcb_info(known.tee, known.fmspc, "early")
-        standard, early = self._get(DocumentKey.tcb_info(known.tee, known.fmspc, self._served)), self._get(early_key)
-        now, then = _status(tcb, standard), _status(tcb, early)
-        decisive = early if early is not None and (standard is None or then in _OLD) else standard
-        lacking = () if decisive is None else shortfalls(tcb, None, decisive)
-        numbers = [None if info is None else info.tcb_evaluation_data_number for info in (standard, early)]
-        coming = early is not None and numbers[0] != numbers[1]
-        promotion = self._promotion(early_key, numbers[1]) if coming else None
-        return PlatformStatus(known, numbers[0], now, numbers[1], then, next(iter(lacking), None), promotion)
+
+        def judged(update: Update) -> Judged:
+            info = self._get(DocumentKey.tcb_info(known.tee, known.fmspc, update))
+            if info is None:
+                return Judged(None, None)
+            level = match_platform(known.tcb, None, info)
+            return Judged(info.tcb_evaluation_data_number, None if level is None else level.tcb_status)
+
+        standard, early = judged("standard"), judged("early")
+        served = {clients: judged(update) for clients, update in self._sets.by_group.items()}
+        worse = early.number is not None and (served[""].number is None or early.status in _OLD)
+        early_key = DocumentKey.tcb_info(known.tee, known.fmspc, "early")
+        decisive = self._get(early_key if worse else DocumentKey.tcb_info(known.tee, known.fmspc, self._sets.default))
+        lacking = () if decisive is None else shortfalls(known.tcb, None, decisive)
+        coming = early.number is not None and standard.number != early.number
+        promotion = self._promotion(early_key, early.number) if coming else None
+        return PlatformStatus(known, standard, early, served, next(iter(lacking), None), promotion)
 
     def _get(self, key: DocumentKey) -> TcbInfo | None:
         if key not in self._found:
@@ -247,11 +294,6 @@ class _TcbInfos:
             seen = [one.first_seen for version in versions for one in version.sightings if one.served_as == "early"]
             self._promotions[key] = min(seen) + PROMOTION if seen else None
         return self._promotions[key]
-
-
-def _status(tcb: PckTcb, info: TcbInfo | None) -> TcbStatus | None:
-    level = None if info is None else match_platform(tcb, None, info)
-    return None if level is None else level.tcb_status
 
 
 def _missing_dict(entry: MissingDocument) -> dict[str, Any]:
@@ -270,6 +312,10 @@ def _document_dict(document: DocumentStatus) -> dict[str, Any]:
     }
 
 
+def _judged_dict(judged: Judged) -> dict[str, Any]:
+    return {"number": judged.number, "tcb_status": judged.status}
+
+
 def _group_dict(entry: PlatformStatus) -> dict[str, Any]:
     """What is the same for every platform of a group."""
     group, lacking = entry.group, entry.shortfall
@@ -277,8 +323,12 @@ def _group_dict(entry: PlatformStatus) -> dict[str, Any]:
         "tee": group.tee,
         "fmspc": group.fmspc.hex(),
         "ca": group.ca,
-        "standard": {"number": entry.standard_number, "tcb_status": entry.standard_status},
-        "early": {"number": entry.early_number, "tcb_status": entry.early_status},
+        "standard": _judged_dict(entry.standard),
+        "early": _judged_dict(entry.early),
+        "served": {
+            clients: _judged_dict(judged) | {"state": entry.state_of(clients)}
+            for clients, judged in entry.served.items()
+        },
         "falls_behind": entry.falls_behind,
         "to_restart": entry.to_restart,
         "promotion_expected": None if entry.promotion is None else rfc3339(entry.promotion),

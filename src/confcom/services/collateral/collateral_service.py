@@ -28,14 +28,14 @@ from confcom.database.engine import DatabaseAddress
 from confcom.errors import CollateralError, ConfcomError, ConfigError
 from confcom.formats.arguments import parse_tcp_address
 from confcom.pki.roots import TrustRoots
-from confcom.protocols.pcs import HttpResponse, Tee
+from confcom.protocols.pcs import HttpResponse, TcbSets, Tee, clients_of
 from confcom.services.collateral.admin import Administration, PolicyPaths
 from confcom.services.collateral.answers import Answer, HotAnswers, answer_of, json_answer, server_secrets
 from confcom.services.collateral.cache import CollateralCache, SingleFlight, Upstream
 from confcom.services.collateral.callers import Bodies, Tokens
 from confcom.services.collateral.pck_certificates import PckCertificates
 from confcom.services.collateral.refresh import Need, Refresher, needs_in
-from confcom.services.collateral.service_config import CollateralServiceConfig, TcbSets
+from confcom.services.collateral.service_config import CollateralServiceConfig
 from confcom.services.collateral.service_http import CollateralApp, Routes
 from confcom.services.collateral.service_metrics import CollateralMetrics
 from confcom.services.runtime.certificates import kept_certificate
@@ -55,24 +55,25 @@ class Inventory:
     expires: dict[DocumentKey, datetime]
     dates: Dates | None
     needs: tuple[Need, ...]
-    fleet: dict[str, int]
+    fleet: dict[tuple[str, str], int]
     seen: datetime
     generation: int
 
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A document that an FMSPC lacks, or has only expired."""
+    """A document that clients of some groups need for an FMSPC, and that is missing or has expired."""
 
-    tee: Tee
-    fmspc: bytes
+    need: Need
     key: DocumentKey
     expired: datetime | None
+    groups: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """For machines and people."""
+        """For machines and people; the group is empty for clients without one."""
         problem = "missing" if self.expired is None else f"expired at {rfc3339(self.expired)}"
-        return {"fmspc": self.fmspc.hex(), "tee": self.tee, "document": str(self.key), "problem": problem}
+        of = {"fmspc": self.need.fmspc.hex(), "tee": self.need.tee, "groups": list(self.groups)}
+        return of | {"document": str(self.key), "problem": problem}
 
 
 class Readiness:
@@ -89,8 +90,7 @@ class Readiness:
     ) -> None:
         """`required` are the FMSPCs to be ready for, besides those of the known platforms and those asked for.
 
-        `sets` are what clients get; platforms are judged by the default. `obstacle` is what else prevents clients from
-        being served; empty if nothing does.
+        `sets` are what clients get. `obstacle` is what else prevents clients from being served; empty if nothing does.
         """
         self._obstacle = obstacle
         self._sets = sets
@@ -100,6 +100,7 @@ class Readiness:
         self._flight = SingleFlight()
         self._inventory: Inventory | None = None
         metrics.watch_expiry(self._seconds_to_expiry)
+        metrics.show_sets(sets)
 
     def routes(self) -> Routes:
         """The paths of health, readiness and metrics."""
@@ -115,7 +116,7 @@ class Readiness:
         return json_answer({"status": "alive"})
 
     async def readyz(self, request: Request) -> Answer:
-        """200 when every FMSPC has what its quotes are judged with, else 503 with what is lacking."""
+        """200 when clients can be served, else 503 with the reason; what some of them lack is a warning."""
         del request
         body = await self._state()
         return json_answer(body, status=200 if body["ready"] else 503)
@@ -133,14 +134,21 @@ class Readiness:
             inventory = await self._look()
         except (ConfcomError, Overloaded) as error:
             return {"ready": False, "reason": f"the store cannot be read: {error}"}
-        for tcb, count in inventory.fleet.items():
-            self._metrics.platforms.labels(tcb).set(count)
         gaps = self.gaps(inventory)
+        self._metrics.show_fleet(inventory.fleet)
+        self._metrics.show_lacking((group, gap.need.tee, gap.need.fmspc.hex()) for gap in gaps for group in gap.groups)
         reason = self._reason(inventory, gaps)
         state: dict[str, Any] = {"ready": not reason}
         if reason:
             state["reason"] = reason
-        return state | {"documents": len(inventory.expires), "lacking": [gap.as_dict() for gap in gaps]}
+        elif gaps:
+            state["warning"] = _lacking(gaps)
+        sets = {group: str(update) for group, update in self._sets.by_group.items()}
+        return state | {
+            "sets": sets,
+            "documents": len(inventory.expires),
+            "lacking": [gap.as_dict() for gap in gaps],
+        }
 
     def _reason(self, inventory: Inventory, gaps: Sequence[Gap]) -> str:
         if reason := self._obstacle():
@@ -149,9 +157,9 @@ class Readiness:
             return "the store is empty, and this service is offline: import collateral"
         if inventory.dates is not None and (reason := inventory.dates.clock_problem(self._cache.clock())):
             return reason
-        if gaps:
-            lacking = sorted({f"{gap.fmspc.hex()} ({gap.tee})" for gap in gaps})
-            return f"fresh collateral is lacking for FMSPC {', '.join(lacking)}"
+        # One FMSPC or one group's pin does not take the service from the others: every replica lacks the same.
+        if gaps and {gap.need for gap in gaps} == set(inventory.needs):
+            return _lacking(gaps)
         return ""
 
     def gaps(self, inventory: Inventory) -> list[Gap]:
@@ -162,7 +170,9 @@ class Readiness:
         """
         now, offline = self._cache.clock(), self._cache.upstream is None
         return [
-            Gap(need.tee, need.fmspc, key, expires)
+            Gap(
+                need, key, expires, tuple(name for name, update in self._sets.by_group.items() if update == need.update)
+            )
             for need in inventory.needs
             for key, expires in ((key, inventory.expires.get(key)) for key in need.keys)
             if (expires is None and (need.firm or offline)) or (expires is not None and expires < now)
@@ -179,12 +189,14 @@ class Readiness:
         now, generation, store = self._cache.clock(), self._cache.generation, self._cache.store
 
         def look() -> Inventory:
-            found = ((key, store.in_force(key, at=now)) for key in store.document_keys())
+            needs = needs_in(store, self._required, self._sets.served)
+            needed = (key for need in needs for key in need.keys)  # a number may have been served by its name alone
+            keys = dict.fromkeys((*store.document_keys(), *needed))
+            found = ((key, store.in_force(key, at=now)) for key in keys)
             versions = {key: version for key, version in found if version is not None}
             expires = {key: version.expires for key, version in versions.items()}
             dates = Dates.of((version.facts.issue_date, version.expires) for version in versions.values())
-            fleet = fleet_counts(store, now, served=self._sets.default)
-            needs = needs_in(store, self._required, self._sets.served)
+            fleet = fleet_counts(store, now, self._sets)
             return Inventory(expires, dates, needs, fleet, now, generation)
 
         return await self._cache.read(look)
@@ -194,6 +206,17 @@ class Readiness:
             return []
         now = self._cache.clock()
         return [(key, (expires - now).total_seconds()) for key, expires in self._inventory.expires.items()]
+
+
+def _lacking(gaps: Iterable[Gap]) -> str:
+    lacking = {f"{gap.need.fmspc.hex()} ({gap.need.tee}){_by(gap)}": None for gap in gaps}
+    return f"fresh collateral is lacking for FMSPC {', '.join(sorted(lacking))}"
+
+
+def _by(gap: Gap) -> str:
+    if gap.need.update == "standard":
+        return ""
+    return f" by set {gap.need.update}, to which {' and '.join(map(clients_of, gap.groups))} are pinned"
 
 
 __all__ = ["CollateralServiceConfig", "serve"]

@@ -26,10 +26,11 @@ from confcom.services.runtime.process import Overloaded
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """The documents that judge quotes of an FMSPC. `firm`: it was configured, or a platform has it."""
+    """The documents that judge quotes of an FMSPC by a set. `firm`: it was configured, or a platform has it."""
 
     tee: Tee
     fmspc: bytes
+    update: Update
     keys: tuple[DocumentKey, ...]
     firm: bool
 
@@ -56,7 +57,7 @@ def needs_in(store: CollateralStore, configured: Sequence[tuple[Tee, bytes]], se
         own: list[PckCaName] = [ca for of_tee, of, ca in known if (of_tee, of) == (tee, fmspc)]
         # An FMSPC alone does not determine the CA; servers have the platform CA.
         cas: Sequence[PckCaName] = own or sorted(listed) or ("platform",)
-        found.append(Need(tee, fmspc, _keys(tee, fmspc, cas, update), (tee, fmspc, update) in firm))
+        found.append(Need(tee, fmspc, update, _keys(tee, fmspc, cas, update), (tee, fmspc, update) in firm))
     return tuple(found)
 
 

@@ -2,50 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import msgspec
 
-from confcom.errors import ConfigError
-from confcom.protocols.pcs import Update, parse_update
+from confcom.protocols.pcs import TcbSets
 from confcom.services.runtime.certificates import TlsSettings
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0)]
 _TokenHash = Annotated[str, msgspec.Meta(pattern="^[0-9A-Fa-f]{128}$")]
-
-
-@dataclass(frozen=True, slots=True)
-class TcbSets:
-    """Which set clients get that name none, or `standard`: `default`, and in each group its own."""
-
-    default: Update
-    groups: Mapping[str, Update]
-
-    @classmethod
-    def parse(cls, named: Iterable[str]) -> TcbSets:
-        """From SET and GROUP=SET; the standard set by default. Anything else is a `ConfigError`."""
-        sets: dict[str, Update] = {}
-        for text in named:
-            group, found, update = text.rpartition("=")
-            if found and not _GROUP.fullmatch(group):
-                advice = "Write GROUP=SET; a name has up to 63 lower-case letters, digits and dashes."
-                raise ConfigError(f"{group[:80]!r} is no name of a group", setting="tcb_sets", advice=advice)
-            if group in sets:
-                of = f"of the group {group}" if group else "of clients without a group"
-                raise ConfigError(f"the set {of} is given twice", setting="tcb_sets", advice="Leave one of them out.")
-            sets[group] = parse_update(update, setting="tcb_sets")
-        return cls(sets.pop("", "standard"), sets)
-
-    @property
-    def served(self) -> frozenset[Update]:
-        """Every set that is served to some clients."""
-        return frozenset({self.default, *self.groups.values()})
-
-
-_GROUP = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
 class CollateralServiceConfig(TlsSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):

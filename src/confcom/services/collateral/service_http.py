@@ -40,7 +40,6 @@ from confcom.services.collateral.answers import (
 )
 from confcom.services.collateral.cache import CollateralCache
 from confcom.services.collateral.pck_certificates import PckCertificates
-from confcom.services.collateral.service_config import TcbSets
 from confcom.services.collateral.service_metrics import CollateralMetrics
 from confcom.services.runtime.allowances import address_of
 from confcom.services.runtime.http_server import Message, Receive, Send
@@ -75,6 +74,8 @@ GROUP = "/group/"
 """Prefix of the paths of a group: /group/NAME/…"""
 SET = "confcom.set"
 """Key of a request's scope: the set that `standard` stands for."""
+CLIENTS = "confcom.group"
+"""Key of a request's scope: the group of its client, empty for none."""
 
 Handler = Callable[[Request], Awaitable[Answer]]
 Routes = Mapping[str, Mapping[str, Handler]]
@@ -93,7 +94,7 @@ class CollateralApp:
         *,
         more: Routes,
         secrets: re.Pattern[bytes],
-        sets: TcbSets,
+        sets: pcs.TcbSets,
     ) -> None:
         self._sets = sets
         self._cache = cache
@@ -122,11 +123,11 @@ class CollateralApp:
 
     def _place(self, scope: Message) -> None:
         """Note a request's set, and leave its path without the name of the group."""
-        scope[SET] = self._sets.default
+        scope[SET], scope[CLIENTS] = self._sets.default, ""
         if scope["path"].startswith(GROUP):
             name, found, rest = scope["path"].removeprefix(GROUP).partition("/")
             if found and name in self._sets.groups:
-                scope.update({"path": f"/{rest}", SET: self._sets.groups[name]})
+                scope.update({"path": f"/{rest}", SET: self._sets.groups[name], CLIENTS: name})
 
     def _now(self) -> float:
         return self._cache.clock().timestamp()
@@ -284,11 +285,21 @@ class _Missing(Exception):
 def _failure(failure: Exception, request: Request) -> tuple[ConfcomError, Answer]:
     key = failure.key if isinstance(failure, _Missing) else None
     error = failure.error if isinstance(failure, _Missing) else failure
+    if key is not None and key.update == request.scope[SET] != "standard" and isinstance(error, CollateralNotFound):
+        error = _not_by_pin(error, request.scope[SET], request.scope[CLIENTS])
     if isinstance(error, Overloaded):
         error = Refused(503, "the answer is not here yet", advice="Ask again in a moment: it is being fetched.")
     elif not isinstance(error, ConfcomError):
         error = _Mistake(500, "a mistake in the service", advice="Report it with what the service logged.")
     return error, error_answer(error, missing=key, plain=_wants_text(request))
+
+
+def _not_by_pin(error: CollateralNotFound, update: pcs.Update, group: str) -> CollateralNotFound:
+    return CollateralNotFound(
+        f"{pcs.clients_of(group)} are pinned to set {update}, which is not to be had: {error.message}",
+        advice=f"Have the administrator of the service move the pin (--tcb-set {f'{group}=' if group else ''}SET): "
+        "Intel takes a set off its service about a year after the next one.",
+    )
 
 
 def _wants_text(request: Request) -> bool:

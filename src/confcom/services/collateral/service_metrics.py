@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from confcom.collateral.documents import DocumentKey
 from confcom.collateral.store.store import CollateralStore
 from confcom.errors import CollateralError, ConfcomError, FormatError, VerificationError
+from confcom.protocols.pcs import TcbSets
 from confcom.services.runtime.certificates import CertificateMetrics
 from confcom.services.runtime.status_page import Reading
 
@@ -59,8 +60,18 @@ class CollateralMetrics:
         )
         self.platforms = Gauge(
             f"{PREFIX}_platforms",
-            "Platforms by the served set: current, falls_behind (the early set makes them OutOfDate), out_of_date.",
-            ["tcb"],
+            "Platforms by the set that clients of a group get: current, falls_behind (the early set makes them "
+            "OutOfDate), out_of_date. The group is empty for clients without one.",
+            ["tcb", "group"],
+            registry=registry,
+        )
+        self._sets = Gauge(
+            f"{PREFIX}_tcb_set", "1 for the set that clients of a group get.", ["group", "set"], registry=registry
+        )
+        self._lacking = Gauge(
+            f"{PREFIX}_lacking",
+            "Documents that clients of a group need for an FMSPC, and that are missing or have expired.",
+            ["group", "tee", "fmspc"],
             registry=registry,
         )
         self.last_refresh: float | None = None
@@ -77,6 +88,22 @@ class CollateralMetrics:
         for kind in (CollateralError, FormatError, VerificationError):
             for code in _codes(kind):
                 self.upstream_errors.labels(code)
+
+    def show_sets(self, sets: TcbSets) -> None:
+        """Show which set clients get."""
+        for group, update in sets.by_group.items():
+            self._sets.labels(group, str(update)).set(1)
+
+    def show_fleet(self, counts: Mapping[tuple[str, str], int]) -> None:
+        """Show the number of platforms by group and state."""
+        for (group, tcb), count in counts.items():
+            self.platforms.labels(tcb, group).set(count)
+
+    def show_lacking(self, documents: Iterable[tuple[str, str, str]]) -> None:
+        """Show the documents that are lacking, by group, TEE and FMSPC."""
+        self._lacking.clear()
+        for group, tee, fmspc in documents:
+            self._lacking.labels(group, tee, fmspc).inc()
 
     def watch_store(self, store: CollateralStore) -> None:
         """Show how often the store could not be read or written."""

@@ -9,12 +9,14 @@ import pytest
 from msgspec import structs
 
 from confcom.collateral.documents import DocumentKey, keys_for, take_apart
-from confcom.collateral.store.status import MissingDocument, fleet_counts, status_json, store_status
+from confcom.collateral.store.status import STANDARD, Judged, MissingDocument, fleet_counts, status_json, store_status
 from confcom.formats.tcb_info import TcbStatus
 from confcom.pki.chain import verify_chain
+from confcom.protocols.pcs import TcbSets
 from confcom.simulator.machine import MachineTcb
 
 DAY = timedelta(days=1)
+STATES = ("current", "falls_behind", "out_of_date")
 
 
 def printed(status, **how):
@@ -25,6 +27,14 @@ def keep(store, world, now, update="standard", parts=slice(None)):
     fmspc = world.machine.fmspc
     documents = take_apart(world.publish(), fmspc=fmspc, ca="platform", tee="sgx", update=update)
     store.add(documents[parts], seen=now, source="pcs")
+
+
+def fleet(store, now, sets=STANDARD):
+    """The state of the one platform, by group."""
+    counts = fleet_counts(store, now, sets)
+    assert sorted(counts) == sorted((group, state) for group in sets.by_group for state in STATES)
+    assert sum(counts.values()) == len(sets.by_group)
+    return {group: state for (group, state), count in counts.items() if count}
 
 
 def meet(store, world, now, **changes):
@@ -135,8 +145,8 @@ def test_a_coming_promotion_names_the_platform_and_the_component(store, world, n
     promote(world, component=2)
     keep(store, world, now, update="early")
     (platform,) = store_status(store, now).falling_behind
-    assert (platform.standard_number, platform.early_number) == (17, 18)
-    assert (platform.standard_status, platform.early_status) == (TcbStatus.UP_TO_DATE, TcbStatus.OUT_OF_DATE)
+    assert platform.standard == Judged(17, TcbStatus.UP_TO_DATE)
+    assert platform.early == Judged(18, TcbStatus.OUT_OF_DATE)
     assert platform.shortfall is not None
     assert platform.shortfall.name == "SGX component 3"
     svn = world.machine.tcb.sgx_components[2]
@@ -145,7 +155,7 @@ def test_a_coming_promotion_names_the_platform_and_the_component(store, world, n
     found = printed(store_status(store, now + DAY), min_validity=DAY)
     assert found["to_restart"] == [platform.group.seen[0][0]]
     assert found["platforms"][0]["promotion_expected"] == "2026-07-13T12:00:00Z"
-    assert fleet_counts(store, now) == {"current": 0, "falls_behind": 1, "out_of_date": 0}
+    assert fleet(store, now) == {"": "falls_behind"}
 
 
 def test_a_fleet_is_judged_by_the_set_that_is_served(store, world, now):
@@ -153,19 +163,34 @@ def test_a_fleet_is_judged_by_the_set_that_is_served(store, world, now):
     meet(store, world, now)
     promote(world, component=2)
     keep(store, world, now)  # Intel's standard set is 18
-    states = {served: fleet_counts(store, now, served=served) for served in ("standard", "early", 17, 18, 99)}
+    pins = TcbSets.parse(["standard", "e=early", "a=17", "b=18", "c=99"])
+    assert fleet(store, now, pins) == {
+        "": "out_of_date", "b": "out_of_date", "a": "current", "e": "current", "c": "current",
+    }  # fmt: skip
     keep(store, world, now, update="early")
-    both = {served: fleet_counts(store, now, served=served) for served in ("standard", "early", 17)}
-
-    def state(counts):
-        return [name for name, number in counts.items() if number]
-
-    assert {name: state(counts) for name, counts in states.items()} == {
-        "standard": ["out_of_date"], 18: ["out_of_date"], 17: ["current"], "early": ["current"], 99: ["current"],
+    assert fleet(store, now, TcbSets.parse(["17", "e=early", "s=standard"])) == {
+        "": "falls_behind", "e": "out_of_date", "s": "out_of_date",
     }  # fmt: skip
-    assert {name: state(counts) for name, counts in both.items()} == {
-        "standard": ["out_of_date"], "early": ["out_of_date"], 17: ["falls_behind"],
-    }  # fmt: skip
+
+
+def test_platforms_are_judged_by_what_each_group_gets(store, world, now):
+    keep(store, world, now)
+    meet(store, world, now)
+    promote(world, component=2)
+    keep(store, world, now)  # Intel's standard set is 18
+    frozen = store_status(store, now, sets=TcbSets.parse(["17"]))
+    assert (frozen.missing, frozen.platforms[0].out_of_date, frozen.platforms[0].to_restart) == ((), False, False)
+    assert frozen.platforms[0].standard == Judged(18, TcbStatus.OUT_OF_DATE)
+    found = printed(store_status(store, now, sets=TcbSets.parse(["17", "new=standard", "old=16"])), min_validity=DAY)
+    assert found["sets"] == {"": "17", "new": "standard", "old": "16"}
+    assert found["platforms"][0]["served"] == {
+        "": {"number": 17, "tcb_status": "UpToDate", "state": "current"},
+        "new": {"number": 18, "tcb_status": "OutOfDate", "state": "out_of_date"},
+        "old": {"number": None, "tcb_status": None, "state": "current"},
+    }
+    assert found["to_restart"] == [found["platforms"][0]["id"]]
+    # A set that is served and was never had is missing, as Intel's standard one would be.
+    assert {entry["update"] for entry in found["missing"]} == {16}
 
 
 def test_a_platform_that_came_back_with_the_new_tcb_is_restarted(store, world, now):
@@ -180,7 +205,7 @@ def test_a_platform_that_came_back_with_the_new_tcb_is_restarted(store, world, n
     meet(store, world, now + DAY)
     (platform,) = store_status(store, now + DAY).platforms
     assert not platform.to_restart
-    assert fleet_counts(store, now + DAY) == {"current": 1, "falls_behind": 0, "out_of_date": 0}
+    assert fleet(store, now + DAY) == {"": "current"}
 
 
 def test_a_platform_that_is_good_enough_does_not_fall_behind(store, world, now):
@@ -226,7 +251,7 @@ def test_a_platform_below_every_level_falls_behind_too(store, world, now):
     world.tcb_info.levels = world.tcb_info.levels[:1]
     keep(store, world, now, update="early")
     (platform,) = store_status(store, now).falling_behind
-    assert platform.early_status is None
+    assert platform.early.status is None
 
 
 @pytest.mark.parametrize("early", [False, True])
