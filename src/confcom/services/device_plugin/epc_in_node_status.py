@@ -12,14 +12,17 @@ that pods have ended at the next allocation, or when it is asked which container
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from confcom.devices.resources import EpcUnits
-from confcom.devices.sgx_node import SgxNode
-from confcom.errors import ConfcomError
-from confcom.protocols.epc import NodeStatus
+from confcom.devices.sgx_node import EpcPool, SgxNode
+from confcom.errors import ConfcomError, FormatError
+from confcom.protocols.epc import BOOT_ANNOTATION, OVERCOMMIT_LABEL, TRUE_SIZE_LABEL, NodeStatus, parse_quantity
 from confcom.services.device_plugin.grpc import held_devices
 from confcom.services.device_plugin.plugin_config import DevicePluginConfig
 from confcom.services.device_plugin.plugin_metrics import Observer, PluginEvent
@@ -27,14 +30,6 @@ from confcom.services.runtime.process import Reconciler
 
 if TYPE_CHECKING:
     from confcom.cluster.nodes import KubeNode
-from collections.abc import Mapping
-from dataclasses import dataclass
-
-import msgspec
-
-from confcom.devices.sgx_node import EpcPool
-from confcom.errors import FormatError
-from confcom.protocols.epc import BOOT_ANNOTATION, OVERCOMMIT_LABEL, TRUE_SIZE_LABEL, parse_quantity
 
 
 @dataclass(frozen=True, slots=True)
