@@ -16,8 +16,8 @@ from typing import Any
 from lightkube.core.resource import ApiInfo, GlobalSubResource, ResourceDef
 from lightkube.generic_resource import Generic
 
-from confcom.cluster.client import cluster_errors, missing_ok, open_client
-from confcom.cluster.nodes import LIFE, SERVER_TIMEOUT
+from confcom.cluster.client import KNOWN, cluster_errors, list_and_watch, missing_ok, open_client
+from confcom.cluster.nodes import LIFE
 from confcom.cluster.objects import CSR_KIND
 from confcom.cluster.pod_events import PodEvent, report
 from confcom.cluster.served import CLIENT_LIFETIME
@@ -127,24 +127,17 @@ class PendingRequests:
     async def follow(self, signer: str) -> None:
         """List, then watch, for `LIFE` at most; `ClusterError` on failure."""
         chosen = {"spec.signerName": signer}
-        client: Any
         with suppress(TimeoutError):
             async with open_client(self._kubeconfig, field_manager="confcom-certificate-signer") as client:
                 async with asyncio.timeout(LIFE):
                     with cluster_errors("cannot follow the certificate requests", advice=_ADVICE):
-                        listed = client.list(CSR_KIND.resource, fields=chosen, chunk_size=CHUNK)
-                        async for document in listed:
-                            self._see("ADDED", document)
-                        self._unread.discard(signer)
-                        seen = client.watch(
-                            CSR_KIND.resource,
-                            fields=chosen,
-                            resource_version=listed.resourceVersion,
-                            server_timeout=SERVER_TIMEOUT,
-                        )
-                        async with aclosing(seen):
-                            async for kind, document in seen:
-                                self._see(kind, document)
+                        listing = list_and_watch(client, CSR_KIND.resource, chunk=CHUNK, fields=chosen)
+                        async with aclosing(listing) as changes:
+                            async for kind, document in changes:
+                                if kind == KNOWN:
+                                    self._unread.discard(signer)
+                                else:
+                                    self._see(kind, document)
 
     def _see(self, kind: str, document: Mapping[str, Any]) -> None:
         """Note a request without a decision. `Approved` is none for our own signer: it may have come by hand."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import os
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.request import getproxies
@@ -27,6 +27,10 @@ from lightkube.core.exceptions import ConfigError as LightkubeConfigError
 from confcom.errors import ClusterError, ClusterRefused, ConfcomError, ConfigError
 from confcom.formats.arguments import parse_http_url
 
+SERVER_TIMEOUT = 300
+"""Seconds after which the API server shall end a watch."""
+KNOWN = "KNOWN"
+"""What `list_and_watch` says once everything that there is has been listed."""
 _NOT_FOUND = 404
 _UNREADABLE = (msgspec.MsgspecError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
 """What lightkube passes on of an answer that is no object of the API (a proxy's page), and of a credential plugin."""
@@ -77,6 +81,27 @@ def _adopt_plugin(user: User | None) -> None:
     told = {"apiVersion": user.exec.apiVersion, "kind": "ExecCredential", "spec": {"interactive": False}}
     user.exec.env = [*(user.exec.env or ()), NameValue("KUBERNETES_EXEC_INFO", json.dumps(told))]
     user.exec.apiVersion = f"{_PLUGIN}/v1beta1"
+
+
+async def list_and_watch(
+    client: Any,  # noqa: ANN401 - lightkube's signatures know its own models only
+    resource: Any,  # noqa: ANN401 - as above
+    *,
+    chunk: int | None = None,
+    **where: Any,  # noqa: ANN401 - as above
+) -> AsyncGenerator[tuple[str, Any], None]:
+    """Objects of a kind until the watch ends: those that there are, each ADDED; `KNOWN`; then each change.
+
+    A change is ADDED, MODIFIED or DELETED. `chunk` objects come per answer; `where` selects by namespace and fields.
+    """
+    listed = client.list(resource, chunk_size=chunk, **where)
+    async for found in listed:
+        yield "ADDED", found
+    yield KNOWN, None
+    seen = client.watch(resource, resource_version=listed.resourceVersion, server_timeout=SERVER_TIMEOUT, **where)
+    async with aclosing(seen):
+        async for change in seen:
+            yield change
 
 
 async def version_of_server(client: AsyncClient) -> str:

@@ -17,7 +17,7 @@ from lightkube.core.generic_client import BasicRequest
 from lightkube.resources.core_v1 import Node
 from lightkube.types import PatchType
 
-from confcom.cluster.client import cluster_errors, missing_ok, open_client
+from confcom.cluster.client import KNOWN, SERVER_TIMEOUT, cluster_errors, list_and_watch, missing_ok, open_client
 from confcom.cluster.objects import CLAIM_KIND, NODE_KIND, POD_KIND, ClusterObjects
 from confcom.errors import ClusterError, ClusterRefused, FormatError
 from confcom.protocols.custom_metrics import ScaledPod, parse_scaled_pod
@@ -34,8 +34,6 @@ from confcom.protocols.epc import (
 from confcom.protocols.prometheus_text import MAX_PAGE
 
 FIELD_MANAGER = "confcom-device-plugin"
-SERVER_TIMEOUT = 300
-"""Seconds after which the API server shall end a watch."""
 _ADVICE = "The plugin's service account needs list and watch on nodes, patch on nodes/status, and its own node's name."
 
 
@@ -118,17 +116,17 @@ async def watch_nodes(kubeconfig: str | None) -> AsyncIterator[Mapping[str, Node
     client: Any
     async with open_client(kubeconfig, field_manager="confcom-webhook") as client:
         with cluster_errors("cannot watch the nodes", advice=_STATUS_ADVICE):
-            listed = client.list(Node, chunk_size=500)
-            async for node in listed:
-                found[node.metadata.name] = _state(node)
-            yield dict(found)
-            seen = client.watch(Node, server_timeout=SERVER_TIMEOUT, resource_version=listed.resourceVersion)
-            async with aclosing(seen):
-                async for kind, node in seen:
+            known = False
+            async with aclosing(list_and_watch(client, Node, chunk=500)) as changes:
+                async for kind, node in changes:
+                    if kind == KNOWN:
+                        known = True
+                        yield dict(found)
+                        continue
                     before = found.pop(node.metadata.name, None)
                     if kind != "DELETED":
                         found[node.metadata.name] = _state(node)
-                    if found.get(node.metadata.name) != before:
+                    if known and found.get(node.metadata.name) != before:
                         yield dict(found)
 
 
@@ -177,32 +175,20 @@ class Pods(Generic[_Pod]):
         with suppress(TimeoutError):
             async with open_client(self._kubeconfig, field_manager=self._manager) as client, asyncio.timeout(LIFE):
                 with cluster_errors("cannot follow the pods", advice=_PODS_ADVICE):
-                    version = await self._list(client)
-                    await self._watch(client, version)
+                    await self._follow(client)
 
-    async def _list(self, client: Any) -> str:  # noqa: ANN401 - lightkube's signatures know its own models only
-        listed = client.list(POD_KIND.resource, namespace="*", fields=self._fields, chunk_size=CHUNK)
-        found = [pod async for document in listed if (pod := self._read(document)) is not None]
-        self.pods, self.known = {pod.uid: pod for pod in found}, True
-        return str(listed.resourceVersion)
-
-    async def _watch(self, client: Any, version: str) -> None:  # noqa: ANN401 - as above
-        seen = client.watch(
-            POD_KIND.resource,
-            namespace="*",
-            fields=self._fields,
-            resource_version=version,
-            server_timeout=SERVER_TIMEOUT,
-        )
-        async with aclosing(seen):
-            async for kind, document in seen:
-                pod = self._read(document)
-                if pod is None:
-                    continue
-                if kind == "DELETED":
-                    self.pods.pop(pod.uid, None)
-                else:
-                    self.pods[pod.uid] = pod
+    async def _follow(self, client: AsyncClient) -> None:
+        found: dict[str, _Pod] = {}
+        listing = list_and_watch(client, POD_KIND.resource, chunk=CHUNK, namespace="*", fields=self._fields)
+        async with aclosing(listing) as changes:
+            async for kind, document in changes:
+                if kind == KNOWN:
+                    self.pods, self.known = found, True
+                elif (pod := self._read(document)) is not None:
+                    if kind == "DELETED":
+                        found.pop(pod.uid, None)
+                    else:
+                        found[pod.uid] = pod
 
     def _read(self, document: Any) -> _Pod | None:  # noqa: ANN401 - JSON
         try:

@@ -13,13 +13,11 @@ from typing import Any
 from lightkube import AsyncClient
 from lightkube.resources.core_v1 import Node
 
-from confcom.cluster.client import cluster_errors, missing_ok, open_client
+from confcom.cluster.client import KNOWN, cluster_errors, list_and_watch, missing_ok, open_client
 from confcom.cluster.objects import CLAIM_KIND, RESOURCE_SLICE_KIND
 from confcom.errors import ClusterError
 
 FIELD_MANAGER = "confcom-device-plugin"
-SERVER_TIMEOUT = 300
-"""Seconds after which the API server shall end a watch."""
 _ADVICE = (
     "This needs Kubernetes 1.36 or later. The plugin's service account needs get on nodes and resourceclaims, and "
     "list, watch, create, update and delete on resourceslices."
@@ -42,22 +40,18 @@ class KubeResourceSlices:
         self._client = client = open_client(self._kubeconfig, field_manager=FIELD_MANAGER)
         try:
             with cluster_errors(f"cannot watch the resource slices of node {self.node}", advice=_ADVICE):
-                listed: Any = client.list(_SLICE, fields=dict(self._fields))
-                present = {found["metadata"]["name"]: dict(found) async for found in listed}
-                yield present
-                seen: Any = client.watch(
-                    _SLICE,
-                    fields=dict(self._fields),
-                    server_timeout=SERVER_TIMEOUT,
-                    resource_version=listed.resourceVersion,
-                )
-                async with aclosing(seen):
-                    async for kind, found in seen:
-                        name = found["metadata"]["name"]
-                        present = {other: one for other, one in present.items() if other != name}
-                        if kind != "DELETED":
-                            present[name] = dict(found)
-                        yield present
+                present: dict[str, Mapping[str, Any]] = {}
+                known = False
+                async with aclosing(list_and_watch(client, _SLICE, fields=dict(self._fields))) as changes:
+                    async for kind, found in changes:
+                        known = known or kind == KNOWN
+                        if kind != KNOWN:
+                            name = found["metadata"]["name"]
+                            present = {other: one for other, one in present.items() if other != name}
+                            if kind != "DELETED":
+                                present[name] = dict(found)
+                        if known:
+                            yield present
         finally:
             await self.close()
 
