@@ -173,13 +173,10 @@ class PlatformCollateral:
     def _index(self, span: Span) -> None:
         identity = _decode(self._platform_piece(span), _IDENTITY, "platforms")
         spans = self._platforms.setdefault((identity.qe_id.lower(), identity.pce_id.lower()), [])
-        spans.append(span)
-        if len(self._platforms) > MAX_PLATFORMS or len(spans) > MAX_RAW_TCBS:
-            raise FormatError(
-                f"more than {MAX_PLATFORMS} platforms, or {MAX_RAW_TCBS} raw TCBs of one",
-                structure=STRUCTURE,
-                field="platforms",
-            )
+        if len(spans) <= MAX_RAW_TCBS:  # one more is there to be refused with its platform
+            spans.append(span)
+        if len(self._platforms) > MAX_PLATFORMS:
+            raise FormatError(f"more than {MAX_PLATFORMS} platforms", structure=STRUCTURE, field="platforms")
 
     def _member(self, name: str) -> bytes | None:
         span = self._members.get(name)
@@ -203,6 +200,10 @@ class PlatformCollateral:
         entry = _decode(self._platform_piece(span), _PCK_CERTS, "pck_certs")
         qe_id, pce_id = unhex(entry.qe_id, STRUCTURE, "qe_id"), unhex(entry.pce_id, STRUCTURE, "pce_id")
         asked = self._platforms.get((entry.qe_id.lower(), entry.pce_id.lower()), ())
+        if len(asked) > MAX_RAW_TCBS:
+            raise FormatError(
+                f"has more than {MAX_RAW_TCBS} raw TCBs: leave the old ones out", structure=STRUCTURE, field="platforms"
+            )
         requests = (_decode(self._platform_piece(one), _PLATFORM, "platforms").request(STRUCTURE) for one in asked)
         answers = (self._certificate(cert) for cert in entry.certs if cert.cert != NOT_AVAILABLE)
         return PlatformCertificates(qe_id, pce_id, tuple(filter(None, requests)), tuple(answers))

@@ -145,9 +145,11 @@ def test_what_is_wrong_with_one_says_nothing_about_the_others() -> None:
         {"qe_id": 5},
         {**good, "qe_id": "xy"},
         {**good, "qe_id": "ef" * 16, "padding": "x" * MAX_PLATFORM},
+        {**good, "qe_id": "12" * 16},
     ]
+    asked = [{"qe_id": "12" * 16, "pce_id": "0000", "cpu_svn": f"{svn:032x}", "pce_svn": "0b00"} for svn in range(150)]
     collaterals = {"certificates": CERTIFICATES, "pck_certs": [bad[0], good, *bad[1:], good], "rootcacrl": "00"}
-    found = PlatformCollateral(written(collaterals))
+    found = PlatformCollateral(written(collaterals, asked))
     names, outcomes = [], []
     for name, item in found.platforms():
         names.append(name)
@@ -156,8 +158,8 @@ def test_what_is_wrong_with_one_says_nothing_about_the_others() -> None:
         except FormatError:
             outcomes.append("")
 
-    assert names == ["cd" * 16, "ab" * 16, "pck_certs[2]", "xy", "pck_certs[4]", "ab" * 16]
-    assert outcomes == ["", "ab" * 16, "", "", "", "ab" * 16]
+    assert names == ["cd" * 16, "ab" * 16, "pck_certs[2]", "xy", "pck_certs[4]", "12" * 16, "ab" * 16]
+    assert outcomes == ["", "ab" * 16, "", "", "", "", "ab" * 16]
     with pytest.raises(FormatError):
         read(written(collaterals))
 

@@ -24,7 +24,7 @@ MAX_REGISTRATIONS = 1_000_000
 """Rows; the largest fleets have 100,000 machines with a handful of raw TCBs each."""
 
 MAX_FORMER_MANIFESTS = 64
-"""Replaced manifests of one platform; a machine makes one when its keys are made, some times in its life."""
+"""Replaced manifests of one platform: a machine makes one when its keys are made and at each TCB recovery."""
 FORMER_AGAIN = 24 * 3600
 """Seconds within which a state that a registration had again is one entry among the former ones."""
 
@@ -187,7 +187,7 @@ def put_registration(connection: sa.Connection, registration: Registration) -> N
         replaced = found.platform_manifest if manifest != found.platform_manifest else None
         if found.state != registration.state or replaced is not None:
             former = own | {"state": found.state, "since": found.since, "platform_manifest": replaced}
-            _keep_former(connection, former, proven=registration.state == "cached")
+            _keep_former(connection, former)
             _add(connection, found.state, -1)
             _add(connection, registration.state, 1)
         values |= {"last_seen": max(found.last_seen, last_seen)}
@@ -199,11 +199,12 @@ def put_registration(connection: sa.Connection, registration: Registration) -> N
         )
 
 
-def _keep_former(connection: sa.Connection, former: dict[str, Any], *, proven: bool) -> None:
+def _keep_former(connection: sa.Connection, former: dict[str, Any]) -> None:
     """Append what a registration was. What is equal is there once, so that callers cannot make it grow at will.
 
-    `proven`: there are certificates for what the registration is now. It may replace a manifest without any although
-    no more is kept, so that callers with the user token cannot keep a platform out by manifests that they make up.
+    Where a platform has as many manifests as are kept, the oldest goes that led to no certificates; only where all did,
+    the oldest of them. So a platform can always be registered again, and manifests that callers with the user token
+    make up displace none that upstream took.
     """
     columns = FORMER_REGISTRATIONS.c
     platform = [columns[name] == former[name] for name in ("qe_id", "pce_id")]
@@ -215,15 +216,14 @@ def _keep_former(connection: sa.Connection, former: dict[str, Any], *, proven: b
     if connection.execute(sa.select(columns.id).where(*platform, *same).limit(1)).first() is not None:
         return
     if former["platform_manifest"] is not None:
-        manifests = sa.select(sa.func.count()).where(*platform, columns.platform_manifest.is_not(None))
-        if connection.execute(manifests).scalar_one() >= MAX_FORMER_MANIFESTS:
-            if proven and former["state"] != "cached":
+        manifests = sa.select(columns.id, columns.state).where(*platform, columns.platform_manifest.is_not(None))
+        kept = connection.execute(manifests.order_by(columns.id)).all()
+        if len(kept) >= MAX_FORMER_MANIFESTS:
+            unproven = [one.id for one in kept if one.state != "cached"]
+            if not unproven and former["state"] != "cached":
                 return
-            raise CollateralUnavailable(
-                f"the platform with QE_ID {former['qe_id']} was registered with {MAX_FORMER_MANIFESTS} other manifests "
-                "already",
-                advice="Remove it (`confcom collateral remove --qe-id`), and register it again.",
-            )
+            oldest = unproven[0] if unproven else kept[0].id
+            connection.execute(sa.delete(FORMER_REGISTRATIONS).where(columns.id == oldest))
     connection.execute(sa.insert(FORMER_REGISTRATIONS), former)
 
 

@@ -110,15 +110,27 @@ def test_callers_cannot_make_the_history_of_a_registration_grow_at_will(
         put("waiting", b"b" if turn % 2 else b"c", 5 * day + turn * minute)
     assert history()[3:] == [("waiting", b"a"), ("waiting", b"c"), ("waiting", b"b")]
     put("waiting", b"d", 6 * day)  # b is kept already
-    with pytest.raises(CollateralUnavailable, match="3 other manifests"):
-        put("waiting", b"e", 6 * day)
-    assert waiting(register)[0].request.platform_manifest == b"d"
-    put("cached", b"f", 6 * day)  # upstream has certificates for it: those made up do not keep it out
-    assert register.page("cached")[0].request.platform_manifest == b"f"
-    assert len(history()) == 6
-    with pytest.raises(CollateralUnavailable, match="3 other manifests"):
-        put("cached", b"g", 6 * day)  # but what had certificates stays
-    put("cached", b"f", 6 * day)  # no other manifest
+    # As many as are kept: the oldest without certificates goes, and the platform is registered again.
+    put("waiting", b"e", 6 * day)
+    assert waiting(register)[0].request.platform_manifest == b"e"
+    assert history()[3:] == [("waiting", b"c"), ("waiting", b"b"), ("waiting", b"d")]
+    for manifest in (b"f", b"g", b"h", b"i"):
+        put("cached", manifest, 6 * day)
+    assert history()[3:] == [("cached", b"f"), ("cached", b"g"), ("cached", b"h")]
+    # What is made up displaces none that had certificates; the latest of these displaces the oldest.
+    for manifest in (b"j", b"k", b"l"):
+        put("waiting", manifest, 7 * day)
+    assert history()[3:] == [("cached", b"g"), ("cached", b"h"), ("cached", b"i")]
+    assert waiting(register)[0].request.platform_manifest == b"l"
+
+
+def test_a_platform_that_is_offline_for_years_can_be_registered_again(register: Registrations) -> None:
+    for year in range(100):
+        manifest = b"%d" % year
+        register.put(Registration(replace(REQUEST, platform_manifest=manifest), "waiting", NOW + dt.timedelta(year)))
+        assert waiting(register)[0].request.platform_manifest == manifest
+    former = register.former(b"\xab" * 16, bytes(2))
+    assert [one.platform_manifest for one in former] == [b"%d" % year for year in range(35, 99)]
 
 
 def test_lists_come_in_pages_that_hold_everything_once(register: Registrations) -> None:
