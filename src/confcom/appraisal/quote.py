@@ -18,8 +18,9 @@ The steps follow Intel's quote verification library (see docs/explanation/verifi
 Steps 2 to 5 depend on the platform and its collateral only, steps 7 to 9 on its QE, steps 6 and 11 on SVNs. Their
 results are remembered, each for the exact bytes that it was found for, so a service that judges many quotes of few
 platforms verifies one signature per quote; dates (12) are compared every time. A platform that is new under known
-collateral costs three. Keys are digests of what was signed, however it was wrapped in PEM, and what says the same is
-one entry: variants of one genuine quote neither fill the memory nor push others out of it (`pki.memory`).
+collateral costs three; steps 6, 9 and 11 are those of other platforms of its kind. Keys are what was signed, however it
+was wrapped in PEM, and what says the same is one entry: variants of one genuine quote neither fill the memory nor push
+others out of it (`pki.memory`).
 """
 
 from __future__ import annotations
@@ -451,7 +452,9 @@ def _attester(quote: Quote, platform: _Platform, report: bytes, bound: bytes, tc
     """
     certification, key = quote.signature.certification, quote.signature.attestation_key
     # (6) the TDX modules are ones that Intel describes
-    modules = _match_modules(quote, platform) if tcb is None else ()
+    modules: Sequence[TdxModuleIdentity | None] = ()
+    if tcb is None and not isinstance(quote.body, ReportBody):
+        modules = match_tdx_modules(quote.body, platform.collateral.tcb_info)
     # (7) the PCK key signed the QE report
     signed, signature = sha256(report).digest(), certification.qe_report_signature
     ecdsa.verify(platform.chain.leaf, signature, signed, step="qe-report-signature", what="the QE report")
@@ -497,13 +500,6 @@ def _svns(quote: Quote, report: bytes) -> bytes:
         return isv_svn
     body = bytes(quote.body)
     return b"".join((isv_svn, body[_LAUNCH_SVN], body[_SEAM], body[_PRESENT_SVN]))
-
-
-def _match_modules(quote: Quote, platform: _Platform) -> Sequence[TdxModuleIdentity | None]:
-    """Step 6."""
-    if isinstance(quote.body, ReportBody):
-        return ()
-    return match_tdx_modules(quote.body, platform.collateral.tcb_info)
 
 
 def _evaluate(quote: Quote, platform: _Platform, modules: Sequence[TdxModuleIdentity | None]) -> TcbEvaluation:

@@ -247,18 +247,22 @@ class Signed(msgspec.Struct, frozen=True):
 
 def read_signed(data: bytes) -> Signed:
     """Read the outer layer of a certificate or a list."""
+    found = _read_signed(data)
+    # The first SEQUENCE inside is the algorithm too.
+    inside = found.tags.find(SEQUENCE)
+    if inside < 0 or found.members[inside][1] != found.algorithm:
+        raise DerError("it names two signature algorithms")
+    return found
+
+
+def _read_signed(data: bytes) -> Signed:
     (_, content, signed), (_, algorithm, _), (_, bits, _) = sequence(data, "", SEQUENCE, SEQUENCE, BIT_STRING)
     members = elements(content)
-    tags = bytes([tag for tag, _, _ in members])
-    # The first SEQUENCE inside is the algorithm too.
-    inside = tags.find(SEQUENCE)
-    if inside < 0 or members[inside][1] != algorithm:
-        raise DerError("it names two signature algorithms")
     signature, unused = bit_string(bits)
     # The count of unused bits is not signed.
     if unused:
         raise DerError("the signature is not whole bytes")
-    return Signed(members, tags, signed, algorithm, signature)
+    return Signed(members, bytes([tag for tag, _, _ in members]), signed, algorithm, signature)
 
 
 class CertificateParts(msgspec.Struct, frozen=True):
@@ -333,13 +337,10 @@ _VERSION_1 = bytes.fromhex("020100")
 
 def read_request_parts(data: bytes) -> RequestParts:
     """Read a certification request; attributes other than the request for extensions are left alone."""
-    (_, content, signed), (_, algorithm, _), (_, bits, _) = sequence(data, "", SEQUENCE, SEQUENCE, BIT_STRING)
-    members = elements(content)
-    if bytes([tag for tag, _, _ in members]) != _REQUEST_MEMBERS or members[0][2] != _VERSION_1:
+    outer = _read_signed(data)
+    members = outer.members
+    if outer.tags != _REQUEST_MEMBERS or members[0][2] != _VERSION_1:
         raise DerError.at("certificationRequestInfo")
-    signature, unused = bit_string(bits)
-    if unused:
-        raise DerError("the signature is not whole bytes")
     requested, attributes = [], elements(members[3][1])
     for _, _, attribute in attributes:
         (_, kind, _), (_, values, _) = sequence(attribute, "attributes", OID, SET)
@@ -349,7 +350,7 @@ def read_request_parts(data: bytes) -> RequestParts:
         raise DerError("it asks for extensions twice")
     extensions = read_extensions(requested[0]) if requested else {}
     subject, key, only = members[1][2], members[2][2], len(attributes) == len(requested)
-    return RequestParts(signed, subject, key, algorithm, signature, extensions, only)
+    return RequestParts(outer.signed, subject, key, outer.algorithm, outer.signature, extensions, only)
 
 
 def read_extensions(data: bytes) -> dict[bytes, tuple[bool, bytes]]:

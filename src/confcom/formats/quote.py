@@ -200,10 +200,9 @@ _SIGNATURE = struct.Struct("<64s64s")
 _LAST_TYPE, _OUTER_TYPE = CertificationDataType.PCK_CERTIFICATE_CHAIN, CertificationDataType.QE_REPORT
 
 
-def _read_body_v3(cursor: Cursor, tee: TeeType) -> ReportBody | TdReportBody:
-    """Read the 384-byte report body."""
-    del tee  # the header check leaves SGX only
-    return ReportBody.read(cursor, "body")
+def _read_body(cursor: Cursor, tee: TeeType) -> ReportBody | TdReportBody:
+    """Read the report body of versions 3 and 4: 384 bytes for SGX, 584 for TDX."""
+    return (ReportBody if tee is _SGX else TdReportBody10).read(cursor, "body")
 
 
 def _read_signature_v3(cursor: Cursor) -> QuoteSignature:
@@ -224,11 +223,6 @@ def _write_signature_v3(signature: QuoteSignature) -> bytes:
 
 
 # Version 4 (SGX and TDX): the QE report moves into certification data of type 6.
-
-
-def _read_body_v4(cursor: Cursor, tee: TeeType) -> ReportBody | TdReportBody:
-    """Read the report body: 384 bytes for SGX, 584 for TDX."""
-    return (ReportBody if tee is _SGX else TdReportBody10).read(cursor, "body")
 
 
 def _read_signature_v4(cursor: Cursor) -> QuoteSignature:
@@ -335,8 +329,8 @@ class QuoteVersion(msgspec.Struct, frozen=True):
 
 
 QUOTE_VERSIONS: dict[int, QuoteVersion] = {
-    3: QuoteVersion(_read_body_v3, bytes, _read_signature_v3, _write_signature_v3),
-    4: QuoteVersion(_read_body_v4, bytes, _read_signature_v4, _write_signature_v4),
+    3: QuoteVersion(_read_body, bytes, _read_signature_v3, _write_signature_v3),
+    4: QuoteVersion(_read_body, bytes, _read_signature_v4, _write_signature_v4),
     5: QuoteVersion(_read_body_v5, _write_body_v5, _read_signature_v4, _write_signature_v4),
 }
 

@@ -41,10 +41,15 @@ class PemChain(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, certificates: tuple[Certificate, ...]) -> PemChain:
-        """The chain with its digests. What is signed and the signature are all that certificates can differ in."""
-        exact = [part for one in certificates for part in (one.signed_digest, one.signature)]
+        """The chain with its digests."""
+        exact = sha256(exact_bytes(certificates)).digest()
         below_root = sorted([one.signed_digest for one in certificates if not one.self_issued])
-        return cls(certificates, sha256(b"".join(exact)).digest(), sha256(b"".join(below_root)).digest())
+        return cls(certificates, exact, sha256(b"".join(below_root)).digest())
+
+
+def exact_bytes(certificates: Iterable[Certificate]) -> bytes:
+    """What tells certificates from all others: what is signed in each, and its signature, which may have any length."""
+    return b"".join([one.signed_digest + len(one.signature).to_bytes(2) + one.signature for one in certificates])
 
 
 # By DER. Reading is no decision on trust. Only certificates that verified are kept: strangers cannot fill it.

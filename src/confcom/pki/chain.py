@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from confcom.errors import CertificateError, SignatureError, UntrustedRootError
 from confcom.formats.pck_extension import PckExtension
-from confcom.pki.certificate import PemChain, check_p256, load_certificates, load_chain, remember
+from confcom.pki.certificate import PemChain, check_p256, exact_bytes, load_certificates, load_chain, remember
 from confcom.pki.der import Certificate
 from confcom.pki.ecdsa import Known, is_good
 from confcom.pki.proof import PROOF, Proof
@@ -128,15 +128,15 @@ def verify_chain(
     path, included_root = _arrange([*received.certificates], kind, step)
     issuers = path[1:] if included_root is None else [*path[1:], included_root]
     # Steps 2 and 3 depend on bytes alone: issuers that passed in these places need not pass again, only the leaf.
-    statement = b"".join([kind.encode(), *[one.signed_digest for one in issuers]])
-    signatures = b"".join([one.signature for one in issuers])
-    passed = known is not None and included_root is not None and known.get(statement, signatures) is True
+    statement, exact = b"".join([kind.encode(), *[one.signed_digest for one in issuers]]), exact_bytes(issuers)
+    passed = known is not None and included_root is not None and known.get(statement, exact) is True
     # (2)
     _check_profile(path[:1] if passed else [path[0], *issuers], kind, step)
     # (3)
     anchor = included_root or _issuing_root(path[-1], roots, step)
-    if not passed:
-        _check_anchor(anchor, roots, step, known)
+    # A root that came from outside must at least have signed itself.
+    if not passed and anchor.der not in [one.certificate_der for one in roots.roots]:
+        _check_issued(anchor, anchor, step, known)
     whole = [*path, anchor]
     valid_from, valid_until = _check_path(whole, path[:1] if passed else whole, kind, step, known)
     # (4)
@@ -153,7 +153,7 @@ def verify_chain(
     ca = None if kind == "tcb-signing" else _pck_ca(path[-1], step)
     remember(path[:1] if passed else whole)
     if known is not None and not passed:
-        known.add(statement, True, exact=signatures)
+        known.add(statement, True, exact=exact)
     return VerifiedChain(
         kind=kind,
         leaf=path[0],
@@ -216,12 +216,6 @@ def _issuing_root(top: Certificate, roots: TrustRoots, step: str) -> Certificate
         expected=" or ".join(root.name for root in roots.roots),
         found=f"{top.issuer_text}, key identifier {key_id.hex() if key_id else 'missing'}",
     )
-
-
-def _check_anchor(anchor: Certificate, roots: TrustRoots, step: str, known: Known | None) -> None:
-    """A root that came from outside must at least have signed itself."""
-    if anchor.der not in [root.certificate_der for root in roots.roots]:
-        _check_issued(anchor, anchor, step, known)
 
 
 def _check_path(

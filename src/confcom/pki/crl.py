@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import InitVar, dataclass, field
 from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
+import msgspec
+from cryptography import x509
+
 from confcom.errors import FormatError, MismatchError, SignatureError
-from confcom.formats.der import INTEGER, DerError, content_of, integer, oid, oid_text
+from confcom.formats.der import (
+    INTEGER,
+    DerError,
+    content_of,
+    integer,
+    oid,
+    oid_text,
+    read_extensions,
+    read_signed,
+)
 from confcom.pki.certificate import check_p256, parse_crl
 from confcom.pki.der import (
     AUTHORITY_KEY_ID,
-    CRL_NUMBER,
     ECDSA_WITH_SHA256,
     UNREADABLE,
     Certificate,
-    RevocationList,
+    authority_key_id,
     der_reason,
     name_text,
-    read_revocation_list,
+    read_name,
+    read_time,
 )
 from confcom.pki.ecdsa import Known, is_good
 
@@ -29,64 +41,77 @@ MAX_CRL = 8 << 20
 
 _NUMBER_BITS = 160
 """RFC 5280 §5.2.3."""
-_REQUIRED = {CRL_NUMBER: "cRLNumber", AUTHORITY_KEY_ID: "authorityKeyIdentifier"}
+# tbsCertList: version, algorithm, issuer, thisUpdate and perhaps nextUpdate, revokedCertificates, extensions, by tags.
+_LIST = re.compile(rb"(?P<version>\x02?)\x30\x30(?P<times>[\x17\x18]{1,2})\x30?(?P<extensions>\xa0?)")
+_CRL_NUMBER = oid("2.5.29.20")
+_REQUIRED = {_CRL_NUMBER: "cRLNumber", AUTHORITY_KEY_ID: "authorityKeyIdentifier"}
 # Such a list is not all that its CA revoked, whether it is marked critical or not: RFC 5280 §5.2.4, §5.2.5.
 _PARTIAL = {oid("2.5.29.27"), oid("2.5.29.28")}  # deltaCRLIndicator, issuingDistributionPoint
 _HEX_DIGITS = frozenset(b"0123456789abcdefABCDEF")
 
 
-@dataclass(frozen=True, slots=True)
-class Crl:
-    """A revocation list by its DER; `verify_signature` says whether its issuer made it. `issuer` is the DER of a name.
+class Crl(msgspec.Struct, frozen=True):
+    """A revocation list, in all its parts; `verify_signature` says whether its issuer made it.
 
-    `signed_digest` is the SHA-256 of the part that the issuer signed (tbsCertList).
+    `issuer` is the DER of a name, `signature` the DER of an ECDSA signature, `signed_digest` the SHA-256 of what the
+    issuer signed (tbsCertList). Serial numbers are looked up in the DER: a list may have 100,000.
     """
 
     der: bytes
-    issuer: bytes = field(init=False, repr=False, compare=False)
-    number: int = field(init=False, compare=False)
-    this_update: datetime = field(init=False, compare=False)
-    next_update: datetime = field(init=False, compare=False)
-    signed_digest: bytes = field(init=False, repr=False, compare=False)
-    _list: RevocationList = field(init=False, repr=False, compare=False)
-
-    structure: InitVar[str] = "CRL"
-
-    def __post_init__(self, structure: str) -> None:
-        try:
-            found = read_revocation_list(self.der)
-        except UNREADABLE as error:
-            raise FormatError(f"not a revocation list: {der_reason(error)}", structure=structure, field="") from error
-        if found.next_update is None:
-            raise FormatError("is missing", structure=structure, field="nextUpdate")
-        values = {
-            "issuer": found.issuer,
-            "number": _number(found.extensions, structure),
-            "this_update": found.this_update,
-            "next_update": found.next_update,
-            "signed_digest": sha256(found.signed).digest(),
-            "_list": found,
-        }
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
+    issuer: bytes
+    number: int
+    this_update: datetime
+    next_update: datetime
+    algorithm: bytes
+    signature: bytes
+    signed_digest: bytes
+    _entries: x509.CertificateRevocationList
 
     @classmethod
     def parse(cls, data: bytes, *, structure: str = "CRL") -> Crl:
         """Read a CRL in PEM, hexadecimal digits of DER, or DER; malformed bytes are a `FormatError`."""
         if len(data) > MAX_CRL:
             raise FormatError(f"{len(data)} bytes are over the limit {MAX_CRL}", structure=structure, field="")
-        return cls(_der(data, structure), structure=structure)
+        der = _der(data, structure)
+        try:
+            outer = read_signed(der)
+            fields = _LIST.fullmatch(outer.tags)
+            if fields is None:
+                raise DerError.at("tbsCertList")
+            at = fields.end("version")
+            members = outer.members[at:]
+            issuer, times = members[1][2], members[2 : fields.end("times") - at]
+            this_update, *next_update = [read_time(tag, content) for tag, content, _ in times]
+            extensions = read_extensions(members[-1][1]) if fields["extensions"] else {}
+            entries = x509.load_der_x509_crl(der)
+            _, key_id = extensions.get(AUTHORITY_KEY_ID, (False, b""))
+            if extensions.keys() - _REQUIRED.keys() or authority_key_id(key_id) is None or read_name(issuer)[1]:
+                # Not as Intel's: no part may be unreadable.
+                _ = entries.extensions, entries.issuer
+        except UNREADABLE as error:
+            raise FormatError(f"not a revocation list: {der_reason(error)}", structure=structure, field="") from error
+        if not next_update:
+            raise FormatError("is missing", structure=structure, field="nextUpdate")
+        return cls(
+            der=der,
+            issuer=issuer,
+            number=_number(extensions, structure),
+            this_update=this_update,
+            next_update=next_update[0],
+            algorithm=outer.algorithm,
+            signature=outer.signature,
+            signed_digest=sha256(outer.signed).digest(),
+            _entries=entries,
+        )
 
     def __bytes__(self) -> bytes:
         return self.der
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Crl, (self.der,)
+    def __hash__(self) -> int:
+        return hash(self.der)
 
-    @property
-    def signature(self) -> bytes:
-        """The signature, in DER."""
-        return self._list.signature
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Crl.parse, (self.der,)
 
     @property
     def issuer_text(self) -> str:
@@ -95,7 +120,7 @@ class Crl:
 
     def revoked(self, serial: int) -> bool:
         """Whether the certificate of that serial number is on the list."""
-        return self._list.entries.get_revoked_certificate_by_serial_number(serial) is not None
+        return self._entries.get_revoked_certificate_by_serial_number(serial) is not None
 
     def verify_signature(
         self, issuer_certificate: Certificate, *, step: str, what: str, known: Known | None = None
@@ -113,7 +138,7 @@ class Crl:
             )
         check_p256(issuer_certificate, step=step)
         good = is_good(issuer_certificate, self.signature, self.signed_digest, known)
-        if self._list.algorithm != ECDSA_WITH_SHA256 or not good:
+        if self.algorithm != ECDSA_WITH_SHA256 or not good:
             raise SignatureError(
                 f"signature of {what} does not match",
                 step=step,
@@ -132,7 +157,7 @@ def _number(extensions: Mapping[bytes, tuple[bool, bytes]], structure: str) -> i
         if identifier not in extensions:
             raise FormatError("is missing", structure=structure, field=name)
     try:
-        number = integer(content_of(extensions[CRL_NUMBER][1], INTEGER, "cRLNumber"))
+        number = integer(content_of(extensions[_CRL_NUMBER][1], INTEGER, "cRLNumber"))
     except DerError as error:
         raise FormatError("is not an INTEGER", structure=structure, field="cRLNumber") from error
     if not 0 <= number < 1 << _NUMBER_BITS:

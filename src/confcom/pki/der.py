@@ -76,8 +76,6 @@ _NEEDED = {
     BASIC_CONSTRAINTS: ("basic constraints", True),
 }
 _PROFILE = {*_NEEDED, _SGX_EXTENSION}
-CRL_NUMBER = der.oid("2.5.29.20")
-_LIST_PROFILE = {AUTHORITY_KEY_ID, CRL_NUMBER}
 _COMMON_NAME = der.oid("2.5.4.3")
 _SHORT_NAMES = {
     der.oid(f"2.5.4.{number}"): name for number, name in ((3, "CN"), (6, "C"), (7, "L"), (8, "ST"), (10, "O"))
@@ -176,29 +174,13 @@ class Certificate(msgspec.Struct, frozen=True, eq=False):
         return x509.load_der_x509_certificate(self.der)
 
 
-class RevocationList(msgspec.Struct, frozen=True):
-    """A CRL. `signed` is what the issuer signed (tbsCertList), `issuer` the DER of the name.
-
-    `entries` looks serial numbers up: a list may have 100,000, which stay in the DER.
-    """
-
-    entries: x509.CertificateRevocationList
-    signed: bytes
-    issuer: bytes
-    this_update: datetime
-    next_update: datetime | None
-    algorithm: bytes
-    signature: bytes
-    extensions: Mapping[bytes, tuple[bool, bytes]]
-
-
 def read_certificate(data: bytes) -> Certificate:
     """Read a certificate; raises one of `UNREADABLE`, with the reason as its text."""
     found = der.read_certificate_parts(data)
-    common_name, unusual = _common_name(found.subject)
+    common_name, unusual = read_name(found.subject)
     self_issued = found.issuer == found.subject
     if not self_issued:
-        unusual |= _common_name(found.issuer)[1]
+        unusual |= read_name(found.issuer)[1]
     extensions, odd = _read_extensions(found.extensions)
     key = found.public_key
     on_p256 = len(key) == _SPKI_SIZE and key.startswith(_P256)
@@ -209,8 +191,8 @@ def read_certificate(data: bytes) -> Certificate:
         issuer=found.issuer,
         subject=found.subject,
         common_name=common_name,
-        not_before=_time(*found.not_before[:2]),
-        not_after=_time(*found.not_after[:2]),
+        not_before=read_time(*found.not_before[:2]),
+        not_after=read_time(*found.not_after[:2]),
         point=key[-65:] if on_p256 else b"",
         algorithm=found.algorithm,
         signature=found.signature,
@@ -243,7 +225,7 @@ class CertificateFrame(msgspec.Struct, frozen=True):
         """The frame of a certificate; None if it is no PCK certificate as Intel's are."""
         found = der.read_certificate_parts(first.der)
         extensions, odd = _read_extensions(found.extensions)
-        unusual = _common_name(found.subject)[1] or _common_name(found.issuer)[1]
+        unusual = read_name(found.subject)[1] or read_name(found.issuer)[1]
         key_id, sgx = extensions.subject_key_id, extensions.sgx
         if odd or unusual or not first.point or key_id is None or sgx is None:
             return None
@@ -272,8 +254,8 @@ class CertificateFrame(msgspec.Struct, frozen=True):
                 issuer=first.issuer,
                 subject=first.subject,
                 common_name=first.common_name,
-                not_before=_time(self._times[0], begin),
-                not_after=_time(self._times[1], end),
+                not_before=read_time(self._times[0], begin),
+                not_after=read_time(self._times[1], end),
                 point=b"\x04" + xy,
                 algorithm=first.algorithm,
                 signature=signature,
@@ -295,52 +277,22 @@ class CertificateFrame(msgspec.Struct, frozen=True):
         return certificate
 
 
-def read_revocation_list(data: bytes) -> RevocationList:
-    """Read a CRL; raises one of `UNREADABLE`, with the reason as its text."""
-    outer = der.read_signed(data)
-    fields = _LIST.fullmatch(outer.tags)
-    if fields is None:
-        raise DerError.at("tbsCertList")
-    at = fields.end("version")
-    members = outer.members[at:]
-    issuer, times = members[1][2], members[2 : fields.end("times") - at]
-    extensions = der.read_extensions(members[-1][1]) if fields["extensions"] else {}
-    entries = x509.load_der_x509_crl(data)
-    _, key_id = extensions.get(AUTHORITY_KEY_ID, (False, b""))
-    if extensions.keys() - _LIST_PROFILE or authority_key_id(key_id) is None or _common_name(issuer)[1]:
-        _ = entries.extensions, entries.issuer
-    return RevocationList(
-        entries=entries,
-        signed=outer.signed,
-        issuer=issuer,
-        this_update=_time(*times[0][:2]),
-        next_update=_time(*times[1][:2]) if len(times) > 1 else None,
-        algorithm=outer.algorithm,
-        signature=outer.signature,
-        extensions=extensions,
-    )
-
-
-# tbsCertList: version, algorithm, issuer, thisUpdate and perhaps nextUpdate, revokedCertificates, extensions, by tags.
-_LIST = re.compile(rb"(?P<version>\x02?)\x30\x30(?P<times>[\x17\x18]{1,2})\x30?(?P<extensions>\xa0?)")
-
-
 def _serial_number(number: int) -> int:
     if number < 0 or number.bit_length() > _MAX_SERIAL_BITS:
         raise DerError("its serial number is negative, or longer than 20 bytes")
     return number
 
 
-def _time(tag: int, content: bytes) -> datetime:
+def read_time(tag: int, content: bytes) -> datetime:
+    """A time of a certificate or a list, in its one spelling (RFC 5280 §4.1.2.5)."""
     value = der.time(tag, content)
-    # RFC 5280 §4.1.2.5: one spelling for each time.
     if tag == der.GENERALIZED_TIME and value.year < _FIRST_GENERALIZED_YEAR:
         raise DerError(f"it writes a time before {_FIRST_GENERALIZED_YEAR} as GeneralizedTime")
     return value
 
 
 @lru_cache(_FEW)
-def _common_name(name: bytes) -> tuple[str, bool]:
+def read_name(name: bytes) -> tuple[str, bool]:
     """The one common name, empty when there are none or several; and whether the name has kinds of text beyond ours."""
     found, unusual = [], False
     for rows in _attributes(name):

@@ -12,6 +12,7 @@ from cryptography import x509
 
 import pki_builder as intel
 from confcom.errors import CertificateError, ConfcomError, FormatError, SignatureError, UntrustedRootError
+from confcom.pki.certificate import PemChain, load_certificates
 from confcom.pki.chain import ChainKind, VerifiedChain, verify_chain
 from confcom.pki.ecdsa import Known
 from confcom.pki.memory import Memory
@@ -160,6 +161,27 @@ def test_a_leaf_below_known_issuers_is_judged_as_below_new_ones(leaf: intel.Cert
     known = Memory[bool](8)
     verify_chain(intel.pem(PCK, CA, ROOT), roots=OWN, kind="pck", step="(3)", known=known)
     assert verdict(known) == verdict(None)
+
+
+def _signed_with(certificate: intel.Certificate, signature: bytes) -> bytes:
+    """The certificate with any bytes as its signature."""
+    algorithm = intel.tlv(0x30, intel.tlv(0x06, bytes.fromhex("2a8648ce3d040302")))
+    signed = x509.load_der_x509_certificate(certificate.build()).tbs_certificate_bytes
+    return intel.tlv(0x30, signed + algorithm + intel.tlv(0x03, b"\0" + signature))
+
+
+@pytest.mark.parametrize("cut", [-8, 8])
+def test_the_border_between_two_signatures_cannot_move(cut: int) -> None:
+    chain = [PCK.build(), CA.build(), ROOT.build()]
+    known = Memory[bool](8)
+    verify_chain(chain, roots=OWN, kind="pck", step="(3)", known=known)
+    ca, root = (x509.load_der_x509_certificate(der).signature for der in chain[1:])
+    size = len(ca) + cut
+    moved = [_signed_with(CA, (ca + root)[:size]), _signed_with(ROOT, (ca + root)[size:])]
+    whole, other = (PemChain.of(load_certificates(ders, "")) for ders in (chain, [chain[0], *moved]))
+    assert (whole.statement, whole.exact) != (other.statement, other.exact)
+    with pytest.raises(SignatureError):
+        verify_chain([chain[0], *moved], roots=OWN, kind="pck", step="(3)", known=known)
 
 
 @pytest.mark.parametrize(
