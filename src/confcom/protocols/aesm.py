@@ -16,7 +16,6 @@ from typing import Final, Literal, TypeAlias
 from confcom.errors import LocalProtocolError, RemoteProtocolError
 from confcom.protocols.aesm_messages import (
     DcapRequest,
-    Exchange,
     IncompleteRequest,
     Request,
     Response,
@@ -60,17 +59,21 @@ class _State(Enum):
     BROKEN = auto()
 
 
-class _FrameReader:
-    """Collects one frame; never holds more than the limit and one piece beyond it."""
+class _Connection:
+    """One side of a connection; collects one frame, and never holds more than the limit and one piece beyond it."""
 
-    __slots__ = ("_buffer", "_ended", "_limit")
+    __slots__ = ("_buffer", "_ended", "_limit", "_state")
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, state: _State) -> None:
         self._limit = limit
+        self._state = state
         self._buffer: bytes | bytearray = b""  # most frames arrive whole and are never copied together
         self._ended = False
 
     def receive_data(self, data: bytes) -> None:
+        """Take bytes that arrived, or b"" at their end. What comes after the frame is dropped."""
+        if self._state is not _State.RECEIVING:
+            return
         if not data:
             self._ended = True
         elif self._ended:
@@ -82,7 +85,9 @@ class _FrameReader:
                 self._buffer = bytearray(self._buffer)
             self._buffer += data
 
-    def next_frame(self) -> bytes | Signal:
+    def _next_frame(self) -> bytes | Signal:
+        """The message of the frame; a connection that raises, or gives one, is not to be asked again."""
+        self._state = _State.BROKEN
         size = len(self._buffer)
         if size >= LENGTH_SIZE:
             length = int.from_bytes(self._buffer[:LENGTH_SIZE], "little")
@@ -91,49 +96,42 @@ class _FrameReader:
             if size >= LENGTH_SIZE + length:
                 return bytes(self._buffer[LENGTH_SIZE : LENGTH_SIZE + length])
         if not self._ended:
+            self._state = _State.RECEIVING
             return NEED_DATA
         if not size:
             return CLOSED
         raise RemoteProtocolError(f"the stream ended within a message, after {size} bytes")
 
 
-class ServerConnection:
+class ServerConnection(_Connection):
     """The service's side of one connection: one request in, its response out.
 
     `next_event` raises `RemoteProtocolError` for a message that is too long, cut off, not protobuf or no request;
     the connection is then to be closed without an answer.
     """
 
-    __slots__ = ("_reader", "_request", "_state")
+    __slots__ = ("_exchange",)
 
     def __init__(self, max_request: int = MAX_REQUEST) -> None:
-        self._reader = _FrameReader(max_request)
-        self._state = _State.RECEIVING
-        self._request: Request | IncompleteRequest | None = None
-
-    def receive_data(self, data: bytes) -> None:
-        """Take bytes that arrived, or b"" at their end. What comes after the request is dropped."""
-        if self._state is _State.RECEIVING:
-            self._reader.receive_data(data)
+        super().__init__(max_request, _State.RECEIVING)
 
     def next_event(self) -> Request | IncompleteRequest | NeedData | Closed:
         """The request, once it is whole. After it, this side speaks: asking again is a mistake."""
         if self._state is not _State.RECEIVING:
             raise LocalProtocolError("one connection carries one request")
-        self._state = _State.BROKEN
-        frame = self._reader.next_frame()
+        frame = self._next_frame()
         if isinstance(frame, Signal):
-            self._state = _State.RECEIVING if frame is NEED_DATA else _State.DONE
             return frame
-        self._request = request = parse_request(frame)
+        request = parse_request(frame)
+        self._exchange = exchange_of(request)
         self._state = _State.ANSWERING
         return request
 
     def send(self, response: Response) -> bytes:
         """The frame of the response; it must belong to the request."""
-        if self._state is not _State.ANSWERING or self._request is None:
+        if self._state is not _State.ANSWERING:
             raise LocalProtocolError("there is no request to answer")
-        exchange = exchange_of(self._request)
+        exchange = self._exchange
         if type(response) is not exchange.response:
             raise LocalProtocolError(f"{type(response).__name__} does not answer {exchange.name}")
         frame = _frame(response_bytes(response, exchange))
@@ -141,18 +139,16 @@ class ServerConnection:
         return frame
 
 
-class ClientConnection:
+class ClientConnection(_Connection):
     """The client's side of one connection: one request out, its response in.
 
     `next_event` raises `RemoteProtocolError` for an answer that is too long, cut off, missing or of another kind.
     """
 
-    __slots__ = ("_exchange", "_reader", "_state")
+    __slots__ = ("_exchange",)
 
     def __init__(self, max_response: int = MAX_RESPONSE) -> None:
-        self._reader = _FrameReader(max_response)
-        self._state = _State.IDLE
-        self._exchange: Exchange | None = None
+        super().__init__(max_response, _State.IDLE)
 
     def send(self, request: DcapRequest) -> bytes:
         """The frame of the request."""
@@ -163,19 +159,12 @@ class ClientConnection:
         self._state = _State.RECEIVING
         return frame
 
-    def receive_data(self, data: bytes) -> None:
-        """Take bytes that arrived, or b"" at their end."""
-        if self._state is _State.RECEIVING:
-            self._reader.receive_data(data)
-
     def next_event(self) -> Response | NeedData:
         """The response, once it is whole."""
-        if self._state is not _State.RECEIVING or self._exchange is None:
+        if self._state is not _State.RECEIVING:
             raise LocalProtocolError("no response is due")
-        self._state = _State.BROKEN
-        frame = self._reader.next_frame()
+        frame = self._next_frame()
         if frame is NEED_DATA:
-            self._state = _State.RECEIVING
             return frame
         if isinstance(frame, Signal):
             raise RemoteProtocolError(f"the service closed the connection without an answer to {self._exchange.name}")

@@ -10,10 +10,10 @@ its errorCode.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 
+import msgspec
 from google.protobuf.message import DecodeError, EncodeError, Message
 
 from confcom.errors import LocalProtocolError, RemoteProtocolError
@@ -23,8 +23,7 @@ from confcom.protocols.aesm_status import AesmStatus
 Value: TypeAlias = bytes | int | None
 
 
-@dataclass(frozen=True, slots=True)
-class InitQuoteExRequest:
+class InitQuoteExRequest(msgspec.Struct, frozen=True):
     """15: the QE's target info (512) and, when `b_pub_key_id`, the id of its attestation key into `buf_size` bytes."""
 
     b_pub_key_id: bool
@@ -33,8 +32,7 @@ class InitQuoteExRequest:
     timeout: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class InitQuoteExResponse:
+class InitQuoteExResponse(msgspec.Struct, frozen=True):
     """15. Intel's client copies a `pub_key_id` that it did not ask for to a null pointer."""
 
     status: AesmStatus
@@ -43,24 +41,21 @@ class InitQuoteExResponse:
     pub_key_id: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class GetQuoteSizeExRequest:
+class GetQuoteSizeExRequest(msgspec.Struct, frozen=True):
     """16: the exact size of the next quote."""
 
     att_key_id: bytes | None = None
     timeout: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class GetQuoteSizeExResponse:
+class GetQuoteSizeExResponse(msgspec.Struct, frozen=True):
     """16."""
 
     status: AesmStatus
     quote_size: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class GetQuoteExRequest:
+class GetQuoteExRequest(msgspec.Struct, frozen=True):
     """17: a quote over `report` (432), at most `buf_size` long; `qe_report_info` (960) asks for a QE report too."""
 
     report: bytes
@@ -70,8 +65,7 @@ class GetQuoteExRequest:
     timeout: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class GetQuoteExResponse:
+class GetQuoteExResponse(msgspec.Struct, frozen=True):
     """17."""
 
     status: AesmStatus
@@ -79,71 +73,62 @@ class GetQuoteExResponse:
     qe_report_info: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SelectAttKeyIdRequest:
+class SelectAttKeyIdRequest(msgspec.Struct, frozen=True):
     """19: which of the caller's key ids the service can use."""
 
     att_key_id_list: bytes | None = None
     timeout: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SelectAttKeyIdResponse:
+class SelectAttKeyIdResponse(msgspec.Struct, frozen=True):
     """19: one id (256), as the caller wrote it."""
 
     status: AesmStatus
     selected_att_key_id: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class GetSupportedAttKeyIdNumRequest:
+class GetSupportedAttKeyIdNumRequest(msgspec.Struct, frozen=True):
     """21: how many key ids there are."""
 
     timeout: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class GetSupportedAttKeyIdNumResponse:
+class GetSupportedAttKeyIdNumResponse(msgspec.Struct, frozen=True):
     """21."""
 
     status: AesmStatus
     att_key_id_num: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class GetSupportedAttKeyIdsRequest:
+class GetSupportedAttKeyIdsRequest(msgspec.Struct, frozen=True):
     """22: the key ids, into exactly `buf_size` bytes."""
 
     buf_size: int
     timeout: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class GetSupportedAttKeyIdsResponse:
+class GetSupportedAttKeyIdsResponse(msgspec.Struct, frozen=True):
     """22."""
 
     status: AesmStatus
     att_key_ids: bytes | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class LegacyRequest:
+class LegacyRequest(msgspec.Struct, frozen=True):
     """A request of EPID or launch control: the fields that are on the wire, all required ones among them."""
 
     exchange: Exchange
     values: Mapping[str, Value]
 
 
-@dataclass(frozen=True, slots=True)
-class LegacyResponse:
+class LegacyResponse(msgspec.Struct, frozen=True):
     """A response of EPID or launch control: its errorCode, and the other fields that it has."""
 
     status: AesmStatus
     values: Mapping[str, Value]
 
 
-@dataclass(frozen=True, slots=True)
-class IncompleteRequest:
+class IncompleteRequest(msgspec.Struct, frozen=True):
     """A request that lacks required fields; it is answered with errorCode 1. `values` holds the fields it has."""
 
     exchange: Exchange
@@ -217,6 +202,7 @@ EXCHANGES = (
 )  # fmt: skip
 """In the order in which Intel's service looks for a request, which matters when one message carries several."""
 
+_OF_ANY_EXCHANGE = (LegacyRequest, IncompleteRequest)
 _Envelope = TypeVar("_Envelope", bound=Message)
 _BY_REQUEST: Mapping[type, Exchange] = MappingProxyType({exchange.request: exchange for exchange in EXCHANGES})
 _BY_NUMBER: Mapping[int, Exchange] = MappingProxyType({exchange.number: exchange for exchange in EXCHANGES})
@@ -225,7 +211,7 @@ _ORDER: Mapping[int, int] = MappingProxyType({exchange.number: at for at, exchan
 
 def exchange_of(request: Request | IncompleteRequest) -> Exchange:
     """The exchange that a request belongs to."""
-    if isinstance(request, LegacyRequest | IncompleteRequest):
+    if isinstance(request, _OF_ANY_EXCHANGE):
         return request.exchange
     return _BY_REQUEST[type(request)]
 
@@ -308,9 +294,9 @@ def response_bytes(response: Response, exchange: Exchange) -> bytes:
 
 def values_of(message: Request | Response | IncompleteRequest) -> Mapping[str, Value]:
     """The fields of a message except its status; None or left out: not on the wire."""
-    if isinstance(message, LegacyRequest | LegacyResponse | IncompleteRequest):
+    if isinstance(message, (*_OF_ANY_EXCHANGE, LegacyResponse)):
         return message.values
-    return {name: getattr(message, name) for name in _FIELDS[type(message)]}
+    return {name: getattr(message, name) for name in message.__struct_fields__ if name != "status"}
 
 
 def _value(request: Request | IncompleteRequest, name: str) -> Value:
@@ -334,13 +320,3 @@ def _write(envelope: Message, message: Message, values: Mapping[str, Value]) -> 
         return envelope.SerializeToString()
     except (TypeError, ValueError, EncodeError) as error:
         raise LocalProtocolError(f"{type(message).__name__} cannot be written: {error}") from error
-
-
-_FIELDS: Mapping[type, tuple[str, ...]] = MappingProxyType(
-    {
-        kind: tuple(item.name for item in fields(kind) if item.name != "status")
-        for exchange in EXCHANGES
-        if exchange.request is not LegacyRequest
-        for kind in (exchange.request, exchange.response)
-    }
-)

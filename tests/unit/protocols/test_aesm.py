@@ -88,7 +88,7 @@ class TestServer:
         for _ in range(1000):
             connection.receive_data(bytes(1000))
 
-        assert len(connection._reader._buffer) < 1200
+        assert len(connection._buffer) < 1200
 
     def test_an_empty_message_is_a_violation(self) -> None:
         with pytest.raises(RemoteProtocolError, match="no request"):

@@ -9,8 +9,9 @@ what a client announced (padding), ours has a limit.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, ClassVar, cast
+
+import msgspec
 
 from confcom.errors import ConfcomError, FormatError, NativeError, PlatformUnavailable, UnsupportedKeyId
 from confcom.formats.attestation_key_id import (
@@ -34,16 +35,14 @@ _COMPARED_SIZE = QlAttestationKeyId.size()
 _OK = AesmStatus.SUCCESS
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """A response and, when it refuses, why: for the log, a client only sees the status."""
 
     response: Response
     error: ConfcomError | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PlatformCall:
+class PlatformCall(msgspec.Struct, frozen=True):
     """A request whose arguments are in order and that only the platform can answer.
 
     Without `key_id` the broker did not know the platform's keys yet, and nothing has been checked.

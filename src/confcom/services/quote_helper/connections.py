@@ -16,6 +16,7 @@ import asyncio
 import itertools
 import select
 import socket
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -170,7 +171,7 @@ class AesmFront:
         self._config = config
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
-        self._now = self._loop.time
+        self._now = time.monotonic  # the loop's clock, called directly
         available = available_descriptors() - config.fd_reserve
         remembered = max(1, min(MAX_REMEMBERED, available // 8))
         self._descriptors = available - remembered
@@ -185,7 +186,7 @@ class AesmFront:
             max_connections=config.max_connections_per_peer,
             rate=config.peer_rate,
             burst=config.peer_burst,
-            monotonic=self._loop.time,
+            monotonic=time.monotonic,
             remembered=remembered,
         )
         self.queue: FairQueue[PendingRequest] = FairQueue()
@@ -226,8 +227,8 @@ class AesmFront:
         When no other listener is left, also let every conversation end within the deadline.
         """
         await self._acceptor.drain(listener)
-        deadline = self._loop.time() + self._config.drain_timeout
-        while self.open and not self._acceptor.listens and self._loop.time() < deadline:
+        deadline = self._now() + self._config.drain_timeout
+        while self.open and not self._acceptor.listens and self._now() < deadline:
             await asyncio.sleep(DRAIN_STEP)
 
     def close(self) -> None:
@@ -250,24 +251,19 @@ class AesmFront:
         """Send the answer to a pending request."""
         conversation = pending.conversation
         self._in_hand.pop(conversation, None)
+        if not conversation.is_closed:
+            try:
+                rest = conversation.write(answer)
+            except OSError as error:
+                self._end(conversation, str(error))
+            else:
+                self._end_or_wait(conversation, rest)
+            request, response = pending.call.request, answer.response
+            if isinstance(request, GetQuoteExRequest) and isinstance(response, GetQuoteExResponse) and response.quote:
+                self.last_quote = ClientQuote(request.report, response.quote)
+                self.enclaves.record(conversation.peer.name, response.quote, conversation.started)
         if duration is not None:
             self._metrics.quoted(duration)
-        if conversation.is_closed:
-            return
-        try:
-            rest = self._write(pending, answer)
-        except OSError as error:
-            self._end(conversation, str(error))
-        else:
-            self._end_or_wait(conversation, rest)
-
-    def _write(self, pending: PendingRequest, answer: Answer) -> bytes:
-        request, response = pending.call.request, answer.response
-        if isinstance(request, GetQuoteExRequest) and isinstance(response, GetQuoteExResponse) and response.quote:
-            self.last_quote = ClientQuote(request.report, response.quote)
-            conversation = pending.conversation
-            self.enclaves.record(conversation.peer.name, response.quote, conversation.started)
-        return pending.conversation.write(answer)
 
     def _on_connect(self, client: _socket.socket) -> None:
         """Begin a conversation, unless too many of its peer came to nothing."""
@@ -372,7 +368,7 @@ class AesmFront:
 
     def _expire(self) -> None:
         """Close the connections past the deadline of their request."""
-        due = self._loop.time() - self._config.read_timeout
+        due = self._now() - self._config.read_timeout
         while (oldest := next(iter(self._silent), None)) is not None and oldest.started <= due:
             self._finish(oldest, "no request within the deadline")
         gone = self.peers.gone()
@@ -398,7 +394,7 @@ class AesmFront:
         except (ProtocolError, OSError) as error:
             self._finish(conversation, str(error))
             return True
-        self._enqueue(PendingRequest(conversation, plan, self._loop.time()))
+        self._enqueue(PendingRequest(conversation, plan, self._now()))
         return True
 
     def _mark_received(self, conversation: Conversation) -> None:
@@ -472,7 +468,7 @@ class AesmFront:
 
     def _tick(self) -> None:
         self._ticks = self._loop.call_later(TICK, self._tick)
-        due = self._loop.time() - self._config.answer_timeout
+        due = self._now() - self._config.answer_timeout
         for pending in self.queue.remove_if(lambda pending: pending.since <= due):
             self._refuse(pending, f"the platform did not answer within {self._config.answer_timeout:g} s")
         self._expire()
@@ -487,8 +483,8 @@ class AesmFront:
         for peer, count in self.peers.turned_away():
             self._metrics.turned_away(peer, count)
             self._throttled[peer] = self._throttled.get(peer, 0) + count
-        if self._throttled and self._loop.time() >= self._report_throttled:
-            self._report_throttled = self._loop.time() + REPORT_THROTTLED
+        if self._throttled and self._now() >= self._report_throttled:
+            self._report_throttled = self._now() + REPORT_THROTTLED
             most = sorted(self._throttled.items(), key=lambda item: item[1], reverse=True)
             for peer, count in most[:MOST_THROTTLED]:
                 structlog.get_logger().warning(

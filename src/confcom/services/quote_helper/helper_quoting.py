@@ -8,6 +8,7 @@ another.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ class AheadQuoting:
     async def warm_up(self) -> None:
         """Have the attestation key made."""
         try:
-            await self._run(self._broker.warm_up, self._loop.time() + self._answer_timeout)
+            await self._run(self._broker.warm_up, time.monotonic() + self._answer_timeout)
         finally:
             self.pump()
 
@@ -122,7 +123,7 @@ class AheadQuoting:
         """Whether the first request of the queue has been sent to the platform, or its client left."""
         if self._calls or self._thread.under_way or len(self._begun) >= AHEAD:
             return False
-        now = self._loop.time()
+        now = time.monotonic()
         if now - pending.since > LEFT_AFTER and not pending.conversation.is_wanted():
             self._queue.pop()
             self._deliver(pending, _left(self._broker, pending))
@@ -151,7 +152,7 @@ class AheadQuoting:
             self._again.extend(begun.pending for begun in self._begun if begun.pending is not None)
             self._begun.clear()
         else:
-            now, begun = self._loop.time(), self._begun.popleft()
+            now, begun = time.monotonic(), self._begun.popleft()
             if self._begun:
                 self._begun[0].at = now
             if begun.pending is not None:
@@ -159,7 +160,7 @@ class AheadQuoting:
         self.pump()
 
     def _look_at_deadlines(self) -> None:
-        now = self._loop.time()
+        now = time.monotonic()
         for begun in self._begun:
             if begun.pending is not None and begun.pending.since + self._answer_timeout <= now:
                 self._deliver(begun.pending, self._broker.refuse(begun.call.request, self._late()))
@@ -172,7 +173,7 @@ class AheadQuoting:
 
         def call() -> Answer:
             nonlocal started
-            started = self._loop.time()
+            started = time.monotonic()
             return _answer(self._broker, pending)
 
         try:
@@ -180,7 +181,7 @@ class AheadQuoting:
         except PlatformBusy as error:
             answer = self._broker.refuse(pending.call.request, error)
         self._calls.remove(cast("asyncio.Task[None]", asyncio.current_task()))
-        self._deliver(pending, answer, None if started is None else self._loop.time() - started)
+        self._deliver(pending, answer, None if started is None else time.monotonic() - started)
         self.pump()
 
     async def _run(self, call: Callable[[], Result], deadline: float) -> Result:
@@ -215,13 +216,15 @@ class QuickQuoting:
 
     def pump(self) -> None:
         """Answer some requests, and come back for the others."""
-        queue, now = self._queue, self._loop.time
+        queue, now = self._queue, time.monotonic
         # All are signed before the first is sent, which keeps the processor's caches warm.
         signed = []
+        started = now()
         for pending in [queue.pop() for _ in range(min(TURN, len(queue)))]:
-            started = now()
             answer = _answer(self._broker, pending, look=started - pending.since > LEFT_AFTER)
-            signed.append((pending, answer, now() - started))
+            ended = now()
+            signed.append((pending, answer, ended - started))
+            started = ended
         for pending, answer, duration in signed:
             self._deliver(pending, answer, duration)
         if queue and not self._again:

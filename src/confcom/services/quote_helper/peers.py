@@ -297,8 +297,14 @@ class FairQueue(Generic[Item]):
             longest = max(self._items, key=lambda key: len(self._items[key]), default=owner)
             if len(self._items.get(longest, ())) <= len(self._items.get(owner, ())) + 1:
                 return item
-            displaced = self._take(longest, deque.pop)
-        self._append(owner, item)
+            displaced = self._items[longest].pop()  # it has others
+            self._size -= 1
+        own = self._items.get(owner)
+        if own is None:
+            self._items[owner] = deque((item,))
+        else:
+            own.append(item)
+        self._size += 1
         return displaced
 
     def peek(self) -> Item:
@@ -307,10 +313,11 @@ class FairQueue(Generic[Item]):
 
     def pop(self) -> Item:
         """Take the next item; its owner goes behind all others."""
-        owner = next(iter(self._items))
-        item = self._take(owner, deque.popleft)
-        if owner in self._items:
-            self._items.move_to_end(owner)
+        owner, items = self._items.popitem(last=False)
+        item = items.popleft()
+        if items:
+            self._items[owner] = items
+        self._size -= 1
         return item
 
     def remove_if(self, unwanted: Callable[[Item], bool]) -> list[Item]:
@@ -326,19 +333,3 @@ class FairQueue(Generic[Item]):
                 del self._items[owner]
         self._size -= len(removed)
         return removed
-
-    def _append(self, owner: str, item: Item) -> None:
-        own = self._items.get(owner)
-        if own is None:
-            self._items[owner] = deque((item,))
-        else:
-            own.append(item)
-        self._size += 1
-
-    def _take(self, owner: str, end: Callable[[deque[Item]], Item]) -> Item:
-        items = self._items[owner]
-        item = end(items)
-        if not items:
-            del self._items[owner]
-        self._size -= 1
-        return item
