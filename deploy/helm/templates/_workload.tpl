@@ -1,41 +1,9 @@
 {{/*
 A component's DaemonSet or Deployment. Dict: root, component, name; own, its values; replicas and strategy of a
-Deployment.
-
-Its pod is the template pod.COMPONENT, a pod's spec without what all have: image, pull policy, security context, probes
-at its port http, or else https, resources and variables of the values, placement. A volume there may have `at`, where
-the first container mounts it, and `readOnly`.
+Deployment. Its pod is what confcom.pod makes of the template pod.COMPONENT.
 */}}
 {{- define "confcom.workload" -}}
-{{- $own := .own }}
-{{- $pod := include (print "pod." .component) .root | fromYaml }}
-{{- with $pod.Error }}{{ fail (printf "pod.%s: %s" $.component .) }}{{ end }}
-{{- range $pod.initContainers }}
-{{- $_ := include "confcom.complete" (list $.root .) }}
-{{- end }}
-{{- $main := first $pod.containers }}
-{{- $_ := include "confcom.complete" (list $.root $main) }}
-{{- if $main.ports }}
-{{- $names := list }}{{ range $own.extraEnv }}{{ $names = append $names .name }}{{ end }}
-{{- $_ := set $main "resources" (mustMergeOverwrite (deepCopy ($own.resources | default dict)) ($main.resources | default dict)) }}
-{{- $env := list }}
-{{- range $main.env }}{{ if not (has .name $names) }}{{ $env = append $env . }}{{ end }}{{ end }}
-{{- $_ := set $main "env" (concat $env ($own.extraEnv | default list)) }}
-{{- $port := "https" }}
-{{- range $main.ports }}{{ if eq .name "http" }}{{ $port = "http" }}{{ end }}{{ end }}
-{{- range $name, $probe := include "confcom.probes" $port | fromYaml }}{{ $_ := set $main $name $probe }}{{ end }}
-{{- end }}
-{{- $mounts := list }}
-{{- range $pod.volumes }}
-{{- if .at }}
-{{- $how := ternary (dict "readOnly" true "recursiveReadOnly" "IfPossible") dict (.readOnly | default false) }}
-{{- $mounts = append $mounts (merge (dict "name" .name "mountPath" .at) $how) }}
-{{- end }}
-{{- $_ := unset (unset . "at") "readOnly" }}
-{{- end }}
-{{- with concat $mounts ($main.volumeMounts | default list) }}{{ $_ := set $main "volumeMounts" . }}{{ end }}
-{{- $spec := include (ternary "confcom.anyNode" "confcom.sgxNode" (hasKey . "replicas")) . | fromYaml }}
-{{- range $key, $value := $pod }}{{ $_ := set $spec $key $value }}{{ end -}}
+{{- $own := .own -}}
 apiVersion: apps/v1
 kind: {{ ternary "Deployment" "DaemonSet" (hasKey . "replicas") }}
 metadata: {{- include "confcom.namespaced" (list .root .component .name $own.annotations $own.labels) | nindent 2 }}
@@ -58,7 +26,46 @@ spec:
       {{- with $own.podAnnotations }}
       annotations: {{- toYaml . | nindent 8 }}
       {{- end }}
-    spec: {{- toYaml $spec | nindent 6 }}
+    spec: {{- include "confcom.pod" . | nindent 6 }}
+{{- end }}
+
+{{/*
+Completes the pod of the template pod.COMPONENT, in YAML. Every pod gets its placement; every container image, pull
+policy and security context, unless it has its own; a first container with ports also probes, at its port http or else
+https, and resources and variables of the values. A volume may have `at`, where that container mounts it, and
+`readOnly`. The dict of confcom.workload.
+*/}}
+{{- define "confcom.pod" -}}
+{{- $own := .own }}
+{{- $pod := include (print "pod." .component) .root | fromYaml }}
+{{- with $pod.Error }}{{ fail (printf "pod.%s: %s" $.component .) }}{{ end }}
+{{- $main := first $pod.containers }}
+{{- $usual := include "confcom.container" .root | fromYaml }}
+{{- range concat ($pod.initContainers | default list) (list $main) }}
+{{- $_ := merge . (omit $usual "securityContext") }}
+{{- if not .securityContext }}{{ $_ := set . "securityContext" $usual.securityContext }}{{ end }}
+{{- end }}
+{{- if $main.ports }}
+{{- $_ := set $main "resources" (mustMergeOverwrite (deepCopy ($own.resources | default dict)) ($main.resources | default dict)) }}
+{{- $given := list }}{{ range $own.extraEnv }}{{ $given = append $given .name }}{{ end }}
+{{- $env := list }}{{ range $main.env }}{{ if not (has .name $given) }}{{ $env = append $env . }}{{ end }}{{ end }}
+{{- $_ := set $main "env" (concat $env ($own.extraEnv | default list)) }}
+{{- $port := "https" }}{{ range $main.ports }}{{ if eq .name "http" }}{{ $port = "http" }}{{ end }}{{ end }}
+{{- $_ := merge $main (include "confcom.probes" $port | fromYaml) }}
+{{- end }}
+{{- $mounts := $main.volumeMounts | default list }}
+{{- range $pod.volumes }}
+{{- if .at }}
+{{- $how := ternary (dict "readOnly" true "recursiveReadOnly" "IfPossible") dict (.readOnly | default false) }}
+{{- $mounts = append $mounts (merge (dict "name" .name "mountPath" .at) $how) }}
+{{- end }}
+{{- $_ := unset (unset . "at") "readOnly" }}
+{{- end }}
+{{- if $mounts }}{{ $_ := set $main "volumeMounts" $mounts }}{{ end }}
+{{- $place := ternary "confcom.anyNode" "confcom.sgxNode" (hasKey . "replicas") }}
+{{- $spec := include $place . | fromYaml }}
+{{- range $key, $value := $pod }}{{ $_ := set $spec $key $value }}{{ end }}
+{{- toYaml $spec }}
 {{- end }}
 
 {{/* What the pod of a Deployment has. The dict of confcom.workload. */}}
@@ -133,14 +140,7 @@ imagePullSecrets: {{- range . }}
 {{- end }}
 {{- end }}
 
-{{/* Gives a container what every one has, unless it says otherwise. List: root, the container. */}}
-{{- define "confcom.complete" -}}
-{{- $container := index . 1 }}
-{{- range $key, $value := include "confcom.container" (index . 0) | fromYaml }}
-{{- if not (hasKey $container $key) }}{{ $_ := set $container $key $value }}{{ end }}
-{{- end }}
-{{- end }}
-
+{{/* What every container has. */}}
 {{- define "confcom.container" -}}
 image: {{ include "confcom.image" . | quote }}
 imagePullPolicy: {{ .Values.image.pullPolicy }}

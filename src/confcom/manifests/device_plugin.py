@@ -7,40 +7,7 @@ from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import DEVICE_PLUGIN, Mounted, Object, host_path, rule
 from confcom.protocols import aesm, dra_objects
 
-# Publisher `dra`: device classes, and rights to write slices.
-
-_GROUP = "resource.k8s.io"
-
-
-def device_classes() -> list[Object]:
-    """The classes by which claims find EPC and the provisioning device."""
-    found: list[Object] = [
-        dra_objects.device_class(dra_objects.EPC_CLASS, "epc"),
-        dra_objects.device_class(dra_objects.PROVISION_CLASS, "provision"),
-    ]
-    for one in found:
-        one["metadata"]["labels"] = objects.labels(DEVICE_PLUGIN.component)
-    return found
-
-
-def slice_rules() -> list[Object]:
-    """What the driver may do with slices and claims; the policy below narrows it down to its own node."""
-    return [
-        rule(_GROUP, ["resourceslices"], ["get", "list", "watch", "create", "update", "delete"]),
-        rule(_GROUP, ["resourceclaims"], ["get"]),
-    ]
-
-
-def trial_claim() -> Object:
-    """A template of a claim of 1 MiB, to find out whether a cluster keeps the amount."""
-    amount = {"requests": {dra_objects.EPC_CAPACITY: "1Mi"}}
-    request = {"name": "epc", "exactly": {"deviceClassName": dra_objects.EPC_CLASS, "capacity": amount}}
-    spec = {"spec": {"devices": {"requests": [request]}}}
-    # A namespace that every cluster has: the add-on's own may not be there yet.
-    metadata = {"name": "confcom-trial", "namespace": "default"}
-    return {"apiVersion": dra_objects.API_VERSION, "kind": "ResourceClaimTemplate", "metadata": metadata, "spec": spec}
-
-
+_DRA = "resource.k8s.io"
 KUBELET = "/var/lib/kubelet"
 CDI = "/var/run/cdi"
 HOST = "/host"
@@ -71,9 +38,31 @@ def _rights(config: AddonConfig) -> list[Object]:
     # With claims too: amounts that another publisher left in the node's status would be given out twice.
     found = [*reserved, *account_policies.own_node(config)]
     if config.publisher == "dra":
-        found += [*device_classes(), *account_policies.own_slices()]
-        rules += slice_rules()
+        found += [*_device_classes(), *account_policies.own_slices()]
+        rules.append(rule(_DRA, ["resourceslices"], ["get", "list", "watch", "create", "update", "delete"]))
+        rules.append(rule(_DRA, ["resourceclaims"], ["get"]))
     return [*found, *objects.cluster_role(DEVICE_PLUGIN, rules)]
+
+
+def _device_classes() -> list[Object]:
+    """The classes by which claims find EPC and the provisioning device."""
+    found: list[Object] = [
+        dra_objects.device_class(dra_objects.EPC_CLASS, "epc"),
+        dra_objects.device_class(dra_objects.PROVISION_CLASS, "provision"),
+    ]
+    for one in found:
+        one["metadata"]["labels"] = objects.labels(DEVICE_PLUGIN.component)
+    return found
+
+
+def trial_claim() -> Object:
+    """A template of a claim of 1 MiB, to find out whether a cluster keeps the amount."""
+    amount = {"requests": {dra_objects.EPC_CAPACITY: "1Mi"}}
+    request = {"name": "epc", "exactly": {"deviceClassName": dra_objects.EPC_CLASS, "capacity": amount}}
+    spec = {"spec": {"devices": {"requests": [request]}}}
+    # A namespace that every cluster has: the add-on's own may not be there yet.
+    metadata = {"name": "confcom-trial", "namespace": "default"}
+    return {"apiVersion": dra_objects.API_VERSION, "kind": "ResourceClaimTemplate", "metadata": metadata, "spec": spec}
 
 
 def _needs_api(config: AddonConfig) -> bool:

@@ -21,7 +21,7 @@ from confcom.manifests import (
     webhook,
 )
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.objects import COLLATERAL, COMPONENT, NAMESPACE, Object, Workload, namespaced_object, selector
+from confcom.manifests.objects import COLLATERAL, COMPONENT, Object, Workload, namespaced_object, selector
 from confcom.manifests.tls_service import CA_KEY
 
 API = "monitoring.coreos.com/v1"
@@ -30,17 +30,18 @@ _NODE = {"sourceLabels": ["__meta_kubernetes_pod_node_name"], "targetLabel": "no
 
 
 class Page(NamedTuple):
-    """A page for Prometheus at `port` of a component's pods; `named`: the page names namespaces and pods itself."""
+    """A page for Prometheus at `port` of a component's pods; without a port at its Service, over TLS."""
 
     workload: Workload
-    port: int
+    port: int | None
     named: bool = False
+    """The page names namespaces and pods itself."""
 
     @property
     def service(self) -> str:
         """The name of its Service."""
         name = self.workload.name
-        return name if name.endswith("metrics") else f"{name}-metrics"
+        return name if self.port is None or name.endswith("metrics") else f"{name}-metrics"
 
 
 def monitoring(config: AddonConfig, *, operator: bool) -> list[Object]:
@@ -51,63 +52,54 @@ def monitoring(config: AddonConfig, *, operator: bool) -> list[Object]:
     if mode == "off":
         return []
     pages = _pages(config)
-    found = [_service(page, annotated=mode == "annotations") for page in pages]
-    if mode == "annotations":
-        return found
-    found += [_monitor(config, page.workload, page.service, _plain_endpoint(page)) for page in pages]
-    over_tls = _over_tls(config)
-    found += [_monitor(config, workload, workload.name, _tls_endpoint(workload)) for workload in over_tls]
-    return [*found, _rules(config, [*(page.workload for page in pages), *over_tls])]
+    found = [_service(page, page.port, annotated=mode == "annotations") for page in pages if page.port is not None]
+    if mode == "operator":
+        found += [*(_monitor(config, page) for page in pages), _rules(config, pages)]
+    return found
 
 
 def _pages(config: AddonConfig) -> list[Page]:
-    found = [Page(objects.DEVICE_PLUGIN, device_plugin.HTTP_PORT)]
-    found += [Page(objects.QUOTE_HELPER, quote_helper.HTTP_PORT)] if config.quote_helper else []
-    found += [Page(objects.METRICS, metrics.HTTP_PORT, named=True)] if config.metrics else []
-    found += [Page(objects.WEBHOOK, webhook.HTTP_PORT)] if config.webhook else []
-    if config.attested_certificates:
-        found.append(Page(certificate_signer.workload_of(config), certificate_signer.HTTP_PORT))
-    return found + ([Page(objects.METRICS_API, metrics_api.HTTP_PORT)] if config.autoscaling else [])
+    signer = Page(certificate_signer.workload_of(config), certificate_signer.HTTP_PORT)
+    pages = (
+        (True, Page(objects.DEVICE_PLUGIN, device_plugin.HTTP_PORT)),
+        (config.quote_helper, Page(objects.QUOTE_HELPER, quote_helper.HTTP_PORT)),
+        (config.metrics, Page(objects.METRICS, metrics.HTTP_PORT, named=True)),
+        (config.webhook, Page(objects.WEBHOOK, webhook.HTTP_PORT)),
+        (config.attested_certificates, signer),
+        (config.autoscaling, Page(objects.METRICS_API, metrics_api.HTTP_PORT)),
+        (config.collateral, Page(COLLATERAL, None)),
+        (config.attestation, Page(attestation.workload_of(config), None)),
+    )
+    return [page for runs, page in pages if runs]
 
 
-def _over_tls(config: AddonConfig) -> list[Workload]:
-    """Services that have their page beside what they serve."""
-    found = [COLLATERAL] if config.collateral else []
-    return found + ([attestation.workload_of(config)] if config.attestation else [])
-
-
-def _service(page: Page, *, annotated: bool) -> Object:
+def _service(page: Page, port: int, *, annotated: bool) -> Object:
     """A headless Service: only its endpoints are used. Pods that are not ready are scraped too."""
     spec = {
         "clusterIP": "None",
         "publishNotReadyAddresses": True,
         "selector": selector(page.workload.component),
-        "ports": [{"name": "http", "port": page.port, "targetPort": "http", "protocol": "TCP"}],
+        "ports": [{"name": "http", "port": port, "targetPort": "http", "protocol": "TCP"}],
     }
     found = namespaced_object("v1", "Service", page.service, page.workload.component, spec=spec)
     if annotated:
-        found["metadata"]["annotations"] = {"prometheus.io/scrape": "true", "prometheus.io/port": str(page.port)}
+        found["metadata"]["annotations"] = {"prometheus.io/scrape": "true", "prometheus.io/port": str(port)}
     return found
 
 
-def _plain_endpoint(page: Page) -> Object:
-    # The operator's labels `namespace` and `pod` would displace those of the page.
-    return {"port": "http", "interval": INTERVAL, **({"honorLabels": True} if page.named else {"relabelings": [_NODE]})}
-
-
-def _tls_endpoint(workload: Workload) -> Object:
-    ca = {"configMap": {"name": f"{workload.name}-ca", "key": CA_KEY}}
-    name = f"{workload.name}.{NAMESPACE}.svc"
-    return {"port": "https", "scheme": "https", "interval": INTERVAL, "tlsConfig": {"ca": ca, "serverName": name}}
-
-
-def _monitor(config: AddonConfig, workload: Workload, name: str, endpoint: Object) -> Object:
-    spec = {
-        "jobLabel": COMPONENT,
-        "selector": {"matchLabels": selector(workload.component)},
-        "endpoints": [endpoint],
-    }
-    return _labelled(config, namespaced_object(API, "ServiceMonitor", name, workload.component, spec=spec))
+def _monitor(config: AddonConfig, page: Page) -> Object:
+    endpoint: Object = {"port": "http", "interval": INTERVAL}
+    if page.port is None:
+        ca = {"configMap": {"name": f"{page.service}-ca", "key": CA_KEY}}
+        tls = {"ca": ca, "serverName": objects.names_of(page.workload)[0]}
+        endpoint |= {"port": "https", "scheme": "https", "tlsConfig": tls}
+    elif page.named:
+        endpoint["honorLabels"] = True  # the operator's labels `namespace` and `pod` would displace those of the page
+    else:
+        endpoint["relabelings"] = [_NODE]
+    component = page.workload.component
+    spec = {"jobLabel": COMPONENT, "selector": {"matchLabels": selector(component)}, "endpoints": [endpoint]}
+    return _labelled(config, namespaced_object(API, "ServiceMonitor", page.service, component, spec=spec))
 
 
 def alert_groups() -> list[Object]:
@@ -117,10 +109,10 @@ def alert_groups() -> list[Object]:
     return found
 
 
-def _rules(config: AddonConfig, workloads: list[Workload]) -> Object:
+def _rules(config: AddonConfig, pages: list[Page]) -> Object:
     """The alerts on the components that run."""
-    names = {f"confcom-{workload.component}" for workload in workloads}
-    if {COLLATERAL.component, "attestation"} & {workload.component for workload in workloads}:
+    names = {f"confcom-{page.workload.component}" for page in pages}
+    if any(page.port is None for page in pages):
         names.add("confcom-services")
     groups = [group for group in alert_groups() if group["name"] in names]
     found = namespaced_object(API, "PrometheusRule", "confcom", objects.ITSELF.component, spec={"groups": groups})
