@@ -16,7 +16,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Annotated, Self
+from typing import Annotated, Self, TypeAlias
 
 import msgspec
 
@@ -59,15 +59,6 @@ _QE_REPORT = struct.Struct("<384s64sH")
 """Report, signature over it, and size of the authentication data."""
 _TYPES = {kind.value: kind for kind in CertificationDataType}
 
-PPID_TYPES = frozenset(
-    {
-        CertificationDataType.PPID_CLEARTEXT,
-        CertificationDataType.PPID_ENCRYPTED_RSA_2048,
-        CertificationDataType.PPID_ENCRYPTED_RSA_3072,
-    }
-)
-"""What only names the platform: the PCK certificate comes from elsewhere."""
-
 
 @dataclass(frozen=True, slots=True)
 class PpidCleartext(Record):
@@ -99,6 +90,15 @@ class PpidEncryptedRsa3072(Record):
     pce_id: Annotated[int, U16]
 
 
+Ppid: TypeAlias = PpidCleartext | PpidEncryptedRsa2048 | PpidEncryptedRsa3072
+PPID_TYPES: dict[CertificationDataType, type[Ppid]] = {
+    CertificationDataType.PPID_CLEARTEXT: PpidCleartext,
+    CertificationDataType.PPID_ENCRYPTED_RSA_2048: PpidEncryptedRsa2048,
+    CertificationDataType.PPID_ENCRYPTED_RSA_3072: PpidEncryptedRsa3072,
+}
+"""What only names the platform: the PCK certificate comes from elsewhere."""
+
+
 class CertificationData(msgspec.Struct, frozen=True):
     """One entry: its type and its bytes, uninterpreted."""
 
@@ -128,17 +128,12 @@ class CertificationData(msgspec.Struct, frozen=True):
     def __bytes__(self) -> bytes:
         return self.type.to_bytes(2, "little") + len(self.data).to_bytes(4, "little") + self.data
 
-    def ppid(self) -> PpidCleartext | PpidEncryptedRsa2048 | PpidEncryptedRsa3072:
+    def ppid(self) -> Ppid:
         """The platform's identifiers, for the types 1 to 3."""
-        match self.type:
-            case CertificationDataType.PPID_CLEARTEXT:
-                return PpidCleartext.parse(self.data)
-            case CertificationDataType.PPID_ENCRYPTED_RSA_2048:
-                return PpidEncryptedRsa2048.parse(self.data)
-            case CertificationDataType.PPID_ENCRYPTED_RSA_3072:
-                return PpidEncryptedRsa3072.parse(self.data)
-            case _:
-                raise FormatError(f"type {self.type} holds no PPID", structure="CertificationData", field="type")
+        kind = PPID_TYPES.get(self.type)
+        if kind is None:
+            raise FormatError(f"type {self.type} holds no PPID", structure="CertificationData", field="type")
+        return kind.parse(self.data)
 
 
 class QeReportCertification(msgspec.Struct, frozen=True):

@@ -120,8 +120,8 @@ def verify_chain(
     (4) the root's key is a trusted one. A sound chain to another root is an `UntrustedRootError`;
     (5) for a PCK certificate, its SGX extension.
 
-    Malformed bytes are a `FormatError`, a wrong signature a `SignatureError`, the rest a `CertificateError`. Signatures
-    of issuers are remembered in `known`.
+    Malformed bytes are a `FormatError`, a wrong signature a `SignatureError`, the rest a `CertificateError`. Issuers
+    that passed, and signatures by issuers, are remembered in `known`.
     """
     # (1)
     received = _load(certificates, f"{_WORDS[kind]} chain")
