@@ -239,7 +239,7 @@ def _version(verified: VerifiedDocument, later: timedelta) -> tuple[VerifiedDocu
     moved = DocumentFacts(facts.issue_date + later, facts.next_update + later, facts.number)
     made = replace(verified, document=other, facts=moved, expires=verified.expires + later, proof=PROOF)
     seen = NOW + later
-    return made, (Sighting(served_as(verified), "benchmark", seen, seen),)
+    return made, (Sighting(served_as(verified), "benchmark", seen),)
 
 
 def _fleet(platforms: int) -> tuple[CollateralStore, PlatformTcb]:

@@ -447,7 +447,7 @@ def test_an_export_says_what_it_leaves_out(call, fetched, tmp_path, store, world
     assert (done.code, done.err) == (0, "")
     assert whole.stat().st_mode & 0o777 == 0o600
     far = tmp_path / "far.sqlite"
-    assert "1 PCK certificates, registrations and appraisal policies, 1 new" in call("import", whole, to=far).out
+    assert "1 entries of platforms and appraisal policies, 1 new" in call("import", whole, to=far).out
     with opened(far, world) as found:
         assert found.registrations.count("waiting") == 1
 

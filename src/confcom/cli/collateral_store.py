@@ -271,9 +271,7 @@ def import_(path: Path, store: str, trust_root: tuple[str, ...], update: str) ->
             expired = _expired(opened, imported.keys, now)
     click.echo(f"{imported.documents} documents verified, {imported.new} new in {_named(store)}")
     if imported.others:
-        click.echo(
-            f"{imported.others} PCK certificates, registrations and appraisal policies, {imported.new_others} new"
-        )
+        click.echo(f"{imported.others} entries of platforms and appraisal policies, {imported.new_others} new")
     if imported.ahead > timedelta():
         note(
             f"the clock of the machine that wrote the archive was {imported.ahead.total_seconds():.0f} s ahead of this "
@@ -298,7 +296,10 @@ def export(output: Path, store: str, trust_root: tuple[str, ...], platforms: boo
             exported = _write(opened, output, platforms=platforms)
     counts = f"{exported.documents} documents and {exported.policies} appraisal policies"
     if platforms:
-        counts += f", {exported.certificates} PCK certificates and {exported.registrations} registrations of platforms"
+        counts += (
+            f", {exported.certificates} PCK certificates and {exported.registrations} registrations of platforms with "
+            f"{exported.history} entries of their history"
+        )
     click.echo(f"{counts} in {printable(output)}", err=str(output) == "-")
     if not platforms and any(left_out):
         note(

@@ -20,11 +20,19 @@ import sqlalchemy as sa
 from confcom.collateral.clock import Dates, at_most
 from confcom.collateral.documents import Document, DocumentKey, DocumentKind, VerifiedDocument, verify_document
 from confcom.collateral.store.appraisal_policies import platform_class
-from confcom.collateral.store.platforms import StoredPck, restore_pck
-from confcom.collateral.store.registrations import Registration, State, restore_registration
+from confcom.collateral.store.platform_sightings import MetPlatform, restore_met
+from confcom.collateral.store.platforms import (
+    Choice,
+    PlatformTcb,
+    StoredPck,
+    restore_choice,
+    restore_pck,
+)
+from confcom.collateral.store.registrations import Former, Registration, State, restore_former, restore_registration
 from confcom.collateral.store.rows import Sighting
 from confcom.collateral.store.store import CollateralStore
-from confcom.errors import ConfigError, FormatError
+from confcom.errors import CollateralError, ConfigError, FormatError
+from confcom.formats.pck_extension import PckTcb
 from confcom.formats.signed_json import Hex2, Hex6, Hex16
 from confcom.pki.certificate import MAX_PEM
 from confcom.pki.crl import MAX_CRL
@@ -38,15 +46,19 @@ from confcom.protocols.pcs import (
     Update,
 )
 
-# Lines that are no documents: PCK certificates, registrations, appraisal policies. Certificates are verified like
-# documents. Nothing signs a registration or a policy: an archive is trusted by the user who imports it, and entries
-# that the store has already stay.
+# Lines that are no documents: PCK certificates, which of them raw TCBs led to, sightings of platforms, registrations
+# and what they were before, appraisal policies. Certificates are verified like documents. Nothing signs the others: an
+# archive is trusted by the user who imports it, and entries that the store has already stay.
 
 QeId = Annotated[str, msgspec.Meta(pattern=rf"\A(?:[0-9a-f]{{2}}){{1,{MAX_QE_ID}}}\Z")]
+_Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 _Svn = Annotated[int, msgspec.Meta(ge=0, le=0xFFFF)]
 _Pem = Annotated[str, msgspec.Meta(max_length=MAX_PEM)]
 _Source = Annotated[str, msgspec.Meta(max_length=1024, pattern=r"\A[^\0]*\Z")]
 """PostgreSQL keeps no text with a zero character."""
+
+MAX_SIGHTINGS = 100_000
+"""Times in one line."""
 
 Keep = Callable[[sa.Connection], bool]
 """Keeps what a line holds in the transaction that is open; whether it is new."""
@@ -65,7 +77,27 @@ class _Pck(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, tag="pck-ce
     source: _Source
     first_seen: datetime
     last_seen: datetime
-    raw_tcbs: Annotated[list[_RawTcb], msgspec.Meta(max_length=1000)]
+    raw_tcbs: Annotated[list[_RawTcb], msgspec.Meta(max_length=1000)] | None = None
+    """Of versions 1 and 2, which have no lines of choices and sightings."""
+
+
+class _Choice(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, tag="choice", tag_field="platform"):
+    qe_id: QeId
+    pce_id: Hex2
+    raw_tcb: _RawTcb
+    certificate: _Sha256
+    since: datetime
+
+
+class _Met(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, tag="sightings", tag_field="platform"):
+    id: _Sha256
+    tee: Literal["sgx", "tdx"]
+    fmspc: Hex6
+    ca: Literal["processor", "platform"]
+    sgx_components: Hex16
+    pce_svn: _Svn
+    cpu_svn: Hex16
+    seen: Annotated[list[datetime], msgspec.Meta(min_length=1, max_length=MAX_SIGHTINGS)]
 
 
 class _Registration(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, tag="registration", tag_field="platform"):
@@ -78,6 +110,18 @@ class _Registration(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, ta
     state: State
     since: datetime
     last_seen: datetime
+    began: datetime | None = None
+
+
+class _Former(
+    msgspec.Struct, forbid_unknown_fields=True, kw_only=True, tag="former-registration", tag_field="platform"
+):
+    qe_id: QeId
+    pce_id: Hex2
+    raw_tcb: _RawTcb | None = None
+    state: State
+    since: datetime
+    platform_manifest: Annotated[bytes, msgspec.Meta(max_length=MAX_PLATFORM_MANIFEST)] | None = None
 
 
 class _Policy(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, tag="appraisal-policy", tag_field="platform"):
@@ -89,7 +133,7 @@ class _Policy(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, tag="app
 PLATFORM_LINE = b'{"platform":"'
 """How these lines begin."""
 
-_PLATFORM_LINE = msgspec.json.Decoder(_Pck | _Registration | _Policy)
+_PLATFORM_LINE = msgspec.json.Decoder(_Pck | _Choice | _Met | _Registration | _Former | _Policy)
 
 
 def policy_lines(store: CollateralStore) -> Iterator[bytes]:
@@ -99,7 +143,7 @@ def policy_lines(store: CollateralStore) -> Iterator[bytes]:
 
 
 def certificate_lines(store: CollateralStore) -> Iterator[bytes]:
-    """The PCK certificates, with the raw TCBs that they are served for."""
+    """The PCK certificates."""
     for stored in store.platforms.stored_certificates():
         line = _Pck(
             qe_id=stored.qe_id.hex(),
@@ -109,9 +153,47 @@ def certificate_lines(store: CollateralStore) -> Iterator[bytes]:
             source=stored.source,
             first_seen=stored.first_seen,
             last_seen=stored.last_seen,
-            raw_tcbs=[_RawTcb(cpu_svn.hex(), pce_svn) for cpu_svn, pce_svn in stored.raw_tcbs],
         )
         yield msgspec.json.encode(line)
+
+
+def history_lines(store: CollateralStore) -> Iterator[bytes]:
+    """Which certificates raw TCBs led to, when platforms were met, and what registrations were before."""
+    for choice in store.platforms.choices():
+        raw = choice.platform
+        yield msgspec.json.encode(
+            _Choice(
+                qe_id=raw.qe_id.hex(),
+                pce_id=raw.pce_id.hex(),
+                raw_tcb=_RawTcb(raw.cpu_svn.hex(), raw.pce_svn),
+                certificate=choice.certificate.hex(),
+                since=choice.since,
+            )
+        )
+    for met in store.platforms.met():
+        yield msgspec.json.encode(
+            _Met(
+                id=met.id,
+                tee=met.tee,
+                fmspc=met.fmspc.hex(),
+                ca=met.ca,
+                sgx_components=bytes(met.tcb.sgx_components).hex(),
+                pce_svn=met.tcb.pce_svn,
+                cpu_svn=met.tcb.cpu_svn.hex(),
+                seen=list(met.seen),
+            )
+        )
+    for former in store.registrations.former():
+        yield msgspec.json.encode(
+            _Former(
+                qe_id=former.qe_id.hex(),
+                pce_id=former.pce_id.hex(),
+                raw_tcb=_RawTcb(former.cpu_svn.hex(), former.pce_svn) if former.cpu_svn else None,
+                state=former.state,
+                since=former.since,
+                platform_manifest=former.platform_manifest,
+            )
+        )
 
 
 def registration_lines(store: CollateralStore) -> Iterator[bytes]:
@@ -130,6 +212,7 @@ def registration_lines(store: CollateralStore) -> Iterator[bytes]:
             state=entry.state,
             since=entry.since,
             last_seen=entry.last_seen or entry.since,
+            began=entry.began,
         )
         yield msgspec.json.encode(line)
 
@@ -145,6 +228,12 @@ def read_line(store: CollateralStore, data: bytes, *, structure: str, field: str
             return _certificate(store, line, field, now)
         if isinstance(line, _Registration):
             return partial(restore_registration, registration=_registration(line, field, now))
+        if isinstance(line, _Choice):
+            return partial(_keep_choice, choice=_choice(line, field, now), field=field)
+        if isinstance(line, _Met):
+            return partial(restore_met, met=_met(line, field, now))
+        if isinstance(line, _Former):
+            return partial(restore_former, former=_former(line, field, now))
         platform_class(line.policy)
         return partial(
             store.policies.restore, policy=line.policy, fmspc=bytes.fromhex(line.fmspc), default=line.default
@@ -164,9 +253,40 @@ def _certificate(store: CollateralStore, line: _Pck, field: str, now: datetime) 
         line.source,
         at_most(line.first_seen, now, field),
         at_most(line.last_seen, now, field),
-        tuple((bytes.fromhex(raw.cpu_svn), raw.pce_svn) for raw in line.raw_tcbs),
     )
-    return partial(restore_pck, stored=stored, verified=verified)
+    raw_tcbs = None
+    if line.raw_tcbs is not None:
+        raw_tcbs = [_raw_tcb(line.qe_id, line.pce_id, raw) for raw in line.raw_tcbs]
+    return partial(restore_pck, stored=stored, verified=verified, raw_tcbs=raw_tcbs)
+
+
+def _raw_tcb(qe_id: str, pce_id: str, raw: _RawTcb) -> PlatformTcb:
+    return PlatformTcb(bytes.fromhex(qe_id), bytes.fromhex(pce_id), bytes.fromhex(raw.cpu_svn), raw.pce_svn)
+
+
+def _choice(line: _Choice, field: str, now: datetime) -> Choice:
+    raw = _raw_tcb(line.qe_id, line.pce_id, line.raw_tcb)
+    return Choice(raw, bytes.fromhex(line.certificate), at_most(line.since, now, field))
+
+
+def _keep_choice(connection: sa.Connection, choice: Choice, field: str) -> bool:
+    try:
+        return restore_choice(connection, choice)
+    except CollateralError as error:
+        raise FormatError(error.message, structure=STRUCTURE, field=field) from error
+
+
+def _met(line: _Met, field: str, now: datetime) -> MetPlatform:
+    tcb = PckTcb(tuple(bytes.fromhex(line.sgx_components)), line.pce_svn, bytes.fromhex(line.cpu_svn))
+    seen = tuple(at_most(time, now, field) for time in line.seen)
+    return MetPlatform(line.id, line.tee, bytes.fromhex(line.fmspc), line.ca, tcb, seen)
+
+
+def _former(line: _Former, field: str, now: datetime) -> Former:
+    ids = bytes.fromhex(line.qe_id), bytes.fromhex(line.pce_id)
+    raw = line.raw_tcb or _RawTcb("", 0)
+    since = at_most(line.since, now, field)
+    return Former(*ids, bytes.fromhex(raw.cpu_svn), raw.pce_svn, line.state, since, line.platform_manifest)
 
 
 def _registration(line: _Registration, field: str, now: datetime) -> Registration:
@@ -179,7 +299,8 @@ def _registration(line: _Registration, field: str, now: datetime) -> Registratio
         cpu_svn = bytes.fromhex(line.raw_tcb.cpu_svn)
         request = PckCertRequest(cpu_svn, line.raw_tcb.pce_svn, pce_id, qe_id, ppid, manifest)
     since, seen = at_most(line.since, now, field), at_most(line.last_seen, now, field)
-    return Registration(request, line.state, since, bytes.fromhex(line.fmspc or ""), seen)
+    began = since if line.began is None else at_most(line.began, now, field)
+    return Registration(request, line.state, since, bytes.fromhex(line.fmspc or ""), seen, began)
 
 
 ARCHIVE_START = b'{"format":"confcom-collateral-archive"'
@@ -188,8 +309,7 @@ ARCHIVE_START = b'{"format":"confcom-collateral-archive"'
 MAX_LINE = 2 * (MAX_CRL + MAX_PEM)
 """Bytes of one line: base64 takes a third more than the document, the chain is text."""
 
-MAX_LINES = 3_000_000
-MAX_SIGHTINGS = 1_000
+MAX_LINES = 10_000_000
 BATCH = 200
 """Versions that are verified and kept in one transaction."""
 
@@ -200,7 +320,7 @@ T = TypeVar("T")
 
 class _Header(msgspec.Struct, forbid_unknown_fields=True):
     format: Literal["confcom-collateral-archive"] = "confcom-collateral-archive"
-    version: Literal[1, 2] = 2
+    version: Literal[1, 2, 3] = 3
 
 
 class _Seen(msgspec.Struct, forbid_unknown_fields=True):
@@ -237,6 +357,7 @@ class Exported:
     policies: int
     certificates: int
     registrations: int
+    history: int
 
 
 @dataclass(slots=True)
@@ -255,7 +376,7 @@ class Imported:
 
 
 def write_archive(store: CollateralStore, file: BinaryIO, *, platforms: bool = False) -> Exported:
-    """Write every version in the store, and the policies; with `platforms`, PCK certificates and registrations."""
+    """Write every version in the store, and the policies; with `platforms`, all that is known of platforms."""
     file.write(msgspec.json.encode(_Header()) + b"\n")
     written: set[int] = set()
     for key in store.document_keys():
@@ -266,8 +387,10 @@ def write_archive(store: CollateralStore, file: BinaryIO, *, platforms: bool = F
     policies = _write_lines(file, policy_lines(store))
     certificates = _write_lines(file, certificate_lines(store)) if platforms else 0
     registrations = _write_lines(file, registration_lines(store)) if platforms else 0
-    exported = Exported(len(written), policies, certificates, registrations)
-    file.write(msgspec.json.encode(_End(len(written) + policies + certificates + registrations)) + b"\n")
+    history = _write_lines(file, history_lines(store)) if platforms else 0
+    exported = Exported(len(written), policies, certificates, registrations, history)
+    lines = len(written) + policies + certificates + registrations + history
+    file.write(msgspec.json.encode(_End(lines)) + b"\n")
     return exported
 
 
@@ -330,8 +453,8 @@ def _read(
             yield read_line(store, line, structure=STRUCTURE, field=f"line {number}", now=now)
             continue
         document, sightings = _document(_decode(line, _LINE, number), number)
-        imported.ahead = max(imported.ahead, *(seen.last_seen - now for seen in sightings))
-        yield document, tuple(_at_most(seen, now, number) for seen in sightings)
+        imported.ahead = max(imported.ahead, *(one.seen - now for one in sightings))
+        yield document, tuple(replace(one, seen=at_most(one.seen, now, f"line {number}")) for one in sightings)
     raise FormatError(f"more than {MAX_LINES} lines", structure=STRUCTURE, field="")
 
 
@@ -375,7 +498,7 @@ def _line(document: Document, sightings: Iterable[Sighting]) -> _Line:
         ca=key.ca,
         body=base64.b64encode(document.body).decode(),
         issuer_chain=document.issuer_chain.decode(),
-        seen=[_Seen(seen.served_as, seen.source, seen.first_seen, seen.last_seen) for seen in sightings],
+        seen=[_Seen(one.served_as, one.source, one.seen, one.seen) for one in sightings],
     )
 
 
@@ -392,24 +515,20 @@ def _document(line: _Line, number: int) -> tuple[Document, tuple[Sighting, ...]]
         )
     except (ValueError, ConfigError) as error:  # b64decode: binascii.Error, or its parent for what is not ASCII
         raise FormatError(f"{error}", structure=STRUCTURE, field=where) from error
-    sightings = tuple(_sighting(seen, key, where) for seen in line.seen)
+    sightings = tuple(sighting for seen in line.seen for sighting in _sightings(seen, key, where))
     # Under which set it was served is not in the document; its number is, and a pinned one must be the document's.
     return Document(_by_number(key, sightings), body, line.issuer_chain.encode()), sightings
 
 
-def _sighting(seen: _Seen, key: DocumentKey, where: str) -> Sighting:
+def _sightings(seen: _Seen, key: DocumentKey, where: str) -> Iterator[Sighting]:
     if (seen.served_as == "") != (key.update is None):
         raise FormatError("served_as does not fit the kind", structure=STRUCTURE, field=where)
     if seen.first_seen.tzinfo is None or seen.last_seen.tzinfo is None:
         raise FormatError("a time has no time zone", structure=STRUCTURE, field=where)
     if seen.first_seen > seen.last_seen:
         raise FormatError("was seen last before it was seen first", structure=STRUCTURE, field=where)
-    return Sighting(seen.served_as, seen.source, seen.first_seen, seen.last_seen)
-
-
-def _at_most(seen: Sighting, now: datetime, number: int) -> Sighting:
-    where = f"line {number}"
-    return replace(seen, first_seen=at_most(seen.first_seen, now, where), last_seen=at_most(seen.last_seen, now, where))
+    for time in dict.fromkeys((seen.first_seen, seen.last_seen)):
+        yield Sighting(seen.served_as, seen.source, time)
 
 
 def _by_number(key: DocumentKey, sightings: Iterable[Sighting]) -> DocumentKey:

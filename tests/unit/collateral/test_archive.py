@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from msgspec import structs
 
 from confcom.collateral.archive import MAX_LINE, Exported, read_archive, write_archive
 from confcom.collateral.documents import DocumentKey, take_apart
@@ -17,9 +19,9 @@ from confcom.collateral.store.store import CollateralStore
 from confcom.errors import ClockError, FormatError, UntrustedRootError, VerificationError
 from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import PckCertificateAnswer, PckCertRequest, PckCertsRequest
-from confcom.simulator.machine import FMSPC
+from confcom.simulator.machine import FMSPC, MachineTcb
 
-DAY = timedelta(days=1)
+DAY, NOW = timedelta(days=1), datetime(2026, 6, 1, 12, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -35,7 +37,7 @@ def filled(store, world, now) -> CollateralStore:
 @pytest.fixture
 def archive(filled) -> bytes:
     file = io.BytesIO()
-    assert write_archive(filled, file) == Exported(20, 0, 0, 0)
+    assert write_archive(filled, file) == Exported(20, 0, 0, 0, 0)
     return file.getvalue()
 
 
@@ -106,7 +108,7 @@ def test_it_stops_where_it_was_cut_off(other, archive, later):
     "change",
     [
         lambda entries: [{"format": "other", "version": 1}, *entries[1:]],
-        lambda entries: [{**entries[0], "version": 3}, *entries[1:]],
+        lambda entries: [{**entries[0], "version": 4}, *entries[1:]],
         lambda entries: entries[1:],
         lambda entries: [*entries[:3], *entries[4:]],
         lambda entries: [*entries, entries[1]],
@@ -116,7 +118,7 @@ def test_it_stops_where_it_was_cut_off(other, archive, later):
         lambda entries: [entries[0], {**entries[1], "seen": []}, *entries[2:]],
         lambda entries: [entries[0], {**entries[1], "extra": 1}, *entries[2:]],
         lambda entries: [entries[0], {**entries[1], "ca": "processor", "tee": "sgx"}, *entries[2:]],
-        lambda entries: [entries[0], {**entries[1], "seen": entries[1]["seen"] * 1001}, *entries[2:]],
+        lambda entries: [entries[0], {**entries[1], "seen": entries[1]["seen"] * 100_001}, *entries[2:]],
     ],
 )
 def test_another_form_is_refused(other, archive, later, change):
@@ -146,7 +148,7 @@ def test_what_a_clock_some_minutes_ahead_saw_counts_as_seen_now(filled, other, a
     ours = now + 4 * DAY - timedelta(minutes=7)
     imported = read_archive(other, io.BytesIO(archive), now=ours)
     assert (imported.documents, imported.ahead) == (20, timedelta(minutes=7))
-    seen = [s.last_seen for key in other.document_keys() for v in other.history(key) for s in v.sightings]
+    seen = [s.seen for key in other.document_keys() for v in other.history(key) for s in v.sightings]
     assert max(seen) == ours
     assert other.collateral(FMSPC, "platform", "sgx", at=ours).tcb_info
 
@@ -221,7 +223,19 @@ def peopled(filled, world, now) -> CollateralStore:
     ppid = PckCertRequest(bytes(16), 7, bytes(2), b"\x01" * 16, b"\x05" * 384)
     filled.registrations.put(Registration(ppid, "cached", now, FMSPC, now + DAY))
     filled.registrations.put(Registration(manifest, "waiting", now))
+    filled.registrations.put(replace(Registration(manifest, "unavailable", now), began=now))
+    other = replace(manifest, platform_manifest=b"other")
+    filled.registrations.put(Registration(other, "waiting", now + DAY))
     filled.policies.put(policy(), fmspc=FMSPC, default=True)
+    tcb = world.machine.tcb
+    world.machine.tcb = MachineTcb((tcb.sgx_components[0] + 1, *tcb.sgx_components[1:]), tcb.pce_svn)
+    leaf, _, chain = world.authority.pck_chain(world.machine).partition(b"-----END CERTIFICATE-----\n")
+    newer = PckCertificateAnswer(leaf + b"-----END CERTIFICATE-----\n", chain, b"")
+    raw = PlatformTcb(b"\x01" * 16, bytes(2), bytes(16), 7)
+    filled.platforms.add_pck_certificate(raw, newer, seen=now + 8 * DAY, source="pccs")
+    filled.platforms.saw(raw, newer, seen=now + 9 * DAY)
+    quoted = filled.platforms.verify(newer, bytes(2)).extension
+    filled.observe_platform(structs.replace(quoted, ppid=b"\x04" * 16), seen=now, tee="tdx")
     return filled
 
 
@@ -231,16 +245,19 @@ def carried(store: CollateralStore) -> tuple[object, ...]:
         list(found.stored_certificates()),
         [list(store.registrations.all(state)) for state in ("waiting", "unavailable", "cached")],
         store.policies.all(),
-        found.groups(),
+        [found.groups(NOW + day * DAY) for day in (-1, 0, 4, 7, 8, 9, 100)],
+        list(found.choices()),
+        list(store.registrations.former()),
+        [found.pck_certificate(choice.platform) for choice in found.choices()],
     )
 
 
 def test_platforms_cross_too_if_that_is_asked_for(peopled, other, later):
     whole, without = io.BytesIO(), io.BytesIO()
-    assert write_archive(peopled, whole, platforms=True) == Exported(20, 1, 2, 2)
-    assert write_archive(peopled, without) == Exported(20, 1, 0, 0)
+    assert write_archive(peopled, whole, platforms=True) == Exported(20, 1, 3, 2, 9)
+    assert write_archive(peopled, without) == Exported(20, 1, 0, 0, 0)
     imported = read_archive(other, io.BytesIO(whole.getvalue()), now=later)
-    assert (imported.documents, imported.new, imported.others, imported.new_others) == (20, 20, 5, 5)
+    assert (imported.documents, imported.new, imported.others, imported.new_others) == (20, 20, 15, 15)
     assert carried(other) == carried(peopled)
     again = io.BytesIO()
     write_archive(other, again, platforms=True)
@@ -285,3 +302,41 @@ def test_a_platform_that_is_not_as_it_should_be_is_refused(peopled, other, later
     with pytest.raises(error):
         read(other, joined(entries), later)
     assert other.platforms.groups() == ()
+
+
+def test_an_archive_of_before_says_by_its_certificates_when_platforms_were_met(peopled, other, later, now):
+    whole = io.BytesIO()
+    write_archive(peopled, whole, platforms=True)
+    kept = [line for line in lines(whole.getvalue()) if line.get("platform") not in ("choice", "sightings")]
+    kept[0]["version"] = 2
+    kept = [line | {"raw_tcbs": []} if line.get("platform") == "pck-certificate" else line for line in kept]
+    first = next(line for line in kept if line.get("qe_id") == "02" * 16)
+    first["raw_tcbs"] = [{"cpu_svn": "01" * 16, "pce_svn": 7}]
+    kept[-1]["end"] = len(kept) - 2
+    read(other, joined(kept), later)
+    assert other.platforms.pck_certificate(PlatformTcb(b"\x02" * 16, bytes(2), b"\x01" * 16, 7)) is not None
+    (group,) = other.platforms.groups()
+    assert [seen for _, seen in group.seen] == [int((now + 8 * DAY).timestamp())]
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("choice", {"certificate": "00" * 32}),
+        ("choice", {"since": "2026-06-01T00:00:00"}),
+        ("sightings", {"seen": []}),
+        ("sightings", {"seen": ["2026-06-01T00:00:00"]}),
+        ("sightings", {"id": "00" * 16}),
+        ("sightings", {"sgx_components": "00" * 15}),
+        ("former-registration", {"state": "lost"}),
+        ("former-registration", {"since": "2026-06-01T00:00:00"}),
+    ],
+)
+def test_a_line_of_history_that_is_not_as_it_should_be_is_refused(peopled, other, later, kind, change):
+    whole = io.BytesIO()
+    write_archive(peopled, whole, platforms=True)
+    entries = lines(whole.getvalue())
+    index, line = next((number, line) for number, line in enumerate(entries) if line.get("platform") == kind)
+    entries[index] = {"platform": kind} | line | change
+    with pytest.raises(FormatError, match=f"line {index + 1}"):
+        read(other, joined(entries), later)

@@ -14,7 +14,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from confcom.collateral.store.database import StoreDatabase
-from confcom.collateral.store.platforms import PlatformTcb, VerifiedPck, platform_id
+from confcom.collateral.store.platform_sightings import platform_id
+from confcom.collateral.store.platforms import PlatformTcb, VerifiedPck
 from confcom.collateral.store.rows import keep_chain, seconds, time_of
 from confcom.collateral.store.schema import CHAINS, PCK_CLAIMS
 from confcom.database.engine import Database

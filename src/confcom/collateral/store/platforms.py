@@ -1,7 +1,7 @@
-"""Platforms in the store: their PCK certificates, and the TCB that they were last seen at.
+"""Platforms in the store: their PCK certificates, and which of them a raw TCB leads to.
 
-A PCK certificate names its platform by the PPID, which is a lasting identifier of a machine: the registry of platforms
-keeps only its SHA-256. The certificates themselves contain it, so the store's file is readable by its owner alone.
+A PCK certificate contains the PPID, which is a lasting identifier of a machine, so the store's file is readable by its
+owner alone.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
+from confcom.collateral.store import platform_sightings
 from confcom.collateral.store.database import StoreDatabase
+from confcom.collateral.store.platform_sightings import LATEST, MetPlatform, PlatformGroup, ca_of, platform_id
 from confcom.collateral.store.registrations import Registration, put_registration, uncount
 from confcom.collateral.store.rows import keep_chain, seconds, time_of
 from confcom.collateral.store.schema import (
@@ -23,14 +25,12 @@ from confcom.collateral.store.schema import (
     FORMER_REGISTRATIONS,
     PCK_CERTIFICATES,
     PCK_CLAIMS,
-    PLATFORM_SIGHTINGS,
     PLATFORM_TCBS,
-    PLATFORMS,
     REGISTRATIONS,
 )
 from confcom.database.engine import Database, Query
-from confcom.errors import MismatchError
-from confcom.formats.pck_extension import PckExtension, PckTcb
+from confcom.errors import CollateralError, MismatchError
+from confcom.formats.pck_extension import PckExtension
 from confcom.pki.certificate import load_certificate, parse_certificates
 from confcom.pki.chain import sgx_extension, verify_chain
 from confcom.pki.roots import TrustRoots
@@ -42,9 +42,6 @@ PAGE = 1000
 """Platforms that are read at a time."""
 REMOVED_AT_A_TIME = 100
 """Platforms that are removed in one transaction."""
-LATEST = datetime.max.replace(tzinfo=UTC)
-SIGHTED_AGAIN = 7 * 24 * 3600
-"""Seconds in which a platform that stays at its TCB has one sighting: 100,000 platforms add 5 million rows a year."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +90,7 @@ def highest(found: Iterable[VerifiedPck]) -> VerifiedPck:
 
 @dataclass(frozen=True, slots=True)
 class StoredPck:
-    """A PCK certificate as it is stored. `raw_tcbs`: those that it is served for, as CPUSVN (16 bytes) and PCESVN."""
+    """A PCK certificate as it is stored."""
 
     qe_id: bytes
     pce_id: bytes
@@ -101,7 +98,15 @@ class StoredPck:
     source: str
     first_seen: datetime
     last_seen: datetime
-    raw_tcbs: tuple[tuple[bytes, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The certificate (its SHA-256, 32 bytes) that a raw TCB led to since a time."""
+
+    platform: PlatformTcb
+    certificate: bytes
+    since: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,21 +119,6 @@ class PlatformUpdate:
     certificates: tuple[tuple[PlatformTcb, VerifiedPck], ...]
     registrations: tuple[Registration, ...]
     met: VerifiedPck | None
-
-
-@dataclass(frozen=True, slots=True)
-class PlatformGroup:
-    """Platforms at the same latest TCB, of one TEE, FMSPC and CA, which are judged alike.
-
-    `seen` has the id of each (SHA-256 of its PPID in hexadecimal digits), and when it was seen last (seconds since
-    1970).
-    """
-
-    tee: Tee
-    fmspc: bytes
-    ca: PckCaName
-    tcb: PckTcb
-    seen: list[tuple[str, int]]
 
 
 class PlatformRegistry:
@@ -144,32 +134,17 @@ class PlatformRegistry:
         `claimed`: a caller without a token said so. Of each TCB that is claimed again and again there is one row.
         """
         with self._database.write() as connection:
-            _observe(connection, extension, seconds(seen), tee, claimed=claimed)
+            platform_sightings.observe(connection, extension, seconds(seen), tee, claimed=claimed)
 
     def groups(self, at: datetime = LATEST) -> tuple[PlatformGroup, ...]:
-        """Every platform, in groups, at the TCB at which it was met last by then.
-
-        One that was met only later is at the TCB of its first sighting. What is older than its last sighting is known
-        to a week (`SIGHTED_AGAIN`).
-        """
-        found: dict[tuple[Any, ...], PlatformGroup] = {}
+        """Every platform, in groups, at the TCB at which it was met last by then (`platform_sightings.groups`)."""
         with self._database.read() as connection:
-            for query in (_CURRENT, _AS_OF):
-                rows = connection.execution_options(yield_per=PAGE).execute(query, {"at": seconds(at)})
-                for id_, last_seen, *facts in rows:
-                    group = found.get(key := tuple(facts))
-                    if group is None:
-                        tee, fmspc, ca, components, pce_svn, cpu_svn = facts
-                        tcb = PckTcb(tuple(components), pce_svn, cpu_svn)
-                        group = found[key] = PlatformGroup(_tee(tee), bytes.fromhex(fmspc), _ca(ca), tcb, [])
-                    group.seen.append((id_, last_seen))
-        return tuple(found.values())
+            return platform_sightings.groups(connection, seconds(at))
 
     def kinds(self) -> tuple[tuple[Tee, bytes, PckCaName], ...]:
-        """The kinds of platforms that were seen: TEE, FMSPC (6 bytes) and CA."""
+        """The kinds of platforms that were met: TEE, FMSPC (6 bytes) and CA."""
         with self._database.read() as connection:
-            rows = connection.execute(_KINDS)
-            return tuple((_tee(tee), bytes.fromhex(fmspc), _ca(ca)) for tee, fmspc, ca in rows)
+            return platform_sightings.kinds(connection)
 
     def verify(self, answer: PckCertificateAnswer, pce_id: bytes) -> VerifiedPck:
         """Verify a PCK certificate with its chain, for a platform of this PCE-ID (2 bytes)."""
@@ -194,7 +169,7 @@ class PlatformRegistry:
         verified = self.verify(answer, platform.pce_id)
         with self._database.write() as connection:
             _keep_pck(connection, platform, verified, seen=seen, source=source)
-            _observe(connection, verified.extension, seconds(seen), "sgx", asked=asked)
+            platform_sightings.observe(connection, verified.extension, seconds(seen), "sgx", asked=asked)
         return verified.answer
 
     def keep(self, platforms: Iterable[PlatformUpdate], *, seen: datetime, source: str, asked: bool = True) -> None:
@@ -204,7 +179,7 @@ class PlatformRegistry:
                 for raw, verified in platform.certificates:
                     _keep_pck(connection, raw, verified, seen=seen, source=source)
                 if platform.met is not None:
-                    _observe(connection, platform.met.extension, seconds(seen), "sgx", asked=asked)
+                    platform_sightings.observe(connection, platform.met.extension, seconds(seen), "sgx", asked=asked)
                 for registration in platform.registrations:
                     put_registration(connection, registration)
 
@@ -214,10 +189,7 @@ class PlatformRegistry:
         with self._database.write() as connection:
             asking = sa.update(REGISTRATIONS).where(REGISTRATIONS.c.qe_id == qe_id, REGISTRATIONS.c.pce_id == pce_id)
             connection.execute(asking.where(REGISTRATIONS.c.last_seen < at).values(last_seen=at))
-            met = (CURRENT_PLATFORMS.c.id == _id_of(answer.certificate), CURRENT_PLATFORMS.c.last_seen < at)
-            for number in connection.execute(sa.select(CURRENT_PLATFORMS.c.platform).where(*met)).scalars().all():
-                _sight(connection, number, at, SIGHTED_AGAIN)
-            connection.execute(sa.update(CURRENT_PLATFORMS).where(*met).values(last_seen=at))
+            platform_sightings.note_asked(connection, _id_of(answer.certificate), at)
 
     def remove(self, qe_id: bytes) -> int:
         """Remove the platforms of a QE_ID: certificates, registrations, and sightings; gives their number.
@@ -234,7 +206,7 @@ class PlatformRegistry:
     def remove_known(self, id_: str) -> int:
         """Remove the platform of an id, with its certificates and registrations; gives 1, or 0 if there is none."""
         with self._database.write() as connection:
-            if not _forget(connection, CURRENT_PLATFORMS.c.id == id_):
+            if not platform_sightings.forget(connection, CURRENT_PLATFORMS.c.id == id_):
                 return 0
             # No column leads from a PPID to certificates: one of each platform is looked at.
             columns = PCK_CERTIFICATES.c
@@ -263,7 +235,7 @@ class PlatformRegistry:
         with self._database.write() as connection:
             connection.execute(sa.delete(PCK_CLAIMS).where(PCK_CLAIMS.c.last_seen < before))
             # Those known by their quotes alone.
-            return removed + _forget(connection, CURRENT_PLATFORMS.c.last_seen < before)
+            return removed + platform_sightings.forget(connection, CURRENT_PLATFORMS.c.last_seen < before)
 
     def pck_certificate(self, platform: PlatformTcb) -> PckCertificateAnswer | None:
         """The certificate that was last kept for exactly this raw TCB."""
@@ -295,22 +267,43 @@ class PlatformRegistry:
         while True:
             with self._database.read() as connection:
                 rows = connection.execute(_PAGE, {"after": last}).all()
-                pieces = [(row, connection.execute(_RAW_TCBS, {"certificate": row.id}).all()) for row in rows]
-            for row, raw in pieces:
+            for row in rows:
                 last = row.id
                 times = (time_of(row.first_seen), time_of(row.last_seen))
-                tcbs = tuple((bytes.fromhex(cpu_svn), pce_svn) for cpu_svn, pce_svn in raw)
                 for answer in self._answers([row[:6]]):
-                    yield StoredPck(
-                        bytes.fromhex(row.qe_id), bytes.fromhex(row.pce_id), answer, row.source, *times, tcbs
-                    )
+                    yield StoredPck(bytes.fromhex(row.qe_id), bytes.fromhex(row.pce_id), answer, row.source, *times)
             if not rows:
+                return
+
+    def choices(self) -> Iterator[Choice]:
+        """Which certificates raw TCBs led to, of each the latest first; read in pieces."""
+        page = _CHOICES
+        while True:
+            with self._database.read() as connection:
+                rows = connection.execute(page).all()
+            for row in rows:
+                if self._roots.with_public_key(row.root) is not None:
+                    qe_id, pce_id, cpu_svn = map(bytes.fromhex, (row.qe_id, row.pce_id, row.cpu_svn))
+                    yield Choice(PlatformTcb(qe_id, pce_id, cpu_svn, row.pce_svn), row.digest, time_of(row.since))
+            if not rows:
+                return
+            last = [getattr(rows[-1], column.name) for column in _PLACE_OF_CHOICE]
+            page = _CHOICES.where(sa.tuple_(*_PLACE_OF_CHOICE) < sa.tuple_(*last))
+
+    def met(self) -> Iterator[MetPlatform]:
+        """Every platform at each TCB, read in pieces."""
+        last = 0
+        while True:
+            with self._database.read() as connection:
+                last, page = platform_sightings.met_after(connection, last)
+            yield from page
+            if not page:
                 return
 
     def _answers(self, rows: Iterable[Sequence[Any]]) -> Iterator[PckCertificateAnswer]:
         for certificate, chain, tcbm, fmspc, ca, root in rows:
             if self._roots.with_public_key(root) is not None:
-                yield PckCertificateAnswer(certificate, chain, tcbm, bytes.fromhex(fmspc), _ca(ca))
+                yield PckCertificateAnswer(certificate, chain, tcbm, bytes.fromhex(fmspc), ca_of(ca))
 
 
 def _keep_pck(
@@ -321,10 +314,12 @@ def _keep_pck(
     _choose(connection, platform, certificate, seconds(seen))
 
 
-def restore_pck(connection: sa.Connection, stored: StoredPck, verified: VerifiedPck) -> bool:
+def restore_pck(
+    connection: sa.Connection, stored: StoredPck, verified: VerifiedPck, raw_tcbs: Iterable[PlatformTcb] | None
+) -> bool:
     """Keep a certificate of another store in the transaction that is open; whether it is new.
 
-    A raw TCB that has a certificate here keeps it.
+    `raw_tcbs` led to it according to an archive that has neither choices nor sightings.
     """
     digest = hashlib.sha256(verified.answer.certificate).digest()
     own = {"qe_id": stored.qe_id.hex(), "pce_id": stored.pce_id.hex()}
@@ -332,19 +327,38 @@ def restore_pck(connection: sa.Connection, stored: StoredPck, verified: Verified
     new = connection.execute(known, own).first() is None
     platform = own_tcb(stored.qe_id, stored.pce_id, verified.answer)
     for seen in (stored.first_seen, stored.last_seen):
-        certificate = _keep_certificate(
-            connection, platform, verified.answer, verified.root, seconds(seen), stored.source
-        )
-        _observe(connection, verified.extension, seconds(seen), "sgx")
-    for cpu_svn, pce_svn in stored.raw_tcbs:
-        raw = PlatformTcb(stored.qe_id, stored.pce_id, cpu_svn, pce_svn)
-        if connection.execute(sa.select(_CHOICE), _raw_key(raw)).scalar() is None:
-            _choose(connection, raw, certificate, seconds(stored.first_seen))
+        _keep_certificate(connection, platform, verified.answer, verified.root, seconds(seen), stored.source)
+        if raw_tcbs is not None:
+            platform_sightings.observe(connection, verified.extension, seconds(seen), "sgx")
+    for raw in raw_tcbs or ():
+        restore_choice(connection, Choice(raw, digest, stored.first_seen))
     return new
 
 
+def restore_choice(connection: sa.Connection, choice: Choice) -> bool:
+    """Keep which certificate a raw TCB led to in another store; whether it is new.
+
+    What it leads to here stays: only what was before that is added, so the latest choices have to come first.
+    """
+    own = choice.platform.columns()
+    columns, since = PCK_CERTIFICATES.c, seconds(choice.since)
+    of = (columns.qe_id == own["qe_id"], columns.pce_id == own["pce_id"], columns.digest == choice.certificate)
+    certificate = connection.execute(sa.select(columns.id).where(*of)).scalar()
+    if certificate is None:
+        raise CollateralError(f"no PCK certificate has the SHA-256 {choice.certificate.hex()} that a raw TCB led to")
+    earliest = sa.select(sa.func.min(PLATFORM_TCBS.c.since)).where(*_RAW_KEY)
+    found = connection.execute(earliest, _raw_key(choice.platform)).scalar()
+    if found is not None and found <= since:
+        return False
+    connection.execute(sa.insert(PLATFORM_TCBS), own | {"certificate": certificate, "since": since})
+    return True
+
+
 def _choose(connection: sa.Connection, platform: PlatformTcb, certificate: int, since: int) -> None:
-    if connection.execute(sa.select(_CHOICE), _raw_key(platform)).scalar() != certificate:
+    """Append a choice; it is the latest one also where the clock was set back."""
+    found = connection.execute(_LATEST, _raw_key(platform)).first()
+    if found is None or found.certificate != certificate:
+        since = since if found is None else max(since, found.since)
         values = platform.columns() | {"certificate": certificate, "since": since}
         connection.execute(sa.insert(PLATFORM_TCBS), values)
 
@@ -361,29 +375,13 @@ def _remove(connection: sa.Connection, qe_id: str, pce_id: str) -> None:
     uncount(connection, qe_id, pce_id)
     for table in _OF_PLATFORM:
         connection.execute(sa.delete(table).where(*_own(table)), own)
-    _forget(connection, CURRENT_PLATFORMS.c.id.in_(ids))
-
-
-def _forget(connection: sa.Connection, gone: sa.ColumnElement[bool]) -> int:
-    """Remove the sightings of platforms for which this condition on the current ones holds; gives their number."""
-    of = sa.tuple_(PLATFORMS.c.id, PLATFORMS.c.tee).in_(
-        sa.select(CURRENT_PLATFORMS.c.id, CURRENT_PLATFORMS.c.tee).where(gone)
-    )
-    sighted = PLATFORM_SIGHTINGS.c.platform.in_(sa.select(PLATFORMS.c.number).where(of))
-    connection.execute(sa.delete(PLATFORM_SIGHTINGS).where(sighted))
-    connection.execute(sa.delete(PLATFORMS).where(of))
-    return int(connection.execute(sa.delete(CURRENT_PLATFORMS).where(gone)).rowcount)
+    platform_sightings.forget(connection, CURRENT_PLATFORMS.c.id.in_(ids))
 
 
 def _id_of(certificate: bytes) -> str:
     """The id of the platform that a stored PCK certificate is of."""
     (der,) = parse_certificates(certificate, structure="PCK certificate", limit=1)
     return platform_id(sgx_extension(load_certificate(der, structure="PCK certificate", field=""), STEP))
-
-
-def platform_id(extension: PckExtension) -> str:
-    """SHA-256 of the PPID in hexadecimal digits."""
-    return hashlib.sha256(extension.ppid).hexdigest()
 
 
 def _whole_chain(answer: PckCertificateAnswer) -> list[bytes]:
@@ -399,8 +397,8 @@ def _keep_certificate(
     kept = added.on_conflict_do_update(
         index_elements=[old.qe_id, old.pce_id, old.digest],
         set_={
-            "chain": new.chain,
-            "source": new.source,
+            "chain": sa.case((new.last_seen >= old.last_seen, new.chain), else_=old.chain),
+            "source": sa.case((new.first_seen < old.first_seen, new.source), else_=old.source),
             "first_seen": sa.case((new.first_seen < old.first_seen, new.first_seen), else_=old.first_seen),
             "last_seen": sa.case((new.last_seen > old.last_seen, new.last_seen), else_=old.last_seen),
         },
@@ -422,66 +420,6 @@ def _keep_certificate(
     return int(connection.execute(kept.returning(old.id), values).scalar_one())
 
 
-def _observe(
-    connection: sa.Connection,
-    extension: PckExtension,
-    seen: int,
-    tee: Tee,
-    *,
-    claimed: bool = False,
-    asked: bool = True,
-) -> None:
-    """Append a sighting; the TCB of the latest one is the current TCB.
-
-    A lower TCB of the same second belongs to the same set of certificates and is none. If the platform did not ask
-    itself (`asked`), the time of its last sighting stays. Of a TCB that is `claimed` one sighting a week is kept, so
-    that callers cannot make the store grow at will.
-    """
-    # Only the Platform CA writes an instance id into its certificates.
-    ca = "processor" if extension.platform_instance_id is None else "platform"
-    tcb, of = extension.tcb, {"id": platform_id(extension), "tee": tee}
-    facts = (extension.fmspc.hex(), ca, bytes(tcb.sgx_components), tcb.pce_svn, tcb.cpu_svn)
-    values = of | dict(zip(_FACTS, facts, strict=True))
-    current = connection.execute(_MET, {f"of_{name}": value for name, value in of.items()}).first()
-    if current is not None and not asked:
-        seen = current.last_seen
-    number = connection.execute(_NUMBER, {f"of_{name}": value for name, value in values.items()}).scalar()
-    changes = current is None or number != current.number
-    if changes and current is not None and seen == current.last_seen and _is_lower(tcb, current):
-        return
-    if number is None:
-        number = connection.execute(sa.insert(PLATFORMS).returning(PLATFORMS.c.number), values).scalar_one()
-    newest = current is None or seen >= current.last_seen
-    if changes and newest and current is not None and not claimed:
-        _sight(connection, current.number, current.last_seen, 1)
-    _sight(connection, number, seen, 1 if changes and newest and not claimed else SIGHTED_AGAIN)
-    if newest:
-        added = Database.insert(connection, CURRENT_PLATFORMS)
-        new = {"platform": number, "last_seen": seen}
-        connection.execute(added.on_conflict_do_update(index_elements=["id", "tee"], set_=new), of | new)
-
-
-def _sight(connection: sa.Connection, number: int, seen: int, within: int) -> None:
-    """Append a sighting at a TCB, unless there is one `within` so many seconds before it."""
-    own, at = PLATFORM_SIGHTINGS.c, {"platform": number, "seen": seen}
-    lately = sa.select(own.seen).where(own.platform == number, own.seen > seen - within, own.seen <= seen).limit(1)
-    if connection.execute(lately).first() is None:
-        connection.execute(sa.insert(PLATFORM_SIGHTINGS), at)
-
-
-def _is_lower(tcb: PckTcb, than: Any) -> bool:  # noqa: ANN401 - of `_MET`
-    pairs = zip(tcb.sgx_components, than.sgx_components, strict=True)
-    return tcb.pce_svn <= than.pce_svn and all(mine <= theirs for mine, theirs in pairs)
-
-
-def _ca(text: str) -> PckCaName:
-    return "processor" if text == "processor" else "platform"
-
-
-def _tee(text: str) -> Tee:
-    return "tdx" if text == "tdx" else "sgx"
-
-
 _CERTIFICATE = (
     PCK_CERTIFICATES.c.certificate,
     CHAINS.c.pem,
@@ -499,9 +437,14 @@ def _own(table: sa.Table) -> list[sa.ColumnElement[bool]]:
 
 
 _RAW_KEY = [PLATFORM_TCBS.c[name] == sa.bindparam(f"raw_{name}") for name in ("qe_id", "pce_id", "cpu_svn", "pce_svn")]
-_CHOICE = (
-    sa.select(PLATFORM_TCBS.c.certificate).where(*_RAW_KEY).order_by(PLATFORM_TCBS.c.id.desc()).limit(1)
-).scalar_subquery()
+_PLACE_OF_CHOICE = [PLATFORM_TCBS.c[name] for name in ("qe_id", "pce_id", "cpu_svn", "pce_svn", "since", "id")]
+_LATEST = (
+    sa.select(PLATFORM_TCBS.c.certificate, PLATFORM_TCBS.c.since)
+    .where(*_RAW_KEY)
+    .order_by(PLATFORM_TCBS.c.since.desc(), PLATFORM_TCBS.c.id.desc())
+    .limit(1)
+)
+_CHOICE = _LATEST.with_only_columns(PLATFORM_TCBS.c.certificate).scalar_subquery()
 _WITH_CHAIN = PCK_CERTIFICATES.join(CHAINS, CHAINS.c.id == PCK_CERTIFICATES.c.chain)
 _OF_QE_ID = Query(
     sa.select(*_CERTIFICATE)
@@ -524,21 +467,11 @@ _PAGE = (
     .order_by(PCK_CERTIFICATES.c.id)
     .limit(200)
 )
-_LATER = PLATFORM_TCBS.alias()
-_RAW_TCBS = (
-    sa.select(PLATFORM_TCBS.c.cpu_svn, PLATFORM_TCBS.c.pce_svn)
+_CHOICES = (
+    sa.select(PLATFORM_TCBS, PCK_CERTIFICATES.c.digest, PCK_CERTIFICATES.c.root)
     .join(PCK_CERTIFICATES, PCK_CERTIFICATES.c.id == PLATFORM_TCBS.c.certificate)
-    .where(
-        PCK_CERTIFICATES.c.id == sa.bindparam("certificate"),
-        # By the platform, which has an index.
-        PLATFORM_TCBS.c.qe_id == PCK_CERTIFICATES.c.qe_id,
-        PLATFORM_TCBS.c.pce_id == PCK_CERTIFICATES.c.pce_id,
-        ~sa.exists().where(
-            *(_LATER.c[name] == PLATFORM_TCBS.c[name] for name in ("qe_id", "pce_id", "cpu_svn", "pce_svn")),
-            _LATER.c.id > PLATFORM_TCBS.c.id,
-        ),
-    )
-    .order_by(PLATFORM_TCBS.c.cpu_svn, PLATFORM_TCBS.c.pce_svn)
+    .order_by(*(column.desc() for column in _PLACE_OF_CHOICE))
+    .limit(PAGE)
 )
 _ASKED = sa.select(sa.func.coalesce(sa.func.max(REGISTRATIONS.c.last_seen), 0)).where(*_own(REGISTRATIONS))
 _CHOSEN = Query(
@@ -555,50 +488,4 @@ _UNSEEN = (
     sa.select(_SEEN.c.qe_id, _SEEN.c.pce_id)
     .group_by(_SEEN.c.qe_id, _SEEN.c.pce_id)
     .having(sa.func.max(_SEEN.c.last_seen) < sa.bindparam("since"))
-)
-
-_FACTS = ("fmspc", "ca", "sgx_components", "pce_svn", "cpu_svn")
-_AT: sa.ColumnElement[int] = sa.bindparam("at")
-_SHOWN = (PLATFORMS.c.tee, *(PLATFORMS.c[name] for name in _FACTS))
-_CURRENT = (
-    sa.select(PLATFORMS.c.id, CURRENT_PLATFORMS.c.last_seen, *_SHOWN)
-    .join(CURRENT_PLATFORMS, CURRENT_PLATFORMS.c.platform == PLATFORMS.c.number)
-    .where(CURRENT_PLATFORMS.c.last_seen <= _AT)
-    .order_by(PLATFORMS.c.number)
-)
-
-
-def _sighted(which: sa.Function[int], *of: sa.ColumnElement[bool]) -> sa.ScalarSelect[int]:
-    return sa.select(which).where(PLATFORM_SIGHTINGS.c.platform == PLATFORMS.c.number, *of).scalar_subquery()
-
-
-_SEEN_AT = PLATFORM_SIGHTINGS.c.seen
-_THEN = (
-    sa.select(
-        PLATFORMS,
-        sa.func.coalesce(_sighted(sa.func.max(_SEEN_AT), _SEEN_AT <= _AT), _sighted(sa.func.min(_SEEN_AT))).label(
-            "seen"
-        ),
-    )
-    .join(CURRENT_PLATFORMS, (CURRENT_PLATFORMS.c.id == PLATFORMS.c.id) & (CURRENT_PLATFORMS.c.tee == PLATFORMS.c.tee))
-    .where(CURRENT_PLATFORMS.c.last_seen > _AT)
-    .subquery()
-)
-"""When platforms that were met since were met at each of their TCBs: last by then, else first."""
-_NEAREST = sa.case((_THEN.c.seen <= _AT, -_THEN.c.seen), else_=_THEN.c.seen)
-_PLACE = sa.func.row_number().over(partition_by=(_THEN.c.id, _THEN.c.tee), order_by=(_NEAREST, _THEN.c.number.desc()))
-_RANKED = sa.select(_THEN, _PLACE.label("place")).subquery()
-_AS_OF = (
-    sa.select(_RANKED.c.id, _RANKED.c.seen, _RANKED.c.tee, *(_RANKED.c[name] for name in _FACTS))
-    .where(_RANKED.c.place == 1)
-    .order_by(_RANKED.c.number)
-)
-_KINDS = sa.select(PLATFORMS.c.tee, PLATFORMS.c.fmspc, PLATFORMS.c.ca).distinct()
-_MET = (
-    sa.select(PLATFORMS, CURRENT_PLATFORMS.c.last_seen)
-    .join(CURRENT_PLATFORMS, CURRENT_PLATFORMS.c.platform == PLATFORMS.c.number)
-    .where(*(CURRENT_PLATFORMS.c[name] == sa.bindparam(f"of_{name}") for name in ("id", "tee")))
-)
-_NUMBER = sa.select(PLATFORMS.c.number).where(
-    *(PLATFORMS.c[name] == sa.bindparam(f"of_{name}") for name in ("id", "tee", *_FACTS))
 )

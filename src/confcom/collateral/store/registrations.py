@@ -50,7 +50,8 @@ class Registration:
     """A platform and what its certificates are asked with, and how far that got. `fmspc` is empty until known.
 
     The request is for the certificate of a raw TCB; or, of a platform that gave its manifest alone, for all of its
-    certificates. `last_seen` is when the platform asked last, by default at `since`.
+    certificates. The state began at `began`, and was found again at `since`; `last_seen` is when the platform asked
+    last. Both are `since` by default.
     """
 
     request: PckCertRequest | PckCertsRequest
@@ -58,6 +59,7 @@ class Registration:
     since: datetime
     fmspc: bytes = b""
     last_seen: datetime | None = None
+    began: datetime | None = None
 
     @property
     def place(self) -> Place:
@@ -68,8 +70,10 @@ class Registration:
 
 @dataclass(frozen=True, slots=True)
 class Former:
-    """What a registration of a raw TCB was, from `since` on. `platform_manifest`: the one that was replaced, if any."""
+    """What a registration was, from `since` on. `platform_manifest`: the one that was replaced, if any."""
 
+    qe_id: bytes
+    pce_id: bytes
     cpu_svn: bytes
     pce_svn: int
     state: State
@@ -93,18 +97,19 @@ class Registrations:
         of = (_C.qe_id == qe_id.hex(), _C.pce_id == pce_id.hex())
         return self._select(sa.select(REGISTRATIONS).where(*of).order_by(_C.since.desc()))
 
-    def former(self, qe_id: bytes, pce_id: bytes) -> tuple[Former, ...]:
-        """What registrations of one platform were before, the oldest first."""
-        columns = FORMER_REGISTRATIONS.c
-        chosen = sa.select(columns.cpu_svn, columns.pce_svn, columns.state, columns.since, columns.platform_manifest)
-        of = (columns.qe_id == qe_id.hex(), columns.pce_id == pce_id.hex())
-        with self._database.read() as connection:
-            return tuple(
-                Former(bytes.fromhex(cpu_svn), pce_svn, state, time_of(since), manifest)
-                for cpu_svn, pce_svn, state, since, manifest in connection.execute(
-                    chosen.where(*of).order_by(columns.id)
-                )
-            )
+    def former(self) -> Iterator[Former]:
+        """What registrations were before, in the order in which it was kept; read in pages."""
+        last = 0
+        while True:
+            page = sa.select(FORMER_REGISTRATIONS).where(FORMER_REGISTRATIONS.c.id > last).limit(PAGE)
+            with self._database.read() as connection:
+                rows = connection.execute(page.order_by(FORMER_REGISTRATIONS.c.id)).all()
+            for _, *ids, pce_svn, state, manifest, since in rows:
+                qe_id, pce_id, cpu_svn = map(bytes.fromhex, ids)
+                yield Former(qe_id, pce_id, cpu_svn, pce_svn, state, time_of(since), manifest)
+            if not rows:
+                return
+            last = rows[-1].id
 
     def page(
         self, state: State, *, fmspcs: Sequence[bytes] = (), after: Place | None = None, limit: int = PAGE
@@ -158,7 +163,7 @@ class Registrations:
 _C = REGISTRATIONS.c
 _KEY = (_C.qe_id, _C.pce_id, _C.cpu_svn, _C.pce_svn)
 _IS = [column == sa.bindparam(f"of_{column.name}") for column in _KEY]
-_ONE = sa.select(_C.state, _C.since, _C.platform_manifest, _C.last_seen).where(*_IS)
+_ONE = sa.select(_C.state, _C.began, _C.platform_manifest, _C.last_seen).where(*_IS)
 
 
 def _after(state: State, place: Place) -> sa.Select[Any]:
@@ -170,6 +175,7 @@ def put_registration(connection: sa.Connection, registration: Registration) -> N
     """Keep a registration in the transaction that is open; what it was before goes to the former ones."""
     request, since = registration.request, seconds(registration.since)
     last_seen = since if registration.last_seen is None else seconds(registration.last_seen)
+    began = since if registration.began is None else seconds(registration.began)
     values: dict[str, Any] = {
         "encrypted_ppid": request.encrypted_ppid,
         "platform_manifest": request.platform_manifest,
@@ -180,16 +186,19 @@ def put_registration(connection: sa.Connection, registration: Registration) -> N
     own, of = {column.name: value for column, value in zip(_KEY, _key(request), strict=True)}, _of(request)
     found = connection.execute(_ONE, of).first()
     if found is None:
-        connection.execute(sa.insert(REGISTRATIONS), {"fmspc": "", "last_seen": last_seen} | own | values)
+        connection.execute(
+            sa.insert(REGISTRATIONS), {"fmspc": "", "last_seen": last_seen, "began": began} | own | values
+        )
         _add(connection, registration.state, 1)
     else:
         manifest = values.get("platform_manifest", found.platform_manifest)
         replaced = found.platform_manifest if manifest != found.platform_manifest else None
         if found.state != registration.state or replaced is not None:
-            former = own | {"state": found.state, "since": found.since, "platform_manifest": replaced}
+            former = own | {"state": found.state, "since": found.began, "platform_manifest": replaced}
             _keep_former(connection, former)
             _add(connection, found.state, -1)
             _add(connection, registration.state, 1)
+            values["began"] = began
         values |= {"last_seen": max(found.last_seen, last_seen)}
         connection.execute(sa.update(REGISTRATIONS).where(*_IS).values(**values), of)
     if _count(connection) > MAX_REGISTRATIONS:
@@ -253,6 +262,19 @@ def restore_registration(connection: sa.Connection, registration: Registration) 
     return True
 
 
+def restore_former(connection: sa.Connection, former: Former) -> bool:
+    """Keep what a registration of another store was before; whether it is new."""
+    ids = {"qe_id": former.qe_id.hex(), "pce_id": former.pce_id.hex(), "cpu_svn": former.cpu_svn.hex()}
+    values: dict[str, Any] = ids | {"pce_svn": former.pce_svn, "state": former.state, "since": seconds(former.since)}
+    values["platform_manifest"] = former.platform_manifest
+    columns = FORMER_REGISTRATIONS.c
+    same = [columns[name].is_not_distinct_from(value) for name, value in values.items()]
+    if connection.execute(sa.select(columns.id).where(*same).limit(1)).first() is not None:
+        return False
+    connection.execute(sa.insert(FORMER_REGISTRATIONS), values)
+    return True
+
+
 def _key(request: PckCertRequest | PckCertsRequest) -> tuple[str, str, str, int]:
     qe_id, pce_id = (request.qe_id or b"").hex(), request.pce_id.hex()
     if isinstance(request, PckCertsRequest):
@@ -280,6 +302,7 @@ def _registration(
     state: State,
     since: int,
     last_seen: int,
+    began: int,
 ) -> Registration:
     request: PckCertRequest | PckCertsRequest
     if cpu_svn:
@@ -293,4 +316,4 @@ def _registration(
         )
     else:
         request = PckCertsRequest(bytes.fromhex(pce_id), encrypted_ppid, manifest, qe_id=bytes.fromhex(qe_id))
-    return Registration(request, state, time_of(since), bytes.fromhex(fmspc), time_of(last_seen))
+    return Registration(request, state, time_of(since), bytes.fromhex(fmspc), time_of(last_seen), time_of(began))

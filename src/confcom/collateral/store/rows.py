@@ -94,8 +94,7 @@ class Sighting:
 
     served_as: str
     source: str
-    first_seen: datetime
-    last_seen: datetime
+    seen: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +135,10 @@ def keep_version(connection: sa.Connection, verified: VerifiedDocument, sighting
     known = sa.select(VERSIONS.c.id).where(VERSIONS.c.document == of, VERSIONS.c.digest == digest)
     found = connection.execute(known).scalar()
     version = found or connection.execute(sa.insert(VERSIONS).returning(VERSIONS.c.id), values).scalar_one()
-    seen = {(one.served_as, seconds(at), one.source) for one in sightings for at in (one.first_seen, one.last_seen)}
-    rows = [{"version": version, "served_as": label, "seen": at, "source": source} for label, at, source in seen]
+    rows = [
+        {"version": version, "served_as": one.served_as, "seen": seconds(one.seen), "source": one.source}
+        for one in sightings
+    ]
     if rows:
         connection.execute(Database.insert(connection, SIGHTINGS).on_conflict_do_nothing(), rows)
     return found is None
@@ -207,7 +208,7 @@ def versions_of(connection: sa.Connection, key: DocumentKey, root: bytes) -> Ite
 
 def _stored(key: DocumentKey, row: Sequence[Any], seen: Iterable[Sequence[Any]]) -> StoredVersion:
     version, digest, issue, update, number, expires = row
-    sightings = tuple(Sighting(label, source, time_of(first), time_of(last)) for label, source, first, last in seen)
+    sightings = tuple(Sighting(label, source, time_of(at)) for label, source, at in seen)
     facts = DocumentFacts(time_of(issue), time_of(update), number)
     return StoredVersion(version, key, digest, facts, time_of(expires), sightings)
 
@@ -288,12 +289,10 @@ def _candidates(keys: int) -> Query:
     return Query(sa.union_all(*map(of, range(keys))))
 
 
-_FIRST, _LAST = sa.func.min(SIGHTINGS.c.seen), sa.func.max(SIGHTINGS.c.seen)
 _SIGHTINGS = (
-    sa.select(SIGHTINGS.c.served_as, SIGHTINGS.c.source, _FIRST, _LAST)
+    sa.select(SIGHTINGS.c.served_as, SIGHTINGS.c.source, SIGHTINGS.c.seen)
     .where(SIGHTINGS.c.version == sa.bindparam("of"))
-    .group_by(SIGHTINGS.c.served_as, SIGHTINGS.c.source)
-    .order_by(_FIRST, SIGHTINGS.c.served_as, SIGHTINGS.c.source)
+    .order_by(SIGHTINGS.c.seen, SIGHTINGS.c.served_as, SIGHTINGS.c.source)
 )
 _SEEN = Query(_SIGHTINGS)
 _BODY = Query(

@@ -96,9 +96,9 @@ PLATFORM_TCBS = _table(
     _whole("pce_svn"),
     _reference("certificate", "pck_certificates"),
     _whole("since"),
-    sa.Index("platform_tcbs_latest", "qe_id", "pce_id", "cpu_svn", "pce_svn", "id"),
+    sa.Index("platform_tcbs_latest", "qe_id", "pce_id", "cpu_svn", "pce_svn", "since", "id"),
 )
-"""Which certificate a platform's raw TCB led to; the row with the highest id is current."""
+"""Which certificate a platform's raw TCB led to; the latest row (`since`, `id`) is current."""
 
 PLATFORMS = _table(
     "platforms",
@@ -140,11 +140,12 @@ REGISTRATIONS = _table(
     _blob("platform_manifest", null=True),
     *map(_text, ("fmspc", "state")),
     *map(_whole, ("since", "last_seen")),
+    sa.Column("began", WHOLE, nullable=False, server_default="0"),
     sa.Index("registrations_listed", "state", "fmspc", "qe_id", "pce_id", "cpu_svn", "pce_svn"),
     sa.Index("registrations_due", "state", "since", "qe_id", "pce_id", "cpu_svn", "pce_svn"),
     sa.Index("registrations_seen", "qe_id", "pce_id", "last_seen"),
 )
-"""Platforms that asked a collateral service, as they are now. `since` is when the state was set."""
+"""Platforms that asked a collateral service, as they are now. The state `began`, and was found again at `since`."""
 
 FORMER_REGISTRATIONS = _table(
     "former_registrations",
@@ -156,7 +157,7 @@ FORMER_REGISTRATIONS = _table(
     _whole("since"),
     sa.Index("former_registrations_of_platform", "qe_id", "pce_id", "id"),
 )
-"""States that registrations had, the oldest first, and manifests that another one replaced (NULL: it stayed)."""
+"""States that registrations had, and `since` when; manifests that another one replaced (NULL: it stayed)."""
 
 REGISTRATION_COUNTS = _table("registration_counts", _text("state", key=True), _whole("registered"), rows=False)
 """Rows by state, so that none must be counted."""

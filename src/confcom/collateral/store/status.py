@@ -12,7 +12,7 @@ from typing import Any
 from confcom.appraisal.tcb import Shortfall, match_platform, shortfalls
 from confcom.collateral.clock import Dates, rfc3339
 from confcom.collateral.documents import DocumentKey, DocumentKind
-from confcom.collateral.store.platforms import PlatformGroup
+from confcom.collateral.store.platform_sightings import PlatformGroup
 from confcom.collateral.store.rows import time_of
 from confcom.collateral.store.store import CollateralStore
 from confcom.formats.tcb_info import SignedTcbInfo, TcbInfo, TcbStatus
@@ -209,7 +209,7 @@ def _documents(store: CollateralStore, keys: Iterable[DocumentKey], now: datetim
         version = store.in_force(key, at=now)
         if version is not None:
             left = int((version.expires - now).total_seconds())
-            seen = max(sighting.last_seen for sighting in version.sightings)
+            seen = max(sighting.seen for sighting in version.sightings)
             found.append(
                 DocumentStatus(key, version.facts.number, version.facts.issue_date, version.expires, left, seen)
             )
@@ -291,7 +291,7 @@ class _TcbInfos:
     def _promotion(self, key: DocumentKey, number: int | None) -> datetime | None:
         if key not in self._promotions:
             versions = (version for version in self._store.history(key) if version.facts.number == number)
-            seen = [one.first_seen for version in versions for one in version.sightings if one.served_as == "early"]
+            seen = [one.seen for version in versions for one in version.sightings if one.served_as == "early"]
             self._promotions[key] = min(seen) + PROMOTION if seen else None
         return self._promotions[key]
 

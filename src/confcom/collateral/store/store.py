@@ -123,7 +123,7 @@ class CollateralStore:
 
     def add_verified(self, documents: Iterable[VerifiedDocument], *, seen: datetime, source: str) -> int:
         """The same for documents that were verified under the store's roots."""
-        return self.add_seen((document, (Sighting(served_as(document), source, seen, seen),)) for document in documents)
+        return self.add_seen((document, (Sighting(served_as(document), source, seen),)) for document in documents)
 
     def add_seen(self, documents: Iterable[tuple[VerifiedDocument, Sequence[Sighting]]]) -> int:
         """Keep verified documents with what is known of when they were seen; gives how many were new versions."""

@@ -185,7 +185,7 @@ class Refresher:
             return True
         if isinstance(key.update, int) and key.update not in self._served and version.expires < now:
             return False  # Intel renews a set while it serves it
-        times = (sighting.last_seen for sighting in version.sightings)
+        times = (sighting.seen for sighting in version.sightings)
         seen = max((time for time in times if time <= now), default=version.facts.issue_date)
         soon = version.expires - now <= timedelta(seconds=self._config.refresh_before)
         return soon or now - seen >= timedelta(seconds=self._config.refresh_every)

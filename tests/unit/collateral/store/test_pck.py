@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from confcom.collateral.store import pck
-from confcom.collateral.store.platforms import PlatformTcb, VerifiedPck, platform_id
+from confcom.collateral.store.platform_sightings import platform_id
+from confcom.collateral.store.platforms import PlatformTcb, VerifiedPck
 from confcom.collateral.store.store import CollateralStore
 from confcom.protocols.pcs import PckCertificateAnswer
 from confcom.simulator.world import SimulatedWorld

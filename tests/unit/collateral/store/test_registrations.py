@@ -29,7 +29,7 @@ def register(address: str) -> Iterator[Registrations]:
 
 
 def seen(entry: Registration) -> Registration:
-    return replace(entry, last_seen=entry.last_seen or entry.since)
+    return replace(entry, last_seen=entry.last_seen or entry.since, began=entry.began or entry.since)
 
 
 def waiting(register: Registrations) -> tuple[Registration, ...]:
@@ -69,6 +69,18 @@ def test_what_a_platform_once_told_stays_known(register: Registrations) -> None:
     assert register.page("cached") == (entry,)
 
 
+def test_when_a_state_began_stays_known(register: Registrations) -> None:
+    day = dt.timedelta(days=1)
+    for number, state in enumerate(("waiting", "waiting", "waiting", "cached", "cached", "unavailable")):
+        register.put(Registration(REQUEST, state, NOW + number * day))  # type: ignore[arg-type]
+    assert [(one.state, one.since) for one in register.former()] == [("waiting", NOW), ("cached", NOW + 3 * day)]
+    (entry,) = register.page("unavailable")
+    assert (entry.began, entry.since) == (NOW + 5 * day, NOW + 5 * day)
+    register.put(Registration(REQUEST, "unavailable", NOW + 6 * day))
+    (entry,) = register.page("unavailable")
+    assert (entry.began, entry.since) == (NOW + 5 * day, NOW + 6 * day)
+
+
 def test_every_raw_tcb_is_a_registration_of_its_own(register: Registrations) -> None:
     for pce_svn in (1, 2):
         register.put(Registration(replace(REQUEST, pce_svn=pce_svn), "waiting", NOW + dt.timedelta(seconds=pce_svn)))
@@ -97,7 +109,7 @@ def test_callers_cannot_make_the_history_of_a_registration_grow_at_will(
         register.put(Registration(replace(REQUEST, platform_manifest=manifest), state, NOW + at))
 
     def history() -> list[tuple[str, bytes | None]]:
-        return [(one.state, one.platform_manifest) for one in register.former(b"\xab" * 16, bytes(2))]
+        return [(one.state, one.platform_manifest) for one in register.former()]
 
     minute, day = dt.timedelta(minutes=1), dt.timedelta(days=1)
     for turn in range(40):
@@ -129,7 +141,7 @@ def test_a_platform_that_is_offline_for_years_can_be_registered_again(register: 
         manifest = b"%d" % year
         register.put(Registration(replace(REQUEST, platform_manifest=manifest), "waiting", NOW + dt.timedelta(year)))
         assert waiting(register)[0].request.platform_manifest == manifest
-    former = register.former(b"\xab" * 16, bytes(2))
+    former = list(register.former())
     assert [one.platform_manifest for one in former] == [b"%d" % year for year in range(35, 99)]
 
 

@@ -1,4 +1,7 @@
-"""Sightings of platforms are appended; before, each TCB had the first and the last time at which it was met."""
+"""Sightings of platforms are appended; before, each TCB had the first and the last time at which it was met.
+
+Registrations know when their state began, and choices of certificates are ordered by time.
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -22,7 +25,10 @@ DROP TABLE tcbs;
 DROP INDEX platforms_latest;
 ALTER TABLE platforms DROP COLUMN first_seen;
 ALTER TABLE platforms DROP COLUMN last_seen;
-CREATE INDEX platforms_of_id ON platforms (id, tee)
+CREATE INDEX platforms_of_id ON platforms (id, tee);
+DROP INDEX platform_tcbs_latest;
+CREATE INDEX platform_tcbs_latest ON platform_tcbs (qe_id, pce_id, cpu_svn, pce_svn, since, id);
+UPDATE registrations SET began = since
 """
 _TCBS = """
 CREATE TEMPORARY TABLE tcbs AS SELECT number AS member,
@@ -48,5 +54,6 @@ def upgrade() -> None:
         sa.Column("last_seen", _WHOLE, nullable=False),
         **options,
     )
+    op.add_column("registrations", sa.Column("began", _WHOLE, nullable=False, server_default="0"))
     for sql in (_TCBS, *_CARRY.split(";")):
         op.execute(sql)

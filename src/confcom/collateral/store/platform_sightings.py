@@ -1,0 +1,263 @@
+"""When platforms were met, and at which TCB: sightings are appended, and the latest one says what is current.
+
+A PPID is a lasting identifier of a machine: only its SHA-256 is kept here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from confcom.collateral.store.rows import seconds, time_of
+from confcom.collateral.store.schema import CURRENT_PLATFORMS, PLATFORM_SIGHTINGS, PLATFORMS
+from confcom.database.engine import Database
+from confcom.formats.pck_extension import PckExtension, PckTcb
+from confcom.protocols.pcs import PckCaName, Tee
+
+PAGE = 1000
+"""Platforms that are read at a time."""
+LATEST = datetime.max.replace(tzinfo=UTC)
+SIGHTED_AGAIN = 7 * 24 * 3600
+"""Seconds in which a platform that stays at its TCB has one sighting: 100,000 platforms add 5 million rows a year."""
+
+
+@dataclass(frozen=True, slots=True)
+class MetPlatform:
+    """A platform at one TCB, and when it was met there. `id` is the SHA-256 of its PPID in hexadecimal digits."""
+
+    id: str
+    tee: Tee
+    fmspc: bytes
+    ca: PckCaName
+    tcb: PckTcb
+    seen: tuple[datetime, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlatformGroup:
+    """Platforms at the same latest TCB, of one TEE, FMSPC and CA, which are judged alike.
+
+    `seen` has the id of each (SHA-256 of its PPID in hexadecimal digits), and when it was seen last (seconds since
+    1970).
+    """
+
+    tee: Tee
+    fmspc: bytes
+    ca: PckCaName
+    tcb: PckTcb
+    seen: list[tuple[str, int]]
+
+
+def groups(connection: sa.Connection, at: int) -> tuple[PlatformGroup, ...]:
+    """Every platform, in groups, at the TCB at which it was met last by then (seconds since 1970).
+
+    One that was met only later is at the TCB of its first sighting. What is older than its last sighting is known to a
+    week (`SIGHTED_AGAIN`).
+    """
+    found: dict[tuple[Any, ...], PlatformGroup] = {}
+    for query in (_CURRENT, _AS_OF):
+        for id_, last_seen, *facts in connection.execution_options(yield_per=PAGE).execute(query, {"at": at}):
+            group = found.get(key := tuple(facts))
+            if group is None:
+                tee, fmspc, ca, components, pce_svn, cpu_svn = facts
+                tcb = PckTcb(tuple(components), pce_svn, cpu_svn)
+                group = found[key] = PlatformGroup(_tee(tee), bytes.fromhex(fmspc), ca_of(ca), tcb, [])
+            group.seen.append((id_, last_seen))
+    return tuple(found.values())
+
+
+def kinds(connection: sa.Connection) -> tuple[tuple[Tee, bytes, PckCaName], ...]:
+    """The kinds of platforms that were met: TEE, FMSPC (6 bytes) and CA."""
+    rows = connection.execute(sa.select(PLATFORMS.c.tee, PLATFORMS.c.fmspc, PLATFORMS.c.ca).distinct())
+    return tuple((_tee(tee), bytes.fromhex(fmspc), ca_of(ca)) for tee, fmspc, ca in rows)
+
+
+def met_after(connection: sa.Connection, number: int) -> tuple[int, list[MetPlatform]]:
+    """A page of platforms with a higher number: the highest of them, and each with all of its sightings."""
+    rows = connection.execute(_PAGE, {"after": number}).all()
+    if not rows:
+        return number, []
+    times: dict[int, set[int]] = {row.number: set() for row in rows}
+    between = _SEEN.platform.between(rows[0].number, rows[-1].number)
+    for of, seen in connection.execute(sa.select(PLATFORM_SIGHTINGS).where(between)):
+        times[of].add(seen)
+    found = []
+    for of, id_, tee, fmspc, ca, components, pce_svn, cpu_svn, last_seen in rows:
+        tcb, seen = PckTcb(tuple(components), pce_svn, cpu_svn), times[of] | ({last_seen} - {None})
+        met = tuple(map(time_of, sorted(seen)))
+        found.append(MetPlatform(id_, _tee(tee), bytes.fromhex(fmspc), ca_of(ca), tcb, met))
+    return rows[-1].number, found
+
+
+def restore_met(connection: sa.Connection, met: MetPlatform) -> bool:
+    """Keep when another store met a platform at a TCB; whether any of it is new."""
+    facts = (met.fmspc.hex(), met.ca, bytes(met.tcb.sgx_components), met.tcb.pce_svn, met.tcb.cpu_svn)
+    of = {"id": met.id, "tee": met.tee}
+    values = of | dict(zip(_FACTS, facts, strict=True))
+    number = _number_of(connection, values) or _new_number(connection, values)
+    rows = [{"platform": number, "seen": seconds(seen)} for seen in met.seen]
+    own = PLATFORM_SIGHTINGS.c.platform == number
+    known = set(connection.execute(sa.select(PLATFORM_SIGHTINGS.c.seen).where(own)).scalars())
+    if new := [row for row in rows if row["seen"] not in known]:
+        connection.execute(sa.insert(PLATFORM_SIGHTINGS), new)
+    _set_current(connection, of, number, max(row["seen"] for row in rows))
+    return bool(new)
+
+
+def observe(
+    connection: sa.Connection,
+    extension: PckExtension,
+    seen: int,
+    tee: Tee,
+    *,
+    claimed: bool = False,
+    asked: bool = True,
+) -> None:
+    """Append a sighting; the TCB of the latest one is the current TCB.
+
+    A lower TCB of the same second belongs to the same set of certificates and is none. If the platform did not ask
+    itself (`asked`), the time of its last sighting stays. Of a TCB that is `claimed` one sighting a week is kept, so
+    that callers cannot make the store grow at will.
+    """
+    # Only the Platform CA writes an instance id into its certificates.
+    ca = "processor" if extension.platform_instance_id is None else "platform"
+    tcb, of = extension.tcb, {"id": platform_id(extension), "tee": tee}
+    facts = (extension.fmspc.hex(), ca, bytes(tcb.sgx_components), tcb.pce_svn, tcb.cpu_svn)
+    values = of | dict(zip(_FACTS, facts, strict=True))
+    current = connection.execute(_MET, {f"of_{name}": value for name, value in of.items()}).first()
+    if current is not None and not asked:
+        seen = current.last_seen
+    number = _number_of(connection, values)
+    changes = current is None or number != current.number
+    if changes and current is not None and seen == current.last_seen and _is_lower(tcb, current):
+        return
+    number = number or _new_number(connection, values)
+    newest = current is None or seen >= current.last_seen
+    if changes and newest and current is not None and not claimed:
+        _sight(connection, current.number, current.last_seen, 1)
+    _sight(connection, number, seen, 1 if changes and newest and not claimed else SIGHTED_AGAIN)
+    _set_current(connection, of, number, seen)
+
+
+def _number_of(connection: sa.Connection, values: Mapping[str, Any]) -> int | None:
+    found = connection.execute(_NUMBER, {f"of_{name}": value for name, value in values.items()}).scalar()
+    return None if found is None else int(found)
+
+
+def _new_number(connection: sa.Connection, values: Mapping[str, Any]) -> int:
+    return int(connection.execute(sa.insert(PLATFORMS).returning(PLATFORMS.c.number), values).scalar_one())
+
+
+def _set_current(connection: sa.Connection, of: Mapping[str, str], number: int, seen: int) -> None:
+    """Note that a platform was met at a TCB, unless it was met later."""
+    added, new = Database.insert(connection, CURRENT_PLATFORMS), {"platform": number, "last_seen": seen}
+    later = CURRENT_PLATFORMS.c.last_seen <= seen
+    connection.execute(added.on_conflict_do_update(index_elements=["id", "tee"], set_=new, where=later), {**of, **new})
+
+
+def _sight(connection: sa.Connection, number: int, seen: int, within: int) -> None:
+    """Append a sighting at a TCB, unless there is one `within` so many seconds before it."""
+    own, at = PLATFORM_SIGHTINGS.c, {"platform": number, "seen": seen}
+    lately = sa.select(own.seen).where(own.platform == number, own.seen > seen - within, own.seen <= seen).limit(1)
+    if connection.execute(lately).first() is None:
+        connection.execute(sa.insert(PLATFORM_SIGHTINGS), at)
+
+
+def _is_lower(tcb: PckTcb, than: Any) -> bool:  # noqa: ANN401 - of `_MET`
+    pairs = zip(tcb.sgx_components, than.sgx_components, strict=True)
+    return tcb.pce_svn <= than.pce_svn and all(mine <= theirs for mine, theirs in pairs)
+
+
+def note_asked(connection: sa.Connection, id_: str, at: int) -> None:
+    """Append a sighting of a platform that asked, at the TCB that it has."""
+    met = (CURRENT_PLATFORMS.c.id == id_, CURRENT_PLATFORMS.c.last_seen < at)
+    for number in connection.execute(sa.select(CURRENT_PLATFORMS.c.platform).where(*met)).scalars().all():
+        _sight(connection, number, at, SIGHTED_AGAIN)
+    connection.execute(sa.update(CURRENT_PLATFORMS).where(*met).values(last_seen=at))
+
+
+def forget(connection: sa.Connection, gone: sa.ColumnElement[bool]) -> int:
+    """Remove the sightings of platforms for which this condition on the current ones holds; gives their number."""
+    of = sa.tuple_(PLATFORMS.c.id, PLATFORMS.c.tee).in_(
+        sa.select(CURRENT_PLATFORMS.c.id, CURRENT_PLATFORMS.c.tee).where(gone)
+    )
+    sighted = PLATFORM_SIGHTINGS.c.platform.in_(sa.select(PLATFORMS.c.number).where(of))
+    connection.execute(sa.delete(PLATFORM_SIGHTINGS).where(sighted))
+    connection.execute(sa.delete(PLATFORMS).where(of))
+    return int(connection.execute(sa.delete(CURRENT_PLATFORMS).where(gone)).rowcount)
+
+
+def platform_id(extension: PckExtension) -> str:
+    """SHA-256 of the PPID in hexadecimal digits."""
+    return hashlib.sha256(extension.ppid).hexdigest()
+
+
+def ca_of(text: str) -> PckCaName:
+    """A CA as it is stored."""
+    return "processor" if text == "processor" else "platform"
+
+
+def _tee(text: str) -> Tee:
+    return "tdx" if text == "tdx" else "sgx"
+
+
+_SEEN = PLATFORM_SIGHTINGS.c
+_FACTS = ("fmspc", "ca", "sgx_components", "pce_svn", "cpu_svn")
+_AT: sa.ColumnElement[int] = sa.bindparam("at")
+_SHOWN = (PLATFORMS.c.tee, *(PLATFORMS.c[name] for name in _FACTS))
+_CURRENT = (
+    sa.select(PLATFORMS.c.id, CURRENT_PLATFORMS.c.last_seen, *_SHOWN)
+    .join(CURRENT_PLATFORMS, CURRENT_PLATFORMS.c.platform == PLATFORMS.c.number)
+    .where(CURRENT_PLATFORMS.c.last_seen <= _AT)
+    .order_by(PLATFORMS.c.number)
+)
+
+
+_MET_SINCE = (
+    sa.select(PLATFORMS.c.number)
+    .join(CURRENT_PLATFORMS, (CURRENT_PLATFORMS.c.id == PLATFORMS.c.id) & (CURRENT_PLATFORMS.c.tee == PLATFORMS.c.tee))
+    .where(CURRENT_PLATFORMS.c.last_seen > _AT)
+)
+_BY_THEN = sa.func.max(sa.case((_SEEN.seen <= _AT, _SEEN.seen)))
+_TIMES = (
+    sa.select(_SEEN.platform, sa.func.coalesce(_BY_THEN, sa.func.min(_SEEN.seen)).label("seen"))
+    .where(_SEEN.platform.in_(_MET_SINCE))
+    .group_by(_SEEN.platform)
+    .subquery()
+)
+_THEN = sa.select(PLATFORMS, _TIMES.c.seen).join(_TIMES, _TIMES.c.platform == PLATFORMS.c.number).subquery()
+"""When platforms that were met since were met at each of their TCBs: last by then, else first."""
+_NEAREST = sa.case((_THEN.c.seen <= _AT, -_THEN.c.seen), else_=_THEN.c.seen)
+_PLACE = sa.func.row_number().over(partition_by=(_THEN.c.id, _THEN.c.tee), order_by=(_NEAREST, _THEN.c.number.desc()))
+_RANKED = sa.select(_THEN, _PLACE.label("place")).subquery()
+_AS_OF = (
+    sa.select(_RANKED.c.id, _RANKED.c.seen, _RANKED.c.tee, *(_RANKED.c[name] for name in _FACTS))
+    .where(_RANKED.c.place == 1)
+    .order_by(_RANKED.c.number)
+)
+_MET = (
+    sa.select(PLATFORMS, CURRENT_PLATFORMS.c.last_seen)
+    .join(CURRENT_PLATFORMS, CURRENT_PLATFORMS.c.platform == PLATFORMS.c.number)
+    .where(*(CURRENT_PLATFORMS.c[name] == sa.bindparam(f"of_{name}") for name in ("id", "tee")))
+)
+_PAGE = (
+    sa.select(PLATFORMS, CURRENT_PLATFORMS.c.last_seen)
+    .join(
+        CURRENT_PLATFORMS,
+        (CURRENT_PLATFORMS.c.id == PLATFORMS.c.id)
+        & (CURRENT_PLATFORMS.c.tee == PLATFORMS.c.tee)
+        & (CURRENT_PLATFORMS.c.platform == PLATFORMS.c.number),
+        isouter=True,
+    )
+    .where(PLATFORMS.c.number > sa.bindparam("after"))
+    .order_by(PLATFORMS.c.number)
+    .limit(PAGE)
+)
+_NUMBER = sa.select(PLATFORMS.c.number).where(
+    *(PLATFORMS.c[name] == sa.bindparam(f"of_{name}") for name in ("id", "tee", *_FACTS))
+)
