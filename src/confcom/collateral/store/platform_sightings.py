@@ -64,11 +64,14 @@ def groups(connection: sa.Connection, at: int) -> tuple[PlatformGroup, ...]:
         for id_, last_seen, *facts in connection.execution_options(yield_per=PAGE).execute(query, {"at": at}):
             group = found.get(key := tuple(facts))
             if group is None:
-                tee, fmspc, ca, components, pce_svn, cpu_svn = facts
-                tcb = PckTcb(tuple(components), pce_svn, cpu_svn)
-                group = found[key] = PlatformGroup(_tee(tee), bytes.fromhex(fmspc), ca_of(ca), tcb, [])
+                group = found[key] = _group(*facts)
             group.seen.append((id_, last_seen))
     return tuple(found.values())
+
+
+def counts(connection: sa.Connection) -> tuple[tuple[PlatformGroup, int], ...]:
+    """How many platforms are in each group now; the groups name none of them."""
+    return tuple((_group(*facts), count) for count, *facts in connection.execute(_COUNTED))
 
 
 def kinds(connection: sa.Connection) -> tuple[tuple[Tee, bytes, PckCaName], ...]:
@@ -202,6 +205,11 @@ def ca_of(text: str) -> PckCaName:
     return "processor" if text == "processor" else "platform"
 
 
+def _group(tee: str, fmspc: str, ca: str, components: bytes, pce_svn: int, cpu_svn: bytes) -> PlatformGroup:
+    tcb = PckTcb(tuple(components), pce_svn, cpu_svn)
+    return PlatformGroup(_tee(tee), bytes.fromhex(fmspc), ca_of(ca), tcb, [])
+
+
 def _tee(text: str) -> Tee:
     return "tdx" if text == "tdx" else "sgx"
 
@@ -215,6 +223,11 @@ _CURRENT = (
     .join(CURRENT_PLATFORMS, CURRENT_PLATFORMS.c.platform == PLATFORMS.c.number)
     .where(CURRENT_PLATFORMS.c.last_seen <= _AT)
     .order_by(PLATFORMS.c.number)
+)
+_COUNTED = (
+    sa.select(sa.func.count(), *_SHOWN)
+    .join(CURRENT_PLATFORMS, CURRENT_PLATFORMS.c.platform == PLATFORMS.c.number)
+    .group_by(*_SHOWN)
 )
 
 

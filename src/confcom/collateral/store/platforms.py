@@ -141,6 +141,11 @@ class PlatformRegistry:
         with self._database.read() as connection:
             return platform_sightings.groups(connection, seconds(at))
 
+    def counts(self) -> tuple[tuple[PlatformGroup, int], ...]:
+        """How many platforms are in each group now; the groups name none of them."""
+        with self._database.read() as connection:
+            return platform_sightings.counts(connection)
+
     def kinds(self) -> tuple[tuple[Tee, bytes, PckCaName], ...]:
         """The kinds of platforms that were met: TEE, FMSPC (6 bytes) and CA."""
         with self._database.read() as connection:

@@ -164,9 +164,10 @@ def fleet_counts(store: CollateralStore, now: datetime, sets: TcbSets = STANDARD
     """How many platforms are `current`, `falls_behind` or `out_of_date`, for the clients of each group."""
     infos, states = _TcbInfos(store, now, sets), ("current", "falls_behind", "out_of_date")
     counts = {(clients, state): 0 for clients in sets.by_group for state in states}
-    for found in map(infos.judge, store.platforms.groups()):
+    for group, count in store.platforms.counts():
+        found = infos.judge(group)
         for clients in found.served:
-            counts[clients, found.state_of(clients)] += len(found.group.seen)
+            counts[clients, found.state_of(clients)] += count
     return counts
 
 
