@@ -306,6 +306,7 @@ _SQLSTATES: Mapping[str, str] = {
     "57P": "unreachable",  # the server stops or starts
     "40": "busy",  # serialization failures, deadlocks
     "55P03": "busy",  # a lock was not to be had in time
+    "25P03": "busy",  # a transaction waited too long for this process
     "57014": "busy",  # a statement took too long
     "533": "busy",  # too many connections
     "XX001": "damaged",

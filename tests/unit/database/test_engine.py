@@ -9,12 +9,13 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 
 from confcom.database import engine
 from confcom.database.changes import Leases, Watch, announce, lease_table
-from confcom.database.engine import Database, DatabaseAddress, Query
+from confcom.database.engine import Database, DatabaseAddress, Query, database_error
 from confcom.errors import ConfigError, DatabaseDamaged, DatabaseError, DatabaseUnavailable
 from postgres_server import OwnServer, PostgresServer
 from tcp_proxy import TcpProxy
@@ -298,6 +299,11 @@ def proxied(database: Database, postgres: PostgresServer) -> Iterator[tuple[Data
     yield opened, proxy
     opened.close()
     proxy.close()
+
+
+def test_a_transaction_that_the_server_ended_for_its_client_is_slow_is_busy() -> None:
+    ended = psycopg.errors.IdleInTransactionSessionTimeout("terminating connection due to idle-in-transaction timeout")
+    assert isinstance(database_error(ended, DatabaseAddress.parse("postgresql://localhost/a")), DatabaseUnavailable)
 
 
 NUMBER = Query(sa.select(NUMBERS.c.number).where(NUMBERS.c.number == sa.bindparam("wanted")))

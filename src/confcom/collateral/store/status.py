@@ -144,7 +144,7 @@ def store_status(
     `sets` are what the clients of a service get.
     """
     keys = [key for key in store.document_keys() if key.fmspc is None or not fmspcs or key.fmspc in fmspcs]
-    platforms = [group for group in store.platforms.groups() if not fmspcs or group.fmspc in fmspcs]
+    platforms = [group for group in store.platforms.groups(now) if not fmspcs or group.fmspc in fmspcs]
     infos = _TcbInfos(store, now, sets)
 
     def has(key: DocumentKey | None) -> bool:

@@ -48,6 +48,18 @@ def promote(world, component: int = 2) -> None:
     world.authority.raise_tcb(MachineTcb(tuple(svns), world.machine.tcb.pce_svn), advisory_ids=["SIMULATED-SA-7"])
 
 
+def test_a_platform_is_judged_at_the_tcb_that_it_had_at_the_time(store, world, now):
+    keep(store, world, now)
+    tcb = world.machine.tcb
+    low = MachineTcb((tcb.sgx_components[0] - 1, *tcb.sgx_components[1:]), tcb.pce_svn)
+    for day, at in ((0, tcb), (5, low), (9, tcb)):
+        world.machine.tcb = at
+        meet(store, world, now + day * DAY)
+    judged = [store_status(store, now + day * DAY).platforms for day in (-1, 0, 4, 5, 8, 9, 20)]
+    up, down = TcbStatus.UP_TO_DATE, TcbStatus.OUT_OF_DATE
+    assert [one.standard.status for (one,) in judged] == [up, up, up, down, down, up, up]
+
+
 def test_an_empty_store_lacks_every_tcb_info(store, world, now):
     status = store_status(store, now)
     assert (status.documents, status.missing, status.platforms) == ((), (MissingDocument(None, None, "sgx"),), ())
