@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -98,6 +99,17 @@ def test_a_store_of_the_first_release_is_migrated_with_what_it_holds(tmp_path: P
     assert [row["id"] for row in store.records()] == [7]
     store.close()
     AttestationStore.open(path, made=False).close()
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o000])
+def test_the_file_is_for_its_owner_alone(tmp_path: Path, umask: int) -> None:
+    """Policies and the audit record are for administrators."""
+    former = os.umask(umask)
+    try:
+        AttestationStore.open(tmp_path / "store.sqlite").close()
+    finally:
+        os.umask(former)
+    assert {oct(file.stat().st_mode & 0o777) for file in tmp_path.glob("store.sqlite*")} == {"0o600"}
 
 
 def test_a_newer_store_is_refused(database_address: str, store: AttestationStore) -> None:
