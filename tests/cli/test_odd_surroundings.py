@@ -81,6 +81,32 @@ def test_what_is_no_url(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "secret" not in text
 
 
+@pytest.mark.parametrize("proxy", ["http://[::1", "socks5://127.0.0.1:1080", "http://", "http://x:99999"])
+@pytest.mark.parametrize("named", ["option", "variable"])
+def test_what_is_no_proxy(
+    proxy: str, named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["collateral", "fetch", "--fmspc", "000053494D00", "--store", str(tmp_path / "s")]
+    monkeypatch.setenv("https_proxy", proxy if named == "variable" else "")
+    code, text = said(
+        [*words, "--source", "https://x.invalid", *(["--proxy", proxy] if named == "option" else [])], capsys
+    )
+    assert (code, "is not the URL of a proxy" in text) == (ExitCode.USAGE, True)
+
+
+def test_verify_asks_through_the_proxy_as_fetch_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["simulate", "machine", "-o", "m.json"]) == run(["simulate", "collateral", "m.json", "-o", "col"]) == 0
+    assert run(["quote", "--machine", "m.json", "--report-data", "00", "-o", "q.bin"]) == 0
+    with answering(b"of the proxy") as url:
+        monkeypatch.setenv("https_proxy", url.removeprefix("http://"))  # without a scheme, as curl takes it
+        words = ["verify", "q.bin", "--collateral", "http://pccs.invalid", "--trust-root", "col/root_ca.pem"]
+        assert run(words) == ExitCode.COLLATERAL
+    assert "not known" not in capsys.readouterr().out
+
+
 def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")

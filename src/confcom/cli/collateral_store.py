@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.request import getproxies, proxy_bypass
 
 import click
 
 from confcom.appraisal.collateral import verify_collateral
 from confcom.appraisal.result import read_evidence
 from confcom.cli.exit_codes import ExitCode, exit_code
-from confcom.cli.inputs import parse_duration, parse_hex, parse_time, read_input, trust_roots
+from confcom.cli.inputs import parse_duration, parse_hex, parse_time, proxy_of_environment, read_input, trust_roots
 from confcom.cli.outputs import complain, note, print_json, print_pieces, printable
 from confcom.collateral.archive import ARCHIVE_START, Exported, Imported, read_archive, write_archive
 from confcom.collateral.bundle import load_bundle, save_bundle
@@ -45,7 +44,6 @@ from confcom.errors import (
     FormatError,
     VerificationError,
 )
-from confcom.formats.arguments import parse_http_url
 from confcom.formats.evidence import MAX_EVIDENCE
 from confcom.formats.pck_extension import PckExtension
 from confcom.pki.chain import verify_chain
@@ -110,7 +108,7 @@ def fetch(**options: Any) -> int:  # noqa: ANN401 - FetchOptions has the types
         ca_certificates=given.collateral_ca,
         insecure_tls=given.insecure_tls,
         key=given.key,
-        proxy=given.proxy or _proxy_of_environment(given.source),
+        proxy=given.proxy or proxy_of_environment(given.source),
         azure_region=given.azure_region,
     )
     with ExitStack() as stack:
@@ -161,13 +159,6 @@ def _fetch_document(source: CollateralSource, key: DocumentKey, fetched: _Fetche
             fetched.failed[key] = error
             raise
     return fetched.documents[key]
-
-
-def _proxy_of_environment(source: str) -> str | None:
-    host = parse_http_url(source, "a collateral service").hostname if "://" in source else source
-    if host is None or host in {"pccs", "localhost", "127.0.0.1", "::1"} or proxy_bypass(host):
-        return None
-    return getproxies().get("https")
 
 
 @contextmanager

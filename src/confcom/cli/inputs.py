@@ -115,6 +115,20 @@ def parse_duration(text: str, option: str) -> timedelta:
     return found
 
 
+def proxy_of_environment(source: str) -> str | None:
+    """The proxy to a source of collateral: $HTTPS_PROXY, unless the source is here or in $NO_PROXY."""
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies, proxy_bypass
+
+    try:
+        host = urlsplit(source).hostname if "://" in source else source
+    except ValueError:
+        return None  # who opens the source says so
+    if host is None or host in {"pccs", "localhost", "127.0.0.1", "::1"} or proxy_bypass(host):
+        return None
+    return getproxies().get("https")
+
+
 def trust_roots(names: Iterable[str]) -> TrustRoots:
     """The roots of `--trust-root`: files in PEM, the word `intel`, or Intel's root where none is named."""
     from confcom.formats.text import without_bom

@@ -22,7 +22,15 @@ from confcom.appraisal.policy_file import MAX_POLICY, PolicyFile, parse_policy
 from confcom.appraisal.quote import QuoteVerifier
 from confcom.appraisal.result import AttestationResult, failed, judge, read_evidence
 from confcom.cli.exit_codes import ExitCode, exit_code
-from confcom.cli.inputs import MAX_HELD_DATA, parse_hex, parse_time, read_input, read_peer_certificate, trust_roots
+from confcom.cli.inputs import (
+    MAX_HELD_DATA,
+    parse_hex,
+    parse_time,
+    proxy_of_environment,
+    read_input,
+    read_peer_certificate,
+    trust_roots,
+)
 from confcom.cli.options import STORE_VARIABLE, default_store
 from confcom.cli.outputs import print_json, printable, write_file
 from confcom.collateral.bundle import load_bundle
@@ -237,7 +245,8 @@ def choose_collateral(
     # Here, because it brings SQLite along, which a bundle does without.
     from confcom.collateral.sources import SourceOptions, open_source
 
-    with open_source(name, SourceOptions(roots=roots, at=at, ca_certificates=ca)) as source:
+    proxy = proxy_of_environment(name)
+    with open_source(name, SourceOptions(roots=roots, at=at, ca_certificates=ca, proxy=proxy)) as source:
         yield CollateralChoice(name, roots, source, pck_chain)
 
 

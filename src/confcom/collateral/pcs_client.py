@@ -97,6 +97,9 @@ class HttpExchange:
         except ModuleNotFoundError as error:
             raise ConfigError(f"a service needs the package {error.name!r}", advice="Install confcom[cli].") from error
 
+        if self.proxy is not None:
+            self.proxy = self.proxy if "://" in self.proxy else f"http://{self.proxy}"  # as curl reads it
+            parse_http_url(self.proxy, "a proxy", advice="Correct HTTPS_PROXY, or the option: http://HOST:PORT.")
         try:
             if isinstance(self.verify_tls, Path):
                 self._tls = ssl.create_default_context(cafile=self.verify_tls)
