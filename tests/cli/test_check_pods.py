@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from confcom.cli.exit_codes import ExitCode
 from confcom.cli.root import root, run
 
 JOB = """\
@@ -174,3 +175,12 @@ def test_a_time_of_day_is_text_as_for_the_api_server(tmp_path: Path) -> None:
     result = CliRunner().invoke(root, ["check-pods", str(path)])
     assert result.exit_code == 5
     assert "is no amount of sgx.intel.com/epc" in result.output
+
+
+def test_what_has_no_form_is_named_with_its_file_and_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "good.yaml").write_text("kind: Pod\nmetadata: {name: one}\n")
+    (tmp_path / "bad.yaml").write_text(
+        "---\n---\nkind: Pod\nmetadata: {name: two}\nspec: {containers: [{name: a}, 5]}\n"
+    )
+    assert run(["check-pods", str(tmp_path / "good.yaml"), str(tmp_path / "bad.yaml")]) == ExitCode.MALFORMED
+    assert f"{tmp_path}/bad.yaml, two: Pod.spec.containers[1]: this is not" in capsys.readouterr().err

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from confcom.cli.exit_codes import ExitCode
 from confcom.cli.inputs import read_input
 from confcom.cli.options import FILE
 from confcom.cli.outputs import print_json, printable
-from confcom.errors import ConfigError
+from confcom.errors import ConfigError, FormatError
 
 if TYPE_CHECKING:
     from confcom.admission.decision import Decision
@@ -76,11 +77,13 @@ def check_pods(
     grants = Grants.parse(provision_grants)
     checks = []
     for path in files:
-        for found in (pod for document in read_manifests(path) for pod in find_pods(document)):
-            context = AdmissionContext(
-                namespace=found.namespace or namespace, grants=grants, largest_node=largest_node, wiring=wiring
-            )
-            checks.append((path, found, check_pod(found.pod, context, found.around)))
+        for document in read_manifests(path):
+            with _named(path, document):
+                for found in find_pods(document):
+                    context = AdmissionContext(
+                        namespace=found.namespace or namespace, grants=grants, largest_node=largest_node, wiring=wiring
+                    )
+                    checks.append((path, found, check_pod(found.pod, context, found.around)))
     if not checks:
         raise ConfigError("there is no pod in what was given", advice="Name files with a Pod, a Job or a Deployment.")
     if output == "json":
@@ -90,6 +93,19 @@ def check_pods(
             _print(*check)
     if any(decision.refusals for _, _, decision in checks):
         click.get_current_context().exit(ExitCode.REFUSED)
+
+
+@contextmanager
+def _named(path: Path, document: Mapping[str, Any]) -> Iterator[None]:
+    """Say of which file and object a `FormatError` is."""
+    try:
+        yield
+    except FormatError as error:
+        metadata = document.get("metadata")
+        name = metadata.get("name") if isinstance(metadata, dict) else None
+        structure = f"{path}, {str(name or 'an object without a name')[:100]}: {error.structure}"
+        message = error.message.removeprefix(f"{error.structure}.{error.field}: ")
+        raise FormatError(message, structure=structure, field=error.field, advice=error.advice()) from error
 
 
 def _as_dict(path: Path, found: FoundPod, decision: Decision) -> dict[str, Any]:
