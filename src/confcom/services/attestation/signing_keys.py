@@ -279,11 +279,15 @@ def make_key(folder: Path, kind: str, now: datetime, *, simulated: bool) -> Path
     target = folder / f"{now:%Y%m%dT%H%M%SZ}-{kind}.pem"
     # Of its own name and of mode 0600: replicas that share the folder may make their first keys in the same second.
     descriptor, part = tempfile.mkstemp(".part", dir=folder)
-    with os.fdopen(descriptor, "wb") as stream:
-        stream.write(pem)
-        stream.flush()
-        os.fsync(stream.fileno())
-    Path(part).rename(target)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(pem)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(part).rename(target)
+    except OSError:
+        Path(part).unlink(missing_ok=True)  # what was written of the key
+        raise
     return target
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -133,6 +135,16 @@ def test_replicas_that_make_keys_in_the_same_second_do_not_write_into_each_other
     made = make_key(tmp_path, "ec", NOW, simulated=False)
     assert others.read_text() == "half a key"
     assert (made.stat().st_mode & 0o777, sorted(tmp_path.iterdir())) == (0o600, sorted([made, others]))
+
+
+def test_a_key_that_could_not_be_written_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        signing_keys.make_key(tmp_path, "ec", datetime(2026, 11, 30, tzinfo=UTC), simulated=True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_lost_its_keys_gets_no_others(replica: Replica) -> None:
