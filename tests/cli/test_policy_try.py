@@ -79,5 +79,7 @@ def test_what_is_no_evidence_is_named(
     draft.write_text(OPEN)
     record.write_bytes(content)
     assert run(["policy", "try", str(draft), str(record)]) == 3
-    assert said in capsys.readouterr().err
+    text = capsys.readouterr().err
+    assert said in text
+    assert "record" in text
     assert run(["policy", "try", str(record), str(record)]) == 3

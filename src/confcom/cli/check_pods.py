@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from confcom.cli.exit_codes import ExitCode
-from confcom.cli.inputs import read_input
+from confcom.cli.inputs import naming, read_input
 from confcom.cli.options import FILE
 from confcom.cli.outputs import print_json, printable
-from confcom.errors import ConfigError, FormatError
+from confcom.errors import ConfigError
 
 if TYPE_CHECKING:
     from confcom.admission.decision import Decision
@@ -78,7 +77,9 @@ def check_pods(
     checks = []
     for path in files:
         for document in read_manifests(path):
-            with _named(path, document):
+            metadata = document.get("metadata")
+            name = metadata.get("name") if isinstance(metadata, dict) else None
+            with naming(f"{path}, {str(name or 'an object without a name')[:100]}"):
                 for found in find_pods(document):
                     context = AdmissionContext(
                         namespace=found.namespace or namespace, grants=grants, largest_node=largest_node, wiring=wiring
@@ -93,19 +94,6 @@ def check_pods(
             _print(*check)
     if any(decision.refusals for _, _, decision in checks):
         click.get_current_context().exit(ExitCode.REFUSED)
-
-
-@contextmanager
-def _named(path: Path, document: Mapping[str, Any]) -> Iterator[None]:
-    """Say of which file and object a `FormatError` is."""
-    try:
-        yield
-    except FormatError as error:
-        metadata = document.get("metadata")
-        name = metadata.get("name") if isinstance(metadata, dict) else None
-        structure = f"{path}, {str(name or 'an object without a name')[:100]}: {error.structure}"
-        message = error.message.removeprefix(f"{error.structure}.{error.field}: ")
-        raise FormatError(message, structure=structure, field=error.field, advice=error.advice()) from error
 
 
 def _as_dict(path: Path, found: FoundPod, decision: Decision) -> dict[str, Any]:

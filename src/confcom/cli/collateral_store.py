@@ -16,7 +16,15 @@ import click
 from confcom.appraisal.collateral import verify_collateral
 from confcom.appraisal.result import read_evidence
 from confcom.cli.exit_codes import ExitCode, exit_code
-from confcom.cli.inputs import parse_duration, parse_hex, parse_time, proxy_of_environment, read_input, trust_roots
+from confcom.cli.inputs import (
+    naming,
+    parse_duration,
+    parse_hex,
+    parse_time,
+    proxy_of_environment,
+    read_input,
+    trust_roots,
+)
 from confcom.cli.outputs import complain, note, print_json, print_pieces, printable
 from confcom.collateral.archive import ARCHIVE_START, Exported, Imported, read_archive, write_archive
 from confcom.collateral.bundle import load_bundle, save_bundle
@@ -44,7 +52,7 @@ from confcom.errors import (
     FormatError,
     VerificationError,
 )
-from confcom.formats.evidence import MAX_EVIDENCE
+from confcom.formats.evidence import MAX_EVIDENCE, EvidenceFile
 from confcom.formats.pck_extension import PckExtension
 from confcom.pki.chain import verify_chain
 from confcom.pki.roots import TrustRoots
@@ -96,7 +104,7 @@ def fetch(**options: Any) -> int:  # noqa: ANN401 - FetchOptions has the types
     """Fetch, verify and keep; the exit code is that of the first failure."""
     given = FetchOptions(**options)
     now, roots = parse_time(None, ""), trust_roots(given.trust_root)
-    evidence = (read_evidence(read_input(path, MAX_EVIDENCE, "evidence")) for path in given.quote)
+    evidence = (_read_evidence(path, alone=len(given.quote) == 1) for path in given.quote)
     platforms = [platform_of(one.quote, roots) for one in evidence]
     targets = list(_targets(given, platforms))
     if given.output is not None and len(targets) != 1:
@@ -190,6 +198,12 @@ def filled_store(store: str, roots: TrustRoots) -> Iterator[CollateralStore]:
                 f"another process made {path} meanwhile", advice="Run the command again."
             ) from error
         raise
+
+
+def _read_evidence(path: Path, *, alone: bool) -> EvidenceFile:
+    data = read_input(path, MAX_EVIDENCE, "evidence")
+    with nullcontext() if alone else naming(str(path)):
+        return read_evidence(data)
 
 
 def _named(store: str) -> str:

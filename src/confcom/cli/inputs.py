@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -77,6 +78,15 @@ def read_peer_certificate(address: str) -> bytes:
     except (OSError, UnicodeError) as error:  # the latter for a name that cannot be one
         reason = getattr(error, "strerror", None) or str(error)
         raise PlatformUnavailable(f"no TLS connection to {address}: {reason}", advice=advice) from error
+
+
+@contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Say of which of several inputs a `FormatError` is."""
+    try:
+        yield
+    except FormatError as error:
+        raise FormatError(error.message, structure=place, field="", advice=error.advice()) from error
 
 
 def parse_hex(text: str, option: str, *, most: int) -> bytes:

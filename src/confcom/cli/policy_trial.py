@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from confcom.appraisal.result import read_evidence
-from confcom.cli.inputs import read_input
+from confcom.cli.inputs import naming, read_input
 from confcom.cli.outputs import printable
 from confcom.errors import FormatError
 from confcom.tokens.azure import DEFAULT_POLICIES, policy_claims, quote_claims, type_of
@@ -48,7 +48,8 @@ def read_recorded(path: Path, current: PolicyText | None) -> Iterator[Recorded]:
     """What the file holds: one piece of evidence, or records of which those count that a policy decided."""
     data = read_input(path, MAX_RECORD, "evidence")
     if not data.lstrip().startswith(b"{"):
-        evidence = read_evidence(data)
+        with naming(str(path)):
+            evidence = read_evidence(data)
         rules = current or parse_policy(DEFAULT_POLICIES[type_of(evidence)])
         claims = service_claims(policy_claims(quote_claims(evidence.quote)))
         before = "accepted" if evaluate_policy(rules, claims).permitted else "denied"
