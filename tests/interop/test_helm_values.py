@@ -326,6 +326,10 @@ def test_variables_of_the_operator_replace_those_of_the_chart(rendered: Any, com
         ({"devicePlugin": {"resources": {"memory": "1Gi"}}}, "resources"),
         ({"webhook": {"extraEnv": [{"name": "A", "value": 5}]}}, "extraEnv"),
         ({"webhook": {"extraEnv": [{"value": "5"}]}}, "extraEnv"),
+        (
+            {"webhook": {"extraEnv": [{"name": "A", "value": "5"}, {"name": "A", "value": "6"}]}},
+            "extraEnv of the webhook names a variable twice: A, A",
+        ),
         ({"webhook": {"labels": {"app.kubernetes.io/component": "own"}}}, "app.kubernetes.io/component"),
         ({"webhook": {"podLabels": {"app.kubernetes.io/part-of": "own"}}}, "app.kubernetes.io/part-of"),
         ({"webhook": {"nodeSelector": {"pool": True}}}, "pool"),

@@ -48,6 +48,9 @@ https, and resources and variables of the values. A volume may have `at`, where 
 {{- if $main.ports }}
 {{- $_ := set $main "resources" (mustMergeOverwrite (deepCopy ($own.resources | default dict)) ($main.resources | default dict)) }}
 {{- $given := list }}{{ range $own.extraEnv }}{{ $given = append $given .name }}{{ end }}
+{{- if ne (len $given) (len (uniq $given)) }}
+{{- fail (printf "extraEnv of the %s names a variable twice: %s" .component (join ", " $given)) }}
+{{- end }}
 {{- $env := list }}{{ range $main.env }}{{ if not (has .name $given) }}{{ $env = append $env . }}{{ end }}{{ end }}
 {{- $_ := set $main "env" (concat $env ($own.extraEnv | default list)) }}
 {{- $port := "https" }}{{ range $main.ports }}{{ if eq .name "http" }}{{ $port = "http" }}{{ end }}{{ end }}
