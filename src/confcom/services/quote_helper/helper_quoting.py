@@ -95,6 +95,8 @@ class AheadQuoting:
 
     async def warm_up(self) -> None:
         """Have the attestation key made."""
+        while self._begun:
+            await asyncio.sleep(LEFT_AFTER)
         try:
             await self._run(self._broker.warm_up, time.monotonic() + self._answer_timeout)
         finally:
@@ -147,7 +149,6 @@ class AheadQuoting:
         """Deliver the answer to the first request that was begun; without one, have all of them performed again."""
         answer = self._broker.end(self._begun[0].call) if self._begun else None
         if answer is None:
-            # Before the thread replaces the process, and with it the descriptor.
             self._watch(-1)
             self._again.extend(begun.pending for begun in self._begun if begun.pending is not None)
             self._begun.clear()
@@ -185,6 +186,8 @@ class AheadQuoting:
         self.pump()
 
     async def _run(self, call: Callable[[], Result], deadline: float) -> Result:
+        # The thread may replace the process; the number of its descriptor then belongs to another file.
+        self._watch(-1)
         try:
             async with asyncio.timeout_at(deadline):
                 return await self._thread.run(call)

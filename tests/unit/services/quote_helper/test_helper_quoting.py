@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -144,8 +145,9 @@ class Stage:
 
     async def answered(self, count: int) -> list[bytes]:
         """Wait for so many answers; the first byte of the report in each, or the status of a refusal."""
-        while len(self.answers) < count:
-            await asyncio.sleep(0.001)
+        async with asyncio.timeout(60):
+            while len(self.answers) < count:
+                await asyncio.sleep(0.001)
         return [_shown(answer) for _, answer in self.answers]
 
 
@@ -197,6 +199,29 @@ async def test_nothing_is_begun_beside_a_call_of_the_thread(stage: Stage) -> Non
     assert stage.platform.begun == []
     await stage.answered(2)
     assert stage.answers[1][0] is size
+
+
+async def test_a_new_channel_with_the_number_of_the_old_one_is_watched(stage: Stage) -> None:
+    """The thread may replace the platform's process, and the new channel may get the number of the old one."""
+    stage.ask(1)
+    stage.platform.theirs.send(b"+")
+    assert await stage.answered(2) == [b"\0", b"\1"]
+    plan = stage.broker.plan(GetQuoteSizeExRequest(KEY_ID))
+    assert isinstance(plan, PlatformCall)
+    now = asyncio.get_running_loop().time()
+    conversation = Conversation(stage.client, Peer("uid 1", 1, 0), bytes(12), 4096, now)
+    stage.queue.push("uid 1", PendingRequest(conversation, plan, now))
+    stage.quoting.pump()
+    await asyncio.sleep(0)  # the call is the thread's now
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, stage.platform.theirs:
+        os.dup2(ours.fileno(), stage.platform.ours.fileno())
+    stage.platform.ours.setblocking(False)
+    stage.platform.theirs = theirs
+    await stage.answered(3)
+    stage.ask(2)
+    stage.platform.theirs.send(b"+")
+    assert (await stage.answered(4))[-1] == b"\2"
 
 
 async def test_what_was_begun_in_vain_is_performed_before_the_rest(stage: Stage) -> None:
