@@ -131,7 +131,9 @@ class Leases:
         table, now = self._table, now.astimezone(UTC).replace(tzinfo=None)
         until = now + lasting
         with self._database.write() as connection:
-            made = self._database.insert(connection, table).values(name=name, holder=self._holder, until=until)
+            made = self._database.insert(connection.dialect.name, table).values(
+                name=name, holder=self._holder, until=until
+            )
             taken = made.on_conflict_do_update(
                 index_elements=[table.c.name],
                 set_={"holder": self._holder, "until": until},

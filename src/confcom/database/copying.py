@@ -44,7 +44,7 @@ def _is_history(chain: Chain, table: sa.Table) -> bool:
 def _copy_page(target: Database, table: sa.Table, rows: Sequence[dict[str, Any]], *, history: bool) -> None:
     names = [column.name for column in table.primary_key]
     with target.write() as connection:
-        insert = target.insert(connection, table)
+        insert = target.insert(connection.dialect.name, table)
         others = {column.name: insert.excluded[column.name] for column in table.columns if column.name not in names}
         if history or not others:
             connection.execute(insert.on_conflict_do_nothing(), rows)

@@ -218,9 +218,9 @@ class Database:
             self._at_once = None
 
     @staticmethod
-    def insert(connection: sa.Connection, table: sa.Table) -> postgresql.Insert:
+    def insert(dialect: str, table: sa.Table) -> postgresql.Insert:
         """An insert with `on_conflict_do_nothing` and `on_conflict_do_update`, which both engines have."""
-        found: Any = postgresql if connection.dialect.name == "postgresql" else sqlite
+        found: Any = postgresql if dialect == "postgresql" else sqlite
         return found.insert(table)  # type: ignore[no-any-return]
 
     def check(self) -> None:

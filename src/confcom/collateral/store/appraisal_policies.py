@@ -44,7 +44,7 @@ class AppraisalPolicies:
         with self._database.write() as connection:
             if default:
                 connection.execute(sa.update(APPRAISAL_POLICIES).where(*_defaults(fmspc)).values(is_default=0))
-            added = Database.insert(connection, APPRAISAL_POLICIES)
+            added = Database.insert(connection.dialect.name, APPRAISAL_POLICIES)
             kept = added.on_conflict_do_update(
                 index_elements=[_C.id, _C.fmspc], set_={"is_default": added.excluded.is_default}
             )

@@ -72,7 +72,7 @@ class PckClaims:
             "last_seen": now,
         }
         with self._database.write() as connection:
-            added = Database.insert(connection, PCK_CLAIMS)
+            added = Database.insert(connection.dialect.name, PCK_CLAIMS)
             replaced = {name: added.excluded[name] for name in ("tcbm", "root", "certificate", "chain", "fmspc", "ca")}
             kept = added.on_conflict_do_update(
                 index_elements=list(_PK),

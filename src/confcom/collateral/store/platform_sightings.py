@@ -9,9 +9,11 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import Insert
 
 from confcom.collateral.store.rows import seconds, time_of
 from confcom.collateral.store.schema import CURRENT_PLATFORMS, PLATFORM_SIGHTINGS, PLATFORMS
@@ -158,17 +160,22 @@ def _new_number(connection: sa.Connection, values: Mapping[str, Any]) -> int:
 
 def _set_current(connection: sa.Connection, of: Mapping[str, str], number: int, seen: int) -> None:
     """Note that a platform was met at a TCB, unless it was met later."""
-    added, new = Database.insert(connection, CURRENT_PLATFORMS), {"platform": number, "last_seen": seen}
-    later = CURRENT_PLATFORMS.c.last_seen <= seen
-    connection.execute(added.on_conflict_do_update(index_elements=["id", "tee"], set_=new, where=later), {**of, **new})
+    connection.execute(_current(connection.dialect.name), {**of, "platform": number, "last_seen": seen})
+
+
+@cache
+def _current(dialect: str) -> Insert:
+    """Built once: SQLAlchemy takes longer for it than the engines take to run it."""
+    added, old = Database.insert(dialect, CURRENT_PLATFORMS), CURRENT_PLATFORMS.c
+    new = {"platform": added.excluded.platform, "last_seen": added.excluded.last_seen}
+    later = old.last_seen <= added.excluded.last_seen
+    return added.on_conflict_do_update(index_elements=[old.id, old.tee], set_=new, where=later)
 
 
 def _sight(connection: sa.Connection, number: int, seen: int, within: int) -> None:
     """Append a sighting at a TCB, unless there is one `within` so many seconds before it."""
-    own, at = PLATFORM_SIGHTINGS.c, {"platform": number, "seen": seen}
-    lately = sa.select(own.seen).where(own.platform == number, own.seen > seen - within, own.seen <= seen).limit(1)
-    if connection.execute(lately).first() is None:
-        connection.execute(sa.insert(PLATFORM_SIGHTINGS), at)
+    if connection.execute(_LATELY, {"of": number, "after": seen - within, "until": seen}).first() is None:
+        connection.execute(sa.insert(PLATFORM_SIGHTINGS), {"platform": number, "seen": seen})
 
 
 def _is_lower(tcb: PckTcb, than: Any) -> bool:  # noqa: ANN401 - of `_MET`
@@ -257,6 +264,13 @@ _MET = (
     sa.select(PLATFORMS, CURRENT_PLATFORMS.c.last_seen)
     .join(CURRENT_PLATFORMS, CURRENT_PLATFORMS.c.platform == PLATFORMS.c.number)
     .where(*(CURRENT_PLATFORMS.c[name] == sa.bindparam(f"of_{name}") for name in ("id", "tee")))
+)
+_LATELY = (
+    sa.select(_SEEN.seen)
+    .where(
+        _SEEN.platform == sa.bindparam("of"), _SEEN.seen > sa.bindparam("after"), _SEEN.seen <= sa.bindparam("until")
+    )
+    .limit(1)
 )
 _PAGE = (
     sa.select(PLATFORMS, CURRENT_PLATFORMS.c.last_seen)

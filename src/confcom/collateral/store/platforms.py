@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -173,7 +174,8 @@ class PlatformRegistry:
         """
         verified = self.verify(answer, platform.pce_id)
         with self._database.write() as connection:
-            _keep_pck(connection, platform, verified, seen=seen, source=source)
+            certificate = _keep_certificate(connection, platform, verified, seconds(seen), source)
+            _choose(connection, platform, certificate, seconds(seen))
             platform_sightings.observe(connection, verified.extension, seconds(seen), "sgx", asked=asked)
         return verified.answer
 
@@ -181,8 +183,12 @@ class PlatformRegistry:
         """Keep what there is of some platforms, all or none."""
         with self._database.write() as connection:
             for platform in platforms:
+                kept: dict[bytes, int] = {}
                 for raw, verified in platform.certificates:
-                    _keep_pck(connection, raw, verified, seen=seen, source=source)
+                    certificate = verified.answer.certificate
+                    if certificate not in kept:
+                        kept[certificate] = _keep_certificate(connection, raw, verified, seconds(seen), source)
+                    _choose(connection, raw, kept[certificate], seconds(seen))
                 if platform.met is not None:
                     platform_sightings.observe(connection, platform.met.extension, seconds(seen), "sgx", asked=asked)
                 for registration in platform.registrations:
@@ -311,14 +317,6 @@ class PlatformRegistry:
                 yield PckCertificateAnswer(certificate, chain, tcbm, bytes.fromhex(fmspc), ca_of(ca))
 
 
-def _keep_pck(
-    connection: sa.Connection, platform: PlatformTcb, verified: VerifiedPck, *, seen: datetime, source: str
-) -> None:
-    """Keep a certificate for a raw TCB in the transaction that is open."""
-    certificate = _keep_certificate(connection, platform, verified.answer, verified.root, seconds(seen), source)
-    _choose(connection, platform, certificate, seconds(seen))
-
-
 def restore_pck(
     connection: sa.Connection, stored: StoredPck, verified: VerifiedPck, raw_tcbs: Iterable[PlatformTcb] | None
 ) -> bool:
@@ -332,7 +330,7 @@ def restore_pck(
     new = connection.execute(known, own).first() is None
     platform = own_tcb(stored.qe_id, stored.pce_id, verified.answer)
     for seen in (stored.first_seen, stored.last_seen):
-        _keep_certificate(connection, platform, verified.answer, verified.root, seconds(seen), stored.source)
+        _keep_certificate(connection, platform, verified, seconds(seen), stored.source)
         if raw_tcbs is not None:
             platform_sightings.observe(connection, verified.extension, seconds(seen), "sgx")
     for raw in raw_tcbs or ():
@@ -395,25 +393,15 @@ def _whole_chain(answer: PckCertificateAnswer) -> list[bytes]:
 
 
 def _keep_certificate(
-    connection: sa.Connection, platform: PlatformTcb, answer: PckCertificateAnswer, root: bytes, seen: int, source: str
+    connection: sa.Connection, platform: PlatformTcb, verified: VerifiedPck, seen: int, source: str
 ) -> int:
-    added = Database.insert(connection, PCK_CERTIFICATES)
-    new, old = added.excluded, PCK_CERTIFICATES.c
-    kept = added.on_conflict_do_update(
-        index_elements=[old.qe_id, old.pce_id, old.digest],
-        set_={
-            "chain": sa.case((new.last_seen >= old.last_seen, new.chain), else_=old.chain),
-            "source": sa.case((new.first_seen < old.first_seen, new.source), else_=old.source),
-            "first_seen": sa.case((new.first_seen < old.first_seen, new.first_seen), else_=old.first_seen),
-            "last_seen": sa.case((new.last_seen > old.last_seen, new.last_seen), else_=old.last_seen),
-        },
-    )
+    answer = verified.answer
     values = {
         "qe_id": platform.qe_id.hex(),
         "pce_id": platform.pce_id.hex(),
         "tcbm": answer.tcbm,
         "digest": hashlib.sha256(answer.certificate).digest(),
-        "root": root,
+        "root": verified.root,
         "certificate": answer.certificate,
         "chain": keep_chain(connection, answer.issuer_chain),
         "fmspc": (answer.fmspc or b"").hex(),
@@ -422,7 +410,23 @@ def _keep_certificate(
         "first_seen": seen,
         "last_seen": seen,
     }
-    return int(connection.execute(kept.returning(old.id), values).scalar_one())
+    return int(connection.execute(_kept(connection.dialect.name), values).scalar_one())
+
+
+@cache
+def _kept(dialect: str) -> sa.Executable:
+    """Built once: SQLAlchemy takes longer for it than the engines take to run it."""
+    added = Database.insert(dialect, PCK_CERTIFICATES)
+    new, old = added.excluded, PCK_CERTIFICATES.c
+    return added.on_conflict_do_update(
+        index_elements=[old.qe_id, old.pce_id, old.digest],
+        set_={
+            "chain": sa.case((new.last_seen >= old.last_seen, new.chain), else_=old.chain),
+            "source": sa.case((new.first_seen < old.first_seen, new.source), else_=old.source),
+            "first_seen": sa.case((new.first_seen < old.first_seen, new.first_seen), else_=old.first_seen),
+            "last_seen": sa.case((new.last_seen > old.last_seen, new.last_seen), else_=old.last_seen),
+        },
+    ).returning(old.id)
 
 
 _CERTIFICATE = (

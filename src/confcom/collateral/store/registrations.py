@@ -286,9 +286,11 @@ def _of(request: PckCertRequest | PckCertsRequest) -> dict[str, object]:
     return {f"of_{column.name}": value for column, value in zip(_KEY, _key(request), strict=True)}
 
 
+_REGISTERED = sa.select(sa.func.sum(REGISTRATION_COUNTS.c.registered))
+
+
 def _count(connection: sa.Connection, *of: sa.ColumnElement[bool]) -> int:
-    counted = sa.select(sa.func.sum(REGISTRATION_COUNTS.c.registered)).where(*of)
-    return int(connection.execute(counted).scalar_one())
+    return int(connection.execute(_REGISTERED.where(*of)).scalar_one())
 
 
 def _registration(

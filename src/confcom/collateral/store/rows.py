@@ -119,7 +119,7 @@ def keep_version(connection: sa.Connection, verified: VerifiedDocument, sighting
     """Keep a version and when it was seen; whether it is new."""
     document, facts = verified.document, verified.facts
     columns = _columns(document.key)
-    connection.execute(Database.insert(connection, DOCUMENTS).on_conflict_do_nothing(), columns)
+    connection.execute(Database.insert(connection.dialect.name, DOCUMENTS).on_conflict_do_nothing(), columns)
     of, digest = connection.execute(_DOCUMENT_ID, columns).scalar_one(), document.digest()
     values = {
         "document": of,
@@ -140,7 +140,7 @@ def keep_version(connection: sa.Connection, verified: VerifiedDocument, sighting
         for one in sightings
     ]
     if rows:
-        connection.execute(Database.insert(connection, SIGHTINGS).on_conflict_do_nothing(), rows)
+        connection.execute(Database.insert(connection.dialect.name, SIGHTINGS).on_conflict_do_nothing(), rows)
     return found is None
 
 

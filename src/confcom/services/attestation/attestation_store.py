@@ -324,7 +324,7 @@ class AttestationStore:
             # Replicas that forget at the same time leave each other's rows alone.
             ended = ended.with_for_update(skip_locked=True)
             connection.execute(sa.delete(_USED_NONCE).where(_USED_NONCE.c.digest.in_(ended.scalar_subquery())))
-            added = self.database.insert(connection, _USED_NONCE).values(**used).on_conflict_do_nothing()
+            added = self.database.insert(connection.dialect.name, _USED_NONCE).values(**used).on_conflict_do_nothing()
             return connection.execute(added.returning(_USED_NONCE.c.digest)).first() is not None
 
     def publish_keys(
@@ -343,7 +343,9 @@ class AttestationStore:
                     if key_id not in known or (renew and not known[key_id].revoked and known[key_id].jwk != jwk):
                         added = sa.insert(_KEY_CHANGE).values(key_id=key_id, at=_plain(now), jwk=jwk)
                         connection.execute(added)
-                    seen = self.database.insert(connection, _KEY_HELD).values(key_id=key_id, held=_plain(now))
+                    seen = self.database.insert(connection.dialect.name, _KEY_HELD).values(
+                        key_id=key_id, held=_plain(now)
+                    )
                     connection.execute(
                         seen.on_conflict_do_update(index_elements=["key_id"], set_={"held": _plain(now)})
                     )
@@ -368,7 +370,9 @@ class AttestationStore:
         """32 random bytes that every replica of the store shares; made at the first call."""
         new = {"name": "nonce", "value": secrets.token_bytes(32)}
         with self.database.write() as connection:
-            connection.execute(self.database.insert(connection, _SECRET).values(**new).on_conflict_do_nothing())
+            connection.execute(
+                self.database.insert(connection.dialect.name, _SECRET).values(**new).on_conflict_do_nothing()
+            )
             return bytes(connection.execute(sa.select(_SECRET.c.value)).scalar_one())
 
 
