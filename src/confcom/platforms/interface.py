@@ -81,7 +81,7 @@ class QuotesAhead(Protocol):
     """What a `Platform` may offer besides: quotes that an event loop asks for without waiting, some ahead.
 
     Answers come in the order of the requests. No other call may be made while requests have no answer, except after
-    `end_quote` has given None: then none of them will get one, and `quote` makes good for each.
+    `end_quote` has given None: then none of them will get one, and none is begun before `quote` makes good for them.
     """
 
     def begin_quote(self, report: bytes, key_id: bytes, qe_report_info: bytes | None) -> int:

@@ -239,6 +239,8 @@ class IntelWorkerPlatform:
             self._begun -= 1
             raise self._explained(answer.error())
         if not isinstance(answer, m.Quoted):
+            # It may answer yet: nothing more is begun there, where the next client would get that answer.
+            self._key_holder = None
             return None
         self._begun -= 1
         return _result(answer)

@@ -147,7 +147,8 @@ class AheadQuoting:
 
     def _end(self) -> None:
         """Deliver the answer to the first request that was begun; without one, have all of them performed again."""
-        answer = self._broker.end(self._begun[0].call) if self._begun else None
+        call = self._begun[0].call if self._begun else None
+        answer = None if call is None else _guarded(self._broker, call, self._broker.end)
         if answer is None:
             self._watch(-1)
             self._again.extend(begun.pending for begun in self._begun if begun.pending is not None)
@@ -248,11 +249,15 @@ def _left(broker: AesmBroker, pending: PendingRequest) -> Answer:
 
 def _answer(broker: AesmBroker, pending: PendingRequest, *, look: bool = True) -> Answer:
     """Have the platform answer. With `look`, a client that left gets no quote."""
-    request = pending.call.request
     if look and not pending.conversation.is_wanted():
         return _left(broker, pending)
+    return _guarded(broker, pending.call, broker.perform)
+
+
+def _guarded(broker: AesmBroker, call: PlatformCall, make: Callable[[PlatformCall], Result]) -> Result | Answer:
+    """The answer that is made of a call; a mistake of ours must not leave the client without one."""
     try:
-        return broker.perform(pending.call)
-    except Exception as error:  # noqa: BLE001 - a mistake of ours must not leave the client without an answer
-        structlog.get_logger().exception("aesm.failure", kind=type(request).__name__)
-        return broker.refuse(request, PlatformError(f"{type(error).__name__}: {error}"))
+        return make(call)
+    except Exception as error:  # noqa: BLE001 - whatever the mistake is
+        structlog.get_logger().exception("aesm.failure", kind=type(call.request).__name__)
+        return broker.refuse(call.request, PlatformError(f"{type(error).__name__}: {error}"))

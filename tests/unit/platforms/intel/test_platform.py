@@ -303,6 +303,19 @@ class TestQuotesAhead:
         assert is_quote(platform.quote(REPORT).quote)
         assert platform.replaced == 1
 
+    def test_a_late_answer_is_not_that_to_the_next_request(self, platform: IntelWorkerPlatform) -> None:
+        """Also when all who asked have left, so that no `quote` makes good for them."""
+        platform.init_quote()
+        stopped = platform.worker_pid
+        assert stopped is not None
+        os.kill(stopped, signal.SIGSTOP)
+        self.begin(platform, REPORT)
+        assert platform.end_quote() is None
+        assert platform.begin_quote(bytes(OTHER), KEY, None) == -1
+        os.kill(stopped, signal.SIGCONT)
+        assert platform.quote(OTHER).quote[48:432] == bytes(OTHER.body)
+        assert self.end(platform, self.begin(platform, OTHER)) == bytes(OTHER.body)
+
     def test_the_try_that_was_begun_counts(self, platform: IntelWorkerPlatform, stub: Stub) -> None:
         platform.init_quote()
         stub.always("get_quote", "crash")

@@ -114,9 +114,12 @@ class AheadPlatform(RecordingPlatform):
 
     def end_quote(self) -> QuoteResult | None:
         try:
-            if self.ours.recv(1) != b"+":
-                return None
+            answer = self.ours.recv(1)
         except BlockingIOError:
+            return None
+        if answer == b"!":
+            raise ValueError(f"a mistake over {self.begun.pop(0)[:1]!r}")
+        if answer != b"+":
             return None
         return QuoteResult(quote_over(Report.parse(self.begun.pop(0))))
 
@@ -230,6 +233,15 @@ async def test_what_was_begun_in_vain_is_performed_before_the_rest(stage: Stage)
     stage.platform.theirs.send(b"-")
     assert await stage.answered(4) == [b"\0", b"\1", b"\2", b"\3"]
     assert stage.platform.asked.count("quote") == 4
+
+
+async def test_a_mistake_is_the_answer_to_its_request_alone(stage: Stage) -> None:
+    """Else the next answer would be delivered to the wrong client."""
+    for number in (1, 2):
+        stage.ask(number)
+    stage.platform.theirs.send(b"!")
+    stage.platform.theirs.send(b"+")
+    assert await stage.answered(3) == [b"\0", bytes([AesmStatus.UNEXPECTED_ERROR]), b"\2"]
 
 
 async def test_a_request_without_answer_in_its_time_is_busy_once(stage: Stage) -> None:
