@@ -201,7 +201,7 @@ def test_an_answer_that_is_not_the_apis(
         file = kubeconfig(tmp_path / "k", f"{{server: '{url}'}}")
         code, text = said([*words, "--kubeconfig", file], capsys)
     assert code == ExitCode.PLATFORM
-    assert "gave no such answer" in text
+    assert "gave no usable answer" in text
 
 
 @pytest.mark.parametrize("command", ["/nonexistent/plugin", "/bin/false", "echo"])

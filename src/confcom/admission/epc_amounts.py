@@ -1,6 +1,6 @@
 """Reads how much EPC a container requests, under any name in use, and writes the canonical form. Amounts are MiB.
 
-Finds SGX use that nothing counts, too: amounts of EPC in the wrong place (the API server drops unknown fields, and the
+Also finds SGX use that nothing counts: amounts of EPC in the wrong place (the API server drops unknown fields, and the
 pod then runs without EPC), and SGX devices mounted by hand, which give EPC that no node has counted.
 """
 

@@ -18,9 +18,9 @@ The steps follow Intel's quote verification library (see docs/explanation/verifi
 Steps 2 to 5 depend on the platform and its collateral only, steps 7 to 9 on its QE, steps 6 and 11 on SVNs. Their
 results are remembered, each for the exact bytes that it was found for, so a service that judges many quotes of few
 platforms verifies one signature per quote; dates (12) are compared every time. A platform that is new under known
-collateral costs three; steps 6, 9 and 11 are those of other platforms of its kind. Keys are what was signed, however it
-was wrapped in PEM, and what says the same is one entry: variants of one genuine quote neither fill the memory nor push
-others out of it (`pki.memory`).
+collateral costs three; the results of steps 6, 9 and 11 are shared with other platforms of its model. Keys are the
+signed bytes, however they are wrapped in PEM, so all variants of a genuine quote share one entry: they neither fill the
+memory nor push others out of it (`pki.memory`).
 """
 
 from __future__ import annotations
@@ -448,7 +448,7 @@ def _check_not_revoked(chain: VerifiedChain, collateral: VerifiedCollateral) -> 
 def _attester(quote: Quote, platform: _Platform, report: bytes, bound: bytes, tcb: TcbEvaluation | None) -> _Attester:
     """Steps 6 to 9 and 11, remembered for each QE report, key and set of SVNs of the platform.
 
-    `report` is the QE's, `bound` what it has to say; `tcb` is the TCB of all that is `_judged`, if it is known.
+    `report` is the QE's; its report data must begin with `bound`. `tcb` is the result for `_judged`, if it is known.
     """
     certification, key = quote.signature.certification, quote.signature.attestation_key
     # (6) the TDX modules are ones that Intel describes
@@ -476,7 +476,7 @@ def _attester(quote: Quote, platform: _Platform, report: bytes, bound: bytes, tc
 
 
 def _bound(quote: Quote) -> bytes:
-    """What the QE report has to say of the attestation key."""
+    """The digest of the attestation key with which the report data of the QE must begin (32 bytes)."""
     return sha256(quote.signature.attestation_key + quote.signature.certification.qe_authentication_data).digest()
 
 
@@ -487,14 +487,14 @@ _PRESENT_SVN = TdReportBody15.place("tee_tcb_svn2")
 
 
 def _judged(platform: _Platform, report: bytes, svns: bytes) -> bytes:
-    """All that steps 6, 9 and 11 look at, which platforms of one kind with the same QE have in common."""
+    """The inputs of steps 6, 9 and 11; equal for platforms of one model and TCB with the same QE."""
     pck = platform.chain.extension.tcb
     tcb = bytes(pck.sgx_components) + pck.pce_svn.to_bytes(2)
     return b"".join((platform.collateral.statement, tcb, report[_QE_IDENTITY], svns))
 
 
 def _svns(quote: Quote, report: bytes) -> bytes:
-    """All of a quote and its QE report that the steps 6 and 11 look at; shorter for TDX 1.0 than for 1.5."""
+    """The inputs of steps 6 and 11 in a quote and its QE report; shorter for TDX 1.0 than for 1.5."""
     isv_svn = report[_ISV_SVN]
     if isinstance(quote.body, ReportBody):
         return isv_svn

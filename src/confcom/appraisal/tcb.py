@@ -1,4 +1,4 @@
-"""Whether QE and TDX module are Intel's, at which TCB level they and the platform are, and what that makes together.
+"""Matches QE and TDX module with Intel's identities, finds their TCB levels and the platform's, and converges them.
 
 Source: Intel SGX PCS documentation, "Get TCB Info" (how to determine the TCB status) and "Get QE Identity" (how to
 verify), and Intel's quote verification library. The SVNs of the platform come from its PCK certificate, never from a

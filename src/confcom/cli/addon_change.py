@@ -1,6 +1,6 @@
 """What `confcom addon` does: connect to the cluster, change or show the add-on, print the result.
 
-Results are printed as `az` gives them: JSON unless asked otherwise.
+Results are printed in the formats of `az`: JSON by default.
 """
 
 from __future__ import annotations

@@ -375,7 +375,7 @@ def status(
     threshold = parse_duration(min_validity, "--min-validity")
     fmspcs = frozenset(parse_hex(digits, "--fmspc", most=6) for digits in fmspc)
     now = parse_time(at, "--at")
-    # In the environment of a service they stand with commas between.
+    # The environment variable of a service separates them by commas.
     words = (word.strip() for text in tcb_sets for word in text.split(","))
     sets = TcbSets.parse(filter(None, words), setting="--tcb-set")
     with CollateralStore(store, roots=trust_roots(trust_root), create=False) as opened:

@@ -32,9 +32,9 @@ START_TIMEOUT = 20.0
 PEER_TIMEOUT = 20.0
 """Seconds for one meeting of the peers."""
 PREFIX = "confcom-demo-"
-"""Of the temporary folders' names."""
+"""The temporary folders' names begin with it."""
 ABANDONED = 60.0
-"""Seconds for which a folder that is not locked has to be unchanged before it counts as left behind."""
+"""Seconds without a change after which an unlocked folder counts as left behind."""
 END_TIMEOUT = 3.0
 """Seconds for a process to end when it is asked to."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -22,7 +22,7 @@ MAX_HELD_DATA = 16 * 1024 * 1024
 HANDSHAKE_TIMEOUT = 10.0
 """Seconds for connection and TLS handshake together, whatever the server does."""
 MAX_DURATION = timedelta(days=36525)
-"""So that it can be added to the present and taken from it."""
+"""The present plus or minus this is still a `datetime`."""
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -82,7 +82,7 @@ def read_peer_certificate(address: str) -> bytes:
 
 @contextmanager
 def naming(place: str) -> Iterator[None]:
-    """Say of which of several inputs a `FormatError` is."""
+    """Within the block, a `FormatError` names the input at fault, one of several."""
     try:
         yield
     except FormatError as error:
@@ -107,7 +107,7 @@ def parse_time(text: str | None, option: str) -> datetime:
     try:
         time = datetime.fromisoformat(text)
         found = time.astimezone(UTC)
-    except (ValueError, OverflowError) as error:  # the latter where the year in UTC would be 0 or 10000
+    except (ValueError, OverflowError) as error:  # OverflowError: the year in UTC would be 0 or 10000
         raise ConfigError(f"{option}: {text!r} is not a time such as 2026-03-01T12:00:00Z") from error
     if time.tzinfo is None:
         raise ConfigError(f"{option}: {text!r} has no time zone; write 2026-03-01T12:00:00Z for UTC")
@@ -126,14 +126,14 @@ def parse_duration(text: str, option: str) -> timedelta:
 
 
 def proxy_of_environment(source: str) -> str | None:
-    """The proxy to a source of collateral: $HTTPS_PROXY, unless the source is here or in $NO_PROXY."""
+    """The proxy to a source of collateral: $HTTPS_PROXY, unless the source is on this machine or in $NO_PROXY."""
     from urllib.parse import urlsplit
     from urllib.request import getproxies, proxy_bypass
 
     try:
         host = urlsplit(source).hostname if "://" in source else source
     except ValueError:
-        return None  # who opens the source says so
+        return None  # opening the source reports it
     if host is None or host in {"pccs", "localhost", "127.0.0.1", "::1"} or proxy_bypass(host):
         return None
     return getproxies().get("https")

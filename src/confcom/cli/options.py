@@ -19,8 +19,8 @@ from confcom.errors import ConfigError
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-class _Name(click.Path):
-    """A path. An empty one, as of a shell's variable that is not set, would be the current folder."""
+class _NamedPath(click.Path):
+    """A path that is not empty: an empty one, from an unset shell variable, would mean the current folder."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
         if value == "":
@@ -28,8 +28,8 @@ class _Name(click.Path):
         return super().convert(value, param, ctx)
 
 
-FILE = _Name(path_type=Path)
-STREAM = _Name(path_type=Path, allow_dash=True)
+FILE = _NamedPath(path_type=Path)
+STREAM = _NamedPath(path_type=Path, allow_dash=True)
 
 STORE_VARIABLE = "CONFCOM_COLLATERAL_STORE"
 COLLATERAL_VARIABLE = "CONFCOM_COLLATERAL"
@@ -58,13 +58,13 @@ def default_store() -> Path:
         return Path.home() / ".local" / "share" / "confcom" / "collateral.sqlite"
     except RuntimeError as error:
         raise ConfigError(
-            "this user has no home folder, in which a collateral store of its own would be",
+            "this user has no home folder for a collateral store",
             advice=f"Name a store ({STORE_VARIABLE}, or an option of the command), or set HOME.",
         ) from error
 
 
 def option_of(parameter: str) -> str:
-    """The option of the running command that sets a parameter, as in `--trust-root`; its name if there is none."""
+    """The option that sets a parameter of the running command, such as `--trust-root`; else the parameter's name."""
     parameters = click.get_current_context().command.params
     return next((each.opts[0] for each in parameters if each.name == parameter), parameter)
 

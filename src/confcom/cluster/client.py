@@ -30,10 +30,10 @@ from confcom.formats.arguments import parse_http_url
 SERVER_TIMEOUT = 300
 """Seconds after which the API server shall end a watch."""
 KNOWN = "KNOWN"
-"""What `list_and_watch` says once everything that there is has been listed."""
+"""What `list_and_watch` yields when the list is complete."""
 _NOT_FOUND = 404
 _UNREADABLE = (msgspec.MsgspecError, AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError)
-"""What lightkube passes on of an answer that is no object of the API (a proxy's page), and of a credential plugin."""
+"""What lightkube raises for an answer that is no object of the API (a proxy's page), and for a credential plugin."""
 _PLUGIN = "client.authentication.k8s.io"
 _ADVICE = "Name a kubeconfig with --kubeconfig or $KUBECONFIG; a pod needs a service account instead."
 
@@ -70,16 +70,16 @@ def _read(kubeconfig: str | None) -> KubeConfig:
     # kubectl merges the files of a list, and passes over those that do not exist.
     found = [file for file in listed if Path(file).is_file()] or listed
     if len(found) > 1:
-        raise ConfigError(f"$KUBECONFIG lists {len(found)} files, and one is read", advice=_ADVICE)
+        raise ConfigError(f"$KUBECONFIG lists {len(found)} files; only one is supported", advice=_ADVICE)
     return KubeConfig.from_file(found[0])
 
 
 def _adopt_plugin(user: User | None) -> None:
-    """Have lightkube run a credential plugin of version v1, the answer of which is that of v1beta1."""
+    """Have lightkube, which knows v1beta1, run a credential plugin of version v1: their answers are the same."""
     if user is None or user.exec is None or user.exec.apiVersion != f"{_PLUGIN}/v1":
         return
-    told = {"apiVersion": user.exec.apiVersion, "kind": "ExecCredential", "spec": {"interactive": False}}
-    user.exec.env = [*(user.exec.env or ()), NameValue("KUBERNETES_EXEC_INFO", json.dumps(told))]
+    info = {"apiVersion": user.exec.apiVersion, "kind": "ExecCredential", "spec": {"interactive": False}}
+    user.exec.env = [*(user.exec.env or ()), NameValue("KUBERNETES_EXEC_INFO", json.dumps(info))]
     user.exec.apiVersion = f"{_PLUGIN}/v1beta1"
 
 
@@ -90,7 +90,7 @@ async def list_and_watch(
     chunk: int | None = None,
     **where: Any,  # noqa: ANN401 - as above
 ) -> AsyncGenerator[tuple[str, Any], None]:
-    """Objects of a kind until the watch ends: those that there are, each ADDED; `KNOWN`; then each change.
+    """Yields the present objects of a kind as ADDED, then `KNOWN`, then each change until the watch ends.
 
     A change is ADDED, MODIFIED or DELETED. `chunk` objects come per answer; `where` selects by namespace and fields.
     """
@@ -135,7 +135,7 @@ def _transport(config: SingleConfig | None) -> httpx2.AsyncHTTPTransport | None:
 
 @contextmanager
 def cluster_errors(what: str, *, advice: str | None = None) -> Iterator[None]:
-    """Turn failures of the API into `ClusterRefused` (the server said no) or `ClusterError` (no answer of its kind)."""
+    """Turn failures of the API into `ClusterRefused` (the server refused) or `ClusterError` (no usable answer)."""
     try:
         yield
     except ApiError as error:
@@ -152,7 +152,7 @@ def cluster_errors(what: str, *, advice: str | None = None) -> Iterator[None]:
     except (httpx2.HTTPError, LoadResourceError) as error:
         raise ClusterError(f"{what}: {str(error) or type(error).__name__}", advice=advice) from error
     except _UNREADABLE as error:
-        message = f"{what}: the server, or a credential plugin, gave no such answer: {type(error).__name__}: {error}"
+        message = f"{what}: the server or a credential plugin gave no usable answer: {type(error).__name__}: {error}"
         raise ClusterError(message, advice=advice) from error
 
 

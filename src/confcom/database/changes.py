@@ -35,7 +35,7 @@ def announce(connection: sa.Connection, topic: str) -> None:
 
 
 def announcement(topic: str) -> sa.ColumnElement[Any]:
-    """The same in a statement for PostgreSQL, as one of its columns."""
+    """The announcement as a column of a statement (PostgreSQL)."""
     return sa.func.pg_notify(_CHANNEL, topic)
 
 

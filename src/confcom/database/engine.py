@@ -60,8 +60,8 @@ class DatabaseAddress:
         Raises:
             ConfigError: it is no such URL, or its connection would not be protected.
         """
-        if str(text) in ("", ":memory:"):  # SQLite would keep it in memory, and another one for each thread
-            raise ConfigError(f"{str(text)!r} is no name of a file for a store", advice="Name a path.")
+        if str(text) in ("", ":memory:"):  # SQLite: in memory, one for each thread
+            raise ConfigError(f"{str(text)!r} is not the name of a store's file", advice="Name a path.")
         if not str(text).startswith(("postgresql:", "postgres:")):
             return cls(sa.URL.create("sqlite", database=str(text)))
         try:
@@ -142,7 +142,7 @@ class Database:
             connection.exec_driver_sql(f"BEGIN{_ONE_VIEW if self.shared else ''}")
             yield connection
             if self.shared:
-                connection.commit()  # at a rollback psycopg has the server forget what was prepared
+                connection.commit()  # a rollback would make psycopg drop prepared statements
 
     @contextmanager
     def look_ups(self) -> Iterator[LookUp]:

@@ -45,8 +45,7 @@ def connect(url: sa.URL, **more: Any) -> Connection:  # noqa: ANN401 - psycopg's
 def engine(url: sa.URL, *, connections: int, busy_timeout: float) -> sa.Engine:
     """A pool of at most `connections`, in autocommit: transactions begin where `Database` says so.
 
-    Before use the server is asked whether it is there only if something came from it meanwhile, as when it ended the
-    connection.
+    Before use a connection is tested only if it has input, such as its end: that saves an exchange with the server.
     """
     made = sa.create_engine(
         url, pool_size=connections, max_overflow=0, pool_timeout=busy_timeout, pool_pre_ping=True, pool_use_lifo=True
@@ -65,13 +64,13 @@ def engine(url: sa.URL, *, connections: int, busy_timeout: float) -> sa.Engine:
             f"SET idle_in_transaction_session_timeout = {int(ANSWER_TIMEOUT * 1000)}"
         )
 
-    ask = made.dialect.do_ping
-    made.dialect.do_ping = lambda dbapi_connection: not _came(dbapi_connection) or ask(dbapi_connection)  # type: ignore[method-assign]
+    ping = made.dialect.do_ping
+    made.dialect.do_ping = lambda dbapi_connection: not _has_input(dbapi_connection) or ping(dbapi_connection)  # type: ignore[method-assign]
     return made
 
 
-def _came(connection: Any) -> bool:  # noqa: ANN401 - SQLAlchemy's name for a `Connection`
-    """Whether a connection that waits for no answer has something to read: a last message, a notice, or its end."""
+def _has_input(connection: Any) -> bool:  # noqa: ANN401 - SQLAlchemy's name for a `Connection`
+    """Whether an idle connection has something to read: a last message, a notice, or its end."""
     watch = select.poll()
     watch.register(connection.pgconn.socket, select.POLLIN)
     return bool(watch.poll(0))

@@ -139,7 +139,7 @@ def service_findings(subject: Subject) -> Iterator[Finding]:
 def _service(host: str, port: int) -> Finding:
     try:
         socket.create_connection((host, port), CONNECT_TIMEOUT).close()
-    except (OSError, UnicodeError) as error:  # the latter for a name that cannot be one
+    except (OSError, UnicodeError) as error:  # UnicodeError: it cannot be a host's name
         return Finding(
             "qpl.service",
             Level.WARNING,

@@ -80,7 +80,7 @@ def parse_tcp_address(
 
 
 def _is_host(text: str) -> bool:
-    """Whether it can be a name or an address; a colon (or `[`) is of an IPv6 address alone."""
+    """Whether it can be a name or an address; only an IPv6 address has a colon."""
     if ":" not in text:
         return text != "" and not any(char.isspace() or char in "[]/@" for char in text)
     with suppress(ValueError):
@@ -89,7 +89,7 @@ def _is_host(text: str) -> bool:
 
 
 def parse_http_url(url: str, what: str, *, advice: str = "Write https://HOST:PORT.") -> SplitResult:
-    """Split an http or https URL, which names a host and no port that cannot be; else a `ConfigError`."""
+    """Split an http or https URL; a `ConfigError` if it names no host or an impossible port."""
     with suppress(ValueError):
         parts = urlsplit(url)
         if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:

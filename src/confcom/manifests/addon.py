@@ -1,6 +1,6 @@
-"""The add-on as Kubernetes objects, in an order in which they can be created one after another; and its memory.
+"""Renders the add-on as Kubernetes objects in the order of their creation, and reads and writes its state.
 
-The memory is a ConfigMap with the settings as flat strings, as `az aks` shows add-ons. Its keys compare without case.
+The state is a ConfigMap with the settings as flat strings, as `az aks` shows add-ons. Its keys compare without case.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def render(
     return completed(rendered, settled, version)
 
 
-# What a cluster remembers of the add-on.
+# The state of the add-on in a cluster.
 
 API_KEY = "ACCSGXDevicePlugin"
 """What AKS calls the add-on in a cluster's profile."""

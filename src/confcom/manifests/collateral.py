@@ -82,7 +82,7 @@ def _authority(config: AddonConfig, at: str) -> list[Mounted]:
 
 
 class Judging(NamedTuple):
-    """What a service that judges quotes needs besides: settings, volumes, parts of its pod, and ports that it asks."""
+    """What a service that judges quotes needs: settings, volumes, fields of its pod, ports that it connects to."""
 
     settings: dict[str, str]
     volumes: list[Mounted]
@@ -92,7 +92,7 @@ class Judging(NamedTuple):
 
 
 def judging(config: AddonConfig) -> Judging:
-    """That of these settings: where collateral comes from, and on the simulated platform the root of the world."""
+    """For these settings: the source of collateral, and on the simulated platform the root of the world."""
     values = {"collateral": source(config) or "intel"}
     pod: Object = {"dnsPolicy": "ClusterFirst"}
     volumes = _authority(config, COLLATERAL_CA_FOLDER)

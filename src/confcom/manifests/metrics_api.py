@@ -72,7 +72,7 @@ class Exporter(NamedTuple):
 
 
 def exporter(config: AddonConfig) -> Exporter:
-    """That of these settings; without autoscaling nothing."""
+    """For these settings; empty without autoscaling."""
     if not config.autoscaling:
         return Exporter({}, {}, [])
     return Exporter(

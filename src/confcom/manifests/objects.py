@@ -184,7 +184,7 @@ def number(value: float) -> str:
 
 
 Mounted: TypeAlias = tuple[Object, list[Object]]
-"""A volume, and where the main container has it."""
+"""A volume, and its mounts in the main container."""
 
 
 def mount(name: str, path: str, *, read_only: bool = False) -> Object:
@@ -199,7 +199,7 @@ def volume(name: str, at: str, *, read_only: bool = True, **source: Any) -> Moun
 
 
 def host_path(name: str, path: str, kind: str = "Directory", *, at: str = "", read_only: bool = True) -> Mounted:
-    """A path of the host; `at` is where the container has it, by default the same path."""
+    """A path of the host; `at` is the mount path, by default the same."""
     return volume(name, at or path, read_only=read_only, hostPath={"path": path, "type": kind})
 
 
@@ -251,7 +251,7 @@ def pod(
 
 
 def daemon_set(workload: Workload, config: AddonConfig, pod: Object) -> Object:
-    """A component on every SGX node. A successor starts beside each pod, which ends once that is ready."""
+    """A component on every SGX node. In an update each pod ends once its successor, started beside it, is ready."""
     spec = {
         "serviceAccountName": workload.name,
         "priorityClassName": NODE_CRITICAL,

@@ -48,7 +48,7 @@ class PemChain(msgspec.Struct, frozen=True):
 
 
 def exact_bytes(certificates: Iterable[Certificate]) -> bytes:
-    """What tells certificates from all others: what is signed in each, and its signature, which may have any length."""
+    """Identifies certificates: of each the digest of its signed part, and its signature with the length."""
     return b"".join([one.signed_digest + len(one.signature).to_bytes(2) + one.signature for one in certificates])
 
 

@@ -127,7 +127,7 @@ def verify_chain(
     received = _load(certificates, f"{_WORDS[kind]} chain")
     path, included_root = _arrange([*received.certificates], kind, step)
     issuers = path[1:] if included_root is None else [*path[1:], included_root]
-    # Steps 2 and 3 depend on bytes alone: issuers that passed in these places need not pass again, only the leaf.
+    # Steps 2 and 3 depend on bytes alone: for issuers that passed in these places they are not repeated.
     statement, exact = b"".join([kind.encode(), *[one.signed_digest for one in issuers]]), exact_bytes(issuers)
     passed = known is not None and included_root is not None and known.get(statement, exact) is True
     # (2)
@@ -221,7 +221,7 @@ def _issuing_root(top: Certificate, roots: TrustRoots, step: str) -> Certificate
 def _check_path(
     whole: list[Certificate], new: list[Certificate], kind: ChainKind, step: str, known: Known | None
 ) -> tuple[datetime, datetime]:
-    """Step 3 for the `new` ones, from the leaf up, of all certificates with the anchor; when all are valid."""
+    """Step 3 for the `new` certificates, the first of the path from leaf to anchor (`whole`); when all are valid."""
     for certificate, issuer in zip(new, whole[1:], strict=False):
         # PCK certificates are as many as platforms: what is remembered of one is remembered with its platform.
         leaf_of_platform = kind == "pck" and certificate is whole[0]

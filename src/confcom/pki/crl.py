@@ -86,7 +86,7 @@ class Crl(msgspec.Struct, frozen=True):
             entries = x509.load_der_x509_crl(der)
             _, key_id = extensions.get(AUTHORITY_KEY_ID, (False, b""))
             if extensions.keys() - _REQUIRED.keys() or authority_key_id(key_id) is None or read_name(issuer)[1]:
-                # Not as Intel's: no part may be unreadable.
+                # Unlike Intel's lists, it has parts that are not read above: they must be readable.
                 _ = entries.extensions, entries.issuer
         except UNREADABLE as error:
             raise FormatError(f"not a revocation list: {der_reason(error)}", structure=structure, field="") from error

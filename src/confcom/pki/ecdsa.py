@@ -17,7 +17,7 @@ COORDINATE_SIZE = 32
 """Bytes of x, y, r and s."""
 
 Known: TypeAlias = Memory[bool]
-"""What was good: a question about exact bytes, asked once. Signatures by key and digest of what is signed; issuers.
+"""Remembers what passed for exact bytes: signatures, by key and digest of what is signed, and issuers of chains.
 
 Who is trusted, what is revoked and what has expired is not remembered here, so it is judged each time.
 """

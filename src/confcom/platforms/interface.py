@@ -78,10 +78,11 @@ class Platform(Protocol):
 
 @runtime_checkable
 class QuotesAhead(Protocol):
-    """What a `Platform` may offer besides: quotes that an event loop asks for without waiting, some ahead.
+    """An optional part of a `Platform`: an event loop requests quotes without waiting, several at a time.
 
     Answers come in the order of the requests. No other call may be made while requests have no answer, except after
-    `end_quote` has given None: then none of them will get one, and none is begun before `quote` makes good for them.
+    `end_quote` has given None: then none of them will get one, and `quote` is called for each before a further
+    `begin_quote`.
     """
 
     def begin_quote(self, report: bytes, key_id: bytes, qe_report_info: bytes | None) -> int:

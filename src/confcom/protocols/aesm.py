@@ -86,7 +86,7 @@ class _Connection:
             self._buffer += data
 
     def _next_frame(self) -> bytes | Signal:
-        """The message of the frame; a connection that raises, or gives one, is not to be asked again."""
+        """The message of the frame; not to be called again once it gave one or raised."""
         self._state = _State.BROKEN
         size = len(self._buffer)
         if size >= LENGTH_SIZE:

@@ -60,9 +60,9 @@ def evaluation_data_number(text: str) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class TcbSets:
-    """Which set clients of a caching service get that name none, or `standard`: `default`, and in each group its own.
+    """The sets that clients of a caching service get when they name none, or `standard`.
 
-    `groups` has the set of each group by its name.
+    Clients of a group in `groups` get the set of the group, all others `default`.
     """
 
     default: Update = "standard"

@@ -54,7 +54,7 @@ MAX_QUERY_DEPTH = 40
 MAX_COPIES = 64
 """How many times a query may copy its data: the product of what its multi-selects list."""
 KEPT = 1 << 20
-"""Bytes, about, of the decisions of a policy that are kept."""
+"""About how many bytes of decisions are kept per policy."""
 TRACED = 20
 """Outcomes of a dry run that have their trace."""
 SERVICE, POLICY, CUSTOM = "AttestationService", "AttestationPolicy", "CustomClaim"
@@ -344,8 +344,8 @@ class _Evaluation:
         made = self._made(action, named)
         if action.verb != "add" and any(claim.read_only for claim in made):
             raise PolicyEvaluationError("a read-only claim cannot be issued, nor what a function made of it")
-        if action.verb == "issue" and (ours := [claim.type for claim in made if is_reserved(claim.type)]):
-            raise PolicyEvaluationError(f"the service alone states {ours[0]!r}: no policy issues it")
+        if action.verb == "issue" and (reserved := [claim.type for claim in made if is_reserved(claim.type)]):
+            raise PolicyEvaluationError(f"only the service issues {reserved[0]!r}, no policy")
         self.room -= sum(len(str(claim.value)) for claim in made)
         if self.room < 0:
             raise PolicyEvaluationError(f"the policy makes claims of more than {MAX_MADE} characters")

@@ -49,7 +49,7 @@ RESERVED = frozenset((
     "policy-hash", "policy_hash", "policy_signer", "rp_data", "simulated", "submods", "tcb-status", "ver",
 ))  # fmt: skip
 RESERVED_PREFIXES = ("aas-", "confcom-", "ear.", "eat_", "maa-", "tdx_", "x-ms-")
-"""With `RESERVED` the claims by which the service speaks: those of JWT, EAT and EAR, Azure's with their older names,
+"""With `RESERVED` the claims that only the service issues: those of JWT, EAT and EAR, Azure's with their older names,
 ours and those of login tokens. The older names that Azure's default policy issues are free, such as `sgx-mrsigner`."""
 
 _GRAMMAR = r"""
@@ -221,7 +221,7 @@ class PolicyText:
 
 
 def parse_policy(text: str, *, in_force: bool = False) -> PolicyText:
-    """Read a policy strictly. One `in_force` may have harmless defects: an older version took it.
+    """Read a policy strictly. One `in_force` may have harmless defects: an older version accepted it.
 
     Raises:
         PolicyTextError: the first departure from the grammar, or the first rule that issues a reserved claim.
@@ -234,7 +234,7 @@ def parse_policy(text: str, *, in_force: bool = False) -> PolicyText:
 
 
 def is_reserved(claim: str) -> bool:
-    """Whether the service alone states this claim."""
+    """Whether only the service issues this claim."""
     return claim in RESERVED or claim.startswith(RESERVED_PREFIXES)
 
 
@@ -473,7 +473,7 @@ class _Reader:
 
     def _check_issued(self, written: Node, kind: Expression) -> None:
         if isinstance(kind, Literal) and isinstance(kind.value, str) and is_reserved(kind.value):
-            message = "the service alone states this claim; issue it under another name"
+            message = "only the service issues this claim; issue it under another name"
             self._slip(written.meta, message, None, harmless=True)
 
     def _check_claim(self, name: Token, verb: str, properties: dict[str, Expression], copied: str | None) -> None:

@@ -70,7 +70,7 @@ def test_what_no_token_can_hold_is_a_fault_of_its_rule(value: str, fault: str) -
 def test_a_name_of_the_service_that_a_policy_computes_is_a_fault_of_its_rule(rules: str) -> None:
     decision = _decide(issuance=f'{rules} => issue(type="b", value=1);')
     assert decision.claims() == {"b": 1}
-    assert "the service alone states" in decision.trace[-2].fault
+    assert "only the service issues" in decision.trace[-2].fault
 
 
 def test_values_at_the_ends_of_what_tokens_hold_are_issued() -> None:

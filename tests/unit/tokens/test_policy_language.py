@@ -131,7 +131,7 @@ def test_what_breaks_the_grammar_is_refused_at_its_place(
 )
 def test_a_claim_of_the_service_is_issued_by_no_policy(name: str) -> None:
     text = _issue(f'\n c:[type=="a"] => issue(value=c.value, type="{name}"); => issue(type="b", value=1);')
-    with pytest.raises(PolicyTextError, match="the service alone states this claim") as refused:
+    with pytest.raises(PolicyTextError, match="only the service issues this claim") as refused:
         parse_policy(text)
     defect = refused.value.defect
     assert (defect.symbol, defect.place.line, defect.place.column) == (f'"{name}"', 2, 45)

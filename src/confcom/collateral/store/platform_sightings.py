@@ -58,8 +58,8 @@ class PlatformGroup:
 def groups(connection: sa.Connection, at: int) -> tuple[PlatformGroup, ...]:
     """Every platform, in groups, at the TCB at which it was met last by then (seconds since 1970).
 
-    One that was met only later is at the TCB of its first sighting. What is older than its last sighting is known to a
-    week (`SIGHTED_AGAIN`).
+    One that was met only later is at the TCB of its first sighting. Times before its last sighting are known to a week
+    (`SIGHTED_AGAIN`).
     """
     found: dict[tuple[Any, ...], PlatformGroup] = {}
     for query in (_CURRENT, _AS_OF):
@@ -72,7 +72,7 @@ def groups(connection: sa.Connection, at: int) -> tuple[PlatformGroup, ...]:
 
 
 def counts(connection: sa.Connection) -> tuple[tuple[PlatformGroup, int], ...]:
-    """How many platforms are in each group now; the groups name none of them."""
+    """The number of platforms in each group now; the groups list no platforms."""
     return tuple((_group(*facts), count) for count, *facts in connection.execute(_COUNTED))
 
 
@@ -100,7 +100,7 @@ def met_after(connection: sa.Connection, number: int) -> tuple[int, list[MetPlat
 
 
 def restore_met(connection: sa.Connection, met: MetPlatform) -> bool:
-    """Keep when another store met a platform at a TCB; whether any of it is new."""
+    """Keep the sightings that another store has of a platform at a TCB; whether any is new."""
     facts = (met.fmspc.hex(), met.ca, bytes(met.tcb.sgx_components), met.tcb.pce_svn, met.tcb.cpu_svn)
     of = {"id": met.id, "tee": met.tee}
     values = of | dict(zip(_FACTS, facts, strict=True))
@@ -125,9 +125,9 @@ def observe(
 ) -> None:
     """Append a sighting; the TCB of the latest one is the current TCB.
 
-    A lower TCB of the same second belongs to the same set of certificates and is none. If the platform did not ask
-    itself (`asked`), the time of its last sighting stays. Of a TCB that is `claimed` one sighting a week is kept, so
-    that callers cannot make the store grow at will.
+    A lower TCB in the same second belongs to the same set of certificates, and is no sighting. If the platform did not
+    ask itself (`asked`), the time of its last sighting stays. Of a TCB that is `claimed` one sighting a week is kept,
+    so that callers cannot make the store grow at will.
     """
     # Only the Platform CA writes an instance id into its certificates.
     ca = "processor" if extension.platform_instance_id is None else "platform"
@@ -165,7 +165,7 @@ def _set_current(connection: sa.Connection, of: Mapping[str, str], number: int, 
 
 @cache
 def _current(dialect: str) -> Insert:
-    """Built once: SQLAlchemy takes longer for it than the engines take to run it."""
+    """Built once: that takes SQLAlchemy longer than running it takes the engines."""
     added, old = Database.insert(dialect, CURRENT_PLATFORMS), CURRENT_PLATFORMS.c
     new = {"platform": added.excluded.platform, "last_seen": added.excluded.last_seen}
     later = old.last_seen <= added.excluded.last_seen
@@ -173,7 +173,7 @@ def _current(dialect: str) -> Insert:
 
 
 def _sight(connection: sa.Connection, number: int, seen: int, within: int) -> None:
-    """Append a sighting at a TCB, unless there is one `within` so many seconds before it."""
+    """Append a sighting at a TCB, unless there is one at most `within` seconds before it."""
     if connection.execute(_LATELY, {"of": number, "after": seen - within, "until": seen}).first() is None:
         connection.execute(sa.insert(PLATFORM_SIGHTINGS), {"platform": number, "seen": seen})
 
@@ -192,7 +192,7 @@ def note_asked(connection: sa.Connection, id_: str, at: int) -> None:
 
 
 def forget(connection: sa.Connection, gone: sa.ColumnElement[bool]) -> int:
-    """Remove the sightings of platforms for which this condition on the current ones holds; gives their number."""
+    """Remove the sightings of platforms that meet this condition on the current ones; returns their number."""
     of = sa.tuple_(PLATFORMS.c.id, PLATFORMS.c.tee).in_(
         sa.select(CURRENT_PLATFORMS.c.id, CURRENT_PLATFORMS.c.tee).where(gone)
     )

@@ -143,7 +143,7 @@ class PlatformRegistry:
             return platform_sightings.groups(connection, seconds(at))
 
     def counts(self) -> tuple[tuple[PlatformGroup, int], ...]:
-        """How many platforms are in each group now; the groups name none of them."""
+        """The number of platforms in each group now; the groups list no platforms."""
         with self._database.read() as connection:
             return platform_sightings.counts(connection)
 
@@ -254,7 +254,7 @@ class PlatformRegistry:
         return None if found is None else found[0]
 
     def asked_for(self, platform: PlatformTcb) -> tuple[PckCertificateAnswer, datetime] | None:
-        """The same, and when the platform asked last, with whatever raw TCB; 1970 if it never did."""
+        """The same, and when the platform asked last, with any raw TCB; 1970 if it never did."""
         own = {"qe_id": platform.qe_id.hex(), "pce_id": platform.pce_id.hex()}
         with self._database.look_ups() as look_up:
             for *row, asked in look_up(_CHOSEN, _raw_key(platform) | own):
@@ -415,7 +415,7 @@ def _keep_certificate(
 
 @cache
 def _kept(dialect: str) -> sa.Executable:
-    """Built once: SQLAlchemy takes longer for it than the engines take to run it."""
+    """Built once: that takes SQLAlchemy longer than running it takes the engines."""
     added = Database.insert(dialect, PCK_CERTIFICATES)
     new, old = added.excluded, PCK_CERTIFICATES.c
     return added.on_conflict_do_update(

@@ -173,9 +173,9 @@ def documents_in_force(
 def _in_force(
     look_up: LookUp, keys: Sequence[DocumentKey], at: datetime, root: bytes, *, likely: bool
 ) -> list[tuple[Candidate | None, Sequence[Any]]]:
-    """Per key what was in force, and its content as `_BODY` has it where that is the one which was issued last.
+    """Per key what was in force; with `likely` also the columns of `_BODY` of that version, if it was issued last.
 
-    So one query mostly finds a document, and does not read the content of others; none without `likely`.
+    So one query usually gives the document, without reading the content of other versions.
     """
     values: dict[str, Any] = {"root": root, "issued_by": seconds(at) if likely else -1}
     for place, key in enumerate(keys):

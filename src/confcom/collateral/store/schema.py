@@ -127,8 +127,7 @@ CURRENT_PLATFORMS = _table(
     _whole("last_seen"),
     rows=False,
 )
-"""The view of the two, kept by writers because no query is as fast: the TCB at which a platform was met last, and when.
-"""
+"""The TCB at which a platform was met last, and when: follows from the two, and is kept because no query is as fast."""
 
 REGISTRATIONS = _table(
     "registrations",
@@ -157,7 +156,7 @@ FORMER_REGISTRATIONS = _table(
     _whole("since"),
     sa.Index("former_registrations_of_platform", "qe_id", "pce_id", "id"),
 )
-"""States that registrations had, and `since` when; manifests that another one replaced (NULL: it stayed)."""
+"""States that registrations had, and `since` when; manifests that were replaced (NULL: it was not)."""
 
 REGISTRATION_COUNTS = _table("registration_counts", _text("state", key=True), _whole("registered"), rows=False)
 """Rows by state, so that none must be counted."""

@@ -47,9 +47,7 @@ class MissingDocument:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What a set says of a TCB. A status None means: there is no such TCB info (its number is None too), or no level
-    that low.
-    """
+    """What a set says of a TCB. `status` is None below every level, both are None without a TCB info."""
 
     number: int | None
     status: TcbStatus | None
@@ -148,7 +146,7 @@ def store_status(
     infos = _TcbInfos(store, now, sets)
 
     def has(key: DocumentKey | None) -> bool:
-        """Of a number, which may have been served by its name alone."""
+        """A set given by number may have been served under its name alone."""
         return key is not None and isinstance(key.update, int) and store.in_force(key, at=now) is not None
 
     return StoreStatus(

@@ -42,7 +42,7 @@ from confcom.platforms.sgx_host import QUOTE_LIBRARY, device_obstacles, find_lib
 
 SUCCESS = 0
 INVALID_PARAMETER = 0xE002
-"""Also for a buffer that is too small."""
+"""Also the status for a buffer that is too small."""
 ENCLAVE_LOST = 0xE014
 """The QE is gone (sleep, migration of the machine); the library never loads it again."""
 
@@ -313,8 +313,8 @@ class IntelDcapPlatform:
             raise NativeError(f"sgx_ql_get_quote: what came back is no quote: {error}") from error
 
     def _quote(self, arguments: tuple[_Buffer, ...], key_id: AttestationKeyId | None) -> bytes:
-        """A quote in a buffer that may be longer; the size is asked for where the last one does not do."""
-        # It changes with the PCK certificate alone, and asking for it makes the library fetch that once more.
+        """Get a quote in a buffer that may be longer than it."""
+        # The size changes with the PCK certificate alone, and asking for it makes the library fetch that once more.
         if self._last_size:
             try:
                 return self._fill(arguments, self._last_size)

@@ -163,7 +163,7 @@ class IntelWorkerPlatform:
         self._pause_until = 0.0
         self._devices = devices
         self._devices_lost = False
-        self._begun = 0  # quotes that were begun and have not been ended
+        self._begun = 0  # requests of `begin_quote` without an answer
         self._finalizer = weakref.finalize(self, _close, self._pool, surroundings)
 
     @property
@@ -228,9 +228,9 @@ class IntelWorkerPlatform:
             return -1
         if self._devices_lost or self._last_failure is not None:
             return -1
-        watched = worker.send(m.MakeQuote(report, key_id, qe_report_info))
-        self._begun += watched >= 0
-        return watched
+        descriptor = worker.send(m.MakeQuote(report, key_id, qe_report_info))
+        self._begun += descriptor >= 0
+        return descriptor
 
     def end_quote(self) -> QuoteResult | None:
         """The answer to the first request that has none; None when its worker is lost."""
@@ -258,7 +258,7 @@ class IntelWorkerPlatform:
             raise explained from error
 
     def _explained(self, error: PlatformError) -> PlatformError:
-        """The error, or what its cause is when the devices are lost."""
+        """The error, or its cause if the devices are lost."""
         if obstacles := self.device_obstacles():
             return PlatformUnavailable("; ".join(obstacles), retryable=True, advice=DEVICES_ADVICE)
         return error
@@ -288,7 +288,7 @@ class IntelWorkerPlatform:
         """Ask, and ask another worker when this one is lost or has lost its enclaves."""
         tries = lost = 0
         if self._begun:
-            # The present worker did not answer a request that was begun, most likely this one: its first try.
+            # The worker did not answer a request of `begin_quote`, most likely this one: that was its first try.
             self._pool.replace()
             tries, self._begun = 1, 0
             deadline -= self._limits.attempt_timeout

@@ -63,7 +63,7 @@ TCB_IDENTIFIER = "x-ms-sgx-tcbidentifier"
 """The property of a policy that names the set of collateral."""
 AZURE_DEFAULT = "azuredefault"
 ABREAST = 32
-"""Calls that run step by step together; others of the event loop wait for so many."""
+"""Most calls that run step by step together; everything else in the event loop waits for one such batch."""
 NONCE_BOUND = "confcom-nonce-bound"
 """The claim whether the quote vouches for the nonce; without it a nonce says that the token is fresh, and no more."""
 

@@ -296,7 +296,7 @@ def _failure(failure: Exception, request: Request) -> tuple[ConfcomError, Answer
 
 def _not_by_pin(error: CollateralNotFound, update: pcs.Update, group: str) -> CollateralNotFound:
     return CollateralNotFound(
-        f"{pcs.clients_of(group)} are pinned to set {update}, which is not to be had: {error.message}",
+        f"{pcs.clients_of(group)} are pinned to set {update}, which is not available: {error.message}",
         advice=f"Have the administrator of the service move the pin (--tcb-set {f'{group}=' if group else ''}SET): "
         "Intel takes a set off its service about a year after the next one.",
     )

@@ -1,12 +1,12 @@
-"""EPC as an amount in the node's status: what it should say, and the part of the plugin that keeps it so.
+"""Publishes EPC as an amount in the node's status: computes it, and corrects the status when it differs.
 
 The kubelet makes `allocatable` equal to `capacity` for resources that it does not know itself, so both say what may be
 requested: reserve subtracted, overcommit applied. The true size is a label.
 
 A node that published EPC as devices before cannot offer it as an amount at once: the kubelet keeps the resource for
 five minutes after its plugin has gone, longer while a pod holds devices, and fails pods that request it ("no healthy
-devices present"). Its checkpoint shows that, and nothing else does (Kubernetes 1.36, cm/devicemanager). It notices
-that pods have ended at the next allocation, or when it is asked which container holds what: so it is asked.
+devices present"). Its checkpoint shows that, and nothing else does (Kubernetes 1.36, cm/devicemanager). The
+kubelet notices that pods have ended at the next allocation, or when asked which container holds what: so it is asked.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Servers of ours that the kubelet calls: the devices of one resource, and what keeps a server known to the kubelet.
+"""gRPC servers that the kubelet calls: registers them and keeps them registered; serves the devices of one resource.
 
 Serve first, register second. A kubelet that starts deletes every socket in its directory, ours too, and makes its own
 again, perhaps with the old inode number; so both are watched, and the time of change counts. A stream that ends while

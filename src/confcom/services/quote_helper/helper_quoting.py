@@ -27,9 +27,9 @@ Result = TypeVar("Result")
 TURN = 4
 """Requests answered before new connections are accepted."""
 AHEAD = 2
-"""Calls that the platform has at most: the one that it makes, and the next one."""
+"""Most calls that are sent to the platform at a time: the current one and the next."""
 HANGS_AFTER = 6.0
-"""Seconds for one quote that was begun; it takes milliseconds, so a process without answer hangs."""
+"""Seconds after which a process without an answer counts as hung; a quote takes milliseconds."""
 LEFT_AFTER = 0.02
 """Seconds of waiting after which the client may have left: looked up before the quote is made."""
 
@@ -60,7 +60,7 @@ class Quoting(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Begun:
-    """A request that a process of the platform has. Without `pending` its client was told BUSY meanwhile."""
+    """A request that was sent to the platform's process. `pending` is None once its client got BUSY."""
 
     call: PlatformCall
     pending: PendingRequest | None
@@ -68,7 +68,7 @@ class Begun:
 
 
 class AheadQuoting:
-    """One platform, which has its next call before it is done with the present one.
+    """Sends one platform its next call before the current one ends.
 
     Where the platform offers it, the event loop sends requests for quotes to the platform's own process, and reads the
     answers. All other calls, and quotes for which that process gave no answer, are a thread's.
@@ -105,7 +105,7 @@ class AheadQuoting:
     def pump(self) -> None:
         """Give the platform its next calls; a call that timed out still occupies it."""
         if self._begun:
-            self._look_at_deadlines()
+            self._check_deadlines()
         while self._queue and not self._again and self._begin(self._queue.peek()):
             pass
         while not self._begun and max(len(self._calls), self._thread.under_way) < AHEAD:
@@ -122,7 +122,7 @@ class AheadQuoting:
         self._thread.close(0)
 
     def _begin(self, pending: PendingRequest) -> bool:
-        """Whether the first request of the queue has been sent to the platform, or its client left."""
+        """Send the queue's first request to the platform, or refuse it if its client left; False if it stays queued."""
         if self._calls or self._thread.under_way or len(self._begun) >= AHEAD:
             return False
         now = time.monotonic()
@@ -130,12 +130,12 @@ class AheadQuoting:
             self._queue.pop()
             self._deliver(pending, _left(self._broker, pending))
             return True
-        watched = self._broker.begin(pending.call)
-        if watched < 0:
+        descriptor = self._broker.begin(pending.call)
+        if descriptor < 0:
             return False
         self._begun.append(Begun(pending.call, self._queue.pop(), now))
-        if watched != self._watched:
-            self._watch(watched)
+        if descriptor != self._watched:
+            self._watch(descriptor)
         return True
 
     def _watch(self, descriptor: int) -> None:
@@ -161,7 +161,7 @@ class AheadQuoting:
                 self._deliver(begun.pending, answer, now - begun.at)
         self.pump()
 
-    def _look_at_deadlines(self) -> None:
+    def _check_deadlines(self) -> None:
         now = time.monotonic()
         for begun in self._begun:
             if begun.pending is not None and begun.pending.since + self._answer_timeout <= now:

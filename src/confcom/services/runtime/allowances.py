@@ -45,7 +45,7 @@ class Allowance:
         self._spent: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
     def spend(self, address: str) -> int:
-        """Count one; where none is left nothing is counted, and it returns the seconds until there is."""
+        """Count one and return 0; if none is left, count nothing and return the seconds until one is."""
         now, start, count = self._window(address)
         if count >= self._limit:
             return math.ceil(start + WINDOW - now)

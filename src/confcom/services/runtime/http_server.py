@@ -520,12 +520,12 @@ class _Connection:
 
 
 def _framing_fault(request: h11.Request) -> tuple[int, str] | None:
-    """Status and reason where a proxy before us may have found other requests in these bytes (RFC 9112, 2.3, 6.1)."""
+    """Status and reason to refuse what a proxy may have split into other requests (RFC 9112, 2.3, 6.1)."""
     names = {name for name, _ in request.headers}
     if request.http_version not in (b"1.0", b"1.1"):
-        return 505, "only HTTP/1.1 is spoken here"
+        return 505, "only HTTP/1.1 is supported"
     if b"transfer-encoding" in names and (b"content-length" in names or request.http_version == b"1.0"):
-        return 400, "Transfer-Encoding is not taken beside Content-Length, nor in HTTP/1.0"
+        return 400, "Transfer-Encoding is refused together with Content-Length, and in HTTP/1.0"
     return None
 
 
@@ -554,7 +554,7 @@ def _bind(listener: Listener, cleaning: contextlib.AsyncExitStack) -> socket.soc
     try:
         bound = cleaning.enter_context(_open_socket(host, port))
         bound.listen(listener.backlog)
-    except (OSError, UnicodeError) as error:  # the latter for a name that cannot be one
+    except (OSError, UnicodeError) as error:  # UnicodeError: it cannot be a host's name
         message = f"cannot listen on {host}:{port}: {getattr(error, 'strerror', None) or error}"
         raise ConfigError(message, advice="Name another address with --listen.") from error
     return bound

@@ -40,7 +40,7 @@ def load(
     flags: Mapping[str, Any],
     option: Callable[[str], str] = str,
 ) -> tuple[_Config, Callable[[str], str]]:
-    """Make the configuration of a service (defaults < file < environment < flags), and what says where a field is from.
+    """The configuration of a service (defaults < file < environment < flags), and a function for where a field was set.
 
     `file` is TOML with the fields at top level. `environment` is searched for `CONFCOM_<SERVICE>_<FIELD>`. A flag that
     is None was not given; `option` gives the name of a field's flag. Unknown names and wrong values are a `ConfigError`
@@ -151,13 +151,13 @@ SAME_REQUEST = 0.25
 _STOPS = (signal.SIGTERM, signal.SIGINT)
 _PASSED_ON = frozenset((*_STOPS, signal.SIGHUP))
 _SI_KERNEL = 0x80
-"""`si_code` of a terminal's signal, which every process of the foreground has got."""
+"""`si_code` of a terminal's signal, which goes to every process in the foreground."""
 
 
 def stop_on_signals() -> asyncio.Event:
     """An event that SIGTERM and SIGINT set, in the running loop. Only a process's entry point calls this.
 
-    A further signal, from `SAME_REQUEST` on, ends the process at once, even while its event loop is busy.
+    A further signal, `SAME_REQUEST` later or more, ends the process at once, even while its event loop is busy.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -378,7 +378,7 @@ class Reconciler(Generic[State]):
             # One cause is enough: the other task was only cancelled because of it.
             raise group_error.exceptions[0] from None
         if self._state is None:
-            raise ClusterError("it is not in the API")
+            raise ClusterError("the object is not in the API")
 
     async def _repair_all(self) -> None:
         while True:
