@@ -83,14 +83,19 @@ class AesmBroker:
         except ConfcomError as error:
             return self.refuse(call.request, error)
 
-    def begin(self, call: PlatformCall) -> int:
-        """Begin a platform call without blocking, as `QuotesAhead.begin_quote`; -1 where only `perform` makes it."""
+    def may_begin(self, call: PlatformCall) -> bool:
+        """Whether `begin` would ask the platform."""
         request = call.request
         if self._ahead is None or call.key_id is None or not isinstance(request, m.GetQuoteExRequest):
+            return False
+        return 0 < self._last_size <= request.buf_size
+
+    def begin(self, call: PlatformCall) -> int:
+        """Begin a platform call without blocking, as `QuotesAhead.begin_quote`; -1 where only `perform` makes it."""
+        if self._ahead is None or not self.may_begin(call):
             return -1
-        if not 0 < self._last_size <= request.buf_size:
-            return -1
-        return self._ahead.begin_quote(request.report, bytes(call.key_id), request.qe_report_info or None)
+        request = cast("m.GetQuoteExRequest", call.request)
+        return self._ahead.begin_quote(request.report, bytes(call.key_id or b""), request.qe_report_info or None)
 
     def end(self, call: PlatformCall) -> Answer | None:
         """The answer to the first call that was begun; None when it must be performed after all."""

@@ -109,9 +109,12 @@ class AheadQuoting:
         while self._queue and not self._again and self._begin(self._queue.peek()):
             pass
         while not self._begun and max(len(self._calls), self._thread.under_way) < AHEAD:
-            pending = self._again.popleft() if self._again else self._queue.pop() if self._queue else None
-            if pending is None:
-                return
+            if self._again:
+                pending = self._again.popleft()
+            elif not self._queue or (self._calls and self._broker.may_begin(self._queue.peek().call)):
+                return  # it is begun once the thread is done, which a full queue would otherwise keep busy for ever
+            else:
+                pending = self._queue.pop()
             self._calls.add(self._loop.create_task(self._perform(pending)))
 
     def close(self) -> None:

@@ -120,6 +120,7 @@ class AheadPlatform(RecordingPlatform):
         if answer == b"!":
             raise ValueError(f"a mistake over {self.begun.pop(0)[:1]!r}")
         if answer != b"+":
+            self.begun.clear()
             return None
         return QuoteResult(quote_over(Report.parse(self.begun.pop(0))))
 
@@ -204,6 +205,23 @@ async def test_nothing_is_begun_beside_a_call_of_the_thread(stage: Stage) -> Non
     assert stage.answers[1][0] is size
 
 
+async def test_a_full_queue_goes_back_from_the_thread_to_the_process(stage: Stage) -> None:
+    """Else one call of the thread would slow down all quotes until the queue is empty for once."""
+    plan = stage.broker.plan(GetQuoteSizeExRequest(KEY_ID))
+    assert isinstance(plan, PlatformCall)
+    now = asyncio.get_running_loop().time()
+    conversation = Conversation(stage.client, Peer("uid 1", 1, 0), bytes(12), 4096, now)
+    stage.queue.push("uid 1", PendingRequest(conversation, plan, now))
+    for number in (1, 2, 3):
+        stage.ask(number)
+    await stage.answered(2)
+    assert [report[0] for report in stage.platform.begun] == [1, 2]
+    for _ in range(3):
+        stage.platform.theirs.send(b"+")
+    assert (await stage.answered(5))[2:] == [b"\1", b"\2", b"\3"]
+    assert stage.platform.asked.count("quote") == 1  # the first one alone
+
+
 async def test_a_new_channel_with_the_number_of_the_old_one_is_watched(stage: Stage) -> None:
     """The thread may replace the platform's process, and the new channel may get the number of the old one."""
     stage.ask(1)
@@ -231,8 +249,10 @@ async def test_what_was_begun_in_vain_is_performed_before_the_rest(stage: Stage)
     for number in (1, 2, 3):
         stage.ask(number)
     stage.platform.theirs.send(b"-")
+    assert await stage.answered(3) == [b"\0", b"\1", b"\2"]
+    stage.platform.theirs.send(b"+")
     assert await stage.answered(4) == [b"\0", b"\1", b"\2", b"\3"]
-    assert stage.platform.asked.count("quote") == 4
+    assert stage.platform.asked.count("quote") == 3  # the last one was begun
 
 
 async def test_a_mistake_is_the_answer_to_its_request_alone(stage: Stage) -> None:
