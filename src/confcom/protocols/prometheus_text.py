@@ -10,6 +10,8 @@ from confcom.errors import FormatError
 
 MAX_PAGE = 4 << 20
 """Bytes of a page of metrics that are looked at."""
+MAX_LINE = 16 << 10
+"""Characters of a sample; those that are read have less than 1,000. Reading labels takes 170 times their size."""
 
 _SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]{0,255})(?:\{(.*)\})? +([-+.0-9A-Za-z]{1,40})(?: +-?[0-9]{1,20})?")
 _LABEL = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]{0,255})="((?:[^"\\]|\\.)*)"\s*(,|$)')
@@ -41,7 +43,7 @@ def parse_samples(page: str, names: Collection[str]) -> tuple[Sample, ...]:
 
 
 def _sample(line: str) -> Sample:
-    match = _SAMPLE.fullmatch(line.rstrip("\r "))
+    match = _SAMPLE.fullmatch(line.rstrip("\r ")) if len(line) <= MAX_LINE else None
     if match is None:
         raise FormatError(f"cannot read {line[:80]!r}", structure="metrics", field="")
     name, labels, value = match.groups()

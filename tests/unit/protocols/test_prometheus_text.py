@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import pytest
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
@@ -45,6 +46,19 @@ def test_lines_that_cannot_be_read(line: str) -> None:
     with pytest.raises(FormatError):
         parse_samples(line, {"a"})
     assert parse_samples(line, {"other"}) == ()
+
+
+def test_a_line_takes_no_more_memory_than_a_page() -> None:
+    """Whoever has a node writes what stands on its exporter's page, and the metrics API serves the whole cluster."""
+    page = 'a{x="' + "y" * (MAX_PAGE - 9) + '"} 1'
+    tracemalloc.start()
+    try:
+        with pytest.raises(FormatError, match="cannot read"):
+            parse_samples(page, {"a"})
+        assert tracemalloc.get_traced_memory()[1] < 4 * MAX_PAGE
+    finally:
+        tracemalloc.stop()
+    assert len(parse_samples('a{x="' + "y" * 8000 + '"} 1', {"a"})) == 1
 
 
 def test_a_page_may_not_be_too_long() -> None:
