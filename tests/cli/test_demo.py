@@ -89,6 +89,7 @@ def test_the_whole_system_is_shown_without_network_and_leaves_nothing(surroundin
         "ends at a root that is not trusted",
         "SIMULATED",
         "Everything went as it should",
+        "--keep FOLDER",
     ):
         assert shown in out
     assert left_behind(surroundings) == []

@@ -29,7 +29,9 @@ def play(keep: Path | None) -> int:
         witness = Witness(stage.machine, stage.socket, stage.root)
         _refuse(stage, witness, view)
         view.summarize(time.monotonic() - started)
-        if keep is not None:
+        if keep is None:
+            view.suggest()
+        else:
             view.invite(stage, witness)
     return ExitCode.UNEXPECTED if view.unmet else ExitCode.OK
 

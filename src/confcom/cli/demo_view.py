@@ -91,6 +91,10 @@ class View:
         else:
             self._print(f"Everything went as it should, in {seconds:.1f} s.", style="bold green")
 
+    def suggest(self) -> None:
+        """How to have something to try."""
+        self._print("Run it again with --keep FOLDER to keep its quotes, and to verify them yourself.")
+
     def invite(self, stage: Stage, witness: Witness) -> None:
         """The command to try on a folder that was kept."""
         folder = shlex.quote(str(stage.folder))
@@ -130,7 +134,7 @@ def _reasons(result: AttestationResult) -> list[str]:
 
 
 _A_QUOTE = """\
-states that this program (MRENCLAVE) of this vendor (MRSIGNER) runs on a machine of this kind and patch level, not in \
+States that this program (MRENCLAVE) of this vendor (MRSIGNER) runs on a machine of this kind and patch level, not in \
 debug mode, and that it chose these 64 bytes."""
 _PROVEN = """\
 Each peer knows which program it talks to, that this is the answer to its own question, and that no one in between, \
@@ -138,13 +142,13 @@ not even the host, can read or change their messages."""
 _QUOTE_HELPER = """\
 Out-of-proc, the node makes the quotes: applications carry no platform software, and verifiers see no difference. \
 Between neighbours, the processor alone is enough."""
-_NOT_PROVEN = "anything about hardware: this platform is simulated."
+_NOT_PROVEN = "Anything about hardware: this platform is simulated."
 
 
 def _summary(genuine: VerifiedQuote | None, arrow: str) -> tuple[tuple[str, str], ...]:
     return (
         ("A quote", _A_QUOTE),
-        ("Chain of trust", "could not be shown." if genuine is None else _chain(genuine, arrow)),
+        ("Chain of trust", "Could not be shown." if genuine is None else _chain(genuine, arrow)),
         ("Proven", _PROVEN),
         ("Quote helper", _QUOTE_HELPER),
         ("Not proven", _NOT_PROVEN),
@@ -158,7 +162,7 @@ def _chain(genuine: VerifiedQuote, arrow: str) -> str:
         f"{genuine.root.name} (on hardware: Intel)",
         f"the machine's certificate (FMSPC {genuine.pck.fmspc.hex().upper()})",
         "its quoting enclave",
-        "that one's attestation key",
+        "its attestation key",
         f"the quote{enclave}",
         "the public keys of both",
         "the encrypted channel",

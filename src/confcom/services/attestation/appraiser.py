@@ -62,7 +62,7 @@ DRY_RUN_FOR = 10.0
 TCB_IDENTIFIER = "x-ms-sgx-tcbidentifier"
 """The property of a policy that names the set of collateral."""
 AZURE_DEFAULT = "azuredefault"
-ABREAST = 32
+LOCKSTEP = 32
 """Most calls that run step by step together; everything else in the event loop waits for one such batch."""
 NONCE_BOUND = "confcom-nonce-bound"
 """The claim whether the quote vouches for the nonce; without it a nonce says that the token is fresh, and no more."""
@@ -111,7 +111,7 @@ Outcome = tuple[AuditRecord, str | ConfcomError]
 Steps = Generator[None, None, Outcome]
 
 
-class Abreast:
+class Lockstep:
     """Runs the calls of one turn of the event loop step by step, each step for all of them.
 
     Code and data of a step are then in the processor's caches for all calls but the first: a call takes a seventh less.
@@ -130,7 +130,7 @@ class Abreast:
         return outcome
 
     def _run(self) -> None:
-        running, self._waiting = self._waiting[:ABREAST], self._waiting[ABREAST:]
+        running, self._waiting = self._waiting[:LOCKSTEP], self._waiting[LOCKSTEP:]
         if self._waiting:
             asyncio.get_running_loop().call_soon(self._run)
         while running:
@@ -202,7 +202,7 @@ class Appraiser:
     def steps(
         self, body: bytes, kind: AttestationType, caller: str, *, ear: bool = False, may_block: bool = True
     ) -> Steps:
-        """The record of an attest call, and its token or the reason why there is none, in steps (`Abreast`).
+        """The record of an attest call, and its token or the reason why there is none, in steps (`Lockstep`).
 
         Raises:
             AzureError: the request cannot be read; there is nothing to record.

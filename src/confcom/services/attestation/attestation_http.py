@@ -34,7 +34,7 @@ from confcom.services.attestation.administrators import (
     IssuerUnavailable,
     NotAnAdministrator,
 )
-from confcom.services.attestation.appraiser import Abreast, Appraiser, Denied, Refused, WouldBlock
+from confcom.services.attestation.appraiser import Appraiser, Denied, Lockstep, Refused, WouldBlock
 from confcom.services.attestation.attestation_store import (
     AttestationStore,
     AuditWriter,
@@ -167,7 +167,7 @@ class AttestationApp:
         self._problem = problem
         self._workers = workers
         self._audit = audit
-        self._abreast = Abreast()
+        self._lockstep = Lockstep()
         self.metrics = metrics
         self._issuer = issuer
         self._administrators = administrators
@@ -253,7 +253,7 @@ class AttestationApp:
             if len(body) > MAX_IN_LOOP:
                 raise WouldBlock
             steps = self._appraiser.steps(body, kind, caller, ear=ear, may_block=False)
-            entry, found = await self._abreast.run(steps)
+            entry, found = await self._lockstep.run(steps)
         except WouldBlock:
             entry, found = await self._workers.run(lambda: self._appraiser.appraise(body, kind, caller, ear=ear))
         if entry.verdict != "refused" or self._is_recorded(scope):

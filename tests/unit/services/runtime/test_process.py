@@ -244,7 +244,7 @@ async def test_a_task_that_returns_is_not_run_again_and_one_that_hangs_ends_with
 
 STOPS_SLOWLY = """
 import asyncio
-from confcom.services.runtime.process import stop_on_signals
+from confcom.services.runtime.process import SAME_REQUEST, stop_on_signals
 
 async def main():
     stop = stop_on_signals()
@@ -258,9 +258,12 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize(
-    "how", ["await asyncio.Event().wait()", "await asyncio.sleep(1); import time; time.sleep(600)"]
+    ("number", "how"),
+    [
+        (signal.SIGTERM, "await asyncio.Event().wait()"),
+        (signal.SIGINT, "await asyncio.sleep(2 * SAME_REQUEST); import time; time.sleep(600)"),
+    ],
 )
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_further_signal_ends_a_daemon_that_stops_slowly(number: int, how: str) -> None:
     program = [sys.executable, "-c", STOPS_SLOWLY.replace("HOW", how)]
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as daemon:

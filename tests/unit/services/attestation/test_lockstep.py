@@ -9,7 +9,7 @@ import weakref
 from datetime import UTC, datetime
 
 from confcom.errors import ConfcomError
-from confcom.services.attestation.appraiser import ABREAST, Abreast, Outcome, Steps
+from confcom.services.attestation.appraiser import LOCKSTEP, Lockstep, Outcome, Steps
 from confcom.services.attestation.attestation_store import AuditRecord
 from confcom.tokens.azure import AttestationType
 
@@ -26,8 +26,8 @@ def _call(name: str, seen: list[str], *, fails_at: int = 9) -> Steps:
 
 
 async def test_each_step_is_taken_for_all_before_the_next() -> None:
-    abreast, seen = Abreast(), list[str]()
-    calls = [abreast.run(_call("a", seen)), abreast.run(_call("b", seen, fails_at=1)), abreast.run(_call("c", seen))]
+    lockstep, seen = Lockstep(), list[str]()
+    calls = [lockstep.run(_call("a", seen)), lockstep.run(_call("b", seen, fails_at=1)), lockstep.run(_call("c", seen))]
     first, failed, last = await asyncio.gather(*calls, return_exceptions=True)
     assert (first, last) == ((RECORD, "a"), (RECORD, "c"))
     assert isinstance(failed, ConfcomError)
@@ -36,18 +36,18 @@ async def test_each_step_is_taken_for_all_before_the_next() -> None:
 
 
 async def test_others_of_the_event_loop_have_a_turn_after_some_calls() -> None:
-    abreast, seen = Abreast(), list[str]()
-    calls = [abreast.run(_call(f"{number}.", seen)) for number in range(2 * ABREAST + 1)]
+    lockstep, seen = Lockstep(), list[str]()
+    calls = [lockstep.run(_call(f"{number}.", seen)) for number in range(2 * LOCKSTEP + 1)]
     asyncio.get_running_loop().call_soon(seen.append, "another")
     outcomes: list[Outcome] = await asyncio.gather(*calls)
-    assert [token for _, token in outcomes] == [f"{number}." for number in range(2 * ABREAST + 1)]
-    assert seen.index("another") == 3 * ABREAST
-    assert await abreast.run(_call("later", seen)) == (RECORD, "later")
+    assert [token for _, token in outcomes] == [f"{number}." for number in range(2 * LOCKSTEP + 1)]
+    assert seen.index("another") == 3 * LOCKSTEP
+    assert await lockstep.run(_call("later", seen)) == (RECORD, "later")
 
 
 async def test_a_caller_that_left_stops_its_call_alone() -> None:
-    abreast, seen = Abreast(), list[str]()
-    gone, stays = abreast.run(_call("gone", seen)), abreast.run(_call("stays", seen))
+    lockstep, seen = Lockstep(), list[str]()
+    gone, stays = lockstep.run(_call("gone", seen)), lockstep.run(_call("stays", seen))
     gone.cancel()
     assert await stays == (RECORD, "stays")
     assert seen == ["gone0", "stays0", "stays1", "stays2"]
@@ -55,12 +55,12 @@ async def test_a_caller_that_left_stops_its_call_alone() -> None:
 
 async def test_an_error_is_freed_with_its_call() -> None:
     """With the evidence that its frames hold, and not at some garbage collection."""
-    abreast, errors = Abreast(), list[weakref.ref[BaseException]]()
+    lockstep, errors = Lockstep(), list[weakref.ref[BaseException]]()
     places: list[str] = []
 
     async def ask() -> None:
         try:  # pytest.raises would hold it
-            await abreast.run(_call("refused", [], fails_at=2))
+            await lockstep.run(_call("refused", [], fails_at=2))
         except ConfcomError as error:
             errors.append(weakref.ref(error))
             places.extend(entry.name for entry in traceback.extract_tb(error.__traceback__))
