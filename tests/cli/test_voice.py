@@ -262,11 +262,11 @@ SIGNER = "CONFCOM_CERTIFICATE_SIGNER_APPROVE_FOR"
         (
             (*SERVE, "--tcb-set", TWICE[0], "--tcb-set", TWICE[1]),
             {},
-            "--tcb-set: the set of the group g is given twice",
+            "--tcb-set: the set of clients of the group g is given twice",
         ),
         ((*SERVE, "--tcb-set", "late"), {}, "--tcb-set: 'late' is neither"),
         (SERVE, {"CONFCOM_COLLATERAL_SERVICE_TCB_SETS": ",".join(TWICE)}, "CONFCOM_COLLATERAL_SERVICE_TCB_SETS: the"),
-        ((*SERVE, "--config", "own.toml"), {}, "own.toml: tcb_sets: the set of the group g is given twice"),
+        ((*SERVE, "--config", "own.toml"), {}, "own.toml: tcb_sets: the set of clients of the group g is given twice"),
         (
             ("certificate-signer",),
             {SIGNER: "kubernetes.io/kubelet-serving"},
