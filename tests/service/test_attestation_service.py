@@ -161,11 +161,25 @@ def test_a_request_that_cannot_be_read(service: RunningAttestation, body: Any, m
     assert message in answer.error["message"]
 
 
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_member_that_stands_twice_is_refused(service: RunningAttestation, world: SimulatedWorld, inner: bool) -> None:
+    held = b'{"role":"user","role":"admin"}' if inner else HELD
+    body = {"quote": encode_base64url(enclave_quote(world, held)), "runtimeData": _data(held, "JSON")}
+    sent = json.dumps(body)
+    if not inner:
+        sent = sent[:-1] + ', "nonce": "a", "nonce": "b"}'
+    answer = service.ask(f"/attest/SgxEnclave?{API}", sent.encode())
+    assert answer.status == 400
+    assert "stands twice" in answer.error["message"]
+
+
 def test_paths_and_versions(service: RunningAttestation) -> None:
     assert service.ask("//attest/SgxEnclave", {}).status == 404
     assert "/simulated" in service.ask("//certs").error["message"]
     assert "api-version" in service.ask("/attest/SgxEnclave", {}).error["message"]
     assert "2025-06-01" in service.ask("/attest/SgxEnclave?api-version=2019-01-01", {}).error["message"]
+    for twice in (f"{API}&{API}", f"{API}&api-version=2019-01-01", f"{API}&a=1&a=1"):
+        assert "twice" in service.ask(f"/attest/SgxEnclave?{twice}", {}).error["message"]
     assert service.ask(f"/attest/SgxEnclave?{API}", b"x" * (2 << 20)).status == 413
     assert service.ask("/certs/").json == service.ask("/certs").json
     document = service.ask("/.well-known/openid-configuration").json

@@ -55,6 +55,32 @@ def test_a_value_that_is_not_as_documented_registers_no_platform(
     assert offline.ask(f"{PATH}/platforms", headers={"admin-token": ADMIN}).json == []
 
 
+def test_a_field_that_stands_twice_registers_no_platform(offline: RunningService) -> None:
+    twice = json.dumps(FORM)[:-1] + ', "pce_id": "0001"}'
+    reply = offline.ask(f"{PATH}/platforms", method="POST", headers={"user-token": USER}, body=twice.encode())
+    assert (reply.status, reply.json["code"]) == (400, "malformed-input")
+    assert "'pce_id' stands twice" in reply.json["message"]
+
+
+def test_a_store_that_was_moved_away_is_not_made_and_serves_when_it_is_back(tmp_path: Path) -> None:
+    store, away, clock = tmp_path / "s.sqlite", tmp_path / "away", Clock(BUILT_NOW)
+    away.mkdir()
+    tcb = f"{PATH}/tcb?fmspc={BUILT_FMSPC}"
+    with running_service(store, BuiltUpstream(), BUILT_ROOTS, clock) as service:
+        assert service.ask(tcb).status == 200
+        files = list(tmp_path.glob("s.sqlite*"))
+        for file in files:
+            file.rename(away / file.name)
+        clock.now += timedelta(minutes=2)  # so that nothing is answered from memory
+        assert service.ask("/readyz").status == 503
+        assert not store.exists()
+        for file in files:
+            (away / file.name).rename(file)
+        clock.now += timedelta(minutes=2)
+        assert service.ask(tcb).status == 200
+        assert service.ask("/readyz").status == 200
+
+
 def test_one_platform_whatever_the_case_of_its_name(offline: RunningService) -> None:
     for qe_id in ("CDEF" * 8, "cdef" * 8, "CdEf" * 8):
         form = FORM | {"qe_id": qe_id}

@@ -7,7 +7,6 @@ notifications are lost while a connection is down.
 from __future__ import annotations
 
 import secrets
-import sqlite3
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -84,10 +83,10 @@ class Watch:
                 connection.execute("SELECT 1")  # a server that is gone sends nothing: notice it
 
     def _follow_file(self) -> None:
-        connection = sqlite3.connect(str(self._database.address.path), isolation_level=None)
+        file, connection = self._database.file_id(), self._database.open_file()
         try:
             seen, waited = -1, 0.0
-            while not self._stop.is_set():
+            while not self._stop.is_set() and self._database.file_id() == file:
                 # SQLite changes this number for every commit that another connection made.
                 version = int(connection.execute("PRAGMA data_version").fetchone()[0])
                 if version != seen or waited >= self._poll:

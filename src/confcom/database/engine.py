@@ -17,11 +17,12 @@ from ipaddress import ip_address
 from pathlib import Path
 from ssl import get_default_verify_paths
 from typing import Any
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from confcom.errors import ConfigError, DatabaseDamaged, DatabaseError, DatabaseUnavailable
@@ -121,8 +122,11 @@ class Database:
         self.failures = 0
         """Transactions that the database refused or did not answer."""
         self._busy_timeout = busy_timeout
+        self._path = address.path or Path()
         self._writing = threading.Lock()
+        self._opened = False
         self._at_once: sqlite3.Connection | None = None
+        self._at_once_file: tuple[int, int] | None = None
         self._inserts, self._slow = 0, False
         if self.shared:
             try:
@@ -131,8 +135,11 @@ class Database:
                 raise ConfigError("PostgreSQL needs psycopg", advice="Install confcom[postgres].") from error
             self.engine = engine(address.url, connections=CONNECTIONS, busy_timeout=busy_timeout)
         else:
-            self.engine = sa.create_engine(address.url, max_overflow=CONNECTIONS, pool_timeout=busy_timeout)
-            event.listen(self.engine, "connect", self._prepare)
+            self.engine = sa.create_engine(
+                address.url, creator=self.open_file, max_overflow=CONNECTIONS, pool_timeout=busy_timeout
+            )
+            event.listen(self.engine, "connect", self._note_file)
+            event.listen(self.engine, "checkout", self._check_file)
         self._drivers_error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
 
     @contextmanager
@@ -191,6 +198,8 @@ class Database:
             return False
         begun = time.monotonic()
         try:
+            if self._at_once is not None and self.file_id() != self._at_once_file:
+                self._close_at_once()
             if self._at_once is None:
                 self._at_once = self._open_at_once()
             self._at_once.execute("BEGIN IMMEDIATE")
@@ -206,8 +215,8 @@ class Database:
 
     def _open_at_once(self) -> sqlite3.Connection:
         """A connection that waits neither for another process that writes nor for the disk."""
-        opened = sqlite3.connect(str(self.address.path), isolation_level=None, check_same_thread=False)
-        self._prepare(opened, None)
+        self._at_once_file = self.file_id()
+        opened = self.open_file()
         for setting in "busy_timeout=0", "synchronous=NORMAL", "wal_autocheckpoint=0":
             opened.execute(f"PRAGMA {setting}")
         return opened
@@ -251,13 +260,38 @@ class Database:
         finally:
             self._writing.release()
 
-    def _prepare(self, connection: sqlite3.Connection, _: object) -> None:
-        connection.isolation_level = None  # transactions begin where this module says so
+    def open_file(self) -> sqlite3.Connection:
+        """A connection to the SQLite file. Only the first one makes it: a file that was moved away may come back."""
+        path = self._path.absolute()
+        if not self._opened:
+            with suppress(OSError):  # SQLite would let every user read it
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        # Without an isolation level: transactions begin where this module says so.
+        name = f"file://{quote(os.fsencode(path))}?mode=rw"
+        opened = sqlite3.connect(name, uri=True, isolation_level=None, check_same_thread=False)
+        self._opened = True
         for setting in (
             f"busy_timeout={int(self._busy_timeout * 1000)}", "journal_mode=WAL", "foreign_keys=ON",
             "trusted_schema=OFF",
         ):  # fmt: skip
-            connection.execute(f"PRAGMA {setting}")
+            opened.execute(f"PRAGMA {setting}")
+        return opened
+
+    def file_id(self) -> tuple[int, int] | None:
+        """What tells the SQLite file from another one of its name; None where there is none."""
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def _note_file(self, _connection: object, record: Any) -> None:  # noqa: ANN401 - SQLAlchemy's record of the pool
+        record.info["file"] = self.file_id()
+
+    def _check_file(self, _connection: object, record: Any, _proxy: object) -> None:  # noqa: ANN401 - as above
+        """Have the pool open the file again if another one, or none, has its name now."""
+        if record.info["file"] != self.file_id():
+            raise DisconnectionError
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import binascii
 import codecs
+import json
 import string
 from typing import Any
 
@@ -61,3 +62,12 @@ def members_once(members: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"{name[:40]!r} stands twice in one object")
         found[name] = value
     return found
+
+
+def check_members_once(data: bytes) -> None:
+    """Refuse JSON in which a member stands twice: msgspec takes the last of them, other readers the first.
+
+    Raises:
+        ValueError: a member stands twice.
+    """
+    json.loads(data, object_pairs_hook=members_once)

@@ -22,7 +22,7 @@ from confcom.formats.evidence import EvidenceFile, EvidenceKind
 from confcom.formats.quote import Quote, TeeType
 from confcom.formats.sgx import AttributeFlags, ReportBody
 from confcom.formats.tdx import TdAttributeFlags, TdReportBody, td_base
-from confcom.formats.text import decode_base64, encode_base64url
+from confcom.formats.text import check_members_once, decode_base64, encode_base64url
 
 MAX_NONCE = 1024
 """Characters."""
@@ -181,7 +181,8 @@ def read_request(body: bytes, kind: AttestationType) -> AttestRequest:
     """
     try:
         read = _BODY.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        check_members_once(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise AzureError(f"the body is not the JSON of an attest call: {error}") from None
     evidence = getattr(read, kind.evidence_field)
     if not evidence:
@@ -217,7 +218,8 @@ def _held(given: _Data | None, field: str) -> HeldData | None:
         case "json":
             try:
                 value = msgspec.json.decode(data)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                check_members_once(data)
+            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                 raise AzureError(f"'{field}.data' is declared JSON and is not: {error}") from None
             if not isinstance(value, dict):
                 raise AzureError(f"'{field}.data' is declared JSON and is no object")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -22,7 +21,7 @@ from joserfc.jwk import ECKey, RSAKey
 from joserfc.jws import JWSRegistry
 
 from confcom.errors import ConfigError, FormatError
-from confcom.formats.text import decode_base64, encode_base64url, members_once
+from confcom.formats.text import check_members_once, decode_base64, encode_base64url
 from confcom.pki.der import UNREADABLE, der_reason
 
 MAX_TOKEN = 256 << 10
@@ -188,8 +187,7 @@ _OBJECT = msgspec.json.Decoder(dict[str, Any])
 def _object(data: bytes, field: str) -> dict[str, Any]:
     try:
         found = _OBJECT.decode(data)
-        # msgspec keeps the last of several members of one name, other readers the first.
-        json.loads(data, object_pairs_hook=members_once)
+        check_members_once(data)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise FormatError(f"is no JSON object: {error}", structure="JWS", field=field) from None
     return found

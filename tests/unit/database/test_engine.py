@@ -244,6 +244,52 @@ def test_files_that_are_no_database_or_cannot_be_used(tmp_path: Path) -> None:
     assert "permissions" in refused.value.advice()
 
 
+def test_a_file_that_was_moved_away_is_not_made_and_is_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "IN_THREADS", 0)
+    path, away = tmp_path / "of 100% ?#\xe4.sqlite", tmp_path / "away"
+    away.mkdir()
+    database = Database(DatabaseAddress.parse(path))
+    with database.write() as connection:
+        METADATA.create_all(connection)
+    assert path.stat().st_mode & 0o777 == 0o600
+    told: queue.Queue[str] = queue.Queue()
+    watch = Watch(database, told.put)
+    told.get(timeout=WAIT)
+    assert database.insert_at_once(INSERT, [(1,)])
+    query = Query(sa.select(NUMBERS.c.number))
+    for file in list(tmp_path.glob(f"{path.name}*")):
+        file.rename(away / file.name)
+    with pytest.raises(DatabaseError, match="unable to open"), database.look_ups() as look_up:
+        look_up(query, {})
+    with pytest.raises(DatabaseError, match="unable to open"):
+        numbers(database)
+    with pytest.raises(DatabaseError, match="unable to open"), database.write():
+        pass
+    assert not database.insert_at_once(INSERT, [(2,)])
+    told.get(timeout=WAIT)
+    assert list(tmp_path.iterdir()) == [away]
+    # Another file comes, as from a backup.
+    other = Database(DatabaseAddress.parse(away / "other"))
+    with other.write() as connection:
+        METADATA.create_all(connection)
+        connection.execute(sa.insert(NUMBERS), [{"number": 7}])
+    other.close()
+    (away / "other").rename(path)
+    with database.look_ups() as look_up:
+        assert look_up(query, {}) == [(7,)]
+    assert database.insert_at_once(INSERT, [(8,)])
+    assert numbers(database) == [7, 8]
+    while not told.empty():
+        told.get()
+    with Database(database.address).write() as connection:
+        connection.execute(sa.insert(NUMBERS), [{"number": 9}])
+    told.get(timeout=WAIT)
+    watch.close()
+    database.close()
+
+
 def test_a_damaged_file_is_found(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite"
     database = Database(_at(path))

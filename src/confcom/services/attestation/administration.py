@@ -11,7 +11,7 @@ import msgspec
 from cryptography import x509
 
 from confcom.errors import FormatError
-from confcom.formats.text import encode_base64url
+from confcom.formats.text import check_members_once, encode_base64url
 from confcom.services.attestation.appraiser import Appraiser
 from confcom.services.attestation.attestation_store import AttestationStore, StoredPolicy, thumbprint
 from confcom.tokens.azure import DEFAULT_POLICIES, AttestationType, AzureError
@@ -112,12 +112,13 @@ def _certificate_request(body: bytes) -> ReadJws:
     """The JWT of `certificates:add` or `:remove`: a JSON string, or since 2025-06-01 an object with one."""
     try:
         value = msgspec.json.decode(body)
+        check_members_once(body)
         if isinstance(value, dict):
             value = value.get("policyCertificateToAdd") or value.get("policyCertificateToRemove")
         if not isinstance(value, str):
             raise AzureError("the body lacks the JWT with the certificate", "InvalidOperation")
         return ReadJws.parse(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, FormatError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise AzureError(f"the body is no JWT with a certificate: {error}", "InvalidOperation") from None
 
 

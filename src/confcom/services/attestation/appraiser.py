@@ -303,19 +303,20 @@ class Appraiser:
 
     def _in_force(self, kind: AttestationType, *, may_block: bool) -> PolicyInForce:
         """The policy of the store, which is read again every second: another replica may have set it."""
-        read, policy = self._policies.get(kind, (-POLICY_FOR, PolicyInForce("")))
+        policies = self._policies  # those from before a change, if there is one meanwhile
+        read, policy = policies.get(kind, (-POLICY_FOR, PolicyInForce("")))
         seconds = time.monotonic()
         if seconds - read >= POLICY_FOR:
             if not may_block:
                 raise WouldBlock
             stored = self._store.policy(kind)
             policy = _policy(stored.text, stored.signer) if stored else PolicyInForce(DEFAULT_POLICIES[kind])
-            self._policies[kind] = seconds, policy
+            policies[kind] = seconds, policy
         return policy
 
     def policy_changed(self) -> None:
         """Read policies from the store at the next call."""
-        self._policies.clear()
+        self._policies = {}
 
     def _judge(
         self, request: AttestRequest, kind: AttestationType, policy: PolicyInForce, now: datetime, *, may_block: bool

@@ -543,7 +543,10 @@ def _number(request: Request, name: str, *, default: int, most: int) -> int:
 def _check_version(scope: Message) -> None:
     if scope["query_string"] in _PLAIN_VERSIONS:
         return
-    version = Request(scope).query_params.get("api-version")
+    given = Request(scope).query_params
+    version = given.get("api-version")
+    if twice := next((name for name in given if len(given.getlist(name)) > 1), None):
+        raise HttpRefusal(400, "InvalidParameter", f"the query parameter {twice[:40]!r} is given twice")
     if version not in API_VERSIONS:
         raise HttpRefusal(
             400,

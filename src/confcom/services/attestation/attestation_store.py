@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -214,8 +212,6 @@ class AttestationStore:
             path = database.address.path
             if made and path is not None:
                 path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                with suppress(OSError):  # SQLite would let every user read it: policies, audit record
-                    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
                 CHAIN.upgrade(database)
             elif path is not None and not path.exists():
                 raise ConfigError(f"there is no store at {path}", advice="Name the store of the service (--store).")

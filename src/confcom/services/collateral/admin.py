@@ -25,6 +25,7 @@ from confcom.collateral.platform_collateral import (
 from confcom.collateral.store.appraisal_policies import STRUCTURE
 from confcom.collateral.store.registrations import PAGE, Place, Registration, State
 from confcom.errors import CollateralNotFound, FormatError
+from confcom.formats.text import check_members_once
 from confcom.protocols.pcs import MAX_QE_ID, HttpResponse, PckCertRequest, PckCertsRequest, Update
 from confcom.protocols.pcs_answers import hex_field
 from confcom.services.collateral.answers import (
@@ -311,8 +312,9 @@ def _time(text: str) -> datetime:
 
 def _decode(body: bytes) -> PlatformForm:
     try:
+        check_members_once(body)
         return _PLATFORM.decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise FormatError(f"not the documented JSON: {error}", structure=REGISTRATION, field="") from error
 
 
@@ -367,8 +369,9 @@ class PolicyPaths:
 
     def _put(self, body: bytes) -> str:
         try:
+            check_members_once(body)
             found = _FORM.decode(body)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise FormatError(f"not the documented JSON: {error}", structure=STRUCTURE, field="") from error
         fmspc = hex_field(found.fmspc, 6, STRUCTURE, "fmspc")
         return self._cache.store.policies.put(found.policy, fmspc=fmspc, default=found.is_default)

@@ -20,7 +20,8 @@ from confcom.pki.serving_pair import Pair
 
 WATCH_INTERVAL = 2.0
 """Seconds between two looks at the files."""
-MAX_AUTHORITIES = 64 * 1024
+MAX_PEM_FILE = 512 * 1024
+"""Bytes of a file of certificates or keys. OpenSSL reads any size, and the event loop stands still meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,12 +174,22 @@ class OwnCertificate:
 
 
 def read_authorities(path: Path, what: str) -> bytes:
-    """A PEM file of certificates, at most `MAX_AUTHORITIES` bytes of it; `ConfigError` names `what` it is."""
+    """A PEM file of certificates, of at most `MAX_PEM_FILE` bytes; `ConfigError` names `what` it is."""
     try:
-        with path.open("rb") as file:
-            return file.read(MAX_AUTHORITIES)
+        return _read(path)
     except OSError as error:
         raise ConfigError(f"cannot read {what} {path}: {error.strerror}") from error
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(MAX_PEM_FILE + 1)
+    if len(content) > MAX_PEM_FILE:
+        raise ConfigError(
+            f"{path} has more than {MAX_PEM_FILE} bytes, too many for a file of certificates or a key",
+            advice="Name a PEM file with the certificates that are needed alone.",
+        )
+    return content
 
 
 def _ask_for_certificate(context: ssl.SSLContext, mode: ssl.VerifyMode) -> None:
@@ -207,6 +218,8 @@ def _load(files: TlsFiles) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     refuse_password: Any = _refuse_password
     try:
+        for path in files.certificate, files.key:
+            _read(path)
         context.load_cert_chain(files.certificate, files.key, password=refuse_password)
     except (OSError, ssl.SSLError, ValueError) as error:
         raise ConfigError(
@@ -215,6 +228,7 @@ def _load(files: TlsFiles) -> ssl.SSLContext:
         ) from error
     if files.client_ca is not None:
         try:
+            _read(files.client_ca)
             context.load_verify_locations(files.client_ca)
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(
@@ -235,9 +249,9 @@ def _words(error: Exception) -> str:
 def _expiry(chain: Path | bytes) -> datetime | None:
     # OpenSSL serves certificates that this parser refuses.
     try:
-        pem = chain if isinstance(chain, bytes) else chain.read_bytes()
+        pem = chain if isinstance(chain, bytes) else _read(chain)
         return x509.load_pem_x509_certificate(pem).not_valid_after_utc
-    except (OSError, ValueError):
+    except (OSError, ValueError, ConfigError):
         return None
 
 

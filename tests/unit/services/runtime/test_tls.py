@@ -1,0 +1,47 @@
+"""Files of certificates: what is too large is refused by name, and leaves the former certificate in force."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from confcom.errors import ConfigError
+from confcom.pki.serving_pair import make_serving_pair
+from confcom.services.runtime.tls import MAX_PEM_FILE, ReloadingTls, TlsFiles, read_authorities
+
+NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> TlsFiles:
+    authority, pair = make_serving_pair(["localhost"], now=NOW, lifetime=timedelta(days=30), common_name="test")
+    files = TlsFiles(tmp_path / "tls.crt", tmp_path / "tls.key", tmp_path / "ca.crt")
+    for path, content in zip((files.certificate, files.key, tmp_path / "ca.crt"),
+                             (pair.certificate, pair.key, authority), strict=True):  # fmt: skip
+        path.write_bytes(content)
+    return files
+
+
+@pytest.mark.parametrize("name", ["tls.crt", "tls.key", "ca.crt"])
+def test_a_file_that_is_too_large_is_refused_and_not_used(files: TlsFiles, tmp_path: Path, name: str) -> None:
+    tls, file = ReloadingTls(files), tmp_path / name
+    content = file.read_bytes()
+    in_use = tls.context
+    file.write_bytes(content + b"\n" * (MAX_PEM_FILE + 1 - len(content)))
+    with pytest.raises(ConfigError, match=f"{name} has more than {MAX_PEM_FILE} bytes"):
+        ReloadingTls(files)
+    assert not tls.reload()
+    assert tls._current is in_use  # what the next handshake takes
+    file.write_bytes(content + b"\n" * (MAX_PEM_FILE - len(content)))
+    assert tls.reload()
+
+
+def test_authorities_are_read_whole_or_refused(tmp_path: Path) -> None:
+    file = tmp_path / "ca.crt"
+    file.write_bytes(b"x" * MAX_PEM_FILE)
+    assert len(read_authorities(file, "the authority")) == MAX_PEM_FILE
+    file.write_bytes(b"x" * (MAX_PEM_FILE + 1))
+    with pytest.raises(ConfigError, match=f"ca.crt has more than {MAX_PEM_FILE} bytes"):
+        read_authorities(file, "the authority")
