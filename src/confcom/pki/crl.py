@@ -22,7 +22,7 @@ from confcom.formats.der import (
     read_extensions,
     read_signed,
 )
-from confcom.pki.certificate import check_p256, parse_crl
+from confcom.pki.certificate import MAX_CERTIFICATE, check_p256, parse_crl
 from confcom.pki.der import (
     AUTHORITY_KEY_ID,
     ECDSA_WITH_SHA256,
@@ -81,6 +81,8 @@ class Crl(msgspec.Struct, frozen=True):
             at = fields.end("version")
             members = outer.members[at:]
             issuer, times = members[1][2], members[2 : fields.end("times") - at]
+            if len(issuer) > MAX_CERTIFICATE:  # names are remembered, and it could be that of no certificate
+                raise DerError("its issuer has a longer name than any certificate")
             this_update, *next_update = [read_time(tag, content) for tag, content, _ in times]
             extensions = read_extensions(members[-1][1]) if fields["extensions"] else {}
             entries = x509.load_der_x509_crl(der)

@@ -51,6 +51,21 @@ def test_a_number_has_up_to_20_bytes() -> None:
     assert Crl.parse(_numbered(b"\0" + b"\xff" * 20)).number == (1 << 160) - 1
 
 
+@pytest.mark.parametrize(("size", "taken"), [(16_000, True), (17_000, False)])
+def test_names_that_no_certificate_can_have_are_not_read(size: int, taken: bool) -> None:
+    """Names are remembered: forty lists of strangers with names of 7 MB kept a gigabyte."""
+    long = x509.NameAttribute(x509.ObjectIdentifier("1.2.3"), "x" * size)
+    builder = x509.CertificateRevocationListBuilder(x509.Name([long]), intel.ISSUE, intel.NEXT)
+    for value in (x509.CRLNumber(7), AKI[0]):
+        builder = builder.add_extension(value, critical=False)
+    data = builder.sign(intel.ROOT, hashes.SHA256()).public_bytes(Encoding.DER)
+    if taken:
+        assert Crl.parse(data).issuer_text == "1.2.3=" + "x" * size
+        return
+    with pytest.raises(FormatError, match="longer name than any certificate"):
+        Crl.parse(data)
+
+
 @pytest.mark.parametrize(
     "extensions", [[AKI], [(AKI[0], True)], [AKI, (STRANGER, False)]], ids=["plain", "critical", "unknown"]
 )
