@@ -183,7 +183,7 @@ class _Service:
 def _answer_one(answer: Callable[[Any], Any]) -> Callable[[Stream[Any, Any]], Awaitable[None]]:
     async def handle(stream: Stream[Any, Any]) -> None:
         with _Translated():
-            await stream.send_message(await answer(await stream.recv_message()))
+            await stream.send_message(await answer(await _receive(stream)))
 
     return handle
 
@@ -191,10 +191,18 @@ def _answer_one(answer: Callable[[Any], Any]) -> Callable[[Stream[Any, Any]], Aw
 def _answer_many(answer: Callable[[Any], Any]) -> Callable[[Stream[Any, Any]], Awaitable[None]]:
     async def handle(stream: Stream[Any, Any]) -> None:
         with _Translated():
-            async for message in answer(await stream.recv_message()):
+            async for message in answer(await _receive(stream)):
                 await stream.send_message(message)
 
     return handle
+
+
+async def _receive(stream: Stream[Any, Any]) -> Any:  # noqa: ANN401 - the method says
+    """The request; one that is cut off or compressed is a `FormatError`."""
+    try:
+        return await stream.recv_message()
+    except (AssertionError, NotImplementedError) as error:  # the library has no errors of its own for these
+        raise FormatError(str(error), structure="request", field="") from error
 
 
 class _Translated:

@@ -61,18 +61,25 @@ async def test_errors_of_a_handler_reach_the_caller_as_statuses(tmp_path: Path, 
     await socket.close()
 
 
-async def test_bytes_that_are_no_request_are_an_invalid_argument(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("compression", "said"),
+    [(grpc.Compression.NoCompression, "PreStartContainerRequest"), (grpc.Compression.Gzip, "not implemented")],
+)
+async def test_bytes_that_are_no_request_are_an_invalid_argument(
+    tmp_path: Path, compression: grpc.Compression, said: str
+) -> None:
     socket = await answering(tmp_path / "s", None)
 
-    def ask() -> grpc.RpcError:
+    def refusal() -> grpc.RpcError:
         with grpc.insecure_channel(f"unix:{tmp_path / 's'}", options=[("grpc.default_authority", "localhost")]) as peer:
             with pytest.raises(grpc.RpcError) as refused:
-                peer.unary_unary(k.PRE_START_CONTAINER.path)(b"\x0a\x05a", timeout=60)
+                ask = peer.unary_unary(k.PRE_START_CONTAINER.path)
+                ask(b"\x0a\xff" + b"a" * 200, timeout=60, compression=compression)
             return refused.value
 
-    error = await asyncio.to_thread(ask)
+    error = await asyncio.to_thread(refusal)
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "PreStartContainerRequest" in error.details()
+    assert said in error.details()
     await socket.close()
 
 
