@@ -5,9 +5,11 @@ lightkube (extra `kube`) is imported in this package alone.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import ssl
+import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
@@ -27,6 +29,8 @@ from lightkube.core.exceptions import ConfigError as LightkubeConfigError
 from confcom.errors import ClusterError, ClusterRefused, ConfcomError, ConfigError
 from confcom.formats.arguments import parse_http_url
 
+WATCH_AGAIN = 1.0
+"""Seconds between the beginnings of two watches of a client: a server, or a proxy, may end each one at once."""
 SERVER_TIMEOUT = 300
 """Seconds after which the API server shall end a watch."""
 KNOWN = "KNOWN"
@@ -120,6 +124,20 @@ async def version_of_server(client: AsyncClient) -> str:
         return ""
 
 
+class _Transport(httpx2.AsyncHTTPTransport):
+    """Begins a watch `WATCH_AGAIN` seconds after the last one: lightkube begins another as soon as one has ended."""
+
+    _again_at = 0.0
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send a request, and give the answer."""
+        if "watch" in request.url.params:
+            now = time.monotonic()
+            wait, self._again_at = self._again_at - now, max(now, self._again_at) + WATCH_AGAIN
+            await asyncio.sleep(max(0.0, wait))
+        return await super().handle_async_request(request)
+
+
 def _transport(config: SingleConfig | None) -> httpx2.AsyncHTTPTransport | None:
     """Connections that verify the API server as kubectl does: chain, name and time, but not the form of its CA.
 
@@ -130,7 +148,7 @@ def _transport(config: SingleConfig | None) -> httpx2.AsyncHTTPTransport | None:
         return None
     context = verify_cluster(config.cluster, config.user, config.abs_file)
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-    return httpx2.AsyncHTTPTransport(verify=context)
+    return _Transport(verify=context)
 
 
 @contextmanager
