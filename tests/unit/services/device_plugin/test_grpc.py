@@ -72,8 +72,8 @@ async def test_bytes_that_are_no_request_are_an_invalid_argument(
 
     def refusal() -> grpc.RpcError:
         with grpc.insecure_channel(f"unix:{tmp_path / 's'}", options=[("grpc.default_authority", "localhost")]) as peer:
+            ask = peer.unary_unary(k.PRE_START_CONTAINER.path)
             with pytest.raises(grpc.RpcError) as refused:
-                ask = peer.unary_unary(k.PRE_START_CONTAINER.path)
                 ask(b"\x0a\xff" + b"a" * 200, timeout=60, compression=compression)
             return refused.value
 
