@@ -7,13 +7,14 @@ import hashlib
 import io
 import secrets
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from alembic import command
+from alembic import command, op
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
@@ -162,6 +163,43 @@ def test_intervals_become_sightings(database_address: str, world: Any) -> None:
         }
         assert then == {("a", "sgx", 10), ("a", "tdx", 9), ("b", "sgx", 9)}
         assert store.platforms.remove_known("a") == 1
+
+
+def test_a_migration_that_is_cut_off_changes_nothing_and_two_at_once_are_one(
+    database_address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, other = (Database(DatabaseAddress.parse(database_address)) for _ in range(2))
+    insert = sa.text(
+        "INSERT INTO platforms (id, tee, fmspc, ca, sgx_components, pce_svn, cpu_svn, first_seen, last_seen)"
+        " VALUES ('a', 'sgx', '00606a000000', 'platform', :svns, :pce_svn, :svns, :first, :last)"
+    )
+    with database.write() as connection:
+        command.upgrade(CHAIN._config(connection), "0001")
+        for pce_svn, first, last in ((9, 5, 5), (9, 5, 5), (10, 5, 5), (9, 4, 3)):  # equal times, and ends in disorder
+            connection.execute(insert, {"svns": bytes(16), "pce_svn": pce_svn, "first": first, "last": last})
+    for cut in range(1, 12):
+        execute, done = op.execute, iter(range(cut))
+
+        def until_cut(sql: str, execute: Any = execute, done: Any = done) -> None:
+            if next(done, None) is None:
+                raise InterruptedError
+            execute(sql)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(op, "execute", until_cut)
+            with pytest.raises(InterruptedError):
+                CHAIN.upgrade(database)
+        with database.read() as connection:
+            assert connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == "0001"
+            assert len(connection.exec_driver_sql("SELECT first_seen FROM platforms").all()) == 4
+    with ThreadPoolExecutor(2) as both:
+        assert set(both.map(CHAIN.upgrade, (database, other))) == {"0001", NEWEST}
+    with database.read() as connection:
+        met = "SELECT pce_svn, last_seen FROM current_platforms JOIN platforms ON number = platform"
+        assert [tuple(row) for row in connection.exec_driver_sql(met)] == [(10, 5)]
+        assert len(connection.exec_driver_sql("SELECT number FROM platforms").all()) == 2
+    database.close()
+    other.close()
 
 
 def test_the_former_confcom_refuses_a_store_that_was_taken_over(former: Path, world: Any) -> None:
