@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from click.testing import CliRunner
 
 from printed_outputs import check_printed
@@ -52,3 +53,10 @@ def printed_json_follows_its_schema(monkeypatch: pytest.MonkeyPatch) -> None:
         return result
 
     monkeypatch.setattr(CliRunner, "invoke", checked)
+
+
+@pytest.fixture(autouse=True)
+def _log_of_a_daemon() -> Iterator[None]:
+    """A daemon that a test starts in this process logs to the test's output, which later tests do not have."""
+    yield
+    structlog.reset_defaults()
