@@ -24,7 +24,8 @@ pytestmark = pytest.mark.promise("M5")
 def watched(addon: Addon, cluster: Kubectl) -> Addon:
     """The add-on with the exporter, ready, on a small node."""
     addon.enable("--enable-metrics", f"--simulated-epc={NODE}Mi")
-    cluster.rollout("daemonset", "sgx-metrics")
+    for name in ("sgx-device-plugin", "sgx-metrics"):
+        cluster.rollout("daemonset", name)
     return addon
 
 

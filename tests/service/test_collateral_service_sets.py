@@ -107,7 +107,7 @@ def test_a_set_that_is_gone_is_refused_to_its_group_alone(tmp_path: Path) -> Non
         refused = service.ask("/group/frozen" + TCB)
         assert refused.status == 404
         assert refused.json["message"].startswith(
-            "clients of the group frozen are pinned to set 18, which is not to be"
+            "clients of the group frozen are pinned to set 18, which is not available"
         )
         assert "move the pin (--tcb-set frozen=SET)" in refused.json["advice"]
         assert refused.json["missing"]["update"] == "18"
