@@ -288,7 +288,10 @@ class TestQuotesAhead:
     ) -> None:
         platform.init_quote()
         stub.once("get_quote", what)
-        assert self.end(platform, self.begin(platform, REPORT, OTHER)) is None
+        descriptor = self.begin(platform, REPORT)
+        # Refused if the worker has gone by then.
+        platform.begin_quote(bytes(OTHER), KEY, None)
+        assert self.end(platform, descriptor) is None
         assert platform.quote(REPORT).quote[48:432] == bytes(REPORT.body)
         assert platform.quote(OTHER).quote[48:432] == bytes(OTHER.body)
         assert platform.replaced == 1
