@@ -45,7 +45,7 @@ class Summary:
         """The summary of a result as of `now`; `identity_expected` says whether a policy names an identity."""
         meaning = _MEANINGS[result.verdict]
         if isinstance(result.error, FormatError):
-            meaning = "this is nothing that can be verified as evidence"
+            meaning = "this is not evidence that can be verified"
         rows: list[tuple[str, str]] = []
         if result.certificate:
             rows += _certificate(result.certificate, proven=result.verified is not None)
