@@ -53,6 +53,15 @@ class RunningInThread:
             assert time.monotonic() < deadline, "it did not come to that"
             time.sleep(0.02)
 
+    def pass_time(self, seconds: float) -> None:
+        """Set the clock of its event loop forward: what is due by then happens now."""
+        now = self._loop.time
+
+        def shift() -> None:
+            self._loop.time = lambda: now() + seconds  # type: ignore[method-assign]
+
+        self._loop.call_soon_threadsafe(shift)
+
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())

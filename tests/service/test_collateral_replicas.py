@@ -201,7 +201,7 @@ def test_a_bad_network_to_the_database_loses_no_write_and_makes_no_answer_wrong(
     url: str, upstream: RecordedUpstream, clock: Clock, postgres: PostgresServer
 ) -> None:
     if not isinstance(postgres, OwnServer):
-        pytest.skip("the server is not behind the test's proxy")
+        pytest.skip("a server that CONFCOM_TEST_POSTGRES names has no proxy of the tests before it")
     proxy = TcpProxy(postgres.port)
     through = url.replace(f":{postgres.port}/", f":{proxy.port}/")
     assert through != url

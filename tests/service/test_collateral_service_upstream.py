@@ -9,6 +9,7 @@ import socket
 import sqlite3
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -190,13 +191,17 @@ def test_what_expired_is_served_with_a_warning_while_nothing_newer_can_be_had(
 def test_what_expired_is_served_after_the_time_that_upstream_has_however_long(
     store: Path, upstream: RecordedUpstream, world: SimulatedWorld, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service_http, "STORE_WITHIN", 8.0)
-    with running_service(store, upstream, world.trust_roots, clock, answer_timeout=9.0) as service:
-        fresh = service.ask(TCB_PATH)
+    monkeypatch.setattr(service_http, "STORE_WITHIN", 60.0)
+    with running_service(store, upstream, world.trust_roots, clock, answer_timeout=61.0) as service:
+        fresh, asked = service.ask(TCB_PATH), len(upstream.asked)
         clock.now += timedelta(days=60)
         upstream.gate.clear()
-        stale = service.ask(TCB_PATH)
-        upstream.gate.set()
+        with ThreadPoolExecutor() as client:
+            answer = client.submit(service.ask, TCB_PATH)
+            service.wait_until(lambda: len(upstream.asked) > asked)
+            service.pass_time(61.0)
+            stale = answer.result()
+            upstream.gate.set()
     assert (stale.status, stale.body) == (200, fresh.body)
 
 

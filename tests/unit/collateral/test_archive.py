@@ -211,11 +211,19 @@ def policy(name: str = "a") -> str:
     return f"e30.{base64.urlsafe_b64encode(payload).decode().rstrip('=')}.c2ln"
 
 
+def certificate(world, step: int = 0) -> PckCertificateAnswer:
+    """Of the machine at a TCB that is so many steps above its own."""
+    own = world.machine.tcb
+    world.machine.tcb = MachineTcb((own.sgx_components[0] + step, *own.sgx_components[1:]), own.pce_svn)
+    leaf, end, chain = world.authority.pck_chain(world.machine).partition(b"-----END CERTIFICATE-----\n")
+    world.machine.tcb = own
+    return PckCertificateAnswer(leaf + end, chain, b"")
+
+
 @pytest.fixture
 def peopled(filled, world, now) -> CollateralStore:
     """With two platforms, certificates for three raw TCBs, and registrations of every kind."""
-    leaf, _, chain = world.authority.pck_chain(world.machine).partition(b"-----END CERTIFICATE-----\n")
-    answer = PckCertificateAnswer(leaf + b"-----END CERTIFICATE-----\n", chain, b"")
+    answer, newer = certificate(world), certificate(world, 1)
     for number, day in ((1, 0), (1, 3), (2, 1)):
         raw = PlatformTcb(bytes([number]) * 16, bytes(2), bytes([day]) * 16, 7)
         filled.platforms.add_pck_certificate(raw, answer, seen=now + day * DAY, source="pcs")
@@ -227,10 +235,6 @@ def peopled(filled, world, now) -> CollateralStore:
     other = replace(manifest, platform_manifest=b"other")
     filled.registrations.put(Registration(other, "waiting", now + DAY))
     filled.policies.put(policy(), fmspc=FMSPC, default=True)
-    tcb = world.machine.tcb
-    world.machine.tcb = MachineTcb((tcb.sgx_components[0] + 1, *tcb.sgx_components[1:]), tcb.pce_svn)
-    leaf, _, chain = world.authority.pck_chain(world.machine).partition(b"-----END CERTIFICATE-----\n")
-    newer = PckCertificateAnswer(leaf + b"-----END CERTIFICATE-----\n", chain, b"")
     raw = PlatformTcb(b"\x01" * 16, bytes(2), bytes(16), 7)
     filled.platforms.add_pck_certificate(raw, newer, seen=now + 8 * DAY, source="pccs")
     filled.platforms.saw(raw, newer, seen=now + 9 * DAY)
@@ -279,6 +283,54 @@ def test_what_a_store_says_stays(peopled, other, later, now):
     assert (kept.state, kept.request.encrypted_ppid) == ("unavailable", b"\x09" * 384)
     assert other.policies.default(FMSPC) == policy("mine")
     assert len(other.policies.all()) == 2
+
+
+def crossed(origin: CollateralStore, target: CollateralStore, now: datetime) -> None:
+    file = io.BytesIO()
+    write_archive(origin, file, platforms=True)
+    read_archive(target, io.BytesIO(file.getvalue()), now=now)
+
+
+@pytest.mark.parametrize(
+    ("day", "source", "is_latest"), [(-3, "archive", False), (4, "first", False), (12, "first", True)]
+)
+def test_an_archive_replaces_neither_a_later_chain_nor_an_earlier_source(
+    store, other, world, now, later, day, source, is_latest
+):
+    answer, raw = certificate(world), PlatformTcb(bytes(16), bytes(2), bytes(16), 7)
+    before, latest, archived = (replace(answer, issuer_chain=answer.issuer_chain + b"\n" * end) for end in range(3))
+    for target, one, when, name in (
+        (store, before, 0, "first"),
+        (store, latest, 9, "last"),
+        (other, archived, day, "archive"),
+    ):
+        target.platforms.add_pck_certificate(raw, one, seen=now + when * DAY, source=name)
+    crossed(other, store, later)
+    (kept,) = store.platforms.stored_certificates()
+    assert kept.answer.issuer_chain == (archived if is_latest else latest).issuer_chain
+    assert kept.source == source
+    assert (kept.first_seen, kept.last_seen) == (now + min(0, day) * DAY, now + max(9, day) * DAY)
+
+
+@pytest.mark.parametrize("day", [1, 20])
+def test_an_archive_leaves_what_a_raw_tcb_leads_to_also_if_the_clock_was_set_back(store, other, world, now, later, day):
+    raw, answers = PlatformTcb(bytes(16), bytes(2), bytes(16), 7), [certificate(world, step) for step in range(4)]
+    other.platforms.add_pck_certificate(raw, answers[3], seen=now + day * DAY, source="archive")
+    for answer, when in zip(answers, (9, 5, 2), strict=False):
+        store.platforms.add_pck_certificate(raw, answer, seen=now + when * DAY, source="pcs")
+        assert store.platforms.pck_certificate(raw).certificate == answer.certificate
+    crossed(other, store, later)
+    assert store.platforms.pck_certificate(raw).certificate == answers[2].certificate
+    assert len(store.platforms.pck_certificates(raw.qe_id, raw.pce_id)) == 4
+
+
+def test_what_was_chosen_last_arrives_also_if_the_clock_was_set_back(store, other, world, now, later):
+    raw, answers = PlatformTcb(bytes(16), bytes(2), bytes(16), 7), [certificate(world, step) for step in range(3)]
+    for answer, when in zip(answers, (9, 5, 2), strict=True):
+        other.platforms.add_pck_certificate(raw, answer, seen=now + when * DAY, source="pcs")
+    for _ in range(2):
+        crossed(other, store, later)
+        assert store.platforms.pck_certificate(raw).certificate == answers[2].certificate
 
 
 @pytest.mark.parametrize(

@@ -338,7 +338,7 @@ def test_a_server_is_known_by_its_certificate(postgres: PostgresServer, monkeypa
 def proxied(database: Database, postgres: PostgresServer) -> Iterator[tuple[Database, TcpProxy]]:
     """A database of the server of the tests, through a proxy."""
     if not isinstance(postgres, OwnServer):
-        pytest.skip("the server is not behind the test's proxy")
+        pytest.skip("a server that CONFCOM_TEST_POSTGRES names has no proxy of the tests before it")
     proxy, port = TcpProxy(postgres.port), f":{postgres.port}/"
     address = database.address.url.render_as_string(hide_password=False).replace("+psycopg", "")
     opened = Database(_at(address.replace(port, f":{proxy.port}/")))

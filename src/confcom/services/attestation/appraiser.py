@@ -134,10 +134,10 @@ class Lockstep:
         if self._waiting:
             asyncio.get_running_loop().call_soon(self._run)
         while running:
-            running = [call for call in running if _goes_on(*call)]
+            running = [call for call in running if _take_step(*call)]
 
 
-def _goes_on(steps: Steps, outcome: asyncio.Future[Outcome]) -> bool:
+def _take_step(steps: Steps, outcome: asyncio.Future[Outcome]) -> bool:
     """Take one step; whether there are more."""
     try:
         next(steps)
