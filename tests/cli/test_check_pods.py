@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from confcom.admission.decision import AdmissionContext, decide_pod
 from confcom.cli.exit_codes import ExitCode
 from confcom.cli.root import root, run
+from confcom.errors import FormatError
 
 JOB = """\
 apiVersion: batch/v1
@@ -184,3 +186,6 @@ def test_what_has_no_form_is_named_with_its_file_and_object(tmp_path: Path, caps
     )
     assert run(["check-pods", str(tmp_path / "good.yaml"), str(tmp_path / "bad.yaml")]) == ExitCode.MALFORMED
     assert f"{tmp_path}/bad.yaml, two: Pod.spec.containers[1]: this is not" in capsys.readouterr().err
+    for member in ("spec", "metadata"):
+        with pytest.raises(FormatError, match=rf"Pod\.{member}: this is not an object"):
+            decide_pod({member: 5}, AdmissionContext(namespace="default"))

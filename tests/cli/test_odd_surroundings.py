@@ -94,17 +94,17 @@ def test_what_is_no_proxy(
     assert (code, "is not the URL of a proxy" in text) == (ExitCode.USAGE, True)
 
 
-def test_verify_asks_through_the_proxy_as_fetch_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verify_asks_through_the_proxy_as_fetch_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(["simulate", "machine", "-o", "m.json"]) == run(["simulate", "collateral", "m.json", "-o", "col"]) == 0
     assert run(["quote", "--machine", "m.json", "--report-data", "00", "-o", "q.bin"]) == 0
-    with answering(b"of the proxy") as url:
+    seen: list[tuple[str, str | None]] = []
+    with answering(b"of the proxy", seen) as url:
         monkeypatch.setenv("https_proxy", url.removeprefix("http://"))  # without a scheme, as curl takes it
         words = ["verify", "q.bin", "--collateral", "http://pccs.invalid", "--trust-root", "col/root_ca.pem"]
         assert run(words) == ExitCode.COLLATERAL
-    assert "not known" not in capsys.readouterr().out
+    assert seen
+    assert {path.partition("/sgx/")[0] for path, _ in seen} == {"http://pccs.invalid"}
 
 
 def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,12 +161,13 @@ def test_a_kubeconfig_with_a_wrong_value(
 
 
 @contextmanager
-def answering(body: bytes) -> Iterator[str]:
-    """A server that gives every request the same answer; its URL."""
+def answering(body: bytes, seen: list[tuple[str, str | None]] | None = None) -> Iterator[str]:
+    """A server that gives every request the same answer; its URL. `seen` gets each path and its credentials."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.server.seen.append(self.headers["Authorization"])  # type: ignore[attr-defined]
+            if seen is not None:
+                seen.append((self.path, self.headers["Authorization"]))
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -176,7 +177,6 @@ def answering(body: bytes) -> Iterator[str]:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.seen = []  # type: ignore[attr-defined]
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
@@ -221,9 +221,11 @@ def test_a_credential_plugin_logs_in(version: str, tmp_path: Path, capsys: pytes
     )
     script.chmod(0o755)
     plugin = f"{{exec: {{apiVersion: client.authentication.k8s.io/{version}, command: {script}}}}}"
-    with answering(b"{}") as url:
+    seen: list[tuple[str, str | None]] = []
+    with answering(b"{}", seen) as url:
         file = kubeconfig(tmp_path / "k", f"{{server: '{url}'}}", plugin)
         assert "is not enabled" in said(["addon", "show", "--kubeconfig", file], capsys)[1]
+    assert {credentials for _, credentials in seen} == {"Bearer of-the-plugin"}
     if version == "v1":
         assert json.loads((tmp_path / "told").read_text())["apiVersion"] == "client.authentication.k8s.io/v1"
 
@@ -237,6 +239,9 @@ def test_a_list_of_kubeconfigs(
     monkeypatch.setenv("KUBECONFIG", f"{one}:{kubeconfig(tmp_path / 'two', '{}')}")
     code, text = said(["addon", "show"], capsys)
     assert (code, "lists 2 files" in text) == (ExitCode.USAGE, True)
+    monkeypatch.setenv("KUBECONFIG", f"{tmp_path}/missing:{tmp_path}/gone")
+    code, text = said(["addon", "show"], capsys)
+    assert (code, f"{tmp_path}/missing, {tmp_path}/gone not found" in text) == (ExitCode.USAGE, True)
 
 
 @pytest.mark.parametrize("closed", ["2>&-", "<&- 2>&-"])

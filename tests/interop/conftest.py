@@ -6,6 +6,13 @@ import os
 
 import pytest
 
+from helm import Helm, helm_command
+
+
+@pytest.fixture(scope="session")
+def helm() -> Helm:
+    return helm_command()
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.environ.get("CONFCOM_INTEROP") == "1":

@@ -28,7 +28,6 @@ from helm import (
     Helm,
     Objects,
     by_name,
-    helm_command,
     rendered_by,
     with_all_components,
 )
@@ -39,12 +38,7 @@ NOW = datetime(2026, 6, 1, tzinfo=UTC)
 pytestmark = pytest.mark.timeout(1800)
 
 
-@pytest.fixture(scope="session")
-def helm() -> Helm:
-    return helm_command()
-
-
-# Where the chart has a setting of `confcom addon`. Four more have other forms: `_values` below.
+# Where the chart has a setting of `confcom addon`. Those of `OTHER_FORMS` are made in `_values` below.
 PATHS = {
     "image_pull_policy": "image.pullPolicy",
     "image_pull_secrets": "image.pullSecrets",

@@ -22,7 +22,6 @@ from helm import (
     Helm,
     Objects,
     by_name,
-    helm_command,
     rendered_by,
     with_all_components,
 )
@@ -35,11 +34,6 @@ SHARED = frozenset(DEFAULTS["devicePlugin"])
 # Maps that take any keys.
 OPEN = ("nodeSelector", "serviceMonitor.labels")
 pytestmark = pytest.mark.timeout(1800)
-
-
-@pytest.fixture(scope="session")
-def helm() -> Helm:
-    return helm_command()
 
 
 def leaves(values: Mapping[str, Any], above: str = "") -> Iterator[str]:

@@ -23,8 +23,8 @@ from confcom.admission.quote_modes import OUT_OF_PROC, mode_of, mounts_folder, r
 from confcom.appraisal.findings import Check, finding, passed
 from confcom.errors import FormatError
 from confcom.manifests.objects import NAMESPACE
-from confcom.protocols.admission import AESM_VARIABLE, SGX_RESOURCES
-from confcom.protocols.aesm import FOLDER
+from confcom.protocols.admission import SGX_RESOURCES
+from confcom.protocols.aesm import FOLDER, VARIABLE
 from confcom.protocols.epc import CANONICAL, ENCLAVE, HELPER, PROVISION, in_mib
 
 MAX_SHOWN = 5
@@ -348,7 +348,7 @@ def _change(before: Container | None, after: Container) -> str:
     gone = [f"{name}: {amount}" for name, amount in old.items() if str(new.get(name)) != str(amount)]
     made = [f"{name}: {amount}" for name, amount in new.items() if str(old.get(name)) != str(amount)]
     if before is not None and sets_variable(after) and not sets_variable(before):
-        made.append(f"variable {AESM_VARIABLE}")
+        made.append(f"variable {VARIABLE}")
     if before is not None and mounts_folder(after) and not mounts_folder(before):
         made.append(f"mount {FOLDER}")
     if gone:

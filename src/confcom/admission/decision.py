@@ -168,7 +168,7 @@ def _is_bounded(pod: Json, containers: Sequence[Container], findings: Findings) 
         "volumes": len(json_objects(spec_of(pod), "volumes", "spec")),
         "environment variables": sum(len(json_objects(one.body, "env", one.where)) for one in containers),
         "volume mounts": sum(len(json_objects(one.body, "volumeMounts", one.where)) for one in containers),
-        "annotations": len(json_object(json_object(pod, "metadata", "pod"), "annotations", "metadata")),
+        "annotations": len(json_object(json_object(pod, "metadata", ""), "annotations", "metadata")),
     }
     for things, count in counts.items():
         check_count(things, count, findings)

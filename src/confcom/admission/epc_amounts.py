@@ -53,7 +53,7 @@ def without_defaults(pod: Json, containers: Sequence[Container]) -> list[Contain
 
     Kubernetes fills in defaults per resource name before it calls webhooks, and lists them in an annotation.
     """
-    annotations = json_object(json_object(pod, "metadata", "pod"), "annotations", "metadata")
+    annotations = json_object(json_object(pod, "metadata", ""), "annotations", "metadata")
     filled_in = annotations.get(LIMIT_RANGER)
     given: dict[str, set[str]] = {}
     for part in filled_in.removeprefix(_LIMIT_RANGER_SET).split("; ") if isinstance(filled_in, str) else ():

@@ -34,7 +34,7 @@ class Container(NamedTuple):
 
 
 def json_object(holder: Mapping[str, Any], name: str, where: str) -> Json:
-    """A member that is an object."""
+    """A member that is an object; `where` is the place of its holder, empty for the pod itself."""
     found = holder.get(name)
     if found is None:
         return {}
@@ -68,12 +68,12 @@ def json_text(holder: Mapping[str, Any], name: str, where: str) -> str:
 
 def spec_of(pod: Json) -> Json:
     """The pod's spec."""
-    return json_object(pod, "spec", "pod")
+    return json_object(pod, "spec", "")
 
 
 def annotations_of(pod: Json) -> dict[str, str]:
     """The pod's annotations."""
-    found = json_object(json_object(pod, "metadata", "pod"), "annotations", "metadata")
+    found = json_object(json_object(pod, "metadata", ""), "annotations", "metadata")
     return {name: json_text(found, name, "metadata.annotations") for name in found}
 
 
@@ -87,7 +87,7 @@ def containers_of(pod: Json, *kinds: ContainerKind) -> Iterator[Container]:
 
 def with_label(pod: Json, name: str, value: str) -> Json:
     """The pod with a label; the same object if it has that."""
-    metadata = json_object(pod, "metadata", "pod")
+    metadata = json_object(pod, "metadata", "")
     labels = json_object(metadata, "labels", "metadata")
     if labels.get(name) == value:
         return pod
@@ -109,7 +109,8 @@ def with_containers(pod: Json, kind: ContainerKind, changed: Mapping[int, Json])
 
 def _wrong(where: str, kind: str, found: object = None) -> FormatError:
     hint = f'. Write "{found}", with quotes' if isinstance(found, (bool, int, float)) and kind == "a string" else ""
-    return FormatError(f"this is not {kind}{hint}", structure="Pod", field=where[:200], advice=_ADVICE)
+    field = where.removeprefix(".")[:200]
+    return FormatError(f"this is not {kind}{hint}", structure="Pod", field=field, advice=_ADVICE)
 
 
 # --- Who may hold the provisioning device: service accounts, as the operator wrote them down --------------------------

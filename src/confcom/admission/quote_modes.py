@@ -29,7 +29,6 @@ from confcom.admission.pod_json import (
     with_spec,
 )
 from confcom.protocols.admission import (
-    AESM_VARIABLE,
     CONTAINER_MODE_PREFIX,
     INTEL_ANNOTATION,
     MODE_ANNOTATION,
@@ -89,7 +88,7 @@ def mode_of(container: Container, request: SgxRequest, annotated: Annotated, fin
     if not choices and annotated.everywhere is not None and (request.uses_sgx or request.claims):
         choices.append(annotated.everywhere)
     if sets_variable(container):
-        choices.append(Choice(OUT_OF_PROC, f"variable {AESM_VARIABLE}"))
+        choices.append(Choice(OUT_OF_PROC, f"variable {VARIABLE}"))
     if request.helper:
         choices.append(Choice(OUT_OF_PROC, f"resource {HELPER}"))
     if request.provision and choices:
@@ -104,7 +103,7 @@ def mode_of(container: Container, request: SgxRequest, annotated: Annotated, fin
 def sets_variable(container: Container) -> bool:
     """Whether the container's own list of variables has `SGX_AESM_ADDR`, with any value."""
     variables = json_objects(container.body, "env", container.where)
-    return any(json_text(variable, "name", f"{container.where}.env") == AESM_VARIABLE for variable in variables)
+    return any(json_text(variable, "name", f"{container.where}.env") == VARIABLE for variable in variables)
 
 
 def _intel(

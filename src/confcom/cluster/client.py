@@ -72,10 +72,10 @@ def _read(kubeconfig: str | None) -> KubeConfig:
         return KubeConfig.from_service_account()
     listed = [file for file in os.environ.get("KUBECONFIG", "").split(os.pathsep) if file] or [DEFAULT_KUBECONFIG]
     # kubectl merges the files of a list, and passes over those that do not exist.
-    found = [file for file in listed if Path(file).is_file()] or listed
+    found = [file for file in listed if Path(file).is_file()]
     if len(found) > 1:
         raise ConfigError(f"$KUBECONFIG lists {len(found)} files; only one is supported", advice=_ADVICE)
-    return KubeConfig.from_file(found[0])
+    return KubeConfig.from_file(found[0] if found else ", ".join(listed))
 
 
 def _adopt_plugin(user: User | None) -> None:

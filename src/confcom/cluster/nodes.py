@@ -117,7 +117,7 @@ async def watch_nodes(kubeconfig: str | None) -> AsyncIterator[Mapping[str, Node
     async with open_client(kubeconfig, field_manager="confcom-webhook") as client:
         with cluster_errors("cannot watch the nodes", advice=_STATUS_ADVICE):
             known = False
-            async with aclosing(list_and_watch(client, Node, chunk=500)) as changes:
+            async with aclosing(list_and_watch(client, Node, chunk=LARGE_CHUNK)) as changes:
                 async for kind, node in changes:
                     if kind == KNOWN:
                         known = True
@@ -143,7 +143,9 @@ def _state(node: Any) -> NodeState:  # noqa: ANN401 - lightkube's model of a nod
 LIFE = 600.0
 """Seconds until a new client lists everything again: a service account's token lasts an hour."""
 CHUNK = 200
-"""Pods per answer."""
+"""Pods per answer, where a daemon follows them."""
+LARGE_CHUNK = 500
+"""Objects per answer, for the webhook's nodes and for `confcom top` and `why`."""
 
 MAX_CLAIMS = 1024
 """Most claims of one node that are read."""
@@ -240,9 +242,6 @@ class NodePods(Pods[EpcPod]):
 
 # The whole cluster, for `confcom top` and `confcom why`.
 
-MANY = 500
-"""Objects per answer."""
-
 
 class _Answer(msgspec.Struct):
     message: str = ""
@@ -257,14 +256,16 @@ class ClusterEpc(ClusterObjects):
     async def nodes(self) -> list[EpcNode]:
         """Every node."""
         with cluster_errors("cannot list the nodes", advice="Ask for the right to list nodes."):
-            listed = self._client.list(NODE_KIND.resource, chunk_size=MANY)
+            listed = self._client.list(NODE_KIND.resource, chunk_size=LARGE_CHUNK)
             return [parse_node(dict(document)) async for document in listed]
 
     async def pods(self, namespace: str | None = None, labels: dict[str, str] | None = None) -> list[EpcPod]:
         """Pods of a namespace, or of all; malformed ones are skipped."""
         found = []
         with cluster_errors("cannot list the pods", advice="Ask for the right to list pods."):
-            listed = self._client.list(POD_KIND.resource, namespace=namespace or "*", labels=labels, chunk_size=MANY)
+            listed = self._client.list(
+                POD_KIND.resource, namespace=namespace or "*", labels=labels, chunk_size=LARGE_CHUNK
+            )
             async for document in listed:
                 try:
                     found.append(parse_pod(dict(document)))

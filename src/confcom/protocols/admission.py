@@ -176,8 +176,6 @@ CONTAINER_MODE_PREFIX = "quote-mode.confcom.dev/"
 """The same for one container; its name follows."""
 INTEL_ANNOTATION = "sgx.intel.com/quote-provider"
 """`aesmd`, or the name of the container that makes its quotes itself."""
-AESM_VARIABLE = aesm.VARIABLE
-"""Environment variable whose presence makes Intel's library ask AESM for quotes."""
 
 LABEL, LABEL_VALUE = "confcom.dev/uses-sgx", "true"
 """What the mutating webhook puts on each SGX pod, by which the validating one is asked about those alone."""
@@ -297,7 +295,7 @@ def _has_resource(container: str) -> str:
 
 
 def _has_variable(container: str) -> str:
-    return _any(container, "env", "variable", f'variable.name == "{AESM_VARIABLE}"')
+    return _any(container, "env", "variable", f'variable.name == "{aesm.VARIABLE}"')
 
 
 def _in_containers(condition: str) -> str:
