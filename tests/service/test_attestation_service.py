@@ -484,11 +484,8 @@ issuancerules{=> issue(type="own", value="free");
     store = AttestationStore.open(Path(service.config.store))
     store.set_policy(AttestationType.SGX_ENCLAVE, StoredPolicy(wrap(forging), forging, None), NOW)
     store.close()
-    for _ in range(100):
-        claims = service.attest(enclave_quote(world)).claims
-        if "own" in claims:
-            break
-        time.sleep(0.1)
+    service.wait_until(lambda: "own" in service.attest(enclave_quote(world)).claims)
+    claims = service.attest(enclave_quote(world)).claims
     assert claims["own"] == "free"
     assert not {"nonce", NONCE_BOUND} & claims.keys()
 
@@ -549,10 +546,7 @@ def test_records_are_forgotten_after_the_retention_period(
     with running_attestation(tmp_path, world, audit_days=30) as service:
         service.attest(enclave_quote(world))
         service.clock.now += timedelta(days=31)
-        deadline = time.monotonic() + 60
-        while service.ask(f"/audit?{API}", Authorization=f"Bearer {TOKEN}").body:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        service.wait_until(lambda: not service.ask(f"/audit?{API}", Authorization=f"Bearer {TOKEN}").body)
 
 
 def test_a_nonce_of_the_service_is_bound_to_the_evidence(service: RunningAttestation, world: SimulatedWorld) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -186,7 +186,7 @@ def test_another_one_has_a_lease_when_it_was_given_back_or_ran_out(database: Dat
 
 def test_a_watch_hears_of_changes_by_others(database: Database, other: Database) -> None:
     heard: queue.Queue[str] = queue.Queue()
-    watch = Watch(database, heard.put)
+    watch = Watch(database, heard.put, poll=3600.0)
     try:
         assert heard.get(timeout=WAIT) == ""  # what was before
         with other.write() as connection:
@@ -255,7 +255,7 @@ def test_a_file_that_was_moved_away_is_not_made_and_is_used_again(
         METADATA.create_all(connection)
     assert path.stat().st_mode & 0o777 == 0o600
     told: queue.Queue[str] = queue.Queue()
-    watch = Watch(database, told.put)
+    watch = Watch(database, told.put, poll=3600.0)
     told.get(timeout=WAIT)
     assert database.insert_at_once(INSERT, [(1,)])
     query = Query(sa.select(NUMBERS.c.number))
@@ -283,7 +283,7 @@ def test_a_file_that_was_moved_away_is_not_made_and_is_used_again(
     assert numbers(database) == [7, 8]
     while not told.empty():
         told.get()
-    with Database(database.address).write() as connection:
+    with closing(Database(database.address)) as another, another.write() as connection:
         connection.execute(sa.insert(NUMBERS), [{"number": 9}])
     told.get(timeout=WAIT)
     watch.close()

@@ -127,7 +127,7 @@ CURRENT_PLATFORMS = _table(
     _whole("last_seen"),
     rows=False,
 )
-"""The TCB at which a platform was met last, and when: follows from the two, and is kept because no query is as fast."""
+"""The TCB at which a platform was met last, and when: derived from the two above, because no query is as fast."""
 
 REGISTRATIONS = _table(
     "registrations",
