@@ -71,6 +71,7 @@ INSERT = "INSERT INTO numbers (number) VALUES (?)"
 
 def test_rows_are_inserted_at_once_where_nothing_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "IN_THREADS", 0)
+    monkeypatch.setattr(engine, "SLOW", 60.0)
     database = Database(DatabaseAddress.parse(tmp_path / "numbers.sqlite"), busy_timeout=0.3)
     other = Database(database.address)
     with database.write() as connection:
@@ -118,9 +119,10 @@ def test_the_log_of_inserts_does_not_grow_without_end(tmp_path: Path) -> None:
     database.close()
 
 
+@pytest.mark.postgres
+@pytest.mark.parametrize("database_address", ["postgresql"], indirect=True)
 def test_replicas_of_a_server_insert_in_threads(database: Database) -> None:
-    if database.shared:
-        assert not database.insert_at_once(INSERT, [(1,)])
+    assert not database.insert_at_once(INSERT, [(1,)])
 
 
 def test_a_read_has_one_view(database: Database, other: Database) -> None:
@@ -248,6 +250,7 @@ def test_a_file_that_was_moved_away_is_not_made_and_is_used_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "IN_THREADS", 0)
+    monkeypatch.setattr(engine, "SLOW", 60.0)
     path, away = tmp_path / "of 100% ?#\xe4.sqlite", tmp_path / "away"
     away.mkdir()
     database = Database(DatabaseAddress.parse(path))

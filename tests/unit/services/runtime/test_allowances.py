@@ -21,10 +21,9 @@ def test_an_address_may_go_on_until_it_has_spent_all_and_again_after_the_window(
     clock = Seconds()
     allowance = Allowance(3, clock)
     for _ in range(3):
-        assert allowance.wait("a") == 0
-        allowance.spend("a")
+        assert (allowance.wait("a"), allowance.spend("a")) == (0, 0)
         clock.now += 10
-    assert (allowance.wait("a"), allowance.wait("b")) == (30, 0)
+    assert (allowance.wait("a"), allowance.spend("a"), allowance.wait("b")) == (30, 30, 0)
     clock.now += 29.5
     assert allowance.wait("a") == 1
     clock.now += 0.5
