@@ -145,6 +145,7 @@ def a_pod(folder: Path) -> Walk:
         os.environ["CONFCOM_WEBHOOK_HOSTS"] = "127.0.0.1"
         with recorded(folder, "webhook", *words) as webhook:
             url = next(word for word in webhook.line().replace(",", " ").split() if word.startswith("https://"))
+            until(lambda: api.watches)  # so that reading the nodes is no part of the walk
             with httpx2.Client(verify=trust, base_url=url, timeout=GUARD) as client:
                 client.post("/mutate-pods", json=review).raise_for_status()  # what is made once
                 webhook.start()

@@ -18,6 +18,8 @@ class WebhookApi(ApiStandIn):
         self.version = 1
         self.nodes: dict[str, dict[str, str]] = {"plain": {"cpu": "2"}}
         self.cordoned: set[str] = set()
+        self.watches = 0
+        """How many were begun."""
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         parts = urlsplit(handler.path)
@@ -53,6 +55,7 @@ class WebhookApi(ApiStandIn):
         request.send_header("Connection", "close")
         request.end_headers()
         with self.changed:
+            self.watches += 1
             known = self._all()
             while not self.down:
                 while not self.down and self._all() == known:
