@@ -437,9 +437,7 @@ class _SignedNumbers:
 
     @classmethod
     def parse(cls, data: bytes) -> _SignedNumbers:
-        found = signed_json.decode(data, _NumbersDocument, _NUMBERS)
-        body = signed_json.exact_object(found.body, data, _NUMBERS, "tcbEvaluationDataNumbers")
-        return cls(body, bytes.fromhex(found.signature))
+        return cls(*signed_json.split(data, _NumbersDocument, _NUMBERS, "tcbEvaluationDataNumbers"))
 
     def listed(self) -> _NumbersJson:
         return signed_json.decode_content(self.body, {1: _NumbersJson}, _NUMBERS)

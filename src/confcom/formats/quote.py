@@ -100,7 +100,7 @@ PPID_TYPES: dict[CertificationDataType, type[Ppid]] = {
 
 
 class CertificationData(msgspec.Struct, frozen=True):
-    """One entry: its type and its bytes, uninterpreted."""
+    """One entry: its type and its bytes (64 KiB at the most), uninterpreted."""
 
     type: CertificationDataType
     data: bytes
@@ -137,7 +137,11 @@ class CertificationData(msgspec.Struct, frozen=True):
 
 
 class QeReportCertification(msgspec.Struct, frozen=True):
-    """Type 6, the outer entry of quotes v4 and v5: the QE's report, its signature, and the inner entry."""
+    """Type 6, the outer entry of quotes v4 and v5: the QE's report, its signature, and the inner entry.
+
+    The signature is r‖s (64 bytes) by the PCK key over the 384 bytes of the report; the authentication data has a size
+    of 16 bits before it.
+    """
 
     qe_report: ReportBody
     qe_report_signature: bytes

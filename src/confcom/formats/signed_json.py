@@ -165,19 +165,26 @@ def _missing(message: str) -> str:
     return message.rpartition("required field `")[2].rstrip("`") if "required field" in message else ""
 
 
-def exact_object(raw: msgspec.Raw, data: bytes, structure: str, field: str, *, signature: str = "") -> bytes:
-    """The bytes of an inner object, from `{` to its matching `}`, as they were transmitted in the document `data`.
+class SignedDocument(Protocol):
+    """The JSON around a signed object; `signature` in hexadecimal digits."""
+
+    body: msgspec.Raw
+    signature: str
+
+
+def split(data: bytes, kind: type[SignedDocument], structure: str, name: str) -> tuple[bytes, bytes]:
+    """The inner object, from `{` to its matching `}`, as it was transmitted; and its signature r‖s (64 bytes).
 
     What stands around it must have one meaning; its own content is checked when it is read (`decode_content`). With
-    nothing but the `signature` (hexadecimal) around it, as Intel writes it, it has.
+    nothing but the signature around it, as Intel writes it, it has. `kind` was prepared, and calls the object `name`.
     """
-    body = bytes(raw)
+    document = decode(data, kind, structure)
+    body = bytes(document.body)
     if not body.startswith(b"{"):
-        raise FormatError("is not an object", structure=structure, field=field)
-    if data == b'{"%s":%s,"signature":"%s"}' % (field.encode(), body, signature.encode()):
-        return body
-    check_json(data.replace(body, b"{}", 1), structure)
-    return body
+        raise FormatError("is not an object", structure=structure, field=name)
+    if data != b'{"%s":%s,"signature":"%s"}' % (name.encode(), body, document.signature.encode()):
+        check_json(data.replace(body, b"{}", 1), structure)
+    return body, bytes.fromhex(document.signature)
 
 
 def join(body: bytes, signature: bytes, name: str) -> bytes:

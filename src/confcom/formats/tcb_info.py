@@ -248,9 +248,7 @@ class SignedTcbInfo(msgspec.Struct, frozen=True):
     @classmethod
     def parse(cls, data: bytes) -> Self:
         """Split `{"tcbInfo":{…},"signature":"…"}` without touching the inner bytes."""
-        document = signed_json.decode(data, _Document, "SignedTcbInfo")
-        body = signed_json.exact_object(document.body, data, "SignedTcbInfo", "tcbInfo", signature=document.signature)
-        return cls(body, bytes.fromhex(document.signature))
+        return cls(*signed_json.split(data, _Document, "SignedTcbInfo", "tcbInfo"))
 
     def __bytes__(self) -> bytes:
         return signed_json.join(self.body, self.signature, "tcbInfo")
@@ -412,11 +410,7 @@ class SignedEnclaveIdentity(msgspec.Struct, frozen=True):
     @classmethod
     def parse(cls, data: bytes) -> Self:
         """Split `{"enclaveIdentity":{…},"signature":"…"}` without touching the inner bytes."""
-        document = signed_json.decode(data, _IdentityDocument, "SignedEnclaveIdentity")
-        body = signed_json.exact_object(
-            document.body, data, "SignedEnclaveIdentity", "enclaveIdentity", signature=document.signature
-        )
-        return cls(body, bytes.fromhex(document.signature))
+        return cls(*signed_json.split(data, _IdentityDocument, "SignedEnclaveIdentity", "enclaveIdentity"))
 
     def __bytes__(self) -> bytes:
         return signed_json.join(self.body, self.signature, "enclaveIdentity")
