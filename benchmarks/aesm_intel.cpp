@@ -1,5 +1,5 @@
-/* Intel's AESM server with a stand-in for its QE: its selector, queues, threads, sockets and messages are Intel's, compiled
- * from their source (aesm_intel.py); a quote is one spin of processor time and an answer of a fixed size.
+/* Intel's AESM server with a stand-in for its QE: its selector, queues, threads, sockets and messages are Intel's,
+ * compiled from their source (aesm_intel.py); a quote is one spin of processor time and an answer of a fixed size.
  * Usage: aesm_intel SOCKET ANSWER-SIZE NANOSECONDS, as aesm_reference. */
 #include <cstdio>
 #include <cstdlib>

@@ -1,7 +1,8 @@
 /* Load for the quote helper: threads that connect, send one frame, read to the end of the stream, again and again, as
- * real clients do. Usage: aesm_load SOCKET THREADS SECONDS FRAME-FILE LEAST; SIGTERM ends it early. Writes the nanoseconds of
- * every answered request as unsigned 32-bit numbers in host order to standard output, "answered failed nanoseconds" to
- * standard error: the time until the last answer, which is later than SECONDS. An answer counts when it is one whole frame of at least LEAST bytes: a refusal is shorter. */
+ * real clients do. Usage: aesm_load SOCKET THREADS SECONDS FRAME-FILE LEAST; SIGTERM ends it early. Writes the
+ * nanoseconds of every answered request as unsigned 32-bit numbers in host order to standard output, and "answered
+ * failed nanoseconds" to standard error: the time until the last answer, which is later than SECONDS. An answer counts
+ * when it is one whole frame of at least LEAST bytes: a refusal is shorter. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <pthread.h>

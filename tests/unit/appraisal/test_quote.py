@@ -347,20 +347,22 @@ def _verifications(call: Callable[[], object]) -> int:
     return count
 
 
+def _quote_of(world: SimulatedWorld, number: int, name: str, tee: str) -> bytes:
+    """Of an enclave or TD of that name on one of the machines."""
+    machine, platform = world.machines[number], world.platforms[number]
+    if tee == "tdx":
+        return platform.quote_td(td_report(name, bytes(64)))
+    enclave = machine.launch(EnclaveDeclaration.from_names(name, "vendor"))
+    return platform.quote(enclave.create_report(platform.init_quote().target_info, bytes(64))).quote
+
+
 @pytest.mark.parametrize("tee", ["sgx", "tdx"])
 def test_each_signature_is_verified_once_and_what_is_known_not_again(now, tee: str) -> None:
     world = SimulatedWorld.from_seed(b"seed of two machines", now=now, machines=2)
     collateral = world.authority.collateral(world.machine.fmspc, world.machine.pck_ca, tee)
 
-    def quote_of(number: int, name: str) -> bytes:
-        machine, platform = world.machines[number], world.platforms[number]
-        if tee == "tdx":
-            return platform.quote_td(td_report(name, bytes(64)))
-        enclave = machine.launch(EnclaveDeclaration.from_names(name, "vendor"))
-        return platform.quote(enclave.create_report(platform.init_quote().target_info, bytes(64))).quote
-
     verifier = QuoteVerifier(world.trust_roots)
-    quotes = [quote_of(0, "first"), quote_of(0, "second"), quote_of(1, "first")]
+    quotes = [_quote_of(world, *which, tee) for which in ((0, "first"), (0, "second"), (1, "first"))]
     counts = [_verifications(lambda quote=quote: verifier.verify(quote, collateral, now=now)) for quote in quotes]
     # PCK CA, PCK, two CRLs, TCB signing, TCB info, QE identity, QE report, quote; the quote; PCK, QE report, quote.
     assert counts == [9, 1, 3]
@@ -405,6 +407,21 @@ def test_what_is_known_of_other_platforms_changes_no_verdict(now, tee: str) -> N
         verifier, expected = QuoteVerifier(world.trust_roots), dict(zip(quotes, alone, strict=True))
         for quote in order:
             assert verdict(verifier, quote) == expected[quote]
+
+
+@pytest.mark.parametrize("tee", ["sgx", "tdx"])
+def test_a_tcb_recovery_holds_for_platforms_of_a_known_model(now, tee: str) -> None:
+    """What is known of one platform under older collateral is no answer for another one under newer."""
+    world = SimulatedWorld.from_seed(b"seed of two machines", now=now, machines=2)
+    verifier = QuoteVerifier(world.trust_roots)
+
+    def status(number: int) -> TcbStatus | None:
+        collateral = world.authority.collateral(world.machine.fmspc, world.machine.pck_ca, tee)
+        return verifier.verify(_quote_of(world, number, "app", tee), collateral, now=now).tcb_status
+
+    assert status(0) is TcbStatus.UP_TO_DATE
+    world.authority.raise_tcb(world.machine.tcb.with_component(1, 250), advisory_ids=["INTEL-SA-1"])
+    assert status(1) is TcbStatus.OUT_OF_DATE
 
 
 def test_a_qe_report_is_known_by_its_exact_signature(world, make_quote, verifier, now) -> None:

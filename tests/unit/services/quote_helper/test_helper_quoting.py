@@ -19,7 +19,7 @@ from confcom.protocols.aesm_messages import GetQuoteExRequest, GetQuoteExRespons
 from confcom.protocols.aesm_status import AesmStatus
 from confcom.services.quote_helper.broker import AesmBroker, Answer, PlatformCall
 from confcom.services.quote_helper.connection import Conversation, PendingRequest
-from confcom.services.quote_helper.helper_quoting import AheadQuoting
+from confcom.services.quote_helper.helper_quoting import HANGS_AFTER, AheadQuoting
 from confcom.services.quote_helper.peers import FairQueue, Peer
 from recording_platform import RecordingPlatform, quote_over
 
@@ -253,6 +253,24 @@ async def test_what_was_begun_in_vain_is_performed_before_the_rest(stage: Stage)
     stage.platform.theirs.send(b"+")
     assert await stage.answered(4) == [b"\0", b"\1", b"\2", b"\3"]
     assert stage.platform.asked.count("quote") == 3  # the last one was begun
+
+
+async def test_a_platform_that_hangs_is_given_up_and_its_request_performed(stage: Stage) -> None:
+    stage.ask(1)
+    stage.quoting._begun[0].at -= HANGS_AFTER + 1
+    stage.quoting.pump()
+    assert await stage.answered(2) == [b"\0", b"\1"]
+    assert stage.platform.asked.count("quote") == 2
+
+
+async def test_a_process_that_ends_with_nothing_to_answer_is_not_watched_any_more(stage: Stage) -> None:
+    """Its end stays readable: the event loop would turn without rest."""
+    stage.ask(1)
+    stage.platform.theirs.send(b"+")
+    assert await stage.answered(2) == [b"\0", b"\1"]
+    stage.platform.theirs.close()
+    await asyncio.sleep(0.05)
+    assert not asyncio.get_running_loop().remove_reader(stage.platform.ours)
 
 
 async def test_a_mistake_is_the_answer_to_its_request_alone(stage: Stage) -> None:
