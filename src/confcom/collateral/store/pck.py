@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from confcom.collateral.store.database import StoreDatabase
 from confcom.collateral.store.platform_sightings import platform_id
 from confcom.collateral.store.platforms import PlatformTcb, VerifiedPck
-from confcom.collateral.store.rows import keep_chain, seconds, time_of
+from confcom.collateral.store.rows import ca_of, keep_chain, seconds, time_of
 from confcom.collateral.store.schema import CHAINS, PCK_CLAIMS
 from confcom.database.engine import Database
 from confcom.pki.roots import TrustRoots
@@ -130,9 +130,7 @@ class PckClaims:
     def _claims(self, connection: sa.Connection, chosen: sa.Select[Any]) -> list[PckClaim]:
         return [
             PckClaim(
-                PckCertificateAnswer(
-                    certificate, chain, tcbm, bytes.fromhex(fmspc), "processor" if ca == "processor" else "platform"
-                ),
+                PckCertificateAnswer(certificate, chain, tcbm, bytes.fromhex(fmspc), ca_of(ca)),
                 ppid,
                 time_of(seen),
                 processor,

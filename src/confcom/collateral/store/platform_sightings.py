@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import Insert
 
-from confcom.collateral.store.rows import seconds, time_of
+from confcom.collateral.store.rows import ca_of, seconds, tee_of, time_of
 from confcom.collateral.store.schema import CURRENT_PLATFORMS, PLATFORM_SIGHTINGS, PLATFORMS
 from confcom.database.engine import Database
 from confcom.formats.pck_extension import PckExtension, PckTcb
@@ -79,7 +79,7 @@ def counts(connection: sa.Connection) -> tuple[tuple[PlatformGroup, int], ...]:
 def kinds(connection: sa.Connection) -> tuple[tuple[Tee, bytes, PckCaName], ...]:
     """The kinds of platforms that were met: TEE, FMSPC (6 bytes) and CA."""
     rows = connection.execute(sa.select(PLATFORMS.c.tee, PLATFORMS.c.fmspc, PLATFORMS.c.ca).distinct())
-    return tuple((_tee(tee), bytes.fromhex(fmspc), ca_of(ca)) for tee, fmspc, ca in rows)
+    return tuple((tee_of(tee), bytes.fromhex(fmspc), ca_of(ca)) for tee, fmspc, ca in rows)
 
 
 def met_after(connection: sa.Connection, number: int) -> tuple[int, list[MetPlatform]]:
@@ -95,7 +95,7 @@ def met_after(connection: sa.Connection, number: int) -> tuple[int, list[MetPlat
     for of, id_, tee, fmspc, ca, components, pce_svn, cpu_svn, last_seen in rows:
         tcb, seen = PckTcb(tuple(components), pce_svn, cpu_svn), times[of] | ({last_seen} - {None})
         met = tuple(map(time_of, sorted(seen)))
-        found.append(MetPlatform(id_, _tee(tee), bytes.fromhex(fmspc), ca_of(ca), tcb, met))
+        found.append(MetPlatform(id_, tee_of(tee), bytes.fromhex(fmspc), ca_of(ca), tcb, met))
     return rows[-1].number, found
 
 
@@ -207,18 +207,9 @@ def platform_id(extension: PckExtension) -> str:
     return hashlib.sha256(extension.ppid).hexdigest()
 
 
-def ca_of(text: str) -> PckCaName:
-    """A CA as it is stored."""
-    return "processor" if text == "processor" else "platform"
-
-
 def _group(tee: str, fmspc: str, ca: str, components: bytes, pce_svn: int, cpu_svn: bytes) -> PlatformGroup:
     tcb = PckTcb(tuple(components), pce_svn, cpu_svn)
-    return PlatformGroup(_tee(tee), bytes.fromhex(fmspc), ca_of(ca), tcb, [])
-
-
-def _tee(text: str) -> Tee:
-    return "tdx" if text == "tdx" else "sgx"
+    return PlatformGroup(tee_of(tee), bytes.fromhex(fmspc), ca_of(ca), tcb, [])
 
 
 _SEEN = PLATFORM_SIGHTINGS.c

@@ -17,9 +17,9 @@ import sqlalchemy as sa
 
 from confcom.collateral.store import platform_sightings
 from confcom.collateral.store.database import StoreDatabase
-from confcom.collateral.store.platform_sightings import LATEST, MetPlatform, PlatformGroup, ca_of, platform_id
+from confcom.collateral.store.platform_sightings import LATEST, MetPlatform, PlatformGroup, platform_id
 from confcom.collateral.store.registrations import Registration, put_registration, uncount
-from confcom.collateral.store.rows import keep_chain, seconds, time_of
+from confcom.collateral.store.rows import ca_of, keep_chain, seconds, time_of
 from confcom.collateral.store.schema import (
     CHAINS,
     CURRENT_PLATFORMS,

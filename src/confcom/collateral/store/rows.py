@@ -15,7 +15,7 @@ from confcom.collateral.documents import Document, DocumentFacts, DocumentKey, D
 from confcom.collateral.store.schema import CHAINS, DOCUMENTS, SIGHTINGS, VERSIONS
 from confcom.database.engine import Database, LookUp, Query
 from confcom.errors import CollateralError
-from confcom.protocols.pcs import Update
+from confcom.protocols.pcs import PckCaName, Tee, Update
 
 # The version of a document that was in force at a time
 #
@@ -324,6 +324,16 @@ def time_of(since_1970: int) -> datetime:
         raise ValueError(f"{since_1970} is no time") from error
 
 
+def tee_of(text: str) -> Tee:
+    """A TEE as it is stored."""
+    return "tdx" if text == "tdx" else "sgx"
+
+
+def ca_of(text: str) -> PckCaName:
+    """A CA as it is stored."""
+    return "processor" if text == "processor" else "platform"
+
+
 def _is_of(key: DocumentKey, version: StoredVersion) -> bool:
     if isinstance(key.update, int):
         return version.facts.number == key.update
@@ -340,8 +350,8 @@ def _key(kind: str, tee: str, fmspc: str, ca: str, label: str) -> DocumentKey:
         update = "standard" if label == "standard" else "early" if label == "early" else int(label)
     return DocumentKey(
         DocumentKind(kind),
-        tee=None if not tee else "tdx" if tee == "tdx" else "sgx",
+        tee=tee_of(tee) if tee else None,
         fmspc=bytes.fromhex(fmspc) or None,
-        ca=None if not ca else "processor" if ca == "processor" else "platform",
+        ca=ca_of(ca) if ca else None,
         update=update,
     )
