@@ -351,6 +351,37 @@ def test_policies_are_set_used_and_reset(service: RunningAttestation, world: Sim
     assert "SgxEnclave" in unknown.error["message"]
 
 
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ('=> issueproperty(type="x-ms-sgx-tcbidentifier", value="bogus");', "'bogus' is neither standard nor early"),
+        ('=> issueproperty(type="x-ms-sgx-tcbidentifer", value="17");', "found 'x-ms-sgx-tcbidentifer'"),
+        ('=> issueproperty(type="x-ms-sgx-tcbidentifier", value=JmesPath("{", "a"));', "text that is not JSON"),
+    ],
+)
+def test_a_policy_that_could_judge_nothing_is_not_put_into_force(
+    service: RunningAttestation, world: SimulatedWorld, rule: str, message: str
+) -> None:
+    text = f"version=1.2;configurationrules{{{rule}}};authorizationrules{{=> permit();}};"
+    for answer in (
+        service.administer("/policies/SgxEnclave", text, method="PUT"),
+        service.administer("/policies/SgxEnclave:dryRun", text),
+    ):
+        assert (answer.status, answer.error["code"]) == (400, "PolicyEvaluationError")
+        assert message in answer.error["message"]
+    assert service.attest(enclave_quote(world)).status == 200
+    assert service.administer("/policies/SgxEnclave").claims["x-ms-policy"] == wrap(DEFAULT_POLICY)
+
+
+def test_a_draft_with_a_fault_in_its_configuration_is_a_fault_of_the_policy(
+    service: RunningAttestation, world: SimulatedWorld
+) -> None:
+    rule = '=> issueproperty(type="x-ms-sgx-tcbidentifier", value=JmesPath("{", "a"));'
+    text = f"version=1.2;configurationrules{{{rule}}};authorizationrules{{=> permit();}};"
+    answer = service.attest(enclave_quote(world), draftPolicyForAttestation=text)
+    assert (answer.status, answer.error["code"]) == (400, "PolicyEvaluationError")
+
+
 def test_only_administrators_see_and_set_policies(service: RunningAttestation) -> None:
     for path in (f"/policies/SgxEnclave?{API}", f"/certificates?{API}"):
         assert service.ask(path).status == 401
@@ -395,6 +426,13 @@ def test_policies_of_an_isolated_instance_are_signed_by_a_known_signer(tmp_path:
         assert _change(service, "remove", keys[0], by=keys[1]).claims["x-ms-policycertificates-result"] == "IsAbsent"
         assert "known policy signer" in _change(service, "add", keys[0], by=keys[0]).error["message"]
         assert "last policy signer" in _change(service, "remove", keys[1], by=keys[1]).error["message"]
+        # As an object (2025-06-01) the request says itself what it is for.
+        jwt = keys[1].sign({"policyCertificate": {"kty": "RSA", "x5c": _x5c(keys[0])}}, {"x5c": _x5c(keys[1])})
+        for what, member in (("add", "policyCertificateToRemove"), ("remove", "policyCertificateToAdd")):
+            refused = service.administer(f"/certificates:{what}", json.dumps({member: jwt}))
+            assert f"policyCertificateTo{what.capitalize()}" in refused.error["message"]
+        added = service.administer("/certificates:add", json.dumps({"policyCertificateToAdd": jwt}))
+        assert added.claims["x-ms-policycertificates-result"] == "IsPresent"
 
 
 def test_a_shared_instance_has_fixed_policies(tmp_path: Path, world: SimulatedWorld) -> None:

@@ -168,6 +168,11 @@ class ReadJws:
         written = header, payload, self.encoded_signature
         return all(encode_base64url(decode_base64(part)) == part for part in written)
 
+    @property
+    def critical(self) -> str:
+        """The headers that a reader has to understand (RFC 7515, section 4.1.11, and RFC 7797), or an empty text."""
+        return ", ".join(f"{name}: {str(self.header[name])[:80]}" for name in ("b64", "crit") if name in self.header)
+
     def claims(self) -> dict[str, Any]:
         """The payload as a JSON object, unverified; anything else is a `FormatError`."""
         return _object(self.payload, "payload")

@@ -82,7 +82,7 @@ class Claim(msgspec.Struct, frozen=True, gc=False):
 class PolicyEvaluationError(ConfcomError):
     """A rule cannot be evaluated: a function's argument, a read-only claim, or a limit."""
 
-    code = "policy-evaluation"
+    code, azure_code = "policy-evaluation", "PolicyEvaluationError"
     default_advice = "Correct the rule named here; a dry run over recorded evidence shows what every rule sees."
 
 

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from confcom.errors import FormatError
-from confcom.formats.text import decode_base64, encode_base64url
+from confcom.formats.text import decode_base64, encode_base64url, without_bom
 from confcom.pki.der import UNREADABLE, der_reason
 from confcom.tokens.azure import AzureError
 from confcom.tokens.jws import ReadJws, unsecured
@@ -25,6 +25,7 @@ from confcom.tokens.policy_language import MAX_TEXT
 
 MAX_CHAIN = 8
 """Certificates from a signer to its root."""
+_PARSING = "PolicyParsingError"
 _ALIASES = {"RSA256": "RS256", "ECDH256": "ES256", "RS256": "RS256", "ES256": "ES256"}
 
 
@@ -48,14 +49,18 @@ def certificate_jwk(certificate: x509.Certificate) -> dict[str, Any]:
     return {"kty": kind, "x5c": [base64.b64encode(certificate.public_bytes(Encoding.DER)).decode()]}
 
 
-def read_policy(body: str) -> SentPolicy:
+def read_policy(body: str | bytes) -> SentPolicy:
     """Read what a client sent as a policy: a JWS, or the bare text.
 
     Raises:
-        AzureError: not a JWS that holds a policy, too long, or signed by another key than its certificate's.
+        AzureError: not text, not a JWS that holds a policy, too long, or signed by another key than its certificate's.
     """
-    sent = body.strip().strip('"')
-    if sent[:40].lower().lstrip("\ufeff").startswith("version"):
+    try:
+        text = without_bom(body).decode() if isinstance(body, bytes) else body
+    except UnicodeDecodeError as error:
+        raise AzureError(f"the policy is no text in UTF-8: {error.reason} at byte {error.start}", _PARSING) from None
+    sent = text.strip().strip('"')
+    if _is_bare(sent):
         _check_text(sent)
         return SentPolicy(wrap(sent), sent, None)
     try:
@@ -67,11 +72,16 @@ def read_policy(body: str) -> SentPolicy:
     return SentPolicy(sent, text, certificate_of(jws))
 
 
+def _is_bare(policy: str) -> bool:
+    """Whether this is the text of a policy, which may begin with a comment: base64 and JWS have no such characters."""
+    return "{" in policy or ";" in policy
+
+
 def _check_text(text: str) -> None:
     if "\0" in text:
-        raise AzureError("the policy has a zero character, which no database keeps in a text", "PolicyParsingError")
+        raise AzureError("the policy has a zero character, which no database keeps in a text", _PARSING)
     if len(text) > MAX_TEXT:
-        raise AzureError(f"the policy has {len(text)} characters, at most {MAX_TEXT} are read", "PolicyParsingError")
+        raise AzureError(f"the policy has {len(text)} characters, at most {MAX_TEXT} are read", _PARSING)
 
 
 def _text(jws: ReadJws) -> str:
@@ -82,7 +92,7 @@ def _text(jws: ReadJws) -> str:
         if not isinstance(held, str):
             raise AzureError("the payload of the policy lacks 'AttestationPolicy'", "InvalidOperation")
         # One of Azure's documents has the bare text here.
-        return held if held.lower().startswith("version") else decode_base64(held).decode()
+        return held if _is_bare(held) else decode_base64(held).decode()
     except ValueError as error:
         raise AzureError(f"the payload of the policy cannot be read: {error}", "InvalidOperation") from None
 
@@ -91,8 +101,11 @@ def certificate_of(jws: ReadJws) -> x509.Certificate | None:
     """The certificate of the key that signed; None where nothing is signed.
 
     Raises:
-        AzureError: the signature is not of the key in the header's `x5c` or `jwk.x5c`, or its chain is not valid.
+        AzureError: the signature is not of the key in the header's `x5c` or `jwk.x5c`, its chain is not valid, or the
+            header has critical members.
     """
+    if jws.critical:
+        raise AzureError(f"the policy has critical headers that are not known here: {jws.critical}", "InvalidOperation")
     named = jws.header.get("alg")
     if named == "none":
         if jws.signature:

@@ -76,8 +76,8 @@ OPERATOR: "==" | "!=" | "<=" | ">=" | "<" | ">" | "="
 TRUE.2: /true\b/
 FALSE.2: /false\b/
 NAME: /[A-Za-z_][A-Za-z0-9_]*/
-DECIMAL.2: /\d{1,3}\.\d{1,3}/
-INTEGER: /-?\d{1,20}/
+DECIMAL.2: /[0-9]{1,3}\.[0-9]{1,3}/
+INTEGER: /-?[0-9]+/
 STRING: /"(?:\\.|[^"\\\n])*"/
 CURLY: /[\u201c\u201d](?:\\.|[^\u201c\u201d"\\\n])*["\u201c\u201d]|"(?:\\.|[^\u201c\u201d"\\\n])*[\u201c\u201d]/
 COMMENT: /\/\/[^\n]*/
@@ -526,10 +526,9 @@ class _Reader:
         if token.type in ("TRUE", "FALSE"):
             return token.type == "TRUE"
         if token.type == "INTEGER":
-            number = int(token)
-            if not -(1 << 63) <= number < 1 << 63:
+            if len(token) > 20 or not -(1 << 63) <= int(token) < 1 << 63:  # Python converts at most 4,300 digits
                 raise self._error(token, "an integer has 64 bits")
-            return number
+            return int(token)
         inner = str(token)[1:-1]
         if token.type == "CURLY":
             self._slip(token, "strings stand in straight double quotes", f'"{inner}"')

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -18,8 +19,8 @@ from cryptography.x509.oid import NameOID
 from confcom.errors import FormatError
 from confcom.formats.text import encode_base64url
 from confcom.tokens.azure import AzureError
-from confcom.tokens.jws import SigningKey
-from confcom.tokens.policy_jws import MAX_CHAIN, check_signer_chain, read_policy
+from confcom.tokens.jws import SigningKey, unsecured
+from confcom.tokens.policy_jws import MAX_CHAIN, check_signer_chain, read_policy, wrap
 from confcom.tokens.verification import KeySet, TokenError, verify_token
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -126,6 +127,49 @@ def test_signed_policies_bring_the_chain_of_their_signer() -> None:
         with pytest.raises(AzureError, match=reason) as caught:
             read_policy(signed_policy(chain))
         assert caught.value.azure_code == "InvalidParameter"
+
+
+@pytest.mark.parametrize("header", [{"crit": ["exp"]}, {"b64": False, "crit": ["b64"]}, {"crit": []}])
+@pytest.mark.parametrize("signed", [True, False])
+def test_what_a_header_says_is_critical_is_not_passed_over(header: dict[str, Any], signed: bool) -> None:
+    claims = {"AttestationPolicy": encode_base64url(b"version=1.0;")}
+    x5c = {"x5c": [base64.b64encode(_der(ROOT)).decode()]}
+    sent = SigningKey(key("root"), ROOT).sign(claims, x5c | header) if signed else unsecured(claims, header)
+    with pytest.raises(AzureError, match="critical headers that are not known here") as refused:
+        read_policy(sent)
+    assert refused.value.azure_code == "InvalidOperation"
+
+
+BARE = 'version=1.0;\nauthorizationrules{=> permit();};\nissuancerules{=> issue(type="a", value="\u00fc");};'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        BARE,
+        BARE.encode(),
+        b"\xef\xbb\xbf" + BARE.encode(),
+        BARE.encode("utf-16"),
+        f"  \n{BARE}\n",
+        wrap(BARE),
+        f'"{wrap(BARE)}"',
+        unsecured({"AttestationPolicy": BARE}, {}),
+    ],
+)
+def test_a_policy_is_read_as_text_or_as_jws(body: str | bytes) -> None:
+    assert read_policy(body).text == BARE
+
+
+def test_a_policy_may_begin_with_a_comment() -> None:
+    text = f"// reviewed on 2026-11-30\n{BARE}"
+    for body in (text, text.encode(), wrap(text), unsecured({"AttestationPolicy": text}, {})):
+        assert read_policy(body).text == text
+
+
+def test_bytes_that_are_no_text_are_not_replaced() -> None:
+    with pytest.raises(AzureError, match="no text in UTF-8: invalid start byte at byte 87") as refused:
+        read_policy(BARE.encode("latin-1"))
+    assert refused.value.azure_code == "PolicyParsingError"
 
 
 def _der(certificate: x509.Certificate) -> bytes:

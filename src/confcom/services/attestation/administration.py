@@ -17,7 +17,6 @@ from confcom.services.attestation.attestation_store import AttestationStore, Sto
 from confcom.tokens.azure import DEFAULT_POLICIES, AttestationType, AzureError
 from confcom.tokens.jws import ReadJws
 from confcom.tokens.policy_jws import SentPolicy, certificate_jwk, certificate_of, read_policy, signer_of, wrap
-from confcom.tokens.policy_language import PolicyTextError, parse_policy
 
 TrustModel = Literal["open", "isolated", "shared"]
 
@@ -43,20 +42,17 @@ class PolicyAdministration:
         stored = self._store.policy(kind)
         return stored.text if stored else DEFAULT_POLICIES[kind]
 
-    def set(self, kind: AttestationType, body: str, by: str) -> str:
+    def set(self, kind: AttestationType, body: str | bytes, by: str) -> str:
         """Put a policy into force after it was parsed and its signer checked."""
         sent = self._checked(body)
         if not sent.text:
             raise AzureError("the policy is empty", "InvalidOperation", advice=f"Use /policies/{kind}:reset.")
-        try:
-            parse_policy(sent.text)
-        except PolicyTextError as error:
-            raise AzureError(error.message, "PolicyParsingError", advice=error.advice()) from error
+        self._appraiser.checked(sent.text)
         self._store.set_policy(kind, StoredPolicy(sent.jws, sent.text, sent.signer), self._clock(), by=by)
         self._appraiser.policy_changed()
         return self._changed("Updated", sent)
 
-    def reset(self, kind: AttestationType, body: str, by: str) -> str:
+    def reset(self, kind: AttestationType, body: str | bytes, by: str) -> str:
         """Return to the default."""
         sent = self._checked(body)
         if sent.text:
@@ -73,7 +69,7 @@ class PolicyAdministration:
     def change_signer(self, body: bytes, by: str, *, add: bool) -> str:
         """Add or remove a signer; the request is signed by one that is known."""
         self._refuse_shared()
-        jws = _certificate_request(body)
+        jws = _certificate_request(body, "policyCertificateToAdd" if add else "policyCertificateToRemove")
         if certificate_of(jws) not in self._store.signers():
             raise AzureError("the request is not signed by a known policy signer", "InvalidOperation")
         certificate = _certificate_in(jws)
@@ -86,7 +82,7 @@ class PolicyAdministration:
             }
         )
 
-    def _checked(self, body: str) -> SentPolicy:
+    def _checked(self, body: str | bytes) -> SentPolicy:
         self._refuse_shared()
         sent = read_policy(body)
         if self._model == "isolated":
@@ -108,15 +104,15 @@ class PolicyAdministration:
         return self._appraiser.signed(claims)
 
 
-def _certificate_request(body: bytes) -> ReadJws:
-    """The JWT of `certificates:add` or `:remove`: a JSON string, or since 2025-06-01 an object with one."""
+def _certificate_request(body: bytes, member: str) -> ReadJws:
+    """The JWT of `certificates:add` or `:remove`: a JSON string, or since 2025-06-01 the `member` of an object."""
     try:
         value = msgspec.json.decode(body)
         check_members_once(body)
         if isinstance(value, dict):
-            value = value.get("policyCertificateToAdd") or value.get("policyCertificateToRemove")
+            value = value.get(member)
         if not isinstance(value, str):
-            raise AzureError("the body lacks the JWT with the certificate", "InvalidOperation")
+            raise AzureError(f"the body lacks the JWT with the certificate ({member})", "InvalidOperation")
         return ReadJws.parse(value)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise AzureError(f"the body is no JWT with a certificate: {error}", "InvalidOperation") from None

@@ -264,10 +264,10 @@ class Appraiser:
         """What a policy would decide on the newest recorded evidence, beside what was decided (`dry_run`).
 
         Raises:
-            AzureError: the policy breaks the grammar, or takes over `DRY_RUN_FOR` seconds.
+            AzureError: the policy cannot be put into force, or takes over `DRY_RUN_FOR` seconds.
         """
         text = text or DEFAULT_POLICIES[kind]
-        rules = self._parse(text, keep=False).policy
+        rules = self.checked(text)
         rows = [row for row in self._store.records(RecordFilter(kind=kind), limit=limit) if row["claims"]]
         until = time.monotonic() + DRY_RUN_FOR
 
@@ -344,6 +344,21 @@ class Appraiser:
         all_sets = (result.under(str(decides)), *sets) if sets else ()
         yield
         return Judged(request, result.verified, collateral, named, seen, decision, policy, all_sets)
+
+    def checked(self, text: str) -> PolicyText:
+        """A policy that can be put into force: with the set of collateral that decides, and nothing else, configured.
+
+        Raises:
+            ConfcomError: it breaks the grammar, or its configuration cannot be evaluated or has no effect here.
+        """
+        rules = self._parse(text, keep=False).policy
+        if unknown := sorted(configuration(rules).keys() - {TCB_IDENTIFIER}):
+            raise AzureError(
+                f"the configuration rules of SGX and TDX issue {TCB_IDENTIFIER!r} alone, found {unknown[0]!r}",
+                "PolicyEvaluationError",
+            )
+        self._deciding(rules)
+        return rules
 
     def _deciding(self, rules: PolicyText) -> Update:
         """The set of collateral that decides."""

@@ -285,19 +285,19 @@ class AttestationApp:
         by = await self.require_admin(request, change=request.method != "GET")
         if request.method == "GET":
             return _json({"token": await self._workers.run(lambda: self._administration.current(kind))})
-        body = (await self.body(request.receive)).decode("utf-8", "replace")
+        body = await self.body(request.receive)
         return _json({"token": await self._workers.run(lambda: self._administration.set(kind, body, by))})
 
     async def _reset(self, request: Request) -> Response:
         kind = _kind(request)
         by = await self.require_admin(request, change=True)
-        body = (await self.body(request.receive)).decode("utf-8", "replace")
+        body = await self.body(request.receive)
         return _json({"token": await self._workers.run(lambda: self._administration.reset(kind, body, by))})
 
     async def _dry_run(self, request: Request) -> Response:
         kind = _kind(request)
         await self.require_admin(request)
-        text = read_policy((await self.body(request.receive)).decode("utf-8", "replace")).text
+        text = read_policy(await self.body(request.receive)).text
         limit = _number(request, "limit", default=100, most=1000)
         return _json(await self._workers.run(lambda: self._appraiser.dry_run(kind, text, limit=limit)))
 

@@ -30,7 +30,7 @@ from confcom.services.attestation.attestation_http import AttestationApp, HttpRe
 from confcom.services.attestation.attestation_store import Row
 from confcom.services.attestation.examination import Examiner
 from confcom.services.runtime.process import Overloaded, WorkerThreads
-from confcom.tokens.azure import AttestationType, AzureError
+from confcom.tokens.azure import AttestationType
 from confcom.tokens.policy_jws import read_policy
 from confcom.tokens.policy_language import PolicyTextError
 
@@ -205,7 +205,9 @@ class Pages:
         kind, text = _kind(form.get("kind", "")), form.get("text", "").replace("\r\n", "\n")
         try:
             found = act(kind, text)
-        except AzureError as error:
+        except ConfcomError as error:
+            if _status(error) != 400:
+                raise
             return self._policy_page(request, kind, text, 400, error=_with_place(error))
         if isinstance(found, dict):
             return self._policy_page(request, kind, text, tried=found)
@@ -356,7 +358,7 @@ def _kind(name: str) -> AttestationType:
         raise _refusal(400, f"the attestation type {name[:40]!r} is not served") from None
 
 
-def _with_place(error: AzureError) -> Mapping[str, Any]:
+def _with_place(error: ConfcomError) -> Mapping[str, Any]:
     """Message and advice of a refused policy, and where its text is wrong."""
     cause = error.__cause__
     place = cause.defect.as_dict() if isinstance(cause, PolicyTextError) else {}
