@@ -19,7 +19,7 @@ from confcom.errors import (
 )
 from confcom.formats.arguments import checked_type
 from confcom.formats.tcb_info import TcbStatus
-from confcom.pki.proof import PROOF, Proof
+from confcom.pki.proof import PROOF, Proof, sealed
 
 FRESHNESS = "collateral-fresh"
 _STALE_ADVICE = StaleCollateralError.default_advice
@@ -29,6 +29,7 @@ _OWN_ADVICE = (
 _EARLY_ADVICE = "Check the clock of this machine, or the time given with --at; newer collateral does not help."
 
 
+@sealed
 @dataclass(frozen=True, slots=True, repr=False)
 class Appraisal(Proof):
     """What a policy found. Stale collateral leaves the question open, whatever else was found.

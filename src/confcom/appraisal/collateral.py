@@ -20,7 +20,7 @@ from confcom.pki.crl import Crl
 from confcom.pki.der import Certificate
 from confcom.pki.ecdsa import Known
 from confcom.pki.memory import Memory
-from confcom.pki.proof import PROOF, Proof
+from confcom.pki.proof import PROOF, Proof, sealed
 from confcom.pki.roots import TrustRoot, TrustRoots
 
 _SIGNER_REVOKED = "Fetch fresh collateral: what this certificate signed must not be used any more."
@@ -184,6 +184,7 @@ class Collateral(_Read):
             return parse(getattr(self, part), structure=structure)
 
 
+@sealed
 @dataclass(frozen=True, slots=True, repr=False)
 class VerifiedCollateral(Proof):
     """Collateral with good signatures throughout; only `verify_collateral` makes one. Ask `stale` about the time.

@@ -36,7 +36,7 @@ from confcom.formats.attested_certificate import (
 )
 from confcom.formats.quote import TeeType
 from confcom.pki.certificate import check_own_signature, parse_certificates
-from confcom.pki.proof import PROOF, Proof
+from confcom.pki.proof import PROOF, Proof, sealed
 from confcom.pki.roots import TrustRoots
 
 SIGNATURE_STEP = "certificate-signature"
@@ -55,6 +55,7 @@ MAX_ATTESTED_PEM = 2 * MAX_ATTESTED_CERTIFICATE
 """Bytes of a file with an attested certificate, with text around it."""
 
 
+@sealed
 @dataclass(frozen=True, slots=True, repr=False)
 class VerifiedPeer(Proof):
     """The accepted holder of a certificate's key. `binding` says which hash in the report data covers the key."""

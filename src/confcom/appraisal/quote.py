@@ -79,7 +79,7 @@ from confcom.pki.certificate import load_chain
 from confcom.pki.chain import VerifiedChain, Window, verify_chain
 from confcom.pki.ecdsa import Known
 from confcom.pki.memory import Memory
-from confcom.pki.proof import PROOF, Proof
+from confcom.pki.proof import PROOF, Proof, sealed
 from confcom.pki.roots import TrustRoot, TrustRoots
 
 STEPS = (
@@ -147,6 +147,7 @@ _QUOTE_CHECKS = (
 )
 
 
+@sealed
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class VerifiedQuote(Proof):
     """An authentic quote. Only `QuoteVerifier.verify` makes one.

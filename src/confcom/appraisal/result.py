@@ -28,12 +28,13 @@ from confcom.formats.evidence import EvidenceFile
 from confcom.formats.quote import TeeType
 from confcom.formats.sgx import ReportBody
 from confcom.formats.tdx import TdReportBody, TdReportBody10, td_base
-from confcom.pki.proof import PROOF, Proof
+from confcom.pki.proof import PROOF, Proof, sealed
 from confcom.pki.roots import TrustRoots
 
 CUSTOM_CLAIMS_STEP = "custom-claims-binding"
 
 
+@sealed
 @dataclass(frozen=True, slots=True, repr=False)
 class AttestationResult(Proof):
     """The outcome of judging evidence; `verified` and `appraisal` are None when it did not get that far.

@@ -31,7 +31,7 @@ from confcom.formats.tcb_info import EnclaveIdentity, SignedEnclaveIdentity, Sig
 from confcom.pki import ecdsa
 from confcom.pki.chain import VerifiedChain, verify_chain
 from confcom.pki.crl import Crl
-from confcom.pki.proof import PROOF, Proof
+from confcom.pki.proof import PROOF, Proof, sealed
 from confcom.pki.roots import TrustRoot, TrustRoots
 from confcom.protocols import pcs
 from confcom.protocols.pcs import PckCaName, Tee, Update
@@ -304,6 +304,7 @@ class DocumentFacts:
     number: int
 
 
+@sealed
 @dataclass(frozen=True, slots=True)
 class VerifiedDocument(Proof):
     """A document with a good signature; only `verify_document` makes one. `expires` also heeds its certificates."""

@@ -20,7 +20,7 @@ from confcom.formats.pck_extension import PckExtension
 from confcom.pki.certificate import PemChain, check_p256, exact_bytes, load_certificates, load_chain, remember
 from confcom.pki.der import Certificate
 from confcom.pki.ecdsa import Known, is_good
-from confcom.pki.proof import PROOF, Proof
+from confcom.pki.proof import PROOF, Proof, sealed
 from confcom.pki.roots import TrustRoot, TrustRoots
 
 
@@ -53,6 +53,7 @@ _MAX_CHAIN = 3
 _DIGITAL_SIGNATURE, _KEY_CERT_SIGN, _CRL_SIGN = 0x80, 0x04, 0x02
 
 
+@sealed
 @dataclass(frozen=True, slots=True)
 class VerifiedChain(Proof):
     """A chain that ends at a trusted root; only `verify_chain` makes one. Expiry is not judged here: see `windows`.

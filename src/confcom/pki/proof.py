@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, ClassVar, NoReturn, Self
+from typing import Any, ClassVar, NoReturn, Self, TypeVar
 
 PROOF = object()
 """What a verification hands to the constructor of what it proved."""
 
 
 class Proof:
-    """Base of frozen dataclasses that end with `proof: InitVar[object] = None`; `made_by` names the only maker."""
+    """Base of `sealed` frozen dataclasses with `proof: InitVar[object] = None` last; `made_by` names their maker."""
 
     __slots__ = ()
     made_by: ClassVar[str]
@@ -35,9 +35,14 @@ class Proof:
         values = {item.name: getattr(self, item.name) for item in fields(self) if item.init}  # type: ignore[arg-type]
         return _restore, (type(self), values)
 
-    def __init_subclass__(cls) -> None:
-        # In the class itself: `dataclass` gives one with slots its own, which would fill any instance.
-        cls.__getstate__ = cls.__setstate__ = _refuse  # type: ignore[assignment,attr-defined]
+
+Kind = TypeVar("Kind", bound=type[Proof])
+
+
+def sealed(kind: Kind) -> Kind:
+    """Decorate a dataclass of proof: `dataclass` gives one with slots a `__setstate__` that would fill any instance."""
+    kind.__getstate__ = kind.__setstate__ = _refuse  # type: ignore[method-assign,assignment,attr-defined]
+    return kind
 
 
 def _refuse(proof: Proof, *_: object) -> NoReturn:

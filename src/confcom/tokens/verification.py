@@ -22,7 +22,7 @@ from confcom.errors import FormatError, PolicyError, VerificationError
 from confcom.formats.arguments import checked_time, checked_type
 from confcom.formats.sgx import AttributeFlags
 from confcom.pki.der import UNREADABLE, der_reason
-from confcom.pki.proof import PROOF, Proof
+from confcom.pki.proof import PROOF, Proof, sealed
 from confcom.tokens.jws import ReadJws
 
 ALGORITHMS = {"RSA": ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"), "EC": ("ES256", "ES384", "ES512")}
@@ -90,6 +90,7 @@ class KeySet:
         return cls(tuple(key for key in read if key is not None), fetched, max_age)
 
 
+@sealed
 @dataclass(frozen=True, slots=True, repr=False)
 class VerifiedToken(Proof):
     """An authentic token. Only `verify_token` makes one. Authentic is not acceptable: see `TokenPolicy`."""

@@ -28,6 +28,7 @@ from confcom.errors import (
     TcbRevokedError,
 )
 from confcom.formats.tcb_info import TcbStatus
+from confcom.pki.proof import Proof
 
 SIMULATED = safe_defaults(accept_simulated=True)
 
@@ -120,6 +121,10 @@ def test_no_proof_is_made_by_hand(world, verifier, make_quote, now) -> None:
         assert copy.deepcopy(proof) is proof
         assert "\n" not in repr(proof)
         assert len(repr(proof)) < 160
+    for kind in Proof.__subclasses__():
+        if "__slots__" in vars(kind):  # else what `dataclass` made it from
+            with pytest.raises(TypeError, match="is made by"):
+                kind.__setstate__(object.__new__(kind), [None] * 12)
 
 
 def test_results_cross_the_border_of_a_process_whole(world, verifier, make_quote, now) -> None:

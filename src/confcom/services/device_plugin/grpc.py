@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -101,6 +102,8 @@ class GrpcSocket:
 async def call(path: Path, method: Method, request: Message, *, timeout: float) -> Any:  # noqa: ANN401 - the method says
     """One call to the server at a socket."""
     channel = Channel(path=str(path), codec=_Codec())
+    task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]
+    cancels = task.cancelling()
     try:
         async with asyncio.timeout(timeout):
             return await UnaryUnaryMethod(channel, method.path, method.request, method.response)(request)
@@ -120,6 +123,10 @@ async def call(path: Path, method: Method, request: Message, *, timeout: float) 
         raise PlatformUnavailable(f"cannot reach {path}: {error.strerror or error}", retryable=True) from error
     finally:
         channel.close()
+        # The library cancels a call that breaks off and does not take that back. Before Python 3.11.3 the next
+        # `asyncio.timeout` of this task would then end the task, as if somebody had cancelled it.
+        while task.cancelling() > cancels and not isinstance(sys.exception(), asyncio.CancelledError):
+            task.uncancel()
 
 
 async def held_devices(config: DevicePluginConfig, *resources: str) -> list[Mapping[Holder, list[str]]]:

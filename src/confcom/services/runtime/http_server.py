@@ -295,7 +295,7 @@ class _Connection:
         """End the connection now. An application that still works for it notices when it reads or writes."""
         self._server.forget(self)
         if self._writer is not None:
-            self._writer.transport.abort()
+            _abort(self._writer)
         elif self._opened:
             # Not by cancelling: asyncio would go on with a handshake that has not begun.
             with contextlib.suppress(OSError):
@@ -319,7 +319,7 @@ class _Connection:
         if (error := self._reader.exception()) is not None:
             error.__traceback__ = None  # its frames hold this connection, which holds the reader
         if self._writer is not None:
-            self._writer.transport.abort()
+            _abort(self._writer)
         elif not self._opened:
             self._accepted.close()  # else asyncio has closed it
 
@@ -517,6 +517,12 @@ class _Connection:
         if self._writer is None:
             raise _Gone
         return self._writer
+
+
+def _abort(writer: asyncio.StreamWriter) -> None:
+    # A TLS transport of Python 3.11.2 that was closed twice has no protocol any more: its shutdown ends by itself.
+    with contextlib.suppress(AttributeError):
+        writer.transport.abort()
 
 
 def _framing_fault(request: h11.Request) -> tuple[int, str] | None:
