@@ -36,7 +36,7 @@ from benchmarks.device_plugin import from_tests
 from benchmarks.measure import Row, percentile, show
 from confcom.protocols.custom_metrics import EXPORTER_PORT, EXPORTERS, PATH
 from confcom.services.runtime.http_server import Page
-from confcom.services.runtime.issued_certificate import serve_issued_page
+from confcom.services.runtime.status_page import serve_issued_page
 
 Files = dict[str, str]
 """What a client needs: authority, its certificate, and a kubeconfig of the stand-in."""

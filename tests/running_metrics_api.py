@@ -30,8 +30,8 @@ from confcom.protocols.custom_metrics import EXPORTERS, PATH
 from confcom.services.metrics_api.metrics_api import serve
 from confcom.services.metrics_api.metrics_api_config import MetricsApiConfig
 from confcom.services.runtime.http_server import Page
-from confcom.services.runtime.issued_certificate import serve_issued_page
 from confcom.services.runtime.process import background
+from confcom.services.runtime.status_page import serve_issued_page
 from epc_api import EpcApi, make_pod
 
 NAME = "confcom-metrics-api.confcom-system.svc"

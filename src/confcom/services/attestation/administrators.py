@@ -23,7 +23,7 @@ from cryptography import x509
 from confcom.errors import ConfcomError, ConfigError, FormatError
 from confcom.formats.arguments import explain_settings
 from confcom.pki.der import UNREADABLE
-from confcom.services.runtime.process import read_toml
+from confcom.services.runtime.process import read_small, read_toml
 from confcom.tokens.verification import MAX_KEY_SET, KeySet, TokenError, verify_token
 
 KEYS_FOR = timedelta(hours=1)
@@ -308,8 +308,7 @@ def _key_file(file: Path, now: datetime) -> KeySet:
 
 def _content(file: Path) -> bytes:
     try:
-        with file.open("rb") as stream:
-            return stream.read(MAX_KEY_SET + 1)
+        return read_small(file, MAX_KEY_SET)
     except OSError as error:
         raise ConfigError(f"{file}: {error.strerror}") from error
 

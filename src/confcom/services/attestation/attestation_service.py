@@ -41,9 +41,9 @@ from confcom.services.attestation.pages import Pages
 from confcom.services.attestation.signing_keys import RENEWING, KeptKeys, KeyFolder, KeySource
 from confcom.services.runtime.certificates import CertificateMetrics, kept_certificate
 from confcom.services.runtime.http_server import Listener, serve_http
-from confcom.services.runtime.process import WorkerThreads, background
+from confcom.services.runtime.process import WorkerThreads, background, read_small
 from confcom.services.runtime.status_page import LEAVING, component_registry
-from confcom.services.runtime.tls import HeldTls, ReloadingTls, ServerTls, read_authorities
+from confcom.services.runtime.tls import HeldTls, ReloadingTls, read_authorities
 from confcom.tokens.azure import AzureError
 from confcom.tokens.policy_jws import check_signer_chain
 
@@ -251,7 +251,7 @@ def _key_source(where: str, store: AttestationStore, *, simulated: bool, clock: 
 
 
 def _listener(config: AttestationServiceConfig, held: HeldTls | None, client_ca: Path | None) -> Listener:
-    tls: ServerTls | None = held
+    tls: HeldTls | None = held
     if held is None and (files := config.tls_files()) is not None:
         tls = ReloadingTls(replace(files, client_ca=client_ca))
     elif held is not None and client_ca is not None:
@@ -270,17 +270,10 @@ def _own_url(config: AttestationServiceConfig, listener: Listener) -> str:
     return f"{'http' if listener.tls is None else 'https'}://{config.listen}"
 
 
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{file}: {error.strerror}") from error
-
-
 def _signer(name: str) -> x509.Certificate:
     """The first certificate of a PEM file, with its chain behind it."""
     try:
-        chain = x509.load_pem_x509_certificates(_read(Path(name)))
+        chain = x509.load_pem_x509_certificates(read_authorities(Path(name), "the certificate of a policy signer"))
         check_signer_chain(chain)
     except UNREADABLE as error:
         raise ConfigError(
@@ -296,8 +289,7 @@ def _policy_file(name: str | None) -> PolicyFile:
     if name is None:
         return PolicyFile()
     try:
-        with Path(name).open("rb") as stream:
-            data = stream.read(MAX_POLICY + 1)
+        data = read_small(Path(name), MAX_POLICY)
     except OSError as error:
         raise ConfigError(f"{name}: {error.strerror}") from error
     return parse_policy(data, name=name)

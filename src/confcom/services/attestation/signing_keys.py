@@ -28,6 +28,7 @@ from cryptography.x509.oid import NameOID
 
 from confcom.errors import ConfcomError, ConfigError, DatabaseUnavailable
 from confcom.services.attestation.attestation_store import AttestationStore, PublishedKey
+from confcom.services.runtime.process import read_small
 from confcom.tokens.attested_key import attested_certificate
 from confcom.tokens.azure import TOKEN_LIFE
 from confcom.tokens.jws import SigningKey
@@ -292,8 +293,7 @@ def make_key(folder: Path, kind: str, now: datetime, *, simulated: bool) -> Path
 
 
 def _read(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        data = stream.read(MAX_FILE + 1)
+    data = read_small(file, MAX_FILE)
     if len(data) > MAX_FILE:
         raise ConfigError(f"{file} has more than {MAX_FILE} bytes", advice="Remove it from the folder of signing keys.")
     return data

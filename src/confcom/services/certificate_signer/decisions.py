@@ -42,6 +42,7 @@ from confcom.protocols.certificate_requests import (
     name_for,
     nonce_message,
 )
+from confcom.services.runtime.process import read_small
 from confcom.tokens.nonces import LIFE, make_nonce, state_of_nonce
 
 _AUDITED = ("mr_enclave", "mr_signer", "isv_prod_id", "isv_svn", "mr_td", "debug")
@@ -86,8 +87,7 @@ class PodPolicies:
         names = (f"{requester.namespace}.{requester.account}.toml", f"{requester.namespace}.toml")
         for name in names:
             try:
-                with (self._folder / name).open("rb") as file:
-                    content = file.read(MAX_POLICY + 1)
+                content = read_small(self._folder / name, MAX_POLICY)
             except FileNotFoundError:
                 continue
             except OSError as error:

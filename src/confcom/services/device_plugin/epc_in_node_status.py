@@ -26,7 +26,7 @@ from confcom.protocols.epc import BOOT_ANNOTATION, OVERCOMMIT_LABEL, TRUE_SIZE_L
 from confcom.services.device_plugin.grpc import held_devices
 from confcom.services.device_plugin.plugin_config import DevicePluginConfig
 from confcom.services.device_plugin.plugin_metrics import Observer, PluginEvent
-from confcom.services.runtime.process import Reconciler
+from confcom.services.runtime.process import Reconciler, read_small
 
 if TYPE_CHECKING:
     from confcom.cluster.nodes import KubeNode
@@ -125,11 +125,8 @@ class Remembered:
 
 def remembered(directory: Path, resource: str) -> Remembered:
     """What the kubelet's checkpoint says of a resource; nothing where it cannot be read or is written otherwise."""
-    path = directory / CHECKPOINT
     try:
-        if path.stat().st_size > MAX_CHECKPOINT:
-            return Remembered()
-        found = _CHECKPOINT.decode(path.read_bytes()).Data
+        found = _CHECKPOINT.decode(read_small(directory / CHECKPOINT, MAX_CHECKPOINT)).Data
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return Remembered()
     holders = sum(entry.ResourceName == resource for entry in found.PodDeviceEntries or ())

@@ -27,9 +27,8 @@ from confcom.protocols.epc import CANONICAL
 from confcom.services.metrics.page import EpcMetrics, EpcReports
 from confcom.services.metrics.use import Episode, Episodes, NodeUse, Seen, put_together
 from confcom.services.runtime.http_server import Page
-from confcom.services.runtime.issued_certificate import serve_issued_page
 from confcom.services.runtime.process import repeat, run_until
-from confcom.services.runtime.status_page import StatusPage, component_registry, metrics_of
+from confcom.services.runtime.status_page import StatusPage, component_registry, metrics_of, serve_issued_page
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 

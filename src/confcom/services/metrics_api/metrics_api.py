@@ -24,10 +24,9 @@ from confcom.services.metrics_api.figures import Figures
 from confcom.services.metrics_api.metrics_api_config import MetricsApiConfig
 from confcom.services.metrics_api.metrics_api_http import MetricsApiApp, MetricsApiMetrics
 from confcom.services.runtime.http_server import Listener
-from confcom.services.runtime.issued_certificate import IssuedCertificate, IssuedServer
 from confcom.services.runtime.process import repeat
-from confcom.services.runtime.status_page import component_registry
-from confcom.services.runtime.tls import HeldTls
+from confcom.services.runtime.status_page import IssuedServer, component_registry
+from confcom.services.runtime.tls import HeldTls, IssuedCertificate
 
 FRONT_PROXY = Ref("v1", "ConfigMap", "kube-system", "extension-apiserver-authentication")
 """Where the API server publishes its front proxy's CA."""

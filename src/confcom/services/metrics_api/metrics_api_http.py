@@ -18,8 +18,8 @@ from confcom.protocols import custom_metrics
 from confcom.protocols.custom_metrics import FrontProxy
 from confcom.services.metrics_api.figures import METRICS, Figures, Refused
 from confcom.services.runtime.http_server import JSON, Message, Page, Receive, Send
-from confcom.services.runtime.issued_certificate import IssuedCertificate
 from confcom.services.runtime.status_page import Reading
+from confcom.services.runtime.tls import IssuedCertificate
 
 PREFIX = "confcom_metrics_api"
 BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)

@@ -29,10 +29,9 @@ from confcom.services.quote_helper.helper_quoting import AheadQuoting, QuickQuot
 from confcom.services.quote_helper.request_log import RequestLog, log_request
 from confcom.services.quote_helper.self_test import SelfTest, SelfTestKit, SelfTestResult
 from confcom.services.runtime.http_server import Page
-from confcom.services.runtime.issued_certificate import serve_issued_page
 from confcom.services.runtime.listener import UnixListener, is_served
 from confcom.services.runtime.process import background, keep_running
-from confcom.services.runtime.status_page import Handler, StatusPage, component_registry, metrics_of
+from confcom.services.runtime.status_page import Handler, StatusPage, component_registry, metrics_of, serve_issued_page
 
 FRESH = 5.0
 """Seconds for which a self-test counts as the present state."""

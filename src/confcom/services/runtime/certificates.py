@@ -26,7 +26,7 @@ from confcom.cluster.served import PublishedCa
 from confcom.errors import ClusterError, ClusterRefused, ConfigError
 from confcom.pki.serving_pair import Authority, Pair, ServingPair, make_serving_pair
 from confcom.services.runtime.status_page import Reading
-from confcom.services.runtime.tls import HeldTls, OwnCertificate, ServerTls, TlsFiles
+from confcom.services.runtime.tls import HeldTls, OwnCertificate, TlsFiles
 
 CA_KEY = "ca-certificates.crt"
 """What programs on Debian and Ubuntu read in /etc/ssl/certs, so that the ConfigMap can be mounted there."""
@@ -121,7 +121,7 @@ class CertificateMetrics:
         self._registry = registry
         self._prefix = prefix
 
-    def served_by(self, tls: ServerTls | None) -> None:
+    def served_by(self, tls: HeldTls | None) -> None:
         """Show when the certificate in use expires; nothing without TLS."""
         if tls is not None:
             name, text = f"{self._prefix}_certificate_expiry_timestamp_seconds", "When the certificate in use expires."

@@ -26,7 +26,7 @@ import structlog
 from confcom.errors import ConfigError
 from confcom.services.runtime.listener import available_descriptors, bind_unix, settle
 from confcom.services.runtime.process import background
-from confcom.services.runtime.tls import ServerTls
+from confcom.services.runtime.tls import HeldTls
 
 CHUNK = 64 * 1024
 """Bytes read at a time, and bytes of output that a client must take within `write_timeout`."""
@@ -79,7 +79,7 @@ class Listener:
     """Where and within which limits. `address` is HOST:PORT (port 0: any) or the path of a Unix socket."""
 
     address: tuple[str, int] | Path
-    tls: ServerTls | None = None
+    tls: HeldTls | None = None
     max_connections: int = 1024
     """Beyond this, a connection of the address that has most makes room: the oldest idle one, else the oldest."""
     fd_reserve: int = 64

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import structlog
 from prometheus_client import (
@@ -21,8 +24,9 @@ from prometheus_client.registry import Collector
 
 from confcom.errors import ConfigError
 from confcom.formats.arguments import parse_tcp_address
-from confcom.services.runtime.http_server import Listener, Message, Page, Receive, Send, serve_http
-from confcom.services.runtime.tls import HeldTls
+from confcom.services.runtime.http_server import Application, Listener, Message, Page, Receive, Send, serve_http
+from confcom.services.runtime.process import background, run_until
+from confcom.services.runtime.tls import LOOK_EVERY, HeldTls, IssuedCertificate
 
 MAX_CONNECTIONS = 64
 TIMEOUT = 5.0
@@ -123,3 +127,65 @@ def parse_address(address: str) -> Path | tuple[str, int]:
     if address.startswith("unix:") and len(address) > len("unix:"):
         return Path(address.removeprefix("unix:"))
     return parse_tcp_address(address, advice="Write it as 0.0.0.0:9464, [::]:9464 or unix:PATH.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IssuedServer:
+    """One replica of a server behind a Service, and its status pages at `http`, if that is not empty.
+
+    `listener` may wait until there can be answers. `not_ready` gives reasons beside those of the certificate. `service`
+    begins the event of leaving in the log.
+    """
+
+    service: str
+    app: Application
+    certificate: IssuedCertificate
+    listener: Callable[[HeldTls], Awaitable[Listener]]
+    not_ready: Callable[[], str]
+    registry: CollectorRegistry
+    http: str
+    leave_after: float
+    look_every: float = LOOK_EVERY
+
+    async def run(
+        self, *beside: Coroutine[Any, Any, None], stop: asyncio.Event, started: Callable[[str], None] | None
+    ) -> None:
+        """Serve from the first certificate on, until `leave_after` seconds after `stop` is set.
+
+        `beside` runs for as long. `started` gets the URL.
+        """
+        serving, ended = asyncio.Event(), asyncio.Event()
+
+        async def answer() -> None:
+            listener = await self.listener(await self.certificate.first())
+            serving.set()
+            await serve_http(self.app, replace(listener, leave_after=self.leave_after), stop=stop, started=started)
+            ended.set()
+
+        async def leave() -> None:
+            await stop.wait()
+            if serving.is_set():
+                structlog.get_logger().info(f"{self.service}.leaves", seconds=self.leave_after)
+                await ended.wait()
+            ended.set()
+
+        async def readyz() -> Page:
+            reason = LEAVING if stop.is_set() else self.certificate.not_ready or self.not_ready()
+            return Page(503, f"{reason}\n".encode()) if reason else Page(200, b"ok\n")
+
+        actors = [answer(), leave(), self.certificate.run(self.look_every), *beside]
+        if self.http:
+            pages = {"/healthz": alive, "/readyz": readyz, "/metrics": metrics_of(self.registry)}
+            actors.append(StatusPage(self.http, pages).run())
+        await run_until(ended, *actors)
+
+
+async def serve_issued_page(address: str, pages: Mapping[str, Handler], folder: Path, name: str) -> None:
+    """Serve status pages over TLS until cancelled, with a certificate for `name` by the CA in `folder`."""
+    certificate = IssuedCertificate(folder, (name,), common_name=name, clock=_now)
+    async with background("certificate", certificate.run):
+        await StatusPage(address, pages, await certificate.first()).run()
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)  # noqa: TID251 - services read the clock

@@ -1,14 +1,19 @@
-"""TLS of a daemon: a renewed certificate is used from the next connection on, without a restart."""
+"""TLS of a daemon: a renewed certificate is used from the next connection on, without a restart.
+
+Its certificate stands in files, is kept in a Secret (`certificates`), or is issued here in memory by a CA in a folder
+(a mounted Secret). Of the last, each replica issues its own, so replicas share only the CA and need no right at the
+Kubernetes API for it; the installer makes the CA and publishes it to the API server.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +21,19 @@ import structlog
 from cryptography import x509
 
 from confcom.errors import ConfigError
-from confcom.pki.serving_pair import Pair
+from confcom.pki.serving_pair import MAX_PEM, Authority, Pair
+from confcom.services.runtime.process import read_small
 
 WATCH_INTERVAL = 2.0
 """Seconds between two looks at the files."""
 MAX_PEM_FILE = 512 * 1024
 """Bytes of a file of certificates or keys. OpenSSL reads any size, and the event loop stands still meanwhile."""
+LIFETIME = timedelta(days=30)
+"""Of a certificate that is issued in memory."""
+LOOK_EVERY = 5.0
+"""Seconds between two reads of its CA."""
+CERTIFICATE, KEY = "tls.crt", "tls.key"
+"""The CA's files, named as in Secrets of type kubernetes.io/tls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,41 +55,80 @@ class TlsFiles:
             return ()
         return tuple((status.st_ino, status.st_mtime_ns, status.st_size) for status in found)
 
+    def read(self) -> tuple[bytes, bytes, bytes | None]:
+        """The content of the three; `ConfigError` names the file that cannot be read."""
+        certificate = read_authorities(self.certificate, "the TLS certificate")
+        key = read_authorities(self.key, "the TLS key")
+        if self.client_ca is None:
+            return certificate, key, None
+        return certificate, key, read_authorities(self.client_ca, "the authority of clients")
 
-class ServerTls:
-    """A server's TLS context, with which each handshake uses the `_current` one."""
 
-    def __init__(self, context: ssl.SSLContext) -> None:
-        self.context = self._current = context
+class HeldTls:
+    """A server's certificate (PEM chain, leaf first, and its key), which its holder may replace.
+
+    Each handshake uses the present one.
+    """
+
+    def __init__(self, certificate: bytes, key: bytes, client_ca: bytes | None = None, *, place: str = "") -> None:
+        """With `client_ca`, a client may bring a certificate of that authority. `place` is part of messages."""
+        self._place = place
+        self._client_mode = ssl.CERT_OPTIONAL
+        self._set(certificate, key, client_ca)
+        self.context = self._current
         # Called for every handshake, with or without a name in it.
-        context.sni_callback = self._choose
+        self.context.sni_callback = self._choose
 
-    @property
-    def expires(self) -> datetime | None:
-        """When the certificate in use expires; None if its dates cannot be read."""
-        raise NotImplementedError
+    def use(self, certificate: bytes, key: bytes) -> None:
+        """Use another pair from the next connection on; `ConfigError` if it cannot be used."""
+        self._set(certificate, key, self._client_ca)
+
+    def require_client(self, authority: bytes, *, optional: bool = False) -> None:
+        """Accept only clients with a certificate of this authority (PEM) from now on, or `optional` with none at all.
+
+        `ConfigError` if the authority is none.
+        """
+        self._client_mode = ssl.CERT_OPTIONAL if optional else ssl.CERT_REQUIRED
+        # Another context, because one cannot forget a former authority.
+        self._set(*self._pair, authority)
+        # The mode is that of the context with which a handshake begins.
+        self._ask_for_certificate(self.context)
 
     async def watch(self) -> None:
         """Watch what the certificate comes from, until cancelled; by default there is nothing to watch."""
+
+    def _set(self, certificate: bytes, key: bytes, client_ca: bytes | None) -> None:
+        context = _load(certificate, key, self._place)
+        if client_ca is not None:
+            try:
+                context.load_verify_locations(cadata=client_ca.decode("ascii", "ignore"))
+            except (ssl.SSLError, ValueError) as error:
+                raise ConfigError(
+                    f"the authority of clients cannot be used: {_words(error)}", advice="Give its certificate in PEM."
+                ) from error
+            self._ask_for_certificate(context)
+        self._current, self._pair, self._client_ca = context, (certificate, key), client_ca
+        self.expires = _expiry(certificate)
+        """When the certificate in use expires; None if its dates cannot be read."""
+
+    def _ask_for_certificate(self, context: ssl.SSLContext) -> None:
+        context.verify_mode = self._client_mode
+        # A resumed session would not be verified again.
+        context.num_tickets = 0
+        context.options |= ssl.OP_NO_TICKET
 
     def _choose(self, connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, context: ssl.SSLContext) -> None:
         del name, context
         connection.context = self._current
 
 
-class ReloadingTls(ServerTls):
+class ReloadingTls(HeldTls):
     """Follows its files. A pair that cannot be used (half a file, another's key) leaves the former one in force."""
 
     def __init__(self, files: TlsFiles) -> None:
         self._files = files
         self._seen = files.fingerprint()
-        super().__init__(_load(files))
-        self._expires = _expiry(files.certificate)
-
-    @property
-    def expires(self) -> datetime | None:
-        """When the certificate in use expires; None if its dates cannot be read."""
-        return self._expires
+        super().__init__(*files.read(), place=f" {files.certificate} with the key {files.key}")
 
     def reload(self) -> bool:
         """Use the files if they changed and fit together; returns whether they are used."""
@@ -86,8 +137,7 @@ class ReloadingTls(ServerTls):
             return False
         self._seen = found
         try:
-            self._current = _load(self._files)
-            self._expires = _expiry(self._files.certificate)
+            self._set(*self._files.read())
         except ConfigError as error:
             structlog.get_logger().warning("tls.reload", outcome="failed", reason=error.message)
             return False
@@ -99,50 +149,6 @@ class ReloadingTls(ServerTls):
         while True:
             await asyncio.sleep(WATCH_INTERVAL)
             self.reload()
-
-
-class HeldTls(ServerTls):
-    """A certificate that its holder sets and replaces. Its key is in no file."""
-
-    def __init__(self, certificate: bytes, key: bytes) -> None:
-        self._client_ca: str | None = None
-        self._pair = (certificate, key)
-        self._client_mode = ssl.CERT_REQUIRED
-        super().__init__(_load_held(certificate, key))
-
-    @property
-    def expires(self) -> datetime | None:
-        """When the certificate in use expires; None if its dates cannot be read."""
-        return _expiry(self._pair[0])
-
-    def use(self, certificate: bytes, key: bytes) -> None:
-        """Use another pair (PEM) from the next connection on; `ConfigError` if it cannot be used."""
-        self._current = self._asking(_load_held(certificate, key), self._client_ca)
-        self._pair = (certificate, key)
-
-    def require_client(self, authority: bytes, *, optional: bool = False) -> None:
-        """Accept only clients with a certificate of this authority (PEM) from now on, or `optional` with none at all.
-
-        `ConfigError` if the authority is none.
-        """
-        found = authority.decode("ascii", "ignore")
-        self._client_mode = ssl.CERT_OPTIONAL if optional else ssl.CERT_REQUIRED
-        # Another context, because one cannot forget a former authority.
-        self._current = self._asking(_load_held(*self._pair), found)
-        self._client_ca = found
-        # The mode is that of the context with which a handshake begins.
-        _ask_for_certificate(self.context, self._client_mode)
-
-    def _asking(self, context: ssl.SSLContext, authority: str | None) -> ssl.SSLContext:
-        if authority is not None:
-            try:
-                context.load_verify_locations(cadata=authority)
-            except (ssl.SSLError, ValueError) as error:
-                raise ConfigError(
-                    f"the authority of clients cannot be used: {error}", advice="Give its certificate in PEM."
-                ) from error
-            _ask_for_certificate(context, self._client_mode)
-        return context
 
 
 class OwnCertificate:
@@ -173,36 +179,78 @@ class OwnCertificate:
         self.served = pair
 
 
+class IssuedCertificate(OwnCertificate):
+    """The certificate in use: replaced after half of its lifetime, and when the folder holds another CA."""
+
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        *,
+        lifetime: timedelta = LIFETIME,
+        common_name: str,
+        clock: Callable[[], datetime],
+    ) -> None:
+        super().__init__()
+        self.changes = 0
+        """Certificates that were taken into use."""
+        self._folder = folder
+        self._names = names
+        self._lifetime = lifetime
+        self._common_name = common_name
+        self._clock = clock
+        self._authority: Authority | None = None
+
+    async def run(self, every: float = LOOK_EVERY) -> None:
+        """Read the CA every `every` seconds, until cancelled."""
+        while True:
+            self.look()
+            await asyncio.sleep(every)
+
+    def look(self) -> None:
+        """Read the CA, and issue a certificate if one is due. Without a CA the present certificate stays."""
+        now, authority = self._clock(), self._read()
+        if authority is None or authority.expires <= now:
+            state = "no usable CA in" if authority is None else "the CA has expired in"
+            self._note(f"{state} {self._folder}: `confcom addon update` makes one")
+            return
+        if authority != self._authority or self.served is None or now >= _middle(self.served):
+            pair = authority.issue(self._names, now=now, lifetime=self._lifetime, common_name=self._common_name)
+            self._use(pair)
+            self._authority = authority
+            self.changes += 1
+            structlog.get_logger().info("certificate.served", expires=pair.expires.isoformat())
+        self._note("")
+
+    def _read(self) -> Authority | None:
+        try:
+            certificate, key = (read_small(self._folder / name, MAX_PEM) for name in (CERTIFICATE, KEY))
+        except OSError:
+            return None
+        return Authority.parse(certificate, key)
+
+    def _note(self, reason: str) -> None:
+        if reason != self.not_ready:
+            structlog.get_logger().info("certificate.ready", ready=not reason, reason=reason)
+        self.not_ready = reason
+
+
+def _middle(pair: Pair) -> datetime:
+    return pair.made + (pair.expires - pair.made) / 2
+
+
 def read_authorities(path: Path, what: str) -> bytes:
-    """A PEM file of certificates, of at most `MAX_PEM_FILE` bytes; `ConfigError` names `what` it is."""
+    """A PEM file of at most `MAX_PEM_FILE` bytes; `ConfigError` names `what` it is."""
     try:
-        return _read(path)
+        content = read_small(path, MAX_PEM_FILE)
     except OSError as error:
-        raise ConfigError(f"cannot read {what} {path}: {error.strerror}") from error
-
-
-def _read(path: Path) -> bytes:
-    with path.open("rb") as file:
-        content = file.read(MAX_PEM_FILE + 1)
+        raise ConfigError(f"cannot read {what} {path}: {error.strerror}", advice="Name its PEM file.") from error
     if len(content) > MAX_PEM_FILE:
         raise ConfigError(
             f"{path} has more than {MAX_PEM_FILE} bytes, too many for a file of certificates or a key",
             advice="Name a PEM file with the certificates that are needed alone.",
         )
     return content
-
-
-def _ask_for_certificate(context: ssl.SSLContext, mode: ssl.VerifyMode) -> None:
-    context.verify_mode = mode
-    # A resumed session would not be verified again.
-    context.num_tickets = 0
-    context.options |= ssl.OP_NO_TICKET
-
-
-def _load_held(certificate: bytes, key: bytes) -> ssl.SSLContext:
-    # The ssl module reads files only; these are in memory, and vanish with this call.
-    with _memory_file(certificate) as first, _memory_file(key) as second:
-        return _load(TlsFiles(first, second))
 
 
 @contextmanager
@@ -213,45 +261,31 @@ def _memory_file(content: bytes) -> Iterator[Path]:
         yield Path(f"/proc/self/fd/{file.fileno()}")
 
 
-def _load(files: TlsFiles) -> ssl.SSLContext:
+def _load(certificate: bytes, key: bytes, place: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     refuse_password: Any = _refuse_password
     try:
-        for path in files.certificate, files.key:
-            _read(path)
-        context.load_cert_chain(files.certificate, files.key, password=refuse_password)
-    except (OSError, ssl.SSLError, ValueError) as error:
+        # The ssl module reads files only; these are in memory, and vanish with this call.
+        with _memory_file(certificate) as first, _memory_file(key) as second:
+            context.load_cert_chain(first, second, password=refuse_password)
+    except (OSError, ValueError) as error:
         raise ConfigError(
-            f"the TLS certificate {files.certificate} with the key {files.key} cannot be used: {_words(error)}",
+            f"the TLS certificate{place} cannot be used: {_words(error)}",
             advice="Give a PEM certificate chain, leaf first, and its unencrypted private key.",
         ) from error
-    if files.client_ca is not None:
-        try:
-            _read(files.client_ca)
-            context.load_verify_locations(files.client_ca)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(
-                f"the authority of clients {files.client_ca} cannot be used: {_words(error)}",
-                advice="Give its PEM file.",
-            ) from error
-        _ask_for_certificate(context, ssl.CERT_OPTIONAL)
     return context
 
 
 def _words(error: Exception) -> str:
-    # A file that cannot be read has a number before its words; OpenSSL's errors have none.
-    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError):
-        return str(error.strerror)
     return "no PEM stands in one of them" if "PEM lib" in str(error) else str(error)
 
 
-def _expiry(chain: Path | bytes) -> datetime | None:
+def _expiry(chain: bytes) -> datetime | None:
     # OpenSSL serves certificates that this parser refuses.
     try:
-        pem = chain if isinstance(chain, bytes) else _read(chain)
-        return x509.load_pem_x509_certificate(pem).not_valid_after_utc
-    except (OSError, ValueError, ConfigError):
+        return x509.load_pem_x509_certificate(chain).not_valid_after_utc
+    except ValueError:
         return None
 
 

@@ -28,10 +28,9 @@ from confcom.formats.arguments import parse_tcp_address
 from confcom.protocols.admission import NAMESPACE, SERVICE
 from confcom.protocols.epc import MIB
 from confcom.services.runtime.http_server import Listener
-from confcom.services.runtime.issued_certificate import IssuedCertificate, IssuedServer
 from confcom.services.runtime.process import repeat
-from confcom.services.runtime.status_page import component_registry
-from confcom.services.runtime.tls import HeldTls, read_authorities
+from confcom.services.runtime.status_page import IssuedServer, component_registry
+from confcom.services.runtime.tls import HeldTls, IssuedCertificate, read_authorities
 from confcom.services.webhook.webhook_http import WebhookApp, WebhookMetrics
 
 COMMON_NAME = "confcom admission webhook"

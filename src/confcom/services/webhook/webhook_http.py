@@ -14,8 +14,8 @@ from confcom.admission.findings import REFUSALS, WARNINGS
 from confcom.errors import FormatError
 from confcom.protocols.admission import MAX_REVIEW, MUTATE_PATH, VALIDATE_PATH
 from confcom.services.runtime.http_server import JSON, Message, Page, Receive, Send
-from confcom.services.runtime.issued_certificate import IssuedCertificate
 from confcom.services.runtime.status_page import Reading
+from confcom.services.runtime.tls import IssuedCertificate
 from confcom.services.webhook.reviews import Outcome, ReviewEvent, Task, review
 
 PREFIX = "confcom_webhook"

@@ -7,6 +7,7 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,6 +51,31 @@ def test_each_source_overrides_the_one_before(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "found"), [("a, b,", ("a", "b")), ("a", ("a",)), ("", ())])
 def test_a_list_in_the_environment_has_commas(tmp_path: Path, text: str, found: tuple[str, ...]) -> None:
     assert config(tmp_path, environment={"CONFCOM_QUOTE_HELPER_ROOTS": text}).roots == found
+
+
+def test_settings_may_come_through_a_pipe_and_do_not_block_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = tmp_path / "helper.toml"
+    os.mkfifo(pipe)
+
+    def loaded() -> Config:
+        return load(Config, service="quote-helper", file=pipe, environment={}, flags={})[0]
+
+    def write() -> None:
+        with pipe.open("w") as stream:
+            for piece in ("limit ", "= 20\n"):
+                stream.write(piece)
+                stream.flush()
+
+    monkeypatch.setattr(process, "SETTINGS_PATIENCE", GUARD)
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert loaded().limit == 20
+    writer.join(GUARD)
+    monkeypatch.setattr(process, "SETTINGS_PATIENCE", 0.05)
+    with pytest.raises(ConfigError, match=r"helper\.toml: it is a pipe, and gave nothing within 0\.05 s"):
+        loaded()
 
 
 def test_a_flag_that_was_not_given_changes_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from confcom.errors import ConfigError
 from confcom.pki.serving_pair import make_serving_pair
-from confcom.services.runtime.tls import MAX_PEM_FILE, ReloadingTls, TlsFiles, read_authorities
+from confcom.services.runtime.tls import MAX_PEM_FILE, IssuedCertificate, ReloadingTls, TlsFiles, read_authorities
 
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
 
@@ -36,6 +37,29 @@ def test_a_file_that_is_too_large_is_refused_and_not_used(files: TlsFiles, tmp_p
     assert tls._current is in_use  # what the next handshake takes
     file.write_bytes(content + b"\n" * (MAX_PEM_FILE - len(content)))
     assert tls.reload()
+
+
+@pytest.mark.parametrize("name", ["tls.crt", "tls.key", "ca.crt"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_at_once(files: TlsFiles, tmp_path: Path, name: str) -> None:
+    tls, file = ReloadingTls(files), tmp_path / name
+    content, in_use = file.read_bytes(), tls.context
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(ConfigError, match=f"{name}: it is a pipe"):
+        ReloadingTls(files)
+    assert not tls.reload()
+    assert tls._current is in_use
+    file.unlink()
+    file.write_bytes(content)
+    assert tls.reload()
+
+
+async def test_a_pipe_in_the_place_of_a_ca_is_no_ca(files: TlsFiles, tmp_path: Path) -> None:
+    certificate = IssuedCertificate(tmp_path, ("localhost",), common_name="test", clock=lambda: NOW)
+    (tmp_path / "tls.key").unlink()
+    os.mkfifo(tmp_path / "tls.key")
+    certificate.look()
+    assert certificate.not_ready.startswith("no usable CA in")
 
 
 def test_authorities_are_read_whole_or_refused(tmp_path: Path) -> None:
