@@ -147,7 +147,10 @@ def test_every_reason_is_in_the_error(service: RunningAttestation, world: Simula
         (b"[" * 100_000, "not the JSON"),
         ({"quote": 5}, "not the JSON"),
         ({"report": "AAAA"}, "lacks 'quote'"),
-        ({"quote": "A\u00e9"}, "'quote' holds characters"),
+        ({"quote": "A\u00e9"}, "'quote' holds characters that base64 does not have, first 'é'"),
+        ({"quote": "AAAA\nAAAA"}, "first '\\n'"),
+        ({"quote": "AA==="}, "first '='"),
+        ({"quote": "03000200" * 4}, "'quote' is written in hexadecimal digits"),
         ({"quote": "AAAAA"}, "'quote' is not base64"),
         ({"quote": "AAAA", "runtimeData": {"data": "AA", "dataType": "XML"}}, "'runtimeData.dataType'"),
         ({"quote": "AAAA", "runtimeData": {"data": "AA", "dataType": "JSON"}}, "'runtimeData.data' is declared JSON"),
@@ -182,6 +185,7 @@ def test_paths_and_versions(service: RunningAttestation) -> None:
         assert "twice" in service.ask(f"/attest/SgxEnclave?{twice}", {}).error["message"]
     assert service.ask(f"/attest/SgxEnclave?{API}", b"x" * (2 << 20)).status == 413
     assert service.ask("/certs/").json == service.ask("/certs").json
+    assert "SgxEnclave, OpenEnclave, TdxVm" in service.ask(f"/attest/SevSnpVm?{API}", {}).error["message"]
     document = service.ask("/.well-known/openid-configuration").json
     assert document["issuer"] == service.url
     assert document["jwks_uri"] == f"{service.url}/certs"
@@ -330,6 +334,38 @@ def test_ear_for_clients_of_rats(service: RunningAttestation, world: SimulatedWo
     assert claims["eat_nonce"] == "12345678"
     assert module["ear.veraison.annotated-evidence"]["confcom-nonce-bound"] is False
     assert claims["iss"] == service.url
+
+
+@pytest.mark.parametrize(
+    ("accept", "ear"),
+    [
+        ("application/eat+jwt", True),
+        ("Application/EAT+JWT", True),
+        ("application/json;q=0.5, application/eat+jwt; q=0.8", True),
+        ("application/eat+jwt;q=0, application/json", False),
+        ("application/eat+jwt; q=0.000", False),
+        ("application/eat+jwt-x", False),
+        ("*/*", False),
+    ],
+)
+def test_what_a_client_accepts_decides_the_kind_of_token(
+    service: RunningAttestation, world: SimulatedWorld, accept: str, ear: bool
+) -> None:
+    body = {"quote": encode_base64url(enclave_quote(world)), "nonce": "12345678"}
+    answer = service.ask(f"/attest/SgxEnclave?{API}", body, Accept=accept)
+    assert answer.headers["content-type"] == ("application/eat+jwt" if ear else "application/json")
+    claims = claims_of(answer.body.decode()) if ear else answer.claims
+    assert claims["eat_nonce" if ear else "nonce"] == "12345678"
+
+
+def test_the_nonce_of_an_ear_has_the_size_that_eat_allows(service: RunningAttestation, world: SimulatedWorld) -> None:
+    """Its readers refuse others (RFC 9711, section 4.1); those of Azure's tokens do not."""
+    for nonce, good in (("", False), ("1234567", False), ("ü" * 4, True), ("n" * 88, True), ("n" * 89, False)):
+        body = {"quote": encode_base64url(enclave_quote(world)), "nonce": nonce}
+        answer = service.ask(f"/attest/SgxEnclave?{API}", body, Accept="application/eat+jwt")
+        assert answer.status == (200 if good else 400)
+        assert good or "8 to 88 bytes" in answer.error["message"]
+        assert service.attest(enclave_quote(world), nonce=nonce).claims["nonce"] == nonce
 
 
 def test_policies_are_set_used_and_reset(service: RunningAttestation, world: SimulatedWorld) -> None:

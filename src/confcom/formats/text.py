@@ -45,8 +45,8 @@ def decode_base64(text: str) -> bytes:
             return msgspec.convert(standard, bytes)
     except (msgspec.ValidationError, UnicodeEncodeError):
         pass
-    if digits.strip(_DIGITS) or len(text) - len(digits) > 2:
-        raise ValueError("holds characters that base64 does not have")
+    if wrong := digits.strip(_DIGITS) or text[len(digits) + 2 :]:
+        raise ValueError(f"holds characters that base64 does not have, first {wrong[0]!r}")
     raise ValueError(f"is not base64: no bytes are written with {len(digits)} digits")
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from string import hexdigits
 from typing import Any
 
 import msgspec
@@ -187,6 +188,8 @@ def read_request(body: bytes, kind: AttestationType) -> AttestRequest:
     evidence = getattr(read, kind.evidence_field)
     if not evidence:
         raise AzureError(f"the body lacks {kind.evidence_field!r}, the evidence in base64url")
+    if evidence.startswith("0") and not evidence.strip(hexdigits):  # as no evidence begins in base64
+        raise AzureError(f"{kind.evidence_field!r} is written in hexadecimal digits: write it in base64url")
     if read.nonce is not None and len(read.nonce) > MAX_NONCE:
         raise AzureError(f"'nonce' has {len(read.nonce)} characters, at most {MAX_NONCE} are taken")
     return AttestRequest(

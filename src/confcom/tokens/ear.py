@@ -13,6 +13,8 @@ from confcom.formats.tdx import td_base
 
 PROFILE = "tag:github.com,2023:veraison/ear"
 MEDIA_TYPE = "application/eat+jwt"
+NONCE_SIZES = range(8, 89)
+"""Bytes of an `eat_nonce` in JSON (RFC 9711, section 4.1)."""
 _BUILD = f"confcom {version('confcom')}"
 AFFIRMING, WARNING, CONTRAINDICATED = 2, 32, 96
 """AR4SI tiers; also the values of claims that say no more than their tier."""

@@ -30,7 +30,7 @@ from confcom.services.attestation.attestation_store import AttestationStore, Aud
 from confcom.services.attestation.signing_keys import SigningKeys
 from confcom.tokens import azure, login
 from confcom.tokens.azure import DEFAULT_POLICIES, AttestationType, AttestRequest, AzureError, type_of
-from confcom.tokens.ear import ear_claims
+from confcom.tokens.ear import NONCE_SIZES, ear_claims
 from confcom.tokens.jws import unsecured
 from confcom.tokens.nonces import LIFE, check_nonce, make_nonce
 from confcom.tokens.policy_evaluation import Decision, Decisions, Recorded, claims_of, configuration, dry_run
@@ -215,6 +215,8 @@ class Appraiser:
             raise WouldBlock
         if ear and request.draft_policy is not None:
             raise AzureError("a draft policy is answered with an unsigned token, and EAR are signed")
+        if ear and request.nonce is not None and (size := len(request.nonce.encode())) not in NONCE_SIZES:
+            raise AzureError(f"the nonce of an EAR has 8 to 88 bytes (RFC 9711, section 4.1), found {size}")
         if request.login_for is not None:
             login.check_request(request)
         policy = self._policy_of(request, kind, may_block=may_block)

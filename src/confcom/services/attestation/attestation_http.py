@@ -183,6 +183,7 @@ class AttestationApp:
         """What is asked most is not routed, which takes as long as a signature of P-256."""
         api = [
             *(Route(path, call, methods=["POST"]) for path, call in calls.items()),
+            self._route("/attest/{kind:plain}", self._attest_other, "POST"),
             self._route("/.well-known/openid-configuration", self._openid, versioned=False),
             self._route("/certs", self._certs, versioned=False),
             self._route("/certs/", self._certs, versioned=False),
@@ -279,6 +280,10 @@ class AttestationApp:
         if time.monotonic() - failed_at >= CALM:
             structlog.get_logger().info("attestation.recovered")
             self._failed_at = None
+
+    async def _attest_other(self, request: Request) -> Response:
+        """An attest call for a type that this service does not know."""
+        raise HttpRefusal(404, "NotFound", _not_served(request.path_params["kind"]))
 
     async def _policies(self, request: Request) -> Response:
         kind = _kind(request)
@@ -450,7 +455,7 @@ class _AttestCall:
             _check_version(scope)
             self._app.limit(scope)
             body = await self._app.body(receive)
-            ear = any(name == b"accept" and _EAR in value for name, value in scope["headers"])
+            ear = any(name == b"accept" and _accepts_ear(value) for name, value in scope["headers"])
             found = await self._timed(body, scope, ear=ear)
         except Exception as error:  # noqa: BLE001 - a mistake of ours must not leave a client without an answer
             await _marked(self._app.failure(error, scope))(scope, receive, send)
@@ -493,6 +498,15 @@ _CLAIMS = [
 _OPENAPI: dict[str, Any] = msgspec.json.decode(files(__package__).joinpath("openapi.json").read_bytes())
 
 
+def _accepts_ear(accept: bytes) -> bool:
+    """Whether a header `Accept` names EAR, in any case of letters and not with q=0 (RFC 9110, section 12.5.1)."""
+    for each in accept.lower().replace(b" ", b"").split(b","):
+        media_type, *parameters = each.split(b";")
+        if media_type == _EAR:
+            return not any(part.startswith(b"q=0") and not part[3:].strip(b".0") for part in parameters)
+    return False
+
+
 def _marked(response: Response) -> Response:
     response.headers["x-ms-request-id"] = str(uuid.uuid4())
     return response
@@ -506,8 +520,11 @@ def _attestation_type(name: str) -> AttestationType:
     try:
         return AttestationType(name)
     except ValueError:
-        known = ", ".join(AttestationType)
-        raise AzureError(f"the attestation type {name!r} is not served: {known} are") from None
+        raise AzureError(_not_served(name)) from None
+
+
+def _not_served(name: str) -> str:
+    return f"the attestation type {name[:40]!r} is not served: {', '.join(AttestationType)} are"
 
 
 def record_filter(parameters: Mapping[str, str]) -> RecordFilter:
