@@ -171,6 +171,76 @@ def test_a_wrong_pin_is_refused() -> None:
     assert "cannot be used: PinIncorrect" in done.stderr
 
 
+TRIES = """
+import sys
+from pathlib import Path
+import pkcs11
+from confcom.errors import ConfigError
+from confcom.services.attestation import pkcs11_keys
+
+tried = []
+
+class Counted:
+    def __init__(self, inner): self.inner = inner
+    def get_token(self, **named): return Counted(self.inner.get_token(**named))
+    def open(self, **named):
+        tried.append(named["user_pin"])
+        return self.inner.open(**named)
+
+real = pkcs11.lib
+pkcs11_keys.pkcs11.lib = lambda module: Counted(real(module))
+keys, file = pkcs11_keys.Pkcs11Keys(sys.argv[1]), Path(sys.argv[2])
+for pin in ("wrong", "wrong", "worse", "wrong", sys.argv[3]):
+    file.write_text(pin)
+    try:
+        print(len(keys.load()), "keys")
+    except ConfigError as error:
+        print(error.message)
+print(tried)
+"""
+
+
+@needs_softhsm
+def test_a_wrong_pin_is_tried_once_and_the_one_that_replaces_it_is_read(token: Token, tmp_path: Path) -> None:
+    """Tokens lock themselves after a few wrong ones, and the service looks at its keys every few seconds."""
+    (tmp_path / "pin").write_text("wrong")
+    uri = f"pkcs11:token=attestation?module-path={MODULE}&pin-source={tmp_path / 'pin'}"
+    command = [sys.executable, "-c", TRIES, uri, str(tmp_path / "pin"), PIN]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    *told, tried = done.stdout.splitlines()
+    assert all("cannot be used: PinIncorrect" in line for line in told[:4])
+    assert told[4].endswith(" keys")
+    assert tried == str(["wrong", "worse", PIN])
+
+
+@needs_softhsm
+def test_a_certificate_in_the_device_that_is_none_is_a_fault_of_the_device(token: Token) -> None:
+    identifier = b"\x63"
+    with _session() as session:
+        session.generate_keypair(pkcs11.KeyType.RSA, 2048, id=identifier, label="odd", store=True)
+        made = session.create_object(
+            {
+                pkcs11.Attribute.CLASS: pkcs11.ObjectClass.CERTIFICATE,
+                pkcs11.Attribute.CERTIFICATE_TYPE: pkcs11.CertificateType.X_509,
+                pkcs11.Attribute.TOKEN: True,
+                pkcs11.Attribute.ID: identifier,
+                pkcs11.Attribute.SUBJECT: b"",
+                pkcs11.Attribute.VALUE: b"no certificate",
+            }
+        )
+        try:
+            with pytest.raises(ConfigError, match="'attestation' cannot be used"):
+                Pkcs11Keys(token.uri).load()
+        finally:
+            made.destroy()
+
+
+def test_a_long_file_is_no_pin(tmp_path: Path) -> None:
+    (tmp_path / "pin").write_text("1" * 257)
+    with pytest.raises(ConfigError, match="over 256 bytes are no PIN"):
+        Pkcs11Uri.parse(f"pkcs11:token=a?module-path=/m.so&pin-source={tmp_path / 'pin'}")
+
+
 @needs_softhsm
 def test_an_enclave_attests_no_keys_that_it_does_not_hold(token: Token, tmp_path: Path, world: SimulatedWorld) -> None:
     with (

@@ -19,13 +19,23 @@ import pkcs11
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
-from pkcs11.exceptions import PKCS11Error, UserAlreadyLoggedIn
+from pkcs11.exceptions import (
+    PinExpired,
+    PinIncorrect,
+    PinInvalid,
+    PinLenRange,
+    PinLocked,
+    PKCS11Error,
+    UserAlreadyLoggedIn,
+)
 
 from confcom.errors import ConfigError
+from confcom.pki.der import UNREADABLE, der_reason
 from confcom.tokens.jws import SigningKey
 
 MAX_PIN = 256
 """Bytes of a file with a PIN."""
+_WRONG_PIN = (PinIncorrect, PinInvalid, PinLenRange, PinLocked, PinExpired)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +91,17 @@ class TokenKey:
 
 
 class Pkcs11Keys:
-    """The keys of a token. One session serves all threads, one call at a time."""
+    """The keys of a token. One session serves all threads, one call at a time.
+
+    A PIN that the token refused is not tried again: few wrong ones lock it.
+    """
 
     def __init__(self, uri: str) -> None:
+        self._text = uri
         self._uri = Pkcs11Uri.parse(uri)
         self._lock = threading.Lock()
         self._session: Any = None
+        self._refused: dict[str | None, type[PKCS11Error]] = {}
 
     def load(self) -> Sequence[SigningKey]:
         """The key pairs that have a certificate; a session that was lost is opened again."""
@@ -94,10 +109,12 @@ class Pkcs11Keys:
             with self._lock:
                 try:
                     return self._read(self._opened())
+                except _WRONG_PIN:
+                    raise
                 except PKCS11Error:
                     self._session = None
                     return self._read(self._opened())
-        except (PKCS11Error, RuntimeError, OSError) as error:
+        except (PKCS11Error, RuntimeError, OSError, *UNREADABLE) as error:
             raise ConfigError(
                 f"the keys of the PKCS#11 token {self._uri.token!r} cannot be used: {_words(error)}",
                 advice="Check token, module-path and PIN of the URI (--keys).",
@@ -106,10 +123,16 @@ class Pkcs11Keys:
     def _opened(self) -> Any:  # noqa: ANN401 - of the library
         if self._session is None:
             token = pkcs11.lib(self._uri.module).get_token(token_label=self._uri.token)
+            pin = Pkcs11Uri.parse(self._text).pin  # its file may hold another one by now
+            if pin in self._refused:
+                raise self._refused[pin]
             try:
-                self._session = token.open(user_pin=self._uri.pin)
+                self._session = token.open(user_pin=pin)
             except UserAlreadyLoggedIn:  # a session of this process has done it for all
                 self._session = token.open()
+            except _WRONG_PIN as error:
+                self._refused[pin] = type(error)
+                raise
         return self._session
 
     def _read(self, session: Any) -> list[SigningKey]:  # noqa: ANN401 - of the library
@@ -133,10 +156,13 @@ class Pkcs11Keys:
 def _pin(file: Path) -> str:
     try:
         with file.open("rb") as stream:
-            return stream.read(MAX_PIN).decode().strip()
+            read = stream.read(MAX_PIN + 1)
+        if len(read) > MAX_PIN:
+            raise ValueError(f"over {MAX_PIN} bytes are no PIN")
+        return read.decode().strip()
     except (OSError, ValueError) as error:
         raise ConfigError(f"the file with the PIN cannot be read: {file}: {error}") from error
 
 
 def _words(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    return der_reason(error) or type(error).__name__
