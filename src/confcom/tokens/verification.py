@@ -7,6 +7,7 @@ ids that the key set does not have count for nothing. Issuer and time are always
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
 from datetime import datetime, timedelta
@@ -19,8 +20,9 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, RSAKey
 
 from confcom.errors import FormatError, PolicyError, VerificationError
-from confcom.formats.arguments import checked_time, checked_type
+from confcom.formats.arguments import checked_bytes, checked_time, checked_type, checked_values
 from confcom.formats.sgx import AttributeFlags
+from confcom.formats.text import check_members_once
 from confcom.pki.der import UNREADABLE, der_reason
 from confcom.pki.proof import PROOF, Proof, sealed
 from confcom.tokens.jws import ReadJws
@@ -31,6 +33,7 @@ LEEWAY = timedelta(minutes=1)
 """How far clocks may differ."""
 MIN_RSA = 2048
 """Bits."""
+_CURVES = ("P-256", "P-384", "P-521")
 LAST = 253_402_300_799
 """Seconds since 1970 of the last time that a claim may hold: the end of the year 9999."""
 MAX_KEYS = 64
@@ -80,7 +83,8 @@ class KeySet:
             raise FormatError(f"{len(data)} bytes, at most {MAX_KEY_SET} are read", structure="JWKS", field="")
         try:
             given = _JWKS.decode(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            check_members_once(data)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
             raise FormatError(f"is no key set: {error}", structure="JWKS", field="") from None
         if len(given.keys) > MAX_KEYS:
             raise FormatError(
@@ -125,14 +129,16 @@ def verify_token(token: str, keys: KeySet, *, issuer: str, now: datetime, leeway
     """
     checked_time(now, "now")
     checked_type(keys, KeySet, "keys")
-    jws = ReadJws.parse(token)
+    checked_type(issuer, str, "issuer")
+    jws = ReadJws.parse(checked_type(token, str, "token"))
     if not jws.exact:
         raise TokenError("the token is not written in base64url without padding, in one way only")
     if jws.critical:
         raise TokenError(f"the token has critical headers that this verifier does not know: {jws.critical}")
-    if now - keys.fetched > keys.max_age:
+    if abs(now - keys.fetched) > keys.max_age:
+        away = "older than" if keys.fetched < now else "ahead of now by over"
         raise TokenError(
-            f"the key set is of {keys.fetched:%Y-%m-%d %H:%M} UTC, older than {keys.max_age}",
+            f"the key set is of {keys.fetched:%Y-%m-%d %H:%M} UTC, {away} {keys.max_age}",
             advice="Fetch the keys again, or allow their age.",
         )
     key = _signing_key(jws, keys)
@@ -160,9 +166,10 @@ def _signing_key(jws: ReadJws, keys: KeySet) -> PinnedKey:
             f"no pinned key has the id {key_id!r}",
             advice="If the issuer changed its keys, fetch its key set again over a connection that you trust.",
         )
-    for key in fitting:
-        if isinstance(key.public, rsa.RSAPublicKey) and key.public.key_size < MIN_RSA:
-            raise TokenError(f"key {key.key_id!r} has {key.public.key_size} bits, and {MIN_RSA} are the least")
+    long = [key for key in fitting if not isinstance(key.public, rsa.RSAPublicKey) or key.public.key_size >= MIN_RSA]
+    if not long:
+        raise TokenError(f"key {fitting[0].key_id!r} has {fitting[0].public.key_size} bits, {MIN_RSA} are the least")
+    for key in long:
         if algorithm in key.algorithms and jws.verify(key.public, algorithm):
             return key
     raise TokenError("the signature is not of a pinned key")
@@ -210,6 +217,14 @@ class TokenPolicy:
     more: Mapping[str, Any] = field(default_factory=dict)
     """Further claims and their exact values."""
 
+    def __post_init__(self) -> None:
+        for name in ("mr_enclave", "mr_signer"):
+            for value in checked_values(getattr(self, name), name):
+                checked_bytes(value, name, 32)
+        for status in checked_values(self.accept_tcb, "accept_tcb"):
+            checked_type(status, str, "accept_tcb")
+        checked_bytes(self.report_data, "report_data")
+
     def check(self, token: VerifiedToken) -> None:
         """Refuse what is not expected.
 
@@ -227,31 +242,42 @@ class TokenPolicy:
         svn = claims.get("x-ms-sgx-svn")
         if self.min_isv_svn is not None and (type(svn) is not int or svn < self.min_isv_svn):
             raise _refused("x-ms-sgx-svn", f"at least {self.min_isv_svn}", svn)
-        found = claims.get("x-ms-sgx-report-data", claims.get("tdx_report_data"))
-        if self.report_data and not (isinstance(found, str) and found.startswith(self.report_data.hex())):
-            raise _refused("x-ms-sgx-report-data", self.report_data.hex() + "…", found)
+        for found in _all_of(claims, "x-ms-sgx-report-data", "tdx_report_data"):
+            if self.report_data and not (isinstance(found, str) and found.startswith(self.report_data.hex())):
+                raise _refused("x-ms-sgx-report-data", self.report_data.hex() + "…", found)
 
     def _check_state(self, claims: Mapping[str, Any]) -> None:
-        debug = claims.get("x-ms-sgx-is-debuggable", claims.get("tdx_td_attributes_debug"))
-        # Tokens about something else, such as answers about policies, have the same issuer and key.
-        if not isinstance(debug, bool) or (debug and not self.allow_debug):
-            raise _refused("x-ms-sgx-is-debuggable", "True or False" if self.allow_debug else "False", debug)
+        for debug in _all_of(claims, "x-ms-sgx-is-debuggable", "tdx_td_attributes_debug"):
+            # Tokens about something else, such as answers about policies, have the same issuer and key.
+            if not isinstance(debug, bool) or (debug and not self.allow_debug):
+                raise _refused("x-ms-sgx-is-debuggable", "True or False" if self.allow_debug else "False", debug)
         if claims.get("confcom-simulated", False) is not False and not self.allow_simulated:
             raise TokenRefused(
                 f"the claim 'confcom-simulated' is {claims['confcom-simulated']!r}: the evidence is simulated",
                 advice="Do not trust it: no hardware vouches for it. A test may allow it, with --allow-simulated.",
             )
-        status = claims.get("confcom-tcb-status", claims.get("attester_tcb_status"))
-        if status is None and not self.require_tcb:
-            return
-        if status not in self.accept_tcb:
-            raise _refused("confcom-tcb-status", " or ".join(self.accept_tcb), status)
+        for status in _all_of(claims, "confcom-tcb-status", "attester_tcb_status"):
+            if status not in self.accept_tcb and (status is not None or self.require_tcb):
+                raise _refused("confcom-tcb-status", " or ".join(self.accept_tcb), status)
 
     @staticmethod
     def _one_of(claims: Mapping[str, Any], name: str, expected: list[Any]) -> None:
         found = claims.get(name)
-        if expected and not any(type(found) is type(value) and found == value for value in expected):
+        if expected and _written(found) not in map(_written, expected):
             raise _refused(name, " or ".join(str(value) for value in expected), found)
+
+
+def _all_of(claims: Mapping[str, Any], *names: str) -> list[Any]:
+    """The values under every name that one thing has for SGX and TDX, or [None].
+
+    In tokens of some issuers a policy adds the name of the other kind of TEE, with any value.
+    """
+    return [claims[name] for name in names if name in claims] or [None]
+
+
+def _written(value: object) -> str:
+    """A claim's value as JSON, in which 1, 1.0 and true differ at every depth."""
+    return json.dumps(value, sort_keys=True, default=repr)
 
 
 def _refused(name: str, expected: str, found: object) -> TokenRefused:
@@ -319,18 +345,24 @@ _JWKS = msgspec.json.Decoder(_Jwks)
 
 
 def _read_key(jwk: Mapping[str, Any], where: str) -> PinnedKey | None:
-    """One key; None for kinds that sign no tokens."""
+    """One key; None for kinds and curves that sign no tokens."""
     try:
         kind = jwk.get("kty")
         if kind not in ALGORITHMS or jwk.get("use", "sig") != "sig" or "verify" not in jwk.get("key_ops", ("verify",)):
             return None
+        if jwk.get("crv", "P-256") not in _CURVES:
+            return None
         algorithms = (jwk["alg"],) if isinstance(jwk.get("alg"), str) else ALGORITHMS[kind]
+        own = {name: jwk[name] for name in ("kty", "n", "e", "crv", "x", "y") if name in jwk}
+        certificate, public = None, None
         if chain := jwk.get("x5c"):
             certificate = x509.load_der_x509_certificate(base64.b64decode(chain[0], validate=True))
-            public: Any = certificate.public_key()
-        else:
-            certificate = None
-            public = (RSAKey if kind == "RSA" else ECKey).import_key(dict(jwk)).public_key
+            public = certificate.public_key()
+        if public is None or own.keys() & {"n", "x"}:
+            stated: Any = (RSAKey if kind == "RSA" else ECKey).import_key(own).public_key
+            if public not in (None, stated):
+                raise ValueError("the certificate in x5c is of another key (RFC 7517, section 4.7)")
+            public = stated
         key_id = jwk.get("kid", "")
         if not isinstance(key_id, str):
             raise ValueError("kid is no string")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ CLAIMS = {
     "x-ms-sgx-report-data": "cc" * 64,
     "confcom-tcb-status": "UpToDate",
     "nonce": "n",
+    "list": [1],
 }
 
 
@@ -212,6 +214,70 @@ def test_short_keys_and_keys_of_the_future_do_not_count(rsa: SigningKey, keys: K
         _verify(rsa.sign(claims, {}), KeySet(keys.keys, early), now=early)
 
 
+def test_a_short_key_in_the_set_leaves_the_others_good(rsa: SigningKey) -> None:
+    """A token that names no key is tried with each, and the first of a set may be an old one."""
+    numbers = rsa_keys.generate_private_key(65537, 1024).public_key().public_numbers()
+    short = {"kty": "RSA", "kid": "short", "e": "AQAB", "n": encode_base64url(numbers.n.to_bytes(128))}
+    with pytest.warns(SecurityWarning):
+        keys = KeySet.parse(json.dumps({"keys": [short, rsa.jwk()]}).encode(), fetched=NOW)
+    assert _verify(_with_kid(rsa, None), keys).key.key_id == rsa.key_id
+
+
+def _with_kid(key: SigningKey, kid: object) -> str:
+    return _signed(key, CLAIMS, {"kid": kid})
+
+
+def test_a_key_whose_certificate_is_of_another_key_is_refused(rsa: SigningKey, ec: SigningKey) -> None:
+    """One reader of the set would take the members, another the certificate (RFC 7517, section 4.7)."""
+    other = rsa_keys.generate_private_key(65537, 2048).public_key().public_numbers()
+    for key, changes in (
+        (rsa, {"n": encode_base64url(other.n.to_bytes(256))}),
+        (ec, {"x": rsa.jwk()["n"][:43], "y": rsa.jwk()["n"][:43]}),
+        (ec, {"x5c": rsa.jwk()["x5c"]}),
+    ):
+        with pytest.raises(FormatError, match=r"keys\[0\]"):
+            KeySet.parse(json.dumps({"keys": [key.jwk() | changes]}).encode(), fetched=NOW)
+
+
+def test_keys_on_curves_that_sign_no_tokens_are_passed_over(rsa: SigningKey) -> None:
+    for curve in ("secp256k1", "BP-256", "Ed448", 5, None):
+        other = {"kty": "EC", "crv": curve, "kid": "z", "x": "AA", "y": "AA"}
+        (key,) = KeySet.parse(json.dumps({"keys": [other, rsa.jwk()]}).encode(), fetched=NOW).keys
+        assert key.key_id == rsa.key_id
+
+
+def test_a_member_of_a_key_set_that_stands_twice_is_refused(rsa: SigningKey) -> None:
+    text = json.dumps({"keys": [rsa.jwk()]})
+    for twice in (text.replace('"kid"', '"kid": "other", "kid"'), text[:-1] + ', "keys": []}'):
+        with pytest.raises(FormatError, match="stands twice"):
+            KeySet.parse(twice.encode(), fetched=NOW)
+
+
+@pytest.mark.parametrize("wrong", [{"issuer": None}, {"token": b"a.b.c"}, {"keys": {"keys": []}}])
+def test_arguments_of_another_type_verify_nothing(rsa: SigningKey, keys: KeySet, wrong: dict[str, Any]) -> None:
+    """None as the issuer, of a variable that is not set, would match a token without one."""
+    token = rsa.sign({name: value for name, value in CLAIMS.items() if name != "iss"}, {})
+    with pytest.raises(TypeError, match=next(iter(wrong))):
+        verify_token(**{"token": token, "keys": keys, "issuer": ISSUER, "now": NOW} | wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"mr_enclave": b"\xaa" * 32},
+        {"mr_enclave": ("aa" * 32,)},
+        {"mr_signer": ["bb" * 32]},
+        {"accept_tcb": "OutOfDateConfigurationNeeded"},
+        {"accept_tcb": (b"UpToDate",)},
+        {"report_data": "cc" * 32},
+    ],
+)
+def test_one_value_in_place_of_several_is_a_mistake_that_is_named(wrong: dict[str, Any]) -> None:
+    """A text as the accepted statuses would accept each of its parts: OutOfDate, too."""
+    with pytest.raises(TypeError, match=next(iter(wrong))):
+        TokenPolicy(**wrong)
+
+
 def test_a_huge_token_is_not_read(keys: KeySet) -> None:
     with pytest.raises(FormatError, match="are read"):
         _verify("e30." + "A" * (MAX_TOKEN + 1) + ".AA", keys)
@@ -272,6 +338,9 @@ def test_a_token_without_an_end_is_refused(rsa: SigningKey, keys: KeySet) -> Non
 def test_old_keys_and_ended_certificates_do_not_count(rsa: SigningKey, keys: KeySet) -> None:
     with pytest.raises(TokenError, match="older than"):
         _verify(rsa.sign(CLAIMS, {}), keys, now=NOW + timedelta(days=2))
+    # A clock that was set back does not make old keys good for longer.
+    with pytest.raises(TokenError, match="ahead of now"):
+        _verify(rsa.sign(CLAIMS, {}), KeySet(keys.keys, NOW + timedelta(days=100)))
     later = NOW + timedelta(days=1000)
     fresh = KeySet(keys.keys, later)
     claims = CLAIMS | {"exp": int(later.timestamp()) + 60}
@@ -318,12 +387,20 @@ GOOD = TokenPolicy(
         {"confcom-simulated": True},
         {"confcom-simulated": "yes"},
         {"nonce": "m"},
+        # By the names of the other kind of TEE, which a policy of the issuer may have added.
+        {"tdx_td_attributes_debug": True},
+        {"attester_tcb_status": "OutOfDate"},
+        {"tdx_report_data": "dd" * 64},
+        {"list": [True]},
+        {"list": [1.0]},
+        {"list": {"0": 1}},
     ],
 )
 def test_a_policy_for_claims(rsa: SigningKey, keys: KeySet, changes: dict[str, Any]) -> None:
-    GOOD.check(_verify(rsa.sign(CLAIMS, {}), keys))
+    policy = replace(GOOD, more={"iss": ISSUER, "list": [1]})
+    policy.check(_verify(rsa.sign(CLAIMS, {}), keys))
     with pytest.raises(TokenRefused):
-        GOOD.check(_verify(rsa.sign(CLAIMS | changes, {}), keys))
+        policy.check(_verify(rsa.sign(CLAIMS | changes, {}), keys))
 
 
 def test_azures_tokens_state_no_tcb(rsa: SigningKey, keys: KeySet) -> None:

@@ -189,8 +189,8 @@ class Administrators:
             if self._issuer is not oidc:
                 self._issuer, self._keys, self._asked, self._failure = oidc, None, None, ""
             known = self._keys
-            due = known is None or (oidc.keys is None and (fresh or now - known.fetched > KEYS_FOR / 2))
-            asked = self._asked is not None and now - self._asked < ASK_AGAIN
+            due = known is None or (oidc.keys is None and (fresh or abs(now - known.fetched) > KEYS_FOR / 2))
+            asked = self._asked is not None and abs(now - self._asked) < ASK_AGAIN
             if due and not (asked and (known is not None or oidc.keys is None)):
                 self._asked = now
                 try:
@@ -198,7 +198,7 @@ class Administrators:
                 except ConfcomError as error:
                     structlog.get_logger().warning("attestation.administrators", issuer=oidc.issuer, reason=str(error))
                     self._failure = error.message
-            if self._keys is None or now - self._keys.fetched > self._keys.max_age:
+            if self._keys is None or abs(now - self._keys.fetched) > self._keys.max_age:
                 raise IssuerUnavailable(f"the keys of {oidc.issuer} could not be fetched: {self._failure}")
             return self._keys
 
