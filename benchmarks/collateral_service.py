@@ -41,7 +41,7 @@ from confcom.collateral.documents import verify_document
 from confcom.collateral.store.platforms import PlatformTcb
 from confcom.collateral.store.store import CollateralStore
 from confcom.services.runtime.http_server import Listener, serve_http
-from confcom.simulator.qe3 import QuotingEnclave
+from confcom.simulator.enclaves import QuotingEnclave
 from confcom.simulator.world import SimulatedWorld
 
 SECONDS = 2.0

@@ -28,7 +28,7 @@ from confcom.collateral.store.registrations import Registration, put_registratio
 from confcom.collateral.store.store import CollateralStore
 from confcom.protocols.pcs import PckCertRequest
 from confcom.simulator.collateral_upstream import SimulatedUpstream
-from confcom.simulator.qe3 import QuotingEnclave
+from confcom.simulator.enclaves import QuotingEnclave
 from confcom.simulator.world import SimulatedWorld
 
 PLATFORMS = 10_000

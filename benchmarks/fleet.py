@@ -40,7 +40,7 @@ from confcom.collateral.store.store import CollateralStore
 from confcom.protocols.pcs import PckCertificateAnswer
 from confcom.protocols.pcs_service import parse_request, pck_certificate_response
 from confcom.services.runtime.http_server import Listener, Message, Page, serve_http
-from confcom.simulator.certificates import pem
+from confcom.simulator.documents import pem
 from confcom.simulator.machine import SimulatedMachine
 from confcom.simulator.world import SimulatedWorld
 

@@ -63,7 +63,7 @@ from confcom.services.device_plugin.epc_in_node_status import CHECKPOINT, rememb
 from confcom.services.metrics.use import Seen, put_together
 from confcom.services.webhook.reviews import review
 from confcom.simulator.collateral_upstream import SimulatedUpstream
-from confcom.simulator.qe3 import QuotingEnclave
+from confcom.simulator.enclaves import QuotingEnclave
 from confcom.simulator.world import SimulatedWorld
 
 Prepare: TypeAlias = Callable[[int], Callable[[], object]]

@@ -41,7 +41,7 @@ from confcom.appraisal.quote import QuoteVerifier
 from confcom.collateral.bundle import load_bundle, to_json
 from confcom.pki.roots import TrustRoot, TrustRoots
 from confcom.simulator.declaration import EnclaveDeclaration
-from confcom.simulator.td import td_report, td_report_1_5
+from confcom.simulator.enclaves import td_report, td_report_1_5
 from confcom.simulator.world import SimulatedWorld
 
 REAL = {

@@ -18,7 +18,7 @@ from cryptography.x509.oid import NameOID
 from confcom.formats import der
 from confcom.formats.open_enclave import FORMAT_SGX_ECDSA, OeEvidence, OeEvidenceHeader, OeReport, OeReportHeader
 from confcom.simulator.declaration import EnclaveDeclaration
-from confcom.simulator.td import td_report
+from confcom.simulator.enclaves import td_report
 from confcom.simulator.world import SimulatedWorld
 
 NOW = datetime(2026, 6, 1, 12, tzinfo=UTC)

@@ -33,7 +33,7 @@ from confcom.pki.certificate import load_certificate, parse_certificates
 from confcom.protocols.aesm import ClientConnection
 from confcom.protocols.aesm_messages import GetQuoteExRequest
 from confcom.simulator.declaration import EnclaveDeclaration
-from confcom.simulator.machine_file import MachineFile
+from confcom.simulator.machine import MachineFile
 from confcom.simulator.world import SimulatedWorld
 
 ROOT = Path(__file__).resolve().parents[2]

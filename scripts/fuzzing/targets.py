@@ -43,7 +43,7 @@ from confcom.pki.crl import Crl
 from confcom.pki.ecdsa import Known
 from confcom.pki.memory import Memory
 from confcom.pki.roots import INTEL_SGX_ROOT_CA, TrustRoot, TrustRoots
-from confcom.simulator.machine_file import MachineFile
+from confcom.simulator.machine import MachineFile
 from fuzzing import admission, certificate_requests, conversations, epc_use, seeds, sources
 
 Nature = Literal["binary", "json", "pem"]

@@ -22,9 +22,8 @@ from confcom.platforms.interface import LocalEnclave, Platform
 from confcom.platforms.sgx_host import device_obstacles, obstacles_to_in_proc
 from confcom.simulator.collateral_upstream import SimulatedUpstream
 from confcom.simulator.declaration import EnclaveDeclaration
-from confcom.simulator.machine import SimulatedMachine
-from confcom.simulator.machine_file import MachineFile
-from confcom.simulator.report_scheme import HARDWARE
+from confcom.simulator.machine import MachineFile, SimulatedMachine
+from confcom.simulator.processor import HARDWARE
 from confcom.simulator.world import SimulatedWorld
 
 if TYPE_CHECKING:

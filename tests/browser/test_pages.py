@@ -17,7 +17,7 @@ from confcom.appraisal.result import judge
 from confcom.pki.serving_pair import Authority
 from confcom.report.html import Report, report_document
 from confcom.services.attestation.attestation_store import AttestationStore, AuditRecord
-from confcom.simulator.td import td_report
+from confcom.simulator.enclaves import td_report
 from confcom.simulator.world import SimulatedWorld
 from confcom.tokens.azure import AttestationType
 from report_reader import SCRIPT

@@ -25,7 +25,7 @@ from confcom.collateral.bundle import save_bundle
 from confcom.formats.attested_certificate import AttestedCertificate
 from confcom.formats.quote import CertificationData, CertificationDataType, PpidEncryptedRsa3072, Quote
 from confcom.simulator.declaration import EnclaveDeclaration
-from confcom.simulator.td import td_report_1_5
+from confcom.simulator.enclaves import td_report_1_5
 from confcom.simulator.world import SimulatedWorld
 from report_reader import Page, assert_inert
 

@@ -29,7 +29,7 @@ from cluster_plugin import own_cluster
 from confcom.protocols.pcs import PckCertRequest
 from confcom.services.attestation.appraiser import POLICY_FOR
 from confcom.services.attestation.signing_keys import make_pair
-from confcom.simulator.qe3 import QuotingEnclave
+from confcom.simulator.enclaves import QuotingEnclave
 from confcom.simulator.world import SimulatedWorld
 from kubectl import ADDON_NAMESPACE, Kubectl
 from postgres_server import OwnServer, program

@@ -20,8 +20,8 @@ import pytest
 
 from confcom.appraisal.collateral import Collateral, verify_collateral
 from confcom.pki.crl import Crl
+from confcom.simulator.enclaves import QuotingEnclave
 from confcom.simulator.machine import PckCa
-from confcom.simulator.qe3 import QuotingEnclave
 from confcom.simulator.world import SimulatedWorld
 from running_collateral_service import FMSPC, NOW, SEED, Clock, RecordedUpstream, RunningService, running_service
 

@@ -20,8 +20,8 @@ from confcom.collateral.store.store import CollateralStore
 from confcom.errors import CollateralNotFound, CollateralUnavailable
 from confcom.protocols.pcs import Dialect, PckCertRequest
 from confcom.simulator.declaration import EnclaveDeclaration
+from confcom.simulator.enclaves import QuotingEnclave
 from confcom.simulator.machine import FMSPC, MachineTcb
-from confcom.simulator.qe3 import QuotingEnclave
 from confcom.simulator.world import SimulatedWorld
 from running_collateral_service import NOW, SEED, Clock, RecordedUpstream, RunningService, running_service
 

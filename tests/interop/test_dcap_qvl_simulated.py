@@ -23,8 +23,8 @@ from confcom.formats.tcb_info import TcbStatus
 from confcom.formats.tdx import TdReportBody15, TdReportBody15Ex
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.documents import EnclaveTcbLevel, PlatformTcbLevel
+from confcom.simulator.enclaves import td_report, td_report_1_5
 from confcom.simulator.machine import DEFAULT_TCB, FMSPC, MachineTcb, PckCa, SimulatedMachine
-from confcom.simulator.td import td_report, td_report_1_5
 from confcom.simulator.world import SimulatedPlatform, SimulatedWorld
 
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)

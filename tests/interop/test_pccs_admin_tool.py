@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from confcom.simulator.qe3 import QuotingEnclave
+from confcom.simulator.enclaves import QuotingEnclave
 from confcom.simulator.world import SimulatedWorld
 from running_collateral_service import FMSPC, NOW, SEED, Clock, RecordedUpstream, RunningService, running_service
 

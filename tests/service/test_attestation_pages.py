@@ -22,7 +22,7 @@ import attested_certificates as certificates
 from confcom.formats.open_enclave import OeReportHeader, OeReportType
 from confcom.formats.text import encode_base64url
 from confcom.services.attestation.attestation_store import AttestationStore, AuditRecord
-from confcom.simulator.td import td_report
+from confcom.simulator.enclaves import td_report
 from confcom.simulator.world import SimulatedWorld
 from confcom.tokens.azure import AttestationType
 from report_reader import SCRIPT, Page, assert_inert

@@ -27,7 +27,7 @@ from confcom.pki.roots import TrustRoots, simulated_world
 from confcom.services.attestation.appraiser import NONCE_BOUND
 from confcom.services.attestation.attestation_store import AttestationStore, StoredPolicy
 from confcom.services.attestation.signing_keys import make_key
-from confcom.simulator.td import td_report
+from confcom.simulator.enclaves import td_report
 from confcom.simulator.world import SimulatedWorld
 from confcom.tokens.azure import DEFAULT_POLICY, AttestationType, policy_hash, sgx_claims
 from confcom.tokens.jws import ReadJws, SigningKey

@@ -16,9 +16,9 @@ from confcom.collateral.store.store import CollateralStore
 from confcom.errors import CollateralNotFound
 from confcom.protocols.pcs import PckCertificateAnswer
 from confcom.services.collateral import pck_certificates
+from confcom.simulator.enclaves import QuotingEnclave
 from confcom.simulator.machine import FMSPC as FMSPC_BYTES
 from confcom.simulator.machine import MachineTcb, SimulatedMachine
-from confcom.simulator.qe3 import QuotingEnclave
 from confcom.simulator.world import SimulatedWorld
 from running_collateral_service import (
     NOW,

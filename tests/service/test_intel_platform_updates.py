@@ -29,7 +29,7 @@ from confcom.platforms.interface import Platform, QuoteResult
 from confcom.services.quote_helper.helper import QuoteHelperConfig, serve
 from confcom.services.quote_helper.self_test import SelfTestKit
 from confcom.simulator.declaration import EnclaveDeclaration, measure
-from confcom.simulator.qe3 import QE3
+from confcom.simulator.enclaves import QE3
 from confcom.simulator.world import SimulatedPlatform, SimulatedWorld
 from helper_process import eventually
 from software_qe import COMPILER, Stub, software_qe

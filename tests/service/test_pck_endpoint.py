@@ -31,8 +31,7 @@ from confcom.services.quote_helper import pck_endpoint
 from confcom.services.quote_helper.pck_endpoint import PckEndpoint, PckMemory, ProviderServices
 from confcom.services.quote_helper.self_test import KeptFile
 from confcom.simulator.declaration import EnclaveDeclaration
-from confcom.simulator.machine import SimulatedEnclave
-from confcom.simulator.machine_file import MachineFile
+from confcom.simulator.machine import MachineFile, SimulatedEnclave
 from confcom.simulator.world import SimulatedWorld
 from confcom.wiring import open_platform
 from provider_stage import (

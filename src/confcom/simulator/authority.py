@@ -19,18 +19,22 @@ from confcom.formats.attestation_key_id import INTEL_TD_QE_MR_SIGNER
 from confcom.formats.pck_extension import PCK_EXTENSION_OID, PckConfiguration, PckExtension, PckTcb, SgxType
 from confcom.formats.tcb_info import TcbStatus
 from confcom.protocols.pcs import Tee
-from confcom.simulator.certificates import DISTRIBUTION, RevocationList, SimulatedCa, SimulatedCertificate, der, pem
 from confcom.simulator.documents import (
+    DISTRIBUTION,
     EnclaveTcbLevel,
     PlatformTcbLevel,
+    RevocationList,
+    SimulatedCa,
+    SimulatedCertificate,
     SimulatedEvaluationDataNumbers,
     SimulatedQeIdentity,
     SimulatedTcbInfo,
+    der,
+    pem,
 )
+from confcom.simulator.enclaves import QE3_ISV_SVN, ProvisioningCertificationEnclave
 from confcom.simulator.keys import check_seed, derive_p256_key
 from confcom.simulator.machine import DEFAULT_TCB, FMSPC, MachineTcb, PckCa, SimulatedMachine
-from confcom.simulator.pce import ProvisioningCertificationEnclave
-from confcom.simulator.qe3 import QE3_ISV_SVN
 
 SOURCE = "simulated authority"
 QVE_ATTRIBUTES = b"\x01" + bytes(15)

@@ -12,8 +12,8 @@ from confcom.errors import CollateralNotFound
 from confcom.pki.roots import TrustRoots
 from confcom.protocols.pcs import PckCertificateAnswer, PckCertRequest, PckCertsRequest
 from confcom.protocols.pcs_answers import PckCertificateEntry
-from confcom.simulator.certificates import pem
-from confcom.simulator.qe3 import QuotingEnclave
+from confcom.simulator.documents import pem
+from confcom.simulator.enclaves import QuotingEnclave
 from confcom.simulator.world import SimulatedWorld
 
 RENEW_AFTER = timedelta(hours=1)

@@ -21,10 +21,8 @@ from confcom.protocols.pcs import PckCaName, Tee, Update
 from confcom.simulator.authority import SOURCE, SimulatedAuthority
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.documents import SimulatedEvaluationDataNumbers, SimulatedQeIdentity, SimulatedTcbInfo
-from confcom.simulator.machine import FMSPC, PckCa, SimulatedMachine
-from confcom.simulator.machine_file import MachineFile
-from confcom.simulator.qe3 import QE3, QuotingEnclave
-from confcom.simulator.td import quote_td
+from confcom.simulator.enclaves import QE3, QuotingEnclave, quote_td
+from confcom.simulator.machine import FMSPC, MachineFile, PckCa, SimulatedMachine
 
 
 class SimulatedPcs:
@@ -118,7 +116,7 @@ class SimulatedPlatform:
         return QuoteResult(quote, qe.report_on(quote, qe_report_info, report))
 
     def quote_td(self, body: TdReportBody) -> bytes:
-        """A quote of a TD on this machine, by its TD QE (see `confcom.simulator.td`)."""
+        """A quote of a TD on this machine, by its TD QE (see `confcom.simulator.enclaves`)."""
         return quote_td(self.machine, self.authority.pck_chain(self.machine), body)
 
     def collateral(self) -> Collateral:

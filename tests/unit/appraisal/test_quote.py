@@ -37,9 +37,8 @@ from confcom.pki.certificate import MAX_PEM, parse_certificates
 from confcom.pki.crl import Crl
 from confcom.pki.roots import TrustRoots
 from confcom.simulator.declaration import EnclaveDeclaration
+from confcom.simulator.enclaves import QE3, TDX_1_5, quote_td, td_report, td_report_1_5
 from confcom.simulator.machine import PckCa, SimulatedMachine
-from confcom.simulator.qe3 import QE3
-from confcom.simulator.td import TDX_1_5, quote_td, td_report, td_report_1_5
 from confcom.simulator.world import SimulatedPlatform, SimulatedWorld
 
 

@@ -13,9 +13,9 @@ from confcom.formats.quote import Quote
 from confcom.formats.sgx import QeReportInfo, Report
 from confcom.platforms.enclave_quotes import EnclaveQuoteSource
 from confcom.platforms.interface import QuoteResult
+from confcom.simulator.enclaves import QE3
 from confcom.simulator.machine import SimulatedMachine
-from confcom.simulator.qe3 import QE3
-from confcom.simulator.report_scheme import report_scheme
+from confcom.simulator.processor import report_scheme
 from confcom.simulator.world import SimulatedPlatform
 
 DATA = bytes(range(64))

@@ -23,7 +23,7 @@ from confcom.formats.tcb_info import TcbStatus
 from confcom.report.html import FOLDER, Report, report_document
 from confcom.report.pictures import MAX_LEVELS, Column, Level, LevelPicture, level_pictures, time_line
 from confcom.simulator.declaration import EnclaveDeclaration
-from confcom.simulator.td import td_report, td_report_1_5
+from confcom.simulator.enclaves import td_report, td_report_1_5
 from confcom.simulator.world import SimulatedWorld
 from report_reader import SCRIPT, Page, assert_inert
 

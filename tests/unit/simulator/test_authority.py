@@ -12,8 +12,8 @@ from confcom.formats.pck_extension import PCK_EXTENSION_OID, PckExtension, SgxTy
 from confcom.formats.tcb_info import SignedTcbInfo
 from confcom.protocols.pcs import PckCertificateAnswer
 from confcom.simulator.authority import SimulatedAuthority
-from confcom.simulator.certificates import pem
 from confcom.simulator.declaration import EnclaveDeclaration
+from confcom.simulator.documents import pem
 from confcom.simulator.machine import DEFAULT_TCB, PckCa, SimulatedMachine
 
 

@@ -7,7 +7,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.x509.oid import ExtensionOID, NameOID
 
-from confcom.simulator.certificates import der
+from confcom.simulator.documents import der
 
 DEMANDED = {
     ExtensionOID.AUTHORITY_KEY_IDENTIFIER: False,

@@ -8,7 +8,6 @@ from confcom.errors import ConfigError, FormatError, NativeError, ReportRejected
 from confcom.formats.sgx import Report, TargetInfo
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.machine import DEFAULT_TCB, MachineTcb, SimulatedMachine
-from confcom.simulator.processor import KeyName, KeyPolicy, KeyRequest
 
 OTHER = EnclaveDeclaration.from_names("ledger")
 
@@ -112,11 +111,12 @@ def test_a_target_info_of_zeros_makes_ereport_fault(machine, declaration):
     assert error.value.native_code == 0xE017
 
 
-def test_an_enclave_seals_to_itself(machine, declaration):
+def test_an_enclave_seals_to_its_signer_at_the_present_tcb(machine, declaration):
     enclave, other = machine.launch(declaration), machine.launch(OTHER)
-    request = KeyRequest(KeyName.SEAL, KeyPolicy.MRENCLAVE)
-    assert enclave.get_key(request) == machine.launch(declaration).get_key(request)
-    assert enclave.get_key(request) != other.get_key(request)
+    key = enclave.seal_key(b"data", isv_svn=1)
+    assert key == machine.launch(declaration).seal_key(b"data", isv_svn=1, cpu_svn=machine.tcb.cpu_svn)
+    assert key != other.seal_key(b"data", isv_svn=1)
+    assert key != enclave.seal_key(b"data", isv_svn=1, cpu_svn=bytes(16))
 
 
 @pytest.mark.parametrize("components", [(1,) * 15, (1,) * 17, (256, *[0] * 15), (-1, *[0] * 15)])

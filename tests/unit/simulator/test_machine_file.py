@@ -7,8 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from confcom.errors import ConfigError, FormatError
-from confcom.simulator.machine import DEFAULT_TCB, PckCa
-from confcom.simulator.machine_file import MAX_MACHINE_FILE, MachineFile
+from confcom.simulator.machine import DEFAULT_TCB, MAX_MACHINE_FILE, MachineFile, PckCa
 
 CREATED = datetime(2026, 11, 21, tzinfo=UTC)
 SEED = bytes(range(32))

@@ -6,9 +6,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 
 from confcom.errors import NativeError, ReportRejected
+from confcom.simulator.enclaves import QE3, ProvisioningCertificationEnclave
 from confcom.simulator.machine import DEFAULT_TCB, SimulatedMachine
-from confcom.simulator.pce import ProvisioningCertificationEnclave
-from confcom.simulator.qe3 import QE3
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from confcom.errors import NativeError, ReportRejected
 from confcom.formats.quote import Quote
 from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
+from confcom.simulator.enclaves import QuotingEnclave
 from confcom.simulator.machine import DEFAULT_TCB, SimulatedMachine
-from confcom.simulator.qe3 import QuotingEnclave
 
 CHAIN = b"-----BEGIN CERTIFICATE-----\n" + b"x" * 3500
 

@@ -11,7 +11,7 @@ from confcom.errors import ConfigError, ReportRejected
 from confcom.formats.sgx import AttributeFlags, Attributes, QeReportInfo, Report, TargetInfo
 from confcom.simulator.declaration import EnclaveDeclaration
 from confcom.simulator.machine import SimulatedMachine
-from confcom.simulator.report_scheme import REPORT_SCHEMES, SdkReportKeyDerivation, report_scheme
+from confcom.simulator.processor import REPORT_SCHEMES, SdkReportKeyDerivation, report_scheme
 from confcom.simulator.world import SimulatedWorld
 
 NOW = datetime(2026, 7, 1, tzinfo=UTC)

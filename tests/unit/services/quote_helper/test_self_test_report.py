@@ -19,8 +19,8 @@ from confcom.platforms.aesm_client import AesmPlatform
 from confcom.platforms.interface import Platform, QuoteResult
 from confcom.services.quote_helper.self_test import KeptFile, SelfQuote, SelfTestReport
 from confcom.simulator.declaration import EnclaveDeclaration, measure
+from confcom.simulator.enclaves import QE3
 from confcom.simulator.machine import SimulatedMachine
-from confcom.simulator.qe3 import QE3
 from confcom.simulator.world import SimulatedPlatform, SimulatedWorld
 from running_helper import running_helper
 
