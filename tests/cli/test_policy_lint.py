@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from confcom.cli.root import run
+from confcom.tokens.policy_jws import wrap
 
 SLIPPED = """version=1.0;
 authorizationrules{ c:[type=“$is-debuggable”] => permit() };
@@ -28,6 +29,20 @@ def test_every_slip_with_its_repair(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert mended.read_text() == MENDED
     assert run(["policy", "lint", str(mended)]) == 0
     assert "follows the grammar" in capsys.readouterr().out
+
+
+def test_a_policy_is_read_in_the_forms_that_are_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy = tmp_path / "policy.txt"
+    for data in (MENDED.encode("utf-16"), b"\xef\xbb\xbf" + MENDED.encode(), wrap(MENDED).encode()):
+        policy.write_bytes(data)
+        assert run(["policy", "lint", str(policy)]) == 0
+        assert "follows the grammar" in capsys.readouterr().out
+    latin = b"// \xfc\n" + MENDED.encode()
+    for data, message in ((latin, "byte 0xfc in position 3"), (b"eyJ9.AA.AA", "policy is no JWS")):
+        policy.write_bytes(data)
+        for command in (["lint", str(policy)], ["try", str(policy), str(policy)]):
+            assert run(["policy", *command]) == 3
+            assert message in capsys.readouterr().err
 
 
 def test_the_report_for_machines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -254,6 +254,16 @@ def test_administrators_sign_in(browser: Browser) -> None:
     assert browser.get("/policies").status == 303
 
 
+def test_a_token_of_other_letters_signs_in(tmp_path: Path, world: SimulatedWorld) -> None:
+    """The file of administrators has the hash of its bytes, as sha512sum prints it."""
+    hashed = hashlib.sha512("пароль-ü".encode()).hexdigest()
+    with running_attestation(tmp_path, world, admin_token_hash=hashed) as service:
+        browser = Browser(service)
+        assert browser.sign_in("пароль-ß").status == 401
+        assert browser.sign_in("пароль-ü").status == 303
+        assert "Policy of SgxEnclave" in page_of(browser.get("/policies")).words
+
+
 def test_a_session_that_is_over_does_not_count_as_guessing(browser: Browser) -> None:
     browser.sign_in()
     browser.cookies["confcom-admin"] = encode_base64url(b"a token of yesterday")

@@ -12,7 +12,8 @@ import click
 from confcom.cli.inputs import read_input
 from confcom.cli.options import STREAM, json_option, output_options
 from confcom.cli.outputs import print_json, printable, write_file
-from confcom.errors import ConfigError
+from confcom.errors import ConfcomError, ConfigError, FormatError
+from confcom.formats.text import without_bom
 
 if TYPE_CHECKING:
     from confcom.appraisal.enclave_file import SignedEnclave
@@ -58,12 +59,13 @@ def try_policy(draft: Path, recorded: tuple[Path, ...], current: Path | None, as
     own verdict. Nothing of evidence is verified here: a policy sees evidence that is authentic.
     """
     from confcom.cli.exit_codes import ExitCode
-    from confcom.cli.policy_trial import read_draft, read_recorded, show_trial
+    from confcom.cli.policy_trial import read_recorded, show_trial
     from confcom.tokens.azure import policy_hash
     from confcom.tokens.policy_evaluation import dry_run
+    from confcom.tokens.policy_language import parse_policy
 
-    rules = read_draft(draft)
-    before = None if current is None else read_draft(current)
+    rules = parse_policy(read_policy_text(draft))
+    before = None if current is None else parse_policy(read_policy_text(current))
     cases = [case for path in recorded for case in read_recorded(path, before)]
     found = {"policy_hash": policy_hash(rules.text)} | dry_run(rules, cases)
     if as_json:
@@ -102,7 +104,7 @@ def lint(file: Path, output: Path | None, as_json: bool) -> int:
     it is named. Any other is text in Azure's language: every departure from the grammar is listed, with its repair.
     """
     from confcom.cli.exit_codes import ExitCode
-    from confcom.tokens.policy_language import MAX_TEXT, PolicyTextError, lint_policy, repaired
+    from confcom.tokens.policy_language import PolicyTextError, lint_policy, repaired
 
     if file.suffix in (".toml", ".yaml", ".yml", ".json"):
         if output is not None:
@@ -113,7 +115,7 @@ def lint(file: Path, output: Path | None, as_json: bool) -> int:
         else:
             click.echo(printable(wrong or "the policy file can be used"))
         return ExitCode.MALFORMED if wrong else ExitCode.OK
-    text = read_input(file, 4 * MAX_TEXT, "policy").decode("utf-8", "replace")
+    text = read_policy_text(file)
     try:
         _, found = lint_policy(text)
     except PolicyTextError as error:
@@ -129,6 +131,22 @@ def lint(file: Path, output: Path | None, as_json: bool) -> int:
             click.echo(printable(f"{where} ({defect.rule}), at {defect.symbol!r}: {defect.message}{repair}"))
         click.echo(f"{len(found)} to correct" if found else "the policy follows the grammar")
     return ExitCode.MALFORMED if found else ExitCode.OK
+
+
+def read_policy_text(file: Path) -> str:
+    """The text of a policy in Azure's language; the file has it in UTF-8 or UTF-16, or the JWS around it."""
+    from confcom.tokens.policy_language import MAX_TEXT
+
+    data = without_bom(read_input(file, 8 * MAX_TEXT, "policy"))
+    try:
+        text = data.decode()
+        if not text.lstrip().startswith("ey"):
+            return text
+        from confcom.tokens.policy_jws import read_policy
+
+        return read_policy(text).text
+    except (UnicodeDecodeError, ConfcomError) as error:
+        raise FormatError(str(error), structure=str(file), field="") from error
 
 
 def _wrong_in_file(file: Path) -> str:

@@ -18,17 +18,10 @@ from confcom.cli.outputs import printable
 from confcom.errors import FormatError
 from confcom.tokens.azure import DEFAULT_POLICIES, policy_claims, quote_claims, type_of
 from confcom.tokens.policy_evaluation import Recorded, claims_of, evaluate_policy, service_claims
-from confcom.tokens.policy_jws import read_policy
-from confcom.tokens.policy_language import MAX_TEXT, PolicyText, parse_policy
+from confcom.tokens.policy_language import PolicyText, parse_policy
 
 MAX_RECORD = 64 << 20
 """Bytes of a file with recorded evidence."""
-
-
-def read_draft(path: Path) -> PolicyText:
-    """A policy from a file: its text, or the JWS around it."""
-    text = read_input(path, 8 * MAX_TEXT, "policy").decode("utf-8", "replace")
-    return parse_policy(read_policy(text).text if text.lstrip().startswith("ey") else text)
 
 
 class _Line(msgspec.Struct):

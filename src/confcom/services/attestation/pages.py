@@ -347,7 +347,7 @@ EMPTY_POLICY = "eyJhbGciOiJub25lIn0.."
 def _authorized(request: Request, credential: str) -> Request:
     """The request as an API client with this bearer token sends it."""
     others = [pair for pair in request.scope["headers"] if pair[0] != b"authorization"]
-    bearer = (b"authorization", b"Bearer " + credential.encode("latin-1", "replace"))
+    bearer = (b"authorization", b"Bearer " + credential.encode())
     return Request({**request.scope, "headers": [*others, bearer]})
 
 
