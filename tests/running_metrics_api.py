@@ -27,8 +27,7 @@ from prometheus_client import CollectorRegistry
 
 from confcom.pki.serving_pair import Authority
 from confcom.protocols.custom_metrics import EXPORTERS, PATH
-from confcom.services.metrics_api.metrics_api import serve
-from confcom.services.metrics_api.metrics_api_config import MetricsApiConfig
+from confcom.services.metrics_api.metrics_api import MetricsApiConfig, serve
 from confcom.services.runtime.http_server import Page
 from confcom.services.runtime.process import background
 from confcom.services.runtime.status_page import serve_issued_page

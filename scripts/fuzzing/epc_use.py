@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 
-from confcom.devices.misc_cgroup import parse_amounts
 from confcom.devices.processes import (
     NOBODY,
     EnclaveProcess,
     count_use,
     enclave_candidates,
     merge,
+    parse_amounts,
     parse_cgroup,
     parse_stat,
     program_image,

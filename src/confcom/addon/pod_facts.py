@@ -13,8 +13,8 @@ from typing import TypeVar
 
 from confcom.addon.overview import Overview, overview
 from confcom.addon.plan import STATE_REF
+from confcom.admission.decision import find_pods
 from confcom.admission.pod_json import Json
-from confcom.admission.workloads import find_pods
 from confcom.cluster.nodes import ClusterEpc
 from confcom.cluster.objects import OWNER_KINDS, Object, Ref
 from confcom.errors import ClusterError, ClusterRefused, ConfigError, FormatError

@@ -1,25 +1,31 @@
 """The decision on a pod: `decide_pod` for a new one, `decide_debug` for ephemeral containers added to one.
 
 Neither changes its argument: it returns a new pod that shares every unchanged part with the given one.
-Applied to its own result, it decides the same and changes nothing.
+Applied to its own result, it decides the same and changes nothing. `find_pods` and `check_pod` judge the pods and pod
+templates of manifests before they are applied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 from confcom.admission.epc_amounts import (
     SgxRequest,
+    Stray,
     check_devices,
     check_places,
+    check_thousands,
     normalize,
     pod_epc,
     read_request,
+    report_stray,
+    stray_amounts,
     without_defaults,
 )
-from confcom.admission.findings import Finding, Findings
+from confcom.admission.findings import MAX_FINDINGS, Finding, Findings
 from confcom.admission.pod_json import (
     NO_GRANTS,
     Container,
@@ -278,3 +284,72 @@ def _warn_of_helper(pod: Json, plans: Sequence[_Plan], context: AdmissionContext
     elif find_volume(pod).exists:
         # Only the node's folder is empty without the helper; another volume may hold a helper of the pod's own.
         findings.warn("folder-empty")
+
+
+TEMPLATES: Mapping[str, tuple[str, ...]] = {
+    "Pod": (),
+    "PodTemplate": ("template",),
+    "Job": ("spec", "template"),
+    "CronJob": ("spec", "jobTemplate", "spec", "template"),
+    "Deployment": ("spec", "template"),
+    "ReplicaSet": ("spec", "template"),
+    "StatefulSet": ("spec", "template"),
+    "DaemonSet": ("spec", "template"),
+    "ReplicationController": ("spec", "template"),
+}
+"""Kind → the members that lead to its pod."""
+MAX_DEPTH = 4
+"""Lists in lists."""
+
+
+class FoundPod(NamedTuple):
+    """A pod of a manifest, with the kind and name of the object that has it."""
+
+    kind: str
+    name: str
+    namespace: str
+    """Empty if the manifest does not set it."""
+    pod: Json
+    around: Sequence[Stray] = ()
+    """Amounts of SGX resources in the manifest around the pod."""
+
+
+def find_pods(manifest: Mapping[str, object], *, depth: int = MAX_DEPTH) -> Iterator[FoundPod]:
+    """Every pod of a manifest; `FormatError` if its form is not that of its kind."""
+    kind = json_text(manifest, "kind", "manifest")
+    if kind == "List" and depth:
+        for item in json_objects(manifest, "items", kind):
+            yield from find_pods(item, depth=depth - 1)
+        return
+    if kind not in TEMPLATES:
+        return
+    metadata = json_object(manifest, "metadata", kind)
+    found = dict(manifest)
+    for member in TEMPLATES[kind]:
+        found = json_object(found, member, kind)
+    name = json_text(metadata, "name", kind) or json_text(metadata, "generateName", kind)
+    around = () if not TEMPLATES[kind] else tuple(islice(stray_amounts(manifest, apart_from=found), MAX_FINDINGS))
+    yield FoundPod(kind, name, json_text(metadata, "namespace", kind), found, around)
+
+
+def check_pod(pod: Json, context: AdmissionContext, around: Sequence[Stray] = ()) -> Decision:
+    """The webhook's decision, with refusals of what the API server would not parse."""
+    mistakes = Findings()
+    for stray in around:
+        report_stray(stray, mistakes)
+    for container in containers_of(pod, "initContainers", "containers"):
+        check_thousands(container, mistakes)
+        for variable in json_objects(container.body, "env", container.where):
+            value = variable.get("value")
+            if isinstance(value, (bool, int, float)):
+                shown = str(value).lower() if isinstance(value, bool) else value
+                name = json_text(variable, "name", f"{container.where}.env")
+                mistakes.refuse("text-expected", container=container.name, name=name, value=shown)
+        for member in ("command", "args"):
+            words = container.body.get(member)
+            for word in words if isinstance(words, list) else ():
+                if isinstance(word, (bool, int, float)):
+                    mistakes.refuse("word-expected", container=container.name, name=member, value=word)
+    decision = decide_pod(pod, context)
+    refusals: tuple[Finding, ...] = (*mistakes.refusals, *decision.refusals)
+    return decision._replace(refusals=refusals, warnings=(*mistakes.warnings, *decision.warnings))

@@ -6,7 +6,6 @@ pod then runs without EPC), and SGX devices mounted by hand, which give EPC that
 
 from __future__ import annotations
 
-import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -14,7 +13,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from confcom.admission.findings import Findings
-from confcom.admission.pod_json import Container, Json, json_object, json_objects, json_text, spec_of
+from confcom.admission.pod_json import Container, Json, json_object, json_objects, json_text, normal_path, spec_of
 from confcom.errors import FormatError
 from confcom.protocols.admission import SGX_RESOURCES
 from confcom.protocols.epc import CANONICAL, ENCLAVE, EPC_UNITS, HELPER, MIB, PROVISION, parse_quantity, start_parts
@@ -386,4 +385,4 @@ def _plain(path: str) -> str:
     """The normalized path if it could be in /dev or a parent of it, else empty."""
     if len(path) > _LONGEST or ("/dev" not in path and path.strip("/.")):
         return ""
-    return posixpath.normpath(path).replace("//", "/")
+    return normal_path(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -66,6 +67,11 @@ def json_text(holder: Mapping[str, Any], name: str, where: str) -> str:
     return found
 
 
+def normal_path(path: str) -> str:
+    """A path without `.`, `..` and doubled slashes; POSIX would keep two at the beginning."""
+    return posixpath.normpath(path).replace("//", "/")
+
+
 def spec_of(pod: Json) -> Json:
     """The pod's spec."""
     return json_object(pod, "spec", "")
@@ -113,8 +119,7 @@ def _wrong(where: str, kind: str, found: object = None) -> FormatError:
     return FormatError(f"this is not {kind}{hint}", structure="Pod", field=field, advice=_ADVICE)
 
 
-# --- Who may hold the provisioning device: service accounts, as the operator wrote them down --------------------------
-
+# Who may hold the provisioning device: service accounts, as the operator wrote them down.
 
 _NAME = r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?"
 _GRANT = re.compile(rf"({_NAME})/({_NAME}|\*)")

@@ -25,6 +25,7 @@ from confcom.admission.pod_json import (
     json_object,
     json_objects,
     json_text,
+    normal_path,
     spec_of,
     with_spec,
 )
@@ -198,7 +199,7 @@ def _mount_paths(container: Container) -> Sequence[str]:
 def _same_folder(path: str) -> bool:
     if not path.startswith("/") or _LAST not in path:
         return False
-    return posixpath.normpath(path).replace("//", "/") in (FOLDER, FOLDER.removeprefix("/var"))
+    return normal_path(path) in (FOLDER, FOLDER.removeprefix("/var"))
 
 
 def _is_socket(path: str) -> bool:

@@ -16,9 +16,8 @@ from confcom.cli.outputs import print_json, printable
 from confcom.errors import ConfigError
 
 if TYPE_CHECKING:
-    from confcom.admission.decision import Decision
+    from confcom.admission.decision import Decision, FoundPod
     from confcom.admission.quote_modes import Wiring
-    from confcom.admission.workloads import FoundPod
 
 MAX_MANIFEST = 4 << 20
 """Bytes of a file."""
@@ -69,9 +68,8 @@ def check_pods(
 
     Pods are found in Pods, Jobs, CronJobs, Deployments and the like. The exit code is 5 if one would be refused.
     """
-    from confcom.admission.decision import AdmissionContext
+    from confcom.admission.decision import AdmissionContext, check_pod, find_pods
     from confcom.admission.pod_json import Grants
-    from confcom.admission.workloads import check_pod, find_pods
 
     grants = Grants.parse(provision_grants)
     checks = []

@@ -25,12 +25,12 @@ from confcom.errors import ConfigError
 if TYPE_CHECKING:
     from confcom.devices.host import Host
     from confcom.pki.roots import TrustRoots
-    from confcom.services.certificate_signer.signer_config import CertificateSignerConfig
+    from confcom.services.certificate_signer.certificate_signer import CertificateSignerConfig
     from confcom.services.collateral.cache import Upstream
     from confcom.services.collateral.service_config import CollateralServiceConfig
     from confcom.services.device_plugin.plugin_config import DevicePluginConfig
     from confcom.services.metrics.exporter import MetricsConfig
-    from confcom.services.metrics_api.metrics_api_config import MetricsApiConfig
+    from confcom.services.metrics_api.metrics_api import MetricsApiConfig
     from confcom.services.quote_helper.helper import QuoteHelperConfig
     from confcom.services.webhook.webhook import WebhookConfig
 
@@ -288,7 +288,7 @@ def webhook(config: WebhookConfig) -> None:
 # The metrics API.
 
 
-@daemon("metrics-api", "confcom.services.metrics_api.metrics_api_config:MetricsApiConfig", extras="services,kube")
+@daemon("metrics-api", "confcom.services.metrics_api.metrics_api:MetricsApiConfig", extras="services,kube")
 @click.option("--listen", metavar="HOST:PORT", help="Where to serve HTTPS.  [default: [::]:8443]")
 @click.option("--http", metavar="ADDRESS", help="Where /healthz, /readyz and /metrics are: HOST:PORT or unix:PATH.")
 @click.option("--ca", metavar="DIR", help="Folder with the CA (tls.crt, tls.key) that the APIService trusts.")
@@ -309,7 +309,7 @@ def metrics_api(config: MetricsApiConfig) -> None:
 
 @daemon(
     "certificate-signer",
-    "confcom.services.certificate_signer.signer_config:CertificateSignerConfig",
+    "confcom.services.certificate_signer.certificate_signer:CertificateSignerConfig",
     extras="services,cli,kube",
 )
 @click.option(

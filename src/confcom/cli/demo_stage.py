@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from confcom.errors import ConfigError, PlatformUnavailable
-from confcom.platforms.quoting import AESM_VARIABLE
+from confcom.protocols.aesm import VARIABLE
 
 SAMPLES = ("remote_attestation/peer.py", "local_attestation/neighbours.py")
 MAX_SOCKET_PATH = 60
@@ -91,8 +91,8 @@ class Stage:
         self, *arguments: str | Path, out_of_proc: bool = False, log: Path | None = None
     ) -> subprocess.Popen[bytes]:
         """Start Python as a process of its own, with SGX_AESM_ADDR as asked; standard error goes to `log` or a pipe."""
-        environment = {name: value for name, value in os.environ.items() if name != AESM_VARIABLE}
-        environment |= {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8", **({AESM_VARIABLE: "1"} if out_of_proc else {})}
+        environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
+        environment |= {"PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8", **({VARIABLE: "1"} if out_of_proc else {})}
         ends, held = os.pipe()
         self.held.append(held)
         with contextlib.nullcontext(subprocess.PIPE) if log is None else log.open("wb") as errors:

@@ -24,8 +24,8 @@ from confcom.formats.qcnl import KEYS, MAX_QCNL, QcnlFile, type_name
 from confcom.pki.roots import TrustRoots
 from confcom.platforms.aesm_client import AesmPlatform
 from confcom.platforms.gramine import attestation_type
-from confcom.platforms.quoting import AESM_VARIABLE
 from confcom.platforms.sgx_host import LIBRARY_FOLDERS
+from confcom.protocols.aesm import VARIABLE
 
 LIBRARIES = {
     "library.dcap-ql": (("libsgx_dcap_ql.so.1",), "libsgx-dcap-ql"),
@@ -304,11 +304,11 @@ _START = (
 
 def mode_findings(subject: Subject) -> Iterator[Finding]:
     """How an application of this environment gets quotes."""
-    value = subject.environ.get(AESM_VARIABLE)
+    value = subject.environ.get(VARIABLE)
     if value is None:
-        variable = f"{AESM_VARIABLE} is not set"
+        variable = f"{VARIABLE} is not set"
     else:
-        variable = f"{AESM_VARIABLE} is set to {value!r}; only its presence counts"
+        variable = f"{VARIABLE} is set to {value!r}; only its presence counts"
     yield Finding("mode.variable", Level.OK, variable)
     yield _gramine(subject)
     fake = _find(subject, ("libsgx_quote_ex_sim.so",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,9 +17,13 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from confcom.errors import ConfigError
+
 BACKDATE = timedelta(hours=1)
 """How far a certificate reaches back, for peers with clocks that are behind."""
 MAX_PEM = 64 * 1024
+_LABEL = r"[A-Za-z0-9](?:[-A-Za-z0-9]{0,61}[A-Za-z0-9])?"
+_DNS = re.compile(rf"(?=.{{1,253}}\Z)(?:\*\.)?{_LABEL}(?:\.{_LABEL})*")
 _BEGIN, _END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
 
 
@@ -199,6 +204,25 @@ def _builder(
 
 def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def service_names(service: str, namespace: str, hosts: str = "", *, setting: str = "") -> tuple[str, ...]:
+    """The names of a Service's certificate, and `hosts`: further names and addresses, with commas between.
+
+    Addresses as certificates give them back, so that a certificate can be compared with them. `ConfigError` with the
+    `setting` of the hosts for what is neither.
+    """
+    own = _host(f"{service}.{namespace}.svc")
+    further = (word for part in hosts.split(",") if (word := part.strip()))
+    return (own, f"{own}.cluster.local", *(_host(word, setting) for word in further))
+
+
+def _host(text: str, setting: str = "") -> str:
+    with suppress(ValueError):
+        return str(ipaddress.ip_address(text))
+    if _DNS.fullmatch(text) is None:
+        raise ConfigError(f"{text[:80]!r} is neither a name nor an address", setting=setting)
+    return text
 
 
 def general_name(name: str) -> x509.GeneralName:

@@ -19,11 +19,9 @@ from confcom.platforms.aesm_client import DEFAULT_SOCKET, AesmPlatform
 from confcom.platforms.enclave_quotes import EnclaveQuoteSource
 from confcom.platforms.gramine import GramineQuoteSource, attestation_type
 from confcom.platforms.interface import Platform, QuoteResult, ReportSource
+from confcom.protocols.aesm import VARIABLE
 
 RequestedMode = Literal["auto", "in-proc", "out-of-proc"]
-
-AESM_VARIABLE = "SGX_AESM_ADDR"
-"""Present, whatever its value and even when it is empty: out-of-proc. It is a switch and no address."""
 
 
 class QuoteMode(StrEnum):
@@ -72,11 +70,11 @@ def choose_mode(requested: RequestedMode, environ: Mapping[str, str], host: Path
     gramine = attestation_type(host)
     if gramine == "dcap":
         return _under_gramine(requested)
-    if AESM_VARIABLE in environ:
-        return _with_variable(requested, environ[AESM_VARIABLE])
+    if VARIABLE in environ:
+        return _with_variable(requested, environ[VARIABLE])
     if requested == "out-of-proc":
         return ModeDecision(QuoteMode.OUT_OF_PROC, "it was asked for")
-    asked = "it was asked for" if requested == "in-proc" else f"{AESM_VARIABLE} is not set"
+    asked = "it was asked for" if requested == "in-proc" else f"{VARIABLE} is not set"
     without = "" if gramine is None else f" and Gramine's attestation type is {gramine!r}"
     return ModeDecision(QuoteMode.IN_PROC, asked + without)
 
@@ -93,12 +91,12 @@ def _under_gramine(requested: RequestedMode) -> ModeDecision:
 def _with_variable(requested: RequestedMode, value: str) -> ModeDecision:
     if requested == "in-proc":
         raise ConfigError(
-            f"in-proc was asked for, but {AESM_VARIABLE} is set, which means out-of-proc whatever its value is",
-            advice=f"Remove {AESM_VARIABLE} from the environment (an empty value counts as set), or ask for "
+            f"in-proc was asked for, but {VARIABLE} is set, which means out-of-proc whatever its value is",
+            advice=f"Remove {VARIABLE} from the environment (an empty value counts as set), or ask for "
             "out-of-proc or auto.",
         )
     shown = "to the empty string; any value counts" if not value else "in the environment"
-    return ModeDecision(QuoteMode.OUT_OF_PROC, f"{AESM_VARIABLE} is set {shown}")
+    return ModeDecision(QuoteMode.OUT_OF_PROC, f"{VARIABLE} is set {shown}")
 
 
 class ProcessMode:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from confcom.admission.decision import AdmissionContext, decide_pod
-from confcom.admission.workloads import check_pod
+from confcom.admission.decision import AdmissionContext, check_pod, decide_pod
 from sgx_pods import ALIYUN, ENCLAVE, EPC, HYBRID, INTEL, PROVISION, canonical, container, labelled, pod
 
 HERE = AdmissionContext(namespace="apps")

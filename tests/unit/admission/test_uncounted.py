@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from confcom.admission.decision import AdmissionContext, Decision, decide_pod
-from confcom.admission.workloads import check_pod, find_pods
+from confcom.admission.decision import AdmissionContext, Decision, check_pod, decide_pod, find_pods
 from confcom.formats.yaml_text import read_yaml
 from sgx_pods import ALIYUN, ENCLAVE, EPC, HYBRID, INTEL, container, pod
 

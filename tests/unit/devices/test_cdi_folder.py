@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from confcom.devices.dra import CdiFolder
+from confcom.devices.resources import CdiFolder
 from confcom.errors import PlatformUnavailable, RemoteProtocolError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from confcom.devices.host import Host
-from confcom.devices.misc_cgroup import PATIENCE, MiscUse, ReclaimThread, find_misc, parse_amounts
+from confcom.devices.processes import PATIENCE, MiscUse, ReclaimThread, find_misc, parse_amounts
 from confcom.errors import PlatformError
 
 POD = "3c9f6d2e-1b7a-4c55-9f0e-8d2a6b1c4e77"

@@ -17,11 +17,11 @@ from confcom.manifests.tls_service import LEAVE_AFTER
 from confcom.protocols import admission, epc
 from confcom.protocols.custom_metrics import EXPORTER_PORT, EXPORTERS
 from confcom.services.attestation.attestation_config import AttestationServiceConfig
-from confcom.services.certificate_signer.signer_config import CertificateSignerConfig
+from confcom.services.certificate_signer.certificate_signer import CertificateSignerConfig
 from confcom.services.collateral.collateral_service import CollateralServiceConfig, parse_fmspcs
 from confcom.services.device_plugin.plugin_config import DevicePluginConfig
 from confcom.services.metrics.exporter import MetricsConfig
-from confcom.services.metrics_api.metrics_api_config import MetricsApiConfig
+from confcom.services.metrics_api.metrics_api import MetricsApiConfig
 from confcom.services.quote_helper.helper_config import QuoteHelperConfig
 from confcom.services.runtime.process import load
 from confcom.services.webhook.webhook import WebhookConfig

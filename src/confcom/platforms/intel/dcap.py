@@ -31,8 +31,8 @@ from confcom.errors import (
 from confcom.formats.attestation_key_id import AttestationKeyId
 from confcom.formats.sgx import QeReportInfo, Report, TargetInfo
 from confcom.platforms.interface import InitializedQuote, QuoteResult, sdk_simulation_refused, without_padding
-from confcom.platforms.quoting import AESM_VARIABLE
 from confcom.platforms.sgx_host import QUOTE_LIBRARY, device_obstacles, find_library, obstacles_to_in_proc
+from confcom.protocols.aesm import VARIABLE
 
 # `quote3_error_t`, the error numbers of Intel's DCAP libraries (`sgx_ql_lib_common.h`)
 #
@@ -254,7 +254,7 @@ class IntelDcapPlatform:
         Takes SGX_AESM_ADDR out of this process's environment: beside it the libraries would ask an AESM service, which
         may be this very process. `PlatformUnavailable` names what cannot be loaded.
         """
-        os.environ.pop(AESM_VARIABLE, None)
+        os.environ.pop(VARIABLE, None)
         _load(QUOTE_LIBRARY, folder, ctypes.RTLD_GLOBAL)
         library = _load(QE3_LIBRARY, folder, ctypes.RTLD_LOCAL)
         return cls({name: _function(library, name, arguments) for name, arguments in _PROTOTYPES.items()})

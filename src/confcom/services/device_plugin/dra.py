@@ -12,8 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from confcom.devices.dra import CdiFolder, DraDevices
-from confcom.devices.resources import EpcUnits
+from confcom.devices.resources import CdiFolder, DraDevices, EpcUnits
 from confcom.devices.sgx_node import SgxNode, numa_node_of
 from confcom.errors import ConfcomError, PlatformUnavailable, RemoteProtocolError
 from confcom.protocols import kubelet_dra as dra

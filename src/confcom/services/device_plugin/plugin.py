@@ -20,12 +20,13 @@ from typing import Any, Protocol
 import msgspec
 import structlog
 
-from confcom.devices.dra import CdiFolder, DraDevices
 from confcom.devices.host import Host
 from confcom.devices.resources import (
     ANY_NAMESPACE,
+    CdiFolder,
     DeviceResource,
     DeviceSlots,
+    DraDevices,
     EpcUnits,
     HelperEpc,
     HelperSlots,

@@ -18,8 +18,15 @@ import structlog
 
 from confcom.cluster.nodes import NodePods
 from confcom.devices.host import Host
-from confcom.devices.misc_cgroup import MiscCgroup, MiscUse, ReclaimThread, find_misc
-from confcom.devices.processes import EnclaveDevice, count_use, find_enclave_processes
+from confcom.devices.processes import (
+    EnclaveDevice,
+    MiscCgroup,
+    MiscUse,
+    ReclaimThread,
+    count_use,
+    find_enclave_processes,
+    find_misc,
+)
 from confcom.devices.sgx_node import SgxNode, find_sgx
 from confcom.errors import ConfcomError, ConfigError
 from confcom.protocols.custom_metrics import EXPORTERS

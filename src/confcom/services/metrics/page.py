@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from confcom.cluster.client import open_client
 from confcom.cluster.pod_events import PodEvent, report
-from confcom.devices.misc_cgroup import MiscUse
+from confcom.devices.processes import MiscUse
 from confcom.devices.sgx_node import SgxNode
 from confcom.errors import ConfcomError
 from confcom.protocols.epc import EpcNode

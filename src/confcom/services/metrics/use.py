@@ -10,8 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
-from confcom.devices.misc_cgroup import MiscUse
-from confcom.devices.processes import CgroupOwner, EnclaveUse
+from confcom.devices.processes import CgroupOwner, EnclaveUse, MiscUse
 from confcom.protocols.epc import CANONICAL, MIB, EpcContainer, EpcPod, in_mib
 
 NONE = EnclaveUse(0, 0, 0)

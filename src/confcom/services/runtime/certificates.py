@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry, Counter
 
 from confcom.cluster.served import PublishedCa
 from confcom.errors import ClusterError, ClusterRefused, ConfigError
-from confcom.pki.serving_pair import Authority, Pair, ServingPair, make_serving_pair
+from confcom.pki.serving_pair import Authority, Pair, ServingPair, make_serving_pair, service_names
 from confcom.services.runtime.status_page import Reading
 from confcom.services.runtime.tls import HeldTls, OwnCertificate, TlsFiles
 
@@ -84,6 +84,8 @@ class TlsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             )
         if self.tls_secret and (self.tls_certificate or self.tls_key or self.is_plain):
             raise ConfigError("TLS is configured twice, or plain HTTP beside it", advice="Leave one of them out.")
+        if self.tls_secret:
+            self.names()
 
     def tls_files(self) -> TlsFiles | None:
         """The files of the certificate; None where plain HTTP is asked for. Neither is a `ConfigError`."""
@@ -102,8 +104,7 @@ class TlsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def names(self) -> tuple[str, ...]:
         """The names of a certificate that the service makes."""
-        own = f"{self.tls_service}.{self.tls_namespace}.svc"
-        return (own, f"{own}.cluster.local", *(word for part in self.tls_hosts.split(",") if (word := part.strip())))
+        return service_names(self.tls_service, self.tls_namespace, self.tls_hosts, setting="tls_hosts")
 
 
 class CertificateMetrics:

@@ -8,8 +8,6 @@ SIGTERM it first closes each caller's connection after the next answer, so that 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import re
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -25,6 +23,7 @@ from confcom.admission.quote_modes import Wiring
 from confcom.cluster.nodes import drained, watch_nodes
 from confcom.errors import ConfcomError, ConfigError
 from confcom.formats.arguments import parse_tcp_address
+from confcom.pki.serving_pair import service_names
 from confcom.protocols.admission import NAMESPACE, SERVICE
 from confcom.protocols.epc import MIB
 from confcom.services.runtime.http_server import Listener
@@ -41,9 +40,6 @@ RETRY_MAX = 30.0
 
 
 _Seconds = Annotated[float, msgspec.Meta(gt=0)]
-_DNS = re.compile(
-    r"(?=.{1,253}\Z)[A-Za-z0-9](?:[-A-Za-z0-9]{0,61}[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[-A-Za-z0-9]{0,61}[A-Za-z0-9])?)*"
-)
 _DAY = 24 * 3600.0
 
 
@@ -98,9 +94,7 @@ class WebhookConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     def check(self) -> None:
         """`ConfigError` if grants, names or the address are wrong."""
         self.grants()
-        for name in self.names():
-            if not _is_host(name):
-                raise ConfigError(f"{name[:80]!r} is neither a name nor an address", advice="Correct --hosts.")
+        self.names()
         parse_tcp_address(self.listen)
 
     def grants(self) -> Grants:
@@ -109,16 +103,7 @@ class WebhookConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     def names(self) -> tuple[str, ...]:
         """Names and addresses of the certificate."""
-        own = f"{self.service}.{self.namespace}.svc"
-        return (own, f"{own}.cluster.local", *(word for part in self.hosts.split(",") if (word := part.strip())))
-
-
-def _is_host(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return _DNS.fullmatch(name) is not None
-    return True
+        return service_names(self.service, self.namespace, self.hosts, setting="hosts")
 
 
 async def serve(

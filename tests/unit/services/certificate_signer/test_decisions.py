@@ -27,8 +27,8 @@ from confcom.pki.roots import TrustRoots
 from confcom.pki.serving_pair import Authority
 from confcom.platforms.pod_certificate import make_evidence, signing_request
 from confcom.protocols.certificate_requests import MAX_REQUEST, SIGNER, SigningRequest, name_for, nonce_of
+from confcom.services.certificate_signer.certificate_signer import CertificateSignerConfig
 from confcom.services.certificate_signer.decisions import Decisions, Denial, Grant, PodPolicies
-from confcom.services.certificate_signer.signer_config import CertificateSignerConfig
 from running_certificate_signer import enclave, now, policy_of, world
 
 NOW = now()

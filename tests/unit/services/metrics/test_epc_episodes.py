@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from confcom.devices.misc_cgroup import MiscUse
-from confcom.devices.processes import NOBODY, CgroupOwner, EnclaveUse
+from confcom.devices.processes import NOBODY, CgroupOwner, EnclaveUse, MiscUse
 from confcom.protocols.epc import EpcContainer, EpcPod
 from confcom.services.metrics.use import ContainerUse, Episodes, Kind, Seen, explain, put_together
 

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from confcom.cluster.served import SecretState
-from confcom.errors import ClusterError, ClusterRefused
+from confcom.errors import ClusterError, ClusterRefused, ConfigError
 from confcom.pki.serving_pair import ServingPair, make_serving_pair
 from confcom.services.runtime.certificates import (
     CertificateKeeper,
     CertificateMetrics,
     Holding,
     RotationPolicy,
+    TlsSettings,
     next_holding,
 )
 
@@ -43,6 +44,22 @@ def test_a_pair_is_for_the_names_and_signed_by_an_authority_of_its_own() -> None
     for broken in (b"", b"junk", pair.certificate[:200]):
         assert ServingPair.parse(broken, pair.key) is None
         assert not pair.is_issued_by(broken)
+
+
+@pytest.mark.parametrize("hosts", ["0:0::1", "Attest.Example", "*.attest.example, 10.0.0.1"])
+def test_names_in_any_spelling_are_those_of_the_certificate(hosts: str) -> None:
+    settings = TlsSettings(tls_secret="s", tls_service="attest", tls_hosts=hosts)
+    settings.check()
+    policy = RotationPolicy.of(settings, "attest")
+    held = next_holding(Holding(), policy, now=START, bundle_in_force=True)
+    held = Holding.parse(held.data())
+    assert next_holding(held, policy, now=START + DAY, bundle_in_force=True) is held
+
+
+@pytest.mark.parametrize("hosts", ["a b", "attest.example:8443", "https://attest.example", "ü.example", "x" * 300])
+def test_what_is_neither_name_nor_address_is_refused_where_it_was_set(hosts: str) -> None:
+    with pytest.raises(ConfigError, match=r"^tls_hosts: '.*' is neither a name nor an address"):
+        TlsSettings(tls_secret="s", tls_service="attest", tls_hosts=hosts).check()
 
 
 def test_a_year_of_rotations() -> None:
