@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 from starlette.routing import Mount, Route
 
 from confcom.collateral.sources import SourceOptions
+from confcom.errors import ConfigError
 from confcom.formats.text import encode_base64url
 from confcom.pki.serving_pair import Authority
 from confcom.services.attestation import attestation_service
@@ -35,8 +36,8 @@ from running_collateral_service import Clock
 from running_in_thread import leaving
 
 DOCUMENT: dict[str, Any] = json.loads(files("confcom.services.attestation").joinpath("openapi.json").read_bytes())
-UNDESCRIBED = {("/certs/", "GET"), ("/openapi.json", "GET")}
-"""Gramine's spelling of /certs, and the description itself."""
+UNDESCRIBED = {("/certs/", "GET"), ("/openapi.json", "GET"), ("/attest/{type}", "POST")}
+"""Gramine's spelling of /certs, the description itself, and what refuses the types that are not served."""
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +239,28 @@ def test_tokens_cannot_be_revoked_and_the_endpoint_says_so(tmp_path: Path, world
         assert where == f"{service.url}/revoke"
         answer = service.ask("/revoke", b"token=x", Content_Type="application/x-www-form-urlencoded")
         assert (answer.status, answer.json["error"]) == (400, "unsupported_token_type")
+
+
+def test_callers_behind_a_trusted_proxy_have_limits_of_their_own(tmp_path: Path, world: SimulatedWorld) -> None:
+    def ask(service: RunningAttestation, *named: str) -> int:
+        body = {"quote": encode_base64url(enclave_quote(world))}
+        return service.ask(f"/attest/SgxEnclave?{API}", body, X_Forwarded_For=", ".join(named)).status
+
+    with running(tmp_path, world, attest_per_minute=2, proxies=("127.0.0.0/8", "10.0.0.0/8")) as service:
+        for caller in ("192.0.2.1", "192.0.2.2:4711", "2001:db8::1", "[2001:db8:1::2]:4711"):
+            assert [ask(service, caller) for _ in range(3)] == [200, 200, 429]
+        # What a caller claims itself stands before what the proxies saw, and wins nothing.
+        assert ask(service, "198.51.100.7", "192.0.2.1", "10.1.2.3") == 429
+        assert ask(service, "192.0.2.9", "10.1.2.3") == 200
+        with closing(AttestationStore.open(service.config.store, made=False)) as store:
+            callers = {row["caller"] for row in store.records()}
+        assert callers == {"192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8:1::2", "192.0.2.9"}
+    # Nobody is trusted to name callers unless a setting says so.
+    with running(tmp_path, world, attest_per_minute=2) as service:
+        assert [ask(service, f"192.0.2.{number}") for number in range(3)] == [200, 200, 429]
+    wrong = running(tmp_path, world, proxies=("10.1.2.3/8",))
+    with pytest.raises(ConfigError, match="has host bits set"), wrong:
+        pass
 
 
 def test_garbage_of_one_address_is_counted_and_not_all_of_it_recorded(

@@ -63,6 +63,8 @@ class AttestationServiceConfig(TlsSettings, frozen=True, kw_only=True, forbid_un
     """Bytes of a request's body."""
     attest_per_minute: Annotated[int, msgspec.Meta(ge=1)] = 1200
     """Attest calls that one address may make in a minute; beyond it the answer is 429."""
+    proxies: tuple[str, ...] = ()
+    """Networks of proxies (10.0.0.0/8) that are trusted to name callers in X-Forwarded-For, for limits and records."""
     threads: Annotated[int, msgspec.Meta(ge=1, le=64)] = 2
     """Appraisals at a time."""
     max_waiting: Annotated[int, msgspec.Meta(ge=1)] = 256

@@ -39,6 +39,7 @@ from confcom.services.attestation.attestation_store import (
 from confcom.services.attestation.examination import Examiner
 from confcom.services.attestation.pages import Pages
 from confcom.services.attestation.signing_keys import RENEWING, KeptKeys, KeyFolder, KeySource
+from confcom.services.runtime.allowances import parse_networks
 from confcom.services.runtime.certificates import CertificateMetrics, kept_certificate
 from confcom.services.runtime.http_server import Listener, serve_http
 from confcom.services.runtime.process import WorkerThreads, background, read_small
@@ -153,6 +154,7 @@ async def serve(
             prefix=prefix,
             secure=issuer.startswith("https://"),
             max_body=config.max_body,
+            proxies=parse_networks(config.proxies, "proxies"),
         )
         if store.database.shared:
             watch = Watch(store.database, partial(_changed, keys, appraiser))

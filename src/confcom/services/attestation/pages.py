@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qs, urlencode
@@ -29,6 +29,7 @@ from confcom.services.attestation.appraiser import Appraiser
 from confcom.services.attestation.attestation_http import AttestationApp, HttpRefusal, internal_error, record_filter
 from confcom.services.attestation.attestation_store import Row
 from confcom.services.attestation.examination import Examiner
+from confcom.services.runtime.allowances import Network, forwarded
 from confcom.services.runtime.process import Overloaded, WorkerThreads
 from confcom.tokens.azure import AttestationType
 from confcom.tokens.policy_jws import read_policy
@@ -83,6 +84,7 @@ class Pages:
         prefix: str,
         secure: bool,
         max_body: int,
+        proxies: Sequence[Network] = (),
     ) -> None:
         self._examiner = examiner
         self._appraiser = appraiser
@@ -93,6 +95,7 @@ class Pages:
         self._base = prefix + UI
         self._secure = secure
         self._max_body = max_body
+        self._proxies = proxies
         # Browsers take a cookie of this prefix from this host alone, and over TLS.
         host = "__Host-" if secure else ""
         self._session, self._twin = f"{host}confcom-admin", f"{host}confcom-form"
@@ -115,6 +118,8 @@ class Pages:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
         """Answer one request."""
+        if self._proxies:
+            scope = forwarded(scope, self._proxies)
         path = scope.get("path", "")
         ours = path in ("/", self._base) or path.startswith(f"{self._base}/")
         if ours and path != "/":
