@@ -25,11 +25,11 @@ from confcom.formats.sgx import ReportBody
 from confcom.formats.text import encode_base64url
 from confcom.pki.roots import TrustRoots, simulated_world
 from confcom.services.attestation.appraiser import NONCE_BOUND
-from confcom.services.attestation.attestation_store import AttestationStore, StoredPolicy
+from confcom.services.attestation.attestation_store import AttestationStore
 from confcom.services.attestation.signing_keys import make_key
 from confcom.simulator.enclaves import td_report
 from confcom.simulator.world import SimulatedWorld
-from confcom.tokens.azure import DEFAULT_POLICY, AttestationType, policy_hash, sgx_claims
+from confcom.tokens.azure import DEFAULT_POLICY, AttestationType, SentPolicy, policy_hash, sgx_claims
 from confcom.tokens.jws import ReadJws, SigningKey
 from confcom.tokens.policy_jws import wrap
 from confcom.tokens.policy_language import MAX_TEXT, is_reserved
@@ -556,7 +556,7 @@ issuancerules{=> issue(type="own", value="free");
         assert (inner["line"], inner["column"], inner["symbol"]) == (4, 17, '"nonce"')
     # One that an older version took stays in force, and these rules have no effect.
     store = AttestationStore.open(Path(service.config.store))
-    store.set_policy(AttestationType.SGX_ENCLAVE, StoredPolicy(wrap(forging), forging, None), NOW)
+    store.set_policy(AttestationType.SGX_ENCLAVE, SentPolicy(wrap(forging), forging, None), NOW)
     store.close()
     service.wait_until(lambda: "own" in service.attest(enclave_quote(world)).claims)
     claims = service.attest(enclave_quote(world)).claims

@@ -49,18 +49,31 @@ def attested_certificate(
     """A certificate of the key as `own` is, with a quote of this enclave. `quote` makes one over 64 bytes."""
     made = quote(report_data_of(private.public_key()))
     report = bytes(OeReportHeader(REPORT_VERSION, OeReportType.REMOTE, len(made))) + made
-    return (
+    extension = x509.UnrecognizedExtension(OPEN_ENCLAVE_REPORT, report)
+    return self_signed(private, own.subject, own.not_valid_before_utc, own.not_valid_after_utc, extension)
+
+
+def self_signed(
+    private: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey,
+    name: x509.Name,
+    begin: datetime,
+    end: datetime,
+    *more: x509.ExtensionType,
+) -> x509.Certificate:
+    """A certificate of a signing key by itself, with further extensions that are not critical."""
+    builder = (
         x509.CertificateBuilder()
-        .subject_name(own.subject)
-        .issuer_name(own.subject)
+        .subject_name(name)
+        .issuer_name(name)
         .public_key(private.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(own.not_valid_before_utc)
-        .not_valid_after(own.not_valid_after_utc)
+        .not_valid_before(begin)
+        .not_valid_after(end)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(x509.UnrecognizedExtension(OPEN_ENCLAVE_REPORT, report), critical=False)
-        .sign(private, SHA256())
     )
+    for extension in more:
+        builder = builder.add_extension(extension, critical=False)
+    return builder.sign(private, SHA256())
 
 
 def check_attested_key(

@@ -15,6 +15,7 @@ from string import hexdigits
 from typing import Any
 
 import msgspec
+from cryptography import x509
 
 from confcom.appraisal.collateral import Collateral
 from confcom.appraisal.quote import VerifiedQuote
@@ -139,6 +140,15 @@ class HeldData:
     def is_json(self) -> bool:
         """Whether the data was declared JSON."""
         return self.json is not None
+
+
+@dataclass(frozen=True, slots=True)
+class SentPolicy:
+    """A policy as it was sent: its text, empty for a reset, and who signed it."""
+
+    jws: str
+    text: str
+    signer: x509.Certificate | None
 
 
 class AttestRequest(msgspec.Struct, frozen=True):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from cryptography import x509
@@ -19,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from confcom.errors import FormatError
 from confcom.formats.text import decode_base64, encode_base64url, without_bom
 from confcom.pki.der import UNREADABLE, der_reason
-from confcom.tokens.azure import AzureError
+from confcom.tokens.azure import AzureError, SentPolicy
 from confcom.tokens.jws import ReadJws, unsecured
 from confcom.tokens.policy_language import MAX_TEXT
 
@@ -27,15 +26,6 @@ MAX_CHAIN = 8
 """Certificates from a signer to its root."""
 _PARSING = "PolicyParsingError"
 _ALIASES = {"RSA256": "RS256", "ECDH256": "ES256", "RS256": "RS256", "ES256": "ES256"}
-
-
-@dataclass(frozen=True, slots=True)
-class SentPolicy:
-    """A policy as it was sent: its text, empty for a reset, and who signed it."""
-
-    jws: str
-    text: str
-    signer: x509.Certificate | None
 
 
 def wrap(text: str) -> str:

@@ -18,9 +18,8 @@ from confcom.services.attestation.attestation_store import (
     METADATA,
     AttestationStore,
     AuditRecord,
-    StoredPolicy,
 )
-from confcom.tokens.azure import AttestationType
+from confcom.tokens.azure import AttestationType, SentPolicy
 
 NOW = datetime(2020, 11, 21, 9, 30, tzinfo=UTC)
 SGX = AttestationType.SGX_ENCLAVE
@@ -35,7 +34,7 @@ def record(number: int, reason: str = "") -> AuditRecord:
 def source(tmp_path: Path) -> Iterator[AttestationStore]:
     store = AttestationStore.open(tmp_path / "source.sqlite")
     store.record([record(number) for number in range(1203)])
-    store.set_policy(SGX, StoredPolicy("jws", "text 'é'", None), NOW, by="alice")
+    store.set_policy(SGX, SentPolicy("jws", "text 'é'", None), NOW, by="alice")
     store.set_policy(SGX, None, NOW, by="bob")
     store.publish_keys({"k1": "{}", "k2": "{}"}, NOW, since=NOW - timedelta(hours=1))
     store.revoke_key("k2", NOW)
@@ -75,8 +74,8 @@ def test_everything_is_there_and_goes_on(source: AttestationStore, target: Datab
     assert list(moved.publish_keys({}, NOW, since=NOW)) == ["k1"]
     moved.record([record(5000)])
     assert [row["id"] for row in moved.records(limit=2)] == [1204, 1203]
-    moved.set_policy(SGX, StoredPolicy("new", "new", None), NOW)
-    assert moved.policy(SGX) == StoredPolicy("new", "new", None)
+    moved.set_policy(SGX, SentPolicy("new", "new", None), NOW)
+    assert moved.policy(SGX) == SentPolicy("new", "new", None)
     moved.close()
 
 

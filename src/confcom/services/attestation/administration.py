@@ -13,10 +13,10 @@ from cryptography import x509
 from confcom.errors import FormatError
 from confcom.formats.text import check_members_once, encode_base64url
 from confcom.services.attestation.appraiser import Appraiser
-from confcom.services.attestation.attestation_store import AttestationStore, StoredPolicy, thumbprint
-from confcom.tokens.azure import DEFAULT_POLICIES, AttestationType, AzureError
+from confcom.services.attestation.attestation_store import AttestationStore, thumbprint
+from confcom.tokens.azure import DEFAULT_POLICIES, AttestationType, AzureError, SentPolicy
 from confcom.tokens.jws import ReadJws
-from confcom.tokens.policy_jws import SentPolicy, certificate_jwk, certificate_of, read_policy, signer_of, wrap
+from confcom.tokens.policy_jws import certificate_jwk, certificate_of, read_policy, signer_of, wrap
 
 TrustModel = Literal["open", "isolated", "shared"]
 
@@ -34,13 +34,12 @@ class PolicyAdministration:
 
     def current(self, kind: AttestationType) -> str:
         """The policy in force, as it was sent."""
-        stored = self._store.policy(kind)
-        return self._appraiser.signed({"x-ms-policy": stored.jws if stored else wrap(DEFAULT_POLICIES[kind])})
+        return self._appraiser.signed({"x-ms-policy": self.policy(kind).jws})
 
-    def text(self, kind: AttestationType) -> str:
-        """The text of the policy in force."""
-        stored = self._store.policy(kind)
-        return stored.text if stored else DEFAULT_POLICIES[kind]
+    def policy(self, kind: AttestationType) -> SentPolicy:
+        """The policy in force."""
+        default = DEFAULT_POLICIES[kind]
+        return self._store.policy(kind) or SentPolicy(wrap(default), default, None)
 
     def set(self, kind: AttestationType, body: str | bytes, by: str) -> str:
         """Put a policy into force after it was parsed and its signer checked."""
@@ -48,7 +47,7 @@ class PolicyAdministration:
         if not sent.text:
             raise AzureError("the policy is empty", "InvalidOperation", advice=f"Use /policies/{kind}:reset.")
         self._appraiser.checked(sent.text)
-        self._store.set_policy(kind, StoredPolicy(sent.jws, sent.text, sent.signer), self._clock(), by=by)
+        self._store.set_policy(kind, sent, self._clock(), by=by)
         self._appraiser.policy_changed()
         return self._changed("Updated", sent)
 

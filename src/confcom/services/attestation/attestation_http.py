@@ -160,18 +160,18 @@ class AttestationApp:
         attest_per_minute: int,
         simulated: bool,
     ) -> None:
-        self._appraiser = appraiser
-        self._administration = administration
-        self._records_of = records
+        self.appraiser = appraiser
+        self.administration = administration
+        self.records = records
         self._keys = keys
         self._problem = problem
-        self._workers = workers
+        self.workers = workers
         self._audit = audit
         self._lockstep = Lockstep()
         self.metrics = metrics
         self._issuer = issuer
         self._administrators = administrators
-        self._max_body = max_body
+        self.max_body = max_body
         self._allowed = attest_per_minute
         self._appraisals = Allowance(attest_per_minute, time.monotonic)
         self._wrong_tokens = Allowance(WRONG_TOKENS, time.monotonic)
@@ -253,10 +253,10 @@ class AttestationApp:
         try:
             if len(body) > MAX_IN_LOOP:
                 raise WouldBlock
-            steps = self._appraiser.steps(body, kind, caller, ear=ear, may_block=False)
+            steps = self.appraiser.steps(body, kind, caller, ear=ear, may_block=False)
             entry, found = await self._lockstep.run(steps)
         except WouldBlock:
-            entry, found = await self._workers.run(lambda: self._appraiser.appraise(body, kind, caller, ear=ear))
+            entry, found = await self.workers.run(lambda: self.appraiser.appraise(body, kind, caller, ear=ear))
         if entry.verdict != "refused" or self._is_recorded(scope):
             await self._audit.record(entry)
         if self._failed_at is not None and isinstance(found, str):
@@ -289,31 +289,31 @@ class AttestationApp:
         kind = _kind(request)
         by = await self.require_admin(request, change=request.method != "GET")
         if request.method == "GET":
-            return _json({"token": await self._workers.run(lambda: self._administration.current(kind))})
+            return _json({"token": await self.workers.run(lambda: self.administration.current(kind))})
         body = await self.body(request.receive)
-        return _json({"token": await self._workers.run(lambda: self._administration.set(kind, body, by))})
+        return _json({"token": await self.workers.run(lambda: self.administration.set(kind, body, by))})
 
     async def _reset(self, request: Request) -> Response:
         kind = _kind(request)
         by = await self.require_admin(request, change=True)
         body = await self.body(request.receive)
-        return _json({"token": await self._workers.run(lambda: self._administration.reset(kind, body, by))})
+        return _json({"token": await self.workers.run(lambda: self.administration.reset(kind, body, by))})
 
     async def _dry_run(self, request: Request) -> Response:
         kind = _kind(request)
         await self.require_admin(request)
         text = read_policy(await self.body(request.receive)).text
         limit = _number(request, "limit", default=100, most=1000)
-        return _json(await self._workers.run(lambda: self._appraiser.dry_run(kind, text, limit=limit)))
+        return _json(await self.workers.run(lambda: self.appraiser.dry_run(kind, text, limit=limit)))
 
     async def _baselines(self, request: Request) -> Response:
         kind = _kind(request)
         self.limit(request.scope)
-        return _json(await self._workers.run(lambda: self._appraiser.baselines(kind)))
+        return _json(await self.workers.run(lambda: self.appraiser.baselines(kind)))
 
     async def _nonce(self, request: Request) -> Response:
         del request
-        return _json({"nonce": self._appraiser.nonce(), "seconds": int(LIFE.total_seconds())})
+        return _json({"nonce": self.appraiser.nonce(), "seconds": int(LIFE.total_seconds())})
 
     async def _records(self, request: Request) -> Response:
         """Records as JSON lines, the newest first; `before` continues after the last id."""
@@ -321,19 +321,19 @@ class AttestationApp:
         await self.require_admin(request)
         before = _number(request, "before", default=0, most=1 << 62) or None
         limit = _number(request, "limit", default=100, most=1000)
-        rows = await self._workers.run(lambda: self._records_of(wanted, before=before, limit=limit))
+        rows = await self.workers.run(lambda: self.records(wanted, before=before, limit=limit))
         lines = [msgspec.json.encode(as_line(row)) + b"\n" for row in rows]
         return Response(b"".join(lines), media_type="application/x-ndjson")
 
     async def _certificates(self, request: Request) -> Response:
         await self.require_admin(request)
-        return _json({"token": await self._workers.run(self._administration.signers)})
+        return _json({"token": await self.workers.run(self.administration.signers)})
 
     def _change_signers(self, *, add: bool) -> Handler:
         async def handler(request: Request) -> Response:
             by = await self.require_admin(request, change=True)
             body = await self.body(request.receive)
-            changed = self._workers.run(lambda: self._administration.change_signer(body, by, add=add))
+            changed = self.workers.run(lambda: self.administration.change_signer(body, by, add=add))
             return _json({"token": await changed})
 
         return handler
@@ -400,8 +400,8 @@ class AttestationApp:
             if event["type"] == "http.disconnect":
                 raise HttpRefusal(400, "InvalidParameter", "the request ended before its body")
             body += event.get("body", b"")
-            if len(body) > self._max_body:
-                raise HttpRefusal(413, "RequestTooLarge", f"a body has at most {self._max_body} bytes")
+            if len(body) > self.max_body:
+                raise HttpRefusal(413, "RequestTooLarge", f"a body has at most {self.max_body} bytes")
             more = event.get("more_body", False)
         return bytes(body)
 

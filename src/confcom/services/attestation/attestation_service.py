@@ -147,13 +147,8 @@ async def serve(
         pages = Pages(
             app,
             Examiner(appraiser, roots, issuer=issuer, keys=keys, clock=clock),
-            appraiser,
-            administration,
-            store.records,
-            workers,
             prefix=prefix,
             secure=issuer.startswith("https://"),
-            max_body=config.max_body,
             proxies=parse_networks(config.proxies, "proxies"),
         )
         if store.database.shared:

@@ -26,7 +26,7 @@ from confcom.database.engine import Database, DatabaseAddress
 from confcom.database.revisions import Chain
 from confcom.errors import ConfigError
 from confcom.services.runtime.process import WorkerThreads
-from confcom.tokens.azure import AttestationType
+from confcom.tokens.azure import AttestationType, SentPolicy
 
 HELD_FOR = timedelta(minutes=1)
 """Between two notes that a replica still has a key."""
@@ -107,15 +107,6 @@ _SECRET = sa.Table(
     sa.Column("value", sa.LargeBinary, nullable=False),
 )
 _LEASE = lease_table(METADATA)
-
-
-@dataclass(frozen=True, slots=True)
-class StoredPolicy:
-    """A policy in force: as it was sent, its text, and who signed it."""
-
-    jws: str
-    text: str
-    signer: x509.Certificate | None
 
 
 class AuditRecord(msgspec.Struct, frozen=True):
@@ -228,16 +219,16 @@ class AttestationStore:
         """End the connections."""
         self.database.close()
 
-    def policy(self, kind: AttestationType) -> StoredPolicy | None:
+    def policy(self, kind: AttestationType) -> SentPolicy | None:
         """The policy that was set; None where the default is in force."""
         newest = sa.select(_POLICY_CHANGE).where(_POLICY_CHANGE.c.kind == kind.value)
         with self.database.read() as connection:
             row = connection.execute(newest.order_by(_POLICY_CHANGE.c.id.desc()).limit(1)).one_or_none()
         if row is None or row.jws is None:
             return None
-        return StoredPolicy(row.jws, row.text, x509.load_der_x509_certificate(row.signer) if row.signer else None)
+        return SentPolicy(row.jws, row.text, x509.load_der_x509_certificate(row.signer) if row.signer else None)
 
-    def set_policy(self, kind: AttestationType, policy: StoredPolicy | None, at: datetime, *, by: str = "") -> None:
+    def set_policy(self, kind: AttestationType, policy: SentPolicy | None, at: datetime, *, by: str = "") -> None:
         """Put a policy into force for the administrator `by`; None returns to the default."""
         values: Row = {"at": _plain(at), "administrator": by[:256], "kind": kind.value}
         if policy is not None:

@@ -24,13 +24,10 @@ from confcom.errors import ConfcomError, ConfigError, DatabaseError, FormatError
 from confcom.formats.text import decode_base64, encode_base64url
 from confcom.report.html import FOLDER as REPORT
 from confcom.report.html import templates
-from confcom.services.attestation.administration import PolicyAdministration
-from confcom.services.attestation.appraiser import Appraiser
 from confcom.services.attestation.attestation_http import AttestationApp, HttpRefusal, internal_error, record_filter
-from confcom.services.attestation.attestation_store import Row
 from confcom.services.attestation.examination import Examiner
 from confcom.services.runtime.allowances import Network, forwarded
-from confcom.services.runtime.process import Overloaded, WorkerThreads
+from confcom.services.runtime.process import Overloaded
 from confcom.tokens.azure import AttestationType
 from confcom.tokens.policy_jws import read_policy
 from confcom.tokens.policy_language import PolicyTextError
@@ -76,25 +73,15 @@ class Pages:
         self,
         api: AttestationApp,
         examiner: Examiner,
-        appraiser: Appraiser,
-        administration: PolicyAdministration,
-        records: Callable[..., list[Row]],
-        workers: WorkerThreads,
         *,
         prefix: str,
         secure: bool,
-        max_body: int,
         proxies: Sequence[Network] = (),
     ) -> None:
         self._examiner = examiner
-        self._appraiser = appraiser
-        self._administration = administration
-        self._records = records
-        self._workers = workers
         self._api = api
         self._base = prefix + UI
         self._secure = secure
-        self._max_body = max_body
         self._proxies = proxies
         # Browsers take a cookie of this prefix from this host alone, and over TLS.
         host = "__Host-" if secure else ""
@@ -139,11 +126,11 @@ class Pages:
                     return self._without_session("/sign-in")
                 by = found
                 if method == "GET":
-                    return await self._workers.run(lambda: handler(request, {}, by))
+                    return await self._api.workers.run(lambda: handler(request, {}, by))
                 if not role:
                     self._api.limit(request.scope)
                 body = await self._body(request)
-                return await self._workers.run(lambda: handler(request, self._form(request, body), by))
+                return await self._api.workers.run(lambda: handler(request, self._form(request, body), by))
             except Overloaded:
                 return self._failed(request, _refusal(503, "too many requests wait"))
             except ConfcomError as error:
@@ -191,19 +178,19 @@ class Pages:
     def _policy(self, request: Request, form: Form, by: str) -> Response:
         del form, by
         kind = _kind(request.query_params.get("kind", AttestationType.SGX_ENCLAVE))
-        return self._policy_page(request, kind, self._administration.text(kind))
+        return self._policy_page(request, kind, self._api.administration.policy(kind).text)
 
     def _try(self, request: Request, form: Form, by: str) -> Response:
         del by
         return self._changed(
-            request, form, lambda kind, text: self._appraiser.dry_run(kind, read_policy(text).text, limit=TRIED)
+            request, form, lambda kind, text: self._api.appraiser.dry_run(kind, read_policy(text).text, limit=TRIED)
         )
 
     def _activate(self, request: Request, form: Form, by: str) -> Response:
-        return self._changed(request, form, lambda kind, text: self._administration.set(kind, text, by))
+        return self._changed(request, form, lambda kind, text: self._api.administration.set(kind, text, by))
 
     def _reset(self, request: Request, form: Form, by: str) -> Response:
-        return self._changed(request, form, lambda kind, _: self._administration.reset(kind, EMPTY_POLICY, by))
+        return self._changed(request, form, lambda kind, _: self._api.administration.reset(kind, EMPTY_POLICY, by))
 
     def _changed(self, request: Request, form: Form, act: Callable[[AttestationType, str], object]) -> Response:
         """The page after an act: the outcome of a dry run, or the policy that is in force now."""
@@ -217,7 +204,7 @@ class Pages:
         if isinstance(found, dict):
             return self._policy_page(request, kind, text, tried=found)
         done = f"This policy is in force for {kind}."
-        return self._policy_page(request, kind, self._administration.text(kind), done=done)
+        return self._policy_page(request, kind, self._api.administration.policy(kind).text, done=done)
 
     def _policy_page(
         self, request: Request, kind: AttestationType, text: str, status: int = 200, **found: object
@@ -232,7 +219,7 @@ class Pages:
         before = request.query_params.get("before", "")
         below = int(before) if before.isascii() and before.isdigit() and len(before) < 19 else None
         try:
-            rows = self._records(record_filter(given), before=below, limit=LISTED + 1)
+            rows = self._api.records(record_filter(given), before=below, limit=LISTED + 1)
         except ConfcomError as error:
             return self._page(request, "audit.html", _status(error), rows=[], wanted=wanted, more="", error=error)
         more = urlencode(given | {"before": rows[LISTED - 1]["id"]}) if len(rows) > LISTED else ""
@@ -287,7 +274,7 @@ class Pages:
             "twin": twin,
             "signed_in": self._session in request.cookies,
             "kinds": list(AttestationType),
-            "max_body": self._max_body,
+            "max_body": self._api.max_body,
         }
         html = self._templates.get_template(template).render(shared | values)
         answer = Response(html, status, HEADERS, media_type="text/html")

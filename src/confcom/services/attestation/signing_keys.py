@@ -21,7 +21,6 @@ from typing import Any, Protocol
 import msgspec
 import structlog
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
@@ -29,7 +28,7 @@ from cryptography.x509.oid import NameOID
 from confcom.errors import ConfcomError, ConfigError, DatabaseUnavailable
 from confcom.services.attestation.attestation_store import AttestationStore, PublishedKey
 from confcom.services.runtime.process import read_small
-from confcom.tokens.attested_key import attested_certificate
+from confcom.tokens.attested_key import attested_certificate, self_signed
 from confcom.tokens.azure import TOKEN_LIFE
 from confcom.tokens.jws import SigningKey
 
@@ -263,20 +262,9 @@ def make_key(folder: Path, kind: str, now: datetime, *, simulated: bool) -> Path
         rsa.generate_private_key(65537, 2048) if kind == "rsa" else ec.generate_private_key(ec.SECP256R1())
     )
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, SIMULATED_NAME if simulated else HARDWARE_NAME)])
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(private.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now)
-        .not_valid_after(now + LIFETIME)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(private, hashes.SHA256())
-    )
-    pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()) + certificate.public_bytes(
-        Encoding.PEM
-    )
+    certificate = self_signed(private, name, now, now + LIFETIME)
+    pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    pem += certificate.public_bytes(Encoding.PEM)
     target = folder / f"{now:%Y%m%dT%H%M%SZ}-{kind}.pem"
     # Of its own name and of mode 0600: replicas that share the folder may make their first keys in the same second.
     descriptor, part = tempfile.mkstemp(".part", dir=folder)

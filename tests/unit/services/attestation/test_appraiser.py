@@ -10,9 +10,9 @@ from confcom.appraisal.quote import QuoteVerifier
 from confcom.collateral.sources import RememberedCollateral, SourceOptions
 from confcom.pki.roots import TrustRoots
 from confcom.services.attestation.appraiser import Appraiser
-from confcom.services.attestation.attestation_store import AttestationStore, StoredPolicy
+from confcom.services.attestation.attestation_store import AttestationStore
 from confcom.services.attestation.signing_keys import SigningKeys
-from confcom.tokens.azure import AttestationType, policy_hash
+from confcom.tokens.azure import AttestationType, SentPolicy, policy_hash
 
 NOW = datetime(2026, 11, 30, tzinfo=UTC)
 SGX = AttestationType.SGX_ENCLAVE
@@ -25,11 +25,11 @@ class ChangedWhileRead(AttestationStore):
 
     appraiser: Appraiser | None = None
 
-    def policy(self, kind: AttestationType) -> StoredPolicy | None:
+    def policy(self, kind: AttestationType) -> SentPolicy | None:
         found = super().policy(kind)
         if self.appraiser is not None:
             changed, self.appraiser = self.appraiser, None
-            self.set_policy(kind, StoredPolicy("", NEW, None), NOW)
+            self.set_policy(kind, SentPolicy("", NEW, None), NOW)
             changed.policy_changed()
         return found
 
@@ -37,7 +37,7 @@ class ChangedWhileRead(AttestationStore):
 def test_a_policy_that_was_changed_while_it_was_read_is_read_again(tmp_path: Path) -> None:
     store, roots = ChangedWhileRead.open(tmp_path / "store.sqlite"), TrustRoots.intel()
     assert isinstance(store, ChangedWhileRead)
-    store.set_policy(SGX, StoredPolicy("", OLD, None), NOW)
+    store.set_policy(SGX, SentPolicy("", OLD, None), NOW)
     appraiser = Appraiser(
         store,
         QuoteVerifier(roots),

@@ -29,10 +29,9 @@ from confcom.services.attestation.attestation_store import (
     AuditRecord,
     AuditWriter,
     RecordFilter,
-    StoredPolicy,
 )
 from confcom.services.attestation.signing_keys import make_key
-from confcom.tokens.azure import AttestationType
+from confcom.tokens.azure import AttestationType, SentPolicy
 from confcom.tokens.jws import SigningKey
 
 NOW = datetime(2026, 11, 21, 9, 30, tzinfo=UTC)
@@ -94,7 +93,7 @@ def test_a_store_of_the_first_release_is_migrated_with_what_it_holds(tmp_path: P
     with pytest.raises(ConfigError, match="no schema, or an early one"):
         AttestationStore.open(path, made=False)
     store = AttestationStore.open(path)
-    assert store.policy(SGX) == StoredPolicy("the jws", "the text", None)
+    assert store.policy(SGX) == SentPolicy("the jws", "the text", None)
     assert store.signers() == [signer]
     assert [row["id"] for row in store.records()] == [7]
     store.close()
@@ -172,9 +171,9 @@ def test_replicas_that_start_at_once_migrate_once(tmp_path: Path) -> None:
 
 
 def test_policies_are_a_history_and_the_newest_is_in_force(store: AttestationStore) -> None:
-    store.set_policy(SGX, StoredPolicy("one", "1", None), NOW, by="alice")
-    store.set_policy(SGX, StoredPolicy("two", "2", None), NOW, by="bob")
-    assert store.policy(SGX) == StoredPolicy("two", "2", None)
+    store.set_policy(SGX, SentPolicy("one", "1", None), NOW, by="alice")
+    store.set_policy(SGX, SentPolicy("two", "2", None), NOW, by="bob")
+    assert store.policy(SGX) == SentPolicy("two", "2", None)
     assert store.policy(TDX) is None
     store.set_policy(SGX, None, NOW, by="carol")
     assert store.policy(SGX) is None
