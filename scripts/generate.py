@@ -10,7 +10,7 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
-from chart_files import FILES, chart_files
+from chart_files import CHART, chart_files
 from dashboards import GRAFANA, dashboard_files
 from grpc_tools import protoc  # type: ignore[import-untyped]  # the package carries no types
 from kustomize_base import KUSTOMIZE, kustomize_files
@@ -45,8 +45,8 @@ def protobuf_modules() -> dict[Path, bytes]:
 def current() -> dict[Path, bytes]:
     """Path to content of what is checked in."""
     pages = (page for page in PAGES if page.exists())
-    found = [*TARGET.glob("*_pb2*.py*"), *pages, *(path for folder in (KUSTOMIZE, FILES) for path in folder.glob("*"))]
-    found += [*GRAFANA.glob("*.json"), *SCHEMAS.glob("*.json")]
+    found = [*TARGET.glob("*_pb2*.py*"), *pages, *KUSTOMIZE.glob("*"), *(CHART / "files").glob("*")]
+    found += [CHART / "templates" / "_generated.tpl", *GRAFANA.glob("*.json"), *SCHEMAS.glob("*.json")]
     return {path: path.read_bytes() for path in found if path.is_file()}
 
 

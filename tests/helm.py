@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,26 @@ def with_all_components(values: Mapping[str, Any]) -> dict[str, Any]:
     """These values, with every component that they do not name enabled."""
     names = ("quoteHelper", "collateral", "attestation", "attestedCertificates", "metrics", "autoscaling")
     return {name: {"enabled": True} for name in names} | dict(values)
+
+
+def pods_of(objects: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """What controllers make pods of."""
+    for one in objects:
+        if "template" in one.get("spec", {}):
+            yield one["spec"]["template"]["spec"]
+
+
+def in_order(one: dict[str, Any]) -> dict[str, Any]:
+    """The object, with lists sorted of which the order says nothing: volumes, mounts, variables, ports."""
+    for pod in pods_of([one]):
+        pod["volumes"].sort(key=lambda volume: volume["name"])
+        for container in (*pod["containers"], *pod.get("initContainers", ())):
+            for part, key in (("volumeMounts", "mountPath"), ("env", "name"), ("ports", "name")):
+                container.get(part, []).sort(key=lambda entry, key=key: entry[key])
+    if one["kind"] == "NetworkPolicy":
+        for opened in (*one["spec"].get("ingress", ()), *one["spec"].get("egress", ())):
+            opened["ports"].sort(key=lambda port: (port["port"], port["protocol"]))
+    return one
 
 
 COMPONENTS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from base64 import b64decode
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -28,6 +28,8 @@ from helm import (
     Helm,
     Objects,
     by_name,
+    in_order,
+    pods_of,
     rendered_by,
     with_all_components,
 )
@@ -242,15 +244,7 @@ def test_the_chart_renders_the_objects_of_addon_manifests(helm: Helm, settings: 
     wanted = by_name(json.loads(json.dumps(objects)))
     assert found.keys() == wanted.keys()
     for name, one in wanted.items():
-        assert _with_sorted_mounts(found[name]) == _with_sorted_mounts(one)
-
-
-def _with_sorted_mounts(one: dict[str, Any]) -> dict[str, Any]:
-    """Kubernetes tells mounts apart by their paths; their order says nothing."""
-    for pod in _pods([one]):
-        for container in pod["containers"]:
-            container.get("volumeMounts", []).sort(key=lambda mount: mount["mountPath"])
-    return one
+        assert in_order(found[name]) == in_order(one)
 
 
 def _cas_of(found: Objects) -> dict[str, IssuingCa]:
@@ -298,19 +292,12 @@ def test_two_installations_have_two_worlds(helm: Helm) -> None:
 def test_every_container_has_the_image_of_its_parts(helm: Helm, image: dict[str, str], wanted: str) -> None:
     values = {"image": image | {"pullSecrets": ["registry-key"]}, "platform": "simulated"}
     objects = rendered_by(helm, with_all_components(values))
-    pods = list(_pods(objects))
+    pods = list(pods_of(objects))
     assert len(pods) == 12  # eight components, three Jobs and a DaemonSet of hooks
     for pod in pods:
         assert pod["imagePullSecrets"] == [{"name": "registry-key"}]
         assert {one["image"] for one in (*pod["containers"], *pod.get("initContainers", ()))} == {wanted}
     assert by_name(objects)["ConfigMap/confcom-addon"]["data"]["image"] == wanted
-
-
-def _pods(objects: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """What controllers make pods of."""
-    for one in objects:
-        if "template" in one.get("spec", {}):
-            yield one["spec"]["template"]["spec"]
 
 
 OWN: dict[str, Any] = {

@@ -38,122 +38,21 @@ namespace: confcom-system
 {{- end }}
 
 {{/*
-A component: what it may reach and do, its Service and disruption budget, and its DaemonSet or Deployment.
-Dict: that of confcom.access and of confcom.workload; servicePort, if it has a Service; budget, whether one pod at a time
-may be evicted, and those that are not ready always.
+An admission policy, and what puts it in force: it restricts what RBAC cannot express, such as fields, or a component's
+own node. Dict: root, component, name; policy, the name of its template in _generated.tpl; annotations.
 */}}
-{{- define "confcom.component" -}}
-{{ include "confcom.access" . }}
-{{- with .servicePort }}
----
-apiVersion: v1
-kind: Service
-metadata: {{- include "confcom.namespaced" (list $.root $.component $.name) | nindent 2 }}
-spec:
-  selector: {{ include "confcom.selector" $.component }}
-  ports: [{name: https, port: {{ . }}, targetPort: https, protocol: TCP}]
-{{- end }}
-{{- if .budget }}
----
-apiVersion: policy/v1
-kind: PodDisruptionBudget
-metadata: {{- include "confcom.namespaced" (list .root .component .name) | nindent 2 }}
-spec:
-  maxUnavailable: 1
-  selector: {matchLabels: {{ include "confcom.selector" .component }}}
-  unhealthyPodEvictionPolicy: AlwaysAllow
-{{- end }}
----
-{{ include "confcom.workload" . }}
-{{- end }}
-
-{{/*
-What a component may reach and do: network policy, service account, roles and their bindings. Dict: root, component,
-name; ingress, ports that are open to all; called, a port that is open to the API server's addresses alone, where these
-are given; egress, lists of ports; token, whether its pods may ask the API; rules in the namespace and clusterRules, in
-YAML, if it has any; annotations.
-*/}}
-{{- define "confcom.access" -}}
-{{- $sources := list }}
-{{- range .root.Values.apiServer.addresses }}{{ $sources = append $sources (dict "ipBlock" (dict "cidr" .)) }}{{ end -}}
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {{- include "confcom.namespaced" (list .root .component .name .annotations) | nindent 2 }}
-spec:
-  podSelector: {matchLabels: {{ include "confcom.selector" .component }}}
-  policyTypes: [Ingress, Egress]
-  ingress:
-  {{- range .ingress }}
-  - ports: {{ include "confcom.ports" (list .) }}
-  {{- else }}
-  {{- if not .called }} []{{ end }}
-  {{- end }}
-  {{- with .called }}
-  - ports: {{ include "confcom.ports" (list .) }}
-    {{- with $sources }}
-    from: {{ toJson . }}
-    {{- end }}
-  {{- end }}
-  egress:
-  {{- range compact .egress }}
-  - ports: {{ include "confcom.ports" . }}
-  {{- else }} []
-  {{- end }}
----
-apiVersion: v1
-kind: ServiceAccount
-metadata: {{- include "confcom.namespaced" (list .root .component .name .annotations) | nindent 2 }}
-automountServiceAccountToken: {{ .token }}
-{{- range $kind, $rules := dict "Role" .rules "ClusterRole" .clusterRules }}
-{{- if $rules }}
-{{- $name := ternary $.name (printf "confcom:%s" $.name) (eq $kind "Role") }}
-{{- $place := ternary "confcom.namespaced" "confcom.global" (eq $kind "Role") }}
-{{- $metadata := include $place (list $.root $.component $name $.annotations) }}
----
-apiVersion: rbac.authorization.k8s.io/v1
-kind: {{ $kind }}
+{{- define "confcom.policy" -}}
+{{- $name := printf "%s-%s.confcom.dev" (ternary "sgx" .name (eq .policy "reserved")) .policy }}
+{{- $metadata := include "confcom.global" (list .root .component $name .annotations) -}}
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
 metadata: {{- $metadata | nindent 2 }}
-rules: {{- $rules | nindent 0 }}
+spec: {{- include (print "policy." .policy) . | nindent 2 }}
 ---
-apiVersion: rbac.authorization.k8s.io/v1
-kind: {{ $kind }}Binding
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
 metadata: {{- $metadata | nindent 2 }}
-roleRef: {apiGroup: rbac.authorization.k8s.io, kind: {{ $kind }}, name: {{ $name | quote }}}
-subjects:
-- {kind: ServiceAccount, name: {{ $.name }}, namespace: confcom-system}
-{{- end }}
-{{- end }}
-{{- end }}
-
-{{/* TCP ports of a network policy; beside 53 the same of UDP. */}}
-{{- define "confcom.ports" -}}
-{{- $tcp := list }}{{ $udp := list }}
-{{- range . }}
-{{- $tcp = append $tcp (dict "port" (int .) "protocol" "TCP") }}
-{{- if eq (int .) 53 }}{{ $udp = list (dict "port" 53 "protocol" "UDP") }}{{ end }}
-{{- end }}
-{{- concat $tcp $udp | toJson }}
-{{- end }}
-
-{{/* Where quote helpers get certification data: the collateral service, else an operator's PCCS, else an empty word. */}}
-{{- define "confcom.collateralSource" -}}
-{{- if .Values.collateral.enabled }}https://confcom-collateral.confcom-system.svc:8081
-{{- else }}{{ splitList "/sgx/certification" .Values.collateral.url | first | trimSuffix "/" }}{{ end }}
-{{- end }}
-
-{{/* The authority of the collateral service's certificate, as a volume. A pod waits for it, because the key is named. */}}
-{{- define "confcom.collateralCa" }}
-- name: collateral-ca
-  at: {{ . }}
-  readOnly: true
-  configMap: {name: confcom-collateral-ca, items: [{key: ca-certificates.crt, path: ca-certificates.crt}]}
-{{- end }}
-
-{{/* The port of an operator's own PCCS, if there is one, as a list. */}}
-{{- define "confcom.collateralPorts" -}}
-{{- if and (eq .Values.platform "intel") .Values.collateral.url (not .Values.collateral.enabled) -}}
-[{{ regexFind ":[0-9]+$" (urlParse .Values.collateral.url).host | trimPrefix ":" | default "443" }}]
-{{- else }}[]{{ end }}
+spec: {policyName: {{ $name }}, validationActions: [Deny]}
 {{- end }}
 
 {{/* A CA, base64 in JSON: the one in the cluster, else a new one beside those that are trusted now. List: Secret, name, trusted. */}}

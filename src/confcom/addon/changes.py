@@ -46,7 +46,7 @@ from confcom.cluster.objects import (
     Ref,
 )
 from confcom.errors import ClusterError, ClusterRefused, ConfigError
-from confcom.manifests import metrics_api
+from confcom.manifests import metrics
 from confcom.manifests.addon import AddonState, Issuer, issuers, parse_state, render, state_object
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.objects import (
@@ -347,7 +347,7 @@ class Addon:
         replaces = wait and await self._cluster.get(PLUGIN_REF) is not None
         later = [one for one in wanted if replaces and one["metadata"]["labels"][COMPONENT] == QUOTE_HELPER.component]
         for one in wanted:
-            if one["kind"] == metrics_api.API_SERVICE and wait:
+            if one["kind"] == metrics.API_SERVICE and wait:
                 # While what it names does not answer, no namespace can be deleted.
                 serving = [other for other in wanted if Ref.of(other) == METRICS_API_REF]
                 await Rollout(self._cluster, serving, self._report).wait(deadline.left())
@@ -370,7 +370,7 @@ class Addon:
                     await self._apply_one(one, deadline)
 
     async def _apply_one(self, one: Object, deadline: Deadline) -> None:
-        if one["kind"] == metrics_api.API_SERVICE:
+        if one["kind"] == metrics.API_SERVICE:
             await refuse_other_metrics(self._cluster)
             if await self._cluster.get(Ref.of(one)) is None:
                 # An apply would take over what another server registered a moment ago.
@@ -411,7 +411,7 @@ class Addon:
     async def _present(self) -> dict[Ref, Object]:
         """The add-on's objects. An APIService that leads to another server by now is that server's."""
         found = await self._cluster.addon_objects(NAMESPACE, OURS)
-        return {ref: one for ref, one in found.items() if ref != API_SERVICE or metrics_api.is_ours(one)}
+        return {ref: one for ref, one in found.items() if ref != API_SERVICE or metrics.is_ours(one)}
 
     async def _gone(self, ref: Ref, deadline: Deadline, *, only_if_deleted: bool = False) -> None:
         """Wait until an object is gone; `ClusterError` at the deadline.
@@ -503,8 +503,8 @@ def _content(secret: dict[str, Any]) -> bytes:
 
 CONFIGURATION_KINDS = ("MutatingWebhookConfiguration", "ValidatingWebhookConfiguration")
 CONFIGURATIONS = tuple(Ref("admissionregistration.k8s.io/v1", kind, "", CONFIGURATION) for kind in CONFIGURATION_KINDS)
-API_SERVICE = Ref(API_SERVICE_KIND.api_version, metrics_api.API_SERVICE, "", metrics_api.NAME)
-TRUSTING = {CA_SECRET: CONFIGURATIONS, metrics_api.CA_SECRET: (API_SERVICE,)}
+API_SERVICE = Ref(API_SERVICE_KIND.api_version, metrics.API_SERVICE, "", metrics.API_SERVICE_NAME)
+TRUSTING = {CA_SECRET: CONFIGURATIONS, metrics.CA_SECRET: (API_SERVICE,)}
 """Objects with a caBundle, by the Secret of its CA. The exporters' is trusted by pods that mount the Secret."""
 FORMER_MANAGER = "confcom-webhook"
 """Field manager of webhooks that made their CA themselves."""

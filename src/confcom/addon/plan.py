@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from confcom.cluster.client import missing_ok
 from confcom.cluster.objects import API_SERVICE_KIND, ClusterObjects, Ref
 from confcom.errors import ConfigError
-from confcom.manifests import attestation, metrics_api
+from confcom.manifests import attestation, metrics
 from confcom.manifests.addon_config import AddonConfig
 from confcom.manifests.device_plugin import trial_claim
 from confcom.manifests.objects import (
@@ -234,7 +234,7 @@ async def check_cluster(cluster: ClusterObjects, config: AddonConfig) -> None:
 async def refuse_other_metrics(cluster: ClusterObjects) -> None:
     """`ConfigError` if another server has custom.metrics.k8s.io: HPA asks one version of it for all metrics."""
     for one in await cluster.objects(API_SERVICE_KIND):
-        if one["spec"].get("group") != GROUP or metrics_api.is_ours(one):
+        if one["spec"].get("group") != GROUP or metrics.is_ours(one):
             continue
         service = one["spec"].get("service") or {}
         owner = f"Service {service.get('namespace')}/{service.get('name')}" if service else "the API server itself"

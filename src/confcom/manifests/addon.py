@@ -18,7 +18,6 @@ from confcom.manifests import (
     collateral,
     device_plugin,
     metrics,
-    metrics_api,
     monitoring,
     quote_helper,
     webhook,
@@ -57,8 +56,8 @@ def issuers(config: AddonConfig) -> list[Issuer]:
     if config.webhook:
         found.append(Issuer(webhook.CA_SECRET, "confcom admission webhook", names_of(WEBHOOK)))
     if config.autoscaling:
-        found.append(Issuer(metrics_api.CA_SECRET, "confcom metrics API", names_of(METRICS_API)))
-        found.append(Issuer(metrics_api.EXPORTERS_CA_SECRET, "confcom exporters", tuple(EXPORTERS.values())))
+        found.append(Issuer(metrics.CA_SECRET, "confcom metrics API", names_of(METRICS_API)))
+        found.append(Issuer(metrics.EXPORTERS_CA_SECRET, "confcom exporters", tuple(EXPORTERS.values())))
     return found
 
 
@@ -92,7 +91,7 @@ def render(
         *(metrics.metrics(settled) if settled.metrics else []),
         *monitoring.monitoring(settled, operator=prometheus_operator),
         *(webhook.webhook(settled, cas.get(webhook.CA_SECRET)) if settled.webhook else []),
-        *(metrics_api.metrics_api(settled, cas) if settled.autoscaling else []),
+        *(metrics.metrics_api(settled, cas) if settled.autoscaling else []),
     ]
     return completed(rendered, settled, version)
 

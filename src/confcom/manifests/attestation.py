@@ -43,24 +43,17 @@ def attestation(config: AddonConfig) -> list[Object]:
     """Every object of the service."""
     workload = workload_of(config)
     secret, storage, claim = config.attestation_tls_secret, config.attestation_storage, claim_of(workload)
-    found = TlsService(workload, PORT, secret, storage, claim, _database(config))
+    found = TlsService(workload, PORT, SERVICE_PORT, secret, storage, claim, _database(config))
     judging = collateral.judging(config)
-    pod = found.pod(
+    return found.objects(
         config,
-        _values(config, found.host) | judging.settings,
-        [*_volumes(config, workload), *judging.volumes],
+        settings=_settings(config, found.host) | judging.settings,
+        volumes=[*_volumes(config, workload), *judging.volumes],
         requests=objects.resources("100m", "128Mi", "512Mi"),
-        **judging.pod,
-    )
-    made = found.objects(
-        config,
-        pod,
-        service_port=SERVICE_PORT,
         egress=judging.egress,
-        more_egress=judging.more_egress,
         migrates="CONFCOM_ATTESTATION_SERVICE_STORE",
+        init=judging.init,
     )
-    return [objects.disruption_budget(workload), *made]
 
 
 def _database(config: AddonConfig) -> SharedDatabase | None:
@@ -79,7 +72,7 @@ def remark(config: AddonConfig) -> str:
     )
 
 
-def _values(config: AddonConfig, host: str) -> dict[str, str]:
+def _settings(config: AddonConfig, host: str) -> dict[str, str]:
     found = {
         "url": config.attestation_url or f"https://{host}",
         "keys": _keys(config),

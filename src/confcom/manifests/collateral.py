@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from confcom.manifests import objects, simulated
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.objects import COLLATERAL, ITSELF, TMP, Mounted, Object, asks_by_name, mount
+from confcom.manifests.objects import COLLATERAL, ITSELF, TMP, Mounted, Object, mount
 from confcom.manifests.tls_service import CA_KEY, SharedDatabase, TlsService
 
 # Intel's quote provider library reads its configuration once, when it is loaded: from `QCNL_CONF_PATH`, or before that
@@ -82,28 +82,26 @@ def _authority(config: AddonConfig, at: str) -> list[Mounted]:
 
 
 class Judging(NamedTuple):
-    """What a service that judges quotes needs: settings, volumes, fields of its pod, ports that it connects to."""
+    """What a service that judges quotes needs: settings, volumes, init containers, ports that it connects to."""
 
     settings: dict[str, str]
     volumes: list[Mounted]
-    pod: Object
+    init: list[Object]
     egress: tuple[int, ...]
-    more_egress: tuple[int, ...]
 
 
 def judging(config: AddonConfig) -> Judging:
     """For these settings: the source of collateral, and on the simulated platform the root of the world."""
-    values = {"collateral": source(config) or "intel"}
-    pod: Object = {"dnsPolicy": "ClusterFirst"}
-    volumes = _authority(config, COLLATERAL_CA_FOLDER)
+    settings = {"collateral": source(config) or "intel"}
+    volumes, init = _authority(config, COLLATERAL_CA_FOLDER), []
     if config.collateral:
-        values["collateral_ca"] = f"{COLLATERAL_CA_FOLDER}/{CA_KEY}"
+        settings["collateral_ca"] = f"{COLLATERAL_CA_FOLDER}/{CA_KEY}"
     if config.platform == "simulated":
-        values["trust_roots"] = simulated.TRUSTED_ROOT
+        settings["trust_roots"] = simulated.TRUSTED_ROOT
         volumes += simulated.trust_volumes()
-        pod["initContainers"] = [simulated.trust_container(config)]
+        init.append(simulated.trust_container(config))
     egress = (objects.DNS_PORT, SERVICE_PORT) if config.collateral else UPSTREAM_PORTS
-    return Judging(values, volumes, pod, egress, (*config.api_ports, *asked_ports(config)))
+    return Judging(settings, volumes, init, (*egress, *asked_ports(config)))
 
 
 def environment(config: AddonConfig) -> list[Object]:
@@ -145,31 +143,24 @@ def _service(config: AddonConfig) -> TlsService:
     if config.collateral_database:
         port, replicas = config.collateral_database_port, config.collateral_replicas
         database = SharedDatabase(config.collateral_database, port, replicas)
-    return TlsService(COLLATERAL, SERVICE_PORT, secret, storage, claim="confcom-collateral-store", database=database)
+    claim = "confcom-collateral-store"
+    return TlsService(COLLATERAL, SERVICE_PORT, SERVICE_PORT, secret, storage, claim, database)
 
 
 def collateral(config: AddonConfig) -> list[Object]:
-    """Every object of the service. A store in the pod's own folder ends with the pod, and is fetched again.
-
-    That folder has room for uploads beside the store.
-    """
+    """Every object of the service. A store in the pod's own folder ends with the pod, and is fetched again."""
     found = _service(config)
-    egress: tuple[int, ...] = () if config.platform == "simulated" else UPSTREAM_PORTS
-    placed, budget = asks_by_name(config), []
-    if found.database is not None:
-        egress, placed = egress or (objects.DNS_PORT,), {"dnsPolicy": "ClusterFirst"}
-        budget = [objects.disruption_budget(COLLATERAL)]
-    requests = objects.resources("50m", "128Mi", "512Mi")
-    pod = found.pod(config, _values(config), [_upstream_volume(config)], requests=requests, **placed)
-    made = found.objects(
+    egress: tuple[int, ...] = UPSTREAM_PORTS
+    if config.platform == "simulated":
+        egress = () if found.database is None else (objects.DNS_PORT,)
+    return found.objects(
         config,
-        pod,
-        service_port=SERVICE_PORT,
+        settings=_settings(config),
+        volumes=[_upstream_volume(config)],
+        requests=objects.resources("50m", "128Mi", "512Mi"),
         egress=egress,
-        more_egress=config.api_ports,
         migrates="CONFCOM_COLLATERAL_STORE",
     )
-    return [*budget, *made]
 
 
 def _upstream_volume(config: AddonConfig) -> Mounted:
@@ -178,7 +169,7 @@ def _upstream_volume(config: AddonConfig) -> Mounted:
     return objects.secret_volume("upstream", UPSTREAM_SECRET, UPSTREAM_FOLDER, optional=True)
 
 
-def _values(config: AddonConfig) -> dict[str, str]:
+def _settings(config: AddonConfig) -> dict[str, str]:
     found = {
         "fmspcs": ",".join(config.collateral_fmspcs),
         **({"tcb_sets": ",".join(config.collateral_tcb_sets)} if config.collateral_tcb_sets else {}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from confcom.manifests import account_policies, objects, simulated
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.objects import DEVICE_PLUGIN, Mounted, Object, host_path, rule
+from confcom.manifests.objects import DEVICE_PLUGIN, Component, Mounted, Object, host_path, rule
 from confcom.protocols import aesm, dra_objects
 
 _DRA = "resource.k8s.io"
@@ -18,30 +18,37 @@ GRANT_SLOTS = 110
 
 
 def device_plugin(config: AddonConfig) -> list[Object]:
-    """Every object of the device plugin."""
-    egress = config.api_ports if _needs_api(config) else ()
-    return [
-        objects.opening(DEVICE_PLUGIN, ingress=(HTTP_PORT,), egress=egress),
-        *_rights(config),
-        objects.service_account(DEVICE_PLUGIN, token=_needs_api(config)),
-        # The successor has its image and looks at the node before its turn comes, which is when the present one ends.
-        objects.daemon_set(DEVICE_PLUGIN, config, _pod(config)),
-    ]
+    """Every object of the device plugin.
 
-
-def _rights(config: AddonConfig) -> list[Object]:
-    """Roles and admission policies, by the way in which EPC is published."""
-    reserved = account_policies.reserved(config)
-    if config.publisher == "devices":
-        return reserved
-    rules = [rule("", ["nodes"], ["get", "list", "watch"]), rule("", ["nodes/status"], ["patch"])]
-    # With claims too: amounts that another publisher left in the node's status would be given out twice.
-    found = [*reserved, *account_policies.own_node(config)]
+    In an update the successor has its image and looks at the node before its turn comes, when the present one ends.
+    """
+    # Unless EPC is published as devices, some node may have to write to its own status, or to publish slices.
+    policies, rules = account_policies.reserved(config), []
+    if config.publisher != "devices":
+        # With claims too: amounts that another publisher left in the node's status would be given out twice.
+        policies += account_policies.own_node(config)
+        rules = [rule("", ["nodes"], ["get", "list", "watch"]), rule("", ["nodes/status"], ["patch"])]
     if config.publisher == "dra":
-        found += [*_device_classes(), *account_policies.own_slices()]
+        policies += [*_device_classes(), *account_policies.own_slices()]
         rules.append(rule(_DRA, ["resourceslices"], ["get", "list", "watch", "create", "update", "delete"]))
         rules.append(rule(_DRA, ["resourceclaims"], ["get"]))
-    return [*found, *objects.cluster_role(DEVICE_PLUGIN, rules)]
+    volumes, init = _folders(config), []
+    if config.platform == "simulated":
+        volumes += [(simulated.world_volume(), []), simulated.machine_volume()]
+        init.append(simulated.machine_container(config))
+    component = Component(
+        workload=DEVICE_PLUGIN,
+        settings=_settings(config),
+        env=[objects.from_pod("CONFCOM_DEVICE_PLUGIN_NODE_NAME", "spec.nodeName")],
+        ports={"http": HTTP_PORT},
+        requests=objects.resources("20m", "64Mi", "256Mi"),
+        security=objects.confined(user=0),
+        volumes=volumes,
+        cluster_rules=rules,
+        init=init,
+        pod={"terminationGracePeriodSeconds": 10},
+    )
+    return [*policies, *component.objects(config)]
 
 
 def _device_classes() -> list[Object]:
@@ -63,35 +70,6 @@ def trial_claim() -> Object:
     # A namespace that every cluster has: the add-on's own may not be there yet.
     metadata = {"name": "confcom-trial", "namespace": "default"}
     return {"apiVersion": dra_objects.API_VERSION, "kind": "ResourceClaimTemplate", "metadata": metadata, "spec": spec}
-
-
-def _needs_api(config: AddonConfig) -> bool:
-    """Whether some node may have to write to its own status, or to publish slices."""
-    return config.publisher != "devices"
-
-
-def _pod(config: AddonConfig) -> Object:
-    volumes = _folders(config)
-    init = []
-    if config.platform == "simulated":
-        volumes += [(simulated.world_volume(), []), simulated.machine_volume()]
-        init.append(simulated.machine_container(config))
-    return objects.pod(
-        config,
-        DEVICE_PLUGIN,
-        ["device-plugin"],
-        env=[
-            objects.from_pod("CONFCOM_DEVICE_PLUGIN_NODE_NAME", "spec.nodeName"),
-            *objects.settings("device-plugin", _settings(config)),
-        ],
-        ports={"http": HTTP_PORT},
-        requests=objects.resources("20m", "64Mi", "256Mi"),
-        security=objects.confined(user=0),
-        volumes=volumes,
-        automountServiceAccountToken=_needs_api(config),
-        terminationGracePeriodSeconds=10,
-        initContainers=init,
-    )
 
 
 def _folders(config: AddonConfig) -> list[Mounted]:
@@ -124,7 +102,6 @@ def _settings(config: AddonConfig) -> dict[str, str]:
         "reserve_mib": str(config.epc_reserve_mib),
         "overcommit": objects.number(config.overcommit),
         "wait_for_sgx": "true",
-        "http": f"[::]:{HTTP_PORT}",
     }
     if config.platform == "simulated":
         found |= {

@@ -15,7 +15,6 @@ from confcom.manifests import (
     certificate_signer,
     device_plugin,
     metrics,
-    metrics_api,
     objects,
     quote_helper,
     webhook,
@@ -66,7 +65,7 @@ def _pages(config: AddonConfig) -> list[Page]:
         (config.metrics, Page(objects.METRICS, metrics.HTTP_PORT, named=True)),
         (config.webhook, Page(objects.WEBHOOK, webhook.HTTP_PORT)),
         (config.attested_certificates, signer),
-        (config.autoscaling, Page(objects.METRICS_API, metrics_api.HTTP_PORT)),
+        (config.autoscaling, Page(objects.METRICS_API, metrics.API_HTTP_PORT)),
         (config.collateral, Page(COLLATERAL, None)),
         (config.attestation, Page(attestation.workload_of(config), None)),
     )

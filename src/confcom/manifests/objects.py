@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
 from confcom.manifests.addon_config import LOCALHOST, RUNTIME_DEFAULT, AddonConfig
@@ -41,6 +42,7 @@ USER = 65532
 TMP = "/tmp"  # noqa: S108 - the path in a container, where an empty folder in memory is mounted
 
 # Taints by which clusters keep SGX nodes for pods that use SGX.
+_CRITICAL_ONLY: Object = {"key": "CriticalAddonsOnly", "operator": "Exists"}
 _TOLERATED_KEYS = (epc.CANONICAL, OWN_NODE_LABEL, "sgx.intel.com/epc", "alibabacloud.com/sgx_epc_MiB")
 
 
@@ -109,7 +111,7 @@ def sgx_nodes(config: AddonConfig) -> Object:
 def tolerations(config: AddonConfig) -> list[Object]:
     """Taints that the node components tolerate: those that usually set SGX nodes apart, and those of the settings."""
     usual: list[Object] = [{"key": key, "operator": "Exists"} for key in _TOLERATED_KEYS]
-    return [*usual, {"key": "CriticalAddonsOnly", "operator": "Exists"}, *config.tolerated()]
+    return [_CRITICAL_ONLY, *usual, *config.tolerated()]
 
 
 def confined(*, user: int = USER, add: tuple[str, ...] = (), profile: str = RUNTIME_DEFAULT) -> Object:
@@ -145,9 +147,9 @@ def container(config: AddonConfig, name: str, args: list[str], **body: Any) -> O
     }
 
 
-def settings(service: str, values: dict[str, str]) -> list[Object]:
-    """A service's settings as environment: `CONFCOM_<SERVICE>_<FIELD>`."""
-    prefix = f"CONFCOM_{service.upper().replace('-', '_')}_"
+def environment(daemon: str, values: Mapping[str, str]) -> list[Object]:
+    """A daemon's settings as environment: `CONFCOM_<DAEMON>_<FIELD>`."""
+    prefix = f"CONFCOM_{daemon.upper().replace('-', '_')}_"
     return [{"name": f"{prefix}{field.upper()}", "value": value} for field, value in values.items()]
 
 
@@ -162,6 +164,12 @@ def resources(cpu: str, memory: str, memory_limit: str, **devices: str) -> Objec
         "requests": {"cpu": cpu, "memory": memory, **devices},
         "limits": {"memory": memory_limit, **devices},
     }
+
+
+def task(config: AddonConfig, name: str, args: list[str], mounts: list[Object], **body: Any) -> Object:  # noqa: ANN401 - JSON
+    """A small container that ends: that of a Job, or one that prepares something for a component's container."""
+    usual = {"resources": resources("10m", "64Mi", "256Mi"), "securityContext": confined(), "volumeMounts": mounts}
+    return container(config, name, args, **usual | body)
 
 
 def _probes(port: str, **scheme: str) -> Object:
@@ -213,41 +221,143 @@ def memory_folder(name: str, size: str) -> Object:
     return {"name": name, "emptyDir": {"medium": "Memory", "sizeLimit": size}}
 
 
-def tmp() -> Mounted:
-    """A small folder for temporary files, beside the read-only root file system."""
-    return memory_folder("tmp", "16Mi"), [mount("tmp", TMP)]
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """A component: its pods, what they may reach and what may reach them, and its rights at the Kubernetes API."""
+
+    workload: Workload
+    replicas: int | None = None
+    """Pods of a Deployment, on any node. Without a number: a DaemonSet, on every SGX node."""
+    recreated: bool = False
+    """A successor waits until its predecessor has ended."""
+    args: tuple[str, ...] = ()
+    """Of the program; by default the name of the component."""
+    daemon: str = ""
+    """The daemon that reads the settings; by default it has the name of the component."""
+    settings: Mapping[str, str]
+    """Settings of the daemon by field, beside the addresses of its ports and the name of the node."""
+    env: Sequence[Object] = ()
+    """Further environment variables."""
+    ports: Mapping[str, int]
+    """Where it listens, by name: a name of `_LISTENS`. Probes ask `http`, or `https` where there is no `http`."""
+    requests: Object
+    """Requests and limits of its container."""
+    volumes: Sequence[Mounted] = ()
+    """Volumes beside /tmp."""
+    security: Object | None = None
+    """The security context of its container; None: `confined()`."""
+    init: Sequence[Object] = ()
+    """Containers that prepare something for it."""
+    pod: Object = field(default_factory=dict)
+    """Further fields of its pods."""
+    called: str = ""
+    """The port that the API server alone reaches, if the settings have its addresses."""
+    service_port: int | None = None
+    """The port of its Service, which leads to `https`."""
+    egress: tuple[int, ...] = ()
+    """TCP ports that it may reach, beside those of the Kubernetes API."""
+    rules: Sequence[Object] = ()
+    """What it may do in the add-on's namespace. Without any rule its pods get no token, and do not reach the API."""
+    cluster_rules: Sequence[Object] = ()
+    """What it may do in the whole cluster."""
+
+    def objects(self, config: AddonConfig) -> list[Object]:
+        """Every object of the component; the workload last, after what it uses."""
+        workload, api = self.workload, config.api_ports if self._asks_api else ()
+        called = [port for name, port in self.ports.items() if name == self.called]
+        opened = [port for name, port in self.ports.items() if name != self.called]
+        found = [
+            network_policy(
+                workload, ingress=opened, called=called, callers=config.api_addresses, egress=(*self.egress, *api)
+            ),
+            service_account(workload, token=self._asks_api),
+            *_bound(namespaced_object, "Role", workload.name, workload, self.rules),
+            *_bound(global_object, "ClusterRole", f"confcom:{workload.name}", workload, self.cluster_rules),
+        ]
+        if self.service_port is not None:
+            found.append(self._service(self.service_port))
+        if self.replicas is None:
+            return [*found, daemon_set(workload, config, self._pod(config))]
+        return [*found, self._disruption_budget(), self._deployment(config, self.replicas)]
+
+    @property
+    def _asks_api(self) -> bool:
+        return bool(self.rules or self.cluster_rules)
+
+    def _service(self, port: int) -> Object:
+        spec = {
+            "selector": selector(self.workload.component),
+            "ports": [{"name": "https", "port": port, "targetPort": "https", "protocol": "TCP"}],
+        }
+        return namespaced_object("v1", "Service", self.workload.name, self.workload.component, spec=spec)
+
+    def _disruption_budget(self) -> Object:
+        """One pod at a time. Those that are not ready may always go, such as when no node is left for another one."""
+        return namespaced_object(
+            "policy/v1",
+            "PodDisruptionBudget",
+            self.workload.name,
+            self.workload.component,
+            spec={
+                "maxUnavailable": 1,
+                "selector": {"matchLabels": selector(self.workload.component)},
+                "unhealthyPodEvictionPolicy": "AlwaysAllow",
+            },
+        )
+
+    def _pod(self, config: AddonConfig) -> Object:
+        component, daemon = self.workload.component, self.daemon or self.workload.component
+        listens = {_LISTENS[name]: f"[::]:{port}" for name, port in self.ports.items()}
+        volumes = [(memory_folder("tmp", "16Mi"), [mount("tmp", TMP)]), *self.volumes]
+        main = container(
+            config,
+            component,
+            list(self.args or (component,)),
+            env=[*environment(daemon, {**listens, **self.settings}), *self.env],
+            ports=[{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in self.ports.items()],
+            resources=self.requests,
+            securityContext=self.security or confined(),
+            volumeMounts=[place for _, mounts in volumes for place in mounts],
+            **(_probes("http") if "http" in self.ports else _probes("https", scheme="HTTPS")),
+        )
+        return {
+            "automountServiceAccountToken": self._asks_api,
+            "dnsPolicy": dns_policy(self.egress),
+            **({"initContainers": [*self.init]} if self.init else {}),
+            "containers": [main],
+            "volumes": [one for one, _ in volumes],
+            **self.pod,
+        }
+
+    def _deployment(self, config: AddonConfig, replicas: int) -> Object:
+        """The pods are on different nodes where that is possible."""
+        spread = {
+            "maxSkew": 1,
+            "topologyKey": "kubernetes.io/hostname",
+            "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": selector(self.workload.component)},
+        }
+        spec = any_node(self.workload) | {"topologySpreadConstraints": [spread]} | self._pod(config)
+        strategy = {"type": "Recreate"} if self.recreated else _ROLLING
+        return _controller("Deployment", self.workload, spec, replicas=replicas, strategy=strategy)
 
 
-def asks_by_name(config: AddonConfig) -> Object:
-    """Cluster DNS, for pods that reach services by name; on simulated nodes none does."""
-    return {} if config.platform == "simulated" else {"dnsPolicy": "ClusterFirst"}
+_LISTENS = {"http": "http", "https": "listen", "tls": "https"}
+"""Ports to the settings of their addresses: page without TLS; API or page over TLS; page for the metrics API."""
+_ROLLING = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
 
 
-def pod(
-    config: AddonConfig,
-    workload: Workload,
-    args: list[str],
-    *,
-    env: list[Object],
-    ports: dict[str, int],
-    requests: Object,
-    volumes: list[Mounted],
-    security: Object | None = None,
-    **body: Any,  # noqa: ANN401 - JSON
-) -> Object:
-    """The pod of a component: its container, with probes at the port http, or https where there is no http."""
-    main = container(
-        config,
-        workload.component,
-        args,
-        env=env,
-        ports=[{"name": name, "containerPort": port, "protocol": "TCP"} for name, port in ports.items()],
-        resources=requests,
-        securityContext=security or confined(),
-        volumeMounts=[place for _, mounts in volumes for place in mounts],
-        **(_probes("http") if "http" in ports else _probes("https", scheme="HTTPS")),
-    )
-    return {"containers": [main], "volumes": [one for one, _ in volumes], **body}
+def any_node(workload: Workload) -> Object:
+    """What pods have that run on any node."""
+    return {
+        "serviceAccountName": workload.name,
+        "priorityClassName": CLUSTER_CRITICAL,
+        "securityContext": {"fsGroup": USER},
+        "terminationGracePeriodSeconds": 30,
+        "nodeSelector": ANY_NODE,
+        "tolerations": [_CRITICAL_ONLY],
+        "enableServiceLinks": False,
+    }
 
 
 def daemon_set(workload: Workload, config: AddonConfig, pod: Object) -> Object:
@@ -257,40 +367,10 @@ def daemon_set(workload: Workload, config: AddonConfig, pod: Object) -> Object:
         "priorityClassName": NODE_CRITICAL,
         "affinity": sgx_nodes(config),
         "tolerations": tolerations(config),
-        "dnsPolicy": "Default",
         "enableServiceLinks": False,
         **pod,
     }
-    more = {"updateStrategy": _rolling(maxSurge=1, maxUnavailable=0), "minReadySeconds": 2}
-    return _controller("DaemonSet", workload, spec, **more)
-
-
-def deployment(workload: Workload, pod: Object, *, replicas: int) -> Object:
-    """A component on any node; its pods on different ones where that is possible."""
-    spread = {
-        "maxSkew": 1,
-        "topologyKey": "kubernetes.io/hostname",
-        "whenUnsatisfiable": "ScheduleAnyway",
-        "labelSelector": {"matchLabels": selector(workload.component)},
-    }
-    spec = {
-        "serviceAccountName": workload.name,
-        "automountServiceAccountToken": True,
-        "priorityClassName": CLUSTER_CRITICAL,
-        "securityContext": {"fsGroup": USER},
-        "terminationGracePeriodSeconds": 30,
-        "nodeSelector": ANY_NODE,
-        "tolerations": [{"key": "CriticalAddonsOnly", "operator": "Exists"}],
-        "topologySpreadConstraints": [spread],
-        "dnsPolicy": "Default",
-        "enableServiceLinks": False,
-        **pod,
-    }
-    return _controller("Deployment", workload, spec, replicas=replicas, strategy=_rolling(maxSurge=1, maxUnavailable=0))
-
-
-def _rolling(**limits: int) -> Object:
-    return {"type": "RollingUpdate", "rollingUpdate": limits}
+    return _controller("DaemonSet", workload, spec, updateStrategy=_ROLLING, minReadySeconds=2)
 
 
 def _controller(kind: str, workload: Workload, pod: Object, **more: Any) -> Object:  # noqa: ANN401 - JSON
@@ -307,20 +387,6 @@ def names_of(workload: Workload) -> tuple[str, str]:
     """DNS names of a component's Service in the cluster, the usual one first."""
     own = f"{workload.name}.{NAMESPACE}.svc"
     return own, f"{own}.cluster.local"
-
-
-def service(workload: Workload, port: int, target: str) -> Object:
-    """A Service: its port, and the name of the pods' port behind it."""
-    return namespaced_object(
-        "v1",
-        "Service",
-        workload.name,
-        workload.component,
-        spec={
-            "selector": selector(workload.component),
-            "ports": [{"name": target, "port": port, "targetPort": target, "protocol": "TCP"}],
-        },
-    )
 
 
 class IssuingCa(NamedTuple):
@@ -342,21 +408,6 @@ def ca_secrets(workload: Workload, names: Iterable[str], cas: Mapping[str, Issui
                 namespaced_object("v1", "Secret", name, workload.component, type="kubernetes.io/tls", data=data)
             )
     return found
-
-
-def disruption_budget(workload: Workload) -> Object:
-    """One pod at a time. Those that are not ready may always go, such as when no node is left for another one."""
-    return namespaced_object(
-        "policy/v1",
-        "PodDisruptionBudget",
-        workload.name,
-        workload.component,
-        spec={
-            "maxUnavailable": 1,
-            "selector": {"matchLabels": selector(workload.component)},
-            "unhealthyPodEvictionPolicy": "AlwaysAllow",
-        },
-    )
 
 
 def completed(objects: Iterable[Object], config: AddonConfig, version: str) -> list[Object]:
@@ -411,21 +462,16 @@ def rule(group: str, resources: list[str], verbs: list[str], names: list[str] | 
     return found | ({"resourceNames": names} if names else {})
 
 
-def cluster_role(workload: Workload, rules: list[Object]) -> list[Object]:
-    """A role in the whole cluster for a component's account."""
-    return _bound(global_object, "ClusterRole", f"confcom:{workload.name}", workload, rules)
-
-
-def role(workload: Workload, rules: list[Object]) -> list[Object]:
-    """A role in the add-on's namespace for a component's account."""
-    return _bound(namespaced_object, "Role", workload.name, workload, rules)
-
-
-def _bound(make: Callable[..., Object], kind: str, name: str, workload: Workload, rules: list[Object]) -> list[Object]:
+def _bound(
+    make: Callable[..., Object], kind: str, name: str, workload: Workload, rules: Sequence[Object]
+) -> list[Object]:
+    """A role and its binding to a component's account, if there are rules."""
+    if not rules:
+        return []
     subject = {"kind": "ServiceAccount", "name": workload.name, "namespace": NAMESPACE}
     reference = {"apiGroup": RBAC, "kind": kind, "name": name}
     return [
-        make(f"{RBAC}/v1", kind, name, workload.component, rules=rules),
+        make(f"{RBAC}/v1", kind, name, workload.component, rules=[*rules]),
         make(f"{RBAC}/v1", f"{kind}Binding", name, workload.component, roleRef=reference, subjects=[subject]),
     ]
 
@@ -447,35 +493,35 @@ def nothing_else() -> Object:
     )
 
 
-def opening(
+def network_policy(
     workload: Workload,
     *,
-    ingress: tuple[int, ...] = (),
-    egress: tuple[int, ...] = (),
-    more: tuple[int, ...] = (),
-    called: tuple[int, ...] = (),
-    callers: tuple[str, ...] = (),
+    ingress: Iterable[int] = (),
+    egress: Iterable[int] = (),
+    called: Iterable[int] = (),
+    callers: Iterable[str] = (),
 ) -> Object:
     """Opens TCP ports of a component (`ingress`), and ports of others to it (`egress`); with DNS over UDP beside 53.
 
-    `more` are further egress ports, some of which `egress` may have too. The ports `called` are open to the CIDRs
-    `callers` alone, or to every source if there are none.
+    The ports `called` are open to the CIDRs `callers` alone, or to every source if there are none.
     """
-    rules: list[Object] = [{"ports": [_port(port) for port in ports]} for ports in (ingress, called) if ports]
-    if called and callers:
-        rules[-1]["from"] = [{"ipBlock": {"cidr": cidr}} for cidr in callers]
+    sources = [{"ipBlock": {"cidr": cidr}} for cidr in callers]
+    rules = [_opened(ingress), _opened(called) | ({"from": sources} if sources else {})]
     spec: Object = {
         "podSelector": {"matchLabels": selector(workload.component)},
         "policyTypes": ["Ingress", "Egress"],
-        "ingress": rules,
-        "egress": [{"ports": [_port(port) for port in ports] + _dns(ports)} for ports in (egress, more) if ports],
+        "ingress": [rule for rule in rules if rule["ports"]],
+        "egress": [rule for rule in [_opened(egress)] if rule["ports"]],
     }
     return namespaced_object("networking.k8s.io/v1", "NetworkPolicy", workload.name, workload.component, spec=spec)
 
 
-def _port(port: int, protocol: str = "TCP") -> Object:
-    return {"port": port, "protocol": protocol}
+def _opened(ports: Iterable[int]) -> Object:
+    once = dict.fromkeys(ports)
+    dns = [{"port": DNS_PORT, "protocol": "UDP"}] if DNS_PORT in once else []
+    return {"ports": [{"port": port, "protocol": "TCP"} for port in once] + dns}
 
 
-def _dns(ports: tuple[int, ...]) -> list[Object]:
-    return [_port(DNS_PORT, "UDP")] if DNS_PORT in ports else []
+def dns_policy(egress: Iterable[int]) -> str:
+    """Cluster DNS for pods that reach services by name; others do not depend on it."""
+    return "ClusterFirst" if DNS_PORT in egress else "Default"

@@ -20,6 +20,7 @@ NODE_FOLDER = "/var/lib/confcom/simulated-node"
 WORLD_FOLDER = "/world"
 MACHINE_FOLDER = "/machine"
 MACHINE_FILE = f"{MACHINE_FOLDER}/machine.json"
+_WORLD = mount("world", WORLD_FOLDER, read_only=True)
 
 
 def world_objects(machine_file: bytes, root: bytes) -> list[Object]:
@@ -49,11 +50,14 @@ def machine_volume() -> Mounted:
 def machine_container(config: AddonConfig) -> Object:
     """Init container that makes the node's machine from the world and the node's name: the same at every start."""
     words = ["simulate", "machine", "--world", f"{WORLD_FOLDER}/{WORLD_KEY}", "--name", "$(NODE_NAME)"]
-    made = _of_world(config, "machine", [*words, "-o", MACHINE_FILE], mount("machine", MACHINE_FOLDER))
-    return made | {
-        "env": [objects.from_pod("NODE_NAME", "spec.nodeName")],
-        "securityContext": objects.confined(user=0),
-    }
+    return objects.task(
+        config,
+        "machine",
+        [*words, "-o", MACHINE_FILE],
+        [_WORLD, mount("machine", MACHINE_FOLDER)],
+        env=[objects.from_pod("NODE_NAME", "spec.nodeName")],
+        securityContext=objects.confined(user=0),
+    )
 
 
 TRUST_FOLDER = "/trust"
@@ -70,18 +74,7 @@ def trust_volumes() -> list[Mounted]:
 def trust_container(config: AddonConfig) -> Object:
     """An init container that takes the root out of the simulated world, with which quotes could be forged."""
     words = ["simulate", "collateral", f"{WORLD_FOLDER}/{WORLD_KEY}", "-o", f"{TRUST_FOLDER}/world"]
-    return _of_world(config, "root", words, mount("trust", TRUST_FOLDER))
-
-
-def _of_world(config: AddonConfig, name: str, words: list[str], target: Object) -> Object:
-    return objects.container(
-        config,
-        name,
-        words,
-        resources=objects.resources("10m", "64Mi", "256Mi"),
-        securityContext=objects.confined(),
-        volumeMounts=[mount("world", WORLD_FOLDER, read_only=True), target],
-    )
+    return objects.task(config, "root", words, [_WORLD, mount("trust", TRUST_FOLDER)])
 
 
 _FOLDER, _, _NODE = NODE_FOLDER.rpartition("/")
@@ -96,16 +89,17 @@ def cleanup(config: AddonConfig, *, version: str) -> list[Object]:
         return []
     volume, mounts = objects.host_path("confcom", _FOLDER, "DirectoryOrCreate", read_only=False)
     settled = msgspec.structs.replace(config, image=image_of(config, version))
-    small = objects.resources("10m", "16Mi", "64Mi")
-    remove = objects.container(settled, "remove", ["-rf", f"{_FOLDER}/{_NODE}"], command=["rm"], resources=small)
-    stay = objects.container(settled, "done", ["3600"], command=["sleep"], resources=small)
+    root = objects.confined(user=0)
+    words = ["-rf", f"{_FOLDER}/{_NODE}"]
     pod: Object = {
         "automountServiceAccountToken": False,
+        "dnsPolicy": objects.dns_policy(()),
         "terminationGracePeriodSeconds": 0,
-        "initContainers": [remove | {"securityContext": objects.confined(user=0), "volumeMounts": mounts}],
-        "containers": [stay | {"securityContext": objects.confined()}],
+        "initContainers": [objects.task(settled, "remove", words, mounts, command=["rm"], securityContext=root)],
+        "containers": [objects.task(settled, "done", ["3600"], [], command=["sleep"])],
         "volumes": [volume],
     }
     made = objects.daemon_set(CLEANUP, settled, pod)
-    made["spec"]["updateStrategy"]["rollingUpdate"] = {"maxUnavailable": "100%", "maxSurge": 0}
+    at_once = {"maxUnavailable": "100%", "maxSurge": 0}
+    made["spec"]["updateStrategy"] = {"type": "RollingUpdate", "rollingUpdate": at_once}
     return objects.completed([made, objects.service_account(CLEANUP, token=False)], settled, version)

@@ -1,19 +1,41 @@
-"""A service over TLS, one pod with a volume: the certificate that it keeps, its rights to that, and its Deployment."""
+"""A service over TLS: the certificate that it keeps, its rights to that, its store on a volume or in a database."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import sha256
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from confcom.manifests import account_policies, objects
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.objects import ANY_NODE, NAMESPACE, Mounted, Object, Workload, namespaced_object
+from confcom.manifests.objects import NAMESPACE, Component, Mounted, Object, Workload, namespaced_object, rule
 
 CA_KEY = "ca-certificates.crt"
 SECRET_KEYS = ("tls.crt", "tls.key", "tls.since", "next.crt", "next.key", "ca.crt")
 """What the service keeps in its Secret."""
 FOLDER = "/var/lib/confcom"
 """Where its volume is."""
+
+
+def own_data(workload: Workload, secret: str, config_map: str) -> list[Object]:
+    """A Secret and a ConfigMap without data, and what of them the component may change.
+
+    The component writes its certificate or CA there, and an apply leaves that alone.
+    """
+    return [
+        namespaced_object("v1", "Secret", secret, workload.component, type="Opaque"),
+        namespaced_object("v1", "ConfigMap", config_map, workload.component),
+        *account_policies.own_data(workload, (*SECRET_KEYS, CA_KEY)),
+    ]
+
+
+def own_data_rules(secret: str, config_map: str, given: str = "") -> list[Object]:
+    """The rights to these; a Secret that an operator has given is read instead."""
+    return [
+        rule("", ["secrets"], ["get"], [given or secret]),
+        rule("", ["secrets"], ["patch"], [secret]),
+        rule("", ["configmaps"], ["get", "patch"], [config_map]),
+    ]
 
 
 DATABASE_FOLDER = "/etc/confcom/database"
@@ -51,39 +73,23 @@ class SharedDatabase(NamedTuple):
         own = Workload(f"{workload.component}-migration", f"{workload.name}-migration")
         runs = "\n".join((config.image, self.secret, *config.image_pull_secrets))
         volume, mounts = self.volume()
-        task = objects.container(
-            config,
-            "task",
-            [workload.component, "migrate", "--role", "$(ROLE)"],
-            env=[*self.settings(variable, "owner-url"), {"name": "ROLE", "valueFrom": self._value("role")}],
-            resources=objects.resources("20m", "64Mi", "256Mi"),
-            securityContext=objects.confined(),
-            volumeMounts=mounts,
-        )
-        spec = {
-            "serviceAccountName": own.name,
+        words = [workload.component, "migrate", "--role", "$(ROLE)"]
+        env = [*self.settings(variable, "owner-url"), {"name": "ROLE", "valueFrom": self._value("role")}]
+        egress = (objects.DNS_PORT, self.port)
+        spec = objects.any_node(own) | {
             "automountServiceAccountToken": False,
-            "priorityClassName": objects.CLUSTER_CRITICAL,
-            "dnsPolicy": "ClusterFirst",
-            "enableServiceLinks": False,
+            "dnsPolicy": objects.dns_policy(egress),
             "restartPolicy": "OnFailure",
-            "securityContext": {"fsGroup": objects.USER},
-            "nodeSelector": ANY_NODE,
-            "tolerations": [{"key": "CriticalAddonsOnly", "operator": "Exists"}],
-            "containers": [task],
+            "tolerations": objects.tolerations(config),
+            "containers": [objects.task(config, "task", words, mounts, env=env)],
             "volumes": [volume],
         }
-        job = namespaced_object(
-            "batch/v1",
-            "Job",
-            f"{own.name}-{sha256(runs.encode()).hexdigest()[:8]}",
-            own.component,
-            spec={"backoffLimit": 20, "template": objects.pod_template(own, spec)},
-        )
+        name = f"{own.name}-{sha256(runs.encode()).hexdigest()[:8]}"
+        job = {"backoffLimit": 20, "template": objects.pod_template(own, spec)}
         return [
-            objects.opening(own, egress=(objects.DNS_PORT, self.port)),
+            objects.network_policy(own, egress=egress),
             objects.service_account(own, token=False),
-            job,
+            namespaced_object("batch/v1", "Job", name, own.component, spec=job),
         ]
 
     def _value(self, key: str) -> Object:
@@ -91,7 +97,7 @@ class SharedDatabase(NamedTuple):
 
 
 class TlsService(NamedTuple):
-    """A service that listens at `port`, and what an operator decided about it.
+    """A service that listens at `port`, for others at `service_port`, and what an operator decided about it.
 
     `secret` is one with a certificate that is managed elsewhere; empty: the service makes its own. `storage` is the
     size of its volume, as SIZE or CLASS/SIZE; empty: the pod's own folder. `claim` names the volume.
@@ -99,6 +105,7 @@ class TlsService(NamedTuple):
 
     workload: Workload
     port: int
+    service_port: int
     secret: str
     storage: str
     claim: str
@@ -123,68 +130,51 @@ class TlsService(NamedTuple):
     def objects(
         self,
         config: AddonConfig,
-        pod: Object,
         *,
-        service_port: int,
+        settings: dict[str, str],
+        volumes: list[Mounted],
+        requests: Object,
         egress: tuple[int, ...],
-        more_egress: tuple[int, ...],
         migrates: str,
+        init: Sequence[Object] = (),
     ) -> list[Object]:
-        """Every object of the service; the Deployment last, after what it uses.
+        """Every object of the service; `settings` are those of its daemon beside its certificate and its store.
 
         `migrates` is the variable with the database's address for the command that changes its schema.
         """
-        workload, shared, replicas = self.workload, [], 1
+        workload, shared, replicas, database_volumes = self.workload, [], 1, []
+        daemon = f"{workload.component}-service"
+        env = objects.environment(daemon, {"store": f"{FOLDER}/{workload.component}.sqlite"})
         if self.database is not None:
-            more_egress, replicas = (*more_egress, self.database.port), self.database.replicas
+            egress, replicas = (*egress, self.database.port), self.database.replicas
             shared = self.database.migration(config, workload, migrates)
-        made = objects.deployment(workload, pod, replicas=replicas)
-        if self._volume_size:
+            env, database_volumes = self.database.settings(env[0]["name"]), [self.database.volume()]
+        component = Component(
+            workload=workload,
+            replicas=replicas,
             # A volume is in one place at a time: a successor would wait for it until its predecessor has gone.
-            made["spec"]["strategy"] = {"type": "Recreate"}
+            recreated=bool(self._volume_size),
+            args=(workload.component, "serve"),
+            daemon=daemon,
+            settings=self._settings() | settings,
+            env=env,
+            ports={"https": self.port},
+            service_port=self.service_port,
+            requests=requests,
+            volumes=[self._store(), *database_volumes, *volumes],
+            egress=egress,
+            rules=own_data_rules(self.own_secret, self.config_map, given=self.secret),
+            init=init,
+        )
         return [
             *shared,
-            objects.opening(workload, ingress=(self.port,), egress=egress, more=more_egress),
-            objects.service_account(workload, token=True),
-            # Without data: the service writes its certificate and its CA, and an apply leaves both alone.
-            namespaced_object("v1", "Secret", self.own_secret, workload.component, type="Opaque"),
-            namespaced_object("v1", "ConfigMap", self.config_map, workload.component),
-            *account_policies.own_data(workload, (*SECRET_KEYS, CA_KEY)),
-            *self._rights(),
+            *own_data(workload, self.own_secret, self.config_map),
             *self._claim(),
-            objects.service(workload, service_port, "https"),
-            made,
+            *component.objects(config),
         ]
 
-    def pod(
-        self,
-        config: AddonConfig,
-        values: dict[str, str],
-        volumes: list[Mounted],
-        *,
-        requests: Object,
-        **body: Any,  # noqa: ANN401 - JSON
-    ) -> Object:
-        """Its pod; `values` are settings of its daemon, beside those of its certificate and its store."""
-        store: Object = {"emptyDir": {"sizeLimit": "1Gi"}}
-        if self._volume_size:
-            store = {"persistentVolumeClaim": {"claimName": self.claim}}
-        own = [objects.tmp(), objects.volume("store", FOLDER, read_only=False, **store)]
-        component = self.workload.component
-        return objects.pod(
-            config,
-            self.workload,
-            [component, "serve"],
-            env=self._settings(f"{component}-service", values),
-            ports={"https": self.port},
-            requests=requests,
-            volumes=[*own, *([] if self.database is None else [self.database.volume()]), *volumes],
-            **body,
-        )
-
-    def _settings(self, daemon: str, values: dict[str, str]) -> list[Object]:
-        own = {
-            "listen": f"[::]:{self.port}",
+    def _settings(self) -> dict[str, str]:
+        return {
             "tls_secret": self.secret or self.own_secret,
             "tls_given": "true" if self.secret else "false",
             "tls_config_map": self.config_map,
@@ -192,24 +182,16 @@ class TlsService(NamedTuple):
             "tls_service": self.workload.name,
             **({} if self._volume_size else {"leave_after": str(LEAVE_AFTER)}),
         }
-        store = objects.settings(daemon, {"store": f"{FOLDER}/{self.workload.component}.sqlite"})
-        if self.database is not None:
-            store = self.database.settings(store[0]["name"])
-        return [*objects.settings(daemon, own | values), *store]
+
+    def _store(self) -> Mounted:
+        """Its volume; without one a folder of the pod, with room for uploads beside the store."""
+        if self._volume_size:
+            return objects.volume("store", FOLDER, read_only=False, persistentVolumeClaim={"claimName": self.claim})
+        return objects.volume("store", FOLDER, read_only=False, emptyDir={"sizeLimit": "1Gi"})
 
     @property
     def _volume_size(self) -> str:
         return self.storage if self.database is None else ""
-
-    def _rights(self) -> list[Object]:
-        return objects.role(
-            self.workload,
-            [
-                objects.rule("", ["secrets"], ["get"], [self.secret or self.own_secret]),
-                objects.rule("", ["secrets"], ["patch"], [self.own_secret]),
-                objects.rule("", ["configmaps"], ["get", "patch"], [self.config_map]),
-            ],
-        )
 
     def _claim(self) -> list[Object]:
         if not self._volume_size:

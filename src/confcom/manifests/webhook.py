@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from confcom.manifests import objects
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.objects import NAMESPACE, WEBHOOK, IssuingCa, Object, global_object
+from confcom.manifests.objects import NAMESPACE, WEBHOOK, Component, IssuingCa, Object, global_object
 from confcom.protocols import admission
 
 CA_SECRET = "sgx-webhook-ca"  # noqa: S105 - a name
@@ -21,28 +21,7 @@ def webhook(config: AddonConfig, ca: IssuingCa | None) -> list[Object]:
     The installer writes the CA: a webhook that could write it could rewrite the configurations too. Without `ca` its
     Secret is not rendered; another tool makes it.
     """
-    return [
-        objects.opening(
-            WEBHOOK,
-            ingress=(HTTP_PORT,),
-            egress=config.api_ports,
-            called=(HTTPS_PORT,),
-            callers=config.api_addresses,
-        ),
-        objects.service_account(WEBHOOK, token=True),
-        *objects.ca_secrets(WEBHOOK, (CA_SECRET,), {} if ca is None else {CA_SECRET: ca}),
-        *objects.cluster_role(WEBHOOK, [objects.rule("", ["nodes"], ["get", "list", "watch"])]),
-        objects.service(WEBHOOK, admission.ServiceClient().port, "https"),
-        objects.disruption_budget(WEBHOOK),
-        objects.deployment(WEBHOOK, _pod(config), replicas=config.webhook_replicas),
-        *_configurations(config, None if ca is None else ca.bundle),
-    ]
-
-
-def _pod(config: AddonConfig) -> Object:
-    values = {
-        "listen": f"[::]:{HTTPS_PORT}",
-        "http": f"[::]:{HTTP_PORT}",
+    settings = {
         "namespace": NAMESPACE,
         "service": WEBHOOK.name,
         "ca": CA_FOLDER,
@@ -51,19 +30,26 @@ def _pod(config: AddonConfig) -> Object:
         "quote_helper": "true" if config.quote_helper else "false",
         "wiring": "plugin",
     }
-    volumes = [objects.tmp(), objects.secret_volume("ca", CA_SECRET, CA_FOLDER)]
+    volumes = [objects.secret_volume("ca", CA_SECRET, CA_FOLDER)]
     if config.webhook_client_ca:
-        values["client_ca"] = f"{CLIENT_CA_FOLDER}/ca.crt"
+        settings["client_ca"] = f"{CLIENT_CA_FOLDER}/ca.crt"
         volumes.append(objects.volume("client-ca", CLIENT_CA_FOLDER, configMap={"name": config.webhook_client_ca}))
-    return objects.pod(
-        config,
-        WEBHOOK,
-        ["webhook"],
-        env=objects.settings("webhook", values),
+    component = Component(
+        workload=WEBHOOK,
+        replicas=config.webhook_replicas,
+        settings=settings,
         ports={"https": HTTPS_PORT, "http": HTTP_PORT},
+        called="https",
+        service_port=admission.ServiceClient().port,
         requests=objects.resources("50m", "96Mi", "384Mi"),
         volumes=volumes,
+        cluster_rules=[objects.rule("", ["nodes"], ["get", "list", "watch"])],
     )
+    return [
+        *objects.ca_secrets(WEBHOOK, (CA_SECRET,), {} if ca is None else {CA_SECRET: ca}),
+        *component.objects(config),
+        *_configurations(config, None if ca is None else ca.bundle),
+    ]
 
 
 def _configurations(config: AddonConfig, bundle: bytes | None) -> list[Object]:

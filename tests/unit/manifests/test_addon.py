@@ -16,8 +16,8 @@ from confcom.cluster.objects import ADDON_KINDS, NAMESPACE_KIND
 from confcom.errors import ConfigError
 from confcom.manifests.addon import render
 from confcom.manifests.addon_config import AddonConfig
-from confcom.manifests.metrics_api import CA_SECRET as API_CA
-from confcom.manifests.metrics_api import EXPORTERS_CA_SECRET as EXPORTERS_CA
+from confcom.manifests.metrics import CA_SECRET as API_CA
+from confcom.manifests.metrics import EXPORTERS_CA_SECRET as EXPORTERS_CA
 from confcom.manifests.objects import (
     COMPONENT,
     MANAGED_BY,
@@ -237,7 +237,8 @@ def test_rights_are_these_and_no_others() -> None:
         ("ClusterRole", SIGNER, CERTIFICATES, "certificatesigningrequests/status", ("update",)),
         ("ClusterRole", SIGNER, CERTIFICATES, "signers", "confcom.dev/attested", ("approve", "sign")),
         ("ClusterRole", SIGNER, "events.k8s.io", "events", ("create", "get", "patch")),
-        ("Role", "confcom-certificate-signer", "", "secrets", "confcom-certificate-signer-ca", ("get", "patch")),
+        ("Role", "confcom-certificate-signer", "", "secrets", "confcom-certificate-signer-ca", ("get",)),
+        ("Role", "confcom-certificate-signer", "", "secrets", "confcom-certificate-signer-ca", ("patch",)),
         ("Role", "confcom-certificate-signer", "", "configmaps", "confcom-attested-pods-ca", ("get", "patch")),
         # Of the pods to whose accounts people bind it.
         (

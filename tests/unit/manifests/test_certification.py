@@ -95,7 +95,7 @@ def test_of_another_service_it_trusts_whom_its_image_does() -> None:
     assert "/etc/ssl/certs" not in {one["mountPath"] for one in container["volumeMounts"]}
     assert environment["CONFCOM_QUOTE_HELPER_COLLATERAL_CA"] == "/etc/ssl/certs/ca-certificates.crt"
     policy = rendered(collateral_url="https://pccs.example:9443")["NetworkPolicy", "sgx-quote-helper"]
-    assert {"port": 9443, "protocol": "TCP"} in policy["spec"]["egress"][1]["ports"]
+    assert {"port": 9443, "protocol": "TCP"} in policy["spec"]["egress"][0]["ports"]
 
 
 @pytest.mark.parametrize("settings", [{}, {"platform": "simulated", "collateral": True}])
